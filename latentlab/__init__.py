@@ -1,0 +1,67 @@
+"""latentlab: latent positions inferred, embeddings computed, and the two compared with uncertainty.
+
+Importing this package is quick and changes nothing: each public name is loaded when it is first used.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from latentlab.registry import METHODS
+
+if TYPE_CHECKING:
+    from latentlab.comparison import Comparison, compare
+    from latentlab.data.dataset import Dataset
+    from latentlab.data.load import load_dataset
+    from latentlab.embeddings.embedding import Embedding, embed
+    from latentlab.fit import Fit, fit
+    from latentlab.inference.density import log_joint
+    from latentlab.inference.exact import Exact
+    from latentlab.inference.map import MAP
+    from latentlab.inference.nuts import NUTS
+    from latentlab.inference.svi import SVI
+    from latentlab.models.base import LatentModel, MaximumLikelihood, Position
+    from latentlab.study.run import load_run, run
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Comparison": "latentlab.comparison",
+    "Dataset": "latentlab.data.dataset",
+    "Embedding": "latentlab.embeddings.embedding",
+    "Fit": "latentlab.fit",
+    "LatentModel": "latentlab.models.base",
+    "MaximumLikelihood": "latentlab.models.base",
+    "Position": "latentlab.models.base",
+    "compare": "latentlab.comparison",
+    "embed": "latentlab.embeddings.embedding",
+    "fit": "latentlab.fit",
+    "load_dataset": "latentlab.data.load",
+    "load_run": "latentlab.study.run",
+    "log_joint": "latentlab.inference.density",
+    "run": "latentlab.study.run",
+} | METHODS.classes()
+
+__all__ = [*sorted(_PUBLIC), "models"]
+
+
+class _Package(ModuleType):
+    """The package, whose functions `fit` and `compare` are not hidden by the modules of the same name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _PUBLIC:
+            return getattr(importlib.import_module(_PUBLIC[name]), name)
+        if name == "models":
+            return importlib.import_module("latentlab.models")
+        raise AttributeError(f"module 'latentlab' has no attribute {name!r}")
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_PUBLIC, "models"})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,186 @@
+"""The tables of models, datasets, embeddings, metrics and methods.
+
+An entry is a string `module:name`, resolved when it is first used, so that listing a table imports nothing heavy. To add
+an entry to latentlab, write its file and one line here. An installed package adds entries by the entry-point group of the
+table (`latentlab.models`, `latentlab.datasets`, ...); a plugin file adds its models while `plugins` is active.
+"""
+
+import ast
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from latentlab.errors import ConfigError, unknown
+
+
+class Table:
+    """Named entries of one kind, each a `module:name` string (or, from a plugin, the object itself)."""
+
+    def __init__(self, kind: str, entries: dict[str, str]) -> None:
+        self.kind = kind
+        self._entries = entries
+        self._plugins: dict[str, Any] = {}
+
+    def _all(self) -> dict[str, Any]:
+        return {**self._entries, **_installed(f"latentlab.{self.kind}s"), **self._plugins}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._all()))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all()
+
+    def load(self, name: str) -> Any:
+        """The object called `name`.
+
+        Raises:
+            ConfigError: No such entry; lists the valid names.
+        """
+        entries = self._all()
+        if name not in entries:
+            raise ConfigError(unknown(self.kind, name, entries))
+        entry = entries[name]
+        return resolve(entry) if isinstance(entry, str) else entry
+
+    def classes(self) -> dict[str, str]:
+        """The built-in entries by the name of their object: object -> module."""
+        return {name: module for module, _, name in (entry.partition(":") for entry in self._entries.values())}
+
+    def describe(self, name: str) -> str:
+        """First line of the entry's docstring, read without importing its module."""
+        entry = self._all()[name]
+        doc = _docstring(entry) if isinstance(entry, str) else entry.__doc__
+        return (doc or "").strip().split("\n")[0]
+
+    @contextlib.contextmanager
+    def added(self, entries: dict[str, Any]) -> Iterator[None]:
+        """The table with further entries, for the time of a `with` block."""
+        clash = sorted(set(entries) & set(self._entries))
+        if clash:
+            raise ConfigError(f"a plugin's {self.kind} may not take the built-in name {clash[0]!r}.")
+        before = self._plugins
+        self._plugins = {**before, **entries}
+        try:
+            yield
+        finally:
+            self._plugins = before
+
+
+def resolve(entry: str) -> Any:
+    """The object that a `module:name` string names."""
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+@cache
+def _installed(group: str) -> dict[str, str]:
+    return {point.name: point.value for point in entry_points(group=group)}
+
+
+def _docstring(entry: str) -> str | None:
+    module, _, name = entry.partition(":")
+    package, _, leaf = module.rpartition(".")
+    roots = [Path(p) for p in (importlib.import_module(package.split(".")[0]).__path__ if package else sys.path)]
+    relative = Path(*package.split(".")[1:]) / f"{leaf}.py"
+    source = next((root / relative for root in roots if (root / relative).is_file()), None)
+    if source is None:
+        return resolve(entry).__doc__
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return ast.get_docstring(node)
+    return None
+
+
+@contextlib.contextmanager
+def plugins(paths: Sequence[str | Path]) -> Iterator[None]:
+    """Every `LatentModel` subclass defined in the files is known under its `name` inside the block.
+
+    Raises:
+        ConfigError: A file is missing, cannot be imported, or defines no model.
+    """
+    models: dict[str, Any] = {}
+    for path in paths:
+        models.update(_plugin_models(Path(path)))
+    with MODELS.added(models):
+        yield
+
+
+def _plugin_models(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"plugin {str(path)!r}: no such file.")
+    name = f"latentlab_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"plugin {str(path)!r} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ConfigError(f"plugin {str(path)!r} cannot be imported: {type(error).__name__}: {error}") from error
+    base = resolve("latentlab.models.base:LatentModel")
+    found = {
+        value.name: value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, base) and value.__module__ == name
+    }
+    if not found:
+        raise ConfigError(f"plugin {str(path)!r} defines no subclass of latentlab.LatentModel.")
+    return found
+
+
+MODELS = Table(
+    "model",
+    {
+        "ppca": "latentlab.models.ppca:PPCA",
+        "factor_analysis": "latentlab.models.factor_analysis:FactorAnalysis",
+    },
+)
+
+METHODS = Table(
+    "method",
+    {
+        "svi": "latentlab.inference.svi:SVI",
+        "map": "latentlab.inference.map:MAP",
+        "nuts": "latentlab.inference.nuts:NUTS",
+        "exact": "latentlab.inference.exact:Exact",
+    },
+)
+
+DATASETS = Table(
+    "dataset",
+    {
+        "wine": "latentlab.data.tables:wine",
+        "iris": "latentlab.data.tables:iris",
+        "breast_cancer": "latentlab.data.tables:breast_cancer",
+        "digits": "latentlab.data.tables:digits",
+        "file": "latentlab.data.file:file",
+        "linear_gaussian": "latentlab.data.simulators:linear_gaussian",
+    },
+)
+
+EMBEDDINGS = Table(
+    "embedding",
+    {
+        "pca": "latentlab.embeddings.linear:pca",
+        "factor_analysis": "latentlab.embeddings.linear:factor_analysis",
+        "kernel_pca": "latentlab.embeddings.linear:kernel_pca",
+        "isomap": "latentlab.embeddings.manifold:isomap",
+        "lle": "latentlab.embeddings.manifold:lle",
+        "spectral": "latentlab.embeddings.manifold:spectral",
+        "mds": "latentlab.embeddings.manifold:mds",
+        "tsne": "latentlab.embeddings.neighbor:tsne",
+        "umap": "latentlab.embeddings.neighbor:umap",
+        "file": "latentlab.embeddings.file:file",
+    },
+)
+
+METRICS = Table("metric", {})
