@@ -1,0 +1,116 @@
+r"""Functions of draws that a group leaves as they are, on which R-hat, ESS and MCSE can rest.
+
+A site is a matrix of rows X `(*lead, m, q)`, q the group's dim. Up to `MAX_ENTRIES` entries a product such as X X' is
+given whole (the upper triangle, row by row); above, by its spectrum, diagonal and `N_PROJECTIONS` numbers a' X X' b.
+The directions a and b are standard normal over root m, from a generator of fixed seed, so that the same numbers are
+looked at in every fit. Everything keeps the leading axes and has one axis after them.
+
+What a group may not change, beyond what a larger group keeps:
+
+| group | invariants of X (and of pairs X, Y) |
+|---|---|
+| `GeneralLinear` | projector X (X'X)^-1 X'; z W' |
+| `Orthogonal` | X X', its spectrum; X Y' |
+| `Euclidean` | those, positions centred |
+| `SignedPermutation` | those of `Orthogonal`; sum_k x_ik^4; sorted squared column norms |
+| `Permutation` | those; sum_k x_ik, sum_k x_ik^3; sorted distances between columns |
+"""
+
+import itertools
+
+import numpy as np
+
+Invariants = dict[str, np.ndarray]
+
+MAX_ENTRIES = 300
+"""Entries of a product that are followed one by one."""
+N_PROJECTIONS = 16
+_SEED = 20_070_415
+
+
+def directions(m: int) -> np.ndarray:
+    """The fixed directions `(2, N_PROJECTIONS, m)` along which large products are looked at."""
+    return np.random.default_rng(_SEED).normal(size=(2, N_PROJECTIONS, m)) / np.sqrt(m)
+
+
+def is_small(x: np.ndarray, y: np.ndarray | None = None) -> bool:
+    """Whether X X' (its upper triangle), or X Y', is followed entry by entry."""
+    m = x.shape[-2]
+    return (m * (m + 1) // 2 if y is None else m * y.shape[-2]) <= MAX_ENTRIES
+
+
+def gram(name: str, x: np.ndarray, *, positions: bool) -> Invariants:
+    """X X': whole where small, else spectrum, diagonal and projections; of positions always these, spectrum over m."""
+    m = x.shape[-2]
+    if is_small(x) and not positions:
+        return {f"{name} {name}'": (x @ x.swapaxes(-1, -2))[..., *np.triu_indices(m)]}
+    spectrum = np.linalg.eigvalsh(x.swapaxes(-1, -2) @ x)[..., ::-1]
+    a, b = directions(m)
+    return {
+        f"spectrum {name}": spectrum / m if positions else spectrum,
+        f"|{name}|^2" if positions else f"diag {name} {name}'": np.einsum("...mq,...mq->...m", x, x),
+        f"{name} {name}' projected": np.einsum("...pq,...pq->...p", a @ x, b @ x),
+    }
+
+
+def cross(name: str, x: np.ndarray, other: str, y: np.ndarray, *, positions: bool) -> Invariants:
+    """X Y': whole where small and neither holds positions, else projections."""
+    if is_small(x, y) and not positions:
+        product = x @ y.swapaxes(-1, -2)
+        return {f"{name} {other}'": product.reshape(*product.shape[:-2], -1)}
+    a, b = directions(x.shape[-2])[0], directions(y.shape[-2])[1]
+    return {f"{name} {other}' projected": np.einsum("...pq,...pq->...p", a @ x, b @ y)}
+
+
+def crosses(sites: dict[str, np.ndarray], positions: set[str]) -> Invariants:
+    """X Y' of every pair of sites."""
+    found: Invariants = {}
+    for (name, x), (other, y) in itertools.combinations(sites.items(), 2):
+        found |= cross(name, x, other, y, positions=bool(positions & {name, other}))
+    return found
+
+
+def power_sums(name: str, x: np.ndarray, power: int, *, positions: bool) -> Invariants:
+    """sum_k x_ik^p for every row i where they are few, else for fixed mixtures of rows."""
+    label = f"sum {name}" if power == 1 else f"sum {name}^{power}"
+    if positions or x.shape[-2] > MAX_ENTRIES:
+        return {f"{label} projected": ((directions(x.shape[-2])[0] @ x) ** power).sum(axis=-1)}
+    return {label: (x**power).sum(axis=-1)}
+
+
+def sorted_norms(name: str, x: np.ndarray) -> Invariants:
+    """The squared norms of the columns, largest first."""
+    return {f"sorted |{name}|^2": np.sort((x**2).sum(axis=-2))[..., ::-1]}
+
+
+def sorted_columns(name: str, x: np.ndarray) -> Invariants:
+    """The distances between columns, smallest first; for a site of one row its values, largest first."""
+    m, q = x.shape[-2:]
+    if m == 1:
+        return {f"sorted {name}": np.sort(x[..., 0, :])[..., ::-1]}
+    if q == 1:
+        return {}
+    product = x.swapaxes(-1, -2) @ x
+    norms = np.diagonal(product, axis1=-2, axis2=-1)
+    squared = norms[..., :, None] + norms[..., None, :] - 2 * product
+    return {f"sorted distances {name}": np.sort(np.sqrt(np.maximum(squared[..., *np.triu_indices(q, 1)], 0.0)))}
+
+
+def projector(name: str, x: np.ndarray, *, positions: bool) -> Invariants:
+    """X (X'X)^-1 X', the projector on the span of the columns; nothing where q columns span all m rows."""
+    m, q = x.shape[-2:]
+    if m <= q:
+        return {}
+    basis = np.linalg.qr(x)[0]
+    found = gram("P", basis, positions=positions)
+    names = {"P P'": f"projector {name}", "diag P P'": f"diag projector {name}", "|P|^2": f"diag projector {name}"}
+    names["P P' projected"] = f"projector {name} projected"
+    return {names[key]: value for key, value in found.items() if not key.startswith("spectrum")}
+
+
+def traces(name: str, value: np.ndarray) -> Invariants:
+    """tr(X^p), p = 1..q, of sites `(*lead, m, q, q)` on both of whose axes the group acts; `(*lead, m q)`."""
+    q = value.shape[-1]
+    powers = list(itertools.accumulate([value] * q, np.matmul))
+    found = np.stack([np.trace(power, axis1=-2, axis2=-1) for power in powers], axis=-1)
+    return {f"traces {name}": found.reshape(*found.shape[:-2], -1)}
