@@ -1,0 +1,74 @@
+"""One call for every dataset: an entry of the table `DATASETS`, its options checked, entries hidden, standardised."""
+
+import inspect
+from typing import Any
+
+from latentlab.data.dataset import Dataset
+from latentlab.data.missing import hide
+from latentlab.errors import ConfigError, DataError, unknown
+from latentlab.registry import DATASETS
+from latentlab.seeds import Seeds
+
+
+def load_dataset(
+    name: str,
+    *,
+    standardize: bool = True,
+    drop_constant: bool = False,
+    missing: float = 0.0,
+    missing_seed: int = 0,
+    **options: Any,
+) -> Dataset:
+    """The dataset called `name`, standardised (ddof 0) unless `standardize=False`.
+
+    Args:
+        name: An entry of `latentlab list datasets`; `file` is one's own file.
+        standardize: Centre each column and scale it to standard deviation 1 over its observed entries.
+        drop_constant: Leave out constant columns, which cannot be standardised and are an error otherwise.
+        missing: Share of the entries to hide, at random; what they were is kept in `truth`.
+        missing_seed: Seed of which entries are hidden.
+        options: The entry's own options, such as `columns`.
+
+    Raises:
+        ConfigError: No such dataset or option; names the closest one.
+        DataError: The data cannot be used.
+
+    Example:
+        >>> load_dataset("wine")
+        Dataset('wine', unit: 178, feature: 13, standardised)
+        >>> load_dataset("iris", columns=["petal length (cm)"], standardize=False).x[:3].tolist()
+        [[1.4], [1.4], [1.3]]
+    """
+    entry = DATASETS.load(name)
+    _check_options(name, options)
+    dataset = entry(**options)
+    if not isinstance(dataset, Dataset):
+        raise DataError(f"the dataset entry {name!r} must return a Dataset; it returned {type(dataset).__name__}.")
+    if missing:
+        dataset = hide(dataset, missing, Seeds(missing_seed).child("missing").numpy())
+    if standardize:
+        return dataset.standardize(drop_constant=drop_constant)
+    return dataset.drop_constant() if drop_constant else dataset
+
+
+def dataset_options(name: str) -> dict[str, inspect.Parameter]:
+    """The options of the entry `name`, from its signature.
+
+    Example:
+        >>> sorted(dataset_options("linear_gaussian"))
+        ['n_features', 'n_latent', 'n_units', 'noise', 'seed']
+    """
+    return dict(inspect.signature(DATASETS.load(name)).parameters)
+
+
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    valid = dataset_options(name)
+    kinds = {parameter.kind for parameter in valid.values()}
+    for option in options:
+        if option not in valid and inspect.Parameter.VAR_KEYWORD not in kinds:
+            common = set(inspect.signature(load_dataset).parameters) - {"name", "options"}
+            raise ConfigError(unknown(f"option of the dataset {name!r}", option, {*valid, *common}))
+    for option, parameter in valid.items():
+        optional = parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        if not optional and parameter.default is inspect.Parameter.empty and option not in options:
+            raise ConfigError(f"the dataset {name!r} needs the option {option!r}.")

@@ -1,0 +1,104 @@
+"""What is odd about data without being an error: said in the report, since it explains odd results."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+SHOWN = 5
+
+
+def on_values(x: np.ndarray, units: Sequence[Any], columns: Sequence[Any] | None) -> list[str]:
+    """Notes on constant and identical columns, repeated rows and missing entries; units on the first axis.
+
+    Example:
+        >>> on_values(np.array([[1.0, 2, 1], [3, 2, 3], [1, 2, 1]]), ["u", "v", "w"], ["a", "b", "c"])
+        ["column 'b' is constant.", "columns 'a' and 'c' are identical.", "units 'u' and 'w' have identical rows."]
+    """
+    rows = x.reshape(len(x), -1)
+    said = _on_columns(rows, columns) if columns is not None else []
+    return [*said, *_on_rows(rows, units), *_on_missing(rows, units, columns)]
+
+
+def on_labels(labels: np.ndarray | None) -> list[str]:
+    """Notes on labels that cannot tell units apart, or tell all of them apart.
+
+    Example:
+        >>> on_labels(np.array(["a", "a"]))
+        ["all 2 labels are 'a': there is one class only."]
+    """
+    if labels is None:
+        return []
+    classes, counts = np.unique(labels, return_counts=True)
+    if len(classes) == 1:
+        return [f"all {len(labels)} labels are {classes[0].item()!r}: there is one class only."]
+    if len(classes) == len(labels):
+        return [f"each of the {len(labels)} units has a label of its own: the labels are no classes."]
+    single = classes[counts == 1].tolist()
+    if not single:
+        return []
+    verb = "has" if len(single) == 1 else "have"
+    return [f"of {len(classes)} classes, {_joined(single)} {verb} one unit only."]
+
+
+def _on_columns(rows: np.ndarray, columns: Sequence[Any]) -> list[str]:
+    seen = ~np.isnan(rows).all(axis=0)
+    low, high = (
+        np.min(rows, axis=0, initial=np.inf, where=~np.isnan(rows)),
+        np.max(rows, axis=0, initial=-np.inf, where=~np.isnan(rows)),
+    )
+    constant = [columns[i] for i in np.flatnonzero(seen & (low == high)).tolist()]
+    said = []
+    if constant:
+        several = len(constant) > 1
+        said.append(f"column{'s' * several} {_joined(constant)} {'are' if several else 'is'} constant.")
+    varying = [group for group in _alike(rows.T) if low[group[0]] < high[group[0]]]
+    said += [f"columns {_joined([columns[i] for i in group])} are identical." for group in varying[:SHOWN]]
+    if len(varying) > SHOWN:
+        said.append(f"{len(varying) - SHOWN} more groups of columns are identical.")
+    return said
+
+
+def _on_rows(rows: np.ndarray, units: Sequence[Any]) -> list[str]:
+    groups = [group for group in _alike(rows) if not np.isnan(rows[group[0]]).all()]
+    if not groups:
+        return []
+    if len(groups[0]) == len(rows):
+        return [f"all {len(rows)} rows are identical."]
+    if len(groups) == 1:
+        return [f"units {_joined([units[i] for i in groups[0]])} have identical rows."]
+    repeated = sum(len(group) - 1 for group in groups)
+    return [
+        f"{repeated} rows repeat another unit's row, the first of them units {_joined([units[i] for i in groups[0]])}."
+    ]
+
+
+def _on_missing(rows: np.ndarray, units: Sequence[Any], columns: Sequence[Any] | None) -> list[str]:
+    missing = np.isnan(rows)
+    said = []
+    if missing.any():
+        said.append(f"{missing.sum()} of {missing.size} entries are missing ({missing.mean():.1%}).")
+    nothing = [units[i] for i in np.flatnonzero(missing.all(axis=1)).tolist()]
+    if nothing:
+        said.append(f"of {_joined(nothing)} nothing was observed.")
+    if columns is not None:
+        mostly = [columns[i] for i in np.flatnonzero(missing.mean(axis=0) > 0.5).tolist()]
+        if mostly:
+            said.append(f"more than half is missing in {_joined(mostly)}.")
+    return said
+
+
+def _alike(rows: np.ndarray) -> list[list[int]]:
+    """Groups of rows that are equal value by value, missing entries included."""
+    groups: dict[bytes, list[int]] = {}
+    for i, row in enumerate(np.ascontiguousarray(rows) + 0.0):
+        groups.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), []).append(i)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _joined(names: Sequence[Any]) -> str:
+    shown = [repr(name) for name in names[:SHOWN]]
+    if len(names) > SHOWN:
+        return f"{', '.join(shown)} and {len(names) - SHOWN} more"
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
