@@ -57,17 +57,30 @@ class Seeds:
 
 
 @contextlib.contextmanager
-def isolated(seeds: Seeds) -> Iterator[None]:
-    """Seed torch, numpy and random from `seeds`, with an empty Pyro store; put everything back at the end.
+def double() -> Iterator[None]:
+    """Torch's default dtype is float64 inside the block: a model's own constants are computed in float64 too."""
+    import torch
 
-    What is put back: the random states, the parameter store, Pyro's settings, torch's default dtype and validation.
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def isolated(seeds: Seeds) -> Iterator[None]:
+    """Seed torch, numpy and random from `seeds`, in float64 and with an empty Pyro store; put everything back at the end.
+
+    What is put back: the random states, the parameter store, torch's default dtype and validation.
     """
     import pyro
     import torch
 
     numpy_state, random_state = np.random.get_state(), random.getstate()
-    dtype, validate = torch.get_default_dtype(), torch.distributions.Distribution._validate_args
-    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope(), pyro.settings.context():
+    validate = torch.distributions.Distribution._validate_args
+    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope(), double():
         torch.manual_seed(seeds.child("torch").integer())
         np.random.seed(seeds.child("numpy").integer())
         random.seed(seeds.child("random").integer())
@@ -76,5 +89,4 @@ def isolated(seeds: Seeds) -> Iterator[None]:
         finally:
             np.random.set_state(numpy_state)
             random.setstate(random_state)
-            torch.set_default_dtype(dtype)
             torch.distributions.Distribution.set_default_validate_args(validate)

@@ -71,6 +71,13 @@ class LatentModel(ABC):
         """The maximum of the likelihood over all sites but the positions, for the method `exact`."""
         raise NotImplementedError(f"{type(self).__name__} has no exact maximum likelihood.")
 
+    def marginal(self) -> "LatentModel":
+        """The same model with its positions integrated out, where it can be written so; itself otherwise."""
+        return self
+
+    def check(self, dataset: Dataset) -> None:  # noqa: B027
+        """Refuses data that the model has no sensible answer for, naming both numbers (`n_latent` and features, say)."""
+
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments and their values."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}

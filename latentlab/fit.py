@@ -1,0 +1,266 @@
+"""The common runner: a model, a dataset and a method become a `Fit`."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+from latentlab.data.dataset import Dataset
+from latentlab.diagnostics import converged, diagnose
+from latentlab.errors import InferenceError, ModelError
+from latentlab.inference.density import Density, over_draws, tensors
+from latentlab.inference.draws import Draws, Method, Problem
+from latentlab.models.base import LatentModel
+from latentlab.posterior import build, to_arviz
+from latentlab.seeds import Seeds, isolated
+from latentlab.symmetry.group import Aligned
+
+N_PREDICTIVE = 100
+"""Draws of the prior and posterior predictive that are kept: a whole data set each."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted model: everything that was found is in `data`, the rest says what was asked.
+
+    Args:
+        model: The model.
+        dataset: What it was fitted to.
+        method: How.
+        seed: Root of the seed tree.
+        data: The result in ArviZ's schema.
+    """
+
+    model: LatentModel
+    dataset: Dataset
+    method: Method
+    seed: int
+    data: xr.DataTree
+
+    def to_arviz(self) -> Any:
+        """The result as the installed ArviZ line takes it: InferenceData before 1.0, the DataTree from then on."""
+        return to_arviz(self.data)
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
+        return diagnose(self.data, group=self.model.symmetry, dims=dict(self.model.dims), position=self.model.position.site)
+
+    def diagnostics(self) -> pd.DataFrame:
+        """Did inference work: check, quantity, value, threshold, verdict; on what the symmetry leaves identified."""
+        return self._table.copy()
+
+    @property
+    def converged(self) -> bool:
+        """Whether no diagnostic failed; NaN never passes."""
+        return converged(self._table)
+
+    def sites(self) -> dict[str, np.ndarray]:
+        """Draws of every site `(chain, draw, *site)`, as drawn."""
+        return {str(name): array.values for name, array in self.data["posterior"].data_vars.items()}
+
+    @cached_property
+    def _aligned(self) -> Aligned:
+        return align(self.model, self.sites())
+
+    def latents(self, dataset: Dataset | None = None) -> xr.DataArray:
+        """Positions `(chain, draw, unit, latent)` with the symmetry removed.
+
+        Args:
+            dataset: Units that were not in the fit, raw values given; the training transform is applied. Columns are
+                matched by name. The fit's own units where None.
+
+        Raises:
+            ModelError: The model cannot give positions to new units.
+            DataError: Columns are missing or too many, or entries that the model cannot do without.
+        """
+        site = self.model.position.site
+        if dataset is None:
+            return _with_latent_dim(self.data["latents"][site])
+        if not self.model.integrates_positions():
+            raise ModelError(f"{self.model.name!r} has no `latents`, so it cannot place units that were not in the fit.")
+        new = self._like_training(dataset)
+        seeds = Seeds(self.seed).child("latents", new.digest())
+        values = {name: array for name, array in self.sites().items() if name != site}
+        with isolated(seeds):
+            z = draw_positions(self.model, tensors(self.model, new), values)
+        if self.model.symmetry.dim in self.model.dims[site]:
+            z = self.model.symmetry.act(self._aligned.elements, {site: z}, {site: self.model.dims[site]})[site]
+        dims = ("chain", "draw", *self.model.dims[site])
+        coords = {"chain": np.arange(z.shape[0]), "draw": np.arange(z.shape[1]), "unit": new.units}
+        return _with_latent_dim(xr.DataArray(z, dims=dims, coords=coords, name=site))
+
+    def log_likelihood(self, dataset: Dataset) -> xr.DataArray:
+        """log p(unit | draw) `(chain, draw, unit)` of units that were not in the fit, positions integrated out."""
+        new = self._like_training(dataset)
+        model = self.model.marginal()
+        density = Density(model, tensors(model, new), new.dims)
+        names = [s.name for s in density.sites]
+        if density.unit_sites:
+            raise ModelError(
+                f"{self.model.name!r} has a parameter for each unit ({density.unit_sites[0]!r}): none for new units."
+            )
+        values = _globals(self.sites(), names)
+        array = _lifted(density.log_likelihood, values)
+        coords = {"chain": np.arange(array.shape[0]), "draw": np.arange(array.shape[1]), "unit": new.units}
+        return xr.DataArray(array, dims=("chain", "draw", "unit"), coords=coords, name="log_likelihood")
+
+    def held_out_score(self, dataset: Dataset) -> dict[str, float]:
+        r"""$\sum_n \log \frac1S \sum_s p(x_n \mid \theta_s)$ of held-out units with its standard error; larger is better."""
+        pointwise = self.log_likelihood(dataset).values
+        flat = pointwise.reshape(-1, pointwise.shape[-1])
+        each = np.logaddexp.reduce(flat, axis=0) - np.log(len(flat))
+        se = float(np.sqrt(len(each)) * each.std(ddof=1)) if len(each) > 1 else float("nan")
+        return {"elpd": float(each.sum()), "se": se, "n_units": float(len(each))}
+
+    def _like_training(self, dataset: Dataset) -> Dataset:
+        return dataset.raw().align_features(self.dataset).transformed(self.dataset.transform)
+
+
+def fit(
+    model: LatentModel,
+    dataset: Dataset,
+    method: Method,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+    checkpoint: str | Path | None = None,
+) -> Fit:
+    """Fits a model to a dataset: the same call for every method.
+
+    Args:
+        model: The model.
+        dataset: The data; missing entries are NaN or masked.
+        method: How: `SVI`, `MAP`, `NUTS`, `Exact`, with their settings.
+        seed: The same seed gives the same arrays.
+        progress: Bars on a terminal.
+        checkpoint: Folder for finished chains and restarts; those found there are not computed again.
+
+    Returns:
+        The fit. Torch, Pyro, the random states and the working folder are left as they were.
+
+    Raises:
+        ModelError: Model, data and method do not go together; names the site or setting.
+        DataError: Data that the model cannot take.
+        InferenceError: Something became non-finite; names the site and step.
+    """
+    seeds = Seeds(seed)
+    if method.name not in model.methods:
+        raise ModelError(f"method {method.name!r} does not go with model {model.name!r}; methods: {', '.join(model.methods)}.")
+    model.check(dataset)
+    arrays = tensors(model, dataset)
+    density = Density(model, arrays, dataset.dims)
+    problem = Problem(model, arrays, density, seeds.child(method.name), progress, Path(checkpoint) if checkpoint else None)
+    draws = method.run(problem)
+    with isolated(seeds.child("posterior")):
+        data = _assemble(problem, dataset, method, draws, seed)
+    return Fit(model, dataset, method, seed, data)
+
+
+def align(model: LatentModel, values: Mapping[str, np.ndarray]) -> Aligned:
+    """Draws with the model's symmetry removed, by the position site."""
+    dims = {name: tuple(model.dims[name]) for name in values}
+    return model.symmetry.align(values, dims, on=model.position.site)
+
+
+def draw_positions(model: LatentModel, arrays: Any, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A draw of all positions from their conditional for each draw of the other sites, `(chain, draw, unit, ...)`."""
+
+    def one(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return model.latents(arrays, **sites).sample()
+
+    return _lifted(one, values)
+
+
+def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, seed: int) -> xr.DataTree:
+    model, density = problem.model, problem.density
+    site = model.position.site
+    values = dict(draws.values)
+    if density.deterministic:
+        names = [s.name for s in density.sites]
+        values.update(_lifted(density.deterministics, _globals(values, names)))
+    if site not in values:
+        values[site] = draw_positions(model, problem.arrays, values)
+    for name, array in values.items():
+        if not np.isfinite(array).all():
+            raise InferenceError(f"site {name!r}: {int((~np.isfinite(array)).sum())} of {array.size} draws are not finite.")
+    marginal = model.marginal()
+    likelihood = density if marginal is model else Density(marginal, problem.arrays, density.dims)
+    aligned = align(model, values)
+    acted = [n for n in values if n == site or model.symmetry.dim in model.dims[n]]
+    groups: dict[str, dict[str, np.ndarray]] = {
+        "posterior": values,
+        "latents": {name: aligned.values[name] for name in acted},
+        "log_likelihood": _pointwise(likelihood, values),
+        "log_prior": _lifted(density.log_prior, _globals(values, [s.name for s in density.sites])),
+        "sample_stats": dict(draws.stats),
+        **_predictives(density, values),
+        "observed_data": {dataset.observed: dataset.x},
+        "constant_data": {name: a for name, a in dataset.arrays.items() if name != dataset.observed},
+        "optimization": dict(draws.optimization),
+    }
+    attrs = {
+        "model": model.name,
+        "method": method.name,
+        "inference": method.kind,
+        "seed": seed,
+        "dataset": dataset.name,
+        "point_estimate": int(method.kind == "point"),
+        "deterministic": ", ".join(density.deterministic),
+        "conditional_log_likelihood": int(bool(likelihood.unit_sites)),
+        **draws.attrs,
+    }
+    return build(
+        {name: group for name, group in groups.items() if group},
+        dims={**{n: tuple(d) for n, d in model.dims.items()}, **dataset.dims, "log_likelihood": ("unit",)},
+        coords=dict(dataset.coords),
+        attrs=attrs,
+    )
+
+
+def _pointwise(likelihood: Density, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """log p(unit | draw) `(chain, draw, unit)`, by the program with its positions integrated out."""
+    return {"log_likelihood": _lifted(likelihood.log_likelihood, _globals(values, [s.name for s in likelihood.sites]))}
+
+
+def _predictives(density: Density, values: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    names = [s.name for s in density.sites]
+    some = _globals(values, names)
+    n_chains, n_draws = next(iter(some.values())).shape[:2]
+    keep = np.unique(np.linspace(0, n_draws - 1, max(1, min(n_draws, N_PREDICTIVE // n_chains))).astype(int))
+    some = {name: array[:, keep] for name, array in some.items()}
+    try:
+        posterior_draws = _lifted(density.predict, some)
+        prior_rows = [density.predict(density.prior()) for _ in range(n_chains * len(keep))]
+    except NotImplementedError as error:
+        warnings.warn(f"no predictive draws: {error}", stacklevel=2)
+        return {}
+    lead = (n_chains, len(keep))
+    prior = {
+        n: np.stack([row[n].numpy() for row in prior_rows]).reshape(lead + tuple(prior_rows[0][n].shape)) for n in prior_rows[0]
+    }
+    return {"posterior_predictive": posterior_draws, "prior_predictive": prior}
+
+
+def _globals(values: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+    return {name: values[name] for name in names}
+
+
+def _lifted(function: Any, values: Mapping[str, np.ndarray]) -> Any:
+    """A function of one draw over `(chain, draw)`."""
+    lead = next(iter(values.values())).shape[:2]
+    flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in values.items()}
+    found = over_draws(function, flat)
+    if isinstance(found, dict):
+        return {name: array.reshape(*lead, *array.shape[1:]) for name, array in found.items()}
+    return found.reshape(*lead, *found.shape[1:])
+
+
+def _with_latent_dim(z: xr.DataArray) -> xr.DataArray:
+    return z if "latent" in z.dims else z.expand_dims("latent", axis=-1)

@@ -1,0 +1,459 @@
+r"""A Pyro program and a dataset as a flat log density of one unconstrained vector.
+
+For sites $\theta_1, \dots, \theta_k$ with supports mapped from the reals by $T_i$, and $u$ the concatenation of the
+flattened $u_i$,
+$$ \log \tilde p(u) = \log p(T(u), x) + \sum_i \log |\det J_{T_i}(u_i)|. $$
+The program is traced once into this function; its value and gradient are then captured as one graph of tensor operations
+(`make_fx`) that TorchScript runs without Python. What cannot be captured runs as it stands, and the log says so once.
+"""
+
+import contextlib
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch.distributions import biject_to
+
+from latentlab.data.dataset import Dataset
+from latentlab.errors import DataError, InferenceError, ModelError
+from latentlab.models.base import Arrays, LatentModel
+from latentlab.seeds import double
+
+logger = logging.getLogger(__name__)
+
+Tensors = Mapping[str, torch.Tensor]
+Gradient = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A latent site of the program: where it lies in the flat vector and how it gets there."""
+
+    name: str
+    shape: torch.Size
+    unconstrained: torch.Size
+    transform: Any
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.unconstrained.numel()
+
+
+def tensors(model: LatentModel, dataset: Dataset) -> dict[str, Any]:
+    """The dataset as the keywords of `model.model`: float64 tensors, zeros where missing, and `mask` if it takes one.
+
+    Raises:
+        DataError: Entries are missing and the model has no `mask` argument; names columns and count.
+    """
+    arrays: dict[str, Any] = {name: torch.tensor(np.nan_to_num(a, nan=0.0)) for name, a in dataset.arrays.items()}
+    if model.takes_missing():
+        arrays["mask"] = None if dataset.mask is None else torch.tensor(dataset.mask)
+    elif dataset.mask is not None:
+        missing = ~dataset.mask
+        dims = dataset.dims[dataset.observed]
+        where = ""
+        if len(dims) == 2:
+            names = np.asarray(dataset.coords.get(dims[1], np.arange(missing.shape[1])))
+            where = f" in {', '.join(map(str, names[missing.any(0)][:5]))}"
+        raise DataError(
+            f"{dataset.name}: {int(missing.sum())} missing entries{where}, and the model {model.name!r} takes none "
+            "(its `model` has no argument `mask`)."
+        )
+    return arrays
+
+
+@contextlib.contextmanager
+def _unchecked() -> Iterator[None]:
+    """Densities without Pyro's checks of values, which branch on them, and with constants in float64."""
+    with pyro.validation_enabled(False), double():
+        yield
+
+
+class Density:
+    """The flat log density of a model on its data.
+
+    Args:
+        model: The model.
+        arrays: Its data, from `tensors`.
+        dims: Dims of the arrays, by name; needed for minibatches.
+
+    Raises:
+        ModelError: A site's log density does not have the shape of its plates (data of shape (N, 1) in a plate of N would
+            silently give a wrong posterior), a site is not declared in `model.dims`, or has another shape than declared.
+    """
+
+    def __init__(self, model: LatentModel, arrays: Arrays, dims: Mapping[str, tuple[str, ...]] | None = None) -> None:
+        self.model = model
+        self.arrays = arrays
+        self.dims = dims or {}
+        trace = _checked_trace(model, arrays)
+        self.sites: list[Site] = []
+        start = 0
+        for name, site in trace.nodes.items():
+            if _is_latent(site):
+                transform = biject_to(site["fn"].support)
+                unconstrained = transform.inv(site["value"]).shape
+                self.sites.append(Site(name, site["value"].shape, unconstrained, transform, start))
+                start += unconstrained.numel()
+        self.size = start
+        self.deterministic = tuple(n for n, s in trace.nodes.items() if s["type"] == "sample" and _is_deterministic(s))
+        self.unit_sites = tuple(n for n, s in trace.nodes.items() if _is_latent(s) and _in_units(s))
+        self.observed = tuple(n for n, s in trace.nodes.items() if _is_observed(s))
+        self.n_units = next((f.size for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == "unit"), 0)
+        self._single: Gradient | None = None
+        self._batched: dict[int, Gradient] = {}
+
+    # -- between the flat vector and the sites
+
+    def constrain(self, u: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Sites' values of a flat vector `(size,)`."""
+        return {s.name: s.transform(u[s.start : s.stop].reshape(s.unconstrained)) for s in self.sites}
+
+    def unconstrain(self, values: Mapping[str, Any]) -> torch.Tensor:
+        """The flat vector of the sites' values.
+
+        Raises:
+            ModelError: A site is missing, or has another shape.
+        """
+        parts = []
+        for site in self.sites:
+            if site.name not in values:
+                raise ModelError(f"site {site.name!r} has no value; given: {', '.join(values)}.")
+            value = torch.as_tensor(values[site.name], dtype=torch.float64)
+            if value.shape != site.shape:
+                raise ModelError(f"site {site.name!r} must have shape {tuple(site.shape)}; got {tuple(value.shape)}.")
+            parts.append(site.transform.inv(value).reshape(-1))
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+    def unconstrain_fast(self, values: Tensors) -> torch.Tensor:
+        """`unconstrain` without its checks, for values that come from `constrain`."""
+        return torch.cat([site.transform.inv(values[site.name]).reshape(-1) for site in self.sites])
+
+    def unit_arrays(self) -> tuple[str, ...]:
+        """Names of the arrays that have a row for each unit, the mask among them."""
+        named = tuple(n for n, a in self.arrays.items() if a is not None and self.dims.get(n, ("",))[0] == "unit")
+        return (*named, "mask") if self.arrays.get("mask") is not None else named
+
+    def with_units(self, rows: tuple[torch.Tensor, ...]) -> dict[str, Any]:
+        """The arrays with those of `unit_arrays` replaced by a minibatch's."""
+        return {**self.arrays, **dict(zip(self.unit_arrays(), rows, strict=True))}
+
+    def log_jacobian(self, u: torch.Tensor) -> torch.Tensor:
+        """Sum of the log Jacobian determinants of the sites' transforms at `u`."""
+        total = u.new_zeros(())
+        for site in self.sites:
+            part = u[site.start : site.stop].reshape(site.unconstrained)
+            total = total + site.transform.log_abs_det_jacobian(part, site.transform(part)).sum()
+        return total
+
+    # -- densities
+
+    @_unchecked()
+    def log_joint(self, values: Tensors, arrays: Arrays | None = None, unit_scale: float = 1.0) -> torch.Tensor:
+        """log p(values, data) on the constrained scale, every constant kept, no Jacobian.
+
+        `unit_scale` multiplies the terms inside the plate `unit`, for a minibatch of N / unit_scale units.
+        """
+        total: Any = 0.0
+        for site in self._trace(values, arrays).nodes.values():
+            if site["type"] == "sample" and not site_is_subsample(site) and not _is_deterministic(site):
+                term = _site_log_prob(site).sum()
+                total = total + (unit_scale * term if _in_units(site) else term)
+        return total
+
+    def log_prob(self, u: torch.Tensor, *, jacobian: bool = True) -> torch.Tensor:
+        """The flat log density at `u` `(size,)`; without the Jacobian it is the joint on the constrained scale."""
+        value = self.log_joint(self.constrain(u))
+        return value + self.log_jacobian(u) if jacobian else value
+
+    @_unchecked()
+    def log_prior(self, values: Tensors) -> dict[str, torch.Tensor]:
+        """log prior of each latent site, summed over the site."""
+        nodes = self._trace(values).nodes
+        return {site.name: _site_log_prob(nodes[site.name]).sum() for site in self.sites}
+
+    @_unchecked()
+    def log_likelihood(self, values: Tensors, arrays: Arrays | None = None) -> torch.Tensor:
+        """log p(data of a unit | values), `(unit,)`, for the sites observed inside the plate `unit`."""
+        nodes = self._trace(values, arrays).nodes
+        total: Any = 0.0
+        for name in self.observed:
+            if _in_units(nodes[name]):
+                total = total + _per_unit(nodes[name])
+        return total
+
+    @_unchecked()
+    def deterministics(self, values: Tensors) -> dict[str, torch.Tensor]:
+        """The deterministic sites at `values`."""
+        nodes = self._trace(values).nodes
+        return {name: nodes[name]["value"] for name in self.deterministic}
+
+    @_unchecked()
+    def predict(self, values: Tensors) -> dict[str, torch.Tensor]:
+        """New data given the sites' values, by running the program with its observations released."""
+        program = poutine.uncondition(self.model.model)
+        nodes = poutine.trace(poutine.condition(program, data=dict(values))).get_trace(**self.arrays).nodes
+        return {name: nodes[name]["value"] for name in self.observed}
+
+    @_unchecked()
+    def prior(self) -> dict[str, torch.Tensor]:
+        """A draw of the sites from the prior (torch's random state is used)."""
+        nodes = poutine.trace(self.model.model).get_trace(**self.arrays).nodes
+        return {site.name: nodes[site.name]["value"] for site in self.sites}
+
+    def _trace(self, values: Tensors, arrays: Arrays | None = None) -> Any:
+        program = poutine.condition(self.model.model, data=dict(values))
+        return poutine.trace(program).get_trace(**(self.arrays if arrays is None else arrays))
+
+    # -- the fast path
+
+    def value_and_grad(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`log_prob(u)` and its gradient, by the captured graph where there is one."""
+        if self._single is None:
+            self._single = capture(self.eager_value_and_grad, u)
+        return self._single(u)
+
+    def batch_value_and_grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`value_and_grad` of `(batch, size)` points in one call; of each in turn where the program cannot be batched."""
+        u = torch.from_numpy(points)
+        if len(u) not in self._batched:
+            batched = torch.vmap(self.eager_value_and_grad)
+            self._batched[len(u)] = capture(batched, u, otherwise=self._one_by_one)
+        values, gradients = self._batched[len(u)](u)
+        return values.numpy(), gradients.numpy()
+
+    def _one_by_one(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values, gradients = zip(*(self.value_and_grad(row) for row in u), strict=True)
+        return torch.stack(values), torch.stack(gradients)
+
+    def eager_value_and_grad(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`log_prob(u)` and its gradient, by running the program."""
+        gradient, value = torch.func.grad_and_value(self.log_prob)(u)
+        return value, gradient
+
+
+def capture(
+    function: Callable[..., Any], *example: torch.Tensor, otherwise: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """The function as one graph of tensor operations without Python in it; `otherwise`, or itself, where that fails.
+
+    The graph is checked against the function at the example and beside it: a branch on a value would be frozen otherwise.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = make_fx(lambda *arguments: function(*arguments))(*example)
+            script = torch.jit.freeze(torch.jit.trace(graph, example, check_trace=False).eval())
+        for shift in (0.0, 1e-2):
+            arguments = [e + shift if e.is_floating_point() else e for e in example]
+            with torch.no_grad():
+                for fast, plain in zip(script(*arguments), function(*arguments), strict=True):
+                    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9, equal_nan=True)
+    except Exception as error:
+        logger.warning("running the program as it stands, since it cannot be captured: %s", str(error).split("\n")[0])
+        return otherwise or function
+
+    def fast_function(*arguments: torch.Tensor) -> Any:
+        with torch.no_grad():
+            return script(*arguments)
+
+    return fast_function
+
+
+def constrain_draws(density: Density, u: np.ndarray) -> dict[str, np.ndarray]:
+    """Sites of flat vectors `(chain, draw, size)`: site -> `(chain, draw, *site)`."""
+    flat = over_draws(lambda values: density.constrain(values["u"]), {"u": u.reshape(-1, u.shape[-1])})
+    return {name: array.reshape(u.shape[:2] + array.shape[1:]) for name, array in flat.items()}
+
+
+def over_draws(function: Callable[[Tensors], Any], values: Mapping[str, np.ndarray], *, block: int = 256) -> Any:
+    """`function` of one draw's values, over draws stacked in front: vectorised in blocks, or one by one where it must.
+
+    Args:
+        function: Values of one draw -> tensor or dict of tensors.
+        values: Site -> `(draw, *site)`.
+    """
+    draws = {name: torch.tensor(array, dtype=torch.float64) for name, array in values.items()}
+    n_draws = len(next(iter(draws.values())))
+    batched = torch.vmap(function, randomness="different")
+    parts = []
+    for start in range(0, n_draws, block):
+        part = {name: array[start : start + block] for name, array in draws.items()}
+        try:
+            parts.append(batched(part))
+        except (RuntimeError, ValueError, NotImplementedError, TypeError):
+            rows = [function({name: array[i] for name, array in part.items()}) for i in range(len(next(iter(part.values()))))]
+            parts.append(_stack(rows))
+    return _concatenate(parts)
+
+
+def _stack(rows: list[Any]) -> Any:
+    if isinstance(rows[0], dict):
+        return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
+    return torch.stack(rows)
+
+
+def _concatenate(parts: list[Any]) -> Any:
+    if isinstance(parts[0], dict):
+        return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    return torch.cat(parts).numpy()
+
+
+def log_joint(model: LatentModel, dataset: Dataset, values: Mapping[str, Any]) -> float:
+    r"""$\log p(\text{values}, \text{data})$: constrained scale, no Jacobian, every constant kept, float64.
+
+    Where the model integrates its positions out and `values` has them, $\log p(z \mid x, \text{values})$ is added, so that
+    the result is the joint with the positions in either form of the model.
+
+    Args:
+        model: The model.
+        dataset: Its data.
+        values: Site -> value; deterministic sites may be left out.
+
+    Raises:
+        ModelError: A site is missing or has another shape.
+    """
+    arrays = tensors(model, dataset)
+    density = Density(model, arrays, dataset.dims)
+    given = density.constrain(density.unconstrain(values))
+    total = float(density.log_joint(given))
+    position = model.position.site
+    if position in values and model.integrates_positions() and position not in given:
+        z = torch.as_tensor(values[position], dtype=torch.float64)
+        total += float(model.latents(arrays, **given, **density.deterministics(given)).log_prob(z).sum())
+    return total
+
+
+def start(density: Density, rng: np.random.Generator, *, jitter: float, n_tries: int = 100) -> torch.Tensor:
+    """A starting vector: the model's `initialize` (the prior where it is silent) plus Uniform(-jitter, jitter).
+
+    Raises:
+        InferenceError: No try has a finite density and gradient; names the sites that were not finite.
+    """
+    bad: list[str] = []
+    for _ in range(n_tries):
+        values: dict[str, Any] = density.prior()
+        values.update({k: v for k, v in density.model.initialize(density.arrays, rng).items() if k in values})
+        u = density.unconstrain(values)
+        u = u + torch.tensor(rng.uniform(-jitter, jitter, density.size)) if jitter else u
+        value, gradient = density.eager_value_and_grad(u)
+        if math.isfinite(value) and bool(torch.isfinite(gradient).all()):
+            return u
+        bad = non_finite_sites(density, u)
+    raise InferenceError(f"no finite starting point in {n_tries} tries; not finite: {', '.join(bad) or 'the gradient'}.")
+
+
+def non_finite_sites(density: Density, u: torch.Tensor) -> list[str]:
+    """Sites whose value or log density is not finite at `u`, with the range of their values."""
+    values = density.constrain(u)
+    found = []
+    with _unchecked():
+        nodes = density._trace(values).nodes
+    for name, site in nodes.items():
+        if site["type"] != "sample" or site_is_subsample(site) or _is_deterministic(site):
+            continue
+        value = torch.as_tensor(site["value"], dtype=torch.float64)
+        try:
+            finite = bool(torch.isfinite(_site_log_prob(site)).all())
+        except ValueError:
+            finite = False
+        if not finite:
+            found.append(f"{name!r} (values {float(value.min()):.3g} to {float(value.max()):.3g})")
+    return found
+
+
+def _site_log_prob(site: Mapping[str, Any]) -> torch.Tensor:
+    term = site["fn"].log_prob(site["value"])
+    if site["mask"] is not None:
+        term = torch.where(torch.as_tensor(site["mask"]), term, torch.zeros_like(term))
+    return term * site["scale"]
+
+
+def _per_unit(site: Mapping[str, Any]) -> torch.Tensor:
+    """The site's log density with everything but the plate `unit` summed."""
+    term = _site_log_prob(site)
+    unit = next(frame.dim for frame in site["cond_indep_stack"] if frame.name == "unit") % term.dim()
+    others = [d for d in range(term.dim()) if d != unit]
+    return term.sum(others) if others else term
+
+
+def _is_deterministic(site: Mapping[str, Any]) -> bool:
+    return bool(site["infer"].get("_deterministic", False))
+
+
+def _is_observed(site: Mapping[str, Any]) -> bool:
+    return site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site) and not _is_deterministic(site)
+
+
+def _is_latent(site: Mapping[str, Any]) -> bool:
+    return site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+
+
+def _in_units(site: Mapping[str, Any]) -> bool:
+    return any(frame.name == "unit" for frame in site["cond_indep_stack"])
+
+
+def _checked_trace(model: LatentModel, arrays: Arrays) -> Any:
+    """A trace of the program on its data, with the shapes of all sites checked."""
+    try:
+        with torch.random.fork_rng(devices=[]), pyro.validation_enabled(True):
+            torch.manual_seed(0)
+            with double():
+                trace = poutine.trace(model.model).get_trace(**arrays)
+                for name, site in trace.nodes.items():
+                    if site["type"] == "sample" and not site_is_subsample(site) and not _is_deterministic(site):
+                        _check_site(name, site)
+    except ModelError:
+        raise
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise ModelError(f"the model {model.name!r} does not run on this data: {str(error).strip().splitlines()[0]}") from error
+    _check_dims(model, trace, arrays)
+    return trace
+
+
+def _check_site(name: str, site: Mapping[str, Any]) -> None:
+    frames = [f for f in site["cond_indep_stack"] if f.vectorized]
+    expected = [1] * max((-f.dim for f in frames), default=0)
+    for frame in frames:
+        expected[frame.dim] = frame.size
+    found = list(site["fn"].log_prob(site["value"]).shape)
+    while found and found[0] == 1 and len(found) > len(expected):
+        found.pop(0)
+    if found != expected:
+        raise ModelError(
+            f"site {name!r} has a log density of shape {tuple(found)}, and its plates "
+            f"({', '.join(f.name for f in frames) or 'none'}) say {tuple(expected)}; value {tuple(site['value'].shape)}: "
+            "data of shape (N, 1) in a plate of N, or a missing `.to_event`."
+        )
+    if not site["is_observed"] and site["fn"].support.is_discrete:
+        raise ModelError(f"site {name!r} is discrete and not summed out: sum over it (enumeration) in the model's density.")
+
+
+def _check_dims(model: LatentModel, trace: Any, arrays: Arrays) -> None:
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample" or site_is_subsample(site) or _is_observed(site):
+            continue
+        if name not in model.dims:
+            raise ModelError(f"site {name!r} is not declared in the dims of {model.name!r}: {', '.join(model.dims)}.")
+        shape, dims = tuple(site["value"].shape), model.dims[name]
+        if len(shape) != len(dims):
+            raise ModelError(f"site {name!r} is declared with dims {dims}, and has shape {shape}.")
+        for dim, size in zip(dims, shape, strict=True):
+            if sizes.setdefault(dim, (size, name))[0] != size:
+                raise ModelError(f"dim {dim!r} has size {sizes[dim][0]} in {sizes[dim][1]!r} and {size} in {name!r}.")
+    declared = set(model.dims) - set(trace.nodes)
+    absent = declared - ({model.position.site} if model.integrates_positions() else set())
+    if absent:
+        raise ModelError(f"{model.name!r} declares dims of {', '.join(sorted(absent))}, and its program has no such site.")

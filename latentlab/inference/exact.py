@@ -1,0 +1,46 @@
+"""Maximum likelihood without sampling or descent: closed form, or EM, as the model knows it."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from latentlab.errors import ModelError
+from latentlab.inference.draws import Draws, Problem
+from latentlab.inference.nuts import require_whole
+from latentlab.models.base import LatentModel
+from latentlab.seeds import isolated
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The maximum of the likelihood, with draws of the positions from their exact conditional.
+
+    The sites have no spread here, so positions are given the estimate: their uncertainty is too small by what the estimate
+    itself is uncertain.
+
+    Args:
+        n_draws: Draws of the positions.
+    """
+
+    n_draws: int = 200
+
+    name: ClassVar[str] = "exact"
+    kind: ClassVar[str] = "point"
+
+    def __post_init__(self) -> None:
+        require_whole("Exact.n_draws", self.n_draws, 1)
+
+    def run(self, problem: Problem) -> Draws:
+        model = problem.model
+        if type(model).maximum_likelihood is LatentModel.maximum_likelihood:
+            raise ModelError(f"{model.name!r} has no exact maximum likelihood; methods: {', '.join(model.methods)}.")
+        with isolated(problem.seeds):
+            found = model.maximum_likelihood(problem.arrays, problem.seeds.child("start").numpy())
+        lead = (1, self.n_draws)
+        values = {name: np.broadcast_to(value, lead + np.shape(value)).copy() for name, value in found.values.items()}
+        return Draws(
+            values,
+            optimization={"log_likelihood": found.trace},
+            attrs={"how": found.how, "gradient": float(found.gradient), "notes": "; ".join(found.notes)},
+        )

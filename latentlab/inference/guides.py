@@ -1,0 +1,132 @@
+r"""Gaussian guides $q(u)$ on the flat unconstrained vector: mean field, full rank, low rank.
+
+Each is a pure function of a tuple of parameters and of standard normal noise, so that its reparameterised draws and its
+density can be captured together with the model's.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+Parameters = tuple[torch.Tensor, ...]
+INITIAL_SCALE = 0.05
+
+
+class GaussianGuide:
+    """N(loc, scale scale') with a parametrisation of `scale` that the subclass gives."""
+
+    names: ClassVar[tuple[str, ...]]
+
+    def __init__(self, loc: torch.Tensor) -> None:
+        self.parameters = [p.clone().requires_grad_() for p in self.initial(loc)]
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "GaussianGuide":
+        """The guide whose parameters `arrays` holds."""
+        guide = cls.__new__(cls)
+        guide.parameters = [torch.tensor(arrays[name]) for name in cls.names]
+        return guide
+
+    def arrays(self) -> dict[str, torch.Tensor]:
+        """The parameters by name."""
+        return dict(zip(self.names, self.parameters, strict=True))
+
+    @property
+    def loc(self) -> torch.Tensor:
+        return self.parameters[0]
+
+    def initial(self, loc: torch.Tensor) -> Parameters:
+        """Parameters centred at `loc`, narrow."""
+        raise NotImplementedError
+
+    def noise(self, n: int) -> torch.Tensor:
+        """Standard normal noise for `n` draws."""
+        return torch.randn(n, len(self.loc))
+
+    def transform(self, parameters: Parameters, noise: torch.Tensor) -> torch.Tensor:
+        """Draws `(n, size)` from noise."""
+        raise NotImplementedError
+
+    def log_density(self, parameters: Parameters, u: torch.Tensor) -> torch.Tensor:
+        """log q of draws `(n, size)`."""
+        raise NotImplementedError
+
+    def sample(self, n: int) -> torch.Tensor:
+        with torch.no_grad():
+            return self.transform(tuple(self.parameters), self.noise(n))
+
+    def log_prob(self, u: torch.Tensor) -> torch.Tensor:
+        return self.log_density(tuple(p.detach() for p in self.parameters), u)
+
+
+class MeanField(GaussianGuide):
+    """Independent coordinates: `u = loc + exp(log_scale) * noise`."""
+
+    names = ("loc", "log_scale")
+
+    def initial(self, loc: torch.Tensor) -> Parameters:
+        return loc, torch.full_like(loc, math.log(INITIAL_SCALE))
+
+    def transform(self, parameters: Parameters, noise: torch.Tensor) -> torch.Tensor:
+        loc, log_scale = parameters
+        return loc + log_scale.exp() * noise
+
+    def log_density(self, parameters: Parameters, u: torch.Tensor) -> torch.Tensor:
+        loc, log_scale = parameters
+        e = (u - loc) * torch.exp(-log_scale)
+        return -0.5 * (e * e).sum(-1) - log_scale.sum() - 0.5 * len(loc) * math.log(2 * math.pi)
+
+
+class FullRank(GaussianGuide):
+    """`u = loc + exp(log_scale) * (L noise)`, L unit lower triangular."""
+
+    names = ("loc", "log_scale", "lower")
+
+    def initial(self, loc: torch.Tensor) -> Parameters:
+        return loc, torch.full_like(loc, math.log(INITIAL_SCALE)), loc.new_zeros(len(loc), len(loc))
+
+    def _factor(self, lower: torch.Tensor) -> torch.Tensor:
+        return torch.tril(lower, -1) + torch.eye(len(lower), dtype=lower.dtype)
+
+    def transform(self, parameters: Parameters, noise: torch.Tensor) -> torch.Tensor:
+        loc, log_scale, lower = parameters
+        return loc + log_scale.exp() * (noise @ self._factor(lower).T)
+
+    def log_density(self, parameters: Parameters, u: torch.Tensor) -> torch.Tensor:
+        loc, log_scale, lower = parameters
+        scaled = ((u - loc) * torch.exp(-log_scale)).T
+        e = torch.linalg.solve_triangular(self._factor(lower), scaled, upper=False, unitriangular=True)
+        return -0.5 * (e * e).sum(0) - log_scale.sum() - 0.5 * len(loc) * math.log(2 * math.pi)
+
+
+class LowRank(GaussianGuide):
+    """Covariance `diag(exp(log_scale))^2 + F F'` with F `(size, rank)`, rank about the root of the size."""
+
+    names = ("loc", "log_scale", "factor")
+
+    def initial(self, loc: torch.Tensor) -> Parameters:
+        rank = max(1, round(math.sqrt(len(loc))))
+        factor = torch.randn(len(loc), rank) * INITIAL_SCALE / math.sqrt(rank)
+        return loc, torch.full_like(loc, math.log(INITIAL_SCALE)), factor
+
+    def noise(self, n: int) -> torch.Tensor:
+        return torch.randn(n, len(self.loc) + self.parameters[2].shape[1])
+
+    def transform(self, parameters: Parameters, noise: torch.Tensor) -> torch.Tensor:
+        loc, log_scale, factor = parameters
+        return loc + log_scale.exp() * noise[:, : len(loc)] + noise[:, len(loc) :] @ factor.T
+
+    def log_density(self, parameters: Parameters, u: torch.Tensor) -> torch.Tensor:
+        loc, log_scale, factor = parameters
+        e = (u - loc) * torch.exp(-log_scale)
+        v = factor * torch.exp(-log_scale)[:, None]
+        lower = torch.linalg.cholesky_ex(torch.eye(v.shape[1], dtype=v.dtype) + v.T @ v)[0]
+        w = torch.linalg.solve_triangular(lower, (e @ v).T, upper=False)
+        log_det = log_scale.sum() + torch.log(torch.diagonal(lower)).sum()
+        return -0.5 * ((e * e).sum(-1) - (w * w).sum(0)) - log_det - 0.5 * len(loc) * math.log(2 * math.pi)
+
+
+GUIDES: dict[str, type[GaussianGuide]] = {"mean_field": MeanField, "full_rank": FullRank, "low_rank": LowRank}

@@ -1,0 +1,327 @@
+r"""Stochastic variational inference: a guide $q(u)$ fitted by ascending the evidence lower bound.
+
+$$ \mathrm{ELBO}(q) = \mathbb E_{q}[\log \tilde p(u) - \log q(u)] \le \log p(x), $$
+with $u$ on the unconstrained scale. Gaussian guides live in `guides.py`; a model's own guide is Pyro's business.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from tqdm.auto import tqdm
+
+from latentlab.errors import ConfigError, InferenceError, ModelError
+from latentlab.inference.density import Density, capture, constrain_draws, non_finite_sites, over_draws, start
+from latentlab.inference.draws import Draws, Problem, finished
+from latentlab.inference.guides import GUIDES, GaussianGuide
+from latentlab.inference.nuts import require_whole
+from latentlab.seeds import isolated
+from latentlab.symmetry.average import log_average
+
+GuideName = Literal["model", "mean_field", "full_rank", "low_rank"]
+
+
+@dataclass(frozen=True)
+class SVI:
+    """Variational inference with a Gaussian guide on the unconstrained scale, or with the guide that the model brings.
+
+    Adam, with a learning rate that is constant for the first half of the steps and then falls to a hundredth of itself.
+
+    Args:
+        guide: `model` (the model's own), `mean_field`, `full_rank` or `low_rank`.
+        n_steps: Steps of the optimiser.
+        learning_rate: Of Adam, at the beginning.
+        n_particles: Draws of the guide a step.
+        batch_size: Units a step; all where None. Needs positions that are integrated out, or an amortised guide.
+        n_restarts: Independent fits; all losses are kept, the best ELBO is the result.
+        patience: Stop once the smoothed ELBO has not risen for this many steps; never where None.
+        n_draws: Draws from the fitted guide, one chain.
+
+    References:
+        Kucukelbir et al. 2017, Automatic Differentiation Variational Inference, JMLR 18(14).
+        Roeder, Wu & Duvenaud 2017, Sticking the Landing, NeurIPS.
+    """
+
+    guide: GuideName = "full_rank"
+    n_steps: int = 4000
+    learning_rate: float = 0.02
+    n_particles: int = 8
+    batch_size: int | None = None
+    n_restarts: int = 1
+    patience: int | None = None
+    n_draws: int = 2000
+
+    name: ClassVar[str] = "svi"
+    kind: ClassVar[str] = "vi"
+
+    def __post_init__(self) -> None:
+        if self.guide not in ("model", *GUIDES):
+            raise ConfigError(f"SVI.guide must be one of model, {', '.join(GUIDES)}; got {self.guide!r}.")
+        for field in ("n_steps", "n_particles", "n_restarts", "n_draws"):
+            require_whole(f"SVI.{field}", getattr(self, field), 1)
+        for field in ("batch_size", "patience"):
+            if getattr(self, field) is not None:
+                require_whole(f"SVI.{field}", getattr(self, field), 1)
+        if not (isinstance(self.learning_rate, int | float) and 0 < self.learning_rate < math.inf):
+            raise ConfigError(f"SVI.learning_rate must be a positive number; got {self.learning_rate!r}.")
+
+    def run(self, problem: Problem) -> Draws:
+        self._check(problem)
+        restart = self._pyro_restart if self.guide == "model" else self._gaussian_restart
+        runs = [finished(problem, f"restart-{i}", lambda i=i: restart(problem, i)) for i in range(self.n_restarts)]  # type: ignore[misc]
+        elbo = np.array([float(np.mean(run["lp"] - run["log_q"])) for run in runs])
+        best = runs[int(np.argmax(elbo))]
+        values = constrain_draws(problem.density, best["u"][None])
+        stats = {"lp": best["lp"][None], "log_q": best["log_q"][None]}
+        stats["log_q_averaged"] = self._averaged(problem, best, values)[None]
+        longest = max(len(run["loss"]) for run in runs)
+        losses = np.stack([np.pad(run["loss"], (0, longest - len(run["loss"])), mode="edge") for run in runs])
+        attrs = {"guide": self.guide, "elbo": float(elbo.max())}
+        return Draws(values, stats, {"loss": losses, "elbo": elbo}, attrs)
+
+    def _check(self, problem: Problem) -> None:
+        density = problem.density
+        if self.guide == "model":
+            if not problem.model.has_guide():
+                raise ModelError(f"{problem.model.name!r} brings no guide; use {', '.join(GUIDES)}.")
+            check_guide(problem)
+        if self.batch_size is not None:
+            if self.batch_size > density.n_units:
+                raise ConfigError(f"SVI.batch_size must be at most the {density.n_units} units; got {self.batch_size}.")
+            if density.unit_sites and self.guide != "model":
+                raise ModelError(
+                    f"batch_size needs a guide that is amortised over units: site {density.unit_sites[0]!r} has a value for "
+                    f"each unit, and the guide {self.guide!r} would hold one parameter for each."
+                )
+
+    def _averaged(self, problem: Problem, best: dict[str, np.ndarray], values: dict[str, np.ndarray]) -> np.ndarray:
+        """log q of the draws, averaged over the model's symmetry; log q itself where the guide is not Gaussian."""
+        if self.guide == "model":
+            return best["log_q"]
+        density, model = problem.density, problem.model
+        guide = GUIDES[self.guide].from_arrays(best)
+        center = {k: v[0, 0] for k, v in constrain_draws(density, best["loc"][None, None]).items()}
+        names = [s.name for s in density.sites]
+
+        def log_q(sites: dict[str, np.ndarray]) -> np.ndarray:
+            def one(value: Any) -> torch.Tensor:
+                u = density.unconstrain_fast(value)
+                return guide.log_prob(u[None])[0] - density.log_jacobian(u)
+
+            return over_draws(one, {name: sites[name] for name in names}, block=4096)
+
+        draws = {name: values[name][0] for name in names}
+        dims = {name: tuple(model.dims[name]) for name in names}
+        acted = [name for name in names if model.symmetry.dim in dims[name]]
+        if not acted:
+            return best["log_q"]
+        jacobian = over_draws(lambda v: density.log_jacobian(v["u"]), {"u": best["u"]}, block=4096)
+        on = max(acted, key=lambda name: draws[name][0].size)
+        rng = problem.seeds.child("average").numpy()
+        return log_average(model.symmetry, log_q, draws, dims, on=on, center=center, rng=rng) + jacobian
+
+    # -- Gaussian guides on the flat vector
+
+    def _gaussian_restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:
+        seeds, density = problem.seeds.child("restart", restart), problem.density
+        with isolated(seeds):
+            u = start(density, seeds.child("start").numpy(), jitter=1.0 if restart else 0.0)
+            guide = GUIDES[self.guide](u)
+            batches = _batches(problem, self.batch_size, seeds.child("batches").numpy())
+            step = self._gaussian_step(density, guide, next(batches))
+            losses = self._descend(problem, guide.parameters, step, batches, lambda: guide.loc, restart)
+            draws = guide.sample(self.n_draws)
+            log_q = guide.log_prob(draws).numpy()
+            arrays = {name: tensor.detach().numpy() for name, tensor in guide.arrays().items()}
+        lp = over_draws(lambda v: density.log_prob(v["u"]), {"u": draws.numpy()})
+        return {"u": draws.numpy(), "lp": lp, "log_q": log_q, "loss": losses, **arrays}
+
+    def _gaussian_step(self, density: Density, guide: GaussianGuide, batch: Any) -> Callable[[Any], torch.Tensor]:
+        """A function of a batch that fills the parameters' gradients and returns the loss."""
+        n_parameters = len(guide.parameters)
+
+        def loss(parameters: tuple[torch.Tensor, ...], noise: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            u = guide.transform(parameters, noise)
+            frozen = tuple(p.detach() for p in parameters)
+            arrays = density.with_units(rest) if rest else None
+            scale = density.n_units / len(rest[0]) if rest else 1.0
+
+            def log_p(v: torch.Tensor) -> torch.Tensor:
+                return density.log_joint(density.constrain(v), arrays, scale) + density.log_jacobian(v)
+
+            return (guide.log_density(frozen, u) - torch.vmap(log_p)(u)).mean()
+
+        def flat(noise: torch.Tensor, *rest: torch.Tensor) -> Any:
+            parameters, data = rest[:n_parameters], rest[n_parameters:]
+            gradients, value = torch.func.grad_and_value(loss)(parameters, noise, *data)
+            return (value, *gradients)
+
+        fast = capture(flat, guide.noise(self.n_particles), *(p.detach() for p in guide.parameters), *batch)
+
+        def step(rest: Any) -> torch.Tensor:
+            value, *gradients = fast(guide.noise(self.n_particles), *(p.detach() for p in guide.parameters), *rest)
+            for parameter, gradient in zip(guide.parameters, gradients, strict=True):
+                parameter.grad = gradient.clone()
+            return value
+
+        return step
+
+    # -- the model's own guide
+
+    def _pyro_restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:
+        seeds, density, model = problem.seeds.child("restart", restart), problem.density, problem.model
+        program, guide = model.model, model.guide  # type: ignore[attr-defined]
+        with isolated(seeds), pyro.validation_enabled(False):
+            batches = _batches(problem, self.batch_size, seeds.child("batches").numpy())
+            first = next(batches)
+            arrays = density.with_units(first) if first else density.arrays
+            with poutine.trace(param_only=True) as capture_parameters:
+                guide(**arrays)
+            parameters = [site["value"].unconstrained() for site in capture_parameters.trace.nodes.values()]
+            elbo = Trace_ELBO(num_particles=self.n_particles)
+
+            def step(rest: Any) -> torch.Tensor:
+                now, scale = (density.with_units(rest), density.n_units / len(rest[0])) if rest else (density.arrays, 1.0)
+                loss = elbo.differentiable_loss(_scaled(program, scale), _scaled(guide, scale), **now)
+                for parameter in parameters:
+                    parameter.grad = None
+                loss.backward()
+                return loss.detach()
+
+            losses = self._descend(problem, parameters, step, batches, None, restart)
+            return {"loss": losses, **_guide_draws(problem, guide, self.n_draws)}
+
+    # -- the loop that both share
+
+    def _descend(
+        self,
+        problem: Problem,
+        parameters: list[torch.Tensor],
+        step: Callable[[Any], torch.Tensor],
+        batches: Iterator[Any],
+        location: Callable[[], torch.Tensor] | None,
+        restart: int,
+    ) -> np.ndarray:
+        optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        losses: list[float] = []
+        bar = tqdm(
+            range(self.n_steps),
+            desc=f"SVI {restart + 1}/{self.n_restarts}",
+            disable=None if problem.progress else True,
+            leave=False,
+        )
+        for i in bar:
+            loss = float(step(next(batches)))
+            if not math.isfinite(loss) or not all(bool(torch.isfinite(p.grad).all()) for p in parameters if p.grad is not None):
+                sites = ", ".join(non_finite_sites(problem.density, location().detach())) if location else ""
+                raise InferenceError(
+                    f"SVI, restart {restart}, step {i}: loss {loss:.4g} or its gradient is not finite"
+                    f"{'; not finite: ' + sites if sites else ''}; last finite losses {[round(v, 3) for v in losses[-3:]]}; "
+                    f"try a learning_rate below {self.learning_rate:g} or standardised data."
+                )
+            losses.append(loss)
+            optimizer.step()
+            decay.step()
+            if i % 50 == 0:
+                bar.set_postfix(elbo=f"{-np.mean(losses[-50:]):.2f}", refresh=False)
+            if self.patience and _stalled(losses, self.patience):
+                break
+        return np.asarray(losses)
+
+    def _rate(self, step: int) -> float:
+        half = self.n_steps / 2
+        return 1.0 if step < half else 0.01 ** ((step - half) / max(half, 1.0))
+
+
+def _stalled(losses: list[float], patience: int) -> bool:
+    """Whether the mean loss of the last `patience` steps is no lower than that of the `patience` before."""
+    if len(losses) < 2 * patience or len(losses) % 50:
+        return False
+    return bool(np.mean(losses[-patience:]) >= np.mean(losses[-2 * patience : -patience]))
+
+
+def _batches(problem: Problem, batch_size: int | None, rng: np.random.Generator) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Minibatches of the arrays that have the dim `unit`, epoch by epoch without replacement; `()` for all the data."""
+    density = problem.density
+    while True:
+        if batch_size is None:
+            yield ()
+            continue
+        order = torch.tensor(rng.permutation(density.n_units))
+        for first in range(0, density.n_units - batch_size + 1, batch_size):
+            index = order[first : first + batch_size]
+            yield tuple(density.arrays[name][index] for name in density.unit_arrays())
+
+
+def _scaled(program: Callable[..., Any], scale: float) -> Callable[..., Any]:
+    """The program with the terms inside the plate `unit` multiplied by `scale`."""
+    if scale == 1.0:
+        return program
+
+    def scaled(**arrays: Any) -> Any:
+        with _ScaleUnits(scale):
+            return program(**arrays)
+
+    return scaled
+
+
+class _ScaleUnits(poutine.messenger.Messenger):
+    """Multiplies the scale of sites inside the plate `unit`."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if any(frame.name == "unit" for frame in msg["cond_indep_stack"]):
+            msg["scale"] = msg["scale"] * self.scale
+
+
+def check_guide(problem: Problem) -> None:
+    """Refuses a guide whose latent sites are not exactly the model's.
+
+    Raises:
+        ModelError: Names the sites that the guide lacks or has too many.
+    """
+    with isolated(problem.seeds.child("check")), pyro.validation_enabled(False):
+        nodes = poutine.trace(problem.model.guide).get_trace(**problem.arrays).nodes  # type: ignore[attr-defined]
+    has = {n for n, s in nodes.items() if s["type"] == "sample" and not poutine.util.site_is_subsample(s)}
+    has = {n for n in has if not nodes[n]["infer"].get("is_auxiliary")}
+    needs = {s.name for s in problem.density.sites}
+    if has != needs:
+        lacks, extra = ", ".join(sorted(needs - has)), ", ".join(sorted(has - needs))
+        raise ModelError(
+            f"the guide of {problem.model.name!r} "
+            + " and ".join(
+                filter(None, [f"lacks the site {lacks}" if lacks else "", f"has the extra site {extra}" if extra else ""])
+            )
+            + f"; the model's latent sites are {', '.join(sorted(needs))}."
+        )
+
+
+def _guide_draws(problem: Problem, guide: Callable[..., Any], n_draws: int) -> dict[str, np.ndarray]:
+    """Draws from a Pyro guide with lp and log q on the unconstrained scale."""
+    density = problem.density
+    rows, log_q, lp = [], [], []
+    with torch.no_grad():
+        for _ in range(n_draws):
+            nodes = poutine.trace(guide).get_trace(**density.arrays).nodes
+            values = {site.name: nodes[site.name]["value"] for site in density.sites}
+            u = density.unconstrain(values)
+            jacobian = density.log_jacobian(u)
+            rows.append(u)
+            total = sum(nodes[s.name]["fn"].log_prob(nodes[s.name]["value"]).sum() for s in density.sites)
+            log_q.append(total + jacobian)
+            lp.append(density.log_joint(values) + jacobian)
+    return {
+        "u": torch.stack(rows).numpy(),
+        "lp": torch.stack(lp).numpy(),
+        "log_q": torch.stack(log_q).numpy(),
+    }

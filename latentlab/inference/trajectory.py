@@ -1,0 +1,276 @@
+r"""The No-U-Turn transition and its adaptation for one chain, as coroutines that ask for gradients.
+
+A coroutine yields a point $u$ and is sent $(\log p(u), \nabla \log p(u))$. Whoever drives several chains can so evaluate
+their points in one batched call, while the chains stay independent: each has its own random numbers, step size and metric.
+
+The transition samples multinomially from the trajectory with Stan's biased progressive scheme and its U-turn checks across
+subtrees (Betancourt 2017, A Conceptual Introduction to Hamiltonian Monte Carlo, arXiv:1701.02434, appendix A). Warm-up is
+Stan's: dual averaging of the step size (Hoffman & Gelman 2014, JMLR 15:1593, section 3.2), and a diagonal metric from
+doubling windows, shrunk towards 1e-3 by five pseudo-draws.
+"""
+
+import math
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+Answer = tuple[float, np.ndarray]
+Asking = Generator[np.ndarray, Answer, "Tree"]
+BatchGradient = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Points `(chain, size)` -> log densities `(chain,)` and gradients `(chain, size)`."""
+
+MAX_ENERGY_ERROR = 1000.0
+
+
+class State(NamedTuple):
+    """A point of phase space with the gradient there."""
+
+    u: np.ndarray
+    p: np.ndarray
+    gradient: np.ndarray
+    log_prob: float
+
+
+class Tree(NamedTuple):
+    """A piece of trajectory: its ends, momentum sum, log weight, one state drawn from it, and what happened in it."""
+
+    left: State
+    right: State
+    rho: np.ndarray
+    log_weight: float
+    proposal: State
+    stop: bool
+    diverging: bool
+    accept: float
+    n_steps: int
+
+
+class Transition(NamedTuple):
+    """One iteration: the new state and its statistics."""
+
+    state: State
+    energy: float
+    diverging: bool
+    acceptance_rate: float
+    n_steps: int
+    tree_depth: int
+
+
+@dataclass
+class Tuning:
+    """What adaptation sets: the step size and the diagonal of the inverse metric (the posterior variances)."""
+
+    step_size: float
+    variance: np.ndarray
+
+
+def transition(
+    state: State, tuning: Tuning, max_depth: int, rng: np.random.Generator
+) -> Generator[np.ndarray, Answer, Transition]:
+    """One NUTS iteration from `state` (its momentum is drawn anew)."""
+    p = rng.standard_normal(len(state.u)) / np.sqrt(tuning.variance)
+    first = state._replace(p=p)
+    energy = _energy(first, tuning)
+    whole = Tree(first, first, p, 0.0, first, stop=False, diverging=False, accept=0.0, n_steps=0)
+    depth = 0
+    while depth < max_depth:
+        direction = 1 if rng.random() < 0.5 else -1
+        new = yield from _build(whole.right if direction > 0 else whole.left, depth, direction, energy, tuning, rng)
+        depth += 1
+        accept, n_steps = whole.accept + new.accept, whole.n_steps + new.n_steps
+        if new.stop:
+            whole = whole._replace(diverging=new.diverging, accept=accept, n_steps=n_steps)
+            break
+        proposal = new.proposal if math.log(rng.random()) < new.log_weight - whole.log_weight else whole.proposal
+        whole = _join(whole, new, direction, tuning, proposal)
+        if whole.stop:
+            break
+    rate = whole.accept / max(whole.n_steps, 1)
+    return Transition(whole.proposal, energy, whole.diverging, rate, whole.n_steps, depth)
+
+
+def _build(start: State, depth: int, direction: int, energy: float, tuning: Tuning, rng: np.random.Generator) -> Asking:
+    """The piece of 2**depth steps that begins beside `start`."""
+    if depth == 0:
+        return (yield from _leaf(start, direction, energy, tuning))
+    near = yield from _build(start, depth - 1, direction, energy, tuning, rng)
+    if near.stop:
+        return near
+    far = yield from _build(near.right if direction > 0 else near.left, depth - 1, direction, energy, tuning, rng)
+    if far.stop:
+        return far._replace(accept=near.accept + far.accept, n_steps=near.n_steps + far.n_steps)
+    total = np.logaddexp(near.log_weight, far.log_weight)
+    proposal = far.proposal if math.log(rng.random()) < far.log_weight - total else near.proposal
+    return _join(near, far, direction, tuning, proposal)
+
+
+def _leaf(start: State, direction: int, energy: float, tuning: Tuning) -> Asking:
+    """One leapfrog step."""
+    step = direction * tuning.step_size
+    p = start.p + 0.5 * step * start.gradient
+    u = start.u + step * tuning.variance * p
+    log_prob, gradient = yield u
+    state = State(u, p + 0.5 * step * gradient, gradient, log_prob)
+    error = _energy(state, tuning) - energy
+    error = error if math.isfinite(error) else math.inf
+    diverging = error > MAX_ENERGY_ERROR
+    accept = math.exp(min(0.0, -error))
+    return Tree(state, state, state.p, -error, state, stop=diverging, diverging=diverging, accept=accept, n_steps=1)
+
+
+def _join(near: Tree, far: Tree, direction: int, tuning: Tuning, proposal: State) -> Tree:
+    """Two neighbouring pieces as one, stopped where the whole or a piece with its neighbour's end makes a U-turn."""
+    left, right = (near, far) if direction > 0 else (far, near)
+    rho = left.rho + right.rho
+    turning = (
+        _turns(left.left.p, right.right.p, rho, tuning)
+        or _turns(left.left.p, right.left.p, left.rho + right.left.p, tuning)
+        or _turns(left.right.p, right.right.p, right.rho + left.right.p, tuning)
+    )
+    weight = float(np.logaddexp(near.log_weight, far.log_weight))
+    accept, n_steps = near.accept + far.accept, near.n_steps + far.n_steps
+    return Tree(left.left, right.right, rho, weight, proposal, turning, diverging=False, accept=accept, n_steps=n_steps)
+
+
+def _turns(p_left: np.ndarray, p_right: np.ndarray, rho: np.ndarray, tuning: Tuning) -> bool:
+    sharp = tuning.variance * rho
+    return not (p_left @ sharp > 0 and p_right @ sharp > 0)
+
+
+def _energy(state: State, tuning: Tuning) -> float:
+    return 0.5 * float(state.p @ (tuning.variance * state.p)) - state.log_prob
+
+
+def reasonable_step_size(state: State, tuning: Tuning, rng: np.random.Generator) -> Generator[np.ndarray, Answer, float]:
+    """A step size whose single leapfrog step is accepted with probability near 0.8, by doubling or halving."""
+    change = 0
+    while True:
+        first = state._replace(p=rng.standard_normal(len(state.u)) / np.sqrt(tuning.variance))
+        leaf = yield from _leaf(first, 1, _energy(first, tuning), tuning)
+        now = 1 if leaf.log_weight > math.log(0.8) else -1
+        change = change or now
+        if now != change or not 1e-10 < tuning.step_size < 1e7:
+            return tuning.step_size
+        tuning.step_size *= 2.0**change
+
+
+@dataclass
+class DualAveraging:
+    """Step sizes whose acceptance approaches `target`."""
+
+    target: float
+    step_size: float
+    gamma: float = 0.05
+    t0: float = 10.0
+    kappa: float = 0.75
+    _count: int = 0
+    _error: float = 0.0
+    _log_average: float = 0.0
+    _mu: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._mu = math.log(10 * self.step_size)
+
+    def update(self, acceptance: float) -> float:
+        """The next step size to try."""
+        self._count += 1
+        weight = 1 / (self._count + self.t0)
+        self._error = (1 - weight) * self._error + weight * (self.target - acceptance)
+        log_step = self._mu - math.sqrt(self._count) / self.gamma * self._error
+        share = self._count**-self.kappa
+        self._log_average = share * log_step + (1 - share) * self._log_average
+        return math.exp(log_step)
+
+    @property
+    def final(self) -> float:
+        """The step size to keep."""
+        return math.exp(self._log_average) if self._count else self.step_size
+
+
+def windows(n_warmup: int) -> list[int]:
+    """Iterations after which the metric is set anew: 75 to begin, doubling windows from 25, 50 to end (less if short)."""
+    if n_warmup < 20:
+        return []
+    begin, end, size = (75, 50, 25) if n_warmup >= 150 else (int(0.15 * n_warmup), int(0.1 * n_warmup), 0)
+    if not size:
+        return [n_warmup - end]
+    ends, at = [], begin
+    while at < n_warmup - end:
+        following = at + size + 2 * size
+        at = at + size if following <= n_warmup - end else n_warmup - end
+        ends.append(at)
+        size *= 2
+    return ends
+
+
+class Chain(NamedTuple):
+    """A finished chain: `u` `(draw, size)` and its statistics by name, `(draw,)`."""
+
+    u: np.ndarray
+    stats: dict[str, np.ndarray]
+
+
+def chain(
+    start: np.ndarray, *, n_warmup: int, n_draws: int, target_accept: float, max_depth: int, rng: np.random.Generator
+) -> Generator[np.ndarray | None, Answer, Chain]:
+    """A whole chain; yields None after each iteration, so that its driver can count."""
+    log_prob, gradient = yield start
+    state = State(start, np.zeros_like(start), gradient, log_prob)
+    tuning = Tuning(1.0, np.ones_like(start))
+    tuning.step_size = yield from reasonable_step_size(state, tuning, rng)
+    averaging = DualAveraging(target_accept, tuning.step_size)
+    ends = windows(n_warmup)
+    begin = 75 if n_warmup >= 150 else int(0.15 * n_warmup)
+    window: list[np.ndarray] = []
+    rows: list[tuple[np.ndarray, float, bool, float, int, int, float, float]] = []
+    for iteration in range(n_warmup + n_draws):
+        if iteration == n_warmup:
+            tuning.step_size = averaging.final
+        new = yield from transition(state, tuning, max_depth, rng)
+        state = new.state
+        if iteration >= n_warmup:
+            rows.append((state.u, state.log_prob, *new[1:], tuning.step_size))
+        else:
+            tuning.step_size = averaging.update(new.acceptance_rate)
+            if iteration >= begin and ends:
+                window.append(state.u)
+            if iteration + 1 in ends:
+                n = len(window)
+                tuning.variance = np.var(window, axis=0, ddof=1) * n / (n + 5) + 1e-3 * 5 / (n + 5)
+                window = []
+                ends.remove(iteration + 1)
+                tuning.step_size = yield from reasonable_step_size(state, tuning, rng)
+                averaging = DualAveraging(target_accept, tuning.step_size)
+        yield None
+    names = ("u", "lp", "energy", "diverging", "acceptance_rate", "n_steps", "tree_depth", "step_size")
+    columns = dict(zip(names, (np.asarray(c, dtype=np.float64) for c in zip(*rows, strict=True)), strict=True))
+    return Chain(columns.pop("u"), columns)
+
+
+def drive(
+    chains: list[Generator[np.ndarray | None, Answer, Chain]],
+    value_and_grad: BatchGradient,
+    count: Callable[[int], None] | None = None,
+) -> list[Chain]:
+    """Runs chains in lock step: one batched gradient call answers all of them; a finished chain's row is idle."""
+    asked: list[np.ndarray | None] = [next(c) for c in chains]
+    points = np.stack([u for u in asked if u is not None])
+    results: dict[int, Chain] = {}
+    with np.errstate(all="ignore"):  # a diverging trajectory may overflow: its energy is then infinite, and it is refused
+        while len(results) < len(chains):
+            values, gradients = value_and_grad(points)
+            for i, c in enumerate(chains):
+                if i in results:
+                    continue
+                try:
+                    request = c.send((float(values[i]), gradients[i]))
+                    while request is None:
+                        if count is not None:
+                            count(i)
+                        request = next(c)
+                    points[i] = request
+                except StopIteration as stop:
+                    results[i] = stop.value
+    return [results[i] for i in range(len(chains))]
