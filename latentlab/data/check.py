@@ -48,9 +48,7 @@ def checked(
     if missing.all():
         raise DataError(f"{name}: array {observed!r} has no observed entry.")
     for key in list(values)[1:]:
-        _refuse_nan(
-            np.isnan(values[key]), named[key], labelled, f"{name}: array {key!r}", "only the first array may have"
-        )
+        _refuse_nan(np.isnan(values[key]), named[key], labelled, f"{name}: array {key!r}", "only the first array may have")
     return {
         "arrays": values,
         "dims": named,
@@ -68,7 +66,10 @@ def _dims(name: str, arrays: Mapping[str, Any], dims: Mapping[str, Sequence[str]
         raise DataError(f'{name}: `arrays` must map names to arrays, as {{"x": x}}; got {type(arrays).__name__}.')
     if not isinstance(dims, Mapping) or set(dims) != set(arrays):
         raise DataError(f"{name}: `dims` must name the dims of each of {sorted(arrays)}; got {dims!r}.")
-    result: Dims = {key: tuple([dims[key]] if isinstance(dims[key], str) else dims[key]) for key in arrays}
+    result: Dims = {}
+    for key in arrays:
+        given = dims[key]
+        result[key] = (given,) if isinstance(given, str) else tuple(given)
     used = {dim for named in result.values() for dim in named}
     for key, named in result.items():
         if len(set(named)) != len(named) or any(not isinstance(d, str) or not d or d in RESERVED for d in named):

@@ -1,6 +1,7 @@
 """Values as given, turned into numpy arrays that nobody can change, or refused by name."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,9 +70,7 @@ def names(value: Any, what: str) -> np.ndarray:
         raise DataError(f"{what} must be text, numbers or dates; got dtype {array.dtype}.")
     missing = ~np.isfinite(array) if array.dtype.kind in "fM" else np.zeros(len(array), bool)
     if missing.any():
-        raise DataError(
-            f"{what} has {missing.sum()} missing or infinite values, the first at position {first(missing)[0]}."
-        )
+        raise DataError(f"{what} has {missing.sum()} missing or infinite values, the first at position {first(missing)[0]}.")
     return frozen(array)
 
 
@@ -99,6 +98,16 @@ def listed(values: Sequence[Any] | np.ndarray, most: int = 5) -> str:
     """
     shown = ", ".join(repr(_plain(value)) for value in values[:most])
     return shown if len(values) <= most else f"{shown} and {len(values) - most} more"
+
+
+def repeated(values: Iterable[Any]) -> Any:
+    """The first value that is there more than once, or None.
+
+    Example:
+        >>> repeated(["a", "b", "a"])
+        'a'
+    """
+    return next((value for value, count in Counter(values).items() if count > 1), None)
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """What is observed: arrays by name with every dim named, and what else is known of the units."""
 
+import difflib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -9,6 +10,9 @@ import numpy as np
 
 from latentlab.data import check, convert, notes
 from latentlab.errors import DataError, unknown
+
+SHOWN = 40
+"""A message lists so many names at most."""
 
 NOISE = 16 * np.finfo(np.float64).eps
 """A column whose sd is below this share of its largest magnitude holds rounding noise, not variation."""
@@ -36,7 +40,7 @@ class Dataset:
     Everything is checked and copied to read-only numpy arrays; numbers are float64.
 
     Args:
-        arrays: Name -> array. A table's is `x`, `(unit, feature)`. The first is the observed one, which `mask` is about.
+        arrays: Name -> array. A table's is `x`, `(unit, feature)`. The first is the observed one; `mask` is about it.
         dims: Name -> dims, e.g. `{"x": ("unit", "feature")}`.
         coords: Dim, or a further coordinate along `unit` (`time`, `sequence`) -> labels. Counting from 0 without any.
         mask: True where the first array was observed; None where it was throughout. NaN in it is taken as missing.
@@ -165,9 +169,7 @@ class Dataset:
                 raise DataError(f"{self.name}: {len(chosen)} truth values to choose from {self.n_units} units.")
             chosen = np.flatnonzero(chosen)
         elif len(chosen) and not (chosen.min() >= 0 and chosen.max() < self.n_units):
-            raise DataError(
-                f"{self.name}: units are numbered 0 to {self.n_units - 1}; got {chosen.min()} to {chosen.max()}."
-            )
+            raise DataError(f"{self.name}: units are numbered 0 to {self.n_units - 1}; got {chosen.min()} to {chosen.max()}.")
         return self._take("unit", chosen)
 
     def split(self, fraction: float, rng: np.random.Generator) -> tuple["Dataset", "Dataset"]:
@@ -219,9 +221,7 @@ class Dataset:
         ours, theirs = self.features.tolist(), raw.features.tolist()
         if self._feature_dim() not in self.coords or raw._feature_dim() not in raw.coords:
             if len(ours) != len(theirs):
-                raise DataError(
-                    f"{raw.name}: {len(theirs)} columns where {self.name} has {len(ours)}; give them names."
-                )
+                raise DataError(f"{raw.name}: {len(theirs)} columns where {self.name} has {len(ours)}; give them names.")
             return raw
         known, there = {*map(str, ours), *self.dropped}, {*map(str, theirs)}
         missing, extra = [n for n in ours if str(n) not in there], [n for n in theirs if str(n) not in known]
@@ -326,10 +326,11 @@ def positions(asked: Sequence[Any] | np.ndarray, names: Sequence[Any], what: str
     wanted = [str(name) for name in asked]
     for name in wanted:
         if name not in where:
-            raise DataError(f"{what}: {unknown('column', name, where)}")
-    twice = [name for name in wanted if wanted.count(name) > 1] if len(set(wanted)) < len(wanted) else []
-    if twice:
-        raise DataError(f"{what}: column {twice[0]!r} is asked for twice.")
+            valid = where if len(where) <= SHOWN else difflib.get_close_matches(name, where, n=SHOWN)
+            raise DataError(f"{what}: {unknown('column', name, valid)}")
+    twice = convert.repeated(wanted)
+    if twice is not None:
+        raise DataError(f"{what}: column {twice!r} is asked for twice.")
     return [where[name] for name in wanted]
 
 

@@ -69,9 +69,7 @@ def _on_rows(rows: np.ndarray, units: Sequence[Any]) -> list[str]:
     if len(groups) == 1:
         return [f"units {_joined([units[i] for i in groups[0]])} have identical rows."]
     repeated = sum(len(group) - 1 for group in groups)
-    return [
-        f"{repeated} rows repeat another unit's row, the first of them units {_joined([units[i] for i in groups[0]])}."
-    ]
+    return [f"{repeated} rows repeat another unit's row, the first of them units {_joined([units[i] for i in groups[0]])}."]
 
 
 def _on_missing(rows: np.ndarray, units: Sequence[Any], columns: Sequence[Any] | None) -> list[str]:

@@ -7,9 +7,7 @@ from latentlab.errors import DataError
 from latentlab.seeds import Seeds
 
 
-def linear_gaussian(
-    n_units: int = 200, n_features: int = 10, n_latent: int = 2, noise: float = 0.5, seed: int = 0
-) -> Dataset:
+def linear_gaussian(n_units: int = 200, n_features: int = 10, n_latent: int = 2, noise: float = 0.5, seed: int = 0) -> Dataset:
     r"""Units on a plane through the feature space, with noise of the same size in every column.
 
     $$z_n \sim N(0, I_q), \; W_{dk}, \mu_d, \varepsilon_{nd} \sim N(0, 1), \; x_n = W z_n + \mu + \sigma \varepsilon_n$$

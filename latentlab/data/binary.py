@@ -1,0 +1,231 @@
+"""Tables in NPY, NPZ and Parquet files: what they declare is checked before it is read, and nothing is unpickled."""
+
+import math
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+
+from latentlab.data.columns import Table, Wanted, choose
+from latentlab.data.convert import repeated
+from latentlab.data.memory import COPIES, Budget, size
+from latentlab.errors import DataError, MissingDependencyError
+
+MATRIX = "x"
+FEATURES = "feature"
+ROW_NUMBERS = "__index_level_0__"
+"""What pandas calls its row numbers in a Parquet file; no feature."""
+
+
+def read_npy(path: Path, wanted: Wanted, budget: Budget) -> Table:
+    """A matrix (unit, feature) whose columns are called 0, 1, 2, ..."""
+    with path.open("rb") as stream:
+        shape, _ = _header(stream, path.stat().st_size, str(path), budget)
+        if len(shape) != 2:
+            raise DataError(f"{path}: expected shape (n_units, n_features); got {shape}.")
+        stream.seek(0)
+        matrix = _array(stream, str(path))
+    return _from_matrix(matrix, [str(i) for i in range(shape[1])], wanted, str(path))
+
+
+def read_npz(path: Path, wanted: Wanted, budget: Budget) -> Table:
+    """The matrix called `x` (or the only one), its columns called as `feature` says; or vectors, each a column.
+
+    Label and unit are vectors of the archive, or columns of the matrix.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+        raise DataError(f"{path}: not an NPZ file: {error}") from error
+    with archive:
+        members = _Members(archive, path, budget)
+        matrices = [name for name, (shape, dtype) in members.headers.items() if len(shape) == 2 and dtype.kind in "biufc"]
+        if MATRIX in members.headers or len(matrices) == 1:
+            return members.matrix(MATRIX if MATRIX in members.headers else matrices[0], wanted)
+        if matrices:
+            raise DataError(f"{path}: several matrices ({', '.join(sorted(matrices))}); call the table's {MATRIX!r}.")
+        return members.vectors(wanted)
+
+
+def read_parquet(path: Path, wanted: Wanted, budget: Budget) -> Table:
+    """The wanted columns of a Parquet file; features must be numbers, nulls in them are missing entries."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise MissingDependencyError(f"reading {path}", "pyarrow", "parquet") from error
+    try:
+        source = pq.ParquetFile(path)
+        names = source.schema_arrow.names
+        twice = repeated(names)
+        if twice is not None:
+            raise DataError(f"{path}: several columns are called {twice!r}.")
+        asked = {str(name) for name in (*(wanted.columns or ()), wanted.label, wanted.unit)}
+        names = [name for name in names if name != ROW_NUMBERS or name in asked]
+        chosen = choose(names, wanted, str(path))
+        taken = [names[i] for i in (*chosen.features, chosen.label, chosen.unit) if i is not None]
+        n_rows = source.metadata.num_rows
+        if n_rows == 0:
+            raise DataError(f"{path}: there are columns, but no rows.")
+        budget.need(COPIES * 8 * n_rows * len(taken), f"{path}: the table, {n_rows} rows,")
+        table = source.read(columns=taken)
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+    features = [names[i] for i in chosen.features]
+    x = np.column_stack([_parquet_numbers(table.column(name), f"{path}, column {name!r}") for name in features])
+    labels, units = (
+        None if i is None else _parquet_names(table.column(names[i]), f"{path}, column {names[i]!r}")
+        for i in (chosen.label, chosen.unit)
+    )
+    return Table(features, x, labels, units)
+
+
+def _parquet_numbers(column: Any, what: str) -> np.ndarray:
+    import pyarrow as pa
+
+    kind = column.type
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+    if not any(test(kind) for test in tests):
+        raise DataError(f"{what} holds {kind}, no numbers. Choose other `columns`, or make it the `label` or `unit`.")
+    whole = column.cast(pa.int8()) if pa.types.is_boolean(kind) else column
+    try:
+        return whole.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{what}: a whole number beyond 2**53, which would lose digits: {error}") from error
+
+
+def _parquet_names(column: Any, what: str) -> np.ndarray:
+    if column.null_count:
+        raise DataError(f"{what}: {column.null_count} units have no label or unit.")
+    values = column.to_pylist()
+    if any(isinstance(value, list | dict | bytes) for value in values):
+        raise DataError(f"{what} holds {column.type}; labels and units are text or numbers.")
+    return np.array(values)
+
+
+def _from_matrix(matrix: np.ndarray, names: list[str], wanted: Wanted, what: str) -> Table:
+    chosen = choose(names, wanted, what)
+    labels, units = (None if i is None else _whole(np.ascontiguousarray(matrix[:, i])) for i in (chosen.label, chosen.unit))
+    taken = matrix if chosen.features == list(range(len(names))) else matrix[:, chosen.features]
+    return Table([names[i] for i in chosen.features], taken, labels, units)
+
+
+def _whole(values: np.ndarray) -> np.ndarray:
+    """Labels kept in a matrix of floats are whole numbers as a rule."""
+    if values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.round(values)).all():
+        return values.astype(np.int64)
+    return values
+
+
+class _Members:
+    """The arrays of an NPZ archive: headers first, contents on demand."""
+
+    def __init__(self, archive: zipfile.ZipFile, path: Path, budget: Budget) -> None:
+        self._archive, self._path = archive, path
+        infos = archive.infolist()
+        if not infos:
+            raise DataError(f"{path}: the archive is empty.")
+        for info in infos:
+            self._check_name(info.filename)
+        twice = repeated(info.filename for info in infos)
+        if twice is not None:
+            raise DataError(f"{path}: the archive has several members {twice!r}.")
+        budget.unpack(sum(i.compress_size for i in infos), sum(i.file_size for i in infos), str(path))
+        self._infos = {info.filename.removesuffix(".npy"): info for info in infos}
+        self.headers = {name: self._member_header(name, budget) for name in self._infos}
+
+    def _check_name(self, name: str) -> None:
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0] or "\\" in name:
+            raise DataError(f"{self._path}: the archive's member {name!r} points outside of it; not read.")
+        if not name.endswith(".npy"):
+            raise DataError(f"{self._path}: the archive's member {name!r} is no array (.npy).")
+
+    def _member_header(self, name: str, budget: Budget) -> tuple[tuple[int, ...], np.dtype]:
+        info = self._infos[name]
+        with self._open(name) as stream:
+            return _header(stream, info.file_size, f"{self._path}, member {name!r}", budget)
+
+    def _open(self, name: str) -> IO[bytes]:
+        try:
+            return self._archive.open(self._infos[name])
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError) as error:
+            raise DataError(f"{self._path}, member {name!r}: cannot be read: {error}") from error
+
+    def read(self, name: str) -> np.ndarray:
+        with self._open(name) as stream:
+            return _array(stream, f"{self._path}, member {name!r}")
+
+    def matrix(self, name: str, wanted: Wanted) -> Table:
+        shape, dtype = self.headers[name]
+        if len(shape) != 2 or dtype.kind not in "biufc":
+            what = f"{self._path}, member {name!r}"
+            raise DataError(f"{what}: expected numbers of shape (n_units, n_features); got {dtype} of {shape}.")
+        names = [str(i) for i in range(shape[1])]
+        if FEATURES in self.headers:
+            names = [str(feature) for feature in self.read(FEATURES)]
+            if len(names) != shape[1] or len(set(names)) != len(names):
+                raise DataError(f"{self._path}: {FEATURES!r} must hold {shape[1]} different names; got {len(names)}.")
+        apart = {
+            option: str(value) for option, value in (("label", wanted.label), ("unit", wanted.unit)) if str(value) in self.headers
+        }
+        rest = Wanted(wanted.columns, None if "label" in apart else wanted.label, None if "unit" in apart else wanted.unit)
+        table = _from_matrix(self.read(name), names, rest, str(self._path))
+        labels = self.read(apart["label"]) if "label" in apart else table.labels
+        units = self.read(apart["unit"]) if "unit" in apart else table.units
+        return Table(table.features, table.x, labels, units)
+
+    def vectors(self, wanted: Wanted) -> Table:
+        names = [name for name, (shape, _) in self.headers.items() if len(shape) == 1]
+        if not names:
+            raise DataError(f"{self._path}: expected a matrix {MATRIX!r} or vectors; got {sorted(self.headers)}.")
+        chosen = choose(names, wanted, str(self._path))
+        features = [names[i] for i in chosen.features]
+        taken = [names[i] for i in (*chosen.features, chosen.label, chosen.unit) if i is not None]
+        lengths = {name: self.headers[name][0][0] for name in taken}
+        odd = next((name for name in taken if lengths[name] != lengths[taken[0]]), None)
+        if odd is not None:
+            raise DataError(
+                f"{self._path}: {odd!r} has {lengths[odd]} entries, {taken[0]!r} has {lengths[taken[0]]}; "
+                "columns must be of one length."
+            )
+        for name in features:
+            if self.headers[name][1].kind not in "biuf":
+                raise DataError(f"{self._path}, member {name!r} has dtype {self.headers[name][1]}; expected numbers.")
+        x = np.column_stack([self.read(name) for name in features])
+        labels, units = (None if i is None else self.read(names[i]) for i in (chosen.label, chosen.unit))
+        return Table(features, x, labels, units)
+
+
+def _header(stream: IO[bytes], n_bytes: int, what: str, budget: Budget) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of an array that `stream` really holds and that memory can."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        if reader is None:
+            raise DataError(f"{what}: NPY format {version} (structured arrays) is not read; save a plain matrix.")
+        shape, _, dtype = reader(stream)
+    except DataError:
+        raise
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{what}: not a readable NPY array: {' '.join(str(error).split())[:200]}") from error
+    if not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise DataError(f"{what}: declares the impossible shape {shape}.")
+    if dtype.names is not None:
+        raise DataError(f"{what}: a structured array; save a plain matrix, or one array a column in an NPZ file.")
+    if not dtype.hasobject:
+        claimed, held = math.prod(shape) * dtype.itemsize, n_bytes - stream.tell()
+        if claimed > held:
+            raise DataError(f"{what}: declares shape {shape}, {size(claimed)}, but holds {size(max(held, 0))}.")
+        budget.need(COPIES * claimed, what)
+    return shape, dtype
+
+
+def _array(stream: IO[bytes], what: str) -> np.ndarray:
+    try:
+        return np.lib.format.read_array(stream, allow_pickle=False)
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        pickled = "Object arrays" in str(error)
+        why = "it holds Python objects (pickle), which are never read" if pickled else f"cannot be read: {error}"
+        raise DataError(f"{what}: {why}.") from error

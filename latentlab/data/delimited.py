@@ -1,0 +1,231 @@
+"""Tables in text (CSV, TSV): read as a stream in blocks, every cell strictly, every fault with its line.
+
+A reader that guesses is worse than none: pandas renames duplicated columns, shifts the columns when rows are longer
+than the header, fills short rows and takes the category `None` for a missing value, all in silence.
+"""
+
+import csv
+import itertools
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentlab.data import text
+from latentlab.data.columns import Chosen, Table, Wanted, choose
+from latentlab.data.convert import EXACT, repeated
+from latentlab.data.memory import COPIES, Budget
+from latentlab.errors import DataError
+
+DELIMITERS = (",", ";", "\t", "|")
+BLOCK = 2**17
+"""Cells read before they are turned into numbers."""
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+WHOLE = re.compile(r"[+-]?\d+")
+HINTS = (
+    (re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?"), "thousands separators (or a decimal comma): write plain 1234.5"),
+    (re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?"), "a decimal comma: write a decimal point"),
+    (re.compile(r"[+-]?\d{1,3}(\.\d{3})+,\d*"), "thousands separators and a decimal comma: write plain 1234.5"),
+    (re.compile(r"[+-]?\d{1,3}([ '\u00a0\u202f\u2019]\d{3})+([.,]\d+)?"), "thousands separators: write plain 1234.5"),
+    (re.compile(r"[+-]?(inf|infinity)", re.IGNORECASE), "infinite: finite numbers are needed"),
+    (re.compile(r"true|false|yes|no", re.IGNORECASE), "a truth value: write 0 and 1"),
+)
+
+
+def read(
+    path: Path,
+    wanted: Wanted,
+    *,
+    missing_values: Iterable[str],
+    delimiter: str | None,
+    encoding: str,
+    budget: Budget,
+) -> Table:
+    """The wanted columns of a text table; features as numbers, label and unit as text.
+
+    Raises:
+        DataError: The file is not a table of that form; names line and column.
+    """
+    lines = text.lines(path, encoding, budget)
+    opening = list(itertools.islice(lines, 2))
+    if not "".join(opening).strip():
+        raise DataError(f"{path}: the file is empty; expected a header and rows.")
+    sign = _delimiter(path, opening) if delimiter is None else _valid_delimiter(delimiter)
+    reader = csv.reader(itertools.chain(opening, lines), delimiter=sign, strict=True)
+    rows = _rows(path, reader)
+    names = _header(path, next(rows)[1], sign)
+    chosen = choose(names, wanted, str(path))
+    _need(path, len(opening[0]), len(names), chosen, budget)
+    parser = _Parser(path, names, chosen, frozenset({"", *missing_values}), budget)
+    n_rows = max(1, BLOCK // len(names))
+    while block := list(itertools.islice(rows, n_rows)):
+        parser.add(block)
+    return parser.table()
+
+
+class _Parser:
+    """Turns blocks of rows into numbers and text, checking them against the budget as they grow."""
+
+    def __init__(self, path: Path, names: list[str], chosen: Chosen, missing: frozenset[str], budget: Budget) -> None:
+        self.path, self.names, self.chosen, self.missing, self.budget = path, names, chosen, missing, budget
+        self.pick = _picker(chosen.features, len(names))
+        self.blocks: list[np.ndarray] = []
+        self.labels: list[str] = []
+        self.units: list[str] = []
+        self.n_cells = 0
+
+    def add(self, block: list[tuple[int, list[str]]]) -> None:
+        cells = list(itertools.chain.from_iterable(self.pick(row) for _, row in block))
+        values = self._quick(cells)
+        if values is None:
+            values = self._careful(cells, [line for line, _ in block])
+        self.blocks.append(values.reshape(len(block), -1))
+        for position, texts in ((self.chosen.label, self.labels), (self.chosen.unit, self.units)):
+            if position is not None:
+                texts.extend(self._text(line, row, position) for line, row in block)
+        self.n_cells += len(cells) + len(block)
+        self.budget.need(COPIES * 8 * self.n_cells, f"{self.path}: the table")
+
+    def table(self) -> Table:
+        if not self.blocks:
+            raise DataError(f"{self.path}: there is a header, but no rows follow it.")
+        x = np.concatenate(self.blocks)
+        self.blocks.clear()
+        labels, units = (np.array(texts) if texts else None for texts in (self.labels, self.units))
+        return Table([self.names[i] for i in self.chosen.features], x, labels, units)
+
+    def _quick(self, cells: list[str]) -> np.ndarray | None:
+        """All cells at once, or None where one of them needs a closer look."""
+        missing, nan = self.missing, np.nan
+        if "_" in "".join(cells):  # float() takes 1_000 for a number
+            return None
+        try:
+            values = np.array([nan if cell in missing else float(cell) for cell in cells])
+        except ValueError:
+            return None
+        n_missing = sum(cell in missing for cell in cells) if np.isnan(values).any() else 0
+        if np.isnan(values).sum() != n_missing or (np.abs(values) > EXACT).any():
+            return None
+        return values
+
+    def _careful(self, cells: list[str], lines: list[int]) -> np.ndarray:
+        values, width = np.empty(len(cells)), len(self.chosen.features)
+        for i, cell in enumerate(cells):
+            word = cell.strip()
+            if word in self.missing:
+                values[i] = np.nan
+                continue
+            values[i] = float(word) if NUMBER.fullmatch(word) else np.nan
+            lost = WHOLE.fullmatch(word) is not None and abs(values[i]) > EXACT
+            if lost or not np.isfinite(values[i]):
+                column = self.names[self.chosen.features[i % width]]
+                why = "a whole number beyond 2**53, which would lose digits" if lost else _hint(word)
+                raise DataError(
+                    f"{self.path}, line {lines[i // width]}, column {column!r}: {word[:40]!r} is {why}. "
+                    "Choose other `columns`, or make it the `label` or `unit`."
+                )
+        return values
+
+    def _text(self, line: int, row: list[str], position: int) -> str:
+        word = row[position].strip()
+        if not word:
+            raise DataError(f"{self.path}, line {line}, column {self.names[position]!r}: no label or unit is given.")
+        return word
+
+
+def _hint(word: str) -> str:
+    if NUMBER.fullmatch(word):
+        return "beyond the range of float64"
+    for pattern, what in HINTS:
+        if pattern.fullmatch(word):
+            return f"no number: it looks like {what}" if "infinite" not in what else what
+    return "no number, and not among `missing_values`" if word else "blank"
+
+
+def _picker(features: list[int], n_columns: int) -> Callable[[list[str]], Sequence[str]]:
+    if features == list(range(n_columns)):
+        return lambda row: row
+    if len(features) == 1:
+        return lambda row: (row[features[0]],)
+    return operator.itemgetter(*features)
+
+
+def _need(path: Path, n_header: int, n_columns: int, chosen: Chosen, budget: Budget) -> None:
+    """Refuse a file whose rows, as long as its first ones, would fill the budget."""
+    n_bytes = path.stat().st_size
+    with path.open("rb") as stream:
+        sample = stream.read(2**16)
+    if path.suffix.lower() == ".gz" or len(sample) == n_bytes:
+        return
+    rows = sample[n_header:]
+    # A row longer than the sample leaves no line end in it; its cells then take two bytes each at least.
+    per_row = len(rows) / rows.count(b"\n") if rows.count(b"\n") else 2 * n_columns
+    n_rows = n_bytes / max(per_row, 1)
+    n_cells = n_rows * (len(chosen.features) + (chosen.label is not None) + (chosen.unit is not None))
+    budget.need(int(COPIES * 8 * n_cells), f"{path}: the table, about {n_rows:.2g} rows,")
+
+
+def _rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """Line and cells of each row; blank lines at the end are no rows."""
+    width, start, blank = 0, 1, 0
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{path}, line {start}: {error}; is a quote not closed, or a field enormous?") from error
+        line, start = start, reader.line_num + 1
+        if not row:
+            blank = blank or line
+            continue
+        if blank:
+            raise DataError(f"{path}: line {blank} is blank, but rows follow it; a missing entry is written NA.")
+        if width and len(row) != width:
+            raise DataError(f"{path}, line {line}: {_fields(len(row))} where the header has {width}.")
+        width = len(row)
+        yield line, row
+
+
+def _fields(n_fields: int) -> str:
+    return f"{n_fields} field{'s' * (n_fields != 1)}"
+
+
+def _header(path: Path, row: list[str], delimiter: str) -> list[str]:
+    names = [name.strip() for name in row]
+    for i, name in enumerate(names):
+        if not name:
+            raise DataError(f"{path}, line 1: column {i + 1} of {len(names)} has no name (delimiter {delimiter!r}).")
+    numbers = [NUMBER.fullmatch(name) is not None for name in names]
+    counted = [str(i) for i in range(len(names))], [str(i + 1) for i in range(len(names))]
+    if all(numbers) and names not in counted:
+        raise DataError(f"{path}, line 1: {', '.join(names[:4])} look like data, not like column names: no header?")
+    twice = repeated(names)
+    if twice is not None:
+        where = [i + 1 for i, name in enumerate(names) if name == twice]
+        raise DataError(f"{path}, line 1: {len(where)} columns are called {twice!r}: columns {where[0]} and {where[1]}.")
+    return names
+
+
+def _valid_delimiter(delimiter: str) -> str:
+    sign = {"tab": "\t", "\\t": "\t"}.get(delimiter, delimiter)
+    if not isinstance(sign, str) or len(sign) != 1 or sign in '"\r\n':
+        raise DataError(f"`delimiter` must be one character (or 'tab'), and no quote; got {delimiter!r}.")
+    return sign
+
+
+def _delimiter(path: Path, opening: list[str]) -> str:
+    """The delimiter that the header has, in the same number as the first row where several come into question."""
+    if path.name.lower().removesuffix(".gz").endswith((".tsv", ".tab")):
+        return "\t"
+    header, *rows = (re.sub(r'"[^"]*"?', "", line) for line in opening)
+    found = [sign for sign in DELIMITERS if sign in header]
+    if len(found) > 1:
+        found = [sign for sign in found if rows and rows[0].count(sign) == header.count(sign)]
+        if len(found) != 1:
+            raise DataError(f"{path}: the delimiter is not clear from the first lines; name it by `delimiter`.")
+    return found[0] if found else ","

@@ -1,0 +1,93 @@
+"""How much memory reading a file may take, decided before it is read."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentlab.errors import DataError
+
+SHARE = 0.5
+"""Of the memory that is free, the rest being left to inference."""
+
+COPIES = 3
+"""A table is in memory so many times while it is read: as blocks, joined, and checked."""
+
+RATIO = 500
+"""Deflate packs at most 1032 to 1; no table that was met comes near half of it, a decompression bomb does."""
+
+SMALL = 2**26
+"""Below 64 MB the ratio says nothing."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """So many bytes may be taken; `given` if the user said so."""
+
+    n_bytes: int
+    given: bool
+
+    @classmethod
+    def of(cls, max_bytes: int | None) -> "Budget":
+        """The user's number, or half of the memory that is free now."""
+        if max_bytes is None:
+            return cls(int(SHARE * _available()), given=False)
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
+            raise DataError(f"`max_bytes` must be a whole number from 1; got {max_bytes!r}.")
+        return cls(max_bytes, given=True)
+
+    def need(self, n_bytes: int, what: str) -> None:
+        """Refuse what needs more than the budget."""
+        if n_bytes > self.n_bytes:
+            whence = "`max_bytes`" if self.given else "half of the free memory"
+            raise DataError(
+                f"{what} needs about {size(n_bytes)} of memory; {whence} is {size(self.n_bytes)}. "
+                "Take fewer `columns`, or raise `max_bytes`."
+            )
+
+    def unpack(self, n_packed: int, n_bytes: int, what: str) -> None:
+        """Refuse what unpacks to more than the budget, or to many times its size."""
+        self.need(n_bytes, f"{what}, unpacked,")
+        if not self.given and n_bytes > SMALL and n_bytes > RATIO * max(n_packed, 1):
+            raise DataError(
+                f"{what} unpacks {size(n_packed)} to {size(n_bytes)} or more, as a decompression bomb does; "
+                "if it is meant, say how large it may be by `max_bytes`."
+            )
+
+
+def size(n_bytes: int) -> str:
+    """A number of bytes for people.
+
+    Example:
+        >>> size(8 * 10**12), size(128)
+        ('8.0 TB', '128 B')
+    """
+    value, unit = float(n_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB", "EB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{n_bytes} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _available() -> int:
+    """Bytes that this process can still take: the machine's, the container's and its own limit."""
+    return max(0, min(_limits(), default=2**33))
+
+
+def _limits() -> Iterator[int]:
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        yield 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        yield int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            yield limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

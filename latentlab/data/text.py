@@ -1,0 +1,89 @@
+"""The lines of a text file, plain or compressed, decoded strictly."""
+
+import codecs
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from latentlab.data.memory import Budget
+from latentlab.errors import DataError
+
+
+class _Unpacked(io.BufferedIOBase):
+    """The text of a compressed file, which ends in an error where it grows beyond the budget."""
+
+    def __init__(self, path: Path, budget: Budget) -> None:
+        self._path, self._budget = path, budget
+        self._raw = path.open("rb")
+        self._source = gzip.GzipFile(fileobj=self._raw)
+        self._n_bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read1(self, size: int = -1, /) -> bytes:
+        try:
+            chunk = self._source.read1(size)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{self._path}: the compressed file is damaged: {error}") from error
+        self._n_bytes += len(chunk)
+        self._budget.unpack(self._raw.tell(), self._n_bytes, str(self._path))
+        return chunk
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return self.read1(-1 if size is None else size)
+
+    def close(self) -> None:
+        self._source.close()
+        self._raw.close()
+        super().close()
+
+
+def _open(path: Path, budget: Budget) -> Any:
+    return _Unpacked(path, budget) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def lines(path: Path, encoding: str, budget: Budget) -> Iterator[str]:
+    """The lines of a text file, plain or compressed, decoded strictly.
+
+    Raises:
+        DataError: A byte that is no text in that encoding, by its offset; NUL; damage; more than the budget.
+    """
+    try:
+        codec = codecs.lookup(encoding).name
+        with (
+            _open(path, budget) as stream,
+            io.TextIOWrapper(stream, encoding="utf-8-sig" if codec == "utf-8" else codec, newline="") as decoded,
+        ):
+            for number, line in enumerate(decoded, 1):
+                if "\0" in line:
+                    raise DataError(f"{path}, line {number}: a NUL byte; a text table has none (is it UTF-16?).")
+                yield line
+    except LookupError as error:
+        raise DataError(f"{path}: unknown text encoding {encoding!r}.") from error
+    except UnicodeError as error:
+        raise DataError(f"{path}: {_undecodable(path, encoding, budget)}") from error
+
+
+def _undecodable(path: Path, encoding: str, budget: Budget) -> str:
+    """Where the first byte is that the encoding does not know, found by a second pass."""
+    decoder, offset = codecs.getincrementaldecoder(encoding)(), 0
+    with _open(path, budget) as stream:
+        while True:
+            chunk = stream.read1(2**16)
+            pending = decoder.getstate()[0]
+            try:
+                decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                at = offset - len(pending) + error.start
+                value = (pending + chunk)[error.start]
+                guess = "utf-16" if at == 0 and chunk[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin-1"
+                return f"byte {at} (0x{value:02x}) is not {encoding}; name the file's `encoding`, perhaps {guess}."
+            except UnicodeError as error:
+                return f"not {encoding}: {error}; name the file's `encoding`."
+            if not chunk:
+                return f"not {encoding}; name the file's `encoding`."
+            offset += len(chunk)
