@@ -1,0 +1,326 @@
+r"""A variational log density averaged over a symmetry group.
+
+A guide q sits near one of the orientations that the posterior cannot tell apart, so log p - log q varies along the group
+however good the guide is elsewhere. What can be compared with the posterior is the average over the compact group G,
+
+    log qbar(v) = log integral q(g v) dHaar(g),
+
+a density that G leaves as it is, and whose invariants are distributed as q's. The integrand is sharply peaked, so plain
+draws from Haar measure do not do. Finite groups are summed. For O(q) each draw is first turned to the guide's centre, once
+with determinant +1 and once with -1, and the two components are integrated from there:
+
+* q = 1: the two signs.
+* q = 2: log q(angle) is smooth however narrow q is (a trigonometric polynomial of degree 2 for a Gaussian guide). It is
+  interpolated from 16 angles or more, until its Fourier coefficients have died out, and the exponential of the
+  interpolant is summed on a grid finer than its peak.
+* q >= 3: importance sampling in R exp(A), A antisymmetric, with a Student t whose centre and scale come from one Newton
+  step and the Hessian of log q. In these coordinates Haar measure has the density J(A) / V, with, for A's angles t_a,
+
+      J = prod_{a<b} s(t_a - t_b) s(t_a + t_b)  [ prod_a s(t_a) if q is odd ],   s(t) = (2 sin(t / 2) / t)^2,
+
+  on the A all of whose angles are below pi, and V the product of the areas of the spheres S^1, ..., S^(q-1).
+
+References:
+    Helgason (1978), Differential Geometry, Lie Groups, and Symmetric Spaces, II.1.7 (J). Yao, Vehtari, Simpson and Gelman
+    (2018), Yes, but did it work?, ICML, arXiv:1802.02538 (the k-hat that this density is for).
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from latentlab.errors import InferenceError, ModelError
+from latentlab.symmetry import action, consensus
+from latentlab.symmetry.group import Dims, Group, Values
+from latentlab.symmetry.groups import Identity, Orthogonal, Permutation, SignedPermutation
+
+LogDensity = Callable[[dict[str, np.ndarray]], np.ndarray]
+"""Sites with one leading axis `(n, ...)` to log densities `(n,)`."""
+Evaluate = Callable[[np.ndarray, slice | np.ndarray], np.ndarray]
+"""Elements `(b, n, q, q)` and the draws `(b,)` that they act on, to log densities `(b, n)`."""
+
+ENUMERATED = 720
+"""Largest finite group that is summed whole; of larger ones the elements near the aligning one."""
+NUMBERS = 2**22
+"""Numbers handed to the density at once (32 MB)."""
+ANGLES = (16, 32, 64, 128, 256, 512, 1024)
+DEGREES_OF_FREEDOM = 8.0
+"""Of the proposal: heavier tails than the density along the group, which decays like a Gaussian."""
+STEP = 1e-3
+"""Of the central differences, in radians: log q bends on the scale of a radian however narrow q is."""
+LEAST_CURVATURE = 0.4
+"""The proposal is nowhere wider than 1.6 radians, beyond which most of it would miss the coordinates' domain."""
+FLAT = 1e-3
+"""Curvature below which log q counts as constant."""
+
+
+def log_average(
+    group: Group,
+    log_q: LogDensity,
+    values: Values,
+    dims: Dims,
+    *,
+    on: str,
+    center: Values,
+    rng: np.random.Generator,
+    n: int = 512,
+) -> np.ndarray:
+    r"""log of the average of q over the group's Haar measure, at each draw.
+
+    Never above the largest log q on the orbit; equal to log q where q is invariant itself.
+
+    Args:
+        group: A compact group: `Identity`, `Permutation`, `SignedPermutation` or `Orthogonal`.
+        log_q: The log density, for sites with one leading axis.
+        values: Draws, `(m, *site's own)`.
+        dims: The own dims of each site.
+        on: The site by which draws are turned to the centre.
+        center: Where q sits: the sites by name, without leading axes; only `on` is read.
+        rng: For the importance samples, which all draws share (q >= 3).
+        n: Importance samples per draw and component (q >= 3), rounded up to a power of two.
+
+    Returns:
+        `(m,)`.
+
+    Raises:
+        ModelError: The group has no finite Haar measure (`Euclidean`, `GeneralLinear`), or `on` lacks its dim.
+        InferenceError: `log_q` is NaN or +inf somewhere on the orbit.
+
+    Example:
+        >>> density = lambda v: -((v["z"] - 3.0) ** 2).sum(axis=1) / 2  # one mode, at +3
+        >>> draws, dims = {"z": np.array([[3.0], [-3.0]])}, {"z": ("latent",)}
+        >>> args = {"on": "z", "center": {"z": np.array([3.0])}, "rng": np.random.default_rng(0)}
+        >>> log_average(Orthogonal(), density, draws, dims, **args).round(4)  # log 1/2 at both
+        array([-0.6931, -0.6931])
+    """
+    sites = {site: np.asarray(value, dtype=np.float64) for site, value in values.items()}
+    evaluate = _evaluator(group, log_q, sites, dims)
+    if isinstance(group, Identity):
+        return _checked(log_q(sites), next(iter(sites.values())).shape[0])
+    if not isinstance(group, Permutation | SignedPermutation | Orthogonal):
+        raise ModelError(f"log q cannot be averaged over {type(group).__name__}: it has no finite invariant measure.")
+    x = action.finite_rows(on, sites, dims, group.dim)
+    target = action.finite_rows(on, {on: np.asarray(center[on])}, {on: dims[on]}, group.dim)
+    cross = x.swapaxes(-1, -2) @ target
+    if isinstance(group, Orthogonal) and cross.shape[-1] > 1:
+        integrate = _circle if cross.shape[-1] == 2 else _lie_algebra(cross.shape[-1], rng, n)
+        parts = [integrate(evaluate, polar_with_determinant(cross, sign)) for sign in (1.0, -1.0)]
+        return np.logaddexp(*parts) - math.log(2.0)
+    return _finite(group, evaluate, cross)
+
+
+def _evaluator(group: Group, log_q: LogDensity, sites: dict[str, np.ndarray], dims: Dims) -> Evaluate:
+    """`log_q` at elements acting on draws, in blocks of at most `NUMBERS` numbers."""
+    own = {site: value.shape[1:] for site, value in sites.items()}
+    per_draw = sum(math.prod(shape) for shape in own.values())
+
+    def block(elements: np.ndarray, draws: dict[str, np.ndarray]) -> np.ndarray:
+        lead = elements.shape[:2]
+        turned = group.act(elements, {site: value[:, None] for site, value in draws.items()}, dims)
+        flat = {s: np.broadcast_to(v, (*lead, *own[s])).reshape(-1, *own[s]) for s, v in turned.items()}
+        return _checked(log_q(flat), lead[0] * lead[1]).reshape(lead)
+
+    def evaluate(elements: np.ndarray, draws: slice | np.ndarray) -> np.ndarray:
+        chosen = {site: value[draws] for site, value in sites.items()}
+        b, n = elements.shape[:2]
+        few = max(1, NUMBERS // max(1, per_draw))
+        across, step = min(n, few), max(1, few // n)
+        out = np.empty((b, n))
+        for i in range(0, b, step):
+            part = {site: value[i : i + step] for site, value in chosen.items()}
+            for j in range(0, n, across):
+                out[i : i + step, j : j + across] = block(elements[i : i + step, j : j + across], part)
+        return out
+
+    return evaluate
+
+
+def _checked(log_density: np.ndarray, size: int) -> np.ndarray:
+    found = np.asarray(log_density, dtype=np.float64)
+    if found.shape != (size,):
+        raise ModelError(f"log_q must return shape ({size},); got {found.shape}.")
+    if np.isnan(found).any() or (found == np.inf).any():
+        raise InferenceError("log q is NaN or +inf on the orbit of a draw; it cannot be averaged over the group.")
+    return found
+
+
+def _finite(group: Permutation | SignedPermutation | Orthogonal, evaluate: Evaluate, cross: np.ndarray) -> np.ndarray:
+    """The average over all elements, or the sum over those near the aligning one divided by the group's order."""
+    m, q = cross.shape[:2]
+    signed = not isinstance(group, Permutation)
+    order = math.factorial(q) * (2**q if signed else 1)
+    if order <= ENUMERATED:
+        elements = (SignedPermutation() if signed else Permutation()).elements(q)
+        found = evaluate(np.broadcast_to(elements, (m, *elements.shape)), slice(None))
+    else:
+        nearest = (consensus.signed_assignment if signed else consensus.assignment)(cross)
+        found = evaluate(nearest[:, None] @ _words(q, signed=signed), slice(None))
+    return _log_sum(found) - math.log(order)
+
+
+def _words(q: int, *, signed: bool) -> np.ndarray:
+    """The distinct products of up to two exchanges of axes (and changes of sign) `(n, q, q)`."""
+    swaps = [np.eye(q)[[j if k == i else i if k == j else k for k in range(q)]] for j in range(q) for i in range(j)]
+    flips = [np.diag(np.where(np.arange(q) == k, -1.0, 1.0)) for k in range(q)] if signed else []
+    letters = np.stack([np.eye(q), *swaps, *flips])
+    return np.unique((letters[:, None] @ letters).reshape(-1, q * q), axis=0).reshape(-1, q, q)
+
+
+def _log_sum(x: np.ndarray) -> np.ndarray:
+    top = x.max(axis=-1)
+    shift = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore"):
+        return np.log(np.exp(x - shift[..., None]).sum(axis=-1)) + shift
+
+
+def polar_with_determinant(cross: np.ndarray, sign: float) -> np.ndarray:
+    """The orthogonal R `(..., q, q)` with determinant `sign` that maximises tr(R' C)."""
+    u, _, vt = np.linalg.svd(cross)
+    flip = np.where(np.linalg.det(u @ vt) * sign < 0, -1.0, 1.0)
+    u[..., :, -1] *= flip[..., None]
+    return u @ vt
+
+
+def _circle(evaluate: Evaluate, start: np.ndarray) -> np.ndarray:
+    """log of the mean of q over R exp(A), q = 2, for starts R `(m, 2, 2)`."""
+    m = len(start)
+    result, left = np.empty(m), np.arange(m)
+    for n in ANGLES:
+        angle = 2 * math.pi * np.arange(n) / n
+        turns = np.stack([np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)], axis=-1).reshape(n, 2, 2)
+        found = evaluate(start[left, None] @ turns, left)
+        if n == ANGLES[-1]:
+            result[left] = _log_sum(found) - math.log(n)
+            break
+        finite = np.isfinite(found).all(axis=1)
+        coefficients = np.fft.rfft(np.where(finite[:, None], found, 0.0), axis=1) / n
+        size = np.abs(coefficients)
+        done = finite & (size[:, n // 4 :].sum(axis=1) <= 1e-8 + 1e-12 * size.max(axis=1))
+        result[left[done]] = _log_mean_exp_of_series(coefficients[done, : n // 4])
+        left = left[~done]
+        if not left.size:
+            break
+    return result
+
+
+def _log_mean_exp_of_series(coefficients: np.ndarray) -> np.ndarray:
+    """log of the mean over the circle of exp(f), f a real Fourier series by its coefficients of e^(ikt), k >= 0."""
+    curvature = 2 * (np.abs(coefficients) * np.arange(coefficients.shape[1]) ** 2).sum(axis=1)
+    need = np.maximum(64, 2 ** np.ceil(np.log2(4 * math.pi * np.sqrt(curvature) + 1))).astype(int)
+    result = np.empty(len(coefficients))
+    for n in np.unique(need):
+        members = np.flatnonzero(need == n)
+        for part in np.array_split(members, max(1, len(members) * n // NUMBERS)):
+            result[part] = _log_sum(np.fft.irfft(coefficients[part] * n, n=n, axis=1)) - math.log(n)
+    return result
+
+
+def _lie_algebra(q: int, rng: np.random.Generator, n: int) -> Callable[[Evaluate, np.ndarray], np.ndarray]:
+    """log of the mean of q over R exp(A) by importance sampling, for starts R `(m, q, q)`."""
+    base, tail = _student_points(q * (q - 1) // 2, rng, n)
+
+    def integrate(evaluate: Evaluate, start: np.ndarray) -> np.ndarray:
+        step = max(1, NUMBERS // (8 * base.shape[0] * q * q))
+        parts = [slice(i, min(i + step, len(start))) for i in range(0, len(start), step)]
+        return np.concatenate([_importance(evaluate, start[part], part, base, tail) for part in parts])
+
+    return integrate
+
+
+def _student_points(k: int, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Standard Student t points `(n, k)` from a scrambled Sobol sequence, and their log densities."""
+    from scipy.special import gammaln, ndtri
+    from scipy.stats import chi2, qmc
+
+    nu = DEGREES_OF_FREEDOM
+    uniform = qmc.Sobol(k + 1, rng=rng).random_base2(max(1, math.ceil(math.log2(n))))
+    uniform = np.clip(uniform, 1e-12, 1 - 1e-12)
+    base = ndtri(uniform[:, :k]) / np.sqrt(chi2.ppf(uniform[:, k], nu) / nu)[:, None]
+    constant = gammaln((nu + k) / 2) - gammaln(nu / 2) - k / 2 * math.log(nu * math.pi)
+    return base, constant - (nu + k) / 2 * np.log1p((base**2).sum(axis=1) / nu)
+
+
+def _importance(
+    evaluate: Evaluate, start: np.ndarray, draws: slice, base: np.ndarray, log_base: np.ndarray
+) -> np.ndarray:
+    q = start.shape[-1]
+    start, scale, flat = _laplace(evaluate, start, draws)
+    coordinates = np.einsum("pk,mlk->mpl", base, scale)
+    angles, turns = _exponential(antisymmetric(coordinates, q))
+    log_weight = log_haar(angles, q) - log_base + np.log(np.abs(np.linalg.det(scale)))[:, None]
+    # A constant q must come out exactly, so where nothing bends the weights are normalised by their own mean.
+    log_mean_weight = np.where(flat, _log_sum(log_weight) - math.log(len(base)), 0.0)
+    return _log_sum(evaluate(start[:, None] @ turns, draws) + log_weight) - math.log(len(base)) - log_mean_weight
+
+
+def _laplace(evaluate: Evaluate, start: np.ndarray, draws: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centre `(m, q, q)` and scale `(m, k, k)` of the proposal by two Newton steps, and whether log q is flat there."""
+    q = start.shape[-1]
+    for _ in range(2):
+        gradient, hessian = _derivatives(evaluate, start, draws)
+        curvature, axes = np.linalg.eigh(-hessian)
+        kept = np.maximum(np.abs(curvature), LEAST_CURVATURE)
+        step = (axes @ ((gradient[:, None] @ axes)[:, 0] / kept)[..., None])[..., 0]
+        step *= np.minimum(1.0, 1.0 / np.maximum(np.linalg.norm(step, axis=1), 1e-300))[:, None]
+        tried = np.array([0.0, 0.25, 0.5, 1.0])[:, None] * step[:, None]
+        candidates = start[:, None] @ _exponential(antisymmetric(tried, q))[1]
+        start = candidates[np.arange(len(start)), evaluate(candidates, draws).argmax(axis=1)]
+    _, hessian = _derivatives(evaluate, start, draws)
+    curvature, axes = np.linalg.eigh(-hessian)
+    scale = axes / np.sqrt(np.maximum(np.abs(curvature), LEAST_CURVATURE))[:, None]
+    return start, scale, np.abs(curvature).max(axis=1) < FLAT
+
+
+def _derivatives(evaluate: Evaluate, start: np.ndarray, draws: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Gradient `(m, k)` and Hessian `(m, k, k)` of log q along R exp(A) at A = 0, by central differences."""
+    q = start.shape[-1]
+    k = q * (q - 1) // 2
+    i, j = np.triu_indices(k, 1)
+    single = STEP * np.eye(k)
+    points = np.concatenate([np.zeros((1, k)), single, -single, single[i] + single[j], -single[i] - single[j]])
+    turns = _exponential(antisymmetric(points, q))[1]
+    found = evaluate(start[:, None] @ turns, draws)
+    if not np.isfinite(found).all():
+        raise InferenceError(
+            "log q is -inf beside a draw; its average over rotations of 3 or more axes is not defined."
+        )
+    middle, plus, minus, both, neither = np.split(found, np.cumsum([1, k, k, len(i)]), axis=1)
+    second = plus + minus - 2 * middle
+    hessian = np.zeros((len(start), k, k))
+    hessian[:, i, j] = hessian[:, j, i] = (both + neither - 2 * middle - second[:, i] - second[:, j]) / 2
+    hessian[:, np.arange(k), np.arange(k)] = second
+    return (plus - minus) / (2 * STEP), hessian / STEP**2
+
+
+def antisymmetric(coordinates: np.ndarray, q: int) -> np.ndarray:
+    """Antisymmetric matrices `(..., q, q)` from their entries above the diagonal `(..., q (q - 1) / 2)`."""
+    a = np.zeros((*coordinates.shape[:-1], q, q))
+    a[..., *np.triu_indices(q, 1)] = coordinates
+    return a - a.swapaxes(-1, -2)
+
+
+def _exponential(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The angles `(..., q)` (each also with the other sign) of antisymmetric matrices, and their exponentials."""
+    angles, vectors = np.linalg.eigh(1j * a)
+    turns = (vectors * np.exp(-1j * angles)[..., None, :]) @ vectors.conj().swapaxes(-1, -2)
+    return angles, turns.real
+
+
+def log_haar(angles: np.ndarray, q: int) -> np.ndarray:
+    """log density of Haar measure on SO(q) at exp(A), in A's entries above the diagonal; -inf from an angle of pi on.
+
+    Args:
+        angles: The q eigenvalues `(..., q)` of iA in ascending order.
+        q: The size.
+    """
+    from scipy.special import gammaln
+
+    log_volume = sum(math.log(2) + d / 2 * math.log(math.pi) - gammaln(d / 2) for d in range(2, q + 1))
+    # The roots of so(q) are the sums and differences of angles; iA's eigenvalues come as +t and -t, so every pair of
+    # eigenvalues meets each root twice, and a pair +t, -t gives 2t, which is none.
+    first, second = np.triu_indices(q, 1)
+    keep = first + second != q - 1
+    difference = angles[..., first[keep]] - angles[..., second[keep]]
+    log_jacobian = np.log(np.sinc(difference / (2 * math.pi)) ** 2 + 1e-300).sum(axis=-1) / 2
+    return np.where(np.abs(angles).max(axis=-1) < math.pi, log_jacobian, -np.inf) - log_volume

@@ -1,0 +1,118 @@
+"""The No-U-Turn transition: exact on known targets, by k Monte Carlo errors at a stated false-alarm rate."""
+
+import numpy as np
+import pytest
+
+from latentlab.inference.trajectory import DualAveraging, State, Tuning, _leaf, chain, drive, windows
+from latentlab.posterior import ess_bulk, rhat
+
+Z_LIMIT = 4.9  # two-sided 1e-6 a comparison
+
+
+def gaussian(mean, covariance):
+    precision = np.linalg.inv(covariance)
+
+    def value_and_grad(points):
+        e = points - mean
+        return -0.5 * np.einsum("ci,ij,cj->c", e, precision, e), -e @ precision
+
+    return value_and_grad
+
+
+def skewed(points):
+    """log of an Exp(1) variable: density exp(u - exp(u)); asymmetric, so that a sign error shows."""
+    return (points - np.exp(points)).sum(-1), 1 - np.exp(points)
+
+
+def sample(value_and_grad, size, *, n_chains=4, n_warmup=300, n_draws=700, seed=0, **settings):
+    rngs = [np.random.default_rng([seed, c]) for c in range(n_chains)]
+    settings = {"target_accept": 0.8, "max_depth": 10, **settings}
+    chains = [chain(r.normal(size=size), n_warmup=n_warmup, n_draws=n_draws, rng=r, **settings) for r in rngs]
+    return drive(chains, value_and_grad)
+
+
+def assert_mean(x, truth, least_ess=200):
+    """|mean - truth| within Z_LIMIT standard errors, with enough effective draws to mean something."""
+    ess = float(ess_bulk(x))
+    assert ess > least_ess, f"only {ess:.0f} effective draws"
+    error = (x.mean() - truth) / (x.std(ddof=1) / np.sqrt(ess))
+    assert abs(error) < Z_LIMIT, f"mean {x.mean():.4f}, truth {truth:.4f}, {error:.1f} standard errors, ESS {ess:.0f}"
+
+
+def test_a_correlated_gaussian_has_its_means_and_covariance():
+    covariance = np.array([[1.0, 1.8, 0.0], [1.8, 4.0, 0.1], [0.0, 0.1, 0.01]])
+    mean = np.array([1.0, -2.0, 0.5])
+    u = np.stack([c.u for c in sample(gaussian(mean, covariance), 3)])
+    assert float(np.max(rhat(u))) < 1.02
+    for i in range(3):
+        assert_mean(u[..., i], mean[i])
+        for j in range(i, 3):
+            assert_mean((u[..., i] - mean[i]) * (u[..., j] - mean[j]), covariance[i, j])
+
+
+def test_an_asymmetric_target_has_its_exact_moments():
+    u = np.stack([c.u for c in sample(skewed, 2, n_draws=1500)])
+    assert_mean(u[..., 0], -np.euler_gamma)
+    assert_mean(np.exp(u[..., 1]), 1.0)
+    assert_mean(np.exp(2 * u[..., 0]), 2.0)
+
+
+def test_a_chain_does_not_depend_on_the_chains_beside_it():
+    alone = sample(skewed, 2, n_chains=1, n_warmup=50, n_draws=50)[0]
+    beside = sample(skewed, 2, n_chains=3, n_warmup=50, n_draws=50)[0]
+    np.testing.assert_array_equal(alone.u, beside.u)
+
+
+def test_the_first_draws_of_a_long_run_are_a_short_run():
+    short = sample(skewed, 2, n_warmup=60, n_draws=60)
+    long = sample(skewed, 2, n_warmup=60, n_draws=120)
+    for a, b in zip(short, long, strict=True):
+        np.testing.assert_array_equal(a.u, b.u[:60])
+
+
+def test_the_leapfrog_step_is_reversible():
+    value_and_grad = gaussian(np.zeros(2), np.diag([1.0, 4.0]))
+    tuning = Tuning(0.3, np.array([1.0, 2.0]))
+    u, p = np.array([0.3, -1.0]), np.array([0.5, 0.2])
+    value, gradient = value_and_grad(u[None])
+    there = step(State(u, p, gradient[0], float(value[0])), 1, tuning, value_and_grad)
+    back = step(there, -1, tuning, value_and_grad)
+    np.testing.assert_allclose(back.u, u, atol=1e-13)
+    np.testing.assert_allclose(back.p, p, atol=1e-13)
+
+
+def step(state, direction, tuning, value_and_grad):
+    leaf = _leaf(state, direction, 0.0, tuning)
+    value, gradient = value_and_grad(next(leaf)[None])
+    with pytest.raises(StopIteration) as stop:
+        leaf.send((float(value[0]), gradient[0]))
+    return stop.value.value.proposal
+
+
+def test_a_wall_of_minus_infinity_is_a_divergence_and_not_a_crash():
+    def walled(points):
+        value, gradient = gaussian(np.zeros(1), np.eye(1))(points)
+        outside = points[:, 0] < 0
+        return np.where(outside, -np.inf, value), np.where(outside[:, None], np.nan, gradient)
+
+    rng = np.random.default_rng(1)
+    only = drive([chain(np.array([1.0]), n_warmup=100, n_draws=200, target_accept=0.8, max_depth=6, rng=rng)], walled)[0]
+    assert (only.u > 0).all()
+    assert np.isfinite(only.stats["lp"]).all()
+    assert only.stats["diverging"].sum() > 0
+
+
+def test_the_acceptance_rate_approaches_its_target():
+    for target in (0.6, 0.9):
+        chains = sample(gaussian(np.zeros(5), np.eye(5)), 5, target_accept=target, n_warmup=600)
+        assert abs(np.mean([c.stats["acceptance_rate"].mean() for c in chains]) - target) < 0.1
+
+
+def test_the_metric_windows_double_and_fill_the_warm_up():
+    assert windows(1000) == [100, 150, 250, 450, 950]
+    assert windows(100) == [90]
+    assert windows(10) == []
+
+
+def test_dual_averaging_without_updates_keeps_the_step_size():
+    assert DualAveraging(0.8, 0.25).final == 0.25
