@@ -82,7 +82,7 @@ class Fit:
         """
         site = self.model.position.site
         if dataset is None:
-            return _with_latent_dim(self.data["latents"][site])
+            return _with_latent_dim(self.data["latents"].to_dataset()[site])
         if not self.model.integrates_positions():
             raise ModelError(f"{self.model.name!r} has no `latents`, so it cannot place units that were not in the fit.")
         new = self._like_training(dataset)

@@ -128,7 +128,7 @@ def _plugin_models(path: Path) -> dict[str, Any]:
         raise ConfigError(f"plugin {str(path)!r} cannot be imported: {type(error).__name__}: {error}") from error
     base = resolve("latentlab.models.base:LatentModel")
     found = {
-        value.name: value
+        value.name: value  # type: ignore[attr-defined]
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, base) and value.__module__ == name
     }

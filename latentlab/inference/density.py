@@ -195,20 +195,20 @@ class Density:
     def deterministics(self, values: Tensors) -> dict[str, torch.Tensor]:
         """The deterministic sites at `values`."""
         nodes = self._trace(values).nodes
-        return {name: nodes[name]["value"] for name in self.deterministic}
+        return {name: torch.as_tensor(nodes[name]["value"]) for name in self.deterministic}
 
     @_unchecked()
     def predict(self, values: Tensors) -> dict[str, torch.Tensor]:
         """New data given the sites' values, by running the program with its observations released."""
         program = poutine.uncondition(self.model.model)
         nodes = poutine.trace(poutine.condition(program, data=dict(values))).get_trace(**self.arrays).nodes
-        return {name: nodes[name]["value"] for name in self.observed}
+        return {name: torch.as_tensor(nodes[name]["value"]) for name in self.observed}
 
     @_unchecked()
     def prior(self) -> dict[str, torch.Tensor]:
         """A draw of the sites from the prior (torch's random state is used)."""
         nodes = poutine.trace(self.model.model).get_trace(**self.arrays).nodes
-        return {site.name: nodes[site.name]["value"] for site in self.sites}
+        return {site.name: torch.as_tensor(nodes[site.name]["value"]) for site in self.sites}
 
     def _trace(self, values: Tensors, arrays: Arrays | None = None) -> Any:
         program = poutine.condition(self.model.model, data=dict(values))
@@ -392,11 +392,11 @@ def _is_deterministic(site: Mapping[str, Any]) -> bool:
     return bool(site["infer"].get("_deterministic", False))
 
 
-def _is_observed(site: Mapping[str, Any]) -> bool:
+def _is_observed(site: Any) -> bool:
     return site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site) and not _is_deterministic(site)
 
 
-def _is_latent(site: Mapping[str, Any]) -> bool:
+def _is_latent(site: Any) -> bool:
     return site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
 
 

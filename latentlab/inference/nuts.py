@@ -71,10 +71,13 @@ class NUTS:
             for u, seed in zip(starts, seeds, strict=True)
         ]
         total = self.n_chains * (self.n_warmup + self.n_draws)
-        with tqdm(
-            total=total, desc=f"NUTS, {self.n_chains} chains", disable=None if problem.progress else True, leave=False
-        ) as bar:
-            chains = drive(coroutines, density.batch_value_and_grad, lambda _: bar.update())
+        disable = None if problem.progress else True
+        with tqdm(total=total, desc=f"NUTS, {self.n_chains} chains", disable=disable, leave=False) as bar:
+
+            def count(_: int) -> None:
+                bar.update()
+
+            chains = drive(coroutines, density.batch_value_and_grad, count)
         stats = {name: np.stack([c.stats[name] for c in chains]) for name in chains[0].stats}
         return {"u": np.stack([c.u for c in chains]), **stats}
 

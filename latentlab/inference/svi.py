@@ -183,7 +183,8 @@ class SVI:
             arrays = density.with_units(first) if first else density.arrays
             with poutine.trace(param_only=True) as capture_parameters:
                 guide(**arrays)
-            parameters = [site["value"].unconstrained() for site in capture_parameters.trace.nodes.values()]
+            found: Any = capture_parameters.trace.nodes
+            parameters = [site["value"].unconstrained() for site in found.values()]
             elbo = Trace_ELBO(num_particles=self.n_particles)
 
             def step(rest: Any) -> torch.Tensor:
@@ -291,7 +292,7 @@ def check_guide(problem: Problem) -> None:
         ModelError: Names the sites that the guide lacks or has too many.
     """
     with isolated(problem.seeds.child("check")), pyro.validation_enabled(False):
-        nodes = poutine.trace(problem.model.guide).get_trace(**problem.arrays).nodes  # type: ignore[attr-defined]
+        nodes: Any = poutine.trace(problem.model.guide).get_trace(**problem.arrays).nodes  # type: ignore[attr-defined]
     has = {n for n, s in nodes.items() if s["type"] == "sample" and not poutine.util.site_is_subsample(s)}
     has = {n for n in has if not nodes[n]["infer"].get("is_auxiliary")}
     needs = {s.name for s in problem.density.sites}
@@ -312,7 +313,7 @@ def _guide_draws(problem: Problem, guide: Callable[..., Any], n_draws: int) -> d
     rows, log_q, lp = [], [], []
     with torch.no_grad():
         for _ in range(n_draws):
-            nodes = poutine.trace(guide).get_trace(**density.arrays).nodes
+            nodes: Any = poutine.trace(guide).get_trace(**density.arrays).nodes
             values = {site.name: nodes[site.name]["value"] for site in density.sites}
             u = density.unconstrain(values)
             jacobian = density.log_jacobian(u)

@@ -12,7 +12,7 @@ doubling windows, shrunk towards 1e-3 by five pseudo-draws.
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -224,7 +224,7 @@ def chain(
     ends = windows(n_warmup)
     begin = 75 if n_warmup >= 150 else int(0.15 * n_warmup)
     window: list[np.ndarray] = []
-    rows: list[tuple[np.ndarray, float, bool, float, int, int, float, float]] = []
+    rows: list[tuple[Any, ...]] = []
     for iteration in range(n_warmup + n_draws):
         if iteration == n_warmup:
             tuning.step_size = averaging.final

@@ -12,7 +12,7 @@ import torch
 from latentlab.data.dataset import Dataset
 from latentlab.symmetry.group import Group
 
-Arrays = Mapping[str, torch.Tensor]
+Arrays = Mapping[str, Any]
 """The dataset's arrays by name as float64 tensors, and `mask` (bool, or None): what `model` takes as keywords."""
 
 
@@ -52,7 +52,7 @@ class LatentModel(ABC):
     methods: tuple[str, ...]
 
     @abstractmethod
-    def model(self, **arrays: Any) -> None:
+    def model(self, *args: Any, **arrays: Any) -> None:
         """The Pyro program: takes the dataset's arrays by name, and `mask` if it can do with missing entries."""
 
     def latents(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:

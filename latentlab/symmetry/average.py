@@ -193,7 +193,7 @@ def _circle(evaluate: Evaluate, start: np.ndarray) -> np.ndarray:
         if n == ANGLES[-1]:
             result[left] = _log_sum(found) - math.log(n)
             break
-        finite = np.isfinite(found).all(axis=1)
+        finite = np.asarray(np.isfinite(found).all(axis=1))
         coefficients = np.fft.rfft(np.where(finite[:, None], found, 0.0), axis=1) / n
         size = np.abs(coefficients)
         done = finite & (size[:, n // 4 :].sum(axis=1) <= 1e-8 + 1e-12 * size.max(axis=1))

@@ -1,0 +1,54 @@
+r"""Factor analysis."""
+
+from latentlab.models.linear_gaussian import LinearGaussian
+
+
+class FactorAnalysis(LinearGaussian):
+    r"""Factor analysis: positions on a plane through the feature space, and noise of its own size in each feature.
+
+    $$ W_{dk} \sim N(0, \text{W\_scale}), \quad \mu_d \sim N(0, \text{mu\_scale}), \quad
+       \psi_d \sim \text{HalfNormal}(\text{psi\_scale}) $$
+    $$ z_n \sim N(0, I_q), \quad x_{nd} \mid z_n \sim N(w_d' z_n + \mu_d, \psi_d^2) $$
+
+    W (feature, latent) are the loadings, mu (feature,) the mean, psi (feature,) the standard deviations of the noise, z
+    (unit, latent) the positions, or factor scores. Scales are standard deviations, in the units of the features. With z
+    integrated out, $x_n \sim N(\mu, W W' + \mathrm{diag}(\psi^2))$. Identified are W W' + diag(psi^2), mu and, where
+    (D - q)^2 > D + q, as a rule psi; W and z only up to one common rotation or reflection, O(q). A psi near 0 (a Heywood
+    case) makes one feature a factor; the posterior can have several modes.
+
+    Args:
+        n_latent: Latent dimensions q, fewer than features.
+        W_scale: Prior standard deviation of each loading; 0 fixes W at 0.
+        mu_scale: Prior standard deviation of each mean; 0 fixes mu at 0.
+        psi_scale: Scale of the half-normal prior of each noise.
+        marginalize: Integrate z out (the default), or keep it as a site of the program.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+
+    References:
+        Rubin & Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47:69.
+
+    Example:
+        >>> FactorAnalysis(n_latent=2).dims["psi"]
+        ('feature',)
+    """
+
+    name = "factor_analysis"
+    noise = "psi"
+    noise_dims = ("feature",)
+
+    def __init__(
+        self,
+        n_latent: int,
+        W_scale: float = 1.0,
+        mu_scale: float = 10.0,
+        psi_scale: float = 1.0,
+        marginalize: bool = True,  # noqa: FBT001, FBT002
+    ) -> None:
+        self.W_scale, self.mu_scale, self.psi_scale = W_scale, mu_scale, psi_scale
+        scales = {"W_scale": W_scale, "mu_scale": mu_scale, "psi_scale": psi_scale}
+        self._settings(n_latent, scales, marginalize=marginalize)
+
+    def _noise_scale(self) -> float:
+        return self.psi_scale

@@ -1,0 +1,205 @@
+r"""What PPCA and factor analysis share: $x_n = W z_n + \mu + \text{noise}$ with positions that are Gaussian given the rest.
+
+Positions are integrated out exactly, missing entries by leaving their rows of W out (`distributions/low_rank_gaussian.py`);
+with `marginalize=False` they are a site of the program, with an amortised linear-Gaussian encoder as the guide.
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+
+from latentlab.data.dataset import Dataset
+from latentlab.distributions.low_rank_gaussian import LowRankGaussian
+from latentlab.errors import ConfigError, DataError
+from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position
+from latentlab.models.linear_gaussian_optimum import best_optimum, principal_axes
+from latentlab.symmetry.groups import Orthogonal
+
+GUIDE_SCALE = 0.05
+"""Standard deviation that the guide starts with, on the unconstrained scale."""
+
+
+class LinearGaussian(LatentModel):
+    """Base of the two models; a subclass names its noise site and says whether each feature has its own."""
+
+    noise: str
+    noise_dims: tuple[str, ...]
+    methods = ("nuts", "svi", "map", "exact")
+    position = Position("z", kind="real")
+    symmetry = Orthogonal()
+
+    def _settings(self, n_latent: int, scales: dict[str, float], *, marginalize: bool) -> None:
+        if isinstance(n_latent, bool) or not isinstance(n_latent, int | np.integer) or n_latent < 1:
+            raise ConfigError(f"{type(self).__name__}: `n_latent` must be a whole number from 1; got {n_latent!r}.")
+        for name, value in scales.items():
+            fixed = name != f"{self.noise}_scale"
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or value < 0 or (value == 0 and not fixed):
+                least = "at least 0 (0 fixes the site at 0)" if fixed else "above 0"
+                raise ConfigError(f"{type(self).__name__}: `{name}` must be a finite number {least}; got {value!r}.")
+        if not isinstance(marginalize, bool):
+            raise ConfigError(f"{type(self).__name__}: `marginalize` must be true or false; got {marginalize!r}.")
+        self.n_latent = n_latent
+        self.marginalize = marginalize
+        self.dims = {
+            "W": ("feature", "latent"),
+            "mu": ("feature",),
+            self.noise: self.noise_dims,
+            "z": ("unit", "latent"),
+        }
+
+    @abstractmethod
+    def _noise_scale(self) -> float:
+        """Scale of the noise's half-normal prior."""
+
+    # -- the program
+
+    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        n_units, n_features = x.shape
+        W = _normal("W", self.W_scale, (n_features, self.n_latent))  # type: ignore[attr-defined]
+        mu = _normal("mu", self.mu_scale, (n_features,))  # type: ignore[attr-defined]
+        shape = (n_features,) if self.noise_dims else ()
+        scale = pyro.sample(self.noise, dist.HalfNormal(torch.full(shape, float(self._noise_scale()))).to_event(len(shape)))
+        with pyro.plate("unit", n_units):
+            if self.marginalize:
+                pyro.sample("x", LowRankGaussian(mu, W, scale, mask), obs=x)
+            else:
+                z = pyro.sample("z", dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1))
+                noise = dist.Normal(z @ W.mT + mu, scale.expand(n_features))
+                pyro.sample("x", (noise if mask is None else noise.mask(mask)).to_event(1), obs=x)
+
+    def guide(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        """Independent normals for W, mu and the log noise; for z, where it is a site, a linear-Gaussian encoder.
+
+        The encoder is $z_n \\sim N(A x_n + B m_n + c, L L')$ with m the mask and missing entries 0, shared by all units.
+        """
+        start = _principal_start({"x": x, "mask": mask}, self.n_latent, self.noise_dims)
+        for site, scale in (("W", self.W_scale), ("mu", self.mu_scale)):  # type: ignore[attr-defined]
+            if scale:
+                loc = pyro.param(f"{site}_loc", start[site])
+                spread = pyro.param(f"{site}_spread", torch.full_like(loc, GUIDE_SCALE), constraint=dist.constraints.positive)
+                pyro.sample(site, dist.Normal(loc, spread).to_event(loc.dim()))
+        noise = start["noise"]
+        loc = pyro.param(f"{self.noise}_loc", torch.log(noise))
+        spread = pyro.param(f"{self.noise}_spread", torch.full_like(loc, GUIDE_SCALE), constraint=dist.constraints.positive)
+        pyro.sample(self.noise, dist.LogNormal(loc, spread).to_event(loc.dim()))
+        if self.marginalize:
+            return
+        q = self.n_latent
+        exact = LowRankGaussian(start["mu"], start["W"], noise)
+        offset = exact.conditional(torch.zeros_like(x[:1])).mean[0]
+        slope = exact.conditional(torch.eye(x.shape[1], dtype=x.dtype)).mean - offset
+        A = pyro.param("encoder_x", slope)
+        c = pyro.param("encoder_offset", offset)
+        root = exact.conditional(torch.zeros_like(x[:1])).scale_tril.expand(1, q, q)[0]
+        L = pyro.param("encoder_scale", root.clone(), constraint=dist.constraints.lower_cholesky)
+        loc = x @ A + c
+        if mask is not None:
+            B = pyro.param("encoder_mask", torch.zeros_like(A))
+            loc = loc + mask.to(x.dtype) @ B
+        with pyro.plate("unit", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=L))
+
+    # -- what is exact
+
+    def latents(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
+        """z given x and the other sites: Gaussian, exactly, also where entries are missing."""
+        given = LowRankGaussian(values["mu"], values["W"], values[self.noise], arrays.get("mask"))
+        return given.conditional(arrays["x"])
+
+    def marginal(self) -> LatentModel:
+        return self if self.marginalize else type(self)(**{**self.hyperparameters(), "marginalize": True})
+
+    def maximum_likelihood(self, arrays: Arrays, rng: np.random.Generator) -> MaximumLikelihood:
+        return best_optimum(
+            arrays["x"],
+            arrays.get("mask"),
+            n_latent=self.n_latent,
+            noise=self.noise,
+            own_noise=bool(self.noise_dims),
+            fixed_mean=self.mu_scale == 0,  # type: ignore[attr-defined]
+            rng=rng,
+        )
+
+    # -- data
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuses what is no table of several units and more than `n_latent` features.
+
+        Raises:
+            DataError: Names both numbers, or the column.
+        """
+        what = f"{type(self).__name__}: {dataset.name}"
+        if dataset.observed != "x" or dataset.dims["x"] != ("unit", "feature"):
+            raise DataError(
+                f"{what} must have an array 'x' with dims (unit, feature); its first array is {dataset.observed!r} "
+                f"with dims {tuple(dataset.dims[dataset.observed])}, shape {dataset.x.shape}."
+            )
+        n_units, n_features = dataset.x.shape
+        if self.n_latent >= n_features:
+            raise DataError(f"{what} has {n_features} features; n_latent must be smaller, and is {self.n_latent}.")
+        if n_units < self.n_latent + 1 or n_units < 2:
+            raise DataError(f"{what} has {n_units} units; n_latent = {self.n_latent} needs at least {max(2, self.n_latent + 1)}.")
+        seen = ~np.isnan(dataset.x)
+        if not seen.any(0).all():
+            raise DataError(f"{what}: nothing was observed in column {dataset.features[~seen.any(0)][0]!r}.")
+        low, high = np.nanmin(dataset.x, 0), np.nanmax(dataset.x, 0)
+        if (low == high).all():
+            raise DataError(f"{what}: all {n_units} rows are identical, so there is nothing to place.")
+        if self.noise_dims and (low == high).any():
+            name = dataset.features[low == high][0]
+            raise DataError(
+                f"{what}: column {name!r} is constant, so its noise has no positive estimate; "
+                "leave such columns out by `drop_constant: true`."
+            )
+
+    def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
+        """The principal subspace, turned at random; the noise from what it leaves."""
+        start = _principal_start(arrays, self.n_latent, self.noise_dims)
+        turn, _ = np.linalg.qr(rng.standard_normal((self.n_latent, self.n_latent)))
+        start["W"] = start["W"] @ torch.from_numpy(turn)
+        z = LowRankGaussian(start["mu"], start["W"], start["noise"], arrays.get("mask")).conditional(arrays["x"]).mean
+        return {"W": start["W"], "mu": start["mu"], self.noise: start["noise"], "z": z}
+
+    def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 10) -> Dataset:
+        """Data and truth drawn from the model, priors included."""
+        W = self.W_scale * rng.standard_normal((n_features, self.n_latent))  # type: ignore[attr-defined]
+        mu = self.mu_scale * rng.standard_normal(n_features)  # type: ignore[attr-defined]
+        scale = np.abs(self._noise_scale() * rng.standard_normal(n_features if self.noise_dims else ()))
+        z = rng.standard_normal((n_units, self.n_latent))
+        x = z @ W.T + mu + scale * rng.standard_normal((n_units, n_features))
+        dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name=f"simulated {self.name}")
+        truth = {"W": W, "mu": mu, self.noise: np.asarray(scale), "z": z}
+        return replace(dataset, truth=truth, truth_dims=dict(self.dims))
+
+
+def _normal(site: str, scale: float, shape: tuple[int, ...]) -> torch.Tensor:
+    """A site of independent N(0, scale); fixed at 0 where the scale is 0."""
+    if scale == 0:
+        return pyro.deterministic(site, torch.zeros(shape))
+    return pyro.sample(site, dist.Normal(torch.zeros(shape), float(scale)).to_event(len(shape)))
+
+
+def _principal_start(arrays: Arrays, n_latent: int, noise_dims: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """PPCA's closed form on the data with missing entries at their column's mean; noise per feature from the residual."""
+    x, mask = arrays["x"], arrays.get("mask")
+    seen = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+    mu = torch.where(seen, x, 0.0).sum(0) / seen.sum(0).clamp(min=1)
+    centred = torch.where(seen, x - mu, 0.0)
+    S = centred.mT @ centred / len(x)
+    values, vectors = torch.linalg.eigh(S)
+    values, vectors = values.flip(0), vectors.flip(1)
+    floor = 1e-4 * values.mean() + 1e-300
+    rest = torch.maximum(values[n_latent:].mean(), floor)
+    W = vectors[:, :n_latent] * torch.sqrt(torch.clamp(values[:n_latent] - rest, min=floor))
+    W = torch.from_numpy(principal_axes(W.numpy()))
+    noise = torch.sqrt(rest)
+    if noise_dims:
+        noise = torch.sqrt(torch.maximum(torch.diagonal(S) - (W**2).sum(1), floor))
+    return {"W": W, "mu": mu, "noise": noise}

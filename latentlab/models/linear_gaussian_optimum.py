@@ -1,0 +1,286 @@
+r"""Maximum likelihood of the linear-Gaussian models: the closed form where there is one, else EM ended by Newton's method.
+
+Closed form (PPCA, nothing missing): with $\lambda_1 \ge \dots \ge \lambda_D$ and $U$ the eigenvalues and eigenvectors of
+$S = \frac1N \sum_n (x_n - \hat\mu)(x_n - \hat\mu)'$,
+$$ \hat\mu = \bar x, \quad \hat\sigma^2 = \frac{1}{D - q} \sum_{j > q} \lambda_j, \quad
+   \hat W = U_q (\Lambda_q - \hat\sigma^2 I)^{1/2} R, $$
+any orthogonal R; reported in principal axes with each axis's largest loading positive.
+
+EM (missing entries, or a noise for each feature): with $\tilde z = (z, 1)$ and sums over the units in which feature d was
+observed, $(w_d, \mu_d) = \sum_n x_{nd} E[\tilde z_n]' (\sum_n E[\tilde z_n \tilde z_n'])^{-1}$, and the noise variance is
+the mean of $E[(x_{nd} - w_d' z_n - \mu_d)^2]$. EM is slow at the end, so a damped Newton iteration on $(W, \mu, \log\psi)$
+takes over; the directions along which W only turns are left alone by the pseudo-inverse.
+
+References:
+    Tipping & Bishop (1999), Probabilistic Principal Component Analysis, JRSS B 61:611.
+    Rubin & Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47:69.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from latentlab.distributions.low_rank_gaussian import LowRankGaussian
+from latentlab.errors import InferenceError
+from latentlab.models.base import MaximumLikelihood
+
+Derivative = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""A vector to gradient and value."""
+
+TOLERANCE = 1e-8
+"""Largest derivative of the mean log likelihood per unit at the end."""
+FLOOR = 1e-6
+"""A feature's noise variance is kept above this share of the feature's variance (a Heywood case ends there)."""
+N_STARTS = 5
+N_EM = 400
+N_NEWTON = 200
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Data and what is estimated: `x` with zeros where missing, `mask` or None."""
+
+    x: torch.Tensor
+    mask: torch.Tensor | None
+    n_latent: int
+    own_noise: bool
+    fixed_mean: bool
+
+    def seen(self) -> torch.Tensor:
+        return torch.ones_like(self.x) if self.mask is None else self.mask.to(self.x.dtype)
+
+    def mean(self) -> torch.Tensor:
+        seen = self.seen()
+        return torch.zeros(self.x.shape[1]) if self.fixed_mean else (seen * self.x).sum(0) / seen.sum(0)
+
+    def variance(self) -> torch.Tensor:
+        """Variance of each feature over its observed entries."""
+        seen = self.seen()
+        return (seen * (self.x - self.mean()) ** 2).sum(0) / seen.sum(0)
+
+    def floor(self) -> torch.Tensor:
+        variance = self.variance()
+        return FLOOR * (variance if self.own_noise else variance.mean())
+
+    def mean_log_likelihood(self, point: "_Point") -> torch.Tensor:
+        return LowRankGaussian(point.mu, point.W, torch.sqrt(point.variance), self.mask).log_prob(self.x).mean()
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Parameters; `variance` is that of the noise: one number, or `(feature,)`."""
+
+    W: torch.Tensor
+    mu: torch.Tensor
+    variance: torch.Tensor
+
+
+def best_optimum(
+    x: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    n_latent: int,
+    noise: str,
+    own_noise: bool,
+    fixed_mean: bool,
+    rng: np.random.Generator,
+) -> MaximumLikelihood:
+    """The maximum of the likelihood over W, mu and the noise, in principal axes.
+
+    Args:
+        x: Data `(unit, feature)`.
+        mask: True where observed, or None.
+        n_latent: Columns of W.
+        noise: Name of the noise site.
+        own_noise: Whether each feature has its own noise.
+        fixed_mean: Whether mu is 0 rather than estimated.
+        rng: For the starts.
+
+    Raises:
+        InferenceError: The likelihood has no maximum (no noise is left), or it was not reached; says how far it is.
+    """
+    problem = _Problem(x, mask, n_latent, own_noise, fixed_mean)
+    if mask is None and not own_noise:
+        point = _closed_form(problem)
+        trace, how, gradient = [_total(problem, point)], "closed form", _gradient(problem, point)
+        notes: tuple[str, ...] = ()
+    else:
+        runs = [_climb(problem, start) for start in _starts(problem, rng)]
+        point, trace = max(runs, key=lambda run: run[1][-1])
+        point, gradient, n_newton = _newton(problem, point)
+        trace = [*trace, _total(problem, point)]
+        notes = _notes(problem, point, [run[1][-1] for run in runs])
+        if not gradient < TOLERANCE:
+            raise InferenceError(
+                f"maximum likelihood was not reached: after {len(trace) - 1} EM and {n_newton} Newton steps the mean log "
+                f"likelihood still has a derivative of {gradient:.2g} (needed: below {TOLERANCE:g})."
+            )
+        how = f"EM, {len(trace) - 1} steps, then Newton, {n_newton} steps; best of {len(runs)} starts"
+    values = {
+        "W": principal_axes(point.W.numpy()),
+        "mu": point.mu.numpy(),
+        noise: np.sqrt(point.variance.numpy()),
+    }
+    return MaximumLikelihood(values, how, gradient, np.asarray(trace), notes)
+
+
+def principal_axes(W: np.ndarray) -> np.ndarray:
+    """W turned so that its columns are orthogonal, longest first, each with its largest loading positive."""
+    u, s, _ = np.linalg.svd(W, full_matrices=False)
+    turned = u * s
+    largest = np.take_along_axis(turned, np.abs(turned).argmax(axis=0)[None], axis=0)
+    return turned * np.where(largest < 0, -1.0, 1.0)
+
+
+def _closed_form(problem: _Problem) -> _Point:
+    mu, q = problem.mean(), problem.n_latent
+    _, s, vt = torch.linalg.svd(problem.x - mu, full_matrices=False)
+    values = torch.zeros(problem.x.shape[1])
+    values[: len(s)] = s**2 / len(problem.x)
+    rest = values[q:].mean()
+    if not rest > 1e-14 * values[0]:
+        raise InferenceError(
+            f"the data lie in {q} dimensions exactly (rank {int((values > 1e-14 * values[0]).sum())}): no noise is left, and the "
+            f"likelihood has no maximum; use a smaller n_latent than {q}, or priors (nuts, svi, map)."
+        )
+    W = vt[:q].mT * torch.sqrt(values[:q] - rest)
+    return _Point(W, mu, rest)
+
+
+def _starts(problem: _Problem, rng: np.random.Generator) -> list[_Point]:
+    """The principal subspace of the data with missing entries at their mean, and that with noise added, times over."""
+    mu, seen = problem.mean(), problem.seen()
+    filled = seen * (problem.x - mu)
+    _, s, vt = torch.linalg.svd(filled, full_matrices=False)
+    values = s**2 / len(filled)
+    q = problem.n_latent
+    W = vt[:q].mT * torch.sqrt(torch.clamp(values[:q] - values[q:].mean(), min=1e-3 * values[0]))
+    size = torch.sqrt(problem.variance())
+    starts = []
+    for i in range(N_STARTS):
+        jitter = torch.from_numpy(rng.standard_normal(W.shape)) * size[:, None]
+        own = W if i == 0 else (0.5 * W + 0.5 * jitter if i < N_STARTS - 1 else 0.5 * jitter)
+        spread = torch.maximum(problem.variance() - (own**2).sum(1), 0.2 * problem.variance())
+        starts.append(_Point(own, mu, spread if problem.own_noise else spread.mean()))
+    return starts
+
+
+def _climb(problem: _Problem, point: _Point) -> tuple[_Point, list[float]]:
+    """EM, with its log likelihoods; stops early once a step gains less than 1e-9 of the total."""
+    trace = [_total(problem, point)]
+    for _ in range(N_EM):
+        point = _em_step(problem, point)
+        trace.append(_total(problem, point))
+        if abs(trace[-1] - trace[-2]) < 1e-9 * abs(trace[-1]):
+            break
+    return point, trace
+
+
+def _em_step(problem: _Problem, point: _Point) -> _Point:
+    x, seen, q = problem.x, problem.seen(), problem.n_latent
+    scale = torch.sqrt(point.variance)
+    conditional = LowRankGaussian(point.mu, point.W, scale, problem.mask).conditional(x)
+    mean = conditional.mean
+    covariance = conditional.covariance_matrix.expand(len(x), q, q)
+    ones = torch.ones(len(x), 1)
+    first = mean if problem.fixed_mean else torch.cat([mean, ones], 1)
+    second = first[:, :, None] * first[:, None, :]
+    second[:, :q, :q] += covariance
+    k = first.shape[1]
+    cross = (seen * x).mT @ first
+    moments = (seen.mT @ second.reshape(len(x), -1)).reshape(-1, k, k)
+    solution = torch.linalg.solve(moments, cross)
+    squares = (seen * x**2).sum(0) - (solution * cross).sum(1)
+    variance = squares / seen.sum(0) if problem.own_noise else squares.sum() / seen.sum()
+    W = solution[:, :q]
+    mu = point.mu if problem.fixed_mean else solution[:, q]
+    return _Point(W, mu, torch.maximum(variance, problem.floor()))
+
+
+def _total(problem: _Problem, point: _Point) -> float:
+    return float(problem.mean_log_likelihood(point)) * len(problem.x)
+
+
+class _Flat:
+    """Points as vectors of (W, mu unless fixed, log noise variance where it is free)."""
+
+    def __init__(self, problem: _Problem, point: _Point) -> None:
+        self.problem, self.like = problem, point
+        self.at_floor = point.variance <= 1.001 * problem.floor()
+
+    def pack(self, point: _Point) -> torch.Tensor:
+        log_variance = torch.log(point.variance)[~self.at_floor].reshape(-1)
+        return torch.cat([point.W.reshape(-1), *([] if self.problem.fixed_mean else [point.mu]), log_variance])
+
+    def unpack(self, v: torch.Tensor) -> _Point:
+        n = self.like.W.numel()
+        W, rest = v[:n].reshape(self.like.W.shape), v[n:]
+        d = 0 if self.problem.fixed_mean else len(self.like.mu)
+        mu = rest[:d] if d else self.like.mu
+        if self.at_floor.dim() == 0:
+            variance = self.like.variance if self.at_floor else torch.exp(rest[d])
+        else:
+            free = torch.exp(rest[d:])
+            variance = self.like.variance.clone().index_put((torch.nonzero(~self.at_floor)[:, 0],), free)
+        return _Point(W, mu, variance)
+
+    def objective(self, v: torch.Tensor) -> torch.Tensor:
+        return self.problem.mean_log_likelihood(self.unpack(v))
+
+
+def _gradient(problem: _Problem, point: _Point) -> float:
+    flat = _Flat(problem, point)
+    return float(torch.func.grad(flat.objective)(flat.pack(point)).abs().max())
+
+
+def _newton(problem: _Problem, point: _Point) -> tuple[_Point, float, int]:
+    """Damped Newton ascent to `TOLERANCE`: the point, its largest derivative, and the steps taken."""
+    flat = _Flat(problem, point)
+    v = flat.pack(point)
+    derivative = torch.func.grad_and_value(flat.objective)
+    hessian = torch.func.jacrev(torch.func.grad(flat.objective), chunk_size=64)
+    gradient, value = derivative(v)
+    step = 0
+    while step < N_NEWTON and float(gradient.abs().max()) >= 0.01 * TOLERANCE:
+        step += 1
+        values, vectors = torch.linalg.eigh(hessian(v))
+        curvature = torch.clamp(values.abs(), min=1e-9 * float(values.abs().max()))
+        direction = vectors @ ((vectors.mT @ gradient) / curvature)
+        v_new, found = _search(derivative, v, direction, float(value))
+        if found is None:
+            break
+        v, (gradient, value) = v_new, found
+        if flat.at_floor.numel() > 1 and bool((flat.unpack(v).variance < problem.floor()).any()):
+            clipped = flat.unpack(v)
+            clipped = replace(clipped, variance=torch.maximum(clipped.variance, problem.floor()))
+            flat = _Flat(problem, clipped)
+            v = flat.pack(clipped)
+            derivative = torch.func.grad_and_value(flat.objective)
+            hessian = torch.func.jacrev(torch.func.grad(flat.objective), chunk_size=64)
+            gradient, value = derivative(v)
+    return flat.unpack(v), float(gradient.abs().max()), step
+
+
+def _search(
+    derivative: Derivative, v: torch.Tensor, direction: torch.Tensor, value: float
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    """The longest of the steps 1, 1/2, 1/4, ... along `direction` that does not lose; None where all do."""
+    for shift in range(30):
+        candidate = v + direction * 0.5**shift
+        gradient, new = derivative(candidate)
+        if torch.isfinite(gradient).all() and float(new) >= value - 1e-14 * abs(value):
+            return candidate, (gradient, new)
+    return v, None
+
+
+def _notes(problem: _Problem, point: _Point, ends: list[float]) -> tuple[str, ...]:
+    notes = []
+    at_floor = torch.nonzero(point.variance.reshape(-1) <= 1.001 * problem.floor().reshape(-1))[:, 0].tolist()
+    if at_floor:
+        which = f"of feature {', '.join(map(str, at_floor))} " if problem.own_noise else ""
+        notes.append(f"Heywood case: the noise {which}fell to its floor, {FLOOR:g} of the feature's variance")
+    if max(ends) - min(ends) > 1e-3 * abs(max(ends)):
+        notes.append(f"starts ended at different log likelihoods, {min(ends):.2f} to {max(ends):.2f}: there are local maxima")
+    return tuple(notes)

@@ -1,0 +1,53 @@
+r"""Probabilistic principal component analysis."""
+
+from latentlab.models.linear_gaussian import LinearGaussian
+
+
+class PPCA(LinearGaussian):
+    r"""Probabilistic PCA: positions on a plane through the feature space, and noise of one size in all features.
+
+    $$ W_{dk} \sim N(0, \text{W\_scale}), \quad \mu_d \sim N(0, \text{mu\_scale}), \quad
+       \sigma \sim \text{HalfNormal}(\text{sigma\_scale}) $$
+    $$ z_n \sim N(0, I_q), \quad x_n \mid z_n \sim N(W z_n + \mu, \sigma^2 I_D) $$
+
+    W (feature, latent) are the loadings, mu (feature,) the mean, sigma the standard deviation of the noise, z (unit, latent)
+    the positions. Scales are standard deviations, in the units of the features. With z integrated out,
+    $x_n \sim N(\mu, W W' + \sigma^2 I)$. Identified are W W', mu, sigma, and W z_n; W and z only up to one common rotation
+    or reflection, O(q).
+
+    Args:
+        n_latent: Latent dimensions q, fewer than features.
+        W_scale: Prior standard deviation of each loading; 0 fixes W at 0.
+        mu_scale: Prior standard deviation of each mean; 0 fixes mu at 0.
+        sigma_scale: Scale of the noise's half-normal prior.
+        marginalize: Integrate z out (the default), or keep it as a site of the program.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+
+    References:
+        Tipping & Bishop (1999), Probabilistic Principal Component Analysis, JRSS B 61:611.
+
+    Example:
+        >>> PPCA(n_latent=2).dims["W"]
+        ('feature', 'latent')
+    """
+
+    name = "ppca"
+    noise = "sigma"
+    noise_dims = ()
+
+    def __init__(
+        self,
+        n_latent: int,
+        W_scale: float = 1.0,
+        mu_scale: float = 10.0,
+        sigma_scale: float = 1.0,
+        marginalize: bool = True,  # noqa: FBT001, FBT002
+    ) -> None:
+        self.W_scale, self.mu_scale, self.sigma_scale = W_scale, mu_scale, sigma_scale
+        scales = {"W_scale": W_scale, "mu_scale": mu_scale, "sigma_scale": sigma_scale}
+        self._settings(n_latent, scales, marginalize=marginalize)
+
+    def _noise_scale(self) -> float:
+        return self.sigma_scale
