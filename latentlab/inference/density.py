@@ -128,7 +128,7 @@ class Density:
         for site in self.sites:
             if site.name not in values:
                 raise ModelError(f"site {site.name!r} has no value; given: {', '.join(values)}.")
-            value = torch.as_tensor(values[site.name], dtype=torch.float64)
+            value = _as_tensor(values[site.name])
             if value.shape != site.shape:
                 raise ModelError(f"site {site.name!r} must have shape {tuple(site.shape)}; got {tuple(value.shape)}.")
             parts.append(site.transform.inv(value).reshape(-1))
@@ -251,21 +251,21 @@ def capture(
     from torch.fx.experimental.proxy_tensor import make_fx
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), double():
             warnings.simplefilter("ignore")
             graph = make_fx(lambda *arguments: function(*arguments))(*example)
             script = torch.jit.freeze(torch.jit.trace(graph, example, check_trace=False).eval())
         for shift in (0.0, 1e-2):
             arguments = [e + shift if e.is_floating_point() else e for e in example]
-            with torch.no_grad():
+            with torch.no_grad(), double():
                 for fast, plain in zip(script(*arguments), function(*arguments), strict=True):
-                    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9, equal_nan=True)
+                    torch.testing.assert_close(fast, plain, rtol=1e-11, atol=1e-10, equal_nan=True)
     except Exception as error:
         logger.warning("running the program as it stands, since it cannot be captured: %s", str(error).split("\n")[0])
         return otherwise or function
 
     def fast_function(*arguments: torch.Tensor) -> Any:
-        with torch.no_grad():
+        with torch.no_grad(), double():  # a constant in the graph takes its dtype from the default
             return script(*arguments)
 
     return fast_function
@@ -330,7 +330,7 @@ def log_joint(model: LatentModel, dataset: Dataset, values: Mapping[str, Any]) -
     total = float(density.log_joint(given))
     position = model.position.site
     if position in values and model.integrates_positions() and position not in given:
-        z = torch.as_tensor(values[position], dtype=torch.float64)
+        z = _as_tensor(values[position])
         total += float(model.latents(arrays, **given, **density.deterministics(given)).log_prob(z).sum())
     return total
 
@@ -371,6 +371,11 @@ def non_finite_sites(density: Density, u: torch.Tensor) -> list[str]:
         if not finite:
             found.append(f"{name!r} (values {float(value.min()):.3g} to {float(value.max()):.3g})")
     return found
+
+
+def _as_tensor(value: Any) -> torch.Tensor:
+    """A float64 tensor; numpy arrays are copied, since torch warns of read-only ones."""
+    return value.to(torch.float64) if isinstance(value, torch.Tensor) else torch.tensor(np.asarray(value), dtype=torch.float64)
 
 
 def _site_log_prob(site: Mapping[str, Any]) -> torch.Tensor:

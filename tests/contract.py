@@ -1,0 +1,112 @@
+"""What every model promises, as checks that raise AssertionError; `models/test_contract.py` holds all models to them."""
+
+import numpy as np
+import pyro
+import torch
+
+from latentlab.inference.density import Density, log_joint, start, tensors
+from latentlab.inference.draws import Problem
+from latentlab.inference.svi import check_guide
+from latentlab.models.base import LatentModel
+from latentlab.seeds import Seeds, double, isolated
+from latentlab.symmetry.groups import larger_groups
+
+SEED = 20_240_229
+
+
+def density_of(model, dataset):
+    return Density(model, tensors(model, dataset), dataset.dims)
+
+
+def truth_of(model, dataset):
+    """The truth of all sites of the joint with positions; sites that are fixed are left out."""
+    return {name: np.asarray(value) for name, value in dataset.truth.items() if name in model.dims}
+
+
+def check_dims(model, dataset):
+    """Sites have the declared dims (refused otherwise by the density), and `simulate` gives a true value for each."""
+    density_of(model, dataset)
+    assert set(truth_of(model, dataset)) == set(model.dims), f"simulate gives no truth for {set(model.dims) - set(dataset.truth)}"
+    for site, dims in model.dims.items():
+        assert np.ndim(dataset.truth[site]) == len(dims), f"truth of {site} does not have dims {dims}"
+        assert tuple(dataset.truth_dims[site]) == tuple(dims), f"truth_dims of {site} is not {dims}"
+
+
+def joint_along(model, dataset, group, n):
+    """The log joint at the truth, and after n random elements of the group have acted on it."""
+    rng = np.random.default_rng(SEED)
+    values, dims = truth_of(model, dataset), dict(model.dims)
+    at = log_joint(model, dataset, values)
+    axes = [values[s].shape[dims[s].index(group.dim)] for s in values if group.dim in dims[s]]
+    if not axes:
+        return at, np.full(n, at)
+    turned = (group.act(group.random(rng, axes[0]), values, dims) for _ in range(n))
+    return at, np.array([log_joint(model, dataset, each) for each in turned])
+
+
+def check_symmetry(model, dataset):
+    """The declared group leaves the log joint as it is, and every larger group of the table changes it."""
+    at, moved = joint_along(model, dataset, model.symmetry, 5)
+    worst = np.abs(moved - at).max()
+    assert worst < 1e-8 * abs(at), f"{model.symmetry} is declared and changes the log joint by {worst:.3g}"
+    dims = dict(model.dims)
+    size = next((truth_of(model, dataset)[s].shape[d.index(model.symmetry.dim)] for s, d in dims.items() if model.symmetry.dim in d), 1)
+    for group in larger_groups(model.symmetry, dims, size=size):
+        at, moved = joint_along(model, dataset, group, 5)
+        most = np.abs(moved - at).max()
+        assert most > 1e-4 * abs(at), f"{model.symmetry} is declared, and the larger {group} leaves the log joint as it is too"
+
+
+def check_guide_sites(model, dataset):
+    """Guide and program have the same sites."""
+    if model.has_guide():
+        arrays = tensors(model, dataset)
+        check_guide(Problem(model, arrays, Density(model, arrays, dataset.dims), Seeds(SEED), progress=False))
+
+
+def check_start(model, dataset):
+    """The starting values have a finite density, and their gradient is the one of central differences."""
+    density = density_of(model, dataset)
+    with isolated(Seeds(SEED)):
+        u = start(density, np.random.default_rng(SEED), jitter=0.5)
+    value, gradient = density.eager_value_and_grad(u)
+    fast_value, fast_gradient = density.value_and_grad(u)
+    np.testing.assert_allclose(fast_value.numpy(), value.numpy(), rtol=1e-10, err_msg="captured value")
+    np.testing.assert_allclose(fast_gradient.numpy(), gradient.numpy(), rtol=1e-8, atol=1e-8, err_msg="captured gradient")
+    for i in np.random.default_rng(SEED).choice(density.size, size=min(8, density.size), replace=False):
+        h = 1e-6 * max(1.0, abs(float(u[i])))
+        step = torch.zeros_like(u)
+        step[i] = h
+        difference = float(density.log_prob(u + step) - density.log_prob(u - step)) / (2 * h)
+        np.testing.assert_allclose(float(gradient[i]), difference, rtol=1e-4, atol=1e-3, err_msg="gradient")
+
+
+def check_conditional(model, dataset):
+    """p(z | x, rest) p(x | rest) from the integrated form is p(x, z | rest) from the explicit one, where both exist."""
+    marginal = model.marginal()
+    if marginal is model:
+        return
+    values = truth_of(model, dataset)
+    explicit, integrated = log_joint(model, dataset, values), log_joint(marginal, dataset, values)
+    np.testing.assert_allclose(integrated, explicit, rtol=1e-10, err_msg="integrated and explicit form")
+
+
+def check_simulate(make: "type[LatentModel] | object", n_sets=400, n_units=6):
+    """`simulate` draws from the density: at its own truth, the score of the flat joint has mean 0, in every coordinate.
+
+    E[d log p(u, x) / du] = 0 under the joint. Two-sided z-tests of each coordinate's mean over data sets, Bonferroni at a
+    total of 1e-5.
+    """
+    from scipy.stats import norm
+
+    rng, scores = np.random.default_rng(SEED), []
+    with isolated(Seeds(SEED)), pyro.validation_enabled(False), double():
+        for _ in range(n_sets):
+            dataset = make.simulate(rng, n_units)
+            density = density_of(make, dataset)
+            values = {site.name: np.asarray(dataset.truth[site.name]) for site in density.sites}
+            scores.append(density.eager_value_and_grad(density.unconstrain(values))[1].numpy())
+    scores = np.asarray(scores)
+    z = np.sqrt(n_sets) * scores.mean(0) / scores.std(0)
+    limit = norm.isf(1e-5 / 2 / scores.shape[1])
+    assert np.abs(z).max() < limit, f"simulate does not agree with the density: score of coordinate {np.abs(z).argmax()} has z = {z[np.abs(z).argmax()]:.1f}"

@@ -1,0 +1,64 @@
+import numpy as np
+import oracles
+import pytest
+import torch
+
+from latentlab.distributions.low_rank_gaussian import LowRankGaussian
+
+
+@pytest.fixture
+def parts(rng):
+    W, mu, x = rng.standard_normal((6, 2)), rng.standard_normal(6), rng.standard_normal((9, 6))
+    psi = rng.uniform(0.2, 1.5, 6)
+    mask = rng.random((9, 6)) < 0.7
+    mask[0] = False  # a unit of which nothing was observed
+    mask[1] = True
+    return W, mu, psi, x, mask
+
+
+def distribution(W, mu, psi, mask=None):
+    return LowRankGaussian(*(torch.as_tensor(a, dtype=torch.float64) for a in (mu, W, psi)), None if mask is None else torch.as_tensor(mask))
+
+
+@pytest.mark.parametrize("one_scale", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_density_and_conditional_are_those_of_the_dense_gaussian(parts, masked, one_scale):
+    W, mu, psi, x, mask = parts
+    psi = psi[0] if one_scale else psi
+    found = distribution(W, mu, psi, mask if masked else None)
+    seen = np.where(mask, x, np.nan) if masked else x
+    dense = oracles.gaussian_log_density(seen, mu, W @ W.T + np.diag(np.broadcast_to(psi**2, 6)))
+    np.testing.assert_allclose(found.log_prob(torch.from_numpy(x)).numpy(), dense, rtol=1e-12)
+    z = found.conditional(torch.from_numpy(x))
+    mean, covariance = oracles.positions_given(seen, mu, W, psi**2)
+    np.testing.assert_allclose(z.mean.numpy(), mean, atol=1e-12)
+    np.testing.assert_allclose(z.covariance_matrix.expand(9, 2, 2).numpy(), covariance, atol=1e-12)
+
+
+def test_small_noise_does_not_cancel(parts):
+    W, mu, _, _, _ = parts
+    x = torch.tensor(np.ones((1, 2)) @ W.T + mu)
+    found = float(distribution(W, mu, 1e-7).log_prob(x))
+    # x lies on the plane, at z = (1, 1): the quadratic form is |z|^2 to first order, and W W' + s^2 I has determinant |W'W| s^8
+    expected = -0.5 * (6 * np.log(2 * np.pi) + 8 * np.log(1e-7) + np.linalg.slogdet(W.T @ W)[1] + 2)
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_draws_have_the_mean_and_covariance(parts):
+    W, mu, psi, _, _ = parts
+    torch.manual_seed(0)
+    draws = distribution(W, mu, psi).expand([40_000]).sample().numpy()
+    C = W @ W.T + np.diag(psi**2)
+    # Entries of the sample covariance have variance (C_ij^2 + C_ii C_jj) / n; 27 two-sided tests at 5.0 sd: 2e-5 false alarms.
+    se = np.sqrt((C**2 + np.outer(np.diag(C), np.diag(C))) / 40_000)
+    assert (np.abs(np.cov(draws.T) - C) < 5 * se).all()
+    assert (np.abs(draws.mean(0) - mu) < 5 * np.sqrt(np.diag(C) / 40_000)).all()
+
+
+def test_one_broken_member_of_a_batch_does_not_break_the_others(parts):
+    W, mu, psi, x, _ = parts
+    Ws = torch.stack([torch.from_numpy(W), torch.full((6, 2), torch.nan)])
+    one = lambda w: LowRankGaussian(torch.from_numpy(mu), w, torch.from_numpy(psi)).log_prob(torch.from_numpy(x)).sum()  # noqa: E731
+    values = torch.vmap(one)(Ws)
+    assert torch.isfinite(values[0])
+    assert torch.isnan(values[1])

@@ -1,0 +1,176 @@
+"""Every model of the table keeps the contract, and a model that declares something false is caught."""
+
+import contract
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from latentlab.errors import ModelError
+from latentlab.inference.density import Density, tensors
+from latentlab.models.factor_analysis import FactorAnalysis
+from latentlab.models.ppca import PPCA
+from latentlab.registry import MODELS
+from latentlab.symmetry.groups import GeneralLinear, Identity, Permutation, SignedPermutation
+
+CASES = {
+    "ppca": [PPCA(2), PPCA(2, marginalize=False), PPCA(1, W_scale=0.7, mu_scale=0, sigma_scale=0.4)],
+    "factor_analysis": [FactorAnalysis(2), FactorAnalysis(3, marginalize=False), FactorAnalysis(1, mu_scale=0)],
+}
+MODELS_TO_CHECK = [pytest.param(m, id=repr(m)) for models in CASES.values() for m in models]
+
+
+def simulated(model, n_units=12):
+    return model.simulate(np.random.default_rng(contract.SEED), n_units)
+
+
+def test_every_model_of_the_table_has_a_case():
+    assert set(CASES) == set(MODELS)
+
+
+@pytest.mark.parametrize("model", MODELS_TO_CHECK)
+@pytest.mark.parametrize(
+    "check",
+    [contract.check_dims, contract.check_symmetry, contract.check_guide_sites, contract.check_start, contract.check_conditional],
+    ids=lambda check: check.__name__,
+)
+def test_contract(model, check):
+    check(model, simulated(model))
+
+
+@pytest.mark.parametrize("model", MODELS_TO_CHECK)
+def test_simulate_agrees_with_the_density(model):
+    contract.check_simulate(model)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_docstring_says_process_and_what_is_not_identified(name):
+    doc = MODELS.load(name).__doc__
+    assert r"\sim" in doc
+    assert "dentified" in doc
+    assert "References:" in doc
+
+
+# -- false declarations
+
+
+class TooLarge(PPCA):
+    symmetry = GeneralLinear()
+
+
+class TooSmall(PPCA):
+    symmetry = SignedPermutation()
+
+
+class MuchTooSmall(PPCA):
+    symmetry = Identity()
+
+
+class WrongGroup(FactorAnalysis):
+    symmetry = Permutation()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (TooLarge(2), r"GeneralLinear.* is declared and changes the log joint"),
+        (TooSmall(2), r"the larger Orthogonal.* leaves the log joint as it is too"),
+        (MuchTooSmall(2), r"the larger .* leaves the log joint as it is too"),
+        (WrongGroup(2), r"the larger .* leaves the log joint as it is too"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_wrong_symmetry_is_caught(model, message):
+    with pytest.raises(AssertionError, match=message):
+        contract.check_symmetry(model, simulated(model))
+
+
+class WrongDims(PPCA):
+    def __init__(self, n_latent):
+        super().__init__(n_latent)
+        self.dims = {**self.dims, "W": ("latent", "feature")}
+
+
+class UndeclaredSite(PPCA):
+    def model(self, x, mask=None):
+        pyro.sample("extra", dist.Normal(0.0, 1.0))
+        super().model(x, mask)
+
+
+@pytest.mark.parametrize("model", [WrongDims(2), UndeclaredSite(2)], ids=lambda m: type(m).__name__)
+def test_wrong_dims_are_caught(model):
+    with pytest.raises(ModelError, match=r"dim '(latent|feature)' has size|'extra' is not declared"):
+        contract.check_dims(model, simulated(PPCA(2)))
+
+
+class ForgetfulGuide(PPCA):
+    def guide(self, x, mask=None):
+        with pyro.poutine.block(hide=["mu"]):
+            super().guide(x, mask)
+
+
+class TalkativeGuide(PPCA):
+    def guide(self, x, mask=None):
+        super().guide(x, mask)
+        pyro.sample("extra", dist.Normal(0.0, 1.0))
+
+
+@pytest.mark.parametrize(("model", "message"), [(ForgetfulGuide(2), "lacks the site mu"), (TalkativeGuide(2), "the extra site extra")])
+def test_a_guide_with_other_sites_is_caught(model, message):
+    with pytest.raises(ModelError, match=message):
+        contract.check_guide_sites(model, simulated(model))
+
+
+class VarianceForSd(PPCA):
+    """Simulates with the square of the noise's standard deviation."""
+
+    def simulate(self, rng, n_units, n_features=10):
+        dataset = super().simulate(rng, n_units, n_features)
+        truth = dict(dataset.truth)
+        truth["sigma"] = np.sqrt(truth["sigma"])
+        return type(dataset)(dict(dataset.arrays), dims=dict(dataset.dims), truth=truth, truth_dims=dict(dataset.truth_dims))
+
+
+class MeanOff(FactorAnalysis):
+    def simulate(self, rng, n_units, n_features=10):
+        dataset = super().simulate(rng, n_units, n_features)
+        return type(dataset)({"x": dataset.x + 0.1}, dims=dict(dataset.dims), truth=dict(dataset.truth), truth_dims=dict(dataset.truth_dims))
+
+
+@pytest.mark.parametrize("model", [VarianceForSd(2), MeanOff(2, psi_scale=0.2)], ids=lambda m: type(m).__name__)
+def test_a_simulator_that_draws_something_else_is_caught(model):
+    with pytest.raises(AssertionError, match="simulate does not agree"):
+        contract.check_simulate(model)
+
+
+class WrongConditional(PPCA):
+    def latents(self, arrays, **values):
+        exact = super().latents(arrays, **values)
+        return torch.distributions.MultivariateNormal(exact.mean, covariance_matrix=exact.covariance_matrix * 1.1)
+
+
+def test_a_wrong_conditional_is_caught():
+    with pytest.raises(AssertionError, match="integrated and explicit form"):
+        contract.check_conditional(WrongConditional(2, marginalize=False), simulated(PPCA(2)))
+
+
+# -- data of the wrong shape
+
+
+class Scalar(PPCA):
+    """A model of one number a unit, to which a column (N, 1) is given."""
+
+    def model(self, x, mask=None):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", dist.Normal(mu[0], 1.0), obs=x)
+
+
+def test_a_column_in_a_plate_of_units_is_refused():
+    dataset = PPCA(1).simulate(np.random.default_rng(0), 7, n_features=2).raw()
+    column = type(dataset)({"x": dataset.x[:, :1]}, dims={"x": ("unit", "feature")})
+    model = Scalar(1)
+    model.dims = {"mu": ("feature",)}
+    with pytest.raises(ModelError, match=r"site 'x' has a log density of shape \(7, 7\).*\(7,\).*\(N, 1\)"):
+        Density(model, tensors(model, column), column.dims)
