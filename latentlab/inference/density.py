@@ -369,7 +369,8 @@ def non_finite_sites(density: Density, u: torch.Tensor) -> list[str]:
         except ValueError:
             finite = False
         if not finite:
-            found.append(f"{name!r} (values {float(value.min()):.3g} to {float(value.max()):.3g})")
+            span = f" (values {float(value.min()):.3g} to {float(value.max()):.3g})" if value.numel() else ""
+            found.append(f"{name!r}{span}")
     return found
 
 

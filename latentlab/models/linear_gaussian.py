@@ -148,12 +148,12 @@ class LinearGaussian(LatentModel):
             raise DataError(f"{what} has {n_units} units; n_latent = {self.n_latent} needs at least {max(2, self.n_latent + 1)}.")
         seen = ~np.isnan(dataset.x)
         if not seen.any(0).all():
-            raise DataError(f"{what}: nothing was observed in column {dataset.features[~seen.any(0)][0]!r}.")
+            raise DataError(f"{what}: nothing was observed in column {str(dataset.features[~seen.any(0)][0])!r}.")
         low, high = np.nanmin(dataset.x, 0), np.nanmax(dataset.x, 0)
         if (low == high).all():
             raise DataError(f"{what}: all {n_units} rows are identical, so there is nothing to place.")
         if self.noise_dims and (low == high).any():
-            name = dataset.features[low == high][0]
+            name = str(dataset.features[low == high][0])
             raise DataError(
                 f"{what}: column {name!r} is constant, so its noise has no positive estimate; "
                 "leave such columns out by `drop_constant: true`."
