@@ -1,0 +1,298 @@
+"""The config of a run: read, checked whole before anything is computed, and resolved so that it says everything.
+
+A config is a YAML file or a mapping with these keys: `name` (of the run and its folder), `seed`, `dataset`, `model`,
+`inference`, `embeddings` (a list), `compare`, `held_out` (share of the units that are kept out of the fit and scored) and
+`plugins` (files with one's own models). The options of each section are those of what its `name` says (`schema.py`).
+
+Paths. A `path` option and `plugins` are relative to the config file's folder, and to the working directory where they come
+from an override, the command line or a mapping; `~` is one's home; variables such as `$HOME` are not replaced. The resolved
+config has absolute paths. What is resolved beyond that: an embedding's `label` is its name, its `n_latent` the model's, and
+the `seed` of embeddings and comparison the run's, unless they say otherwise.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+from pydantic import AfterValidator, BaseModel, Field, SerializeAsAny, ValidationError, create_model
+
+from latentlab import registry
+from latentlab.data.dataset import Dataset
+from latentlab.errors import ConfigError, unknown
+from latentlab.seeds import Seeds
+from latentlab.study.overrides import absolute, override
+from latentlab.study.problems import Problems, Where
+from latentlab.study.schema import STRICT, TABLES, Section, section
+from latentlab.study.yaml import dump, read
+
+NAME_LENGTH = 100
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+
+
+def run_name(name: str) -> str:
+    """The name of a run, which is that of its folder on every system.
+
+    Raises:
+        ConfigError: Anything but ASCII letters, digits, dots, dashes and underscores; too long; a name of a device.
+
+    Example:
+        >>> run_name("ppca-wine")
+        'ppca-wine'
+        >>> run_name("../elsewhere")
+        Traceback (most recent call last):
+        latentlab.errors.ConfigError: a run's name has letters (a-z), digits, '.', '-', '_', begins and ends with a letter or \
+digit, and has at most 100 characters; got '../elsewhere'.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", name) or len(name) > NAME_LENGTH:
+        raise ConfigError(
+            "a run's name has letters (a-z), digits, '.', '-', '_', begins and ends with a letter or digit, "
+            f"and has at most {NAME_LENGTH} characters; got {name[:120]!r}."
+        )
+    if _RESERVED.fullmatch(name):
+        raise ConfigError(f"a run cannot be called {name!r}, which Windows reserves for a device.")
+    return name
+
+
+class Config(BaseModel):
+    """A checked and resolved config; the sections are attributes, with their options as theirs."""
+
+    model_config = STRICT
+
+    name: Annotated[str, AfterValidator(run_name)]
+    seed: Annotated[int, AfterValidator(lambda seed: Seeds(seed).seed)] = 0
+    dataset: SerializeAsAny[Section]
+    model: SerializeAsAny[Section]
+    inference: SerializeAsAny[Section]
+    embeddings: tuple[SerializeAsAny[Section], ...] = ()
+    compare: SerializeAsAny[Section]
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    plugins: tuple[str, ...] = ()
+
+    def build_dataset(self) -> Dataset:
+        """The data set, loaded, its entries hidden and standardised as the config says."""
+        from latentlab.data.load import load_dataset
+
+        return load_dataset(**dict(self.dataset))
+
+    def build_model(self) -> Any:
+        """The model."""
+        return type(self.model).build(**self.model.options())  # type: ignore[misc]
+
+    def build_method(self) -> Any:
+        """The method of inference."""
+        return type(self.inference).build(**self.inference.options())  # type: ignore[misc]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values; `load_config` of it gives the same config."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """Everything as YAML; `load_config` of such a file gives the same config."""
+        return dump(self.to_dict())
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any] | Config, overrides: Sequence[str] = (), plugins: Sequence[str | Path] = ()
+) -> Config:
+    """The config in a file or mapping, with overrides applied, checked and resolved. No data are read.
+
+    Args:
+        source: A YAML file, or its content as a mapping.
+        overrides: `KEY=VALUE`, such as `inference.n_draws=500`, `embeddings.0.label=axes`, `inference.name=svi`.
+        plugins: Files with one's own models, in addition to the config's `plugins`.
+
+    Raises:
+        ConfigError: With every problem that was found, each by its path in the config, what was found and what is valid.
+
+    Example:
+        >>> config = load_config({"name": "toy", "dataset": {"name": "iris"}, "model": {"name": "ppca", "n_latent": 2},
+        ...                       "inference": {"name": "exact"}}, ["inference.n_draws=10"])
+        >>> config.inference.n_draws, config.dataset.standardize, config.build_model()
+        (10, True, PPCA(n_latent=2, W_scale=1.0, mu_scale=10.0, sigma_scale=1.0, marginalize=True))
+    """
+    data, what = _content(source)
+    data = absolute(override(data, overrides), Path.cwd())
+    data["plugins"] = _plugins(data.get("plugins", []), plugins, what)
+    with registry.plugins(data["plugins"]):
+        return _resolved(_checked(data, what))
+
+
+def json_schema(plugins: Sequence[str | Path] = ()) -> dict[str, Any]:
+    """JSON schema of a config, with every entry of every table; editors complete and check with it."""
+    with registry.plugins([str(path) for path in plugins]):
+        return _model({key: tuple(section(key, name) for name in table) for key, table in TABLES.items()}).model_json_schema()
+
+
+# -- what is read
+
+
+def _content(source: str | Path | Mapping[str, Any] | Config) -> tuple[dict[str, Any], str]:
+    """Plain values with paths made absolute, and what to call them in messages."""
+    if isinstance(source, str | os.PathLike):
+        if not str(source).strip():
+            raise ConfigError("the config's path is empty; expected a YAML file.")
+        path = Path(source)
+        data, what, folder = read(path), str(path), path.parent
+    else:
+        data, what, folder = _plain(source.to_dict() if isinstance(source, Config) else source), "config", Path.cwd()
+    if not isinstance(data, dict):
+        found = "nothing" if data is None else "a list" if isinstance(data, list) else repr(data)[:80]
+        raise ConfigError(f"{what}: expected a mapping with the keys {', '.join(Config.model_fields)}; found {found}.")
+    return absolute(data, folder), what
+
+
+def _plain(mapping: Any) -> Any:
+    """A mapping from Python as YAML could have held it: paths as text, tuples as lists, numpy's numbers as numbers."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        if isinstance(value, Mapping):
+            return dict(value)
+        if callable(getattr(value, "item", None)) and getattr(value, "ndim", None) == 0:
+            return value.item()
+        raise ConfigError(f"config: {value!r} of type {type(value).__name__} is nothing that a config can hold.")
+
+    try:
+        return json.loads(json.dumps(mapping, default=plain))
+    except (TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"config: {error or type(error).__name__}.") from error
+
+
+def _plugins(found: Any, given: Sequence[str | Path], what: str) -> list[str]:
+    if not isinstance(found, list) or not all(isinstance(path, str) for path in found):
+        raise ConfigError(f"{what}: plugins: expected a list of files; got {found!r}.")
+    extra = absolute({"plugins": [str(path) for path in given]}, Path.cwd())["plugins"]
+    return list(dict.fromkeys([*found, *extra]))
+
+
+# -- what is checked
+
+
+def _checked(data: dict[str, Any], what: str) -> Config:
+    problems = Problems(data, Config.model_fields)
+    chosen: dict[str, list[type[Section]]] = {key: [] for key in TABLES}
+    for key in TABLES:
+        for where, one in _sections(data, key):
+            made = _chosen(problems, key, where, one)
+            chosen[key] += [made] if made else []
+    problems.choose(("compare",), "option of compare", section("compare"))
+    model = _model({key: tuple(dict.fromkeys(sections)) for key, sections in chosen.items()})
+    try:
+        config = model.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        problems.take(error)
+        config = None
+    _check_pair(problems, data, chosen)
+    _check_labels(problems, data)
+    _check_files(problems, data)
+    problems.raise_all(what)
+    return config  # type: ignore[return-value]
+
+
+def _sections(data: dict[str, Any], key: str) -> list[tuple[Where, Any]]:
+    if key not in data:
+        return []
+    if key != "embeddings":
+        return [((key,), data[key])]
+    return [((key, i), one) for i, one in enumerate(data[key])] if isinstance(data[key], list) else []
+
+
+def _chosen(problems: Problems, key: str, where: Where, one: Any) -> type[Section] | None:
+    table = TABLES[key]
+    valid = f"Valid: {', '.join(table)}."
+    if not isinstance(one, dict):
+        problems.add(where, f"expected a mapping with a `name`; got {one!r}. {valid}")
+    elif "name" not in one:
+        problems.add((*where, "name"), f"the key is missing. {valid}")
+    elif not isinstance(one["name"], str):
+        problems.add((*where, "name"), f"expected the name of a {table.kind}; got {one['name']!r}. {valid}")
+    elif one["name"] not in table:
+        problems.add((*where, "name"), unknown(table.kind, one["name"], table))
+    else:
+        made = section(key, one["name"])
+        problems.choose(where, f"option of the {table.kind} {one['name']!r}", made)
+        return made
+    return None
+
+
+@cache
+def _one_of(sections: tuple[type[Section], ...]) -> Any:
+    """A section that is one of these, told apart by `name`; anything where there are none, a problem being known then."""
+    if len(sections) < 2:
+        return sections[0] if sections else Any
+    return Annotated[Union[sections], Field(discriminator="name")]  # noqa: UP007
+
+
+def _model(chosen: Mapping[str, tuple[type[Section], ...]]) -> type[Config]:
+    """The pydantic model of a config whose sections are among the chosen ones."""
+    return _model_of(tuple(chosen.items()), section("compare"))
+
+
+@cache
+def _model_of(chosen: tuple[tuple[str, tuple[type[Section], ...]], ...], compare: type[Section]) -> type[Config]:
+    fields: dict[str, Any] = {key: (_one_of(sections), ...) for key, sections in chosen if key != "embeddings"}
+    fields["embeddings"] = (tuple[_one_of(dict(chosen)["embeddings"]), ...], ())
+    fields["compare"] = (compare, Field(default_factory=compare))
+    return create_model("Config", __base__=Config, **fields)
+
+
+def _check_pair(problems: Problems, data: dict[str, Any], chosen: Mapping[str, list[type[Section]]]) -> None:
+    """Refuses a method that is none of the model's, also where other sections have problems of their own."""
+    try:
+        model, method = (
+            type(one).build(**one.options())  # type: ignore[misc]
+            for key in ("model", "inference")
+            for one in [chosen[key][0].model_validate_json(json.dumps(data[key]))]
+        )
+    except (ValidationError, IndexError):
+        return
+    if method.name not in model.methods:
+        valid = ", ".join(model.methods)
+        problems.add(("inference", "name"), f"{method.name!r} does not go with the model {model.name!r}; its methods: {valid}.")
+
+
+def _check_labels(problems: Problems, data: dict[str, Any]) -> None:
+    seen: dict[str, int] = {}
+    for (_, i), one in _sections(data, "embeddings"):
+        label = (one.get("label") or one.get("name")) if isinstance(one, dict) else None
+        if isinstance(label, str) and label in seen:
+            at = f"embeddings.{seen[label]}"
+            problems.add(("embeddings", i, "label"), f"{label!r} is the label of {at} too; give each a `label` of its own.")
+        elif isinstance(label, str):
+            seen[label] = int(i)
+
+
+def _check_files(problems: Problems, data: dict[str, Any]) -> None:
+    for key in TABLES:
+        for where, one in _sections(data, key):
+            path = one.get("path") if isinstance(one, dict) else None
+            if isinstance(path, str) and not os.path.isfile(path.replace("\0", "")):
+                kind = "is a directory" if os.path.isdir(path.replace("\0", "")) else "no such file"
+                hint = "; variables such as $HOME are not replaced, `~` is" if "$" in path else ""
+                problems.add((*where, "path"), f"{path!r}: {kind}{hint}.")
+
+
+# -- what is resolved
+
+
+def _resolved(config: Config) -> Config:
+    n_latent = getattr(config.model, "n_latent", None)
+    filled = tuple(
+        _with(one, {"label": one.name, "seed": config.seed, **({} if n_latent is None else {"n_latent": n_latent})})  # type: ignore[attr-defined]
+        for one in config.embeddings
+    )
+    return config.model_copy(update={"embeddings": filled, "compare": _with(config.compare, {"seed": config.seed})})
+
+
+def _with(one: Section, values: Mapping[str, Any]) -> Section:
+    """The section with values for those of its options that the config is silent about."""
+    fields = type(one).model_fields
+    update = {k: v for k, v in values.items() if k in fields and (k not in one.model_fields_set or getattr(one, k) is None)}
+    return one.model_copy(update=update)

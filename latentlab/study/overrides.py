@@ -1,0 +1,112 @@
+"""Dotted overrides of a config, `inference.n_draws=500`, and the paths in it made absolute."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from latentlab.errors import ConfigError
+from latentlab.study.schema import TABLES
+from latentlab.study.yaml import parse
+
+LISTS = ("embeddings",)
+"""The sections that are lists: their items have a name and options."""
+
+
+def override(data: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
+    """A copy of `data` with `a.b=value` overrides applied in order; values are YAML.
+
+    Overriding the `name` of a section drops what the file says of its other keys, not what other overrides say.
+
+    Raises:
+        ConfigError: An override without a key, `=` or value, with a value that is no YAML, or into what is no section.
+
+    Example:
+        >>> override({"inference": {"name": "nuts", "n_chains": 2}}, ["inference.name=svi", "inference.n_steps=10"])
+        {'inference': {'name': 'svi', 'n_steps': 10}}
+        >>> override({"embeddings": [{"name": "pca"}]}, ["embeddings.0.label=axes"])
+        {'embeddings': [{'name': 'pca', 'label': 'axes'}]}
+    """
+    result = _copy(data)
+    said: set[tuple[str, ...]] = set()
+    for text in texts:
+        path, value = _split(text)
+        holder = _holder(result, path, text)
+        if path[-1] == "name" and (path[:-1] in {(key,) for key in TABLES} or (len(path) == 3 and path[0] in LISTS)):
+            kept = {key: item for key, item in holder.items() if (*path[:-1], key) in said}
+            holder.clear()
+            holder.update(kept | {"name": value})
+        elif isinstance(holder, list):
+            holder[int(path[-1])] = value
+        else:
+            holder[path[-1]] = value
+        said.add(path)
+    return result
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _split(text: str) -> tuple[tuple[str, ...], Any]:
+    key, equals, value = text.partition("=")
+    path = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(path):
+        raise ConfigError(f"override {text!r}: expected KEY=VALUE, such as inference.n_draws=500.")
+    if not value.strip():
+        raise ConfigError(f"override {text!r}: the value is missing; write null for none, '' for an empty text.")
+    return path, parse(value, f"override {text!r}")
+
+
+def _holder(data: dict[str, Any], path: tuple[str, ...], text: str) -> Any:
+    """The mapping or list that holds the last part of the path, made where it is not there."""
+    here: Any = data
+    for i, part in enumerate(path[:-1]):
+        if isinstance(here, list):
+            here = here[_index(here, part, path[:i], text)]
+        else:
+            here = here.setdefault(part, {})
+        if not isinstance(here, dict | list):
+            raise ConfigError(f"override {text!r}: {'.'.join(path[: i + 1])} is {here!r}, which has no keys.")
+    if isinstance(here, list):
+        _index(here, path[-1], path[:-1], text)
+    return here
+
+
+def _index(items: list[Any], part: str, path: tuple[str, ...], text: str) -> int:
+    if not (part.isascii() and part.isdecimal()) or int(part) >= len(items):
+        has = f"has {len(items)} items, counted from 0" if items else "has no items"
+        raise ConfigError(f"override {text!r}: {'.'.join(path)} {has}; got {part!r}.")
+    return int(part)
+
+
+def absolute(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A copy of `data` whose `path`s (of any section) and `plugins` do not depend on the working directory.
+
+    `~` is one's home; variables such as `$HOME` stay as they are.
+
+    Raises:
+        ConfigError: No home directory is known for a `~`.
+
+    Example:
+        >>> absolute({"dataset": {"name": "file", "path": "mine.csv"}}, Path("/data"))["dataset"]["path"]
+        '/data/mine.csv'
+    """
+    result = _copy(data)
+    lists = [item for key in LISTS if isinstance(result.get(key), list) for item in result[key]]
+    for section in [*(result.get(key) for key in TABLES), *lists]:
+        if isinstance(section, dict) and "path" in section:
+            section["path"] = _absolute(section["path"], folder)
+    if isinstance(result.get("plugins"), list):
+        result["plugins"] = [_absolute(path, folder) for path in result["plugins"]]
+    return result
+
+
+def _absolute(path: Any, folder: Path) -> Any:
+    if not isinstance(path, str) or not path.strip() or "\0" in path:
+        return path
+    try:
+        return str(folder.absolute() / Path(path).expanduser())
+    except RuntimeError as error:
+        raise ConfigError(f"path {path!r}: no home directory is known for `~`.") from error

@@ -1,0 +1,118 @@
+"""Everything that is wrong with a config, each problem by its path, in words."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from latentlab.errors import ConfigError, unknown
+
+Where = tuple[str | int, ...]
+"""A path in a config: keys, and positions in lists."""
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "none_required": "null",
+}
+"""pydantic's error types, and what was expected there."""
+
+
+class Problems:
+    """Collects problems; a second one about a key whose section could not be told is left out."""
+
+    def __init__(self, data: Mapping[str, Any], keys: Iterable[str]) -> None:
+        self._data = data
+        self._valid: dict[Where, tuple[str, list[str]]] = {(): ("key", list(keys))}
+        self._found: dict[Where, list[str]] = {}
+
+    def choose(self, where: Where, kind: str, section: type[BaseModel]) -> None:
+        """The section at `where` takes the fields of `section`; `kind` is what an unknown one is called."""
+        self._valid[where] = (kind, list(section.model_fields))
+
+    def add(self, where: Where, message: str) -> None:
+        """A problem at a path."""
+        messages = self._found.setdefault(where, [])
+        if message not in messages:
+            messages.append(message)
+
+    def take(self, error: ValidationError) -> None:
+        """What pydantic found; a path that already has a problem keeps that one alone."""
+        known = set(self._found)
+        expected: dict[Where, list[str]] = {}
+        for one in error.errors(include_url=False):
+            where = self._where(one["loc"], missing=one["type"] == "missing")
+            if any(where[: len(k)] == k or k[:-1] == where for k in known):
+                continue
+            if one["type"] == "refused":
+                for option, message in one["ctx"]["problems"]:
+                    self.add((*where, option) if option else where, message)
+            elif (noun := self._expected(one)) is not None:
+                expected.setdefault(where, []).append(noun)
+            else:
+                self.add(where, self._message(one, where))
+        for where, nouns in expected.items():
+            self.add(where, f"expected {' or '.join(dict.fromkeys(nouns))}; got {_shown(self._value(where))}.")
+
+    def raise_all(self, what: str) -> None:
+        """Raises one error with all problems, in the order of the config's keys, if there are any."""
+        lines = [f"{'.'.join(map(str, where))}: {message}" for where, messages in self._ordered() for message in messages]
+        if len(lines) == 1:
+            raise ConfigError(f"{what}: {lines[0]}")
+        if lines:
+            raise ConfigError("\n  ".join([f"{what}: {len(lines)} problems.", *lines]))
+
+    def _ordered(self) -> list[tuple[Where, list[str]]]:
+        keys = self._valid[()][1]
+        return sorted(self._found.items(), key=lambda found: keys.index(str(found[0][0])) if found[0][0] in keys else len(keys))
+
+    def _where(self, loc: Where, *, missing: bool) -> Where:
+        """pydantic's location without the names of union members, which are no keys of the config."""
+        here: Any = self._data
+        where: Where = ()
+        for i, part in enumerate(loc):
+            inside = part in here if isinstance(here, dict) else isinstance(part, int) and isinstance(here, list)
+            if inside:
+                here = here[part]
+            elif not (missing and i == len(loc) - 1):
+                continue
+            where = (*where, part)
+        return where
+
+    def _value(self, where: Where) -> Any:
+        here: Any = self._data
+        for part in where:
+            here = here[part]
+        return here
+
+    @staticmethod
+    def _expected(one: Any) -> str | None:
+        kind = str(one["type"])
+        if kind == "literal_error":
+            return str(one["ctx"]["expected"])
+        return _EXPECTED.get(kind)
+
+    def _message(self, one: Any, where: Where) -> str:
+        if one["type"] == "missing":
+            return "the key is missing."
+        if one["type"] == "extra_forbidden":
+            kind, valid = self._valid[where[:-1]]
+            return unknown(kind, where[-1], valid)
+        if one["type"] == "value_error":
+            return str(one["ctx"]["error"])
+        return f"{one['msg'].rstrip('.')}; got {_shown(one['input'])}."
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,164 @@
+"""The sections of a config as pydantic models, derived from the signatures of what they name.
+
+No option and no default is written here: a section's fields are the arguments of the entry's constructor or function, and
+for data sets, embeddings and the comparison the keyword arguments of the one call that serves them all. Ranges are what the
+constructor refuses.
+"""
+
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
+from pydantic.errors import PydanticSchemaGenerationError
+from pydantic_core import PydanticCustomError
+
+from latentlab.errors import ConfigError
+from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, MODELS, Table, resolve
+
+TABLES: dict[str, Table] = {"dataset": DATASETS, "model": MODELS, "inference": METHODS, "embeddings": EMBEDDINGS}
+"""The sections whose `name` chooses an entry, and its table."""
+
+COMMON = {
+    "dataset": "latentlab.data.load:load_dataset",
+    "embeddings": "latentlab.embeddings.embedding:embed",
+    "compare": "latentlab.comparison:compare",
+}
+"""The call whose keyword arguments are options of every entry of a section."""
+
+OWN = {
+    "dataset": "latentlab.data.load:dataset_options",
+    "embeddings": "latentlab.embeddings.embedding:embedding_options",
+}
+"""What gives the options of one entry, where they are not simply the arguments of its constructor."""
+
+NOT_SETTINGS = frozenset({"progress", "rng"})
+"""Keyword arguments that are no part of what a run computes, or that the run itself gives."""
+
+STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+"""What is written is what is meant: no key that nobody reads, no text for a number, no true for 1, no NaN."""
+
+
+class Section(BaseModel):
+    """A section: `name` chooses an entry of a table (`compare` has none), the other fields are its options."""
+
+    model_config = STRICT
+    build: ClassVar[Callable[..., Any] | None] = None
+
+    def options(self) -> dict[str, Any]:
+        """The options by name, defaults included."""
+        return {key: value for key, value in self if key != "name"}
+
+    @model_validator(mode="after")
+    def _built(self) -> "Section":
+        problems = type(self)._refusals(self.options(), self.model_fields_set)
+        if problems:
+            raise PydanticCustomError("refused", "refused by its constructor", {"problems": problems})
+        return self
+
+    @classmethod
+    def _refusals(cls, options: Mapping[str, Any], given: set[str]) -> list[tuple[str, str]]:
+        """What the constructor refuses, as (option, message): of all options together, and of each of those given alone."""
+        if cls.build is None or (first := _refusal(cls.build, options)) is None:
+            return []
+        required = {key for key, field in cls.model_fields.items() if field.is_required()}
+        alone = [{k: v for k, v in options.items() if k in required | {key}} for key in sorted(given - {"name"})]
+        messages = dict.fromkeys([first, *(m for one in alone if (m := _refusal(cls.build, one)) is not None)])
+        return [(_option_of(message, options), message) for message in messages]
+
+
+def _refusal(build: Callable[..., Any], options: Mapping[str, Any]) -> str | None:
+    try:
+        build(**options)
+    except ConfigError as error:
+        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _option_of(message: str, options: Mapping[str, Any]) -> str:
+    """The option that a message is about: the one it names first; none if it names none."""
+    named = re.findall(r"\w+", message)
+    return next((word for word in named if word in options), "")
+
+
+def section(key: str, name: str | None = None) -> type[Section]:
+    """The pydantic model of the section `key` whose `name` is that entry.
+
+    Example:
+        >>> sorted(section("inference", "exact").model_fields)
+        ['n_draws', 'name']
+    """
+    entry = None if name is None or key in OWN else TABLES[key].load(name)
+    return _section(key, name, entry)
+
+
+@cache
+def _section(key: str, name: str | None, entry: Any) -> type[Section]:
+    fields: dict[str, Any] = {} if name is None else {"name": (Literal[name], ...)}
+    for option, parameter in _parameters(key, name, entry).items():
+        fields.setdefault(option, _field(parameter))
+    title = "".join(word.capitalize() for word in f"{key} {name or ''}".replace("_", " ").split())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Field name .* shadows an attribute", UserWarning)
+        made = create_model(title, __base__=Section, __doc__=_summary(key, name), **fields)
+    if key in ("model", "inference"):
+        made.build = entry
+    return made
+
+
+def _parameters(key: str, name: str | None, entry: Any) -> dict[str, inspect.Parameter]:
+    own = {} if name is None else resolve(OWN[key])(name) if key in OWN else _signature(entry)
+    shared = _signature(resolve(COMMON[key])) if key in COMMON else {}
+    keyword_only = {option: p for option, p in shared.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return {
+        option: parameter
+        for option, parameter in {**keyword_only, **own}.items()
+        if parameter.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        and option not in NOT_SETTINGS
+        and not option.startswith("_")
+        and _writable(parameter.default)
+    }
+
+
+def _signature(function: Any) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(function, eval_str=True).parameters)
+    except NameError:
+        return dict(inspect.signature(function).parameters)
+
+
+def _writable(default: Any) -> bool:
+    """Whether a config can hold the value; an option whose default it cannot hold is not one of the config."""
+    if isinstance(default, list | tuple):
+        return all(map(_writable, default))
+    if isinstance(default, dict):
+        return all(map(_writable, default.values()))
+    return default is inspect.Parameter.empty or default is None or isinstance(default, bool | int | float | str)
+
+
+def _field(parameter: inspect.Parameter) -> tuple[Any, Any]:
+    default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+    annotation = parameter.annotation
+    if annotation is inspect.Parameter.empty or isinstance(annotation, str) or not _known(annotation):
+        annotation = Any
+    return annotation, default
+
+
+def _known(annotation: Any) -> bool:
+    try:
+        create_model("Probe", probe=(annotation, ...))
+    except PydanticSchemaGenerationError:
+        return False
+    return True
+
+
+def _summary(key: str, name: str | None) -> str:
+    return "Options of the comparison." if name is None else TABLES[key].describe(name)
+
+
+__all__ = ["STRICT", "TABLES", "Section", "ValidationError", "section"]
