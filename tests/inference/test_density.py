@@ -36,7 +36,12 @@ def test_the_log_joint_is_that_of_the_reference_points(references):
 @pytest.mark.parametrize("missing", [0.0, 0.2])
 def test_the_log_joint_is_the_sum_of_priors_and_dense_gaussians(rng, missing):
     dataset = load_dataset("wine", missing=missing)
-    W, mu, psi, z = rng.standard_normal((13, 2)), rng.standard_normal(13), rng.uniform(0.5, 1.5, 13), rng.standard_normal((178, 2))
+    W, mu, psi, z = (
+        rng.standard_normal((13, 2)),
+        rng.standard_normal(13),
+        rng.uniform(0.5, 1.5, 13),
+        rng.standard_normal((178, 2)),
+    )
     priors = stats.norm(0, 0.9).logpdf(W).sum() + stats.norm(0, 3).logpdf(mu).sum() + stats.halfnorm(0, 2).logpdf(psi).sum()
     values = {"W": W, "mu": mu, "psi": psi}
     model = FactorAnalysis(2, W_scale=0.9, mu_scale=3, psi_scale=2)

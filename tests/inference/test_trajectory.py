@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
+from pyro.infer.mcmc import MCMC
+from pyro.infer.mcmc import NUTS as PyroNUTS
 
 from latentlab.inference.trajectory import DualAveraging, State, Tuning, _leaf, chain, drive, windows
 from latentlab.posterior import ess_bulk, rhat
+from latentlab.seeds import Seeds, isolated
 
 Z_LIMIT = 4.9  # two-sided 1e-6 a comparison
 
@@ -40,7 +44,7 @@ def assert_mean(x, truth, least_ess=200):
 
 
 def test_a_correlated_gaussian_has_its_means_and_covariance():
-    covariance = np.array([[1.0, 1.8, 0.0], [1.8, 4.0, 0.1], [0.0, 0.1, 0.01]])
+    covariance = np.array([[1.0, 1.8, 0.0], [1.8, 4.0, 0.05], [0.0, 0.05, 0.01]])
     mean = np.array([1.0, -2.0, 0.5])
     u = np.stack([c.u for c in sample(gaussian(mean, covariance), 3)])
     assert float(np.max(rhat(u))) < 1.02
@@ -102,10 +106,17 @@ def test_a_wall_of_minus_infinity_is_a_divergence_and_not_a_crash():
     assert only.stats["diverging"].sum() > 0
 
 
-def test_the_acceptance_rate_approaches_its_target():
-    for target in (0.6, 0.9):
-        chains = sample(gaussian(np.zeros(5), np.eye(5)), 5, target_accept=target, n_warmup=600)
-        assert abs(np.mean([c.stats["acceptance_rate"].mean() for c in chains]) - target) < 0.1
+@pytest.mark.parametrize("target", [0.6, 0.8, 0.95])
+def test_the_step_size_is_that_of_pyros_own_kernel(target):
+    """The same algorithm by other hands; and the acceptance it gives lies a little above the target, as it does there."""
+    own = sample(gaussian(np.zeros(20), np.eye(20)), 20, target_accept=target, n_warmup=800)
+    rate = np.mean([c.stats["acceptance_rate"].mean() for c in own])
+    assert -0.03 < rate - target < 0.15
+    with isolated(Seeds(0)):
+        kernel = PyroNUTS(potential_fn=lambda z: 0.5 * (z["u"] ** 2).sum(), target_accept_prob=target)
+        start = {"u": torch.randn(20)}
+        MCMC(kernel, num_samples=1, warmup_steps=500, initial_params=start, disable_progbar=True).run()
+    assert np.mean([c.stats["step_size"][0] for c in own]) == pytest.approx(kernel.step_size, rel=0.15)
 
 
 def test_the_metric_windows_double_and_fill_the_warm_up():

@@ -1,0 +1,224 @@
+"""What every method keeps: the same bytes for the same seed, no state left behind, faults that name what is wrong."""
+
+import random
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from latentlab.data.dataset import Dataset
+from latentlab.data.load import load_dataset
+from latentlab.errors import ConfigError, InferenceError, ModelError
+from latentlab.fit import fit
+from latentlab.inference.exact import Exact
+from latentlab.inference.map import MAP
+from latentlab.inference.nuts import NUTS
+from latentlab.inference.svi import SVI
+from latentlab.models.base import LatentModel, Position
+from latentlab.models.factor_analysis import FactorAnalysis
+from latentlab.models.ppca import PPCA
+from latentlab.registry import METHODS
+from latentlab.symmetry.groups import Identity
+
+SMALL = [
+    NUTS(n_chains=2, n_warmup=20, n_draws=15),
+    SVI(guide="full_rank", n_steps=60, n_draws=50),
+    SVI(guide="mean_field", n_steps=60, n_draws=50, batch_size=40),
+    SVI(guide="low_rank", n_steps=60, n_draws=50, n_restarts=2),
+    SVI(guide="model", n_steps=40, n_draws=30),
+    MAP(n_restarts=2, n_draws=10),
+    Exact(n_draws=10),
+]
+IDS = [f"{m.name}-{getattr(m, 'guide', '')}" for m in SMALL]
+
+
+def arrays_of(result):
+    return {f"{group.name}/{name}": a.values for group in result.data.children.values() for name, a in group.data_vars.items()}
+
+
+def test_every_method_of_the_table_is_here():
+    assert {m.name for m in SMALL} == set(METHODS)
+
+
+@pytest.mark.parametrize("method", SMALL, ids=IDS)
+def test_same_seed_same_bytes_other_seed_other_draws(method):
+    iris = load_dataset("iris")
+    one, two = (arrays_of(fit(PPCA(2), iris, method, seed=3, progress=False)) for _ in range(2))
+    assert one.keys() == two.keys()
+    for name, array in one.items():
+        assert array.tobytes() == two[name].tobytes(), name
+    other = arrays_of(fit(PPCA(2), iris, method, seed=4, progress=False))
+    assert other["posterior/z"].tobytes() != one["posterior/z"].tobytes()
+
+
+@pytest.mark.parametrize("method", SMALL, ids=IDS)
+@pytest.mark.parametrize("breaks", [False, True])
+def test_no_state_is_left_behind(method, breaks, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(7)
+    np.random.seed(7)
+    random.seed(7)
+    pyro.param("mine", torch.tensor(2.0))
+    before = (torch.get_rng_state().numpy().tobytes(), str(np.random.get_state()), random.getstate(), torch.get_default_dtype())
+    threads, validation = torch.get_num_threads(), torch.distributions.Distribution._validate_args
+    iris = load_dataset("iris")
+    if breaks:
+        with pytest.raises((InferenceError, ModelError)):
+            fit(Broken(2), iris, method, seed=0, progress=False)
+    else:
+        fit(PPCA(2), iris, method, seed=0, progress=False)
+    after = (torch.get_rng_state().numpy().tobytes(), str(np.random.get_state()), random.getstate(), torch.get_default_dtype())
+    assert after == before
+    assert torch.get_num_threads() == threads
+    assert torch.distributions.Distribution._validate_args == validation
+    assert dict(pyro.get_param_store().named_parameters()).keys() == {"mine"}
+    assert list(tmp_path.iterdir()) == []
+    pyro.clear_param_store()
+
+
+class Broken(PPCA):
+    """Runs once, and is NaN from the second call on."""
+
+    calls = 0
+
+    def model(self, x, mask=None):
+        type(self).calls += 1
+        super().model(x, mask)
+        if self.calls > 1:
+            pyro.factor("wall", torch.tensor(torch.nan))
+
+    def maximum_likelihood(self, arrays, rng):
+        raise InferenceError("broken")
+
+
+def test_a_parameter_store_with_the_same_names_does_not_leak():
+    iris, wine = load_dataset("iris"), load_dataset("wine")
+    method = SVI(guide="model", n_steps=30, n_draws=20)
+    alone = arrays_of(fit(FactorAnalysis(2), iris, method, seed=0, progress=False))
+    fit(PPCA(2), wine, method, seed=1, progress=False)
+    after = arrays_of(fit(FactorAnalysis(2), iris, method, seed=0, progress=False))
+    assert alone["posterior/W"].tobytes() == after["posterior/W"].tobytes()
+
+
+class Scalar(LatentModel):
+    """One number a unit: a column (N, 1) in its plate of N broadcasts to N x N where nobody looks."""
+
+    name, position, symmetry = "scalar", Position("z"), Identity()
+    methods = ("nuts", "svi", "map", "exact")
+    dims = {"z": ("unit",)}
+
+    def model(self, x):
+        with pyro.plate("unit", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("method", SMALL, ids=IDS)
+def test_a_column_in_a_plate_is_refused_by_every_method(method):
+    column = Dataset({"x": np.random.default_rng(0).normal(size=(9, 1))}, dims={"x": ("unit", "feature")})
+    with pytest.raises(ModelError, match=r"'x' has a log density of shape \(9, 9\)"):
+        fit(Scalar(), column, method, seed=0, progress=False)
+
+
+def test_a_conjugate_gaussian_has_its_exact_posterior_by_every_sampler():
+    """z ~ N(0, 1), x ~ N(z, 1): z | x ~ N(x / 2, 1 / 2)."""
+    x = np.array([-1.0, 0.2, 3.0])
+    dataset = Dataset({"x": x}, dims={"x": ("unit",)})
+    for method in (NUTS(n_chains=4, n_warmup=300, n_draws=1000), SVI(guide="full_rank", n_steps=3000, n_draws=4000)):
+        z = fit(Scalar(), dataset, method, seed=0, progress=False).sites()["z"].reshape(-1, 3)
+        # At least 1000 effective draws: 6 comparisons at 5 standard errors, 4e-6 false alarms.
+        np.testing.assert_allclose(z.mean(0), x / 2, atol=5 * np.sqrt(0.5 / 1000))
+        np.testing.assert_allclose(z.var(0), 0.5, atol=5 * 0.5 * np.sqrt(2 / 1000))
+
+
+def test_the_minibatch_elbo_is_the_full_one_on_average():
+    """The exact mean over all minibatches of the scaled log joint is the full log joint."""
+    from latentlab.inference.density import Density, tensors
+
+    iris = load_dataset("iris", missing=0.1)
+    model = PPCA(2)
+    density = Density(model, tensors(model, iris), iris.dims)
+    values = density.constrain(torch.full((density.size,), 0.3, dtype=torch.float64))
+    full = float(density.log_joint(values))
+    parts = []
+    for first in range(0, 150, 30):
+        rows = tuple(density.arrays[name][first : first + 30] for name in density.unit_arrays())
+        parts.append(float(density.log_joint(values, density.with_units(rows), 150 / 30)))
+    assert np.mean(parts) == pytest.approx(full, rel=1e-12)
+    assert parts[0] != pytest.approx(full, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NUTS(n_draws=0), "NUTS.n_draws must be a whole number of at least 1; got 0"),
+        (lambda: NUTS(n_chains=True), "NUTS.n_chains must be a whole number"),
+        (lambda: NUTS(n_warmup=-1), "NUTS.n_warmup"),
+        (lambda: NUTS(target_accept=1.0), "NUTS.target_accept must be between 0 and 1"),
+        (lambda: SVI(guide="full"), "SVI.guide must be one of model, mean_field, full_rank, low_rank"),
+        (lambda: SVI(learning_rate=float("nan")), "SVI.learning_rate must be a positive number"),
+        (lambda: MAP(n_restarts=2.5), "MAP.n_restarts must be a whole number"),
+        (lambda: Exact(n_draws=0), "Exact.n_draws"),
+        (lambda: PPCA(0), "`n_latent` must be a whole number from 1"),
+        (lambda: PPCA(2, sigma_scale=0), "`sigma_scale` must be a finite number above 0"),
+        (lambda: PPCA(2, W_scale=-1.0), "`W_scale` must be a finite number at least 0"),
+        (lambda: FactorAnalysis(2, psi_scale=float("inf")), "`psi_scale`"),
+        (lambda: PPCA(2, marginalize=1), "`marginalize` must be true or false"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ConfigError, match="batch_size must be at most the 150 units; got 151"):
+        fit(PPCA(2), load_dataset("iris"), SVI(batch_size=151), seed=0)
+
+
+def test_minibatches_of_units_with_parameters_of_their_own_are_refused():
+    with pytest.raises(ModelError, match="'z' has a value for each unit"):
+        fit(PPCA(2, marginalize=False), load_dataset("iris"), SVI(guide="mean_field", batch_size=10), seed=0)
+
+
+def test_a_learning_rate_that_explodes_stops_with_step_and_site():
+    with pytest.raises(InferenceError, match=r"SVI, restart 0, step \d+.*learning_rate below 1000"):
+        fit(PPCA(2), load_dataset("iris"), SVI(guide="mean_field", n_steps=200, learning_rate=1000.0), seed=0, progress=False)
+
+
+def test_a_method_that_does_not_go_with_the_model_is_refused():
+    model = PPCA(2)
+    model.methods = ("nuts",)
+    with pytest.raises(ModelError, match="method 'svi' does not go with model 'ppca'; methods: nuts"):
+        fit(model, load_dataset("iris"), SVI(), seed=0)
+
+
+@pytest.mark.parametrize(("n_chains", "n_warmup", "n_draws"), [(1, 0, 1), (1, 5, 2), (2, 0, 3)])
+def test_few_draws_have_defined_behaviour(n_chains, n_warmup, n_draws):
+    method = NUTS(n_chains=n_chains, n_warmup=n_warmup, n_draws=n_draws, max_tree_depth=3)
+    result = fit(PPCA(1), load_dataset("iris"), method, seed=0, progress=False)
+    assert result.data["posterior"].sizes["draw"] == n_draws
+    assert not result.converged
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1, 2**63])
+def test_seeds_of_any_size_are_taken(seed):
+    fit(PPCA(1), load_dataset("iris"), Exact(n_draws=2), seed=seed)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True])
+def test_seeds_that_are_none_are_refused(seed):
+    with pytest.raises(ConfigError, match="`seed` must be a whole number"):
+        fit(PPCA(1), load_dataset("iris"), Exact(n_draws=2), seed=seed)
+
+
+def test_finished_parts_are_read_back(tmp_path):
+    iris, method = load_dataset("iris"), SVI(guide="full_rank", n_steps=50, n_draws=20, n_restarts=2)
+    whole = arrays_of(fit(PPCA(2), iris, method, seed=0, progress=False, checkpoint=tmp_path))
+    assert {p.name for p in tmp_path.iterdir()} == {"restart-0.safetensors", "restart-1.safetensors"}
+    (tmp_path / "restart-1.safetensors").unlink()
+    again = arrays_of(fit(PPCA(2), iris, method, seed=0, progress=False, checkpoint=tmp_path))
+    for name, array in whole.items():
+        assert array.tobytes() == again[name].tobytes(), name
