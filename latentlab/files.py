@@ -1,0 +1,197 @@
+"""Files written whole or not at all, and a lock that lets one process write at a time."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from latentlab.errors import StoreError
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all: under another name, flushed to the disk, read back, and only then put in place.
+
+    A link at `path` is replaced, not followed.
+
+    Raises:
+        StoreError: The disk is full, the folder is gone, or it must not be written; what was at `path` is then unharmed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if temporary.read_bytes() != data:
+            raise StoreError(f"{path}: what was written reads back differently; the disk cannot be trusted.")
+        temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise explained(path, error, len(data)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Appends to a file, made where it is not there; a link is refused.
+
+    Raises:
+        StoreError: It is a link, or cannot be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            os.write(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise explained(path, error, len(data)) from error
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files of processes that were killed while they wrote."""
+    return [path for path in folder.glob(".*.tmp") if not path.is_dir()]
+
+
+def sync(folder: Path) -> None:
+    """Makes the names in a folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def explained(path: Path, error: OSError, n_bytes: int = 0) -> StoreError:
+    """The error of a write in words that say what to do."""
+    if isinstance(error, StoreError):
+        return error
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StoreError(f"{path}: no room on the disk for the {n_bytes} bytes it needs; what was there before is unharmed.")
+    if error.errno == errno.ENOENT:
+        return StoreError(f"{path}: the folder {path.parent} is gone, so nothing can be written there.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StoreError(f"{path}: no permission to write in {path.parent}.")
+    if error.errno == errno.ELOOP:
+        return StoreError(f"{path} is a link, which is not followed on writing: remove it.")
+    return StoreError(f"{path}: cannot be written: {error.strerror or error}.")
+
+
+class Lock:
+    """One writer at a time: a locked file that says who holds it.
+
+    The system drops the lock of a process that ends, however it ends. Where a file system has no locks, or another host
+    holds one, what the file says decides: it is stale if its process is gone, or its host was started again since.
+
+    Raises:
+        StoreError: Another process holds it; names its number and host.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.taken_over: dict[str, Any] | None = None
+        self._descriptor = -1
+
+    def __enter__(self) -> "Lock":
+        while True:
+            try:
+                self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            except OSError as error:
+                raise explained(self.path, error) from error
+            try:
+                if self._obtained():
+                    return self
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+            os.close(self._descriptor)
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+        os.close(self._descriptor)
+
+    def _obtained(self) -> bool:
+        """Whether the open file is ours now; False where its holder has just removed it."""
+        held_by_system = True
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._refusal(self._holder(patient=True)) from None
+        except OSError:
+            held_by_system = False
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(self._descriptor).st_ino == self.path.stat().st_ino:
+                holder = self._holder()
+                if holder and not _gone(holder, held_by_system=held_by_system):
+                    raise self._refusal(holder)
+                self.taken_over = holder
+                mine = {"pid": os.getpid(), "host": socket.gethostname(), "boot": _boot(), "since": now()}
+                os.ftruncate(self._descriptor, 0)
+                os.pwrite(self._descriptor, json.dumps(mine).encode(), 0)
+                return True
+        return False
+
+    def _holder(self, *, patient: bool = False) -> dict[str, Any] | None:
+        for _ in range(10 if patient else 1):
+            with contextlib.suppress(ValueError):
+                found = json.loads(os.pread(self._descriptor, 4096, 0))
+                if isinstance(found, dict):
+                    return found
+            if patient:
+                time.sleep(0.02)
+        return None
+
+    def _refusal(self, holder: dict[str, Any] | None) -> StoreError:
+        who = f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}" if holder else "another process"
+        return StoreError(
+            f"{_owner(self.path)} is being written by {who}; wait for it, or choose another --out "
+            f"(if that process is gone for certain, remove {self.path})."
+        )
+
+
+def _owner(lock: Path) -> Path:
+    return lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))
+
+
+def _gone(holder: Mapping[str, Any], *, held_by_system: bool) -> bool:
+    if holder.get("host") != socket.gethostname():
+        return False
+    if held_by_system or holder.get("boot") != _boot():
+        return True
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, KeyError, ValueError):
+        return False
+    return False
+
+
+def _boot() -> str:
+    """What changes each time this machine is started; empty where the system does not say."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""

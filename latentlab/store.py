@@ -1,0 +1,446 @@
+"""The run directory: written by one process at a time, every file whole or not at all; read with every file checked.
+
+A file is written under a temporary name in its own folder, flushed to the disk, read back and compared, and only then put
+in place. `run.json` is the list of what is finished, with the SHA-256 of each file: what it does not list, nobody reads.
+A process that writes holds a lock beside the directory, `.NAME.lock`; a run that is replaced waits in `.NAME.previous`
+until the new one is complete, and comes back if the new one fails.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+import yaml
+
+from latentlab.errors import StoreError
+from latentlab.files import Lock, append, explained, leftovers, now, sha256, write
+from latentlab.posterior import load, save
+
+FORMAT = 1
+"""Version of the run directory; a reader refuses what is newer."""
+
+COMPLETE = ("done", "not_converged")
+"""The states of a run that has nothing left to do; the others are running, failed and interrupted."""
+
+RUN_JSON, CONFIG, LOG, EVENTS = "run.json", "config.yaml", "run.log", "events.jsonl"
+CHECKPOINTS, PARAMS = "checkpoints", "params"
+REPORT = ("report.html", "report.json")
+REBUILT = (LOG, EVENTS, *REPORT)
+"""Files that a reader does not need: they may be trimmed or built anew."""
+
+LOG_BYTES = 4_000_000
+"""The log keeps at most twice this: itself, and what it held before under `run.log.1`."""
+
+TEXT = ("metric", "embedding", "map", "direction", "alignment", "verdict", "component", "worst_units")
+"""Columns of the CSV files that are text even where they look like numbers."""
+
+
+def place(name: str, root: str | Path = "runs") -> Path:
+    """The directory `root/name`.
+
+    Raises:
+        StoreError: It would lie outside of `root`, by its name or by a link that is there.
+
+    Example:
+        >>> place("ppca-wine").parts
+        ('runs', 'ppca-wine')
+    """
+    path = Path(root) / name
+    if path.resolve().parent != Path(root).resolve():
+        raise StoreError(f"{path} leads out of {root}/, to {path.resolve()}; name another place by --out.")
+    return path
+
+
+# -- writing
+
+
+class RunDirectory:
+    """A run directory that this process alone writes, inside a `with` block.
+
+    Args:
+        path: The directory; made by `begin`.
+
+    Raises:
+        StoreError: The place cannot be written, or another process writes it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).resolve()
+        self.previous = self.path.with_name(f".{self.path.name}.previous")
+        self.failed = self.path.with_name(f"{self.path.name}.failed")
+        self.info: dict[str, Any] = {}
+        self.lock = Lock(self.path.with_name(f".{self.path.name}.lock"))
+        self.logger = logging.Logger("latentlab.run")
+        self._handler = _LogFile(self.path / LOG)
+        self.logger.addHandler(self._handler)
+
+    def __enter__(self) -> "RunDirectory":
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explained(self.path, error) from error
+        self.lock.__enter__()
+        try:
+            self._heal()
+        except BaseException:
+            self.lock.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.__exit__()
+
+    def found(self, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any] | None:
+        """`run.json` of the run to go on with; None where a new one begins.
+
+        Raises:
+            StoreError: There is a run, and neither `overwrite` nor `resume` was said; or there is something else.
+        """
+        if not self.path.exists():
+            return None
+        if not self.path.is_dir():
+            raise StoreError(f"{self.path} is a file; a run needs a directory.")
+        names = sorted({entry.name for entry in self.path.iterdir()} - {entry.name for entry in leftovers(self.path)})
+        if not names:
+            return None
+        if RUN_JSON not in names:
+            raise StoreError(f"{self.path} is not empty and holds no run ({names[0]!r} is there); choose another --out.")
+        if overwrite:
+            return None
+        info = read_info(self.path)
+        if resume:
+            return info
+        state = "running, but its process is gone" if info["status"] == "running" else info["status"]
+        raise StoreError(f"{self.path} holds a run ({state}): --overwrite replaces it, --resume goes on with it.")
+
+    def begin(self, info: Mapping[str, Any], config: str, *, old: Mapping[str, Any] | None = None) -> None:
+        """Writes what is known at the start: `run.json`, `config.yaml` and the log's first line.
+
+        Args:
+            info: For `run.json`.
+            config: The resolved config as YAML.
+            old: `run.json` of the run that is resumed, whose finished files are kept; None for a new run.
+        """
+        replaces = old is None and (self.path / RUN_JSON).exists()
+        if replaces and self.previous.exists():
+            _remove(self.path)  # what an overwrite that never finished left: the run before it still waits
+        elif replaces:
+            self.path.rename(self.previous)
+        try:
+            self._begin(info, config, old)
+        except BaseException as error:
+            if replaces:
+                _remove(self.path)
+                self.previous.rename(self.path)
+            raise explained(self.path, error) if isinstance(error, OSError) else error from error.__cause__
+
+    def _begin(self, info: Mapping[str, Any], config: str, old: Mapping[str, Any] | None) -> None:
+        self.path.mkdir(exist_ok=True)
+        for folder in (self.path / CHECKPOINTS, self.path / PARAMS):
+            if folder.is_symlink():
+                raise StoreError(f"{folder} is a link; a run writes only inside its own directory: remove it.")
+            folder.mkdir(exist_ok=True)
+        for path in [*leftovers(self.path), *leftovers(self.path / PARAMS)]:
+            path.unlink()
+        listed = {} if old is None else {name: entry for name, entry in old["files"].items() if name not in REBUILT}
+        kept = {name: entry for name, entry in listed.items() if self._intact(name, entry)}
+        self.info = {"format": FORMAT, **info, "status": "running", "stage": "start", "error": None, "files": kept}
+        self._save_info()
+        if CONFIG not in kept:
+            self.write(CONFIG, config.encode())
+        self.event("start" if old is None else "resume")
+        for name in sorted(set(listed) - set(kept)):
+            self.logger.warning("%s is missing or damaged, and is made anew", name)
+        if self.lock.taken_over:
+            self.logger.warning("took over the lock of process %s, which is gone", self.lock.taken_over.get("pid"))
+
+    def has(self, name: str) -> bool:
+        """Whether the file `name` is finished and as it was written."""
+        return name in self.info["files"]
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes the file `name` and lists it as finished."""
+        write(self.path / name, data)
+        self._list(name)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """A JSON file; NaN is null, an infinity text."""
+        self.write(name, (json.dumps(_plain(content), indent=1, allow_nan=False) + "\n").encode())
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """A CSV file whose numbers read back exactly."""
+        self.write(name, table.to_csv(index=False, lineterminator="\n").encode())
+
+    def write_tree(self, name: str, tree: xr.DataTree | xr.Dataset) -> None:
+        """A netCDF file."""
+        save(tree if isinstance(tree, xr.DataTree) else xr.DataTree(tree), self.path / name)
+        self._list(name)
+
+    def stage(self, stage: str) -> None:
+        """Says in `run.json`, log and events what is done next."""
+        self.info["stage"] = stage
+        self._save_info()
+        self.event("stage", stage=stage)
+        self.logger.info("%s", stage)
+
+    def event(self, event: str, **fields: Any) -> None:
+        """One line of `events.jsonl`."""
+        line = json.dumps(_plain({"time": now(), "event": event, **fields}), allow_nan=False) + "\n"
+        append(self.path / EVENTS, line.encode())
+
+    def finish(self, status: str) -> None:
+        """The run is complete: checkpoints go, the last files are listed, the run before it is removed."""
+        self.info.update(stage="end", finished=now())
+        self.logger.info("end: %s", status)
+        self.event("end", status=status)
+        _remove(self.path / CHECKPOINTS)
+        self.list(*REBUILT)
+        self.info["status"] = status
+        self._save_info()
+        _remove(self.previous)
+
+    def stop(self, status: str, error: BaseException) -> Path:
+        """The run ends early: says why, keeps what is finished, and puts the run that it was to replace back if it failed.
+
+        Returns:
+            Where what is finished lies.
+        """
+        told = str(error) or type(error).__name__
+        self.info.update(status=status, finished=now())
+        self.info["error"] = {"type": type(error).__name__, "message": told, "stage": self.info["stage"]}
+        self.logger.error("%s at stage %s: %s", status, self.info["stage"], told)
+        self.event("error", status=status, stage=self.info["stage"], error=type(error).__name__, message=told)
+        self._save_info()
+        if status != "failed" or not self.previous.is_dir():
+            return self.path
+        _remove(self.failed)
+        self.path.rename(self.failed)
+        self.previous.rename(self.path)
+        return self.failed
+
+    def list(self, *names: str) -> None:
+        """Lists files as they are now, those that are there."""
+        for name in names:
+            if (self.path / name).is_file():
+                self._list(name, save=False)
+        self._save_info()
+
+    def _list(self, name: str, *, save: bool = True) -> None:
+        path = self.path / name
+        self.info["files"][name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+        if save:
+            self._save_info()
+
+    def _save_info(self) -> None:
+        write(self.path / RUN_JSON, (json.dumps(_plain(self.info), indent=1, allow_nan=False) + "\n").encode())
+
+    def _intact(self, name: str, entry: Mapping[str, Any]) -> bool:
+        path = self.path / name
+        return path.is_file() and not path.is_symlink() and sha256(path) == entry["sha256"]
+
+    def _heal(self) -> None:
+        """Ends what a process that was killed while it replaced a run had begun."""
+        if not self.previous.is_dir():
+            return
+        if not self.path.exists():
+            self.previous.rename(self.path)
+        elif (self.path / RUN_JSON).is_file() and read_info(self.path)["status"] in COMPLETE:
+            _remove(self.previous)
+
+
+class _LogFile(logging.Handler):
+    """Appends to a file that it opens for each line, so that a log that is deleted or full harms nothing."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+        formatter.converter = time.gmtime
+        self.setFormatter(formatter)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = (self.format(record) + "\n").encode(errors="replace")[:LOG_BYTES]
+        with contextlib.suppress(FileNotFoundError):
+            if self._path.lstat().st_size + len(line) > LOG_BYTES:
+                self._path.replace(self._path.with_name(f"{LOG}.1"))
+        append(self._path, line)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: NaN is null, an infinity the text `inf` or `-inf`."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+# -- reading
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory as it was read; each part is loaded when it is first used.
+
+    Args:
+        path: The directory.
+        config: The resolved config.
+        info: `run.json`.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    info: dict[str, Any]
+
+    @cached_property
+    def posterior(self) -> xr.DataTree:
+        """Everything that inference found, in ArviZ's schema."""
+        path = self._part("posterior.nc")
+        tree = load(path, groups=("posterior", "latents"))
+        for group in ("posterior", "latents"):
+            for name, array in tree[group].data_vars.items():
+                if not np.isfinite(array.values).all():
+                    raise StoreError(f"{path}, group {group!r}: {name!r} holds values that are not finite.")
+        return tree
+
+    @cached_property
+    def embeddings(self) -> xr.Dataset:
+        """A variable for each embedding, by its label."""
+        return load(self._part("embeddings.nc"), groups=()).to_dataset()
+
+    @cached_property
+    def comparison(self) -> xr.Dataset:
+        """Scores over draws, ceilings, floors, coverage and disagreement per unit."""
+        return load(self._part("comparison.nc"), groups=()).to_dataset()
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """The table comparison.csv."""
+        return _read_table(self._part("comparison.csv"))
+
+    @cached_property
+    def verdicts(self) -> pd.DataFrame:
+        """The table verdicts.csv."""
+        return _read_table(self._part("verdicts.csv"))
+
+    @cached_property
+    def diagnostics(self) -> pd.DataFrame:
+        """check, quantity, value, threshold, verdict."""
+        records = json.loads(self._part("diagnostics.json").read_text(encoding="utf-8"))
+        table = pd.DataFrame(records, columns=["check", "quantity", "value", "threshold", "verdict"])
+        return table.astype({"value": float, "threshold": float})
+
+    @cached_property
+    def params(self) -> dict[str, np.ndarray]:
+        """The point estimate, or the posterior means with the symmetry removed, by site."""
+        from safetensors.numpy import load_file
+
+        return load_file(self._part("params/params.safetensors"))
+
+    def _part(self, name: str) -> Path:
+        if name not in self.info["files"]:
+            state = f"{self.info['status']} at stage {self.info['stage']!r}"
+            raise StoreError(f"{self.path} has no {name}: the run is {state}; --resume goes on with it.")
+        return self.path / name
+
+
+def read(path: str | Path) -> Run:
+    """Reads a run directory, complete or not, and checks every file that it lists.
+
+    Raises:
+        StoreError: No run is there, a newer latentlab wrote it, or a file is missing or not as it was written; names it.
+    """
+    folder = Path(path)
+    info = read_info(folder)
+    for name, entry in info["files"].items():
+        file = folder / name
+        if name in REBUILT:
+            continue
+        if not file.is_file():
+            raise StoreError(f"{file} is missing, though {RUN_JSON} lists it.")
+        if sha256(file) != entry["sha256"]:
+            raise StoreError(
+                f"{file} is damaged: {file.stat().st_size} bytes, not the {entry['bytes']} that {RUN_JSON} vouches for."
+            )
+    return Run(folder, read_config(folder) if CONFIG in info["files"] else {}, info)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.yaml` as plain values."""
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise StoreError(f"{folder / CONFIG}: cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(config, dict):
+        raise StoreError(f"{folder / CONFIG}: expected a mapping; found {type(config).__name__}.")
+    return config
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """`run.json` of a run directory.
+
+    Raises:
+        StoreError: It is missing or damaged, or a newer latentlab wrote it.
+    """
+    path = folder / RUN_JSON
+    if not path.is_file():
+        raise StoreError(f"{folder} is no run directory: it has no {RUN_JSON}.")
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
+    version = info.get("format") if isinstance(info, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise StoreError(f"{path} has format {version}, this latentlab reads up to {FORMAT}: a newer one wrote it; use that one.")
+    files = info.get("files") if isinstance(info, dict) else None
+    listed = isinstance(files, dict) and all(isinstance(e, dict) and {"sha256", "bytes"} <= set(e) for e in files.values())
+    if not isinstance(version, int) or not listed or not {"status", "stage"} <= set(info):
+        raise StoreError(f"{path} is damaged: it must have format, status, stage, and files with their hashes.")
+    return info
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two nested mappings, a line a key: `inference.n_draws: 500 -> 1000`.
+
+    Example:
+        >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 3, "c": 2}, "d": 4})
+        ['a.b: 1 -> 3', 'd: nothing -> 4']
+    """
+    lines = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b or (key in old) != (key in new):
+            was, is_now = (repr(side[key]) if key in side else "nothing" for side in (old, new))
+            lines.append(f"{prefix}{key}: {was} -> {is_now}")
+    return lines
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    names = pd.read_csv(path, nrows=0).columns
+    text = {name: str for name in names if name in TEXT}
+    empty = {name: [""] for name in names if name not in TEXT}
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty, float_precision="round_trip")
