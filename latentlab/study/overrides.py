@@ -63,10 +63,7 @@ def _holder(data: dict[str, Any], path: tuple[str, ...], text: str) -> Any:
     """The mapping or list that holds the last part of the path, made where it is not there."""
     here: Any = data
     for i, part in enumerate(path[:-1]):
-        if isinstance(here, list):
-            here = here[_index(here, part, path[:i], text)]
-        else:
-            here = here.setdefault(part, {})
+        here = here[_index(here, part, path[:i], text)] if isinstance(here, list) else here.setdefault(part, {})
         if not isinstance(here, dict | list):
             raise ConfigError(f"override {text!r}: {'.'.join(path[: i + 1])} is {here!r}, which has no keys.")
     if isinstance(here, list):

@@ -58,9 +58,9 @@ def parse(text: str, what: str) -> Any:
     Example:
         >>> parse("{rate: 1e-3, names: [a, 'no'], flag: true}", "example")
         {'rate': 0.001, 'names': ['a', 'no'], 'flag': True}
-        >>> parse("name: no", "example")
+        >>> parse("name: no", "text")
         Traceback (most recent call last):
-        latentlab.errors.ConfigError: example, line 1, column 7: name: YAML 1.1 reads `no` as False; write false, or 'no' in quotes.
+        latentlab.errors.ConfigError: text, line 1, column 7: name: YAML 1.1 reads `no` as False; write false, or 'no' in quotes.
     """
     try:
         reader = _Reader(text, what)

@@ -1,0 +1,209 @@
+"""The command line: `latentlab COMMAND`. What a command needs is imported when it runs, so that help and lists are quick."""
+
+import argparse
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from latentlab import __version__
+from latentlab.errors import LatentLabError
+from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, METRICS, MODELS, plugins
+
+KINDS = {"models": MODELS, "datasets": DATASETS, "embeddings": EMBEDDINGS, "metrics": METRICS, "methods": METHODS}
+INTERRUPTED = 130
+EXIT_CODES = """\
+exit codes: 0 done; 1 the run failed; 2 the config, data or usage is wrong, nothing was started;
+            3 done, but a diagnostic failed and --strict was given; 130 interrupted, --resume goes on"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code; errors are said in one line (several, where a config has several)."""
+    arguments = _parsed(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        code = arguments.command(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("latentlab: interrupted; `latentlab run CONFIG --resume` goes on.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"latentlab: error: {_said(error)}", file=sys.stderr)
+        return int(getattr(error, "exit_code", 1))
+
+
+def _said(error: Exception) -> str:
+    known = isinstance(error, LatentLabError)
+    text = str(error) if known else f"{type(error).__name__}: {error} (unexpected; --debug shows where)"
+    return "\n".join([text, *getattr(error, "__notes__", [])])
+
+
+# -- commands
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from latentlab.study.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides, arguments.plugin)
+
+    from latentlab.study.run import run
+
+    run(
+        config,
+        out=arguments.out,
+        overwrite=arguments.overwrite,
+        resume=arguments.resume,
+        force=arguments.force,
+        strict=arguments.strict,
+        progress=not arguments.quiet,
+    )
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from latentlab.study.run import report
+
+    with plugins(arguments.plugin):
+        print(report(arguments.run))
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    with plugins(arguments.plugin):
+        for kind in [arguments.kind] if arguments.kind else KINDS:
+            table = KINDS[kind]
+            if not arguments.kind:
+                print(kind)
+            _print_rows([(name, table.describe(name)) for name in table], indent="" if arguments.kind else "  ")
+    return 0
+
+
+def _correspondences(arguments: argparse.Namespace) -> int:
+    from latentlab.correspondence import CORRESPONDENCES
+
+    with plugins(arguments.plugin):
+        if not arguments.check:
+            for entry in CORRESPONDENCES:
+                print(f"{entry.embedding} ~ {entry.model}: {entry.grade}\n  {entry.claim}")
+                print(f"  if: {entry.conditions}\n  breaks: {entry.breaks}\n  source: {entry.citation}")
+            return 0
+        results = [(entry, entry.check()) for entry in CORRESPONDENCES]
+        verdict = {True: "holds", False: "FAILS"}
+        _print_rows([(verdict[bool(r.passed)], e.embedding, e.model, e.grade, r.text) for e, r in results])
+    return 0 if all(result.passed for _, result in results) else 1
+
+
+def _config_show(arguments: argparse.Namespace) -> int:
+    from latentlab.study.config import load_config
+
+    print(load_config(arguments.config, arguments.overrides, arguments.plugin).to_yaml(), end="")
+    return 0
+
+
+def _config_schema(arguments: argparse.Namespace) -> int:
+    import json
+
+    from latentlab.study.config import json_schema, load_config
+
+    files = arguments.plugin
+    if arguments.config is not None:
+        files = load_config(arguments.config, (), files).plugins
+    print(json.dumps(json_schema(files), indent=2))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from latentlab.study.doctor import findings
+
+    with plugins(arguments.plugin):
+        rows, sound = findings()
+    _print_rows(rows)
+    return 0 if sound else 1
+
+
+def _print_rows(rows: Sequence[Sequence[str]], indent: str = "") -> None:
+    """Columns, as wide as they must be; the last is free."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)] if rows else []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)]
+        print(indent + "  ".join([*cells, row[-1]]).rstrip())
+
+
+# -- arguments
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments; overrides may stand among the options."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    options = [text for text in rest if text.startswith("-") or not hasattr(arguments, "overrides")]
+    if options:
+        parser.error(f"unrecognized arguments: {' '.join(options)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="latentlab",
+        description="Latent positions inferred, embeddings computed, and the two compared with uncertainty.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"latentlab {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = _command(commands, "run", _run, "fit a model, compute embeddings, compare, and write a run directory")
+    _takes_config(run)
+    run.add_argument("--out", metavar="DIR", help="the run directory (runs/NAME)")
+    run.add_argument("--overwrite", action="store_true", help="replace the run that is there")
+    run.add_argument("--resume", action="store_true", help="go on with the run that is there")
+    run.add_argument("--force", action="store_true", help="with --resume: despite a changed version or thread count")
+    run.add_argument("--strict", action="store_true", help="exit code 3 if a diagnostic fails")
+    run.add_argument("--quiet", action="store_true", help="no progress bars and no summary")
+
+    report = _command(commands, "report", _report, "rebuild the page of a run")
+    report.add_argument("run", metavar="RUN", help="a run directory")
+
+    lists = _command(commands, "list", _list, "what a config can name")
+    lists.add_argument("kind", metavar="KIND", nargs="?", choices=[*KINDS], help=", ".join(KINDS) + " (all of them)")
+
+    claims = _command(commands, "correspondences", _correspondences, "which embeddings estimate which model's positions")
+    claims.add_argument("--check", action="store_true", help="run the check of each claim; exit code 1 if one fails")
+
+    config = commands.add_parser("config", help="look at a config without running it", allow_abbrev=False)
+    views = config.add_subparsers(required=True, metavar="show|schema")
+    _takes_config(_command(views, "show", _config_show, "the config as resolved, every default written out"))
+    schema = _command(views, "schema", _config_schema, "JSON schema, for editors")
+    schema.add_argument("config", metavar="CONFIG", nargs="?", help="also describe the models of this config's plugins")
+
+    _command(commands, "doctor", _doctor, "versions, threads, device, optional parts")
+    return parser
+
+
+def _command(commands: Any, name: str, function: Callable[[argparse.Namespace], int], what: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
+    parser.set_defaults(command=function)
+    parser.add_argument("--plugin", metavar="FILE", action="append", default=[], help="a Python file with models of one's own")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _takes_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, such as inference.n_draws=500")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
