@@ -1,0 +1,354 @@
+r"""Did inference work: a table of checks with verdicts, on what the model's symmetry leaves identified.
+
+MCMC. R-hat, ESS and MCSE are taken on the group's invariants, the log density and the log likelihood; the sites as drawn are
+shown as `raw coordinates`, without a verdict. A site that stays where it is in some chain fails, unless it is declared
+deterministic; an invariant that is constant because it is so by construction (weights sum to 1) is left out.
+
+*One level of log density.* Chains in modes of different weight can agree on every quantity that is looked at. Their mean log
+densities are compared by Welch's analysis of variance with each chain's effective number of draws for its size: the p-value is
+uniform for chains that share a distribution. The check fails below `LEVEL`, so for no more than 1 sound fit in 1000 (measured:
+at most 0.7 in 1000 for 2 to 8 chains of 1000 draws with lag-1 autocorrelation up to 0.9).
+
+Variational. With r = log p - log q over draws of q, and q averaged over the group: k-hat of exp(r), and
+log mean exp(r) - mean(r), the importance-weighted ELBO less the ELBO, which estimates KL(q || p) from below. Drift is the
+rise of the ELBO over the last quarter of the steps, by least squares on batch means, with three of its standard errors.
+
+Point estimates have no spread; their gradient is looked at.
+
+References:
+    Welch (1951), On the comparison of several mean values, Biometrika 38:330. Yao, Vehtari, Simpson & Gelman (2018), Yes, but
+    did it work?, ICML. Burda, Grosse & Salakhutdinov (2016), Importance weighted autoencoders, ICLR. Betancourt (2016),
+    Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte Carlo, arXiv:1604.00695 (E-BFMI).
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy.special import logsumexp
+from scipy.stats import f as f_distribution
+
+from latentlab.errors import InferenceError
+from latentlab.posterior import arrays, ess_bulk, ess_mean, ess_tail, is_constant, khat, khat_limit, loo, mcse_mean, mcse_sd, rhat
+from latentlab.symmetry.group import Group
+from latentlab.symmetry.invariants import directions
+
+RHAT = 1.01
+ESS = 400
+MCSE = 0.1
+"""Largest Monte Carlo error in units of the quantity's own sd."""
+BFMI = 0.3
+LEVEL = 0.001
+"""The p-value below which chains are at different levels: the false alarm rate."""
+SATURATED = 0.01
+"""Share of iterations at the largest tree depth up to which the check warns instead of failing: it costs, it does not bias."""
+DRIFT = 1.0
+"""Nats that the ELBO may move over the last quarter: a nat moves the approximation by about a posterior sd in one direction."""
+GAP = 1.0
+"""Nats of importance-weighted ELBO over ELBO above which the check warns."""
+N_BATCHES = 20
+GRADIENT = 1e-3
+"""Largest derivative at a point estimate: of the log density, or of the mean log likelihood of a unit."""
+
+DENSITIES = ("lp", "log_q", "log_q_averaged")
+"""What of `sample_stats` must be finite; the energy of a diverging trajectory need not be."""
+
+COLUMNS = ("check", "quantity", "value", "threshold", "verdict")
+
+Row = tuple[str, str, Any, str, str]
+
+
+def diagnose(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str]], position: str) -> pd.DataFrame:
+    """All checks that go with how the draws were made.
+
+    Args:
+        data: The result of a fit, as `posterior.build` makes it, with the attribute `inference`: mcmc, vi or point.
+        group: The model's symmetry.
+        dims: Own dims of the sites.
+        position: The site that is the latent position; one that holds whole numbers is read as labels.
+
+    Returns:
+        A row a check: check, quantity, value (a number, or a text saying why there is none), threshold, verdict (pass, warn,
+        fail, not applicable).
+
+    Example:
+        >>> from latentlab.posterior import build
+        >>> from latentlab.symmetry.groups import Identity
+        >>> draws = np.random.default_rng(0).normal(size=(4, 1000))
+        >>> data = build({"posterior": {"mu": draws}}, dims={"mu": ()}, attrs={"inference": "mcmc"})
+        >>> table = diagnose(data, group=Identity(), dims={"mu": ()}, position="mu")
+        >>> table.set_index("check").verdict[["R-hat", "bulk ESS"]].tolist()
+        ['pass', 'pass']
+    """
+    rows = _finite(data)
+    kind = str(data.attrs.get("inference", "mcmc"))
+    values = {name: array for name, array in arrays(data, "posterior").items() if name in dims}
+    if kind == "point" or data.attrs.get("point_estimate"):
+        rows += _point(data)
+    elif kind == "vi":
+        rows += _variational(data)
+    else:
+        own = {name: tuple(dims[name]) for name in values}
+        rows += _series(data, values, own, group, position) + _levels(data) + _sampler(data)
+        rows += _raw(values, own, group)
+    return pd.DataFrame([*rows, *_loo(data, kind)], columns=list(COLUMNS))
+
+
+def converged(table: pd.DataFrame) -> bool:
+    """Whether no check failed, and every check that counts has a number."""
+    counted = table[table["verdict"] != "not applicable"]
+    numbers = pd.to_numeric(counted["value"], errors="coerce")
+    return bool(len(counted)) and bool(counted["verdict"].isin(["pass", "warn"]).all()) and not bool(numbers.isna().any())
+
+
+def identified(
+    values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]], group: Group, position: str
+) -> dict[str, np.ndarray]:
+    """What can be compared across chains, `(chain, draw, ...)` by name: the group's invariants of the sites.
+
+    A position of whole numbers is a set of labels, which only say who is with whom: in its place stand the sorted shares of
+    the labels, and projections of the co-assignment matrix.
+    """
+    labels = position in values and values[position].dtype.kind in "iub"
+    found = group.invariants({n: v for n, v in values.items() if not (labels and n == position)}, dims)
+    return found | (_coassignment(position, values[position]) if labels else {})
+
+
+def _coassignment(name: str, labels: np.ndarray) -> dict[str, np.ndarray]:
+    flat = labels.reshape(*labels.shape[:2], -1)
+    members = np.stack([flat == label for label in np.unique(flat)], axis=-1).astype(np.float64)
+    a, b = directions(flat.shape[-1])
+    return {
+        f"sorted shares {name}": np.sort(members.mean(axis=-2))[..., ::-1],
+        f"{name} {name}' projected": np.einsum("cdpk,cdpk->cdp", a @ members, b @ members),
+    }
+
+
+# -- rows
+
+
+def _row(check: str, quantity: str, value: float, threshold: str, *, ok: bool, otherwise: str = "fail") -> Row:
+    return check, quantity, float(value), threshold, "pass" if ok else otherwise
+
+
+def _not_applicable(checks: Iterable[str], why: str) -> list[Row]:
+    return [(check, "", why, "", "not applicable") for check in checks]
+
+
+def _finite(data: xr.DataTree) -> list[Row]:
+    rows = []
+    for group in ("posterior", "latents", "sample_stats", "log_likelihood", "log_prior"):
+        for name, array in arrays(data, group).items():
+            n_bad = int((~np.isfinite(array.astype(np.float64))).sum())
+            if n_bad and (group != "sample_stats" or name in DENSITIES):
+                rows.append(_row("finite", f"{group}: {name}", n_bad, "0", ok=False))
+    return rows or [_row("finite", "posterior and densities", 0, "0", ok=True)]
+
+
+# -- MCMC
+
+
+def _series(
+    data: xr.DataTree, values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]], group: Group, position: str
+) -> list[Row]:
+    declared = set(filter(None, re.split(r",\s*", str(data.attrs.get("deterministic", "")))))
+    watched = {**values, **_densities(data)}
+    stuck = _stuck(watched, declared)
+    quantities = {} if stuck else identified(values, dims, group, position) | _densities(data)
+    names, flat = _moving(quantities, data["posterior"].sizes)
+    n_chains = flat.shape[0]
+    checks = [
+        ("R-hat", rhat(flat), "< 1.01", lambda v: v < RHAT, np.argmax),
+        ("bulk ESS", ess_bulk(flat), ">= 400", lambda v: v >= ESS, np.argmin),
+        ("tail ESS", ess_tail(flat), ">= 400", lambda v: v >= ESS, np.argmin),
+        ("MCSE of the mean / sd", _relative(mcse_mean, flat), "< 0.1", lambda v: v < MCSE, np.argmax),
+        ("MCSE of the sd / sd", _relative(mcse_sd, flat), "< 0.1", lambda v: v < MCSE, np.argmax),
+    ]
+    rows = []
+    for check, found, threshold, ok, worst in checks:
+        if check == "R-hat" and n_chains == 1:
+            rows += _not_applicable([check], "one chain: nothing to compare it with")
+        elif stuck or not len(found):
+            rows.append(_row(check, stuck or "nothing moves", math.nan, threshold, ok=False))
+        else:
+            index = int(worst(found)) if not np.isnan(found).any() else int(np.flatnonzero(np.isnan(found))[0])
+            rows.append(_row(check, names[index], found[index], threshold, ok=bool(ok(found[index]))))
+    return rows
+
+
+def _stuck(values: Mapping[str, np.ndarray], declared: set[str]) -> str:
+    """The first site, as text, that is not finite, or no entry of which moves in some chain (whole numbers need not move)."""
+    for name, array in values.items():
+        if not np.isfinite(array).all():
+            return f"{name} (not finite)"
+        still = (array == array[:, :1]).reshape(*array.shape[:2], -1).all(axis=(1, 2))
+        if still.any() and array.dtype.kind == "f" and name not in declared:
+            return f"{name} (chain {int(still.argmax())} does not move)"
+    return ""
+
+
+def _densities(data: xr.DataTree) -> dict[str, np.ndarray]:
+    found = {name: array for name, array in arrays(data, "sample_stats").items() if name == "lp"}
+    for name, array in arrays(data, "log_likelihood").items():
+        found[name.replace("_", " ")] = array.reshape(*array.shape[:2], -1).sum(axis=-1)
+    return found
+
+
+def _moving(quantities: Mapping[str, np.ndarray], sizes: Mapping[Any, int]) -> tuple[list[str], np.ndarray]:
+    """Names and draws `(chain, draw, n)` of all entries but those that are constant throughout."""
+    names: list[str] = []
+    columns = [np.empty((sizes["chain"], sizes["draw"], 0))]
+    for name, array in quantities.items():
+        keep = ~is_constant(array)
+        names += [name + (f"[{', '.join(map(str, index))}]" if index else "") for index in map(tuple, np.argwhere(keep))]
+        columns.append(array[:, :, keep] if array.ndim > 2 else array[:, :, None][..., keep[None]])
+    return names, np.concatenate(columns, axis=-1)
+
+
+def _relative(error: Any, flat: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(error(flat) / flat.std(axis=(0, 1)))
+
+
+def _levels(data: xr.DataTree) -> list[Row]:
+    check = "level of log density"
+    lp = arrays(data, "sample_stats").get("lp")
+    if lp is None:
+        return _not_applicable([check], "no log density was kept")
+    if lp.shape[0] == 1:
+        return _not_applicable([check], "one chain: nothing to compare it with")
+    p, off = same_level(lp), np.abs(np.median(lp, axis=1) - np.median(lp))
+    return [_row(check, f"p-value; chain {int(off.argmax())} is farthest off", p, f">= {LEVEL:g}", ok=p >= LEVEL)]
+
+
+def same_level(lp: np.ndarray) -> float:
+    r"""p-value that chains `(chain, draw)` share one mean, by Welch's analysis of variance with ESS for sample sizes.
+
+    With means $m_c$, $w_c = \mathrm{ESS}_c / s_c^2$ and $h = \sum_c (1 - w_c / \sum w)^2 / (\mathrm{ESS}_c - 1)$,
+    $$ F = \frac{\sum_c w_c (m_c - \bar m)^2 / (C - 1)}{1 + 2 (C - 2) h / (C^2 - 1)} \sim F_{C - 1,\; (C^2 - 1) / 3h}. $$
+    NaN where a chain does not move or is not finite.
+    """
+    n_chains, n_draws = lp.shape
+    ess = np.minimum(ess_mean(lp.T[None]), n_draws)
+    if not (np.isfinite(ess).all() and (ess > 1).all()):
+        return math.nan
+    mean, weight = lp.mean(axis=1), ess / lp.var(axis=1, ddof=1)
+    share = weight / weight.sum()
+    h = float(((1 - share) ** 2 / (ess - 1)).sum())
+    between = float((weight * (mean - share @ mean) ** 2).sum()) / (n_chains - 1)
+    statistic = between / (1 + 2 * (n_chains - 2) * h / (n_chains**2 - 1))
+    return float(f_distribution.sf(statistic, n_chains - 1, (n_chains**2 - 1) / (3 * h)))
+
+
+def _sampler(data: xr.DataTree) -> list[Row]:
+    stats = arrays(data, "sample_stats")
+    rows = []
+    if "diverging" in stats:
+        n_diverging = int(stats["diverging"].sum())
+        rows.append(_row("divergences", f"of {stats['diverging'].size} draws", n_diverging, "0", ok=n_diverging == 0))
+    if "energy" in stats:
+        energy = stats["energy"]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            bfmi = (np.diff(energy, axis=1) ** 2).sum(axis=1) / ((energy - energy.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+        worst = int(np.argmin(np.where(np.isnan(bfmi), -np.inf, bfmi)))
+        rows.append(_row("E-BFMI", f"chain {worst}", bfmi[worst], ">= 0.3", ok=bool(bfmi[worst] >= BFMI)))
+    if "tree_depth" in stats and "max_tree_depth" in data.attrs:
+        share = float((stats["tree_depth"] >= int(data.attrs["max_tree_depth"])).mean())
+        quantity = f"share of draws at depth {int(data.attrs['max_tree_depth'])}"
+        rows.append(_row("tree depth", quantity, share, "0", ok=share == 0, otherwise="warn" if share <= SATURATED else "fail"))
+    return rows
+
+
+def _raw(values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]], group: Group) -> list[Row]:
+    """R-hat of the sites that the group acts on, as drawn: large wherever chains are turned, which is no fault."""
+    rows: list[Row] = []
+    for name, array in values.items():
+        if not group.is_trivial() and group.dim in dims[name] and array.shape[0] > 1:
+            found = rhat(array)
+            worst = float(np.nanmax(found)) if not np.isnan(found).all() else math.nan
+            rows.append(("R-hat", f"{name} (raw coordinates)", worst, "", "not applicable"))
+    return rows
+
+
+# -- variational
+
+
+def _variational(data: xr.DataTree) -> list[Row]:
+    rows = _not_applicable(
+        ["R-hat", "bulk ESS", "tail ESS", "level of log density"], "independent draws of an approximation, no Markov chain"
+    )
+    stats = arrays(data, "sample_stats")
+    if "lp" in stats and "log_q" in stats:
+        averaged = "log_q_averaged" in stats
+        raw = (stats["lp"] - stats["log_q"]).ravel()
+        ratios = (stats["lp"] - stats["log_q_averaged"]).ravel() if averaged else raw
+        limit = khat_limit(ratios.size)
+        k = khat(ratios)
+        rows.append(_row("k-hat", "q averaged over the symmetry" if averaged else "q", k, f"< {limit:.2f}", ok=k < limit))
+        rows.append(("k-hat", "raw", khat(raw), "", "not applicable"))
+        gap = float(logsumexp(ratios) - math.log(ratios.size) - ratios.mean())
+        text = "importance-weighted ELBO - ELBO, nats"
+        rows.append(_row("ELBO gap", text, gap, f"< {GAP:g}", ok=gap < GAP, otherwise="warn" if gap >= GAP else "fail"))
+    optimization = arrays(data, "optimization")
+    return [*rows, _drift(**optimization)] if "loss" in optimization else rows
+
+
+def _drift(loss: np.ndarray, elbo: np.ndarray | None = None) -> Row:
+    rise, error, n_steps = elbo_drift(loss[0 if elbo is None else int(elbo.argmax())])
+    low, high = rise - 3 * error, rise + 3 * error
+    quantity = f"rise over the last {n_steps} steps, nats; +- {3 * error:.2g}"
+    ok, moved = bool(low > -DRIFT and high < DRIFT), bool(low > DRIFT or high < -DRIFT or math.isnan(rise))
+    return _row("ELBO drift", quantity, rise, f"within +- {DRIFT:g}", ok=ok, otherwise="fail" if moved else "warn")
+
+
+def elbo_drift(loss: np.ndarray) -> tuple[float, float, int]:
+    """Rise of the ELBO over the last quarter of the steps, its standard error, and the number of steps looked at.
+
+    Least squares on up to `N_BATCHES` batch means. Equal values at the end, which pad a restart that stopped early, are not
+    looked at. NaN with fewer than 3 batches.
+    """
+    changes = np.flatnonzero(loss != loss[-1])
+    steps = loss[: changes[-1] + 2] if len(changes) else loss[:1]
+    last = -steps[len(steps) - len(steps) // 4 :]
+    n_batches = min(N_BATCHES, len(last))
+    if n_batches < 3:
+        return math.nan, math.nan, len(last)
+    size = len(last) // n_batches
+    means = last[len(last) - n_batches * size :].reshape(n_batches, size).mean(axis=1)
+    t = np.arange(n_batches) - (n_batches - 1) / 2
+    slope = float(t @ means / (t @ t))
+    residual = means - means.mean() - slope * t
+    error = math.sqrt(float(residual @ residual) / (n_batches - 2) / float(t @ t))
+    return slope * n_batches, error * n_batches, len(last)
+
+
+# -- point estimates, and what all have
+
+
+def _point(data: xr.DataTree) -> list[Row]:
+    rows = _not_applicable(["R-hat", "bulk ESS", "tail ESS", "level of log density"], "a point estimate has no spread")
+    gradient = float(data.attrs.get("gradient", math.nan))
+    how = str(data.attrs.get("how", "optimiser"))
+    rows.append(_row("gradient", f"largest derivative; {how}", gradient, f"< {GRADIENT:g}", ok=gradient < GRADIENT))
+    notes = str(data.attrs.get("notes", ""))
+    return rows + [("estimate", note, 1.0, "no note", "warn") for note in filter(None, notes.split("; "))]
+
+
+def _loo(data: xr.DataTree, kind: str) -> list[Row]:
+    check = "LOO k-hat"
+    if kind == "point" or data.attrs.get("point_estimate"):
+        return _not_applicable([check], "a point estimate has no spread")
+    if "log_likelihood" not in data.children:
+        return _not_applicable([check], "no log likelihood was kept")
+    try:
+        found = loo(data)
+    except InferenceError as error:
+        return [_row(check, str(error), math.nan, "0", ok=False)]
+    bad = float(np.mean(~(found.khat < found.limit)))
+    given = "; given the units' own positions, LOO is optimistic" if found.conditional else ""
+    quantity = f"share of units at {found.limit:.2f} or more{given}"
+    return [_row(check, quantity, bad, "0", ok=bad == 0, otherwise="warn")]
