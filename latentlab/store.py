@@ -45,6 +45,9 @@ LOG_BYTES = 4_000_000
 TEXT = ("metric", "embedding", "map", "direction", "alignment", "verdict", "component", "worst_units")
 """Columns of the CSV files that are text even where they look like numbers."""
 
+_NOT_FINITE = {None: math.nan, "inf": math.inf, "-inf": -math.inf}
+"""How JSON, which has none of them, holds what is not finite."""
+
 
 def place(name: str, root: str | Path = "runs") -> Path:
     """The directory `root/name`.
@@ -155,7 +158,7 @@ class RunDirectory:
             path.unlink()
         listed = {} if old is None else {name: entry for name, entry in old["files"].items() if name not in REBUILT}
         kept = {name: entry for name, entry in listed.items() if self._intact(name, entry)}
-        self.info = {"format": FORMAT, **info, "status": "running", "stage": "start", "error": None, "files": kept}
+        self.info = {"format": FORMAT, "status": "running", "stage": "start", "error": None, **info, "files": kept}
         self._save_info()
         if CONFIG not in kept:
             self.write(CONFIG, config.encode())
@@ -347,10 +350,11 @@ class Run:
 
     @cached_property
     def diagnostics(self) -> pd.DataFrame:
-        """check, quantity, value, threshold, verdict."""
+        """check, quantity, value (a number, or a text where there is none), threshold, verdict."""
         records = json.loads(self._part("diagnostics.json").read_text(encoding="utf-8"))
         table = pd.DataFrame(records, columns=["check", "quantity", "value", "threshold", "verdict"])
-        return table.astype({"value": float, "threshold": float})
+        table["value"] = [_NOT_FINITE.get(value, value) for value in table["value"]]
+        return table
 
     @cached_property
     def params(self) -> dict[str, np.ndarray]:
