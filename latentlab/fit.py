@@ -120,7 +120,7 @@ class Fit:
         return {"elpd": float(each.sum()), "se": se, "n_units": float(len(each))}
 
     def _like_training(self, dataset: Dataset) -> Dataset:
-        return dataset.raw().align_features(self.dataset).transformed(self.dataset.transform)
+        return self.dataset.align_features(dataset).transformed(self.dataset.transform)
 
 
 def fit(

@@ -6,13 +6,16 @@ with `marginalize=False` they are a site of the program, with an amortised linea
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from torch.distributions import constraints
 
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.low_rank_gaussian import LowRankGaussian
@@ -79,30 +82,23 @@ class LinearGaussian(LatentModel):
 
         The encoder is $z_n \\sim N(A x_n + B m_n + c, L L')$ with m the mask and missing entries 0, shared by all units.
         """
-        start = _principal_start({"x": x, "mask": mask}, self.n_latent, self.noise_dims)
+        arrays = {"x": x, "mask": mask}
+        start = cache(lambda: _principal_start(arrays, self.n_latent, self.noise_dims))
         for site, scale in (("W", self.W_scale), ("mu", self.mu_scale)):  # type: ignore[attr-defined]
             if scale:
-                loc = pyro.param(f"{site}_loc", start[site])
-                spread = pyro.param(f"{site}_spread", torch.full_like(loc, GUIDE_SCALE), constraint=dist.constraints.positive)
-                pyro.sample(site, dist.Normal(loc, spread).to_event(loc.dim()))
-        noise = start["noise"]
-        loc = pyro.param(f"{self.noise}_loc", torch.log(noise))
-        spread = pyro.param(f"{self.noise}_spread", torch.full_like(loc, GUIDE_SCALE), constraint=dist.constraints.positive)
-        pyro.sample(self.noise, dist.LogNormal(loc, spread).to_event(loc.dim()))
+                loc = _parameter(f"{site}_loc", lambda site=site: start()[site])
+                pyro.sample(site, dist.Normal(loc, _spread(site, loc)).to_event(loc.dim()))
+        loc = _parameter(f"{self.noise}_loc", lambda: torch.log(start()["noise"]))
+        pyro.sample(self.noise, dist.LogNormal(loc, _spread(self.noise, loc)).to_event(loc.dim()))
         if self.marginalize:
             return
-        q = self.n_latent
-        exact = LowRankGaussian(start["mu"], start["W"], noise)
-        offset = exact.conditional(torch.zeros_like(x[:1])).mean[0]
-        slope = exact.conditional(torch.eye(x.shape[1], dtype=x.dtype)).mean - offset
-        A = pyro.param("encoder_x", slope)
-        c = pyro.param("encoder_offset", offset)
-        root = exact.conditional(torch.zeros_like(x[:1])).scale_tril.expand(1, q, q)[0]
-        L = pyro.param("encoder_scale", root.clone(), constraint=dist.constraints.lower_cholesky)
+        encoder = cache(lambda: _encoder(**start()))
+        A = _parameter("encoder_x", lambda: encoder()[0])
+        c = _parameter("encoder_offset", lambda: encoder()[1])
+        L = _parameter("encoder_scale", lambda: encoder()[2], constraints.lower_cholesky)
         loc = x @ A + c
         if mask is not None:
-            B = pyro.param("encoder_mask", torch.zeros_like(A))
-            loc = loc + mask.to(x.dtype) @ B
+            loc = loc + mask.to(x.dtype) @ _parameter("encoder_mask", lambda: torch.zeros_like(A))
         with pyro.plate("unit", len(x)):
             pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=L))
 
@@ -186,6 +182,23 @@ def _normal(site: str, scale: float, shape: tuple[int, ...]) -> torch.Tensor:
     return pyro.sample(site, dist.Normal(torch.zeros(shape), float(scale)).to_event(len(shape)))
 
 
+def _parameter(name: str, start: Callable[[], torch.Tensor], constraint: Any = constraints.real) -> torch.Tensor:
+    """A parameter of the guide; its start is computed once, and copied, since Pyro would make a given tensor the parameter."""
+    return pyro.param(name, lambda: start().detach().clone(memory_format=torch.contiguous_format), constraint=constraint)
+
+
+def _spread(site: str, loc: torch.Tensor) -> torch.Tensor:
+    return _parameter(f"{site}_spread", lambda: torch.full_like(loc, GUIDE_SCALE), constraints.positive)
+
+
+def _encoder(W: torch.Tensor, mu: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Slope `(feature, latent)`, offset `(latent,)` and Cholesky factor of the exact conditional of z given a whole x."""
+    exact = LowRankGaussian(mu, W, noise)
+    at_zero = exact.conditional(torch.zeros_like(mu)[None])
+    slope = exact.conditional(torch.eye(len(mu), dtype=mu.dtype)).mean - at_zero.mean
+    return slope, at_zero.mean[0], at_zero.scale_tril.expand(1, W.shape[1], W.shape[1])[0]
+
+
 def _principal_start(arrays: Arrays, n_latent: int, noise_dims: tuple[str, ...]) -> dict[str, torch.Tensor]:
     """PPCA's closed form on the data with missing entries at their column's mean; noise per feature from the residual."""
     x, mask = arrays["x"], arrays.get("mask")
@@ -198,7 +211,7 @@ def _principal_start(arrays: Arrays, n_latent: int, noise_dims: tuple[str, ...])
     floor = 1e-4 * values.mean() + 1e-300
     rest = torch.maximum(values[n_latent:].mean(), floor)
     W = vectors[:, :n_latent] * torch.sqrt(torch.clamp(values[:n_latent] - rest, min=floor))
-    W = torch.from_numpy(principal_axes(W.numpy()))
+    W = torch.from_numpy(np.ascontiguousarray(principal_axes(W.numpy())))
     noise = torch.sqrt(rest)
     if noise_dims:
         noise = torch.sqrt(torch.maximum(torch.diagonal(S) - (W**2).sum(1), floor))

@@ -116,7 +116,9 @@ class TalkativeGuide(PPCA):
         pyro.sample("extra", dist.Normal(0.0, 1.0))
 
 
-@pytest.mark.parametrize(("model", "message"), [(ForgetfulGuide(2), "lacks the site mu"), (TalkativeGuide(2), "the extra site extra")])
+@pytest.mark.parametrize(
+    ("model", "message"), [(ForgetfulGuide(2), "lacks the site mu"), (TalkativeGuide(2), "the extra site extra")]
+)
 def test_a_guide_with_other_sites_is_caught(model, message):
     with pytest.raises(ModelError, match=message):
         contract.check_guide_sites(model, simulated(model))
@@ -135,7 +137,9 @@ class VarianceForSd(PPCA):
 class MeanOff(FactorAnalysis):
     def simulate(self, rng, n_units, n_features=10):
         dataset = super().simulate(rng, n_units, n_features)
-        return type(dataset)({"x": dataset.x + 0.1}, dims=dict(dataset.dims), truth=dict(dataset.truth), truth_dims=dict(dataset.truth_dims))
+        return type(dataset)(
+            {"x": dataset.x + 0.1}, dims=dict(dataset.dims), truth=dict(dataset.truth), truth_dims=dict(dataset.truth_dims)
+        )
 
 
 @pytest.mark.parametrize("model", [VarianceForSd(2), MeanOff(2, psi_scale=0.2)], ids=lambda m: type(m).__name__)

@@ -94,12 +94,16 @@ def test_factor_analysis_follows_the_scale_of_a_column_and_ppca_does_not():
     plain = load_dataset("wine")
     stretched = Dataset({"x": plain.x * scale}, dims=dict(plain.dims))
     small, large = optimum(FactorAnalysis(2), plain), optimum(FactorAnalysis(2), stretched)
-    np.testing.assert_allclose(large.values["W"] @ large.values["W"].T, np.outer(scale, scale) * (small.values["W"] @ small.values["W"].T), rtol=1e-4)
+    np.testing.assert_allclose(
+        large.values["W"] @ large.values["W"].T, np.outer(scale, scale) * (small.values["W"] @ small.values["W"].T), rtol=1e-4
+    )
     assert large.trace[-1] == pytest.approx(small.trace[-1] - 178 * np.log(scale).sum(), rel=1e-7)
     raw = optimum(PPCA(2), dataset)
     own = load_dataset("wine", standardize=False).x.std(0)
     standard = optimum(PPCA(2), plain)
-    assert not np.allclose(raw.values["W"] @ raw.values["W"].T, np.outer(own, own) * (standard.values["W"] @ standard.values["W"].T), rtol=0.1)
+    assert not np.allclose(
+        raw.values["W"] @ raw.values["W"].T, np.outer(own, own) * (standard.values["W"] @ standard.values["W"].T), rtol=0.1
+    )
 
 
 def test_a_heywood_case_is_said():
