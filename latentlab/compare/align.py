@@ -1,0 +1,149 @@
+r"""One alignment of draws, embedding and truth with the posterior's mean position.
+
+The mean M of draws of positions is their centred generalised orthogonal Procrustes mean in principal axes
+(`procrustes_mean`). What is compared with it is centred and then carried by the element of a group that the alignment
+names, the same function for draws, embeddings and a known truth, so that what the fit takes from one it takes from all:
+
+* `orthogonal`: a = x R, R = U V' from the singular value decomposition U S V' of x'M;
+* `similarity`: a = b x R, with the same R and $b = |M|^2 / \langle M, x R \rangle$;
+* `affine`: $a = x C^{-1}$ with $C = (M'M)^{-1} M'x$.
+
+Scale and affine map are those of the regression of x on M, not of M on x: least squares towards M would shrink each draw
+by the noise that it carries, and a mean that was stretched would then look no worse than a draw.
+
+References:
+    Gower (1975), Generalized Procrustes analysis, Psychometrika 40:33.
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+
+from latentlab.errors import ConfigError, DataError, unknown
+from latentlab.symmetry import consensus
+
+Alignment = Literal["orthogonal", "similarity", "affine"]
+ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
+
+N_FOLDS = 5
+ROUND_OFF = 1e-12
+"""An array that departs from its mean by less than this part of its size is constant."""
+
+
+def procrustes_mean(draws: np.ndarray) -> np.ndarray:
+    """The mean `(unit, latent)` of draws after each was centred and turned to it, in its principal axes.
+
+    Args:
+        draws: Positions, `(draw, unit, latent)`.
+
+    Example:
+        >>> turned = np.array([[[1.0, 0.0], [-1.0, 0.0]], [[0.0, 2.0], [0.0, -2.0]]])
+        >>> procrustes_mean(turned).round(6) + 0.0
+        array([[ 1.5,  0. ],
+               [-1.5,  0. ]])
+    """
+    return consensus.rotation_consensus(centred(draws))[1]
+
+
+def principal_axes(values: np.ndarray) -> np.ndarray:
+    """Positions `(unit, p)` centred and turned to their principal axes, largest variance first, largest entry positive."""
+    x = centred(values)
+    return x @ consensus.principal_axes(x)
+
+
+def centred(x: np.ndarray) -> np.ndarray:
+    """Positions `(..., unit, p)` less their mean over units; exactly zero where they are constant but for round-off."""
+    x = np.asarray(x, dtype=np.float64)
+    less = x - x.mean(axis=-2, keepdims=True)
+    size = np.abs(x).max(axis=(-2, -1), keepdims=True)
+    return np.where(np.abs(less).max(axis=(-2, -1), keepdims=True) <= ROUND_OFF * size, 0.0, less)
+
+
+def aligner(alignment: str, reference: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The function that carries positions `(..., unit, p)` to the reference: `(..., unit, latent)`.
+
+    With fewer columns than the reference has, p < d, zeros are added. With more only `affine` is possible: the columns are
+    first mapped to d linearly, each fifth of the units by a map fitted to the others.
+
+    Args:
+        alignment: `orthogonal`, `similarity` or `affine`.
+        reference: Mean position M, `(unit, latent)`.
+
+    Raises:
+        ConfigError: No such alignment.
+        DataError: By the function, if the number of units differs or p > d where that is not possible.
+
+    Example:
+        >>> square = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> aligner("similarity", square)(3 * square[:, ::-1] + 5).round(6) + 0.0
+        array([[ 1.,  1.],
+               [ 1., -1.],
+               [-1.,  1.],
+               [-1., -1.]])
+    """
+    if alignment not in ALIGNMENTS:
+        raise ConfigError(unknown("alignment", alignment, ALIGNMENTS))
+    mean = centred(reference)
+    carry = {"orthogonal": _turned, "similarity": _scaled, "affine": _regressed}[alignment]
+
+    def align(x: np.ndarray) -> np.ndarray:
+        return carry(centred(_with_columns(x, mean, alignment)), mean)
+
+    return align
+
+
+def scales(x: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    r"""The factor $b = |M|^2 / \langle M, x R \rangle$ `(...,)` by which positions would have to grow to meet the reference.
+
+    Args:
+        x: Positions, `(..., unit, p)`, with columns added or mapped as `aligner` does; infinite where they are constant.
+        reference: Mean position M, `(unit, latent)`.
+    """
+    mean = centred(reference)
+    return _factor(centred(_with_columns(x, mean, "affine")), mean)
+
+
+def _turned(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    return x @ consensus.polar(x.swapaxes(-1, -2) @ mean)
+
+
+def _scaled(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    factor = _factor(x, mean)[..., None, None]
+    return _turned(x, mean) * np.where(np.isfinite(factor), factor, 0.0)
+
+
+def _factor(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    common = np.linalg.svd(x.swapaxes(-1, -2) @ mean, compute_uv=False).sum(axis=-1)
+    size = (mean**2).sum()
+    nothing = common <= ROUND_OFF * np.sqrt(size * (x**2).sum(axis=(-2, -1)))
+    return np.where(nothing, np.inf, size / np.where(nothing, 1.0, common))
+
+
+def _regressed(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    return x @ np.linalg.pinv(np.linalg.pinv(mean) @ x, rcond=1e-10)
+
+
+def _with_columns(x: np.ndarray, mean: np.ndarray, alignment: str) -> np.ndarray:
+    x = np.asarray(x, dtype=np.float64)
+    (n, d), p = mean.shape, x.shape[-1]
+    if x.ndim < 2 or x.shape[-2] != n:
+        raise DataError(f"positions to align must have shape (..., {n} units, columns), as the reference has; got {x.shape}.")
+    if p < d:
+        return np.concatenate([x, np.zeros((*x.shape[:-1], d - p))], axis=-1)
+    if p == d:
+        return x
+    if alignment != "affine" or x.ndim > 2:
+        raise DataError(f"an embedding of {p} columns meets {d} latent ones by alignment='affine' only; got {alignment!r}.")
+    return _cross_fitted(x, mean)
+
+
+def _cross_fitted(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Least-squares predictions `(unit, d)` of the mean from x `(unit, p)`, each fold's from the other folds."""
+    design = np.column_stack([x, np.ones(len(x))])
+    fold = np.arange(len(x)) % N_FOLDS
+    out = np.empty_like(mean)
+    for k in range(N_FOLDS):
+        rest = fold != k
+        out[~rest] = design[~rest] @ np.linalg.lstsq(design[rest], mean[rest], rcond=None)[0]
+    return out

@@ -1,0 +1,117 @@
+r"""How much chains of draws are worth, and their split into a reference half and a held-out half.
+
+The effective sample size of a series is that of Geyer's initial monotone sequence over all chains, on the values
+themselves: M N / tau, tau = -1 + 2 sum_k (rho_2k + rho_2k+1), rho_t = 1 - (W - mean_m s_m(t)) / var+, with W the mean
+variance within chains, s_m(t) a chain's autocovariance and var+ the variance that also counts the chains' differences.
+It is never said to be more than the number of draws.
+
+References:
+    Geyer (1992), Practical Markov chain Monte Carlo, Statistical Science 7:473. Gelman et al. (2013), Bayesian Data
+    Analysis, 3rd ed., 11.5.
+"""
+
+import math
+
+import numpy as np
+
+from latentlab.compare.align import aligner, procrustes_mean
+from latentlab.errors import DataError
+
+GAP = 5
+"""Autocorrelation times between the two parts of a single chain."""
+NUMBERS = 2**26
+"""Numbers in a half above which its draws are thinned (512 MB)."""
+ENOUGH = 400
+"""Draws below which a half is never thinned."""
+
+
+def ess(x: np.ndarray) -> float:
+    """Effective sample size of a series `(chain, draw)`; 1 if it is constant.
+
+    Example:
+        >>> ess(np.random.default_rng(0).normal(size=(4, 250))) > 800
+        True
+    """
+    n_chains, n_draws = x.shape
+    if n_draws < 4:
+        return float(n_chains)
+    less = x - x.mean(axis=1, keepdims=True)
+    spectrum = np.fft.rfft(less, n=2 * n_draws, axis=1)
+    covariance = np.fft.irfft(np.abs(spectrum) ** 2, axis=1)[:, :n_draws].mean(axis=0) / n_draws
+    within = covariance[0] * n_draws / (n_draws - 1)
+    total = covariance[0] + (x.mean(axis=1).var(ddof=1) if n_chains > 1 else 0.0)
+    if total <= (1e-12 * np.abs(x).max()) ** 2:
+        return 1.0
+    rho = 1 - (within - covariance) / total
+    rho[0] = 1.0
+    pairs = rho[: n_draws // 2 * 2].reshape(-1, 2).sum(axis=1)
+    ends = np.flatnonzero(pairs <= 0)
+    pairs = np.minimum.accumulate(pairs[: ends[0]] if ends.size else pairs)
+    tau = max(2 * pairs.sum() - 1, 1.0)
+    return float(n_chains * n_draws / tau)
+
+
+def split(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reference and held-out draws, each `(chain, draw, unit, latent)`, that do not depend on each other.
+
+    Every second chain is held out. Of a single chain the first part is the reference and the last is held out, with a
+    gap of 5 autocorrelation times between (at most a third of the chain). Draws whose numbers would fill more than
+    512 MB a half are thinned, to no fewer than 400.
+
+    Args:
+        draws: Positions, `(chain, draw, unit, latent)`.
+
+    Raises:
+        DataError: Another shape, values that are not finite, fewer than latent + 2 draws in a half, or too few units.
+    """
+    draws = _checked(draws)
+    if len(draws) > 1:
+        reference, held_out = draws[::2], draws[1::2]
+    else:
+        n = draws.shape[1]
+        gap = min(math.ceil(GAP * _autocorrelation_time(draws[0])), n // 3)
+        first = (n - gap) // 2
+        reference, held_out = draws[:, :first], draws[:, first + gap :]
+    reference, held_out = _thinned(reference), _thinned(held_out)
+    least = draws.shape[3] + 2
+    if min(reference.shape[0] * reference.shape[1], held_out.shape[0] * held_out.shape[1]) < least:
+        raise DataError(
+            f"draws of {draws.shape[3]} latent columns need at least {least} in the reference half and {least} held out; "
+            f"got {draws.shape[0]} chain(s) of {draws.shape[1]}: take more draws."
+        )
+    return reference, held_out
+
+
+def leading_score(x: np.ndarray) -> np.ndarray:
+    """The score `(draw,)` along the direction in which arrays `(draw, ...)` vary most, found from up to 400 of them."""
+    flat = x.reshape(len(x), -1)
+    few = flat[np.unique(np.linspace(0, len(flat) - 1, min(len(flat), ENOUGH)).astype(int))]
+    mean = few.mean(axis=0)
+    few = few - mean
+    leading = np.linalg.eigh(few @ few.T)[1][:, -1]
+    return (flat - mean) @ (few.T @ leading)
+
+
+def _checked(draws: np.ndarray) -> np.ndarray:
+    draws = np.asarray(draws, dtype=np.float64)
+    if draws.ndim != 4:
+        raise DataError(f"draws must have shape (chain, draw, unit, latent); got {draws.shape}.")
+    if draws.shape[2] <= draws.shape[3]:
+        raise DataError(f"draws need more units than latent columns; got {draws.shape[2]} units and {draws.shape[3]} columns.")
+    if not np.isfinite(draws).all():
+        raise DataError(f"draws must be finite; got {int((~np.isfinite(draws)).sum())} values that are not.")
+    return draws
+
+
+def _autocorrelation_time(chain: np.ndarray) -> float:
+    """Draws per effective draw of one chain `(draw, unit, latent)`: the slower of its distance from its mean and leading score."""
+    mean = procrustes_mean(chain)
+    error = aligner("orthogonal", mean)(chain) - mean
+    series = (error**2).sum(axis=(1, 2)), leading_score(error)
+    return len(chain) / min(ess(s[None]) for s in series)
+
+
+def _thinned(half: np.ndarray) -> np.ndarray:
+    n_chains, n_draws, n, d = half.shape
+    kept = math.ceil(max(ENOUGH, NUMBERS // (n * d)) / n_chains)
+    return half[:, :: math.ceil(n_draws / kept)] if n_draws > kept else half

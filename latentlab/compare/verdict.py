@@ -1,0 +1,345 @@
+r"""The verdict: is this embedding an estimate of these latent positions?
+
+Draws are split by chain into B, which makes the reference, and A, which is held out. M is the Procrustes mean of B, V_i the
+covariance of unit i's aligned draws of B, shrunk to the pooled one with weight d + 2. Any positions Y are carried to M by
+the alignment (`latentlab.compare.align`), a = align(Y), and their errors whitened, $u_i = V_i^{-1/2} (a_i - M_i)$. Then
+
+* **primary**: $D^2 = \sum_i |u_i|^2 / (n d)$; p_low is its lower rank among A's, $\delta = \sqrt{D^2(Y) / \mathrm{median}_A D^2}$
+  the effect size: 0 the posterior mean, 1 a draw;
+* **guard**: the largest z = (log statistic - median) / MAD, within A and Y, of D^2, of C = max |F' u| / sd_B over functions
+  F of M (`latentlab.compare.structure`) and columns of u, and of max_i |u_i|^2; p_guard is its upper rank;
+* **gate**: shuffled means, the constant and shuffled draws go through the same, and must be told apart.
+
+With a = ALPHA / 2: p_guard <= a is `distinct`; else p_low <= a is `summary-like`, if shuffled means and the constant are
+distinct; else `draw-like`, if shuffled draws are; else, and where the held-out draws are worth too few (2 / ALPHA - 1
+effective draws), `undetermined`. Ranks among correlated draws are taken as (1 + ESS f) / (1 + ESS), f the share of A in the tail and
+ESS the effective size of the statistic's own series in A.
+
+Rank tests are exact for a fresh draw, of which 5 % at most are not `draw-like`; a `distinct` embedding can be as near as one likes in a
+large table, so delta is always to be read beside the word.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from latentlab.compare.align import Alignment, aligner, procrustes_mean, scales
+from latentlab.compare.chains import ess, leading_score, split
+from latentlab.compare.coverage import Regions, blocks, inverse_root, moments, positions, whitened
+from latentlab.compare.structure import structure
+from latentlab.errors import DataError
+
+Label = Literal["summary-like", "draw-like", "distinct", "undetermined"]
+
+SHUFFLED_MEANS = 40
+SHUFFLED_DRAWS = 20
+GATE_SHARE = 0.95
+WARN_BELOW = 100.0
+RECOMMENDED = 200
+TWO_MODES_BELOW = 1.8
+"""Kurtosis of the uniform distribution; two equal modes are at 1 + small. Under a Gaussian below it in 1 % at 40 draws."""
+N_WORST = 5
+FLOOR = 1e-300
+ROUND_OFF = 1e-6
+"""A function of the positions whose error varies by less than this part of the largest is fixed by the alignment."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found about one embedding under one alignment.
+
+    Args:
+        verdict: `summary-like`, `draw-like`, `distinct` or `undetermined`.
+        delta: Distance from the posterior mean, in those of a typical draw: 0 the mean, 1 a draw.
+        p_low: Share of held-out draws that are as near to the mean, as a p-value.
+        p_guard: Share of held-out draws that are as unusual, as a p-value.
+        component: What is most unusual: `overall`, a function of the positions, or the units.
+        scale: Factor b by which the embedding would have to grow to meet the mean; infinite for a constant.
+        scale_rank: Share of held-out draws with a smaller b.
+        coverage_50: Share of units inside their 50 % region; `coverage_80` and `coverage_95` likewise.
+        draw_coverage_50: The same share for held-out draws; `draw_coverage_80` and `draw_coverage_95` likewise.
+        ess: Effective number of held-out draws, the smaller of those of the two ranked statistics.
+        gate_summary: The p_guard that 95 % of shuffled means, and the constant, do not exceed; open if at most alpha / 2.
+        gate_draw: The p_guard that 95 % of shuffled draws do not exceed.
+        worst_units: The units that are farthest from the mean, worst first.
+        notes: What else the reader should know.
+        alignment: `orthogonal`, `similarity` or `affine`.
+        alpha: Level of the test.
+    """
+
+    verdict: Label
+    delta: float
+    p_low: float
+    p_guard: float
+    component: str
+    scale: float
+    scale_rank: float
+    coverage_50: float
+    coverage_80: float
+    coverage_95: float
+    draw_coverage_50: float
+    draw_coverage_80: float
+    draw_coverage_95: float
+    ess: float
+    gate_summary: float
+    gate_draw: float
+    worst_units: tuple[str, ...]
+    notes: tuple[str, ...]
+    alignment: str
+    alpha: float
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words."""
+        size = f"delta {self.delta:.2g}, where 0 is the posterior mean and 1 a draw"
+        return {
+            "summary-like": f"Inside the posterior, as its mean is: nearer to the mean than draws are ({size}; p {self.p_low:.2g}).",
+            "draw-like": f"Inside the posterior, as typical as a draw of it ({size}; p {min(self.p_low, self.p_guard):.2g}).",
+            "distinct": f"Not an estimate of these positions: {self.component} (p {self.p_guard:.2g}; {size}).",
+            "undetermined": f"Nothing can be said: {self.notes[0] if self.notes else 'the posterior tells too little'} ({size}).",
+        }[self.verdict]
+
+
+class Reference:
+    """What the verdicts on many embeddings of one fit under one alignment have in common.
+
+    Args:
+        draws: Posterior draws of the positions, `(chain, draw, unit, latent)`.
+        alignment: What may be done to an embedding: `orthogonal`, `similarity` or `affine`.
+        rng: For the shuffled means and draws, and landmarks where there are many units.
+    """
+
+    def __init__(self, draws: np.ndarray, alignment: Alignment, rng: np.random.Generator) -> None:
+        reference, held_out = split(draws)
+        self.alignment = alignment
+        self.mean = procrustes_mean(reference.reshape(-1, *reference.shape[2:]))
+        self.align = aligner(alignment, self.mean)
+        self.regions = Regions(reference, held_out, self.align)
+        self._whiten = inverse_root(_shrunk(self.regions.covariance, self.regions.n_draws))
+        self._functions, self._values = structure(self.mean, rng)
+        self._sd = _floored(self._sums(reference).std(axis=0))
+        self._chains = held_out.shape[:2]
+        self._statistics = np.concatenate([self._of(self._errors(block)) for block in blocks(held_out)])
+        self._scales = np.concatenate([scales(block, self.mean) for block in blocks(held_out)])
+        overall = self._statistics[:, 0]
+        self.ess_low = ess(np.log(overall).reshape(self._chains))
+        self.ess_guard = ess(_unusual(self._statistics).reshape(self._chains))
+        self.gate_summary, self.gate_draw = self._gates(held_out, rng)
+        self.notes = self._remarks(reference, held_out)
+
+    def _errors(self, x: np.ndarray) -> np.ndarray:
+        """Whitened errors u `(..., unit, latent)` of positions `(..., unit, p)`."""
+        return whitened(self._whiten, self.align(x) - self.mean)
+
+    def _sums(self, half: np.ndarray) -> np.ndarray:
+        return np.concatenate([self._values.T @ self._errors(block) for block in blocks(half)])
+
+    def _of(self, errors: np.ndarray) -> np.ndarray:
+        """D^2, C and the largest |u_i|^2 `(..., 3)`."""
+        square = (errors**2).sum(axis=-1)
+        structured = (np.abs(self._values.T @ errors) / self._sd).max(axis=(-2, -1))
+        found = np.stack([square.sum(axis=-1) / errors[0].size, structured, square.max(axis=-1)], axis=-1)
+        return np.maximum(found, FLOOR)
+
+    def _p_guard(self, statistics: np.ndarray) -> float:
+        pool = _unusual(np.vstack([self._statistics, statistics]))
+        return _rank(float((pool[:-1] >= pool[-1]).mean()), self.ess_guard)
+
+    def _gates(self, held_out: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+        def p(x: np.ndarray) -> float:
+            return self._p_guard(self._of(self._errors(x)[None])[0])
+
+        every = held_out.reshape(-1, *held_out.shape[2:])
+        some = np.linspace(0, len(every) - 1, SHUFFLED_DRAWS).astype(int)
+        means = [p(rng.permutation(self.mean)) for _ in range(SHUFFLED_MEANS)]
+        draws = [p(rng.permutation(every[s])) for s in some]
+        worst, worst_draw = (float(np.quantile(x, GATE_SHARE, method="inverted_cdf")) for x in (means, draws))
+        return max(worst, p(np.zeros_like(self.mean))), worst_draw
+
+    def _remarks(self, reference: np.ndarray, held_out: np.ndarray) -> tuple[str, ...]:
+        notes = []
+        few = min(self.ess_low, self.ess_guard)
+        if min(few, self.regions.effective) < WARN_BELOW:
+            notes.append(
+                f"few draws: worth {self.regions.effective:.0f} in the reference and {few:.0f} held out; "
+                f"{RECOMMENDED} and {RECOMMENDED} are recommended, and a borderline verdict may flip"
+            )
+        errors = np.concatenate([self._errors(_few(half)) for half in (reference, held_out)])
+        score = leading_score(errors)
+        kurtosis = float((score**4).mean() / (score**2).mean() ** 2)
+        if kurtosis < TWO_MODES_BELOW:
+            notes.append(f"two modes: the draws' leading score has kurtosis {kurtosis:.2g} (3 if Gaussian, 1 if two points)")
+        return tuple(notes)
+
+    def judge(self, y: np.ndarray, *, alpha: float = 0.05, units: Sequence[str] | None = None) -> Verdict:
+        """The verdict on an embedding.
+
+        Args:
+            y: Embedding, `(unit, p)`; p above the latent columns under `affine` only.
+            alpha: Level.
+            units: Names of the units; their numbers, unless given.
+
+        Raises:
+            DataError: A wrong shape, values that are not finite, or an alpha outside (0, 1).
+        """
+        if not 0 < alpha < 1:
+            raise DataError(f"`alpha` must lie between 0 and 1; got {alpha!r}.")
+        y = positions(y)
+        names = [str(unit) for unit in (range(len(self.mean)) if units is None else units)]
+        if len(names) != len(self.mean):
+            raise DataError(f"`units` must name the {len(self.mean)} units of the draws; got {len(names)} names.")
+        errors = self._errors(y)
+        statistics = self._of(errors[None])[0]
+        below = float((self._statistics[:, 0] <= statistics[0]).mean())
+        scale = float(scales(y, self.mean))
+        found = self.regions.coverage(y)
+        worst = np.argsort(-(errors**2).sum(axis=1), kind="stable")[:N_WORST]
+        n, p, d = *y.shape, self.mean.shape[1]
+        notes = [*self.notes]
+        if p < d:
+            notes.append(f"the embedding has {p} of {d} columns: filled up with zeros")
+        if p > d:
+            notes.append(f"the embedding has {p} columns for {d}: mapped to them linearly, each fifth of the units by the others")
+        unlabelled = Verdict(
+            verdict="undetermined",
+            delta=math.sqrt(float(statistics[0] / np.median(self._statistics[:, 0]))),
+            p_low=_rank(below, self.ess_low),
+            p_guard=self._p_guard(statistics),
+            component=self._component(statistics, errors, names),
+            scale=scale,
+            scale_rank=float((self._scales < scale).mean()),
+            coverage_50=found.pointwise[0],
+            coverage_80=found.pointwise[1],
+            coverage_95=found.pointwise[2],
+            draw_coverage_50=found.draws[0],
+            draw_coverage_80=found.draws[1],
+            draw_coverage_95=found.draws[2],
+            ess=min(self.ess_low, self.ess_guard),
+            gate_summary=self.gate_summary,
+            gate_draw=self.gate_draw,
+            worst_units=tuple(names[i] for i in worst),
+            notes=tuple(notes),
+            alignment=self.alignment,
+            alpha=alpha,
+        )
+        return _labelled(unlabelled, 1)
+
+    def _component(self, statistics: np.ndarray, errors: np.ndarray, names: list[str]) -> str:
+        pool = np.vstack([self._statistics, statistics])
+        largest = int(_z(pool)[-1].argmax())
+        if largest == 0:
+            return "overall"
+        if largest == 1:
+            share = np.abs(self._values.T @ errors) / self._sd
+            function, column = np.unravel_index(share.argmax(), share.shape)
+            return f"error of axis {column + 1} {self._functions[function]}"
+        square = (errors**2).sum(axis=1)
+        beyond = np.flatnonzero(square > np.quantile(self._statistics[:, 2], GATE_SHARE))
+        odd = beyond[np.argsort(-square[beyond], kind="stable")] if beyond.size else [square.argmax()]
+        return "units " + ", ".join(names[i] for i in odd[:N_WORST]) + (", ..." if len(odd) > N_WORST else "")
+
+
+def verdict(
+    draws: np.ndarray,
+    y: np.ndarray,
+    *,
+    alignment: Alignment = "orthogonal",
+    alpha: float = 0.05,
+    rng: np.random.Generator,
+    units: Sequence[str] | None = None,
+) -> Verdict:
+    """The verdict on one embedding; for several of one fit make a `Reference` and let it judge each, then `holm`.
+
+    Args:
+        draws: Posterior draws of the positions, `(chain, draw, unit, latent)`.
+        y: Embedding, `(unit, p)`.
+        alignment: What may be done to the embedding: `orthogonal`, `similarity` or `affine`.
+        alpha: Level: a fresh draw is called something else than `draw-like` this often.
+        rng: For the shuffled means and draws.
+        units: Names of the units.
+
+    Example:
+        >>> rng = np.random.default_rng(1)
+        >>> z = rng.normal(size=(100, 2))
+        >>> draws = z + 0.3 * rng.normal(size=(4, 100, 100, 2))
+        >>> [verdict(draws, y, rng=rng).verdict for y in (z, z + 0.3 * rng.normal(size=(100, 2)), z * [2, 1])]
+        ['summary-like', 'draw-like', 'distinct']
+    """
+    return Reference(draws, alignment, rng).judge(y, alpha=alpha, units=units)
+
+
+def holm(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """The same verdicts, labelled so that the chance of any false alarm among them is at most alpha (Holm).
+
+    p_low and p_guard become Holm's adjusted p-values over all verdicts given. Then 2 n / alpha - 1 effective draws are
+    needed for n verdicts: with fewer all are `undetermined`.
+
+    Args:
+        verdicts: Of one family, for example all embeddings under one alignment.
+    """
+    n = len(verdicts)
+    low = _adjusted([v.p_low for v in verdicts])
+    guard = _adjusted([v.p_guard for v in verdicts])
+    return [_labelled(replace(v, p_low=a, p_guard=b), n) for v, a, b in zip(verdicts, low, guard, strict=True)]
+
+
+def _labelled(v: Verdict, n: int) -> Verdict:
+    """The verdict with its label, as one of n whose p-values have been adjusted."""
+    half = v.alpha / 2
+    needed = 1 / half * n - 1
+    gates = {"summary-like": v.gate_summary * n, "draw-like": v.gate_draw * n}
+    if v.ess < needed - 1e-9:
+        return _undetermined(v, f"the held-out draws are worth {v.ess:.0f}, and {needed:.0f} are needed: take more draws")
+    if v.p_guard <= half:
+        return replace(v, verdict="distinct")
+    found: Label = "summary-like" if v.p_low <= half else "draw-like"
+    if gates[found] > half:
+        what = "shuffled means or the constant" if found == "summary-like" else "shuffled draws"
+        return _undetermined(v, f"it would be {found}, but so would {what}: the posterior tells too little about positions")
+    return replace(v, verdict=found)
+
+
+def _undetermined(v: Verdict, why: str) -> Verdict:
+    return replace(v, verdict="undetermined", notes=(why, *(note for note in v.notes if note != why)))
+
+
+def _adjusted(p: list[float]) -> list[float]:
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(np.array(p)[order] * np.arange(len(p), 0, -1))
+    out = np.empty(len(p))
+    out[order] = np.minimum(stepped, 1.0)
+    return [float(x) for x in out]
+
+
+def _rank(share: float, effective: float) -> float:
+    return (1 + effective * share) / (1 + effective)
+
+
+def _z(pool: np.ndarray) -> np.ndarray:
+    """(log statistic - median) / MAD of each statistic `(S, 3)` within its pool."""
+    logs = np.log(pool)
+    less = logs - np.median(logs, axis=0)
+    return less / np.maximum(np.median(np.abs(less), axis=0), FLOOR)
+
+
+def _unusual(pool: np.ndarray) -> np.ndarray:
+    return _z(pool).max(axis=1)
+
+
+def _shrunk(covariance: np.ndarray, n_draws: int) -> np.ndarray:
+    """Each unit's covariance, shrunk to the pooled one with weight d + 2."""
+    weight = covariance.shape[-1] + 2
+    return (n_draws * covariance + weight * covariance.mean(axis=0)) / (n_draws + weight)
+
+
+def _floored(sd: np.ndarray) -> np.ndarray:
+    return np.maximum(sd, ROUND_OFF * sd.max())
+
+
+def _few(half: np.ndarray) -> np.ndarray:
+    """Up to 200 or so draws `(draw, unit, latent)` of a half, evenly spaced."""
+    every = half.reshape(-1, *half.shape[2:])
+    return every[:: math.ceil(len(every) / RECOMMENDED)]
