@@ -72,6 +72,9 @@ class Config(BaseModel):
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     plugins: tuple[str, ...] = ()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and self.to_dict() == other.to_dict()
+
     def build_dataset(self) -> Dataset:
         """The data set, loaded, its entries hidden and standardised as the config says."""
         from latentlab.data.load import load_dataset
@@ -238,7 +241,7 @@ def _model(chosen: Mapping[str, tuple[type[Section], ...]]) -> type[Config]:
 @cache
 def _model_of(chosen: tuple[tuple[str, tuple[type[Section], ...]], ...], compare: type[Section]) -> type[Config]:
     fields: dict[str, Any] = {key: (_one_of(sections), ...) for key, sections in chosen if key != "embeddings"}
-    fields["embeddings"] = (tuple[_one_of(dict(chosen)["embeddings"]), ...], ())
+    fields["embeddings"] = (tuple[_one_of(dict(chosen)["embeddings"]), ...], ())  # type: ignore[misc]
     fields["compare"] = (compare, Field(default_factory=compare))
     return create_model("Config", __base__=Config, **fields)
 
@@ -273,8 +276,8 @@ def _check_files(problems: Problems, data: dict[str, Any]) -> None:
     for key in TABLES:
         for where, one in _sections(data, key):
             path = one.get("path") if isinstance(one, dict) else None
-            if isinstance(path, str) and not os.path.isfile(path.replace("\0", "")):
-                kind = "is a directory" if os.path.isdir(path.replace("\0", "")) else "no such file"
+            if isinstance(path, str) and not os.path.isfile(path):
+                kind = "is a directory" if os.path.isdir(path) else "no such file"
                 hint = "; variables such as $HOME are not replaced, `~` is" if "$" in path else ""
                 problems.add((*where, "path"), f"{path!r}: {kind}{hint}.")
 

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -179,12 +179,12 @@ class _Reader:
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
                 raise self._error(event, path, "a key must be plain text.")
-            key = event.value
+            key, mark = event.value, cast(yaml.Mark, event.start_mark)
             if key == "<<" and event.implicit[0]:
                 raise self._error(event, path, "the merge key << is refused; write the keys out.")
             if key in items:
                 self._note(event, (*path, key), f"the key is there twice, first in line {lines[key]}.")
-            lines.setdefault(key, event.start_mark.line + 1)
+            lines.setdefault(key, mark.line + 1)
             items[key] = self._value(next(self._events), (*path, key))
         return items
 

@@ -104,7 +104,9 @@ def test_traps_are_reported_together():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("tag", ["!!python/object/apply:os.system ['touch {}']", "!!python/name:os.system", "!!int '3'", "!x y", "! z"])
+@pytest.mark.parametrize(
+    "tag", ["!!python/object/apply:os.system ['touch {}']", "!!python/name:os.system", "!!int '3'", "!x y", "! z"]
+)
 def test_a_tag_is_refused_and_runs_nothing(tag, tmp_path):
     canary = tmp_path / "canary"
     refused(f"a: {tag.format(canary)}", "line 1, column 4", "a: the tag", "refused")
@@ -214,7 +216,25 @@ def test_what_is_written_is_read_back():
     """20 texts of every trap, 3000 random ones, in values and in keys."""
     rng = random.Random(0)
     pool = "ab01eE.:-+_ \n\t'\"#[]{},&*!|>%@`~nofyes\x85\u2028é😀\x07"
-    texts = ["1e-3", "no", "010", "", "~", "1:30", "=", "<<", "null", "2024-01-01", ".inf", "!x", "*a", "true", "0x1F", "1_0", " x "]
+    texts = [
+        "1e-3",
+        "no",
+        "010",
+        "",
+        "~",
+        "1:30",
+        "=",
+        "<<",
+        "null",
+        "2024-01-01",
+        ".inf",
+        "!x",
+        "*a",
+        "true",
+        "0x1F",
+        "1_0",
+        " x ",
+    ]
     texts += ["".join(rng.choice(pool) for _ in range(rng.randint(0, 8))) for _ in range(3000)]
     for text in texts:
         value = {"k": text, text: [text, {"z": text}]}

@@ -1,0 +1,501 @@
+"""Configs: derived from constructors, resolved, and every fault named by its path before anything is computed."""
+
+import inspect
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pydantic
+import pytest
+
+from latentlab.data.load import dataset_options, load_dataset
+from latentlab.embeddings.embedding import embed, embedding_options
+from latentlab.errors import ConfigError
+from latentlab.inference.nuts import NUTS
+from latentlab.inference.svi import SVI
+from latentlab.models.ppca import PPCA
+from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, MODELS
+from latentlab.study.config import json_schema, load_config, run_name
+from latentlab.study.schema import section
+from latentlab.study.yaml import parse
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+PLUGIN = '''
+import torch
+from latentlab.models.base import LatentModel, Position
+from latentlab.symmetry.groups import Identity
+
+
+class Toy(LatentModel):
+    """A toy."""
+
+    name = "toy"
+    dims = {"z": ("unit", "latent")}
+    position = Position("z")
+    symmetry = Identity()
+    methods = ("svi",)
+
+    def __init__(self, width: int, *, sizes: tuple[int, ...] = (3, 4), prior: object = torch.ones(1), copy: bool = False):
+        if width > 9:
+            raise ValueError("width is too large")
+        self.width, self.sizes, self.copy = width, sizes, copy
+
+    def model(self, x):
+        raise RuntimeError("not to be run")
+'''
+
+
+def mapping(**sections):
+    base = {
+        "name": "toy",
+        "dataset": {"name": "iris"},
+        "model": {"name": "ppca", "n_latent": 2},
+        "inference": {"name": "nuts"},
+        "embeddings": [{"name": "pca"}],
+    }
+    return {key: value for key, value in {**base, **sections}.items() if value is not ...}
+
+
+def problems(source, overrides=(), plugins=()):
+    with pytest.raises(ConfigError) as caught:
+        load_config(source, overrides, plugins)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    path = tmp_path / "toy_models.py"
+    path.write_text(PLUGIN)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_read(monkeypatch):
+    """Loading a data set fails: checking a config reads none."""
+    for name in ("wine", "iris", "breast_cancer", "digits"):
+        monkeypatch.setattr(f"sklearn.datasets.load_{name}", lambda **_: pytest.fail("a data set was read"))
+
+
+# -- what is derived
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_method_section_has_the_constructors_arguments_and_defaults(name):
+    expected = {p.name: p.default for p in inspect.signature(METHODS.load(name)).parameters.values()}
+    assert {k: f.default for k, f in section("inference", name).model_fields.items() if k != "name"} == expected
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_a_model_section_has_the_constructors_arguments(name):
+    expected = set(inspect.signature(MODELS.load(name)).parameters)
+    assert set(section("model", name).model_fields) == {"name", *expected}
+
+
+@pytest.mark.parametrize(
+    ("key", "table", "options", "common"),
+    [("dataset", DATASETS, dataset_options, load_dataset), ("embeddings", EMBEDDINGS, embedding_options, embed)],
+)
+def test_datasets_and_embeddings_have_their_own_options_and_the_common_ones(key, table, options, common):
+    shared = {p.name for p in inspect.signature(common).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    for name in table:
+        assert set(section(key, name).model_fields) == {"name", *shared, *options(name)}
+
+
+def test_a_new_argument_of_a_constructor_is_an_option_at_once(monkeypatch):
+    class More(PPCA):
+        def __init__(self, n_latent: int, depth: int = 3) -> None:
+            super().__init__(n_latent)
+            self.depth = depth
+
+    monkeypatch.setitem(MODELS._entries, "more", More)
+    config = load_config(mapping(model={"name": "more", "n_latent": 2, "depth": 5}))
+    assert config.model.depth == 5
+    assert config.build_model().depth == 5
+
+
+def test_what_is_built_is_what_was_written():
+    config = load_config(
+        mapping(model={"name": "ppca", "n_latent": 3, "W_scale": 2}, inference={"name": "svi", "learning_rate": 1})
+    )
+    assert repr(config.build_model()) == repr(PPCA(n_latent=3, W_scale=2.0))
+    assert config.build_method() == SVI(learning_rate=1.0)
+    assert load_config(mapping()).build_method() == NUTS()
+
+
+def test_the_dataset_is_loaded_with_its_options(monkeypatch):
+    monkeypatch.undo()
+    config = load_config(
+        mapping(dataset={"name": "iris", "columns": ["petal length (cm)"], "standardize": False, "missing": 0.1})
+    )
+    dataset = config.build_dataset()
+    assert dataset.sizes == {"unit": 150, "feature": 1}
+    assert dataset.transform is None
+    assert np.isnan(dataset.x).sum() == 15
+
+
+# -- what is resolved
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_of_the_repository_loads_and_is_called_as_its_file(path):
+    config = load_config(path)
+    assert config.name == path.stem.replace("_", "-")
+    assert config.build_method().name in config.build_model().methods
+
+
+def test_there_are_configs():
+    assert len(CONFIGS) >= 5
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_resolved_config_gives_itself(path, tmp_path):
+    config = load_config(path, ["seed=7"])
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(config.to_yaml())
+    again = load_config(resolved)
+    assert again == config
+    assert again.to_yaml() == config.to_yaml()
+    assert load_config(config) == load_config(config.to_dict()) == config
+    assert load_config(path) != config
+
+
+def test_defaults_that_follow_from_other_sections_are_written_out():
+    config = load_config(
+        mapping(
+            seed=3,
+            model={"name": "ppca", "n_latent": 3},
+            embeddings=[{"name": "pca"}, {"name": "isomap", "label": "iso", "seed": 9, "n_latent": 2}],
+        )
+    )
+    pca, isomap = config.embeddings
+    assert (pca.label, pca.n_latent, pca.seed) == ("pca", 3, 3)
+    assert (isomap.label, isomap.n_latent, isomap.seed) == ("iso", 2, 9)
+    assert config.to_dict()["embeddings"][0]["label"] == "pca"
+
+
+def test_a_config_is_frozen():
+    config = load_config(mapping())
+    for one in (config, config.inference):
+        with pytest.raises(pydantic.ValidationError, match="frozen"):
+            one.name = "other"
+
+
+def test_values_from_python_are_taken_as_they_would_be_written():
+    config = load_config(mapping(seed=np.int64(4), dataset={"name": "iris", "columns": ("petal length (cm)",)}))
+    assert (config.seed, config.dataset.columns) == (4, ["petal length (cm)"])
+    assert "nothing that a config can hold" in problems(mapping(dataset={"name": "iris", "columns": {1, 2}}))
+    loop = mapping()
+    loop["model"]["loop"] = loop
+    assert "Circular" in problems(loop)
+
+
+# -- unknown, missing and misplaced keys
+
+
+def test_unknown_keys_are_named_with_path_and_the_closest_valid_one():
+    text = problems(mapping(inference={"name": "svi", "lerning_rate": 0.1}, modle=1))
+    assert "config: 2 problems." in text
+    assert "inference.lerning_rate: unknown option of the method 'svi' 'lerning_rate'; did you mean 'learning_rate'?" in text
+    assert "modle: unknown key 'modle'; did you mean 'model'?" in text
+
+
+@pytest.mark.parametrize(
+    ("where", "given"),
+    [
+        ("dataset.standardise", {"dataset": {"name": "iris", "standardise": True}}),
+        ("model.n_latents", {"model": {"name": "ppca", "n_latent": 2, "n_latents": 3}}),
+        ("embeddings.1.n_neighbours", {"embeddings": [{"name": "pca"}, {"name": "isomap", "n_neighbours": 3}]}),
+        ("compare.n_neighbours", {"compare": {"n_neighbours": 3}}),
+        ("dataset.path", {"dataset": {"name": "iris", "path": str(CONFIGS[0])}}),
+        ("inference.n_warmup", {"inference": {"name": "svi", "n_warmup": 5}}),
+        ("device", {"device": "cuda"}),
+    ],
+)
+def test_a_key_is_unknown_where_the_entry_does_not_take_it(where, given):
+    assert f"{where}: unknown " in problems(mapping(**given))
+
+
+@pytest.mark.parametrize("key", ["name", "dataset", "model", "inference"])
+def test_a_missing_key_is_named(key):
+    assert problems(mapping(**{key: ...})) == f"config: {key}: the key is missing."
+
+
+def test_a_missing_option_is_named():
+    assert problems(mapping(model={"name": "ppca"})) == "config: model.n_latent: the key is missing."
+    assert problems(mapping(dataset={"name": "file"})) == "config: dataset.path: the key is missing."
+    assert "model.name: the key is missing. Valid: factor_analysis, ppca" in problems(mapping(model={"n_latent": 2}))
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"model": {"name": "pca", "n_latent": 2}}, "model.name: unknown model 'pca'; did you mean 'ppca'? Valid: "),
+        (
+            {"inference": {"name": "nutz"}},
+            "inference.name: unknown method 'nutz'; did you mean 'nuts'? Valid: exact, map, nuts, svi",
+        ),
+        (
+            {"dataset": {"name": "vine"}},
+            "dataset.name: unknown dataset 'vine'; did you mean 'wine'? Valid: breast_cancer, digits",
+        ),
+        ({"embeddings": [{"name": "umapp"}]}, "embeddings.0.name: unknown embedding 'umapp'; did you mean 'umap'? Valid: "),
+        ({"model": {"name": False, "n_latent": 2}}, "model.name: expected the name of a model; got False. Valid: "),
+        ({"model": {"name": ["ppca"]}}, "model.name: expected the name of a model; got ['ppca']. Valid: "),
+    ],
+)
+def test_an_unknown_name_lists_the_valid_ones(given, text):
+    assert text in problems(mapping(**given))
+
+
+def test_a_wrong_name_hides_no_other_problem():
+    text = problems(mapping(model={"name": "pppca", "n_latent": "x"}, inference={"name": "nuts", "n_draws": 0}, seed=-1))
+    assert [line.split(":")[0].strip() for line in text.split("\n")[1:]] == ["seed", "model.name", "inference.n_draws"]
+
+
+@pytest.mark.parametrize("found", ["ppca", 3, None, ["ppca"]])
+def test_a_section_that_is_no_mapping_is_refused(found):
+    assert f"model: expected a mapping with a `name`; got {found!r}" in problems(mapping(model=found))
+
+
+def test_embeddings_must_be_a_list_of_mappings():
+    assert "embeddings: expected a list; got {'name': 'pca'}" in problems(mapping(embeddings={"name": "pca"}))
+    assert "embeddings.0: expected a mapping with a `name`; got 'pca'" in problems(mapping(embeddings=["pca"]))
+    assert load_config(mapping(embeddings=[])).embeddings == load_config(mapping(embeddings=...)).embeddings == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("", "nothing"), ("- 1", "a list"), ("ppca", "'ppca'"), ("3", "3"), ("# only", "nothing")]
+)
+def test_the_top_level_must_be_a_mapping(text, found, tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    assert f"{path}: expected a mapping with the keys name, seed" in problems(path)
+    assert problems(path).endswith(f"found {found}.")
+
+
+# -- types and ranges
+
+
+@pytest.mark.parametrize("wrong", [True, 2.5, 2.0, "5", "1e3", None, [5], math.nan, math.inf])
+def test_what_is_no_whole_number_is_refused(wrong):
+    text = problems(mapping(inference={"name": "nuts", "n_draws": wrong}))
+    assert text.startswith("config: inference.n_draws: expected a whole number; got ")
+
+
+@pytest.mark.parametrize("wrong", [True, "0.8", None, [0.8], math.nan, math.inf, -math.inf])
+def test_what_is_no_finite_number_is_refused(wrong):
+    text = problems(mapping(inference={"name": "nuts", "target_accept": wrong}))
+    assert text.startswith("config: inference.target_accept: expected a ")
+    assert text.endswith(f"number; got {wrong!r}.")
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (
+            {"inference": {"name": "nuts", "n_draws": 0}},
+            "inference.n_draws: NUTS.n_draws must be a whole number of at least 1; got 0",
+        ),
+        (
+            {"inference": {"name": "nuts", "n_chains": -4}},
+            "inference.n_chains: NUTS.n_chains must be a whole number of at least 1",
+        ),
+        (
+            {"inference": {"name": "nuts", "target_accept": 1}},
+            "inference.target_accept: NUTS.target_accept must be between 0 and 1",
+        ),
+        (
+            {"inference": {"name": "svi", "learning_rate": 0}},
+            "inference.learning_rate: SVI.learning_rate must be a positive number",
+        ),
+        ({"model": {"name": "ppca", "n_latent": 0}}, "model.n_latent: PPCA: `n_latent` must be a whole number from 1; got 0"),
+        (
+            {"model": {"name": "ppca", "n_latent": 2, "W_scale": -1}},
+            "model.W_scale: PPCA: `W_scale` must be a finite number at least 0",
+        ),
+        ({"held_out": 1}, "held_out: Input should be less than 1; got 1"),
+        ({"held_out": -0.1}, "held_out: Input should be greater than or equal to 0; got -0.1"),
+        (
+            {"inference": {"name": "svi", "guide": "fullrank"}},
+            "inference.guide: expected 'model', 'mean_field', 'full_rank' or 'low_rank'",
+        ),
+        ({"dataset": {"name": "iris", "standardize": 1}}, "dataset.standardize: expected true or false; got 1"),
+        ({"dataset": {"name": "iris", "columns": ["a", 1]}}, "dataset.columns.1: expected text; got 1"),
+        ({"dataset": {"name": "iris", "columns": "a"}}, "dataset.columns: expected a list; got 'a'"),
+        ({"embeddings": [{"name": "pca", "label": 3}]}, "embeddings.0.label: expected text; got 3"),
+        ({"compare": None}, "compare: expected a mapping; got None"),
+        ({"compare": [1]}, "compare: expected a mapping; got [1]"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_with_the_range(given, text):
+    assert text in problems(mapping(**given))
+
+
+def test_all_problems_of_a_section_are_said_at_once():
+    text = problems(mapping(inference={"name": "nuts", "n_draws": 0, "n_chains": -1, "target_accept": 3, "n_warmup": 5}))
+    assert [line.split(":")[0].strip() for line in text.split("\n")[1:]] == [
+        "inference.n_chains", "inference.n_draws", "inference.target_accept",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1, 2**63, 2**64 - 1])
+def test_a_seed_may_be_any_number_of_64_bits(seed, tmp_path):
+    config = load_config(mapping(seed=seed))
+    assert config.seed == seed
+    assert parse(config.to_yaml(), "resolved")["seed"] == seed
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True, "0"])
+def test_another_seed_is_refused(seed):
+    assert problems(mapping(seed=seed)).startswith("config: seed: ")
+
+
+def test_two_embeddings_of_one_label_are_refused():
+    text = problems(mapping(embeddings=[{"name": "pca"}, {"name": "mds", "label": "pca"}, {"name": "pca"}]))
+    assert "embeddings.1.label: 'pca' is the label of embeddings.0 too" in text
+    assert "embeddings.2.label: 'pca' is the label of embeddings.0 too" in text
+
+
+# -- what does not go together
+
+
+def test_a_method_that_is_none_of_the_models_is_refused_beside_other_problems(plugin):
+    text = problems(mapping(model={"name": "toy", "width": 2}, seed=-1), plugins=[plugin])
+    assert "inference.name: 'nuts' does not go with the model 'toy'; its methods: svi." in text
+    assert "seed: " in text
+    assert load_config(mapping(model={"name": "toy", "width": 2}, inference={"name": "svi"}), plugins=[plugin]).model.width == 2
+
+
+# -- plugins
+
+
+def test_a_plugins_model_has_all_that_a_built_in_one_has(plugin, tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        json.dumps(mapping(model={"name": "toy", "width": 2, "sizes": [5]}, inference={"name": "svi"}, plugins=["toy_models.py"]))
+    )
+    config = load_config(path)
+    assert config.plugins == (plugin,)
+    assert (config.build_model().sizes, config.build_model().copy) == ((5,), False)
+    assert load_config(config) == config
+    assert "toy" not in MODELS
+    schema = json_schema([plugin])["$defs"]["ModelToy"]["properties"]
+    assert sorted(schema) == ["copy", "name", "sizes", "width"]
+
+
+def test_what_a_plugins_constructor_refuses_is_a_problem_of_its_section(plugin):
+    text = problems(mapping(model={"name": "toy", "width": 10}, inference={"name": "svi"}), plugins=[plugin])
+    assert text == "config: model.width: ValueError: width is too large"
+
+
+@pytest.mark.parametrize(
+    ("plugins", "text"), [(["none.py"], "no such file"), ("none.py", "expected a list"), ([3], "expected a list")]
+)
+def test_plugins_that_are_none_are_refused(plugins, text):
+    assert text in problems(mapping(plugins=plugins))
+
+
+# -- paths
+
+
+def test_a_path_is_relative_to_the_file_and_an_override_to_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "work").mkdir()
+    for place in ("configs", "work"):
+        (tmp_path / place / "mine.csv").write_text("a,b\n1,2\n")
+    path = tmp_path / "configs" / "a.yaml"
+    path.write_text(
+        json.dumps(
+            mapping(dataset={"name": "file", "path": "mine.csv"}, embeddings=[{"name": "file", "path": "../work/mine.csv"}])
+        )
+    )
+    monkeypatch.chdir(tmp_path / "work")
+    config = load_config(path)
+    assert config.dataset.path == str(tmp_path / "configs" / "mine.csv")
+    assert Path(config.embeddings[0].path).samefile(tmp_path / "work" / "mine.csv")
+    assert load_config(path, ["dataset.path=mine.csv"]).dataset.path == str(tmp_path / "work" / "mine.csv")
+    assert load_config("../configs/a.yaml").dataset.path.endswith("configs/mine.csv")
+    assert load_config(mapping(dataset={"name": "file", "path": "mine.csv"})).dataset.path == str(tmp_path / "work" / "mine.csv")
+    assert load_config(mapping(dataset={"name": "file", "path": Path("mine.csv")})).dataset.path == str(
+        tmp_path / "work" / "mine.csv"
+    )
+
+
+def test_home_is_replaced_in_a_path_and_a_variable_is_not(tmp_path, monkeypatch):
+    (tmp_path / "mine.csv").write_text("a,b\n1,2\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_config(mapping(dataset={"name": "file", "path": "~/mine.csv"})).dataset.path == str(tmp_path / "mine.csv")
+    text = problems(mapping(dataset={"name": "file", "path": "$HOME/mine.csv"}))
+    assert "dataset.path: " in text
+    assert "$HOME/mine.csv': no such file; variables such as $HOME are not replaced, `~` is." in text
+
+
+@pytest.mark.parametrize(
+    ("path", "text"), [("none.csv", "none.csv': no such"), (".", "is a directory"), ("a\0b", "no such"), ("", "no such")]
+)
+def test_a_path_that_is_no_file_is_refused_before_the_fit(path, text):
+    found = problems(mapping(dataset={"name": "file", "path": path}, embeddings=[{"name": "file", "path": path}]))
+    for line, where in zip(found.split("\n")[1:], ("dataset.path", "embeddings.0.path"), strict=True):
+        assert line.startswith(f"  {where}: ")
+        assert text in line
+
+
+def test_the_configs_own_path_may_not_be_empty():
+    assert "empty" in problems("")
+    assert "no such file" in problems("none.yaml")
+
+
+# -- names
+
+
+NOT_NAMES = [
+    "../../etc/x",
+    "/etc/x",
+    "a/b",
+    "a\\b",
+    "..",
+    ".",
+    "",
+    " ",
+    "a\0",
+    "x" * 101,
+    "x" * 300,
+    "-a",
+    "a\n",
+    "a b",
+    "CON",
+    "con.txt",
+]
+NOT_NAMES += ["Lpt1", "a.", "a ", ".a", "~", "caf\u00e9", "cafe\u0301", "a:b", "$HOME"]
+
+
+@pytest.mark.parametrize("name", NOT_NAMES)
+def test_a_name_that_is_no_safe_folder_is_refused(name):
+    text = problems(mapping(name=name))
+    assert text.startswith("config: name: a run")
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("name", ["a", "ppca-wine", "A.b_c-9", "x" * 100, "console", "2024"])
+def test_an_ordinary_name_is_taken(name):
+    assert run_name(name) == name
+
+
+# -- the schema for editors
+
+
+def test_the_json_schema_has_every_entry_and_forbids_other_keys():
+    schema = json_schema()
+    definitions = schema["$defs"]
+    for key, table in (("Dataset", DATASETS), ("Model", MODELS), ("Inference", METHODS), ("Embeddings", EMBEDDINGS)):
+        names = {d["properties"]["name"]["const"] for title, d in definitions.items() if title.startswith(key)}
+        assert names == set(table)
+    assert all(definition["additionalProperties"] is False for definition in definitions.values())
+    assert set(schema["required"]) == {"name", "dataset", "model", "inference"}
+    assert definitions["InferenceNuts"]["properties"]["n_draws"] == {
+        "default": NUTS().n_draws,
+        "title": "N Draws",
+        "type": "integer",
+    }
