@@ -183,4 +183,22 @@ EMBEDDINGS = Table(
     },
 )
 
-METRICS = Table("metric", {})
+METRICS = Table(
+    "metric",
+    {
+        "displacement": "latentlab.compare.procrustes:displacement",
+        "procrustes_orthogonal": "latentlab.compare.procrustes:procrustes_orthogonal",
+        "procrustes_similarity": "latentlab.compare.procrustes:procrustes_similarity",
+        "procrustes_affine": "latentlab.compare.procrustes:procrustes_affine",
+        "cca": "latentlab.compare.subspace:cca",
+        "principal_angle": "latentlab.compare.subspace:principal_angle",
+        "cka": "latentlab.compare.kernel:cka",
+        "cka_rbf": "latentlab.compare.kernel:cka_rbf",
+        "distance_correlation": "latentlab.compare.kernel:distance_correlation",
+        "rsa": "latentlab.compare.kernel:rsa",
+        "neighbor_overlap": "latentlab.compare.neighbors:neighbor_overlap",
+        "trustworthiness": "latentlab.compare.neighbors:trustworthiness",
+        "continuity": "latentlab.compare.neighbors:continuity",
+        "co_ranking": "latentlab.compare.neighbors:co_ranking",
+    },
+)

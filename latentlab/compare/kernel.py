@@ -1,0 +1,152 @@
+r"""Agreement of the relations between units: inner products, kernels, distances.
+
+Three of the four are unbiased: with matrices K of x and L of y, their diagonals set to 0, the inner product of the U-centred
+matrices is
+
+    <K, L> = tr(K L) + (1'K1)(1'L1) / ((n-1)(n-2)) - 2 (1'K L1) / (n-2),
+
+and the score is <K, L> / sqrt(<K, K> <L, L>). Its expectation is 0 for unrelated positions, however many columns they have;
+single values may be negative.
+
+| metric | K_ij |
+|---|---|
+| `cka` | x_i . x_j |
+| `cka_rbf` | exp(-d_ij^2 / (2 m^2)), m the median distance |
+| `distance_correlation` | d_ij |
+
+`rsa` is the rank correlation of the d_ij instead. All but `cka` use the mutual distances of at most 500 units
+(`latentlab.compare.positions.paired`). Positions all at the same distance from each other hold no relation: 0.
+
+References:
+    Song, Smola, Gretton, Bedo and Borgwardt (2012), Feature selection via dependence maximization, JMLR 13:1393 (HSIC_1).
+    Kornblith, Norouzi, Lee and Hinton (2019), Similarity of neural network representations revisited, ICML, arXiv:1905.00414.
+    Székely and Rizzo (2013), The distance correlation t-test of independence in high dimension, J. Multivariate Analysis 117:193.
+    Kriegeskorte, Mur and Bandettini (2008), Representational similarity analysis, Frontiers in Systems Neuroscience 2:4.
+"""
+
+import math
+
+import numpy as np
+
+from latentlab.compare.metric import metric
+from latentlab.compare.positions import EQUAL, PAIRED, Positions, squared_distances
+
+FLAT = 1e-12
+"""Relative size of <K, K> at or below which K is the same for all pairs, up to rounding."""
+
+
+@metric(direction="higher", range=(-1.0, 1.0), ignores=("rotation", "translation", "scale"), if_constant=0.0)
+def cka(x: Positions, y: Positions) -> float:
+    """Debiased linear centred kernel alignment (CKA) of embedding and draw.
+
+    Higher is closer, in [-1, 1], 0 for unrelated positions. All units, without an n x n matrix.
+    """
+    return _cosine(_linear(x, y), x.derived(_linear_norm), y.derived(_linear_norm))
+
+
+@metric(direction="higher", range=(-1.0, 1.0), ignores=("rotation", "translation", "scale"), if_constant=0.0)
+def cka_rbf(x: Positions, y: Positions) -> float:
+    """Debiased centred kernel alignment with Gaussian kernels as wide as the median distance.
+
+    Higher is closer, in [-1, 1], 0 for unrelated positions. Weighs near pairs more than `cka`.
+    """
+    return _cosine(_inner(x.derived(_kernel), y.derived(_kernel)), x.derived(_kernel_norm), y.derived(_kernel_norm))
+
+
+@metric(direction="higher", range=(-1.0, 1.0), ignores=("rotation", "translation", "scale"), if_constant=0.0)
+def distance_correlation(x: Positions, y: Positions) -> float:
+    """Bias-corrected (squared) distance correlation of embedding and draw.
+
+    Higher is closer, in [-1, 1], 0 for unrelated positions.
+    """
+    return _cosine(_inner(x.derived(_distances), y.derived(_distances)), x.derived(_distance_norm), y.derived(_distance_norm))
+
+
+@metric(direction="higher", range=(-1.0, 1.0), ignores=("rotation", "translation", "scale"), if_constant=0.0)
+def rsa(x: Positions, y: Positions) -> float:
+    """Representational similarity: Spearman correlation of the distances between units.
+
+    Higher is closer, in [-1, 1], 0 for unrelated positions. Also ignores what keeps the order of all distances.
+    """
+    return float(x.derived(_ranked_distances) @ y.derived(_ranked_distances))
+
+
+def average_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0, ties given their mean; what `scipy.stats.rankdata` gives, less 1, in a sixth of the time.
+
+    Example:
+        >>> average_ranks(np.array([3.0, 1.0, 3.0, 7.0]))
+        array([1.5, 0. , 1.5, 3. ])
+    """
+    order = np.argsort(values)
+    ordered = values[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    counts = np.diff(np.r_[starts, len(values)])
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat(starts + (counts - 1) / 2, counts)
+    return ranks
+
+
+def _linear(x: Positions, y: Positions) -> float:
+    """<K, L> of inner products: x and y are centred, so that rows of K and L sum to less their diagonal entry."""
+    n = x.n_units
+    cross = x.centered.T @ y.centered
+    diagonals = x.derived(_squares) @ y.derived(_squares)
+    return float(np.einsum("ij,ij->", cross, cross) - diagonals * n / (n - 2) + x.size * y.size / ((n - 1) * (n - 2)))
+
+
+def _squares(x: Positions) -> np.ndarray:
+    return np.einsum("ij,ij->i", x.centered, x.centered)
+
+
+def _linear_norm(x: Positions) -> float:
+    return _above(_linear(x, x), x.size**2)
+
+
+def _distances(x: Positions) -> np.ndarray:
+    return np.sqrt(x.derived(squared_distances))
+
+
+def _distance_norm(x: Positions) -> float:
+    return _norm(x.derived(_distances))
+
+
+def _kernel(x: Positions) -> np.ndarray:
+    squared = x.derived(squared_distances)
+    middle = float(np.median(squared[np.triu_indices(len(squared), 1)]))
+    width = middle if middle > 0 else float(squared.mean())
+    kernel = np.exp(-squared / (2.0 * width)) if width > 0 else np.zeros_like(squared)
+    np.fill_diagonal(kernel, 0.0)
+    return kernel
+
+
+def _kernel_norm(x: Positions) -> float:
+    return _norm(x.derived(_kernel))
+
+
+def _ranked_distances(x: Positions) -> np.ndarray:
+    """Centred ranks of the distances, of length 1; zeros where all are tied."""
+    squared = x.derived(squared_distances)[np.triu_indices(min(PAIRED, x.n_units), 1)]
+    ranks = average_ranks(np.rint(squared / (EQUAL * 2.0 * x.size / x.n_units)))
+    ranks -= (len(ranks) - 1) / 2
+    length = float(np.linalg.norm(ranks))
+    return ranks / length if length > 0 else ranks
+
+
+def _inner(first: np.ndarray, second: np.ndarray) -> float:
+    n = len(first)
+    rows, columns = first.sum(axis=0), second.sum(axis=0)
+    total = rows.sum() * columns.sum() / ((n - 1) * (n - 2))
+    return float(np.vdot(first, second) + total - 2.0 * (rows @ columns) / (n - 2))
+
+
+def _norm(matrix: np.ndarray) -> float:
+    return _above(_inner(matrix, matrix), float(np.vdot(matrix, matrix)))
+
+
+def _above(norm: float, scale: float) -> float:
+    return norm if norm > FLAT * scale else 0.0
+
+
+def _cosine(inner: float, first: float, second: float) -> float:
+    return inner / math.sqrt(first) / math.sqrt(second) if first > 0 and second > 0 else 0.0

@@ -1,0 +1,195 @@
+r"""What positions say about labels that no model was shown: agreement, and accuracy of a classifier.
+
+| score | formula | range |
+|---|---|---|
+| `label_agreement` | share of the k nearest units that have the unit's own label, mean over units | [0, 1] |
+| `silhouette` | mean of (b - a) / max(a, b); a, b: mean distance to the own and to the nearest other class | [-1, 1] |
+| `downstream_accuracy` | share of units whose label a classifier predicts that has not seen their fold | [0, 1] |
+
+Higher is better in all. `label_scores` takes one of them to the embedding, to the posterior mean and to each draw; the folds are
+drawn once (`folds`), so that the differences are not those of the folds. Chance is `largest_class` for accuracy.
+
+References:
+    Rousseeuw (1987), Silhouettes, Journal of Computational and Applied Mathematics 20:53.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.spatial.distance import cdist
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.neighbors import KNeighborsClassifier
+
+from latentlab.compare.lift import draw_positions, shape
+from latentlab.compare.neighbors import N_NEIGHBORS, neighbors
+from latentlab.compare.positions import Positions, ranked
+from latentlab.errors import ConfigError, DataError
+
+Classifier = Literal["neighbors", "linear"]
+
+N_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """One score of an embedding and of the posterior.
+
+    Attributes:
+        embedding: Of the embedding.
+        posterior_mean: Of the mean of the draws.
+        draws: Of each draw, `(chain, draw)`.
+    """
+
+    embedding: float
+    posterior_mean: float
+    draws: np.ndarray
+
+
+def label_scores(score: Callable[[Any], float], y: Any, draws: Any) -> LabelScores:
+    r"""A score of positions taken to an embedding, to the posterior mean and to each draw.
+
+    Args:
+        score: Of positions, labels and folds bound: `partial(downstream_accuracy, labels=labels, folds=fixed)`.
+        y: The embedding, `(unit, p)`.
+        draws: Positions with the symmetry removed, `(chain, draw, unit, latent)`: without that their mean means nothing.
+
+    Raises:
+        DataError: Not positions.
+    """
+    n_chains, n_draws = shape(draws)
+    of_draws, mean = np.empty((n_chains, n_draws)), np.zeros(np.shape(draws[0, 0]))
+    for chain, draw in np.ndindex(n_chains, n_draws):
+        here = draw_positions(draws, chain, draw)
+        of_draws[chain, draw] = score(here)
+        mean += here.values / of_draws.size
+    return LabelScores(score(Positions(y, "the embedding")), score(Positions(mean)), of_draws)
+
+
+def label_agreement(x: Any, labels: Any, *, n_neighbors: int = N_NEIGHBORS) -> float:
+    """Share of each unit's nearest units that have its label, in [0, 1]; the sum of squared class shares by chance.
+
+    Args:
+        x: Positions, `(unit, p)`.
+        labels: `(unit,)`, at least two different.
+        n_neighbors: How many nearest units.
+
+    Raises:
+        DataError: Not positions, or labels that do not fit them.
+        ConfigError: `n_neighbors` is not from 1 to below half of the units.
+    """
+    x = _positions(x)
+    codes = _codes(labels, x.n_units)
+    return float((codes[x.derived(neighbors, n_neighbors)] == codes[:, None]).mean())
+
+
+def silhouette(x: Any, labels: Any) -> float:
+    """Mean silhouette of the labels as clusters, in [-1, 1]; units alone in their class count 0, as do those on one point.
+
+    Above 1024 units the mean is over some of them (`latentlab.compare.positions.ranked`), the distances over all.
+
+    Args:
+        x: Positions, `(unit, p)`.
+        labels: `(unit,)`, at least two different.
+
+    Raises:
+        DataError: Not positions, or labels that do not fit them.
+    """
+    x = _positions(x)
+    anchors, others = ranked(x.n_units)
+    codes = _codes(labels, x.n_units)[others]
+    member = np.eye(codes.max() + 1)[codes]
+    sums = cdist(x.centered[anchors], x.centered[others]) @ member
+    size, own = member.sum(axis=0), (np.arange(len(anchors)), codes[: len(anchors)])
+    within = sums[own] / np.maximum(size[own[1]] - 1, 1)
+    between = np.divide(sums, size, out=np.full_like(sums, np.inf), where=size > 0)
+    between[own] = np.inf
+    nearest = between.min(axis=1)
+    widest = np.maximum(within, nearest)
+    counts = (size[own[1]] > 1) & (widest > 0) & np.isfinite(nearest)
+    return float(np.divide(nearest - within, widest, out=np.zeros(len(anchors)), where=counts).mean())
+
+
+def folds(labels: Any, rng: np.random.Generator, n_folds: int = N_FOLDS) -> np.ndarray:
+    """Which fold each unit is held out in, `(unit,)` from 0; each class is spread over the folds as evenly as it can be.
+
+    Raises:
+        DataError: Labels that are no classes.
+        ConfigError: `n_folds` is not from 2 to the number of units.
+
+    Example:
+        >>> folds(["a"] * 6 + ["b"] * 3, np.random.default_rng(0), 3)
+        array([2, 0, 2, 0, 1, 1, 1, 2, 0])
+    """
+    codes = _codes(labels, len(labels))
+    if not 2 <= n_folds <= len(codes):
+        raise ConfigError(f"`n_folds` must be from 2 to the {len(codes)} units; got {n_folds}.")
+    shuffled = rng.permutation(len(codes))
+    by_class = shuffled[np.argsort(codes[shuffled], kind="stable")]
+    found = np.empty(len(codes), dtype=np.int64)
+    found[by_class] = np.arange(len(codes)) % n_folds
+    return found
+
+
+def downstream_accuracy(
+    x: Any, labels: Any, folds: np.ndarray, *, classifier: Classifier = "neighbors", n_neighbors: int = N_NEIGHBORS
+) -> float:
+    """Share of units whose label is predicted by a classifier trained on the other folds, in [0, 1].
+
+    Args:
+        x: Positions, `(unit, p)`.
+        labels: `(unit,)`, at least two different.
+        folds: The fold of each unit, `(unit,)`, as from `folds`.
+        classifier: `neighbors`, a vote of the nearest units (ignores rotation, translation, scale), or `linear`, linear
+            discriminant analysis (ignores affine maps).
+        n_neighbors: How many nearest units vote.
+
+    Raises:
+        DataError: Not positions, or labels or folds that do not fit them, or fewer units outside a fold than vote.
+    """
+    x = _positions(x)
+    codes = _codes(labels, x.n_units)
+    folds = np.asarray(folds)
+    if folds.shape != codes.shape or len(np.unique(folds)) < 2:
+        raise DataError(f"folds must name 2 or more folds for {x.n_units} units; got shape {folds.shape}.")
+    right = 0
+    for fold in np.unique(folds):
+        held_out = folds == fold
+        rows, seen = x.centered[~held_out], codes[~held_out]
+        right += int((_trained(classifier, rows, seen, n_neighbors)(x.centered[held_out]) == codes[held_out]).sum())
+    return right / x.n_units
+
+
+def largest_class(labels: Any) -> float:
+    """Share of the most frequent label: the accuracy of a classifier that knows nothing else."""
+    return float(np.bincount(_codes(labels, len(labels))).max() / len(labels))
+
+
+def _trained(name: str, rows: np.ndarray, codes: np.ndarray, n_neighbors: int) -> Callable[[np.ndarray], np.ndarray]:
+    if len(np.unique(codes)) == 1:
+        return lambda new: np.full(len(new), codes[0])
+    if name == "linear":
+        return LinearDiscriminantAnalysis(solver="lsqr").fit(rows, codes).predict
+    if n_neighbors > len(rows):
+        raise DataError(f"{n_neighbors} neighbours cannot vote: outside a fold there are {len(rows)} units.")
+    return KNeighborsClassifier(n_neighbors=n_neighbors).fit(rows, codes).predict
+
+
+def _positions(x: Any) -> Positions:
+    return x if isinstance(x, Positions) else Positions(x)
+
+
+def _codes(labels: Any, n_units: int) -> np.ndarray:
+    """Labels as numbers from 0, in their sorted order."""
+    values = np.asarray(labels)
+    if values.shape != (n_units,):
+        raise DataError(f"labels must have shape ({n_units},); got {values.shape}.")
+    if values.dtype.kind == "O":
+        values = values.astype(str)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise DataError(f"labels must be finite; unit {int(np.argmin(np.isfinite(values)))} has none.")
+    classes, codes = np.unique(values, return_inverse=True)
+    if len(classes) < 2:
+        raise DataError(f"labels must tell at least two classes apart; all {n_units} are {classes[0]}.")
+    return codes

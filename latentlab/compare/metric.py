@@ -1,0 +1,184 @@
+"""A metric: a pure function of two arrays of positions, with what it claims declared as data.
+
+`metric(x, y, **options)` compares an embedding x `(unit, p)` with a draw of the latent positions y `(unit, q)`, units in the
+same order. A function becomes one by the decorator `metric`, and is known to latentlab by its line in
+`latentlab.registry.METRICS`. Everything declared is tested over that table, and so is that nothing undeclared holds.
+
+What a metric may ignore (done to x, to y, or to both, each by its own):
+
+| transformation | of positions z `(unit, q)` |
+|---|---|
+| `rotation` | z R, R orthogonal (reflections included) |
+| `translation` | z + t |
+| `scale` | b z, b > 0 |
+| `linear` | z A, A invertible; holds `rotation` and `scale` |
+
+Columns: the narrower of x and y counts as filled up with zeros. Constant: where all units of x or of y are at one point there
+are no positions to compare, and the score is `if_constant` by definition.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import partial, update_wrapper
+from typing import Any, Literal
+
+from latentlab.compare.positions import Positions
+from latentlab.errors import ConfigError, DataError, unknown
+from latentlab.symmetry.group import Group
+from latentlab.symmetry.groups import Euclidean, GeneralLinear, Orthogonal
+
+Direction = Literal["higher", "lower"]
+
+TRANSFORMATIONS = frozenset({"rotation", "translation", "scale", "linear"})
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """A function of two arrays of positions, and what it declares.
+
+    Attributes:
+        name: Its name, the function's.
+        direction: Whether `higher` or `lower` values mean more alike.
+        range: Smallest and largest value, infinite where there is none; the better end is the value of identical positions.
+        ignores: Transformations of either argument that leave the value as it is.
+        symmetric: Whether x and y may be exchanged when they have equally many columns.
+        if_constant: The value where all units of an argument are at one point.
+        function: The formula, of two `Positions`.
+    """
+
+    name: str
+    direction: Direction
+    range: tuple[float, float]
+    ignores: frozenset[str]
+    symmetric: bool
+    if_constant: float
+    function: Callable[..., float]
+
+    @property
+    def best(self) -> float:
+        """The value of identical positions."""
+        return self.range[self.direction == "higher"]
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Names and defaults of the options."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    def bind(self, **options: Any) -> "Metric":
+        """The metric with other defaults for its options.
+
+        Raises:
+            ConfigError: It has no such option.
+        """
+        for name in options:
+            if name not in self.options:
+                raise ConfigError(f"metric '{self.name}': {unknown('option', name, self.options)}")
+        return replace(self, function=partial(self.function, **options))
+
+    def __call__(self, x: Any, y: Any, **options: Any) -> float:
+        r"""The score of x against y.
+
+        Args:
+            x: Positions of the embedding, `(unit, p)`, or `Positions`, which keep what metrics have in common.
+            y: Positions drawn from the posterior, `(unit, q)`, likewise.
+            options: The metric's own.
+
+        Raises:
+            DataError: Not positions (see `Positions`), or not of equally many units.
+            ConfigError: An option that the metric does not have, or that the positions do not allow.
+        """
+        x = x if isinstance(x, Positions) else Positions(x, "x")
+        y = y if isinstance(y, Positions) else Positions(y, "y")
+        if x.n_units != y.n_units:
+            raise DataError(f"metric '{self.name}' compares the same units; got {x.n_units} in x and {y.n_units} in y.")
+        bound = self.bind(**options)
+        if x.is_constant or y.is_constant:
+            return self.if_constant
+        value = bound.function(x, y)
+        return float(min(max(value, self.range[0]), self.range[1]))
+
+
+def metric(
+    *,
+    direction: Direction,
+    range: tuple[float, float],
+    ignores: Collection[str],
+    if_constant: float,
+    symmetric: bool = True,
+) -> Callable[[Callable[..., float]], Metric]:
+    """Decorator: makes a `Metric` of a function of two `Positions` and keyword-only options.
+
+    Example:
+        >>> @metric(direction="lower", range=(0.0, float("inf")), ignores={"rotation", "translation"}, if_constant=1.0)
+        ... def spread_ratio(x: Positions, y: Positions) -> float:
+        ...     "Ratio of the spreads, less 1."
+        ...     return abs(x.size / y.size - 1.0)
+        >>> square = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
+        >>> spread_ratio(square, square), spread_ratio.best, sorted(spread_ratio.ignores)
+        (0.0, 0.0, ['rotation', 'translation'])
+    """
+    for name in ignores:
+        if name not in TRANSFORMATIONS:
+            raise ConfigError(unknown("transformation", name, TRANSFORMATIONS))
+    implied = {"rotation", "scale"} if "linear" in ignores else set()
+
+    def decorate(function: Callable[..., float]) -> Metric:
+        made = Metric(function.__name__, direction, range, frozenset(ignores) | implied, symmetric, if_constant, function)
+        vars(made).update(vars(update_wrapper(lambda: None, function)))
+        return made
+
+    return decorate
+
+
+def needed(group: Group, dims: tuple[str, ...] = ("unit", "latent")) -> frozenset[str]:
+    """What a metric must ignore so that the choice of an element of the model's symmetry does not change it.
+
+    Args:
+        group: The model's symmetry.
+        dims: The dims of the model's positions; a group along another dim leaves positions as they are.
+
+    Example:
+        >>> from latentlab.symmetry.groups import Identity, SignedPermutation
+        >>> [sorted(needed(g)) for g in (Identity(), SignedPermutation(), Euclidean(), GeneralLinear())]
+        [[], ['rotation'], ['rotation', 'translation'], ['linear']]
+    """
+    if group.is_trivial() or group.dim not in dims:
+        return frozenset()
+    if group in Orthogonal(group.dim):
+        return frozenset({"rotation"})
+    if group in Euclidean(group.dim):
+        return frozenset({"rotation", "translation"})
+    if group in GeneralLinear(group.dim):
+        return frozenset({"linear"})
+    return frozenset({"linear", "translation"})
+
+
+def minds(metric: Metric, group: Group, dims: tuple[str, ...] = ("unit", "latent")) -> frozenset[str]:
+    """The transformations that the model's symmetry leaves free and the metric does not ignore; none: it may be used.
+
+    Rotations hold every (signed) permutation, so a metric that ignores rotation is enough for those groups.
+    """
+    return needed(group, dims) - metric.ignores
+
+
+def check_symmetry(metric: Metric, group: Group, dims: tuple[str, ...] = ("unit", "latent"), *, by_name: bool = False) -> None:
+    """Refuse a metric that does not ignore what the model's symmetry ignores.
+
+    Args:
+        metric: The metric.
+        group: The model's symmetry.
+        dims: The dims of the model's positions.
+        by_name: The user asked for this metric by name: nothing is refused.
+
+    Raises:
+        ConfigError: Part of the score would be the arbitrary orientation of each draw.
+    """
+    free = minds(metric, group, dims)
+    if free and not by_name:
+        ignored = ", ".join(sorted(metric.ignores)) or "nothing"
+        raise ConfigError(
+            f"metric '{metric.name}' ignores {ignored}, but the symmetry {type(group).__name__} leaves {', '.join(sorted(free))} "
+            f"free: its score would be that of an arbitrary orientation. Ask for it by name to have it all the same."
+        )

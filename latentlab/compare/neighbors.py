@@ -1,0 +1,164 @@
+r"""Agreement of neighbourhoods. N_i(k) are the k nearest units of unit i, and r_ij the rank of j among them, from 1.
+
+| metric | formula |
+|---|---|
+| `neighbor_overlap` | mean_i abs(N_i^x(k) and N_i^y(k)) / k: the share, Q_NX(k), not the Jaccard index |
+| `trustworthiness` | 1 - 2 / (n k (2n - 3k - 1)) sum_i sum_{j in N_i^x(k)} max(r_ij^y - k, 0) |
+| `continuity` | the same with x and y exchanged |
+| `co_ranking` | sum_K R(K) / K over sum_K 1 / K, R(K) = ((n - 1) Q_NX(K) - K) / (n - 1 - K), K = 1, ..., n - 2 |
+
+Trustworthiness is low where the embedding puts units together that are far apart in the draw; continuity is low where it tears
+neighbours apart. Co-ranking needs no k: R(K) is the overlap above chance as a share of what is possible, and small
+neighbourhoods weigh more. The overlap looks at all units; the other three, above 1024 units, at the neighbours of some
+(`latentlab.compare.positions.ranked`).
+
+References:
+    Venna and Kaski (2001), Neighborhood preservation in nonlinear projection methods, ICANN (trustworthiness, continuity).
+    Lee and Verleysen (2009), Quality assessment of dimensionality reduction: rank-based criteria, Neurocomputing 72:1431.
+    Lee, Peluffo-Ordóñez and Verleysen (2015), Multi-scale similarities in stochastic neighbour embedding, Neurocomputing 169:246.
+"""
+
+import numpy as np
+from scipy.spatial.distance import cdist
+from sklearn.neighbors import NearestNeighbors
+
+from latentlab.compare.metric import metric
+from latentlab.compare.positions import EQUAL, Positions, ranked
+from latentlab.errors import ConfigError
+
+N_NEIGHBORS = 15
+NUMBERS = 2**22
+"""Numbers in a block (32 MB)."""
+_IGNORES = ("rotation", "translation", "scale")
+
+
+@metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, if_constant=0.0)
+def neighbor_overlap(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBORS) -> float:
+    """Share of each unit's nearest neighbours in the draw that are its nearest neighbours in the embedding too.
+
+    Higher is closer, in [0, 1]; k / (n - 1) for unrelated positions.
+
+    Raises:
+        ConfigError: `n_neighbors` is not from 1 to below half of the units.
+    """
+    return float(overlap(x.derived(neighbors, n_neighbors), y.derived(neighbors, n_neighbors)).mean())
+
+
+@metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, if_constant=0.0, symmetric=False)
+def trustworthiness(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBORS) -> float:
+    """Whether neighbours in the embedding are neighbours in the draw, by how far down its ranking they are.
+
+    Higher is closer, in [0, 1]; about 1/2 for unrelated positions.
+
+    Raises:
+        ConfigError: `n_neighbors` is not from 1 to below half of the units.
+    """
+    return _trust(x, y, n_neighbors)
+
+
+@metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, if_constant=0.0, symmetric=False)
+def continuity(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBORS) -> float:
+    """Whether neighbours in the draw are neighbours in the embedding, by how far down its ranking they are.
+
+    Higher is closer, in [0, 1]; about 1/2 for unrelated positions.
+
+    Raises:
+        ConfigError: `n_neighbors` is not from 1 to below half of the units.
+    """
+    return _trust(y, x, n_neighbors)
+
+
+@metric(direction="higher", range=(-1.0, 1.0), ignores=_IGNORES, if_constant=0.0)
+def co_ranking(x: Positions, y: Positions) -> float:
+    """Neighbourhood agreement above chance at all sizes at once: area under the co-ranking curve R_NX over log K.
+
+    Higher is closer, in [-1, 1], 0 for unrelated positions.
+    """
+    first, second = x.derived(ranks), y.derived(ranks)
+    m, n = first.shape
+    within = np.bincount(np.maximum(first, second).ravel(), minlength=n)[1:]
+    size = np.arange(1, n - 1)
+    common = within.cumsum()[: n - 2] / m
+    above = ((n - 1) * common / size - size) / (n - 1 - size)
+    return float((above / size).sum() / (1.0 / size).sum())
+
+
+def neighbors(x: Positions, n_neighbors: int) -> np.ndarray:
+    """The nearest units of each unit, itself left out, in no particular order, `(unit, n_neighbors)`.
+
+    Ties (units at one point, vertices of a simplex) are broken without regard to the order of the units.
+
+    Raises:
+        ConfigError: `n_neighbors` is not from 1 to below half of the units.
+    """
+    _check(n_neighbors, x.n_units)
+    order = np.random.default_rng(0).permutation(x.n_units)
+    rows = x.centered[order]
+    found = NearestNeighbors(n_neighbors=n_neighbors + 1).fit(rows).kneighbors(rows, return_distance=False)
+    others = found != np.arange(x.n_units)[:, None]
+    # Among more than k units at one point a unit may not find itself; then its last neighbour goes.
+    others[others.all(axis=1), -1] = False
+    nearest = np.empty((x.n_units, n_neighbors), dtype=np.int64)
+    nearest[order] = order[found[others].reshape(x.n_units, n_neighbors)]
+    return nearest
+
+
+def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Share of common entries in two lists of neighbours `(unit, k)`, for each unit.
+
+    Example:
+        >>> overlap(np.array([[1, 2], [0, 2]]), np.array([[2, 1], [3, 0]]))
+        array([1. , 0.5])
+    """
+    n, k = first.shape
+    step = max(1, NUMBERS // k**2)
+    blocks = (slice(start, start + step) for start in range(0, n, step))
+    return np.concatenate([(first[b, :, None] == second[b, None, :]).sum(axis=(1, 2)) for b in blocks]) / k
+
+
+def ranks(x: Positions) -> np.ndarray:
+    """Rank of each unit by its distance from each anchor, `(anchor, unit)`: 0 the anchor itself, then 1, 2, ...
+
+    Ties go to the unit that comes first in the shuffled order.
+    """
+    anchors, others = ranked(x.n_units)
+    rows = x.centered[others]
+    table = np.empty((len(anchors), len(others)), dtype=np.int32)
+    step = max(1, NUMBERS // len(others))
+    in_order = np.arange(len(others), dtype=np.int32)
+    for start in range(0, len(anchors), step):
+        stop = min(start + step, len(anchors))
+        squared = cdist(rows[start:stop], rows, "sqeuclidean")
+        squared += EQUAL * 2.0 * x.size / x.n_units
+        squared[np.arange(stop - start), np.arange(start, stop)] = 0.0
+        for row, order in zip(table[start:stop], _argsort(squared), strict=True):
+            row[order] = in_order
+    return table
+
+
+def _argsort(values: np.ndarray) -> np.ndarray:
+    """Order of each row of values >= 0, ties by column; destroys the values.
+
+    The bits of such a number order as it does. The last of them give way to the column, so that one sort of whole numbers
+    does, in a third of the time of `argsort`; numbers that agree to 12 digits (1024 columns; 10 for 65536) are ties.
+    """
+    keys = values.view(np.int64)
+    columns = np.int64((1 << (values.shape[1] - 1).bit_length()) - 1)
+    keys &= ~columns
+    keys |= np.arange(values.shape[1])
+    keys.sort(axis=1)
+    keys &= columns
+    return keys
+
+
+def _trust(x: Positions, y: Positions, k: int) -> float:
+    _check(k, x.n_units)
+    near, far = x.derived(ranks), y.derived(ranks)
+    m, n = near.shape
+    penalty = np.maximum(far[near <= k] - k, 0).sum(dtype=np.int64)
+    return float(1.0 - 2.0 * penalty / (m * k * (2 * n - 3 * k - 1)))
+
+
+def _check(n_neighbors: int, n_units: int) -> None:
+    if not 1 <= n_neighbors < n_units / 2:
+        raise ConfigError(f"`n_neighbors` must be from 1 to below half of the {n_units} units; got {n_neighbors}.")

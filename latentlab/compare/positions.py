@@ -1,0 +1,125 @@
+"""Positions of units, checked once, with what several metrics derive from them computed once.
+
+A metric of n units that looks at pairs needs n^2 numbers. Up to 1024 units all are used. Above, two fixed subsamples keep
+memory and time flat; they depend on n alone, so that an embedding and every draw are looked at in the same units:
+
+* `paired`: the units whose mutual distances are used, `PAIRED` at most;
+* `ranked`: units (anchors) whose distances to all others are ranked, n_anchors x n at most `TABLE` numbers, or `ANCHORS` units
+  where that would be fewer; the others are all units up to `OTHERS`.
+
+The subsamples come in shuffled order, so that ties are not broken in the order of the data.
+"""
+
+from collections.abc import Callable, Hashable
+from functools import cache, cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from latentlab.errors import DataError
+
+T = TypeVar("T")
+
+MIN_UNITS = 4
+"""Fewest units for which every metric is defined (the unbiased estimators divide by n - 3)."""
+LARGEST = 1e70
+"""Of a position's coordinates; their fourth powers are summed."""
+PAIRED = 500
+TABLE = 2**20
+ANCHORS = 100
+OTHERS = 2**16
+CONSTANT = 1e-12
+"""Spread, relative to the largest value, at or below which all units are at one point."""
+EQUAL = 1e-12
+"""Squared distances that differ by less than this share of their mean are ties: rounding must not break them."""
+
+
+class Positions:
+    """Positions `(unit, p)` in float64.
+
+    Attributes:
+        values: As given, `(unit, p)`.
+        n_units: How many units.
+
+    Example:
+        >>> x = Positions([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
+        >>> x.size, x.is_constant
+        (8.0, False)
+    """
+
+    def __init__(self, values: Any, what: str = "x") -> None:
+        r"""Check positions.
+
+        Args:
+            values: Positions, `(unit, p)`.
+            what: What messages call them.
+
+        Raises:
+            DataError: Not a finite table of numbers with at least one column and `MIN_UNITS` units.
+        """
+        try:
+            array = np.asarray(values, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{what}: positions must be numbers; {error}.") from error
+        if array.ndim != 2 or array.shape[1] == 0:
+            raise DataError(f"{what}: positions must have shape (unit, p) with p at least 1; got {array.shape}.")
+        if len(array) < MIN_UNITS:
+            raise DataError(f"{what}: positions are compared over at least {MIN_UNITS} units; got {len(array)}.")
+        refused = ~(np.abs(array) < LARGEST)
+        if refused.any():
+            row, column = np.argwhere(refused)[0]
+            found = f"{array[row, column]} for unit {row}, column {column}"
+            raise DataError(f"{what}: positions must be finite and below {LARGEST:g}; got {found}.")
+        self.values = array
+        self.n_units = len(array)
+        self._derived: dict[Hashable, Any] = {}
+
+    def derived(self, quantity: Callable[..., T], *arguments: Hashable) -> T:
+        """`quantity(self, *arguments)`, computed when it is first asked for and kept."""
+        key = (quantity, *arguments)
+        if key not in self._derived:
+            self._derived[key] = quantity(self, *arguments)
+        return self._derived[key]
+
+    @cached_property
+    def centered(self) -> np.ndarray:
+        """Positions less their mean, `(unit, p)`."""
+        return self.values - self.values.mean(axis=0)
+
+    @cached_property
+    def size(self) -> float:
+        """Sum of squares about the mean, sum_i |x_i - mean|^2."""
+        return float(np.einsum("ij,ij->", self.centered, self.centered))
+
+    @cached_property
+    def is_constant(self) -> bool:
+        """Whether all units are at one point, up to rounding."""
+        return self.size == 0 or float(np.abs(self.centered).max()) <= CONSTANT * float(np.abs(self.values).max())
+
+
+@cache
+def _shuffled(n_units: int) -> np.ndarray:
+    return np.random.default_rng(0).permutation(n_units)
+
+
+def paired(n_units: int) -> np.ndarray:
+    """Indices of the units whose mutual distances are used."""
+    return _shuffled(n_units)[:PAIRED]
+
+
+def ranked(n_units: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the units whose neighbours are looked at, and of the units among which they are; the former lead the latter.
+
+    Example:
+        >>> [[len(part) for part in ranked(n)] for n in (150, 1797, 20_000)]
+        [[150, 150], [583, 1797], [100, 20000]]
+    """
+    others = _shuffled(n_units)[:OTHERS]
+    return others[: max(ANCHORS, TABLE // len(others))], others
+
+
+def squared_distances(x: Positions) -> np.ndarray:
+    """Squared distances between the `paired` units, `(m, m)`."""
+    rows = x.centered[paired(x.n_units)]
+    return cdist(rows, rows, "sqeuclidean")

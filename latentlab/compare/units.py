@@ -1,0 +1,154 @@
+r"""Which units an embedding disagrees about with the posterior, and whether the posterior knew.
+
+All of it in one frame: the embedding a and the draws have been aligned by one function. With M_i and V_i the mean and
+covariance of unit i's draws z_is, s = 1..S, and V the mean of the V_i,
+
+    mahalanobis_i = sqrt((a_i - M_i)' W_i^-1 (a_i - M_i) / d),    W_i = ((S - 1) V_i + (d + 2) V) / (S + d + 1),
+    distance_i    = |a_i - M_i|,                                 spread_i = sqrt(tr V_i / d),
+    neighbors_i   = 1 - mean_s |N_i^a(k) and N_i^s(k)| / k,      neighbors_own_i: the same between draws.
+
+`mahalanobis` is 0 at the posterior mean and about 1 (root mean square) at a draw. The posterior knew if its spread is larger
+for the units about which it and the embedding disagree more: the rank correlation of the two.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from latentlab.compare.lift import draw_pairs, draw_positions, shape
+from latentlab.compare.neighbors import N_NEIGHBORS, neighbors, overlap
+from latentlab.compare.positions import Positions
+from latentlab.errors import DataError
+
+N_PAIRS = 100
+SAME = 1e-9
+"""Relative range at or below which all units count as equally spread."""
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's correlation.
+
+    Attributes:
+        value: In [-1, 1]; 0 by definition where one side is constant.
+        p: Chance of one as large or larger if the two had nothing to do with each other, by the t approximation, units taken as
+            exchangeable.
+    """
+
+    value: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Per unit, `(unit,)` each (formulas in `latentlab.compare.units`), and whether the posterior knew.
+
+    Attributes:
+        mahalanobis: Distance from the posterior mean in the posterior's own units, per dimension: 1 is a draw's.
+        distance: The same in latent units.
+        spread: The posterior's standard deviation, root mean square over dimensions.
+        neighbors: Share of neighbours in the draws that are none in the embedding.
+        neighbors_own: Share of neighbours in one draw that are none in another: what `neighbors` is measured against.
+        knew_distance: Of spread with distance.
+        knew_neighbors: Of spread with neighbors.
+    """
+
+    mahalanobis: np.ndarray
+    distance: np.ndarray
+    spread: np.ndarray
+    neighbors: np.ndarray
+    neighbors_own: np.ndarray
+    knew_distance: RankCorrelation
+    knew_neighbors: RankCorrelation
+
+
+def disagreement(
+    y: Any, draws: Any, rng: np.random.Generator, *, n_neighbors: int = N_NEIGHBORS, n_pairs: int = N_PAIRS
+) -> Disagreement:
+    r"""Per-unit disagreement of an aligned embedding with aligned draws.
+
+    Args:
+        y: The embedding in the draws' frame, `(unit, latent)`.
+        draws: Aligned positions, `(chain, draw, unit, latent)`, read one at a time.
+        rng: Chooses the pairs of draws of `neighbors_own`.
+        n_neighbors: How many nearest units count as neighbours.
+        n_pairs: How many pairs of draws.
+
+    Raises:
+        DataError: Not positions of the same units and dimensions; fewer than 2 draws, or draws that do not vary.
+        ConfigError: `n_neighbors` is not from 1 to below half of the units.
+    """
+    embedding = Positions(y, "the embedding")
+    n_chains, n_draws = shape(draws)
+    if embedding.values.shape != tuple(np.shape(draws[0, 0])):
+        found = tuple(np.shape(draws[0, 0]))
+        raise DataError(f"an aligned embedding has the draws' shape (unit, latent) = {found}; got {embedding.values.shape}.")
+    mean, covariance = moments(draws)
+    deviation = embedding.values - mean
+    near = embedding.derived(neighbors, n_neighbors)
+    shared = np.zeros(embedding.n_units)
+    for chain, draw in np.ndindex(n_chains, n_draws):
+        shared += overlap(near, neighbors(draw_positions(draws, chain, draw), n_neighbors))
+    own = np.zeros(embedding.n_units)
+    for pair in draw_pairs(n_chains, n_draws, rng, n_pairs):
+        own += overlap(*(neighbors(draw_positions(draws, *one), n_neighbors) for one in pair))
+    distance = np.linalg.norm(deviation, axis=1)
+    spread = np.sqrt(np.trace(covariance, axis1=1, axis2=2) / mean.shape[1])
+    missed = 1.0 - shared / (n_chains * n_draws)
+    return Disagreement(
+        mahalanobis=_mahalanobis(deviation, covariance, n_chains * n_draws),
+        distance=distance,
+        spread=spread,
+        neighbors=missed,
+        neighbors_own=1.0 - own / n_pairs,
+        knew_distance=rank_correlation(spread, distance),
+        knew_neighbors=rank_correlation(spread, missed),
+    )
+
+
+def rank_correlation(spread: np.ndarray, disagreement: np.ndarray) -> RankCorrelation:
+    """Spearman's correlation of two quantities `(unit,)`, with its one-sided p.
+
+    Example:
+        >>> rank_correlation(np.arange(20.0), np.arange(20.0) ** 3).value
+        1.0
+        >>> rank_correlation(np.ones(20), np.arange(20.0))
+        RankCorrelation(value=0.0, p=1.0)
+    """
+    if any(np.ptp(side) <= SAME * np.abs(side).max() for side in (spread, disagreement)):
+        return RankCorrelation(0.0, 1.0)
+    found = spearmanr(spread, disagreement, alternative="greater")
+    return RankCorrelation(float(found.statistic), float(found.pvalue))
+
+
+def moments(draws: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Mean `(unit, latent)` and covariance `(unit, latent, latent)` over draws that are read one at a time, twice.
+
+    Raises:
+        DataError: Fewer than 2 draws.
+    """
+    n_chains, n_draws = shape(draws)
+    total = n_chains * n_draws
+    if total < 2:
+        raise DataError(f"a spread needs at least 2 draws; got {total}.")
+    where = list(np.ndindex(n_chains, n_draws))
+    mean = np.zeros(np.shape(draws[0, 0]))
+    for one in where:
+        mean += draw_positions(draws, *one).values / total
+    squares = np.zeros((*mean.shape, mean.shape[1]))
+    for one in where:
+        deviation = draw_positions(draws, *one).values - mean
+        squares += deviation[:, :, None] * deviation[:, None, :]
+    return mean, squares / (total - 1)
+
+
+def _mahalanobis(deviation: np.ndarray, covariance: np.ndarray, n_draws: int) -> np.ndarray:
+    d = deviation.shape[1]
+    pooled = covariance.mean(axis=0)
+    if np.linalg.matrix_rank(pooled, hermitian=True) < d:
+        raise DataError("the draws do not vary in every latent dimension: no disagreement can be measured in their spread.")
+    shrunk = ((n_draws - 1) * covariance + (d + 2) * pooled) / (n_draws + d + 1)
+    squared = np.einsum("ij,ij->i", deviation, np.linalg.solve(shrunk, deviation[:, :, None])[:, :, 0])
+    return np.sqrt(squared / d)
