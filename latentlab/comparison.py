@@ -1,0 +1,385 @@
+"""A fit against embeddings of the same data: scores with ceiling and floor, verdicts, coverage, units, labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from tqdm.auto import tqdm
+
+from latentlab.compare.align import ALIGNMENTS, Alignment
+from latentlab.compare.labels import downstream_accuracy, folds, label_agreement, largest_class
+from latentlab.compare.lift import ceiling_table, floor_table, score_table
+from latentlab.compare.metric import Metric, check_symmetry, minds, needed
+from latentlab.compare.positions import Positions
+from latentlab.compare.units import Disagreement, disagreement
+from latentlab.compare.verdict import Reference, Verdict, holm
+from latentlab.correspondence import find
+from latentlab.embeddings.embedding import Embedding
+from latentlab.errors import ConfigError, unknown
+from latentlab.fit import Fit
+from latentlab.registry import METRICS
+from latentlab.seeds import Seeds
+
+SCORE_COLUMNS = (
+    *("metric", "embedding", "seed", "map", "mean", "sd", "q05", "q50", "q95"),
+    *("ceiling_mean", "ceiling_q05", "ceiling_q95", "floor_mean", "floor_q05", "floor_q95", "direction"),
+)
+VERDICT_COLUMNS = (
+    *("embedding", "seed", "map", "alignment", "verdict", "delta", "p_low", "p_guard", "component", "scale"),
+    *("coverage_50", "coverage_80", "coverage_95", "draw_coverage_50", "draw_coverage_80", "draw_coverage_95"),
+    *("ess", "worst_units"),
+)
+MOST_NUMBERS = 2**24
+"""Draws that metrics are lifted over hold at most so many numbers at once (128 MB)."""
+N_UNIT_DRAWS = 100
+"""Draws by which units' neighbours are judged."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One array of positions that is compared: an embedding, one of its seeds, raw or carried by a correspondence's map."""
+
+    embedding: str
+    seed: str
+    map: str
+    values: np.ndarray
+
+    @property
+    def label(self) -> str:
+        """Its name in tables and plots."""
+        seed = f" #{self.seed}" if self.seed else ""
+        return f"{self.embedding}{seed}{' (mapped)' if self.map == 'mapped' else ''}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found; `to_dataframe`, `verdicts` and `to_dataset` are the run directory's three files.
+
+    Args:
+        scores: A row for each metric and compared array, as in comparison.csv.
+        verdicts: A row for each compared array and alignment, as in verdicts.csv.
+        data: All of it by dims (metric, embedding, alignment, chain, draw, unit), as in comparison.nc.
+    """
+
+    scores: pd.DataFrame
+    verdicts: pd.DataFrame
+    data: xr.Dataset
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The scores: metric, embedding, seed, map, quantiles over draws, ceiling, floor, direction."""
+        return self.scores.copy()
+
+    def to_dataset(self) -> xr.Dataset:
+        """Scores over draws, ceilings, floors, coverage, units' disagreement, labels' scores."""
+        return self.data
+
+    @property
+    def ceiling(self) -> xr.DataArray:
+        """Each metric between draws of different chains `(metric, pair)`."""
+        return self.data["ceiling"]
+
+    @property
+    def floor(self) -> xr.DataArray:
+        """Each metric with the units permuted `(metric, embedding, permutation)`."""
+        return self.data["floor"]
+
+    @property
+    def coverage(self) -> xr.Dataset:
+        """Shares of units inside their credible regions, the embeddings' and held-out draws'."""
+        return self.data[["coverage", "draw_coverage", "simultaneous"]]
+
+    @property
+    def units(self) -> xr.Dataset:
+        """Per unit: distance, Mahalanobis distance, lost neighbours, the posterior's spread; and whether it knew."""
+        return self.data[["mahalanobis", "distance", "lost_neighbors", "own_lost_neighbors", "spread", "knew", "knew_p"]]
+
+    def sentences(self) -> dict[str, str]:
+        """The verdict on each compared array under the first alignment, in words."""
+        first = self.data["sentence"].isel(alignment=0)
+        return {str(label): str(first.sel(embedding=label).item()) for label in first["embedding"].values}
+
+
+def compare(
+    fit: Fit,
+    embeddings: Sequence[Embedding],
+    *,
+    n_neighbors: int = 15,
+    alignments: tuple[str, ...] | None = None,
+    metrics: tuple[str, ...] | None = None,
+    alpha: float = 0.05,
+    n_draws: int = 200,
+    n_pairs: int = 200,
+    n_permutations: int = 50,
+    progress: bool = True,
+) -> Comparison:
+    """Compares a fit's positions with embeddings of the same units.
+
+    Each embedding is compared raw, and again under the map of its correspondence with the model, where there is one.
+
+    Args:
+        fit: The fit.
+        embeddings: Embeddings, joined with the fit by unit.
+        n_neighbors: Neighbours for the metrics about them; at most fewer than half of the units are taken.
+        alignments: What may be done to an embedding before the verdict: `orthogonal`, `similarity`, `affine`. The least that
+            the model's symmetry leaves free, and with scale, where None.
+        metrics: Names of metrics; all that ignore what the symmetry ignores where None.
+        alpha: Level of the verdicts, Holm's over all compared arrays.
+        n_draws: Posterior draws that metrics are lifted over, spread evenly over the chains; verdicts use all.
+        n_pairs: Pairs of draws for the ceiling.
+        n_permutations: Permutations of the units for the floor.
+        progress: A bar on a terminal.
+
+    Raises:
+        DataError: An embedding lacks units of the fit, or is not finite.
+        ConfigError: No such metric or alignment, or one that minds what the symmetry leaves free and was not asked for.
+    """
+    group, dims = fit.model.symmetry, fit.model.dims[fit.model.position.site]
+    chosen = _metrics(metrics, fit)
+    ways = _alignments(alignments, fit)
+    if not embeddings:
+        raise ConfigError("`embeddings` is empty: there is nothing to compare with.")
+    units = fit.dataset.units
+    rows = _rows(fit, embeddings)
+    draws = np.ascontiguousarray(fit.latents().values)
+    some = _thinned(draws, min(n_draws, max(2, MOST_NUMBERS // draws[0, 0].size)))
+    k = min(n_neighbors, max(1, (len(units) - 1) // 2))
+    seeds = Seeds(fit.seed).child("comparison")
+    bar = tqdm(
+        total=some.shape[0] * some.shape[1] + n_pairs + len(rows) * (n_permutations + len(ways) + 1),
+        desc="compare",
+        disable=None if progress else True,
+        leave=False,
+    )
+    with bar:
+        options = {"n_neighbors": k} if any("n_neighbors" in m.options for m in chosen) else {}
+        arrays = [row.values for row in rows]
+        scores = score_table(chosen, arrays, some, tick=bar.update, **options)
+        ceiling = ceiling_table(chosen, some, seeds.child("ceiling").numpy(), n_pairs, tick=bar.update, **options)
+        floor = np.stack(
+            [
+                floor_table(chosen, y, some, seeds.child("floor").numpy(), n_permutations, tick=bar.update, **options)
+                for y in arrays
+            ],
+            axis=1,
+        )
+        references, verdicts = _verdicts(rows, draws, ways, alpha, [str(unit) for unit in units], seeds, bar)
+        found = [_units(row, references, some, k, seeds, bar) for row in rows]
+    data = _dataset(rows, chosen, units, scores, ceiling, floor)
+    data = data.merge(_verdict_data(rows, references, verdicts), compat="override").merge(_unit_data(rows, found, units))
+    if fit.dataset.labels is not None and len(np.unique(fit.dataset.labels)) > 1:
+        data = data.merge(_label_data(rows, draws, fit.dataset.labels, k, seeds))
+    data.attrs = {
+        "n_neighbors": k,
+        "alpha": alpha,
+        "symmetry": type(group).__name__,
+        "ignores": ", ".join(sorted(needed(group, dims))) or "nothing",
+        "alignments": ", ".join(ways),
+    }
+    return Comparison(_score_frame(rows, chosen, scores, ceiling, floor), _verdict_frame(rows, verdicts), data)
+
+
+# -- what is compared, and by what
+
+
+def _rows(fit: Fit, embeddings: Sequence[Embedding]) -> list[Row]:
+    labels = [embedding.label for embedding in embeddings]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two embeddings have the label {twice!r}; give each its own.")
+    rows = []
+    for embedding in embeddings:
+        joined = embedding.reindexed(fit.dataset.units)
+        claim = find(embedding.name, fit.model.name, embedding.options)
+        stack = joined.values if joined.values.ndim == 3 else joined.values[None]
+        seeds = [str(seed) for seed in joined.seeds] if joined.values.ndim == 3 else [""]
+        for seed, values in zip(seeds, stack, strict=True):
+            rows.append(Row(embedding.label, seed, "raw", values))
+            if claim is not None and claim.map is not None:
+                rows.append(Row(embedding.label, seed, "mapped", claim.map(values, fit.dataset)))
+    return rows
+
+
+def _metrics(names: Sequence[str] | None, fit: Fit) -> list[Metric]:
+    group, dims = fit.model.symmetry, fit.model.dims[fit.model.position.site]
+    if names is None:
+        every = [METRICS.load(name) for name in METRICS]
+        return [metric for metric in every if not minds(metric, group, dims)]
+    for name in names:
+        if name not in METRICS:
+            raise ConfigError(unknown("metric", name, METRICS))
+    found = [METRICS.load(name) for name in names]
+    for metric in found:
+        check_symmetry(metric, group, dims, by_name=True)
+    return found
+
+
+def _alignments(names: Sequence[str] | None, fit: Fit) -> tuple[Alignment, ...]:
+    free = needed(fit.model.symmetry, fit.model.dims[fit.model.position.site])
+    if names is None:
+        return ("affine",) if "linear" in free else ("orthogonal", "similarity")
+    for name in names:
+        if name not in ALIGNMENTS:
+            raise ConfigError(unknown("alignment", name, ALIGNMENTS))
+    return tuple(way for way in ALIGNMENTS if way in names)
+
+
+def _thinned(draws: np.ndarray, n: int) -> np.ndarray:
+    """About n draws `(chain, draw, unit, latent)`, evenly spaced in each chain."""
+    each = max(1, min(draws.shape[1], n // draws.shape[0]))
+    return draws[:, np.unique(np.linspace(0, draws.shape[1] - 1, each).astype(int))]
+
+
+# -- verdicts and units
+
+
+def _verdicts(
+    rows: list[Row], draws: np.ndarray, ways: tuple[Alignment, ...], alpha: float, units: list[str], seeds: Seeds, bar: Any
+) -> tuple[dict[str, Reference], dict[str, list[Verdict]]]:
+    """By alignment: what its verdicts have in common, and one verdict for each row, Holm's over them.
+
+    Rows with more columns than the positions can be compared under `affine` only, and are, whatever was asked.
+    """
+    references: dict[str, Reference] = {}
+
+    def reference(way: Alignment) -> Reference:
+        if way not in references:
+            references[way] = Reference(draws, way, seeds.child("verdict", way).numpy())
+        return references[way]
+
+    found = {}
+    for way in ways:
+        judged = []
+        for row in rows:
+            own = "affine" if row.values.shape[1] > draws.shape[3] else way
+            judged.append(reference(own).judge(row.values, alpha=alpha, units=units))
+            bar.update()
+        found[str(way)] = holm(judged)
+    return references, found
+
+
+def _units(row: Row, references: dict[str, Reference], some: np.ndarray, k: int, seeds: Seeds, bar: Any) -> Disagreement:
+    """A row's disagreement with the draws by unit, both in the frame of the first alignment that takes it."""
+    fits = row.values.shape[1] <= some.shape[3]
+    reference = next(r for r in references.values() if fits or r.alignment == "affine")
+    few = _thinned(some, N_UNIT_DRAWS)
+    found = disagreement(reference.align(row.values), reference.align(few), seeds.child("units").numpy(), n_neighbors=k)
+    bar.update()
+    return found
+
+
+# -- as tables
+
+
+def _score_frame(
+    rows: list[Row], chosen: list[Metric], scores: np.ndarray, ceiling: np.ndarray, floor: np.ndarray
+) -> pd.DataFrame:
+    table = []
+    for i, metric in enumerate(chosen):
+        for j, row in enumerate(rows):
+            s, f, c = scores[i, j], floor[i, j], ceiling[i]
+            q05, q50, q95 = np.quantile(s, (0.05, 0.5, 0.95))
+            sd = s.std(ddof=1) if s.size > 1 else np.nan
+            own = (metric.name, row.embedding, row.seed, row.map, s.mean(), sd, q05, q50, q95)
+            table.append(
+                (*own, c.mean(), *np.quantile(c, (0.05, 0.95)), f.mean(), *np.quantile(f, (0.05, 0.95)), metric.direction)
+            )
+    return pd.DataFrame(table, columns=list(SCORE_COLUMNS))
+
+
+def _verdict_frame(rows: list[Row], verdicts: dict[str, list[Verdict]]) -> pd.DataFrame:
+    table = []
+    for judged in verdicts.values():
+        for row, v in zip(rows, judged, strict=True):
+            found = {name: getattr(v, name) for name in VERDICT_COLUMNS if hasattr(v, name)}
+            worst = " ".join(v.worst_units) if all(" " not in u for u in v.worst_units) else "; ".join(v.worst_units)
+            table.append({**found, "embedding": row.embedding, "seed": row.seed, "map": row.map, "worst_units": worst})
+    return pd.DataFrame(table, columns=list(VERDICT_COLUMNS))
+
+
+def _dataset(
+    rows: list[Row], chosen: list[Metric], units: np.ndarray, scores: np.ndarray, ceiling: np.ndarray, floor: np.ndarray
+) -> xr.Dataset:
+    return xr.Dataset(
+        {
+            "scores": (("metric", "embedding", "chain", "draw"), scores),
+            "ceiling": (("metric", "pair"), ceiling),
+            "floor": (("metric", "embedding", "permutation"), floor),
+            "direction": (("metric",), np.array([m.direction for m in chosen])),
+            "best": (("metric",), np.array([m.best for m in chosen])),
+        },
+        coords={
+            "metric": [m.name for m in chosen],
+            "embedding": [row.label for row in rows],
+            "name": ("embedding", np.array([row.embedding for row in rows])),
+            "seed": ("embedding", np.array([row.seed for row in rows])),
+            "map": ("embedding", np.array([row.map for row in rows])),
+            "chain": np.arange(scores.shape[2]),
+            "draw": np.arange(scores.shape[3]),
+            "unit": units,
+        },
+    )
+
+
+def _verdict_data(rows: list[Row], references: dict[str, Reference], verdicts: dict[str, list[Verdict]]) -> xr.Dataset:
+    ways = list(verdicts)
+    first = {v.alignment: references[v.alignment].regions for judged in verdicts.values() for v in judged}
+    regions = [first[v.alignment].coverage(row.values) for row, v in zip(rows, verdicts[ways[0]], strict=True)]
+
+    def text(read: Any) -> Any:
+        return ("alignment", "embedding"), np.array([[read(v) for v in verdicts[way]] for way in ways], dtype=str)
+
+    def number(name: str) -> Any:
+        return ("alignment", "embedding"), np.array([[getattr(v, name) for v in verdicts[way]] for way in ways], dtype=float)
+
+    return xr.Dataset(
+        {
+            "verdict": text(lambda v: v.verdict),
+            "sentence": text(lambda v: v.sentence),
+            "component": text(lambda v: v.component),
+            "notes": text(lambda v: "; ".join(v.notes)),
+            **{name: number(name) for name in ("delta", "p_low", "p_guard", "scale", "scale_rank", "ess")},
+            **{name: number(name) for name in ("gate_summary", "gate_draw")},
+            "coverage": (("embedding", "level"), np.array([c.pointwise for c in regions])),
+            "draw_coverage": (("embedding", "level"), np.array([c.draws for c in regions])),
+            "simultaneous": (("embedding", "level"), np.array([c.simultaneous for c in regions])),
+        },
+        coords={"alignment": ways, "embedding": [row.label for row in rows], "level": list(regions[0].levels)},
+    )
+
+
+def _unit_data(rows: list[Row], found: list[Disagreement], units: np.ndarray) -> xr.Dataset:
+    by_unit = ("embedding", "unit")
+    return xr.Dataset(
+        {
+            "mahalanobis": (by_unit, np.stack([d.mahalanobis for d in found])),
+            "distance": (by_unit, np.stack([d.distance for d in found])),
+            "lost_neighbors": (by_unit, np.stack([d.neighbors for d in found])),
+            "own_lost_neighbors": (("unit",), found[0].neighbors_own),
+            "spread": (("unit",), found[0].spread),
+            "knew": (("embedding",), np.array([d.knew_distance.value for d in found])),
+            "knew_p": (("embedding",), np.array([d.knew_distance.p for d in found])),
+        },
+        coords={"embedding": [row.label for row in rows], "unit": units},
+    )
+
+
+def _label_data(rows: list[Row], draws: np.ndarray, labels: np.ndarray, k: int, seeds: Seeds) -> xr.Dataset:
+    """Label agreement and downstream accuracy of each row, of the posterior mean, and of each of some draws."""
+    few = _thinned(draws, N_UNIT_DRAWS // 2)
+    fixed = folds(labels, seeds.child("folds").numpy())
+    tasks = {
+        "label_agreement": partial(label_agreement, labels=labels, n_neighbors=k),
+        "downstream_accuracy": partial(downstream_accuracy, labels=labels, folds=fixed, n_neighbors=k),
+    }
+    arrays: dict[str, Any] = {}
+    for name, score in tasks.items():
+        arrays[name] = (("embedding",), np.array([score(Positions(row.values)) for row in rows]))
+        arrays[f"{name}_posterior_mean"] = ((), score(Positions(draws.mean(axis=(0, 1)))))
+        of_draws = [[score(Positions(draw)) for draw in chain] for chain in few]
+        arrays[f"{name}_draws"] = (("chain", "label_draw"), np.array(of_draws))
+    arrays["largest_class"] = ((), largest_class(labels))
+    return xr.Dataset(arrays, coords={"embedding": [row.label for row in rows]})
