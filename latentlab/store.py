@@ -12,7 +12,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +42,7 @@ REBUILT = (LOG, EVENTS, *REPORT)
 LOG_BYTES = 4_000_000
 """The log keeps at most twice this: itself, and what it held before under `run.log.1`."""
 
-TEXT = ("metric", "embedding", "map", "direction", "alignment", "verdict", "component", "worst_units")
+TEXT = ("metric", "embedding", "seed", "map", "direction", "alignment", "verdict", "component", "worst_units")
 """Columns of the CSV files that are text even where they look like numbers."""
 
 _NOT_FINITE = {None: math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -341,30 +341,29 @@ class Run:
     @cached_property
     def scores(self) -> pd.DataFrame:
         """The table comparison.csv."""
-        return _read_table(self._part("comparison.csv"))
+        return _parsed(self._part("comparison.csv"), _read_table)
 
     @cached_property
     def verdicts(self) -> pd.DataFrame:
         """The table verdicts.csv."""
-        return _read_table(self._part("verdicts.csv"))
+        return _parsed(self._part("verdicts.csv"), _read_table)
 
     @cached_property
     def diagnostics(self) -> pd.DataFrame:
         """check, quantity, value (a number, or a text where there is none), threshold, verdict."""
-        records = json.loads(self._part("diagnostics.json").read_text(encoding="utf-8"))
-        table = pd.DataFrame(records, columns=["check", "quantity", "value", "threshold", "verdict"])
-        table["value"] = [_NOT_FINITE.get(value, value) for value in table["value"]]
-        return table
+        return _parsed(self._part("diagnostics.json"), _read_diagnostics)
 
     @cached_property
     def params(self) -> dict[str, np.ndarray]:
         """The point estimate, or the posterior means with the symmetry removed, by site."""
         from safetensors.numpy import load_file
 
-        return load_file(self._part("params/params.safetensors"))
+        return _parsed(self._part("params/params.safetensors"), load_file)
 
     def _part(self, name: str) -> Path:
         if name not in self.info["files"]:
+            if self.info["status"] in COMPLETE:
+                raise StoreError(f"{self.path} has no {name}: its config has no embeddings to compare.")
             state = f"{self.info['status']} at stage {self.info['stage']!r}"
             raise StoreError(f"{self.path} has no {name}: the run is {state}; --resume goes on with it.")
         return self.path / name
@@ -443,8 +442,28 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     return lines
 
 
+def _parsed(path: Path, reader: Callable[[Path], Any]) -> Any:
+    try:
+        return reader(path)
+    except Exception as error:  # whatever a file that is not what it should be makes the libraries raise
+        raise StoreError(f"{path}: cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _read_diagnostics(path: Path) -> pd.DataFrame:
+    records = json.loads(path.read_text(encoding="utf-8"))
+    table = pd.DataFrame(records, columns=["check", "quantity", "value", "threshold", "verdict"])
+    table["value"] = [_NOT_FINITE.get(value, value) for value in table["value"]]
+    return table
+
+
 def _read_table(path: Path) -> pd.DataFrame:
-    names = pd.read_csv(path, nrows=0).columns
-    text = {name: str for name in names if name in TEXT}
-    empty = {name: [""] for name in names if name not in TEXT}
-    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty, float_precision="round_trip")
+    """A CSV file, numbers to the last bit; an empty cell is NaN in a column of numbers."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return table.assign(**{name: _numbers(table[name]) for name in table.columns if name not in TEXT})
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    try:
+        return column.map(int)
+    except ValueError:
+        return column.map(lambda cell: float(cell) if cell else math.nan)

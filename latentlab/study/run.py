@@ -99,7 +99,8 @@ def run(
         info = job.description()
         if old is not None:
             _check_same(directory.path, old, info, resolved, force=force)
-            info |= {"resumed": info["started"], **{key: old[key] for key in ("started", "warnings", "seconds") if key in old}}
+            info["resumed"] = info["started"]
+            info.update({key: old[key] for key in ("started", "warnings", "seconds") if key in old})
         if old is None or old["status"] not in COMPLETE:
             _check_room(directory.path, job)
             directory.begin(info, resolved.to_yaml(), old=old)
@@ -232,8 +233,9 @@ def _stages(job: _Job, directory: RunDirectory, *, progress: bool) -> None:
         directory.logger.info("data: %s", note)
     fitted = timed("fit", _fit, job, directory, progress)
     timed("diagnostics", _diagnose, job, directory, fitted)
-    embeddings = timed("embeddings", _embed, job, directory)
-    timed("comparison", _compare, job, directory, fitted, embeddings)
+    if job.config.embeddings:
+        embeddings = timed("embeddings", _embed, job, directory)
+        timed("comparison", _compare, job, directory, fitted, embeddings, progress)
     status = "done" if fitted.converged else "not_converged"
     timed("report", _report, directory, status)
     directory.finish(status)
@@ -276,8 +278,10 @@ def _embed(job: _Job, directory: RunDirectory) -> list[Embedding]:
     return made
 
 
-def _compare(job: _Job, directory: RunDirectory, fitted: Fit, embeddings: list[Embedding]) -> None:
-    comparison = compare(fitted, embeddings, **job.config.compare.options())
+def _compare(job: _Job, directory: RunDirectory, fitted: Fit, embeddings: list[Embedding], progress: bool) -> None:  # noqa: FBT001
+    comparison = compare(fitted, embeddings, **job.config.compare.options(), progress=progress)
+    for row in comparison.verdicts.itertuples():
+        directory.logger.info("%s, %s, %s: %s", row.embedding, row.map, row.alignment, row.verdict)
     directory.write_tree("comparison.nc", comparison.to_dataset())
     directory.write_table("comparison.csv", comparison.to_dataframe())
     directory.write_table("verdicts.csv", comparison.verdicts)
