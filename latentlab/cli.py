@@ -201,6 +201,10 @@ def _command(commands: Any, name: str, function: Callable[[argparse.Namespace], 
 
 
 def _takes_config(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "Values of overrides are YAML. An override of a section's name drops the file's other keys of that section. "
+        "A path in the file is relative to the file, in an override to the working directory; ~ is replaced, $HOME is not."
+    )
     parser.add_argument("config", metavar="CONFIG", help="a YAML file")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, such as inference.n_draws=500")
 

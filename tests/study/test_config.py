@@ -249,6 +249,12 @@ def test_an_unknown_name_lists_the_valid_ones(given, text):
     assert text in problems(mapping(**given))
 
 
+def test_a_problem_with_a_name_is_said_once():
+    assert "\n" not in problems(mapping(model={"n_latent": 2}))
+    assert "\n" not in problems(mapping(embeddings=[{"name": "pca"}, {"name": "isomap"}, {"name": "umapp"}]))
+    assert "\n" not in problems(mapping(embeddings=[{"name": "pca"}, {"name": "isomap"}, {"n_latent": 2}]))
+
+
 def test_a_wrong_name_hides_no_other_problem():
     text = problems(mapping(model={"name": "pppca", "n_latent": "x"}, inference={"name": "nuts", "n_draws": 0}, seed=-1))
     assert [line.split(":")[0].strip() for line in text.split("\n")[1:]] == ["seed", "model.name", "inference.n_draws"]
