@@ -35,7 +35,7 @@ FLAT = 1e-12
 """Relative size of <K, K> at or below which K is the same for all pairs, up to rounding."""
 
 
-@metric(direction="higher", range=(-1.0, 1.0), ignores=("rotation", "translation", "scale"), if_constant=0.0)
+@metric(direction="higher", range=(-1.0, 1.0), ignores=("rotation", "translation", "scale"), void=0.0)
 def cka(x: Positions, y: Positions) -> float:
     """Debiased linear centred kernel alignment (CKA) of embedding and draw.
 
@@ -44,7 +44,7 @@ def cka(x: Positions, y: Positions) -> float:
     return _cosine(_linear(x, y), x.derived(_linear_norm), y.derived(_linear_norm))
 
 
-@metric(direction="higher", range=(-1.0, 1.0), ignores=("rotation", "translation", "scale"), if_constant=0.0)
+@metric(direction="higher", range=(-1.0, 1.0), ignores=("rotation", "translation", "scale"), void=0.0)
 def cka_rbf(x: Positions, y: Positions) -> float:
     """Debiased centred kernel alignment with Gaussian kernels as wide as the median distance.
 
@@ -53,7 +53,7 @@ def cka_rbf(x: Positions, y: Positions) -> float:
     return _cosine(_inner(x.derived(_kernel), y.derived(_kernel)), x.derived(_kernel_norm), y.derived(_kernel_norm))
 
 
-@metric(direction="higher", range=(-1.0, 1.0), ignores=("rotation", "translation", "scale"), if_constant=0.0)
+@metric(direction="higher", range=(-1.0, 1.0), ignores=("rotation", "translation", "scale"), void=0.0)
 def distance_correlation(x: Positions, y: Positions) -> float:
     """Bias-corrected (squared) distance correlation of embedding and draw.
 
@@ -62,7 +62,7 @@ def distance_correlation(x: Positions, y: Positions) -> float:
     return _cosine(_inner(x.derived(_distances), y.derived(_distances)), x.derived(_distance_norm), y.derived(_distance_norm))
 
 
-@metric(direction="higher", range=(-1.0, 1.0), ignores=("rotation", "translation", "scale"), if_constant=0.0)
+@metric(direction="higher", range=(-1.0, 1.0), ignores=("rotation", "translation", "scale"), void=0.0)
 def rsa(x: Positions, y: Positions) -> float:
     """Representational similarity: Spearman correlation of the distances between units.
 

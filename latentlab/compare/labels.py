@@ -119,8 +119,9 @@ def folds(labels: Any, rng: np.random.Generator, n_folds: int = N_FOLDS) -> np.n
         ConfigError: `n_folds` is not from 2 to the number of units.
 
     Example:
-        >>> folds(["a"] * 6 + ["b"] * 3, np.random.default_rng(0), 3)
-        array([2, 0, 2, 0, 1, 1, 1, 2, 0])
+        >>> found = folds(["a"] * 6 + ["b"] * 3, np.random.default_rng(0), 3)
+        >>> np.bincount(found[:6]), np.bincount(found[6:])
+        (array([2, 2, 2]), array([1, 1, 1]))
     """
     codes = _codes(labels, len(labels))
     if not 2 <= n_folds <= len(codes):

@@ -13,14 +13,14 @@ What a metric may ignore (done to x, to y, or to both, each by its own):
 | `scale` | b z, b > 0 |
 | `linear` | z A, A invertible; holds `rotation` and `scale` |
 
-Columns: the narrower of x and y counts as filled up with zeros. Constant: where all units of x or of y are at one point there
-are no positions to compare, and the score is `if_constant` by definition.
+Columns: the narrower of x and y counts as filled up with zeros. Where all units of x or of y are at one point there is nothing
+to compare, and the score is `void` by definition.
 """
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import partial, update_wrapper
+from functools import partial
 from typing import Any, Literal
 
 from latentlab.compare.positions import Positions
@@ -43,7 +43,8 @@ class Metric:
         range: Smallest and largest value, infinite where there is none; the better end is the value of identical positions.
         ignores: Transformations of either argument that leave the value as it is.
         symmetric: Whether x and y may be exchanged when they have equally many columns.
-        if_constant: The value where all units of an argument are at one point.
+        void: The value, by definition, where there is nothing to compare: all units of an argument are at one point, or what
+            else the metric says.
         function: The formula, of two `Positions`.
     """
 
@@ -52,7 +53,7 @@ class Metric:
     range: tuple[float, float]
     ignores: frozenset[str]
     symmetric: bool
-    if_constant: float
+    void: float
     function: Callable[..., float]
 
     @property
@@ -95,7 +96,7 @@ class Metric:
             raise DataError(f"metric '{self.name}' compares the same units; got {x.n_units} in x and {y.n_units} in y.")
         bound = self.bind(**options)
         if x.is_constant or y.is_constant:
-            return self.if_constant
+            return self.void
         value = bound.function(x, y)
         return float(min(max(value, self.range[0]), self.range[1]))
 
@@ -105,13 +106,13 @@ def metric(
     direction: Direction,
     range: tuple[float, float],
     ignores: Collection[str],
-    if_constant: float,
+    void: float,
     symmetric: bool = True,
 ) -> Callable[[Callable[..., float]], Metric]:
     """Decorator: makes a `Metric` of a function of two `Positions` and keyword-only options.
 
     Example:
-        >>> @metric(direction="lower", range=(0.0, float("inf")), ignores={"rotation", "translation"}, if_constant=1.0)
+        >>> @metric(direction="lower", range=(0.0, float("inf")), ignores={"rotation", "translation"}, void=1.0)
         ... def spread_ratio(x: Positions, y: Positions) -> float:
         ...     "Ratio of the spreads, less 1."
         ...     return abs(x.size / y.size - 1.0)
@@ -125,8 +126,8 @@ def metric(
     implied = {"rotation", "scale"} if "linear" in ignores else set()
 
     def decorate(function: Callable[..., float]) -> Metric:
-        made = Metric(function.__name__, direction, range, frozenset(ignores) | implied, symmetric, if_constant, function)
-        vars(made).update(vars(update_wrapper(lambda: None, function)))
+        made = Metric(function.__name__, direction, range, frozenset(ignores) | implied, symmetric, void, function)
+        vars(made).update(__doc__=function.__doc__, __module__=function.__module__, __wrapped__=function)
         return made
 
     return decorate

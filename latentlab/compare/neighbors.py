@@ -32,7 +32,7 @@ NUMBERS = 2**22
 _IGNORES = ("rotation", "translation", "scale")
 
 
-@metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, if_constant=0.0)
+@metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, void=0.0)
 def neighbor_overlap(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBORS) -> float:
     """Share of each unit's nearest neighbours in the draw that are its nearest neighbours in the embedding too.
 
@@ -44,7 +44,7 @@ def neighbor_overlap(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBO
     return float(overlap(x.derived(neighbors, n_neighbors), y.derived(neighbors, n_neighbors)).mean())
 
 
-@metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, if_constant=0.0, symmetric=False)
+@metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, void=0.0, symmetric=False)
 def trustworthiness(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBORS) -> float:
     """Whether neighbours in the embedding are neighbours in the draw, by how far down its ranking they are.
 
@@ -56,7 +56,7 @@ def trustworthiness(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBOR
     return _trust(x, y, n_neighbors)
 
 
-@metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, if_constant=0.0, symmetric=False)
+@metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, void=0.0, symmetric=False)
 def continuity(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBORS) -> float:
     """Whether neighbours in the draw are neighbours in the embedding, by how far down its ranking they are.
 
@@ -68,7 +68,7 @@ def continuity(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBORS) ->
     return _trust(y, x, n_neighbors)
 
 
-@metric(direction="higher", range=(-1.0, 1.0), ignores=_IGNORES, if_constant=0.0)
+@metric(direction="higher", range=(-1.0, 1.0), ignores=_IGNORES, void=0.0)
 def co_ranking(x: Positions, y: Positions) -> float:
     """Neighbourhood agreement above chance at all sizes at once: area under the co-ranking curve R_NX over log K.
 

@@ -23,10 +23,10 @@ import numpy as np
 
 from latentlab.compare.metric import metric
 from latentlab.compare.positions import Positions
-from latentlab.compare.subspace import basis, enough_units
+from latentlab.compare.subspace import basis, overfits
 
 
-@metric(direction="lower", range=(0.0, math.inf), ignores=(), if_constant=1.0, symmetric=False)
+@metric(direction="lower", range=(0.0, math.inf), ignores=(), void=1.0, symmetric=False)
 def displacement(x: Positions, y: Positions) -> float:
     """Squared distance between an embedding and a draw as they stand, as a share of the draw's spread.
 
@@ -37,7 +37,7 @@ def displacement(x: Positions, y: Positions) -> float:
     return float(np.einsum("ij,ij->", difference, difference)) / y.size
 
 
-@metric(direction="lower", range=(0.0, math.inf), ignores=("rotation", "translation"), if_constant=1.0, symmetric=False)
+@metric(direction="lower", range=(0.0, math.inf), ignores=("rotation", "translation"), void=1.0, symmetric=False)
 def procrustes_orthogonal(x: Positions, y: Positions) -> float:
     """Share of the draw's spread left after the embedding is rotated and moved onto it.
 
@@ -46,7 +46,7 @@ def procrustes_orthogonal(x: Positions, y: Positions) -> float:
     return (x.size + y.size - 2.0 * _overlap(x, y)) / y.size
 
 
-@metric(direction="lower", range=(0.0, 1.0), ignores=("rotation", "translation", "scale"), if_constant=1.0)
+@metric(direction="lower", range=(0.0, 1.0), ignores=("rotation", "translation", "scale"), void=1.0)
 def procrustes_similarity(x: Positions, y: Positions) -> float:
     """Share of the draw's spread left after the embedding is rotated, scaled and moved onto it.
 
@@ -55,17 +55,16 @@ def procrustes_similarity(x: Positions, y: Positions) -> float:
     return 1.0 - _overlap(x, y) ** 2 / (x.size * y.size)
 
 
-@metric(direction="lower", range=(0.0, 1.0), ignores=("rotation", "translation", "scale"), if_constant=1.0, symmetric=False)
+@metric(direction="lower", range=(0.0, 1.0), ignores=("rotation", "translation", "scale"), void=1.0, symmetric=False)
 def procrustes_affine(x: Positions, y: Positions) -> float:
     """Share of the draw's spread left after the embedding is carried onto it by an affine map (1 - R^2).
 
     Lower is closer, in [0, 1]. Of x it also ignores linear maps, of y only what is declared. With many columns least squares
-    fits noise too: read it beside the floor.
-
-    Raises:
-        DataError: The columns of x and y together are as many as the units or more.
+    fits noise too: read it beside the floor. Where the dimensions of x and y together are as many as the units or more, any x
+    would fit, and it is 1.
     """
-    enough_units(x, y, "procrustes_affine")
+    if overfits(x, y):
+        return 1.0
     explained = x.derived(basis).T @ y.centered
     return 1.0 - float(np.einsum("ij,ij->", explained, explained)) / y.size
 

@@ -1,0 +1,118 @@
+"""Kernel and distance metrics against sums over index quadruples, U-centring written out, and scipy."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist, pdist
+from scipy.stats import rankdata, spearmanr
+
+from latentlab.compare.kernel import average_ranks, cka, cka_rbf, distance_correlation, rsa
+from latentlab.compare.positions import paired
+
+
+def u_centred(K):
+    """K_ij - row_i / (n-2) - column_j / (n-2) + all / ((n-1)(n-2)) off the diagonal, which is 0 before and after."""
+    n = len(K)
+    K = K.astype(float).copy()
+    np.fill_diagonal(K, 0.0)
+    out = np.zeros_like(K)
+    for i, j in itertools.permutations(range(n), 2):
+        out[i, j] = K[i, j] - (K[i].sum() + K[:, j].sum()) / (n - 2) + K.sum() / ((n - 1) * (n - 2))
+    return out
+
+
+def correlation(K, L):
+    A, B = u_centred(K), u_centred(L)
+    return (A * B).sum() / np.sqrt((A * A).sum() * (B * B).sum())
+
+
+def hsic_by_quadruples(K, L):
+    """The U-statistic: mean over ordered quadruples of distinct units of K_ij (L_ij + L_qr - 2 L_iq)."""
+    terms = [K[i, j] * (L[i, j] + L[q, r] - 2 * L[i, q]) for i, j, q, r in itertools.permutations(range(len(K)), 4)]
+    return np.mean(terms)
+
+
+@pytest.fixture
+def data(rng):
+    x = rng.normal(size=(25, 3)) + 2
+    return x, x[:, :2] + rng.normal(size=(25, 2)) - 5
+
+
+def test_cka_by_u_centring(data):
+    x, y = data
+    assert cka(x, y) == pytest.approx(correlation(x @ x.T, y @ y.T), abs=1e-12)
+
+
+def test_cka_by_the_u_statistic_over_all_quadruples(rng):
+    x, y = rng.normal(size=(2, 7, 2))
+    K, L = x @ x.T, y @ y.T
+    expected = hsic_by_quadruples(K, L) / np.sqrt(hsic_by_quadruples(K, K) * hsic_by_quadruples(L, L))
+    assert cka(x, y) == pytest.approx(expected, abs=1e-12)
+
+
+def test_rbf_by_u_centring(data):
+    kernels = [np.exp(-(cdist(v, v) ** 2) / (2 * np.median(pdist(v)) ** 2)) for v in data]
+    assert cka_rbf(*data) == pytest.approx(correlation(*kernels), abs=1e-3)
+    # The median of an even number of squares is not the square of the median; with an odd number it is exact.
+    x, y = (v[:22] for v in data)
+    kernels = [np.exp(-(cdist(v, v) ** 2) / (2 * np.median(pdist(v)) ** 2)) for v in (x, y)]
+    assert len(pdist(x)) % 2 == 1
+    assert cka_rbf(x, y) == pytest.approx(correlation(*kernels), abs=1e-12)
+
+
+def test_distance_correlation_by_u_centring(data):
+    x, y = data
+    assert distance_correlation(x, y) == pytest.approx(correlation(cdist(x, x), cdist(y, y)), abs=1e-12)
+
+
+def test_rsa_is_scipys_spearman(data):
+    x, y = data
+    assert rsa(x, y) == pytest.approx(spearmanr(pdist(x), pdist(y)).statistic, abs=1e-12)
+
+
+def test_rsa_gives_ties_their_mean_rank(rng):
+    x = rng.integers(0, 3, size=(30, 2)).astype(float)
+    y = rng.normal(size=(30, 2))
+    assert rsa(x, y) == pytest.approx(spearmanr(np.rint(pdist(x) ** 2), pdist(y)).statistic, abs=1e-12)
+    c, s = np.cos(0.7), np.sin(0.7)
+    assert rsa(x @ np.array([[c, -s], [s, c]]), y) == pytest.approx(rsa(x, y), abs=1e-12)
+
+
+def test_average_ranks_are_scipys(rng):
+    for values in (rng.normal(size=50), rng.integers(0, 5, size=50).astype(float), np.zeros(3), np.array([2.0])):
+        np.testing.assert_array_equal(average_ranks(values), rankdata(values) - 1)
+
+
+@pytest.mark.parametrize("metric", [cka, cka_rbf, distance_correlation])
+def test_unrelated_positions_of_many_columns_have_mean_zero(metric, rng):
+    """20 units, 15 columns: the biased CKA is near 0.6. Mean of 400 within 4 standard errors of 0 (false alarm 6e-5)."""
+    values = np.array([metric(*rng.normal(size=(2, 20, 15))) for _ in range(400)])
+    assert abs(values.mean()) < 4 * values.std() / 20
+    x, y = rng.normal(size=(2, 20, 15))
+    x, y = x - x.mean(0), y - y.mean(0)
+    biased = (np.linalg.norm(x.T @ y) ** 2) / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
+    assert biased > 0.4
+
+
+@pytest.mark.parametrize("metric", [cka_rbf, distance_correlation, rsa])
+def test_many_units_are_judged_by_the_stated_ones(metric, rng):
+    y = rng.normal(size=(800, 2))
+    x = y + 0.5 * rng.normal(size=y.shape)
+    chosen = paired(800)
+    assert len(chosen) == 500
+    assert metric(x, y) == pytest.approx(metric(x[chosen], y[chosen]), abs=1e-9)
+
+
+def test_cka_uses_all_units(rng):
+    y = rng.normal(size=(800, 2))
+    x = y + 0.5 * rng.normal(size=y.shape)
+    changed = y.copy()
+    changed[np.setdiff1d(np.arange(800), paired(800))[0]] += 50
+    assert abs(cka(x, changed) - cka(x, y)) > 0.01
+
+
+def test_units_at_equal_distances_hold_no_relation(rng):
+    """The vertices of a simplex: nothing to correlate; defined as 0."""
+    for metric in (cka, cka_rbf, distance_correlation, rsa):
+        assert metric(np.eye(12), rng.normal(size=(12, 2))) == pytest.approx(0.0, abs=1e-6)

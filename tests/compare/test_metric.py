@@ -1,0 +1,253 @@
+"""What every metric of the table declares holds, and nothing that it does not declare; seen to find a liar."""
+
+import numpy as np
+import pytest
+
+from latentlab.compare.metric import TRANSFORMATIONS, check_symmetry, metric, minds, needed
+from latentlab.compare.positions import Positions
+from latentlab.errors import ConfigError, DataError
+from latentlab.registry import METRICS
+from latentlab.symmetry.groups import GROUPS, Euclidean, GeneralLinear, Identity, Orthogonal, Permutation
+
+TABLE = {name: METRICS.load(name) for name in METRICS}
+SAME, CHANGED = 1e-7, 1e-3
+
+
+@pytest.fixture(params=sorted(TABLE))
+def each(request):
+    return TABLE[request.param]
+
+
+def pair(rng, n=60, p=3, q=3, noise=0.7):
+    """An embedding and a draw that have much, not all, in common; neither centred, isotropic or of one scale."""
+    z = rng.standard_t(5, size=(n, max(p, q))) * np.linspace(2.0, 0.6, max(p, q)) + 1.0
+    return 1.3 * (z + noise * rng.normal(size=z.shape))[:, :p] - 0.5, z[:, :q]
+
+
+def transformed(x, name, rng):
+    q = x.shape[1]
+    if name == "rotation":
+        return x @ Orthogonal().random(rng, q)
+    if name == "translation":
+        return x + rng.normal(size=q) * 3
+    if name == "scale":
+        return x * 2.5
+    return x @ (Orthogonal().random(rng, q) * np.geomspace(0.4, 4.0, q)) @ Orthogonal().random(rng, q)
+
+
+def change(m, name, rng):
+    """Largest change of the value over transforming x, y, and both, for five pairs."""
+    found = 0.0
+    for _ in range(5):
+        x, y = pair(rng)
+        before = m(x, y)
+        for left, right in [
+            (transformed(x, name, rng), y),
+            (x, transformed(y, name, rng)),
+            (transformed(x, name, rng), transformed(y, name, rng)),
+        ]:
+            found = max(found, abs(m(left, right) - before) / max(1.0, abs(before)))
+    return found
+
+
+def false_claims(m, rng):
+    """Transformations about which the metric says the wrong thing."""
+    return {name for name in TRANSFORMATIONS if (change(m, name, rng) < CHANGED) != (name in m.ignores)}
+
+
+def test_what_is_declared_ignored_is_ignored(each, rng):
+    for name in each.ignores:
+        assert change(each, name, rng) < SAME, name
+
+
+def test_what_is_not_declared_ignored_changes_the_value(each, rng):
+    for name in TRANSFORMATIONS - each.ignores:
+        assert change(each, name, rng) > CHANGED, name
+
+
+def test_a_wrong_declaration_is_found(rng):
+    @metric(direction="lower", range=(0.0, 1.0), ignores={"linear"}, void=1.0)
+    def claims_too_much(x, y):
+        return TABLE["procrustes_similarity"].function(x, y)
+
+    @metric(direction="lower", range=(0.0, 1.0), ignores={"rotation", "scale"}, void=1.0)
+    def claims_too_little(x, y):
+        return TABLE["procrustes_similarity"].function(x, y)
+
+    assert false_claims(claims_too_much, rng) == {"linear", "translation"}
+    assert false_claims(claims_too_little, rng) == {"translation"}
+    assert false_claims(TABLE["procrustes_similarity"], rng) == set()
+
+
+def test_identical_positions_give_the_best_value(each, rng):
+    for n, q in [(4, 1), (40, 1), (40, 3)]:
+        x = rng.normal(size=(n, q))
+        options = {"n_neighbors": 1} if "n_neighbors" in each.options else {}
+        assert each(x, x, **options) == pytest.approx(each.best, abs=1e-7), (n, q)
+
+
+def test_the_formula_stays_within_the_range(each, rng):
+    """The formula itself, not what `Metric` clips off for rounding."""
+    low, high = each.range
+    for n, noise in [(33, 0.0), (33, 0.3), (33, 30.0), (200, 1e4)]:
+        for p, q in [(2, 2), (5, 2), (2, 5)]:
+            x, y = pair(rng, n, p, q, noise)
+            for left, right in [(x, y), (x, -y), (rng.permutation(x), y), (1e3 * x, y), (x, y**3)]:
+                assert low - 1e-9 <= each.function(Positions(left), Positions(right)) <= high + 1e-9
+
+
+def test_the_better_end_of_the_range_is_where_the_direction_says(each, rng):
+    z = rng.normal(size=(120, 2))
+    values = [np.mean([each(z + s * rng.normal(size=z.shape), z) for _ in range(10)]) for s in (0.05, 0.3, 1.0)]
+    values.append(np.mean([each(rng.permutation(z), z) for _ in range(10)]))
+    steps = np.diff(values[:3] if each.name == "displacement" else values)
+    assert (steps < 0).all() if each.direction == "higher" else (steps > 0).all()
+    assert each.best == each.range[each.direction == "higher"]
+
+
+def test_symmetry_in_x_and_y_is_as_declared(each, rng):
+    differences = []
+    for _ in range(5):
+        x, y = pair(rng)
+        differences.append(abs(each(x, y) - each(y, x)))
+    assert max(differences) < 1e-9 if each.symmetric else max(differences) > CHANGED
+
+
+def test_missing_columns_count_as_zeros(each, rng):
+    x, y = pair(rng, p=2, q=3)
+    padded = np.hstack([x, np.zeros((len(x), 1))])
+    assert each(x, y) == pytest.approx(each(padded, y), abs=1e-12)
+    assert each(y, x) == pytest.approx(each(y, padded), abs=1e-12)
+
+
+def test_a_missing_latent_dimension_is_seen(each, rng):
+    z = rng.normal(size=(100, 2))
+    assert abs(each(z[:, :1], z) - each.best) > 0.1
+
+
+def test_the_order_of_the_units_does_not_matter(each, rng):
+    x, y = pair(rng)
+    order = rng.permutation(len(x))
+    assert each(x[order], y[order]) == pytest.approx(each(x, y), abs=1e-9)
+
+
+def test_no_units_at_different_points_give_the_declared_value(each, rng):
+    x, y = pair(rng)
+    low, high = each.range
+    assert low <= each.void <= high
+    assert each.void != each.best
+    nowhere = np.full_like(x, 0.1) + 1e8
+    for left, right in [(nowhere, y), (x, nowhere), (nowhere, nowhere), (np.zeros_like(x), y)]:
+        assert each(left, right) == each.void
+
+
+def test_what_does_not_say_something_about_positions_is_defined(each):
+    """A simplex (all distances equal), units at two points only, repeated units: a finite value in the range, no warning."""
+    line = np.arange(40.0)[:, None]
+    for x in (np.eye(40)[:, :20], np.repeat([[0.0, 1.0], [2.0, 0.0]], 20, axis=0), np.repeat(line[:20], 2, axis=0)):
+        for left, right in [(x, line), (line, x), (x, x)]:
+            assert each.range[0] <= each(left, right) <= each.range[1]
+
+
+def test_extreme_scales_do_no_harm(each, rng):
+    x, y = pair(rng)
+    if "scale" not in each.ignores:
+        pytest.skip("not scale free")
+    for factor in (1e-30, 1e30):
+        assert each(x * factor, y / factor) == pytest.approx(each(x, y), abs=1e-7)
+
+
+def test_inputs_are_left_alone_and_prepared_ones_give_the_same(each, rng):
+    x, y = pair(rng)
+    before = x.copy(), y.copy()
+    left, right = Positions(x), Positions(y)
+    assert each(x, y) == each(left, right) == each(left, right)
+    np.testing.assert_array_equal(x, before[0])
+    np.testing.assert_array_equal(y, before[1])
+
+
+def test_whole_numbers_and_lists_are_positions(each):
+    x = np.arange(24).reshape(12, 2) ** 2 % 7
+    options = {"n_neighbors": 3} if "n_neighbors" in each.options else {}
+    assert each(x.tolist(), x, **options) == pytest.approx(each.best, abs=1e-7)
+
+
+def test_the_table_names_the_functions(each):
+    assert TABLE[each.name] is each
+    assert METRICS.describe(each.name).endswith(".")
+    assert METRICS.describe(each.name) == each.__doc__.split("\n")[0]
+    assert each.direction in ("higher", "lower")
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (np.full((10, 2), np.nan), "x: positions must be finite"),
+        (np.array([[0.0, 1.0]] * 9 + [[2.0, np.inf]]), "got inf for unit 9, column 1"),
+        (np.full((10, 2), 1e80), "below 1e\\+70"),
+        (np.zeros((3, 2)), "at least 4 units; got 3"),
+        (np.zeros((1, 2)), "at least 4 units; got 1"),
+        (np.zeros(10), r"shape \(unit, p\)"),
+        (np.zeros((10, 0)), r"shape \(unit, p\)"),
+        (np.zeros((2, 10, 2)), r"shape \(unit, p\)"),
+        ([["a", "b"]] * 10, "must be numbers"),
+        (np.zeros((11, 2)), "got 11 in x and 10 in y"),
+    ],
+)
+def test_what_is_no_positions_is_refused(each, x, says, rng):
+    y = rng.normal(size=(10, 2))
+    with pytest.raises(DataError, match=says):
+        each(x, y)
+    with pytest.raises(DataError):
+        each(y, x)
+
+
+def test_unknown_options_are_refused(each, rng):
+    x = rng.normal(size=(10, 2))
+    with pytest.raises(ConfigError, match=f"metric '{each.name}': unknown option 'k'"):
+        each(x, x, k=3)
+
+
+def test_options_can_be_bound(rng):
+    x, y = pair(rng)
+    overlap = TABLE["neighbor_overlap"]
+    assert overlap.options == {"n_neighbors": 15}
+    bound = overlap.bind(n_neighbors=5)
+    assert bound(x, y) == overlap(x, y, n_neighbors=5) != overlap(x, y)
+    assert bound.options == {"n_neighbors": 5}
+    assert bound.bind(n_neighbors=15)(x, y) == overlap(x, y)
+
+
+def test_an_unknown_transformation_cannot_be_declared():
+    with pytest.raises(ConfigError, match="unknown transformation 'rotations'; did you mean 'rotation'"):
+        metric(direction="lower", range=(0.0, 1.0), ignores={"rotations"}, void=1.0)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_metric_minds_a_symmetry_exactly_if_its_random_elements_change_the_value(each, name, rng):
+    group, dims = GROUPS[name](), {"z": ("unit", "latent")}
+    changes = []
+    for _ in range(10):
+        x, y = pair(rng)
+        turned = group.act(group.random(rng, 3), {"z": y}, dims)["z"]
+        changes.append(abs(each(x, turned) - each(x, y)))
+    if minds(each, group):
+        assert max(changes) > CHANGED
+        with pytest.raises(ConfigError, match=f"metric '{each.name}' ignores .*{type(group).__name__}"):
+            check_symmetry(each, group)
+        check_symmetry(each, group, by_name=True)
+    else:
+        assert max(changes) < SAME
+        check_symmetry(each, group)
+
+
+def test_a_group_along_another_dim_asks_for_nothing():
+    assert needed(Permutation("component")) == frozenset()
+    assert needed(Permutation("component"), ("unit", "component")) == {"rotation"}
+
+
+def test_the_table_has_a_metric_for_every_symmetry_and_one_for_none():
+    for group in (Identity(), Permutation(), Orthogonal(), Euclidean(), GeneralLinear()):
+        assert any(not minds(m, group) for m in TABLE.values())
+    assert {name for name, m in TABLE.items() if minds(m, Orthogonal())} == {"displacement"}
+    assert {name for name, m in TABLE.items() if not minds(m, GeneralLinear())} == {"cca", "principal_angle"}

@@ -1,0 +1,146 @@
+"""Neighbourhood metrics against scikit-learn and double loops; ties, subsamples and bounds."""
+
+import numpy as np
+import pytest
+from sklearn.manifold import trustworthiness as sklearn_trustworthiness
+
+from latentlab.compare import neighbors as module
+from latentlab.compare.neighbors import co_ranking, continuity, neighbor_overlap, neighbors, overlap, ranks, trustworthiness
+from latentlab.compare.positions import Positions, ranked
+from latentlab.errors import ConfigError
+
+
+def rank_table(x):
+    """Rank of j from i by a loop, self 0."""
+    n = len(x)
+    table = np.zeros((n, n), dtype=int)
+    for i in range(n):
+        others = sorted((j for j in range(n) if j != i), key=lambda j: ((x[i] - x[j]) ** 2).sum())
+        for r, j in enumerate(others):
+            table[i, j] = r + 1
+    return table
+
+
+@pytest.fixture
+def data(rng):
+    y = rng.normal(size=(50, 2))
+    return y @ rng.normal(size=(2, 3)) + 0.6 * rng.normal(size=(50, 3)), y
+
+
+@pytest.mark.parametrize("k", [1, 5, 15, 24])
+def test_trustworthiness_and_continuity_are_scikit_learns(data, k):
+    x, y = data
+    assert trustworthiness(x, y, n_neighbors=k) == pytest.approx(sklearn_trustworthiness(y, x, n_neighbors=k), abs=1e-12)
+    assert continuity(x, y, n_neighbors=k) == pytest.approx(sklearn_trustworthiness(x, y, n_neighbors=k), abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 7, 24])
+def test_overlap_is_the_share_of_common_neighbours(data, k):
+    near = [rank_table(v) for v in data]
+    shares = [
+        len({j for j in range(50) if 0 < near[0][i, j] <= k} & {j for j in range(50) if 0 < near[1][i, j] <= k}) / k
+        for i in range(50)
+    ]
+    assert neighbor_overlap(*data, n_neighbors=k) == pytest.approx(np.mean(shares), abs=1e-12)
+
+
+def test_co_ranking_by_the_co_ranking_matrix(data):
+    n = 50
+    first, second = (rank_table(v) for v in data)
+    Q = np.zeros((n - 1, n - 1))
+    for i in range(n):
+        for j in range(n):
+            if i != j:
+                Q[first[i, j] - 1, second[i, j] - 1] += 1
+    curve = []
+    for K in range(1, n - 1):
+        q_nx = Q[:K, :K].sum() / (K * n)
+        curve.append(((n - 1) * q_nx - K) / (n - 1 - K))
+    weights = 1 / np.arange(1, n - 1)
+    assert co_ranking(*data) == pytest.approx((curve * weights).sum() / weights.sum(), abs=1e-12)
+
+
+def test_trust_and_continuity_tell_gluing_from_tearing(rng):
+    """Two far groups laid over each other are not to be trusted but continuous; a ring cut open is the other way round."""
+    groups = rng.normal(size=(100, 2)) + np.repeat([[0.0, 0.0], [30.0, 0.0]], 50, axis=0)
+    glued = groups - np.repeat([[0.0, 0.0], [30.0, 0.0]], 50, axis=0)
+    assert trustworthiness(glued, groups) < continuity(glued, groups) - 0.1
+    angle = np.sort(rng.uniform(0, 2 * np.pi, size=100))
+    ring = np.column_stack([np.cos(angle), np.sin(angle)])
+    assert continuity(angle[:, None], ring) < trustworthiness(angle[:, None], ring) - 0.01
+
+
+def test_unrelated_positions_have_the_stated_values(rng):
+    """Mean over 100 permutations; 4 standard errors."""
+    z = rng.normal(size=(120, 2))
+    for metric, expected in [(neighbor_overlap, 15 / 119), (co_ranking, 0.0)]:
+        values = np.array([metric(rng.permutation(z), z) for _ in range(100)])
+        assert abs(values.mean() - expected) < 4 * values.std() / 10
+    assert np.mean([trustworthiness(rng.permutation(z), z) for _ in range(20)]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_ranks_are_those_of_a_loop(rng):
+    x = rng.normal(size=(60, 2)) * [1.0, 1e-4] + 1e3
+    anchors, others = ranked(60)
+    np.testing.assert_array_equal(ranks(Positions(x)), rank_table(x)[np.ix_(anchors, others)])
+
+
+def test_ties_are_not_broken_by_rounding_nor_by_the_order_of_the_data(rng):
+    x = np.repeat(np.eye(3), 20, axis=0)
+    c, s = np.cos(0.4), np.sin(0.4)
+    turned = x @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    np.testing.assert_array_equal(ranks(Positions(x)), ranks(Positions(turned)))
+    # With 60 units at one point and the first 20 alike in y, order of the data would give an overlap far above chance.
+    crowd = np.concatenate([np.zeros((59, 1)), np.ones((1, 1))])
+    line = np.arange(60.0)[:, None]
+    for metric, chance in [(neighbor_overlap, 15 / 59), (co_ranking, 0.0)]:
+        assert metric(crowd, line) == pytest.approx(chance, abs=0.08)
+
+
+def test_neighbors_leave_the_unit_out_also_among_many_at_one_point(rng):
+    for x in (np.repeat([[0.0], [1.0]], 30, axis=0), rng.normal(size=(60, 20)), np.zeros((60, 2))):
+        found = neighbors(Positions(x), 7)
+        assert found.shape == (60, 7)
+        assert (found != np.arange(60)[:, None]).all()
+        assert all(len(set(row)) == 7 for row in found.tolist())
+        distance = np.linalg.norm(x[:, None] - x, axis=2)
+        nearest = np.sort(distance + np.diag(np.full(60, np.inf)), axis=1)[:, :7]
+        np.testing.assert_allclose(np.sort(np.take_along_axis(distance, found, axis=1), axis=1), nearest, atol=1e-6)
+
+
+def test_many_units_are_judged_by_the_neighbours_of_the_stated_ones(rng):
+    n, k = 1300, 15
+    y = rng.normal(size=(n, 2))
+    x = y + 0.3 * rng.normal(size=y.shape)
+    anchors, _ = ranked(n)
+    assert len(anchors) == 806
+    full = [np.argsort(np.argsort(np.linalg.norm(v[anchors][:, None] - v, axis=2), axis=1), axis=1) for v in (x, y)]
+    penalty = np.maximum(full[1] - k, 0)[full[0] <= k].sum()
+    expected = 1 - 2 * penalty / (len(anchors) * k * (2 * n - 3 * k - 1))
+    assert trustworthiness(x, y) == pytest.approx(expected, abs=1e-12)
+    assert trustworthiness(x, y) == pytest.approx(sklearn_trustworthiness(y, x, n_neighbors=k), abs=0.005)
+    lists = [np.argsort(np.linalg.norm(v[:, None] - v, axis=2), axis=1)[:, 1 : k + 1] for v in (x, y)]
+    assert neighbor_overlap(x, y) == pytest.approx(overlap(*lists).mean(), abs=1e-12)
+
+
+def test_blocks_do_not_change_overlap(rng, monkeypatch):
+    first, second = (rng.permuted(np.tile(np.arange(40), (33, 1)), axis=1)[:, :6] for _ in range(2))
+    whole = overlap(first, second)
+    monkeypatch.setattr(module, "NUMBERS", 100)
+    np.testing.assert_array_equal(overlap(first, second), whole)
+
+
+def test_blocks_do_not_change_ranks(rng, monkeypatch):
+    x = rng.normal(size=(45, 2))
+    whole = ranks(Positions(x))
+    monkeypatch.setattr(module, "NUMBERS", 100)
+    np.testing.assert_array_equal(ranks(Positions(x)), whole)
+
+
+@pytest.mark.parametrize("metric", [neighbor_overlap, trustworthiness, continuity])
+@pytest.mark.parametrize("k", [0, -1, 10, 25])
+def test_more_neighbours_than_the_units_allow_are_refused(metric, k, rng):
+    x, y = rng.normal(size=(2, 20, 2))
+    with pytest.raises(ConfigError, match=f"`n_neighbors` must be from 1 to below half of the 20 units; got {k}"):
+        metric(x, y, n_neighbors=k)
+    assert 0 <= metric(x, y, n_neighbors=9) <= 1
