@@ -90,7 +90,7 @@ def explained(path: Path, error: OSError, n_bytes: int = 0) -> StoreError:
         return error
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StoreError(f"{path}: no room on the disk for the {n_bytes} bytes it needs; what was there before is unharmed.")
-    if error.errno == errno.ENOENT:
+    if error.errno == errno.ENOENT and not path.parent.exists():
         return StoreError(f"{path}: the folder {path.parent} is gone, so nothing can be written there.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StoreError(f"{path}: no permission to write in {path.parent}.")

@@ -324,8 +324,13 @@ def embeddings_dataset(embeddings: Sequence[Embedding], units: np.ndarray, n_lat
 
 
 def _params(job: _Job, fitted: Fit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What is needed to use the fit without a step: each site's mean, symmetry removed, and the data's transform."""
-    sites = {name: array for group in ("posterior", "latents") for name, array in fitted.data[group].data_vars.items()}
+    """What is needed to use the fit without a step: each site's mean, and the data's transform.
+
+    A point estimate is one member of its orbit already; draws are averaged with the symmetry removed.
+    """
+    point = bool(fitted.data.attrs["point_estimate"])
+    groups = ("posterior",) if point else ("posterior", "latents")
+    sites = {name: array for group in groups for name, array in fitted.data[group].data_vars.items()}
     means = {str(name): array.mean(("chain", "draw")) for name, array in sites.items() if array.dtype.kind == "f"}
     arrays = {name: np.ascontiguousarray(mean.values, dtype=np.float64) for name, mean in means.items()}
     transform = job.training.transform
@@ -334,7 +339,7 @@ def _params(job: _Job, fitted: Fit) -> tuple[dict[str, np.ndarray], dict[str, An
     meaning = {
         "model": job.model.name,
         "hyperparameters": job.model.hyperparameters(),
-        "values": "point estimate" if fitted.data.attrs["point_estimate"] else "posterior mean, symmetry removed",
+        "values": "point estimate" if point else "posterior mean, symmetry removed",
         "dims": {name: list(mean.dims) for name, mean in means.items()},
         "features": job.training.features if job.training.x.ndim == 2 else None,
     }

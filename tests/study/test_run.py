@@ -1,0 +1,610 @@
+"""Runs that are stopped, killed, changed or broken: nothing that was finished is lost, and a resumed run gives equal bytes.
+
+The comparison and the page are stand-ins here; `test_run_whole.py` runs the real ones.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+
+import latentlab.study.run as module
+from latentlab.embeddings.embedding import Embedding
+from latentlab.errors import ConfigError, DataError, InferenceError, MissingDependencyError, ModelError, StoreError
+from latentlab.fit import Fit
+from latentlab.inference.map import MAP
+from latentlab.store import Run, RunDirectory, read
+from latentlab.study.run import embeddings_dataset, load_fit, load_run, report, run
+
+TOY = {
+    "name": "toy",
+    "dataset": {"name": "linear_gaussian", "n_units": 30, "n_features": 4, "n_latent": 2},
+    "model": {"name": "ppca", "n_latent": 2},
+    "inference": {"name": "exact", "n_draws": 10},
+    "embeddings": [{"name": "pca"}],
+}
+RESTARTS = {**TOY, "inference": {"name": "map", "n_restarts": 2, "n_draws": 10}}
+ARRAYS = ("posterior.nc", "embeddings.nc", "comparison.nc", "comparison.csv", "verdicts.csv", "diagnostics.json")
+
+
+@dataclass
+class Correlation:
+    """A stand-in for a comparison whose number depends on the posterior and on the embedding."""
+
+    value: float
+
+    @property
+    def verdicts(self) -> pd.DataFrame:
+        columns = {"embedding": "pca", "map": "raw", "alignment": "orthogonal", "verdict": "distinct", "delta": self.value}
+        return pd.DataFrame([columns])
+
+    def to_dataframe(self) -> pd.DataFrame:
+        return pd.DataFrame([{"metric": "correlation", "embedding": "pca", "mean": self.value}])
+
+    def to_dataset(self) -> xr.Dataset:
+        return xr.Dataset({"scores": ("metric", [self.value])}, coords={"metric": ["correlation"]})
+
+
+def correlation(fit: Fit, embeddings: list[Embedding], **_: Any) -> Correlation:
+    positions = fit.latents().values.mean(axis=(0, 1)).ravel()
+    return Correlation(float(np.corrcoef(positions, embeddings[0].values.ravel())[0, 1]))
+
+
+def page(found: Run) -> Path:
+    (found.path / "report.html").write_text(f"{found.info['status']} {found.scores['mean'][0]}")
+    (found.path / "report.json").write_text("{}")
+    return found.path / "report.html"
+
+
+@pytest.fixture(autouse=True)
+def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "compare", correlation)
+    monkeypatch.setattr(module, "_write_page", page)
+
+
+def go(config: dict[str, Any], out: Path, *overrides: str, **options: Any) -> Run:
+    return run(config, overrides, out=out, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete run of TOY, which nothing stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "compare", correlation)
+        patch.setattr(module, "_write_page", page)
+        return go(TOY, tmp_path_factory.mktemp("runs") / "toy").path
+
+
+def arrays(path: Path) -> dict[str, bytes]:
+    params = {str(file.relative_to(path)): file.read_bytes() for file in (path / "params").iterdir()}
+    return {name: (path / name).read_bytes() for name in ARRAYS} | params
+
+
+def info(path: Path) -> dict[str, Any]:
+    return json.loads((path / "run.json").read_text())
+
+
+def failing(error: BaseException) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+def stopped(out: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any] = TOY, **options: Any) -> None:
+    """A run interrupted after its posterior was written."""
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "embed", failing(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            go(config, out, **options)
+
+
+# -- what a run leaves
+
+
+def test_a_run_leaves_what_it_found_and_what_it_ran_on(complete: Path):
+    found = load_run(complete)
+    assert found.info["status"] == "done"
+    assert found.info["seed"] == 0
+    assert found.info["versions"]["torch"] == torch.__version__
+    assert found.info["threads"]["torch"] == torch.get_num_threads()
+    assert found.info["data"]["sha256"] == module.load_config(TOY).build_dataset().digest()
+    assert set(found.info["seconds"]) == {"fit", "diagnostics", "embeddings", "comparison", "report"}
+    assert found.posterior["latents"]["z"].dims == ("chain", "draw", "unit", "latent")
+    assert found.embeddings["pca"].dims == ("unit", "latent")
+    assert found.config["inference"] == {"name": "exact", "n_draws": 10}
+    assert (complete / "report.html").read_text() == f"done {found.scores['mean'][0]}"
+    events = [json.loads(line) for line in (complete / "events.jsonl").read_text().splitlines()]
+    assert [e.get("stage", e["event"]) for e in events] == ["start", *found.info["seconds"], "end"]
+
+
+def test_running_the_resolved_config_again_gives_the_same_bytes(complete: Path, tmp_path: Path):
+    again = run(complete / "config.yaml", out=tmp_path / "again", progress=False)
+    assert arrays(again.path) == arrays(complete)
+
+
+def test_params_are_the_estimate_and_the_transform(complete: Path):
+    found, fit = load_run(complete), load_fit(load_run(complete))
+    meaning = json.loads((complete / "params" / "params.json").read_text())
+    assert meaning["values"] == "point estimate"
+    assert meaning["dims"]["W"] == ["feature", "latent"]
+    W, sigma = found.params["W"], found.params["sigma"]
+    top = np.linalg.svd(fit.dataset.x, compute_uv=False)[:2] ** 2 / fit.dataset.n_units
+    # Tipping & Bishop 1999, eq. 15: W W' has the largest eigenvalues of the covariance, less sigma^2
+    assert np.linalg.svd(W, compute_uv=False) ** 2 == pytest.approx(top - sigma**2)
+    assert np.allclose(fit.dataset.raw().x, fit.dataset.x * found.params["transform.scale"] + found.params["transform.loc"])
+
+
+def test_the_fit_of_a_run_places_new_units_as_it_did_before(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kept, real = [], module.fit
+    monkeypatch.setattr(module, "fit", lambda *args, **options: kept.append(real(*args, **options)) or kept[0])
+    go(TOY, tmp_path / "toy")
+    new = kept[0].dataset.subset([3, 1])
+    assert np.array_equal(load_fit(read(complete)).latents(new).values, kept[0].latents(new).values)
+
+
+def test_a_fit_is_not_rebuilt_on_other_data(complete: Path, tmp_path: Path):
+    path = Path(shutil.copytree(complete, tmp_path / "toy"))
+    content = info(path)
+    content["data"]["sha256"] = "0" * 64
+    (path / "run.json").write_text(json.dumps(content))
+    with pytest.raises(StoreError, match="no longer the one that was fitted"):
+        load_fit(load_run(path))
+
+
+def test_held_out_units_are_scored_and_not_fitted(tmp_path: Path):
+    found = go(TOY, tmp_path / "toy", "held_out=0.2")
+    assert found.posterior["latents"]["z"].sizes["unit"] == 24
+    assert found.info["held_out"]["n_units"] == 6
+    fit = load_fit(found)
+    left = [unit for unit in range(30) if unit not in fit.dataset.units]
+    score = fit.held_out_score(module.load_config(TOY).build_dataset().subset(left))
+    assert found.info["held_out"]["elpd"] == pytest.approx(score["elpd"])
+    table = found.diagnostics.set_index(["check", "quantity"])
+    assert table.loc[("held_out_score", "elpd"), "value"] == pytest.approx(score["elpd"])
+    assert found.info["status"] == "done"
+
+
+def test_params_of_draws_are_their_mean_with_the_symmetry_removed(tmp_path: Path):
+    found = go({**TOY, "inference": {"name": "svi", "n_steps": 100, "n_draws": 30}}, tmp_path / "toy")
+    assert np.allclose(found.params["W"], found.posterior["latents"]["W"].mean(("chain", "draw")))
+    assert np.allclose(found.params["sigma"], found.posterior["posterior"]["sigma"].mean())
+
+
+def test_a_run_without_embeddings_has_no_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "_write_page", lambda found: found.path)
+    found = go({**TOY, "embeddings": []}, tmp_path / "toy")
+    assert found.info["status"] == "done"
+    with pytest.raises(StoreError, match=r"no comparison\.csv: its config has no embeddings"):
+        _ = found.scores
+
+
+def embedding(label: str, shape: tuple[int, ...]) -> Embedding:
+    seeds = tuple(range(5, 5 + shape[0])) if len(shape) == 3 else ()
+    return Embedding("pca", np.arange(np.prod(shape), dtype=float).reshape(shape), np.arange(shape[-2]), label=label, seeds=seeds)
+
+
+def test_embeddings_of_other_sizes_and_seeds_have_dims_of_their_own():
+    made = [embedding("a", (4, 2)), embedding("b", (4, 3)), embedding("c", (2, 4, 2)), embedding("d", (2, 4, 3))]
+    dataset = embeddings_dataset(made, np.arange(4), 2)
+    assert {name: dataset[name].dims for name in dataset} == {
+        "a": ("unit", "latent"),
+        "b": ("unit", "latent_b"),
+        "c": ("seed_c", "unit", "latent"),
+        "d": ("seed_d", "unit", "latent_d"),
+    }
+    assert dataset["seed_c"].values.tolist() == [5, 6]
+    assert np.array_equal(dataset["d"].values, made[3].values)
+
+
+# -- nothing is started
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"inference": {"name": "exact", "n_drws": 1}}, ConfigError),
+        ({"model": {"name": "ppca", "n_latent": 40}}, DataError),
+        ({"dataset": {"name": "digits"}}, DataError),
+    ],
+    ids=["config", "model", "data"],
+)
+def test_a_wrong_config_starts_nothing(change: dict, error: type[Exception], tmp_path: Path):
+    with pytest.raises(error) as caught:
+        go({**TOY, **change}, tmp_path / "toy")
+    assert caught.value.exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_overwrite_and_resume_together_are_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"--overwrite .* --resume"):
+        go(TOY, tmp_path / "toy", overwrite=True, resume=True)
+
+
+def test_a_run_that_is_there_is_not_touched_unasked(complete: Path):
+    before = arrays(complete)
+    with pytest.raises(StoreError, match=r"holds a run \(done\): --overwrite replaces it, --resume goes on") as caught:
+        go(TOY, complete)
+    assert caught.value.exit_code == 2
+    assert arrays(complete) == before
+
+
+def test_too_little_room_is_said_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(module, "fit", failing(AssertionError("computed")))
+    with pytest.raises(StoreError, match="needs about 50 MB of disk, 1 MB are free") as caught:
+        go(TOY, tmp_path / "toy")
+    assert caught.value.exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_room_that_is_asked_for_is_that_of_the_posterior(complete: Path):
+    job = module._Job(module.load_config(TOY))
+    held = sum(node.to_dataset(inherit=False).nbytes for node in read(complete).posterior.subtree)
+    assert 0.5 * held < job.n_bytes() < 20 * held
+
+
+def test_a_place_that_cannot_be_written_is_said_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "fit", failing(AssertionError("computed")))
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "toy", Path("/proc/toy")):
+        with pytest.raises(StoreError, match=f"{place.parent}.* cannot be written") as caught:
+            go(TOY, place)
+        assert caught.value.exit_code == 2
+
+
+def test_names_become_directories_below_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(TOY, progress=False).path.resolve() == tmp_path / "runs" / "toy"
+    shutil.rmtree(tmp_path / "runs" / "toy")
+    (tmp_path / "runs" / "toy").symlink_to(tmp_path)
+    with pytest.raises(StoreError, match="leads out of runs/"):
+        run(TOY, progress=False)
+
+
+# -- stopped and resumed
+
+
+def test_a_run_interrupted_after_the_fit_resumes_to_equal_bytes(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stopped(tmp_path / "toy", monkeypatch)
+    assert info(tmp_path / "toy")["status"] == "interrupted"
+    monkeypatch.setattr(module, "fit", failing(AssertionError("fitted twice")))
+    assert go(TOY, tmp_path / "toy", resume=True).info["status"] == "done"
+    assert arrays(tmp_path / "toy") == arrays(complete)
+    assert not (tmp_path / "toy" / "checkpoints").exists()
+
+
+def test_a_run_interrupted_during_the_fit_goes_on_from_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    restart, computed = MAP._restart, []
+
+    def counted(method: MAP, problem: Any, i: int) -> Any:
+        computed.append(i)
+        return restart(method, problem, i)
+
+    def interrupted(method: MAP, problem: Any, i: int) -> Any:
+        if i == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return restart(method, problem, i)
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    whole = go(RESTARTS, tmp_path / "whole").path
+    monkeypatch.setattr(MAP, "_restart", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        go(RESTARTS, tmp_path / "toy")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert info(tmp_path / "toy")["status"] == "interrupted"
+    assert info(tmp_path / "toy")["stage"] == "fit"
+    monkeypatch.setattr(MAP, "_restart", counted)
+    go(RESTARTS, tmp_path / "toy", resume=True)
+    assert computed == [1]
+    assert arrays(tmp_path / "toy") == arrays(whole)
+
+
+HANG = """
+import json, sys, time
+from latentlab.inference.map import MAP
+from latentlab.study.run import run
+restart = MAP._restart
+def hang(self, problem, i):
+    if i == 1:
+        print("here", flush=True)
+        time.sleep(600)
+    return restart(self, problem, i)
+MAP._restart = hang
+run(json.loads(sys.argv[1]), out=sys.argv[2], progress=False)
+"""
+
+
+def test_a_killed_run_is_recognised_and_resumes_to_equal_bytes(tmp_path: Path):
+    path = tmp_path / "toy"
+    arguments = [sys.executable, "-c", HANG, json.dumps(RESTARTS), str(path)]
+    first = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "here\n"
+    try:
+        for options in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(StoreError, match=f"is being written by process {first.pid} on ") as caught:
+                go(RESTARTS, path, **options)
+            assert caught.value.exit_code == 2
+        assert info(path)["status"] == "running"
+    finally:
+        first.kill()
+        first.communicate()
+    assert go(RESTARTS, path, resume=True).info["status"] == "done"
+    assert f"took over the lock of process {first.pid}" in (path / "run.log").read_text()
+    assert arrays(path) == arrays(go(RESTARTS, tmp_path / "whole").path)
+
+
+def test_resuming_a_complete_run_changes_nothing(complete: Path, monkeypatch: pytest.MonkeyPatch):
+    before = {path: path.stat().st_mtime_ns for path in complete.rglob("*")}
+    monkeypatch.setattr(module, "fit", failing(AssertionError("fitted")))
+    monkeypatch.setattr(module, "_versions", lambda: {"python": "2.7"})
+    assert go(TOY, complete, resume=True).info["status"] == "done"
+    assert {path: path.stat().st_mtime_ns for path in complete.rglob("*")} == before
+
+
+def test_resuming_where_no_run_is_begins_one(complete: Path, tmp_path: Path):
+    assert arrays(go(TOY, tmp_path / "toy", resume=True).path) == arrays(complete)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_changed_config_is_never_resumed(force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stopped(tmp_path / "toy", monkeypatch)
+    with pytest.raises(
+        StoreError, match=r"inference\.n_draws: 10 -> 11; seed: 0 -> 1|seed: 0 -> 1.*inference\.n_draws: 10 -> 11"
+    ):
+        go(TOY, tmp_path / "toy", "inference.n_draws=11", "seed=1", resume=True, force=force)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_changed_data_are_never_resumed(force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = tmp_path / "data.csv"
+    rng = np.random.default_rng(0)
+    pd.DataFrame(rng.normal(size=(20, 3)), columns=["a", "b", "c"]).to_csv(data, index=False)
+    config = {**TOY, "dataset": {"name": "file", "path": str(data)}}
+    stopped(tmp_path / "toy", monkeypatch, config)
+    pd.DataFrame(rng.normal(size=(20, 3)), columns=["a", "b", "c"]).to_csv(data, index=False)
+    with pytest.raises(StoreError, match=r"data\.sha256: .* -> "):
+        go(config, tmp_path / "toy", resume=True, force=force)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda patch: patch.setattr(module, "_versions", lambda: {"python": "2.7"}), "versions.python: .* -> '2.7'"),
+        (lambda patch: patch.setattr(torch, "get_num_threads", lambda: 64), "threads.torch: 1 -> 64"),
+    ],
+    ids=["version", "threads"],
+)
+def test_other_versions_or_threads_need_force(change: Callable, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stopped(tmp_path / "toy", monkeypatch)
+    change(monkeypatch)
+    with pytest.raises(StoreError, match=rf"{said}.*--resume --force"):
+        go(TOY, tmp_path / "toy", resume=True)
+    assert go(TOY, tmp_path / "toy", resume=True, force=True).info["status"] == "done"
+
+
+def test_a_config_that_was_tampered_with_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stopped(tmp_path / "toy", monkeypatch)
+    with (tmp_path / "toy" / "config.yaml").open("a") as stream:
+        stream.write("# harmless\n")
+    with pytest.raises(StoreError, match=r"config\.yaml is missing or was changed"):
+        go(TOY, tmp_path / "toy", resume=True)
+
+
+def test_a_damaged_posterior_is_made_anew_on_resuming(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stopped(tmp_path / "toy", monkeypatch)
+    (tmp_path / "toy" / "posterior.nc").write_bytes((complete / "posterior.nc").read_bytes()[:-1])
+    go(TOY, tmp_path / "toy", resume=True)
+    assert arrays(tmp_path / "toy") == arrays(complete)
+    assert "posterior.nc is missing or damaged, and is made anew" in (tmp_path / "toy" / "run.log").read_text()
+
+
+PLUGIN = """
+from latentlab.models.ppca import PPCA
+class Mine(PPCA):
+    "A model of one's own."
+    name = "mine"
+    def __init__(self, n_latent: int) -> None:
+        super().__init__(n_latent)
+"""
+
+
+def test_a_plugin_is_kept_with_its_hash_and_must_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(PLUGIN)
+    config = {**TOY, "model": {"name": "mine", "n_latent": 2}}
+    stopped(tmp_path / "toy", monkeypatch, config, plugins=[plugin])
+    assert info(tmp_path / "toy")["plugins"] == {str(plugin): module.sha256(plugin)}
+    plugin.write_text(PLUGIN + "\n")
+    with pytest.raises(StoreError, match=r"plugins\..*mine\.py: "):
+        go(config, tmp_path / "toy", resume=True, plugins=[plugin])
+    plugin.write_text(PLUGIN)
+    go(config, tmp_path / "toy", resume=True, plugins=[plugin])
+    fit = load_fit(load_run(tmp_path / "toy"))
+    assert fit.latents(fit.dataset.subset([0])).sizes["unit"] == 1
+
+
+# -- failed
+
+
+@pytest.mark.parametrize(
+    ("part", "stage", "kept"),
+    [
+        ("fit", "fit", []),
+        ("embed", "embeddings", ["posterior.nc", "diagnostics.json"]),
+        ("compare", "comparison", ["posterior.nc", "diagnostics.json", "embeddings.nc"]),
+        ("_write_page", "report", [*ARRAYS]),
+    ],
+)
+def test_a_failure_is_recorded_keeps_what_is_finished_and_can_be_resumed(
+    part: str, stage: str, kept: list[str], complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "toy"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, part, failing(ModelError("no good")))
+        with pytest.raises(ModelError, match="no good") as caught:
+            go(TOY, path)
+    assert caught.value.exit_code == 1, "it had started"
+    assert caught.value.__notes__ == [f"What was finished is kept in {path}; --resume goes on with it."]
+    found = load_run(path)
+    assert found.info["status"] == "failed"
+    assert found.info["error"] == {"type": "ModelError", "message": "no good", "stage": stage}
+    assert {name for name in ARRAYS if name in found.info["files"]} == set(kept)
+    assert "failed at stage" in (path / "run.log").read_text()
+    assert go(TOY, path, resume=True).info["error"] is None
+    assert arrays(path) == arrays(complete)
+
+
+def test_a_run_that_fails_while_it_overwrites_gives_the_old_one_back(
+    complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = Path(shutil.copytree(complete, tmp_path / "toy"))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "embed", failing(RuntimeError("no good")))
+        with pytest.raises(RuntimeError) as caught:
+            go(TOY, path, "seed=1", overwrite=True)
+    assert caught.value.__notes__[0] == f"The run before it is back in {path}."
+    assert arrays(path) == arrays(complete)
+    assert go(TOY, tmp_path / "toy.failed", "seed=1", resume=True).info["seed"] == 1
+    assert go(TOY, path, "seed=1", overwrite=True).info["seed"] == 1
+    assert arrays(path) == arrays(tmp_path / "toy.failed")
+
+
+def test_an_interrupted_overwrite_can_be_resumed(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = Path(shutil.copytree(complete, tmp_path / "toy"))
+    stopped(path, monkeypatch, {**TOY, "seed": 1}, overwrite=True)
+    assert arrays(tmp_path / ".toy.previous") == arrays(complete)
+    assert go(TOY, path, "seed=1", resume=True).info["seed"] == 1
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["toy"]
+
+
+def test_a_directory_deleted_meanwhile_fails_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def delete(*arguments: Any, **options: Any) -> Correlation:
+        shutil.rmtree(tmp_path / "toy")
+        return correlation(*arguments, **options)
+
+    monkeypatch.setattr(module, "compare", delete)
+    with pytest.raises(StoreError, match=f"{tmp_path}/toy") as caught:
+        go(TOY, tmp_path / "toy")
+    assert caught.value.exit_code == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_library_for_the_page_is_said_and_the_run_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.setattr(module, "_write_page", failing(MissingDependencyError("the report", "jinja2", "report")))
+    found = run(TOY, out=tmp_path / "toy", progress=True)
+    assert found.info["status"] == "done"
+    said = capsys.readouterr().out
+    assert "pip install 'latentlab[report]'" in said
+    assert f"latentlab report {tmp_path / 'toy'}" in said
+    monkeypatch.setattr(module, "_write_page", page)
+    assert report(tmp_path / "toy").read_text().startswith("done")
+    assert load_run(tmp_path / "toy").info["files"]["report.html"]["sha256"] == module.sha256(tmp_path / "toy" / "report.html")
+
+
+def test_the_place_of_the_page_is_printed(tmp_path: Path, capsys: Any):
+    run(TOY, out=tmp_path / "toy")
+    assert capsys.readouterr().out == f"{tmp_path}/toy: done; report: {tmp_path}/toy/report.html\n"
+
+
+def test_what_did_not_converge_says_so_and_fails_only_if_asked_to(tmp_path: Path):
+    inference = {"name": "nuts", "n_chains": 2, "n_warmup": 5, "n_draws": 5, "max_tree_depth": 2}
+    found = go({**TOY, "inference": inference}, tmp_path / "toy")
+    assert found.info["status"] == "not_converged"
+    log = (tmp_path / "toy" / "run.log").read_text()
+    assert "chain 1: 5 draws, " in log
+    assert "fail: R-hat" in log
+    with pytest.raises(InferenceError, match=r"not converged .*R-hat") as caught:
+        go({**TOY, "inference": inference}, tmp_path / "toy", resume=True, strict=True)
+    assert caught.value.exit_code == 3
+
+
+def test_the_log_has_what_the_bar_of_an_optimiser_showed(tmp_path: Path):
+    found = go({**TOY, "inference": {"name": "svi", "n_steps": 100, "n_draws": 30}}, tmp_path / "toy")
+    lines = [line for line in (tmp_path / "toy" / "run.log").read_text().splitlines() if "elbo" in line]
+    assert len(lines) == 10
+    loss = found.posterior["optimization"]["loss"].values[0]
+    assert lines[-1].endswith(f"step 100 of 100: elbo {-loss[50:].mean():.2f}")
+
+
+# -- nothing is left behind
+
+
+def test_a_run_leaves_the_process_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    before = (
+        list(warnings.filters),
+        warnings.showwarning,
+        signal.getsignal(signal.SIGINT),
+        signal.getsignal(signal.SIGTERM),
+        torch.get_default_dtype(),
+        torch.get_rng_state().tolist(),
+        np.random.get_state()[1].tolist(),
+        dict(os.environ),
+        Path.cwd(),
+        logging.getLogger().handlers[:],
+        logging.getLogger().level,
+        {name for name in logging.root.manager.loggerDict if name.startswith("latentlab")},
+    )
+    go(TOY, tmp_path / "toy")
+    after = (
+        list(warnings.filters),
+        warnings.showwarning,
+        signal.getsignal(signal.SIGINT),
+        signal.getsignal(signal.SIGTERM),
+        torch.get_default_dtype(),
+        torch.get_rng_state().tolist(),
+        np.random.get_state()[1].tolist(),
+        dict(os.environ),
+        Path.cwd(),
+        logging.getLogger().handlers[:],
+        logging.getLogger().level,
+        {name for name in logging.root.manager.loggerDict if name.startswith("latentlab")},
+    )
+    assert after == before
+
+
+def test_warnings_are_shown_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def warning(*arguments: Any, **options: Any) -> Correlation:
+        warnings.warn("rather few units", stacklevel=2)
+        return correlation(*arguments, **options)
+
+    monkeypatch.setattr(module, "compare", warning)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        found = go(TOY, tmp_path / "toy")
+    assert "rather few units" in [str(w.message) for w in shown]
+    assert "rather few units" in found.info["warnings"]
+    assert "UserWarning: rather few units" in (tmp_path / "toy" / "run.log").read_text()
+
+
+def test_a_run_may_be_started_from_a_thread(complete: Path, tmp_path: Path):
+    thread = threading.Thread(target=go, args=(TOY, tmp_path / "toy"))
+    thread.start()
+    thread.join()
+    assert arrays(tmp_path / "toy") == arrays(complete)
+
+
+def test_the_lock_is_dropped_whatever_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stopped(tmp_path / "toy", monkeypatch)
+    with RunDirectory(tmp_path / "toy"):
+        pass
+    assert [entry.name for entry in tmp_path.iterdir()] == ["toy"]
