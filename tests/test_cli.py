@@ -70,7 +70,7 @@ def test_a_config_error_comes_soon_and_before_data_or_samplers_are_touched(confi
         f"latentlab: error: {config}: inference.n_drws: unknown option of the method 'nuts' 'n_drws'; did you mean"
     )
     assert errors.count("\n") == 1
-    assert not modules & {"sklearn", "arviz", "matplotlib", "umap", "openTSNE"}
+    assert not modules & {"sklearn", "pandas", "xarray", "arviz", "matplotlib", "umap", "openTSNE"}
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- 1", "a: no", "a: 1\na: 2"])

@@ -194,6 +194,7 @@ def _checked(data: dict[str, Any], what: str) -> Config:
         config = None
     _check_pair(problems, data, chosen)
     _check_labels(problems, data)
+    _check_metrics(problems, data)
     _check_files(problems, data)
     problems.raise_all(what)
     return config  # type: ignore[return-value]
@@ -270,6 +271,14 @@ def _check_labels(problems: Problems, data: dict[str, Any]) -> None:
             problems.add(("embeddings", i, "label"), f"{label!r} is the label of {at} too; give each a `label` of its own.")
         elif isinstance(label, str):
             seen[label] = int(i)
+
+
+def _check_metrics(problems: Problems, data: dict[str, Any]) -> None:
+    compare = data.get("compare")
+    names = compare.get("metrics") if isinstance(compare, dict) else None
+    for i, name in enumerate(names if isinstance(names, list) else []):
+        if isinstance(name, str) and name not in registry.METRICS:
+            problems.add(("compare", "metrics", i), unknown("metric", name, registry.METRICS))
 
 
 def _check_files(problems: Problems, data: dict[str, Any]) -> None:

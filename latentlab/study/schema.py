@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, create_model, model_validator
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticCustomError
 
 from latentlab.errors import ConfigError
 from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, MODELS, Table, resolve
+from latentlab.study.signature import keyword_only
 
 TABLES: dict[str, Table] = {"dataset": DATASETS, "model": MODELS, "inference": METHODS, "embeddings": EMBEDDINGS}
 """The sections whose `name` chooses an entry, and its table."""
@@ -113,11 +114,10 @@ def _section(key: str, name: str | None, entry: Any) -> type[Section]:
 
 def _parameters(key: str, name: str | None, entry: Any) -> dict[str, inspect.Parameter]:
     own = {} if name is None else resolve(OWN[key])(name) if key in OWN else _signature(entry)
-    shared = _signature(resolve(COMMON[key])) if key in COMMON else {}
-    keyword_only = {option: p for option, p in shared.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    shared = keyword_only(COMMON[key]) if key in COMMON else {}
     return {
         option: parameter
-        for option, parameter in {**keyword_only, **own}.items()
+        for option, parameter in {**shared, **own}.items()
         if parameter.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         and option not in NOT_SETTINGS
         and not option.startswith("_")
@@ -159,6 +159,3 @@ def _known(annotation: Any) -> bool:
 
 def _summary(key: str, name: str | None) -> str:
     return "Options of the comparison." if name is None else TABLES[key].describe(name)
-
-
-__all__ = ["STRICT", "TABLES", "Section", "ValidationError", "section"]

@@ -15,9 +15,10 @@ from latentlab.errors import ConfigError
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
 from latentlab.models.ppca import PPCA
-from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, MODELS
+from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, MODELS, resolve
 from latentlab.study.config import json_schema, load_config, run_name
-from latentlab.study.schema import section
+from latentlab.study.schema import COMMON, section
+from latentlab.study.signature import keyword_only
 from latentlab.study.yaml import parse
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
@@ -101,6 +102,12 @@ def test_datasets_and_embeddings_have_their_own_options_and_the_common_ones(key,
     shared = {p.name for p in inspect.signature(common).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}
     for name in table:
         assert set(section(key, name).model_fields) == {"name", *shared, *options(name)}
+
+
+@pytest.mark.parametrize("entry", [*COMMON.values(), "latentlab.fit:fit", "latentlab.posterior:build"])
+def test_keyword_arguments_are_read_from_source_as_python_reads_them(entry):
+    found = inspect.signature(resolve(entry), eval_str=True).parameters
+    assert keyword_only(entry) == {p.name: p for p in found.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def test_a_new_argument_of_a_constructor_is_an_option_at_once(monkeypatch):
@@ -331,6 +338,8 @@ def test_what_is_no_finite_number_is_refused(wrong):
         ({"dataset": {"name": "iris", "columns": ["a", 1]}}, "dataset.columns.1: expected text; got 1"),
         ({"dataset": {"name": "iris", "columns": "a"}}, "dataset.columns: expected a list; got 'a'"),
         ({"embeddings": [{"name": "pca", "label": 3}]}, "embeddings.0.label: expected text; got 3"),
+        ({"compare": {"metrics": ["cca", "rsaa"]}}, "compare.metrics.1: unknown metric 'rsaa'; did you mean 'rsa'? Valid: "),
+        ({"compare": {"metrics": "cca"}}, "compare.metrics: expected a list; got 'cca'"),
         ({"compare": None}, "compare: expected a mapping; got None"),
         ({"compare": [1]}, "compare: expected a mapping; got [1]"),
     ],
