@@ -205,6 +205,19 @@ def test_processes_that_race_are_never_inside_together(tmp_path: Path):
         racer.communicate()
 
 
+def test_a_lock_removed_before_it_was_obtained_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, flock, removals = tmp_path / "lock", fcntl.flock, iter([True])
+
+    def late(descriptor: int, operation: int) -> None:
+        if next(removals, False):
+            path.unlink()  # the holder goes between our opening the file and our locking it
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with Lock(path), pytest.raises(StoreError, match=f"process {os.getpid()}"):
+        Lock(path).__enter__()
+
+
 def gone() -> int:
     """The number of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
