@@ -6,8 +6,9 @@ deterministic; an invariant that is constant because it is so by construction (w
 
 *One level of log density.* Chains in modes of different weight can agree on every quantity that is looked at. Their mean log
 densities are compared by Welch's analysis of variance with each chain's effective number of draws for its size: the p-value is
-uniform for chains that share a distribution. The check fails below `LEVEL`, so for no more than 1 sound fit in 1000 (measured:
-at most 0.7 in 1000 for 2 to 8 chains of 1000 draws with lag-1 autocorrelation up to 0.9).
+uniform for chains that share a distribution. The check fails below `LEVEL`, so for 1 sound fit in 1000. (Measured on 15 000
+simulated fits a case, 2 to 8 chains, normal and gamma densities: 0.7 to 1.3 in 1000 with 100 effective draws a chain or more,
+2.8 with 30.)
 
 Variational. With r = log p - log q over draws of q, and q averaged over the group: k-hat of exp(r), and
 log mean exp(r) - mean(r), the importance-weighted ELBO less the ELBO, which estimates KL(q || p) from below. Drift is the
@@ -111,7 +112,7 @@ def identified(
     """What can be compared across chains, `(chain, draw, ...)` by name: the group's invariants of the sites.
 
     A position of whole numbers is a set of labels, which only say who is with whom: in its place stand the sorted shares of
-    the labels, and projections of the co-assignment matrix.
+    the labels, and projections of the co-assignment matrix, rounded: ranks would see the labels in the last bits.
     """
     labels = position in values and values[position].dtype.kind in "iub"
     found = group.invariants({n: v for n, v in values.items() if not (labels and n == position)}, dims)
@@ -124,7 +125,7 @@ def _coassignment(name: str, labels: np.ndarray) -> dict[str, np.ndarray]:
     a, b = directions(flat.shape[-1])
     return {
         f"sorted shares {name}": np.sort(members.mean(axis=-2))[..., ::-1],
-        f"{name} {name}' projected": np.einsum("cdpk,cdpk->cdp", a @ members, b @ members),
+        f"{name} {name}' projected": np.einsum("cdpk,cdpk->cdp", a @ members, b @ members).round(9),
     }
 
 

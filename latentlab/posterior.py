@@ -384,7 +384,7 @@ def _line(error: BaseException) -> str:
 def rhat(x: np.ndarray) -> np.ndarray:
     """R-hat of each quantity, 1 at best; `(chain, draw, *shape)` -> `shape`.
 
-    NaN with one chain, infinite where every chain is constant and they differ.
+    NaN with one chain, infinite up to rounding where every chain is constant and they differ.
     """
     return _each(x, lambda flat: _per_quantity(_arviz().rhat, flat), n_chains=2)
 

@@ -1,0 +1,348 @@
+"""Sound fits pass, unsound ones fail, each by the check that is there for it."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from latentlab.diagnostics import converged, diagnose, elbo_drift, identified, same_level
+from latentlab.posterior import build
+from latentlab.symmetry.groups import Identity, Orthogonal, Permutation
+
+DIMS = {"W": ("feature", "latent"), "z": ("unit", "latent"), "sigma": (), "mu": ("feature",), "log_likelihood": ("unit",)}
+
+
+def sampled(rng, n_chains=4, n_draws=1000, *, attrs=None, **changes):
+    """A sound sampler's result: PPCA-like loadings, each draw turned at random about where its chain began."""
+    lead = (n_chains, n_draws)
+    W = np.array([[2.0, 0], [1, 1], [0, -1]]) + 0.1 * rng.normal(size=(*lead, 3, 2))
+    angle = np.linspace(0, 3, n_chains)[:, None] + 0.1 * rng.normal(size=lead)
+    turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], axis=-1).reshape(*lead, 2, 2)
+    values = {"W": W @ turn, "z": rng.normal(size=(*lead, 8, 2)) @ turn, "sigma": rng.gamma(9, size=lead)}
+    lp = -rng.gamma(5, size=lead)
+    result = {
+        "posterior": values,
+        "sample_stats": {
+            "lp": lp,
+            "energy": -lp + rng.gamma(5, size=lead),
+            "diverging": np.zeros(lead, bool),
+            "tree_depth": rng.integers(2, 6, lead),
+        },
+        "log_likelihood": {"log_likelihood": -1 + 0.1 * rng.normal(size=(*lead, 8))},
+    }
+    for key, value in changes.items():
+        group, _, name = key.partition("__")
+        result[group][name] = value(result[group][name])
+    return build(result, dims=DIMS, attrs={"inference": "mcmc", "max_tree_depth": 10, **(attrs or {})})
+
+
+def judged(data, group=None, dims=None):
+    return diagnose(data, group=group or Orthogonal(), dims=dims or DIMS, position="z")
+
+
+def row(table, check, quantity=""):
+    found = table[(table["check"] == check) & table["quantity"].str.contains(quantity, regex=False)]
+    return found.iloc[0]
+
+
+def edited(function):
+    """A change made in place on a copy."""
+
+    def change(array):
+        copy = array.copy()
+        function(copy)
+        return copy
+
+    return change
+
+
+# -- MCMC
+
+
+def test_turned_chains_pass_on_invariants_though_the_raw_loadings_do_not_mix(rng):
+    table = judged(sampled(rng))
+    raw = row(table, "R-hat", "W (raw coordinates)")
+    assert raw["value"] > 1.5
+    assert raw["verdict"] == "not applicable"
+    assert row(table, "R-hat")["value"] < 1.01
+    assert converged(table), table
+    assert table.columns.tolist() == ["check", "quantity", "value", "threshold", "verdict"]
+    assert set(table["verdict"]) == {"pass", "not applicable"}
+
+
+def test_without_the_symmetry_the_same_chains_fail(rng):
+    table = judged(sampled(rng), group=Identity())
+    assert row(table, "R-hat")["verdict"] == "fail"
+    assert not table["quantity"].str.contains("raw coordinates").any()
+    assert not converged(table)
+
+
+def shifted(W):
+    W[2] += 0.15
+
+
+def frozen(array):
+    array[1] = array[1, :1]
+
+
+UNSOUND = {
+    "a chain elsewhere": ({"posterior__W": edited(shifted)}, "R-hat", "W W'"),
+    "a frozen chain": ({"posterior__W": edited(frozen)}, "R-hat", "W (chain 1 does not move)"),
+    "all chains frozen alike": ({"posterior__sigma": lambda s: np.full_like(s, 2.0)}, "R-hat", "sigma (chain 0"),
+    "chains frozen apart": ({"posterior__sigma": lambda s: s[:, :1] + 0 * s}, "bulk ESS", "sigma"),
+    "frozen density": ({"sample_stats__lp": edited(frozen)}, "R-hat", "lp (chain 1"),
+    "NaN in a site": ({"posterior__z": edited(lambda z: z.put(11, np.nan))}, "finite", "posterior: z"),
+    "inf in a site": ({"posterior__sigma": edited(lambda s: s.put(11, np.inf))}, "R-hat", "sigma (not finite)"),
+    "NaN in lp": ({"sample_stats__lp": edited(lambda lp: lp.put(11, np.nan))}, "finite", "sample_stats: lp"),
+    "NaN log likelihood": ({"log_likelihood__log_likelihood": edited(lambda a: a.put(3, np.nan))}, "LOO k-hat", "finite"),
+    "a divergence": ({"sample_stats__diverging": edited(lambda d: d.put(5, True))}, "divergences", "of 4000"),
+    "slow energy": ({"sample_stats__energy": lambda e: np.cumsum(e - e.mean(), axis=1)}, "E-BFMI", "chain"),
+    "constant energy": ({"sample_stats__energy": np.ones_like}, "E-BFMI", "chain 0"),
+    "full trees": ({"sample_stats__tree_depth": lambda d: np.where(d > 4, 10, d)}, "tree depth", "depth 10"),
+    "slow mixing": ({"posterior__sigma": lambda s: np.repeat(s[:, ::50], 50, axis=1)}, "tail ESS", "sigma"),
+    "another level": ({"sample_stats__lp": edited(lambda lp: np.add(lp[3], 0.6, out=lp[3]))}, "level of log density", "chain 3"),
+}
+
+
+@pytest.mark.parametrize("case", UNSOUND)
+def test_an_unsound_fit_fails_by_the_check_that_is_there_for_it(rng, case):
+    changes, check, quantity = UNSOUND[case]
+    table = judged(sampled(rng, **changes))
+    assert row(table, check, quantity)["verdict"] == "fail", table
+    assert not converged(table)
+
+
+def test_a_few_full_trees_only_warn(rng):
+    table = judged(sampled(rng, sample_stats__tree_depth=edited(lambda d: d.put(7, 10))))
+    assert row(table, "tree depth")["verdict"] == "warn"
+    assert converged(table)
+
+
+def test_a_declared_deterministic_site_may_be_constant(rng):
+    def with_mu(**attrs):
+        data = sampled(rng, attrs=attrs)
+        groups = {name: {n: v.values for n, v in node.data_vars.items()} for name, node in data.children.items()}
+        groups["posterior"]["mu"] = np.zeros((4, 1000, 3))
+        return build(groups, dims=DIMS, attrs=data.attrs)
+
+    assert converged(judged(with_mu(deterministic="mu, nu")))
+    table = judged(with_mu())
+    assert row(table, "R-hat")["quantity"] == "mu (chain 0 does not move)"
+    assert math.isnan(row(table, "R-hat")["value"])
+    assert not converged(table)
+
+
+def test_an_invariant_that_is_constant_by_construction_is_left_out(rng):
+    dims = {"weights": ("component",), "mu": ("component", "feature")}
+    weights = rng.dirichlet([5, 5, 5], size=(4, 1000))
+    values = {"weights": weights, "mu": np.array([-3.0, 0, 3])[:, None] + 0.1 * rng.normal(size=(4, 1000, 3, 2))}
+    data = build({"posterior": values}, dims=dims)
+    table = diagnose(data, group=Permutation("component"), dims=dims, position="mu")
+    assert converged(table), table
+
+
+def test_label_switching_is_no_fault_and_another_clustering_is(rng):
+    dims = {"mu": ("component",), "z": ("unit",)}
+    labels = (np.arange(12) // 4)[None, None] * np.ones((4, 1000, 1), int)
+    labels = np.where(rng.random(labels.shape) < 0.05, rng.integers(0, 3, labels.shape), labels)
+    mu = np.array([-3.0, 0, 3]) + 0.1 * rng.normal(size=(4, 1000, 3))
+    order = np.array([[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 2, 1]])
+    switched = {"mu": np.stack([m[:, np.argsort(o)] for m, o in zip(mu, order, strict=True)])}
+    switched["z"] = np.stack([o[z] for z, o in zip(labels, order, strict=True)])
+    group = Permutation("component")
+    table = diagnose(build({"posterior": switched}, dims=dims), group=group, dims=dims, position="z")
+    assert row(table, "R-hat", "mu (raw coordinates)")["value"] > 1.5
+    assert converged(table), table
+    other = switched | {"z": np.concatenate([switched["z"][:3], np.roll(switched["z"][3:], 2, axis=-1)])}
+    table = diagnose(build({"posterior": other}, dims=dims), group=group, dims=dims, position="z")
+    assert row(table, "R-hat")["verdict"] == "fail"
+    assert "z" in row(table, "R-hat")["quantity"]
+
+
+def test_coassignment_does_not_depend_on_the_labels(rng):
+    z = rng.integers(0, 3, (2, 20, 9))
+    dims = {"z": ("unit",)}
+    found, again = (identified({"z": labels}, dims, Identity(), "z") for labels in (z, np.array([7, 4, 5])[z]))
+    assert set(found) == set(again)
+    assert "z" not in found
+    for name, array in found.items():
+        assert again[name] == pytest.approx(array, abs=1e-12)
+
+
+def test_one_chain_has_no_rhat_and_says_why(rng):
+    table = judged(sampled(rng, n_chains=1, n_draws=4000))
+    for check in ("R-hat", "level of log density"):
+        assert row(table, check)["verdict"] == "not applicable"
+        assert "one chain" in row(table, check)["value"]
+    assert row(table, "bulk ESS")["verdict"] == "pass"
+    assert converged(table)
+
+
+@pytest.mark.parametrize("n_draws", [1, 2, 3, 40])
+def test_too_few_draws_fail(rng, n_draws):
+    table = judged(sampled(rng, n_draws=n_draws))
+    assert row(table, "bulk ESS")["verdict"] == "fail"
+    assert not converged(table)
+
+
+# -- level of the log density
+
+
+def test_a_level_that_rhat_does_not_see_is_seen(rng):
+    lp = rng.normal(size=(4, 4000))
+    lp[2] += 0.15
+    table = judged(sampled(rng, n_draws=4000, sample_stats__lp=lambda _: lp))
+    assert row(table, "R-hat")["verdict"] == "pass"
+    assert row(table, "level of log density", "chain 2")["verdict"] == "fail"
+    assert not converged(table)
+
+
+def test_same_level_is_welchs_test_for_independent_draws_of_two_chains(rng):
+    lp = rng.normal(size=(2, 300)) * np.array([[1.0], [4.0]])
+    size = np.minimum([ess_of(chain) for chain in lp], 300)
+    expected = stats.ttest_ind_from_stats(*moments(lp[0], size[0]), *moments(lp[1], size[1]), equal_var=False).pvalue
+    assert same_level(lp) == pytest.approx(expected, rel=1e-9)
+
+
+def ess_of(chain):
+    from latentlab.posterior import ess_mean
+
+    return float(ess_mean(chain[None]))
+
+
+def moments(chain, size):
+    return chain.mean(), chain.std(ddof=1), size
+
+
+def test_the_false_alarm_rate_is_that_of_the_level(rng):
+    """600 sound fits, autocorrelated gamma levels: at 5 % nominal 12 to 54 alarms (central 1 - 1e-5 at 3 to 7 %)."""
+    noise = rng.normal(size=(600, 4, 500))
+    for t in range(1, 500):
+        noise[..., t] = 0.5 * noise[..., t - 1] + math.sqrt(0.75) * noise[..., t]
+    p = np.array([same_level(-stats.gamma(3).ppf(stats.norm.cdf(fit))) for fit in noise])
+    assert 12 < (p < 0.05).sum() < 54
+    assert (p < 0.001).sum() <= 6
+
+
+def test_same_level_of_a_frozen_chain_is_nan(rng):
+    lp = rng.normal(size=(3, 100))
+    lp[1] = 0.5
+    assert math.isnan(same_level(lp))
+
+
+# -- variational
+
+
+def approximated(rng, rho, n_pairs=1, *, loss=None, shift=0.0):
+    """The independent normals nearest to normal pairs with correlation rho, as SVI leaves them."""
+    u = rng.normal(size=(20_000, n_pairs, 2)) * np.sqrt(1 - rho**2)
+    lp = stats.multivariate_normal(cov=[[1, rho], [rho, 1]]).logpdf(u).reshape(20_000, n_pairs).sum(axis=1)
+    log_q = stats.norm(scale=np.sqrt(1 - rho**2)).logpdf(u).sum(axis=(1, 2))
+    steps = loss if loss is not None else np.r_[np.geomspace(50, 1, 1000), 1 + 0.5 * rng.normal(size=3000)]
+    result = {
+        "posterior": {"mu": u[None, :, 0]},
+        "sample_stats": {"lp": lp[None], "log_q": log_q[None] + shift * u[None, :, 0, 0] ** 2, "log_q_averaged": log_q[None]},
+        "optimization": {"loss": np.stack([steps + 5, steps]), "elbo": np.array([-6.0, -1.0])},
+    }
+    return build(result, dims=DIMS, attrs={"inference": "vi"})
+
+
+def test_a_mean_field_fit_passes_without_correlation_and_fails_with_much(rng):
+    table = judged(approximated(rng, 0.0))
+    assert row(table, "k-hat")["value"] == 0.0
+    assert converged(table), table
+    table = judged(approximated(rng, 0.99))
+    assert row(table, "k-hat", "averaged")["verdict"] == "fail"
+    assert row(table, "k-hat", "averaged")["value"] > 0.7
+    assert 0.3 < row(table, "ELBO gap")["value"] < -np.log(1 - 0.99**2) / 2
+    assert not converged(table)
+
+
+def test_the_raw_khat_is_shown_and_not_judged(rng):
+    table = judged(approximated(rng, 0.0, shift=-0.47))
+    assert row(table, "k-hat", "raw")["value"] > 0.7
+    assert row(table, "k-hat", "raw")["verdict"] == "not applicable"
+    assert converged(table)
+    assert row(table, "R-hat")["verdict"] == "not applicable"
+
+
+def test_the_gap_is_the_divergence(rng):
+    """KL(q || p) = -log(1 - rho^2) / 2; a nat or more of it warns."""
+    table = judged(approximated(rng, 0.6))
+    assert row(table, "ELBO gap")["value"] == pytest.approx(-np.log(1 - 0.36) / 2, abs=0.02)
+    assert row(table, "ELBO gap")["verdict"] == "pass"
+    table = judged(approximated(rng, 0.5, n_pairs=10))
+    assert row(table, "ELBO gap")["value"] == pytest.approx(-5 * np.log(0.75), abs=0.3)
+    assert row(table, "ELBO gap")["verdict"] == "warn"
+
+
+@pytest.mark.parametrize(
+    ("loss", "verdict"),
+    [
+        (lambda rng, t: 100 * np.exp(-t / 100) + rng.normal(size=4000), "pass"),
+        (lambda rng, t: -0.004 * t + rng.normal(size=4000), "fail"),  # rises by 4 nats
+        (lambda rng, t: 0.004 * t + rng.normal(size=4000), "fail"),
+        (lambda rng, t: -0.0008 * t + rng.normal(size=4000), "warn"),  # by 0.8
+        (lambda rng, t: 30 * rng.normal(size=4000), "warn"),  # noise hides it
+        (lambda rng, t: t[:8] * 0 + rng.normal(size=8), "fail"),  # 2 steps to look at
+    ],
+)
+def test_an_elbo_that_still_moves_does_not_pass(rng, loss, verdict):
+    table = judged(approximated(rng, 0.0, loss=loss(rng, np.arange(4000.0))))
+    assert row(table, "ELBO drift")["verdict"] == verdict, table
+    assert converged(table) == (verdict != "fail")
+
+
+def test_drift_and_its_error_are_what_replications_show(rng):
+    found = np.array([elbo_drift(-0.002 * np.arange(800) + rng.normal(size=800))[:2] for _ in range(400)])
+    assert found[:, 0].mean() == pytest.approx(0.4, abs=0.05)
+    assert found[:, 1].mean() == pytest.approx(found[:, 0].std(), rel=0.15)
+
+
+def test_the_padding_of_a_restart_that_stopped_early_is_not_looked_at(rng):
+    rising = -0.1 * np.arange(400) + rng.normal(size=400)
+    padded = np.r_[rising, np.full(3600, rising[-1])]
+    assert elbo_drift(padded) == elbo_drift(rising)
+    assert elbo_drift(rising)[0] > 5
+
+
+# -- point estimates
+
+
+@pytest.mark.parametrize(("gradient", "verdict"), [(1e-9, "pass"), (0.1, "fail"), (math.nan, "fail")])
+def test_a_point_estimate_has_a_gradient_and_no_rhat(rng, gradient, verdict):
+    values = {"posterior": {"mu": np.ones((1, 50, 3)), "z": rng.normal(size=(1, 50, 8, 2))}}
+    values["log_likelihood"] = {"log_likelihood": np.full((1, 50, 8), -1.0)}
+    attrs = {"inference": "point", "point_estimate": 1, "gradient": gradient, "how": "EM", "notes": "Heywood case: x; y"}
+    table = judged(build(values, dims=DIMS, attrs=attrs))
+    for check in ("R-hat", "bulk ESS", "tail ESS", "LOO k-hat"):
+        assert row(table, check)["verdict"] == "not applicable"
+        assert "no spread" in row(table, check)["value"]
+    assert row(table, "gradient")["verdict"] == verdict
+    assert table[table["check"] == "estimate"]["verdict"].tolist() == ["warn", "warn"]
+    assert converged(table) == (verdict == "pass")
+
+
+# -- LOO and the table
+
+
+def test_loo_khat_warns_and_says_when_the_likelihood_is_conditional(rng):
+    wide = edited(lambda a: np.multiply(a[..., 2], 60, out=a[..., 2]))
+    table = judged(sampled(rng, attrs={"conditional_log_likelihood": 1}, log_likelihood__log_likelihood=wide))
+    found = row(table, "LOO k-hat", "own positions")
+    assert found["value"] == 1 / 8
+    assert found["verdict"] == "warn"
+    assert converged(table)
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict", "expected"),
+    [(1.0, "pass", True), (1.0, "warn", True), (1.0, "fail", False), (math.nan, "pass", False), (1.0, "unsure", False)],
+)
+def test_converged_takes_neither_a_failure_nor_nan(value, verdict, expected):
+    table = pd.DataFrame([("a", "", value, "", verdict), ("b", "", "why", "", "not applicable")])
+    table.columns = ["check", "quantity", "value", "threshold", "verdict"]
+    assert converged(table) is expected
+    assert converged(table.iloc[1:]) is False
