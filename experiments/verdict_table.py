@@ -2,9 +2,10 @@ r"""How often the verdict says what, where the posterior is known exactly.
 
 Data x = W z + e of PPCA with known loadings: z ~ N(0, I_2), e ~ N(0, I_10), W with two orthogonal columns of length
 sqrt(SIGNAL). The posterior of each unit's position is Gaussian in closed form, z_i | x_i ~ N(m_i, V) with
-V = I / (1 + SIGNAL) and m_i = V W'x_i, so that its draws are exact and independent, or, in the rows that say so, an AR(1) series of
-which it is the stationary law. Embeddings whose relation to that posterior is known go through the verdict under two
-alignments. In brackets: what the definition of the verdict was measured to give, in a design of its own.
+V = I / (1 + SIGNAL) and m_i = V W'x_i, so that its draws are exact: independent or, in the rows that say so, AR(1) series
+of which it is the stationary law. Embeddings whose relation to that posterior is known go through the verdict under two
+alignments. Beside what was found stands what the verdict's definition was measured to give, in a design of its own: its
+size of noise, its bend and its Isomap are not known here, so those rows agree in kind only.
 
 Example:
     python experiments/verdict_table.py --n-datasets 400 --seed 0
@@ -176,7 +177,7 @@ def shares(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def printed(table: pd.DataFrame, n_datasets: int) -> str:
-    """The table as text: % summary/draw/distinct, undetermined where it occurs, the largest standard error, and what is stated."""
+    """The table as text: % summary/draw/distinct (undetermined), the largest standard error, what is stated, and delta."""
     stated = {(row.name, alignment): getattr(row, alignment) for row in ROWS for alignment in ALIGNMENTS}
     lines = [f"{'embedding':<32}{'alignment':<12}{'%':<16}{'+-':<7}{'stated':<12}delta"]
     for (row, alignment), line in table.iterrows():

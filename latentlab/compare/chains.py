@@ -26,20 +26,21 @@ ENOUGH = 400
 
 
 def ess(x: np.ndarray) -> float:
-    """Effective sample size of a series `(chain, draw)`; 1 if it is constant.
+    """Effective sample size of a series `(chain, draw)`, or that of several `(chain, draw, ...)` together; 1 if constant.
 
     Example:
         >>> ess(np.random.default_rng(0).normal(size=(4, 250))) > 800
         True
     """
-    n_chains, n_draws = x.shape
+    n_chains, n_draws = x.shape[:2]
     if n_draws < 4:
         return float(n_chains)
     less = x - x.mean(axis=1, keepdims=True)
     spectrum = np.fft.rfft(less, n=2 * n_draws, axis=1)
-    covariance = np.fft.irfft(np.abs(spectrum) ** 2, axis=1)[:, :n_draws].mean(axis=0) / n_draws
+    others = (0, *range(2, x.ndim))
+    covariance = np.fft.irfft((np.abs(spectrum) ** 2).mean(axis=others), n=2 * n_draws)[:n_draws] / n_draws
     within = covariance[0] * n_draws / (n_draws - 1)
-    total = covariance[0] + (x.mean(axis=1).var(ddof=1) if n_chains > 1 else 0.0)
+    total = covariance[0] + (x.mean(axis=1).var(axis=0, ddof=1).mean() if n_chains > 1 else 0.0)
     if total <= (1e-12 * np.abs(x).max()) ** 2:
         return 1.0
     rho = 1 - (within - covariance) / total
@@ -104,7 +105,7 @@ def _checked(draws: np.ndarray) -> np.ndarray:
 
 
 def _autocorrelation_time(chain: np.ndarray) -> float:
-    """Draws per effective draw of one chain `(draw, unit, latent)`: the slower of its distance from its mean and leading score."""
+    """Draws per effective draw of a chain `(draw, unit, latent)`: of its distance from its mean or its leading score."""
     mean = procrustes_mean(chain)
     error = aligner("orthogonal", mean)(chain) - mean
     series = (error**2).sum(axis=(1, 2)), leading_score(error)

@@ -29,6 +29,8 @@ from latentlab.errors import DataError
 LEVELS = (0.5, 0.8, 0.95)
 BLOCK = 2**21
 """Numbers in a block of draws (16 MB)."""
+N_SERIES = 100
+"""Units whose draws tell how many effective ones there are."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,7 @@ class Regions:
         self.mean, self.covariance = moments(reference, align)
         self._whiten = inverse_root(self.covariance)
         d = reference.shape[3]
-        overall = np.concatenate([(self._distances(block) ** 2).sum(axis=1) for block in blocks(reference)])
-        self.effective = max(ess(overall.reshape(reference.shape[:2])), d + 1.0)
+        self.effective = max(self._effective(reference), d + 1.0)
         self._radii = np.array([hotelling_radius(self.effective, d, level) for level in levels])
         inside, largest = np.zeros(len(levels)), []
         for block in blocks(held_out):
@@ -85,8 +86,16 @@ class Regions:
         self._held_out = tuple(float(share) for share in inside / len(most))
         self._simultaneous = np.quantile(most, levels, method="inverted_cdf")
 
+    def _errors(self, x: np.ndarray) -> np.ndarray:
+        return whitened(self._whiten, self.align(x) - self.mean)
+
     def _distances(self, x: np.ndarray) -> np.ndarray:
-        return np.sqrt((whitened(self._whiten, self.align(x) - self.mean) ** 2).sum(axis=-1))
+        return np.sqrt((self._errors(x) ** 2).sum(axis=-1))
+
+    def _effective(self, half: np.ndarray) -> float:
+        """Effective draws of a unit's position, on average over units: one series alone would tell it too roughly."""
+        few = np.unique(np.linspace(0, half.shape[2] - 1, N_SERIES).astype(int))
+        return ess(np.concatenate([self._errors(block)[:, few] for block in blocks(half)]).reshape(*half.shape[:2], -1))
 
     def coverage(self, y: np.ndarray) -> Coverage:
         """How positions `(unit, p)` lie in the regions."""

@@ -11,12 +11,12 @@ the alignment (`latentlab.compare.align`), a = align(Y), and their errors whiten
 * **gate**: shuffled means, the constant and shuffled draws go through the same, and must be told apart.
 
 With a = ALPHA / 2: p_guard <= a is `distinct`; else p_low <= a is `summary-like`, if shuffled means and the constant are
-distinct; else `draw-like`, if shuffled draws are; else, and where the held-out draws are worth too few (2 / ALPHA - 1
-effective draws), `undetermined`. Ranks among correlated draws are taken as (1 + ESS f) / (1 + ESS), f the share of A in the tail and
-ESS the effective size of the statistic's own series in A.
+distinct; else `draw-like`, if shuffled draws are; else, and where the held-out draws are worth too few (under 2 / ALPHA - 1
+effective draws), `undetermined`. Ranks are taken as (1 + ESS f) / (1 + ESS), f the share of A in the tail and ESS the
+effective size of the statistic's own series in A.
 
-Rank tests are exact for a fresh draw, of which 5 % at most are not `draw-like`; a `distinct` embedding can be as near as one likes in a
-large table, so delta is always to be read beside the word.
+Of fresh draws, and of true positions where the model is true, a share of ALPHA at most is not `draw-like`. Any fixed error
+is `distinct` once there are units enough, so delta is always to be read beside the word.
 """
 
 import math
@@ -28,7 +28,7 @@ import numpy as np
 
 from latentlab.compare.align import Alignment, aligner, procrustes_mean, scales
 from latentlab.compare.chains import ess, leading_score, split
-from latentlab.compare.coverage import Regions, blocks, inverse_root, moments, positions, whitened
+from latentlab.compare.coverage import Regions, blocks, inverse_root, positions, whitened
 from latentlab.compare.structure import structure
 from latentlab.errors import DataError
 
@@ -40,7 +40,7 @@ GATE_SHARE = 0.95
 WARN_BELOW = 100.0
 RECOMMENDED = 200
 TWO_MODES_BELOW = 1.8
-"""Kurtosis of the uniform distribution; two equal modes are at 1 + small. Under a Gaussian below it in 1 % at 40 draws."""
+"""Kurtosis of the uniform distribution; two equal modes are near 1. 40 Gaussian draws are below it in 0.3 % of cases."""
 N_WORST = 5
 FLOOR = 1e-300
 ROUND_OFF = 1e-6
@@ -66,6 +66,7 @@ class Verdict:
         gate_draw: The p_guard that 95 % of shuffled draws do not exceed.
         worst_units: The units that are farthest from the mean, worst first.
         notes: What else the reader should know.
+        reason: Why it is `undetermined`; empty otherwise.
         alignment: `orthogonal`, `similarity` or `affine`.
         alpha: Level of the test.
     """
@@ -88,6 +89,7 @@ class Verdict:
     gate_draw: float
     worst_units: tuple[str, ...]
     notes: tuple[str, ...]
+    reason: str
     alignment: str
     alpha: float
 
@@ -96,10 +98,10 @@ class Verdict:
         """The verdict in words."""
         size = f"delta {self.delta:.2g}, where 0 is the posterior mean and 1 a draw"
         return {
-            "summary-like": f"Inside the posterior, as its mean is: nearer to the mean than draws are ({size}; p {self.p_low:.2g}).",
+            "summary-like": f"Inside the posterior, as its mean is, nearer to it than draws are ({size}; p {self.p_low:.2g}).",
             "draw-like": f"Inside the posterior, as typical as a draw of it ({size}; p {min(self.p_low, self.p_guard):.2g}).",
             "distinct": f"Not an estimate of these positions: {self.component} (p {self.p_guard:.2g}; {size}).",
-            "undetermined": f"Nothing can be said: {self.notes[0] if self.notes else 'the posterior tells too little'} ({size}).",
+            "undetermined": f"Nothing can be said: {self.reason} ({size}).",
         }[self.verdict]
 
 
@@ -197,7 +199,7 @@ class Reference:
         scale = float(scales(y, self.mean))
         found = self.regions.coverage(y)
         worst = np.argsort(-(errors**2).sum(axis=1), kind="stable")[:N_WORST]
-        n, p, d = *y.shape, self.mean.shape[1]
+        p, d = y.shape[1], self.mean.shape[1]
         notes = [*self.notes]
         if p < d:
             notes.append(f"the embedding has {p} of {d} columns: filled up with zeros")
@@ -222,6 +224,7 @@ class Reference:
             gate_draw=self.gate_draw,
             worst_units=tuple(names[i] for i in worst),
             notes=tuple(notes),
+            reason="",
             alignment=self.alignment,
             alpha=alpha,
         )
@@ -289,21 +292,21 @@ def holm(verdicts: Sequence[Verdict]) -> list[Verdict]:
 def _labelled(v: Verdict, n: int) -> Verdict:
     """The verdict with its label, as one of n whose p-values have been adjusted."""
     half = v.alpha / 2
-    needed = 1 / half * n - 1
+    needed = n / half - 1
     gates = {"summary-like": v.gate_summary * n, "draw-like": v.gate_draw * n}
     if v.ess < needed - 1e-9:
         return _undetermined(v, f"the held-out draws are worth {v.ess:.0f}, and {needed:.0f} are needed: take more draws")
     if v.p_guard <= half:
-        return replace(v, verdict="distinct")
+        return replace(v, verdict="distinct", reason="")
     found: Label = "summary-like" if v.p_low <= half else "draw-like"
     if gates[found] > half:
         what = "shuffled means or the constant" if found == "summary-like" else "shuffled draws"
         return _undetermined(v, f"it would be {found}, but so would {what}: the posterior tells too little about positions")
-    return replace(v, verdict=found)
+    return replace(v, verdict=found, reason="")
 
 
 def _undetermined(v: Verdict, why: str) -> Verdict:
-    return replace(v, verdict="undetermined", notes=(why, *(note for note in v.notes if note != why)))
+    return replace(v, verdict="undetermined", reason=why)
 
 
 def _adjusted(p: list[float]) -> list[float]:

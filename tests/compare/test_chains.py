@@ -1,0 +1,97 @@
+"""Effective draws of a series, and halves of the draws that do not depend on each other."""
+
+import numpy as np
+import pytest
+from scipy.signal import lfilter
+
+from latentlab.compare import chains
+from latentlab.compare.chains import ess, leading_score, split
+from latentlab.errors import DataError
+
+
+def autoregressive(rng, rho, *shape):
+    """Stationary AR(1) series along axis 1 of `shape`, of variance 1."""
+    noise = rng.normal(size=shape)
+    noise[:, 1:] *= np.sqrt(1 - rho**2)
+    return lfilter([1.0], [1.0, -rho], noise, axis=1)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
+def test_ess_of_an_autoregressive_series(rho, rng):
+    """tau = (1 + rho) / (1 - rho). The estimate's sd is about 4 % here: 20 % is 5 sd."""
+    found = ess(autoregressive(rng, rho, 4, 20_000))
+    assert found == pytest.approx(80_000 * (1 - rho) / (1 + rho), rel=0.2)
+
+
+def test_ess_is_near_arvizs_which_splits_chains(rng):
+    import arviz
+
+    for rho in (0.0, 0.3, 0.8):
+        x = autoregressive(rng, rho, 4, 2000)
+        assert ess(x) == pytest.approx(float(arviz.ess(x, method="mean")), rel=0.15)
+
+
+def test_ess_of_several_series_is_more_precise_than_that_of_one(rng):
+    """40 draws, independent: one series is said to be worth less by chance, 200 together are not."""
+    every = [rng.normal(size=(2, 20, 200)) for _ in range(50)]
+    assert np.mean([ess(x[..., 0]) for x in every]) < 36
+    assert min(ess(x) for x in every) > 36
+    assert ess(autoregressive(rng, 0.9, 2, 1000, 50)) == pytest.approx(2000 / 19, rel=0.15)
+
+
+def test_ess_sees_chains_that_disagree_and_series_that_stand_still(rng):
+    x = rng.normal(size=(4, 500))
+    assert ess(x) > 1600
+    assert ess(x + np.array([[0], [3], [0], [3]])) < 10
+    assert ess(np.full((4, 500), 2.5)) == 1
+    assert ess(-(0.9 ** np.arange(500)[None]) * np.array([1, -1] * 250)) <= 500
+
+
+def test_chains_are_held_out_whole(rng):
+    draws = rng.normal(size=(5, 20, 6, 2))
+    reference, held_out = split(draws)
+    np.testing.assert_array_equal(reference, draws[[0, 2, 4]])
+    np.testing.assert_array_equal(held_out, draws[[1, 3]])
+
+
+def test_a_single_chain_is_split_with_a_gap_of_five_autocorrelation_times(rng):
+    """tau is 19 at rho 0.9, so the gap about 95 draws; its estimate from 3000 draws is right to a third or so."""
+    position = np.arange(3000.0)
+    draws = rng.normal(size=(8, 2)) + 0.1 * autoregressive(rng, 0.9, 1, 3000, 8, 2)
+    draws[0, :, 0, 0] += 1e-9 * position
+    reference, held_out = split(draws)
+    gap = 3000 - reference.shape[1] - held_out.shape[1]
+    assert 40 < gap < 250
+    np.testing.assert_array_equal(reference[0], draws[0, : reference.shape[1]])
+    np.testing.assert_array_equal(held_out[0], draws[0, -held_out.shape[1] :])
+    independent = split(rng.normal(size=(8, 2)) + 0.1 * rng.normal(size=(1, 3000, 8, 2)))
+    assert 3000 - sum(half.shape[1] for half in independent) < 15
+
+
+def test_large_halves_are_thinned_evenly(rng, monkeypatch):
+    monkeypatch.setattr(chains, "NUMBERS", 1)
+    draws = rng.normal(size=(4, 1000, 5, 2))
+    reference, held_out = split(draws)
+    np.testing.assert_array_equal(reference, draws[::2, ::5])
+    np.testing.assert_array_equal(held_out, draws[1::2, ::5])
+
+
+def test_leading_score_finds_the_direction_of_two_modes(rng):
+    side = rng.choice([-1.0, 1.0], 600)
+    x = rng.normal(size=(600, 30, 2))
+    x[:, :10, 0] += 2 * side[:, None]
+    assert abs(np.corrcoef(leading_score(x), side)[0, 1]) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("draws", "message"),
+    [
+        (np.zeros((4, 10, 5)), r"shape \(chain, draw, unit, latent\); got \(4, 10, 5\)"),
+        (np.zeros((4, 10, 2, 2)), "more units than latent columns; got 2 units"),
+        (np.full((4, 10, 5, 2), np.nan), "finite; got 400 values"),
+        (np.ones((2, 3, 5, 2)), "at least 4 in the reference half and 4 held out; got 2 chain"),
+    ],
+)
+def test_draws_that_cannot_be_split_are_refused(draws, message):
+    with pytest.raises(DataError, match=message):
+        split(draws)

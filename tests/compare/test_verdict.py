@@ -1,0 +1,287 @@
+"""The verdict calls known embeddings by their name, at its level, and says nothing where nothing can be said."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.linalg import sqrtm
+from scipy.signal import lfilter
+from scipy.stats import binom, kstest
+
+from latentlab.compare.align import aligner, principal_axes
+from latentlab.compare.chains import ess, split
+from latentlab.compare.verdict import Reference, holm, verdict
+from latentlab.errors import ConfigError, DataError
+
+N, D, SD = 100, 2, np.sqrt(0.2)
+
+
+class Exact:
+    """Positions of a linear-Gaussian model with known loadings, and its exact posterior N(mean_i, 0.2 I)."""
+
+    def __init__(self, rng, n=N, d=D, variance=0.2):
+        self.rng, self.sd = rng, np.sqrt(variance)
+        self.truth = rng.normal(size=(n, d))
+        self.mean = (1 - variance) * self.truth + np.sqrt(variance * (1 - variance)) * rng.normal(size=(n, d))
+
+    def draw(self):
+        return self.mean + self.sd * self.rng.normal(size=self.mean.shape)
+
+    def chains(self, n_chains=4, n_draws=100, rho=0.0):
+        noise = self.rng.normal(size=(n_chains, n_draws, *self.mean.shape))
+        noise[:, 1:] *= np.sqrt(1 - rho**2)
+        return self.mean + self.sd * lfilter([1.0], [1.0, -rho], noise, axis=1)
+
+
+@pytest.fixture
+def case(rng):
+    return Exact(rng)
+
+
+def with_outliers(case):
+    y = case.mean.copy()
+    y[[3, 50, 77], 0] += 6 * case.sd
+    return y
+
+
+KNOWN = {
+    "posterior mean": (lambda case: case.mean, "summary-like", "summary-like", "summary-like"),
+    "mean turned": (lambda case: case.mean[:, ::-1] + 4, "summary-like", "summary-like", "summary-like"),
+    "mean halved": (lambda case: case.mean / 2, "distinct", "summary-like", "summary-like"),
+    "mean stretched by 2": (lambda case: case.mean * [2, 1], "distinct", "distinct", "summary-like"),
+    "mean bent": (
+        lambda case: case.mean + 0.6 * np.outer(case.mean[:, 0] ** 2, [0, 1]),
+        "distinct",
+        "distinct",
+        "distinct",
+    ),
+    "outliers": (with_outliers, "distinct", "distinct", "distinct"),
+    "shuffled": (lambda case: case.rng.permutation(case.mean), "distinct", "distinct", "distinct"),
+    "shuffled draw": (lambda case: case.rng.permutation(case.draw()), "distinct", "distinct", "distinct"),
+    "constant": (lambda case: np.full((N, D), 3.7), "distinct", "distinct", "distinct"),
+    "noise": (lambda case: case.rng.normal(size=(N, D)), "distinct", "distinct", "distinct"),
+    "one axis": (lambda case: case.mean[:, :1], "distinct", "distinct", "distinct"),
+    "PCA raw": (lambda case: 3 * principal_axes(case.mean), "distinct", "summary-like", "summary-like"),
+}
+
+
+@pytest.mark.parametrize("k", [0, 1, 2], ids=["orthogonal", "similarity", "affine"])
+def test_known_embeddings_are_called_by_name(k, case):
+    reference = Reference(case.chains(), ("orthogonal", "similarity", "affine")[k], case.rng)
+    found = {name: reference.judge(embed(case)).verdict for name, (embed, *_) in KNOWN.items()}
+    assert found == {name: labels[k] for name, (_, *labels) in KNOWN.items()}
+
+
+@pytest.mark.parametrize("alignment", ["orthogonal", "similarity", "affine"])
+def test_fresh_draws_and_the_truth_are_draw_like_at_the_level(alignment, rng):
+    """120 data sets each: more than so many at a rate of 5 % in 1e-3 of cases, 6e-3 over the six."""
+    most = binom.isf(1e-3, 120, 0.05)
+    other = np.zeros(2)
+    for _ in range(120):
+        case = Exact(rng, n=40)
+        reference = Reference(case.chains(), alignment, rng)
+        other += [reference.judge(y).verdict != "draw-like" for y in (case.draw(), case.truth)]
+    assert (other <= most).all(), other
+
+
+def test_fresh_draws_are_draw_like_with_chains_that_hardly_move(rng):
+    """AR(1), rho 0.98: a quarter would not be, counted as independent. More than 9 of 60 at a rate of 5 %: 7e-4 of cases."""
+    labels = []
+    for _ in range(60):
+        case = Exact(rng, n=15)
+        labels.append(Reference(case.chains(n_draws=3000, rho=0.98), "orthogonal", rng).judge(case.draw()).verdict)
+    assert labels.count("undetermined") < 30
+    assert labels.count("summary-like") + labels.count("distinct") <= 9, labels
+
+
+def test_the_truth_ranks_uniformly_among_draws(rng):
+    """Kolmogorov-Smirnov over 200 data sets, refused at 1e-3; the mean of a posterior ranks lowest in all."""
+    ranks = []
+    for _ in range(200):
+        case = Exact(rng, n=40)
+        reference = Reference(case.chains(), "orthogonal", rng)
+        ranks.append([reference.judge(y).p_low for y in (case.truth, case.mean)])
+    ranks = np.array(ranks)
+    assert kstest(ranks[:, 0], "uniform").pvalue > 1e-3
+    assert ranks[:, 1].max() < 0.025
+
+
+def test_statistics_are_those_of_their_formulas(case):
+    """D^2, the largest |u|^2 and p_low by plain loops over units and draws, independently of the code."""
+    draws, y = case.chains(n_draws=40), case.draw()
+    reference = Reference(draws, "similarity", np.random.default_rng(0))
+    made, held_out = (half.reshape(-1, N, D) for half in split(draws))
+    align = aligner("similarity", reference.mean)
+    aligned = np.array([align(x) for x in made])
+    covariances = [np.cov(aligned[:, i].T) for i in range(N)]
+    pooled = np.mean(covariances, axis=0)
+    roots = [np.linalg.inv(sqrtm((80 * c + 4 * pooled) / 84)).real for c in covariances]
+
+    def squares(x):
+        return np.array([np.sum((root @ (a - m)) ** 2) for root, a, m in zip(roots, align(x), reference.mean, strict=True)])
+
+    of_draws = np.array([squares(x).mean() / D for x in held_out])
+    found = reference.judge(y)
+    assert found.delta == pytest.approx(np.sqrt(squares(y).mean() / D / np.median(of_draws)))
+    effective = ess(np.log(of_draws).reshape(2, 40))
+    share = (of_draws <= squares(y).mean() / D).mean()
+    assert found.p_low == pytest.approx((1 + effective * share) / (1 + effective))
+    assert found.worst_units[0] == str(squares(y).argmax())
+    b = (reference.mean**2).sum() / np.linalg.svd((y - y.mean(axis=0)).T @ reference.mean, compute_uv=False).sum()
+    assert found.scale == pytest.approx(b)
+
+
+def test_p_values_count_effective_draws(case):
+    """Nothing is nearer than the mean, so p_low is 1 / (1 + ESS); correlated draws are worth fewer than there are."""
+    found = verdict(case.chains(n_draws=500, rho=0.95), case.mean, rng=case.rng)
+    assert 40 < found.ess < 400
+    reference = Reference(case.chains(n_draws=500, rho=0.95), "orthogonal", case.rng)
+    assert reference.judge(case.mean).p_low == pytest.approx(1 / (1 + reference.ess_low))
+    assert reference.judge(case.mean * 50).p_guard == pytest.approx(1 / (1 + reference.ess_guard))
+    assert reference.ess_low < 500 < 1000
+
+
+def test_delta_is_0_for_the_mean_and_1_for_a_draw(case):
+    reference = Reference(case.chains(n_draws=400), "orthogonal", case.rng)
+    assert reference.judge(case.mean).delta < 0.06
+    assert np.mean([reference.judge(case.draw()).delta for _ in range(20)]) == pytest.approx(1, abs=0.05)
+    half_way = case.mean + 0.5 * (case.draw() - case.mean)
+    assert reference.judge(half_way).delta == pytest.approx(0.5, abs=0.06)
+
+
+def test_the_component_is_named(case):
+    reference = Reference(case.chains(), "orthogonal", case.rng)
+    units = [f"wine-{i}" for i in range(N)]
+    outliers = reference.judge(with_outliers(case), units=units)
+    assert set(outliers.component.removeprefix("units ").split(", ")) == {"wine-3", "wine-50", "wine-77"}
+    assert set(outliers.worst_units[:3]) == {"wine-3", "wine-50", "wine-77"}
+    assert "units wine-" in outliers.sentence
+    axes = reference.mean
+    assert reference.judge(axes * [1.5, 1]).component == "error of axis 1 linear in axis 1"
+    bent = axes + 0.25 * np.outer(axes[:, 1] ** 2, [1, 0])
+    assert reference.judge(bent).component == "error of axis 1 quadratic in axis 2"
+    assert reference.judge(case.mean + 3 * case.sd * case.rng.normal(size=(N, D))).component == "overall"
+
+
+def test_scale_has_a_rank_among_draws(case):
+    reference = Reference(case.chains(), "orthogonal", case.rng)
+    found = reference.judge(case.mean * 0.8)
+    assert found.scale == pytest.approx(1.25, abs=0.03)
+    assert found.scale_rank == 1.0
+    assert reference.judge(case.mean * 1.2).scale_rank == 0.0
+    assert reference.judge(np.zeros((N, D))).scale == np.inf
+
+
+def test_coverage_stands_beside_that_of_the_draws(case):
+    found = verdict(case.chains(n_draws=200), case.mean, rng=case.rng)
+    assert (found.coverage_50, found.coverage_80, found.coverage_95) == (1.0, 1.0, 1.0)
+    draws = (found.draw_coverage_50, found.draw_coverage_80, found.draw_coverage_95)
+    np.testing.assert_allclose(draws, [0.5, 0.8, 0.95], atol=0.01)
+
+
+def test_a_verdict_does_not_depend_on_how_the_embedding_or_the_draws_are_turned(case):
+    draws, y = case.chains(), case.draw()
+    turns = np.linalg.qr(case.rng.normal(size=(4, 100, D, D)))[0]
+    found = Reference(draws, "orthogonal", np.random.default_rng(1)).judge(y)
+    other = Reference(draws @ turns + 2, "orthogonal", np.random.default_rng(1)).judge(y @ turns[0, 0] - 1)
+    assert other.verdict == found.verdict
+    numbers = ("delta", "p_low", "p_guard", "scale", "coverage_80", "ess")
+    assert [getattr(other, name) for name in numbers] == pytest.approx([getattr(found, name) for name in numbers], rel=1e-6)
+
+
+def test_many_columns_of_noise_are_distinct_and_of_signal_are_not(case):
+    reference = Reference(case.chains(), "affine", case.rng)
+    noise = reference.judge(case.rng.normal(size=(N, 80)))
+    assert noise.verdict == "distinct"
+    signal = reference.judge(case.mean @ case.rng.normal(size=(D, 6)) + 0.01 * case.rng.normal(size=(N, 6)))
+    assert signal.verdict == "summary-like"
+    assert "6 columns for 2" in signal.notes[0]
+
+
+def test_too_few_draws_leave_it_undetermined(case):
+    """30 held-out draws cannot give a p-value of 0.025; a level at which they can, can."""
+    reference = Reference(case.chains(n_draws=15), "orthogonal", case.rng)
+    for y in (case.mean, case.rng.permutation(case.mean)):
+        found = reference.judge(y)
+        assert (found.verdict, found.ess <= 30) == ("undetermined", True)
+        assert "39 are needed" in found.reason
+        assert found.reason in found.sentence
+    assert "few draws" in found.notes[0]
+    assert reference.judge(case.rng.permutation(case.mean), alpha=0.2).verdict == "distinct"
+
+
+def test_the_gate_shuts_where_the_posterior_knows_nothing(rng):
+    """Positions known to 0.99 of their variance: shuffled means and the constant look like the mean."""
+    case = Exact(rng, n=60, variance=0.99)
+    reference = Reference(case.chains(), "orthogonal", rng)
+    assert reference.gate_summary > 0.025
+    assert reference.gate_draw > 0.025
+    for y, label in ((case.mean, "summary-like"), (case.mean * 0, "summary-like"), (case.draw(), "draw-like")):
+        found = reference.judge(y)
+        assert found.verdict == "undetermined"
+        assert f"it would be {label}" in found.reason
+    assert reference.judge(case.mean * 100).verdict == "distinct"
+
+
+def test_few_draws_and_two_modes_are_noted(rng):
+    case = Exact(rng)
+    side = rng.choice([-1.0, 1.0], (4, 200, 1, 1))
+    modes = case.chains(n_draws=200) + side * np.outer(np.arange(N) % 2 - 0.5, [1.0, 0.0])
+    notes = Reference(modes, "orthogonal", rng).notes
+    assert len(notes) == 1
+    assert notes[0].startswith("two modes: the draws' leading score has kurtosis 1")
+    assert Reference(case.chains(n_draws=200), "orthogonal", rng).notes == ()
+    assert "few draws: worth" in Reference(case.chains(n_draws=40), "orthogonal", rng).notes[0]
+
+
+def test_a_single_chain_is_enough(case):
+    reference = Reference(case.chains(n_chains=1, n_draws=500), "orthogonal", case.rng)
+    labels = [reference.judge(y).verdict for y in (case.mean, case.rng.permutation(case.mean))]
+    assert labels == ["summary-like", "distinct"]
+
+
+def test_holm_adjusts_and_labels_anew(case):
+    """Holm's example: p = 0.01, 0.04, 0.03, 0.005 become 0.03, 0.06, 0.06, 0.02."""
+    one = replace(Reference(case.chains(n_draws=200), "orthogonal", case.rng).judge(case.draw()), ess=400.0)
+    guards = [0.01, 0.04, 0.03, 0.005]
+    found = holm([replace(one, p_low=0.5, p_guard=p) for p in guards])
+    np.testing.assert_allclose([v.p_guard for v in found], [0.03, 0.06, 0.06, 0.02])
+    assert [v.verdict for v in found] == ["draw-like", "draw-like", "draw-like", "distinct"]
+    lows = holm([replace(one, p_low=p, p_guard=0.5) for p in (0.006, 0.02)])
+    assert [(v.verdict, v.p_low) for v in lows] == [("summary-like", 0.012), ("summary-like", 0.02)]
+    assert holm([one]) == [one]
+
+
+def test_holm_needs_more_draws_for_more_embeddings(case):
+    """5 verdicts at 5 % need 199 effective draws; 4 x 80 leave at most 160 held out."""
+    reference = Reference(case.chains(n_draws=80), "orthogonal", case.rng)
+    judged = [reference.judge(case.mean)] * 5
+    assert judged[0].verdict == "summary-like"
+    for v in holm(judged):
+        assert v.verdict == "undetermined"
+        assert "199 are needed" in v.reason
+
+
+def test_the_same_generator_gives_the_same_verdict_and_nothing_is_left_behind(case):
+    draws, y = case.chains(), case.mean
+    before = np.random.get_state()[1].copy()
+    one, two = (verdict(draws, y, rng=np.random.default_rng(3)) for _ in range(2))
+    assert one == two
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+
+
+def test_errors_name_what_is_wrong(case):
+    draws = case.chains(n_draws=30)
+    with pytest.raises(ConfigError, match="unknown alignment 'procrustes'"):
+        Reference(draws, "procrustes", case.rng)
+    reference = Reference(draws, "orthogonal", case.rng)
+    with pytest.raises(DataError, match="`alpha` must lie between 0 and 1; got 5"):
+        reference.judge(case.mean, alpha=5)
+    with pytest.raises(DataError, match="name the 100 units of the draws; got 2 names"):
+        reference.judge(case.mean, units=["a", "b"])
+    with pytest.raises(DataError, match="100 units"):
+        reference.judge(case.mean[1:])
+    with pytest.raises(DataError, match="finite; units 4 are not"):
+        reference.judge(np.where(np.arange(N)[:, None] == 4, np.nan, case.mean))
+    with pytest.raises(DataError, match="vary at each unit"):
+        Reference(np.broadcast_to(case.mean, draws.shape), "orthogonal", case.rng)
