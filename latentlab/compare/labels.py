@@ -15,21 +15,23 @@ References:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy.spatial.distance import cdist
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.neighbors import KNeighborsClassifier
 
 from latentlab.compare.lift import draw_positions, shape
 from latentlab.compare.neighbors import N_NEIGHBORS, neighbors
 from latentlab.compare.positions import Positions, ranked
-from latentlab.errors import ConfigError, DataError
+from latentlab.compare.subspace import RANK
+from latentlab.errors import ConfigError, DataError, unknown
 
 Classifier = Literal["neighbors", "linear"]
 
 N_FOLDS = 5
+RIDGE = 1e-9
+"""Least variance within classes, as a share of the whole: classes that are points each are told apart."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def downstream_accuracy(
 
     Raises:
         DataError: Not positions, or labels or folds that do not fit them, or fewer units outside a fold than vote.
+        ConfigError: No such classifier.
     """
     x = _positions(x)
     codes = _codes(labels, x.n_units)
@@ -170,11 +173,28 @@ def largest_class(labels: Any) -> float:
 def _trained(name: str, rows: np.ndarray, codes: np.ndarray, n_neighbors: int) -> Callable[[np.ndarray], np.ndarray]:
     if len(np.unique(codes)) == 1:
         return lambda new: np.full(len(new), codes[0])
+    if name not in get_args(Classifier):
+        raise ConfigError(unknown("classifier", name, get_args(Classifier)))
     if name == "linear":
-        return LinearDiscriminantAnalysis(solver="lsqr").fit(rows, codes).predict
+        return _linear(rows, codes)
     if n_neighbors > len(rows):
         raise DataError(f"{n_neighbors} neighbours cannot vote: outside a fold there are {len(rows)} units.")
     return KNeighborsClassifier(n_neighbors=n_neighbors).fit(rows, codes).predict
+
+
+def _linear(rows: np.ndarray, codes: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Linear discriminant analysis, in coordinates of covariance 1, so that collinear columns and empty variances do no harm."""
+    classes, counts = np.unique(codes, return_counts=True)
+    mean = rows.mean(axis=0)
+    _, size, vt = np.linalg.svd(rows - mean, full_matrices=False)
+    kept = size > RANK * max(size[0], np.finfo(float).tiny)
+    whitening = vt[kept].T / size[kept] * np.sqrt(len(rows))
+    white = (rows - mean) @ whitening
+    centres = np.stack([white[codes == c].mean(axis=0) for c in classes])
+    off = white - centres[np.searchsorted(classes, codes)]
+    weights = np.linalg.solve(off.T @ off / len(rows) + RIDGE * np.eye(kept.sum()), centres.T)
+    constant = np.log(counts / len(rows)) - 0.5 * np.einsum("ck,kc->c", centres, weights)
+    return lambda new: classes[np.argmax((new - mean) @ whitening @ weights + constant, axis=1)]
 
 
 def _positions(x: Any) -> Positions:

@@ -3,9 +3,13 @@ r"""Which units an embedding disagrees about with the posterior, and whether the
 All of it in one frame: the embedding a and the draws have been aligned by one function. With M_i and V_i the mean and
 covariance of unit i's draws z_is, s = 1..S, and V the mean of the V_i,
 
-    mahalanobis_i = sqrt((a_i - M_i)' W_i^-1 (a_i - M_i) / d),    W_i = ((S - 1) V_i + (d + 2) V) / (S + d + 1),
-    distance_i    = |a_i - M_i|,                                 spread_i = sqrt(tr V_i / d),
+    mahalanobis_i = sqrt((a_i - M_i)' W_i^-1 (a_i - M_i) / d),   W_i = ((S - 1) V_i + (d + 2) c_i V) / (S + d + 1),
+    distance_i    = |a_i - M_i|,                                 c_i = tr(V^-1 V_i) / d,
+    spread_i      = sqrt(tr V_i / d),
     neighbors_i   = 1 - mean_s |N_i^a(k) and N_i^s(k)| / k,      neighbors_own_i: the same between draws.
+
+V_i is shrunk to the shape that the V_i have in common, not to their size: units of which the posterior is sure, beside others
+of which it is not, would otherwise seem less sure.
 
 `mahalanobis` is 0 at the posterior mean and about 1 (root mean square) at a draw. The posterior knew if its spread is larger
 for the units about which it and the embedding disagree more: the rank correlation of the two.
@@ -17,6 +21,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from latentlab.compare.coverage import inverse_root, moments, whitened
 from latentlab.compare.lift import draw_pairs, draw_positions, shape
 from latentlab.compare.neighbors import N_NEIGHBORS, neighbors, overlap
 from latentlab.compare.positions import Positions
@@ -71,13 +76,13 @@ def disagreement(
 
     Args:
         y: The embedding in the draws' frame, `(unit, latent)`.
-        draws: Aligned positions, `(chain, draw, unit, latent)`, read one at a time.
+        draws: Aligned positions, `(chain, draw, unit, latent)`.
         rng: Chooses the pairs of draws of `neighbors_own`.
         n_neighbors: How many nearest units count as neighbours.
         n_pairs: How many pairs of draws.
 
     Raises:
-        DataError: Not positions of the same units and dimensions; fewer than 2 draws, or draws that do not vary.
+        DataError: Not positions of the same units and dimensions; fewer than 2 draws, or a unit that does not vary.
         ConfigError: `n_neighbors` is not from 1 to below half of the units.
     """
     embedding = Positions(y, "the embedding")
@@ -85,8 +90,6 @@ def disagreement(
     if embedding.values.shape != tuple(np.shape(draws[0, 0])):
         found = tuple(np.shape(draws[0, 0]))
         raise DataError(f"an aligned embedding has the draws' shape (unit, latent) = {found}; got {embedding.values.shape}.")
-    mean, covariance = moments(draws)
-    deviation = embedding.values - mean
     near = embedding.derived(neighbors, n_neighbors)
     shared = np.zeros(embedding.n_units)
     for chain, draw in np.ndindex(n_chains, n_draws):
@@ -94,11 +97,13 @@ def disagreement(
     own = np.zeros(embedding.n_units)
     for pair in draw_pairs(n_chains, n_draws, rng, n_pairs):
         own += overlap(*(neighbors(draw_positions(draws, *one), n_neighbors) for one in pair))
-    distance = np.linalg.norm(deviation, axis=1)
+    mean, covariance = moments(np.asarray(draws), lambda x: x)
+    errors = _whitened(embedding.values - mean, covariance, n_chains * n_draws)
+    distance = np.linalg.norm(embedding.values - mean, axis=1)
     spread = np.sqrt(np.trace(covariance, axis1=1, axis2=2) / mean.shape[1])
     missed = 1.0 - shared / (n_chains * n_draws)
     return Disagreement(
-        mahalanobis=_mahalanobis(deviation, covariance, n_chains * n_draws),
+        mahalanobis=np.sqrt((errors**2).mean(axis=1)),
         distance=distance,
         spread=spread,
         neighbors=missed,
@@ -123,32 +128,10 @@ def rank_correlation(spread: np.ndarray, disagreement: np.ndarray) -> RankCorrel
     return RankCorrelation(float(found.statistic), float(found.pvalue))
 
 
-def moments(draws: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Mean `(unit, latent)` and covariance `(unit, latent, latent)` over draws that are read one at a time, twice.
-
-    Raises:
-        DataError: Fewer than 2 draws.
-    """
-    n_chains, n_draws = shape(draws)
-    total = n_chains * n_draws
-    if total < 2:
-        raise DataError(f"a spread needs at least 2 draws; got {total}.")
-    where = list(np.ndindex(n_chains, n_draws))
-    mean = np.zeros(np.shape(draws[0, 0]))
-    for one in where:
-        mean += draw_positions(draws, *one).values / total
-    squares = np.zeros((*mean.shape, mean.shape[1]))
-    for one in where:
-        deviation = draw_positions(draws, *one).values - mean
-        squares += deviation[:, :, None] * deviation[:, None, :]
-    return mean, squares / (total - 1)
-
-
-def _mahalanobis(deviation: np.ndarray, covariance: np.ndarray, n_draws: int) -> np.ndarray:
+def _whitened(deviation: np.ndarray, covariance: np.ndarray, n_draws: int) -> np.ndarray:
+    """W_i^(-1/2) (a_i - M_i), `(unit, latent)`."""
     d = deviation.shape[1]
     pooled = covariance.mean(axis=0)
-    if np.linalg.matrix_rank(pooled, hermitian=True) < d:
-        raise DataError("the draws do not vary in every latent dimension: no disagreement can be measured in their spread.")
-    shrunk = ((n_draws - 1) * covariance + (d + 2) * pooled) / (n_draws + d + 1)
-    squared = np.einsum("ij,ij->i", deviation, np.linalg.solve(shrunk, deviation[:, :, None])[:, :, 0])
-    return np.sqrt(squared / d)
+    root = inverse_root(pooled[None])[0]
+    size = np.trace(root @ covariance @ root, axis1=1, axis2=2)[:, None, None] / d
+    return whitened(inverse_root(((n_draws - 1) * covariance + (d + 2) * size * pooled) / (n_draws + d + 1)), deviation)

@@ -1,0 +1,146 @@
+"""Per-unit disagreement against loops and known laws, and a false-alarm rate for what the posterior knew."""
+
+import numpy as np
+import pytest
+from scipy.stats import rankdata
+
+from latentlab.compare.units import disagreement, rank_correlation
+from latentlab.errors import ConfigError, DataError
+
+
+def posterior(rng, n=60, d=2, scale=None, shape=(2, 50)):
+    """True positions, their sds, and draws whose mean is off the truth as a posterior's is."""
+    z = 2 * rng.normal(size=(n, d))
+    scale = np.ones(n) if scale is None else scale
+    mean = z + scale[:, None] * rng.normal(size=(n, d))
+    return z, mean + scale[:, None] * rng.normal(size=(*shape, n, d))
+
+
+def test_distances_by_loops(rng):
+    y, draws = posterior(rng, n=20, d=3, shape=(2, 8))
+    found = disagreement(y, draws, rng, n_neighbors=4)
+    flat = draws.reshape(16, 20, 3)
+    covariances = [np.cov(flat[:, i].T) for i in range(20)]
+    pooled = sum(covariances) / 20
+    for i in range(20):
+        off = y[i] - flat[:, i].mean(axis=0)
+        size = np.trace(np.linalg.inv(pooled) @ covariances[i]) / 3
+        shrunk = (15 * covariances[i] + 5 * size * pooled) / 20
+        assert found.mahalanobis[i] == pytest.approx(np.sqrt(off @ np.linalg.inv(shrunk) @ off / 3))
+        assert found.distance[i] == pytest.approx(np.sqrt((off**2).sum()))
+        assert found.spread[i] == pytest.approx(np.sqrt(np.trace(covariances[i]) / 3))
+
+
+def test_lost_neighbours_by_loops(rng):
+    y, draws = posterior(rng, n=20, shape=(2, 3))
+
+    def near(x):
+        return [set(np.argsort(((x - row) ** 2).sum(axis=1))[1:5].tolist()) for row in x]
+
+    lists = [[near(draws[c, s]) for s in range(3)] for c in range(2)]
+    found = disagreement(y, draws, rng, n_neighbors=4, n_pairs=400)
+    own = near(y)
+    flat = [lists[c][s] for c in range(2) for s in range(3)]
+    for i in range(20):
+        assert found.neighbors[i] == pytest.approx(1 - np.mean([len(own[i] & one[i]) / 4 for one in flat]))
+        across = [1 - len(a[i] & b[i]) / 4 for a in lists[0] for b in lists[1]]
+        # 400 random pairs out of 9: standard error below 0.5 / 20; 5 of them.
+        assert found.neighbors_own[i] == pytest.approx(np.mean(across), abs=0.125)
+
+
+def test_mahalanobis_is_nothing_at_the_mean_and_one_at_a_draw(rng):
+    scale = np.exp(rng.normal(size=500))
+    _, draws = posterior(rng, n=500, scale=scale, shape=(2, 100))
+    assert disagreement(draws.mean(axis=(0, 1)), draws, rng).mahalanobis.max() < 1e-9
+    fresh = draws.mean(axis=(0, 1)) + scale[:, None] * rng.normal(size=(500, 2))
+    # mean of chi2_2 / 2 over 500 units: standard error 0.045; 200 draws move it by a few percent.
+    assert (disagreement(fresh, draws, rng).mahalanobis ** 2).mean() == pytest.approx(1.0, abs=0.15)
+
+
+def test_mahalanobis_does_not_depend_on_the_frame(rng):
+    y, draws = posterior(rng)
+    A = np.array([[2.0, 1.0], [0.0, 0.3]])
+    first, second = disagreement(y, draws, rng), disagreement(y @ A + 5, draws @ A + 5, rng)
+    np.testing.assert_allclose(first.mahalanobis, second.mahalanobis)
+    assert np.abs(first.distance / second.distance - 1).max() > 0.1
+
+
+def test_a_unit_that_was_moved_is_found(rng):
+    """By distance where it is moved far, by Mahalanobis where it is moved far for a unit that the posterior is sure of."""
+    scale = np.where(np.arange(60) < 30, 0.1, 2.0)
+    _, draws = posterior(rng, scale=scale)
+    y = draws.mean(axis=(0, 1)) + scale[:, None] * rng.normal(size=(60, 2)) * 0.5
+    y[7] += [1.0, 0.0]
+    found = disagreement(y, draws, rng)
+    assert found.mahalanobis.argmax() == 7
+    assert found.distance.argmax() != 7
+
+
+def test_lost_neighbours_single_out_the_units_that_moved(rng):
+    z = rng.normal(size=(100, 2))
+    draws = z + 0.05 * rng.normal(size=(2, 20, 100, 2))
+    y = z.copy()
+    y[:5] = -2.0 * z[:5] + [3.0, 0.0]
+    found = disagreement(y, draws, rng, n_neighbors=8)
+    excess = found.neighbors - found.neighbors_own
+    assert excess[:5].min() > np.quantile(excess[5:], 0.95)
+
+
+def test_the_posterior_knew(rng):
+    y, draws = posterior(rng, n=200, scale=np.exp(rng.normal(size=200)))
+    found = disagreement(y, draws, rng)
+    assert found.knew_distance.value > 0.5
+    assert found.knew_distance.p < 1e-6
+
+
+def test_the_posterior_did_not_know(rng):
+    """Spread by unit as before, but the embedding is off where the posterior is as sure as anywhere."""
+    _, draws = posterior(rng, n=200, scale=np.exp(rng.normal(size=200)), shape=(2, 200))
+    off = np.zeros((200, 2))
+    off[rng.permutation(200)[:100]] = 20.0
+    found = disagreement(draws.mean(axis=(0, 1)) + off + 1e-6 * rng.normal(size=(200, 2)), draws, rng)
+    assert found.knew_distance.p > 0.05
+
+
+def test_spreads_that_do_not_differ_tell_nothing(rng):
+    z = rng.normal(size=(50, 2))
+    shifts = np.concatenate([rng.normal(size=(1, 10, 1, 2)), rng.normal(size=(1, 10, 1, 2))])
+    found = disagreement(z + rng.normal(size=(50, 2)), z + shifts, rng)
+    assert np.ptp(found.spread) < 1e-9
+    assert (found.knew_distance.value, found.knew_distance.p) == (0.0, 1.0)
+
+
+def test_rank_correlation_by_its_formula(rng):
+    a, b = rng.normal(size=(2, 30))
+    b = b + 0.5 * a
+    gaps = rankdata(a) - rankdata(b)
+    found = rank_correlation(a, b)
+    assert found.value == pytest.approx(1 - 6 * (gaps**2).sum() / (30 * (30**2 - 1)))
+    permuted = np.array([rank_correlation(a, rng.permutation(b)).value for _ in range(2000)])
+    share = (permuted >= found.value).mean()
+    assert found.p == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 2000) + 1e-3)
+
+
+def test_false_alarms_of_what_the_posterior_knew(rng):
+    """Disagreement without relation to the spread, 1000 times: 5 % of p below 0.05, within 4 binomial standard deviations."""
+    p = np.array([rank_correlation(rng.gamma(3, size=40), rng.gamma(2, size=40)).p for _ in range(1000)])
+    assert abs((p < 0.05).mean() - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 1000)
+    assert rank_correlation(np.arange(20.0), -np.arange(20.0)).p > 0.99
+
+
+def test_what_cannot_be_measured_is_named(rng):
+    y, draws = posterior(rng, n=20)
+    with pytest.raises(DataError, match=r"shape \(unit, latent\) = \(20, 2\); got \(20, 3\)"):
+        disagreement(np.zeros((20, 3)), draws, rng)
+    with pytest.raises(DataError, match=r"shape \(unit, latent\) = \(20, 2\); got \(19, 2\)"):
+        disagreement(y[1:], draws, rng)
+    with pytest.raises(DataError, match="at least 2 are needed; got 1"):
+        disagreement(y, draws[:1, :1], rng, n_neighbors=5)
+    with pytest.raises(DataError, match="draws must vary"):
+        disagreement(y, np.repeat(draws[:, :1], 4, axis=1)[:1], rng, n_neighbors=5)
+    with pytest.raises(DataError, match="draws must vary"):
+        disagreement(y, draws * [1.0, 0.0], rng, n_neighbors=5)
+    with pytest.raises(ConfigError, match="`n_neighbors` must be from 1 to below half of the 20 units; got 10"):
+        disagreement(y, draws, rng, n_neighbors=10)
+    with pytest.raises(DataError, match="draw 1 of chain 0: positions must be finite"):
+        disagreement(y, np.where(np.arange(50)[:, None, None] == 1, np.nan, draws), rng, n_neighbors=5)
