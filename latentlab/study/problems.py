@@ -110,7 +110,7 @@ class Problems:
             return unknown(kind, where[-1], valid)
         if one["type"] == "value_error":
             return str(one["ctx"]["error"])
-        return f"{one['msg'].rstrip('.')}; got {_shown(one['input'])}."
+        return f"{one['msg'].replace('Input should', 'must').rstrip('.')}; got {_shown(one['input'])}."
 
 
 def _shown(value: Any) -> str:

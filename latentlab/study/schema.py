@@ -36,6 +36,9 @@ OWN = {
 }
 """What gives the options of one entry, where they are not simply the arguments of its constructor."""
 
+NEEDED = {"embeddings": {"n_latent": "n_latent", "seed": "seed", "n_seeds": "seed", "impute": "x"}}
+"""Options of the common call that an entry has only if its function takes this argument."""
+
 NOT_SETTINGS = frozenset({"progress", "rng"})
 """Keyword arguments that are no part of what a run computes, or that the run itself gives."""
 
@@ -115,6 +118,11 @@ def _section(key: str, name: str | None, entry: Any) -> type[Section]:
 def _parameters(key: str, name: str | None, entry: Any) -> dict[str, inspect.Parameter]:
     own = {} if name is None else resolve(OWN[key])(name) if key in OWN else _signature(entry)
     shared = keyword_only(COMMON[key]) if key in COMMON else {}
+    if key in NEEDED:
+        takes = inspect.signature(TABLES[key].load(str(name))).parameters
+        shared = {
+            option: p for option, p in shared.items() if NEEDED[key].get(option, option) in takes or option not in NEEDED[key]
+        }
     return {
         option: parameter
         for option, parameter in {**shared, **own}.items()

@@ -94,14 +94,27 @@ def test_a_model_section_has_the_constructors_arguments(name):
     assert set(section("model", name).model_fields) == {"name", *expected}
 
 
+def test_a_dataset_section_has_its_own_options_and_the_common_ones():
+    shared = {p.name for p in inspect.signature(load_dataset).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    for name in DATASETS:
+        assert set(section("dataset", name).model_fields) == {"name", *shared, *dataset_options(name)}
+
+
 @pytest.mark.parametrize(
-    ("key", "table", "options", "common"),
-    [("dataset", DATASETS, dataset_options, load_dataset), ("embeddings", EMBEDDINGS, embedding_options, embed)],
+    ("name", "common"),
+    [
+        ("pca", {"n_latent", "impute", "label"}),
+        ("isomap", {"n_latent", "impute", "label"}),
+        ("tsne", {"n_latent", "impute", "label", "seed", "n_seeds"}),
+        ("umap", {"n_latent", "impute", "label", "seed", "n_seeds"}),
+        ("file", {"label"}),
+    ],
 )
-def test_datasets_and_embeddings_have_their_own_options_and_the_common_ones(key, table, options, common):
-    shared = {p.name for p in inspect.signature(common).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    for name in table:
-        assert set(section(key, name).model_fields) == {"name", *shared, *options(name)}
+def test_an_embedding_section_has_its_own_options_and_the_common_ones_that_it_uses(name, common):
+    fields = section("embeddings", name).model_fields
+    assert set(fields) == {"name", *common, *embedding_options(name)}
+    every = {p.name for p in inspect.signature(embed).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    assert every == {"n_latent", "impute", "label", "seed", "n_seeds"}
 
 
 @pytest.mark.parametrize("entry", [*COMMON.values(), "latentlab.fit:fit", "latentlab.posterior:build"])
@@ -173,13 +186,13 @@ def test_defaults_that_follow_from_other_sections_are_written_out():
         mapping(
             seed=3,
             model={"name": "ppca", "n_latent": 3},
-            embeddings=[{"name": "pca"}, {"name": "isomap", "label": "iso", "seed": 9, "n_latent": 2}],
+            embeddings=[{"name": "umap"}, {"name": "tsne", "label": "t", "seed": 9, "n_latent": 2}],
         )
     )
-    pca, isomap = config.embeddings
-    assert (pca.label, pca.n_latent, pca.seed) == ("pca", 3, 3)
-    assert (isomap.label, isomap.n_latent, isomap.seed) == ("iso", 2, 9)
-    assert config.to_dict()["embeddings"][0]["label"] == "pca"
+    umap, tsne = config.embeddings
+    assert (umap.label, umap.n_latent, umap.seed) == ("umap", 3, 3)
+    assert (tsne.label, tsne.n_latent, tsne.seed) == ("t", 2, 9)
+    assert config.to_dict()["embeddings"][0]["label"] == "umap"
 
 
 def test_a_config_is_frozen():
@@ -328,8 +341,8 @@ def test_what_is_no_finite_number_is_refused(wrong):
             {"model": {"name": "ppca", "n_latent": 2, "W_scale": -1}},
             "model.W_scale: PPCA: `W_scale` must be a finite number at least 0",
         ),
-        ({"held_out": 1}, "held_out: Input should be less than 1; got 1"),
-        ({"held_out": -0.1}, "held_out: Input should be greater than or equal to 0; got -0.1"),
+        ({"held_out": 1}, "held_out: must be less than 1; got 1"),
+        ({"held_out": -0.1}, "held_out: must be greater than or equal to 0; got -0.1"),
         (
             {"inference": {"name": "svi", "guide": "fullrank"}},
             "inference.guide: expected 'model', 'mean_field', 'full_rank' or 'low_rank'",
@@ -337,6 +350,10 @@ def test_what_is_no_finite_number_is_refused(wrong):
         ({"dataset": {"name": "iris", "standardize": 1}}, "dataset.standardize: expected true or false; got 1"),
         ({"dataset": {"name": "iris", "columns": ["a", 1]}}, "dataset.columns.1: expected text; got 1"),
         ({"dataset": {"name": "iris", "columns": "a"}}, "dataset.columns: expected a list; got 'a'"),
+        (
+            {"embeddings": [{"name": "pca", "n_seeds": 3}]},
+            "embeddings.0.n_seeds: unknown option of the embedding 'pca' 'n_seeds'",
+        ),
         ({"embeddings": [{"name": "pca", "label": 3}]}, "embeddings.0.label: expected text; got 3"),
         ({"compare": {"metrics": ["cca", "rsaa"]}}, "compare.metrics.1: unknown metric 'rsaa'; did you mean 'rsa'? Valid: "),
         ({"compare": {"metrics": "cca"}}, "compare.metrics: expected a list; got 'cca'"),
