@@ -198,15 +198,28 @@ def to_arviz(tree: xr.DataTree) -> Any:
 
 
 def _smoothed(log_ratios: np.ndarray, reff: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pareto-smoothed, normalised log weights `(..., draw)` and k-hat `(...)`."""
+    """Pareto-smoothed, normalised log weights and k-hat of each row `(n, draw)`: `(n, draw)`, `(n,)`.
+
+    Equal ratios need no smoothing and have k-hat 0; a tail of equal ratios below others has none that can be fitted: infinity.
+    """
+    weights, khats = log_ratios - log_ratios.max(axis=1, keepdims=True), np.zeros(len(log_ratios))
+    for i in np.flatnonzero(weights.min(axis=1) < -EQUAL):
+        try:
+            weights[i], khats[i] = _psis(weights[i], reff)
+        except ValueError:
+            khats[i] = np.inf
+    return weights - logsumexp(weights, axis=1, keepdims=True), khats
+
+
+def _psis(log_ratios: np.ndarray, reff: float) -> tuple[np.ndarray, float]:
     with np.errstate(all="ignore"):
         if _is_old():
-            weights, khats = _arviz().psislw(log_ratios, reff=reff)
+            weights, k = _arviz().psislw(log_ratios, reff=reff)
         else:
             from arviz_stats.base import array_stats  # type: ignore[import-not-found, unused-ignore]
 
-            weights, khats = array_stats.psislw(-log_ratios, r_eff=reff, axis=-1)
-    return weights - logsumexp(weights, axis=-1, keepdims=True), np.asarray(khats)
+            weights, k = array_stats.psislw(-log_ratios, r_eff=reff)
+    return weights, float(k)
 
 
 # -- storing
@@ -478,9 +491,7 @@ def khat(log_ratios: np.ndarray, *, reff: float = 1.0) -> float:
     ratios = np.asarray(log_ratios, dtype=np.float64).ravel()
     if ratios.size < MIN_RATIOS or np.isnan(ratios).any() or not np.isfinite(ratios.max()):
         return math.nan
-    if ratios.max() - ratios.min() <= EQUAL:
-        return 0.0
-    return float(_smoothed(ratios, reff)[1])
+    return float(_smoothed(ratios[None], reff)[1][0])
 
 
 def khat_limit(n_draws: int) -> float:
@@ -519,7 +530,7 @@ def loo(tree: xr.DataTree) -> Loo:
 
     Raises:
         ModelError: No log likelihood, or a point estimate.
-        InferenceError: A density is not finite.
+        InferenceError: A density is not finite, or there are too few draws.
 
     References:
         Magnusson, Andersen, Jonasson & Vehtari (2019), Bayesian leave-one-out cross-validation for large data, ICML.
@@ -532,6 +543,8 @@ def loo(tree: xr.DataTree) -> Loo:
     log_likelihood = draws.reshape(*draws.shape[:2], -1)
     flat = np.ascontiguousarray(log_likelihood.reshape(-1, log_likelihood.shape[-1]).T)
     base = _approximation(tree)
+    if flat.shape[1] < MIN_RATIOS:
+        raise InferenceError(f"LOO needs at least {MIN_RATIOS} draws; there are {flat.shape[1]}.")
     if not (np.isfinite(flat).all() and (base is None or np.isfinite(base).all())):
         raise InferenceError("LOO needs a finite log likelihood (and densities of p and q): some draws have none.")
     if base is None:
@@ -539,7 +552,6 @@ def loo(tree: xr.DataTree) -> Loo:
     else:
         reff = 1.0
     weights, khats = _smoothed(base - flat, reff)
-    khats = np.where(np.ptp(base - flat, axis=-1) <= EQUAL, 0.0, khats)
     pointwise = logsumexp(weights + flat, axis=-1)
     whole = logsumexp(flat + _normalized(base), axis=-1)
     n_units = len(pointwise)

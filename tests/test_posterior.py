@@ -398,6 +398,7 @@ def test_khat_of_equal_ratios_is_0_and_of_undefined_ones_nan():
     assert math.isnan(khat(np.full(100, -np.inf)))
     assert math.isnan(khat(np.arange(24.0)))
     assert math.isfinite(khat(np.r_[np.random.default_rng(0).normal(size=99), -np.inf]))
+    assert khat(np.r_[np.zeros(500), np.random.default_rng(0).normal(size=500) - 50]) == np.inf
     assert posterior.khat_limit(10_000) == 0.7
     assert posterior.khat_limit(100) == 0.5
 
@@ -460,6 +461,8 @@ def test_loo_says_why_it_cannot_be_had(rng):
         loo(scored(mu, np.zeros(3), point_estimate=1))
     with pytest.raises(ModelError, match="'log_likelihood'"):
         loo(build({"posterior": {"sigma": mu}}, dims=DIMS))
+    with pytest.raises(InferenceError, match="at least 25 draws; there are 24"):
+        loo(scored(mu[:, :12], np.zeros(3)))
     with pytest.raises(InferenceError, match="finite"):
         loo(scored(mu, np.array([0.0, np.inf])))
 
