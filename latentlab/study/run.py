@@ -57,7 +57,7 @@ SPARE_BYTES = 50_000_000
 
 
 def run(
-    config: Any,
+    config: str | Path | Mapping[str, Any] | Config,
     overrides: Sequence[str] = (),
     *,
     out: str | Path | None = None,
@@ -77,6 +77,7 @@ def run(
         overwrite: Replace the run that is there; it comes back if this one fails.
         resume: Go on with the run that is there; a complete one is left as it is.
         force: Resume despite other versions or another number of threads.
+        strict: Raise an error where a diagnostic failed, once everything is written.
         plugins: Files that define models.
         progress: Bars on a terminal, and where the report is at the end.
 
@@ -86,7 +87,7 @@ def run(
     Raises:
         ConfigError, DataError, ModelError: The config or the data is wrong; nothing was started.
         StoreError: The directory holds a run, is being written by another process, or cannot be written.
-        InferenceError: Inference could not go on; `run.json` says where, and what was finished is kept.
+        InferenceError: Inference could not go on; `run.json` says where, and what was finished is kept. Or `strict`.
         KeyboardInterrupt: By SIGINT or SIGTERM; `resume=True` goes on.
     """
     if overwrite and resume:
@@ -221,27 +222,26 @@ def _carry_out(job: _Job, directory: RunDirectory, *, progress: bool) -> None:
 
 
 def _stages(job: _Job, directory: RunDirectory, *, progress: bool) -> None:
-    def timed(stage: str, act: Callable[..., Any], *args: Any) -> Any:
+    def timed(stage: str, act: Callable[[], Any]) -> Any:
         directory.stage(stage)
-        begin = time.monotonic()
-        result = act(*args)
-        seconds = directory.info["seconds"]
+        begin, seconds = time.monotonic(), directory.info["seconds"]
+        result = act()
         seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - begin, 3)
         return result
 
     for note in directory.info["notes"]:
         directory.logger.info("data: %s", note)
-    fitted = timed("fit", _fit, job, directory, progress)
-    timed("diagnostics", _diagnose, job, directory, fitted)
+    fitted = timed("fit", lambda: _fit(job, directory, progress=progress))
+    timed("diagnostics", lambda: _diagnose(job, directory, fitted))
     if job.config.embeddings:
-        embeddings = timed("embeddings", _embed, job, directory)
-        timed("comparison", _compare, job, directory, fitted, embeddings, progress)
+        embeddings = timed("embeddings", lambda: _embed(job, directory))
+        timed("comparison", lambda: _compare(job, directory, fitted, embeddings, progress=progress))
     status = "done" if fitted.converged else "not_converged"
-    timed("report", _report, directory, status)
+    timed("report", lambda: _report(directory, status))
     directory.finish(status)
 
 
-def _fit(job: _Job, directory: RunDirectory, progress: bool) -> Fit:  # noqa: FBT001
+def _fit(job: _Job, directory: RunDirectory, *, progress: bool) -> Fit:
     if directory.has(POSTERIOR):
         return job.fit(load(directory.path / POSTERIOR))
     checkpoints = directory.path / CHECKPOINTS
@@ -272,13 +272,14 @@ def _embed(job: _Job, directory: RunDirectory) -> list[Embedding]:
     for section in job.config.embeddings:
         options = dict(section)
         embedding = embed(options.pop("name"), job.training, **options)
-        directory.logger.info("embedded: %s", embedding.label)
         made.append(embedding)
+        directory.logger.info("embedded: %s", "; ".join([embedding.label, *embedding.notes]))
+        directory.info["notes"] += [f"{embedding.label}: {note}" for note in embedding.notes]
     directory.write_tree("embeddings.nc", embeddings_dataset(made, job.training.units, getattr(job.model, "n_latent", None)))
     return made
 
 
-def _compare(job: _Job, directory: RunDirectory, fitted: Fit, embeddings: list[Embedding], progress: bool) -> None:  # noqa: FBT001
+def _compare(job: _Job, directory: RunDirectory, fitted: Fit, embeddings: list[Embedding], *, progress: bool) -> None:
     comparison = compare(fitted, embeddings, **job.config.compare.options(), progress=progress)
     for row in comparison.verdicts.itertuples():
         directory.logger.info("%s, %s, %s: %s", row.embedding, row.map, row.alignment, row.verdict)

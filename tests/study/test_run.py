@@ -180,10 +180,9 @@ def test_held_out_units_are_scored_and_not_fitted(tmp_path: Path):
     assert found.info["status"] == "done"
 
 
-def test_params_of_draws_are_their_mean_with_the_symmetry_removed(tmp_path: Path):
-    found = go({**TOY, "inference": {"name": "svi", "n_steps": 100, "n_draws": 30}}, tmp_path / "toy")
-    assert np.allclose(found.params["W"], found.posterior["latents"]["W"].mean(("chain", "draw")))
-    assert np.allclose(found.params["sigma"], found.posterior["posterior"]["sigma"].mean())
+def test_what_an_embedding_notes_is_kept(tmp_path: Path):
+    found = go(TOY, tmp_path / "toy", "dataset.missing=0.1")
+    assert any(note.startswith("pca: ") for note in found.info["notes"])
 
 
 def test_a_run_without_embeddings_has_no_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -537,12 +536,14 @@ def test_what_did_not_converge_says_so_and_fails_only_if_asked_to(tmp_path: Path
     assert caught.value.exit_code == 3
 
 
-def test_the_log_has_what_the_bar_of_an_optimiser_showed(tmp_path: Path):
+def test_variational_draws_leave_their_mean_and_a_log_of_what_the_bar_showed(tmp_path: Path):
     found = go({**TOY, "inference": {"name": "svi", "n_steps": 100, "n_draws": 30}}, tmp_path / "toy")
     lines = [line for line in (tmp_path / "toy" / "run.log").read_text().splitlines() if "elbo" in line]
     assert len(lines) == 10
     loss = found.posterior["optimization"]["loss"].values[0]
     assert lines[-1].endswith(f"step 100 of 100: elbo {-loss[50:].mean():.2f}")
+    assert np.allclose(found.params["W"], found.posterior["latents"]["W"].mean(("chain", "draw")))
+    assert np.allclose(found.params["sigma"], found.posterior["posterior"]["sigma"].mean())
 
 
 # -- nothing is left behind

@@ -1,0 +1,96 @@
+"""The real pipeline at small size: config to report, by function and by command, with its exit codes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from latentlab.cli import main
+from latentlab.store import Run
+from latentlab.study.run import load_fit, load_run, run
+
+IRIS = {
+    "name": "iris",
+    "dataset": {"name": "iris"},
+    "model": {"name": "ppca", "n_latent": 2},
+    "inference": {"name": "nuts", "n_chains": 2, "n_warmup": 60, "n_draws": 40},
+    "embeddings": [{"name": "pca"}, {"name": "isomap", "n_neighbors": 12, "n_latent": 3, "label": "isomap-3"}],
+    "compare": {"n_draws": 20, "n_pairs": 20, "n_permutations": 5},
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run(IRIS, out=tmp_path_factory.mktemp("runs") / "iris", progress=False)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "iris.yaml"
+    path.write_text(yaml.safe_dump({**IRIS, "inference": {"name": "exact", "n_draws": 20}}))
+    return path
+
+
+def test_every_part_of_a_real_run_is_there(whole: Run):
+    assert whole.posterior["posterior"]["W"].shape == (2, 40, 4, 2)
+    assert whole.posterior["latents"]["z"].shape == (2, 40, 150, 2)
+    assert whole.embeddings["pca"].dims == ("unit", "latent")
+    assert whole.embeddings["isomap-3"].dims == ("unit", "latent_isomap-3")
+    assert set(whole.scores["embedding"]) == set(whole.verdicts["embedding"]) == {"pca", "isomap-3"}
+    assert whole.comparison["scores"].dims == ("metric", "embedding", "chain", "draw")
+    assert whole.info["status"] == "not_converged", "80 draws are too few"
+    assert {"R-hat", "bulk ESS"} <= set(whole.diagnostics.query("verdict == 'fail'")["check"])
+    assert whole.path.joinpath("report.html").stat().st_size > 1000
+    json.loads((whole.path / "report.json").read_text())
+
+
+def test_the_tables_agree_with_the_arrays(whole: Run):
+    raw = whole.scores.query("embedding == 'pca' and map == 'raw'").set_index("metric")["mean"]
+    arrays = whole.comparison["scores"].sel(embedding="pca").mean(("chain", "draw"))
+    assert np.allclose([arrays.sel(metric=metric) for metric in raw.index], raw, rtol=1e-12)
+
+
+def test_the_fit_of_a_real_run_takes_new_units(whole: Run):
+    fit = load_fit(load_run(whole.path))
+    assert fit.latents(fit.dataset.subset([0, 1])).shape == (2, 40, 2, 2)
+    assert fit.diagnostics()["verdict"].tolist() == whole.diagnostics["verdict"].tolist()
+
+
+def test_the_command_ends_with_the_code_of_what_happened(config: Path, capsys: pytest.CaptureFixture):
+    out = config.with_name("out")
+    assert main(["run", str(config), "--out", str(out)]) == 0
+    assert f"report: {out}/report.html" in capsys.readouterr().out
+    assert main(["run", str(config), "--out", str(out)]) == 2
+    assert "--overwrite replaces it, --resume goes on" in capsys.readouterr().err
+    assert main(["run", str(config), "--out", str(out), "--resume", "--strict"]) == 0
+    assert main(["run", str(config), "seed=-1", "--out", str(out), "--overwrite"]) == 2
+    nuts = ["inference.name=nuts", "inference.n_chains=2", "inference.n_warmup=5", "inference.n_draws=5"]
+    assert main(["run", str(config), *nuts, "--out", str(out), "--overwrite", "--strict"]) == 3
+    assert load_run(out).info["status"] == "not_converged"
+    assert main(["report", str(out)]) == 0
+
+
+def test_control_c_ends_the_command_with_130_and_a_run_to_resume(config: Path):
+    out = config.with_name("out")
+    long = ["inference.name=nuts", "inference.n_draws=20000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "latentlab.cli", "run", str(config), *long, "--out", str(out)], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not ((out / "events.jsonl").exists() and '"fit"' in (out / "events.jsonl").read_text()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "--resume" in said
+    found = load_run(out)
+    assert (found.info["status"], found.info["stage"]) == ("interrupted", "fit")
+    assert found.info["error"]["type"] == "KeyboardInterrupt"
