@@ -19,9 +19,11 @@ References:
 """
 
 import contextlib
+import importlib.util
 import io
 import math
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -179,10 +181,27 @@ def arrays(tree: xr.DataTree, group: str) -> dict[str, np.ndarray]:
 
 @cache
 def _arviz() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the last line before 1.0 announces its successor on import
+    with warnings.catch_warnings(), _own_cache_folder():
+        warnings.simplefilter("ignore")  # the last line before 1.0 announces its successor
         import arviz
     return arviz
+
+
+@contextlib.contextmanager
+def _own_cache_folder() -> Iterator[None]:
+    """ArviZ 0.23 notes the day in the user's cache folder when it is imported, and fails where nobody may write there or
+    another process is just doing the same."""
+    if importlib.util.find_spec("platformdirs") is None:
+        yield
+        return
+    platformdirs = importlib.import_module("platformdirs")
+    before = platformdirs.user_cache_dir
+    with tempfile.TemporaryDirectory() as folder:
+        platformdirs.user_cache_dir = lambda *_, **__: folder  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            platformdirs.user_cache_dir = before  # type: ignore[attr-defined]
 
 
 def _is_old() -> bool:

@@ -2,6 +2,8 @@
 
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -140,6 +142,12 @@ def test_arviz_reads_the_file_and_the_tree(rng, tmp_path):
     plt.close("all")
 
 
+def test_arviz_is_there_without_a_home_to_write_to():
+    nowhere = {"HOME": os.devnull, "XDG_CACHE_HOME": f"{os.devnull}/cache", "MPLCONFIGDIR": f"{os.devnull}/mpl"}
+    program = "from latentlab.posterior import ess_mean; import numpy; ess_mean(numpy.random.default_rng(0).normal(size=(1, 9)))"
+    subprocess.run([sys.executable, "-c", program], env=os.environ | nowhere, check=True, capture_output=True)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9, 0.999])
 def test_a_file_cut_short_is_named(rng, tmp_path, share):
     path = tmp_path / "posterior.nc"
@@ -216,10 +224,19 @@ def with_other_filter(file: h5py.File, other: Path) -> None:
     file["posterior"].create_dataset("W", data=np.zeros(100), compression="lzf")
 
 
-FORGERIES = [with_link, with_soft_loop, with_hard_loop, with_virtual_data, with_external_data, with_large_claim, with_objects]
+FORGERIES = {
+    with_link: "'W' is a link",
+    with_soft_loop: "'loop' is a link",
+    with_hard_loop: "'again' is neither a group nor an array of its own",
+    with_virtual_data: "takes its data from other files",
+    with_external_data: "takes its data from other files",
+    with_large_claim: "declares 640.0 MB, but the file holds only 0 B",
+    with_objects: "only numbers and text of fixed length",
+    with_other_filter: "unknown filter",
+}
 
 
-@pytest.mark.parametrize("forge", [*FORGERIES, with_other_filter], ids=lambda forge: forge.__name__)
+@pytest.mark.parametrize("forge", FORGERIES, ids=lambda forge: forge.__name__)
 def test_what_reaches_outside_or_claims_too_much_is_refused(tmp_path, forge):
     path, other = tmp_path / "posterior.nc", tmp_path / "other.h5"
     with h5py.File(other, "w") as file:
@@ -228,7 +245,7 @@ def test_what_reaches_outside_or_claims_too_much_is_refused(tmp_path, forge):
         file.create_group("posterior")
         forge(file, other)
     assert path.stat().st_size < 50_000
-    with pytest.raises(StoreError, match=r"posterior\.nc, group 'posterior'"):
+    with pytest.raises(StoreError, match=r"posterior\.nc, group 'posterior'.*" + FORGERIES[forge]):
         load(path)
 
 
