@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from pydantic import Field, TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
 from latentlab.compare.align import ALIGNMENTS, Alignment
@@ -107,13 +108,13 @@ def compare(
     fit: Fit,
     embeddings: Sequence[Embedding],
     *,
-    n_neighbors: int = 15,
-    alignments: tuple[str, ...] | None = None,
+    n_neighbors: Annotated[int, Field(ge=1)] = 15,
+    alignments: tuple[Alignment, ...] | None = None,
     metrics: tuple[str, ...] | None = None,
-    alpha: float = 0.05,
-    n_draws: int = 200,
-    n_pairs: int = 200,
-    n_permutations: int = 50,
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05,
+    n_draws: Annotated[int, Field(ge=2)] = 200,
+    n_pairs: Annotated[int, Field(ge=1)] = 200,
+    n_permutations: Annotated[int, Field(ge=1)] = 50,
     progress: bool = True,
 ) -> Comparison:
     """Compares a fit's positions with embeddings of the same units.
@@ -137,6 +138,7 @@ def compare(
         DataError: An embedding lacks units of the fit, or is not finite.
         ConfigError: No such metric or alignment, or one that minds what the symmetry leaves free and was not asked for.
     """
+    _check(n_neighbors=n_neighbors, alpha=alpha, n_draws=n_draws, n_pairs=n_pairs, n_permutations=n_permutations)
     group, dims = fit.model.symmetry, fit.model.dims[fit.model.position.site]
     chosen = _metrics(metrics, fit)
     ways = _alignments(alignments, fit)
@@ -201,6 +203,16 @@ def _rows(fit: Fit, embeddings: Sequence[Embedding]) -> list[Row]:
             if claim is not None and claim.map is not None:
                 rows.append(Row(embedding.label, seed, "mapped", claim.map(values, fit.dataset)))
     return rows
+
+
+def _check(**options: Any) -> None:
+    """Holds options to the ranges that the signature of `compare` states."""
+    annotations = get_type_hints(compare, include_extras=True)
+    for name, value in options.items():
+        try:
+            TypeAdapter(annotations[name]).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ConfigError(f"compare: `{name}`: {error.errors()[0]['msg']}; got {value!r}.") from error
 
 
 def _metrics(names: Sequence[str] | None, fit: Fit) -> list[Metric]:

@@ -19,7 +19,7 @@ from latentlab.inference.density import Density, over_draws, tensors
 from latentlab.inference.draws import Draws, Method, Problem
 from latentlab.models.base import LatentModel
 from latentlab.posterior import build, to_arviz
-from latentlab.seeds import Seeds, isolated
+from latentlab.seeds import Seeds, isolated, one_thread
 from latentlab.symmetry.group import Aligned
 
 N_PREDICTIVE = 100
@@ -67,7 +67,7 @@ class Fit:
 
     @cached_property
     def _aligned(self) -> Aligned:
-        return align(self.model, self.sites())
+        return align(self.model, self.sites(), point=self.method.kind == "point")
 
     def latents(self, dataset: Dataset | None = None) -> xr.DataArray:
         """Positions `(chain, draw, unit, latent)` with the symmetry removed.
@@ -157,16 +157,26 @@ def fit(
     arrays = tensors(model, dataset)
     density = Density(model, arrays, dataset.dims)
     problem = Problem(model, arrays, density, seeds.child(method.name), progress, Path(checkpoint) if checkpoint else None)
-    draws = method.run(problem)
-    with isolated(seeds.child("posterior")):
-        data = _assemble(problem, dataset, method, draws, seed)
+    with one_thread():
+        draws = method.run(problem)
+        with isolated(seeds.child("posterior")):
+            data = _assemble(problem, dataset, method, draws, seed)
     return Fit(model, dataset, method, seed, data)
 
 
-def align(model: LatentModel, values: Mapping[str, np.ndarray]) -> Aligned:
-    """Draws with the model's symmetry removed, by the position site."""
+def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool = False) -> Aligned:
+    """Draws with the model's symmetry removed, by the position site.
+
+    At a point estimate all draws have one orientation, and are turned together: else the constant sites would be turned to and
+    fro by the noise in the positions.
+    """
+    group, site = model.symmetry, model.position.site
     dims = {name: tuple(model.dims[name]) for name in values}
-    return model.symmetry.align(values, dims, on=model.position.site)
+    if not point:
+        return group.align(values, dims, on=site)
+    mean = group.align({site: values[site].mean(axis=(0, 1), keepdims=True)}, {site: dims[site]}, on=site)
+    elements = np.broadcast_to(mean.elements, (*values[site].shape[:2], *mean.elements.shape[2:]))
+    return Aligned(group.act(elements, values, dims), elements, mean.reference)
 
 
 def draw_positions(model: LatentModel, arrays: Any, values: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -192,7 +202,7 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
             raise InferenceError(f"site {name!r}: {int((~np.isfinite(array)).sum())} of {array.size} draws are not finite.")
     marginal = model.marginal()
     likelihood = density if marginal is model else Density(marginal, problem.arrays, density.dims)
-    aligned = align(model, values)
+    aligned = align(model, values, point=method.kind == "point")
     acted = [n for n in values if n == site or model.symmetry.dim in model.dims[n]]
     groups: dict[str, dict[str, np.ndarray]] = {
         "posterior": values,
@@ -218,7 +228,7 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
     }
     return build(
         {name: group for name, group in groups.items() if group},
-        dims={**{n: tuple(d) for n, d in model.dims.items()}, **dataset.dims, "log_likelihood": ("unit",)},
+        dims={**density.observed, **{n: tuple(d) for n, d in model.dims.items()}, **dataset.dims, "log_likelihood": ("unit",)},
         coords=dict(dataset.coords),
         attrs=attrs,
     )

@@ -70,6 +70,23 @@ def double() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch works with one thread inside the block.
+
+    The operations of these models are small: a second thread gains nothing, waits for its turn on a busy machine (5 to 50
+    times slower where others work too), and would make the last digits depend on the number of threads.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def isolated(seeds: Seeds) -> Iterator[None]:
     """Seed torch, numpy and random from `seeds`, in float64 and with an empty Pyro store; put everything back at the end.
 

@@ -50,7 +50,9 @@ def check_symmetry(model, dataset):
     worst = np.abs(moved - at).max()
     assert worst < 1e-8 * abs(at), f"{model.symmetry} is declared and changes the log joint by {worst:.3g}"
     dims = dict(model.dims)
-    size = next((truth_of(model, dataset)[s].shape[d.index(model.symmetry.dim)] for s, d in dims.items() if model.symmetry.dim in d), 1)
+    size = next(
+        (truth_of(model, dataset)[s].shape[d.index(model.symmetry.dim)] for s, d in dims.items() if model.symmetry.dim in d), 1
+    )
     for group in larger_groups(model.symmetry, dims, size=size):
         at, moved = joint_along(model, dataset, group, 5)
         most = np.abs(moved - at).max()
@@ -109,4 +111,6 @@ def check_simulate(make: "type[LatentModel] | object", n_sets=400, n_units=6):
     scores = np.asarray(scores)
     z = np.sqrt(n_sets) * scores.mean(0) / scores.std(0)
     limit = norm.isf(1e-5 / 2 / scores.shape[1])
-    assert np.abs(z).max() < limit, f"simulate does not agree with the density: score of coordinate {np.abs(z).argmax()} has z = {z[np.abs(z).argmax()]:.1f}"
+    assert np.abs(z).max() < limit, (
+        f"simulate does not agree with the density: score of coordinate {np.abs(z).argmax()} has z = {z[np.abs(z).argmax()]:.1f}"
+    )

@@ -55,7 +55,9 @@ def factor_analysis(x: np.ndarray, n_latent: int, *, rotation: str | None = None
 
 
 def kernel_pca(x: np.ndarray, n_latent: int, *, gamma: float | None = None) -> np.ndarray:
-    r"""PCA in the feature space of a Gaussian kernel $k(x, y) = \exp(-\gamma |x - y|^2)$.
+    r"""PCA in the feature space of a Gaussian kernel.
+
+    The kernel is $k(x, y) = \exp(-\gamma |x - y|^2)$.
 
     Args:
         x: Table `(unit, feature)`.

@@ -1,15 +1,22 @@
 """What an inference method is given, and what it gives back."""
 
+import hashlib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+from safetensors.numpy import load, save
 
+from latentlab.files import write
 from latentlab.inference.density import Density
 from latentlab.models.base import Arrays, LatentModel
 from latentlab.seeds import Seeds
+
+HASH = hashlib.sha256().digest_size
+"""A checkpoint begins with the hash of the rest."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +54,22 @@ class Method(Protocol):
 
 def finished(problem: Problem, part: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """The arrays of `part` (a chain, a restart): read back where an earlier run finished it, computed and kept otherwise."""
-    from safetensors.numpy import load_file, save
-
     path = problem.checkpoint / f"{part}.safetensors" if problem.checkpoint else None
-    if path is not None and path.is_file():
-        return load_file(path)
+    kept = _read(path) if path is not None and path.is_file() else None
+    if kept is not None:
+        return kept
     arrays = {name: np.array(array, order="C") for name, array in compute().items()}
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(save(arrays))
-        temporary.replace(path)
+        content = save(arrays)
+        write(path, hashlib.sha256(content).digest() + content)
     return arrays
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays that a checkpoint holds; None, and a warning, where it is not as it was written."""
+    content = path.read_bytes()
+    if hashlib.sha256(content[HASH:]).digest() != content[:HASH]:
+        warnings.warn(f"{path.name} is damaged: what it held is computed again.", stacklevel=3)
+        return None
+    return load(content[HASH:])

@@ -17,7 +17,9 @@ from latentlab.seeds import isolated
 
 @dataclass(frozen=True)
 class MAP:
-    r"""The mode of $\log p(\theta, x)$ over the constrained sites (no Jacobian: the mode of the density as it is written).
+    r"""The mode of the posterior density on the constrained scale, by L-BFGS from several starts.
+
+    $\log p(\theta, x)$ is maximised over the sites as they are written: no Jacobian.
 
     The first restart begins at the model's `initialize`, the others at it plus Uniform(-2, 2) in each unconstrained
     coordinate; all are kept in the group `optimization`, the best is the estimate.

@@ -8,7 +8,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ class LinearGaussian(LatentModel):
         start = cache(lambda: _principal_start(arrays, self.n_latent, self.noise_dims))
         for site, scale in (("W", self.W_scale), ("mu", self.mu_scale)):  # type: ignore[attr-defined]
             if scale:
-                loc = _parameter(f"{site}_loc", lambda site=site: start()[site])
+                loc = _parameter(f"{site}_loc", partial(lambda name: start()[name], site))
                 pyro.sample(site, dist.Normal(loc, _spread(site, loc)).to_event(loc.dim()))
         loc = _parameter(f"{self.noise}_loc", lambda: torch.log(start()["noise"]))
         pyro.sample(self.noise, dist.LogNormal(loc, _spread(self.noise, loc)).to_event(loc.dim()))

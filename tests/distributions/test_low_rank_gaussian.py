@@ -17,7 +17,9 @@ def parts(rng):
 
 
 def distribution(W, mu, psi, mask=None):
-    return LowRankGaussian(*(torch.as_tensor(a, dtype=torch.float64) for a in (mu, W, psi)), None if mask is None else torch.as_tensor(mask))
+    return LowRankGaussian(
+        *(torch.as_tensor(a, dtype=torch.float64) for a in (mu, W, psi)), None if mask is None else torch.as_tensor(mask)
+    )
 
 
 @pytest.mark.parametrize("one_scale", [True, False])
@@ -62,3 +64,16 @@ def test_one_broken_member_of_a_batch_does_not_break_the_others(parts):
     values = torch.vmap(one)(Ws)
     assert torch.isfinite(values[0])
     assert torch.isnan(values[1])
+
+
+@pytest.mark.parametrize("one_scale", [True, False])
+def test_the_sum_over_units_by_moments_is_the_sum_over_units(parts, rng, one_scale):
+    W, mu, psi, _, _ = parts
+    psi = psi[0] if one_scale else psi
+    x = torch.from_numpy(1e3 + rng.standard_normal((500, 6)))  # far from mu: the mean's part counts
+    found = distribution(W, mu, psi)
+    assert float(found.log_prob_sum(x)) == pytest.approx(float(found.log_prob(x).sum()), rel=1e-12)
+    few = x[:5]
+    assert float(found.log_prob_sum(few)) == pytest.approx(float(found.log_prob(few).sum()), rel=1e-12)
+    masked = distribution(W, mu, psi, np.arange(3000).reshape(500, 6) % 7 > 0)
+    assert float(masked.log_prob_sum(x)) == pytest.approx(float(masked.log_prob(x).sum()), rel=1e-12)

@@ -1,0 +1,159 @@
+"""What a fit gives back: groups, positions of old and new units, held-out scores, both forms of a model."""
+
+import numpy as np
+import oracles
+import pytest
+
+from latentlab.data.dataset import Dataset
+from latentlab.data.load import load_dataset
+from latentlab.errors import DataError, ModelError
+from latentlab.fit import fit
+from latentlab.inference.exact import Exact
+from latentlab.inference.nuts import NUTS
+from latentlab.inference.svi import SVI
+from latentlab.models.factor_analysis import FactorAnalysis
+from latentlab.models.ppca import PPCA
+from latentlab.posterior import ess_bulk, mcse_mean, mcse_sd
+
+
+@pytest.fixture(scope="module")
+def wine():
+    return load_dataset("wine")
+
+
+@pytest.fixture(scope="module")
+def exact(wine):
+    return fit(PPCA(2), wine, Exact(n_draws=400), seed=0)
+
+
+def test_the_tree_has_the_groups_of_the_schema(wine):
+    result = fit(PPCA(2), wine, SVI(n_steps=60, n_draws=40), seed=0, progress=False)
+    tree = result.data
+    assert {"posterior", "latents", "log_likelihood", "log_prior", "sample_stats", "optimization"} <= set(tree.children)
+    assert {"posterior_predictive", "prior_predictive", "observed_data"} <= set(tree.children)
+    assert tree["posterior"]["z"].dims == ("chain", "draw", "unit", "latent")
+    assert tree["posterior"]["W"].dims == ("chain", "draw", "feature", "latent")
+    assert list(tree["posterior"].coords["feature"].values[:2]) == ["alcohol", "malic_acid"]
+    assert tree["log_likelihood"]["log_likelihood"].dims == ("chain", "draw", "unit")
+    assert set(tree["latents"].data_vars) == {"W", "z"}
+    assert {"lp", "log_q", "log_q_averaged"} == set(tree["sample_stats"].data_vars)
+    sites = {k: v[0, 7] for k, v in result.sites().items()}
+    dense = oracles.gaussian_log_density(wine.x, sites["mu"], sites["W"] @ sites["W"].T + sites["sigma"] ** 2 * np.eye(13))
+    np.testing.assert_allclose(tree["log_likelihood"]["log_likelihood"].values[0, 7], dense, rtol=1e-10)
+
+
+def test_aligned_positions_still_make_the_data(exact):
+    raw, turned = exact.sites(), {name: a.values for name, a in exact.data["latents"].data_vars.items()}
+    np.testing.assert_allclose(turned["z"] @ turned["W"].swapaxes(-1, -2), raw["z"] @ raw["W"].swapaxes(-1, -2), atol=1e-10)
+
+
+def test_a_point_estimate_keeps_its_constant_sites_constant(exact):
+    W = exact.data["latents"]["W"].values
+    assert np.ptp(W, axis=1).max() < 1e-12
+    z = exact.latents().values
+    mean, covariance = oracles.positions_given(
+        exact.dataset.x, exact.sites()["mu"][0, 0], W[0, 0], exact.sites()["sigma"][0, 0] ** 2
+    )
+    se = np.sqrt(covariance[0].diagonal() / 400)
+    assert (np.abs(z[0].mean(0) - mean) < 5 * se).all()  # 356 comparisons at 5 sd: 2e-4 false alarms
+    off = z[0].mean(0).T @ z[0].mean(0)
+    assert abs(off[0, 1]) < 0.02 * off[0, 0]  # principal axes
+
+
+def test_new_units_get_the_exact_conditional_under_the_training_transform(exact, wine):
+    raw = wine.raw()
+    order = [12, *range(12)]
+    some = Dataset(
+        {"x": raw.x[:5][:, order]},
+        dims={"x": ("unit", "feature")},
+        coords={"feature": raw.features[order], "unit": list("abcde")},
+    )
+    new = exact.latents(some)  # raw values, columns in another order
+    assert new.dims == ("chain", "draw", "unit", "latent")
+    assert list(new.coords["unit"].values) == list("abcde")
+    old = exact.latents().values[:, :, :5]
+    se = np.sqrt((new.values.var(1) + old.var(1)) / 400)
+    assert (np.abs(new.values.mean(1) - old.mean(1)) < 5 * se).all()
+    np.testing.assert_array_equal(exact.latents(some).values, new.values)  # the same units, the same draws
+
+
+def test_new_units_with_missing_entries_are_placed_too(exact, wine):
+    x = wine.raw().x[:4].copy()
+    x[0, :] = np.nan
+    x[1, 3:] = np.nan
+    some = Dataset({"x": x}, dims={"x": ("unit", "feature")}, coords={"feature": wine.features})
+    z = exact.latents(some).values[0]
+    assert (np.abs(z[:, 0].mean(0)) < 5 / np.sqrt(400)).all()  # nothing observed: the prior N(0, I)
+    assert z[:, 1].std(0).sum() > 1.2 * z[:, 2].std(0).sum()
+
+
+def test_new_units_with_other_columns_are_refused(exact, wine):
+    other = Dataset({"x": wine.raw().x[:3, :12]}, dims={"x": ("unit", "feature")}, coords={"feature": wine.features[:12]})
+    with pytest.raises(DataError, match="lacks.*proline"):
+        exact.latents(other)
+
+
+def test_the_held_out_score_is_the_log_of_the_mean_density(wine):
+    training, held_out = wine.split(0.2, np.random.default_rng(0))
+    result = fit(PPCA(2), training, Exact(n_draws=3), seed=0)
+    score = result.held_out_score(held_out.raw())
+    sites = {k: v[0, 0] for k, v in result.sites().items()}
+    C = sites["W"] @ sites["W"].T + sites["sigma"] ** 2 * np.eye(13)
+    each = oracles.gaussian_log_density(held_out.x, sites["mu"], C)
+    assert score["elpd"] == pytest.approx(each.sum(), rel=1e-9)
+    assert score["se"] == pytest.approx(np.sqrt(len(each)) * each.std(ddof=1), rel=1e-9)
+    better = fit(FactorAnalysis(3), training, Exact(n_draws=3), seed=0).held_out_score(held_out)["elpd"]
+    assert better > score["elpd"]
+
+
+def test_predictive_draws_look_like_the_data(exact, wine):
+    replicated = exact.data["posterior_predictive"]["x"].values[0]
+    assert replicated.shape == (100, 178, 13)
+    np.testing.assert_allclose(replicated.mean((0, 1)), 0, atol=0.05)
+    np.testing.assert_allclose(replicated.std((0, 1)), 1, atol=0.3)
+    assert exact.data["prior_predictive"]["x"].values.std() > 5  # mu_scale is 10
+
+
+@pytest.mark.slow
+def test_the_explicit_and_the_integrated_form_are_one_model():
+    """W W', sigma and the positions' moments by NUTS on both: z-tests of means and sds, Bonferroni at a total of 1e-4."""
+    rng = np.random.default_rng(5)
+    z, W = rng.standard_normal((25, 1)), np.array([[1.5, -1.0, 0.8, 0.5]])
+    dataset = Dataset({"x": z @ W + 0.5 * rng.standard_normal((25, 4))}, dims={"x": ("unit", "feature")})
+    method = NUTS(n_chains=4, n_warmup=600, n_draws=1500, target_accept=0.9)
+    found = []
+    for marginalize in (True, False):
+        result = fit(PPCA(1, mu_scale=2.0, marginalize=marginalize), dataset, method, seed=3, progress=False)
+        sites = result.sites()
+        W_, z_ = sites["W"][..., 0], sites["z"][..., 0]
+        quantities = [*np.moveaxis(W_**2, -1, 0), W_[..., 0] * W_[..., 1], sites["sigma"], *np.moveaxis(sites["mu"], -1, 0)]
+        quantities += [z_[..., 0] * W_[..., 0], z_[..., 7] ** 2, (z_**2).mean(-1)]
+        found.append(quantities)
+        assert min(float(ess_bulk(q)) for q in quantities) > 300
+    for one, two in zip(*found, strict=True):
+        z_mean = (one.mean() - two.mean()) / np.hypot(mcse_mean(one), mcse_mean(two))
+        z_sd = (one.std() - two.std()) / np.hypot(mcse_sd(one), mcse_sd(two))
+        assert max(abs(z_mean), abs(z_sd)) < 4.9, (z_mean, z_sd)
+
+
+def test_the_guides_of_both_forms_are_ordered_by_their_elbo(wine):
+    """The encoder's form has a looser bound than the integrated one, and both lie under the full-rank guide's."""
+    method = SVI(guide="model", n_steps=1500, n_draws=500)
+    integrated = fit(PPCA(2), wine, method, seed=0, progress=False).data.attrs["elbo"]
+    explicit = fit(PPCA(2, marginalize=False), wine, method, seed=0, progress=False).data.attrs["elbo"]
+    full = fit(PPCA(2), wine, SVI(guide="full_rank", n_steps=1500, n_draws=500), seed=0, progress=False).data.attrs["elbo"]
+    assert explicit < integrated < full
+    assert full - explicit < 40  # of 178 units: the encoder is close to the exact conditional
+
+
+def test_a_model_without_latents_cannot_place_new_units():
+    from pathlib import Path
+
+    from latentlab.registry import MODELS, plugins
+
+    schools = Dataset({"x": [[28.0, 15], [8, 10], [-3, 16]]}, dims={"x": ("unit", "feature")})
+    with plugins([Path(__file__).parent / "plugins" / "eight_schools.py"]):
+        model = MODELS.load("eight_schools")()
+    result = fit(model, schools, NUTS(n_chains=2, n_warmup=30, n_draws=20), seed=0, progress=False)
+    with pytest.raises(ModelError, match="'eight_schools' has no `latents`"):
+        result.latents(schools)
