@@ -84,23 +84,18 @@ def co_ranking(x: Positions, y: Positions) -> float:
 
 
 def neighbors(x: Positions, n_neighbors: int) -> np.ndarray:
-    """The nearest units of each unit, itself left out, in no particular order, `(unit, n_neighbors)`.
-
-    Ties (units at one point, vertices of a simplex) are broken without regard to the order of the units.
+    """The nearest units of each unit, itself left out, in no particular order, `(unit, n_neighbors)`; ties arbitrarily broken.
 
     Raises:
         ConfigError: `n_neighbors` is not from 1 to below half of the units.
     """
     _check(n_neighbors, x.n_units)
-    order = np.random.default_rng(0).permutation(x.n_units)
-    rows = x.centered[order]
+    rows = x.centered
     found = NearestNeighbors(n_neighbors=n_neighbors + 1).fit(rows).kneighbors(rows, return_distance=False)
     others = found != np.arange(x.n_units)[:, None]
     # Among more than k units at one point a unit may not find itself; then its last neighbour goes.
     others[others.all(axis=1), -1] = False
-    nearest = np.empty((x.n_units, n_neighbors), dtype=np.int64)
-    nearest[order] = order[found[others].reshape(x.n_units, n_neighbors)]
-    return nearest
+    return found[others].reshape(x.n_units, n_neighbors)
 
 
 def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:

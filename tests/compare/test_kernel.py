@@ -112,7 +112,10 @@ def test_cka_uses_all_units(rng):
     assert abs(cka(x, changed) - cka(x, y)) > 0.01
 
 
-def test_units_at_equal_distances_hold_no_relation(rng):
-    """The vertices of a simplex: nothing to correlate; defined as 0."""
-    for metric in (cka, cka_rbf, distance_correlation, rsa):
-        assert metric(np.eye(12), rng.normal(size=(12, 2))) == pytest.approx(0.0, abs=1e-6)
+@pytest.mark.parametrize("metric", [cka, cka_rbf, distance_correlation, rsa])
+def test_units_at_equal_distances_hold_no_relation(metric, rng):
+    """The vertices of a simplex: nothing to correlate, also with itself and where rounding leaves something; defined as 0."""
+    turned = 3.3 * np.eye(12) @ np.linalg.qr(rng.normal(size=(12, 12)))[0] + 1
+    for simplex in (np.eye(12), turned):
+        assert metric(simplex, rng.normal(size=(12, 2))) == pytest.approx(0.0, abs=1e-12)
+        assert metric(simplex, simplex) == 0.0

@@ -241,6 +241,17 @@ def test_a_metric_minds_a_symmetry_exactly_if_its_random_elements_change_the_val
         check_symmetry(each, group)
 
 
+def test_what_each_symmetry_needs():
+    assert {name: set(needed(group())) for name, group in GROUPS.items()} == {
+        "identity": set(),
+        "permutation": {"rotation"},
+        "signed_permutation": {"rotation"},
+        "orthogonal": {"rotation"},
+        "euclidean": {"rotation", "translation"},
+        "general_linear": {"linear"},
+    }
+
+
 def test_a_group_along_another_dim_asks_for_nothing():
     assert needed(Permutation("component")) == frozenset()
     assert needed(Permutation("component"), ("unit", "component")) == {"rotation"}

@@ -123,6 +123,19 @@ def test_many_units_are_judged_by_the_neighbours_of_the_stated_ones(rng):
     assert neighbor_overlap(x, y) == pytest.approx(overlap(*lists).mean(), abs=1e-12)
 
 
+def test_co_ranking_of_many_units_is_that_of_the_stated_ones(rng):
+    n = 1300
+    y = rng.normal(size=(n, 2))
+    x = y + 0.3 * rng.normal(size=y.shape)
+    anchors, _ = ranked(n)
+    first, second = (np.argsort(np.argsort(np.linalg.norm(v[anchors][:, None] - v, axis=2), axis=1), axis=1) for v in (x, y))
+    worse = np.maximum(first, second)
+    sizes = np.arange(1, n - 1)
+    shares = np.array([((worse <= K) & (worse > 0)).sum() / (K * len(anchors)) for K in sizes])
+    curve = ((n - 1) * shares - sizes) / (n - 1 - sizes)
+    assert co_ranking(x, y) == pytest.approx((curve / sizes).sum() / (1 / sizes).sum(), abs=1e-12)
+
+
 def test_blocks_do_not_change_overlap(rng, monkeypatch):
     first, second = (rng.permuted(np.tile(np.arange(40), (33, 1)), axis=1)[:, :6] for _ in range(2))
     whole = overlap(first, second)
