@@ -163,17 +163,17 @@ def _series(
     names, flat = _moving(quantities, data["posterior"].sizes)
     n_chains = flat.shape[0]
     checks = [
-        ("R-hat", rhat(flat), "< 1.01", lambda v: v < RHAT, np.argmax),
-        ("bulk ESS", ess_bulk(flat), ">= 400", lambda v: v >= ESS, np.argmin),
-        ("tail ESS", ess_tail(flat), ">= 400", lambda v: v >= ESS, np.argmin),
-        ("MCSE of the mean / sd", _relative(mcse_mean, flat), "< 0.1", lambda v: v < MCSE, np.argmax),
-        ("MCSE of the sd / sd", _relative(mcse_sd, flat), "< 0.1", lambda v: v < MCSE, np.argmax),
+        ("R-hat", rhat(flat), f"< {RHAT:g}", lambda v: v < RHAT, np.argmax),
+        ("bulk ESS", ess_bulk(flat), f">= {ESS:g}", lambda v: v >= ESS, np.argmin),
+        ("tail ESS", ess_tail(flat), f">= {ESS:g}", lambda v: v >= ESS, np.argmin),
+        ("MCSE of the mean / sd", _relative(mcse_mean, flat), f"< {MCSE:g}", lambda v: v < MCSE, np.argmax),
+        ("MCSE of the sd / sd", _relative(mcse_sd, flat), f"< {MCSE:g}", lambda v: v < MCSE, np.argmax),
     ]
     rows = []
     for check, found, threshold, ok, worst in checks:
         if check == "R-hat" and n_chains == 1:
             rows += _not_applicable([check], "one chain: nothing to compare it with")
-        elif stuck or not len(found):
+        elif not len(found):
             rows.append(_row(check, stuck or "nothing moves", math.nan, threshold, ok=False))
         else:
             index = int(worst(found)) if not np.isnan(found).any() else int(np.flatnonzero(np.isnan(found))[0])
@@ -256,7 +256,7 @@ def _sampler(data: xr.DataTree) -> list[Row]:
         with np.errstate(divide="ignore", invalid="ignore"):
             bfmi = (np.diff(energy, axis=1) ** 2).sum(axis=1) / ((energy - energy.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
         worst = int(np.argmin(np.where(np.isnan(bfmi), -np.inf, bfmi)))
-        rows.append(_row("E-BFMI", f"chain {worst}", bfmi[worst], ">= 0.3", ok=bool(bfmi[worst] >= BFMI)))
+        rows.append(_row("E-BFMI", f"chain {worst}", bfmi[worst], f">= {BFMI:g}", ok=bool(bfmi[worst] >= BFMI)))
     if "tree_depth" in stats and "max_tree_depth" in data.attrs:
         share = float((stats["tree_depth"] >= int(data.attrs["max_tree_depth"])).mean())
         quantity = f"share of draws at depth {int(data.attrs['max_tree_depth'])}"

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from latentlab.diagnostics import converged, diagnose, elbo_drift, identified, same_level
-from latentlab.posterior import build
+from latentlab.posterior import build, ess_mean
 from latentlab.symmetry.groups import Identity, Orthogonal, Permutation
 
 DIMS = {"W": ("feature", "latent"), "z": ("unit", "latent"), "sigma": (), "mu": ("feature",), "log_likelihood": ("unit",)}
@@ -199,21 +199,18 @@ def test_a_level_that_rhat_does_not_see_is_seen(rng):
     assert not converged(table)
 
 
-def test_same_level_is_welchs_test_for_independent_draws_of_two_chains(rng):
-    lp = rng.normal(size=(2, 300)) * np.array([[1.0], [4.0]])
-    size = np.minimum([ess_of(chain) for chain in lp], 300)
-    expected = stats.ttest_ind_from_stats(*moments(lp[0], size[0]), *moments(lp[1], size[1]), equal_var=False).pvalue
-    assert same_level(lp) == pytest.approx(expected, rel=1e-9)
-
-
-def ess_of(chain):
-    from latentlab.posterior import ess_mean
-
-    return float(ess_mean(chain[None]))
-
-
-def moments(chain, size):
-    return chain.mean(), chain.std(ddof=1), size
+def test_same_level_is_welchs_test_with_the_effective_numbers(rng):
+    """Chains that alternate have more effective draws than draws: then each counts its draws, as scipy does."""
+    noise = rng.normal(size=(5, 13))
+    lp = (noise[:, 1:] - 0.9 * noise[:, :-1]) * np.arange(1, 6)[:, None]
+    lp[2] += 3
+    assert (ess_mean(lp.T[None]) > 12).all()
+    assert same_level(lp) == pytest.approx(stats.f_oneway(*lp, equal_var=False).pvalue, rel=1e-9)
+    slow = np.repeat(rng.normal(size=(2, 60)), 20, axis=1)
+    size = ess_mean(slow.T[None])
+    assert (size < 200).all()
+    moments = [part for chain, n in zip(slow, size, strict=True) for part in (chain.mean(), chain.std(ddof=1), n)]
+    assert same_level(slow) == pytest.approx(stats.ttest_ind_from_stats(*moments, equal_var=False).pvalue, rel=1e-9)
 
 
 def test_the_false_alarm_rate_is_that_of_the_level(rng):
@@ -244,7 +241,7 @@ def approximated(rng, rho, n_pairs=1, *, loss=None, shift=0.0):
     result = {
         "posterior": {"mu": u[None, :, 0]},
         "sample_stats": {"lp": lp[None], "log_q": log_q[None] + shift * u[None, :, 0, 0] ** 2, "log_q_averaged": log_q[None]},
-        "optimization": {"loss": np.stack([steps + 5, steps]), "elbo": np.array([-6.0, -1.0])},
+        "optimization": {"loss": np.stack([steps + np.linspace(500, 5, len(steps)), steps]), "elbo": np.array([-6.0, -1.0])},
     }
     return build(result, dims=DIMS, attrs={"inference": "vi"})
 
