@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,18 @@ logger = logging.getLogger(__name__)
 
 Tensors = Mapping[str, torch.Tensor]
 Gradient = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class _Released(poutine.messenger.Messenger):
+    """Draws the named sites although they were observed (Pyro's `uncondition` would draw deterministic ones too)."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names:
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False
 
 
 @dataclass(frozen=True)
@@ -200,8 +212,8 @@ class Density:
     @_unchecked()
     def predict(self, values: Tensors) -> dict[str, torch.Tensor]:
         """New data given the sites' values, by running the program with its observations released."""
-        program = poutine.uncondition(self.model.model)
-        nodes = poutine.trace(poutine.condition(program, data=dict(values))).get_trace(**self.arrays).nodes
+        with _Released(self.observed):
+            nodes = self._trace(values).nodes
         return {name: torch.as_tensor(nodes[name]["value"]) for name in self.observed}
 
     @_unchecked()
