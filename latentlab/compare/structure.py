@@ -35,7 +35,7 @@ def structure(mean: np.ndarray, rng: np.random.Generator) -> tuple[list[str], np
 
 
 def _smooth(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Leading eigenfunctions `(unit, q)` of a centred Gaussian kernel whose width is the median distance."""
+    """Leading eigenfunctions `(unit, q)`, up to a constant, of a centred Gaussian kernel whose width is the median distance."""
     marks = mean if len(mean) <= LANDMARKS else mean[np.sort(rng.choice(len(mean), LANDMARKS, replace=False))]
     square = _squared_distances(marks, marks)
     width = np.median(square[np.triu_indices(len(marks), 1)])
@@ -47,7 +47,7 @@ def _smooth(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     values, vectors = values[::-1][:N_SMOOTH], vectors[:, ::-1][:, :N_SMOOTH]
     kept = values > 1e-9 * values[0]
     parts = [np.exp(-_squared_distances(mean[i : i + 4096], marks) / (2 * width)) for i in range(0, len(mean), 4096)]
-    return np.concatenate([(part - column_mean) @ (vectors[:, kept] / values[kept]) for part in parts])
+    return np.concatenate([part @ (vectors[:, kept] / values[kept]) for part in parts])
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -85,13 +85,13 @@ def test_fresh_draws_and_the_truth_are_draw_like_at_the_level(alignment, rng):
 
 
 def test_fresh_draws_are_draw_like_with_chains_that_hardly_move(rng):
-    """AR(1), rho 0.98: a quarter would not be, counted as independent. More than 9 of 60 at a rate of 5 %: 7e-4 of cases."""
+    """AR(1), rho 0.98: a quarter would not be, counted as independent. More than 7 of 40 at a rate of 5 %: 7e-4 of cases."""
     labels = []
-    for _ in range(60):
+    for _ in range(40):
         case = Exact(rng, n=15)
         labels.append(Reference(case.chains(n_draws=3000, rho=0.98), "orthogonal", rng).judge(case.draw()).verdict)
-    assert labels.count("undetermined") < 30
-    assert labels.count("summary-like") + labels.count("distinct") <= 9, labels
+    assert labels.count("undetermined") < 20
+    assert labels.count("summary-like") + labels.count("distinct") <= 7, labels
 
 
 def test_the_truth_ranks_uniformly_among_draws(rng):
@@ -221,6 +221,14 @@ def test_the_gate_shuts_where_the_posterior_knows_nothing(rng):
         assert found.verdict == "undetermined"
         assert f"it would be {label}" in found.reason
     assert reference.judge(case.mean * 100).verdict == "distinct"
+
+
+def test_the_gate_takes_the_constant_too(rng):
+    """Where little is known shuffled means are sometimes told apart more easily than the constant."""
+    for seed in range(5):
+        case = Exact(np.random.default_rng(seed), n=60, variance=0.8)
+        reference = Reference(case.chains(), "similarity", case.rng)
+        assert reference.gate_summary >= reference.judge(0 * case.mean).p_guard
 
 
 def test_few_draws_and_two_modes_are_noted(rng):
