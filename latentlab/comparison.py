@@ -8,7 +8,8 @@ from typing import Annotated, Any, get_type_hints
 import numpy as np
 import pandas as pd
 import xarray as xr
-from pydantic import Field, TypeAdapter, ValidationError
+from annotated_types import Ge, Gt, Lt
+from pydantic import TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
 from latentlab.compare.align import ALIGNMENTS, Alignment
@@ -108,13 +109,13 @@ def compare(
     fit: Fit,
     embeddings: Sequence[Embedding],
     *,
-    n_neighbors: Annotated[int, Field(ge=1)] = 15,
+    n_neighbors: Annotated[int, Ge(1)] = 15,
     alignments: tuple[Alignment, ...] | None = None,
     metrics: tuple[str, ...] | None = None,
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05,
-    n_draws: Annotated[int, Field(ge=2)] = 200,
-    n_pairs: Annotated[int, Field(ge=1)] = 200,
-    n_permutations: Annotated[int, Field(ge=1)] = 50,
+    alpha: Annotated[float, Gt(0), Lt(1)] = 0.05,
+    n_draws: Annotated[int, Ge(2)] = 200,
+    n_pairs: Annotated[int, Ge(1)] = 200,
+    n_permutations: Annotated[int, Ge(1)] = 50,
     progress: bool = True,
 ) -> Comparison:
     """Compares a fit's positions with embeddings of the same units.

@@ -30,6 +30,8 @@ from latentlab.study.schema import STRICT, TABLES, Section, section
 from latentlab.study.yaml import dump, read
 
 NAME_LENGTH = 100
+DIMS = {"unit", "latent", "chain", "draw", "metric", "embedding", "alignment"}
+"""Dims of the files that hold embeddings and comparisons."""
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 
@@ -266,7 +268,9 @@ def _check_labels(problems: Problems, data: dict[str, Any]) -> None:
     seen: dict[str, int] = {}
     for (_, i), one in _sections(data, "embeddings"):
         label = (one.get("label") or one.get("name")) if isinstance(one, dict) else None
-        if isinstance(label, str) and label in seen:
+        if isinstance(label, str) and (label in DIMS or not label.strip() or set(label) & set("/\n\0")):
+            problems.add(("embeddings", i, "label"), f"{label!r} cannot name an embedding in a file: no dim's name, no '/'.")
+        elif isinstance(label, str) and label in seen:
             at = f"embeddings.{seen[label]}"
             problems.add(("embeddings", i, "label"), f"{label!r} is the label of {at} too; give each a `label` of its own.")
         elif isinstance(label, str):

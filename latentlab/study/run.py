@@ -231,10 +231,11 @@ def _stages(job: _Job, directory: RunDirectory, *, progress: bool) -> None:
 
     for note in directory.info["notes"]:
         directory.logger.info("data: %s", note)
+    # The embeddings first: they are quick, and what is wrong with one should not show after an hour of sampling.
+    embeddings = timed("embeddings", lambda: _embed(job, directory)) if job.config.embeddings else []
     fitted = timed("fit", lambda: _fit(job, directory, progress=progress))
     timed("diagnostics", lambda: _diagnose(job, directory, fitted))
-    if job.config.embeddings:
-        embeddings = timed("embeddings", lambda: _embed(job, directory))
+    if embeddings:
         timed("comparison", lambda: _compare(job, directory, fitted, embeddings, progress=progress))
     status = "done" if fitted.converged else "not_converged"
     timed("report", lambda: _report(directory, status))

@@ -531,3 +531,10 @@ def test_the_json_schema_has_every_entry_and_forbids_other_keys():
         "title": "N Draws",
         "type": "integer",
     }
+
+
+@pytest.mark.parametrize("label", ["a/b", "unit", "latent", " "])
+def test_a_label_that_cannot_name_an_array_is_refused_before_anything_runs(label: str):
+    config = {"name": "x", "dataset": {"name": "iris"}, "model": {"name": "ppca", "n_latent": 2}, "inference": {"name": "exact"}}
+    with pytest.raises(ConfigError, match=r"embeddings\.0\.label.*cannot name an embedding"):
+        load_config({**config, "embeddings": [{"name": "pca", "label": label}]})

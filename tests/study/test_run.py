@@ -109,7 +109,7 @@ def failing(error: BaseException) -> Callable[..., Any]:
 def stopped(out: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any] = TOY, **options: Any) -> None:
     """A run interrupted after its posterior was written."""
     with monkeypatch.context() as patch:
-        patch.setattr(module, "embed", failing(KeyboardInterrupt()))
+        patch.setattr(module, "compare", failing(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             go(config, out, **options)
 
@@ -445,8 +445,8 @@ def test_a_plugin_is_kept_with_its_hash_and_must_not_change(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("part", "stage", "kept"),
     [
-        ("fit", "fit", []),
-        ("embed", "embeddings", ["posterior.nc", "diagnostics.json"]),
+        ("fit", "fit", ["embeddings.nc"]),
+        ("embed", "embeddings", []),
         ("compare", "comparison", ["posterior.nc", "diagnostics.json", "embeddings.nc"]),
         ("_write_page", "report", [*ARRAYS]),
     ],
@@ -475,7 +475,7 @@ def test_a_run_that_fails_while_it_overwrites_gives_the_old_one_back(
 ):
     path = Path(shutil.copytree(complete, tmp_path / "toy"))
     with monkeypatch.context() as patch:
-        patch.setattr(module, "embed", failing(RuntimeError("no good")))
+        patch.setattr(module, "compare", failing(RuntimeError("no good")))
         with pytest.raises(RuntimeError) as caught:
             go(TOY, path, "seed=1", overwrite=True)
     assert caught.value.__notes__[0] == f"The run before it is back in {path}."
