@@ -1,6 +1,12 @@
-"""Embeddings of a dataset behind one call, and one's own vectors as the same thing."""
+"""Embeddings of a dataset behind one call, and one's own vectors as the same thing.
+
+An entry of the table is a function of the data, `pca(x, n_latent, *, whiten=False)`, that returns `(unit, n_latent)`. What it
+takes says what it needs: `x` (a table without missing entries) or `dataset`, `n_latent`, `seed` if it starts at random, `notes`
+(a list) if it has something to tell; all other arguments are its options.
+"""
 
 import inspect
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,16 +14,21 @@ from typing import Any, Literal
 
 import numpy as np
 
+from latentlab.data import convert
 from latentlab.data.dataset import Dataset
+from latentlab.data.memory import Budget, size
 from latentlab.errors import ConfigError, DataError, InferenceError, LatentLabError, unknown
 from latentlab.registry import EMBEDDINGS
 from latentlab.seeds import Seeds
 
-SHOWN = 5
 N_SEEDS = 3
 """Runs of an algorithm that starts at random, unless said."""
 GIVEN = ("x", "dataset", "n_latent", "seed", "notes")
 """Arguments of an entry that `embed` fills in; all others are the entry's options."""
+TIED = 1e-8
+"""Entries of a column this close to its largest one are as large: rounding must not choose the sign."""
+COPIES = 5
+"""A table of all pairs of units is in memory so many times while its eigenvectors are found."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +49,8 @@ class Embedding:
 
     Example:
         >>> mine = Embedding("mine", [[0.0, 1.0], [2.0, 3.0]], units=["a", "b"])
-        >>> mine.reindexed(["b"]).values.tolist()
-        [[2.0, 3.0]]
+        >>> mine, mine.reindexed(["b"]).values.tolist()
+        (Embedding('mine', unit: 2, latent: 2), [[2.0, 3.0]])
     """
 
     name: str
@@ -51,31 +62,24 @@ class Embedding:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name:
-            raise DataError(f"an embedding's name must be text; got {self.name!r}.")
-        what = f"embedding {self.label or self.name!r}"
-        try:
-            values = np.array(self.values, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{what}: its values are no numbers: {error}") from error
-        if values.ndim not in (2, 3) or not values.size:
-            raise DataError(f"{what}: its values must have shape (unit, p) or (seed, unit, p); got {values.shape}.")
-        units = np.asarray(self.units)
-        if units.shape != (values.shape[-2],):
-            raise DataError(f"{what}: {values.shape[-2]} rows and units of shape {units.shape}.")
-        names, counts = np.unique(units.astype(str), return_counts=True)
-        if (counts > 1).any():
-            raise DataError(f"{what}: unit {str(names[counts > 1][0])!r} is there {counts.max()} times.")
-        finite = np.isfinite(values).all(axis=-1)
-        bad = ~(finite if values.ndim == 2 else finite.all(axis=0))
-        if bad.any():
-            raise DataError(f"{what}: {int(bad.sum())} units have values that are not finite: {_listed(units[bad])}.")
-        seeds = tuple(self.seeds) or (tuple(range(len(values))) if values.ndim == 3 else ())
-        if len(seeds) != (len(values) if values.ndim == 3 else 0):
-            raise DataError(f"{what}: {len(seeds)} seeds for values of shape {values.shape}.")
-        values.flags.writeable = False
-        for attribute, value in (("values", values), ("units", units), ("seeds", seeds), ("label", self.label or self.name)):
+        for what, text in (("name", self.name), ("label", self.label or self.name)):
+            if not isinstance(text, str) or not text.strip():
+                raise DataError(f"an embedding's {what} must be text; got {text!r}.")
+        label = self.label or self.name
+        values = _values(self.values, f"embedding {label!r}")
+        units = convert.names(self.units, f"embedding {label!r}: `units`")
+        _check_units(values, units, f"embedding {label!r}")
+        n_runs = len(values) if values.ndim == 3 else 0
+        seeds = tuple(int(seed) for seed in self.seeds) or tuple(range(n_runs))
+        if len(seeds) != n_runs:
+            raise DataError(f"embedding {label!r}: {len(seeds)} seeds for values of shape {values.shape}.")
+        checked = {"values": values, "units": units, "label": label, "options": dict(self.options), "seeds": seeds}
+        for attribute, value in {**checked, "notes": tuple(self.notes)}.items():
             object.__setattr__(self, attribute, value)
+
+    def __repr__(self) -> str:
+        dims = ("seed", "unit", "latent")[-self.values.ndim :]
+        return f"Embedding({self.label!r}, {', '.join(f'{d}: {n}' for d, n in zip(dims, self.values.shape, strict=True))})"
 
     def reindexed(self, units: Sequence[Any] | np.ndarray) -> "Embedding":
         """The embedding of these units in this order, joined by name (compared as text), never by position.
@@ -84,15 +88,15 @@ class Embedding:
             DataError: Units are missing; names them.
         """
         where = {name: i for i, name in enumerate(self.units.astype(str).tolist())}
-        wanted = np.asarray(units)
+        wanted = convert.names(units, f"embedding {self.label!r}: the units asked for")
         names = wanted.astype(str).tolist()
         missing = [name for name in names if name not in where]
         if missing:
             raise DataError(
-                f"embedding {self.label!r} has no values for {len(missing)} of {len(names)} units: {_listed(missing)}."
+                f"embedding {self.label!r} has no values for {len(missing)} of {len(names)} units: {convert.listed(missing)}; "
+                f"its own are called {convert.listed(list(where), 2)}."
             )
-        index = [where[name] for name in names]
-        return replace(self, values=self.values[..., index, :], units=wanted)
+        return replace(self, values=self.values[..., [where[name] for name in names], :], units=wanted)
 
 
 def embed(
@@ -108,6 +112,9 @@ def embed(
 ) -> Embedding:
     """An embedding of the dataset, by an entry of the table.
 
+    What does not start at random is the same in every run, each column with its largest entry positive. What does is run
+    several times, each run with a seed that depends on `seed`, the entry and the run's number alone.
+
     Args:
         name: An entry of `latentlab list embeddings`; `file` reads one's own vectors.
         dataset: The data.
@@ -121,35 +128,32 @@ def embed(
     Raises:
         ConfigError: No such embedding or option, or one out of its range; names both numbers.
         DataError: Data that it cannot take.
+        InferenceError: Its library gave up.
         MissingDependencyError: Its library is not installed; names package and extra.
 
     Example:
         >>> from latentlab.data.load import load_dataset
-        >>> embed("pca", load_dataset("iris")).values.shape
-        (150, 2)
+        >>> embed("pca", load_dataset("iris"))
+        Embedding('pca', unit: 150, latent: 2)
     """
-    entry = EMBEDDINGS.load(name)
-    valid = embedding_options(name)
-    for option in options:
-        if option not in valid:
-            common = {"label", "n_latent", "n_seeds", "seed", "impute"}
-            raise ConfigError(unknown(f"option of the embedding {name!r}", option, {*valid, *common}))
-    _check_common(name, n_latent=n_latent, n_seeds=n_seeds, impute=impute)
-    parameters = inspect.signature(entry).parameters
-    seeded = "seed" in parameters
-    if n_seeds is not None and not seeded:
-        raise ConfigError(f"embedding {name!r} does not start at random; leave out n_seeds = {n_seeds}.")
+    entry, chosen = EMBEDDINGS.load(name), _options(name, options)
+    takes = inspect.signature(entry).parameters
+    _check_common(name, n_latent=n_latent, n_seeds=n_seeds, impute=impute, seeded="seed" in takes)
+    seeds = Seeds(seed).child("embedding", name)
     notes: list[str] = []
-    given: dict[str, Any] = {"dataset": dataset} if "dataset" in parameters else {"x": _table(name, dataset, impute, notes)}
-    given |= {key: value for key, value in {"n_latent": n_latent, "notes": notes}.items() if key in parameters}
-    runs = [Seeds(seed).child("embedding", name, i).integer() for i in range(n_seeds or N_SEEDS)] if seeded else [None]
-    found = [_run(name, entry, {**given, **options, **({} if run is None else {"seed": run})}) for run in runs]
-    made = {key: options.get(key, parameter.default) for key, parameter in valid.items()}
-    if isinstance(found[0], Embedding):
-        return replace(found[0], label=label or found[0].label, options=made)
-    values = np.stack([_oriented(v) for v in found]) if seeded else _oriented(found[0])
-    own_seeds = tuple(int(run) for run in runs if run is not None)
-    return Embedding(name, values, dataset.units, label or name, made, own_seeds, tuple(dict.fromkeys(notes)))
+    given: dict[str, Any] = {"dataset": dataset, "n_latent": n_latent, "notes": notes}
+    if "x" in takes:
+        given["x"] = _table(name, dataset, impute, notes)
+    arguments = {key: value for key, value in given.items() if key in takes} | chosen
+    if "seed" in takes:
+        runs = tuple(seeds.child(i).integer() for i in range(n_seeds or N_SEEDS))
+        values = np.stack([_oriented(_run(name, entry, arguments | {"seed": run}, notes)) for run in runs])
+    else:
+        runs, values = (), _run(name, entry, arguments, notes)
+    if isinstance(values, Embedding):
+        return replace(values.reindexed(dataset.units), label=label or values.label, options=chosen)
+    values = values if runs else _oriented(values)
+    return Embedding(name, values, dataset.units, label or name, chosen, runs, tuple(dict.fromkeys(notes)))
 
 
 def embedding_options(name: str) -> dict[str, inspect.Parameter]:
@@ -162,6 +166,9 @@ def embedding_options(name: str) -> dict[str, inspect.Parameter]:
     return {k: p for k, p in inspect.signature(EMBEDDINGS.load(name)).parameters.items() if k not in GIVEN}
 
 
+# -- what entries check
+
+
 def whole(name: str, option: str, value: object, low: int, high: float = np.inf, because: str = "") -> None:
     """Refuses what is not a whole number from `low` to `high`.
 
@@ -170,64 +177,149 @@ def whole(name: str, option: str, value: object, low: int, high: float = np.inf,
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
         span = f"from {low}" + (f" to {int(high)}" if np.isfinite(high) else "")
+        if high < low:
+            raise ConfigError(f"embedding {name!r}: no `{option}` is possible{because}; got {value!r}.")
         raise ConfigError(f"embedding {name!r}: `{option}` must be a whole number {span}{because}; got {value!r}.")
 
 
-def positive(name: str, option: str, value: object) -> None:
-    """Refuses what is not a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
-        raise ConfigError(f"embedding {name!r}: `{option}` must be a finite number above 0; got {value!r}.")
+def number(name: str, option: str, value: float, low: float, high: float = np.inf, because: str = "") -> None:
+    """Refuses what is not a number from `low` to `high`, as `whole` does."""
+    if not low <= value <= high or not np.isfinite(value):
+        span = f"from {low:g}" + (f" to {high:g}" if np.isfinite(high) else "")
+        raise ConfigError(f"embedding {name!r}: `{option}` must be a finite number {span}{because}; got {value!r}.")
 
 
-def _check_common(name: str, *, n_latent: int, n_seeds: int | None, impute: str) -> None:
+def all_pairs(name: str, n_units: int) -> None:
+    """Refuses more units than memory holds a table of all pairs of.
+
+    Raises:
+        DataError: Names the units, the memory needed and the memory there is.
+    """
+    needed, free = 8 * COPIES * n_units**2, Budget.of(None).n_bytes
+    if needed > free:
+        raise DataError(
+            f"embedding {name!r} works on all pairs of {n_units} units, which needs about {size(needed)} of memory; "
+            f"half of the free memory is {size(free)}. Take fewer units, or pca, tsne or umap."
+        )
+
+
+# -- steps of `embed`
+
+
+def _options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry's options, defaults included, each of the type that its signature says."""
+    valid = embedding_options(name)
+    for option in options:
+        if option not in valid:
+            common = set(inspect.signature(embed).parameters) - {"name", "dataset", "options"}
+            raise ConfigError(unknown(f"option of the embedding {name!r}", option, {*valid, *common}))
+    for option, parameter in valid.items():
+        if parameter.default is inspect.Parameter.empty and option not in options:
+            raise ConfigError(f"embedding {name!r} needs the option `{option}`.")
+    return {
+        option: _typed(name, parameter, options[option]) if option in options else parameter.default
+        for option, parameter in valid.items()
+    }
+
+
+def _typed(name: str, parameter: inspect.Parameter, value: Any) -> Any:
+    """The value as a config would hold it, if it is of the option's type."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    plain = value.item() if isinstance(value, np.generic) else os.fspath(value) if isinstance(value, os.PathLike) else value
+    if parameter.annotation is inspect.Parameter.empty or isinstance(parameter.annotation, str):
+        return plain
+    expected = TypeAdapter(parameter.annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+    try:
+        return expected.validate_python(plain)
+    except ValidationError as error:
+        must = " or ".join(dict.fromkeys(one["msg"].removeprefix("Input should be ") for one in error.errors()))
+        raise ConfigError(f"embedding {name!r}: `{parameter.name}` must be {must}; got {value!r}.") from error
+
+
+def _check_common(name: str, *, n_latent: int, n_seeds: int | None, impute: str, seeded: bool) -> None:
     whole(name, "n_latent", n_latent, 1)
     if n_seeds is not None:
         whole(name, "n_seeds", n_seeds, 1)
+        if not seeded:
+            raise ConfigError(f"embedding {name!r} does not start at random; leave out `n_seeds` = {n_seeds}.")
     if impute not in ("mean", "error"):
         raise ConfigError(f"embedding {name!r}: `impute` must be 'mean' or 'error'; got {impute!r}.")
 
 
 def _table(name: str, dataset: Dataset, impute: str, notes: list[str]) -> np.ndarray:
     """The observed table `(unit, feature)`, missing entries filled in."""
-    x = dataset.x
-    if x.ndim != 2 or dataset.dims[dataset.observed][0] != "unit":
-        raise DataError(f"embedding {name!r} takes a table (unit, feature); {dataset.name} has shape {x.shape}.")
+    x, dims = dataset.x, dataset.dims[dataset.observed]
+    if len(dims) != 2 or dims[0] != "unit":
+        raise DataError(f"embedding {name!r} takes a table (unit, feature); {dataset.name} has dims ({', '.join(dims)}).")
     if len(x) < 3:
         raise DataError(f"embedding {name!r} needs at least 3 units; {dataset.name} has {len(x)}.")
     missing = np.isnan(x)
-    if not missing.any():
-        return x.copy()
-    if impute == "error":
-        columns = dataset.features[missing.any(axis=0)]
-        raise DataError(
-            f"embedding {name!r}: {int(missing.sum())} entries are missing, in {_listed(columns)}; impute: mean fills them."
-        )
-    notes.append(f"{int(missing.sum())} missing entries were put at their column's mean")
-    return np.where(missing, np.nanmean(x, axis=0), x)
+    if missing.any() and impute == "error":
+        columns = convert.listed(dataset.features[missing.any(axis=0)])
+        raise DataError(f"embedding {name!r}: {missing.sum()} entries are missing, in {columns}; `impute: mean` fills them in.")
+    if missing.all(axis=0).any():
+        columns = convert.listed(dataset.features[missing.all(axis=0)])
+        raise DataError(f"embedding {name!r}: nothing was observed of {columns}; leave it out.")
+    if missing.any():
+        notes.append(f"{missing.sum()} missing entries ({missing.mean():.1%}) were put at their column's mean")
+        x = np.where(missing, np.nanmean(x, axis=0), x)
+    if (x == x[0]).all():
+        raise DataError(f"embedding {name!r}: all {len(x)} units of {dataset.name} are the same: nothing varies.")
+    return np.array(x)
 
 
-def _run(name: str, entry: Any, arguments: dict[str, Any]) -> Any:
+def _run(name: str, entry: Any, arguments: dict[str, Any], notes: list[str]) -> Any:
     """The entry's result, the random state and the warnings' filters left as they were."""
     state = np.random.get_state()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return entry(**arguments)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = entry(**arguments)
     except LatentLabError:
         raise
-    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
-        raise InferenceError(f"embedding {name!r} failed: {str(error).strip().splitlines()[0]}") from error
+    except MemoryError as error:
+        raise DataError(f"embedding {name!r} does not fit into memory; take fewer units.") from error
+    except (ValueError, ArithmeticError, RuntimeError) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise InferenceError(f"embedding {name!r} failed: {why}") from error
     finally:
         np.random.set_state(state)
+    # What else libraries warn of is how they were called, not what they found.
+    notes += [" ".join(str(one.message).split()) for one in caught if one.category.__name__ == "ConvergenceWarning"]
+    return result
 
 
 def _oriented(values: np.ndarray) -> np.ndarray:
     """Each column with its largest entry positive: eigenvectors have no sign of their own."""
     values = np.asarray(values, dtype=np.float64)
-    largest = np.take_along_axis(values, np.abs(values).argmax(axis=0)[None], axis=0)
-    return values * np.where(largest < 0, -1.0, 1.0)
+    sizes = np.abs(values)
+    first = (sizes >= (1 - TIED) * sizes.max(axis=0)).argmax(axis=0)
+    return values * np.where(values[first, np.arange(values.shape[1])] < 0, -1.0, 1.0)
 
 
-def _listed(names: Any) -> str:
-    shown = ", ".join(str(name) for name in list(names)[:SHOWN])
-    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+# -- checks of an embedding
+
+
+def _values(given: Any, what: str) -> np.ndarray:
+    """Values as a read-only float64 array of two or three dims."""
+    if isinstance(given, np.ma.MaskedArray):
+        given = np.ma.filled(given.astype(np.float64), np.nan)
+    try:
+        array = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{what}: its values are no array: {' '.join(str(error).split())}") from error
+    if array.ndim not in (2, 3) or not array.size:
+        raise DataError(f"{what}: its values must have shape (unit, p) or (seed, unit, p); got {array.shape}.")
+    return convert.sealed(convert.numbers(array, ("seed", "unit", "latent")[-array.ndim :], {}, what))
+
+
+def _check_units(values: np.ndarray, units: np.ndarray, what: str) -> None:
+    if len(units) != values.shape[-2]:
+        raise DataError(f"{what}: values of {values.shape[-2]} units, and names of {len(units)}.")
+    twice = convert.repeated(units.astype(str).tolist())
+    if twice is not None:
+        raise DataError(f"{what}: unit {twice!r} is there more than once.")
+    bad = ~np.isfinite(values).all(axis=-1).reshape(-1, len(units)).all(axis=0)
+    if bad.any():
+        raise DataError(f"{what}: {bad.sum()} units have values that are not finite: {convert.listed(units[bad])}.")

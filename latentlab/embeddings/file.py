@@ -10,12 +10,18 @@ from latentlab.errors import DataError
 def file(path: str, *, unit: str | None = None, columns: list[str] | None = None) -> Embedding:
     """Vectors of one's own, a row for each unit, joined with the data by the unit's name.
 
+    They are taken as they are: neither centred nor scaled, and no column's sign is changed.
+
     Args:
         path: CSV, TSV, NPY, NPZ or Parquet, as for data.
-        unit: The column with the units' names; rows are numbered from 0 without it.
-        columns: The vectors' columns; all but `unit` if not given.
+        unit: The column with the units' names; without it rows are numbered from 0, as the units of data without names are.
+        columns: The vectors' columns, in this order; all but `unit` if not given.
+
+    Raises:
+        DataError: The file cannot be used, or a value is missing.
     """
     dataset = read_table(path, columns=columns, unit=unit)
     if dataset.mask is not None:
-        raise DataError(f"embedding file {path}: {int((~dataset.mask).sum())} values are missing; an embedding has none.")
+        n_missing = int((~dataset.mask).sum())
+        raise DataError(f"embedding file {path}: {n_missing} values are missing or no number; an embedding has all of them.")
     return Embedding("file", dataset.x, dataset.units, label=Path(path).stem)

@@ -1,24 +1,36 @@
-"""Embeddings of distances and of neighbour graphs, none of which starts at random."""
+r"""Embeddings of distances and of neighbour graphs, none of which starts at random.
+
+With D the distances between units and $H = I - 1 1'/n$, classical scaling takes the first eigenvectors of
+$-\frac12 H D^{(2)} H$ (squares entry by entry), each times the root of its eigenvalue: the positions whose inner products are
+nearest to those that the distances imply. Isomap does so with distances along a graph; the others minimise a quadratic form
+of the graph of nearest neighbours, whose solutions are its last eigenvectors.
+"""
 
 from typing import Literal
 
 import numpy as np
+from scipy.linalg import eigh
 from scipy.spatial.distance import pdist, squareform
 
-from latentlab.embeddings.embedding import whole
-from latentlab.errors import ConfigError
+from latentlab.embeddings.embedding import all_pairs, whole
 
 SEED = 0
-"""For the iterative eigensolvers' starting vector only: their result does not depend on it, but for rounding."""
+"""Of the iterative eigensolver's starting vector, on which its result depends by rounding only."""
+STRESS_TOLERANCE = 1e-6
+"""Majorisation stops when a step lowers the stress by less than this share of the layout's sum of squared distances."""
 
 
 def isomap(x: np.ndarray, n_latent: int, *, n_neighbors: int = 10, notes: list[str]) -> np.ndarray:
-    """Classical MDS on distances along the graph of nearest neighbours.
+    r"""Classical scaling of distances along the graph of nearest neighbours.
+
+    The distance of two units is the length of the shortest path between them in the graph that joins each unit with its
+    `n_neighbors` nearest ones, edges as long as Euclidean distances. It keeps distances within a curved sheet. With all
+    other units as neighbours it is PCA.
 
     Args:
         x: Table `(unit, feature)`.
         n_latent: Columns.
-        n_neighbors: Neighbours in the graph; all other units make it PCA.
+        n_neighbors: Neighbours of each unit, the unit itself not counted.
         notes: Is told if the graph is in pieces, which are then joined at their nearest units.
 
     References:
@@ -26,18 +38,23 @@ def isomap(x: np.ndarray, n_latent: int, *, n_neighbors: int = 10, notes: list[s
     """
     from sklearn.manifold import Isomap
 
-    _neighbors("isomap", x, n_neighbors, n_latent)
-    _pieces(x, n_neighbors, notes)
+    _check("isomap", x, n_latent, n_neighbors)
+    note_pieces(x, n_neighbors, notes)
+    all_pairs("isomap", len(x))
     return Isomap(n_components=n_latent, n_neighbors=n_neighbors, eigen_solver="dense").fit_transform(x)
 
 
 def lle(x: np.ndarray, n_latent: int, *, n_neighbors: int = 10, notes: list[str]) -> np.ndarray:
-    """Locally linear embedding: each unit stays the same mixture of its neighbours.
+    r"""Locally linear embedding: each unit stays the same mixture of its neighbours.
+
+    Weights W, each row summing to 1, minimise $\sum_i |x_i - \sum_j W_{ij} x_j|^2$ over the nearest neighbours j of i (with a
+    ridge of 0.001 of the local covariance's trace); positions minimise $\sum_i |y_i - \sum_j W_{ij} y_j|^2$ with columns of
+    mean 0 and variance 1, uncorrelated: the last eigenvectors of $(I - W)'(I - W)$ but for the constant one.
 
     Args:
         x: Table `(unit, feature)`.
-        n_latent: Columns.
-        n_neighbors: Neighbours that a unit is mixed of, more than columns.
+        n_latent: Columns, fewer than neighbours.
+        n_neighbors: Neighbours that a unit is mixed of, the unit itself not counted.
         notes: Is told if the graph of neighbours is in pieces.
 
     References:
@@ -45,75 +62,98 @@ def lle(x: np.ndarray, n_latent: int, *, n_neighbors: int = 10, notes: list[str]
     """
     from sklearn.manifold import LocallyLinearEmbedding
 
-    _neighbors("lle", x, n_neighbors, n_latent)
-    _pieces(x, n_neighbors, notes)
-    fitted = LocallyLinearEmbedding(n_components=n_latent, n_neighbors=n_neighbors, eigen_solver="dense", random_state=SEED)
+    _check("lle", x, n_latent, n_neighbors)
+    whole("lle", "n_latent", n_latent, 1, n_neighbors - 1, f" (fewer than the {n_neighbors} neighbours)")
+    note_pieces(x, n_neighbors, notes)
+    all_pairs("lle", len(x))
+    fitted = LocallyLinearEmbedding(n_components=n_latent, n_neighbors=n_neighbors, eigen_solver="dense")
     return fitted.fit_transform(x) * np.sqrt(len(x))
 
 
 def spectral(x: np.ndarray, n_latent: int, *, n_neighbors: int = 10, notes: list[str]) -> np.ndarray:
-    """Laplacian eigenmaps: the slowest modes of a random walk on the graph of nearest neighbours.
+    r"""Laplacian eigenmaps: the slowest modes of a random walk on the graph of nearest neighbours.
+
+    Positions minimise $\sum_{ij} A_{ij} |y_i - y_j|^2$ with $Y' \Delta Y = n I$: $A_{ij}$ is 1 if i and j are nearest
+    neighbours of each other, 1/2 if one is of the other, and $\Delta$ holds its row sums, scaled to mean 1. They are the
+    last eigenvectors of $L y = \lambda \Delta y$, $L = \Delta - A$, but for the constant one. It keeps neighbours together.
 
     Args:
         x: Table `(unit, feature)`.
         n_latent: Columns.
-        n_neighbors: Neighbours in the graph.
+        n_neighbors: Neighbours of each unit, the unit itself not counted.
         notes: Is told if the graph is in pieces: the first columns then only say in which a unit is.
 
     References:
         Belkin & Niyogi (2003), Neural Computation 15:1373.
     """
-    from sklearn.manifold import SpectralEmbedding
+    from sklearn.manifold import spectral_embedding
+    from sklearn.neighbors import kneighbors_graph
 
-    _neighbors("spectral", x, n_neighbors, n_latent)
-    _pieces(x, n_neighbors, notes)
-    fitted = SpectralEmbedding(n_latent, affinity="nearest_neighbors", n_neighbors=n_neighbors, random_state=SEED)
-    values = fitted.fit_transform(x)
-    return values / np.linalg.norm(values, axis=0).max() * np.sqrt(len(x))
+    _check("spectral", x, n_latent, n_neighbors)
+    note_pieces(x, n_neighbors, notes)
+    near = kneighbors_graph(x, n_neighbors)
+    weights = 0.5 * (near + near.T)
+    modes = spectral_embedding(weights, n_components=n_latent, random_state=SEED)
+    degrees = np.asarray(weights.sum(axis=0)).ravel()
+    return modes / np.sqrt((degrees[:, None] * modes**2).sum(axis=0) / degrees.sum())
 
 
-def mds(x: np.ndarray, n_latent: int, *, method: Literal["stress", "classical"] = "stress", max_iter: int = 300) -> np.ndarray:
+def mds(
+    x: np.ndarray, n_latent: int, *, method: Literal["stress", "classical"] = "stress", max_iter: int = 300, notes: list[str]
+) -> np.ndarray:
     r"""Multidimensional scaling of Euclidean distances.
 
-    `classical`: the eigenvectors of the doubly centred squared distances, times the roots of their eigenvalues; for Euclidean
-    distances the PCA scores. `stress`: $\min_Y \sum_{i<j} (|y_i - y_j| - |x_i - x_j|)^2$ by majorisation (SMACOF), from the
-    classical solution, so that nothing is random.
+    `classical`: classical scaling, which for Euclidean distances gives the PCA scores. `stress`: positions that minimise
+    $\sum_{i<j} (|y_i - y_j| - |x_i - x_j|)^2$ by majorisation (SMACOF), starting at the classical solution, so that nothing
+    is random (on wine, six random starts all ended at a larger stress). Both keep distances, the large ones best.
 
     Args:
         x: Table `(unit, feature)`.
-        n_latent: Columns.
+        n_latent: Columns, fewer than units.
         method: `stress` or `classical`.
-        max_iter: Steps of majorisation.
+        max_iter: Most steps of majorisation.
+        notes: Is told if that was not enough.
 
     References:
         Gower (1966), Biometrika 53:325. Borg & Groenen (2005), Modern Multidimensional Scaling, Springer.
     """
-    if method not in ("stress", "classical"):
-        raise ConfigError(f"embedding 'mds': `method` must be stress or classical; got {method!r}.")
     whole("mds", "n_latent", n_latent, 1, len(x) - 1, f" (fewer than the {len(x)} units)")
     whole("mds", "max_iter", max_iter, 1)
+    all_pairs("mds", len(x))
     distances = squareform(pdist(x))
-    centre = np.eye(len(x)) - 1 / len(x)
-    values, vectors = np.linalg.eigh(-0.5 * centre @ distances**2 @ centre)
-    first = np.argsort(values)[::-1][:n_latent]
-    start = vectors[:, first] * np.sqrt(np.maximum(values[first], 0.0))
+    start = _classical(distances, n_latent)
     if method == "classical":
         return start
     from sklearn.manifold import smacof
 
-    return smacof(distances, n_components=n_latent, init=start, n_init=1, max_iter=max_iter, eps=1e-6, normalized_stress=False)[0]
+    found, _, n_steps = smacof(
+        distances, init=start, n_init=1, max_iter=max_iter, eps=STRESS_TOLERANCE, normalized_stress=False, return_n_iter=True
+    )
+    if n_steps >= max_iter:
+        notes.append(f"majorisation was stopped after {max_iter} steps, before the stress settled")
+    return found
 
 
-def _neighbors(name: str, x: np.ndarray, n_neighbors: int, n_latent: int) -> None:
-    whole(name, "n_neighbors", n_neighbors, 1, len(x) - 1, f" (fewer than the {len(x)} units)")
-    most = n_neighbors - 1 if name == "lle" else len(x) - 2
-    whole(name, "n_latent", n_latent, 1, most, f" ({len(x)} units, {n_neighbors} neighbours)")
-
-
-def _pieces(x: np.ndarray, n_neighbors: int, notes: list[str]) -> None:
+def note_pieces(x: np.ndarray, n_neighbors: int, notes: list[str]) -> None:
+    """Notes if the graph of nearest neighbours (the unit itself not counted) is in pieces."""
     from scipy.sparse.csgraph import connected_components
     from sklearn.neighbors import kneighbors_graph
 
     n = connected_components(kneighbors_graph(x, n_neighbors), directed=False)[0]
     if n > 1:
         notes.append(f"the graph of {n_neighbors} nearest neighbours is in {n} pieces")
+
+
+def _classical(distances: np.ndarray, n_latent: int) -> np.ndarray:
+    n = len(distances)
+    products = -0.5 * distances**2
+    products -= products.mean(axis=0)
+    products -= products.mean(axis=1, keepdims=True)
+    values, vectors = eigh(products, subset_by_index=(n - n_latent, n - 1))
+    return (vectors * np.sqrt(np.maximum(values, 0.0)))[:, ::-1]
+
+
+def _check(name: str, x: np.ndarray, n_latent: int, n_neighbors: int) -> None:
+    n_units = len(x)
+    whole(name, "n_neighbors", n_neighbors, 1, n_units - 1, f" (fewer than the {n_units} units)")
+    whole(name, "n_latent", n_latent, 1, n_units - 2, f" (fewer than the {n_units} units, less one)")

@@ -4,8 +4,18 @@ from typing import Literal
 
 import numpy as np
 
-from latentlab.embeddings.embedding import positive, whole
+from latentlab.embeddings.embedding import number, whole
+from latentlab.embeddings.manifold import note_pieces
 from latentlab.errors import ConfigError, MissingDependencyError
+
+PERPLEXITY = 30.0
+"""Unless said; as in openTSNE and scikit-learn."""
+SPREAD = 1e-4
+"""Standard deviation of the first column at the start: small, so that nothing repels yet."""
+NOISE = 0.1
+"""Of the spread, added to the principal components: what differs between seeds."""
+EXACT = 3000
+"""Up to so many units repulsion is summed over a tree (Barnes-Hut), beyond over a grid, which is faster there."""
 
 
 def tsne(
@@ -14,22 +24,26 @@ def tsne(
     *,
     seed: int,
     notes: list[str],
-    perplexity: float = 30.0,
+    perplexity: float | None = None,
     n_iter: int = 500,
     initialization: Literal["pca", "random"] = "pca",
 ) -> np.ndarray:
-    """t-SNE: neighbour probabilities in the data and in the plane are made alike.
+    r"""t-SNE: the chance of being neighbours is made alike in the data and in the layout.
 
-    Starts at the first principal components plus a little noise, or at noise alone; its seed is what differs between runs.
+    $\min_Y \mathrm{KL}(P \| Q)$ with $q_{ij} \propto 1 / (1 + |y_i - y_j|^2)$ and $p_{ij} = (p_{j|i} + p_{i|j}) / 2n$,
+    $p_{j|i} \propto \exp(-|x_i - x_j|^2 / 2\sigma_i^2)$, each $\sigma_i$ such that the entropy of $p_{\cdot|i}$ is the log of
+    the perplexity. It keeps near neighbours; distances between groups, their sizes and their densities mean little. By
+    openTSNE: 250 steps of exaggeration 12, then `n_iter`; exact neighbours.
 
     Args:
         x: Table `(unit, feature)`.
         n_latent: Columns, 1 or 2.
         seed: Of the noise at the start.
         notes: Is told if the perplexity was lowered.
-        perplexity: Effective number of neighbours; at most a third of the other units is taken.
-        n_iter: Steps after the early exaggeration.
-        initialization: `pca` or `random`.
+        perplexity: Effective number of neighbours, at most a third of the other units; 30, or that third where it is less, if
+            None.
+        n_iter: Steps after the exaggeration.
+        initialization: Start at the first principal components and a little noise (`pca`), or at noise alone (`random`).
 
     References:
         van der Maaten & Hinton (2008), JMLR 9:2579. Poličar, Stražar & Zupan (2024), openTSNE, J. Stat. Softw. 109(3).
@@ -39,28 +53,15 @@ def tsne(
     except ImportError as error:
         raise MissingDependencyError("embedding 'tsne'", "openTSNE", "embed") from error
 
-    whole("tsne", "n_latent", n_latent, 1, 2, " (openTSNE)")
+    whole("tsne", "n_latent", n_latent, 1, min(2, x.shape[1]), " (openTSNE makes at most 2, and no more than features)")
     whole("tsne", "n_iter", n_iter, 1)
-    positive("tsne", "perplexity", perplexity)
-    if initialization not in ("pca", "random"):
-        raise ConfigError(f"embedding 'tsne': `initialization` must be pca or random; got {initialization!r}.")
-    most = (len(x) - 1) / 3
-    if most < 1:
-        raise ConfigError(f"embedding 'tsne' needs at least 4 units; got {len(x)}.")
-    if perplexity > most:
-        notes.append(f"perplexity {perplexity:g} was lowered to {most:g}, a third of the other units")
-    rng = np.random.default_rng(seed)
-    u, s, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
-    start = u[:, :n_latent] * s[:n_latent]
-    start = start / start[:, 0].std() if initialization == "pca" else np.zeros_like(start)
-    start = 1e-4 * start + (1e-5 if initialization == "pca" else 1e-4) * rng.standard_normal(start.shape)
     fitted = openTSNE.TSNE(
         n_components=n_latent,
-        perplexity=min(perplexity, most),
+        perplexity=_perplexity(perplexity, len(x), notes),
         n_iter=n_iter,
-        initialization=start,
+        initialization=_start(x, n_latent, np.random.default_rng(seed), initialization),
         neighbors="exact",
-        negative_gradient_method="bh" if len(x) < 3000 or n_latent == 1 else "fft",
+        negative_gradient_method="bh" if len(x) < EXACT else "fft",
         n_jobs=1,
         random_state=seed,
     ).fit(x)
@@ -68,31 +69,71 @@ def tsne(
 
 
 def umap(
-    x: np.ndarray, n_latent: int, *, seed: int, n_neighbors: int = 15, min_dist: float = 0.1, n_epochs: int | None = None
+    x: np.ndarray,
+    n_latent: int,
+    *,
+    seed: int,
+    notes: list[str],
+    n_neighbors: int = 15,
+    min_dist: float = 0.1,
+    n_epochs: int | None = None,
 ) -> np.ndarray:
-    """UMAP: a fuzzy graph of neighbours laid out by attraction and repulsion.
+    r"""UMAP: a fuzzy graph of neighbours laid out by attraction and repulsion.
+
+    Edges $v_{j|i} = \exp(-\max(0, |x_i - x_j| - \rho_i) / \sigma_i)$ to the nearest neighbours, $\rho_i$ the distance of the
+    nearest one, joined to $v = v_{j|i} + v_{i|j} - v_{j|i} v_{i|j}$; the layout lowers the cross-entropy of v and
+    $w = 1 / (1 + a |y_i - y_j|^{2b})$ by sampled steps, from the graph's spectral layout and noise. It keeps near neighbours;
+    distances between groups mean little.
 
     Args:
         x: Table `(unit, feature)`.
         n_latent: Columns.
-        seed: Of its start and its sampling.
-        n_neighbors: Neighbours in the graph.
-        min_dist: Least distance of neighbours in the layout.
-        n_epochs: Passes of the layout; the library's choice where None.
+        seed: Of the noise at the start and of the sampling.
+        notes: Is told if the graph is in pieces.
+        n_neighbors: Neighbours of each unit, the unit itself counted, as in the library.
+        min_dist: How near the layout packs neighbours, from 0 to 1; sets a and b.
+        n_epochs: Passes over the edges; the library's choice where None.
 
     References:
         McInnes, Healy & Melville (2018), arXiv:1802.03426.
     """
     try:
+        import numba
         from umap import UMAP
     except ImportError as error:
         raise MissingDependencyError("embedding 'umap'", "umap-learn", "embed") from error
 
     whole("umap", "n_neighbors", n_neighbors, 2, len(x) - 1, f" (fewer than the {len(x)} units)")
-    whole("umap", "n_latent", n_latent, 1, len(x) - 2, f" ({len(x)} units)")
-    if not isinstance(min_dist, int | float) or not 0 <= min_dist <= 1:
-        raise ConfigError(f"embedding 'umap': `min_dist` must be from 0 to 1; got {min_dist!r}.")
-    fitted = UMAP(
-        n_components=n_latent, n_neighbors=n_neighbors, min_dist=min_dist, n_epochs=n_epochs, random_state=seed, n_jobs=1
-    )
-    return fitted.fit_transform(np.ascontiguousarray(x))
+    whole("umap", "n_latent", n_latent, 1, len(x) - 2, f" (fewer than the {len(x)} units, less one)")
+    number("umap", "min_dist", min_dist, 0.0, 1.0)
+    if n_epochs is not None:
+        whole("umap", "n_epochs", n_epochs, 1)
+    note_pieces(x, n_neighbors - 1, notes)
+    settings = {"n_neighbors": n_neighbors, "min_dist": min_dist, "n_epochs": n_epochs}
+    n_threads = numba.get_num_threads()
+    try:
+        fitted = UMAP(n_components=n_latent, random_state=seed, n_jobs=1, **settings).fit(np.ascontiguousarray(x))
+    finally:
+        numba.set_num_threads(n_threads)
+    return fitted.embedding_
+
+
+def _perplexity(perplexity: float | None, n_units: int, notes: list[str]) -> float:
+    most = (n_units - 1) / 3
+    if most < 1:
+        raise ConfigError(f"embedding 'tsne' needs at least 4 units; got {n_units}.")
+    if perplexity is not None:
+        number("tsne", "perplexity", perplexity, 1.0, most, f" (a third of the other {n_units - 1} units)")
+        return perplexity
+    if most < PERPLEXITY:
+        notes.append(f"perplexity {PERPLEXITY:g} was lowered to {most:g}, a third of the other {n_units - 1} units")
+    return min(PERPLEXITY, most)
+
+
+def _start(x: np.ndarray, n_latent: int, rng: np.random.Generator, initialization: str) -> np.ndarray:
+    noise = SPREAD * rng.standard_normal((len(x), n_latent))
+    if initialization == "random":
+        return noise
+    u, s, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
+    scores = u[:, :n_latent] * s[:n_latent]
+    return SPREAD * scores / scores[:, 0].std() + NOISE * noise
