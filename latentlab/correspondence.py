@@ -107,8 +107,10 @@ def _posterior_mean(model_name: str, dataset: Dataset, n_latent: int) -> np.ndar
     """The positions' posterior mean at the maximum of the likelihood `(unit, latent)`."""
     import torch
 
+    from latentlab.inference.density import tensors
+
     model = MODELS.load(model_name)(n_latent=n_latent)
-    arrays = {"x": torch.tensor(dataset.x), "mask": None if dataset.mask is None else torch.tensor(dataset.mask)}
+    arrays = tensors(model, dataset)
     with double():
         found = model.maximum_likelihood(arrays, Seeds(0).child("correspondence").numpy())
         values = {name: torch.as_tensor(value) for name, value in found.values.items()}

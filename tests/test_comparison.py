@@ -1,0 +1,182 @@
+"""A fit against embeddings: tables as promised, rows with and without the map, verdicts that see what was planted."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from latentlab.comparison import SCORE_COLUMNS, VERDICT_COLUMNS, compare
+from latentlab.correspondence import shrunk_axes
+from latentlab.data.dataset import Dataset
+from latentlab.data.load import load_dataset
+from latentlab.embeddings.embedding import Embedding, embed
+from latentlab.errors import ConfigError, DataError
+from latentlab.fit import fit
+from latentlab.inference.exact import Exact
+from latentlab.inference.svi import SVI
+from latentlab.models.ppca import PPCA
+
+COLUMNS = (
+    "metric,embedding,seed,map,mean,sd,q05,q50,q95,ceiling_mean,ceiling_q05,ceiling_q95,floor_mean,floor_q05,floor_q95,direction",
+    "embedding,seed,map,alignment,verdict,delta,p_low,p_guard,component,scale,coverage_50,coverage_80,coverage_95,"
+    "draw_coverage_50,draw_coverage_80,draw_coverage_95,ess,worst_units",
+)
+
+
+@pytest.fixture(scope="module")
+def wine():
+    return load_dataset("wine")
+
+
+@pytest.fixture(scope="module")
+def result(wine):
+    return fit(PPCA(2), wine, SVI(guide="full_rank", n_steps=1500, n_draws=3000), seed=0, progress=False)
+
+
+@pytest.fixture(scope="module")
+def planted(result, wine):
+    """Embeddings whose verdicts are known: the posterior mean, shuffled, bent, with outliers, in other units' order."""
+    rng = np.random.default_rng(0)
+    mean = result.latents().values.mean((0, 1))
+    bent = mean + 0.6 * np.column_stack([np.zeros(len(mean)), mean[:, 0] ** 2 - (mean[:, 0] ** 2).mean()])
+    odd = mean.copy()
+    odd[[3, 50, 90, 120, 170]] += 6 * mean.std()
+    order = rng.permutation(len(mean))
+    return [
+        embed("pca", wine, n_latent=2),
+        Embedding("mean", mean[order], units=wine.units[order]),
+        Embedding("draw", result.latents().values[0, -1], units=wine.units),
+        Embedding("shuffled", rng.permutation(mean), units=wine.units),
+        Embedding("bent", bent, units=wine.units),
+        Embedding("outliers", odd, units=wine.units),
+        Embedding("constant", np.ones_like(mean), units=wine.units),
+        Embedding("two seeds", np.stack([mean, -mean[:, ::-1]]), units=wine.units, seeds=(5, 7)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def comparison(result, planted):
+    return compare(result, planted, n_draws=60, n_pairs=40, n_permutations=10, progress=False)
+
+
+def verdict(comparison, name, way="orthogonal", carried="raw"):
+    table = comparison.verdicts
+    return table[(table.embedding == name) & (table.alignment == way) & (table["map"] == carried)].iloc[0]
+
+
+def test_the_tables_have_the_promised_columns(comparison):
+    assert ",".join(SCORE_COLUMNS) == COLUMNS[0]
+    assert ",".join(VERDICT_COLUMNS) == COLUMNS[1]
+    assert list(comparison.to_dataframe().columns) == list(SCORE_COLUMNS)
+    assert list(comparison.verdicts.columns) == list(VERDICT_COLUMNS)
+    assert comparison.to_dataframe().notna().all().all()
+    assert list(comparison.verdicts.query("embedding == 'two seeds' and alignment == 'orthogonal'").seed) == ["5", "7"]
+
+
+@pytest.mark.parametrize(
+    ("name", "way", "carried", "expected"),
+    [
+        ("pca", "orthogonal", "raw", "distinct"),
+        ("pca", "similarity", "raw", "summary-like"),
+        ("pca", "orthogonal", "mapped", "summary-like"),
+        ("mean", "orthogonal", "raw", "summary-like"),
+        ("draw", "orthogonal", "raw", "draw-like"),
+        ("shuffled", "orthogonal", "raw", "distinct"),
+        ("shuffled", "similarity", "raw", "distinct"),
+        ("bent", "similarity", "raw", "distinct"),
+        ("outliers", "orthogonal", "raw", "distinct"),
+        ("constant", "similarity", "raw", "distinct"),
+        ("two seeds", "orthogonal", "raw", "summary-like"),
+    ],
+)
+def test_verdicts_of_embeddings_whose_relation_is_known(comparison, name, way, carried, expected):
+    assert verdict(comparison, name, way, carried).verdict == expected
+
+
+def test_the_effect_size_is_0_at_the_mean_and_1_at_a_draw(comparison):
+    assert verdict(comparison, "mean").delta < 0.1
+    assert 0.8 < verdict(comparison, "draw").delta < 1.2
+    assert verdict(comparison, "pca", carried="mapped").delta < 0.2 < 1.5 < verdict(comparison, "pca").delta
+
+
+def test_outliers_are_named(comparison):
+    assert {"3", "50", "90", "120", "170"} == set(verdict(comparison, "outliers").worst_units.split())
+    assert "units" in verdict(comparison, "outliers").component
+    worst = comparison.units["mahalanobis"].sel(embedding="outliers").values.argsort()[-5:]
+    assert set(worst) == {3, 50, 90, 120, 170}
+
+
+def test_scores_lie_between_floor_and_best(comparison):
+    table = comparison.to_dataframe().query("embedding == 'mean'").set_index("metric")
+    for metric, row in table.iterrows():
+        sign = 1 if row.direction == "higher" else -1
+        assert sign * row["mean"] > sign * row.ceiling_mean, metric  # the mean is closer to draws than draws are to each other
+        assert sign * row.ceiling_mean > sign * row.floor_mean, metric
+    low = comparison.to_dataframe().query("embedding == 'shuffled'").set_index("metric")
+    near = (low["mean"] - low.floor_mean).abs() < 0.35 * (low.ceiling_mean - low.floor_mean).abs()
+    assert near.mean() > 0.7
+
+
+def test_labels_are_scored_beside_the_posterior_and_chance(comparison, wine):
+    data = comparison.to_dataset()
+    assert float(data["largest_class"]) == pytest.approx(71 / 178)
+    assert float(data["downstream_accuracy"].sel(embedding="mean")) > 0.9
+    assert float(data["downstream_accuracy"].sel(embedding="shuffled")) < 0.6
+    assert data["downstream_accuracy_draws"].values.mean() < float(data["downstream_accuracy_posterior_mean"])
+    assert float(data["label_agreement"].sel(embedding="constant")) < 0.9
+
+
+def test_the_same_seed_gives_the_same_comparison(result, planted):
+    one, two = (compare(result, planted[:2], n_draws=20, n_pairs=10, n_permutations=5, progress=False) for _ in range(2))
+    pd.testing.assert_frame_equal(one.to_dataframe(), two.to_dataframe())
+    pd.testing.assert_frame_equal(one.verdicts, two.verdicts)
+
+
+def test_units_are_joined_by_name_and_missing_ones_refused(result, wine):
+    lacking = Embedding("mine", np.zeros((177, 2)), units=wine.units[1:])
+    with pytest.raises(DataError, match="'mine' has no values for 1 of 178 units: '0'"):
+        compare(result, [lacking], progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": ("procrustes",)}, "unknown metric 'procrustes'; did you mean"),
+        ({"alignments": ("rigid",)}, "unknown alignment 'rigid'"),
+        ({"alpha": 1.5}, "`alpha`.*1.5"),
+        ({"n_draws": 1}, "`n_draws`"),
+        ({"n_neighbors": 0}, "`n_neighbors`"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(result, planted, options, message):
+    with pytest.raises(ConfigError, match=message):
+        compare(result, planted[:1], progress=False, **options)
+
+
+def test_a_metric_that_minds_rotation_is_left_out_unless_asked_for(result, planted, comparison):
+    assert "displacement" not in set(comparison.to_dataframe().metric)
+    asked = compare(result, planted[:1], metrics=("displacement",), n_draws=4, n_pairs=4, n_permutations=2, progress=False)
+    assert set(asked.to_dataframe().metric) == {"displacement"}
+
+
+def test_two_embeddings_with_one_label_are_refused(result, planted):
+    with pytest.raises(ConfigError, match="two embeddings have the label 'pca'"):
+        compare(result, [planted[0], planted[0]], progress=False)
+
+
+def test_more_columns_than_the_positions_are_judged_by_an_affine_map(result, wine):
+    wide = compare(
+        result, [embed("pca", wine, n_latent=5, label="pca-5")], n_draws=10, n_pairs=5, n_permutations=2, progress=False
+    )
+    raw = wide.verdicts[wide.verdicts["map"] == "raw"]
+    assert set(raw.alignment) == {"affine"}
+    assert set(raw.verdict) == {"summary-like"}
+
+
+def test_few_units_and_one_dimension(rng):
+    x = rng.standard_normal((8, 1)) @ np.ones((1, 4)) + 0.3 * rng.standard_normal((8, 4))
+    dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")})
+    small = fit(PPCA(1), dataset, Exact(n_draws=400), seed=0)
+    found = compare(small, [embed("pca", dataset, n_latent=1)], progress=False)
+    assert found.to_dataset().attrs["n_neighbors"] == 3
+    mapped = shrunk_axes(embed("pca", dataset, n_latent=1).values, dataset)
+    assert np.corrcoef(mapped[:, 0], small.latents().values.mean((0, 1))[:, 0])[0, 1] ** 2 > 0.99
