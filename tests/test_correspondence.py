@@ -32,7 +32,7 @@ def test_entries_name_what_is_in_the_tables_and_say_what_breaks_them():
     for entry in registry.CORRESPONDENCES:
         assert entry.embedding in EMBEDDINGS
         assert entry.model in MODELS
-        assert entry.claim and entry.conditions and entry.breaks and entry.citation
+        assert all([entry.claim, entry.conditions, entry.breaks, entry.citation])
 
 
 def test_raw_scores_and_a_wrong_map_do_not_pass(monkeypatch):

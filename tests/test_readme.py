@@ -1,0 +1,102 @@
+"""Every command and every piece of code in the README runs, the long ones at small size."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from latentlab.registry import EMBEDDINGS, METHODS, MODELS
+from latentlab.study.config import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALL = {
+    "nuts": ["inference.n_warmup=30", "inference.n_draws=40", "inference.n_chains=2"],
+    "svi": ["inference.n_steps=100", "inference.n_draws=60"],
+}
+FEW = ["embeddings=[{name: pca}, {name: lle}]", "compare.n_draws=10", "compare.n_pairs=5", "compare.n_permutations=3"]
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def commands():
+    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("readme")
+    (path / "configs").symlink_to(ROOT / "configs")
+    model = next(block for block in blocks("python") if block.startswith("# my_model.py"))
+    (path / "my_model.py").write_text(model)
+    config = {"name": "mine", "dataset": {"name": "iris"}, "model": {"name": "trait"}, "inference": {"name": "nuts"}}
+    (path / "my_config.yaml").write_text(yaml.safe_dump({**config, "embeddings": [{"name": "pca", "n_latent": 1}]}))
+    return path
+
+
+def run(command, folder):
+    words = shlex.split(command)
+    assert words[0] == "latentlab"
+    if words[1] == "run":
+        method = "svi" if "inference.name=svi" in words else "nuts"
+        words += [*SMALL[method], *(FEW if "my_config.yaml" not in words else FEW[1:])]
+    script = Path(sys.executable).parent / "latentlab"
+    return subprocess.run([script, *words[1:]], cwd=folder, capture_output=True, text=True, timeout=500)
+
+
+@pytest.mark.slow
+def test_every_command_runs(folder):
+    """In order, since some use what others made."""
+    own = [c for c in commands() if c.startswith("latentlab")]
+    assert len(own) >= 8
+    for command in own:
+        done = run(command, folder)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    for name in ("ppca-wine", "ppca-wine-svi", "mine"):
+        page = folder / "runs" / name / "report.html"
+        assert page.stat().st_size > 10_000
+
+
+def test_the_make_targets_do_what_is_said():
+    makes = [c for c in commands() if c.startswith("make")]
+    assert makes == ["make run", "make test"]
+    shown = subprocess.run(["make", "-n", "run", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "latentlab run configs/ppca_wine.yaml" in shown
+    assert "ruff check" in shown
+    assert "mypy" in shown
+    assert "pytest" in shown
+
+
+@pytest.mark.slow
+def test_the_python_example_runs(tmp_path):
+    code = next(block for block in blocks("python") if block.startswith("import latentlab"))
+    small = code.replace("n_warmup=500, n_draws=1000", "n_warmup=150, n_draws=150")
+    assert small != code
+    done = subprocess.run([sys.executable, "-c", small], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "summary-like" in done.stdout
+
+
+def test_the_config_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("my.csv", "mine.csv"):
+        Path(name).write_text("id,a,b,c,kind\nu,1,2,3,x\nv,2,1,5,y\n")
+    assert load_config(yaml.safe_load(blocks("yaml")[0])).name == "my-table"
+
+
+def test_the_tables_name_all_that_there_is():
+    for table in (MODELS, METHODS, EMBEDDINGS):
+        for name in table:
+            assert f"`{name}`" in TEXT, name
+
+
+def test_links_and_pictures_exist():
+    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
+        assert (ROOT / target).is_file(), target
