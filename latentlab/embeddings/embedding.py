@@ -2,7 +2,8 @@
 
 An entry of the table is a function of the data, `pca(x, n_latent, *, whiten=False)`, that returns `(unit, n_latent)`. What it
 takes says what it needs: `x` (a table without missing entries) or `dataset`, `n_latent`, `seed` if it starts at random, `notes`
-(a list) if it has something to tell; all other arguments are its options.
+(a list) if it has something to tell; all other arguments are its options. Their types and ranges are what it is annotated with,
+`Annotated[int, Ge(1)]`; only what depends on the data is for the entry itself to check.
 """
 
 import inspect
@@ -10,9 +11,10 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge
 
 from latentlab.data import convert
 from latentlab.data.dataset import Dataset
@@ -103,9 +105,9 @@ def embed(
     name: str,
     dataset: Dataset,
     *,
-    n_latent: int = 2,
+    n_latent: Annotated[int, Ge(1)] = 2,
     label: str | None = None,
-    n_seeds: int | None = None,
+    n_seeds: Annotated[int, Ge(1)] | None = None,
     seed: int = 0,
     impute: Literal["mean", "error"] = "mean",
     **options: Any,
@@ -137,9 +139,14 @@ def embed(
         Embedding('pca', unit: 150, latent: 2)
     """
     entry, chosen = EMBEDDINGS.load(name), _options(name, options)
-    takes = inspect.signature(entry).parameters
-    _check_common(name, n_latent=n_latent, n_seeds=n_seeds, impute=impute, seeded="seed" in takes)
-    seeds = Seeds(seed).child("embedding", name)
+    common = inspect.signature(embed).parameters
+    n_latent, n_seeds, label, impute = (
+        _typed(name, common[option], value)
+        for option, value in (("n_latent", n_latent), ("n_seeds", n_seeds), ("label", label), ("impute", impute))
+    )
+    seeds, takes = Seeds(seed).child("embedding", name), inspect.signature(entry).parameters
+    if n_seeds is not None and "seed" not in takes:
+        raise ConfigError(f"embedding {name!r} does not start at random; leave out `n_seeds` = {n_seeds}.")
     notes: list[str] = []
     given: dict[str, Any] = {"dataset": dataset, "n_latent": n_latent, "notes": notes}
     if "x" in takes:
@@ -166,27 +173,17 @@ def embedding_options(name: str) -> dict[str, inspect.Parameter]:
     return {k: p for k, p in inspect.signature(EMBEDDINGS.load(name)).parameters.items() if k not in GIVEN}
 
 
-# -- what entries check
+# -- what entries check of the data
 
 
-def whole(name: str, option: str, value: object, low: int, high: float = np.inf, because: str = "") -> None:
-    """Refuses what is not a whole number from `low` to `high`.
+def at_most(name: str, option: str, value: float, most: float, because: str) -> None:
+    """Refuses an option that is too large for the data; the least that it may be is in the entry's signature.
 
     Raises:
-        ConfigError: Names the embedding, the option, the range with its reason, and the value.
+        ConfigError: Names the embedding, the option, the most that it may be with its reason, and the value.
     """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not low <= value <= high:
-        span = f"from {low}" + (f" to {int(high)}" if np.isfinite(high) else "")
-        if high < low:
-            raise ConfigError(f"embedding {name!r}: no `{option}` is possible{because}; got {value!r}.")
-        raise ConfigError(f"embedding {name!r}: `{option}` must be a whole number {span}{because}; got {value!r}.")
-
-
-def number(name: str, option: str, value: float, low: float, high: float = np.inf, because: str = "") -> None:
-    """Refuses what is not a number from `low` to `high`, as `whole` does."""
-    if not low <= value <= high or not np.isfinite(value):
-        span = f"from {low:g}" + (f" to {high:g}" if np.isfinite(high) else "")
-        raise ConfigError(f"embedding {name!r}: `{option}` must be a finite number {span}{because}; got {value!r}.")
+    if value > most:
+        raise ConfigError(f"embedding {name!r}: `{option}` must be at most {round(most, 4)} ({because}); got {value}.")
 
 
 def all_pairs(name: str, n_units: int) -> None:
@@ -229,22 +226,12 @@ def _typed(name: str, parameter: inspect.Parameter, value: Any) -> Any:
     plain = value.item() if isinstance(value, np.generic) else os.fspath(value) if isinstance(value, os.PathLike) else value
     if parameter.annotation is inspect.Parameter.empty or isinstance(parameter.annotation, str):
         return plain
-    expected = TypeAdapter(parameter.annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+    strict = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     try:
-        return expected.validate_python(plain)
+        return TypeAdapter(parameter.annotation, config=strict).validate_python(plain)
     except ValidationError as error:
         must = " or ".join(dict.fromkeys(one["msg"].removeprefix("Input should be ") for one in error.errors()))
         raise ConfigError(f"embedding {name!r}: `{parameter.name}` must be {must}; got {value!r}.") from error
-
-
-def _check_common(name: str, *, n_latent: int, n_seeds: int | None, impute: str, seeded: bool) -> None:
-    whole(name, "n_latent", n_latent, 1)
-    if n_seeds is not None:
-        whole(name, "n_seeds", n_seeds, 1)
-        if not seeded:
-            raise ConfigError(f"embedding {name!r} does not start at random; leave out `n_seeds` = {n_seeds}.")
-    if impute not in ("mean", "error"):
-        raise ConfigError(f"embedding {name!r}: `impute` must be 'mean' or 'error'; got {impute!r}.")
 
 
 def _table(name: str, dataset: Dataset, impute: str, notes: list[str]) -> np.ndarray:

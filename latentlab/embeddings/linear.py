@@ -1,11 +1,18 @@
 """Linear embeddings, and PCA in a kernel's feature space."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Gt
+from scipy.spatial.distance import pdist, squareform
 
-from latentlab.embeddings.embedding import all_pairs, whole
+from latentlab.embeddings.embedding import all_pairs, at_most
 from latentlab.errors import ConfigError, DataError
+
+NONE_NEAR = 18.0
+"""Times gamma, the least squared distance above which no kernel value of two units is above 2e-8: the rest is rounding."""
+ALL_NEAR = 1e-12
+"""Times gamma, the largest squared distance below which no kernel value is further from 1: the rest is rounding."""
 
 
 def pca(x: np.ndarray, n_latent: int, *, whiten: bool = False) -> np.ndarray:
@@ -68,7 +75,7 @@ def factor_analysis(
     return fitted.transform(scaled)
 
 
-def kernel_pca(x: np.ndarray, n_latent: int, *, gamma: float | None = None) -> np.ndarray:
+def kernel_pca(x: np.ndarray, n_latent: int, *, gamma: Annotated[float, Gt(0)] | None = None) -> np.ndarray:
     r"""PCA in the feature space of a Gaussian kernel.
 
     The kernel is $k(x, y) = \exp(-\gamma |x - y|^2)$; the columns are the first eigenvectors of the centred kernel matrix
@@ -86,13 +93,20 @@ def kernel_pca(x: np.ndarray, n_latent: int, *, gamma: float | None = None) -> n
     """
     from sklearn.decomposition import KernelPCA
 
-    whole("kernel_pca", "n_latent", n_latent, 1, len(x) - 1, f" (fewer than the {len(x)} units)")
-    if gamma is not None and not 0 < gamma < np.inf:
-        raise ConfigError(f"embedding 'kernel_pca': `gamma` must be a finite number above 0; got {gamma!r}.")
+    at_most("kernel_pca", "n_latent", n_latent, len(x) - 1, f"fewer than the {len(x)} units")
     all_pairs("kernel_pca", len(x))
-    return KernelPCA(n_latent, kernel="rbf", gamma=gamma, eigen_solver="dense").fit_transform(x)
+    distances = pdist(x, "sqeuclidean")
+    chosen = 1 / x.shape[1] if gamma is None else gamma
+    if chosen * distances.min() > NONE_NEAR or chosen * distances.max() < ALL_NEAR:
+        how = "alike" if chosen * distances.max() < ALL_NEAR else "far apart"
+        raise ConfigError(
+            f"embedding 'kernel_pca': with `gamma` = {chosen:.3g} all units are {how}; "
+            f"the median of their squared distances is {np.median(distances):.3g}: take about 1 over that."
+        )
+    kernel = squareform(np.exp(-chosen * distances)) + np.eye(len(x))
+    return KernelPCA(n_latent, kernel="precomputed", eigen_solver="dense").fit_transform(kernel)
 
 
 def _fewer(name: str, x: np.ndarray, n_latent: int) -> None:
     n_units, n_features = x.shape
-    whole(name, "n_latent", n_latent, 1, min(n_features, n_units) - 1, f" ({n_units} units of {n_features} features)")
+    at_most(name, "n_latent", n_latent, min(n_features, n_units) - 1, f"there are {n_units} units of {n_features} features")

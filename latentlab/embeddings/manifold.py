@@ -6,13 +6,14 @@ nearest to those that the distances imply. Isomap does so with distances along a
 of the graph of nearest neighbours, whose solutions are its last eigenvectors.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge
 from scipy.linalg import eigh
 from scipy.spatial.distance import pdist, squareform
 
-from latentlab.embeddings.embedding import all_pairs, whole
+from latentlab.embeddings.embedding import all_pairs, at_most
 
 SEED = 0
 """Of the iterative eigensolver's starting vector, on which its result depends by rounding only."""
@@ -20,7 +21,7 @@ STRESS_TOLERANCE = 1e-6
 """Majorisation stops when a step lowers the stress by less than this share of the layout's sum of squared distances."""
 
 
-def isomap(x: np.ndarray, n_latent: int, *, n_neighbors: int = 10, notes: list[str]) -> np.ndarray:
+def isomap(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] = 10, notes: list[str]) -> np.ndarray:
     r"""Classical scaling of distances along the graph of nearest neighbours.
 
     The distance of two units is the length of the shortest path between them in the graph that joins each unit with its
@@ -44,7 +45,7 @@ def isomap(x: np.ndarray, n_latent: int, *, n_neighbors: int = 10, notes: list[s
     return Isomap(n_components=n_latent, n_neighbors=n_neighbors, eigen_solver="dense").fit_transform(x)
 
 
-def lle(x: np.ndarray, n_latent: int, *, n_neighbors: int = 10, notes: list[str]) -> np.ndarray:
+def lle(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] = 10, notes: list[str]) -> np.ndarray:
     r"""Locally linear embedding: each unit stays the same mixture of its neighbours.
 
     Weights W, each row summing to 1, minimise $\sum_i |x_i - \sum_j W_{ij} x_j|^2$ over the nearest neighbours j of i (with a
@@ -63,14 +64,14 @@ def lle(x: np.ndarray, n_latent: int, *, n_neighbors: int = 10, notes: list[str]
     from sklearn.manifold import LocallyLinearEmbedding
 
     _check("lle", x, n_latent, n_neighbors)
-    whole("lle", "n_latent", n_latent, 1, n_neighbors - 1, f" (fewer than the {n_neighbors} neighbours)")
+    at_most("lle", "n_latent", n_latent, n_neighbors - 1, f"fewer than the {n_neighbors} neighbours")
     note_pieces(x, n_neighbors, notes)
     all_pairs("lle", len(x))
     fitted = LocallyLinearEmbedding(n_components=n_latent, n_neighbors=n_neighbors, eigen_solver="dense")
     return fitted.fit_transform(x) * np.sqrt(len(x))
 
 
-def spectral(x: np.ndarray, n_latent: int, *, n_neighbors: int = 10, notes: list[str]) -> np.ndarray:
+def spectral(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] = 10, notes: list[str]) -> np.ndarray:
     r"""Laplacian eigenmaps: the slowest modes of a random walk on the graph of nearest neighbours.
 
     Positions minimise $\sum_{ij} A_{ij} |y_i - y_j|^2$ with $Y' \Delta Y = n I$: $A_{ij}$ is 1 if i and j are nearest
@@ -99,7 +100,12 @@ def spectral(x: np.ndarray, n_latent: int, *, n_neighbors: int = 10, notes: list
 
 
 def mds(
-    x: np.ndarray, n_latent: int, *, method: Literal["stress", "classical"] = "stress", max_iter: int = 300, notes: list[str]
+    x: np.ndarray,
+    n_latent: int,
+    *,
+    method: Literal["stress", "classical"] = "stress",
+    max_iter: Annotated[int, Ge(1)] = 300,
+    notes: list[str],
 ) -> np.ndarray:
     r"""Multidimensional scaling of Euclidean distances.
 
@@ -117,8 +123,7 @@ def mds(
     References:
         Gower (1966), Biometrika 53:325. Borg & Groenen (2005), Modern Multidimensional Scaling, Springer.
     """
-    whole("mds", "n_latent", n_latent, 1, len(x) - 1, f" (fewer than the {len(x)} units)")
-    whole("mds", "max_iter", max_iter, 1)
+    at_most("mds", "n_latent", n_latent, len(x) - 1, f"fewer than the {len(x)} units")
     all_pairs("mds", len(x))
     distances = squareform(pdist(x))
     start = _classical(distances, n_latent)
@@ -155,5 +160,5 @@ def _classical(distances: np.ndarray, n_latent: int) -> np.ndarray:
 
 def _check(name: str, x: np.ndarray, n_latent: int, n_neighbors: int) -> None:
     n_units = len(x)
-    whole(name, "n_neighbors", n_neighbors, 1, n_units - 1, f" (fewer than the {n_units} units)")
-    whole(name, "n_latent", n_latent, 1, n_units - 2, f" (fewer than the {n_units} units, less one)")
+    at_most(name, "n_neighbors", n_neighbors, n_units - 1, f"fewer than the {n_units} units")
+    at_most(name, "n_latent", n_latent, n_units - 2, f"fewer than the {n_units} units, less one")

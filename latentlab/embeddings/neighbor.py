@@ -1,10 +1,11 @@
 """Embeddings that keep neighbours and start at random: t-SNE and UMAP."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge, Le
 
-from latentlab.embeddings.embedding import number, whole
+from latentlab.embeddings.embedding import at_most
 from latentlab.embeddings.manifold import note_pieces
 from latentlab.errors import ConfigError, MissingDependencyError
 
@@ -24,8 +25,8 @@ def tsne(
     *,
     seed: int,
     notes: list[str],
-    perplexity: float | None = None,
-    n_iter: int = 500,
+    perplexity: Annotated[float, Ge(1)] | None = None,
+    n_iter: Annotated[int, Ge(1)] = 500,
     initialization: Literal["pca", "random"] = "pca",
 ) -> np.ndarray:
     r"""t-SNE: the chance of being neighbours is made alike in the data and in the layout.
@@ -53,8 +54,7 @@ def tsne(
     except ImportError as error:
         raise MissingDependencyError("embedding 'tsne'", "openTSNE", "embed") from error
 
-    whole("tsne", "n_latent", n_latent, 1, min(2, x.shape[1]), " (openTSNE makes at most 2, and no more than features)")
-    whole("tsne", "n_iter", n_iter, 1)
+    at_most("tsne", "n_latent", n_latent, min(2, x.shape[1]), f"of {x.shape[1]} features openTSNE makes no more")
     fitted = openTSNE.TSNE(
         n_components=n_latent,
         perplexity=_perplexity(perplexity, len(x), notes),
@@ -74,9 +74,9 @@ def umap(
     *,
     seed: int,
     notes: list[str],
-    n_neighbors: int = 15,
-    min_dist: float = 0.1,
-    n_epochs: int | None = None,
+    n_neighbors: Annotated[int, Ge(2)] = 15,
+    min_dist: Annotated[float, Ge(0), Le(1)] = 0.1,
+    n_epochs: Annotated[int, Ge(1)] | None = None,
 ) -> np.ndarray:
     r"""UMAP: a fuzzy graph of neighbours laid out by attraction and repulsion.
 
@@ -103,11 +103,8 @@ def umap(
     except ImportError as error:
         raise MissingDependencyError("embedding 'umap'", "umap-learn", "embed") from error
 
-    whole("umap", "n_neighbors", n_neighbors, 2, len(x) - 1, f" (fewer than the {len(x)} units)")
-    whole("umap", "n_latent", n_latent, 1, len(x) - 2, f" (fewer than the {len(x)} units, less one)")
-    number("umap", "min_dist", min_dist, 0.0, 1.0)
-    if n_epochs is not None:
-        whole("umap", "n_epochs", n_epochs, 1)
+    at_most("umap", "n_neighbors", n_neighbors, len(x) - 1, f"fewer than the {len(x)} units")
+    at_most("umap", "n_latent", n_latent, len(x) - 2, f"fewer than the {len(x)} units, less one")
     note_pieces(x, n_neighbors - 1, notes)
     settings = {"n_neighbors": n_neighbors, "min_dist": min_dist, "n_epochs": n_epochs}
     n_threads = numba.get_num_threads()
@@ -123,7 +120,7 @@ def _perplexity(perplexity: float | None, n_units: int, notes: list[str]) -> flo
     if most < 1:
         raise ConfigError(f"embedding 'tsne' needs at least 4 units; got {n_units}.")
     if perplexity is not None:
-        number("tsne", "perplexity", perplexity, 1.0, most, f" (a third of the other {n_units - 1} units)")
+        at_most("tsne", "perplexity", perplexity, most, f"a third of the other {n_units - 1} units")
         return perplexity
     if most < PERPLEXITY:
         notes.append(f"perplexity {PERPLEXITY:g} was lowered to {most:g}, a third of the other {n_units - 1} units")

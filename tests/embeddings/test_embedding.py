@@ -1,0 +1,440 @@
+"""The one call: what it promises of every entry, what it refuses, and vectors of one's own."""
+
+import hashlib
+import inspect
+import logging
+import os
+import random
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.exceptions import ConvergenceWarning
+
+import latentlab as ll
+from latentlab.data.dataset import Dataset
+from latentlab.data.memory import Budget
+from latentlab.embeddings import embedding as module
+from latentlab.embeddings.embedding import GIVEN, N_SEEDS, Embedding, embed, embedding_options
+from latentlab.errors import ConfigError, DataError, InferenceError
+from latentlab.registry import EMBEDDINGS
+
+STILL = ("pca", "factor_analysis", "kernel_pca", "isomap", "lle", "spectral", "mds")
+"""Those that do not start at random."""
+QUICK = (*STILL, "tsne")
+"""All that compute something in a second; UMAP is compiled first, and is tested beside its file."""
+
+
+def table(n_units=40, n_features=5, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n_units, 2)) @ rng.standard_normal((2, n_features)) + 0.4 * rng.standard_normal(
+        (n_units, n_features)
+    )
+    return x * np.linspace(1, 3, n_features)
+
+
+def dataset(x, **kwargs):
+    return Dataset({"x": x}, dims={"x": ("unit", "feature")}, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    names = [f"u{i}" for i in np.random.default_rng(1).permutation(40)]
+    return dataset(table(), coords={"unit": names}, name="toy")
+
+
+def digest(embedding):
+    return hashlib.sha256(embedding.values.tobytes()).hexdigest()
+
+
+# -- one's own vectors
+
+
+def test_vectors_of_ones_own_are_kept_and_cannot_be_changed():
+    values, units = np.arange(6.0).reshape(3, 2), np.array(["a", "b", "c"])
+    mine = ll.Embedding("mine", values, units)
+    values[0, 0], units[0] = 99, "z"
+    assert mine.values.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert mine.units.tolist() == ["a", "b", "c"]
+    assert (mine.label, mine.options, mine.seeds, mine.notes) == ("mine", {}, (), ())
+    with pytest.raises(ValueError, match="read-only"):
+        mine.values[0, 0] = 1
+    assert repr(mine) == "Embedding('mine', unit: 3, latent: 2)"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [[1, 2], [3, 4]],
+        pd.DataFrame({"a": [1, 3], "b": [2, 4]}),
+        torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+        np.float32([[1, 2], [3, 4]]),
+    ],
+)
+@pytest.mark.parametrize("units", [["a", "b"], (0, 1), pd.Index(["a", "b"]), range(2)])
+def test_lists_frames_and_tensors_will_do(values, units):
+    mine = Embedding("mine", values, units)
+    assert mine.values.dtype == np.float64
+    assert mine.values.tolist() == [[1, 2], [3, 4]]
+
+
+def test_runs_are_numbered_unless_their_seeds_are_given():
+    values = np.arange(12.0).reshape(2, 3, 2)
+    assert Embedding("mine", values, list("abc")).seeds == (0, 1)
+    assert Embedding("mine", values, list("abc"), seeds=(5, 7)).seeds == (5, 7)
+
+
+GOOD = [[0.0, 1.0], [2.0, 3.0]]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"values": [1.0, 2.0]}, r"must have shape \(unit, p\) or \(seed, unit, p\); got \(2,\)"),
+        ({"values": np.zeros((2, 0))}, r"got \(2, 0\)"),
+        ({"values": [[1.0], [1.0, 2.0]]}, "no array"),
+        ({"values": [[1.0, 2.0]]}, "values of 1 units, and names of 2"),
+        ({"values": [["1", "2"], ["3", "4"]]}, "expected real numbers"),
+        ({"values": [[1j, 2], [3, 4]]}, "complex128; expected real numbers"),
+        ({"values": [[0.0, np.nan], [2.0, 3.0]]}, "1 units have values that are not finite: 'a'"),
+        ({"values": [[0.0, 1.0], [2.0, -np.inf]]}, "1 units have values that are not finite: 'b'"),
+        ({"values": [[[0.0], [1.0]], [[2.0], [np.nan]]]}, "1 units have values that are not finite: 'b'"),
+        ({"values": np.ma.masked_equal(GOOD, 2.0)}, "1 units have values that are not finite: 'b'"),
+        ({"units": ["a", "a"]}, "unit 'a' is there more than once"),
+        ({"units": [["a", "b"]]}, "`units` must be one-dimensional"),
+        ({"units": ["a", 1]}, "`units` mixes"),
+        ({"units": [0.0, np.nan]}, "1 missing or infinite"),
+        ({"name": ""}, "name must be text; got ''"),
+        ({"label": 3}, "label must be text; got 3"),
+        ({"seeds": (1,)}, r"1 seeds for values of shape \(2, 2\)"),
+        ({"values": [GOOD, GOOD], "seeds": (1,)}, r"1 seeds for values of shape \(2, 2, 2\)"),
+    ],
+)
+def test_what_is_no_embedding_is_refused_by_name(given, message):
+    with pytest.raises(DataError, match=message) as caught:
+        Embedding(**{"name": "mine", "values": GOOD, "units": ["a", "b"], **given})
+    assert "\n" not in str(caught.value)
+
+
+def test_units_are_joined_by_name_and_never_by_position():
+    mine = Embedding("mine", [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], ["7", "11", "3"], label="own", options={"a": 1})
+    joined = mine.reindexed([3, 7])  # numbers and text of the same name are the same unit
+    assert joined.values.tolist() == [[4, 5], [0, 1]]
+    assert joined.units.tolist() == [3, 7]
+    assert (joined.name, joined.label, joined.options) == ("mine", "own", {"a": 1})
+    runs = Embedding("mine", np.arange(12.0).reshape(2, 3, 2), list("abc"), seeds=(5, 6)).reindexed(["c", "a"])
+    assert runs.values.tolist() == [[[4, 5], [0, 1]], [[10, 11], [6, 7]]]
+    assert runs.seeds == (5, 6)
+
+
+def test_missing_units_are_named():
+    mine = Embedding("mine", np.zeros((3, 2)), list("abc"))
+    with pytest.raises(DataError, match=r"no values for 2 of 3 units: 'x', 'y'; its own are called 'a', 'b' and 1 more"):
+        mine.reindexed(["a", "x", "y"])
+    with pytest.raises(DataError, match="no values for 3 of 3 units"):
+        mine.reindexed([0, 1, 2])
+    with pytest.raises(DataError, match="unit 'a' is there more than once"):
+        mine.reindexed(["a", "a"])
+
+
+# -- what every entry gives
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_an_embedding_is_finite_oriented_and_says_how_it_was_made(name, toy):
+    made = embed(name, toy, n_latent=2)
+    shape = (40, 2) if name in STILL else (N_SEEDS, 40, 2)
+    assert (made.name, made.label, made.values.shape, made.values.dtype) == (name, name, shape, np.float64)
+    assert made.units.tolist() == toy.units.tolist()
+    assert made.options == {key: parameter.default for key, parameter in embedding_options(name).items()}
+    assert len(made.seeds) == (0 if name in STILL else N_SEEDS)
+    for values in made.values.reshape(-1, 40, 2):
+        assert np.linalg.matrix_rank(values - values.mean(axis=0)) == 2
+        assert (values.max(axis=0) > -values.min(axis=0)).all(), "the largest entry of each column is positive"
+    assert embed(name, toy, n_latent=1, label="other").label == "other"
+    assert embed(name, toy, n_latent=1).values.shape[-1] == 1
+
+
+@pytest.mark.parametrize("name", STILL)
+def test_the_order_of_the_units_does_not_matter(name, toy):
+    order = np.random.default_rng(3).permutation(40)
+    there, back = embed(name, toy), embed(name, toy.subset(order)).reindexed(toy.units)
+    assert np.allclose(there.values, back.values, atol=1e-6 * np.abs(there.values).max())
+
+
+@pytest.mark.parametrize("name", STILL)
+def test_moving_the_origin_changes_nothing(name):
+    x = table()
+    moved = embed(name, dataset(x + np.array([5.0, -3, 0, 20, 1])))
+    assert np.allclose(embed(name, dataset(x)).values, moved.values, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", STILL)
+def test_only_factor_analysis_depends_on_the_axes_and_it_alone_does_not_on_their_scales(name):
+    rng = np.random.default_rng(4)
+    x, turn = table(), np.linalg.qr(rng.standard_normal((5, 5)))[0]
+    plain = embed(name, dataset(x)).values
+    turned, scaled = embed(name, dataset(x @ turn)).values, embed(name, dataset(x * [1, 5, 0.1, 1, 2])).values
+    size = np.abs(plain).max()
+    assert np.allclose(plain, turned, atol=1e-6 * size) == (name != "factor_analysis")
+    assert np.allclose(plain, scaled, atol=1e-6 * size) == (name == "factor_analysis")
+
+
+def test_the_sign_does_not_hang_on_rounding():
+    x = np.array([[1.0, 0.5], [-1.0, -0.5], [0.2, -0.1], [-0.2, 0.1]])
+    for wobble in (1e-15, -1e-15, 1e-13, -1e-13):
+        y = embed("pca", dataset(x + wobble * np.array([[0, 0], [1, 0], [0, 0], [0, 0]])), n_latent=1).values[:, 0]
+        assert y[0] > 0
+    assert module._oriented(np.array([[0.0, -3.0], [0.0, 2.0]])).tolist() == [[0, 3], [0, -2]]
+
+
+# -- seeds
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(toy):
+    first = embed("tsne", toy, n_seeds=2, n_iter=50, seed=3)
+    assert digest(first) == digest(embed("tsne", toy, n_seeds=2, n_iter=50, seed=3))
+    other = embed("tsne", toy, n_seeds=2, n_iter=50, seed=4)
+    runs = [*first.values, *other.values]
+    assert len({values.tobytes() for values in runs}) == 4
+    assert len({*first.seeds, *other.seeds}) == 4
+
+
+def test_a_run_does_not_depend_on_how_many_there_are(toy):
+    few, many = (embed("tsne", toy, n_seeds=n, n_iter=20) for n in (1, 3))
+    assert few.seeds == many.seeds[:1]
+    assert few.values[0].tobytes() == many.values[0].tobytes()
+
+
+def test_another_entry_has_other_seeds(toy):
+    def noise(x: np.ndarray, n_latent: int, *, seed: int) -> np.ndarray:
+        return np.random.default_rng(seed).standard_normal((len(x), n_latent))
+
+    with EMBEDDINGS.added({"one": noise, "two": noise}):
+        one, two = embed("one", toy), embed("two", toy)
+    assert not {*one.seeds} & {*two.seeds}
+    expected = np.random.default_rng(one.seeds[1]).standard_normal((40, 2))
+    assert np.allclose(np.abs(one.values[1]), np.abs(expected), atol=0)
+
+
+PROGRAM = """
+import sys
+sys.path.insert(0, {folder!r})
+from test_embedding import QUICK, dataset, digest, table
+from latentlab.embeddings.embedding import embed
+print(*(digest(embed(name, dataset(table()))) for name in QUICK))
+"""
+
+
+def test_another_process_gives_the_same_bytes():
+    program = PROGRAM.format(folder=str(Path(__file__).parent))
+    environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split() == [digest(embed(name, dataset(table()))) for name in QUICK]
+    assert not done.stderr
+
+
+# -- nothing left behind
+
+
+def state():
+    import threadpoolctl
+
+    numpy_state = np.random.get_state()
+    return {
+        "numpy": (numpy_state[0], numpy_state[1].tobytes(), *numpy_state[2:]),
+        "python": random.getstate(),
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "filters": list(warnings.filters),
+        "threads": sorted((pool["filepath"], pool["num_threads"]) for pool in threadpoolctl.threadpool_info()),
+        "torch threads": torch.get_num_threads(),
+        "numpy errors": np.geterr(),
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+    }
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_nothing_global_is_changed_and_nothing_is_said(name, toy, caplog, capfd):
+    embed(name, toy)  # libraries are loaded
+    before = state()
+    with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.WARNING):
+        warnings.simplefilter("always")
+        inside = state()
+        embed(name, toy)
+        assert state() == inside
+    assert state() == before
+    assert not caught
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_library_gives_up_on_is_noted_and_its_other_warnings_are_not(toy):
+    def careless(x: np.ndarray, n_latent: int, *, seed: int) -> np.ndarray:
+        np.random.seed(seed)
+        warnings.simplefilter("ignore")
+        warnings.warn("an argument will be renamed", FutureWarning, stacklevel=1)
+        return x[:, :n_latent]
+
+    def unfinished(x: np.ndarray, n_latent: int) -> np.ndarray:
+        warnings.warn("did not converge\n after 3 steps", ConvergenceWarning, stacklevel=1)
+        return x[:, :n_latent]
+
+    before = state()
+    with EMBEDDINGS.added({"careless": careless, "unfinished": unfinished}):
+        assert embed("careless", toy).notes == ()
+        assert embed("unfinished", toy).notes == ("did not converge after 3 steps",)
+    assert state() == before
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (ValueError("singular\nmatrix"), InferenceError, "embedding 'broken' failed: singular matrix"),
+        (np.linalg.LinAlgError("no convergence"), InferenceError, "failed: no convergence"),
+        (RuntimeError(), InferenceError, "failed: RuntimeError"),
+        (MemoryError(), DataError, "does not fit into memory"),
+        (DataError("column 3"), DataError, "^column 3$"),
+    ],
+)
+def test_a_failure_is_one_line_and_leaves_the_random_state(toy, raised, expected, message):
+    def broken(x: np.ndarray, n_latent: int) -> np.ndarray:
+        np.random.seed(0)
+        raise raised
+
+    before = state()
+    with EMBEDDINGS.added({"broken": broken}), pytest.raises(expected, match=message) as caught:
+        embed("broken", toy)
+    assert "\n" not in str(caught.value)
+    assert state() == before
+
+
+# -- missing entries
+
+
+def test_missing_entries_are_put_at_their_columns_mean_and_said():
+    x = table()
+    x[3, 1] = x[4, 1] = x[7, 0] = np.nan
+    filled = np.where(np.isnan(x), np.nanmean(x, axis=0), x)
+    made = embed("pca", dataset(x))
+    assert np.allclose(made.values, embed("pca", dataset(filled)).values, atol=1e-12)
+    assert made.notes == ("3 missing entries (1.5%) were put at their column's mean",)
+    assert embed("pca", dataset(filled)).notes == ()
+
+
+def test_missing_entries_can_be_refused():
+    x = table()
+    x[3, 1] = np.nan
+    named = dataset(x, coords={"feature": list("abcde")})
+    with pytest.raises(DataError, match=r"1 entries are missing, in 'b'; `impute: mean` fills them in"):
+        embed("isomap", named, impute="error")
+    assert embed("pca", dataset(table()), impute="error").values.shape == (40, 2)
+
+
+def test_a_column_that_was_never_observed_is_named():
+    x = table()
+    x[:, 2] = np.nan
+    with pytest.raises(DataError, match="nothing was observed of 'c'; leave it out"):
+        embed("pca", dataset(x, coords={"feature": list("abcde")}))
+
+
+# -- what cannot be embedded
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_units_that_are_all_the_same_are_refused(name):
+    with pytest.raises(DataError, match="all 9 units of data are the same"):
+        embed(name, dataset(np.full((9, 3), 0.1)))
+
+
+def test_only_tables_of_three_units_or_more_are_embedded():
+    with pytest.raises(DataError, match="at least 3 units; data has 2"):
+        embed("pca", dataset(np.eye(2)))
+    series = Dataset({"x": np.zeros(9)}, dims={"x": ("unit",)}, name="series")
+    with pytest.raises(DataError, match=r"a table \(unit, feature\); series has dims \(unit\)"):
+        embed("pca", series)
+
+
+@pytest.mark.parametrize("name", ["kernel_pca", "isomap", "lle", "mds"])
+def test_more_pairs_than_memory_are_refused_before_they_are_made(name, toy, monkeypatch):
+    monkeypatch.setattr(Budget, "of", classmethod(lambda cls, _: cls(8 * 5 * 40**2 - 1, given=False)))
+    with pytest.raises(DataError, match=r"all pairs of 40 units, which needs about 64.0 kB of memory"):
+        embed(name, toy)
+
+
+TYPOS = [
+    ("pcaa", {}, r"unknown embedding 'pcaa'; did you mean 'pca'\?"),
+    ("isomap", {"n_neighbours": 3}, r"unknown option of the embedding 'isomap' 'n_neighbours'; did you mean 'n_neighbors'\?"),
+    ("pca", {"n_laten": 3}, r"did you mean 'n_latent'\?"),
+    ("file", {}, "embedding 'file' needs the option `path`"),
+]
+RANGES = [
+    ("pca", {"n_latent": 0}, "`n_latent` must be greater than or equal to 1; got 0"),
+    ("pca", {"n_latent": 5}, "`n_latent` must be at most 4 .*40 units of 5 features.*; got 5"),
+    ("factor_analysis", {"n_latent": 5}, "`n_latent` must be at most 4 .*40 units of 5 features.*; got 5"),
+    ("pca", {"n_latent": 2.0}, r"`n_latent` must be a valid integer; got 2\.0"),
+    ("pca", {"n_latent": True}, "`n_latent` must be a valid integer; got True"),
+    ("pca", {"whiten": 1}, "`whiten` must be a valid boolean; got 1"),
+    ("pca", {"label": 7}, "`label` must be a valid string; got 7"),
+    ("pca", {"impute": "median"}, "`impute` must be 'mean' or 'error'; got 'median'"),
+    ("pca", {"seed": -1}, r"`seed` must be a whole number .*; got -1"),
+    ("pca", {"n_seeds": 2}, "'pca' does not start at random; leave out `n_seeds` = 2"),
+    ("tsne", {"n_seeds": 0}, "`n_seeds` must be greater than or equal to 1; got 0"),
+    ("factor_analysis", {"rotation": "promax"}, "`rotation` must be 'varimax' or 'quartimax'; got 'promax'"),
+    ("kernel_pca", {"n_latent": 40}, "`n_latent` must be at most 39 .*40 units.*; got 40"),
+    ("kernel_pca", {"gamma": 0.0}, r"`gamma` must be greater than 0; got 0\.0"),
+    ("kernel_pca", {"gamma": float("nan")}, "`gamma` must be a finite number; got nan"),
+    ("isomap", {"n_neighbors": 0}, "`n_neighbors` must be greater than or equal to 1; got 0"),
+    ("isomap", {"n_neighbors": 40}, "`n_neighbors` must be at most 39 .*40 units.*; got 40"),
+    ("spectral", {"n_latent": 39}, "`n_latent` must be at most 38 .*40 units.*; got 39"),
+    ("lle", {"n_latent": 4, "n_neighbors": 4}, "`n_latent` must be at most 3 .*4 neighbours.*; got 4"),
+    ("mds", {"method": "metric"}, "`method` must be 'stress' or 'classical'; got 'metric'"),
+    ("mds", {"max_iter": 0}, "`max_iter` must be greater than or equal to 1; got 0"),
+    ("tsne", {"perplexity": 20.0}, r"`perplexity` must be at most 13\.0 .*a third of the other 39 units.*; got 20\.0"),
+    ("tsne", {"perplexity": 0.5}, r"`perplexity` must be greater than or equal to 1; got 0\.5"),
+    ("tsne", {"n_latent": 3}, "`n_latent` must be at most 2 .*; got 3"),
+    ("tsne", {"initialization": "spectral"}, "`initialization` must be 'pca' or 'random'; got 'spectral'"),
+    ("umap", {"n_neighbors": 1}, "`n_neighbors` must be greater than or equal to 2; got 1"),
+    ("umap", {"min_dist": 1.5}, r"`min_dist` must be less than or equal to 1; got 1\.5"),
+    ("file", {"path": 3}, "`path` must be a valid string; got 3"),
+    ("file", {"path": "x.csv", "columns": "a"}, "`columns` must be a valid list; got 'a'"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "message"), [*TYPOS, *RANGES])
+def test_a_wrong_name_type_or_number_is_refused_and_named(name, options, message, toy):
+    with pytest.raises(ConfigError, match=message) as caught:
+        embed(name, toy, **options)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_the_largest_number_allowed_is_allowed(toy):
+    assert embed("pca", toy, n_latent=4).values.shape == (40, 4)
+    assert embed("kernel_pca", toy, n_latent=39).values.shape == (40, 39)
+    assert embed("isomap", toy, n_neighbors=39, n_latent=38).values.shape == (40, 38)
+    assert embed("spectral", toy, n_latent=38, n_neighbors=39).values.shape == (40, 38)
+    assert embed("lle", toy, n_neighbors=4, n_latent=3).values.shape == (40, 3)
+    assert embed("tsne", toy, perplexity=13, n_seeds=1, n_iter=5).options["perplexity"] == 13
+
+
+def test_numbers_of_numpy_are_numbers(toy):
+    made = embed("isomap", toy, n_latent=np.int64(3), n_neighbors=np.int32(7), seed=np.int64(2))
+    assert made.values.shape == (40, 3)
+    assert type(made.options["n_neighbors"]) is int
+
+
+def test_every_option_has_a_type_and_all_but_the_files_path_a_default():
+    empty = inspect.Parameter.empty
+    for name in EMBEDDINGS:
+        options = embedding_options(name)
+        assert not {*options} & {*GIVEN}
+        assert all(p.annotation not in (empty, object) and not isinstance(p.annotation, str) for p in options.values())
+        assert [key for key, p in options.items() if p.default is empty] == (["path"] if name == "file" else [])
