@@ -1,0 +1,106 @@
+"""Section 1: what was asked, of which data, by which model and method."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from latentlab.report.docs import docs
+from latentlab.report.items import Formulas, Item, Section, Table, Text, count, listed, shown
+from latentlab.report.source import Source
+from latentlab.registry import EMBEDDINGS, METHODS
+
+
+def section(source: Source) -> Section:
+    """Data, model, method, embeddings, and every setting."""
+    items: list[Item] = [Text((data_sentence(source),)), *_notes(source)]
+    items += _model(source)
+    items += [Text((method_sentence(source),)), *_embeddings(source)]
+    if source.config.get("held_out"):
+        items.append(Text((f"{source.config['held_out']:.0%} of the units were held out of the fit and scored afterwards.",)))
+    items.append(Table.of("settings", "The config in full, defaults included", _settings(source.config), folded=True))
+    return Section("asked", "What was asked", tuple(items))
+
+
+def data_sentence(source: Source) -> str:
+    """The data in a sentence."""
+    data, section = source.run.info["data"], source.config["dataset"]
+    sizes = listed([count(int(n), dim) for dim, n in data.items() if dim not in ("name", "sha256")])
+    how = ", each column centred and scaled to standard deviation 1" if section.get("standardize") else ""
+    missing = float(source.observed.isnull().mean()) if source.observed.dtype.kind == "f" else 0.0
+    gaps = f"; {missing:.1%} of the entries are missing" if missing else ""
+    n = len(source.units)
+    fitted = f"; {count(n, 'unit')} were fitted" if n != data.get("unit", n) else ""
+    return f"The data set “{data['name']}”: {sizes}{how}{gaps}{fitted}."
+
+
+def method_sentence(source: Source) -> str:
+    """How inference was done, in a sentence."""
+    section = dict(source.config["inference"])
+    name = section.pop("name")
+    posterior = source.tree["posterior"].sizes
+    draws = f"{count(posterior['chain'], 'chain')} of {count(posterior['draw'], 'draw')}"
+    kind = {
+        "mcmc": f"Markov chain Monte Carlo: {draws}",
+        "vi": f"a variational approximation, from which {count(posterior['draw'], 'draw')} were taken",
+        "point": f"a point estimate of all but the positions, of which {count(posterior['draw'], 'draw')} were taken",
+    }[source.kind]
+    summary = docs(METHODS.load(name)).summary.rstrip(".") if name in METHODS else ""
+    return f"The method is {name.upper()} ({summary}): {kind}. The seed is {source.config.get('seed', 0)}."
+
+
+def _notes(source: Source) -> list[Item]:
+    notes = [str(note) for note in source.run.info.get("notes", [])]
+    if source.data_problem:
+        notes.append(source.data_problem)
+    return [Text(tuple(notes), "list")] if notes else []
+
+
+def _model(source: Source) -> list[Item]:
+    section = dict(source.config["model"])
+    name = section.pop("name")
+    if source.model is None:
+        text = f"The model “{name}” comes from a plugin that is not there as it was, so that its description cannot be shown."
+        return [Text((text,)), *_hyperparameters(section, {})]
+    said = docs(type(source.model))
+    items: list[Item] = [Text((f"The model is {name}. {said.summary}",))]
+    if said.paragraphs:
+        items.append(Formulas(said.paragraphs))
+    if said.references:
+        items.append(Text((said.references,), "reference"))
+    return [*items, *_hyperparameters(source.model.hyperparameters(), said.arguments)]
+
+
+def _hyperparameters(values: Mapping[str, Any], meanings: Mapping[str, str]) -> list[Item]:
+    rows = [{"hyper-parameter": k, "value": v, "meaning": meanings.get(k, "")} for k, v in values.items()]
+    return [Table.of("hyperparameters", "Hyper-parameters of the model", rows)] if rows else []
+
+
+def _embeddings(source: Source) -> list[Item]:
+    sections: Sequence[Mapping[str, Any]] = source.config.get("embeddings") or []
+    if not sections:
+        return [Text(("No embedding was asked for, so that the posterior is compared with nothing.",))]
+    rows = []
+    for one in sections:
+        own = {k: v for k, v in one.items() if k not in ("name", "label", "n_latent", "seed", "impute") and v is not None}
+        known = one["name"] in EMBEDDINGS
+        rows.append(
+            {
+                "embedding": one.get("label") or one["name"],
+                "what it is": docs(EMBEDDINGS.load(one["name"])).summary if known else one["name"],
+                "options": ", ".join(f"{k} = {shown(v)}" for k, v in own.items()),
+            }
+        )
+    return [Table.of("embeddings", "Embeddings of the same units", rows)]
+
+
+def _settings(config: Mapping[str, Any], prefix: str = "") -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            rows += _settings(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+            for i, one in enumerate(value):
+                rows += _settings(one, f"{prefix}{key}.{i}.")
+        else:
+            rows.append({"key": prefix + key, "value": "null" if value is None else value})
+    return rows
+

@@ -1,0 +1,66 @@
+"""What a docstring says: the description, the arguments, the references, of a model, a metric or an embedding."""
+
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Any
+
+_HEADINGS = ("Args", "Attributes", "Returns", "Raises", "References", "Example")
+_HEADING = re.compile(rf"^({'|'.join(_HEADINGS)}):\s*$")
+_ARGUMENT = re.compile(r"^(\w+):\s+(.*)$")
+
+
+@dataclass(frozen=True)
+class Docs:
+    """Parts of a docstring.
+
+    Args:
+        summary: Its first paragraph.
+        paragraphs: Those that follow, before the first heading.
+        arguments: What it says of each argument.
+        references: The references as one text.
+    """
+
+    summary: str
+    paragraphs: tuple[str, ...]
+    arguments: dict[str, str]
+    references: str
+
+
+def docs(documented: Any) -> Docs:
+    """Reads an object's docstring, in the form that this package's have; whatever else is there is a paragraph.
+
+    Example:
+        >>> def square(x):
+        ...     '''The square.
+        ...
+        ...     Args:
+        ...         x: A number.
+        ...     '''
+        >>> docs(square).summary, docs(square).arguments
+        ('The square.', {'x': 'A number.'})
+    """
+    parts: dict[str, list[str]] = {"": []}
+    part = ""
+    for line in (inspect.getdoc(documented) or "").splitlines():
+        heading = _HEADING.match(line)
+        part = heading.group(1) if heading else part
+        parts.setdefault(part, [])
+        if not heading:
+            parts[part].append(line)
+    paragraphs = [" ".join(text.split()) for text in re.split(r"\n\s*\n", "\n".join(parts[""]).strip()) if text]
+    references = " ".join(" ".join(parts.get("References", [])).split())
+    return Docs(paragraphs[0] if paragraphs else "", tuple(paragraphs[1:]), _arguments(parts.get("Args", [])), references)
+
+
+def _arguments(lines: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    name = ""
+    for line in inspect.cleandoc("\n".join(["", *lines])).splitlines():
+        start = _ARGUMENT.match(line)
+        if start:
+            name, text = start.groups()
+            found[name] = text
+        elif name and line.strip():
+            found[name] += f" {line.strip()}"
+    return found

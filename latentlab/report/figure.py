@@ -1,0 +1,192 @@
+"""Drawings as SVG text that can stand in a page: legible, without an outside resource, the same for the same numbers.
+
+Colours are those of Okabe & Ito, which most colour-blind readers tell apart, each with a marker shape of its own, so that
+more classes than colours stay distinct, and a print in black and white does too.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+
+from latentlab.report.items import Figure
+
+BLUE, ORANGE, GREEN, RED, SKY, PURPLE, GREY, YELLOW = COLORS = (
+    *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#6B6B6B", "#C9BC1F"),
+)
+"""Okabe & Ito; its black is a grey here, black being the text's, and its yellow darker, to be seen on white."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h")
+INK = "#1b1b1b"
+BAND, EDGE = "#cfe3f1", "#8fbcdc"
+HEAVY = 600
+"""More marks than this are drawn as pixels inside the SVG."""
+MOST_CLASSES = 12
+OTHER = "other"
+
+STYLE = {
+    "figure.facecolor": "none",
+    "axes.facecolor": "white",
+    "axes.edgecolor": "#8a8a8a",
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "grid.color": "#e4e4e4",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "savefig.dpi": 160,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "latentlab",
+    "svg.image_inline": True,
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.color": INK,
+    "ytick.labelsize": 8.5,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The settings that all drawings share, whatever the user's own are; they are back afterwards."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # glyphs that the font lacks are the browser's to find
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({key: value for key, value in STYLE.items()})
+        yield
+
+
+def drawn(
+    name: str, caption: str, alt: str, size: tuple[float, float], draw: Callable[[Any], None], *, tight: bool = True
+) -> Figure:
+    """A drawing, made by a function of a matplotlib figure.
+
+    Args:
+        name: Its name, an ASCII word.
+        caption: What stands below it.
+        alt: What it shows, for those who do not see it.
+        size: Width and height in inches; 10 is the width of the page.
+        draw: Fills the figure.
+        tight: Let matplotlib lay the parts out.
+    """
+    with style():
+        canvas = Canvas(figsize=size, layout="constrained" if tight else None)
+        FigureCanvasAgg(canvas)
+        draw(canvas)
+        return Figure(name, caption, alt, svg(canvas, name, alt))
+
+
+def svg(canvas: Any, name: str, alt: str) -> str:
+    """A matplotlib figure as an `<svg>` element: no header, no metadata, ids of its own."""
+    stream = io.StringIO()
+    canvas.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = stream.getvalue()
+    text = re.sub(r"<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
+    text = re.sub(r"<[^>]*>", lambda tag: _own_ids(tag.group(), name), text)
+    width, height = (float(v) for v in re.findall(r'(?:width|height)="([\d.]+)pt"', text[:600])[:2])
+    open_tag = f'<svg class="drawing" role="img" aria-label="{_attribute(alt)}" viewBox="0 0 {width:g} {height:g}" style="width:'
+    open_tag += f'{width * 4 / 3:.0f}px">'
+    return open_tag + re.sub(r"\s*\n\s*", "\n", text[text.index(">", text.index("<svg")) + 1 :]).strip()
+
+
+def _own_ids(tag: str, name: str) -> str:
+    tag = re.sub(r'\bid="', f'id="{name}-', tag)
+    tag = re.sub(r'href="#', f'href="#{name}-', tag)
+    return re.sub(r"url\(#", f"url(#{name}-", tag)
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+
+
+# -- classes
+
+
+class Classes:
+    """Colour and shape of each unit by its label.
+
+    Args:
+        labels: A label for each unit; None where there are none.
+        n_units: How many units.
+    """
+
+    def __init__(self, labels: np.ndarray | None, n_units: int) -> None:
+        if labels is None:
+            self.names: list[str] = []
+            self.codes = np.zeros(n_units, dtype=int)
+            return
+        names, counts = np.unique(labels, return_counts=True)
+        kept = set(names.tolist())
+        if len(names) > MOST_CLASSES:
+            kept = set(names[np.argsort(-counts, kind="stable")[: MOST_CLASSES - 1]].tolist())
+        self.names = sorted(kept, key=_natural) + ([OTHER] if len(kept) < len(names) else [])
+        where = {label: i for i, label in enumerate(self.names)}
+        self.codes = np.array([where[label] if label in kept else len(self.names) - 1 for label in labels.tolist()])
+
+    def color(self, code: int) -> str:
+        """Its colour."""
+        return COLORS[code % len(COLORS)]
+
+    def marker(self, code: int) -> str:
+        """Its shape."""
+        return MARKERS[code % len(MARKERS)]
+
+    def scatter(self, axes: Any, x: np.ndarray, y: np.ndarray, *, size: float = 14.0, alpha: float = 0.85) -> None:
+        """The units as points."""
+        for code in np.unique(self.codes).tolist():
+            chosen = self.codes == code
+            axes.scatter(
+                *(x[chosen], y[chosen]),
+                **{"s": size, "c": self.color(code), "marker": self.marker(code), "alpha": alpha, "linewidths": 0},
+                rasterized=len(x) > HEAVY,
+                label=self.names[code] if self.names else None,
+            )
+
+    def legend(self, canvas: Any, axes: Any) -> None:
+        """The names, if there are any, beside the drawing."""
+        if self.names:
+            handles, names = axes.get_legend_handles_labels()
+            canvas.legend(handles, names, loc="outside right upper", title="label", markerscale=1.5)
+
+
+def _natural(label: str) -> tuple[bool, float, str]:
+    try:
+        return False, float(label), label
+    except ValueError:
+        return True, 0.0, label
+
+
+def shortened(text: str, most: int = 28) -> str:
+    """A text short enough for an axis."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def grid(n: int, across: int) -> tuple[int, int]:
+    """Rows and columns for n panels."""
+    columns = max(1, min(n, across))
+    return -(-n // columns), columns
+
+
+def panels(canvas: Any, n: int, across: int, **options: Any) -> Sequence[Any]:
+    """n axes in rows of at most `across`; the places left over are empty."""
+    rows, columns = grid(n, across)
+    axes = np.ravel(canvas.subplots(rows, columns, squeeze=False, **options))
+    for empty in axes[n:]:
+        empty.set_axis_off()
+    return list(axes[:n])

@@ -1,0 +1,271 @@
+"""Section 2: did inference work."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from latentlab.diagnostics import identified
+from latentlab.errors import InferenceError, ModelError
+from latentlab.posterior import build, is_constant, loo, rhat, to_arviz
+from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, RED, drawn, style, svg
+from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
+from latentlab.report.source import POINT, Source
+
+SHOWN = 4
+"""Invariants whose chains are drawn."""
+MOST_POINTS = 2000
+"""Steps of a curve that are drawn."""
+
+
+def section(source: Source) -> Section:
+    """The diagnostics, and what chains, steps and units look like."""
+    table = source.run.diagnostics
+    items: list[Item] = [Text((sentence(source),)), *_caveats(source)]
+    counted = table[table["verdict"] != "not applicable"]
+    items.append(Table.of("diagnostics", "Checks, on what the model's symmetry leaves identified", counted.to_dict("records")))
+    rest = table[table["verdict"] == "not applicable"]
+    if len(rest):
+        records = rest[["check", "quantity", "value"]].to_dict("records")
+        items.append(Table.of("not-applicable", "Shown without a verdict, and checks that do not apply", records, folded=True))
+    if source.kind == "mcmc":
+        items += _chains(source)
+    items += _optimization(source)
+    items += _loo(source)
+    return Section("inference", "Did inference work?", tuple(items))
+
+
+def sentence(source: Source) -> str:
+    """The diagnostics in a sentence."""
+    table = source.run.diagnostics
+    by = {verdict: table[table["verdict"] == verdict] for verdict in ("pass", "warn", "fail")}
+    n = sum(map(len, by.values()))
+    named = {v: listed([f"{c} ({q})" if q else c for c, q in zip(t["check"], t["quantity"], strict=True)]) for v, t in by.items()}
+    if len(by["fail"]):
+        return f"Inference did not pass: {len(by['fail'])} of {count(n, 'check')} failed, {named['fail']}. Read on with care."
+    if len(by["warn"]):
+        return f"No check failed; {count(len(by['warn']), 'warning')} of {count(n, 'check')}: {named['warn']}."
+    return f"Inference passed: {'the one check was' if n == 1 else f'all {n} checks were'} fulfilled."
+
+
+def _caveats(source: Source) -> list[Item]:
+    name = source.config["inference"]["name"]
+    if source.kind == POINT:
+        how = source.tree.attrs.get("how", "")
+        lines = [
+            f"{name.upper()} gives a point estimate{f' ({how})' if how else ''}: the model's other parameters are fixed at it, and only "
+            "the positions have a spread, given that estimate.",
+            "What the estimate itself is uncertain of is missing from every interval below, so that the intervals are too narrow, "
+            "and an embedding is called distinct sooner than by the full posterior.",
+            "R-hat, effective sample sizes, LOO and the sensitivity to the prior need a posterior, and are not given.",
+        ]
+        return [Text(tuple(lines), "caution")]
+    if source.kind == "vi":
+        text = (
+            "A variational approximation has no chains to compare; k-hat says how far its draws can be corrected to the posterior "
+            "by importance weights. It is averaged over the model's symmetry, whose copies of one answer a single optimum cannot know."
+        )
+        return [Text((text,))]
+    return []
+
+
+# -- chains
+
+
+def invariants(source: Source) -> dict[str, np.ndarray]:
+    """What chains can be compared by, `(chain, draw, ...)` by name; the sites without a group where the model is not known."""
+    model = source.model
+    if model is None:
+        return {}
+    values = {str(n): a.values for n, a in source.tree["posterior"].data_vars.items() if n in model.dims}
+    return identified(values, {n: tuple(model.dims[n]) for n in values}, model.symmetry, source.site)
+
+
+def _drawn_series(source: Source) -> dict[str, np.ndarray]:
+    """Log density, and of a few invariants the entry that mixes worst."""
+    stats = source.group("sample_stats")
+    series = {} if stats is None or "lp" not in stats else {"log density": stats["lp"].values}
+    found = {}
+    for name, array in invariants(source).items():
+        flat = array.reshape(*array.shape[:2], -1)
+        flat = flat[..., ~is_constant(flat)]
+        if flat.shape[-1]:
+            worst = rhat(flat) if flat.shape[0] > 1 else np.zeros(flat.shape[-1])
+            i = int(np.nanargmax(np.where(np.isnan(worst), -1.0, worst)))
+            found[name] = (float(worst[i]), flat[..., i])
+    for name in sorted(found, key=lambda n: -found[n][0])[:SHOWN]:
+        series[name] = found[name][1]
+    return series
+
+
+def _chains(source: Source) -> list[Item]:
+    series = _drawn_series(source)
+    if not series:
+        return [Text(("There is nothing here whose chains could be drawn.",))]
+    names = {f"q{i}": name for i, name in enumerate(series)}
+    tree = build({"posterior": {k: series[v] for k, v in names.items()}}, dims={k: () for k in names})
+    tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset().rename({k: _variable(v) for k, v in names.items()}))
+    what = listed(list(series), most=9)
+    n = source.tree["posterior"].sizes["chain"]
+    items: list[Item] = [
+        arviz_figure(
+            *("trace", "plot_trace", tree),
+            caption=f"Draws of each chain in order, for {what} (of each invariant the entry with the largest R-hat). Chains that "
+            "have found the same distribution lie over each other and show no trend.",
+            alt=f"Trace plots of {n} chains for {what}.",
+        ),
+        arviz_figure(
+            *("rank", "plot_rank", tree),
+            caption="Ranks of the draws by chain. Sound chains have even ranks: level bars, or curves inside their envelope.",
+            alt=f"Rank plots of {n} chains for {what}.",
+        ),
+    ]
+    stats = source.group("sample_stats")
+    if stats is not None and "energy" in stats:
+        items.append(
+            arviz_figure(
+                *("energy", "plot_energy", source.tree),
+                caption="Energy of the Hamiltonian and its change from draw to draw. Where the change is much narrower than the energy "
+                "itself, the tails are explored slowly (E-BFMI below 0.3).",
+                alt="Distributions of the sampler's energy and of its transitions.",
+            )
+        )
+    return items
+
+
+def _variable(name: str) -> str:
+    return "dim " + name if name in ("chain", "draw") else name
+
+
+def arviz_figure(name: str, function: str, tree: xr.DataTree, *, caption: str, alt: str) -> Figure:
+    """A drawing by ArviZ's function of that name, in whichever line of ArviZ is installed."""
+    data = to_arviz(tree)
+    import arviz
+    from matplotlib import pyplot
+
+    before = pyplot.get_fignums()
+    with style(), pyplot.ioff():
+        try:
+            made: Any = getattr(arviz, function)(data)
+            canvas = made.viz["figure"].item() if hasattr(made, "viz") else np.ravel(made)[0].figure
+            width, height = canvas.get_size_inches()
+            canvas.set_size_inches(10, max(2.5, 10 * height / width))
+            if canvas.get_layout_engine() is None:
+                canvas.set_layout_engine("constrained")
+            for axes in canvas.axes:
+                for mark in (*axes.lines, *axes.collections):
+                    mark.set_rasterized(_heavy(mark))
+            return Figure(name, caption, alt, svg(canvas, name, alt))
+        finally:
+            for number in set(pyplot.get_fignums()) - set(before):
+                pyplot.close(number)
+
+
+def _heavy(mark: Any) -> bool:
+    return len(mark.get_xdata() if hasattr(mark, "get_xdata") else mark.get_offsets()) > HEAVY // 2
+
+
+# -- optimisation
+
+
+def _optimization(source: Source) -> list[Item]:
+    found = source.group("optimization")
+    if found is None:
+        return []
+    if "loss" in found:
+        return [_elbo(-found["loss"].values)]
+    if "log_likelihood" in found and found["log_likelihood"].size > 1:
+        return [_climb(found["log_likelihood"].values)]
+    restarts = found.get("log_joint")
+    if restarts is not None and restarts.size > 1:
+        best = float(restarts.max())
+        same = int((restarts > best - 0.1).sum())
+        return [Text((f"{same} of {count(restarts.size, 'start')} ended within 0.1 nats of the best log density, {shown(best)}.",))]
+    return []
+
+
+def _elbo(elbo: np.ndarray) -> Figure:
+    n_steps = elbo.shape[1]
+    keep = np.unique(np.linspace(0, n_steps - 1, min(n_steps, MOST_POINTS)).astype(int))
+
+    def draw(canvas: Any) -> None:
+        whole, end = canvas.subplots(1, 2)
+        for axes, first in ((whole, 0), (end, n_steps - max(2, n_steps // 4))):
+            for i, curve in enumerate(elbo):
+                steps = keep[keep >= first]
+                axes.plot(steps, curve[steps], color=COLORS[i % len(COLORS)], lw=0.8, alpha=0.5, rasterized=len(steps) > HEAVY)
+                if len(steps) > 50:
+                    window = max(1, n_steps // 60)
+                    smooth = np.convolve(curve, np.ones(window) / window, mode="valid")[max(0, first - window // 2) :]
+                    x = np.arange(len(smooth)) + first + window // 2
+                    axes.plot(x, smooth, color=COLORS[i % len(COLORS)], lw=1.8, label=f"restart {i}")
+            axes.set_xlabel("step")
+            axes.grid(axis="y")
+        low = np.quantile(elbo[:, n_steps // 20 :], 0.02)
+        whole.set_ylim(low - 0.1 * (elbo.max() - low), elbo.max() + 0.05 * (elbo.max() - low))
+        whole.set_ylabel("ELBO, nats")
+        whole.set_title("whole course")
+        end.set_title("last quarter")
+        if len(elbo) > 1:
+            whole.legend()
+
+    caption = (
+        "Evidence lower bound by step, noisy values pale and their running mean drawn over them; the first steps may lie below "
+        "the frame. It should have stopped rising."
+    )
+    return drawn("elbo", caption, f"Curve of the ELBO over {n_steps} steps.", (10, 3.0), draw)
+
+
+def _climb(values: np.ndarray) -> Figure:
+    def draw(canvas: Any) -> None:
+        axes = canvas.subplots()
+        gap = np.maximum(values[-1] - values[:-1], 1e-16)
+        axes.semilogy(np.arange(len(gap)), gap, color=BLUE, lw=1.8)
+        axes.set_xlabel("step")
+        axes.set_ylabel("nats below the end")
+        axes.grid(axis="y")
+
+    caption = f"Log likelihood that was still to be gained at each step; it ended at {shown(float(values[-1]))}."
+    return drawn("climb", caption, f"Convergence of the likelihood over {len(values)} steps.", (10, 2.6), draw)
+
+
+# -- leave-one-out
+
+
+def _loo(source: Source) -> list[Item]:
+    if source.kind == POINT:
+        return []
+    try:
+        found = loo(source.tree)
+    except (ModelError, InferenceError) as error:
+        return [Text((f"There is no leave-one-out score: {error}",))]
+    bad = found.khat >= found.limit
+    said = (
+        f"Leave-one-out predictive score: {shown(found.elpd)} nats with standard error {shown(found.se)}; "
+        f"{shown(found.p_loo)} effective parameters; {int(bad.sum())} of {count(len(bad), 'unit')} with k-hat of "
+        f"{found.limit:.2f} or more."
+    )
+    if found.conditional:
+        said += " Units were scored given their own positions, so that the score is too high."
+    worst = np.argsort(-found.khat, kind="stable")[:3]
+
+    def draw(canvas: Any) -> None:
+        axes = canvas.subplots()
+        x = np.arange(len(bad))
+        for chosen, color, marker in ((~bad, BLUE, "o"), (bad, RED, "X")):
+            options: Mapping[str, Any] = {"s": 12, "color": color, "marker": marker, "lw": 0, "rasterized": len(bad) > HEAVY}
+            axes.scatter(x[chosen], found.khat[chosen], **options)
+        axes.axhline(found.limit, color=GREY, ls="--", lw=1)
+        axes.text(len(bad), found.limit, f" {found.limit:.2f}", va="center", color=GREY)
+        for i in worst:
+            axes.annotate(source.units[i], (i, found.khat[i]), xytext=(4, 2), textcoords="offset points", fontsize=8)
+        axes.set_xlabel("unit, in the order of the data")
+        axes.set_ylabel("Pareto k-hat")
+
+    caption = (
+        "How much the posterior changes when a unit is left out. Above the dashed line the unit's own score is not to be relied on: "
+        "it is one that the model did not expect. The three largest are named."
+    )
+    return [Text((said,)), drawn("khat", caption, f"Pareto k-hat of each of {len(bad)} units.", (10, 2.8), draw)]
+

@@ -1,0 +1,182 @@
+"""What a page is made of: sections of texts, tables and figures, the same things for the page and for report.json."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+MARKS = {
+    "pass": "✓",
+    "warn": "!",
+    "fail": "✗",
+    "not applicable": "–",
+    "summary-like": "◎",
+    "draw-like": "○",
+    "distinct": "✗",
+    "undetermined": "?",
+}
+"""A sign beside each word of judgement, so that no colour is needed to see it."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph, or a list where there are several lines; `kind` is the box it stands in."""
+
+    lines: tuple[str, ...]
+    kind: str = "plain"
+
+    def record(self) -> dict[str, Any]:
+        return {"kind": "text", "lines": list(self.lines)}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of numbers and texts; `folded` ones are opened by a click, and on paper."""
+
+    name: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    folded: bool = False
+
+    @classmethod
+    def of(cls, name: str, caption: str, records: Sequence[Mapping[str, Any]], *, folded: bool = False) -> "Table":
+        """A table of records that all have the same keys, which are its columns."""
+        columns = tuple(records[0]) if records else ()
+        return cls(name, caption, columns, tuple(tuple(record[key] for key in columns) for record in records), folded)
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Which columns hold numbers only."""
+        return tuple(all(_is_number(row[i]) for row in self.rows) for i in range(len(self.columns)))
+
+    def record(self) -> dict[str, Any]:
+        rows = [dict(zip(self.columns, map(plain, row), strict=True)) for row in self.rows]
+        return {"kind": "table", "name": self.name, "caption": self.caption, "rows": rows}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing: `svg` as text, `alt` what it shows for those who do not see it."""
+
+    name: str
+    caption: str
+    alt: str
+    svg: str
+
+    def record(self) -> dict[str, Any]:
+        return {"kind": "figure", "name": self.name, "caption": self.caption, "alt": self.alt}
+
+
+@dataclass(frozen=True)
+class Formulas:
+    """Text with formulas between dollar signs, as docstrings have them; a paragraph each."""
+
+    paragraphs: tuple[str, ...]
+
+    def record(self) -> dict[str, Any]:
+        return {"kind": "text", "lines": list(self.paragraphs)}
+
+
+@dataclass(frozen=True)
+class Brush:
+    """Panels of the same units beside each other, for the page's script; see `latentlab.report.beside`."""
+
+    data: Mapping[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        return {"kind": "panels", **self.data}
+
+
+Item = Text | Table | Figure | Formulas | Brush
+
+
+@dataclass(frozen=True)
+class Section:
+    """A numbered part of the page."""
+
+    name: str
+    title: str
+    items: tuple[Item, ...]
+
+    def record(self) -> dict[str, Any]:
+        return {"name": self.name, "title": self.title, "items": [item.record() for item in self.items]}
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON holds it: NaN is null, an infinity the text `inf` or `-inf`.
+
+    Example:
+        >>> plain([np.float64(0.5), float("nan"), np.inf, np.array([1, 2])])
+        [0.5, None, 'inf', [1, 2]]
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def shown(value: Any) -> str:
+    """A value as a reader wants it: numbers to three digits, nothing for none.
+
+    Example:
+        >>> [shown(v) for v in (0.123456, 1234567.0, 12.0, 3, 1e-7, float("nan"), float("inf"), "word", None, True)]
+        ['0.123', '1 234 567', '12', '3', '1e-07', '–', '∞', 'word', '–', 'yes']
+    """
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", " ") if abs(value) >= 10_000 else str(value)
+    if isinstance(value, float):
+        return _number(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown, value))
+    return str(value)
+
+
+def _number(value: float) -> str:
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    size = abs(value)
+    if size >= 1e7 or 0 < size < 1e-4:
+        return f"{value:.2g}".replace("-", "−") if size >= 1e7 else f"{value:.1g}"
+    if size >= 1000:
+        return f"{value:,.0f}".replace(",", " ").replace("-", "−")
+    return f"{value:.3g}".replace("-", "−")
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_))
+
+
+def count(n: int, noun: str, plural: str = "") -> str:
+    """A number with its noun.
+
+    Example:
+        >>> count(1, "unit"), count(12, "unit"), count(2, "class", "classes")
+        ('1 unit', '12 units', '2 classes')
+    """
+    return f"{shown(n)} {noun if n == 1 else plural or noun + 's'}"
+
+
+def listed(words: Sequence[Any], most: int = 5) -> str:
+    """Words as a sentence has them.
+
+    Example:
+        >>> listed(["a", "b", "c"]), listed(range(7), most=2)
+        ('a, b and c', '0, 1 and 5 more')
+    """
+    words = [str(word) for word in words]
+    if len(words) > most:
+        words = [*words[:most], f"{len(words) - most} more"]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "none"

@@ -1,0 +1,103 @@
+"""The page of a run: report.html, which needs nothing but itself, and report.json, the same numbers."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from latentlab.errors import MissingDependencyError, StoreError
+from latentlab.files import write as write_file
+from latentlab.report import asked, beside, inference, positions, provenance, scores, summary, units
+from latentlab.report.formula import typeset
+from latentlab.report.items import MARKS, Section, plain, shown
+from latentlab.report.source import Source
+from latentlab.store import REPORT, Run
+
+SECTIONS = (asked, inference, positions, beside, scores, units, provenance)
+"""In the order of the page."""
+
+FORMAT = 1
+"""Version of report.json."""
+
+
+def write(run: Run) -> Path:
+    """Writes report.html and report.json into the run's directory.
+
+    What a run does not have (labels, embeddings, a posterior's spread, predictive draws) is said in a sentence. The same run
+    gives the same page, byte by byte.
+
+    Args:
+        run: A run whose posterior and diagnostics are there.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        MissingDependencyError: jinja2 is not installed.
+        StoreError: Posterior or diagnostics are not there yet, or the directory cannot be written.
+    """
+    template = _template()
+    for name in ("posterior.nc", "diagnostics.json"):
+        if name not in run.info["files"]:
+            raise StoreError(f"{run.path} has no {name}: there is nothing to report yet.")
+    source = Source(run)
+    top = summary.section(source)
+    sections = [module.section(source) for module in SECTIONS]
+    page = template.render(
+        name=run.info.get("name", run.path.name),
+        status=str(run.info["status"]).replace("_", " "),
+        converged=run.info["status"] != "not_converged",
+        top=top,
+        sections=sections,
+        css=_text("page.css"),
+        script=_text("brush.js"),
+    )
+    record = {"format": FORMAT, "name": run.info.get("name", run.path.name), **_record(source, top, sections)}
+    write_file(run.path / REPORT[1], (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    write_file(run.path / REPORT[0], page.encode(errors="replace"))
+    return run.path / REPORT[0]
+
+
+def _record(source: Source, top: Section, sections: list[Section]) -> dict[str, Any]:
+    return plain(
+        {
+            "status": source.run.info["status"],
+            "diagnostics": source.run.diagnostics.to_dict("records"),
+            "verdicts": summary.verdict_records(source) if source.compared else [],
+            "summary": top.record(),
+            "sections": [section.record() for section in sections],
+        }
+    )
+
+
+def _template() -> Any:
+    """The page's template; jinja2 escapes whatever is not said to be HTML."""
+    try:
+        import jinja2
+        from markupsafe import Markup
+    except ImportError as error:
+        raise MissingDependencyError("the report", "jinja2", "report") from error
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["shown"] = shown
+    environment.filters["typeset"] = lambda text: Markup(typeset(text))
+    environment.filters["embedded"] = lambda data: Markup(embedded(data))
+    environment.filters["raw"] = Markup
+    environment.globals["MARKS"] = MARKS
+    return environment.from_string(_text("page.html"))
+
+
+def embedded(data: Any) -> str:
+    r"""JSON that can stand in a `<script>` element: nothing in it ends the element or begins a comment.
+
+    Example:
+        >>> embedded({"unit": "</script>"})
+        '{"unit":"\\u003c/script\\u003e"}'
+    """
+    text = json.dumps(plain(data), separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _text(name: str) -> str:
+    return files("latentlab.report").joinpath("templates", name).read_text(encoding="utf-8")

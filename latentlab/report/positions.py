@@ -1,0 +1,417 @@
+"""Section 3: where the positions are, how sure that is, and whether the model fits what it was shown."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import chi2
+
+from latentlab.diagnostics import identified
+from latentlab.errors import ModelError
+from latentlab.models.linear_gaussian import LinearGaussian
+from latentlab.posterior import SENSITIVE, power_sensitivity
+from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, INK, RED, Classes, drawn, panels, shortened
+from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
+from latentlab.report.source import POINT, Source
+
+LEVEL = 0.8
+"""Of the credible ellipses."""
+MOST_AXES = 4
+MOST_LOADINGS = 30
+MOST_SENSITIVE = 10
+N_IMPUTED = 400
+"""Draws by which missing entries are filled in."""
+
+
+def section(source: Source) -> Section:
+    """Positions, loadings, predictive checks, sensitivity, imputations."""
+    classes = Classes(source.labels, len(source.units))
+    items: list[Item] = [Text((_sentence(source),)), _positions(source, classes)]
+    items.append(_table(source))
+    items += _loadings(source)
+    items += _predictive(source)
+    items += _sensitivity(source)
+    items += _held_out(source)
+    items += _imputed(source)
+    return Section("positions", "Where are the positions?", tuple(items))
+
+
+def _sentence(source: Source) -> str:
+    n, q = source.mean.shape
+    between = float(np.sqrt(source.mean.var(axis=0).mean()))
+    within = float(np.sqrt((source.spread**2).mean()))
+    turned = "" if source.model is None or source.model.symmetry.is_trivial() else (
+        f" The model leaves its coordinates open (symmetry {type(source.model.symmetry).__name__}): every draw was carried to one "
+        "common frame, along the principal axes of the consensus, before means and spreads were taken."
+    )
+    return (
+        f"{count(n, 'unit')} have positions in {count(q, 'dimension')}. Their posterior means are {shown(between)} apart (standard "
+        f"deviation between units), and each is known to {shown(within)} (posterior standard deviation).{turned}"
+    )
+
+
+# -- positions
+
+
+def _positions(source: Source, classes: Classes) -> Figure:
+    q = source.mean.shape[1]
+    if q == 1:
+        return _line(source, classes)
+    return _plane(source, classes) if q == 2 else _pairs(source, classes)
+
+
+def _line(source: Source, classes: Classes) -> Figure:
+    z = source.positions.values.reshape(-1, len(source.units))
+    low, high = np.quantile(z, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
+    mean = source.mean[:, 0]
+    rank = np.argsort(np.argsort(mean, kind="stable"), kind="stable")
+
+    def draw(canvas: Any) -> None:
+        axes = canvas.subplots()
+        colors = [classes.color(code) for code in classes.codes.tolist()]
+        axes.vlines(rank, low, high, colors=colors, lw=1, alpha=0.5, rasterized=len(mean) > HEAVY)
+        classes.scatter(axes, rank, mean)
+        axes.set_xlabel("units in the order of their means")
+        axes.set_ylabel("position")
+        axes.grid(axis="y")
+        classes.legend(canvas, axes)
+
+    caption = f"Posterior mean of each unit's position with its {LEVEL:.0%} credible interval{_by_label(classes)}."
+    return drawn("positions", caption, f"Interval plot of {len(mean)} positions on a line.", (10, 4.2), draw)
+
+
+def _plane(source: Source, classes: Classes) -> Figure:
+    def draw(canvas: Any) -> None:
+        axes = canvas.subplots()
+        _ellipses(axes, source, classes)
+        classes.scatter(axes, source.mean[:, 0], source.mean[:, 1])
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xlabel("latent axis 1")
+        axes.set_ylabel("latent axis 2")
+        axes.grid()
+        classes.legend(canvas, axes)
+
+    caption = (
+        f"Posterior mean of each unit's position with its {LEVEL:.0%} credible ellipse (of the Gaussian with the draws' covariance)"
+        f"{_by_label(classes)}. Only what the symmetry leaves identified can be read off: distances and shapes, not the axes."
+    )
+    return drawn("positions", caption, f"Scatter of {len(source.units)} positions on a plane with ellipses.", (10, 6.6), draw)
+
+
+def _ellipses(axes: Any, source: Source, classes: Classes) -> None:
+    from matplotlib.collections import EllipseCollection
+
+    values, vectors = np.linalg.eigh(source.covariance[:, :2, :2])
+    axis = 2 * np.sqrt(np.maximum(values, 0) * chi2.ppf(LEVEL, 2))
+    angle = np.degrees(np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1]))
+    options = {"units": "x", "offsets": source.mean[:, :2], "offset_transform": axes.transData, "linewidths": 0.7}
+    many = len(source.mean) > HEAVY
+    colors = [classes.color(code) for code in classes.codes.tolist()]
+    options |= {"alpha": 0.22 if many else 0.4, "edgecolors": colors, "facecolors": "none", "rasterized": many}
+    axes.add_collection(EllipseCollection(axis[:, 1], axis[:, 0], angle, **options))
+
+
+def _pairs(source: Source, classes: Classes) -> Figure:
+    q = min(source.mean.shape[1], MOST_AXES)
+
+    def draw(canvas: Any) -> None:
+        axes = canvas.subplots(q - 1, q - 1, squeeze=False, sharex="col", sharey="row")
+        for i in range(q - 1):
+            for j in range(q - 1):
+                if j > i:
+                    axes[i, j].set_axis_off()
+                    continue
+                classes.scatter(axes[i, j], source.mean[:, j], source.mean[:, i + 1], size=7)
+                axes[i, j].grid()
+                if j == 0:
+                    axes[i, j].set_ylabel(f"axis {i + 2}")
+                if i == q - 2:
+                    axes[i, j].set_xlabel(f"axis {j + 1}")
+        classes.legend(canvas, axes[0, 0])
+
+    some = "" if q == source.mean.shape[1] else f" The first {q} of {source.mean.shape[1]} axes."
+    sds = np.sqrt(np.einsum("nkk->nk", source.covariance)[:, :q].mean(axis=0))
+    caption = (
+        f"Posterior means of the units' positions, each pair of axes{_by_label(classes)}.{some} Posterior standard deviations, "
+        f"root mean square over units: {', '.join(f'{sd:.2g}' for sd in sds)}."
+    )
+    return drawn("positions", caption, f"Matrix of scatters of {len(source.units)} positions.", (10, 2.6 * (q - 1) + 0.6), draw)
+
+
+def _by_label(classes: Classes) -> str:
+    return ", coloured and shaped by label, which the model was not shown" if classes.names else ""
+
+
+def _table(source: Source) -> Table:
+    sd = np.sqrt(np.einsum("nkk->nk", source.covariance))
+    records = []
+    for i, unit in enumerate(source.units):
+        record: dict[str, Any] = {"unit": unit}
+        if source.labels is not None:
+            record["label"] = str(source.labels[i])
+        for k in range(min(MOST_AXES, sd.shape[1])):
+            record |= {f"mean {k + 1}": float(source.mean[i, k]), f"sd {k + 1}": float(sd[i, k])}
+        records.append(record)
+    least, most = np.argsort(source.spread, kind="stable")[[0, -1]]
+    caption = f"The positions; the surest is {source.units[least]}, the least sure {source.units[most]}"
+    if len(records) > 300:
+        order = np.argsort(-source.spread, kind="stable")[:50]
+        return Table.of("positions", f"{caption}. The 50 least sure", [records[i] for i in order], folded=True)
+    return Table.of("positions", caption, records, folded=True)
+
+
+# -- loadings
+
+
+def _loadings(source: Source) -> list[Item]:
+    sites = source.tree["latents"].data_vars
+    found = next((a for n, a in sites.items() if n != source.site and a.dims[2:] == ("feature", "latent")), None)
+    if found is None:
+        return []
+    values = found.values.reshape(-1, *found.shape[2:])
+    mean, (low, high) = values.mean(axis=0), np.quantile(values, (0.05, 0.95), axis=0)
+    order = np.argsort(-np.linalg.norm(mean, axis=1), kind="stable")[:MOST_LOADINGS][::-1]
+    q = min(mean.shape[1], MOST_AXES)
+
+    def draw(canvas: Any) -> None:
+        for k, axes in enumerate(panels(canvas, q, MOST_AXES, sharey=True)):
+            y = np.arange(len(order))
+            axes.axvline(0, color=GREY, lw=0.8)
+            axes.hlines(y, low[order, k], high[order, k], color=COLORS[k], lw=2)
+            axes.plot(mean[order, k], y, "o", color=COLORS[k], ms=4)
+            axes.set_yticks(y, [shortened(source.features[i]) for i in order])
+            axes.set_title(f"{found.name}, latent axis {k + 1}")
+            axes.grid(axis="x")
+
+    some = "" if len(order) == len(mean) else f", the {len(order)} longest of {len(mean)}"
+    flat = "; a point estimate has no intervals" if source.kind == POINT else ", posterior mean and 90 % interval"
+    caption = f"Loadings of the features in the common frame{some}{flat}. The sign and the turn of the axes are a convention."
+    records = [
+        {"feature": source.features[i]} | {f"{e} {k + 1}": float(v[i, k]) for k in range(q) for e, v in _ends(mean, low, high)}
+        for i in range(len(mean))
+    ]
+    figure = drawn("loadings", caption, "Interval plot of loadings by feature.", (10, 0.8 + 0.2 * len(order)), draw)
+    return [figure, Table.of("loadings", "Loadings", records, folded=True)]
+
+
+def _ends(mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    return [("mean", mean), ("q05", low), ("q95", high)]
+
+
+# -- posterior predictive check
+
+
+def _predictive(source: Source) -> list[Item]:
+    group = source.group("posterior_predictive")
+    name = str(source.observed.name)
+    if group is None or name not in group or not source.is_table:
+        why = "no predictive draws were kept" if group is None else "the data are no table of numbers"
+        return [Text((f"There is no posterior predictive check: {why}.",))]
+    x = source.observed.values
+    replicated = group[name].values.reshape(-1, *x.shape)
+    replicated = np.where(np.isnan(x), np.nan, replicated)
+    statistics: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "mean": lambda a: np.nanmean(a, axis=-2),
+        "standard deviation": lambda a: np.nanstd(a, axis=-2),
+        "largest value": lambda a: np.nanmax(a, axis=-2),
+        "correlation": _correlations,
+    }
+    found = {k: (f(x), np.stack([f(one) for one in replicated])) for k, f in statistics.items()}
+    n = len(replicated)
+    rows = []
+    for key, (seen, again) in found.items():
+        p = tail(seen, again)
+        worst = int(np.nanargmin(p)) if np.isfinite(p).any() else 0
+        pair = np.column_stack(np.triu_indices(x.shape[1], 1))
+        which = source.features[worst] if key != "correlation" else " and ".join(source.features[i] for i in pair[worst])
+        rows.append(
+            {
+                "statistic": f"{key} of each {'pair' if key == 'correlation' else 'feature'}",
+                "how many": len(p),
+                "outside 95 %": float(np.mean(p <= 0.05)),
+                "farthest off": which,
+                "observed": float(seen[worst]),
+                "replicated": float(again[:, worst].mean()),
+                "tail p": float(p[worst]),
+            }
+        )
+    caption = (
+        f"Posterior predictive check: {n} data sets drawn from the fitted model, held against the data. “Outside 95 %” is the share "
+        f"of features (or pairs) that the model misses, 0.05 or less if it fits; a tail p is two-sided, and at least {2 / (n + 1):.2g}"
+    )
+    return [_predictive_figure(source, found), Table.of("predictive", caption, rows)]
+
+
+def tail(seen: np.ndarray, again: np.ndarray) -> np.ndarray:
+    r"""Two-sided tail p of each observed statistic among its replicates.
+
+    $$ p = \min\{1, 2 \min(r, R + 2 - r') / (R + 1)\} $$ with the ranks counted so that equal values favour neither side.
+
+    Args:
+        seen: Observed, `(n,)`.
+        again: Replicated, `(replicate, n)`.
+
+    Example:
+        >>> tail(np.array([0.0, 5.0]), np.arange(9.0)[:, None] + [1.0, 0.0]).tolist()
+        [0.2, 0.8]
+    """
+    above, below = (again >= seen).sum(axis=0), (again <= seen).sum(axis=0)
+    return np.minimum(1.0, 2 * (1 + np.minimum(above, below)) / (1 + len(again)))
+
+
+def _correlations(x: np.ndarray) -> np.ndarray:
+    upper = np.triu_indices(x.shape[1], 1)
+    if not np.isnan(x).any():
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.corrcoef(x, rowvar=False)[upper]
+    return pd.DataFrame(x).corr().to_numpy()[upper]
+
+
+def _predictive_figure(source: Source, found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    def draw(canvas: Any) -> None:
+        for axes, (name, (seen, again)) in zip(panels(canvas, len(found), 4), found.items(), strict=True):
+            low, middle, high = np.quantile(again, (0.025, 0.5, 0.975), axis=0)
+            out = (seen < low) | (seen > high)
+            ends = [np.nanmin([low, seen]), np.nanmax([high, seen])]
+            axes.plot(ends, ends, color=GREY, lw=1)
+            for chosen, color, marker in ((~out, BLUE, "o"), (out, RED, "X")):
+                heavy = len(seen) > HEAVY
+                axes.vlines(seen[chosen], low[chosen], high[chosen], color=color, lw=0.8, alpha=0.5, rasterized=heavy)
+                axes.scatter(seen[chosen], middle[chosen], s=10, color=color, marker=marker, lw=0, rasterized=heavy)
+            axes.set_title(name)
+            axes.set_xlabel("observed")
+        canvas.axes[0].set_ylabel("replicated")
+
+    caption = (
+        "Posterior predictive check: each feature's (or pair's) statistic in the data, and its median and 95 % interval in data "
+        "sets that the fitted model makes. On the line they agree; red crosses are those whose interval misses the data."
+    )
+    return drawn("predictive", caption, f"Scatter of replicated against observed {listed(list(found))}.", (10, 2.9), draw)
+
+
+# -- prior, held-out units
+
+
+def _sensitivity(source: Source) -> list[Item]:
+    if source.kind == POINT or source.model is None or source.group("log_prior") is None:
+        return []
+    values = {str(n): a.values for n, a in source.tree["posterior"].data_vars.items() if n in source.model.dims and n != source.site}
+    dims = {n: tuple(source.model.dims[n]) for n in values}
+    try:
+        table = power_sensitivity(source.tree, identified(values, dims, source.model.symmetry, source.site))
+    except ModelError as error:
+        return [Text((f"The sensitivity to the prior cannot be told: {error}",))]
+    table = table.dropna(subset=["prior"]).sort_values("prior", ascending=False, kind="stable")
+    n = int((table["prior"] >= SENSITIVE).sum())
+    said = (
+        f"Sensitivity to the prior: {n} of {count(len(table), 'quantity', 'quantities')} change noticeably ({SENSITIVE:g} or more) when "
+        "the prior is made slightly stronger or weaker; those that change with the likelihood alone are led by the data."
+    )
+    rows = table.head(MOST_SENSITIVE).to_dict("records")
+    caption = "Sensitivity to a power of the prior and of the likelihood, the largest first"
+    return [Text((said,)), Table.of("sensitivity", caption, rows, folded=True)]
+
+
+def _held_out(source: Source) -> list[Item]:
+    score = source.run.info.get("held_out")
+    if not score:
+        return []
+    n = int(score["n_units"])
+    text = (
+        f"{count(n, 'unit')} that were kept out of the fit have a log predictive density of {shown(float(score['elpd']))} nats in all "
+        f"(standard error {shown(score['se'])}), {shown(float(score['elpd']) / n)} a unit; larger is better."
+    )
+    return [Text((text,))]
+
+
+# -- missing entries
+
+
+def _imputed(source: Source) -> list[Item]:
+    if not source.is_table or not np.isnan(source.observed.values).any():
+        return []
+    if not isinstance(source.model, LinearGaussian):
+        return [Text(("Missing entries were integrated over; this model does not say what they were.",))]
+    where = np.argwhere(np.isnan(source.observed.values))
+    draws = imputations(source, where)
+    mean, sd = draws.mean(axis=0), draws.std(axis=0)
+    low, high = np.quantile(draws, (0.05, 0.95), axis=0)
+    truth = _hidden(source, where)
+    order = np.argsort(-sd, kind="stable")
+    records = []
+    for i in order[:50] if len(order) > 300 else range(len(order)):
+        u, f = where[i]
+        record = {"unit": source.units[u], "feature": source.features[f], "mean": mean[i], "q05": low[i], "q95": high[i]}
+        records.append(record | ({} if truth is None else {"hidden truth": truth[i]}))
+    some = "Missing entries as the model fills them in" + (", the 50 least sure" if len(order) > 300 else "")
+    scale = "in standardised values" if source.config["dataset"].get("standardize") else "in the data's own values"
+    naive = np.nanmean(source.observed.values, axis=0)[where[:, 1]]
+    items: list[Item] = [_imputed_words(truth, naive, mean, low, high)]
+    if truth is not None and np.isfinite(truth).any():
+        items.append(_imputed_figure(mean, low, high, truth, scale))
+    return [*items, Table.of("imputed", f"{some}, {scale}", records, folded=True)]
+
+
+def imputations(source: Source, where: np.ndarray) -> np.ndarray:
+    r"""Draws of missing entries given all that was observed, $x_{nd} \sim N(w_d' z_n + \mu_d, \sigma_d^2)$: `(draw, entry)`."""
+    model = source.model
+    if not isinstance(model, LinearGaussian):
+        raise ModelError("imputations need a linear-Gaussian model.")
+    sites = source.tree["posterior"]
+    n = sites.sizes["chain"] * sites.sizes["draw"]
+    some = np.unique(np.linspace(0, n - 1, min(n, N_IMPUTED)).astype(int))
+    W, mu, z, noise = (
+        sites[name].values.reshape(n, *sites[name].shape[2:])[some] for name in ("W", "mu", model.position.site, model.noise)
+    )
+    unit, feature = where.T
+    loc = np.einsum("sek,sek->se", W[:, feature], z[:, unit]) + mu[:, feature]
+    scale = noise[:, feature] if noise.ndim == 2 else noise[:, None]
+    rng = np.random.default_rng([int(source.config.get("seed", 0)) % 2**32, 0])
+    return loc + scale * rng.standard_normal(loc.shape)
+
+
+def _hidden(source: Source, where: np.ndarray) -> np.ndarray | None:
+    """The hidden values in the fit's scale; None where nobody knows them."""
+    if source.raw is None or source.raw.observed not in source.raw.truth:
+        return None
+    params = source.run.params
+    truth = source.raw.truth[source.raw.observed]
+    index = pd.Index(source.raw.features.astype(str)).get_indexer(source.features)
+    truth = truth[:, index]
+    if "transform.loc" in params:
+        truth = (truth - params["transform.loc"]) / params["transform.scale"]
+    return np.asarray(truth[tuple(where.T)])
+
+
+def _imputed_words(truth: np.ndarray | None, naive: np.ndarray, mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> Text:
+    said = f"{count(len(mean), 'entry', 'entries')} were missing; the model integrates over them, and says what they may have been."
+    if truth is None:
+        return Text((said,))
+    known = np.isfinite(truth)
+    inside = float(((truth >= low) & (truth <= high))[known].mean())
+    error, of_naive = (float(np.sqrt(((truth - guess)[known] ** 2).mean())) for guess in (mean, naive))
+    return Text(
+        (
+            f"{said} They were hidden on purpose: {inside:.0%} of the true values lie in their 90 % intervals, and the root mean square "
+            f"error of the posterior mean is {shown(error)} (of the column's mean: {shown(of_naive)}).",
+        )
+    )
+
+
+def _imputed_figure(mean: np.ndarray, low: np.ndarray, high: np.ndarray, truth: np.ndarray, scale: str) -> Figure:
+    def draw(canvas: Any) -> None:
+        axes = canvas.subplots()
+        out = (truth < low) | (truth > high)
+        ends = [np.nanmin([low, truth]), np.nanmax([high, truth])]
+        axes.plot(ends, ends, color=GREY, lw=1)
+        for chosen, color, marker in ((~out, BLUE, "o"), (out, RED, "X")):
+            heavy = len(truth) > HEAVY
+            axes.vlines(truth[chosen], low[chosen], high[chosen], color=color, lw=0.6, alpha=0.35, rasterized=heavy)
+            axes.scatter(truth[chosen], mean[chosen], s=10, color=color, marker=marker, lw=0, rasterized=heavy)
+        axes.set_xlabel(f"hidden truth, {scale}", color=INK)
+        axes.set_ylabel("imputed")
+        axes.grid()
+
+    caption = "Missing entries: posterior mean and 90 % interval against what was hidden; red crosses are missed by their interval."
+    return drawn("imputed", caption, f"Scatter of {len(truth)} imputed values against the truth.", (10, 4.0), draw)

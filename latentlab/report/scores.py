@@ -1,0 +1,298 @@
+"""Section 5: how each embedding compares with the posterior."""
+
+from typing import Any
+
+import numpy as np
+
+from latentlab.registry import METRICS
+from latentlab.report.docs import docs
+from latentlab.report.figure import BAND, BLUE, EDGE, GREY, INK, ORANGE, PURPLE, drawn, panels, shortened
+from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
+from latentlab.report.source import Source
+
+LABEL_SCORES = {
+    "label_agreement": "label agreement of neighbours",
+    "downstream_accuracy": "accuracy of a nearest-neighbour classifier",
+}
+HEIGHT = 0.2
+"""Inches that a row of a plot takes."""
+NOTHING = "No embedding was compared: the config names none."
+
+
+def section(source: Source) -> Section:
+    """Verdicts, scores with ceiling and floor, coverage, labels, and what is claimed of each pair."""
+    if not source.compared:
+        return Section("scores", "How does each embedding compare?", (Text((NOTHING,)),))
+    items: list[Item] = [Text(tuple(_how(source)))]
+    items += [*_verdicts(source), _deltas(source), *_notes(source), _coverage(source), *_claims(source)]
+    items += _scores(source)
+    items += _labels(source)
+    return Section("scores", "How does each embedding compare?", tuple(items))
+
+
+def _how(source: Source) -> list[str]:
+    data = source.run.comparison
+    ways = [str(way) for way in data["alignment"].values]
+    said = {
+        "orthogonal": "turned, mirrored and moved",
+        "similarity": "turned, mirrored, moved and scaled",
+        "affine": "carried over by any affine map",
+    }
+    what = listed([f"{said[way]} ({way})" for way in ways])
+    return [
+        f"Before the verdict each embedding may be {what}; a model's symmetry leaves at least {source.ignored} open. p-values are "
+        f"Holm's over {count(data.sizes['embedding'], 'compared array')}, the level is {shown(float(data.attrs['alpha']))}. "
+        "A row “(mapped)” is the same embedding carried into latent coordinates by a known correspondence with the model."
+    ]
+
+
+# -- verdicts
+
+
+def _verdicts(source: Source) -> list[Item]:
+    data = source.run.comparison
+    tables = []
+    for way in data["alignment"].values:
+        of = data.sel(alignment=way)
+        records = [
+            {
+                "embedding": str(label),
+                "verdict": str(of["verdict"].values[i]),
+                "delta": float(of["delta"].values[i]),
+                "what is most unusual": str(of["component"].values[i]),
+                "p (nearer than draws)": float(of["p_low"].values[i]),
+                "p (as unusual)": float(of["p_guard"].values[i]),
+                "scale": float(of["scale"].values[i]),
+                "effective draws": float(of["ess"].values[i]),
+            }
+            for i, label in enumerate(data["embedding"].values)
+        ]
+        tables.append(Table.of(f"verdicts-{way}", f"Verdicts, alignment {way}", records))
+    gates = float(data["gate_summary"].isel(embedding=0, alignment=0)), float(data["gate_draw"].isel(embedding=0, alignment=0))
+    text = (
+        "Delta is the distance from the posterior mean in that of a typical draw: 0 the mean, 1 a draw. With many units even a small "
+        "error that is fixed is found out as distinct, so read the word and delta together. Scale is the factor by which the embedding "
+        f"would have to grow to meet the mean. Shuffled means and shuffled draws, put through the same test, reach p {shown(gates[0])} "
+        f"and {shown(gates[1])}: small values say that the test can tell positions from nonsense here."
+    )
+    return [*tables, Text((text,))]
+
+
+def _deltas(source: Source) -> Figure:
+    data = source.run.comparison
+    labels = [str(label) for label in data["embedding"].values]
+    colors = {"summary-like": BLUE, "draw-like": BLUE, "distinct": ORANGE, "undetermined": GREY}
+    shapes = {"summary-like": "o", "draw-like": "s", "distinct": "X", "undetermined": "D"}
+
+    def draw(canvas: Any) -> None:
+        for axes, way in zip(
+            panels(canvas, data.sizes["alignment"], 3, sharey=True), data["alignment"].values.tolist(), strict=True
+        ):
+            of = data.sel(alignment=way)
+            y = np.arange(len(labels))[::-1]
+            seen = set()
+            for i, label in enumerate(of["verdict"].values.astype(str)):
+                name = None if label in seen else label
+                seen.add(label)
+                delta = max(float(of["delta"].values[i]), 1e-3)
+                axes.plot(delta, y[i], shapes[label], color=colors[label], ms=7, label=name)
+            axes.axvline(1, color=INK, lw=0.9)
+            axes.annotate("a draw", (1, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points", fontsize=8)
+            axes.set_xscale("log")
+            axes.set_xlim(0.03, None)
+            axes.set_yticks(y, [shortened(label) for label in labels])
+            axes.set_ylim(-0.7, len(labels) - 0.3)
+            axes.set_xlabel("delta (left: towards the posterior mean)")
+            axes.set_title(f"{way}\n")
+            axes.grid()
+            axes.legend(loc="lower right", frameon=True, framealpha=0.9)
+
+    caption = "Delta of each embedding on a log scale, its shape saying the verdict. At 1 it is as far from the mean as a typical draw."
+    alt = "Dot plot of delta: " + "; ".join(f"{n} {shown(float(d))}" for n, d in zip(labels, data["delta"].values[0], strict=True))
+    return drawn("deltas", caption, alt, (10, 1.5 + 0.27 * len(labels)), draw)
+
+
+def _notes(source: Source) -> list[Item]:
+    data = source.run.comparison
+    notes: dict[str, None] = {}
+    for way in data["alignment"].values:
+        for label, text in zip(data["embedding"].values, data["notes"].sel(alignment=way).values, strict=True):
+            for note in filter(None, str(text).split("; ")):
+                own = note.startswith("the embedding")
+                notes[f"{label}: {note}" if own else f"Alignment {way}: {note}."] = None
+    return [Text(tuple(notes), "list")] if notes else []
+
+
+def _coverage(source: Source) -> Table:
+    data = source.run.comparison
+    records = []
+    for i, label in enumerate(data["embedding"].values):
+        record: dict[str, Any] = {"embedding": str(label)}
+        for j, level in enumerate(data["level"].values.tolist()):
+            record[f"{level:.0%} region"] = float(data["coverage"].values[i, j])
+            record[f"draws, {level:.0%}"] = float(data["draw_coverage"].values[i, j])
+        records.append(record | {"all units at once, 95 %": bool(data["simultaneous"].values[i, -1])})
+    caption = (
+        "Coverage: share of units whose embedded point lies in the unit's credible region, beside the share for held-out draws. "
+        "A posterior mean is covered nearly everywhere, so the yardstick is the draws' share, not the level"
+    )
+    return Table.of("coverage", caption, records)
+
+
+def _claims(source: Source) -> list[Item]:
+    records = []
+    for name in dict.fromkeys(row.embedding for row in source.rows):
+        claim = source.claim(name)
+        if claim is not None:
+            texts = {"holds when": claim.conditions, "breaks when": claim.breaks, "source": claim.citation}
+            records.append({"embedding": name, "grade": claim.grade, "claim": claim.claim} | texts)
+    if not records:
+        return [Text(("No correspondence between these embeddings and this model is on record.",))]
+    return [Table.of("claims", f"What is claimed of these embeddings and {source.config['model']['name']}", records, folded=True)]
+
+
+# -- scores
+
+
+def _scores(source: Source) -> list[Item]:
+    data = source.run.comparison
+    table = source.run.scores
+    n_draws, n_pairs = data.sizes["chain"] * data.sizes["draw"], data.sizes["pair"]
+    metrics = [str(name) for name in data["metric"].values]
+    said = (
+        f"Scores describe, they do not judge. Each is taken against {count(n_draws, 'draw')}, which gives it an interval; the ceiling "
+        f"is the same score between {count(n_pairs, 'pair')} of draws, the posterior's likeness to itself, and the floor that of the "
+        f"embedding with its units shuffled. Neighbours are the {data.attrs['n_neighbors']} nearest."
+    )
+    records = table.to_dict("records")
+    meanings = [
+        {"metric": name, "better": str(data["direction"].values[i]), "what it is": _meaning(name)}
+        for i, name in enumerate(metrics)
+    ]
+    return [
+        Text((said,)),
+        _score_figure(source),
+        *_seeds(source),
+        Table.of("metrics", "The metrics", meanings, folded=True),
+        Table.of("scores", "All scores: mean, sd and quantiles over draws, ceiling and floor", records, folded=True),
+    ]
+
+
+def _meaning(name: str) -> str:
+    return docs(METRICS.load(name)).summary if name in METRICS else ""
+
+
+def _score_figure(source: Source) -> Figure:
+    data = source.run.comparison
+    labels = [str(label) for label in data["embedding"].values]
+    metrics = [str(name) for name in data["metric"].values]
+    across = 3
+    height = (0.75 + HEIGHT * len(labels)) * -(-len(metrics) // across) + 0.3
+
+    def draw(canvas: Any) -> None:
+        y = np.arange(len(labels))[::-1]
+        for i, axes in enumerate(panels(canvas, len(metrics), across, sharey=True)):
+            scores = data["scores"].values[i].reshape(len(labels), -1)
+            low, middle, high = np.quantile(scores, (0.05, 0.5, 0.95), axis=1)
+            top = np.quantile(data["ceiling"].values[i], (0.05, 0.95))
+            bottom = np.quantile(data["floor"].values[i], (0.05, 0.95), axis=1)
+            axes.axvspan(*top, facecolor=BAND, edgecolor=EDGE, lw=0.8)
+            axes.hlines(y, bottom[0], bottom[1], color=GREY, lw=5, alpha=0.35)
+            axes.hlines(y, low, high, color=BLUE, lw=1.8)
+            axes.plot(middle, y, "o", color=BLUE, ms=4)
+            arrow = "better →" if str(data["direction"].values[i]) == "higher" else "← better"
+            axes.set_title(metrics[i].replace("_", " "))
+            axes.set_xlabel(arrow)
+            axes.set_yticks(y, [shortened(label) for label in labels])
+            axes.set_ylim(-0.6, len(labels) - 0.4)
+            axes.grid(axis="x")
+
+    caption = (
+        "Scores by metric: median over draws (dot) and 90 % interval (blue line), which may be narrower than the dot. Pale blue band: the ceiling, 90 % of pairs of draws. "
+        "Thick grey line: the floor, the embedding with its units shuffled. In the band an embedding is as like a draw as draws are like each other."
+    )
+    return drawn("scores", caption, f"Interval plots of {len(metrics)} scores of {len(labels)} arrays.", (10, height), draw)
+
+
+def _seeds(source: Source) -> list[Item]:
+    table = source.run.scores
+    seeded = table[table["seed"] != ""]
+    several = seeded.groupby(["metric", "embedding", "map"], sort=False).filter(lambda g: len(g) > 1)
+    if not len(several):
+        return []
+    data = source.run.comparison
+    records = []
+    for (name, way), of in several.groupby(["embedding", "map"], sort=False):
+        chosen = (data["name"] == name) & (data["map"] == way)
+        deltas = data["delta"].isel(alignment=0).values[chosen.values]
+        words = dict.fromkeys(data["verdict"].isel(alignment=0).values[chosen.values].astype(str))
+        spread = of.groupby("metric", sort=False)["mean"].std(ddof=1) / of.groupby("metric", sort=False)["sd"].mean()
+        records.append(
+            {
+                "embedding": name if way == "raw" else f"{name} (mapped)",
+                "seeds": int(chosen.sum()),
+                "verdicts": listed(list(words)),
+                "least delta": float(deltas.min()),
+                "largest delta": float(deltas.max()),
+                "spread over seeds / over draws": float(spread.median()),
+            }
+        )
+    caption = (
+        "Algorithms that start at random: how much the seed alone changes. The last column is the standard deviation of a score over "
+        "seeds in that over draws, the median over metrics"
+    )
+    return [Table.of("seeds", caption, records)]
+
+
+# -- labels
+
+
+def _labels(source: Source) -> list[Item]:
+    data = source.run.comparison
+    if not all(name in data for name in LABEL_SCORES):
+        return [Text(("The units have no labels to hold the positions against.",))]
+    records = []
+    for name, title in LABEL_SCORES.items():
+        of_draws = data[f"{name}_draws"].values.ravel()
+        q05, q95 = np.quantile(of_draws, (0.05, 0.95))
+        own = {"draws, median": float(np.median(of_draws)), "draws, q05": float(q05), "draws, q95": float(q95)}
+        mean = float(data[f"{name}_posterior_mean"])
+        for label, score in zip(data["embedding"].values, data[name].values, strict=True):
+            records.append({"score": title, "embedding": str(label), "of embedding": float(score), "of posterior mean": mean} | own)
+    chance = float(data["largest_class"])
+    said = (
+        "Does it matter for the labels, which neither the model nor the embeddings were shown? The largest class alone gives an accuracy "
+        f"of {shown(chance)}. Folds of the classifier are the same for all."
+    )
+    caption = "Scores by labels: of each embedding, the posterior mean, and draws (90 % interval)"
+    return [Text((said,)), _label_figure(source), Table.of("labels", caption, records, folded=True)]
+
+
+def _label_figure(source: Source) -> Figure:
+    data = source.run.comparison
+    labels = [*(str(label) for label in data["embedding"].values), "posterior mean", "posterior draws"]
+
+    def draw(canvas: Any) -> None:
+        y = np.arange(len(labels))[::-1]
+        for axes, (name, title) in zip(panels(canvas, 2, 2, sharey=True), LABEL_SCORES.items(), strict=True):
+            values = [*data[name].values.tolist(), float(data[f"{name}_posterior_mean"])]
+            low, middle, high = np.quantile(data[f"{name}_draws"].values, (0.05, 0.5, 0.95))
+            axes.axvspan(low, high, facecolor=BAND, edgecolor=EDGE, lw=0.8)
+            axes.plot(values[:-1], y[: len(values) - 1], "o", color=ORANGE, ms=6)
+            axes.plot(values[-1], y[-2], "s", color=BLUE, ms=6)
+            axes.hlines(y[-1], low, high, color=BLUE, lw=2.5)
+            axes.plot(middle, y[-1], "D", color=BLUE, ms=5)
+            if name == "downstream_accuracy":
+                chance = float(data["largest_class"])
+                axes.axvline(chance, color=PURPLE, ls="--", lw=1.2)
+                axes.annotate("chance", (chance, 0), xycoords=("data", "axes fraction"), xytext=(3, 3), textcoords="offset points")
+            axes.set_title(title)
+            axes.set_xlabel("better →")
+            axes.set_yticks(y, [shortened(label) for label in labels])
+            axes.grid(axis="x")
+
+    caption = (
+        "Labels: each embedding (dots), the posterior mean (square) and its draws (diamond with 90 % interval, repeated as a band). "
+        "The dashed line is what the largest class gives."
+    )
+    return drawn("labels", caption, "Dot plots of label agreement and accuracy.", (10, 1.1 + HEIGHT * len(labels)), draw)

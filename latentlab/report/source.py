@@ -1,0 +1,231 @@
+"""What the page is drawn from: a run, and what can be had again by its config (labels, raw values, the model)."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from latentlab.compare.align import aligner
+from latentlab.correspondence import Correspondence, find
+from latentlab.data.dataset import Dataset
+from latentlab.data.load import load_dataset
+from latentlab.errors import ConfigError, LatentLabError
+from latentlab.files import sha256
+from latentlab.models.base import LatentModel
+from latentlab.registry import MODELS, plugins
+from latentlab.store import Run
+
+POINT = "point"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A compared array of positions: an embedding, one of its seeds, raw or mapped; `label` as in comparison.nc."""
+
+    label: str
+    embedding: str
+    seed: str
+    map: str
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run with what its sections have in common, each found once.
+
+    Args:
+        run: The run.
+    """
+
+    run: Run
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.run.config
+
+    @property
+    def tree(self) -> xr.DataTree:
+        """posterior.nc."""
+        return self.run.posterior
+
+    def group(self, name: str) -> xr.Dataset | None:
+        """A group of posterior.nc; None where it has none."""
+        return self.tree[name].to_dataset() if name in self.tree.children else None
+
+    @property
+    def kind(self) -> str:
+        """How the draws were made: `mcmc`, `vi` or `point`."""
+        return POINT if self.tree.attrs.get("point_estimate") else str(self.tree.attrs.get("inference", "mcmc"))
+
+    # -- the model
+
+    @cached_property
+    def model(self) -> LatentModel | None:
+        """The model; None where it is a plugin's that is not there as it was."""
+        section = dict(self.config["model"])
+        name = section.pop("name")
+        with contextlib.ExitStack() as stack:
+            if name not in MODELS:
+                files = self.run.info.get("plugins", {})
+                if not files or any(not Path(file).is_file() or sha256(Path(file)) != old for file, old in files.items()):
+                    return None
+                stack.enter_context(plugins(list(files)))
+            try:
+                return MODELS.load(name)(**section)
+            except (LatentLabError, TypeError):
+                return None
+
+    @cached_property
+    def site(self) -> str:
+        """Name of the position site."""
+        if self.model is not None:
+            return self.model.position.site
+        sites = [str(name) for name, array in self.tree["latents"].data_vars.items() if "unit" in array.dims]
+        if not sites:
+            raise ConfigError(f"{self.run.path}: posterior.nc has no positions: no aligned site has the dim 'unit'.")
+        return sites[0]
+
+    # -- positions
+
+    @cached_property
+    def positions(self) -> xr.DataArray:
+        """Aligned positions `(chain, draw, unit, latent)`."""
+        z = self.tree["latents"][self.site]
+        z = z if z.ndim == 4 else z.expand_dims("latent", axis=-1)
+        return z.astype(np.float64)
+
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """Posterior mean of the positions `(unit, latent)`."""
+        return np.asarray(self.positions.mean(("chain", "draw")).values)
+
+    @cached_property
+    def covariance(self) -> np.ndarray:
+        """Posterior covariance of each unit's position `(unit, latent, latent)`."""
+        z = self.positions.values
+        flat = z.reshape(-1, *z.shape[2:]) - self.mean
+        return np.einsum("snk,snl->nkl", flat, flat) / max(1, len(flat) - 1)
+
+    @cached_property
+    def spread(self) -> np.ndarray:
+        """Standard deviation of each unit's position, root mean square over dimensions `(unit,)`."""
+        return np.sqrt(np.trace(self.covariance, axis1=1, axis2=2) / self.mean.shape[1])
+
+    @cached_property
+    def units(self) -> list[str]:
+        return [str(unit) for unit in self.positions["unit"].values]
+
+    # -- data
+
+    @cached_property
+    def observed(self) -> xr.DataArray:
+        """What the model was fitted to; NaN where missing."""
+        return next(iter(self.tree["observed_data"].data_vars.values()))
+
+    @cached_property
+    def fitted(self) -> Dataset:
+        """What the model was fitted to, as a data set."""
+        x = self.observed
+        dims = tuple(map(str, x.dims))
+        return Dataset({str(x.name): x.values}, dims={str(x.name): dims}, coords={d: x[d].values for d in dims})
+
+    @cached_property
+    def is_table(self) -> bool:
+        return self.observed.dims == ("unit", "feature")
+
+    @cached_property
+    def features(self) -> list[str]:
+        return [str(name) for name in self.observed["feature"].values] if "feature" in self.observed.dims else []
+
+    @cached_property
+    def _loaded(self) -> tuple[Dataset | None, str]:
+        try:
+            dataset = load_dataset(**self.config["dataset"])
+        except LatentLabError as error:
+            return None, f"The data could not be loaded again ({error}), so labels, raw values and hidden truth are not shown."
+        if dataset.digest() != self.run.info["data"]["sha256"]:
+            return None, "The data are no longer those that were fitted, so labels, raw values and hidden truth are not shown."
+        raw = dataset.raw()
+        index = pd.Index(raw.units.astype(str)).get_indexer(self.units)
+        return (raw.subset(index), "") if (index >= 0).all() else (None, "The data no longer hold all units that were fitted.")
+
+    @property
+    def raw(self) -> Dataset | None:
+        """The fitted units in raw values, with labels and truth; None where the data are gone or not what they were."""
+        return self._loaded[0]
+
+    @property
+    def data_problem(self) -> str:
+        """Why there is no `raw`; empty where there is."""
+        return self._loaded[1]
+
+    @cached_property
+    def labels(self) -> np.ndarray | None:
+        """A label for each unit as text; None where there are none, or as many as units."""
+        if self.raw is None or self.raw.labels is None:
+            return None
+        labels = np.array([str(label) for label in self.raw.labels.tolist()])
+        return labels if 1 < len(np.unique(labels)) < len(labels) else None
+
+    # -- embeddings
+
+    @property
+    def compared(self) -> bool:
+        """Whether there is anything that the posterior was compared with."""
+        return "comparison.nc" in self.run.info["files"]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """What was compared, in the order of comparison.nc; without a row whose map cannot be had again."""
+        found = []
+        data = self.run.comparison
+        for label, name, seed, way in zip(
+            *(data[c].values.astype(str).tolist() for c in ("embedding", "name", "seed", "map")), strict=True
+        ):
+            values = self._values(name, seed)
+            claim = self.claim(name)
+            if way == "mapped":
+                if claim is None or claim.map is None:
+                    continue
+                values = claim.map(values, self.fitted)
+            found.append(Row(label, name, seed, way, values))
+        return found
+
+    @cached_property
+    def first_rows(self) -> list[Row]:
+        """The rows of each embedding's first seed."""
+        first: dict[str, str] = {}
+        for row in self.rows:
+            first.setdefault(row.embedding, row.seed)
+        return [row for row in self.rows if row.seed == first[row.embedding]]
+
+    def _values(self, name: str, seed: str) -> np.ndarray:
+        array = self.run.embeddings[name]
+        if array.ndim == 3:
+            index = [str(s) for s in array[array.dims[0]].values].index(seed)
+            array = array[index]
+        order = pd.Index([str(u) for u in array["unit"].values]).get_indexer(self.units)
+        return np.asarray(array.values[order], dtype=np.float64)
+
+    def claim(self, embedding: str) -> Correspondence | None:
+        """The registry's claim about an embedding (by its label) and the model."""
+        attrs = self.run.embeddings[embedding].attrs
+        options = json.loads(str(attrs.get("options", "{}")))
+        return find(str(attrs.get("name", embedding)), str(self.config["model"]["name"]), options)
+
+    def aligned(self, values: np.ndarray) -> np.ndarray:
+        """Positions turned, moved and scaled onto the posterior mean `(unit, latent)`; more columns linearly mapped."""
+        way = "affine" if values.shape[1] > self.mean.shape[1] or "linear" in self.ignored else "similarity"
+        return np.asarray(aligner(way, self.mean)(values)) + self.mean.mean(axis=0)
+
+    @property
+    def ignored(self) -> str:
+        """What the model's symmetry leaves free, in words."""
+        return str(self.run.comparison.attrs.get("ignores", "")) if self.compared else ""

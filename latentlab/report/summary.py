@@ -1,0 +1,86 @@
+"""The top of the page: the answer in words."""
+
+from typing import Any
+
+import numpy as np
+
+from latentlab.report import asked, inference
+from latentlab.report.items import Item, Section, Table, Text, listed, shown
+from latentlab.report.source import POINT, Source
+
+MEANING = {
+    "summary-like": "an estimate of the positions, as their posterior mean is",
+    "draw-like": "as typical as a draw of the posterior",
+    "distinct": "not an estimate of these positions",
+    "undetermined": "nothing can be said",
+}
+
+
+def section(source: Source) -> Section:
+    """Data, model and method, whether it converged, and a verdict for each embedding."""
+    model = source.config["model"]
+    latent = f" with {model['n_latent']} latent dimensions" if "n_latent" in model else ""
+    lines = [asked.data_sentence(source), f"Model: {model['name']}{latent}. {asked.method_sentence(source)}"]
+    items: list[Item] = [Text((*lines, inference.sentence(source)))]
+    if source.kind == POINT:
+        items.append(Text(("The parameters are a point estimate: intervals are too narrow, and verdicts too severe.",), "caution"))
+    if not source.compared:
+        items.append(Text(("No embedding was compared.",)))
+    else:
+        items += [Text((_answer(source),)), Table.of("verdicts", "The verdicts at a glance", _glance(source))]
+    return Section("summary", "Summary", tuple(items))
+
+
+def verdict_records(source: Source) -> list[dict[str, Any]]:
+    """Verdict, delta and sentence of each embedding, its seeds taken together, under each alignment."""
+    data = source.run.comparison
+    pairs = dict.fromkeys(zip(data["name"].values.astype(str).tolist(), data["map"].values.astype(str).tolist(), strict=True))
+    records = []
+    for name, way in pairs:
+        chosen = np.flatnonzero((data["name"].values == name) & (data["map"].values == way))
+        for alignment in data["alignment"].values.astype(str).tolist():
+            of = data.sel(alignment=alignment).isel(embedding=chosen)
+            words, deltas = of["verdict"].values.astype(str).tolist(), of["delta"].values
+            records.append(
+                {
+                    "embedding": name if way == "raw" else f"{name} (mapped)",
+                    "alignment": alignment,
+                    "verdict": words[0] if len(set(words)) == 1 else " / ".join(dict.fromkeys(words)),
+                    "delta": [float(deltas.min()), float(deltas.max())],
+                    "n_seeds": len(chosen),
+                    "sentence": str(of["sentence"].values[0]),
+                }
+            )
+    return records
+
+
+def _answer(source: Source) -> str:
+    first = str(source.run.comparison["alignment"].values[0])
+    by: dict[str, list[str]] = {}
+    for record in verdict_records(source):
+        if record["alignment"] == first:
+            by.setdefault(record["verdict"], []).append(f"{record['embedding']} (delta {_range(record['delta'])})")
+    said = [
+        f"{listed(names, 20)} {'is' if len(names) == 1 else 'are'} {word}: {MEANING.get(word, 'the seeds differ')}"
+        for word, names in by.items()
+    ]
+    return f"Up to the alignment {first}: {'; '.join(said)}. Delta is 0 at the posterior mean and 1 at a typical draw of it."
+
+
+def _range(delta: list[float]) -> str:
+    low, high = (shown(float(d)) for d in delta)
+    return low if low == high else f"{low} to {high}"
+
+
+def _glance(source: Source) -> list[dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for record in verdict_records(source):
+        seeds = f", {record['n_seeds']} seeds" if record["n_seeds"] > 1 else ""
+        row = rows.setdefault(record["embedding"], {"embedding": record["embedding"] + seeds})
+        row |= {
+            f"verdict, {record['alignment']}": record["verdict"],
+            f"delta, {record['alignment']}": _range(record["delta"]),
+        }
+        row["in words"] = row.get("in words", record["sentence"])
+    order = [key for key in next(iter(rows.values())) if key != "in words"]
+    return [{key: row[key] for key in [*order, "in words"]} for row in rows.values()]

@@ -1,0 +1,143 @@
+"""Section 6: which units disagree, and whether the posterior knew."""
+
+from typing import Any
+
+import numpy as np
+
+from latentlab.report.figure import HEAVY, Classes, drawn, panels, shortened
+from latentlab.report.items import Figure, Item, Section, Table, Text, listed, shown
+from latentlab.report.scores import NOTHING
+from latentlab.report.source import Source
+
+TOP = 10
+MOST_FEATURES = 15
+KNEW = 0.05
+"""The p below which the posterior is said to have known."""
+
+
+def section(source: Source) -> Section:
+    """Units by disagreement, with their raw values where those are few."""
+    title = "Which units disagree?"
+    if not source.compared:
+        return Section("units", title, (Text((NOTHING,)),))
+    items: list[Item] = [Text((_overall(source),)), _top(source), *_raw(source), _by_embedding(source), _scatter(source)]
+    items.append(_knew(source))
+    return Section("units", title, tuple(items))
+
+
+def _ranks(source: Source) -> np.ndarray:
+    """Mean rank of each unit's disagreement over the embeddings, from 0, least, to 1 `(unit,)`."""
+    labels = [row.label for row in source.first_rows]
+    found = source.run.comparison["mahalanobis"].sel(embedding=labels).values
+    return np.asarray(np.argsort(np.argsort(found, axis=1), axis=1).mean(axis=0) / max(1, found.shape[1] - 1))
+
+
+def _order(source: Source) -> np.ndarray:
+    return np.argsort(-_ranks(source), kind="stable")[:TOP]
+
+
+def _overall(source: Source) -> str:
+    names = [source.units[i] for i in _order(source)[:5]]
+    return (
+        "A unit's disagreement is its distance from the posterior mean in the posterior's own units, per dimension: 0 at the mean, "
+        f"about 1 for a draw. Over all embeddings the units that disagree most are {listed(names)}."
+    )
+
+
+def _top(source: Source) -> Table:
+    data, ranks = source.run.comparison, _ranks(source)
+    records = []
+    for i in _order(source):
+        record: dict[str, Any] = {"unit": source.units[i]}
+        if source.labels is not None:
+            record["label"] = str(source.labels[i])
+        record |= {"mean rank": float(ranks[i]), "posterior sd": float(data["spread"].values[i])}
+        for row in source.first_rows:
+            record[row.label] = float(data["mahalanobis"].sel(embedding=row.label).values[i])
+        records.append(record)
+    caption = (
+        f"The {len(records)} units that disagree most over all embeddings (mean rank: 1 is the most disagreeing unit), with their "
+        "disagreement by embedding"
+    )
+    return Table.of("worst-units", caption, records)
+
+
+def _raw(source: Source) -> list[Item]:
+    if not source.is_table or len(source.features) > MOST_FEATURES:
+        return []
+    raw = source.raw
+    values = source.observed.values
+    what = "as they were fitted"
+    if raw is not None and set(source.features) <= set(raw.features.astype(str)):
+        values, what = raw.x[:, [raw.features.astype(str).tolist().index(f) for f in source.features]], "raw"
+    records = [
+        {"unit": source.units[i]} | dict(zip(source.features, values[i].tolist(), strict=True)) for i in _order(source)
+    ]
+    return [Table.of("worst-units-values", f"What was observed of them ({what})", records, folded=True)]
+
+
+def _by_embedding(source: Source) -> Table:
+    data = source.run.comparison
+    records = []
+    for row in source.first_rows:
+        of = data.sel(embedding=row.label)
+        for i in np.argsort(-of["mahalanobis"].values, kind="stable")[:5]:
+            records.append(
+                {
+                    "embedding": row.label,
+                    "unit": source.units[i],
+                    "label": "" if source.labels is None else str(source.labels[i]),
+                    "disagreement": float(of["mahalanobis"].values[i]),
+                    "lost neighbours": float(of["lost_neighbors"].values[i]),
+                    "lost between draws": float(data["own_lost_neighbors"].values[i]),
+                    "posterior sd": float(data["spread"].values[i]),
+                }
+            )
+    caption = (
+        "The five units of each embedding that disagree most; lost neighbours are the share of a draw's nearest units that are not the "
+        "embedding's, beside the same share between two draws"
+    )
+    return Table.of("units-by-embedding", caption, records, folded=True)
+
+
+def _scatter(source: Source) -> Figure:
+    data = source.run.comparison
+    rows = source.first_rows
+    classes = Classes(source.labels, len(source.units))
+    spread = data["spread"].values
+
+    def draw(canvas: Any) -> None:
+        axes = panels(canvas, len(rows), 4, sharex=True)
+        for one, row in zip(axes, rows, strict=True):
+            of = data.sel(embedding=row.label)
+            classes.scatter(one, spread, of["distance"].values, size=7 if len(spread) < HEAVY else 4, alpha=0.7)
+            one.set_title(shortened(row.label))
+            one.set_ylim(0, None)
+            value = float(of["knew"])
+            one.text(0.98, 0.95, f"ρ = {value:.2f}", transform=one.transAxes, ha="right", va="top", fontsize=8.5)
+            one.grid()
+        canvas.supxlabel("posterior standard deviation of the unit", fontsize=9)
+        canvas.supylabel("distance from the posterior mean", fontsize=9)
+
+    caption = (
+        "Each unit's distance from the posterior mean against the posterior's own spread, by embedding; ρ is their rank correlation. "
+        "If it is large, the embedding goes wrong where the posterior is unsure."
+    )
+    height = 0.5 + 2.3 * -(-len(rows) // 4)
+    return drawn("disagreement", caption, f"Scatters of distance against spread for {len(rows)} arrays.", (10, height), draw)
+
+
+def _knew(source: Source) -> Table:
+    data = source.run.comparison
+    records = []
+    for row in source.first_rows:
+        of = data.sel(embedding=row.label)
+        value, p = float(of["knew"]), float(of["knew_p"])
+        word = "yes" if p < KNEW and value > 0 else "no sign of it"
+        records.append({"embedding": row.label, "did the posterior know?": word, "rank correlation": value, "p": p})
+    own = shown(float(data["own_lost_neighbors"].mean()))
+    caption = (
+        "Whether the posterior knew: is its spread larger for the units that the embedding places elsewhere? (One-sided p, units taken "
+        f"as exchangeable. Between two draws the units lose {own} of their neighbours on average.)"
+    )
+    return Table.of("knew", caption, records)
