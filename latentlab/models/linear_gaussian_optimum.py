@@ -89,6 +89,9 @@ def best_optimum(
 ) -> MaximumLikelihood:
     """The maximum of the likelihood over W, mu and the noise, in principal axes.
 
+    It is sought in units of the features' standard deviations (of their root mean square where they share one noise), in which
+    the derivative is measured too: a column in other units changes nothing but its own parameters.
+
     Args:
         x: Data `(unit, feature)`.
         mask: True where observed, or None.
@@ -101,7 +104,10 @@ def best_optimum(
     Raises:
         InferenceError: The likelihood has no maximum (no noise is left), or it was not reached; says how far it is.
     """
-    problem = _Problem(x, mask, n_latent, own_noise, fixed_mean)
+    raw = _Problem(x, mask, n_latent, own_noise, fixed_mean)
+    scale = torch.sqrt(raw.variance() if own_noise else raw.variance().mean().expand(x.shape[1]))
+    problem = replace(raw, x=x / scale)
+    log_volume = float((problem.seen().sum(0) * torch.log(scale)).sum())
     if mask is None and not own_noise:
         point = _closed_form(problem)
         trace, how, gradient = [_total(problem, point)], "closed form", _gradient(problem, point)
@@ -118,12 +124,13 @@ def best_optimum(
                 f"likelihood still has a derivative of {gradient:.2g} (needed: below {TOLERANCE:g})."
             )
         how = f"EM, {len(trace) - 1} steps, then Newton, {n_newton} steps; best of {len(runs)} starts"
+    own_scale = scale if own_noise else scale[0]
     values = {
-        "W": principal_axes(point.W.numpy()),
-        "mu": point.mu.numpy(),
-        noise: np.sqrt(point.variance.numpy()),
+        "W": principal_axes((point.W * scale[:, None]).numpy()),
+        "mu": (point.mu * scale).numpy(),
+        noise: (torch.sqrt(point.variance) * own_scale).numpy(),
     }
-    return MaximumLikelihood(values, how, gradient, np.asarray(trace), notes)
+    return MaximumLikelihood(values, how, gradient, np.asarray(trace) - log_volume, notes)
 
 
 def principal_axes(W: np.ndarray) -> np.ndarray:

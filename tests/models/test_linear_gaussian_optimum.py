@@ -24,7 +24,7 @@ def mean_gradient(x, mask, W, mu, variance, own_noise):
     """Derivatives of the mean log likelihood by the dense formula, with torch's own multivariate normal, row by row."""
     W, mu, log_variance = (torch.tensor(a, requires_grad=True) for a in (W, mu, np.log(variance)))
     total = 0.0
-    for row, o in zip(torch.from_numpy(x), torch.from_numpy(mask), strict=True):
+    for row, o in zip(torch.tensor(x), torch.tensor(mask), strict=True):
         C = (W @ W.T + torch.diag(log_variance.exp().expand(len(mu))))[o][:, o]
         total = total + torch.distributions.MultivariateNormal(mu[o], C).log_prob(row[o])
     return max(float(g.abs().max()) for g in torch.autograd.grad(total / len(x), (W, mu, log_variance)))

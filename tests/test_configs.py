@@ -1,0 +1,42 @@
+"""The shipped configs run from data to report at small size, each with sampling and with variational inference."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latentlab.study.config import load_config
+from latentlab.study.run import run
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+SMALL = {
+    "nuts": ["inference.name=nuts", "inference.n_chains=2", "inference.n_warmup=20", "inference.n_draws=20", "inference.max_tree_depth=6"],
+    "svi": ["inference.name=svi", "inference.n_steps=60", "inference.n_draws=60"],
+}
+COMPARE = ["compare.n_draws=6", "compare.n_pairs=6", "compare.n_permutations=2"]
+
+
+def once(path):
+    """Overrides that run each algorithm that starts at random once."""
+    sections = load_config(path).embeddings
+    return [f"embeddings.{i}.n_seeds=1" for i, section in enumerate(sections) if dict(section)["name"] in ("tsne", "umap")]
+
+
+def test_there_are_the_promised_configs():
+    names = {path.stem for path in CONFIGS}
+    assert {"ppca_wine", "ppca_digits", "ppca_breast_cancer", "factor_analysis_wine", "ppca_wine_missing"} <= names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(SMALL))
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_runs_by_both_methods(path, method, tmp_path):
+    shipped = load_config(path)
+    overrides = [*SMALL[method], *COMPARE, *once(path)]
+    if dict(shipped.inference)["name"] != method:  # the embeddings do not depend on the method: all of them once
+        overrides = [*SMALL[method], *COMPARE, "embeddings=[{name: pca}]"]
+    done = run(path, overrides, out=tmp_path / "run", progress=False)
+    assert done.info["status"] in ("done", "not_converged")
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    assert set(done.verdicts["embedding"]) == {dict(s)["label"] for s in load_config(path, overrides).embeddings}
+    assert np.isfinite(done.scores["mean"]).all()
