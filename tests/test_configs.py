@@ -10,7 +10,7 @@ from latentlab.study.run import run
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 SMALL = {
-    "nuts": ["inference.name=nuts", "inference.n_chains=2", "inference.n_warmup=20", "inference.n_draws=20", "inference.max_tree_depth=6"],
+    "nuts": ["inference.name=nuts", *(f"inference.{k}" for k in ("n_chains=2", "n_warmup=20", "n_draws=20", "max_tree_depth=6"))],
     "svi": ["inference.name=svi", "inference.n_steps=60", "inference.n_draws=60"],
 }
 COMPARE = ["compare.n_draws=6", "compare.n_pairs=6", "compare.n_permutations=2"]
