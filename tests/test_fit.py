@@ -1,5 +1,7 @@
 """What a fit gives back: groups, positions of old and new units, held-out scores, both forms of a model."""
 
+from dataclasses import replace
+
 import numpy as np
 import oracles
 import pytest
@@ -112,6 +114,24 @@ def test_predictive_draws_look_like_the_data(exact, wine):
     np.testing.assert_allclose(replicated.mean((0, 1)), 0, atol=0.05)
     np.testing.assert_allclose(replicated.std((0, 1)), 1, atol=0.3)
     assert exact.data["prior_predictive"]["x"].values.std() > 5  # mu_scale is 10
+
+
+@pytest.mark.slow
+def test_raw_coordinates_are_shown_as_raw_and_a_stuck_chain_fails_all_the_same(wine):
+    result = fit(PPCA(2), wine, NUTS(n_chains=4, n_warmup=400, n_draws=500), seed=0, progress=False)
+    table = result.diagnostics()
+    raw = table[table["quantity"].str.contains("raw") & (table["check"] == "R-hat")]
+    assert float(raw["value"].max()) > 1.01  # each chain turns W as it likes: by the raw coordinates it would have failed
+    assert set(raw["verdict"]) == {"not applicable"}
+    assert result.converged, table.query("verdict == 'fail'")
+    for planted in ("offset", "frozen"):
+        tree = result.data.copy(deep=True)
+        for name in ("W", "z"):
+            array = tree["posterior"][name].values
+            array[3] = 1.3 * array[3] if planted == "offset" else array[3, :1]
+        stuck = replace(result, data=tree)
+        assert not stuck.converged, planted
+        assert "R-hat" in stuck.diagnostics().query("verdict == 'fail'")["check"].tolist(), planted
 
 
 @pytest.mark.slow

@@ -63,8 +63,6 @@ def test_nuts_agrees_with_the_reference(iris, reference):
         assert rhat(x) < 1.01, name
         assert min(ess_bulk(x), ess_tail(x)) > 1000, name
     assert result.converged, result.diagnostics().query("verdict == 'fail'")
-    raw = rhat(result.sites()["W"])
-    assert float(np.max(raw)) > 1.05  # raw coordinates turn: that is why nothing rests on them
     # The check sees a wrong posterior: sigma's square instead of sigma, and draws that are a tenth too narrow.
     with pytest.raises(AssertionError, match="mean of"):
         assert_agrees({"sigma": found["sigma"] ** 2}, reference)
