@@ -9,6 +9,8 @@ from scipy.spatial.distance import pdist, squareform
 from latentlab.embeddings.embedding import all_pairs, at_most
 from latentlab.errors import ConfigError, DataError
 
+HEYWOOD = 1e-3
+"""Share of a feature's variance below which its noise, which EM brings down slowly, counts as 0."""
 NONE_NEAR = 18.0
 """Times gamma, the least squared distance above which no kernel value of two units is above 2e-8: the rest is rounding."""
 ALL_NEAR = 1e-12
@@ -69,9 +71,9 @@ def factor_analysis(
     # The likelihood does not depend on the features' scales; where EM stands when it stops does.
     scaled = (x - x.mean(axis=0)) / scale
     fitted = FactorAnalysis(n_latent, svd_method="lapack", tol=1e-8, max_iter=20_000, rotation=rotation).fit(scaled)
-    n_zero = int((fitted.noise_variance_ < 1e-6).sum())
+    n_zero = int((fitted.noise_variance_ < HEYWOOD).sum())
     if n_zero:
-        notes.append(f"the noise of {n_zero} features is estimated at 0 (a Heywood case)")
+        notes.append(f"the noise of {n_zero} features falls to 0 (a Heywood case)")
     return fitted.transform(scaled)
 
 

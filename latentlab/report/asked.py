@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from latentlab.registry import EMBEDDINGS, METHODS
 from latentlab.report.docs import docs
 from latentlab.report.items import Formulas, Item, Section, Table, Text, count, listed, shown
 from latentlab.report.source import Source
-from latentlab.registry import EMBEDDINGS, METHODS
 
 
 def section(source: Source) -> Section:
@@ -103,4 +103,3 @@ def _settings(config: Mapping[str, Any], prefix: str = "") -> list[dict[str, Any
         else:
             rows.append({"key": prefix + key, "value": "null" if value is None else value})
     return rows
-

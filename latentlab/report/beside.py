@@ -39,7 +39,9 @@ def panels(source: Source) -> dict[str, Any]:
     classes = Classes(source.labels, len(source.units))
     q = source.mean.shape[1]
     mean = columns(source.mean)
-    found = [{"title": "posterior mean", "note": f"{LEVEL:.0%} regions of marked units", "aligned": mean, "raw": mean, "worst": None}]
+    found = [
+        {"title": "posterior mean", "note": f"{LEVEL:.0%} regions of marked units", "aligned": mean, "raw": mean, "worst": None}
+    ]
     found += [_panel(source, row) for row in (source.first_rows if source.compared else [])]
     covariance = None
     if q <= MOST_DIMENSIONS:
@@ -64,7 +66,7 @@ def _panel(source: Source, row: Row) -> dict[str, Any]:
     data = source.run.comparison.sel(embedding=row.label)
     verdict, delta = str(data["verdict"].values[0]), float(data["delta"].values[0])
     return {
-        "title": row.label,
+        "title": row.title,
         "note": f"{verdict}, delta {shown(delta)}",
         "aligned": columns(source.aligned(row.values)),
         "raw": columns(row.values[:, : max(2, source.mean.shape[1])]),

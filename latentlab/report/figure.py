@@ -13,8 +13,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FuncFormatter
 
 from latentlab.report.items import Figure
 
@@ -41,7 +43,7 @@ STYLE = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.labelsize": 9,
-    "axes.prop_cycle": matplotlib.cycler(color=COLORS),
+    "axes.prop_cycle": cycler(color=COLORS),
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -67,7 +69,7 @@ def style() -> Iterator[None]:
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # glyphs that the font lacks are the browser's to find
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({key: value for key, value in STYLE.items()})
+        matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
         yield
 
 
@@ -175,6 +177,12 @@ def _natural(label: str) -> tuple[bool, float, str]:
 def shortened(text: str, most: int = 28) -> str:
     """A text short enough for an axis."""
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def log_axis(axis: Any) -> None:
+    """Powers of ten written out: formulas are not typeset in drawings, where users' own words stand."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
 def grid(n: int, across: int) -> tuple[int, int]:

@@ -37,7 +37,7 @@ def _drawn(tex: str) -> str | None:
     from matplotlib.textpath import TextPath
 
     with style():
-        matplotlib.rcParams.update({"text.parse_math": True, "mathtext.fontset": "cm"})
+        matplotlib.rcParams.update({"text.parse_math": True, "mathtext.fontset": "stix"})
         font = FontProperties(size=SIZE)
         try:
             path: Any = TextPath((0, 0), f"${tex}$", size=SIZE, prop=font, usetex=False)

@@ -9,7 +9,7 @@ import xarray as xr
 from latentlab.diagnostics import identified
 from latentlab.errors import InferenceError, ModelError
 from latentlab.posterior import build, is_constant, loo, rhat, to_arviz
-from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, RED, drawn, style, svg
+from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, RED, drawn, log_axis, style, svg
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
 from latentlab.report.source import POINT, Source
 
@@ -88,12 +88,15 @@ def _drawn_series(source: Source) -> dict[str, np.ndarray]:
     series = {} if stats is None or "lp" not in stats else {"log density": stats["lp"].values}
     found = {}
     for name, array in invariants(source).items():
-        flat = array.reshape(*array.shape[:2], -1)
-        flat = flat[..., ~is_constant(flat)]
-        if flat.shape[-1]:
-            worst = rhat(flat) if flat.shape[0] > 1 else np.zeros(flat.shape[-1])
-            i = int(np.nanargmax(np.where(np.isnan(worst), -1.0, worst)))
-            found[name] = (float(worst[i]), flat[..., i])
+        if is_constant(array).all():
+            continue
+        worst = np.asarray(rhat(array))
+        index = np.unravel_index(int(np.argmax(np.where(np.isnan(worst), -is_constant(array).astype(float), worst))), worst.shape)
+        entry = f"[{', '.join(map(str, index))}]" if index else ""
+        found[name + entry] = (
+            float(np.nan_to_num(worst[index])),
+            array.reshape(*array.shape[:2], -1)[..., int(np.ravel_multi_index(index, worst.shape)) if index else 0],
+        )
     for name in sorted(found, key=lambda n: -found[n][0])[:SHOWN]:
         series[name] = found[name][1]
     return series
@@ -129,6 +132,7 @@ def _chains(source: Source) -> list[Item]:
                 caption="Energy of the Hamiltonian and its change from draw to draw. Where the change is much narrower than the energy "
                 "itself, the tails are explored slowly (E-BFMI below 0.3).",
                 alt="Distributions of the sampler's energy and of its transitions.",
+                most=3.2,
             )
         )
     return items
@@ -138,8 +142,8 @@ def _variable(name: str) -> str:
     return "dim " + name if name in ("chain", "draw") else name
 
 
-def arviz_figure(name: str, function: str, tree: xr.DataTree, *, caption: str, alt: str) -> Figure:
-    """A drawing by ArviZ's function of that name, in whichever line of ArviZ is installed."""
+def arviz_figure(name: str, function: str, tree: xr.DataTree, *, caption: str, alt: str, most: float = 9.0) -> Figure:
+    """A drawing by ArviZ's function of that name, in whichever line of ArviZ is installed, at most so many inches high."""
     data = to_arviz(tree)
     import arviz
     from matplotlib import pyplot
@@ -150,7 +154,7 @@ def arviz_figure(name: str, function: str, tree: xr.DataTree, *, caption: str, a
             made: Any = getattr(arviz, function)(data)
             canvas = made.viz["figure"].item() if hasattr(made, "viz") else np.ravel(made)[0].figure
             width, height = canvas.get_size_inches()
-            canvas.set_size_inches(10, max(2.5, 10 * height / width))
+            canvas.set_size_inches(10, min(most, max(2.5, 10 * height / width)))
             if canvas.get_layout_engine() is None:
                 canvas.set_layout_engine("constrained")
             for axes in canvas.axes:
@@ -181,7 +185,9 @@ def _optimization(source: Source) -> list[Item]:
     if restarts is not None and restarts.size > 1:
         best = float(restarts.max())
         same = int((restarts > best - 0.1).sum())
-        return [Text((f"{same} of {count(restarts.size, 'start')} ended within 0.1 nats of the best log density, {shown(best)}.",))]
+        return [
+            Text((f"{same} of {count(restarts.size, 'start')} ended within 0.1 nats of the best log density, {shown(best)}.",))
+        ]
     return []
 
 
@@ -223,6 +229,7 @@ def _climb(values: np.ndarray) -> Figure:
         gap = np.maximum(values[-1] - values[:-1], 1e-16)
         axes.semilogy(np.arange(len(gap)), gap, color=BLUE, lw=1.8)
         axes.set_xlabel("step")
+        log_axis(axes.yaxis)
         axes.set_ylabel("nats below the end")
         axes.grid(axis="y")
 
@@ -257,7 +264,7 @@ def _loo(source: Source) -> list[Item]:
             options: Mapping[str, Any] = {"s": 12, "color": color, "marker": marker, "lw": 0, "rasterized": len(bad) > HEAVY}
             axes.scatter(x[chosen], found.khat[chosen], **options)
         axes.axhline(found.limit, color=GREY, ls="--", lw=1)
-        axes.text(len(bad), found.limit, f" {found.limit:.2f}", va="center", color=GREY)
+        axes.text(len(bad), found.limit, f"{found.limit:.2f}", va="bottom", ha="right", color=GREY)
         for i in worst:
             axes.annotate(source.units[i], (i, found.khat[i]), xytext=(4, 2), textcoords="offset points", fontsize=8)
         axes.set_xlabel("unit, in the order of the data")
@@ -268,4 +275,3 @@ def _loo(source: Source) -> list[Item]:
         "it is one that the model did not expect. The three largest are named."
     )
     return [Text((said,)), drawn("khat", caption, f"Pareto k-hat of each of {len(bad)} units.", (10, 2.8), draw)]
-

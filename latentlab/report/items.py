@@ -20,6 +20,10 @@ MARKS = {
 """A sign beside each word of judgement, so that no colour is needed to see it."""
 
 
+ROUND_OFF = 1e-12
+"""Smaller numbers are shown as 0."""
+
+
 @dataclass(frozen=True)
 class Text:
     """A paragraph, or a list where there are several lines; `kind` is the box it stands in."""
@@ -42,7 +46,7 @@ class Table:
     folded: bool = False
 
     @classmethod
-    def of(cls, name: str, caption: str, records: Sequence[Mapping[str, Any]], *, folded: bool = False) -> "Table":
+    def of(cls, name: str, caption: str, records: Sequence[Mapping[Any, Any]], *, folded: bool = False) -> "Table":
         """A table of records that all have the same keys, which are its columns."""
         columns = tuple(records[0]) if records else ()
         return cls(name, caption, columns, tuple(tuple(record[key] for key in columns) for record in records), folded)
@@ -148,6 +152,8 @@ def _number(value: float) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     size = abs(value)
+    if size < ROUND_OFF:
+        return "0"
     if size >= 1e7 or 0 < size < 1e-4:
         return f"{value:.2g}".replace("-", "−") if size >= 1e7 else f"{value:.1g}"
     if size >= 1000:

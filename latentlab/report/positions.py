@@ -41,9 +41,13 @@ def _sentence(source: Source) -> str:
     n, q = source.mean.shape
     between = float(np.sqrt(source.mean.var(axis=0).mean()))
     within = float(np.sqrt((source.spread**2).mean()))
-    turned = "" if source.model is None or source.model.symmetry.is_trivial() else (
-        f" The model leaves its coordinates open (symmetry {type(source.model.symmetry).__name__}): every draw was carried to one "
-        "common frame, along the principal axes of the consensus, before means and spreads were taken."
+    turned = (
+        ""
+        if source.model is None or source.model.symmetry.is_trivial()
+        else (
+            f" The model leaves its coordinates open (symmetry {type(source.model.symmetry).__name__}): every draw was carried to one "
+            "common frame, along the principal axes of the consensus, before means and spreads were taken."
+        )
     )
     return (
         f"{count(n, 'unit')} have positions in {count(q, 'dimension')}. Their posterior means are {shown(between)} apart (standard "
@@ -108,8 +112,15 @@ def _ellipses(axes: Any, source: Source, classes: Classes) -> None:
     options = {"units": "x", "offsets": source.mean[:, :2], "offset_transform": axes.transData, "linewidths": 0.7}
     many = len(source.mean) > HEAVY
     colors = [classes.color(code) for code in classes.codes.tolist()]
-    options |= {"alpha": 0.22 if many else 0.4, "edgecolors": colors, "facecolors": "none", "rasterized": many}
+    options |= {
+        "alpha": float(np.clip(40 / len(source.mean), 0.12, 0.5)),
+        "edgecolors": colors,
+        "facecolors": "none",
+        "rasterized": many,
+    }
     axes.add_collection(EllipseCollection(axis[:, 1], axis[:, 0], angle, **options))
+    reach = np.sqrt(np.einsum("nkk->nk", source.covariance[:, :2, :2]) * chi2.ppf(LEVEL, 2))
+    axes.update_datalim(np.vstack([source.mean[:, :2] - reach, source.mean[:, :2] + reach]))
 
 
 def _pairs(source: Source, classes: Classes) -> Figure:
@@ -271,23 +282,23 @@ def _correlations(x: np.ndarray) -> np.ndarray:
 def _predictive_figure(source: Source, found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     def draw(canvas: Any) -> None:
         for axes, (name, (seen, again)) in zip(panels(canvas, len(found), 4), found.items(), strict=True):
-            low, middle, high = np.quantile(again, (0.025, 0.5, 0.975), axis=0)
-            out = (seen < low) | (seen > high)
-            ends = [np.nanmin([low, seen]), np.nanmax([high, seen])]
-            axes.plot(ends, ends, color=GREY, lw=1)
+            low, middle, high = np.quantile(again - seen, (0.025, 0.5, 0.975), axis=0)
+            out = (low > 0) | (high < 0)
+            rank = np.argsort(np.argsort(middle, kind="stable"), kind="stable")
+            axes.axhline(0, color=INK, lw=0.8)
             for chosen, color, marker in ((~out, BLUE, "o"), (out, RED, "X")):
                 heavy = len(seen) > HEAVY
-                axes.vlines(seen[chosen], low[chosen], high[chosen], color=color, lw=0.8, alpha=0.5, rasterized=heavy)
-                axes.scatter(seen[chosen], middle[chosen], s=10, color=color, marker=marker, lw=0, rasterized=heavy)
+                axes.vlines(rank[chosen], low[chosen], high[chosen], color=color, lw=0.8, alpha=0.5, rasterized=heavy)
+                axes.scatter(rank[chosen], middle[chosen], s=12, color=color, marker=marker, lw=0, rasterized=heavy)
             axes.set_title(name)
-            axes.set_xlabel("observed")
-        canvas.axes[0].set_ylabel("replicated")
+            axes.set_xlabel(f"{'pairs' if name == 'correlation' else 'features'}, in order")
+        canvas.axes[0].set_ylabel("replicated less observed")
 
     caption = (
-        "Posterior predictive check: each feature's (or pair's) statistic in the data, and its median and 95 % interval in data "
-        "sets that the fitted model makes. On the line they agree; red crosses are those whose interval misses the data."
+        "Posterior predictive check: a statistic of each feature (or pair) in data sets that the fitted model makes, less the same "
+        "in the data; median and 95 % interval. Above 0 the model makes too much of it. Crosses mark those whose interval misses 0."
     )
-    return drawn("predictive", caption, f"Scatter of replicated against observed {listed(list(found))}.", (10, 2.9), draw)
+    return drawn("predictive", caption, f"Replicated less observed {listed(list(found))}, by feature.", (10, 2.9), draw)
 
 
 # -- prior, held-out units
@@ -296,7 +307,9 @@ def _predictive_figure(source: Source, found: dict[str, tuple[np.ndarray, np.nda
 def _sensitivity(source: Source) -> list[Item]:
     if source.kind == POINT or source.model is None or source.group("log_prior") is None:
         return []
-    values = {str(n): a.values for n, a in source.tree["posterior"].data_vars.items() if n in source.model.dims and n != source.site}
+    values = {
+        str(n): a.values for n, a in source.tree["posterior"].data_vars.items() if n in source.model.dims and n != source.site
+    }
     dims = {n: tuple(source.model.dims[n]) for n in values}
     try:
         table = power_sensitivity(source.tree, identified(values, dims, source.model.symmetry, source.site))
@@ -358,7 +371,7 @@ def imputations(source: Source, where: np.ndarray) -> np.ndarray:
     model = source.model
     if not isinstance(model, LinearGaussian):
         raise ModelError("imputations need a linear-Gaussian model.")
-    sites = source.tree["posterior"]
+    sites = source.tree["posterior"].to_dataset()
     n = sites.sizes["chain"] * sites.sizes["draw"]
     some = np.unique(np.linspace(0, n - 1, min(n, N_IMPUTED)).astype(int))
     W, mu, z, noise = (
@@ -385,7 +398,9 @@ def _hidden(source: Source, where: np.ndarray) -> np.ndarray | None:
 
 
 def _imputed_words(truth: np.ndarray | None, naive: np.ndarray, mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> Text:
-    said = f"{count(len(mean), 'entry', 'entries')} were missing; the model integrates over them, and says what they may have been."
+    said = (
+        f"{count(len(mean), 'entry', 'entries')} were missing; the model integrates over them, and says what they may have been."
+    )
     if truth is None:
         return Text((said,))
     known = np.isfinite(truth)
@@ -413,5 +428,5 @@ def _imputed_figure(mean: np.ndarray, low: np.ndarray, high: np.ndarray, truth: 
         axes.set_ylabel("imputed")
         axes.grid()
 
-    caption = "Missing entries: posterior mean and 90 % interval against what was hidden; red crosses are missed by their interval."
+    caption = "Missing entries: posterior mean and 90 % interval against what was hidden; crosses are missed by their interval."
     return drawn("imputed", caption, f"Scatter of {len(truth)} imputed values against the truth.", (10, 4.0), draw)

@@ -1,6 +1,7 @@
 """Section 7: how the numbers were obtained."""
 
 import shlex
+from typing import Any
 
 from latentlab.report.items import Item, Section, Table, Text, count, shown
 from latentlab.report.source import Source
@@ -55,7 +56,10 @@ def section(source: Source) -> Section:
     info = source.run.info
     items: list[Item] = [Table("terms", "Terms", ("term", "meaning"), TERMS), *_reproduce(source)]
     seconds = info.get("seconds", {})
-    rows = [{"what": "run", "value": source.run.path.name}, {"what": "status", "value": str(info["status"]).replace("_", " ")}]
+    rows: list[dict[str, Any]] = [
+        {"what": "run", "value": source.run.path.name},
+        {"what": "status", "value": str(info["status"]).replace("_", " ")},
+    ]
     rows += [{"what": key, "value": info.get(key)} for key in ("seed", "commit", "started") if info.get(key) is not None]
     rows += [{"what": f"seconds for {stage}", "value": float(value)} for stage, value in seconds.items()]
     rows += [{"what": f"version of {name}", "value": value} for name, value in info.get("versions", {}).items()]

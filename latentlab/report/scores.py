@@ -3,10 +3,11 @@
 from typing import Any
 
 import numpy as np
+from matplotlib.lines import Line2D
 
 from latentlab.registry import METRICS
 from latentlab.report.docs import docs
-from latentlab.report.figure import BAND, BLUE, EDGE, GREY, INK, ORANGE, PURPLE, drawn, panels, shortened
+from latentlab.report.figure import BAND, BLUE, EDGE, GREY, INK, ORANGE, PURPLE, drawn, log_axis, panels, shortened
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
 from latentlab.report.source import Source
 
@@ -16,6 +17,8 @@ LABEL_SCORES = {
 }
 HEIGHT = 0.2
 """Inches that a row of a plot takes."""
+WIDE = 50
+"""A score whose values differ by more than this factor is drawn on a log scale."""
 NOTHING = "No embedding was compared: the config names none."
 
 
@@ -40,7 +43,7 @@ def _how(source: Source) -> list[str]:
     }
     what = listed([f"{said[way]} ({way})" for way in ways])
     return [
-        f"Before the verdict each embedding may be {what}; a model's symmetry leaves at least {source.ignored} open. p-values are "
+        f"Before the verdict each embedding may be {what}; the model's symmetry leaves {source.ignored} open. p-values are "
         f"Holm's over {count(data.sizes['embedding'], 'compared array')}, the level is {shown(float(data.attrs['alpha']))}. "
         "A row “(mapped)” is the same embedding carried into latent coordinates by a known correspondence with the model."
     ]
@@ -56,7 +59,7 @@ def _verdicts(source: Source) -> list[Item]:
         of = data.sel(alignment=way)
         records = [
             {
-                "embedding": str(label),
+                "embedding": source.titles[str(label)],
                 "verdict": str(of["verdict"].values[i]),
                 "delta": float(of["delta"].values[i]),
                 "what is most unusual": str(of["component"].values[i]),
@@ -80,7 +83,7 @@ def _verdicts(source: Source) -> list[Item]:
 
 def _deltas(source: Source) -> Figure:
     data = source.run.comparison
-    labels = [str(label) for label in data["embedding"].values]
+    labels = list(source.titles.values())
     colors = {"summary-like": BLUE, "draw-like": BLUE, "distinct": ORANGE, "undetermined": GREY}
     shapes = {"summary-like": "o", "draw-like": "s", "distinct": "X", "undetermined": "D"}
 
@@ -90,26 +93,32 @@ def _deltas(source: Source) -> Figure:
         ):
             of = data.sel(alignment=way)
             y = np.arange(len(labels))[::-1]
-            seen = set()
             for i, label in enumerate(of["verdict"].values.astype(str)):
-                name = None if label in seen else label
-                seen.add(label)
                 delta = max(float(of["delta"].values[i]), 1e-3)
-                axes.plot(delta, y[i], shapes[label], color=colors[label], ms=7, label=name)
+                axes.plot(delta, y[i], shapes[label], color=colors[label], ms=7)
             axes.axvline(1, color=INK, lw=0.9)
-            axes.annotate("a draw", (1, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points", fontsize=8)
+            axes.annotate(
+                "a draw", (1, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points", fontsize=8
+            )
             axes.set_xscale("log")
+            log_axis(axes.xaxis)
             axes.set_xlim(0.03, None)
             axes.set_yticks(y, [shortened(label) for label in labels])
             axes.set_ylim(-0.7, len(labels) - 0.3)
             axes.set_xlabel("delta (left: towards the posterior mean)")
             axes.set_title(f"{way}\n")
             axes.grid()
-            axes.legend(loc="lower right", frameon=True, framealpha=0.9)
+        seen = [label for label in shapes if (data["verdict"].values == label).any()]
+        marks = [Line2D([], [], ls="", marker=shapes[label], color=colors[label], ms=7) for label in seen]
+        canvas.legend(marks, seen, loc="outside lower center", ncols=len(seen))
 
-    caption = "Delta of each embedding on a log scale, its shape saying the verdict. At 1 it is as far from the mean as a typical draw."
-    alt = "Dot plot of delta: " + "; ".join(f"{n} {shown(float(d))}" for n, d in zip(labels, data["delta"].values[0], strict=True))
-    return drawn("deltas", caption, alt, (10, 1.5 + 0.27 * len(labels)), draw)
+    caption = (
+        "Delta of each embedding on a log scale, its shape saying the verdict. At 1 it is as far from the mean as a typical draw."
+    )
+    alt = "Dot plot of delta: " + "; ".join(
+        f"{n} {shown(float(d))}" for n, d in zip(labels, data["delta"].values[0], strict=True)
+    )
+    return drawn("deltas", caption, alt, (10, 1.8 + 0.27 * len(labels)), draw)
 
 
 def _notes(source: Source) -> list[Item]:
@@ -119,7 +128,7 @@ def _notes(source: Source) -> list[Item]:
         for label, text in zip(data["embedding"].values, data["notes"].sel(alignment=way).values, strict=True):
             for note in filter(None, str(text).split("; ")):
                 own = note.startswith("the embedding")
-                notes[f"{label}: {note}" if own else f"Alignment {way}: {note}."] = None
+                notes[f"{source.titles[str(label)]}: {note}." if own else f"Alignment {way}: {note}."] = None
     return [Text(tuple(notes), "list")] if notes else []
 
 
@@ -127,7 +136,7 @@ def _coverage(source: Source) -> Table:
     data = source.run.comparison
     records = []
     for i, label in enumerate(data["embedding"].values):
-        record: dict[str, Any] = {"embedding": str(label)}
+        record: dict[str, Any] = {"embedding": source.titles[str(label)]}
         for j, level in enumerate(data["level"].values.tolist()):
             record[f"{level:.0%} region"] = float(data["coverage"].values[i, j])
             record[f"draws, {level:.0%}"] = float(data["draw_coverage"].values[i, j])
@@ -184,7 +193,7 @@ def _meaning(name: str) -> str:
 
 def _score_figure(source: Source) -> Figure:
     data = source.run.comparison
-    labels = [str(label) for label in data["embedding"].values]
+    labels = list(source.titles.values())
     metrics = [str(name) for name in data["metric"].values]
     across = 3
     height = (0.75 + HEIGHT * len(labels)) * -(-len(metrics) // across) + 0.3
@@ -202,6 +211,11 @@ def _score_figure(source: Source) -> Figure:
             axes.plot(middle, y, "o", color=BLUE, ms=4)
             arrow = "better →" if str(data["direction"].values[i]) == "higher" else "← better"
             axes.set_title(metrics[i].replace("_", " "))
+            every = np.concatenate([low, high, top, bottom.ravel()])
+            if every.min() > 0 and every.max() > WIDE * every.min():
+                axes.set_xscale("log")
+                log_axis(axes.xaxis)
+                arrow += ", log scale"
             axes.set_xlabel(arrow)
             axes.set_yticks(y, [shortened(label) for label in labels])
             axes.set_ylim(-0.6, len(labels) - 0.4)
@@ -223,9 +237,9 @@ def _seeds(source: Source) -> list[Item]:
     data = source.run.comparison
     records = []
     for (name, way), of in several.groupby(["embedding", "map"], sort=False):
-        chosen = (data["name"] == name) & (data["map"] == way)
-        deltas = data["delta"].isel(alignment=0).values[chosen.values]
-        words = dict.fromkeys(data["verdict"].isel(alignment=0).values[chosen.values].astype(str))
+        chosen = (data["name"].values == name) & (data["map"].values == way)
+        deltas = data["delta"].isel(alignment=0).values[chosen]
+        words = dict.fromkeys(data["verdict"].isel(alignment=0).values[chosen].astype(str))
         spread = of.groupby("metric", sort=False)["mean"].std(ddof=1) / of.groupby("metric", sort=False)["sd"].mean()
         records.append(
             {
@@ -258,7 +272,10 @@ def _labels(source: Source) -> list[Item]:
         own = {"draws, median": float(np.median(of_draws)), "draws, q05": float(q05), "draws, q95": float(q95)}
         mean = float(data[f"{name}_posterior_mean"])
         for label, score in zip(data["embedding"].values, data[name].values, strict=True):
-            records.append({"score": title, "embedding": str(label), "of embedding": float(score), "of posterior mean": mean} | own)
+            records.append(
+                {"score": title, "embedding": source.titles[str(label)], "of embedding": float(score), "of posterior mean": mean}
+                | own
+            )
     chance = float(data["largest_class"])
     said = (
         "Does it matter for the labels, which neither the model nor the embeddings were shown? The largest class alone gives an accuracy "
@@ -270,7 +287,7 @@ def _labels(source: Source) -> list[Item]:
 
 def _label_figure(source: Source) -> Figure:
     data = source.run.comparison
-    labels = [*(str(label) for label in data["embedding"].values), "posterior mean", "posterior draws"]
+    labels = [*source.titles.values(), "posterior mean", "posterior draws"]
 
     def draw(canvas: Any) -> None:
         y = np.arange(len(labels))[::-1]
@@ -285,7 +302,9 @@ def _label_figure(source: Source) -> Figure:
             if name == "downstream_accuracy":
                 chance = float(data["largest_class"])
                 axes.axvline(chance, color=PURPLE, ls="--", lw=1.2)
-                axes.annotate("chance", (chance, 0), xycoords=("data", "axes fraction"), xytext=(3, 3), textcoords="offset points")
+                axes.annotate(
+                    "chance", (chance, 0), xycoords=("data", "axes fraction"), xytext=(3, 3), textcoords="offset points"
+                )
             axes.set_title(title)
             axes.set_xlabel("better →")
             axes.set_yticks(y, [shortened(label) for label in labels])

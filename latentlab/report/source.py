@@ -27,13 +27,14 @@ POINT = "point"
 
 @dataclass(frozen=True)
 class Row:
-    """A compared array of positions: an embedding, one of its seeds, raw or mapped; `label` as in comparison.nc."""
+    """A compared array of positions: an embedding, one of its seeds, raw or mapped; `label` as in comparison.nc, `title` for the page."""
 
     label: str
     embedding: str
     seed: str
     map: str
     values: np.ndarray
+    title: str
 
 
 @dataclass(frozen=True)
@@ -186,16 +187,15 @@ class Source:
         """What was compared, in the order of comparison.nc; without a row whose map cannot be had again."""
         found = []
         data = self.run.comparison
-        for label, name, seed, way in zip(
-            *(data[c].values.astype(str).tolist() for c in ("embedding", "name", "seed", "map")), strict=True
-        ):
+        columns = (data[c].values.astype(str).tolist() for c in ("embedding", "name", "seed", "map"))
+        for label, name, seed, way in zip(*columns, strict=True):
             values = self._values(name, seed)
             claim = self.claim(name)
             if way == "mapped":
                 if claim is None or claim.map is None:
                     continue
                 values = claim.map(values, self.fitted)
-            found.append(Row(label, name, seed, way, values))
+            found.append(Row(label, name, seed, way, values, self.titles[label]))
         return found
 
     @cached_property
@@ -206,12 +206,26 @@ class Source:
             first.setdefault(row.embedding, row.seed)
         return [row for row in self.rows if row.seed == first[row.embedding]]
 
+    @cached_property
+    def titles(self) -> dict[str, str]:
+        """What the page calls each compared array, by its label in comparison.nc: seeds are counted, not spelt out."""
+        data = self.run.comparison
+        found: dict[str, str] = {}
+        seeds: dict[str, list[str]] = {}
+        columns = (data[c].values.astype(str).tolist() for c in ("embedding", "name", "seed", "map"))
+        for label, name, seed, way in zip(*columns, strict=True):
+            known = seeds.setdefault(name, [])
+            known += [] if seed in known else [seed]
+            run = f", seed {known.index(seed) + 1}" if seed else ""
+            found[label] = f"{name}{run}{' (mapped)' if way == 'mapped' else ''}"
+        return found
+
     def _values(self, name: str, seed: str) -> np.ndarray:
         array = self.run.embeddings[name]
         if array.ndim == 3:
             index = [str(s) for s in array[array.dims[0]].values].index(seed)
             array = array[index]
-        order = pd.Index([str(u) for u in array["unit"].values]).get_indexer(self.units)
+        order = pd.Index([str(u) for u in array["unit"].values]).get_indexer(pd.Index(self.units))
         return np.asarray(array.values[order], dtype=np.float64)
 
     def claim(self, embedding: str) -> Correspondence | None:

@@ -16,6 +16,13 @@ MEANING = {
 }
 
 
+ALLOWED = {
+    "orthogonal": "Up to rotation and reflection",
+    "similarity": "Up to rotation, reflection and scale",
+    "affine": "Up to a linear map",
+}
+
+
 def section(source: Source) -> Section:
     """Data, model and method, whether it converged, and a verdict for each embedding."""
     model = source.config["model"]
@@ -23,11 +30,13 @@ def section(source: Source) -> Section:
     lines = [asked.data_sentence(source), f"Model: {model['name']}{latent}. {asked.method_sentence(source)}"]
     items: list[Item] = [Text((*lines, inference.sentence(source)))]
     if source.kind == POINT:
-        items.append(Text(("The parameters are a point estimate: intervals are too narrow, and verdicts too severe.",), "caution"))
+        items.append(
+            Text(("The parameters are a point estimate: intervals are too narrow, and verdicts too severe.",), "caution")
+        )
     if not source.compared:
         items.append(Text(("No embedding was compared.",)))
     else:
-        items += [Text((_answer(source),)), Table.of("verdicts", "The verdicts at a glance", _glance(source))]
+        items += [Text(tuple(_answer(source)), "list"), Table.of("verdicts", "The verdicts at a glance", _glance(source))]
     return Section("summary", "Summary", tuple(items))
 
 
@@ -54,17 +63,17 @@ def verdict_records(source: Source) -> list[dict[str, Any]]:
     return records
 
 
-def _answer(source: Source) -> str:
-    first = str(source.run.comparison["alignment"].values[0])
-    by: dict[str, list[str]] = {}
-    for record in verdict_records(source):
-        if record["alignment"] == first:
-            by.setdefault(record["verdict"], []).append(f"{record['embedding']} (delta {_range(record['delta'])})")
-    said = [
-        f"{listed(names, 20)} {'is' if len(names) == 1 else 'are'} {word}: {MEANING.get(word, 'the seeds differ')}"
-        for word, names in by.items()
-    ]
-    return f"Up to the alignment {first}: {'; '.join(said)}. Delta is 0 at the posterior mean and 1 at a typical draw of it."
+def _answer(source: Source) -> list[str]:
+    lines = []
+    for alignment in source.run.comparison["alignment"].values.astype(str).tolist():
+        by: dict[str, list[str]] = {}
+        for record in verdict_records(source):
+            if record["alignment"] == alignment:
+                by.setdefault(record["verdict"], []).append(f"{record['embedding']} (delta {_range(record['delta'])})")
+        for word, names in sorted(by.items(), key=lambda entry: [*MEANING, entry[0]].index(entry[0])):
+            meaning = MEANING.get(word, "it depends on the seed")
+            lines.append(f"{ALLOWED[alignment]}, {listed(names, 20)} {'is' if len(names) == 1 else 'are'} {word}: {meaning}.")
+    return [*lines, "Delta is 0 at the posterior mean and 1 at a typical draw of the posterior."]
 
 
 def _range(delta: list[float]) -> str:
@@ -81,6 +90,4 @@ def _glance(source: Source) -> list[dict[str, Any]]:
             f"verdict, {record['alignment']}": record["verdict"],
             f"delta, {record['alignment']}": _range(record["delta"]),
         }
-        row["in words"] = row.get("in words", record["sentence"])
-    order = [key for key in next(iter(rows.values())) if key != "in words"]
-    return [{key: row[key] for key in [*order, "in words"]} for row in rows.values()]
+    return list(rows.values())

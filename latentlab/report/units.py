@@ -53,7 +53,7 @@ def _top(source: Source) -> Table:
             record["label"] = str(source.labels[i])
         record |= {"mean rank": float(ranks[i]), "posterior sd": float(data["spread"].values[i])}
         for row in source.first_rows:
-            record[row.label] = float(data["mahalanobis"].sel(embedding=row.label).values[i])
+            record[row.title] = float(data["mahalanobis"].sel(embedding=row.label).values[i])
         records.append(record)
     caption = (
         f"The {len(records)} units that disagree most over all embeddings (mean rank: 1 is the most disagreeing unit), with their "
@@ -70,9 +70,7 @@ def _raw(source: Source) -> list[Item]:
     what = "as they were fitted"
     if raw is not None and set(source.features) <= set(raw.features.astype(str)):
         values, what = raw.x[:, [raw.features.astype(str).tolist().index(f) for f in source.features]], "raw"
-    records = [
-        {"unit": source.units[i]} | dict(zip(source.features, values[i].tolist(), strict=True)) for i in _order(source)
-    ]
+    records = [{"unit": source.units[i]} | dict(zip(source.features, values[i].tolist(), strict=True)) for i in _order(source)]
     return [Table.of("worst-units-values", f"What was observed of them ({what})", records, folded=True)]
 
 
@@ -84,7 +82,7 @@ def _by_embedding(source: Source) -> Table:
         for i in np.argsort(-of["mahalanobis"].values, kind="stable")[:5]:
             records.append(
                 {
-                    "embedding": row.label,
+                    "embedding": row.title,
                     "unit": source.units[i],
                     "label": "" if source.labels is None else str(source.labels[i]),
                     "disagreement": float(of["mahalanobis"].values[i]),
@@ -111,7 +109,7 @@ def _scatter(source: Source) -> Figure:
         for one, row in zip(axes, rows, strict=True):
             of = data.sel(embedding=row.label)
             classes.scatter(one, spread, of["distance"].values, size=7 if len(spread) < HEAVY else 4, alpha=0.7)
-            one.set_title(shortened(row.label))
+            one.set_title(shortened(row.title))
             one.set_ylim(0, None)
             value = float(of["knew"])
             one.text(0.98, 0.95, f"ρ = {value:.2f}", transform=one.transAxes, ha="right", va="top", fontsize=8.5)
@@ -134,7 +132,7 @@ def _knew(source: Source) -> Table:
         of = data.sel(embedding=row.label)
         value, p = float(of["knew"]), float(of["knew_p"])
         word = "yes" if p < KNEW and value > 0 else "no sign of it"
-        records.append({"embedding": row.label, "did the posterior know?": word, "rank correlation": value, "p": p})
+        records.append({"embedding": row.title, "did the posterior know?": word, "rank correlation": value, "p": p})
     own = shown(float(data["own_lost_neighbors"].mean()))
     caption = (
         "Whether the posterior knew: is its spread larger for the units that the embedding places elsewhere? (One-sided p, units taken "

@@ -120,7 +120,7 @@ def test_a_program_that_branches_runs_as_it_stands(caplog):
 
 def test_missing_entries_in_a_model_without_a_mask_are_refused():
     x = np.array([0.5, np.nan, 1.0])
-    with pytest.raises(DataError, match="1 missing entries.*'branching' takes none"):
+    with pytest.raises(DataError, match=r"1 missing entries.*'branching' takes none"):
         flat(Branching(), Dataset({"x": x}, dims={"x": ("unit",)}))
 
 

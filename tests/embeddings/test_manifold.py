@@ -1,0 +1,209 @@
+"""Classical scaling, Isomap, LLE, Laplacian eigenmaps and stress against formulas written anew, and on a curve of known shape."""
+
+import numpy as np
+import pytest
+from scipy.linalg import eigh
+from scipy.spatial.distance import pdist, squareform
+from sklearn.manifold import MDS, SpectralEmbedding
+
+from latentlab.data.dataset import Dataset
+from latentlab.data.load import load_dataset
+from latentlab.embeddings.embedding import embed
+from latentlab.embeddings.linear import pca
+from latentlab.embeddings.manifold import isomap, lle, mds, spectral
+
+IN_PIECES = pytest.mark.filterwarnings("ignore")
+"""`embed` keeps these warnings to itself; the entries are called directly here."""
+
+
+@pytest.fixture(scope="module")
+def wine():
+    return load_dataset("wine").x
+
+
+def up_to_sign(a, b, **tolerance):
+    return np.allclose(a, b * np.sign((a * b).sum(axis=0)), **tolerance)
+
+
+def nearest(x, k):
+    """Indices of each unit's k nearest others, by sorting."""
+    distances = squareform(pdist(x))
+    np.fill_diagonal(distances, np.inf)
+    return np.argsort(distances, axis=1, kind="stable")[:, :k]
+
+
+def classical(distances, q):
+    n = len(distances)
+    centre = np.eye(n) - 1 / n
+    values, vectors = np.linalg.eigh(-0.5 * centre @ distances**2 @ centre)
+    return (vectors * np.sqrt(np.maximum(values, 0)))[:, ::-1][:, :q]
+
+
+def arc(n=80):
+    """Points on three quarters of a circle of radius 1, in space, and their distance along it."""
+    angle = np.linspace(0, 1.5 * np.pi, n)
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]
+    return np.column_stack([np.cos(angle), np.sin(angle), np.zeros(n)]) @ turn, angle
+
+
+def blobs(n_blobs=2, n_each=12):
+    rng = np.random.default_rng(1)
+    return np.concatenate([rng.standard_normal((n_each, 3)) + 100 * i for i in range(n_blobs)])
+
+
+# -- distances
+
+
+def test_classical_scaling_of_euclidean_distances_is_pca(wine):
+    found = mds(wine, 3, method="classical", notes=[])
+    assert up_to_sign(found, classical(squareform(pdist(wine)), 3), atol=1e-9)
+    assert up_to_sign(found, pca(wine, 3), atol=1e-9)
+
+
+def test_classical_scaling_keeps_all_distances_if_there_are_columns_enough(wine):
+    assert np.allclose(pdist(mds(wine, 13, method="classical", notes=[])), pdist(wine), atol=1e-8)
+    assert np.allclose(mds(wine, 20, method="classical", notes=[])[:, 13:], 0, atol=1e-6), "no column more than the rank"
+
+
+def floyd(weights):
+    distances = weights.copy()
+    for k in range(len(distances)):
+        distances = np.minimum(distances, distances[:, [k]] + distances[[k]])
+    return distances
+
+
+@pytest.mark.parametrize("k", [5, 12])
+def test_isomap_scales_the_lengths_of_paths(wine, k):
+    distances, near = squareform(pdist(wine)), nearest(wine, k)
+    weights = np.full_like(distances, np.inf)
+    for i in range(len(wine)):
+        weights[i, near[i]] = weights[near[i], i] = distances[i, near[i]]
+    np.fill_diagonal(weights, 0)
+    expected = classical(floyd(weights), 2)
+    notes = []
+    assert up_to_sign(isomap(wine, 2, n_neighbors=k, notes=notes), expected, atol=1e-7)
+    assert notes == []
+
+
+def test_isomap_unrolls_an_arc_that_pca_does_not():
+    x, along = arc()
+    found = isomap(x, 1, n_neighbors=2, notes=[])[:, 0]
+    assert abs(np.corrcoef(found, along)[0, 1]) > 0.99999
+    assert np.ptp(found) == pytest.approx(np.ptp(along), rel=1e-3), "in the data's own units"
+    assert abs(np.corrcoef(pca(x, 1)[:, 0], along)[0, 1]) < 0.96
+
+
+def test_isomap_with_all_units_as_neighbours_is_pca(wine):
+    assert up_to_sign(isomap(wine, 2, n_neighbors=177, notes=[]), pca(wine, 2), atol=1e-8)
+
+
+# -- stress
+
+
+def stress(y, x):
+    return ((pdist(y) - pdist(x)) ** 2).sum()
+
+
+def test_stress_is_at_a_minimum_below_classical_scaling_and_random_starts(wine):
+    notes = []
+    found = mds(wine, 2, max_iter=3000, notes=notes)
+    assert notes == []
+    least = stress(found, wine)
+    assert least < 0.9 * stress(mds(wine, 2, method="classical", notes=[]), wine)
+    rng = np.random.default_rng(2)
+    for size in (0.1, 0.3):
+        assert all(stress(found + size * rng.standard_normal(found.shape), wine) > least for _ in range(20))
+    random = MDS(2, n_init=1, init="random", normalized_stress=False, max_iter=1000)
+    for seed in range(4):
+        assert least < stress(random.set_params(random_state=seed).fit_transform(wine), wine)
+
+
+def test_stress_of_what_lies_in_a_plane_is_zero(rng):
+    x = rng.standard_normal((30, 2)) @ rng.standard_normal((2, 6))
+    assert stress(mds(x, 2, notes=[]), x) < 1e-20
+
+
+def test_majorisation_that_was_stopped_says_so(wine):
+    notes = []
+    mds(wine, 2, max_iter=3, notes=notes)
+    assert notes == ["majorisation was stopped after 3 steps, before the stress settled"]
+
+
+# -- graphs
+
+
+@pytest.mark.parametrize("k", [5, 12, 20])
+def test_lle_keeps_each_unit_the_mixture_of_its_neighbours(wine, k):
+    n, near = len(wine), nearest(wine, k)
+    weights = np.zeros((n, n))
+    for i in range(n):
+        away = wine[near[i]] - wine[i]
+        gram = away @ away.T
+        w = np.linalg.solve(gram + 1e-3 * np.trace(gram) * np.eye(k), np.ones(k))
+        weights[i, near[i]] = w / w.sum()
+    rest = np.eye(n) - weights
+    vectors = np.linalg.eigh(rest.T @ rest)[1]
+    notes = []
+    found = lle(wine, 2, n_neighbors=k, notes=notes)
+    assert up_to_sign(found, vectors[:, 1:3] * np.sqrt(n), atol=1e-5)
+    assert np.allclose(found.T @ found / n, np.eye(2), atol=1e-9)
+    assert np.allclose(found.mean(axis=0), 0, atol=1e-6)
+    assert notes == []
+
+
+@pytest.mark.parametrize("k", [4, 12])
+def test_laplacian_eigenmaps_solve_the_generalised_eigenproblem(wine, k):
+    n, near = len(wine), nearest(wine, k)
+    weights = np.zeros((n, n))
+    for i in range(n):
+        weights[i, near[i]] += 0.5
+        weights[near[i], i] += 0.5
+    degrees = weights.sum(axis=1)
+    vectors = eigh(np.diag(degrees) - weights, np.diag(degrees))[1][:, 1:4]
+    found = spectral(wine, 3, n_neighbors=k, notes=[])
+    assert up_to_sign(found, vectors * np.sqrt(degrees.sum()), atol=1e-7)
+    share = degrees / degrees.mean()
+    assert np.allclose(found.T @ (share[:, None] * found), n * np.eye(3), atol=1e-7)
+    theirs = SpectralEmbedding(3, affinity="nearest_neighbors", n_neighbors=k + 1, random_state=0).fit_transform(wine)
+    assert np.allclose(np.abs(np.corrcoef(found.T, theirs.T)[:3, 3:]).diagonal(), 1, atol=1e-9), "theirs counts the unit itself"
+
+
+@pytest.mark.parametrize(("embedding", "n_neighbors"), [(lle, 4), (spectral, 3)])
+def test_graphs_put_an_arc_in_order(embedding, n_neighbors):
+    x, along = arc()
+    found = embedding(x, 1, n_neighbors=n_neighbors, notes=[])[:, 0]
+    assert (np.diff(found * np.sign(found[-1] - found[0])) > 0).mean() > 0.95
+    assert np.ptp(found[along < 0.1]) < 0.2 * np.ptp(found)
+
+
+@pytest.mark.parametrize("name", ["isomap", "lle", "spectral"])
+def test_a_graph_in_pieces_is_embedded_and_noted(name):
+    for n_blobs in (2, 3):
+        data = Dataset({"x": blobs(n_blobs)}, dims={"x": ("unit", "feature")})
+        made = embed(name, data, n_latent=2, n_neighbors=5)
+        assert made.notes == (f"the graph of 5 nearest neighbours is in {n_blobs} pieces",)
+        assert np.isfinite(made.values).all()
+
+
+@IN_PIECES
+def test_pieces_are_counted_without_the_unit_itself():
+    x = blobs(2, n_each=3)  # with 2 others each it falls apart, with 3 it holds
+    for embedding in (isomap, spectral):
+        apart, whole = [], []
+        embedding(x, 1, n_neighbors=2, notes=apart)
+        embedding(x, 1, n_neighbors=3, notes=whole)
+        assert apart == ["the graph of 2 nearest neighbours is in 2 pieces"]
+        assert whole == []
+
+
+@IN_PIECES
+def test_the_first_column_of_a_graph_in_two_pieces_says_in_which_a_unit_is():
+    first = spectral(blobs(), 1, n_neighbors=5, notes=[])[:, 0]
+    assert np.ptp(first[:12]) < 1e-3 * np.ptp(first)
+    assert np.ptp(first[12:]) < 1e-3 * np.ptp(first)
+
+
+@IN_PIECES
+def test_joined_pieces_stay_far_apart_in_isomap():
+    found = isomap(blobs(), 1, n_neighbors=5, notes=[])[:, 0]
+    assert abs(found[:12].mean() - found[12:].mean()) > 100
