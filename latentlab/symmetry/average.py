@@ -241,9 +241,7 @@ def _student_points(k: int, rng: np.random.Generator, n: int) -> tuple[np.ndarra
     return base, constant - (nu + k) / 2 * np.log1p((base**2).sum(axis=1) / nu)
 
 
-def _importance(
-    evaluate: Evaluate, start: np.ndarray, draws: slice, base: np.ndarray, log_base: np.ndarray
-) -> np.ndarray:
+def _importance(evaluate: Evaluate, start: np.ndarray, draws: slice, base: np.ndarray, log_base: np.ndarray) -> np.ndarray:
     q = start.shape[-1]
     start, scale, flat = _laplace(evaluate, start, draws)
     coordinates = np.einsum("pk,mlk->mpl", base, scale)
@@ -282,9 +280,7 @@ def _derivatives(evaluate: Evaluate, start: np.ndarray, draws: slice) -> tuple[n
     turns = _exponential(antisymmetric(points, q))[1]
     found = evaluate(start[:, None] @ turns, draws)
     if not np.isfinite(found).all():
-        raise InferenceError(
-            "log q is -inf beside a draw; its average over rotations of 3 or more axes is not defined."
-        )
+        raise InferenceError("log q is -inf beside a draw; its average over rotations of 3 or more axes is not defined.")
     middle, plus, minus, both, neither = np.split(found, np.cumsum([1, k, k, len(i)]), axis=1)
     second = plus + minus - 2 * middle
     hessian = np.zeros((len(start), k, k))

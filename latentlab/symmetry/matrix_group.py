@@ -123,9 +123,7 @@ class MatrixGroup(Group):
 
     def _of_matrix(self, site: str, value: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         if names.count(self.dim) != 2:
-            raise ModelError(
-                f"site '{site}' has the dim '{self.dim}' more than twice: {names}; no invariants are known."
-            )
+            raise ModelError(f"site '{site}' has the dim '{self.dim}' more than twice: {names}; no invariants are known.")
         n_lead = value.ndim - len(names)
         axes = [n_lead + axis for axis, name in enumerate(names) if name == self.dim]
         moved = np.moveaxis(value.astype(np.float64), axes, (-2, -1))

@@ -26,7 +26,9 @@ def test_it_prints_its_table_and_draws_its_figure(experiment, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_mapped_scores_are_summary_like_and_raw_ones_distinct(experiment):
-    found = experiment.table(experiment.run(noises=(1.0,), sizes=(100,), n_datasets=3, method="svi")).set_index(["positions", "alignment"])
+    found = experiment.table(experiment.run(noises=(1.0,), sizes=(100,), n_datasets=3, method="svi")).set_index(
+        ["positions", "alignment"]
+    )
     assert found.loc[("PCA, mapped", "orthogonal"), "summary-like"] == 1
     assert found.loc[("PCA", "orthogonal"), "distinct"] == 1
     assert found.loc[("truth", "orthogonal"), "draw-like"] >= 2 / 3
