@@ -6,9 +6,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
-from latentlab import __version__
 from latentlab.errors import LatentLabError
 from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, METRICS, MODELS, plugins
 
@@ -161,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"latentlab {__version__}")
+    parser.add_argument("--version", action="version", version=f"latentlab {version('latentlab')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = _command(commands, "run", _run, "fit a model, compute embeddings, compare, and write a run directory")

@@ -1,0 +1,185 @@
+"""The house holds: imports go upwards only, nothing unsafe is called, importing the package does nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import latentlab
+
+PACKAGE = Path(latentlab.__file__).parent
+ORDER = [
+    *(
+        "errors",
+        "registry",
+        "seeds",
+        "files",
+        "data",
+        "symmetry",
+        "distributions",
+        "models",
+        "embeddings",
+        "compare",
+        "posterior",
+    ),
+    *("inference", "diagnostics", "fit", "correspondence", "comparison", "store", "report", "study", "cli"),
+]
+LATE = {
+    ("correspondence", "inference"): "checks of claims build a model's arrays",
+    ("report", "study"): "the page rebuilds the dataset of the run",
+}
+"""Imports inside functions that reach downwards, and why; at the top of a module there is none."""
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def layer(dotted):
+    parts = dotted.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def imports(source):
+    """`(dotted name, line, at the top of the module)` of everything imported outside `if TYPE_CHECKING`."""
+    tree = ast.parse(source)
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)}
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno, id(node) not in inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"a relative import in line {node.lineno}"
+            for alias in node.names:
+                path = PACKAGE.parent.joinpath(*node.module.split("."), f"{alias.name}.py")
+                yield (f"{node.module}.{alias.name}" if path.is_file() else node.module, node.lineno, id(node) not in inside)
+
+
+def offences(path, source):
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    found = []
+    for name, line, at_top in imports(source):
+        if not name.startswith("latentlab"):
+            continue
+        other = layer(name)
+        if not other and own != "__init__":
+            found.append(f"{path.name}:{line} imports from the package root")
+        elif own in ORDER and other in ORDER and ORDER.index(other) > ORDER.index(own) and (at_top or (own, other) not in LATE):
+            found.append(f"{path.name}:{line} ({own}) imports {name}, which comes later")
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_those_above_it(path):
+    assert offences(path, path.read_text(encoding="utf-8")) == []
+
+
+def test_every_module_has_its_place():
+    assert {p.relative_to(PACKAGE).with_suffix("").parts[0] for p in modules()} <= {*ORDER, "__init__", "__main__"}
+
+
+def test_a_planted_import_is_seen():
+    path = PACKAGE / "compare" / "metric.py"
+    assert "comes later" in offences(path, "from latentlab.fit import Fit")[0]
+    assert (
+        "package root" in offences(path, "from latentlab import fit")[0]
+        or "comes later" in offences(path, "from latentlab import fit")[0]
+    )
+    assert "package root" in offences(path, "import latentlab as ll")[0]
+    with pytest.raises(AssertionError, match="relative import"):
+        offences(path, "from . import lift")
+
+
+FORBIDDEN = {
+    "compare": {"torch", "pyro", "arviz"},
+    "symmetry": {"torch", "pyro", "arviz"},
+    "models": {"arviz"},
+    "data": {"torch", "pyro", "arviz"},
+}
+
+
+@pytest.mark.parametrize("folder", sorted(FORBIDDEN))
+def test_arrays_in_arrays_out(folder):
+    for path in (PACKAGE / folder).glob("*.py"):
+        roots = {name.split(".")[0] for name, _, _ in imports(path.read_text(encoding="utf-8"))}
+        assert not roots & FORBIDDEN[folder], path.name
+
+
+def unsafe(source):
+    """Calls that run what a file says, and checks that `python -O` would drop."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Assert):
+            found.append(f"{node.lineno}: assert")
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        if called in ("eval", "exec", "os.system", "pickle.load", "pickle.loads", "torch.load", "joblib.load", "pd.read_pickle"):
+            found.append(f"{node.lineno}: {called}")
+        if called.endswith(("yaml.load", "yaml.unsafe_load", "yaml.full_load")):
+            found.append(f"{node.lineno}: {called}")
+        for keyword in node.keywords:
+            if (keyword.arg, ast.unparse(keyword.value)) in (
+                ("allow_pickle", "True"),
+                ("shell", "True"),
+                ("weights_only", "False"),
+            ):
+                found.append(f"{node.lineno}: {keyword.arg}={ast.unparse(keyword.value)}")
+    return found
+
+
+KNOWN = {"signature.py": ["eval"]}
+"""Annotations in the source of the installed package itself are evaluated, as `typing.get_type_hints` does."""
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_unsafe_is_called(path):
+    assert [one.split(": ")[1] for one in unsafe(path.read_text(encoding="utf-8"))] == KNOWN.get(path.name, [])
+
+
+@pytest.mark.parametrize(
+    "source", ["pickle.load(f)", "np.load(p, allow_pickle=True)", "eval(x)", "assert x", "yaml.load(t, Loader)"]
+)
+def test_a_planted_unsafe_call_is_seen(source):
+    assert unsafe(source)
+
+
+def in_a_new_process(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_is_quick_and_changes_nothing():
+    code = """
+import random, sys, time, warnings, logging
+import numpy as np
+state, filters, handlers = str(np.random.get_state()), list(warnings.filters), list(logging.root.handlers)
+before, begin = random.getstate(), time.process_time()
+import latentlab
+spent = time.process_time() - begin
+heavy = sorted({"torch", "pyro", "sklearn", "pandas", "xarray", "arviz", "matplotlib", "scipy"} & set(sys.modules))
+same = (str(np.random.get_state()), list(warnings.filters), list(logging.root.handlers), random.getstate())
+print(heavy, spent < 0.5, same == (state, filters, handlers, before))
+"""
+    assert in_a_new_process(code) == "[] True True"
+
+
+def test_every_public_name_is_there_and_functions_are_not_hidden_by_modules():
+    code = """
+import latentlab as ll
+import latentlab.fit, latentlab.comparison
+for name in ll.__all__:
+    getattr(ll, name)
+print(callable(ll.fit), callable(ll.compare), callable(ll.embed), ll.models.PPCA.__name__)
+"""
+    assert in_a_new_process(code) == "True True True PPCA"
