@@ -265,7 +265,7 @@ def tail(seen: np.ndarray, again: np.ndarray) -> np.ndarray:
 
     Example:
         >>> tail(np.array([0.0, 5.0]), np.arange(9.0)[:, None] + [1.0, 0.0]).tolist()
-        [0.2, 0.8]
+        [0.2, 1.0]
     """
     above, below = (again >= seen).sum(axis=0), (again <= seen).sum(axis=0)
     return np.minimum(1.0, 2 * (1 + np.minimum(above, below)) / (1 + len(again)))
