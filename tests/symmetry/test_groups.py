@@ -147,7 +147,7 @@ def test_the_nearest_relabelling_is_the_best_of_all(group, rng):
     for _ in range(20):
         x, target = rng.standard_normal((7, Q)), rng.standard_normal((7, Q))
         found = group.align_to(target, {"z": x}, DIMS, on="z").values["z"]
-        best = min((np.linalg.norm(x @ g - target) for g in group.elements(Q)))
+        best = min(np.linalg.norm(x @ g - target) for g in group.elements(Q))
         assert np.linalg.norm(found - target) == pytest.approx(best, abs=1e-10)
 
 

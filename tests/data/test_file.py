@@ -1,0 +1,166 @@
+"""A user's own file: read as it stands, or refused with the line, the column or what it declares.
+
+Faults of data that do not apply yet, since no model or loader has such data: sequences (ragged, of no length), graphs (loops,
+duplicate edges), counts and ratings (negative, fractional, out of scale), HDF5 as a data file, categories unseen in training,
+labels outside a range of classes. Files much larger than memory are refused from their size, not streamed.
+"""
+
+import contextlib
+import gzip
+import io
+import os
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from latentlab.data.file import file
+from latentlab.errors import DataError
+
+
+def npy(array, **options):
+    stream = io.BytesIO()
+    np.save(stream, array, **options)
+    return stream.getvalue()
+
+
+def npz(**arrays):
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
+def read(folder, name, content, **options):
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return file(str(path), **options)
+
+
+PLAIN = [[1.0, 2.0], [3.0, 4.0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("comma.csv", "a,b\n1,2\n3,4\n"),
+        ("semicolon.csv", "a;b\n1;2\n3;4\n"),
+        ("tab.tsv", "a\tb\n1\t2\n3\t4\n"),
+        ("windows.csv", b"\xef\xbb\xbfa,b\r\n1,2\r\n3,4\r\n"),
+        ("quoted.csv", '"a","b"\n"1",2\n3,"4"\n'),
+        ("packed.csv.gz", gzip.compress(b"a,b\n1,2\n3,4\n")),
+        ("scientific.csv", "a,b\n1e0,2.0\n+3,4E0\n"),
+    ],
+)
+def test_dialects_are_read(tmp_path, name, content):
+    dataset = read(tmp_path, name, content)
+    assert dataset.x.tolist() == PLAIN
+    assert dataset.features.tolist() == ["a", "b"]
+
+
+def test_units_labels_and_missing_markers(tmp_path):
+    text = "id,a,b,kind\nu,NA,1,None\nv,3,,null\nw,?,2,x\n"
+    dataset = read(tmp_path, "mine.csv", text, unit="id", label="kind")
+    np.testing.assert_array_equal(dataset.x, [[np.nan, 1], [3, np.nan], [np.nan, 2]])
+    assert dataset.units.tolist() == ["u", "v", "w"]
+    assert dataset.labels.tolist() == ["None", "null", "x"]  # categories, not missing values
+    assert dataset.mask.tolist() == [[False, True], [True, False], [False, True]]
+    own = read(tmp_path, "mine.csv", "a,b\n-9,1\n2,3\n", missing_values=("-9",))
+    assert np.isnan(own.x[0, 0])
+
+
+def test_columns_are_chosen_and_ordered_by_name(tmp_path):
+    dataset = read(tmp_path, "mine.csv", "a,b,c\n1,x,3\n4,y,6\n", columns=["c", "a"])
+    assert dataset.x.tolist() == [[3.0, 1.0], [6.0, 4.0]]
+
+
+def test_arrays_and_parquet_are_read(tmp_path):
+    x = np.arange(6.0).reshape(3, 2)
+    assert read(tmp_path, "x.npy", npy(x)).x.tolist() == x.tolist()
+    assert read(tmp_path, "v.npz", npz(a=x[:, 0], b=x[:, 1])).features.tolist() == ["a", "b"]
+    assert read(tmp_path, "m.npz", npz(x=x, feature=np.array(["p", "q"]))).features.tolist() == ["p", "q"]
+    frame = pd.DataFrame({"id": ["u", "v", "w"], "a": x[:, 0], "b": x[:, 1]})
+    frame.to_parquet(tmp_path / "t.parquet")
+    assert file(str(tmp_path / "t.parquet"), unit="id").x.tolist() == x.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("a.csv", "a,a\n1,2\n", {}, "line 1: 2 columns are called 'a': columns 1 and 2"),
+        ("a.csv", "a,b\n1,2,3\n3,4\n", {}, "line 2: 3 fields where the header has 2"),
+        ("a.csv", "a,b,c\n1,2,3\n3,4\n", {}, "line 3: 2 fields where the header has 3"),
+        ("a.csv", "", {}, "the file is empty"),
+        ("a.csv", "a,b\n", {}, "a header, but no rows"),
+        ("a.csv", "1.5,2.5\n3,4\n", {}, "look like data, not like column names: no header"),
+        ("a.csv", "a;b\n1,5;2\n", {}, "line 2, column 'a': '1,5'.*decimal comma"),
+        ("a.csv", "a;b\n1.000,5;2\n", {}, "line 2, column 'a'.*thousands separators"),
+        ("a.csv", "a,b\n1,x\n", {}, "line 2, column 'b': 'x' is no number"),
+        ("a.csv", "a,b\n1,inf\n", {}, "line 2, column 'b': 'inf' is infinite"),
+        ("a.csv", b"a,b\n1,\xe9\n", {}, "byte 6 .0xe9. is not utf-8"),
+        ("a.csv", b"a,b\n1,\x00\n", {}, "line 2: a NUL byte"),
+        ("a.csv", "id,a\nu,1\nu,3\n", {"unit": "id"}, "unit 'u' is there 2 times"),
+        ("a.csv", "a,b\n1,2\n", {"columns": ["a", "c"]}, "unknown column 'c'"),
+        ("a.csv", "a,b\n1,2\n", {"label": "kind"}, "`label`: unknown column 'kind'"),
+        ("a.npy", npy(np.ones((3, 2, 2))), {}, r"expected shape \(n_units, n_features\); got \(3, 2, 2\)"),
+        ("a.npy", npy(np.ones((3, 2), complex)), {}, "complex128; expected real numbers"),
+        ("a.npy", npy(np.zeros(1)).replace(b"(1,), }", b"(999999999999,), }"), {}, "declares shape .* 8.0 TB, but holds"),
+        ("a.xyz", "1", {}, "cannot tell its format"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_place(tmp_path, name, content, options, message):
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, name, content, **options)
+
+
+def test_files_that_are_not_there(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        file(str(tmp_path / "none.csv"))
+    with pytest.raises(DataError, match="is a directory"):
+        file(str(tmp_path))
+
+
+class Canary:
+    def __reduce__(self):
+        return (os.system, ("touch canary",))
+
+
+@pytest.mark.parametrize("form", ["npy", "npz"])
+def test_pickles_are_refused_and_not_run(tmp_path, monkeypatch, form):
+    monkeypatch.chdir(tmp_path)
+    objects = np.array([[Canary(), 1], [2, 3]], dtype=object)
+    content = npy(objects, allow_pickle=True) if form == "npy" else npz(x=objects)
+    with pytest.raises(DataError, match=r"object|pickle"):
+        read(tmp_path, f"a.{form}", content)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_table_that_takes_too_much_memory_is_refused_before_it_is_read(tmp_path):
+    with pytest.raises(DataError, match=r"needs about .* MB of memory; `max_bytes` is 10.0 MB"):
+        read(tmp_path, "bomb.csv.gz", gzip.compress(b"a,b\n" + b"1,2\n" * 2_000_000), max_bytes=10_000_000)
+
+
+def test_a_packed_array_that_declares_more_than_it_holds_is_refused(tmp_path):
+    lying = npy(np.zeros(1)).replace(b"(1,), }", b"(99999999999,), }")
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", lying)
+    with pytest.raises(DataError, match="declares shape"):
+        read(tmp_path, "a.npz", stream.getvalue())
+
+
+def test_members_that_would_leave_the_folder_are_nowhere_written(tmp_path):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("../../escaped.npy", npy(np.ones(3)))
+        archive.writestr("b.npy", npy(np.ones(3)))
+    before = set(tmp_path.parent.iterdir())
+    with contextlib.suppress(DataError):
+        read(tmp_path, "a.npz", stream.getvalue())
+    assert set(tmp_path.parent.iterdir()) == before
+
+
+def test_many_columns_are_read(tmp_path):
+    names = ",".join(f"c{i}" for i in range(20_000))
+    values = ",".join("1" for _ in range(20_000))
+    assert read(tmp_path, "wide.csv", f"{names}\n{values}\n{values}\n").x.shape == (2, 20_000)
