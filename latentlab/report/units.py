@@ -135,7 +135,7 @@ def _knew(source: Source) -> Table:
         records.append({"embedding": row.title, "did the posterior know?": word, "rank correlation": value, "p": p})
     own = shown(float(data["own_lost_neighbors"].mean()))
     caption = (
-        "Whether the posterior knew: is its spread larger for the units that the embedding places elsewhere? (One-sided p, units taken "
-        f"as exchangeable. Between two draws the units lose {own} of their neighbours on average.)"
+        "Whether the posterior knew: is its spread larger for the units that the embedding places elsewhere? The p is one-sided, units "
+        f"taken as exchangeable. Between two draws the units lose {own} of their neighbours on average"
     )
     return Table.of("knew", caption, records)
