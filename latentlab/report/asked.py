@@ -43,8 +43,25 @@ def method_sentence(source: Source) -> str:
         "vi": f"a variational approximation, from which {count(posterior['draw'], 'draw')} were taken",
         "point": f"a point estimate of all but the positions, of which {count(posterior['draw'], 'draw')} were taken",
     }[source.kind]
-    summary = docs(METHODS.load(name)).summary.rstrip(".") if name in METHODS else ""
-    return f"The method is {name.upper()} ({summary}): {kind}. The seed is {source.config.get('seed', 0)}."
+    summary = lowered(docs(METHODS.load(name)).summary) if name in METHODS else ""
+    return f"The method is {method_name(source)} ({summary}): {kind}. The seed is {source.config.get('seed', 0)}."
+
+
+def lowered(sentence: str) -> str:
+    """A sentence as part of another one: no full stop, and a small first letter unless its word is an acronym.
+
+    Example:
+        >>> lowered("The maximum."), lowered("EM, or a closed form.")
+        ('the maximum', 'EM, or a closed form')
+    """
+    text = sentence.rstrip(".")
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
+def method_name(source: Source) -> str:
+    """The method as it is written."""
+    name = str(source.config["inference"]["name"])
+    return METHODS.load(name).__name__ if name in METHODS else name
 
 
 def _notes(source: Source) -> list[Item]:

@@ -35,6 +35,7 @@ OTHER = "other"
 STYLE = {
     "figure.facecolor": "none",
     "axes.facecolor": "white",
+    "axes.axisbelow": True,
     "axes.edgecolor": "#8a8a8a",
     "axes.labelcolor": INK,
     "axes.spines.top": False,

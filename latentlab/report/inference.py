@@ -9,6 +9,7 @@ import xarray as xr
 from latentlab.diagnostics import identified
 from latentlab.errors import InferenceError, ModelError
 from latentlab.posterior import build, is_constant, loo, rhat, to_arviz
+from latentlab.report.asked import method_name
 from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, RED, drawn, log_axis, style, svg
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
 from latentlab.report.source import POINT, Source
@@ -24,7 +25,9 @@ def section(source: Source) -> Section:
     table = source.run.diagnostics
     items: list[Item] = [Text((sentence(source),)), *_caveats(source)]
     counted = table[table["verdict"] != "not applicable"]
-    items.append(Table.of("diagnostics", "Checks, on what the model's symmetry leaves identified", counted.to_dict("records")))
+    items.append(
+        Table.of("diagnostics", "Checks, on what the model's symmetry leaves identified", counted.to_dict("records"), digits=4)
+    )
     rest = table[table["verdict"] == "not applicable"]
     if len(rest):
         records = rest[["check", "quantity", "value"]].to_dict("records")
@@ -46,15 +49,15 @@ def sentence(source: Source) -> str:
         return f"Inference did not pass: {len(by['fail'])} of {count(n, 'check')} failed, {named['fail']}. Read on with care."
     if len(by["warn"]):
         return f"No check failed; {count(len(by['warn']), 'warning')} of {count(n, 'check')}: {named['warn']}."
-    return f"Inference passed: {'the one check was' if n == 1 else f'all {n} checks were'} fulfilled."
+    which = {1: "the one check was", 2: "both checks were"}.get(n, f"all {n} checks were")
+    return f"Inference passed: {which} fulfilled."
 
 
 def _caveats(source: Source) -> list[Item]:
-    name = source.config["inference"]["name"]
     if source.kind == POINT:
         how = source.tree.attrs.get("how", "")
         lines = [
-            f"{name.upper()} gives a point estimate{f' ({how})' if how else ''}: the model's other parameters are fixed at it, and only "
+            f"{method_name(source)} gives a point estimate{f' ({how})' if how else ''}: the model's other parameters are fixed at it, and only "
             "the positions have a spread, given that estimate.",
             "What the estimate itself is uncertain of is missing from every interval below, so that the intervals are too narrow, "
             "and an embedding is called distinct sooner than by the full posterior.",
@@ -207,6 +210,7 @@ def _elbo(elbo: np.ndarray) -> Figure:
                     x = np.arange(len(smooth)) + first + window // 2
                     axes.plot(x, smooth, color=COLORS[i % len(COLORS)], lw=1.8, label=f"restart {i}")
             axes.set_xlabel("step")
+            axes.ticklabel_format(style="plain", useOffset=False)
             axes.grid(axis="y")
         low = np.quantile(elbo[:, n_steps // 20 :], 0.02)
         whole.set_ylim(low - 0.1 * (elbo.max() - low), elbo.max() + 0.05 * (elbo.max() - low))

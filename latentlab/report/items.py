@@ -37,19 +37,22 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of numbers and texts; `folded` ones are opened by a click, and on paper."""
+    """Rows of numbers (shown to so many digits) and texts; `folded` ones are opened by a click, and on paper."""
 
     name: str
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
     folded: bool = False
+    digits: int = 3
 
     @classmethod
-    def of(cls, name: str, caption: str, records: Sequence[Mapping[Any, Any]], *, folded: bool = False) -> "Table":
+    def of(
+        cls, name: str, caption: str, records: Sequence[Mapping[Any, Any]], *, folded: bool = False, digits: int = 3
+    ) -> "Table":
         """A table of records that all have the same keys, which are its columns."""
         columns = tuple(records[0]) if records else ()
-        return cls(name, caption, columns, tuple(tuple(record[key] for key in columns) for record in records), folded)
+        return cls(name, caption, columns, tuple(tuple(record[key] for key in columns) for record in records), folded, digits)
 
     @property
     def numeric(self) -> tuple[bool, ...]:
@@ -127,8 +130,8 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def shown(value: Any) -> str:
-    """A value as a reader wants it: numbers to three digits, nothing for none.
+def shown(value: Any, digits: int = 3) -> str:
+    """A value as a reader wants it: numbers to so many digits, nothing for none.
 
     Example:
         >>> [shown(v) for v in (0.123456, 1234567.0, 12.0, 3, 1e-7, float("nan"), float("inf"), "word", None, True)]
@@ -142,13 +145,13 @@ def shown(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}".replace(",", " ") if abs(value) >= 10_000 else str(value)
     if isinstance(value, float):
-        return _number(value)
+        return _number(value, digits)
     if isinstance(value, list | tuple):
-        return ", ".join(map(shown, value))
+        return ", ".join(shown(entry, digits) for entry in value)
     return str(value)
 
 
-def _number(value: float) -> str:
+def _number(value: float, digits: int) -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     size = abs(value)
@@ -158,7 +161,7 @@ def _number(value: float) -> str:
         return f"{value:.2g}".replace("-", "−") if size >= 1e7 else f"{value:.1g}"
     if size >= 1000:
         return f"{value:,.0f}".replace(",", " ").replace("-", "−")
-    return f"{value:.3g}".replace("-", "−")
+    return f"{value:.{digits}g}".replace("-", "−")
 
 
 def _is_number(value: Any) -> bool:

@@ -18,6 +18,7 @@ from latentlab.report.source import POINT, Source
 LEVEL = 0.8
 """Of the credible ellipses."""
 MOST_AXES = 4
+MOST_ELLIPSES = 200
 MOST_LOADINGS = 30
 MOST_SENSITIVE = 10
 N_IMPUTED = 400
@@ -96,8 +97,10 @@ def _plane(source: Source, classes: Classes) -> Figure:
         axes.grid()
         classes.legend(canvas, axes)
 
+    n = len(source.units)
+    whose = "its" if n <= MOST_ELLIPSES else f"(for {MOST_ELLIPSES} of them, spread evenly over the data) its"
     caption = (
-        f"Posterior mean of each unit's position with its {LEVEL:.0%} credible ellipse (of the Gaussian with the draws' covariance)"
+        f"Posterior mean of each unit's position with {whose} {LEVEL:.0%} credible ellipse (of the Gaussian with the draws' covariance)"
         f"{_by_label(classes)}. Only what the symmetry leaves identified can be read off: distances and shapes, not the axes."
     )
     return drawn("positions", caption, f"Scatter of {len(source.units)} positions on a plane with ellipses.", (10, 6.6), draw)
@@ -106,21 +109,17 @@ def _plane(source: Source, classes: Classes) -> Figure:
 def _ellipses(axes: Any, source: Source, classes: Classes) -> None:
     from matplotlib.collections import EllipseCollection
 
-    values, vectors = np.linalg.eigh(source.covariance[:, :2, :2])
+    some = np.unique(np.linspace(0, len(source.mean) - 1, min(len(source.mean), MOST_ELLIPSES)).astype(int))
+    mean, covariance = source.mean[some, :2], source.covariance[some, :2, :2]
+    values, vectors = np.linalg.eigh(covariance)
     axis = 2 * np.sqrt(np.maximum(values, 0) * chi2.ppf(LEVEL, 2))
     angle = np.degrees(np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1]))
-    options = {"units": "x", "offsets": source.mean[:, :2], "offset_transform": axes.transData, "linewidths": 0.7}
-    many = len(source.mean) > HEAVY
-    colors = [classes.color(code) for code in classes.codes.tolist()]
-    options |= {
-        "alpha": float(np.clip(40 / len(source.mean), 0.12, 0.5)),
-        "edgecolors": colors,
-        "facecolors": "none",
-        "rasterized": many,
-    }
+    colors = [classes.color(code) for code in classes.codes[some].tolist()]
+    options: dict[str, Any] = {"units": "x", "offsets": mean, "offset_transform": axes.transData, "linewidths": 0.7}
+    options |= {"alpha": float(np.clip(40 / len(some), 0.2, 0.5)), "edgecolors": colors, "facecolors": "none"}
     axes.add_collection(EllipseCollection(axis[:, 1], axis[:, 0], angle, **options))
-    reach = np.sqrt(np.einsum("nkk->nk", source.covariance[:, :2, :2]) * chi2.ppf(LEVEL, 2))
-    axes.update_datalim(np.vstack([source.mean[:, :2] - reach, source.mean[:, :2] + reach]))
+    reach = np.sqrt(np.einsum("nkk->nk", covariance) * chi2.ppf(LEVEL, 2))
+    axes.update_datalim(np.vstack([mean - reach, mean + reach]))
 
 
 def _pairs(source: Source, classes: Classes) -> Figure:

@@ -1,5 +1,6 @@
 """The top of the page: the answer in words."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,17 @@ def _answer(source: Source) -> list[str]:
                 by.setdefault(record["verdict"], []).append(f"{record['embedding']} (delta {_range(record['delta'])})")
         for word, names in sorted(by.items(), key=lambda entry: [*MEANING, entry[0]].index(entry[0])):
             meaning = MEANING.get(word, "it depends on the seed")
+            if word == "undetermined":
+                reasons = [record["sentence"] for record in verdict_records(source) if record["alignment"] == alignment]
+                meaning = next(filter(None, map(_reason, reasons)), meaning)
             lines.append(f"{ALLOWED[alignment]}, {listed(names, 20)} {'is' if len(names) == 1 else 'are'} {word}: {meaning}.")
     return [*lines, "Delta is 0 at the posterior mean and 1 at a typical draw of the posterior."]
+
+
+def _reason(sentence: str) -> str:
+    """Why a verdict is undetermined, out of its sentence; empty for another verdict."""
+    found = re.match(r"Nothing can be said: (.*) \(delta", sentence)
+    return found.group(1) if found else ""
 
 
 def _range(delta: list[float]) -> str:

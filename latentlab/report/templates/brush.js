@@ -23,20 +23,24 @@
 
   // -- marks, one shape a class
 
-  function shape(c, kind, x, y, r) {
-    c.beginPath();
-    const turn = { 1: [4, Math.PI / 4], 2: [3, -Math.PI / 2], 3: [4, 0], 4: [3, Math.PI / 2], 7: [3, Math.PI], 8: [3, 0], 10: [5, -Math.PI / 2], 11: [6, 0] }[kind];
-    if (kind === 5 || kind === 6) {
-      const w = r * 0.45, a = kind === 6 ? Math.PI / 4 : 0;
-      c.save(); c.translate(x, y); c.rotate(a); c.rect(-r, -w, 2 * r, 2 * w); c.rect(-w, -r, 2 * w, 2 * r); c.restore();
-    } else if (kind === 9) {
-      for (let k = 0; k < 10; k++) c.lineTo(x + Math.cos(k * Math.PI / 5 - Math.PI / 2) * (k % 2 ? r * 0.5 : r * 1.2), y + Math.sin(k * Math.PI / 5 - Math.PI / 2) * (k % 2 ? r * 0.5 : r * 1.2));
+  const POLYGONS = { 1: [4, Math.PI / 4], 2: [3, -Math.PI / 2], 3: [4, 0], 4: [3, Math.PI / 2], 7: [3, Math.PI], 8: [3, 0], 10: [5, -Math.PI / 2], 11: [6, 0] };
+
+  function outline(c, kind, x, y, r) {
+    const polygon = (n, start, radius) => {
+      for (let k = 0; k < n; k++) {
+        const a = start + 2 * Math.PI * k / n, length = radius(k);
+        c[k ? "lineTo" : "moveTo"](x + length * Math.cos(a), y + length * Math.sin(a));
+      }
       c.closePath();
-    } else if (turn) {
-      for (let k = 0; k < turn[0]; k++) c.lineTo(x + 1.25 * r * Math.cos(turn[1] + 2 * Math.PI * k / turn[0]), y + 1.25 * r * Math.sin(turn[1] + 2 * Math.PI * k / turn[0]));
+    };
+    if (kind === 5 || kind === 6) {  // a cross: twelve corners, upright or turned
+      const w = 0.45 * r, at = [[-w, -r], [w, -r], [w, -w], [r, -w], [r, w], [w, w], [w, r], [-w, r], [-w, w], [-r, w], [-r, -w], [-w, -w]];
+      const turn = kind === 6 ? Math.SQRT1_2 : 0;
+      at.forEach(([u, v], k) => c[k ? "lineTo" : "moveTo"](x + (turn ? turn * (u - v) : u), y + (turn ? turn * (u + v) : v)));
       c.closePath();
-    } else c.arc(x, y, r, 0, 2 * Math.PI);
-    c.fill();
+    } else if (kind === 9) polygon(10, -Math.PI / 2, k => k % 2 ? 0.5 * r : 1.2 * r);
+    else if (POLYGONS[kind]) polygon(...POLYGONS[kind], () => 1.25 * r);
+    else { c.moveTo(x + r, y); c.arc(x, y, r, 0, 2 * Math.PI); }
   }
 
   // -- panels
@@ -65,7 +69,7 @@
     panel.x = x.map(v => side / 2 + (v - (x0 + x1) / 2) * sx);
     panel.y = y.map(v => side / 2 - (v - (y0 + y1) / 2) * sy);
     panel.scale = [sx, sy];
-    panel.base = null;
+    panel.ground = {};
   }
 
   function ellipse(panel, i) {
@@ -78,22 +82,41 @@
     c.stroke();
   }
 
-  function points(panel, some, alpha) {
-    const c = panel.context, { codes, colors, markers } = data.classes;
+  function points(c, panel, some, alpha) {
+    const { codes, colors, markers } = data.classes, by = colors.map(() => []);
+    for (const i of some) by[codes[i]].push(i);
     c.globalAlpha = alpha;
-    for (const i of some) { c.fillStyle = colors[codes[i]]; shape(c, markers[codes[i]], panel.x[i], panel.y[i], size); }
+    by.forEach((units, code) => {
+      c.fillStyle = colors[code];
+      c.beginPath();
+      for (const i of units) outline(c, markers[code], panel.x[i], panel.y[i], size);
+      c.fill();
+    });
     c.globalAlpha = 1;
+  }
+
+  // All units, pale or not, are drawn once and kept as a picture: brushing draws only what is marked.
+  function ground(panel, alpha) {
+    if (!panel.ground[alpha]) {
+      const kept = panel.ground[alpha] = document.createElement("canvas");
+      kept.width = panel.canvas.width;
+      kept.height = panel.canvas.height;
+      const c = kept.getContext("2d");
+      c.setTransform(panel.context.getTransform());
+      c.fillStyle = "#fff";
+      c.fillRect(0, 0, panel.side, panel.side);
+      points(c, panel, data.units.keys(), alpha);
+    }
+    panel.context.drawImage(panel.ground[alpha], 0, 0, panel.side, panel.side);
   }
 
   function draw(panel) {
     const c = panel.context;
-    c.fillStyle = "#fff";
-    c.fillRect(0, 0, panel.side, panel.side);
     const some = [...marked];
-    points(panel, data.units.keys(), some.length ? 0.13 : 0.8);
+    ground(panel, some.length ? 0.16 : 0.8);
     c.strokeStyle = "#333"; c.lineWidth = 0.8;
     if (some.length <= MOST) for (const i of some) ellipse(panel, i);
-    points(panel, some, 1);
+    points(c, panel, some, 1);
     if (some.length && some.length <= MOST) {
       c.lineWidth = 1;
       for (const i of some) { c.beginPath(); c.arc(panel.x[i], panel.y[i], size + 2, 0, 2 * Math.PI); c.stroke(); }
@@ -207,7 +230,7 @@
     });
     canvas.addEventListener("pointercancel", () => { panel.box = null; redraw(); });
     canvas.addEventListener("pointerleave", () => { if (!panel.box) point(panel, -1, true); });
-    canvas.addEventListener("blur", () => point(panel, -1, true));
+    canvas.addEventListener("blur", () => { point(panel, -1, true); tell(); });
     canvas.addEventListener("keydown", e => {
       const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[e.key];
       const by = Array.from(panel.x.keys()).sort((a, b) => panel.x[a] - panel.x[b]);
@@ -255,7 +278,9 @@
     icon.setAttribute("aria-hidden", "true");
     const c = icon.getContext("2d");
     c.fillStyle = data.classes.colors[code];
-    shape(c, data.classes.markers[code], 14, 14, 9);
+    c.beginPath();
+    outline(c, data.classes.markers[code], 14, 14, 9);
+    c.fill();
     chip.append(label);
   });
 
