@@ -20,6 +20,10 @@ FORMAT = 1
 """Version of report.json."""
 
 
+MOST_PRINTED = 60
+"""Rows of the longest table that goes on paper."""
+
+
 def write(run: Run) -> Path:
     """Writes report.html and report.json into the run's directory.
 
@@ -84,7 +88,7 @@ def _template() -> Any:
     environment.filters["typeset"] = lambda text: Markup(typeset(text))
     environment.filters["embedded"] = lambda data: Markup(embedded(data))
     environment.filters["raw"] = Markup
-    environment.globals["MARKS"] = MARKS
+    environment.globals.update(MARKS=MARKS, MOST_PRINTED=MOST_PRINTED)
     return environment.from_string(_text("page.html"))
 
 

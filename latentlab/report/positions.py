@@ -397,9 +397,7 @@ def _hidden(source: Source, where: np.ndarray) -> np.ndarray | None:
 
 
 def _imputed_words(truth: np.ndarray | None, naive: np.ndarray, mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> Text:
-    said = (
-        f"{count(len(mean), 'entry', 'entries')} were missing; the model integrates over them, and says what they may have been."
-    )
+    said = f"{count(len(mean), 'entry was', 'entries were')} missing; the model integrates over them, and says what may have stood there."
     if truth is None:
         return Text((said,))
     known = np.isfinite(truth)

@@ -7,7 +7,7 @@
   addEventListener("afterprint", () => document.querySelectorAll("details[data-folded]").forEach(d => { d.open = false; delete d.dataset.folded; }));
   if (!root || !source) return;
   const data = JSON.parse(source.textContent);
-  const n = data.units.length, MOST = 200, PAD = 12, NEAR = 9;
+  const n = data.units.length, MOST = 200, RINGS = 40, PAD = 12, NEAR = 9;
   const marked = new Set();
   let way = "aligned", axes = [0, 1], cursor = -1;
   const many = n > 600;
@@ -115,9 +115,10 @@
     const some = [...marked];
     ground(panel, some.length ? 0.16 : 0.8);
     c.strokeStyle = "#333"; c.lineWidth = 0.8;
+    c.globalAlpha = Math.min(1, Math.max(0.15, 15 / (some.length || 1)));
     if (some.length <= MOST) for (const i of some) ellipse(panel, i);
     points(c, panel, some, 1);
-    if (some.length && some.length <= MOST) {
+    if (some.length <= RINGS) {
       c.lineWidth = 1;
       for (const i of some) { c.beginPath(); c.arc(panel.x[i], panel.y[i], size + 2, 0, 2 * Math.PI); c.stroke(); }
     }

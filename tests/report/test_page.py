@@ -1,0 +1,274 @@
+"""The page and report.json: self-contained, safe, complete, the same numbers."""
+
+import json
+import re
+import shutil
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib import pyplot
+
+from latentlab.errors import MissingDependencyError, StoreError
+from latentlab.report.items import MARKS, shown
+from latentlab.report.page import embedded, write
+from latentlab.store import Run, read
+from latentlab.study.run import run
+
+FETCHING = ("src", "srcset", "href", "xlink:href", "action", "formaction", "poster", "data", "background", "manifest", "ping")
+HEAD = ("!DOCTYPE", "html", "head", "meta", "title", "style", "body")
+
+
+class Page(HTMLParser):
+    """A page taken apart: tags with attributes, and the text of tables, paragraphs, script and style."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.tables: dict[str, list[list[str]]] = {}
+        self._open: list[str] = []
+        self._table = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "br", "input", "path", "use", "image", "rect"):
+            self._open.append(tag)
+        if tag == "table":
+            self._table = str(dict(attrs)["id"]).removeprefix("table-")
+            self.tables[self._table] = []
+        if tag == "tr" and self._table:
+            self.tables[self._table].append([])
+        if tag in ("td", "th"):
+            self.tables[self._table][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop() != tag:
+            pass
+        if tag == "table":
+            self._table = ""
+
+    def handle_data(self, data: str) -> None:
+        self.texts.setdefault(self._open[-1] if self._open else "", []).append(data)
+        if self._table and self._open and {"td", "th"} & set(self._open):
+            self.tables[self._table][-1][-1] += data
+
+
+def taken_apart(found: Run) -> Page:
+    return Page((found.path / "report.html").read_text(encoding="utf-8"))
+
+
+def record(found: Run) -> dict[str, Any]:
+    return json.loads((found.path / "report.json").read_text(encoding="utf-8"))
+
+
+def items(found: Run, kind: str) -> list[dict[str, Any]]:
+    told = record(found)
+    return [item for part in [told["summary"], *told["sections"]] for item in part["items"] if item["kind"] == kind]
+
+
+def words(found: Run) -> str:
+    return "\n".join(line for item in items(found, "text") for line in item["lines"])
+
+
+def table(found: Run, name: str) -> list[dict[str, Any]]:
+    return next(item["rows"] for item in items(found, "table") if item["name"] == name)
+
+
+def test_the_page_fetches_nothing(any_run: Run):
+    page = taken_apart(any_run)
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form"), tag
+        for name in FETCHING:
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:image/png")), (tag, name, value)
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+    assert all("src" not in attributes for tag, attributes in page.tags if tag == "script")
+    assert not re.search(r"@import|url\((?!#|\"#)", "".join(page.texts["style"]))
+    script = "".join(page.texts["script"])
+    assert not re.search(r"fetch\(|XMLHttpRequest|WebSocket|import\(|sendBeacon|https?://", script)
+    policy = next(a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in str(policy)
+
+
+def test_words_of_the_user_are_never_markup(hostile: Run):
+    page = taken_apart(hostile)
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("script") == 2, "the panels' data and the page's own script"
+    assert not {"img", "b", "i"} & set(tags)
+    cells = {cell for rows in page.tables.values() for row in rows for cell in row}
+    assert {"<script>alert(1)</script>", "<i>own", "<b>bold</b>"} <= cells
+    assert any(cell.startswith('"><img src=x onerror=alert(') for cell in cells)
+    drawn = page.texts["text"]
+    assert {"<script>alert(1)</script>", "a & b", "$x_{"} <= set(drawn), "labels are legends as they are, formulas too"
+
+
+def test_the_panels_data_cannot_end_its_script(hostile: Run):
+    text = (hostile.path / "report.html").read_text(encoding="utf-8")
+    inside = text.split('<script type="application/json" id="brush-data">')[1].split("</script>")[0]
+    assert "<" not in inside
+    given = json.loads(inside)
+    assert {"kind": "panels", **given} == items(hostile, "panels")[0]
+    assert given["labels"][0] in ("<script>alert(1)</script>", "a & b", "$x_{")
+    assert json.loads(embedded({"a": "</script><!--", "b": [1.5, float("nan")]})) == {"a": "</script><!--", "b": [1.5, None]}
+
+
+def test_the_json_holds_the_numbers_of_the_page(any_run: Run):
+    page = taken_apart(any_run)
+    found = items(any_run, "table")
+    assert len(found) > 4
+    assert {item["name"] for item in found if item["rows"]} == set(page.tables)
+    for item in found:
+        digits = 4 if item["name"] == "diagnostics" else 3
+        for record_row, row in zip(item["rows"], page.tables.get(item["name"], [[]])[1:], strict=True):
+            for (column, value), cell in zip(record_row.items(), row, strict=True):
+                infinite = {"inf": "∞", "-inf": "−∞"}
+                expected = infinite.get(value) if isinstance(value, str) and value in infinite else shown(value, digits)
+                marked = column.startswith("verdict") and value in MARKS
+                assert " ".join(cell.split()) == (f"{MARKS[value]} {value}" if marked else " ".join(str(expected).split())), (
+                    column
+                )
+
+
+def test_the_numbers_are_those_of_the_run(hostile: Run):
+    data = hostile.comparison
+    for alignment in data["alignment"].values.astype(str):
+        rows = table(hostile, f"verdicts-{alignment}")
+        assert [row["delta"] for row in rows] == pytest.approx(data["delta"].sel(alignment=alignment).values, rel=1e-12)
+        assert [row["verdict"] for row in rows] == data["verdict"].sel(alignment=alignment).values.tolist()
+    told = {(row["check"], row["quantity"]): row["verdict"] for row in table(hostile, "diagnostics")}
+    counted = hostile.diagnostics.query("verdict != 'not applicable'")
+    assert told == {(row.check, row.quantity): row.verdict for row in counted.itertuples()}
+    scores = {(r["metric"], r["embedding"], str(r["seed"]), r["map"]): r["mean"] for r in table(hostile, "scores")}
+    assert scores == {(r.metric, r.embedding, str(r.seed), r.map): r.mean for r in hostile.scores.itertuples()}
+    worst = table(hostile, "units-by-embedding")[0]
+    distances = data["mahalanobis"].sel(embedding="pca")
+    assert worst["unit"] == str(distances["unit"].values[int(np.argmax(distances.values))])
+    assert worst["disagreement"] == pytest.approx(float(distances.max()), rel=1e-12)
+
+
+def test_the_summary_says_the_verdict_of_each_embedding(hostile: Run):
+    told = {row["embedding"]: row for row in table(hostile, "verdicts")}
+    assert {"pca", "pca (mapped)", "<i>own", "tsne, 2 seeds"} == set(told)
+    first = hostile.comparison.sel(embedding="pca").isel(alignment=0)
+    assert told["pca"]["verdict, orthogonal"] == str(first["verdict"].values)
+    assert told["pca"]["delta, orthogonal"] == shown(float(first["delta"]))
+    seeds = hostile.comparison.sel(embedding=hostile.comparison["name"] == "tsne").isel(alignment=0)["delta"].values
+    low, high = shown(float(seeds.min())), shown(float(seeds.max()))
+    assert told["tsne, 2 seeds"]["delta, orthogonal"] == (low if low == high else f"{low} to {high}")
+    assert "Inference did not pass" in words(hostile), "120 draws are too few"
+
+
+def test_all_that_was_asked_for_is_there(hostile: Run):
+    figures = {item["name"] for item in items(hostile, "figure")}
+    assert figures == {
+        *("trace", "rank", "energy", "khat", "positions", "loadings", "predictive"),
+        *("deltas", "scores", "labels", "disagreement"),
+    }
+    said = words(hostile)
+    for phrase in ("kept out of the fit", "1 entry was missing", "Sensitivity to the prior", "largest class alone"):
+        assert phrase in said
+    assert table(hostile, "worst-units-values")[0].keys() >= {"<b>bold</b>", "it's", "c\\d", "e"}
+    assert [row["seeds"] for row in table(hostile, "seeds")] == [2]
+
+
+def test_what_a_run_lacks_is_said_in_a_sentence(bare: Run, wide: Run):
+    said = words(bare)
+    for phrase in (
+        "intervals are too narrow",
+        "No embedding was asked for",
+        "No embedding was compared",
+        "R-hat, effective sample sizes, LOO and the sensitivity to the prior need a posterior",
+    ):
+        assert phrase in said
+    assert "energy" not in {item["name"] for item in items(bare, "figure")}
+    assert record(bare)["verdicts"] == []
+    assert "The units have no labels" in words(wide)
+    assert "elbo" in {item["name"] for item in items(wide, "figure")}
+
+
+def test_the_page_is_well_made(any_run: Run):
+    page = taken_apart(any_run)
+    ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
+    assert len(ids) == len(set(ids)), "each id once"
+    links = [str(value)[1:] for _, a in page.tags for n in ("href", "xlink:href") if (value := a.get(n)) and str(value)[0] == "#"]
+    assert set(links) <= set(ids)
+    clips = re.findall(r"url\(#([^)]+)\)", (any_run.path / "report.html").read_text(encoding="utf-8"))
+    assert clips
+    assert set(clips) <= set(ids)
+    pictures = [a for tag, a in page.tags if tag == "svg"]
+    assert all(a.get("role") == "img" and a.get("aria-label") for a in pictures)
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("caption") == tags.count("table") > 3
+    assert tags.count("h2") == 8
+    assert "@media print" in "".join(page.texts["style"])
+
+
+def test_a_page_is_the_same_twice_and_leaves_nothing_behind(any_run: Run):
+    paths = [any_run.path / name for name in ("report.html", "report.json")]
+    settings, figures = dict(matplotlib.rcParams), pyplot.get_fignums()
+    state = np.random.get_state()[1].tolist()
+    write(read(any_run.path))
+    before = [path.read_bytes() for path in paths]
+    assert write(read(any_run.path)) == paths[0]
+    assert [path.read_bytes() for path in paths] == before
+    assert dict(matplotlib.rcParams) == settings
+    assert pyplot.get_fignums() == figures
+    assert np.random.get_state()[1].tolist() == state
+
+
+def test_a_page_of_changed_data_goes_without_them(hostile: Run, tmp_path: Path):
+    moved = _copy(hostile, tmp_path)
+    changed = {**moved.config, "dataset": {**moved.config["dataset"], "path": str(tmp_path / "gone.csv")}}
+    write(replace(moved, config=changed))
+    assert "The data could not be loaded again" in words(moved)
+    assert "label" not in table(moved, "positions")[0]
+    changed["dataset"] = {**moved.config["dataset"], "columns": ["e", "it's"]}
+    write(replace(moved, config=changed))
+    assert "The data are no longer those that were fitted" in words(moved)
+
+
+def test_a_plugin_that_is_gone_leaves_a_page_without_its_description(hostile: Run, tmp_path: Path):
+    moved = _copy(hostile, tmp_path)
+    changed = {**moved.config, "model": {"name": "elsewhere", "n_latent": 2}}
+    write(replace(moved, config=changed))
+    assert "“elsewhere” comes from a plugin" in words(moved)
+    assert "pca (mapped)" not in [panel["title"] for panel in items(moved, "panels")[0]["panels"]]
+
+
+def test_without_jinja2_the_extra_is_named(bare: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingDependencyError, match=r"the report needs the package 'jinja2'.*latentlab\[report\]"):
+        write(bare)
+
+
+def test_a_run_that_did_not_get_there_has_nothing_to_report(bare: Run):
+    files = {name: entry for name, entry in bare.info["files"].items() if name != "diagnostics.json"}
+    with pytest.raises(StoreError, match=r"no diagnostics.json: there is nothing to report yet"):
+        write(replace(bare, info={**bare.info, "files": files}))
+
+
+@pytest.mark.slow
+def test_1797_units_make_a_page_of_a_few_megabytes(tmp_path: Path):
+    config = {
+        "name": "digits",
+        "dataset": {"name": "digits", "drop_constant": True},
+        "model": {"name": "ppca", "n_latent": 2},
+        "inference": {"name": "exact", "n_draws": 100},
+        "embeddings": [{"name": "pca"}, {"name": "factor_analysis"}, {"name": "kernel_pca"}],
+        "compare": {"n_draws": 4, "n_pairs": 2, "n_permutations": 1},
+    }
+    found = run(config, out=tmp_path / "digits", progress=False)
+    assert (found.path / "report.html").stat().st_size < 3_000_000
+    assert len(items(found, "panels")[0]["units"]) == 1797
+
+
+def _copy(found: Run, folder: Path) -> Run:
+    shutil.copytree(found.path, folder / "run")
+    return read(folder / "run")
