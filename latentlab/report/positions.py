@@ -97,20 +97,18 @@ def _plane(source: Source, classes: Classes) -> Figure:
         axes.grid()
         classes.legend(canvas, axes)
 
-    n = len(source.units)
-    whose = "its" if n <= MOST_ELLIPSES else f"(for {MOST_ELLIPSES} of them, spread evenly over the data) its"
     caption = (
-        f"Posterior mean of each unit's position with {whose} {LEVEL:.0%} credible ellipse (of the Gaussian with the draws' covariance)"
+        f"Posterior mean of each unit's position with its {LEVEL:.0%} credible ellipse{_some(len(source.units))} (of the Gaussian with the draws' covariance)"
         f"{_by_label(classes)}. Only what the symmetry leaves identified can be read off: distances and shapes, not the axes."
     )
     return drawn("positions", caption, f"Scatter of {len(source.units)} positions on a plane with ellipses.", (10, 6.6), draw)
 
 
-def _ellipses(axes: Any, source: Source, classes: Classes) -> None:
+def _ellipses(axes: Any, source: Source, classes: Classes, *, pair: tuple[int, int] = (0, 1)) -> None:
     from matplotlib.collections import EllipseCollection
 
     some = np.unique(np.linspace(0, len(source.mean) - 1, min(len(source.mean), MOST_ELLIPSES)).astype(int))
-    mean, covariance = source.mean[some, :2], source.covariance[some, :2, :2]
+    mean, covariance = source.mean[some][:, pair], source.covariance[some][:, pair][:, :, pair]
     values, vectors = np.linalg.eigh(covariance)
     axis = 2 * np.sqrt(np.maximum(values, 0) * chi2.ppf(LEVEL, 2))
     angle = np.degrees(np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1]))
@@ -132,6 +130,7 @@ def _pairs(source: Source, classes: Classes) -> Figure:
                 if j > i:
                     axes[i, j].set_axis_off()
                     continue
+                _ellipses(axes[i, j], source, classes, pair=(j, i + 1))
                 classes.scatter(axes[i, j], source.mean[:, j], source.mean[:, i + 1], size=7)
                 axes[i, j].grid()
                 if j == 0:
@@ -143,10 +142,15 @@ def _pairs(source: Source, classes: Classes) -> Figure:
     some = "" if q == source.mean.shape[1] else f" The first {q} of {source.mean.shape[1]} axes."
     sds = np.sqrt(np.einsum("nkk->nk", source.covariance)[:, :q].mean(axis=0))
     caption = (
-        f"Posterior means of the units' positions, each pair of axes{_by_label(classes)}.{some} Posterior standard deviations, "
+        f"Posterior means of the units' positions with {LEVEL:.0%} credible ellipses{_some(len(source.units))}, each pair of "
+        f"axes{_by_label(classes)}.{some} Posterior standard deviations, "
         f"root mean square over units: {', '.join(f'{sd:.2g}' for sd in sds)}."
     )
     return drawn("positions", caption, f"Matrix of scatters of {len(source.units)} positions.", (10, 2.6 * (q - 1) + 0.6), draw)
+
+
+def _some(n_units: int) -> str:
+    return "" if n_units <= MOST_ELLIPSES else f", drawn for {MOST_ELLIPSES} units spread evenly over the data"
 
 
 def _by_label(classes: Classes) -> str:

@@ -123,13 +123,15 @@ def _deltas(source: Source) -> Figure:
 
 def _notes(source: Source) -> list[Item]:
     data = source.run.comparison
-    notes: dict[str, None] = {}
-    for way in data["alignment"].values:
-        for label, text in zip(data["embedding"].values, data["notes"].sel(alignment=way).values, strict=True):
-            for note in filter(None, str(text).split("; ")):
-                own = note.startswith("the embedding")
-                notes[f"{source.titles[str(label)]}: {note}." if own else f"Alignment {way}: {note}."] = None
-    return [Text(tuple(notes), "list")] if notes else []
+    notes: dict[str, list[str]] = {}
+    for way in data["alignment"].values.astype(str).tolist():
+        for label, text in zip(
+            data["embedding"].values.astype(str), data["notes"].sel(alignment=way).values.astype(str), strict=True
+        ):
+            if text:
+                notes.setdefault(f"alignment {way}: {text}.", []).append(source.titles[str(label)])
+    lines = [f"{listed(titles, 4)}, {text}" for text, titles in notes.items()]
+    return [Text(tuple(lines), "list")] if lines else []
 
 
 def _coverage(source: Source) -> Table:
@@ -291,6 +293,7 @@ def _label_figure(source: Source) -> Figure:
 
     def draw(canvas: Any) -> None:
         y = np.arange(len(labels))[::-1]
+        chances = {"downstream_accuracy": float(data["largest_class"]), **_agreement_by_chance(source)}
         for axes, (name, title) in zip(panels(canvas, 2, 2, sharey=True), LABEL_SCORES.items(), strict=True):
             values = [*data[name].values.tolist(), float(data[f"{name}_posterior_mean"])]
             low, middle, high = np.quantile(data[f"{name}_draws"].values, (0.05, 0.5, 0.95))
@@ -299,8 +302,8 @@ def _label_figure(source: Source) -> Figure:
             axes.plot(values[-1], y[-2], "s", color=BLUE, ms=6)
             axes.hlines(y[-1], low, high, color=BLUE, lw=2.5)
             axes.plot(middle, y[-1], "D", color=BLUE, ms=5)
-            if name == "downstream_accuracy":
-                chance = float(data["largest_class"])
+            chance = chances.get(name)
+            if chance is not None:
                 axes.axvline(chance, color=PURPLE, ls="--", lw=1.2)
                 axes.annotate(
                     "chance", (chance, 0), xycoords=("data", "axes fraction"), xytext=(3, 3), textcoords="offset points"
@@ -312,6 +315,14 @@ def _label_figure(source: Source) -> Figure:
 
     caption = (
         "Labels: each embedding (dots), the posterior mean (square) and its draws (diamond with 90 % interval, repeated as a band). "
-        "The dashed line is what the largest class gives."
+        "The dashed lines are chance: units picked at random, and always the largest class."
     )
     return drawn("labels", caption, "Dot plots of label agreement and accuracy.", (10, 1.1 + HEIGHT * len(labels)), draw)
+
+
+def _agreement_by_chance(source: Source) -> dict[str, float]:
+    """The sum of squared class shares, where the labels are known."""
+    if source.labels is None:
+        return {}
+    counts = np.unique(source.labels, return_counts=True)[1]
+    return {"label_agreement": float(((counts / counts.sum()) ** 2).sum())}
