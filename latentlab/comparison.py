@@ -128,7 +128,7 @@ def compare(
         n_neighbors: Neighbours for the metrics about them; at most fewer than half of the units are taken.
         alignments: What may be done to an embedding before the verdict: `orthogonal`, `similarity`, `affine`. The least that
             the model's symmetry leaves free, and with scale, where None.
-        metrics: Names of metrics; all that ignore what the symmetry ignores where None.
+        metrics: Names of metrics; where None all that ignore what the symmetry ignores, but for the slow `gromov_wasserstein`.
         alpha: Level of the verdicts, Holm's over all compared arrays.
         n_draws: Posterior draws that metrics are lifted over, spread evenly over the chains; verdicts use all.
         n_pairs: Pairs of draws for the ceiling.
@@ -220,7 +220,7 @@ def _metrics(names: Sequence[str] | None, fit: Fit) -> list[Metric]:
     group, dims = fit.model.symmetry, fit.model.dims[fit.model.position.site]
     if names is None:
         every = [METRICS.load(name) for name in METRICS]
-        return [metric for metric in every if not minds(metric, group, dims)]
+        return [metric for metric in every if metric.by_default and not minds(metric, group, dims)]
     for name in names:
         if name not in METRICS:
             raise ConfigError(unknown("metric", name, METRICS))

@@ -200,5 +200,6 @@ METRICS = Table(
         "trustworthiness": "latentlab.compare.neighbors:trustworthiness",
         "continuity": "latentlab.compare.neighbors:continuity",
         "co_ranking": "latentlab.compare.neighbors:co_ranking",
+        "gromov_wasserstein": "latentlab.compare.transport:gromov_wasserstein",
     },
 )

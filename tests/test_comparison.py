@@ -158,6 +158,14 @@ def test_a_metric_that_minds_rotation_is_left_out_unless_asked_for(result, plant
     assert set(asked.to_dataframe().metric) == {"displacement"}
 
 
+def test_a_slow_metric_is_taken_when_asked_for(result, planted, comparison):
+    assert "gromov_wasserstein" not in set(comparison.to_dataframe().metric)
+    few = {"n_draws": 4, "n_pairs": 4, "n_permutations": 2, "progress": False}
+    asked = compare(result, planted[:1], metrics=("gromov_wasserstein", "cka"), **few).to_dataframe()
+    assert set(asked.metric) == {"gromov_wasserstein", "cka"}
+    assert (asked["mean"] >= 0).all()
+
+
 def test_two_embeddings_with_one_label_are_refused(result, planted):
     with pytest.raises(ConfigError, match="two embeddings have the label 'pca'"):
         compare(result, [planted[0], planted[0]], progress=False)

@@ -45,6 +45,7 @@ class Metric:
         symmetric: Whether x and y may be exchanged when they have equally many columns.
         void: The value, by definition, where there is nothing to compare: all units of an argument are at one point, or what
             else the metric says.
+        by_default: Whether it is taken where no metrics are named; slow ones are not.
         function: The formula, of two `Positions`.
     """
 
@@ -54,6 +55,7 @@ class Metric:
     ignores: frozenset[str]
     symmetric: bool
     void: float
+    by_default: bool
     function: Callable[..., float]
 
     @property
@@ -108,6 +110,7 @@ def metric(
     ignores: Collection[str],
     void: float,
     symmetric: bool = True,
+    by_default: bool = True,
 ) -> Callable[[Callable[..., float]], Metric]:
     """Decorator: makes a `Metric` of a function of two `Positions` and keyword-only options.
 
@@ -126,7 +129,8 @@ def metric(
     implied = {"rotation", "scale"} if "linear" in ignores else set()
 
     def decorate(function: Callable[..., float]) -> Metric:
-        made = Metric(function.__name__, direction, range, frozenset(ignores) | implied, symmetric, void, function)
+        kept = frozenset(ignores) | implied
+        made = Metric(function.__name__, direction, range, kept, symmetric, void, by_default, function)
         vars(made).update(__doc__=function.__doc__, __module__=function.__module__, __wrapped__=function)
         return made
 

@@ -1,0 +1,60 @@
+r"""Gromov-Wasserstein: are the distances between units alike, whichever unit of the embedding is taken for which of the draw?
+
+$$ \min_G \sum_{ijkl} (d_{ij} - e_{kl})^2 \, G_{ik} G_{jl} \Big/ \frac{1}{m^2} \sum_{kl} e_{kl}^2, \qquad
+   \sum_k G_{ik} = \sum_i G_{ik} = 1/m, $$
+
+d the distances between m units in x, e those in y. 0 is one shape; 1 is what a single point would reach. The coupling G may
+exchange units, so that units permuted cost next to nothing: the floor of this metric lies at its better end, and what it says
+is about shape alone. The problem is not convex: G descends by conditional gradient from the coupling of each unit with itself,
+and the value is that of the minimum found from there, never above the mean squared difference of the distances.
+
+References:
+    Mémoli (2011), Gromov-Wasserstein distances and the metric approach to object matching, Foundations of Computational
+    Mathematics 11:417. Vayer, Chapel, Flamary, Tavenard & Courty (2020), Fused Gromov-Wasserstein distance for structured
+    objects, Algorithms 13:212 (the conditional gradient). Flamary et al. (2021), POT: Python Optimal Transport, JMLR 22(78).
+"""
+
+import math
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from latentlab.compare.metric import metric
+from latentlab.compare.positions import Positions, paired
+from latentlab.errors import MissingDependencyError
+
+MATCHED = 100
+"""Units that are matched at most: the time grows with their number's cube."""
+
+
+@metric(
+    direction="lower",
+    range=(0.0, math.inf),
+    ignores=("rotation", "translation"),
+    void=1.0,
+    symmetric=False,
+    by_default=False,
+)
+def gromov_wasserstein(x: Positions, y: Positions) -> float:
+    """Squared Gromov-Wasserstein distance of embedding and draw, as a share of the draw's squared distances.
+
+    Lower is closer, in [0, inf). Compares shapes, not units: any of them may be matched with any other. Up to 100 units;
+    slow, so taken only when asked for by name.
+
+    Raises:
+        MissingDependencyError: POT is not installed.
+    """
+    try:
+        from ot.gromov import gromov_wasserstein2
+    except ImportError as error:
+        raise MissingDependencyError("metric 'gromov_wasserstein'", "pot", "metrics") from error
+    d, e = x.derived(_matched_distances), y.derived(_matched_distances)
+    share = np.full(len(d), 1.0 / len(d))
+    unit = math.sqrt(float((e**2).mean()))
+    coupling = np.diag(share)
+    return float(gromov_wasserstein2(d / unit, e / unit, share, share, "square_loss", G0=coupling, symmetric=True))
+
+
+def _matched_distances(x: Positions) -> np.ndarray:
+    rows = x.centered[paired(x.n_units)[:MATCHED]]
+    return cdist(rows, rows)
