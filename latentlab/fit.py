@@ -14,7 +14,7 @@ import xarray as xr
 
 from latentlab.data.dataset import Dataset
 from latentlab.diagnostics import converged, diagnose
-from latentlab.errors import InferenceError, ModelError
+from latentlab.errors import DataError, InferenceError, ModelError
 from latentlab.inference.density import Density, over_draws, tensors
 from latentlab.inference.draws import Draws, Method, Problem
 from latentlab.models.base import LatentModel
@@ -119,6 +119,29 @@ class Fit:
         se = float(np.sqrt(len(each)) * each.std(ddof=1)) if len(each) > 1 else float("nan")
         return {"elpd": float(each.sum()), "se": se, "n_units": float(len(each))}
 
+    def imputations(self, *, n_draws: int = 400) -> xr.DataArray:
+        """Missing entries of the data as the model fills them in: posterior draws `(chain, draw, entry)`, in raw units.
+
+        The coordinates `unit` and `feature` along `entry` say which entries; draws are spread evenly over the chains.
+
+        Args:
+            n_draws: About so many draws, over all chains.
+
+        Raises:
+            DataError: No entry is missing.
+            ModelError: The model does not say what missing entries were.
+        """
+        dataset, where = self.dataset, np.argwhere(np.isnan(self.dataset.x))
+        if not len(where):
+            raise DataError(f"{dataset.name}: no entry is missing, so that nothing can be filled in.")
+        seeds = Seeds(self.seed).child("imputations")
+        x = impute(self.model, dataset, thinned(self.sites(), n_draws), seeds, where)
+        if dataset.transform is not None:
+            loc, scale = (np.broadcast_to(a, dataset.x.shape) for a in (dataset.transform.loc, dataset.transform.scale))
+            x = x * scale[tuple(where.T)] + loc[tuple(where.T)]
+        coords = {"unit": ("entry", dataset.units[where[:, 0]]), "feature": ("entry", dataset.features[where[:, 1]])}
+        return xr.DataArray(x, dims=("chain", "draw", "entry"), coords=coords, name=dataset.observed)
+
     def _like_training(self, dataset: Dataset) -> Dataset:
         return self.dataset.align_features(dataset).transformed(self.dataset.transform)
 
@@ -188,6 +211,37 @@ def draw_positions(model: LatentModel, arrays: Any, values: Mapping[str, np.ndar
     return _lifted(one, values)
 
 
+def impute(model: LatentModel, dataset: Dataset, values: Mapping[str, np.ndarray], seeds: Seeds, where: np.ndarray) -> np.ndarray:
+    """A draw of missing entries for each draw of all sites, in the scale of the fit: `(chain, draw, entry)`.
+
+    Args:
+        model: A model that says what missing entries were.
+        dataset: The data that were fitted.
+        values: Draws of all sites, positions included, `(chain, draw, *site)`.
+        seeds: For the draws.
+        where: Indices of the entries in the observed array, `(entry, axis)`.
+
+    Raises:
+        ModelError: The model does not say it.
+    """
+    if not model.imputes():
+        raise ModelError(f"{model.name!r} does not say what missing entries were: it has no `imputation`.")
+    arrays, index = tensors(model, dataset), tuple(torch.from_numpy(where.T))
+
+    def one(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return model.imputation(arrays, **sites).sample()[index]
+
+    with isolated(seeds):
+        return _lifted(one, values)
+
+
+def thinned(values: Mapping[str, np.ndarray], n_draws: int) -> dict[str, np.ndarray]:
+    """About `n_draws` draws, spread evenly over the chains; all where there are no more."""
+    n_chains, each = next(iter(values.values())).shape[:2]
+    keep = np.unique(np.linspace(0, each - 1, max(1, min(each, n_draws // n_chains))).astype(int))
+    return {name: array[:, keep] for name, array in values.items()}
+
+
 def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, seed: int) -> xr.DataTree:
     model, density = problem.model, problem.density
     site = model.position.site
@@ -241,17 +295,14 @@ def _pointwise(likelihood: Density, values: Mapping[str, np.ndarray]) -> dict[st
 
 def _predictives(density: Density, values: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
     names = [s.name for s in density.sites]
-    some = _globals(values, names)
-    n_chains, n_draws = next(iter(some.values())).shape[:2]
-    keep = np.unique(np.linspace(0, n_draws - 1, max(1, min(n_draws, N_PREDICTIVE // n_chains))).astype(int))
-    some = {name: array[:, keep] for name, array in some.items()}
+    some = thinned(_globals(values, names), N_PREDICTIVE)
+    lead = next(iter(some.values())).shape[:2]
     try:
         posterior_draws = _lifted(density.predict, some)
-        prior_rows = [density.predict(density.prior()) for _ in range(n_chains * len(keep))]
+        prior_rows = [density.predict(density.prior()) for _ in range(lead[0] * lead[1])]
     except NotImplementedError as error:
         warnings.warn(f"no predictive draws: {error}", stacklevel=2)
         return {}
-    lead = (n_chains, len(keep))
     prior = {
         n: np.stack([row[n].numpy() for row in prior_rows]).reshape(lead + tuple(prior_rows[0][n].shape)) for n in prior_rows[0]
     }

@@ -1,5 +1,7 @@
 """What every model promises, as checks that raise AssertionError; `models/test_contract.py` holds all models to them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyro
 import torch
@@ -91,6 +93,22 @@ def check_conditional(model, dataset):
     values = truth_of(model, dataset)
     explicit, integrated = log_joint(model, dataset, values), log_joint(marginal, dataset, values)
     np.testing.assert_allclose(integrated, explicit, rtol=1e-10, err_msg="integrated and explicit form")
+
+
+def check_imputation(model, dataset):
+    """The density of an entry given all else is the joint with it over the joint without it, for a few entries hidden in turn."""
+    if not model.imputes():
+        return
+    values = truth_of(model, dataset)
+    given = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+    whole = log_joint(model, dataset, values)
+    for entry in [(0, 0), (3, 1), (5, dataset.x.shape[1] - 1)]:
+        x = dataset.x.copy()
+        x[entry] = np.nan
+        hidden = replace(dataset, arrays={**dataset.arrays, dataset.observed: x})
+        with double():
+            found = float(model.imputation(tensors(model, hidden), **given).log_prob(torch.tensor(dataset.x))[entry])
+        np.testing.assert_allclose(found, whole - log_joint(model, hidden, values), atol=1e-8, err_msg="imputation")
 
 
 def check_simulate(make: "type[LatentModel] | object", n_sets=400, n_units=6):

@@ -1,6 +1,7 @@
 """The house holds: imports go upwards only, nothing unsafe is called, importing the package does nothing."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -26,11 +27,6 @@ ORDER = [
     ),
     *("inference", "diagnostics", "fit", "correspondence", "comparison", "store", "report", "study", "cli"),
 ]
-LATE = {
-    ("correspondence", "inference"): "checks of claims build a model's arrays",
-    ("report", "study"): "the page rebuilds the dataset of the run",
-}
-"""Imports inside functions that reach downwards, and why; at the top of a module there is none."""
 
 
 def modules():
@@ -43,7 +39,7 @@ def layer(dotted):
 
 
 def imports(source):
-    """`(dotted name, line, at the top of the module)` of everything imported outside `if TYPE_CHECKING`."""
+    """`(dotted name, line)` of everything imported outside `if TYPE_CHECKING`, inside functions too."""
     tree = ast.parse(source)
     typing_only = {
         id(inner)
@@ -51,29 +47,28 @@ def imports(source):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
         for inner in ast.walk(node)
     }
-    inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)}
     for node in ast.walk(tree):
         if id(node) in typing_only:
             continue
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno, id(node) not in inside) for alias in node.names)
+            yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"a relative import in line {node.lineno}"
             for alias in node.names:
                 path = PACKAGE.parent.joinpath(*node.module.split("."), f"{alias.name}.py")
-                yield (f"{node.module}.{alias.name}" if path.is_file() else node.module, node.lineno, id(node) not in inside)
+                yield (f"{node.module}.{alias.name}" if path.is_file() else node.module, node.lineno)
 
 
 def offences(path, source):
     own = path.relative_to(PACKAGE).with_suffix("").parts[0]
     found = []
-    for name, line, at_top in imports(source):
+    for name, line in imports(source):
         if not name.startswith("latentlab"):
             continue
         other = layer(name)
         if not other and own != "__init__":
             found.append(f"{path.name}:{line} imports from the package root")
-        elif own in ORDER and other in ORDER and ORDER.index(other) > ORDER.index(own) and (at_top or (own, other) not in LATE):
+        elif own in ORDER and other in ORDER and ORDER.index(other) > ORDER.index(own):
             found.append(f"{path.name}:{line} ({own}) imports {name}, which comes later")
     return found
 
@@ -81,6 +76,24 @@ def offences(path, source):
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_a_module_imports_only_from_those_above_it(path):
     assert offences(path, path.read_text(encoding="utf-8")) == []
+
+
+def dotted(path):
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def order_of(sources):
+    """The modules in an order in which each comes after those that it imports; a cycle is an error."""
+    graph = {name: {found for found, _ in imports(source) if found in sources} for name, source in sources.items()}
+    return list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_there_is_no_cycle_within_a_folder_either():
+    sources = {dotted(path): path.read_text(encoding="utf-8") for path in modules()}
+    assert len(order_of(sources)) == len(sources)
+    planted = {**sources, "latentlab.compare.positions": "from latentlab.compare.metric import metric"}
+    with pytest.raises(graphlib.CycleError):
+        order_of(planted)
 
 
 def test_every_module_has_its_place():
@@ -110,7 +123,7 @@ FORBIDDEN = {
 @pytest.mark.parametrize("folder", sorted(FORBIDDEN))
 def test_arrays_in_arrays_out(folder):
     for path in (PACKAGE / folder).glob("*.py"):
-        roots = {name.split(".")[0] for name, _, _ in imports(path.read_text(encoding="utf-8"))}
+        roots = {name.split(".")[0] for name, _ in imports(path.read_text(encoding="utf-8"))}
         assert not roots & FORBIDDEN[folder], path.name
 
 

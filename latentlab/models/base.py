@@ -59,6 +59,13 @@ class LatentModel(ABC):
         """Distribution of the positions given one draw of the other sites, batch shape `(unit,)`."""
         raise NotImplementedError(f"{type(self).__name__} has no `latents`: its positions are the site itself.")
 
+    def imputation(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
+        """Distribution of the observed array's missing entries given one draw of all sites, of the array's shape.
+
+        Where entries were observed it may be anything.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what missing entries were.")
+
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Starting values by site, on the constrained scale; sites left out start at a draw from the prior."""
         return {}
@@ -97,3 +104,7 @@ class LatentModel(ABC):
     def integrates_positions(self) -> bool:
         """Whether the positions are given back by `latents` rather than read from a site of the program."""
         return type(self).latents is not LatentModel.latents
+
+    def imputes(self) -> bool:
+        """Whether the model says what missing entries were."""
+        return type(self).imputation is not LatentModel.imputation

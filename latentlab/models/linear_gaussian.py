@@ -74,7 +74,7 @@ class LinearGaussian(LatentModel):
                 pyro.sample("x", LowRankGaussian(mu, W, scale, mask), obs=x)
             else:
                 z = pyro.sample("z", dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1))
-                noise = dist.Normal(z @ W.mT + mu, scale.expand(n_features))
+                noise = self.imputation({}, z=z, W=W, mu=mu, **{self.noise: scale})
                 pyro.sample("x", (noise if mask is None else noise.mask(mask)).to_event(1), obs=x)
 
     def guide(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
@@ -108,6 +108,11 @@ class LinearGaussian(LatentModel):
         """z given x and the other sites: Gaussian, exactly, also where entries are missing."""
         given = LowRankGaussian(values["mu"], values["W"], values[self.noise], arrays.get("mask"))
         return given.conditional(arrays["x"])
+
+    def imputation(self, arrays: Arrays, **values: torch.Tensor) -> dist.Normal:
+        """x given z and the other sites: the features are independent, so that observed entries add nothing."""
+        loc = values["z"] @ values["W"].mT + values["mu"]
+        return dist.Normal(loc, values[self.noise].expand(loc.shape[-1]))
 
     def marginal(self) -> LatentModel:
         return self if self.marginalize else type(self)(**{**self.hyperparameters(), "marginalize": True})

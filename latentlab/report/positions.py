@@ -9,11 +9,13 @@ from scipy.stats import chi2
 
 from latentlab.diagnostics import identified
 from latentlab.errors import ModelError
-from latentlab.models.linear_gaussian import LinearGaussian
+from latentlab.fit import impute, thinned
+from latentlab.models.base import LatentModel
 from latentlab.posterior import SENSITIVE, power_sensitivity
 from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, INK, RED, Classes, drawn, panels, shortened
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
 from latentlab.report.source import POINT, Source
+from latentlab.seeds import Seeds
 
 LEVEL = 0.8
 """Of the credible ellipses."""
@@ -347,10 +349,10 @@ def _held_out(source: Source) -> list[Item]:
 def _imputed(source: Source) -> list[Item]:
     if not source.is_table or not np.isnan(source.observed.values).any():
         return []
-    if not isinstance(source.model, LinearGaussian):
+    if source.model is None or not source.model.imputes():
         return [Text(("Missing entries were integrated over; this model does not say what they were.",))]
     where = np.argwhere(np.isnan(source.observed.values))
-    draws = imputations(source, where)
+    draws = imputations(source, source.model, where)
     mean, sd = draws.mean(axis=0), draws.std(axis=0)
     low, high = np.quantile(draws, (0.05, 0.95), axis=0)
     truth = _hidden(source, where)
@@ -369,22 +371,11 @@ def _imputed(source: Source) -> list[Item]:
     return [*items, Table.of("imputed", f"{some}, {scale}", records, folded=True)]
 
 
-def imputations(source: Source, where: np.ndarray) -> np.ndarray:
-    r"""Draws of missing entries given all that was observed, $x_{nd} \sim N(w_d' z_n + \mu_d, \sigma_d^2)$: `(draw, entry)`."""
-    model = source.model
-    if not isinstance(model, LinearGaussian):
-        raise ModelError("imputations need a linear-Gaussian model.")
-    sites = source.tree["posterior"].to_dataset()
-    n = sites.sizes["chain"] * sites.sizes["draw"]
-    some = np.unique(np.linspace(0, n - 1, min(n, N_IMPUTED)).astype(int))
-    W, mu, z, noise = (
-        sites[name].values.reshape(n, *sites[name].shape[2:])[some] for name in ("W", "mu", model.position.site, model.noise)
-    )
-    unit, feature = where.T
-    loc = np.einsum("sek,sek->se", W[:, feature], z[:, unit]) + mu[:, feature]
-    scale = noise[:, feature] if noise.ndim == 2 else noise[:, None]
-    rng = np.random.default_rng([int(source.config.get("seed", 0)) % 2**32, 0])
-    return loc + scale * rng.standard_normal(loc.shape)
+def imputations(source: Source, model: LatentModel, where: np.ndarray) -> np.ndarray:
+    """Draws of missing entries `(draw, entry)`, in the scale of the fit."""
+    sites = {str(name): array.values for name, array in source.tree["posterior"].data_vars.items()}
+    seeds = Seeds(int(source.config.get("seed", 0))).child("imputations")
+    return impute(model, source.fitted, thinned(sites, N_IMPUTED), seeds, where).reshape(-1, len(where))
 
 
 def _hidden(source: Source, where: np.ndarray) -> np.ndarray | None:

@@ -32,7 +32,14 @@ def test_every_model_of_the_table_has_a_case():
 @pytest.mark.parametrize("model", MODELS_TO_CHECK)
 @pytest.mark.parametrize(
     "check",
-    [contract.check_dims, contract.check_symmetry, contract.check_guide_sites, contract.check_start, contract.check_conditional],
+    [
+        contract.check_dims,
+        contract.check_symmetry,
+        contract.check_guide_sites,
+        contract.check_start,
+        contract.check_conditional,
+        contract.check_imputation,
+    ],
     ids=lambda check: check.__name__,
 )
 def test_contract(model, check):
@@ -157,6 +164,17 @@ class WrongConditional(PPCA):
 def test_a_wrong_conditional_is_caught():
     with pytest.raises(AssertionError, match="integrated and explicit form"):
         contract.check_conditional(WrongConditional(2, marginalize=False), simulated(PPCA(2)))
+
+
+class WrongImputation(FactorAnalysis):
+    def imputation(self, arrays, **values):
+        found = super().imputation(arrays, **values)
+        return torch.distributions.Normal(found.mean, found.variance)
+
+
+def test_a_wrong_imputation_is_caught():
+    with pytest.raises(AssertionError, match="imputation"):
+        contract.check_imputation(WrongImputation(2), simulated(FactorAnalysis(2)))
 
 
 # -- data of the wrong shape

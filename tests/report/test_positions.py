@@ -41,7 +41,7 @@ def test_imputations_are_the_conditional_of_the_joint_gaussian(bare: Run):
     assert len(where) == 20
     sites = {name: bare.posterior["posterior"][name].values[0, 0] for name in ("W", "mu", "psi")}
     joint = sites["W"] @ sites["W"].T + np.diag(sites["psi"] ** 2)
-    draws = imputations(source, where)
+    draws = imputations(source, source.model, where)
     assert draws.shape == (400, 20)
     for column, (unit, feature) in zip(draws.T, where, strict=True):
         seen = np.flatnonzero(~np.isnan(x[unit]))
