@@ -75,6 +75,11 @@ def run(
     return pd.DataFrame(rows)
 
 
+def standard_error(x: pd.Series) -> float:
+    """Of the mean; NaN for a single value."""
+    return float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
+
+
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over data sets, with the share of each verdict and the standard error of delta and of coverage."""
     keys = ["positions", "alignment", "n_units", "noise"]
@@ -82,9 +87,9 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     found = grouped.agg(
         n=("delta", "size"),
         delta=("delta", "mean"),
-        delta_se=("delta", lambda x: x.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else np.nan),
+        delta_se=("delta", standard_error),
         **{f"coverage_{level}": (f"coverage_{level}", "mean") for level in LEVELS},
-        coverage_95_se=("coverage_95", lambda x: x.std(ddof=1) / np.sqrt(len(x)) if len(x) > 1 else np.nan),
+        **{f"coverage_{level}_se": (f"coverage_{level}", standard_error) for level in LEVELS},
         converged=("converged", "mean"),
     )
     for label in ("summary-like", "draw-like", "distinct", "undetermined"):
@@ -93,33 +98,41 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(found: pd.DataFrame, path: Path) -> None:
-    """delta of PCA over noise, and the coverage of the truth."""
+    """Delta of PCA over noise, hollow where most verdicts are `distinct`, and the coverage of the truth."""
     with matplotlib.rc_context({"backend": "Agg", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         from matplotlib.figure import Figure
 
-        picture = Figure(figsize=(10, 3.6), layout="constrained")
+        picture = Figure(figsize=(10, 3.9), layout="constrained")
         axes = picture.subplots(1, 3)
+        at = found[found.alignment == "orthogonal"]
         for axis, name in zip(axes[:2], ("PCA", "PCA, mapped"), strict=True):
-            part = found[(found.positions == name) & (found.alignment == "orthogonal")]
-            for n, line in part.groupby("n_units"):
-                axis.errorbar(
-                    line.noise, line.delta, 2 * line.delta_se, color=COLOURS.get(n), marker=MARKERS.get(n), label=f"{n} units"
-                )
+            for n, line in at[at.positions == name].groupby("n_units"):
+                color, marker = COLOURS.get(n), MARKERS.get(n)
+                axis.errorbar(line.noise, line.delta, 2 * line.delta_se, color=color, label=f"{n} units")
+                faces = ["white" if share > 0.5 else color for share in line["distinct"]]
+                axis.scatter(line.noise, line.delta, c=faces, edgecolors=color, marker=marker, zorder=3)
             axis.axhline(1, color="black", lw=0.8, ls="--")
             axis.annotate("a draw", (1, 1), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
-            axis.set(xscale="log", yscale="log", xlabel="noise sigma", ylabel="delta (0: posterior mean, 1: a draw)", title=name)
-            axis.legend(frameon=False, fontsize=8)
-        truth = found[(found.positions == "truth") & (found.alignment == "orthogonal")]
-        for level in LEVELS:
-            axes[2].axhline(level / 100, color="black", lw=0.6, ls=":")
-            for n, line in truth.groupby("n_units"):
-                label = f"{n} units" if level == LEVELS[0] else None
-                axes[2].plot(
-                    line.noise, line[f"coverage_{level}"], color=COLOURS.get(n), marker=MARKERS.get(n), ms=4, label=label
+            axis.set(xscale="log", yscale="log", title=name)
+            axis.set_ylabel("delta (0: posterior mean, 1: a draw)")
+        for n, line in at[at.positions == "truth"].groupby("n_units"):
+            for level in LEVELS:
+                axes[2].axhline(level / 100, color="black", lw=0.6, ls=":")
+                errors = 2 * line[f"coverage_{level}_se"]
+                axes[2].errorbar(
+                    line.noise, line[f"coverage_{level}"], errors, color=COLOURS.get(n), marker=MARKERS.get(n), ms=4, lw=1
                 )
-        axes[2].set(xscale="log", ylim=(0, 1), xlabel="noise sigma", title="True positions inside their regions")
-        axes[2].set_ylabel("share covered; dotted: 50, 80, 95 %")
-        axes[2].legend(frameon=False, fontsize=8, loc="lower left")
+        axes[2].set(xscale="log", ylim=(0, 1.02), title="true positions inside their regions")
+        axes[2].set_yticks([level / 100 for level in LEVELS], [f"{level} %" for level in LEVELS])
+        axes[2].set_ylabel("share covered by the region of that level")
+        for axis in axes:
+            axis.set_xlabel("noise sigma")
+            noises = sorted(found.noise.unique())
+            axis.set_xticks(noises, [f"{noise:g}" for noise in noises])
+            axis.minorticks_off()
+        sizes = sorted(found.n_units.unique())
+        handles = [axes[0].plot([], [], color=COLOURS.get(n), marker=MARKERS.get(n), label=f"{n} units")[0] for n in sizes]
+        picture.legend(handles=handles, loc="outside lower center", ncols=len(sizes), frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.savefig(path, dpi=150)
 

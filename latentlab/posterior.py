@@ -180,7 +180,8 @@ def arrays(tree: xr.DataTree, group: str) -> dict[str, np.ndarray]:
 
 
 @cache
-def _arviz() -> Any:
+def installed_arviz() -> Any:
+    """ArviZ, of whichever line; importing it has no effect on the user's folders and gives no warning."""
     with warnings.catch_warnings(), _own_cache_folder():
         warnings.simplefilter("ignore")  # the last line before 1.0 announces its successor
         import arviz
@@ -205,7 +206,7 @@ def _own_cache_folder() -> Iterator[None]:
 
 
 def _is_old() -> bool:
-    return int(_arviz().__version__.split(".")[0]) < 1
+    return int(installed_arviz().__version__.split(".")[0]) < 1
 
 
 def to_arviz(tree: xr.DataTree) -> Any:
@@ -213,7 +214,7 @@ def to_arviz(tree: xr.DataTree) -> Any:
     if not _is_old():
         return tree
     groups = {str(name): node.to_dataset(inherit=False) for name, node in tree.children.items()}
-    return _arviz().InferenceData(attrs=dict(tree.attrs), **groups)
+    return installed_arviz().InferenceData(attrs=dict(tree.attrs), **groups)
 
 
 def _smoothed(log_ratios: np.ndarray, reff: float) -> tuple[np.ndarray, np.ndarray]:
@@ -233,7 +234,7 @@ def _smoothed(log_ratios: np.ndarray, reff: float) -> tuple[np.ndarray, np.ndarr
 def _psis(log_ratios: np.ndarray, reff: float) -> tuple[np.ndarray, float]:
     with np.errstate(all="ignore"):
         if _is_old():
-            weights, k = _arviz().psislw(log_ratios, reff=reff)
+            weights, k = installed_arviz().psislw(log_ratios, reff=reff)
         else:
             from arviz_stats.base import array_stats  # type: ignore[import-not-found, unused-ignore]
 
@@ -418,12 +419,12 @@ def rhat(x: np.ndarray) -> np.ndarray:
 
     NaN with one chain, infinite up to rounding where every chain is constant and they differ.
     """
-    return _each(x, lambda flat: _per_quantity(_arviz().rhat, flat), n_chains=2)
+    return _each(x, lambda flat: _per_quantity(installed_arviz().rhat, flat), n_chains=2)
 
 
 def ess_bulk(x: np.ndarray) -> np.ndarray:
     """Effective number of draws for the centre of each quantity's distribution; `(chain, draw, *shape)` -> `shape`."""
-    return _each(x, lambda flat: _per_quantity(_arviz().ess, flat, method="bulk"))
+    return _each(x, lambda flat: _per_quantity(installed_arviz().ess, flat, method="bulk"))
 
 
 def ess_tail(x: np.ndarray) -> np.ndarray:
@@ -486,7 +487,7 @@ def _per_quantity(function: Any, flat: np.ndarray, **options: Any) -> np.ndarray
 
 
 def _ess_mean(flat: np.ndarray) -> np.ndarray:
-    return _per_quantity(_arviz().ess, flat, method="mean")
+    return _per_quantity(installed_arviz().ess, flat, method="mean")
 
 
 # -- importance sampling

@@ -112,6 +112,13 @@ def test_a_planted_import_is_seen():
         offences(path, "from . import lift")
 
 
+def test_arviz_is_imported_in_one_place():
+    """Its import writes into the user's folders and, once a day, warns: `posterior` sees to both."""
+    files = [*modules(), *Path(__file__).parent.rglob("*.py")]
+    found = [path.name for path in files if "arviz" in {name.split(".")[0] for name, _ in imports(path.read_text("utf-8"))}]
+    assert found == ["posterior.py"]
+
+
 FORBIDDEN = {
     "compare": {"torch", "pyro", "arviz"},
     "symmetry": {"torch", "pyro", "arviz"},

@@ -127,7 +127,7 @@ def test_a_tree_without_posterior_can_be_kept_too(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_arviz_reads_the_file_and_the_tree(rng, tmp_path):
-    arviz = posterior._arviz()
+    arviz = posterior.installed_arviz()
     tree = tree_of(rng, n_chains=4, n_draws=100)
     save(tree, tmp_path / "posterior.nc")
     with np.errstate(all="ignore"):

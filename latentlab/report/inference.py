@@ -8,7 +8,7 @@ import xarray as xr
 
 from latentlab.diagnostics import identified
 from latentlab.errors import InferenceError, ModelError
-from latentlab.posterior import build, is_constant, loo, rhat, to_arviz
+from latentlab.posterior import build, installed_arviz, is_constant, loo, rhat, to_arviz
 from latentlab.report.asked import method_name
 from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, RED, drawn, log_axis, style, svg
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
@@ -147,14 +147,12 @@ def _variable(name: str) -> str:
 
 def arviz_figure(name: str, function: str, tree: xr.DataTree, *, caption: str, alt: str, most: float = 9.0) -> Figure:
     """A drawing by ArviZ's function of that name, in whichever line of ArviZ is installed, at most so many inches high."""
-    data = to_arviz(tree)
-    import arviz
     from matplotlib import pyplot
 
     before = pyplot.get_fignums()
     with style(), pyplot.ioff():
         try:
-            made: Any = getattr(arviz, function)(data)
+            made: Any = getattr(installed_arviz(), function)(to_arviz(tree))
             canvas = made.viz["figure"].item() if hasattr(made, "viz") else np.ravel(made)[0].figure
             width, height = canvas.get_size_inches()
             canvas.set_size_inches(10, min(most, max(2.5, 10 * height / width)))

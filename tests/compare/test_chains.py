@@ -7,6 +7,7 @@ from scipy.signal import lfilter
 from latentlab.compare import chains
 from latentlab.compare.chains import ess, leading_score, split
 from latentlab.errors import DataError
+from latentlab.posterior import installed_arviz
 
 
 def autoregressive(rng, rho, *shape):
@@ -24,11 +25,9 @@ def test_ess_of_an_autoregressive_series(rho, rng):
 
 
 def test_ess_is_near_arvizs_which_splits_chains(rng):
-    import arviz
-
     for rho in (0.0, 0.3, 0.8):
         x = autoregressive(rng, rho, 4, 2000)
-        assert ess(x) == pytest.approx(float(arviz.ess(x, method="mean")), rel=0.15)
+        assert ess(x) == pytest.approx(float(installed_arviz().ess(x, method="mean")), rel=0.15)
 
 
 def test_ess_of_several_series_is_more_precise_than_that_of_one(rng):
