@@ -33,8 +33,21 @@ import xarray as xr
 from scipy.special import logsumexp
 from scipy.stats import f as f_distribution
 
-from latentlab.errors import InferenceError
-from latentlab.posterior import arrays, ess_bulk, ess_mean, ess_tail, is_constant, khat, khat_limit, loo, mcse_mean, mcse_sd, rhat
+from latentlab.errors import InferenceError, ModelError
+from latentlab.posterior import (
+    arrays,
+    ess_bulk,
+    ess_mean,
+    ess_tail,
+    is_constant,
+    khat,
+    khat_limit,
+    loo,
+    mcse_mean,
+    mcse_sd,
+    power_sensitivity,
+    rhat,
+)
 from latentlab.symmetry.group import Group
 from latentlab.symmetry.invariants import directions
 
@@ -61,6 +74,8 @@ DENSITIES = ("lp", "log_q", "log_q_averaged")
 COLUMNS = ("check", "quantity", "value", "threshold", "verdict")
 
 Row = tuple[str, str, Any, str, str]
+Labels = Mapping[str, Sequence[str]]
+"""Site -> names of its rows."""
 
 
 def diagnose(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str]], position: str) -> pd.DataFrame:
@@ -104,6 +119,26 @@ def converged(table: pd.DataFrame) -> bool:
     counted = table[table["verdict"] != "not applicable"]
     numbers = pd.to_numeric(counted["value"], errors="coerce")
     return bool(len(counted)) and bool(counted["verdict"].isin(["pass", "warn"]).all()) and not bool(numbers.isna().any())
+
+
+def sensitivity(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str]], position: str) -> pd.DataFrame:
+    """How much what the symmetry leaves identified changes when the prior, or the likelihood, is made a little stronger.
+
+    By power-scaling (`posterior.power_sensitivity`); the positions are left out, whose prior is part of the model.
+
+    Returns:
+        A row a quantity, the most sensitive to the prior first: quantity, prior, likelihood, diagnosis.
+
+    Raises:
+        ModelError: A point estimate, or densities were not kept.
+    """
+    if data.attrs.get("point_estimate"):
+        raise ModelError("a point estimate has no spread whose sensitivity to the prior could be told.")
+    values = {name: array for name, array in arrays(data, "posterior").items() if name in dims and name != position}
+    quantities = identified(values, {name: tuple(dims[name]) for name in values}, group, position)
+    names, flat = entries(quantities, labels_of(data, dims, group), data["posterior"].sizes)
+    table = power_sensitivity(data, {name: flat[..., i] for i, name in enumerate(names)})
+    return table.dropna(subset=["prior"]).sort_values("prior", ascending=False, kind="stable", ignore_index=True)
 
 
 def identified(
@@ -160,7 +195,7 @@ def _series(
     watched = {**values, **_densities(data)}
     stuck = _stuck(watched, declared)
     quantities = {} if stuck else identified(values, dims, group, position) | _densities(data)
-    names, flat = _moving(quantities, data["posterior"].sizes)
+    names, flat = entries(quantities, labels_of(data, dims, group), data["posterior"].sizes)
     n_chains = flat.shape[0]
     checks = [
         ("R-hat", rhat(flat), f"< {RHAT:g}", lambda v: v < RHAT, np.argmax),
@@ -199,13 +234,40 @@ def _densities(data: xr.DataTree) -> dict[str, np.ndarray]:
     return found
 
 
-def _moving(quantities: Mapping[str, np.ndarray], sizes: Mapping[Any, int]) -> tuple[list[str], np.ndarray]:
-    """Names and draws `(chain, draw, n)` of all entries but those that are constant throughout."""
+def labels_of(data: xr.DataTree, dims: Mapping[str, Sequence[str]], group: Group) -> Labels:
+    """What the rows of each site are called: the coordinates of its one dim that the group does not act along."""
+    found = {}
+    for site, own in dims.items():
+        rest = [dim for dim in own if group.is_trivial() or dim != group.dim]
+        if len(rest) == 1 and rest[0] in data["posterior"].coords:
+            found[site] = [str(label) for label in data["posterior"].coords[rest[0]].values]
+    return found
+
+
+def entry(name: str, index: tuple[int, ...], labels: Labels) -> str:
+    """An entry of a quantity as text, by the names of the site's rows where it has one for each (or each pair, in X X').
+
+    Example:
+        >>> labels = {"W": ["ash", "hue", "proline"]}
+        >>> entry("W W'", (4,), labels), entry("diag W W'", (1,), labels), entry("spectrum W", (1,), labels)
+        ("W W'[hue, proline]", "diag W W'[hue]", 'spectrum W[1]')
+    """
+    for site, rows in labels.items():
+        if len(index) == 1 and name == f"{site} {site}'":
+            i, j = (int(side[index[0]]) for side in np.triu_indices(len(rows)))
+            return f"{name}[{rows[i]}, {rows[j]}]"
+        if len(index) == 1 and name in (site, f"diag {site} {site}'", f"|{site}|^2", f"sum {site}", f"sum {site}^3"):
+            return f"{name}[{rows[index[0]]}]"
+    return name + (f"[{', '.join(map(str, index))}]" if index else "")
+
+
+def entries(quantities: Mapping[str, np.ndarray], labels: Labels, sizes: Mapping[Any, int]) -> tuple[list[str], np.ndarray]:
+    """Names and draws `(chain, draw, n)` of all entries of the quantities but those that are constant throughout."""
     names: list[str] = []
     columns = [np.empty((sizes["chain"], sizes["draw"], 0))]
     for name, array in quantities.items():
         keep = ~is_constant(array)
-        names += [name + (f"[{', '.join(map(str, index))}]" if index else "") for index in map(tuple, np.argwhere(keep))]
+        names += [entry(name, tuple(map(int, index)), labels) for index in np.argwhere(keep)]
         columns.append(array[:, :, keep] if array.ndim > 2 else array[:, :, None][..., keep[None]])
     return names, np.concatenate(columns, axis=-1)
 

@@ -13,12 +13,12 @@ import torch
 import xarray as xr
 
 from latentlab.data.dataset import Dataset
-from latentlab.diagnostics import converged, diagnose
+from latentlab.diagnostics import converged, diagnose, sensitivity
 from latentlab.errors import DataError, InferenceError, ModelError
 from latentlab.inference.density import Density, over_draws, tensors
 from latentlab.inference.draws import Draws, Method, Problem
 from latentlab.models.base import LatentModel
-from latentlab.posterior import build, to_arviz
+from latentlab.posterior import Loo, build, loo, to_arviz
 from latentlab.seeds import Seeds, isolated, one_thread
 from latentlab.symmetry.group import Aligned
 
@@ -48,9 +48,14 @@ class Fit:
         """The result as the installed ArviZ line takes it: InferenceData before 1.0, the DataTree from then on."""
         return to_arviz(self.data)
 
+    @property
+    def _declared(self) -> dict[str, Any]:
+        """What diagnostics need to know of the model."""
+        return {"group": self.model.symmetry, "dims": dict(self.model.dims), "position": self.model.position.site}
+
     @cached_property
     def _table(self) -> pd.DataFrame:
-        return diagnose(self.data, group=self.model.symmetry, dims=dict(self.model.dims), position=self.model.position.site)
+        return diagnose(self.data, **self._declared)
 
     def diagnostics(self) -> pd.DataFrame:
         """Did inference work: check, quantity, value, threshold, verdict; on what the symmetry leaves identified."""
@@ -60,6 +65,14 @@ class Fit:
     def converged(self) -> bool:
         """Whether no diagnostic failed; NaN never passes."""
         return converged(self._table)
+
+    def sensitivity(self) -> pd.DataFrame:
+        """Which identified quantities move with the prior, which with the likelihood (`diagnostics.sensitivity`)."""
+        return sensitivity(self.data, **self._declared)
+
+    def loo(self) -> Loo:
+        """Leave-one-out predictive accuracy, of a variational fit corrected to the posterior (`posterior.loo`)."""
+        return loo(self.data)
 
     def sites(self) -> dict[str, np.ndarray]:
         """Draws of every site `(chain, draw, *site)`, as drawn."""

@@ -117,6 +117,26 @@ def test_missing_entries_are_filled_in_raw_units():
         assert 0.85 < drawn.std() / (sd * scale) < 1.15
 
 
+def test_sensitivity_names_what_the_prior_moves(wine):
+    """A prior that the data contradict moves the loadings; loadings are named by their features."""
+    result = fit(PPCA(1, W_scale=0.02, mu_scale=0), wine, SVI(n_steps=800, n_draws=1000), seed=0, progress=False)
+    table = result.sensitivity()
+    assert table.columns.tolist() == ["quantity", "prior", "likelihood", "diagnosis"]
+    assert table["quantity"].str.fullmatch(r"W W'\[\w.*, \w.*\]|sigma").all()
+    assert "W W'[flavanoids, flavanoids]" in set(table["quantity"])
+    assert table["prior"].is_monotonic_decreasing
+    assert table["prior"].iloc[0] > 0.05
+    wide = fit(PPCA(1, W_scale=20.0, mu_scale=0), wine, SVI(n_steps=800, n_draws=1000), seed=0, progress=False)
+    assert wide.sensitivity()["prior"].iloc[0] < 0.3 * table["prior"].iloc[0]
+    assert np.isfinite(result.loo().elpd)
+
+
+def test_a_point_estimate_has_neither_sensitivity_nor_loo(exact):
+    for asked in (exact.sensitivity, exact.loo):
+        with pytest.raises(ModelError, match="point estimate"):
+            asked()
+
+
 def test_imputations_are_refused_where_there_is_nothing_to_fill_in(exact):
     with pytest.raises(DataError, match="no entry is missing"):
         exact.imputations()

@@ -39,23 +39,12 @@ def method_sentence(source: Source) -> str:
     posterior = source.tree["posterior"].sizes
     draws = f"{count(posterior['chain'], 'chain')} of {count(posterior['draw'], 'draw')}"
     kind = {
-        "mcmc": f"Markov chain Monte Carlo: {draws}",
-        "vi": f"a variational approximation, from which {count(posterior['draw'], 'draw')} were taken",
-        "point": f"a point estimate of all but the positions, of which {count(posterior['draw'], 'draw')} were taken",
+        "mcmc": f"Here {draws}",
+        "vi": f"Here an approximation of which {count(posterior['draw'], 'draw')} were taken",
+        "point": f"Here a point estimate of all but the positions, of which {count(posterior['draw'], 'draw')} were taken",
     }[source.kind]
-    summary = lowered(docs(METHODS.load(name)).summary) if name in METHODS else ""
-    return f"The method is {method_name(source)} ({summary}): {kind}. The seed is {source.config.get('seed', 0)}."
-
-
-def lowered(sentence: str) -> str:
-    """A sentence as part of another one: no full stop, and a small first letter unless its word is an acronym.
-
-    Example:
-        >>> lowered("The maximum."), lowered("EM, or a closed form.")
-        ('the maximum', 'EM, or a closed form')
-    """
-    text = sentence.rstrip(".")
-    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+    summary = f" {docs(METHODS.load(name)).summary}" if name in METHODS else ""
+    return f"The method is {method_name(source)}.{summary} {kind}; the seed is {source.config.get('seed', 0)}."
 
 
 def method_name(source: Source) -> str:

@@ -64,10 +64,11 @@ def panels(source: Source) -> dict[str, Any]:
 
 def _panel(source: Source, row: Row) -> dict[str, Any]:
     data = source.run.comparison.sel(embedding=row.label)
-    verdict, delta = str(data["verdict"].values[0]), float(data["delta"].values[0])
+    verdicts = zip(data["alignment"].values, data["verdict"].values, data["delta"].values, strict=True)
+    notes = [f"{way}: {verdict}, delta {shown(float(delta))}" for way, verdict, delta in verdicts]
     return {
         "title": row.title,
-        "note": f"{verdict}, delta {shown(delta)}",
+        "note": "; ".join(notes),
         "aligned": columns(source.aligned(row.values)),
         "raw": columns(row.values[:, : max(2, source.mean.shape[1])]),
         "worst": rounded(data["mahalanobis"].values),

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from latentlab.diagnostics import identified
+from latentlab.diagnostics import Labels, entries, identified, labels_of
 from latentlab.errors import InferenceError, ModelError
-from latentlab.posterior import build, installed_arviz, is_constant, loo, rhat, to_arviz
+from latentlab.posterior import build, installed_arviz, loo, rhat, to_arviz
 from latentlab.report.asked import method_name
 from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, RED, drawn, log_axis, style, svg
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
@@ -85,21 +85,22 @@ def invariants(source: Source) -> dict[str, np.ndarray]:
     return identified(values, {n: tuple(model.dims[n]) for n in values}, model.symmetry, source.site)
 
 
+def row_labels(source: Source) -> Labels:
+    """What the rows of the model's sites are called."""
+    return {} if source.model is None else labels_of(source.tree, source.model.dims, source.model.symmetry)
+
+
 def _drawn_series(source: Source) -> dict[str, np.ndarray]:
     """Log density, and of a few invariants the entry that mixes worst."""
     stats = source.group("sample_stats")
     series = {} if stats is None or "lp" not in stats else {"log density": stats["lp"].values}
     found = {}
-    for name, array in invariants(source).items():
-        if is_constant(array).all():
-            continue
-        worst = np.asarray(rhat(array))
-        index = np.unravel_index(int(np.argmax(np.where(np.isnan(worst), -is_constant(array).astype(float), worst))), worst.shape)
-        entry = f"[{', '.join(map(str, index))}]" if index else ""
-        found[name + entry] = (
-            float(np.nan_to_num(worst[index])),
-            array.reshape(*array.shape[:2], -1)[..., int(np.ravel_multi_index(index, worst.shape)) if index else 0],
-        )
+    for quantity, array in invariants(source).items():
+        names, flat = entries({quantity: array}, row_labels(source), source.tree["posterior"].sizes)
+        if names:
+            mixing = np.nan_to_num(rhat(flat))
+            worst = int(np.argmax(mixing))
+            found[names[worst]] = (float(mixing[worst]), flat[..., worst])
     for name in sorted(found, key=lambda n: -found[n][0])[:SHOWN]:
         series[name] = found[name][1]
     return series

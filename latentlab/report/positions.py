@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import chi2
 
-from latentlab.diagnostics import identified
+from latentlab.diagnostics import sensitivity
 from latentlab.errors import ModelError
 from latentlab.fit import impute, thinned
 from latentlab.models.base import LatentModel
-from latentlab.posterior import SENSITIVE, power_sensitivity
+from latentlab.posterior import SENSITIVE
 from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, INK, RED, Classes, drawn, panels, shortened
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
 from latentlab.report.source import POINT, Source
@@ -312,15 +312,11 @@ def _predictive_figure(source: Source, found: dict[str, tuple[np.ndarray, np.nda
 def _sensitivity(source: Source) -> list[Item]:
     if source.kind == POINT or source.model is None or source.group("log_prior") is None:
         return []
-    values = {
-        str(n): a.values for n, a in source.tree["posterior"].data_vars.items() if n in source.model.dims and n != source.site
-    }
-    dims = {n: tuple(source.model.dims[n]) for n in values}
+    model = source.model
     try:
-        table = power_sensitivity(source.tree, identified(values, dims, source.model.symmetry, source.site))
+        table = sensitivity(source.tree, group=model.symmetry, dims=model.dims, position=source.site)
     except ModelError as error:
         return [Text((f"The sensitivity to the prior cannot be told: {error}",))]
-    table = table.dropna(subset=["prior"]).sort_values("prior", ascending=False, kind="stable")
     n = int((table["prior"] >= SENSITIVE).sum())
     said = (
         f"Sensitivity to the prior: {n} of {count(len(table), 'quantity', 'quantities')} change noticeably ({SENSITIVE:g} or more) when "
