@@ -176,7 +176,7 @@ def fit(
         method: How: `SVI`, `MAP`, `NUTS`, `Exact`, with their settings.
         seed: The same seed gives the same arrays.
         progress: Bars on a terminal.
-        checkpoint: Folder for finished chains and restarts; those found there are not computed again.
+        checkpoint: Folder for what is finished, and for chains that are interrupted: the same call goes on from there.
 
     Returns:
         The fit. Torch, Pyro, the random states and the working folder are left as they were.
@@ -192,7 +192,9 @@ def fit(
     model.check(dataset)
     arrays = tensors(model, dataset)
     density = Density(model, arrays, dataset.dims)
-    problem = Problem(model, arrays, density, seeds.child(method.name), progress, Path(checkpoint) if checkpoint else None)
+    folder = Path(checkpoint) if checkpoint else None
+    identity = f"{model!r} {dataset.digest()} {method!r} {seed}" if folder else ""
+    problem = Problem(model, arrays, density, seeds.child(method.name), progress, folder, identity)
     with one_thread():
         draws = method.run(problem)
         with isolated(seeds.child("posterior")):

@@ -16,7 +16,7 @@ from latentlab.models.base import Arrays, LatentModel
 from latentlab.seeds import Seeds
 
 HASH = hashlib.sha256().digest_size
-"""A checkpoint begins with the hash of the rest."""
+"""Bytes of the hash that a checkpoint begins with."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,10 @@ class Draws:
 
 @dataclass(frozen=True)
 class Problem:
-    """A model with its data, ready for any method; `checkpoint` is a folder for what is finished, if one is wanted."""
+    """A model with its data, ready for any method.
+
+    `checkpoint` is a folder for what is finished, if one is wanted; `identity` tells the fit from others that keep theirs there.
+    """
 
     model: LatentModel
     arrays: Arrays
@@ -39,6 +42,7 @@ class Problem:
     seeds: Seeds
     progress: bool = True
     checkpoint: Path | None = None
+    identity: str = ""
 
 
 class Method(Protocol):
@@ -53,23 +57,36 @@ class Method(Protocol):
 
 
 def finished(problem: Problem, part: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of `part` (a chain, a restart): read back where an earlier run finished it, computed and kept otherwise."""
-    path = problem.checkpoint / f"{part}.safetensors" if problem.checkpoint else None
-    kept = _read(path) if path is not None and path.is_file() else None
-    if kept is not None:
-        return kept
-    arrays = {name: np.array(array, order="C") for name, array in compute().items()}
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = save(arrays)
-        write(path, hashlib.sha256(content).digest() + content)
+    """The arrays of `part` (the chains, a restart): read back where an earlier run finished it, computed and kept otherwise."""
+    found = kept(problem, part)
+    if found is not None:
+        return found
+    arrays = dict(compute())
+    keep(problem, part, arrays)
     return arrays
 
 
-def _read(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays that a checkpoint holds; None, and a warning, where it is not as it was written."""
-    content = path.read_bytes()
-    if hashlib.sha256(content[HASH:]).digest() != content[:HASH]:
-        warnings.warn(f"{path.name} is damaged: what it held is computed again.", stacklevel=3)
+def keep(problem: Problem, part: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes the arrays of `part` into the problem's folder for checkpoints, if it has one."""
+    if problem.checkpoint is not None:
+        problem.checkpoint.mkdir(parents=True, exist_ok=True)
+        content = save({name: np.array(array, order="C") for name, array in arrays.items()})
+        write(problem.checkpoint / f"{part}.safetensors", _digest(problem, content) + content)
+
+
+def kept(problem: Problem, part: str) -> dict[str, np.ndarray] | None:
+    """What `keep` wrote; None where there is nothing, and with a warning where it is damaged or of another fit."""
+    path = problem.checkpoint / f"{part}.safetensors" if problem.checkpoint else None
+    if path is None or not path.is_file():
         return None
-    return load(content[HASH:])
+    written = path.read_bytes()
+    digest, content = written[:HASH], written[HASH:]
+    if digest != _digest(problem, content):
+        warnings.warn(f"{path.name} is damaged or of another fit: what it held is computed again.", stacklevel=3)
+        return None
+    return load(content)
+
+
+def _digest(problem: Problem, content: bytes) -> bytes:
+    """Of a checkpoint's content and of what it is a part of."""
+    return hashlib.sha256(problem.identity.encode() + content).digest()

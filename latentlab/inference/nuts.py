@@ -1,5 +1,6 @@
 """The No-U-Turn sampler on the flat density of the program, its chains run in lock step."""
 
+import time
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,9 +9,13 @@ from tqdm.auto import tqdm
 
 from latentlab.errors import ConfigError
 from latentlab.inference.density import constrain_draws, start
-from latentlab.inference.draws import Draws, Problem, finished
-from latentlab.inference.trajectory import chain, drive
-from latentlab.seeds import isolated
+from latentlab.inference.draws import Draws, Problem, finished, keep, kept
+from latentlab.inference.trajectory import Snapshot, chain, drive
+from latentlab.seeds import Seeds, isolated
+
+UNDER_WAY = "chains-under-way"
+SAVED_EVERY = 60.0
+"""Seconds between checkpoints of chains that are under way; they are also kept when a run is interrupted."""
 
 
 @dataclass(frozen=True)
@@ -54,32 +59,61 @@ class NUTS:
         return Draws(constrain_draws(problem.density, arrays["u"]), stats, attrs={"max_tree_depth": self.max_tree_depth})
 
     def _chains(self, problem: Problem) -> dict[str, np.ndarray]:
-        density, seeds = problem.density, [problem.seeds.child("chain", chain) for chain in range(self.n_chains)]
-        starts = []
-        for seed in seeds:
-            with isolated(seed):
-                starts.append(start(density, seed.child("start").numpy(), jitter=2.0).numpy())
+        seeds = [problem.seeds.child("chain", chain) for chain in range(self.n_chains)]
+        latest = self._under_way(problem)
         coroutines = [
             chain(
-                u,
+                latest[i] if latest else self._start(problem, seed),
                 n_warmup=self.n_warmup,
                 n_draws=self.n_draws,
                 target_accept=self.target_accept,
                 max_depth=self.max_tree_depth,
                 rng=seed.child("trajectory").numpy(),
             )
-            for u, seed in zip(starts, seeds, strict=True)
+            for i, seed in enumerate(seeds)
         ]
-        total = self.n_chains * (self.n_warmup + self.n_draws)
-        disable = None if problem.progress else True
-        with tqdm(total=total, desc=f"NUTS, {self.n_chains} chains", disable=disable, leave=False) as bar:
+        saved = time.monotonic()
+        bar = tqdm(
+            total=self.n_chains * (self.n_warmup + self.n_draws),
+            initial=sum(snapshot.iteration for snapshot in latest.values()),
+            desc=f"NUTS, {self.n_chains} chains",
+            disable=None if problem.progress else True,
+            leave=False,
+        )
 
-            def count(_: int) -> None:
-                bar.update()
+        def watch(i: int, snapshot: Snapshot) -> None:
+            nonlocal saved
+            latest[i] = snapshot
+            bar.update()
+            if time.monotonic() - saved > SAVED_EVERY:
+                save()
+                saved = time.monotonic()
 
-            chains = drive(coroutines, density.batch_value_and_grad, count)
+        def save() -> None:
+            if len(latest) == self.n_chains:
+                keep(problem, UNDER_WAY, {f"{i}.{k}": a for i, s in latest.items() for k, a in s.arrays().items()})
+
+        with bar:
+            try:
+                chains = drive(coroutines, problem.density.batch_value_and_grad, watch)
+            except KeyboardInterrupt:
+                save()
+                raise
         stats = {name: np.stack([c.stats[name] for c in chains]) for name in chains[0].stats}
         return {"u": np.stack([c.u for c in chains]), **stats}
+
+    def _start(self, problem: Problem, seed: Seeds) -> np.ndarray:
+        with isolated(seed):
+            return start(problem.density, seed.child("start").numpy(), jitter=2.0).numpy()
+
+    def _under_way(self, problem: Problem) -> dict[int, Snapshot]:
+        """Where an earlier run was stopped, by chain; empty where none was."""
+        found = kept(problem, UNDER_WAY) or {}
+        of: dict[int, dict[str, np.ndarray]] = {}
+        for key, array in found.items():
+            chain, _, name = key.partition(".")
+            of.setdefault(int(chain), {})[name] = array
+        return {i: Snapshot.from_arrays(arrays) for i, arrays in of.items()}
 
 
 def require_whole(name: str, value: object, least: int) -> None:

@@ -2,6 +2,7 @@ r"""The No-U-Turn transition and its adaptation for one chain, as coroutines tha
 
 A coroutine yields a point $u$ and is sent $(\log p(u), \nabla \log p(u))$. Whoever drives several chains can so evaluate
 their points in one batched call, while the chains stay independent: each has its own random numbers, step size and metric.
+Between iterations a chain yields a snapshot of itself, from which it can go on later.
 
 The transition samples multinomially from the trajectory with Stan's biased progressive scheme and its U-turn checks across
 subtrees (Betancourt 2017, A Conceptual Introduction to Hamiltonian Monte Carlo, arXiv:1701.02434, appendix A). Warm-up is
@@ -9,9 +10,10 @@ Stan's: dual averaging of the step size (Hoffman & Gelman 2014, JMLR 15:1593, se
 doubling windows, shrunk towards 1e-3 by five pseudo-draws.
 """
 
+import json
 import math
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -188,6 +190,16 @@ class DualAveraging:
         """The step size to keep."""
         return math.exp(self._log_average) if self._count else self.step_size
 
+    def numbers(self) -> list[float]:
+        """What it was made with and what it has come to, for `from_numbers`."""
+        return [self.target, self.step_size, self._count, self._error, self._log_average]
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[float]) -> "DualAveraging":
+        """The averaging that `numbers` holds."""
+        target, step_size, count, error, log_average = numbers
+        return cls(target, step_size, _count=int(count), _error=error, _log_average=log_average)
+
 
 def windows(n_warmup: int) -> list[int]:
     """Iterations after which the metric is set anew: 75 to begin, doubling windows from 25, 50 to end (less if short)."""
@@ -205,6 +217,10 @@ def windows(n_warmup: int) -> list[int]:
     return ends
 
 
+STATISTICS = ("lp", "energy", "diverging", "acceptance_rate", "n_steps", "tree_depth", "step_size")
+"""Of each kept draw, under ArviZ's names."""
+
+
 class Chain(NamedTuple):
     """A finished chain: `u` `(draw, size)` and its statistics by name, `(draw,)`."""
 
@@ -212,20 +228,72 @@ class Chain(NamedTuple):
     stats: dict[str, np.ndarray]
 
 
+class Snapshot(NamedTuple):
+    """A chain between two iterations: enough to go on with it bit for bit. Its lists grow on; only their beginnings count."""
+
+    iteration: int
+    state: State
+    tuning: Tuning
+    averaging: DualAveraging
+    window: list[np.ndarray]
+    n_window: int
+    rows: list[tuple[Any, ...]]
+    n_rows: int
+    random: dict[str, Any]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it as arrays by name."""
+        size = len(self.state.u)
+        u, *statistics = zip(*self.rows[: self.n_rows], strict=True) if self.n_rows else ((), *((),) * len(STATISTICS))
+        return {
+            "iteration": np.array(self.iteration),
+            "state": np.stack([self.state.u, self.state.gradient]),
+            "log_prob": np.array(self.state.log_prob),
+            "step_size": np.array(self.tuning.step_size),
+            "variance": self.tuning.variance,
+            "averaging": np.array(self.averaging.numbers()),
+            "window": np.array(self.window[: self.n_window]).reshape(-1, size),
+            "u": np.array(u).reshape(-1, size),
+            "statistics": np.array(statistics, dtype=np.float64).reshape(len(STATISTICS), -1),
+            "random": np.frombuffer(json.dumps(self.random).encode(), dtype=np.uint8),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Snapshot":
+        """The snapshot that `arrays` holds."""
+        u, gradient = arrays["state"]
+        window, rows = list(arrays["window"]), list(zip(arrays["u"], *arrays["statistics"], strict=True))
+        return cls(
+            int(arrays["iteration"]),
+            State(u, np.zeros_like(u), gradient, float(arrays["log_prob"])),
+            Tuning(float(arrays["step_size"]), arrays["variance"]),
+            DualAveraging.from_numbers(arrays["averaging"].tolist()),
+            window,
+            len(window),
+            rows,
+            len(rows),
+            json.loads(arrays["random"].tobytes()),
+        )
+
+
 def chain(
-    start: np.ndarray, *, n_warmup: int, n_draws: int, target_accept: float, max_depth: int, rng: np.random.Generator
-) -> Generator[np.ndarray | None, Answer, Chain]:
-    """A whole chain; yields None after each iteration, so that its driver can count."""
-    log_prob, gradient = yield start
-    state = State(start, np.zeros_like(start), gradient, log_prob)
-    tuning = Tuning(1.0, np.ones_like(start))
-    tuning.step_size = yield from reasonable_step_size(state, tuning, rng)
-    averaging = DualAveraging(target_accept, tuning.step_size)
+    start: np.ndarray | Snapshot, *, n_warmup: int, n_draws: int, target_accept: float, max_depth: int, rng: np.random.Generator
+) -> Generator[np.ndarray | Snapshot, Answer, Chain]:
+    """A whole chain, or the rest of one; yields a snapshot after each iteration, so that its driver can count and keep."""
+    if isinstance(start, Snapshot):
+        done, state, tuning, averaging = start.iteration, start.state, start.tuning, start.averaging
+        window, rows = start.window, start.rows
+        rng.bit_generator.state = start.random
+    else:
+        log_prob, gradient = yield start
+        done, state = 0, State(start, np.zeros_like(start), gradient, log_prob)
+        tuning = Tuning(1.0, np.ones_like(start))
+        tuning.step_size = yield from reasonable_step_size(state, tuning, rng)
+        averaging = DualAveraging(target_accept, tuning.step_size)
+        window, rows = [], []
     ends = windows(n_warmup)
     begin = 75 if n_warmup >= 150 else int(0.15 * n_warmup)
-    window: list[np.ndarray] = []
-    rows: list[tuple[Any, ...]] = []
-    for iteration in range(n_warmup + n_draws):
+    for iteration in range(done, n_warmup + n_draws):
         if iteration == n_warmup:
             tuning.step_size = averaging.final
         new = yield from transition(state, tuning, max_depth, rng)
@@ -234,43 +302,53 @@ def chain(
             rows.append((state.u, state.log_prob, *new[1:], tuning.step_size))
         else:
             tuning.step_size = averaging.update(new.acceptance_rate)
-            if iteration >= begin and ends:
+            if iteration >= begin and iteration < max(ends, default=0):
                 window.append(state.u)
             if iteration + 1 in ends:
                 n = len(window)
                 tuning.variance = np.var(window, axis=0, ddof=1) * n / (n + 5) + 1e-3 * 5 / (n + 5)
                 window = []
-                ends.remove(iteration + 1)
                 tuning.step_size = yield from reasonable_step_size(state, tuning, rng)
                 averaging = DualAveraging(target_accept, tuning.step_size)
-        yield None
-    names = ("u", "lp", "energy", "diverging", "acceptance_rate", "n_steps", "tree_depth", "step_size")
-    columns = dict(zip(names, (np.asarray(c, dtype=np.float64) for c in zip(*rows, strict=True)), strict=True))
-    return Chain(columns.pop("u"), columns)
+        random = dict(rng.bit_generator.state)
+        yield Snapshot(iteration + 1, state, replace(tuning), replace(averaging), window, len(window), rows, len(rows), random)
+    u, *statistics = (np.asarray(column, dtype=np.float64) for column in zip(*rows, strict=True))
+    return Chain(u, dict(zip(STATISTICS, statistics, strict=True)))
 
 
 def drive(
-    chains: list[Generator[np.ndarray | None, Answer, Chain]],
+    chains: list[Generator[np.ndarray | Snapshot, Answer, Chain]],
     value_and_grad: BatchGradient,
-    count: Callable[[int], None] | None = None,
+    watch: Callable[[int, Snapshot], None] | None = None,
 ) -> list[Chain]:
-    """Runs chains in lock step: one batched gradient call answers all of them; a finished chain's row is idle."""
-    asked: list[np.ndarray | None] = [next(c) for c in chains]
-    points = np.stack([u for u in asked if u is not None])
+    """Runs chains in lock step: one batched gradient call answers all of them; a finished chain's row is idle.
+
+    Args:
+        chains: From `chain`.
+        value_and_grad: Of a point for each chain.
+        watch: Told which chain ended an iteration, and how it stands.
+    """
+    points: list[np.ndarray | None] = [None] * len(chains)
     results: dict[int, Chain] = {}
+
+    def advance(i: int, answer: Answer | None) -> None:
+        try:
+            request = next(chains[i]) if answer is None else chains[i].send(answer)
+            while isinstance(request, Snapshot):
+                if watch is not None:
+                    watch(i, request)
+                request = next(chains[i])
+            points[i] = request
+        except StopIteration as stop:
+            results[i] = stop.value
+
     with np.errstate(all="ignore"):  # a diverging trajectory may overflow: its energy is then infinite, and it is refused
+        for i in range(len(chains)):
+            advance(i, None)
         while len(results) < len(chains):
-            values, gradients = value_and_grad(points)
-            for i, c in enumerate(chains):
-                if i in results:
-                    continue
-                try:
-                    request = c.send((float(values[i]), gradients[i]))
-                    while request is None:
-                        if count is not None:
-                            count(i)
-                        request = next(c)
-                    points[i] = request
-                except StopIteration as stop:
-                    results[i] = stop.value
+            idle = next(u for u in points if u is not None)
+            values, gradients = value_and_grad(np.stack([idle if u is None else u for u in points]))
+            for i in range(len(chains)):
+                if i not in results:
+                    advance(i, (float(values[i]), gradients[i]))
     return [results[i] for i in range(len(chains))]

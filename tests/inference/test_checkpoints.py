@@ -1,0 +1,111 @@
+"""Fits that are stopped and go on: the same bytes as without the stop, wherever it came."""
+
+import numpy as np
+import pytest
+
+from latentlab.data.load import load_dataset
+from latentlab.fit import fit
+from latentlab.inference import nuts
+from latentlab.inference.density import Density
+from latentlab.inference.nuts import NUTS
+from latentlab.inference.svi import SVI
+from latentlab.inference.trajectory import Snapshot, chain, drive
+from latentlab.models.ppca import PPCA
+
+METHOD = NUTS(n_chains=3, n_warmup=40, n_draws=20, max_tree_depth=5)
+
+
+def skewed(points):
+    return (points - np.exp(points)).sum(-1), 1 - np.exp(points)
+
+
+def chains(starts, rngs):
+    return [chain(s, n_warmup=160, n_draws=30, target_accept=0.8, max_depth=6, rng=r) for s, r in zip(starts, rngs, strict=True)]
+
+
+@pytest.mark.parametrize("stop", [1, 80, 100, 110, 159, 160, 161, 189])
+def test_a_chain_goes_on_from_a_snapshot_bit_for_bit(stop):
+    """In the first window, at its end, in the last window, at the end of the warm-up, among the draws."""
+    starts = [np.array([0.1, -0.3]), np.array([1.0, 0.2])]
+    whole = drive(chains(starts, [np.random.default_rng(i) for i in range(2)]), skewed)
+    seen = {}
+
+    def watch(i, snapshot):
+        if snapshot.iteration == stop:
+            seen[i] = snapshot.arrays()
+
+    drive(chains(starts, [np.random.default_rng(i) for i in range(2)]), skewed, watch)
+    kept = [Snapshot.from_arrays(seen[i]) for i in range(2)]
+    again = drive(chains(kept, [np.random.default_rng(99) for _ in range(2)]), skewed)
+    for one, two in zip(whole, again, strict=True):
+        assert one.u.tobytes() == two.u.tobytes()
+        for name, values in one.stats.items():
+            assert values.tobytes() == two.stats[name].tobytes(), name
+
+
+def arrays_of(result):
+    return {f"{group.name}/{name}": a.values for group in result.data.children.values() for name, a in group.data_vars.items()}
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return arrays_of(fit(PPCA(2), load_dataset("iris"), METHOD, seed=3, progress=False))
+
+
+def interrupted(monkeypatch, folder, n_calls, error=KeyboardInterrupt):
+    """A fit that is stopped at the n-th gradient."""
+    gradient, calls = Density.batch_value_and_grad, iter(range(n_calls))
+
+    def stopped(self, points):
+        if next(calls, None) is None:
+            raise error
+        return gradient(self, points)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Density, "batch_value_and_grad", stopped)
+        with pytest.raises(error):
+            fit(PPCA(2), load_dataset("iris"), METHOD, seed=3, progress=False, checkpoint=folder)
+
+
+@pytest.mark.parametrize("n_calls", [300, 700, 1100])
+def test_an_interrupted_fit_goes_on_to_the_same_bytes(whole, n_calls, tmp_path, monkeypatch):
+    interrupted(monkeypatch, tmp_path, n_calls)
+    assert (tmp_path / "chains-under-way.safetensors").is_file()
+    interrupted(monkeypatch, tmp_path, 40)  # and is stopped once more, right after it went on
+    again = arrays_of(fit(PPCA(2), load_dataset("iris"), METHOD, seed=3, progress=False, checkpoint=tmp_path))
+    for name, array in whole.items():
+        assert array.tobytes() == again[name].tobytes(), name
+
+
+def test_a_fit_that_is_killed_goes_on_from_what_was_saved_in_time(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(nuts, "SAVED_EVERY", 0.0)
+    interrupted(monkeypatch, tmp_path, 900, error=MemoryError)  # nothing is written on the way out
+    assert (tmp_path / "chains-under-way.safetensors").is_file()
+    again = arrays_of(fit(PPCA(2), load_dataset("iris"), METHOD, seed=3, progress=False, checkpoint=tmp_path))
+    for name, array in whole.items():
+        assert array.tobytes() == again[name].tobytes(), name
+
+
+def test_an_interrupt_before_the_first_iteration_leaves_nothing(tmp_path, monkeypatch):
+    interrupted(monkeypatch, tmp_path, 1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"method": SVI(n_steps=31, n_draws=20)},
+        {"seed": 4},
+        {"model": PPCA(2, W_scale=2.0)},
+        {"dataset": load_dataset("iris").subset(range(100))},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_what_another_fit_left_is_not_taken_for_ones_own(other, tmp_path):
+    small = {"model": PPCA(2), "dataset": load_dataset("iris"), "method": SVI(n_steps=30, n_draws=20), "seed": 3}
+    fit(**small, progress=False, checkpoint=tmp_path)
+    mine = {**small, **other}
+    with pytest.warns(UserWarning, match=r"restart-0.safetensors is damaged or of another fit"):
+        found = arrays_of(fit(**mine, progress=False, checkpoint=tmp_path))
+    for name, array in arrays_of(fit(**mine, progress=False)).items():
+        assert array.tobytes() == found[name].tobytes(), name
