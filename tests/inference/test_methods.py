@@ -140,6 +140,36 @@ def test_a_conjugate_gaussian_has_its_exact_posterior_by_every_sampler():
         np.testing.assert_allclose(z.var(0), 0.5, atol=5 * 0.5 * np.sqrt(2 / 1000))
 
 
+class Pair(LatentModel):
+    """Two positions, jointly normal with sd 1 and a correlation; the data say nothing of them."""
+
+    name, position, symmetry, methods = "pair", Position("z"), Identity(), ("svi",)
+    dims = {"z": ("unit",)}
+
+    def __init__(self, correlation=0.0):
+        self.correlation = correlation
+
+    def model(self, x):
+        covariance = torch.tensor([[1.0, self.correlation], [self.correlation, 1.0]])
+        pyro.sample("z", dist.MultivariateNormal(torch.zeros(2), covariance))
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+
+@pytest.mark.parametrize(("correlation", "passes"), [(0.0, True), (0.99, False)])
+def test_a_mean_field_guide_is_flagged_by_its_khat_where_it_is_too_narrow(correlation, passes):
+    """The best independent normals have sd sqrt(1 - rho^2) = 0.14 where the posterior has 1: k-hat sees it, the means do not."""
+    dataset = Dataset({"x": np.zeros(2)}, dims={"x": ("unit",)})
+    method = SVI(guide="mean_field", n_steps=2000, n_draws=20_000)
+    result = fit(Pair(correlation), dataset, method, seed=0, progress=False)
+    khat = result.diagnostics().query("check == 'k-hat' and quantity != 'raw'").iloc[0]
+    assert (khat["verdict"] == "pass") is passes, khat
+    assert result.converged is passes
+    z = result.sites()["z"]
+    assert np.abs(z.mean((0, 1))).max() < 0.1
+    np.testing.assert_allclose(z.std((0, 1)), np.sqrt(1 - correlation**2), rtol=0.1)
+
+
 def test_the_minibatch_elbo_is_the_full_one_on_average():
     """The exact mean over all minibatches of the scaled log joint is the full log joint."""
     from latentlab.inference.density import Density, tensors
