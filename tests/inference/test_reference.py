@@ -79,7 +79,7 @@ def sd_ratios(result, reference):
 @pytest.mark.slow
 def test_full_rank_svi_has_the_references_spread_and_mean_field_has_not(iris, reference):
     fits = {
-        guide: fit(PPCA(2, mu_scale=0), iris, SVI(guide=guide, n_steps=3000, n_draws=4000), seed=0, progress=False)
+        guide: fit(PPCA(2, mu_scale=0), iris, SVI(guide=guide, n_steps=3000, n_draws=20_000), seed=0, progress=False)
         for guide in ("full_rank", "mean_field", "low_rank")
     }
     ratios = {guide: sd_ratios(result, reference) for guide, result in fits.items()}
