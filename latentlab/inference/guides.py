@@ -6,13 +6,24 @@ density can be captured together with the model's.
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
 
 Parameters = tuple[torch.Tensor, ...]
 INITIAL_SCALE = 0.05
+
+
+class Frame:
+    """Coordinates v in which a guide is fitted: `u = center + matrix v`."""
+
+    def __init__(self, center: torch.Tensor, matrix: torch.Tensor) -> None:
+        self.center, self.matrix = center, matrix
+        self.log_det = torch.linalg.slogdet(matrix)[1]
+
+    def __call__(self, v: torch.Tensor) -> torch.Tensor:
+        return self.center + v @ self.matrix.mT
 
 
 class GaussianGuide:
@@ -24,7 +35,7 @@ class GaussianGuide:
         self.parameters = [p.clone().requires_grad_() for p in self.initial(loc)]
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "GaussianGuide":
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
         """The guide whose parameters `arrays` holds."""
         guide = cls.__new__(cls)
         guide.parameters = [torch.tensor(arrays[name]) for name in cls.names]
@@ -37,6 +48,11 @@ class GaussianGuide:
     @property
     def loc(self) -> torch.Tensor:
         return self.parameters[0]
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rate of each parameter, as a multiple of what was asked for."""
+        return (1.0,) * len(self.names)
 
     def initial(self, loc: torch.Tensor) -> Parameters:
         """Parameters centred at `loc`, narrow."""
@@ -87,6 +103,21 @@ class FullRank(GaussianGuide):
 
     def initial(self, loc: torch.Tensor) -> Parameters:
         return loc, torch.full_like(loc, math.log(INITIAL_SCALE)), loc.new_zeros(len(loc), len(loc))
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """A row of L has as many entries as there are coordinates, which Adam moves alike: their joint step is not to grow."""
+        return 1.0, 1.0, len(self.loc) ** -0.5
+
+    def moved(self, frame: Frame) -> "FullRank":
+        """The same distribution in the coordinates u of a frame, this guide being of its v."""
+        loc, log_scale, lower = (p.detach() for p in self.parameters)
+        root = frame.matrix @ (log_scale.exp()[:, None] * self._factor(lower))
+        triangular = torch.linalg.qr(root.mT, mode="r")[1].mT
+        triangular = triangular * torch.sign(torch.diagonal(triangular))
+        scale = torch.diagonal(triangular)
+        parts = {"loc": frame(loc), "log_scale": scale.log(), "lower": torch.tril(triangular / scale[:, None], -1)}
+        return FullRank.from_arrays({name: part.numpy() for name, part in parts.items()})
 
     def _factor(self, lower: torch.Tensor) -> torch.Tensor:
         return torch.tril(lower, -1) + torch.eye(len(lower), dtype=lower.dtype)

@@ -5,7 +5,7 @@ with $u$ on the unconstrained scale. Gaussian guides live in `guides.py`; a mode
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -19,10 +19,17 @@ from tqdm.auto import tqdm
 from latentlab.errors import ConfigError, InferenceError, ModelError
 from latentlab.inference.density import Density, capture, constrain_draws, non_finite_sites, over_draws, start
 from latentlab.inference.draws import Draws, Problem, finished
-from latentlab.inference.guides import GUIDES, GaussianGuide
+from latentlab.inference.guides import GUIDES, Frame, FullRank, GaussianGuide, MeanField
 from latentlab.inference.nuts import require_whole
 from latentlab.seeds import isolated
 from latentlab.symmetry.average import log_average
+
+N_CURVATURES = 8
+"""Draws at which the curvature is looked at."""
+N_NEWTON = 4
+STEP = 1e-5
+"""Of the central differences."""
+LEAST_CURVATURE = 1e-4
 
 GuideName = Literal["model", "mean_field", "full_rank", "low_rank"]
 
@@ -31,7 +38,8 @@ GuideName = Literal["model", "mean_field", "full_rank", "low_rank"]
 class SVI:
     """Variational inference with a Gaussian guide on the unconstrained scale, or with the guide that the model brings.
 
-    Adam, with a learning rate that is constant for the first half of the steps and then falls to a hundredth of itself.
+    Adam, with a learning rate that is constant for the first half of the steps and then falls to a hundredth of itself. The
+    full-rank guide begins as a mean-field one, for a quarter of the steps, and goes on in coordinates of equal curvature.
 
     Args:
         guide: `model` (the model's own), `mean_field`, `full_rank` or `low_rank`.
@@ -132,30 +140,63 @@ class SVI:
         seeds, density = problem.seeds.child("restart", restart), problem.density
         with isolated(seeds):
             u = start(density, seeds.child("start").numpy(), jitter=1.0 if restart else 0.0)
-            guide = GUIDES[self.guide](u)
             batches = _batches(problem, self.batch_size, seeds.child("batches").numpy())
-            step = self._gaussian_step(density, guide, next(batches))
-            losses = self._descend(problem, guide.parameters, step, batches, lambda: guide.loc, restart)
+            guide: GaussianGuide
+            if self.guide == "full_rank":
+                guide, losses = self._full_rank(problem, u, batches, restart)
+            else:
+                guide = GUIDES[self.guide](u)
+                losses = self._fit(problem, guide, batches, restart, self.n_steps)
             draws = guide.sample(self.n_draws)
             log_q = guide.log_prob(draws).numpy()
             arrays = {name: tensor.detach().numpy() for name, tensor in guide.arrays().items()}
         lp = over_draws(lambda v: density.log_prob(v["u"]), {"u": draws.numpy()})
         return {"u": draws.numpy(), "lp": lp, "log_q": log_q, "loss": losses, **arrays}
 
-    def _gaussian_step(self, density: Density, guide: GaussianGuide, batch: Any) -> Callable[[Any], torch.Tensor]:
+    def _full_rank(self, problem: Problem, u: torch.Tensor, batches: Iterator[Any], restart: int) -> tuple[FullRank, np.ndarray]:
+        """A mean-field guide for a quarter of the steps; the rest in coordinates that its mean curvature makes round.
+
+        In the coordinates of the program the entries of a factor of the covariance are of very different sizes, and Adam, whose
+        steps are of one size, can make it singular (seen with 184 coordinates). The family is the same in any coordinates.
+        """
+        n_rough = max(1, self.n_steps // 4)
+        rough = MeanField(u)
+        losses = self._fit(problem, rough, batches, restart, n_rough)
+        frame = _round_frame(problem.density, rough, next(batches))
+        guide = FullRank(torch.zeros_like(u))
+        rest = self._fit(problem, guide, batches, restart, max(1, self.n_steps - n_rough), frame)
+        return guide.moved(frame), np.concatenate([losses, rest])
+
+    def _fit(
+        self,
+        problem: Problem,
+        guide: GaussianGuide,
+        batches: Iterator[Any],
+        restart: int,
+        n_steps: int,
+        frame: Frame | None = None,
+    ) -> np.ndarray:
+        """Fits the guide's parameters in a frame (the program's own coordinates where None); the loss of each step."""
+        step = self._gaussian_step(problem.density, guide, next(batches), frame)
+
+        def location() -> torch.Tensor:
+            return frame(guide.loc) if frame else guide.loc
+
+        return self._descend(problem, guide.parameters, guide.rates, step, batches, location, restart, n_steps)
+
+    def _gaussian_step(
+        self, density: Density, guide: GaussianGuide, batch: Any, frame: Frame | None
+    ) -> Callable[[Any], torch.Tensor]:
         """A function of a batch that fills the parameters' gradients and returns the loss."""
         n_parameters = len(guide.parameters)
 
         def loss(parameters: tuple[torch.Tensor, ...], noise: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-            u = guide.transform(parameters, noise)
+            v = guide.transform(parameters, noise)
             frozen = tuple(p.detach() for p in parameters)
-            arrays = density.with_units(rest) if rest else None
-            scale = density.n_units / len(rest[0]) if rest else 1.0
-
-            def log_p(v: torch.Tensor) -> torch.Tensor:
-                return density.log_joint(density.constrain(v), arrays, scale) + density.log_jacobian(v)
-
-            return (guide.log_density(frozen, u) - torch.vmap(log_p)(u)).mean()
+            log_q = guide.log_density(frozen, v)
+            if frame:
+                log_q = log_q - frame.log_det
+            return (log_q - torch.vmap(_log_p(density, rest))(frame(v) if frame else v)).mean()
 
         def flat(noise: torch.Tensor, *rest: torch.Tensor) -> Any:
             parameters, data = rest[:n_parameters], rest[n_parameters:]
@@ -195,7 +236,8 @@ class SVI:
                 loss.backward()
                 return loss.detach()
 
-            losses = self._descend(problem, parameters, step, batches, None, restart)
+            rates = (1.0,) * len(parameters)
+            losses = self._descend(problem, parameters, rates, step, batches, None, restart, self.n_steps)
             return {"loss": losses, **_guide_draws(problem, guide, self.n_draws)}
 
     # -- the loop that both share
@@ -204,16 +246,19 @@ class SVI:
         self,
         problem: Problem,
         parameters: list[torch.Tensor],
+        rates: Sequence[float],
         step: Callable[[Any], torch.Tensor],
         batches: Iterator[Any],
         location: Callable[[], torch.Tensor] | None,
         restart: int,
+        n_steps: int,
     ) -> np.ndarray:
-        optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
-        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        groups = [{"params": [p], "lr": self.learning_rate * rate} for p, rate in zip(parameters, rates, strict=True)]
+        optimizer = torch.optim.Adam(groups)
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, n_steps))
         losses: list[float] = []
         bar = tqdm(
-            range(self.n_steps),
+            range(n_steps),
             desc=f"SVI {restart + 1}/{self.n_restarts}",
             disable=None if problem.progress else True,
             leave=False,
@@ -236,9 +281,65 @@ class SVI:
                 break
         return np.asarray(losses)
 
-    def _rate(self, step: int) -> float:
-        half = self.n_steps / 2
-        return 1.0 if step < half else 0.01 ** ((step - half) / max(half, 1.0))
+
+def _rate(step: int, n_steps: int) -> float:
+    """Share of the learning rate at a step: all of it for the first half, a hundredth at the end."""
+    half = n_steps / 2
+    return 1.0 if step < half else 0.01 ** ((step - half) / max(half, 1.0))
+
+
+def _log_p(density: Density, rows: tuple[torch.Tensor, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The flat log density; with a minibatch's rows, its unbiased estimate from them."""
+    arrays = density.with_units(rows) if rows else None
+    scale = density.n_units / len(rows[0]) if rows else 1.0
+
+    def log_p(u: torch.Tensor) -> torch.Tensor:
+        return density.log_joint(density.constrain(u), arrays, scale) + density.log_jacobian(u)
+
+    return log_p
+
+
+def _round_frame(density: Density, guide: GaussianGuide, rows: tuple[torch.Tensor, ...]) -> Frame:
+    r"""Coordinates about the guide in which $\mathbb E_q[-\nabla^2 \log \tilde p]$ is the identity, curvatures without sign.
+
+    A curvature counts as at least 1e-4 of the median, so that directions that nothing holds, such as a symmetry's, are not much
+    wider than the others. With all the data at hand the centre is first moved by Newton's steps, where they raise log p: what is
+    near in the program's coordinates can be many sds away in these.
+    """
+    log_p = _log_p(density, rows)
+    center, root = guide.loc.detach(), torch.eye(len(guide.loc), dtype=guide.loc.dtype)
+    half = guide.sample(N_CURVATURES // 2) - center
+    spread = torch.cat([half, -half])  # of mean 0: else Newton's step would undo a chance displacement of the draws
+    for _ in range(1 if rows else N_NEWTON):
+        gradient, curvature = _derivatives(log_p, center + spread)
+        if not bool(torch.isfinite(curvature).all()):
+            break
+        values, vectors = torch.linalg.eigh(curvature)
+        least = LEAST_CURVATURE * float(values.abs().median())
+        root = vectors / torch.sqrt(torch.clamp(values.abs(), min=least))
+        if rows:
+            break
+        step = root @ (root.mT @ gradient)
+        tried = torch.stack([center + share * step for share in (0.0, 0.1, 0.3, 1.0)])
+        level = torch.from_numpy(over_draws(lambda at: log_p(at["u"]), {"u": tried.numpy()})).nan_to_num(nan=-math.inf)
+        center = tried[int(level.argmax())]
+        if int(level.argmax()) == 0:
+            break
+    return Frame(center, root)
+
+
+def _derivatives(log_p: Callable[[torch.Tensor], torch.Tensor], draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean gradient `(size,)` and mean curvature, minus the Hessian, `(size, size)`, by central differences of the gradient."""
+    size = draws.shape[1]
+    steps = STEP * torch.eye(size, dtype=draws.dtype)
+    slope = torch.func.grad(log_p)
+    gradient, curvature = torch.zeros_like(draws[0]), torch.zeros_like(steps)
+    for draw in draws:
+        points = torch.cat([draw + steps, draw - steps]).numpy()
+        plus, minus = torch.from_numpy(over_draws(lambda at: slope(at["u"]), {"u": points})).split(size)
+        gradient += (plus + minus).mean(0) / (2 * len(draws))
+        curvature -= (plus - minus) / (2 * STEP * len(draws))
+    return gradient, (curvature + curvature.mT) / 2
 
 
 def _stalled(losses: list[float], patience: int) -> bool:

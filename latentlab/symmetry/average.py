@@ -51,6 +51,8 @@ STEP = 1e-3
 """Of the central differences, in radians: log q bends on the scale of a radian however narrow q is."""
 LEAST_CURVATURE = 0.4
 """The proposal is nowhere wider than 1.6 radians, beyond which most of it would miss the coordinates' domain."""
+SHARPEST = 1e12
+"""Curvature of log q along a turn, per square radian, above which q is no density that could have been fitted."""
 FLAT = 1e-3
 """Curvature below which log q counts as constant."""
 
@@ -207,6 +209,12 @@ def _circle(evaluate: Evaluate, start: np.ndarray) -> np.ndarray:
 def _log_mean_exp_of_series(coefficients: np.ndarray) -> np.ndarray:
     """log of the mean over the circle of exp(f), f a real Fourier series by its coefficients of e^(ikt), k >= 0."""
     curvature = 2 * (np.abs(coefficients) * np.arange(coefficients.shape[1]) ** 2).sum(axis=1)
+    if curvature.max(initial=0.0) > SHARPEST:
+        change = np.abs(coefficients[:, 1:]).max()
+        raise InferenceError(
+            f"log q changes by {change:.3g} within a turn: the guide's covariance is close to singular, and its average over "
+            "rotations cannot be told; try fewer latent dimensions, or another guide."
+        )
     need = np.maximum(64, 2 ** np.ceil(np.log2(4 * math.pi * np.sqrt(curvature) + 1))).astype(int)
     result = np.empty(len(coefficients))
     for n in np.unique(need):

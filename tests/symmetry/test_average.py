@@ -104,3 +104,10 @@ def test_a_density_that_is_nan_is_refused(rng):
     W = rng.standard_normal((5, 4, 2))
     with pytest.raises(InferenceError, match="NaN or"):
         average(Orthogonal(), lambda v: np.full(len(v["W"]), np.nan), W, W[0])
+
+
+def test_a_density_that_no_fit_could_have_is_refused(rng):
+    """A covariance that has become singular: log q falls by 1e30 within a turn."""
+    center = rng.standard_normal((4, 2))
+    with pytest.raises(InferenceError, match=r"guide's covariance is close to singular"):
+        average(Orthogonal(), gaussian(center, 1e-15), center[None], center)
