@@ -21,9 +21,11 @@ from latentlab.compare.units import Disagreement, disagreement
 from latentlab.compare.verdict import Reference, Verdict, holm
 from latentlab.correspondence import find
 from latentlab.embeddings.embedding import Embedding
-from latentlab.errors import ConfigError, unknown
+from latentlab.errors import ConfigError, ModelError, unknown
 from latentlab.fit import Fit
-from latentlab.registry import METRICS
+from latentlab.inference.draws import Method
+from latentlab.models.base import LatentModel
+from latentlab.registry import METHODS, METRICS
 from latentlab.seeds import Seeds
 
 SCORE_COLUMNS = (
@@ -57,7 +59,7 @@ class Row:
         return f"{self.embedding}{seed}{' (mapped)' if self.map == 'mapped' else ''}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """What was found; `to_dataframe`, `verdicts` and `to_dataset` are the run directory's three files.
 
@@ -100,9 +102,18 @@ class Comparison:
         return self.data[["mahalanobis", "distance", "lost_neighbors", "own_lost_neighbors", "spread", "knew", "knew_p"]]
 
     def sentences(self) -> dict[str, str]:
-        """The verdict on each compared array under the first alignment, in words."""
-        first = self.data["sentence"].isel(alignment=0)
-        return {str(label): str(first.sel(embedding=label).item()) for label in first["embedding"].values}
+        """The verdict on each compared array under the first alignment that takes it, in words."""
+        said = self.data["sentence"]
+        return {
+            str(label): next(filter(None, said.sel(embedding=label).values.astype(str).tolist()))
+            for label in said["embedding"].values
+        }
+
+    def __repr__(self) -> str:
+        n_arrays, n_metrics = self.data.sizes["embedding"], self.data.sizes["metric"]
+        words = (self.verdicts["alignment"] + ": " + self.verdicts["verdict"]).value_counts(sort=False)
+        said = "; ".join(f"{n} {word}" for word, n in words.items())
+        return f"Comparison({n_arrays} arrays, {n_metrics} metrics; verdicts {said})"
 
 
 def compare(
@@ -137,14 +148,18 @@ def compare(
 
     Raises:
         DataError: An embedding lacks units of the fit, or is not finite.
+        ModelError: The fit gives positions no spread.
         ConfigError: No such metric or alignment, or one that minds what the symmetry leaves free and was not asked for.
     """
     _check(n_neighbors=n_neighbors, alpha=alpha, n_draws=n_draws, n_pairs=n_pairs, n_permutations=n_permutations)
     group, dims = fit.model.symmetry, fit.model.dims[fit.model.position.site]
     chosen = _metrics(metrics, fit)
     ways = _alignments(alignments, fit)
+    if isinstance(embeddings, Embedding) or not all(isinstance(one, Embedding) for one in embeddings):
+        raise ConfigError(f"`embeddings` must be a list of `Embedding`s; got {type(embeddings).__name__}.")
     if not embeddings:
         raise ConfigError("`embeddings` is empty: there is nothing to compare with.")
+    check_spread(fit.model, fit.method)
     units = fit.dataset.units
     rows = _rows(fit, embeddings)
     draws = np.ascontiguousarray(fit.latents().values)
@@ -180,7 +195,7 @@ def compare(
         "alpha": alpha,
         "symmetry": type(group).__name__,
         "ignores": ", ".join(sorted(needed(group, dims))) or "nothing",
-        "alignments": ", ".join(ways),
+        "alignments": ", ".join(verdicts),
     }
     return Comparison(_score_frame(rows, chosen, scores, ceiling, floor), _verdict_frame(rows, verdicts), data)
 
@@ -206,6 +221,28 @@ def _rows(fit: Fit, embeddings: Sequence[Embedding]) -> list[Row]:
     return rows
 
 
+def check_spread(model: LatentModel, method: Method) -> None:
+    """Refuses positions that have no spread, or too few draws of it: nothing can be said to lie inside.
+
+    Raises:
+        ModelError: A point estimate of the positions themselves; names model and method.
+        ConfigError: Too few draws.
+    """
+    n_chains, columns = getattr(method, "n_chains", 1), model.position_columns() or 1
+    half = n_chains // 2 * method.n_draws if n_chains > 1 else method.n_draws // 3
+    if half < columns + 2:
+        raise ConfigError(
+            f"inference: {n_chains} x {method.n_draws} draws are too few to compare embeddings with: a half must hold at least "
+            f"{columns + 2}, and for a verdict hundreds; raise `n_draws`."
+        )
+    if method.kind == "point" and not model.integrates_positions():
+        others = ", ".join(name for name in model.methods if METHODS.load(name).kind != "point")
+        raise ModelError(
+            f"method {method.name!r} gives the positions of {model.name!r} no spread (it has no `latents`), so that no embedding "
+            f"can be compared with them; methods that do: {others or 'none'}."
+        )
+
+
 def _check(**options: Any) -> None:
     """Holds options to the ranges that the signature of `compare` states."""
     annotations = get_type_hints(compare, include_extras=True)
@@ -216,11 +253,19 @@ def _check(**options: Any) -> None:
             raise ConfigError(f"compare: `{name}`: {error.errors()[0]['msg']}; got {value!r}.") from error
 
 
+def _distinct(option: str, names: Sequence[str]) -> None:
+    """Refuses a list of names that is empty or names something twice."""
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    if not names or twice is not None:
+        raise ConfigError(f"compare: `{option}` " + ("is empty." if twice is None else f"names {twice!r} twice."))
+
+
 def _metrics(names: Sequence[str] | None, fit: Fit) -> list[Metric]:
     group, dims = fit.model.symmetry, fit.model.dims[fit.model.position.site]
     if names is None:
         every = [METRICS.load(name) for name in METRICS]
         return [metric for metric in every if metric.by_default and not minds(metric, group, dims)]
+    _distinct("metrics", names)
     for name in names:
         if name not in METRICS:
             raise ConfigError(unknown("metric", name, METRICS))
@@ -234,6 +279,7 @@ def _alignments(names: Sequence[str] | None, fit: Fit) -> tuple[Alignment, ...]:
     free = needed(fit.model.symmetry, fit.model.dims[fit.model.position.site])
     if names is None:
         return ("affine",) if "linear" in free else ("orthogonal", "similarity")
+    _distinct("alignments", names)
     for name in names:
         if name not in ALIGNMENTS:
             raise ConfigError(unknown("alignment", name, ALIGNMENTS))
@@ -251,33 +297,39 @@ def _thinned(draws: np.ndarray, n: int) -> np.ndarray:
 
 def _verdicts(
     rows: list[Row], draws: np.ndarray, ways: tuple[Alignment, ...], alpha: float, units: list[str], seeds: Seeds, bar: Any
-) -> tuple[dict[str, Reference], dict[str, list[Verdict]]]:
-    """By alignment: what its verdicts have in common, and one verdict for each row, Holm's over them.
+) -> tuple[dict[str, Reference], dict[str, list[Verdict | None]]]:
+    """By alignment: what its verdicts have in common, and a verdict for each row that can be aligned so, Holm's over them.
 
     Rows with more columns than the positions can be compared under `affine` only, and are, whatever was asked.
     """
     references: dict[str, Reference] = {}
-
-    def reference(way: Alignment) -> Reference:
-        if way not in references:
-            references[way] = Reference(draws, way, seeds.child("verdict", way).numpy())
-        return references[way]
-
-    found = {}
-    for way in ways:
+    found: dict[str, list[Verdict | None]] = {}
+    for way in ALIGNMENTS:
+        those = [way == "affine" if _is_wide(row, draws) else way in ways for row in rows]
+        if not any(those):
+            continue
+        references[way] = Reference(draws, way, seeds.child("verdict", way).numpy())
         judged = []
-        for row in rows:
-            own = "affine" if row.values.shape[1] > draws.shape[3] else way
-            judged.append(reference(own).judge(row.values, alpha=alpha, units=units))
-            bar.update()
-        found[str(way)] = holm(judged)
+        for row, takes in zip(rows, those, strict=True):
+            if takes:
+                judged.append(references[way].judge(row.values, alpha=alpha, units=units))
+                bar.update()
+        adjusted = iter(holm(judged))
+        found[way] = [next(adjusted) if takes else None for takes in those]
     return references, found
 
 
+def _is_wide(row: Row, draws: np.ndarray) -> bool:
+    return bool(row.values.shape[1] > draws.shape[3])
+
+
 def _units(row: Row, references: dict[str, Reference], some: np.ndarray, k: int, seeds: Seeds, bar: Any) -> Disagreement:
-    """A row's disagreement with the draws by unit, both in the frame of the first alignment that takes it."""
-    fits = row.values.shape[1] <= some.shape[3]
-    reference = next(r for r in references.values() if fits or r.alignment == "affine")
+    """A row's disagreement with the draws by unit, both in the frame of an alignment that scales it, if any does.
+
+    Else a unit would disagree as much as it is far out.
+    """
+    usable: tuple[Alignment, ...] = ("affine",) if _is_wide(row, some) else ("similarity", "orthogonal", "affine")
+    reference = references[next(way for way in usable if way in references)]
     few = _thinned(some, N_UNIT_DRAWS)
     found = disagreement(reference.align(row.values), reference.align(few), seeds.child("units").numpy(), n_neighbors=k)
     bar.update()
@@ -303,10 +355,12 @@ def _score_frame(
     return pd.DataFrame(table, columns=list(SCORE_COLUMNS))
 
 
-def _verdict_frame(rows: list[Row], verdicts: dict[str, list[Verdict]]) -> pd.DataFrame:
+def _verdict_frame(rows: list[Row], verdicts: dict[str, list[Verdict | None]]) -> pd.DataFrame:
     table = []
     for judged in verdicts.values():
         for row, v in zip(rows, judged, strict=True):
+            if v is None:
+                continue
             found = {name: getattr(v, name) for name in VERDICT_COLUMNS if hasattr(v, name)}
             worst = " ".join(v.worst_units) if all(" " not in u for u in v.worst_units) else "; ".join(v.worst_units)
             table.append({**found, "embedding": row.embedding, "seed": row.seed, "map": row.map, "worst_units": worst})
@@ -337,16 +391,19 @@ def _dataset(
     )
 
 
-def _verdict_data(rows: list[Row], references: dict[str, Reference], verdicts: dict[str, list[Verdict]]) -> xr.Dataset:
+def _verdict_data(rows: list[Row], references: dict[str, Reference], verdicts: dict[str, list[Verdict | None]]) -> xr.Dataset:
+    """Verdicts by alignment and row; no text and NaN where the row cannot be aligned so, or was not."""
     ways = list(verdicts)
-    first = {v.alignment: references[v.alignment].regions for judged in verdicts.values() for v in judged}
-    regions = [first[v.alignment].coverage(row.values) for row, v in zip(rows, verdicts[ways[0]], strict=True)]
+    own = [next(way for way in ways if verdicts[way][i] is not None) for i in range(len(rows))]
+    regions = [references[way].regions.coverage(row.values) for way, row in zip(own, rows, strict=True)]
 
     def text(read: Any) -> Any:
-        return ("alignment", "embedding"), np.array([[read(v) for v in verdicts[way]] for way in ways], dtype=str)
+        every = [["" if v is None else read(v) for v in verdicts[way]] for way in ways]
+        return ("alignment", "embedding"), np.array(every, dtype=str)
 
     def number(name: str) -> Any:
-        return ("alignment", "embedding"), np.array([[getattr(v, name) for v in verdicts[way]] for way in ways], dtype=float)
+        every = [[np.nan if v is None else getattr(v, name) for v in verdicts[way]] for way in ways]
+        return ("alignment", "embedding"), np.array(every, dtype=float)
 
     return xr.Dataset(
         {

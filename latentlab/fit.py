@@ -14,19 +14,20 @@ import xarray as xr
 
 from latentlab.data.dataset import Dataset
 from latentlab.diagnostics import converged, diagnose, sensitivity
-from latentlab.errors import DataError, InferenceError, ModelError
+from latentlab.errors import ConfigError, DataError, InferenceError, ModelError
 from latentlab.inference.density import Density, over_draws, tensors
 from latentlab.inference.draws import Draws, Method, Problem
 from latentlab.models.base import LatentModel
 from latentlab.posterior import Loo, build, loo, to_arviz
 from latentlab.seeds import Seeds, isolated, one_thread
-from latentlab.symmetry.group import Aligned
+from latentlab.symmetry.group import Aligned, Group
+from latentlab.symmetry.groups import Orthogonal, SignedPermutation
 
 N_PREDICTIVE = 100
 """Draws of the prior and posterior predictive that are kept: a whole data set each."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Fit:
     """A fitted model: everything that was found is in `data`, the rest says what was asked.
 
@@ -43,6 +44,12 @@ class Fit:
     method: Method
     seed: int
     data: xr.DataTree
+
+    def __repr__(self) -> str:
+        sizes = self.data["posterior"].sizes
+        state = "converged" if self.converged else "NOT converged"
+        draws = f"{sizes['chain']} x {sizes['draw']} draws"
+        return f"Fit({self.model!r}, {self.dataset!r}, {self.method!r}, seed={self.seed}: {draws}, {state})"
 
     def to_arviz(self) -> Any:
         """The result as the installed ArviZ line takes it: InferenceData before 1.0, the DataTree from then on."""
@@ -112,13 +119,8 @@ class Fit:
     def log_likelihood(self, dataset: Dataset) -> xr.DataArray:
         """log p(unit | draw) `(chain, draw, unit)` of units that were not in the fit, positions integrated out."""
         new = self._like_training(dataset)
-        model = self.model.marginal()
-        density = Density(model, tensors(model, new), new.dims)
+        density = density_of_new(self.model, new)
         names = [s.name for s in density.sites]
-        if density.unit_sites:
-            raise ModelError(
-                f"{self.model.name!r} has a parameter for each unit ({density.unit_sites[0]!r}): none for new units."
-            )
         values = _globals(self.sites(), names)
         array = _lifted(density.log_likelihood, values)
         coords = {"chain": np.arange(array.shape[0]), "draw": np.arange(array.shape[1]), "unit": new.units}
@@ -182,11 +184,35 @@ def fit(
         The fit. Torch, Pyro, the random states and the working folder are left as they were.
 
     Raises:
+        ConfigError: Something else than a model, a dataset and a method was given.
         ModelError: Model, data and method do not go together; names the site or setting.
         DataError: Data that the model cannot take.
         InferenceError: Something became non-finite; names the site and step.
     """
     seeds = Seeds(seed)
+    problem = prepared(model, dataset, method, seed=seed, progress=progress, checkpoint=checkpoint)
+    with one_thread():
+        draws = method.run(problem)
+        with isolated(seeds.child("posterior")):
+            data = _assemble(problem, dataset, method, draws, seed)
+    return Fit(model, dataset, method, seed, data)
+
+
+def prepared(
+    model: LatentModel,
+    dataset: Dataset,
+    method: Method,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+    checkpoint: str | Path | None = None,
+) -> Problem:
+    """What a method is given, once everything that can be refused before it runs was; arguments and errors as in `fit`."""
+    for name, value, kind in (("model", model, LatentModel), ("dataset", dataset, Dataset)):
+        if not isinstance(value, kind):
+            raise ConfigError(f"fit: `{name}` must be a `{kind.__name__}`; got {value!r:.60}.")
+    if isinstance(method, type | str) or not hasattr(method, "run"):
+        raise ConfigError(f"fit: `method` must be a method with its settings, such as `NUTS()`; got {method!r:.60}.")
     if method.name not in model.methods:
         raise ModelError(f"method {method.name!r} does not go with model {model.name!r}; methods: {', '.join(model.methods)}.")
     model.check(dataset)
@@ -194,12 +220,10 @@ def fit(
     density = Density(model, arrays, dataset.dims)
     folder = Path(checkpoint) if checkpoint else None
     identity = f"{model!r} {dataset.digest()} {method!r} {seed}" if folder else ""
-    problem = Problem(model, arrays, density, seeds.child(method.name), progress, folder, identity)
-    with one_thread():
-        draws = method.run(problem)
-        with isolated(seeds.child("posterior")):
-            data = _assemble(problem, dataset, method, draws, seed)
-    return Fit(model, dataset, method, seed, data)
+    problem = Problem(model, arrays, density, Seeds(seed).child(method.name), progress, folder, identity)
+    if hasattr(method, "check"):
+        method.check(problem)
+    return problem
 
 
 def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool = False) -> Aligned:
@@ -211,10 +235,36 @@ def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool =
     group, site = model.symmetry, model.position.site
     dims = {name: tuple(model.dims[name]) for name in values}
     if not point:
-        return group.align(values, dims, on=site)
+        return _signed(group, group.align(values, dims, on=site), values, dims)
     mean = group.align({site: values[site].mean(axis=(0, 1), keepdims=True)}, {site: dims[site]}, on=site)
     elements = np.broadcast_to(mean.elements, (*values[site].shape[:2], *mean.elements.shape[2:]))
-    return Aligned(group.act(elements, values, dims), elements, mean.reference)
+    return _signed(group, Aligned(group.act(elements, values, dims), elements, mean.reference), values, dims)
+
+
+def _signed(group: Group, aligned: Aligned, values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]]) -> Aligned:
+    """With each axis's largest mean loading positive, where the group may mirror axes and there are loadings."""
+    loadings = next((name for name, own in dims.items() if len(own) == 2 and own[1] == group.dim and own[0] != "unit"), None)
+    if loadings is None or SignedPermutation(group.dim) not in group or not isinstance(group, Orthogonal | SignedPermutation):
+        return aligned
+    mean = aligned.values[loadings].mean(axis=(0, 1))
+    largest = np.take_along_axis(mean, np.abs(mean).argmax(axis=0)[None], axis=0)[0]
+    mirror = np.diag(np.where(largest < 0, -1.0, 1.0))
+    elements = group.compose(aligned.elements, mirror)
+    return Aligned(group.act(elements, values, dims), elements, aligned.reference @ mirror)
+
+
+def density_of_new(model: LatentModel, dataset: Dataset) -> Density:
+    """The density of units that were not in the fit, positions integrated out.
+
+    Raises:
+        ModelError: The model has a position for each unit that it does not integrate out.
+    """
+    density = Density(model.marginal(), tensors(model, dataset), dataset.dims)
+    if density.unit_sites:
+        raise ModelError(
+            f"held-out units: {model.name!r} has a parameter for each unit ({density.unit_sites[0]!r}): none for new units."
+        )
+    return density
 
 
 def draw_positions(model: LatentModel, arrays: Any, values: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -264,8 +314,9 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
     if density.deterministic:
         names = [s.name for s in density.sites]
         values.update(_lifted(density.deterministics, _globals(values, names)))
-    if site not in values:
-        values[site] = draw_positions(model, problem.arrays, values)
+    if site not in values or (method.kind == "point" and model.integrates_positions()):
+        given = {name: array for name, array in values.items() if name != site}
+        values[site] = draw_positions(model, problem.arrays, given)
     for name, array in values.items():
         if not np.isfinite(array).all():
             raise InferenceError(f"site {name!r}: {int((~np.isfinite(array)).sum())} of {array.size} draws are not finite.")

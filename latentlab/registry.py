@@ -107,7 +107,11 @@ def plugins(paths: Sequence[str | Path]) -> Iterator[None]:
     """
     models: dict[str, Any] = {}
     for path in paths:
-        models.update(_plugin_models(Path(path)))
+        found = _plugin_models(Path(path))
+        twice = sorted(set(found) & set(models))
+        if twice:
+            raise ConfigError(f"plugin {str(path)!r}: another plugin has a model named {twice[0]!r} too.")
+        models.update(found)
     with MODELS.added(models):
         yield
 
@@ -123,15 +127,23 @@ def _plugin_models(path: Path) -> dict[str, Any]:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ConfigError(f"plugin {str(path)!r} cannot be imported: {type(error).__name__}: {error}") from error
     base = resolve("latentlab.models.base:LatentModel")
-    found = {
-        value.name: value  # type: ignore[attr-defined]
+    classes = [
+        value
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, base) and value.__module__ == name
-    }
+    ]
+    found: dict[str, Any] = {}
+    for one in classes:
+        own = getattr(one, "name", None)
+        if not isinstance(own, str):
+            raise ConfigError(f"plugin {str(path)!r}: the model {one.__name__} has no `name`.")
+        if own in found:
+            raise ConfigError(f"plugin {str(path)!r}: two models are named {own!r}, {found[own].__name__} and {one.__name__}.")
+        found[own] = one
     if not found:
         raise ConfigError(f"plugin {str(path)!r} defines no subclass of latentlab.LatentModel.")
     return found

@@ -7,12 +7,13 @@ until the new one is complete, and comes back if the new one fails.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +39,9 @@ CHECKPOINTS, PARAMS = "checkpoints", "params"
 REPORT = ("report.html", "report.json")
 REBUILT = (LOG, EVENTS, *REPORT)
 """Files that a reader does not need: they may be trimmed or built anew."""
+
+ARRAYS = ("posterior.nc", "embeddings.nc", "comparison.nc", "comparison.csv", "verdicts.csv", "diagnostics.json")
+"""What a run writes besides."""
 
 LOG_BYTES = 4_000_000
 """The log keeps at most twice this: itself, and what it held before under `run.log.1`."""
@@ -81,7 +85,6 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
         self.previous = self.path.with_name(f".{self.path.name}.previous")
-        self.failed = self.path.with_name(f"{self.path.name}.failed")
         self.info: dict[str, Any] = {}
         self.lock = Lock(self.path.with_name(f".{self.path.name}.lock"))
         self.logger = logging.Logger("latentlab.run")
@@ -119,6 +122,8 @@ class RunDirectory:
             return None
         if RUN_JSON not in names:
             raise StoreError(f"{self.path} is not empty and holds no run ({names[0]!r} is there); choose another --out.")
+        if not is_run(self.path):
+            raise StoreError(f"{self.path} has a {RUN_JSON} that no run of latentlab wrote; choose another --out.")
         if overwrite:
             return None
         info = read_info(self.path)
@@ -227,10 +232,21 @@ class RunDirectory:
         self._save_info()
         if status != "failed" or not self.previous.is_dir():
             return self.path
-        _remove(self.failed)
-        self.path.rename(self.failed)
+        failed = next(p for p in self._names_of_failed() if not p.exists() or is_run(p))
+        _remove(failed)
+        self.path.rename(failed)
         self.previous.rename(self.path)
-        return self.failed
+        return failed
+
+    def _names_of_failed(self) -> Iterator[Path]:
+        yield self.path.with_name(f"{self.path.name}.failed")
+        yield from (self.path.with_name(f"{self.path.name}.failed-{i}") for i in itertools.count(2))
+
+    def discard(self) -> None:
+        """Nothing worth keeping was begun: the new run goes, and the one that it was to replace comes back."""
+        _remove(self.path)
+        if self.previous.is_dir():
+            self.previous.rename(self.path)
 
     def list(self, *names: str) -> None:
         """Lists files as they are now, those that are there."""
@@ -256,6 +272,8 @@ class RunDirectory:
         """Ends what a process that was killed while it replaced a run had begun."""
         if not self.previous.is_dir():
             return
+        if not is_run(self.previous):
+            raise StoreError(f"{self.previous} is in the way, and is no run of latentlab: move it elsewhere.")
         if not self.path.exists():
             self.previous.rename(self.path)
         elif (self.path / RUN_JSON).is_file() and read_info(self.path)["status"] in COMPLETE:
@@ -399,6 +417,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise StoreError(f"{folder / CONFIG}: expected a mapping; found {type(config).__name__}.")
     return config
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder holds a run, be it damaged: only names that a run has, or a `run.json` that reads as one."""
+    if not (folder / RUN_JSON).is_file():
+        return False
+    try:
+        read_info(folder)
+    except StoreError:
+        own = {RUN_JSON, CONFIG, *REBUILT, f"{LOG}.1", CHECKPOINTS, PARAMS, *ARRAYS}
+        return {entry.name for entry in folder.iterdir()} - {entry.name for entry in leftovers(folder)} <= own
+    return True
 
 
 def read_info(folder: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pyro.poutine.util import site_is_subsample
 from torch.distributions import biject_to
 
 from latentlab.data.dataset import Dataset
-from latentlab.errors import DataError, InferenceError, ModelError
+from latentlab.errors import DataError, InferenceError, ModelError, unknown
 from latentlab.models.base import Arrays, LatentModel
 from latentlab.seeds import double
 
@@ -117,12 +117,29 @@ class Density:
                 self.sites.append(Site(name, site["value"].shape, unconstrained, transform, start))
                 start += unconstrained.numel()
         self.size = start
+        self._check_determined()
         self.deterministic = tuple(n for n, s in trace.nodes.items() if s["type"] == "sample" and _is_deterministic(s))
         self.unit_sites = tuple(n for n, s in trace.nodes.items() if _is_latent(s) and _in_units(s))
         self.observed = {n: _observed_dims(n, s) for n, s in trace.nodes.items() if _is_observed(s)}
         self.n_units = next((f.size for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == "unit"), 0)
         self._single: Gradient | None = None
         self._batched: dict[int, Gradient] = {}
+
+    def _check_determined(self) -> None:
+        """Refuses a program whose density is random: it draws something that is no site, or takes some of the units at random."""
+        levels = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            values = self.prior()
+            for seed in (2, 3):
+                torch.manual_seed(seed)
+                levels.append(float(self.log_joint(values)))
+        if levels[0] != levels[1] and not math.isnan(levels[0]):
+            raise ModelError(
+                f"the program of {self.model.name!r} is random beyond its sites: the same values have log densities "
+                f"{levels[0]:.6g} and {levels[1]:.6g}. It may draw no numbers of its own, nor a part of a plate "
+                "(`subsample_size`); for minibatches use SVI's `batch_size`."
+            )
 
     # -- between the flat vector and the sites
 
@@ -334,16 +351,28 @@ def log_joint(model: LatentModel, dataset: Dataset, values: Mapping[str, Any]) -
         values: Site -> value; deterministic sites may be left out.
 
     Raises:
-        ModelError: A site is missing or has another shape.
+        DataError: Data that the model cannot take.
+        ModelError: A site is missing, unknown, of another shape, or has a value that it cannot have.
     """
+    model.check(dataset)
     arrays = tensors(model, dataset)
     density = Density(model, arrays, dataset.dims)
-    given = density.constrain(density.unconstrain(values))
+    strange = next((name for name in values if name not in model.dims), None)
+    if strange is not None:
+        raise ModelError(unknown(f"site of {model.name!r}", strange, model.dims))
+    u = density.unconstrain(values)
+    for site in density.sites:
+        if not bool(torch.isfinite(u[site.start : site.stop]).all()):
+            raise ModelError(f"site {site.name!r} has a value that is not finite, or outside (or on the edge) of its support.")
+    given = density.constrain(u)
     total = float(density.log_joint(given))
     position = model.position.site
     if position in values and model.integrates_positions() and position not in given:
-        z = _as_tensor(values[position])
-        total += float(model.latents(arrays, **given, **density.deterministics(given)).log_prob(z).sum())
+        z, conditional = _as_tensor(values[position]), model.latents(arrays, **given, **density.deterministics(given))
+        shape = conditional.batch_shape + conditional.event_shape
+        if z.shape != shape:
+            raise ModelError(f"site {position!r} must have shape {tuple(shape)}; got {tuple(z.shape)}.")
+        total += float(conditional.log_prob(z).sum())
     return total
 
 
@@ -356,7 +385,11 @@ def start(density: Density, rng: np.random.Generator, *, jitter: float, n_tries:
     bad: list[str] = []
     for _ in range(n_tries):
         values: dict[str, Any] = density.prior()
-        values.update({k: v for k, v in density.model.initialize(density.arrays, rng).items() if k in values})
+        given = density.model.initialize(density.arrays, rng)
+        strange = next((name for name in given if name not in density.model.dims and name not in values), None)
+        if strange is not None:
+            raise ModelError(f"`initialize` of {density.model.name!r}: {unknown('site', strange, values)}")
+        values.update({k: v for k, v in given.items() if k in values})
         u = density.unconstrain(values)
         u = u + torch.tensor(rng.uniform(-jitter, jitter, density.size)) if jitter else u
         value, gradient = density.eager_value_and_grad(u)
@@ -388,6 +421,8 @@ def non_finite_sites(density: Density, u: torch.Tensor) -> list[str]:
 
 def _as_tensor(value: Any) -> torch.Tensor:
     """A float64 tensor; numpy arrays are copied, since torch warns of read-only ones."""
+    if not isinstance(value, torch.Tensor) and np.asarray(value).dtype.kind not in "biuf":
+        raise ModelError(f"a site's value must be numbers; got {value!r:.60}.")
     return value.to(torch.float64) if isinstance(value, torch.Tensor) else torch.tensor(np.asarray(value), dtype=torch.float64)
 
 
@@ -448,8 +483,9 @@ def _checked_trace(model: LatentModel, arrays: Arrays) -> Any:
                         _check_site(name, site)
     except ModelError:
         raise
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise ModelError(f"the model {model.name!r} does not run on this data: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:  # whatever a program raises
+        said = " ".join(str(error).split())[:300]
+        raise ModelError(f"the model {model.name!r} does not run on this data: {type(error).__name__}: {said}") from error
     _check_dims(model, trace, arrays)
     return trace
 
@@ -473,6 +509,12 @@ def _check_site(name: str, site: Mapping[str, Any]) -> None:
 
 
 def _check_dims(model: LatentModel, trace: Any, arrays: Arrays) -> None:
+    if model.position.site not in model.dims:
+        raise ModelError(
+            f"the position of {model.name!r}, {model.position.site!r}, is not among its dims: {', '.join(model.dims)}."
+        )
+    if not any(_is_observed(site) and _in_units(site) for site in trace.nodes.values()):
+        raise ModelError(f"{model.name!r} observes nothing inside a plate named 'unit': the units have no likelihood.")
     sizes: dict[str, tuple[int, str]] = {}
     for name, site in trace.nodes.items():
         if site["type"] != "sample" or site_is_subsample(site) or _is_observed(site):

@@ -50,6 +50,7 @@ class Method(Protocol):
 
     name: ClassVar[str]
     kind: ClassVar[str]
+    n_draws: int
 
     def run(self, problem: Problem) -> Draws:
         """Draws from (an approximation of) the posterior."""

@@ -23,7 +23,7 @@ class Exact:
         n_draws: Draws of the positions.
     """
 
-    n_draws: int = 200
+    n_draws: int = 2000
 
     name: ClassVar[str] = "exact"
     kind: ClassVar[str] = "point"

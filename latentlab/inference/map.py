@@ -30,7 +30,7 @@ class MAP:
     """
 
     n_restarts: int = 4
-    n_draws: int = 200
+    n_draws: int = 2000
 
     name: ClassVar[str] = "map"
     kind: ClassVar[str] = "point"

@@ -80,7 +80,6 @@ class SVI:
             raise ConfigError(f"SVI.learning_rate must be a positive number; got {self.learning_rate!r}.")
 
     def run(self, problem: Problem) -> Draws:
-        self._check(problem)
         restart = self._pyro_restart if self.guide == "model" else self._gaussian_restart
         runs = [finished(problem, f"restart-{i}", lambda i=i: restart(problem, i)) for i in range(self.n_restarts)]  # type: ignore[misc]
         elbo = np.array([float(np.mean(run["lp"] - run["log_q"])) for run in runs])
@@ -93,7 +92,8 @@ class SVI:
         attrs = {"guide": self.guide, "elbo": float(elbo.max())}
         return Draws(values, stats, {"loss": losses, "elbo": elbo}, attrs)
 
-    def _check(self, problem: Problem) -> None:
+    def check(self, problem: Problem) -> None:
+        """Refuses a guide or a batch that does not go with the model and the data."""
         density = problem.density
         if self.guide == "model":
             if not problem.model.has_guide():
@@ -117,12 +117,13 @@ class SVI:
         center = {k: v[0, 0] for k, v in constrain_draws(density, best["loc"][None, None]).items()}
         names = [s.name for s in density.sites]
 
-        def log_q(sites: dict[str, np.ndarray]) -> np.ndarray:
-            def one(value: Any) -> torch.Tensor:
-                u = density.unconstrain_fast(value)
-                return guide.log_prob(u[None])[0] - density.log_jacobian(u)
+        def flat(value: Any) -> dict[str, torch.Tensor]:
+            u = density.unconstrain_fast(value)
+            return {"u": u, "jacobian": density.log_jacobian(u)}
 
-            return over_draws(one, {name: sites[name] for name in names}, block=4096)
+        def log_q(sites: dict[str, np.ndarray]) -> np.ndarray:
+            at = over_draws(flat, {name: sites[name] for name in names}, block=4096)
+            return guide.log_prob(torch.from_numpy(at["u"])).numpy() - at["jacobian"]
 
         draws = {name: values[name][0] for name in names}
         dims = {name: tuple(model.dims[name]) for name in names}

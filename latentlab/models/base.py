@@ -85,6 +85,13 @@ class LatentModel(ABC):
     def check(self, dataset: Dataset) -> None:  # noqa: B027
         """Refuses data that the model has no sensible answer for, naming both numbers (`n_latent` and features, say)."""
 
+    def position_columns(self) -> int | None:
+        """Columns of the positions, where they are known before there are data: `n_latent`, or 1 where each is one number."""
+        if tuple(self.dims[self.position.site]) == ("unit",):
+            return 1
+        n_latent = getattr(self, "n_latent", None)
+        return int(n_latent) if n_latent is not None else None
+
     def hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments and their values."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}

@@ -104,9 +104,10 @@ def best_optimum(
     Raises:
         InferenceError: The likelihood has no maximum (no noise is left), or it was not reached; says how far it is.
     """
-    raw = _Problem(x, mask, n_latent, own_noise, fixed_mean)
+    middle = _Problem(x, mask, n_latent, own_noise, fixed_mean).mean()  # an offset far beyond the spread would cost its digits
+    raw = _Problem(x - middle, mask, n_latent, own_noise, fixed_mean)
     scale = torch.sqrt(raw.variance() if own_noise else raw.variance().mean().expand(x.shape[1]))
-    problem = replace(raw, x=x / scale)
+    problem = replace(raw, x=raw.x / scale)
     log_volume = float((problem.seen().sum(0) * torch.log(scale)).sum())
     if mask is None and not own_noise:
         point = _closed_form(problem)
@@ -127,7 +128,7 @@ def best_optimum(
     own_scale = scale if own_noise else scale[0]
     values = {
         "W": principal_axes((point.W * scale[:, None]).numpy()),
-        "mu": (point.mu * scale).numpy(),
+        "mu": (point.mu * scale + middle).numpy(),
         noise: (torch.sqrt(point.variance) * own_scale).numpy(),
     }
     return MaximumLikelihood(values, how, gradient, np.asarray(trace) - log_volume, notes)

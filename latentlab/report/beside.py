@@ -65,7 +65,7 @@ def panels(source: Source) -> dict[str, Any]:
 def _panel(source: Source, row: Row) -> dict[str, Any]:
     data = source.run.comparison.sel(embedding=row.label)
     verdicts = zip(data["alignment"].values, data["verdict"].values, data["delta"].values, strict=True)
-    notes = [f"{way}: {verdict}, delta {shown(float(delta))}" for way, verdict, delta in verdicts]
+    notes = [f"{way}: {verdict}, delta {shown(float(delta))}" for way, verdict, delta in verdicts if verdict]
     return {
         "title": row.title,
         "note": "; ".join(notes),

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from matplotlib.lines import Line2D
 
 from latentlab.registry import METRICS
@@ -69,9 +70,10 @@ def _verdicts(source: Source) -> list[Item]:
                 "effective draws": float(of["ess"].values[i]),
             }
             for i, label in enumerate(data["embedding"].values)
+            if of["verdict"].values[i]
         ]
         tables.append(Table.of(f"verdicts-{way}", f"Verdicts, alignment {way}", records))
-    gates = float(data["gate_summary"].isel(embedding=0, alignment=0)), float(data["gate_draw"].isel(embedding=0, alignment=0))
+    gates = [float(data[name].isel(alignment=0).max()) for name in ("gate_summary", "gate_draw")]
     text = (
         "Delta is the distance from the posterior mean in that of a typical draw: 0 the mean, 1 a draw. With many units even a small "
         "error that is fixed is found out as distinct, so read the word and delta together. Scale is the factor by which the embedding "
@@ -81,11 +83,18 @@ def _verdicts(source: Source) -> list[Item]:
     return [*tables, Text((text,))]
 
 
+def first_aligned(data: xr.Dataset, name: str) -> np.ndarray:
+    """A quantity of each compared array under the first alignment that takes it."""
+    first = (data["verdict"].values != "").argmax(axis=0)
+    return np.asarray(data[name].values[first, np.arange(len(first))])
+
+
 def _deltas(source: Source) -> Figure:
     data = source.run.comparison
     labels = list(source.titles.values())
     colors = {"summary-like": BLUE, "draw-like": BLUE, "distinct": ORANGE, "undetermined": GREY}
     shapes = {"summary-like": "o", "draw-like": "s", "distinct": "X", "undetermined": "D"}
+    least = max(float(data["delta"].min()), 1e-3)
 
     def draw(canvas: Any) -> None:
         for axes, way in zip(
@@ -94,15 +103,15 @@ def _deltas(source: Source) -> Figure:
             of = data.sel(alignment=way)
             y = np.arange(len(labels))[::-1]
             for i, label in enumerate(of["verdict"].values.astype(str)):
-                delta = max(float(of["delta"].values[i]), 1e-3)
-                axes.plot(delta, y[i], shapes[label], color=colors[label], ms=7)
+                if label:
+                    axes.plot(max(float(of["delta"].values[i]), 1e-3), y[i], shapes[label], color=colors[label], ms=7)
             axes.axvline(1, color=INK, lw=0.9)
             axes.annotate(
                 "a draw", (1, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points", fontsize=8
             )
             axes.set_xscale("log")
             log_axis(axes.xaxis)
-            axes.set_xlim(0.03, None)
+            axes.set_xlim(min(0.03, 0.7 * least), None)
             axes.set_yticks(y, [shortened(label) for label in labels])
             axes.set_ylim(-0.7, len(labels) - 0.3)
             axes.set_xlabel("delta (left: towards the posterior mean)")
@@ -116,7 +125,7 @@ def _deltas(source: Source) -> Figure:
         "Delta of each embedding on a log scale, its shape saying the verdict. At 1 it is as far from the mean as a typical draw."
     )
     alt = "Dot plot of delta: " + "; ".join(
-        f"{n} {shown(float(d))}" for n, d in zip(labels, data["delta"].values[0], strict=True)
+        f"{n} {shown(float(d))}" for n, d in zip(labels, first_aligned(data, "delta"), strict=True)
     )
     return drawn("deltas", caption, alt, (10, 1.8 + 0.27 * len(labels)), draw)
 
@@ -240,8 +249,8 @@ def _seeds(source: Source) -> list[Item]:
     records = []
     for (name, way), of in several.groupby(["embedding", "map"], sort=False):
         chosen = (data["name"].values == name) & (data["map"].values == way)
-        deltas = data["delta"].isel(alignment=0).values[chosen]
-        words = dict.fromkeys(data["verdict"].isel(alignment=0).values[chosen].astype(str))
+        deltas = first_aligned(data, "delta")[chosen]
+        words = dict.fromkeys(first_aligned(data, "verdict")[chosen].astype(str))
         spread = of.groupby("metric", sort=False)["mean"].std(ddof=1) / of.groupby("metric", sort=False)["sd"].mean()
         records.append(
             {

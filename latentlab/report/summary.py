@@ -12,6 +12,7 @@ from latentlab.report.source import POINT, Source
 MEANING = {
     "summary-like": "an estimate of the positions, as their posterior mean is",
     "draw-like": "as typical as a draw of the posterior",
+    "distinct, near": "nearer to the mean than a draw is, and yet off in a way that no draw is",
     "distinct": "not an estimate of these positions",
     "undetermined": "nothing can be said",
 }
@@ -51,6 +52,8 @@ def verdict_records(source: Source) -> list[dict[str, Any]]:
         for alignment in data["alignment"].values.astype(str).tolist():
             of = data.sel(alignment=alignment).isel(embedding=chosen)
             words, deltas = of["verdict"].values.astype(str).tolist(), of["delta"].values
+            if not words[0]:
+                continue  # not aligned so
             records.append(
                 {
                     "embedding": name if way == "raw" else f"{name} (mapped)",
@@ -70,9 +73,11 @@ def _answer(source: Source) -> list[str]:
         by: dict[str, list[str]] = {}
         for record in verdict_records(source):
             if record["alignment"] == alignment:
-                by.setdefault(record["verdict"], []).append(f"{record['embedding']} (delta {_range(record['delta'])})")
-        for word, names in sorted(by.items(), key=lambda entry: [*MEANING, entry[0]].index(entry[0])):
-            meaning = MEANING.get(word, "it depends on the seed")
+                near = ", near" if record["verdict"] == "distinct" and record["delta"][1] < 1 else ""
+                named = f"{record['embedding']} (delta {_range(record['delta'])})"
+                by.setdefault(record["verdict"] + near, []).append(named)
+        for key, names in sorted(by.items(), key=lambda entry: [*MEANING, entry[0]].index(entry[0])):
+            word, meaning = key.partition(",")[0], MEANING.get(key, "it depends on the seed")
             if word == "undetermined":
                 reasons = [record["sentence"] for record in verdict_records(source) if record["alignment"] == alignment]
                 meaning = next(filter(None, map(_reason, reasons)), meaning)
@@ -93,9 +98,11 @@ def _range(delta: list[float]) -> str:
 
 def _glance(source: Source) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
+    ways = source.run.comparison["alignment"].values.astype(str).tolist()
+    empty = {f"{what}, {way}": "" for way in ways for what in ("verdict", "delta")}
     for record in verdict_records(source):
         seeds = f", {record['n_seeds']} seeds" if record["n_seeds"] > 1 else ""
-        row = rows.setdefault(record["embedding"], {"embedding": record["embedding"] + seeds})
+        row = rows.setdefault(record["embedding"], {"embedding": record["embedding"] + seeds, **empty})
         row |= {
             f"verdict, {record['alignment']}": record["verdict"],
             f"delta, {record['alignment']}": _range(record["delta"]),

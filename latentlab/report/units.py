@@ -39,7 +39,8 @@ def _order(source: Source) -> np.ndarray:
 def _overall(source: Source) -> str:
     names = [source.units[i] for i in _order(source)[:5]]
     return (
-        "A unit's disagreement is its distance from the posterior mean in the posterior's own units, per dimension: 0 at the mean, "
+        "A unit's disagreement is its distance from the posterior mean, after the embedding was turned, moved and, where that was "
+        "allowed, scaled onto it, in the posterior's own units and per dimension: 0 at the mean, "
         f"about 1 for a draw. Over all embeddings the units that disagree most are {listed(names)}."
     )
 

@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, Field, SerializeAsAny, Validatio
 
 from latentlab import registry
 from latentlab.data.dataset import Dataset
-from latentlab.errors import ConfigError, unknown
+from latentlab.errors import ConfigError, LatentLabError, unknown
 from latentlab.seeds import Seeds
 from latentlab.study.overrides import absolute, override
 from latentlab.study.problems import Problems, Where
@@ -279,10 +279,17 @@ def _check_labels(problems: Problems, data: dict[str, Any]) -> None:
 
 def _check_metrics(problems: Problems, data: dict[str, Any]) -> None:
     compare = data.get("compare")
-    names = compare.get("metrics") if isinstance(compare, dict) else None
-    for i, name in enumerate(names if isinstance(names, list) else []):
-        if isinstance(name, str) and name not in registry.METRICS:
-            problems.add(("compare", "metrics", i), unknown("metric", name, registry.METRICS))
+    for option in ("metrics", "alignments"):
+        names = compare.get(option) if isinstance(compare, dict) else None
+        if not isinstance(names, list):
+            continue
+        if not names:
+            problems.add(("compare", option), "the list is empty; leave the key out to have the default.")
+        for i, name in enumerate(names):
+            if option == "metrics" and isinstance(name, str) and name not in registry.METRICS:
+                problems.add(("compare", option, i), unknown("metric", name, registry.METRICS))
+            if name in names[:i]:
+                problems.add(("compare", option, i), f"{name!r} is named twice.")
 
 
 def _check_files(problems: Problems, data: dict[str, Any]) -> None:
@@ -299,7 +306,10 @@ def _check_files(problems: Problems, data: dict[str, Any]) -> None:
 
 
 def _resolved(config: Config) -> Config:
-    n_latent = getattr(config.model, "n_latent", None)
+    try:
+        n_latent = config.build_model().position_columns()
+    except LatentLabError:  # which is said where the model is built to be used
+        n_latent = None
     filled = tuple(
         _with(one, {"label": one.name, "seed": config.seed, **({} if n_latent is None else {"n_latent": n_latent})})  # type: ignore[attr-defined]
         for one in config.embeddings

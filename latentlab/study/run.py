@@ -26,12 +26,13 @@ import safetensors.numpy
 import torch
 import xarray as xr
 import yaml
+from tqdm.auto import tqdm
 
-from latentlab.comparison import compare
+from latentlab.comparison import check_spread, compare
 from latentlab.embeddings.embedding import Embedding, embed
 from latentlab.errors import ConfigError, InferenceError, LatentLabError, MissingDependencyError, StoreError
 from latentlab.files import now, sha256
-from latentlab.fit import N_PREDICTIVE, Fit, fit
+from latentlab.fit import N_PREDICTIVE, Fit, density_of_new, fit, prepared
 from latentlab.posterior import load
 from latentlab.registry import plugins as plugged
 from latentlab.seeds import Seeds
@@ -90,6 +91,8 @@ def run(
         InferenceError: Inference could not go on; `run.json` says where, and what was finished is kept. Or `strict`.
         KeyboardInterrupt: By SIGINT or SIGTERM; `resume=True` goes on.
     """
+    if force and not resume:
+        raise ConfigError("--force goes with --resume: it goes on despite a changed version or thread count.")
     if overwrite and resume:
         raise ConfigError("--overwrite drops the run that is there and --resume goes on with it: say one of the two.")
     resolved = load_config(config, overrides, plugins)
@@ -105,7 +108,7 @@ def run(
         if old is None or old["status"] not in COMPLETE:
             _check_room(directory.path, job)
             directory.begin(info, resolved.to_yaml(), old=old)
-            _carry_out(job, directory, progress=progress)
+            _carry_out(job, directory, progress=progress, fresh=old is None)
         done = read(path)
     if progress:
         print(_told(done))
@@ -164,7 +167,11 @@ class _Job:
         if config.held_out:
             rng = Seeds(config.seed).child("held_out").numpy()
             self.training, self.held_out = self.dataset.split(config.held_out, rng)
-        self.model.check(self.training)
+        prepared(self.model, self.training, self.method, seed=config.seed)
+        if config.embeddings:
+            check_spread(self.model, self.method)
+        if self.held_out is not None:
+            density_of_new(self.model, self.held_out)
 
     def fit(self, posterior: xr.DataTree) -> Fit:
         """The fit whose result is `posterior`."""
@@ -203,8 +210,8 @@ class _Job:
 # -- the stages
 
 
-def _carry_out(job: _Job, directory: RunDirectory, *, progress: bool) -> None:
-    """All stages; whatever stops them is written down first."""
+def _carry_out(job: _Job, directory: RunDirectory, *, progress: bool, fresh: bool) -> None:
+    """All stages; whatever stops them is written down first. Embeddings that cannot be made leave no new run behind."""
     try:
         with _stoppable(), _warnings_kept(directory):
             _stages(job, directory, progress=progress)
@@ -213,6 +220,10 @@ def _carry_out(job: _Job, directory: RunDirectory, *, progress: bool) -> None:
             directory.stop("interrupted", error)
         raise
     except Exception as error:
+        usage = isinstance(error, LatentLabError) and error.exit_code == 2 and not isinstance(error, StoreError)
+        if fresh and usage and directory.info["stage"] == "embeddings":
+            directory.discard()
+            raise
         with contextlib.suppress(StoreError):
             kept = directory.stop("failed", error)
             if kept != directory.path:
@@ -232,7 +243,7 @@ def _stages(job: _Job, directory: RunDirectory, *, progress: bool) -> None:
     for note in directory.info["notes"]:
         directory.logger.info("data: %s", note)
     # The embeddings first: they are quick, and what is wrong with one should not show after an hour of sampling.
-    embeddings = timed("embeddings", lambda: _embed(job, directory)) if job.config.embeddings else []
+    embeddings = timed("embeddings", lambda: _embed(job, directory, progress=progress)) if job.config.embeddings else []
     fitted = timed("fit", lambda: _fit(job, directory, progress=progress))
     timed("diagnostics", lambda: _diagnose(job, directory, fitted))
     if embeddings:
@@ -268,22 +279,36 @@ def _diagnose(job: _Job, directory: RunDirectory, fitted: Fit) -> None:
     directory.write_json("params/params.json", meaning)
 
 
-def _embed(job: _Job, directory: RunDirectory) -> list[Embedding]:
+def _embed(job: _Job, directory: RunDirectory, *, progress: bool) -> list[Embedding]:
     made = []
-    for section in job.config.embeddings:
+    bar = tqdm(job.config.embeddings, desc="embeddings", disable=None if progress else True, leave=False)
+    for i, section in enumerate(bar):
         options = dict(section)
-        embedding = embed(options.pop("name"), job.training, **options)
+        try:
+            embedding = embed(options.pop("name"), job.training, **options)
+            embedding.reindexed(job.training.units)
+        except LatentLabError as error:
+            error.args = (f"embeddings.{i}: {error}",)
+            raise
         made.append(embedding)
         directory.logger.info("embedded: %s", "; ".join([embedding.label, *embedding.notes]))
         directory.info["notes"] += [f"{embedding.label}: {note}" for note in embedding.notes]
-    directory.write_tree("embeddings.nc", embeddings_dataset(made, job.training.units, getattr(job.model, "n_latent", None)))
+    directory.write_tree("embeddings.nc", embeddings_dataset(made, job.training.units, job.model.position_columns()))
     return made
 
 
 def _compare(job: _Job, directory: RunDirectory, fitted: Fit, embeddings: list[Embedding], *, progress: bool) -> None:
     comparison = compare(fitted, embeddings, **job.config.compare.options(), progress=progress)
+    asked = int(job.config.compare.options().get("n_neighbors", 0))
+    taken = int(comparison.to_dataset().attrs.get("n_neighbors", asked))
+    if taken < asked:
+        note = f"n_neighbors was lowered from {asked} to {taken}: fewer than half of the units can be neighbours"
+        directory.logger.info("%s", note)
+        directory.info["notes"].append(note)
     for row in comparison.verdicts.itertuples():
-        directory.logger.info("%s, %s, %s: %s", row.embedding, row.map, row.alignment, row.verdict)
+        seed = str(getattr(row, "seed", ""))
+        name = f"{row.embedding} #{seed}" if seed else row.embedding
+        directory.logger.info("%s, %s, %s: %s", name, row.map, row.alignment, row.verdict)
     directory.write_tree("comparison.nc", comparison.to_dataset())
     directory.write_table("comparison.csv", comparison.to_dataframe())
     directory.write_table("verdicts.csv", comparison.verdicts)

@@ -35,10 +35,10 @@ TOY = {
     "name": "toy",
     "dataset": {"name": "linear_gaussian", "n_units": 30, "n_features": 4, "n_latent": 2},
     "model": {"name": "ppca", "n_latent": 2},
-    "inference": {"name": "exact", "n_draws": 10},
+    "inference": {"name": "exact", "n_draws": 12},
     "embeddings": [{"name": "pca"}],
 }
-RESTARTS = {**TOY, "inference": {"name": "map", "n_restarts": 2, "n_draws": 10}}
+RESTARTS = {**TOY, "inference": {"name": "map", "n_restarts": 2, "n_draws": 12}}
 ARRAYS = ("posterior.nc", "embeddings.nc", "comparison.nc", "comparison.csv", "verdicts.csv", "diagnostics.json")
 
 
@@ -127,7 +127,7 @@ def test_a_run_leaves_what_it_found_and_what_it_ran_on(complete: Path):
     assert set(found.info["seconds"]) == {"fit", "diagnostics", "embeddings", "comparison", "report"}
     assert found.posterior["latents"]["z"].dims == ("chain", "draw", "unit", "latent")
     assert found.embeddings["pca"].dims == ("unit", "latent")
-    assert found.config["inference"] == {"name": "exact", "n_draws": 10}
+    assert found.config["inference"] == {"name": "exact", "n_draws": 12}
     assert (complete / "report.html").read_text() == f"done {found.scores['mean'][0]}"
     events = [json.loads(line) for line in (complete / "events.jsonl").read_text().splitlines()]
     assert [e.get("stage", e["event"]) for e in events] == ["start", *found.info["seconds"], "end"]
@@ -365,9 +365,9 @@ def test_resuming_where_no_run_is_begins_one(complete: Path, tmp_path: Path):
 def test_a_changed_config_is_never_resumed(force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     stopped(tmp_path / "toy", monkeypatch)
     with pytest.raises(
-        StoreError, match=r"inference\.n_draws: 10 -> 11; seed: 0 -> 1|seed: 0 -> 1.*inference\.n_draws: 10 -> 11"
+        StoreError, match=r"inference\.n_draws: 12 -> 13; seed: 0 -> 1|seed: 0 -> 1.*inference\.n_draws: 12 -> 13"
     ):
-        go(TOY, tmp_path / "toy", "inference.n_draws=11", "seed=1", resume=True, force=force)
+        go(TOY, tmp_path / "toy", "inference.n_draws=13", "seed=1", resume=True, force=force)
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -446,7 +446,6 @@ def test_a_plugin_is_kept_with_its_hash_and_must_not_change(tmp_path: Path, monk
     ("part", "stage", "kept"),
     [
         ("fit", "fit", ["embeddings.nc"]),
-        ("embed", "embeddings", []),
         ("compare", "comparison", ["posterior.nc", "diagnostics.json", "embeddings.nc"]),
         ("_write_page", "report", [*ARRAYS]),
     ],
@@ -468,6 +467,21 @@ def test_a_failure_is_recorded_keeps_what_is_finished_and_can_be_resumed(
     assert "failed at stage" in (path / "run.log").read_text()
     assert go(TOY, path, resume=True).info["error"] is None
     assert arrays(path) == arrays(complete)
+
+
+def test_an_embedding_that_cannot_be_made_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "embed", failing(ConfigError("no good")))
+    with pytest.raises(ConfigError, match=r"^embeddings\.0: no good$") as caught:
+        go(TOY, tmp_path / "toy")
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "toy").exists()
+
+
+def test_a_library_that_fails_at_an_embedding_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "embed", failing(RuntimeError("no good")))
+    with pytest.raises(RuntimeError):
+        go(TOY, tmp_path / "toy")
+    assert info(tmp_path / "toy")["error"] == {"type": "RuntimeError", "message": "no good", "stage": "embeddings"}
 
 
 def test_a_run_that_fails_while_it_overwrites_gives_the_old_one_back(
