@@ -142,6 +142,8 @@ def sensitivity(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[
     values = {name: array for name, array in arrays(data, "posterior").items() if name in dims and name != position}
     quantities = identified(values, {name: tuple(dims[name]) for name in values}, group, position)
     names, flat = entries(quantities, labels_of(data, dims, group), data["posterior"].sizes)
+    if not names:
+        raise ModelError("no quantity varies over the draws.")
     table = power_sensitivity(data, {name: flat[..., i] for i, name in enumerate(names)})
     return table.dropna(subset=["prior"]).sort_values("prior", ascending=False, kind="stable", ignore_index=True)
 

@@ -77,6 +77,8 @@ TESTED = {
     "scales": "models/test_linear_gaussian_optimum.py::test_factor_analysis_follows_the_scale_of_a_column_and_ppca_does_not",
     "offset far beyond the spread": "test_faults.py::test_an_offset_far_beyond_the_spread_changes_nothing_but_the_mean",
     # inference
+    "a scale that runs to 0": "test_faults.py::test_a_mode_at_the_edge_of_a_support_is_flagged",
+    "ruined draws": "test_faults.py::test_ruined_draws_still_have_a_report",
     "NaN while fitting": "inference/test_methods.py::test_no_state_is_left_behind",
     "learning rate": "inference/test_methods.py::test_a_learning_rate_that_explodes_stops_with_step_and_site",
     "start without density": "inference/test_density.py::test_a_start_with_no_density_names_the_site",
@@ -241,6 +243,26 @@ def test_a_point_estimate_of_the_explicit_form_draws_its_positions():
     z = found.sites()["z"][0]
     assert 0.05 < z.std(0).mean() < 1
     assert np.ptp(found.sites()["W"], axis=1).max() == 0
+
+
+def test_a_mode_at_the_edge_of_a_support_is_flagged():
+    """More features than units: the noise of one feature runs to 0, and the density with it without bound."""
+    x = np.random.default_rng(0).normal(size=(10, 30))
+    few = Dataset({"x": x}, dims={"x": ("unit", "feature")}).standardize()
+    table = fit(ll.models.FactorAnalysis(2), few, ll.MAP(), seed=0, progress=False).diagnostics()
+    assert table.query("verdict == 'warn'")["quantity"].str.contains("'psi' ran to the edge of its support").any()
+    sound = fit(ll.models.PPCA(2), load_dataset("iris"), ll.MAP(n_restarts=1), seed=0, progress=False).diagnostics()
+    assert not (sound["check"] == "estimate").any()
+
+
+@pytest.mark.slow
+def test_ruined_draws_still_have_a_report(tmp_path):
+    """A learning rate of 50 leaves nothing that varies: the run says that it did not converge, on a page."""
+    config = {"name": "x", "dataset": {"name": "wine"}, "model": {"name": "ppca", "n_latent": 2}}
+    config["inference"] = {"name": "svi", "guide": "model", "learning_rate": 50.0, "n_steps": 300}
+    done = run(config, out=tmp_path / "x", progress=False)
+    assert done.info["status"] == "not_converged"
+    assert "no quantity varies" in (tmp_path / "x" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,13 @@ import torch
 from tqdm.auto import tqdm
 
 from latentlab.errors import InferenceError
-from latentlab.inference.density import capture, constrain_draws, non_finite_sites, start
+from latentlab.inference.density import Density, capture, constrain_draws, non_finite_sites, start
 from latentlab.inference.draws import Draws, Problem, finished
 from latentlab.inference.nuts import require_whole
 from latentlab.seeds import isolated
+
+EDGE = 12.0
+"""Unconstrained value, of a site with a bounded or positive support, from which it counts as at the edge (e^-12 = 6e-6)."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class MAP:
         return Draws(
             constrain_draws(problem.density, u),
             optimization={"log_joint": log_joint, "gradient": np.array([float(run["gradient"]) for run in runs])},
-            attrs={"how": "L-BFGS", "gradient": float(best["gradient"])},
+            attrs={"how": "L-BFGS", "gradient": float(best["gradient"]), "notes": _at_an_edge(problem.density, best["u"])},
         )
 
     def _restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:
@@ -73,3 +76,13 @@ class MAP:
                     f"MAP, restart {restart}, step {found.nit}: not finite: {sites}; a prior that keeps scales from 0 helps."
                 )
         return {"u": found.x, "log_joint": np.array(-value), "gradient": np.array(np.abs(gradient).max())}
+
+
+def _at_an_edge(density: Density, u: np.ndarray) -> str:
+    """Which sites have an entry that ran to the edge of what it can be: there the density may have no bound, and no mode."""
+    found = []
+    for site in density.sites:
+        own = u[site.start : site.stop]
+        if site.transform.codomain is not site.transform.domain and own.size and float(np.abs(own).max()) > EDGE:
+            found.append(f"site {site.name!r} ran to the edge of its support, where the density may be without bound")
+    return "; ".join(found)

@@ -387,7 +387,7 @@ def _bars(tree: xr.DataTree) -> list[str]:
     optimization = tree["optimization"].data_vars if "optimization" in tree.children else {}
     if "loss" in optimization:
         for restart, loss in enumerate(optimization["loss"].values):
-            for end in np.unique(np.linspace(0, len(loss), 11).astype(int)[1:]):
+            for end in np.unique(np.linspace(0, len(loss), 11).astype(int))[1:]:
                 elbo = -loss[max(0, end - 50) : end].mean()
                 lines.append(f"restart {restart}, step {end} of {len(loss)}: elbo {elbo:.2f}")
     for name in ("log_joint", "log_likelihood"):
