@@ -1,0 +1,182 @@
+"""What a fit promises of its parts, each by a number that a plausible slip would change."""
+
+import numpy as np
+import oracles
+import pyro
+import pyro.distributions as dist
+import pytest
+from scipy import stats
+from scipy.optimize import minimize_scalar
+
+import latentlab as ll
+from latentlab.compare.labels import label_agreement
+from latentlab.comparison import compare
+from latentlab.data.dataset import Dataset
+from latentlab.data.load import load_dataset
+from latentlab.embeddings.embedding import embed
+from latentlab.fit import fit, prepared
+from latentlab.inference import nuts
+from latentlab.inference.trajectory import chain, drive
+from latentlab.symmetry.groups import Identity
+
+
+@pytest.fixture(scope="module")
+def iris():
+    return load_dataset("iris")
+
+
+@pytest.fixture(scope="module")
+def sampled(iris):
+    """Chains of two axes, each turned as it happened to be."""
+    return fit(ll.models.PPCA(2), iris, ll.NUTS(n_chains=4, n_warmup=100, n_draws=60), seed=0, progress=False)
+
+
+def dense(sites, x):
+    W, noise = sites["W"], sites["sigma"]
+    return oracles.gaussian_log_density(x, sites["mu"], W @ W.T + noise**2 * np.eye(len(W)))
+
+
+def draw(result, chain, i):
+    return {name: array[chain, i] for name, array in result.sites().items()}
+
+
+def test_log_prior_and_log_likelihood_are_the_densities_of_the_draws(sampled, iris):
+    for at in ((0, 0), (3, 59)):
+        sites = draw(sampled, *at)
+        prior = {name: float(a.values[at]) for name, a in sampled.data["log_prior"].data_vars.items()}
+        expected = {
+            "W": stats.norm(0, 1).logpdf(sites["W"]).sum(),
+            "mu": stats.norm(0, 10).logpdf(sites["mu"]).sum(),
+            "sigma": stats.halfnorm(0, 1).logpdf(sites["sigma"]),
+        }
+        assert prior == pytest.approx(expected, rel=1e-10)
+        likelihood = sampled.data["log_likelihood"]["log_likelihood"].values[at]
+        np.testing.assert_allclose(likelihood, dense(sites, iris.x), rtol=1e-9)
+        total = sum(expected.values()) + likelihood.sum() + np.log(sites["sigma"])
+        assert float(sampled.data["sample_stats"]["lp"].values[at]) == pytest.approx(total, rel=1e-10)
+
+
+def test_the_explicit_form_is_scored_with_its_positions_integrated_out(iris):
+    result = fit(
+        ll.models.PPCA(2, marginalize=False), iris, ll.SVI(guide="model", n_steps=50, n_draws=20), seed=0, progress=False
+    )
+    sites = draw(result, 0, 7)
+    np.testing.assert_allclose(result.data["log_likelihood"]["log_likelihood"].values[0, 7], dense(sites, iris.x), rtol=1e-9)
+    few = iris.raw().subset(range(5))
+    np.testing.assert_allclose(result.log_likelihood(few).values[0, 7], dense(sites, iris.x[:5]), rtol=1e-9)
+
+
+def test_the_held_out_score_averages_densities_over_draws(sampled, iris):
+    few = iris.raw().subset(range(5))
+    score = sampled.held_out_score(few)["elpd"]
+    each = np.array([dense(draw(sampled, c, i), iris.x[:5]) for c in range(4) for i in range(60)])
+    assert score == pytest.approx(np.log(np.exp(each).mean(0)).sum(), rel=1e-9)
+    assert score > each.mean(0).sum() + 1e-3  # the mean of logs is lower
+
+
+def test_new_units_are_turned_as_the_draw_that_places_them(sampled, iris):
+    """Residuals from the conditional given the aligned loadings, in its own sds: of mean square 1 over 240 x 150 x 2 of them."""
+    new = sampled.latents(iris.raw()).values
+    W = sampled.data["latents"]["W"].values
+    squares = []
+    for c in range(4):
+        for i in range(0, 60, 6):
+            sites = draw(sampled, c, i)
+            mean, covariance = oracles.positions_given(iris.x, sites["mu"], W[c, i], sites["sigma"] ** 2)
+            off = np.linalg.solve(np.linalg.cholesky(covariance[0]), (new[c, i] - mean).T)
+            squares.append((off**2).mean())
+    assert np.mean(squares) == pytest.approx(1.0, abs=0.06)
+
+
+def test_a_comparison_uses_the_aligned_draws(sampled, iris):
+    """The draws as drawn may be anything: here they are replaced by noise."""
+    few = {"n_draws": 8, "n_pairs": 4, "n_permutations": 2, "progress": False}
+    pca = embed("pca", iris)
+    tree = sampled.data.copy(deep=True)
+    tree["posterior"]["z"].values[:] = np.random.default_rng(0).normal(size=tree["posterior"]["z"].shape)
+    other = ll.Fit(sampled.model, sampled.dataset, sampled.method, sampled.seed, tree)
+    one, two = compare(sampled, [pca], **few), compare(other, [pca], **few)
+    np.testing.assert_array_equal(one.scores["mean"], two.scores["mean"])
+    agreement = label_agreement(sampled.latents().values.mean((0, 1)), iris.labels, n_neighbors=15)
+    assert float(one.data["label_agreement_posterior_mean"]) == pytest.approx(agreement, abs=1e-12)
+
+
+def test_p_values_are_holms_over_the_compared_arrays(sampled, iris):
+    few = {"n_draws": 8, "n_pairs": 4, "n_permutations": 2, "progress": False, "alignments": ("similarity",)}
+    pca, rng = embed("pca", iris), np.random.default_rng(0)
+    others = [ll.Embedding(f"noise-{i}", rng.normal(size=(150, 2)), units=iris.units) for i in range(4)]
+    alone, among = (compare(sampled, [pca, *more], **few).verdicts.set_index(["embedding", "map"]) for more in ([], others))
+    single, family = alone.loc[("pca", "mapped"), "p_low"], among.loc[("pca", "mapped"), "p_low"]
+    assert family == pytest.approx(6 / 2 * single, rel=1e-9)  # the smallest of 6, and of 2, that are equal but for noise
+
+
+def test_chains_begin_apart_and_have_random_numbers_of_their_own(iris, monkeypatch):
+    begun = []
+
+    def watched(start, *, rng, **settings):
+        begun.append(
+            (start.copy(), np.random.Generator(type(rng.bit_generator)()).normal(), dict(rng.bit_generator.state["state"]))
+        )
+        return chain(start, rng=rng, **settings)
+
+    monkeypatch.setattr(nuts, "chain", watched)
+    fit(ll.models.PPCA(1), iris, ll.NUTS(n_chains=4, n_warmup=2, n_draws=2), seed=0, progress=False)
+    starts = np.array([start for start, *_ in begun])
+    assert (starts.std(0) > 0.1).all()
+    assert len({state["state"] for *_, state in begun}) == 4
+
+
+def test_the_best_restart_is_the_result_and_restarts_begin_apart(iris):
+    method = ll.SVI(guide="mean_field", n_steps=40, n_draws=300, n_restarts=4)
+    result = fit(ll.models.PPCA(2), iris, method, seed=1, progress=False)
+    elbo = result.data["optimization"]["elbo"].values
+    stats_ = result.data["sample_stats"]
+    assert np.ptp(elbo) > 1
+    assert float((stats_["lp"] - stats_["log_q"]).mean()) == pytest.approx(elbo.max(), rel=1e-12)
+    assert len(set(result.data["optimization"]["loss"].values[:, 0].round(6))) == 4
+    found = fit(ll.models.FactorAnalysis(2), iris, ll.MAP(n_restarts=6, n_draws=5), seed=0, progress=False)
+    levels = found.data["optimization"]["log_joint"].values
+    sites = draw(found, 0, 0)
+    at = ll.log_joint(found.model, iris, {name: sites[name] for name in ("W", "mu", "psi")})
+    assert at == pytest.approx(levels.max(), rel=1e-8)
+
+
+class Scale(ll.LatentModel):
+    """x ~ N(0, s), s ~ HalfNormal(1): the mode of s has no closed form that a Jacobian would not move."""
+
+    name, position, symmetry, methods = "scale", ll.Position("s"), Identity(), ("map",)
+    dims = {"s": ()}
+
+    def model(self, x):
+        s = pyro.sample("s", dist.HalfNormal(1.0))
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", dist.Normal(0.0, s), obs=x)
+
+
+def test_the_mode_is_that_of_the_constrained_scale():
+    x = np.array([0.5, -1.0, 0.3])
+    problem = prepared(Scale(), Dataset({"x": x}, dims={"x": ("unit",)}), ll.MAP(n_restarts=1))
+    found = float(ll.MAP(n_restarts=1).run(problem).values["s"][0, 0])
+
+    def minus(s):
+        return -(stats.norm(0, s).logpdf(x).sum() + stats.halfnorm(0, 1).logpdf(s))
+
+    mode = minimize_scalar(minus, bounds=(0.05, 3), method="bounded", options={"xatol": 1e-10}).x
+    with_jacobian = minimize_scalar(lambda s: minus(s) - np.log(s), bounds=(0.05, 3), method="bounded").x
+    assert found == pytest.approx(mode, abs=1e-5)
+    assert abs(with_jacobian - mode) > 0.05
+
+
+def test_the_metric_is_the_windows_variance_shrunk_by_five_draws_of_a_thousandth():
+    """A warm-up of 100: the window is iterations 15 to 89, and the metric after it the rule of Stan."""
+    seen = {}
+
+    def watch(_, snapshot):
+        seen[snapshot.iteration] = snapshot
+
+    one = chain(np.zeros(2), n_warmup=100, n_draws=1, target_accept=0.8, max_depth=6, rng=np.random.default_rng(0))
+    drive([one], lambda u: (-0.5 * (u**2).sum(-1), -u), watch)
+    window = np.array([seen[i].state.u for i in range(16, 91)])
+    n = len(window)
+    np.testing.assert_allclose(seen[90].tuning.variance, window.var(0, ddof=1) * n / (n + 5) + 1e-3 * 5 / (n + 5), rtol=1e-12)
+    np.testing.assert_array_equal(seen[89].tuning.variance, 1.0)
