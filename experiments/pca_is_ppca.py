@@ -6,7 +6,7 @@ positions are known. For each noise and number of units the model is fitted, and
 * PCA's scores as they are, and carried by the correspondence's map: verdict and delta (0 the posterior mean, 1 a draw);
 * the true positions: their verdict, and the share of them inside their 50, 80 and 95 % credible regions.
 
-    python experiments/pca_is_ppca.py --method svi --n-datasets 5     # the figure in figures/, some five minutes
+    python experiments/pca_is_ppca.py --method svi --n-datasets 6     # the figure in figures/, some fifteen minutes
     python experiments/pca_is_ppca.py                                 # by NUTS, more than an hour: small noise takes long
 """
 

@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print("latentlab: interrupted; `latentlab run CONFIG --resume` goes on.", file=sys.stderr)
+        exec("")  # an interrupt of code in text, which libraries run, would make Python end by the signal: this clears its flag
+        print("latentlab: interrupted; the same command with --resume goes on.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

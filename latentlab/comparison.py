@@ -137,8 +137,8 @@ def compare(
         fit: The fit.
         embeddings: Embeddings, joined with the fit by unit.
         n_neighbors: Neighbours for the metrics about them; at most fewer than half of the units are taken.
-        alignments: What may be done to an embedding before the verdict: `orthogonal`, `similarity`, `affine`. The least that
-            the model's symmetry leaves free, and with scale, where None.
+        alignments: What may be done to an embedding before the verdict: `orthogonal`, `similarity`, `affine`. Rotation and
+            centring, and these with scale, where None; a linear map where the model's symmetry leaves one free.
         metrics: Names of metrics; where None all that ignore what the symmetry ignores, but for the slow `gromov_wasserstein`.
         alpha: Level of the verdicts, Holm's over all compared arrays.
         n_draws: Posterior draws that metrics are lifted over, spread evenly over the chains; verdicts use all.

@@ -1,7 +1,7 @@
 r"""Did inference work: a table of checks with verdicts, on what the model's symmetry leaves identified.
 
 MCMC. R-hat, ESS and MCSE are taken on the group's invariants, the log density and the log likelihood; the sites as drawn are
-shown as `raw coordinates`, without a verdict. A site that stays where it is in some chain fails, unless it is declared
+shown as `raw coordinates`, without a verdict. An entry that stays where it is in some chain fails, unless it is declared
 deterministic; an invariant that is constant because it is so by construction (weights sum to 1) is left out.
 
 *One level of log density.* Chains in modes of different weight can agree on every quantity that is looked at. Their mean log
@@ -224,13 +224,19 @@ def _series(
 
 
 def _stuck(values: Mapping[str, np.ndarray], declared: set[str]) -> str:
-    """The first site, as text, that is not finite, or no entry of which moves in some chain (whole numbers need not move)."""
+    """The first site, as text, that is not finite, or an entry of which does not move in some chain (whole numbers need not).
+
+    Entries that are 0, or 1, throughout are so by construction (a triangular factor), unless all of the site are.
+    """
     for name, array in values.items():
         if not np.isfinite(array).all():
             return f"{name} (not finite)"
-        still = (array == array[:, :1]).reshape(*array.shape[:2], -1).all(axis=(1, 2))
-        if still.any() and array.dtype.kind == "f" and name not in declared:
-            return f"{name} (chain {int(still.argmax())} does not move)"
+        flat = array.reshape(*array.shape[:2], -1)
+        still = (flat == flat[:, :1]).all(axis=1)
+        by_construction = (flat == flat[:1, :1]).all(axis=(0, 1)) & np.isin(flat[0, 0], (0.0, 1.0))
+        chains = still.all(axis=1) | (still & ~by_construction).any(axis=1)
+        if chains.any() and array.dtype.kind == "f" and name not in declared:
+            return f"{name} (chain {int(chains.argmax())} does not move)"
     return ""
 
 
@@ -353,9 +359,10 @@ def _variational(data: xr.DataTree) -> list[Row]:
     )
     stats = arrays(data, "sample_stats")
     if "lp" in stats and "log_q" in stats:
-        averaged = "log_q_averaged" in stats
+        kept = "log_q_averaged" in stats
+        averaged = kept and bool(data.attrs.get("averaged", 1))
         raw = (stats["lp"] - stats["log_q"]).ravel()
-        ratios = (stats["lp"] - stats["log_q_averaged"]).ravel() if averaged else raw
+        ratios = (stats["lp"] - stats["log_q_averaged"]).ravel() if kept else raw
         n_blocks = max(1, ratios.size // BLOCK)
         limit = khat_limit(ratios.size // n_blocks)
         k, of_raw = (float(np.mean([khat(block) for block in np.array_split(r, n_blocks)])) for r in (ratios, raw))

@@ -117,7 +117,7 @@ def strict_failure():
         (InferenceError("site 'W', step 3"), 1, "latentlab: error: site 'W', step 3\n"),
         (strict_failure(), 3, "latentlab: error: not converged\n"),
         (ZeroDivisionError("x"), 1, "latentlab: error: ZeroDivisionError: x (unexpected; --debug shows where)\n"),
-        (KeyboardInterrupt(), 130, "latentlab: interrupted; `latentlab run CONFIG --resume` goes on.\n"),
+        (KeyboardInterrupt(), 130, "latentlab: interrupted; the same command with --resume goes on.\n"),
         (
             MissingDependencyError("the embedding 'umap'", "umap-learn", "embed"),
             2,
@@ -130,6 +130,23 @@ def test_every_kind_of_error_has_its_exit_code_and_one_line(error, code, text, f
     fake_run.error = error
     assert cli.main(["run", config]) == code
     assert capsys.readouterr().err == text
+
+
+INTERRUPTED = """
+import sys
+from latentlab import cli
+def interrupted(_):
+    exec("raise KeyboardInterrupt")
+cli._doctor = interrupted
+sys.exit(cli.main(["doctor"]))
+"""
+
+
+def test_an_interrupt_within_code_of_a_library_ends_with_130_too():
+    """Libraries run code that they make as text; Python would then end by the signal whatever the exit code."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130, done
+    assert "--resume goes on" in done.stderr
 
 
 def test_what_an_error_notes_is_said_too(fake_run, config, capsys):

@@ -142,7 +142,7 @@ def test_the_best_restart_is_the_result_and_restarts_begin_apart(iris):
 class Scale(ll.LatentModel):
     """x ~ N(0, s), s ~ HalfNormal(1): the mode of s has no closed form that a Jacobian would not move."""
 
-    name, position, symmetry, methods = "scale", ll.Position("s"), Identity(), ("map",)
+    name, position, symmetry, methods = "scale", ll.Position("s"), Identity(), ("map", "svi")
     dims = {"s": ()}
 
     def model(self, x):
@@ -163,6 +163,23 @@ def test_the_mode_is_that_of_the_constrained_scale():
     with_jacobian = minimize_scalar(lambda s: minus(s) - np.log(s), bounds=(0.05, 3), method="bounded").x
     assert found == pytest.approx(mode, abs=1e-5)
     assert abs(with_jacobian - mode) > 0.05
+
+
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_a_guide_of_one_scale_is_the_posterior_by_quadrature(batch_size):
+    """log s given 40 numbers: without the Jacobian, or without the weight of a minibatch, mean or sd are far off."""
+    x = stats.norm(0, 0.7).rvs(40, random_state=3)
+    dataset = Dataset({"x": x}, dims={"x": ("unit",)})
+    problem = prepared(Scale(), dataset, ll.SVI(guide="mean_field", batch_size=batch_size))
+    method = ll.SVI(guide="mean_field", n_steps=3000, n_particles=16, batch_size=batch_size, n_draws=8000)
+    u = np.log(method.run(problem).values["s"].ravel())
+    grid = np.linspace(-1.5, 0.8, 4001)
+    log_p = np.array([stats.norm(0, np.exp(v)).logpdf(x).sum() + stats.halfnorm(0, 1).logpdf(np.exp(v)) + v for v in grid])
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    mean, sd = p @ grid, np.sqrt(p @ grid**2 - (p @ grid) ** 2)
+    assert abs(u.mean() - mean) < 0.15 * sd
+    assert u.std() == pytest.approx(sd, rel=0.12)
 
 
 def test_the_metric_is_the_windows_variance_shrunk_by_five_draws_of_a_thousandth():

@@ -89,7 +89,7 @@ class SVI:
         stats["log_q_averaged"] = self._averaged(problem, best, values)[None]
         longest = max(len(run["loss"]) for run in runs)
         losses = np.stack([np.pad(run["loss"], (0, longest - len(run["loss"])), mode="edge") for run in runs])
-        attrs = {"guide": self.guide, "elbo": float(elbo.max())}
+        attrs = {"guide": self.guide, "elbo": float(elbo.max()), "averaged": int(self.guide != "model")}
         return Draws(values, stats, {"loss": losses, "elbo": elbo}, attrs)
 
     def check(self, problem: Problem) -> None:

@@ -80,11 +80,11 @@ def transition(
     while depth < max_depth:
         direction = 1 if rng.random() < 0.5 else -1
         new = yield from _build(whole.right if direction > 0 else whole.left, depth, direction, energy, tuning, rng)
-        depth += 1
         accept, n_steps = whole.accept + new.accept, whole.n_steps + new.n_steps
         if new.stop:
             whole = whole._replace(diverging=new.diverging, accept=accept, n_steps=n_steps)
             break
+        depth += 1
         proposal = new.proposal if math.log(rng.random()) < new.log_weight - whole.log_weight else whole.proposal
         whole = _join(whole, new, direction, tuning, proposal)
         if whole.stop:

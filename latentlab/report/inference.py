@@ -67,8 +67,10 @@ def _caveats(source: Source) -> list[Item]:
     if source.kind == "vi":
         text = (
             "A variational approximation has no chains to compare; k-hat says how far its draws can be corrected to the posterior "
-            "by importance weights. It is averaged over the model's symmetry, whose copies of one answer a single optimum cannot know."
+            "by importance weights."
         )
+        if source.tree.attrs.get("averaged", 1):
+            text += " It is averaged over the model's symmetry, whose copies of one answer a single optimum cannot know."
         return [Text((text,))]
     return []
 
