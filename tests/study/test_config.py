@@ -434,24 +434,24 @@ def test_plugins_that_are_none_are_refused(plugins, text):
 
 def test_a_path_is_relative_to_the_file_and_an_override_to_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
-    (tmp_path / "work").mkdir()
-    for place in ("configs", "work"):
+    (tmp_path / "here").mkdir()
+    for place in ("configs", "here"):
         (tmp_path / place / "mine.csv").write_text("a,b\n1,2\n")
     path = tmp_path / "configs" / "a.yaml"
     path.write_text(
         json.dumps(
-            mapping(dataset={"name": "file", "path": "mine.csv"}, embeddings=[{"name": "file", "path": "../work/mine.csv"}])
+            mapping(dataset={"name": "file", "path": "mine.csv"}, embeddings=[{"name": "file", "path": "../here/mine.csv"}])
         )
     )
-    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "here")
     config = load_config(path)
     assert config.dataset.path == str(tmp_path / "configs" / "mine.csv")
-    assert Path(config.embeddings[0].path).samefile(tmp_path / "work" / "mine.csv")
-    assert load_config(path, ["dataset.path=mine.csv"]).dataset.path == str(tmp_path / "work" / "mine.csv")
+    assert Path(config.embeddings[0].path).samefile(tmp_path / "here" / "mine.csv")
+    assert load_config(path, ["dataset.path=mine.csv"]).dataset.path == str(tmp_path / "here" / "mine.csv")
     assert load_config("../configs/a.yaml").dataset.path.endswith("configs/mine.csv")
-    assert load_config(mapping(dataset={"name": "file", "path": "mine.csv"})).dataset.path == str(tmp_path / "work" / "mine.csv")
+    assert load_config(mapping(dataset={"name": "file", "path": "mine.csv"})).dataset.path == str(tmp_path / "here" / "mine.csv")
     assert load_config(mapping(dataset={"name": "file", "path": Path("mine.csv")})).dataset.path == str(
-        tmp_path / "work" / "mine.csv"
+        tmp_path / "here" / "mine.csv"
     )
 
 
