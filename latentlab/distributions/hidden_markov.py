@@ -1,4 +1,4 @@
-r"""Exact inference in hidden Markov chains: $z_1 \sim \pi$, $z_t \mid z_{t-1} \sim A_{z_{t-1}\cdot}$, $x_t \mid z_t \sim b_{z_t}$.
+r"""Exact inference in hidden Markov chains, $z_1 \sim \pi$, $z_t \mid z_{t-1} \sim A_{z_{t-1}}$, $x_t \mid z_t \sim b_{z_t}$.
 
 The first state of a sequence emits its first observation. Several sequences of unequal length lie one after another; each
 begins anew from $\pi$. Emissions come in as their log densities at the data, so that every kind of them is served.
@@ -228,7 +228,7 @@ def _messages(matrices: torch.Tensor, resets: torch.Tensor, before: torch.Tensor
         earlier = torch.cat([earlier, at_odd])[: len(matrices[::2])]
     moved = _compose(earlier[:, None, :], matrices[::2], reduce)[:, 0]
     at_even = torch.where(resets[::2, None], matrices[::2, 0], moved)
-    return _interleave(at_even - at_even.amax(-1, keepdim=True).detach(), at_odd)
+    return _interleave(at_even, at_odd)
 
 
 def _interleave(even: torch.Tensor, odd: torch.Tensor) -> torch.Tensor:
