@@ -31,6 +31,8 @@ from typing import Any
 import torch
 from torch.distributions import constraints
 
+from latentlab.distributions.scan import Elements, product, scan
+
 LOG_ZERO = -1e30
 """Stands for log 0: no sum of finite terms comes near it, and 10^5 of it are still finite."""
 
@@ -50,11 +52,8 @@ def log_likelihood(
         0.125
     """
     initial, transition, emission = _finite(log_initial, log_transition, log_emission)
-    product = _matrices(initial, transition, emission, _begins(starts))
-    while len(product) > 1:
-        pairs = _compose(product[:-1:2], product[1::2])
-        product = pairs if len(product) % 2 == 0 else torch.cat([pairs, product[-1:]])
-    return _impossible_to_inf(torch.logsumexp(product[0, 0], dim=-1))
+    (whole,) = product(_compose, (_matrices(initial, transition, emission, _begins(starts)),))
+    return _impossible_to_inf(torch.logsumexp(whole[0, 0], dim=-1))
 
 
 def log_predictive(
@@ -207,34 +206,28 @@ def _matrices(initial: torch.Tensor, transition: torch.Tensor, emission: torch.T
     return _steps(initial, transition, begins) + emission[:, None, :]
 
 
-def _compose(first: torch.Tensor, then: torch.Tensor, reduce: Any = torch.logsumexp) -> torch.Tensor:
+def _compose(first: Elements, then: Elements, reduce: Any = torch.logsumexp) -> Elements:
     """Products of log matrices `(n, k, k)`, or of log row vectors `(n, 1, k)` with them."""
-    return reduce(first[..., :, :, None] + then[..., None, :, :], dim=-2)
+    return (reduce(first[0][..., :, :, None] + then[0][..., None, :, :], dim=-2),)
 
 
 def _messages(matrices: torch.Tensor, resets: torch.Tensor, before: torch.Tensor, reduce: Any = torch.logsumexp) -> torch.Tensor:
     r"""The row vectors $v' E_1 \cdots E_t$ for every t, each up to a constant, `(n, state)`, from $v$ = `before`.
 
-    Products of pairs give the vectors at every second t by the same rule; one more step gives those between. A matrix that is
-    a reset has equal rows, and what comes before it is left out: it would only count if it were impossible.
+    A matrix that is a reset has equal rows, and what comes before it is left out: it would only count if it were impossible.
     """
-    earlier = before[None]
-    at_odd = earlier[:0]
-    if len(matrices) > 1:
-        pairs = torch.where(resets[1::2, None, None], matrices[1::2], _compose(matrices[:-1:2], matrices[1::2], reduce))
+
+    def compose(first: Elements, then: Elements) -> Elements:
+        (matrix,) = _compose(first[:1], then[:1], reduce)
+        matrix = torch.where(then[1][:, None, None], then[0], matrix)
         # Levels of 10^6 would cost the digits of the differences, which are all that counts.
-        pairs = pairs - pairs.amax((-2, -1), keepdim=True).detach()
-        at_odd = _messages(pairs, resets[:-1:2] | resets[1::2], before, reduce)
-        earlier = torch.cat([earlier, at_odd])[: len(matrices[::2])]
-    moved = _compose(earlier[:, None, :], matrices[::2], reduce)[:, 0]
-    at_even = torch.where(resets[::2, None], matrices[::2, 0], moved)
-    return _interleave(at_even, at_odd)
+        return matrix - matrix.amax((-2, -1), keepdim=True).detach(), first[1] | then[1]
 
+    def apply(state: Elements, step: Elements) -> Elements:
+        (moved,) = _compose((state[0][:, None, :],), step[:1], reduce)
+        return (torch.where(step[1][:, None], step[0][:, 0], moved[:, 0]),)
 
-def _interleave(even: torch.Tensor, odd: torch.Tensor) -> torch.Tensor:
-    """Rows 0, 2, 4, ... and 1, 3, 5, ... in their order."""
-    both = torch.stack([even[: len(odd)], odd], dim=1).flatten(0, 1)
-    return torch.cat([both, even[len(odd) :]])
+    return scan(compose, apply, (matrices, resets), (before,))[0]
 
 
 def _forward(
@@ -244,8 +237,8 @@ def _forward(
     initial, transition, emission = _finite(log_initial, log_transition, log_emission)
     begins = _begins(starts)
     messages = torch.log_softmax(_messages(_matrices(initial, transition, emission, begins), begins, initial), dim=-1)
-    moved = _compose(messages.roll(1, 0)[:, None, :], transition)[:, 0]
-    return torch.where(begins[:, None], initial, moved), messages
+    (moved,) = _compose((messages.roll(1, 0)[:, None, :],), (transition,))
+    return torch.where(begins[:, None], initial, moved[:, 0]), messages
 
 
 def _backward(
@@ -257,28 +250,22 @@ def _backward(
     onward = (transition + emission[1:, None, :]).mT.flip(0)
     onward = torch.where(resets[:, None, None], torch.zeros_like(onward), onward)  # a sequence ends: nothing follows
     last = torch.zeros_like(transition[0])
-    return torch.cat([_messages(onward, resets, last).flip(0), last[None]]) if len(onward) else last[None]
+    return torch.cat([_messages(onward, resets, last).flip(0), last[None]])
 
 
 # -- paths
 
 
 def _trace_back(origins: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """The path `(n + 1, ...)` that ends in `last` `(...)` and comes from `origins[t, ..., j]` when it is in j at t + 1.
+    """The path `(n + 1, ...)` that ends in `last` `(...)` and comes from `origins[t, ..., j]` when it is in j at t + 1."""
 
-    Maps are composed in pairs, as the matrices are.
-    """
-    return _followed(origins.flip(0), last).flip(0) if len(origins) else last[None]
+    def compose(first: Elements, then: Elements) -> Elements:
+        return (torch.gather(then[0], -1, first[0]),)
 
+    def apply(state: Elements, step: Elements) -> Elements:
+        return (torch.gather(step[0], -1, state[0][..., None])[..., 0],)
 
-def _followed(maps: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-    """`first`, then each map `(n, ..., state)` applied to what came before: `(n + 1, ...)`."""
-    if len(maps) == 0:
-        return first[None]
-    pairs = torch.gather(maps[1::2], -1, maps[: len(maps) - 1 : 2])
-    at_even = _followed(pairs, first)
-    at_odd = torch.gather(maps[::2], -1, at_even[: len(maps[::2])][..., None])[..., 0]
-    return _interleave(at_even, at_odd)
+    return torch.cat([scan(compose, apply, (origins.flip(0),), (last,))[0].flip(0), last[None]])
 
 
 def _quantile(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
