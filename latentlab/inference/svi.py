@@ -17,7 +17,7 @@ from pyro.infer import Trace_ELBO
 from tqdm.auto import tqdm
 
 from latentlab.errors import ConfigError, InferenceError, ModelError
-from latentlab.inference.density import Density, capture, constrain_draws, non_finite_sites, over_draws, start
+from latentlab.inference.density import Density, capture, constrain_draws, ends, non_finite_sites, over_draws, start
 from latentlab.inference.draws import Draws, Problem, finished
 from latentlab.inference.guides import GUIDES, Frame, FullRank, GaussianGuide, MeanField
 from latentlab.inference.nuts import require_whole
@@ -90,7 +90,8 @@ class SVI:
         longest = max(len(run["loss"]) for run in runs)
         losses = np.stack([np.pad(run["loss"], (0, longest - len(run["loss"])), mode="edge") for run in runs])
         attrs = {"guide": self.guide, "elbo": float(elbo.max()), "averaged": int(self.guide != "model")}
-        return Draws(values, stats, {"loss": losses, "elbo": elbo}, attrs)
+        restarts = ends(problem.density, [run.get("loc", run["u"].mean(axis=0)) for run in runs])
+        return Draws(values, stats, {"loss": losses, "elbo": elbo}, restarts, attrs)
 
     def check(self, problem: Problem) -> None:
         """Refuses a guide or a batch that does not go with the model and the data."""
@@ -100,6 +101,10 @@ class SVI:
                 raise ModelError(f"{problem.model.name!r} brings no guide; use {', '.join(GUIDES)}.")
             check_guide(problem)
         if self.batch_size is not None:
+            if problem.model.is_series():
+                raise ModelError(
+                    f"batch_size does not go with {problem.model.name!r}: the steps of a series depend on each other."
+                )
             if self.batch_size > density.n_units:
                 raise ConfigError(f"SVI.batch_size must be at most the {density.n_units} units; got {self.batch_size}.")
             if density.unit_sites and self.guide != "model":

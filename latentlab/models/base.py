@@ -29,7 +29,7 @@ class Position:
 class MaximumLikelihood:
     """A maximum of the likelihood: `values` by site, `how` it was found, and how well.
 
-    `gradient` is the largest absolute derivative of the mean log likelihood per unit at the end; `trace` holds the log
+    `unique` says that other starts are of no use: a closed form, or the best of several starts. `gradient` is the largest absolute derivative of the mean log likelihood per unit at the end; `trace` holds the log
     likelihood after each step (one value for a closed form).
     """
 
@@ -38,6 +38,7 @@ class MaximumLikelihood:
     gradient: float
     trace: np.ndarray
     notes: tuple[str, ...] = ()
+    unique: bool = False
 
 
 class LatentModel(ABC):

@@ -142,7 +142,9 @@ class HiddenMarkovModel(LatentModel):
         def log_likelihood(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
             return chains.log_likelihood(*self._series(arrays, values).chain(x))
 
-        start = {name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name not in ("z", "stay")}
+        start = {
+            name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name not in ("z", "stay")
+        }
         found = climb(step, log_likelihood, start, len(x), fixed=("initial",))
         values = {name: torch.as_tensor(value) for name, value in found.values.items()}
         sizes = self.latents(arrays, **values).probs.sum(0).numpy()

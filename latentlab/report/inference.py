@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from latentlab.diagnostics import Labels, entries, identified, labels_of
+from latentlab.quantities import Labels, entries, identified, labels_of
 from latentlab.errors import InferenceError, ModelError
 from latentlab.posterior import build, installed_arviz, loo, rhat, to_arviz
 from latentlab.report.asked import method_name
