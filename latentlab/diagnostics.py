@@ -279,7 +279,7 @@ def _chains(data: xr.DataTree, declared: dict[str, Any]) -> list[Row]:
 
 
 def _restarts(data: xr.DataTree, declared: dict[str, Any]) -> list[Row]:
-    """How many modes the restarts found: nothing is wrong with several, but a best one that was found once may not be the best."""
+    """How many modes the restarts found: nothing is wrong with several, but one that was found once may not be the best."""
     check = "modes"
     n = next((array.shape[0] for array in arrays(data, "restarts").values()), 0)
     if n < 2:

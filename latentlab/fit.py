@@ -126,8 +126,8 @@ class Fit:
     def probabilities(self, dataset: Dataset | None = None, *, n_draws: int = 400) -> xr.DataArray:
         """Probabilities of each unit's labels given each draw of the other sites, `(chain, draw, unit, component or state)`.
 
-        Responsibilities of a mixture, smoothed marginals of a hidden Markov model, with the symmetry removed; their mean over draws
-        is the share of draws in which a unit has a label, with less noise.
+        Responsibilities of a mixture, smoothed marginals of a hidden Markov model, with the symmetry removed; their mean over
+        draws is the share of draws in which a unit has a label, with less noise.
 
         Args:
             dataset: Units that were not in the fit, raw values given; the fit's own where None.

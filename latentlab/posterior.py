@@ -87,8 +87,8 @@ def build(
     """Draws, data and statistics by group -> a DataTree, every shape checked against its dims.
 
     Arrays are `(chain, draw, *site's own)`; in `sample_stats` and `log_prior` `(chain, draw)`; in `observed_data` and
-    `constant_data` without chain and draw; in `restarts` `(restart, *site's own)`; in `optimization` as `OPTIMIZATION` says. Every dim of every group gets explicit
-    coordinates, counting from 0 where `coords` has none.
+    `constant_data` without chain and draw; in `restarts` `(restart, *site's own)`; in `optimization` as `OPTIMIZATION` says.
+    Every dim of every group gets explicit coordinates, counting from 0 where `coords` has none.
 
     Args:
         groups: Group -> name -> array.

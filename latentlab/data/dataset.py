@@ -175,7 +175,8 @@ class Dataset:
     def split(self, fraction: float, rng: np.random.Generator) -> tuple["Dataset", "Dataset"]:
         """Training and held-out units, drawn at random; `fraction` of the units is held out.
 
-        Of series (a coordinate `sequence`) whole sequences are held out, about so large a share of them. If the dataset is standardised, the transform is fitted anew on the training units and applied to both.
+        Of series (a coordinate `sequence`) whole sequences are held out, about so large a share of them. If the dataset is
+        standardised, the transform is fitted anew on the training units and applied to both.
 
         Example:
             >>> x = np.arange(20.0).reshape(10, 2)

@@ -1,5 +1,6 @@
-r"""What the hidden Markov models share: $z_1 \sim \pi$, $z_t \mid z_{t-1} \sim A_{z_{t-1}}$, $x_t \mid z_t = k \sim p_k$, the states summed out.
+r"""What the hidden Markov models share, the states summed out.
 
+$$ z_1 \sim \pi, \quad z_t \mid z_{t-1} \sim A_{z_{t-1}}, \quad x_t \mid z_t = k \sim p_k $$
 The units are time steps; the coordinate `sequence` says which sequence a step belongs to, each beginning anew from the initial
 probabilities. The first state of a sequence emits its first observation. Given the other sites the paths are exact.
 """
