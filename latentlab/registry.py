@@ -154,6 +154,10 @@ MODELS = Table(
     {
         "ppca": "latentlab.models.ppca:PPCA",
         "factor_analysis": "latentlab.models.factor_analysis:FactorAnalysis",
+        "gaussian_mixture": "latentlab.models.gaussian_mixture:GaussianMixture",
+        "dp_mixture": "latentlab.models.gaussian_mixture:DPMixture",
+        "bernoulli_mixture": "latentlab.models.count_mixtures:BernoulliMixture",
+        "poisson_mixture": "latentlab.models.count_mixtures:PoissonMixture",
     },
 )
 

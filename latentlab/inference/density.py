@@ -23,6 +23,7 @@ from pyro.poutine.util import site_is_subsample
 from torch.distributions import biject_to
 
 from latentlab.data.dataset import Dataset
+from latentlab.data.series import boundaries
 from latentlab.errors import DataError, InferenceError, ModelError, unknown
 from latentlab.models.base import Arrays, LatentModel
 from latentlab.seeds import double
@@ -61,13 +62,17 @@ class Site:
 
 
 def tensors(model: LatentModel, dataset: Dataset) -> dict[str, Any]:
-    """The dataset as the keywords of `model.model`: float64 tensors, zeros where missing, and `mask` if it takes one.
+    """The dataset as the keywords of `model.model`: float64 tensors, zeros where missing.
+
+    And, if the program takes them, `mask`, and `sequence`: the number of the sequence that each unit is a step of.
 
     Raises:
         DataError: Entries are missing and the model has no `mask` argument; names columns and count.
     """
     arrays: dict[str, Any] = {name: torch.tensor(np.nan_to_num(a, nan=0.0)) for name, a in dataset.arrays.items()}
-    if model.takes_missing():
+    if model.takes("sequence"):
+        arrays["sequence"] = torch.tensor(boundaries(dataset))
+    if model.takes("mask"):
         arrays["mask"] = None if dataset.mask is None else torch.tensor(dataset.mask)
     elif dataset.mask is not None:
         missing = ~dataset.mask

@@ -10,11 +10,23 @@ import torch
 from latentlab.errors import ModelError
 from latentlab.inference.density import Density, tensors
 from latentlab.models.factor_analysis import FactorAnalysis
+from latentlab.models.count_mixtures import BernoulliMixture, PoissonMixture
+from latentlab.models.gaussian_mixture import DPMixture, GaussianMixture
 from latentlab.models.ppca import PPCA
 from latentlab.registry import MODELS
 from latentlab.symmetry.groups import GeneralLinear, Identity, Permutation, SignedPermutation
 
 CASES = {
+    "gaussian_mixture": [
+        GaussianMixture(3),
+        GaussianMixture(2, covariance="tied", corr_concentration=1.0),
+        GaussianMixture(3, covariance="diagonal", mu_loc=[-1.0, 0.0, 1.0], weights_concentration=[1.0, 2.0, 3.0]),
+        GaussianMixture(2, covariance="spherical", sigma_prior="half_normal"),
+        GaussianMixture(1, covariance="diagonal"),
+    ],
+    "dp_mixture": [DPMixture(4), DPMixture(3, covariance="spherical", alpha_shape=0.0)],
+    "bernoulli_mixture": [BernoulliMixture(3)],
+    "poisson_mixture": [PoissonMixture(2, rate_shape=2.0, rate_mean=[2.0, 6.0]), PoissonMixture(3)],
     "ppca": [PPCA(2), PPCA(2, marginalize=False), PPCA(1, W_scale=0.7, mu_scale=0, sigma_scale=0.4)],
     "factor_analysis": [FactorAnalysis(2), FactorAnalysis(3, marginalize=False), FactorAnalysis(1, mu_scale=0)],
 }
