@@ -158,6 +158,9 @@ MODELS = Table(
         "dp_mixture": "latentlab.models.gaussian_mixture:DPMixture",
         "bernoulli_mixture": "latentlab.models.count_mixtures:BernoulliMixture",
         "poisson_mixture": "latentlab.models.count_mixtures:PoissonMixture",
+        "gaussian_hmm": "latentlab.models.gaussian_hmm:GaussianHMM",
+        "categorical_hmm": "latentlab.models.count_hmms:CategoricalHMM",
+        "poisson_hmm": "latentlab.models.count_hmms:PoissonHMM",
     },
 )
 

@@ -124,7 +124,8 @@ def check_imputation(model, dataset):
     values = truth_of(model, dataset)
     given = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
     whole = log_joint(model, dataset, values)
-    for entry in [(0, 0), (3, 1), (5, dataset.x.shape[1] - 1)]:
+    last = dataset.x.shape[1] - 1
+    for entry in [(0, 0), (3, min(1, last)), (5, last)]:
         x = dataset.x.copy()
         x[entry] = np.nan
         hidden = replace(dataset, arrays={**dataset.arrays, dataset.observed: x})

@@ -42,7 +42,7 @@ def log_likelihood(
 ) -> torch.Tensor:
     r"""$\log p(x)$ of all sequences together: a scalar.
 
-    Its derivatives are expected counts: the pair marginals summed over t for $\log A$, the smoothed probabilities for
+    Its derivatives are expected counts: the pair probs summed over t for $\log A$, the smoothed probabilities for
     $\log b$, and those at the starts summed for $\log \pi$.
 
     Example:
@@ -148,7 +148,7 @@ class HiddenPath(torch.distributions.Distribution):
         return constraints.independent(constraints.integer_interval(0, len(self._chain[0]) - 1), 1)
 
     @cached_property
-    def marginals(self) -> torch.Tensor:
+    def probs(self) -> torch.Tensor:
         """Probabilities of each step's state `(unit, state)`."""
         return smoothed(*self._chain)
 

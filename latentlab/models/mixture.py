@@ -161,13 +161,18 @@ def check_table(what: str, dataset: Dataset) -> None:
 
 
 def k_means(arrays: Arrays, n_clusters: int, rng: np.random.Generator) -> np.ndarray:
-    """Labels `(unit,)` of one run of k-means (k-means++ starts), missing entries at their column's mean."""
+    """Labels `(unit,)` of one run of k-means (k-means++ starts), missing entries at their column's mean.
+
+    At random where there are fewer different rows than clusters (symbols, which states tell apart by what follows them).
+    """
     from sklearn.cluster import KMeans
 
     x, mask = arrays["x"].numpy(), arrays.get("mask")
     if mask is not None:
         seen = mask.numpy()
         x = np.where(seen, x, (x * seen).sum(0) / np.maximum(seen.sum(0), 1))
+    if len(np.unique(x, axis=0)) < n_clusters:
+        return rng.permutation(np.arange(len(x)) % n_clusters)
     return KMeans(n_clusters, n_init=1, random_state=int(rng.integers(2**31))).fit(x).labels_
 
 

@@ -82,7 +82,7 @@ class Enumerated:
     def probability(self, units, where):
         return np.exp(self.log_sum(units, where) - self.log_sum(units))
 
-    def marginals(self, *, past_only):
+    def probs(self, *, past_only):
         states = range(self.n_states)
         given = [self.units(t, upto=t if past_only else None) for t in range(len(self.starts))]
         return np.array([[self.probability(given[t], self.paths[:, t] == k) for k in states] for t in range(len(given))])
@@ -103,8 +103,8 @@ def test_everything_is_what_enumeration_of_all_paths_gives(parts):
     close = {"rtol": 1e-11, "atol": 1e-12}
     np.testing.assert_allclose(float(hm.log_likelihood(*parts)), exact.log_likelihood(), **close)
     np.testing.assert_allclose(hm.log_predictive(*parts).numpy(), exact.log_predictive(), **close)
-    np.testing.assert_allclose(hm.filtered(*parts).numpy(), exact.marginals(past_only=True), **close)
-    np.testing.assert_allclose(hm.smoothed(*parts).numpy(), exact.marginals(past_only=False), **close)
+    np.testing.assert_allclose(hm.filtered(*parts).numpy(), exact.probs(past_only=True), **close)
+    np.testing.assert_allclose(hm.smoothed(*parts).numpy(), exact.probs(past_only=False), **close)
     np.testing.assert_allclose(hm.pair_marginals(*parts).numpy(), exact.pairs(), **close)
     np.testing.assert_allclose(hm.leave_one_out(*parts).numpy(), exact.leave_one_out(), **close)
 
@@ -118,7 +118,7 @@ def test_paths_have_the_probabilities_that_enumeration_gives(parts):
     assert float(level) == pytest.approx(joint.max(), rel=1e-12)
     hidden = hm.HiddenPath(*parts)
     np.testing.assert_array_equal(hidden.mode.numpy(), path.numpy())
-    np.testing.assert_allclose(hidden.marginals.numpy(), exact.marginals(past_only=False), atol=1e-12)
+    np.testing.assert_allclose(hidden.probs.numpy(), exact.probs(past_only=False), atol=1e-12)
     found = hidden.log_prob(torch.from_numpy(exact.paths))
     np.testing.assert_allclose(found.numpy(), joint - exact.log_likelihood(), rtol=1e-11, atol=1e-12)
     assert float(torch.logsumexp(found, 0)) == pytest.approx(0, abs=1e-12)
@@ -198,8 +198,8 @@ def test_a_hundred_thousand_steps_are_those_of_a_scaled_recursion(rng):
     hidden = hm.HiddenPath(*parts)
     assert torch.isfinite(hidden.log_prob(hidden.sample()))
     pairs = hm.pair_marginals(*parts)
-    np.testing.assert_allclose(pairs[1:60_000].sum(1).numpy(), hidden.marginals[1:60_000].numpy(), atol=1e-10)
-    np.testing.assert_allclose(pairs[1:60_000].sum(2).numpy(), hidden.marginals[: 60_000 - 1].numpy(), atol=1e-10)
+    np.testing.assert_allclose(pairs[1:60_000].sum(1).numpy(), hidden.probs[1:60_000].numpy(), atol=1e-10)
+    np.testing.assert_allclose(pairs[1:60_000].sum(2).numpy(), hidden.probs[: 60_000 - 1].numpy(), atol=1e-10)
 
 
 def test_an_unlikely_past_is_kept_however_unlikely():
