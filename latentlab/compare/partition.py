@@ -124,3 +124,20 @@ def entropy(sizes: np.ndarray) -> float:
 def pairs(sizes: np.ndarray) -> float:
     """Sum of m (m - 1) / 2 over counts."""
     return float((sizes * (sizes - 1) // 2).sum())
+
+
+def partitions(draws: Any) -> np.ndarray:
+    """Draws of labels `(chain, draw, unit)` as codes that run from 0 in each draw.
+
+    Raises:
+        DataError: Another shape, fewer than `MIN_UNITS` units, or labels that are not whole numbers.
+    """
+    array = np.asarray(draws)
+    if array.ndim != 3 or 0 in array.shape or array.shape[2] < MIN_UNITS:
+        raise DataError(
+            f"draws of labels must have shape (chain, draw, unit), none of size 0, of {MIN_UNITS} units or more; got {array.shape}."
+        )
+    codes = whole_numbers(array, "draws")
+    for index in np.ndindex(codes.shape[:2]):
+        codes[index] = np.unique(codes[index], return_inverse=True)[1]
+    return codes
