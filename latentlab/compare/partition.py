@@ -134,9 +134,7 @@ def partitions(draws: Any) -> np.ndarray:
     """
     array = np.asarray(draws)
     if array.ndim != 3 or 0 in array.shape or array.shape[2] < MIN_UNITS:
-        raise DataError(
-            f"draws of labels must have shape (chain, draw, unit), none of size 0, of {MIN_UNITS} units or more; got {array.shape}."
-        )
+        raise DataError(f"draws of labels must have shape (chain, draw, unit), of {MIN_UNITS} units or more; got {array.shape}.")
     codes = whole_numbers(array, "draws")
     for index in np.ndindex(codes.shape[:2]):
         codes[index] = np.unique(codes[index], return_inverse=True)[1]

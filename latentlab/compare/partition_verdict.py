@@ -7,8 +7,8 @@ y of n units let e_i(y) = sum_{j != i} |1[y_i = y_j] - pi_ij|. Then
 
 * **primary**: the expected Binder loss T = sum_i e_i / (n (n - 1)), the mean share of pairs that y and a draw of B see
   differently; p_low is its lower rank among A's, and the effect size
-  $\delta = \sqrt{(T(y) - T(centre)) / \mathrm{median}_A (T - T(centre))}$: 0 the centre, 1 a draw. Where draws do not differ
-  it is 0 for what is as near as they are, and infinite for all else;
+  $\delta = \sqrt{(T(y) - T(centre)) / \mathrm{mean}_A (T - T(centre))}$: 0 the centre, 1 a typical draw (the mean, since most
+  draws may be the centre). Where all draws are the centre it is 0 for that, and infinite for all else;
 * **guard**: the largest z = (statistic - median) / sd, within A and y, of T; of C, the largest shortfall of co-assignment
   within a block or excess between two blocks, (mean_B - y) / sd_B and (y - mean_B) / sd_B; and of the worst unit, max_i e_i.
   p_guard is its upper rank. C is one-sided: the centre keeps blocks together more than draws do, and apart more, and is not
@@ -49,6 +49,8 @@ DECIMALS = 9
 """Of the statistics: equal partitions must be ties, whatever their clusters are called."""
 CANDIDATES = 100
 """Draws of a single chain that its centre is chosen from."""
+USUAL = 0.05
+"""Level at which a note says that nothing can be summary-like."""
 FLOOR = 1e-300
 
 
@@ -148,7 +150,13 @@ class PartitionReference:
             )
         if np.ptp(self._statistics[:, 0]) == 0:
             notes.append("all held-out draws are equally near to the reference: the posterior is sure, or its chains stand still")
+        elif rank(self._share_below(self._least), self.ess_low) > USUAL / 2:
+            share = self._share_below(self._least)
+            notes.append(f"{share:.0%} of the draws are as near as the centre: no estimate is nearer than draws are")
         return tuple(notes)
+
+    def _share_below(self, loss: float) -> float:
+        return float((self._statistics[:, 0] <= loss).mean())
 
     def judge(self, y: np.ndarray, *, alpha: float = 0.05, units: Sequence[str] | None = None) -> Verdict:
         """The verdict on a clustering.
@@ -180,7 +188,7 @@ class PartitionReference:
         unlabelled = Verdict(
             verdict="undetermined",
             delta=self._delta(statistics[0]),
-            p_low=rank(float((self._statistics[:, 0] <= statistics[0]).mean()), self.ess_low),
+            p_low=rank(self._share_below(statistics[0]), self.ess_low),
             p_guard=self._p_guard(statistics),
             component=self._component(statistics, codes, names),
             **dict.fromkeys(NOT_OF_LABELS, none),
@@ -197,8 +205,8 @@ class PartitionReference:
 
     def _delta(self, loss: float) -> float:
         above = max(float(loss) - self._least, 0.0)
-        typical = float(np.median(self._statistics[:, 0])) - self._least
-        if typical <= 0:
+        typical = float(self._statistics[:, 0].mean()) - self._least
+        if typical <= 10.0**-DECIMALS:
             return 0.0 if above == 0 else float("inf")
         return float(np.sqrt(above / typical))
 

@@ -97,11 +97,12 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """The verdict in words."""
-        centre, what = ("centre", "labels") if self.alignment == "labels" else ("mean", "positions")
-        size = f"delta {self.delta:.2g}, where 0 is the posterior {centre} and 1 a draw"
+        middle, what = ("centre", "labels") if self.alignment == "labels" else ("mean", "positions")
+        size = f"delta {self.delta:.2g}, where 0 is the posterior {middle} and 1 a draw"
+        inside = "Inside the posterior, as"
         return {
-            "summary-like": f"Inside the posterior, as its {centre} is, nearer to it than draws are ({size}; p {self.p_low:.2g}).",
-            "draw-like": f"Inside the posterior, as typical as a draw of it ({size}; p {min(self.p_low, self.p_guard):.2g}).",
+            "summary-like": f"{inside} its {middle} is, nearer to it than draws are ({size}; p {self.p_low:.2g}).",
+            "draw-like": f"{inside} typical as a draw of it ({size}; p {min(self.p_low, self.p_guard):.2g}).",
             "distinct": f"Not an estimate of these {what}: {self.component} (p {self.p_guard:.2g}; {size}).",
             "undetermined": f"Nothing can be said: {self.reason} ({size}).",
         }[self.verdict]
