@@ -220,5 +220,9 @@ METRICS = Table(
         "continuity": "latentlab.compare.neighbors:continuity",
         "co_ranking": "latentlab.compare.neighbors:co_ranking",
         "gromov_wasserstein": "latentlab.compare.transport:gromov_wasserstein",
+        "adjusted_rand": "latentlab.compare.agreement:adjusted_rand",
+        "normalized_mutual_information": "latentlab.compare.agreement:normalized_mutual_information",
+        "variation_of_information": "latentlab.compare.agreement:variation_of_information",
+        "matched_accuracy": "latentlab.compare.agreement:matched_accuracy",
     },
 )
