@@ -175,7 +175,16 @@ DATASETS = Table(
         "breast_cancer": "latentlab.data.tables:breast_cancer",
         "digits": "latentlab.data.tables:digits",
         "file": "latentlab.data.file:file",
+        "images": "latentlab.data.images:images",
+        "sunspots": "latentlab.data.history:sunspots",
+        "nile": "latentlab.data.history:nile",
+        "macrodata": "latentlab.data.history:macrodata",
         "linear_gaussian": "latentlab.data.simulators:linear_gaussian",
+        "gaussian_mixture": "latentlab.data.mixtures:gaussian_mixture",
+        "geyser": "latentlab.data.mixtures:geyser",
+        "poisson_mixture": "latentlab.data.mixtures:poisson_mixture",
+        "latent_classes": "latentlab.data.mixtures:latent_classes",
+        "hidden_markov": "latentlab.data.markov:hidden_markov",
     },
 )
 
