@@ -200,6 +200,12 @@ EMBEDDINGS = Table(
         "mds": "latentlab.embeddings.manifold:mds",
         "tsne": "latentlab.embeddings.neighbor:tsne",
         "umap": "latentlab.embeddings.neighbor:umap",
+        "kmeans": "latentlab.embeddings.clusters:kmeans",
+        "spectral_clustering": "latentlab.embeddings.clusters:spectral_clustering",
+        "agglomerative": "latentlab.embeddings.clusters:agglomerative",
+        "window_pca": "latentlab.embeddings.windows:window_pca",
+        "window_kmeans": "latentlab.embeddings.windows:window_kmeans",
+        "autoencoder": "latentlab.embeddings.autoencoder:autoencoder",
         "file": "latentlab.embeddings.file:file",
     },
 )
