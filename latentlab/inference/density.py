@@ -129,6 +129,7 @@ class Density:
         self.n_units = next((f.size for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == "unit"), 0)
         self._single: Gradient | None = None
         self._descent: Gradient | None = None
+        self.captured: dict[Any, Callable[..., Any]] = {}  # what methods captured of this density, to be used by all restarts
         self._batched: dict[int, Gradient] = {}
 
     def _check_determined(self) -> None:
