@@ -6,8 +6,8 @@ program's density. Where the two do not belong together, or the method is wrong,
 *Simulation-based calibration.* Given $x$, the truth $\theta$ and L independent draws of the posterior are exchangeable, so that
 the rank of any $f(\theta, x)$ among those of the draws is uniform on 0, ..., L; ties are broken at random. What is ranked: entries of
 what the model's symmetry leaves identified, positions included (raw coordinates are not); the log likelihood, positions
-integrated out; the log prior; and entries whose order is turned round where a moment of the data is below its median, which see
-a posterior that ignores the data, as no function of $\theta$ alone does. Draws of a chain are thinned until their
+integrated out; the log prior; entries whose order is turned round where a moment of the data is below its median, and $|Z' X|^2$
+of positions and centred data. The last two, and the likelihood, see a posterior that ignores the data, as no function of $\theta$ alone does. Draws of a chain are thinned until their
 autocorrelation could not be seen: with $\tau$ the autocorrelation time of the thinned draws, the variance of uniform ranks
 grows by $2 (\tau - 1) / L$ of itself, and a variance of R ranks has a standard error of $\sqrt{0.8 / R}$ of itself; the first is kept below half of
 the second. The p-value of a quantity is exact: that of the smallest two-sided binomial tail of the ranks' ECDF at all L inner
@@ -75,8 +75,8 @@ N_PILOTS = 8
 GEWEKE_DEPTH = 6
 N_REFERENCE = 4000
 """Draws of `simulate` that Geweke's chains are compared with."""
-MOMENTS = ("mean of x", "mean of x^2")
-"""Moments of the data: over the units, of the first column."""
+MOMENTS = ("mean of x", "mean of x^2", "mean of steps^2")
+"""Moments of the data: the mean of the first column; mean squares of all entries, and of the steps from a unit to the next."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,7 +121,9 @@ class SBC:
             axes.step(z, _counts(self.ranks[:, i], self.n_ranks) / n - z, where="mid", color=color)
             axes.set_title(f"{row.quantity}: p = {row.p:.2g}", fontsize=8, parse_math=False)
             axes.tick_params(labelsize=7)
-        figure.suptitle(f"ECDF of {n} ranks less uniform; one table in {1 / self.level:.0f} leaves its bands by chance", fontsize=9)
+        figure.suptitle(
+            f"ECDF of {n} ranks less uniform; one table in {1 / self.level:.0f} leaves its bands by chance", fontsize=9
+        )
         return figure
 
 
@@ -198,17 +200,26 @@ def calibrate(
     model: LatentModel,
     method: Method,
     *,
-    n_replications: int = 200,
+    n_replications: int | None = None,
     n_units: int = 10,
     seed: int = 0,
     progress: bool = True,
 ) -> Calibration:
     """Both checks; Geweke's for `NUTS` only, on data sets of half as many units, whose chains move faster.
 
+    Args:
+        model: The model.
+        method: The method.
+        n_replications: Data sets of the first check; where None, 200 with `NUTS`, 40 with methods that are run on one at a time.
+        n_units: Units of each.
+        seed: Root of the seed tree.
+        progress: Bars on a terminal.
+
     Raises:
         ModelError, ConfigError, DataError, InferenceError: As of `sbc` and `geweke`.
     """
-    ranks = sbc(model, method, n_replications=n_replications, n_units=n_units, seed=seed, progress=progress)
+    n_sets = n_replications if n_replications is not None else 200 if isinstance(method, NUTS) else 40
+    ranks = sbc(model, method, n_replications=n_sets, n_units=n_units, seed=seed, progress=progress)
     if not isinstance(method, NUTS):
         return Calibration(ranks, None)
     return Calibration(ranks, geweke(model, method, n_units=max(n_units // 2, 1), seed=seed, progress=progress))
@@ -341,6 +352,9 @@ def _quantities(
         z = replications.lifted(lambda sites, arrays: model.latents(arrays, **sites).sample(), rest)
         values[site] = np.concatenate([truth[site][:, None].astype(z.dtype), z], axis=1)
     names, columns = chosen(identified(values, {n: tuple(model.dims[n]) for n in values}, model.symmetry, site))
+    if model.dims[site][0] == "unit" and datasets[0].dims[datasets[0].observed][0] == "unit":
+        names.append(f"|{site}' x|^2")
+        columns.append(_positions_with_data(values[site], np.stack([dataset.x for dataset in datasets])))
     sides = np.sign(moments(datasets) - np.median(moments(datasets), axis=0))
     for i in range(min(N_JOINT, len(names))):
         for moment, side in zip(MOMENTS, sides.T, strict=True):
@@ -355,6 +369,13 @@ def _quantities(
             raise InferenceError(f"sbc: {name!r} is not finite in {int((~np.isfinite(column)).sum())} of {column.size} draws.")
     both = np.stack(columns, axis=-1)
     return names, both[:, :1], both[:, 1:]
+
+
+def _positions_with_data(z: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """|Z' X|^2 `(replication, draw)`, X centred and Z the positions, of labels their indicators: rotations and names do not matter."""
+    rows = np.nan_to_num(x - np.nanmean(x, axis=1, keepdims=True)).reshape(*x.shape[:2], -1)
+    columns = z[..., None] == np.unique(z) if z.dtype.kind in "iub" else z
+    return np.asarray((np.einsum("rknq,rnd->rkqd", columns.reshape(*z.shape[:3], -1).astype(float), rows) ** 2).sum(axis=(2, 3)))
 
 
 def _total(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -399,7 +420,7 @@ def geweke(
         raise ModelError(f"Geweke's test is for the method 'nuts', whose transitions can be frozen; got {method!r:.60}.")
     for name, value, least in (("n_chains", n_chains, 2), ("n_sweeps", n_sweeps, 2), ("n_units", n_units, 1)):
         require_whole(name, value, least)
-    _check(model, method)
+    _check(model, method)  # type: ignore[arg-type]
     seeds = Seeds(seed).child("geweke")
     datasets = simulated(model, n_chains, n_units, seeds.child("data"))
     reference = simulated(model, N_REFERENCE, n_units, seeds.child("reference"))
@@ -476,7 +497,7 @@ def _sweeps(
             )
             if sweep >= n_sweeps // 2:
                 kept_u.append(np.stack(u))
-                kept_moments.append(_moments(replications.data[next(iter(names.values()))].numpy()))
+                kept_moments.append(_moments(_seen(replications, next(iter(names.values())))))
             new = replications.lifted(density.predict, constrain_draws(density, np.stack(u)[:, None]))
             for site, name in names.items():
                 replications.data[name] = torch.from_numpy(new[site][:, 0])
@@ -487,8 +508,14 @@ def _move(u: np.ndarray, tunings: Sequence[Tuning], depth: int, rng: np.random.G
     """A transition by one of the tunings, taken at random whatever the state, so that the density is kept."""
     log_prob, gradient = yield u
     state = State(u, np.zeros_like(u), gradient, log_prob)
-    new = yield from transition(state, tunings[rng.integers(len(tunings))], depth, rng)
+    new = yield from transition(state, tunings[int(rng.integers(len(tunings)))], depth, rng)
     return new.state.u
+
+
+def _seen(replications: Replications, name: str) -> np.ndarray:
+    """An observed array of all data sets, NaN where it is missing."""
+    x = replications.data[name].numpy()
+    return np.where(replications.data["mask"].numpy(), x, np.nan) if "mask" in replications.data else x
 
 
 def _observed_arrays(replications: Replications, dataset: Dataset) -> dict[str, str]:
@@ -540,23 +567,30 @@ def stacked_truth(model: LatentModel, datasets: Sequence[Dataset]) -> dict[str, 
 
 def chosen(quantities: Mapping[str, np.ndarray]) -> tuple[list[str], list[np.ndarray]]:
     """Names and values `(chain, draw)` of `N_ENTRIES` entries that vary: the first of each quantity in turn, then the second, ..."""
-    ordered = []
+    ordered: list[tuple[int, int, str, tuple[int, ...]]] = []
     for order, (name, array) in enumerate(quantities.items()):
-        indices = np.argwhere(~is_constant(array)) if array.ndim > 2 else [()] * (not is_constant(array))
-        ordered += [(k, order, name, tuple(map(int, index))) for k, index in enumerate(indices)]
+        indices = np.argwhere(~is_constant(array)).tolist()  # of a number, one empty index
+        ordered += [(k, order, name, tuple(index)) for k, index in enumerate(indices)]
     taken = sorted(ordered)[:N_ENTRIES]
     names = [entry(name, index, {}) for _, _, name, index in taken]
     return names, [np.asarray(quantities[name][(..., *index)], dtype=np.float64) for _, _, name, index in taken]
 
 
 def moments(datasets: Sequence[Dataset]) -> np.ndarray:
-    """Mean and mean square of the first column of each data set, over what was observed, `(data set, 2)`."""
+    """The `MOMENTS` of each data set, over what was observed, `(data set, moment)`."""
     return _moments(np.stack([dataset.x for dataset in datasets]))
 
 
 def _moments(x: np.ndarray) -> np.ndarray:
-    column = x.reshape(*x.shape[:2], -1)[..., 0]
-    return np.nan_to_num(np.stack([np.nanmean(column, axis=1), np.nanmean(column**2, axis=1)], axis=-1))
+    table = x.reshape(*x.shape[:2], -1)
+    found = [_mean(table[..., 0]), _mean(table**2), _mean(np.diff(table, axis=1) ** 2)]
+    return np.stack(found, axis=-1)
+
+
+def _mean(x: np.ndarray) -> np.ndarray:
+    """Of each data set's entries that are no NaN; 0 where there are none."""
+    flat = x.reshape(len(x), -1)
+    return np.asarray(np.nansum(flat, axis=1) / np.maximum((~np.isnan(flat)).sum(axis=1), 1))
 
 
 # -- uniformity of ranks

@@ -25,7 +25,7 @@ ORDER = [
         "compare",
         "posterior",
     ),
-    *("inference", "diagnostics", "fit", "correspondence", "comparison", "store", "report", "study", "cli"),
+    *("inference", "diagnostics", "fit", "calibration", "correspondence", "comparison", "store", "report", "study", "cli"),
 ]
 
 

@@ -19,8 +19,8 @@ from latentlab.inference.trajectory import Snapshot, chain, drive_active
 from latentlab.models.base import LatentModel
 from latentlab.seeds import Seeds
 
-NARROWER = 4
-"""The batch is made narrower by this factor once so few chains are under way: their rows alone are then computed."""
+NARROWER = 8
+"""The batch is made narrower by this factor once so few chains are under way: theirs are then the only rows computed."""
 
 
 class Replications:
@@ -53,7 +53,7 @@ class Replications:
         self.density = Density(model, arrays[0], datasets[0].dims)
         marginal = model.marginal()
         self.likelihood = self.density if marginal is model else Density(marginal, arrays[0], datasets[0].dims)
-        self._widths = sorted({-(-len(datasets) // NARROWER**k) for k in range(3)})
+        self._widths = sorted({-(-len(datasets) // NARROWER), len(datasets)})
         self._batched: dict[int, Callable[..., Any]] = {}
         self._single: Callable[..., Any] | None = None
 
