@@ -3,28 +3,30 @@ r"""Are a model and a method consistent with themselves: simulation-based calibr
 Both need no answer from elsewhere. `simulate` draws $(\theta, x)$ from the joint density; the method draws $\theta \mid x$ by the
 program's density. Where the two do not belong together, or the method is wrong, one of these fails.
 
-*Simulation-based calibration.* Given $x$, the truth $\theta$ and L independent draws of the posterior are exchangeable, so that
-the rank of any $f(\theta, x)$ among those of the draws is uniform on 0, ..., L; ties are broken at random. What is ranked: entries of
-what the model's symmetry leaves identified, positions included (raw coordinates are not); the log likelihood, positions
-integrated out; the log prior; entries whose order is turned round where a moment of the data is below its median, and $|Z' X|^2$
-of positions and centred data. The last two, and the likelihood, see a posterior that ignores the data, as no function of $\theta$ alone does. Draws of a chain are thinned until their
-autocorrelation could not be seen: with $\tau$ the autocorrelation time of the thinned draws, the variance of uniform ranks
-grows by $2 (\tau - 1) / L$ of itself, and a variance of R ranks has a standard error of $\sqrt{0.8 / R}$ of itself; the first is kept below half of
-the second. The p-value of a quantity is exact: that of the smallest two-sided binomial tail of the ranks' ECDF at all L inner
-points, from the Markov chain that the ECDF is.
+*Simulation-based calibration.* Given x, the truth $\theta$ and L independent draws of the posterior are exchangeable, so that the
+rank of any $f(\theta, x)$ among those of the draws is uniform on 0, ..., L; ties are broken at random. What is ranked: entries
+of what the model's symmetry leaves identified, positions included (raw coordinates are not); the log prior; the log
+likelihood, positions integrated out; entries whose order is turned round where a moment of the data is below its median; and
+$|Z' X|^2$ of positions and centred data. The last three see a posterior that ignores the data, as no function of $\theta$
+alone does.
+
+Draws of a chain are thinned until their dependence could not be seen. With $\tau$ the autocorrelation time of the thinned
+draws, the variance of uniform ranks grows by $2 (\tau - 1) / L$ of itself, and the variance of R ranks has a standard error of
+$\sqrt{0.8 / R}$ of itself: the first is kept below half of the second. The p-value of a quantity is exact: the statistic is
+the smallest two-sided binomial tail of the ranks' ECDF over its L inner points, and the ECDF is a Markov chain.
 
 *Geweke's test.* Chains that start at $(\theta, x)$ from `simulate`, and in turn move $\theta$ by NUTS with fixed tuning and
-draw $x$ by the program's predictive, keep the joint density. Their means of test functions, over independent chains, are
-compared with those of fresh draws of `simulate`; a pair is looked at after $\theta$ has moved and before $x$ is drawn anew, so that
-a cross moment sees whether $\theta$ heeds $x$. Test functions are $g, g^2, s, s^2, g s$ of identified entries and moments
-of the data, each mapped to (-1, 1) by $v / \sqrt{1 + v^2}$ after its median and spread: no moments of the prior are needed.
+draw x by the program's predictive, keep the joint density. Their means of test functions, over independent chains, are
+compared with those of fresh draws of `simulate`. A pair is looked at after $\theta$ has moved and before x is drawn anew: a
+cross moment then sees whether $\theta$ heeds x. Test functions are g, g^2, s, s^2 and g s of identified entries g and moments s
+of the data, each mapped to (-1, 1) by $v / \sqrt{1 + v^2}$ with v in units of its spread: the prior needs no moments.
 
 Bonferroni over the quantities holds the false-alarm rate of each table at `LEVEL`.
 
 References:
     Talts, Betancourt, Simpson, Vehtari & Gelman (2018), Validating Bayesian inference algorithms with simulation-based
-    calibration, arXiv:1804.06788. Modrák et al. (2023), Simulation-based calibration checking for Bayesian computation: the choice
-    of test quantities shapes sensitivity, Bayesian Analysis. Säilynoja, Bürkner & Vehtari (2022), Graphical test for
+    calibration, arXiv:1804.06788. Modrák et al. (2023), Simulation-based calibration checking for Bayesian computation: the
+    choice of test quantities shapes sensitivity, Bayesian Analysis. Säilynoja, Bürkner & Vehtari (2022), Graphical test for
     discrete uniformity and its applications, Statistics and Computing 32:32. Geweke (2004), Getting it right: joint
     distribution tests of posterior simulators, JASA 99:799.
 """
@@ -52,7 +54,7 @@ from latentlab.inference.density import constrain_draws
 from latentlab.inference.draws import Method, Problem
 from latentlab.inference.nuts import NUTS, require_whole
 from latentlab.inference.replications import Chains, Replications
-from latentlab.inference.trajectory import Answer, Asking, State, Tuning, drive_active, transition
+from latentlab.inference.trajectory import State, Tuning, drive_active, transition
 from latentlab.models.base import LatentModel
 from latentlab.posterior import is_constant
 from latentlab.seeds import Seeds, isolated, one_thread
@@ -63,10 +65,10 @@ N_FEATURES = 4
 """Of data sets, where `simulate` asks how many."""
 N_RANKS = 50
 """Draws L that a truth is ranked among."""
-THIN = 4
+THIN = 2
 MOST_THIN = 64
 """Iterations from one ranked draw to the next: at first, and at most."""
-N_ENTRIES = 8
+N_ENTRIES = 6
 """Entries of the invariants that are looked at: the first of each in turn, then the second of each, and so on."""
 N_JOINT = 2
 """Entries that are also looked at together with the data."""
@@ -105,7 +107,7 @@ class SBC:
         return f"SBC({len(self.ranks)} replications, {len(self.table)} quantities: {'passed' if self.passed else 'FAILED'})"
 
     def figure(self) -> Any:
-        """The ECDF of each quantity's ranks less that of uniform ones, in the band that all of it stays in: a matplotlib figure."""
+        """The ECDF of each quantity's ranks less that of uniform ones, in the band for all of it, by matplotlib."""
         from matplotlib.figure import Figure
 
         n, n_quantities = self.ranks.shape
@@ -121,9 +123,8 @@ class SBC:
             axes.step(z, _counts(self.ranks[:, i], self.n_ranks) / n - z, where="mid", color=color)
             axes.set_title(f"{row.quantity}: p = {row.p:.2g}", fontsize=8, parse_math=False)
             axes.tick_params(labelsize=7)
-        figure.suptitle(
-            f"ECDF of {n} ranks less uniform; one table in {1 / self.level:.0f} leaves its bands by chance", fontsize=9
-        )
+        title = f"ECDF of {n} ranks less uniform; by chance one table in {1 / self.level:.0f} leaves a band"
+        figure.suptitle(title, fontsize=9)
         return figure
 
 
@@ -132,7 +133,8 @@ class Geweke:
     """What Geweke's test found.
 
     Attributes:
-        table: A row a test function: quantity, simulated (its mean under `simulate`), chain (its mean over the chains), z, p, verdict.
+        table: A row a test function: quantity, simulated (its mean under `simulate`), chain (its mean over the chains), z, p,
+            verdict.
         level: False-alarm rate of the table.
     """
 
@@ -241,8 +243,8 @@ def sbc(
 ) -> SBC:
     """Simulation-based calibration: ranks of the truth among posterior draws are uniform, or something is wrong.
 
-    With `NUTS` one chain a data set, all in lock step, with the method's warm-up, target acceptance and tree depth; its draws are
-    thinned as far as they need. Other methods are run on one data set after the other, and their own draws are thinned to `n_ranks`.
+    With `NUTS` one chain a data set, all in lock step, with the method's warm-up, target acceptance and tree depth; it is made
+    as long as thinning needs. Other methods are run on one data set after the other, and `n_ranks` of their draws are taken.
 
     Args:
         model: The model; its `simulate` gives data sets of one shape.
@@ -340,7 +342,7 @@ def _quantities(
     truth: Mapping[str, np.ndarray],
     draws: Mapping[str, np.ndarray],
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names, and values of what is ranked: of the truths `(replication, 1, quantity)`, of the draws `(replication, draw, quantity)`."""
+    """Names of what is ranked, and its values for the truths and the draws, `(replication, 1 or draw, quantity)`."""
     density, likelihood = replications.density, replications.likelihood
     values = {name: np.concatenate([truth[name][:, None], array], axis=1) for name, array in draws.items()}
     given = {site.name: values[site.name] for site in density.sites}
@@ -372,7 +374,7 @@ def _quantities(
 
 
 def _positions_with_data(z: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """|Z' X|^2 `(replication, draw)`, X centred and Z the positions, of labels their indicators: rotations and names do not matter."""
+    """|Z' X|^2 `(replication, draw)`, X centred, Z the positions (of labels their indicators)."""
     rows = np.nan_to_num(x - np.nanmean(x, axis=1, keepdims=True)).reshape(*x.shape[:2], -1)
     columns = z[..., None] == np.unique(z) if z.dtype.kind in "iub" else z
     return np.asarray((np.einsum("rknq,rnd->rkqd", columns.reshape(*z.shape[:3], -1).astype(float), rows) ** 2).sum(axis=(2, 3)))
@@ -523,8 +525,9 @@ def _observed_arrays(replications: Replications, dataset: Dataset) -> dict[str, 
     strange = next((name for name in replications.density.observed if name not in replications.data), None)
     if strange is not None or dataset.observed not in replications.density.observed:
         raise ModelError(
-            f"Geweke's test draws the data anew: each observed site must have the name of an array ({', '.join(dataset.arrays)}), "
-            f"{dataset.observed!r} among them; the program observes {', '.join(replications.density.observed)}."
+            f"Geweke's test draws the data anew: each observed site must have the name of an array "
+            f"({', '.join(dataset.arrays)}), {dataset.observed!r} among them; "
+            f"the program observes {', '.join(replications.density.observed)}."
         )
     others = [name for name in replications.density.observed if name != dataset.observed]
     return {name: name for name in (dataset.observed, *others)}
@@ -566,14 +569,14 @@ def stacked_truth(model: LatentModel, datasets: Sequence[Dataset]) -> dict[str, 
 
 
 def chosen(quantities: Mapping[str, np.ndarray]) -> tuple[list[str], list[np.ndarray]]:
-    """Names and values `(chain, draw)` of `N_ENTRIES` entries that vary: the first of each quantity in turn, then the second, ..."""
+    """Names and values `(chain, draw)` of `N_ENTRIES` entries that vary: the first of each quantity, the second, ..."""
     ordered: list[tuple[int, int, str, tuple[int, ...]]] = []
     for order, (name, array) in enumerate(quantities.items()):
         indices = np.argwhere(~is_constant(array)).tolist()  # of a number, one empty index
         ordered += [(k, order, name, tuple(index)) for k, index in enumerate(indices)]
     taken = sorted(ordered)[:N_ENTRIES]
     names = [entry(name, index, {}) for _, _, name, index in taken]
-    return names, [np.asarray(quantities[name][(..., *index)], dtype=np.float64) for _, _, name, index in taken]
+    return names, [quantities[name].astype(np.float64)[:, :, *index] for _, _, name, index in taken]
 
 
 def moments(datasets: Sequence[Dataset]) -> np.ndarray:
@@ -597,7 +600,7 @@ def _mean(x: np.ndarray) -> np.ndarray:
 
 
 def added_variance(drawn: np.ndarray) -> np.ndarray:
-    r"""$2 (\tau - 1) / L$ of draws `(replication, draw, quantity)`: the share that their dependence adds to the variance of ranks.
+    r"""$2 (\tau - 1) / L$ of draws `(replication, draw, quantity)`: the share their dependence adds to the variance of ranks.
 
     The autocorrelation time $\tau$ is that of the draws' own ranks in their chain, pooled over the replications, with lags up
     to the first that is negative; the bias of a chain's own mean is taken out.

@@ -196,9 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--strict", action="store_true", help="exit code 3 if a diagnostic fails")
     run.add_argument("--quiet", action="store_true", help="no progress bars and no summary")
 
-    calibrate = _command(
-        commands, "calibrate", _calibrate, "check model and method of a config against themselves, without its data"
-    )
+    calibrate = _command(commands, "calibrate", _calibrate, "check a config's model and method against themselves")
     _takes_config(calibrate)
     calibrate.add_argument("--n-replications", metavar="N", type=int, help="simulated data sets (200 with nuts, 40 otherwise)")
     calibrate.add_argument("--n-units", metavar="N", type=int, default=10, help="units of each (10)")
