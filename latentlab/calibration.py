@@ -10,10 +10,10 @@ likelihood, positions integrated out; entries whose order is turned round where 
 $|Z' X|^2$ of positions and centred data. The last three see a posterior that ignores the data, as no function of $\theta$
 alone does.
 
-Draws of a chain are thinned until their dependence could not be seen. With $\tau$ the autocorrelation time of the thinned
-draws, the variance of uniform ranks grows by $2 (\tau - 1) / L$ of itself, and the variance of R ranks has a standard error of
-$\sqrt{0.8 / R}$ of itself: the first is kept below half of the second. The p-value of a quantity is exact: the statistic is
-the smallest two-sided binomial tail of the ranks' ECDF over its L inner points, and the ECDF is a Markov chain.
+Draws of a chain are thinned until their dependence could not be seen. With $\tau$ the autocorrelation time of whether a thinned
+draw is below the truth, the variance of uniform ranks grows by $2 (\tau - 1) / L$ of itself, and the variance of R ranks has a
+standard error of $\sqrt{0.8 / R}$ of itself: the first is kept below half of the second. The p-value of a quantity is exact:
+the statistic is the smallest two-sided binomial tail of the ranks' ECDF over its L inner points, and the ECDF is a Markov chain.
 
 *Geweke's test.* Chains that start at $(\theta, x)$ from `simulate`, and in turn move $\theta$ by NUTS with fixed tuning and
 draw x by the program's predictive, keep the joint density. Their means of test functions, over independent chains, are
@@ -33,7 +33,9 @@ References:
 
 import inspect
 import io
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import gammaln
-from scipy.stats import binom, rankdata
+from scipy.stats import binom
 from scipy.stats import t as student
 from tqdm.auto import tqdm
 
@@ -66,10 +68,10 @@ N_FEATURES = 4
 N_RANKS = 50
 """Draws L that a truth is ranked among."""
 THIN = 2
-MOST_THIN = 64
+MOST_THIN = 16
 """Iterations from one ranked draw to the next: at first, and at most."""
 N_ENTRIES = 6
-"""Entries of the invariants that are looked at: the first of each in turn, then the second of each, and so on."""
+"""Entries of the invariants that are looked at; `chosen` says which."""
 N_JOINT = 2
 """Entries that are also looked at together with the data."""
 N_PILOTS = 8
@@ -284,7 +286,7 @@ def sbc(
     less, ties = (drawn < true).sum(axis=1), (drawn == true).sum(axis=1)
     ranks = less + rng.integers(0, ties + 1)
     p = [ecdf_p_value(_counts(ranks[:, i], n_ranks), n_replications) for i in range(len(names))]
-    added = added_variance(drawn) if isinstance(method, NUTS) else np.zeros(len(names))
+    added = added_variance(true, drawn) if isinstance(method, NUTS) else np.zeros(len(names))
     verdicts = np.where(added > _most_added(n_replications), "autocorrelated", "pass")
     verdicts = np.where(np.array(p) < level / len(names), "fail", verdicts)
     table = pd.DataFrame({"quantity": names, "p": p, "autocorrelation": added, "verdict": verdicts})
@@ -305,7 +307,7 @@ def _by_chains(
     while True:
         u = chains.draws(n_ranks * thin, what=f"SBC, {len(replications)} chains", progress=progress)[:, thin - 1 :: thin]
         names, true, drawn = of(constrain_draws(replications.density, u))
-        if thin >= MOST_THIN or (added_variance(drawn) <= _most_added(len(replications))).all():
+        if thin >= MOST_THIN or (added_variance(true, drawn) <= _most_added(len(replications))).all():
             return names, true, drawn
         thin *= 2
 
@@ -353,7 +355,7 @@ def _quantities(
         rest = {name: array[:, 1:] for name, array in values.items()}
         z = replications.lifted(lambda sites, arrays: model.latents(arrays, **sites).sample(), rest)
         values[site] = np.concatenate([truth[site][:, None].astype(z.dtype), z], axis=1)
-    names, columns = chosen(identified(values, {n: tuple(model.dims[n]) for n in values}, model.symmetry, site))
+    names, columns = chosen(identified(values, {n: tuple(model.dims[n]) for n in values}, model.symmetry, site), values)
     if model.dims[site][0] == "unit" and datasets[0].dims[datasets[0].observed][0] == "unit":
         names.append(f"|{site}' x|^2")
         columns.append(_positions_with_data(values[site], np.stack([dataset.x for dataset in datasets])))
@@ -437,7 +439,7 @@ def geweke(
         values = constrain_draws(replications.density, u)
     dims = {name: tuple(model.dims[name]) for name in values}
     both = {name: _joined(truth[name], value) for name, value in values.items()}
-    entries, columns = chosen(identified(both, dims, model.symmetry, model.position.site))
+    entries, columns = chosen(identified(both, dims, model.symmetry, model.position.site), both)
     columns += [*_joined(moments(reference)[None], s).T[..., None].swapaxes(1, 2)]
     return Geweke(_compared([*entries, *MOMENTS], np.stack([c.reshape(-1) for c in columns]), n_chains, level), level)
 
@@ -568,13 +570,20 @@ def stacked_truth(model: LatentModel, datasets: Sequence[Dataset]) -> dict[str, 
     return {name: np.stack([np.asarray(dataset.truth[name]) for dataset in datasets]) for name in model.dims}
 
 
-def chosen(quantities: Mapping[str, np.ndarray]) -> tuple[list[str], list[np.ndarray]]:
-    """Names and values `(chain, draw)` of `N_ENTRIES` entries that vary: the first of each quantity, the second, ..."""
-    ordered: list[tuple[int, int, str, tuple[int, ...]]] = []
+def chosen(quantities: Mapping[str, np.ndarray], sites: Iterable[str]) -> tuple[list[str], list[np.ndarray]]:
+    """Names and values `(chain, draw)` of `N_ENTRIES` entries that vary.
+
+    The sites take turns, and after them the pairs of sites; a site gives the first entry of each of its quantities, then the
+    second of each, and so on.
+    """
+    turns: dict[tuple[str, ...], list[tuple[int, int, str, tuple[int, ...]]]] = {}
     for order, (name, array) in enumerate(quantities.items()):
+        about = tuple(site for site in sites if site in re.findall(r"\w+", name))
         indices = np.argwhere(~is_constant(array)).tolist()  # of a number, one empty index
-        ordered += [(k, order, name, tuple(index)) for k, index in enumerate(indices)]
-    taken = sorted(ordered)[:N_ENTRIES]
+        turns.setdefault(about, []).extend((k, order, name, tuple(index)) for k, index in enumerate(indices))
+    queues = [sorted(turns[about]) for about in sorted(turns, key=len)]
+    rounds = itertools.chain.from_iterable(itertools.zip_longest(*queues))
+    taken = [one for one in rounds if one is not None][:N_ENTRIES]
     names = [entry(name, index, {}) for _, _, name, index in taken]
     return names, [quantities[name].astype(np.float64)[:, :, *index] for _, _, name, index in taken]
 
@@ -599,23 +608,28 @@ def _mean(x: np.ndarray) -> np.ndarray:
 # -- uniformity of ranks
 
 
-def added_variance(drawn: np.ndarray) -> np.ndarray:
-    r"""$2 (\tau - 1) / L$ of draws `(replication, draw, quantity)`: the share their dependence adds to the variance of ranks.
+def added_variance(true: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    r"""$2 (\tau - 1) / L$: the share that the dependence of draws adds to the variance of ranks among them.
 
-    The autocorrelation time $\tau$ is that of the draws' own ranks in their chain, pooled over the replications, with lags up
-    to the first that is negative; the bias of a chain's own mean is taken out.
+    A rank is the sum of whether each draw is below the truth; $\tau$ is the autocorrelation time of these, pooled over the
+    replications, with lags up to the first that is negative. A chain's own mean takes about $\tau / L$ from each
+    autocorrelation, which is given back.
+
+    Args:
+        true: The truths `(replication, 1, quantity)`.
+        drawn: The draws `(replication, draw, quantity)`.
     """
     n = drawn.shape[1]
-    centered = rankdata(drawn, axis=1) - (n + 1) / 2
+    below = (drawn < true) + 0.5 * (drawn == true)
+    centered = below - below.mean(axis=1, keepdims=True)
     variance = np.mean(centered**2, axis=(0, 1))
-    total, going = np.zeros(drawn.shape[2]), np.ones(drawn.shape[2], dtype=bool)
-    for lag in range(1, n // 2):
-        share = (centered[:, lag:] * centered[:, :-lag]).mean(axis=(0, 1)) / np.where(variance > 0, variance, 1.0) + 1 / n
-        going &= share > 0
-        total += np.where(going, share, 0.0)
-        if not going.any():
-            break
-    return np.asarray(4 * total / n)
+    scale = np.where(variance > 0, variance, 1.0)
+    lags = np.array([(centered[:, lag:] * centered[:, : n - lag]).mean(axis=(0, 1)) / scale for lag in range(1, max(n // 2, 2))])
+    time = np.ones(drawn.shape[2])
+    for _ in range(10):  # a fixed point
+        share = lags * (1 - time / n) + time / n
+        time = np.minimum(1 + 2 * np.sum(share * np.logical_and.accumulate(share > 0), axis=0), n)
+    return np.asarray(2 * (time - 1) / n)
 
 
 def _most_added(n_replications: int) -> float:
