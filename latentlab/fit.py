@@ -13,12 +13,14 @@ import torch
 import xarray as xr
 
 from latentlab.data.dataset import Dataset
+from latentlab.data.series import boundaries
 from latentlab.diagnostics import converged, diagnose, sensitivity
 from latentlab.errors import ConfigError, DataError, InferenceError, ModelError
 from latentlab.inference.density import Density, over_draws, tensors
 from latentlab.inference.draws import Draws, Method, Problem
 from latentlab.models.base import LatentModel
-from latentlab.posterior import Loo, build, loo, to_arviz
+from latentlab.modes import chain_modes, restart_modes
+from latentlab.posterior import LEFT_OUT, Loo, build, loo, to_arviz
 from latentlab.seeds import Seeds, isolated, one_thread
 from latentlab.symmetry.group import Aligned, Group
 from latentlab.symmetry.groups import Orthogonal, SignedPermutation
@@ -76,6 +78,10 @@ class Fit:
         """Whether no diagnostic failed; NaN never passes."""
         return converged(self._table)
 
+    def modes(self) -> pd.DataFrame:
+        """The modes, modulo the symmetry, that the chains sit in, or that the restarts ended in (`latentlab.modes`)."""
+        return (chain_modes if self.method.kind == "mcmc" else restart_modes)(self.data, **self._declared)
+
     def sensitivity(self) -> pd.DataFrame:
         """Which identified quantities move with the prior, which with the likelihood (`diagnostics.sensitivity`)."""
         return sensitivity(self.data, **self._declared)
@@ -120,8 +126,8 @@ class Fit:
     def probabilities(self, dataset: Dataset | None = None, *, n_draws: int = 400) -> xr.DataArray:
         """Probabilities of each unit's labels given each draw of the other sites, `(chain, draw, unit, component or state)`.
 
-        Responsibilities of a mixture, smoothed marginals of a hidden Markov model, with the symmetry removed; their mean over draws
-        is the share of draws in which a unit has a label, with less noise.
+        Responsibilities of a mixture, smoothed marginals of a hidden Markov model, with the symmetry removed; their mean over
+        draws is the share of draws in which a unit has a label, with less noise.
 
         Args:
             dataset: Units that were not in the fit, raw values given; the fit's own where None.
@@ -138,7 +144,12 @@ class Fit:
         values = thinned({name: array for name, array in self.sites().items() if name != site}, n_draws)
         elements = thinned({"g": self._aligned.elements}, n_draws)["g"]
         arrays = tensors(self.model, new)
-        found = _lifted(lambda sites: self.model.latents(arrays, **sites).probs, values)
+
+        def probs(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            found: Any = self.model.latents(arrays, **sites)
+            return found.probs
+
+        found = _lifted(probs, values)
         p = self.model.exchanges.act(elements, {"p": found}, {"p": ("unit", dim)})["p"]
         return xr.DataArray(p, dims=("chain", "draw", "unit", dim), coords=_lead_coords(p, new), name=f"p({site})")
 
@@ -152,9 +163,14 @@ class Fit:
         return xr.DataArray(array, dims=("chain", "draw", "unit"), coords=_lead_coords(array, new), name="log_likelihood")
 
     def held_out_score(self, dataset: Dataset) -> dict[str, float]:
-        r"""$\sum_n \log \frac1S \sum_s p(x_n \mid \theta_s)$ of held-out units with its standard error; larger is better."""
+        r"""$\sum_n \log \frac1S \sum_s p(x_n \mid \theta_s)$ of held-out units with its standard error; larger is better.
+
+        Of a series, the sequences are what is scored: `n_units` is their number.
+        """
         pointwise = self.log_likelihood(dataset).values
         flat = pointwise.reshape(-1, pointwise.shape[-1])
+        if self.model.is_series():
+            flat = np.add.reduceat(flat, np.unique(boundaries(dataset), return_index=True)[1], axis=1)
         each = np.logaddexp.reduce(flat, axis=0) - np.log(len(flat))
         se = float(np.sqrt(len(each)) * each.std(ddof=1)) if len(each) > 1 else float("nan")
         return {"elpd": float(each.sum()), "se": se, "n_units": float(len(each))}
@@ -358,12 +374,14 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
         "posterior": values,
         "latents": {name: aligned.values[name] for name in acted},
         "log_likelihood": _pointwise(likelihood, values),
+        "leave_one_out": _left_out(model, problem.arrays, values),
         "log_prior": _lifted(density.log_prior, _globals(values, [s.name for s in density.sites])),
         "sample_stats": dict(draws.stats),
         **_predictives(density, values),
         "observed_data": {dataset.observed: dataset.x},
         "constant_data": {name: a for name, a in dataset.arrays.items() if name != dataset.observed},
         "optimization": dict(draws.optimization),
+        "restarts": dict(draws.restarts),
     }
     attrs = {
         "model": model.name,
@@ -376,10 +394,18 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
         "conditional_log_likelihood": int(bool(likelihood.unit_sites)),
         **draws.attrs,
     }
+    left_out = next((array.shape[-1] for array in groups["leave_one_out"].values()), 0)
+    several = {} if left_out in (0, dataset.n_units) else {"left_out": _sequence_names(dataset)}
     return build(
         {name: group for name, group in groups.items() if group},
-        dims={**density.observed, **{n: tuple(d) for n, d in model.dims.items()}, **dataset.dims, "log_likelihood": ("unit",)},
-        coords=dict(dataset.coords),
+        dims={
+            **density.observed,
+            **{n: tuple(d) for n, d in model.dims.items()},
+            **dataset.dims,
+            "log_likelihood": ("unit",),
+            LEFT_OUT: ("left_out",) if several else ("unit",),
+        },
+        coords={**dataset.coords, **several},
         attrs=attrs,
     )
 
@@ -387,6 +413,19 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
 def _pointwise(likelihood: Density, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """log p(unit | draw) `(chain, draw, unit)`, by the program with its positions integrated out."""
     return {"log_likelihood": _lifted(likelihood.log_likelihood, _globals(values, [s.name for s in likelihood.sites]))}
+
+
+def _left_out(model: LatentModel, arrays: Any, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """log p(unit | all others, draw), or of each sequence, where units depend on each other given the sites."""
+    if not model.is_series():
+        return {}
+    given = {name: array for name, array in values.items() if name != model.position.site}
+    return {LEFT_OUT: _lifted(lambda sites: model.leave_one_out(arrays, **sites), given)}
+
+
+def _sequence_names(dataset: Dataset) -> np.ndarray:
+    first = np.unique(boundaries(dataset), return_index=True)[1]
+    return np.asarray(dataset.coords["sequence"])[first]
 
 
 def _predictives(density: Density, values: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:

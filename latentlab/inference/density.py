@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +128,8 @@ class Density:
         self.observed = {n: _observed_dims(n, s) for n, s in trace.nodes.items() if _is_observed(s)}
         self.n_units = next((f.size for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == "unit"), 0)
         self._single: Gradient | None = None
+        self._descent: Gradient | None = None
+        self.captured: dict[Any, Callable[..., Any]] = {}  # what methods captured of this density, to be used by all restarts
         self._batched: dict[int, Gradient] = {}
 
     def _check_determined(self) -> None:
@@ -265,6 +267,17 @@ class Density:
         values, gradients = self._batched[len(u)](u)
         return values.numpy(), gradients.numpy()
 
+    def descent(self, u: torch.Tensor) -> Gradient:
+        """Minus the log joint on the constrained scale (no Jacobian) and its gradient, captured once for all restarts."""
+        if self._descent is None:
+
+            def value_and_grad(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                gradient, value = torch.func.grad_and_value(lambda w: -self.log_prob(w, jacobian=False))(v)
+                return value, gradient
+
+            self._descent = capture(value_and_grad, u)
+        return self._descent
+
     def _one_by_one(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         values, gradients = zip(*(self.value_and_grad(row) for row in u), strict=True)
         return torch.stack(values), torch.stack(gradients)
@@ -309,6 +322,11 @@ def constrain_draws(density: Density, u: np.ndarray) -> dict[str, np.ndarray]:
     """Sites of flat vectors `(chain, draw, size)`: site -> `(chain, draw, *site)`."""
     flat = over_draws(lambda values: density.constrain(values["u"]), {"u": u.reshape(-1, u.shape[-1])})
     return {name: array.reshape(u.shape[:2] + array.shape[1:]) for name, array in flat.items()}
+
+
+def ends(density: Density, points: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Sites at the flat vectors where restarts ended: site -> `(restart, *site)`."""
+    return {name: array[0] for name, array in constrain_draws(density, np.stack(points)[None]).items()}
 
 
 def over_draws(function: Callable[[Tensors], Any], values: Mapping[str, np.ndarray], *, block: int = 256) -> Any:

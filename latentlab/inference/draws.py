@@ -21,11 +21,15 @@ HASH = hashlib.sha256().digest_size
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of the program's sites, `(chain, draw, *site)`; a point estimate is one chain of equal draws."""
+    """Draws of the program's sites, `(chain, draw, *site)`; a point estimate is one chain of equal draws.
+
+    `restarts` says where each restart of an optimiser ended, `(restart, *site)`.
+    """
 
     values: dict[str, np.ndarray]
     stats: dict[str, np.ndarray] = field(default_factory=dict)
     optimization: dict[str, np.ndarray] = field(default_factory=dict)
+    restarts: dict[str, np.ndarray] = field(default_factory=dict)
     attrs: dict[str, Any] = field(default_factory=dict)
 
 

@@ -17,7 +17,7 @@ from pyro.infer import Trace_ELBO
 from tqdm.auto import tqdm
 
 from latentlab.errors import ConfigError, InferenceError, ModelError
-from latentlab.inference.density import Density, capture, constrain_draws, non_finite_sites, over_draws, start
+from latentlab.inference.density import Density, capture, constrain_draws, ends, non_finite_sites, over_draws, start
 from latentlab.inference.draws import Draws, Problem, finished
 from latentlab.inference.guides import GUIDES, Frame, FullRank, GaussianGuide, MeanField
 from latentlab.inference.nuts import require_whole
@@ -90,7 +90,8 @@ class SVI:
         longest = max(len(run["loss"]) for run in runs)
         losses = np.stack([np.pad(run["loss"], (0, longest - len(run["loss"])), mode="edge") for run in runs])
         attrs = {"guide": self.guide, "elbo": float(elbo.max()), "averaged": int(self.guide != "model")}
-        return Draws(values, stats, {"loss": losses, "elbo": elbo}, attrs)
+        restarts = ends(problem.density, [run.get("loc", run["u"].mean(axis=0)) for run in runs])
+        return Draws(values, stats, {"loss": losses, "elbo": elbo}, restarts, attrs)
 
     def check(self, problem: Problem) -> None:
         """Refuses a guide or a batch that does not go with the model and the data."""
@@ -100,6 +101,10 @@ class SVI:
                 raise ModelError(f"{problem.model.name!r} brings no guide; use {', '.join(GUIDES)}.")
             check_guide(problem)
         if self.batch_size is not None:
+            if problem.model.is_series():
+                raise ModelError(
+                    f"batch_size does not go with {problem.model.name!r}: the steps of a series depend on each other."
+                )
             if self.batch_size > density.n_units:
                 raise ConfigError(f"SVI.batch_size must be at most the {density.n_units} units; got {self.batch_size}.")
             if density.unit_sites and self.guide != "model":
@@ -188,26 +193,40 @@ class SVI:
     def _gaussian_step(
         self, density: Density, guide: GaussianGuide, batch: Any, frame: Frame | None
     ) -> Callable[[Any], torch.Tensor]:
-        """A function of a batch that fills the parameters' gradients and returns the loss."""
+        """A function of a batch that fills the parameters' gradients and returns the loss.
+
+        It is captured once for all restarts: what differs between them, the frame too, is an argument.
+        """
         n_parameters = len(guide.parameters)
+        fixed = (frame.center, frame.matrix, frame.log_det) if frame else ()
+        n_fixed = len(fixed)
 
         def loss(parameters: tuple[torch.Tensor, ...], noise: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            placed, rows = rest[:n_fixed], rest[n_fixed:]
             v = guide.transform(parameters, noise)
             frozen = tuple(p.detach() for p in parameters)
             log_q = guide.log_density(frozen, v)
-            if frame:
-                log_q = log_q - frame.log_det
-            return (log_q - torch.vmap(_log_p(density, rest))(frame(v) if frame else v)).mean()
+            u = v
+            if placed:
+                center, matrix, log_det = placed
+                u, log_q = center + v @ matrix.mT, log_q - log_det
+            return (log_q - torch.vmap(_log_p(density, rows))(u)).mean()
 
         def flat(noise: torch.Tensor, *rest: torch.Tensor) -> Any:
             parameters, data = rest[:n_parameters], rest[n_parameters:]
             gradients, value = torch.func.grad_and_value(loss)(parameters, noise, *data)
             return (value, *gradients)
 
-        fast = capture(flat, guide.noise(self.n_particles), *(p.detach() for p in guide.parameters), *batch)
+        key = (type(guide), self.n_particles, bool(frame))
+        if key not in density.captured:
+            density.captured[key] = capture(
+                flat, guide.noise(self.n_particles), *(p.detach() for p in guide.parameters), *fixed, *batch
+            )
+        fast = density.captured[key]
 
         def step(rest: Any) -> torch.Tensor:
-            value, *gradients = fast(guide.noise(self.n_particles), *(p.detach() for p in guide.parameters), *rest)
+            parameters = (p.detach() for p in guide.parameters)
+            value, *gradients = fast(guide.noise(self.n_particles), *parameters, *fixed, *rest)
             for parameter, gradient in zip(guide.parameters, gradients, strict=True):
                 parameter.grad = gradient.clone()
             return value

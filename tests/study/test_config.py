@@ -107,6 +107,10 @@ def test_a_dataset_section_has_its_own_options_and_the_common_ones():
         ("isomap", {"n_latent", "impute", "label"}),
         ("tsne", {"n_latent", "impute", "label", "seed", "n_seeds"}),
         ("umap", {"n_latent", "impute", "label", "seed", "n_seeds"}),
+        ("kmeans", {"n_latent", "impute", "label", "seed", "n_seeds"}),
+        ("agglomerative", {"n_latent", "impute", "label"}),
+        ("window_pca", {"n_latent", "impute", "label"}),
+        ("autoencoder", {"n_latent", "impute", "label", "seed", "n_seeds"}),
         ("file", {"label"}),
     ],
 )
@@ -245,7 +249,7 @@ def test_a_missing_key_is_named(key):
 def test_a_missing_option_is_named():
     assert problems(mapping(model={"name": "ppca"})) == "config: model.n_latent: the key is missing."
     assert problems(mapping(dataset={"name": "file"})) == "config: dataset.path: the key is missing."
-    assert "model.name: the key is missing. Valid: factor_analysis, ppca" in problems(mapping(model={"n_latent": 2}))
+    assert f"model.name: the key is missing. Valid: {', '.join(MODELS)}" in problems(mapping(model={"n_latent": 2}))
 
 
 @pytest.mark.parametrize(
