@@ -5,10 +5,10 @@ With $d_i = \log p_a(x_i \mid x_{-i}) - \log p_b(x_i \mid x_{-i})$ over n points
 $$ \Delta = \sum_i d_i, \qquad \operatorname{se}(\Delta) = \sqrt{n} \; \mathrm{sd}(d). $$
 
 The terms of both models are of the same points, so the standard error is that of their differences: it is not
-$\sqrt{\mathrm{se}_a^2 + \mathrm{se}_b^2}$, which is far too large where points are hard for both. It describes $\Delta$ well where
-there are many points, models are not badly wrong, and predictions differ; where $|\Delta|$ is below `SMALL` or points are fewer than
-`FEW`, it tends to be too small, and $\Delta$ is skewed (Sivula et al. 2020). Such rows say so. The best of many models is always
-a little too good, having been chosen.
+$\sqrt{\mathrm{se}_a^2 + \mathrm{se}_b^2}$, which is far too large where the same points are hard for both. It describes $\Delta$
+well where points are many, no model is badly wrong, and predictions differ. Where $|\Delta|$ is below `SMALL`, or points are
+fewer than `FEW`, it tends to be too small, and $\Delta$ is skewed (Sivula et al. 2020): such rows say so. The best of many
+models is always a little too good, having been chosen.
 
 References:
     Vehtari, Gelman & Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC, Statistics
@@ -234,7 +234,9 @@ def table_of(
     problems = problems or {}
     order = sorted(scores, key=lambda name: -scores[name].elpd)
     rest = sorted((n for n in [*candidates, *problems] if n not in scores), key=lambda n: -_held_out(candidates.get(n))[0])
-    rows = [_row(n, candidates.get(n), scores.get(n), scores[order[0]] if order else None) for n in dict.fromkeys([*order, *rest])]
+    rows = [
+        _row(n, candidates.get(n), scores.get(n), scores[order[0]] if order else None) for n in dict.fromkeys([*order, *rest])
+    ]
     table = pd.DataFrame(rows)
     for optional in (CLUSTERS, HELD_OUT):
         if table[optional[0]].isna().all():

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from latentlab.errors import ConfigError, LatentLabError, ModelError, StoreError
 from latentlab.files import write
 from latentlab.registry import plugins as plugged
-from latentlab.report.figure import BLUE, GREY, style
+from latentlab.report.figure import BLUE, GREY, shortened, style
 from latentlab.selection import Candidate, lenient_table
 from latentlab.store import Run, place
 from latentlab.study.config import NAME_LENGTH, Config, load_config
@@ -173,13 +173,13 @@ def _config(
     own = [] if with_embeddings else ["embeddings=[]"]
     found = load_config(source, [*overrides, f"{key}={json.dumps(_plain(value))}", *own], plugins)
     if key == "seed" and found.held_out:
-        raise ConfigError("select: the seed also chooses which units are held out, and fits to different data cannot be compared.")
+        raise ConfigError("select: the seed also chooses the held-out units, and fits to different data cannot be compared.")
     with plugged(found.plugins):
         method = found.build_method()
     if method.kind == "point" and not found.held_out:
         raise ModelError(
-            f"inference: {method.name!r} gives a point estimate, which has no leave-one-out; select by nuts or svi, or by held-out "
-            "units, `held_out=0.2`."
+            f"inference: {method.name!r} gives a point estimate, which has no leave-one-out; select by nuts or svi, "
+            "or by held-out units, `held_out=0.2`."
         )
     name = _slug(f"{found.name}-{key.split('.')[-1]}-{said}")
     while name in names.values():
@@ -190,7 +190,7 @@ def _config(
 
 def _slug(text: str) -> str:
     """A name that a run can have."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text.replace("-", "\0")).replace("\0", "-")[:NAME_LENGTH].strip("-._")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:NAME_LENGTH].strip("-._")
 
 
 def _base(source: Any, overrides: Sequence[str], plugins: Sequence[str | Path]) -> str:
@@ -224,19 +224,15 @@ def _check_free(folder: Path, configs: Mapping[str, Config], *, overwrite: bool,
         raise ConfigError("--overwrite drops the runs that are there and --resume goes on with them: say one of the two.")
     taken = [folder / one.name for one in configs.values() if (folder / one.name).exists()]
     if taken and not (overwrite or resume):
-        raise StoreError(f"{taken[0]} is there already: --resume goes on with the runs that are there, --overwrite replaces them.")
+        raise StoreError(f"{taken[0]} is there already: --resume goes on with such runs, --overwrite replaces them.")
 
 
 # -- the drawing
 
 
 def drawn(table: pd.DataFrame, key: str, told: Sequence[str]) -> bytes:
-    """Differences to the best with one and two standard errors against the value, as PNG; hollow where not to be relied on."""
-    try:
-        places = {said: float(said) for said in told}
-        numbers = True
-    except ValueError:
-        places, numbers = {said: float(i) for i, said in enumerate(told)}, False
+    """Differences to the best by value with 1 and 2 standard errors, as PNG; hollow: not converged, a cross: failed."""
+    places = {said: i for i, said in enumerate(told)}
     with style():
         canvas = Figure(figsize=(6.4, 4.0), layout="constrained")
         FigureCanvasAgg(canvas)
@@ -251,7 +247,8 @@ def drawn(table: pd.DataFrame, key: str, told: Sequence[str]) -> bytes:
             for n_se, width in ((2, 1.2), (1, 3.5)):
                 axes.plot([x, x], [y - n_se * row["se_diff"], y + n_se * row["se_diff"]], color=BLUE, linewidth=width, alpha=0.6)
             axes.plot(x, y, "o", color=BLUE, markerfacecolor=BLUE if row["converged"] else "white", markersize=7, zorder=3)
-        axes.set_xticks([*places.values()], [*places] if not numbers else [f"{x:g}" for x in places.values()])
+        axes.set_xticks([*places.values()], [shortened(said) for said in told])
+        axes.set_xlim(-0.5, len(told) - 0.5)
         axes.set_xlabel(key)
         axes.set_ylabel("elpd less that of the best")
         axes.set_title("Leave-one-out; 1 and 2 standard errors of the difference; hollow: not converged", fontsize=8.5)
