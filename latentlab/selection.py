@@ -140,7 +140,7 @@ def data_difference(a: Candidate, b: Candidate) -> str:
     units = [one["unit"].values.astype(str) for one in (x, y)]
     if (units[0] != units[1]).any():
         i = int((units[0] != units[1]).argmax())
-        return f"different data: unit {i} is {units[0][i]!r} in one and {units[1][i]!r} in the other"
+        return f"different data: unit {i} is {str(units[0][i])!r} in one and {str(units[1][i])!r} in the other"
     if not np.allclose(x.values, y.values, rtol=SAME, atol=0, equal_nan=True):
         if (np.isnan(x.values) != np.isnan(y.values)).any():
             return "different data: entries that are missing in one were observed in the other"

@@ -32,6 +32,7 @@ ORDER = [
         "diagnostics",
         "fit",
         "selection",
+        "calibration",
         "correspondence",
         "comparison",
         "store",

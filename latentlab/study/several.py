@@ -68,12 +68,10 @@ def compare_runs(paths: Sequence[str | Path]) -> Several:
     notes: list[str] = []
     tables = _loo(sources, notes)
     rows = [row for pair in itertools.combinations(sources, 2) for row in _pair(sources, *pair, notes)]
-    verdicts = []
-    for name, source in sources.items():
-        if source.compared:
-            verdicts.append(source.run.verdicts.assign(run=name))
-        else:
-            notes.append(f"verdicts: {name} was compared with no embedding")
+    verdicts = [source.run.verdicts.assign(run=name) for name, source in sources.items() if source.compared]
+    without = [name for name, source in sources.items() if not source.compared]
+    if without:
+        notes.append(f"verdicts: no embedding was compared in {', '.join(without)}")
     several = pd.concat(verdicts, ignore_index=True) if verdicts else pd.DataFrame(columns=["run"])
     several = several[["run", *(column for column in several if column != "run")]]
     return Several(_runs(sources), tuple(tables), pd.DataFrame(rows, columns=list(POSITIONS)), several, tuple(notes))
@@ -152,8 +150,9 @@ def _pair(sources: dict[str, Source], name: str, other: str, notes: list[str]) -
     else:
         draws = [indicators(x[..., 0], int(x.max()) + 1) if is_so else x for x, is_so in zip(draws, discrete, strict=True)]
         points = [array.mean(axis=(0, 1)) for array in draws]
-        if any(discrete):
-            notes.append(f"positions: of {name} and {other} one has labels, which are taken as rows of zeros and a one")
+        note = "positions: labels are taken as rows of zeros and a one where they meet positions that are not labels"
+        if any(discrete) and note not in notes:
+            notes.append(note)
     rows = []
     for metric in metrics:
         flat = [array.reshape(-1, *array.shape[2:]) for array in draws]
