@@ -19,7 +19,7 @@ from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.gaussian_mixture import DPMixture, GaussianMixture
 from latentlab.models.ppca import PPCA
 from latentlab.posterior import build, loo
-from latentlab.selection import Candidate, loo_table
+from latentlab.selection import Candidate, lenient_table, loo_table
 
 # -- results made up, so that everything is known
 
@@ -49,23 +49,23 @@ def draws(rng, means, sd=0.1):
 def three(rng):
     """Three models whose points are hard or easy alike: 120 points of elpd between -12 and 0."""
     common = -(rng.standard_normal(120) ** 2) * 3
-    shifts = {"middle": -0.3, "best": 0.0, "worst": -1.0}
+    shifts = {"middle": -0.3, "top": 0.0, "poor": -1.0}
     return {name: made_up(draws(rng, common + shift + 0.2 * rng.standard_normal(120))) for name, shift in shifts.items()}
 
 
 def test_differences_and_their_errors_are_those_of_the_points(three):
     table = loo_table(three).set_index("model")
-    assert list(table.index) == ["best", "middle", "worst"]
+    assert list(table.index) == ["top", "middle", "poor"]
     points = {name: loo(one.data).pointwise for name, one in three.items()}
     for name in three:
-        d = points[name] - points["best"]
+        d = points[name] - points["top"]
         assert table.elpd_loo[name] == pytest.approx(points[name].sum(), rel=1e-12)
         assert table.se[name] == pytest.approx(np.sqrt(120) * points[name].std(ddof=1), rel=1e-12)
-        assert table.elpd_diff[name] == pytest.approx(table.elpd_loo[name] - table.elpd_loo["best"], abs=1e-9)
+        assert table.elpd_diff[name] == pytest.approx(table.elpd_loo[name] - table.elpd_loo["top"], abs=1e-9)
         assert table.se_diff[name] == pytest.approx(np.sqrt(120 * d.var(ddof=1)), abs=1e-12)
     assert table.elpd_diff.tolist() == sorted(table.elpd_diff, reverse=True)
     assert (table.elpd_diff <= 0).all()
-    assert table.se_diff["worst"] < 0.2 * np.hypot(table.se["worst"], table.se["best"])  # the points are the same
+    assert table.se_diff["poor"] < 0.2 * np.hypot(table.se["poor"], table.se["top"])  # the points are the same
     assert table.n_points.tolist() == [120] * 3
     assert table.bad_khat.tolist() == [0.0] * 3
     assert table.converged.all()
@@ -176,6 +176,21 @@ def test_fits_are_taken_as_they_are(rng):
         loo_table({"svi": one, "ml": fit(PPCA(1), raw.standardize(), Exact(n_draws=50))})
     with pytest.raises(DataError, match="different scales"):
         loo_table({"svi": one, "raw": fit(PPCA(1), raw, svi, progress=False)})
+
+
+def test_where_nothing_has_loo_held_out_scores_are_the_order(rng):
+    without = made_up(draws(rng, np.zeros(20))).data.drop_nodes("log_likelihood")
+    scores = {"2": -50.0, "8": -30.0, "4": -40.0}
+    table = lenient_table(
+        {name: Candidate(without, True, {"bound": score, "se": 3.0, "n_units": 9.0}) for name, score in scores.items()},
+        {"16": "failed: too many"},
+    )
+    assert table.model.tolist() == ["8", "4", "2", "16"]
+    assert table.held_out.tolist()[:3] == [-30.0, -40.0, -50.0]
+    assert table.elpd_diff.isna().all()
+    assert table.note[0].endswith("held_out is a lower bound")
+    assert "no LOO" in table.note[0]
+    assert table.note[3] == "failed: too many"
 
 
 # -- sequences
