@@ -31,6 +31,7 @@ ORDER = [
         "inference",
         "diagnostics",
         "fit",
+        "selection",
         "calibration",
         "correspondence",
         "comparison",
