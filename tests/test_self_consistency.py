@@ -32,6 +32,7 @@ from latentlab import calibration, cli
 from latentlab.calibration import added_variance, calibrate, ecdf_band, ecdf_p_value, geweke, sbc
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.low_rank_gaussian import LowRankGaussian
+from latentlab.distributions.mixture import Mixture
 from latentlab.errors import ConfigError, ModelError
 from latentlab.inference.density import Density
 from latentlab.inference.map import MAP
@@ -39,6 +40,8 @@ from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
 from latentlab.models.base import LatentModel, Position
 from latentlab.models.factor_analysis import FactorAnalysis
+from latentlab.models.gaussian_hmm import GaussianHMM
+from latentlab.models.gaussian_mixture import GaussianMixture
 from latentlab.models.ppca import PPCA
 from latentlab.symmetry.groups import Permutation
 
@@ -111,11 +114,78 @@ def test_a_sound_model_and_sampler_pass(model, monkeypatch):
     assert "all passed (false-alarm rate of the whole: at most 0.002)" in str(found)
 
 
+MIXTURE = GaussianMixture(2, "spherical", weights_concentration=2.0, mu_scale=1.5, sigma_scale=1.0, sigma_spread=0.3)
+HMM = GaussianHMM(2, "spherical", initial_concentration=0.0, mu_scale=1.5, sigma_scale=0.7, sigma_spread=0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "n_units"), [(MIXTURE, 8), (HMM, 10)], ids=["mixture", "hidden Markov model"])
+def test_sound_models_of_labels_pass(model, n_units):
+    sampler = NUTS(n_warmup=100, max_tree_depth=5)
+    ranks = sbc(model, sampler, n_replications=200, n_units=n_units, n_ranks=20, progress=False)
+    assert ranks.passed, ranks.table
+    assert {"sorted shares z[0]", "log likelihood"} <= set(ranks.table.quantity)
+    moved = geweke(model, sampler, n_chains=100, n_sweeps=40, n_units=n_units, progress=False)
+    assert moved.passed, moved.table
+
+
+class WeightsIgnored(GaussianMixture):
+    def model(self, x, mask=None):
+        weights = self._weights()
+        components = self.emission.components(self.emission.sample(x.shape[1]))
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", Mixture(torch.log(torch.full_like(weights, 1 / len(weights))), components, mask), obs=x)
+
+
+class SpreadSquared(GaussianMixture):
+    def model(self, x, mask=None):
+        weights, values = self._weights(), self.emission.sample(x.shape[1])
+        components = self.emission.components({**values, "sigma": values["sigma"] ** 2})
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)
+
+
+class TransitionsIgnored(GaussianHMM):
+    def _series(self, arrays, values):
+        even = torch.full_like(values["transition"], 1 / self.n_states)
+        return super()._series(arrays, {**values, "transition": even})
+
+
+class StatesSpreadSquared(GaussianHMM):
+    def _series(self, arrays, values):
+        return super()._series(arrays, {**values, "sigma": values["sigma"] ** 2})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("broken", "sound", "check"),
+    [
+        (WeightsIgnored, MIXTURE, geweke),
+        (SpreadSquared, MIXTURE, sbc),
+        (TransitionsIgnored, HMM, geweke),
+        (StatesSpreadSquared, HMM, sbc),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_planted_faults_in_models_of_labels_are_seen(broken, sound, check, monkeypatch):
+    monkeypatch.setattr(calibration, "MOST_THIN", 4)
+    options = {"n_chains": 100, "n_sweeps": 40} if check is geweke else {"n_replications": 100, "n_ranks": 20}
+    model = broken(**sound.hyperparameters())
+    model.simulate = sound.simulate
+    assert not check(model, NUTS(n_warmup=100, max_tree_depth=5), n_units=10, progress=False, **options).passed
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     "model",
-    [PPCA(n_latent=2, mu_scale=1.0), FactorAnalysis(n_latent=1, mu_scale=1.0), PPCA(n_latent=1, mu_scale=1.0, marginalize=False)],
-    ids=["ppca", "factor_analysis", "explicit positions"],
+    [
+        PPCA(n_latent=2, mu_scale=1.0),
+        FactorAnalysis(n_latent=1, mu_scale=1.0),
+        PPCA(n_latent=1, mu_scale=1.0, marginalize=False),
+        MIXTURE,
+        HMM,
+    ],
+    ids=["ppca", "factor_analysis", "explicit positions", "mixture", "hidden Markov model"],
 )
 def test_a_sound_model_and_sampler_pass_many_times(model):
     ranks = sbc(model, NUTS(n_warmup=300), n_replications=1000)
