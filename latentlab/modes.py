@@ -118,6 +118,8 @@ def _modes(
     with np.errstate(divide="ignore", invalid="ignore"):
         apart = np.abs(mean[:, None] - mean[None]) / spread
     apart = np.nan_to_num(apart, nan=0.0, posinf=np.inf)
+    odd = ~np.isfinite(mean)
+    apart[odd[:, None] | odd[None]] = np.inf  # near nothing: it would join modes that are apart
     near = (apart.max(axis=-1, initial=0.0) <= most) if len(names) else np.ones((n, n), dtype=bool)
     if exact:
         near &= np.abs(level[:, None] - level[None]) <= SAME_LEVEL
