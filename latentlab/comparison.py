@@ -31,6 +31,7 @@ from latentlab.inference.draws import Method
 from latentlab.models.base import LatentModel
 from latentlab.registry import METHODS, METRICS
 from latentlab.seeds import Seeds
+from latentlab.symmetry.labels import indicators
 
 SCORE_COLUMNS = (
     *("metric", "embedding", "seed", "map", "mean", "sd", "q05", "q50", "q95"),
@@ -66,6 +67,12 @@ class Row:
     def labels(self) -> np.ndarray | None:
         """Labels `(unit,)`, if it is a clustering."""
         return as_labels(self.values)
+
+    @property
+    def columns(self) -> np.ndarray:
+        """Its values; of a clustering given as numbers a column for each cluster: the numbers are names."""
+        labels = self.labels if self.values.shape[1] == 1 else None
+        return self.values if labels is None else indicators(labels, int(labels.max()) + 1)
 
     @property
     def label(self) -> str:
@@ -245,7 +252,10 @@ def _scored(
     for kind, draws in some.items():
         which = [i for i, metric in enumerate(chosen) if metric.of == kind]
         those = [chosen[i] for i in which]
-        usable = {j: row.values if kind == "positions" else row.labels for j, row in enumerate(rows)}
+        if kind == "labels":
+            usable = {j: row.labels for j, row in enumerate(rows)}
+        else:
+            usable = {j: row.columns if "labels" in some else row.values for j, row in enumerate(rows)}
         arrays = {j: array for j, array in usable.items() if array is not None}
         if not those:
             continue

@@ -16,7 +16,7 @@ import xarray as xr
 from scipy.sparse.csgraph import connected_components
 
 from latentlab.posterior import arrays
-from latentlab.quantities import entries, identified, labels_of
+from latentlab.quantities import counts, entries, identified, labels_of
 from latentlab.symmetry.group import Group
 
 APART = 3.0
@@ -49,7 +49,8 @@ def chain_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[
     mean, variance = flat.mean(axis=1), flat.var(axis=1)
     lp = arrays(data, "sample_stats").get("lp")
     level = np.full(len(flat), np.nan) if lp is None else lp.mean(axis=1)
-    return _modes(mean, np.sqrt((variance[:, None] + variance[None]) / 2), APART, level, names)
+    named_last = np.array([name.startswith(counts(position)) for name in names], dtype=bool)
+    return _modes(mean, np.sqrt((variance[:, None] + variance[None]) / 2), APART, level, names, named_last=named_last)
 
 
 def restart_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str]], position: str) -> pd.DataFrame:
@@ -100,13 +101,25 @@ def _both(draws: Any, points: Any, names: list[str]) -> tuple[list[str], tuple[n
 
 
 def _modes(
-    mean: np.ndarray, spread: np.ndarray, most: float, level: np.ndarray, names: list[str], *, exact: bool = False
+    mean: np.ndarray,
+    spread: np.ndarray,
+    most: float,
+    level: np.ndarray,
+    names: list[str],
+    *,
+    exact: bool = False,
+    named_last: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """Single linkage of members with means `(member, n)` and spreads of their differences `(member, member, n)`."""
-    n = len(mean)
+    """Single linkage of members with means `(member, n)` and spreads of their differences `(member, member, n)`.
+
+    Quantities `named_last` are named where no other differs: counts of labels say nothing that a reader could look up.
+    """
+    n, last = len(mean), np.zeros(len(names), dtype=bool) if named_last is None else named_last
     with np.errstate(divide="ignore", invalid="ignore"):
         apart = np.abs(mean[:, None] - mean[None]) / spread
     apart = np.nan_to_num(apart, nan=0.0, posinf=np.inf)
+    odd = ~np.isfinite(mean)
+    apart[odd[:, None] | odd[None]] = np.inf  # near nothing: it would join modes that are apart
     near = (apart.max(axis=-1, initial=0.0) <= most) if len(names) else np.ones((n, n), dtype=bool)
     if exact:
         near &= np.abs(level[:, None] - level[None]) <= SAME_LEVEL
@@ -118,6 +131,6 @@ def _modes(
         differs = ""
         if k:
             gap = apart[np.ix_(groups[0], members)].min(axis=(0, 1))
-            differs = ", ".join(names[i] for i in np.argsort(-gap, kind="stable")[:N_NAMED] if gap[i] > most)
+            differs = ", ".join(names[i] for i in [i for i in np.lexsort((-gap, last)) if gap[i] > most][:N_NAMED])
         rows.append((k, ", ".join(map(str, members)), len(members), len(members) / n, float(level[members].max()), differs))
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -91,6 +91,28 @@ TESTED = {
     "random programs": "test_faults.py::test_a_program_that_is_random_beyond_its_sites_is_refused",
     "parameter store": "inference/test_methods.py::test_a_parameter_store_with_the_same_names_does_not_leak",
     "global state": "inference/test_methods.py::test_no_state_is_left_behind",
+    # mixtures and series
+    "more components than units": "models/test_mixtures.py::test_data_that_a_mixture_cannot_take_are_refused",
+    "an empty component": "models/test_mixtures.py::test_an_empty_component_is_flagged",
+    "a component on one datum": "models/test_mixtures.py::test_a_component_on_one_datum_is_flagged",
+    "equal units under a density without bound": "models/test_mixtures.py::"
+    "test_the_log_normal_prior_keeps_equal_units_from_collapse_and_the_half_normal_does_not",
+    "label switching": "models/test_mixtures.py::test_switched_labels_are_aligned_across_chains",
+    "restarts in other names of the labels": "test_modes.py::test_restarts_that_end_in_other_names_of_the_labels_are_one_mode",
+    "counts": "models/test_mixtures.py::test_data_that_a_mixture_cannot_take_are_refused",
+    "standardised counts": "models/test_mixtures.py::test_standardised_counts_are_refused_with_what_to_do",
+    "categories outside 0..C-1": "models/test_hidden_markov_models.py::test_series_that_a_model_cannot_take_are_refused",
+    "constant columns and empty rows in a mixture": "models/test_mixtures.py::test_odd_data_have_finite_answers",
+    "forbidden transitions": "models/test_hidden_markov_models.py::"
+    "test_what_is_forbidden_stays_so_in_every_draw_and_derivatives_are_finite",
+    "sequences of one step": "models/test_hidden_markov_models.py::test_sequences_of_one_step",
+    "long sequences": "models/test_hidden_markov_models.py::test_a_hundred_thousand_steps_are_finite_and_take_linear_time",
+    "sequences that do not add up": "data/test_series.py::test_what_is_no_series_is_refused_by_the_sequence",
+    "the first state's convention": "models/test_hidden_markov_models.py::"
+    "test_joint_of_path_and_data_by_hand_and_its_sum_over_paths",
+    "chains of a series in wrong modes": "models/test_hidden_markov_models.py::"
+    "test_chains_in_different_modes_are_flagged_by_name_and_not_averaged",
+    "a state never visited": "models/test_hidden_markov_models.py::test_a_state_that_is_never_visited_is_flagged",
     "damaged runs in a report": "test_store.py::test_a_posterior_without_a_group_names_it",
 }
 
@@ -98,13 +120,10 @@ ABSENT = {
     "both of two exclusive keys": "no two keys of a config exclude each other",
     "a guide that a model requires": "a model names its methods, not its guides",
     "two sweeps in one root": "there are no sweeps yet",
-    "k > n, empty components, collapse on one datum": "there is no mixture yet",
     "labels outside 0..K-1": "labels are names, never numbers of classes of a model",
-    "sequences, forbidden transitions": "there is no series model yet",
     "graphs": "there is no graph model yet",
-    "counts and ratings": "there is no model of counts or ratings yet",
-    "unseen categories": "no model takes categories",
-    "label switching": "the models here have rotations, not labels; the permutation group is tested in symmetry/",
+    "ratings": "there is no model of ratings yet",
+    "unseen categories": "no data have named categories: symbols are whole numbers, and one beyond the last is refused",
 }
 
 

@@ -23,6 +23,8 @@ N_DRAWS = 200
 """Draws over which a unit's own misplacement is averaged."""
 SURE = 1e-9
 """Mean misplacement of draws below which the posterior has no doubt of a unit."""
+ROUNDING = 1e-9
+"""Probabilities of a set that sum to the level but for this much reach it."""
 
 
 class UnitsOfLabels:
@@ -80,7 +82,7 @@ class UnitsOfLabels:
         """Share of units in their credible sets, `(draw, level)`; labels that are none of the posterior's are outside."""
         known = labels < self._before.shape[1]
         before = np.where(known, self._before[np.arange(labels.shape[1]), np.where(known, labels, 0)], np.inf)
-        return np.stack([(before < level).mean(axis=1) for level in LEVELS], axis=1)
+        return np.stack([(before < level - ROUNDING).mean(axis=1) for level in LEVELS], axis=1)
 
     def _matched(self, y: np.ndarray) -> np.ndarray:
         """Labels of a clustering in the posterior's names; clusters beyond the match have names of their own."""

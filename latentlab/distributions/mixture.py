@@ -33,7 +33,8 @@ class Labels(TorchDistribution):
         return (u > steps[..., :-1]).sum(-1)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        return torch.take_along_dim(self.logits, value.long()[..., None], dim=-1)[..., 0]
+        logits = self.logits.expand(*torch.broadcast_shapes(value.shape, self.logits.shape[:-1]), -1)
+        return torch.take_along_dim(logits, value.long()[..., None], dim=-1)[..., 0]
 
 
 class Mixture(TorchDistribution):

@@ -80,6 +80,10 @@ class Emission(ABC):
     def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
         """Values of the sites from their priors."""
 
+    def given(self) -> tuple[str, ...]:
+        """Sites whose values are settings, not estimates."""
+        return ()
+
     def entries(self, components: Any, labels: torch.Tensor) -> torch.distributions.Distribution:
         """The distribution of single entries `(unit, feature)` given the labels, where features are independent."""
         raise NotImplementedError
@@ -134,6 +138,9 @@ class Gaussian(Emission):
     @property
     def _fixed(self) -> bool:
         return self.sigma_prior == "log_normal" and self.sigma_spread == 0
+
+    def given(self) -> tuple[str, ...]:
+        return ("sigma",) if self._fixed else ()
 
     def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
         sigma = {"spherical": (dim,), "diagonal": (dim, "feature"), "full": (dim, "feature"), "tied": ("feature",)}[
@@ -207,7 +214,8 @@ class Gaussian(Emission):
         scatter = torch.einsum("kn,knd,kne->kde", weights.mT, residual, residual)
         if extra is not None:
             scatter = scatter + torch.einsum("kn,knde->kde", weights.mT, extra)
-        return {"mu": mu, **self._covariances(scatter, weights.sum(0), current, shrink)}
+        covariances = self._correlations if self._fixed else self._covariances
+        return {"mu": mu, **covariances(scatter, weights.sum(0), current, shrink)}
 
     def _variances(
         self, squares: torch.Tensor, total: torch.Tensor, mu: torch.Tensor, current: Any, shrink: float
@@ -238,9 +246,25 @@ class Gaussian(Emission):
         if self.covariance == "full" and current is not None:
             alive = total > FEW
             found = {n: torch.where(alive.reshape(-1, *[1] * (v.dim() - 1)), v, current[n]) for n, v in found.items()}
-        if self._fixed:
-            found["sigma"] = self._sigma_scale(len(sigma[-1]) if sigma.dim() > 1 else len(sigma)).clone()
         return found
+
+    def _correlations(self, scatter: torch.Tensor, total: torch.Tensor, current: Any, shrink: float) -> dict[str, torch.Tensor]:
+        """Of given standard deviations: those of the scatter where they raise the expected log likelihood, else as they were."""
+        sigma = self._sigma_scale(scatter.shape[-1]).clone()
+        corr = self._covariances(scatter, total, None, shrink)["corr"]
+        if current is None:
+            return {"sigma": sigma, "corr": corr}
+        if self.covariance == "tied":
+            scatter, total = scatter.sum(0), total.sum()
+
+        def level(corr: torch.Tensor) -> torch.Tensor:
+            lower = sigma[..., None] * corr
+            half = torch.linalg.solve_triangular(lower, scatter, upper=False)
+            trace = torch.linalg.solve_triangular(lower, half.mT, upper=False).diagonal(dim1=-2, dim2=-1).sum(-1)
+            return -total * torch.log(corr.diagonal(dim1=-2, dim2=-1)).sum(-1) - 0.5 * trace
+
+        better = (level(corr) > level(current["corr"])) & (total > FEW)
+        return {"sigma": sigma, "corr": torch.where(better[..., None, None], corr, current["corr"])}
 
     def _completed(
         self, x: torch.Tensor, observed: torch.Tensor, pooled_mean: torch.Tensor, current: Mapping[str, torch.Tensor] | None

@@ -146,7 +146,7 @@ class HiddenMarkovModel(LatentModel):
         start = {
             name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name not in ("z", "stay")
         }
-        found = climb(step, log_likelihood, start, len(x), fixed=("initial",))
+        found = climb(step, log_likelihood, start, len(x), fixed=("initial", *self.emission.given()))
         values = {name: torch.as_tensor(value) for name, value in found.values.items()}
         sizes = self.latents(arrays, **values).probs.sum(0).numpy()
         notes = [f"state {k} is hardly visited: {size:.2g} steps" for k, size in enumerate(sizes) if size < 1]

@@ -87,7 +87,7 @@ class MixtureModel(LatentModel):
             return self._mixture(arrays, values).log_prob(x).sum()
 
         start = {name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name != "z"}
-        found = climb(step, log_likelihood, start, len(x))
+        found = climb(step, log_likelihood, start, len(x), fixed=self.emission.given())
         return replace(found, notes=(*found.notes, *self._doubts(arrays, found.values)))
 
     def _doubts(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:

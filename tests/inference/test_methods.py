@@ -2,9 +2,8 @@
 
 Faults of inference that are tested elsewhere: guides with other sites (`models/test_contract.py`), starts without density
 (`test_density.py`), a posterior with several modes (`test_known_answers.py`), divergences, stuck chains, NaN and tree depth
-(`test_diagnostics.py`), status and exit codes of a run that did not converge (`study/test_run_whole.py`). Not there yet, since
-no model has them: forbidden transitions of a hidden Markov model, empty mixture components and label switching between chains,
-enumerated discrete sites (a discrete site is refused here).
+(`test_diagnostics.py`), status and exit codes of a run that did not converge (`study/test_run_whole.py`), forbidden transitions
+(`models/test_hidden_markov_models.py`), empty components and label switching between chains (`models/test_mixtures.py`).
 """
 
 import random

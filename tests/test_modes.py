@@ -1,0 +1,232 @@
+"""Modes of chains and of restarts: planted ones are found with names and levels, labels' names make none."""
+
+import numpy as np
+import pytest
+import torch
+
+from latentlab.data.dataset import Dataset
+from latentlab.fit import fit
+from latentlab.inference.exact import Exact
+from latentlab.inference.map import MAP
+from latentlab.inference.svi import SVI
+from latentlab.models.gaussian_mixture import GaussianMixture
+from latentlab.modes import COLUMNS, _modes, chain_modes, restart_modes, said
+from latentlab.posterior import build
+from latentlab.symmetry.groups import Identity, Permutation
+
+DIMS = {"mu": ("component",), "z": ("unit",)}
+
+
+def chains(centres, rng, *, group=None, n_draws=400, levels=None, z=None):
+    """Chains about the given means `(chain, component)`, and the modes that are found."""
+    centres = np.asarray(centres, dtype=float)
+    mu = centres[:, None] + rng.standard_normal((len(centres), n_draws, centres.shape[1]))
+    groups = {"posterior": {"mu": mu} | ({} if z is None else {"z": z})}
+    if levels is not None:
+        groups["sample_stats"] = {"lp": np.asarray(levels, dtype=float)[:, None] + 0.1 * rng.standard_normal((len(mu), n_draws))}
+    data = build(groups, dims=DIMS, attrs={"inference": "mcmc"})
+    return chain_modes(data, group=group or Identity("component"), dims=DIMS, position="z")
+
+
+def test_two_planted_modes_are_found_the_higher_first(rng):
+    table = chains([[0, 0], [6, 0], [0.1, 0], [6, 0.1]], rng, levels=[-10, -5, -10, -5])
+    assert tuple(table.columns) == COLUMNS
+    assert table["members"].tolist() == ["1, 3", "0, 2"]
+    assert table["n"].tolist() == [2, 2]
+    assert table["share"].tolist() == [0.5, 0.5]
+    assert table["level"].to_numpy() == pytest.approx([-5, -10], abs=0.1)
+    assert table["differs in"].tolist() == ["", "mu[0]"]
+    assert said(table, "chains") == "chains 1, 3 at -5.0 | chains 0, 2 at -10.0, differing in mu[0]"
+
+
+@pytest.mark.parametrize(("off", "n_modes"), [(2.5, 1), (3.5, 2)])
+def test_chains_are_apart_from_three_sds_on(off, n_modes, rng):
+    """With 2000 draws a chain the means are known to 0.03 sds."""
+    assert len(chains([[0, 0], [off, 0]], rng, n_draws=2000)) == n_modes
+
+
+def test_a_chain_of_chains_is_one_mode(rng):
+    """Single linkage: 0 and 5 are apart, and both are near what lies between."""
+    assert len(chains([[0, 0], [5, 0]], rng)) == 2
+    table = chains([[0, 0], [5, 0], [2.5, 0]], rng)
+    assert table["members"].tolist() == ["0, 1, 2"]
+
+
+def test_chains_that_differ_by_the_names_of_labels_are_one_mode(rng):
+    """Under permutations; without the symmetry they are two."""
+    z = rng.integers(0, 2, (1, 400, 12))
+    centres, labels = [[0, 6], [6, 0]], np.concatenate([z, 1 - z])
+    assert len(chains(centres, rng, group=Permutation("component"), z=labels)) == 1
+    assert len(chains(centres, rng, z=labels)) == 2
+
+
+def test_chains_that_differ_in_the_partition_alone_are_two_modes(rng):
+    """The sites agree; who is with whom does not."""
+    one = (np.arange(12) < 6).astype(int)
+    other = (np.arange(12) % 2).astype(int)
+    z = np.stack([np.tile(row, (400, 1)) for row in (one, other)])
+    flip = rng.random((2, 400, 12)) < 0.02
+    table = chains([[0, 6], [0, 6]], rng, group=Permutation("component"), z=np.where(flip, 1 - z, z))
+    assert len(table) == 2
+    assert "z z' projected" in table["differs in"].iloc[1]
+
+
+def test_sites_are_named_before_counts_of_labels(rng):
+    one, other = (np.arange(12) < 6).astype(int), (np.arange(12) < 2).astype(int)
+    z = np.stack([np.tile(row, (400, 1)) for row in (one, other)])
+    z = np.where(rng.random(z.shape) < 0.02, 1 - z, z)
+    table = chains([[0, 6], [0, 12]], rng, group=Permutation("component"), z=z)
+    assert "mu" in table["differs in"].iloc[1].split(", ")[0]
+
+
+def test_one_chain_is_one_mode_and_no_level_is_none(rng):
+    table = chains([[0, 0]], rng)
+    assert table["members"].tolist() == ["0"]
+    assert table["share"].tolist() == [1.0]
+    assert np.isnan(table["level"]).all()
+
+
+def test_draws_that_are_not_finite_are_no_mode(rng):
+    """A chain that is not finite is near nothing, and does not join those that are apart."""
+    for group in (Identity("component"), Permutation("component")):
+        table = chains([[np.nan, 0], [0, 0], [0, 0], [9, 0]], rng, group=group)
+        assert set(table["members"]) == {"0", "1, 2", "3"}
+
+
+def test_a_chain_that_stays_where_it_is_is_apart_from_another():
+    """No spread and another value: infinitely far; no spread and the same value: none."""
+    mu = np.zeros((3, 50, 1))
+    mu[2] = 1.0
+    data = build({"posterior": {"mu": mu}}, dims=DIMS, attrs={"inference": "mcmc"})
+    table = chain_modes(data, group=Identity("component"), dims=DIMS, position="z")
+    assert sorted(table["members"]) == ["0, 1", "2"]
+
+
+# -- restarts
+
+
+def restarts(mu, levels, *, group=None, kind="point", **more):
+    mu = np.asarray(mu, dtype=float)
+    data = build(
+        {
+            "posterior": {"mu": more.get("posterior", np.broadcast_to(mu[0], (1, 5, mu.shape[1])))},
+            "restarts": {"mu": mu},
+            "optimization": {"elbo" if kind == "vi" else "log_joint": np.asarray(levels, dtype=float)},
+        },
+        dims=DIMS,
+        attrs={"inference": kind},
+    )
+    return restart_modes(data, group=group or Identity("component"), dims=DIMS, position="z")
+
+
+def test_restarts_of_two_levels_are_two_modes_and_permuted_ones_are_one():
+    mu = [[0.0, 6.0], [6.0, 0.0], [3.0, 3.5], [6.0 + 1e-4, 0.0]]
+    table = restarts(mu, [-10, -10, -14, -10], group=Permutation("component"))
+    assert table["members"].tolist() == ["0, 1, 3", "2"]
+    assert table["share"].tolist() == [0.75, 0.25]
+    assert table["level"].tolist() == [-10, -14]
+    assert "mu" in table["differs in"].iloc[1]
+    assert len(restarts(mu, [-10, -10, -14, -10])) == 3
+
+
+def test_points_of_one_place_and_two_levels_are_two_and_so_are_two_places_of_one_level():
+    assert len(restarts([[1.0, 2.0], [1.0, 2.0]], [-10, -10.5])) == 2
+    assert len(restarts([[1.0, 2.0], [1.0, 2.0]], [-10, -10.005])) == 1
+    assert len(restarts([[1.0, 2.0], [1.2, 2.0]], [-10, -10])) == 2
+    assert len(restarts([[1.0, 2.0], [1.01, 2.0]], [-10, -10])) == 1
+
+
+def test_approximations_are_apart_by_their_own_sds(rng):
+    posterior = np.array([0.0, 6.0]) + 0.1 * rng.standard_normal((1, 4000, 2))
+    table = restarts([[0.0, 6.0], [0.2, 6.0], [0.5, 6.0]], [-10, -10.3, -11], kind="vi", posterior=posterior)
+    assert table["members"].tolist() == ["0, 1", "2"] or table["members"].tolist() == ["0, 1, 2"]
+    # 0.5 - 0.2 is 3.0 sds: move it away for good
+    table = restarts([[0.0, 6.0], [0.2, 6.0], [0.7, 6.0]], [-10, -10.3, -11], kind="vi", posterior=posterior)
+    assert table["members"].tolist() == ["0, 1", "2"]
+
+
+def test_a_restart_that_is_not_finite_is_a_mode_of_its_own_and_joins_no_others():
+    mean = np.array([[0.0], [np.nan], [5.0]])
+    table = _modes(mean, np.ones((3, 3, 1)), 3.0, np.array([-1.0, np.nan, -2.0]), ["mu[0]"])
+    assert table["members"].tolist() == ["0", "2", "1"]
+
+
+@pytest.fixture(scope="module")
+def groups():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.standard_normal((30, 1)) - 5, rng.standard_normal((20, 1)), rng.standard_normal((10, 1)) + 5])
+    return Dataset({"x": x}, dims={"x": ("unit", "feature")})
+
+
+@pytest.mark.parametrize(
+    ("method", "level"),
+    [
+        (MAP(n_restarts=4, n_draws=5), "log_joint"),
+        (Exact(n_restarts=4, n_draws=5), "maxima"),
+        (SVI(guide="mean_field", n_steps=800, n_restarts=3, n_draws=400), "elbo"),
+    ],
+    ids=["map", "exact", "svi"],
+)
+def test_every_method_keeps_all_its_restarts_with_their_levels(method, level, groups):
+    """Two components to three groups have several optima; where each restart ended is there, and the best is the estimate."""
+    found = fit(GaussianMixture(2, covariance="diagonal"), groups, method, seed=1, progress=False)
+    kept, levels = found.data["restarts"], found.data["optimization"][level].values
+    assert levels.shape == (method.n_restarts,)
+    for name in ("weights", "mu", "sigma"):
+        assert kept[name].dims[0] == "restart"
+        assert kept[name].shape == (method.n_restarts, *found.sites()[name].shape[2:])
+    np.testing.assert_allclose(kept["weights"].values.sum(-1), 1, rtol=1e-6)
+    table = found.modes()
+    assert table["n"].sum() == method.n_restarts
+    assert table["level"].iloc[0] == pytest.approx(levels.max())
+    if found.method.kind == "point":
+        best = int(table["members"].iloc[0].split(", ")[0])
+        at = np.sort(kept["mu"].values[best].ravel())
+        np.testing.assert_allclose(at, np.sort(found.sites()["mu"][0, 0].ravel()), atol=0.05)
+    rows = found.diagnostics().query("check == 'modes'")
+    assert len(rows) == 1
+    assert rows["quantity"].str.startswith(f"of {method.n_restarts} restarts, ").all()
+
+
+class Shuffled(GaussianMixture):
+    """Starts at the clusters in another order each time."""
+
+    jitter = 0.0
+
+    def initialize(self, arrays, rng):
+        values = super().initialize(arrays, rng)
+        order = rng.permutation(self.n_components)
+        return {name: value[order] if name != "z" else value for name, value in values.items() if name != "z"}
+
+
+@pytest.mark.parametrize("method", [MAP(n_restarts=4, n_draws=5), Exact(n_restarts=4, n_draws=5)], ids=["map", "exact"])
+def test_restarts_that_end_in_other_names_of_the_labels_are_one_mode(method, groups):
+    found = fit(Shuffled(3, covariance="diagonal"), groups, method, seed=0, progress=False)
+    ends = found.data["restarts"]["mu"].values[..., 0]
+    assert len(np.unique(ends.argsort(-1), axis=0)) > 1, "no restart was permuted: the seed plants nothing"
+    table = found.modes()
+    assert table["n"].tolist() == [4]
+    row = found.diagnostics().query("check == 'modes'").iloc[0]
+    assert row["verdict"] == "pass"
+    assert row["quantity"] == "of 4 restarts, 4 found the best one"
+
+
+@pytest.mark.parametrize(("starts", "verdict"), [("good, bad, bad", "warn"), ("good, bad, good", "pass")])
+def test_a_best_optimum_that_was_found_once_is_a_warning(starts, verdict, rng):
+    """The spread being 1, the groups of 20 and 10 are merged, or those of 30 and 20: the first is the better."""
+    x = np.repeat([-6.0, 0.0, 6.0], [30, 20, 10])[:, None] + 0.3 * rng.standard_normal((60, 1))
+    groups = Dataset({"x": x}, dims={"x": ("unit", "feature")})
+    means = iter({"good": [-6.0, 2.0], "bad": [-3.6, 6.0]}[start] for start in starts.split(", "))
+
+    class Planted(GaussianMixture):
+        def initialize(self, arrays, rng):
+            values = super().initialize(arrays, rng)
+            return {**{k: values[k] for k in ("weights", "sigma")}, "mu": torch.tensor(next(means)).double()[:, None]}
+
+    model = Planted(2, covariance="diagonal", sigma_scale=1.0, sigma_spread=0.0)
+    found = fit(model, groups, Exact(n_restarts=3, n_draws=5), seed=0, progress=False)
+    row = found.diagnostics().query("check == 'modes'").iloc[0]
+    assert row["verdict"] == verdict
+    assert row["value"] == 2
+    assert "mu" in row["quantity"]
+    assert found.sites()["mu"][0, 0].max() == pytest.approx(2.0, abs=0.5)  # the estimate is the better one
