@@ -161,6 +161,7 @@ MODELS = Table(
         "gaussian_hmm": "latentlab.models.gaussian_hmm:GaussianHMM",
         "categorical_hmm": "latentlab.models.count_hmms:CategoricalHMM",
         "poisson_hmm": "latentlab.models.count_hmms:PoissonHMM",
+        "state_space": "latentlab.models.state_space:LinearGaussianStateSpace",
     },
 )
 
@@ -212,6 +213,7 @@ EMBEDDINGS = Table(
         "agglomerative": "latentlab.embeddings.clusters:agglomerative",
         "window_pca": "latentlab.embeddings.windows:window_pca",
         "window_kmeans": "latentlab.embeddings.windows:window_kmeans",
+        "viterbi": "latentlab.embeddings.sequences:viterbi",
         "autoencoder": "latentlab.embeddings.autoencoder:autoencoder",
         "file": "latentlab.embeddings.file:file",
     },
