@@ -245,7 +245,8 @@ def _mixture_centres(dataset: Dataset, n_components: int, sigma: float, n_starts
     fixed = {"weights": np.full(n_components, 1 / n_components), "sigma": np.full(n_components, sigma)}
     found = []
     for _ in range(n_starts):
-        mu, before = x[rng.choice(len(x), n_components, replace=False)], np.inf
+        mu = x[rng.choice(len(x), n_components, replace=False)]
+        before = np.full_like(mu, np.inf)
         while np.abs(mu - before).max() > 1e-12:
             before = mu
             responsibilities = _positions(model, dataset, mu=mu, **fixed).probs.numpy()
