@@ -144,7 +144,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(found: pd.DataFrame, path: Path) -> None:
-    """Agreement with draws beside that of draws with each other, the spread of the centres, and the verdicts."""
+    """Agreement with draws beside that of draws with each other, the spread of the centres, and delta, hollow where distinct."""
     with matplotlib.rc_context({"backend": "Agg", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         from matplotlib.figure import Figure
 
@@ -157,11 +157,16 @@ def figure(found: pd.DataFrame, path: Path) -> None:
             axes[0].plot(line.separation, line.ceiling, color=color, ls="--", lw=0.9)
             axes[1].errorbar(line.separation, line.spread, 2 * line.spread_se, **style)
             axes[1].plot(line.separation, line.posterior_spread, color=color, ls="--", lw=0.9)
-            axes[2].plot(line.separation, line.distinct, **style)
+            axes[2].plot(line.separation, line.delta, color=color, lw=1.2)
+            faces = ["white" if share > 0.5 else color for share in line.distinct]
+            axes[2].scatter(line.separation, line.delta, s=24, c=faces, edgecolors=color, marker=marker, zorder=3)
         axes[1].axhline(1, color="black", lw=0.6, ls=":")
         axes[0].set(title="agreement of the labels", ylabel="adjusted Rand index with posterior draws", ylim=(0, 1.03))
         axes[1].set(title="distance between the centres", ylabel="mean distance / true one")
-        axes[2].set(title="verdict on k-means' labels", ylabel="share of data sets: distinct", ylim=(-0.03, 1.03))
+        axes[2].axhline(1, color="black", lw=0.6, ls=":")
+        axes[2].set(
+            title="k-means' labels (hollow: distinct)", ylabel="delta (0: posterior's estimate, 1: a draw)", ylim=(-0.05, None)
+        )
         for axis in axes:
             axis.set_xlabel("separation (standard deviations)")
             axis.set_xticks(sorted(found.separation.unique()))
