@@ -213,6 +213,7 @@ EMBEDDINGS = Table(
         "agglomerative": "latentlab.embeddings.clusters:agglomerative",
         "window_pca": "latentlab.embeddings.windows:window_pca",
         "window_kmeans": "latentlab.embeddings.windows:window_kmeans",
+        "viterbi": "latentlab.embeddings.sequences:viterbi",
         "autoencoder": "latentlab.embeddings.autoencoder:autoencoder",
         "file": "latentlab.embeddings.file:file",
     },

@@ -23,6 +23,7 @@ from latentlab.inference.guides import GUIDES, Frame, FullRank, GaussianGuide, M
 from latentlab.inference.nuts import require_whole
 from latentlab.seeds import isolated
 from latentlab.symmetry.average import log_average
+from latentlab.symmetry.group import NEXT
 
 N_CURVATURES = 8
 """Draws at which the curvature is looked at."""
@@ -132,7 +133,8 @@ class SVI:
 
         draws = {name: values[name][0] for name in names}
         dims = {name: tuple(model.dims[name]) for name in names}
-        acted = [name for name in names if model.symmetry.dim in dims[name]]
+        # Sites with one axis of the symmetry's say which element an orbit is best looked at from; transitions have two.
+        acted = [name for name in names if [dim.removeprefix(NEXT) for dim in dims[name]].count(model.symmetry.dim) == 1]
         if not acted:
             return best["log_q"]
         jacobian = over_draws(lambda v: density.log_jacobian(v["u"]), {"u": best["u"]}, block=4096)

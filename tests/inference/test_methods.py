@@ -16,6 +16,7 @@ import torch
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
+from latentlab.data.markov import hidden_markov
 from latentlab.errors import ConfigError, InferenceError, ModelError
 from latentlab.fit import fit
 from latentlab.inference.exact import Exact
@@ -24,6 +25,7 @@ from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
 from latentlab.models.base import LatentModel, Position
 from latentlab.models.factor_analysis import FactorAnalysis
+from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.ppca import PPCA
 from latentlab.registry import METHODS
 from latentlab.symmetry.groups import Identity
@@ -287,3 +289,12 @@ def test_finished_parts_are_read_back(tmp_path):
     again = arrays_of(fit(PPCA(2), iris, method, seed=0, progress=False, checkpoint=tmp_path))
     for name, array in whole.items():
         assert array.tobytes() == again[name].tobytes(), name
+
+
+def test_a_guide_is_averaged_over_states_whose_transitions_are_the_largest_site():
+    """Two states of one feature: the 2 x 2 transitions, which have two axes of the symmetry's, are larger than the means."""
+    dataset = hidden_markov(1, 40, 2, 1, 4.0)
+    found = fit(GaussianHMM(2), dataset, SVI(guide="full_rank", n_steps=200, n_draws=100), progress=False)
+    stats = found.data["sample_stats"]
+    # One mode of two that are alike: averaged over both, the density is half of the guide's own.
+    np.testing.assert_allclose(stats["log_q_averaged"] - stats["log_q"], -np.log(2), atol=1e-3)
