@@ -1,6 +1,6 @@
 """Section 3: where the positions are, how sure that is, and whether the model fits what it was shown."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from latentlab.errors import ModelError
 from latentlab.fit import impute, thinned
 from latentlab.models.base import LatentModel
 from latentlab.posterior import SENSITIVE
+from latentlab.report import labels, series
 from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, INK, RED, Classes, drawn, panels, shortened
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
 from latentlab.report.source import POINT, Source
@@ -28,16 +29,22 @@ N_IMPUTED = 400
 
 
 def section(source: Source) -> Section:
-    """Positions, loadings, predictive checks, sensitivity, imputations."""
-    classes = Classes(source.labels, len(source.units))
-    items: list[Item] = [Text((_sentence(source),)), _positions(source, classes)]
-    items.append(_table(source))
-    items += _loadings(source)
+    """Positions, loadings, or labels and what they name; predictive checks, sensitivity, imputations."""
+    title = "Where are the positions?"
+    items: list[Item] = []
+    if source.is_discrete:
+        parts = labels.Parts(source)
+        title = labels.section_title(source)
+        items += [*labels.items(source, parts), *series.of_states(source, parts)]
+    else:
+        classes = Classes(source.labels, len(source.units))
+        items += [Text((_sentence(source),)), _positions(source, classes), *series.of_positions(source), _table(source)]
+        items += _loadings(source)
     items += _predictive(source)
     items += _sensitivity(source)
     items += _held_out(source)
     items += _imputed(source)
-    return Section("positions", "Where are the positions?", tuple(items))
+    return Section("positions", title, tuple(items))
 
 
 def _sentence(source: Source) -> str:
@@ -231,8 +238,12 @@ def _predictive(source: Source) -> list[Item]:
         "mean": lambda a: np.nanmean(a, axis=-2),
         "standard deviation": lambda a: np.nanstd(a, axis=-2),
         "largest value": lambda a: np.nanmax(a, axis=-2),
-        "correlation": _correlations,
     }
+    if x.shape[1] > 1:
+        statistics["correlation"] = _correlations
+    if source.sequences is not None and len(source.sequences) < len(x):
+        sequences = source.sequences
+        statistics["correlation with the next step"] = lambda a: autocorrelation(a, sequences)
     found = {k: (f(x), np.stack([f(one) for one in replicated])) for k, f in statistics.items()}
     n = len(replicated)
     rows = []
@@ -262,7 +273,8 @@ def _predictive(source: Source) -> list[Item]:
 def tail(seen: np.ndarray, again: np.ndarray) -> np.ndarray:
     r"""Two-sided tail p of each observed statistic among its replicates.
 
-    $$ p = \min\{1, 2 \min(r, R + 2 - r') / (R + 1)\} $$ with the ranks counted so that equal values favour neither side.
+    $$ p = \min\{1, 2 \min(r, R + 2 - r') / (R + 1)\} $$ with the ranks counted so that equal values favour neither side; NaN where
+    there is nothing observed to compare.
 
     Args:
         seen: Observed, `(n,)`.
@@ -273,7 +285,25 @@ def tail(seen: np.ndarray, again: np.ndarray) -> np.ndarray:
         [0.2, 1.0]
     """
     above, below = (again >= seen).sum(axis=0), (again <= seen).sum(axis=0)
-    return np.minimum(1.0, 2 * (1 + np.minimum(above, below)) / (1 + len(again)))
+    p = np.minimum(1.0, 2 * (1 + np.minimum(above, below)) / (1 + len(again)))
+    return np.where(np.isnan(seen), np.nan, p)
+
+
+def autocorrelation(x: np.ndarray, sequences: Sequence[np.ndarray]) -> np.ndarray:
+    """Correlation of each column with itself a step later, `(feature,)`, over pairs of steps of one sequence both of which are there.
+
+    Example:
+        >>> autocorrelation(np.array([[1.0], [2.0], [3.0], [9.0], [1.0]]), [np.arange(3), np.arange(3, 5)]).round(3).tolist()
+        [-0.803]
+    """
+    before = np.concatenate([of[:-1] for of in sequences])
+    found = np.full(x.shape[1], np.nan)
+    for d in range(x.shape[1]):
+        pair = np.column_stack([x[before, d], x[before + 1, d]])
+        pair = pair[~np.isnan(pair).any(axis=1)]
+        if len(pair) > 1 and (np.ptp(pair, axis=0) > 0).all():
+            found[d] = np.corrcoef(pair, rowvar=False)[0, 1]
+    return found
 
 
 def _correlations(x: np.ndarray) -> np.ndarray:
@@ -314,7 +344,7 @@ def _sensitivity(source: Source) -> list[Item]:
         return []
     model = source.model
     try:
-        table = sensitivity(source.tree, group=model.symmetry, dims=model.dims, position=source.site)
+        table = sensitivity(source.tree, group=model.exchanges, dims=model.dims, position=source.site)
     except ModelError as error:
         return [Text((f"The sensitivity to the prior cannot be told: {error}",))]
     n = int((table["prior"] >= SENSITIVE).sum())
