@@ -19,7 +19,7 @@ from scipy.stats import chi2
 
 from latentlab.report.figure import COLORS, MARKERS, Classes
 from latentlab.report.items import Brush, Section, Text, shown
-from latentlab.report.labels import Parts, plane
+from latentlab.report.labels import Parts, known_as, plane
 from latentlab.report.positions import LEVEL
 from latentlab.report.source import Row, Source, matched
 
@@ -72,6 +72,8 @@ def panels(source: Source) -> dict[str, Any]:
 
 def _of_labels(source: Source) -> str:
     said = "Drag a rectangle in any panel to mark units: the same units are marked in every panel, and listed below."
+    if len(source.features) == 1:
+        said += " Units are in their order from left to right, and up by what was observed of them."
     if not source.compared:
         return f"{said} No embedding was compared, so that only the posterior is shown."
     said += (
@@ -121,28 +123,41 @@ def label_panels(source: Source) -> dict[str, Any]:
 
 def _paired(source: Source, classes: Classes, used: list[int]) -> list[int]:
     """Codes of the known labels, each with the colour of the component that suits it; labels beyond them that of none."""
-    names = matched(classes.codes, source.probabilities)
-    for name in sorted({int(k) for k in names} - set(used)):
+    names = known_as(source, classes)
+    for name in sorted(set(names.values()) - set(used)):
         used.append(name)
-    return [used.index(int(k)) for k in names]
+    return [used.index(names[code]) for code in classes.codes.tolist()]
 
 
 def _map(source: Source) -> list[list[float]]:
-    """Where units are on the map: as in section 3, or their one feature, or their order."""
+    """Where units are on the map: as in section 3, or their one feature by their order, or their order alone.
+
+    Features are stretched to the same width, principal axes are not.
+    """
     found = plane(source)
     if found is not None:
-        return columns(found[0])
-    if source.is_table:
-        x = source.observed.values[:, 0]
-        values = np.where(np.isnan(x), np.nanmean(x), x)
-        return columns(np.column_stack([np.arange(len(x)), values]) if source.sequences is not None else values[:, None])
-    return columns(np.arange(len(source.units), dtype=np.float64)[:, None])
+        return columns(found[0] if len(source.features) > 2 else _stretched(found[0]))
+    order = np.arange(len(source.units), dtype=np.float64)
+    if not source.is_table:
+        return columns(order[:, None])
+    x = source.observed.values[:, 0]
+    values = np.where(np.isnan(x), np.nanmean(x), x)
+    return columns(_stretched(np.column_stack([order, values])))
+
+
+def _stretched(values: np.ndarray) -> np.ndarray:
+    width = np.ptp(values, axis=0)
+    return np.asarray((values - values.min(axis=0)) / np.where(width > 0, width, 1.0))
 
 
 def _panel(source: Source, row: Row, where: list[list[float]] | None = None) -> dict[str, Any]:
     data = source.run.comparison.sel(embedding=row.label)
     verdicts = zip(data["alignment"].values, data["verdict"].values, data["delta"].values, strict=True)
-    notes = [f"{'' if way == 'labels' else f'{way}: '}{verdict}, delta {shown(float(delta))}" for way, verdict, delta in verdicts if verdict]
+    notes = [
+        f"{'' if way == 'labels' else f'{way}: '}{verdict}, delta {shown(float(delta))}"
+        for way, verdict, delta in verdicts
+        if verdict
+    ]
     worst = data["mahalanobis"].values
     return {
         "title": row.title,

@@ -104,7 +104,7 @@ def _modes(source: Source) -> list[Item]:
     n = int(table["n"].sum())
     level = "mean log density" if what == "chain" else LEVELS.get(_level(source), "level")
     if len(table) == 1:
-        lines, kind = f"All {n} {what}s found the same mode.", "plain"
+        lines, kind = f"The {n} {what}s found the same mode.", "plain"
     elif what == "chain":
         lines, kind = (
             f"The {n} chains sit in {len(table)} different modes: no chain went from one to another, so that the draws do not say how "
@@ -129,7 +129,11 @@ def _modes(source: Source) -> list[Item]:
         for row in table.to_dict("records")
     ]
     caption = f"Modes, up to what the model leaves open: sets of {what}s that found the same"
-    caption += "; a share of chains says nothing of a mode's mass" if what == "chain" else "; a share is that of a mode's basin, not its mass"
+    caption += (
+        "; a share of chains says nothing of a mode's mass"
+        if what == "chain"
+        else "; a share is that of a mode's basin, not its mass"
+    )
     return [Text((lines,), kind), Table.of("modes", caption, records, folded=len(table) == 1, digits=6)]
 
 

@@ -1,6 +1,7 @@
 """Section 3 where the positions are labels: which component or state each unit is in, and what those are."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy.stats import chi2, norm
 from latentlab.compare.clustering import co_assignment, credible_ball, n_clusters
 from latentlab.report.figure import COLORS, GREY, HEAVY, INK, MARKERS, Classes, drawn, shortened
 from latentlab.report.items import Figure, Item, Table, Text, count, shown
-from latentlab.report.source import POINT, Source
+from latentlab.report.source import POINT, Source, matched
 
 SURE = 0.95
 """Probability from which on a unit is said to be sure of its label."""
@@ -21,6 +22,7 @@ MOST_ROWS = 40
 """Features that profiles are drawn for."""
 MOST_INTERVALS = 120
 """Intervals that a drawing of profiles holds; more are drawn as a heat map."""
+MOST_BARS = 40
 MOST_LISTED = 300
 LEAST_SURE = 50
 ALMOST_EMPTY = 0.5
@@ -43,7 +45,7 @@ class Parts:
     """
 
     def __init__(self, source: Source) -> None:
-        self.dim = source.label_dim
+        self.dim, self.n_labels = source.label_dim, source.n_labels
         flat = source.label_draws.reshape(-1, len(source.units))
         self.sizes = np.stack([(flat == k).sum(axis=1) for k in range(source.n_labels)], axis=1)
         used = (self.sizes.mean(axis=0) >= ALMOST_EMPTY) | np.isin(np.arange(source.n_labels), source.estimate)
@@ -62,7 +64,8 @@ class Parts:
         return MARKERS[self._rank(label) % len(MARKERS)]
 
     def _rank(self, label: int) -> int:
-        return self.kept.index(label) if label in self.kept else len(self.kept)
+        """Its place among those shown; beyond them for others."""
+        return self.kept.index(label) if label in self.kept else len(self.kept) + max(0, label - self.n_labels)
 
 
 def section_title(source: Source) -> str:
@@ -71,12 +74,19 @@ def section_title(source: Source) -> str:
     return f"Which {source.label_dim} is each {unit} in?"
 
 
-def items(source: Source, parts: Parts) -> list[Item]:
-    """Who is in which component, how sure that is, and what the components are like."""
-    found: list[Item] = [Text((_sentence(source, parts),)), *_occupied(source), *_map(source, parts), _table(source, parts)]
-    found += profiles(source, parts)
-    found += [_pairs(source, parts), *_known(source, parts), _units(source, parts)]
-    return found
+def overview(source: Source, parts: Parts) -> list[Item]:
+    """How many labels, how sure the units are of theirs, how many labels are in use."""
+    return [Text((_sentence(source, parts),)), *_occupied(source)]
+
+
+def components(source: Source, parts: Parts) -> list[Item]:
+    """Where the components are, how large, and what their features are like."""
+    return [*_map(source, parts), _table(source, parts), *profiles(source, parts)]
+
+
+def who_is_with_whom(source: Source, parts: Parts) -> list[Item]:
+    """Co-assignment, known labels, and the labels of each unit."""
+    return [_pairs(source, parts), *_known(source, parts), _units(source, parts)]
 
 
 # -- in words
@@ -105,7 +115,9 @@ def _sentence(source: Source, parts: Parts) -> str:
 def _number_occupied(source: Source, parts: Parts) -> str:
     values, share = occupied(source)
     if len(values) == 1:
-        return f"In every draw {values[0]} of the {parts.dim}s hold units." if values[0] > 1 else f"One {parts.dim} holds all units."
+        return (
+            f"In every draw {values[0]} of the {parts.dim}s hold units." if values[0] > 1 else f"One {parts.dim} holds all units."
+        )
     most = int(share.argmax())
     return (
         f"How many of the {parts.dim}s hold units is not certain: from {values[0]} to {values[-1]}, most often {values[most]} "
@@ -174,7 +186,7 @@ def _map(source: Source, parts: Parts) -> list[Item]:
 
     def draw(canvas: Any) -> None:
         axes = canvas.subplots()
-        for k in parts.kept:
+        for k in np.intersect1d(parts.kept, source.estimate).tolist():
             chosen = source.estimate == k
             rgba = _rgba(parts.color(k), opacity(source.certainty[chosen]))
             axes.scatter(*at[chosen].T, s=18, c=rgba, marker=parts.marker(k), linewidths=0, rasterized=len(at) > HEAVY)
@@ -191,7 +203,9 @@ def _map(source: Source, parts: Parts) -> list[Item]:
     what = "their two features" if len(source.features) == 2 else "the first two principal axes of the data"
     gaps = ", missing entries put at their column's mean" if np.isnan(source.observed.values).any() else ""
     rings = (
-        "" if shapes is None else f" Ellipses hold {LEVEL:.0%} of a {parts.dim}, at the posterior mean of its mean and covariance."
+        ""
+        if shapes is None
+        else f" Ellipses hold {LEVEL:.0%} of a {parts.dim}, at the posterior mean of its mean and covariance."
     )
     caption = (
         f"The units on {what}{gaps}, coloured and shaped by the {parts.dim} that the point estimate gives them; the paler a unit, the less "
@@ -243,7 +257,8 @@ def _histogram(source: Source, parts: Parts) -> Figure:
     seen = ~np.isnan(x)
     values = np.unique(x[seen])
     whole = len(values) <= MOST_ROWS and (values == np.floor(values)).all()
-    edges = np.arange(values[0] - 0.5, values[-1] + 1) if whole else np.histogram_bin_edges(x[seen], bins="fd")
+    bins = min(MOST_BARS, max(len(np.histogram_bin_edges(x[seen], bins="fd")) - 1, int(seen.sum()) // 6, 1))
+    edges = np.arange(values[0] - 0.5, values[-1] + 1) if whole else np.histogram_bin_edges(x[seen], bins=bins)
     shapes = _gaussians(source)
 
     def draw(canvas: Any) -> None:
@@ -291,7 +306,8 @@ def _table(source: Source, parts: Parts) -> Table:
     for k in parts.kept:
         size = parts.sizes[:, k]
         record: dict[str, Any] = {parts.dim: k, "in the estimate": int((source.estimate == k).sum())}
-        record |= {"units, mean": float(size.mean()), "q05": float(np.quantile(size, 0.05)), "q95": float(np.quantile(size, 0.95))}
+        record |= {"units, mean": float(size.mean())}
+        record |= {f"units, q{q:02}": float(np.quantile(size, q / 100)) for q in (5, 95)}
         record["sure units"] = int((source.probabilities[:, k] >= SURE).sum())
         if weights is not None and weights.ndim == 2:
             record["weight, mean"] = float(weights[:, k].mean())
@@ -336,7 +352,9 @@ def profiles(source: Source, parts: Parts) -> list[Item]:
     some = "" if len(order) == len(features) else f", the {len(order)} of {len(features)} features in which they differ most"
     what = "Means" if name == "mu" else "Rates" if name == "rate" else "Probabilities"
     draw_them = _intervals if len(order) * len(kept) <= MOST_INTERVALS else _heat_map
-    figure = draw_them(parts, told[..., order], [features[i] for i in order], f"{what} of the features by {parts.dim}{some}", unit)
+    figure = draw_them(
+        parts, told[..., order], [features[i] for i in order], f"{what} of the features by {parts.dim}{some}", unit
+    )
     records = []
     for j in order.tolist():
         for i, k in enumerate(kept):
@@ -345,7 +363,7 @@ def profiles(source: Source, parts: Parts) -> list[Item]:
                 low, high = np.quantile(own[:, i, j], (0.05, 0.95))
                 record |= {"q05": float(low), "q95": float(high)}
             records.append(record)
-    listed_as = f"{what} of the features by {parts.dim}{some}, in the data's own values"
+    listed_as = f"{what} of the features by {parts.dim}{some}" + (", in the data's own values" if name != "probability" else "")
     return [figure, Table.of("profiles", listed_as + (", 90 % intervals" if source.kind != POINT else ""), records, folded=True)]
 
 
@@ -379,8 +397,7 @@ def _intervals(parts: Parts, draws: np.ndarray, features: list[str], what: str, 
         axes.grid(axis="x")
         canvas.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
 
-    flat = "" if np.ptp(draws, axis=0).any() else "; a point estimate has no intervals"
-    caption = f"{what}, posterior mean and 90 % interval{flat}."
+    caption = f"{what}, posterior mean and 90 % interval." if np.ptp(draws, axis=0).any() else f"{what}, at the point estimate."
     return drawn("profiles", caption, f"Interval plot of {len(features)} features.", (10, 0.9 + wide * len(features)), draw)
 
 
@@ -393,7 +410,9 @@ def _heat_map(parts: Parts, draws: np.ndarray, features: list[str], what: str, u
         axes = canvas.subplots()
         drawing = axes.imshow(mean.T, aspect="auto", cmap="RdBu_r" if signed else "Blues", vmin=limits[0], vmax=limits[1])
         axes.set_yticks(np.arange(len(features)), [shortened(feature) for feature in features])
-        axes.set_xticks(np.arange(len(parts.kept)), [parts.name(k) for k in parts.kept], rotation=45 if len(parts.kept) > 8 else 0)
+        axes.set_xticks(
+            np.arange(len(parts.kept)), [parts.name(k) for k in parts.kept], rotation=45 if len(parts.kept) > 8 else 0
+        )
         canvas.colorbar(drawing, ax=axes, label=unit, shrink=0.7)
 
     caption = f"{what}, posterior means; the table below has the numbers."
@@ -419,19 +438,19 @@ def _pairs(source: Source, parts: Parts) -> Figure:
     ]
     classes = Classes(source.labels, len(source.units))
     if source.labels is not None:
-        colors = {name: classes.color(i) for i, name in enumerate(classes.names)}
+        colors = {classes.names[i]: parts.color(k) for i, k in known_as(source, classes).items()}
         strips.append(("label", [classes.names[i] for i in classes.codes[order]], colors))
 
     def draw(canvas: Any) -> None:
         grid = canvas.add_gridspec(1, len(strips) + 1, width_ratios=[*[0.035] * len(strips), 1], wspace=0.02)
         axes = canvas.add_subplot(grid[0, len(strips)])
-        drawing = axes.imshow(found.mean, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        drawing = axes.imshow(found.mean, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
         for cut in cuts:
             axes.axhline(cut, color=GREY, lw=0.7)
             axes.axvline(cut, color=GREY, lw=0.7)
         axes.set_yticks([])
         ends = [-0.5, *cuts, len(order) - 0.5]
-        middle = [(a + b) / 2 for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        middle = [(a + b) / 2 for a, b in pairwise(ends)]
         axes.set_xticks(middle, [str(estimate[int(np.ceil(a))]) for a in ends[:-1]])
         axes.set_xlabel(f"units, by {parts.dim}")
         canvas.colorbar(drawing, ax=axes, label="probability of being together", shrink=0.75)
@@ -445,8 +464,16 @@ def _pairs(source: Source, parts: Parts) -> Figure:
             marks = [_patch(color, name) for name, color in strips[1][2].items()]
             canvas.legend(handles=marks, loc="outside right upper", title="label")
 
-    known = ", and by their label, which the model was not shown" if source.labels is not None else ""
-    some = "" if len(order) == len(source.units) else f" {len(order)} of {len(source.units)} units are drawn, spread evenly over this order."
+    known = (
+        f" The second strip is the label, which the model was not shown, in the colour of the {parts.dim} that suits it best."
+        if source.labels is not None
+        else ""
+    )
+    some = (
+        ""
+        if len(order) == len(source.units)
+        else f" {len(order)} of {len(source.units)} units are drawn, spread evenly over this order."
+    )
     error = found.standard_error
     off = ~np.eye(len(error), dtype=bool)
     precise = (
@@ -456,9 +483,17 @@ def _pairs(source: Source, parts: Parts) -> Figure:
     )
     caption = (
         f"Co-assignment: the share of draws in which two units are in the same {parts.dim}, whatever it is called. Units by their {parts.dim} in the "
-        f"point estimate (coloured strip, lines){known}, within each the surest first. Blocks are sure, pale margins are not.{some}{precise}"
+        f"point estimate (coloured strip, lines), within each the surest first: blocks are sure, pale margins are not.{known}{some}{precise}"
     )
-    return drawn("co-assignment", caption, f"Heat map of how often {len(order)} units are together.", (8.4, 6.2), draw)
+    return drawn(
+        "co-assignment", caption, f"Heat map of how often {len(order)} units are together.", (7.6 + 0.9 * len(strips), 6.2), draw
+    )
+
+
+def known_as(source: Source, classes: Classes) -> dict[int, int]:
+    """The label that suits each class of known labels best, one to one; classes beyond them have numbers of their own."""
+    names = matched(classes.codes, source.probabilities)
+    return {code: int(names[classes.codes == code][0]) for code in np.unique(classes.codes).tolist()}
 
 
 def _patch(color: str, name: str) -> Any:
@@ -473,10 +508,15 @@ def _known(source: Source, parts: Parts) -> list[Item]:
         return []
     classes = Classes(source.labels, len(source.units))
     records = [
-        {parts.dim: k} | {name: int(((source.estimate == k) & (classes.codes == i)).sum()) for i, name in enumerate(classes.names)}
+        {parts.dim: k}
+        | {name: int(((source.estimate == k) & (classes.codes == i)).sum()) for i, name in enumerate(classes.names)}
         for k in parts.kept
     ]
-    return [Table.of("known-labels", f"Units by {parts.dim} in the point estimate and by label, which the model was not shown", records)]
+    return [
+        Table.of(
+            "known-labels", f"Units by {parts.dim} in the point estimate and by label, which the model was not shown", records
+        )
+    ]
 
 
 def _units(source: Source, parts: Parts) -> Table:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import chi2
 
 from latentlab.diagnostics import sensitivity
@@ -24,6 +25,8 @@ MOST_AXES = 4
 MOST_ELLIPSES = 200
 MOST_LOADINGS = 30
 MOST_SENSITIVE = 10
+FEW = 4
+"""Features that each have a tick of their own."""
 N_IMPUTED = 400
 """Draws by which missing entries are filled in."""
 
@@ -35,10 +38,11 @@ def section(source: Source) -> Section:
     if source.is_discrete:
         parts = labels.Parts(source)
         title = labels.section_title(source)
-        items += [*labels.items(source, parts), *series.of_states(source, parts)]
+        items += [*labels.overview(source, parts), *series.course_of_states(source, parts), *labels.components(source, parts)]
+        items += [*series.transitions(source, parts), *labels.who_is_with_whom(source, parts)]
     else:
         classes = Classes(source.labels, len(source.units))
-        items += [Text((_sentence(source),)), _positions(source, classes), *series.of_positions(source), _table(source)]
+        items += [Text((_sentence(source),)), _positions(source, classes), *series.course_of_positions(source), _table(source)]
         items += _loadings(source)
     items += _predictive(source)
     items += _sensitivity(source)
@@ -243,7 +247,7 @@ def _predictive(source: Source) -> list[Item]:
         statistics["correlation"] = _correlations
     if source.sequences is not None and len(source.sequences) < len(x):
         sequences = source.sequences
-        statistics["correlation with the next step"] = lambda a: autocorrelation(a, sequences)
+        statistics["autocorrelation"] = lambda a: autocorrelation(a, sequences)
     found = {k: (f(x), np.stack([f(one) for one in replicated])) for k, f in statistics.items()}
     n = len(replicated)
     rows = []
@@ -316,7 +320,7 @@ def _correlations(x: np.ndarray) -> np.ndarray:
 
 def _predictive_figure(source: Source, found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     def draw(canvas: Any) -> None:
-        for axes, (name, (seen, again)) in zip(panels(canvas, len(found), 4), found.items(), strict=True):
+        for axes, (name, (seen, again)) in zip(panels(canvas, len(found), 5), found.items(), strict=True):
             low, middle, high = np.quantile(again - seen, (0.025, 0.5, 0.975), axis=0)
             out = (low > 0) | (high < 0)
             rank = np.argsort(np.argsort(middle, kind="stable"), kind="stable")
@@ -326,6 +330,10 @@ def _predictive_figure(source: Source, found: dict[str, tuple[np.ndarray, np.nda
                 axes.vlines(rank[chosen], low[chosen], high[chosen], color=color, lw=0.8, alpha=0.5, rasterized=heavy)
                 axes.scatter(rank[chosen], middle[chosen], s=12, color=color, marker=marker, lw=0, rasterized=heavy)
             axes.set_title(name)
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.set_xlim(-0.05 * len(seen) - 0.5, 1.05 * len(seen) - 0.5)
+            if len(seen) <= FEW:
+                axes.set_xticks(np.arange(len(seen)))
             axes.set_xlabel(f"{'pairs' if name == 'correlation' else 'features'}, in order")
         canvas.axes[0].set_ylabel("replicated less observed")
 
@@ -333,6 +341,8 @@ def _predictive_figure(source: Source, found: dict[str, tuple[np.ndarray, np.nda
         "Posterior predictive check: a statistic of each feature (or pair) in data sets that the fitted model makes, less the same "
         "in the data; median and 95 % interval. Above 0 the model makes too much of it. Crosses mark those whose interval misses 0."
     )
+    if "autocorrelation" in found:
+        caption += " Autocorrelation is that with the next step of the sequence."
     return drawn("predictive", caption, f"Replicated less observed {listed(list(found))}, by feature.", (10, 2.9), draw)
 
 

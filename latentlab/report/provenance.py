@@ -91,7 +91,10 @@ OF_POSITIONS = ("Gower", "Hotelling")
 def section(source: Source) -> Section:
     """Terms, versions, times, files, references."""
     info = source.run.info
-    items: list[Item] = [Table("terms", "Terms", ("term", "meaning"), OF_LABELS if source.is_discrete else TERMS), *_reproduce(source)]
+    items: list[Item] = [
+        Table("terms", "Terms", ("term", "meaning"), OF_LABELS if source.is_discrete else TERMS),
+        *_reproduce(source),
+    ]
     seconds = info.get("seconds", {})
     rows: list[dict[str, Any]] = [
         {"what": "run", "value": source.run.path.name},

@@ -108,7 +108,7 @@ def _verdicts(source: Source) -> list[Item]:
         "distinct, so read the word and delta together. Shuffled centres and shuffled draws, put through the same test, reach p "
         f"{shown(gates[0])} and {shown(gates[1])}: small values say that the test can tell clusterings from nonsense here."
         if source.is_discrete
-        else         "Delta is the distance from the posterior mean in that of a typical draw: 0 the mean, 1 a draw. With many units even a small "
+        else "Delta is the distance from the posterior mean in that of a typical draw: 0 the mean, 1 a draw. With many units even a small "
         "error that is fixed is found out as distinct, so read the word and delta together. Scale is the factor by which the embedding "
         f"would have to grow to meet the mean. Shuffled means and shuffled draws, put through the same test, reach p {shown(gates[0])} "
         f"and {shown(gates[1])}: small values say that the test can tell positions from nonsense here."

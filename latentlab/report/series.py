@@ -21,20 +21,22 @@ MOST_NUMBERED = 12
 MOST_TICKS = 8
 
 
-def of_states(source: Source, parts: Parts) -> list[Item]:
-    """The course of the states, transitions, how long states last."""
-    found: list[Item] = []
-    if source.sequences is not None and source.is_table:
-        found.append(_ribbon(source, parts))
-    transition = draws_of(source, "transition")
-    if transition is not None and transition.ndim == 3:
-        found += [_transitions(source, parts, transition), *_stays(source, parts, transition)]
-    return found
+def course_of_states(source: Source, parts: Parts) -> list[Item]:
+    """The series with the probabilities of the states beneath; nothing where the data are no series."""
+    return [_ribbon(source, parts)] if source.sequences is not None and source.is_table else []
 
 
-def of_positions(source: Source) -> list[Item]:
+def course_of_positions(source: Source) -> list[Item]:
     """Each latent axis over time, with bands; nothing where the data are no series."""
     return [] if source.sequences is None else [_course(source)]
+
+
+def transitions(source: Source, parts: Parts) -> list[Item]:
+    """Transitions, how long states last, how sequences begin; nothing of a model that has none."""
+    draws = draws_of(source, "transition")
+    if draws is None or draws.ndim != 3:
+        return []
+    return [_transitions(source, parts, draws), *_stays(source, parts, draws)]
 
 
 # -- in time
@@ -81,7 +83,9 @@ def _ribbon(source: Source, parts: Parts) -> Figure:
     sequences, some = _some(source)
     n_drawn = min(len(source.features), MOST_FEATURES, max(1, MOST_PANELS // len(sequences)))
     x, found = source.observed.values, location(source)
-    levels = None if found is None or len(found[2]) != len(source.features) or found[0] == "probability" else found[1].mean(axis=0)
+    levels = (
+        None if found is None or len(found[2]) != len(source.features) or found[0] == "probability" else found[1].mean(axis=0)
+    )
     block = n_drawn + 1
     heights = ([1.0] * n_drawn + [0.42]) * len(sequences)
 
@@ -116,8 +120,8 @@ def _ribbon(source: Source, parts: Parts) -> Figure:
             band.stairs(np.full(len(of), 1.0), edges, baseline=None, color=GREY, lw=0.6)
             band.set_xlim(edges[0], edges[-1])
             band.set_ylim(0, 1)
-            band.set_yticks([0, 1])
-            band.set_ylabel("P", rotation=0)
+            band.set_yticks([])
+            band.set_ylabel("P", rotation=0, ha="right", va="center")
             _ticks(band, names)
         grid[-1].set_xlabel("time" if "time" in source.observed.coords else "step")
         canvas.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper", markerscale=2)
@@ -186,8 +190,8 @@ def _transitions(source: Source, parts: Parts, draws: np.ndarray) -> Figure:
         axes.set_ylabel(f"from {parts.dim}")
         canvas.colorbar(drawing, ax=axes, label="probability", shrink=0.8)
 
-    interval = "; a point estimate has no intervals" if source.kind == POINT else " and 90 % interval"
-    caption = f"Transitions: the probability that a step in one {parts.dim} is followed by one in another, posterior mean{interval}."
+    how = "at the point estimate" if source.kind == POINT else "posterior mean and 90 % interval"
+    caption = f"Transitions: the probability that a step in one {parts.dim} is followed by one in another, {how}."
     side = min(7.0, 1.6 + 0.85 * len(kept))
     alt = "Heat map of transitions; staying: " + listed([f"{k} {mean[i, i]:.2f}" for i, k in enumerate(kept)], 12)
     return drawn("transitions", caption, alt, (side + 1.4, side), draw)

@@ -283,8 +283,12 @@ class Source:
 
     @cached_property
     def unjudged(self) -> list[str]:
-        """Titles of the rows that got none: where the positions are labels, those that are no clusterings."""
-        return [title for title, has in zip(self.titles.values(), self._has_verdict, strict=True) if not has]
+        """Embeddings that got none, their seeds taken together: where the positions are labels, those that are no clusterings."""
+        data = self.run.comparison
+        names = zip(
+            data["name"].values.astype(str).tolist(), data["map"].values.astype(str).tolist(), self._has_verdict, strict=True
+        )
+        return list(dict.fromkeys(f"{name}{' (mapped)' if way == 'mapped' else ''}" for name, way, has in names if not has))
 
     @property
     def _has_verdict(self) -> np.ndarray:

@@ -100,7 +100,10 @@ def _answer(source: Source) -> list[str]:
         lines.append(f"{listed(source.unjudged, 20)} {what} but no verdict.")
     if not source.judged:
         return lines
-    return [*lines, f"Delta is 0 at the {'centre' if source.is_discrete else 'posterior mean'} and 1 at a typical draw of the posterior."]
+    return [
+        *lines,
+        f"Delta is 0 at the {'centre' if source.is_discrete else 'posterior mean'} and 1 at a typical draw of the posterior.",
+    ]
 
 
 def _reason(sentence: str) -> str:
@@ -114,15 +117,19 @@ def _range(delta: list[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def _way(alignment: str) -> str:
+    return "" if alignment == "labels" else f", {alignment}"
+
+
 def _glance(source: Source) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     ways = source.run.comparison["alignment"].values.astype(str).tolist()
-    empty = {f"{what}, {way}": "" for way in ways for what in ("verdict", "delta")}
+    empty = {f"{what}{_way(way)}": "" for way in ways for what in ("verdict", "delta")}
     for record in verdict_records(source):
         seeds = f", {record['n_seeds']} seeds" if record["n_seeds"] > 1 else ""
         row = rows.setdefault(record["embedding"], {"embedding": record["embedding"] + seeds, **empty})
         row |= {
-            f"verdict, {record['alignment']}": record["verdict"],
-            f"delta, {record['alignment']}": _range(record["delta"]),
+            f"verdict{_way(record['alignment'])}": record["verdict"],
+            f"delta{_way(record['alignment'])}": _range(record["delta"]),
         }
     return list(rows.values())
