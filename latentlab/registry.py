@@ -161,6 +161,7 @@ MODELS = Table(
         "gaussian_hmm": "latentlab.models.gaussian_hmm:GaussianHMM",
         "categorical_hmm": "latentlab.models.count_hmms:CategoricalHMM",
         "poisson_hmm": "latentlab.models.count_hmms:PoissonHMM",
+        "state_space": "latentlab.models.state_space:LinearGaussianStateSpace",
     },
 )
 
