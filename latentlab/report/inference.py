@@ -134,7 +134,7 @@ def _modes(source: Source) -> list[Item]:
         if what == "chain"
         else "; a share is that of a mode's basin, not its mass"
     )
-    return [Text((lines,), kind), Table.of("modes", caption, records, folded=len(table) == 1, digits=6)]
+    return [Text((lines,), kind), Table.of("modes", caption, records, folded=len(table) == 1, digits=4)]
 
 
 LEVELS = {"elbo": "ELBO", "log_joint": "log density", "maxima": "log likelihood"}

@@ -42,7 +42,7 @@ def section(source: Source) -> Section:
         items += [*series.transitions(source, parts), *labels.who_is_with_whom(source, parts)]
     else:
         classes = Classes(source.labels, len(source.units))
-        items += [Text((_sentence(source),)), _positions(source, classes), *series.course_of_positions(source), _table(source)]
+        items += [Text((_sentence(source),)), *series.course_of_positions(source), _positions(source, classes), _table(source)]
         items += _loadings(source)
     items += _predictive(source)
     items += _sensitivity(source)
