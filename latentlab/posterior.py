@@ -42,7 +42,7 @@ from latentlab.data.memory import SMALL, Budget, size
 from latentlab.errors import DataError, InferenceError, ModelError, StoreError
 
 LEAD = ("chain", "draw")
-FIXED = ("observed_data", "constant_data")
+FIXED = ("observed_data", "constant_data", "parameters")
 """Groups whose arrays have no draws."""
 SCALARS = ("sample_stats", "log_prior")
 """Groups with one number a draw, whatever the dims of the site that the number is about."""
@@ -81,9 +81,9 @@ def build(
 ) -> xr.DataTree:
     """Draws, data and statistics by group -> a DataTree, every shape checked against its dims.
 
-    Arrays are `(chain, draw, *site's own)`; in `sample_stats` and `log_prior` `(chain, draw)`; in `observed_data` and
-    `constant_data` without chain and draw; in `optimization` as `OPTIMIZATION` says. Every dim of every group gets explicit
-    coordinates, counting from 0 where `coords` has none.
+    Arrays are `(chain, draw, *site's own)`; in `sample_stats` and `log_prior` `(chain, draw)`; in `observed_data`,
+    `constant_data` and `parameters` without chain and draw; in `optimization` as `OPTIMIZATION` says. Every dim of every
+    group gets explicit coordinates, counting from 0 where `coords` has none.
 
     Args:
         groups: Group -> name -> array.
@@ -557,6 +557,8 @@ def loo(tree: xr.DataTree) -> Loo:
     """
     if tree.attrs.get("point_estimate"):
         raise ModelError("a point estimate has no LOO: there is no posterior to leave a unit out of.")
+    if "parameters" in tree.children:
+        raise ModelError("parameters that are points have no LOO: there is no posterior to leave a unit out of; hold units out.")
     draws = next(iter(arrays(tree, "log_likelihood").values()), None)
     if draws is None:
         raise ModelError("LOO needs the group 'log_likelihood'.")

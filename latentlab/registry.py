@@ -154,6 +154,8 @@ MODELS = Table(
     {
         "ppca": "latentlab.models.ppca:PPCA",
         "factor_analysis": "latentlab.models.factor_analysis:FactorAnalysis",
+        "vae": "latentlab.models.vae:VAE",
+        "linear_vae": "latentlab.models.linear_vae:LinearVAE",
     },
 )
 

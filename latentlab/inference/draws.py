@@ -21,12 +21,16 @@ HASH = hashlib.sha256().digest_size
 
 @dataclass(frozen=True)
 class Draws:
-    """Draws of the program's sites, `(chain, draw, *site)`; a point estimate is one chain of equal draws."""
+    """Draws of the program's sites, `(chain, draw, *site)`; a point estimate is one chain of equal draws.
+
+    `parameters` are the model's, one value each.
+    """
 
     values: dict[str, np.ndarray]
     stats: dict[str, np.ndarray] = field(default_factory=dict)
     optimization: dict[str, np.ndarray] = field(default_factory=dict)
     attrs: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

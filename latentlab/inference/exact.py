@@ -38,9 +38,11 @@ class Exact:
         with isolated(problem.seeds):
             found = model.maximum_likelihood(problem.arrays, problem.seeds.child("start").numpy())
         lead = (1, self.n_draws)
-        values = {name: np.broadcast_to(value, lead + np.shape(value)).copy() for name, value in found.values.items()}
+        sites = {name: value for name, value in found.values.items() if name not in model.parameters}
+        values = {name: np.broadcast_to(value, lead + np.shape(value)).copy() for name, value in sites.items()}
         return Draws(
             values,
             optimization={"log_likelihood": found.trace},
             attrs={"how": found.how, "gradient": float(found.gradient), "notes": "; ".join(found.notes)},
+            parameters={name: np.asarray(value) for name, value in found.values.items() if name in model.parameters},
         )

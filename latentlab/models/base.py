@@ -1,19 +1,28 @@
 """The contract of a model: what a class declares and defines to be fitted, checked, compared and reported."""
 
+import hashlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pyro import poutine
 
 from latentlab.data.dataset import Dataset
 from latentlab.symmetry.group import Group
+from latentlab.symmetry.groups import Identity
 
 Arrays = Mapping[str, Any]
-"""The dataset's arrays by name as float64 tensors, and `mask` (bool, or None): what `model` takes as keywords."""
+"""The dataset's arrays by name as float64 tensors, and `mask` (bool, or None): what `model` takes as keywords.
+
+A model with an argument `labels` gets the units' labels too, as `(unit, label)` of zeros and a one.
+"""
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,10 @@ class LatentModel(ABC):
     """A latent-variable model as a Pyro program; subclasses are final and say the generative process in their docstring.
 
     A subclass's constructor arguments are its hyper-parameters; each is kept as an attribute of the same name.
+
+    Parameters are arrays that are estimated as points and have no posterior, such as the weights of a network: program and guide
+    declare them by `pyro.param`, the attribute `parameters` gives their dims, and `latents`, `imputation` and `bound` take them
+    beside the sites.
     """
 
     name: ClassVar[str]
@@ -50,13 +63,21 @@ class LatentModel(ABC):
     position: Position
     symmetry: Group
     methods: tuple[str, ...]
+    parameters: Mapping[str, tuple[str, ...]] = NOTHING
+    kl_weight: float = 1.0
+    """What a variational objective multiplies the positions' Kullback-Leibler term by; the density does not know of it."""
+    classes: np.ndarray | None = None
+    """The labels that the columns of `labels` stand for; those of the dataset where None."""
 
     @abstractmethod
     def model(self, *args: Any, **arrays: Any) -> None:
         """The Pyro program: takes the dataset's arrays by name, and `mask` if it can do with missing entries."""
 
     def latents(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
-        """Distribution of the positions given one draw of the other sites, batch shape `(unit,)`."""
+        """Distribution of the positions given one draw of the other sites, batch shape `(unit,)`.
+
+        Exact, or an encoder's where the model has a `bound`.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no `latents`: its positions are the site itself.")
 
     def imputation(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
@@ -65,6 +86,10 @@ class LatentModel(ABC):
         Where entries were observed it may be anything.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what missing entries were.")
+
+    def bound(self, arrays: Arrays, n_samples: int, **values: torch.Tensor) -> torch.Tensor:
+        """Lower bound on log p(unit | values), `(unit,)`, in expectation, where the positions cannot be integrated out exactly."""
+        raise NotImplementedError(f"{type(self).__name__} has no bound on its log likelihood.")
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Starting values by site, on the constrained scale; sites left out start at a draw from the prior."""
@@ -81,6 +106,15 @@ class LatentModel(ABC):
     def marginal(self) -> "LatentModel":
         """The same model with its positions integrated out, where it can be written so; itself otherwise."""
         return self
+
+    def frozen(self, parameters: Mapping[str, Any], classes: np.ndarray | None = None) -> "LatentModel":
+        """The same program with its parameters fixed at these values: what is left are sites, which any sampler can draw.
+
+        Args:
+            parameters: Name -> value, as `Fit.parameters` has them.
+            classes: The labels of the data that they were fitted to, for a model that takes labels.
+        """
+        return Frozen(self, parameters, classes)
 
     def check(self, dataset: Dataset) -> None:  # noqa: B027
         """Refuses data that the model has no sensible answer for, naming both numbers (`n_latent` and features, say)."""
@@ -102,7 +136,11 @@ class LatentModel(ABC):
 
     def takes_missing(self) -> bool:
         """Whether `model` has a `mask` argument."""
-        return "mask" in inspect.signature(self.model).parameters
+        return self.takes("mask")
+
+    def takes(self, argument: str) -> bool:
+        """Whether `model` has this argument."""
+        return argument in inspect.signature(self.model).parameters
 
     def has_guide(self) -> bool:
         """Whether the model brings its own guide."""
@@ -112,6 +150,68 @@ class LatentModel(ABC):
         """Whether the positions are given back by `latents` rather than read from a site of the program."""
         return type(self).latents is not LatentModel.latents
 
+    def has_bound(self) -> bool:
+        """Whether there is a lower bound on the log likelihood of a unit in place of the log likelihood itself."""
+        return type(self).bound is not LatentModel.bound
+
     def imputes(self) -> bool:
         """Whether the model says what missing entries were."""
         return type(self).imputation is not LatentModel.imputation
+
+
+class Fixed(poutine.messenger.Messenger):
+    """Gives the parameters of a program these values; Pyro's store is neither read nor written for them."""
+
+    def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.parameters = parameters
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self.parameters:
+            msg["value"], msg["done"] = self.parameters[msg["name"]], True
+
+
+class Frozen(LatentModel):
+    """A model whose parameters are fixed (`LatentModel.frozen`): its positions are sites, without any symmetry."""
+
+    symmetry = Identity()
+    methods = ("nuts", "svi", "map")
+
+    def __init__(self, base: LatentModel, parameters: Mapping[str, Any], classes: np.ndarray | None = None) -> None:
+        self.base, self.classes = base, classes
+        self.name = base.name  # type: ignore[misc]
+        self.dims, self.position = base.dims, base.position
+        self.values = {name: torch.tensor(np.asarray(value), dtype=torch.float64) for name, value in parameters.items()}
+
+    def model(self, *args: Any, **arrays: Any) -> None:
+        with Fixed(self.values):
+            self.base.model(*args, **arrays)
+
+    def imputation(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
+        return self.base.imputation(arrays, **self.values, **values)
+
+    def check(self, dataset: Dataset) -> None:
+        """As the model that it was made from."""
+        self.base.check(dataset)
+
+    def position_columns(self) -> int | None:
+        """As the model that it was made from."""
+        return self.base.position_columns()
+
+    def takes(self, argument: str) -> bool:
+        """As the model that it was made from."""
+        return self.base.takes(argument)
+
+    def imputes(self) -> bool:
+        """As the model that it was made from."""
+        return self.base.imputes()
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Those of the model that it was made from."""
+        return self.base.hyperparameters()
+
+    def __repr__(self) -> str:
+        digest = hashlib.sha256()
+        for name, value in sorted(self.values.items()):
+            digest.update(name.encode() + value.numpy().tobytes())
+        return f"{self.base!r}.frozen({digest.hexdigest()[:12]})"
