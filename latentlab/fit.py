@@ -107,7 +107,7 @@ class Fit:
 
     @property
     def _classes(self) -> np.ndarray | None:
-        return np.unique(self.dataset.labels) if self.model.takes("labels") and self.dataset.labels is not None else None
+        return classes_of(self.model, self.dataset)
 
     @cached_property
     def _aligned(self) -> Aligned:
@@ -265,6 +265,13 @@ def prepared(
     if hasattr(method, "check"):
         method.check(problem)
     return problem
+
+
+def classes_of(model: LatentModel, dataset: Dataset) -> np.ndarray | None:
+    """The labels that the columns of `labels` stand for in a fit to this dataset; None where the model takes none."""
+    if not model.takes("labels") or dataset.labels is None:
+        return None
+    return np.unique(dataset.labels) if model.classes is None else model.classes
 
 
 def one_orientation(model: LatentModel, method: Method) -> bool:
