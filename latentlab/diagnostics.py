@@ -167,10 +167,16 @@ def _coassignment(name: str, labels: np.ndarray) -> dict[str, np.ndarray]:
     flat = labels.reshape(*labels.shape[:2], -1)
     members = np.stack([flat == label for label in np.unique(flat)], axis=-1).astype(np.float64)
     a, b = directions(flat.shape[-1])
+    shares, pairs = _counts(name)
     return {
-        f"sorted shares {name}": np.sort(members.mean(axis=-2))[..., ::-1],
-        f"{name} {name}' projected": np.einsum("cdpk,cdpk->cdp", a @ members, b @ members).round(9),
+        shares: np.sort(members.mean(axis=-2))[..., ::-1],
+        pairs: np.einsum("cdpk,cdpk->cdp", a @ members, b @ members).round(9),
     }
+
+
+def _counts(name: str) -> tuple[str, str]:
+    """What quantities of a set of labels are called."""
+    return f"sorted shares {name}", f"{name} {name}' projected"
 
 
 # -- rows
@@ -205,13 +211,14 @@ def _series(
     stuck = _stuck(watched, declared)
     quantities = {} if stuck else identified(values, dims, group, position) | _densities(data)
     names, flat = entries(quantities, labels_of(data, dims, group), data["posterior"].sizes)
+    counted = [name.startswith(_counts(position)) for name in names]
     n_chains = flat.shape[0]
     checks = [
         ("R-hat", rhat(flat), f"< {RHAT:g}", lambda v: v < RHAT, np.argmax),
         ("bulk ESS", ess_bulk(flat), f">= {ESS:g}", lambda v: v >= ESS, np.argmin),
         ("tail ESS", ess_tail(flat), f">= {ESS:g}", lambda v: v >= ESS, np.argmin),
         ("MCSE of the mean / sd", _relative(mcse_mean, flat), f"< {MCSE:g}", lambda v: v < MCSE, np.argmax),
-        ("MCSE of the sd / sd", _relative(mcse_sd, flat), f"< {MCSE:g}", lambda v: v < MCSE, np.argmax),
+        ("MCSE of the sd / sd", _relative_of_sd(flat, counted), f"< {MCSE:g}", lambda v: v < MCSE, np.argmax),
     ]
     rows = []
     for check, found, threshold, ok, worst in checks:
@@ -285,6 +292,11 @@ def entries(quantities: Mapping[str, np.ndarray], labels: Labels, sizes: Mapping
         names += [entry(name, tuple(map(int, index)), labels) for index in np.argwhere(keep)]
         columns.append(array[:, :, keep] if array.ndim > 2 else array[:, :, None][..., keep[None]])
     return names, np.concatenate(columns, axis=-1)
+
+
+def _relative_of_sd(flat: np.ndarray, counted: list[bool]) -> np.ndarray:
+    """As `_relative`, of the sd; 0 for counts of labels: the sd of a rare event is nothing that anybody needs."""
+    return np.where(counted, 0.0, _relative(mcse_sd, flat))
 
 
 def _relative(error: Any, flat: np.ndarray) -> np.ndarray:

@@ -23,7 +23,10 @@ from latentlab.posterior import Loo, arrays, build, loo, to_arviz
 from latentlab.seeds import Seeds, isolated, one_thread
 from latentlab.symmetry.group import Aligned, Group
 from latentlab.symmetry.groups import Orthogonal, SignedPermutation
+from latentlab.symmetry.labels import indicators
 
+MOST_NUMBERS = 2**24
+"""Labels are aligned by as many units as give so many numbers at most (128 MB)."""
 N_PREDICTIVE = 100
 """Draws of the prior and posterior predictive that are kept: a whole data set each."""
 N_BOUND = 500
@@ -61,7 +64,7 @@ class Fit:
     @property
     def _declared(self) -> dict[str, Any]:
         """What diagnostics need to know of the model."""
-        return {"group": self.model.symmetry, "dims": dict(self.model.dims), "position": self.model.position.site}
+        return {"group": self.model.exchanges, "dims": dict(self.model.dims), "position": self.model.position.site}
 
     @cached_property
     def _table(self) -> pd.DataFrame:
@@ -135,11 +138,34 @@ class Fit:
         with isolated(seeds):
             lead = next(iter(self.sites().values())).shape[:2]
             z = draw_positions(self.model, tensors(self.model, new, self._classes), values, self.parameters, lead)
-        if self.model.symmetry.dim in self.model.dims[site]:
-            z = self.model.symmetry.act(self._aligned.elements, {site: z}, {site: self.model.dims[site]})[site]
+        z = self.model.act(self._aligned.elements, {site: z})[site]
         dims = ("chain", "draw", *self.model.dims[site])
-        coords = {"chain": np.arange(z.shape[0]), "draw": np.arange(z.shape[1]), "unit": new.units}
-        return _with_latent_dim(xr.DataArray(z, dims=dims, coords=coords, name=site))
+        return _with_latent_dim(xr.DataArray(z, dims=dims, coords=_lead_coords(z, new), name=site))
+
+    def probabilities(self, dataset: Dataset | None = None, *, n_draws: int = 400) -> xr.DataArray:
+        """Probabilities of each unit's labels given each draw of the other sites, `(chain, draw, unit, component or state)`.
+
+        Responsibilities of a mixture, smoothed marginals of a hidden Markov model, with the symmetry removed; their mean over draws
+        is the share of draws in which a unit has a label, with less noise.
+
+        Args:
+            dataset: Units that were not in the fit, raw values given; the fit's own where None.
+            n_draws: About so many draws, spread evenly over the chains.
+
+        Raises:
+            ModelError: The positions are not discrete.
+            DataError: New data that the fit cannot take.
+        """
+        site, dim = self.model.position.site, self.model.exchanges.dim
+        if self.model.position.kind != "discrete":
+            raise ModelError(f"the positions of {self.model.name!r} are {self.model.position.kind}: they have no labels.")
+        new = self.dataset if dataset is None else self._like_training(dataset)
+        values = thinned({name: array for name, array in self.sites().items() if name != site}, n_draws)
+        elements = thinned({"g": self._aligned.elements}, n_draws)["g"]
+        arrays = tensors(self.model, new)
+        found = _lifted(lambda sites: self.model.latents(arrays, **sites).probs, values)
+        p = self.model.exchanges.act(elements, {"p": found}, {"p": ("unit", dim)})["p"]
+        return xr.DataArray(p, dims=("chain", "draw", "unit", dim), coords=_lead_coords(p, new), name=f"p({site})")
 
     def log_likelihood(self, dataset: Dataset, *, n_samples: int = N_BOUND) -> xr.DataArray:
         """log p(unit | draw) `(chain, draw, unit)` of units that were not in the fit, positions integrated out.
@@ -159,9 +185,8 @@ class Fit:
             density = density_of_new(self.model, new, self.parameters, self._classes)
             values = _globals(self.sites(), [s.name for s in density.sites])
             array = _lifted(density.log_likelihood, values, (1, 1))
-        coords = {"chain": np.arange(array.shape[0]), "draw": np.arange(array.shape[1]), "unit": new.units}
         name = "bound" if self.model.has_bound() else "log_likelihood"
-        return xr.DataArray(array, dims=("chain", "draw", "unit"), coords=coords, name=name)
+        return xr.DataArray(array, dims=("chain", "draw", "unit"), coords=_lead_coords(array, new), name=name)
 
     def held_out_score(self, dataset: Dataset, *, n_samples: int = N_BOUND) -> dict[str, float]:
         r"""$\sum_n \log \frac1S \sum_s p(x_n \mid \theta_s)$ of held-out units with its standard error; larger is better.
@@ -280,18 +305,23 @@ def one_orientation(model: LatentModel, method: Method) -> bool:
 
 
 def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool = False) -> Aligned:
-    """Draws with the model's symmetry removed, by the position site.
+    """Draws with the model's symmetry removed, by the position site; labels by which units have them.
 
     At a point estimate all draws have one orientation, and are turned together: else the constant sites would be turned to and
     fro by the noise in the positions.
     """
-    group, site = model.symmetry, model.position.site
+    group, site = model.exchanges, model.position.site
     dims = {name: tuple(model.dims[name]) for name in values}
-    if not point:
-        return _signed(group, group.align(values, dims, on=site), values, dims)
-    mean = group.align({site: values[site].mean(axis=(0, 1), keepdims=True)}, {site: dims[site]}, on=site)
-    elements = np.broadcast_to(mean.elements, (*values[site].shape[:2], *mean.elements.shape[2:]))
-    return _signed(group, Aligned(group.act(elements, values, dims), elements, mean.reference), values, dims)
+    on, on_dims = np.asarray(values[site]), dims[site]
+    if model.position.kind == "discrete" and not group.is_trivial():
+        few = max(1, MOST_NUMBERS // (on[..., 0].size * model.n_labels()))
+        some = np.unique(np.linspace(0, on.shape[-1] - 1, min(few, on.shape[-1])).astype(int))
+        on, on_dims = indicators(on[..., some], model.n_labels()), (*on_dims, group.dim)
+    if point:
+        on = on.mean(axis=(0, 1), keepdims=True)
+    found = group.align({site: on}, {site: on_dims}, on=site)
+    elements = np.broadcast_to(found.elements, (*values[site].shape[:2], *found.elements.shape[2:]))
+    return _signed(group, Aligned(model.act(elements, values), elements, found.reference), values, dims)
 
 
 def _signed(group: Group, aligned: Aligned, values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]]) -> Aligned:
@@ -402,7 +432,7 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
     marginal = model.marginal()
     likelihood = density if marginal is model else Density(marginal, problem.arrays, density.dims, density.parameters)
     aligned = align(model, values, point=one_orientation(model, method))
-    acted = [n for n in values if n == site or model.symmetry.dim in model.dims[n]]
+    acted = [n for n in values if n == site or model.exchanges.dim in model.dims[n]]
     groups: dict[str, dict[str, np.ndarray]] = {
         "posterior": values,
         "latents": {name: aligned.values[name] for name in acted},
@@ -479,6 +509,11 @@ def _lifted(function: Any, values: Mapping[str, np.ndarray], without: tuple[int,
     if isinstance(found, dict):
         return {name: array.reshape(*lead, *array.shape[1:]) for name, array in found.items()}
     return found.reshape(*lead, *found.shape[1:])
+
+
+def _lead_coords(array: np.ndarray, dataset: Dataset) -> dict[str, np.ndarray]:
+    """Coordinates of an array `(chain, draw, unit, ...)`."""
+    return {"chain": np.arange(array.shape[0]), "draw": np.arange(array.shape[1]), "unit": dataset.units}
 
 
 def _with_latent_dim(z: xr.DataArray) -> xr.DataArray:

@@ -154,6 +154,13 @@ MODELS = Table(
     {
         "ppca": "latentlab.models.ppca:PPCA",
         "factor_analysis": "latentlab.models.factor_analysis:FactorAnalysis",
+        "gaussian_mixture": "latentlab.models.gaussian_mixture:GaussianMixture",
+        "dp_mixture": "latentlab.models.gaussian_mixture:DPMixture",
+        "bernoulli_mixture": "latentlab.models.count_mixtures:BernoulliMixture",
+        "poisson_mixture": "latentlab.models.count_mixtures:PoissonMixture",
+        "gaussian_hmm": "latentlab.models.gaussian_hmm:GaussianHMM",
+        "categorical_hmm": "latentlab.models.count_hmms:CategoricalHMM",
+        "poisson_hmm": "latentlab.models.count_hmms:PoissonHMM",
         "vae": "latentlab.models.vae:VAE",
         "linear_vae": "latentlab.models.linear_vae:LinearVAE",
     },

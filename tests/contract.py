@@ -6,12 +6,14 @@ import numpy as np
 import pyro
 import torch
 
+from latentlab.errors import ModelError
 from latentlab.inference.density import Density, log_joint, start, tensors
 from latentlab.inference.draws import Problem
 from latentlab.inference.svi import check_guide
 from latentlab.models.base import LatentModel
 from latentlab.seeds import Seeds, double, isolated
 from latentlab.symmetry.groups import larger_groups
+from latentlab.symmetry.labels import renamed
 
 SEED = 20_240_229
 
@@ -26,8 +28,11 @@ def parameters_of(model, dataset):
 
 
 def truth_of(model, dataset):
-    """The truth of all sites of the joint with positions, and of the parameters; sites that are fixed are left out."""
-    return {name: np.asarray(value) for name, value in dataset.truth.items() if name in dims_of(model)}
+    """The truth of all sites of the joint with positions, and of the parameters; labels as whole numbers."""
+    found = {name: np.asarray(value) for name, value in dataset.truth.items() if name in dims_of(model)}
+    if model.position.kind == "discrete":
+        found[model.position.site] = found[model.position.site].astype(np.int64)
+    return found
 
 
 def dims_of(model):
@@ -53,8 +58,25 @@ def joint_along(model, dataset, group, n):
     axes = [values[s].shape[dims[s].index(group.dim)] for s in values if group.dim in dims[s]]
     if not axes:
         return at, np.full(n, at)
-    turned = (group.act(group.random(rng, axes[0]), values, dims) for _ in range(n))
-    return at, np.array([log_joint(model, dataset, each) for each in turned])
+    turned = (acted(model, group, group.random(rng, axes[0]), values) for _ in range(n))
+    return at, np.array([joint_or_nothing(model, dataset, each) for each in turned])
+
+
+def acted(model, group, element, values):
+    """The sites after an element of a group has acted; a discrete position is renamed by permutations, and has no other turn."""
+    found = group.act(element, values, dict(model.dims))
+    if model.position.kind == "discrete" and type(group).__name__ == "Permutation":
+        found[model.position.site] = renamed(element, values[model.position.site])
+    return found
+
+
+def joint_or_nothing(model, dataset, values):
+    """The log joint; minus infinity where a value cannot be (weights that were rotated)."""
+    try:
+        return log_joint(model, dataset, values)
+    except ModelError as error:
+        assert "outside (or on the edge) of its support" in str(error)
+        return -np.inf
 
 
 def check_symmetry(model, dataset):
@@ -111,7 +133,8 @@ def check_imputation(model, dataset):
     values = truth_of(model, dataset)
     given = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
     whole = log_joint(model, dataset, values)
-    for entry in [(0, 0), (3, 1), (5, dataset.x.shape[1] - 1)]:
+    last = dataset.x.shape[1] - 1
+    for entry in [(0, 0), (3, min(1, last)), (5, last)]:
         x = dataset.x.copy()
         x[entry] = np.nan
         hidden = replace(dataset, arrays={**dataset.arrays, dataset.observed: x})

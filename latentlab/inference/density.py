@@ -24,6 +24,7 @@ from pyro.poutine.util import site_is_subsample
 from torch.distributions import biject_to
 
 from latentlab.data.dataset import Dataset
+from latentlab.data.series import boundaries
 from latentlab.errors import DataError, InferenceError, ModelError, unknown
 from latentlab.models.base import NOTHING, Arrays, Fixed, LatentModel
 from latentlab.seeds import double
@@ -62,7 +63,9 @@ class Site:
 
 
 def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = None) -> dict[str, Any]:
-    """The dataset as the keywords of `model.model`: float64 tensors, zeros where missing, and `mask` and `labels` if it takes them.
+    """The dataset as the keywords of `model.model`: float64 tensors, zeros where missing.
+
+    And, if the program takes them, `mask`; `sequence`, the number of the sequence that each unit is a step of; and `labels`.
 
     Args:
         model: The model.
@@ -76,7 +79,9 @@ def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = N
     arrays: dict[str, Any] = {name: torch.tensor(np.nan_to_num(a, nan=0.0)) for name, a in dataset.arrays.items()}
     if model.takes("labels"):
         arrays["labels"] = torch.tensor(_one_hot(model, dataset, model.classes if classes is None else classes))
-    if model.takes_missing():
+    if model.takes("sequence"):
+        arrays["sequence"] = torch.tensor(boundaries(dataset))
+    if model.takes("mask"):
         arrays["mask"] = None if dataset.mask is None else torch.tensor(dataset.mask)
     elif dataset.mask is not None:
         missing = ~dataset.mask

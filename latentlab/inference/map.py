@@ -24,8 +24,8 @@ class MAP:
 
     $\log p(\theta, x)$ is maximised over the sites as they are written: no Jacobian.
 
-    The first restart begins at the model's `initialize`, the others at it plus Uniform(-2, 2) in each unconstrained
-    coordinate; all are kept in the group `optimization`, the best is the estimate.
+    The first restart begins at the model's `initialize`, the others at it plus uniform noise in each unconstrained
+    coordinate, as wide as the model says; all are kept in the group `optimization`, the best is the estimate.
 
     Args:
         n_restarts: Starts.
@@ -57,7 +57,7 @@ class MAP:
     def _restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:
         seeds, density = problem.seeds.child("restart", restart), problem.density
         with isolated(seeds):
-            u = start(density, seeds.child("start").numpy(), jitter=2.0 if restart else 0.0)
+            u = start(density, seeds.child("start").numpy(), jitter=problem.model.jitter if restart else 0.0)
             gradient_of = torch.func.grad_and_value(lambda v: -density.log_prob(v, jacobian=False))
             function = capture(gradient_of, u)
 

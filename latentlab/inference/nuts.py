@@ -23,8 +23,8 @@ class NUTS:
     """Hamiltonian Monte Carlo with the No-U-Turn criterion, multinomial sampling, diagonal metric, dual averaging.
 
     The chains are independent, and their gradients are evaluated together in one batched call. Every chain starts at the
-    model's `initialize` plus Uniform(-2, 2) noise in each unconstrained coordinate, so that the
-    starts are over-dispersed, and has its own branch of the seed tree.
+    model's `initialize` plus uniform noise in each unconstrained coordinate, as wide as the model says (`jitter`, mostly 2), so
+    that the starts are over-dispersed, and has its own branch of the seed tree.
 
     Args:
         n_chains: Chains; at least 2 for R-hat, 4 for a sound one.
@@ -104,7 +104,7 @@ class NUTS:
 
     def _start(self, problem: Problem, seed: Seeds) -> np.ndarray:
         with isolated(seed):
-            return start(problem.density, seed.child("start").numpy(), jitter=2.0).numpy()
+            return start(problem.density, seed.child("start").numpy(), jitter=problem.model.jitter).numpy()
 
     def _under_way(self, problem: Problem) -> dict[int, Snapshot]:
         """Where an earlier run was stopped, by chain; empty where none was."""

@@ -204,7 +204,7 @@ class SVI:
     def _gaussian_restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:
         seeds, density = problem.seeds.child("restart", restart), problem.density
         with isolated(seeds):
-            u = start(density, seeds.child("start").numpy(), jitter=1.0 if restart else 0.0)
+            u = start(density, seeds.child("start").numpy(), jitter=min(1.0, problem.model.jitter) if restart else 0.0)
             batches = _batches(problem, self.batch_size, seeds.child("batches").numpy())
             guide: GaussianGuide
             if self.guide == "full_rank":

@@ -15,6 +15,7 @@ from pyro import poutine
 from latentlab.data.dataset import Dataset
 from latentlab.symmetry.group import Group
 from latentlab.symmetry.groups import Identity
+from latentlab.symmetry.labels import renamed
 
 Arrays = Mapping[str, Any]
 """The dataset's arrays by name as float64 tensors, and `mask` (bool, or None): what `model` takes as keywords.
@@ -68,6 +69,14 @@ class LatentModel(ABC):
     """What a variational objective multiplies the positions' Kullback-Leibler term by; the density does not know of it."""
     classes: np.ndarray | None = None
     """The labels that the columns of `labels` stand for; those of the dataset where None."""
+    jitter: float = 2.0
+    """Half width of the noise about `initialize`, in each unconstrained coordinate, at which MCMC's chains start."""
+
+    @property
+    def exchanges(self) -> Group:
+        """The group modulo which draws are aligned and chains compared: the symmetry, unless parts are told apart by their
+        prior alone and change places all the same (a stick-breaking mixture)."""
+        return self.symmetry
 
     @abstractmethod
     def model(self, *args: Any, **arrays: Any) -> None:
@@ -90,6 +99,11 @@ class LatentModel(ABC):
     def bound(self, arrays: Arrays, n_samples: int, **values: torch.Tensor) -> torch.Tensor:
         """Lower bound on log p(unit | values), `(unit,)`, in expectation, where the positions cannot be integrated out exactly."""
         raise NotImplementedError(f"{type(self).__name__} has no bound on its log likelihood.")
+
+    def leave_one_out(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
+        """log p(x_n | all the other data, values) where units depend on each other given the sites: `(unit,)`, or `(sequence,)`
+        where there are several sequences, which are then what is left out."""
+        raise NotImplementedError(f"{type(self).__name__}'s units do not depend on each other given the other sites.")
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Starting values by site, on the constrained scale; sites left out start at a draw from the prior."""
@@ -119,8 +133,23 @@ class LatentModel(ABC):
     def check(self, dataset: Dataset) -> None:  # noqa: B027
         """Refuses data that the model has no sensible answer for, naming both numbers (`n_latent` and features, say)."""
 
+    def n_labels(self) -> int:
+        """How many values a discrete position can have."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how many values its positions can have.")
+
+    def act(self, elements: np.ndarray, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The sites `(..., *site)` after elements `(..., k, k)` of `exchanges` have acted; labels are renamed with what they name."""
+        site, group = self.position.site, self.exchanges
+        turned = group.act(elements, {n: v for n, v in values.items()}, {n: tuple(self.dims[n]) for n in values})
+        if self.position.kind == "discrete" and site in values and not group.is_trivial():
+            turned[site] = renamed(elements, values[site])
+        return {name: turned[name] for name in values}
+
     def position_columns(self) -> int | None:
-        """Columns of the positions, where they are known before there are data: `n_latent`, or 1 where each is one number."""
+        """Columns of embeddings like the positions, where they are known before there are data: `n_latent`, a column for each
+        value of a discrete position, or 1 where each is one number."""
+        if self.position.kind == "discrete":
+            return self.n_labels()
         if tuple(self.dims[self.position.site]) == ("unit",):
             return 1
         n_latent = getattr(self, "n_latent", None)
@@ -134,12 +163,8 @@ class LatentModel(ABC):
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.hyperparameters().items())
         return f"{type(self).__name__}({arguments})"
 
-    def takes_missing(self) -> bool:
-        """Whether `model` has a `mask` argument."""
-        return self.takes("mask")
-
     def takes(self, argument: str) -> bool:
-        """Whether `model` has this argument."""
+        """Whether the program has an argument of this name."""
         return argument in inspect.signature(self.model).parameters
 
     def has_guide(self) -> bool:
@@ -153,6 +178,10 @@ class LatentModel(ABC):
     def has_bound(self) -> bool:
         """Whether there is a lower bound on the log likelihood of a unit in place of the log likelihood itself."""
         return type(self).bound is not LatentModel.bound
+
+    def is_series(self) -> bool:
+        """Whether units depend on each other given the other sites, so that the likelihood is no product over them."""
+        return type(self).leave_one_out is not LatentModel.leave_one_out
 
     def imputes(self) -> bool:
         """Whether the model says what missing entries were."""

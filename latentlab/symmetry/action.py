@@ -6,14 +6,14 @@ from collections.abc import Callable
 import numpy as np
 
 from latentlab.errors import InferenceError, ModelError
-from latentlab.symmetry.group import Dims, Values
+from latentlab.symmetry.group import NEXT, Dims, Values
 
 Transform = Callable[[np.ndarray], np.ndarray]
 """Takes rows `(..., m, q)` to rows; may add leading axes."""
 
 
 def site_dims(site: str, value: np.ndarray, dims: Dims) -> tuple[str, ...]:
-    """The dims of a site, which its array must have at the end.
+    """The dims of a site, which its array must have at the end; `next_state` counts as `state`.
 
     Raises:
         ModelError: The site has no dims, or its array fewer axes than dims.
@@ -22,7 +22,7 @@ def site_dims(site: str, value: np.ndarray, dims: Dims) -> tuple[str, ...]:
         raise ModelError(f"site '{site}' has no dims; `dims` names {', '.join(sorted(dims)) or 'nothing'}.")
     if value.ndim < len(dims[site]):
         raise ModelError(f"site '{site}' has dims {tuple(dims[site])}, its array only {value.ndim} axes.")
-    return tuple(dims[site])
+    return tuple(dim.removeprefix(NEXT) for dim in dims[site])
 
 
 def acted(values: Values, dims: Dims, dim: str) -> list[str]:

@@ -19,6 +19,8 @@ Dims = Mapping[str, tuple[str, ...]]
 
 UNIT = "unit"
 """The dim of the things that have positions; a site that has it is a position, for the groups to which that matters."""
+NEXT = "next_"
+"""Arrays cannot have one dim twice: a matrix over `state` has the dims `state` and `next_state`, and a group acts on both."""
 
 
 @dataclass(frozen=True)

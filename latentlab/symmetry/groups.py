@@ -74,6 +74,7 @@ class Permutation(MatrixGroup):
 
     dim: str = "latent"
     subgroups: ClassVar[tuple[type[Group], ...]] = (Identity,)
+    keeps_diagonals: ClassVar[bool] = True
 
     def random(self, rng: np.random.Generator, size: int, shape: tuple[int, ...] = ()) -> np.ndarray:
         """Permutation matrices `(*shape, size, size)`, each permutation equally likely."""
@@ -274,7 +275,7 @@ class GeneralLinear(MatrixGroup):
             raise ModelError(f"a site with dims {names} has linearly dependent columns in a draw: no basis.")
         return vectors / np.sqrt(values)[..., None, :]
 
-    def _of_matrix(self, site: str, value: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    def _of_matrix(self, site: str, matrix: np.ndarray) -> dict[str, np.ndarray]:
         return {}
 
     def _of_rows(self, sites: dict[str, np.ndarray], positions: set[str]) -> dict[str, np.ndarray]:

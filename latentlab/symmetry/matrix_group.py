@@ -14,6 +14,8 @@ class MatrixGroup(Group):
     """A group of matrices; a subclass says how they act on rows, which element is nearest, and the invariants."""
 
     subgroups: ClassVar[tuple[type[Group], ...]]
+    keeps_diagonals: ClassVar[bool] = False
+    """Whether the diagonal of a matrix goes to that of the turned one, so that it is acted on like a site of one row."""
 
     def __contains__(self, other: object) -> bool:
         if not isinstance(other, Group):
@@ -115,19 +117,28 @@ class MatrixGroup(Group):
         found = {site: value for site, value in sites.items() if site not in moved}
         single = {}
         for site in moved:
-            if dims[site].count(self.dim) == 1:
+            names = action.site_dims(site, sites[site], dims)
+            if names.count(self.dim) == 1:
                 single[site] = action.rows(site, sites, dims, self.dim)
             else:
-                found |= self._of_matrix(site, sites[site], dims[site])
-        return found | self._of_rows(single, {site for site in single if UNIT in dims[site]})
+                matrix = self._matrices(site, sites[site], names)
+                found |= self._of_matrix(site, matrix)
+                if self.keeps_diagonals:
+                    single[f"diag {site}"] = np.diagonal(matrix, axis1=-2, axis2=-1)
+        return found | self._of_rows(single, {site for site in single if UNIT in dims.get(site, ())})
 
-    def _of_matrix(self, site: str, value: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    def _matrices(self, site: str, value: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+        """A site with two axes of the group as matrices `(*lead, m, q, q)`."""
         if names.count(self.dim) != 2:
             raise ModelError(f"site '{site}' has the dim '{self.dim}' more than twice: {names}; no invariants are known.")
         n_lead = value.ndim - len(names)
         axes = [n_lead + axis for axis, name in enumerate(names) if name == self.dim]
         moved = np.moveaxis(value.astype(np.float64), axes, (-2, -1))
-        return invariants.traces(site, moved.reshape(*moved.shape[:n_lead], -1, *moved.shape[-2:]))
+        return moved.reshape(*moved.shape[:n_lead], -1, *moved.shape[-2:])
+
+    def _of_matrix(self, site: str, matrix: np.ndarray) -> dict[str, np.ndarray]:
+        """Invariants of a site with two axes of the group, given as matrices `(*lead, m, q, q)`."""
+        return invariants.traces(site, matrix)
 
     @abstractmethod
     def _of_rows(self, sites: dict[str, np.ndarray], positions: set[str]) -> dict[str, np.ndarray]:

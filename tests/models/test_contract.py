@@ -10,6 +10,10 @@ import torch
 from latentlab.errors import ModelError
 from latentlab.inference.density import Density, tensors
 from latentlab.models.factor_analysis import FactorAnalysis
+from latentlab.models.count_mixtures import BernoulliMixture, PoissonMixture
+from latentlab.models.count_hmms import CategoricalHMM, PoissonHMM
+from latentlab.models.gaussian_hmm import GaussianHMM
+from latentlab.models.gaussian_mixture import DPMixture, GaussianMixture
 from latentlab.models.linear_vae import LinearVAE
 from latentlab.models.ppca import PPCA
 from latentlab.models.vae import VAE
@@ -17,6 +21,26 @@ from latentlab.registry import MODELS
 from latentlab.symmetry.groups import GeneralLinear, Identity, Permutation, SignedPermutation
 
 CASES = {
+    "gaussian_mixture": [
+        GaussianMixture(3),
+        GaussianMixture(2, covariance="tied", corr_concentration=1.0),
+        GaussianMixture(3, covariance="diagonal", mu_loc=[-1.0, 0.0, 1.0], weights_concentration=[1.0, 2.0, 3.0]),
+        GaussianMixture(2, covariance="spherical", sigma_prior="half_normal"),
+        GaussianMixture(1, covariance="diagonal"),
+    ],
+    "dp_mixture": [DPMixture(4), DPMixture(3, covariance="spherical", alpha_shape=0.0)],
+    "gaussian_hmm": [
+        GaussianHMM(2),
+        GaussianHMM(3, covariance="spherical", sticky=2.0, initial_concentration=0.0),
+        GaussianHMM(3, left_to_right=True),
+        GaussianHMM(2, mu_loc=[3.0, 10.0], mu_scale=1.0, sigma_scale=1.0, sigma_spread=0.0),
+        GaussianHMM(2, covariance="tied", ordered=False),
+        GaussianHMM(2, ordered=True),
+    ],
+    "categorical_hmm": [CategoricalHMM(2, n_categories=3), CategoricalHMM(3, n_categories=2, left_to_right=True)],
+    "poisson_hmm": [PoissonHMM(2), PoissonHMM(1)],
+    "bernoulli_mixture": [BernoulliMixture(3)],
+    "poisson_mixture": [PoissonMixture(2, rate_shape=2.0, rate_mean=[2.0, 6.0]), PoissonMixture(3)],
     "ppca": [PPCA(2), PPCA(2, marginalize=False), PPCA(1, W_scale=0.7, mu_scale=0, sigma_scale=0.4)],
     "vae": [
         VAE(2, hidden=(5,), activation="tanh"),
@@ -31,7 +55,8 @@ MODELS_TO_CHECK = [pytest.param(m, id=repr(m)) for models in CASES.values() for 
 
 
 def simulated(model, n_units=12):
-    return model.simulate(np.random.default_rng(contract.SEED), n_units)
+    options = {"n_features": 1 if getattr(model, "ordered", False) else 3} if model.is_series() else {}
+    return model.simulate(np.random.default_rng(contract.SEED), n_units, **options)
 
 
 def test_every_model_of_the_table_has_a_case():

@@ -1,0 +1,168 @@
+r"""What each of K components says of an observation: log densities `(unit, component)`, and draws given labels.
+
+The components of a mixture and the states of a hidden Markov chain emit alike; these are their emissions. Missing entries
+do not count: `observed` is True where an entry was observed, `(unit, feature)`, or None where all were.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+
+from latentlab.distributions.low_rank_gaussian import cholesky_or_nan
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+class Components(ABC):
+    """Emissions of K components over D features."""
+
+    n_components: int
+    n_features: int
+
+    @abstractmethod
+    def log_prob(self, x: torch.Tensor, observed: torch.Tensor | None = None) -> torch.Tensor:
+        """log p(observed entries of x_n | component k): `(unit, component)`."""
+
+    @abstractmethod
+    def sample(self, labels: torch.Tensor) -> torch.Tensor:
+        """A draw `(unit, feature)` from the component that each unit's label `(unit,)` names."""
+
+
+class GaussianComponents(Components):
+    r"""$N(\mu_k, \Sigma_k)$ with $\Sigma_k = S_k R_k R_k' S_k$, $S_k$ the standard deviations, $R_k$ the factor of the correlations.
+
+    Args:
+        mu: Means `(component, feature)`.
+        sigma: Standard deviations `(component, feature)`, or of a shape that broadcasts to it.
+        corr: Cholesky factors of the correlations `(component, feature, feature)` or `(feature, feature)`; None: none.
+    """
+
+    def __init__(self, mu: torch.Tensor, sigma: torch.Tensor, corr: torch.Tensor | None = None) -> None:
+        self.mu, self.sigma, self.corr = mu, sigma.expand(mu.shape), corr
+        self.n_components, self.n_features = mu.shape[-2:]
+
+    def scale_tril(self) -> torch.Tensor:
+        """Lower factors of the covariances `(component, feature, feature)`."""
+        if self.corr is None:
+            return torch.diag_embed(self.sigma)
+        return self.sigma[..., None] * self.corr
+
+    def log_prob(self, x: torch.Tensor, observed: torch.Tensor | None = None) -> torch.Tensor:
+        residual = x[:, None, :] - self.mu
+        if self.corr is None:
+            terms = -0.5 * (residual / self.sigma) ** 2 - torch.log(self.sigma) - 0.5 * LOG_2PI
+            if observed is not None:
+                terms = torch.where(observed[:, None, :], terms, torch.zeros_like(terms))
+            return terms.sum(-1)
+        lower = self.scale_tril()
+        if observed is None:
+            scaled = torch.linalg.solve_triangular(lower, residual.movedim(0, -1), upper=False)
+            quadratic, n_observed = (scaled**2).sum(-2).mT, self.n_features
+        else:
+            lower = _observed_factor(lower, observed)
+            residual = torch.where(observed[:, None, :], residual, torch.zeros_like(residual))
+            scaled = torch.linalg.solve_triangular(lower, residual[..., None], upper=False)[..., 0]
+            quadratic, n_observed = (scaled**2).sum(-1), observed.to(x.dtype).sum(-1, keepdim=True)
+        log_det = torch.log(torch.diagonal(lower, dim1=-2, dim2=-1)).sum(-1)
+        return -0.5 * (quadratic + n_observed * LOG_2PI) - log_det
+
+    def sample(self, labels: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(*labels.shape, self.n_features, dtype=self.mu.dtype)
+        if self.corr is None:
+            return self.mu[labels] + self.sigma[labels] * noise
+        lower = self.scale_tril()
+        lower = lower[labels] if lower.dim() == 3 else lower
+        return self.mu[labels] + (lower @ noise[..., None])[..., 0]
+
+    def completed(self, labels: torch.Tensor, x: torch.Tensor, observed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means and lower factors of the missing entries of x given the observed ones and the labels.
+
+        Returns:
+            `(unit, feature)` and `(unit, feature, feature)`; the rows of observed entries hold x itself and zeros.
+        """
+        lower = self.scale_tril()
+        lower = lower[labels] if lower.dim() == 3 else lower.expand(len(labels), *lower.shape)
+        covariance = lower @ lower.mT
+        seen = observed.to(x.dtype)
+        within = covariance * seen[:, :, None] * seen[:, None, :] + torch.diag_embed(1 - seen)
+        gain = torch.linalg.solve(within, covariance * seen[:, :, None]).mT * (1 - seen)[:, :, None]
+        residual = (x - self.mu[labels]) * seen
+        mean = torch.where(observed, x, self.mu[labels] + (gain @ residual[..., None])[..., 0])
+        rest = (covariance - gain @ (covariance * seen[:, :, None])) * (1 - seen)[:, :, None] * (1 - seen)[:, None, :]
+        factor = torch.linalg.cholesky_ex(rest + torch.diag_embed(seen))[0]
+        return mean, factor * (1 - seen)[:, :, None]
+
+
+def _observed_factor(lower: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+    """Factors `(unit, component, feature, feature)` of the observed parts of covariances, 1 on the diagonal elsewhere."""
+    seen = observed.to(lower.dtype)
+    covariance = (lower @ lower.mT).expand(len(observed), *torch.broadcast_shapes(lower.shape, (1, 1, 1)))
+    both = seen[:, None, :, None] * seen[:, None, None, :]
+    return cholesky_or_nan(covariance * both + torch.diag_embed(1 - seen)[:, None])
+
+
+class BernoulliComponents(Components):
+    r"""Independent yes-or-no features, $\Pr(x_{nd} = 1) = p_{kd}$.
+
+    Args:
+        probability: `(component, feature)`, inside (0, 1).
+    """
+
+    def __init__(self, probability: torch.Tensor) -> None:
+        self.probability = probability
+        self.n_components, self.n_features = probability.shape[-2:]
+
+    def log_prob(self, x: torch.Tensor, observed: torch.Tensor | None = None) -> torch.Tensor:
+        yes = x if observed is None else x * observed
+        no = (1 - x) if observed is None else (1 - x) * observed
+        return yes @ torch.log(self.probability).mT + no @ torch.log1p(-self.probability).mT
+
+    def sample(self, labels: torch.Tensor) -> torch.Tensor:
+        p = self.probability[labels]
+        return (torch.rand(p.shape, dtype=p.dtype) < p).to(p.dtype)
+
+
+class PoissonComponents(Components):
+    r"""Independent counts, $x_{nd} \sim \mathrm{Poisson}(\lambda_{kd})$.
+
+    Args:
+        rate: `(component, feature)`, positive.
+    """
+
+    def __init__(self, rate: torch.Tensor) -> None:
+        self.rate = rate
+        self.n_components, self.n_features = rate.shape[-2:]
+
+    def log_prob(self, x: torch.Tensor, observed: torch.Tensor | None = None) -> torch.Tensor:
+        counts = x if observed is None else x * observed
+        exposure = torch.ones_like(x) if observed is None else observed.to(x.dtype)
+        constants = torch.lgamma(counts + 1).sum(-1, keepdim=True)
+        return counts @ torch.log(self.rate).mT - exposure @ self.rate.mT - constants
+
+    def sample(self, labels: torch.Tensor) -> torch.Tensor:
+        return torch.poisson(self.rate[labels])
+
+
+class CategoricalComponents(Components):
+    r"""Independent symbols, $\Pr(x_{nd} = c) = p_{kdc}$, coded by whole numbers from 0.
+
+    Args:
+        probability: `(component, feature, category)`, each row of categories on the simplex.
+    """
+
+    def __init__(self, probability: torch.Tensor) -> None:
+        self.probability = probability
+        self.n_components, self.n_features, self.n_categories = probability.shape[-3:]
+
+    def log_prob(self, x: torch.Tensor, observed: torch.Tensor | None = None) -> torch.Tensor:
+        codes = torch.arange(self.n_categories, dtype=x.dtype)
+        indicator = (x[..., None] == codes).to(x.dtype)
+        if observed is not None:
+            indicator = indicator * observed[..., None]
+        return indicator.flatten(-2) @ torch.log(self.probability).flatten(-2).mT
+
+    def sample(self, labels: torch.Tensor) -> torch.Tensor:
+        steps = torch.cumsum(self.probability[labels], dim=-1)
+        u = torch.rand(*steps.shape[:-1], 1, dtype=steps.dtype)
+        return (u > steps[..., :-1]).sum(-1).to(steps.dtype)

@@ -1,0 +1,62 @@
+r"""Series emitted by a hidden Markov chain, its states summed out."""
+
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch.distributions import constraints
+
+from latentlab.distributions.components import Components
+from latentlab.distributions.hidden_markov import HiddenPath, log_likelihood, log_predictive
+
+
+class HiddenMarkovSeries(TorchDistribution):
+    r"""Steps of one or several sequences: $z_1 \sim \pi$, $z_t \mid z_{t-1} \sim A_{z_{t-1}}$, $x_t \mid z_t = k \sim p_k$.
+
+    `log_prob` is that of each step given the steps before it in its sequence, `(unit,)`; the sum is that of the series.
+
+    Args:
+        log_initial: Log probabilities of the first states `(state,)`.
+        log_transition: Log probabilities of the transitions `(state, next_state)`; -inf where forbidden.
+        components: What each state emits.
+        starts: True where a sequence begins `(unit,)`.
+        observed: True where an entry was observed, `(unit, feature)`; None where all were.
+    """
+
+    arg_constraints = {}
+    support = constraints.real_vector
+
+    def __init__(
+        self,
+        log_initial: torch.Tensor,
+        log_transition: torch.Tensor,
+        components: Components,
+        starts: torch.Tensor,
+        observed: torch.Tensor | None = None,
+    ) -> None:
+        self.log_initial, self.log_transition, self.components = log_initial, log_transition, components
+        self.starts, self.observed = starts, observed
+        super().__init__(starts.shape, torch.Size((components.n_features,)), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "HiddenMarkovSeries":
+        return HiddenMarkovSeries(self.log_initial, self.log_transition, self.components, self.starts, self.observed)
+
+    def chain(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the functions of `hidden_markov` take."""
+        return self.log_initial, self.log_transition, self.components.log_prob(value, self.observed), self.starts
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        return log_predictive(*self.chain(value))
+
+    def log_prob_sum(self, value: torch.Tensor) -> torch.Tensor:
+        """`log_prob(value).sum()`, by half the work."""
+        return log_likelihood(*self.chain(value))
+
+    def conditional(self, value: torch.Tensor) -> HiddenPath:
+        """The distribution of the states given the observed entries of `value`."""
+        return HiddenPath(*self.chain(value))
+
+    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+        silent = torch.zeros(len(self.starts), len(self.log_initial), dtype=self.log_initial.dtype)
+        path = HiddenPath(self.log_initial, self.log_transition, silent, self.starts).sample(sample_shape)
+        return self.components.sample(path)

@@ -1,0 +1,78 @@
+r"""Mixtures with the assignments summed out: $p(x_n) = \sum_k w_k \, p_k(x_n)$."""
+
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch.distributions import constraints
+
+from latentlab.distributions.components import Components
+
+
+class Labels(TorchDistribution):
+    """Independent labels of units, from log probabilities `(unit, label)`, normalised here.
+
+    Unlike torch's Categorical it draws by inversion, so that draws can be batched over parameters.
+    """
+
+    arg_constraints = {}
+    support = constraints.nonnegative_integer
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.logits = torch.log_softmax(logits, dim=-1)
+        super().__init__(logits.shape[:-1], torch.Size(), validate_args=False)
+
+    @property
+    def probs(self) -> torch.Tensor:
+        """Probabilities `(unit, label)`."""
+        return self.logits.exp()
+
+    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+        steps = torch.cumsum(self.probs, dim=-1)
+        u = torch.rand(*sample_shape, *steps.shape[:-1], 1, dtype=steps.dtype)
+        return (u > steps[..., :-1]).sum(-1)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        return torch.take_along_dim(self.logits, value.long()[..., None], dim=-1)[..., 0]
+
+
+class Mixture(TorchDistribution):
+    """Rows drawn from one of K components each, the choice summed out.
+
+    Args:
+        log_weights: Log mixing weights `(component,)`, normalised.
+        components: What each component emits.
+        observed: True where an entry was observed, `(unit, feature)`; None where all were.
+    """
+
+    arg_constraints = {}
+    support = constraints.real_vector
+
+    def __init__(
+        self,
+        log_weights: torch.Tensor,
+        components: Components,
+        observed: torch.Tensor | None = None,
+        *,
+        batch: tuple[int, ...] = (),
+    ) -> None:
+        self.log_weights, self.components, self.observed = log_weights, components, observed
+        super().__init__(torch.Size(batch), torch.Size((components.n_features,)), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Mixture":
+        return Mixture(self.log_weights, self.components, self.observed, batch=tuple(batch_shape))
+
+    def _joint(self, x: torch.Tensor) -> torch.Tensor:
+        """log p(z_n = k, x_n) `(unit, component)`."""
+        return self.log_weights + self.components.log_prob(x, self.observed)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        return torch.logsumexp(self._joint(value), dim=-1)
+
+    def conditional(self, value: torch.Tensor) -> Labels:
+        """The distribution of the labels given the observed entries of `value`: responsibilities are its `probs`."""
+        return Labels(self._joint(value))
+
+    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape
+        return self.components.sample(Labels(self.log_weights.expand(*shape, -1)).sample())

@@ -1,0 +1,39 @@
+r"""The weights of a truncated Dirichlet process, $w_k = v_k \prod_{j<k} (1 - v_j)$ with $v_k \sim \mathrm{Beta}(1, \alpha)$, $v_K = 1$."""
+
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch.distributions import constraints
+
+
+class StickBreaking(TorchDistribution):
+    r"""Weights on the simplex.
+
+    With $r_k = 1 - \sum_{j<k} w_j$, what is left of the stick, $v_k = w_k / r_k$ and $|dw / dv| = \prod_k r_k$, so that
+    $$ \log p(w) = \sum_{k<K} \left[ \log \alpha + (\alpha - 1) \log(1 - v_k) - \log r_k \right]. $$
+
+    Args:
+        alpha: Concentration, a number above 0.
+        n_components: K, at least 2.
+    """
+
+    arg_constraints = {}
+    support = constraints.simplex
+
+    def __init__(self, alpha: torch.Tensor, n_components: int) -> None:
+        self.alpha, self.n_components = alpha, n_components
+        super().__init__(torch.Size(), torch.Size((n_components,)), validate_args=False)
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+        after = value.flip(-1).cumsum(-1).flip(-1)[..., 1:]  # r_2, ..., r_K, summed from the small end
+        before = torch.cat([torch.ones_like(after[..., :1]), after[..., :-1]], dim=-1)
+        left = torch.log(after) - torch.log(before)  # log(1 - v_k)
+        terms = torch.log(self.alpha) + (self.alpha - 1) * left - torch.log(before)
+        return terms.sum(-1)
+
+    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+        u = torch.rand(*sample_shape, self.n_components - 1, dtype=self.alpha.dtype)
+        left = torch.cumprod(u ** (1 / self.alpha), dim=-1)  # 1 - v_k is a uniform number to the power 1 / alpha
+        before = torch.cat([torch.ones_like(left[..., :1]), left], dim=-1)
+        return before - torch.cat([left, torch.zeros_like(left[..., :1])], dim=-1)

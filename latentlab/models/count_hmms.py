@@ -1,0 +1,110 @@
+r"""Hidden Markov models that emit symbols, or counts."""
+
+from latentlab.models.emissions import Categorical, PerComponent, Poisson, whole
+from latentlab.models.hidden_markov import HiddenMarkovModel
+
+
+class CategoricalHMM(HiddenMarkovModel):
+    r"""Hidden Markov model that emits symbols.
+
+    $$ \pi \sim \text{Dirichlet}(\text{initial\_concentration}), \quad
+       A_k \sim \text{Dirichlet}(\text{transition\_concentration} + \text{sticky} \, e_k), \quad
+       p_{kd} \sim \text{Dirichlet}(\text{probability\_concentration}) $$
+    $$ z_1 \sim \pi, \quad z_t \mid z_{t-1} \sim A_{z_{t-1}}, \quad x_{td} \mid z_t = k \sim \text{Categorical}(p_{kd}) $$
+
+    initial (state,), transition (state, next_state), probability (state, feature, category), z (unit,); x holds whole numbers from
+    0 to `n_categories` - 1. The first state emits the first observation. z is summed out; the other sites are identified up to
+    the order of the states, unless `left_to_right` fixes it.
+
+    Args:
+        n_states: States K.
+        n_categories: Categories C that a symbol can have.
+        initial_concentration: Of the Dirichlet prior of the first state; 0 fixes it at 1 / K for each.
+        transition_concentration: Of the Dirichlet prior of each row of the transitions.
+        sticky: Added to it for staying in the state.
+        left_to_right: The first state begins, and a state can only stay or go to the next one.
+        probability_concentration: Of the Dirichlet prior of the emissions; above 1 they keep off 0.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+
+    References:
+        Rabiner (1989), A tutorial on hidden Markov models and selected applications in speech recognition, Proc. IEEE 77:257.
+    """
+
+    name = "categorical_hmm"
+
+    def __init__(
+        self,
+        n_states: int,
+        n_categories: int,
+        initial_concentration: float = 1.0,
+        transition_concentration: float = 1.0,
+        sticky: float = 0.0,
+        left_to_right: bool = False,  # noqa: FBT001, FBT002
+        probability_concentration: float = 1.5,
+    ) -> None:
+        owner = type(self).__name__
+        self.n_categories, self.probability_concentration = n_categories, probability_concentration
+        n_states = whole(owner, "n_states", n_states, 1)
+        self._settings(
+            owner,
+            Categorical(owner, n_states, n_categories=n_categories, concentration=probability_concentration),
+            initial_concentration=initial_concentration,
+            transition_concentration=transition_concentration,
+            sticky=sticky,
+            left_to_right=left_to_right,
+        )
+
+
+class PoissonHMM(HiddenMarkovModel):
+    r"""Hidden Markov model that emits counts.
+
+    $$ \pi \sim \text{Dirichlet}(\text{initial\_concentration}), \quad
+       A_k \sim \text{Dirichlet}(\text{transition\_concentration} + \text{sticky} \, e_k), \quad
+       \lambda_{kd} \sim \text{Gamma}(a, a / m), \; a = \text{rate\_shape}, \; m = \text{rate\_mean} $$
+    $$ z_1 \sim \pi, \quad z_t \mid z_{t-1} \sim A_{z_{t-1}}, \quad x_{td} \mid z_t = k \sim \text{Poisson}(\lambda_{kd}) $$
+
+    initial (state,), transition (state, next_state), rate (state, feature), z (unit,); x holds counts. The first state emits the
+    first observation. z is summed out; the other sites are identified up to the order of the states, unless their priors differ
+    or `left_to_right` fixes it.
+
+    Args:
+        n_states: States K.
+        initial_concentration: Of the Dirichlet prior of the first state; 0 fixes it at 1 / K for each.
+        transition_concentration: Of the Dirichlet prior of each row of the transitions.
+        sticky: Added to it for staying in the state.
+        left_to_right: The first state begins, and a state can only stay or go to the next one.
+        rate_shape: a of the gamma prior of the rates.
+        rate_mean: m, their prior mean, in counts: one number, or one for each state.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+
+    References:
+        Zucchini, MacDonald & Langrock (2016), Hidden Markov Models for Time Series.
+    """
+
+    name = "poisson_hmm"
+
+    def __init__(
+        self,
+        n_states: int,
+        initial_concentration: float = 1.0,
+        transition_concentration: float = 1.0,
+        sticky: float = 0.0,
+        left_to_right: bool = False,  # noqa: FBT001, FBT002
+        rate_shape: float = 1.0,
+        rate_mean: PerComponent = 5.0,
+    ) -> None:
+        owner = type(self).__name__
+        self.rate_shape, self.rate_mean = rate_shape, rate_mean
+        n_states = whole(owner, "n_states", n_states, 1)
+        self._settings(
+            owner,
+            Poisson(owner, n_states, shape=rate_shape, mean=rate_mean),
+            initial_concentration=initial_concentration,
+            transition_concentration=transition_concentration,
+            sticky=sticky,
+            left_to_right=left_to_right,
+        )

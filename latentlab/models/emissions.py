@@ -1,0 +1,508 @@
+r"""What a component of a mixture, or a state of a hidden Markov model, emits: sites with priors, starts, weighted maxima.
+
+An emission is a part of a model: it adds its sites to the model's program, and knows their maximum likelihood estimate when each
+unit counts for each component by a given weight (the M step of EM). Sites have the dim of the components, `component` or `state`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+
+from latentlab.data.dataset import Dataset
+from latentlab.distributions.components import (
+    BernoulliComponents,
+    CategoricalComponents,
+    Components,
+    GaussianComponents,
+    PoissonComponents,
+)
+from latentlab.distributions.ordered_normal import OrderedNormal
+from latentlab.errors import ConfigError, DataError
+
+Covariance = Literal["spherical", "diagonal", "full", "tied"]
+SigmaPrior = Literal["log_normal", "half_normal"]
+PerComponent = float | Sequence[float]
+"""A number for all components, or one for each."""
+
+FLOOR = 1e-6
+"""Least variance, in any direction, of a maximum likelihood estimate."""
+SHRINK = 5.0
+"""Units' worth of the pooled covariance that a component's starting covariance is given."""
+FEW = 1e-8
+"""Units' worth of weight below which a component keeps its values in an M step."""
+
+
+class Emission(ABC):
+    """Sites, priors and estimates of K components over D features."""
+
+    n_components: int
+    exchangeable: bool
+    """Whether the priors of all components are alike."""
+
+    @abstractmethod
+    def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
+        """The dims of its sites, the components being along `dim`."""
+
+    @abstractmethod
+    def sample(self, n_features: int) -> dict[str, torch.Tensor]:
+        """Its sites, by Pyro's statements."""
+
+    @abstractmethod
+    def components(self, values: Mapping[str, torch.Tensor]) -> Components:
+        """The components with these values of the sites."""
+
+    @abstractmethod
+    def maximum(
+        self,
+        x: torch.Tensor,
+        observed: torch.Tensor | None,
+        weights: torch.Tensor,
+        current: Mapping[str, torch.Tensor] | None = None,
+        *,
+        shrink: float = 0.0,
+    ) -> dict[str, torch.Tensor]:
+        """The sites' values of greatest likelihood where unit n counts for component k by `weights` `(unit, component)`.
+
+        Args:
+            x: Data `(unit, feature)`, anything where missing.
+            observed: True where an entry was observed; None where all were.
+            weights: How much each unit counts for each component.
+            current: The values before, for what is missing and for components without weight; None at the start.
+            shrink: Units' worth of what all components have in common that each is given, for a start inside the support.
+        """
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
+        """Values of the sites from their priors."""
+
+    def entries(self, components: Any, labels: torch.Tensor) -> torch.distributions.Distribution:
+        """The distribution of single entries `(unit, feature)` given the labels, where features are independent."""
+        raise NotImplementedError
+
+    def check(self, what: str, dataset: Dataset) -> None:  # noqa: B027
+        """Refuses data that components of this kind cannot emit; `what` names model and data."""
+
+    def log_prior(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """log prior density of each component's values had each of the priors, `(component, prior)`; 0 where they are alike."""
+        return torch.zeros(self.n_components, self.n_components, dtype=torch.float64)
+
+
+class Gaussian(Emission):
+    r"""$\mu_k \sim N(m_k, s_k)$; $\sigma$ log-normal about `sigma_scale`, or half-normal; correlations by LKJ.
+
+    The log-normal prior forbids a component to shrink onto one unit, where the likelihood has no bound; the half-normal does not
+    (its posterior is proper, its mode is not).
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        n_components: int,
+        *,
+        covariance: Covariance,
+        mu_loc: PerComponent,
+        mu_scale: PerComponent,
+        sigma_prior: SigmaPrior,
+        sigma_scale: PerComponent,
+        sigma_spread: float,
+        corr_concentration: float,
+        ordered: bool,
+    ) -> None:
+        one_of(owner, "covariance", covariance, ("spherical", "diagonal", "full", "tied"))
+        one_of(owner, "sigma_prior", sigma_prior, ("log_normal", "half_normal"))
+        self.owner, self.n_components, self.covariance, self.ordered = owner, n_components, covariance, ordered
+        self.mu_loc = per_component(owner, "mu_loc", mu_loc, n_components)
+        self.mu_scale = per_component(owner, "mu_scale", mu_scale, n_components, above=0.0)
+        self.sigma_scale = per_component(owner, "sigma_scale", sigma_scale, n_components, above=0.0)
+        self.sigma_spread = number(owner, "sigma_spread", sigma_spread, least=0.0)
+        self.corr_concentration = number(owner, "corr_concentration", corr_concentration, above=0.0)
+        self.sigma_prior = sigma_prior
+        if covariance == "tied" and self.sigma_scale.unique().numel() > 1:
+            raise ConfigError(f"{owner}: `sigma_scale` must be one number where the covariance is tied; got {sigma_scale!r}.")
+        alike = all(one.unique().numel() == 1 for one in (self.mu_loc, self.mu_scale, self.sigma_scale))
+        self.exchangeable = alike and not ordered
+
+    @property
+    def _correlated(self) -> bool:
+        return self.covariance in ("full", "tied")
+
+    @property
+    def _fixed(self) -> bool:
+        return self.sigma_prior == "log_normal" and self.sigma_spread == 0
+
+    def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
+        sigma = {"spherical": (dim,), "diagonal": (dim, "feature"), "full": (dim, "feature"), "tied": ("feature",)}[self.covariance]
+        found: dict[str, tuple[str, ...]] = {"mu": (dim, "feature"), "sigma": sigma}
+        if self._correlated:
+            found["corr"] = (*((dim,) if self.covariance == "full" else ()), "feature", "next_feature")
+        return found
+
+    def _sigma_shape(self, n_features: int) -> tuple[int, ...]:
+        return {"spherical": (self.n_components,), "tied": (n_features,)}.get(self.covariance, (self.n_components, n_features))
+
+    def _sigma_scale(self, n_features: int) -> torch.Tensor:
+        shape = self._sigma_shape(n_features)
+        if self.covariance == "tied":
+            return self.sigma_scale[0].expand(shape)
+        return (self.sigma_scale if len(shape) == 1 else self.sigma_scale[:, None]).expand(shape)
+
+    def sample(self, n_features: int) -> dict[str, torch.Tensor]:
+        shape = (self.n_components, n_features)
+        loc, scale = self.mu_loc[:, None].expand(shape), self.mu_scale[:, None].expand(shape)
+        prior = OrderedNormal(loc, scale) if self.ordered else dist.Normal(loc, scale).to_event(2)
+        values = {"mu": pyro.sample("mu", prior)}
+        sigma_scale = self._sigma_scale(n_features)
+        if self._fixed:
+            values["sigma"] = pyro.deterministic("sigma", sigma_scale.clone())
+        elif self.sigma_prior == "half_normal":
+            values["sigma"] = pyro.sample("sigma", dist.HalfNormal(sigma_scale).to_event(sigma_scale.dim()))
+        else:
+            prior = dist.LogNormal(torch.log(sigma_scale), self.sigma_spread)
+            values["sigma"] = pyro.sample("sigma", prior.to_event(sigma_scale.dim()))
+        if self._correlated:
+            lkj = dist.LKJCholesky(n_features, torch.tensor(self.corr_concentration, dtype=torch.float64))
+            full = self.covariance == "full"
+            values["corr"] = pyro.sample("corr", lkj.expand([self.n_components]).to_event(1) if full else lkj)
+        return values
+
+    def components(self, values: Mapping[str, torch.Tensor]) -> GaussianComponents:
+        sigma = values["sigma"]
+        return GaussianComponents(values["mu"], sigma[:, None] if self.covariance == "spherical" else sigma, values.get("corr"))
+
+    def entries(self, components: Any, labels: torch.Tensor) -> torch.distributions.Distribution:
+        spread = torch.linalg.vector_norm(components.scale_tril(), dim=-1)
+        return dist.Normal(components.mu[labels], spread.expand(components.mu.shape)[labels])
+
+    def maximum(
+        self,
+        x: torch.Tensor,
+        observed: torch.Tensor | None,
+        weights: torch.Tensor,
+        current: Mapping[str, torch.Tensor] | None = None,
+        *,
+        shrink: float = 0.0,
+    ) -> dict[str, torch.Tensor]:
+        seen = torch.ones_like(x) if observed is None else observed.to(x.dtype)
+        pooled_mean = (x * seen).sum(0) / seen.sum(0).clamp(min=1)
+        if self._correlated and observed is not None:
+            filled, extra = self._completed(x, observed, pooled_mean, current)
+        else:
+            filled, extra = x.expand(self.n_components, *x.shape), None
+        # weights of single entries (component, unit, feature): what was not observed counts only where it was filled in
+        each = weights.mT[..., None] * (torch.ones_like(seen) if extra is not None or self._correlated else seen)
+        total = each.sum(1)
+        safe = total.clamp(min=FEW)
+        mu = (each * filled).sum(1) / safe
+        mu = torch.where(total > FEW, mu, pooled_mean if current is None else current["mu"])
+        residual = filled - mu[:, None]
+        if not self._correlated:
+            return {"mu": mu, **self._variances((each * residual**2).sum(1), total, mu, current, shrink)}
+        scatter = torch.einsum("kn,knd,kne->kde", weights.mT, residual, residual)
+        if extra is not None:
+            scatter = scatter + torch.einsum("kn,knde->kde", weights.mT, extra)
+        return {"mu": mu, **self._covariances(scatter, weights.sum(0), current, shrink)}
+
+    def _variances(
+        self, squares: torch.Tensor, total: torch.Tensor, mu: torch.Tensor, current: Any, shrink: float
+    ) -> dict[str, torch.Tensor]:
+        if self._fixed:
+            return {"sigma": self._sigma_scale(mu.shape[1]).clone()}
+        if self.covariance == "spherical":
+            squares, total = squares.sum(1), total.sum(1)
+        pooled = squares.sum(0) / total.sum(0).clamp(min=FEW)
+        variance = (squares + shrink * pooled) / (total + shrink).clamp(min=FEW)
+        sigma = torch.sqrt(variance.clamp(min=FLOOR))
+        return {"sigma": torch.where(total > FEW, sigma, torch.sqrt(pooled.clamp(min=FLOOR)) if current is None else current["sigma"])}
+
+    def _covariances(self, scatter: torch.Tensor, total: torch.Tensor, current: Any, shrink: float) -> dict[str, torch.Tensor]:
+        pooled = scatter.sum(0) / total.sum()
+        round_ = torch.diag_embed(torch.diagonal(pooled)).clamp(min=FLOOR)
+        if self.covariance == "tied":
+            covariance = (scatter.sum(0) + shrink * round_) / (total.sum() + shrink)
+        else:
+            covariance = (scatter + shrink * round_) / (total + shrink).clamp(min=FEW)[:, None, None]
+        values, vectors = torch.linalg.eigh(covariance)
+        covariance = (vectors * values.clamp(min=FLOOR)[..., None, :]) @ vectors.mT
+        sigma = torch.sqrt(torch.diagonal(covariance, dim1=-2, dim2=-1))
+        corr = torch.linalg.cholesky(covariance) / sigma[..., None]
+        found = {"sigma": sigma, "corr": corr}
+        if self.covariance == "full" and current is not None:
+            alive = total > FEW
+            found = {n: torch.where(alive.reshape(-1, *[1] * (v.dim() - 1)), v, current[n]) for n, v in found.items()}
+        if self._fixed:
+            found["sigma"] = self._sigma_scale(len(sigma[-1]) if sigma.dim() > 1 else len(sigma)).clone()
+        return found
+
+    def _completed(
+        self, x: torch.Tensor, observed: torch.Tensor, pooled_mean: torch.Tensor, current: Mapping[str, torch.Tensor] | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Each component's expectation of x given what was observed `(component, unit, feature)`, and its covariance."""
+        if current is None:
+            return torch.where(observed, x, pooled_mean).expand(self.n_components, *x.shape), None
+        components = self.components(current)
+        parts = [components.completed(torch.full((len(x),), k), x, observed) for k in range(self.n_components)]
+        factors = torch.stack([factor for _, factor in parts])
+        return torch.stack([mean for mean, _ in parts]), factors @ factors.mT
+
+    def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
+        shape = (self.n_components, n_features)
+        loc, scale = self.mu_loc[:, None].numpy(), self.mu_scale[:, None].numpy()
+        mu = loc + scale * rng.standard_normal(shape)
+        while self.ordered and (np.diff(mu[:, 0]) <= 0).any():
+            mu = loc + scale * rng.standard_normal(shape)
+        sigma_scale = self._sigma_scale(n_features).numpy()
+        noise = rng.standard_normal(sigma_scale.shape)
+        sigma = np.abs(sigma_scale * noise) if self.sigma_prior == "half_normal" else sigma_scale * np.exp(self.sigma_spread * noise)
+        values = {"mu": mu, "sigma": sigma}
+        if self._correlated:
+            n = self.n_components if self.covariance == "full" else 1
+            corr = np.stack([_lkj_factor(rng, n_features, self.corr_concentration) for _ in range(n)])
+            values["corr"] = corr if self.covariance == "full" else corr[0]
+        return values
+
+    def log_prior(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        mu = values["mu"]
+        return dist.Normal(self.mu_loc[:, None], self.mu_scale[:, None]).log_prob(mu[:, None]).sum(-1)
+
+    def check(self, what: str, dataset: Dataset) -> None:
+        n_features = dataset.x.shape[1]
+        if self._correlated and n_features < 2:
+            raise DataError(f"{what} has one feature; covariance {self.covariance!r} needs two or more: take 'diagonal'.")
+        if self.ordered and n_features != 1:
+            raise DataError(f"{what} has {n_features} features; `ordered` means go with one.")
+
+
+class Bernoulli(Emission):
+    r"""$p_{kd} \sim \mathrm{Beta}(a, a)$."""
+
+    def __init__(self, owner: str, n_components: int, *, concentration: float) -> None:
+        self.n_components, self.exchangeable = n_components, True
+        self.concentration = number(owner, "probability_concentration", concentration, above=0.0)
+
+    def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
+        return {"probability": (dim, "feature")}
+
+    def sample(self, n_features: int) -> dict[str, torch.Tensor]:
+        a = torch.full((self.n_components, n_features), self.concentration, dtype=torch.float64)
+        return {"probability": pyro.sample("probability", dist.Beta(a, a).to_event(2))}
+
+    def components(self, values: Mapping[str, torch.Tensor]) -> BernoulliComponents:
+        return BernoulliComponents(values["probability"])
+
+    def entries(self, components: Any, labels: torch.Tensor) -> torch.distributions.Distribution:
+        return dist.Bernoulli(components.probability[labels])
+
+    def maximum(
+        self,
+        x: torch.Tensor,
+        observed: torch.Tensor | None,
+        weights: torch.Tensor,
+        current: Mapping[str, torch.Tensor] | None = None,
+        *,
+        shrink: float = 0.0,
+    ) -> dict[str, torch.Tensor]:
+        mean = _weighted_means(x, observed, weights, None if current is None else current["probability"], shrink)
+        return {"probability": mean.clamp(FLOOR, 1 - FLOOR)}
+
+    def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
+        return {"probability": rng.beta(self.concentration, self.concentration, (self.n_components, n_features))}
+
+    def check(self, what: str, dataset: Dataset) -> None:
+        _refuse(what, dataset, (dataset.x != 0) & (dataset.x != 1), "must hold 0 and 1 (or be missing)")
+
+
+class Poisson(Emission):
+    r"""$\lambda_{kd} \sim \mathrm{Gamma}(a, a / m)$, of mean m."""
+
+    def __init__(self, owner: str, n_components: int, *, shape: float, mean: PerComponent) -> None:
+        self.n_components = n_components
+        self.shape = number(owner, "rate_shape", shape, above=0.0)
+        self.mean = per_component(owner, "rate_mean", mean, n_components, above=0.0)
+        self.exchangeable = self.mean.unique().numel() == 1
+
+    def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
+        return {"rate": (dim, "feature")}
+
+    def sample(self, n_features: int) -> dict[str, torch.Tensor]:
+        shape = torch.full((self.n_components, n_features), self.shape, dtype=torch.float64)
+        return {"rate": pyro.sample("rate", dist.Gamma(shape, self.shape / self.mean[:, None]).to_event(2))}
+
+    def components(self, values: Mapping[str, torch.Tensor]) -> PoissonComponents:
+        return PoissonComponents(values["rate"])
+
+    def entries(self, components: Any, labels: torch.Tensor) -> torch.distributions.Distribution:
+        return dist.Poisson(components.rate[labels])
+
+    def maximum(
+        self,
+        x: torch.Tensor,
+        observed: torch.Tensor | None,
+        weights: torch.Tensor,
+        current: Mapping[str, torch.Tensor] | None = None,
+        *,
+        shrink: float = 0.0,
+    ) -> dict[str, torch.Tensor]:
+        mean = _weighted_means(x, observed, weights, None if current is None else current["rate"], shrink)
+        return {"rate": mean.clamp(min=FLOOR)}
+
+    def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
+        return {"rate": rng.gamma(self.shape, self.mean[:, None].numpy() / self.shape, (self.n_components, n_features))}
+
+    def log_prior(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        prior = dist.Gamma(torch.tensor(self.shape, dtype=torch.float64), self.shape / self.mean[:, None])
+        return prior.log_prob(values["rate"][:, None]).sum(-1)
+
+    def check(self, what: str, dataset: Dataset) -> None:
+        _refuse(what, dataset, (dataset.x < 0) | (dataset.x != np.floor(dataset.x)), "must hold counts, whole numbers from 0")
+
+
+class Categorical(Emission):
+    r"""$p_{kd} \sim \mathrm{Dirichlet}(a, \dots, a)$ over C categories, coded 0 to C - 1."""
+
+    def __init__(self, owner: str, n_components: int, *, n_categories: int, concentration: float) -> None:
+        self.n_components, self.exchangeable = n_components, True
+        self.n_categories = whole(owner, "n_categories", n_categories, 2)
+        self.concentration = number(owner, "probability_concentration", concentration, above=0.0)
+
+    def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
+        return {"probability": (dim, "feature", "category")}
+
+    def sample(self, n_features: int) -> dict[str, torch.Tensor]:
+        a = torch.full((self.n_components, n_features, self.n_categories), self.concentration, dtype=torch.float64)
+        return {"probability": pyro.sample("probability", dist.Dirichlet(a).to_event(2))}
+
+    def components(self, values: Mapping[str, torch.Tensor]) -> CategoricalComponents:
+        return CategoricalComponents(values["probability"])
+
+    def entries(self, components: Any, labels: torch.Tensor) -> torch.distributions.Distribution:
+        return dist.Categorical(components.probability[labels])
+
+    def maximum(
+        self,
+        x: torch.Tensor,
+        observed: torch.Tensor | None,
+        weights: torch.Tensor,
+        current: Mapping[str, torch.Tensor] | None = None,
+        *,
+        shrink: float = 0.0,
+    ) -> dict[str, torch.Tensor]:
+        indicator = (x[..., None] == torch.arange(self.n_categories, dtype=x.dtype)).to(x.dtype)
+        if observed is not None:
+            indicator = indicator * observed[..., None]
+        counts = torch.einsum("nk,ndc->kdc", weights, indicator)
+        counts = counts + shrink * counts.sum(0) / counts.sum(0).sum(-1, keepdim=True).clamp(min=FEW)
+        total = counts.sum(-1, keepdim=True)
+        even = torch.full_like(counts, 1 / self.n_categories) if current is None else current["probability"]
+        found = torch.where(total > FEW, counts / total.clamp(min=FEW), even).clamp(min=FLOOR)
+        return {"probability": found / found.sum(-1, keepdim=True)}
+
+    def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
+        a = np.full(self.n_categories, self.concentration)
+        return {"probability": rng.dirichlet(a, (self.n_components, n_features))}
+
+    def check(self, what: str, dataset: Dataset) -> None:
+        last = self.n_categories - 1
+        bad = (dataset.x < 0) | (dataset.x > last) | (dataset.x != np.floor(dataset.x))
+        _refuse(what, dataset, bad, f"must hold categories, whole numbers from 0 to {last} (`n_categories` - 1)")
+
+
+# -- what emissions share
+
+
+def _weighted_means(
+    x: torch.Tensor, observed: torch.Tensor | None, weights: torch.Tensor, current: torch.Tensor | None, shrink: float
+) -> torch.Tensor:
+    seen = torch.ones_like(x) if observed is None else observed.to(x.dtype)
+    pooled = (x * seen).sum(0) / seen.sum(0).clamp(min=1)
+    total = weights.mT @ seen
+    found = (weights.mT @ (x * seen) + shrink * pooled) / (total + shrink).clamp(min=FEW)
+    return torch.where(total + shrink > FEW, found, pooled if current is None else current)
+
+
+def _lkj_factor(rng: np.random.Generator, n: int, concentration: float) -> np.ndarray:
+    """A Cholesky factor of a correlation matrix, LKJ-distributed, by the onion method (Lewandowski et al. 2009, section 3.2)."""
+    lower = np.zeros((n, n))
+    lower[0, 0] = 1.0
+    for i in range(1, n):
+        square = rng.beta(i / 2, concentration + (n - 1 - i) / 2)
+        direction = rng.standard_normal(i)
+        lower[i, :i] = np.sqrt(square) * direction / np.linalg.norm(direction)
+        lower[i, i] = np.sqrt(1 - square)
+    return lower
+
+
+def _refuse(what: str, dataset: Dataset, bad: np.ndarray, must: str) -> None:
+    bad = bad & ~np.isnan(dataset.x)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        hint = "; the data are standardised: load them with `standardize: false`" if dataset.transform is not None else ""
+        raise DataError(
+            f"{what}, column {str(dataset.features[column])!r}, unit {str(dataset.units[row])!r}: {must}; "
+            f"got {dataset.x[row, column]:g} ({int(bad.sum())} such entries){hint}."
+        )
+
+
+# -- checks of constructors
+
+
+def whole(owner: str, name: str, value: object, least: int) -> int:
+    """A whole number of at least `least`.
+
+    Raises:
+        ConfigError: It is none; names model, argument, range and value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ConfigError(f"{owner}: `{name}` must be a whole number from {least}; got {value!r}.")
+    return int(value)
+
+
+def number(owner: str, name: str, value: object, *, least: float | None = None, above: float | None = None) -> float:
+    """A finite number, at least `least` or above `above`.
+
+    Raises:
+        ConfigError: It is none; names model, argument, range and value.
+    """
+    good = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+    if not good or (least is not None and value < least) or (above is not None and value <= above):  # type: ignore[operator]
+        bound = f" of at least {least:g}" if least is not None else f" above {above:g}" if above is not None else ""
+        raise ConfigError(f"{owner}: `{name}` must be a finite number{bound}; got {value!r}.")
+    return float(value)  # type: ignore[arg-type]
+
+
+def per_component(owner: str, name: str, value: PerComponent, n: int, *, above: float | None = None) -> torch.Tensor:
+    """A number for each of n components `(component,)`, from one for all or a list.
+
+    Raises:
+        ConfigError: Not one number, nor n of them.
+    """
+    if isinstance(value, list | tuple | np.ndarray):
+        if len(value) != n:
+            raise ConfigError(f"{owner}: `{name}` must be one number or a list of {n}, one for each; got {len(value)}.")
+        return torch.tensor([number(owner, name, one, above=above) for one in value], dtype=torch.float64)
+    return torch.full((n,), number(owner, name, value, above=above), dtype=torch.float64)
+
+
+def one_of(owner: str, name: str, value: object, valid: Sequence[str]) -> None:
+    """Refuses what is not among the valid words.
+
+    Raises:
+        ConfigError: Names them.
+    """
+    if value not in valid:
+        raise ConfigError(f"{owner}: `{name}` must be one of {', '.join(valid)}; got {value!r}.")
+
+
+def flag(owner: str, name: str, value: object) -> bool:
+    """True or False.
+
+    Raises:
+        ConfigError: Anything else.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{owner}: `{name}` must be true or false; got {value!r}.")
+    return value

@@ -1,0 +1,85 @@
+r"""Hidden Markov models with Gaussian emissions."""
+
+from latentlab.models.emissions import Covariance, Gaussian, PerComponent, SigmaPrior, flag, whole
+from latentlab.models.hidden_markov import HiddenMarkovModel
+
+
+class GaussianHMM(HiddenMarkovModel):
+    r"""Hidden Markov model with Gaussian emissions.
+
+    $$ \pi \sim \text{Dirichlet}(\text{initial\_concentration}), \quad
+       A_k \sim \text{Dirichlet}(\text{transition\_concentration} + \text{sticky} \, e_k) $$
+    $$ \mu_{kd} \sim N(\text{mu\_loc}, \text{mu\_scale}), \quad
+       \sigma \sim \text{LogNormal}(\log \text{sigma\_scale}, \text{sigma\_spread}), \quad R_k \sim \text{LKJ} $$
+    $$ z_1 \sim \pi, \quad z_t \mid z_{t-1} \sim A_{z_{t-1}}, \quad x_t \mid z_t = k \sim N(\mu_k, \Sigma_k) $$
+
+    initial (state,), transition (state, next_state), mu (state, feature), sigma and corr by `covariance` as in
+    `GaussianMixture`, z (unit,), the units being time steps. The first state emits the first observation. The paths z are summed
+    out; the other sites are identified up to the order of the states, unless their priors differ, or `ordered` or
+    `left_to_right` fixes it.
+
+    Args:
+        n_states: States K.
+        covariance: `diagonal`, `full`, `spherical` or `tied`.
+        initial_concentration: Of the Dirichlet prior of the first state; 0 fixes it at 1 / K for each.
+        transition_concentration: Of the Dirichlet prior of each row of the transitions.
+        sticky: Added to it for staying in the state.
+        left_to_right: The first state begins, and a state can only stay or go to the next one.
+        mu_loc: Prior mean of the means: one number, or one for each state.
+        mu_scale: Prior standard deviation of the means: one number, or one for each state.
+        sigma_prior: `log_normal`, or `half_normal` of scale `sigma_scale`, whose mode can be without bound.
+        sigma_scale: Median of the standard deviations a priori: one number, or one for each state.
+        sigma_spread: Standard deviation of their logs; 0 fixes them at `sigma_scale`.
+        corr_concentration: Of the LKJ prior of the correlations.
+        ordered: Hold the means of a single feature in increasing order; the prior is not renormalised.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+
+    References:
+        Rabiner (1989), A tutorial on hidden Markov models and selected applications in speech recognition, Proc. IEEE 77:257.
+        Fox, Sudderth, Jordan & Willsky (2011), A sticky HDP-HMM, Annals of Applied Statistics 5:1020.
+    """
+
+    name = "gaussian_hmm"
+
+    def __init__(
+        self,
+        n_states: int,
+        covariance: Covariance = "diagonal",
+        initial_concentration: float = 1.0,
+        transition_concentration: float = 1.0,
+        sticky: float = 0.0,
+        left_to_right: bool = False,  # noqa: FBT001, FBT002
+        mu_loc: PerComponent = 0.0,
+        mu_scale: PerComponent = 2.0,
+        sigma_prior: SigmaPrior = "log_normal",
+        sigma_scale: PerComponent = 0.5,
+        sigma_spread: float = 0.7,
+        corr_concentration: float = 2.0,
+        ordered: bool = False,  # noqa: FBT001, FBT002
+    ) -> None:
+        owner = type(self).__name__
+        self.covariance, self.mu_loc, self.mu_scale = covariance, mu_loc, mu_scale
+        self.sigma_prior, self.sigma_scale, self.sigma_spread = sigma_prior, sigma_scale, sigma_spread
+        self.corr_concentration, self.ordered = corr_concentration, flag(owner, "ordered", ordered)
+        emission = Gaussian(
+            owner,
+            whole(owner, "n_states", n_states, 1),
+            covariance=covariance,
+            mu_loc=mu_loc,
+            mu_scale=mu_scale,
+            sigma_prior=sigma_prior,
+            sigma_scale=sigma_scale,
+            sigma_spread=sigma_spread,
+            corr_concentration=corr_concentration,
+            ordered=ordered,
+        )
+        self._settings(
+            owner,
+            emission,
+            initial_concentration=initial_concentration,
+            transition_concentration=transition_concentration,
+            sticky=sticky,
+            left_to_right=left_to_right,
+        )

@@ -1,0 +1,192 @@
+r"""Mixtures of Gaussians, with a fixed number of components or one that the data choose."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+
+from latentlab.distributions.stick_breaking import StickBreaking
+from latentlab.models.base import Arrays
+from latentlab.models.emissions import Covariance, Gaussian, PerComponent, SigmaPrior, flag, number, per_component, whole
+from latentlab.models.mixture import MixtureModel, k_means
+from latentlab.symmetry.group import Group
+from latentlab.symmetry.groups import Identity, Permutation
+
+START_CLUSTERS = 10
+"""Clusters with which a mixture of unknown size starts, at most."""
+
+
+class GaussianMixture(MixtureModel):
+    r"""Gaussian mixture: each unit belongs to one of K components.
+
+    $$ w \sim \text{Dirichlet}(\text{weights\_concentration}), \quad \mu_{kd} \sim N(\text{mu\_loc}, \text{mu\_scale}), \quad
+       \sigma \sim \text{LogNormal}(\log \text{sigma\_scale}, \text{sigma\_spread}), \quad R_k \sim \text{LKJ} $$
+    $$ z_n \sim w, \quad x_n \mid z_n = k \sim N(\mu_k, \Sigma_k) $$
+
+    weights (component,), mu (component, feature), z (unit,). $\Sigma_k$ by `covariance`: `spherical` sigma (component,);
+    `diagonal` sigma (component, feature); `full` sigma (component, feature) and corr, the Cholesky factors of the correlations
+    (component, feature, next_feature); `tied` one covariance for all, sigma (feature,) and corr (feature, next_feature). Scales
+    are standard deviations in the units of the features; the defaults are meant for standardised data. The assignments z are
+    summed out; the other sites are identified up to the order of the components, unless their priors differ or `ordered` fixes
+    it. The log-normal prior keeps components from shrinking onto one unit, where the likelihood has no bound.
+
+    Args:
+        n_components: Components K.
+        covariance: `full`, `diagonal`, `spherical` or `tied`.
+        weights_concentration: Of the Dirichlet prior of the weights: one number, or one for each component.
+        mu_loc: Prior mean of the means: one number, or one for each component.
+        mu_scale: Prior standard deviation of the means: one number, or one for each component.
+        sigma_prior: `log_normal`, or `half_normal` of scale `sigma_scale`, whose mode can be without bound.
+        sigma_scale: Median of the standard deviations a priori: one number, or one for each component.
+        sigma_spread: Standard deviation of their logs; 0 fixes them at `sigma_scale`.
+        corr_concentration: Of the LKJ prior of the correlations; 1 is uniform, larger ones prefer weak correlations.
+        ordered: Hold the means of a single feature in increasing order; the prior is not renormalised.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+
+    References:
+        Fraley & Raftery (2002), Model-based clustering, discriminant analysis, and density estimation, JASA 97:611.
+        Lewandowski, Kurowicka & Joe (2009), Generating random correlation matrices, J. Multivariate Analysis 100:1989 (LKJ).
+
+    Example:
+        >>> GaussianMixture(n_components=3, covariance="diagonal").dims["sigma"]
+        ('component', 'feature')
+    """
+
+    name = "gaussian_mixture"
+
+    def __init__(
+        self,
+        n_components: int,
+        covariance: Covariance = "full",
+        weights_concentration: PerComponent = 1.0,
+        mu_loc: PerComponent = 0.0,
+        mu_scale: PerComponent = 2.0,
+        sigma_prior: SigmaPrior = "log_normal",
+        sigma_scale: PerComponent = 0.5,
+        sigma_spread: float = 0.7,
+        corr_concentration: float = 2.0,
+        ordered: bool = False,  # noqa: FBT001, FBT002
+    ) -> None:
+        owner = type(self).__name__
+        n_components = whole(owner, "n_components", n_components, 1)
+        self.covariance, self.weights_concentration, self.mu_loc, self.mu_scale = covariance, weights_concentration, mu_loc, mu_scale
+        self.sigma_prior, self.sigma_scale, self.sigma_spread = sigma_prior, sigma_scale, sigma_spread
+        self.corr_concentration, self.ordered = corr_concentration, flag(owner, "ordered", ordered)
+        emission = Gaussian(
+            owner,
+            n_components,
+            covariance=covariance,
+            mu_loc=mu_loc,
+            mu_scale=mu_scale,
+            sigma_prior=sigma_prior,
+            sigma_scale=sigma_scale,
+            sigma_spread=sigma_spread,
+            corr_concentration=corr_concentration,
+            ordered=ordered,
+        )
+        concentration = per_component(owner, "weights_concentration", weights_concentration, n_components, above=0.0)
+        self._settings(n_components, emission, concentration)
+
+
+class DPMixture(MixtureModel):
+    r"""Dirichlet-process mixture of Gaussians, truncated: the data say how many of its components they need.
+
+    $$ \alpha \sim \text{Gamma}(\text{alpha\_shape}, \text{alpha\_rate}), \quad v_k \sim \text{Beta}(1, \alpha), \quad
+       w_k = v_k \prod_{j<k} (1 - v_j), \quad v_K = 1 $$
+    $$ \mu_{kd} \sim N(\text{mu\_loc}, \text{mu\_scale}), \quad
+       \sigma \sim \text{LogNormal}(\log \text{sigma\_scale}, \text{sigma\_spread}), \quad
+       z_n \sim w, \quad x_n \mid z_n = k \sim N(\mu_k, \Sigma_k) $$
+
+    alpha the concentration, weights (component,), the rest as in `GaussianMixture`. A priori about $\alpha \log(1 + N / \alpha)$
+    components hold N units. Identified are the partition of the units, the number of components that hold any, and the density
+    of x. The sticks prefer an order of the components, so that exchanging them changes the density a little, and chains exchange
+    them all the same: draws are aligned, and chains compared, modulo their order.
+
+    Args:
+        n_components: Components K at which the process is cut; the last ones should be empty.
+        covariance: `diagonal`, `full`, `spherical` or `tied`.
+        alpha_shape: Shape of the concentration's gamma prior; 0 fixes alpha at `1 / alpha_rate`.
+        alpha_rate: Its rate.
+        mu_loc: Prior mean of the means.
+        mu_scale: Prior standard deviation of the means.
+        sigma_scale: Median of the standard deviations a priori.
+        sigma_spread: Standard deviation of their logs; 0 fixes them at `sigma_scale`.
+        corr_concentration: Of the LKJ prior of the correlations.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+
+    References:
+        Ishwaran & James (2001), Gibbs sampling methods for stick-breaking priors, JASA 96:161. Escobar & West (1995), Bayesian
+        density estimation and inference using mixtures, JASA 90:577.
+    """
+
+    name = "dp_mixture"
+    methods = ("nuts", "svi", "map")
+
+    def __init__(
+        self,
+        n_components: int = 10,
+        covariance: Covariance = "diagonal",
+        alpha_shape: float = 2.0,
+        alpha_rate: float = 2.0,
+        mu_loc: float = 0.0,
+        mu_scale: float = 2.0,
+        sigma_scale: float = 0.5,
+        sigma_spread: float = 0.7,
+        corr_concentration: float = 2.0,
+    ) -> None:
+        owner = type(self).__name__
+        n_components = whole(owner, "n_components", n_components, 2)
+        self.covariance, self.mu_loc, self.mu_scale = covariance, mu_loc, mu_scale
+        self.sigma_scale, self.sigma_spread, self.corr_concentration = sigma_scale, sigma_spread, corr_concentration
+        self.alpha_shape = number(owner, "alpha_shape", alpha_shape, least=0.0)
+        self.alpha_rate = number(owner, "alpha_rate", alpha_rate, above=0.0)
+        emission = Gaussian(
+            owner,
+            n_components,
+            covariance=covariance,
+            mu_loc=number(owner, "mu_loc", mu_loc),
+            mu_scale=number(owner, "mu_scale", mu_scale, above=0.0),
+            sigma_prior="log_normal",
+            sigma_scale=number(owner, "sigma_scale", sigma_scale, above=0.0),
+            sigma_spread=sigma_spread,
+            corr_concentration=corr_concentration,
+            ordered=False,
+        )
+        self._settings(n_components, emission, torch.ones(n_components, dtype=torch.float64))
+        self.dims = {"alpha": (), **self.dims}
+        self.symmetry = Identity("component")
+
+    @property
+    def exchanges(self) -> Group:
+        return Permutation("component")
+
+    def _weights(self) -> torch.Tensor:
+        if self.alpha_shape == 0:
+            alpha = pyro.deterministic("alpha", torch.tensor(1 / self.alpha_rate, dtype=torch.float64))
+        else:
+            rate = torch.tensor(self.alpha_rate, dtype=torch.float64)
+            alpha = pyro.sample("alpha", dist.Gamma(torch.tensor(self.alpha_shape, dtype=torch.float64), rate))
+        return pyro.sample("weights", StickBreaking(alpha, self.n_components))
+
+    def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, object]:
+        """As many clusters of k-means as there may well be, by size; the other components beside random units."""
+        distinct = len(np.unique(arrays["x"].numpy(), axis=0))
+        labels = k_means(arrays, int(rng.integers(1, min(START_CLUSTERS, self.n_components, distinct) + 1)), rng)
+        order = np.argsort(-np.bincount(labels, minlength=self.n_components), kind="stable")
+        labels = np.argsort(order)[labels]
+        values = self._from_labels(arrays, labels)
+        empty = np.bincount(labels, minlength=self.n_components) == 0
+        somewhere = torch.from_numpy(rng.choice(len(labels), self.n_components))
+        values["mu"] = torch.where(torch.from_numpy(empty)[:, None], arrays["x"][somewhere], values["mu"])
+        return values
+
+    def _draw_weights(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        alpha = 1 / self.alpha_rate if self.alpha_shape == 0 else rng.gamma(self.alpha_shape, 1 / self.alpha_rate)
+        sticks = rng.beta(1.0, alpha, self.n_components)
+        sticks[-1] = 1.0
+        rest = np.concatenate([[1.0], np.cumprod(1 - sticks[:-1])])
+        return {"alpha": np.asarray(alpha), "weights": sticks * rest}

@@ -1,0 +1,258 @@
+r"""What the hidden Markov models share: $z_1 \sim \pi$, $z_t \mid z_{t-1} \sim A_{z_{t-1}}$, $x_t \mid z_t = k \sim p_k$, the states summed out.
+
+The units are time steps; the coordinate `sequence` says which sequence a step belongs to, each beginning anew from the initial
+probabilities. The first state of a sequence emits its first observation. Given the other sites the paths are exact.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+
+from latentlab.data.dataset import Dataset
+from latentlab.data.series import boundaries
+from latentlab.distributions import hidden_markov as chains
+from latentlab.distributions.hidden_markov_series import HiddenMarkovSeries
+from latentlab.errors import ConfigError, DataError
+from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position
+from latentlab.models.emissions import SHRINK, Emission, flag, number
+from latentlab.models.expectation_maximization import climb
+from latentlab.models.mixture import check_table, degenerate, drawn, imputed, k_means, matching_order
+from latentlab.symmetry.groups import Identity, Permutation
+
+LEAST_COUNT = 0.1
+"""Of each transition that is not forbidden, at the start."""
+
+
+class HiddenMarkovModel(LatentModel):
+    """Base of the hidden Markov models; a subclass makes the emission."""
+
+    position = Position("z", kind="discrete")
+    methods: tuple[str, ...] = ("nuts", "svi", "map", "exact")
+    jitter = 0.5
+    n_states: int
+    emission: Emission
+
+    def _settings(
+        self,
+        owner: str,
+        emission: Emission,
+        *,
+        initial_concentration: float,
+        transition_concentration: float,
+        sticky: float,
+        left_to_right: bool,
+    ) -> None:
+        self.n_states, self.emission = emission.n_components, emission
+        self.initial_concentration = number(owner, "initial_concentration", initial_concentration, least=0.0)
+        self.transition_concentration = number(owner, "transition_concentration", transition_concentration, above=0.0)
+        self.sticky = number(owner, "sticky", sticky, least=0.0)
+        self.left_to_right = flag(owner, "left_to_right", left_to_right)
+        if left_to_right and self.n_states < 2:
+            raise ConfigError(f"{owner}: `left_to_right` needs at least 2 states; n_states is {self.n_states}.")
+        stay = {"stay": ("step",)} if left_to_right else {}
+        self.dims = {
+            "initial": ("state",),
+            **stay,
+            "transition": ("state", "next_state"),
+            **emission.dims("state"),
+            "z": ("unit",),
+        }
+        alike = emission.exchangeable and not left_to_right
+        self.symmetry = Permutation("state") if alike else Identity("state")
+
+    def n_labels(self) -> int:
+        return self.n_states
+
+    # -- the program
+
+    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None, sequence: torch.Tensor | None = None) -> None:
+        values = {"initial": self._initial(), "transition": self._transition(), **self.emission.sample(x.shape[1])}
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", self._series({"x": x, "mask": mask, "sequence": sequence}, values), obs=x)
+
+    def _initial(self) -> torch.Tensor:
+        if self.left_to_right or self.n_states == 1:
+            first = torch.zeros(self.n_states, dtype=torch.float64)
+            first[0] = 1.0
+            return pyro.deterministic("initial", first)
+        if self.initial_concentration == 0:
+            return pyro.deterministic("initial", torch.full((self.n_states,), 1 / self.n_states, dtype=torch.float64))
+        return pyro.sample("initial", dist.Dirichlet(self._initial_counts()))
+
+    def _initial_counts(self) -> torch.Tensor:
+        return torch.full((self.n_states,), self.initial_concentration, dtype=torch.float64)
+
+    def _transition(self) -> torch.Tensor:
+        if self.left_to_right:
+            stays, leaves = self._transition_counts()[0, :2]
+            n = self.n_states - 1
+            return pyro.deterministic("transition", forward(pyro.sample("stay", dist.Beta(stays.expand(n), leaves).to_event(1))))
+        if self.n_states == 1:
+            return pyro.deterministic("transition", torch.ones(1, 1, dtype=torch.float64))
+        return pyro.sample("transition", dist.Dirichlet(self._transition_counts()).to_event(1))
+
+    def _transition_counts(self) -> torch.Tensor:
+        """Of the Dirichlet prior of each row."""
+        even = torch.full((self.n_states, self.n_states), self.transition_concentration, dtype=torch.float64)
+        return even + self.sticky * torch.eye(self.n_states, dtype=torch.float64)
+
+    # -- what is exact
+
+    def _series(self, arrays: Arrays, values: Mapping[str, torch.Tensor]) -> HiddenMarkovSeries:
+        starts = begins(arrays.get("sequence"), len(arrays["x"]))
+        initial, transition = log_probability(values["initial"]), log_probability(values["transition"])
+        return HiddenMarkovSeries(initial, transition, self.emission.components(values), starts, arrays.get("mask"))
+
+    def latents(self, arrays: Arrays, **values: torch.Tensor) -> chains.HiddenPath:
+        """The paths given x and the other sites; `probs` are the smoothed probabilities, `mode` is the Viterbi path."""
+        return self._series(arrays, values).conditional(arrays["x"])
+
+    def filtered(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
+        """Probabilities of each step's state given the data up to then `(unit, state)`."""
+        return chains.filtered(*self._series(arrays, values).chain(arrays["x"]))
+
+    def leave_one_out(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
+        """log p of each step given all others, or of each sequence where there are several."""
+        chain = self._series(arrays, values).chain(arrays["x"])
+        several = arrays.get("sequence") is not None and int(arrays["sequence"].max()) > 0
+        return chains.sequence_log_likelihood(*chain) if several else chains.leave_one_out(*chain)
+
+    def imputation(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
+        """x given z, the other sites and what was observed of the step."""
+        return imputed(self.emission, arrays, values)
+
+    def maximum_likelihood(self, arrays: Arrays, rng: np.random.Generator) -> MaximumLikelihood:
+        x, observed = arrays["x"], arrays.get("mask")
+
+        def step(values: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
+            chain = self._series(arrays, values).chain(x)
+            probs, pairs = chains.smoothed(*chain), chains.pair_marginals(*chain).sum(0)
+            found = self.emission.maximum(x, observed, probs, values)
+            if not (self.left_to_right or self.n_states == 1 or self.initial_concentration == 0):
+                found["initial"] = probs[chain[3]].mean(0)
+            left = pairs.sum(-1, keepdim=True)
+            found["transition"] = torch.where(left > 1e-8, pairs / left.clamp(min=1e-8), values["transition"])
+            return float(chains.log_likelihood(*chain)), found
+
+        def log_likelihood(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            return chains.log_likelihood(*self._series(arrays, values).chain(x))
+
+        start = {name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name not in ("z", "stay")}
+        found = climb(step, log_likelihood, start, len(x), fixed=("initial",))
+        values = {name: torch.as_tensor(value) for name, value in found.values.items()}
+        sizes = self.latents(arrays, **values).probs.sum(0).numpy()
+        notes = [f"state {k} is hardly visited: {size:.2g} steps" for k, size in enumerate(sizes) if size < 1]
+        notes += degenerate(self.emission, values, sizes, "state")
+        arrays_found = dict(found.values)
+        if self.left_to_right:
+            arrays_found["stay"] = np.diagonal(found.values["transition"])[:-1].copy()
+        return replace(found, values=arrays_found, notes=(*found.notes, *notes))
+
+    # -- data
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuses what is no series, or has fewer steps than states.
+
+        Raises:
+            DataError: Names both numbers, the column or the sequence.
+        """
+        what = f"{type(self).__name__}: {dataset.name}"
+        check_table(what, dataset)
+        boundaries(dataset)
+        if len(dataset.x) < self.n_states:
+            raise DataError(f"{what} has {len(dataset.x)} steps; n_states = {self.n_states} needs at least as many.")
+        self.emission.check(what, dataset)
+
+    def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
+        """Clusters of k-means as states; where states follow one another, equal parts of each sequence."""
+        starts = begins(arrays.get("sequence"), len(arrays["x"])).numpy()
+        labels = _parts(starts, self.n_states) if self.left_to_right else k_means(arrays, self.n_states, rng)
+        given = torch.eye(self.n_states, dtype=torch.float64)[torch.from_numpy(labels)]
+        if not self.left_to_right:
+            order = matching_order(self.emission, self.emission.maximum(arrays["x"], arrays.get("mask"), given, shrink=SHRINK))
+            given = given[:, order]
+            labels = given.argmax(-1).numpy()
+        values = self.emission.maximum(arrays["x"], arrays.get("mask"), given, shrink=SHRINK)
+        counts = np.full((self.n_states, self.n_states), LEAST_COUNT)
+        np.add.at(counts, (labels[:-1][~starts[1:]], labels[1:][~starts[1:]]), 1.0)
+        if self.left_to_right:
+            inside = np.diagonal(counts)[:-1] + 1, np.diagonal(counts, 1) + 1
+            values["stay"] = torch.from_numpy(inside[0] / (inside[0] + inside[1]))
+            values["transition"] = forward(values["stay"])
+            values["initial"] = torch.eye(self.n_states, dtype=torch.float64)[0]
+        else:
+            values["transition"] = torch.from_numpy(counts / counts.sum(1, keepdims=True))
+            first = np.bincount(labels[starts], minlength=self.n_states) + 1.0
+            even = self.initial_concentration == 0
+            values["initial"] = torch.from_numpy(np.full(self.n_states, 1 / self.n_states) if even else first / first.sum())
+        return {**values, "z": torch.from_numpy(labels)}
+
+    def simulate(self, rng: np.random.Generator, n_units: int, n_features: int | None = None) -> Dataset:
+        """Data and truth drawn from the model, priors included: two sequences of unequal length where there are 6 steps or more.
+
+        One feature where None; two where features are correlated.
+        """
+        K = self.n_states
+        n_features = (2 if "corr" in self.dims else 1) if n_features is None else n_features
+        initial = np.eye(K)[0] if self.left_to_right or K == 1 else np.full(K, 1 / K)
+        if not (self.left_to_right or K == 1 or self.initial_concentration == 0):
+            initial = rng.dirichlet(self._initial_counts().numpy())
+        rows = self._transition_counts().numpy()
+        truth: dict[str, np.ndarray] = {}
+        if self.left_to_right:
+            truth["stay"] = rng.beta(rows[0, 0], rows[0, 1], K - 1)
+            transition = forward(torch.from_numpy(truth["stay"])).numpy()
+        else:
+            transition = np.stack([rng.dirichlet(row) for row in rows])
+        lengths = [n_units] if n_units < 6 else [n_units - n_units // 3, n_units // 3]
+        z = np.concatenate([_path(initial, transition, n, rng) for n in lengths])
+        values = self.emission.draw(rng, n_features)
+        x = drawn(self.emission, values, z, rng)
+        coords = {
+            "sequence": np.repeat([f"s{i}" for i in range(len(lengths))], lengths),
+            "time": np.concatenate([np.arange(n) for n in lengths]),
+        }
+        dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, coords=coords, name=f"simulated {self.name}")
+        truth |= {"initial": initial, "transition": transition, **values, "z": z}
+        return replace(dataset, truth=truth, truth_dims=dict(self.dims))
+
+
+def begins(sequence: torch.Tensor | None, n_units: int) -> torch.Tensor:
+    """True where a sequence begins `(unit,)`."""
+    starts = torch.zeros(n_units, dtype=torch.bool)
+    starts[0] = True
+    if sequence is not None:
+        starts[1:] = sequence[1:] != sequence[:-1]
+    return starts
+
+
+def log_probability(p: torch.Tensor) -> torch.Tensor:
+    """log p, -inf where p is 0, with derivatives that are finite everywhere."""
+    possible = p > 0
+    return torch.where(possible, torch.log(torch.where(possible, p, torch.ones_like(p))), torch.full_like(p, -torch.inf))
+
+
+def forward(stay: torch.Tensor) -> torch.Tensor:
+    """Transitions `(state, next_state)` that stay, with these probabilities, or go to the next state; the last one stays."""
+    one, none = torch.ones_like(stay[..., :1]), torch.zeros_like(stay[..., :1])
+    stays, leaves = torch.cat([stay, one], -1), torch.cat([1 - stay, none], -1)
+    up = torch.diag_embed(torch.ones(len(stay), dtype=stay.dtype), offset=1)
+    return torch.diag_embed(stays) + leaves[..., None] * up
+
+
+def _parts(starts: np.ndarray, n_states: int) -> np.ndarray:
+    """Each sequence cut into as many equal parts as there are states `(unit,)`."""
+    lengths = np.diff(np.append(np.flatnonzero(starts), len(starts)))
+    return np.concatenate([np.arange(n) * n_states // n for n in lengths])
+
+
+def _path(initial: np.ndarray, transition: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    z = [int(rng.choice(len(initial), p=initial))]
+    while len(z) < n:
+        z.append(int(rng.choice(len(initial), p=transition[z[-1]])))
+    return np.array(z)

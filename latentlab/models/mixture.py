@@ -1,0 +1,217 @@
+r"""What the mixture models share: $z_n \sim w$, $x_n \mid z_n = k \sim p_k$, the assignments summed out.
+
+Given the other sites the assignments are exact, also where entries are missing: their probabilities are the responsibilities
+$r_{nk} = w_k p_k(x_n) / \sum_j w_j p_j(x_n)$.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+
+from latentlab.data.dataset import Dataset
+from latentlab.distributions.components import GaussianComponents
+from latentlab.distributions.filled import Filled
+from latentlab.distributions.mixture import Labels, Mixture
+from latentlab.errors import DataError
+from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position
+from latentlab.models.emissions import SHRINK, Emission
+from latentlab.models.expectation_maximization import climb
+from latentlab.symmetry.groups import Identity, Permutation
+
+LEAST_WEIGHT = 1e-3
+"""Of a component at the start."""
+
+
+class MixtureModel(LatentModel):
+    """Base of the mixtures; a subclass makes the emission and, if it likes, another prior of the weights."""
+
+    position = Position("z", kind="discrete")
+    methods: tuple[str, ...] = ("nuts", "svi", "map", "exact")
+    jitter = 0.5
+    n_components: int
+    emission: Emission
+    concentration: torch.Tensor
+
+    def _settings(self, n_components: int, emission: Emission, concentration: torch.Tensor) -> None:
+        self.n_components, self.emission, self.concentration = n_components, emission, concentration
+        self.dims = {"weights": ("component",), **emission.dims("component"), "z": ("unit",)}
+        alike = emission.exchangeable and concentration.unique().numel() == 1
+        self.symmetry = Permutation("component") if alike else Identity("component")
+
+    def n_labels(self) -> int:
+        return self.n_components
+
+    # -- the program
+
+    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        weights = self._weights()
+        components = self.emission.components(self.emission.sample(x.shape[1]))
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)
+
+    def _weights(self) -> torch.Tensor:
+        if self.n_components == 1:
+            return pyro.deterministic("weights", torch.ones(1, dtype=torch.float64))
+        return pyro.sample("weights", dist.Dirichlet(self.concentration))
+
+    # -- what is exact
+
+    def _mixture(self, arrays: Arrays, values: Mapping[str, torch.Tensor]) -> Mixture:
+        return Mixture(torch.log(values["weights"]), self.emission.components(values), arrays.get("mask"))
+
+    def latents(self, arrays: Arrays, **values: torch.Tensor) -> Labels:
+        """z given x and the other sites: independent labels, whose `probs` are the responsibilities."""
+        return self._mixture(arrays, values).conditional(arrays["x"])
+
+    def imputation(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
+        """x given z, the other sites and what was observed of the unit."""
+        return imputed(self.emission, arrays, values)
+
+    def maximum_likelihood(self, arrays: Arrays, rng: np.random.Generator) -> MaximumLikelihood:
+        x, observed = arrays["x"], arrays.get("mask")
+
+        def step(values: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
+            mixture = self._mixture(arrays, values)
+            joint = mixture._joint(x)
+            level = torch.logsumexp(joint, -1)
+            responsibilities = torch.exp(joint - level[:, None])
+            found = self.emission.maximum(x, observed, responsibilities, values)
+            return float(level.sum()), {"weights": responsibilities.mean(0), **found}
+
+        def log_likelihood(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            return self._mixture(arrays, values).log_prob(x).sum()
+
+        start = {name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name != "z"}
+        found = climb(step, log_likelihood, start, len(x))
+        return replace(found, notes=(*found.notes, *self._doubts(arrays, found.values)))
+
+    def _doubts(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
+        given = {name: torch.as_tensor(value) for name, value in values.items()}
+        sizes = self.latents(arrays, **given).probs.sum(0).numpy()
+        notes = [f"component {k} is empty: it holds {size:.2g} units" for k, size in enumerate(sizes) if size < 1]
+        return notes + degenerate(self.emission, given, sizes, "component")
+
+    # -- data
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuses what is no table of at least as many different units as components.
+
+        Raises:
+            DataError: Names both numbers, or the column.
+        """
+        what = f"{type(self).__name__}: {dataset.name}"
+        check_table(what, dataset)
+        n_units = len(dataset.x)
+        if n_units < self.n_components:
+            raise DataError(f"{what} has {n_units} units; n_components = {self.n_components} needs at least as many.")
+        n_distinct = len(np.unique(np.nan_to_num(dataset.x, nan=np.inf), axis=0))
+        if n_distinct < self.n_components:
+            raise DataError(f"{what} has {n_distinct} different units; n_components = {self.n_components} needs at least as many.")
+        self.emission.check(what, dataset)
+
+    def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
+        """Clusters of k-means, from starts that differ by `rng`: their shares, means and spreads."""
+        labels = k_means(arrays, self.n_components, rng)
+        return self._from_labels(arrays, labels)
+
+    def _from_labels(self, arrays: Arrays, labels: np.ndarray) -> dict[str, Any]:
+        given = torch.eye(self.n_components, dtype=torch.float64)[torch.from_numpy(labels)]
+        values = self.emission.maximum(arrays["x"], arrays.get("mask"), given, shrink=SHRINK)
+        order = matching_order(self.emission, values)
+        given = given[:, order]
+        values = self.emission.maximum(arrays["x"], arrays.get("mask"), given, shrink=SHRINK)
+        weights = (given.mean(0) + LEAST_WEIGHT) / (1 + LEAST_WEIGHT * self.n_components)
+        return {"weights": weights, **values, "z": given.argmax(-1)}
+
+    def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 2) -> Dataset:
+        """Data and truth drawn from the model, priors included."""
+        weights = self._draw_weights(rng)
+        values = self.emission.draw(rng, n_features)
+        z = rng.choice(self.n_components, size=n_units, p=weights["weights"] / weights["weights"].sum())
+        x = drawn(self.emission, values, z, rng)
+        dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name=f"simulated {self.name}")
+        return replace(dataset, truth={**weights, **values, "z": z}, truth_dims=dict(self.dims))
+
+    def _draw_weights(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"weights": rng.dirichlet(self.concentration.numpy())}
+
+
+# -- what mixtures and hidden Markov models share
+
+
+def check_table(what: str, dataset: Dataset) -> None:
+    """Refuses what has no array `x` of dims (unit, feature), or a column of which nothing was observed.
+
+    Raises:
+        DataError: Names the array, or the column.
+    """
+    if dataset.observed != "x" or dataset.dims["x"] != ("unit", "feature"):
+        raise DataError(
+            f"{what} must have an array 'x' with dims (unit, feature); its first array is {dataset.observed!r} "
+            f"with dims {tuple(dataset.dims[dataset.observed])}, shape {dataset.x.shape}."
+        )
+    seen = ~np.isnan(dataset.x)
+    if not seen.any(0).all():
+        raise DataError(f"{what}: nothing was observed in column {str(dataset.features[~seen.any(0)][0])!r}.")
+
+
+def k_means(arrays: Arrays, n_clusters: int, rng: np.random.Generator) -> np.ndarray:
+    """Labels `(unit,)` of one run of k-means (k-means++ starts), missing entries at their column's mean.
+
+    At random where there are fewer different rows than clusters (symbols, which states tell apart by what follows them).
+    """
+    from sklearn.cluster import KMeans
+
+    x, mask = arrays["x"].numpy(), arrays.get("mask")
+    if mask is not None:
+        seen = mask.numpy()
+        x = np.where(seen, x, (x * seen).sum(0) / np.maximum(seen.sum(0), 1))
+    if len(np.unique(x, axis=0)) < n_clusters:
+        return rng.permutation(np.arange(len(x)) % n_clusters)
+    return KMeans(n_clusters, n_init=1, random_state=int(rng.integers(2**31))).fit(x).labels_
+
+
+def matching_order(emission: Emission, values: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """The order of components in which their values suit the priors best; of the first feature where that is prescribed."""
+    from scipy.optimize import linear_sum_assignment
+
+    if getattr(emission, "ordered", False):
+        return np.argsort(values["mu"][:, 0].numpy(), kind="stable")
+    rows, columns = linear_sum_assignment(emission.log_prior(values).numpy(), maximize=True)
+    return rows[np.argsort(columns)]
+
+
+def imputed(emission: Emission, arrays: Arrays, values: Mapping[str, torch.Tensor]) -> torch.distributions.Distribution:
+    """x given z, the other sites, and what was observed of the unit."""
+    components = emission.components(values)
+    labels = values["z"].long()
+    if isinstance(components, GaussianComponents) and components.corr is not None and arrays.get("mask") is not None:
+        mean, factor = components.completed(labels, arrays["x"], arrays["mask"])
+        return Filled(mean, factor)
+    return emission.entries(components, labels)
+
+
+def degenerate(emission: Emission, values: Mapping[str, torch.Tensor], sizes: np.ndarray, what: str) -> list[str]:
+    """Which components sit at the floor of the variances, where the likelihood has no bound."""
+    components = emission.components(values)
+    if not isinstance(components, GaussianComponents):
+        return []
+    lower = components.scale_tril()
+    least = torch.linalg.svdvals(lower.reshape(-1, *lower.shape[-2:]))[:, -1] ** 2
+    return [
+        f"{what} {k} sits at the floor of the variances with {sizes[k]:.3g} units: the likelihood has no bound there"
+        for k in np.flatnonzero((least < 1.01e-6).numpy())
+    ]
+
+
+def drawn(emission: Emission, values: Mapping[str, np.ndarray], labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Data `(unit, feature)` emitted by the components that the labels name, `rng` giving the random numbers."""
+    components = emission.components({name: torch.as_tensor(value) for name, value in values.items()})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**63)))
+        return components.sample(torch.from_numpy(labels)).numpy()
