@@ -264,7 +264,7 @@ def _metrics(names: Sequence[str] | None, fit: Fit) -> list[Metric]:
     group, dims = fit.model.symmetry, fit.model.dims[fit.model.position.site]
     if names is None:
         every = [METRICS.load(name) for name in METRICS]
-        return [metric for metric in every if metric.by_default and not minds(metric, group, dims)]
+        return [m for m in every if m.of == "positions" and m.by_default and not minds(m, group, dims)]
     _distinct("metrics", names)
     for name in names:
         if name not in METRICS:

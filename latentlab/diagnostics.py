@@ -10,6 +10,8 @@ uniform for chains that share a distribution. The check fails below `LEVEL`, so 
 simulated fits a case, 2 to 8 chains, normal and gamma densities: 0.7 to 1.3 in 1000 with 100 effective draws a chain or more,
 2.8 with 30.)
 
+*Modes.* Chains that sit in different modes are told apart by name (`latentlab.modes`), and are never averaged: the check fails.
+
 Variational. With r = log p - log q over draws of q, and q averaged over the group: k-hat of exp(r), the mean over blocks of
 2000 draws, since one k-hat of all has a standard error of about 0.1 and lets some bad fits pass (measured on mean-field fits to
 a normal pair, 40 fits of 20 000 draws a case: at a correlation of 0.95 or 0.99 it passes 3 of 40 and the mean over blocks none;
@@ -37,12 +39,12 @@ from scipy.special import logsumexp
 from scipy.stats import f as f_distribution
 
 from latentlab.errors import InferenceError, ModelError
+from latentlab.modes import chain_modes, restart_modes, said
 from latentlab.posterior import (
     arrays,
     ess_bulk,
     ess_mean,
     ess_tail,
-    is_constant,
     khat,
     khat_limit,
     loo,
@@ -51,8 +53,8 @@ from latentlab.posterior import (
     power_sensitivity,
     rhat,
 )
+from latentlab.quantities import counts, entries, identified, labels_of
 from latentlab.symmetry.group import Group
-from latentlab.symmetry.invariants import directions
 
 RHAT = 1.01
 ESS = 400
@@ -81,8 +83,6 @@ DENSITIES = ("lp", "log_q", "log_q_averaged")
 COLUMNS = ("check", "quantity", "value", "threshold", "verdict")
 
 Row = tuple[str, str, Any, str, str]
-Labels = Mapping[str, Sequence[str]]
-"""Site -> names of its rows."""
 
 
 def diagnose(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str]], position: str) -> pd.DataFrame:
@@ -110,13 +110,14 @@ def diagnose(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str
     rows = _finite(data)
     kind = str(data.attrs.get("inference", "mcmc"))
     values = {name: array for name, array in arrays(data, "posterior").items() if name in dims}
+    declared: dict[str, Any] = {"group": group, "dims": dims, "position": position}
     if kind == "point" or data.attrs.get("point_estimate"):
-        rows += _point(data)
+        rows += _point(data) + _restarts(data, declared)
     elif kind == "vi":
-        rows += _variational(data)
+        rows += _variational(data) + _restarts(data, declared)
     else:
         own = {name: tuple(dims[name]) for name in values}
-        rows += _series(data, values, own, group, position) + _levels(data) + _sampler(data)
+        rows += _series(data, values, own, group, position) + _levels(data) + _chains(data, declared) + _sampler(data)
         rows += _raw(values, own, group)
     return pd.DataFrame([*rows, *_active(data), *_loo(data, kind)], columns=list(COLUMNS))
 
@@ -148,35 +149,6 @@ def sensitivity(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[
         raise ModelError("no quantity varies over the draws.")
     table = power_sensitivity(data, {name: flat[..., i] for i, name in enumerate(names)})
     return table.dropna(subset=["prior"]).sort_values("prior", ascending=False, kind="stable", ignore_index=True)
-
-
-def identified(
-    values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]], group: Group, position: str
-) -> dict[str, np.ndarray]:
-    """What can be compared across chains, `(chain, draw, ...)` by name: the group's invariants of the sites.
-
-    A position of whole numbers is a set of labels, which only say who is with whom: in its place stand the sorted shares of
-    the labels, and projections of the co-assignment matrix, rounded: ranks would see the labels in the last bits.
-    """
-    labels = position in values and values[position].dtype.kind in "iub"
-    found = group.invariants({n: v for n, v in values.items() if not (labels and n == position)}, dims)
-    return found | (_coassignment(position, values[position]) if labels else {})
-
-
-def _coassignment(name: str, labels: np.ndarray) -> dict[str, np.ndarray]:
-    flat = labels.reshape(*labels.shape[:2], -1)
-    members = np.stack([flat == label for label in np.unique(flat)], axis=-1).astype(np.float64)
-    a, b = directions(flat.shape[-1])
-    shares, pairs = _counts(name)
-    return {
-        shares: np.sort(members.mean(axis=-2))[..., ::-1],
-        pairs: np.einsum("cdpk,cdpk->cdp", a @ members, b @ members).round(9),
-    }
-
-
-def _counts(name: str) -> tuple[str, str]:
-    """What quantities of a set of labels are called."""
-    return f"sorted shares {name}", f"{name} {name}' projected"
 
 
 # -- rows
@@ -211,7 +183,7 @@ def _series(
     stuck = _stuck(watched, declared)
     quantities = {} if stuck else identified(values, dims, group, position) | _densities(data)
     names, flat = entries(quantities, labels_of(data, dims, group), data["posterior"].sizes)
-    counted = [name.startswith(_counts(position)) for name in names]
+    counted = [name.startswith(counts(position)) for name in names]
     n_chains = flat.shape[0]
     checks = [
         ("R-hat", rhat(flat), f"< {RHAT:g}", lambda v: v < RHAT, np.argmax),
@@ -256,44 +228,6 @@ def _densities(data: xr.DataTree) -> dict[str, np.ndarray]:
     return found
 
 
-def labels_of(data: xr.DataTree, dims: Mapping[str, Sequence[str]], group: Group) -> Labels:
-    """What the rows of each site are called: the coordinates of its one dim that the group does not act along."""
-    found = {}
-    for site, own in dims.items():
-        rest = [dim for dim in own if group.is_trivial() or dim != group.dim]
-        if len(rest) == 1 and rest[0] in data["posterior"].coords:
-            found[site] = [str(label) for label in data["posterior"].coords[rest[0]].values]
-    return found
-
-
-def entry(name: str, index: tuple[int, ...], labels: Labels) -> str:
-    """An entry of a quantity as text, by the names of the site's rows where it has one for each (or each pair, in X X').
-
-    Example:
-        >>> labels = {"W": ["ash", "hue", "proline"]}
-        >>> entry("W W'", (4,), labels), entry("diag W W'", (1,), labels), entry("spectrum W", (1,), labels)
-        ("W W'[hue, proline]", "diag W W'[hue]", 'spectrum W[1]')
-    """
-    for site, rows in labels.items():
-        if len(index) == 1 and name == f"{site} {site}'":
-            i, j = (int(side[index[0]]) for side in np.triu_indices(len(rows)))
-            return f"{name}[{rows[i]}, {rows[j]}]"
-        if len(index) == 1 and name in (site, f"diag {site} {site}'", f"|{site}|^2", f"sum {site}", f"sum {site}^3"):
-            return f"{name}[{rows[index[0]]}]"
-    return name + (f"[{', '.join(map(str, index))}]" if index else "")
-
-
-def entries(quantities: Mapping[str, np.ndarray], labels: Labels, sizes: Mapping[Any, int]) -> tuple[list[str], np.ndarray]:
-    """Names and draws `(chain, draw, n)` of all entries of the quantities but those that are constant throughout."""
-    names: list[str] = []
-    columns = [np.empty((sizes["chain"], sizes["draw"], 0))]
-    for name, array in quantities.items():
-        keep = ~is_constant(array)
-        names += [entry(name, tuple(map(int, index)), labels) for index in np.argwhere(keep)]
-        columns.append(array[:, :, keep] if array.ndim > 2 else array[:, :, None][..., keep[None]])
-    return names, np.concatenate(columns, axis=-1)
-
-
 def _relative_of_sd(flat: np.ndarray, counted: list[bool]) -> np.ndarray:
     """As `_relative`, of the sd; 0 for counts of labels: the sd of a rare event is nothing that anybody needs."""
     return np.where(counted, 0.0, _relative(mcse_sd, flat))
@@ -332,6 +266,30 @@ def same_level(lp: np.ndarray) -> float:
     between = float((weight * (mean - share @ mean) ** 2).sum()) / (n_chains - 1)
     statistic = between / (1 + 2 * (n_chains - 2) * h / (n_chains**2 - 1))
     return float(f_distribution.sf(statistic, n_chains - 1, (n_chains**2 - 1) / (3 * h)))
+
+
+def _chains(data: xr.DataTree, declared: dict[str, Any]) -> list[Row]:
+    check = "modes"
+    if data["posterior"].sizes["chain"] == 1:
+        return _not_applicable([check], "one chain: nothing to compare it with")
+    try:
+        table = chain_modes(data, **declared)
+    except InferenceError as error:  # draws that are not finite
+        return [_row(check, str(error), math.nan, "1", ok=False)]
+    text = "all chains sit in one" if len(table) == 1 else said(table, "chains")
+    return [_row(check, text, len(table), "1", ok=len(table) == 1)]
+
+
+def _restarts(data: xr.DataTree, declared: dict[str, Any]) -> list[Row]:
+    """How many modes the restarts found: nothing is wrong with several, but one that was found once may not be the best."""
+    check = "modes"
+    n = next((array.shape[0] for array in arrays(data, "restarts").values()), 0)
+    if n < 2:
+        return []
+    table = restart_modes(data, **declared)
+    best = int(table["n"].iloc[0])
+    text = f"of {n} restarts, {best} found the best one" + (f"; {said(table.head(3), 'restarts')}" if len(table) > 1 else "")
+    return [_row(check, text, len(table), "the best one found twice", ok=best > 1, otherwise="warn")]
 
 
 def _sampler(data: xr.DataTree) -> list[Row]:

@@ -13,13 +13,15 @@ import torch
 import xarray as xr
 
 from latentlab.data.dataset import Dataset
+from latentlab.data.series import boundaries
 from latentlab.diagnostics import converged, diagnose, sensitivity
 from latentlab.errors import ConfigError, DataError, InferenceError, ModelError
 from latentlab.inference.density import Density, over_draws, parameter_tensors, tensors
 from latentlab.inference.draws import Draws, Method, Problem
 from latentlab.inference.encoder import activity, log_weights
 from latentlab.models.base import NOTHING, LatentModel
-from latentlab.posterior import Loo, arrays, build, loo, to_arviz
+from latentlab.modes import chain_modes, restart_modes
+from latentlab.posterior import LEFT_OUT, Loo, arrays, build, loo, to_arviz
 from latentlab.seeds import Seeds, isolated, one_thread
 from latentlab.symmetry.group import Aligned, Group
 from latentlab.symmetry.groups import Orthogonal, SignedPermutation
@@ -78,6 +80,10 @@ class Fit:
     def converged(self) -> bool:
         """Whether no diagnostic failed; NaN never passes."""
         return converged(self._table)
+
+    def modes(self) -> pd.DataFrame:
+        """The modes, modulo the symmetry, that the chains sit in, or that the restarts ended in (`latentlab.modes`)."""
+        return (chain_modes if self.method.kind == "mcmc" else restart_modes)(self.data, **self._declared)
 
     def sensitivity(self) -> pd.DataFrame:
         """Which identified quantities move with the prior, which with the likelihood (`diagnostics.sensitivity`)."""
@@ -145,8 +151,8 @@ class Fit:
     def probabilities(self, dataset: Dataset | None = None, *, n_draws: int = 400) -> xr.DataArray:
         """Probabilities of each unit's labels given each draw of the other sites, `(chain, draw, unit, component or state)`.
 
-        Responsibilities of a mixture, smoothed marginals of a hidden Markov model, with the symmetry removed; their mean over draws
-        is the share of draws in which a unit has a label, with less noise.
+        Responsibilities of a mixture, smoothed marginals of a hidden Markov model, with the symmetry removed; their mean over
+        draws is the share of draws in which a unit has a label, with less noise.
 
         Args:
             dataset: Units that were not in the fit, raw values given; the fit's own where None.
@@ -192,9 +198,12 @@ class Fit:
         r"""$\sum_n \log \frac1S \sum_s p(x_n \mid \theta_s)$ of held-out units with its standard error; larger is better.
 
         The sum is called `elpd`; or `bound` where the model has only a bound, with `n_samples` samples of its encoder.
+        Of a series, the sequences are what is scored: `n_units` is their number.
         """
-        found = self.log_likelihood(dataset, n_samples=n_samples)
-        flat = found.values.reshape(-1, found.sizes["unit"])
+        pointwise = self.log_likelihood(dataset, n_samples=n_samples).values
+        flat = pointwise.reshape(-1, pointwise.shape[-1])
+        if self.model.is_series():
+            flat = np.add.reduceat(flat, np.unique(boundaries(dataset), return_index=True)[1], axis=1)
         each = np.logaddexp.reduce(flat, axis=0) - np.log(len(flat))
         se = float(np.sqrt(len(each)) * each.std(ddof=1)) if len(each) > 1 else float("nan")
         name = "bound" if self.model.has_bound() else "elpd"
@@ -425,10 +434,12 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
     if site not in values or (method.kind == "point" and model.integrates_positions()):
         given = {name: array for name, array in values.items() if name != site}
         values[site] = draw_positions(model, problem.arrays, given, draws.parameters, (1, method.n_draws))
-    for kind, arrays in (("site", values), ("parameter", draws.parameters)):
-        for name, array in arrays.items():
+    for kind, found in (("site", values), ("parameter", draws.parameters)):
+        for name, array in found.items():
             if not np.isfinite(array).all():
-                raise InferenceError(f"{kind} {name!r}: {int((~np.isfinite(array)).sum())} of {array.size} values are not finite.")
+                raise InferenceError(
+                    f"{kind} {name!r}: {int((~np.isfinite(array)).sum())} of {array.size} values are not finite."
+                )
     marginal = model.marginal()
     likelihood = density if marginal is model else Density(marginal, problem.arrays, density.dims, density.parameters)
     aligned = align(model, values, point=one_orientation(model, method))
@@ -439,12 +450,14 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
         "log_likelihood": {} if model.has_bound() else _pointwise(likelihood, values),
         "log_weights": {"log_weight": log_weights(density, values[site])} if model.parameters and method.kind == "vi" else {},
         "parameters": dict(draws.parameters),
+        "leave_one_out": _left_out(model, problem.arrays, values),
         "log_prior": _lifted(density.log_prior, _globals(values, [s.name for s in density.sites])),
         "sample_stats": dict(draws.stats),
         **_predictives(density, values),
         "observed_data": {dataset.observed: dataset.x},
         "constant_data": {name: a for name, a in dataset.arrays.items() if name != dataset.observed},
         "optimization": dict(draws.optimization),
+        "restarts": dict(draws.restarts),
     }
     attrs = {
         "model": model.name,
@@ -459,6 +472,8 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
     }
     if model.parameters:
         attrs["n_active"] = int(activity(model, problem.arrays, density.parameters)["active"].sum())
+    left_out = next((array.shape[-1] for array in groups["leave_one_out"].values()), 0)
+    several = {} if left_out in (0, dataset.n_units) else {"left_out": _sequence_names(dataset)}
     return build(
         {name: group for name, group in groups.items() if group},
         dims={
@@ -466,8 +481,9 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
             **{name: tuple(own) for name, own in {**model.dims, **model.parameters}.items()},
             **dataset.dims,
             **dict.fromkeys(("log_likelihood", "log_weight"), ("unit",)),
+            LEFT_OUT: ("left_out",) if several else ("unit",),
         },
-        coords=dict(dataset.coords),
+        coords={**dataset.coords, **several},
         attrs=attrs,
     )
 
@@ -476,6 +492,19 @@ def _pointwise(likelihood: Density, values: Mapping[str, np.ndarray]) -> dict[st
     """log p(unit | draw) `(chain, draw, unit)`, by the program with its positions integrated out."""
     own, lead = _globals(values, [s.name for s in likelihood.sites]), next(iter(values.values())).shape[:2]
     return {"log_likelihood": _lifted(likelihood.log_likelihood, own, lead)}
+
+
+def _left_out(model: LatentModel, arrays: Any, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """log p(unit | all others, draw), or of each sequence, where units depend on each other given the sites."""
+    if not model.is_series():
+        return {}
+    given = {name: array for name, array in values.items() if name != model.position.site}
+    return {LEFT_OUT: _lifted(lambda sites: model.leave_one_out(arrays, **sites), given)}
+
+
+def _sequence_names(dataset: Dataset) -> np.ndarray:
+    first = np.unique(boundaries(dataset), return_index=True)[1]
+    return np.asarray(dataset.coords["sequence"])[first]
 
 
 def _predictives(density: Density, values: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:

@@ -42,8 +42,12 @@ from latentlab.data.memory import SMALL, Budget, size
 from latentlab.errors import DataError, InferenceError, ModelError, StoreError
 
 LEAD = ("chain", "draw")
+LEFT_OUT = "log_p_left_out"
+"""In the group `leave_one_out`: log p(unit | all others) of a series, or of each of several sequences."""
 FIXED = ("observed_data", "constant_data", "parameters")
 """Groups whose arrays have no draws."""
+RESTARTS = "restarts"
+"""Where each restart of an optimiser ended: a value of each site."""
 SCALARS = ("sample_stats", "log_prior")
 """Groups with one number a draw, whatever the dims of the site that the number is about."""
 OPTIMIZATION = {
@@ -52,6 +56,7 @@ OPTIMIZATION = {
     "log_joint": ("restart",),
     "gradient": ("restart",),
     "log_likelihood": ("step",),
+    "maxima": ("restart",),
 }
 """Dims of what the optimisers leave in the group `optimization`."""
 
@@ -82,8 +87,8 @@ def build(
     """Draws, data and statistics by group -> a DataTree, every shape checked against its dims.
 
     Arrays are `(chain, draw, *site's own)`; in `sample_stats` and `log_prior` `(chain, draw)`; in `observed_data`,
-    `constant_data` and `parameters` without chain and draw; in `optimization` as `OPTIMIZATION` says. Every dim of every
-    group gets explicit coordinates, counting from 0 where `coords` has none.
+    `constant_data` and `parameters` without chain and draw; in `restarts` `(restart, *site's own)`; in `optimization` as
+    `OPTIMIZATION` says. Every dim of every group gets explicit coordinates, counting from 0 where `coords` has none.
 
     Args:
         groups: Group -> name -> array.
@@ -149,6 +154,8 @@ def _own_dims(group: str, site: str, dims: Mapping[str, Sequence[str]], where: s
         return LEAD
     if site not in dims:
         raise ModelError(f"{where}: no dims are declared; those of {', '.join(sorted(dims)) or 'nothing'} are.")
+    if group == RESTARTS:
+        return ("restart", *dims[site])
     return tuple(dims[site]) if group in FIXED else (*LEAD, *dims[site])
 
 
@@ -543,10 +550,11 @@ class Loo:
 
 
 def loo(tree: xr.DataTree) -> Loo:
-    r"""Leave-one-out over units by Pareto-smoothed importance sampling.
+    r"""Leave-one-out over units by Pareto-smoothed importance sampling; over sequences where there are several series.
 
     Draws of the posterior are weighted by $1 / p(x_i \mid \theta)$; draws of a variational approximation also by
-    $p(\theta, x) / q(\theta)$, so that what is estimated is the same, and k-hat sees a bad approximation too.
+    $p(\theta, x) / q(\theta)$, so that what is estimated is the same, and k-hat sees a bad approximation too. In a series the
+    units depend on each other, and $p(x_i \mid x_{-i}, \theta)$ stands in place of $p(x_i \mid \theta)$.
 
     Raises:
         ModelError: No log likelihood, or a point estimate.
@@ -559,7 +567,8 @@ def loo(tree: xr.DataTree) -> Loo:
         raise ModelError("a point estimate has no LOO: there is no posterior to leave a unit out of.")
     if "parameters" in tree.children:
         raise ModelError("parameters that are points have no LOO: there is no posterior to leave a unit out of; hold units out.")
-    draws = next(iter(arrays(tree, "log_likelihood").values()), None)
+    left_out = arrays(tree, "leave_one_out")
+    draws = next(iter((left_out or arrays(tree, "log_likelihood")).values()), None)
     if draws is None:
         raise ModelError("LOO needs the group 'log_likelihood'.")
     log_likelihood = draws.reshape(*draws.shape[:2], -1)

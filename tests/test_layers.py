@@ -25,7 +25,19 @@ ORDER = [
         "compare",
         "posterior",
     ),
-    *("inference", "diagnostics", "fit", "correspondence", "comparison", "store", "report", "study", "cli"),
+    *(
+        "quantities",
+        "modes",
+        "inference",
+        "diagnostics",
+        "fit",
+        "correspondence",
+        "comparison",
+        "store",
+        "report",
+        "study",
+        "cli",
+    ),
 ]
 
 

@@ -11,6 +11,7 @@ References:
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -66,18 +67,35 @@ def split(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         DataError: Another shape, values that are not finite, fewer than latent + 2 draws in a half, or too few units.
     """
     draws = _checked(draws)
+    return halves(draws, _series, draws.shape[3] + 2, f"draws of {draws.shape[3]} latent columns")
+
+
+def halves(
+    draws: np.ndarray, series: Callable[[np.ndarray], Sequence[np.ndarray]], least: int, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reference and held-out draws of anything, as `split` makes them of positions.
+
+    Args:
+        draws: `(chain, draw, ...)`.
+        series: Of a chain `(draw, ...)`, series `(step,)` by whose slowest the gap in a single chain is set.
+        least: Fewest draws of a half.
+        what: What messages call the draws.
+
+    Raises:
+        DataError: Too few draws in a half.
+    """
     if len(draws) > 1:
         reference, held_out = draws[::2], draws[1::2]
     else:
         n = draws.shape[1]
-        gap = min(math.ceil(GAP * _autocorrelation_time(draws[0])), n // 3)
+        time = max(len(one) / ess(one[None]) for one in series(draws[0]))
+        gap = min(math.ceil(GAP * time), n // 3)
         first = (n - gap) // 2
         reference, held_out = draws[:, :first], draws[:, first + gap :]
     reference, held_out = _thinned(reference), _thinned(held_out)
-    least = draws.shape[3] + 2
     if min(reference.shape[0] * reference.shape[1], held_out.shape[0] * held_out.shape[1]) < least:
         raise DataError(
-            f"draws of {draws.shape[3]} latent columns need at least {least} in the reference half and {least} held out; "
+            f"{what} need at least {least} in the reference half and {least} held out; "
             f"got {draws.shape[0]} chain(s) of {draws.shape[1]}: take more draws."
         )
     return reference, held_out
@@ -104,15 +122,14 @@ def _checked(draws: np.ndarray) -> np.ndarray:
     return draws
 
 
-def _autocorrelation_time(chain: np.ndarray) -> float:
-    """Draws per effective draw of a chain `(draw, unit, latent)`: of its distance from its mean or its leading score."""
+def _series(chain: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Of a chain `(draw, unit, latent)`: its distance from its mean and its leading score."""
     mean = procrustes_mean(chain)
     error = aligner("orthogonal", mean)(chain) - mean
-    series = (error**2).sum(axis=(1, 2)), leading_score(error)
-    return len(chain) / min(ess(s[None]) for s in series)
+    return (error**2).sum(axis=(1, 2)), leading_score(error)
 
 
 def _thinned(half: np.ndarray) -> np.ndarray:
-    n_chains, n_draws, n, d = half.shape
-    kept = math.ceil(max(ENOUGH, NUMBERS // (n * d)) / n_chains)
+    n_chains, n_draws = half.shape[:2]
+    kept = math.ceil(max(ENOUGH, NUMBERS // half[0, 0].size) / n_chains)
     return half[:, :: math.ceil(n_draws / kept)] if n_draws > kept else half

@@ -8,6 +8,8 @@
 Several metrics (and embeddings) are best lifted together, by the functions named `..._table`: the lists of neighbours and the
 distances of a draw are then found once. Draws are read one at a time, `draws[chain, draw]`, so that anything which is indexed
 like an array serves, a memory-mapped or Zarr array too, and memory does not grow with the number of draws.
+
+Metrics of labels are lifted in the same way: embeddings `(unit,)`, draws `(chain, draw, unit)`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from latentlab.compare.metric import Metric
+from latentlab.compare.partition import Labels
 from latentlab.compare.positions import Positions
 from latentlab.errors import ConfigError, DataError, unknown
 
@@ -76,12 +79,12 @@ def score_table(
         DataError: Not positions, or not of the same units.
         ConfigError: An option that no metric has, or that the positions do not allow.
     """
-    bound = _bound(metrics, options)
-    n_chains, n_draws = shape(draws)
-    left = [Positions(y, "the embedding") for y in embeddings]
+    bound, kind = _bound(metrics, options)
+    n_chains, n_draws = shape(draws, kind)
+    left = [kind(y, "the embedding") for y in embeddings]
     table = np.empty((len(bound), len(left), n_chains, n_draws))
     for chain, draw in np.ndindex(n_chains, n_draws):
-        right = draw_positions(draws, chain, draw)
+        right = kind(draws[chain, draw], _name(chain, draw))
         for i, metric in enumerate(bound):
             table[i, :, chain, draw] = [metric(x, right) for x in left]
         _call(tick)
@@ -98,10 +101,10 @@ def ceiling_table(
     **options: Any,
 ) -> np.ndarray:
     """Several metrics between draws of different chains, `(metric, pair)`; see `score_table` and `draw_pairs`."""
-    bound = _bound(metrics, options)
+    bound, kind = _bound(metrics, options)
     table = np.empty((len(bound), n_pairs))
-    for j, pair in enumerate(draw_pairs(*shape(draws), rng, n_pairs)):
-        left, right = (draw_positions(draws, chain, draw) for chain, draw in pair)
+    for j, pair in enumerate(draw_pairs(*shape(draws, kind), rng, n_pairs)):
+        left, right = (kind(draws[chain, draw], _name(chain, draw)) for chain, draw in pair)
         table[:, j] = [metric(left, right) for metric in bound]
         _call(tick)
     return table
@@ -118,13 +121,14 @@ def floor_table(
     **options: Any,
 ) -> np.ndarray:
     """Several metrics between the embedding with its units permuted and a random draw, `(metric, n)`; see `score_table`."""
-    bound = _bound(metrics, options)
-    n_chains, n_draws = shape(draws)
-    embedding = Positions(y, "the embedding")
+    bound, kind = _bound(metrics, options)
+    n_chains, n_draws = shape(draws, kind)
+    embedding = kind(y, "the embedding")
     table = np.empty((len(bound), n))
     for j in range(n):
-        left = Positions(rng.permutation(embedding.values))
-        right = draw_positions(draws, int(rng.integers(n_chains)), int(rng.integers(n_draws)))
+        left = kind(rng.permutation(embedding.values))
+        chain, draw = int(rng.integers(n_chains)), int(rng.integers(n_draws))
+        right = kind(draws[chain, draw], _name(chain, draw))
         table[:, j] = [metric(left, right) for metric in bound]
         _call(tick)
     return table
@@ -160,29 +164,39 @@ def draw_pairs(n_chains: int, n_draws: int, rng: np.random.Generator, n_pairs: i
     return np.stack([np.zeros_like(found), found], axis=2)
 
 
-def _bound(metrics: Sequence[Metric], options: dict[str, Any]) -> list[Metric]:
+def _bound(metrics: Sequence[Metric], options: dict[str, Any]) -> tuple[list[Metric], type[Positions] | type[Labels]]:
+    """The metrics with their options, and the kind of thing that they compare."""
     known = {name for metric in metrics for name in metric.options}
     for name in options:
         if name not in known:
             raise ConfigError(f"metrics {', '.join(m.name for m in metrics)}: {unknown('option', name, known)}")
-    return [metric.bind(**{name: v for name, v in options.items() if name in metric.options}) for metric in metrics]
+    kinds = {metric.of: metric.kind for metric in metrics}
+    if len(kinds) > 1:
+        raise ConfigError(f"metrics {', '.join(m.name for m in metrics)}: some compare positions, some labels; lift them apart.")
+    bound = [metric.bind(**{name: v for name, v in options.items() if name in metric.options}) for metric in metrics]
+    return bound, next(iter(kinds.values()), Positions)
 
 
-def shape(draws: Any) -> tuple[int, int]:
+def shape(draws: Any, kind: type[Positions] | type[Labels] = Positions) -> tuple[int, int]:
     """Numbers of chains and of draws.
 
     Raises:
-        DataError: The draws are not `(chain, draw, unit, latent)`.
+        DataError: The draws are not `(chain, draw, unit, latent)`, or of labels `(chain, draw, unit)`.
     """
+    dims = ("chain", "draw", *kind.dims)
     sizes = tuple(draws.shape) if hasattr(draws, "shape") else np.shape(draws)
-    if len(sizes) != 4 or 0 in sizes:
-        raise DataError(f"draws must have shape (chain, draw, unit, latent), none of size 0; got {sizes}.")
+    if len(sizes) != len(dims) or 0 in sizes:
+        raise DataError(f"draws must have shape ({', '.join(dims)}), none of size 0; got {sizes}.")
     return sizes[0], sizes[1]
 
 
 def draw_positions(draws: Any, chain: int, draw: int) -> Positions:
     """One draw."""
-    return Positions(draws[chain, draw], f"draw {draw} of chain {chain}")
+    return Positions(draws[chain, draw], _name(chain, draw))
+
+
+def _name(chain: int, draw: int) -> str:
+    return f"draw {draw} of chain {chain}"
 
 
 def _call(tick: Callable[[], object] | None) -> None:

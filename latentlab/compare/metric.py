@@ -1,8 +1,9 @@
-"""A metric: a pure function of two arrays of positions, with what it claims declared as data.
+"""A metric: a pure function of two arrays of positions, or of labels, with what it claims declared as data.
 
 `metric(x, y, **options)` compares an embedding x `(unit, p)` with a draw of the latent positions y `(unit, q)`, units in the
-same order. A function becomes one by the decorator `metric`, and is known to latentlab by its line in
-`latentlab.registry.METRICS`. Everything declared is tested over that table, and so is that nothing undeclared holds.
+same order; a metric `of` labels compares a clustering x `(unit,)` with a draw of the labels y `(unit,)`. A function becomes one
+by the decorator `metric`, and is known to latentlab by its line in `latentlab.registry.METRICS`. Everything declared is tested
+over that table, and so is that nothing undeclared holds.
 
 What a metric may ignore (done to x, to y, or to both, each by its own):
 
@@ -15,14 +16,18 @@ What a metric may ignore (done to x, to y, or to both, each by its own):
 
 Columns: the narrower of x and y counts as filled up with zeros. Where all units of x or of y are at one point there is nothing
 to compare, and the score is `void` by definition.
+
+A metric of labels may ignore `relabelling`, any renaming of the labels of x, of y, or of both. No partition is void.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+from latentlab.compare.partition import Labels
 from latentlab.compare.positions import Positions
 from latentlab.errors import ConfigError, DataError, unknown
 from latentlab.symmetry.group import Group
@@ -30,26 +35,31 @@ from latentlab.symmetry.groups import Euclidean, GeneralLinear, Orthogonal
 
 Direction = Literal["higher", "lower"]
 
-TRANSFORMATIONS = frozenset({"rotation", "translation", "scale", "linear"})
+Of = Literal["positions", "labels"]
+
+TRANSFORMATIONS = {"positions": frozenset({"rotation", "translation", "scale", "linear"}), "labels": frozenset({"relabelling"})}
+"""What a metric of each kind may ignore."""
 
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """A function of two arrays of positions, and what it declares.
+    """A function of two arrays of positions, or of labels, and what it declares.
 
     Attributes:
         name: Its name, the function's.
+        of: What it compares, `positions` or `labels`.
         direction: Whether `higher` or `lower` values mean more alike.
-        range: Smallest and largest value, infinite where there is none; the better end is the value of identical positions.
+        range: Smallest and largest value, infinite where there is none; the better end is the value of identical arguments.
         ignores: Transformations of either argument that leave the value as it is.
         symmetric: Whether x and y may be exchanged when they have equally many columns.
         void: The value, by definition, where there is nothing to compare: all units of an argument are at one point, or what
-            else the metric says.
+            else the metric says. NaN for metrics of labels, which have none.
         by_default: Whether it is taken where no metrics are named; slow ones are not.
-        function: The formula, of two `Positions`.
+        function: The formula, of two `Positions` or two `Labels`.
     """
 
     name: str
+    of: Of
     direction: Direction
     range: tuple[float, float]
     ignores: frozenset[str]
@@ -60,8 +70,13 @@ class Metric:
 
     @property
     def best(self) -> float:
-        """The value of identical positions."""
+        """The value of identical arguments."""
         return self.range[self.direction == "higher"]
+
+    @property
+    def kind(self) -> type[Positions] | type[Labels]:
+        """The class that checks an argument and keeps what metrics have in common."""
+        return Labels if self.of == "labels" else Positions
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -84,20 +99,21 @@ class Metric:
         r"""The score of x against y.
 
         Args:
-            x: Positions of the embedding, `(unit, p)`, or `Positions`, which keep what metrics have in common.
-            y: Positions drawn from the posterior, `(unit, q)`, likewise.
+            x: Positions of the embedding, `(unit, p)`, or `Positions`, which keep what metrics have in common; for a metric
+                of labels those of the clustering, `(unit,)`, or `Labels`.
+            y: Positions or labels drawn from the posterior, `(unit, q)` or `(unit,)`, likewise.
             options: The metric's own.
 
         Raises:
-            DataError: Not positions (see `Positions`), or not of equally many units.
+            DataError: Not positions or labels (see `Positions`, `Labels`), or not of equally many units.
             ConfigError: An option that the metric does not have, or that the positions do not allow.
         """
-        x = x if isinstance(x, Positions) else Positions(x, "x")
-        y = y if isinstance(y, Positions) else Positions(y, "y")
+        x = x if isinstance(x, self.kind) else self.kind(x, "x")
+        y = y if isinstance(y, self.kind) else self.kind(y, "y")
         if x.n_units != y.n_units:
             raise DataError(f"metric '{self.name}' compares the same units; got {x.n_units} in x and {y.n_units} in y.")
         bound = self.bind(**options)
-        if x.is_constant or y.is_constant:
+        if isinstance(x, Positions) and (x.is_constant or y.is_constant):
             return self.void
         value = bound.function(x, y)
         return float(min(max(value, self.range[0]), self.range[1]))
@@ -108,11 +124,12 @@ def metric(
     direction: Direction,
     range: tuple[float, float],
     ignores: Collection[str],
-    void: float,
+    void: float = math.nan,
+    of: Of = "positions",
     symmetric: bool = True,
     by_default: bool = True,
 ) -> Callable[[Callable[..., float]], Metric]:
-    """Decorator: makes a `Metric` of a function of two `Positions` and keyword-only options.
+    """Decorator: makes a `Metric` of a function of two `Positions` (or two `Labels`) and keyword-only options.
 
     Example:
         >>> @metric(direction="lower", range=(0.0, float("inf")), ignores={"rotation", "translation"}, void=1.0)
@@ -124,13 +141,15 @@ def metric(
         (0.0, 0.0, ['rotation', 'translation'])
     """
     for name in ignores:
-        if name not in TRANSFORMATIONS:
-            raise ConfigError(unknown("transformation", name, TRANSFORMATIONS))
+        if name not in TRANSFORMATIONS[of]:
+            raise ConfigError(unknown("transformation", name, TRANSFORMATIONS[of]))
+    if of == "positions" and math.isnan(void):
+        raise ConfigError("a metric of positions must say its value for units that are all at one point: state `void`.")
     implied = {"rotation", "scale"} if "linear" in ignores else set()
 
     def decorate(function: Callable[..., float]) -> Metric:
         kept = frozenset(ignores) | implied
-        made = Metric(function.__name__, direction, range, kept, symmetric, void, by_default, function)
+        made = Metric(function.__name__, of, direction, range, kept, symmetric, void, by_default, function)
         vars(made).update(__doc__=function.__doc__, __module__=function.__module__, __wrapped__=function)
         return made
 

@@ -41,12 +41,15 @@ class Positions:
     Attributes:
         values: As given, `(unit, p)`.
         n_units: How many units.
+        dims: The dims of the values.
 
     Example:
         >>> x = Positions([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
         >>> x.size, x.is_constant
         (8.0, False)
     """
+
+    dims = ("unit", "latent")
 
     def __init__(self, values: Any, what: str = "x") -> None:
         r"""Check positions.

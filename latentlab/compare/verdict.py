@@ -41,6 +41,7 @@ WARN_BELOW = 100.0
 RECOMMENDED = 200
 TWO_MODES_BELOW = 1.8
 """Kurtosis of the uniform distribution; two equal modes are near 1. 40 Gaussian draws are below it in 0.3 % of cases."""
+TRIVIAL = {"positions": "shuffled means or the constant", "labels": "shuffled labels, one cluster or single units"}
 N_WORST = 5
 FLOOR = 1e-300
 ROUND_OFF = 1e-6
@@ -67,7 +68,7 @@ class Verdict:
         worst_units: The units that are farthest from the mean, worst first.
         notes: What else the reader should know.
         reason: Why it is `undetermined`; empty otherwise.
-        alignment: `orthogonal`, `similarity` or `affine`.
+        alignment: `orthogonal`, `similarity` or `affine`; `labels` for a clustering, which has no scale and no coverage.
         alpha: Level of the test.
     """
 
@@ -96,11 +97,13 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """The verdict in words."""
-        size = f"delta {self.delta:.2g}, where 0 is the posterior mean and 1 a draw"
+        middle, what = ("centre", "labels") if self.alignment == "labels" else ("mean", "positions")
+        size = f"delta {self.delta:.2g}, where 0 is the posterior {middle} and 1 a draw"
+        inside = "Inside the posterior, as"
         return {
-            "summary-like": f"Inside the posterior, as its mean is, nearer to it than draws are ({size}; p {self.p_low:.2g}).",
-            "draw-like": f"Inside the posterior, as typical as a draw of it ({size}; p {min(self.p_low, self.p_guard):.2g}).",
-            "distinct": f"Not an estimate of these positions: {self.component} (p {self.p_guard:.2g}; {size}).",
+            "summary-like": f"{inside} its {middle} is, nearer to it than draws are ({size}; p {self.p_low:.2g}).",
+            "draw-like": f"{inside} typical as a draw of it ({size}; p {min(self.p_low, self.p_guard):.2g}).",
+            "distinct": f"Not an estimate of these {what}: {self.component} (p {self.p_guard:.2g}; {size}).",
             "undetermined": f"Nothing can be said: {self.reason} ({size}).",
         }[self.verdict]
 
@@ -148,7 +151,7 @@ class Reference:
 
     def _p_guard(self, statistics: np.ndarray) -> float:
         pool = _unusual(np.vstack([self._statistics, statistics]))
-        return _rank(float((pool[:-1] >= pool[-1]).mean()), self.ess_guard)
+        return rank(float((pool[:-1] >= pool[-1]).mean()), self.ess_guard)
 
     def _gates(self, held_out: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
         def p(x: np.ndarray) -> float:
@@ -208,7 +211,7 @@ class Reference:
         unlabelled = Verdict(
             verdict="undetermined",
             delta=math.sqrt(float(statistics[0] / np.median(self._statistics[:, 0]))),
-            p_low=_rank(below, self.ess_low),
+            p_low=rank(below, self.ess_low),
             p_guard=self._p_guard(statistics),
             component=self._component(statistics, errors, names),
             scale=scale,
@@ -228,7 +231,7 @@ class Reference:
             alignment=self.alignment,
             alpha=alpha,
         )
-        return _labelled(unlabelled, 1)
+        return labelled(unlabelled, 1)
 
     def _component(self, statistics: np.ndarray, errors: np.ndarray, names: list[str]) -> str:
         pool = np.vstack([self._statistics, statistics])
@@ -286,10 +289,10 @@ def holm(verdicts: Sequence[Verdict]) -> list[Verdict]:
     n = len(verdicts)
     low = _adjusted([v.p_low for v in verdicts])
     guard = _adjusted([v.p_guard for v in verdicts])
-    return [_labelled(replace(v, p_low=a, p_guard=b), n) for v, a, b in zip(verdicts, low, guard, strict=True)]
+    return [labelled(replace(v, p_low=a, p_guard=b), n) for v, a, b in zip(verdicts, low, guard, strict=True)]
 
 
-def _labelled(v: Verdict, n: int) -> Verdict:
+def labelled(v: Verdict, n: int) -> Verdict:
     """The verdict with its label, as one of n whose p-values have been adjusted."""
     half = v.alpha / 2
     needed = n / half - 1
@@ -300,8 +303,9 @@ def _labelled(v: Verdict, n: int) -> Verdict:
         return replace(v, verdict="distinct", reason="")
     found: Label = "summary-like" if v.p_low <= half else "draw-like"
     if gates[found] > half:
-        what = "shuffled means or the constant" if found == "summary-like" else "shuffled draws"
-        return _undetermined(v, f"it would be {found}, but so would {what}: the posterior tells too little about positions")
+        of = "labels" if v.alignment == "labels" else "positions"
+        what = TRIVIAL[of] if found == "summary-like" else "shuffled draws"
+        return _undetermined(v, f"it would be {found}, but so would {what}: the posterior tells too little about {of}")
     return replace(v, verdict=found, reason="")
 
 
@@ -317,7 +321,7 @@ def _adjusted(p: list[float]) -> list[float]:
     return [float(x) for x in out]
 
 
-def _rank(share: float, effective: float) -> float:
+def rank(share: float, effective: float) -> float:
     return (1 + effective * share) / (1 + effective)
 
 

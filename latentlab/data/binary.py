@@ -1,7 +1,9 @@
 """Tables in NPY, NPZ and Parquet files: what they declare is checked before it is read, and nothing is unpickled."""
 
+import contextlib
 import math
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -20,32 +22,46 @@ ROW_NUMBERS = "__index_level_0__"
 
 def read_npy(path: Path, wanted: Wanted, budget: Budget) -> Table:
     """A matrix (unit, feature) whose columns are called 0, 1, 2, ..."""
-    with path.open("rb") as stream:
-        shape, _ = _header(stream, path.stat().st_size, str(path), budget)
+
+    def accept(shape: tuple[int, ...], _: np.dtype) -> None:
         if len(shape) != 2:
             raise DataError(f"{path}: expected shape (n_units, n_features); got {shape}.")
-        stream.seek(0)
-        matrix = _array(stream, str(path))
-    return _from_matrix(matrix, [str(i) for i in range(shape[1])], wanted, str(path))
+
+    matrix = array(path, accept, budget)
+    return _from_matrix(matrix, [str(i) for i in range(matrix.shape[1])], wanted, str(path))
 
 
 def read_npz(path: Path, wanted: Wanted, budget: Budget) -> Table:
     """The matrix called `x` (or the only one), its columns called as `feature` says; or vectors, each a column.
 
-    Label and unit are vectors of the archive, or columns of the matrix.
+    What is said of the units (label, unit, ...) are vectors of the archive, or columns of the matrix.
     """
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-        raise DataError(f"{path}: not an NPZ file: {error}") from error
-    with archive:
-        members = _Members(archive, path, budget)
+    with opened(path, budget) as members:
         matrices = [name for name, (shape, dtype) in members.headers.items() if len(shape) == 2 and dtype.kind in "biufc"]
         if MATRIX in members.headers or len(matrices) == 1:
             return members.matrix(MATRIX if MATRIX in members.headers else matrices[0], wanted)
         if matrices:
             raise DataError(f"{path}: several matrices ({', '.join(sorted(matrices))}); call the table's {MATRIX!r}.")
         return members.vectors(wanted)
+
+
+@contextlib.contextmanager
+def opened(path: Path, budget: Budget) -> Iterator["Members"]:
+    """The arrays of an NPZ file, as long as the block lasts."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+        raise DataError(f"{path}: not an NPZ file: {error}") from error
+    with archive:
+        yield Members(archive, path, budget)
+
+
+def array(path: Path, accept: Callable[[tuple[int, ...], np.dtype], None], budget: Budget) -> np.ndarray:
+    """The array of an NPY file, once `accept` has raised nothing about the shape and dtype that it declares."""
+    with path.open("rb") as stream:
+        accept(*_header(stream, path.stat().st_size, str(path), budget))
+        stream.seek(0)
+        return _array(stream, str(path))
 
 
 def read_parquet(path: Path, wanted: Wanted, budget: Budget) -> Table:
@@ -61,10 +77,10 @@ def read_parquet(path: Path, wanted: Wanted, budget: Budget) -> Table:
         twice = repeated(names)
         if twice is not None:
             raise DataError(f"{path}: several columns are called {twice!r}.")
-        asked = {str(name) for name in (*(wanted.columns or ()), wanted.label, wanted.unit)}
+        asked = {str(name) for name in (*(wanted.columns or ()), *wanted.others.values())}
         names = [name for name in names if name != ROW_NUMBERS or name in asked]
         chosen = choose(names, wanted, str(path))
-        taken = [names[i] for i in (*chosen.features, chosen.label, chosen.unit) if i is not None]
+        taken = [names[i] for i in chosen.all]
         n_rows = source.metadata.num_rows
         if n_rows == 0:
             raise DataError(f"{path}: there are columns, but no rows.")
@@ -74,11 +90,10 @@ def read_parquet(path: Path, wanted: Wanted, budget: Budget) -> Table:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from error
     features = [names[i] for i in chosen.features]
     x = np.column_stack([_parquet_numbers(table.column(name), f"{path}, column {name!r}") for name in features])
-    labels, units = (
-        None if i is None else _parquet_names(table.column(names[i]), f"{path}, column {names[i]!r}")
-        for i in (chosen.label, chosen.unit)
-    )
-    return Table(features, x, labels, units)
+    others = {}
+    for option, i in chosen.others.items():
+        others[option] = _parquet_names(table.column(names[i]), option, f"{path}, column {names[i]!r}")
+    return Table(features, x, others)
 
 
 def _parquet_numbers(column: Any, what: str) -> np.ndarray:
@@ -95,20 +110,24 @@ def _parquet_numbers(column: Any, what: str) -> np.ndarray:
         raise DataError(f"{what}: a whole number beyond 2**53, which would lose digits: {error}") from error
 
 
-def _parquet_names(column: Any, what: str) -> np.ndarray:
+def _parquet_names(column: Any, option: str, what: str) -> np.ndarray:
+    import pyarrow as pa
+
     if column.null_count:
-        raise DataError(f"{what}: {column.null_count} units have no label or unit.")
+        raise DataError(f"{what}: {column.null_count} units have no {option}.")
+    if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
+        return column.cast(pa.timestamp("us")).to_numpy()
     values = column.to_pylist()
     if any(isinstance(value, list | dict | bytes) for value in values):
-        raise DataError(f"{what} holds {column.type}; labels and units are text or numbers.")
+        raise DataError(f"{what} holds {column.type}; its values must be text, numbers or dates.")
     return np.array(values)
 
 
 def _from_matrix(matrix: np.ndarray, names: list[str], wanted: Wanted, what: str) -> Table:
     chosen = choose(names, wanted, what)
-    labels, units = (None if i is None else _whole(np.ascontiguousarray(matrix[:, i])) for i in (chosen.label, chosen.unit))
+    others = {option: _whole(np.ascontiguousarray(matrix[:, i])) for option, i in chosen.others.items()}
     taken = matrix if chosen.features == list(range(len(names))) else matrix[:, chosen.features]
-    return Table([names[i] for i in chosen.features], taken, labels, units)
+    return Table([names[i] for i in chosen.features], taken, others)
 
 
 def _whole(values: np.ndarray) -> np.ndarray:
@@ -118,7 +137,7 @@ def _whole(values: np.ndarray) -> np.ndarray:
     return values
 
 
-class _Members:
+class Members:
     """The arrays of an NPZ archive: headers first, contents on demand."""
 
     def __init__(self, archive: zipfile.ZipFile, path: Path, budget: Budget) -> None:
@@ -167,14 +186,9 @@ class _Members:
             names = [str(feature) for feature in self.read(FEATURES)]
             if len(names) != shape[1] or len(set(names)) != len(names):
                 raise DataError(f"{self._path}: {FEATURES!r} must hold {shape[1]} different names; got {len(names)}.")
-        apart = {
-            option: str(value) for option, value in (("label", wanted.label), ("unit", wanted.unit)) if str(value) in self.headers
-        }
-        rest = Wanted(wanted.columns, None if "label" in apart else wanted.label, None if "unit" in apart else wanted.unit)
-        table = _from_matrix(self.read(name), names, rest, str(self._path))
-        labels = self.read(apart["label"]) if "label" in apart else table.labels
-        units = self.read(apart["unit"]) if "unit" in apart else table.units
-        return Table(table.features, table.x, labels, units)
+        apart = {option: str(value) for option, value in wanted.others.items() if str(value) in self.headers}
+        table = _from_matrix(self.read(name), names, wanted.without(apart), str(self._path))
+        return Table(table.features, table.x, table.others | {option: self.read(vector) for option, vector in apart.items()})
 
     def vectors(self, wanted: Wanted) -> Table:
         names = [name for name, (shape, _) in self.headers.items() if len(shape) == 1]
@@ -182,7 +196,7 @@ class _Members:
             raise DataError(f"{self._path}: expected a matrix {MATRIX!r} or vectors; got {sorted(self.headers)}.")
         chosen = choose(names, wanted, str(self._path))
         features = [names[i] for i in chosen.features]
-        taken = [names[i] for i in (*chosen.features, chosen.label, chosen.unit) if i is not None]
+        taken = [names[i] for i in chosen.all]
         lengths = {name: self.headers[name][0][0] for name in taken}
         odd = next((name for name in taken if lengths[name] != lengths[taken[0]]), None)
         if odd is not None:
@@ -194,8 +208,7 @@ class _Members:
             if self.headers[name][1].kind not in "biuf":
                 raise DataError(f"{self._path}, member {name!r} has dtype {self.headers[name][1]}; expected numbers.")
         x = np.column_stack([self.read(name) for name in features])
-        labels, units = (None if i is None else self.read(names[i]) for i in (chosen.label, chosen.unit))
-        return Table(features, x, labels, units)
+        return Table(features, x, {option: self.read(names[i]) for option, i in chosen.others.items()})
 
 
 def _header(stream: IO[bytes], n_bytes: int, what: str, budget: Budget) -> tuple[tuple[int, ...], np.dtype]:

@@ -1,7 +1,7 @@
-"""Which columns of a file are features, label and unit; what a reader of files hands back."""
+"""Which columns of a file are features and which say something of the units; what a reader of files hands back."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,30 +12,44 @@ from latentlab.errors import DataError
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asks of a file: names of the features (all others by default), of the label and of the unit."""
+    """What the user asks of a file: names of the features (all others by default), and of what is said of the units."""
 
     columns: Sequence[Any] | None = None
     label: Any = None
     unit: Any = None
+    sequence: Any = None
+    time: Any = None
+
+    @property
+    def others(self) -> dict[str, Any]:
+        """Option -> name of its column, of the options that are given."""
+        options = {"label": self.label, "unit": self.unit, "sequence": self.sequence, "time": self.time}
+        return {option: name for option, name in options.items() if name is not None}
+
+    def without(self, options: Mapping[str, Any]) -> "Wanted":
+        """The same, these options not given."""
+        return replace(self, **dict.fromkeys(options))
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Positions of the columns in a file."""
+    """Positions of the columns in a file: of the features, and of the others by option."""
 
     features: list[int]
-    label: int | None
-    unit: int | None
+    others: dict[str, int]
+
+    @property
+    def all(self) -> list[int]:
+        return [*self.features, *self.others.values()]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A file's content: the features' names, `x` (unit, feature), and a label and a name of each unit."""
+    """A file's content: the features' names, `x` (unit, feature), and by option what is said of each unit."""
 
     features: list[str]
     x: Any
-    labels: np.ndarray | None = None
-    units: np.ndarray | None = None
+    others: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def choose(names: Sequence[str], wanted: Wanted, what: str) -> Chosen:
@@ -43,19 +57,16 @@ def choose(names: Sequence[str], wanted: Wanted, what: str) -> Chosen:
 
     Example:
         >>> choose(["id", "a", "b", "kind"], Wanted(label="kind", unit="id"), "toy.csv")
-        Chosen(features=[1, 2], label=3, unit=0)
+        Chosen(features=[1, 2], others={'label': 3, 'unit': 0})
     """
-    label, unit = (
-        None if name is None else positions([name], names, f"{what}: `{option}`")[0]
-        for option, name in (("label", wanted.label), ("unit", wanted.unit))
-    )
+    others = {option: positions([name], names, f"{what}: `{option}`")[0] for option, name in wanted.others.items()}
     if wanted.columns is None:
-        features = [i for i in range(len(names)) if i not in (label, unit)]
+        features = [i for i in range(len(names)) if i not in others.values()]
         if not features:
-            raise DataError(f"{what}: no column is left beside label and unit.")
-        return Chosen(features, label, unit)
+            raise DataError(f"{what}: no column is left beside {' and '.join(others)}.")
+        return Chosen(features, others)
     features = positions(wanted.columns, names, what)
-    for option, position in (("label", label), ("unit", unit)):
+    for option, position in others.items():
         if position in features:
             raise DataError(f"{what}: {names[position]!r} is among `columns` and is the `{option}` too.")
-    return Chosen(features, label, unit)
+    return Chosen(features, others)

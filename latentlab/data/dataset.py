@@ -175,7 +175,8 @@ class Dataset:
     def split(self, fraction: float, rng: np.random.Generator) -> tuple["Dataset", "Dataset"]:
         """Training and held-out units, drawn at random; `fraction` of the units is held out.
 
-        If the dataset is standardised, the transform is fitted anew on the training units and applied to both.
+        Of series (a coordinate `sequence`) whole sequences are held out, about so large a share of them. If the dataset is
+        standardised, the transform is fitted anew on the training units and applied to both.
 
         Example:
             >>> x = np.arange(20.0).reshape(10, 2)
@@ -184,15 +185,18 @@ class Dataset:
             >>> training.n_units, held_out.n_units, float(abs(training.x.mean()).round(12))
             (7, 3, 0.0)
         """
-        n_held_out = round(fraction * self.n_units) if 0 < fraction < 1 else 0
-        if not 0 < n_held_out < self.n_units:
-            raise DataError(f"{self.name}: holding out {fraction} of {self.n_units} units leaves one part empty.")
-        order = rng.permutation(self.n_units)
+        groups = np.asarray(self.coords.get("sequence", np.arange(self.n_units)))
+        names = np.array(list(dict.fromkeys(groups.tolist())), dtype=groups.dtype)
+        n_held_out = round(fraction * len(names)) if 0 < fraction < 1 else 0
+        if not 0 < n_held_out < len(names):
+            what = "sequences" if "sequence" in self.coords else "units"
+            raise DataError(f"{self.name}: holding out {fraction} of {len(names)} {what} leaves one part empty.")
+        chosen = np.isin(groups, names[rng.permutation(len(names))[:n_held_out]])
         raw = self.raw()
-        training = raw.subset(np.sort(order[n_held_out:]))
+        training = raw.subset(~chosen)
         if self.transform is not None:
             training = training.standardize(ddof=self.transform.ddof, drop_constant=bool(self.dropped))
-        held_out = training.align_features(raw.subset(np.sort(order[:n_held_out])))
+        held_out = training.align_features(raw.subset(chosen))
         return training, held_out.transformed(training.transform)
 
     def select_features(self, columns: Sequence[Any] | np.ndarray) -> "Dataset":

@@ -45,7 +45,7 @@ def read(
     encoding: str,
     budget: Budget,
 ) -> Table:
-    """The wanted columns of a text table; features as numbers, label and unit as text.
+    """The wanted columns of a text table; features as numbers, all else as text.
 
     Raises:
         DataError: The file is not a table of that form; names line and column.
@@ -74,8 +74,7 @@ class _Parser:
         self.path, self.names, self.chosen, self.missing, self.budget = path, names, chosen, missing, budget
         self.pick = _picker(chosen.features, len(names))
         self.blocks: list[np.ndarray] = []
-        self.labels: list[str] = []
-        self.units: list[str] = []
+        self.others: dict[str, list[str]] = {option: [] for option in chosen.others}
         self.n_cells = 0
 
     def add(self, block: list[tuple[int, list[str]]]) -> None:
@@ -84,9 +83,8 @@ class _Parser:
         if values is None:
             values = self._careful(cells, [line for line, _ in block])
         self.blocks.append(values.reshape(len(block), -1))
-        for position, texts in ((self.chosen.label, self.labels), (self.chosen.unit, self.units)):
-            if position is not None:
-                texts.extend(self._text(line, row, position) for line, row in block)
+        for option, position in self.chosen.others.items():
+            self.others[option].extend(self._text(option, line, row, position) for line, row in block)
         self.n_cells += len(cells) + len(block)
         self.budget.need(COPIES * 8 * self.n_cells, f"{self.path}: the table")
 
@@ -95,8 +93,8 @@ class _Parser:
             raise DataError(f"{self.path}: there is a header, but no rows follow it.")
         x = np.concatenate(self.blocks)
         self.blocks.clear()
-        labels, units = (np.array(texts) if texts else None for texts in (self.labels, self.units))
-        return Table([self.names[i] for i in self.chosen.features], x, labels, units)
+        others = {option: np.array(texts) for option, texts in self.others.items()}
+        return Table([self.names[i] for i in self.chosen.features], x, others)
 
     def _quick(self, cells: list[str]) -> np.ndarray | None:
         """All cells at once, or None where one of them needs a closer look."""
@@ -130,10 +128,10 @@ class _Parser:
                 )
         return values
 
-    def _text(self, line: int, row: list[str], position: int) -> str:
+    def _text(self, option: str, line: int, row: list[str], position: int) -> str:
         word = row[position].strip()
         if not word:
-            raise DataError(f"{self.path}, line {line}, column {self.names[position]!r}: no label or unit is given.")
+            raise DataError(f"{self.path}, line {line}, column {self.names[position]!r}: no {option} is given.")
         return word
 
 
@@ -165,7 +163,7 @@ def _need(path: Path, n_header: int, n_columns: int, chosen: Chosen, budget: Bud
     # A row longer than the sample leaves no line end in it; its cells then take two bytes each at least.
     per_row = len(rows) / rows.count(b"\n") if rows.count(b"\n") else 2 * n_columns
     n_rows = n_bytes / max(per_row, 1)
-    n_cells = n_rows * (len(chosen.features) + (chosen.label is not None) + (chosen.unit is not None))
+    n_cells = n_rows * len(chosen.all)
     budget.need(int(COPIES * 8 * n_cells), f"{path}: the table, about {n_rows:.2g} rows,")
 
 

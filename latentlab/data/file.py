@@ -7,6 +7,7 @@ from latentlab.data import binary, delimited
 from latentlab.data.columns import Wanted
 from latentlab.data.dataset import Dataset
 from latentlab.data.memory import Budget
+from latentlab.data.series import assemble, clock
 from latentlab.errors import DataError
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "?")
@@ -23,12 +24,17 @@ def file(
     delimiter: str | None = None,
     encoding: str = "utf-8",
     max_bytes: int | None = None,
+    *,
+    sequence: str | None = None,
+    time: str | None = None,
+    fill_gaps: bool = True,
 ) -> Dataset:
     r"""A table in a CSV, TSV, NPY, NPZ or Parquet file; text may be compressed (.csv.gz).
 
     A text table has a header. Its features are plain numbers with a decimal point; label and unit are kept as text, so
     that a category may be called None. An NPY matrix has columns 0, 1, 2, ...; an NPZ file has a matrix `x` with the
-    columns' names in `feature`, or a vector for each column. Nothing is unpickled.
+    columns' names in `feature`, or a vector for each column. Nothing is unpickled. A series has a row for each time step, and
+    columns that say when and of which sequence it is (`time`, `sequence`).
 
     Args:
         path: The file, relative to the working directory. `~` is one's home; variables such as `$HOME` stay as they are.
@@ -39,9 +45,12 @@ def file(
         delimiter: What separates the columns (`tab` for a tabulator); seen from the header if not given.
         encoding: The text's encoding.
         max_bytes: Refuse a table that takes more memory; half of the free memory if not given.
+        sequence: The column that says which sequence a row is a time step of; a sequence's rows stand together.
+        time: The column with the times of the rows, which increase within a sequence; units without names are called after it.
+        fill_gaps: Whether whole-number times that a sequence leaves out become rows of missing entries.
 
     Raises:
-        DataError: The file cannot be used; names line and column, or what it declares.
+        DataError: The file cannot be used; names line and column, or what it declares, or the unit that is out of order.
         MissingDependencyError: A Parquet file, and pyarrow is not installed.
 
     Example:
@@ -52,51 +61,60 @@ def file(
         >>> dataset.x.tolist(), dataset.features.tolist(), dataset.labels.tolist(), dataset.units.tolist()
         ([[1.5, 2.0], [nan, 3.0]], ['a', 'b'], ['x', 'y'], ['u1', 'u2'])
     """
-    found = _found(path)
-    name = found.name.lower()
-    wanted, budget = Wanted(columns, label, unit), Budget.of(max_bytes)
+    where = found(path)
+    name = where.name.lower()
+    wanted, budget = Wanted(columns, label, unit, sequence, time), Budget.of(max_bytes)
     try:
         if name.endswith(TEXT) or name.removesuffix(".gz").endswith(TEXT):
             markers = _markers(missing_values)
-            table = delimited.read(found, wanted, missing_values=markers, delimiter=delimiter, encoding=encoding, budget=budget)
+            table = delimited.read(where, wanted, missing_values=markers, delimiter=delimiter, encoding=encoding, budget=budget)
         else:
             if delimiter is not None:
-                raise DataError(f"{found}: `delimiter` is for text tables.")
+                raise DataError(f"{where}: `delimiter` is for text tables.")
             readers = {".npy": binary.read_npy, ".npz": binary.read_npz, ".parquet": binary.read_parquet}
-            if found.suffix.lower() not in readers:
-                raise DataError(f"{found}: cannot tell its format; the name must end in one of {', '.join(FORMATS)}.")
-            table = readers[found.suffix.lower()](found, wanted, budget)
+            if where.suffix.lower() not in readers:
+                raise DataError(f"{where}: cannot tell its format; the name must end in one of {', '.join(FORMATS)}.")
+            table = readers[where.suffix.lower()](where, wanted, budget)
     except MemoryError as error:
-        raise DataError(f"{found}: does not fit into memory; take fewer `columns`.") from error
+        raise DataError(f"{where}: does not fit into memory; take fewer `columns`.") from error
     except OSError as error:
-        raise DataError(f"{found}: cannot be read: {error.strerror or error}.") from error
-    return Dataset(
-        {"x": table.x},
-        dims={"x": ("unit", "feature")},
-        coords={"feature": table.features} | ({} if table.units is None else {"unit": table.units}),
-        labels=table.labels,
-        name=found.name.split(".")[0] or found.name,
+        raise DataError(f"{where}: cannot be read: {error.strerror or error}.") from error
+    others = table.others
+    return assemble(
+        table.x,
+        table.features,
+        name=where.name.split(".")[0] or where.name,
+        sequence=others.get("sequence"),
+        time=clock(others["time"]) if "time" in others else None,
+        units=others.get("unit"),
+        labels=others.get("label"),
+        fill_gaps=fill_gaps,
     )
 
 
-def _found(path: str) -> Path:
+def found(path: str) -> Path:
+    """The regular file that `path` names, `~` replaced.
+
+    Raises:
+        DataError: There is none; says what is there instead.
+    """
     if not isinstance(path, str | os.PathLike) or not str(path).strip() or "\0" in str(path):
         raise DataError(f"`path` must name a file; got {path!r}.")
     try:
-        found = Path(path).expanduser()
+        where = Path(path).expanduser()
     except RuntimeError as error:
         raise DataError(f"{path}: no home directory is known for `~`.") from error
     try:
-        if found.is_dir():
-            raise DataError(f"{found}: is a directory; expected a file.")
-        if not found.exists():
-            hint = "; variables such as $HOME are not replaced, `~` is" if "$" in str(found) else ""
-            raise DataError(f"{found}: no such file (working directory {Path.cwd()}){hint}.")
+        if where.is_dir():
+            raise DataError(f"{where}: is a directory; expected a file.")
+        if not where.exists():
+            hint = "; variables such as $HOME are not replaced, `~` is" if "$" in str(where) else ""
+            raise DataError(f"{where}: no such file (working directory {Path.cwd()}){hint}.")
     except OSError as error:
-        raise DataError(f"{found}: cannot be read: {error.strerror or error}.") from error
-    if not found.is_file():
-        raise DataError(f"{found}: is not a regular file.")
-    return found
+        raise DataError(f"{where}: cannot be read: {error.strerror or error}.") from error
+    if not where.is_file():
+        raise DataError(f"{where}: is not a regular file.")
+    return where
 
 
 def _markers(missing_values: tuple[str, ...]) -> list[str]:

@@ -1,25 +1,323 @@
-"""Series: steps of one or several sequences, one after another on the dim `unit`."""
+"""Series of observations in time: several sequences, of unequal length, in one dataset.
+
+A unit is a time step. Which sequence it belongs to, and when it was, are the coordinates `sequence` and `time` along `unit`; the
+steps of a sequence stand together and in order. A step at which nothing was observed is a row of missing entries, not a row left
+out: what a model says of the steps beside it depends on how far apart they are.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from latentlab.data import convert
 from latentlab.data.dataset import Dataset
+from latentlab.data.memory import COPIES, Budget
 from latentlab.errors import DataError
+
+SORTED = re.compile(r"\d{4}(\D.*)?")
+"""Text that begins with a year, as 1959Q1 and 1999-01-31 do, sorts as time does if all of it is of one form."""
+
+
+def series(
+    sequences: Sequence[Any] | np.ndarray,
+    *,
+    names: Sequence[Any] | None = None,
+    times: Sequence[Any] | None = None,
+    features: Sequence[Any] | None = None,
+    labels: Sequence[Any] | None = None,
+    name: str = "series",
+    fill_gaps: bool = True,
+) -> Dataset:
+    """One dataset of sequences, whose units are the time steps, called `SEQUENCE:TIME`.
+
+    A row of NaN is a time step at which nothing was observed. Where times are whole numbers, steps that they leave out become
+    such rows too, since the step before and the step after a gap are not neighbours; one step is 1, so number the steps if one
+    takes longer (0, 1, 2 for 1900, 1910, 1920). Times of any other type have no step that is known, and nothing is filled in.
+
+    Args:
+        sequences: An array `(n_steps, n_features)` or `(n_steps,)` for each sequence.
+        names: A name of each sequence; 0, 1, 2, ... if not given.
+        times: For each sequence the times of its steps, which increase; 0, 1, 2, ... if not given.
+        features: Names of the columns.
+        labels: For each sequence its label, or the labels of its steps.
+        name: The dataset's.
+        fill_gaps: Whether gaps in whole-number times become rows of missing entries.
+
+    Raises:
+        DataError: A sequence of no length, or of other columns than the first; times that do not increase; names it.
+
+    Example:
+        >>> dataset = series([[1.0, 2.0, 4.0], [5.0]], names=["a", "b"], times=[[7, 8, 10], [7]])
+        >>> dataset.units.tolist(), dataset.x[:, 0].tolist()
+        (['a:7', 'a:8', 'a:9', 'a:10', 'b:7'], [1.0, 2.0, nan, 4.0, 5.0])
+        >>> boundaries(dataset).tolist()
+        [0, 0, 0, 0, 1]
+    """
+    given = _list(sequences, f"{name}: `sequences`")
+    called = convert.names(np.arange(len(given)) if names is None else names, f"{name}: `names`")
+    _same_number(called, given, f"{name}: `names`")
+    twice = convert.repeated(called.astype(str).tolist())
+    if twice is not None:
+        raise DataError(f"{name}: two sequences are called {twice!r}.")
+    tables = [_table(one, f"{name}: sequence {called[i].item()!r}") for i, one in enumerate(given)]
+    for i, table in enumerate(tables):
+        if table.shape[1] != tables[0].shape[1]:
+            columns, first = table.shape[1], tables[0].shape[1]
+            raise DataError(f"{name}: sequence {called[i].item()!r} has {columns} columns where the first one has {first}.")
+    lengths = [len(table) for table in tables]
+    where = [f"{name}: sequence {one.item()!r}" for one in called]
+    return assemble(
+        np.concatenate(tables),
+        features,
+        name=name,
+        sequence=np.repeat(called, lengths),
+        time=_times(times, lengths, where, name),
+        labels=_labels(labels, lengths, where, name),
+        fill_gaps=fill_gaps,
+    )
 
 
 def boundaries(dataset: Dataset) -> np.ndarray:
-    """The number of the sequence of each unit `(unit,)`, from 0 in their order; all 0 without the coordinate `sequence`.
+    """The number of the sequence that each unit belongs to, `(unit,)`, counting from 0 in the order of the units.
+
+    A dataset without the coordinate `sequence` is one sequence. Only the order is checked: units that were taken out of the
+    middle of a sequence leave its other steps side by side.
 
     Raises:
-        DataError: The steps of a sequence are not together, or their times do not increase; names the sequence and unit.
+        DataError: A sequence whose units do not stand together, or whose times do not increase; names sequence and unit.
+
+    Example:
+        >>> boundaries(series([[1.0, 2.0], [3.0], [4.0, 5.0]])).tolist()
+        [0, 0, 1, 2, 2]
     """
-    names = dataset.coords.get("sequence")
-    if names is None:
-        codes = np.zeros(dataset.n_units, dtype=np.int64)
-    else:
-        changes = np.concatenate([[False], names[1:] != names[:-1]])
-        codes = np.cumsum(changes)
-        firsts = [str(name) for name in names[np.flatnonzero(np.concatenate([[True], changes[1:]]))]]
-        twice = next((name for name in firsts if firsts.count(name) > 1), None)
-        if twice is not None:
-            raise DataError(f"{dataset.name}: the steps of sequence {twice!r} are not together.")
+    return _codes(dataset.n_units, dataset.coords.get("sequence"), dataset.coords.get("time"), dataset.units, dataset.name)
+
+
+def assemble(
+    x: np.ndarray,
+    features: Sequence[Any] | None,
+    *,
+    name: str,
+    sequence: np.ndarray | None = None,
+    time: np.ndarray | None = None,
+    units: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    fill_gaps: bool = True,
+) -> Dataset:
+    """A dataset of time steps that stand in order, gaps in whole-number times filled in as `series` says.
+
+    Args:
+        x: `(unit, feature)`, NaN where missing.
+        features: Names of the columns.
+        name: The dataset's.
+        sequence: The sequence that each step belongs to.
+        time: When each step was.
+        units: The steps' names; `SEQUENCE:TIME` if not given and there are times.
+        labels: A label for each step.
+        fill_gaps: Whether gaps in whole-number times become rows of missing entries.
+
+    Raises:
+        DataError: Steps that do not stand together or in order; a label of each step, and steps to be filled in.
+    """
+    sequence, time, units, labels = (
+        None if value is None else convert.names(value, f"{name}: {what}")
+        for value, what in (
+            (sequence, "coordinate 'sequence'"),
+            (time, "coordinate 'time'"),
+            (units, "coordinate 'unit'"),
+            (labels, "`labels`"),
+        )
+    )
+    for value, what in ((sequence, "sequence"), (time, "time"), (units, "unit"), (labels, "label")):
+        if value is not None and len(value) != len(x):
+            raise DataError(f"{name}: {len(value)} values of `{what}` for {len(x)} units.")
+    called = _names(sequence, time) if units is None and time is not None else units
+    codes = _codes(len(x), sequence, time, np.arange(len(x)) if called is None else called, name)
+    if fill_gaps and time is not None and time.dtype.kind in "iu":
+        place, steps = _steps(codes, time.astype(np.int64), x.shape[1], name)
+        if len(steps) > len(x):
+            first = place[np.r_[True, np.diff(codes) != 0]]
+            source = np.searchsorted(first, np.arange(len(steps)), side="right") - 1
+            sequence = None if sequence is None else sequence[np.r_[True, np.diff(codes) != 0]][source]
+            labels = _filled_labels(labels, codes, source, name)
+            filled = _names(sequence, steps)
+            if units is not None:
+                filled = filled.astype(object)
+                filled[place] = units.astype(str)
+                filled = filled.astype(str)
+            table = np.full((len(steps), x.shape[1]), np.nan)
+            table[place] = x
+            x, time, called = table, steps, filled
+    coords = {"unit": called, "feature": features, "sequence": sequence, "time": time}
+    return Dataset(
+        {"x": x},
+        dims={"x": ("unit", "feature")},
+        coords={key: value for key, value in coords.items() if value is not None},
+        labels=labels,
+        name=name,
+    )
+
+
+def clock(texts: np.ndarray) -> np.ndarray:
+    """Times read as text: numbers where all of them are, whole ones if possible.
+
+    Example:
+        >>> clock(np.array(["7", "8"])).tolist(), clock(np.array(["7", "7.5"])).tolist(), clock(np.array(["7", "Q1"])).tolist()
+        ([7, 8], [7.0, 7.5], ['7', 'Q1'])
+    """
+    if texts.dtype.kind != "U":
+        return texts
+    words = texts.tolist()
+    if all(re.fullmatch(r"[+-]?\d{1,15}", word) for word in words):
+        return np.array([int(word) for word in words])
+    if all(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", word) for word in words):
+        return np.array([float(word) for word in words])
+    return texts
+
+
+# -- what is given
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    """The sequences, one by one; a single one must be in a list, or it would be read as many of one step."""
+    if isinstance(value, np.ndarray) and value.ndim < 2 and value.dtype != object:
+        raise DataError(f"{what} must be a list of arrays, one for each sequence; got one array of shape {value.shape}.")
+    if not isinstance(value, list | tuple | np.ndarray):
+        raise DataError(f"{what} must be a list of arrays, one for each sequence; got {type(value).__name__}.")
+    if not len(value):
+        raise DataError(f"{what}: there is no sequence.")
+    if all(map(_single, value)):
+        raise DataError(f"{what} must be a list of arrays, one for each sequence; got a list of single values.")
+    return list(value)
+
+
+def _single(value: Any) -> bool:
+    return isinstance(value, str | bytes) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0
+
+
+def _table(value: Any, what: str) -> np.ndarray:
+    if isinstance(value, np.ma.MaskedArray):
+        value = np.ma.filled(value.astype(np.float64), np.nan)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{what} is ragged: its rows differ in length.") from error
+    if array.ndim not in (1, 2):
+        raise DataError(f"{what} must have shape (n_steps, n_features) or (n_steps,); got {array.shape}.")
+    if not len(array):
+        raise DataError(f"{what} has no time steps; leave it out.")
+    if not array.size:
+        raise DataError(f"{what} has no columns: shape {array.shape}.")
+    return convert.numbers(array[:, None] if array.ndim == 1 else array, ("unit", "feature"), {}, what)
+
+
+def _same_number(found: Any, sequences: Sequence[Any], what: str) -> None:
+    if len(found) != len(sequences):
+        raise DataError(f"{what} has {len(found)} entries for {len(sequences)} sequences; expected one for each.")
+
+
+def _times(times: Any, lengths: Sequence[int], where: Sequence[str], name: str) -> np.ndarray:
+    if times is None:
+        return np.concatenate([np.arange(length) for length in lengths])
+    _same_number(times, lengths, f"{name}: `times`")
+    found = [_each(one, length, what, "times") for one, length, what in zip(times, lengths, where, strict=True)]
+    kinds = {{"u": "number", "i": "number", "f": "number"}.get(one.dtype.kind, one.dtype.kind) for one in found}
+    if len(kinds) > 1:
+        raise DataError(f"{name}: `times` are of several types; expected numbers, text or dates in all sequences.")
+    return np.concatenate(found)
+
+
+def _labels(labels: Any, lengths: Sequence[int], where: Sequence[str], name: str) -> np.ndarray | None:
+    if labels is None:
+        return None
+    _same_number(labels, lengths, f"{name}: `labels`")
+    if all(map(_single, labels)):
+        return np.repeat(convert.names(labels, f"{name}: `labels`"), lengths)
+    found = [_each(one, length, what, "labels") for one, length, what in zip(labels, lengths, where, strict=True)]
+    return convert.names([value for one in found for value in one.tolist()], f"{name}: `labels`")
+
+
+def _each(values: Any, length: int, what: str, called: str) -> np.ndarray:
+    found = convert.names(values, f"{what}: `{called}`")
+    if len(found) != length:
+        raise DataError(f"{what}: {len(found)} {called} for {length} time steps.")
+    return found
+
+
+# -- order and gaps
+
+
+def _codes(n: int, sequence: np.ndarray | None, time: np.ndarray | None, units: np.ndarray, name: str) -> np.ndarray:
+    new = np.zeros(n, bool) if sequence is None else np.r_[False, sequence[1:] != sequence[:-1]]
+    codes = np.cumsum(new)
+    if sequence is not None:
+        starts = np.r_[0, np.flatnonzero(new)]
+        seen: set[Any] = set()
+        for start, one in zip(starts.tolist(), sequence[starts].tolist(), strict=True):
+            if one in seen:
+                raise DataError(
+                    f"{name}: sequence {one!r} is not contiguous: unit {units[start].item()!r} goes on with it after another "
+                    "sequence; sort the units by sequence and time."
+                )
+            seen.add(one)
+    if time is not None:
+        late = _first_disorder(codes, time)
+        if late is not None:
+            whose = "" if sequence is None else f" of sequence {sequence[late].item()!r}"
+            raise DataError(
+                f"{name}: the times{whose} do not increase: unit {units[late].item()!r} has time {str(time[late])!r} after "
+                f"{str(time[late - 1])!r}; sort the units by sequence and time."
+            )
     return codes
+
+
+def _first_disorder(codes: np.ndarray, time: np.ndarray) -> int | None:
+    """The first unit whose time is not after that of the unit before it in its sequence; of text without a year, one repeated."""
+    if time.dtype.kind == "U" and not _sorts(time):
+        pairs = np.stack([codes, np.unique(time, return_inverse=True)[1]], axis=1)
+        first = np.unique(pairs, axis=0, return_index=True)[1]
+        wrong = np.ones(len(time), bool)
+        wrong[first] = False
+    else:
+        wrong = np.r_[False, (time[1:] <= time[:-1]) & (codes[1:] == codes[:-1])]
+    return int(np.argmax(wrong)) if wrong.any() else None
+
+
+def _sorts(time: np.ndarray) -> bool:
+    words = time.tolist()
+    return all(map(SORTED.fullmatch, words)) and len({re.sub(r"\d", "0", word) for word in words}) == 1
+
+
+def _names(sequence: np.ndarray | None, time: np.ndarray) -> np.ndarray:
+    if sequence is None:
+        return time.astype(str)
+    return np.array([f"{one}:{when}" for one, when in zip(sequence, time, strict=True)])
+
+
+def _steps(codes: np.ndarray, time: np.ndarray, n_features: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Where each unit comes to stand when every step of its sequence has a row, and the time of each row."""
+    starts = np.flatnonzero(np.r_[True, np.diff(codes) != 0])
+    ends = np.r_[starts[1:], len(codes)] - 1
+    spans = [int(time[end]) - int(time[start]) + 1 for start, end in zip(starts, ends, strict=True)]
+    if sum(spans) > len(time):
+        what = f"{name}: the series with a row for each of {sum(spans)} time steps, of which {len(time)} are given (`fill_gaps`),"
+        Budget.of(None).need(COPIES * 8 * sum(spans) * (n_features + 1), what)
+    offsets = np.r_[0, np.cumsum(spans)[:-1]]
+    place = (time - time[starts][codes]) + offsets[codes]
+    steps = np.concatenate([int(time[start]) + np.arange(span) for start, span in zip(starts, spans, strict=True)])
+    return place, steps
+
+
+def _filled_labels(labels: np.ndarray | None, codes: np.ndarray, source: np.ndarray, name: str) -> np.ndarray | None:
+    """The label of each row where all steps of a sequence have the same one; what a step in a gap is nobody knows otherwise."""
+    if labels is None:
+        return None
+    starts = np.flatnonzero(np.r_[True, np.diff(codes) != 0])
+    if (labels != labels[starts][codes]).any():
+        raise DataError(
+            f"{name}: time steps that are left out would have no label; give them as rows of missing entries with a label, or "
+            "take the steps as they are by `fill_gaps: false`."
+        )
+    return labels[starts][source]

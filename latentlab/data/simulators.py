@@ -1,5 +1,8 @@
 """Data drawn from a known process, with the values it was drawn from."""
 
+import math
+from typing import Any
+
 import numpy as np
 
 from latentlab.data.dataset import Dataset
@@ -27,11 +30,8 @@ def linear_gaussian(n_units: int = 200, n_features: int = 10, n_latent: int = 2,
         >>> bool(np.allclose(dataset.x, dataset.truth["z"] @ dataset.truth["W"].T + dataset.truth["mu"]))
         True
     """
-    for option, value in (("n_units", n_units), ("n_features", n_features), ("n_latent", n_latent)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise DataError(f"linear_gaussian: `{option}` must be a whole number from 1; got {value!r}.")
-    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < np.inf:
-        raise DataError(f"linear_gaussian: `noise` must be a finite number from 0; got {noise!r}.")
+    counts("linear_gaussian", n_units=n_units, n_features=n_features, n_latent=n_latent)
+    number("linear_gaussian", "noise", noise, 0, np.inf)
     rng = Seeds(seed).child("linear_gaussian").numpy()
     W = rng.standard_normal((n_features, n_latent))
     mu = rng.standard_normal(n_features)
@@ -44,3 +44,20 @@ def linear_gaussian(n_units: int = 200, n_features: int = 10, n_latent: int = 2,
         truth_dims={"z": ("unit", "latent"), "W": ("feature", "latent"), "mu": ("feature",), "sigma": ()},
         name="linear_gaussian",
     )
+
+
+# -- what simulators share
+
+
+def counts(name: str, **options: Any) -> None:
+    """Refuses what is no whole number from 1."""
+    for option, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise DataError(f"{name}: `{option}` must be a whole number from 1; got {value!r}.")
+
+
+def number(name: str, option: str, value: Any, least: float, most: float) -> None:
+    """Refuses what is no finite number in the range, its ends included."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (least <= value <= most and math.isfinite(value)):
+        bounds = f"from {least}" if most == np.inf else f"from {least} to {most}"
+        raise DataError(f"{name}: `{option}` must be a finite number {bounds}; got {value!r}.")

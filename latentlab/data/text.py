@@ -13,7 +13,7 @@ from latentlab.errors import DataError
 
 
 class _Unpacked(io.BufferedIOBase):
-    """The text of a compressed file, which ends in an error where it grows beyond the budget."""
+    """The bytes of a compressed file, which end in an error where it grows beyond the budget."""
 
     def __init__(self, path: Path, budget: Budget) -> None:
         self._path, self._budget = path, budget
@@ -42,7 +42,8 @@ class _Unpacked(io.BufferedIOBase):
         super().close()
 
 
-def _open(path: Path, budget: Budget) -> Any:
+def opened(path: Path, budget: Budget) -> Any:
+    """The bytes of a file, unpacked if its name ends in .gz."""
     return _Unpacked(path, budget) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
@@ -55,7 +56,7 @@ def lines(path: Path, encoding: str, budget: Budget) -> Iterator[str]:
     try:
         codec = codecs.lookup(encoding).name
         with (
-            _open(path, budget) as stream,
+            opened(path, budget) as stream,
             io.TextIOWrapper(stream, encoding="utf-8-sig" if codec == "utf-8" else codec, newline="") as decoded,
         ):
             for number, line in enumerate(decoded, 1):
@@ -71,7 +72,7 @@ def lines(path: Path, encoding: str, budget: Budget) -> Iterator[str]:
 def _undecodable(path: Path, encoding: str, budget: Budget) -> str:
     """Where the first byte is that the encoding does not know, found by a second pass."""
     decoder, offset = codecs.getincrementaldecoder(encoding)(), 0
-    with _open(path, budget) as stream:
+    with opened(path, budget) as stream:
         while True:
             chunk = stream.read1(2**16)
             pending = decoder.getstate()[0]

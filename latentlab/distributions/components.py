@@ -30,7 +30,7 @@ class Components(ABC):
 
 
 class GaussianComponents(Components):
-    r"""$N(\mu_k, \Sigma_k)$ with $\Sigma_k = S_k R_k R_k' S_k$, $S_k$ the standard deviations, $R_k$ the factor of the correlations.
+    r"""$N(\mu_k, \Sigma_k)$, $\Sigma_k = S_k R_k R_k' S_k$: $S_k$ the standard deviations, $R_k$ a factor of the correlations.
 
     Args:
         mu: Means `(component, feature)`.

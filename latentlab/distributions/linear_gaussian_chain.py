@@ -1,6 +1,7 @@
 r"""Exact inference in linear-Gaussian chains, $z_1 \sim N(m, P)$, $z_t \sim N(A z_{t-1}, Q)$, $x_t \sim N(C z_t + \mu, \Psi)$.
 
-The noise of the rows is independent, $\Psi = \mathrm{diag}(\psi^2)$. Several sequences of unequal length lie one after another, and entries may be missing. One step is a function of two states,
+The noise of the features is independent, $\Psi = \mathrm{diag}(\psi^2)$. Several sequences of unequal length lie one after
+another, and entries may be missing. One step is a function of two states,
 $$ \phi_t(a, b) = N(b; A a, Q) \, p(x_t \mid b) = \exp\left\{-\tfrac12 a' J_{aa} a - a' J_{ab} b - \tfrac12 b' J_{bb} b
    + h_a' a + h_b' b + c\right\}, $$
 and $N(b; m, P) \, p(x_t \mid b)$ where a sequence begins. The likelihood is the integral of their product over all states.

@@ -1,4 +1,4 @@
-r"""The weights of a truncated Dirichlet process, $w_k = v_k \prod_{j<k} (1 - v_j)$ with $v_k \sim \mathrm{Beta}(1, \alpha)$, $v_K = 1$."""
+r"""Truncated Dirichlet-process weights: $w_k = v_k \prod_{j<k} (1 - v_j)$, $v_k \sim \mathrm{Beta}(1, \alpha)$, $v_K = 1$."""
 
 from typing import Any
 

@@ -12,7 +12,7 @@ import copy
 import logging
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,8 +111,8 @@ def _one_hot(model: LatentModel, dataset: Dataset, classes: np.ndarray | None) -
     if not found.any(1).all():
         strange = dataset.labels[~found.any(1)][0]
         raise DataError(
-            f"{dataset.name}: unit {dataset.units[~found.any(1)][0]} has the label {str(strange)!r}, which no unit of the fit had; "
-            f"those were {', '.join(map(str, known[:20]))}."
+            f"{dataset.name}: unit {dataset.units[~found.any(1)][0]} has the label {str(strange)!r}, which no unit of the fit "
+            f"had; those were {', '.join(map(str, known[:20]))}."
         )
     return found.astype(np.float64)
 
@@ -166,6 +166,7 @@ class Density:
         self.observed = {n: _observed_dims(n, s) for n, s in trace.nodes.items() if _is_observed(s)}
         self.n_units = next((f.size for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == "unit"), 0)
         self._single: Gradient | None = None
+        self._descent: Gradient | None = None
         self._batched: dict[int, Gradient] = {}
 
     def _check_determined(self) -> None:
@@ -322,6 +323,17 @@ class Density:
         values, gradients = self._batched[len(u)](u)
         return values.numpy(), gradients.numpy()
 
+    def descent(self, u: torch.Tensor) -> Gradient:
+        """Minus the log joint on the constrained scale (no Jacobian) and its gradient, captured once for all restarts."""
+        if self._descent is None:
+
+            def value_and_grad(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                gradient, value = torch.func.grad_and_value(lambda w: -self.log_prob(w, jacobian=False))(v)
+                return value, gradient
+
+            self._descent = capture(value_and_grad, u)
+        return self._descent
+
     def _one_by_one(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         values, gradients = zip(*(self.value_and_grad(row) for row in u), strict=True)
         return torch.stack(values), torch.stack(gradients)
@@ -366,6 +378,11 @@ def constrain_draws(density: Density, u: np.ndarray) -> dict[str, np.ndarray]:
     """Sites of flat vectors `(chain, draw, size)`: site -> `(chain, draw, *site)`."""
     flat = over_draws(lambda values: density.constrain(values["u"]), {"u": u.reshape(-1, u.shape[-1])})
     return {name: array.reshape(u.shape[:2] + array.shape[1:]) for name, array in flat.items()}
+
+
+def ends(density: Density, points: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Sites at the flat vectors where restarts ended: site -> `(restart, *site)`."""
+    return {name: array[0] for name, array in constrain_draws(density, np.stack(points)[None]).items()}
 
 
 def over_draws(function: Callable[[Tensors], Any], values: Mapping[str, np.ndarray], *, block: int = 256) -> Any:

@@ -23,12 +23,13 @@ HASH = hashlib.sha256().digest_size
 class Draws:
     """Draws of the program's sites, `(chain, draw, *site)`; a point estimate is one chain of equal draws.
 
-    `parameters` are the model's, one value each.
+    `restarts` says where each restart of an optimiser ended, `(restart, *site)`; `parameters` are the model's, one value each.
     """
 
     values: dict[str, np.ndarray]
     stats: dict[str, np.ndarray] = field(default_factory=dict)
     optimization: dict[str, np.ndarray] = field(default_factory=dict)
+    restarts: dict[str, np.ndarray] = field(default_factory=dict)
     attrs: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, np.ndarray] = field(default_factory=dict)
 

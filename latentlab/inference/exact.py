@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from latentlab.errors import ModelError
 from latentlab.inference.draws import Draws, Problem
 from latentlab.inference.nuts import require_whole
-from latentlab.models.base import LatentModel
+from latentlab.models.base import LatentModel, MaximumLikelihood
 from latentlab.seeds import isolated
 
 
@@ -19,30 +20,44 @@ class Exact:
     The sites have no spread here, so positions are given the estimate: their uncertainty is too small by what the estimate
     itself is uncertain.
 
+    Where there is no closed form the climb begins at several starts; where each ended is kept, and the best is the estimate, of
+    those with nothing amiss (no component at the floor of the variances) if there are any.
+
     Args:
+        n_restarts: Starts.
         n_draws: Draws of the positions.
     """
 
+    n_restarts: int = 10
     n_draws: int = 2000
 
     name: ClassVar[str] = "exact"
     kind: ClassVar[str] = "point"
 
     def __post_init__(self) -> None:
+        require_whole("Exact.n_restarts", self.n_restarts, 1)
         require_whole("Exact.n_draws", self.n_draws, 1)
 
     def run(self, problem: Problem) -> Draws:
         model = problem.model
         if type(model).maximum_likelihood is LatentModel.maximum_likelihood:
             raise ModelError(f"{model.name!r} has no exact maximum likelihood; methods: {', '.join(model.methods)}.")
-        with isolated(problem.seeds):
-            found = model.maximum_likelihood(problem.arrays, problem.seeds.child("start").numpy())
+        runs: list[MaximumLikelihood] = []
+        bar = tqdm(range(self.n_restarts), desc="exact", disable=None if problem.progress else True, leave=False)
+        for i in bar:
+            seeds = problem.seeds.child("restart", i)
+            with isolated(seeds):
+                runs.append(model.maximum_likelihood(problem.arrays, seeds.child("start").numpy()))
+            if runs[-1].unique:
+                break
+        found = max(runs, key=lambda run: (not run.notes, run.trace[-1]))
         lead = (1, self.n_draws)
         sites = {name: value for name, value in found.values.items() if name not in model.parameters}
         values = {name: np.broadcast_to(value, lead + np.shape(value)).copy() for name, value in sites.items()}
         return Draws(
             values,
-            optimization={"log_likelihood": found.trace},
+            optimization={"log_likelihood": found.trace, "maxima": np.array([run.trace[-1] for run in runs])},
+            restarts={name: np.stack([run.values[name] for run in runs]) for name in found.values},
             attrs={"how": found.how, "gradient": float(found.gradient), "notes": "; ".join(found.notes)},
             parameters={name: np.asarray(value) for name, value in found.values.items() if name in model.parameters},
         )

@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from latentlab.errors import InferenceError
-from latentlab.inference.density import Density, capture, constrain_draws, non_finite_sites, start
+from latentlab.inference.density import Density, constrain_draws, ends, non_finite_sites, start
 from latentlab.inference.draws import Draws, Problem, finished
 from latentlab.inference.nuts import require_whole
 from latentlab.seeds import isolated
@@ -51,6 +51,7 @@ class MAP:
         return Draws(
             constrain_draws(problem.density, u),
             optimization={"log_joint": log_joint, "gradient": np.array([float(run["gradient"]) for run in runs])},
+            restarts=ends(problem.density, [run["u"] for run in runs]),
             attrs={"how": "L-BFGS", "gradient": float(best["gradient"]), "notes": _at_an_edge(problem.density, best["u"])},
         )
 
@@ -58,11 +59,10 @@ class MAP:
         seeds, density = problem.seeds.child("restart", restart), problem.density
         with isolated(seeds):
             u = start(density, seeds.child("start").numpy(), jitter=problem.model.jitter if restart else 0.0)
-            gradient_of = torch.func.grad_and_value(lambda v: -density.log_prob(v, jacobian=False))
-            function = capture(gradient_of, u)
+            function = density.descent(u)
 
             def objective(v: np.ndarray) -> tuple[float, np.ndarray]:
-                gradient, value = function(torch.from_numpy(v))
+                value, gradient = function(torch.from_numpy(v))
                 return float(value), gradient.numpy()
 
             found = scipy.optimize.minimize(

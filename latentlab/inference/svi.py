@@ -22,7 +22,7 @@ from pyro.infer import Trace_ELBO
 from tqdm.auto import tqdm
 
 from latentlab.errors import ConfigError, InferenceError, ModelError
-from latentlab.inference.density import Density, capture, constrain_draws, non_finite_sites, over_draws, start
+from latentlab.inference.density import Density, capture, constrain_draws, ends, non_finite_sites, over_draws, start
 from latentlab.inference.draws import Draws, Problem, finished
 from latentlab.inference.guides import GUIDES, Frame, FullRank, GaussianGuide, MeanField
 from latentlab.inference.nuts import require_whole
@@ -120,7 +120,8 @@ class SVI:
         longest = max(len(run["loss"]) for run in runs)
         losses = np.stack([np.pad(run["loss"], (0, longest - len(run["loss"])), mode="edge") for run in runs])
         attrs = {"guide": self.guide, "elbo": float(elbo.max()), "averaged": int(self.guide != "model")}
-        return Draws(values, stats, {"loss": losses, "elbo": elbo}, attrs, parameters)
+        restarts = ends(problem.density, [run.get("loc", run["u"].mean(axis=0)) for run in runs])
+        return Draws(values, stats, {"loss": losses, "elbo": elbo}, restarts, attrs, parameters)
 
     def check(self, problem: Problem) -> None:
         """Refuses a guide or a batch that does not go with the model and the data."""
@@ -132,7 +133,7 @@ class SVI:
             self._check_particles(problem)
         elif problem.model.parameters:
             raise ModelError(
-                f"{problem.model.name!r} has parameters, which are estimated with guide='model' only; the guide is {self.guide!r}."
+                f"{problem.model.name!r} has parameters, estimated with guide='model' only; the guide is {self.guide!r}."
             )
         if self.objective == "iwae" and not _is_amortised(density):
             others = [site.name for site in density.sites if site.name not in density.unit_sites]
@@ -149,6 +150,10 @@ class SVI:
                     f"got {self.batch_size}."
                 )
         if self.batch_size is not None:
+            if problem.model.is_series():
+                raise ModelError(
+                    f"batch_size does not go with {problem.model.name!r}: the steps of a series depend on each other."
+                )
             if self.batch_size > density.n_units:
                 raise ConfigError(f"SVI.batch_size must be at most the {density.n_units} units; got {self.batch_size}.")
             if density.unit_sites and self.guide != "model":
@@ -168,8 +173,8 @@ class SVI:
         except Exception as error:  # whatever a program raises
             said = " ".join(str(error).split())[:200]
             raise ModelError(
-                f"{problem.model.name!r} does not take a further leading axis, of several particles at once; write it with `...`, or "
-                f"say n_particles=1 and no held_out: {type(error).__name__}: {said}"
+                f"{problem.model.name!r} does not take a further leading axis, of several particles at once; write it with `...`, "
+                f"or say n_particles=1 and no held_out: {type(error).__name__}: {said}"
             ) from error
 
     def _averaged(self, problem: Problem, best: dict[str, np.ndarray], values: dict[str, np.ndarray]) -> np.ndarray:
@@ -318,7 +323,7 @@ class SVI:
     def _pyro_loss(
         self, problem: Problem, arrays: Mapping[str, Any], scale: float, kl_weight: float, n_particles: int
     ) -> torch.Tensor:
-        """Minus the objective, its terms inside the plate `unit` times `scale`, and those of latent sites there times `kl_weight`.
+        """Minus the objective: terms inside the plate `unit` times `scale`, those of latent sites there times `kl_weight` too.
 
         Where every site belongs to a unit, all particles are one call, in a plate of their own outside the units.
         """

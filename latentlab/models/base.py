@@ -38,8 +38,9 @@ class Position:
 class MaximumLikelihood:
     """A maximum of the likelihood: `values` by site, `how` it was found, and how well.
 
-    `gradient` is the largest absolute derivative of the mean log likelihood per unit at the end; `trace` holds the log
-    likelihood after each step (one value for a closed form).
+    `unique` says that other starts are of no use: a closed form, or the best of several starts. `gradient` is the largest
+    absolute derivative of the mean log likelihood per unit at the end; `trace` holds the log likelihood after each step (one
+    value for a closed form).
     """
 
     values: dict[str, np.ndarray]
@@ -47,6 +48,7 @@ class MaximumLikelihood:
     gradient: float
     trace: np.ndarray
     notes: tuple[str, ...] = ()
+    unique: bool = False
 
 
 class LatentModel(ABC):
@@ -97,7 +99,7 @@ class LatentModel(ABC):
         raise NotImplementedError(f"{type(self).__name__} does not say what missing entries were.")
 
     def bound(self, arrays: Arrays, n_samples: int, **values: torch.Tensor) -> torch.Tensor:
-        """Lower bound on log p(unit | values), `(unit,)`, in expectation, where the positions cannot be integrated out exactly."""
+        """Lower bound on log p(unit | values), `(unit,)`, in expectation, where positions cannot be integrated out exactly."""
         raise NotImplementedError(f"{type(self).__name__} has no bound on its log likelihood.")
 
     def leave_one_out(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
@@ -138,7 +140,7 @@ class LatentModel(ABC):
         raise NotImplementedError(f"{type(self).__name__} does not say how many values its positions can have.")
 
     def act(self, elements: np.ndarray, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The sites `(..., *site)` after elements `(..., k, k)` of `exchanges` have acted; labels are renamed with what they name."""
+        """The sites `(..., *site)` after elements `(..., k, k)` of `exchanges` have acted; labels go with what they name."""
         site, group = self.position.site, self.exchanges
         turned = group.act(elements, {n: v for n, v in values.items()}, {n: tuple(self.dims[n]) for n in values})
         if self.position.kind == "discrete" and site in values and not group.is_trivial():

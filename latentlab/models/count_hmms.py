@@ -12,9 +12,9 @@ class CategoricalHMM(HiddenMarkovModel):
        p_{kd} \sim \text{Dirichlet}(\text{probability\_concentration}) $$
     $$ z_1 \sim \pi, \quad z_t \mid z_{t-1} \sim A_{z_{t-1}}, \quad x_{td} \mid z_t = k \sim \text{Categorical}(p_{kd}) $$
 
-    initial (state,), transition (state, next_state), probability (state, feature, category), z (unit,); x holds whole numbers from
-    0 to `n_categories` - 1. The first state emits the first observation. z is summed out; the other sites are identified up to
-    the order of the states, unless `left_to_right` fixes it.
+    initial (state,), transition (state, next_state), probability (state, feature, category), z (unit,); x holds whole numbers
+    from 0 to `n_categories` - 1. The first state emits the first observation. z is summed out; the other sites are identified
+    up to the order of the states, unless `left_to_right` fixes it.
 
     Args:
         n_states: States K.

@@ -136,7 +136,9 @@ class Gaussian(Emission):
         return self.sigma_prior == "log_normal" and self.sigma_spread == 0
 
     def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
-        sigma = {"spherical": (dim,), "diagonal": (dim, "feature"), "full": (dim, "feature"), "tied": ("feature",)}[self.covariance]
+        sigma = {"spherical": (dim,), "diagonal": (dim, "feature"), "full": (dim, "feature"), "tied": ("feature",)}[
+            self.covariance
+        ]
         found: dict[str, tuple[str, ...]] = {"mu": (dim, "feature"), "sigma": sigma}
         if self._correlated:
             found["corr"] = (*((dim,) if self.covariance == "full" else ()), "feature", "next_feature")
@@ -217,7 +219,9 @@ class Gaussian(Emission):
         pooled = squares.sum(0) / total.sum(0).clamp(min=FEW)
         variance = (squares + shrink * pooled) / (total + shrink).clamp(min=FEW)
         sigma = torch.sqrt(variance.clamp(min=FLOOR))
-        return {"sigma": torch.where(total > FEW, sigma, torch.sqrt(pooled.clamp(min=FLOOR)) if current is None else current["sigma"])}
+        return {
+            "sigma": torch.where(total > FEW, sigma, torch.sqrt(pooled.clamp(min=FLOOR)) if current is None else current["sigma"])
+        }
 
     def _covariances(self, scatter: torch.Tensor, total: torch.Tensor, current: Any, shrink: float) -> dict[str, torch.Tensor]:
         pooled = scatter.sum(0) / total.sum()
@@ -257,7 +261,9 @@ class Gaussian(Emission):
             mu = loc + scale * rng.standard_normal(shape)
         sigma_scale = self._sigma_scale(n_features).numpy()
         noise = rng.standard_normal(sigma_scale.shape)
-        sigma = np.abs(sigma_scale * noise) if self.sigma_prior == "half_normal" else sigma_scale * np.exp(self.sigma_spread * noise)
+        sigma = (
+            np.abs(sigma_scale * noise) if self.sigma_prior == "half_normal" else sigma_scale * np.exp(self.sigma_spread * noise)
+        )
         values = {"mu": mu, "sigma": sigma}
         if self._correlated:
             n = self.n_components if self.covariance == "full" else 1

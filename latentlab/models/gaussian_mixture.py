@@ -71,7 +71,12 @@ class GaussianMixture(MixtureModel):
     ) -> None:
         owner = type(self).__name__
         n_components = whole(owner, "n_components", n_components, 1)
-        self.covariance, self.weights_concentration, self.mu_loc, self.mu_scale = covariance, weights_concentration, mu_loc, mu_scale
+        self.covariance, self.weights_concentration, self.mu_loc, self.mu_scale = (
+            covariance,
+            weights_concentration,
+            mu_loc,
+            mu_scale,
+        )
         self.sigma_prior, self.sigma_scale, self.sigma_spread = sigma_prior, sigma_scale, sigma_spread
         self.corr_concentration, self.ordered = corr_concentration, flag(owner, "ordered", ordered)
         emission = Gaussian(

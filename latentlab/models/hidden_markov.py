@@ -1,5 +1,6 @@
-r"""What the hidden Markov models share: $z_1 \sim \pi$, $z_t \mid z_{t-1} \sim A_{z_{t-1}}$, $x_t \mid z_t = k \sim p_k$, the states summed out.
+r"""What the hidden Markov models share, the states summed out.
 
+$$ z_1 \sim \pi, \quad z_t \mid z_{t-1} \sim A_{z_{t-1}}, \quad x_t \mid z_t = k \sim p_k $$
 The units are time steps; the coordinate `sequence` says which sequence a step belongs to, each beginning anew from the initial
 probabilities. The first state of a sequence emits its first observation. Given the other sites the paths are exact.
 """
@@ -142,7 +143,9 @@ class HiddenMarkovModel(LatentModel):
         def log_likelihood(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
             return chains.log_likelihood(*self._series(arrays, values).chain(x))
 
-        start = {name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name not in ("z", "stay")}
+        start = {
+            name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name not in ("z", "stay")
+        }
         found = climb(step, log_likelihood, start, len(x), fixed=("initial",))
         values = {name: torch.as_tensor(value) for name, value in found.values.items()}
         sizes = self.latents(arrays, **values).probs.sum(0).numpy()

@@ -131,7 +131,7 @@ def best_optimum(
         "mu": (point.mu * scale + middle).numpy(),
         noise: (torch.sqrt(point.variance) * own_scale).numpy(),
     }
-    return MaximumLikelihood(values, how, gradient, np.asarray(trace) - log_volume, notes)
+    return MaximumLikelihood(values, how, gradient, np.asarray(trace) - log_volume, notes, unique=True)
 
 
 def principal_axes(W: np.ndarray) -> np.ndarray:

@@ -36,8 +36,8 @@ class LinearVAE(LatentModel):
        - \tfrac{D_x}{2} \log 2\pi\sigma^2
        - \tfrac12 \left[ \text{tr}\, V S V' + \text{tr}\, D - q - \log |D| \right]. $$
 
-    Its maximum is PPCA's log likelihood. The data identify W W' and W z_n only, since the joint density stays as it is under O(q);
-    but a diagonal D fits the exact conditional only where the columns of W are orthogonal, so that the maximum of the bound is
+    Its maximum is PPCA's log likelihood. The data identify W W' and W z_n only, since the joint density stays as it is under
+    O(q); but a diagonal D fits the exact conditional only where the columns of W are orthogonal, so that the maximum of the bound is
     identified up to the order and signs of the axes. With sigma fixed, a dimension is used only where its eigenvalue of S is
     larger than sigma^2: such a collapse is the likelihood's doing, not the bound's.
 
@@ -160,8 +160,8 @@ class LinearVAE(LatentModel):
         gradient = float(np.abs(objective(found.x)[1]).max())
         if not gradient < TOLERANCE:
             raise InferenceError(
-                f"the maximum was not reached: after {found.nit} steps of L-BFGS the mean bound of a unit still has a derivative of "
-                f"{gradient:.2g} (needed: below {TOLERANCE:g})."
+                f"the maximum was not reached: after {found.nit} steps of L-BFGS the mean bound of a unit still has a derivative "
+                f"of {gradient:.2g} (needed: below {TOLERANCE:g})."
             )
         W, V, D, variance = unpack(torch.from_numpy(found.x))
         values = {"W": W * scale, "mu": mu, "V": V / scale, "D": D, "sigma": torch.sqrt(variance) * scale}

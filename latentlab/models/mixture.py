@@ -111,7 +111,9 @@ class MixtureModel(LatentModel):
             raise DataError(f"{what} has {n_units} units; n_components = {self.n_components} needs at least as many.")
         n_distinct = len(np.unique(np.nan_to_num(dataset.x, nan=np.inf), axis=0))
         if n_distinct < self.n_components:
-            raise DataError(f"{what} has {n_distinct} different units; n_components = {self.n_components} needs at least as many.")
+            raise DataError(
+                f"{what} has {n_distinct} different units; n_components = {self.n_components} needs at least as many."
+            )
         self.emission.check(what, dataset)
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:

@@ -248,8 +248,8 @@ class VAE(LatentModel):
                 f"{what}: the likelihood {self.likelihood!r} takes {takes}; unit {dataset.units[i]}, column "
                 f"{str(dataset.features[j])!r} has {x[i, j]:.6g}{hint}."
             )
-        constant = np.nanmin(x, 0) == np.nanmax(x, 0)
-        if self.likelihood == "gaussian" and dataset.n_units > 1 and (constant.all() or (self.noise == "feature" and constant.any())):
+        constant = (np.nanmin(x, 0) == np.nanmax(x, 0)) & (self.likelihood == "gaussian" and dataset.n_units > 1)
+        if constant.all() or (self.noise == "feature" and constant.any()):
             name = str(dataset.features[constant][0])
             raise DataError(
                 f"{what}: column {name!r} is constant, so that its noise has no positive estimate; "
@@ -276,8 +276,10 @@ class VAE(LatentModel):
         else:
             mean = given.mean.numpy()
             x = rng.binomial(1, mean) if self.likelihood == "bernoulli" else rng.poisson(mean)
-        dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name="simulated vae", labels=which if self.conditional else None)
-        return replace(dataset, truth={"z": z, **values}, truth_dims={"z": ("unit", "latent"), **dims})
+        found = Dataset(
+            {"x": x}, dims={"x": ("unit", "feature")}, name="simulated vae", labels=which if self.conditional else None
+        )
+        return replace(found, truth={"z": z, **values}, truth_dims={"z": ("unit", "latent"), **dims})
 
 
 def _layer(name: str, inputs: Mapping[str, str], size: str) -> dict[str, tuple[str, ...]]:

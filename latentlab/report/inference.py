@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from latentlab.diagnostics import Labels, entries, identified, labels_of
 from latentlab.errors import InferenceError, ModelError
 from latentlab.posterior import build, installed_arviz, loo, rhat, to_arviz
+from latentlab.quantities import Labels, entries, identified, labels_of
 from latentlab.report.asked import method_name
 from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, RED, drawn, log_axis, style, svg
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown

@@ -269,7 +269,7 @@ def _diagnose(job: _Job, directory: RunDirectory, fitted: Fit) -> None:
     if job.held_out is not None:
         score = fitted.held_out_score(job.held_out)
         directory.info["held_out"] = score
-        rows = [("held_out_score", quantity, score[quantity], "", "not applicable") for quantity in score if quantity != "n_units"]
+        rows = [("held_out_score", name, value, "", "not applicable") for name, value in score.items() if name != "n_units"]
         table = pd.concat([table, pd.DataFrame(rows, columns=table.columns)], ignore_index=True)
     directory.write_json("diagnostics.json", table.to_dict("records"))
     for row in table[table["verdict"].isin(["fail", "warn"])].itertuples():

@@ -1,21 +1,39 @@
-"""What every metric of the table declares holds, and nothing that it does not declare; seen to find a liar."""
+"""What every metric of the table declares holds, and nothing that it does not declare; seen to find a liar.
+
+What is about positions alone runs over their metrics (`each`), what is about any metric over all (`any_metric`).
+"""
 
 import numpy as np
 import pytest
 
 from latentlab.compare.metric import TRANSFORMATIONS, check_symmetry, metric, minds, needed
+from latentlab.compare.partition import Labels
 from latentlab.compare.positions import Positions
 from latentlab.errors import ConfigError, DataError
 from latentlab.registry import METRICS
 from latentlab.symmetry.groups import GROUPS, Euclidean, GeneralLinear, Identity, Orthogonal, Permutation
 
-TABLE = {name: METRICS.load(name) for name in METRICS}
+WHOLE_TABLE = {name: METRICS.load(name) for name in METRICS}
+TABLE = {name: m for name, m in WHOLE_TABLE.items() if m.of == "positions"}
 SAME, CHANGED = 1e-7, 1e-3
 
 
 @pytest.fixture(params=sorted(TABLE))
 def each(request):
     return TABLE[request.param]
+
+
+@pytest.fixture(params=sorted(WHOLE_TABLE))
+def any_metric(request):
+    return WHOLE_TABLE[request.param]
+
+
+def alike(rng, m, n=60):
+    """Two arguments of a metric that have much, not all, in common."""
+    if m.of == "positions":
+        return pair(rng, n)
+    y = rng.integers(4, size=n)
+    return np.where(rng.random(n) < 0.3, rng.integers(6, size=n), y), y
 
 
 def pair(rng, n=60, p=3, q=3, noise=0.7):
@@ -25,6 +43,8 @@ def pair(rng, n=60, p=3, q=3, noise=0.7):
 
 
 def transformed(x, name, rng):
+    if name == "relabelling":
+        return rng.permutation(9)[x] * 7 - 20
     q = x.shape[1]
     if name == "rotation":
         return x @ Orthogonal().random(rng, q)
@@ -39,7 +59,7 @@ def change(m, name, rng):
     """Largest change of the value over transforming x, y, and both, for five pairs."""
     found = 0.0
     for _ in range(5):
-        x, y = pair(rng)
+        x, y = alike(rng, m)
         before = m(x, y)
         for left, right in [
             (transformed(x, name, rng), y),
@@ -52,17 +72,17 @@ def change(m, name, rng):
 
 def false_claims(m, rng):
     """Transformations about which the metric says the wrong thing."""
-    return {name for name in TRANSFORMATIONS if (change(m, name, rng) < CHANGED) != (name in m.ignores)}
+    return {name for name in TRANSFORMATIONS[m.of] if (change(m, name, rng) < CHANGED) != (name in m.ignores)}
 
 
-def test_what_is_declared_ignored_is_ignored(each, rng):
-    for name in each.ignores:
-        assert change(each, name, rng) < SAME, name
+def test_what_is_declared_ignored_is_ignored(any_metric, rng):
+    for name in any_metric.ignores:
+        assert change(any_metric, name, rng) < SAME, name
 
 
-def test_what_is_not_declared_ignored_changes_the_value(each, rng):
-    for name in TRANSFORMATIONS - each.ignores:
-        assert change(each, name, rng) > CHANGED, name
+def test_what_is_not_declared_ignored_changes_the_value(any_metric, rng):
+    for name in TRANSFORMATIONS[any_metric.of] - any_metric.ignores:
+        assert change(any_metric, name, rng) > CHANGED, name
 
 
 def test_a_wrong_declaration_is_found(rng):
@@ -77,6 +97,13 @@ def test_a_wrong_declaration_is_found(rng):
     assert false_claims(claims_too_much, rng) == {"linear", "translation"}
     assert false_claims(claims_too_little, rng) == {"translation"}
     assert false_claims(TABLE["procrustes_similarity"], rng) == set()
+
+    @metric(of="labels", direction="higher", range=(0.0, 1.0), ignores={"relabelling"})
+    def names_matter(x, y):
+        return (x.values == y.values).mean()
+
+    assert false_claims(names_matter, rng) == {"relabelling"}
+    assert false_claims(WHOLE_TABLE["adjusted_rand"], rng) == set()
 
 
 def test_identical_positions_give_the_best_value(each, rng):
@@ -105,12 +132,12 @@ def test_the_better_end_of_the_range_is_where_the_direction_says(each, rng):
     assert each.best == each.range[each.direction == "higher"]
 
 
-def test_symmetry_in_x_and_y_is_as_declared(each, rng):
+def test_symmetry_in_x_and_y_is_as_declared(any_metric, rng):
     differences = []
     for _ in range(5):
-        x, y = pair(rng)
-        differences.append(abs(each(x, y) - each(y, x)))
-    assert max(differences) < 1e-9 if each.symmetric else max(differences) > CHANGED
+        x, y = alike(rng, any_metric)
+        differences.append(abs(any_metric(x, y) - any_metric(y, x)))
+    assert max(differences) < 1e-9 if any_metric.symmetric else max(differences) > CHANGED
 
 
 def test_missing_columns_count_as_zeros(each, rng):
@@ -125,10 +152,10 @@ def test_a_missing_latent_dimension_is_seen(each, rng):
     assert abs(each(z[:, :1], z) - each.best) > 0.1
 
 
-def test_the_order_of_the_units_does_not_matter(each, rng):
-    x, y = pair(rng)
+def test_the_order_of_the_units_does_not_matter(any_metric, rng):
+    x, y = alike(rng, any_metric)
     order = rng.permutation(len(x))
-    assert each(x[order], y[order]) == pytest.approx(each(x, y), abs=1e-9)
+    assert any_metric(x[order], y[order]) == pytest.approx(any_metric(x, y), abs=1e-9)
 
 
 def test_no_units_at_different_points_give_the_declared_value(each, rng):
@@ -157,11 +184,11 @@ def test_extreme_scales_do_no_harm(each, rng):
         assert each(x * factor, y / factor) == pytest.approx(each(x, y), abs=1e-7)
 
 
-def test_inputs_are_left_alone_and_prepared_ones_give_the_same(each, rng):
-    x, y = pair(rng)
+def test_inputs_are_left_alone_and_prepared_ones_give_the_same(any_metric, rng):
+    x, y = alike(rng, any_metric)
     before = x.copy(), y.copy()
-    left, right = Positions(x), Positions(y)
-    assert each(x, y) == each(left, right) == each(left, right)
+    left, right = any_metric.kind(x), any_metric.kind(y)
+    assert any_metric(x, y) == any_metric(left, right) == any_metric(left, right)
     np.testing.assert_array_equal(x, before[0])
     np.testing.assert_array_equal(y, before[1])
 
@@ -172,11 +199,13 @@ def test_whole_numbers_and_lists_are_positions(each):
     assert each(x.tolist(), x, **options) == pytest.approx(each.best, abs=1e-7)
 
 
-def test_the_table_names_the_functions(each):
-    assert TABLE[each.name] is each
-    assert METRICS.describe(each.name).endswith(".")
-    assert METRICS.describe(each.name) == each.__doc__.split("\n")[0]
-    assert each.direction in ("higher", "lower")
+def test_the_table_names_the_functions(any_metric):
+    assert WHOLE_TABLE[any_metric.name] is any_metric
+    assert METRICS.describe(any_metric.name).endswith(".")
+    assert METRICS.describe(any_metric.name) == any_metric.__doc__.split("\n")[0]
+    assert any_metric.direction in ("higher", "lower")
+    assert any_metric.best == any_metric.range[any_metric.direction == "higher"]
+    assert any_metric.kind is {"positions": Positions, "labels": Labels}[any_metric.of]
 
 
 @pytest.mark.parametrize(
@@ -202,10 +231,19 @@ def test_what_is_no_positions_is_refused(each, x, says, rng):
         each(y, x)
 
 
-def test_unknown_options_are_refused(each, rng):
-    x = rng.normal(size=(10, 2))
-    with pytest.raises(ConfigError, match=f"metric '{each.name}': unknown option 'k'"):
-        each(x, x, k=3)
+def test_unknown_options_are_refused(any_metric, rng):
+    x, y = alike(rng, any_metric)
+    with pytest.raises(ConfigError, match=f"metric '{any_metric.name}': unknown option 'k'"):
+        any_metric(x, y, k=3)
+
+
+def test_a_metric_refuses_what_the_other_kind_compares(any_metric, rng):
+    of = "labels" if any_metric.of == "positions" else "positions"
+    other = next(m for m in WHOLE_TABLE.values() if m.of == of)
+    x, y = alike(rng, other)
+    for left, right in [(x, y), (other.kind(x), other.kind(y))]:
+        with pytest.raises(DataError):
+            any_metric(left, right)
 
 
 def test_options_can_be_bound(rng):
@@ -221,6 +259,13 @@ def test_options_can_be_bound(rng):
 def test_an_unknown_transformation_cannot_be_declared():
     with pytest.raises(ConfigError, match="unknown transformation 'rotations'; did you mean 'rotation'"):
         metric(direction="lower", range=(0.0, 1.0), ignores={"rotations"}, void=1.0)
+    with pytest.raises(ConfigError, match=r"unknown transformation 'rotation'\. Valid: relabelling"):
+        metric(of="labels", direction="lower", range=(0.0, 1.0), ignores={"rotation"})
+
+
+def test_a_metric_of_positions_must_say_what_it_is_where_there_is_nothing_to_compare():
+    with pytest.raises(ConfigError, match="state `void`"):
+        metric(direction="lower", range=(0.0, 1.0), ignores=())
 
 
 @pytest.mark.parametrize("name", GROUPS)

@@ -24,9 +24,13 @@ from latentlab.embeddings.embedding import GIVEN, N_SEEDS, Embedding, embed, emb
 from latentlab.errors import ConfigError, DataError, InferenceError
 from latentlab.registry import EMBEDDINGS
 
-STILL = ("pca", "factor_analysis", "kernel_pca", "isomap", "lle", "spectral", "mds")
+UNORDERED = ("pca", "factor_analysis", "kernel_pca", "isomap", "lle", "spectral", "mds", "agglomerative")
+"""Those that neither start at random nor take the order of the units for time."""
+STILL = (*UNORDERED, "window_pca")
 """Those that do not start at random."""
-QUICK = (*STILL, "tsne")
+CLUSTERS = ("kmeans", "spectral_clustering", "agglomerative", "window_kmeans")
+"""Those whose columns are 0 and 1, and add up to 1."""
+QUICK = (*STILL, "tsne", "kmeans", "spectral_clustering", "window_kmeans", "autoencoder")
 """All that compute something in a second; UMAP is compiled first, and is tested beside its file."""
 
 
@@ -154,13 +158,13 @@ def test_an_embedding_is_finite_oriented_and_says_how_it_was_made(name, toy):
     assert made.options == {key: parameter.default for key, parameter in embedding_options(name).items()}
     assert len(made.seeds) == (0 if name in STILL else N_SEEDS)
     for values in made.values.reshape(-1, 40, 2):
-        assert np.linalg.matrix_rank(values - values.mean(axis=0)) == 2
+        assert np.linalg.matrix_rank(values - values.mean(axis=0)) == (1 if name in CLUSTERS else 2)
         assert (values.max(axis=0) > -values.min(axis=0)).all(), "the largest entry of each column is positive"
     assert embed(name, toy, n_latent=1, label="other").label == "other"
     assert embed(name, toy, n_latent=1).values.shape[-1] == 1
 
 
-@pytest.mark.parametrize("name", STILL)
+@pytest.mark.parametrize("name", UNORDERED)
 def test_the_order_of_the_units_does_not_matter(name, toy):
     order = np.random.default_rng(3).permutation(40)
     there, back = embed(name, toy), embed(name, toy.subset(order)).reindexed(toy.units)
@@ -362,7 +366,7 @@ def test_only_tables_of_three_units_or_more_are_embedded():
         embed("pca", series)
 
 
-@pytest.mark.parametrize("name", ["kernel_pca", "isomap", "lle", "mds"])
+@pytest.mark.parametrize("name", ["kernel_pca", "isomap", "lle", "mds", "agglomerative"])
 def test_more_pairs_than_memory_are_refused_before_they_are_made(name, toy, monkeypatch):
     monkeypatch.setattr(Budget, "of", classmethod(lambda cls, _: cls(8 * 5 * 40**2 - 1, given=False)))
     with pytest.raises(DataError, match=r"all pairs of 40 units, which needs about 64.0 kB of memory"):
@@ -403,6 +407,25 @@ RANGES = [
     ("tsne", {"initialization": "spectral"}, "`initialization` must be 'pca' or 'random'; got 'spectral'"),
     ("umap", {"n_neighbors": 1}, "`n_neighbors` must be greater than or equal to 2; got 1"),
     ("umap", {"min_dist": 1.5}, r"`min_dist` must be less than or equal to 1; got 1\.5"),
+    ("kmeans", {"n_latent": 41}, r"`n_latent` must be at most 40 \(40 of the 40 units are distinct\); got 41"),
+    ("kmeans", {"output": "centres"}, "`output` must be 'labels' or 'distances'; got 'centres'"),
+    ("kmeans", {"n_init": 0}, "`n_init` must be greater than or equal to 1; got 0"),
+    ("spectral_clustering", {"n_neighbors": 40}, "`n_neighbors` must be at most 39 .*40 units.*; got 40"),
+    ("spectral_clustering", {"n_latent": 39}, "`n_latent` must be at most 38 .*40 units.*; got 39"),
+    ("agglomerative", {"n_latent": 41}, r"`n_latent` must be at most 40 \(40 of the 40 units are distinct\); got 41"),
+    ("agglomerative", {"linkage": "median"}, "`linkage` must be 'ward', 'average', 'complete' or 'single'; got 'median'"),
+    ("agglomerative", {"n_seeds": 2}, "'agglomerative' does not start at random; leave out `n_seeds` = 2"),
+    ("window_pca", {"window": 4}, "`window` must be odd, since it is centred on its step; got 4"),
+    ("window_pca", {"window": 41}, r"`window` must be at most 40 \(the longest sequence has 40 steps\); got 41"),
+    ("window_pca", {"window": 3, "n_latent": 24}, "`n_latent` must be at most 23 .*40 units and windows of 24 entries.*; got 24"),
+    ("window_kmeans", {"n_latent": 41}, r"`n_latent` must be at most 40 \(40 of the 40 windows are distinct\); got 41"),
+    ("window_kmeans", {"window": 0}, "`window` must be greater than or equal to 1; got 0"),
+    ("autoencoder", {"n_latent": 8}, "`n_latent` must be at most 7 .*40 units of 8 features.*; got 8"),
+    ("autoencoder", {"hidden": (0,)}, r"`hidden` must be .*greater than or equal to 1.*; got \(0,\)"),
+    ("autoencoder", {"hidden": 64}, "`hidden` must be a valid list or a valid tuple; got 64"),
+    ("autoencoder", {"learning_rate": 0.0}, r"`learning_rate` must be greater than 0; got 0\.0"),
+    ("autoencoder", {"activation": "gelu"}, "`activation` must be 'relu', 'tanh', 'softplus' or 'elu'; got 'gelu'"),
+    ("autoencoder", {"n_epochs": 2.5}, "`n_epochs` must be a valid integer; got 2.5"),
     ("file", {"path": 3}, "`path` must be a valid string; got 3"),
     ("file", {"path": "x.csv", "columns": "a"}, "`columns` must be a valid list; got 'a'"),
 ]
@@ -422,6 +445,11 @@ def test_the_largest_number_allowed_is_allowed(toy):
     assert embed("isomap", toy, n_neighbors=39, n_latent=38).values.shape == (40, 38)
     assert embed("spectral", toy, n_latent=38, n_neighbors=39).values.shape == (40, 38)
     assert embed("lle", toy, n_neighbors=4, n_latent=3).values.shape == (40, 3)
+    assert embed("kmeans", toy, n_latent=40, n_seeds=1).values[0].sum(axis=0).tolist() == [1] * 40
+    assert embed("spectral_clustering", toy, n_latent=38, n_neighbors=39, n_seeds=1).values.shape == (1, 40, 38)
+    assert embed("agglomerative", toy, n_latent=40).values.sum(axis=0).tolist() == [1] * 40
+    assert embed("window_pca", toy, n_latent=39, window=39).values.shape == (40, 39)
+    assert embed("autoencoder", toy, n_latent=7, n_seeds=1, n_epochs=1, batch_size=1000).values.shape == (1, 40, 7)
     assert embed("tsne", toy, perplexity=13, n_seeds=1, n_iter=5).options["perplexity"] == 13
 
 

@@ -9,9 +9,9 @@ import torch
 
 from latentlab.errors import ModelError
 from latentlab.inference.density import Density, tensors
-from latentlab.models.factor_analysis import FactorAnalysis
-from latentlab.models.count_mixtures import BernoulliMixture, PoissonMixture
 from latentlab.models.count_hmms import CategoricalHMM, PoissonHMM
+from latentlab.models.count_mixtures import BernoulliMixture, PoissonMixture
+from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.gaussian_mixture import DPMixture, GaussianMixture
 from latentlab.models.linear_vae import LinearVAE

@@ -107,6 +107,10 @@ def test_a_dataset_section_has_its_own_options_and_the_common_ones():
         ("isomap", {"n_latent", "impute", "label"}),
         ("tsne", {"n_latent", "impute", "label", "seed", "n_seeds"}),
         ("umap", {"n_latent", "impute", "label", "seed", "n_seeds"}),
+        ("kmeans", {"n_latent", "impute", "label", "seed", "n_seeds"}),
+        ("agglomerative", {"n_latent", "impute", "label"}),
+        ("window_pca", {"n_latent", "impute", "label"}),
+        ("autoencoder", {"n_latent", "impute", "label", "seed", "n_seeds"}),
         ("file", {"label"}),
     ],
 )

@@ -1,0 +1,141 @@
+"""Labels of units, checked once: a partition of the units into clusters, whatever the clusters are called.
+
+Codes run from 0 over the labels that occur, in their sorted order. Any whole number is a label: that of noise, -1, is one
+cluster like the others.
+"""
+
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+
+from latentlab.errors import DataError
+
+T = TypeVar("T")
+
+MIN_UNITS = 2
+"""Fewest units: partitions are about pairs."""
+LARGEST = 2**53
+"""Of a label: beyond it floating-point numbers do not tell whole numbers apart."""
+
+
+class Labels:
+    """Labels `(unit,)` as a partition.
+
+    Attributes:
+        values: The labels in int64, `(unit,)`.
+        codes: The same as numbers from 0, each of which occurs, `(unit,)`.
+        n_units: How many units.
+        n_clusters: How many different labels.
+        dims: The dims of the values.
+
+    Example:
+        >>> x = Labels([7, 7, -1, 3, 3, 3])
+        >>> x.codes, x.sizes, x.n_clusters
+        (array([2, 2, 0, 1, 1, 1]), array([1, 3, 2]), 3)
+    """
+
+    dims = ("unit",)
+
+    def __init__(self, values: Any, what: str = "x") -> None:
+        r"""Check labels.
+
+        Args:
+            values: Whole numbers, `(unit,)`.
+            what: What messages call them.
+
+        Raises:
+            DataError: Not `MIN_UNITS` or more whole numbers in one row.
+        """
+        array = np.asarray(values)
+        if array.ndim != 1:
+            raise DataError(f"{what}: labels must have shape (unit,); got {array.shape}.")
+        if len(array) < MIN_UNITS:
+            raise DataError(f"{what}: labels are compared over at least {MIN_UNITS} units; got {len(array)}.")
+        self.values = whole_numbers(array, what)
+        found, self.codes = np.unique(self.values, return_inverse=True)
+        self.n_units, self.n_clusters = len(array), len(found)
+        self._derived: dict[Hashable, Any] = {}
+
+    def derived(self, quantity: Callable[..., T], *arguments: Hashable) -> T:
+        """`quantity(self, *arguments)`, computed when it is first asked for and kept."""
+        key = (quantity, *arguments)
+        if key not in self._derived:
+            self._derived[key] = quantity(self, *arguments)
+        return self._derived[key]
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Units in each cluster, `(cluster,)`."""
+        return np.bincount(self.codes)
+
+    @cached_property
+    def entropy(self) -> float:
+        """Entropy -sum_k n_k/n log n_k/n in nats."""
+        return entropy(self.sizes)
+
+    @cached_property
+    def n_pairs(self) -> float:
+        """How many pairs of units are together, sum_k n_k (n_k - 1) / 2."""
+        return pairs(self.sizes)
+
+
+def whole_numbers(array: np.ndarray, what: str) -> np.ndarray:
+    """An array of whole numbers as int64.
+
+    Raises:
+        DataError: Numbers that are not whole, or no numbers.
+    """
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{what}: labels must be whole numbers; got {array.dtype}.")
+    with np.errstate(invalid="ignore"):
+        refused = ~((np.abs(array.astype(np.float64)) < LARGEST) & (array == np.floor(array)))
+    if refused.any():
+        where = np.argwhere(refused)[0]
+        at = f"unit {where[-1]}" if len(where) == 1 else f"{tuple(where.tolist())}"
+        raise DataError(f"{what}: labels must be whole numbers; got {array[tuple(where)]} for {at}.")
+    return array.astype(np.int64)
+
+
+def contingency(x: Labels, y: Labels) -> np.ndarray:
+    """How many units are in cluster k of x and l of y, `(cluster of x, cluster of y)`.
+
+    Example:
+        >>> contingency(Labels([0, 0, 1, 1]), Labels([5, 6, 6, 6]))
+        array([[1, 1],
+               [0, 2]])
+    """
+    cells = x.codes * y.n_clusters + y.codes
+    return np.bincount(cells, minlength=x.n_clusters * y.n_clusters).reshape(x.n_clusters, y.n_clusters)
+
+
+def overlaps(x: Labels, y: Labels) -> np.ndarray:
+    """The numbers above 0 in the contingency table, which need no table where the clusters are many."""
+    return np.unique(x.codes * y.n_clusters + y.codes, return_counts=True)[1]
+
+
+def entropy(sizes: np.ndarray) -> float:
+    """Entropy in nats of the shares of counts above 0."""
+    share = sizes / sizes.sum()
+    return float(np.abs((share * np.log(share)).sum()))
+
+
+def pairs(sizes: np.ndarray) -> float:
+    """Sum of m (m - 1) / 2 over counts."""
+    return float((sizes * (sizes - 1) // 2).sum())
+
+
+def partitions(draws: Any) -> np.ndarray:
+    """Draws of labels `(chain, draw, unit)` as codes that run from 0 in each draw.
+
+    Raises:
+        DataError: Another shape, fewer than `MIN_UNITS` units, or labels that are not whole numbers.
+    """
+    array = np.asarray(draws)
+    if array.ndim != 3 or 0 in array.shape or array.shape[2] < MIN_UNITS:
+        raise DataError(f"draws of labels must have shape (chain, draw, unit), of {MIN_UNITS} units or more; got {array.shape}.")
+    codes = whole_numbers(array, "draws")
+    for index in np.ndindex(codes.shape[:2]):
+        codes[index] = np.unique(codes[index], return_inverse=True)[1]
+    return codes

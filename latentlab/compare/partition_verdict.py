@@ -1,0 +1,268 @@
+r"""The verdict on a clustering: is it an estimate of these labels?
+
+As for positions (`latentlab.compare.verdict`), with partitions for positions. Draws are split by chain into B, which makes
+the reference, and A, which is held out. From B come the co-assignment pi, the draw c* of least expected Binder loss, whose
+clusters are called blocks, and the centre, a partition of least expected Binder loss whether drawn or not. For any partition
+y of n units let e_i(y) = sum_{j != i} |1[y_i = y_j] - pi_ij|. Then
+
+* **primary**: the expected Binder loss T = sum_i e_i / (n (n - 1)), the mean share of pairs that y and a draw of B see
+  differently; p_low is its lower rank among A's, and the effect size
+  $\delta = \sqrt{(T(y) - T(centre)) / \mathrm{mean}_A (T - T(centre))}$: 0 the centre, 1 a typical draw (the mean, since most
+  draws may be the centre). Where all draws are the centre it is 0 for that, and infinite for all else;
+* **guard**: the largest z = (statistic - median) / sd, within A and y, of T; of C, the largest shortfall of co-assignment
+  within a block or excess between two blocks, (mean_B - y) / sd_B and (y - mean_B) / sd_B; and of the worst unit, max_i e_i.
+  p_guard is its upper rank. C is one-sided: the centre keeps blocks together more than draws do, and apart more, and is not
+  unusual for that;
+* **gate**: shuffled c*, one cluster, single units and shuffled draws go through the same, and must be told apart.
+
+Labels, levels and the correction for autocorrelated draws are those of the verdict on positions, and so is `holm`. A fresh
+draw, and the truth under a true model, are exchangeable with the held-out draws: a share of alpha of those at most is not
+`draw-like`. How many clusters y has is no part of the test; a note says so where no draw has as many.
+
+The loss is Binder's and not the variation of information, whose minimum may merge the blocks of every draw where they
+overlap: then nothing tells the estimate from clusters that were merged wrongly.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from latentlab.compare.chains import ess, halves
+from latentlab.compare.clustering import distances, least_binder, minimum_binder, misplaced, tables, together
+from latentlab.compare.partition import Labels, partitions
+from latentlab.compare.verdict import (
+    GATE_SHARE,
+    N_WORST,
+    RECOMMENDED,
+    SHUFFLED_DRAWS,
+    SHUFFLED_MEANS,
+    WARN_BELOW,
+    Verdict,
+    labelled,
+    rank,
+)
+from latentlab.errors import DataError
+
+LEAST = 4
+"""Draws of a half."""
+DECIMALS = 9
+"""Of the statistics: equal partitions must be ties, whatever their clusters are called."""
+CANDIDATES = 100
+"""Draws of a single chain that its centre is chosen from."""
+USUAL = 0.05
+"""Level at which a note says that nothing can be summary-like."""
+FLOOR = 1e-300
+
+
+class PartitionReference:
+    """What the verdicts on many clusterings of one fit have in common.
+
+    Args:
+        draws: Posterior draws of the labels, `(chain, draw, unit)`.
+        rng: For the shuffled partitions.
+
+    Example:
+        >>> rng = np.random.default_rng(1)
+        >>> x = np.sort(rng.normal(size=100))
+        >>> sure = 1 / (1 + np.exp(-4 * x))
+        >>> draws = (rng.random((4, 100, 100)) < sure).astype(int)
+        >>> reference = PartitionReference(draws, rng)
+        >>> fresh = (rng.random(100) < sure).astype(int)
+        >>> [reference.judge(y).verdict for y in (sure > 0.5, fresh, sure > 0.999)]
+        ['summary-like', 'draw-like', 'distinct']
+    """
+
+    def __init__(self, draws: np.ndarray, rng: np.random.Generator) -> None:
+        reference, held_out = halves(partitions(draws), _series, LEAST, "draws of labels")
+        self._reference, self._chains = _flat(reference), held_out.shape[:2]
+        every = _flat(held_out)
+        self.co_assignment = together(self._reference)
+        self.blocks = least_binder(reference)
+        self.centre = minimum_binder(reference)
+        self._sizes = np.bincount(self.blocks)
+        within_blocks = self._shares(self._reference)
+        self._share, self._sd = within_blocks.mean(axis=0), np.maximum(within_blocks.std(axis=0), self._step())
+        self.n_clusters = (
+            int(min(self._reference.max(axis=1).min(), every.max(axis=1).min())) + 1,
+            int(max(self._reference.max(), every.max())) + 1,
+        )
+        self._statistics = self._of(every)
+        self._least = float(self._of(self.centre[None])[0, 0])
+        self.ess_low = _effective(self._statistics[:, 0].reshape(self._chains))
+        self.ess_guard = _effective(_unusual(self._statistics).reshape(self._chains))
+        self.gate_summary, self.gate_draw = self._gates(every, rng)
+        self.notes = self._remarks()
+
+    @property
+    def _together(self) -> np.ndarray:
+        """Which entries of a table of blocks are within a block."""
+        return np.eye(len(self._sizes), dtype=bool)
+
+    def _shares(self, codes: np.ndarray) -> np.ndarray:
+        """Share of the pairs within each block, and between each two, that are together, `(draw, block, block)`."""
+        found = []
+        for y in codes:
+            counts = tables(self.blocks, y[None], len(self._sizes), int(y.max()) + 1)[0].astype(np.float64)
+            found.append(counts @ counts.T)
+        pairs = np.outer(self._sizes, self._sizes) - np.diag(self._sizes)
+        return (np.array(found) - np.diag(self._sizes)) / np.maximum(pairs, 1)
+
+    def _step(self) -> np.ndarray:
+        """Least sd of the shares: as if one draw of all had one unit elsewhere."""
+        step = 1 / np.maximum(self._sizes[:, None], self._sizes)
+        return np.where(self._together, 2 * step, step) / np.sqrt(len(self._reference))
+
+    def _errors(self, codes: np.ndarray) -> np.ndarray:
+        """Standardised shortfall within blocks and excess between them, `(draw, block, block)`."""
+        excess = (self._shares(codes) - self._share) / self._sd
+        return np.where(self._together, -excess, excess)
+
+    def _of(self, codes: np.ndarray) -> np.ndarray:
+        """T, C and the worst unit `(draw, 3)`."""
+        by_unit = misplaced(codes, self.co_assignment)
+        n = by_unit.shape[1]
+        structured = self._errors(codes).max(axis=(1, 2))
+        return np.round(np.stack([by_unit.sum(axis=1) / (n * (n - 1)), structured, by_unit.max(axis=1)], axis=1), DECIMALS)
+
+    def _p_guard(self, statistics: np.ndarray) -> float:
+        pool = _unusual(np.vstack([self._statistics, statistics]))
+        return rank(float((pool[:-1] >= pool[-1]).mean()), self.ess_guard)
+
+    def _gates(self, held_out: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+        n = len(self.blocks)
+        some = np.linspace(0, len(held_out) - 1, SHUFFLED_DRAWS).astype(int)
+        shuffled = np.array([rng.permutation(self.blocks) for _ in range(SHUFFLED_MEANS)])
+        draws = np.array([rng.permutation(held_out[s]) for s in some])
+        trivial = [self._of(y[None])[0] for y in (np.zeros(n, dtype=np.int64), np.arange(n))]
+        worst, worst_draw = (
+            float(np.quantile([self._p_guard(s) for s in self._of(y)], GATE_SHARE, method="inverted_cdf"))
+            for y in (shuffled, draws)
+        )
+        return max(worst, *(self._p_guard(s) for s in trivial)), worst_draw
+
+    def _remarks(self) -> tuple[str, ...]:
+        notes = []
+        few = min(self.ess_low, self.ess_guard)
+        if few < WARN_BELOW:
+            notes.append(
+                f"few draws: worth {few:.0f} held out; {RECOMMENDED} in the reference and {RECOMMENDED} held out are "
+                "recommended, and a borderline verdict may flip"
+            )
+        if np.ptp(self._statistics[:, 0]) == 0:
+            notes.append("all held-out draws are equally near to the reference: the posterior is sure, or its chains stand still")
+        elif rank(self._share_below(self._least), self.ess_low) > USUAL / 2:
+            share = self._share_below(self._least)
+            notes.append(f"{share:.0%} of the draws are as near as the centre: no estimate is nearer than draws are")
+        return tuple(notes)
+
+    def _share_below(self, loss: float) -> float:
+        return float((self._statistics[:, 0] <= loss).mean())
+
+    def judge(self, y: np.ndarray, *, alpha: float = 0.05, units: Sequence[str] | None = None) -> Verdict:
+        """The verdict on a clustering.
+
+        Args:
+            y: Labels, `(unit,)`.
+            alpha: Level.
+            units: Names of the units; their numbers, unless given.
+
+        Raises:
+            DataError: Not labels of the draws' units, or an alpha outside (0, 1).
+        """
+        if not 0 < alpha < 1:
+            raise DataError(f"`alpha` must lie between 0 and 1; got {alpha!r}.")
+        codes = Labels(y, "the clustering").codes
+        n = len(self.blocks)
+        if len(codes) != n:
+            raise DataError(f"a clustering must label the {n} units of the draws; got {len(codes)}.")
+        names = [str(unit) for unit in (range(n) if units is None else units)]
+        if len(names) != n:
+            raise DataError(f"`units` must name the {n} units of the draws; got {len(names)} names.")
+        statistics = self._of(codes[None])[0]
+        worst = np.argsort(-misplaced(codes[None], self.co_assignment)[0], kind="stable")[:N_WORST]
+        k, (low, high) = int(codes.max()) + 1, self.n_clusters
+        notes = [*self.notes]
+        if not low <= k <= high:
+            notes.append(f"it has {k} clusters; the draws have {low if low == high else f'{low} to {high}'}")
+        none = float("nan")
+        unlabelled = Verdict(
+            verdict="undetermined",
+            delta=self._delta(statistics[0]),
+            p_low=rank(self._share_below(statistics[0]), self.ess_low),
+            p_guard=self._p_guard(statistics),
+            component=self._component(statistics, codes, names),
+            **dict.fromkeys(NOT_OF_LABELS, none),
+            ess=min(self.ess_low, self.ess_guard),
+            gate_summary=self.gate_summary,
+            gate_draw=self.gate_draw,
+            worst_units=tuple(names[i] for i in worst),
+            notes=tuple(notes),
+            reason="",
+            alignment="labels",
+            alpha=alpha,
+        )
+        return labelled(unlabelled, 1)
+
+    def _delta(self, loss: float) -> float:
+        above = max(float(loss) - self._least, 0.0)
+        typical = float(self._statistics[:, 0].mean()) - self._least
+        if typical <= 10.0**-DECIMALS:
+            return 0.0 if above == 0 else float("inf")
+        return float(np.sqrt(above / typical))
+
+    def _component(self, statistics: np.ndarray, codes: np.ndarray, names: list[str]) -> str:
+        largest = int(_z(np.vstack([self._statistics, statistics]))[-1].argmax())
+        if largest == 0:
+            return "overall"
+        if largest == 1:
+            errors = self._errors(codes[None])[0]
+            k, m = np.unravel_index(errors.argmax(), errors.shape)
+            if k == m:
+                return f"too little together, {_named(np.flatnonzero(self.blocks == k), names)}"
+            of = (_named(np.flatnonzero(self.blocks == one), names) for one in (k, m))
+            return "too much together, " + " and ".join(of)
+        found = misplaced(codes[None], self.co_assignment)[0]
+        beyond = np.flatnonzero(found > np.quantile(self._statistics[:, 2], GATE_SHARE))
+        odd = beyond[np.argsort(-found[beyond], kind="stable")] if beyond.size else found.argmax()[None]
+        return "units " + _few(odd, names)
+
+
+NOT_OF_LABELS = (
+    *("scale", "scale_rank", "coverage_50", "coverage_80", "coverage_95"),
+    *("draw_coverage_50", "draw_coverage_80", "draw_coverage_95"),
+)
+"""What a verdict says of positions only: NaN."""
+
+
+def _named(those: np.ndarray, names: list[str]) -> str:
+    return f"the {len(those)} units {_few(those, names)}" if len(those) > 1 else f"unit {names[those[0]]}"
+
+
+def _few(those: np.ndarray, names: list[str]) -> str:
+    return ", ".join(names[i] for i in those[:N_WORST]) + (", ..." if len(those) > N_WORST else "")
+
+
+def _flat(half: np.ndarray) -> np.ndarray:
+    return half.reshape(-1, half.shape[2])
+
+
+def _series(chain: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Of a chain `(draw, unit)`: distances from its first draw, its last, and its centre."""
+    some = chain[np.unique(np.linspace(0, len(chain) - 1, min(len(chain), CANDIDATES)).astype(int))]
+    middle = least_binder(some[None])
+    return distances(chain[0], chain)[1:], distances(chain[-1], chain)[:-1], distances(middle, chain)
+
+
+def _effective(series: np.ndarray) -> float:
+    """Effective draws of a statistic `(chain, draw)`; all, where they are the same."""
+    return float(series.size) if np.ptp(series) == 0 else ess(series)
+
+
+def _z(pool: np.ndarray) -> np.ndarray:
+    """(statistic - median) / sd of each statistic `(S, 3)` within its pool."""
+    less = pool - np.median(pool, axis=0)
+    return less / np.maximum(pool.std(axis=0), FLOOR)
+
+
+def _unusual(pool: np.ndarray) -> np.ndarray:
+    return _z(pool).max(axis=1)

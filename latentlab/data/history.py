@@ -1,0 +1,98 @@
+"""The real series that come with statsmodels, as raw values; the units are their time steps."""
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from latentlab.data.dataset import Dataset
+from latentlab.data.series import assemble
+from latentlab.errors import DataError, MissingDependencyError
+
+LEVELS = ("realgdp", "realcons", "realinv", "realgovt", "realdpi", "cpi", "m1", "pop")
+"""Columns of `macrodata` that grow."""
+RATES = ("tbilrate", "unemp", "infl", "realint")
+"""Columns of `macrodata` that are rates, in percent."""
+USUAL = ("realgdp", "realcons", "realinv", "realgovt", "realdpi", "m1", "tbilrate", "unemp", "infl")
+"""Without those that the others determine: the growth of `cpi` is `infl`, `realint` is `tbilrate` less `infl`."""
+
+
+def sunspots() -> Dataset:
+    """Yearly numbers of sunspots from 1700 to 2008: one series of 309 steps.
+
+    References:
+        National Geophysical Data Center; in the public domain.
+
+    Example:
+        >>> sunspots().units[:2].tolist(), sunspots().x[:2, 0].tolist()
+        (['1700', '1701'], [5.0, 11.0])
+    """
+    table = _load("sunspots")
+    return assemble(_columns(table, ["SUNACTIVITY"]), ["sunspots"], name="sunspots", time=_whole(table["YEAR"]))
+
+
+def nile() -> Dataset:
+    """Yearly flow of the Nile at Aswan from 1871 to 1970, in 10^8 cubic metres: one series of 100 steps.
+
+    Its level falls once, about 1899.
+
+    References:
+        Cobb (1978), The problem of the Nile, Biometrika 65:243; Durbin & Koopman (2012), Time Series Analysis by State Space
+        Methods, Oxford.
+
+    Example:
+        >>> nile().units[[0, -1]].tolist(), nile().x[[0, -1], 0].tolist()
+        (['1871', '1970'], [1120.0, 740.0])
+    """
+    table = _load("nile")
+    return assemble(_columns(table, ["volume"]), ["volume"], name="nile", time=_whole(table["year"]))
+
+
+def macrodata(columns: list[str] | None = None, *, growth: bool = True) -> Dataset:
+    r"""The United States' economy by quarters from 1959 to 2009: one series, its times `1959Q1` to `2009Q3`.
+
+    With `growth`, columns that are levels (real product, consumption, investment, government spending and disposable income, the
+    consumer price index, money and population) become their growth in percent a year, $400 (\log x_t - \log x_{t-1})$, and the
+    first quarter, which has none, is left out: 202 steps. Columns that are rates (the Treasury bill's, unemployment, inflation
+    and the real rate of interest) stay as they are. Without it all are as published: 203 steps, levels that mostly rise.
+
+    Args:
+        columns: Some of `realgdp`, `realcons`, `realinv`, `realgovt`, `realdpi`, `cpi`, `m1`, `pop` and `tbilrate`, `unemp`,
+            `infl`, `realint`; all but `cpi`, `pop` and `realint` if not given (the growth of `cpi` is `infl`).
+        growth: Whether levels become growth.
+
+    References:
+        Federal Reserve Bank of St. Louis, FRED; in the public domain.
+
+    Example:
+        >>> dataset = macrodata(columns=["realgdp", "unemp"])
+        >>> dataset.sizes, dataset.units[0].item(), dataset.x[0].round(2).tolist()
+        ({'unit': 202, 'feature': 2}, '1959Q2', [9.98, 5.1])
+    """
+    if not isinstance(growth, bool):
+        raise DataError(f"macrodata: `growth` must be true or false; got {growth!r}.")
+    table = _load("macrodata")
+    names = [*LEVELS, *RATES]
+    x = _columns(table, names)
+    time = np.array([f"{year}Q{quarter}" for year, quarter in zip(_whole(table["year"]), _whole(table["quarter"]), strict=True)])
+    if growth:
+        grown = 400 * np.diff(np.log(x[:, : len(LEVELS)]), axis=0)
+        x, time = np.column_stack([grown, x[1:, len(LEVELS) :]]), time[1:]
+    dataset = assemble(x, names, name="macrodata", time=time)
+    return dataset.select_features(USUAL if columns is None else columns)
+
+
+def _load(name: str) -> Any:
+    try:
+        module = importlib.import_module(f"statsmodels.datasets.{name}")
+    except ImportError as error:
+        raise MissingDependencyError(f"the dataset {name!r}", "statsmodels", "stats") from error
+    return module.load_pandas().data
+
+
+def _columns(table: Any, names: list[str]) -> np.ndarray:
+    return np.column_stack([table[name].to_numpy(dtype=np.float64) for name in names])
+
+
+def _whole(column: Any) -> np.ndarray:
+    return column.to_numpy().astype(np.int64)

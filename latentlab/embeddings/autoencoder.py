@@ -1,0 +1,147 @@
+"""A deterministic autoencoder: the code through which a network can put the data back together."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge, Gt
+
+from latentlab.embeddings.embedding import at_most
+from latentlab.errors import InferenceError
+from latentlab.seeds import Seeds, isolated, one_thread
+
+MAX_ITER = 5000
+"""Steps of L-BFGS for the linear one, which ends by itself much earlier."""
+TOLERANCE = 1e-10
+"""Gradient at which the linear one has converged, the data scaled to mean variance 1."""
+RANK = 1e-10
+"""Share of the largest singular value below which there is rounding and no variation."""
+
+Widths = list[Annotated[int, Ge(1)]] | tuple[Annotated[int, Ge(1)], ...]
+
+
+def autoencoder(
+    x: np.ndarray,
+    n_latent: int,
+    *,
+    seed: int,
+    notes: list[str],
+    hidden: Widths = (64,),
+    n_epochs: Annotated[int, Ge(1)] = 200,
+    batch_size: Annotated[int, Ge(1)] = 128,
+    learning_rate: Annotated[float, Gt(0)] = 1e-3,
+    activation: Literal["relu", "tanh", "softplus", "elu"] = "relu",
+) -> np.ndarray:
+    r"""The code of an autoencoder: what a bottleneck of `n_latent` numbers keeps of each unit.
+
+    $\min_{f, g} \sum_n |x_n - g(f(x_n))|^2$ with networks f (encoder) and g (decoder) that mirror each other: layers of the
+    widths `hidden` on the way in, the same in reverse on the way out, an activation after each of them and none after the code.
+    Columns are centred and all are scaled by one number, so that neither origin nor unit of measurement matters. Adam with steps
+    of `learning_rate` on shuffled batches, `n_epochs` times through the data, which stops before it converges; all in float64.
+
+    Without hidden layers (`hidden: []`) it is linear and fitted to convergence by L-BFGS, to all units at once: the code then
+    spans the subspace of the first `n_latent` principal components, in axes that are neither orthogonal nor in order.
+    `n_epochs`, `batch_size`, `learning_rate` and `activation` do not matter then.
+
+    Args:
+        x: Table `(unit, feature)`.
+        n_latent: Columns, fewer than features.
+        seed: Of the first weights and of the batches.
+        notes: Is told if the linear one did not converge.
+        hidden: Widths of the encoder's layers between data and code.
+        n_epochs: Times through the data.
+        batch_size: Units in a step.
+        learning_rate: Of Adam.
+        activation: Between the layers: `relu`, `tanh`, `softplus` or `elu`.
+
+    References:
+        Baldi & Hornik (1989), Neural networks and principal component analysis, Neural Networks 2:53. Hinton & Salakhutdinov
+        (2006), Reducing the dimensionality of data with neural networks, Science 313:504.
+    """
+    import torch
+
+    n_units, n_features = x.shape
+    because = f"there are {n_units} units of {n_features} features"
+    at_most("autoencoder", "n_latent", n_latent, min(n_features, n_units) - 1, because)
+    centred = x - x.mean(axis=0)
+    largest = np.abs(centred).max()
+    scaled = centred / largest
+    scaled /= np.sqrt((scaled**2).mean())
+    with isolated(Seeds(seed)), one_thread(), torch.enable_grad():
+        data = torch.from_numpy(scaled)
+        seen = data if hidden else torch.from_numpy(_whitened(scaled))
+        widths = [*hidden, n_latent]
+        encoder = _network([seen.shape[1], *widths], activation)
+        decoder = _network([*widths[::-1], n_features], activation)
+        both = torch.nn.Sequential(encoder, decoder)
+        if hidden:
+            _adam(both, data, n_epochs, batch_size, learning_rate)
+        else:
+            _lbfgs(both, seen, data, notes)
+        with torch.no_grad():
+            code = encoder(seen).numpy()
+    if not np.isfinite(code).all():
+        raise InferenceError("embedding 'autoencoder': its code is not finite; take a smaller `learning_rate`.")
+    return code
+
+
+def _whitened(x: np.ndarray) -> np.ndarray:
+    """The columns of `x` uncorrelated and of one variance: a linear encoder of them is one of `x`, and is found sooner."""
+    u, s, _ = np.linalg.svd(x, full_matrices=False)
+    return u[:, s > RANK * s[0]] * np.sqrt(len(x))
+
+
+def _network(widths: Sequence[int], activation: str) -> Any:
+    import torch
+
+    kinds = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh, "softplus": torch.nn.Softplus, "elu": torch.nn.ELU}
+    layers: list[Any] = []
+    for n_in, n_out in itertools.pairwise(widths):
+        layers += [torch.nn.Linear(n_in, n_out), kinds[activation]()]
+    return torch.nn.Sequential(*layers[:-1])
+
+
+def _adam(both: Any, data: Any, n_epochs: int, batch_size: int, learning_rate: float) -> None:
+    import torch
+
+    optimizer = torch.optim.Adam(both.parameters(), lr=learning_rate)
+    for epoch in range(n_epochs):
+        for batch in torch.randperm(len(data)).split(batch_size):
+            some = data[batch]
+            optimizer.zero_grad()
+            loss = ((both(some) - some) ** 2).sum(dim=1).mean()
+            if not torch.isfinite(loss):
+                raise InferenceError(
+                    f"embedding 'autoencoder': the error is {loss.item()} in epoch {epoch + 1} of {n_epochs}; "
+                    "take a smaller `learning_rate`."
+                )
+            loss.backward()
+            optimizer.step()
+
+
+def _lbfgs(both: Any, seen: Any, data: Any, notes: list[str]) -> None:
+    import torch
+
+    optimizer = torch.optim.LBFGS(
+        both.parameters(),
+        max_iter=MAX_ITER,
+        max_eval=2 * MAX_ITER,
+        tolerance_grad=TOLERANCE,
+        tolerance_change=0.0,
+        history_size=50,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = ((both(seen) - data) ** 2).sum(dim=1).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    closure()
+    steepest = max(parameter.grad.abs().max().item() for parameter in both.parameters())
+    if not steepest <= math.sqrt(TOLERANCE):
+        notes.append(f"the linear autoencoder did not converge: a gradient of {steepest:.2g} is left")

@@ -1,0 +1,192 @@
+r"""The linear-Gaussian state-space model: positions that move linearly in time, with the path integrated out."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+
+from latentlab.data.dataset import Dataset
+from latentlab.distributions.linear_gaussian_chain import LinearGaussianChain, LinearGaussianPath
+from latentlab.errors import DataError
+from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position
+from latentlab.models.emissions import number, whole
+from latentlab.models.mixture import check_table
+from latentlab.models.state_space_optimum import best_optimum, start
+from latentlab.symmetry.groups import Orthogonal
+
+
+class LinearGaussianStateSpace(LatentModel):
+    r"""Linear-Gaussian state space (a dynamic factor model): positions that move linearly in time, and rows that show them.
+
+    $$ A_{ij} \sim N(0, \text{A\_scale}), \quad C_{dj} \sim N(0, \text{C\_scale}), \quad \mu_d \sim N(0, \text{mu\_scale}), \quad
+       \sigma_d \sim \text{HalfNormal}(\text{sigma\_scale}) $$
+    $$ z_1 \sim N(0, \text{initial\_scale}^2 I_q), \quad z_t \sim N(A z_{t-1}, I_q), \quad
+       x_t \sim N(C z_t + \mu, \text{diag}(\sigma^2)) $$
+
+    A (next_latent, latent) the transition, C (feature, latent) loadings, mu (feature,) the mean, sigma (feature,) standard
+    deviations of the noise, z (unit, latent) the positions: a unit is a time step. Scales are standard deviations, in the
+    units of the features. A dataset's coordinate `sequence` says which steps belong together; each sequence begins anew. That
+    z moves by noise of covariance I fixes its scale. Identified are sigma, mu, C z_t, and $C A^k C'$ for every k; A, C and z
+    only up to one common rotation or reflection, O(q), which takes A to R'AR. Nothing keeps A from being unstable.
+
+    Args:
+        n_latent: Latent dimensions q; there may be more than features.
+        A_scale: Prior standard deviation of each entry of A; 0 fixes A at 0, and steps are independent.
+        C_scale: Prior standard deviation of each loading.
+        mu_scale: Prior standard deviation of each mean; 0 fixes mu at 0.
+        sigma_scale: Scale of the half-normal prior of the noise.
+        initial_scale: Standard deviation of the first position of a sequence.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+
+    References:
+        Shumway & Stoffer (1982), An approach to time series smoothing and forecasting using the EM algorithm, J. Time Series
+        Analysis 3:253. Durbin & Koopman (2012), Time Series Analysis by State Space Methods, 2nd ed., Oxford.
+
+    Example:
+        >>> LinearGaussianStateSpace(n_latent=2).dims["A"]
+        ('next_latent', 'latent')
+    """
+
+    name = "state_space"
+    methods = ("nuts", "svi", "map", "exact")
+    position = Position("z", kind="real")
+    symmetry = Orthogonal()
+    jitter = 0.5
+
+    def __init__(
+        self,
+        n_latent: int,
+        A_scale: float = 0.5,
+        C_scale: float = 1.0,
+        mu_scale: float = 10.0,
+        sigma_scale: float = 1.0,
+        initial_scale: float = 1.0,
+    ) -> None:
+        owner = type(self).__name__
+        self.n_latent = whole(owner, "n_latent", n_latent, 1)
+        self.A_scale = number(owner, "A_scale", A_scale, least=0.0)
+        self.C_scale = number(owner, "C_scale", C_scale, above=0.0)
+        self.mu_scale = number(owner, "mu_scale", mu_scale, least=0.0)
+        self.sigma_scale = number(owner, "sigma_scale", sigma_scale, above=0.0)
+        self.initial_scale = number(owner, "initial_scale", initial_scale, above=0.0)
+        self.dims = {
+            "A": ("next_latent", "latent"),
+            "C": ("feature", "latent"),
+            "mu": ("feature",),
+            "sigma": ("feature",),
+            "z": ("unit", "latent"),
+        }
+
+    # -- the program
+
+    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None, sequence: torch.Tensor | None = None) -> None:
+        n_units, n_features = x.shape
+        A = _normal("A", self.A_scale, (self.n_latent, self.n_latent))
+        C = _normal("C", self.C_scale, (n_features, self.n_latent))
+        mu = _normal("mu", self.mu_scale, (n_features,))
+        sigma = pyro.sample("sigma", dist.HalfNormal(torch.full((n_features,), self.sigma_scale)).to_event(1))
+        with pyro.plate("unit", n_units):
+            pyro.sample("x", self._chain({"x": x, "mask": mask, "sequence": sequence}, A=A, C=C, mu=mu, sigma=sigma), obs=x)
+
+    def _chain(self, arrays: Arrays, **values: torch.Tensor) -> LinearGaussianChain:
+        eye = torch.eye(self.n_latent, dtype=torch.float64)
+        return LinearGaussianChain(
+            values["A"],
+            eye,
+            values["C"],
+            values["mu"],
+            values["sigma"],
+            torch.zeros_like(eye[0]),
+            self.initial_scale**2 * eye,
+            _starts(arrays),
+            arrays.get("mask"),
+        )
+
+    # -- what is exact
+
+    def latents(self, arrays: Arrays, **values: torch.Tensor) -> LinearGaussianPath:
+        """The path z given x and the other sites: Gaussian, exactly, also where entries are missing."""
+        return self._chain(arrays, **values).conditional(arrays["x"])
+
+    def imputation(self, arrays: Arrays, **values: torch.Tensor) -> dist.Normal:
+        """x given z and the other sites: the entries are independent, so that observed ones add nothing."""
+        loc = values["z"] @ values["C"].mT + values["mu"]
+        return dist.Normal(loc, values["sigma"].expand(loc.shape[-1]))
+
+    def leave_one_out(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
+        """log p(x_t | all other steps) of one sequence `(unit,)`; of several, log p of each `(sequence,)`."""
+        chain = self._chain(arrays, **values)
+        several = int(chain.starts.sum()) > 1
+        return chain.sequence_log_prob(arrays["x"]) if several else chain.leave_one_out(arrays["x"])
+
+    def maximum_likelihood(self, arrays: Arrays, rng: np.random.Generator) -> MaximumLikelihood:
+        return best_optimum(
+            arrays["x"],
+            arrays.get("mask"),
+            _starts(arrays),
+            n_latent=self.n_latent,
+            initial_scale=self.initial_scale,
+            fixed=tuple(site for site, scale in (("A", self.A_scale), ("mu", self.mu_scale)) if scale == 0),
+            rng=rng,
+        )
+
+    # -- data
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuses what is no table of at least three steps, or has a constant column.
+
+        Raises:
+            DataError: Names the number of steps, or the column.
+        """
+        what = f"{type(self).__name__}: {dataset.name}"
+        check_table(what, dataset)
+        if len(dataset.x) < 3:
+            raise DataError(f"{what} has {len(dataset.x)} time steps; at least 3 are needed.")
+        low, high = np.nanmin(dataset.x, 0), np.nanmax(dataset.x, 0)
+        if (low == high).any():
+            raise DataError(
+                f"{what}: column {str(dataset.features[low == high][0])!r} is constant, so its noise has no positive estimate; "
+                "leave such columns out by `drop_constant: true`."
+            )
+
+    def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
+        """Principal components and their regression on the step before, turned at random."""
+        found = start(arrays["x"], arrays.get("mask"), _starts(arrays), self.n_latent, rng)
+        turn = torch.from_numpy(np.linalg.qr(rng.standard_normal((self.n_latent, self.n_latent)))[0])
+        return {**found, "A": turn.mT @ found["A"] @ turn, "C": found["C"] @ turn}
+
+    def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 5, n_sequences: int = 1) -> Dataset:
+        """Data and truth drawn from the model, priors included; the sequences are as equally long as can be."""
+        q = self.n_latent
+        A = self.A_scale * rng.standard_normal((q, q))
+        C = self.C_scale * rng.standard_normal((n_features, q))
+        mu = self.mu_scale * rng.standard_normal(n_features)
+        sigma = np.abs(self.sigma_scale * rng.standard_normal(n_features))
+        sequence = np.arange(n_units) * n_sequences // n_units
+        z = rng.standard_normal((n_units, q))
+        for t in range(n_units):
+            begins = t == 0 or sequence[t] != sequence[t - 1]
+            z[t] = self.initial_scale * z[t] if begins else A @ z[t - 1] + z[t]
+        x = z @ C.T + mu + sigma * rng.standard_normal((n_units, n_features))
+        coords = {"sequence": sequence.astype(str)} if n_sequences > 1 else {}
+        dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, coords=coords, name=f"simulated {self.name}")
+        return replace(dataset, truth={"A": A, "C": C, "mu": mu, "sigma": sigma, "z": z}, truth_dims=dict(self.dims))
+
+
+def _normal(site: str, scale: float, shape: tuple[int, ...]) -> torch.Tensor:
+    """A site of independent N(0, scale); fixed at 0 where the scale is 0."""
+    if scale == 0:
+        return pyro.deterministic(site, torch.zeros(shape, dtype=torch.float64))
+    return pyro.sample(site, dist.Normal(torch.zeros(shape, dtype=torch.float64), scale).to_event(len(shape)))
+
+
+def _starts(arrays: Arrays) -> torch.Tensor:
+    """True where a sequence begins `(unit,)`."""
+    first = torch.arange(len(arrays["x"])) == 0
+    sequence = arrays.get("sequence")
+    return first if sequence is None else first | (sequence != sequence.roll(1))

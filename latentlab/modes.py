@@ -1,0 +1,123 @@
+r"""Which chains, or restarts, found the same mode, modulo the symmetry.
+
+Two chains are apart where some identified quantity has means that differ by more than `APART` of its sds,
+$|m_a - m_b| > 3 \sqrt{(v_a + v_b) / 2}$: chains of one mode with 20 effective draws each differ by 0.3 of them. Two restarts are
+apart likewise, with the sds of the fitted approximation; point estimates where their levels differ by more than `SAME_LEVEL`,
+or a quantity by more than 5 % of its largest value (the level is of second order in the error with which a climb ends).
+A mode is a set of chains, or restarts, each of which is near another one of the set (single linkage).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy.sparse.csgraph import connected_components
+
+from latentlab.posterior import arrays
+from latentlab.quantities import entries, identified, labels_of
+from latentlab.symmetry.group import Group
+
+APART = 3.0
+SAME_POINT = 0.05
+"""Largest difference of two point estimates of one mode, as a share of the quantity's largest value."""
+SAME_LEVEL = 0.01
+"""Largest difference of their levels, in nats."""
+N_NAMED = 3
+COLUMNS = ("mode", "members", "n", "share", "level", "differs in")
+
+
+def chain_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str]], position: str) -> pd.DataFrame:
+    """The modes that the chains of a fit sit in, the highest first.
+
+    `level` is the mean log density of the chains; `share` is of chains, which says nothing of the modes' mass.
+
+    Args:
+        data: The result of a fit by MCMC.
+        group: The group modulo which chains are compared.
+        dims: Own dims of the sites.
+        position: The position site.
+
+    Returns:
+        A row a mode: mode, members (chains), n, share, level, differs in (the quantities that differ most from the first mode).
+    """
+    values = {name: array for name, array in arrays(data, "posterior").items() if name in dims}
+    own = {name: tuple(dims[name]) for name in values}
+    quantities = identified(values, own, group, position)
+    names, flat = entries(quantities, labels_of(data, dims, group), data["posterior"].sizes)
+    mean, variance = flat.mean(axis=1), flat.var(axis=1)
+    lp = arrays(data, "sample_stats").get("lp")
+    level = np.full(len(flat), np.nan) if lp is None else lp.mean(axis=1)
+    return _modes(mean, np.sqrt((variance[:, None] + variance[None]) / 2), APART, level, names)
+
+
+def restart_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str]], position: str) -> pd.DataFrame:
+    """The modes that the restarts of a fit ended in, the highest first; a row a mode as in `chain_modes`.
+
+    `level` is the highest of the ELBOs, log joints or log likelihoods of the restarts; `share` of restarts is a mode's basin.
+    """
+    sites = {name: array[None] for name, array in arrays(data, "restarts").items() if name in dims and "unit" not in dims[name]}
+    own = {name: tuple(dims[name]) for name in sites}
+    n = next(iter(sites.values())).shape[1] if sites else 0
+    names, flat = entries(identified(sites, own, group, position), labels_of(data, dims, group), {"chain": 1, "draw": n})
+    points, spread, most = flat[0], None, SAME_POINT
+    if data.attrs.get("inference") == "vi":
+        draws = {name: array for name, array in arrays(data, "posterior").items() if name in sites}
+        names, both = _both(identified(draws, own, group, position), identified(sites, own, group, position), names)
+        points, spread, most = both[1], both[0].std(axis=0), APART
+    spread = np.abs(points).max(axis=0) if spread is None else spread
+    optimization = arrays(data, "optimization")
+    level = next((optimization[name] for name in LEVELS if name in optimization), np.full(n, np.nan))
+    return _modes(points, np.broadcast_to(spread, (n, n, len(names))), most, level, names, exact=most == SAME_POINT)
+
+
+LEVELS = ("elbo", "log_joint", "maxima")
+"""What of the group `optimization` says how good a restart is."""
+
+
+def said(table: pd.DataFrame, what: str) -> str:
+    """The modes in a line: `chains 0, 2 at -105.2 | chains 1, 3 at -107.9, differing in mu[0]`."""
+    parts = []
+    for row in table.to_dict("records"):
+        part = f"{what} {row['members']} at {row['level']:.1f}"
+        parts.append(part + (f", differing in {row['differs in']}" if row["differs in"] else ""))
+    return " | ".join(parts)
+
+
+def _both(draws: Any, points: Any, names: list[str]) -> tuple[list[str], tuple[np.ndarray, np.ndarray]]:
+    """Entries of quantities of draws and of restarts, those that vary in the draws."""
+    rows: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    kept: list[str] = []
+    for name, array in draws.items():
+        flat, other = array.reshape(-1, *array.shape[2:]), points[name].reshape(-1, *points[name].shape[2:])
+        flat, other = flat.reshape(len(flat), -1), other.reshape(len(other), -1)
+        varies = flat.std(axis=0) > 0
+        rows[0].append(flat[:, varies])
+        rows[1].append(other[:, varies])
+        kept += [f"{name}[{i}]" for i in np.flatnonzero(varies)]
+    return kept, (np.concatenate(rows[0], axis=1), np.concatenate(rows[1], axis=1))
+
+
+def _modes(
+    mean: np.ndarray, spread: np.ndarray, most: float, level: np.ndarray, names: list[str], *, exact: bool = False
+) -> pd.DataFrame:
+    """Single linkage of members with means `(member, n)` and spreads of their differences `(member, member, n)`."""
+    n = len(mean)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        apart = np.abs(mean[:, None] - mean[None]) / spread
+    apart = np.nan_to_num(apart, nan=0.0, posinf=np.inf)
+    near = (apart.max(axis=-1, initial=0.0) <= most) if len(names) else np.ones((n, n), dtype=bool)
+    if exact:
+        near &= np.abs(level[:, None] - level[None]) <= SAME_LEVEL
+    labels = connected_components(near, directed=False)[1] if n else np.zeros(0, dtype=int)
+    groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    groups.sort(key=lambda members: -np.nan_to_num(level[members].max(), nan=-np.inf))
+    rows = []
+    for k, members in enumerate(groups):
+        differs = ""
+        if k:
+            gap = apart[np.ix_(groups[0], members)].min(axis=(0, 1))
+            differs = ", ".join(names[i] for i in np.argsort(-gap, kind="stable")[:N_NAMED] if gap[i] > most)
+        rows.append((k, ", ".join(map(str, members)), len(members), len(members) / n, float(level[members].max()), differs))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
