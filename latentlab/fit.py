@@ -18,7 +18,7 @@ from latentlab.diagnostics import converged, diagnose, sensitivity
 from latentlab.errors import ConfigError, DataError, InferenceError, ModelError
 from latentlab.inference.density import Density, over_draws, parameter_tensors, tensors
 from latentlab.inference.draws import Draws, Method, Problem
-from latentlab.inference.encoder import activity, log_weights
+from latentlab.inference.encoder import activity, is_amortised, log_weights
 from latentlab.models.base import NOTHING, LatentModel
 from latentlab.modes import chain_modes, restart_modes
 from latentlab.posterior import LEFT_OUT, Loo, arrays, build, loo, to_arviz
@@ -440,6 +440,7 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
                 raise InferenceError(
                     f"{kind} {name!r}: {int((~np.isfinite(array)).sum())} of {array.size} values are not finite."
                 )
+    encodes = bool(model.parameters) and model.integrates_positions() and is_amortised(density)
     marginal = model.marginal()
     likelihood = density if marginal is model else Density(marginal, problem.arrays, density.dims, density.parameters)
     aligned = align(model, values, point=one_orientation(model, method))
@@ -448,7 +449,7 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
         "posterior": values,
         "latents": {name: aligned.values[name] for name in acted},
         "log_likelihood": {} if model.has_bound() else _pointwise(likelihood, values),
-        "log_weights": {"log_weight": log_weights(density, values[site])} if model.parameters and method.kind == "vi" else {},
+        "log_weights": {"log_weight": log_weights(density, values[site])} if encodes and method.kind == "vi" else {},
         "parameters": dict(draws.parameters),
         "leave_one_out": _left_out(model, problem.arrays, values),
         "log_prior": _lifted(density.log_prior, _globals(values, [s.name for s in density.sites])),
@@ -470,7 +471,7 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
         "conditional_log_likelihood": int(bool(likelihood.unit_sites)),
         **draws.attrs,
     }
-    if model.parameters:
+    if encodes:
         attrs["n_active"] = int(activity(model, problem.arrays, density.parameters)["active"].sum())
     left_out = next((array.shape[-1] for array in groups["leave_one_out"].values()), 0)
     several = {} if left_out in (0, dataset.n_units) else {"left_out": _sequence_names(dataset)}

@@ -21,6 +21,11 @@ ACTIVE = 0.01
 """Variance of the encoder's mean above which a dimension counts as active (Burda et al.)."""
 
 
+def is_amortised(density: Density) -> bool:
+    """Whether every site belongs to a unit: with the model's own guide, each unit then has importance weights of its own."""
+    return bool(density.sites) and len(density.unit_sites) == len(density.sites)
+
+
 def log_weights(density: Density, z: np.ndarray) -> np.ndarray:
     r"""$\log p(x_n, z_n) - \log q(z_n \mid x_n)$ of each unit, at draws of the positions: `(chain, draw, unit)`.
 

@@ -8,6 +8,7 @@ $$ \sum_n \mathbb E_q\Big[\log \frac1K \sum_{k=1}^K w_{nk}\Big], $$
 which is the ELBO for K = 1 and rises to $\log p(x)$ with K.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from tqdm.auto import tqdm
 from latentlab.errors import ConfigError, InferenceError, ModelError
 from latentlab.inference.density import Density, capture, constrain_draws, ends, non_finite_sites, over_draws, start
 from latentlab.inference.draws import Draws, Problem, finished
+from latentlab.inference.encoder import is_amortised
 from latentlab.inference.guides import GUIDES, Frame, FullRank, GaussianGuide, MeanField
 from latentlab.inference.nuts import require_whole
 from latentlab.models.base import LatentModel
@@ -135,7 +137,7 @@ class SVI:
             raise ModelError(
                 f"{problem.model.name!r} has parameters, estimated with guide='model' only; the guide is {self.guide!r}."
             )
-        if self.objective == "iwae" and not _is_amortised(density):
+        if self.objective == "iwae" and not is_amortised(density):
             others = [site.name for site in density.sites if site.name not in density.unit_sites]
             raise ModelError(
                 f"objective 'iwae' needs a model whose sites all belong to units; {problem.model.name!r} has {', '.join(others)}."
@@ -164,7 +166,7 @@ class SVI:
 
     def _check_particles(self, problem: Problem) -> None:
         """Refuses a program that cannot take all particles at once, where this is how they are drawn."""
-        if not _is_amortised(problem.density) or (self.n_particles == 1 and not self.held_out):
+        if not is_amortised(problem.density) or (self.n_particles == 1 and not self.held_out):
             return
         rows = tuple(problem.density.arrays[name][:2] for name in problem.density.unit_arrays())
         try:
@@ -173,8 +175,8 @@ class SVI:
         except Exception as error:  # whatever a program raises
             said = " ".join(str(error).split())[:200]
             raise ModelError(
-                f"{problem.model.name!r} does not take a further leading axis, of several particles at once; write it with `...`, "
-                f"or say n_particles=1 and no held_out: {type(error).__name__}: {said}"
+                f"{problem.model.name!r} does not take a further leading axis, of several particles at once; write it with "
+                f"`...`, or say n_particles=1 and no held_out: {type(error).__name__}: {said}"
             ) from error
 
     def _averaged(self, problem: Problem, best: dict[str, np.ndarray], values: dict[str, np.ndarray]) -> np.ndarray:
@@ -329,15 +331,15 @@ class SVI:
         """
         model = problem.model
         program, guide = (_scaled(f, scale, kl_weight) for f in (model.model, model.guide))  # type: ignore[attr-defined]
-        if not _is_amortised(problem.density):
+        if not is_amortised(problem.density):
             return Trace_ELBO(num_particles=n_particles).differentiable_loss(program, guide, **arrays)
-        with pyro.plate("particle", n_particles, dim=-2):
+        with pyro.plate("particle", n_particles, dim=-2) if n_particles > 1 else contextlib.nullcontext():
             drawn = poutine.trace(guide).get_trace(**arrays)
             whole = poutine.trace(poutine.replay(program, trace=drawn)).get_trace(**arrays)
         drawn.compute_log_prob()
         whole.compute_log_prob()
-        terms = [sum(n["log_prob"] for n in trace.nodes.values() if "log_prob" in n) for trace in (whole, drawn)]
-        log_w = (terms[0] - terms[1]) / scale
+        terms = [[site["log_prob"] for site in trace.nodes.values() if "log_prob" in site] for trace in (whole, drawn)]
+        log_w = torch.as_tensor(sum(terms[0]) - sum(terms[1])).reshape(n_particles, -1) / scale
         each = log_w.mean(0) if self.objective == "elbo" else torch.logsumexp(log_w, dim=0) - math.log(n_particles)
         return -scale * each.sum()
 
@@ -492,11 +494,6 @@ def _divided(n_units: int, share: float, rng: np.random.Generator) -> tuple[np.n
     return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
 
 
-def _is_amortised(density: Density) -> bool:
-    """Whether every site belongs to a unit: with the model's own guide, each unit then has importance weights of its own."""
-    return bool(density.sites) and len(density.unit_sites) == len(density.sites)
-
-
 def _started(model: LatentModel, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of guide and program in Pyro's store, by name, as they start."""
     with poutine.trace(param_only=True) as seen:
@@ -531,7 +528,7 @@ class _ScaleUnits(poutine.messenger.Messenger):
         super().__init__()
         self.scale, self.kl_weight = scale, kl_weight
 
-    def _pyro_post_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         if any(frame.name == "unit" for frame in msg["cond_indep_stack"]):
             msg["scale"] = msg["scale"] * self.scale * (1.0 if msg["is_observed"] else self.kl_weight)
 

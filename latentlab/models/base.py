@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 
 from latentlab.data.dataset import Dataset
+from latentlab.errors import DataError
 from latentlab.symmetry.group import Group
 from latentlab.symmetry.groups import Identity
 from latentlab.symmetry.labels import renamed
@@ -215,15 +216,25 @@ class Frozen(LatentModel):
         self.values = {name: torch.tensor(np.asarray(value), dtype=torch.float64) for name, value in parameters.items()}
 
     def model(self, *args: Any, **arrays: Any) -> None:
-        with Fixed(self.values):
+        with poutine.block(hide_types=["param"]), Fixed(self.values):
             self.base.model(*args, **arrays)
 
     def imputation(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
         return self.base.imputation(arrays, **self.values, **values)
 
     def check(self, dataset: Dataset) -> None:
-        """As the model that it was made from."""
+        """As the model that it was made from; and data of the size that the parameters are made for.
+
+        Raises:
+            DataError: Names both sizes.
+        """
         self.base.check(dataset)
+        for name, dims in self.base.parameters.items():
+            for dim, size in zip(dims, self.values[name].shape if name in self.values else (), strict=False):
+                if dataset.sizes.get(dim, size) != size:
+                    raise DataError(
+                        f"{dataset.name} has {dataset.sizes[dim]} along {dim!r}; the parameters are of {size} ({name!r})."
+                    )
 
     def position_columns(self) -> int | None:
         """As the model that it was made from."""

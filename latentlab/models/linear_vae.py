@@ -37,8 +37,8 @@ class LinearVAE(LatentModel):
        - \tfrac12 \left[ \text{tr}\, V S V' + \text{tr}\, D - q - \log |D| \right]. $$
 
     Its maximum is PPCA's log likelihood. The data identify W W' and W z_n only, since the joint density stays as it is under
-    O(q); but a diagonal D fits the exact conditional only where the columns of W are orthogonal, so that the maximum of the bound is
-    identified up to the order and signs of the axes. With sigma fixed, a dimension is used only where its eigenvalue of S is
+    O(q); but a diagonal D fits the exact conditional only where the columns of W are orthogonal, so that the maximum of the bound
+    is identified up to the order and signs of the axes. With sigma fixed, a dimension is used only where its eigenvalue of S is
     larger than sigma^2: such a collapse is the likelihood's doing, not the bound's.
 
     Args:
@@ -106,7 +106,7 @@ class LinearVAE(LatentModel):
 
     # -- what is known exactly
 
-    def latents(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
+    def latents(self, arrays: Arrays, **values: torch.Tensor) -> dist.TorchDistribution:
         """The encoder's N(V (x - mu), diag D) of each unit, new or not."""
         return dist.Normal((arrays["x"] - values["mu"]) @ values["V"].mT, torch.sqrt(values["D"])).to_event(1)
 
@@ -217,7 +217,7 @@ class _Integrated(LinearVAE):
         with pyro.plate("unit", len(x)):
             pyro.sample("x", LowRankGaussian(mu, W, sigma), obs=x)
 
-    def latents(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
+    def latents(self, arrays: Arrays, **values: torch.Tensor) -> dist.TorchDistribution:
         """z given x, exactly."""
         return LowRankGaussian(values["mu"], values["W"], self._noise(values)).conditional(arrays["x"])
 

@@ -3,6 +3,7 @@ r"""Variational autoencoders: positions that a network decodes, and another one 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -112,16 +113,16 @@ class VAE(LatentModel):
 
     def _decoder_dims(self) -> dict[str, tuple[str, ...]]:
         inputs = {"z": "latent", **({"labels": "label"} if self.conditional else {})}
-        found, inputs = _layers("decoder", inputs, len(self.hidden))
-        found |= _layer(f"decoder_{len(self.hidden) + 1}", inputs, "feature")
+        found, last = _layers("decoder", inputs, len(self.hidden))
+        found |= _layer(f"decoder_{len(self.hidden) + 1}", last, "feature")
         if self.likelihood == "gaussian":
             found["sigma"] = ("feature",) if self.noise == "feature" else ()
         return found
 
     def _encoder_dims(self) -> dict[str, tuple[str, ...]]:
         inputs = {"x": "feature", "missing": "feature", **({"labels": "label"} if self.conditional else {})}
-        found, inputs = _layers("encoder", inputs, len(self._encoder_sizes()))
-        return found | _layer("encoder_loc", inputs, "latent") | _layer("encoder_scale", inputs, "axis")
+        found, last = _layers("encoder", inputs, len(self._encoder_sizes()))
+        return found | _layer("encoder_loc", last, "latent") | _layer("encoder_scale", last, "axis")
 
     def _encoder_sizes(self) -> tuple[int, ...]:
         return self.hidden[::-1] if self.encoder_hidden is None else self.encoder_hidden
@@ -164,7 +165,7 @@ class VAE(LatentModel):
             return torch.randn(shape) * math.sqrt(2.0 / sum(shape))
 
         bounds = {"sigma": constraints.positive}
-        return {name: pyro.param(name, lambda name=name: start(name), bounds.get(name, constraints.real)) for name in dims}
+        return {name: pyro.param(name, partial(start, name), bounds.get(name, constraints.real)) for name in dims}
 
     def _given(self, z: torch.Tensor, labels: torch.Tensor | None, values: Tensors) -> dist.TorchDistribution:
         """The distribution of the data given positions, feature by feature."""
@@ -275,7 +276,7 @@ class VAE(LatentModel):
             x = given.mean.numpy() + values["sigma"] * rng.standard_normal((n_units, n_features))
         else:
             mean = given.mean.numpy()
-            x = rng.binomial(1, mean) if self.likelihood == "bernoulli" else rng.poisson(mean)
+            x = (rng.binomial(1, mean) if self.likelihood == "bernoulli" else rng.poisson(mean)).astype(np.float64)
         found = Dataset(
             {"x": x}, dims={"x": ("unit", "feature")}, name="simulated vae", labels=which if self.conditional else None
         )
