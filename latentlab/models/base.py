@@ -222,6 +222,13 @@ class Frozen(LatentModel):
     def imputation(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
         return self.base.imputation(arrays, **self.values, **values)
 
+    def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
+        """Where an encoder has the positions, if there is one."""
+        if not self.base.integrates_positions():
+            return self.base.initialize(arrays, rng)
+        with torch.no_grad():
+            return {self.position.site: self.base.latents(arrays, **self.values).mean}
+
     def check(self, dataset: Dataset) -> None:
         """As the model that it was made from; and data of the size that the parameters are made for.
 

@@ -228,7 +228,9 @@ def test_the_log_joint_needs_the_programs_parameters_only(rng):
     values = {name: dataset.truth[name] for name in ("z", "W", "mu", "sigma")}
     z, W, mu, sigma = values.values()
     expected = gaussian_log_density(z, np.zeros(2), np.eye(2)).sum()
-    expected += sum(gaussian_log_density(row[None], W @ own + mu, sigma**2 * np.eye(10))[0] for row, own in zip(dataset.x, z))
+    expected += sum(
+        gaussian_log_density(row[None], W @ own + mu, sigma**2 * np.eye(10))[0] for row, own in zip(dataset.x, z, strict=True)
+    )
     assert log_joint(model, dataset, values) == pytest.approx(expected, rel=1e-12)
     del values["mu"]
     with pytest.raises(ModelError, match="parameter 'mu' has no value"):

@@ -503,7 +503,7 @@ def test_parameters_are_declared_and_found_and_fitted_by_the_models_guide():
 
 def test_several_particles_need_a_program_that_takes_them():
     method = SVI(guide="model", n_steps=5, n_draws=5)
-    with pytest.raises(ModelError, match="'shifted' does not take a further leading axis.*n_particles=1"):
+    with pytest.raises(ModelError, match=r"'shifted' does not take a further leading axis.*n_particles=1"):
         fit(Stiff(), column(9), method)
     fit(Stiff(), column(9), replace(method, n_particles=1), progress=False)
 
@@ -534,7 +534,7 @@ def test_data_of_the_wrong_form_are_refused(fitted, iris):
     images = Dataset({"x": np.zeros((5, 4, 4))}, dims={"x": ("unit", "row", "column")})
     with pytest.raises(DataError, match=r"an image as one row; .*\('unit', 'row', 'column'\), shape \(5, 4, 4\)"):
         fit(VAE(2), images, QUICK)
-    with pytest.raises(DataError, match="5 columns where|has also|not those"):
+    with pytest.raises(DataError, match=r"5 columns where|has also|not those"):
         fitted.latents(table(np.zeros((3, 5))))
     with pytest.raises(DataError, match="say `standardize: false`"):
         fit(VAE(2, likelihood="poisson"), iris, QUICK)
@@ -576,7 +576,7 @@ def test_settings_out_of_range_are_refused_by_name(make, message):
 
 
 def test_shares_and_batches_that_leave_nothing_are_refused(iris):
-    with pytest.raises(ConfigError, match="SVI.held_out: 0.001 of 150 units leaves one part empty"):
+    with pytest.raises(ConfigError, match=r"SVI.held_out: 0.001 of 150 units leaves one part empty"):
         fit(VAE(2), iris, replace(QUICK, held_out=0.001))
     with pytest.raises(ConfigError, match="batch_size must be at most the 30 units that are not held out; got 40"):
         fit(VAE(2), iris, replace(QUICK, held_out=0.8))
