@@ -130,6 +130,19 @@ def test_the_maximum_is_ppcas_from_every_start(wine):
     np.testing.assert_allclose(found.values["D"], s2 / np.diag(M), rtol=1e-5)
 
 
+def test_the_unit_of_the_data_changes_the_level_and_not_the_answer():
+    raw = load_dataset("iris", standardize=False)
+    tenfold = Dataset({"x": 10 * raw.x + 3}, dims={"x": ("unit", "feature")})
+    for dataset in (raw, tenfold):
+        found = LinearVAE(2).maximum_likelihood(tensors(LinearVAE(2), dataset), np.random.default_rng(0))
+        expected, _, WW, _, _ = ppca_optimum(dataset.x, 2)
+        assert found.trace[-1] == pytest.approx(expected, abs=1e-6)
+        np.testing.assert_allclose(found.values["W"] @ found.values["W"].T, WW, atol=1e-5 * WW.max())
+        with double():
+            elbo = float(LinearVAE(2).elbo(tensors(LinearVAE(2), dataset), **at(found.values)))
+        assert elbo == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_turned_decoder_pays_the_divergence_that_a_diagonal_encoder_leaves(wine, fitted):
     """The likelihood is the same; the best bound falls by N KL(q || p(z | x)), diagonal D against the full covariance."""
     values = {name: np.asarray(value) for name, value in fitted.parameters.items()}

@@ -1,7 +1,9 @@
 """Variational autoencoders: densities by hand, the bound, the encoder, labels, missing entries, and what is refused."""
 
+import itertools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -381,13 +383,42 @@ def test_units_that_are_held_out_stop_a_fit_that_learns_its_data_by_heart():
     assert stopped.held_out_score(fresh, n_samples=100)["bound"] > through.held_out_score(fresh, n_samples=100)["bound"] + 500
 
 
-def test_held_out_units_take_no_part_in_the_steps(iris):
-    """Their values change nothing but when it stops: without patience the parameters of the last look are the best or not."""
-    from latentlab.inference.svi import _divided
+def test_the_parameters_of_the_best_look_are_the_result():
+    """A parameter that moves by the learning rate each step, and a look that likes it best at 0.7, steps 50 to 100."""
+    p, seen = torch.zeros(1, dtype=torch.float64, requires_grad=True), []
 
-    training, aside = _divided(150, 0.2, np.random.default_rng(0))
-    assert (len(training), len(aside)) == (120, 30)
+    def step(_):
+        p.grad = -torch.ones_like(p)
+        return torch.tensor(0.0)
+
+    def watch():
+        seen.append(p.item())
+        return abs(p.item() - 0.7)
+
+    method = SVI(guide="model", n_steps=400, learning_rate=0.01, patience=150)
+    problem = SimpleNamespace(progress=False)
+    losses = method._descend(problem, [p], (1.0,), step, itertools.repeat(()), None, 0, 400, watch)
+    best = min(seen, key=lambda value: abs(value - 0.7))
+    assert p.item() == best
+    assert abs(best - 0.7) < 0.3
+    assert len(losses) < 400  # and it does not go on for long after it
+
+
+def test_held_out_units_take_no_part_in_the_steps(iris):
+    """Whatever their values are, the steps are the same."""
+    from latentlab.inference.svi import _divided
+    from latentlab.seeds import Seeds
+
+    seeds = Seeds(0).child("svi").child("restart", 0).child("held_out").numpy()
+    training, aside = _divided(150, 0.2, seeds)
     assert sorted([*training, *aside]) == list(range(150))
+    x = iris.x.copy()
+    x[aside] = 50.0
+    losses = [
+        fit(VAE(2, (8,)), data, replace(QUICK, held_out=0.2), seed=0, progress=False).data["optimization"]["loss"].values
+        for data in (iris, replace(iris, arrays={"x": x}, transform=None))
+    ]
+    assert losses[0].tobytes() == losses[1].tobytes()
 
 
 def test_iwae_with_one_particle_is_the_elbo_and_with_more_is_higher(iris):
