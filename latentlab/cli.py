@@ -15,7 +15,7 @@ from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, METRICS, MODELS, p
 KINDS = {"models": MODELS, "datasets": DATASETS, "embeddings": EMBEDDINGS, "metrics": METRICS, "methods": METHODS}
 INTERRUPTED = 130
 EXIT_CODES = """\
-exit codes: 0 done; 1 the run failed; 2 the config, data or usage is wrong, nothing was started;
+exit codes: 0 done; 1 the run, or a check, failed; 2 the config, data or usage is wrong, nothing was started;
             3 done, but a diagnostic failed and --strict was given; 130 interrupted, --resume goes on"""
 
 
@@ -68,6 +68,28 @@ def _run(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
     )
     return 0
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from latentlab.study.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides, arguments.plugin)
+
+    from latentlab.calibration import calibrate
+
+    with plugins(config.plugins):
+        found = calibrate(
+            config.build_model(),
+            config.build_method(),
+            n_replications=arguments.n_replications,
+            n_units=arguments.n_units,
+            seed=config.seed,
+            progress=not arguments.quiet,
+        )
+    print(found)
+    if arguments.out is not None:
+        found.save(arguments.out)
+    return 0 if found.passed else 1
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -173,6 +195,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="with --resume: despite a changed version or thread count")
     run.add_argument("--strict", action="store_true", help="exit code 3 if a diagnostic fails")
     run.add_argument("--quiet", action="store_true", help="no progress bars and no summary")
+
+    calibrate = _command(commands, "calibrate", _calibrate, "check a config's model and method against themselves")
+    _takes_config(calibrate)
+    calibrate.add_argument("--n-replications", metavar="N", type=int, help="simulated data sets (200 with nuts, 40 otherwise)")
+    calibrate.add_argument("--n-units", metavar="N", type=int, default=10, help="units of each (10)")
+    calibrate.add_argument("--out", metavar="DIR", help="write calibration.csv and calibration.png there")
+    calibrate.add_argument("--quiet", action="store_true", help="no progress bars")
 
     report = _command(commands, "report", _report, "rebuild the page of a run")
     report.add_argument("run", metavar="RUN", help="a run directory")

@@ -13,9 +13,13 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
 from latentlab.compare.align import ALIGNMENTS, Alignment
+from latentlab.compare.clustering import co_assignment, credible_ball, minimum_binder, n_clusters
+from latentlab.compare.coverage import LEVELS, Coverage
+from latentlab.compare.label_units import UnitsOfLabels, as_labels
 from latentlab.compare.labels import downstream_accuracy, folds, label_agreement, largest_class
 from latentlab.compare.lift import ceiling_table, floor_table, score_table
 from latentlab.compare.metric import Metric, check_symmetry, minds, needed
+from latentlab.compare.partition_verdict import PartitionReference
 from latentlab.compare.positions import Positions
 from latentlab.compare.units import Disagreement, disagreement
 from latentlab.compare.verdict import Reference, Verdict, holm
@@ -39,6 +43,12 @@ VERDICT_COLUMNS = (
 )
 MOST_NUMBERS = 2**24
 """Draws that metrics are lifted over hold at most so many numbers at once (128 MB)."""
+SOFT_METRICS = ("cka", "distance_correlation", "procrustes_similarity")
+"""Metrics that compare any embedding with the probabilities of labels, unless others are named."""
+LABEL_METRICS = ("adjusted_rand", "matched_accuracy")
+"""Metrics by which clusterings are held against labels that nobody was shown."""
+MOST_PAIRED = 2000
+"""Units up to which the co-assignment of each pair is kept (32 MB)."""
 N_UNIT_DRAWS = 100
 """Draws by which units' neighbours are judged."""
 
@@ -51,6 +61,11 @@ class Row:
     seed: str
     map: str
     values: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Labels `(unit,)`, if it is a clustering."""
+        return as_labels(self.values)
 
     @property
     def label(self) -> str:
@@ -131,15 +146,18 @@ def compare(
 ) -> Comparison:
     """Compares a fit's positions with embeddings of the same units.
 
-    Each embedding is compared raw, and again under the map of its correspondence with the model, where there is one.
+    Each embedding is compared raw, and again under the map of its correspondence with the model, where there is one. Where the
+    positions are labels, clusterings are compared with the draws of them and get a verdict, and every embedding is compared with
+    their probabilities (distances against soft assignments), by metrics without a verdict.
 
     Args:
         fit: The fit.
         embeddings: Embeddings, joined with the fit by unit.
         n_neighbors: Neighbours for the metrics about them; at most fewer than half of the units are taken.
-        alignments: What may be done to an embedding before the verdict: `orthogonal`, `similarity`, `affine`. Rotation and
-            centring, and these with scale, where None; a linear map where the model's symmetry leaves one free.
+        alignments: What may be done to an embedding of positions before the verdict: `orthogonal`, `similarity`, `affine`.
+            Rotation and centring, and these with scale, where None; a linear map where the model's symmetry leaves one free.
         metrics: Names of metrics; where None all that ignore what the symmetry ignores, but for the slow `gromov_wasserstein`.
+            Where the positions are labels, those of labels and a few of positions.
         alpha: Level of the verdicts, Holm's over all compared arrays.
         n_draws: Posterior draws that metrics are lifted over, spread evenly over the chains; verdicts use all.
         n_pairs: Pairs of draws for the ceiling.
@@ -152,7 +170,6 @@ def compare(
         ConfigError: No such metric or alignment, or one that minds what the symmetry leaves free and was not asked for.
     """
     _check(n_neighbors=n_neighbors, alpha=alpha, n_draws=n_draws, n_pairs=n_pairs, n_permutations=n_permutations)
-    group, dims = fit.model.symmetry, fit.model.dims[fit.model.position.site]
     chosen = _metrics(metrics, fit)
     ways = _alignments(alignments, fit)
     if isinstance(embeddings, Embedding) or not all(isinstance(one, Embedding) for one in embeddings):
@@ -163,41 +180,83 @@ def compare(
     units = fit.dataset.units
     rows = _rows(fit, embeddings)
     draws = np.ascontiguousarray(fit.latents().values)
-    some = _thinned(draws, min(n_draws, max(2, MOST_NUMBERS // draws[0, 0].size)))
+    some = _lifted_over(fit, draws, n_draws)
     k = min(n_neighbors, max(1, (len(units) - 1) // 2))
     seeds = Seeds(fit.seed).child("comparison")
     bar = tqdm(
-        total=some.shape[0] * some.shape[1] + n_pairs + len(rows) * (n_permutations + len(ways) + 1),
+        total=len(some) * next(iter(some.values()))[..., 0].size // len(units) + 3 * len(rows),
         desc="compare",
         disable=None if progress else True,
         leave=False,
     )
     with bar:
-        options = {"n_neighbors": k} if any("n_neighbors" in m.options for m in chosen) else {}
-        arrays = [row.values for row in rows]
-        scores = score_table(chosen, arrays, some, tick=bar.update, **options)
-        ceiling = ceiling_table(chosen, some, seeds.child("ceiling").numpy(), n_pairs, tick=bar.update, **options)
-        floor = np.stack(
-            [
-                floor_table(chosen, y, some, seeds.child("floor").numpy(), n_permutations, tick=bar.update, **options)
-                for y in arrays
-            ],
-            axis=1,
-        )
-        references, verdicts = _verdicts(rows, draws, ways, alpha, [str(unit) for unit in units], seeds, bar)
-        found = [_units(row, references, some, k, seeds, bar) for row in rows]
-    data = _dataset(rows, chosen, units, scores, ceiling, floor)
-    data = data.merge(_verdict_data(rows, references, verdicts), compat="override").merge(_unit_data(rows, found, units))
+        table = _scored(rows, chosen, some, k, (n_pairs, n_permutations), seeds, bar)
+        data = _dataset(rows, chosen, units, *table)
+        if _is_discrete(fit):
+            verdicts, more = _judged_labels(fit, rows, draws[..., 0], alpha, seeds, bar)
+        else:
+            verdicts, more = _judged_positions(fit, rows, draws, some["positions"], ways, alpha, k, seeds, bar)
+    data = data.merge(more, compat="override")
     if fit.dataset.labels is not None and len(np.unique(fit.dataset.labels)) > 1:
-        data = data.merge(_label_data(rows, draws, fit.dataset.labels, k, seeds))
+        told = _labels_by_labels if _is_discrete(fit) else _label_data
+        data = data.merge(told(rows, draws, fit.dataset.labels, k, seeds))
+    group, dims = fit.model.exchanges, fit.model.dims[fit.model.position.site]
     data.attrs = {
         "n_neighbors": k,
         "alpha": alpha,
         "symmetry": type(group).__name__,
-        "ignores": ", ".join(sorted(needed(group, dims))) or "nothing",
+        "ignores": "the names of labels" if _is_discrete(fit) else ", ".join(sorted(needed(group, dims))) or "nothing",
         "alignments": ", ".join(verdicts),
     }
-    return Comparison(_score_frame(rows, chosen, scores, ceiling, floor), _verdict_frame(rows, verdicts), data)
+    return Comparison(_score_frame(rows, chosen, *table), _verdict_frame(rows, verdicts), data)
+
+
+def _is_discrete(fit: Fit) -> bool:
+    return fit.model.position.kind == "discrete"
+
+
+def _lifted_over(fit: Fit, draws: np.ndarray, n_draws: int) -> dict[str, np.ndarray]:
+    """What metrics are lifted over, by what they compare: positions, or labels and their probabilities given each draw."""
+    if not _is_discrete(fit):
+        return {"positions": _thinned(draws, min(n_draws, max(2, MOST_NUMBERS // draws[0, 0].size)))}
+    n_draws = min(n_draws, max(2, MOST_NUMBERS // (draws[0, 0].size * fit.model.n_labels())))
+    soft = fit.probabilities(n_draws=n_draws).values
+    return {"positions": soft, "labels": _thinned(draws[..., 0], n_draws)}
+
+
+def _scored(
+    rows: list[Row],
+    chosen: list[Metric],
+    some: dict[str, np.ndarray],
+    k: int,
+    sizes: tuple[int, int],
+    seeds: Seeds,
+    bar: Any,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores `(metric, embedding, chain, draw)`, ceilings `(metric, pair)`, floors `(metric, embedding, permutation)`.
+
+    NaN where a metric of labels meets an embedding that is no clustering.
+    """
+    n_pairs, n_permutations = sizes
+    lead = next(iter(some.values())).shape[:2]
+    scores = np.full((len(chosen), len(rows), *lead), np.nan)
+    ceiling = np.full((len(chosen), n_pairs), np.nan)
+    floor = np.full((len(chosen), len(rows), n_permutations), np.nan)
+    for kind, draws in some.items():
+        which = [i for i, metric in enumerate(chosen) if metric.of == kind]
+        those = [chosen[i] for i in which]
+        usable = {j: row.values if kind == "positions" else row.labels for j, row in enumerate(rows)}
+        arrays = {j: array for j, array in usable.items() if array is not None}
+        if not those:
+            continue
+        options: dict[str, Any] = {"n_neighbors": k} if any("n_neighbors" in m.options for m in those) else {}
+        at = np.ix_(which, list(arrays))
+        scores[at] = score_table(those, list(arrays.values()), draws, tick=bar.update, **options)
+        ceiling[which] = ceiling_table(those, draws, seeds.child("ceiling").numpy(), n_pairs, **options)
+        for j, array in arrays.items():
+            floor[which, j] = floor_table(those, array, draws, seeds.child("floor").numpy(), n_permutations, **options)
+            bar.update()
+    return scores, ceiling, floor
 
 
 # -- what is compared, and by what
@@ -261,22 +320,28 @@ def _distinct(option: str, names: Sequence[str]) -> None:
 
 
 def _metrics(names: Sequence[str] | None, fit: Fit) -> list[Metric]:
-    group, dims = fit.model.symmetry, fit.model.dims[fit.model.position.site]
+    group, dims = fit.model.exchanges, fit.model.dims[fit.model.position.site]
+    discrete = _is_discrete(fit)
     if names is None:
         every = [METRICS.load(name) for name in METRICS]
-        return [m for m in every if m.of == "positions" and m.by_default and not minds(m, group, dims)]
+        kept = [m for m in every if m.by_default and not minds(m, group, dims)]
+        return [m for m in kept if m.of == ("labels" if discrete else "positions") or (discrete and m.name in SOFT_METRICS)]
     _distinct("metrics", names)
     for name in names:
         if name not in METRICS:
             raise ConfigError(unknown("metric", name, METRICS))
     found = [METRICS.load(name) for name in names]
     for metric in found:
+        if metric.of == "labels" and not discrete:
+            raise ConfigError(f"metric {metric.name!r} compares labels; the positions of {fit.model.name!r} are not discrete.")
         check_symmetry(metric, group, dims, by_name=True)
     return found
 
 
 def _alignments(names: Sequence[str] | None, fit: Fit) -> tuple[Alignment, ...]:
-    free = needed(fit.model.symmetry, fit.model.dims[fit.model.position.site])
+    free = needed(fit.model.exchanges, fit.model.dims[fit.model.position.site])
+    if _is_discrete(fit) and names is not None:
+        raise ConfigError(f"compare: `alignments` are of positions; those of {fit.model.name!r} are labels, which have none.")
     if names is None:
         return ("affine",) if "linear" in free else ("orthogonal", "similarity")
     _distinct("alignments", names)
@@ -293,6 +358,63 @@ def _thinned(draws: np.ndarray, n: int) -> np.ndarray:
 
 
 # -- verdicts and units
+
+
+def _judged_positions(
+    fit: Fit,
+    rows: list[Row],
+    draws: np.ndarray,
+    some: np.ndarray,
+    ways: tuple[Alignment, ...],
+    alpha: float,
+    k: int,
+    seeds: Seeds,
+    bar: Any,
+) -> tuple[dict[str, list[Verdict | None]], xr.Dataset]:
+    units = fit.dataset.units
+    references, verdicts = _verdicts(rows, draws, ways, alpha, [str(unit) for unit in units], seeds, bar)
+    found: list[Disagreement | None] = [_units(row, references, some, k, seeds, bar) for row in rows]
+    own = [next(way for way in verdicts if verdicts[way][i] is not None) for i in range(len(rows))]
+    regions: list[Coverage | None] = [references[way].regions.coverage(row.values) for way, row in zip(own, rows, strict=True)]
+    return verdicts, _verdict_data(rows, verdicts, regions).merge(_unit_data(rows, found, units))
+
+
+def _judged_labels(
+    fit: Fit, rows: list[Row], draws: np.ndarray, alpha: float, seeds: Seeds, bar: Any
+) -> tuple[dict[str, list[Verdict | None]], xr.Dataset]:
+    """Verdicts on the rows that are clusterings, and what the posterior says of the partition."""
+    units = fit.dataset.units
+    reference = PartitionReference(draws, seeds.child("verdict", "labels").numpy())
+    judged = [
+        None if row.labels is None else reference.judge(row.labels, alpha=alpha, units=[str(unit) for unit in units])
+        for row in rows
+    ]
+    adjusted = iter(holm([v for v in judged if v is not None]))
+    verdicts = {"labels": [None if v is None else next(adjusted) for v in judged]}
+    pairs = co_assignment(draws)
+    common = UnitsOfLabels(draws, pairs.mean, fit.model.n_labels())
+    found, regions = [], []
+    for row in rows:
+        found.append(None if row.labels is None else common.disagreement(row.labels))
+        regions.append(None if row.labels is None else common.coverage(row.labels))
+        bar.update()
+    centre = minimum_binder(draws)
+    ball = credible_ball(draws, centre)
+    counts = n_clusters(draws)
+    partition: dict[str, Any] = {
+        "point_estimate": (("unit",), centre),
+        "label_probability": (("unit", "label"), common.probabilities),
+        "n_clusters": (("clusters_chain", "clusters_draw"), counts),
+        "ball_radius": ((), ball.radius),
+        "ball_mass": ((), ball.mass),
+    }
+    if len(units) <= MOST_PAIRED:
+        partition |= {
+            "co_assignment": (("unit", "other_unit"), pairs.mean),
+            "co_assignment_se": (("unit", "other_unit"), pairs.standard_error),
+        }
+    said = xr.Dataset(partition, coords={"unit": units})
+    return verdicts, _verdict_data(rows, verdicts, regions).merge(_unit_data(rows, found, units)).merge(said)
 
 
 def _verdicts(
@@ -346,6 +468,8 @@ def _score_frame(
     for i, metric in enumerate(chosen):
         for j, row in enumerate(rows):
             s, f, c = scores[i, j], floor[i, j], ceiling[i]
+            if np.isnan(s).all():
+                continue
             q05, q50, q95 = np.quantile(s, (0.05, 0.5, 0.95))
             sd = s.std(ddof=1) if s.size > 1 else np.nan
             own = (metric.name, row.embedding, row.seed, row.map, s.mean(), sd, q05, q50, q95)
@@ -391,11 +515,9 @@ def _dataset(
     )
 
 
-def _verdict_data(rows: list[Row], references: dict[str, Reference], verdicts: dict[str, list[Verdict | None]]) -> xr.Dataset:
+def _verdict_data(rows: list[Row], verdicts: dict[str, list[Verdict | None]], regions: Sequence[Coverage | None]) -> xr.Dataset:
     """Verdicts by alignment and row; no text and NaN where the row cannot be aligned so, or was not."""
     ways = list(verdicts)
-    own = [next(way for way in ways if verdicts[way][i] is not None) for i in range(len(rows))]
-    regions = [references[way].regions.coverage(row.values) for way, row in zip(own, rows, strict=True)]
 
     def text(read: Any) -> Any:
         every = [["" if v is None else read(v) for v in verdicts[way]] for way in ways]
@@ -405,6 +527,10 @@ def _verdict_data(rows: list[Row], references: dict[str, Reference], verdicts: d
         every = [[np.nan if v is None else getattr(v, name) for v in verdicts[way]] for way in ways]
         return ("alignment", "embedding"), np.array(every, dtype=float)
 
+    def share(name: str) -> Any:
+        every = [[np.nan] * len(LEVELS) if c is None else getattr(c, name) for c in regions]
+        return ("embedding", "level"), np.array(every, dtype=float)
+
     return xr.Dataset(
         {
             "verdict": text(lambda v: v.verdict),
@@ -413,28 +539,49 @@ def _verdict_data(rows: list[Row], references: dict[str, Reference], verdicts: d
             "notes": text(lambda v: "; ".join(v.notes)),
             **{name: number(name) for name in ("delta", "p_low", "p_guard", "scale", "scale_rank", "ess")},
             **{name: number(name) for name in ("gate_summary", "gate_draw")},
-            "coverage": (("embedding", "level"), np.array([c.pointwise for c in regions])),
-            "draw_coverage": (("embedding", "level"), np.array([c.draws for c in regions])),
-            "simultaneous": (("embedding", "level"), np.array([c.simultaneous for c in regions])),
+            "coverage": share("pointwise"),
+            "draw_coverage": share("draws"),
+            "simultaneous": share("simultaneous"),
         },
-        coords={"alignment": ways, "embedding": [row.label for row in rows], "level": list(regions[0].levels)},
+        coords={"alignment": ways, "embedding": [row.label for row in rows], "level": list(LEVELS)},
     )
 
 
-def _unit_data(rows: list[Row], found: list[Disagreement], units: np.ndarray) -> xr.Dataset:
+def _unit_data(rows: list[Row], found: Sequence[Disagreement | None], units: np.ndarray) -> xr.Dataset:
+    """Disagreement by row and unit; NaN for a row that is not of the kind that is compared by units."""
     by_unit = ("embedding", "unit")
+    nothing = np.full(len(units), np.nan)
+
+    def each(name: str) -> np.ndarray:
+        return np.stack([nothing if d is None else getattr(d, name) for d in found])
+
+    common = next((d for d in found if d is not None), None)
     return xr.Dataset(
         {
-            "mahalanobis": (by_unit, np.stack([d.mahalanobis for d in found])),
-            "distance": (by_unit, np.stack([d.distance for d in found])),
-            "lost_neighbors": (by_unit, np.stack([d.neighbors for d in found])),
-            "own_lost_neighbors": (("unit",), found[0].neighbors_own),
-            "spread": (("unit",), found[0].spread),
-            "knew": (("embedding",), np.array([d.knew_distance.value for d in found])),
-            "knew_p": (("embedding",), np.array([d.knew_distance.p for d in found])),
+            "mahalanobis": (by_unit, each("mahalanobis")),
+            "distance": (by_unit, each("distance")),
+            "lost_neighbors": (by_unit, each("neighbors")),
+            "own_lost_neighbors": (("unit",), nothing if common is None else common.neighbors_own),
+            "spread": (("unit",), nothing if common is None else common.spread),
+            "knew": (("embedding",), np.array([np.nan if d is None else d.knew_distance.value for d in found])),
+            "knew_p": (("embedding",), np.array([np.nan if d is None else d.knew_distance.p for d in found])),
         },
         coords={"embedding": [row.label for row in rows], "unit": units},
     )
+
+
+def _labels_by_labels(rows: list[Row], draws: np.ndarray, labels: np.ndarray, k: int, seeds: Seeds) -> xr.Dataset:
+    """How well each clustering, the point estimate and some draws agree with labels that nobody was shown."""
+    known = np.unique(labels.astype(str), return_inverse=True)[1]
+    few, centre = _thinned(draws[..., 0], N_UNIT_DRAWS), minimum_binder(draws[..., 0])
+    arrays: dict[str, Any] = {"largest_class": ((), largest_class(labels))}
+    for metric in (METRICS.load(name) for name in LABEL_METRICS):
+        of_rows = [np.nan if row.labels is None else metric(row.labels, known) for row in rows]
+        arrays[f"label_{metric.name}"] = (("embedding",), np.array(of_rows))
+        arrays[f"label_{metric.name}_posterior_mean"] = ((), metric(centre, known))
+        of_draws = [[metric(draw, known) for draw in chain] for chain in few]
+        arrays[f"label_{metric.name}_draws"] = (("chain", "label_draw"), np.array(of_draws))
+    return xr.Dataset(arrays, coords={"embedding": [row.label for row in rows]})
 
 
 def _label_data(rows: list[Row], draws: np.ndarray, labels: np.ndarray, k: int, seeds: Seeds) -> xr.Dataset:

@@ -169,7 +169,12 @@ class Fit:
         values = thinned({name: array for name, array in self.sites().items() if name != site}, n_draws)
         elements = thinned({"g": self._aligned.elements}, n_draws)["g"]
         arrays = tensors(self.model, new)
-        found = _lifted(lambda sites: self.model.latents(arrays, **sites).probs, values)
+
+        def probs(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            found: Any = self.model.latents(arrays, **sites)
+            return found.probs
+
+        found = _lifted(probs, values)
         p = self.model.exchanges.act(elements, {"p": found}, {"p": ("unit", dim)})["p"]
         return xr.DataArray(p, dims=("chain", "draw", "unit", dim), coords=_lead_coords(p, new), name=f"p({site})")
 

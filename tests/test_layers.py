@@ -31,6 +31,7 @@ ORDER = [
         "inference",
         "diagnostics",
         "fit",
+        "calibration",
         "correspondence",
         "comparison",
         "store",

@@ -58,14 +58,15 @@ class GaussianComponents(Components):
         lower = self.scale_tril()
         if observed is None:
             scaled = torch.linalg.solve_triangular(lower, residual.movedim(0, -1), upper=False)
-            quadratic, n_observed = (scaled**2).sum(-2).mT, self.n_features
+            quadratic, counted = (scaled**2).sum(-2).mT, LOG_2PI * self.n_features
         else:
             lower = _observed_factor(lower, observed)
             residual = torch.where(observed[:, None, :], residual, torch.zeros_like(residual))
             scaled = torch.linalg.solve_triangular(lower, residual[..., None], upper=False)[..., 0]
-            quadratic, n_observed = (scaled**2).sum(-1), observed.to(x.dtype).sum(-1, keepdim=True)
+            quadratic = (scaled**2).sum(-1) + LOG_2PI * observed.to(x.dtype).sum(-1, keepdim=True)
+            counted = 0.0
         log_det = torch.log(torch.diagonal(lower, dim1=-2, dim2=-1)).sum(-1)
-        return -0.5 * (quadratic + n_observed * LOG_2PI) - log_det
+        return -0.5 * (quadratic + counted) - log_det
 
     def sample(self, labels: torch.Tensor) -> torch.Tensor:
         noise = torch.randn(*labels.shape, self.n_features, dtype=self.mu.dtype)

@@ -167,6 +167,7 @@ class Density:
         self.n_units = next((f.size for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == "unit"), 0)
         self._single: Gradient | None = None
         self._descent: Gradient | None = None
+        self.captured: dict[Any, Callable[..., Any]] = {}  # what methods captured of this density, to be used by all restarts
         self._batched: dict[int, Gradient] = {}
 
     def _check_determined(self) -> None:
@@ -218,6 +219,12 @@ class Density:
         """`unconstrain` without its checks, for values that come from `constrain`."""
         return torch.cat([site.transform.inv(values[site.name]).reshape(-1) for site in self.sites])
 
+    def on(self, arrays: Arrays) -> "Density":
+        """The density of the same model on other data of the same shapes, without the checks of a new one."""
+        other = copy.copy(self)
+        other.arrays, other._single, other._batched = arrays, None, {}
+        return other
+
     def unit_arrays(self) -> tuple[str, ...]:
         """Names of the arrays that have a row for each unit, mask and labels among them."""
         named = tuple(n for n, a in self.arrays.items() if a is not None and self.dims.get(n, ("",))[0] == "unit")
@@ -250,15 +257,15 @@ class Density:
                 total = total + (unit_scale * term if _in_units(site) else term)
         return total
 
-    def log_prob(self, u: torch.Tensor, *, jacobian: bool = True) -> torch.Tensor:
+    def log_prob(self, u: torch.Tensor, arrays: Arrays | None = None, *, jacobian: bool = True) -> torch.Tensor:
         """The flat log density at `u` `(size,)`; without the Jacobian it is the joint on the constrained scale."""
-        value = self.log_joint(self.constrain(u))
+        value = self.log_joint(self.constrain(u), arrays)
         return value + self.log_jacobian(u) if jacobian else value
 
     @_unchecked()
-    def log_prior(self, values: Tensors) -> dict[str, torch.Tensor]:
+    def log_prior(self, values: Tensors, arrays: Arrays | None = None) -> dict[str, torch.Tensor]:
         """log prior of each latent site, summed over the site."""
-        nodes = self._trace(values).nodes
+        nodes = self._trace(values, arrays).nodes
         return {site.name: _site_log_prob(nodes[site.name]).sum() for site in self.sites}
 
     @_unchecked()
@@ -282,16 +289,16 @@ class Density:
         return total
 
     @_unchecked()
-    def deterministics(self, values: Tensors) -> dict[str, torch.Tensor]:
+    def deterministics(self, values: Tensors, arrays: Arrays | None = None) -> dict[str, torch.Tensor]:
         """The deterministic sites at `values`."""
-        nodes = self._trace(values).nodes
+        nodes = self._trace(values, arrays).nodes
         return {name: torch.as_tensor(nodes[name]["value"]) for name in self.deterministic}
 
     @_unchecked()
-    def predict(self, values: Tensors) -> dict[str, torch.Tensor]:
+    def predict(self, values: Tensors, arrays: Arrays | None = None) -> dict[str, torch.Tensor]:
         """New data given the sites' values, by running the program with its observations released."""
         with _Released(self.observed):
-            nodes = self._trace(values).nodes
+            nodes = self._trace(values, arrays).nodes
         return {name: torch.as_tensor(nodes[name]["value"]) for name in self.observed}
 
     @_unchecked()

@@ -259,26 +259,40 @@ class SVI:
     def _gaussian_step(
         self, density: Density, guide: GaussianGuide, batch: Any, frame: Frame | None
     ) -> Callable[[Any], torch.Tensor]:
-        """A function of a batch that fills the parameters' gradients and returns the loss."""
+        """A function of a batch that fills the parameters' gradients and returns the loss.
+
+        It is captured once for all restarts: what differs between them, the frame too, is an argument.
+        """
         n_parameters = len(guide.parameters)
+        fixed = (frame.center, frame.matrix, frame.log_det) if frame else ()
+        n_fixed = len(fixed)
 
         def loss(parameters: tuple[torch.Tensor, ...], noise: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            placed, rows = rest[:n_fixed], rest[n_fixed:]
             v = guide.transform(parameters, noise)
             frozen = tuple(p.detach() for p in parameters)
             log_q = guide.log_density(frozen, v)
-            if frame:
-                log_q = log_q - frame.log_det
-            return (log_q - torch.vmap(_log_p(density, rest))(frame(v) if frame else v)).mean()
+            u = v
+            if placed:
+                center, matrix, log_det = placed
+                u, log_q = center + v @ matrix.mT, log_q - log_det
+            return (log_q - torch.vmap(_log_p(density, rows))(u)).mean()
 
         def flat(noise: torch.Tensor, *rest: torch.Tensor) -> Any:
             parameters, data = rest[:n_parameters], rest[n_parameters:]
             gradients, value = torch.func.grad_and_value(loss)(parameters, noise, *data)
             return (value, *gradients)
 
-        fast = capture(flat, guide.noise(self.n_particles), *(p.detach() for p in guide.parameters), *batch)
+        key = (type(guide), self.n_particles, bool(frame))
+        if key not in density.captured:
+            density.captured[key] = capture(
+                flat, guide.noise(self.n_particles), *(p.detach() for p in guide.parameters), *fixed, *batch
+            )
+        fast = density.captured[key]
 
         def step(rest: Any) -> torch.Tensor:
-            value, *gradients = fast(guide.noise(self.n_particles), *(p.detach() for p in guide.parameters), *rest)
+            parameters = (p.detach() for p in guide.parameters)
+            value, *gradients = fast(guide.noise(self.n_particles), *parameters, *fixed, *rest)
             for parameter, gradient in zip(guide.parameters, gradients, strict=True):
                 parameter.grad = gradient.clone()
             return value
