@@ -143,7 +143,8 @@ class LatentModel(ABC):
     def act(self, elements: np.ndarray, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The sites `(..., *site)` after elements `(..., k, k)` of `exchanges` have acted; labels go with what they name."""
         site, group = self.position.site, self.exchanges
-        turned = group.act(elements, {n: v for n, v in values.items()}, {n: tuple(self.dims[n]) for n in values})
+        dims = {**self.dims, **self.parameters}
+        turned = group.act(elements, {n: v for n, v in values.items()}, {n: tuple(dims[n]) for n in values})
         if self.position.kind == "discrete" and site in values and not group.is_trivial():
             turned[site] = renamed(elements, values[site])
         return {name: turned[name] for name in values}

@@ -539,6 +539,13 @@ def test_several_particles_need_a_program_that_takes_them():
     fit(Stiff(), column(9), replace(method, n_particles=1), progress=False)
 
 
+def test_parameters_without_a_prior_cannot_be_calibrated():
+    from latentlab.calibration import calibrate
+
+    with pytest.raises(ModelError, match="the parameters of 'vae' have neither"):
+        calibrate(VAE(2, (4,)), QUICK, n_replications=5)
+
+
 # -- what is refused
 
 
