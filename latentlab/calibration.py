@@ -49,7 +49,6 @@ from scipy.stats import t as student
 from tqdm.auto import tqdm
 
 from latentlab.data.dataset import Dataset
-from latentlab.quantities import entry, identified
 from latentlab.errors import InferenceError, ModelError
 from latentlab.files import write
 from latentlab.inference.density import constrain_draws
@@ -59,6 +58,7 @@ from latentlab.inference.replications import Chains, Replications
 from latentlab.inference.trajectory import State, Tuning, drive_active, transition
 from latentlab.models.base import LatentModel
 from latentlab.posterior import is_constant
+from latentlab.quantities import entry, identified
 from latentlab.seeds import Seeds, isolated, one_thread
 
 LEVEL = 0.001

@@ -64,7 +64,7 @@ def joint_along(model, dataset, group, n):
 
 def acted(model, group, element, values):
     """The sites after an element of a group has acted; a discrete position is renamed by permutations, and has no other turn."""
-    found = group.act(element, values, dict(model.dims))
+    found = group.act(element, values, dims_of(model))
     if model.position.kind == "discrete" and type(group).__name__ == "Permutation":
         found[model.position.site] = renamed(element, values[model.position.site])
     return found
