@@ -163,6 +163,7 @@ MODELS = Table(
         "poisson_hmm": "latentlab.models.count_hmms:PoissonHMM",
         "vae": "latentlab.models.vae:VAE",
         "linear_vae": "latentlab.models.linear_vae:LinearVAE",
+        "state_space": "latentlab.models.state_space:LinearGaussianStateSpace",
     },
 )
 

@@ -19,8 +19,10 @@ from latentlab.inference.trajectory import Snapshot, chain, drive_active
 from latentlab.models.base import LatentModel
 from latentlab.seeds import Seeds
 
+WIDE = 64
+"""From so many data sets on it pays to capture a second, narrower graph, for when few chains are under way."""
 NARROWER = 8
-"""The batch is made narrower by this factor once so few chains are under way: theirs are then the only rows computed."""
+"""By this factor."""
 
 
 class Replications:
@@ -53,7 +55,7 @@ class Replications:
         self.density = Density(model, arrays[0], datasets[0].dims)
         marginal = model.marginal()
         self.likelihood = self.density if marginal is model else Density(marginal, arrays[0], datasets[0].dims)
-        self._widths = sorted({-(-len(datasets) // NARROWER), len(datasets)})
+        self._widths = [len(datasets)] if len(datasets) < WIDE else [-(-len(datasets) // NARROWER), len(datasets)]
         self._batched: dict[int, Callable[..., Any]] = {}
         self._single: Callable[..., Any] | None = None
 

@@ -8,6 +8,7 @@ import torch
 
 from latentlab.calibration import simulated
 from latentlab.errors import DataError
+from latentlab.inference import replications
 from latentlab.inference.density import Density, tensors
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.replications import Chains, Replications
@@ -26,8 +27,9 @@ def datasets(n, n_missing=0):
 
 @pytest.mark.parametrize("n_missing", [0, 2])
 @pytest.mark.parametrize("which", [np.arange(9), np.array([1]), np.array([8, 1, 3])])
-def test_densities_and_gradients_are_those_of_each_data_set(n_missing, which, rng):
+def test_densities_and_gradients_are_those_of_each_data_set(n_missing, which, rng, monkeypatch):
     """The whole batch, the narrow one, and some rows; with a mask where one data set has missing entries."""
+    monkeypatch.setattr(replications, "WIDE", 2)
     sets = datasets(9, n_missing)
     together = Replications(MODEL, sets)
     points = rng.normal(size=(len(which), together.density.size))
