@@ -550,6 +550,8 @@ def _observed_arrays(replications: Replications, dataset: Dataset) -> dict[str, 
 
 
 def _check(model: LatentModel, method: Method) -> None:
+    if model.parameters:
+        raise ModelError(f"calibration is of a posterior under a prior, and the parameters of {model.name!r} have neither.")
     if method.kind == "point":
         raise ModelError(f"calibration is of draws from a posterior; {method.name!r} gives a point, which has no spread.")
     if method.name not in model.methods:

@@ -161,6 +161,8 @@ MODELS = Table(
         "gaussian_hmm": "latentlab.models.gaussian_hmm:GaussianHMM",
         "categorical_hmm": "latentlab.models.count_hmms:CategoricalHMM",
         "poisson_hmm": "latentlab.models.count_hmms:PoissonHMM",
+        "vae": "latentlab.models.vae:VAE",
+        "linear_vae": "latentlab.models.linear_vae:LinearVAE",
         "state_space": "latentlab.models.state_space:LinearGaussianStateSpace",
     },
 )

@@ -74,6 +74,11 @@ def _caveats(source: Source) -> list[Item]:
         )
         if source.tree.attrs.get("averaged", 1):
             text += " It is averaged over the model's symmetry, whose copies of one answer a single optimum cannot know."
+        if "parameters" in source.tree.children:
+            text += (
+                " The model's parameters are points, fitted to these units: only positions have a spread, given the parameters, and "
+                "what the parameters themselves are uncertain of is missing from it."
+            )
         return [Text((text,))]
     return []
 

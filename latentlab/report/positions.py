@@ -372,9 +372,10 @@ def _held_out(source: Source) -> list[Item]:
     if not score:
         return []
     n = int(score["n_units"])
+    total, what = (float(score["elpd"]), "of") if "elpd" in score else (float(score["bound"]), "of at least, by a bound,")
     text = (
-        f"{count(n, 'unit')} that were kept out of the fit have a log predictive density of {shown(float(score['elpd']))} nats in all "
-        f"(standard error {shown(score['se'])}), {shown(float(score['elpd']) / n)} a unit; larger is better."
+        f"{count(n, 'unit')} that were kept out of the fit have a log predictive density {what} {shown(total)} nats in all "
+        f"(standard error {shown(score['se'])}), {shown(total / n)} a unit; larger is better."
     )
     return [Text((text,))]
 

@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.distributions import constraints
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
@@ -186,6 +187,31 @@ def test_the_minibatch_elbo_is_the_full_one_on_average():
         parts.append(float(density.log_joint(values, density.with_units(rows), 150 / 30)))
     assert np.mean(parts) == pytest.approx(full, rel=1e-12)
     assert parts[0] != pytest.approx(full, rel=1e-6)
+
+
+class OwnGuide(LatentModel):
+    """x_n ~ N(mu, 1), mu ~ N(0, 10), with a normal guide of its own."""
+
+    name, position, symmetry, methods = "own_guide", Position("mu"), Identity(), ("svi",)
+    dims = {"mu": ()}
+
+    def model(self, x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def guide(self, x):
+        loc, scale = pyro.param("loc", torch.tensor(0.0)), pyro.param("scale", torch.tensor(0.1), constraints.positive)
+        pyro.sample("mu", dist.Normal(loc, scale))
+
+
+def test_a_minibatch_stands_for_all_the_data_with_the_models_own_guide():
+    """The posterior's sd is 1 / sqrt(400) = 0.05; a batch of 20 that counted for itself alone would give 0.22."""
+    dataset = Dataset({"x": np.random.default_rng(0).normal(size=400)}, dims={"x": ("unit",)})
+    method = SVI(guide="model", n_steps=3000, learning_rate=0.01, batch_size=20, n_draws=2000)
+    mu = fit(OwnGuide(), dataset, method, seed=0, progress=False).sites()["mu"]
+    assert mu.std() == pytest.approx(0.05, rel=0.2)
+    assert mu.mean() == pytest.approx(dataset.x.mean(), abs=0.03)
 
 
 @pytest.mark.parametrize(
