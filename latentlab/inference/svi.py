@@ -286,10 +286,9 @@ class SVI:
             return (value, *gradients)
 
         key = (type(guide), self.n_particles, bool(frame))
+        example = guide.noise(self.n_particles)  # drawn in every restart, so that each is the same alone as among others
         if key not in density.captured:
-            density.captured[key] = capture(
-                flat, guide.noise(self.n_particles), *(p.detach() for p in guide.parameters), *fixed, *batch
-            )
+            density.captured[key] = capture(flat, example, *(p.detach() for p in guide.parameters), *fixed, *batch)
         fast = density.captured[key]
 
         def step(rest: Any) -> torch.Tensor:

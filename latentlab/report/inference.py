@@ -221,7 +221,8 @@ def _chains(source: Source) -> list[Item]:
 
 
 def _variable(name: str) -> str:
-    return "dim " + name if name in ("chain", "draw") else name
+    """A name that a variable of a tree can have: no dim's, and no path."""
+    return "dim " + name if name in ("chain", "draw") else name.replace("/", "\u2215")
 
 
 def arviz_figure(name: str, function: str, tree: xr.DataTree, *, caption: str, alt: str, most: float = 9.0) -> Figure:

@@ -236,10 +236,10 @@ def _gaussians(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
 
 def draws_of(source: Source, name: str) -> np.ndarray | None:
     """Aligned draws of a site `(draw, ...)`."""
-    group = next((group for group in ("latents", "posterior") if name in source.tree[group].data_vars), None)
-    if group is None:
+    groups = [group for group in (source.group("latents"), source.group("posterior")) if group is not None]
+    values = next((group[name].values for group in groups if name in group.data_vars), None)
+    if values is None:
         return None
-    values = source.tree[group][name].values
     return np.asarray(values.reshape(-1, *values.shape[2:]))
 
 
@@ -324,7 +324,8 @@ def _table(source: Source, parts: Parts) -> Table:
 def location(source: Source) -> tuple[str, np.ndarray, list[str]] | None:
     """What features are like by label: name of the site, draws `(draw, label, feature)`, names of the features."""
     for name in LOCATIONS:
-        array = next((source.tree[g][name] for g in ("latents", "posterior") if name in source.tree[g].data_vars), None)
+        groups = [group for group in (source.group("latents"), source.group("posterior")) if group is not None]
+        array = next((group[name] for group in groups if name in group.data_vars), None)
         if array is None or array.dims[2:4] != (source.label_dim, "feature"):
             continue
         values = array.values.reshape(-1, *array.shape[2:])
