@@ -236,11 +236,9 @@ def _gaussians(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
 
 def draws_of(source: Source, name: str) -> np.ndarray | None:
     """Aligned draws of a site `(draw, ...)`."""
-    group = next((group for group in ("latents", "posterior") if name in source.tree[group].data_vars), None)
-    if group is None:
-        return None
-    values = source.tree[group][name].values
-    return np.asarray(values.reshape(-1, *values.shape[2:]))
+    groups = (source.tree[group].to_dataset() for group in ("latents", "posterior"))
+    array = next((group[name] for group in groups if name in group), None)
+    return None if array is None else np.asarray(array.values.reshape(-1, *array.shape[2:]))
 
 
 def _ellipse(axes: Any, centre: np.ndarray, covariance: np.ndarray, color: str) -> None:
@@ -324,7 +322,8 @@ def _table(source: Source, parts: Parts) -> Table:
 def location(source: Source) -> tuple[str, np.ndarray, list[str]] | None:
     """What features are like by label: name of the site, draws `(draw, label, feature)`, names of the features."""
     for name in LOCATIONS:
-        array = next((source.tree[g][name] for g in ("latents", "posterior") if name in source.tree[g].data_vars), None)
+        groups = (source.tree[group].to_dataset() for group in ("latents", "posterior"))
+        array = next((group[name] for group in groups if name in group), None)
         if array is None or array.dims[2:4] != (source.label_dim, "feature"):
             continue
         values = array.values.reshape(-1, *array.shape[2:])
