@@ -254,7 +254,7 @@ def _histogram(source: Source, parts: Parts) -> Figure:
     x = source.observed.values[:, 0]
     seen = ~np.isnan(x)
     values = np.unique(x[seen])
-    whole = len(values) <= MOST_ROWS and (values == np.floor(values)).all()
+    whole = np.ptp(values) <= MOST_BARS and (values == np.floor(values)).all()
     bins = min(MOST_BARS, max(len(np.histogram_bin_edges(x[seen], bins="fd")) - 1, int(seen.sum()) // 6, 1))
     edges = np.arange(values[0] - 0.5, values[-1] + 1) if whole else np.histogram_bin_edges(x[seen], bins=bins)
     shapes = _gaussians(source)
