@@ -236,11 +236,9 @@ def _gaussians(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
 
 def draws_of(source: Source, name: str) -> np.ndarray | None:
     """Aligned draws of a site `(draw, ...)`."""
-    groups = [group for group in (source.group("latents"), source.group("posterior")) if group is not None]
-    values = next((group[name].values for group in groups if name in group.data_vars), None)
-    if values is None:
-        return None
-    return np.asarray(values.reshape(-1, *values.shape[2:]))
+    groups = (source.tree[group].to_dataset() for group in ("latents", "posterior"))
+    array = next((group[name] for group in groups if name in group), None)
+    return None if array is None else np.asarray(array.values.reshape(-1, *array.shape[2:]))
 
 
 def _ellipse(axes: Any, centre: np.ndarray, covariance: np.ndarray, color: str) -> None:
@@ -256,7 +254,7 @@ def _histogram(source: Source, parts: Parts) -> Figure:
     x = source.observed.values[:, 0]
     seen = ~np.isnan(x)
     values = np.unique(x[seen])
-    whole = len(values) <= MOST_ROWS and (values == np.floor(values)).all()
+    whole = np.ptp(values) <= MOST_BARS and (values == np.floor(values)).all()
     bins = min(MOST_BARS, max(len(np.histogram_bin_edges(x[seen], bins="fd")) - 1, int(seen.sum()) // 6, 1))
     edges = np.arange(values[0] - 0.5, values[-1] + 1) if whole else np.histogram_bin_edges(x[seen], bins=bins)
     shapes = _gaussians(source)
@@ -324,8 +322,8 @@ def _table(source: Source, parts: Parts) -> Table:
 def location(source: Source) -> tuple[str, np.ndarray, list[str]] | None:
     """What features are like by label: name of the site, draws `(draw, label, feature)`, names of the features."""
     for name in LOCATIONS:
-        groups = [group for group in (source.group("latents"), source.group("posterior")) if group is not None]
-        array = next((group[name] for group in groups if name in group.data_vars), None)
+        groups = (source.tree[group].to_dataset() for group in ("latents", "posterior"))
+        array = next((group[name] for group in groups if name in group), None)
         if array is None or array.dims[2:4] != (source.label_dim, "feature"):
             continue
         values = array.values.reshape(-1, *array.shape[2:])
