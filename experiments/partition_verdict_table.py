@@ -4,7 +4,8 @@ Data x = m_z + e of a mixture of three Gaussians of equal weight and variance 1,
 dimension or two. In the designs `known` the means are known: the labels are independent given the data,
 P(z_i = k | x) = N(x_i; m_k, 1) / sum_l N(x_i; m_l, 1), and draws are exact. In the designs `unknown` the means have the prior
 N(0, 5^2) and four chains of a Gibbs sampler alternate z | m and m | z, from starts of their own. Clusterings whose relation
-to that posterior is known go through the verdict: as it is, and, in the second column, without its guard.
+to that posterior is known go through the verdict. The column `unguarded` says how often they are nearer to the posterior than
+draws are, whatever the guard says.
 
 Example:
     python experiments/partition_verdict_table.py --n-datasets 60 --seed 0
@@ -175,7 +176,7 @@ class Row:
 ROWS = (
     Row("least-Binder draw", lambda case: case.reference.blocks, "summary-like"),
     Row("min-Binder estimate", lambda case: minimum_binder(case.draws), "summary-like"),
-    Row("min-VI estimate", lambda case: minimum_vi(case.draws)),
+    Row("min-VI estimate", lambda case: minimum_vi(case.draws[:, ::4])),
     Row("MAP", lambda case: case.map, "summary-like"),
     Row("fresh draw", lambda case: case.fresh, "draw-like"),
     Row("truth", lambda case: case.truth, "draw-like"),

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from latentlab.inference.nuts import NUTS
     from latentlab.inference.svi import SVI
     from latentlab.models.base import LatentModel, MaximumLikelihood, Position
+    from latentlab.selection import loo_table
     from latentlab.study.run import load_run, run
+    from latentlab.study.select import select
 
 __version__ = "0.1.0"
 
@@ -40,7 +42,9 @@ _PUBLIC = {
     "load_dataset": "latentlab.data.load",
     "load_run": "latentlab.study.run",
     "log_joint": "latentlab.inference.density",
+    "loo_table": "latentlab.selection",
     "run": "latentlab.study.run",
+    "select": "latentlab.study.select",
 } | METHODS.classes()
 
 __all__ = [*sorted(_PUBLIC), "models"]

@@ -15,7 +15,7 @@ from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, METRICS, MODELS, p
 KINDS = {"models": MODELS, "datasets": DATASETS, "embeddings": EMBEDDINGS, "metrics": METRICS, "methods": METHODS}
 INTERRUPTED = 130
 EXIT_CODES = """\
-exit codes: 0 done; 1 the run failed; 2 the config, data or usage is wrong, nothing was started;
+exit codes: 0 done; 1 the run, or a check, failed; 2 the config, data or usage is wrong, nothing was started;
             3 done, but a diagnostic failed and --strict was given; 130 interrupted, --resume goes on"""
 
 
@@ -68,6 +68,64 @@ def _run(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
     )
     return 0
+
+
+def _select(arguments: argparse.Namespace) -> int:
+    from latentlab.study.select import PLOT, TABLE, n_compared, select, values_of
+
+    key, values = values_of(arguments.values)
+    table = select(
+        arguments.config,
+        key,
+        values,
+        overrides=arguments.overrides,
+        out=arguments.out,
+        plugins=arguments.plugin,
+        overwrite=arguments.overwrite,
+        resume=arguments.resume,
+        with_embeddings=arguments.with_embeddings,
+        progress=not arguments.quiet,
+    )
+    _print_table(table)
+    if not arguments.quiet:
+        print(f"\nelpd_diff: to the best, se_diff its standard error. Written: {TABLE}, {PLOT} and the runs.")
+    return 0 if n_compared(table) > 1 else 1
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from latentlab.study.several import compare_runs
+
+    with plugins(arguments.plugin):
+        found = compare_runs(arguments.runs)
+    tables = [("runs", found.runs), *(("leave-one-out", table) for table in found.loo)]
+    tables += [("positions against each other", found.positions), ("verdicts on embeddings", found.verdicts)]
+    print("\n\n".join("\n".join([title, *_table_lines(table)]) for title, table in tables if len(table)))
+    if found.notes:
+        print("\nnot compared, or with care")
+        print("\n".join(f"  {note}" for note in found.notes))
+    return 0
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from latentlab.study.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides, arguments.plugin)
+
+    from latentlab.calibration import calibrate
+
+    with plugins(config.plugins):
+        found = calibrate(
+            config.build_model(),
+            config.build_method(),
+            n_replications=arguments.n_replications,
+            n_units=arguments.n_units,
+            seed=config.seed,
+            progress=not arguments.quiet,
+        )
+    print(found)
+    if arguments.out is not None:
+        found.save(arguments.out)
+    return 0 if found.passed else 1
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -131,12 +189,32 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return 0 if sound else 1
 
 
+def _print_table(table: Any) -> None:
+    print("\n".join(_table_lines(table)))
+
+
+def _table_lines(table: Any) -> list[str]:
+    """A data frame as lines: numbers to two decimals, nothing where there is none."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return "" if value != value else f"{value:.2f}"
+        return "yes" if value is True else "no" if value is False else str(value)
+
+    rows = [[cell(value) for value in row.values()] for row in table.to_dict("records")]
+    return _lines([list(map(str, table.columns)), *rows], "  ")
+
+
 def _print_rows(rows: Sequence[Sequence[str]], indent: str = "") -> None:
+    for line in _lines(rows, indent):
+        print(line)
+
+
+def _lines(rows: Sequence[Sequence[str]], indent: str) -> list[str]:
     """Columns, as wide as they must be; the last is free."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)] if rows else []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)]
-        print(indent + "  ".join([*cells, row[-1]]).rstrip())
+    cells = [[cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)] for row in rows]
+    return [indent + "  ".join([*some, row[-1]]).rstrip() for some, row in zip(cells, rows, strict=True)]
 
 
 # -- arguments
@@ -173,6 +251,26 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="with --resume: despite a changed version or thread count")
     run.add_argument("--strict", action="store_true", help="exit code 3 if a diagnostic fails")
     run.add_argument("--quiet", action="store_true", help="no progress bars and no summary")
+
+    select = _command(commands, "select", _select, "how many: run a config once a value of a key, and compare by leave-one-out")
+    select.add_argument("config", metavar="CONFIG", help="a YAML file")
+    select.add_argument("values", metavar="KEY=VALUES", help="model.n_components=1,2,3, a list, or 1:6, both ends included")
+    select.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, the same for all")
+    select.add_argument("--out", metavar="DIR", help="where runs, selection.csv and selection.png go (runs/NAME-select)")
+    select.add_argument("--overwrite", action="store_true", help="replace the runs that are there")
+    select.add_argument("--resume", action="store_true", help="go on with the runs that are there")
+    select.add_argument("--with-embeddings", action="store_true", help="compute and compare the embeddings too")
+    select.add_argument("--quiet", action="store_true", help="no progress bars, the table only")
+
+    compare = _command(commands, "compare", _compare, "several runs in one table, and against each other")
+    compare.add_argument("runs", metavar="RUN", nargs="+", help="run directories, at least two")
+
+    calibrate = _command(commands, "calibrate", _calibrate, "check a config's model and method against themselves")
+    _takes_config(calibrate)
+    calibrate.add_argument("--n-replications", metavar="N", type=int, help="simulated data sets (200 with nuts, 40 otherwise)")
+    calibrate.add_argument("--n-units", metavar="N", type=int, default=10, help="units of each (10)")
+    calibrate.add_argument("--out", metavar="DIR", help="write calibration.csv and calibration.png there")
+    calibrate.add_argument("--quiet", action="store_true", help="no progress bars")
 
     report = _command(commands, "report", _report, "rebuild the page of a run")
     report.add_argument("run", metavar="RUN", help="a run directory")

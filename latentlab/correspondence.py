@@ -9,16 +9,20 @@ from typing import Any, Literal
 
 import numpy as np
 
+from latentlab.compare.agreement import adjusted_rand, matched_accuracy
 from latentlab.compare.align import principal_axes
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
+from latentlab.data.markov import hidden_markov
+from latentlab.data.mixtures import gaussian_mixture
 from latentlab.data.simulators import linear_gaussian
 from latentlab.embeddings.embedding import embed
+from latentlab.models.base import LatentModel
 from latentlab.registry import MODELS
 from latentlab.seeds import Seeds, double
 
 Map = Callable[[np.ndarray, Dataset], np.ndarray]
-"""Embedding coordinates `(unit, p)` of a dataset to the model's latent coordinates."""
+"""Embedding coordinates `(unit, p)` of a dataset to the model's latent coordinates: a column for each label, where those are."""
 
 
 @dataclass(frozen=True)
@@ -100,21 +104,48 @@ def as_it_is(values: np.ndarray, dataset: Dataset) -> np.ndarray:
     return values - values.mean(axis=0)
 
 
+def nearest(values: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """Distances to centres carried to labels: 1 for the nearest centre, of several the first, and 0 for the others."""
+    return np.eye(values.shape[1])[values.argmin(axis=1)]
+
+
 # -- checks
 
 
-def _posterior_mean(model_name: str, dataset: Dataset, n_latent: int) -> np.ndarray:
-    """The positions' posterior mean at the maximum of the likelihood `(unit, latent)`."""
+def _positions(model: LatentModel, dataset: Dataset, **values: Any) -> Any:
+    """The distribution of the positions at these values of the other sites."""
     import torch
 
     from latentlab.inference.density import tensors
 
-    model = MODELS.load(model_name)(n_latent=n_latent)
-    arrays = tensors(model, dataset)
     with double():
-        found = model.maximum_likelihood(arrays, Seeds(0).child("correspondence").numpy())
-        values = {name: torch.as_tensor(value) for name, value in found.values.items()}
-        return model.latents(arrays, **values).mean.numpy()
+        return model.latents(tensors(model, dataset), **{name: torch.as_tensor(value) for name, value in values.items()})
+
+
+def _at_maximum(model: LatentModel, dataset: Dataset, n_starts: int = 1) -> Any:
+    """The same at the maximum of the likelihood: of several, the highest with nothing amiss."""
+    from latentlab.inference.density import tensors
+
+    arrays, seeds = tensors(model, dataset), Seeds(0)
+    with double():
+        runs = [model.maximum_likelihood(arrays, seeds.child("correspondence", i).numpy()) for i in range(n_starts)]
+    return _positions(model, dataset, **max(runs, key=lambda run: (not run.notes, run.trace[-1])).values)
+
+
+def _posterior_mean(model_name: str, dataset: Dataset, n_latent: int) -> np.ndarray:
+    """The positions' posterior mean at the maximum of the likelihood `(unit, latent)`."""
+    return _at_maximum(MODELS.load(model_name)(n_latent=n_latent), dataset).mean.numpy()
+
+
+def _labels_at_maximum(model_name: str, dataset: Dataset, **options: Any) -> np.ndarray:
+    """Each unit's most probable label at the maximum of the likelihood `(unit,)`."""
+    return _at_maximum(MODELS.load(model_name)(**options), dataset, 3).probs.argmax(-1).numpy()
+
+
+def _clusters(embedding: str, dataset: Dataset, n_clusters: int, **options: Any) -> np.ndarray:
+    """Labels `(unit,)` of one run of a clustering."""
+    values = embed(embedding, dataset, n_latent=n_clusters, **options).values
+    return (values if values.ndim == 2 else values[0]).argmax(axis=1)
 
 
 def _turned_residual(y: np.ndarray, z: np.ndarray) -> float:
@@ -207,8 +238,190 @@ def _bent(embedding: str) -> Callable[[], Evidence]:
     return check
 
 
+def _mixture_centres(dataset: Dataset, n_components: int, sigma: float, n_starts: int = 10) -> np.ndarray:
+    """Means at the highest likelihood of a mixture with equal weights and this sigma for all, by EM from random units."""
+    x, rng = dataset.x, Seeds(0).child("correspondence").numpy()
+    model = MODELS.load("gaussian_mixture")(n_components=n_components, covariance="spherical")
+    fixed = {"weights": np.full(n_components, 1 / n_components), "sigma": np.full(n_components, sigma)}
+    found = []
+    for _ in range(n_starts):
+        mu = x[rng.choice(len(x), n_components, replace=False)]
+        before = np.full_like(mu, np.inf)
+        while np.abs(mu - before).max() > 1e-12:
+            before = mu
+            responsibilities = _positions(model, dataset, mu=mu, **fixed).probs.numpy()
+            mu = responsibilities.T @ x / responsibilities.sum(axis=0)[:, None]
+        squares = ((x[:, None] - mu) ** 2).sum(axis=2) / (2 * sigma**2)
+        found.append((np.logaddexp.reduce(-squares, axis=1).sum(), mu))
+    return max(found, key=lambda one: one[0])[1]
+
+
+def _centres(dataset: Dataset, labels: np.ndarray) -> np.ndarray:
+    return np.stack([dataset.x[labels == k].mean(axis=0) for k in range(labels.max() + 1)])
+
+
+def _distance_of_centres(a: np.ndarray, b: np.ndarray) -> float:
+    """Relative distance of the centres b from a, matched one to one."""
+    from scipy.optimize import linear_sum_assignment
+
+    squares = ((a[:, None] - b) ** 2).sum(axis=2)
+    return float(np.sqrt(squares[linear_sum_assignment(squares)].sum()) / np.linalg.norm(b))
+
+
+def _round_and_unequal() -> Dataset:
+    """A wide cluster of 340 units beside a narrow one of 60."""
+    rng = Seeds(1).child("correspondence").numpy()
+    wide = 4.0 * rng.standard_normal((340, 2))
+    narrow = np.array([6.0, 0.0]) + rng.standard_normal((60, 2))
+    return Dataset({"x": np.concatenate([wide, narrow])}, dims={"x": ("unit", "feature")}, name="unequal clusters")
+
+
+def _vanishing_variance_makes_kmeans() -> Evidence:
+    dataset, unequal = load_dataset("wine"), _round_and_unequal()
+    centres = _centres(dataset, _clusters("kmeans", dataset, 3))
+    distance = _distance_of_centres(_mixture_centres(dataset, 3, sigma=0.1), centres)
+    labels = _labels_at_maximum("gaussian_mixture", unequal, n_components=2, covariance="spherical")
+    parted = 1 - matched_accuracy(_clusters("kmeans", unequal, 2), labels)
+    text = (
+        f"relative distance of k-means' centres from a mixture's with sigma 0.1 on wine: {distance:.2g} (holds below 1e-6); "
+        f"share of units labelled otherwise where clusters are of unequal size and width: {parted:.2g} (holds above 0.2)"
+    )
+    return Evidence(distance < 1e-6 and parted > 0.2, distance, 1e-6, text)
+
+
+def soft_assignments(distances: np.ndarray, sigma: float) -> np.ndarray:
+    r"""$\exp(-d_{nk}^2 / 2 \sigma^2)$ of distances to centres `(unit, k)`, each row divided by its sum."""
+    logs = -(distances**2) / (2 * sigma**2)
+    return np.exp(logs - np.logaddexp.reduce(logs, axis=1)[:, None])
+
+
+def _distances_are_responsibilities() -> Evidence:
+    dataset = load_dataset("wine")
+    distances = embed("kmeans", dataset, n_latent=3, n_seeds=1, output="distances").values[0]
+    labels = nearest(distances, dataset).argmax(axis=1)
+    model = MODELS.load("gaussian_mixture")(n_components=3, covariance="spherical")
+    worst = 0.0
+    for sigma in (0.3, 1.0, 3.0):
+        sites = {"weights": np.full(3, 1 / 3), "mu": _centres(dataset, labels), "sigma": np.full(3, sigma)}
+        exact = _positions(model, dataset, **sites).probs.numpy()
+        worst = max(worst, float(np.abs(soft_assignments(distances, sigma) - exact).max()))
+        worst = max(worst, float((exact.argmax(axis=1) != labels).mean()))
+    return _below(
+        worst, 1e-8, "largest difference of soft assignments from responsibilities at equal spherical variances on wine"
+    )
+
+
+def _clusters_far_apart_and_near(embedding: str) -> tuple[float, float]:
+    """Share of units labelled as the mixture at its maximum labels them, 6 and 2 standard deviations apart."""
+    found = []
+    for separation in (6.0, 2.0):
+        dataset = gaussian_mixture(n_units=300, separation=separation)
+        labels = _labels_at_maximum("gaussian_mixture", dataset, n_components=3, covariance="spherical")
+        found.append(float(matched_accuracy(_clusters(embedding, dataset, 3), labels)))
+    return found[0], found[1]
+
+
+def _ward_is_a_greedy_mixture() -> Evidence:
+    far, near = _clusters_far_apart_and_near("agglomerative")
+    text = (
+        f"share of units labelled as by the mixture: {far:.3g} with means 6 standard deviations apart (holds above 0.99), "
+        f"{near:.3g} with 2 (holds below 0.9)"
+    )
+    return Evidence(far > 0.99 and near < 0.9, far, 0.99, text)
+
+
+def _rings_part_spectral_clustering_from_the_mixture() -> Evidence:
+    rng = Seeds(0).child("correspondence").numpy()
+    angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    circle = np.column_stack([np.cos(angles), np.sin(angles)])
+    x = np.concatenate([circle[::2], 3 * circle]) + 0.03 * rng.standard_normal((90, 2))
+    dataset, ring = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name="rings"), np.repeat([0, 1], [30, 60])
+    labels = _clusters("spectral_clustering", dataset, 2)
+    found = float(adjusted_rand(labels, _labels_at_maximum("gaussian_mixture", dataset, n_components=2, covariance="full")))
+    rings = float(adjusted_rand(labels, ring))
+    text = (
+        f"adjusted Rand index of spectral clustering on two rings: {found:.2g} with the mixture (holds below 0.5), "
+        f"{rings:.2g} with the rings (holds above 0.9)"
+    )
+    return Evidence(found < 0.5 and rings > 0.9, found, 0.5, text)
+
+
+def _steps_in_the_same_state(embedding: str, separation: float) -> float:
+    """Share of steps in the state that is the most probable one of the step, at the maximum of a hidden Markov likelihood."""
+    dataset = hidden_markov(n_sequences=1, n_steps=400, n_states=2, separation=separation, seed=2)
+    states = _labels_at_maximum("gaussian_hmm", dataset, n_states=2)
+    return float(matched_accuracy(_clusters(embedding, dataset, 2, n_seeds=1), states))
+
+
+def _strong_signal_makes_it_the_states(embedding: str, weak_below: float) -> Evidence:
+    strong, weak = _steps_in_the_same_state(embedding, 6.0), _steps_in_the_same_state(embedding, 1.0)
+    text = (
+        f"share of steps in their most probable state: {strong:.3g} with means 6 standard deviations apart (holds above 0.999), "
+        f"{weak:.3g} with 1 (holds below {weak_below:g})"
+    )
+    return Evidence(strong > 0.999 and weak < weak_below, strong, 0.999, text)
+
+
+def _viterbi_is_the_best_path() -> Evidence:
+    return _strong_signal_makes_it_the_states("viterbi", 0.99)
+
+
+def _kmeans_ignores_transitions() -> Evidence:
+    return _strong_signal_makes_it_the_states("kmeans", 0.85)
+
+
+def _windows_blur_changes() -> Evidence:
+    weak, strong = _steps_in_the_same_state("window_kmeans", 1.0), _steps_in_the_same_state("window_kmeans", 10.0)
+    passed = strong < 0.99 and weak > _steps_in_the_same_state("kmeans", 1.0)
+    text = (
+        f"share of steps in their most probable state with means 10 standard deviations apart: {strong:.3g} (holds below 0.99); "
+        f"with 1, {weak:.3g} (holds above that of k-means)"
+    )
+    return Evidence(passed, strong, 0.99, text)
+
+
+def _path_on_a_plane(noise: float) -> tuple[Dataset, np.ndarray]:
+    """300 steps that turn in a plane once in 40 steps, seen by 6 features, and their posterior mean at the true parameters."""
+    rng = Seeds(1).child("correspondence").numpy()
+    angle = 2 * np.pi / 40
+    A = 0.98 * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    C, z = rng.standard_normal((6, 2)), rng.standard_normal((300, 2))
+    for t in range(1, len(z)):
+        z[t] += A @ z[t - 1]
+    x = z @ C.T + noise * rng.standard_normal((len(z), 6))
+    dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name="a path on a plane")
+    sites = {"A": A, "C": C, "mu": np.zeros(6), "sigma": np.full(6, noise)}
+    return dataset, _positions(MODELS.load("state_space")(n_latent=2), dataset, **sites).mean.numpy()
+
+
+def _share_of_path_missed(embedding: str, noise: float, **options: Any) -> float:
+    dataset, mean = _path_on_a_plane(noise)
+    return _linear_residual(embed(embedding, dataset, n_latent=2, **options).values, mean)
+
+
+def _vanishing_noise_makes_pca_the_path() -> Evidence:
+    small, large = _share_of_path_missed("pca", 0.1), _share_of_path_missed("pca", 10.0)
+    text = (
+        f"share of the variance of smoothed positions that PCA misses: {small:.2g} with noise 0.1 (holds below 0.001), "
+        f"{large:.2g} with noise 10 (holds above 0.2)"
+    )
+    return Evidence(small < 1e-3 and large > 0.2, small, 1e-3, text)
+
+
+def _windows_smooth() -> Evidence:
+    large, small = (_share_of_path_missed("window_pca", noise, window=9) for noise in (10.0, 0.1))
+    without = _share_of_path_missed("pca", 10.0)
+    text = (
+        f"share of the variance of smoothed positions that PCA of windows of 9 misses: {large:.2g} with noise 10 (holds below "
+        f"0.25; PCA misses {without:.2g}), {small:.2g} with noise 0.1 (holds above 0.01)"
+    )
+    return Evidence(large < 0.25 < without and small > 0.01, large, 0.25, text)
+
+
 _TIPPING = "Tipping & Bishop (1999), JRSS B 61:611"
 _ROTATION = "rotation and reflection, O(q)"
+_NAMES = "the names of the clusters, S_K"
+_KULIS = "Kulis & Jordan (2012), Revisiting k-means, ICML"
 
 
 def _no_claim(embedding: str, title: str, citation: str) -> Correspondence:
@@ -300,4 +513,107 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
     _no_claim("lle", "Locally linear embedding", "Roweis & Saul (2000), Science 290:2323"),
     _no_claim("tsne", "t-SNE", "van der Maaten & Hinton (2008), JMLR 9:2579"),
     _no_claim("umap", "UMAP", "McInnes, Healy & Melville (2018), arXiv:1802.03426"),
+    Correspondence(
+        "kmeans",
+        "gaussian_mixture",
+        "exact",
+        claim="exp(-d^2 / 2 sigma^2) of the distances to the centres, made to sum to 1, are the responsibilities of a mixture "
+        "around these centres; the nearest centre is the most probable label.",
+        conditions='output="distances"; equal weights, one spherical covariance, means at the centres of k-means',
+        breaks="unequal weights or covariances; the mixture's own means, which k-means pulls apart where clusters overlap",
+        symmetry=_NAMES,
+        citation="MacKay (2003), Information Theory, Inference, and Learning Algorithms, ch. 20 and 22",
+        check=_distances_are_responsibilities,
+        map=nearest,
+        options=(("output", "distances"),),
+    ),
+    Correspondence(
+        "kmeans",
+        "gaussian_mixture",
+        "limit",
+        claim="As the variance tends to 0, maximum likelihood has the centres and the labels of k-means.",
+        conditions="equal weights, one spherical covariance, both kept so as the variance tends to 0; the best of enough starts",
+        breaks="unequal weights or covariances: k-means cuts a wide cluster in two; overlap: it says nothing of who is unsure",
+        symmetry=_NAMES,
+        citation=_KULIS,
+        check=_vanishing_variance_makes_kmeans,
+    ),
+    Correspondence(
+        "agglomerative",
+        "gaussian_mixture",
+        "approximate",
+        claim="Ward's clusters are a greedy estimate of those of a mixture with equal weights and one spherical covariance.",
+        conditions='linkage="ward"; clusters far apart',
+        breaks="overlap, as what was joined is never parted; unequal covariances; other linkages, which follow chains",
+        symmetry=_NAMES,
+        citation="Fraley & Raftery (2002), JASA 97:611",
+        check=_ward_is_a_greedy_mixture,
+        options=(("linkage", "ward"),),
+    ),
+    Correspondence(
+        "spectral_clustering",
+        "gaussian_mixture",
+        "none",
+        claim="Spectral clusters are read as components; they are connected groups of any shape, and no estimate of components.",
+        conditions="none; clusters so far apart that every method finds them",
+        breaks="groups that are no clouds: it finds two rings, which no two Gaussians do",
+        symmetry=_NAMES,
+        citation="von Luxburg (2007), A tutorial on spectral clustering, Stat. Comput. 17:395",
+        check=_rings_part_spectral_clustering_from_the_mixture,
+    ),
+    Correspondence(
+        "viterbi",
+        "gaussian_hmm",
+        "limit",
+        claim="The Viterbi path is the most probable path; as the states move apart it is every step's most probable state too.",
+        conditions="parameters at the maximum of the likelihood; states many standard deviations apart",
+        breaks="weak signal: the most probable path is one of very many, and not made of the steps' most probable states",
+        symmetry="the names of the states, S_K",
+        citation="Rabiner (1989), Proc. IEEE 77:257",
+        check=_viterbi_is_the_best_path,
+    ),
+    Correspondence(
+        "kmeans",
+        "gaussian_hmm",
+        "limit",
+        claim="As the states move apart, k-means of single steps finds them: the step alone says its state.",
+        conditions="states many standard deviations apart, all of them visited often",
+        breaks="weak signal, where the steps before and after say more of a state than the step; states that differ in spread",
+        symmetry="the names of the states, S_K",
+        citation=_KULIS,
+        check=_kmeans_ignores_transitions,
+    ),
+    Correspondence(
+        "window_kmeans",
+        "gaussian_hmm",
+        "none",
+        claim="Clusters of windows are read as states; about every change they mix two of them, however strong the signal.",
+        conditions="none; it may well be nearer than k-means of single steps where the signal is weak and states last",
+        breaks="a change within the window: its steps are those of neither state",
+        symmetry="the names of the states, S_K",
+        citation="Keogh & Lin (2005), Clustering of time-series subsequences is meaningless, Knowl. Inf. Syst. 8:154",
+        check=_windows_blur_changes,
+    ),
+    Correspondence(
+        "pca",
+        "state_space",
+        "limit",
+        claim="As the noise vanishes, PCA of single steps spans the positions, whatever moves them.",
+        conditions="noise small beside C z; at least as many features as latent dimensions",
+        breaks="noise: the positions are smoothed over time, PCA is not; fewer features than latent dimensions",
+        symmetry="linear maps, GL(q)",
+        citation=_TIPPING,
+        check=_vanishing_noise_makes_pca_the_path,
+    ),
+    Correspondence(
+        "window_pca",
+        "state_space",
+        "approximate",
+        claim="PCA of windows is nearly a linear map of the smoothed positions where these move slowly and noise is large.",
+        conditions="windows of about the time over which the model smooths",
+        breaks="little noise, where it blurs; fast motion; the ends of a series; it gives all steps of a window a fixed weight",
+        symmetry="linear maps, GL(q)",
+        citation="Broomhead & King (1986), Physica D 20:217",
+        check=_windows_smooth,
+    ),
 )

@@ -67,6 +67,8 @@ SATURATED = 0.01
 """Share of iterations at the largest tree depth up to which the check warns instead of failing: it costs, it does not bias."""
 DRIFT = 1.0
 """Nats that the ELBO may move over the last quarter: a nat moves the approximation by about a posterior sd in one direction."""
+UNIT_DRIFT = 0.1
+"""Likewise, of a unit's ELBO, where what still moves are parameters and not an approximation of their posterior."""
 GAP = 1.0
 """Nats of importance-weighted ELBO over ELBO above which the check warns."""
 N_BATCHES = 20
@@ -117,7 +119,7 @@ def diagnose(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str
         own = {name: tuple(dims[name]) for name in values}
         rows += _series(data, values, own, group, position) + _levels(data) + _chains(data, declared) + _sampler(data)
         rows += _raw(values, own, group)
-    return pd.DataFrame([*rows, *_loo(data, kind)], columns=list(COLUMNS))
+    return pd.DataFrame([*rows, *_active(data), *_loo(data, kind)], columns=list(COLUMNS))
 
 
 def converged(table: pd.DataFrame) -> bool:
@@ -162,7 +164,7 @@ def _not_applicable(checks: Iterable[str], why: str) -> list[Row]:
 
 def _finite(data: xr.DataTree) -> list[Row]:
     rows = []
-    for group in ("posterior", "latents", "sample_stats", "log_likelihood", "log_prior"):
+    for group in ("posterior", "latents", "sample_stats", "log_likelihood", "log_weights", "log_prior"):
         for name, array in arrays(data, group).items():
             n_bad = int((~np.isfinite(array.astype(np.float64))).sum())
             if n_bad and (group != "sample_stats" or name in DENSITIES):
@@ -328,7 +330,9 @@ def _variational(data: xr.DataTree) -> list[Row]:
         ["R-hat", "bulk ESS", "tail ESS", "level of log density"], "independent draws of an approximation, no Markov chain"
     )
     stats = arrays(data, "sample_stats")
-    if "lp" in stats and "log_q" in stats:
+    if "log_weights" in data.children:
+        rows += _by_unit(arrays(data, "log_weights")["log_weight"])
+    elif "lp" in stats and "log_q" in stats:
         kept = "log_q_averaged" in stats
         averaged = kept and bool(data.attrs.get("averaged", 1))
         raw = (stats["lp"] - stats["log_q"]).ravel()
@@ -344,15 +348,42 @@ def _variational(data: xr.DataTree) -> list[Row]:
         text = "importance-weighted ELBO - ELBO, nats"
         rows.append(_row("ELBO gap", text, gap, f"< {GAP:g}", ok=gap < GAP, otherwise="warn" if gap >= GAP else "fail"))
     optimization = arrays(data, "optimization")
-    return [*rows, _drift(**optimization)] if "loss" in optimization else rows
+    n_units = data["posterior"].sizes.get("unit", 1) if "parameters" in data.children else None
+    return [*rows, _drift(**optimization, n_units=n_units)] if "loss" in optimization else rows
 
 
-def _drift(loss: np.ndarray, elbo: np.ndarray | None = None) -> Row:
+def _by_unit(log_weights: np.ndarray) -> list[Row]:
+    """k-hat and gap where each unit has importance weights of its own, `(chain, draw, unit)`: an encoder, given parameters."""
+    flat = log_weights.reshape(-1, log_weights.shape[-1])
+    limit = khat_limit(len(flat))
+    each = np.array([khat(unit) for unit in flat.T])
+    share = float(np.mean(~(each < limit)))
+    k = float(each.mean())
+    gap = float((logsumexp(flat, axis=0) - math.log(len(flat)) - flat.mean(axis=0)).mean())
+    return [
+        _row("k-hat", f"encoder; mean over units, {share:.0%} at the limit or above", k, f"< {limit:.2f}", ok=k < limit),
+        _row("ELBO gap", "importance-weighted ELBO - ELBO, nats a unit", gap, f"< {GAP:g}", ok=gap < GAP, otherwise="warn"),
+    ]
+
+
+def _drift(loss: np.ndarray, elbo: np.ndarray | None = None, n_units: int | None = None) -> Row:
+    """Of the whole ELBO; of a unit's, to a tighter limit, where parameters are fitted (`n_units`): no posterior hangs on it."""
     rise, error, n_steps = elbo_drift(loss[0 if elbo is None else int(elbo.argmax())])
+    limit, unit = (DRIFT, "nats") if n_units is None else (UNIT_DRIFT, "nats a unit")
+    rise, error = rise / (n_units or 1), error / (n_units or 1)
     low, high = rise - 3 * error, rise + 3 * error
-    quantity = f"rise over the last {n_steps} steps, nats; +- {3 * error:.2g}"
-    ok, moved = bool(low > -DRIFT and high < DRIFT), bool(low > DRIFT or high < -DRIFT or math.isnan(rise))
-    return _row("ELBO drift", quantity, rise, f"within +- {DRIFT:g}", ok=ok, otherwise="fail" if moved else "warn")
+    quantity = f"rise over the last {n_steps} steps, {unit}; +- {3 * error:.2g}"
+    ok, moved = bool(low > -limit and high < limit), bool(low > limit or high < -limit or math.isnan(rise))
+    return _row("ELBO drift", quantity, rise, f"within +- {limit:g}", ok=ok, otherwise="fail" if moved else "warn")
+
+
+def _active(data: xr.DataTree) -> list[Row]:
+    """How many dimensions of an encoder carry anything: none at all is no answer, fewer than all is worth knowing."""
+    if "n_active" not in data.attrs:
+        return []
+    n = int(data.attrs["n_active"])
+    q = next((size for dim, size in data["latents"].sizes.items() if dim not in ("chain", "draw", "unit")), n)
+    return [_row("active units", f"of {q} latent dimensions", n, f">= {q}", ok=n == q, otherwise="warn" if n else "fail")]
 
 
 def elbo_drift(loss: np.ndarray) -> tuple[float, float, int]:
@@ -392,6 +423,8 @@ def _loo(data: xr.DataTree, kind: str) -> list[Row]:
     check = "LOO k-hat"
     if kind == "point" or data.attrs.get("point_estimate"):
         return _not_applicable([check], "a point estimate has no spread")
+    if "parameters" in data.children:
+        return _not_applicable([check], "parameters are points: units that were held out say how good they are")
     if "log_likelihood" not in data.children:
         return _not_applicable([check], "no log likelihood was kept")
     try:

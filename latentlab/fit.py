@@ -16,11 +16,12 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.series import boundaries
 from latentlab.diagnostics import converged, diagnose, sensitivity
 from latentlab.errors import ConfigError, DataError, InferenceError, ModelError
-from latentlab.inference.density import Density, over_draws, tensors
+from latentlab.inference.density import Density, over_draws, parameter_tensors, tensors
 from latentlab.inference.draws import Draws, Method, Problem
-from latentlab.models.base import LatentModel
+from latentlab.inference.encoder import activity, is_amortised, log_weights
+from latentlab.models.base import NOTHING, LatentModel
 from latentlab.modes import chain_modes, restart_modes
-from latentlab.posterior import LEFT_OUT, Loo, build, loo, to_arviz
+from latentlab.posterior import LEFT_OUT, Loo, arrays, build, loo, to_arviz
 from latentlab.seeds import Seeds, isolated, one_thread
 from latentlab.symmetry.group import Aligned, Group
 from latentlab.symmetry.groups import Orthogonal, SignedPermutation
@@ -30,6 +31,8 @@ MOST_NUMBERS = 2**24
 """Labels are aligned by as many units as give so many numbers at most (128 MB)."""
 N_PREDICTIVE = 100
 """Draws of the prior and posterior predictive that are kept: a whole data set each."""
+N_BOUND = 500
+"""Samples of the encoder for a bound on the log likelihood of units."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,16 +90,37 @@ class Fit:
         return sensitivity(self.data, **self._declared)
 
     def loo(self) -> Loo:
-        """Leave-one-out predictive accuracy, of a variational fit corrected to the posterior (`posterior.loo`)."""
+        """Leave-one-out predictive accuracy, of a variational fit corrected to the posterior (`posterior.loo`).
+
+        Raises:
+            ModelError: A point estimate, of the sites or of the model's parameters.
+        """
         return loo(self.data)
 
     def sites(self) -> dict[str, np.ndarray]:
         """Draws of every site `(chain, draw, *site)`, as drawn."""
         return {str(name): array.values for name, array in self.data["posterior"].data_vars.items()}
 
+    @property
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The model's parameters, one value each; none where it has no others than sites."""
+        return arrays(self.data, "parameters")
+
+    def frozen(self) -> LatentModel:
+        """The model with its parameters fixed at the fit's: `fit(this, units, NUTS())` samples their positions exactly."""
+        return self.model.frozen(self.parameters, self._classes)
+
+    def activity(self) -> pd.DataFrame:
+        """What each dimension of the encoder carries: dimension, activity, kl (nats a unit), active (`inference.encoder`)."""
+        return activity(self.model, tensors(self.model, self.dataset), parameter_tensors(self.parameters))
+
+    @property
+    def _classes(self) -> np.ndarray | None:
+        return classes_of(self.model, self.dataset)
+
     @cached_property
     def _aligned(self) -> Aligned:
-        return align(self.model, self.sites(), point=self.method.kind == "point")
+        return align(self.model, self.sites(), point=one_orientation(self.model, self.method))
 
     def latents(self, dataset: Dataset | None = None) -> xr.DataArray:
         """Positions `(chain, draw, unit, latent)` with the symmetry removed.
@@ -118,7 +142,8 @@ class Fit:
         seeds = Seeds(self.seed).child("latents", new.digest())
         values = {name: array for name, array in self.sites().items() if name != site}
         with isolated(seeds):
-            z = draw_positions(self.model, tensors(self.model, new), values)
+            lead = next(iter(self.sites().values())).shape[:2]
+            z = draw_positions(self.model, tensors(self.model, new, self._classes), values, self.parameters, lead)
         z = self.model.act(self._aligned.elements, {site: z})[site]
         dims = ("chain", "draw", *self.model.dims[site])
         return _with_latent_dim(xr.DataArray(z, dims=dims, coords=_lead_coords(z, new), name=site))
@@ -153,27 +178,41 @@ class Fit:
         p = self.model.exchanges.act(elements, {"p": found}, {"p": ("unit", dim)})["p"]
         return xr.DataArray(p, dims=("chain", "draw", "unit", dim), coords=_lead_coords(p, new), name=f"p({site})")
 
-    def log_likelihood(self, dataset: Dataset) -> xr.DataArray:
-        """log p(unit | draw) `(chain, draw, unit)` of units that were not in the fit, positions integrated out."""
-        new = self._like_training(dataset)
-        density = density_of_new(self.model, new)
-        names = [s.name for s in density.sites]
-        values = _globals(self.sites(), names)
-        array = _lifted(density.log_likelihood, values)
-        return xr.DataArray(array, dims=("chain", "draw", "unit"), coords=_lead_coords(array, new), name="log_likelihood")
+    def log_likelihood(self, dataset: Dataset, *, n_samples: int = N_BOUND) -> xr.DataArray:
+        """log p(unit | draw) `(chain, draw, unit)` of units that were not in the fit, positions integrated out.
 
-    def held_out_score(self, dataset: Dataset) -> dict[str, float]:
+        Where the model has only a bound on it, this is the bound, of that name and with one draw: there are parameters alone.
+
+        Args:
+            dataset: The units, raw values given.
+            n_samples: Samples of the encoder for each unit, for a bound.
+        """
+        new = self._like_training(dataset)
+        if self.model.has_bound():
+            with isolated(Seeds(self.seed).child("bound", new.digest())), torch.no_grad():
+                given = tensors(self.model, new, self._classes)
+                array = self.model.bound(given, n_samples, **parameter_tensors(self.parameters)).numpy()[None, None]
+        else:
+            density = density_of_new(self.model, new, self.parameters, self._classes)
+            values = _globals(self.sites(), [s.name for s in density.sites])
+            array = _lifted(density.log_likelihood, values, (1, 1))
+        name = "bound" if self.model.has_bound() else "log_likelihood"
+        return xr.DataArray(array, dims=("chain", "draw", "unit"), coords=_lead_coords(array, new), name=name)
+
+    def held_out_score(self, dataset: Dataset, *, n_samples: int = N_BOUND) -> dict[str, float]:
         r"""$\sum_n \log \frac1S \sum_s p(x_n \mid \theta_s)$ of held-out units with its standard error; larger is better.
 
+        The sum is called `elpd`; or `bound` where the model has only a bound, with `n_samples` samples of its encoder.
         Of a series, the sequences are what is scored: `n_units` is their number.
         """
-        pointwise = self.log_likelihood(dataset).values
+        pointwise = self.log_likelihood(dataset, n_samples=n_samples).values
         flat = pointwise.reshape(-1, pointwise.shape[-1])
         if self.model.is_series():
             flat = np.add.reduceat(flat, np.unique(boundaries(dataset), return_index=True)[1], axis=1)
         each = np.logaddexp.reduce(flat, axis=0) - np.log(len(flat))
         se = float(np.sqrt(len(each)) * each.std(ddof=1)) if len(each) > 1 else float("nan")
-        return {"elpd": float(each.sum()), "se": se, "n_units": float(len(each))}
+        name = "bound" if self.model.has_bound() else "elpd"
+        return {name: float(each.sum()), "se": se, "n_units": float(len(each))}
 
     def imputations(self, *, n_draws: int = 400) -> xr.DataArray:
         """Missing entries of the data as the model fills them in: posterior draws `(chain, draw, entry)`, in raw units.
@@ -191,7 +230,7 @@ class Fit:
         if not len(where):
             raise DataError(f"{dataset.name}: no entry is missing, so that nothing can be filled in.")
         seeds = Seeds(self.seed).child("imputations")
-        x = impute(self.model, dataset, thinned(self.sites(), n_draws), seeds, where)
+        x = impute(self.model, dataset, thinned(self.sites(), n_draws), seeds, where, self.parameters)
         if dataset.transform is not None:
             loc, scale = (np.broadcast_to(a, dataset.x.shape) for a in (dataset.transform.loc, dataset.transform.scale))
             x = x * scale[tuple(where.T)] + loc[tuple(where.T)]
@@ -267,6 +306,18 @@ def prepared(
     return problem
 
 
+def classes_of(model: LatentModel, dataset: Dataset) -> np.ndarray | None:
+    """The labels that the columns of `labels` stand for in a fit to this dataset; None where the model takes none."""
+    if not model.takes("labels") or dataset.labels is None:
+        return None
+    return np.unique(dataset.labels) if model.classes is None else model.classes
+
+
+def one_orientation(model: LatentModel, method: Method) -> bool:
+    """Whether all draws lie in the same coordinates: at a point estimate of the sites, or of the parameters."""
+    return method.kind == "point" or bool(model.parameters)
+
+
 def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool = False) -> Aligned:
     """Draws with the model's symmetry removed, by the position site; labels by which units have them.
 
@@ -299,30 +350,53 @@ def _signed(group: Group, aligned: Aligned, values: Mapping[str, np.ndarray], di
     return Aligned(group.act(elements, values, dims), elements, aligned.reference @ mirror)
 
 
-def density_of_new(model: LatentModel, dataset: Dataset) -> Density:
+def density_of_new(
+    model: LatentModel, dataset: Dataset, parameters: Mapping[str, np.ndarray] = NOTHING, classes: np.ndarray | None = None
+) -> Density:
     """The density of units that were not in the fit, positions integrated out.
 
     Raises:
         ModelError: The model has a position for each unit that it does not integrate out.
     """
-    density = Density(model.marginal(), tensors(model, dataset), dataset.dims)
-    if density.unit_sites:
+    given = tensors(model, dataset, classes)
+    density = Density(model.marginal(), given, dataset.dims, parameter_tensors(parameters))
+    if density.unit_sites and not model.has_bound():
         raise ModelError(
             f"held-out units: {model.name!r} has a parameter for each unit ({density.unit_sites[0]!r}): none for new units."
         )
     return density
 
 
-def draw_positions(model: LatentModel, arrays: Any, values: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A draw of all positions from their conditional for each draw of the other sites, `(chain, draw, unit, ...)`."""
+def draw_positions(
+    model: LatentModel,
+    arrays: Any,
+    values: Mapping[str, np.ndarray],
+    parameters: Mapping[str, np.ndarray] = NOTHING,
+    lead: tuple[int, ...] = (1, 1),
+) -> np.ndarray:
+    """A draw of all positions from their conditional for each draw of the other sites, `(chain, draw, unit, ...)`.
+
+    Without other sites, `lead` says how many chains and draws.
+    """
+    fixed = parameter_tensors(parameters)
+    if not values:
+        with torch.no_grad():
+            return model.latents(arrays, **fixed).sample(torch.Size(lead)).numpy()
 
     def one(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return model.latents(arrays, **sites).sample()
+        return model.latents(arrays, **fixed, **sites).sample()
 
     return _lifted(one, values)
 
 
-def impute(model: LatentModel, dataset: Dataset, values: Mapping[str, np.ndarray], seeds: Seeds, where: np.ndarray) -> np.ndarray:
+def impute(
+    model: LatentModel,
+    dataset: Dataset,
+    values: Mapping[str, np.ndarray],
+    seeds: Seeds,
+    where: np.ndarray,
+    parameters: Mapping[str, np.ndarray] = NOTHING,
+) -> np.ndarray:
     """A draw of missing entries for each draw of all sites, in the scale of the fit: `(chain, draw, entry)`.
 
     Args:
@@ -331,16 +405,18 @@ def impute(model: LatentModel, dataset: Dataset, values: Mapping[str, np.ndarray
         values: Draws of all sites, positions included, `(chain, draw, *site)`.
         seeds: For the draws.
         where: Indices of the entries in the observed array, `(entry, axis)`.
+        parameters: The model's.
 
     Raises:
         ModelError: The model does not say it.
     """
     if not model.imputes():
         raise ModelError(f"{model.name!r} does not say what missing entries were: it has no `imputation`.")
-    arrays, index = tensors(model, dataset), tuple(torch.from_numpy(where.T))
+    given, index = tensors(model, dataset), tuple(torch.from_numpy(where.T))
+    fixed = parameter_tensors(parameters)
 
     def one(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return model.imputation(arrays, **sites).sample()[index]
+        return model.imputation(given, **fixed, **sites).sample()[index]
 
     with isolated(seeds):
         return _lifted(one, values)
@@ -354,7 +430,7 @@ def thinned(values: Mapping[str, np.ndarray], n_draws: int) -> dict[str, np.ndar
 
 
 def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, seed: int) -> xr.DataTree:
-    model, density = problem.model, problem.density
+    model, density = problem.model, problem.density.at(parameter_tensors(draws.parameters))
     site = model.position.site
     values = dict(draws.values)
     if density.deterministic:
@@ -362,18 +438,24 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
         values.update(_lifted(density.deterministics, _globals(values, names)))
     if site not in values or (method.kind == "point" and model.integrates_positions()):
         given = {name: array for name, array in values.items() if name != site}
-        values[site] = draw_positions(model, problem.arrays, given)
-    for name, array in values.items():
-        if not np.isfinite(array).all():
-            raise InferenceError(f"site {name!r}: {int((~np.isfinite(array)).sum())} of {array.size} draws are not finite.")
+        values[site] = draw_positions(model, problem.arrays, given, draws.parameters, (1, method.n_draws))
+    for kind, found in (("site", values), ("parameter", draws.parameters)):
+        for name, array in found.items():
+            if not np.isfinite(array).all():
+                raise InferenceError(
+                    f"{kind} {name!r}: {int((~np.isfinite(array)).sum())} of {array.size} values are not finite."
+                )
+    encodes = bool(model.parameters) and model.integrates_positions() and is_amortised(density)
     marginal = model.marginal()
-    likelihood = density if marginal is model else Density(marginal, problem.arrays, density.dims)
-    aligned = align(model, values, point=method.kind == "point")
+    likelihood = density if marginal is model else Density(marginal, problem.arrays, density.dims, density.parameters)
+    aligned = align(model, values, point=one_orientation(model, method))
     acted = [n for n in values if n == site or model.exchanges.dim in model.dims[n]]
     groups: dict[str, dict[str, np.ndarray]] = {
         "posterior": values,
         "latents": {name: aligned.values[name] for name in acted},
-        "log_likelihood": _pointwise(likelihood, values),
+        "log_likelihood": {} if model.has_bound() else _pointwise(likelihood, values),
+        "log_weights": {"log_weight": log_weights(density, values[site])} if encodes and method.kind == "vi" else {},
+        "parameters": dict(draws.parameters),
         "leave_one_out": _left_out(model, problem.arrays, values),
         "log_prior": _lifted(density.log_prior, _globals(values, [s.name for s in density.sites])),
         "sample_stats": dict(draws.stats),
@@ -394,15 +476,17 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
         "conditional_log_likelihood": int(bool(likelihood.unit_sites)),
         **draws.attrs,
     }
+    if encodes:
+        attrs["n_active"] = int(activity(model, problem.arrays, density.parameters)["active"].sum())
     left_out = next((array.shape[-1] for array in groups["leave_one_out"].values()), 0)
     several = {} if left_out in (0, dataset.n_units) else {"left_out": _sequence_names(dataset)}
     return build(
         {name: group for name, group in groups.items() if group},
         dims={
             **density.observed,
-            **{n: tuple(d) for n, d in model.dims.items()},
+            **{name: tuple(own) for name, own in {**model.dims, **model.parameters}.items()},
             **dataset.dims,
-            "log_likelihood": ("unit",),
+            **dict.fromkeys(("log_likelihood", "log_weight"), ("unit",)),
             LEFT_OUT: ("left_out",) if several else ("unit",),
         },
         coords={**dataset.coords, **several},
@@ -412,7 +496,8 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
 
 def _pointwise(likelihood: Density, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """log p(unit | draw) `(chain, draw, unit)`, by the program with its positions integrated out."""
-    return {"log_likelihood": _lifted(likelihood.log_likelihood, _globals(values, [s.name for s in likelihood.sites]))}
+    own, lead = _globals(values, [s.name for s in likelihood.sites]), next(iter(values.values())).shape[:2]
+    return {"log_likelihood": _lifted(likelihood.log_likelihood, own, lead)}
 
 
 def _left_out(model: LatentModel, arrays: Any, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -448,8 +533,11 @@ def _globals(values: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np
     return {name: values[name] for name in names}
 
 
-def _lifted(function: Any, values: Mapping[str, np.ndarray]) -> Any:
-    """A function of one draw over `(chain, draw)`."""
+def _lifted(function: Any, values: Mapping[str, np.ndarray], without: tuple[int, ...] = (1, 1)) -> Any:
+    """A function of one draw over `(chain, draw)`; the same for each of `without` where it is of nothing that is drawn."""
+    if not values:
+        array = function({}).numpy()
+        return np.broadcast_to(array, (*without, *array.shape)).copy()
     lead = next(iter(values.values())).shape[:2]
     flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in values.items()}
     found = over_draws(function, flat)

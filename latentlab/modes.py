@@ -57,20 +57,21 @@ def restart_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequenc
     """The modes that the restarts of a fit ended in, the highest first; a row a mode as in `chain_modes`.
 
     `level` is the highest of the ELBOs, log joints or log likelihoods of the restarts; `share` of restarts is a mode's basin.
+    Where there are no sites but the positions, restarts are told apart by their levels alone.
     """
+    n = next((array.shape[0] for array in arrays(data, "restarts").values()), 0)
     sites = {name: array[None] for name, array in arrays(data, "restarts").items() if name in dims and "unit" not in dims[name]}
     own = {name: tuple(dims[name]) for name in sites}
-    n = next(iter(sites.values())).shape[1] if sites else 0
     names, flat = entries(identified(sites, own, group, position), labels_of(data, dims, group), {"chain": 1, "draw": n})
     points, spread, most = flat[0], None, SAME_POINT
-    if data.attrs.get("inference") == "vi":
+    if data.attrs.get("inference") == "vi" and sites:
         draws = {name: array for name, array in arrays(data, "posterior").items() if name in sites}
         names, both = _both(identified(draws, own, group, position), identified(sites, own, group, position), names)
         points, spread, most = both[1], both[0].std(axis=0), APART
     spread = np.abs(points).max(axis=0) if spread is None else spread
     optimization = arrays(data, "optimization")
     level = next((optimization[name] for name in LEVELS if name in optimization), np.full(n, np.nan))
-    return _modes(points, np.broadcast_to(spread, (n, n, len(names))), most, level, names, exact=most == SAME_POINT)
+    return _modes(points, np.broadcast_to(spread, (n, n, len(names))), most, level, names, exact=most == SAME_POINT or not sites)
 
 
 LEVELS = ("elbo", "log_joint", "maxima")

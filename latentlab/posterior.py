@@ -44,7 +44,7 @@ from latentlab.errors import DataError, InferenceError, ModelError, StoreError
 LEAD = ("chain", "draw")
 LEFT_OUT = "log_p_left_out"
 """In the group `leave_one_out`: log p(unit | all others) of a series, or of each of several sequences."""
-FIXED = ("observed_data", "constant_data")
+FIXED = ("observed_data", "constant_data", "parameters")
 """Groups whose arrays have no draws."""
 RESTARTS = "restarts"
 """Where each restart of an optimiser ended: a value of each site."""
@@ -86,9 +86,9 @@ def build(
 ) -> xr.DataTree:
     """Draws, data and statistics by group -> a DataTree, every shape checked against its dims.
 
-    Arrays are `(chain, draw, *site's own)`; in `sample_stats` and `log_prior` `(chain, draw)`; in `observed_data` and
-    `constant_data` without chain and draw; in `restarts` `(restart, *site's own)`; in `optimization` as `OPTIMIZATION` says.
-    Every dim of every group gets explicit coordinates, counting from 0 where `coords` has none.
+    Arrays are `(chain, draw, *site's own)`; in `sample_stats` and `log_prior` `(chain, draw)`; in `observed_data`,
+    `constant_data` and `parameters` without chain and draw; in `restarts` `(restart, *site's own)`; in `optimization` as
+    `OPTIMIZATION` says. Every dim of every group gets explicit coordinates, counting from 0 where `coords` has none.
 
     Args:
         groups: Group -> name -> array.
@@ -565,6 +565,8 @@ def loo(tree: xr.DataTree) -> Loo:
     """
     if tree.attrs.get("point_estimate"):
         raise ModelError("a point estimate has no LOO: there is no posterior to leave a unit out of.")
+    if "parameters" in tree.children:
+        raise ModelError("parameters that are points have no LOO: there is no posterior to leave a unit out of; hold units out.")
     left_out = arrays(tree, "leave_one_out")
     draws = next(iter((left_out or arrays(tree, "log_likelihood")).values()), None)
     if draws is None:

@@ -161,6 +161,9 @@ MODELS = Table(
         "gaussian_hmm": "latentlab.models.gaussian_hmm:GaussianHMM",
         "categorical_hmm": "latentlab.models.count_hmms:CategoricalHMM",
         "poisson_hmm": "latentlab.models.count_hmms:PoissonHMM",
+        "vae": "latentlab.models.vae:VAE",
+        "linear_vae": "latentlab.models.linear_vae:LinearVAE",
+        "state_space": "latentlab.models.state_space:LinearGaussianStateSpace",
     },
 )
 
@@ -212,6 +215,7 @@ EMBEDDINGS = Table(
         "agglomerative": "latentlab.embeddings.clusters:agglomerative",
         "window_pca": "latentlab.embeddings.windows:window_pca",
         "window_kmeans": "latentlab.embeddings.windows:window_kmeans",
+        "viterbi": "latentlab.embeddings.sequences:viterbi",
         "autoencoder": "latentlab.embeddings.autoencoder:autoencoder",
         "file": "latentlab.embeddings.file:file",
     },

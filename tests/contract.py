@@ -19,22 +19,33 @@ SEED = 20_240_229
 
 
 def density_of(model, dataset):
-    return Density(model, tensors(model, dataset), dataset.dims)
+    """The density at the true parameters, where the model has any."""
+    return Density(model, tensors(model, dataset), dataset.dims, parameters_of(model, dataset))
+
+
+def parameters_of(model, dataset):
+    return {name: torch.tensor(value) for name, value in dataset.truth.items() if name in model.parameters}
 
 
 def truth_of(model, dataset):
-    """The truth of all sites of the joint with positions; labels as whole numbers."""
-    found = {name: np.asarray(value) for name, value in dataset.truth.items() if name in model.dims}
+    """The truth of all sites of the joint with positions, and of the parameters; labels as whole numbers."""
+    found = {name: np.asarray(value) for name, value in dataset.truth.items() if name in dims_of(model)}
     if model.position.kind == "discrete":
         found[model.position.site] = found[model.position.site].astype(np.int64)
     return found
 
 
+def dims_of(model):
+    """Dims of sites and parameters: the symmetry is one of the joint of both."""
+    return {**model.dims, **model.parameters}
+
+
 def check_dims(model, dataset):
     """Sites have the declared dims (refused otherwise by the density), and `simulate` gives a true value for each."""
-    density_of(model, dataset)
-    assert set(truth_of(model, dataset)) == set(model.dims), f"simulate gives no truth for {set(model.dims) - set(dataset.truth)}"
-    for site, dims in model.dims.items():
+    own = {*model.dims, *density_of(model, dataset).own_parameters}
+    assert own <= set(truth_of(model, dataset)), f"simulate gives no truth for {own - set(dataset.truth)}"
+    for site in truth_of(model, dataset):
+        dims = dims_of(model)[site]
         assert np.ndim(dataset.truth[site]) == len(dims), f"truth of {site} does not have dims {dims}"
         assert tuple(dataset.truth_dims[site]) == tuple(dims), f"truth_dims of {site} is not {dims}"
 
@@ -42,7 +53,7 @@ def check_dims(model, dataset):
 def joint_along(model, dataset, group, n):
     """The log joint at the truth, and after n random elements of the group have acted on it."""
     rng = np.random.default_rng(SEED)
-    values, dims = truth_of(model, dataset), dict(model.dims)
+    values, dims = truth_of(model, dataset), dims_of(model)
     at = log_joint(model, dataset, values)
     axes = [values[s].shape[dims[s].index(group.dim)] for s in values if group.dim in dims[s]]
     if not axes:
@@ -53,7 +64,7 @@ def joint_along(model, dataset, group, n):
 
 def acted(model, group, element, values):
     """The sites after an element of a group has acted; a discrete position is renamed by permutations, and has no other turn."""
-    found = group.act(element, values, dict(model.dims))
+    found = group.act(element, values, dims_of(model))
     if model.position.kind == "discrete" and type(group).__name__ == "Permutation":
         found[model.position.site] = renamed(element, values[model.position.site])
     return found
@@ -74,10 +85,8 @@ def check_symmetry(model, dataset):
     at, moved = joint_along(model, dataset, model.symmetry, 5)
     worst = np.abs(moved - at).max()
     assert worst < 1e-8 * abs(at), f"{model.symmetry} is declared and changes the log joint by {worst:.3g}"
-    dims = dict(model.dims)
-    size = next(
-        (truth_of(model, dataset)[s].shape[d.index(model.symmetry.dim)] for s, d in dims.items() if model.symmetry.dim in d), 1
-    )
+    dims, truth = dims_of(model), truth_of(model, dataset)
+    size = next((truth[s].shape[dims[s].index(model.symmetry.dim)] for s in truth if model.symmetry.dim in dims[s]), 1)
     for group in larger_groups(model.symmetry, dims, size=size):
         at, moved = joint_along(model, dataset, group, 5)
         most = np.abs(moved - at).max()
@@ -88,7 +97,7 @@ def check_guide_sites(model, dataset):
     """Guide and program have the same sites."""
     if model.has_guide():
         arrays = tensors(model, dataset)
-        check_guide(Problem(model, arrays, Density(model, arrays, dataset.dims), Seeds(SEED), progress=False))
+        check_guide(Problem(model, arrays, density_of(model, dataset), Seeds(SEED), progress=False))
 
 
 def check_start(model, dataset):

@@ -16,7 +16,11 @@ SLOW = {"umap", "tsne"}
 @pytest.mark.parametrize(
     "entry",
     [
-        pytest.param(e, id=f"{e.embedding}-{e.model}", marks=pytest.mark.slow if e.embedding in SLOW else ())
+        pytest.param(
+            e,
+            id="-".join((e.embedding, e.model, *(str(v) for _, v in e.options))),
+            marks=pytest.mark.slow if e.embedding in SLOW else (),
+        )
         for e in registry.CORRESPONDENCES
     ],
 )
@@ -27,8 +31,8 @@ def test_the_claim_holds(entry):
 
 
 def test_entries_name_what_is_in_the_tables_and_say_what_breaks_them():
-    pairs = [(e.embedding, e.model) for e in registry.CORRESPONDENCES]
-    assert len(set(pairs)) == len(pairs)
+    claimed = [(e.embedding, e.model, e.options) for e in registry.CORRESPONDENCES]
+    assert len(set(claimed)) == len(claimed)
     for entry in registry.CORRESPONDENCES:
         assert entry.embedding in EMBEDDINGS
         assert entry.model in MODELS
@@ -67,3 +71,60 @@ def test_metric_mds_is_not_taken_for_classical():
 def test_a_claim_that_is_false_fails():
     wrong = replace(registry.find("pca", "ppca"), check=lambda: registry._mapped_scores_are_the_posterior_mean("isomap"))
     assert not wrong.check().passed
+
+
+# -- labels
+
+
+def test_distances_go_to_labels_and_labels_stay_as_they_are():
+    dataset = load_dataset("wine")
+    made = embed("kmeans", dataset, n_latent=3, n_seeds=1, output="distances")
+    claim = registry.find("kmeans", "gaussian_mixture", made.options)
+    labels = embed("kmeans", dataset, n_latent=3, n_seeds=1)
+    assert (claim.map(made.values[0], dataset) == labels.values[0]).all()
+    assert registry.find("kmeans", "gaussian_mixture", labels.options).map is None
+    assert registry.find("kmeans", "gaussian_mixture").grade == "limit"
+    assert registry.find("agglomerative", "gaussian_mixture", {"linkage": "single"}) is None
+
+
+def test_soft_assignments_of_other_distances_or_the_farthest_centre_do_not_pass(monkeypatch):
+    claim = registry.find("kmeans", "gaussian_mixture", {"output": "distances"})
+    soft = registry.soft_assignments
+    monkeypatch.setattr(registry, "soft_assignments", lambda distances, sigma: soft(np.sqrt(distances), sigma))
+    assert not claim.check().passed
+    monkeypatch.setattr(registry, "soft_assignments", soft)
+    monkeypatch.setattr(registry, "nearest", lambda values, dataset: np.eye(values.shape[1])[values.argmax(axis=1)])
+    assert not claim.check().passed
+
+
+def test_the_limit_of_kmeans_is_one():
+    """With a variance that does not vanish the centres are others, and they come nearer as it does."""
+    dataset = load_dataset("wine")
+    centres = registry._centres(dataset, registry._clusters("kmeans", dataset, 3))
+    away = [registry._distance_of_centres(registry._mixture_centres(dataset, 3, sigma), centres) for sigma in (1.0, 0.5, 0.3)]
+    assert away[0] > 0.01
+    assert away[0] > away[1] > away[2] > 1e-6
+
+
+def test_one_clustering_does_not_pass_for_another(monkeypatch):
+    clusters = registry._clusters
+
+    def stands_in(name, **options):
+        monkeypatch.setattr(registry, "_clusters", lambda _, *given, **__: clusters(name, *given, **options))
+
+    stands_in("kmeans", n_seeds=1)
+    assert not registry.find("spectral_clustering", "gaussian_mixture").check().passed
+    assert not registry.find("window_kmeans", "gaussian_hmm").check().passed
+    stands_in("window_kmeans", n_seeds=1, window=9)
+    assert not registry.find("viterbi", "gaussian_hmm").check().passed
+    assert not registry.find("kmeans", "gaussian_hmm").check().passed
+    stands_in("agglomerative", linkage="single")
+    assert not registry.find("kmeans", "gaussian_mixture").check().passed
+
+
+def test_an_unsmoothed_path_does_not_pass_for_windows(monkeypatch):
+    embedded = registry.embed
+    monkeypatch.setattr(registry, "embed", lambda name, *given, window=None, **options: embedded("pca", *given, **options))
+    assert not registry.find("window_pca", "state_space").check().passed
+    monkeypatch.setattr(registry, "embed", lambda name, *given, **options: embedded("window_pca", *given, window=9, **options))
+    assert not registry.find("pca", "state_space").check().passed

@@ -31,6 +31,8 @@ ORDER = [
         "inference",
         "diagnostics",
         "fit",
+        "selection",
+        "calibration",
         "correspondence",
         "comparison",
         "store",

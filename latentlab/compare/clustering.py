@@ -189,17 +189,20 @@ def least_binder(draws: Any, candidates: Any = None) -> np.ndarray:
 
 
 def minimum_binder(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
-    """A partition of small posterior expected Binder loss; as `minimum_vi`. It may have more clusters than any draw."""
+    """A partition of small posterior expected Binder loss; as `minimum_vi`.
+
+    Were units free to be alone, those that could be in several clusters would be: pieces that no draw has.
+    """
     codes = _flat(draws)
-    return _improved(_best(codes, codes, "binder"), codes, "binder", n_sweeps)
+    return improved(_best(codes, codes, "binder"), codes, "binder", n_sweeps)
 
 
 def minimum_vi(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
     """A partition of small posterior expected variation of information, `(unit,)`, codes from 0.
 
-    The best draw, then moves of single units, to a cluster of their own too, while one lowers the loss: a local minimum,
-    never worse than any draw. Moves are left out where the tables would take more than 512 MB. It tends to have fewer
-    clusters than draws have.
+    The best draw, then moves of single units between its clusters while one lowers the loss: a local minimum, never worse
+    than any draw, with no more clusters than the best. Moves are left out where the tables would take more than 512 MB.
+    Clusters that overlap tend to be merged.
 
     Args:
         draws: Labels, `(chain, draw, unit)`.
@@ -209,7 +212,45 @@ def minimum_vi(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
         DataError: Not draws of labels.
     """
     codes = _flat(draws)
-    return _improved(_best(codes, codes, "vi"), codes, "vi", n_sweeps)
+    return improved(_best(codes, codes, "vi"), codes, "vi", n_sweeps)
+
+
+def improved(y: np.ndarray, codes: np.ndarray, distance: Distance, n_sweeps: int = N_SWEEPS) -> np.ndarray:
+    """A partition after moves of single units between its clusters that lower its expected loss, until none does.
+
+    Args:
+        y: Codes from 0, `(unit,)`.
+        codes: Partitions `(draw, unit)`, codes from 0.
+        distance: `vi` or `binder`.
+        n_sweeps: Most sweeps over the units.
+
+    Returns:
+        Codes from 0, `(unit,)`; y itself where the tables would take more than 512 MB.
+    """
+    phi, _ = _formula(distance, len(y))
+    step = np.diff(phi, append=0.0)
+    y, draws = y.copy(), np.arange(len(codes))
+    n_own, n_other = int(y.max()) + 1, int(codes.max()) + 1
+    if len(codes) * n_own * n_other > MOST_CELLS:
+        return y
+    counts = tables(y, codes, n_own, n_other)
+    for _ in range(n_sweeps):
+        moved = False
+        for i, old in enumerate(y):
+            sizes = np.bincount(y, minlength=n_own)
+            shared = counts[draws, :, codes[:, i]]
+            shared[:, old] -= 1
+            sizes[old] -= 1
+            gain = 2 * step[shared].mean(axis=0) - step[sizes]
+            new = int(gain.argmax())
+            if gain[new] <= gain[old] + len(y) * SAME:
+                continue
+            counts[draws, old, codes[:, i]] -= 1
+            counts[draws, new, codes[:, i]] += 1
+            y[i], moved = new, True
+        if not moved:
+            break
+    return np.unique(y, return_inverse=True)[1]
 
 
 def credible_ball(draws: Any, centre: Any, level: float = 0.95, distance: Distance = "vi") -> CredibleBall:
@@ -309,10 +350,12 @@ def _sparse(y: Labels, draw: np.ndarray, phi: np.ndarray, own: float) -> float:
 
 
 def _best(codes: np.ndarray, candidates: np.ndarray, distance: Distance) -> np.ndarray:
-    unique = np.unique(np.stack([_canonical(one) for one in candidates]), axis=0, return_index=True)[1]
-    losses = np.full(len(candidates), np.inf)
-    for i in unique:
-        losses[i] = distances(candidates[i], codes, distance).mean()
+    """The candidate of least expected loss; the first of equals."""
+    n = candidates.shape[1]
+    if distance == "binder":
+        losses = misplaced(candidates, together(codes)).sum(axis=1) / (n * (n - 1))
+    else:
+        losses = np.array([distances(one, codes, distance).mean() for one in candidates])
     return candidates[np.flatnonzero(losses <= losses.min() + SAME)[0]]
 
 
@@ -320,32 +363,3 @@ def _canonical(codes: np.ndarray) -> np.ndarray:
     """Codes in order of first appearance: the same for the same partition."""
     first = np.unique(codes, return_index=True)[1]
     return np.argsort(np.argsort(first))[codes]
-
-
-def _improved(y: np.ndarray, codes: np.ndarray, distance: Distance, n_sweeps: int) -> np.ndarray:
-    """Moves of single units that lower the expected loss, until none does."""
-    phi, _ = _formula(distance, len(y))
-    step = np.diff(phi, append=0.0)
-    y, draws = y.copy(), np.arange(len(codes))
-    if len(codes) * (y.max() + 2) * (codes.max() + 1) > MOST_CELLS:
-        return y
-    counts = tables(y, codes, int(y.max()) + 2, int(codes.max()) + 1)
-    for _ in range(n_sweeps):
-        moved = False
-        for i, old in enumerate(y):
-            sizes = np.bincount(y, minlength=counts.shape[1])
-            shared = counts[draws, :, codes[:, i]]
-            shared[:, old] -= 1
-            sizes[old] -= 1
-            gain = 2 * step[shared].mean(axis=0) - step[sizes]
-            new = int(gain.argmax())
-            if gain[new] <= gain[old] + len(y) * SAME:
-                continue
-            counts[draws, old, codes[:, i]] -= 1
-            counts[draws, new, codes[:, i]] += 1
-            y[i], moved = new, True
-            if sizes[new] == 0:
-                counts = np.pad(counts, ((0, 0), (0, 1), (0, 0)))
-        if not moved:
-            break
-    return np.unique(y, return_inverse=True)[1]

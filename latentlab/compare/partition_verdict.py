@@ -2,7 +2,7 @@ r"""The verdict on a clustering: is it an estimate of these labels?
 
 As for positions (`latentlab.compare.verdict`), with partitions for positions. Draws are split by chain into B, which makes
 the reference, and A, which is held out. From B come the co-assignment pi, the draw c* of least expected Binder loss, whose
-clusters are called blocks, and the centre, a partition of least expected Binder loss whether drawn or not. For any partition
+clusters are called blocks, and the centre, c* improved by moves of single units between its clusters. For any partition
 y of n units let e_i(y) = sum_{j != i} |1[y_i = y_j] - pi_ij|. Then
 
 * **primary**: the expected Binder loss T = sum_i e_i / (n (n - 1)), the mean share of pairs that y and a draw of B see
@@ -10,14 +10,16 @@ y of n units let e_i(y) = sum_{j != i} |1[y_i = y_j] - pi_ij|. Then
   $\delta = \sqrt{(T(y) - T(centre)) / \mathrm{mean}_A (T - T(centre))}$: 0 the centre, 1 a typical draw (the mean, since most
   draws may be the centre). Where all draws are the centre it is 0 for that, and infinite for all else;
 * **guard**: the largest z = (statistic - median) / sd, within A and y, of T; of C, the largest shortfall of co-assignment
-  within a block or excess between two blocks, (mean_B - y) / sd_B and (y - mean_B) / sd_B; and of the worst unit, max_i e_i.
-  p_guard is its upper rank. C is one-sided: the centre keeps blocks together more than draws do, and apart more, and is not
-  unusual for that;
+  within a block or excess between two blocks, (mean_B - y) / sd_B and (y - mean_B) / sd_B; of the worst unit, max_i e_i; and
+  of pieces, the share of all pairs that y puts apart. p_guard is its upper rank. C is one-sided: the centre keeps blocks
+  together more than draws do, and apart more, and is not unusual for that. Pieces are seen because a unit that leaves its
+  cluster in a draw joins another: a cluster cut in two is no further from pi than a draw, but has fewer pairs than any;
 * **gate**: shuffled c*, one cluster, single units and shuffled draws go through the same, and must be told apart.
 
 Labels, levels and the correction for autocorrelated draws are those of the verdict on positions, and so is `holm`. A fresh
 draw, and the truth under a true model, are exchangeable with the held-out draws: a share of alpha of those at most is not
-`draw-like`. How many clusters y has is no part of the test; a note says so where no draw has as many.
+`draw-like`. How many clusters y has is no part of the test; a note says so where no draw has as many: a small cluster cut in
+two may pass, and is to be seen there.
 
 The loss is Binder's and not the variation of information, whose minimum may merge the blocks of every draw where they
 overlap: then nothing tells the estimate from clusters that were merged wrongly.
@@ -28,8 +30,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from latentlab.compare.chains import ess, halves
-from latentlab.compare.clustering import distances, least_binder, minimum_binder, misplaced, tables, together
-from latentlab.compare.partition import Labels, partitions
+from latentlab.compare.clustering import distances, improved, least_binder, misplaced, tables, together
+from latentlab.compare.partition import Labels, pairs, partitions
 from latentlab.compare.verdict import (
     GATE_SHARE,
     N_WORST,
@@ -78,7 +80,7 @@ class PartitionReference:
         every = _flat(held_out)
         self.co_assignment = together(self._reference)
         self.blocks = least_binder(reference)
-        self.centre = minimum_binder(reference)
+        self.centre = improved(self.blocks, self._reference, "binder")
         self._sizes = np.bincount(self.blocks)
         within_blocks = self._shares(self._reference)
         self._share, self._sd = within_blocks.mean(axis=0), np.maximum(within_blocks.std(axis=0), self._step())
@@ -104,8 +106,8 @@ class PartitionReference:
         for y in codes:
             counts = tables(self.blocks, y[None], len(self._sizes), int(y.max()) + 1)[0].astype(np.float64)
             found.append(counts @ counts.T)
-        pairs = np.outer(self._sizes, self._sizes) - np.diag(self._sizes)
-        return (np.array(found) - np.diag(self._sizes)) / np.maximum(pairs, 1)
+        possible = np.outer(self._sizes, self._sizes) - np.diag(self._sizes)
+        return (np.array(found) - np.diag(self._sizes)) / np.maximum(possible, 1)
 
     def _step(self) -> np.ndarray:
         """Least sd of the shares: as if one draw of all had one unit elsewhere."""
@@ -118,11 +120,13 @@ class PartitionReference:
         return np.where(self._together, -excess, excess)
 
     def _of(self, codes: np.ndarray) -> np.ndarray:
-        """T, C and the worst unit `(draw, 3)`."""
+        """T, C, the worst unit and the share of pairs apart `(draw, 4)`."""
         by_unit = misplaced(codes, self.co_assignment)
         n = by_unit.shape[1]
         structured = self._errors(codes).max(axis=(1, 2))
-        return np.round(np.stack([by_unit.sum(axis=1) / (n * (n - 1)), structured, by_unit.max(axis=1)], axis=1), DECIMALS)
+        loss, worst = by_unit.sum(axis=1) / (n * (n - 1)), by_unit.max(axis=1)
+        apart = np.array([1 - pairs(np.bincount(y)) / (n * (n - 1) / 2) for y in codes])
+        return np.round(np.stack([loss, structured, worst, apart], axis=1), DECIMALS)
 
     def _p_guard(self, statistics: np.ndarray) -> float:
         pool = _unusual(np.vstack([self._statistics, statistics]))
@@ -221,6 +225,9 @@ class PartitionReference:
                 return f"too little together, {_named(np.flatnonzero(self.blocks == k), names)}"
             of = (_named(np.flatnonzero(self.blocks == one), names) for one in (k, m))
             return "too much together, " + " and ".join(of)
+        if largest == 3:
+            usual = 1 - np.median(self._statistics[:, 3])
+            return f"clusters in pieces: {1 - statistics[3]:.0%} of the pairs are together, in the draws {usual:.0%}"
         found = misplaced(codes[None], self.co_assignment)[0]
         beyond = np.flatnonzero(found > np.quantile(self._statistics[:, 2], GATE_SHARE))
         odd = beyond[np.argsort(-found[beyond], kind="stable")] if beyond.size else found.argmax()[None]
@@ -259,7 +266,7 @@ def _effective(series: np.ndarray) -> float:
 
 
 def _z(pool: np.ndarray) -> np.ndarray:
-    """(statistic - median) / sd of each statistic `(S, 3)` within its pool."""
+    """(statistic - median) / sd of each statistic `(S, 4)` within its pool."""
     less = pool - np.median(pool, axis=0)
     return less / np.maximum(pool.std(axis=0), FLOOR)
 

@@ -17,8 +17,11 @@ USUAL = ("realgdp", "realcons", "realinv", "realgovt", "realdpi", "m1", "tbilrat
 """Without those that the others determine: the growth of `cpi` is `infl`, `realint` is `tbilrate` less `infl`."""
 
 
-def sunspots() -> Dataset:
+def sunspots(*, whole: bool = False) -> Dataset:
     """Yearly numbers of sunspots from 1700 to 2008: one series of 309 steps.
+
+    Args:
+        whole: Round them, means of daily numbers as they are, to counts.
 
     References:
         National Geophysical Data Center; in the public domain.
@@ -28,7 +31,8 @@ def sunspots() -> Dataset:
         (['1700', '1701'], [5.0, 11.0])
     """
     table = _load("sunspots")
-    return assemble(_columns(table, ["SUNACTIVITY"]), ["sunspots"], name="sunspots", time=_whole(table["YEAR"]))
+    numbers = _columns(table, ["SUNACTIVITY"])
+    return assemble(np.round(numbers) if whole else numbers, ["sunspots"], name="sunspots", time=_whole(table["YEAR"]))
 
 
 def nile() -> Dataset:

@@ -12,6 +12,8 @@ import torch
 from latentlab.distributions.low_rank_gaussian import cholesky_or_nan
 
 LOG_2PI = math.log(2 * math.pi)
+AT_ONCE = 2**17
+"""Numbers of residuals, unit x component x feature, above which correlated components are taken one after the other."""
 
 
 class Components(ABC):
@@ -49,13 +51,24 @@ class GaussianComponents(Components):
         return self.sigma[..., None] * self.corr
 
     def log_prob(self, x: torch.Tensor, observed: torch.Tensor | None = None) -> torch.Tensor:
-        residual = x[:, None, :] - self.mu
         if self.corr is None:
-            terms = -0.5 * (residual / self.sigma) ** 2 - torch.log(self.sigma) - 0.5 * LOG_2PI
-            if observed is not None:
-                terms = torch.where(observed[:, None, :], terms, torch.zeros_like(terms))
-            return terms.sum(-1)
-        lower = self.scale_tril()
+            return self._independent(x, observed)
+        if x.numel() * self.n_components <= AT_ONCE:
+            return self._correlated(x, observed, self.mu, self.scale_tril())
+        lower = self.scale_tril().expand(self.n_components, self.n_features, self.n_features)
+        each = [self._correlated(x, observed, self.mu[k : k + 1], lower[k : k + 1]) for k in range(self.n_components)]
+        return torch.cat(each, dim=-1)
+
+    def _independent(self, x: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor:
+        """By products of matrices: nothing of size unit x component x feature is made. Centred, so that little cancels."""
+        seen = torch.ones_like(x) if observed is None else observed.to(x.dtype)
+        centre = (x * seen).sum(0) / seen.sum(0).clamp(min=1)
+        x, mu, precision = (x - centre) * seen, self.mu - centre, self.sigma**-2
+        constants = mu**2 * precision + 2 * torch.log(self.sigma) + LOG_2PI
+        return -0.5 * ((x**2) @ precision.mT - 2 * x @ (mu * precision).mT + seen @ constants.mT)
+
+    def _correlated(self, x: torch.Tensor, observed: torch.Tensor | None, mu: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
+        residual = x[:, None, :] - mu
         if observed is None:
             scaled = torch.linalg.solve_triangular(lower, residual.movedim(0, -1), upper=False)
             quadratic, counted = (scaled**2).sum(-2).mT, LOG_2PI * self.n_features

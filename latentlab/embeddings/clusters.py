@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge
 
-from latentlab.embeddings.embedding import all_pairs, at_most
+from latentlab.embeddings.embedding import all_pairs, at_most, clustering
 from latentlab.embeddings.manifold import note_pieces
 
 MAX_ITER = 10_000
 """Steps of k-means, which ends by itself when no unit changes its cluster."""
 
 
+@clustering
 def kmeans(
     x: np.ndarray,
     n_latent: int,
@@ -48,6 +49,7 @@ def kmeans(
     return np.linalg.norm(x[:, None, :] - centres, axis=2)
 
 
+@clustering
 def spectral_clustering(
     x: np.ndarray, n_latent: int, *, seed: int, n_neighbors: Annotated[int, Ge(1)] = 10, notes: list[str]
 ) -> np.ndarray:
@@ -83,6 +85,7 @@ def spectral_clustering(
     return one_hot(labels, n_latent)
 
 
+@clustering
 def agglomerative(
     x: np.ndarray, n_latent: int, *, linkage: Literal["ward", "average", "complete", "single"] = "ward"
 ) -> np.ndarray:

@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from annotated_types import Ge
@@ -22,6 +22,8 @@ from latentlab.data.memory import Budget, size
 from latentlab.errors import ConfigError, DataError, InferenceError, LatentLabError, unknown
 from latentlab.registry import EMBEDDINGS
 from latentlab.seeds import Seeds
+
+T = TypeVar("T")
 
 N_SEEDS = 3
 """Runs of an algorithm that starts at random, unless said."""
@@ -99,6 +101,22 @@ class Embedding:
                 f"its own are called {convert.listed(list(where), 2)}."
             )
         return replace(self, values=self.values[..., [where[name] for name in names], :], units=wanted)
+
+
+def clustering(entry: T) -> T:
+    """Marks an entry of the table that makes a clustering: its `n_latent` is the number of clusters."""
+    entry.clustering = True  # type: ignore[attr-defined]
+    return entry
+
+
+def makes_clusters(name: str) -> bool:
+    """Whether the entry is marked so.
+
+    Example:
+        >>> makes_clusters("kmeans"), makes_clusters("pca")
+        (True, False)
+    """
+    return bool(getattr(EMBEDDINGS.load(name), "clustering", False))
 
 
 def embed(

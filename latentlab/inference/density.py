@@ -8,6 +8,7 @@ The program is traced once into this function; its value and gradient are then c
 """
 
 import contextlib
+import copy
 import logging
 import math
 import warnings
@@ -25,7 +26,7 @@ from torch.distributions import biject_to
 from latentlab.data.dataset import Dataset
 from latentlab.data.series import boundaries
 from latentlab.errors import DataError, InferenceError, ModelError, unknown
-from latentlab.models.base import Arrays, LatentModel
+from latentlab.models.base import NOTHING, Arrays, Fixed, LatentModel
 from latentlab.seeds import double
 
 logger = logging.getLogger(__name__)
@@ -61,15 +62,23 @@ class Site:
         return self.start + self.unconstrained.numel()
 
 
-def tensors(model: LatentModel, dataset: Dataset) -> dict[str, Any]:
+def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = None) -> dict[str, Any]:
     """The dataset as the keywords of `model.model`: float64 tensors, zeros where missing.
 
-    And, if the program takes them, `mask`, and `sequence`: the number of the sequence that each unit is a step of.
+    And, if the program takes them, `mask`; `sequence`, the number of the sequence that each unit is a step of; and `labels`.
+
+    Args:
+        model: The model.
+        dataset: The data.
+        classes: The labels that the columns of `labels` stand for; the model's own, or those of the dataset, where None.
 
     Raises:
-        DataError: Entries are missing and the model has no `mask` argument; names columns and count.
+        DataError: Entries are missing and the model has no `mask` argument; names columns and count. Or the model takes labels,
+            and there are none, or one that is not among `classes`.
     """
     arrays: dict[str, Any] = {name: torch.tensor(np.nan_to_num(a, nan=0.0)) for name, a in dataset.arrays.items()}
+    if model.takes("labels"):
+        arrays["labels"] = torch.tensor(_one_hot(model, dataset, model.classes if classes is None else classes))
     if model.takes("sequence"):
         arrays["sequence"] = torch.tensor(boundaries(dataset))
     if model.takes("mask"):
@@ -88,6 +97,26 @@ def tensors(model: LatentModel, dataset: Dataset) -> dict[str, Any]:
     return arrays
 
 
+def parameter_tensors(parameters: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Parameters as float64 tensors of their own."""
+    return {name: _as_tensor(value) for name, value in parameters.items()}
+
+
+def _one_hot(model: LatentModel, dataset: Dataset, classes: np.ndarray | None) -> np.ndarray:
+    """The labels as `(unit, label)` of zeros and a one."""
+    if dataset.labels is None:
+        raise DataError(f"{dataset.name}: the model {model.name!r} needs a label for each unit, and there are none.")
+    known = np.unique(dataset.labels) if classes is None else np.asarray(classes)
+    found = dataset.labels[:, None] == known
+    if not found.any(1).all():
+        strange = dataset.labels[~found.any(1)][0]
+        raise DataError(
+            f"{dataset.name}: unit {dataset.units[~found.any(1)][0]} has the label {str(strange)!r}, which no unit of the fit "
+            f"had; those were {', '.join(map(str, known[:20]))}."
+        )
+    return found.astype(np.float64)
+
+
 @contextlib.contextmanager
 def _unchecked() -> Iterator[None]:
     """Densities without Pyro's checks of values, which branch on them, and with constants in float64."""
@@ -102,17 +131,26 @@ class Density:
         model: The model.
         arrays: Its data, from `tensors`.
         dims: Dims of the arrays, by name; needed for minibatches.
+        parameters: Values of the model's parameters; those left out are what the program starts them with.
 
     Raises:
         ModelError: A site's log density does not have the shape of its plates (data of shape (N, 1) in a plate of N would
             silently give a wrong posterior), a site is not declared in `model.dims`, or has another shape than declared.
     """
 
-    def __init__(self, model: LatentModel, arrays: Arrays, dims: Mapping[str, tuple[str, ...]] | None = None) -> None:
+    def __init__(
+        self,
+        model: LatentModel,
+        arrays: Arrays,
+        dims: Mapping[str, tuple[str, ...]] | None = None,
+        parameters: Tensors = NOTHING,
+    ) -> None:
         self.model = model
         self.arrays = arrays
         self.dims = dims or {}
-        trace = _checked_trace(model, arrays)
+        trace = _checked_trace(model, arrays, parameters)
+        self.own_parameters = {n: s["value"].detach() for n, s in trace.nodes.items() if s["type"] == "param"}
+        self.parameters: Tensors = {**self.own_parameters, **parameters}
         self.sites: list[Site] = []
         start = 0
         for name, site in trace.nodes.items():
@@ -129,6 +167,7 @@ class Density:
         self.n_units = next((f.size for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == "unit"), 0)
         self._single: Gradient | None = None
         self._descent: Gradient | None = None
+        self.captured: dict[Any, Callable[..., Any]] = {}  # what methods captured of this density, to be used by all restarts
         self._batched: dict[int, Gradient] = {}
 
     def _check_determined(self) -> None:
@@ -146,6 +185,13 @@ class Density:
                 f"{levels[0]:.6g} and {levels[1]:.6g}. It may draw no numbers of its own, nor a part of a plate "
                 "(`subsample_size`); for minibatches use SVI's `batch_size`."
             )
+
+    def at(self, parameters: Tensors) -> "Density":
+        """The same density with these parameters."""
+        other = copy.copy(self)
+        other.parameters = {**self.parameters, **parameters}
+        other._single, other._batched = None, {}
+        return other
 
     # -- between the flat vector and the sites
 
@@ -173,10 +219,16 @@ class Density:
         """`unconstrain` without its checks, for values that come from `constrain`."""
         return torch.cat([site.transform.inv(values[site.name]).reshape(-1) for site in self.sites])
 
+    def on(self, arrays: Arrays) -> "Density":
+        """The density of the same model on other data of the same shapes, without the checks of a new one."""
+        other = copy.copy(self)
+        other.arrays, other._single, other._batched = arrays, None, {}
+        return other
+
     def unit_arrays(self) -> tuple[str, ...]:
-        """Names of the arrays that have a row for each unit, the mask among them."""
+        """Names of the arrays that have a row for each unit, mask and labels among them."""
         named = tuple(n for n, a in self.arrays.items() if a is not None and self.dims.get(n, ("",))[0] == "unit")
-        return (*named, "mask") if self.arrays.get("mask") is not None else named
+        return (*named, *(name for name in ("mask", "labels") if self.arrays.get(name) is not None and name not in named))
 
     def with_units(self, rows: tuple[torch.Tensor, ...]) -> dict[str, Any]:
         """The arrays with those of `unit_arrays` replaced by a minibatch's."""
@@ -205,15 +257,15 @@ class Density:
                 total = total + (unit_scale * term if _in_units(site) else term)
         return total
 
-    def log_prob(self, u: torch.Tensor, *, jacobian: bool = True) -> torch.Tensor:
+    def log_prob(self, u: torch.Tensor, arrays: Arrays | None = None, *, jacobian: bool = True) -> torch.Tensor:
         """The flat log density at `u` `(size,)`; without the Jacobian it is the joint on the constrained scale."""
-        value = self.log_joint(self.constrain(u))
+        value = self.log_joint(self.constrain(u), arrays)
         return value + self.log_jacobian(u) if jacobian else value
 
     @_unchecked()
-    def log_prior(self, values: Tensors) -> dict[str, torch.Tensor]:
+    def log_prior(self, values: Tensors, arrays: Arrays | None = None) -> dict[str, torch.Tensor]:
         """log prior of each latent site, summed over the site."""
-        nodes = self._trace(values).nodes
+        nodes = self._trace(values, arrays).nodes
         return {site.name: _site_log_prob(nodes[site.name]).sum() for site in self.sites}
 
     @_unchecked()
@@ -227,27 +279,39 @@ class Density:
         return total
 
     @_unchecked()
-    def deterministics(self, values: Tensors) -> dict[str, torch.Tensor]:
+    def unit_log_joint(self, values: Tensors) -> torch.Tensor:
+        """log p(values, data) of each unit, `(unit,)`: the terms inside the plate `unit`, without the others."""
+        total: Any = 0.0
+        for site in self._trace(values).nodes.values():
+            own = site["type"] == "sample" and not site_is_subsample(site) and not _is_deterministic(site)
+            if own and _in_units(site):
+                total = total + _per_unit(site)
+        return total
+
+    @_unchecked()
+    def deterministics(self, values: Tensors, arrays: Arrays | None = None) -> dict[str, torch.Tensor]:
         """The deterministic sites at `values`."""
-        nodes = self._trace(values).nodes
+        nodes = self._trace(values, arrays).nodes
         return {name: torch.as_tensor(nodes[name]["value"]) for name in self.deterministic}
 
     @_unchecked()
-    def predict(self, values: Tensors) -> dict[str, torch.Tensor]:
+    def predict(self, values: Tensors, arrays: Arrays | None = None) -> dict[str, torch.Tensor]:
         """New data given the sites' values, by running the program with its observations released."""
         with _Released(self.observed):
-            nodes = self._trace(values).nodes
+            nodes = self._trace(values, arrays).nodes
         return {name: torch.as_tensor(nodes[name]["value"]) for name in self.observed}
 
     @_unchecked()
     def prior(self) -> dict[str, torch.Tensor]:
         """A draw of the sites from the prior (torch's random state is used)."""
-        nodes = poutine.trace(self.model.model).get_trace(**self.arrays).nodes
+        with Fixed(self.parameters):
+            nodes = poutine.trace(self.model.model).get_trace(**self.arrays).nodes
         return {site.name: torch.as_tensor(nodes[site.name]["value"]) for site in self.sites}
 
     def _trace(self, values: Tensors, arrays: Arrays | None = None) -> Any:
         program = poutine.condition(self.model.model, data=dict(values))
-        return poutine.trace(program).get_trace(**(self.arrays if arrays is None else arrays))
+        with Fixed(self.parameters):
+            return poutine.trace(program).get_trace(**(self.arrays if arrays is None else arrays))
 
     # -- the fast path
 
@@ -370,18 +434,22 @@ def log_joint(model: LatentModel, dataset: Dataset, values: Mapping[str, Any]) -
     Args:
         model: The model.
         dataset: Its data.
-        values: Site -> value; deterministic sites may be left out.
+        values: Site or parameter of the program -> value; deterministic sites may be left out.
 
     Raises:
         DataError: Data that the model cannot take.
-        ModelError: A site is missing, unknown, of another shape, or has a value that it cannot have.
+        ModelError: A site or parameter is missing, unknown, of another shape, or has a value that it cannot have.
     """
     model.check(dataset)
     arrays = tensors(model, dataset)
-    density = Density(model, arrays, dataset.dims)
-    strange = next((name for name in values if name not in model.dims), None)
+    strange = next((name for name in values if name not in model.dims and name not in model.parameters), None)
     if strange is not None:
-        raise ModelError(unknown(f"site of {model.name!r}", strange, model.dims))
+        raise ModelError(unknown(f"site of {model.name!r}", strange, {**model.dims, **model.parameters}))
+    parameters = {name: _as_tensor(value) for name, value in values.items() if name in model.parameters}
+    density = Density(model, arrays, dataset.dims, parameters)
+    absent = sorted(set(density.own_parameters) - set(parameters))
+    if absent:
+        raise ModelError(f"parameter {absent[0]!r} has no value; given: {', '.join(values)}.")
     u = density.unconstrain(values)
     for site in density.sites:
         if not bool(torch.isfinite(u[site.start : site.stop]).all()):
@@ -390,7 +458,8 @@ def log_joint(model: LatentModel, dataset: Dataset, values: Mapping[str, Any]) -
     total = float(density.log_joint(given))
     position = model.position.site
     if position in values and model.integrates_positions() and position not in given:
-        z, conditional = _as_tensor(values[position]), model.latents(arrays, **given, **density.deterministics(given))
+        others = {**given, **density.deterministics(given), **parameters}
+        z, conditional = _as_tensor(values[position]), model.latents(arrays, **others)
         shape = conditional.batch_shape + conditional.event_shape
         if z.shape != shape:
             raise ModelError(f"site {position!r} must have shape {tuple(shape)}; got {tuple(z.shape)}.")
@@ -493,12 +562,12 @@ def _in_units(site: Mapping[str, Any]) -> bool:
     return any(frame.name == "unit" for frame in site["cond_indep_stack"])
 
 
-def _checked_trace(model: LatentModel, arrays: Arrays) -> Any:
-    """A trace of the program on its data, with the shapes of all sites checked."""
+def _checked_trace(model: LatentModel, arrays: Arrays, parameters: Tensors) -> Any:
+    """A trace of the program on its data, with the shapes of all sites checked; Pyro's store is left as it is."""
     try:
-        with torch.random.fork_rng(devices=[]), pyro.validation_enabled(True):
+        with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope(), pyro.validation_enabled(True):
             torch.manual_seed(0)
-            with double():
+            with double(), Fixed(parameters):
                 trace = poutine.trace(model.model).get_trace(**arrays)
                 for name, site in trace.nodes.items():
                     if site["type"] == "sample" and not site_is_subsample(site) and not _is_deterministic(site):
@@ -539,13 +608,18 @@ def _check_dims(model: LatentModel, trace: Any, arrays: Arrays) -> None:
         raise ModelError(f"{model.name!r} observes nothing inside a plate named 'unit': the units have no likelihood.")
     sizes: dict[str, tuple[int, str]] = {}
     for name, site in trace.nodes.items():
-        if site["type"] != "sample" or site_is_subsample(site) or _is_observed(site):
+        parameter = site["type"] == "param"
+        if not parameter and (site["type"] != "sample" or site_is_subsample(site) or _is_observed(site)):
             continue
-        if name not in model.dims:
-            raise ModelError(f"site {name!r} is not declared in the dims of {model.name!r}: {', '.join(model.dims)}.")
-        shape, dims = tuple(site["value"].shape), model.dims[name]
+        kind, declared_dims = ("parameter", model.parameters) if parameter else ("site", model.dims)
+        if name not in declared_dims:
+            where = "parameters" if parameter else "dims"
+            raise ModelError(
+                f"{kind} {name!r} is not declared in the {where} of {model.name!r}: {', '.join(declared_dims) or 'none'}."
+            )
+        shape, dims = tuple(site["value"].shape), declared_dims[name]
         if len(shape) != len(dims):
-            raise ModelError(f"site {name!r} is declared with dims {dims}, and has shape {shape}.")
+            raise ModelError(f"{kind} {name!r} is declared with dims {dims}, and has shape {shape}.")
         for dim, size in zip(dims, shape, strict=True):
             if sizes.setdefault(dim, (size, name))[0] != size:
                 raise ModelError(f"dim {dim!r} has size {sizes[dim][0]} in {sizes[dim][1]!r} and {size} in {name!r}.")

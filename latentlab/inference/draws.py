@@ -23,7 +23,7 @@ HASH = hashlib.sha256().digest_size
 class Draws:
     """Draws of the program's sites, `(chain, draw, *site)`; a point estimate is one chain of equal draws.
 
-    `restarts` says where each restart of an optimiser ended, `(restart, *site)`.
+    `restarts` says where each restart of an optimiser ended, `(restart, *site)`; `parameters` are the model's, one value each.
     """
 
     values: dict[str, np.ndarray]
@@ -31,6 +31,7 @@ class Draws:
     optimization: dict[str, np.ndarray] = field(default_factory=dict)
     restarts: dict[str, np.ndarray] = field(default_factory=dict)
     attrs: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,12 @@ class Exact:
                 break
         found = max(runs, key=lambda run: (not run.notes, run.trace[-1]))
         lead = (1, self.n_draws)
-        values = {name: np.broadcast_to(value, lead + np.shape(value)).copy() for name, value in found.values.items()}
+        sites = {name: value for name, value in found.values.items() if name not in model.parameters}
+        values = {name: np.broadcast_to(value, lead + np.shape(value)).copy() for name, value in sites.items()}
         return Draws(
             values,
             optimization={"log_likelihood": found.trace, "maxima": np.array([run.trace[-1] for run in runs])},
             restarts={name: np.stack([run.values[name] for run in runs]) for name in found.values},
             attrs={"how": found.how, "gradient": float(found.gradient), "notes": "; ".join(found.notes)},
+            parameters={name: np.asarray(value) for name, value in found.values.items() if name in model.parameters},
         )

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from latentlab.errors import ConfigError
-from latentlab.inference.density import constrain_draws, start
+from latentlab.inference.density import Density, constrain_draws, start
 from latentlab.inference.draws import Draws, Problem, finished, keep, kept
 from latentlab.inference.trajectory import Snapshot, chain, drive
 from latentlab.seeds import Seeds, isolated
@@ -63,7 +63,7 @@ class NUTS:
         latest = self._under_way(problem)
         coroutines = [
             chain(
-                latest[i] if latest else self._start(problem, seed),
+                latest[i] if latest else starting_point(problem.density, seed),
                 n_warmup=self.n_warmup,
                 n_draws=self.n_draws,
                 target_accept=self.target_accept,
@@ -102,10 +102,6 @@ class NUTS:
         stats = {name: np.stack([c.stats[name] for c in chains]) for name in chains[0].stats}
         return {"u": np.stack([c.u for c in chains]), **stats}
 
-    def _start(self, problem: Problem, seed: Seeds) -> np.ndarray:
-        with isolated(seed):
-            return start(problem.density, seed.child("start").numpy(), jitter=problem.model.jitter).numpy()
-
     def _under_way(self, problem: Problem) -> dict[int, Snapshot]:
         """Where an earlier run was stopped, by chain; empty where none was."""
         found = kept(problem, UNDER_WAY) or {}
@@ -114,6 +110,12 @@ class NUTS:
             chain, _, name = key.partition(".")
             of.setdefault(int(chain), {})[name] = array
         return {i: Snapshot.from_arrays(arrays) for i, arrays in of.items()}
+
+
+def starting_point(density: Density, seeds: Seeds) -> np.ndarray:
+    """Where a chain starts, `(size,)`."""
+    with isolated(seeds):
+        return start(density, seeds.child("start").numpy(), jitter=density.model.jitter).numpy()
 
 
 def require_whole(name: str, value: object, least: int) -> None:

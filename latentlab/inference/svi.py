@@ -1,11 +1,17 @@
 r"""Stochastic variational inference: a guide $q(u)$ fitted by ascending the evidence lower bound.
 
 $$ \mathrm{ELBO}(q) = \mathbb E_{q}[\log \tilde p(u) - \log q(u)] \le \log p(x), $$
-with $u$ on the unconstrained scale. Gaussian guides live in `guides.py`; a model's own guide is Pyro's business.
+with $u$ on the unconstrained scale. Gaussian guides live in `guides.py`; a model's own guide is Pyro's business, and only
+with it are a model's parameters estimated. Where every site belongs to a unit, each unit n has importance weights
+$w_{nk} = p(x_n, z_{nk}) / q(z_{nk} \mid x_n)$ of its own, and the objective may be the importance-weighted bound
+$$ \sum_n \mathbb E_q\Big[\log \frac1K \sum_{k=1}^K w_{nk}\Big], $$
+which is the ELBO for K = 1 and rises to $\log p(x)$ with K.
 """
 
+import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -19,10 +25,13 @@ from tqdm.auto import tqdm
 from latentlab.errors import ConfigError, InferenceError, ModelError
 from latentlab.inference.density import Density, capture, constrain_draws, ends, non_finite_sites, over_draws, start
 from latentlab.inference.draws import Draws, Problem, finished
+from latentlab.inference.encoder import is_amortised
 from latentlab.inference.guides import GUIDES, Frame, FullRank, GaussianGuide, MeanField
 from latentlab.inference.nuts import require_whole
+from latentlab.models.base import LatentModel
 from latentlab.seeds import isolated
 from latentlab.symmetry.average import log_average
+from latentlab.symmetry.group import NEXT
 
 N_CURVATURES = 8
 """Draws at which the curvature is looked at."""
@@ -30,8 +39,15 @@ N_NEWTON = 4
 STEP = 1e-5
 """Of the central differences."""
 LEAST_CURVATURE = 1e-4
+EVERY = 50
+"""Steps between two looks at the units that are held out."""
+N_WATCHED = 8
+"""Draws of the guide with which these are looked at, the same each time."""
+PARAMETER = "parameter "
+"""What the names of parameters begin with among the arrays of a restart."""
 
 GuideName = Literal["model", "mean_field", "full_rank", "low_rank"]
+Objective = Literal["elbo", "iwae"]
 
 
 @dataclass(frozen=True)
@@ -50,10 +66,15 @@ class SVI:
         n_restarts: Independent fits; all losses are kept, the best ELBO is the result.
         patience: Stop once the smoothed ELBO has not risen for this many steps; never where None.
         n_draws: Draws from the fitted guide, one chain.
+        objective: `elbo`, or `iwae`: the importance-weighted bound with `n_particles` samples for each unit.
+        kl_warmup: Steps over which the terms of the units' own sites grow to their full weight (with the model's own guide).
+        held_out: Share of the units that are kept out of the steps: the best parameters by their ELBO are the result, and
+            `patience` is about it (with the model's own guide).
 
     References:
         Kucukelbir et al. 2017, Automatic Differentiation Variational Inference, JMLR 18(14).
         Roeder, Wu & Duvenaud 2017, Sticking the Landing, NeurIPS.
+        Burda, Grosse & Salakhutdinov 2016, Importance Weighted Autoencoders, ICLR.
     """
 
     guide: GuideName = "full_rank"
@@ -64,6 +85,9 @@ class SVI:
     n_restarts: int = 1
     patience: int | None = None
     n_draws: int = 2000
+    objective: Objective = "elbo"
+    kl_warmup: int = 0
+    held_out: float = 0.0
 
     name: ClassVar[str] = "svi"
     kind: ClassVar[str] = "vi"
@@ -78,6 +102,14 @@ class SVI:
                 require_whole(f"SVI.{field}", getattr(self, field), 1)
         if not (isinstance(self.learning_rate, int | float) and 0 < self.learning_rate < math.inf):
             raise ConfigError(f"SVI.learning_rate must be a positive number; got {self.learning_rate!r}.")
+        if self.objective not in ("elbo", "iwae"):
+            raise ConfigError(f"SVI.objective must be elbo or iwae; got {self.objective!r}.")
+        require_whole("SVI.kl_warmup", self.kl_warmup, 0)
+        if isinstance(self.held_out, bool) or not (isinstance(self.held_out, int | float) and 0 <= self.held_out < 1):
+            raise ConfigError(f"SVI.held_out must be a share from 0 and below 1; got {self.held_out!r}.")
+        for field in ("objective", "kl_warmup", "held_out"):
+            if self.guide != "model" and getattr(self, field) not in ("elbo", 0):
+                raise ConfigError(f"SVI.{field} goes with guide='model' only; the guide is {self.guide!r}.")
 
     def run(self, problem: Problem) -> Draws:
         restart = self._pyro_restart if self.guide == "model" else self._gaussian_restart
@@ -85,13 +117,14 @@ class SVI:
         elbo = np.array([float(np.mean(run["lp"] - run["log_q"])) for run in runs])
         best = runs[int(np.argmax(elbo))]
         values = constrain_draws(problem.density, best["u"][None])
+        parameters = {n.removeprefix(PARAMETER): best[n] for n in best if n.startswith(PARAMETER)}
         stats = {"lp": best["lp"][None], "log_q": best["log_q"][None]}
         stats["log_q_averaged"] = self._averaged(problem, best, values)[None]
         longest = max(len(run["loss"]) for run in runs)
         losses = np.stack([np.pad(run["loss"], (0, longest - len(run["loss"])), mode="edge") for run in runs])
         attrs = {"guide": self.guide, "elbo": float(elbo.max()), "averaged": int(self.guide != "model")}
         restarts = ends(problem.density, [run.get("loc", run["u"].mean(axis=0)) for run in runs])
-        return Draws(values, stats, {"loss": losses, "elbo": elbo}, restarts, attrs)
+        return Draws(values, stats, {"loss": losses, "elbo": elbo}, restarts, attrs, parameters)
 
     def check(self, problem: Problem) -> None:
         """Refuses a guide or a batch that does not go with the model and the data."""
@@ -100,6 +133,25 @@ class SVI:
             if not problem.model.has_guide():
                 raise ModelError(f"{problem.model.name!r} brings no guide; use {', '.join(GUIDES)}.")
             check_guide(problem)
+            self._check_particles(problem)
+        elif problem.model.parameters:
+            raise ModelError(
+                f"{problem.model.name!r} has parameters, estimated with guide='model' only; the guide is {self.guide!r}."
+            )
+        if self.objective == "iwae" and not is_amortised(density):
+            others = [site.name for site in density.sites if site.name not in density.unit_sites]
+            raise ModelError(
+                f"objective 'iwae' needs a model whose sites all belong to units; {problem.model.name!r} has {', '.join(others)}."
+            )
+        if self.held_out:
+            n_held_out = round(self.held_out * density.n_units)
+            if not 0 < n_held_out < density.n_units:
+                raise ConfigError(f"SVI.held_out: {self.held_out} of {density.n_units} units leaves one part empty.")
+            if self.batch_size is not None and self.batch_size > density.n_units - n_held_out:
+                raise ConfigError(
+                    f"SVI.batch_size must be at most the {density.n_units - n_held_out} units that are not held out; "
+                    f"got {self.batch_size}."
+                )
         if self.batch_size is not None:
             if problem.model.is_series():
                 raise ModelError(
@@ -112,6 +164,21 @@ class SVI:
                     f"batch_size needs a guide that is amortised over units: site {density.unit_sites[0]!r} has a value for "
                     f"each unit, and the guide {self.guide!r} would hold one parameter for each."
                 )
+
+    def _check_particles(self, problem: Problem) -> None:
+        """Refuses a program that cannot take all particles at once, where this is how they are drawn."""
+        if not is_amortised(problem.density) or (self.n_particles == 1 and not self.held_out):
+            return
+        rows = tuple(problem.density.arrays[name][:2] for name in problem.density.unit_arrays())
+        try:
+            with isolated(problem.seeds.child("check")), pyro.validation_enabled(False):
+                self._pyro_loss(problem, problem.density.with_units(rows), 1.0, 1.0, 3)
+        except Exception as error:  # whatever a program raises
+            said = " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"{problem.model.name!r} does not take a further leading axis, of several particles at once; write it with "
+                f"`...`, or say n_particles=1 and no held_out: {type(error).__name__}: {said}"
+            ) from error
 
     def _averaged(self, problem: Problem, best: dict[str, np.ndarray], values: dict[str, np.ndarray]) -> np.ndarray:
         """log q of the draws, averaged over the model's symmetry; log q itself where the guide is not Gaussian."""
@@ -132,7 +199,8 @@ class SVI:
 
         draws = {name: values[name][0] for name in names}
         dims = {name: tuple(model.dims[name]) for name in names}
-        acted = [name for name in names if model.symmetry.dim in dims[name]]
+        # Sites with one axis of the symmetry's say which element an orbit is best looked at from; transitions have two.
+        acted = [name for name in names if [dim.removeprefix(NEXT) for dim in dims[name]].count(model.symmetry.dim) == 1]
         if not acted:
             return best["log_q"]
         jacobian = over_draws(lambda v: density.log_jacobian(v["u"]), {"u": best["u"]}, block=4096)
@@ -193,26 +261,39 @@ class SVI:
     def _gaussian_step(
         self, density: Density, guide: GaussianGuide, batch: Any, frame: Frame | None
     ) -> Callable[[Any], torch.Tensor]:
-        """A function of a batch that fills the parameters' gradients and returns the loss."""
+        """A function of a batch that fills the parameters' gradients and returns the loss.
+
+        It is captured once for all restarts: what differs between them, the frame too, is an argument.
+        """
         n_parameters = len(guide.parameters)
+        fixed = (frame.center, frame.matrix, frame.log_det) if frame else ()
+        n_fixed = len(fixed)
 
         def loss(parameters: tuple[torch.Tensor, ...], noise: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            placed, rows = rest[:n_fixed], rest[n_fixed:]
             v = guide.transform(parameters, noise)
             frozen = tuple(p.detach() for p in parameters)
             log_q = guide.log_density(frozen, v)
-            if frame:
-                log_q = log_q - frame.log_det
-            return (log_q - torch.vmap(_log_p(density, rest))(frame(v) if frame else v)).mean()
+            u = v
+            if placed:
+                center, matrix, log_det = placed
+                u, log_q = center + v @ matrix.mT, log_q - log_det
+            return (log_q - torch.vmap(_log_p(density, rows))(u)).mean()
 
         def flat(noise: torch.Tensor, *rest: torch.Tensor) -> Any:
             parameters, data = rest[:n_parameters], rest[n_parameters:]
             gradients, value = torch.func.grad_and_value(loss)(parameters, noise, *data)
             return (value, *gradients)
 
-        fast = capture(flat, guide.noise(self.n_particles), *(p.detach() for p in guide.parameters), *batch)
+        key = (type(guide), self.n_particles, bool(frame))
+        example = guide.noise(self.n_particles)  # drawn in every restart, so that each is the same alone as among others
+        if key not in density.captured:
+            density.captured[key] = capture(flat, example, *(p.detach() for p in guide.parameters), *fixed, *batch)
+        fast = density.captured[key]
 
         def step(rest: Any) -> torch.Tensor:
-            value, *gradients = fast(guide.noise(self.n_particles), *(p.detach() for p in guide.parameters), *rest)
+            parameters = (p.detach() for p in guide.parameters)
+            value, *gradients = fast(guide.noise(self.n_particles), *parameters, *fixed, *rest)
             for parameter, gradient in zip(guide.parameters, gradients, strict=True):
                 parameter.grad = gradient.clone()
             return value
@@ -223,28 +304,59 @@ class SVI:
 
     def _pyro_restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:
         seeds, density, model = problem.seeds.child("restart", restart), problem.density, problem.model
-        program, guide = model.model, model.guide  # type: ignore[attr-defined]
         with isolated(seeds), pyro.validation_enabled(False):
-            batches = _batches(problem, self.batch_size, seeds.child("batches").numpy())
+            training, held_out = _divided(density.n_units, self.held_out, seeds.child("held_out").numpy())
+            batches = _batches(problem, self.batch_size, seeds.child("batches").numpy(), training)
             first = next(batches)
-            arrays = density.with_units(first) if first else density.arrays
-            with poutine.trace(param_only=True) as capture_parameters:
-                guide(**arrays)
-            found: Any = capture_parameters.trace.nodes
-            parameters = [site["value"].unconstrained() for site in found.values()]
-            elbo = Trace_ELBO(num_particles=self.n_particles)
+            found = _started(model, density.with_units(first) if first else density.arrays)
+            parameters = [value.unconstrained() for value in found.values()]
+            n_training = density.n_units if training is None else len(training)
+            count = itertools.count(1)
 
             def step(rest: Any) -> torch.Tensor:
-                now, scale = (density.with_units(rest), density.n_units / len(rest[0])) if rest else (density.arrays, 1.0)
-                loss = elbo.differentiable_loss(_scaled(program, scale), _scaled(guide, scale), **now)
+                warm = min(1.0, next(count) / self.kl_warmup) if self.kl_warmup else 1.0
+                now, scale = (density.with_units(rest), n_training / len(rest[0])) if rest else (density.arrays, 1.0)
+                loss = self._pyro_loss(problem, now, scale, warm * model.kl_weight, self.n_particles)
                 for parameter in parameters:
                     parameter.grad = None
                 loss.backward()
                 return loss.detach()
 
+            watch = None
+            if held_out is not None:
+                aside = density.with_units(tuple(density.arrays[name][held_out] for name in density.unit_arrays()))
+
+                def watch() -> float:
+                    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                        torch.manual_seed(0)
+                        return float(self._pyro_loss(problem, aside, 1.0, model.kl_weight, N_WATCHED))
+
             rates = (1.0,) * len(parameters)
-            losses = self._descend(problem, parameters, rates, step, batches, None, restart, self.n_steps)
-            return {"loss": losses, **_guide_draws(problem, guide, self.n_draws)}
+            losses = self._descend(problem, parameters, rates, step, batches, None, restart, self.n_steps, watch)
+            own = {name: value.detach() for name, value in _values(found).items() if name in model.parameters}
+            kept = {PARAMETER + name: value.numpy() for name, value in own.items()}
+            return {"loss": losses, **kept, **_guide_draws(density.at(own), model.guide, self.n_draws)}  # type: ignore[attr-defined]
+
+    def _pyro_loss(
+        self, problem: Problem, arrays: Mapping[str, Any], scale: float, kl_weight: float, n_particles: int
+    ) -> torch.Tensor:
+        """Minus the objective: terms inside the plate `unit` times `scale`, those of latent sites there times `kl_weight` too.
+
+        Where every site belongs to a unit, all particles are one call, in a plate of their own outside the units.
+        """
+        model = problem.model
+        program, guide = (_scaled(f, scale, kl_weight) for f in (model.model, model.guide))  # type: ignore[attr-defined]
+        if not is_amortised(problem.density):
+            return Trace_ELBO(num_particles=n_particles).differentiable_loss(program, guide, **arrays)
+        with pyro.plate("particle", n_particles, dim=-2) if n_particles > 1 else contextlib.nullcontext():
+            drawn = poutine.trace(guide).get_trace(**arrays)
+            whole = poutine.trace(poutine.replay(program, trace=drawn)).get_trace(**arrays)
+        drawn.compute_log_prob()
+        whole.compute_log_prob()
+        terms = [[site["log_prob"] for site in trace.nodes.values() if "log_prob" in site] for trace in (whole, drawn)]
+        log_w = torch.as_tensor(sum(terms[0]) - sum(terms[1])).reshape(n_particles, -1) / scale
+        each = log_w.mean(0) if self.objective == "elbo" else torch.logsumexp(log_w, dim=0) - math.log(n_particles)
+        return -scale * each.sum()
 
     # -- the loop that both share
 
@@ -258,11 +370,14 @@ class SVI:
         location: Callable[[], torch.Tensor] | None,
         restart: int,
         n_steps: int,
+        watch: Callable[[], float] | None = None,
     ) -> np.ndarray:
+        """Adam's steps, and their losses; with `watch`, a loss that is looked at now and then, the best parameters are kept."""
         groups = [{"params": [p], "lr": self.learning_rate * rate} for p, rate in zip(parameters, rates, strict=True)]
         optimizer = torch.optim.Adam(groups)
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, n_steps))
         losses: list[float] = []
+        least, at, best = math.inf, 0, [p.detach().clone() for p in parameters]
         bar = tqdm(
             range(n_steps),
             desc=f"SVI {restart + 1}/{self.n_restarts}",
@@ -283,8 +398,19 @@ class SVI:
             decay.step()
             if i % 50 == 0:
                 bar.set_postfix(elbo=f"{-np.mean(losses[-50:]):.2f}", refresh=False)
-            if self.patience and _stalled(losses, self.patience):
-                break
+            if watch is None:
+                if self.patience and _stalled(losses, self.patience):
+                    break
+            elif (i + 1) % EVERY == 0 or i + 1 == n_steps:
+                seen = watch()
+                if seen < least:
+                    least, at, best = seen, i, [p.detach().clone() for p in parameters]
+                if self.patience and i - max(at, self.kl_warmup) >= self.patience:
+                    break
+        if watch is not None:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, best, strict=True):
+                    parameter.copy_(value)
         return np.asarray(losses)
 
 
@@ -355,41 +481,71 @@ def _stalled(losses: list[float], patience: int) -> bool:
     return bool(np.mean(losses[-patience:]) >= np.mean(losses[-2 * patience : -patience]))
 
 
-def _batches(problem: Problem, batch_size: int | None, rng: np.random.Generator) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Minibatches of the arrays that have the dim `unit`, epoch by epoch without replacement; `()` for all the data."""
+def _batches(
+    problem: Problem, batch_size: int | None, rng: np.random.Generator, units: np.ndarray | None = None
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Minibatches of the arrays that have the dim `unit`, epoch by epoch without replacement; `()` for all the data.
+
+    Of `units` only, where they are given: then all of these are a batch without a size.
+    """
     density = problem.density
+    chosen = np.arange(density.n_units) if units is None else units
+    whole = () if units is None else tuple(density.arrays[name][chosen] for name in density.unit_arrays())
     while True:
         if batch_size is None:
-            yield ()
+            yield whole
             continue
-        order = torch.tensor(rng.permutation(density.n_units))
-        for first in range(0, density.n_units - batch_size + 1, batch_size):
+        order = torch.tensor(rng.permutation(chosen))
+        for first in range(0, len(chosen) - batch_size + 1, batch_size):
             index = order[first : first + batch_size]
             yield tuple(density.arrays[name][index] for name in density.unit_arrays())
 
 
-def _scaled(program: Callable[..., Any], scale: float) -> Callable[..., Any]:
-    """The program with the terms inside the plate `unit` multiplied by `scale`."""
-    if scale == 1.0:
+def _divided(n_units: int, share: float, rng: np.random.Generator) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The numbers of the units that steps are made with, and of those that are kept out of them; None where none are."""
+    if not share:
+        return None, None
+    order, n_held_out = rng.permutation(n_units), round(share * n_units)
+    return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
+
+
+def _started(model: LatentModel, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of guide and program in Pyro's store, by name, as they start."""
+    with poutine.trace(param_only=True) as seen:
+        model.guide(**arrays)  # type: ignore[attr-defined]
+        if model.parameters:
+            model.model(**arrays)
+    found: Any = seen.trace.nodes
+    return {name: site["value"] for name, site in found.items()}
+
+
+def _values(names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """What Pyro's store holds under these names, constrained."""
+    return {name: pyro.param(name) for name in names}
+
+
+def _scaled(program: Callable[..., Any], scale: float, kl_weight: float) -> Callable[..., Any]:
+    """The program with its terms inside the plate `unit` times `scale`, and those of latent sites times `kl_weight` too."""
+    if scale == kl_weight == 1.0:
         return program
 
     def scaled(**arrays: Any) -> Any:
-        with _ScaleUnits(scale):
+        with _ScaleUnits(scale, kl_weight):
             return program(**arrays)
 
     return scaled
 
 
 class _ScaleUnits(poutine.messenger.Messenger):
-    """Multiplies the scale of sites inside the plate `unit`."""
+    """Multiplies the scale of sites inside the plate `unit`, and that of latent ones by a weight of their own."""
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float, kl_weight: float) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.kl_weight = scale, kl_weight
 
-    def _pyro_post_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         if any(frame.name == "unit" for frame in msg["cond_indep_stack"]):
-            msg["scale"] = msg["scale"] * self.scale
+            msg["scale"] = msg["scale"] * self.scale * (1.0 if msg["is_observed"] else self.kl_weight)
 
 
 def check_guide(problem: Problem) -> None:
@@ -400,6 +556,10 @@ def check_guide(problem: Problem) -> None:
     """
     with isolated(problem.seeds.child("check")), pyro.validation_enabled(False):
         nodes: Any = poutine.trace(problem.model.guide).get_trace(**problem.arrays).nodes  # type: ignore[attr-defined]
+    parameters = {n for n, s in nodes.items() if s["type"] == "param"} | set(problem.density.own_parameters)
+    absent = sorted(set(problem.model.parameters) - parameters)
+    if absent:
+        raise ModelError(f"{problem.model.name!r} declares the parameter {absent[0]!r}, which neither program nor guide has.")
     has = {n for n, s in nodes.items() if s["type"] == "sample" and not poutine.util.site_is_subsample(s)}
     has = {n for n in has if not nodes[n]["infer"].get("is_auxiliary")}
     needs = {s.name for s in problem.density.sites}
@@ -414,9 +574,8 @@ def check_guide(problem: Problem) -> None:
         )
 
 
-def _guide_draws(problem: Problem, guide: Callable[..., Any], n_draws: int) -> dict[str, np.ndarray]:
+def _guide_draws(density: Density, guide: Callable[..., Any], n_draws: int) -> dict[str, np.ndarray]:
     """Draws from a Pyro guide with lp and log q on the unconstrained scale."""
-    density = problem.density
     rows, log_q, lp = [], [], []
     with torch.no_grad():
         for _ in range(n_draws):

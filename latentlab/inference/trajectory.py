@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,9 @@ Answer = tuple[float, np.ndarray]
 Asking = Generator[np.ndarray, Answer, "Tree"]
 BatchGradient = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Points `(chain, size)` -> log densities `(chain,)` and gradients `(chain, size)`."""
+ActiveGradient = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""The same, of some of the chains, given with their numbers `(chain,)`."""
+Result = TypeVar("Result")
 
 MAX_ENERGY_ERROR = 1000.0
 
@@ -86,7 +89,8 @@ def transition(
             break
         depth += 1
         proposal = new.proposal if math.log(rng.random()) < new.log_weight - whole.log_weight else whole.proposal
-        whole = _join(whole, new, direction, tuning, proposal)
+        log_weight = float(np.logaddexp(whole.log_weight, new.log_weight))
+        whole = _join(whole, new, direction, tuning, proposal, log_weight)
         if whole.stop:
             break
     rate = whole.accept / max(whole.n_steps, 1)
@@ -103,9 +107,9 @@ def _build(start: State, depth: int, direction: int, energy: float, tuning: Tuni
     far = yield from _build(near.right if direction > 0 else near.left, depth - 1, direction, energy, tuning, rng)
     if far.stop:
         return far._replace(accept=near.accept + far.accept, n_steps=near.n_steps + far.n_steps)
-    total = np.logaddexp(near.log_weight, far.log_weight)
-    proposal = far.proposal if math.log(rng.random()) < far.log_weight - total else near.proposal
-    return _join(near, far, direction, tuning, proposal)
+    log_weight = float(np.logaddexp(near.log_weight, far.log_weight))
+    proposal = far.proposal if math.log(rng.random()) < far.log_weight - log_weight else near.proposal
+    return _join(near, far, direction, tuning, proposal, log_weight)
 
 
 def _leaf(start: State, direction: int, energy: float, tuning: Tuning) -> Asking:
@@ -122,27 +126,26 @@ def _leaf(start: State, direction: int, energy: float, tuning: Tuning) -> Asking
     return Tree(state, state, state.p, -error, state, stop=diverging, diverging=diverging, accept=accept, n_steps=1)
 
 
-def _join(near: Tree, far: Tree, direction: int, tuning: Tuning, proposal: State) -> Tree:
+def _join(near: Tree, far: Tree, direction: int, tuning: Tuning, proposal: State, log_weight: float) -> Tree:
     """Two neighbouring pieces as one, stopped where the whole or a piece with its neighbour's end makes a U-turn."""
     left, right = (near, far) if direction > 0 else (far, near)
     rho = left.rho + right.rho
-    turning = (
-        _turns(left.left.p, right.right.p, rho, tuning)
-        or _turns(left.left.p, right.left.p, left.rho + right.left.p, tuning)
-        or _turns(left.right.p, right.right.p, right.rho + left.right.p, tuning)
-    )
-    weight = float(np.logaddexp(near.log_weight, far.log_weight))
+    turning = _turns(left.left.p, right.right.p, rho, tuning)
+    if not turning and not (near.left is near.right and far.left is far.right):  # of two points the three are the same
+        turning = _turns(left.left.p, right.left.p, left.rho + right.left.p, tuning) or _turns(
+            left.right.p, right.right.p, right.rho + left.right.p, tuning
+        )
     accept, n_steps = near.accept + far.accept, near.n_steps + far.n_steps
-    return Tree(left.left, right.right, rho, weight, proposal, turning, diverging=False, accept=accept, n_steps=n_steps)
+    return Tree(left.left, right.right, rho, log_weight, proposal, turning, diverging=False, accept=accept, n_steps=n_steps)
 
 
 def _turns(p_left: np.ndarray, p_right: np.ndarray, rho: np.ndarray, tuning: Tuning) -> bool:
     sharp = tuning.variance * rho
-    return not (p_left @ sharp > 0 and p_right @ sharp > 0)
+    return not (p_left.dot(sharp) > 0 and p_right.dot(sharp) > 0)
 
 
 def _energy(state: State, tuning: Tuning) -> float:
-    return 0.5 * float(state.p @ (tuning.variance * state.p)) - state.log_prob
+    return 0.5 * float(state.p.dot(tuning.variance * state.p)) - state.log_prob
 
 
 def reasonable_step_size(state: State, tuning: Tuning, rng: np.random.Generator) -> Generator[np.ndarray, Answer, float]:
@@ -317,19 +320,35 @@ def chain(
 
 
 def drive(
-    chains: list[Generator[np.ndarray | Snapshot, Answer, Chain]],
+    chains: Sequence[Generator[np.ndarray | Snapshot, Answer, Result]],
     value_and_grad: BatchGradient,
     watch: Callable[[int, Snapshot], None] | None = None,
-) -> list[Chain]:
+) -> list[Result]:
     """Runs chains in lock step: one batched gradient call answers all of them; a finished chain's row is idle.
 
     Args:
-        chains: From `chain`.
+        chains: From `chain`, or other coroutines that ask for gradients.
         value_and_grad: Of a point for each chain.
         watch: Told which chain ended an iteration, and how it stands.
     """
-    points: list[np.ndarray | None] = [None] * len(chains)
-    results: dict[int, Chain] = {}
+
+    def whole(points: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.broadcast_to(points[0], (len(chains), points.shape[1])).copy()
+        rows[active] = points
+        values, gradients = value_and_grad(rows)
+        return values[active], gradients[active]
+
+    return drive_active(chains, whole, watch)
+
+
+def drive_active(
+    chains: Sequence[Generator[np.ndarray | Snapshot, Answer, Result]],
+    value_and_grad: ActiveGradient,
+    watch: Callable[[int, Snapshot], None] | None = None,
+) -> list[Result]:
+    """`drive` with gradients that are asked for the chains under way only, whose numbers are said."""
+    points: dict[int, np.ndarray] = {}
+    results: dict[int, Result] = {}
 
     def advance(i: int, answer: Answer | None) -> None:
         try:
@@ -341,14 +360,14 @@ def drive(
             points[i] = request
         except StopIteration as stop:
             results[i] = stop.value
+            points.pop(i, None)
 
     with np.errstate(all="ignore"):  # a diverging trajectory may overflow: its energy is then infinite, and it is refused
         for i in range(len(chains)):
             advance(i, None)
-        while len(results) < len(chains):
-            idle = next(u for u in points if u is not None)
-            values, gradients = value_and_grad(np.stack([idle if u is None else u for u in points]))
-            for i in range(len(chains)):
-                if i not in results:
-                    advance(i, (float(values[i]), gradients[i]))
+        while points:
+            active = np.fromiter(points, dtype=np.intp, count=len(points))
+            values, gradients = value_and_grad(np.array([*points.values()]), active)
+            for i, value, gradient in zip(active.tolist(), values.tolist(), gradients, strict=True):
+                advance(i, (value, gradient))
     return [results[i] for i in range(len(chains))]

@@ -1,20 +1,30 @@
 """The contract of a model: what a class declares and defines to be fitted, checked, compared and reported."""
 
+import hashlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from pyro import poutine
 
 from latentlab.data.dataset import Dataset
+from latentlab.errors import DataError
 from latentlab.symmetry.group import Group
+from latentlab.symmetry.groups import Identity
 from latentlab.symmetry.labels import renamed
 
 Arrays = Mapping[str, Any]
-"""The dataset's arrays by name as float64 tensors, and `mask` (bool, or None): what `model` takes as keywords."""
+"""The dataset's arrays by name as float64 tensors, and `mask` (bool, or None): what `model` takes as keywords.
+
+A model with an argument `labels` gets the units' labels too, as `(unit, label)` of zeros and a one.
+"""
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,10 @@ class LatentModel(ABC):
     """A latent-variable model as a Pyro program; subclasses are final and say the generative process in their docstring.
 
     A subclass's constructor arguments are its hyper-parameters; each is kept as an attribute of the same name.
+
+    Parameters are arrays that are estimated as points and have no posterior, such as the weights of a network: program and guide
+    declare them by `pyro.param`, the attribute `parameters` gives their dims, and `latents`, `imputation` and `bound` take them
+    beside the sites.
     """
 
     name: ClassVar[str]
@@ -53,6 +67,11 @@ class LatentModel(ABC):
     position: Position
     symmetry: Group
     methods: tuple[str, ...]
+    parameters: Mapping[str, tuple[str, ...]] = NOTHING
+    kl_weight: float = 1.0
+    """What a variational objective multiplies the positions' Kullback-Leibler term by; the density does not know of it."""
+    classes: np.ndarray | None = None
+    """The labels that the columns of `labels` stand for; those of the dataset where None."""
     jitter: float = 2.0
     """Half width of the noise about `initialize`, in each unconstrained coordinate, at which MCMC's chains start."""
 
@@ -67,7 +86,10 @@ class LatentModel(ABC):
         """The Pyro program: takes the dataset's arrays by name, and `mask` if it can do with missing entries."""
 
     def latents(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
-        """Distribution of the positions given one draw of the other sites, batch shape `(unit,)`."""
+        """Distribution of the positions given one draw of the other sites, batch shape `(unit,)`.
+
+        Exact, or an encoder's where the model has a `bound`.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no `latents`: its positions are the site itself.")
 
     def imputation(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
@@ -76,6 +98,10 @@ class LatentModel(ABC):
         Where entries were observed it may be anything.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what missing entries were.")
+
+    def bound(self, arrays: Arrays, n_samples: int, **values: torch.Tensor) -> torch.Tensor:
+        """Lower bound on log p(unit | values), `(unit,)`, in expectation, where positions cannot be integrated out exactly."""
+        raise NotImplementedError(f"{type(self).__name__} has no bound on its log likelihood.")
 
     def leave_one_out(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
         """log p(x_n | all the other data, values) where units depend on each other given the sites: `(unit,)`, or `(sequence,)`
@@ -98,6 +124,15 @@ class LatentModel(ABC):
         """The same model with its positions integrated out, where it can be written so; itself otherwise."""
         return self
 
+    def frozen(self, parameters: Mapping[str, Any], classes: np.ndarray | None = None) -> "LatentModel":
+        """The same program with its parameters fixed at these values: what is left are sites, which any sampler can draw.
+
+        Args:
+            parameters: Name -> value, as `Fit.parameters` has them.
+            classes: The labels of the data that they were fitted to, for a model that takes labels.
+        """
+        return Frozen(self, parameters, classes)
+
     def check(self, dataset: Dataset) -> None:  # noqa: B027
         """Refuses data that the model has no sensible answer for, naming both numbers (`n_latent` and features, say)."""
 
@@ -108,7 +143,8 @@ class LatentModel(ABC):
     def act(self, elements: np.ndarray, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The sites `(..., *site)` after elements `(..., k, k)` of `exchanges` have acted; labels go with what they name."""
         site, group = self.position.site, self.exchanges
-        turned = group.act(elements, {n: v for n, v in values.items()}, {n: tuple(self.dims[n]) for n in values})
+        dims = {**self.dims, **self.parameters}
+        turned = group.act(elements, {n: v for n, v in values.items()}, {n: tuple(dims[n]) for n in values})
         if self.position.kind == "discrete" and site in values and not group.is_trivial():
             turned[site] = renamed(elements, values[site])
         return {name: turned[name] for name in values}
@@ -143,6 +179,10 @@ class LatentModel(ABC):
         """Whether the positions are given back by `latents` rather than read from a site of the program."""
         return type(self).latents is not LatentModel.latents
 
+    def has_bound(self) -> bool:
+        """Whether there is a lower bound on the log likelihood of a unit in place of the log likelihood itself."""
+        return type(self).bound is not LatentModel.bound
+
     def is_series(self) -> bool:
         """Whether units depend on each other given the other sites, so that the likelihood is no product over them."""
         return type(self).leave_one_out is not LatentModel.leave_one_out
@@ -150,3 +190,78 @@ class LatentModel(ABC):
     def imputes(self) -> bool:
         """Whether the model says what missing entries were."""
         return type(self).imputation is not LatentModel.imputation
+
+
+class Fixed(poutine.messenger.Messenger):
+    """Gives the parameters of a program these values; Pyro's store is neither read nor written for them."""
+
+    def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.parameters = parameters
+
+    def _pyro_param(self, msg: Any) -> None:
+        if msg["name"] in self.parameters:
+            msg["value"], msg["done"] = self.parameters[msg["name"]], True
+
+
+class Frozen(LatentModel):
+    """A model whose parameters are fixed (`LatentModel.frozen`): its positions are sites, without any symmetry."""
+
+    symmetry = Identity()
+    methods = ("nuts", "svi", "map")
+
+    def __init__(self, base: LatentModel, parameters: Mapping[str, Any], classes: np.ndarray | None = None) -> None:
+        self.base, self.classes = base, classes
+        self.name = base.name  # type: ignore[misc]
+        self.dims, self.position = base.dims, base.position
+        self.values = {name: torch.tensor(np.asarray(value), dtype=torch.float64) for name, value in parameters.items()}
+
+    def model(self, *args: Any, **arrays: Any) -> None:
+        with poutine.block(hide_types=["param"]), Fixed(self.values):
+            self.base.model(*args, **arrays)
+
+    def imputation(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
+        return self.base.imputation(arrays, **self.values, **values)
+
+    def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
+        """Where an encoder has the positions, if there is one."""
+        if not self.base.integrates_positions():
+            return self.base.initialize(arrays, rng)
+        with torch.no_grad():
+            return {self.position.site: self.base.latents(arrays, **self.values).mean}
+
+    def check(self, dataset: Dataset) -> None:
+        """As the model that it was made from; and data of the size that the parameters are made for.
+
+        Raises:
+            DataError: Names both sizes.
+        """
+        self.base.check(dataset)
+        for name, dims in self.base.parameters.items():
+            for dim, size in zip(dims, self.values[name].shape if name in self.values else (), strict=False):
+                if dataset.sizes.get(dim, size) != size:
+                    raise DataError(
+                        f"{dataset.name} has {dataset.sizes[dim]} along {dim!r}; the parameters are of {size} ({name!r})."
+                    )
+
+    def position_columns(self) -> int | None:
+        """As the model that it was made from."""
+        return self.base.position_columns()
+
+    def takes(self, argument: str) -> bool:
+        """As the model that it was made from."""
+        return self.base.takes(argument)
+
+    def imputes(self) -> bool:
+        """As the model that it was made from."""
+        return self.base.imputes()
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Those of the model that it was made from."""
+        return self.base.hyperparameters()
+
+    def __repr__(self) -> str:
+        digest = hashlib.sha256()
+        for name, value in sorted(self.values.items()):
+            digest.update(name.encode() + value.numpy().tobytes())
+        return f"{self.base!r}.frozen({digest.hexdigest()[:12]})"

@@ -227,11 +227,10 @@ class HiddenMarkovModel(LatentModel):
 
 def begins(sequence: torch.Tensor | None, n_units: int) -> torch.Tensor:
     """True where a sequence begins `(unit,)`."""
-    starts = torch.zeros(n_units, dtype=torch.bool)
-    starts[0] = True
-    if sequence is not None:
-        starts[1:] = sequence[1:] != sequence[:-1]
-    return starts
+    first = torch.ones(1, dtype=torch.bool)
+    if sequence is None:
+        return torch.cat([first, torch.zeros(n_units - 1, dtype=torch.bool)])
+    return torch.cat([first, sequence[1:] != sequence[:-1]])
 
 
 def log_probability(p: torch.Tensor) -> torch.Tensor:

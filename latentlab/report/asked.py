@@ -29,7 +29,9 @@ def data_sentence(source: Source) -> str:
     gaps = f"; {missing:.1%} of the entries are missing" if missing else ""
     n = len(source.units)
     fitted = f"; {count(n, 'unit')} were fitted" if n != data.get("unit", n) else ""
-    return f"The data set “{data['name']}”: {sizes}{how}{gaps}{fitted}."
+    n_sequences = len(source.sequences or [])
+    of = "; the units are steps in time" + (f", in {n_sequences} sequences" if n_sequences > 1 else "") if n_sequences else ""
+    return f"The data set “{data['name']}”: {sizes}{how}{of}{gaps}{fitted}."
 
 
 def method_sentence(source: Source) -> str:
@@ -41,7 +43,7 @@ def method_sentence(source: Source) -> str:
     kind = {
         "mcmc": f"Here {draws}",
         "vi": f"Here an approximation of which {count(posterior['draw'], 'draw')} were taken",
-        "point": f"Here a point estimate of all but the positions, of which {count(posterior['draw'], 'draw')} were taken",
+        "point": f"Here a point estimate of all but the {source.called}, of which {count(posterior['draw'], 'draw')} were taken",
     }[source.kind]
     summary = f" {docs(METHODS.load(name)).summary}" if name in METHODS else ""
     return f"The method is {method_name(source)}.{summary} {kind}; the seed is {source.config.get('seed', 0)}."

@@ -3,9 +3,13 @@
 The page's script draws what is here. Its data:
 
 * `units`, `labels` (None without), `classes` with `names`, `codes` (of each unit), `colors` and `markers`;
-* `panels`: `title`, `note`, `aligned` and `raw`, each a list of columns, and `worst` (Mahalanobis distance of each unit);
+* `panels`: `title`, `note`, `aligned` and `raw`, each a list of columns, `worst` (disagreement of each unit), and where the positions
+  are labels `codes`, classes of the panel's own;
 * `covariance`: of each unit's position, `[k][l][unit]`, for the ellipses of marked units; None with many dimensions;
-* `radius`: of the ellipse, in standard deviations; `spread` of each unit.
+* `radius`: of the ellipse, in standard deviations; `spread` of each unit, and what it is `called`.
+
+Where the positions are labels every panel is the same map of the units, coloured by a clustering; an embedding that is none is
+drawn in its own coordinates, coloured by the point estimate.
 """
 
 from typing import Any
@@ -13,10 +17,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import chi2
 
-from latentlab.report.figure import MARKERS, Classes
+from latentlab.report.figure import COLORS, MARKERS, Classes
 from latentlab.report.items import Brush, Section, Text, shown
+from latentlab.report.labels import Parts, known_as, plane
 from latentlab.report.positions import LEVEL
-from latentlab.report.source import Row, Source
+from latentlab.report.source import Row, Source, matched
 
 DIGITS = 4
 """Of coordinates: a pixel in a thousand."""
@@ -26,6 +31,8 @@ MOST_DIMENSIONS = 6
 def section(source: Source) -> Section:
     """The panels, and how to read them."""
     title = "Embeddings beside the posterior"
+    if source.is_discrete:
+        return Section("beside", "Clusterings beside the posterior", (Text((_of_labels(source),)), Brush(label_panels(source))))
     lines = ["Drag a rectangle in any panel to mark units: the same units are marked in every panel, and listed below."]
     if source.compared:
         lines[0] += " Embeddings are turned, moved and scaled onto the posterior mean, or shown in their raw coordinates."
@@ -59,19 +66,105 @@ def panels(source: Source) -> dict[str, Any]:
         "covariance": covariance,
         "radius": float(np.sqrt(chi2.ppf(LEVEL, min(q, 2)))),
         "spread": rounded(source.spread),
+        "called": "posterior sd",
     }
 
 
-def _panel(source: Source, row: Row) -> dict[str, Any]:
+def _of_labels(source: Source) -> str:
+    said = "Drag a rectangle in any panel to mark units: the same units are marked in every panel, and listed below."
+    if len(source.features) == 1:
+        said += " Units are in their order from left to right, and up by what was observed of them."
+    if not source.compared:
+        return f"{said} No embedding was compared, so that only the posterior is shown."
+    said += (
+        f" Colours and shapes are those of the {source.label_dim}s; clusters have that of the {source.label_dim} to which they are matched, one to "
+        "one, whatever they are called, and clusters beyond the match have their own."
+    )
+    if source.unjudged:
+        said += " Embeddings that are no clusterings are shown in their own coordinates, coloured by the point estimate."
+    return said
+
+
+def label_panels(source: Source) -> dict[str, Any]:
+    """What the script needs where the positions are labels: the map of the units, once for each clustering."""
+    parts = Parts(source)
+    at = _map(source)
+    rows = source.first_rows if source.compared else []
+    own = {row.label: matched(labels, source.probabilities) for row in rows if (labels := row.labels) is not None}
+    used = [*parts.kept, *sorted({int(k) for names in own.values() for k in names} - set(parts.kept))]
+    codes = {label: [used.index(int(k)) for k in names] for label, names in own.items()}
+    estimate = [used.index(int(k)) for k in source.estimate]
+    found = [{"title": "point estimate", "note": "", "aligned": at, "raw": at, "worst": None, "codes": estimate}]
+    if source.labels is not None:
+        classes = Classes(source.labels, len(source.units))
+        to = _paired(source, classes, used)
+        note = f"coloured by the {source.label_dim} that suits them best"
+        found.append({"title": "known labels", "note": note, "aligned": at, "raw": at, "worst": None, "codes": to})
+    for row in rows:
+        panel = _panel(source, row, where=at if row.label in own else columns(row.values))
+        found.append(panel | {"codes": codes.get(row.label, estimate)})
+    beyond = [len(parts.kept) + i for i in range(len(used) - len(parts.kept))]
+    return {
+        "units": source.units,
+        "labels": None if source.labels is None else source.labels.tolist(),
+        "classes": {
+            "names": [parts.name(k) for k in parts.kept] + [f"cluster beyond {i + 1}" for i in range(len(beyond))],
+            "codes": estimate,
+            "colors": [COLORS[i % len(COLORS)] for i in range(len(used))],
+            "markers": [i % len(MARKERS) for i in range(len(used))],
+        },
+        "panels": found,
+        "covariance": None,
+        "radius": 0.0,
+        "spread": rounded(source.certainty),
+        "called": f"probability of its {source.label_dim}",
+    }
+
+
+def _paired(source: Source, classes: Classes, used: list[int]) -> list[int]:
+    """Codes of the known labels, each with the colour of the component that suits it; labels beyond them that of none."""
+    names = known_as(source, classes)
+    for name in sorted(set(names.values()) - set(used)):
+        used.append(name)
+    return [used.index(names[code]) for code in classes.codes.tolist()]
+
+
+def _map(source: Source) -> list[list[float]]:
+    """Where units are on the map: as in section 3, or their one feature by their order, or their order alone.
+
+    Features are stretched to the same width, principal axes are not.
+    """
+    found = plane(source)
+    if found is not None:
+        return columns(found[0] if len(source.features) > 2 else _stretched(found[0]))
+    order = np.arange(len(source.units), dtype=np.float64)
+    if not source.is_table:
+        return columns(order[:, None])
+    x = source.observed.values[:, 0]
+    values = np.where(np.isnan(x), np.nanmean(x), x)
+    return columns(_stretched(np.column_stack([order, values])))
+
+
+def _stretched(values: np.ndarray) -> np.ndarray:
+    width = np.ptp(values, axis=0)
+    return np.asarray((values - values.min(axis=0)) / np.where(width > 0, width, 1.0))
+
+
+def _panel(source: Source, row: Row, where: list[list[float]] | None = None) -> dict[str, Any]:
     data = source.run.comparison.sel(embedding=row.label)
     verdicts = zip(data["alignment"].values, data["verdict"].values, data["delta"].values, strict=True)
-    notes = [f"{way}: {verdict}, delta {shown(float(delta))}" for way, verdict, delta in verdicts if verdict]
+    notes = [
+        f"{'' if way == 'labels' else f'{way}: '}{verdict}, delta {shown(float(delta))}"
+        for way, verdict, delta in verdicts
+        if verdict
+    ]
+    worst = data["mahalanobis"].values
     return {
         "title": row.title,
         "note": "; ".join(notes),
-        "aligned": columns(source.aligned(row.values)),
-        "raw": columns(row.values[:, : max(2, source.mean.shape[1])]),
-        "worst": rounded(data["mahalanobis"].values),
+        "aligned": columns(source.aligned(row.values)) if where is None else where,
+        "raw": columns(row.values[:, : max(2, source.mean.shape[1])]) if where is None else where,
+        "worst": None if np.isnan(worst).all() else rounded(worst),
     }
 
 

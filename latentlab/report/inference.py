@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from latentlab.errors import InferenceError, ModelError
+from latentlab.modes import chain_modes, restart_modes
 from latentlab.posterior import build, installed_arviz, loo, rhat, to_arviz
 from latentlab.quantities import Labels, entries, identified, labels_of
 from latentlab.report.asked import method_name
@@ -32,6 +34,7 @@ def section(source: Source) -> Section:
     if len(rest):
         records = rest[["check", "quantity", "value"]].to_dict("records")
         items.append(Table.of("not-applicable", "Shown without a verdict, and checks that do not apply", records, folded=True))
+    items += _modes(source)
     if source.kind == "mcmc":
         items += _chains(source)
     items += _optimization(source)
@@ -58,7 +61,7 @@ def _caveats(source: Source) -> list[Item]:
         how = source.tree.attrs.get("how", "")
         lines = [
             f"{method_name(source)} gives a point estimate{f' ({how})' if how else ''}: the model's other parameters are fixed at it, and only "
-            "the positions have a spread, given that estimate.",
+            f"the {source.called} have a spread, given that estimate.",
             "What the estimate itself is uncertain of is missing from every interval below, so that the intervals are too narrow, "
             "and an embedding is called distinct sooner than by the full posterior.",
             "R-hat, effective sample sizes, LOO and the sensitivity to the prior need a posterior, and are not given.",
@@ -71,8 +74,81 @@ def _caveats(source: Source) -> list[Item]:
         )
         if source.tree.attrs.get("averaged", 1):
             text += " It is averaged over the model's symmetry, whose copies of one answer a single optimum cannot know."
+        if "parameters" in source.tree.children:
+            text += (
+                " The model's parameters are points, fitted to these units: only positions have a spread, given the parameters, and "
+                "what the parameters themselves are uncertain of is missing from it."
+            )
         return [Text((text,))]
     return []
+
+
+# -- modes
+
+
+def modes(source: Source) -> pd.DataFrame | None:
+    """The modes that chains or restarts sit in; None with a single one, or without the model."""
+    if source.model is None:
+        return None
+    if source.kind == "mcmc":
+        several = source.tree["posterior"].sizes["chain"] > 1
+    else:
+        group = source.group("restarts")
+        several = group is not None and group.sizes.get("restart", next(iter(group.sizes.values()), 0)) > 1
+    if not several:
+        return None
+    find = chain_modes if source.kind == "mcmc" else restart_modes
+    return find(source.tree, group=source.model.exchanges, dims=source.model.dims, position=source.site)
+
+
+def _modes(source: Source) -> list[Item]:
+    table = modes(source)
+    if table is None or not len(table):
+        return []
+    what = "chain" if source.kind == "mcmc" else "restart"
+    n = int(table["n"].sum())
+    level = "mean log density" if what == "chain" else LEVELS.get(_level(source), "level")
+    if len(table) == 1:
+        lines, kind = f"The {n} {what}s found the same mode.", "plain"
+    elif what == "chain":
+        lines, kind = (
+            f"The {n} chains sit in {len(table)} different modes: no chain went from one to another, so that the draws do not say how "
+            "much each of them weighs, and what is averaged over all chains below is an average over modes in arbitrary shares.",
+            "caution",
+        )
+    else:
+        best = float(table["share"].iloc[0])
+        lines, kind = (
+            f"The {n} restarts ended in {len(table)} different modes; what follows is from the best one, which {best:.0%} of them found.",
+            "plain",
+        )
+    records = [
+        {
+            "mode": int(row["mode"]) + 1,
+            f"{what}s": str(row["members"]),
+            "how many": int(row["n"]),
+            "share": float(row["share"]),
+            level: float(row["level"]),
+            "how it differs from the first": str(row["differs in"]),
+        }
+        for row in table.to_dict("records")
+    ]
+    caption = f"Modes, up to what the model leaves open: sets of {what}s that found the same"
+    caption += (
+        "; a share of chains says nothing of a mode's mass"
+        if what == "chain"
+        else "; a share is that of a mode's basin, not its mass"
+    )
+    return [Text((lines,), kind), Table.of("modes", caption, records, folded=len(table) == 1, digits=4)]
+
+
+LEVELS = {"elbo": "ELBO", "log_joint": "log density", "maxima": "log likelihood"}
+"""What of the optimisation says how good a restart is."""
+
+
+def _level(source: Source) -> str:
+    found = source.group("optimization")
+    return next((name for name in LEVELS if found is not None and name in found), "")
 
 
 # -- chains
@@ -84,12 +160,12 @@ def invariants(source: Source) -> dict[str, np.ndarray]:
     if model is None:
         return {}
     values = {str(n): a.values for n, a in source.tree["posterior"].data_vars.items() if n in model.dims}
-    return identified(values, {n: tuple(model.dims[n]) for n in values}, model.symmetry, source.site)
+    return identified(values, {n: tuple(model.dims[n]) for n in values}, model.exchanges, source.site)
 
 
 def row_labels(source: Source) -> Labels:
     """What the rows of the model's sites are called."""
-    return {} if source.model is None else labels_of(source.tree, source.model.dims, source.model.symmetry)
+    return {} if source.model is None else labels_of(source.tree, source.model.dims, source.model.exchanges)
 
 
 def _drawn_series(source: Source) -> dict[str, np.ndarray]:
@@ -145,7 +221,8 @@ def _chains(source: Source) -> list[Item]:
 
 
 def _variable(name: str) -> str:
-    return "dim " + name if name in ("chain", "draw") else name
+    """A name that a variable of a tree can have: no dim's, and no path."""
+    return "dim " + name if name in ("chain", "draw") else name.replace("/", "\u2215")
 
 
 def arviz_figure(name: str, function: str, tree: xr.DataTree, *, caption: str, alt: str, most: float = 9.0) -> Figure:
@@ -253,9 +330,10 @@ def _loo(source: Source) -> list[Item]:
     except (ModelError, InferenceError) as error:
         return [Text((f"There is no leave-one-out score: {error}",))]
     bad = found.khat >= found.limit
+    names, noun = _left_out(source, len(bad))
     said = (
         f"Leave-one-out predictive score: {shown(found.elpd)} nats with standard error {shown(found.se)}; "
-        f"{shown(found.p_loo)} effective parameters; {int(bad.sum())} of {count(len(bad), 'unit')} with k-hat of "
+        f"{shown(found.p_loo)} effective parameters; {int(bad.sum())} of {count(len(bad), noun)} with k-hat of "
         f"{found.limit:.2f} or more."
     )
     if found.conditional:
@@ -271,12 +349,21 @@ def _loo(source: Source) -> list[Item]:
         axes.axhline(found.limit, color=GREY, ls="--", lw=1)
         axes.text(len(bad), found.limit, f"{found.limit:.2f}", va="bottom", ha="right", color=GREY)
         for i in worst:
-            axes.annotate(source.units[i], (i, found.khat[i]), xytext=(4, 2), textcoords="offset points", fontsize=8)
-        axes.set_xlabel("unit, in the order of the data")
+            axes.annotate(names[i], (i, found.khat[i]), xytext=(4, 2), textcoords="offset points", fontsize=8)
+        axes.set_xlabel(f"{noun}, in the order of the data")
         axes.set_ylabel("Pareto k-hat")
 
     caption = (
-        "How much the posterior changes when a unit is left out. Above the dashed line the unit's own score is not to be relied on: "
+        f"How much the posterior changes when a {noun} is left out. Above the dashed line the {noun}'s own score is not to be relied on: "
         "it is one that the model did not expect. The three largest are named."
     )
-    return [Text((said,)), drawn("khat", caption, f"Pareto k-hat of each of {len(bad)} units.", (10, 2.8), draw)]
+    return [Text((said,)), drawn("khat", caption, f"Pareto k-hat of each of {len(bad)} {noun}s.", (10, 2.8), draw)]
+
+
+def _left_out(source: Source, n: int) -> tuple[list[str], str]:
+    """Names and noun of what is left out: units, or the sequences where there are several."""
+    group = source.group("leave_one_out")
+    array = None if group is None else next(iter(group.data_vars.values()))
+    if array is None or array.dims[-1] == "unit" or array.shape[-1] != n:
+        return source.units, "unit"
+    return [str(name) for name in array[array.dims[-1]].values], "sequence"

@@ -1,10 +1,11 @@
 """Section 3: where the positions are, how sure that is, and whether the model fits what it was shown."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import chi2
 
 from latentlab.diagnostics import sensitivity
@@ -12,6 +13,7 @@ from latentlab.errors import ModelError
 from latentlab.fit import impute, thinned
 from latentlab.models.base import LatentModel
 from latentlab.posterior import SENSITIVE
+from latentlab.report import labels, series
 from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, INK, RED, Classes, drawn, panels, shortened
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
 from latentlab.report.source import POINT, Source
@@ -23,21 +25,30 @@ MOST_AXES = 4
 MOST_ELLIPSES = 200
 MOST_LOADINGS = 30
 MOST_SENSITIVE = 10
+FEW = 4
+"""Features that each have a tick of their own."""
 N_IMPUTED = 400
 """Draws by which missing entries are filled in."""
 
 
 def section(source: Source) -> Section:
-    """Positions, loadings, predictive checks, sensitivity, imputations."""
-    classes = Classes(source.labels, len(source.units))
-    items: list[Item] = [Text((_sentence(source),)), _positions(source, classes)]
-    items.append(_table(source))
-    items += _loadings(source)
+    """Positions, loadings, or labels and what they name; predictive checks, sensitivity, imputations."""
+    title = "Where are the positions?"
+    items: list[Item] = []
+    if source.is_discrete:
+        parts = labels.Parts(source)
+        title = labels.section_title(source)
+        items += [*labels.overview(source, parts), *series.course_of_states(source, parts), *labels.components(source, parts)]
+        items += [*series.transitions(source, parts), *labels.who_is_with_whom(source, parts)]
+    else:
+        classes = Classes(source.labels, len(source.units))
+        items += [Text((_sentence(source),)), *series.course_of_positions(source), _positions(source, classes), _table(source)]
+        items += _loadings(source)
     items += _predictive(source)
     items += _sensitivity(source)
     items += _held_out(source)
     items += _imputed(source)
-    return Section("positions", "Where are the positions?", tuple(items))
+    return Section("positions", title, tuple(items))
 
 
 def _sentence(source: Source) -> str:
@@ -231,8 +242,12 @@ def _predictive(source: Source) -> list[Item]:
         "mean": lambda a: np.nanmean(a, axis=-2),
         "standard deviation": lambda a: np.nanstd(a, axis=-2),
         "largest value": lambda a: np.nanmax(a, axis=-2),
-        "correlation": _correlations,
     }
+    if x.shape[1] > 1:
+        statistics["correlation"] = _correlations
+    if source.sequences is not None and len(source.sequences) < len(x):
+        sequences = source.sequences
+        statistics["autocorrelation"] = lambda a: autocorrelation(a, sequences)
     found = {k: (f(x), np.stack([f(one) for one in replicated])) for k, f in statistics.items()}
     n = len(replicated)
     rows = []
@@ -262,7 +277,8 @@ def _predictive(source: Source) -> list[Item]:
 def tail(seen: np.ndarray, again: np.ndarray) -> np.ndarray:
     r"""Two-sided tail p of each observed statistic among its replicates.
 
-    $$ p = \min\{1, 2 \min(r, R + 2 - r') / (R + 1)\} $$ with the ranks counted so that equal values favour neither side.
+    $$ p = \min\{1, 2 \min(r, R + 2 - r') / (R + 1)\} $$ with the ranks counted so that equal values favour neither side; NaN where
+    there is nothing observed to compare.
 
     Args:
         seen: Observed, `(n,)`.
@@ -273,7 +289,25 @@ def tail(seen: np.ndarray, again: np.ndarray) -> np.ndarray:
         [0.2, 1.0]
     """
     above, below = (again >= seen).sum(axis=0), (again <= seen).sum(axis=0)
-    return np.minimum(1.0, 2 * (1 + np.minimum(above, below)) / (1 + len(again)))
+    p = np.minimum(1.0, 2 * (1 + np.minimum(above, below)) / (1 + len(again)))
+    return np.where(np.isnan(seen), np.nan, p)
+
+
+def autocorrelation(x: np.ndarray, sequences: Sequence[np.ndarray]) -> np.ndarray:
+    """Correlation of each column with itself a step later, `(feature,)`, over pairs of steps of one sequence both of which are there.
+
+    Example:
+        >>> autocorrelation(np.array([[1.0], [2.0], [3.0], [9.0], [1.0]]), [np.arange(3), np.arange(3, 5)]).round(3).tolist()
+        [-0.803]
+    """
+    before = np.concatenate([of[:-1] for of in sequences])
+    found = np.full(x.shape[1], np.nan)
+    for d in range(x.shape[1]):
+        pair = np.column_stack([x[before, d], x[before + 1, d]])
+        pair = pair[~np.isnan(pair).any(axis=1)]
+        if len(pair) > 1 and (np.ptp(pair, axis=0) > 0).all():
+            found[d] = np.corrcoef(pair, rowvar=False)[0, 1]
+    return found
 
 
 def _correlations(x: np.ndarray) -> np.ndarray:
@@ -286,7 +320,7 @@ def _correlations(x: np.ndarray) -> np.ndarray:
 
 def _predictive_figure(source: Source, found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
     def draw(canvas: Any) -> None:
-        for axes, (name, (seen, again)) in zip(panels(canvas, len(found), 4), found.items(), strict=True):
+        for axes, (name, (seen, again)) in zip(panels(canvas, len(found), 5), found.items(), strict=True):
             low, middle, high = np.quantile(again - seen, (0.025, 0.5, 0.975), axis=0)
             out = (low > 0) | (high < 0)
             rank = np.argsort(np.argsort(middle, kind="stable"), kind="stable")
@@ -296,6 +330,10 @@ def _predictive_figure(source: Source, found: dict[str, tuple[np.ndarray, np.nda
                 axes.vlines(rank[chosen], low[chosen], high[chosen], color=color, lw=0.8, alpha=0.5, rasterized=heavy)
                 axes.scatter(rank[chosen], middle[chosen], s=12, color=color, marker=marker, lw=0, rasterized=heavy)
             axes.set_title(name)
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.set_xlim(-0.05 * len(seen) - 0.5, 1.05 * len(seen) - 0.5)
+            if len(seen) <= FEW:
+                axes.set_xticks(np.arange(len(seen)))
             axes.set_xlabel(f"{'pairs' if name == 'correlation' else 'features'}, in order")
         canvas.axes[0].set_ylabel("replicated less observed")
 
@@ -303,6 +341,8 @@ def _predictive_figure(source: Source, found: dict[str, tuple[np.ndarray, np.nda
         "Posterior predictive check: a statistic of each feature (or pair) in data sets that the fitted model makes, less the same "
         "in the data; median and 95 % interval. Above 0 the model makes too much of it. Crosses mark those whose interval misses 0."
     )
+    if "autocorrelation" in found:
+        caption += " Autocorrelation is that with the next step of the sequence."
     return drawn("predictive", caption, f"Replicated less observed {listed(list(found))}, by feature.", (10, 2.9), draw)
 
 
@@ -314,7 +354,7 @@ def _sensitivity(source: Source) -> list[Item]:
         return []
     model = source.model
     try:
-        table = sensitivity(source.tree, group=model.symmetry, dims=model.dims, position=source.site)
+        table = sensitivity(source.tree, group=model.exchanges, dims=model.dims, position=source.site)
     except ModelError as error:
         return [Text((f"The sensitivity to the prior cannot be told: {error}",))]
     n = int((table["prior"] >= SENSITIVE).sum())
@@ -332,9 +372,10 @@ def _held_out(source: Source) -> list[Item]:
     if not score:
         return []
     n = int(score["n_units"])
+    total, what = (float(score["elpd"]), "of") if "elpd" in score else (float(score["bound"]), "of at least, by a bound,")
     text = (
-        f"{count(n, 'unit')} that were kept out of the fit have a log predictive density of {shown(float(score['elpd']))} nats in all "
-        f"(standard error {shown(score['se'])}), {shown(float(score['elpd']) / n)} a unit; larger is better."
+        f"{count(n, 'unit')} that were kept out of the fit have a log predictive density {what} {shown(total)} nats in all "
+        f"(standard error {shown(score['se'])}), {shown(total / n)} a unit; larger is better."
     )
     return [Text((text,))]
 

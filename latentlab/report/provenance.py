@@ -39,6 +39,40 @@ TERMS = (
         "The share of a unit's nearest units in the draws that are not among its nearest units in the embedding.",
     ),
 )
+OF_LABELS = (
+    (
+        "Verdict",
+        "The draws are split by chain; one half gives the share of draws in which each two units are together, the other half is ranked "
+        "with the clustering. A clustering is distinct if it is more unusual than the held-out draws (in its expected loss, in what it puts "
+        "together or apart, or in single units), summary-like if it lies nearer to all draws than draws do, and draw-like otherwise; "
+        "undetermined if there are too few draws, or if shuffled labels would pass as well.",
+    ),
+    (
+        "Delta",
+        "The root of the clustering's expected Binder loss less that of the centre, over the same for a typical held-out draw. 0 is the "
+        "centre, a partition of least expected loss, and 1 a draw.",
+    ),
+    (
+        "Binder loss",
+        "The share of pairs of units that two partitions see differently: together in one and not in the other.",
+    ),
+    *(term for term in TERMS if term[0] in ("Ceiling", "Floor")),
+    (
+        "Coverage",
+        "The share of units whose cluster, matched to a label one to one, is among the unit's most probable labels that hold so much "
+        "probability. Its yardstick is the same share of held-out draws.",
+    ),
+    (
+        "Lost companions",
+        "The share of the units that are together with a unit in the draws and are not in the clustering.",
+    ),
+)
+"""`TERMS` where the positions are labels."""
+LABEL_REFERENCES = (
+    "Binder (1978), Bayesian cluster analysis, Biometrika 65:31.",
+    "Wade & Ghahramani (2018), Bayesian cluster analysis: point estimation and credible balls, Bayesian Analysis 13:559.",
+    "Stephens (2000), Dealing with label switching in mixture models, JRSS B 62:795.",
+)
 REFERENCES = (
     "Vehtari, Gelman, Simpson, Carpenter & Bürkner (2021), Rank-normalization, folding, and localization, Bayesian Analysis 16:667.",
     "Vehtari, Simpson, Gelman, Yao & Gabry (2024), Pareto smoothed importance sampling, JMLR 25(72).",
@@ -50,11 +84,17 @@ REFERENCES = (
     "Hotelling (1931), The generalization of Student's ratio, Annals of Mathematical Statistics 2:360.",
 )
 
+OF_POSITIONS = ("Gower", "Hotelling")
+"""Whom a page about labels does not refer to."""
+
 
 def section(source: Source) -> Section:
     """Terms, versions, times, files, references."""
     info = source.run.info
-    items: list[Item] = [Table("terms", "Terms", ("term", "meaning"), TERMS), *_reproduce(source)]
+    items: list[Item] = [
+        Table("terms", "Terms", ("term", "meaning"), OF_LABELS if source.is_discrete else TERMS),
+        *_reproduce(source),
+    ]
     seconds = info.get("seconds", {})
     rows: list[dict[str, Any]] = [
         {"what": "run", "value": source.run.path.name},
@@ -74,7 +114,8 @@ def section(source: Source) -> Section:
     items.append(Table.of("hashes", "Hashes of the data and of the run's files", hashes, folded=True))
     if info.get("warnings"):
         items.append(Text(("Warnings while it ran:", *map(str, info["warnings"])), "list"))
-    items.append(Text(REFERENCES, "references"))
+    those = (*(r for r in REFERENCES if not r.startswith(OF_POSITIONS)), *LABEL_REFERENCES) if source.is_discrete else REFERENCES
+    items.append(Text(those, "references"))
     return Section("provenance", "How were the numbers obtained?", tuple(items))
 
 

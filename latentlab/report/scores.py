@@ -7,6 +7,7 @@ import xarray as xr
 from matplotlib.lines import Line2D
 
 from latentlab.registry import METRICS
+from latentlab.report import contingency
 from latentlab.report.docs import docs
 from latentlab.report.figure import BAND, BLUE, EDGE, GREY, INK, ORANGE, PURPLE, drawn, log_axis, panels, shortened
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
@@ -16,6 +17,11 @@ LABEL_SCORES = {
     "label_agreement": "label agreement of neighbours",
     "downstream_accuracy": "accuracy of a nearest-neighbour classifier",
 }
+CLUSTER_SCORES = {
+    "label_adjusted_rand": "adjusted Rand index with the labels",
+    "label_matched_accuracy": "accuracy, clusters matched to the labels",
+}
+"""The same where the positions are labels."""
 HEIGHT = 0.2
 """Inches that a row of a plot takes."""
 WIDE = 50
@@ -28,13 +34,18 @@ def section(source: Source) -> Section:
     if not source.compared:
         return Section("scores", "How does each embedding compare?", (Text((NOTHING,)),))
     items: list[Item] = [Text(tuple(_how(source)))]
-    items += [*_verdicts(source), _deltas(source), *_notes(source), _coverage(source), *_claims(source)]
-    items += _scores(source)
+    if source.judged:
+        items += [*_verdicts(source), _deltas(source), *_notes(source), _coverage(source)]
+    if source.is_discrete:
+        items += contingency.items(source)
+    items += [*_claims(source), *_scores(source)]
     items += _labels(source)
     return Section("scores", "How does each embedding compare?", tuple(items))
 
 
 def _how(source: Source) -> list[str]:
+    if source.is_discrete:
+        return _how_labels(source)
     data = source.run.comparison
     ways = [str(way) for way in data["alignment"].values]
     said = {
@@ -48,6 +59,22 @@ def _how(source: Source) -> list[str]:
         f"Holm's over {count(data.sizes['embedding'], 'compared array')}, the level is {shown(float(data.attrs['alpha']))}. "
         "A row “(mapped)” is the same embedding carried into latent coordinates by a known correspondence with the model."
     ]
+
+
+def _how_labels(source: Source) -> list[str]:
+    data, judged, others = source.run.comparison, source.judged, source.unjudged
+    said = []
+    if judged:
+        said.append(
+            "The verdict compares partitions: who is with whom, whatever the clusters are called. A clustering may have any number of "
+            f"clusters. p-values are Holm's over {count(len(judged), 'clustering')}, the level is {shown(float(data.attrs['alpha']))}."
+        )
+    if others:
+        said.append(
+            f"{listed(others, 8)} {'is no clustering' if len(others) == 1 else 'are no clusterings'}: scored against the "
+            f"probabilities of the labels below, but without a verdict."
+        )
+    return [" ".join(said)]
 
 
 # -- verdicts
@@ -66,16 +93,22 @@ def _verdicts(source: Source) -> list[Item]:
                 "what is most unusual": str(of["component"].values[i]),
                 "p (nearer than draws)": float(of["p_low"].values[i]),
                 "p (as unusual)": float(of["p_guard"].values[i]),
-                "scale": float(of["scale"].values[i]),
+                **({} if source.is_discrete else {"scale": float(of["scale"].values[i])}),
                 "effective draws": float(of["ess"].values[i]),
             }
             for i, label in enumerate(data["embedding"].values)
             if of["verdict"].values[i]
         ]
-        tables.append(Table.of(f"verdicts-{way}", f"Verdicts, alignment {way}", records))
+        caption = "Verdicts on the clusterings" if source.is_discrete else f"Verdicts, alignment {way}"
+        tables.append(Table.of(f"verdicts-{way}", caption, records))
     gates = [float(data[name].isel(alignment=0).max()) for name in ("gate_summary", "gate_draw")]
     text = (
-        "Delta is the distance from the posterior mean in that of a typical draw: 0 the mean, 1 a draw. With many units even a small "
+        "Delta is the root of the expected Binder loss beyond that of the centre, in that of a typical draw: 0 the centre, 1 a draw, ∞ for "
+        "all else where the draws are all the centre. With many units even a few that are fixed in the wrong place are found out as "
+        "distinct, so read the word and delta together. Shuffled centres and shuffled draws, put through the same test, reach p "
+        f"{shown(gates[0])} and {shown(gates[1])}: small values say that the test can tell clusterings from nonsense here."
+        if source.is_discrete
+        else "Delta is the distance from the posterior mean in that of a typical draw: 0 the mean, 1 a draw. With many units even a small "
         "error that is fixed is found out as distinct, so read the word and delta together. Scale is the factor by which the embedding "
         f"would have to grow to meet the mean. Shuffled means and shuffled draws, put through the same test, reach p {shown(gates[0])} "
         f"and {shown(gates[1])}: small values say that the test can tell positions from nonsense here."
@@ -91,10 +124,13 @@ def first_aligned(data: xr.Dataset, name: str) -> np.ndarray:
 
 def _deltas(source: Source) -> Figure:
     data = source.run.comparison
-    labels = list(source.titles.values())
+    data = data.isel(embedding=np.flatnonzero((data["verdict"].values != "").any(axis=0)))
+    labels = [source.titles[str(label)] for label in data["embedding"].values]
+    finite = data["delta"].values[np.isfinite(data["delta"].values)]
     colors = {"summary-like": BLUE, "draw-like": BLUE, "distinct": ORANGE, "undetermined": GREY}
+    what, centre = ("clustering", "centre") if source.is_discrete else ("embedding", "posterior mean")
     shapes = {"summary-like": "o", "draw-like": "s", "distinct": "X", "undetermined": "D"}
-    least = max(float(data["delta"].min()), 1e-3)
+    least, most = max(float(finite.min(initial=1.0)), 1e-3), 2 * max(2.0, float(finite.max(initial=1.0)))
 
     def draw(canvas: Any) -> None:
         for axes, way in zip(
@@ -104,7 +140,10 @@ def _deltas(source: Source) -> Figure:
             y = np.arange(len(labels))[::-1]
             for i, label in enumerate(of["verdict"].values.astype(str)):
                 if label:
-                    axes.plot(max(float(of["delta"].values[i]), 1e-3), y[i], shapes[label], color=colors[label], ms=7)
+                    delta = float(of["delta"].values[i])
+                    axes.plot(np.clip(delta, 1e-3, most), y[i], shapes[label], color=colors[label], ms=7)
+                    if np.isinf(delta):
+                        axes.annotate("∞", (most, y[i]), xytext=(6, -4), textcoords="offset points")
             axes.axvline(1, color=INK, lw=0.9)
             axes.annotate(
                 "a draw", (1, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points", fontsize=8
@@ -114,16 +153,14 @@ def _deltas(source: Source) -> Figure:
             axes.set_xlim(min(0.03, 0.7 * least), None)
             axes.set_yticks(y, [shortened(label) for label in labels])
             axes.set_ylim(-0.7, len(labels) - 0.3)
-            axes.set_xlabel("delta (left: towards the posterior mean)")
-            axes.set_title(f"{way}\n")
+            axes.set_xlabel(f"delta (left: towards the {centre})")
+            axes.set_title("\n" if source.is_discrete else f"{way}\n")
             axes.grid()
         seen = [label for label in shapes if (data["verdict"].values == label).any()]
         marks = [Line2D([], [], ls="", marker=shapes[label], color=colors[label], ms=7) for label in seen]
         canvas.legend(marks, seen, loc="outside lower center", ncols=len(seen))
 
-    caption = (
-        "Delta of each embedding on a log scale, its shape saying the verdict. At 1 it is as far from the mean as a typical draw."
-    )
+    caption = f"Delta of each {what} on a log scale, its shape saying the verdict. At 1 it is as far from the {centre} as a typical draw."
     alt = "Dot plot of delta: " + "; ".join(
         f"{n} {shown(float(d))}" for n, d in zip(labels, first_aligned(data, "delta"), strict=True)
     )
@@ -138,22 +175,28 @@ def _notes(source: Source) -> list[Item]:
             data["embedding"].values.astype(str), data["notes"].sel(alignment=way).values.astype(str), strict=True
         ):
             if text:
-                notes.setdefault(f"alignment {way}: {text}.", []).append(source.titles[str(label)])
-    lines = [f"{listed(titles, 4)}, {text}" for text, titles in notes.items()]
+                notes.setdefault(text if source.is_discrete else f"alignment {way}: {text}", []).append(source.titles[str(label)])
+    lines = [f"{listed(titles, 4)}{':' if source.is_discrete else ','} {text}." for text, titles in notes.items()]
     return [Text(tuple(lines), "list")] if lines else []
 
 
 def _coverage(source: Source) -> Table:
     data = source.run.comparison
+    region = "set" if source.is_discrete else "region"
     records = []
     for i, label in enumerate(data["embedding"].values):
+        if np.isnan(data["coverage"].values[i]).all():
+            continue
         record: dict[str, Any] = {"embedding": source.titles[str(label)]}
         for j, level in enumerate(data["level"].values.tolist()):
-            record[f"{level:.0%} region"] = float(data["coverage"].values[i, j])
+            record[f"{level:.0%} {region}"] = float(data["coverage"].values[i, j])
             record[f"draws, {level:.0%}"] = float(data["draw_coverage"].values[i, j])
         records.append(record | {"all units at once, 95 %": bool(data["simultaneous"].values[i, -1])})
     caption = (
-        "Coverage: share of units whose embedded point lies in the unit's credible region, beside the share for held-out draws. "
+        "Coverage: share of units whose cluster, matched to a label, is in the unit's credible set (its most probable labels that hold so "
+        "much probability), beside the share for held-out draws, which is the yardstick"
+        if source.is_discrete
+        else "Coverage: share of units whose embedded point lies in the unit's credible region, beside the share for held-out draws. "
         "A posterior mean is covered nearly everywhere, so the yardstick is the draws' share, not the level"
     )
     return Table.of("coverage", caption, records)
@@ -182,8 +225,15 @@ def _scores(source: Source) -> list[Item]:
     said = (
         f"Scores describe, they do not judge. Each is taken against {count(n_draws, 'draw')}, which gives it an interval; the ceiling "
         f"is the same score between {count(n_pairs, 'pair')} of draws, the posterior's likeness to itself, and the floor that of the "
-        f"embedding with its units shuffled. Neighbours are the {data.attrs['n_neighbors']} nearest."
+        "embedding with its units shuffled."
     )
+    if source.is_discrete:
+        said += (
+            " Scores of partitions (adjusted Rand index and the like) are between a clustering and the draws of the labels; the others are "
+            "between an embedding and the probabilities of the labels given each draw."
+        )
+    else:
+        said += f" Neighbours are the {data.attrs['n_neighbors']} nearest."
     records = table.to_dict("records")
     meanings = [
         {"metric": name, "better": str(data["direction"].values[i]), "what it is": _meaning(name)}
@@ -205,6 +255,8 @@ def _meaning(name: str) -> str:
 def _score_figure(source: Source) -> Figure:
     data = source.run.comparison
     labels = list(source.titles.values())
+    used = np.flatnonzero(~np.isnan(data["scores"].values).all(axis=(1, 2, 3)))
+    data = data.isel(metric=used)
     metrics = [str(name) for name in data["metric"].values]
     across = 3
     height = (0.75 + HEIGHT * len(labels)) * -(-len(metrics) // across) + 0.3
@@ -213,13 +265,14 @@ def _score_figure(source: Source) -> Figure:
         y = np.arange(len(labels))[::-1]
         for i, axes in enumerate(panels(canvas, len(metrics), across, sharey=True)):
             scores = data["scores"].values[i].reshape(len(labels), -1)
-            low, middle, high = np.quantile(scores, (0.05, 0.5, 0.95), axis=1)
+            has = ~np.isnan(scores).all(axis=1)
+            low, middle, high = np.quantile(scores[has], (0.05, 0.5, 0.95), axis=1)
             top = np.quantile(data["ceiling"].values[i], (0.05, 0.95))
-            bottom = np.quantile(data["floor"].values[i], (0.05, 0.95), axis=1)
+            bottom = np.quantile(data["floor"].values[i][has], (0.05, 0.95), axis=1)
             axes.axvspan(*top, facecolor=BAND, edgecolor=EDGE, lw=0.8)
-            axes.hlines(y, bottom[0], bottom[1], color=GREY, lw=5, alpha=0.35)
-            axes.hlines(y, low, high, color=BLUE, lw=1.8)
-            axes.plot(middle, y, "o", color=BLUE, ms=4)
+            axes.hlines(y[has], bottom[0], bottom[1], color=GREY, lw=5, alpha=0.35)
+            axes.hlines(y[has], low, high, color=BLUE, lw=1.8)
+            axes.plot(middle, y[has], "o", color=BLUE, ms=4)
             arrow = "better →" if str(data["direction"].values[i]) == "higher" else "← better"
             axes.set_title(metrics[i].replace("_", " "))
             every = np.concatenate([low, high, top, bottom.ravel()])
@@ -236,6 +289,8 @@ def _score_figure(source: Source) -> Figure:
         "Scores by metric: median over draws (dot) and 90 % interval (blue line), which may be narrower than the dot. Pale blue band: the ceiling, 90 % of pairs of draws. "
         "Thick grey line: the floor, the embedding with its units shuffled. In the band an embedding is as like a draw as draws are like each other."
     )
+    if source.is_discrete and source.unjudged:
+        caption += " Embeddings that are no clusterings have no scores of partitions."
     return drawn("scores", caption, f"Interval plots of {len(metrics)} scores of {len(labels)} arrays.", (10, height), draw)
 
 
@@ -256,7 +311,7 @@ def _seeds(source: Source) -> list[Item]:
             {
                 "embedding": name if way == "raw" else f"{name} (mapped)",
                 "seeds": int(chosen.sum()),
-                "verdicts": listed(list(words)),
+                **({"verdicts": listed(list(words))} if any(words) else {"verdicts": "none"}),
                 "least delta": float(deltas.min()),
                 "largest delta": float(deltas.max()),
                 "spread over seeds / over draws": float(spread.median()),
@@ -273,37 +328,44 @@ def _seeds(source: Source) -> list[Item]:
 
 
 def _labels(source: Source) -> list[Item]:
-    data = source.run.comparison
-    if not all(name in data for name in LABEL_SCORES):
-        return [Text(("The units have no labels to hold the positions against.",))]
+    data, scored = source.run.comparison, _label_scores(source)
+    if not all(name in data for name in scored):
+        what = "known labels to hold the clusterings against" if source.is_discrete else "labels to hold the positions against"
+        return [Text((f"The units have no {what}.",))]
+    centre = _centre(source)
     records = []
-    for name, title in LABEL_SCORES.items():
+    for name, title in scored.items():
         of_draws = data[f"{name}_draws"].values.ravel()
         q05, q95 = np.quantile(of_draws, (0.05, 0.95))
         own = {"draws, median": float(np.median(of_draws)), "draws, q05": float(q05), "draws, q95": float(q95)}
         mean = float(data[f"{name}_posterior_mean"])
         for label, score in zip(data["embedding"].values, data[name].values, strict=True):
-            records.append(
-                {"score": title, "embedding": source.titles[str(label)], "of embedding": float(score), "of posterior mean": mean}
-                | own
-            )
+            if np.isnan(score):
+                continue
+            told = {"score": title, "embedding": source.titles[str(label)], "of embedding": float(score), f"of {centre}": mean}
+            records.append(told | own)
     chance = float(data["largest_class"])
     said = (
         "Does it matter for the labels, which neither the model nor the embeddings were shown? The largest class alone gives an accuracy "
-        f"of {shown(chance)}. Folds of the classifier are the same for all."
+        f"of {shown(chance)}."
     )
-    caption = "Scores by labels: of each embedding, the posterior mean, and draws (90 % interval)"
+    said += " Only clusterings are held against them." if source.is_discrete else " Folds of the classifier are the same for all."
+    what = "clustering" if source.is_discrete else "embedding"
+    caption = f"Scores by labels: of each {what}, the {centre}, and draws (90 % interval)"
     return [Text((said,)), _label_figure(source), Table.of("labels", caption, records, folded=True)]
 
 
 def _label_figure(source: Source) -> Figure:
-    data = source.run.comparison
-    labels = [*source.titles.values(), "posterior mean", "posterior draws"]
+    data, scored = source.run.comparison, _label_scores(source)
+    data = data.isel(embedding=np.flatnonzero(~np.isnan(data[next(iter(scored))].values)))
+    what = "clustering" if source.is_discrete else "embedding"
+    labels = [*(source.titles[str(label)] for label in data["embedding"].values), _centre(source), "posterior draws"]
 
     def draw(canvas: Any) -> None:
         y = np.arange(len(labels))[::-1]
         chances = {"downstream_accuracy": float(data["largest_class"]), **_agreement_by_chance(source)}
-        for axes, (name, title) in zip(panels(canvas, 2, 2, sharey=True), LABEL_SCORES.items(), strict=True):
+        chances |= {"label_adjusted_rand": 0.0, "label_matched_accuracy": float(data["largest_class"])}
+        for axes, (name, title) in zip(panels(canvas, 2, 2, sharey=True), scored.items(), strict=True):
             values = [*data[name].values.tolist(), float(data[f"{name}_posterior_mean"])]
             low, middle, high = np.quantile(data[f"{name}_draws"].values, (0.05, 0.5, 0.95))
             axes.axvspan(low, high, facecolor=BAND, edgecolor=EDGE, lw=0.8)
@@ -322,11 +384,20 @@ def _label_figure(source: Source) -> Figure:
             axes.set_yticks(y, [shortened(label) for label in labels])
             axes.grid(axis="x")
 
+    chance = "an index of 0" if source.is_discrete else "units picked at random"
     caption = (
-        "Labels: each embedding (dots), the posterior mean (square) and its draws (diamond with 90 % interval, repeated as a band). "
-        "The dashed lines are chance: units picked at random, and always the largest class."
+        f"Labels: each {what} (dots), the {_centre(source)} (square) and draws (diamond with 90 % interval, repeated as a band). "
+        f"The dashed lines are chance: {chance}, and always the largest class."
     )
-    return drawn("labels", caption, "Dot plots of label agreement and accuracy.", (10, 1.1 + HEIGHT * len(labels)), draw)
+    return drawn("labels", caption, "Dot plots of agreement with the labels.", (10, 1.1 + HEIGHT * len(labels)), draw)
+
+
+def _label_scores(source: Source) -> dict[str, str]:
+    return CLUSTER_SCORES if source.is_discrete else LABEL_SCORES
+
+
+def _centre(source: Source) -> str:
+    return "point estimate" if source.is_discrete else "posterior mean"
 
 
 def _agreement_by_chance(source: Source) -> dict[str, float]:

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.optimize import linear_sum_assignment
 
 from latentlab.compare.align import aligner
+from latentlab.compare.clustering import minimum_binder
+from latentlab.compare.label_units import as_labels
 from latentlab.correspondence import Correspondence, find
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
@@ -21,6 +24,7 @@ from latentlab.files import sha256
 from latentlab.models.base import LatentModel
 from latentlab.registry import MODELS, plugins
 from latentlab.store import Run
+from latentlab.symmetry.labels import indicators
 
 POINT = "point"
 
@@ -35,6 +39,11 @@ class Row:
     map: str
     values: np.ndarray
     title: str
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Labels `(unit,)`, if it is a clustering."""
+        return as_labels(self.values)
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,66 @@ class Source:
     def units(self) -> list[str]:
         return [str(unit) for unit in self.positions["unit"].values]
 
+    # -- labels, where the positions are such
+
+    @cached_property
+    def is_discrete(self) -> bool:
+        """Whether the positions are labels."""
+        if self.model is not None:
+            return self.model.position.kind == "discrete"
+        return self.tree["latents"][self.site].dtype.kind in "iub"
+
+    @property
+    def called(self) -> str:
+        """What the positions are called: `positions`, or `labels`."""
+        return "labels" if self.is_discrete else "positions"
+
+    @cached_property
+    def label_dim(self) -> str:
+        """What the labels name: `component`, `state`; `label` where that is not known."""
+        dims = {str(dim) for array in self.tree["posterior"].data_vars.values() for dim in array.dims}
+        return next((dim for dim in ("component", "state") if dim in dims), "label")
+
+    @cached_property
+    def label_draws(self) -> np.ndarray:
+        """Aligned draws of the labels `(chain, draw, unit)`."""
+        return np.asarray(self.tree["latents"][self.site].values).astype(np.int64)
+
+    @cached_property
+    def n_labels(self) -> int:
+        """How many values a label can have."""
+        return int(self.tree["posterior"].sizes.get(self.label_dim, self.label_draws.max() + 1))
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """Share of draws in which a unit has a label `(unit, label)`."""
+        flat = self.label_draws.reshape(-1, len(self.units))
+        return np.stack([(flat == k).mean(axis=0) for k in range(self.n_labels)], axis=1)
+
+    @cached_property
+    def estimate(self) -> np.ndarray:
+        """The point estimate: a partition of least expected Binder loss, named by the labels that suit it best `(unit,)`."""
+        if self.compared and "point_estimate" in self.run.comparison:
+            codes = self.run.comparison["point_estimate"].values.astype(np.int64)
+        else:
+            codes = minimum_binder(self.label_draws)
+        return matched(codes, self.probabilities)
+
+    @cached_property
+    def certainty(self) -> np.ndarray:
+        """Probability of the label that the point estimate gives to each unit `(unit,)`."""
+        known = np.hstack([self.probabilities, np.zeros((len(self.units), int(self.estimate.max()) + 1))])
+        return np.asarray(known[np.arange(len(self.units)), self.estimate])
+
+    @cached_property
+    def sequences(self) -> list[np.ndarray] | None:
+        """Indices of the units of each sequence, in order; None where the data are no series."""
+        coords = self.observed.coords
+        if "sequence" not in coords and "time" not in coords:
+            return None if self.model is None or not self.model.is_series() else [np.arange(len(self.units))]
+        name = coords["sequence"].values if "sequence" in coords else np.zeros(len(self.units))
+        return list(np.split(np.arange(len(name)), np.flatnonzero(name[1:] != name[:-1]) + 1))
+
     # -- data
 
     @cached_property
@@ -135,7 +204,8 @@ class Source:
         """What the model was fitted to, as a data set."""
         x = self.observed
         dims = tuple(map(str, x.dims))
-        return Dataset({str(x.name): x.values}, dims={str(x.name): dims}, coords={d: x[d].values for d in dims})
+        coords = {str(name): array.values for name, array in x.coords.items() if array.dims in {(dim,) for dim in dims}}
+        return Dataset({str(x.name): x.values}, dims={str(x.name): dims}, coords=coords)
 
     @cached_property
     def is_table(self) -> bool:
@@ -207,6 +277,29 @@ class Source:
         return [row for row in self.rows if row.seed == first[row.embedding]]
 
     @cached_property
+    def judged(self) -> list[str]:
+        """Titles of the rows that got a verdict."""
+        return [title for title, has in zip(self.titles.values(), self._has_verdict, strict=True) if has]
+
+    @cached_property
+    def unjudged(self) -> list[str]:
+        """Embeddings that got none, their seeds taken together: where the positions are labels, those that are no clusterings."""
+        data = self.run.comparison
+        names = zip(
+            data["name"].values.astype(str).tolist(), data["map"].values.astype(str).tolist(), self._has_verdict, strict=True
+        )
+        return list(dict.fromkeys(f"{name}{' (mapped)' if way == 'mapped' else ''}" for name, way, has in names if not has))
+
+    @property
+    def _has_verdict(self) -> np.ndarray:
+        return np.asarray((self.run.comparison["verdict"].values != "").any(axis=0))
+
+    @cached_property
+    def judged_rows(self) -> list[Row]:
+        """Those of `first_rows` that got a verdict."""
+        return [row for row in self.first_rows if row.title in self.judged]
+
+    @cached_property
     def titles(self) -> dict[str, str]:
         """What the page calls each compared array, by its label in comparison.nc: seeds are counted, not spelt out."""
         data = self.run.comparison
@@ -243,3 +336,21 @@ class Source:
     def ignored(self) -> str:
         """What the model's symmetry leaves free, in words."""
         return str(self.run.comparison.attrs.get("ignores", "")) if self.compared else ""
+
+
+def matched(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Clusters `(unit,)` in the names of labels `(unit, label)`, one to one; clusters beyond them have names of their own.
+
+    The match has the largest total probability.
+
+    Example:
+        >>> matched(np.array([0, 0, 1, 2]), np.array([[0.1, 0.9], [0.0, 1.0], [0.8, 0.2], [0.3, 0.7]]))
+        array([1, 1, 0, 2])
+    """
+    n_labels = probabilities.shape[1]
+    weight = indicators(codes, int(codes.max()) + 1).T @ probabilities
+    rows, columns = linear_sum_assignment(weight, maximize=True)
+    names = np.full(len(weight), -1)
+    names[rows] = columns
+    names[names < 0] = n_labels + np.arange((names < 0).sum())
+    return names[codes]

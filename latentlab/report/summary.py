@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from latentlab.report import asked, inference
-from latentlab.report.items import Item, Section, Table, Text, listed, shown
+from latentlab.report.items import Item, Section, Table, Text, count, listed, shown
 from latentlab.report.source import POINT, Source
 
 MEANING = {
@@ -22,13 +22,23 @@ ALLOWED = {
     "orthogonal": "Up to rotation and reflection",
     "similarity": "Up to rotation, reflection and scale",
     "affine": "Up to a linear map",
+    "labels": "As a partition",
 }
+OF_LABELS = {
+    "summary-like": "an estimate of the labels, as their point estimate is",
+    "draw-like": "as typical as a draw of the posterior",
+    "distinct, near": "nearer to the centre than a draw is, and yet off in a way that no draw is",
+    "distinct": "not an estimate of these labels",
+    "undetermined": "nothing can be said",
+}
+"""`MEANING` where the positions are labels."""
 
 
 def section(source: Source) -> Section:
     """Data, model and method, whether it converged, and a verdict for each embedding."""
     model = source.config["model"]
-    latent = f" with {model['n_latent']} latent dimensions" if "n_latent" in model else ""
+    sizes = {"n_latent": "latent dimension", "n_components": "component", "n_states": "state"}
+    latent = next((f" with {count(int(model[key]), noun)}" for key, noun in sizes.items() if key in model), "")
     lines = [asked.data_sentence(source), f"Model: {model['name']}{latent}. {asked.method_sentence(source)}"]
     items: list[Item] = [Text((*lines, inference.sentence(source)))]
     if source.kind == POINT:
@@ -38,7 +48,8 @@ def section(source: Source) -> Section:
     if not source.compared:
         items.append(Text(("No embedding was compared.",)))
     else:
-        items += [Text(tuple(_answer(source)), "list"), Table.of("verdicts", "The verdicts at a glance", _glance(source))]
+        items.append(Text(tuple(_answer(source)), "list"))
+        items += [Table.of("verdicts", "The verdicts at a glance", _glance(source))] if source.judged else []
     return Section("summary", "Summary", tuple(items))
 
 
@@ -76,13 +87,23 @@ def _answer(source: Source) -> list[str]:
                 near = ", near" if record["verdict"] == "distinct" and record["delta"][1] < 1 else ""
                 named = f"{record['embedding']} (delta {_range(record['delta'])})"
                 by.setdefault(record["verdict"] + near, []).append(named)
-        for key, names in sorted(by.items(), key=lambda entry: [*MEANING, entry[0]].index(entry[0])):
-            word, meaning = key.partition(",")[0], MEANING.get(key, "it depends on the seed")
+        meanings = OF_LABELS if source.is_discrete else MEANING
+        for key, names in sorted(by.items(), key=lambda entry: [*meanings, entry[0]].index(entry[0])):
+            word, meaning = key.partition(",")[0], meanings.get(key, "it depends on the seed")
             if word == "undetermined":
                 reasons = [record["sentence"] for record in verdict_records(source) if record["alignment"] == alignment]
                 meaning = next(filter(None, map(_reason, reasons)), meaning)
             lines.append(f"{ALLOWED[alignment]}, {listed(names, 20)} {'is' if len(names) == 1 else 'are'} {word}: {meaning}.")
-    return [*lines, "Delta is 0 at the posterior mean and 1 at a typical draw of the posterior."]
+    if source.is_discrete and source.unjudged:
+        n = len(source.unjudged)
+        what = "is no clustering, so that it has scores" if n == 1 else "are no clusterings, so that they have scores"
+        lines.append(f"{listed(source.unjudged, 20)} {what} but no verdict.")
+    if not source.judged:
+        return lines
+    return [
+        *lines,
+        f"Delta is 0 at the {'centre' if source.is_discrete else 'posterior mean'} and 1 at a typical draw of the posterior.",
+    ]
 
 
 def _reason(sentence: str) -> str:
@@ -96,15 +117,19 @@ def _range(delta: list[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def _way(alignment: str) -> str:
+    return "" if alignment == "labels" else f", {alignment}"
+
+
 def _glance(source: Source) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     ways = source.run.comparison["alignment"].values.astype(str).tolist()
-    empty = {f"{what}, {way}": "" for way in ways for what in ("verdict", "delta")}
+    empty = {f"{what}{_way(way)}": "" for way in ways for what in ("verdict", "delta")}
     for record in verdict_records(source):
         seeds = f", {record['n_seeds']} seeds" if record["n_seeds"] > 1 else ""
         row = rows.setdefault(record["embedding"], {"embedding": record["embedding"] + seeds, **empty})
         row |= {
-            f"verdict, {record['alignment']}": record["verdict"],
-            f"delta, {record['alignment']}": _range(record["delta"]),
+            f"verdict{_way(record['alignment'])}": record["verdict"],
+            f"delta{_way(record['alignment'])}": _range(record["delta"]),
         }
     return list(rows.values())

@@ -20,14 +20,29 @@ def section(source: Source) -> Section:
     title = "Which units disagree?"
     if not source.compared:
         return Section("units", title, (Text((NOTHING,)),))
+    if not source.judged:
+        said = "No clustering was compared, and units can be compared with labels by their clusters only."
+        return Section("units", title, (Text((said,)),))
     items: list[Item] = [Text((_overall(source),)), _top(source), *_raw(source), _by_embedding(source), _scatter(source)]
     items.append(_knew(source))
     return Section("units", title, tuple(items))
 
 
+def _what(source: Source) -> str:
+    return "clustering" if source.is_discrete else "embedding"
+
+
+def _others(source: Source) -> str:
+    return "companions" if source.is_discrete else "neighbours"
+
+
+def _spread(source: Source) -> str:
+    return "doubt of the posterior" if source.is_discrete else "posterior sd"
+
+
 def _ranks(source: Source) -> np.ndarray:
     """Mean rank of each unit's disagreement over the embeddings, from 0, least, to 1 `(unit,)`."""
-    labels = [row.label for row in source.first_rows]
+    labels = [row.label for row in source.judged_rows]
     found = source.run.comparison["mahalanobis"].sel(embedding=labels).values
     return np.asarray(np.argsort(np.argsort(found, axis=1), axis=1).mean(axis=0) / max(1, found.shape[1] - 1))
 
@@ -38,6 +53,12 @@ def _order(source: Source) -> np.ndarray:
 
 def _overall(source: Source) -> str:
     names = [source.units[i] for i in _order(source)[:5]]
+    if source.is_discrete:
+        return (
+            "A unit's disagreement is the share of the other units that a clustering puts together with it where draws do not, or apart "
+            "where draws do not, over the same share between a draw and the others: about 1 for a draw, 0 where the posterior is sure and the "
+            f"clustering agrees. Over all clusterings the units that disagree most are {listed(names)}."
+        )
     return (
         "A unit's disagreement is its distance from the posterior mean, after the embedding was turned, moved and, where that was "
         "allowed, scaled onto it, in the posterior's own units and per dimension: 0 at the mean, "
@@ -52,13 +73,13 @@ def _top(source: Source) -> Table:
         record: dict[str, Any] = {"unit": source.units[i]}
         if source.labels is not None:
             record["label"] = str(source.labels[i])
-        record |= {"mean rank": float(ranks[i]), "posterior sd": float(data["spread"].values[i])}
-        for row in source.first_rows:
+        record |= {"mean rank": float(ranks[i]), _spread(source): float(data["spread"].values[i])}
+        for row in source.judged_rows:
             record[row.title] = float(data["mahalanobis"].sel(embedding=row.label).values[i])
         records.append(record)
     caption = (
-        f"The {len(records)} units that disagree most over all embeddings (mean rank: 1 is the most disagreeing unit), with their "
-        "disagreement by embedding"
+        f"The {len(records)} units that disagree most over all {_what(source)}s (mean rank: 1 is the most disagreeing unit), with their "
+        f"disagreement by {_what(source)}"
     )
     return Table.of("worst-units", caption, records)
 
@@ -78,7 +99,7 @@ def _raw(source: Source) -> list[Item]:
 def _by_embedding(source: Source) -> Table:
     data = source.run.comparison
     records = []
-    for row in source.first_rows:
+    for row in source.judged_rows:
         of = data.sel(embedding=row.label)
         for i in np.argsort(-of["mahalanobis"].values, kind="stable")[:5]:
             records.append(
@@ -87,21 +108,24 @@ def _by_embedding(source: Source) -> Table:
                     "unit": source.units[i],
                     "label": "" if source.labels is None else str(source.labels[i]),
                     "disagreement": float(of["mahalanobis"].values[i]),
-                    "lost neighbours": float(of["lost_neighbors"].values[i]),
+                    f"lost {_others(source)}": float(of["lost_neighbors"].values[i]),
                     "lost between draws": float(data["own_lost_neighbors"].values[i]),
-                    "posterior sd": float(data["spread"].values[i]),
+                    _spread(source): float(data["spread"].values[i]),
                 }
             )
-    caption = (
-        "The five units of each embedding that disagree most; lost neighbours are the share of a draw's nearest units that are not the "
-        "embedding's, beside the same share between two draws"
-    )
+    caption = "The five units of each embedding that disagree most; lost neighbours are the share of a draw's nearest units that are not the "
+    caption += "embedding's, beside the same share between two draws"
+    if source.is_discrete:
+        caption = (
+            "The five units of each clustering that disagree most; lost companions are the share of the units that are together with it in a "
+            "draw and not in the clustering, beside the same share between two draws"
+        )
     return Table.of("units-by-embedding", caption, records, folded=True)
 
 
 def _scatter(source: Source) -> Figure:
     data = source.run.comparison
-    rows = source.first_rows
+    rows = source.judged_rows
     classes = Classes(source.labels, len(source.units))
     spread = data["spread"].values
 
@@ -115,11 +139,16 @@ def _scatter(source: Source) -> Figure:
             value = float(of["knew"])
             one.text(0.98, 0.95, f"ρ = {value:.2f}", transform=one.transAxes, ha="right", va="top", fontsize=8.5)
             one.grid()
-        canvas.supxlabel("posterior standard deviation of the unit", fontsize=9)
-        canvas.supylabel("distance from the posterior mean", fontsize=9)
+        across = "the posterior's doubt about the unit" if source.is_discrete else "posterior standard deviation of the unit"
+        canvas.supxlabel(across, fontsize=9)
+        canvas.supylabel("disagreement" if source.is_discrete else "distance from the posterior mean", fontsize=9)
 
     caption = (
-        "Each unit's distance from the posterior mean against the posterior's own spread, by embedding; ρ is their rank correlation. "
+        "Each unit's disagreement (the share of the other units about which the clustering differs from a draw) against the posterior's own "
+        "doubt (the same share between draws), by clustering; ρ is their rank correlation. If it is large, the clustering goes wrong where "
+        "the posterior is unsure."
+        if source.is_discrete
+        else "Each unit's distance from the posterior mean against the posterior's own spread, by embedding; ρ is their rank correlation. "
         "If it is large, the embedding goes wrong where the posterior is unsure."
     )
     height = 0.5 + 2.3 * -(-len(rows) // 4)
@@ -129,14 +158,15 @@ def _scatter(source: Source) -> Figure:
 def _knew(source: Source) -> Table:
     data = source.run.comparison
     records = []
-    for row in source.first_rows:
+    for row in source.judged_rows:
         of = data.sel(embedding=row.label)
         value, p = float(of["knew"]), float(of["knew_p"])
         word = "yes" if p < KNEW and value > 0 else "no sign of it"
         records.append({"embedding": row.title, "did the posterior know?": word, "rank correlation": value, "p": p})
     own = shown(float(data["own_lost_neighbors"].mean()))
+    doubt = "is its doubt" if source.is_discrete else "is its spread"
     caption = (
-        "Whether the posterior knew: is its spread larger for the units that the embedding places elsewhere? The p is one-sided, units "
-        f"taken as exchangeable. Between two draws the units lose {own} of their neighbours on average"
+        f"Whether the posterior knew: {doubt} larger for the units that the {_what(source)} places elsewhere? The p is one-sided, units "
+        f"taken as exchangeable. Between two draws the units lose {own} of their {_others(source)} on average"
     )
     return Table.of("knew", caption, records)

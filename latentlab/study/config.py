@@ -6,8 +6,9 @@ A config is a YAML file or a mapping with these keys: `name` (of the run and its
 
 Paths. A `path` option and `plugins` are relative to the config file's folder, and to the working directory where they come
 from an override, the command line or a mapping; `~` is one's home; variables such as `$HOME` are not replaced. The resolved
-config has absolute paths. What is resolved beyond that: an embedding's `label` is its name, its `n_latent` the model's, and
-the `seed` of embeddings and comparison the run's, unless they say otherwise.
+config has absolute paths. What is resolved beyond that: an embedding's `label` is its name, its `n_latent` the model's (where
+the model's positions are labels, only that of a clustering), and the `seed` of embeddings and comparison the run's, unless they
+say otherwise.
 """
 
 import json
@@ -22,6 +23,7 @@ from pydantic import AfterValidator, BaseModel, Field, SerializeAsAny, Validatio
 
 from latentlab import registry
 from latentlab.data.dataset import Dataset
+from latentlab.embeddings.embedding import makes_clusters
 from latentlab.errors import ConfigError, LatentLabError, unknown
 from latentlab.seeds import Seeds
 from latentlab.study.overrides import absolute, override
@@ -307,14 +309,16 @@ def _check_files(problems: Problems, data: dict[str, Any]) -> None:
 
 def _resolved(config: Config) -> Config:
     try:
-        n_latent = config.build_model().position_columns()
+        model = config.build_model()
+        n_latent, of_labels = model.position_columns(), model.position.kind == "discrete"
     except LatentLabError:  # which is said where the model is built to be used
-        n_latent = None
-    filled = tuple(
-        _with(one, {"label": one.name, "seed": config.seed, **({} if n_latent is None else {"n_latent": n_latent})})  # type: ignore[attr-defined]
-        for one in config.embeddings
-    )
-    return config.model_copy(update={"embeddings": filled, "compare": _with(config.compare, {"seed": config.seed})})
+        n_latent, of_labels = None, False
+    filled = []
+    for one in config.embeddings:
+        fits = n_latent is not None and (not of_labels or makes_clusters(one.name))  # type: ignore[attr-defined]
+        known = {"label": one.name, "seed": config.seed}  # type: ignore[attr-defined]
+        filled.append(_with(one, {**known, **({"n_latent": n_latent} if fits else {})}))
+    return config.model_copy(update={"embeddings": tuple(filled), "compare": _with(config.compare, {"seed": config.seed})})
 
 
 def _with(one: Section, values: Mapping[str, Any]) -> Section:

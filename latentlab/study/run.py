@@ -32,7 +32,7 @@ from latentlab.comparison import check_spread, compare
 from latentlab.embeddings.embedding import Embedding, embed
 from latentlab.errors import ConfigError, InferenceError, LatentLabError, MissingDependencyError, StoreError
 from latentlab.files import now, sha256
-from latentlab.fit import N_PREDICTIVE, Fit, density_of_new, fit, prepared
+from latentlab.fit import N_PREDICTIVE, Fit, classes_of, density_of_new, fit, prepared
 from latentlab.posterior import load
 from latentlab.registry import plugins as plugged
 from latentlab.seeds import Seeds
@@ -171,7 +171,7 @@ class _Job:
         if config.embeddings:
             check_spread(self.model, self.method)
         if self.held_out is not None:
-            density_of_new(self.model, self.held_out)
+            density_of_new(self.model, self.held_out, classes=classes_of(self.model, self.training))
 
     def fit(self, posterior: xr.DataTree) -> Fit:
         """The fit whose result is `posterior`."""
@@ -269,7 +269,7 @@ def _diagnose(job: _Job, directory: RunDirectory, fitted: Fit) -> None:
     if job.held_out is not None:
         score = fitted.held_out_score(job.held_out)
         directory.info["held_out"] = score
-        rows = [("held_out_score", quantity, score[quantity], "", "not applicable") for quantity in ("elpd", "se")]
+        rows = [("held_out_score", name, value, "", "not applicable") for name, value in score.items() if name != "n_units"]
         table = pd.concat([table, pd.DataFrame(rows, columns=table.columns)], ignore_index=True)
     directory.write_json("diagnostics.json", table.to_dict("records"))
     for row in table[table["verdict"].isin(["fail", "warn"])].itertuples():
@@ -351,7 +351,7 @@ def embeddings_dataset(embeddings: Sequence[Embedding], units: np.ndarray, n_lat
 
 
 def _params(job: _Job, fitted: Fit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What is needed to use the fit without a step: each site's mean, and the data's transform.
+    """What is needed to use the fit without a step: each site's mean, the parameters, and the data's transform.
 
     A point estimate is one member of its orbit already; draws are averaged with the symmetry removed.
     """
@@ -359,6 +359,8 @@ def _params(job: _Job, fitted: Fit) -> tuple[dict[str, np.ndarray], dict[str, An
     groups = ("posterior",) if point else ("posterior", "latents")
     sites = {name: array for group in groups for name, array in fitted.data[group].data_vars.items()}
     means = {str(name): array.mean(("chain", "draw")) for name, array in sites.items() if array.dtype.kind == "f"}
+    if fitted.parameters:
+        means |= {str(name): array for name, array in fitted.data["parameters"].data_vars.items()}
     arrays = {name: np.ascontiguousarray(mean.values, dtype=np.float64) for name, mean in means.items()}
     transform = job.training.transform
     if transform is not None:
@@ -368,6 +370,7 @@ def _params(job: _Job, fitted: Fit) -> tuple[dict[str, np.ndarray], dict[str, An
         "hyperparameters": job.model.hyperparameters(),
         "values": "point estimate" if point else "posterior mean, symmetry removed",
         "dims": {name: list(mean.dims) for name, mean in means.items()},
+        "parameters": sorted(fitted.parameters),
         "features": job.training.features if job.training.x.ndim == 2 else None,
     }
     return arrays, meaning

@@ -95,7 +95,7 @@ def section(key: str, name: str | None = None) -> type[Section]:
 
     Example:
         >>> sorted(section("inference", "exact").model_fields)
-        ['n_draws', 'name']
+        ['n_draws', 'n_restarts', 'name']
     """
     entry = None if name is None or key in OWN else TABLES[key].load(name)
     return _section(key, name, entry)

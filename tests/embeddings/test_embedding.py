@@ -420,6 +420,8 @@ RANGES = [
     ("window_pca", {"window": 3, "n_latent": 24}, "`n_latent` must be at most 23 .*40 units and windows of 24 entries.*; got 24"),
     ("window_kmeans", {"n_latent": 41}, r"`n_latent` must be at most 40 \(40 of the 40 windows are distinct\); got 41"),
     ("window_kmeans", {"window": 0}, "`window` must be greater than or equal to 1; got 0"),
+    ("viterbi", {"n_latent": 41}, r"`n_latent` must be at most 40 \(there are 40 steps\); got 41"),
+    ("viterbi", {"covariance": "round"}, "`covariance` must be 'diagonal', 'full', 'spherical' or 'tied'; got 'round'"),
     ("autoencoder", {"n_latent": 8}, "`n_latent` must be at most 7 .*40 units of 8 features.*; got 8"),
     ("autoencoder", {"hidden": (0,)}, r"`hidden` must be .*greater than or equal to 1.*; got \(0,\)"),
     ("autoencoder", {"hidden": 64}, "`hidden` must be a valid list or a valid tuple; got 64"),

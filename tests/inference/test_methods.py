@@ -13,9 +13,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.distributions import constraints
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
+from latentlab.data.markov import hidden_markov
 from latentlab.errors import ConfigError, InferenceError, ModelError
 from latentlab.fit import fit
 from latentlab.inference.exact import Exact
@@ -24,6 +26,7 @@ from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
 from latentlab.models.base import LatentModel, Position
 from latentlab.models.factor_analysis import FactorAnalysis
+from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.ppca import PPCA
 from latentlab.registry import METHODS
 from latentlab.symmetry.groups import Identity
@@ -186,6 +189,31 @@ def test_the_minibatch_elbo_is_the_full_one_on_average():
     assert parts[0] != pytest.approx(full, rel=1e-6)
 
 
+class OwnGuide(LatentModel):
+    """x_n ~ N(mu, 1), mu ~ N(0, 10), with a normal guide of its own."""
+
+    name, position, symmetry, methods = "own_guide", Position("mu"), Identity(), ("svi",)
+    dims = {"mu": ()}
+
+    def model(self, x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def guide(self, x):
+        loc, scale = pyro.param("loc", torch.tensor(0.0)), pyro.param("scale", torch.tensor(0.1), constraints.positive)
+        pyro.sample("mu", dist.Normal(loc, scale))
+
+
+def test_a_minibatch_stands_for_all_the_data_with_the_models_own_guide():
+    """The posterior's sd is 1 / sqrt(400) = 0.05; a batch of 20 that counted for itself alone would give 0.22."""
+    dataset = Dataset({"x": np.random.default_rng(0).normal(size=400)}, dims={"x": ("unit",)})
+    method = SVI(guide="model", n_steps=3000, learning_rate=0.01, batch_size=20, n_draws=2000)
+    mu = fit(OwnGuide(), dataset, method, seed=0, progress=False).sites()["mu"]
+    assert mu.std() == pytest.approx(0.05, rel=0.2)
+    assert mu.mean() == pytest.approx(dataset.x.mean(), abs=0.03)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -287,3 +315,12 @@ def test_finished_parts_are_read_back(tmp_path):
     again = arrays_of(fit(PPCA(2), iris, method, seed=0, progress=False, checkpoint=tmp_path))
     for name, array in whole.items():
         assert array.tobytes() == again[name].tobytes(), name
+
+
+def test_a_guide_is_averaged_over_states_whose_transitions_are_the_largest_site():
+    """Two states of one feature: the 2 x 2 transitions, which have two axes of the symmetry's, are larger than the means."""
+    dataset = hidden_markov(1, 40, 2, 1, 4.0)
+    found = fit(GaussianHMM(2), dataset, SVI(guide="full_rank", n_steps=200, n_draws=100), progress=False)
+    stats = found.data["sample_stats"]
+    # One mode of two that are alike: averaged over both, the density is half of the guide's own.
+    np.testing.assert_allclose(stats["log_q_averaged"] - stats["log_q"], -np.log(2), atol=1e-3)

@@ -14,7 +14,10 @@ from latentlab.models.count_mixtures import BernoulliMixture, PoissonMixture
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.gaussian_mixture import DPMixture, GaussianMixture
+from latentlab.models.linear_vae import LinearVAE
 from latentlab.models.ppca import PPCA
+from latentlab.models.state_space import LinearGaussianStateSpace
+from latentlab.models.vae import VAE
 from latentlab.registry import MODELS
 from latentlab.symmetry.groups import GeneralLinear, Identity, Permutation, SignedPermutation
 
@@ -37,9 +40,20 @@ CASES = {
     ],
     "categorical_hmm": [CategoricalHMM(2, n_categories=3), CategoricalHMM(3, n_categories=2, left_to_right=True)],
     "poisson_hmm": [PoissonHMM(2), PoissonHMM(1)],
+    "state_space": [
+        LinearGaussianStateSpace(2),
+        LinearGaussianStateSpace(1, A_scale=0.3, mu_scale=0, sigma_scale=0.5, initial_scale=2.0),
+    ],
     "bernoulli_mixture": [BernoulliMixture(3)],
     "poisson_mixture": [PoissonMixture(2, rate_shape=2.0, rate_mean=[2.0, 6.0]), PoissonMixture(3)],
     "ppca": [PPCA(2), PPCA(2, marginalize=False), PPCA(1, W_scale=0.7, mu_scale=0, sigma_scale=0.4)],
+    "vae": [
+        VAE(2, hidden=(5,), activation="tanh"),
+        VAE(2, hidden=(4, 3), noise="feature", encoder_hidden=(6,), activation="softplus"),
+        VAE(3, hidden=(), likelihood="poisson"),
+        VAE(1, hidden=(5,), likelihood="bernoulli", conditional=True, activation="tanh"),
+    ],
+    "linear_vae": [LinearVAE(2), LinearVAE(3, sigma=0.5)],
     "factor_analysis": [FactorAnalysis(2), FactorAnalysis(3, marginalize=False), FactorAnalysis(1, mu_scale=0)],
 }
 MODELS_TO_CHECK = [pytest.param(m, id=repr(m)) for models in CASES.values() for m in models]

@@ -69,6 +69,58 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run(config, out=tmp_path_factory.mktemp("wide") / "run", progress=False)
 
 
-@pytest.fixture(params=["hostile", "bare", "wide"])
+@pytest.fixture(scope="session")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Labels by NUTS: clusterings with seeds and with more clusters than labels, embeddings that are no clusterings."""
+    config = {
+        "name": "mixture",
+        "dataset": {"name": "gaussian_mixture", "n_units": 45, "n_features": 3, "separation": 2.5, "missing": 0.05},
+        "model": {"name": "gaussian_mixture", "n_components": 3, "covariance": "full"},
+        "inference": {"name": "nuts", "n_chains": 2, "n_warmup": 60, "n_draws": 60},
+        "embeddings": [
+            {"name": "kmeans", "n_seeds": 2},
+            {"name": "kmeans", "label": "distances", "output": "distances", "n_seeds": 2},
+            {"name": "agglomerative", "n_latent": 5},
+            {"name": "pca", "n_latent": 2},
+        ],
+        "held_out": 0.1,
+        "compare": SMALL,
+    }
+    return run(config, out=tmp_path_factory.mktemp("mixture") / "run", progress=False)
+
+
+@pytest.fixture(scope="session")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Labels given a point estimate, of yes-or-no answers some of which are missing; no labels known, nothing compared."""
+    rng = np.random.default_rng(3)
+    folder = tmp_path_factory.mktemp("answers")
+    x = (rng.random((60, 5)) < np.array([[0.9, 0.8, 0.9, 0.2, 0.1], [0.1, 0.3, 0.2, 0.9, 0.8]])[np.arange(60) % 2]).astype(int)
+    cells = [["" if rng.random() < 0.05 else str(v) for v in row] for row in x]
+    lines = [",".join(["who", *"abcde"]), *(",".join([f"p{i}", *row]) for i, row in enumerate(cells))]
+    (folder / "x.csv").write_text("\n".join(lines) + "\n")
+    config = {
+        "name": "answers",
+        "dataset": {"name": "file", "path": str(folder / "x.csv"), "unit": "who", "standardize": False},
+        "model": {"name": "bernoulli_mixture", "n_components": 2},
+        "inference": {"name": "exact", "n_draws": 200},
+    }
+    return run(config, out=folder / "run", progress=False)
+
+
+@pytest.fixture(scope="session")
+def sequences(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """States of six sequences given a point estimate, entries missing, two features."""
+    config = {
+        "name": "sequences",
+        "dataset": {"name": "hidden_markov", "n_sequences": 6, "n_steps": 30, "n_features": 2, "missing": 0.05},
+        "model": {"name": "gaussian_hmm", "n_states": 3},
+        "inference": {"name": "exact", "n_draws": 200},
+        "embeddings": [{"name": "kmeans", "n_seeds": 1}, {"name": "window_pca", "n_latent": 2}],
+        "compare": SMALL,
+    }
+    return run(config, out=tmp_path_factory.mktemp("sequences") / "run", progress=False)
+
+
+@pytest.fixture(params=["hostile", "bare", "wide", "mixture", "answers", "sequences"])
 def any_run(request: pytest.FixtureRequest) -> Run:
     return request.getfixturevalue(request.param)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentlab.report.beside import panels, rounded
+from latentlab.report.beside import panels, rounded, section
 from latentlab.report.source import Source
 from latentlab.store import Run
 
@@ -65,18 +65,27 @@ until(() => canvas[0].toDataURL() !== blank, () => {
 </script></body>"""
 
 
+def drawn_of(found: Run) -> dict:
+    return section(Source(found)).items[-1].data
+
+
 def test_every_panel_has_every_unit(any_run: Run):
-    data = panels(Source(any_run))
+    source = Source(any_run)
+    data = drawn_of(any_run)
     n = len(data["units"])
     assert data["units"] == [str(unit) for unit in any_run.posterior["latents"]["unit"].values]
     for panel in data["panels"]:
         for way in ("aligned", "raw"):
             assert {len(column) for column in panel[way]} == {n}
             assert np.isfinite(panel[way]).all()
-        assert len(panel["aligned"]) == len(data["panels"][0]["aligned"])
+        assert source.is_discrete or len(panel["aligned"]) == len(data["panels"][0]["aligned"])
+        assert len(panel.get("codes", panel["aligned"][0])) == n
     classes = data["classes"]
     assert len(classes["codes"]) == n
     assert max(classes["codes"]) < len(classes["colors"]) == len(classes["markers"])
+    if source.is_discrete:
+        assert data["covariance"] is None
+        return
     if data["labels"] is not None:
         assert [classes["names"][code] for code in classes["codes"]] == data["labels"]
     q = len(data["panels"][0]["aligned"])
@@ -113,10 +122,10 @@ def test_rounding_keeps_what_a_screen_shows():
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
-@pytest.mark.parametrize("fixture", ["hostile", "wide"])
+@pytest.mark.parametrize("fixture", ["hostile", "wide", "mixture"])
 def test_marking_in_one_panel_marks_in_all(fixture: str, request: pytest.FixtureRequest, tmp_path: Path):
     found: Run = request.getfixturevalue(fixture)
-    data = panels(Source(found))
+    data = drawn_of(found)
     n, x = len(data["units"]), np.array(data["panels"][0]["aligned"][0])
     page = tmp_path / "page.html"
     page.write_text((found.path / "report.html").read_text(encoding="utf-8").replace("</body>", BRUSH), encoding="utf-8")
@@ -134,8 +143,8 @@ def test_marking_in_one_panel_marks_in_all(fixture: str, request: pytest.Fixture
     assert all(out["changed"])
     assert out["all"] == n
     assert out["cleared"] == [0, "No unit is marked."]
-    assert out["named"].split(" · disagreement")[0] in names
+    assert re.sub(r" · (disagreement|posterior sd|probability of its \w+) \S+$", "", out["named"]) in names
     assert (out["one"], out["after"]) == (1, 0)
     assert out["found"] == [names[4]]
-    if data["labels"]:
-        assert out["label"] == data["labels"].count(data["classes"]["names"][0])
+    if data["classes"]["names"]:
+        assert out["label"] == data["classes"]["codes"].count(0)

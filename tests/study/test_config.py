@@ -249,7 +249,7 @@ def test_a_missing_key_is_named(key):
 def test_a_missing_option_is_named():
     assert problems(mapping(model={"name": "ppca"})) == "config: model.n_latent: the key is missing."
     assert problems(mapping(dataset={"name": "file"})) == "config: dataset.path: the key is missing."
-    assert "model.name: the key is missing. Valid: factor_analysis, ppca" in problems(mapping(model={"n_latent": 2}))
+    assert f"model.name: the key is missing. Valid: {', '.join(MODELS)}" in problems(mapping(model={"n_latent": 2}))
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_a_run_leaves_what_it_found_and_what_it_ran_on(complete: Path):
     assert set(found.info["seconds"]) == {"fit", "diagnostics", "embeddings", "comparison", "report"}
     assert found.posterior["latents"]["z"].dims == ("chain", "draw", "unit", "latent")
     assert found.embeddings["pca"].dims == ("unit", "latent")
-    assert found.config["inference"] == {"name": "exact", "n_draws": 12}
+    assert found.config["inference"] == {"name": "exact", "n_restarts": 10, "n_draws": 12}
     assert (complete / "report.html").read_text() == f"done {found.scores['mean'][0]}"
     events = [json.loads(line) for line in (complete / "events.jsonl").read_text().splitlines()]
     assert [e.get("stage", e["event"]) for e in events] == ["start", *found.info["seconds"], "end"]

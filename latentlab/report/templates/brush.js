@@ -83,7 +83,7 @@
   }
 
   function points(c, panel, some, alpha) {
-    const { codes, colors, markers } = data.classes, by = colors.map(() => []);
+    const { colors, markers } = data.classes, codes = panel.data.codes || data.classes.codes, by = colors.map(() => []);
     for (const i of some) by[codes[i]].push(i);
     c.globalAlpha = alpha;
     by.forEach((units, code) => {
@@ -185,7 +185,7 @@
     all.forEach(p => { p.tip.hidden = true; });
     if (i >= 0) {
       const worst = panel.data.worst;
-      panel.tip.textContent = name(i) + (worst ? " · disagreement " + worst[i].toPrecision(3) : " · posterior sd " + data.spread[i].toPrecision(3));
+      panel.tip.textContent = name(i) + (worst ? " · disagreement " + worst[i].toPrecision(3) : " · " + data.called + " " + data.spread[i].toPrecision(3));
       panel.tip.style.left = Math.min(panel.x[i] + 10, panel.side * 0.55) + "px";
       panel.tip.style.top = (panel.canvas.offsetTop + panel.y[i] + 10) + "px";
       panel.tip.hidden = false;
@@ -247,7 +247,7 @@
   const tools = part("tools");
   const button = (text, act, inside) => { const b = element("button", inside || tools, { type: "button" }); b.textContent = text; b.addEventListener("click", () => act(b)); return b; };
   button("Clear", () => mark([])).className = "clear";
-  if (all.length > 1) {
+  if (data.panels.some(panel => JSON.stringify(panel.aligned) !== JSON.stringify(panel.raw))) {
     const both = ["aligned", "raw"].map(kind => button(kind === "aligned" ? "aligned to the posterior" : "raw coordinates", b => {
       way = kind;
       both.forEach(o => o.setAttribute("aria-pressed", o === b));

@@ -1,0 +1,174 @@
+r"""Which embeddings of a series find its hidden states? Agreement with path and posterior as the signal weakens.
+
+Data are drawn from a hidden Markov model with three states in the plane, which stay with probability 0.9, one sequence of 250
+steps. The nearest means are `separation` standard deviations apart. For each separation the model is fitted, and asked about
+
+* the Viterbi path at the maximum of the likelihood, which knows of transitions;
+* k-means of windows of 5 steps, and k-means of the first two principal components of such windows, which smooth;
+* k-means of single steps, which ignores that steps follow each other.
+
+Each is held against the true path, as are the posterior's estimate (the partition of least expected Binder loss) and its draws;
+and against the draws, which agree with each other only as far as the data tell: the ceiling.
+
+    python experiments/hmm_states.py                   # the figure in figures/, by variational inference, some minutes
+    python experiments/hmm_states.py --method nuts     # hours
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+import latentlab as ll
+from latentlab.compare.agreement import adjusted_rand
+from latentlab.compare.partition_verdict import PartitionReference
+from latentlab.data.dataset import Dataset
+from latentlab.data.markov import hidden_markov
+from latentlab.embeddings.clusters import kmeans
+from latentlab.errors import LatentLabError
+from latentlab.seeds import Seeds
+
+SEPARATIONS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+N_STATES = 3
+N_STEPS = 250
+WINDOW = 5
+METHODS = {
+    "nuts": ll.NUTS(n_chains=4, n_warmup=300, n_draws=400),
+    "svi": ll.SVI(guide="full_rank", n_steps=1500, n_draws=1600),
+    "exact": ll.Exact(n_draws=1600, n_restarts=5),
+}
+N_PAIRS = 100
+"""Draws, and pairs of draws, over which agreement is averaged."""
+VERDICTS = ("summary-like", "draw-like", "distinct", "undetermined")
+STYLES = {
+    "posterior estimate": ("black", "D"),
+    "posterior draws": ("black", ""),
+    "viterbi": ("#0072B2", "o"),
+    "window k-means": ("#009E73", "^"),
+    "window PCA, k-means": ("#CC79A7", "v"),
+    "k-means": ("#D55E00", "s"),
+}
+DRAWS = "posterior draws"
+
+
+def clusterings(dataset: Dataset, seed: int) -> dict[str, np.ndarray]:
+    """Labels `(unit,)` by what made them."""
+
+    def made(name: str, **options: int) -> np.ndarray:
+        return ll.embed(name, dataset, n_latent=N_STATES, n_seeds=1, seed=seed, **options).values[0].argmax(axis=1)
+
+    plane = ll.embed("window_pca", dataset, n_latent=2, window=WINDOW).values
+    return {
+        "viterbi": made("viterbi"),
+        "window k-means": made("window_kmeans", window=WINDOW),
+        "window PCA, k-means": kmeans(plane, N_STATES, seed=seed).argmax(axis=1),
+        "k-means": made("kmeans"),
+    }
+
+
+def one(separation: float, method: str, seed: int) -> list[dict[str, object]]:
+    """A data set's rows: each clustering, the posterior's estimate, and its draws."""
+    dataset = hidden_markov(1, N_STEPS, N_STATES, 2, separation, 0.9, seed)
+    fit = ll.fit(ll.models.GaussianHMM(N_STATES), dataset, METHODS[method], seed=seed, progress=False)
+    draws, truth = fit.latents().values[..., 0], dataset.truth["z"]
+    reference = PartitionReference(draws, Seeds(seed).child("verdict").numpy())
+    flat = draws.reshape(-1, draws.shape[-1])
+    some = flat[np.linspace(0, len(flat) - 1, 2 * N_PAIRS).astype(int)]
+    own = {"separation": separation, "seed": seed, "converged": fit.converged}
+    rows: list[dict[str, object]] = []
+    for name, labels in {"posterior estimate": reference.centre, **clusterings(dataset, seed)}.items():
+        verdict = reference.judge(labels)
+        with_draws = np.mean([adjusted_rand(labels, draw) for draw in some[:N_PAIRS]])
+        scores = {"ari_truth": adjusted_rand(labels, truth), "ari_draws": with_draws}
+        rows.append({**own, "labels": name, **scores, "verdict": verdict.verdict, "delta": verdict.delta})
+    of_truth = np.mean([adjusted_rand(draw, truth) for draw in some[:N_PAIRS]])
+    ceiling = np.mean([adjusted_rand(a, b) for a, b in zip(some, some[N_PAIRS:], strict=False)])
+    return [*rows, {**own, "labels": DRAWS, "ari_truth": of_truth, "ari_draws": ceiling, "verdict": "", "delta": np.nan}]
+
+
+def run(*, separations: tuple[float, ...] = SEPARATIONS, n_datasets: int = 6, method: str = "svi", seed: int = 0) -> pd.DataFrame:
+    """All rows of the grid; a data set whose fit fails is named and left out."""
+    rows = []
+    for separation, i in tqdm([(s, i) for s in separations for i in range(n_datasets)], desc="hmm_states", disable=None):
+        try:
+            rows += one(separation, method, seed + 1000 * i)
+        except LatentLabError as error:
+            print(f"left out: separation {separation:g}, data set {i}: {error}")
+    return pd.DataFrame(rows)
+
+
+def standard_error(x: pd.Series) -> float:
+    """Of the mean; NaN for a single value."""
+    return float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over data sets with standard errors, the median delta, and the share of each verdict."""
+    grouped = rows.groupby(["labels", "separation"], sort=False)
+    found = grouped.agg(
+        n=("ari_truth", "size"),
+        ari_truth=("ari_truth", "mean"),
+        ari_truth_se=("ari_truth", standard_error),
+        ari_draws=("ari_draws", "mean"),
+        ari_draws_se=("ari_draws", standard_error),
+        delta=("delta", "median"),
+        converged=("converged", "mean"),
+    )
+    for label in VERDICTS:
+        found[label] = grouped["verdict"].agg(lambda x, label=label: (x == label).mean())
+    return found.reset_index()
+
+
+def figure(found: pd.DataFrame, path: Path) -> None:
+    """Agreement with the true path, and with draws, beside that of draws themselves; and the verdicts."""
+    with matplotlib.rc_context({"backend": "Agg", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        from matplotlib.figure import Figure
+
+        picture = Figure(figsize=(10, 3.9), layout="constrained")
+        axes = picture.subplots(1, 3)
+        for name, (color, marker) in STYLES.items():
+            line = found[found.labels == name]
+            style = {"color": color, "marker": marker, "ms": 4, "lw": 1.2, "ls": "--" if name == DRAWS else "-"}
+            axes[0].errorbar(line.separation, line.ari_truth, 2 * line.ari_truth_se, **style)
+            axes[1].errorbar(line.separation, line.ari_draws, 2 * line.ari_draws_se, **style)
+            if name != DRAWS:
+                axes[2].plot(line.separation, line.distinct, **style)
+        axes[0].set(title="the true path", ylabel="adjusted Rand index with the true path", ylim=(0, 1.03))
+        axes[1].set(title="the posterior", ylabel="adjusted Rand index with posterior draws", ylim=(0, 1.03))
+        axes[2].set(title="verdict", ylabel="share of data sets: distinct", ylim=(-0.03, 1.03))
+        for axis in axes:
+            axis.set_xlabel("separation (standard deviations)")
+            separations = sorted(found.separation.unique())
+            axis.set_xticks(separations, [f"{separation:g}" for separation in separations])
+        handles = [
+            axes[0].plot([], [], color=color, marker=marker, ms=4, ls="--" if name == DRAWS else "-", label=name)[0]
+            for name, (color, marker) in STYLES.items()
+        ]
+        picture.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.savefig(path, dpi=150)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the table and saves the figure and the table beside it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--method", choices=sorted(METHODS), default="svi")
+    parser.add_argument("--n-datasets", type=int, default=6, help="data sets a cell")
+    parser.add_argument("--separations", type=float, nargs="+", default=list(SEPARATIONS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "figures" / "hmm_states.png")
+    options = parser.parse_args(arguments)
+    separations = tuple(options.separations)
+    found = table(run(separations=separations, n_datasets=options.n_datasets, method=options.method, seed=options.seed))
+    with pd.option_context("display.width", 200, "display.max_columns", 30, "display.max_rows", 200, "display.precision", 2):
+        print(found.to_string(index=False))
+    figure(found, options.out)
+    found.to_csv(options.out.with_suffix(".csv"), index=False, float_format="%.4g")
+    print(f"figure: {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+r"""When is k-means an estimate of a mixture's assignments? Its agreement with the posterior as clusters move together.
+
+Data are drawn from three spherical Gaussians at the corners of an equilateral triangle in the plane, whose sides are `separation`
+standard deviations long: with the sides fixed, the variance tends to 0 as the separation grows. There are three cases:
+
+* `equal`: equal weights and one variance, both known to the model: the case whose limit is k-means;
+* `unequal sizes`: weights 0.7, 0.2 and 0.1; the model has to find them, and the variances;
+* `unequal widths`: standard deviations 1/2, 1 and 2 times the usual one; the same model.
+
+For each, k-means' labels are judged against the posterior of the assignments, and its centres are compared with the posterior's
+means: by how far they are apart, which needs no names of clusters.
+
+    python experiments/kmeans_is_gmm.py                   # the figure in figures/, by variational inference, some minutes
+    python experiments/kmeans_is_gmm.py --method nuts     # much longer where clusters overlap
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from scipy.spatial.distance import pdist
+from tqdm.auto import tqdm
+
+import latentlab as ll
+from latentlab.compare.agreement import adjusted_rand
+from latentlab.compare.partition_verdict import PartitionReference
+from latentlab.data.dataset import Dataset
+from latentlab.errors import LatentLabError
+from latentlab.seeds import Seeds
+
+SEPARATIONS = (1.5, 2.0, 3.0, 4.0, 6.0)
+N_UNITS = 150
+TRIANGLE = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])
+SIDE = 2.0
+CASES = {
+    "equal": (np.full(3, 1 / 3), np.ones(3)),
+    "unequal sizes": (np.array([0.7, 0.2, 0.1]), np.ones(3)),
+    "unequal widths": (np.full(3, 1 / 3), np.array([0.5, 1.0, 2.0])),
+}
+"""Weights, and widths in units of sigma."""
+METHODS = {
+    "nuts": ll.NUTS(n_chains=4, n_warmup=300, n_draws=400),
+    "svi": ll.SVI(guide="full_rank", n_steps=2000, n_draws=1600),
+    "exact": ll.Exact(n_draws=1600, n_restarts=5),
+}
+N_PAIRS = 100
+"""Draws, and pairs of draws, over which agreement is averaged."""
+VERDICTS = ("summary-like", "draw-like", "distinct", "undetermined")
+COLOURS = {"equal": "#0072B2", "unequal sizes": "#D55E00", "unequal widths": "#009E73"}
+MARKERS = {"equal": "o", "unequal sizes": "s", "unequal widths": "^"}
+
+
+def simulate(case: str, separation: float, seed: int) -> Dataset:
+    """Units of three clusters, which they came from, and the clusters' means."""
+    rng = Seeds(seed).child("kmeans_is_gmm", case).numpy()
+    weights, widths = CASES[case]
+    z = rng.choice(3, N_UNITS, p=weights)
+    mu = SIDE * TRIANGLE
+    x = mu[z] + SIDE / separation * widths[z, None] * rng.standard_normal((N_UNITS, 2))
+    truth = {"z": z, "mu": mu}
+    truth_dims = {"z": ("unit",), "mu": ("component", "feature")}
+    return Dataset({"x": x}, dims={"x": ("unit", "feature")}, truth=truth, truth_dims=truth_dims, name=case)
+
+
+def model(case: str, separation: float) -> ll.models.GaussianMixture:
+    """The mixture that the data are from; in the equal case its weights and its variance are known."""
+    sigma = SIDE / separation
+    if case == "equal":
+        return ll.models.GaussianMixture(3, "spherical", weights_concentration=1e4, sigma_scale=sigma, sigma_spread=0.0)
+    return ll.models.GaussianMixture(3, "spherical", sigma_scale=sigma)
+
+
+def agreement(draws: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Mean adjusted Rand index of labels with draws `(chain, draw, unit)`, and of distant draws with each other."""
+    flat = draws.reshape(-1, draws.shape[-1])
+    some = flat[np.linspace(0, len(flat) - 1, 2 * N_PAIRS).astype(int)]
+    own = [adjusted_rand(labels, draw) for draw in some[:N_PAIRS]]
+    return float(np.mean(own)), float(np.mean([adjusted_rand(a, b) for a, b in zip(some, some[N_PAIRS:], strict=False)]))
+
+
+def one(case: str, separation: float, method: str, seed: int) -> dict[str, object]:
+    """A data set's row."""
+    dataset = simulate(case, separation, seed)
+    fit = ll.fit(model(case, separation), dataset, METHODS[method], seed=seed, progress=False)
+    draws = fit.latents().values[..., 0]
+    reference = PartitionReference(draws, Seeds(seed).child("verdict").numpy())
+    labels = ll.embed("kmeans", dataset, n_latent=3, n_seeds=1).values[0].argmax(axis=1)
+    verdict = reference.judge(labels)
+    with_draws, ceiling = agreement(draws, labels)
+    centres = np.stack([dataset.x[labels == k].mean(axis=0) for k in range(3)])
+    usual = pdist(dataset.truth["mu"]).mean()
+    means = fit.sites()["mu"].reshape(-1, 3, 2)
+    return {
+        "case": case,
+        "separation": separation,
+        "seed": seed,
+        "ari_truth": adjusted_rand(labels, dataset.truth["z"]),
+        "posterior_truth": adjusted_rand(reference.centre, dataset.truth["z"]),
+        "ari_draws": with_draws,
+        "ceiling": ceiling,
+        "spread": pdist(centres).mean() / usual,
+        "posterior_spread": np.mean([pdist(mu).mean() for mu in means[:: max(1, len(means) // 200)]]) / usual,
+        "verdict": verdict.verdict,
+        "delta": verdict.delta,
+        "converged": fit.converged,
+    }
+
+
+def run(*, separations: tuple[float, ...] = SEPARATIONS, n_datasets: int = 8, method: str = "svi", seed: int = 0) -> pd.DataFrame:
+    """All rows of the grid; a data set whose fit fails is named and left out."""
+    cells = [(case, s, i) for case in CASES for s in separations for i in range(n_datasets)]
+    rows = []
+    for case, separation, i in tqdm(cells, desc="kmeans_is_gmm", disable=None):
+        try:
+            rows.append(one(case, separation, method, seed + 1000 * i))
+        except LatentLabError as error:
+            print(f"left out: {case}, separation {separation:g}, data set {i}: {error}")
+    return pd.DataFrame(rows)
+
+
+def standard_error(x: pd.Series) -> float:
+    """Of the mean; NaN for a single value."""
+    return float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
+
+
+MEANS = ("ari_truth", "posterior_truth", "ari_draws", "ceiling", "spread", "posterior_spread")
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over data sets with standard errors, the median delta, and the share of each verdict."""
+    grouped = rows.groupby(["case", "separation"], sort=False)
+    found = grouped.agg(
+        n=("delta", "size"),
+        **{name: (name, "mean") for name in MEANS},
+        **{f"{name}_se": (name, standard_error) for name in MEANS},
+        delta=("delta", "median"),
+        converged=("converged", "mean"),
+    )
+    for label in VERDICTS:
+        found[label] = grouped["verdict"].agg(lambda x, label=label: (x == label).mean())
+    return found.reset_index()
+
+
+def figure(found: pd.DataFrame, path: Path) -> None:
+    """Agreement with draws beside that of draws with each other, the spread of the centres, and delta, hollow where distinct."""
+    with matplotlib.rc_context({"backend": "Agg", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        from matplotlib.figure import Figure
+
+        picture = Figure(figsize=(10, 3.9), layout="constrained")
+        axes = picture.subplots(1, 3)
+        for case, line in found.groupby("case", sort=False):
+            color, marker = COLOURS[case], MARKERS[case]
+            style = {"color": color, "marker": marker, "ms": 4, "lw": 1.2}
+            axes[0].errorbar(line.separation, line.ari_draws, 2 * line.ari_draws_se, **style)
+            axes[0].plot(line.separation, line.ceiling, color=color, ls="--", lw=0.9)
+            axes[1].errorbar(line.separation, line.spread, 2 * line.spread_se, **style)
+            axes[1].plot(line.separation, line.posterior_spread, color=color, ls="--", lw=0.9)
+            axes[2].plot(line.separation, line.delta, color=color, lw=1.2)
+            faces = ["white" if share > 0.5 else color for share in line.distinct]
+            axes[2].scatter(line.separation, line.delta, s=24, c=faces, edgecolors=color, marker=marker, zorder=3)
+        axes[1].axhline(1, color="black", lw=0.6, ls=":")
+        axes[0].set(title="agreement of the labels", ylabel="adjusted Rand index with posterior draws", ylim=(0, 1.03))
+        axes[1].set(title="distance between the centres", ylabel="mean distance / true one")
+        axes[2].axhline(1, color="black", lw=0.6, ls=":")
+        axes[2].set(
+            title="k-means' labels (hollow: distinct)", ylabel="delta (0: posterior's estimate, 1: a draw)", ylim=(-0.05, None)
+        )
+        for axis in axes:
+            axis.set_xlabel("separation (standard deviations)")
+            axis.set_xticks(sorted(found.separation.unique()))
+        handles = [axes[0].plot([], [], color=COLOURS[c], marker=MARKERS[c], ms=4, label=c)[0] for c in CASES]
+        handles.append(axes[0].plot([], [], color="black", label="k-means")[0])
+        handles.append(axes[0].plot([], [], color="black", ls="--", lw=0.9, label="posterior draws")[0])
+        picture.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.savefig(path, dpi=150)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the table and saves the figure and the table beside it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--method", choices=sorted(METHODS), default="svi")
+    parser.add_argument("--n-datasets", type=int, default=8, help="data sets a cell")
+    parser.add_argument("--separations", type=float, nargs="+", default=list(SEPARATIONS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "figures" / "kmeans_is_gmm.png")
+    options = parser.parse_args(arguments)
+    separations = tuple(options.separations)
+    found = table(run(separations=separations, n_datasets=options.n_datasets, method=options.method, seed=options.seed))
+    with pd.option_context("display.width", 220, "display.max_columns", 30, "display.max_rows", 200, "display.precision", 2):
+        print(found[[c for c in found if not c.endswith("_se")]].to_string(index=False))
+    figure(found, options.out)
+    found.to_csv(options.out.with_suffix(".csv"), index=False, float_format="%.4g")
+    print(f"figure: {options.out}")
+
+
+if __name__ == "__main__":
+    main()

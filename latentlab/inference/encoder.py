@@ -1,0 +1,54 @@
+r"""What an encoder $q(z_n \mid x_n)$ does unit by unit and dimension by dimension.
+
+A dimension that the encoder leaves at the prior carries nothing of the data (posterior collapse). Its activity is the variance
+over units of the encoder's mean; it is active above `ACTIVE`.
+
+References:
+    Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, ICLR.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+
+from latentlab.inference.density import Density, over_draws
+from latentlab.models.base import Arrays, LatentModel
+from latentlab.seeds import double
+
+ACTIVE = 0.01
+"""Variance of the encoder's mean above which a dimension counts as active (Burda et al.)."""
+
+
+def is_amortised(density: Density) -> bool:
+    """Whether every site belongs to a unit: with the model's own guide, each unit then has importance weights of its own."""
+    return bool(density.sites) and len(density.unit_sites) == len(density.sites)
+
+
+def log_weights(density: Density, z: np.ndarray) -> np.ndarray:
+    r"""$\log p(x_n, z_n) - \log q(z_n \mid x_n)$ of each unit, at draws of the positions: `(chain, draw, unit)`.
+
+    Args:
+        density: Of the model with its parameters.
+        z: Positions `(chain, draw, unit, latent)`.
+    """
+    model = density.model
+    with torch.no_grad(), double():
+        q = model.latents(density.arrays, **density.parameters)
+
+        def one(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            return density.unit_log_joint({model.position.site: values["z"]}) - q.log_prob(values["z"])
+
+        found = over_draws(one, {"z": z.reshape(-1, *z.shape[2:])}, block=32)
+    return found.reshape(*z.shape[:2], -1)
+
+
+def activity(model: LatentModel, arrays: Arrays, parameters: Mapping[str, torch.Tensor]) -> pd.DataFrame:
+    """A row a dimension, in the encoder's own axes: dimension, activity, kl (mean over units, nats), active."""
+    with torch.no_grad(), double():
+        q = model.latents(arrays, **parameters)
+        mean, variance = q.mean.numpy(), q.variance.numpy()
+    kl = (mean**2 + variance - 1.0 - np.log(variance)).mean(axis=0) / 2
+    spread = mean.var(axis=0)
+    return pd.DataFrame({"dimension": np.arange(len(kl)), "activity": spread, "kl": kl, "active": spread > ACTIVE})

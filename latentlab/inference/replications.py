@@ -1,0 +1,152 @@
+"""One model on many data sets of one shape: their densities in one captured graph, their chains in lock step.
+
+The data are arguments of the graph, and the graph is batched over replications, so that a data set more costs no more than
+its own arithmetic. A replication's result does not depend on its chain's neighbours but in the last digits of batched sums.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from latentlab.data.dataset import Dataset
+from latentlab.errors import DataError
+from latentlab.inference.density import Density, capture, over_draws, tensors
+from latentlab.inference.nuts import NUTS, starting_point
+from latentlab.inference.trajectory import Snapshot, chain, drive_active
+from latentlab.models.base import LatentModel
+from latentlab.seeds import Seeds
+
+WIDE = 64
+"""From so many data sets on it pays to capture a second, narrower graph, for when few chains are under way."""
+NARROWER = 8
+"""By this factor."""
+
+
+class Replications:
+    """The flat densities of a model on data sets of equal shapes.
+
+    Args:
+        model: The model.
+        datasets: At least one. Where entries are missing in some, the others get a mask too.
+
+    Attributes:
+        density: The density on the first data set.
+        likelihood: The same with the positions integrated out, where the model can be written so.
+        data: The arrays of all data sets by name, `(replication, *array)`; what is put here is used from then on.
+
+    Raises:
+        DataError: The data sets have different arrays or shapes.
+    """
+
+    def __init__(self, model: LatentModel, datasets: Sequence[Dataset]) -> None:
+        arrays = [tensors(model, dataset) for dataset in datasets]
+        if any(a.get("mask") is not None for a in arrays):
+            for a, dataset in zip(arrays, datasets, strict=True):
+                a["mask"] = torch.ones(dataset.x.shape, dtype=torch.bool) if a["mask"] is None else a["mask"]
+        shapes = [{n: tuple(t.shape) for n, t in a.items() if t is not None} for a in arrays]
+        other = next((s for s in shapes if s != shapes[0]), None)
+        if other is not None:
+            raise DataError(f"data sets of one batch must have equal shapes; got {shapes[0]} and {other}.")
+        self.data = {name: torch.stack([a[name] for a in arrays]) for name in shapes[0]}
+        self._rest = {name: value for name, value in arrays[0].items() if value is None}
+        self.density = Density(model, arrays[0], datasets[0].dims)
+        marginal = model.marginal()
+        self.likelihood = self.density if marginal is model else Density(marginal, arrays[0], datasets[0].dims)
+        self._widths = [len(datasets)] if len(datasets) < WIDE else [-(-len(datasets) // NARROWER), len(datasets)]
+        self._batched: dict[int, Callable[..., Any]] = {}
+        self._single: Callable[..., Any] | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.data.values())))
+
+    def arrays(self, replication: int) -> dict[str, Any]:
+        """The arrays of one data set."""
+        return self._named([array[replication] for array in self.data.values()])
+
+    def _named(self, rows: Sequence[torch.Tensor]) -> dict[str, Any]:
+        return {**self._rest, **dict(zip(self.data, rows, strict=True))}
+
+    def value_and_grad(self, points: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log densities `(n,)` and gradients `(n, size)` at `points` `(n, size)`, of the replications `which` `(n,)`."""
+        n = len(which)
+        width = next(w for w in self._widths if w >= n)
+        fill = np.resize(np.arange(n), width)
+        index = torch.from_numpy(which[fill])
+        arguments = (torch.from_numpy(points[fill]), *(array[index] for array in self.data.values()))
+        if width not in self._batched:
+            batched = torch.vmap(self._value_and_grad)
+            self._batched[width] = capture(batched, *arguments, otherwise=self._one_by_one)
+        values, gradients = self._batched[width](*arguments)
+        return values[:n].numpy(), gradients[:n].numpy()
+
+    def _value_and_grad(self, u: torch.Tensor, *rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gradient, value = torch.func.grad_and_value(self.density.log_prob)(u, self._named(rows))
+        return value, gradient
+
+    def _one_by_one(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._single is None:
+            self._single = capture(self._value_and_grad, *(a[0] for a in arguments))
+        values, gradients = zip(*(self._single(*rows) for rows in zip(*arguments, strict=True)), strict=True)
+        return torch.stack(values), torch.stack(gradients)
+
+    def lifted(self, function: Callable[[dict[str, torch.Tensor], dict[str, Any]], Any], values: Mapping[str, np.ndarray]) -> Any:
+        """A function of one draw's values and its data set's arrays, over values `(replication, draw, *site)`."""
+        lead = next(iter(values.values())).shape[:2]
+        flat = {("site", n): v.reshape(-1, *v.shape[2:]) for n, v in values.items()}
+        flat |= {("data", n): np.repeat(a.numpy(), lead[1], axis=0) for n, a in self.data.items()}
+
+        def one(both: Mapping[Any, torch.Tensor]) -> Any:
+            sites = {name: value for (kind, name), value in both.items() if kind == "site"}
+            return function(sites, self._named([both["data", n].to(a.dtype) for n, a in self.data.items()]))
+
+        found = over_draws(one, flat, block=1024)  # type: ignore[arg-type]
+        if isinstance(found, dict):
+            return {name: array.reshape(*lead, *array.shape[1:]) for name, array in found.items()}
+        return found.reshape(*lead, *found.shape[1:])
+
+
+class Chains:
+    """A chain of NUTS for each replication, started, adapted and drawn as the method does, that can be made longer.
+
+    Args:
+        replications: The densities.
+        method: Its warm-up, target acceptance and tree depth are used.
+        seeds: A branch for each replication.
+    """
+
+    def __init__(self, replications: Replications, method: NUTS, seeds: Seeds) -> None:
+        self.replications, self.method = replications, method
+        self._seeds = [seeds.child("replication", i) for i in range(len(replications))]
+        self.latest: dict[int, Snapshot] = {}
+
+    def draws(self, n_draws: int, *, what: str, progress: bool) -> np.ndarray:
+        """The first `n_draws` draws of each chain, `(replication, draw, size)`; what was drawn before is not drawn again."""
+        replications, method = self.replications, self.method
+        bar = tqdm(
+            total=len(replications) * (method.n_warmup + n_draws),
+            initial=sum(snapshot.iteration for snapshot in self.latest.values()),
+            desc=what,
+            disable=None if progress else True,
+            leave=False,
+        )
+
+        def watch(i: int, snapshot: Snapshot) -> None:
+            self.latest[i] = snapshot
+            bar.update()
+
+        coroutines = [
+            chain(
+                self.latest[i] if i in self.latest else starting_point(replications.density.on(replications.arrays(i)), seed),
+                n_warmup=method.n_warmup,
+                n_draws=n_draws,
+                target_accept=method.target_accept,
+                max_depth=method.max_tree_depth,
+                rng=seed.child("trajectory").numpy(),
+            )
+            for i, seed in enumerate(self._seeds)
+        ]
+        with bar:
+            return np.stack([c.u for c in drive_active(coroutines, replications.value_and_grad, watch)])

@@ -1,0 +1,234 @@
+r"""The linear variational autoencoder, whose bound is known in closed form and whose optimum is PPCA's."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import scipy.optimize
+import torch
+from torch.distributions import constraints
+
+from latentlab.data.dataset import Dataset
+from latentlab.distributions.low_rank_gaussian import LowRankGaussian
+from latentlab.errors import ConfigError, DataError, InferenceError
+from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position
+from latentlab.symmetry.groups import Orthogonal
+
+TOLERANCE = 1e-5
+"""Largest derivative of the mean bound of a unit that still counts as its maximum, in units of the data's spread."""
+
+
+class LinearVAE(LatentModel):
+    r"""Linear variational autoencoder: PPCA, with a linear encoder in place of the exact conditional of the positions.
+
+    $$ z_n \sim N(0, I_q), \quad x_n \mid z_n \sim N(W z_n + \mu, \sigma^2 I_D), \qquad
+       q(z_n \mid x_n) = N(V (x_n - \mu), \text{diag}\, D) $$
+
+    W (feature, latent), mu (feature,) and sigma belong to the decoder, V (latent, feature) and the variances D (axis,) to the
+    encoder; all are parameters, estimated as points. z (unit, latent) are the positions. With S the data's covariance about mu,
+    the evidence lower bound of N units is N times
+
+    $$ -\tfrac1{2\sigma^2} \left[ \text{tr}\, D\, \text{diag}(W'W) + \text{tr}\, (I - WV) S (I - WV)' \right]
+       - \tfrac{D_x}{2} \log 2\pi\sigma^2
+       - \tfrac12 \left[ \text{tr}\, V S V' + \text{tr}\, D - q - \log |D| \right]. $$
+
+    Its maximum is PPCA's log likelihood. The data identify W W' and W z_n only, since the joint density stays as it is under
+    O(q); but a diagonal D fits the exact conditional only where the columns of W are orthogonal, so that the maximum of the bound
+    is identified up to the order and signs of the axes. With sigma fixed, a dimension is used only where its eigenvalue of S is
+    larger than sigma^2: such a collapse is the likelihood's doing, not the bound's.
+
+    Args:
+        n_latent: Latent dimensions q, fewer than features.
+        sigma: The standard deviation of the noise where it is fixed; estimated where None.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+
+    References:
+        Lucas, Tucker, Grosse & Norouzi (2019), Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse, NeurIPS.
+        Tipping & Bishop (1999), Probabilistic Principal Component Analysis, JRSS B 61:611.
+
+    Example:
+        >>> LinearVAE(n_latent=2).parameters["V"]
+        ('latent', 'feature')
+    """
+
+    name = "linear_vae"
+    dims = {"z": ("unit", "latent")}
+    position = Position("z", kind="real")
+    symmetry = Orthogonal()
+    methods = ("exact", "svi")
+
+    def __init__(self, n_latent: int, sigma: float | None = None) -> None:
+        if isinstance(n_latent, bool) or not isinstance(n_latent, int | np.integer) or n_latent < 1:
+            raise ConfigError(f"LinearVAE: `n_latent` must be a whole number from 1; got {n_latent!r}.")
+        number = isinstance(sigma, int | float) and not isinstance(sigma, bool) and math.isfinite(sigma)
+        if sigma is not None and (not number or sigma <= 0):
+            raise ConfigError(f"LinearVAE: `sigma` must be a finite number above 0, or null to estimate it; got {sigma!r}.")
+        self.n_latent, self.sigma = n_latent, sigma
+        self.parameters = {
+            "W": ("feature", "latent"),
+            "mu": ("feature",),
+            **({} if sigma is not None else {"sigma": ()}),
+            "V": ("latent", "feature"),
+            "D": ("axis",),
+        }
+
+    # -- the program
+
+    def model(self, x: torch.Tensor) -> None:
+        W, mu, sigma = self._decoder(x)
+        with pyro.plate("unit", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ W.mT + mu, sigma).to_event(1), obs=x)
+
+    def guide(self, x: torch.Tensor) -> None:
+        """The encoder."""
+        q, d = self.n_latent, x.shape[1]
+        V = pyro.param("V", lambda: torch.randn(q, d) / math.sqrt(d))
+        D = pyro.param("D", lambda: torch.ones(q), constraints.positive)
+        _, mu, _ = self._decoder(x)
+        with pyro.plate("unit", len(x)):
+            pyro.sample("z", self.latents({"x": x}, V=V, D=D, mu=mu))
+
+    def _decoder(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """W, mu and sigma in Pyro's hands; they start at random, the mean and the spread of the data."""
+        spread = x.var(0).mean().sqrt() if len(x) > 1 else torch.ones(())
+        W = pyro.param("W", lambda: spread * torch.randn(x.shape[1], self.n_latent) / math.sqrt(self.n_latent))
+        mu = pyro.param("mu", lambda: x.mean(0))
+        if self.sigma is not None:
+            return W, mu, torch.tensor(float(self.sigma))
+        return W, mu, pyro.param("sigma", lambda: spread.clone(), constraints.positive)
+
+    # -- what is known exactly
+
+    def latents(self, arrays: Arrays, **values: torch.Tensor) -> dist.TorchDistribution:
+        """The encoder's N(V (x - mu), diag D) of each unit, new or not."""
+        return dist.Normal((arrays["x"] - values["mu"]) @ values["V"].mT, torch.sqrt(values["D"])).to_event(1)
+
+    def elbo(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
+        """The evidence lower bound of all units, exactly."""
+        x = arrays["x"]
+        centred = x - values["mu"]
+        S = centred.mT @ centred / len(x)
+        return len(x) * _bound(S, values["W"], values["V"], values["D"], self._noise(values) ** 2)
+
+    def marginal(self) -> LatentModel:
+        return _Integrated(self.n_latent, self.sigma)
+
+    def maximum_likelihood(self, arrays: Arrays, rng: np.random.Generator) -> MaximumLikelihood:
+        """The maximum of the bound, which is that of the likelihood, by L-BFGS from a random start.
+
+        mu is the mean of the data, at which the bound has its maximum whatever the others are; the rest is sought in units of the
+        data's spread.
+        """
+        x = arrays["x"]
+        q, (n, d) = self.n_latent, x.shape
+        mu = x.mean(0)
+        scale = torch.sqrt(((x - mu) ** 2).mean())
+        centred = (x - mu) / scale
+        S = centred.mT @ centred / n
+        fixed = None if self.sigma is None else torch.as_tensor(self.sigma, dtype=x.dtype) / scale
+        eigenvalues = torch.linalg.eigvalsh(S)
+        if fixed is None and not eigenvalues[: d - q].mean() > 1e-14 * eigenvalues[-1]:
+            raise InferenceError(
+                f"the data lie in {q} dimensions exactly: no noise is left, and the likelihood has no maximum; use a smaller "
+                f"n_latent than {q}, or fix `sigma`."
+            )
+
+        def unpack(v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            W, V = v[: d * q].reshape(d, q), v[d * q : 2 * d * q].reshape(q, d)
+            variance = torch.exp(2.0 * v[-1]) if fixed is None else fixed**2
+            return W, V, torch.exp(v[2 * d * q : 2 * d * q + q]), variance
+
+        slope = torch.func.grad_and_value(lambda v: -_bound(S, *unpack(v)))
+
+        def objective(v: np.ndarray) -> tuple[float, np.ndarray]:
+            gradient, value = slope(torch.from_numpy(v))
+            return float(value), gradient.numpy()
+
+        trace: list[float] = []
+        start = np.concatenate([rng.standard_normal(2 * d * q) / math.sqrt(d), np.zeros(q + (fixed is None))])
+        found = scipy.optimize.minimize(
+            objective, start, jac=True, method="L-BFGS-B", callback=lambda v: trace.append(-objective(v)[0]),
+            options={"maxiter": 50_000, "maxfun": 100_000, "ftol": 0.0, "gtol": 1e-9, "maxcor": 50},
+        )  # fmt: skip
+        gradient = float(np.abs(objective(found.x)[1]).max())
+        if not gradient < TOLERANCE:
+            raise InferenceError(
+                f"the maximum was not reached: after {found.nit} steps of L-BFGS the mean bound of a unit still has a derivative "
+                f"of {gradient:.2g} (needed: below {TOLERANCE:g})."
+            )
+        W, V, D, variance = unpack(torch.from_numpy(found.x))
+        values = {"W": W * scale, "mu": mu, "V": V / scale, "D": D, "sigma": torch.sqrt(variance) * scale}
+        return MaximumLikelihood(
+            {name: value.numpy() for name, value in values.items() if name in self.parameters},
+            f"L-BFGS on the exact bound, {found.nit} steps",
+            gradient,
+            n * (np.asarray(trace or [-float(found.fun)]) - d * math.log(float(scale))),
+        )
+
+    def _noise(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return values["sigma"] if self.sigma is None else torch.as_tensor(float(self.sigma), dtype=values["W"].dtype)
+
+    # -- data
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuses what is no table of several units and more than `n_latent` features.
+
+        Raises:
+            DataError: Names both numbers.
+        """
+        what = f"LinearVAE: {dataset.name}"
+        if dataset.observed != "x" or dataset.dims["x"] != ("unit", "feature"):
+            raise DataError(
+                f"{what} must have an array 'x' with dims (unit, feature); its first array is {dataset.observed!r} "
+                f"with dims {tuple(dataset.dims[dataset.observed])}, shape {dataset.x.shape}."
+            )
+        n_units, n_features = dataset.x.shape
+        if self.n_latent >= n_features:
+            raise DataError(f"{what} has {n_features} features; n_latent must be smaller, and is {self.n_latent}.")
+        if n_units > 1 and (np.nanmin(dataset.x, 0) == np.nanmax(dataset.x, 0)).all():
+            raise DataError(f"{what}: all {n_units} rows are identical, so there is nothing to place.")
+
+    def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 10) -> Dataset:
+        """Data and truth drawn from a random decoder; the encoder of the truth is the best that there is for it."""
+        W, mu = rng.standard_normal((n_features, self.n_latent)), rng.standard_normal(n_features)
+        sigma = float(rng.uniform(0.3, 1.0)) if self.sigma is None else float(self.sigma)
+        z = rng.standard_normal((n_units, self.n_latent))
+        x = z @ W.T + mu + sigma * rng.standard_normal((n_units, n_features))
+        M = W.T @ W + sigma**2 * np.eye(self.n_latent)
+        truth: dict[str, Any] = {"z": z, "W": W, "mu": mu, "V": np.linalg.solve(M, W.T), "D": sigma**2 / np.diag(M)}
+        if self.sigma is None:
+            truth["sigma"] = np.array(sigma)
+        dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name="simulated linear_vae")
+        return replace(dataset, truth=truth, truth_dims={**self.dims, **self.parameters})
+
+
+class _Integrated(LinearVAE):
+    """The linear VAE's decoder with the positions integrated out: the encoder takes no part."""
+
+    def model(self, x: torch.Tensor) -> None:
+        W, mu, sigma = self._decoder(x)
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", LowRankGaussian(mu, W, sigma), obs=x)
+
+    def latents(self, arrays: Arrays, **values: torch.Tensor) -> dist.TorchDistribution:
+        """z given x, exactly."""
+        return LowRankGaussian(values["mu"], values["W"], self._noise(values)).conditional(arrays["x"])
+
+    def marginal(self) -> LatentModel:
+        return self
+
+
+def _bound(S: torch.Tensor, W: torch.Tensor, V: torch.Tensor, D: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    """The bound of a unit on average, for data of covariance S about mu."""
+    d, q = W.shape
+    left = torch.eye(d, dtype=W.dtype) - W @ V
+    misfit = (D * (W**2).sum(0)).sum() + ((left @ S) * left).sum()
+    kl = ((V @ S) * V).sum() + D.sum() - q - torch.log(D).sum()
+    return -misfit / (2 * variance) - d / 2 * torch.log(2 * math.pi * variance) - kl / 2

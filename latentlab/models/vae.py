@@ -1,0 +1,340 @@
+r"""Variational autoencoders: positions that a network decodes, and another one infers."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from torch.distributions import constraints
+
+from latentlab.data.dataset import Dataset
+from latentlab.errors import ConfigError, DataError
+from latentlab.models.base import Arrays, LatentModel, Position
+from latentlab.symmetry.groups import Orthogonal
+
+Tensors = Mapping[str, torch.Tensor]
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "softplus": torch.nn.functional.softplus,
+}
+LIKELIHOODS = ("gaussian", "bernoulli", "poisson")
+NOISES = ("shared", "feature")
+
+BLOCK = 20_000
+"""Positions that are decoded at once, so that a bound with many samples does not fill the memory."""
+LEAST = 1e-2
+"""Share of the data's standard deviation that the noise starts with at least; and the rate of counts, or share of ones."""
+N_CLASSES = 3
+"""Labels of simulated data."""
+
+
+class VAE(LatentModel):
+    r"""Variational autoencoder: a network decodes each position into the distribution of the unit's data.
+
+    $$ z_n \sim N(0, I_q), \quad x_n \mid z_n \sim p(x \mid f(z_n)) $$
+
+    f is a network with the hidden layers `hidden`; p is $N(f(z_n), \sigma^2 I)$ (`gaussian`), Bernoulli with logits $f(z_n)$,
+    or Poisson with log rates $f(z_n)$. z (unit, latent) are the positions; the weights of both networks and sigma are parameters,
+    estimated as points. The encoder is the guide, $q(z_n \mid x_n) = N(m(x_n), \text{diag}\, s(x_n)^2)$: a missing entry is 0
+    in its input, beside an input that says that it is missing. With `conditional` the units' labels are further inputs of both
+    networks, so that the positions need not hold what the labels say.
+
+    The joint density of z and the parameters stays as it is when positions and the decoder's first layer are turned together,
+    O(q). Beyond that, a flexible decoder can undo any smooth map that takes N(0, I) to itself, so that positions are not
+    identified, nor are distances between them; the encoder's diagonal covariance prefers some of these, by the bound alone. What
+    the data identify is the distribution of x, and which units are hard to tell apart. Dimensions that the encoder leaves at the
+    prior carry nothing (`Fit.activity`).
+
+    Args:
+        n_latent: Latent dimensions q.
+        hidden: Sizes of the decoder's hidden layers; none makes it linear.
+        likelihood: `gaussian`, `bernoulli` (zeros and ones) or `poisson` (counts).
+        activation: `relu`, `tanh` or `softplus`.
+        beta: Weight of the Kullback-Leibler term in the objective; 1 is the evidence lower bound.
+        encoder_hidden: Sizes of the encoder's hidden layers; the decoder's in reverse where None.
+        noise: Whether the Gaussian noise is `shared` by the features or each `feature` has its own.
+        conditional: Whether the networks are given the units' labels.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+
+    References:
+        Kingma & Welling (2014), Auto-Encoding Variational Bayes, ICLR.
+        Rezende, Mohamed & Wierstra (2014), Stochastic Backpropagation and Approximate Inference in Deep Generative Models, ICML.
+        Higgins et al. (2017), beta-VAE, ICLR. Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, ICLR.
+        Sohn, Lee & Yan (2015), Learning Structured Output Representation using Deep Conditional Generative Models, NeurIPS.
+
+    Example:
+        >>> model = VAE(2, hidden=(32,))
+        >>> model.parameters["decoder_1_z"], model.parameters["decoder_2_h"]
+        (('latent', 'decoder_1'), ('decoder_1', 'feature'))
+    """
+
+    name = "vae"
+    dims = {"z": ("unit", "latent")}
+    position = Position("z", kind="real")
+    symmetry = Orthogonal()
+    methods = ("svi",)
+
+    def __init__(
+        self,
+        n_latent: int,
+        hidden: tuple[int, ...] = (128,),
+        likelihood: Literal["gaussian", "bernoulli", "poisson"] = "gaussian",
+        activation: Literal["relu", "tanh", "softplus"] = "relu",
+        beta: float = 1.0,
+        encoder_hidden: tuple[int, ...] | None = None,
+        noise: Literal["shared", "feature"] = "shared",
+        conditional: bool = False,  # noqa: FBT001, FBT002
+    ) -> None:
+        self.n_latent = _whole("n_latent", n_latent)
+        self.hidden = _sizes("hidden", hidden)
+        self.encoder_hidden = None if encoder_hidden is None else _sizes("encoder_hidden", encoder_hidden)
+        self.likelihood = _one_of("likelihood", likelihood, LIKELIHOODS)
+        self.activation = _one_of("activation", activation, tuple(ACTIVATIONS))
+        self.noise = _one_of("noise", noise, NOISES)
+        number = isinstance(beta, int | float) and not isinstance(beta, bool) and math.isfinite(beta)
+        if not number or beta <= 0:
+            raise ConfigError(f"VAE: `beta` must be a finite number above 0; got {beta!r}.")
+        if not isinstance(conditional, bool):
+            raise ConfigError(f"VAE: `conditional` must be true or false; got {conditional!r}.")
+        self.beta = self.kl_weight = beta
+        self.conditional = conditional
+        self.parameters = {**self._decoder_dims(), **self._encoder_dims()}
+
+    # -- what the layers are called: `LAYER_INPUT` are weights, `LAYER_b` offsets
+
+    def _decoder_dims(self) -> dict[str, tuple[str, ...]]:
+        inputs = {"z": "latent", **({"labels": "label"} if self.conditional else {})}
+        found, last = _layers("decoder", inputs, len(self.hidden))
+        found |= _layer(f"decoder_{len(self.hidden) + 1}", last, "feature")
+        if self.likelihood == "gaussian":
+            found["sigma"] = ("feature",) if self.noise == "feature" else ()
+        return found
+
+    def _encoder_dims(self) -> dict[str, tuple[str, ...]]:
+        inputs = {"x": "feature", "missing": "feature", **({"labels": "label"} if self.conditional else {})}
+        found, last = _layers("encoder", inputs, len(self._encoder_sizes()))
+        return found | _layer("encoder_loc", last, "latent") | _layer("encoder_scale", last, "axis")
+
+    def _encoder_sizes(self) -> tuple[int, ...]:
+        return self.hidden[::-1] if self.encoder_hidden is None else self.encoder_hidden
+
+    def _dim_sizes(self, n_features: int, n_labels: int) -> dict[str, int]:
+        layers = {"decoder": self.hidden, "encoder": self._encoder_sizes()}
+        sizes = {f"{side}_{i}": size for side, own in layers.items() for i, size in enumerate(own, 1)}
+        return {**sizes, "latent": self.n_latent, "axis": self.n_latent, "feature": n_features, "label": n_labels}
+
+    # -- the program
+
+    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None, labels: torch.Tensor | None = None) -> None:
+        values = self._declared(self._decoder_dims(), x, mask, labels)
+        with pyro.plate("unit", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1))
+            given = self._given(z, labels, values)
+            pyro.sample("x", (given if mask is None else given.mask(mask)).to_event(1), obs=x)
+
+    def guide(self, x: torch.Tensor, mask: torch.Tensor | None = None, labels: torch.Tensor | None = None) -> None:
+        """The encoder."""
+        values = self._declared(self._encoder_dims(), x, mask, labels)
+        with pyro.plate("unit", len(x)):
+            pyro.sample("z", self.latents({"x": x, "mask": mask, "labels": labels}, **values))
+
+    def _declared(
+        self, dims: Mapping[str, tuple[str, ...]], x: torch.Tensor, mask: torch.Tensor | None, labels: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """Parameters in Pyro's hands: weights start at random, the decoder's last offset and sigma at what the data are like."""
+        sizes = self._dim_sizes(x.shape[1], 0 if labels is None else labels.shape[1])
+        last = f"decoder_{len(self.hidden) + 1}_b"
+
+        def start(name: str) -> torch.Tensor:
+            shape = tuple(sizes[dim] for dim in dims[name])
+            if name == "sigma":
+                return _spread(x, mask).mean().sqrt() if not shape else _spread(x, mask).sqrt()
+            if name == last:
+                return _link(self.likelihood, _mean(x, mask))
+            if len(shape) == 1 or name.endswith("_missing"):
+                return torch.zeros(shape)
+            return torch.randn(shape) * math.sqrt(2.0 / sum(shape))
+
+        bounds = {"sigma": constraints.positive}
+        return {name: pyro.param(name, partial(start, name), bounds.get(name, constraints.real)) for name in dims}
+
+    def _given(self, z: torch.Tensor, labels: torch.Tensor | None, values: Tensors) -> dist.TorchDistribution:
+        """The distribution of the data given positions, feature by feature."""
+        h: dict[str, torch.Tensor] = {"z": z, **({} if labels is None or not self.conditional else {"labels": labels})}
+        h = self._through("decoder", h, len(self.hidden), values)
+        out = _affine(f"decoder_{len(self.hidden) + 1}", h, values)
+        if self.likelihood == "gaussian":
+            return dist.Normal(out, values["sigma"])
+        return dist.Bernoulli(logits=out) if self.likelihood == "bernoulli" else dist.Poisson(torch.exp(out))
+
+    def _through(self, side: str, h: dict[str, torch.Tensor], n_layers: int, values: Tensors) -> dict[str, torch.Tensor]:
+        for i in range(1, n_layers + 1):
+            h = {"h": ACTIVATIONS[self.activation](_affine(f"{side}_{i}", h, values))}
+        return h
+
+    # -- the encoder
+
+    def latents(self, arrays: Arrays, **values: torch.Tensor) -> dist.Independent:
+        """The encoder's N(m(x), diag s(x)^2) of each unit, new or not."""
+        x, mask, labels = arrays["x"], arrays.get("mask"), arrays.get("labels")
+        seen = torch.log1p(x) if self.likelihood == "poisson" else x
+        h = {"x": seen} if mask is None else {"x": torch.where(mask, seen, 0.0), "missing": (~mask).to(x.dtype)}
+        if self.conditional:
+            h["labels"] = labels
+        h = self._through("encoder", h, len(self._encoder_sizes()), values)
+        loc, log_scale = _affine("encoder_loc", h, values), _affine("encoder_scale", h, values)
+        return dist.Normal(loc, torch.exp(log_scale)).to_event(1)
+
+    def bound(self, arrays: Arrays, n_samples: int, **values: torch.Tensor) -> torch.Tensor:
+        r"""The importance-weighted bound $\log \frac1S \sum_s p(x_n, z_{ns}) / q(z_{ns} \mid x_n)$, $z_{ns} \sim q$: `(unit,)`.
+
+        Its expectation is at most log p(x_n), and comes nearer with every sample.
+        """
+        x, mask, labels = arrays["x"], arrays.get("mask"), arrays.get("labels")
+        q, prior = self.latents(arrays, **values), dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1)
+        each, parts = max(1, BLOCK // len(x)), []
+        for first in range(0, n_samples, each):
+            z = q.sample((min(each, n_samples - first),))
+            given = self._given(z, labels, values)
+            fit = (given if mask is None else given.mask(mask)).to_event(1).log_prob(x)
+            parts.append(fit + prior.log_prob(z) - q.log_prob(z))
+        return torch.logsumexp(torch.cat(parts), dim=0) - math.log(n_samples)
+
+    def imputation(self, arrays: Arrays, **values: torch.Tensor) -> dist.TorchDistribution:
+        """x given z: the features are independent, so that observed entries add nothing."""
+        return self._given(values["z"], arrays.get("labels"), values)
+
+    # -- data
+
+    def takes(self, argument: str) -> bool:
+        """Labels only with `conditional`."""
+        return super().takes(argument) and (argument != "labels" or self.conditional)
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuses what is no table, and values that the likelihood does not know.
+
+        Raises:
+            DataError: Names the entry, or what is needed instead.
+        """
+        what = f"VAE: {dataset.name}"
+        if dataset.observed != "x" or dataset.dims["x"] != ("unit", "feature"):
+            raise DataError(
+                f"{what} must have an array 'x' with dims (unit, feature), an image as one row; its first array is "
+                f"{dataset.observed!r} with dims {tuple(dataset.dims[dataset.observed])}, shape {dataset.x.shape}."
+            )
+        x = dataset.x
+        seen = ~np.isnan(x)
+        if not seen.any(0).all():
+            raise DataError(f"{what}: nothing was observed in column {str(dataset.features[~seen.any(0)][0])!r}.")
+        if self.conditional and dataset.labels is None:
+            raise DataError(f"{what} has no labels, which `conditional` needs.")
+        takes, wrong = {
+            "gaussian": ("", np.zeros_like(seen)),
+            "bernoulli": ("zeros and ones", seen & (x != 0) & (x != 1)),
+            "poisson": ("counts, whole numbers from 0", seen & ((x < 0) | (x != np.round(x)))),
+        }[self.likelihood]
+        if wrong.any():
+            i, j = np.argwhere(wrong)[0]
+            hint = ": say `standardize: false`" if dataset.transform is not None else ""
+            raise DataError(
+                f"{what}: the likelihood {self.likelihood!r} takes {takes}; unit {dataset.units[i]}, column "
+                f"{str(dataset.features[j])!r} has {x[i, j]:.6g}{hint}."
+            )
+        constant = (np.nanmin(x, 0) == np.nanmax(x, 0)) & (self.likelihood == "gaussian" and dataset.n_units > 1)
+        if constant.all() or (self.noise == "feature" and constant.any()):
+            name = str(dataset.features[constant][0])
+            raise DataError(
+                f"{what}: column {name!r} is constant, so that its noise has no positive estimate; "
+                "leave such columns out by `drop_constant: true`."
+            )
+
+    def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 10) -> Dataset:
+        """Data and truth drawn from a decoder with random weights; the truth holds its parameters too."""
+        classes = np.arange(min(N_CLASSES, n_units))
+        sizes = self._dim_sizes(n_features, len(classes))
+        dims = self._decoder_dims()
+        values = {}
+        for name, own in dims.items():
+            shape = tuple(sizes[dim] for dim in own)
+            fan_in = shape[0] if len(shape) == 2 and not name.endswith(("_z", "_labels")) else 1
+            values[name] = rng.uniform(0.2, 0.6, shape) if name == "sigma" else rng.standard_normal(shape) / math.sqrt(fan_in)
+        z = rng.standard_normal((n_units, self.n_latent))
+        which = rng.permutation(np.arange(n_units) % len(classes))
+        tensors = {name: torch.tensor(value) for name, value in values.items()}
+        labels = torch.tensor((which[:, None] == classes).astype(np.float64)) if self.conditional else None
+        given = self._given(torch.tensor(z), labels, tensors)
+        if self.likelihood == "gaussian":
+            x = given.mean.numpy() + values["sigma"] * rng.standard_normal((n_units, n_features))
+        else:
+            mean = given.mean.numpy()
+            x = (rng.binomial(1, mean) if self.likelihood == "bernoulli" else rng.poisson(mean)).astype(np.float64)
+        found = Dataset(
+            {"x": x}, dims={"x": ("unit", "feature")}, name="simulated vae", labels=which if self.conditional else None
+        )
+        return replace(found, truth={"z": z, **values}, truth_dims={"z": ("unit", "latent"), **dims})
+
+
+def _layer(name: str, inputs: Mapping[str, str], size: str) -> dict[str, tuple[str, ...]]:
+    """Dims of a layer's weights, one matrix for each input, and of its offsets."""
+    return {**{f"{name}_{given}": (dim, size) for given, dim in inputs.items()}, f"{name}_b": (size,)}
+
+
+def _layers(side: str, inputs: Mapping[str, str], n_layers: int) -> tuple[dict[str, tuple[str, ...]], Mapping[str, str]]:
+    """Dims of the hidden layers of a side, and what the layer after them is given."""
+    found: dict[str, tuple[str, ...]] = {}
+    for i in range(1, n_layers + 1):
+        found |= _layer(f"{side}_{i}", inputs, f"{side}_{i}")
+        inputs = {"h": f"{side}_{i}"}
+    return found, inputs
+
+
+def _affine(layer: str, inputs: Tensors, values: Tensors) -> torch.Tensor:
+    out = values[f"{layer}_b"]
+    for name, value in inputs.items():
+        out = out + value @ values[f"{layer}_{name}"]
+    return out
+
+
+def _mean(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    seen = torch.ones_like(x) if mask is None else mask.to(x.dtype)
+    return (seen * x).sum(0) / seen.sum(0).clamp(min=1.0)
+
+
+def _spread(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Variance of each feature, at least a small share of what is usual."""
+    variance = _mean((x - _mean(x, mask)) ** 2, mask)
+    return torch.maximum(variance, LEAST**2 * variance.mean()) + 1e-300
+
+
+def _link(likelihood: str, mean: torch.Tensor) -> torch.Tensor:
+    """The decoder's output under which the data have this mean, kept from the edges."""
+    if likelihood == "bernoulli":
+        return torch.logit(mean.clamp(LEAST, 1.0 - LEAST))
+    return torch.log(mean.clamp(min=LEAST)) if likelihood == "poisson" else mean.clone()
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ConfigError(f"VAE: `{name}` must be a whole number from 1; got {value!r}.")
+    return int(value)
+
+
+def _sizes(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, tuple | list):
+        raise ConfigError(f"VAE: `{name}` must be a list of sizes, such as (128,); got {value!r}.")
+    return tuple(_whole(name, size) for size in value)
+
+
+def _one_of(name: str, value: Any, valid: tuple[str, ...]) -> Any:
+    if value not in valid:
+        raise ConfigError(f"VAE: `{name}` must be one of {', '.join(valid)}; got {value!r}.")
+    return value

@@ -1,0 +1,60 @@
+"""Clusterings held against the point estimate of the labels, cluster by cluster."""
+
+from typing import Any
+
+import numpy as np
+
+from latentlab.compare.agreement import adjusted_rand
+from latentlab.report.items import Item, Table, listed
+from latentlab.report.labels import Parts
+from latentlab.report.source import Row, Source, matched
+
+MOST_CLUSTERS = 20
+"""Columns of a table; of more clusters the largest are shown."""
+
+
+def items(source: Source) -> list[Item]:
+    """How clusters match the labels, and a contingency table of each clustering (of its first seed)."""
+    rows = [(row, row.labels) for row in source.judged_rows]
+    found = [(row, labels) for row, labels in rows if labels is not None]
+    if not found:
+        return []
+    parts = Parts(source)
+    overview = [_matched(source, row, labels) for row, labels in found]
+    caption = (
+        f"Clusterings beside the point estimate: adjusted Rand index, and units whose cluster, matched one to one, is their {parts.dim} "
+        "in the estimate"
+    )
+    tables: list[Item] = [Table.of("matched", caption, overview)]
+    for i, (row, labels) in enumerate(found):
+        tables.append(_table(source, parts, f"contingency-{i}", row, labels))
+    return tables
+
+
+def _matched(source: Source, row: Row, labels: np.ndarray) -> dict[str, Any]:
+    names = matched(labels, source.probabilities)
+    wrong = np.flatnonzero(names != source.estimate)
+    surest = wrong[np.argsort(-source.certainty[wrong], kind="stable")]
+    return {
+        "embedding": row.title,
+        "clusters": len(np.unique(labels)),
+        "adjusted Rand": float(adjusted_rand(labels, source.estimate)),
+        "units elsewhere": len(wrong),
+        "of which sure": int((source.certainty[wrong] >= 0.95).sum()),
+        "surest of them": listed([source.units[i] for i in surest[:3]], 3) if len(surest) else "",
+    }
+
+
+def _table(source: Source, parts: Parts, name: str, row: Row, labels: np.ndarray) -> Table:
+    names = matched(labels, source.probabilities)
+    clusters = sorted(np.unique(labels).tolist(), key=lambda c: (int(names[labels == c][0]), c))
+    left = ""
+    if len(clusters) > MOST_CLUSTERS:
+        largest = set(np.argsort(-np.bincount(labels), kind="stable")[:MOST_CLUSTERS].tolist())
+        left = f"; the {MOST_CLUSTERS} largest of {len(clusters)} clusters"
+        clusters = [c for c in clusters if c in largest]
+    records = [
+        {parts.dim: int(k)} | {f"cluster {c}": int(((source.estimate == k) & (labels == c)).sum()) for c in clusters}
+        for k in np.unique(source.estimate)
+    ]
+    return Table.of(name, f"{row.title}: units by {parts.dim} in the point estimate and by cluster{left}", records, folded=True)

@@ -1,0 +1,229 @@
+"""Section 3 where the units are steps in time: the course of the states, or of the positions, and how states follow each other."""
+
+from typing import Any
+
+import numpy as np
+
+from latentlab.report.figure import COLORS, GREY, HEAVY, INK, drawn, shortened
+from latentlab.report.items import Figure, Item, Table, listed
+from latentlab.report.labels import Parts, draws_of, location
+from latentlab.report.source import POINT, Source
+
+LEVEL = 0.8
+"""Of the bands about positions."""
+MOST_SEQUENCES = 4
+MOST_FEATURES = 6
+MOST_PANELS = 12
+"""Of features, over all sequences, unless each has one only."""
+MOST_AXES = 4
+MOST_NUMBERED = 12
+"""States up to which the drawing of the transitions holds numbers."""
+MOST_TICKS = 8
+
+
+def course_of_states(source: Source, parts: Parts) -> list[Item]:
+    """The series with the probabilities of the states beneath; nothing where the data are no series."""
+    return [_ribbon(source, parts)] if source.sequences is not None and source.is_table else []
+
+
+def course_of_positions(source: Source) -> list[Item]:
+    """Each latent axis over time, with bands; nothing where the data are no series."""
+    return [] if source.sequences is None else [_course(source)]
+
+
+def transitions(source: Source, parts: Parts) -> list[Item]:
+    """Transitions, how long states last, how sequences begin; nothing of a model that has none."""
+    draws = draws_of(source, "transition")
+    if draws is None or draws.ndim != 3:
+        return []
+    return [_transitions(source, parts, draws), *_stays(source, parts, draws)]
+
+
+# -- in time
+
+
+def _some(source: Source) -> tuple[list[np.ndarray], str]:
+    """The sequences that are drawn, and what is said of the others."""
+    every = source.sequences or []
+    if len(every) <= MOST_SEQUENCES:
+        return every, ""
+    return every[:MOST_SEQUENCES], f" The first {MOST_SEQUENCES} of {len(every)} sequences are drawn."
+
+
+def _name(source: Source, of: np.ndarray) -> str:
+    coords = source.observed.coords
+    return f"sequence {coords['sequence'].values[of[0]]}" if "sequence" in coords else ""
+
+
+def _clock(source: Source, of: np.ndarray) -> tuple[np.ndarray, list[str] | None]:
+    """Where steps are along the axis, and their names if they are no numbers."""
+    if "time" not in source.observed.coords:
+        return np.arange(len(of)), None
+    time = source.observed["time"].values[of]
+    if time.dtype.kind in "iuf":
+        return time.astype(np.float64), None
+    return np.arange(len(of)), [str(one)[:10] for one in time]
+
+
+def _ticks(axes: Any, names: list[str] | None) -> None:
+    if names is not None:
+        at = np.unique(np.linspace(0, len(names) - 1, min(len(names), MOST_TICKS)).astype(int))
+        axes.set_xticks(at, [shortened(names[i], 12) for i in at])
+
+
+def _edges(x: np.ndarray) -> np.ndarray:
+    """Where a step begins and the last one ends."""
+    if len(x) == 1:
+        return np.array([x[0] - 0.5, x[0] + 0.5])
+    middle = (x[1:] + x[:-1]) / 2
+    return np.concatenate([[2 * x[0] - middle[0]], middle, [2 * x[-1] - middle[-1]]])
+
+
+def _ribbon(source: Source, parts: Parts) -> Figure:
+    sequences, some = _some(source)
+    n_drawn = min(len(source.features), MOST_FEATURES, max(1, MOST_PANELS // len(sequences)))
+    x, found = source.observed.values, location(source)
+    levels = (
+        None if found is None or len(found[2]) != len(source.features) or found[0] == "probability" else found[1].mean(axis=0)
+    )
+    block = n_drawn + 1
+    heights = ([1.0] * n_drawn + [0.42]) * len(sequences)
+
+    def draw(canvas: Any) -> None:
+        grid = canvas.subplots(block * len(sequences), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for s, of in enumerate(sequences):
+            at, names = _clock(source, of)
+            edges, estimate = _edges(at), source.estimate[of]
+            for d in range(n_drawn):
+                axes = grid[s * block + d]
+                axes.plot(at, x[of, d], color=GREY, lw=0.8, alpha=0.8, rasterized=len(at) > HEAVY)
+                if levels is not None and estimate.max() < len(levels):
+                    axes.stairs(levels[estimate, d], edges, baseline=None, color=INK, lw=1.1)
+                for k in parts.kept:
+                    chosen = estimate == k
+                    axes.plot(
+                        *(at[chosen], x[of[chosen], d], parts.marker(k)),
+                        **{"color": parts.color(k), "ms": 3, "mew": 0, "label": parts.name(k)},
+                        rasterized=len(at) > HEAVY,
+                    )
+                axes.set_ylabel(shortened(source.features[d], 14))
+                axes.set_xlim(edges[0], edges[-1])
+                axes.tick_params(labelbottom=False)
+                axes.grid(axis="y")
+            grid[s * block].set_title(_name(source, of))
+            band = grid[s * block + n_drawn]
+            base = np.zeros(len(of))
+            for k in parts.kept:
+                top = base + source.probabilities[of, k]
+                band.stairs(top, edges, baseline=base, fill=True, color=parts.color(k), lw=0)
+                base = top
+            band.stairs(np.full(len(of), 1.0), edges, baseline=None, color=GREY, lw=0.6)
+            band.set_xlim(edges[0], edges[-1])
+            band.set_ylim(0, 1)
+            band.set_yticks([])
+            band.set_ylabel("P", rotation=0, ha="right", va="center")
+            _ticks(band, names)
+        grid[-1].set_xlabel("time" if "time" in source.observed.coords else "step")
+        canvas.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper", markerscale=2)
+
+    line = "" if levels is None else f" Black line: the feature's level in the {parts.dim} of the point estimate."
+    few = "" if n_drawn == len(source.features) else f" The first {n_drawn} of {len(source.features)} features."
+    caption = (
+        f"The course of the {parts.dim}s. Above, what was observed, coloured and shaped by the {parts.dim} that the point estimate gives "
+        f"the step.{line} Ribbon beneath: the posterior probability of each {parts.dim} at each step, adding up to 1; where it is of several "
+        f"colours the {parts.dim} is not certain.{some}{few}"
+    )
+    alt = f"Series of {len(source.units)} steps with the probabilities of {len(parts.kept)} {parts.dim}s."
+    height = sum(heights) * (1.05 if n_drawn > 1 or len(sequences) > 1 else 1.7) + 0.9
+    return drawn("course", caption, alt, (10, height), draw)
+
+
+def _course(source: Source) -> Figure:
+    sequences, some = _some(source)
+    z = source.positions.values.reshape(-1, *source.positions.shape[2:])
+    q = min(z.shape[2], MOST_AXES)
+    low, high = np.quantile(z[..., :q], ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
+
+    def draw(canvas: Any) -> None:
+        grid = canvas.subplots(len(sequences), 1, squeeze=False)[:, 0]
+        for axes, of in zip(grid, sequences, strict=True):
+            at, names = _clock(source, of)
+            for k in range(q):
+                axes.fill_between(at, low[of, k], high[of, k], color=COLORS[k], alpha=0.22, lw=0)
+                axes.plot(at, source.mean[of, k], color=COLORS[k], lw=1.4, label=f"latent axis {k + 1}")
+            axes.set_title(_name(source, of))
+            axes.set_ylabel("position")
+            axes.grid()
+            axes.margins(x=0.01)
+            _ticks(axes, names)
+        grid[-1].set_xlabel("time" if "time" in source.observed.coords else "step")
+        canvas.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper")
+
+    few = "" if q == z.shape[2] else f" The first {q} of {z.shape[2]} axes."
+    caption = (
+        f"Positions over time: posterior mean of each latent axis with its pointwise {LEVEL:.0%} band. Only what the symmetry leaves identified "
+        f"can be read off: the axes may be turned into one another.{some}{few}"
+    )
+    alt = f"Lines of {q} latent axes over {len(source.units)} steps."
+    return drawn("course", caption, alt, (10, 0.8 + (2.0 if len(sequences) > 1 else 2.8) * len(sequences)), draw)
+
+
+# -- how states follow each other
+
+
+def _transitions(source: Source, parts: Parts, draws: np.ndarray) -> Figure:
+    kept = parts.kept
+    draws = draws[:, kept][:, :, kept]
+    mean, (low, high) = draws.mean(axis=0), np.quantile(draws, (0.05, 0.95), axis=0)
+
+    def draw(canvas: Any) -> None:
+        axes = canvas.subplots()
+        drawing = axes.imshow(mean, cmap="Blues", vmin=0, vmax=1)
+        if len(kept) <= MOST_NUMBERED:
+            for i, j in np.ndindex(mean.shape):
+                between = "" if source.kind == POINT else f"\n{low[i, j]:.2f}–{high[i, j]:.2f}"
+                color = "white" if mean[i, j] > 0.55 else INK
+                axes.text(j, i, f"{mean[i, j]:.2f}{between}", ha="center", va="center", fontsize=8, color=color)
+        axes.set_xticks(np.arange(len(kept)), kept)
+        axes.set_yticks(np.arange(len(kept)), kept)
+        axes.set_xlabel(f"to {parts.dim}")
+        axes.set_ylabel(f"from {parts.dim}")
+        canvas.colorbar(drawing, ax=axes, label="probability", shrink=0.8)
+
+    how = "at the point estimate" if source.kind == POINT else "posterior mean and 90 % interval"
+    caption = f"Transitions: the probability that a step in one {parts.dim} is followed by one in another, {how}."
+    side = min(7.0, 1.6 + 0.85 * len(kept))
+    alt = "Heat map of transitions; staying: " + listed([f"{k} {mean[i, i]:.2f}" for i, k in enumerate(kept)], 12)
+    return drawn("transitions", caption, alt, (side + 1.4, side), draw)
+
+
+def _stays(source: Source, parts: Parts, draws: np.ndarray) -> list[Item]:
+    first = draws_of(source, "initial")
+    fixed = first is None or not np.ptp(first, axis=0).any()
+    told = first is not None and (not fixed or source.kind == POINT)
+    records, moves = [], []
+    for k in parts.kept:
+        with np.errstate(divide="ignore"):
+            stay = 1 / (1 - draws[:, k, k])
+        record: dict[str, Any] = {parts.dim: k, "steps in a row, median": float(np.median(stay))}
+        if source.kind != POINT:
+            low, high = np.quantile(stay, (0.05, 0.95), method="nearest")
+            record |= {"q05": float(low), "q95": float(high)}
+        if told and first is not None:
+            record["initial, mean"] = float(first[:, k].mean())
+            if not fixed:
+                low, high = np.quantile(first[:, k], (0.05, 0.95))
+                record |= {"initial, q05": float(low), "initial, q95": float(high)}
+        records.append(record)
+        for m in parts.kept:
+            move = {"from": k, "to": m, "mean": float(draws[:, k, m].mean())}
+            if source.kind != POINT:
+                low, high = np.quantile(draws[:, k, m], (0.05, 0.95))
+                move |= {"q05": float(low), "q95": float(high)}
+            moves.append(move)
+    caption = f"How long a {parts.dim} is expected to last once it is entered, 1 / (1 - the probability of staying), in steps"
+    caption += ", and the probability that a sequence begins in it" if told else ""
+    return [
+        Table.of("stays", caption + ("; 90 % intervals" if source.kind != POINT else ""), records),
+        Table.of("transitions", "Transitions, in numbers", moves, folded=True),
+    ]

@@ -1,0 +1,363 @@
+r"""How many, and which: fits of different models to one dataset, by leave-one-out predictive accuracy.
+
+With $d_i = \log p_a(x_i \mid x_{-i}) - \log p_b(x_i \mid x_{-i})$ over n points, two models differ by
+
+$$ \Delta = \sum_i d_i, \qquad \operatorname{se}(\Delta) = \sqrt{n} \; \mathrm{sd}(d). $$
+
+The terms of both models are of the same points, so the standard error is that of their differences: it is not
+$\sqrt{\mathrm{se}_a^2 + \mathrm{se}_b^2}$, which is far too large where the same points are hard for both. It describes $\Delta$
+well where points are many, no model is badly wrong, and predictions differ. Where $|\Delta|$ is below `SMALL`, or points are
+fewer than `FEW`, it tends to be too small, and $\Delta$ is skewed (Sivula et al. 2020): such rows say so. The best of many
+models is always a little too good, having been chosen.
+
+References:
+    Vehtari, Gelman & Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC, Statistics
+    and Computing 27:1413. Sivula, Magnusson & Vehtari (2020), Uncertainty in Bayesian leave-one-out cross-validation based model
+    comparison, arXiv:2008.10296.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from latentlab.compare.clustering import n_clusters
+from latentlab.errors import ConfigError, DataError, InferenceError, LatentLabError, ModelError
+from latentlab.fit import Fit
+from latentlab.posterior import LEAD, LEFT_OUT, Loo, arrays, loo
+
+SMALL = 4.0
+"""Nats below which a difference is small, and its standard error not to be relied on (Sivula et al. 2020)."""
+FEW = 100
+"""Points below which the same holds of every difference."""
+SAME = 1e-9
+"""Relative difference up to which numbers are the same data, or two columns are one up to location and scale."""
+
+COLUMNS = ("model", "elpd_loo", "se", "p_loo", "elpd_diff", "se_diff", "n_points", "bad_khat", "converged")
+CLUSTERS = ("n_clusters", "n_clusters_q05", "n_clusters_q95")
+HELD_OUT = ("held_out", "held_out_se")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is looked at of a fit.
+
+    Args:
+        data: The result in ArviZ's schema.
+        converged: Whether no diagnostic failed.
+        held_out: The score of held-out units, as `Fit.held_out_score` gives it; empty where none were held out.
+    """
+
+    data: xr.DataTree
+    converged: bool
+    held_out: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Draws of the labels `(chain, draw, unit)`; None where positions are not discrete."""
+        found = arrays(self.data, "latents")
+        dims = {name: self.data["latents"][name].dims for name in found}
+        return next((a for n, a in found.items() if dims[n] == (*LEAD, "unit") and a.dtype.kind in "iu"), None)
+
+
+def loo_table(fits: Mapping[str, Fit | Candidate]) -> pd.DataFrame:
+    r"""Fits to the same data by leave-one-out predictive accuracy, the best first.
+
+    Points are units; sequences, where a model has several series, also for the other models then.
+
+    Args:
+        fits: At least two, by name.
+
+    Returns:
+        A row a fit: model; elpd_loo, its standard error `se` and the effective number of parameters p_loo; elpd_diff to the best
+        (0 for the best, negative below) with se_diff; n_points; bad_khat, the share of points whose k-hat is too high; converged;
+        n_clusters, the posterior mean number of occupied components or states with its 90 % interval, if some positions are
+        labels; held_out, the score of held-out units with held_out_se, if some are known; note, what stands against relying on
+        the row.
+
+    Raises:
+        ConfigError: Fewer than two.
+        DataError: The fits are to different data, the same data on different scales, or have other points.
+        ModelError: A fit has no LOO: a point estimate, parameters that are points, or no log likelihood; or some are
+            given the units' own positions and others are not.
+        InferenceError: LOO cannot be computed; names the fit.
+    """
+    candidates = {name: one if isinstance(one, Candidate) else Candidate(one.data, one.converged) for name, one in fits.items()}
+    if len(candidates) < 2:
+        raise ConfigError(f"comparing needs at least two fits; got {len(candidates)}.")
+    check_same_data(candidates)
+    common = with_common_points(candidates)
+    return table_of(common, {name: loo_of(name, one) for name, one in common.items()})
+
+
+def loo_of(name: str, candidate: Candidate) -> Loo:
+    """Its LOO; errors name it and say what there is instead.
+
+    Raises:
+        ModelError: It has none.
+        InferenceError: It cannot be computed.
+    """
+    data = candidate.data
+    if data.attrs.get("point_estimate"):
+        method = data.attrs.get("method", "a point estimate")
+        raise ModelError(
+            f"{name!r}: a point estimate ({method}) has no posterior to leave a point out of; fit by nuts or svi to compare it."
+        )
+    if "parameters" in data.children or not {"log_likelihood", "leave_one_out"} & set(data.children):
+        raise ModelError(
+            f"{name!r}: no LOO, since its parameters are points or its likelihood has only a bound; compare held-out scores "
+            "(`held_out: 0.2` in the config)."
+        )
+    try:
+        return loo(data)
+    except (ModelError, InferenceError) as error:
+        raise type(error)(f"{name!r}: {error}") from error
+
+
+def check_same_data(candidates: Mapping[str, Candidate]) -> None:
+    """Refuses fits to different data, or to the same on different scales.
+
+    Raises:
+        DataError: Names the two fits and what differs.
+    """
+    (first, one), *others = candidates.items()
+    for name, other in others:
+        differs = data_difference(one, other)
+        if differs:
+            raise DataError(f"{first!r} and {name!r} cannot be compared: {differs}.")
+
+
+def data_difference(a: Candidate, b: Candidate) -> str:
+    """Why two fits are not to the same data; empty where they are."""
+    x, y = (next(iter(one.data["observed_data"].data_vars.values())) for one in (a, b))
+    if x.name != y.name or x.dims != y.dims:
+        return f"different data: {x.name} {tuple(map(str, x.dims))} and {y.name} {tuple(map(str, y.dims))}"
+    if x.shape != y.shape:
+        return f"different data: shapes {x.shape} and {y.shape}"
+    units = [one["unit"].values.astype(str) for one in (x, y)]
+    if (units[0] != units[1]).any():
+        i = int((units[0] != units[1]).argmax())
+        return f"different data: unit {i} is {str(units[0][i])!r} in one and {str(units[1][i])!r} in the other"
+    if not np.allclose(x.values, y.values, rtol=SAME, atol=0, equal_nan=True):
+        if (np.isnan(x.values) != np.isnan(y.values)).any():
+            return "different data: entries that are missing in one were observed in the other"
+        columns = [np.moveaxis(v.values, v.dims.index("unit"), 0).reshape(v.sizes["unit"], -1) for v in (x, y)]
+        if _rescaled(*columns):
+            return (
+                "the same data on different scales (standardised and raw, say), where densities are of different quantities; "
+                "fit all with the same `standardize`"
+            )
+        return f"different data: {int((x.values != y.values).sum())} of {x.size} values differ"
+    fixed = [arrays(one.data, "constant_data") for one in (a, b)]
+    for name in sorted(set(fixed[0]) & set(fixed[1])):
+        if not np.array_equal(fixed[0][name], fixed[1][name]):
+            return f"different data: {name!r} differs"
+    return ""
+
+
+def _rescaled(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether each column of y is a + b x of x, up to rounding."""
+    for u, v in zip(x.T, y.T, strict=True):
+        seen = ~np.isnan(u)
+        u, v = (w[seen] - w[seen].mean() if seen.any() else w[seen] for w in (u, v))
+        size = float(u @ u)
+        left = v - (float(u @ v) / size) * u if size else v
+        if np.abs(left).max(initial=0.0) > 1e-6 * np.abs(v).max(initial=0.0) + 1e-12:
+            return False
+    return True
+
+
+def with_common_points(candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
+    """With sequences for points everywhere, if one model leaves out sequences and the others know which they are.
+
+    Raises:
+        DataError: Points differ all the same; names the fits and the numbers.
+    """
+    found = dict(candidates)
+    if any(_points(one).dims[-1] == "left_out" for one in found.values() if _has_points(one)):
+        found = {name: _by_sequence(one) for name, one in found.items()}
+    known = {name: _points(one) for name, one in found.items() if _has_points(one)}
+    names = list(known)
+    for name in names[1:]:
+        a, b = (known[n][known[n].dims[-1]].values.astype(str) for n in (names[0], name))
+        if a.shape != b.shape or (a != b).any():
+            raise DataError(
+                f"{names[0]!r} and {name!r} cannot be compared: one leaves out {len(a)} {known[names[0]].dims[-1]}s, the "
+                f"other {len(b)} {known[name].dims[-1]}s.".replace("left_outs", "sequences")
+            )
+    return found
+
+
+def _has_points(candidate: Candidate) -> bool:
+    return bool({"log_likelihood", "leave_one_out"} & set(candidate.data.children))
+
+
+def _points(candidate: Candidate) -> xr.DataArray:
+    """The log densities that LOO takes, `(chain, draw, point)`."""
+    group = "leave_one_out" if "leave_one_out" in candidate.data.children else "log_likelihood"
+    return next(iter(candidate.data[group].data_vars.values()))
+
+
+def _by_sequence(candidate: Candidate) -> Candidate:
+    """With the group `leave_one_out` over sequences, where units are independent given the draws."""
+    if "leave_one_out" in candidate.data.children or not _has_points(candidate):
+        return candidate
+    units = _points(candidate)
+    if "sequence" not in units.coords:
+        return candidate
+    names = units["sequence"].values
+    first = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
+    summed = np.add.reduceat(units.values, first, axis=2)
+    coords = {dim: units[dim].values for dim in LEAD} | {"left_out": names[first]}
+    group = xr.Dataset({LEFT_OUT: ((*LEAD, "left_out"), summed)}, coords=coords)
+    groups = {name: node.to_dataset(inherit=False) for name, node in candidate.data.children.items()}
+    root = candidate.data.to_dataset(inherit=False)
+    data = xr.DataTree.from_dict({"/": root, **groups, "leave_one_out": group})
+    return Candidate(data, candidate.converged, candidate.held_out)
+
+
+# -- the table
+
+
+def table_of(
+    candidates: Mapping[str, Candidate], scores: Mapping[str, Loo], problems: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """The table of `loo_table`; fits without LOO, and names that are only in `problems`, have a row that says why, at the end.
+
+    Raises:
+        ModelError: Some elpd are given the units' own positions and others are not.
+    """
+    _check_conditional(scores)
+    problems = problems or {}
+    order = sorted(scores, key=lambda name: -scores[name].elpd)
+    rest = sorted((n for n in [*candidates, *problems] if n not in scores), key=lambda n: -_held_out(candidates.get(n))[0])
+    rows = [
+        _row(n, candidates.get(n), scores.get(n), scores[order[0]] if order else None) for n in dict.fromkeys([*order, *rest])
+    ]
+    table = pd.DataFrame(rows)
+    for optional in (CLUSTERS, HELD_OUT):
+        if table[optional[0]].isna().all():
+            table = table.drop(columns=[*optional])
+    notes = _notes(candidates, scores, order, problems)
+    return table.assign(note=[notes[name] for name in table["model"]])
+
+
+def _check_conditional(scores: Mapping[str, Loo]) -> None:
+    given = [name for name, one in scores.items() if one.conditional]
+    others = [name for name, one in scores.items() if not one.conditional]
+    if given and others:
+        raise ModelError(
+            f"{given[0]!r} and {others[0]!r} cannot be compared: the first scores units given their own positions, which is too "
+            "high, the second integrates positions out."
+        )
+
+
+def _held_out(candidate: Candidate | None) -> tuple[float, float]:
+    score = candidate.held_out if candidate is not None else {}
+    return float(score.get("elpd", score.get("bound", -math.inf))), float(score.get("se", math.nan))
+
+
+def _row(name: str, candidate: Candidate | None, score: Loo | None, best: Loo | None) -> dict[str, object]:
+    row: dict[str, object] = dict.fromkeys((*COLUMNS, *CLUSTERS, *HELD_OUT), math.nan)
+    row |= {"model": name, "n_points": 0, "converged": False if candidate is None else candidate.converged}
+    if score is not None and best is not None:
+        n = len(score.pointwise)
+        difference = score.pointwise - best.pointwise
+        row |= {
+            "elpd_loo": score.elpd,
+            "se": score.se,
+            "p_loo": score.p_loo,
+            "elpd_diff": float(difference.sum()),
+            "se_diff": float(np.sqrt(n) * difference.std(ddof=1)) if n > 1 else math.nan,
+            "n_points": n,
+            "bad_khat": bad_share(score),
+        }
+    labels = candidate.labels if candidate is not None else None
+    if labels is not None:
+        counts = n_clusters(labels)
+        row |= dict(zip(CLUSTERS, [float(counts.mean()), *np.quantile(counts, [0.05, 0.95]).tolist()], strict=True))
+    if candidate is not None and candidate.held_out:
+        row |= dict(zip(HELD_OUT, _held_out(candidate), strict=True))
+    return row
+
+
+def bad_share(score: Loo) -> float:
+    """Share of points whose k-hat is too high; NaN counts."""
+    return float(np.mean(~(score.khat < score.limit)))
+
+
+def _notes(
+    candidates: Mapping[str, Candidate], scores: Mapping[str, Loo], order: list[str], problems: Mapping[str, str]
+) -> dict[str, str]:
+    """What stands against relying on each row."""
+    discrete = {name: _predicts_counts(candidates[name]) for name in scores}
+    mixed = len({found for found in discrete.values() if found is not None}) > 1
+    notes = {}
+    for name in dict.fromkeys([*candidates, *problems]):
+        said = [problems[name]] if name in problems else []
+        if name in candidates and not candidates[name].converged:
+            said.append("not converged")
+        if name in scores:
+            said += _against(scores[name], scores[order[0]])
+        if name in scores and mixed and discrete[name] is not None:
+            kind = "probabilities of whole numbers" if discrete[name] else "densities"
+            said.append(f"elpd is of {kind}, that of others is not: comparable only as far as a density is one per whole number")
+        if name in candidates and "bound" in candidates[name].held_out:
+            said.append("held_out is a lower bound")
+        notes[name] = "; ".join(said)
+    return notes
+
+
+def _against(score: Loo, best: Loo) -> list[str]:
+    said, bad = [], bad_share(score)
+    if score.conditional:
+        said.append("given the units' own positions: elpd is too high")
+    if bad > 0:
+        said.append(f"k-hat too high at {bad:.2g} of the points: elpd is not reliable there")
+    if score is best:
+        return said
+    difference = score.pointwise - best.pointwise
+    n = len(difference)
+    se = math.sqrt(n) * float(difference.std(ddof=1)) if n > 1 else math.nan
+    if abs(difference.sum()) < SMALL:
+        said.append(f"difference below {SMALL:g}: se_diff is not reliable")
+    if abs(difference.sum()) < se:
+        said.append("difference below its standard error")
+    if n < FEW:
+        said.append(f"fewer than {FEW} points: se_diff may be too small")
+    return said
+
+
+def _predicts_counts(candidate: Candidate) -> bool | None:
+    """Whether what it predicts are whole numbers; None where data are not, or no predictions were kept."""
+    observed = next(iter(arrays(candidate.data, "observed_data").values()))
+    predicted = next(iter(arrays(candidate.data, "posterior_predictive").values()), None)
+    if predicted is None or not _whole(observed):
+        return None
+    return _whole(predicted)
+
+
+def _whole(x: np.ndarray) -> bool:
+    seen = x[~np.isnan(x)] if x.dtype.kind == "f" else x
+    return bool((seen == np.floor(seen)).all())
+
+
+def lenient_table(candidates: Mapping[str, Candidate], problems: Mapping[str, str]) -> pd.DataFrame:
+    """As `loo_table`, but a fit without LOO is a row that says why, as are `problems`; one fit alone is a table too.
+
+    Raises:
+        DataError, ModelError: As `loo_table`, of those that have LOO.
+    """
+    said, scores = dict(problems), {}
+    if candidates:
+        check_same_data(candidates)
+    common = with_common_points(candidates)
+    for name, one in common.items():
+        try:
+            scores[name] = loo_of(name, one)
+        except LatentLabError as error:
+            said[name] = str(error)
+    return table_of(common, scores, said)

@@ -1,0 +1,257 @@
+"""How many components, states or latent dimensions: a config run once a value, and the runs compared by leave-one-out."""
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from latentlab.errors import ConfigError, LatentLabError, ModelError, StoreError
+from latentlab.files import write
+from latentlab.registry import plugins as plugged
+from latentlab.report.figure import BLUE, GREY, shortened, style
+from latentlab.selection import Candidate, lenient_table
+from latentlab.store import Run, place
+from latentlab.study.config import NAME_LENGTH, Config, load_config
+from latentlab.study.run import run
+from latentlab.study.yaml import parse
+
+TABLE, PLOT = "selection.csv", "selection.png"
+VARIED = ("model", "inference", "seed")
+"""Sections of a config whose values can be compared: all others change the data, or nothing that is scored."""
+
+
+def select(
+    config: str | Path | Mapping[str, Any] | Config,
+    key: str,
+    values: Sequence[Any],
+    *,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    plugins: Sequence[str | Path] = (),
+    overwrite: bool = False,
+    resume: bool = False,
+    with_embeddings: bool = False,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Runs a config once for each value of a key, and compares the runs by leave-one-out predictive accuracy.
+
+    Each run has a directory `DIR/NAME-KEY-VALUE` of its own; the table is also `DIR/selection.csv`, and drawn in
+    `DIR/selection.png`. A run that fails is a row that says why, and the others go on.
+
+    Args:
+        config: A YAML file, a mapping, or a `Config`.
+        key: What is varied, `model.n_components`.
+        values: At least two of its values.
+        overrides: Further changes, the same for all, `inference.n_draws=500`.
+        out: The directory DIR; `runs/NAME-select` where None.
+        plugins: Files that define models.
+        overwrite: Replace the runs that are there.
+        resume: Go on with the runs that are there; complete ones are left as they are.
+        with_embeddings: Compute and compare the config's embeddings in every run, which the choice does not need.
+        progress: Bars on a terminal, and a line for each run.
+
+    Returns:
+        The table of `loo_table`, with `value` in place of `model`, and `run`, the name of the run's folder. Where no model has
+        LOO, the best held-out score is first.
+
+    Raises:
+        ConfigError, DataError, ModelError: Fewer than two values can be run and compared at all; nothing was started.
+        StoreError: A run is there already.
+    """
+    values = list(values)
+    told = [_said(value) for value in values]
+    _check(key, told)
+    problems: dict[str, str] = {}
+    configs: dict[str, Config] = {}
+    first: LatentLabError | None = None
+    names: dict[str, str] = {}
+    for said, value in zip(told, values, strict=True):
+        try:
+            configs[said] = _config(config, key, value, said, names, overrides, plugins, with_embeddings=with_embeddings)
+        except LatentLabError as error:
+            problems[said], first = _one_line(error), first or error
+    if len(configs) < 2:
+        raise first if first is not None else ConfigError(f"select: {key} has fewer than two values that can be compared.")
+    folder = place(f"{_base(config, overrides, plugins)}-select") if out is None else Path(out)
+    _check_free(folder, configs, overwrite=overwrite, resume=resume)
+    if progress and not with_embeddings and _has_embeddings(config, overrides, plugins):
+        print("embeddings are left out, since the choice does not need them; --with-embeddings has them.")
+    candidates: dict[str, Candidate] = {}
+    for said, one in configs.items():
+        try:
+            done = run(one, out=folder / one.name, overwrite=overwrite, resume=resume, progress=progress)
+            candidates[said] = candidate(done)
+        except Exception as error:  # whatever stops one value is said in its row: the others go on
+            problems[said] = _one_line(error)
+            if progress:
+                print(f"{folder / one.name}: {problems[said]}")
+    table = lenient_table(candidates, problems).rename(columns={"model": "value"})
+    table.insert(1, "run", [configs[said].name if said in configs else "" for said in table["value"]])
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / TABLE, table.to_csv(index=False, lineterminator="\n").encode())
+    if table["elpd_diff"].notna().sum() > 1:
+        write(folder / PLOT, drawn(table, key, told))
+    return table
+
+
+def candidate(done: Run) -> Candidate:
+    """What is compared of a run."""
+    return Candidate(done.posterior, done.info["status"] == "done", done.info.get("held_out") or {})
+
+
+def n_compared(table: pd.DataFrame) -> int:
+    """Of how many rows the table has a score that can be held against others'."""
+    scored = table["elpd_loo"].notna()
+    return int((scored | table["held_out"].notna() if "held_out" in table else scored).sum())
+
+
+def values_of(text: str) -> tuple[str, list[Any]]:
+    """The key and the values of `KEY=V1,V2,V3`, `KEY=[V1, V2]`, or of a range of whole numbers, both ends included, `KEY=1:6`.
+
+    Raises:
+        ConfigError: No key, no value, or no YAML.
+
+    Example:
+        >>> values_of("model.n_components=1:4")
+        ('model.n_components', [1, 2, 3, 4])
+        >>> values_of("model.covariance=full,tied"), values_of("model.mu_loc=[0, 1],[0, 2]")
+        (('model.covariance', ['full', 'tied']), ('model.mu_loc', [[0, 1], [0, 2]]))
+    """
+    key, equals, given = (part.strip() for part in text.partition("="))
+    if not key or not equals or not given:
+        raise ConfigError(f"{text!r}: expected KEY=VALUES, such as model.n_components=1,2,3 or model.n_components=1:6.")
+    ends = re.fullmatch(r"(-?\d+):(-?\d+)", given)
+    if ends:
+        low, high = (int(end) for end in ends.groups())
+        if low >= high:
+            raise ConfigError(f"{text!r}: the range {given} must go from a smaller to a larger number.")
+        return key, list(range(low, high + 1))
+    values = parse(f"[{given}]", repr(text))
+    return key, values[0] if len(values) == 1 and isinstance(values[0], list) else values
+
+
+# -- the values and their configs
+
+
+def _check(key: str, told: Sequence[str]) -> None:
+    section = key.split(".")[0]
+    if section not in VARIED:
+        why = "changes the data, and fits to different data cannot be compared" if section in ("dataset", "held_out") else (
+            "changes neither the model nor how it is fitted"
+        )  # fmt: skip
+        raise ConfigError(f"select: {key!r} {why}; vary a key of {', '.join(VARIED)}.")
+    twice = next((said for said in told if told.count(said) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"select: {key} has the value {twice} twice.")
+    if len(told) < 2:
+        raise ConfigError(f"select: {key} needs at least two values to compare; got {', '.join(told) or 'none'}.")
+
+
+def _config(
+    source: Any,
+    key: str,
+    value: Any,
+    said: str,
+    names: dict[str, str],
+    overrides: Sequence[str],
+    plugins: Sequence[str | Path],
+    *,
+    with_embeddings: bool,
+) -> Config:
+    """The config of one value, which has LOO or held-out scores as far as can be told.
+
+    Raises:
+        LatentLabError: It cannot be run, or not compared.
+    """
+    own = [] if with_embeddings else ["embeddings=[]"]
+    found = load_config(source, [*overrides, f"{key}={json.dumps(_plain(value))}", *own], plugins)
+    if key == "seed" and found.held_out:
+        raise ConfigError("select: the seed also chooses the held-out units, and fits to different data cannot be compared.")
+    with plugged(found.plugins):
+        method = found.build_method()
+    if method.kind == "point" and not found.held_out:
+        raise ModelError(
+            f"inference: {method.name!r} gives a point estimate, which has no leave-one-out; select by nuts or svi, "
+            "or by held-out units, `held_out=0.2`."
+        )
+    name = _slug(f"{found.name}-{key.split('.')[-1]}-{said}")
+    while name in names.values():
+        name = f"{name[: NAME_LENGTH - 2]}-x"
+    names[said] = name
+    return found.model_copy(update={"name": name})
+
+
+def _slug(text: str) -> str:
+    """A name that a run can have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:NAME_LENGTH].strip("-._")
+
+
+def _base(source: Any, overrides: Sequence[str], plugins: Sequence[str | Path]) -> str:
+    return load_config(source, overrides, plugins).name
+
+
+def _has_embeddings(source: Any, overrides: Sequence[str], plugins: Sequence[str | Path]) -> bool:
+    return bool(load_config(source, overrides, plugins).embeddings)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _said(value: Any) -> str:
+    """A value as tables say it."""
+    value = _plain(value)
+    try:
+        return value if isinstance(value, str) else json.dumps(value)
+    except TypeError as error:
+        raise ConfigError(f"select: {value!r} is nothing that a config can hold.") from error
+
+
+def _one_line(error: Exception) -> str:
+    known = isinstance(error, LatentLabError)
+    return " ".join(f"failed: {'' if known else type(error).__name__ + ': '}{error}".split())
+
+
+def _check_free(folder: Path, configs: Mapping[str, Config], *, overwrite: bool, resume: bool) -> None:
+    if overwrite and resume:
+        raise ConfigError("--overwrite drops the runs that are there and --resume goes on with them: say one of the two.")
+    taken = [folder / one.name for one in configs.values() if (folder / one.name).exists()]
+    if taken and not (overwrite or resume):
+        raise StoreError(f"{taken[0]} is there already: --resume goes on with such runs, --overwrite replaces them.")
+
+
+# -- the drawing
+
+
+def drawn(table: pd.DataFrame, key: str, told: Sequence[str]) -> bytes:
+    """Differences to the best by value with 1 and 2 standard errors, as PNG; hollow: not converged, a cross: failed."""
+    places = {said: i for i, said in enumerate(told)}
+    with style():
+        canvas = Figure(figsize=(6.4, 4.0), layout="constrained")
+        FigureCanvasAgg(canvas)
+        axes = canvas.subplots()
+        axes.axhline(0, color=GREY, linewidth=0.8, linestyle=":")
+        for row in table.to_dict("records"):
+            x, y = places[row["value"]], row["elpd_diff"]
+            if np.isnan(y):
+                axes.plot(x, 0.03, "x", color=GREY, transform=axes.get_xaxis_transform(), clip_on=False)
+                axes.annotate("failed", (x, 0.05), xycoords=axes.get_xaxis_transform(), ha="center", color=GREY, fontsize=8)
+                continue
+            for n_se, width in ((2, 1.2), (1, 3.5)):
+                axes.plot([x, x], [y - n_se * row["se_diff"], y + n_se * row["se_diff"]], color=BLUE, linewidth=width, alpha=0.6)
+            axes.plot(x, y, "o", color=BLUE, markerfacecolor=BLUE if row["converged"] else "white", markersize=7, zorder=3)
+        axes.set_xticks([*places.values()], [shortened(said) for said in told])
+        axes.set_xlim(-0.5, len(told) - 0.5)
+        axes.set_xlabel(key)
+        axes.set_ylabel("elpd less that of the best")
+        axes.set_title("Leave-one-out; 1 and 2 standard errors of the difference; hollow: not converged", fontsize=8.5)
+        stream = io.BytesIO()
+        canvas.savefig(stream, format="png", metadata={"Software": None})
+        return stream.getvalue()

@@ -1,0 +1,184 @@
+"""Several runs in one table, and against each other: scores, positions, verdicts; what cannot be compared is said."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from latentlab.compare.clustering import minimum_binder
+from latentlab.compare.lift import ceiling
+from latentlab.compare.metric import Metric, minds
+from latentlab.errors import ConfigError, LatentLabError
+from latentlab.registry import METRICS
+from latentlab.report.source import Source
+from latentlab.seeds import Seeds
+from latentlab.selection import data_difference, loo_of, loo_table
+from latentlab.store import COMPLETE, read
+from latentlab.study.select import candidate
+from latentlab.symmetry.labels import indicators
+
+N_PAIRS = 200
+"""Pairs of draws by which positions are compared."""
+OF_POSITIONS = ("procrustes_similarity", "cka")
+OF_LINEAR = ("cca",)
+"""Where a symmetry leaves a linear map free."""
+POSITIONS = ("run", "other", "metric", "of_points", "of_draws", "within_run", "within_other")
+
+
+@dataclass(frozen=True)
+class Several:
+    """What can be said of several runs together.
+
+    Args:
+        runs: A row a run: run, model, method, dataset, n_units, status.
+        loo: A table as of `loo_table` for each set of data that two or more runs share.
+        positions: A row a pair of runs and metric: `of_points` between their point estimates (posterior means; of labels the
+            partitions of least expected Binder loss), `of_draws` the mean between a draw of one and a draw of the other, and the
+            same between draws of each run alone, which is the most that `of_draws` can be expected to reach.
+        verdicts: The rows of verdicts.csv of all runs.
+        notes: What could not be compared, and why.
+    """
+
+    runs: pd.DataFrame
+    loo: tuple[pd.DataFrame, ...]
+    positions: pd.DataFrame
+    verdicts: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+def compare_runs(paths: Sequence[str | Path]) -> Several:
+    """Compares run directories as far as their data allow.
+
+    Raises:
+        ConfigError: Fewer than two, or one twice.
+        StoreError: One is no run, is not complete, or is damaged.
+    """
+    folders = [Path(path) for path in paths]
+    if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
+        raise ConfigError(f"comparing needs at least two different runs; got {', '.join(map(str, folders)) or 'none'}.")
+    labels = [folder.name for folder in folders]
+    names = labels if len(set(labels)) == len(labels) and all(labels) else [str(folder) for folder in folders]
+    sources = {name: Source(read(folder)) for name, folder in zip(names, folders, strict=True)}
+    for name, source in sources.items():
+        if source.run.info["status"] not in COMPLETE:
+            raise ConfigError(f"{name}: the run is {source.run.info['status']}; --resume goes on with it.")
+    notes: list[str] = []
+    tables = _loo(sources, notes)
+    rows = [row for pair in itertools.combinations(sources, 2) for row in _pair(sources, *pair, notes)]
+    verdicts = [source.run.verdicts.assign(run=name) for name, source in sources.items() if source.compared]
+    without = [name for name, source in sources.items() if not source.compared]
+    if without:
+        notes.append(f"verdicts: no embedding was compared in {', '.join(without)}")
+    several = pd.concat(verdicts, ignore_index=True) if verdicts else pd.DataFrame(columns=["run"])
+    several = several[["run", *(column for column in several if column != "run")]]
+    return Several(_runs(sources), tuple(tables), pd.DataFrame(rows, columns=list(POSITIONS)), several, tuple(notes))
+
+
+def _runs(sources: dict[str, Source]) -> pd.DataFrame:
+    rows = []
+    for name, source in sources.items():
+        config, info = source.config, source.run.info
+        options = ", ".join(f"{k}={v}" for k, v in config["model"].items() if k.startswith("n_"))
+        model = config["model"]["name"] + (f" ({options})" if options else "")
+        rows.append(
+            {
+                "run": name,
+                "model": model,
+                "method": config["inference"]["name"],
+                "dataset": config["dataset"]["name"],
+                "n_units": len(source.units),
+                "status": info["status"].replace("_", " "),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+# -- scores
+
+
+def _loo(sources: dict[str, Source], notes: list[str]) -> list[pd.DataFrame]:
+    """Tables of the runs that share data; runs without LOO, and those that are alone with their data, are noted."""
+    candidates = {name: candidate(source.run) for name, source in sources.items()}
+    groups: list[list[str]] = []
+    for name, one in candidates.items():
+        try:
+            loo_of(name, one)
+        except LatentLabError as error:
+            notes.append(f"LOO: {error}")
+            continue
+        group = next((group for group in groups if not data_difference(candidates[group[0]], one)), None)
+        if group is None:
+            groups.append([name])
+        else:
+            group.append(name)
+    for group, other in itertools.combinations(groups, 2):
+        why = data_difference(candidates[group[0]], candidates[other[0]])
+        notes.append(f"LOO: {', '.join(group)} and {', '.join(other)} cannot be compared: {why}")
+    tables = []
+    for group in groups:
+        if len(group) > 1:
+            try:
+                tables.append(loo_table({name: candidates[name] for name in group}))
+            except LatentLabError as error:
+                notes.append(f"LOO: {error}")
+    return tables
+
+
+# -- positions
+
+
+def _pair(sources: dict[str, Source], name: str, other: str, notes: list[str]) -> list[dict[str, object]]:
+    a, b = sources[name], sources[other]
+    order = pd.Index(b.units).get_indexer(pd.Index(a.units))
+    if len(a.units) != len(b.units) or (order < 0).any() or len(set(a.units)) < len(a.units):
+        n_shared = len(set(a.units) & set(b.units))
+        notes.append(
+            f"positions: {name} and {other} have different units ({len(a.units)} and {len(b.units)}, {n_shared} names in both)"
+        )
+        return []
+    rng = Seeds(0).child("several", name, other).numpy()
+    discrete = [_is_discrete(source) for source in (a, b)]
+    draws = [source.positions.values for source in (a, b)]
+    draws[1] = draws[1][:, :, order]
+    metrics = _metrics(a, b, discrete)
+    if all(discrete):
+        draws = [array[..., 0] for array in draws]
+        points = [minimum_binder(array) for array in draws]
+    else:
+        draws = [indicators(x[..., 0], int(x.max()) + 1) if is_so else x for x, is_so in zip(draws, discrete, strict=True)]
+        points = [array.mean(axis=(0, 1)) for array in draws]
+        note = "positions: labels are taken as rows of zeros and a one where they meet positions that are not labels"
+        if any(discrete) and note not in notes:
+            notes.append(note)
+    rows = []
+    for metric in metrics:
+        flat = [array.reshape(-1, *array.shape[2:]) for array in draws]
+        pairs = zip(*(rng.integers(len(array), size=N_PAIRS) for array in flat), strict=True)
+        row = {"run": name, "other": other, "metric": metric.name, "of_points": metric(*points)}
+        row["of_draws"] = float(np.mean([metric(flat[0][i], flat[1][j]) for i, j in pairs]))
+        for column, array in zip(("within_run", "within_other"), draws, strict=True):
+            row[column] = float(np.mean(ceiling(metric, array, rng, N_PAIRS))) if array[..., 0].size > len(points[0]) else np.nan
+        rows.append(row)
+    return rows
+
+
+def _is_discrete(source: Source) -> bool:
+    if source.model is not None:
+        return source.model.position.kind == "discrete"
+    return source.tree["latents"][source.site].dtype.kind in "iu"
+
+
+def _metrics(a: Source, b: Source, discrete: list[bool]) -> list[Metric]:
+    """Those that ignore what the symmetry of either model leaves free; all linear maps where a model is not there."""
+    if all(discrete):
+        return [METRICS.load("adjusted_rand")]
+    models = [one.model for one, labels in zip((a, b), discrete, strict=True) if not labels]
+    found = [METRICS.load(name) for name in (OF_POSITIONS if not any(discrete) else ("cka",))]
+
+    def fits(metric: Metric) -> bool:
+        return all(m is not None and not minds(metric, m.exchanges, m.dims[m.position.site]) for m in models)
+
+    return [metric for metric in found if fits(metric)] or [METRICS.load(name) for name in OF_LINEAR]

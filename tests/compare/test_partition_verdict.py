@@ -1,0 +1,341 @@
+"""The verdict on clusterings in mixtures whose posterior is exact, its statistics by loops, its gates, and planted bugs."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from latentlab.compare import partition_verdict
+from latentlab.compare.chains import ess, halves
+from latentlab.compare.clustering import least_binder, minimum_binder
+from latentlab.compare.partition_verdict import PartitionReference
+from latentlab.compare.verdict import holm
+from latentlab.errors import DataError
+
+N, K = 60, 3
+
+
+class Exact:
+    """A mixture of three Gaussians on a line with known means: labels are independent given the data."""
+
+    def __init__(self, rng, n=N, apart=3.0):
+        self.rng, means = rng, apart * np.arange(K)
+        self.truth = rng.integers(K, size=n)
+        self.x = means[self.truth] + rng.normal(size=n)
+        p = np.exp(-((self.x[:, None] - means) ** 2) / 2)
+        self.p = p / p.sum(axis=1, keepdims=True)
+        self.best = self.p.argmax(axis=1)
+
+    def draw(self, *shape):
+        return (self.rng.random((*shape, len(self.p), 1)) > self.p.cumsum(axis=1)[:, :-1]).sum(axis=-1)
+
+    def chains(self, n_chains=4, n_draws=100, stay=0.0):
+        """Draws in which each unit keeps its label with probability `stay`: of the same law, correlated."""
+        draws = self.draw(n_chains, n_draws)
+        for t in range(1, n_draws):
+            kept = self.rng.random((n_chains, len(self.p))) < stay
+            draws[:, t] = np.where(kept, draws[:, t - 1], draws[:, t])
+        return draws
+
+
+@pytest.fixture
+def case(rng):
+    return Exact(rng)
+
+
+def merged(y):
+    return np.where(y == 1, 0, y)
+
+
+def split(case):
+    """The largest cluster cut in two."""
+    y = case.best.copy()
+    units = np.flatnonzero(y == np.bincount(y).argmax())
+    y[units[np.argsort(case.x[units])][: len(units) // 2]] = K
+    return y
+
+
+def moved(case, n):
+    y = case.best.copy()
+    sure = np.argsort(-case.p.max(axis=1))[:n]
+    y[sure] = (y[sure] + 1) % K
+    return y
+
+
+KNOWN = {
+    "MAP": (lambda case: case.best, "summary-like"),
+    "MAP renamed": (lambda case: 7 - 3 * case.best, "summary-like"),
+    "one cluster": (lambda case: np.zeros(N), "distinct"),
+    "singletons": (lambda case: np.arange(N), "distinct"),
+    "merged": (lambda case: merged(case.best), "distinct"),
+    "split": (split, "distinct"),
+    "six sure units moved": (lambda case: moved(case, 6), "distinct"),
+    "shuffled": (lambda case: case.rng.permutation(case.best), "distinct"),
+    "shuffled draw": (lambda case: case.rng.permutation(case.draw()), "distinct"),
+    "noise": (lambda case: case.rng.integers(K, size=N), "distinct"),
+}
+
+
+def test_known_clusterings_are_called_by_name(case):
+    reference = PartitionReference(case.chains(), case.rng)
+    found = {name: reference.judge(make(case)).verdict for name, (make, _) in KNOWN.items()}
+    assert found == {name: label for name, (_, label) in KNOWN.items()}
+    for y in (reference.centre, reference.blocks):
+        assert reference.judge(y).verdict == "summary-like"
+
+
+def false_alarms(rng, n, stay=0.0, n_draws=100):
+    other = np.zeros(2)
+    for _ in range(n):
+        case = Exact(rng, n=40)
+        reference = PartitionReference(case.chains(n_draws=n_draws, stay=stay), rng)
+        other += [reference.judge(y).verdict != "draw-like" for y in (case.draw(), case.truth)]
+    return other
+
+
+def test_fresh_draws_and_the_truth_are_draw_like_at_the_level(rng):
+    """60 data sets: more than so many at a rate of 5 % in 1e-3 of cases, 2e-3 over the two."""
+    assert (false_alarms(rng, 60) <= binom.isf(1e-3, 60, 0.05)).all()
+
+
+def test_fresh_draws_are_draw_like_with_chains_that_hardly_move(rng):
+    """Units keep their labels with probability 0.9. More than so many of 20 at a rate of 5 %: 1e-3 of cases a row."""
+    assert (false_alarms(rng, 20, stay=0.9, n_draws=500) <= binom.isf(1e-3, 20, 0.05)).all()
+
+
+def test_statistics_are_those_of_their_formulas(case):
+    """All four statistics, p_low, p_guard and delta by loops over draws and pairs, independently of the code."""
+    draws, y = case.chains(n_draws=30), case.draw()
+    reference = PartitionReference(draws, np.random.default_rng(0))
+    b, a = draws[::2].reshape(-1, N), draws[1::2].reshape(-1, N)
+    pi = np.mean([z[:, None] == z for z in b], axis=0)
+    blocks = [np.flatnonzero(reference.blocks == k) for k in range(reference.blocks.max() + 1)]
+    assert any(np.array_equal(z[:, None] == z, reference.blocks[:, None] == reference.blocks) for z in b)
+
+    def shares(z):
+        found = []
+        for k, m in itertools.combinations_with_replacement(range(len(blocks)), 2):
+            pairs = itertools.combinations(blocks[k], 2) if k == m else itertools.product(blocks[k], blocks[m])
+            found.append(np.mean([z[i] == z[j] for i, j in pairs]))
+        return np.array(found)
+
+    within = np.array([k == m for k, m in itertools.combinations_with_replacement(range(len(blocks)), 2)])
+    sizes = [max(len(blocks[k]), len(blocks[m])) for k, m in itertools.combinations_with_replacement(range(len(blocks)), 2)]
+    of_b = np.array([shares(z) for z in b])
+    sd = np.maximum(of_b.std(axis=0), np.where(within, 2, 1) / np.array(sizes) / np.sqrt(len(b)))
+
+    def statistics(z):
+        by_unit = [sum(abs(float(z[i] == z[j]) - pi[i, j]) for j in range(N) if j != i) for i in range(N)]
+        errors = (shares(z) - of_b.mean(axis=0)) / sd
+        apart = np.mean([z[i] != z[j] for i, j in itertools.combinations(range(N), 2)])
+        return sum(by_unit) / N / (N - 1), np.where(within, -errors, errors).max(), max(by_unit), apart
+
+    pool = np.array([statistics(z) for z in [*a, y]])
+    np.testing.assert_allclose(reference._of(np.stack([y]))[0], pool[-1], atol=1e-8)
+    z = ((pool - np.median(pool, axis=0)) / pool.std(axis=0)).max(axis=1)
+    found = reference.judge(y)
+    share = (pool[:-1, 0] <= pool[-1, 0] + 1e-9).mean()
+    effective = ess(pool[:-1, 0].reshape(2, 30))
+    assert found.p_low == pytest.approx((1 + effective * share) / (1 + effective), rel=1e-6)
+    share = (z[:-1] >= z[-1]).mean()
+    assert found.p_guard == pytest.approx((1 + reference.ess_guard * share) / (1 + reference.ess_guard), rel=1e-6)
+    least = statistics(reference.centre)[0]
+    assert found.delta == pytest.approx(math.sqrt((pool[-1, 0] - least) / (pool[:-1, 0].mean() - least)), rel=1e-6)
+
+
+def test_names_do_not_matter(case):
+    """Neither the draws' nor the clustering's: every number is the same."""
+    draws, y = case.chains(), case.draw()
+    other = draws.copy()
+    for index in np.ndindex(draws.shape[:2]):
+        other[index] = case.rng.permutation(K)[draws[index]] * 4 - 1
+    found = PartitionReference(draws, np.random.default_rng(3)).judge(y)
+    again = PartitionReference(other, np.random.default_rng(3)).judge(5 - 2 * y)
+    assert str(found) == str(again)
+
+
+def test_delta_is_0_for_the_centre_and_1_for_a_draw(case):
+    reference = PartitionReference(case.chains(), case.rng)
+    assert reference.judge(reference.centre).delta == 0
+    assert np.mean([reference.judge(case.draw()).delta ** 2 for _ in range(40)]) == pytest.approx(1, abs=0.2)
+    assert reference.judge(case.rng.permutation(case.best)).delta > 2
+
+
+def test_a_sure_posterior_knows_its_partition_from_all_others(rng):
+    """All draws are the same: nothing can be nearer than draws are, so its partition is draw-like, and delta 0."""
+    truth = np.arange(30) % 3
+    reference = PartitionReference(np.tile(truth, (2, 60, 1)), rng)
+    same, other = reference.judge(2 - truth), reference.judge(np.where(np.arange(30) == 4, 2, truth))
+    assert (same.verdict, same.delta) == ("draw-like", 0)
+    assert (other.verdict, other.delta) == ("distinct", math.inf)
+    assert "the posterior is sure, or its chains stand still" in same.notes[-1]
+    nearly = np.tile(truth, (4, 100, 1))
+    nearly[:, ::10, 4] = 0
+    found = PartitionReference(nearly, rng).judge(truth)
+    assert found.verdict == "draw-like"
+    assert "90% of the draws are as near as the centre" in found.notes[-1]
+
+
+def test_nothing_is_said_where_the_posterior_tells_too_little(rng):
+    """Labels independent of the units: every clustering would do, or none."""
+    reference = PartitionReference(rng.integers(2, size=(4, 100, 30)), rng)
+    assert reference.gate_draw > 0.025
+    assert reference.judge(rng.integers(2, size=30)).verdict == "undetermined"
+    assert "shuffled draws: the posterior tells too little about labels" in reference.judge(rng.integers(2, size=30)).reason
+    found = reference.judge(reference.centre)
+    assert found.verdict != "summary-like"
+
+
+def test_too_few_draws_are_undetermined(case):
+    found = PartitionReference(case.chains(n_draws=15), case.rng).judge(case.best)
+    assert found.verdict == "undetermined"
+    assert "take more draws" in found.reason
+    assert found.notes[0].startswith("few draws")
+
+
+def test_the_number_of_clusters_is_noted(case):
+    reference = PartitionReference(case.chains(), case.rng)
+    assert reference.judge(split(case)).notes == ("it has 4 clusters; the draws have 3",)
+    assert reference.judge(case.best).notes == ()
+    draws = case.chains()
+    draws[:, ::9] = merged(draws[:, ::9])
+    assert "it has 4 clusters; the draws have 2 to 3" in PartitionReference(draws, case.rng).judge(split(case)).notes
+
+
+def test_the_component_and_the_worst_units_are_named(case):
+    reference = PartitionReference(case.chains(), case.rng)
+    names = [f"u{i}" for i in range(N)]
+    found = reference.judge(merged(case.best), units=names)
+    assert found.component.startswith("too much together, the ")
+    assert found.component.count(" units u") == 2
+    assert "Not an estimate of these labels: too much together" in found.sentence
+    pieces = reference.judge(split(case), units=names)
+    assert pieces.component.startswith("clusters in pieces: ")
+    torn = reference.judge(np.where((case.best == 1) & (np.arange(N) % 2 == 0), 2, case.best), units=names)
+    assert torn.verdict == "distinct"
+    assert torn.component.startswith(("too little together, the ", "too much together, the "))
+    odd = reference.judge(moved(case, 1), units=names)
+    sure = names[np.argmax(case.p.max(axis=1))]
+    assert odd.worst_units[0] == sure
+    assert len(odd.worst_units) == 5
+    assert odd.alignment == "labels"
+    assert math.isnan(odd.scale)
+    assert math.isnan(odd.coverage_95)
+
+
+def test_label_noise_in_one_chain_lowers_the_effective_draws(case):
+    draws = case.chains()
+    before = PartitionReference(draws, case.rng)
+    draws[3] = case.rng.integers(K, size=draws[3].shape)
+    after = PartitionReference(draws, case.rng)
+    assert after.ess_low < 10 < 100 < before.ess_low
+    assert after.judge(case.best).verdict == "undetermined"
+
+
+def test_several_are_adjusted_by_holm(case):
+    reference = PartitionReference(case.chains(n_draws=200), case.rng)
+    judged = [reference.judge(y) for y in (case.best, case.draw(), merged(case.best))]
+    adjusted = holm(judged)
+    assert [v.verdict for v in adjusted] == ["summary-like", "draw-like", "distinct"]
+    assert adjusted[0].p_low == pytest.approx(3 * judged[0].p_low)
+
+
+def test_a_single_chain_is_split_with_a_gap(case):
+    draws = case.chains(n_chains=1, n_draws=2000, stay=0.8)
+    reference, held_out = halves(draws, partition_verdict._series, 4, "draws")
+    assert 10 < 2000 - reference.shape[1] - held_out.shape[1] < 400
+    found = PartitionReference(draws, case.rng)
+    assert [found.judge(y).verdict for y in (case.best, merged(case.best))] == ["summary-like", "distinct"]
+
+
+def test_the_seed_decides_and_nothing_else(case):
+    draws = case.chains()
+    before = draws.copy()
+    first, again = (str(PartitionReference(draws, np.random.default_rng(5)).judge(case.best)) for _ in range(2))
+    assert first == again
+    np.testing.assert_array_equal(draws, before)
+
+
+def test_what_cannot_be_judged_is_refused(case):
+    reference = PartitionReference(case.chains(), case.rng)
+    for y, options, says in [
+        (case.best[1:], {}, "must label the 60 units of the draws; got 59"),
+        (np.full(N, 0.5), {}, r"the clustering: labels must be whole numbers; got 0\.5 for unit 0"),
+        (case.best, {"alpha": 1.0}, "`alpha` must lie between 0 and 1"),
+        (case.best, {"units": ["a"]}, "must name the 60 units of the draws; got 1 names"),
+    ]:
+        with pytest.raises(DataError, match=says):
+            reference.judge(y, **options)
+    with pytest.raises(DataError, match="draws of labels need at least 4 in the reference half"):
+        PartitionReference(case.chains(n_draws=1), case.rng)
+    with pytest.raises(DataError, match=r"shape \(chain, draw, unit\)"):
+        PartitionReference(case.draw(5), case.rng)
+
+
+class TwoSided(PartitionReference):
+    """A planted bug: keeping blocks together, and apart, more than draws do is unusual too."""
+
+    def _errors(self, codes):
+        return np.abs((self._shares(codes) - self._share) / self._sd)
+
+
+class Unguarded(PartitionReference):
+    """A planted bug: only the distance counts."""
+
+    def _of(self, codes):
+        return super()._of(codes)[:, [0, 0, 0, 0]]
+
+
+def test_a_guard_that_is_two_sided_flags_the_centre(rng):
+    labels = {PartitionReference: [], TwoSided: []}
+    for _ in range(12):
+        case = Exact(rng, n=150, apart=2.0)
+        draws = case.chains()
+        for kind, found in labels.items():
+            reference = kind(draws, rng)
+            found += [reference.judge(y).p_guard for y in (case.best, reference.centre)]
+    assert np.median(labels[PartitionReference]) > 0.5
+    assert np.median(labels[TwoSided]) < 0.1
+
+
+def test_without_a_guard_clusters_that_are_split_and_units_that_are_moved_pass(rng):
+    passed = dict.fromkeys((PartitionReference, Unguarded), 0)
+    for _ in range(6):
+        case = Exact(rng, n=100, apart=2.0)
+        draws = case.chains()
+        for kind in passed:
+            reference = kind(draws, rng)
+            passed[kind] += sum(reference.judge(y).verdict != "distinct" for y in (split(case), moved(case, 3)))
+    assert passed[Unguarded] >= 11
+    assert passed[PartitionReference] <= 5
+
+
+def test_draws_that_are_ranked_must_not_make_the_reference(rng, monkeypatch):
+    """A planted bug: with every draw in both halves, draws are nearer to the reference than a fresh one is.
+
+    The mean rank of 80 fresh draws has a standard error of 0.032: 4 of them on each side.
+    """
+
+    def ranks(n):
+        found = []
+        for _ in range(n):
+            case = Exact(rng, n=40, apart=2.0)
+            found.append(PartitionReference(case.chains(n_draws=8), rng).judge(case.draw()).p_low)
+        return np.mean(found)
+
+    honest = ranks(80)
+    monkeypatch.setattr(partition_verdict, "halves", lambda draws, *_: (draws[1::2], draws[1::2]))
+    assert abs(honest - 0.5) < 0.13
+    assert ranks(80) > 0.66
+
+
+def test_the_reference_is_made_of_the_first_half(case):
+    draws = case.chains()
+    reference = PartitionReference(draws, case.rng)
+    made = draws[::2]
+    np.testing.assert_array_equal(reference.blocks, least_binder(made))
+    np.testing.assert_array_equal(reference.centre, minimum_binder(made))
+    loop = np.mean([z[:, None] == z for z in made.reshape(-1, N)], axis=0)
+    np.testing.assert_allclose(reference.co_assignment, loop, atol=1e-12)

@@ -1,0 +1,53 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+import latentlab as ll
+
+SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "hmm_states.py"
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    spec = importlib.util.spec_from_file_location("hmm_states", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.METHODS["exact"] = ll.Exact(n_draws=400, n_restarts=2)
+    return module
+
+
+@pytest.fixture(scope="module")
+def found(experiment, tmp_path_factory):
+    """A data set of strong signal and one of weak, by maximum likelihood: the table, and where the figure is."""
+    out = tmp_path_factory.mktemp("hmm_states") / "figure.png"
+    rows = experiment.run(separations=(2.0, 6.0), n_datasets=1, method="exact")
+    table = experiment.table(rows)
+    experiment.figure(table, out)
+    return table.set_index(["labels", "separation"]), out
+
+
+@pytest.mark.slow
+def test_it_draws_its_figure_and_has_a_row_for_each_clustering(experiment, found):
+    table, out = found
+    assert out.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert set(table.index.get_level_values("labels")) == set(experiment.STYLES)
+
+
+@pytest.mark.slow
+def test_viterbi_finds_the_path_that_windows_blur_and_steps_miss(found):
+    table, _ = found
+    path, steps, windows = (table.loc[name, "ari_truth"] for name in ("viterbi", "k-means", "window k-means"))
+    assert path[6.0] > 0.98
+    assert steps[6.0] > 0.95
+    assert windows[6.0] < 0.95
+    assert path[2.0] > steps[2.0]
+    assert table.loc[("window k-means", 6.0), "distinct"] == 1
+
+
+@pytest.mark.slow
+def test_it_prints_its_table(experiment, tmp_path, capsys):
+    out = tmp_path / "figure.png"
+    experiment.main(["--method", "exact", "--n-datasets", "1", "--separations", "6.0", "--out", str(out)])
+    assert "window PCA, k-means" in capsys.readouterr().out
+    assert out.with_suffix(".csv").is_file()

@@ -1,0 +1,198 @@
+"""The page of series: the course of states and of positions, transitions, how long states last."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latentlab.report import labels, series
+from latentlab.report.labels import Parts
+from latentlab.report.positions import autocorrelation
+from latentlab.report.source import Source
+from latentlab.store import Run
+from latentlab.study.run import run
+
+
+def items(found: Run, kind: str) -> list[dict[str, Any]]:
+    told = json.loads((found.path / "report.json").read_text(encoding="utf-8"))
+    return [item for part in [told["summary"], *told["sections"]] for item in part["items"] if item["kind"] == kind]
+
+
+def table(found: Run, name: str) -> list[dict[str, Any]]:
+    return next(item["rows"] for item in items(found, "table") if item["name"] == name)
+
+
+def captions(found: Run) -> dict[str, str]:
+    return {item["name"]: item["caption"] for item in items(found, "figure")}
+
+
+def words(found: Run) -> str:
+    return "\n".join(line for item in items(found, "text") for line in item["lines"])
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One sequence of one feature by NUTS, states that follow one another: the last one never ends."""
+    config = {
+        "name": "flow",
+        "dataset": {"name": "nile"},
+        "model": {"name": "gaussian_hmm", "n_states": 2, "left_to_right": True},
+        "inference": {"name": "nuts", "n_chains": 2, "n_warmup": 60, "n_draws": 50},
+    }
+    return run(config, out=tmp_path_factory.mktemp("flow") / "run", progress=False)
+
+
+@pytest.fixture(scope="module")
+def symbols(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Symbols with times that are no numbers, in one sequence."""
+    rng = np.random.default_rng(1)
+    folder = tmp_path_factory.mktemp("symbols")
+    state = np.repeat([0, 1, 0], 20)
+    lines = [f"{1990 + t // 4}Q{t % 4 + 1},{rng.choice(3, p=[[0.8, 0.1, 0.1], [0.1, 0.2, 0.7]][k])}" for t, k in enumerate(state)]
+    (folder / "x.csv").write_text("\n".join(["when,symbol", *lines]) + "\n")
+    config = {
+        "name": "symbols",
+        "dataset": {"name": "file", "path": str(folder / "x.csv"), "time": "when", "standardize": False},
+        "model": {"name": "categorical_hmm", "n_states": 2, "n_categories": 3},
+        "inference": {"name": "map", "n_draws": 50, "n_restarts": 2},
+    }
+    return run(config, out=folder / "run", progress=False)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Real positions of steps in time: a model that knows no time, of six sequences."""
+    config = {
+        "name": "path",
+        "dataset": {"name": "hidden_markov", "n_sequences": 6, "n_steps": 20, "n_features": 4},
+        "model": {"name": "ppca", "n_latent": 2},
+        "inference": {"name": "exact", "n_draws": 400},
+    }
+    return run(config, out=tmp_path_factory.mktemp("path") / "run", progress=False)
+
+
+def test_sequences_are_found_in_the_data(sequences: Run, flow: Run, mixture: Run):
+    source = Source(sequences)
+    assert source.sequences is not None
+    assert [len(of) for of in source.sequences] == [30, 27, 24, 21, 18, 15]
+    for s, of in enumerate(source.sequences):
+        assert {source.units[i].split(":")[0] for i in of} == {str(s)}
+    assert np.array_equal(np.concatenate(source.sequences), np.arange(len(source.units)))
+    assert [len(of) for of in Source(flow).sequences or []] == [100]
+    assert Source(mixture).sequences is None
+
+
+def test_the_data_set_that_maps_are_given_has_its_sequences(sequences: Run):
+    fitted = Source(sequences).fitted
+    assert fitted.coords["sequence"].tolist() == sequences.posterior["observed_data"]["sequence"].values.tolist()
+    assert "time" in fitted.coords
+
+
+def test_the_course_says_what_is_left_out(sequences: Run, flow: Run, monkeypatch: pytest.MonkeyPatch):
+    assert "The first 4 of 6 sequences are drawn" in captions(sequences)["course"]
+    assert "sequences are drawn" not in captions(flow)["course"]
+    assert "The first" not in captions(flow)["course"]
+    monkeypatch.setattr(series, "MOST_FEATURES", 1)
+    source = Source(sequences)
+    (figure,) = series.course_of_states(source, Parts(source))
+    assert "The first 1 of 2 features" in figure.caption
+    assert "6 sequences" in words(sequences)
+    assert "in 1 sequence" not in words(flow)
+
+
+def test_the_ribbon_adds_up_to_one(sequences: Run):
+    """What is stacked: the probabilities of the states shown, which are all."""
+    source = Source(sequences)
+    kept = Parts(source).kept
+    assert np.allclose(source.probabilities[:, kept].sum(axis=1), 1, atol=1e-12)
+
+
+def test_transitions_are_those_of_the_aligned_draws(flow: Run, sequences: Run):
+    for found in (flow, sequences):
+        tree = found.posterior
+        group = "latents" if "transition" in tree["latents"] else "posterior"
+        a = tree[group]["transition"].values.reshape(-1, *tree[group]["transition"].shape[2:])
+        rows = table(found, "transitions")
+        assert len(rows) == a.shape[1] ** 2
+        for row in rows:
+            own = a[:, row["from"], row["to"]]
+            assert row["mean"] == pytest.approx(own.mean(), rel=1e-12, abs=1e-15)
+            if found is flow:
+                assert row["q05"] == pytest.approx(np.quantile(own, 0.05), rel=1e-12, abs=1e-15)
+        for k in range(a.shape[1]):
+            assert sum(row["mean"] for row in rows if row["from"] == k) == pytest.approx(1, rel=1e-9)
+    assert "q05" not in table(sequences, "transitions")[0], "a point estimate has no intervals"
+
+
+def test_how_long_a_state_lasts(flow: Run, sequences: Run):
+    """The mean of a geometric distribution, by its definition: sum of n a^(n-1) (1 - a)."""
+    rows = table(flow, "stays")
+    a = flow.posterior["posterior"]["transition"].values.reshape(-1, 2, 2)
+    n = np.arange(1, 20_000)
+    stay = np.array([(n * p ** (n - 1.0) * (1 - p)).sum() for p in a[:, 0, 0]])
+    assert rows[0]["steps in a row, median"] == pytest.approx(np.median(stay), rel=1e-6)
+    assert stay.min() <= rows[0]["q05"] <= rows[0]["steps in a row, median"] <= rows[0]["q95"] <= stay.max()
+    assert rows[1]["steps in a row, median"] == "inf", "the last state never ends"
+    assert "initial, mean" not in rows[0], "the first state is fixed"
+    told = table(sequences, "stays")
+    initial = sequences.posterior["latents"]["initial"].values[0, 0]
+    assert [row["initial, mean"] for row in told] == pytest.approx(initial.tolist(), rel=1e-12)
+
+
+def test_a_single_feature_is_a_histogram(flow: Run):
+    assert captions(flow)["map"].startswith("Histogram")
+    assert {"course", "map", "transitions", "co-assignment", "profiles"} <= set(captions(flow))
+
+
+def test_symbols_have_a_course_and_profiles_of_categories(symbols: Run):
+    rows = table(symbols, "profiles")
+    assert {row["feature"] for row in rows} == {f"symbol = {c}" for c in range(3)}
+    for k in range(2):
+        assert sum(row["mean"] for row in rows if row["state"] == k) == pytest.approx(1, rel=1e-9)
+    assert "Black line" not in captions(symbols)["course"], "a symbol has no level"
+    source = Source(symbols)
+    _, names = series._clock(source, source.sequences[0])
+    assert names is not None
+    assert names[:2] == ["1990Q1", "1990Q2"]
+
+
+def test_real_positions_are_drawn_over_time(path: Run, wide: Run):
+    assert captions(path)["course"].startswith("Positions over time")
+    assert "80%" in captions(path)["course"]
+    assert "The first 4 of 6 sequences" in captions(path)["course"]
+    assert "course" not in captions(wide), "no series"
+    assert "mean 1" in table(path, "positions")[0], "the table of positions stays"
+
+
+def test_edges_are_between_steps():
+    assert series._edges(np.array([0.0, 1.0, 3.0])).tolist() == [-0.5, 0.5, 2.0, 4.0]
+    assert series._edges(np.array([7.0])).tolist() == [6.5, 7.5]
+
+
+def test_autocorrelation_keeps_to_its_sequence():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(30, 2)).cumsum(axis=0)
+    of = [np.arange(18), np.arange(18, 29), np.arange(29, 30)]
+    x[4, 1] = np.nan
+    before = np.r_[0:17, 18:28]
+    expected = np.corrcoef(x[before, 0], x[before + 1, 0])[0, 1]
+    kept = np.setdiff1d(before, [3, 4])
+    missing = np.corrcoef(x[kept, 1], x[kept + 1, 1])[0, 1]
+    assert autocorrelation(x, of).tolist() == pytest.approx([expected, missing], rel=1e-12)
+    assert np.isnan(autocorrelation(np.ones((5, 1)), [np.arange(5)])).all()
+
+
+def test_the_predictive_check_of_series_has_their_autocorrelation(flow: Run, mixture: Run):
+    row = next(row for row in table(flow, "predictive") if row["statistic"] == "autocorrelation of each feature")
+    x = flow.posterior["observed_data"]["x"].values
+    assert row["observed"] == pytest.approx(np.corrcoef(x[:-1, 0], x[1:, 0])[0, 1], rel=1e-10)
+    assert not any("autocorrelation" in row["statistic"] for row in table(mixture, "predictive"))
+    assert not any(row["statistic"].startswith("correlation") for row in table(flow, "predictive")), (
+        "a single feature has no pairs"
+    )
+
+
+def test_the_section_is_named_after_what_is_asked(flow: Run, mixture: Run):
+    assert labels.section_title(Source(flow)) == "Which state is each step in?"
+    assert labels.section_title(Source(mixture)) == "Which component is each unit in?"

@@ -1,0 +1,174 @@
+"""How many: a config run once a value; what fails is a row, what cannot be compared is refused before anything starts."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import latentlab.study.run as module
+import latentlab.study.select as selecting
+from latentlab import cli
+from latentlab.errors import ConfigError, DataError, InferenceError, ModelError, StoreError
+from latentlab.posterior import loo
+from latentlab.study.run import load_run
+from latentlab.study.select import drawn, n_compared, select, values_of
+
+TOY = {
+    "name": "toy",
+    "dataset": {"name": "linear_gaussian", "n_units": 24, "n_features": 3, "n_latent": 1},
+    "model": {"name": "ppca", "n_latent": 1},
+    "inference": {"name": "svi", "n_steps": 30, "n_draws": 40},
+    "embeddings": [{"name": "pca"}],
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_pages(monkeypatch):
+    monkeypatch.setattr(module, "_write_page", lambda run: run.path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`n_latent` 1, 2 and 3, the last of which 3 features cannot have; with held-out units."""
+    out = tmp_path_factory.mktemp("select")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_write_page", lambda run: run.path)
+        select(TOY, "model.n_latent", [1, 2, 7], overrides=["held_out=0.25"], out=out, progress=False)
+    return out
+
+
+@pytest.fixture(scope="module")
+def table(folder):
+    return pd.read_csv(folder / "selection.csv", dtype={"value": str}).set_index("value")
+
+
+def test_the_table_is_that_of_the_runs(folder, table):
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["toy-n_latent-1", "toy-n_latent-2"]
+    points = {value: loo(load_run(folder / f"toy-n_latent-{value}").posterior).pointwise for value in "12"}
+    best = max(points, key=lambda value: points[value].sum())
+    assert table.index[0] == best
+    for value in "12":
+        d = points[value] - points[best]
+        assert table.elpd_loo[value] == pytest.approx(points[value].sum())
+        assert (table.elpd_diff[value], table.se_diff[value]) == pytest.approx((d.sum(), np.sqrt(18) * d.std(ddof=1)))
+        held_out = load_run(folder / f"toy-n_latent-{value}").info["held_out"]
+        assert (table.held_out[value], table.held_out_se[value]) == pytest.approx((held_out["elpd"], held_out["se"]))
+        assert table.run[value] == f"toy-n_latent-{value}"
+    assert table.n_points.tolist() == [18, 18, 0]
+
+
+def test_a_value_that_fails_is_a_row_and_the_others_go_on(table):
+    assert table.index[-1] == "7"
+    assert table.note["7"].startswith("failed: ")
+    assert "7" in table.note["7"]
+    assert np.isnan(table.elpd_loo["7"])
+    assert not table.converged["7"]
+    assert n_compared(table) == 2
+
+
+def test_embeddings_are_left_out_and_the_plot_is_there(folder):
+    assert "embeddings.nc" not in load_run(folder / "toy-n_latent-1").info["files"]
+    assert (folder / "selection.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_that_are_there_are_kept_only_when_resumed(folder):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("posterior.nc")}
+    with pytest.raises(StoreError, match=r"toy-n_latent-1 is there already: --resume"):
+        select(TOY, "model.n_latent", [1, 2], overrides=["held_out=0.25"], out=folder, progress=False)
+    again = select(TOY, "model.n_latent", [2, 1], overrides=["held_out=0.25"], out=folder, resume=True, progress=False)
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("posterior.nc")}
+    assert n_compared(again) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "overrides", "error", "said"),
+    [
+        ("model.n_latent", [2], [], ConfigError, "needs at least two values to compare; got 2"),
+        ("model.n_latent", [2, 2], [], ConfigError, "the value 2 twice"),
+        ("dataset.n_units", [20, 30], [], ConfigError, "changes the data"),
+        ("held_out", [0.1, 0.2], [], ConfigError, "changes the data"),
+        ("compare.alpha", [0.1, 0.2], [], ConfigError, "neither the model nor how"),
+        ("model.n_lat", [1, 2], [], ConfigError, "did you mean 'n_latent'"),
+        ("model.n_latent", [1, 2], ["inference.name=exact"], ModelError, "'exact' gives a point estimate.*nuts or svi"),
+        ("seed", [1, 2], ["held_out=0.2"], ConfigError, "the seed also chooses the held-out units"),
+    ],
+)
+def test_what_cannot_be_compared_starts_nothing(key, values, overrides, error, said, tmp_path):
+    with pytest.raises(error, match=said):
+        select(TOY, key, values, overrides=overrides, out=tmp_path / "x", progress=False)
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_error_of_any_kind_stops_its_own_value_only(monkeypatch, tmp_path):
+    def run(config, **_):
+        raise {"1": InferenceError("site 'W'"), "2": ZeroDivisionError("x"), "3": DataError("y")}[config.name[-1]]
+
+    monkeypatch.setattr(selecting, "run", run)
+    table = select(TOY, "model.n_latent", [1, 2, 3], out=tmp_path, progress=False)
+    assert sorted(table.note) == ["failed: ZeroDivisionError: x", "failed: site 'W'", "failed: y"]
+    assert n_compared(table) == 0
+    assert not (tmp_path / "selection.png").exists()
+
+
+def test_values_as_they_are_written():
+    assert values_of("a.b=1,2") == ("a.b", [1, 2])
+    assert values_of("a.b=[1, 2.5, x]") == ("a.b", [1, 2.5, "x"])
+    assert values_of("a=-1:1") == ("a", [-1, 0, 1])
+    assert values_of("a='1:2',b") == ("a", ["1:2", "b"])
+    assert values_of("a=1") == ("a", [1])
+    for text in ("a", "=1", "a=", "a=3:1", "a=[1", "a=no,1"):
+        with pytest.raises(ConfigError):
+            values_of(text)
+
+
+def test_failed_and_unconverged_points_are_hollow(monkeypatch):
+    from matplotlib.axes import Axes
+
+    faces, plot = [], Axes.plot
+
+    def spy(self, *arguments, **options):
+        faces.append((arguments[2], options.get("markerfacecolor")) if len(arguments) > 2 else None)
+        return plot(self, *arguments, **options)
+
+    monkeypatch.setattr(Axes, "plot", spy)
+    rows = {"value": ["1", "2", "3"], "elpd_diff": [0.0, -2.0, np.nan], "se_diff": [0.0, 1.0, np.nan]}
+    drawn(pd.DataFrame({**rows, "converged": [True, False, False]}), "k", ["1", "2", "3"])
+    assert [face for face in faces if face] == [("o", "#0072B2"), ("o", "white"), ("x", None)]
+
+
+# -- the command
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "toy.yaml"
+    path.write_text(
+        "name: toy\ndataset: {name: linear_gaussian, n_units: 24, n_features: 3, n_latent: 1}\n"
+        "model: {name: ppca, n_latent: 1}\ninference: {name: svi, n_steps: 20, n_draws: 30}\nembeddings: [{name: pca}]\n"
+    )
+    return str(path)
+
+
+def test_the_command_prints_the_table(config, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["select", config, "--quiet", "model.n_latent=1:2", "inference.n_draws=31"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:4] == ["value", "run", "elpd_loo", "se"]
+    assert {line.split()[0] for line in lines[1:]} == {"1", "2"}
+    assert Path("runs/toy-select/selection.csv").is_file()
+    assert load_run("runs/toy-select/toy-n_latent-2").posterior["posterior"].sizes["draw"] == 31
+
+
+def test_the_command_says_that_embeddings_are_left_out_and_ends_with_1_where_nothing_is_compared(config, capsys, tmp_path):
+    assert cli.main(["select", config, "model.n_latent=2,8,9", "--out", str(tmp_path / "x")]) == 1
+    out = capsys.readouterr().out
+    assert "embeddings are left out" in out
+    assert out.count("failed: ") == 4  # as each happens, and in the table
+
+
+def test_wrong_usage_of_the_command_ends_with_2(config, capsys):
+    assert cli.main(["select", config, "model.n_latent=2"]) == 2
+    assert "at least two values" in capsys.readouterr().err
+    assert cli.main(["select", config, "model.n_latent"]) == 2
+    assert "expected KEY=VALUES" in capsys.readouterr().err

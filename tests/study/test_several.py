@@ -1,0 +1,137 @@
+"""Several runs against each other: scores where data are shared, positions where units are, and what cannot be is said."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+import latentlab.study.run as module
+from latentlab import cli
+from latentlab.compare.agreement import adjusted_rand
+from latentlab.compare.clustering import minimum_binder
+from latentlab.compare.procrustes import procrustes_similarity
+from latentlab.errors import ConfigError, StoreError
+from latentlab.study.run import load_run, run
+from latentlab.study.several import compare_runs
+
+DATA = {"name": "gaussian_mixture", "n_units": 30, "n_features": 3, "separation": 6.0}
+SVI = {"name": "svi", "n_steps": 30, "n_draws": 40}
+
+FAST = {"n_draws": 10, "n_pairs": 10, "n_permutations": 5, "metrics": ["cka"]}
+
+
+def config(name, model, dataset=DATA, inference=SVI, **rest):
+    return {"name": name, "dataset": dataset, "model": model, "inference": inference, **rest}
+
+
+CONFIGS = {
+    "one": config("one", {"name": "ppca", "n_latent": 1}),
+    "two": config("two", {"name": "ppca", "n_latent": 2}, embeddings=[{"name": "pca"}], compare=FAST),
+    "mixture": config("mixture", {"name": "gaussian_mixture", "n_components": 3, "covariance": "spherical"}),
+    "pair": config("pair", {"name": "gaussian_mixture", "n_components": 2, "covariance": "spherical"}),
+    "raw": config("raw", {"name": "ppca", "n_latent": 1}, {**DATA, "standardize": False}),
+    "point": config("point", {"name": "ppca", "n_latent": 1}, inference={"name": "exact", "n_draws": 40}),
+    "other": config("other", {"name": "ppca", "n_latent": 1}, {**DATA, "n_units": 20}),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_write_page", lambda run: run.path)
+        for name, one in CONFIGS.items():
+            run(one, out=folder / name, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(runs):
+    return compare_runs([runs / name for name in CONFIGS])
+
+
+def test_runs_that_share_data_have_a_table(found):
+    assert found.runs["run"].tolist() == list(CONFIGS)
+    assert found.runs["model"][2] == "gaussian_mixture (n_components=3)"
+    (table,) = found.loo
+    assert set(table["model"]) == {"one", "two", "mixture", "pair"}
+    said = "\n".join(found.notes)
+    assert "'point': a point estimate (exact)" in said
+    assert "and raw cannot be compared: the same data on different scales" in said
+    assert "and other cannot be compared: different data: shapes (30, 3) and (20, 3)" in said
+
+
+def test_positions_are_compared_with_the_runs_own_ceilings(found, runs):
+    table = found.positions.set_index(["run", "other", "metric"])
+    means = [load_run(runs / name).posterior["latents"]["z"].values.mean((0, 1)) for name in ("one", "two")]
+    row = table.loc[("one", "two", "procrustes_similarity")]
+    assert row["of_points"] == pytest.approx(procrustes_similarity(*means))
+    assert 0 <= row["within_run"] < row["of_draws"] <= 1  # lower is closer: one is nearer to itself than to the other
+    assert ("one", "two", "cka") in table.index
+    assert ("one", "other") not in table.index.droplevel("metric")
+    assert any("one and other have different units (30 and 20" in note for note in found.notes)
+    assert [metric for a, b, metric in table.index if (a, b) == ("one", "mixture")] == ["cka"]
+
+
+def test_partitions_are_compared_whatever_labels_are_called(found, runs):
+    table = found.positions.set_index(["run", "other", "metric"])
+    draws = [load_run(runs / name).posterior["latents"]["z"].values for name in ("mixture", "pair")]
+    row = table.loc[("mixture", "pair", "adjusted_rand")]
+    assert row["of_points"] == pytest.approx(adjusted_rand(*(minimum_binder(one) for one in draws)))
+    every = np.mean([adjusted_rand(a, b) for a in draws[0][0] for b in draws[1][0]])
+    assert row["of_draws"] == pytest.approx(every, abs=0.1)
+    assert row["of_draws"] <= max(row["within_run"], row["within_other"])
+
+
+def test_verdicts_of_all_runs_are_side_by_side(found, runs):
+    own = load_run(runs / "two").verdicts
+    assert found.verdicts["run"].tolist() == ["two"] * len(own)
+    assert found.verdicts["verdict"].tolist() == own["verdict"].tolist()
+    assert any(note.startswith("verdicts: no embedding was compared in one, mixture") for note in found.notes)
+
+
+def test_units_in_another_order_are_matched_by_name(runs, tmp_path):
+    names = [f"u{i}" for i in range(20)]
+    x = np.random.default_rng(0).standard_normal((20, 3)) @ np.diag([5, 1, 1])
+    found = {}
+    for name, order in (("a", np.arange(20)), ("b", np.arange(20)[::-1])):
+        path = tmp_path / f"{name}.csv"
+        path.write_text("unit,p,q,r\n" + "".join(f"{names[i]},{','.join(map(str, x[i]))}\n" for i in order))
+        one = config(
+            name,
+            {"name": "ppca", "n_latent": 1},
+            {"name": "file", "path": str(path), "unit": "unit"},
+            CONFIGS["point"]["inference"],
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "_write_page", lambda run: run.path)
+            found[name] = run(one, out=tmp_path / name, progress=False)
+    several = compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert several.positions.set_index("metric").of_points["procrustes_similarity"] < 0.2
+
+
+def test_what_is_no_complete_run_or_only_one_is_refused(runs, tmp_path):
+    with pytest.raises(ConfigError, match="at least two different runs"):
+        compare_runs([runs / "one", runs / "one"])
+    with pytest.raises(StoreError, match="no run directory"):
+        compare_runs([runs / "one", tmp_path])
+    shutil.copytree(runs / "one", tmp_path / "copy")
+    text = (tmp_path / "copy" / "run.json").read_text()
+    (tmp_path / "copy" / "run.json").write_text(text.replace('"status": "not_converged"', '"status": "failed"'))
+    with pytest.raises(ConfigError, match="copy: the run is failed"):
+        compare_runs([runs / "one", tmp_path / "copy"])
+
+
+def test_the_command_prints_what_can_be_said(runs, capsys):
+    assert cli.main(["compare", str(runs / "one"), str(runs / "two"), str(runs / "raw")]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        "runs\n",
+        "leave-one-out\n",
+        "positions against each other\n",
+        "verdicts on embeddings\n",
+        "not compared, or with care\n",
+    ):
+        assert part in out
+    assert cli.main(["compare", str(runs / "one")]) == 2
+    assert "at least two different runs" in capsys.readouterr().err

@@ -1,0 +1,419 @@
+"""A model with a method against itself: sound ones pass, and planted faults are seen.
+
+Which check sees which fault, in PPCA with 4 features (100 data sets of 10 units; 100 chains of 40 sweeps at 3 units; the
+tests below take fewer):
+
+| fault                                               | SBC | by                     | Geweke | by                         |
+|-----------------------------------------------------|-----|------------------------|--------|----------------------------|
+| the likelihood is dropped                           | yes | log likelihood, z' x   | yes    | mu x mean of x             |
+| the likelihood counts twice                         | yes | log likelihood, sigma  | yes    | sigma                      |
+| prior sds are doubled in the density alone          | yes | log prior              | yes    | mean of x^2                |
+| the noise's sd is taken as its variance             | yes | sigma                  | yes    | mean of steps^2            |
+| the Jacobian is missing                             | no  | (at 10 units)          | yes    | sigma                      |
+| only the first unit counts                          | yes | log likelihood, z' x   | yes    | mu x mean of x             |
+| positions are drawn without the data                | yes | z' x                   | no     | (they are integrated out)  |
+
+False alarms: tables are at 1 in 1000 each, so all sound ones here together at fewer than 1 in 100 changes of the seeds.
+"""
+
+import random
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from latentlab import calibration, cli
+from latentlab.calibration import added_variance, calibrate, ecdf_band, ecdf_p_value, geweke, sbc
+from latentlab.data.dataset import Dataset
+from latentlab.distributions.low_rank_gaussian import LowRankGaussian
+from latentlab.distributions.mixture import Mixture
+from latentlab.errors import ConfigError, ModelError
+from latentlab.inference.density import Density
+from latentlab.inference.map import MAP
+from latentlab.inference.nuts import NUTS
+from latentlab.inference.svi import SVI
+from latentlab.models.base import LatentModel, Position
+from latentlab.models.factor_analysis import FactorAnalysis
+from latentlab.models.gaussian_hmm import GaussianHMM
+from latentlab.models.gaussian_mixture import GaussianMixture
+from latentlab.models.ppca import PPCA
+from latentlab.symmetry.groups import Permutation
+
+SAMPLER = NUTS(n_warmup=60, max_tree_depth=5)
+SOUND = PPCA(n_latent=1, mu_scale=1.0)
+
+
+# -- uniformity of ranks
+
+
+def counts(ranks, n_ranks):
+    return (ranks[:, None] < np.arange(1, n_ranks + 1)).sum(axis=0)
+
+
+def test_the_p_value_is_that_of_simulated_uniform_ranks(rng):
+    """P(p <= level) is at most the level, and near it where the statistic is nearly continuous; binomial tests at 1e-4."""
+    n, n_ranks = 80, 20
+    p = np.array([ecdf_p_value(counts(rng.integers(0, n_ranks + 1, n), n_ranks), n) for _ in range(3000)])
+    for level in (0.01, 0.1, 0.5):
+        exact = p[p <= level].max(initial=0.0)  # the largest attainable p-value up to the level
+        assert binomtest(int((p <= level).sum()), len(p), exact).pvalue > 1e-4
+        assert exact > 0.9 * level
+
+
+@pytest.mark.parametrize(("n", "n_ranks"), [(3, 2), (4, 3)])
+def test_the_p_value_is_that_of_all_possible_ranks(n, n_ranks):
+    every = np.stack(np.meshgrid(*[np.arange(n_ranks + 1)] * n), axis=-1).reshape(-1, n)
+    p = np.array([ecdf_p_value(counts(ranks, n_ranks), n) for ranks in every])
+    for value in np.unique(p.round(12)):
+        assert (p <= value + 1e-9).mean() == pytest.approx(value, abs=1e-9)
+
+
+def test_the_band_holds_all_of_an_ecdf_at_its_level(rng):
+    low, high = ecdf_band(80, 20, 0.1)
+    inside = [((c >= low) & (c <= high)).all() for c in (counts(rng.integers(0, 21, 80), 20) for _ in range(3000))]
+    assert 0.88 < np.mean(inside) < 0.93  # four standard errors; the level is attained within the steps of the ECDF
+
+
+@pytest.mark.parametrize("shape", [(0.5, 0.5), (2.0, 2.0), (1.0, 1.6)], ids=["too narrow", "too wide", "biased"])
+def test_ranks_that_are_not_uniform_are_seen(shape, rng):
+    ranks = np.minimum((rng.beta(*shape, size=200) * 51).astype(int), 50)
+    assert ecdf_p_value(counts(ranks, 50), 200) < 1e-4
+
+
+def test_dependence_of_draws_is_measured_as_it_widens_ranks(rng):
+    """Of normal chains of order one: whether two draws of correlation r are below the truth has correlation
+    6 (1/4 + arcsin((1 + r) / 2) / (2 pi) - 1/3)."""
+    n, n_ranks = 4000, 50
+    for rho in (0.0, 0.5):
+        x = rng.normal(size=(n, n_ranks + 1))
+        for i in range(1, n_ranks + 1):
+            x[:, i] = rho * x[:, i - 1] + np.sqrt(1 - rho**2) * x[:, i]
+        below = 6 * (1 / 4 + np.arcsin((1 + rho ** np.arange(1, 50)) / 2) / (2 * np.pi) - 1 / 3)
+        expected = 4 * below.sum() / n_ranks
+        truth = rng.normal(size=(n, 1, 1))
+        assert float(added_variance(truth, x[:, 1:, None])[0]) == pytest.approx(expected, abs=0.006)
+
+
+# -- sound models
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [SOUND, FactorAnalysis(n_latent=1, mu_scale=1.0)], ids=lambda m: m.name)
+def test_a_sound_model_and_sampler_pass(model, monkeypatch):
+    if model is not SOUND:
+        monkeypatch.setattr(calibration, "geweke", partial(geweke, n_chains=80, n_sweeps=40))
+    found = calibrate(model, SAMPLER, n_replications=200 if model is SOUND else 60, progress=False)
+    assert found.passed, str(found)
+    assert (found.sbc.table.autocorrelation < 0.05).all()
+    assert "all passed (false-alarm rate of the whole: at most 0.002)" in str(found)
+
+
+MIXTURE = GaussianMixture(2, "spherical", weights_concentration=2.0, mu_scale=1.5, sigma_scale=1.0, sigma_spread=0.3)
+HMM = GaussianHMM(2, "spherical", initial_concentration=0.0, mu_scale=1.5, sigma_scale=0.7, sigma_spread=0.3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "n_units"), [(MIXTURE, 8), (HMM, 10)], ids=["mixture", "hidden Markov model"])
+def test_sound_models_of_labels_pass(model, n_units):
+    sampler = NUTS(n_warmup=100, max_tree_depth=5)
+    ranks = sbc(model, sampler, n_replications=200, n_units=n_units, n_ranks=20, progress=False)
+    assert ranks.passed, ranks.table
+    assert {"sorted shares z[0]", "log likelihood"} <= set(ranks.table.quantity)
+    moved = geweke(model, sampler, n_chains=100, n_sweeps=40, n_units=n_units, progress=False)
+    assert moved.passed, moved.table
+
+
+class WeightsIgnored(GaussianMixture):
+    def model(self, x, mask=None):
+        weights = self._weights()
+        components = self.emission.components(self.emission.sample(x.shape[1]))
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", Mixture(torch.log(torch.full_like(weights, 1 / len(weights))), components, mask), obs=x)
+
+
+class SpreadSquared(GaussianMixture):
+    def model(self, x, mask=None):
+        weights, values = self._weights(), self.emission.sample(x.shape[1])
+        components = self.emission.components({**values, "sigma": values["sigma"] ** 2})
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)
+
+
+class TransitionsIgnored(GaussianHMM):
+    def _series(self, arrays, values):
+        even = torch.full_like(values["transition"], 1 / self.n_states)
+        return super()._series(arrays, {**values, "transition": even})
+
+
+class StatesSpreadSquared(GaussianHMM):
+    def _series(self, arrays, values):
+        return super()._series(arrays, {**values, "sigma": values["sigma"] ** 2})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("broken", "sound", "check"),
+    [
+        (WeightsIgnored, MIXTURE, geweke),
+        (SpreadSquared, MIXTURE, sbc),
+        (TransitionsIgnored, HMM, geweke),
+        (StatesSpreadSquared, HMM, sbc),
+    ],
+    ids=lambda one: getattr(one, "__name__", ""),
+)
+def test_planted_faults_in_models_of_labels_are_seen(broken, sound, check, monkeypatch):
+    monkeypatch.setattr(calibration, "MOST_THIN", 4)
+    options = {"n_chains": 100, "n_sweeps": 40} if check is geweke else {"n_replications": 100, "n_ranks": 20}
+    model = broken(**sound.hyperparameters())
+    model.simulate = sound.simulate
+    assert not check(model, NUTS(n_warmup=100, max_tree_depth=5), n_units=10, progress=False, **options).passed
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "model",
+    [
+        PPCA(n_latent=2, mu_scale=1.0),
+        FactorAnalysis(n_latent=1, mu_scale=1.0),
+        PPCA(n_latent=1, mu_scale=1.0, marginalize=False),
+        MIXTURE,
+        HMM,
+    ],
+    ids=["ppca", "factor_analysis", "explicit positions", "mixture", "hidden Markov model"],
+)
+def test_a_sound_model_and_sampler_pass_many_times(model):
+    ranks = sbc(model, NUTS(n_warmup=300), n_replications=1000)
+    assert ranks.passed, ranks.table
+    moved = geweke(model, NUTS(n_warmup=300), n_chains=500, n_sweeps=100)
+    assert moved.passed, moved.table
+
+
+# -- planted faults
+
+JOINT = Density.log_joint
+
+
+def total(terms):
+    return torch.stack([*terms.values()]).sum()
+
+
+def likelihood_dropped(self, values, arrays=None, unit_scale=1.0):
+    return total(self.log_prior(values, arrays))
+
+
+def likelihood_twice(self, values, arrays=None, unit_scale=1.0):
+    return JOINT(self, values, arrays, 2.0)
+
+
+def first_unit_only(self, values, arrays=None, unit_scale=1.0):
+    if not hasattr(self, "observed"):  # while the density is being made
+        return JOINT(self, values, arrays)
+    return total(self.log_prior(values, arrays)) + self.log_likelihood(values, arrays)[0]
+
+
+class VarianceForSd(PPCA):
+    def model(self, x, mask=None):
+        n, d = x.shape
+        W = pyro.sample("W", dist.Normal(torch.zeros(d, 1), 1.0).to_event(2))
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(d), 1.0).to_event(1))
+        sigma = pyro.sample("sigma", dist.HalfNormal(torch.ones(())))
+        with pyro.plate("unit", n):
+            pyro.sample("x", LowRankGaussian(mu, W, sigma.sqrt(), mask), obs=x)
+
+
+def doubled():
+    model = PPCA(n_latent=1, W_scale=2.0, mu_scale=2.0, sigma_scale=2.0)
+    model.simulate = SOUND.simulate
+    return model
+
+
+FAULTS = {
+    "likelihood dropped": (SOUND, {"log_joint": likelihood_dropped}, "log likelihood", "mu[0] x mean of x"),
+    "likelihood twice": (SOUND, {"log_joint": likelihood_twice}, "log likelihood", "sigma"),
+    "prior sds doubled": (doubled(), {}, "log prior", "mean of x^2"),
+    "variance for sd": (VarianceForSd(n_latent=1, mu_scale=1.0), {}, "sigma", "mean of steps^2, squared"),
+    "no Jacobian": (SOUND, {"log_jacobian": lambda self, u: u.new_zeros(())}, "", "sigma"),
+    "first unit only": (SOUND, {"log_joint": first_unit_only}, "log likelihood", "mu[0] x mean of x"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_seen(fault, monkeypatch):
+    model, patches, by_ranks, by_moves = FAULTS[fault]
+    monkeypatch.setattr(calibration, "MOST_THIN", 4)  # a fault shows whether the chains mix or not
+    for name, function in patches.items():
+        monkeypatch.setattr(Density, name, function)
+    if by_ranks:
+        ranks = sbc(model, SAMPLER, n_replications=50, n_ranks=20, progress=False)
+        assert not ranks.passed
+        assert verdict(ranks.table, by_ranks) == "fail"
+    n_chains, n_sweeps = (100, 40) if fault == "variance for sd" else (60, 30)
+    moved = geweke(model, SAMPLER, n_chains=n_chains, n_sweeps=n_sweeps, n_units=3, progress=False)
+    assert not moved.passed
+    assert verdict(moved.table, by_moves) == "fail"
+
+
+def test_positions_drawn_without_the_data_are_seen(monkeypatch):
+    def blind(self, arrays, **values):
+        return dist.Normal(torch.zeros(len(arrays["x"]), self.n_latent), 1.0).to_event(1)
+
+    monkeypatch.setattr(PPCA, "latents", blind)
+    ranks = sbc(SOUND, SAMPLER, n_replications=50, n_ranks=20, progress=False)
+    assert ranks.table.set_index("quantity").verdict.drop("|z' x|^2").ne("fail").sum() > 5
+    assert verdict(ranks.table, "|z' x|^2") == "fail"
+
+
+def verdict(table, quantity):
+    return table.set_index("quantity").verdict[quantity]
+
+
+def test_a_chain_that_hardly_moves_is_said_to_be_too_dependent(monkeypatch):
+    monkeypatch.setattr(calibration, "MOST_THIN", 4)
+    ranks = sbc(SOUND, NUTS(n_warmup=40, max_tree_depth=1), n_replications=60, progress=False)
+    assert not ranks.passed
+    assert "autocorrelated" in set(ranks.table.verdict)
+
+
+# -- labels, and other methods
+
+
+class TwoGroups(LatentModel):
+    """Two groups of equal weight on the line: c_k ~ N(0, 2), z_n in {0, 1}, x_n ~ N(c_{z_n}, 0.5)."""
+
+    name = "two_groups"
+    dims = {"c": ("component",), "z": ("unit",)}
+    position = Position("z", kind="discrete")
+    symmetry = Permutation("component")
+    methods = ("nuts", "svi", "map")
+
+    def model(self, x):
+        c = pyro.sample("c", dist.Normal(torch.zeros(2), 2.0).to_event(1))
+        with pyro.plate("unit", len(x)):
+            groups = dist.Normal(c, 0.5).expand([len(x), 2])
+            mixed = dist.MixtureSameFamily(dist.Categorical(torch.full((len(x), 2), 0.5)), groups)
+            pyro.sample("x", mixed, obs=x[:, 0])
+
+    def latents(self, arrays, **values):
+        return dist.Categorical(logits=dist.Normal(values["c"], 0.5).log_prob(arrays["x"]))
+
+    def simulate(self, rng, n_units):
+        c, z = 2.0 * rng.standard_normal(2), rng.integers(0, 2, n_units)
+        x = (c[z] + 0.5 * rng.standard_normal(n_units))[:, None]
+        dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name="two groups")
+        return replace(dataset, truth={"c": c, "z": z}, truth_dims=dict(self.dims))
+
+
+class WrongLabels(TwoGroups):
+    def latents(self, arrays, **values):
+        return dist.Categorical(logits=torch.zeros(len(arrays["x"]), 2))
+
+
+def test_labels_are_ranked_by_what_does_not_depend_on_their_names():
+    ranks = sbc(TwoGroups(), SAMPLER, n_replications=100, n_units=8, n_ranks=20, progress=False)
+    assert {"sorted shares z[0]", "|z' x|^2"} <= set(ranks.table.quantity)
+    assert ranks.passed, ranks.table
+    wrong = sbc(WrongLabels(), SAMPLER, n_replications=100, n_units=8, n_ranks=20, progress=False)
+    assert verdict(wrong.table, "|z' x|^2") == "fail"
+    assert verdict(wrong.table, "log likelihood") != "fail"
+    moved = geweke(TwoGroups(), SAMPLER, n_chains=60, n_sweeps=30, progress=False)  # whose data are a column of the array
+    assert moved.passed, moved.table
+
+
+def test_other_methods_are_run_on_one_data_set_after_the_other():
+    """A guide that is stopped after two steps is nothing like the posterior."""
+    few_steps = SVI(guide="mean_field", n_steps=2, n_draws=60)
+    found = calibrate(TwoGroups(), few_steps, n_replications=20, n_units=8, progress=False)
+    assert found.geweke is None
+    assert not found.passed
+    assert "left out" in str(found)
+
+
+def test_what_cannot_be_checked_is_refused(monkeypatch):
+    with pytest.raises(ModelError, match="'map' gives a point"):
+        sbc(SOUND, MAP())
+    with pytest.raises(ModelError, match="is for the method 'nuts'"):
+        geweke(SOUND, SVI())
+    with pytest.raises(ConfigError, match="n_replications must be a whole number of at least 2; got 1"):
+        sbc(SOUND, SAMPLER, n_replications=1)
+    with pytest.raises(ModelError, match="gives 40 draws, fewer than the 50"):
+        sbc(TwoGroups(), SVI(guide="mean_field", n_steps=2, n_draws=40), n_replications=2)
+    bare = PPCA(n_latent=1)
+    bare.simulate = lambda rng, n_units: replace(SOUND.simulate(rng, n_units), truth={"W": np.zeros((10, 1))}, truth_dims={})
+    with pytest.raises(ModelError, match="gives no true value of mu, sigma, z"):
+        sbc(bare, SAMPLER)
+    monkeypatch.setattr(PPCA, "simulate", LatentModel.simulate)
+    with pytest.raises(ModelError, match="it has no `simulate`"):
+        sbc(SOUND, SAMPLER)
+
+
+def test_geweke_refuses_a_site_that_is_no_array():
+    class Renamed(TwoGroups):
+        def model(self, x):
+            c = pyro.sample("c", dist.Normal(torch.zeros(2), 2.0).to_event(1))
+            with pyro.plate("unit", len(x)):
+                pyro.sample("y", dist.Normal(c.sum(), 1.0), obs=x[:, 0])
+
+    class Half(TwoGroups):
+        def model(self, x):
+            super().model(x[: len(x) // 2])
+
+    with pytest.raises(ModelError, match="must have the name of an array"):
+        geweke(Renamed(), SAMPLER, n_chains=2)
+    with pytest.raises(ModelError, match=r"the site 'x' has shape \(2,\), its array \(4, 1\)"):
+        geweke(Half(), SAMPLER, n_chains=3, n_units=4)
+
+
+# -- the same again, nothing left behind, and the command
+
+
+def test_the_same_seed_gives_the_same_tables_and_no_state_is_left(monkeypatch):
+    monkeypatch.setattr(calibration, "N_REFERENCE", 100)
+    monkeypatch.setattr(calibration, "MOST_THIN", 2)
+    state = torch.get_rng_state(), str(np.random.get_state()), random.getstate(), torch.get_default_dtype()
+    a, b = (sbc(SOUND, SAMPLER, n_replications=6, n_units=4, n_ranks=5, seed=5, progress=False) for _ in range(2))
+    pd.testing.assert_frame_equal(a.table, b.table)
+    a, b = (geweke(SOUND, SAMPLER, n_chains=5, n_sweeps=4, seed=5, progress=False) for _ in range(2))
+    pd.testing.assert_frame_equal(a.table, b.table)
+    after = torch.get_rng_state(), str(np.random.get_state()), random.getstate(), torch.get_default_dtype()
+    assert torch.equal(state[0], after[0])
+    assert state[1:] == after[1:]
+
+
+CONFIG = """\
+name: toy
+dataset: {name: iris}
+model: {name: ppca, n_latent: 1, mu_scale: 1.0}
+inference: {name: nuts, n_warmup: 60, max_tree_depth: 5}
+"""
+
+
+def test_the_command_prints_both_tables_and_says_by_its_exit_code_whether_all_passed(tmp_path, capsys, monkeypatch):
+    (tmp_path / "toy.yaml").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibration, "geweke", partial(geweke, n_chains=20, n_sweeps=10))
+    command = ["calibrate", "toy.yaml", "seed=3", "--n-replications", "30", "--n-units", "6", "--quiet"]
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "30 data sets" in printed
+    assert "Geweke" in printed
+    assert "false-alarm rate of the whole: at most 0.002" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.yaml"]
+    monkeypatch.setattr(Density, "log_joint", likelihood_dropped)
+    monkeypatch.setattr(calibration, "MOST_THIN", 2)
+    assert cli.main([*command, "--out", "found"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "found" / "calibration.csv")
+    assert set(table.check) == {"sbc", "geweke"}
+    assert (tmp_path / "found" / "calibration.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_command_refuses_a_config_in_one_line(tmp_path, capsys):
+    (tmp_path / "toy.yaml").write_text(CONFIG)
+    assert cli.main(["calibrate", str(tmp_path / "toy.yaml"), "inference={name: map}"]) == 2
+    assert "gives a point" in capsys.readouterr().err
