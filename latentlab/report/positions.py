@@ -13,7 +13,7 @@ from latentlab.errors import ModelError
 from latentlab.fit import impute, thinned
 from latentlab.models.base import LatentModel
 from latentlab.posterior import SENSITIVE
-from latentlab.report import labels, series
+from latentlab.report import autoencoder, labels, series
 from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, INK, RED, Classes, drawn, panels, shortened
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
 from latentlab.report.source import POINT, Source
@@ -43,7 +43,7 @@ def section(source: Source) -> Section:
     else:
         classes = Classes(source.labels, len(source.units))
         items += [Text((_sentence(source),)), *series.course_of_positions(source), _positions(source, classes), _table(source)]
-        items += _loadings(source)
+        items += [*_loadings(source), *autoencoder.parts(source)]
     items += _predictive(source)
     items += _sensitivity(source)
     items += _held_out(source)
