@@ -2,13 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from latentlab.data.dataset import Dataset
 from latentlab.errors import LatentLabError
 from latentlab.inference.density import parameter_tensors, tensors
 from latentlab.inference.encoder import ACTIVE, activity
@@ -45,13 +43,10 @@ class _Machine:
         self.source, model = source, source.model
         assert model is not None
         self.model = model
-        dataset: Dataset = source.fitted
-        if model.takes("labels") and source.raw is not None:
-            dataset = replace(dataset, labels=source.raw.labels)
         self.parameters = parameter_tensors(arrays(source.tree, "parameters"))
-        self.given = tensors(model, dataset)
+        self.given = tensors(model, source.given)
         self.table = activity(model, self.given, self.parameters)
-        z = source.tree["posterior"][source.site].values.reshape(-1, len(source.units), len(self.table))
+        z = arrays(source.tree, "posterior")[source.site].reshape(-1, len(source.units), len(self.table))
         self.mean, self.sd = z.mean(axis=0), z.std(axis=0)
         some = z[np.unique(np.linspace(0, len(z) - 1, min(len(z), N_DRAWS)).astype(int))]
         decoded = np.stack([self.decode(one) for one in some])

@@ -12,7 +12,7 @@ from latentlab.diagnostics import sensitivity
 from latentlab.errors import ModelError
 from latentlab.fit import impute, thinned
 from latentlab.models.base import LatentModel
-from latentlab.posterior import SENSITIVE
+from latentlab.posterior import SENSITIVE, arrays
 from latentlab.report import autoencoder, labels, series
 from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, INK, RED, Classes, drawn, panels, shortened
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
@@ -412,7 +412,8 @@ def imputations(source: Source, model: LatentModel, where: np.ndarray) -> np.nda
     """Draws of missing entries `(draw, entry)`, in the scale of the fit."""
     sites = {str(name): array.values for name, array in source.tree["posterior"].data_vars.items()}
     seeds = Seeds(int(source.config.get("seed", 0))).child("imputations")
-    return impute(model, source.fitted, thinned(sites, N_IMPUTED), seeds, where).reshape(-1, len(where))
+    parameters = arrays(source.tree, "parameters")
+    return impute(model, source.given, thinned(sites, N_IMPUTED), seeds, where, parameters).reshape(-1, len(where))
 
 
 def _hidden(source: Source, where: np.ndarray) -> np.ndarray | None:

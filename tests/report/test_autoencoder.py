@@ -36,7 +36,7 @@ SHORT = {"name": "svi", "guide": "model", "n_steps": 150, "n_draws": 40, "learni
 @pytest.fixture(scope="module")
 def linear(tmp_path_factory):
     folder = tmp_path_factory.mktemp("linear")
-    return made(folder, "linear", {"name": "linear_vae", "n_latent": 3, "sigma": 0.9}, {"name": "iris"}, {"name": "exact"})
+    return made(folder, "linear", {"name": "linear_vae", "n_latent": 3, "sigma": 1.0}, {"name": "iris"}, {"name": "exact"})
 
 
 @pytest.fixture(scope="module")
