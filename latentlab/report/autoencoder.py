@@ -10,6 +10,7 @@ import torch
 from latentlab.errors import LatentLabError
 from latentlab.inference.density import parameter_tensors, tensors
 from latentlab.inference.encoder import ACTIVE, activity
+from latentlab.models.base import LatentModel
 from latentlab.posterior import arrays
 from latentlab.report.figure import BLUE, COLORS, GREY, ORANGE, drawn, panels, shortened
 from latentlab.report.items import Figure, Item, Table, Text, count, listed, shown
@@ -27,10 +28,11 @@ PIXEL = re.compile(r"pixel_(\d+)_(\d+)")
 
 def parts(source: Source) -> list[Item]:
     """Active dimensions, reconstructions and walks; nothing where the model has no parameters or is not there."""
-    if source.model is None or not source.model.parameters or not arrays(source.tree, "parameters"):
+    model = source.model
+    if model is None or not model.parameters or not arrays(source.tree, "parameters"):
         return []
     try:
-        machine = _Machine(source)
+        machine = _Machine(source, model)
     except LatentLabError as error:
         return [Text((f"What the encoder and the decoder do is not shown: {error}",))]
     return [*_activity(machine), _reconstructions(machine), _walks(machine)]
@@ -39,10 +41,8 @@ def parts(source: Source) -> list[Item]:
 class _Machine:
     """Encoder and decoder of a fit, in the model's own axes."""
 
-    def __init__(self, source: Source) -> None:
-        self.source, model = source, source.model
-        assert model is not None
-        self.model = model
+    def __init__(self, source: Source, model: LatentModel) -> None:
+        self.source, self.model = source, model
         self.parameters = parameter_tensors(arrays(source.tree, "parameters"))
         self.given = tensors(model, source.given)
         self.table = activity(model, self.given, self.parameters)
@@ -124,13 +124,15 @@ def _reconstructions(machine: _Machine) -> Figure:
         "spread": machine.spread * machine.scale,
     }
 
+    pixels = np.empty((0, 2), dtype=int) if machine.pixels is None else machine.pixels
+
     def images(canvas: Any) -> None:
         axes = canvas.subplots(3, len(units), squeeze=False)
         low, high = np.nanmin(rows["data"][units]), np.nanmax(rows["data"][units])
         for j, i in enumerate(units):
             for k, (title, values) in enumerate(rows.items()):
                 limits = {"vmin": low, "vmax": high} if title != "spread" else {"vmin": 0.0, "vmax": rows["spread"][units].max()}
-                axes[k, j].imshow(_image(values[i], machine.pixels), cmap="gray_r" if k < 2 else "magma", **limits)
+                axes[k, j].imshow(_image(values[i], pixels), cmap="gray_r" if k < 2 else "magma", **limits)
                 axes[k, j].set_xticks([])
                 axes[k, j].set_yticks([])
                 if j == 0:
@@ -182,13 +184,15 @@ def _walks(machine: _Machine) -> Figure:
             z[:, k] = points
             walks.append((f"axis {k + 1}, {what}", machine.decode(z, unit)))
 
+    pixels = np.empty((0, 2), dtype=int) if machine.pixels is None else machine.pixels
+
     def images(canvas: Any) -> None:
         axes = canvas.subplots(len(walks), len(STEPS), squeeze=False)
         values = [machine.raw(found) for _, found in walks]
         limits = {"vmin": min(v.min() for v in values), "vmax": max(v.max() for v in values)}
         for row, (name, _), found in zip(axes, walks, values, strict=True):
             for one, x in zip(row, found, strict=True):
-                one.imshow(_image(x, machine.pixels), cmap="gray_r", **limits)
+                one.imshow(_image(x, pixels), cmap="gray_r", **limits)
                 one.set_xticks([])
                 one.set_yticks([])
             row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
@@ -230,9 +234,8 @@ def _grid(features: list[str]) -> np.ndarray | None:
     return np.array([[int(part) for part in match.groups()] for match in found if match is not None])
 
 
-def _image(values: np.ndarray, pixels: np.ndarray | None) -> np.ndarray:
+def _image(values: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """Values of features as an image; pixels that are no feature are blank."""
-    assert pixels is not None
     image = np.full(pixels.max(axis=0) + 1, np.nan)
     image[pixels[:, 0], pixels[:, 1]] = values
     return image

@@ -58,7 +58,7 @@ def test_dimensions_are_those_of_the_encoder_and_a_collapse_is_loud(linear):
 
 
 def test_what_is_decoded_is_what_the_decoder_says(linear):
-    machine = autoencoder._Machine(Source(linear))
+    machine = autoencoder._Machine(Source(linear), Source(linear).model)
     W, mu = (torch.as_tensor(machine.parameters[name]).numpy() for name in ("W", "mu"))
     z = linear.posterior["posterior"]["z"].values[0].mean(axis=0)
     np.testing.assert_allclose(machine.mean, z)
