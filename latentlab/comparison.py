@@ -124,12 +124,10 @@ class Comparison:
         return self.data[["mahalanobis", "distance", "lost_neighbors", "own_lost_neighbors", "spread", "knew", "knew_p"]]
 
     def sentences(self) -> dict[str, str]:
-        """The verdict on each compared array under the first alignment that takes it, in words."""
+        """The verdict on each compared array under the first alignment that takes it, in words; none for what gets no verdict."""
         said = self.data["sentence"]
-        return {
-            str(label): next(filter(None, said.sel(embedding=label).values.astype(str).tolist()))
-            for label in said["embedding"].values
-        }
+        every = {str(label): said.sel(embedding=label).values.astype(str).tolist() for label in said["embedding"].values}
+        return {label: next(filter(None, ways)) for label, ways in every.items() if any(ways)}
 
     def __repr__(self) -> str:
         n_arrays, n_metrics = self.data.sizes["embedding"], self.data.sizes["metric"]

@@ -128,3 +128,57 @@ def test_an_unsmoothed_path_does_not_pass_for_windows(monkeypatch):
     assert not registry.find("window_pca", "state_space").check().passed
     monkeypatch.setattr(registry, "embed", lambda name, *given, **options: embedded("window_pca", *given, window=9, **options))
     assert not registry.find("pca", "state_space").check().passed
+
+
+# -- autoencoders
+
+
+def test_widths_in_a_list_are_those_in_a_tuple_and_deep_ones_are_not_taken_for_linear():
+    for hidden in ([], ()):
+        assert registry.find("autoencoder", "ppca", {"hidden": hidden}).grade == "exact"
+    assert registry.find("autoencoder", "ppca", {"hidden": [64]}) is None
+    assert registry.find("autoencoder", "linear_vae") is None
+
+
+def test_other_codes_do_not_pass_for_a_linear_autoencoders(monkeypatch):
+    embedded = registry.embed
+    claims = [registry.find("autoencoder", model, {"hidden": ()}) for model in ("ppca", "linear_vae")]
+
+    def stands_in(code):
+        monkeypatch.setattr(
+            registry, "embed", lambda _, dataset, **__: replace(embedded("pca", dataset), values=code[None], seeds=(0,))
+        )
+        assert not any(claim.check().passed for claim in claims)
+
+    dataset = load_dataset("wine")
+    stands_in(embedded("isomap", dataset).values)  # it bends the plane
+    stands_in(3 * registry._posterior_mean("ppca", dataset, 2))  # the positions themselves, but for scale: nothing is left open
+
+
+@pytest.mark.parametrize("power", [0.5, 1.5])
+def test_a_wrong_power_of_the_eigenvalues_is_not_the_encoders_mean(monkeypatch, power):
+    right = registry.shrunk_axes
+
+    def wrong(values, dataset):
+        return right(values, dataset) * registry.principal_axes(values).var(axis=0) ** (1 - power)
+
+    monkeypatch.setattr(registry, "shrunk_axes", wrong)
+    assert not registry.find("pca", "linear_vae").check().passed
+
+
+def test_a_turned_map_is_ppcas_posterior_mean_and_not_the_encoders(monkeypatch):
+    """What the linear VAE identifies beyond PPCA."""
+    right, turn = registry.shrunk_axes, np.array([[0.8, 0.6], [-0.6, 0.8]])
+    monkeypatch.setattr(registry, "shrunk_axes", lambda values, dataset: right(values, dataset) @ turn)
+    assert registry.find("pca", "ppca").check().passed
+    assert not registry.find("pca", "linear_vae").check().passed
+
+
+def test_a_bound_short_of_the_likelihood_or_an_axis_in_use_does_not_pass(monkeypatch):
+    claim, highest = registry.find("pca", "linear_vae"), registry._highest_log_likelihood
+    monkeypatch.setattr(registry, "_highest_log_likelihood", lambda name, *given: highest(name, *given) - 1e-5 * (name == "ppca"))
+    assert not claim.check().passed
+    monkeypatch.setattr(registry, "_highest_log_likelihood", highest)
+    at_maximum = registry._at_maximum
+    monkeypatch.setattr(registry, "_at_maximum", lambda model, dataset: at_maximum(type(model)(n_latent=2), dataset))
+    assert not claim.check().passed

@@ -47,6 +47,10 @@ def run(command, folder):
     if words[1] == "run":
         method = "svi" if "inference.name=svi" in words else "nuts"
         words += [*SMALL[method], *(FEW if "my_config.yaml" not in words else FEW[1:])]
+    if words[1] == "select":
+        words += SMALL["nuts"]
+    if words[1] == "calibrate":
+        words += ["--n-replications=20", "--n-units=6", "inference.n_warmup=60", "inference.max_tree_depth=5"]
     script = Path(sys.executable).parent / "latentlab"
     return subprocess.run([script, *words[1:]], cwd=folder, capture_output=True, text=True, timeout=500)
 

@@ -101,14 +101,28 @@ def svg(canvas: Any, name: str, alt: str) -> str:
     text = stream.getvalue()
     text = re.sub(r"<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
-    text = re.sub(r"<[^>]*>", lambda tag: _own_ids(tag.group(), name), text)
+    numbers: dict[str, str] = {}
+    text = re.sub(r"<[^>]*>", lambda tag: _own_ids(tag.group(), name, numbers), text)
     width, height = (float(v) for v in re.findall(r'(?:width|height)="([\d.]+)pt"', text[:600])[:2])
     open_tag = f'<svg class="drawing" role="img" aria-label="{_attribute(alt)}" viewBox="0 0 {width:g} {height:g}" style="width:'
     open_tag += f'{width * 4 / 3:.0f}px">'
     return open_tag + re.sub(r"\s*\n\s*", "\n", text[text.index(">", text.index("<svg")) + 1 :]).strip()
 
 
-def _own_ids(tag: str, name: str) -> str:
+HASHED = re.compile(r'(\bid="|href="#|url\(#)([A-Za-z])[0-9a-f]{10}(?=["\)])')
+
+
+def _own_ids(tag: str, name: str, numbers: dict[str, str]) -> str:
+    """The tag with ids that are the drawing's own, those of clips and marks counted.
+
+    Matplotlib makes them of coordinates to the last digit, which its layout does not repeat from one drawing to the next.
+    """
+
+    def counted(match: re.Match[str]) -> str:
+        before = match.group()[len(match.group(1)) :]
+        return match.group(1) + numbers.setdefault(before, f"{match.group(2)}{len(numbers)}")
+
+    tag = HASHED.sub(counted, tag)
     tag = re.sub(r'\bid="', f'id="{name}-', tag)
     tag = re.sub(r'href="#', f'href="#{name}-', tag)
     return re.sub(r"url\(#", f"url(#{name}-", tag)

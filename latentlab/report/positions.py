@@ -12,8 +12,8 @@ from latentlab.diagnostics import sensitivity
 from latentlab.errors import ModelError
 from latentlab.fit import impute, thinned
 from latentlab.models.base import LatentModel
-from latentlab.posterior import SENSITIVE
-from latentlab.report import labels, series
+from latentlab.posterior import SENSITIVE, arrays
+from latentlab.report import autoencoder, labels, series
 from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, INK, RED, Classes, drawn, panels, shortened
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
 from latentlab.report.source import POINT, Source
@@ -43,7 +43,7 @@ def section(source: Source) -> Section:
     else:
         classes = Classes(source.labels, len(source.units))
         items += [Text((_sentence(source),)), *series.course_of_positions(source), _positions(source, classes), _table(source)]
-        items += _loadings(source)
+        items += [*_loadings(source), *autoencoder.parts(source)]
     items += _predictive(source)
     items += _sensitivity(source)
     items += _held_out(source)
@@ -95,7 +95,7 @@ def _line(source: Source, classes: Classes) -> Figure:
         axes.grid(axis="y")
         classes.legend(canvas, axes)
 
-    caption = f"Posterior mean of each unit's position with its {LEVEL:.0%} credible interval{_by_label(classes)}."
+    caption = f"Posterior mean of each unit's position with its {LEVEL:.0%} credible interval{_by_label(source, classes)}."
     return drawn("positions", caption, f"Interval plot of {len(mean)} positions on a line.", (10, 4.2), draw)
 
 
@@ -112,7 +112,7 @@ def _plane(source: Source, classes: Classes) -> Figure:
 
     caption = (
         f"Posterior mean of each unit's position with its {LEVEL:.0%} credible ellipse{_some(len(source.units))} (of the Gaussian with the draws' covariance)"
-        f"{_by_label(classes)}. Only what the symmetry leaves identified can be read off: distances and shapes, not the axes."
+        f"{_by_label(source, classes)}. Only what the symmetry leaves identified can be read off: distances and shapes, not the axes."
     )
     return drawn("positions", caption, f"Scatter of {len(source.units)} positions on a plane with ellipses.", (10, 6.6), draw)
 
@@ -156,7 +156,7 @@ def _pairs(source: Source, classes: Classes) -> Figure:
     sds = np.sqrt(np.einsum("nkk->nk", source.covariance)[:, :q].mean(axis=0))
     caption = (
         f"Posterior means of the units' positions with {LEVEL:.0%} credible ellipses{_some(len(source.units))}, each pair of "
-        f"axes{_by_label(classes)}.{some} Posterior standard deviations, "
+        f"axes{_by_label(source, classes)}.{some} Posterior standard deviations, "
         f"root mean square over units: {', '.join(f'{sd:.2g}' for sd in sds)}."
     )
     return drawn("positions", caption, f"Matrix of scatters of {len(source.units)} positions.", (10, 2.6 * (q - 1) + 0.6), draw)
@@ -166,8 +166,9 @@ def _some(n_units: int) -> str:
     return "" if n_units <= MOST_ELLIPSES else f", drawn for {MOST_ELLIPSES} units spread evenly over the data"
 
 
-def _by_label(classes: Classes) -> str:
-    return ", coloured and shaped by label, which the model was not shown" if classes.names else ""
+def _by_label(source: Source, classes: Classes) -> str:
+    told = source.model is not None and source.model.takes("labels")
+    return f", coloured and shaped by label, which the model was {'' if told else 'not '}shown" if classes.names else ""
 
 
 def _table(source: Source) -> Table:
@@ -412,7 +413,8 @@ def imputations(source: Source, model: LatentModel, where: np.ndarray) -> np.nda
     """Draws of missing entries `(draw, entry)`, in the scale of the fit."""
     sites = {str(name): array.values for name, array in source.tree["posterior"].data_vars.items()}
     seeds = Seeds(int(source.config.get("seed", 0))).child("imputations")
-    return impute(model, source.fitted, thinned(sites, N_IMPUTED), seeds, where).reshape(-1, len(where))
+    parameters = arrays(source.tree, "parameters")
+    return impute(model, source.given, thinned(sites, N_IMPUTED), seeds, where, parameters).reshape(-1, len(where))
 
 
 def _hidden(source: Source, where: np.ndarray) -> np.ndarray | None:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,12 @@ class Source:
         dims = tuple(map(str, x.dims))
         coords = {str(name): array.values for name, array in x.coords.items() if array.dims in {(dim,) for dim in dims}}
         return Dataset({str(x.name): x.values}, dims={str(x.name): dims}, coords=coords)
+
+    @cached_property
+    def given(self) -> Dataset:
+        """`fitted`, with the labels where the model was shown them."""
+        shown = self.model is not None and self.model.takes("labels") and self.raw is not None
+        return replace(self.fitted, labels=self.raw.labels) if shown and self.raw is not None else self.fitted
 
     @cached_property
     def is_table(self) -> bool:

@@ -62,7 +62,7 @@ MODELS = [
     DPMixture(3),
     DPMixture(3, alpha_shape=0.0),
     BernoulliMixture(2),
-    PoissonMixture(2, rate_mean=[2.0, 6.0]),
+    PoissonMixture(2, rate_shape=2.5, rate_mean=[2.0, 6.0]),
 ]
 
 
@@ -467,14 +467,23 @@ def test_a_component_on_one_datum_is_flagged(rng):
     assert all(np.isfinite(array).all() for array in found.sites().values())
 
 
-def test_a_restart_without_collapse_is_preferred_to_a_higher_one_with_it(rng):
-    x = np.vstack([rng.standard_normal((40, 1)), rng.standard_normal((40, 1)) + 6])
-    x[:6] = x[0]  # six equal units
-    found = fit(GaussianMixture(2, covariance="diagonal"), data(x), Exact(n_restarts=5, n_draws=4), seed=0, progress=False)
+@pytest.mark.parametrize("starts", ["collapsed, sound", "sound, collapsed"])
+def test_a_restart_without_collapse_is_preferred_to_a_higher_one_with_it(starts, rng):
+    """Fifteen equal units: on them the likelihood has no bound, and that end is the higher one."""
+    x = np.vstack([np.full((15, 1), 0.3), rng.standard_normal((25, 1)), rng.standard_normal((40, 1)) + 6])
+    places = iter({"collapsed": (0.3, 0.01), "sound": (0.0, 1.0)}[start] for start in starts.split(", "))
+
+    class Planted(GaussianMixture):
+        def initialize(self, arrays, rng):
+            mean, sd = next(places)
+            values = {"weights": [0.2, 0.8], "mu": [[mean], [6.0]], "sigma": [[sd], [3.0 if sd < 1 else 1.0]]}
+            return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+    found = fit(Planted(2, covariance="diagonal"), data(x), Exact(n_restarts=2, n_draws=4), seed=0, progress=False)
+    maxima = dict(zip(starts.split(", "), found.data["optimization"]["maxima"].values, strict=True))
+    assert maxima["collapsed"] > maxima["sound"] + 10
     assert not notes(found)
-    three = fit(GaussianMixture(4, covariance="diagonal"), data(x), Exact(n_restarts=3, n_draws=4), seed=0, progress=False)
-    best = three.data["optimization"]["maxima"].values
-    assert np.isfinite(best).all()
+    assert found.sites()["sigma"].min() > 0.5
 
 
 def test_the_log_normal_prior_keeps_equal_units_from_collapse_and_the_half_normal_does_not(rng):

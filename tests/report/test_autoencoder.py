@@ -1,0 +1,101 @@
+"""The page of autoencoders: active dimensions, reconstructions, walks through the decoder."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from latentlab.inference.encoder import ACTIVE
+from latentlab.report import autoencoder
+from latentlab.report.source import Source
+from latentlab.study.run import load_fit, run
+
+
+def told(found):
+    page = json.loads((found.path / "report.json").read_text(encoding="utf-8"))
+    return [item for part in page["sections"] for item in part["items"]]
+
+
+def named(found, kind):
+    return {item["name"]: item for item in told(found) if item["kind"] == kind}
+
+
+def words(found):
+    return "\n".join(line for item in told(found) if item["kind"] == "text" for line in item["lines"])
+
+
+def made(folder, name, model, dataset, inference):
+    config = {"name": name, "dataset": dataset, "model": model, "inference": inference}
+    return run(config, out=folder / name, progress=False)
+
+
+SHORT = {"name": "svi", "guide": "model", "n_steps": 150, "n_draws": 40, "learning_rate": 0.01}
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("linear")
+    return made(folder, "linear", {"name": "linear_vae", "n_latent": 3, "sigma": 1.0}, {"name": "iris"}, {"name": "exact"})
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    model = {"name": "vae", "n_latent": 2, "hidden": [16]}
+    dataset = {"name": "digits", "drop_constant": True}
+    return made(tmp_path_factory.mktemp("digits"), "digits", model, dataset, SHORT)
+
+
+def test_dimensions_are_those_of_the_encoder_and_a_collapse_is_loud(linear):
+    fit = load_fit(linear)
+    rows = named(linear, "table")["active-dimensions"]["rows"]
+    expected = fit.activity()
+    np.testing.assert_allclose([row["activity"] for row in rows], expected["activity"], rtol=1e-9)
+    assert [row["active"] for row in rows] == ["yes" if value > ACTIVE else "no" for value in expected["activity"]]
+    collapsed = [row["dimension"] for row in rows if row["active"] == "no"]
+    assert len(collapsed) == 2  # the noise is above all but the first eigenvalue
+    assert "at the prior (posterior collapse)" in words(linear)
+
+
+def test_what_is_decoded_is_what_the_decoder_says(linear):
+    machine = autoencoder._Machine(Source(linear), Source(linear).model)
+    W, mu = (torch.as_tensor(machine.parameters[name]).numpy() for name in ("W", "mu"))
+    z = linear.posterior["posterior"]["z"].values[0].mean(axis=0)
+    np.testing.assert_allclose(machine.mean, z)
+    np.testing.assert_allclose(machine.decode(z), z @ W.T + mu)
+    raw = Source(linear).raw
+    np.testing.assert_allclose(machine.raw(machine.x), raw.x, atol=1e-9)
+    best, worst = autoencoder._chosen(machine)
+    assert machine.error[best].max() == np.sort(machine.error)[4]
+    assert machine.error[worst].min() == np.sort(machine.error)[-5]
+
+
+def test_images_are_put_together_from_their_pixels(digits):
+    source = Source(digits)
+    grid = autoencoder._grid(source.features)
+    image = autoencoder._image(np.arange(len(source.features), dtype=float), grid)
+    assert image.shape == (8, 8)
+    assert image[0, 2] == source.features.index("pixel_0_2")
+    assert np.isnan(image[0, 0])  # constant, and left out
+    figures = named(digits, "figure")
+    assert {"reconstructions", "walks"} <= set(figures)
+    assert "posterior standard deviations" in figures["walks"]["caption"]
+    assert autoencoder._grid(["pixel_0_1", "hue"]) is None
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset"),
+    [
+        ({"name": "vae", "n_latent": 1, "hidden": [8], "conditional": True}, {"name": "iris"}),
+        ({"name": "vae", "n_latent": 2, "hidden": [8]}, {"name": "iris", "missing": 0.1}),
+    ],
+    ids=["with labels", "with missing entries"],
+)
+def test_labels_and_missing_entries_do_not_break_the_page(model, dataset, tmp_path):
+    found = made(tmp_path, "other", model, dataset, SHORT)
+    assert {"reconstructions", "walks"} <= set(named(found, "figure"))
+
+
+def test_other_models_have_none_of_it(tmp_path):
+    found = made(tmp_path, "ppca", {"name": "ppca", "n_latent": 2}, {"name": "iris"}, {"name": "exact", "n_draws": 40})
+    assert "active-dimensions" not in named(found, "table")
