@@ -5,6 +5,7 @@ To add a claim, write its function of evidence and one entry of `CORRESPONDENCES
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from latentlab.data.simulators import linear_gaussian
 from latentlab.embeddings.embedding import embed
 from latentlab.models.base import LatentModel
 from latentlab.registry import MODELS
-from latentlab.seeds import Seeds, double
+from latentlab.seeds import Seeds, double, one_thread
 from latentlab.symmetry.groups import SignedPermutation
 
 Map = Callable[[np.ndarray, Dataset], np.ndarray]
@@ -122,7 +123,7 @@ def _positions(model: LatentModel, dataset: Dataset, **values: Any) -> Any:
 
     from latentlab.inference.density import tensors
 
-    with double():
+    with double(), one_thread():
         return model.latents(tensors(model, dataset), **{name: torch.as_tensor(value) for name, value in values.items()})
 
 
@@ -131,7 +132,7 @@ def _at_maximum(model: LatentModel, dataset: Dataset, n_starts: int = 1) -> Any:
     from latentlab.inference.density import tensors
 
     arrays, seeds = tensors(model, dataset), Seeds(0)
-    with double():
+    with double(), one_thread():
         runs = [model.maximum_likelihood(arrays, seeds.child("correspondence", i).numpy()) for i in range(n_starts)]
     return _positions(model, dataset, **max(runs, key=lambda run: (not run.notes, run.trace[-1])).values)
 
@@ -350,10 +351,16 @@ def _rings_part_spectral_clustering_from_the_mixture() -> Evidence:
     return Evidence(found < 0.5 and rings > 0.9, found, 0.5, text)
 
 
-def _steps_in_the_same_state(embedding: str, separation: float) -> float:
-    """Share of steps in the state that is the most probable one of the step, at the maximum of a hidden Markov likelihood."""
+@cache
+def _hidden_states(separation: float) -> tuple[Dataset, np.ndarray]:
+    """400 steps, and the most probable state of each at the maximum of the likelihood."""
     dataset = hidden_markov(n_sequences=1, n_steps=400, n_states=2, separation=separation, seed=2)
-    states = _labels_at_maximum("gaussian_hmm", dataset, n_states=2)
+    return dataset, _labels_at_maximum("gaussian_hmm", dataset, n_states=2)
+
+
+def _steps_in_the_same_state(embedding: str, separation: float) -> float:
+    """Share of steps that a clustering puts into their most probable state."""
+    dataset, states = _hidden_states(separation)
     return float(matched_accuracy(_clusters(embedding, dataset, 2, n_seeds=1), states))
 
 
@@ -458,7 +465,7 @@ def _highest_log_likelihood(model_name: str, dataset: Dataset, n_latent: int) ->
     from latentlab.inference.density import tensors
 
     model = MODELS.load(model_name)(n_latent=n_latent)
-    with double():
+    with double(), one_thread():
         found = model.maximum_likelihood(tensors(model, dataset), Seeds(0).child("correspondence").numpy())
     return float(found.trace[-1])
 
