@@ -356,7 +356,7 @@ def _quantities(
         rest = {name: array[:, 1:] for name, array in values.items()}
         z = replications.lifted(lambda sites, arrays: model.latents(arrays, **sites).sample(), rest)
         values[site] = np.concatenate([truth[site][:, None].astype(z.dtype), z], axis=1)
-    names, columns = chosen(identified(values, {n: tuple(model.dims[n]) for n in values}, model.symmetry, site), values)
+    names, columns = chosen(identified(values, {n: tuple(model.dims[n]) for n in values}, model.exchanges, site), values)
     if model.dims[site][0] == "unit" and datasets[0].dims[datasets[0].observed][0] == "unit":
         names.append(f"|{site}' x|^2")
         columns.append(_positions_with_data(values[site], np.stack([dataset.x for dataset in datasets])))
@@ -440,7 +440,7 @@ def geweke(
         values = constrain_draws(replications.density, u)
     dims = {name: tuple(model.dims[name]) for name in values}
     both = {name: _joined(truth[name], value) for name, value in values.items()}
-    entries, columns = chosen(identified(both, dims, model.symmetry, model.position.site), both)
+    entries, columns = chosen(identified(both, dims, model.exchanges, model.position.site), both)
     columns += [*_joined(moments(reference)[None], s).T[..., None].swapaxes(1, 2)]
     return Geweke(_compared([*entries, *MOMENTS], np.stack([c.reshape(-1) for c in columns]), n_chains, level), level)
 

@@ -203,8 +203,13 @@ def compare(
             verdicts, more = _judged_positions(fit, rows, draws, some["positions"], ways, alpha, k, seeds, bar)
     data = data.merge(more, compat="override")
     if fit.dataset.labels is not None and len(np.unique(fit.dataset.labels)) > 1:
-        told = _labels_by_labels if _is_discrete(fit) else _label_data
-        data = data.merge(told(rows, draws, fit.dataset.labels, k, seeds))
+        known = fit.dataset.labels
+        told = (
+            _labels_by_labels(rows, draws[..., 0], data["point_estimate"].values, known)
+            if _is_discrete(fit)
+            else _label_data(rows, draws, known, k, seeds)
+        )
+        data = data.merge(told)
     group, dims = fit.model.exchanges, fit.model.dims[fit.model.position.site]
     data.attrs = {
         "n_neighbors": k,
@@ -578,10 +583,10 @@ def _unit_data(rows: list[Row], found: Sequence[Disagreement | None], units: np.
     )
 
 
-def _labels_by_labels(rows: list[Row], draws: np.ndarray, labels: np.ndarray, k: int, seeds: Seeds) -> xr.Dataset:
+def _labels_by_labels(rows: list[Row], draws: np.ndarray, centre: np.ndarray, labels: np.ndarray) -> xr.Dataset:
     """How well each clustering, the point estimate and some draws agree with labels that nobody was shown."""
     known = np.unique(labels.astype(str), return_inverse=True)[1]
-    few, centre = _thinned(draws[..., 0], N_UNIT_DRAWS), minimum_binder(draws[..., 0])
+    few = _thinned(draws, N_UNIT_DRAWS)
     arrays: dict[str, Any] = {"largest_class": ((), largest_class(labels))}
     for metric in (METRICS.load(name) for name in LABEL_METRICS):
         of_rows = [np.nan if row.labels is None else metric(row.labels, known) for row in rows]

@@ -276,6 +276,8 @@ def _chains(data: xr.DataTree, declared: dict[str, Any]) -> list[Row]:
         table = chain_modes(data, **declared)
     except InferenceError as error:  # draws that are not finite
         return [_row(check, str(error), math.nan, "1", ok=False)]
+    if not len(table):
+        return [_row(check, "no quantity varies", math.nan, "1", ok=False)]
     text = "all chains sit in one" if len(table) == 1 else said(table, "chains")
     return [_row(check, text, len(table), "1", ok=len(table) == 1)]
 

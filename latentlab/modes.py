@@ -40,12 +40,15 @@ def chain_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[
         position: The position site.
 
     Returns:
-        A row a mode: mode, members (chains), n, share, level, differs in (the quantities that differ most from the first mode).
+        A row a mode: mode, members (chains), n, share, level, differs in (the quantities that differ most from the first mode);
+        no row where no quantity varies, so that nothing is known.
     """
     values = {name: array for name, array in arrays(data, "posterior").items() if name in dims}
     own = {name: tuple(dims[name]) for name in values}
     quantities = identified(values, own, group, position)
     names, flat = entries(quantities, labels_of(data, dims, group), data["posterior"].sizes)
+    if not names:
+        return pd.DataFrame(columns=list(COLUMNS))
     mean, variance = flat.mean(axis=1), flat.var(axis=1)
     lp = arrays(data, "sample_stats").get("lp")
     level = np.full(len(flat), np.nan) if lp is None else lp.mean(axis=1)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from latentlab.data.dataset import Dataset
+from latentlab.diagnostics import diagnose
 from latentlab.fit import fit
 from latentlab.inference.exact import Exact
 from latentlab.inference.map import MAP
@@ -230,3 +231,11 @@ def test_a_best_optimum_that_was_found_once_is_a_warning(starts, verdict, rng):
     assert row["value"] == 2
     assert "mu" in row["quantity"]
     assert found.sites()["mu"][0, 0].max() == pytest.approx(2.0, abs=0.5)  # the estimate is the better one
+
+
+def test_chains_of_which_nothing_varies_are_not_said_to_share_a_mode():
+    data = build({"posterior": {"mu": np.ones((4, 50))}}, dims={"mu": ()}, attrs={"inference": "mcmc"})
+    assert not len(chain_modes(data, group=Identity(), dims={"mu": ()}, position="mu"))
+    row = diagnose(data, group=Identity(), dims={"mu": ()}, position="mu").query("check == 'modes'").iloc[0]
+    assert np.isnan(row["value"])
+    assert row["verdict"] == "fail"

@@ -10,10 +10,13 @@ y of n units let e_i(y) = sum_{j != i} |1[y_i = y_j] - pi_ij|. Then
   $\delta = \sqrt{(T(y) - T(centre)) / \mathrm{mean}_A (T - T(centre))}$: 0 the centre, 1 a typical draw (the mean, since most
   draws may be the centre). Where all draws are the centre it is 0 for that, and infinite for all else;
 * **guard**: the largest z = (statistic - median) / sd, within A and y, of T; of C, the largest shortfall of co-assignment
-  within a block or excess between two blocks, (mean_B - y) / sd_B and (y - mean_B) / sd_B; of the worst unit, max_i e_i; and
-  of pieces, the share of all pairs that y puts apart. p_guard is its upper rank. C is one-sided: the centre keeps blocks
-  together more than draws do, and apart more, and is not unusual for that. Pieces are seen because a unit that leaves its
-  cluster in a draw joins another: a cluster cut in two is no further from pi than a draw, but has fewer pairs than any;
+  within a block or excess between two blocks, (mean_B - y) / sd_B and (y - mean_B) / sd_B; of the worst unit, max_i e_i; of
+  pieces, the share of all pairs that y puts apart; and of the surprise, log(1 + sum_i max(0, (e_i - mean_B) / sd_B)^2), which
+  weighs a unit by how sure the posterior is of it (sd_B at least n / sqrt(draws of B), as if one draw had it elsewhere). p_guard
+  is its upper rank. C and the surprise are one-sided: the centre keeps blocks together more than draws do, and apart more, and
+  is not unusual for that. Pieces are seen because a unit that leaves its cluster in a draw joins another: a cluster cut in two
+  is no further from pi than a draw, but has fewer pairs than any. The surprise is a log: else the few draws in which a unit is
+  where it hardly ever is would hide what is wrong elsewhere;
 * **gate**: shuffled c*, one cluster, single units and shuffled draws go through the same, and must be told apart.
 
 Labels, levels and the correction for autocorrelated draws are those of the verdict on positions, and so is `holm`. A fresh
@@ -51,6 +54,8 @@ DECIMALS = 9
 """Of the statistics: equal partitions must be ties, whatever their clusters are called."""
 CANDIDATES = 100
 """Draws of a single chain that its centre is chosen from."""
+SURPRISING = 3.0
+"""Sds beyond the usual from which a unit is named."""
 USUAL = 0.05
 """Level at which a note says that nothing can be summary-like."""
 FLOOR = 1e-300
@@ -84,6 +89,9 @@ class PartitionReference:
         self._sizes = np.bincount(self.blocks)
         within_blocks = self._shares(self._reference)
         self._share, self._sd = within_blocks.mean(axis=0), np.maximum(within_blocks.std(axis=0), self._step())
+        by_unit = misplaced(self._reference, self.co_assignment)
+        self._usual = by_unit.mean(axis=0)
+        self._own_sd = np.maximum(by_unit.std(axis=0), len(self.blocks) / np.sqrt(len(self._reference)))
         self.n_clusters = (
             int(min(self._reference.max(axis=1).min(), every.max(axis=1).min())) + 1,
             int(max(self._reference.max(), every.max())) + 1,
@@ -119,14 +127,19 @@ class PartitionReference:
         excess = (self._shares(codes) - self._share) / self._sd
         return np.where(self._together, -excess, excess)
 
+    def _surprises(self, by_unit: np.ndarray) -> np.ndarray:
+        """How much more than usual each unit is misplaced, in its own sds `(draw, unit)`; 0 where it is less."""
+        return np.maximum((by_unit - self._usual) / self._own_sd, 0.0)
+
     def _of(self, codes: np.ndarray) -> np.ndarray:
-        """T, C, the worst unit and the share of pairs apart `(draw, 4)`."""
+        """T, C, the worst unit, the share of pairs apart and the surprise `(draw, 5)`."""
         by_unit = misplaced(codes, self.co_assignment)
         n = by_unit.shape[1]
         structured = self._errors(codes).max(axis=(1, 2))
         loss, worst = by_unit.sum(axis=1) / (n * (n - 1)), by_unit.max(axis=1)
         apart = np.array([1 - pairs(np.bincount(y)) / (n * (n - 1) / 2) for y in codes])
-        return np.round(np.stack([loss, structured, worst, apart], axis=1), DECIMALS)
+        surprise = np.log1p((self._surprises(by_unit) ** 2).sum(axis=1))
+        return np.round(np.stack([loss, structured, worst, apart, surprise], axis=1), DECIMALS)
 
     def _p_guard(self, statistics: np.ndarray) -> float:
         pool = _unusual(np.vstack([self._statistics, statistics]))
@@ -229,6 +242,10 @@ class PartitionReference:
             usual = 1 - np.median(self._statistics[:, 3])
             return f"clusters in pieces: {1 - statistics[3]:.0%} of the pairs are together, in the draws {usual:.0%}"
         found = misplaced(codes[None], self.co_assignment)[0]
+        if largest == 4:
+            surprises = self._surprises(found)
+            odd = np.argsort(-surprises, kind="stable")[: max(1, int((surprises > SURPRISING).sum()))]
+            return "units elsewhere than the posterior is sure of: " + _few(odd, names)
         beyond = np.flatnonzero(found > np.quantile(self._statistics[:, 2], GATE_SHARE))
         odd = beyond[np.argsort(-found[beyond], kind="stable")] if beyond.size else found.argmax()[None]
         return "units " + _few(odd, names)
@@ -266,7 +283,7 @@ def _effective(series: np.ndarray) -> float:
 
 
 def _z(pool: np.ndarray) -> np.ndarray:
-    """(statistic - median) / sd of each statistic `(S, 4)` within its pool."""
+    """(statistic - median) / sd of each statistic `(S, 5)` within its pool."""
     less = pool - np.median(pool, axis=0)
     return less / np.maximum(pool.std(axis=0), FLOOR)
 

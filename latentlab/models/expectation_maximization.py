@@ -1,5 +1,6 @@
 r"""Climbing a likelihood by EM, and to its top by L-BFGS: the gradient is small only where a derivative says so."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -55,46 +56,58 @@ def climb(
         if len(trace) > 1 and level - trace[-2] <= GAIN * abs(level) and level >= trace[-2] - 1e-8 * abs(level):
             break
         values = {name: after.get(name, value) for name, value in values.items()}
-    values, gradient = _polished(log_likelihood, values, n_units, fixed)
+    values, gradient, edge = _polished(log_likelihood, values, n_units, fixed)
     trace.append(float(log_likelihood(values)))
     arrays = {name: value.numpy() for name, value in values.items()}
-    return MaximumLikelihood(arrays, f"EM, {len(trace) - 1} steps, then L-BFGS", gradient, np.array(trace))
+    how = f"EM, {len(trace) - 1} steps, then L-BFGS" + (f", but for values at the edge of {', '.join(edge)}" if edge else "")
+    return MaximumLikelihood(arrays, how, gradient, np.array(trace))
 
 
 def _polished(
     log_likelihood: Callable[[Values], torch.Tensor], values: Values, n_units: int, fixed: tuple[str, ...]
-) -> tuple[dict[str, torch.Tensor], float]:
-    """The values moved to where the derivative is 0, if that is near and higher, and the largest derivative there.
+) -> tuple[dict[str, torch.Tensor], float, list[str]]:
+    """The values moved to where the derivative is 0, if that is near and higher; the largest derivative there; sites at an edge.
 
-    Values at the edge of what they can be (a variance at its floor, a probability of 0) stay where EM put them.
+    Entries at the edge of what they can be (a standard deviation at its floor, a probability of 0) stay where EM put them, on a
+    simplex the whole row. Where nothing else is left the derivative is NaN.
     """
-    moved = {name: value for name, value in values.items() if name not in fixed and _inside(name, value)}
-    transforms = {name: biject_to(_support(name, value)) for name, value in moved.items()}
-    parts = {name: transforms[name].inv(value) for name, value in moved.items()}
-    shapes = {name: part.shape for name, part in parts.items()}
+    free = {n: _free(_support(n, value), value) for n, value in values.items() if n not in fixed and not _is_one(n, value)}
+    transforms = {name: biject_to(_support(name, values[name])) for name, own in free.items() if own.any()}
+    parts = {name: transform.inv(values[name]) for name, transform in transforms.items()}
+    masks = {name: free[name][..., : part.shape[-1]] if part.dim() else free[name] for name, part in parts.items()}
+    masks = {
+        name: mask if mask.shape == parts[name].shape else torch.ones_like(parts[name], dtype=torch.bool)
+        for name, mask in masks.items()
+    }
+    edge = [name for name, own in free.items() if not own.all()]
 
     def at(u: torch.Tensor) -> dict[str, torch.Tensor]:
-        pieces = torch.split(u, [shape.numel() for shape in shapes.values()])
-        new = {name: transforms[name](piece.reshape(shapes[name])) for name, piece in zip(shapes, pieces, strict=True)}
+        pieces = torch.split(u, [int(mask.sum()) for mask in masks.values()])
+        new = {}
+        for (name, mask), piece in zip(masks.items(), pieces, strict=True):
+            part = parts[name].masked_scatter(mask, piece)
+            new[name] = torch.where(free[name], transforms[name](part), values[name])
         return {**values, **new}
 
+    if not parts:
+        return dict(values), math.nan, edge
     slope = torch.func.grad_and_value(lambda u: -log_likelihood(at(u)) / n_units)
 
     def objective(u: np.ndarray) -> tuple[float, np.ndarray]:
         gradient, value = slope(torch.from_numpy(u))
         return float(value), gradient.numpy()
 
-    if not parts:
-        return dict(values), 0.0
-    begin = torch.cat([part.reshape(-1) for part in parts.values()]).numpy()
+    begin = torch.cat([parts[name][mask] for name, mask in masks.items()]).numpy()
     before, gradient_before = objective(begin)
     found = scipy.optimize.minimize(
         objective, begin, jac=True, method="L-BFGS-B", options={"maxiter": 2000, "gtol": GRADIENT, "ftol": 0.0, "maxcor": 20}
     )
     after, gradient = objective(found.x)
-    if np.isfinite(after) and after <= before + 1e-12 * abs(before) and _inside_all(at(torch.from_numpy(found.x)), moved):
-        return at(torch.from_numpy(found.x)), float(np.abs(gradient).max())
-    return dict(values), float(np.abs(gradient_before).max())
+    end = at(torch.from_numpy(found.x))
+    inside = all(bool((_free(_support(name, end[name]), end[name]) == free[name]).all()) for name in parts)
+    if np.isfinite(after) and after <= before + 1e-12 * abs(before) and inside:
+        return end, float(np.abs(gradient).max()), edge
+    return dict(values), float(np.abs(gradient_before).max()), edge
 
 
 def _support(name: str, value: torch.Tensor) -> constraints.Constraint:
@@ -103,13 +116,15 @@ def _support(name: str, value: torch.Tensor) -> constraints.Constraint:
     return SUPPORTS[name]
 
 
-def _inside(name: str, value: torch.Tensor) -> bool:
-    if name in ("weights", "initial", "transition", "probability"):
-        return value.shape[-1] > 1 and bool((value > EDGE).all())
-    if name in ("sigma", "rate"):
-        return bool((value > LEAST).all())
-    return True
+def _is_one(name: str, value: torch.Tensor) -> bool:
+    """Whether it is the weight of a single component."""
+    return _support(name, value) is constraints.simplex and value.shape[-1] == 1
 
 
-def _inside_all(values: Values, moved: Values) -> bool:
-    return all(_inside(name, values[name]) for name in moved)
+def _free(support: constraints.Constraint, value: torch.Tensor) -> torch.Tensor:
+    """Which entries are inside the support: each by itself, on a simplex by rows."""
+    if support is constraints.simplex:
+        return (value > EDGE).all(-1, keepdim=True).expand(value.shape)
+    if support is constraints.unit_interval:
+        return (value > EDGE) & (value < 1 - EDGE)
+    return value > LEAST if support is constraints.positive else torch.ones_like(value, dtype=torch.bool)

@@ -129,12 +129,13 @@ class HiddenMarkovModel(LatentModel):
 
     def maximum_likelihood(self, arrays: Arrays, rng: np.random.Generator) -> MaximumLikelihood:
         x, observed = arrays["x"], arrays.get("mask")
+        first_is_given = self.left_to_right or self.n_states == 1 or self.initial_concentration == 0
 
         def step(values: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
             chain = self._series(arrays, values).chain(x)
             probs, pairs = chains.smoothed(*chain), chains.pair_marginals(*chain).sum(0)
             found = self.emission.maximum(x, observed, probs, values)
-            if not (self.left_to_right or self.n_states == 1 or self.initial_concentration == 0):
+            if not first_is_given:
                 found["initial"] = probs[chain[3]].mean(0)
             left = pairs.sum(-1, keepdim=True)
             found["transition"] = torch.where(left > 1e-8, pairs / left.clamp(min=1e-8), values["transition"])
@@ -146,7 +147,8 @@ class HiddenMarkovModel(LatentModel):
         start = {
             name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name not in ("z", "stay")
         }
-        found = climb(step, log_likelihood, start, len(x), fixed=("initial", *self.emission.given()))
+        given = (*(("initial",) if first_is_given else ()), *self.emission.given())
+        found = climb(step, log_likelihood, start, len(x), fixed=given)
         values = {name: torch.as_tensor(value) for name, value in found.values.items()}
         sizes = self.latents(arrays, **values).probs.sum(0).numpy()
         notes = [f"state {k} is hardly visited: {size:.2g} steps" for k, size in enumerate(sizes) if size < 1]

@@ -106,7 +106,7 @@ def test_fresh_draws_are_draw_like_with_chains_that_hardly_move(rng):
 
 
 def test_statistics_are_those_of_their_formulas(case):
-    """All four statistics, p_low, p_guard and delta by loops over draws and pairs, independently of the code."""
+    """All five statistics, p_low, p_guard and delta by loops over draws and pairs, independently of the code."""
     draws, y = case.chains(n_draws=30), case.draw()
     reference = PartitionReference(draws, np.random.default_rng(0))
     b, a = draws[::2].reshape(-1, N), draws[1::2].reshape(-1, N)
@@ -126,11 +126,18 @@ def test_statistics_are_those_of_their_formulas(case):
     of_b = np.array([shares(z) for z in b])
     sd = np.maximum(of_b.std(axis=0), np.where(within, 2, 1) / np.array(sizes) / np.sqrt(len(b)))
 
+    def misplaced(z):
+        return np.array([sum(abs(float(z[i] == z[j]) - pi[i, j]) for j in range(N) if j != i) for i in range(N)])
+
+    usual = np.array([misplaced(z) for z in b])
+    own_sd = np.maximum(usual.std(axis=0), N / np.sqrt(len(b)))
+
     def statistics(z):
-        by_unit = [sum(abs(float(z[i] == z[j]) - pi[i, j]) for j in range(N) if j != i) for i in range(N)]
+        by_unit = misplaced(z)
+        surprise = math.log1p(sum(max(0.0, v) ** 2 for v in (by_unit - usual.mean(axis=0)) / own_sd))
         errors = (shares(z) - of_b.mean(axis=0)) / sd
         apart = np.mean([z[i] != z[j] for i, j in itertools.combinations(range(N), 2)])
-        return sum(by_unit) / N / (N - 1), np.where(within, -errors, errors).max(), max(by_unit), apart
+        return sum(by_unit) / N / (N - 1), np.where(within, -errors, errors).max(), max(by_unit), apart, surprise
 
     pool = np.array([statistics(z) for z in [*a, y]])
     np.testing.assert_allclose(reference._of(np.stack([y]))[0], pool[-1], atol=1e-8)

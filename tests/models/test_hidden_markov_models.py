@@ -22,6 +22,7 @@ from latentlab.inference.nuts import NUTS
 from latentlab.models.count_hmms import CategoricalHMM, PoissonHMM
 from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.posterior import mcse_mean, mcse_sd
+from latentlab.seeds import double
 
 SEED = 20_240_229
 FALSE_ALARM = 1e-4
@@ -449,3 +450,23 @@ def test_a_hundred_thousand_steps_are_finite_and_take_linear_time():
     assert took[100_000] < 20
     twin = hmmlearn_twin(model, truth)
     assert float(found.detach()) == pytest.approx(twin.score(arrays["x"].numpy()), rel=1e-9)
+
+
+def test_the_first_states_derivative_is_looked_at_where_sequences_are_many(monkeypatch):
+    """A start whose first state is off, and EM that leaves it there: the descent after it must mend it."""
+    rng = np.random.default_rng(0)
+    model = GaussianHMM(2, sigma_scale=1.0, sigma_spread=0.0)
+    z = rng.integers(2, size=(30, 4))
+    x = np.where(z == 0, -2.0, 2.0) + rng.standard_normal(z.shape)
+    names = np.repeat([f"s{i}" for i in range(30)], 4)
+    data = Dataset({"x": x.reshape(-1, 1)}, dims={"x": ("unit", "feature")}, coords={"sequence": names})
+    arrays = tensors(model, data)
+    monkeypatch.setattr("latentlab.models.expectation_maximization.MOST_STEPS", 1)
+    with double():
+        found = model.maximum_likelihood(arrays, np.random.default_rng(0))
+        values = {name: torch.tensor(value, requires_grad=name == "initial") for name, value in found.values.items()}
+        values["log initial"] = torch.log(values["initial"].detach()).requires_grad_()
+        given = {**values, "initial": torch.softmax(values["log initial"], 0)}
+        model._series(arrays, given).log_prob_sum(arrays["x"]).backward()
+    assert values["log initial"].grad.abs().max() / len(data.x) < 1e-6
+    assert found.gradient < 1e-6

@@ -572,3 +572,20 @@ def test_one_component_is_a_gaussian(rng):
     np.testing.assert_allclose(lower @ lower.T, np.cov(dataset.x.T, ddof=0), atol=1e-6)
     assert (sites["z"] == 0).all()
     assert (sites["weights"] == 1).all()
+
+
+@pytest.mark.parametrize("constant", [1, 4])
+def test_a_derivative_is_looked_at_wherever_there_is_one(constant):
+    """Features that are 0 throughout have probabilities at the edge; the others' derivative counts, and without any it is NaN."""
+    x = np.random.default_rng(0).integers(2, size=(40, 4)).astype(float)
+    x[:, :constant] = 0
+    data = Dataset({"x": x}, dims={"x": ("unit", "feature")})
+    found = fit(BernoulliMixture(1), data, Exact(n_draws=5), seed=0, progress=False)
+    row = found.diagnostics().query("check == 'gradient'").iloc[0]
+    assert "but for values at the edge of probability" in row["quantity"]
+    if constant == 4:
+        assert np.isnan(row["value"])
+        assert row["verdict"] == "fail"
+    else:
+        assert 0 < row["value"] < 1e-6
+        np.testing.assert_allclose(found.sites()["probability"][0, 0, 0, 1:], x[:, 1:].mean(0), atol=1e-7)
