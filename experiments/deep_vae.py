@@ -1,8 +1,8 @@
 r"""A deep variational autoencoder against PPCA of the same size and form of noise, by held-out images.
 
 Images of handwritten digits, dequantised, a tenth of them held out. PPCA's maximum of the likelihood gives the held-out images
-their exact density; the autoencoder, trained on the same images with early stop on a part of them, a bound from below: the
-log mean of importance weights of its encoder. Both have Gaussian noise of one size in all pixels. Where the bound is above the
+their exact density; the autoencoder, trained on the same images, a bound from below: the log mean of importance weights of its
+encoder. Both have Gaussian noise of one size in all pixels. Where the bound is above the
 exact density, the curved decoder is the better model.
 
 Example:

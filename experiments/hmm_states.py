@@ -100,20 +100,15 @@ def run(*, separations: tuple[float, ...] = SEPARATIONS, n_datasets: int = 6, me
     return pd.DataFrame(rows)
 
 
-def standard_error(x: pd.Series) -> float:
-    """Of the mean; NaN for a single value."""
-    return float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
-
-
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over data sets with standard errors, the median delta, and the share of each verdict."""
     grouped = rows.groupby(["labels", "separation"], sort=False)
     found = grouped.agg(
         n=("ari_truth", "size"),
         ari_truth=("ari_truth", "mean"),
-        ari_truth_se=("ari_truth", standard_error),
+        ari_truth_se=("ari_truth", "sem"),
         ari_draws=("ari_draws", "mean"),
-        ari_draws_se=("ari_draws", standard_error),
+        ari_draws_se=("ari_draws", "sem"),
         delta=("delta", "median"),
         converged=("converged", "mean"),
     )

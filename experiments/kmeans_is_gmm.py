@@ -120,11 +120,6 @@ def run(*, separations: tuple[float, ...] = SEPARATIONS, n_datasets: int = 8, me
     return pd.DataFrame(rows)
 
 
-def standard_error(x: pd.Series) -> float:
-    """Of the mean; NaN for a single value."""
-    return float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
-
-
 MEANS = ("ari_truth", "posterior_truth", "ari_draws", "ceiling", "spread", "posterior_spread")
 
 
@@ -134,7 +129,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     found = grouped.agg(
         n=("delta", "size"),
         **{name: (name, "mean") for name in MEANS},
-        **{f"{name}_se": (name, standard_error) for name in MEANS},
+        **{f"{name}_se": (name, "sem") for name in MEANS},
         delta=("delta", "median"),
         converged=("converged", "mean"),
     )

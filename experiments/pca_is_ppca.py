@@ -14,7 +14,6 @@ import argparse
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -75,11 +74,6 @@ def run(
     return pd.DataFrame(rows)
 
 
-def standard_error(x: pd.Series) -> float:
-    """Of the mean; NaN for a single value."""
-    return float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
-
-
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """Means over data sets, with the share of each verdict and the standard error of delta and of coverage."""
     keys = ["positions", "alignment", "n_units", "noise"]
@@ -87,9 +81,9 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     found = grouped.agg(
         n=("delta", "size"),
         delta=("delta", "mean"),
-        delta_se=("delta", standard_error),
+        delta_se=("delta", "sem"),
         **{f"coverage_{level}": (f"coverage_{level}", "mean") for level in LEVELS},
-        **{f"coverage_{level}_se": (f"coverage_{level}", standard_error) for level in LEVELS},
+        **{f"coverage_{level}_se": (f"coverage_{level}", "sem") for level in LEVELS},
         converged=("converged", "mean"),
     )
     for label in ("summary-like", "draw-like", "distinct", "undetermined"):

@@ -168,10 +168,10 @@ class Fit:
         new = self.dataset if dataset is None else self._like_training(dataset)
         values = thinned({name: array for name, array in self.sites().items() if name != site}, n_draws)
         elements = thinned({"g": self._aligned.elements}, n_draws)["g"]
-        arrays = tensors(self.model, new)
+        given = tensors(self.model, new)
 
         def probs(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            found: Any = self.model.latents(arrays, **sites)
+            found: Any = self.model.latents(given, **sites)
             return found.probs
 
         found = _lifted(probs, values)
