@@ -381,6 +381,20 @@ def capture(
     return fast_function
 
 
+def mean_size(function: Callable[..., Any], *example: torch.Tensor) -> float:
+    """How many numbers an operation of the function makes, in the mean; infinity where it cannot be captured."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    try:
+        with double():
+            nodes = make_fx(lambda *arguments: function(*arguments))(*example).graph.nodes
+    except Exception:  # whatever a program raises: `capture` says what
+        return math.inf
+    made = [node.meta.get("val") for node in nodes if node.op == "call_function"]
+    sizes = [value.numel() for value in made if isinstance(value, torch.Tensor)]
+    return sum(sizes) / max(len(sizes), 1)
+
+
 def constrain_draws(density: Density, u: np.ndarray) -> dict[str, np.ndarray]:
     """Sites of flat vectors `(chain, draw, size)`: site -> `(chain, draw, *site)`."""
     flat = over_draws(lambda values: density.constrain(values["u"]), {"u": u.reshape(-1, u.shape[-1])})

@@ -58,9 +58,9 @@ class GaussianGuide:
         """Parameters centred at `loc`, narrow."""
         raise NotImplementedError
 
-    def noise(self, n: int) -> torch.Tensor:
+    def noise(self, n: int, random: torch.Generator | None = None) -> torch.Tensor:
         """Standard normal noise for `n` draws."""
-        return torch.randn(n, len(self.loc))
+        return torch.randn(n, len(self.loc), generator=random)
 
     def transform(self, parameters: Parameters, noise: torch.Tensor) -> torch.Tensor:
         """Draws `(n, size)` from noise."""
@@ -70,9 +70,10 @@ class GaussianGuide:
         """log q of draws `(n, size)`."""
         raise NotImplementedError
 
-    def sample(self, n: int) -> torch.Tensor:
+    def sample(self, n: int, random: torch.Generator | None = None) -> torch.Tensor:
+        """Draws `(n, size)`."""
         with torch.no_grad():
-            return self.transform(tuple(self.parameters), self.noise(n))
+            return self.transform(tuple(self.parameters), self.noise(n, random))
 
     def log_prob(self, u: torch.Tensor) -> torch.Tensor:
         return self.log_density(tuple(p.detach() for p in self.parameters), u)
@@ -143,8 +144,8 @@ class LowRank(GaussianGuide):
         factor = torch.randn(len(loc), rank) * INITIAL_SCALE / math.sqrt(rank)
         return loc, torch.full_like(loc, math.log(INITIAL_SCALE)), factor
 
-    def noise(self, n: int) -> torch.Tensor:
-        return torch.randn(n, len(self.loc) + self.parameters[2].shape[1])
+    def noise(self, n: int, random: torch.Generator | None = None) -> torch.Tensor:
+        return torch.randn(n, len(self.loc) + self.parameters[2].shape[1], generator=random)
 
     def transform(self, parameters: Parameters, noise: torch.Tensor) -> torch.Tensor:
         loc, log_scale, factor = parameters

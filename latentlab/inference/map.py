@@ -25,7 +25,8 @@ class MAP:
     $\log p(\theta, x)$ is maximised over the sites as they are written: no Jacobian.
 
     The first restart begins at the model's `initialize`, the others at it plus uniform noise in each unconstrained
-    coordinate, as wide as the model says; all are kept in the group `optimization`, the best is the estimate.
+    coordinate, as wide as the model says; all are kept in the group `optimization`, the best is the estimate. They take turns:
+    each line search asks for points of its own, and a start takes less than a second.
 
     Args:
         n_restarts: Starts.

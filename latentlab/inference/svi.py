@@ -11,7 +11,7 @@ which is the ELBO for K = 1 and rises to $\log p(x)$ with K.
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,27 +20,20 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from tqdm.auto import tqdm
 
-from latentlab.errors import ConfigError, InferenceError, ModelError
-from latentlab.inference.density import Density, capture, constrain_draws, ends, non_finite_sites, over_draws, start
+from latentlab.errors import ConfigError, ModelError
+from latentlab.inference.adam import Adam
+from latentlab.inference.advi import batches, fit_restarts
+from latentlab.inference.density import Density, constrain_draws, ends, over_draws
 from latentlab.inference.draws import Draws, Problem, finished
 from latentlab.inference.encoder import is_amortised
-from latentlab.inference.guides import GUIDES, Frame, FullRank, GaussianGuide, MeanField
+from latentlab.inference.guides import GUIDES
 from latentlab.inference.nuts import require_whole
 from latentlab.models.base import LatentModel
 from latentlab.seeds import isolated
 from latentlab.symmetry.average import log_average
 from latentlab.symmetry.group import NEXT
 
-N_CURVATURES = 8
-"""Draws at which the curvature is looked at."""
-N_NEWTON = 4
-STEP = 1e-5
-"""Of the central differences."""
-LEAST_CURVATURE = 1e-4
-EVERY = 50
-"""Steps between two looks at the units that are held out."""
 N_WATCHED = 8
 """Draws of the guide with which these are looked at, the same each time."""
 PARAMETER = "parameter "
@@ -63,7 +56,7 @@ class SVI:
         learning_rate: Of Adam, at the beginning.
         n_particles: Draws of the guide a step.
         batch_size: Units a step; all where None. Needs positions that are integrated out, or an amortised guide.
-        n_restarts: Independent fits; all losses are kept, the best ELBO is the result.
+        n_restarts: Independent fits, in one batch where that is faster; all losses are kept, the best ELBO is the result.
         patience: Stop once the smoothed ELBO has not risen for this many steps; never where None.
         n_draws: Draws from the fitted guide, one chain.
         objective: `elbo`, or `iwae`: the importance-weighted bound with `n_particles` samples for each unit.
@@ -112,8 +105,11 @@ class SVI:
                 raise ConfigError(f"SVI.{field} goes with guide='model' only; the guide is {self.guide!r}.")
 
     def run(self, problem: Problem) -> Draws:
-        restart = self._pyro_restart if self.guide == "model" else self._gaussian_restart
-        runs = [finished(problem, f"restart-{i}", lambda i=i: restart(problem, i)) for i in range(self.n_restarts)]  # type: ignore[misc]
+        if self.guide == "model":
+            numbers = range(self.n_restarts)
+            runs = [finished(problem, f"restart-{i}", lambda i=i: self._pyro_restart(problem, i)) for i in numbers]  # type: ignore[misc]
+        else:
+            runs = fit_restarts(problem, self)
         elbo = np.array([float(np.mean(run["lp"] - run["log_q"])) for run in runs])
         best = runs[int(np.argmax(elbo))]
         values = constrain_draws(problem.density, best["u"][None])
@@ -208,106 +204,14 @@ class SVI:
         rng = problem.seeds.child("average").numpy()
         return log_average(model.symmetry, log_q, draws, dims, on=on, center=center, rng=rng) + jacobian
 
-    # -- Gaussian guides on the flat vector
-
-    def _gaussian_restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:
-        seeds, density = problem.seeds.child("restart", restart), problem.density
-        with isolated(seeds):
-            u = start(density, seeds.child("start").numpy(), jitter=min(1.0, problem.model.jitter) if restart else 0.0)
-            batches = _batches(problem, self.batch_size, seeds.child("batches").numpy())
-            guide: GaussianGuide
-            if self.guide == "full_rank":
-                guide, losses = self._full_rank(problem, u, batches, restart)
-            else:
-                guide = GUIDES[self.guide](u)
-                losses = self._fit(problem, guide, batches, restart, self.n_steps)
-            draws = guide.sample(self.n_draws)
-            log_q = guide.log_prob(draws).numpy()
-            arrays = {name: tensor.detach().numpy() for name, tensor in guide.arrays().items()}
-        lp = over_draws(lambda v: density.log_prob(v["u"]), {"u": draws.numpy()})
-        return {"u": draws.numpy(), "lp": lp, "log_q": log_q, "loss": losses, **arrays}
-
-    def _full_rank(self, problem: Problem, u: torch.Tensor, batches: Iterator[Any], restart: int) -> tuple[FullRank, np.ndarray]:
-        """A mean-field guide for a quarter of the steps; the rest in coordinates that its mean curvature makes round.
-
-        In the coordinates of the program the entries of a factor of the covariance are of very different sizes, and Adam, whose
-        steps are of one size, can make it singular (seen with 184 coordinates). The family is the same in any coordinates.
-        """
-        n_rough = max(1, self.n_steps // 4)
-        rough = MeanField(u)
-        losses = self._fit(problem, rough, batches, restart, n_rough)
-        frame = _round_frame(problem.density, rough, next(batches))
-        guide = FullRank(torch.zeros_like(u))
-        rest = self._fit(problem, guide, batches, restart, max(1, self.n_steps - n_rough), frame)
-        return guide.moved(frame), np.concatenate([losses, rest])
-
-    def _fit(
-        self,
-        problem: Problem,
-        guide: GaussianGuide,
-        batches: Iterator[Any],
-        restart: int,
-        n_steps: int,
-        frame: Frame | None = None,
-    ) -> np.ndarray:
-        """Fits the guide's parameters in a frame (the program's own coordinates where None); the loss of each step."""
-        step = self._gaussian_step(problem.density, guide, next(batches), frame)
-
-        def location() -> torch.Tensor:
-            return frame(guide.loc) if frame else guide.loc
-
-        return self._descend(problem, guide.parameters, guide.rates, step, batches, location, restart, n_steps)
-
-    def _gaussian_step(
-        self, density: Density, guide: GaussianGuide, batch: Any, frame: Frame | None
-    ) -> Callable[[Any], torch.Tensor]:
-        """A function of a batch that fills the parameters' gradients and returns the loss.
-
-        It is captured once for all restarts: what differs between them, the frame too, is an argument.
-        """
-        n_parameters = len(guide.parameters)
-        fixed = (frame.center, frame.matrix, frame.log_det) if frame else ()
-        n_fixed = len(fixed)
-
-        def loss(parameters: tuple[torch.Tensor, ...], noise: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-            placed, rows = rest[:n_fixed], rest[n_fixed:]
-            v = guide.transform(parameters, noise)
-            frozen = tuple(p.detach() for p in parameters)
-            log_q = guide.log_density(frozen, v)
-            u = v
-            if placed:
-                center, matrix, log_det = placed
-                u, log_q = center + v @ matrix.mT, log_q - log_det
-            return (log_q - torch.vmap(_log_p(density, rows))(u)).mean()
-
-        def flat(noise: torch.Tensor, *rest: torch.Tensor) -> Any:
-            parameters, data = rest[:n_parameters], rest[n_parameters:]
-            gradients, value = torch.func.grad_and_value(loss)(parameters, noise, *data)
-            return (value, *gradients)
-
-        key = (type(guide), self.n_particles, bool(frame))
-        example = guide.noise(self.n_particles)  # drawn in every restart, so that each is the same alone as among others
-        if key not in density.captured:
-            density.captured[key] = capture(flat, example, *(p.detach() for p in guide.parameters), *fixed, *batch)
-        fast = density.captured[key]
-
-        def step(rest: Any) -> torch.Tensor:
-            parameters = (p.detach() for p in guide.parameters)
-            value, *gradients = fast(guide.noise(self.n_particles), *parameters, *fixed, *rest)
-            for parameter, gradient in zip(guide.parameters, gradients, strict=True):
-                parameter.grad = gradient.clone()
-            return value
-
-        return step
-
     # -- the model's own guide
 
     def _pyro_restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:
         seeds, density, model = problem.seeds.child("restart", restart), problem.density, problem.model
         with isolated(seeds), pyro.validation_enabled(False):
             training, held_out = _divided(density.n_units, self.held_out, seeds.child("held_out").numpy())
-            batches = _batches(problem, self.batch_size, seeds.child("batches").numpy(), training)
-            first = next(batches)
+            rows = batches(problem, self.batch_size, seeds.child("batches").numpy(), training)
+            first = next(rows)
             found = _started(model, density.with_units(first) if first else density.arrays)
             parameters = [value.unconstrained() for value in found.values()]
             n_training = density.n_units if training is None else len(training)
@@ -320,9 +224,9 @@ class SVI:
                 for parameter in parameters:
                     parameter.grad = None
                 loss.backward()
-                return loss.detach()
+                return loss.detach().reshape(1)
 
-            watch = None
+            watch: Callable[[], float] | None = None
             if held_out is not None:
                 aside = density.with_units(tuple(density.arrays[name][held_out] for name in density.unit_arrays()))
 
@@ -331,8 +235,10 @@ class SVI:
                         torch.manual_seed(0)
                         return float(self._pyro_loss(problem, aside, 1.0, model.kl_weight, N_WATCHED))
 
+            title = f"SVI {restart + 1}/{self.n_restarts}"
+            adam = Adam(self.n_steps, self.learning_rate, self.patience, title, problem.progress)
             rates = (1.0,) * len(parameters)
-            losses = self._descend(problem, parameters, rates, step, batches, None, restart, self.n_steps, watch)
+            (losses,) = adam.descend(parameters, rates, step, rows, [restart], lambda _: [], watch, self.kl_warmup)
             own = {name: value.detach() for name, value in _values(found).items() if name in model.parameters}
             kept = {PARAMETER + name: value.numpy() for name, value in own.items()}
             return {"loss": losses, **kept, **_guide_draws(density.at(own), model.guide, self.n_draws)}  # type: ignore[attr-defined]
@@ -357,148 +263,6 @@ class SVI:
         log_w = torch.as_tensor(sum(terms[0]) - sum(terms[1])).reshape(n_particles, -1) / scale
         each = log_w.mean(0) if self.objective == "elbo" else torch.logsumexp(log_w, dim=0) - math.log(n_particles)
         return -scale * each.sum()
-
-    # -- the loop that both share
-
-    def _descend(
-        self,
-        problem: Problem,
-        parameters: list[torch.Tensor],
-        rates: Sequence[float],
-        step: Callable[[Any], torch.Tensor],
-        batches: Iterator[Any],
-        location: Callable[[], torch.Tensor] | None,
-        restart: int,
-        n_steps: int,
-        watch: Callable[[], float] | None = None,
-    ) -> np.ndarray:
-        """Adam's steps, and their losses; with `watch`, a loss that is looked at now and then, the best parameters are kept."""
-        groups = [{"params": [p], "lr": self.learning_rate * rate} for p, rate in zip(parameters, rates, strict=True)]
-        optimizer = torch.optim.Adam(groups)
-        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, n_steps))
-        losses: list[float] = []
-        least, at, best = math.inf, 0, [p.detach().clone() for p in parameters]
-        bar = tqdm(
-            range(n_steps),
-            desc=f"SVI {restart + 1}/{self.n_restarts}",
-            disable=None if problem.progress else True,
-            leave=False,
-        )
-        for i in bar:
-            loss = float(step(next(batches)))
-            if not math.isfinite(loss) or not all(bool(torch.isfinite(p.grad).all()) for p in parameters if p.grad is not None):
-                sites = ", ".join(non_finite_sites(problem.density, location().detach())) if location else ""
-                raise InferenceError(
-                    f"SVI, restart {restart}, step {i}: loss {loss:.4g} or its gradient is not finite"
-                    f"{'; not finite: ' + sites if sites else ''}; last finite losses {[round(v, 3) for v in losses[-3:]]}; "
-                    f"try a learning_rate below {self.learning_rate:g} or standardised data."
-                )
-            losses.append(loss)
-            optimizer.step()
-            decay.step()
-            if i % 50 == 0:
-                bar.set_postfix(elbo=f"{-np.mean(losses[-50:]):.2f}", refresh=False)
-            if watch is None:
-                if self.patience and _stalled(losses, self.patience):
-                    break
-            elif (i + 1) % EVERY == 0 or i + 1 == n_steps:
-                seen = watch()
-                if seen < least:
-                    least, at, best = seen, i, [p.detach().clone() for p in parameters]
-                if self.patience and i - max(at, self.kl_warmup) >= self.patience:
-                    break
-        if watch is not None:
-            with torch.no_grad():
-                for parameter, value in zip(parameters, best, strict=True):
-                    parameter.copy_(value)
-        return np.asarray(losses)
-
-
-def _rate(step: int, n_steps: int) -> float:
-    """Share of the learning rate at a step: all of it for the first half, a hundredth at the end."""
-    half = n_steps / 2
-    return 1.0 if step < half else 0.01 ** ((step - half) / max(half, 1.0))
-
-
-def _log_p(density: Density, rows: tuple[torch.Tensor, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The flat log density; with a minibatch's rows, its unbiased estimate from them."""
-    arrays = density.with_units(rows) if rows else None
-    scale = density.n_units / len(rows[0]) if rows else 1.0
-
-    def log_p(u: torch.Tensor) -> torch.Tensor:
-        return density.log_joint(density.constrain(u), arrays, scale) + density.log_jacobian(u)
-
-    return log_p
-
-
-def _round_frame(density: Density, guide: GaussianGuide, rows: tuple[torch.Tensor, ...]) -> Frame:
-    r"""Coordinates about the guide in which $\mathbb E_q[-\nabla^2 \log \tilde p]$ is the identity, curvatures without sign.
-
-    A curvature counts as at least 1e-4 of the median, so that directions that nothing holds, such as a symmetry's, are not much
-    wider than the others. With all the data at hand the centre is first moved by Newton's steps, where they raise log p: what is
-    near in the program's coordinates can be many sds away in these.
-    """
-    log_p = _log_p(density, rows)
-    center, root = guide.loc.detach(), torch.eye(len(guide.loc), dtype=guide.loc.dtype)
-    half = guide.sample(N_CURVATURES // 2) - center
-    spread = torch.cat([half, -half])  # of mean 0: else Newton's step would undo a chance displacement of the draws
-    for _ in range(1 if rows else N_NEWTON):
-        gradient, curvature = _derivatives(log_p, center + spread)
-        if not bool(torch.isfinite(curvature).all()):
-            break
-        values, vectors = torch.linalg.eigh(curvature)
-        least = LEAST_CURVATURE * float(values.abs().median())
-        root = vectors / torch.sqrt(torch.clamp(values.abs(), min=least))
-        if rows:
-            break
-        step = root @ (root.mT @ gradient)
-        tried = torch.stack([center + share * step for share in (0.0, 0.1, 0.3, 1.0)])
-        level = torch.from_numpy(over_draws(lambda at: log_p(at["u"]), {"u": tried.numpy()})).nan_to_num(nan=-math.inf)
-        center = tried[int(level.argmax())]
-        if int(level.argmax()) == 0:
-            break
-    return Frame(center, root)
-
-
-def _derivatives(log_p: Callable[[torch.Tensor], torch.Tensor], draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean gradient `(size,)` and mean curvature, minus the Hessian, `(size, size)`, by central differences of the gradient."""
-    size = draws.shape[1]
-    steps = STEP * torch.eye(size, dtype=draws.dtype)
-    slope = torch.func.grad(log_p)
-    gradient, curvature = torch.zeros_like(draws[0]), torch.zeros_like(steps)
-    for draw in draws:
-        points = torch.cat([draw + steps, draw - steps]).numpy()
-        plus, minus = torch.from_numpy(over_draws(lambda at: slope(at["u"]), {"u": points})).split(size)
-        gradient += (plus + minus).mean(0) / (2 * len(draws))
-        curvature -= (plus - minus) / (2 * STEP * len(draws))
-    return gradient, (curvature + curvature.mT) / 2
-
-
-def _stalled(losses: list[float], patience: int) -> bool:
-    """Whether the mean loss of the last `patience` steps is no lower than that of the `patience` before."""
-    if len(losses) < 2 * patience or len(losses) % 50:
-        return False
-    return bool(np.mean(losses[-patience:]) >= np.mean(losses[-2 * patience : -patience]))
-
-
-def _batches(
-    problem: Problem, batch_size: int | None, rng: np.random.Generator, units: np.ndarray | None = None
-) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Minibatches of the arrays that have the dim `unit`, epoch by epoch without replacement; `()` for all the data.
-
-    Of `units` only, where they are given: then all of these are a batch without a size.
-    """
-    density = problem.density
-    chosen = np.arange(density.n_units) if units is None else units
-    whole = () if units is None else tuple(density.arrays[name][chosen] for name in density.unit_arrays())
-    while True:
-        if batch_size is None:
-            yield whole
-            continue
-        order = torch.tensor(rng.permutation(chosen))
-        for first in range(0, len(chosen) - batch_size + 1, batch_size):
-            index = order[first : first + batch_size]
-            yield tuple(density.arrays[name][index] for name in density.unit_arrays())
 
 
 def _divided(n_units: int, share: float, rng: np.random.Generator) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -260,22 +260,6 @@ def test_a_discrete_site_that_is_not_summed_out_is_refused_by_every_method(metho
         fit(Discrete(), Dataset({"x": np.array([0.1, 0.9, 1.0])}, dims={"x": ("unit",)}), method, seed=0)
 
 
-def test_an_incomplete_last_batch_is_left_for_the_next_epoch():
-    from latentlab.inference.density import Density, tensors
-    from latentlab.inference.draws import Problem
-    from latentlab.inference.svi import _batches
-    from latentlab.seeds import Seeds
-
-    iris, model = load_dataset("iris"), PPCA(2)
-    arrays = tensors(model, iris)
-    problem = Problem(model, arrays, Density(model, arrays, iris.dims), Seeds(0))
-    batches = _batches(problem, 149, np.random.default_rng(0))
-    sizes = [len(next(batches)[0]) for _ in range(4)]
-    assert sizes == [149] * 4  # never a batch of one
-    seen = np.concatenate([next(_batches(problem, 50, np.random.default_rng(i)))[0].numpy() for i in range(3)])
-    assert seen.shape == (150, 4)
-
-
 def test_a_learning_rate_that_explodes_stops_with_step_and_site():
     with pytest.raises(InferenceError, match=r"SVI, restart 0, step \d+.*learning_rate below 1000"):
         fit(PPCA(2), load_dataset("iris"), SVI(guide="mean_field", n_steps=200, learning_rate=1000.0), seed=0, progress=False)

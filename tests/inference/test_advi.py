@@ -1,0 +1,126 @@
+"""Restarts in one batch: the same as one after another, each with its own noise, failure and end."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from latentlab.data.dataset import Dataset
+from latentlab.data.load import load_dataset
+from latentlab.errors import InferenceError
+from latentlab.inference import advi
+from latentlab.inference.advi import batches, fit_restarts
+from latentlab.inference.density import Density, mean_size, tensors
+from latentlab.inference.draws import Problem
+from latentlab.inference.svi import SVI
+from latentlab.models.gaussian_mixture import GaussianMixture
+from latentlab.models.ppca import PPCA
+from latentlab.seeds import Seeds, double
+
+
+def problem_of(model, dataset, checkpoint=None):
+    arrays = tensors(model, dataset)
+    return Problem(model, arrays, Density(model, arrays, dataset.dims), Seeds(0), progress=False, checkpoint=checkpoint)
+
+
+@pytest.fixture(scope="module")
+def iris() -> Dataset:
+    return load_dataset("iris")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"guide": "full_rank"},
+        {"guide": "mean_field", "batch_size": 40},
+        {"guide": "low_rank"},
+    ],
+    ids=lambda one: one["guide"],
+)
+def test_restarts_in_one_batch_are_those_one_after_another(settings, iris, monkeypatch):
+    method = SVI(n_steps=60, n_draws=8, n_restarts=3, **settings)
+    sizes = []
+    descend = advi._descend
+    monkeypatch.setattr(advi, "_descend", lambda *a: sizes.append(len(a[2])) or descend(*a))
+    together = fit_restarts(problem_of(PPCA(2), iris), method)
+    assert set(sizes) == {3}
+    monkeypatch.setattr(advi, "SMALL", 0)
+    apart = fit_restarts(problem_of(PPCA(2), iris), method)
+    assert set(sizes) == {1, 3}
+    for one, two in zip(together, apart, strict=True):
+        assert set(one) == set(two)
+        for name, values in one.items():
+            np.testing.assert_allclose(values, two[name], rtol=1e-7, atol=1e-9, err_msg=name)
+    assert np.abs(together[0]["loc"] - together[1]["loc"]).max() > 0.01
+
+
+def test_large_operations_are_not_batched():
+    rows = np.random.default_rng(0).normal(size=(4000, 3))
+    dataset = Dataset({"x": rows}, dims={"x": ("unit", "feature")}, name="rows")
+    few = Dataset({"x": rows[:30]}, dims={"x": ("unit", "feature")}, name="few")
+    method = SVI(guide="mean_field", n_restarts=2)
+    with double():
+        assert not advi._small(problem_of(GaussianMixture(3), dataset), method)
+        assert advi._small(problem_of(GaussianMixture(3), few), method)
+
+
+def test_the_mean_size_is_that_of_the_operations():
+    def function(x):
+        return (x * 2 + 1).sum()
+
+    assert mean_size(function, torch.ones(10)) == pytest.approx((10 + 10 + 1) / 3)
+    assert mean_size(lambda x: x[: int(x.sum())] if float(x[0]) > 0 else x, torch.ones(3)) == np.inf
+
+
+def test_each_restart_stops_when_its_own_loss_no_longer_falls(iris):
+    method = SVI(guide="mean_field", n_steps=3000, n_draws=4, n_restarts=3, patience=100, learning_rate=0.05)
+    runs = fit_restarts(problem_of(PPCA(1), iris), method)
+    lengths = [len(run["loss"]) for run in runs]
+    assert len(set(lengths)) > 1
+    assert max(lengths) < 3000
+    assert lengths[0] < max(lengths)  # the first is stopped while others go on, and is as it would be alone
+    alone = fit_restarts(problem_of(PPCA(1), iris), replace(method, n_restarts=1))
+    assert len(alone[0]["loss"]) == lengths[0]
+    np.testing.assert_allclose(alone[0]["loc"], runs[0]["loc"], rtol=1e-6, atol=1e-8)
+
+
+def test_the_restart_that_fails_is_named(iris, monkeypatch):
+    monkeypatch.setattr(advi, "non_finite_sites", lambda density, u: [f"'W' at {len(u)}"])
+    step = advi._step
+
+    def failing(density, guide, *, framed):
+        flat = step(density, guide, framed=framed)
+
+        def planted(noise, loc, *rest):
+            value, *gradients = flat(noise, loc, *rest)
+            return (torch.where(loc.sum() == marked, torch.nan, value), *gradients)
+
+        return planted
+
+    method = SVI(guide="mean_field", n_steps=5, n_draws=4, n_restarts=3)
+    problem = problem_of(PPCA(1), iris)
+    marked = advi._Restart(problem, method, 1).guide.loc.detach().sum()
+    monkeypatch.setattr(advi, "_step", failing)
+    with pytest.raises(InferenceError, match=r"SVI, restart 1, step 0: loss nan .*'W' at"):
+        fit_restarts(problem, method)
+
+
+def test_finished_restarts_are_read_back(iris, tmp_path, monkeypatch):
+    method = SVI(guide="mean_field", n_steps=20, n_draws=4, n_restarts=2)
+    before = fit_restarts(problem_of(PPCA(1), iris, tmp_path), method)
+    assert [path.name for path in tmp_path.iterdir()] == ["restarts-0-to-1.safetensors"]
+    monkeypatch.setattr(advi, "_fitted", None)
+    for one, two in zip(before, fit_restarts(problem_of(PPCA(1), iris, tmp_path), method), strict=True):
+        for name, values in one.items():
+            assert values.tobytes() == two[name].tobytes(), name
+
+
+def test_an_incomplete_last_batch_is_left_for_the_next_epoch(iris):
+    problem = problem_of(PPCA(2), iris)
+    found = batches(problem, 149, np.random.default_rng(0))
+    sizes = [len(next(found)[0]) for _ in range(4)]
+    assert sizes == [149] * 4  # never a batch of one
+    third = batches(problem, 50, np.random.default_rng(0))
+    seen = np.concatenate([next(third)[0].numpy() for _ in range(3)])
+    np.testing.assert_array_equal(np.sort(seen, axis=0), np.sort(iris.arrays["x"], axis=0))
