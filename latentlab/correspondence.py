@@ -80,6 +80,10 @@ def find(embedding: str, model: str, options: Mapping[str, Any] | None = None) -
     return None
 
 
+DEEP: Mapping[str, Any] = {"hidden": (16,), "activation": "tanh"}
+"""Networks of the checks of a deep autoencoder and a deep VAE: the same for both."""
+
+
 # -- maps
 
 
@@ -486,11 +490,77 @@ def _mapped_scores_are_the_encoders_mean() -> Evidence:
     return Evidence(distance < 1e-4 and gap < 1e-6 and collapsed < 1e-6, distance, 1e-4, text)
 
 
+# -- checks of deep networks
+
+
+def _sheet(degrees: float, seed: int) -> Dataset:
+    """150 units on a sheet, wide by 2, that is bent along a part of a unit circle: in 6 features, with noise of sd 0.05."""
+    rng = Seeds(seed).child("correspondence").numpy()
+    along, across = rng.uniform(-0.5, 0.5, (2, 150))
+    angle = np.deg2rad(degrees) * along
+    frame = np.linalg.qr(rng.standard_normal((6, 3)))[0]
+    x = np.column_stack([np.sin(angle), np.cos(angle), 2 * across]) @ frame.T + 0.05 * rng.standard_normal((150, 6))
+    return Dataset({"x": x}, dims={"x": ("unit", "feature")}, name="a bent sheet")
+
+
+@cache
+def _means_on_a_sheet(degrees: float, beta: float, seed: int) -> np.ndarray:
+    """The encoder's means `(unit, 2)` of a deep VAE, trained on the sheet with this weight of the Kullback-Leibler term."""
+    from latentlab.fit import fit
+    from latentlab.inference.svi import SVI
+
+    dataset, model = _sheet(degrees, seed), MODELS.load("vae")(n_latent=2, **DEEP, beta=beta)
+    method: Any = SVI(guide="model", n_steps=1000, learning_rate=0.01, n_particles=1, n_draws=2)
+    values = fit(model, dataset, method, seed=seed).parameters
+    return _positions(model, dataset, **{name: np.array(value) for name, value in values.items()}).mean.numpy()
+
+
+def _smooth_residual(y: np.ndarray, z: np.ndarray) -> float:
+    """Share of variance that no polynomial of degree 5 explains: of z by y, or of y by z, whichever is more."""
+    from sklearn.preprocessing import PolynomialFeatures
+
+    def missed(a: np.ndarray, b: np.ndarray) -> float:
+        white = np.linalg.svd(a - a.mean(axis=0), full_matrices=False)[0] * np.sqrt(len(a))
+        return _linear_residual(PolynomialFeatures(5, include_bias=False).fit_transform(white), b)
+
+    return max(missed(y, z), missed(z, y))
+
+
+def _deep_code_is_a_map_of_the_means(seed: int = 0) -> Evidence:
+    # Seeds 0 to 19 of data and networks: 0.0003 to 0.0011 with beta 0.1, 0.2 to 0.84 with 20; 0.03 to 0.12 after a rotation.
+    settings: dict[str, Any] = {"n_epochs": 400, "batch_size": 50, "learning_rate": 0.01}
+    code = embed("autoencoder", _sheet(240.0, seed), n_latent=2, n_seeds=1, seed=seed, **DEEP, **settings).values[0]
+    small, large = (_means_on_a_sheet(240.0, beta, seed) for beta in (0.1, 20.0))
+    missed, far = _smooth_residual(code, small), _smooth_residual(code, large)
+    left = procrustes_similarity(Positions(code), Positions(small))
+    text = (
+        f"share of variance on a bent sheet that no smooth map between code and means explains: {missed:.2g} with beta 0.1 "
+        f"(holds below 0.005), {far:.2g} with beta 20 (holds above 0.05); {left:.2g} after a rotation and a scale with beta 0.1 "
+        f"(holds above 0.01)"
+    )
+    return Evidence(missed < 0.005 and far > 0.05 and left > 0.01, missed, 0.005, text)
+
+
+def _bent_sheet_parts_pca_from_the_vae(seed: int = 0) -> Evidence:
+    # Seeds 0 to 19 of data and networks: 0.0001 to 0.0005 where it bends gently, 0.032 to 0.069 where it folds.
+    gentle, strong = (
+        _smooth_residual(embed("pca", _sheet(degrees, seed), n_latent=2).values, _means_on_a_sheet(degrees, 1.0, seed))
+        for degrees in (60.0, 240.0)
+    )
+    text = (
+        f"share of variance that no smooth map between PCA's scores and a deep VAE's means explains: {gentle:.2g} on a sheet "
+        f"bent by 60 degrees (holds below 0.003), {strong:.2g} by 240, which the plane folds (holds above 0.01)"
+    )
+    return Evidence(gentle < 0.003 and strong > 0.01, gentle, 0.003, text)
+
+
 _TIPPING = "Tipping & Bishop (1999), JRSS B 61:611"
 _ROTATION = "rotation and reflection, O(q)"
 _NAMES = "the names of the clusters, S_K"
 _KULIS = "Kulis & Jordan (2012), Revisiting k-means, ICML"
 _BALDI = "Baldi & Hornik (1989), Neural Networks 2:53"
+_DAI = "Dai, Wang, Aston, Hua & Wipf (2018), Connections with Robust PCA, JMLR 19(41)"
+_GHOSH = "Ghosh, Sajjadi, Vergari, Black & Schölkopf (2020), From Variational to Deterministic Autoencoders, ICLR"
 _LUCAS = "Lucas, Tucker, Grosse & Norouzi (2019), Don't Blame the ELBO!, NeurIPS"
 
 
@@ -722,5 +792,32 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         citation=_LUCAS,
         check=_mapped_scores_are_the_encoders_mean,
         map=shrunk_axes,
+    ),
+    Correspondence(
+        "autoencoder",
+        "vae",
+        "limit",
+        claim="As 2 beta sigma^2, the weight of the Kullback-Leibler term beside the squared error, tends to 0, the bound asks "
+        "for the least error of reconstruction, as the autoencoder does: its code is a smooth invertible map of the means.",
+        conditions="the same networks, with hidden layers and too small to fit the noise; Gaussian noise of one size for all "
+        "features; both trained to a good optimum",
+        breaks="a large weight, by much noise or a large beta: dimensions collapse; training that tears or folds the code; axes, "
+        "angles and distances of the code, of which only the VAE's prior says anything",
+        symmetry="smooth invertible maps: only what is decoded is comparable, near neighbours roughly",
+        citation=_GHOSH,
+        check=_deep_code_is_a_map_of_the_means,
+    ),
+    Correspondence(
+        "pca",
+        "vae",
+        "approximate",
+        claim="Where the principal plane sees each point of a sheet once, PCA's scores are nearly a smooth invertible map of the "
+        "means of a deep VAE's encoder.",
+        conditions="data near a sheet of the dimension of the positions, which bends little; noise small beside it",
+        breaks="a sheet that bends back: the plane folds it, so that far units meet, or leaves a direction out; distances, even "
+        "on a flat sheet, which the decoder may stretch to fit the prior",
+        symmetry="smooth invertible maps; linear ones where the decoder is linear",
+        citation=_DAI,
+        check=_bent_sheet_parts_pca_from_the_vae,
     ),
 )

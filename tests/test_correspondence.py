@@ -7,7 +7,7 @@ import pytest
 
 from latentlab import correspondence as registry
 from latentlab.data.load import load_dataset
-from latentlab.embeddings.embedding import embed
+from latentlab.embeddings.embedding import Embedding, embed
 from latentlab.registry import EMBEDDINGS, MODELS
 
 SLOW = {"umap", "tsne"}
@@ -182,3 +182,63 @@ def test_a_bound_short_of_the_likelihood_or_an_axis_in_use_does_not_pass(monkeyp
     at_maximum = registry._at_maximum
     monkeypatch.setattr(registry, "_at_maximum", lambda model, dataset: at_maximum(type(model)(n_latent=2), dataset))
     assert not claim.check().passed
+
+
+# -- deep networks
+
+
+def code(values):
+    """What `embed` gives back of an algorithm that starts at random, run once."""
+    return Embedding("autoencoder", values[None], units=np.arange(len(values)))
+
+
+def test_a_smooth_map_leaves_nothing_and_a_fold_or_a_lost_direction_does(rng):
+    z = rng.uniform(-0.5, 0.5, (150, 2))
+    a, b = z.T
+    warped = np.column_stack([np.exp(a) + 0.3 * b, np.arctan(2 * b) - 0.2 * a])
+    assert registry._smooth_residual(warped, z) < 1e-3 < registry._linear_residual(warped, z)
+    folded = np.column_stack([np.abs(a), b])
+    assert registry._smooth_residual(folded, z) > 0.1  # whichever comes first: a fold is a function, and has no inverse
+    assert registry._smooth_residual(z, folded) == pytest.approx(registry._smooth_residual(folded, z))
+    assert registry._smooth_residual(z[:, :1], z) > 0.1
+
+
+def test_the_code_of_a_deep_autoencoder_must_be_trained_on_the_same_units_in_as_many_dimensions(monkeypatch, rng):
+    claim, embedded = registry.find("autoencoder", "vae"), registry.embed
+
+    def passes(made):
+        monkeypatch.setattr(registry, "embed", made)
+        return claim.check().passed
+
+    assert passes(embedded)
+    assert not passes(lambda *given, **options: embedded(*given, **{**options, "n_epochs": 1}))
+    assert not passes(lambda *given, **options: embedded(*given, **{**options, "n_latent": 1}))
+    assert not passes(lambda _, dataset, **__: code(embedded("pca", dataset).values))  # it folds
+    assert not passes(lambda *given, **options: code(rng.permutation(embedded(*given, **options).values[0])))
+    # The means themselves, turned and scaled: nothing is left open.
+    turn = np.array([[0.8, 0.6], [-0.6, 0.8]])
+    assert not passes(lambda *_, **__: code(3 * registry._means_on_a_sheet(240.0, 0.1, 0) @ turn))
+
+
+def test_the_limit_of_the_deep_vae_is_one(monkeypatch):
+    """With a large weight the means are no map of the code: a check that saw no difference would not be of a limit."""
+    claim, means = registry.find("autoencoder", "vae"), registry._means_on_a_sheet
+    assert claim.grade == "limit"
+    for beta in (0.1, 20.0):
+        monkeypatch.setattr(registry, "_means_on_a_sheet", lambda degrees, _, seed, beta=beta: means(degrees, beta, seed))
+        assert not claim.check().passed
+
+
+def test_pca_stands_for_a_deep_vae_only_where_the_plane_does_not_fold(monkeypatch, rng):
+    claim, sheet, means, embedded = registry.find("pca", "vae"), registry._sheet, registry._means_on_a_sheet, registry.embed
+    assert claim.grade == "approximate"
+    monkeypatch.setattr(registry, "embed", lambda _, dataset, **options: embedded("isomap", dataset, n_neighbors=8, **options))
+    assert not claim.check().passed  # it unrolls both sheets
+    monkeypatch.setattr(registry, "embed", embedded)
+    for degrees in (60.0, 240.0):
+        monkeypatch.setattr(registry, "_sheet", lambda _, seed, degrees=degrees: sheet(degrees, seed))
+        monkeypatch.setattr(registry, "_means_on_a_sheet", lambda _, *given, degrees=degrees: means(degrees, *given))
+        assert not claim.check().passed
+    monkeypatch.setattr(registry, "_sheet", sheet)
+    monkeypatch.setattr(registry, "_means_on_a_sheet", lambda *given: rng.permutation(means(*given)))
+    assert not claim.check().passed  # units in another order
