@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from latentlab.report import labels
+from latentlab.report import labels, scores
 from latentlab.report.beside import label_panels
 from latentlab.report.contingency import items as contingency_tables
 from latentlab.report.inference import modes
@@ -386,6 +386,14 @@ def test_a_point_estimate_without_labels_or_embeddings(answers: Run):
     assert all("q05" not in row for row in table(answers, "profiles"))
     assert "second strip" not in captions(answers)["co-assignment"]
     assert "No embedding was compared" in words(answers)
+
+
+def test_a_delta_of_0_stands_at_the_end_of_its_scale_which_says_so(mixture: Run):
+    other = replace(mixture)
+    other.__dict__["comparison"] = mixture.comparison.copy(deep=True)
+    assert "≤ 0.001" not in scores._deltas(Source(other)).svg
+    other.comparison["delta"].values[0, 0] = 0.0
+    assert "≤ 0.001" in scores._deltas(Source(other)).svg
 
 
 # -- modes
