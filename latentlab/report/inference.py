@@ -38,7 +38,12 @@ def section(source: Source) -> Section:
         items.append(Table.of("not-applicable", "Shown without a verdict, and checks that do not apply", records, folded=True))
     items += _modes(source)
     if source.kind == "mcmc":
-        items += _chains(source)
+        try:
+            items += _chains(source)
+        except OverflowError:  # ArviZ's density of numbers that are hardly above 0
+            items.append(
+                Text(("The chains are not drawn: some of their values are too small for an estimate of their density.",))
+            )
     items += _optimization(source)
     items += _loo(source)
     return Section("inference", "Did inference work?", tuple(items))

@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import chi2, norm
 
 from latentlab.compare.clustering import co_assignment, credible_ball, n_clusters
@@ -273,6 +274,8 @@ def _histogram(source: Source, parts: Parts) -> Figure:
                 scale = parts.sizes[:, k].mean() * wide[0]
                 axes.plot(at, scale * norm.pdf(at, shapes[0][k][0], sd), color=INK, lw=2.4)
                 axes.plot(at, scale * norm.pdf(at, shapes[0][k][0], sd), color=parts.color(k), lw=1.6)
+        if whole:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel(f"{feature(source.features[0])}{_scale(source)}")
         axes.set_ylabel("units")
         canvas.legend(*axes.get_legend_handles_labels(), loc="outside right upper")

@@ -256,7 +256,11 @@ def _predictive(source: Source) -> list[Item]:
         p = tail(seen, again)
         worst = int(np.nanargmin(p)) if np.isfinite(p).any() else 0
         pair = np.column_stack(np.triu_indices(x.shape[1], 1))
-        which = source.features[worst] if key != "correlation" else " and ".join(source.features[i] for i in pair[worst])
+        which = (
+            feature(source.features[worst])
+            if key != "correlation"
+            else " and ".join(feature(source.features[i]) for i in pair[worst])
+        )
         rows.append(
             {
                 "statistic": f"{key} of each {'pair' if key == 'correlation' else 'feature'}",

@@ -399,6 +399,19 @@ def test_a_delta_of_0_stands_at_the_end_of_its_scale_which_says_so(mixture: Run)
 # -- modes
 
 
+def test_weights_that_are_hardly_numbers_do_not_stop_the_page(mixture: Run):
+    tree = Source(mixture).tree.copy(deep=True)
+    tree["posterior"]["weights"].values[1] = np.random.default_rng(0).dirichlet([1, 1, 1], 60)[: len(tree["posterior"].draw)] * [
+        1,
+        1,
+        1e-160,
+    ]
+    tiny = Source(mixture)
+    object.__setattr__(tiny, "run", replace_posterior(mixture, tree))
+    said = [line for item in inference_section(tiny).items for line in getattr(item, "lines", ())]
+    assert any("The chains are not drawn" in line for line in said)
+
+
 def test_chains_in_different_modes_are_said_aloud(mixture: Run):
     """One chain's means are moved far away: the page says that its chains sit in two modes, and which."""
     source = Source(mixture)
