@@ -36,7 +36,7 @@ def test_there_are_the_promised_configs():
     assert {"ppca_wine", "ppca_digits", "ppca_breast_cancer", "factor_analysis_wine", "ppca_wine_missing"} <= names
     models = {dict(load_config(path).model)["name"] for path in CONFIGS}
     assert {"gaussian_mixture", "dp_mixture", "bernoulli_mixture", "poisson_mixture"} <= models
-    assert {"gaussian_hmm", "poisson_hmm", "state_space"} <= models
+    assert {"gaussian_hmm", "categorical_hmm", "poisson_hmm", "state_space"} <= models
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import numpy as np
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.series import assemble
+from latentlab.data.simulators import counts, number
 from latentlab.errors import DataError, MissingDependencyError
 
 LEVELS = ("realgdp", "realcons", "realinv", "realgovt", "realdpi", "cpi", "m1", "pop")
@@ -17,11 +18,15 @@ USUAL = ("realgdp", "realcons", "realinv", "realgovt", "realdpi", "m1", "tbilrat
 """Without those that the others determine: the growth of `cpi` is `infl`, `realint` is `tbilrate` less `infl`."""
 
 
-def sunspots(*, whole: bool = False) -> Dataset:
+def sunspots(*, whole: bool = False, n_levels: int | None = None) -> Dataset:
     """Yearly numbers of sunspots from 1700 to 2008: one series of 309 steps.
 
     Args:
         whole: Round them, means of daily numbers as they are, to counts.
+        n_levels: Symbols in their place: 0 for the fewest spots to `n_levels` - 1 for the most, each in about as many years.
+
+    Raises:
+        DataError: `n_levels` is not from 2 to 20, or `whole` is asked for too.
 
     References:
         National Geophysical Data Center; in the public domain.
@@ -29,9 +34,18 @@ def sunspots(*, whole: bool = False) -> Dataset:
     Example:
         >>> sunspots().units[:2].tolist(), sunspots().x[:2, 0].tolist()
         (['1700', '1701'], [5.0, 11.0])
+        >>> sunspots(n_levels=4).x[:7, 0].tolist()
+        [0.0, 0.0, 1.0, 1.0, 1.0, 2.0, 1.0]
     """
     table = _load("sunspots")
     numbers = _columns(table, ["SUNACTIVITY"])
+    if n_levels is not None:
+        number("sunspots", "n_levels", n_levels, 2, 20)
+        counts("sunspots", n_levels=n_levels)
+        if whole:
+            raise DataError("sunspots: `whole` numbers and `n_levels` do not go together; take one of them.")
+        inner = np.quantile(numbers, np.arange(1, n_levels) / n_levels)
+        numbers = np.searchsorted(inner, numbers, side="right").astype(np.float64)
     return assemble(np.round(numbers) if whole else numbers, ["sunspots"], name="sunspots", time=_whole(table["YEAR"]))
 
 

@@ -194,6 +194,16 @@ def shortened(text: str, most: int = 28) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def feature(name: str, most: int = 28) -> str:
+    """A feature's name, short enough for an axis, where a number alone would be taken for a value.
+
+    Example:
+        >>> feature("0"), feature("proline")
+        ('feature 0', 'proline')
+    """
+    return shortened(f"feature {name}" if name.isdigit() else name, most)
+
+
 def log_axis(axis: Any) -> None:
     """Powers of ten written out: formulas are not typeset in drawings, where users' own words stand."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

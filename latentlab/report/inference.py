@@ -1,7 +1,7 @@
 """Section 2: did inference work."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,8 @@ SHOWN = 4
 """Invariants whose chains are drawn."""
 MOST_POINTS = 2000
 """Steps of a curve that are drawn."""
+NEAR = 0.06
+"""Units so near to each other, as a share of all, have their names on different sides."""
 
 
 def section(source: Source) -> Section:
@@ -36,7 +38,12 @@ def section(source: Source) -> Section:
         items.append(Table.of("not-applicable", "Shown without a verdict, and checks that do not apply", records, folded=True))
     items += _modes(source)
     if source.kind == "mcmc":
-        items += _chains(source)
+        try:
+            items += _chains(source)
+        except OverflowError:  # ArviZ's density of numbers that are hardly above 0
+            items.append(
+                Text(("The chains are not drawn: some of their values are too small for an estimate of their density.",))
+            )
     items += _optimization(source)
     items += _loo(source)
     return Section("inference", "Did inference work?", tuple(items))
@@ -347,9 +354,10 @@ def _loo(source: Source) -> list[Item]:
             options: Mapping[str, Any] = {"s": 12, "color": color, "marker": marker, "lw": 0, "rasterized": len(bad) > HEAVY}
             axes.scatter(x[chosen], found.khat[chosen], **options)
         axes.axhline(found.limit, color=GREY, ls="--", lw=1)
-        axes.text(len(bad), found.limit, f"{found.limit:.2f}", va="bottom", ha="right", color=GREY)
-        for i in worst:
-            axes.annotate(names[i], (i, found.khat[i]), xytext=(4, 2), textcoords="offset points", fontsize=8)
+        beside = axes.get_yaxis_transform()
+        axes.text(1.005, found.limit, f"{found.limit:.2f}", va="center", ha="left", color=GREY, transform=beside)
+        for i, (offset, side) in zip(worst, places(worst, len(bad)), strict=True):
+            axes.annotate(names[i], (i, found.khat[i]), xytext=offset, ha=side, textcoords="offset points", fontsize=8)
         axes.set_xlabel(f"{noun}, in the order of the data")
         axes.set_ylabel("Pareto k-hat")
 
@@ -367,3 +375,14 @@ def _left_out(source: Source, n: int) -> tuple[list[str], str]:
     if array is None or array.dims[-1] == "unit" or array.shape[-1] != n:
         return source.units, "unit"
     return [str(name) for name in array[array.dims[-1]].values], "sequence"
+
+
+def places(chosen: Sequence[int], n: int) -> list[tuple[tuple[int, int], Literal["left", "right"]]]:
+    """Where the names of up to three of n units stand, so that neighbours' do not lie on each other: offset and alignment.
+
+    Example:
+        >>> places([10, 11, 70], 100)
+        [((4, 2), 'left'), ((-4, 2), 'right'), ((4, 2), 'left')]
+    """
+    free: list[tuple[tuple[int, int], Literal["left", "right"]]] = [((4, 2), "left"), ((-4, 2), "right"), ((4, -9), "left")]
+    return [free[sum(abs(i - j) < NEAR * n for j in chosen[:rank])] for rank, i in enumerate(chosen)]

@@ -24,6 +24,10 @@ ROUND_OFF = 1e-12
 """Smaller numbers are shown as 0."""
 
 
+SPACE = "\N{NO-BREAK SPACE}"
+"""Between the thousands of a number, which is never parted at the end of a line."""
+
+
 @dataclass(frozen=True)
 class Text:
     """A paragraph, or a list where there are several lines; `kind` is the box it stands in."""
@@ -135,7 +139,7 @@ def shown(value: Any, digits: int = 3) -> str:
 
     Example:
         >>> [shown(v) for v in (0.123456, 1234567.0, 12.0, 3, 1e-7, float("nan"), float("inf"), "word", None, True)]
-        ['0.123', '1 234 567', '12', '3', '1e-07', '–', '∞', 'word', '–', 'yes']
+        ['0.123', '1\\xa0234\\xa0567', '12', '3', '1e-07', '–', '∞', 'word', '–', 'yes']
     """
     value = value.item() if isinstance(value, np.generic) else value
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -143,7 +147,7 @@ def shown(value: Any, digits: int = 3) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return f"{value:,}".replace(",", " ") if abs(value) >= 10_000 else str(value)
+        return f"{value:,}".replace(",", SPACE) if abs(value) >= 10_000 else str(value)
     if isinstance(value, float):
         return _number(value, digits)
     if isinstance(value, list | tuple):
@@ -160,7 +164,7 @@ def _number(value: float, digits: int) -> str:
     if size >= 1e7 or 0 < size < 1e-4:
         return f"{value:.2g}".replace("-", "−") if size >= 1e7 else f"{value:.1g}"
     if size >= 1000:
-        return f"{value:,.0f}".replace(",", " ").replace("-", "−")
+        return f"{value:,.0f}".replace(",", SPACE).replace("-", "−")
     return f"{value:.{digits}g}".replace("-", "−")
 
 

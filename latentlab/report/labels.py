@@ -5,10 +5,11 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import chi2, norm
 
 from latentlab.compare.clustering import co_assignment, credible_ball, n_clusters
-from latentlab.report.figure import COLORS, GREY, HEAVY, INK, MARKERS, Classes, drawn, shortened
+from latentlab.report.figure import COLORS, GREY, HEAVY, INK, MARKERS, Classes, drawn, feature, shortened
 from latentlab.report.items import Figure, Item, Table, Text, count, shown
 from latentlab.report.source import POINT, Source, matched
 
@@ -163,7 +164,7 @@ def plane(source: Source) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]
     centre = np.nanmean(x, axis=0)
     filled = np.where(np.isnan(x), centre, x)
     if x.shape[1] == 2:
-        return filled, np.zeros(2), np.eye(2), [shortened(name) for name in source.features]
+        return filled, np.zeros(2), np.eye(2), [feature(name) for name in source.features]
     centre = filled.mean(axis=0)
     _, values, axes = np.linalg.svd(filled - centre, full_matrices=False)
     axes = axes[:2] * np.sign(axes[np.arange(2), np.abs(axes[:2]).argmax(axis=1)])[:, None]
@@ -273,7 +274,9 @@ def _histogram(source: Source, parts: Parts) -> Figure:
                 scale = parts.sizes[:, k].mean() * wide[0]
                 axes.plot(at, scale * norm.pdf(at, shapes[0][k][0], sd), color=INK, lw=2.4)
                 axes.plot(at, scale * norm.pdf(at, shapes[0][k][0], sd), color=parts.color(k), lw=1.6)
-        axes.set_xlabel(f"{shortened(source.features[0])}{_scale(source)}")
+        if whole:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel(f"{feature(source.features[0])}{_scale(source)}")
         axes.set_ylabel("units")
         canvas.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
 
@@ -327,9 +330,9 @@ def location(source: Source) -> tuple[str, np.ndarray, list[str]] | None:
         if array is None or array.dims[2:4] != (source.label_dim, "feature"):
             continue
         values = array.values.reshape(-1, *array.shape[2:])
-        names = [str(feature) for feature in array["feature"].values]
+        names = [str(name) for name in array["feature"].values]
         if values.ndim == 4:
-            names = [f"{feature} = {category}" for feature in names for category in range(values.shape[3])]
+            names = [f"{name} = {category}" for name in names for category in range(values.shape[3])]
         return name, values.reshape(*values.shape[:2], -1), names
     return None
 
@@ -390,7 +393,7 @@ def _intervals(parts: Parts, draws: np.ndarray, features: list[str], what: str, 
             axes.hlines(at, low[i], high[i], color=parts.color(k), lw=2)
             axes.plot(mean[i], at, parts.marker(k), color=parts.color(k), ms=4, label=parts.name(k))
         axes.hlines(y[1:] + 0.5, 0, 1, transform=axes.get_yaxis_transform(), color="#e4e4e4", lw=0.8)
-        axes.set_yticks(y, [shortened(feature) for feature in features])
+        axes.set_yticks(y, [feature(name) for name in features])
         axes.set_ylim(-0.6, len(features) - 0.4)
         axes.set_xlabel(unit)
         axes.grid(axis="x")
@@ -408,7 +411,7 @@ def _heat_map(parts: Parts, draws: np.ndarray, features: list[str], what: str, u
     def draw(canvas: Any) -> None:
         axes = canvas.subplots()
         drawing = axes.imshow(mean.T, aspect="auto", cmap="RdBu_r" if signed else "Blues", vmin=limits[0], vmax=limits[1])
-        axes.set_yticks(np.arange(len(features)), [shortened(feature) for feature in features])
+        axes.set_yticks(np.arange(len(features)), [feature(name) for name in features])
         axes.set_xticks(
             np.arange(len(parts.kept)), [parts.name(k) for k in parts.kept], rotation=45 if len(parts.kept) > 8 else 0
         )

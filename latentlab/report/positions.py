@@ -14,7 +14,7 @@ from latentlab.fit import impute, thinned
 from latentlab.models.base import LatentModel
 from latentlab.posterior import SENSITIVE, arrays
 from latentlab.report import autoencoder, labels, series
-from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, INK, RED, Classes, drawn, panels, shortened
+from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, INK, RED, Classes, drawn, feature, panels
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
 from latentlab.report.source import POINT, Source
 from latentlab.seeds import Seeds
@@ -208,7 +208,7 @@ def _loadings(source: Source) -> list[Item]:
             axes.axvline(0, color=GREY, lw=0.8)
             axes.hlines(y, low[order, k], high[order, k], color=COLORS[k], lw=2)
             axes.plot(mean[order, k], y, "o", color=COLORS[k], ms=4)
-            axes.set_yticks(y, [shortened(source.features[i]) for i in order])
+            axes.set_yticks(y, [feature(source.features[i]) for i in order])
             axes.set_title(f"{found.name}, latent axis {k + 1}")
             axes.grid(axis="x")
 
@@ -256,7 +256,11 @@ def _predictive(source: Source) -> list[Item]:
         p = tail(seen, again)
         worst = int(np.nanargmin(p)) if np.isfinite(p).any() else 0
         pair = np.column_stack(np.triu_indices(x.shape[1], 1))
-        which = source.features[worst] if key != "correlation" else " and ".join(source.features[i] for i in pair[worst])
+        which = (
+            feature(source.features[worst])
+            if key != "correlation"
+            else " and ".join(feature(source.features[i]) for i in pair[worst])
+        )
         rows.append(
             {
                 "statistic": f"{key} of each {'pair' if key == 'correlation' else 'feature'}",

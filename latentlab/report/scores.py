@@ -22,6 +22,8 @@ CLUSTER_SCORES = {
     "label_matched_accuracy": "accuracy, clusters matched to the labels",
 }
 """The same where the positions are labels."""
+LEAST_DELTA = 1e-3
+"""The left end of a scale of deltas: a logarithmic one has no 0."""
 HEIGHT = 0.2
 """Inches that a row of a plot takes."""
 WIDE = 50
@@ -130,7 +132,7 @@ def _deltas(source: Source) -> Figure:
     colors = {"summary-like": BLUE, "draw-like": BLUE, "distinct": ORANGE, "undetermined": GREY}
     what, centre = ("clustering", "centre") if source.is_discrete else ("embedding", "posterior mean")
     shapes = {"summary-like": "o", "draw-like": "s", "distinct": "X", "undetermined": "D"}
-    least, most = max(float(finite.min(initial=1.0)), 1e-3), 2 * max(2.0, float(finite.max(initial=1.0)))
+    least, most = max(float(finite.min(initial=1.0)), LEAST_DELTA), 2 * max(2.0, float(finite.max(initial=1.0)))
 
     def draw(canvas: Any) -> None:
         for axes, way in zip(
@@ -141,7 +143,7 @@ def _deltas(source: Source) -> Figure:
             for i, label in enumerate(of["verdict"].values.astype(str)):
                 if label:
                     delta = float(of["delta"].values[i])
-                    axes.plot(np.clip(delta, 1e-3, most), y[i], shapes[label], color=colors[label], ms=7)
+                    axes.plot(np.clip(delta, LEAST_DELTA, most), y[i], shapes[label], color=colors[label], ms=7)
                     if np.isinf(delta):
                         axes.annotate("∞", (most, y[i]), xytext=(6, -4), textcoords="offset points")
             axes.axvline(1, color=INK, lw=0.9)
@@ -150,6 +152,8 @@ def _deltas(source: Source) -> Figure:
             )
             axes.set_xscale("log")
             log_axis(axes.xaxis)
+            if (of["delta"].values <= LEAST_DELTA).any():  # at the end of the scale, which says so
+                axes.xaxis.set_major_formatter(lambda value, _: f"≤ {value:g}" if value <= 1.01 * LEAST_DELTA else f"{value:g}")
             axes.set_xlim(min(0.03, 0.7 * least), None)
             axes.set_yticks(y, [shortened(label) for label in labels])
             axes.set_ylim(-0.7, len(labels) - 0.3)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from latentlab.report.figure import COLORS, GREY, HEAVY, INK, drawn, shortened
+from latentlab.report.figure import COLORS, GREY, HEAVY, INK, drawn, feature, shortened
 from latentlab.report.items import Figure, Item, Table, listed
 from latentlab.report.labels import Parts, draws_of, location
 from latentlab.report.source import POINT, Source
@@ -106,7 +106,7 @@ def _ribbon(source: Source, parts: Parts) -> Figure:
                         **{"color": parts.color(k), "ms": 3, "mew": 0, "label": parts.name(k)},
                         rasterized=len(at) > HEAVY,
                     )
-                axes.set_ylabel(shortened(source.features[d], 14))
+                axes.set_ylabel(feature(source.features[d], 14))
                 axes.set_xlim(edges[0], edges[-1])
                 axes.tick_params(labelbottom=False)
                 axes.grid(axis="y")

@@ -230,6 +230,19 @@ def test_the_real_series_are_those_of_their_books():
     assert load_dataset("nile").x.std().round(12) == 1
 
 
+def test_levels_of_sunspots_hold_about_as_many_years_each_and_rise_with_the_spots():
+    levels, spots = sunspots(n_levels=4).x[:, 0].astype(int), sunspots().x[:, 0]
+    assert np.bincount(levels).tolist() == [77, 76, 78, 78]
+    assert all(spots[levels == k].max() < spots[levels == k + 1].min() for k in range(3))
+    for options, message in (
+        ({"n_levels": 1}, "from 2 to 20"),
+        ({"n_levels": 2.5}, "whole"),
+        ({"n_levels": 4, "whole": True}, "together"),
+    ):
+        with pytest.raises(DataError, match=f"^sunspots: .*{message}"):
+            sunspots(**options)
+
+
 def test_without_statsmodels_its_series_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "statsmodels.datasets.nile", None)
     with pytest.raises(MissingDependencyError, match=r"the dataset 'nile' needs the package 'statsmodels'.*latentlab\[stats\]"):

@@ -9,8 +9,9 @@ from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.ppca import PPCA
 from latentlab.registry import METHODS, METRICS, MODELS
 from latentlab.report.docs import docs
-from latentlab.report.figure import COLORS, MARKERS, MOST_CLASSES, OTHER, Classes, drawn
+from latentlab.report.figure import COLORS, MARKERS, MOST_CLASSES, OTHER, Classes, drawn, feature
 from latentlab.report.formula import typeset
+from latentlab.report.inference import places
 from latentlab.report.items import Table, shown
 
 
@@ -92,10 +93,19 @@ def test_all_that_is_named_has_a_summary():
 
 def test_numbers_are_shown_to_their_digits():
     assert [shown(v) for v in (-0.0123456, 1e-20, 1999.5, -12345.6, 3e9, 1.0, np.int64(12345), np.float64(2.5))] == [
-        *("−0.0123", "0", "2 000", "−12 346", "3e+09", "1", "12 345", "2.5"),
+        *("−0.0123", "0", "2\N{NO-BREAK SPACE}000", "−12\N{NO-BREAK SPACE}346", "3e+09", "1", "12\N{NO-BREAK SPACE}345", "2.5"),
     ]
     assert shown(1.00851, 4) == "1.009"
     assert shown([0.1, "a"]) == "0.1, a"
+
+
+def test_names_of_neighbours_do_not_lie_on_each_other():
+    assert len(set(places([258, 259, 260], 300))) == 3
+    assert places([10, 150, 290], 300) == [places([0], 300)[0]] * 3
+
+
+def test_a_feature_that_is_a_number_is_no_value_on_an_axis():
+    assert [feature(name) for name in ("0", "12", "proline", "1.5")] == ["feature 0", "feature 12", "proline", "1.5"]
 
 
 def test_a_table_knows_its_columns_of_numbers():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from latentlab.report import labels
+from latentlab.report import labels, scores
 from latentlab.report.beside import label_panels
 from latentlab.report.contingency import items as contingency_tables
 from latentlab.report.inference import modes
@@ -388,7 +388,28 @@ def test_a_point_estimate_without_labels_or_embeddings(answers: Run):
     assert "No embedding was compared" in words(answers)
 
 
+def test_a_delta_of_0_stands_at_the_end_of_its_scale_which_says_so(mixture: Run):
+    other = replace(mixture)
+    other.__dict__["comparison"] = mixture.comparison.copy(deep=True)
+    assert "≤ 0.001" not in scores._deltas(Source(other)).svg
+    other.comparison["delta"].values[0, 0] = 0.0
+    assert "≤ 0.001" in scores._deltas(Source(other)).svg
+
+
 # -- modes
+
+
+def test_weights_that_are_hardly_numbers_do_not_stop_the_page(mixture: Run):
+    tree = Source(mixture).tree.copy(deep=True)
+    tree["posterior"]["weights"].values[1] = np.random.default_rng(0).dirichlet([1, 1, 1], 60)[: len(tree["posterior"].draw)] * [
+        1,
+        1,
+        1e-160,
+    ]
+    tiny = Source(mixture)
+    object.__setattr__(tiny, "run", replace_posterior(mixture, tree))
+    said = [line for item in inference_section(tiny).items for line in getattr(item, "lines", ())]
+    assert any("The chains are not drawn" in line for line in said)
 
 
 def test_chains_in_different_modes_are_said_aloud(mixture: Run):
