@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from latentlab.data.load import load_dataset
     from latentlab.embeddings.embedding import Embedding, embed
     from latentlab.fit import Fit, fit
+    from latentlab.inference.chees import ChEES
     from latentlab.inference.density import log_joint
     from latentlab.inference.exact import Exact
     from latentlab.inference.map import MAP

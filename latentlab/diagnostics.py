@@ -1,8 +1,9 @@
 r"""Did inference work: a table of checks with verdicts, on what the model's symmetry leaves identified.
 
-MCMC. R-hat, ESS and MCSE are taken on the group's invariants, the log density and the log likelihood; the sites as drawn are
-shown as `raw coordinates`, without a verdict. An entry that stays where it is in some chain fails, unless it is declared
-deterministic; an invariant that is constant because it is so by construction (weights sum to 1) is left out.
+MCMC. R-hat (nested R-hat where many short chains start from a few points), ESS and MCSE are taken on the group's invariants, the
+log density and the log likelihood; the sites as drawn are shown as `raw coordinates`, without a verdict. An entry that stays where
+it is in some chain fails, unless it is declared deterministic; an invariant that is constant because it is so by construction
+(weights sum to 1) is left out.
 
 *One level of log density.* Chains in modes of different weight can agree on every quantity that is looked at. Their mean log
 densities are compared by Welch's analysis of variance with each chain's effective number of draws for its size: the p-value is
@@ -50,6 +51,7 @@ from latentlab.posterior import (
     loo,
     mcse_mean,
     mcse_sd,
+    nested_rhat,
     power_sensitivity,
     rhat,
 )
@@ -185,17 +187,23 @@ def _series(
     names, flat = entries(quantities, labels_of(data, dims, group), data["posterior"].sizes)
     counted = [name.startswith(counts(position)) for name in names]
     n_chains = flat.shape[0]
-    checks = [
+    n_superchains = int(data.attrs.get("n_superchains", 1))
+    checks: list[tuple[str, np.ndarray, str, Any, Any]] = [
         ("R-hat", rhat(flat), f"< {RHAT:g}", lambda v: v < RHAT, np.argmax),
         ("bulk ESS", ess_bulk(flat), f">= {ESS:g}", lambda v: v >= ESS, np.argmin),
         ("tail ESS", ess_tail(flat), f">= {ESS:g}", lambda v: v >= ESS, np.argmin),
         ("MCSE of the mean / sd", _relative(mcse_mean, flat), f"< {MCSE:g}", lambda v: v < MCSE, np.argmax),
         ("MCSE of the sd / sd", _relative_of_sd(flat, counted), f"< {MCSE:g}", lambda v: v < MCSE, np.argmax),
     ]
-    rows = []
+    if n_superchains > 1:  # many short chains, whose plain R-hat says how short they are
+        checks.insert(0, ("nested R-hat", nested_rhat(flat, n_superchains), f"< {RHAT:g}", lambda v: v < RHAT, np.argmax))
+    rows: list[Row] = []
     for check, found, threshold, ok, worst in checks:
         if check == "R-hat" and n_chains == 1:
             rows += _not_applicable([check], "one chain: nothing to compare it with")
+        elif check == "R-hat" and n_superchains > 1 and len(found):
+            largest = int(np.argmax(np.nan_to_num(found, nan=np.inf)))
+            rows.append((check, f"{names[largest]} (of many short chains)", float(found[largest]), "", "not applicable"))
         elif not len(found):
             rows.append(_row(check, stuck or "nothing moves", math.nan, threshold, ok=False))
         else:

@@ -255,7 +255,7 @@ def fit(
     Args:
         model: The model.
         dataset: The data; missing entries are NaN or masked.
-        method: How: `SVI`, `MAP`, `NUTS`, `Exact`, with their settings.
+        method: How: `NUTS`, `ChEES`, `SVI`, `MAP`, `Exact`, with their settings.
         seed: The same seed gives the same arrays.
         progress: Bars on a terminal.
         checkpoint: Folder for what is finished, and for chains that are interrupted: the same call goes on from there.

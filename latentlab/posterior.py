@@ -36,7 +36,8 @@ import h5py
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.special import logsumexp
+from scipy.special import logsumexp, ndtri
+from scipy.stats import rankdata
 
 from latentlab.data.memory import SMALL, Budget, size
 from latentlab.errors import DataError, InferenceError, ModelError, StoreError
@@ -427,6 +428,34 @@ def rhat(x: np.ndarray) -> np.ndarray:
     NaN with one chain, infinite up to rounding where every chain is constant and they differ.
     """
     return _each(x, lambda flat: _per_quantity(installed_arviz().rhat, flat), n_chains=2)
+
+
+def nested_rhat(x: np.ndarray, n_superchains: int) -> np.ndarray:
+    r"""Nested R-hat of each quantity, 1 at best, for many short chains; `(chain, draw, *shape)` -> `shape`.
+
+    With the variance B of the means of K superchains, and W the mean over them of the variance of their chains' means plus the
+    mean variance within their chains, $\sqrt{1 + B / W}$: of ranks made normal, and of the distances to the median so treated,
+    whichever is larger. Chains of a superchain, next to each other, have started at one point.
+
+    References:
+        Margossian et al. 2024, Nested R-hat, Bayesian Analysis. Vehtari et al. 2021, Rank-normalization, folding, and
+        localization, Bayesian Analysis 16:667.
+    """
+
+    def nested(flat: np.ndarray) -> np.ndarray:
+        ranks = rankdata(flat.reshape(-1, flat.shape[-1]), axis=0).reshape(flat.shape)
+        z = ndtri((ranks - 0.375) / (flat.shape[0] * flat.shape[1] + 0.25))
+        of_chains = z.mean(axis=1).reshape(n_superchains, -1, flat.shape[-1])
+        within = z.var(axis=1, ddof=1).reshape(of_chains.shape) if flat.shape[1] > 1 else np.zeros_like(of_chains)
+        between = of_chains.var(axis=1, ddof=1) if of_chains.shape[1] > 1 else np.zeros_like(of_chains[:, 0])
+        apart = of_chains.mean(axis=1).var(axis=0, ddof=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.sqrt(1 + apart / (between + within.mean(axis=1)).mean(axis=0))
+
+    def larger(flat: np.ndarray) -> np.ndarray:
+        return np.maximum(nested(flat), nested(np.abs(flat - np.median(flat, axis=(0, 1)))))
+
+    return _each(x, larger, n_chains=2)
 
 
 def ess_bulk(x: np.ndarray) -> np.ndarray:

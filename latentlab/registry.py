@@ -173,6 +173,7 @@ METHODS = Table(
         "svi": "latentlab.inference.svi:SVI",
         "map": "latentlab.inference.map:MAP",
         "nuts": "latentlab.inference.nuts:NUTS",
+        "chees": "latentlab.inference.chees:ChEES",
         "exact": "latentlab.inference.exact:Exact",
     },
 )

@@ -11,6 +11,10 @@ from latentlab.study.run import run
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
 SMALL = {
     "nuts": ["inference.name=nuts", *(f"inference.{k}" for k in ("n_chains=2", "n_warmup=20", "n_draws=20", "max_tree_depth=6"))],
+    "chees": [
+        "inference.name=chees",
+        *(f"inference.{k}" for k in ("n_chains=8", "n_superchains=2", "n_warmup=20", "n_draws=10")),
+    ],
     "svi": ["inference.name=svi", "inference.n_steps=60", "inference.n_draws=60"],
 }
 COMPARE = ["compare.n_draws=6", "compare.n_pairs=6", "compare.n_permutations=2"]
@@ -44,6 +48,8 @@ def test_there_are_the_promised_configs():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_runs_by_both_methods(path, method, tmp_path):
     shipped = load_config(path)
+    if method == "chees" and dict(shipped.inference)["name"] != method:
+        pytest.skip("many chains are run where a config asks for them; their program is that of nuts")
     model = shipped.build_model()
     if method not in model.methods:
         pytest.skip(f"{model.name} is not for {method}")

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy import integrate, stats
+from scipy.special import ndtri
+from scipy.stats import rankdata
 
 from latentlab import posterior
 from latentlab.errors import DataError, InferenceError, ModelError, StoreError
-from latentlab.posterior import build, khat, load, loo, power_sensitivity, save
+from latentlab.posterior import build, khat, load, loo, nested_rhat, power_sensitivity, rhat, save
 
 DIMS = {"W": ("feature", "latent"), "z": ("unit", "latent"), "sigma": (), "x": ("unit", "feature"), "log_likelihood": ("unit",)}
 
@@ -370,6 +372,28 @@ def test_what_a_series_does_not_determine_is_nan_and_spoils_nothing_else(rng, st
     assert found[5] == statistic(x[..., 5])
     assert np.isnan(statistic(x[:, :3, 0]))
     assert statistic(x[..., [0, 5]].reshape(4, 100, 2, 1)).shape == (2, 1)
+
+
+def test_nested_rhat_is_the_formula_and_tells_superchains_that_differ(rng):
+    x = rng.normal(size=(12, 300, 2))
+    x[:4, :, 1] += 0.5  # the first superchain is elsewhere
+    z = ndtri((rankdata(x[..., 1]).reshape(12, 300) - 0.375) / 3600.25)
+    groups = z.reshape(3, 4, 300)
+    means = [[np.mean(chain) for chain in group] for group in groups]
+    within = np.mean([np.var(m, ddof=1) + np.mean([np.var(c, ddof=1) for c in g]) for m, g in zip(means, groups, strict=True)])
+    expected = np.sqrt(1 + np.var([np.mean(m) for m in means], ddof=1) / within)
+    found = nested_rhat(x, 3)
+    assert found[1] == pytest.approx(expected, rel=1e-10)  # the fold is smaller here
+    assert found[0] < 1.01 < found[1]
+    wide = rng.normal(size=(12, 300)) * np.repeat([1.0, 1.0, 3.0], 4)[:, None]  # one centre, spreads that differ
+    assert nested_rhat(wide, 3) > 1.05
+    assert np.isnan(nested_rhat(np.ones((4, 5)), 2))
+
+
+def test_many_short_chains_pass_nested_rhat_where_plain_rhat_cannot(rng):
+    x = rng.normal(size=(64, 25, 40))
+    assert rhat(x).max() > 1.01
+    assert nested_rhat(x, 8).max() < 1.01
 
 
 def test_rhat_needs_two_chains_and_is_huge_for_frozen_chains_that_differ(rng):

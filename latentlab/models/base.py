@@ -208,7 +208,7 @@ class Frozen(LatentModel):
     """A model whose parameters are fixed (`LatentModel.frozen`): its positions are sites, without any symmetry."""
 
     symmetry = Identity()
-    methods = ("nuts", "svi", "map")
+    methods = ("nuts", "chees", "svi", "map")
 
     def __init__(self, base: LatentModel, parameters: Mapping[str, Any], classes: np.ndarray | None = None) -> None:
         self.base, self.classes = base, classes

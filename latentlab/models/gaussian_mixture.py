@@ -129,7 +129,7 @@ class DPMixture(MixtureModel):
     """
 
     name = "dp_mixture"
-    methods = ("nuts", "svi", "map")
+    methods = ("nuts", "chees", "svi", "map")
 
     def __init__(
         self,

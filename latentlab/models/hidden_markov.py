@@ -33,7 +33,7 @@ class HiddenMarkovModel(LatentModel):
     """Base of the hidden Markov models; a subclass makes the emission."""
 
     position = Position("z", kind="discrete")
-    methods: tuple[str, ...] = ("nuts", "svi", "map", "exact")
+    methods: tuple[str, ...] = ("nuts", "chees", "svi", "map", "exact")
     jitter = 0.5
     n_states: int
     emission: Emission

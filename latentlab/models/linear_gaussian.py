@@ -33,7 +33,7 @@ class LinearGaussian(LatentModel):
 
     noise: str
     noise_dims: tuple[str, ...]
-    methods = ("nuts", "svi", "map", "exact")
+    methods = ("nuts", "chees", "svi", "map", "exact")
     position = Position("z", kind="real")
     symmetry = Orthogonal()
 

@@ -53,7 +53,7 @@ class LinearGaussianStateSpace(LatentModel):
     """
 
     name = "state_space"
-    methods = ("nuts", "svi", "map", "exact")
+    methods = ("nuts", "chees", "svi", "map", "exact")
     position = Position("z", kind="real")
     symmetry = Orthogonal()
     jitter = 0.5

@@ -356,7 +356,7 @@ def _loo(source: Source) -> list[Item]:
         axes.axhline(found.limit, color=GREY, ls="--", lw=1)
         beside = axes.get_yaxis_transform()
         axes.text(1.005, found.limit, f"{found.limit:.2f}", va="center", ha="left", color=GREY, transform=beside)
-        for i, (offset, side) in zip(worst, places(worst, len(bad)), strict=True):
+        for i, (offset, side) in zip(worst, places(worst.tolist(), len(bad)), strict=True):
             axes.annotate(names[i], (i, found.khat[i]), xytext=offset, ha=side, textcoords="offset points", fontsize=8)
         axes.set_xlabel(f"{noun}, in the order of the data")
         axes.set_ylabel("Pareto k-hat")

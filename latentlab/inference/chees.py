@@ -1,0 +1,392 @@
+r"""Many chains at once: Hamiltonian Monte Carlo whose step size, metric and trajectory length all chains adapt together.
+
+All chains make the same number of leapfrog steps in an iteration, so that one batched gradient serves them all. In the
+coordinates v that the metric makes round, with v', p' the end of a trajectory of length $t = h T$, h of a Halton sequence, T
+ascends, by stochastic gradients, how much the squared distance to the centre changes, for a price on the trajectory,
+$$ T^{-1/2} \, C, \qquad C = \tfrac14 \, \mathbb E \big(\|v' - \bar v\|^2 - \|v - \bar v\|^2\big)^2, \qquad
+\frac{d}{dt} \|v' - \bar v\|^2 = 2 \, (v' - \bar v)' p' . $$
+Without a price T grows without end where some direction is slow (seen for PPCA: 23 sds, a sixth of the effective draws a
+gradient); with the full price, C / T, it is short of what the slowest quantity needs. A normal density has its optimum at 1.95.
+
+Why this one: MEADS adapts without trajectories, and makes many correlated draws of which each has to be kept or thinned; the
+microcanonical sampler (MCLMC) is without a correction biased by its step size, and with one needs another tuning of its own.
+Here draws are few, nearly independent and exact, and the statistics above are means over chains, which are ready after a few
+iterations where one chain needs hundreds.
+
+References:
+    Hoffman, Radul & Sountsov 2021, An Adaptive-MCMC Scheme for Setting Trajectory Lengths in Hamiltonian Monte Carlo, AISTATS.
+    Sountsov & Hoffman 2021, Focusing on Difficult Directions for Learning HMC Trajectory Lengths, arXiv:2110.11576.
+    Margossian, Hoffman, Sountsov, Riou-Durand, Vehtari & Gelman 2024, Nested R-hat, Bayesian Analysis.
+    Hoffman & Sountsov 2022, Tuning-Free Generalized Hamiltonian Monte Carlo (MEADS), AISTATS.
+"""
+
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy.linalg import solve_triangular
+from scipy.stats.qmc import Halton
+from tqdm.auto import tqdm
+
+from latentlab.errors import ConfigError
+from latentlab.inference.density import constrain_draws
+from latentlab.inference.draws import Draws, Problem, finished, keep, kept
+from latentlab.inference.nuts import SAVED_EVERY, UNDER_WAY, require_whole, starting_point
+from latentlab.inference.trajectory import MAX_ENERGY_ERROR, BatchGradient, DualAveraging
+
+STATISTICS = ("lp", "energy", "diverging", "acceptance_rate", "n_steps", "step_size")
+"""Of each kept draw and chain, under ArviZ's names."""
+FIRST_LENGTH = 2.25
+"""Longest trajectory, in sds, to begin with: what is best for a normal density, where tan 2T = 2T."""
+RATE = 0.05
+"""Of the ascent of log T."""
+EARLY_STEPS = 16
+"""Most leapfrog steps an iteration before the metric is set for the second time."""
+METRIC_AT = (0.1, 0.2, 0.4, 0.7)
+"""Shares of the warm-up after which the metric is set to the chains' covariance since the last time."""
+DENSE = 200
+"""Largest number of coordinates for which the metric has correlations."""
+TINY = 1e-20
+PRICE = 0.5
+"""Power of T that the criterion is divided by: 0 asks for the farthest ends at any price, 1 for the most a gradient."""
+DECAY = 0.9
+"""Of the running means of the criterion and of its slope."""
+
+
+@dataclass(frozen=True)
+class ChEES:
+    """Hamiltonian Monte Carlo with many chains in one batch, adapted together, for many short chains.
+
+    The chains of a superchain start at one point, and superchains at over-dispersed ones (as NUTS's chains do), so that nested
+    R-hat tells whether the chains have forgotten their starts: plain R-hat needs long chains.
+
+    Args:
+        n_chains: Chains, a multiple of `n_superchains`.
+        n_superchains: Starting points.
+        n_warmup: Iterations that adapt, not kept.
+        n_draws: Kept iterations a chain.
+        target_accept: Mean acceptance of all chains that the step size is adapted to, in (0, 1).
+        max_steps: At most this many leapfrog steps an iteration.
+    """
+
+    n_chains: int = 64
+    n_superchains: int = 8
+    n_warmup: int = 400
+    n_draws: int = 200
+    target_accept: float = 0.8
+    max_steps: int = 256
+
+    name: ClassVar[str] = "chees"
+    kind: ClassVar[str] = "mcmc"
+
+    def __post_init__(self) -> None:
+        least = {"n_chains": 2, "n_superchains": 1, "n_warmup": 0, "n_draws": 1, "max_steps": 1}
+        for field_name, smallest in least.items():
+            require_whole(f"ChEES.{field_name}", getattr(self, field_name), smallest)
+        if self.n_chains % self.n_superchains:
+            raise ConfigError(
+                f"ChEES.n_chains must be a multiple of n_superchains; got {self.n_chains} and {self.n_superchains}."
+            )
+        if not 0 < self.target_accept < 1:
+            raise ConfigError(f"ChEES.target_accept must be between 0 and 1; got {self.target_accept!r}.")
+
+    def run(self, problem: Problem) -> Draws:
+        arrays = finished(problem, "chains", lambda: self._chains(problem))
+        stats = {name: array for name, array in arrays.items() if name in STATISTICS}
+        stats["diverging"] = stats["diverging"].astype(bool)
+        attrs = {"n_superchains": self.n_superchains, "trajectory_length": float(arrays["length"])}
+        return Draws(constrain_draws(problem.density, arrays["u"]), stats, attrs=attrs)
+
+    def _chains(self, problem: Problem) -> dict[str, np.ndarray]:
+        found = kept(problem, UNDER_WAY)
+        rng = problem.seeds.child("trajectories").numpy()
+        if found:
+            state = State.from_arrays(found, rng)
+        else:
+            seeds = [problem.seeds.child("chain", i) for i in range(self.n_superchains)]
+            starts = np.stack([starting_point(problem.density, seed) for seed in seeds])
+            state = State.at(np.repeat(starts, self.n_chains // self.n_superchains, axis=0), self.target_accept)
+        n, saved, first = self.n_warmup + self.n_draws, time.monotonic(), state.n_draws
+        pieces = [kept(problem, _piece(at)) or {} for at in state.pieces]
+        rows: list[dict[str, np.ndarray]] = []
+        latest = state.still(rng)
+        bar = tqdm(
+            total=n, initial=state.iteration, desc=f"ChEES, {self.n_chains} chains", leave=False,
+            disable=None if problem.progress else True,
+        )  # fmt: skip
+
+        def save() -> None:
+            nonlocal first
+            if rows:
+                pieces.append(_stacked(rows))
+                keep(problem, _piece(first), pieces[-1])
+                state.pieces.append(first)
+                first += len(rows)
+                rows.clear()
+            keep(problem, UNDER_WAY, replace(latest, pieces=state.pieces).arrays())
+
+        with bar:
+            try:
+                for row in sample(state, problem.density.batch_value_and_grad, rng, self):
+                    bar.update()
+                    latest = state.still(rng)
+                    if row is not None:
+                        rows.append(row)
+                    if time.monotonic() - saved > SAVED_EVERY:
+                        save()
+                        saved = time.monotonic()
+            except KeyboardInterrupt:
+                if latest.iteration:
+                    save()
+                raise
+        if rows:
+            pieces.append(_stacked(rows))
+        arrays = {name: np.concatenate([piece[name] for piece in pieces], axis=1) for name in pieces[0]}
+        return {**arrays, "length": np.array(state.length)}
+
+
+def _piece(first: int) -> str:
+    return f"draws-from-{first}"
+
+
+def _stacked(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Draws `(chain, draw, ...)` by name."""
+    return {name: np.stack([row[name] for row in rows], axis=1) for name in rows[0]}
+
+
+@dataclass
+class State:
+    """All chains between two iterations, and what they have adapted.
+
+    `u`, `gradient`: `(chain, size)`; `lp` `(chain,)`, NaN before the first gradient; `root`: `(size, size)`, a factor of the
+    covariance; `moments`: the count, mean and scatter of the points of this window.
+    """
+
+    u: np.ndarray
+    gradient: np.ndarray
+    lp: np.ndarray
+    root: np.ndarray
+    averaging: DualAveraging
+    iteration: int = 0
+    n_draws: int = 0
+    step_size: float = 0.0
+    length: float = FIRST_LENGTH
+    slope: float = 0.0
+    level: float = 0.0
+    log_length: float = 0.0
+    moments: "Moments" = field(default_factory=lambda: Moments((0, 0)))
+    pieces: list[int] = field(default_factory=list)
+    random: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def at(cls, u: np.ndarray, target_accept: float) -> "State":
+        """Chains that begin at `u` `(chain, size)`."""
+        size = u.shape[1]
+        nothing = np.full(len(u), np.nan)
+        return cls(u, np.zeros_like(u), nothing, np.eye(size), DualAveraging(target_accept, 1.0), moments=Moments(u.shape))
+
+    def still(self, rng: np.random.Generator) -> "State":
+        """As it is now, whatever becomes of this one: its arrays are never written into."""
+        return replace(
+            self, averaging=replace(self.averaging), moments=copy.copy(self.moments), random=dict(rng.bit_generator.state)
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it as arrays by name."""
+        random = json.dumps(self.random).encode()
+        return {
+            "chains": np.stack([self.u, self.gradient]),
+            "lp": self.lp,
+            "root": self.root,
+            "averaging": np.array(self.averaging.numbers()),
+            "numbers": np.array([self.step_size, self.length, self.slope, self.level, self.log_length]),
+            "counts": np.array([self.iteration, self.n_draws, self.moments.n, *self.pieces]),
+            "means": self.moments.mean,
+            "scatter": self.moments.scatter,
+            "random": np.frombuffer(random, dtype=np.uint8),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], rng: np.random.Generator) -> "State":
+        """The state that `arrays` holds; `rng` is set to where it was."""
+        rng.bit_generator.state = json.loads(arrays["random"].tobytes())
+        u, gradient = arrays["chains"]
+        averaging = DualAveraging.from_numbers(arrays["averaging"].tolist())
+        iteration, n_draws, n, *pieces = arrays["counts"].tolist()
+        step_size, length, slope, level, log_length = arrays["numbers"].tolist()
+        moments = Moments(u.shape)
+        moments.n, moments.mean, moments.scatter = n, arrays["means"], arrays["scatter"]
+        return cls(
+            u, gradient, arrays["lp"], arrays["root"], averaging, iteration, n_draws, step_size, length, slope, level,
+            log_length,             moments, pieces,
+        )  # fmt: skip
+
+
+class Moments:
+    """The scatter about each chain's own mean, summed over chains (its diagonal where it would be large).
+
+    Chains in different modes, of which a symmetry makes many alike, would otherwise look like one wide distribution.
+
+    Args:
+        shape: `(chain, size)`.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        size = shape[-1]
+        self.n = 0
+        self.mean = np.zeros(shape)
+        self.scatter = np.zeros((size, size) if size <= DENSE else size)
+
+    def add(self, points: np.ndarray) -> None:
+        """Counts in a point of each chain, `(chain, size)`."""
+        self.n += 1
+        before = points - self.mean
+        self.mean = self.mean + before / self.n
+        after = points - self.mean
+        self.scatter = self.scatter + (before.T @ after if self.scatter.ndim == 2 else (before * after).sum(axis=0))
+
+    def root(self) -> np.ndarray:
+        """A factor of the covariance, lower triangular `(size, size)`, or the sds `(size,)`.
+
+        Correlations are shrunk as if `size` uncorrelated points had been seen too.
+        """
+        n = len(self.mean) * (self.n - 1)
+        covariance = self.scatter / n
+        if covariance.ndim == 1:
+            return np.sqrt(np.maximum(covariance, TINY))
+        sd = np.sqrt(np.maximum(np.diag(covariance), TINY))
+        size = len(sd)
+        correlation = covariance / np.outer(sd, sd) * (n / (n + size))
+        np.fill_diagonal(correlation, 1.0)
+        return sd[:, None] * np.linalg.cholesky(correlation)
+
+
+def sample(
+    state: State, value_and_grad: BatchGradient, rng: np.random.Generator, settings: ChEES
+) -> Iterator[dict[str, np.ndarray] | None]:
+    """Iterations from `state` on, which is changed in place; yields the draw and its statistics, None while it adapts."""
+    n_warmup = settings.n_warmup
+    shares = Halton(1, scramble=False).random(n_warmup + settings.n_draws + 1)[1:, 0]
+    with np.errstate(all="ignore"):  # a diverging trajectory may overflow: its energy is then infinite, and it is refused
+        if not state.step_size:
+            state.lp, state.gradient = value_and_grad(state.u)
+            _restart_step(state, value_and_grad, rng, settings)
+        ends = {round(share * n_warmup) for share in METRIC_AT}
+        settled = round(METRIC_AT[1] * n_warmup)
+        for iteration in range(state.iteration, n_warmup + settings.n_draws):
+            if iteration == n_warmup and n_warmup:
+                state.step_size, state.length = state.averaging.final, math.exp(state.log_length)
+            most = settings.max_steps if iteration >= settled else min(EARLY_STEPS, settings.max_steps)
+            n_steps = min(max(math.ceil(shares[iteration] * state.length / state.step_size), 1), most)
+            p = rng.standard_normal(state.u.shape)
+            before = state.u
+            end, momentum, lp, gradient = leapfrog(state, p, n_steps, value_and_grad)
+            energy = 0.5 * (p * p).sum(axis=1) - state.lp
+            error = 0.5 * (momentum * momentum).sum(axis=1) - lp - energy
+            error = np.where(np.isfinite(error), error, np.inf)
+            accept = np.exp(-np.maximum(error, 0.0))
+            taken = rng.random(len(p)) < accept
+            state.u = np.where(taken[:, None], end, state.u)
+            state.gradient = np.where(taken[:, None], gradient, state.gradient)
+            state.lp = np.where(taken, lp, state.lp)
+            state.iteration = iteration + 1
+            if iteration < n_warmup:
+                _lengthen(state, before, end, momentum, accept, n_steps, iteration - n_warmup // 2, whole=n_steps < most)
+                state.step_size = state.averaging.update(float(accept.mean()))
+                state.moments.add(state.u)
+                if iteration + 1 in ends:
+                    first = state.root.ndim == 2 and bool((state.root == np.eye(len(state.root))).all())
+                    state.root, state.moments = state.moments.root(), Moments(state.u.shape)
+                    state.length, state.slope, state.level = (FIRST_LENGTH if first else state.length), 0.0, 0.0
+                    _restart_step(state, value_and_grad, rng, settings)
+                yield None
+            else:
+                state.n_draws += 1
+                n, step = np.full(len(p), float(n_steps)), np.full(len(p), state.step_size)
+                diverging = (error > MAX_ENERGY_ERROR).astype(np.float64)
+                values = (state.lp, energy, diverging, accept, n, step)
+                yield {"u": state.u, **dict(zip(STATISTICS, values, strict=True))}
+
+
+def leapfrog(
+    state: State, p: np.ndarray, n_steps: int, value_and_grad: BatchGradient
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The ends of trajectories of `n_steps` from the chains' points: `u`, momenta, log densities, gradients.
+
+    With root R, momenta are those of v = R^-1 u. A chain that leaves the finite numbers stays where it started, at lp -inf.
+    """
+    step, root = state.step_size, state.root
+    u, gradient, lp = state.u, state.gradient, state.lp
+    lost = np.zeros(len(u), dtype=bool)
+    momentum = p + 0.5 * step * _pulled(gradient, root)
+    for i in range(n_steps):
+        u = u + step * _pushed(momentum, root)
+        lost |= ~np.isfinite(u).all(axis=1)
+        if lost.any():
+            u = np.where(lost[:, None], state.u, u)
+        lp, gradient = value_and_grad(u)
+        lost |= ~(np.isfinite(lp) & np.isfinite(gradient).all(axis=1))
+        share = 1.0 if i < n_steps - 1 else 0.5
+        momentum = momentum + share * step * _pulled(gradient, root)
+    return u, momentum, np.where(lost, -np.inf, lp), gradient
+
+
+def _pushed(momentum: np.ndarray, root: np.ndarray) -> np.ndarray:
+    return momentum @ root.T if root.ndim == 2 else momentum * root
+
+
+def _pulled(gradient: np.ndarray, root: np.ndarray) -> np.ndarray:
+    return gradient @ root if root.ndim == 2 else gradient * root
+
+
+def _rounded(u: np.ndarray, root: np.ndarray) -> np.ndarray:
+    """v = R^-1 u."""
+    return solve_triangular(root, u.T, lower=True, check_finite=False).T if root.ndim == 2 else u / root
+
+
+def _lengthen(
+    state: State,
+    before: np.ndarray,
+    end: np.ndarray,
+    momentum: np.ndarray,
+    accept: np.ndarray,
+    n_steps: int,
+    late: int,
+    *,
+    whole: bool,
+) -> None:
+    """One step of the ascent of log T; its mean from `late` = 0 on is what is kept; nothing is learnt from one cut short."""
+    sound = np.isfinite(end).all(axis=1) & np.isfinite(momentum).all(axis=1) & (accept > 0)
+    if whole and sound.sum() > 1:
+        v, w, p, weight = _rounded(before[sound], state.root), _rounded(end[sound], state.root), momentum[sound], accept[sound]
+        v, w = v - v.mean(axis=0), w - (weight @ w) / weight.sum()
+        change = (w * w).sum(axis=1) - (v * v).sum(axis=1)
+        slope = n_steps * state.step_size * float(weight @ (change * (w * p).sum(axis=1)))
+        state.slope = DECAY * state.slope + (1 - DECAY) * slope
+        state.level = DECAY * state.level + (1 - DECAY) * 0.25 * float(weight @ change**2)
+        if math.isfinite(state.slope) and state.level > 0:
+            state.length *= math.exp(RATE * min(max(state.slope / state.level - PRICE, -1.0), 1.0))
+    if late >= 0:
+        state.log_length += (math.log(state.length) - state.log_length) / (late + 1)
+
+
+def _restart_step(state: State, value_and_grad: BatchGradient, rng: np.random.Generator, settings: ChEES) -> None:
+    """A step size, by doubling or halving, at which a single leapfrog step is accepted with probability near 0.8 in the mean."""
+    state.step_size = state.step_size or 1.0
+    change = 0
+    while 1e-10 < state.step_size < 1e7:
+        p = rng.standard_normal(state.u.shape)
+        _, momentum, lp, _ = leapfrog(state, p, 1, value_and_grad)
+        error = 0.5 * ((momentum * momentum).sum(axis=1) - (p * p).sum(axis=1)) - lp + state.lp
+        accept = np.exp(-np.maximum(np.where(np.isfinite(error), error, np.inf), 0.0)).mean()
+        now = 1 if accept > 0.8 else -1
+        change = change or now
+        if now != change:
+            break
+        state.step_size *= 2.0**change
+    state.averaging = DualAveraging(settings.target_accept, state.step_size)

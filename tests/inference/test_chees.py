@@ -1,0 +1,200 @@
+"""Many chains in one batch: exact on a known density, tuned, resumable bit for bit, one chain's fault its own."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from latentlab.data.load import load_dataset
+from latentlab.errors import ConfigError
+from latentlab.fit import fit
+from latentlab.inference import chees
+from latentlab.inference.chees import ChEES, Moments, State, leapfrog, sample
+from latentlab.inference.density import Density
+from latentlab.models.ppca import PPCA
+from latentlab.posterior import ess_bulk
+
+MEAN = np.array([1.0, -2.0, 0.5])
+FACTOR = np.array([[1.0, 0.0, 0.0], [0.9, 0.3, 0.0], [0.0, 0.02, 0.1]])
+PRECISION = np.linalg.inv(FACTOR @ FACTOR.T)
+
+
+def normal(points):
+    e = points - MEAN
+    pulled = e @ PRECISION
+    return -0.5 * (e * pulled).sum(-1), -pulled
+
+
+def drawn(settings, density, starts, seed=0):
+    state = State.at(starts, settings.target_accept)
+    rows = [row for row in sample(state, density, np.random.default_rng(seed), settings) if row is not None]
+    return state, {name: np.stack([row[name] for row in rows], axis=1) for name in rows[0]}
+
+
+def test_moments_of_a_correlated_normal_within_their_errors(rng):
+    """9 comparisons at 4.5 standard errors: a false alarm in 16 000 runs."""
+    settings = ChEES(n_chains=32, n_superchains=4, n_warmup=300, n_draws=300)
+    state, arrays = drawn(settings, normal, np.repeat(rng.normal(size=(4, 3)) * 3, 8, axis=0))
+    e = np.linalg.solve(FACTOR, (arrays["u"] - MEAN).reshape(-1, 3).T).T.reshape(arrays["u"].shape)
+    products = np.stack([e[..., i] * e[..., j] for i in range(3) for j in range(i)], axis=-1)
+    for values, mean in ((e, 0.0), (e**2, 1.0), (products, 0.0)):
+        error = values.std(axis=(0, 1)) / np.sqrt(ess_bulk(values))
+        assert (np.abs(values.mean(axis=(0, 1)) - mean) < 4.5 * error).all()
+    assert abs(arrays["acceptance_rate"].mean() - 0.8) < 0.08
+    assert ess_bulk(e).min() > 0.3 * e[..., 0].size  # the metric has made it round, and few steps are enough
+    assert arrays["n_steps"].mean() < 4
+    assert 1.0 < state.length < 4.0
+
+
+def test_momenta_that_are_not_pulled_into_the_metric_are_slow(rng, monkeypatch):
+    settings = ChEES(n_chains=32, n_superchains=4, n_warmup=100, n_draws=200)
+    monkeypatch.setattr(chees, "_pulled", lambda gradient, root: gradient)
+    _, arrays = drawn(settings, normal, np.repeat(rng.normal(size=(4, 3)), 8, axis=0))
+    # wrong dynamics are still corrected by acceptance: it is slow, and not biased
+    e = np.linalg.solve(FACTOR, (arrays["u"] - MEAN).reshape(-1, 3).T).T.reshape(arrays["u"].shape)
+    assert ess_bulk(e).min() < 0.1 * e[..., 0].size
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_leapfrog_goes_back_the_way_it_came_and_keeps_the_energy(dense, rng):
+    state = State.at(rng.normal(size=(5, 3)) + MEAN, 0.8)
+    state.lp, state.gradient = normal(state.u)
+    state.root, state.step_size = (FACTOR if dense else np.diag(FACTOR).copy()), 0.05
+    p = rng.normal(size=(5, 3))
+    end, momentum, lp, gradient = leapfrog(state, p, 20, normal)
+    energy = [0.5 * (q**2).sum(1) - level for q, level in ((p, state.lp), (momentum, lp))]
+    np.testing.assert_allclose(energy[0], energy[1], rtol=1e-3)
+    back = replace(state, u=end, lp=lp, gradient=gradient)
+    home, turned, _, _ = leapfrog(back, -momentum, 20, normal)
+    np.testing.assert_allclose(home, state.u, atol=1e-10)
+    np.testing.assert_allclose(turned, -p, atol=1e-10)
+
+
+def test_a_chain_that_leaves_the_finite_numbers_is_refused_and_the_others_are_as_without_it(rng):
+    def walled(points):
+        value, gradient = normal(points)
+        return np.where(points[:, 0] > 1e3, np.nan, value), np.where(points[:, :1] > 1e3, np.nan, gradient)
+
+    settings = ChEES(n_chains=4, n_superchains=4, n_warmup=0, n_draws=5)
+    starts = rng.normal(size=(4, 3)) + MEAN
+    lost = starts.copy()
+    lost[2, 0] = 1e9
+    apart = []
+    for begin in (starts, lost):
+        state = State.at(begin, 0.8)
+        state.step_size = 0.05
+        state.lp, state.gradient = walled(begin)
+        rows = [row for row in sample(state, walled, np.random.default_rng(0), settings) if row is not None]
+        apart.append(np.stack([row["u"] for row in rows], axis=1))
+    assert (apart[1][2] == lost[2]).all()
+    np.testing.assert_array_equal(apart[0][[0, 1, 3]], apart[1][[0, 1, 3]])
+
+
+def test_scatter_is_about_each_chains_own_mean(rng):
+    points = rng.normal(size=(40, 6, 3)) @ FACTOR.T + 100 * rng.normal(size=(6, 3))  # six modes, far apart
+    moments = Moments((6, 3))
+    for at in points:
+        moments.add(at)
+    centered = points - points.mean(axis=0)
+    np.testing.assert_allclose(moments.scatter, np.einsum("tci,tcj->ij", centered, centered), rtol=1e-8)
+    root = moments.root()
+    np.testing.assert_allclose(np.sqrt(np.diag(root @ root.T)), np.sqrt(np.diag(moments.scatter) / (6 * 39)), rtol=1e-12)
+
+
+def test_large_metrics_have_no_correlations(monkeypatch, rng):
+    monkeypatch.setattr(chees, "DENSE", 2)
+    settings = ChEES(n_chains=16, n_superchains=2, n_warmup=200, n_draws=50)
+    state, arrays = drawn(settings, normal, np.repeat(rng.normal(size=(2, 3)), 8, axis=0))
+    assert state.root.shape == (3,)
+    assert np.abs(arrays["u"].mean(axis=(0, 1)) - MEAN).max() < 0.3
+
+
+METHOD = ChEES(n_chains=8, n_superchains=2, n_warmup=40, n_draws=20)
+
+
+def arrays_of(result):
+    return {f"{group.name}/{name}": a.values for group in result.data.children.values() for name, a in group.data_vars.items()}
+
+
+@pytest.fixture(scope="module")
+def iris():
+    return load_dataset("iris")
+
+
+@pytest.fixture(scope="module")
+def whole(iris):
+    return fit(PPCA(2), iris, METHOD, seed=3, progress=False)
+
+
+@pytest.mark.parametrize("n_calls", [60, 500])
+def test_an_interrupted_fit_goes_on_to_the_same_bytes(whole, n_calls, iris, tmp_path, monkeypatch):
+    gradient = Density.batch_value_and_grad
+
+    def interrupted(after):
+        calls = iter(range(after))
+
+        def stopped(self, points):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return gradient(self, points)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Density, "batch_value_and_grad", stopped)
+            patch.setattr(chees, "SAVED_EVERY", 0.0)
+            with pytest.raises(KeyboardInterrupt):
+                fit(PPCA(2), iris, METHOD, seed=3, progress=False, checkpoint=tmp_path)
+
+    interrupted(n_calls)
+    assert (tmp_path / "chains-under-way.safetensors").is_file()
+    interrupted(30)  # and is stopped once more, right after it went on
+    again = arrays_of(fit(PPCA(2), iris, METHOD, seed=3, progress=False, checkpoint=tmp_path))
+    for name, array in arrays_of(whole).items():
+        assert array.tobytes() == again[name].tobytes(), name
+
+
+def test_fewer_draws_are_the_first_of_many(whole, iris):
+    short = fit(PPCA(2), iris, replace(METHOD, n_draws=7), seed=3, progress=False)
+    for name in ("W", "sigma"):
+        np.testing.assert_array_equal(short.data["posterior"][name], whole.data["posterior"][name][:, :7])
+
+
+def test_the_result_has_what_the_schema_asks_for(whole):
+    stats = whole.data["sample_stats"]
+    assert {"lp", "diverging", "energy", "n_steps", "step_size", "acceptance_rate"} <= set(stats.data_vars)
+    assert stats["diverging"].dtype == bool
+    assert whole.data["posterior"].sizes["chain"] == 8
+    table = whole.diagnostics().set_index("check")
+    assert table.loc["nested R-hat", "threshold"] == "< 1.01"
+
+
+@pytest.mark.slow
+def test_ppca_is_sampled_well_and_as_by_nuts(iris):
+    from latentlab.inference.nuts import NUTS
+
+    many = fit(PPCA(2), iris, ChEES(n_chains=32, n_superchains=4, n_draws=150), seed=0, progress=False)
+    one = fit(PPCA(2), iris, NUTS(n_chains=4, n_warmup=300, n_draws=700), seed=0, progress=False)
+    assert many.converged, many.diagnostics()
+    for f in (
+        lambda v: v["sigma"],
+        lambda v: np.einsum("cdij,cdkj->cdik", v["W"], v["W"])[..., np.tril_indices(4)[0], np.tril_indices(4)[1]],
+    ):
+        means, errors = [], []
+        for result in (many, one):
+            values = f({name: result.data["posterior"][name].values for name in ("W", "sigma")})
+            values = values.reshape(*values.shape[:2], -1)
+            means.append(values.mean(axis=(0, 1)))
+            errors.append(values.std(axis=(0, 1)) / np.sqrt(ess_bulk(values)))
+        assert (np.abs(means[0] - means[1]) < 4.5 * np.hypot(*errors)).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: ChEES(n_chains=10, n_superchains=4), "ChEES.n_chains must be a multiple of n_superchains; got 10 and 4"),
+        (lambda: ChEES(target_accept=1.0), "ChEES.target_accept must be between 0 and 1"),
+        (lambda: ChEES(n_draws=0), "ChEES.n_draws must be a whole number of at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(make, said):
+    with pytest.raises(ConfigError, match=said):
+        make()
