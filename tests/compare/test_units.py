@@ -131,9 +131,9 @@ def test_false_alarms_of_what_the_posterior_knew(rng):
 def test_what_cannot_be_measured_is_named(rng):
     y, draws = posterior(rng, n=20)
     with pytest.raises(DataError, match=r"shape \(unit, latent\) = \(20, 2\); got \(20, 3\)"):
-        disagreement(np.zeros((20, 3)), draws, rng)
+        disagreement(np.zeros((20, 3)), draws, rng, n_neighbors=5)
     with pytest.raises(DataError, match=r"shape \(unit, latent\) = \(20, 2\); got \(19, 2\)"):
-        disagreement(y[1:], draws, rng)
+        disagreement(y[1:], draws, rng, n_neighbors=5)
     with pytest.raises(DataError, match="at least 2 are needed; got 1"):
         disagreement(y, draws[:1, :1], rng, n_neighbors=5)
     with pytest.raises(DataError, match="draws must vary"):
