@@ -145,7 +145,7 @@ def scores(size: Size) -> dict[str, float]:
 
 
 def searches(size: Size) -> tuple[dict[str, float], float]:
-    """Milliseconds of exact and approximate neighbours of a draw in more columns; the latter's recall, NaN if they cannot be had."""
+    """Milliseconds of exact and approximate neighbours of a draw in more columns; their recall, NaN without pynndescent."""
     draw = posterior(size.whole_units, 1, size.n_columns)[1][0, 0]
     functions: dict[str, Callable[[], object]] = {"exact": lambda: neighbors(Positions(draw), K)}
     try:
