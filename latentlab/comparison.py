@@ -132,7 +132,7 @@ class Comparison:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was looked at in part only, or approximately, and how well."""
-        return tuple(filter(None, str(self.data.attrs["notes"]).split("; ")))
+        return tuple(filter(None, str(self.data.attrs.get("notes", "")).split("; ")))
 
     def sentences(self) -> dict[str, str]:
         """The verdict on each compared array under the first alignment that takes it, in words; none for what gets no verdict."""
