@@ -13,15 +13,17 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
 from latentlab.compare.align import ALIGNMENTS, Alignment
+from latentlab.compare.chains import split
 from latentlab.compare.clustering import co_assignment, credible_ball, minimum_binder, n_clusters
 from latentlab.compare.coverage import LEVELS, Coverage
 from latentlab.compare.label_units import UnitsOfLabels, as_labels
 from latentlab.compare.labels import downstream_accuracy, folds, label_agreement, largest_class
 from latentlab.compare.lift import ceiling_table, floor_table, score_table
 from latentlab.compare.metric import Metric, check_symmetry, minds, needed
+from latentlab.compare.neighbors import N_RECALLED, SEARCHES, Search, recall
 from latentlab.compare.partition_verdict import PartitionReference
 from latentlab.compare.positions import Positions
-from latentlab.compare.units import Disagreement, disagreement
+from latentlab.compare.units import Disagreement, UnitsOfPositions
 from latentlab.compare.verdict import Reference, Verdict, holm
 from latentlab.correspondence import find
 from latentlab.embeddings.embedding import Embedding
@@ -43,7 +45,7 @@ VERDICT_COLUMNS = (
     *("ess", "worst_units"),
 )
 MOST_NUMBERS = 2**24
-"""Draws that metrics are lifted over hold at most so many numbers at once (128 MB)."""
+"""Probabilities of labels that metrics are lifted over are at most so many numbers (128 MB)."""
 SOFT_METRICS = ("cka", "distance_correlation", "procrustes_similarity")
 """Metrics that compare any embedding with the probabilities of labels, unless others are named."""
 LABEL_METRICS = ("adjusted_rand", "matched_accuracy")
@@ -52,6 +54,10 @@ MOST_PAIRED = 2000
 """Units up to which the co-assignment of each pair is kept (32 MB)."""
 N_UNIT_DRAWS = 100
 """Draws by which units' neighbours are judged."""
+N_RECALL_DRAWS = 5
+"""Draws whose approximate neighbours are held against exact ones."""
+RECALLS = {"neighbor_recall": "embeddings", "neighbor_recall_draws": "draws"}
+"""The variables of the dataset that tell it."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,11 @@ class Comparison:
         """Per unit: distance, Mahalanobis distance, lost neighbours, the posterior's spread; and whether it knew."""
         return self.data[["mahalanobis", "distance", "lost_neighbors", "own_lost_neighbors", "spread", "knew", "knew_p"]]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was looked at in part only, or approximately, and how well."""
+        return tuple(filter(None, str(self.data.attrs.get("notes", "")).split("; ")))
+
     def sentences(self) -> dict[str, str]:
         """The verdict on each compared array under the first alignment that takes it, in words; none for what gets no verdict."""
         said = self.data["sentence"]
@@ -147,6 +158,7 @@ def compare(
     n_draws: Annotated[int, Ge(2)] = 200,
     n_pairs: Annotated[int, Ge(1)] = 200,
     n_permutations: Annotated[int, Ge(1)] = 50,
+    neighbor_search: Search = "exact",
     progress: bool = True,
 ) -> Comparison:
     """Compares a fit's positions with embeddings of the same units.
@@ -167,6 +179,8 @@ def compare(
         n_draws: Posterior draws that metrics are lifted over, spread evenly over the chains; verdicts use all.
         n_pairs: Pairs of draws for the ceiling.
         n_permutations: Permutations of the units for the floor.
+        neighbor_search: Whether nearest neighbours are `exact` or, sooner for many units in many columns, `approximate`: then
+            `notes` and the dataset say how many of them are true ones.
         progress: A bar on a terminal.
 
     Raises:
@@ -175,6 +189,8 @@ def compare(
         ConfigError: No such metric or alignment, or one that minds what the symmetry leaves free and was not asked for.
     """
     _check(n_neighbors=n_neighbors, alpha=alpha, n_draws=n_draws, n_pairs=n_pairs, n_permutations=n_permutations)
+    if neighbor_search not in SEARCHES:
+        raise ConfigError(f"compare: {unknown('neighbor_search', neighbor_search, SEARCHES)}")
     chosen = _metrics(metrics, fit)
     ways = _alignments(alignments, fit)
     if isinstance(embeddings, Embedding) or not all(isinstance(one, Embedding) for one in embeddings):
@@ -187,6 +203,7 @@ def compare(
     draws = np.ascontiguousarray(fit.latents().values)
     some = _lifted_over(fit, draws, n_draws)
     k = min(n_neighbors, max(1, (len(units) - 1) // 2))
+    near = {"n_neighbors": k, "neighbor_search": neighbor_search}
     seeds = Seeds(fit.seed).child("comparison")
     bar = tqdm(
         total=len(some) * next(iter(some.values()))[..., 0].size // len(units) + 3 * len(rows),
@@ -195,13 +212,19 @@ def compare(
         leave=False,
     )
     with bar:
-        table = _scored(rows, chosen, some, k, (n_pairs, n_permutations), seeds, bar)
+        table = _scored(rows, chosen, some, near, (n_pairs, n_permutations), seeds, bar)
         data = _dataset(rows, chosen, units, *table)
         if _is_discrete(fit):
             verdicts, more = _judged_labels(fit, rows, draws[..., 0], alpha, seeds, bar)
         else:
-            verdicts, more = _judged_positions(fit, rows, draws, some["positions"], ways, alpha, k, seeds, bar)
+            verdicts, more = _judged_positions(fit, rows, draws, some["positions"], ways, alpha, near, seeds, bar)
     data = data.merge(more, compat="override")
+    notes = _in_part(chosen, len(units))
+    if neighbor_search == "approximate":
+        recalls = _recalls(rows, some["positions"], k)
+        data = data.merge(recalls)
+        shares = (f"{float(recalls[name].mean()):.3f} in {of}" for name, of in RECALLS.items())
+        notes.append(f"approximate neighbours: share of true ones {', '.join(shares)}, at {min(N_RECALLED, len(units))} units")
     if fit.dataset.labels is not None and len(np.unique(fit.dataset.labels)) > 1:
         known = fit.dataset.labels
         told = (
@@ -217,6 +240,7 @@ def compare(
         "symmetry": type(group).__name__,
         "ignores": "the names of labels" if _is_discrete(fit) else ", ".join(sorted(needed(group, dims))) or "nothing",
         "alignments": ", ".join(verdicts),
+        "notes": "; ".join(notes),
     }
     return Comparison(_score_frame(rows, chosen, *table), _verdict_frame(rows, verdicts), data)
 
@@ -228,17 +252,37 @@ def _is_discrete(fit: Fit) -> bool:
 def _lifted_over(fit: Fit, draws: np.ndarray, n_draws: int) -> dict[str, np.ndarray]:
     """What metrics are lifted over, by what they compare: positions, or labels and their probabilities given each draw."""
     if not _is_discrete(fit):
-        return {"positions": _thinned(draws, min(n_draws, max(2, MOST_NUMBERS // draws[0, 0].size)))}
+        return {"positions": _thinned(draws, n_draws)}
     n_draws = min(n_draws, max(2, MOST_NUMBERS // (draws[0, 0].size * fit.model.n_labels())))
     soft = fit.probabilities(n_draws=n_draws).values
     return {"positions": soft, "labels": _thinned(draws[..., 0], n_draws)}
+
+
+def _in_part(chosen: list[Metric], n_units: int) -> list[str]:
+    """What metrics look at in part only."""
+    notes = []
+    for n_used in sorted({metric.n_used(n_units) for metric in chosen} - {n_units}):
+        names = ", ".join(metric.name for metric in chosen if metric.n_used(n_units) == n_used)
+        notes.append(f"{names}: at {n_used} of {n_units} units")
+    return notes
+
+
+def _recalls(rows: list[Row], draws: np.ndarray, k: int) -> xr.Dataset:
+    """Shares of true neighbours among the approximate ones, of each row and of some draws."""
+    few = _thinned(draws, N_RECALL_DRAWS)
+    flat = few.reshape(-1, *few.shape[2:])
+    arrays = {
+        "neighbor_recall": (("embedding",), np.array([recall(Positions(row.values), k) for row in rows])),
+        "neighbor_recall_draws": (("recall_draw",), np.array([recall(Positions(draw), k) for draw in flat])),
+    }
+    return xr.Dataset(arrays, coords={"embedding": [row.label for row in rows]})
 
 
 def _scored(
     rows: list[Row],
     chosen: list[Metric],
     some: dict[str, np.ndarray],
-    k: int,
+    near: dict[str, Any],
     sizes: tuple[int, int],
     seeds: Seeds,
     bar: Any,
@@ -262,7 +306,7 @@ def _scored(
         arrays = {j: array for j, array in usable.items() if array is not None}
         if not those:
             continue
-        options: dict[str, Any] = {"n_neighbors": k} if any("n_neighbors" in m.options for m in those) else {}
+        options = {name: value for name, value in near.items() if any(name in m.options for m in those)}
         at = np.ix_(which, list(arrays))
         scores[at] = score_table(those, list(arrays.values()), draws, tick=bar.update, **options)
         ceiling[which] = ceiling_table(those, draws, seeds.child("ceiling").numpy(), n_pairs, **options)
@@ -367,6 +411,8 @@ def _alignments(names: Sequence[str] | None, fit: Fit) -> tuple[Alignment, ...]:
 def _thinned(draws: np.ndarray, n: int) -> np.ndarray:
     """About n draws `(chain, draw, unit, latent)`, evenly spaced in each chain."""
     each = max(1, min(draws.shape[1], n // draws.shape[0]))
+    if each == draws.shape[1]:
+        return draws
     return draws[:, np.unique(np.linspace(0, draws.shape[1] - 1, each).astype(int))]
 
 
@@ -380,13 +426,13 @@ def _judged_positions(
     some: np.ndarray,
     ways: tuple[Alignment, ...],
     alpha: float,
-    k: int,
+    near: dict[str, Any],
     seeds: Seeds,
     bar: Any,
 ) -> tuple[dict[str, list[Verdict | None]], xr.Dataset]:
     units = fit.dataset.units
     references, verdicts = _verdicts(rows, draws, ways, alpha, [str(unit) for unit in units], seeds, bar)
-    found: list[Disagreement | None] = [_units(row, references, some, k, seeds, bar) for row in rows]
+    found = _units(rows, references, some, near, seeds, bar)
     own = [next(way for way in verdicts if verdicts[way][i] is not None) for i in range(len(rows))]
     regions: list[Coverage | None] = [references[way].regions.coverage(row.values) for way, row in zip(own, rows, strict=True)]
     return verdicts, _verdict_data(rows, verdicts, regions).merge(_unit_data(rows, found, units))
@@ -439,11 +485,12 @@ def _verdicts(
     """
     references: dict[str, Reference] = {}
     found: dict[str, list[Verdict | None]] = {}
+    halves = split(draws)
     for way in ALIGNMENTS:
         those = [way == "affine" if _is_wide(row, draws) else way in ways for row in rows]
         if not any(those):
             continue
-        references[way] = Reference(draws, way, seeds.child("verdict", way).numpy())
+        references[way] = Reference(draws, way, seeds.child("verdict", way).numpy(), halves=halves)
         judged = []
         for row, takes in zip(rows, those, strict=True):
             if takes:
@@ -458,16 +505,23 @@ def _is_wide(row: Row, draws: np.ndarray) -> bool:
     return bool(row.values.shape[1] > draws.shape[3])
 
 
-def _units(row: Row, references: dict[str, Reference], some: np.ndarray, k: int, seeds: Seeds, bar: Any) -> Disagreement:
-    """A row's disagreement with the draws by unit, both in the frame of an alignment that scales it, if any does.
+def _units(
+    rows: list[Row], references: dict[str, Reference], some: np.ndarray, near: dict[str, Any], seeds: Seeds, bar: Any
+) -> list[Disagreement]:
+    """The rows' disagreement with the draws by unit, both in the frame of an alignment that scales them, if any does.
 
     Else a unit would disagree as much as it is far out.
     """
-    usable: tuple[Alignment, ...] = ("affine",) if _is_wide(row, some) else ("similarity", "orthogonal", "affine")
-    reference = references[next(way for way in usable if way in references)]
     few = _thinned(some, N_UNIT_DRAWS)
-    found = disagreement(reference.align(row.values), reference.align(few), seeds.child("units").numpy(), n_neighbors=k)
-    bar.update()
+    common: dict[Alignment, UnitsOfPositions] = {}
+    found = []
+    for row in rows:
+        usable: tuple[Alignment, ...] = ("affine",) if _is_wide(row, some) else ("similarity", "orthogonal", "affine")
+        way = next(way for way in usable if way in references)
+        if way not in common:
+            common[way] = UnitsOfPositions(references[way].align(few), seeds.child("units").numpy(), **near)
+        found.append(common[way].disagreement(references[way].align(row.values)))
+        bar.update()
     return found
 
 

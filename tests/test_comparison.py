@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from latentlab.comparison import SCORE_COLUMNS, VERDICT_COLUMNS, compare
+from latentlab import comparison as module
+from latentlab.compare import neighbors
+from latentlab.comparison import SCORE_COLUMNS, VERDICT_COLUMNS, _in_part, compare
 from latentlab.correspondence import shrunk_axes
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
@@ -14,6 +16,7 @@ from latentlab.fit import fit
 from latentlab.inference.exact import Exact
 from latentlab.inference.svi import SVI
 from latentlab.models.ppca import PPCA
+from latentlab.registry import METRICS
 
 COLUMNS = (
     "metric,embedding,seed,map,mean,sd,q05,q50,q95,ceiling_mean,ceiling_q05,ceiling_q95,floor_mean,floor_q05,floor_q95,direction",
@@ -188,3 +191,42 @@ def test_few_units_and_one_dimension(rng):
     assert found.to_dataset().attrs["n_neighbors"] == 3
     mapped = shrunk_axes(embed("pca", dataset, n_latent=1).values, dataset)
     assert np.corrcoef(mapped[:, 0], small.latents().values.mean((0, 1))[:, 0])[0, 1] ** 2 > 0.99
+
+
+FEW = {"n_draws": 8, "n_pairs": 4, "n_permutations": 2, "progress": False}
+
+
+def test_what_is_looked_at_in_part_is_said(result, planted):
+    assert compare(result, planted[:1], **FEW).notes == ()
+    names = ("cka", "rsa", "cka_rbf", "trustworthiness", "neighbor_overlap")
+    chosen = [METRICS.load(name) for name in names]
+    assert _in_part(chosen, 10_000) == ["trustworthiness: at 104 of 10000 units", "rsa, cka_rbf: at 500 of 10000 units"]
+    assert _in_part(chosen, 500) == []
+
+
+def test_approximate_neighbours_come_with_their_recall(result, planted, monkeypatch):
+    """A search that looks for the nearest in the first column alone finds some of them."""
+    monkeypatch.setattr(neighbors, "_descended", lambda rows, k: neighbors._nearest(rows[:, :1], rows[:, :1], k))
+    exact, rough = (compare(result, planted[:2], neighbor_search=search, **FEW) for search in ("exact", "approximate"))
+    assert "neighbor_recall" not in exact.data
+    of_rows, of_draws = rough.data["neighbor_recall"], rough.data["neighbor_recall_draws"]
+    assert dict(of_rows.sizes) == {"embedding": exact.data.sizes["embedding"]}
+    assert of_draws.shape == (5,)
+    assert 0 < float(of_rows.min()) <= float(of_rows.max()) < 0.9
+    (note,) = rough.notes
+    shares = f"{float(of_rows.mean()):.3f} in embeddings, {float(of_draws.mean()):.3f} in draws"
+    assert note == f"approximate neighbours: share of true ones {shares}, at 178 units"
+    scores = [one.to_dataframe().set_index(["metric", "embedding", "map"])["mean"] for one in (exact, rough)]
+    changed = (scores[0] != scores[1]).groupby("metric").any()
+    assert changed[changed].index.tolist() == ["neighbor_overlap"]
+    assert not np.array_equal(exact.data["lost_neighbors"], rough.data["lost_neighbors"])
+
+
+def test_an_unknown_search_is_refused(result, planted):
+    with pytest.raises(ConfigError, match=r"compare: unknown neighbor_search 'fast'. Valid: approximate, exact"):
+        compare(result, planted[:1], neighbor_search="fast", progress=False)
+
+
+def test_as_many_draws_as_asked_are_taken_whatever_their_size(result, planted, monkeypatch):
+    monkeypatch.setattr(module, "MOST_NUMBERS", 1)
+    assert compare(result, planted[:1], **FEW).data.sizes["draw"] == 8

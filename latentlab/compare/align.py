@@ -43,7 +43,7 @@ def procrustes_mean(draws: np.ndarray) -> np.ndarray:
         array([[ 1.5,  0. ],
                [-1.5,  0. ]])
     """
-    return consensus.rotation_consensus(centred(draws))[1]
+    return consensus.rotation_consensus(draws, centred)[1]
 
 
 def principal_axes(values: np.ndarray) -> np.ndarray:
@@ -56,8 +56,13 @@ def centred(x: np.ndarray) -> np.ndarray:
     """Positions `(..., unit, p)` less their mean over units; exactly zero where they are constant but for round-off."""
     x = np.asarray(x, dtype=np.float64)
     less = x - x.mean(axis=-2, keepdims=True)
-    size = np.abs(x).max(axis=(-2, -1), keepdims=True)
-    return np.where(np.abs(less).max(axis=(-2, -1), keepdims=True) <= ROUND_OFF * size, 0.0, less)
+    less[_largest(less) <= ROUND_OFF * _largest(x)] = 0.0
+    return less
+
+
+def _largest(x: np.ndarray) -> np.ndarray:
+    """The largest absolute value `(...,)` of each array `(..., unit, p)`."""
+    return np.maximum(x.max(axis=(-2, -1)), -x.min(axis=(-2, -1)))
 
 
 def aligner(alignment: str, reference: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

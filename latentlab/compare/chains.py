@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from latentlab.compare.align import aligner, procrustes_mean
+from latentlab.data import memory
 from latentlab.errors import DataError
 
 GAP = 5
@@ -103,12 +104,21 @@ def halves(
 
 def leading_score(x: np.ndarray) -> np.ndarray:
     """The score `(draw,)` along the direction in which arrays `(draw, ...)` vary most, found from up to 400 of them."""
-    flat = x.reshape(len(x), -1)
-    few = flat[np.unique(np.linspace(0, len(flat) - 1, min(len(flat), ENOUGH)).astype(int))]
-    mean = few.mean(axis=0)
-    few = few - mean
-    leading = np.linalg.eigh(few @ few.T)[1][:, -1]
-    return (flat - mean) @ (few.T @ leading)
+    mean, leading = _leading(x[_spread(len(x))])
+    return (x.reshape(len(x), -1) - mean) @ leading
+
+
+def _spread(n_draws: int) -> np.ndarray:
+    """Up to 400 draws, evenly spaced."""
+    return np.unique(np.linspace(0, n_draws - 1, min(n_draws, ENOUGH)).astype(int))
+
+
+def _leading(few: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of arrays `(draw, ...)` and the direction in which they vary most, flat, the latter of no particular length."""
+    flat = few.reshape(len(few), -1)
+    mean = flat.mean(axis=0)
+    less = flat - mean
+    return mean, less.T @ np.linalg.eigh(less @ less.T)[1][:, -1]
 
 
 def _checked(draws: np.ndarray) -> np.ndarray:
@@ -125,8 +135,14 @@ def _checked(draws: np.ndarray) -> np.ndarray:
 def _series(chain: np.ndarray) -> tuple[np.ndarray, ...]:
     """Of a chain `(draw, unit, latent)`: its distance from its mean and its leading score."""
     mean = procrustes_mean(chain)
-    error = aligner("orthogonal", mean)(chain) - mean
-    return (error**2).sum(axis=(1, 2)), leading_score(error)
+    align = aligner("orthogonal", mean)
+    middle, leading = _leading(align(chain[_spread(len(chain))]) - mean)
+    distance, score = np.empty((2, len(chain)))
+    for part in memory.blocks(len(chain), mean.size):
+        error = (align(chain[part]) - mean).reshape(-1, mean.size)
+        distance[part] = np.einsum("sj,sj->s", error, error)
+        score[part] = (error - middle) @ leading
+    return distance, score
 
 
 def _thinned(half: np.ndarray) -> np.ndarray:

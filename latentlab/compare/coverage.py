@@ -24,11 +24,10 @@ from scipy.stats import f as f_distribution
 
 from latentlab.compare.align import aligner, procrustes_mean
 from latentlab.compare.chains import ess, split
+from latentlab.data import memory
 from latentlab.errors import DataError
 
 LEVELS = (0.5, 0.8, 0.95)
-BLOCK = 2**21
-"""Numbers in a block of draws (16 MB)."""
 N_SERIES = 100
 """Units whose draws tell how many effective ones there are."""
 
@@ -175,10 +174,9 @@ def _first(bad: np.ndarray) -> str:
 
 def blocks(half: np.ndarray) -> Iterator[np.ndarray]:
     """The draws of `(chain, draw, unit, latent)` chain after chain, as blocks `(draw, unit, latent)` of some 16 MB."""
-    step = max(1, BLOCK // (half.shape[2] * half.shape[3]))
     for chain in half:
-        for start in range(0, len(chain), step):
-            yield chain[start : start + step]
+        for part in memory.blocks(len(chain), chain[0].size):
+            yield chain[part]
 
 
 def moments(half: np.ndarray, align: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -25,17 +25,19 @@ References:
 """
 
 import math
+from functools import cache
 
 import numpy as np
 
 from latentlab.compare.metric import metric
-from latentlab.compare.positions import EQUAL, PAIRED, Positions, squared_distances
+from latentlab.compare.positions import EQUAL, Positions, n_paired, squared_distances
 
+_IGNORES = ("rotation", "translation", "scale")
 FLAT = 1e-12
 """Relative size of <K, K> at or below which K is the same for all pairs, up to rounding."""
 
 
-@metric(direction="higher", range=(-1.0, 1.0), ignores=("rotation", "translation", "scale"), void=0.0)
+@metric(direction="higher", range=(-1.0, 1.0), ignores=_IGNORES, void=0.0)
 def cka(x: Positions, y: Positions) -> float:
     """Debiased linear centred kernel alignment (CKA) of embedding and draw.
 
@@ -44,7 +46,7 @@ def cka(x: Positions, y: Positions) -> float:
     return _cosine(_linear(x, y), x.derived(_linear_norm), y.derived(_linear_norm))
 
 
-@metric(direction="higher", range=(-1.0, 1.0), ignores=("rotation", "translation", "scale"), void=0.0)
+@metric(direction="higher", range=(-1.0, 1.0), ignores=_IGNORES, void=0.0, n_used=n_paired)
 def cka_rbf(x: Positions, y: Positions) -> float:
     """Debiased centred kernel alignment with Gaussian kernels as wide as the median distance.
 
@@ -53,7 +55,7 @@ def cka_rbf(x: Positions, y: Positions) -> float:
     return _cosine(_inner(x.derived(_kernel), y.derived(_kernel)), x.derived(_kernel_norm), y.derived(_kernel_norm))
 
 
-@metric(direction="higher", range=(-1.0, 1.0), ignores=("rotation", "translation", "scale"), void=0.0)
+@metric(direction="higher", range=(-1.0, 1.0), ignores=_IGNORES, void=0.0, n_used=n_paired)
 def distance_correlation(x: Positions, y: Positions) -> float:
     """Bias-corrected (squared) distance correlation of embedding and draw.
 
@@ -62,7 +64,7 @@ def distance_correlation(x: Positions, y: Positions) -> float:
     return _cosine(_inner(x.derived(_distances), y.derived(_distances)), x.derived(_distance_norm), y.derived(_distance_norm))
 
 
-@metric(direction="higher", range=(-1.0, 1.0), ignores=("rotation", "translation", "scale"), void=0.0)
+@metric(direction="higher", range=(-1.0, 1.0), ignores=_IGNORES, void=0.0, n_used=n_paired)
 def rsa(x: Positions, y: Positions) -> float:
     """Representational similarity: Spearman correlation of the distances between units.
 
@@ -113,7 +115,7 @@ def _distance_norm(x: Positions) -> float:
 
 def _kernel(x: Positions) -> np.ndarray:
     squared = x.derived(squared_distances)
-    middle = float(np.median(squared[np.triu_indices(len(squared), 1)]))
+    middle = float(np.median(squared[_above_diagonal(len(squared))]))
     width = middle if middle > 0 else float(squared.mean())
     kernel = np.exp(-squared / (2.0 * width)) if width > 0 else np.zeros_like(squared)
     np.fill_diagonal(kernel, 0.0)
@@ -126,11 +128,16 @@ def _kernel_norm(x: Positions) -> float:
 
 def _ranked_distances(x: Positions) -> np.ndarray:
     """Centred ranks of the distances, of length 1; zeros where all are tied."""
-    squared = x.derived(squared_distances)[np.triu_indices(min(PAIRED, x.n_units), 1)]
+    squared = x.derived(squared_distances)[_above_diagonal(n_paired(x.n_units))]
     ranks = average_ranks(np.rint(squared / (EQUAL * 2.0 * x.size / x.n_units)))
     ranks -= (len(ranks) - 1) / 2
     length = float(np.linalg.norm(ranks))
     return ranks / length if length > 0 else ranks
+
+
+@cache
+def _above_diagonal(n: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.triu_indices(n, 1)
 
 
 def _inner(first: np.ndarray, second: np.ndarray) -> float:

@@ -55,6 +55,7 @@ class Metric:
         void: The value, by definition, where there is nothing to compare: all units of an argument are at one point, or what
             else the metric says. NaN for metrics of labels, which have none.
         by_default: Whether it is taken where no metrics are named; slow ones are not.
+        n_used: Of so many units, how many it looks at (or at whose neighbours); fewer where all would cost too much.
         function: The formula, of two `Positions` or two `Labels`.
     """
 
@@ -66,6 +67,7 @@ class Metric:
     symmetric: bool
     void: float
     by_default: bool
+    n_used: Callable[[int], int]
     function: Callable[..., float]
 
     @property
@@ -128,6 +130,7 @@ def metric(
     of: Of = "positions",
     symmetric: bool = True,
     by_default: bool = True,
+    n_used: Callable[[int], int] = int,
 ) -> Callable[[Callable[..., float]], Metric]:
     """Decorator: makes a `Metric` of a function of two `Positions` (or two `Labels`) and keyword-only options.
 
@@ -149,7 +152,7 @@ def metric(
 
     def decorate(function: Callable[..., float]) -> Metric:
         kept = frozenset(ignores) | implied
-        made = Metric(function.__name__, of, direction, range, kept, symmetric, void, by_default, function)
+        made = Metric(function.__name__, of, direction, range, kept, symmetric, void, by_default, n_used, function)
         vars(made).update(__doc__=function.__doc__, __module__=function.__module__, __wrapped__=function)
         return made
 

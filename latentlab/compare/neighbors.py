@@ -12,39 +12,58 @@ neighbours apart. Co-ranking needs no k: R(K) is the overlap above chance as a s
 neighbourhoods weigh more. The overlap looks at all units; the other three, above 1024 units, at the neighbours of some
 (`latentlab.compare.positions.ranked`).
 
+Neighbours are exact, by a k-d tree in few columns and by all distances, in blocks, in more. For many units in many columns they
+can be asked for as `approximate`: by descent in a graph of neighbours, with the same seed for all positions. How many of them are
+true neighbours `recall` tells.
+
 References:
     Venna and Kaski (2001), Neighborhood preservation in nonlinear projection methods, ICANN (trustworthiness, continuity).
     Lee and Verleysen (2009), Quality assessment of dimensionality reduction: rank-based criteria, Neurocomputing 72:1431.
     Lee, Peluffo-Ordóñez and Verleysen (2015), Multi-scale similarities in stochastic neighbour embedding, Neurocomputing 169:246.
+    Bentley (1975), Multidimensional binary search trees used for associative searching, Communications of the ACM 18:509.
+    Dong, Charikar and Li (2011), Efficient k-nearest neighbor graph construction for generic similarity measures, WWW.
 """
 
+from typing import Literal, get_args
+
 import numpy as np
+from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
 from latentlab.compare.metric import metric
-from latentlab.compare.positions import EQUAL, Positions, ranked
-from latentlab.errors import ConfigError
+from latentlab.compare.positions import EQUAL, Positions, n_ranked, ranked
+from latentlab.data import memory
+from latentlab.errors import ConfigError, MissingDependencyError, unknown
+
+Search = Literal["exact", "approximate"]
+SEARCHES: tuple[Search, ...] = get_args(Search)
 
 N_NEIGHBORS = 15
-NUMBERS = 2**22
-"""Numbers in a block (32 MB)."""
+TREE_COLUMNS = 6
+"""Columns up to which a k-d tree finds neighbours sooner than all distances do (2000 and 10 000 normal units)."""
+LEAF = 32
+N_RECALLED = 500
+"""Units at whose neighbours approximate ones are held against exact ones."""
 _IGNORES = ("rotation", "translation", "scale")
 
 
 @metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, void=0.0)
-def neighbor_overlap(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBORS) -> float:
+def neighbor_overlap(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBORS, neighbor_search: Search = "exact") -> float:
     """Share of each unit's nearest neighbours in the draw that are its nearest neighbours in the embedding too.
 
-    Higher is closer, in [0, 1]; k / (n - 1) for unrelated positions.
+    Higher is closer, in [0, 1]; k / (n - 1) for unrelated positions. By `approximate` neighbours it is too low, by about the
+    share of them that is missed.
 
     Raises:
-        ConfigError: `n_neighbors` is not from 1 to below half of the units.
+        ConfigError: `n_neighbors` is not from 1 to below half of the units, or there is no such search.
+        MissingDependencyError: Approximate neighbours, and pynndescent is not installed.
     """
-    return float(overlap(x.derived(neighbors, n_neighbors), y.derived(neighbors, n_neighbors)).mean())
+    found = (side.derived(neighbors, n_neighbors, neighbor_search) for side in (x, y))
+    return float(overlap(*found).mean())
 
 
-@metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, void=0.0, symmetric=False)
+@metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, void=0.0, n_used=n_ranked, symmetric=False)
 def trustworthiness(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBORS) -> float:
     """Whether neighbours in the embedding are neighbours in the draw, by how far down its ranking they are.
 
@@ -56,7 +75,7 @@ def trustworthiness(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBOR
     return _trust(x, y, n_neighbors)
 
 
-@metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, void=0.0, symmetric=False)
+@metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, void=0.0, n_used=n_ranked, symmetric=False)
 def continuity(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBORS) -> float:
     """Whether neighbours in the draw are neighbours in the embedding, by how far down its ranking they are.
 
@@ -68,7 +87,7 @@ def continuity(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBORS) ->
     return _trust(y, x, n_neighbors)
 
 
-@metric(direction="higher", range=(-1.0, 1.0), ignores=_IGNORES, void=0.0)
+@metric(direction="higher", range=(-1.0, 1.0), ignores=_IGNORES, void=0.0, n_used=n_ranked)
 def co_ranking(x: Positions, y: Positions) -> float:
     """Neighbourhood agreement above chance at all sizes at once: area under the co-ranking curve R_NX over log K.
 
@@ -83,32 +102,66 @@ def co_ranking(x: Positions, y: Positions) -> float:
     return float((above / size).sum() / (1.0 / size).sum())
 
 
-def neighbors(x: Positions, n_neighbors: int) -> np.ndarray:
+def neighbors(x: Positions, n_neighbors: int, search: Search = "exact") -> np.ndarray:
     """The nearest units of each unit, itself left out, in no particular order, `(unit, n_neighbors)`; ties arbitrarily broken.
 
     Raises:
-        ConfigError: `n_neighbors` is not from 1 to below half of the units.
+        ConfigError: `n_neighbors` is not from 1 to below half of the units, or there is no such search.
+        MissingDependencyError: Approximate neighbours, and pynndescent is not installed.
     """
     _check(n_neighbors, x.n_units)
+    if search not in SEARCHES:
+        raise ConfigError(unknown("neighbor search", search, SEARCHES))
     rows = x.centered
-    found = NearestNeighbors(n_neighbors=n_neighbors + 1).fit(rows).kneighbors(rows, return_distance=False)
-    others = found != np.arange(x.n_units)[:, None]
+    found = (_nearest(rows, rows, n_neighbors + 1) if search == "exact" else _descended(rows, n_neighbors + 1)).astype(np.int32)
+    return _without(found, np.arange(x.n_units))
+
+
+def recall(x: Positions, n_neighbors: int) -> float:
+    """Share of the nearest neighbours that the approximate search finds, at 500 units at most."""
+    some = ranked(x.n_units)[1][:N_RECALLED]
+    exact = _without(_nearest(x.centered, x.centered[some], n_neighbors + 1), some)
+    return float(overlap(exact, x.derived(neighbors, n_neighbors, "approximate")[some]).mean())
+
+
+def _without(found: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Lists of nearest units less the unit whose list it is."""
+    others = found != units[:, None]
     # Among more than k units at one point a unit may not find itself; then its last neighbour goes.
     others[others.all(axis=1), -1] = False
-    return found[others].reshape(x.n_units, n_neighbors)
+    return found[others].reshape(len(found), -1)
+
+
+def _nearest(rows: np.ndarray, at: np.ndarray, k: int) -> np.ndarray:
+    """The k rows nearest to each point, nearest first, by memory that grows with neither number's product."""
+    if rows.shape[1] <= TREE_COLUMNS:
+        return np.asarray(cKDTree(rows, leafsize=LEAF).query(at, k=k)[1])
+    found = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(rows).kneighbors(at, return_distance=False)
+    return np.asarray(found)
+
+
+def _descended(rows: np.ndarray, k: int) -> np.ndarray:
+    try:
+        from pynndescent import NNDescent
+    except ImportError as error:
+        raise MissingDependencyError("the approximate search for neighbours", "pynndescent", "embed") from error
+    found = np.array(NNDescent(rows, n_neighbors=k, random_state=0, n_jobs=1).neighbor_graph[0])
+    short = (found < 0).any(axis=1)
+    if short.any():
+        found[short] = _nearest(rows, rows[short], k)
+    return found
 
 
 def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Share of common entries in two lists of neighbours `(unit, k)`, for each unit.
+    """Share of common entries in two lists of neighbours `(unit, k)`, none of them twice in a list, for each unit.
 
     Example:
         >>> overlap(np.array([[1, 2], [0, 2]]), np.array([[2, 1], [3, 0]]))
         array([1. , 0.5])
     """
-    n, k = first.shape
-    step = max(1, NUMBERS // k**2)
-    blocks = (slice(start, start + step) for start in range(0, n, step))
-    return np.concatenate([(first[b, :, None] == second[b, None, :]).sum(axis=(1, 2)) for b in blocks]) / k
+    both = np.concatenate([first, second], axis=1)
+    both.sort(axis=1)
+    return (both[:, 1:] == both[:, :-1]).sum(axis=1) / first.shape[1]
 
 
 def ranks(x: Positions) -> np.ndarray:
@@ -119,14 +172,12 @@ def ranks(x: Positions) -> np.ndarray:
     anchors, others = ranked(x.n_units)
     rows = x.centered[others]
     table = np.empty((len(anchors), len(others)), dtype=np.int32)
-    step = max(1, NUMBERS // len(others))
     in_order = np.arange(len(others), dtype=np.int32)
-    for start in range(0, len(anchors), step):
-        stop = min(start + step, len(anchors))
-        squared = cdist(rows[start:stop], rows, "sqeuclidean")
+    for part in memory.blocks(len(anchors), len(others)):
+        squared = cdist(rows[part], rows, "sqeuclidean")
         squared += EQUAL * 2.0 * x.size / x.n_units
-        squared[np.arange(stop - start), np.arange(start, stop)] = 0.0
-        for row, order in zip(table[start:stop], _argsort(squared), strict=True):
+        squared[np.arange(part.stop - part.start), np.arange(part.start, part.stop)] = 0.0
+        for row, order in zip(table[part], _argsort(squared), strict=True):
             row[order] = in_order
     return table
 

@@ -111,6 +111,16 @@ def paired(n_units: int) -> np.ndarray:
     return _shuffled(n_units)[:PAIRED]
 
 
+def n_paired(n_units: int) -> int:
+    """How many units' mutual distances are used."""
+    return len(paired(n_units))
+
+
+def n_ranked(n_units: int) -> int:
+    """How many units' neighbours are looked at."""
+    return len(ranked(n_units)[0])
+
+
 def ranked(n_units: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the units whose neighbours are looked at, and of the units among which they are; the former lead the latter.
 

@@ -34,6 +34,7 @@ MATCHED = 100
     void=1.0,
     symmetric=False,
     by_default=False,
+    n_used=lambda n_units: min(n_units, MATCHED),
 )
 def gromov_wasserstein(x: Positions, y: Positions) -> float:
     """Squared Gromov-Wasserstein distance of embedding and draw, as a share of the draw's squared distances.

@@ -15,7 +15,10 @@ of which it is not, would otherwise seem less sure.
 for the units about which it and the embedding disagree more: the rank correlation of the two.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,13 +26,15 @@ from scipy.stats import spearmanr
 
 from latentlab.compare.coverage import inverse_root, moments, whitened
 from latentlab.compare.lift import draw_pairs, draw_positions, shape
-from latentlab.compare.neighbors import N_NEIGHBORS, neighbors, overlap
+from latentlab.compare.neighbors import N_NEIGHBORS, Search, neighbors, overlap
 from latentlab.compare.positions import Positions
 from latentlab.errors import DataError
 
 N_PAIRS = 100
 SAME = 1e-9
 """Relative range at or below which all units count as equally spread."""
+KEPT = 2**26
+"""Numbers up to which the draws' lists of neighbours are kept (256 MB); above, a pair's are made anew."""
 
 
 @dataclass(frozen=True)
@@ -85,32 +90,81 @@ def disagreement(
         DataError: Not positions of the same units and dimensions; fewer than 2 draws, or a unit that does not vary.
         ConfigError: `n_neighbors` is not from 1 to below half of the units.
     """
-    embedding = Positions(y, "the embedding")
-    n_chains, n_draws = shape(draws)
-    if embedding.values.shape != tuple(np.shape(draws[0, 0])):
-        found = tuple(np.shape(draws[0, 0]))
-        raise DataError(f"an aligned embedding has the draws' shape (unit, latent) = {found}; got {embedding.values.shape}.")
-    near = embedding.derived(neighbors, n_neighbors)
-    shared = np.zeros(embedding.n_units)
-    for chain, draw in np.ndindex(n_chains, n_draws):
-        shared += overlap(near, neighbors(draw_positions(draws, chain, draw), n_neighbors))
-    own = np.zeros(embedding.n_units)
-    for pair in draw_pairs(n_chains, n_draws, rng, n_pairs):
-        own += overlap(*(neighbors(draw_positions(draws, *one), n_neighbors) for one in pair))
-    mean, covariance = moments(np.asarray(draws), lambda x: x)
-    errors = _whitened(embedding.values - mean, covariance, n_chains * n_draws)
-    distance = np.linalg.norm(embedding.values - mean, axis=1)
-    spread = np.sqrt(np.trace(covariance, axis1=1, axis2=2) / mean.shape[1])
-    missed = 1.0 - shared / (n_chains * n_draws)
-    return Disagreement(
-        mahalanobis=np.sqrt((errors**2).mean(axis=1)),
-        distance=distance,
-        spread=spread,
-        neighbors=missed,
-        neighbors_own=1.0 - own / n_pairs,
-        knew_distance=rank_correlation(spread, distance),
-        knew_neighbors=rank_correlation(spread, missed),
-    )
+    return UnitsOfPositions(draws, rng, n_neighbors=n_neighbors, n_pairs=n_pairs).disagreement(y)
+
+
+class UnitsOfPositions:
+    """What the embeddings that are compared with the same aligned draws have in common.
+
+    Args:
+        draws: Aligned positions, `(chain, draw, unit, latent)`.
+        rng: Chooses the pairs of draws of `neighbors_own`.
+        n_neighbors: How many nearest units count as neighbours.
+        n_pairs: How many pairs of draws.
+        neighbor_search: Whether neighbours are `exact` or `approximate`.
+
+    Raises:
+        DataError: Not positions; fewer than 2 draws.
+        ConfigError: `n_neighbors` is not from 1 to below half of the units.
+    """
+
+    def __init__(
+        self,
+        draws: Any,
+        rng: np.random.Generator,
+        *,
+        n_neighbors: int = N_NEIGHBORS,
+        n_pairs: int = N_PAIRS,
+        neighbor_search: Search = "exact",
+    ) -> None:
+        self._draws = draws
+        self._sizes = shape(draws)
+        self._near: Callable[[Positions], np.ndarray] = partial(neighbors, n_neighbors=n_neighbors, search=neighbor_search)
+        self._lists: dict[tuple[int, int], np.ndarray] = {}
+        self._keeps = math.prod(self._sizes) * np.shape(draws)[2] * n_neighbors <= KEPT
+        own = np.zeros(np.shape(draws)[2])
+        for pair in draw_pairs(*self._sizes, rng, n_pairs):
+            own += overlap(*(self._of_draw(*one) for one in pair))
+        self._own = own / n_pairs
+        self._mean, self._covariance = moments(np.asarray(draws), lambda x: x)
+        self._spread = np.sqrt(np.trace(self._covariance, axis1=1, axis2=2) / self._mean.shape[1])
+
+    def _of_draw(self, chain: int, draw: int) -> np.ndarray:
+        key = (int(chain), int(draw))
+        if key in self._lists:
+            return self._lists[key]
+        found = self._near(draw_positions(self._draws, *key))
+        if self._keeps:
+            self._lists[key] = found
+        return found
+
+    def disagreement(self, y: Any) -> Disagreement:
+        """Of an embedding in the draws' frame, `(unit, latent)`, with the draws.
+
+        Raises:
+            DataError: Not positions of the same units and dimensions, or a unit of the draws does not vary.
+        """
+        embedding = Positions(y, "the embedding")
+        if embedding.values.shape != self._mean.shape:
+            found = self._mean.shape
+            raise DataError(f"an aligned embedding has the draws' shape (unit, latent) = {found}; got {embedding.values.shape}.")
+        near = self._near(embedding)
+        n_draws = math.prod(self._sizes)
+        shared = np.zeros(embedding.n_units)
+        for one in np.ndindex(*self._sizes):
+            shared += overlap(near, self._of_draw(*one))
+        errors = _whitened(embedding.values - self._mean, self._covariance, n_draws)
+        distance = np.linalg.norm(embedding.values - self._mean, axis=1)
+        missed = 1.0 - shared / n_draws
+        return Disagreement(
+            mahalanobis=np.sqrt((errors**2).mean(axis=1)),
+            distance=distance,
+            spread=self._spread,
+            neighbors=missed,
+            neighbors_own=1.0 - self._own,
+            knew_distance=rank_correlation(self._spread, distance),
+            knew_neighbors=rank_correlation(self._spread, missed),
+        )
 
 
 def rank_correlation(spread: np.ndarray, disagreement: np.ndarray) -> RankCorrelation:

@@ -115,10 +115,18 @@ class Reference:
         draws: Posterior draws of the positions, `(chain, draw, unit, latent)`.
         alignment: What may be done to an embedding: `orthogonal`, `similarity` or `affine`.
         rng: For the shuffled means and draws, and landmarks where there are many units.
+        halves: The draws' halves, if `split` has made them: they are the same under every alignment.
     """
 
-    def __init__(self, draws: np.ndarray, alignment: Alignment, rng: np.random.Generator) -> None:
-        reference, held_out = split(draws)
+    def __init__(
+        self,
+        draws: np.ndarray,
+        alignment: Alignment,
+        rng: np.random.Generator,
+        *,
+        halves: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        reference, held_out = split(draws) if halves is None else halves
         self.alignment = alignment
         self.mean = procrustes_mean(reference.reshape(-1, *reference.shape[2:]))
         self.align = aligner(alignment, self.mean)

@@ -1,4 +1,4 @@
-"""How much memory reading a file may take, decided before it is read."""
+"""How much memory is taken: by reading a file, decided before it is read; by going through large arrays, in blocks."""
 
 import contextlib
 import os
@@ -19,6 +19,20 @@ RATIO = 500
 
 SMALL = 2**26
 """Below 64 MB the ratio says nothing."""
+
+BLOCK = 2**21
+"""Numbers in a block of an array that is gone through in parts: 16 MB, which the cache still holds."""
+
+
+def blocks(n: int, numbers: int) -> Iterator[slice]:
+    """Slices of n things, of so many numbers each, that cut them into blocks.
+
+    Example:
+        >>> list(blocks(5, BLOCK // 2))
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    step = max(1, BLOCK // max(1, numbers))
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from latentlab.data import memory
+
 Nearest = Callable[[np.ndarray], np.ndarray]
 """Cross products X' M `(..., q, q)` to the elements `(..., q, q)` that bring X closest to M."""
 
 TOLERANCE = 1e-10
 MAX_ITERATIONS = 1000
-BLOCK = 2**21
-"""Numbers in a block of draws: 16 MB, so that both halves of a step find it in the cache."""
 KEPT = 2**27
 """Numbers up to which the transposed blocks are kept between steps (1 GiB); above, they are made anew."""
 ENUMERATED = 6
@@ -38,17 +38,22 @@ ENUMERATED = 6
 
 
 class Blocks:
-    """Draws `(S, m, q)` as transposed blocks `(n q, m)`, on which a step is two plain matrix products."""
+    """Draws `(S, m, q)` as transposed blocks `(n q, m)`, on which a step is two plain matrix products.
 
-    def __init__(self, x: np.ndarray) -> None:
+    Args:
+        x: The draws.
+        prepare: Done to each block `(n, m, q)`, so that no second copy of the draws is made.
+    """
+
+    def __init__(self, x: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray] = np.asarray) -> None:
         self.shape = x.shape
-        step = max(1, BLOCK // max(1, x.shape[1] * x.shape[2]))
         self._x = x
-        self._slices = [slice(start, start + step) for start in range(0, x.shape[0], step)]
+        self._prepare = prepare
+        self._slices = list(memory.blocks(x.shape[0], x.shape[1] * x.shape[2]))
         self._kept = [self._transposed(s) for s in self._slices] if x.size <= KEPT else None
 
     def _transposed(self, s: slice) -> np.ndarray:
-        return np.ascontiguousarray(self._x[s].swapaxes(1, 2)).reshape(-1, self.shape[1])
+        return np.ascontiguousarray(self._prepare(self._x[s]).swapaxes(1, 2)).reshape(-1, self.shape[1])
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return iter(self._kept) if self._kept is not None else map(self._transposed, self._slices)
@@ -103,9 +108,9 @@ def typical_draws(x: np.ndarray, n: int = 5) -> list[np.ndarray]:
     return [x[s] for s in np.argsort(size, kind="stable")[ranks]]
 
 
-def rotation_consensus(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Orthogonal elements `(S, q, q)` of draws `(S, m, q)` and their consensus `(m, q)`, in its principal axes."""
-    blocks = Blocks(x)
+def rotation_consensus(x: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray] = np.asarray) -> tuple[np.ndarray, np.ndarray]:
+    """Orthogonal elements `(S, q, q)` of prepared draws `(S, m, q)` and their consensus `(m, q)`, in its principal axes."""
+    blocks = Blocks(x, prepare)
     mean = consensus(blocks, spectral_start(blocks), polar)
     turn = principal_axes(mean)
     return blocks.elements(mean, polar) @ turn, mean @ turn

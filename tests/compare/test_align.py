@@ -6,8 +6,10 @@ from scipy.linalg import orthogonal_procrustes
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
-from latentlab.compare.align import ALIGNMENTS, aligner, principal_axes, procrustes_mean, scales
+from latentlab.compare.align import ALIGNMENTS, aligner, centred, principal_axes, procrustes_mean, scales
+from latentlab.data import memory
 from latentlab.errors import ConfigError, DataError
+from latentlab.symmetry import consensus
 
 
 def turns(rng, *shape, size):
@@ -131,3 +133,20 @@ def test_errors_name_what_is_wrong(mean):
         aligner("afine", mean)
     with pytest.raises(DataError, match=r"\(\.\.\., 40 units, columns\).*got \(39, 3\)"):
         aligner("orthogonal", mean)(mean[1:])
+
+
+def test_the_mean_of_draws_is_that_of_centred_ones(rng, monkeypatch):
+    """By the formula with copies, and in blocks of one draw; draws at one point but for round-off count as nothing."""
+    draws = 1e3 + rng.normal(size=(30, 12, 3)) + 5 * rng.normal(size=(12, 3))
+    draws[4] = 0.1 + 1e-15 * rng.normal(size=(12, 3))
+    less = draws - draws.mean(axis=1, keepdims=True)
+    flat = np.abs(less).max(axis=(1, 2), keepdims=True) <= 1e-12 * np.abs(draws).max(axis=(1, 2), keepdims=True)
+    expected = np.where(flat, 0.0, less)
+    assert not expected[4].any()
+    np.testing.assert_array_equal(centred(draws), expected)
+    np.testing.assert_array_equal(centred(draws[4]), 0.0)
+    whole = consensus.rotation_consensus(expected)[1]
+    np.testing.assert_allclose(procrustes_mean(draws), whole, rtol=0, atol=1e-10)
+    monkeypatch.setattr(memory, "BLOCK", 1)
+    monkeypatch.setattr(consensus, "KEPT", 0)
+    np.testing.assert_allclose(procrustes_mean(draws), whole, rtol=0, atol=1e-10)

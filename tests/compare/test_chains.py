@@ -1,13 +1,18 @@
 """Effective draws of a series, and halves of the draws that do not depend on each other."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.signal import lfilter
 
 from latentlab.compare import chains
+from latentlab.compare.align import aligner, procrustes_mean
 from latentlab.compare.chains import ess, leading_score, split
+from latentlab.data import memory
 from latentlab.errors import DataError
 from latentlab.posterior import installed_arviz
+from latentlab.symmetry import consensus
 
 
 def autoregressive(rng, rho, *shape):
@@ -94,3 +99,26 @@ def test_leading_score_finds_the_direction_of_two_modes(rng):
 def test_draws_that_cannot_be_split_are_refused(draws, message):
     with pytest.raises(DataError, match=message):
         split(draws)
+
+
+def test_series_of_a_chain_are_those_of_all_its_errors_at_once(rng, monkeypatch):
+    chain = rng.normal(size=(8, 2)) + 0.1 * rng.normal(size=(900, 8, 2)) + rng.normal(size=(900, 1, 2))
+    mean = procrustes_mean(chain)
+    error = aligner("orthogonal", mean)(chain) - mean
+    for block in (memory.BLOCK, 100):
+        monkeypatch.setattr(memory, "BLOCK", block)
+        distance, score = chains._series(chain)
+        np.testing.assert_allclose(distance, (error**2).sum(axis=(1, 2)), rtol=1e-10)
+        np.testing.assert_allclose(np.abs(score), np.abs(leading_score(error)), rtol=0, atol=1e-10 * np.abs(score).max())
+
+
+def test_halves_are_made_in_little_more_memory_than_the_kept_blocks(rng, monkeypatch):
+    """Of 16 MB of draws: 2 MB of blocks, and 400 draws by which the leading direction is found."""
+    monkeypatch.setattr(memory, "BLOCK", 2**15)
+    monkeypatch.setattr(consensus, "KEPT", 0)
+    draws = rng.normal(size=(500, 2)) + 0.1 * rng.normal(size=(1, 2000, 500, 2))
+    tracemalloc.start()
+    split(draws)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < draws.nbytes

@@ -249,10 +249,10 @@ def test_a_metric_refuses_what_the_other_kind_compares(any_metric, rng):
 def test_options_can_be_bound(rng):
     x, y = pair(rng)
     overlap = TABLE["neighbor_overlap"]
-    assert overlap.options == {"n_neighbors": 15}
+    assert overlap.options == {"n_neighbors": 15, "neighbor_search": "exact"}
     bound = overlap.bind(n_neighbors=5)
     assert bound(x, y) == overlap(x, y, n_neighbors=5) != overlap(x, y)
-    assert bound.options == {"n_neighbors": 5}
+    assert bound.options == {"n_neighbors": 5, "neighbor_search": "exact"}
     assert bound.bind(n_neighbors=15)(x, y) == overlap(x, y)
 
 

@@ -1,13 +1,25 @@
 """Neighbourhood metrics against scikit-learn and double loops; ties, subsamples and bounds."""
 
+import sys
+
 import numpy as np
 import pytest
 from sklearn.manifold import trustworthiness as sklearn_trustworthiness
+from sklearn.neighbors import NearestNeighbors
 
-from latentlab.compare import neighbors as module
-from latentlab.compare.neighbors import co_ranking, continuity, neighbor_overlap, neighbors, overlap, ranks, trustworthiness
+from latentlab.compare.neighbors import (
+    co_ranking,
+    continuity,
+    neighbor_overlap,
+    neighbors,
+    overlap,
+    ranks,
+    recall,
+    trustworthiness,
+)
 from latentlab.compare.positions import Positions, ranked
-from latentlab.errors import ConfigError
+from latentlab.data import memory
+from latentlab.errors import ConfigError, MissingDependencyError
 
 
 def rank_table(x):
@@ -136,17 +148,16 @@ def test_co_ranking_of_many_units_is_that_of_the_stated_ones(rng):
     assert co_ranking(x, y) == pytest.approx((curve / sizes).sum() / (1 / sizes).sum(), abs=1e-12)
 
 
-def test_blocks_do_not_change_overlap(rng, monkeypatch):
+def test_overlap_is_that_of_all_pairs_of_entries(rng):
     first, second = (rng.permuted(np.tile(np.arange(40), (33, 1)), axis=1)[:, :6] for _ in range(2))
-    whole = overlap(first, second)
-    monkeypatch.setattr(module, "NUMBERS", 100)
-    np.testing.assert_array_equal(overlap(first, second), whole)
+    pairs = (first[:, :, None] == second[:, None, :]).sum(axis=(1, 2)) / 6
+    np.testing.assert_array_equal(overlap(first, second), pairs)
 
 
 def test_blocks_do_not_change_ranks(rng, monkeypatch):
     x = rng.normal(size=(45, 2))
     whole = ranks(Positions(x))
-    monkeypatch.setattr(module, "NUMBERS", 100)
+    monkeypatch.setattr(memory, "BLOCK", 100)
     np.testing.assert_array_equal(ranks(Positions(x)), whole)
 
 
@@ -157,3 +168,59 @@ def test_more_neighbours_than_the_units_allow_are_refused(metric, k, rng):
     with pytest.raises(ConfigError, match=f"`n_neighbors` must be from 1 to below half of the 20 units; got {k}"):
         metric(x, y, n_neighbors=k)
     assert 0 <= metric(x, y, n_neighbors=9) <= 1
+
+
+@pytest.mark.parametrize("d", [1, 2, 6, 7, 10, 20])
+def test_neighbours_by_tree_and_by_all_distances_are_scikit_learns(d, rng):
+    x = rng.normal(size=(700, d)) + 5.0
+    expected = NearestNeighbors(n_neighbors=10, algorithm="ball_tree").fit(x).kneighbors(return_distance=False)
+    np.testing.assert_array_equal(np.sort(neighbors(Positions(x), 10), axis=1), np.sort(expected, axis=1))
+
+
+def test_a_search_that_there_is_not_is_refused(rng):
+    with pytest.raises(ConfigError, match=r"unknown neighbor search 'aproximate'; did you mean 'approximate'\?"):
+        neighbor_overlap(*rng.normal(size=(2, 20, 2)), n_neighbors=5, neighbor_search="aproximate")
+
+
+def test_without_pynndescent_the_approximate_search_says_what_to_install(rng, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynndescent", None)
+    with pytest.raises(MissingDependencyError, match=r"needs the package 'pynndescent'.*latentlab\[embed\]"):
+        neighbor_overlap(*rng.normal(size=(2, 20, 2)), n_neighbors=5, neighbor_search="approximate")
+
+
+class Descent:
+    """In place of pynndescent's: exact neighbours, of which each list's last few were exchanged or not found."""
+
+    def __init__(self, rows, n_neighbors, random_state, n_jobs):
+        found = NearestNeighbors(n_neighbors=n_neighbors + 2).fit(rows).kneighbors(rows, return_distance=False)
+        found[:, n_neighbors - 2 : n_neighbors] = found[:, n_neighbors:]
+        found[::7, n_neighbors - 1] = -1
+        self.neighbor_graph = (found[:, :n_neighbors], None)
+
+
+def test_recall_is_the_share_of_true_neighbours(rng, monkeypatch):
+    """Two of ten are wrong, but for the seventh of the lists that have a gap: these are made anew, and exact."""
+    monkeypatch.setitem(sys.modules, "pynndescent", type("module", (), {"NNDescent": Descent}))
+    x = Positions(rng.normal(size=(350, 2)))
+    near = neighbors(x, 10, "approximate")
+    assert (near >= 0).all()
+    assert (near != np.arange(350)[:, None]).all()
+    assert recall(x, 10) == pytest.approx((1 + 6 * 0.8) / 7)
+    shift = overlap(neighbors(x, 10), near).mean()
+    assert neighbor_overlap(x.values, x.values) == 1
+    assert shift == pytest.approx(recall(x, 10))
+
+
+@pytest.mark.slow
+def test_the_approximate_search_finds_nearly_all_neighbours(rng):
+    """Marked slow for its compilation."""
+    pytest.importorskip("pynndescent")
+    x = rng.normal(size=(2000, 10))
+    y = x + 0.5 * rng.normal(size=x.shape)
+    near = neighbors(Positions(x), 15, "approximate")
+    assert near.shape == (2000, 15)
+    assert all(len({*row, i}) == 16 for i, row in enumerate(near.tolist()))
+    assert 0.9 < recall(Positions(x), 15) <= 1
+    assert overlap(near, neighbors(Positions(x), 15)).mean() == pytest.approx(recall(Positions(x), 15), abs=0.02)
+    exact, approximate = (neighbor_overlap(x, y, neighbor_search=search) for search in ("exact", "approximate"))
+    assert approximate == pytest.approx(exact, abs=0.02)

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from latentlab.compare.units import disagreement, rank_correlation
+from latentlab.compare import units
+from latentlab.compare.lift import draw_pairs
+from latentlab.compare.neighbors import neighbors, overlap
+from latentlab.compare.positions import Positions
+from latentlab.compare.units import UnitsOfPositions, disagreement, rank_correlation
 from latentlab.errors import ConfigError, DataError
 
 
@@ -131,9 +135,9 @@ def test_false_alarms_of_what_the_posterior_knew(rng):
 def test_what_cannot_be_measured_is_named(rng):
     y, draws = posterior(rng, n=20)
     with pytest.raises(DataError, match=r"shape \(unit, latent\) = \(20, 2\); got \(20, 3\)"):
-        disagreement(np.zeros((20, 3)), draws, rng)
+        disagreement(np.zeros((20, 3)), draws, rng, n_neighbors=5)
     with pytest.raises(DataError, match=r"shape \(unit, latent\) = \(20, 2\); got \(19, 2\)"):
-        disagreement(y[1:], draws, rng)
+        disagreement(y[1:], draws, rng, n_neighbors=5)
     with pytest.raises(DataError, match="at least 2 are needed; got 1"):
         disagreement(y, draws[:1, :1], rng, n_neighbors=5)
     with pytest.raises(DataError, match="draws must vary"):
@@ -144,3 +148,20 @@ def test_what_cannot_be_measured_is_named(rng):
         disagreement(y, draws, rng, n_neighbors=10)
     with pytest.raises(DataError, match="draw 1 of chain 0: positions must be finite"):
         disagreement(y, np.where(np.arange(50)[:, None, None] == 1, np.nan, draws), rng, n_neighbors=5)
+
+
+@pytest.mark.parametrize("kept", [units.KEPT, 0])
+def test_units_of_many_embeddings_are_those_of_each_alone(kept, rng, monkeypatch):
+    monkeypatch.setattr(units, "KEPT", kept)
+    y, draws = posterior(rng, n=40, shape=(2, 5))
+    common = UnitsOfPositions(draws, np.random.default_rng(1), n_neighbors=6, n_pairs=9)
+    near = [[neighbors(Positions(draw), 6) for draw in chain] for chain in draws]
+    pairs = draw_pairs(2, 5, np.random.default_rng(1), 9)
+    own = sum(overlap(near[a][s], near[b][t]) for (a, s), (b, t) in pairs) / 9
+    for x in (y, draws[1, 2], rng.permutation(y)):
+        found = common.disagreement(x)
+        shared = np.mean([overlap(neighbors(Positions(x), 6), one) for chain in near for one in chain], axis=0)
+        np.testing.assert_allclose(found.neighbors, 1 - shared, atol=1e-10)
+        np.testing.assert_allclose(found.neighbors_own, 1 - own, atol=1e-10)
+        alone = disagreement(x, draws, np.random.default_rng(1), n_neighbors=6, n_pairs=9)
+        np.testing.assert_array_equal(found.mahalanobis, alone.mahalanobis)
