@@ -1,9 +1,9 @@
 r"""Did inference work: a table of checks with verdicts, on what the model's symmetry leaves identified.
 
-MCMC. R-hat (nested R-hat where many short chains start from a few points), ESS and MCSE are taken on the group's invariants, the
-log density and the log likelihood; the sites as drawn are shown as `raw coordinates`, without a verdict. An entry that stays where
-it is in some chain fails, unless it is declared deterministic; an invariant that is constant because it is so by construction
-(weights sum to 1) is left out.
+MCMC. R-hat (nested R-hat where many short chains start from a few points), ESS and MCSE are taken on the group's invariants,
+the log density and the log likelihood; the sites as drawn are shown as `raw coordinates`, without a verdict. An entry that stays
+where it is in some chain fails, unless it is declared deterministic; an invariant that is constant because it is so by
+construction (weights sum to 1) is left out.
 
 *One level of log density.* Chains in modes of different weight can agree on every quantity that is looked at. Their mean log
 densities are compared by Welch's analysis of variance with each chain's effective number of draws for its size: the p-value is
