@@ -75,7 +75,7 @@ def losses(problem: Problem, n: int) -> tuple[list[float], list[float]]:
         for _ in range(n):
             drawn = poutine.trace(guide).get_trace(**problem.arrays)
             whole = poutine.trace(poutine.replay(problem.model.model, trace=drawn)).get_trace(**problem.arrays)
-            theirs.append(float(drawn.log_prob_sum() - whole.log_prob_sum()))
+            theirs.append((drawn.log_prob_sum() - whole.log_prob_sum()).item())
             u = next(site["value"] for name, site in drawn.nodes.items() if name.endswith("_latent"))
             noise = ((u - loc) / scale).detach()[None]
             ours.append(float(step(noise, loc, torch.log(scale))[0]))

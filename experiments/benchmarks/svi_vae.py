@@ -75,13 +75,13 @@ def losses(problem: Problem, n: int) -> tuple[list[float], list[float]]:
         with isolated(Seeds(seed)), pyro.validation_enabled(False):
             drawn = poutine.trace(model.guide).get_trace(**arrays)
             whole = poutine.trace(poutine.replay(model.model, trace=drawn)).get_trace(**arrays)
-            ours.append(float(drawn.log_prob_sum() - whole.log_prob_sum()))
+            ours.append((drawn.log_prob_sum() - whole.log_prob_sum()).item())
             values = {name: pyro.param(name).detach() for name in problem.model.parameters if name in pyro.get_param_store()}
             q = drawn.nodes["z"]["fn"].base_dist
             noise = (drawn.nodes["z"]["value"] - q.loc) / q.scale
             by_hand = ByHand(arrays["x"].shape[1])
             by_hand.take(values)
-            theirs.append(float(by_hand.loss(arrays["x"], noise, closed=False)))
+            theirs.append(by_hand.loss(arrays["x"], noise, closed=False).item())
     return ours, theirs
 
 
