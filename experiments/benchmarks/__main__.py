@@ -4,9 +4,9 @@
     python -m experiments.benchmarks --size small             # a few minutes: proves that all of it runs
     python -m experiments.benchmarks --only svi_vae startup
 
-Each benchmark runs in a process of its own, in which torch, numpy and JAX have one thread each: operations are small, and a second
-thread would mostly measure the machine's other work. (Whole processes are measured with each library's own defaults.) A peer that
-is not installed has a row that says so; `pip install -c constraints.txt -e '.[bench]'` installs them all.
+Each benchmark runs in a process of its own, in which torch, numpy and JAX have one thread each: operations are small, and a
+second thread would mostly measure the machine's other work. Whole processes are measured with each library's own defaults. A
+peer that is not installed has a row that says so; `pip install -c constraints.txt -e '.[bench]'` installs them all.
 """
 
 import argparse
@@ -41,9 +41,7 @@ def measured(name: str, size: str) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
         command = [sys.executable, "-m", "experiments.benchmarks", "--here", name, "--size", size, "--out", str(out)]
-        done = subprocess.run(
-            command, env={**os.environ, **ONE_THREAD}, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False
-        )
+        done = subprocess.run(command, env={**os.environ, **ONE_THREAD}, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no word"])[-1]
             print(done.stderr, file=sys.stderr)

@@ -66,12 +66,12 @@ def absent(benchmark: str, side: str, *modules: str) -> Row:
 
 
 def same_up_to_a_constant(
-    benchmark: str, side: str, ours: Sequence[float], theirs: Sequence[float], *, tolerance: float = 1e-8
+    benchmark: str, side: str, ours: Sequence[float], theirs: Sequence[float], *, tolerance: float = 1e-10
 ) -> Row:
     """The check's row: how far the differences of two log densities at the same points are from one constant.
 
     Raises:
-        DisagreementError: Further than `tolerance`, relative where the log densities are above 1.
+        DisagreementError: Further than `tolerance`, relative to the largest log density where that is above 1.
     """
     ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
     gap = float(np.ptp(ours - theirs)) / max(1.0, float(np.abs(ours).max()))

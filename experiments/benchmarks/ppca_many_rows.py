@@ -32,7 +32,7 @@ def rows(size: str) -> list[Row]:
         gap = [own.log_joint(density, values) - plain(dataset, values) for values in own.points(density, 4)]
         level = abs(plain(dataset, own.points(density, 1)[0]))
         what = f"check: N = {n:,}, numpy's log density, relative"
-        found.append(agreed(name, "latentlab", what, float(np.ptp(gap)) / max(1.0, level), 1e-8, "nats"))
+        found.append(agreed(name, "latentlab", what, float(np.ptp(gap)) / max(1.0, level), 1e-10, "nats"))
         gradients[n] = own.gradient(density)
     times = {n: np.empty(n_rounds) for n in sizes}
     with one_thread():

@@ -1,4 +1,4 @@
-"""Whole processes: what importing latentlab takes, and a maximum likelihood fit of PPCA on wine beyond importing torch and Pyro."""
+"""Whole processes: importing latentlab, and a maximum likelihood fit of PPCA on wine beyond importing torch and Pyro."""
 
 import numpy as np
 

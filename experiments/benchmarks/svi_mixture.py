@@ -96,5 +96,3 @@ def rows(size: str) -> list[Row]:
             sides = {"latentlab SVI": own_step(problem, method, n_steps), "Pyro SVI.step": pyro_step(problem, n, n_steps)}
             found += in_turn(name, f"step, {n} draw{'s' if n > 1 else ''}", "us", sides, n_rounds=n_rounds)
     return found
-
-

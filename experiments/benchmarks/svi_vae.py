@@ -159,5 +159,3 @@ def rows(size: str) -> list[Row]:
         per_epoch = {side: (lambda i, run=run: 1e3 * run(i) / n_epochs) for side, run in sides.items()}
         what = f"epoch of {each} steps"
         return found + in_turn(name, what, "ms", per_epoch, n_rounds=n_rounds)
-
-

@@ -35,7 +35,11 @@ def without_peers(part, monkeypatch):
 
 
 def test_ratios_are_those_of_the_same_round_and_above_one_where_latentlab_is_ahead(part):
-    times = {"latentlab NUTS": np.array([1.0, 4.0, 2.0]), "latentlab ChEES": np.array([2.0, 2.0, 4.0]), "peer": np.array([3, 4, 8.0])}
+    times = {
+        "latentlab NUTS": np.array([1.0, 4.0, 2.0]),
+        "latentlab ChEES": np.array([2.0, 2.0, 4.0]),
+        "peer": np.array([3, 4, 8.0]),
+    }
     own, other, peer = part("harness").compared("b", "time", "s", times)
     assert (own.value, peer.value, peer.ratio) == (2.0, 4.0, 3.0)  # of 3 / 1, 4 / 2 and 8 / 2 per round: median 3
     assert math.isnan(own.ratio)
@@ -133,7 +137,11 @@ def test_the_criterion_asks_for_mixing_and_for_draws(part):
 
 def test_quantities_do_not_know_the_labels(part):
     rng = np.random.default_rng(0)
-    values = {"weights": rng.dirichlet([1, 1, 1], (2, 4)), "mu": rng.standard_normal((2, 4, 3, 2)), "sigma": rng.random((2, 4, 3, 2))}
+    values = {
+        "weights": rng.dirichlet([1, 1, 1], (2, 4)),
+        "mu": rng.standard_normal((2, 4, 3, 2)),
+        "sigma": rng.random((2, 4, 3, 2)),
+    }
     other = {name: value[:, :, [2, 0, 1]] for name, value in values.items()}
     np.testing.assert_array_equal(part("mixture_sampling").label_free(values), part("mixture_sampling").label_free(other))
     states = {"transition": rng.dirichlet([1, 1, 1], (2, 4, 3)), "mu": values["mu"][..., :1], "sigma": values["sigma"][..., :1]}
