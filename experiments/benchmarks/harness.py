@@ -4,6 +4,9 @@ A benchmark first checks that both sides compute the same thing, and stops the r
 turn, several rounds, so that a busy machine slows them alike. A row's value is the median over the rounds, its spread the
 smallest and the largest. Its ratio says how many times better the best of latentlab's own sides was in the same round (the
 median over the rounds), so that above 1 latentlab is ahead; rows of latentlab's own have none.
+
+What is warm is timed in CPU seconds of its process, which has one thread: on an idle machine these are seconds, on a busy one
+they leave out the time that others had. Whole processes are timed by the clock.
 """
 
 import importlib.metadata
@@ -126,7 +129,7 @@ def compared(
 ) -> list[Row]:
     """Rows of what was measured in turn, `(round,)` for each side."""
     own = [values for side, values in found.items() if side.startswith(OURS)]
-    best = (np.min if better == "less" else np.max)(own, axis=0) if own else None
+    best = (np.nanmin if better == "less" else np.nanmax)(own, axis=0) if np.isfinite(own).all(1).any() else None
     rows = []
     for side, values in found.items():
         ratio = math.nan
@@ -138,20 +141,20 @@ def compared(
 
 
 def seconds(function: Callable[[], object], *, least: float = 0.1) -> float:
-    """Seconds of one call, in the mean over as many calls as take `least` seconds; one call beforehand is not counted."""
+    """CPU seconds of one call, in the mean over as many calls as take `least` seconds; one call beforehand is not counted."""
     function()
-    begin, calls = time.perf_counter(), 0
-    while calls == 0 or time.perf_counter() - begin < least:
+    begin, calls = time.process_time(), 0
+    while calls == 0 or time.process_time() - begin < least:
         function()
         calls += 1
-    return (time.perf_counter() - begin) / calls
+    return (time.process_time() - begin) / calls
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Seconds of this one call."""
-    begin = time.perf_counter()
+    """CPU seconds of this one call."""
+    begin = time.process_time()
     function()
-    return time.perf_counter() - begin
+    return time.process_time() - begin
 
 
 def process(code: str, *arguments: str) -> float:

@@ -1,5 +1,6 @@
 """Latentlab's side of the benchmarks that sample."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,13 +17,15 @@ from latentlab.posterior import ess_bulk
 from latentlab.seeds import Seeds, one_thread
 
 Values = Mapping[str, np.ndarray]
+LEAST = 0.05
+"""Share of a run below which its sampling is lost in the noise of a difference."""
 Quantities = Callable[[Values], np.ndarray]
 """Draws of the sites `(chain, draw, *site)` to what is compared, `(chain, draw, quantity)`."""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Draws, and the seconds that they took without and with the warm-up."""
+    """Draws, and the CPU seconds that they took without and with the warm-up; NaN where they were too few to tell."""
 
     values: Values
     sampling: float
@@ -73,7 +76,8 @@ class Chains:
         with one_thread():
             whole = timed(lambda: found.append(self.method.run(problem)))
             warmup = timed(lambda: replace(self.method, n_draws=1).run(problem))
-        return Sampled(found[0].values, max(whole - warmup, 1e-9), whole)
+        sampling = whole - warmup
+        return Sampled(found[0].values, sampling if sampling > LEAST * whole else math.nan, whole)
 
 
 def methods(n_warmup: int, n_draws: int, n_chains: tuple[int, ...] = (4,)) -> dict[str, Any]:
