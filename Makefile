@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
+SIZE ?= full
 
-.PHONY: run test test-all lint format clean
+.PHONY: run test test-all lint format bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,5 +33,14 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.venv-bench/.ready: pyproject.toml constraints.txt # of their own: the peers are many, and tests are not to see them
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch .venv-bench/.ready
+
+bench: .venv-bench/.ready ## Against NumPyro, PyMC, dynamax, hmmlearn and Pyro; SIZE=small proves that it runs
+	.venv-bench/bin/python -m experiments.benchmarks --size $(SIZE)
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) .venv-bench .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

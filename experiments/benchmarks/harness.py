@@ -1,0 +1,243 @@
+"""What the benchmarks share: rows, timing in turn, whole processes, the machine, and the table, CSV and plot of a run.
+
+A benchmark first checks that both sides compute the same thing, and stops the run if they do not. Then the sides are measured in
+turn, several rounds, so that a busy machine slows them alike. A row's value is the median over the rounds, its spread the
+smallest and the largest. Its ratio says how many times better the best of latentlab's own sides was in the same round (the
+median over the rounds), so that above 1 latentlab is ahead; rows of latentlab's own have none.
+
+What is warm is timed in CPU seconds of its process, which has one thread: on an idle machine these are seconds, on a busy one
+they leave out the time that others had. Whole processes are timed by the clock.
+"""
+
+import importlib.metadata
+import importlib.util
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+OURS = "latentlab"
+COLUMNS = ("benchmark", "side", "what", "value", "unit", "spread", "ratio")
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "NPROC": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+}
+"""One thread for torch, numpy and JAX (which sizes its pool by `NPROC`); set before any of them is imported."""
+PACKAGES = ("latentlab", "torch", "pyro-ppl", "numpy", "scikit-learn", "hmmlearn", "numpyro", "jax", "dynamax", "pymc", "nutpie")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; `spread` is text, `ratio` NaN where there is nothing to compare with."""
+
+    benchmark: str
+    side: str
+    what: str
+    value: float
+    unit: str
+    spread: str = ""
+    ratio: float = math.nan
+
+
+class DisagreementError(RuntimeError):
+    """The two sides of a benchmark do not compute the same thing."""
+
+
+def is_here(*modules: str) -> bool:
+    """Whether all modules can be imported."""
+    return all(importlib.util.find_spec(module) is not None for module in modules)
+
+
+def absent(benchmark: str, side: str, *modules: str) -> Row:
+    """The row of a peer that is not installed."""
+    missing = ", ".join(module for module in modules if not is_here(module))
+    return Row(benchmark, side, f"not measured: {missing} is not installed", math.nan, "")
+
+
+def same_up_to_a_constant(
+    benchmark: str, side: str, ours: Sequence[float], theirs: Sequence[float], *, tolerance: float = 1e-10
+) -> Row:
+    """The check's row: how far the differences of two log densities at the same points are from one constant.
+
+    Raises:
+        DisagreementError: Further than `tolerance`, relative to the largest log density where that is above 1.
+    """
+    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
+    gap = float(np.ptp(ours - theirs)) / max(1.0, float(np.abs(ours).max()))
+    return agreed(benchmark, side, f"check: log densities at {len(ours)} points, relative", gap, tolerance, "nats")
+
+
+def agreed(benchmark: str, side: str, what: str, gap: float, tolerance: float, unit: str) -> Row:
+    """The check's row.
+
+    Raises:
+        DisagreementError: The gap is above `tolerance`, or NaN.
+    """
+    if not gap <= tolerance:
+        raise DisagreementError(f"{benchmark}, {side}: {what}: {gap:.3g} {unit}, and at most {tolerance:.3g} is the same.")
+    return Row(benchmark, side, what, gap, unit, f"at most {tolerance:.3g}")
+
+
+def same_means(benchmark: str, side: str, ours: np.ndarray, theirs: np.ndarray, *, most: float = 5.0) -> Row:
+    """The check's row: posterior means of the same quantities `(chain, draw, quantity)`, largest gap in MCSE of the difference.
+
+    With q quantities and right code a gap above 5 has a chance of at most q * 6e-7.
+
+    Raises:
+        DisagreementError: The largest gap is above `most`.
+    """
+    from latentlab.posterior import mcse_mean
+
+    error = np.hypot(mcse_mean(ours), mcse_mean(theirs))
+    gap = float(np.max(np.abs(ours.mean((0, 1)) - theirs.mean((0, 1))) / error))
+    return agreed(benchmark, side, f"check: posterior means of {ours.shape[-1]} quantities", gap, most, "MCSE")
+
+
+def in_turn(
+    benchmark: str,
+    what: str,
+    unit: str,
+    sides: Mapping[str, Callable[[int], float]],
+    *,
+    n_rounds: int,
+    better: Literal["less", "more"] = "less",
+) -> list[Row]:
+    """Measures all sides in turn, `n_rounds` times; each is given the number of the round, and returns its value."""
+    found = {side: np.full(n_rounds, np.nan) for side in sides}
+    for i in range(n_rounds):
+        for side, measure in sides.items():
+            found[side][i] = measure(i)
+    return compared(benchmark, what, unit, found, better=better)
+
+
+def compared(
+    benchmark: str, what: str, unit: str, found: Mapping[str, np.ndarray], *, better: Literal["less", "more"] = "less"
+) -> list[Row]:
+    """Rows of what was measured in turn, `(round,)` for each side."""
+    own = [values for side, values in found.items() if side.startswith(OURS)]
+    best = (np.nanmin if better == "less" else np.nanmax)(own, axis=0) if np.isfinite(own).all(1).any() else None
+    rows = []
+    for side, values in found.items():
+        ratio = math.nan
+        if best is not None and not side.startswith(OURS):
+            ratio = float(np.median(values / best if better == "less" else best / values))
+        spread = f"{values.min():.3g} to {values.max():.3g}"
+        rows.append(Row(benchmark, side, what, float(np.median(values)), unit, spread, ratio))
+    return rows
+
+
+def seconds(function: Callable[[], object], *, least: float = 0.1) -> float:
+    """CPU seconds of one call, in the mean over as many calls as take `least` seconds; one call beforehand is not counted."""
+    function()
+    begin, calls = time.process_time(), 0
+    while calls == 0 or time.process_time() - begin < least:
+        function()
+        calls += 1
+    return (time.process_time() - begin) / calls
+
+
+def timed(function: Callable[[], object]) -> float:
+    """CPU seconds of this one call."""
+    begin = time.process_time()
+    function()
+    return time.process_time() - begin
+
+
+def process(code: str, *arguments: str) -> float:
+    """Seconds of a whole Python process that runs `code`, with each library's own default number of threads.
+
+    Raises:
+        RuntimeError: It fails; the last lines of what it said.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in ONE_THREAD}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH", "")]))
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False)
+    spent = time.perf_counter() - begin
+    if done.returncode:
+        raise RuntimeError(f"a process of the benchmarks failed: {done.stderr[-2000:]}")
+    return spent
+
+
+# -- the result
+
+
+def machine() -> dict[str, str]:
+    """Processor, cores, memory, system, versions and date."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "processor": model or "unknown",
+        "cores": str(os.cpu_count()),
+        "memory": f"{memory:.0f} GiB",
+        "load": ", ".join(f"{load:.1f}" for load in os.getloadavg()) + " (before, over 1, 5 and 15 minutes)",
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+
+
+def table(rows: Sequence[Row]) -> pd.DataFrame:
+    """The rows as a frame."""
+    return pd.DataFrame([[getattr(row, column) for column in COLUMNS] for row in rows], columns=list(COLUMNS))
+
+
+def markdown(rows: Sequence[Row], about: Mapping[str, str]) -> str:
+    """The machine, and the rows as a Markdown table."""
+
+    def text(value: object) -> str:
+        return ("" if math.isnan(value) else f"{value:.3g}") if isinstance(value, float) else str(value).replace("|", "\\|")
+
+    lines = [f"* {name}: {value}" for name, value in about.items()]
+    lines += ["", f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    lines += [f"| {' | '.join(text(getattr(row, column)) for column in COLUMNS)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def figure(rows: Sequence[Row], path: Path) -> None:
+    """How many times better latentlab was than each peer, one dot a row."""
+    import matplotlib
+
+    with matplotlib.rc_context({"backend": "Agg", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
+        from matplotlib.figure import Figure
+
+        shown = [row for row in rows if math.isfinite(row.ratio) and row.ratio > 0][::-1]
+        picture = Figure(figsize=(9, 1.2 + 0.22 * len(shown)), layout="constrained")
+        axis = picture.subplots()
+        at = np.arange(len(shown))
+        colours = ["#0072B2" if row.ratio >= 1 else "#D55E00" for row in shown]
+        axis.hlines(at, 1, [row.ratio for row in shown], color=colours, lw=1)
+        axis.scatter([row.ratio for row in shown], at, c=colours, s=18, zorder=3)
+        axis.axvline(1, color="black", lw=0.8)
+        axis.set_yticks(at, [f"{row.benchmark}: {row.what}, {row.side}" for row in shown])
+        axis.set(xscale="log", xlabel="times better than the peer (left of the line: worse)")
+        picture.savefig(path, dpi=150)
+
+
+def write(rows: Sequence[Row], folder: Path, about: Mapping[str, str]) -> None:
+    """`results.csv`, `results.md` and `results.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table(rows).to_csv(folder / "results.csv", index=False, float_format="%.6g")
+    (folder / "results.md").write_text(markdown(rows, about), encoding="utf-8")
+    figure(rows, folder / "results.png")

@@ -1,0 +1,90 @@
+"""NumPyro's side of the benchmarks that sample: the same densities, by its NUTS with vectorised chains, in float64.
+
+Log densities are float64 as in latentlab: JAX's default, float32, is a row of its own where a whole process is timed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.benchmarks.harness import timed
+from experiments.benchmarks.own import Sampled, Values
+
+
+def double() -> None:
+    """JAX computes in float64 from now on: in the process of a benchmark only."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+
+
+def array(x: np.ndarray) -> Any:
+    """The data in JAX's hands."""
+    import jax.numpy as jnp
+
+    return jnp.asarray(x)
+
+
+def log_joint(model: Callable[..., None], data: tuple[Any, ...], values: Values) -> float:
+    """log p(values, data) on the constrained scale."""
+    from numpyro.infer.util import log_density
+
+    return float(log_density(model, data, {}, dict(values))[0])
+
+
+def gradient(model: Callable[..., None], data: tuple[Any, ...], values: Values) -> Callable[[], object]:
+    """One value and gradient of the potential on the unconstrained scale, compiled."""
+    import jax
+    from numpyro.infer.util import potential_energy, unconstrain_fn
+
+    at = unconstrain_fn(model, data, {}, dict(values))
+    # the data are arguments, not constants of the graph, which XLA would fold at compile time
+    function = jax.jit(jax.value_and_grad(lambda u, given: potential_energy(model, given, {}, u)))
+    return lambda: jax.block_until_ready(function(at, data))
+
+
+class Chains:
+    """NUTS with vectorised chains, compiled once for all rounds; the starts are those that are given."""
+
+    def __init__(
+        self, model: Callable[..., None], data: tuple[Any, ...], starts: Sequence[Values], n_warmup: int, n_draws: int
+    ) -> None:
+        import jax
+        from numpyro.infer import MCMC, NUTS
+        from numpyro.infer.util import unconstrain_fn
+
+        kernel = NUTS(model)
+        self.data, n = data, len(starts)
+        self.mcmc = MCMC(
+            kernel, num_warmup=n_warmup, num_samples=n_draws, num_chains=n, chain_method="vectorized", progress_bar=False
+        )
+        own = [unconstrain_fn(model, data, {}, dict(values)) for values in starts]
+        stacked = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *own)
+        self.starts = stacked if n > 1 else jax.tree.map(lambda leaf: leaf[0], stacked)
+        self._compile()
+
+    def _compile(self) -> None:
+        self._whole(0)
+        self._go_on(0)
+
+    def _whole(self, seed: int) -> None:
+        import jax
+
+        self.mcmc.post_warmup_state = None
+        self.mcmc.run(jax.random.PRNGKey(seed), *self.data, init_params=self.starts)
+        jax.block_until_ready(self.mcmc.get_samples())
+
+    def _go_on(self, seed: int) -> None:
+        import jax
+
+        self.mcmc.post_warmup_state = self.mcmc.last_state
+        self.mcmc.run(self.mcmc.post_warmup_state.rng_key, *self.data)
+        jax.block_until_ready(self.mcmc.get_samples())
+
+    def sample(self, seed: int) -> Sampled:
+        """Warm-up and draws timed as one, then as many draws that go on from there, timed alone: these are the result."""
+        whole = timed(lambda: self._whole(seed))
+        sampling = timed(lambda: self._go_on(seed))
+        draws: Mapping[str, Any] = self.mcmc.get_samples(group_by_chain=True)
+        return Sampled({name: np.asarray(value) for name, value in draws.items()}, sampling, whole)

@@ -1,0 +1,96 @@
+"""Latentlab's side of the benchmarks that sample."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+import latentlab as ll
+from experiments.benchmarks.harness import timed
+from latentlab.fit import prepared
+from latentlab.inference.density import Density
+from latentlab.inference.nuts import starting_point
+from latentlab.posterior import ess_bulk
+from latentlab.seeds import Seeds, one_thread
+
+Values = Mapping[str, np.ndarray]
+LEAST = 0.05
+"""Share of a run below which its sampling is lost in the noise of a difference."""
+Quantities = Callable[[Values], np.ndarray]
+"""Draws of the sites `(chain, draw, *site)` to what is compared, `(chain, draw, quantity)`."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Draws, and the CPU seconds that they took without and with the warm-up; NaN where they were too few to tell."""
+
+    values: Values
+    sampling: float
+    whole: float
+
+    def least_ess(self, quantities: Quantities) -> float:
+        """The least bulk ESS of the quantities."""
+        return float(np.min(ess_bulk(quantities(self.values))))
+
+
+def points(density: Density, n: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """Values of the sites at `n` starts of the chains, which are near the data and over-dispersed."""
+    own = [starting_point(density, Seeds(seed).child("point", i)) for i in range(n)]
+    return [{name: value.numpy() for name, value in density.constrain(torch.from_numpy(u)).items()} for u in own]
+
+
+def log_joint(density: Density, values: Mapping[str, np.ndarray]) -> float:
+    """log p(values, data) on the constrained scale."""
+    with torch.no_grad():
+        return float(density.log_joint({name: torch.tensor(value) for name, value in values.items()}))
+
+
+def gradient(density: Density) -> Callable[[], object]:
+    """One value and gradient, by the captured graph."""
+    u = torch.from_numpy(starting_point(density, Seeds(0).child("point", 0)))
+    with one_thread():
+        density.value_and_grad(u)
+    return lambda: density.value_and_grad(u)
+
+
+class Chains:
+    """A method of latentlab's on one problem, its density captured once for all rounds.
+
+    The seconds of sampling are those of a run less those of the same run with a single draw: the seed is the same, and so the
+    warm-up is the same to the last digit.
+    """
+
+    def __init__(self, model: ll.LatentModel, dataset: ll.Dataset, method: Any) -> None:
+        self.method = method
+        self.problem = prepared(model, dataset, method, progress=False)
+        short = replace(method, n_draws=1, n_warmup=1)
+        with one_thread():
+            short.run(self.problem)
+
+    def sample(self, seed: int) -> Sampled:
+        problem = replace(self.problem, seeds=Seeds(seed))
+        found: list[Any] = []
+        with one_thread():
+            whole = timed(lambda: found.append(self.method.run(problem)))
+            warmup = timed(lambda: replace(self.method, n_draws=1).run(problem))
+        sampling = whole - warmup
+        return Sampled(found[0].values, sampling if sampling > LEAST * whole else math.nan, whole)
+
+
+def methods(n_warmup: int, n_draws: int, n_chains: tuple[int, ...] = (4,)) -> dict[str, Any]:
+    """The samplers that latentlab has, by the name of their side."""
+    found: dict[str, Any] = {}
+    for n in n_chains:
+        found[f"latentlab NUTS, {n} chains"] = ll.NUTS(n_chains=n, n_warmup=n_warmup, n_draws=draws_each(n_draws, n))
+    if hasattr(ll, "ChEES"):
+        n = max(n_chains)
+        found[f"latentlab ChEES, {n} chains"] = ll.ChEES(n_chains=n, n_warmup=n_warmup, n_draws=draws_each(n_draws, n))
+    return found
+
+
+def draws_each(n_draws: int, n_chains: int) -> int:
+    """Draws a chain where 4 chains have `n_draws`: with more chains fewer, and enough for an ESS."""
+    return n_draws if n_chains <= 4 else max(8, n_draws * 4 // n_chains, n_draws // 5)

@@ -1,0 +1,86 @@
+"""What the benchmarks of sampling do: check the densities, time a gradient, then effective draws per second of each side."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+import latentlab as ll
+from experiments.benchmarks import in_numpyro, own
+from experiments.benchmarks.harness import Row, absent, compared, in_turn, is_here, same_means, same_up_to_a_constant, seconds
+from latentlab.inference.density import Density, tensors
+from latentlab.seeds import one_thread
+
+N_POINTS = 5
+"""At which log densities are compared."""
+Programs = Mapping[str, tuple[Callable[..., None], tuple[str, ...]]]
+"""Side -> the program as NumPyro takes it, and the modules that it needs."""
+
+
+def gradients(name: str, model: ll.LatentModel, dataset: ll.Dataset, programs: Programs, *, n_rounds: int) -> list[Row]:
+    """Checks and gradients: one value and gradient at one point, compiled by each library, one thread."""
+    density = Density(model, tensors(model, dataset), dataset.dims)
+    points = own.points(density, N_POINTS)
+    found: list[Row] = []
+    sides = {"latentlab": own.gradient(density)}
+    for side, (program, needs) in programs.items():
+        if not is_here(*needs):
+            found.append(absent(name, side, *needs))
+            continue
+        in_numpyro.double()
+        data = (in_numpyro.array(dataset.x),)
+        ours = [own.log_joint(density, values) for values in points]
+        theirs = [in_numpyro.log_joint(program, data, values) for values in points]
+        found.append(same_up_to_a_constant(name, side, ours, theirs))
+        sides[side] = in_numpyro.gradient(program, data, points[0])
+    with one_thread():
+        timings = {side: (lambda _, function=function: 1e6 * seconds(function)) for side, function in sides.items()}
+        return found + in_turn(name, "value and gradient", "us", timings, n_rounds=n_rounds)
+
+
+def effective(
+    name: str,
+    model: ll.LatentModel,
+    dataset: ll.Dataset,
+    program: Callable[..., None],
+    quantities: own.Quantities,
+    *,
+    what: str,
+    n_warmup: int,
+    n_draws: int,
+    n_chains: tuple[int, ...],
+    n_rounds: int,
+    check_means: bool,
+) -> list[Row]:
+    """Least bulk ESS of the quantities per second, warm, in turn: of sampling alone, and with the warm-up.
+
+    All sides start each chain where latentlab would. Means are compared where the runs are long enough to have some.
+    """
+    chains: dict[str, Any] = {
+        side: own.Chains(model, dataset, method) for side, method in own.methods(n_warmup, n_draws, n_chains).items()
+    }
+    found: list[Row] = []
+    density = next(iter(chains.values())).problem.density
+    for n in n_chains:
+        side = f"NumPyro NUTS, {n} chains"
+        if not is_here("numpyro"):
+            found.append(absent(name, side, "numpyro"))
+            continue
+        in_numpyro.double()
+        data, starts = (in_numpyro.array(dataset.x),), own.points(density, n)
+        chains[side] = in_numpyro.Chains(program, data, starts, n_warmup, own.draws_each(n_draws, n))
+    alone, whole = ({side: np.empty(n_rounds) for side in chains} for _ in range(2))
+    draws: dict[str, list[np.ndarray]] = {side: [] for side in chains}
+    for i in range(n_rounds):
+        for side, sampler in chains.items():
+            sampled = sampler.sample(i)
+            ess = sampled.least_ess(quantities)
+            alone[side][i], whole[side][i] = ess / sampled.sampling, ess / sampled.whole
+            draws[side].append(quantities(sampled.values))
+    if check_means:
+        first, *others = draws
+        ours = np.concatenate(draws[first])
+        found += [same_means(name, side, ours, np.concatenate(draws[side])) for side in others]
+    for part, values in (("sampling", alone), ("warm-up and sampling", whole)):
+        found += compared(name, f"least ESS of {what} a second of {part}", "1/s", values, better="more")
+    return found

@@ -1,0 +1,98 @@
+"""A step of SVI for a mixture of three Gaussians on wine: latentlab's mean-field guide against Pyro's `SVI.step`.
+
+Same program, same family (Pyro's `AutoDiagonalNormal`), same number of draws a step, Adam. Pyro draws them one after another:
+its vectorised particles need a program written for a further axis. A step of latentlab's is the time of a long run less that of
+a short one, by the difference of steps; the step is captured before.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoDiagonalNormal
+
+import latentlab as ll
+from experiments.benchmarks.harness import Row, in_turn, same_up_to_a_constant, timed
+from latentlab.fit import prepared
+from latentlab.inference.advi import _step
+from latentlab.inference.draws import Problem
+from latentlab.inference.guides import MeanField
+from latentlab.inference.nuts import starting_point
+from latentlab.seeds import Seeds, isolated, one_thread
+
+SIZES = {"tiny": ((1,), 3, 1), "small": ((1, 8), 20, 2), "full": ((1, 8), 200, 5)}
+SHORT = 2
+RATE = 0.005
+
+
+def own_step(problem: Problem, method: ll.SVI, n_steps: int) -> Callable[[int], float]:
+    """Microseconds of a step."""
+    short, long = replace(method, n_steps=SHORT), replace(method, n_steps=SHORT + n_steps)
+    short.run(problem)
+
+    def measure(seed: int) -> float:
+        own = replace(problem, seeds=Seeds(seed))
+        return 1e6 * (timed(lambda: long.run(own)) - timed(lambda: short.run(own))) / n_steps
+
+    return measure
+
+
+def pyro_step(problem: Problem, n_particles: int, n_steps: int) -> Callable[[int], float]:
+    """Microseconds of Pyro's step."""
+
+    def measure(seed: int) -> float:
+        with isolated(Seeds(seed)), pyro.validation_enabled(False):
+            guide = autoguide(problem)
+            loss = Trace_ELBO(num_particles=n_particles)
+            svi = pyro.infer.SVI(problem.model.model, guide, pyro.optim.Adam({"lr": RATE}), loss)
+            svi.step(**problem.arrays)
+            return 1e6 * timed(lambda: [svi.step(**problem.arrays) for _ in range(n_steps)]) / n_steps
+
+    return measure
+
+
+def autoguide(problem: Problem) -> Any:
+    """Pyro's mean-field guide at the place where latentlab's begins."""
+    start = torch.from_numpy(starting_point(problem.density, Seeds(0)))
+    values = problem.density.constrain(start)
+    guide = AutoDiagonalNormal(problem.model.model, init_loc_fn=lambda site: values[site["name"]], init_scale=0.05)
+    guide(**problem.arrays)
+    return guide
+
+
+def losses(problem: Problem, n: int) -> tuple[list[float], list[float]]:
+    """Minus the ELBO's integrand at the same draws of the same guide, by latentlab's step and by Pyro's traces."""
+    ours, theirs = [], []
+    with isolated(Seeds(1)), pyro.validation_enabled(False):
+        guide = autoguide(problem)
+        loc, scale = guide.loc.detach(), guide.scale.detach()
+        own = MeanField(loc)
+        step = _step(problem.density, own, framed=False)
+        for _ in range(n):
+            drawn = poutine.trace(guide).get_trace(**problem.arrays)
+            whole = poutine.trace(poutine.replay(problem.model.model, trace=drawn)).get_trace(**problem.arrays)
+            theirs.append((drawn.log_prob_sum() - whole.log_prob_sum()).item())
+            u = next(site["value"] for name, site in drawn.nodes.items() if name.endswith("_latent"))
+            noise = ((u - loc) / scale).detach()[None]
+            ours.append(float(step(noise, loc, torch.log(scale))[0]))
+    return ours, theirs
+
+
+def rows(size: str) -> list[Row]:
+    particles, n_steps, n_rounds = SIZES[size]
+    name = "SVI step, mixture on wine"
+    dataset = ll.load_dataset("wine", drop_constant=True)
+    found: list[Row] = []
+    with one_thread():
+        for n in particles:
+            method = ll.SVI(guide="mean_field", n_particles=n, n_draws=1, learning_rate=RATE)
+            problem = prepared(ll.models.GaussianMixture(3), dataset, method, progress=False)
+            if n == particles[0]:
+                found.append(same_up_to_a_constant(name, "Pyro", *losses(problem, 5)))
+            sides = {"latentlab SVI": own_step(problem, method, n_steps), "Pyro SVI.step": pyro_step(problem, n, n_steps)}
+            found += in_turn(name, f"step, {n} draw{'s' if n > 1 else ''}", "us", sides, n_rounds=n_rounds)
+    return found

@@ -1,0 +1,161 @@
+"""A VAE on the digits, 128 hidden units, batches of 128: a step against Pyro's `SVI.step`, an epoch against a loop by hand.
+
+Same networks, same estimator of the ELBO with one draw, float64. The loop by hand is what a careful person writes: a module of
+two networks, batches by index, the Kullback-Leibler term in closed form, Adam fused; float32, which it could have, is a row of
+its own. A step of latentlab's is the time of a long run less that of a short one, by the difference of steps.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+
+import latentlab as ll
+from experiments.benchmarks.harness import Row, in_turn, same_up_to_a_constant, timed
+from latentlab.fit import prepared
+from latentlab.inference.draws import Problem
+from latentlab.seeds import Seeds, isolated, one_thread
+
+N_LATENT, N_HIDDEN, BATCH = 2, 128, 128
+RATE = 1e-3
+SIZES = {"tiny": (1, 1), "small": (2, 2), "full": (10, 5)}
+"""Epochs, rounds."""
+
+
+class ByHand(torch.nn.Module):
+    """Encoder, decoder, and the log of the noise."""
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Sequential(torch.nn.Linear(n_features, N_HIDDEN), torch.nn.ReLU())
+        self.loc, self.log_scale = torch.nn.Linear(N_HIDDEN, N_LATENT), torch.nn.Linear(N_HIDDEN, N_LATENT)
+        self.decoder = torch.nn.Sequential(
+            torch.nn.Linear(N_LATENT, N_HIDDEN), torch.nn.ReLU(), torch.nn.Linear(N_HIDDEN, n_features)
+        )
+        self.log_sigma = torch.nn.Parameter(torch.zeros(()))
+
+    def loss(self, x: torch.Tensor, noise: torch.Tensor, *, closed: bool = True) -> torch.Tensor:
+        """Minus the ELBO of a batch; the Kullback-Leibler term in closed form, or at the draw."""
+        h = self.encoder(x)
+        loc, log_scale = self.loc(h), self.log_scale(h)
+        z = loc + torch.exp(log_scale) * noise
+        residual = (x - self.decoder(z)) * torch.exp(-self.log_sigma)
+        fit = 0.5 * (residual**2).sum() + x.numel() * (self.log_sigma + 0.5 * math.log(2 * math.pi))
+        if closed:
+            return fit + 0.5 * (loc**2 + torch.exp(2 * log_scale) - 1 - 2 * log_scale).sum()
+        return fit + 0.5 * (z**2 - noise**2).sum() - log_scale.sum()
+
+    def take(self, values: dict[str, torch.Tensor]) -> None:
+        """Puts in the parameters of latentlab's VAE."""
+        layers = {
+            "encoder_1": (self.encoder[0], "x"),
+            "encoder_loc": (self.loc, "h"),
+            "encoder_scale": (self.log_scale, "h"),
+            "decoder_1": (self.decoder[0], "z"),
+            "decoder_2": (self.decoder[2], "h"),
+        }
+        with torch.no_grad():
+            for name, (layer, source) in layers.items():
+                layer.weight.copy_(values[f"{name}_{source}"].T)
+                layer.bias.copy_(values[f"{name}_b"])
+            self.log_sigma.copy_(torch.log(values["sigma"]))
+
+
+def losses(problem: Problem, n: int) -> tuple[list[float], list[float]]:
+    """Minus the ELBO's integrand at the same parameters and draws, by Pyro's traces of latentlab's programs and by hand."""
+    ours, theirs = [], []
+    arrays: dict[str, Any] = {**problem.arrays, "x": problem.arrays["x"][:BATCH]}
+    model: Any = problem.model
+    for seed in range(n):
+        with isolated(Seeds(seed)), pyro.validation_enabled(False):
+            drawn = poutine.trace(model.guide).get_trace(**arrays)
+            whole = poutine.trace(poutine.replay(model.model, trace=drawn)).get_trace(**arrays)
+            ours.append((drawn.log_prob_sum() - whole.log_prob_sum()).item())
+            values = {name: pyro.param(name).detach() for name in problem.model.parameters if name in pyro.get_param_store()}
+            q = drawn.nodes["z"]["fn"].base_dist
+            noise = (drawn.nodes["z"]["value"] - q.loc) / q.scale
+            by_hand = ByHand(arrays["x"].shape[1])
+            by_hand.take(values)
+            theirs.append(by_hand.loss(arrays["x"], noise, closed=False).item())
+    return ours, theirs
+
+
+def own_epoch(problem: Problem, method: ll.SVI, n_steps: int) -> Callable[[int], float]:
+    """Seconds of `n_steps` steps."""
+    short, long = replace(method, n_steps=1), replace(method, n_steps=1 + n_steps)
+    short.run(problem)
+
+    def measure(seed: int) -> float:
+        own = replace(problem, seeds=Seeds(seed))
+        return timed(lambda: long.run(own)) - timed(lambda: short.run(own))
+
+    return measure
+
+
+def batches(x: torch.Tensor, n_steps: int) -> Any:
+    """Rows of `n_steps` batches, epoch by epoch without replacement."""
+    done = 0
+    while done < n_steps:
+        order = torch.randperm(len(x))
+        for first in range(0, len(x) - BATCH + 1, BATCH):
+            if done < n_steps:
+                yield x[order[first : first + BATCH]]
+            done += 1
+
+
+def pyro_epoch(problem: Problem, n_steps: int) -> Callable[[int], float]:
+    def measure(seed: int) -> float:
+        x, model = problem.arrays["x"], problem.model
+        with isolated(Seeds(seed)), pyro.validation_enabled(False):
+            scaled = [poutine.scale(program, scale=len(x) / BATCH) for program in (model.model, model.guide)]  # type: ignore[attr-defined]
+            svi = pyro.infer.SVI(*scaled, pyro.optim.Adam({"lr": RATE}), Trace_ELBO())
+            svi.step(x[:BATCH])
+            return timed(lambda: [svi.step(batch) for batch in batches(x, n_steps)])
+
+    return measure
+
+
+def epoch_by_hand(problem: Problem, n_steps: int, dtype: torch.dtype) -> Callable[[int], float]:
+    def measure(seed: int) -> float:
+        with isolated(Seeds(seed)):
+            x = problem.arrays["x"].to(dtype)
+            module = ByHand(x.shape[1]).to(dtype)
+            optimizer = torch.optim.Adam(module.parameters(), lr=RATE, fused=True)
+            scale = len(x) / BATCH
+
+            def epochs(n: int) -> None:
+                for batch in batches(x, n):
+                    optimizer.zero_grad(set_to_none=True)
+                    (scale * module.loss(batch, torch.randn(BATCH, N_LATENT, dtype=dtype))).backward()
+                    optimizer.step()
+
+            epochs(1)
+            return timed(lambda: epochs(n_steps))
+
+    return measure
+
+
+def rows(size: str) -> list[Row]:
+    n_epochs, n_rounds = SIZES[size]
+    dataset = ll.load_dataset("digits", drop_constant=True)
+    method = ll.SVI(guide="model", n_particles=1, batch_size=BATCH, n_draws=1, learning_rate=RATE)
+    problem = prepared(ll.models.VAE(N_LATENT, hidden=(N_HIDDEN,)), dataset, method, progress=False)
+    each = len(dataset.x) // BATCH
+    n_steps = n_epochs * each
+    name = "VAE on digits"
+    with one_thread():
+        found = [same_up_to_a_constant(name, "by hand", *losses(problem, 5))]
+        sides = {
+            "latentlab SVI": own_epoch(problem, method, n_steps),
+            "Pyro SVI.step": pyro_epoch(problem, n_steps),
+            "torch by hand, float64": epoch_by_hand(problem, n_steps, torch.float64),
+            "torch by hand, float32": epoch_by_hand(problem, n_steps, torch.float32),
+        }
+        per_epoch = {side: (lambda i, run=run: 1e3 * run(i) / n_epochs) for side, run in sides.items()}
+        what = f"epoch of {each} steps"
+        return found + in_turn(name, what, "ms", per_epoch, n_rounds=n_rounds)
