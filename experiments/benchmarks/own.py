@@ -87,7 +87,9 @@ def methods(n_warmup: int, n_draws: int, n_chains: tuple[int, ...] = (4,)) -> di
         found[f"latentlab NUTS, {n} chains"] = ll.NUTS(n_chains=n, n_warmup=n_warmup, n_draws=draws_each(n_draws, n))
     if hasattr(ll, "ChEES"):
         n = max(n_chains)
-        found[f"latentlab ChEES, {n} chains"] = ll.ChEES(n_chains=n, n_warmup=n_warmup, n_draws=draws_each(n_draws, n))
+        found[f"latentlab ChEES, {n} chains"] = ll.ChEES(
+            n_chains=n, n_superchains=min(8, n), n_warmup=n_warmup, n_draws=draws_each(n_draws, n)
+        )
     return found
 
 
