@@ -86,7 +86,10 @@ _library = torch.library.Library("latentlab", "FRAGMENT")
 
 
 def operation(
-    member: Callable[[Arrays, Arrays, Arrays], float], dims: tuple[int, ...], n_parameters: int, plain: Callable[..., torch.Tensor]
+    member: Callable[[Arrays, Arrays, Arrays], float],
+    dims: tuple[int, ...],
+    n_parameters: int,
+    plain: Callable[..., torch.Tensor],
 ) -> Callable[..., torch.Tensor]:
     """A kernel as a function of tensors, parameters first and then data.
 
