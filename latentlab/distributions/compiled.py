@@ -12,7 +12,7 @@ are the responsibilities.
 
 Probabilities that are too small for a float are lost in the filter, an absolute error of less than 1e-303. It matters as much
 as w says: while $w \le 10^{180}$ and $c \ge 10^{-100}$ the error is far below the last digit. A sequence that is outside of
-these bounds (a path comes back from where the data had ruled it out) is done again in log space, some ten times slower.
+these bounds (a path comes back from where the data had ruled it out) is done again in log space, several times slower.
 
 All loops run in one thread and in a fixed order: the digits do not depend on the number of threads. The interpreter's lock is
 released.
@@ -31,6 +31,11 @@ import numpy as np
 
 LEAST_LEVEL, MOST_LEVEL, MOST_WEIGHT = 1e-100, 1e100, 1e180
 LOG_2PI = math.log(2 * math.pi)
+LEAST_EXPONENT = -700.0
+LOG_2_E, ROUNDING = 1 / math.log(2.0), 1.5 * 2.0**52
+LOG_2_HIGH, LOG_2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+"""Their sum is log 2 to 80 bits; the first ends in zeros, so that its product with a whole number is exact."""
+FACTORIALS = tuple(float(math.factorial(n)) for n in range(12, -1, -1))
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -53,7 +58,27 @@ def summing(function: Callable[..., Any]) -> Callable[..., Any]:
 @compiled
 def _exp(x: float) -> float:
     """exp(x), and 0 below e^-700: at the edge of what a float can be, it takes far longer than elsewhere."""
-    return 0.0 if x < -700.0 else math.exp(x)
+    return 0.0 if x < LEAST_EXPONENT else math.exp(x)
+
+
+@compiled
+def exp_all(x: Any, n: int) -> None:
+    r"""The first n of x, none above 700, become their exponentials, and 0 below e^-700; to 1e-15, and several at once.
+
+    $e^x = 2^m e^r$ with m whole and $|r| \le \log(2) / 2$, and the Taylor series of $e^r$. A float of 2^52 and more has no
+    digits after the point: adding ROUNDING rounds to m, and leaves it in the last bits, from where it goes to the exponent.
+    """
+    for i in range(n):
+        small = x[i] < LEAST_EXPONENT
+        y = 0.0 if small else x[i]
+        rounded = y * LOG_2_E + ROUNDING
+        m = rounded - ROUNDING
+        r = (y - m * LOG_2_HIGH) - m * LOG_2_LOW
+        series = 1.0 / 6227020800.0
+        for factorial in FACTORIALS:
+            series = series * r + 1.0 / factorial
+        power = (np.float64(rounded).view(np.int64) + 1023) << 52
+        x[i] = 0.0 if small else series * np.int64(power).view(np.float64)
 
 
 @compiled
@@ -75,8 +100,9 @@ def _scaled(
         for j in range(1, n_states):
             top = max(top, log_b[t, j])
         for j in range(n_states):
-            weight[t, j] = _exp(log_b[t, j] - top)
+            weight[t, j] = log_b[t, j] - top
         value += top
+    exp_all(weight.reshape(-1), n * n_states)
     levels = 1.0
     for t in range(n):
         level = 0.0
@@ -266,12 +292,17 @@ def responsibilities(log_weights: Any, joint: Any, d_weights: Any) -> float:
             joint[t, k] += log_weights[k]
             if joint[t, k] > top or joint[t, k] != joint[t, k]:
                 top = joint[t, k]
+        value += top
+        for k in range(len(log_weights)):
+            joint[t, k] = joint[t, k] - top if top != -np.inf else -np.inf
+    exp_all(joint.reshape(-1), joint.size)
+    for t in range(len(joint)):
         total = 0.0
         for k in range(len(log_weights)):
-            joint[t, k] = _exp(joint[t, k] - top) if top != -np.inf else 0.0
             total += joint[t, k]
-        value += top + math.log(total)
         scale = 1 / total if total != 0 else 0.0
+        if total != 0:
+            value += math.log(total)
         for k in range(len(log_weights)):
             joint[t, k] *= scale
             d_weights[k] += joint[t, k]

@@ -74,8 +74,8 @@ class Mixture(TorchDistribution):
     def log_prob_sum(self, value: torch.Tensor) -> torch.Tensor:
         """`log_prob(value).sum()`, in one pass over the data where there is one."""
         components = self.components
-        table = isinstance(components, GaussianComponents) and self.observed is None and value.dim() == 2
-        if table and kernels.serves(components.mu, value):
+        complete = self.observed is None and value.dim() == 2
+        if isinstance(components, GaussianComponents) and complete and kernels.serves(components.mu, value):
             return _by_kernel(self.log_weights, components.mu, components.factor(), value.mT.contiguous())
         return self.log_prob(value).sum()
 

@@ -88,15 +88,31 @@ def test_a_chain_has_the_value_and_gradient_of_the_scan(case, rng):
     assert bool((transition[torch.isinf(parameters[1])] == 0).all())
 
 
-def test_a_path_that_the_data_had_ruled_out_may_come_back():
-    """State 0 has probability e^-3000 for a while; each state stays for good, so that nothing refills it."""
+@pytest.mark.parametrize("drops", [[5000], [400, 303], [200, 200, 200, 103], [800], [60] * 12], ids=str)
+def test_a_path_that_the_data_had_ruled_out_may_come_back(drops):
+    """State 0 has probability e^-701 for a while; each state stays for good, so that nothing refills it."""
     never = -torch.inf
     initial, transition = torch.tensor([0.5, 0.5]).double().log(), torch.tensor([[0.0, never], [never, 0.0]]).double()
-    log_b = torch.tensor([[-3000.0, 0.0], [0.0, 0.0], [0.0, -5000.0]]).double()
-    starts = begins([3])
+    log_b = torch.tensor([[-701.0, 0.0], [0.0, 0.0], *[[0.0, -float(drop)] for drop in drops]]).double()
+    starts = begins([len(log_b)])
     value, gradients = value_and_grad(lambda *p: hm.log_likelihood(*p, starts), (initial, transition, log_b))
-    assert float(value) == pytest.approx(-3000 + np.log(0.5), rel=1e-13)
-    torch.testing.assert_close(gradients[2], torch.tensor([[1.0, 0.0]] * 3).double())
+    paths = np.array([-701.0, -float(sum(drops))])
+    assert float(value) == pytest.approx(np.logaddexp(*paths) + np.log(0.5), rel=1e-13)
+    probability = torch.from_numpy(np.exp(paths - np.logaddexp(*paths)))
+    torch.testing.assert_close(gradients[2], probability.expand(len(log_b), 2), rtol=1e-11, atol=1e-12)
+
+
+def test_the_exponential_is_exact_to_the_last_digits():
+    from latentlab.distributions import compiled
+
+    x = np.concatenate(
+        [np.linspace(-700, 1, 100_001), np.linspace(-1e-3, 1e-3, 1001), [0.0, -0.0, np.nan, -np.inf, -701, -1e300]]
+    )
+    found = x.copy()
+    compiled.exp_all(found, len(x))
+    assert np.isnan(found[-4])
+    assert found[-3:].tolist() == [0, 0, 0]
+    np.testing.assert_allclose(found[:-4], np.exp(x[:-4]), rtol=5e-16)
 
 
 def test_what_is_impossible_is_minus_infinity_and_what_is_no_number_stays_none():
