@@ -102,6 +102,16 @@ def test_a_path_that_the_data_had_ruled_out_may_come_back(drops):
     torch.testing.assert_close(gradients[2], probability.expand(len(log_b), 2), rtol=1e-11, atol=1e-12)
 
 
+def test_many_low_levels_in_a_row_are_counted():
+    """The only state that is possible is e^-220 times less likely than one of the others, at each step."""
+    never = -torch.inf
+    initial, transition = torch.tensor([never, never, 0.0]).double(), torch.eye(3).double().log()
+    log_b = torch.tensor([[0.0, -400.0, -220.0], [-400.0, 0.0, -220.0]] * 3).double()
+    value, gradients = value_and_grad(lambda *p: hm.log_likelihood(*p, begins([6])), (initial, transition, log_b))
+    assert float(value) == -220 * 6
+    torch.testing.assert_close(gradients[2], torch.tensor([0.0, 0.0, 1.0]).double().expand(6, 3))
+
+
 def test_the_exponential_is_exact_to_the_last_digits():
     from latentlab.distributions import compiled
 
