@@ -14,7 +14,6 @@ References:
 
 import functools
 import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -28,18 +27,17 @@ Arrays = tuple[np.ndarray, ...]
 
 
 @functools.cache
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
+def _compiled() -> Any:
+    """The module `compiled`; None where Numba is absent, or refuses the numpy that it finds."""
+    try:
+        return importlib.import_module("latentlab.distributions.compiled")
+    except ImportError:
+        return None
 
 
 def serves(*tensors: torch.Tensor) -> bool:
     """Whether there are kernels for these tensors."""
-    return _has_numba() and all(tensor.dtype == torch.float64 and tensor.device.type == "cpu" for tensor in tensors)
-
-
-@functools.cache
-def _compiled() -> Any:
-    return importlib.import_module("latentlab.distributions.compiled")
+    return all(one.dtype == torch.float64 and one.device.type == "cpu" for one in tensors) and _compiled() is not None
 
 
 # -- value and gradients of one member of a batch: arrays in, gradients written into arrays

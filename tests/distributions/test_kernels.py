@@ -339,7 +339,7 @@ def test_kernels_serve_float64_on_the_cpu_only(monkeypatch):
     assert kernels.serves(torch.zeros(1, dtype=torch.float64))
     assert not kernels.serves(torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float32))
     assert not kernels.serves(torch.zeros(1, dtype=torch.float64, device="meta"))
-    monkeypatch.setattr(kernels, "_has_numba", lambda: False)
+    monkeypatch.setattr(kernels, "_compiled", lambda: None)
     assert not kernels.serves(torch.zeros(1, dtype=torch.float64))
 
 
@@ -366,6 +366,17 @@ print(float(hm.log_likelihood(half[0], half, half, torch.tensor([True, False])))
     first, value, second = in_a_new_process(code)
     assert (first, second) == ("False", "True")
     assert float(value) == pytest.approx(np.log(0.25))
+
+
+def test_without_numba_the_scan_does_it():
+    code = """
+import sys, torch
+sys.modules["numba"] = None
+import latentlab.distributions.hidden_markov as hm
+half = torch.full((2, 2), 0.5, dtype=torch.float64).log()
+print(float(hm.log_likelihood(half[0], half, half, torch.tensor([True, False]))))
+"""
+    assert float(in_a_new_process(code)[0]) == pytest.approx(np.log(0.25))
 
 
 def test_a_cache_that_cannot_be_written_is_done_without():
