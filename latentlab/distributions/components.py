@@ -50,6 +50,10 @@ class GaussianComponents(Components):
             return torch.diag_embed(self.sigma)
         return self.sigma[..., None] * self.corr
 
+    def factor(self) -> torch.Tensor:
+        """`scale_tril`; or `(component, feature, 1)`, the standard deviations, where there are no correlations."""
+        return self.sigma[..., None] if self.corr is None else self.scale_tril()
+
     def log_prob(self, x: torch.Tensor, observed: torch.Tensor | None = None) -> torch.Tensor:
         if self.corr is None:
             return self._independent(x, observed)
@@ -106,6 +110,13 @@ class GaussianComponents(Components):
         rest = (covariance - gain @ (covariance * seen[:, :, None])) * (1 - seen)[:, :, None] * (1 - seen)[:, None, :]
         factor = torch.linalg.cholesky_ex(rest + torch.diag_embed(seen))[0]
         return mean, factor * (1 - seen)[:, :, None]
+
+
+def gaussian_log_density(x: torch.Tensor, mu: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """log densities `(unit, component)` by means and what `GaussianComponents.factor` gives."""
+    if factor.shape[-1] == 1:
+        return GaussianComponents(mu, factor[..., 0]).log_prob(x)
+    return GaussianComponents(mu, torch.ones_like(mu), factor).log_prob(x)
 
 
 def _observed_factor(lower: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:

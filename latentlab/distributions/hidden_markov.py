@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch.distributions import constraints
 
+from latentlab.distributions import kernels
 from latentlab.distributions.scan import Elements, product, scan
 
 LOG_ZERO = -1e30
@@ -51,9 +52,20 @@ def log_likelihood(
         >>> round(log_likelihood(log_half, fair, fair[:1].expand(3, 2), torch.tensor([True, False, False])).exp().item(), 6)
         0.125
     """
+    chain = (log_initial, log_transition, log_emission, starts)
+    return _by_kernel(*chain) if kernels.serves(*chain[:3]) else log_likelihood_by_scan(*chain)
+
+
+def log_likelihood_by_scan(
+    log_initial: torch.Tensor, log_transition: torch.Tensor, log_emission: torch.Tensor, starts: torch.Tensor
+) -> torch.Tensor:
+    """`log_likelihood` in operations of torch, in a graph of log depth: on any device, and with all derivatives."""
     initial, transition, emission = _finite(log_initial, log_transition, log_emission)
     (whole,) = product(_compose, (_matrices(initial, transition, emission, _begins(starts)),))
     return _impossible_to_inf(torch.logsumexp(whole[0, 0], dim=-1))
+
+
+_by_kernel = kernels.operation(kernels.hidden_markov, (1, 2, 2, 1), 3, log_likelihood_by_scan)
 
 
 def log_predictive(

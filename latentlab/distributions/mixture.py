@@ -6,7 +6,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch.distributions import constraints
 
-from latentlab.distributions.components import Components
+from latentlab.distributions import kernels
+from latentlab.distributions.components import Components, GaussianComponents, gaussian_log_density
 
 
 class Labels(TorchDistribution):
@@ -70,6 +71,14 @@ class Mixture(TorchDistribution):
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         return torch.logsumexp(self._joint(value), dim=-1)
 
+    def log_prob_sum(self, value: torch.Tensor) -> torch.Tensor:
+        """`log_prob(value).sum()`, in one pass over the data where there is one."""
+        components = self.components
+        complete = self.observed is None and value.dim() == 2
+        if isinstance(components, GaussianComponents) and complete and kernels.serves(components.mu, value):
+            return _by_kernel(self.log_weights, components.mu, components.factor(), value.mT.contiguous())
+        return self.log_prob(value).sum()
+
     def conditional(self, value: torch.Tensor) -> Labels:
         """The distribution of the labels given the observed entries of `value`: responsibilities are its `probs`."""
         return Labels(self._joint(value))
@@ -77,3 +86,10 @@ class Mixture(TorchDistribution):
     def sample(self, sample_shape: Any = ()) -> torch.Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
         return self.components.sample(Labels(self.log_weights.expand(*shape, -1)).sample())
+
+
+def _in_torch(log_weights: torch.Tensor, mu: torch.Tensor, factor: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    return torch.logsumexp(log_weights + gaussian_log_density(columns.mT, mu, factor), dim=-1).sum()
+
+
+_by_kernel = kernels.operation(kernels.gaussian_mixture, (1, 2, 3, 2), 3, _in_torch)

@@ -84,7 +84,7 @@ class MixtureModel(LatentModel):
             return float(level.sum()), {"weights": responsibilities.mean(0), **found}
 
         def log_likelihood(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            return self._mixture(arrays, values).log_prob(x).sum()
+            return self._mixture(arrays, values).log_prob_sum(x)
 
         start = {name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name != "z"}
         found = climb(step, log_likelihood, start, len(x), fixed=self.emission.given())

@@ -1,0 +1,182 @@
+r"""Log likelihoods of chains and mixtures whose gradients are written down: one pass over the data, and no graph behind it.
+
+By Fisher's identity the gradient of a log likelihood is the posterior expectation of the complete-data score,
+$$ \nabla_\theta \log p(x) = E[\nabla_\theta \log p(x, z) \mid x], $$
+so that the forward-backward pass, or the responsibilities, give value and gradient at once. `compiled` has the loops. Here they
+become operations of torch, one node in any graph, each with this gradient. Under `torch.vmap` the batch is one call, with the
+memory of one member; second derivatives are those of the same log likelihood written in operations of torch.
+
+Without Numba, and for what is not in float64 on the CPU, `serves` says no.
+
+References:
+    Cappé, Moulines & Rydén (2005), Inference in Hidden Markov Models, chapter 10 (Fisher's identity).
+"""
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+AT_ONCE = 4096
+"""Units of a mixture that are worked on together: what they need stays in the processor's cache."""
+
+Arrays = tuple[np.ndarray, ...]
+
+
+@functools.cache
+def _compiled() -> Any:
+    """The module `compiled`; None where Numba is absent, or refuses the numpy that it finds."""
+    try:
+        return importlib.import_module("latentlab.distributions.compiled")
+    except ImportError:
+        return None
+
+
+def serves(*tensors: torch.Tensor) -> bool:
+    """Whether there are kernels for these tensors."""
+    return all(one.dtype == torch.float64 and one.device.type == "cpu" for one in tensors) and _compiled() is not None
+
+
+# -- value and gradients of one member of a batch: arrays in, gradients written into arrays
+
+
+def hidden_markov(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
+    """Of a chain: log_initial, log_transition, log_emission; starts."""
+    return _compiled().hidden_markov(*parameters, *data, *gradients)
+
+
+def gaussian_hidden_markov(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
+    """Of a chain with Gaussian emissions: log_initial, log_transition, mu, lower; the features as rows, starts."""
+    (log_initial, log_transition, mu, lower), (columns, starts) = parameters, data
+    loops = _compiled()
+    inverse, work, log_emission = np.zeros(lower.shape), np.empty(columns.shape), np.empty((len(starts), len(mu)))
+    loops.inverses(lower, inverse)
+    loops.gaussian_log_density(columns, mu, inverse, work, log_emission)
+    gamma = np.empty(log_emission.shape)
+    value = loops.hidden_markov(log_initial, log_transition, log_emission, starts, *gradients[:2], gamma)
+    loops.gaussian_score(columns, mu, inverse, work, gamma, *gradients[2:])
+    return value
+
+
+def gaussian_mixture(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
+    """Of a Gaussian mixture: log_weights, mu, lower; the features as rows. Block by block of units."""
+    (log_weights, mu, lower), (columns,) = parameters, data
+    loops = _compiled()
+    inverse = np.zeros(lower.shape)
+    loops.inverses(lower, inverse)
+    value = 0.0
+    for first in range(0, columns.shape[1], AT_ONCE):
+        block = np.ascontiguousarray(columns[:, first : first + AT_ONCE])
+        work, joint = np.empty(block.shape), np.empty((block.shape[1], len(mu)))
+        loops.gaussian_log_density(block, mu, inverse, work, joint)
+        value += loops.responsibilities(log_weights, joint, gradients[0])
+        loops.gaussian_score(block, mu, inverse, work, joint, *gradients[1:])
+    return value
+
+
+# -- as operations of torch
+
+
+_library = torch.library.Library("latentlab", "FRAGMENT")
+
+
+def operation(
+    member: Callable[[Arrays, Arrays, Arrays], float],
+    dims: tuple[int, ...],
+    n_parameters: int,
+    plain: Callable[..., torch.Tensor],
+) -> Callable[..., torch.Tensor]:
+    """A kernel as a function of tensors, parameters first and then data.
+
+    Parameters may have batch dims in front, all the same ones; each of the data may have them or not.
+
+    Args:
+        member: The kernel of one member of a batch: adds gradients for the parameters to zeros, and returns the value.
+        dims: Number of dims of each argument, without those of the batch.
+        n_parameters: How many of the arguments are parameters.
+        plain: The same function of one member in operations of torch: for second derivatives.
+    """
+
+    def evaluate(*arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        arrays = [argument.detach().contiguous().numpy() for argument in arguments]
+        batch = arrays[0].shape[: arrays[0].ndim - dims[0]]
+        value, gradients = np.empty(batch), [np.zeros(array.shape) for array in arrays[:n_parameters]]
+        for index in np.ndindex(*batch):
+            rows = tuple(array[index] if array.ndim > d else array for array, d in zip(arrays, dims, strict=True))
+            value[index] = member(rows[:n_parameters], rows[n_parameters:], tuple(gradient[index] for gradient in gradients))
+        return tuple(map(torch.from_numpy, (value, *gradients)))
+
+    name, inputs = member.__name__, ", ".join(f"Tensor argument_{i}" for i in range(len(dims)))
+    _library.define(f"{name}({inputs}) -> ({', '.join(['Tensor'] * (n_parameters + 1))})")
+    _library.impl(name, evaluate, "CPU")
+    node = getattr(torch.ops.latentlab, name).default
+
+    class Exact(torch.autograd.Function):
+        @staticmethod
+        def forward(*arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return node(*arguments)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, ...]) -> None:
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(*inputs, *output[1:])
+
+        @staticmethod
+        def backward(ctx: Any, of_value: torch.Tensor | None, *of_gradients: torch.Tensor | None) -> tuple[Any, ...]:
+            arguments, gradients = ctx.saved_tensors[: len(dims)], ctx.saved_tensors[len(dims) :]
+            if any(ctx.needs_input_grad[n_parameters:]):
+                raise NotImplementedError(f"{name} has no derivative for the data, only for the parameters.")
+            found: list[Any] = [None] * len(dims)
+            if of_value is not None:
+                found[:n_parameters] = [of_value[(..., *[None] * d)] * g for g, d in zip(gradients, dims, strict=False)]
+            if any(along is not None for along in of_gradients):
+                curved = _curvature(plain, dims, arguments, of_gradients)
+                found[:n_parameters] = [c if f is None else f + c for f, c in zip(found, curved, strict=False)]
+            return tuple(found)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: torch.Tensor) -> tuple[Any, Any]:
+            moved: list[torch.Tensor] = []
+            for i, (argument, dim) in enumerate(zip(arguments, in_dims, strict=True)):
+                alone = i >= n_parameters and argument.dim() == dims[i]
+                if dim is not None:
+                    argument = argument.movedim(dim, 0)
+                elif not alone:
+                    argument = argument.expand(info.batch_size, *argument.shape)
+                if i >= n_parameters and argument.dim() > dims[i]:
+                    batch = moved[0].shape[: moved[0].dim() - dims[0]]
+                    own = argument.shape[argument.dim() - dims[i] :]
+                    between = [1] * (len(batch) + dims[i] - argument.dim())
+                    argument = argument.reshape(info.batch_size, *between, *argument.shape[1:]).expand(*batch, *own)
+                moved.append(argument)
+            return Exact.apply(*moved), (0,) * (n_parameters + 1)
+
+    def function(*arguments: torch.Tensor) -> torch.Tensor:
+        return Exact.apply(*arguments)[0]
+
+    return function
+
+
+def _curvature(
+    plain: Callable[..., torch.Tensor],
+    dims: tuple[int, ...],
+    arguments: tuple[torch.Tensor, ...],
+    along: tuple[torch.Tensor | None, ...],
+) -> tuple[torch.Tensor, ...]:
+    """Second derivatives of `plain` for the parameters times `along`, which has a tensor for each of them, or None."""
+    n_parameters = len(along)
+    in_dims = tuple(0 if argument.dim() > d else None for argument, d in zip(arguments, dims, strict=True))
+    for _ in range(arguments[0].dim() - dims[0]):
+        plain = torch.vmap(plain, in_dims=in_dims)
+
+    def slope(*parameters: torch.Tensor) -> torch.Tensor:
+        def total(*inner: torch.Tensor) -> torch.Tensor:
+            return plain(*inner, *arguments[n_parameters:]).sum()
+
+        gradients = torch.func.grad(total, argnums=tuple(range(n_parameters)))(*parameters)
+        return torch.stack([(g * a).sum() for g, a in zip(gradients, along, strict=True) if a is not None]).sum()
+
+    return torch.func.grad(slope, argnums=tuple(range(n_parameters)))(*arguments[:n_parameters])
