@@ -392,9 +392,8 @@ def test_priors_that_differ_leave_the_labels_alone(rng):
 def test_a_stick_breaking_mixture_is_aligned_although_its_prior_tells_labels_apart(rng):
     model = DPMixture(3)
     assert (model.symmetry, model.exchanges) == (Identity("component"), Permutation("component"))
-    found = fit(
-        model, two_groups(rng, apart=6.0), NUTS(n_chains=2, n_warmup=100, n_draws=60, max_tree_depth=6), seed=0, progress=False
-    )
+    method = NUTS(n_chains=2, n_warmup=150, n_draws=240, max_tree_depth=6)
+    found = fit(model, two_groups(rng, apart=6.0), method, seed=0, progress=False)
     z = found.latents().values[..., 0]
     share = (z[..., None] == np.arange(3)).mean((0, 1))
     assert (share.max(-1) > 0.6).mean() > 0.95
