@@ -45,6 +45,8 @@ FIRST_LENGTH = 2.25
 """Longest trajectory, in sds, to begin with: what is best for a normal density, where tan 2T = 2T."""
 RATE = 0.05
 """Of the ascent of log T."""
+LEAST_ACCEPT = 0.01
+"""Acceptance that a chain counts with at least in a harmonic mean."""
 EARLY_STEPS = 16
 """Most leapfrog steps an iteration before the metric is set for the second time."""
 METRIC_AT = (0.1, 0.2, 0.4, 0.7)
@@ -275,7 +277,7 @@ def sample(
     with np.errstate(all="ignore"):  # a diverging trajectory may overflow: its energy is then infinite, and it is refused
         if not state.step_size:
             state.lp, state.gradient = value_and_grad(state.u)
-            _restart_step(state, value_and_grad, rng, settings)
+            _restart_step(state, value_and_grad, rng, settings, early=True)
         ends = {round(share * n_warmup) for share in METRIC_AT}
         settled = round(METRIC_AT[1] * n_warmup)
         for iteration in range(state.iteration, n_warmup + settings.n_draws):
@@ -297,13 +299,13 @@ def sample(
             state.iteration = iteration + 1
             if iteration < n_warmup:
                 _lengthen(state, before, end, momentum, accept, n_steps, iteration - n_warmup // 2, whole=n_steps < most)
-                state.step_size = state.averaging.update(float(accept.mean()))
+                state.step_size = state.averaging.update(_mean(accept, early=iteration < settled))
                 state.moments.add(state.u)
                 if iteration + 1 in ends:
                     first = state.root.ndim == 2 and bool((state.root == np.eye(len(state.root))).all())
                     state.root, state.moments = state.moments.root(), Moments(state.u.shape)
                     state.length, state.slope, state.level = (FIRST_LENGTH if first else state.length), 0.0, 0.0
-                    _restart_step(state, value_and_grad, rng, settings)
+                    _restart_step(state, value_and_grad, rng, settings, early=iteration < settled)
                 yield None
             else:
                 state.n_draws += 1
@@ -375,7 +377,12 @@ def _lengthen(
         state.log_length += (math.log(state.length) - state.log_length) / (late + 1)
 
 
-def _restart_step(state: State, value_and_grad: BatchGradient, rng: np.random.Generator, settings: ChEES) -> None:
+def _mean(accept: np.ndarray, *, early: bool) -> float:
+    """Mean acceptance; early the harmonic one, so that the step suits also the chains that start where it is steep."""
+    return float(1 / np.mean(1 / np.maximum(accept, LEAST_ACCEPT)) if early else np.mean(accept))
+
+
+def _restart_step(state: State, value_and_grad: BatchGradient, rng: np.random.Generator, settings: ChEES, *, early: bool) -> None:
     """A step size, by doubling or halving, at which a single leapfrog step is accepted with probability near 0.8 in the mean."""
     state.step_size = state.step_size or 1.0
     change = 0
@@ -383,8 +390,8 @@ def _restart_step(state: State, value_and_grad: BatchGradient, rng: np.random.Ge
         p = rng.standard_normal(state.u.shape)
         _, momentum, lp, _ = leapfrog(state, p, 1, value_and_grad)
         error = 0.5 * ((momentum * momentum).sum(axis=1) - (p * p).sum(axis=1)) - lp + state.lp
-        accept = np.exp(-np.maximum(np.where(np.isfinite(error), error, np.inf), 0.0)).mean()
-        now = 1 if accept > 0.8 else -1
+        accept = np.exp(-np.maximum(np.where(np.isfinite(error), error, np.inf), 0.0))
+        now = 1 if _mean(accept, early=early) > 0.8 else -1
         change = change or now
         if now != change:
             break

@@ -90,6 +90,21 @@ def test_a_chain_that_leaves_the_finite_numbers_is_refused_and_the_others_are_as
     np.testing.assert_array_equal(apart[0][[0, 1, 3]], apart[1][[0, 1, 3]])
 
 
+def quartic(points):
+    return -0.25 * (points**4).sum(-1), -(points**3)
+
+
+@pytest.mark.parametrize("harmonic", [True, False])
+def test_chains_that_start_where_it_is_steep_come_home(harmonic, rng, monkeypatch):
+    if not harmonic:  # the mean of all is high enough where seven superchains are well, and the eighth never moves
+        monkeypatch.setattr(chees, "_mean", lambda accept, *, early: float(np.mean(accept)))
+    starts = rng.normal(size=(8, 4))
+    starts[3] = 300.0
+    settings = ChEES(n_chains=32, n_superchains=8, n_warmup=200, n_draws=20)
+    _, arrays = drawn(settings, quartic, np.repeat(starts, 4, axis=0))
+    assert bool((np.abs(arrays["u"]) < 5).all()) == harmonic
+
+
 def test_scatter_is_about_each_chains_own_mean(rng):
     points = rng.normal(size=(40, 6, 3)) @ FACTOR.T + 100 * rng.normal(size=(6, 3))  # six modes, far apart
     moments = Moments((6, 3))
