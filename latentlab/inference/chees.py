@@ -2,9 +2,11 @@ r"""Many chains at once: Hamiltonian Monte Carlo whose step size, metric and tra
 
 All chains make the same number of leapfrog steps in an iteration, so that one batched gradient serves them all. In the
 coordinates v that the metric makes round, with v', p' the end of a trajectory of length $t = h T$, h of a Halton sequence, T
-ascends, by stochastic gradients, how much the squared distance to the centre changes, for a price on the trajectory,
-$$ T^{-1/2} \, C, \qquad C = \tfrac14 \, \mathbb E \big(\|v' - \bar v\|^2 - \|v - \bar v\|^2\big)^2, \qquad
-\frac{d}{dt} \|v' - \bar v\|^2 = 2 \, (v' - \bar v)' p' . $$
+ascends, by stochastic gradients, how much the distance to the centre changes, for a price on the trajectory: with
+D coordinates and $f(v) = \log(1 + \|v - \bar v\|^2 / D)$,
+$$ T^{-1/2} \, C, \qquad C = \tfrac12 \, \mathbb E \big(f(v') - f(v)\big)^2, \qquad
+\frac{d}{dt} f(v') = \frac{2 \, (v' - \bar v)' p'}{D + \|v' - \bar v\|^2} . $$
+The published criterion has the squared distance itself: with heavy tails a few chains far out then decide alone, and T runs away.
 Without a price T grows without end where some direction is slow (seen for PPCA: 23 sds, a sixth of the effective draws a
 gradient); with the full price, C / T, it is short of what the slowest quantity needs. A normal density has its optimum at 1.95.
 
@@ -72,7 +74,7 @@ class ChEES:
         n_superchains: Starting points.
         n_warmup: Iterations that adapt, not kept.
         n_draws: Kept iterations a chain.
-        target_accept: Mean acceptance of all chains that the step size is adapted to, in (0, 1).
+        target_accept: Harmonic mean of the chains' acceptance that the step size is adapted to, in (0, 1).
         max_steps: At most this many leapfrog steps an iteration.
     """
 
@@ -277,7 +279,7 @@ def sample(
     with np.errstate(all="ignore"):  # a diverging trajectory may overflow: its energy is then infinite, and it is refused
         if not state.step_size:
             state.lp, state.gradient = value_and_grad(state.u)
-            _restart_step(state, value_and_grad, rng, settings, early=True)
+            _restart_step(state, value_and_grad, rng, settings)
         ends = {round(share * n_warmup) for share in METRIC_AT}
         settled = round(METRIC_AT[1] * n_warmup)
         for iteration in range(state.iteration, n_warmup + settings.n_draws):
@@ -299,13 +301,13 @@ def sample(
             state.iteration = iteration + 1
             if iteration < n_warmup:
                 _lengthen(state, before, end, momentum, accept, n_steps, iteration - n_warmup // 2, whole=n_steps < most)
-                state.step_size = state.averaging.update(_mean(accept, early=iteration < settled))
+                state.step_size = state.averaging.update(_mean(accept))
                 state.moments.add(state.u)
                 if iteration + 1 in ends:
                     first = state.root.ndim == 2 and bool((state.root == np.eye(len(state.root))).all())
                     state.root, state.moments = state.moments.root(), Moments(state.u.shape)
                     state.length, state.slope, state.level = (FIRST_LENGTH if first else state.length), 0.0, 0.0
-                    _restart_step(state, value_and_grad, rng, settings, early=iteration < settled)
+                    _restart_step(state, value_and_grad, rng, settings)
                 yield None
             else:
                 state.n_draws += 1
@@ -367,23 +369,24 @@ def _lengthen(
     if whole and sound.sum() > 1:
         v, w, p, weight = _rounded(before[sound], state.root), _rounded(end[sound], state.root), momentum[sound], accept[sound]
         v, w = v - v.mean(axis=0), w - (weight @ w) / weight.sum()
-        change = (w * w).sum(axis=1) - (v * v).sum(axis=1)
-        slope = n_steps * state.step_size * float(weight @ (change * (w * p).sum(axis=1)))
+        away, far = (v * v).mean(axis=1) + 1, (w * w).mean(axis=1) + 1
+        change, rise = np.log(far / away), 2 * (w * p).mean(axis=1) / far
+        slope = n_steps * state.step_size * float(weight @ (change * rise))
         state.slope = DECAY * state.slope + (1 - DECAY) * slope
-        state.level = DECAY * state.level + (1 - DECAY) * 0.25 * float(weight @ change**2)
+        state.level = DECAY * state.level + (1 - DECAY) * 0.5 * float(weight @ change**2)
         if math.isfinite(state.slope) and state.level > 0:
             state.length *= math.exp(RATE * min(max(state.slope / state.level - PRICE, -1.0), 1.0))
     if late >= 0:
         state.log_length += (math.log(state.length) - state.log_length) / (late + 1)
 
 
-def _mean(accept: np.ndarray, *, early: bool) -> float:
-    """Mean acceptance; early the harmonic one, so that the step suits also the chains that start where it is steep."""
-    return float(1 / np.mean(1 / np.maximum(accept, LEAST_ACCEPT)) if early else np.mean(accept))
+def _mean(accept: np.ndarray) -> float:
+    """Harmonic mean of the chains' acceptance: the step suits also those that are where it is steep."""
+    return float(1 / np.mean(1 / np.maximum(accept, LEAST_ACCEPT)))
 
 
-def _restart_step(state: State, value_and_grad: BatchGradient, rng: np.random.Generator, settings: ChEES, *, early: bool) -> None:
-    """A step size, by doubling or halving, at which a single leapfrog step is accepted with probability near 0.8 in the mean."""
+def _restart_step(state: State, value_and_grad: BatchGradient, rng: np.random.Generator, settings: ChEES) -> None:
+    """A step size, by doubling or halving, at which a single leapfrog step is accepted with a harmonic mean of 0.8 or so."""
     state.step_size = state.step_size or 1.0
     change = 0
     while 1e-10 < state.step_size < 1e7:
@@ -391,7 +394,7 @@ def _restart_step(state: State, value_and_grad: BatchGradient, rng: np.random.Ge
         _, momentum, lp, _ = leapfrog(state, p, 1, value_and_grad)
         error = 0.5 * ((momentum * momentum).sum(axis=1) - (p * p).sum(axis=1)) - lp + state.lp
         accept = np.exp(-np.maximum(np.where(np.isfinite(error), error, np.inf), 0.0))
-        now = 1 if _mean(accept, early=early) > 0.8 else -1
+        now = 1 if _mean(accept) > 0.8 else -1
         change = change or now
         if now != change:
             break
