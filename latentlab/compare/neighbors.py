@@ -29,7 +29,6 @@ from typing import Literal, get_args
 import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
-from sklearn.neighbors import NearestNeighbors
 
 from latentlab.compare.metric import metric
 from latentlab.compare.positions import EQUAL, Positions, n_ranked, ranked
@@ -136,6 +135,8 @@ def _nearest(rows: np.ndarray, at: np.ndarray, k: int) -> np.ndarray:
     """The k rows nearest to each point, nearest first, by memory that grows with neither number's product."""
     if rows.shape[1] <= TREE_COLUMNS:
         return np.asarray(cKDTree(rows, leafsize=LEAF).query(at, k=k)[1])
+    from sklearn.neighbors import NearestNeighbors  # a second of imports, which a config's check does not need
+
     found = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(rows).kneighbors(at, return_distance=False)
     return np.asarray(found)
 

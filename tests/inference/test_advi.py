@@ -14,7 +14,6 @@ from latentlab.inference.advi import batches, fit_restarts
 from latentlab.inference.density import Density, mean_size, tensors
 from latentlab.inference.draws import Problem
 from latentlab.inference.svi import SVI
-from latentlab.models.gaussian_mixture import GaussianMixture
 from latentlab.models.ppca import PPCA
 from latentlab.seeds import Seeds, double
 
@@ -61,8 +60,8 @@ def test_large_operations_are_not_batched():
     few = Dataset({"x": rows[:30]}, dims={"x": ("unit", "feature")}, name="few")
     method = SVI(guide="mean_field", n_restarts=2)
     with double():
-        assert not advi._small(problem_of(GaussianMixture(3), dataset), method)
-        assert advi._small(problem_of(GaussianMixture(3), few), method)
+        assert not advi._small(problem_of(PPCA(1, marginalize=False), dataset), method)
+        assert advi._small(problem_of(PPCA(1, marginalize=False), few), method)
 
 
 def test_the_mean_size_is_that_of_the_operations():

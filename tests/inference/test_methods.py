@@ -20,6 +20,7 @@ from latentlab.data.load import load_dataset
 from latentlab.data.markov import hidden_markov
 from latentlab.errors import ConfigError, InferenceError, ModelError
 from latentlab.fit import fit
+from latentlab.inference.chees import ChEES
 from latentlab.inference.exact import Exact
 from latentlab.inference.map import MAP
 from latentlab.inference.nuts import NUTS
@@ -33,6 +34,7 @@ from latentlab.symmetry.groups import Identity
 
 SMALL = [
     NUTS(n_chains=2, n_warmup=20, n_draws=15),
+    ChEES(n_chains=8, n_superchains=2, n_warmup=20, n_draws=15),
     SVI(guide="full_rank", n_steps=60, n_draws=50),
     SVI(guide="mean_field", n_steps=60, n_draws=50, batch_size=40),
     SVI(guide="low_rank", n_steps=60, n_draws=50, n_restarts=2),
@@ -115,7 +117,7 @@ class Scalar(LatentModel):
     """One number a unit: a column (N, 1) in its plate of N broadcasts to N x N where nobody looks."""
 
     name, position, symmetry = "scalar", Position("z"), Identity()
-    methods = ("nuts", "svi", "map", "exact")
+    methods = ("nuts", "chees", "svi", "map", "exact")
     dims = {"z": ("unit",)}
 
     def model(self, x):
@@ -292,7 +294,7 @@ def test_seeds_that_are_none_are_refused(seed):
 
 
 def test_finished_parts_are_read_back(tmp_path):
-    iris, method = load_dataset("iris"), SVI(guide="full_rank", n_steps=50, n_draws=20, n_restarts=2)
+    iris, method = load_dataset("iris"), SVI(guide="model", n_steps=50, n_draws=20, n_restarts=2)
     whole = arrays_of(fit(PPCA(2), iris, method, seed=0, progress=False, checkpoint=tmp_path))
     assert {p.name for p in tmp_path.iterdir()} == {"restart-0.safetensors", "restart-1.safetensors"}
     (tmp_path / "restart-1.safetensors").unlink()

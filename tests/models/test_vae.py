@@ -3,7 +3,6 @@
 import itertools
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -18,6 +17,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.errors import ConfigError, DataError, ModelError
 from latentlab.fit import fit
+from latentlab.inference.adam import Adam
 from latentlab.inference.density import Density, log_joint, tensors
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
@@ -389,15 +389,14 @@ def test_the_parameters_of_the_best_look_are_the_result():
 
     def step(_):
         p.grad = -torch.ones_like(p)
-        return torch.tensor(0.0)
+        return torch.zeros(1)
 
     def watch():
         seen.append(p.item())
         return abs(p.item() - 0.7)
 
-    method = SVI(guide="model", n_steps=400, learning_rate=0.01, patience=150)
-    problem = SimpleNamespace(progress=False)
-    losses = method._descend(problem, [p], (1.0,), step, itertools.repeat(()), None, 0, 400, watch)
+    adam = Adam(n_steps=400, learning_rate=0.01, patience=150, title="", progress=False)
+    (losses,) = adam.descend([p], (1.0,), step, itertools.repeat(()), [0], lambda _: [], watch)
     best = min(seen, key=lambda value: abs(value - 0.7))
     assert p.item() == best
     assert abs(best - 0.7) < 0.3

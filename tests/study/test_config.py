@@ -258,7 +258,7 @@ def test_a_missing_option_is_named():
         ({"model": {"name": "pca", "n_latent": 2}}, "model.name: unknown model 'pca'; did you mean 'ppca'? Valid: "),
         (
             {"inference": {"name": "nutz"}},
-            "inference.name: unknown method 'nutz'; did you mean 'nuts'? Valid: exact, map, nuts, svi",
+            "inference.name: unknown method 'nutz'; did you mean 'nuts'? Valid: chees, exact, map, nuts, svi",
         ),
         (
             {"dataset": {"name": "vine"}},
