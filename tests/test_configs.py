@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from latentlab.registry import EMBEDDINGS, MODELS
 from latentlab.study.config import load_config
 from latentlab.study.run import run
 
@@ -20,7 +21,7 @@ SMALL = {
 COMPARE = ["compare.n_draws=6", "compare.n_pairs=6", "compare.n_permutations=2"]
 
 
-RANDOM = ("tsne", "umap", "kmeans", "spectral_clustering", "window_kmeans", "viterbi")
+RANDOM = ("tsne", "umap", "kmeans", "spectral_clustering", "window_kmeans", "viterbi", "autoencoder")
 DISCRETE = ("mixture", "hmm")
 
 
@@ -41,6 +42,8 @@ def test_there_are_the_promised_configs():
     models = {dict(load_config(path).model)["name"] for path in CONFIGS}
     assert {"gaussian_mixture", "dp_mixture", "bernoulli_mixture", "poisson_mixture"} <= models
     assert {"gaussian_hmm", "categorical_hmm", "poisson_hmm", "state_space"} <= models
+    assert models == set(MODELS)
+    assert {dict(section)["name"] for path in CONFIGS for section in load_config(path).embeddings} == set(EMBEDDINGS) - {"file"}
 
 
 @pytest.mark.slow
