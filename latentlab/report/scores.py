@@ -40,7 +40,7 @@ def section(source: Source) -> Section:
         items += [*_verdicts(source), _deltas(source), *_notes(source), _coverage(source)]
     if source.is_discrete:
         items += contingency.items(source)
-    items += [*_claims(source), *_scores(source)]
+    items += [*_claims(source), *_scores(source), *in_part(str(source.run.comparison.attrs.get("notes", "")))]
     items += _labels(source)
     return Section("scores", "How does each embedding compare?", tuple(items))
 
@@ -169,6 +169,16 @@ def _deltas(source: Source) -> Figure:
         f"{n} {shown(float(d))}" for n, d in zip(labels, first_aligned(data, "delta"), strict=True)
     )
     return drawn("deltas", caption, alt, (10, 1.8 + 0.27 * len(labels)), draw)
+
+
+def in_part(notes: str) -> list[Item]:
+    """What metrics looked at in part only, or approximately, as the comparison says it.
+
+    Example:
+        >>> in_part("rsa: at 500 of 1797 units")[0].record()["lines"]
+        ['Looked at in part: rsa: at 500 of 1797 units.']
+    """
+    return [Text((f"Looked at in part: {notes}.",))] if notes else []
 
 
 def _notes(source: Source) -> list[Item]:
