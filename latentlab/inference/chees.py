@@ -55,7 +55,8 @@ METRIC_AT = (0.1, 0.2, 0.4, 0.7)
 """Shares of the warm-up after which the metric is set to the chains' covariance since the last time."""
 DENSE = 200
 """Largest number of coordinates for which the metric has correlations."""
-TINY = 1e-20
+FEWEST = 5
+"""Iterations from which a metric is taken."""
 PRICE = 0.5
 """Power of T that the criterion is divided by: 0 asks for the farthest ends at any price, 1 for the most a gradient."""
 DECAY = 0.9
@@ -225,10 +226,8 @@ class State:
         step_size, length, slope, level, log_length = arrays["numbers"].tolist()
         moments = Moments(u.shape)
         moments.n, moments.mean, moments.scatter = n, arrays["means"], arrays["scatter"]
-        return cls(
-            u, gradient, arrays["lp"], arrays["root"], averaging, iteration, n_draws, step_size, length, slope, level,
-            log_length,             moments, pieces,
-        )  # fmt: skip
+        adapted = (arrays["root"], averaging, iteration, n_draws, step_size, length, slope, level, log_length)
+        return cls(u, gradient, arrays["lp"], *adapted, moments, pieces)
 
 
 class Moments:
@@ -257,15 +256,14 @@ class Moments:
     def root(self) -> np.ndarray:
         """A factor of the covariance, lower triangular `(size, size)`, or the sds `(size,)`.
 
-        Correlations are shrunk as if `size` uncorrelated points had been seen too.
+        Variances are shrunk towards 0.001 as if 5 points had said so, correlations towards 0 as if `size` had.
         """
         n = len(self.mean) * (self.n - 1)
-        covariance = self.scatter / n
-        if covariance.ndim == 1:
-            return np.sqrt(np.maximum(covariance, TINY))
-        sd = np.sqrt(np.maximum(np.diag(covariance), TINY))
-        size = len(sd)
-        correlation = covariance / np.outer(sd, sd) * (n / (n + size))
+        variance = np.diag(self.scatter) if self.scatter.ndim == 2 else self.scatter
+        sd = np.sqrt((variance + 5e-3) / (n + 5))
+        if self.scatter.ndim == 1:
+            return sd
+        correlation = self.scatter / (n + 5) / np.outer(sd, sd) * (n / (n + len(sd)))
         np.fill_diagonal(correlation, 1.0)
         return sd[:, None] * np.linalg.cholesky(correlation)
 
@@ -303,7 +301,7 @@ def sample(
                 _lengthen(state, before, end, momentum, accept, n_steps, iteration - n_warmup // 2, whole=n_steps < most)
                 state.step_size = state.averaging.update(_mean(accept))
                 state.moments.add(state.u)
-                if iteration + 1 in ends:
+                if iteration + 1 in ends and state.moments.n >= FEWEST:
                     first = state.root.ndim == 2 and bool((state.root == np.eye(len(state.root))).all())
                     state.root, state.moments = state.moments.root(), Moments(state.u.shape)
                     state.length, state.slope, state.level = (FIRST_LENGTH if first else state.length), 0.0, 0.0
