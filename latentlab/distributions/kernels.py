@@ -112,6 +112,12 @@ def operation(
     name, inputs = member.__name__, ", ".join(f"Tensor argument_{i}" for i in range(len(dims)))
     _library.define(f"{name}({inputs}) -> ({', '.join(['Tensor'] * (n_parameters + 1))})")
     _library.impl(name, evaluate, "CPU")
+
+    def shapes(*arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        value = arguments[0].new_empty(arguments[0].shape[: arguments[0].dim() - dims[0]])
+        return (value, *(argument.new_empty(argument.shape) for argument in arguments[:n_parameters]))
+
+    torch.library.register_fake(f"latentlab::{name}", shapes, lib=_library)
     node = getattr(torch.ops.latentlab, name).default
 
     class Exact(torch.autograd.Function):

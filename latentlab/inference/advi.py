@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from latentlab.inference.adam import Adam
-from latentlab.inference.density import Density, capture, mean_size, non_finite_sites, over_draws, start
+from latentlab.inference.capture import capture, mean_size
+from latentlab.inference.density import Density, non_finite_sites, over_draws, start
 from latentlab.inference.draws import Problem, finished
 from latentlab.inference.guides import GUIDES, Frame, FullRank, GaussianGuide, MeanField
 from latentlab.seeds import double, isolated

@@ -4,14 +4,12 @@ For sites $\theta_1, \dots, \theta_k$ with supports mapped from the reals by $T_
 flattened $u_i$,
 $$ \log \tilde p(u) = \log p(T(u), x) + \sum_i \log |\det J_{T_i}(u_i)|. $$
 The program is traced once into this function; its value and gradient are then captured as one graph of tensor operations
-(`make_fx`) that TorchScript runs without Python. What cannot be captured runs as it stands, and the log says so once.
+that runs without Python (`capture`). What cannot be captured runs as it stands, and the log says so once.
 """
 
 import contextlib
 import copy
-import logging
 import math
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +24,9 @@ from torch.distributions import biject_to
 from latentlab.data.dataset import Dataset
 from latentlab.data.series import boundaries
 from latentlab.errors import DataError, InferenceError, ModelError, unknown
+from latentlab.inference.capture import Plan, capture
 from latentlab.models.base import NOTHING, Arrays, Fixed, LatentModel
 from latentlab.seeds import double
-
-logger = logging.getLogger(__name__)
 
 Tensors = Mapping[str, torch.Tensor]
 Gradient = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -132,6 +129,7 @@ class Density:
         arrays: Its data, from `tensors`.
         dims: Dims of the arrays, by name; needed for minibatches.
         parameters: Values of the model's parameters; those left out are what the program starts them with.
+        plan: How often the method will ask for gradients, and whether machine code was asked for.
 
     Raises:
         ModelError: A site's log density does not have the shape of its plates (data of shape (N, 1) in a plate of N would
@@ -144,8 +142,10 @@ class Density:
         arrays: Arrays,
         dims: Mapping[str, tuple[str, ...]] | None = None,
         parameters: Tensors = NOTHING,
+        plan: Plan = Plan(),  # noqa: B008
     ) -> None:
         self.model = model
+        self.plan = plan
         self.arrays = arrays
         self.dims = dims or {}
         trace = _checked_trace(model, arrays, parameters)
@@ -318,7 +318,7 @@ class Density:
     def value_and_grad(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`log_prob(u)` and its gradient, by the captured graph where there is one."""
         if self._single is None:
-            self._single = capture(self.eager_value_and_grad, u)
+            self._single = capture(self.eager_value_and_grad, u, plan=self.plan)
         return self._single(u)
 
     def batch_value_and_grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -326,7 +326,7 @@ class Density:
         u = torch.from_numpy(points)
         if len(u) not in self._batched:
             batched = torch.vmap(self.eager_value_and_grad)
-            self._batched[len(u)] = capture(batched, u, otherwise=self._one_by_one)
+            self._batched[len(u)] = capture(batched, u, otherwise=self._one_by_one, plan=self.plan)
         values, gradients = self._batched[len(u)](u)
         return values.numpy(), gradients.numpy()
 
@@ -338,7 +338,7 @@ class Density:
                 gradient, value = torch.func.grad_and_value(lambda w: -self.log_prob(w, jacobian=False))(v)
                 return value, gradient
 
-            self._descent = capture(value_and_grad, u)
+            self._descent = capture(value_and_grad, u, plan=self.plan)
         return self._descent
 
     def _one_by_one(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -349,50 +349,6 @@ class Density:
         """`log_prob(u)` and its gradient, by running the program."""
         gradient, value = torch.func.grad_and_value(self.log_prob)(u)
         return value, gradient
-
-
-def capture(
-    function: Callable[..., Any], *example: torch.Tensor, otherwise: Callable[..., Any] | None = None
-) -> Callable[..., Any]:
-    """The function as one graph of tensor operations without Python in it; `otherwise`, or itself, where that fails.
-
-    The graph is checked against the function at the example and beside it: a branch on a value would be frozen otherwise.
-    """
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    try:
-        with warnings.catch_warnings(), double():
-            warnings.simplefilter("ignore")
-            graph = make_fx(lambda *arguments: function(*arguments))(*example)
-            script = torch.jit.freeze(torch.jit.trace(graph, example, check_trace=False).eval())
-        for shift in (0.0, 1e-2):
-            arguments = [e + shift if e.is_floating_point() else e for e in example]
-            with torch.no_grad(), double():
-                for fast, plain in zip(script(*arguments), function(*arguments), strict=True):
-                    torch.testing.assert_close(fast, plain, rtol=1e-11, atol=1e-10, equal_nan=True)
-    except Exception as error:
-        logger.warning("running the program as it stands, since it cannot be captured: %s", str(error).split("\n")[0])
-        return otherwise or function
-
-    def fast_function(*arguments: torch.Tensor) -> Any:
-        with torch.no_grad(), double():  # a constant in the graph takes its dtype from the default
-            return script(*arguments)
-
-    return fast_function
-
-
-def mean_size(function: Callable[..., Any], *example: torch.Tensor) -> float:
-    """How many numbers an operation of the function makes, in the mean; infinity where it cannot be captured."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    try:
-        with double():
-            nodes = make_fx(lambda *arguments: function(*arguments))(*example).graph.nodes
-    except Exception:  # whatever a program raises: `capture` says what
-        return math.inf
-    made = [node.meta.get("val") for node in nodes if node.op == "call_function"]
-    sizes = [value.numel() for value in made if isinstance(value, torch.Tensor)]
-    return sum(sizes) / max(len(sizes), 1)
 
 
 def constrain_draws(density: Density, u: np.ndarray) -> dict[str, np.ndarray]:

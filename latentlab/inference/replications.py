@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 
 from latentlab.data.dataset import Dataset
 from latentlab.errors import DataError
-from latentlab.inference.density import Density, capture, over_draws, tensors
+from latentlab.inference.capture import capture
+from latentlab.inference.density import Density, over_draws, tensors
 from latentlab.inference.nuts import NUTS, starting_point
 from latentlab.inference.trajectory import Snapshot, chain, drive_active
 from latentlab.models.base import LatentModel

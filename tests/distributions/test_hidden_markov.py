@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 from scipy.stats import binom
 
 from latentlab.distributions import hidden_markov as hm
-from latentlab.inference.density import capture
+from latentlab.inference.capture import capture
 
 
 def chain(rng, n_states, lengths, *, missing=(), forbidden=(), sharpness=1.5):

@@ -13,7 +13,7 @@ from latentlab.distributions import kernels
 from latentlab.distributions.components import BernoulliComponents, GaussianComponents
 from latentlab.distributions.hidden_markov_series import HiddenMarkovSeries
 from latentlab.distributions.mixture import Mixture
-from latentlab.inference.density import capture
+from latentlab.inference.capture import capture
 
 pytest.importorskip("numba")
 

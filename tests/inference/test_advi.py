@@ -11,7 +11,8 @@ from latentlab.data.load import load_dataset
 from latentlab.errors import InferenceError
 from latentlab.inference import advi
 from latentlab.inference.advi import batches, fit_restarts
-from latentlab.inference.density import Density, mean_size, tensors
+from latentlab.inference.capture import mean_size
+from latentlab.inference.density import Density, tensors
 from latentlab.inference.draws import Problem
 from latentlab.inference.svi import SVI
 from latentlab.models.ppca import PPCA
