@@ -16,6 +16,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.series import boundaries
 from latentlab.diagnostics import converged, diagnose, sensitivity
 from latentlab.errors import ConfigError, DataError, InferenceError, ModelError
+from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density, over_draws, parameter_tensors, tensors
 from latentlab.inference.draws import Draws, Method, Problem
 from latentlab.inference.encoder import activity, is_amortised, log_weights
@@ -297,7 +298,8 @@ def prepared(
         raise ModelError(f"method {method.name!r} does not go with model {model.name!r}; methods: {', '.join(model.methods)}.")
     model.check(dataset)
     arrays = tensors(model, dataset)
-    density = Density(model, arrays, dataset.dims)
+    plan = method.plan() if hasattr(method, "plan") else Plan()
+    density = Density(model, arrays, dataset.dims, plan=plan)
     folder = Path(checkpoint) if checkpoint else None
     identity = f"{model!r} {dataset.digest()} {method!r} {seed}" if folder else ""
     problem = Problem(model, arrays, density, Seeds(seed).child(method.name), progress, folder, identity)

@@ -42,7 +42,7 @@ class Adam:
         self,
         parameters: Sequence[torch.Tensor],
         rates: Sequence[float],
-        step: Callable[[Any], torch.Tensor],
+        step: Callable[[Any], Sequence[torch.Tensor]],
         batches: Iterator[Any],
         numbers: Sequence[int],
         sites: Callable[[int], list[str]],
@@ -54,7 +54,7 @@ class Adam:
         Args:
             parameters: Leaves, `(fit, ...)` where there are several fits, each with a row of its own.
             rates: Multiples of the learning rate, one for each parameter.
-            step: Fills the parameters' gradients for a batch; returns the losses, `(fit,)`.
+            step: Of a batch: the losses and the sums of all entries of the gradients, `(fit,)` each, and the gradients.
             batches: What `step` is given.
             numbers: The fits' numbers, to name one that fails.
             sites: What is not finite in the n-th of them.
@@ -64,8 +64,11 @@ class Adam:
         Raises:
             InferenceError: A loss or gradient is not finite; names the fit, the step and the sites.
         """
-        groups = [{"params": [p], "lr": self.learning_rate * rate} for p, rate in zip(parameters, rates, strict=True)]
-        optimizer = torch.optim.Adam(groups)
+        groups = [
+            {"params": [p for p, own in zip(parameters, rates, strict=True) if own == rate], "lr": self.learning_rate * rate}
+            for rate in dict.fromkeys(rates)
+        ]
+        optimizer = torch.optim.Adam(groups, fused=True)
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         history = np.full((self.n_steps, len(numbers)), np.nan)
         n_done = np.full(len(numbers), self.n_steps)
@@ -73,8 +76,12 @@ class Adam:
         least, at, best = math.inf, 0, [p.detach().clone() for p in parameters]
         bar = tqdm(range(self.n_steps), desc=self.title, disable=None if self.progress else True, leave=False)
         for i in bar:
-            history[i] = step(next(batches)).detach().numpy()
-            self._check(i, history, parameters, numbers, sites, stopped)
+            losses, sums, *gradients = step(next(batches))
+            history[i] = losses.numpy()
+            if not bool(torch.isfinite(losses + sums).all()):
+                self._check(i, history, gradients, numbers, sites, stopped)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
             optimizer.step()
             decay.step()
             if i % EVERY == 0:
@@ -107,14 +114,12 @@ class Adam:
         self,
         step: int,
         history: np.ndarray,
-        parameters: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor],
         numbers: Sequence[int],
         sites: Callable[[int], list[str]],
         stopped: dict[int, list[torch.Tensor]],
     ) -> None:
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if np.isfinite(history[step]).all() and all(bool(torch.isfinite(g).all()) for g in gradients):
-            return
+        """Refuses a fit that is not finite; the sum of finite gradients may be."""
         for k, number in enumerate(numbers):
             own = [g[k] if len(numbers) > 1 else g for g in gradients]
             if k in stopped or (math.isfinite(history[step, k]) and all(bool(torch.isfinite(g).all()) for g in own)):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from latentlab.inference.adam import Adam
-from latentlab.inference.capture import capture, mean_size
+from latentlab.inference.capture import capture, mean_size, total
 from latentlab.inference.density import Density, non_finite_sites, over_draws, start
 from latentlab.inference.draws import Problem, finished
 from latentlab.inference.guides import GUIDES, Frame, FullRank, GaussianGuide, MeanField
@@ -159,14 +159,11 @@ def _descend(problem: Problem, settings: Settings, restarts: Sequence[_Restart],
     key = (type(first.guide), n, framed, len(restarts))
     example = noise(), *parameters, *fixed, *next(rows)  # drawn in every group, so that each is the same alone
     if key not in density.captured:
-        density.captured[key] = capture(torch.vmap(_step(density, first.guide, framed=framed)), *example)
+        density.captured[key] = capture(torch.vmap(_step(density, first.guide, framed=framed)), *example, plan=density.plan)
     fast = density.captured[key]
 
-    def step(batch: list[torch.Tensor]) -> torch.Tensor:
-        values, *gradients = fast(noise(), *parameters, *fixed, *batch)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient.clone()
-        return values
+    def step(batch: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return fast(noise(), *parameters, *fixed, *batch)
 
     def put_back() -> None:
         for k, restart in enumerate(restarts):
@@ -186,7 +183,7 @@ def _descend(problem: Problem, settings: Settings, restarts: Sequence[_Restart],
 
 
 def _step(density: Density, guide: GaussianGuide, *, framed: bool) -> Callable[..., Any]:
-    """A function of noise, the guide's parameters, the frame and a batch: the loss and its gradients."""
+    """A function of noise, the guide's parameters, the frame and a batch: the loss, its gradients' sum, and its gradients."""
     n_parameters, n_fixed = len(guide.parameters), 3 if framed else 0
 
     def loss(parameters: tuple[torch.Tensor, ...], noise: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
@@ -202,7 +199,7 @@ def _step(density: Density, guide: GaussianGuide, *, framed: bool) -> Callable[.
     def flat(noise: torch.Tensor, *rest: torch.Tensor) -> Any:
         parameters, data = rest[:n_parameters], rest[n_parameters:]
         gradients, value = torch.func.grad_and_value(loss)(parameters, noise, *data)
-        return (value, *gradients)
+        return value, total(gradients), *gradients
 
     return flat
 

@@ -36,9 +36,10 @@ from scipy.stats.qmc import Halton
 from tqdm.auto import tqdm
 
 from latentlab.errors import ConfigError
+from latentlab.inference.capture import Plan
 from latentlab.inference.density import constrain_draws
 from latentlab.inference.draws import Draws, Problem, finished, keep, kept
-from latentlab.inference.nuts import SAVED_EVERY, UNDER_WAY, require_whole, starting_point
+from latentlab.inference.nuts import SAVED_EVERY, UNDER_WAY, require_choice, require_whole, starting_point
 from latentlab.inference.trajectory import MAX_ENERGY_ERROR, BatchGradient, DualAveraging
 
 STATISTICS = ("lp", "energy", "diverging", "acceptance_rate", "n_steps", "step_size")
@@ -59,6 +60,8 @@ FEWEST = 5
 """Iterations from which a metric is taken."""
 PRICE = 0.5
 """Power of T that the criterion is divided by: 0 asks for the farthest ends at any price, 1 for the most a gradient."""
+STEPS = 10
+"""Leapfrog steps an iteration, about."""
 DECAY = 0.9
 """Of the running means of the criterion and of its slope."""
 
@@ -77,6 +80,8 @@ class ChEES:
         n_draws: Kept iterations a chain.
         target_accept: Harmonic mean of the chains' acceptance that the step size is adapted to, in (0, 1).
         max_steps: At most this many leapfrog steps an iteration.
+        compiled: Whether to compile the density to machine code, which takes some ten seconds the first time and is kept for
+            later processes; where None, if the run is long enough to gain by it. It changes the last digits.
     """
 
     n_chains: int = 64
@@ -85,6 +90,7 @@ class ChEES:
     n_draws: int = 200
     target_accept: float = 0.8
     max_steps: int = 256
+    compiled: bool | None = None
 
     name: ClassVar[str] = "chees"
     kind: ClassVar[str] = "mcmc"
@@ -99,6 +105,11 @@ class ChEES:
             )
         if not 0 < self.target_accept < 1:
             raise ConfigError(f"ChEES.target_accept must be between 0 and 1; got {self.target_accept!r}.")
+        require_choice("ChEES.compiled", self.compiled)
+
+    def plan(self) -> Plan:
+        """What the density is used for."""
+        return Plan(STEPS * (self.n_warmup + self.n_draws), self.compiled)
 
     def run(self, problem: Problem) -> Draws:
         arrays = finished(problem, "chains", lambda: self._chains(problem))

@@ -8,12 +8,15 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from latentlab.errors import ConfigError
+from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density, constrain_draws, start
 from latentlab.inference.draws import Draws, Problem, finished, keep, kept
 from latentlab.inference.trajectory import Snapshot, chain, drive
 from latentlab.seeds import Seeds, isolated
 
 UNDER_WAY = "chains-under-way"
+STEPS = 15
+"""Leapfrog steps an iteration, about."""
 SAVED_EVERY = 60.0
 """Seconds between checkpoints of chains that are under way; they are also kept when a run is interrupted."""
 
@@ -32,6 +35,8 @@ class NUTS:
         n_draws: Kept iterations a chain.
         target_accept: Mean acceptance that the step size is adapted to, in (0, 1).
         max_tree_depth: At most `2**max_tree_depth - 1` leapfrog steps an iteration.
+        compiled: Whether to compile the density to machine code, which takes some ten seconds the first time and is kept for
+            later processes; where None, if the run is long enough to gain by it. It changes the last digits.
 
     References:
         Hoffman & Gelman 2014, The No-U-Turn Sampler, JMLR 15:1593.
@@ -42,6 +47,7 @@ class NUTS:
     n_draws: int = 1000
     target_accept: float = 0.8
     max_tree_depth: int = 10
+    compiled: bool | None = None
 
     name: ClassVar[str] = "nuts"
     kind: ClassVar[str] = "mcmc"
@@ -51,6 +57,11 @@ class NUTS:
             require_whole(f"NUTS.{field}", getattr(self, field), least)
         if not 0 < self.target_accept < 1:
             raise ConfigError(f"NUTS.target_accept must be between 0 and 1; got {self.target_accept!r}.")
+        require_choice("NUTS.compiled", self.compiled)
+
+    def plan(self) -> Plan:
+        """What the density is used for."""
+        return Plan(STEPS * (self.n_warmup + self.n_draws), self.compiled)
 
     def run(self, problem: Problem) -> Draws:
         arrays = finished(problem, "chains", lambda: self._chains(problem))
@@ -126,3 +137,13 @@ def require_whole(name: str, value: object, least: int) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ConfigError(f"{name} must be a whole number of at least {least}; got {value!r}.")
+
+
+def require_choice(name: str, value: object) -> None:
+    """Refuses what is neither a yes, a no, nor None.
+
+    Raises:
+        ConfigError: Names the setting and the value.
+    """
+    if not (value is None or isinstance(value, bool)):
+        raise ConfigError(f"{name} must be true, false or null (as it pays); got {value!r}.")

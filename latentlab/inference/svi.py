@@ -20,16 +20,18 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
+from torch.distributions import transform_to
 
 from latentlab.errors import ConfigError, ModelError
 from latentlab.inference.adam import Adam
 from latentlab.inference.advi import batches, fit_restarts
+from latentlab.inference.capture import Plan, capture, total
 from latentlab.inference.density import Density, constrain_draws, ends, over_draws
 from latentlab.inference.draws import Draws, Problem, finished
 from latentlab.inference.encoder import is_amortised
 from latentlab.inference.guides import GUIDES
-from latentlab.inference.nuts import require_whole
-from latentlab.models.base import LatentModel
+from latentlab.inference.nuts import require_choice, require_whole
+from latentlab.models.base import Fixed, LatentModel
 from latentlab.seeds import isolated
 from latentlab.symmetry.average import log_average
 from latentlab.symmetry.group import NEXT
@@ -63,6 +65,8 @@ class SVI:
         kl_warmup: Steps over which the terms of the units' own sites grow to their full weight (with the model's own guide).
         held_out: Share of the units that are kept out of the steps: the best parameters by their ELBO are the result, and
             `patience` is about it (with the model's own guide).
+        compiled: Whether to compile the step to machine code, which takes some ten seconds the first time and is kept for
+            later processes; where None, if the run is long enough to gain by it. It changes the last digits.
 
     References:
         Kucukelbir et al. 2017, Automatic Differentiation Variational Inference, JMLR 18(14).
@@ -81,6 +85,7 @@ class SVI:
     objective: Objective = "elbo"
     kl_warmup: int = 0
     held_out: float = 0.0
+    compiled: bool | None = None
 
     name: ClassVar[str] = "svi"
     kind: ClassVar[str] = "vi"
@@ -100,9 +105,14 @@ class SVI:
         require_whole("SVI.kl_warmup", self.kl_warmup, 0)
         if isinstance(self.held_out, bool) or not (isinstance(self.held_out, int | float) and 0 <= self.held_out < 1):
             raise ConfigError(f"SVI.held_out must be a share from 0 and below 1; got {self.held_out!r}.")
+        require_choice("SVI.compiled", self.compiled)
         for field in ("objective", "kl_warmup", "held_out"):
             if self.guide != "model" and getattr(self, field) not in ("elbo", 0):
                 raise ConfigError(f"SVI.{field} goes with guide='model' only; the guide is {self.guide!r}.")
+
+    def plan(self) -> Plan:
+        """What a step is used for."""
+        return Plan(self.n_steps * self.n_restarts, self.compiled)
 
     def run(self, problem: Problem) -> Draws:
         if self.guide == "model":
@@ -213,18 +223,14 @@ class SVI:
             rows = batches(problem, self.batch_size, seeds.child("batches").numpy(), training)
             first = next(rows)
             found = _started(model, density.with_units(first) if first else density.arrays)
-            parameters = [value.unconstrained() for value in found.values()]
+            parameters = [value.detach() for value in found.unconstrained]
             n_training = density.n_units if training is None else len(training)
             count = itertools.count(1)
+            gradients = self._gradients(problem, found, n_training, first)
 
-            def step(rest: Any) -> torch.Tensor:
+            def step(rest: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
                 warm = min(1.0, next(count) / self.kl_warmup) if self.kl_warmup else 1.0
-                now, scale = (density.with_units(rest), n_training / len(rest[0])) if rest else (density.arrays, 1.0)
-                loss = self._pyro_loss(problem, now, scale, warm * model.kl_weight, self.n_particles)
-                for parameter in parameters:
-                    parameter.grad = None
-                loss.backward()
-                return loss.detach().reshape(1)
+                return gradients(torch.tensor(warm), *parameters, *rest)
 
             watch: Callable[[], float] | None = None
             if held_out is not None:
@@ -239,12 +245,40 @@ class SVI:
             adam = Adam(self.n_steps, self.learning_rate, self.patience, title, problem.progress)
             rates = (1.0,) * len(parameters)
             (losses,) = adam.descend(parameters, rates, step, rows, [restart], lambda _: [], watch, self.kl_warmup)
-            own = {name: value.detach() for name, value in _values(found).items() if name in model.parameters}
+            own = {name: value.detach() for name, value in _values(found.names).items() if name in model.parameters}
             kept = {PARAMETER + name: value.numpy() for name, value in own.items()}
             return {"loss": losses, **kept, **_guide_draws(density.at(own), model.guide, self.n_draws)}  # type: ignore[attr-defined]
 
+    def _gradients(
+        self, problem: Problem, found: "_Parameters", n_training: int, rows: tuple[torch.Tensor, ...]
+    ) -> Callable[..., tuple[torch.Tensor, ...]]:
+        """Of the weight of the units' sites, the unconstrained parameters and a batch: captured once for all restarts.
+
+        It gives the loss and the sum of all entries of its gradients, `(1,)` each, and the gradients.
+        """
+        density, n_parameters = problem.density, len(found.unconstrained)
+
+        @torch.enable_grad()
+        def evaluate(warm: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            leaves = [value.detach().requires_grad_() for value in rest[:n_parameters]]
+            batch = rest[n_parameters:]
+            now, scale = (density.with_units(batch), n_training / len(batch[0])) if batch else (density.arrays, 1.0)
+            weight = warm * problem.model.kl_weight if self.kl_warmup else problem.model.kl_weight
+            with Fixed(found.constrained(leaves)):
+                loss = self._pyro_loss(problem, now, scale, weight, self.n_particles)
+            slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
+            gradients = [torch.zeros_like(v) if g is None else g for g, v in zip(slopes, leaves, strict=True)]
+            return loss.detach().reshape(1), total(gradients).reshape(1), *gradients
+
+        if not found.reparameterised:
+            return evaluate
+        if "guide" not in density.captured:
+            example = torch.tensor(1.0), *(v.detach() for v in found.unconstrained), *rows
+            density.captured["guide"] = capture(evaluate, *example, plan=density.plan)
+        return density.captured["guide"]
+
     def _pyro_loss(
-        self, problem: Problem, arrays: Mapping[str, Any], scale: float, kl_weight: float, n_particles: int
+        self, problem: Problem, arrays: Mapping[str, Any], scale: float, kl_weight: Any, n_particles: int
     ) -> torch.Tensor:
         """Minus the objective: terms inside the plate `unit` times `scale`, those of latent sites there times `kl_weight` too.
 
@@ -253,7 +287,7 @@ class SVI:
         model = problem.model
         program, guide = (_scaled(f, scale, kl_weight) for f in (model.model, model.guide))  # type: ignore[attr-defined]
         if not is_amortised(problem.density):
-            return Trace_ELBO(num_particles=n_particles).differentiable_loss(program, guide, **arrays)
+            return _loss_one_by_one(program, guide, arrays, n_particles)
         with pyro.plate("particle", n_particles, dim=-2) if n_particles > 1 else contextlib.nullcontext():
             drawn = poutine.trace(guide).get_trace(**arrays)
             whole = poutine.trace(poutine.replay(program, trace=drawn)).get_trace(**arrays)
@@ -265,6 +299,27 @@ class SVI:
         return -scale * each.sum()
 
 
+def _loss_one_by_one(program: Callable[..., Any], guide: Callable[..., Any], arrays: Mapping[str, Any], n: int) -> torch.Tensor:
+    """Minus the mean of log p - log q over `n` draws of the guide; by Pyro, with its scores, where one has no derivative."""
+    terms = []
+    for _ in range(n):
+        drawn: Any = poutine.trace(guide).get_trace(**arrays)
+        if not _is_reparameterised(drawn):
+            return Trace_ELBO(num_particles=n).differentiable_loss(program, guide, **arrays)
+        whole = poutine.trace(poutine.replay(program, trace=drawn)).get_trace(**arrays)
+        terms.append(drawn.log_prob_sum() - whole.log_prob_sum())
+    return torch.stack(terms).mean()
+
+
+def _is_reparameterised(trace: Any) -> bool:
+    """Whether all draws of a guide have a derivative for its parameters."""
+    return all(site["fn"].has_rsample for site in trace.nodes.values() if _is_drawn(site))
+
+
+def _is_drawn(site: Any) -> bool:
+    return site["type"] == "sample" and not site["is_observed"] and not poutine.util.site_is_subsample(site)
+
+
 def _divided(n_units: int, share: float, rng: np.random.Generator) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The numbers of the units that steps are made with, and of those that are kept out of them; None where none are."""
     if not share:
@@ -273,14 +328,32 @@ def _divided(n_units: int, share: float, rng: np.random.Generator) -> tuple[np.n
     return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
 
 
-def _started(model: LatentModel, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of guide and program in Pyro's store, by name, as they start."""
-    with poutine.trace(param_only=True) as seen:
+@dataclass(frozen=True)
+class _Parameters:
+    """The parameters of guide and program in Pyro's store, `unconstrained`, as leaves, in the order of `names`."""
+
+    names: tuple[str, ...]
+    unconstrained: tuple[torch.Tensor, ...]
+    constraints: tuple[Any, ...]
+    reparameterised: bool
+
+    def constrained(self, unconstrained: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Values of the parameters by name."""
+        given = zip(self.names, self.constraints, unconstrained, strict=True)
+        return {name: transform_to(constraint)(value) for name, constraint, value in given}
+
+
+def _started(model: LatentModel, arrays: Mapping[str, Any]) -> _Parameters:
+    """The parameters as they start."""
+    with poutine.trace() as seen:
         model.guide(**arrays)  # type: ignore[attr-defined]
+    reparameterised = _is_reparameterised(seen.trace)
+    with poutine.trace(param_only=True) as own:
         if model.parameters:
             model.model(**arrays)
-    found: Any = seen.trace.nodes
-    return {name: site["value"] for name, site in found.items()}
+    sites: dict[str, Any] = {n: s for trace in (seen.trace, own.trace) for n, s in trace.nodes.items() if s["type"] == "param"}
+    leaves = tuple(site["value"].unconstrained() for site in sites.values())
+    return _Parameters(tuple(sites), leaves, tuple(s["kwargs"]["constraint"] for s in sites.values()), reparameterised)
 
 
 def _values(names: Iterable[str]) -> dict[str, torch.Tensor]:
@@ -288,9 +361,9 @@ def _values(names: Iterable[str]) -> dict[str, torch.Tensor]:
     return {name: pyro.param(name) for name in names}
 
 
-def _scaled(program: Callable[..., Any], scale: float, kl_weight: float) -> Callable[..., Any]:
+def _scaled(program: Callable[..., Any], scale: float, kl_weight: Any) -> Callable[..., Any]:
     """The program with its terms inside the plate `unit` times `scale`, and those of latent sites times `kl_weight` too."""
-    if scale == kl_weight == 1.0:
+    if not isinstance(kl_weight, torch.Tensor) and scale == kl_weight == 1.0:
         return program
 
     def scaled(**arrays: Any) -> Any:
@@ -303,7 +376,7 @@ def _scaled(program: Callable[..., Any], scale: float, kl_weight: float) -> Call
 class _ScaleUnits(poutine.messenger.Messenger):
     """Multiplies the scale of sites inside the plate `unit`, and that of latent ones by a weight of their own."""
 
-    def __init__(self, scale: float, kl_weight: float) -> None:
+    def __init__(self, scale: float, kl_weight: Any) -> None:
         super().__init__()
         self.scale, self.kl_weight = scale, kl_weight
 
