@@ -1,4 +1,13 @@
-"""Adam's steps for one fit or for several in one batch, with what both a user and a failing fit need to be told."""
+r"""Adam's steps for one fit or for several in one batch, with what both a user and a failing fit need to be told.
+
+With the gradient $g_t$ and the running means $m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t$ and
+$v_t = \beta_2 v_{t-1} + (1 - \beta_2) g_t^2$,
+$$ \theta_t = \theta_{t-1} - \frac{\eta_t}{1 - \beta_1^t} \, \frac{m_t}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}. $$
+The parameters of a fit are one vector, so that loss, gradient and this are one graph of operations (`whole_step`).
+
+References:
+    Kingma & Ba (2015), Adam: A Method for Stochastic Optimization, ICLR.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +22,51 @@ from latentlab.errors import InferenceError
 
 EVERY = 50
 """Steps between two looks at the loss: at the units that are held out, and at whether it still falls."""
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+
+Shapes = Sequence[torch.Size]
+Step = Callable[..., tuple[torch.Tensor, ...]]
+
+
+def pack(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The parameters of a fit as one vector."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+
+
+def unpack(vector: torch.Tensor, shapes: Shapes) -> tuple[torch.Tensor, ...]:
+    """The parameters of these shapes that a vector holds.
+
+    Example:
+        >>> [part.tolist() for part in unpack(torch.arange(3.0), [torch.Size([2]), torch.Size([])])]
+        [[0.0, 1.0], 2.0]
+    """
+    parts = torch.split(vector, [shape.numel() for shape in shapes])
+    return tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+
+
+def whole_step(gradients: Step, shapes: Shapes, rates: Sequence[float]) -> Step:
+    """A step of one fit, to be captured: `(vector, m, v, scale, *rest)` to the loss, the gradient's sum, and all three anew.
+
+    Args:
+        gradients: A function of the parameters, and of `rest`: the loss, and a gradient for each parameter.
+        shapes: Of the parameters.
+        rates: Multiples of the learning rate, one for each parameter.
+    """
+    same = len(set(rates)) == 1
+
+    def step(vector: torch.Tensor, m: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, *rest: torch.Tensor) -> Any:
+        loss, *slopes = gradients(unpack(vector, shapes), *rest)
+        slope = torch.cat([one.reshape(-1) for one in slopes])
+        m = BETA_1 * m + (1 - BETA_1) * slope
+        v = BETA_2 * v + (1 - BETA_2) * slope * slope
+        rate, spread = scale[0], scale[1]
+        if not same:
+            rate = rate * torch.cat([torch.full((shape.numel(),), own) for shape, own in zip(shapes, rates, strict=True)])
+        elif rates[0] != 1.0:
+            rate = rate * rates[0]
+        return loss, slope.sum(), vector - rate * m / (torch.sqrt(v) * spread + EPSILON), m, v
+
+    return step
 
 
 @dataclass(frozen=True)
@@ -38,93 +92,86 @@ class Adam:
         half = self.n_steps / 2
         return 1.0 if step < half else 0.01 ** ((step - half) / max(half, 1.0))
 
+    def scale(self, step: int) -> torch.Tensor:
+        """What m and the root of v are multiplied with at a step, counted from 0."""
+        first = self.learning_rate * self.rate(step) / (1 - BETA_1 ** (step + 1))
+        return torch.tensor([first, 1 / math.sqrt(1 - BETA_2 ** (step + 1))], dtype=torch.float64)
+
     def descend(
         self,
-        parameters: Sequence[torch.Tensor],
-        rates: Sequence[float],
-        step: Callable[[Any], Sequence[torch.Tensor]],
+        vectors: torch.Tensor,
+        step: Step,
         batches: Iterator[Any],
         numbers: Sequence[int],
-        sites: Callable[[int], list[str]],
-        watch: Callable[[], float] | None = None,
+        sites: Callable[[int, torch.Tensor], list[str]],
+        watch: Callable[[torch.Tensor], float] | None = None,
         patient_from: int = 0,
-    ) -> list[np.ndarray]:
-        """Changes the parameters in place; the losses of each fit.
+    ) -> tuple[torch.Tensor, list[np.ndarray]]:
+        """The parameters of each fit at the end, `(fit, size)`, and its losses.
 
         Args:
-            parameters: Leaves, `(fit, ...)` where there are several fits, each with a row of its own.
-            rates: Multiples of the learning rate, one for each parameter.
-            step: Of a batch: the losses and the sums of all entries of the gradients, `(fit,)` each, and the gradients.
-            batches: What `step` is given.
+            vectors: Where the fits begin, `(fit, size)`.
+            step: From `whole_step`, with a dim `fit` in front of all but `scale`; the last arguments are a batch.
+            batches: Those arguments.
             numbers: The fits' numbers, to name one that fails.
-            sites: What is not finite in the n-th of them.
+            sites: What is not finite in the n-th of them, given its vector.
             watch: A loss that is looked at now and then: the parameters at its least are the result. For a single fit.
             patient_from: First step from which `patience` counts, with `watch`.
 
         Raises:
             InferenceError: A loss or gradient is not finite; names the fit, the step and the sites.
         """
-        groups = [
-            {"params": [p for p, own in zip(parameters, rates, strict=True) if own == rate], "lr": self.learning_rate * rate}
-            for rate in dict.fromkeys(rates)
-        ]
-        optimizer = torch.optim.Adam(groups, fused=True)
-        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         history = np.full((self.n_steps, len(numbers)), np.nan)
         n_done = np.full(len(numbers), self.n_steps)
-        stopped: dict[int, list[torch.Tensor]] = {}
-        least, at, best = math.inf, 0, [p.detach().clone() for p in parameters]
+        stopped: dict[int, torch.Tensor] = {}
+        least, at, best = math.inf, 0, vectors
+        m, v = torch.zeros_like(vectors), torch.zeros_like(vectors)
         bar = tqdm(range(self.n_steps), desc=self.title, disable=None if self.progress else True, leave=False)
         for i in bar:
-            losses, sums, *gradients = step(next(batches))
+            losses, sums, *after = step(vectors, m, v, self.scale(i), *next(batches))
             history[i] = losses.numpy()
-            if not bool(torch.isfinite(losses + sums).all()):
-                self._check(i, history, gradients, numbers, sites, stopped)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            optimizer.step()
-            decay.step()
+            if not math.isfinite(float((losses + sums).sum())):
+                self._check(i, history, sums, after[1], vectors, numbers, sites, stopped)
+            vectors, m, v = after
             if i % EVERY == 0:
                 lately = history[max(0, i - EVERY) : i + 1].mean(0)
                 bar.set_postfix(elbo=", ".join(f"{-loss:.2f}" for loss in lately[:4]), refresh=False)
             if watch is None:
                 for k in range(len(numbers)):
                     if self.patience and k not in stopped and stalled(history[: i + 1, k], self.patience):
-                        stopped[k] = [p.detach()[k].clone() for p in parameters] if len(numbers) > 1 else []
+                        stopped[k] = vectors[k]
                         n_done[k] = i + 1
                 if len(stopped) == len(numbers):
                     break
             elif (i + 1) % EVERY == 0 or i + 1 == self.n_steps:
-                seen = watch()
+                seen = watch(vectors[0])
                 if seen < least:
-                    least, at, best = seen, i, [p.detach().clone() for p in parameters]
+                    least, at, best = seen, i, vectors
                 if self.patience and i - max(at, patient_from) >= self.patience:
                     n_done[:] = i + 1
                     break
-        with torch.no_grad():
-            for k, values in stopped.items():
-                for parameter, value in zip(parameters, values, strict=False):
-                    parameter[k].copy_(value)
-            if watch is not None:
-                for parameter, value in zip(parameters, best, strict=True):
-                    parameter.copy_(value)
-        return [history[:n, k] for k, n in enumerate(n_done)]
+        if watch is not None:
+            vectors = best
+        ends = torch.stack([stopped.get(k, vectors[k]) for k in range(len(numbers))])
+        return ends, [history[:n, k] for k, n in enumerate(n_done)]
 
     def _check(
         self,
         step: int,
         history: np.ndarray,
-        gradients: Sequence[torch.Tensor],
+        sums: torch.Tensor,
+        m: torch.Tensor,
+        vectors: torch.Tensor,
         numbers: Sequence[int],
-        sites: Callable[[int], list[str]],
-        stopped: dict[int, list[torch.Tensor]],
+        sites: Callable[[int, torch.Tensor], list[str]],
+        stopped: dict[int, torch.Tensor],
     ) -> None:
-        """Refuses a fit that is not finite; the sum of finite gradients may be."""
+        """Refuses a fit whose loss or gradient is not finite: then its running mean is not (a sum of finite ones may be)."""
         for k, number in enumerate(numbers):
-            own = [g[k] if len(numbers) > 1 else g for g in gradients]
-            if k in stopped or (math.isfinite(history[step, k]) and all(bool(torch.isfinite(g).all()) for g in own)):
+            finite = math.isfinite(history[step, k]) and (math.isfinite(sums[k]) or bool(torch.isfinite(m[k]).all()))
+            if k in stopped or finite:
                 continue
-            found = ", ".join(sites(k))
+            found = ", ".join(sites(k, vectors[k]))
             raise InferenceError(
                 f"SVI, restart {number}, step {step}: loss {history[step, k]:.4g} or its gradient is not finite"
                 f"{'; not finite: ' + found if found else ''}; last finite losses "

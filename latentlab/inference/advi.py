@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from latentlab.inference.adam import Adam
-from latentlab.inference.capture import capture, mean_size, total
+from latentlab.inference.adam import Adam, pack, unpack, whole_step
+from latentlab.inference.capture import capture, mean_size
 from latentlab.inference.density import Density, non_finite_sites, over_draws, start
 from latentlab.inference.draws import Problem, finished
 from latentlab.inference.guides import GUIDES, Frame, FullRank, GaussianGuide, MeanField
@@ -102,9 +102,10 @@ def fit_restarts(problem: Problem, settings: Settings) -> list[dict[str, np.ndar
 def _small(problem: Problem, settings: Settings) -> bool:
     """Whether the operations of one restart's step are so small that starting them takes most of the time."""
     restart = _Restart(problem, settings, 0)
-    step = _step(problem.density, restart.guide, framed=False)
-    arguments = restart.guide.noise(settings.n_particles, restart.random), *restart.guide.parameters, *next(restart.batches)
-    return mean_size(step, *(a.detach() for a in arguments)) < SMALL
+    gradients = _gradients(problem.density, restart.guide, framed=False)
+    n, shapes = settings.n_particles, [p.shape for p in restart.guide.parameters]
+    arguments = pack(restart.guide.parameters), restart.guide.noise(n, restart.random), *next(restart.batches)
+    return mean_size(lambda vector, *rest: gradients(unpack(vector, shapes), *rest), *arguments) < SMALL
 
 
 def _fitted(problem: Problem, settings: Settings, numbers: Sequence[int]) -> dict[str, np.ndarray]:
@@ -144,7 +145,8 @@ def _descend(problem: Problem, settings: Settings, restarts: Sequence[_Restart],
     """Fits the restarts' guides, each in its frame; the losses of each. The step is captured once for all groups of a size."""
     density, first = problem.density, restarts[0]
     n, framed = settings.n_particles, first.frame is not None
-    parameters = [torch.stack([p.detach() for p in own]) for own in zip(*(r.guide.parameters for r in restarts), strict=True)]
+    shapes = [p.shape for p in first.guide.parameters]
+    vectors = torch.stack([pack(r.guide.parameters) for r in restarts])
     fixed = [torch.stack(own) for own in zip(*(r.fixed() for r in restarts), strict=True)]
 
     def joint_batches() -> Iterator[list[torch.Tensor]]:
@@ -156,35 +158,48 @@ def _descend(problem: Problem, settings: Settings, restarts: Sequence[_Restart],
     def noise() -> torch.Tensor:
         return torch.stack([r.guide.noise(n, r.random) for r in restarts])
 
+    def arguments() -> Iterator[tuple[torch.Tensor, ...]]:
+        for batch in rows:
+            yield noise(), *fixed, *batch
+
+    adam = Adam(n_steps, settings.learning_rate, settings.patience, _title(restarts, settings), problem.progress)
     key = (type(first.guide), n, framed, len(restarts))
-    example = noise(), *parameters, *fixed, *next(rows)  # drawn in every group, so that each is the same alone
+    example = (
+        vectors,
+        vectors / 2,
+        vectors**2,
+        adam.scale(0),
+        noise(),
+        *fixed,
+        *next(rows),
+    )  # drawn in every group: the same alone
     if key not in density.captured:
-        density.captured[key] = capture(torch.vmap(_step(density, first.guide, framed=framed)), *example, plan=density.plan)
-    fast = density.captured[key]
+        one = whole_step(_gradients(density, first.guide, framed=framed), shapes, first.guide.rates)
+        in_dims = (0, 0, 0, None, *[0] * (len(example) - 4))
+        density.captured[key] = capture(torch.vmap(one, in_dims=in_dims), *example, plan=density.plan)
 
-    def step(batch: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        return fast(noise(), *parameters, *fixed, *batch)
+    def put_back(k: int, vector: torch.Tensor) -> None:
+        restarts[k].guide.parameters = [p.clone() for p in unpack(vector, shapes)]
 
-    def put_back() -> None:
-        for k, restart in enumerate(restarts):
-            restart.guide.parameters = [p[k].clone() for p in parameters]
-
-    def sites(k: int) -> list[str]:
-        put_back()
+    def sites(k: int, vector: torch.Tensor) -> list[str]:
+        put_back(k, vector)
         return non_finite_sites(density, restarts[k].location())
 
     numbers = [restart.number for restart in restarts]
-    named = f"{numbers[0] + 1}" if len(numbers) == 1 else f"{numbers[0] + 1}-{numbers[-1] + 1}"
-    title = f"SVI {named}/{settings.n_restarts}"
-    adam = Adam(n_steps, settings.learning_rate, settings.patience, title, problem.progress)
-    losses = adam.descend(parameters, first.guide.rates, step, rows, numbers, sites)
-    put_back()
+    ends, losses = adam.descend(vectors, density.captured[key], arguments(), numbers, sites)
+    for k, vector in enumerate(ends):
+        put_back(k, vector)
     return losses
 
 
-def _step(density: Density, guide: GaussianGuide, *, framed: bool) -> Callable[..., Any]:
-    """A function of noise, the guide's parameters, the frame and a batch: the loss, its gradients' sum, and its gradients."""
-    n_parameters, n_fixed = len(guide.parameters), 3 if framed else 0
+def _title(restarts: Sequence[_Restart], settings: Settings) -> str:
+    first, last = restarts[0].number + 1, restarts[-1].number + 1
+    return f"SVI {first if first == last else f'{first}-{last}'}/{settings.n_restarts}"
+
+
+def _gradients(density: Density, guide: GaussianGuide, *, framed: bool) -> Callable[..., Any]:
+    """A function of the guide's parameters, noise, the frame and a batch: the loss and its gradients."""
+    n_fixed = 3 if framed else 0
 
     def loss(parameters: tuple[torch.Tensor, ...], noise: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         placed, rows = rest[:n_fixed], rest[n_fixed:]
@@ -196,12 +211,11 @@ def _step(density: Density, guide: GaussianGuide, *, framed: bool) -> Callable[.
             u, log_q = center + v @ matrix.mT, log_q - log_det
         return (log_q - torch.vmap(log_p_of(density, rows))(u)).mean()
 
-    def flat(noise: torch.Tensor, *rest: torch.Tensor) -> Any:
-        parameters, data = rest[:n_parameters], rest[n_parameters:]
-        gradients, value = torch.func.grad_and_value(loss)(parameters, noise, *data)
-        return value, total(gradients), *gradients
+    def gradients(parameters: tuple[torch.Tensor, ...], *rest: torch.Tensor) -> Any:
+        slopes, value = torch.func.grad_and_value(loss)(parameters, *rest)
+        return value, *slopes
 
-    return flat
+    return gradients
 
 
 def batches(

@@ -17,7 +17,7 @@ import platform
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 MOST_FOLDED = 2**20
 """Numbers of a constant that is computed beforehand, at most."""
-WORTH = 25_000_000
-"""Operations, over all calls, from which machine code repays its ten seconds: it saves some 0.4 us on each."""
+WORTH = 10_000_000
+"""Operations, over all calls, from which machine code repays its ten seconds: it saves about 1 us on each."""
 CACHE = "LATENTLAB_CACHE"
 """Environment variable with the folder for machine code."""
 
@@ -66,6 +66,7 @@ def capture(function: Function, *example: torch.Tensor, otherwise: Function | No
         otherwise: What runs in its place where it cannot be captured.
         plan: What for.
     """
+    example = tuple(argument.clone() for argument in example)  # a tensor that is two arguments would be one in the graph
     try:
         with warnings.catch_warnings(), double():
             warnings.simplefilter("ignore")
@@ -98,11 +99,6 @@ def mean_size(function: Function, *example: torch.Tensor) -> float:
     made = [node.meta.get("val") for node in nodes if node.op == "call_function"]
     sizes = [value.numel() for value in made if isinstance(value, torch.Tensor)]
     return sum(sizes) / max(len(sizes), 1)
-
-
-def total(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The sum of all entries: one number that is finite only if all of them are."""
-    return torch.stack([gradient.sum() for gradient in gradients]).sum()
 
 
 class _Graph:
@@ -139,7 +135,7 @@ class _Graph:
         Tensors that the graph holds are arguments of the code, which then serves other data of the same shapes too.
         """
         begin = time.perf_counter()
-        if any(torch.Tag.nondeterministic_seeded in node.target.tags for node in _operations(self.module)):
+        if any(_is_random(node) for node in _operations(self.module)):
             raise ValueError("it draws random numbers that are not standard normal")
         module, held = _held_outside(self.module)
         with torch.random.fork_rng(devices=[]):
@@ -186,7 +182,13 @@ def _check(fast: Function, function: Function, example: tuple[torch.Tensor, ...]
 
 
 def _operations(module: Any) -> list[Any]:
-    return [node for node in module.graph.nodes if node.op == "call_function" and hasattr(node.target, "_schema")]
+    """The nodes that call an operation of torch."""
+    nodes: Any = module.graph.nodes
+    return [node for node in nodes if node.op == "call_function" and hasattr(node.target, "_schema")]
+
+
+def _is_random(node: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def _draw_outside(module: Any) -> list[tuple[torch.Size, torch.dtype]]:
@@ -195,7 +197,8 @@ def _draw_outside(module: Any) -> list[tuple[torch.Size, torch.dtype]]:
     found: list[tuple[torch.Size, torch.dtype]] = []
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in _operations(module):
-        made, aten = node.args[0] if node.args else None, torch.ops.aten
+        made: Any = node.args[0] if node.args else None
+        aten = torch.ops.aten
         fills = node.target is aten.normal_.default and made.target is aten.empty.memory_format
         if not fills or tuple(node.args[1:]) not in ((), (0.0, 1.0)) or any(user is not node for user in made.users):
             continue
@@ -232,8 +235,11 @@ def _fold(module: Any) -> None:
             continue
         if node.target in (aten.index.Tensor, aten.index_put.default):
             _count(graph, node, known)
-        random = torch.Tag.nondeterministic_seeded in node.target.tags
-        if not random and node.meta["val"].numel() <= MOST_FOLDED and all(source in known for source in node.all_input_nodes):
+        if (
+            not _is_random(node)
+            and node.meta["val"].numel() <= MOST_FOLDED
+            and all(source in known for source in node.all_input_nodes)
+        ):
             with torch.no_grad():
                 known[node] = node.target(*value_of(node.args), **value_of(node.kwargs)).clone()
     for node, value in known.items():

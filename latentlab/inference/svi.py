@@ -9,9 +9,8 @@ which is the ELBO for K = 1 and rises to $\log p(x)$ with K.
 """
 
 import contextlib
-import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -23,9 +22,9 @@ from pyro.infer import Trace_ELBO
 from torch.distributions import transform_to
 
 from latentlab.errors import ConfigError, ModelError
-from latentlab.inference.adam import Adam
+from latentlab.inference.adam import Adam, pack, unpack, whole_step
 from latentlab.inference.advi import batches, fit_restarts
-from latentlab.inference.capture import Plan, capture, total
+from latentlab.inference.capture import Plan, capture
 from latentlab.inference.density import Density, constrain_draws, ends, over_draws
 from latentlab.inference.draws import Draws, Problem, finished
 from latentlab.inference.encoder import is_amortised
@@ -223,59 +222,54 @@ class SVI:
             rows = batches(problem, self.batch_size, seeds.child("batches").numpy(), training)
             first = next(rows)
             found = _started(model, density.with_units(first) if first else density.arrays)
-            parameters = [value.detach() for value in found.unconstrained]
+            shapes = [value.shape for value in found.unconstrained]
+            vectors = pack(found.unconstrained)[None]
             n_training = density.n_units if training is None else len(training)
-            count = itertools.count(1)
-            gradients = self._gradients(problem, found, n_training, first)
+            title = f"SVI {restart + 1}/{self.n_restarts}"
+            adam = Adam(self.n_steps, self.learning_rate, self.patience, title, problem.progress)
 
-            def step(rest: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-                warm = min(1.0, next(count) / self.kl_warmup) if self.kl_warmup else 1.0
-                return gradients(torch.tensor(warm), *parameters, *rest)
+            def arguments() -> Iterator[tuple[torch.Tensor, ...]]:
+                for i, batch in enumerate(rows, 1):
+                    yield torch.tensor(min(1.0, i / self.kl_warmup) if self.kl_warmup else 1.0), *batch
 
-            watch: Callable[[], float] | None = None
+            if "guide" not in density.captured:
+                example = vectors, vectors / 2, vectors**2, adam.scale(0), torch.tensor(1.0), *first
+                whole = _of_one(whole_step(self._gradients(problem, found, n_training), shapes, (1.0,) * len(shapes)))
+                density.captured["guide"] = capture(whole, *example, plan=density.plan) if found.reparameterised else whole
+
+            watch: Callable[[torch.Tensor], float] | None = None
             if held_out is not None:
                 aside = density.with_units(tuple(density.arrays[name][held_out] for name in density.unit_arrays()))
 
-                def watch() -> float:
-                    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                def watch(vector: torch.Tensor) -> float:
+                    with torch.no_grad(), torch.random.fork_rng(devices=[]), Fixed(found.constrained(unpack(vector, shapes))):
                         torch.manual_seed(0)
                         return float(self._pyro_loss(problem, aside, 1.0, model.kl_weight, N_WATCHED))
 
-            title = f"SVI {restart + 1}/{self.n_restarts}"
-            adam = Adam(self.n_steps, self.learning_rate, self.patience, title, problem.progress)
-            rates = (1.0,) * len(parameters)
-            (losses,) = adam.descend(parameters, rates, step, rows, [restart], lambda _: [], watch, self.kl_warmup)
-            own = {name: value.detach() for name, value in _values(found.names).items() if name in model.parameters}
-            kept = {PARAMETER + name: value.numpy() for name, value in own.items()}
-            return {"loss": losses, **kept, **_guide_draws(density.at(own), model.guide, self.n_draws)}  # type: ignore[attr-defined]
+            step = density.captured["guide"]
+            (end,), (losses,) = adam.descend(vectors, step, arguments(), [restart], lambda *_: [], watch, self.kl_warmup)
+            values = found.constrained(unpack(end, shapes))
+            parameters = {name: value for name, value in values.items() if name in model.parameters}
+            kept = {PARAMETER + name: value.numpy() for name, value in parameters.items()}
+            with Fixed(values):
+                draws = _guide_draws(density.at(parameters), model.guide, self.n_draws)  # type: ignore[attr-defined]
+            return {"loss": losses, **kept, **draws}
 
-    def _gradients(
-        self, problem: Problem, found: "_Parameters", n_training: int, rows: tuple[torch.Tensor, ...]
-    ) -> Callable[..., tuple[torch.Tensor, ...]]:
-        """Of the weight of the units' sites, the unconstrained parameters and a batch: captured once for all restarts.
-
-        It gives the loss and the sum of all entries of its gradients, `(1,)` each, and the gradients.
-        """
-        density, n_parameters = problem.density, len(found.unconstrained)
+    def _gradients(self, problem: Problem, found: "_Parameters", n_training: int) -> Callable[..., tuple[torch.Tensor, ...]]:
+        """A function of the unconstrained parameters, the weight of the units' sites and a batch: the loss and its gradients."""
+        density = problem.density
 
         @torch.enable_grad()
-        def evaluate(warm: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            leaves = [value.detach().requires_grad_() for value in rest[:n_parameters]]
-            batch = rest[n_parameters:]
+        def gradients(parameters: tuple[torch.Tensor, ...], warm: torch.Tensor, *batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            leaves = [value.detach().requires_grad_() for value in parameters]
             now, scale = (density.with_units(batch), n_training / len(batch[0])) if batch else (density.arrays, 1.0)
             weight = warm * problem.model.kl_weight if self.kl_warmup else problem.model.kl_weight
             with Fixed(found.constrained(leaves)):
                 loss = self._pyro_loss(problem, now, scale, weight, self.n_particles)
             slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
-            gradients = [torch.zeros_like(v) if g is None else g for g, v in zip(slopes, leaves, strict=True)]
-            return loss.detach().reshape(1), total(gradients).reshape(1), *gradients
+            return loss.detach(), *(torch.zeros_like(v) if g is None else g for g, v in zip(slopes, leaves, strict=True))
 
-        if not found.reparameterised:
-            return evaluate
-        if "guide" not in density.captured:
-            example = torch.tensor(1.0), *(v.detach() for v in found.unconstrained), *rows
-            density.captured["guide"] = capture(evaluate, *example, plan=density.plan)
-        return density.captured["guide"]
+        return gradients
 
     def _pyro_loss(
         self, problem: Problem, arrays: Mapping[str, Any], scale: float, kl_weight: Any, n_particles: int
@@ -297,6 +291,15 @@ class SVI:
         log_w = torch.as_tensor(sum(terms[0]) - sum(terms[1])).reshape(n_particles, -1) / scale
         each = log_w.mean(0) if self.objective == "elbo" else torch.logsumexp(log_w, dim=0) - math.log(n_particles)
         return -scale * each.sum()
+
+
+def _of_one(step: Callable[..., tuple[torch.Tensor, ...]]) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """The step of one fit with a dim for the fits in front, of size 1."""
+
+    def one(vectors: torch.Tensor, m: torch.Tensor, v: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(found[None] for found in step(vectors[0], m[0], v[0], *rest))
+
+    return one
 
 
 def _loss_one_by_one(program: Callable[..., Any], guide: Callable[..., Any], arrays: Mapping[str, Any], n: int) -> torch.Tensor:
@@ -330,7 +333,7 @@ def _divided(n_units: int, share: float, rng: np.random.Generator) -> tuple[np.n
 
 @dataclass(frozen=True)
 class _Parameters:
-    """The parameters of guide and program in Pyro's store, `unconstrained`, as leaves, in the order of `names`."""
+    """The parameters of guide and program, as they start."""
 
     names: tuple[str, ...]
     unconstrained: tuple[torch.Tensor, ...]
@@ -344,7 +347,7 @@ class _Parameters:
 
 
 def _started(model: LatentModel, arrays: Mapping[str, Any]) -> _Parameters:
-    """The parameters as they start."""
+    """The parameters, put into Pyro's store by running guide and program."""
     with poutine.trace() as seen:
         model.guide(**arrays)  # type: ignore[attr-defined]
     reparameterised = _is_reparameterised(seen.trace)
@@ -352,13 +355,8 @@ def _started(model: LatentModel, arrays: Mapping[str, Any]) -> _Parameters:
         if model.parameters:
             model.model(**arrays)
     sites: dict[str, Any] = {n: s for trace in (seen.trace, own.trace) for n, s in trace.nodes.items() if s["type"] == "param"}
-    leaves = tuple(site["value"].unconstrained() for site in sites.values())
-    return _Parameters(tuple(sites), leaves, tuple(s["kwargs"]["constraint"] for s in sites.values()), reparameterised)
-
-
-def _values(names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """What Pyro's store holds under these names, constrained."""
-    return {name: pyro.param(name) for name in names}
+    unconstrained = tuple(site["value"].unconstrained().detach() for site in sites.values())
+    return _Parameters(tuple(sites), unconstrained, tuple(s["kwargs"]["constraint"] for s in sites.values()), reparameterised)
 
 
 def _scaled(program: Callable[..., Any], scale: float, kl_weight: Any) -> Callable[..., Any]:
