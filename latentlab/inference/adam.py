@@ -61,7 +61,9 @@ def whole_step(gradients: Step, shapes: Shapes, rates: Sequence[float]) -> Step:
         v = BETA_2 * v + (1 - BETA_2) * slope * slope
         rate, spread = scale[0], scale[1]
         if not same:
-            rate = rate * torch.cat([torch.full((shape.numel(),), own) for shape, own in zip(shapes, rates, strict=True)])
+            rate = rate * torch.cat(
+                [torch.full((shape.numel(),), own, dtype=vector.dtype) for shape, own in zip(shapes, rates, strict=True)]
+            )
         elif rates[0] != 1.0:
             rate = rate * rates[0]
         return loss, slope.sum(), vector - rate * m / (torch.sqrt(v) * spread + EPSILON), m, v

@@ -87,21 +87,21 @@ def test_each_restart_stops_when_its_own_loss_no_longer_falls(iris):
 
 def test_the_restart_that_fails_is_named(iris, monkeypatch):
     monkeypatch.setattr(advi, "non_finite_sites", lambda density, u: [f"'W' at {len(u)}"])
-    step = advi._step
+    gradients = advi._gradients
 
     def failing(density, guide, *, framed):
-        flat = step(density, guide, framed=framed)
+        plain = gradients(density, guide, framed=framed)
 
-        def planted(noise, loc, *rest):
-            value, *gradients = flat(noise, loc, *rest)
-            return (torch.where(loc.sum() == marked, torch.nan, value), *gradients)
+        def planted(parameters, *rest):
+            value, *slopes = plain(parameters, *rest)
+            return (torch.where(parameters[0].sum() == marked, torch.nan, value), *slopes)
 
         return planted
 
     method = SVI(guide="mean_field", n_steps=5, n_draws=4, n_restarts=3)
     problem = problem_of(PPCA(1), iris)
     marked = advi._Restart(problem, method, 1).guide.loc.detach().sum()
-    monkeypatch.setattr(advi, "_step", failing)
+    monkeypatch.setattr(advi, "_gradients", failing)
     with pytest.raises(InferenceError, match=r"SVI, restart 1, step 0: loss nan .*'W' at"):
         fit_restarts(problem, method)
 

@@ -1,0 +1,64 @@
+"""Adam's step: the optimiser of torch, written as a function of vectors."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from latentlab.errors import InferenceError
+from latentlab.inference.adam import Adam, pack, unpack, whole_step
+
+SHAPES = [torch.Size([3]), torch.Size([2, 2])]
+
+
+def gradients(parameters, target):
+    """Of a quadratic loss; `target` is a batch."""
+    a, b = parameters
+    return ((a - target) ** 2).sum() + (b**4).sum(), 2 * (a - target), 4 * b**3
+
+
+@pytest.mark.parametrize("rates", [(1.0, 1.0), (1.0, 0.3), (0.5, 0.5)])
+def test_the_steps_are_those_of_torch(rates):
+    """Same gradients, same schedule: equal to rounding over 200 steps."""
+    start = [torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64), torch.eye(2, dtype=torch.float64) + 0.5]
+    adam = Adam(n_steps=200, learning_rate=0.05, patience=None, title="", progress=False)
+    step = whole_step(gradients, SHAPES, rates)
+    target = torch.tensor(0.7, dtype=torch.float64)
+
+    def one(vectors, m, v, scale, *rest):
+        return tuple(found[None] for found in step(vectors[0], m[0], v[0], scale, *rest))
+
+    (end,), (losses,) = adam.descend(pack(start)[None], one, itertools.repeat((target,)), [0], lambda *_: [])
+    leaves = [p.clone().requires_grad_() for p in start]
+    groups = [{"params": [p], "lr": 0.05 * rate} for p, rate in zip(leaves, rates, strict=True)]
+    optimizer = torch.optim.Adam(groups)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, adam.rate)
+    expected = []
+    for _ in range(200):
+        loss, *slopes = gradients(leaves, target)
+        for leaf, slope in zip(leaves, slopes, strict=True):
+            leaf.grad = slope.detach()
+        expected.append(loss.item())
+        optimizer.step()
+        decay.step()
+    np.testing.assert_allclose(losses, expected, rtol=1e-10)
+    for found, leaf in zip(unpack(end, SHAPES), leaves, strict=True):
+        np.testing.assert_allclose(found, leaf.detach(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_the_fit_that_is_not_finite_is_named(where):
+    """And a sum of finite gradients that overflows is no failure."""
+
+    def step(vectors, m, v, scale):
+        loss, slope = torch.ones(2), torch.full((2, 3), 1e308, dtype=torch.float64)
+        if len(seen) == 4:
+            (loss[1:] if where == "loss" else slope[1]).fill_(torch.nan)
+        seen.append(1)
+        return loss, slope.sum(1), vectors, slope, v
+
+    seen = []
+    adam = Adam(n_steps=9, learning_rate=0.1, patience=None, title="", progress=False)
+    with pytest.raises(InferenceError, match=r"restart 7, step 4: .* not finite: site of 1; last finite losses"):
+        adam.descend(torch.zeros(2, 3), step, itertools.repeat(()), [3, 7], lambda k, _: [f"site of {k}"])

@@ -1,0 +1,250 @@
+"""A function as a graph: what is folded, what is drawn outside, and machine code that is made once and kept."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from latentlab.data.load import load_dataset
+from latentlab.fit import fit
+from latentlab.inference import capture as module
+from latentlab.inference.capture import CACHE, WORTH, Plan, _Graph, capture, folder
+from latentlab.inference.chees import ChEES
+from latentlab.inference.density import Density, tensors
+from latentlab.inference.nuts import NUTS
+from latentlab.inference.svi import SVI
+from latentlab.models.gaussian_hmm import GaussianHMM
+from latentlab.models.gaussian_mixture import GaussianMixture
+from latentlab.models.ppca import PPCA
+from latentlab.models.vae import VAE
+from latentlab.seeds import double
+
+COMPILED = Plan(compiled=True)
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """An empty folder for machine code."""
+    monkeypatch.setenv(CACHE, str(tmp_path / "code"))
+    return tmp_path / "code"
+
+
+def small(x, y):
+    mask = torch.arange(4) > 1
+    weights = torch.exp(torch.linspace(0.0, 1.0, 4))
+    return (x * weights + y)[mask].sum(), x * y
+
+
+def operations(function, *example):
+    with double():
+        return [str(node.target) for node in _Graph(function, example).module.graph.nodes if node.op == "call_function"]
+
+
+# -- the graph
+
+
+def test_what_depends_on_no_argument_is_computed_beforehand():
+    found = operations(small, torch.ones(4), torch.ones(4))
+    assert not [name for name in found if "exp" in name or "linspace" in name or "gt" in name]
+    assert "aten.index.Tensor" in found  # by numbers, of which there is a known number
+    fast = capture(small, torch.ones(4), torch.ones(4))
+    x, y = torch.randn(4), torch.randn(4)
+    with double():
+        for one, two in zip(fast(x, y), small(x, y), strict=True):
+            torch.testing.assert_close(one, two)
+
+
+def test_a_constant_that_is_changed_in_place_is_not_folded():
+    def function(x):
+        total = torch.zeros(3)
+        total.add_(x)
+        return (total * torch.ones(3).mul_(2.0),)
+
+    fast = capture(function, torch.ones(3, dtype=torch.float64))
+    for value in (1.0, 5.0, 1.0):  # a constant would gather what it was given
+        np.testing.assert_allclose(fast(torch.full((3,), value, dtype=torch.float64))[0], 2 * value)
+
+
+def test_a_tensor_that_is_two_arguments_stays_two():
+    same = torch.ones(3)
+    fast = capture(lambda x, y: (x - 2 * y,), same, same)
+    np.testing.assert_allclose(fast(torch.tensor([5.0]).expand(3), same)[0], 3.0)
+
+
+def test_normal_numbers_are_drawn_where_the_function_draws_them():
+    def function(x):
+        first = torch.empty(4).normal_()
+        return x * first, torch.empty(2, 3).normal_()
+
+    x = torch.ones(4, dtype=torch.float64)
+    fast = capture(function, x)
+    graph = _Graph(function, (x,))
+    assert [tuple(shape) for shape, _ in graph.noise] == [(4,), (2, 3)]
+    torch.manual_seed(3)
+    with double():
+        plain, after = function(x), torch.randn(1)
+    torch.manual_seed(3)
+    for one, two in zip(fast(x), plain, strict=True):
+        assert one.numpy().tobytes() == two.numpy().tobytes()
+    with double():
+        assert torch.randn(1) == after  # and the random state is where the function would leave it
+
+
+def test_capturing_leaves_the_random_state_alone():
+    before = torch.get_rng_state()
+    capture(lambda x: (x * torch.empty(4).normal_(),), torch.ones(4))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_machine_code_is_for_what_is_asked_for_or_for_long_runs():
+    assert Plan(compiled=True).is_compiled(1)
+    assert not Plan(WORTH, compiled=False).is_compiled(100)
+    assert Plan(WORTH / 100).is_compiled(100)
+    assert not Plan(WORTH / 100 - 1).is_compiled(100)
+    assert not Plan().is_compiled(10**6)
+
+
+@pytest.mark.parametrize("method", [SVI, NUTS, ChEES])
+def test_a_method_says_whether_machine_code_is_wanted(method):
+    assert method(compiled=True).plan().compiled is True
+    assert method().plan().compiled is None
+    assert method().plan().n_calls > 0
+    with pytest.raises(Exception, match="compiled must be true, false or null"):
+        method(compiled="yes")
+
+
+def test_the_folder_is_the_one_asked_for_or_the_users(tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE, str(tmp_path / "mine"))
+    assert folder() == tmp_path / "mine"
+    monkeypatch.delenv(CACHE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "all"))
+    assert folder() == tmp_path / "all" / "latentlab"
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert folder().is_dir()  # a place for caches that cannot be used is no reason to stop
+    assert tmp_path not in folder().parents
+
+
+# -- machine code
+
+
+def test_what_cannot_be_compiled_runs_as_a_graph(kept, monkeypatch, caplog):
+    def refuse(*_):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(module, "_compile", refuse)
+    x = torch.ones(4, dtype=torch.float64)
+    fast = capture(small, x, x, plan=COMPILED)
+    assert "running the graph by TorchScript, since it cannot be compiled: no C++ compiler" in caplog.text
+    with double():
+        torch.testing.assert_close(fast(2 * x, x)[0], small(2 * x, x)[0])
+    assert not list(kept.iterdir())
+
+
+def test_other_random_numbers_stay_in_the_graph(kept, caplog):
+    def function(x):
+        return (x * torch.empty(4).exponential_(),)
+
+    x = torch.ones(4, dtype=torch.float64)
+    fast = capture(function, x, plan=COMPILED)
+    assert "random numbers that are not standard normal" in caplog.text
+    assert not torch.equal(fast(x)[0], fast(x)[0])
+
+
+@pytest.mark.slow
+def test_machine_code_is_kept_and_read_back(kept, caplog, monkeypatch):
+    """Also with other constants of the same shapes, and again where what was kept is damaged."""
+    caplog.set_level(logging.INFO)
+    x = torch.linspace(-1.0, 1.0, 4, dtype=torch.float64)
+
+    def scaled(by):
+        constant = by * torch.arange(4.0, dtype=torch.float64)
+        return lambda y: (torch.exp(y * constant).sum() + torch.sin(y).sum(), y * constant)
+
+    first = capture(scaled(1.0), x, plan=COMPILED)
+    assert "compiled in" in caplog.text
+    (path,) = kept.iterdir()
+    caplog.clear()
+    compile_ = module._compile
+    monkeypatch.setattr(module, "_compile", None)
+    second = capture(scaled(2.0), x, plan=COMPILED)
+    assert "read in" in caplog.text
+    for fast, by in ((first, 1.0), (second, 2.0)):
+        for one, two in zip(fast(2 * x), scaled(by)(2 * x), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-14, atol=1e-14)
+    monkeypatch.setattr(module, "_compile", compile_)
+    path.write_bytes(path.read_bytes()[:1000])
+    again = capture(scaled(1.0), x, plan=COMPILED)
+    torch.testing.assert_close(again(x)[1], scaled(1.0)(x)[1])
+    assert [one.name for one in kept.iterdir()] == [path.name]  # and nothing else is left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "name", "n_points"),
+    [(PPCA(2), "iris", 4), (GaussianMixture(2), "iris", 1), (GaussianHMM(2), "nile", 3)],
+    ids=["ppca", "mixture", "hmm"],
+)
+def test_machine_code_of_a_density_is_the_density(kept, model, name, n_points, rng, caplog):
+    dataset = load_dataset(name)
+    density = Density(model, tensors(model, dataset), dataset.dims, plan=COMPILED)
+    points = 0.3 * rng.standard_normal((n_points, density.size))
+    values, gradients = density.batch_value_and_grad(points)
+    assert list(kept.iterdir()), caplog.text
+    for point, value, gradient in zip(torch.from_numpy(points), values, gradients, strict=True):
+        plain_value, plain_gradient = density.eager_value_and_grad(point)
+        np.testing.assert_allclose(value, plain_value, rtol=1e-11)
+        np.testing.assert_allclose(gradient, plain_gradient, rtol=1e-9, atol=1e-9)
+
+
+FITTED = """
+import logging, sys, hashlib
+logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+import latentlab as ll
+method = ll.SVI(guide="model", n_steps=30, batch_size=50, n_draws=5, n_particles=1, compiled=True)
+fit = ll.fit(ll.models.VAE(2, (8,)), ll.load_dataset("iris"), method, progress=False)
+print(hashlib.sha256(fit.data["optimization"]["loss"].values.tobytes() + fit.sites()["z"].tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_fit_is_the_same_in_every_process_and_that_of_the_graph_up_to_rounding(kept, iris):
+    """The first process compiles, the second reads; both draw the same numbers."""
+    done = [subprocess.run([sys.executable, "-c", FITTED], capture_output=True, text=True, timeout=300) for _ in range(2)]
+    assert ["compiled in" in one.stderr for one in done] == [True, False], done[0].stderr[-2000:]
+    assert "read in" in done[1].stderr
+    assert len(done[0].stdout) > 60
+    assert done[0].stdout == done[1].stdout
+    losses = [
+        fit(VAE(2, (8,)), iris, SVI(guide="model", n_steps=30, batch_size=50, n_draws=5, n_particles=1, compiled=one))
+        .data["optimization"]["loss"]
+        .values
+        for one in (True, False)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-9)
+
+
+@pytest.fixture
+def iris():
+    return load_dataset("iris")
+
+
+def test_the_steps_of_a_guide_are_the_same_on_a_graph_and_without_one(iris, monkeypatch):
+    """Same noise, same batches, same Adam: with particles, a weight that grows, and units held out."""
+    from latentlab.inference import svi
+
+    method = SVI(guide="model", n_steps=60, batch_size=40, n_draws=5, n_particles=3, kl_warmup=30, held_out=0.2)
+    with_graph = fit(VAE(2, (8,)), iris, method, progress=False)
+    monkeypatch.setattr(svi, "capture", lambda function, *_, **__: function)
+    without = fit(VAE(2, (8,)), iris, method, progress=False)
+    for fitted in ("optimization", "parameters"):
+        for name, values in with_graph.data[fitted].data_vars.items():
+            np.testing.assert_allclose(values, without.data[fitted][name], rtol=1e-8, atol=1e-10, err_msg=str(name))
+
+
+def test_the_folder_belongs_to_its_user(kept):
+    assert os.stat(folder()).st_mode & 0o077 == 0  # machine code that others could change is not to be run
