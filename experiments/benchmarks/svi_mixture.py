@@ -18,7 +18,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal
 import latentlab as ll
 from experiments.benchmarks.harness import Row, in_turn, same_up_to_a_constant, timed
 from latentlab.fit import prepared
-from latentlab.inference.advi import _gradients
+from latentlab.inference.advi import _losses
 from latentlab.inference.draws import Problem
 from latentlab.inference.guides import MeanField
 from latentlab.inference.nuts import starting_point
@@ -71,14 +71,14 @@ def losses(problem: Problem, n: int) -> tuple[list[float], list[float]]:
         guide = autoguide(problem)
         loc, scale = guide.loc.detach(), guide.scale.detach()
         own = MeanField(loc)
-        gradients = _gradients(problem.density, own, framed=False)
+        losses_of = _losses(problem.density, own, framed=False)
         for _ in range(n):
             drawn = poutine.trace(guide).get_trace(**problem.arrays)
             whole = poutine.trace(poutine.replay(problem.model.model, trace=drawn)).get_trace(**problem.arrays)
             theirs.append((drawn.log_prob_sum() - whole.log_prob_sum()).item())
             u = next(site["value"] for name, site in drawn.nodes.items() if name.endswith("_latent"))
             noise = ((u - loc) / scale).detach()[None]
-            ours.append(float(gradients((loc, torch.log(scale)), noise)[0]))
+            ours.append(float(losses_of(torch.cat([loc, torch.log(scale)])[None], noise[None])))
     return ours, theirs
 
 

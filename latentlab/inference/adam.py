@@ -44,29 +44,38 @@ def unpack(vector: torch.Tensor, shapes: Shapes) -> tuple[torch.Tensor, ...]:
     return tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
 
 
-def whole_step(gradients: Step, shapes: Shapes, rates: Sequence[float]) -> Step:
-    """A step of one fit, to be captured: `(vector, m, v, scale, *rest)` to the loss, the gradient's sum, and all three anew.
+def with_slopes(losses: Callable[..., torch.Tensor]) -> Step:
+    """The losses `(fit,)` of vectors `(fit, size)`, and their gradients."""
+
+    @torch.enable_grad()
+    def both(vectors: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        leaf = vectors.detach().requires_grad_()
+        found = losses(leaf, *rest)
+        (slopes,) = torch.autograd.grad(found.sum(), leaf)
+        return found.detach(), slopes
+
+    return both
+
+
+def whole_step(losses: Callable[..., torch.Tensor], shapes: Shapes, rates: Sequence[float]) -> Step:
+    """A step, to be captured: `(vectors, m, v, scale, *rest)` to the losses, the gradients' sums, and the first three anew.
 
     Args:
-        gradients: A function of the parameters, and of `rest`: the loss, and a gradient for each parameter.
-        shapes: Of the parameters.
+        losses: Of vectors `(fit, size)` and `rest`: `(fit,)`, each of a row of the vectors.
+        shapes: Of the parameters of a fit.
         rates: Multiples of the learning rate, one for each parameter.
     """
-    same = len(set(rates)) == 1
+    slopes_of = with_slopes(losses)
 
-    def step(vector: torch.Tensor, m: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, *rest: torch.Tensor) -> Any:
-        loss, *slopes = gradients(unpack(vector, shapes), *rest)
-        slope = torch.cat([one.reshape(-1) for one in slopes])
-        m = BETA_1 * m + (1 - BETA_1) * slope
-        v = BETA_2 * v + (1 - BETA_2) * slope * slope
-        rate, spread = scale[0], scale[1]
-        if not same:
-            rate = rate * torch.cat(
-                [torch.full((shape.numel(),), own, dtype=vector.dtype) for shape, own in zip(shapes, rates, strict=True)]
-            )
-        elif rates[0] != 1.0:
-            rate = rate * rates[0]
-        return loss, slope.sum(), vector - rate * m / (torch.sqrt(v) * spread + EPSILON), m, v
+    def step(vectors: torch.Tensor, m: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, *rest: torch.Tensor) -> Any:
+        found, slopes = slopes_of(vectors, *rest)
+        m = BETA_1 * m + (1 - BETA_1) * slopes
+        v = BETA_2 * v + (1 - BETA_2) * slopes * slopes
+        rate = scale[0]
+        if set(rates) != {1.0}:
+            own = [torch.full((shape.numel(),), r, dtype=vectors.dtype) for shape, r in zip(shapes, rates, strict=True)]
+            rate = rate * torch.cat(own)
+        return found, slopes.sum(1), vectors - rate * m / (torch.sqrt(v) * scale[1] + EPSILON), m, v
 
     return step
 
@@ -113,7 +122,7 @@ class Adam:
 
         Args:
             vectors: Where the fits begin, `(fit, size)`.
-            step: From `whole_step`, with a dim `fit` in front of all but `scale`; the last arguments are a batch.
+            step: From `whole_step`; the last arguments are a batch.
             batches: Those arguments.
             numbers: The fits' numbers, to name one that fails.
             sites: What is not finite in the n-th of them, given its vector.

@@ -12,12 +12,12 @@ References:
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from latentlab.inference.adam import Adam, pack, unpack, whole_step
+from latentlab.inference.adam import Adam, pack, unpack, whole_step, with_slopes
 from latentlab.inference.capture import capture, mean_size
 from latentlab.inference.density import Density, non_finite_sites, over_draws, start
 from latentlab.inference.draws import Problem, finished
@@ -102,10 +102,10 @@ def fit_restarts(problem: Problem, settings: Settings) -> list[dict[str, np.ndar
 def _small(problem: Problem, settings: Settings) -> bool:
     """Whether the operations of one restart's step are so small that starting them takes most of the time."""
     restart = _Restart(problem, settings, 0)
-    gradients = _gradients(problem.density, restart.guide, framed=False)
-    n, shapes = settings.n_particles, [p.shape for p in restart.guide.parameters]
-    arguments = pack(restart.guide.parameters), restart.guide.noise(n, restart.random), *next(restart.batches)
-    return mean_size(lambda vector, *rest: gradients(unpack(vector, shapes), *rest), *arguments) < SMALL
+    slopes = with_slopes(_losses(problem.density, restart.guide, framed=False))
+    noise = restart.guide.noise(settings.n_particles, restart.random)
+    arguments = pack(restart.guide.parameters), noise, *next(restart.batches)
+    return mean_size(slopes, *(argument[None] for argument in arguments)) < SMALL
 
 
 def _fitted(problem: Problem, settings: Settings, numbers: Sequence[int]) -> dict[str, np.ndarray]:
@@ -174,9 +174,8 @@ def _descend(problem: Problem, settings: Settings, restarts: Sequence[_Restart],
         *next(rows),
     )  # drawn in every group: the same alone
     if key not in density.captured:
-        one = whole_step(_gradients(density, first.guide, framed=framed), shapes, first.guide.rates)
-        in_dims = (0, 0, 0, None, *[0] * (len(example) - 4))
-        density.captured[key] = capture(torch.vmap(one, in_dims=in_dims), *example, plan=density.plan)
+        whole = whole_step(_losses(density, first.guide, framed=framed), shapes, first.guide.rates)
+        density.captured[key] = capture(whole, *example, plan=density.plan)
 
     def put_back(k: int, vector: torch.Tensor) -> None:
         restarts[k].guide.parameters = [p.clone() for p in unpack(vector, shapes)]
@@ -197,12 +196,12 @@ def _title(restarts: Sequence[_Restart], settings: Settings) -> str:
     return f"SVI {first if first == last else f'{first}-{last}'}/{settings.n_restarts}"
 
 
-def _gradients(density: Density, guide: GaussianGuide, *, framed: bool) -> Callable[..., Any]:
-    """A function of the guide's parameters, noise, the frame and a batch: the loss and its gradients."""
-    n_fixed = 3 if framed else 0
+def _losses(density: Density, guide: GaussianGuide, *, framed: bool) -> Callable[..., torch.Tensor]:
+    """A function of vectors of parameters, noise, the frames and batches, a row for each restart: their losses."""
+    n_fixed, shapes = 3 if framed else 0, [p.shape for p in guide.parameters]
 
-    def loss(parameters: tuple[torch.Tensor, ...], noise: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        placed, rows = rest[:n_fixed], rest[n_fixed:]
+    def loss(vector: torch.Tensor, noise: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        parameters, placed, rows = unpack(vector, shapes), rest[:n_fixed], rest[n_fixed:]
         v = guide.transform(parameters, noise)
         log_q = guide.log_density(tuple(p.detach() for p in parameters), v)
         u = v
@@ -211,11 +210,7 @@ def _gradients(density: Density, guide: GaussianGuide, *, framed: bool) -> Calla
             u, log_q = center + v @ matrix.mT, log_q - log_det
         return (log_q - torch.vmap(log_p_of(density, rows))(u)).mean()
 
-    def gradients(parameters: tuple[torch.Tensor, ...], *rest: torch.Tensor) -> Any:
-        slopes, value = torch.func.grad_and_value(loss)(parameters, *rest)
-        return value, *slopes
-
-    return gradients
+    return torch.vmap(loss)
 
 
 def batches(

@@ -1,7 +1,10 @@
 r"""A function of tensors as one graph of operations, run without Python: by TorchScript, or as machine code.
 
-`make_fx` runs the function once and writes down its operations. What depends on no argument is computed there and then, and
-standard normal numbers become arguments, so that they are drawn where the function would draw them, from the same random state.
+The function runs once, and what torch does to its arguments is written down: derivatives and batches are taken apart by then.
+What depends on no argument is a constant of the graph, and standard normal numbers become arguments, so that they are drawn
+where the function would draw them, from the same random state. (`make_fx` of torch does much the same, and imports its compiler:
+a second that every process would wait.)
+
 TorchScript runs such a graph at once. Machine code, made by Inductor, needs a C++ compiler and some ten seconds; then a call
 takes a quarter to a half of the time, as neighbouring operations become one loop. It is kept in a folder, so that the next
 process has it within a second. Both are checked against the function before they are used, and differ from each other in the
@@ -12,24 +15,25 @@ import contextlib
 import hashlib
 import logging
 import math
+import operator
 import os
 import platform
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from latentlab.seeds import double
 
 logger = logging.getLogger(__name__)
 
-MOST_FOLDED = 2**20
-"""Numbers of a constant that is computed beforehand, at most."""
 WORTH = 10_000_000
 """Operations, over all calls, from which machine code repays its ten seconds: it saves about 1 us on each."""
 CACHE = "LATENTLAB_CACHE"
@@ -89,29 +93,129 @@ def capture(function: Function, *example: torch.Tensor, otherwise: Function | No
 
 def mean_size(function: Function, *example: torch.Tensor) -> float:
     """How many numbers an operation of the function makes, in the mean; infinity where it cannot be captured."""
-    from torch.fx.experimental.proxy_tensor import make_fx
-
     try:
         with double():
-            nodes = make_fx(lambda *arguments: function(*arguments))(*example).graph.nodes
+            graph = _Graph(function, example)
     except Exception:  # whatever a program raises: `capture` says what
         return math.inf
-    made = [node.meta.get("val") for node in nodes if node.op == "call_function"]
-    sizes = [value.numel() for value in made if isinstance(value, torch.Tensor)]
-    return sum(sizes) / max(len(sizes), 1)
+    return sum(graph.sizes) / max(len(graph.sizes), 1)
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down what is done to tensors that depend on the arguments.
+
+    Tensors are known by their identity, and so are held until the end.
+    """
+
+    def __init__(self, arguments: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self.graph = torch.fx.Graph()
+        self.module = torch.nn.Module()
+        self.nodes: dict[int, Any] = {}
+        self.constants: dict[int, Any] = {}
+        self.held: list[torch.Tensor] = []
+        self.memory: set[int] = set()
+        self.changed: set[int] = set()
+        self.noise: list[tuple[torch.Size, torch.dtype]] = []
+        self.sizes: list[int] = []
+        for i, argument in enumerate(arguments):
+            self.last = self.graph.placeholder(f"argument_{i}")
+            self.know(argument, self.last)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Asked by torch, which else imports its compiler to keep it away from here."""
+        return False
+
+    def know(self, tensor: torch.Tensor, node: Any) -> None:
+        """The tensor is what the node gives."""
+        self.nodes[id(tensor)] = node
+        self.held.append(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        unknown = [tensor for tensor in given if id(tensor) not in self.nodes]
+        if self.changed and any(tensor.untyped_storage().data_ptr() in self.changed for tensor in unknown):
+            raise ValueError("it changes a tensor in place that it also uses in another place")
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            if func is torch.ops.aten.normal_.default and unknown and tuple(args[1:]) in ((), (0.0, 1.0)):
+                self._noise(args[0])
+                return func(*args, **kwargs)
+        elif len(unknown) == len(given):
+            return func(*args, **kwargs)
+        if func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default):
+            args = (args[0], self._counted(args[1]), *args[2:])
+        changed = args[0] if func._schema.is_mutable else None
+        mapped = tree_map(lambda leaf: self.in_graph(leaf, changed=leaf is changed), (args, kwargs))
+        node = self.graph.call_function(func, *mapped)
+        found = func(*args, **kwargs)
+        if not any(isinstance(one, torch.Tensor) for one in tree_leaves(found)):
+            raise ValueError(f"it takes a number out of a tensor ({func})")
+        if isinstance(found, torch.Tensor):
+            self._known(found, node)
+        else:
+            for i, one in enumerate(found):
+                if isinstance(one, torch.Tensor):
+                    self._known(one, self.graph.call_function(operator.getitem, (node, i)))
+        return found
+
+    def _known(self, tensor: torch.Tensor, node: Any) -> None:
+        self.sizes.append(tensor.numel())
+        self.know(tensor, node)
+
+    def _noise(self, tensor: torch.Tensor) -> None:
+        """Makes an argument of a tensor of standard normal numbers."""
+        with self.graph.inserting_after(self.last):
+            self.last = self.graph.placeholder(f"noise_{len(self.noise)}")
+        self.noise.append((tensor.shape, tensor.dtype))
+        self.know(tensor, self.last)
+
+    def in_graph(self, leaf: Any, *, changed: bool = False) -> Any:
+        """The node of a tensor, or of a constant: of a copy of it, where it is about to be changed in place."""
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        if id(leaf) in self.nodes:
+            return self.nodes[id(leaf)]
+        memory = leaf.untyped_storage().data_ptr()
+        if changed and memory in self.memory:
+            raise ValueError("it changes a tensor in place that it also uses in another place")
+        if id(leaf) in self.constants:
+            return self.constants[id(leaf)]
+        name = f"constant_{len(self.held)}"
+        self.module.register_buffer(name, leaf.detach().clone() if changed else leaf.detach())
+        node = self.graph.get_attr(name)
+        if changed:
+            self.changed.add(memory)
+            node = self.graph.call_function(torch.ops.aten.clone.default, (node,))
+            self.know(leaf, node)
+        else:
+            self.memory.add(memory)
+            self.constants[id(leaf)] = node
+            self.held.append(leaf)
+        return node
+
+    def _counted(self, where: Sequence[Any]) -> list[Any]:
+        """Indices with the masks that are constants replaced by the numbers of their entries, so that it is known how many."""
+        found: list[Any] = []
+        for index in where:
+            mask = index is not None and index.dtype == torch.bool and id(index) not in self.nodes
+            found.extend(index.nonzero(as_tuple=True) if mask else [index])
+        return found
 
 
 class _Graph:
     """What a function does with its arguments; `noise` has the shapes of the standard normal numbers that it draws."""
 
     def __init__(self, function: Function, example: tuple[torch.Tensor, ...]) -> None:
-        from torch.fx.experimental.proxy_tensor import make_fx
-
-        with torch.random.fork_rng(devices=[]):
-            self.module = make_fx(lambda *arguments: function(*arguments))(*example)
-        self.noise = _draw_outside(self.module)
-        _fold(self.module)
-        self.n_operations = sum(node.op == "call_function" for node in self.module.graph.nodes)
+        with torch.random.fork_rng(devices=[]), _Recorder(example) as recorder:
+            found = function(*example)
+        outputs = found if isinstance(found, tuple) else (found,)
+        recorder.graph.output(tuple(recorder.in_graph(one) for one in outputs))
+        recorder.graph.eliminate_dead_code()
+        self.module = torch.fx.GraphModule(recorder.module, recorder.graph)
+        self.noise, self.sizes = recorder.noise, recorder.sizes
+        self.n_operations = len(_operations(self.module))
 
     def drawn(self) -> Iterator[torch.Tensor]:
         """Standard normal numbers, from torch's random state."""
@@ -135,7 +239,7 @@ class _Graph:
         Tensors that the graph holds are arguments of the code, which then serves other data of the same shapes too.
         """
         begin = time.perf_counter()
-        if any(_is_random(node) for node in _operations(self.module)):
+        if any(torch.Tag.nondeterministic_seeded in node.target.tags for node in _operations(self.module)):
             raise ValueError("it draws random numbers that are not standard normal")
         module, held = _held_outside(self.module)
         with torch.random.fork_rng(devices=[]):
@@ -185,92 +289,6 @@ def _operations(module: Any) -> list[Any]:
     """The nodes that call an operation of torch."""
     nodes: Any = module.graph.nodes
     return [node for node in nodes if node.op == "call_function" and hasattr(node.target, "_schema")]
-
-
-def _is_random(node: Any) -> bool:
-    return torch.Tag.nondeterministic_seeded in node.target.tags
-
-
-def _draw_outside(module: Any) -> list[tuple[torch.Size, torch.dtype]]:
-    """Makes new arguments, at the end, of the standard normal numbers that the graph draws; their shapes and types."""
-    graph: Any = module.graph
-    found: list[tuple[torch.Size, torch.dtype]] = []
-    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    for node in _operations(module):
-        made: Any = node.args[0] if node.args else None
-        aten = torch.ops.aten
-        fills = node.target is aten.normal_.default and made.target is aten.empty.memory_format
-        if not fills or tuple(node.args[1:]) not in ((), (0.0, 1.0)) or any(user is not node for user in made.users):
-            continue
-        value = node.meta["val"]
-        found.append((value.shape, value.dtype))
-        with graph.inserting_after(last):
-            last = graph.placeholder(f"noise_{len(found)}")
-        last.meta["val"] = value
-        node.replace_all_uses_with(last)
-        graph.erase_node(node)
-        graph.erase_node(made)
-    module.recompile()
-    return found
-
-
-def _fold(module: Any) -> None:
-    """Computes what depends on no argument. Masks among the constants become indices, whose number is then known."""
-    graph, aten = module.graph, torch.ops.aten
-    known: dict[Any, torch.Tensor] = {}
-    changed = {node.args[0] for node in _operations(module) if node.target._schema.is_mutable}
-    for node in reversed(graph.nodes):  # what a changed tensor is made of may be the same memory
-        if node in changed:
-            changed.update(node.all_input_nodes)
-
-    def value_of(argument: Any) -> Any:
-        return torch.fx.node.map_arg(argument, lambda node: known[node])
-
-    for node in list(graph.nodes):
-        if node.op == "get_attr" and node not in changed:
-            known[node] = getattr(module, node.target)
-            continue
-        plain = node.op == "call_function" and node not in changed and isinstance(node.meta.get("val"), torch.Tensor)
-        if not plain or not hasattr(node.target, "_schema") or node.target._schema.is_mutable:
-            continue
-        if node.target in (aten.index.Tensor, aten.index_put.default):
-            _count(graph, node, known)
-        if (
-            not _is_random(node)
-            and node.meta["val"].numel() <= MOST_FOLDED
-            and all(source in known for source in node.all_input_nodes)
-        ):
-            with torch.no_grad():
-                known[node] = node.target(*value_of(node.args), **value_of(node.kwargs)).clone()
-    for node, value in known.items():
-        if node.op == "call_function" and any(user not in known for user in node.users):
-            _hold(module, node, value)
-    graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
-    module.recompile()
-
-
-def _count(graph: Any, node: Any, known: dict[Any, torch.Tensor]) -> None:
-    """Replaces known masks of one dim in an indexing by the numbers of their entries."""
-    where = list(node.args[1])
-    for i, index in enumerate(where):
-        if index in known and known[index].dtype == torch.bool and known[index].dim() == 1:
-            with graph.inserting_before(node):
-                where[i] = graph.call_function(torch.ops.aten.nonzero.default, (index,))
-                known[where[i]] = known[index].nonzero()
-                where[i] = graph.call_function(torch.ops.aten.squeeze.dim, (where[i], 1))
-                known[where[i]] = known[index].nonzero().squeeze(1)
-    node.args = (node.args[0], where, *node.args[2:])
-
-
-def _hold(module: Any, node: Any, value: torch.Tensor) -> None:
-    """Puts a constant in the place of a node."""
-    name = f"_constant_{node.name}"
-    module.register_buffer(name, value)
-    with module.graph.inserting_before(node):
-        constant = module.graph.get_attr(name)
-    constant.meta["val"] = value
-    node.replace_all_uses_with(constant)
 
 
 def _held_outside(module: Any) -> tuple[Any, list[torch.Tensor]]:

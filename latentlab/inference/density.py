@@ -325,20 +325,16 @@ class Density:
         """`value_and_grad` of `(batch, size)` points in one call; of each in turn where the program cannot be batched."""
         u = torch.from_numpy(points)
         if len(u) not in self._batched:
-            batched = torch.vmap(self.eager_value_and_grad)
-            self._batched[len(u)] = capture(batched, u, otherwise=self._one_by_one, plan=self.plan)
+            self._batched[len(u)] = capture(
+                value_and_grad(torch.vmap(self.log_prob)), u, otherwise=self._one_by_one, plan=self.plan
+            )
         values, gradients = self._batched[len(u)](u)
         return values.numpy(), gradients.numpy()
 
     def descent(self, u: torch.Tensor) -> Gradient:
         """Minus the log joint on the constrained scale (no Jacobian) and its gradient, captured once for all restarts."""
         if self._descent is None:
-
-            def value_and_grad(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                gradient, value = torch.func.grad_and_value(lambda w: -self.log_prob(w, jacobian=False))(v)
-                return value, gradient
-
-            self._descent = capture(value_and_grad, u, plan=self.plan)
+            self._descent = capture(value_and_grad(lambda v: -self.log_prob(v, jacobian=False)), u, plan=self.plan)
         return self._descent
 
     def _one_by_one(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -347,8 +343,23 @@ class Density:
 
     def eager_value_and_grad(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`log_prob(u)` and its gradient, by running the program."""
-        gradient, value = torch.func.grad_and_value(self.log_prob)(u)
-        return value, gradient
+        return value_and_grad(self.log_prob)(u)
+
+
+def value_and_grad(function: Callable[[torch.Tensor], torch.Tensor]) -> Gradient:
+    """The function and its gradient; where it gives several values, `(batch,)`, each of a row of its argument, of all of them.
+
+    `torch.func` would import torch's compiler for this.
+    """
+
+    @torch.enable_grad()
+    def both(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = u.detach().requires_grad_()
+        value = function(leaf)
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        return value.detach(), gradient
+
+    return both
 
 
 def constrain_draws(density: Density, u: np.ndarray) -> dict[str, np.ndarray]:

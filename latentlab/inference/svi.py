@@ -10,7 +10,7 @@ which is the ELBO for K = 1 and rises to $\log p(x)$ with K.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -234,7 +234,7 @@ class SVI:
 
             if "guide" not in density.captured:
                 example = vectors, vectors / 2, vectors**2, adam.scale(0), torch.tensor(1.0), *first
-                whole = _of_one(whole_step(self._gradients(problem, found, n_training), shapes, (1.0,) * len(shapes)))
+                whole = whole_step(self._losses(problem, found, n_training, shapes), shapes, (1.0,) * len(shapes))
                 density.captured["guide"] = capture(whole, *example, plan=density.plan) if found.reparameterised else whole
 
             watch: Callable[[torch.Tensor], float] | None = None
@@ -255,21 +255,19 @@ class SVI:
                 draws = _guide_draws(density.at(parameters), model.guide, self.n_draws)  # type: ignore[attr-defined]
             return {"loss": losses, **kept, **draws}
 
-    def _gradients(self, problem: Problem, found: "_Parameters", n_training: int) -> Callable[..., tuple[torch.Tensor, ...]]:
-        """A function of the unconstrained parameters, the weight of the units' sites and a batch: the loss and its gradients."""
+    def _losses(
+        self, problem: Problem, found: "_Parameters", n_training: int, shapes: Sequence[torch.Size]
+    ) -> Callable[..., torch.Tensor]:
+        """A function of unconstrained parameters `(1, size)`, the weight of the units' sites and a batch: the loss `(1,)`."""
         density = problem.density
 
-        @torch.enable_grad()
-        def gradients(parameters: tuple[torch.Tensor, ...], warm: torch.Tensor, *batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            leaves = [value.detach().requires_grad_() for value in parameters]
+        def losses(vectors: torch.Tensor, warm: torch.Tensor, *batch: torch.Tensor) -> torch.Tensor:
             now, scale = (density.with_units(batch), n_training / len(batch[0])) if batch else (density.arrays, 1.0)
             weight = warm * problem.model.kl_weight if self.kl_warmup else problem.model.kl_weight
-            with Fixed(found.constrained(leaves)):
-                loss = self._pyro_loss(problem, now, scale, weight, self.n_particles)
-            slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
-            return loss.detach(), *(torch.zeros_like(v) if g is None else g for g, v in zip(slopes, leaves, strict=True))
+            with Fixed(found.constrained(unpack(vectors[0], shapes))):
+                return self._pyro_loss(problem, now, scale, weight, self.n_particles)[None]
 
-        return gradients
+        return losses
 
     def _pyro_loss(
         self, problem: Problem, arrays: Mapping[str, Any], scale: float, kl_weight: Any, n_particles: int
@@ -291,15 +289,6 @@ class SVI:
         log_w = torch.as_tensor(sum(terms[0]) - sum(terms[1])).reshape(n_particles, -1) / scale
         each = log_w.mean(0) if self.objective == "elbo" else torch.logsumexp(log_w, dim=0) - math.log(n_particles)
         return -scale * each.sum()
-
-
-def _of_one(step: Callable[..., tuple[torch.Tensor, ...]]) -> Callable[..., tuple[torch.Tensor, ...]]:
-    """The step of one fit with a dim for the fits in front, of size 1."""
-
-    def one(vectors: torch.Tensor, m: torch.Tensor, v: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(found[None] for found in step(vectors[0], m[0], v[0], *rest))
-
-    return one
 
 
 def _loss_one_by_one(program: Callable[..., Any], guide: Callable[..., Any], arrays: Mapping[str, Any], n: int) -> torch.Tensor:

@@ -87,21 +87,21 @@ def test_each_restart_stops_when_its_own_loss_no_longer_falls(iris):
 
 def test_the_restart_that_fails_is_named(iris, monkeypatch):
     monkeypatch.setattr(advi, "non_finite_sites", lambda density, u: [f"'W' at {len(u)}"])
-    gradients = advi._gradients
+    losses = advi._losses
 
     def failing(density, guide, *, framed):
-        plain = gradients(density, guide, framed=framed)
+        plain = losses(density, guide, framed=framed)
 
-        def planted(parameters, *rest):
-            value, *slopes = plain(parameters, *rest)
-            return (torch.where(parameters[0].sum() == marked, torch.nan, value), *slopes)
+        def planted(vectors, *rest):
+            of_marked = vectors[:, : guide.loc.numel()].sum(1) == marked
+            return torch.where(of_marked, torch.nan, plain(vectors, *rest))
 
         return planted
 
     method = SVI(guide="mean_field", n_steps=5, n_draws=4, n_restarts=3)
     problem = problem_of(PPCA(1), iris)
     marked = advi._Restart(problem, method, 1).guide.loc.detach().sum()
-    monkeypatch.setattr(advi, "_gradients", failing)
+    monkeypatch.setattr(advi, "_losses", failing)
     with pytest.raises(InferenceError, match=r"SVI, restart 1, step 0: loss nan .*'W' at"):
         fit_restarts(problem, method)
 

@@ -69,6 +69,28 @@ def test_a_constant_that_is_changed_in_place_is_not_folded():
         np.testing.assert_allclose(fast(torch.full((3,), value, dtype=torch.float64))[0], 2 * value)
 
 
+@pytest.mark.parametrize("part", [True, False], ids=["a part", "used before"])
+def test_changes_in_place_that_a_graph_cannot_follow_are_refused(part, caplog):
+    """The result is right all the same: the function runs as it stands."""
+
+    def function(x):
+        total = torch.zeros(3, dtype=torch.float64)
+        before = 0.0 * x if part else x + total
+        (total[:2] if part else total).add_(x[:2] if part else x)
+        return (before + 2 * total,)
+
+    one = torch.ones(3, dtype=torch.float64)
+    fast = capture(function, one)
+    assert "it changes a tensor in place that it also uses in another place" in caplog.text
+    np.testing.assert_allclose(fast(5 * one)[0], function(5 * one)[0])
+
+
+def test_a_number_that_is_taken_out_of_a_tensor_is_refused(caplog):
+    fast = capture(lambda x: (x * float(x.sum()),), torch.ones(3, dtype=torch.float64))
+    assert "takes a number out of a tensor" in caplog.text
+    np.testing.assert_allclose(fast(torch.full((3,), 2.0))[0], 12.0)
+
+
 def test_a_tensor_that_is_two_arguments_stays_two():
     same = torch.ones(3)
     fast = capture(lambda x, y: (x - 2 * y,), same, same)
