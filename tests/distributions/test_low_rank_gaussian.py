@@ -93,5 +93,6 @@ def test_it_is_the_distribution_that_the_constructor_makes(rng, each):
     assert (made.batch_shape, made.event_shape, made.support) == (expected.batch_shape, expected.event_shape, expected.support)
     for what in ("mean", "covariance_matrix", "scale_tril", "precision_matrix"):
         assert torch.equal(getattr(made, what), getattr(expected, what)), what
-    assert torch.equal(made.log_prob(z), expected.log_prob(z)) and torch.equal(made.entropy(), expected.entropy())
+    assert torch.equal(made.log_prob(z), expected.log_prob(z))
+    assert torch.equal(made.entropy(), expected.entropy())
     assert torch.equal(made.expand((2, 5)).log_prob(z[:2]), expected.log_prob(z[:2]))
