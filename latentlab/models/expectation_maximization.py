@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import scipy.optimize
+import scipy
 import torch
 from torch.distributions import Transform, biject_to, constraints
 
