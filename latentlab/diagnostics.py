@@ -35,9 +35,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import xarray as xr
-from scipy.special import logsumexp
-from scipy.stats import f as f_distribution
 
 from latentlab.errors import InferenceError, ModelError
 from latentlab.modes import chain_modes, restart_modes, said
@@ -273,7 +272,7 @@ def same_level(lp: np.ndarray) -> float:
     h = float(((1 - share) ** 2 / (ess - 1)).sum())
     between = float((weight * (mean - share @ mean) ** 2).sum()) / (n_chains - 1)
     statistic = between / (1 + 2 * (n_chains - 2) * h / (n_chains**2 - 1))
-    return float(f_distribution.sf(statistic, n_chains - 1, (n_chains**2 - 1) / (3 * h)))
+    return float(scipy.stats.f.sf(statistic, n_chains - 1, (n_chains**2 - 1) / (3 * h)))
 
 
 def _chains(data: xr.DataTree, declared: dict[str, Any]) -> list[Row]:
@@ -354,7 +353,7 @@ def _variational(data: xr.DataTree) -> list[Row]:
         blocks = f"; mean over {n_blocks} blocks" if n_blocks > 1 else ""
         rows.append(_row("k-hat", quantity + blocks, k, f"< {limit:.2f}", ok=k < limit))
         rows.append(("k-hat", "raw", of_raw, "", "not applicable"))
-        gap = float(logsumexp(ratios) - math.log(ratios.size) - ratios.mean())
+        gap = float(scipy.special.logsumexp(ratios) - math.log(ratios.size) - ratios.mean())
         text = "importance-weighted ELBO - ELBO, nats"
         rows.append(_row("ELBO gap", text, gap, f"< {GAP:g}", ok=gap < GAP, otherwise="warn" if gap >= GAP else "fail"))
     optimization = arrays(data, "optimization")
@@ -369,7 +368,7 @@ def _by_unit(log_weights: np.ndarray) -> list[Row]:
     each = np.array([khat(unit) for unit in flat.T])
     share = float(np.mean(~(each < limit)))
     k = float(each.mean())
-    gap = float((logsumexp(flat, axis=0) - math.log(len(flat)) - flat.mean(axis=0)).mean())
+    gap = float((scipy.special.logsumexp(flat, axis=0) - math.log(len(flat)) - flat.mean(axis=0)).mean())
     return [
         _row("k-hat", f"encoder; mean over units, {share:.0%} at the limit or above", k, f"< {limit:.2f}", ok=k < limit),
         _row("ELBO gap", "importance-weighted ELBO - ELBO, nats a unit", gap, f"< {GAP:g}", ok=gap < GAP, otherwise="warn"),

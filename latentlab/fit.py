@@ -30,6 +30,8 @@ from latentlab.symmetry.labels import indicators
 
 MOST_NUMBERS = 2**24
 """Labels are aligned by as many units as give so many numbers at most (128 MB)."""
+AT_ONCE = 256
+"""Draws of the positions, given one value of the sites, that are made together."""
 N_PREDICTIVE = 100
 """Draws of the prior and posterior predictive that are kept: a whole data set each."""
 N_BOUND = 500
@@ -144,7 +146,8 @@ class Fit:
         values = {name: array for name, array in self.sites().items() if name != site}
         with isolated(seeds):
             lead = next(iter(self.sites().values())).shape[:2]
-            z = draw_positions(self.model, tensors(self.model, new, self._classes), values, self.parameters, lead)
+            arrays, equal = tensors(self.model, new, self._classes), self.method.kind == "point"
+            z = draw_positions(self.model, arrays, values, self.parameters, lead, equal=equal)
         z = self.model.act(self._aligned.elements, {site: z})[site]
         dims = ("chain", "draw", *self.model.dims[site])
         return _with_latent_dim(xr.DataArray(z, dims=dims, coords=_lead_coords(z, new), name=site))
@@ -375,15 +378,21 @@ def draw_positions(
     values: Mapping[str, np.ndarray],
     parameters: Mapping[str, np.ndarray] = NOTHING,
     lead: tuple[int, ...] = (1, 1),
+    *,
+    equal: bool = False,
 ) -> np.ndarray:
     """A draw of all positions from their conditional for each draw of the other sites, `(chain, draw, unit, ...)`.
 
-    Without other sites, `lead` says how many chains and draws.
+    Without other sites, or where their draws are all `equal`, `lead` says how many chains and draws.
     """
     fixed = parameter_tensors(parameters)
-    if not values:
+    if equal or not values:
+        fixed |= parameter_tensors({name: array[0, 0] for name, array in values.items()})
+        n_chains, n_draws = lead
         with torch.no_grad():
-            return model.latents(arrays, **fixed).sample(torch.Size(lead)).numpy()
+            conditional = model.latents(arrays, **fixed)
+            blocks = [min(AT_ONCE, n_draws - begin) for begin in range(0, n_draws, AT_ONCE)]
+            return np.concatenate([conditional.sample(torch.Size((n_chains, n))).numpy() for n in blocks], axis=1)
 
     def one(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return model.latents(arrays, **fixed, **sites).sample()
@@ -433,14 +442,14 @@ def thinned(values: Mapping[str, np.ndarray], n_draws: int) -> dict[str, np.ndar
 
 def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, seed: int) -> xr.DataTree:
     model, density = problem.model, problem.density.at(parameter_tensors(draws.parameters))
-    site = model.position.site
+    site, point = model.position.site, method.kind == "point"
     values = dict(draws.values)
     if density.deterministic:
         names = [s.name for s in density.sites]
-        values.update(_lifted(density.deterministics, _globals(values, names)))
-    if site not in values or (method.kind == "point" and model.integrates_positions()):
+        values.update(_lifted(density.deterministics, _globals(values, names), equal=point))
+    if site not in values or (point and model.integrates_positions()):
         given = {name: array for name, array in values.items() if name != site}
-        values[site] = draw_positions(model, problem.arrays, given, draws.parameters, (1, method.n_draws))
+        values[site] = draw_positions(model, problem.arrays, given, draws.parameters, (1, method.n_draws), equal=point)
     for kind, found in (("site", values), ("parameter", draws.parameters)):
         for name, array in found.items():
             if not np.isfinite(array).all():
@@ -455,11 +464,11 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
     groups: dict[str, dict[str, np.ndarray]] = {
         "posterior": values,
         "latents": {name: aligned.values[name] for name in acted},
-        "log_likelihood": {} if model.has_bound() else _pointwise(likelihood, values),
+        "log_likelihood": {} if model.has_bound() else _pointwise(likelihood, values, equal=point),
         "log_weights": {"log_weight": log_weights(density, values[site])} if encodes and method.kind == "vi" else {},
         "parameters": dict(draws.parameters),
-        "leave_one_out": _left_out(model, problem.arrays, values),
-        "log_prior": _lifted(density.log_prior, _globals(values, [s.name for s in density.sites])),
+        "leave_one_out": _left_out(model, problem.arrays, values, equal=point),
+        "log_prior": _lifted(density.log_prior, _globals(values, [s.name for s in density.sites]), equal=point),
         "sample_stats": dict(draws.stats),
         **_predictives(density, values),
         "observed_data": {dataset.observed: dataset.x},
@@ -473,7 +482,7 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
         "inference": method.kind,
         "seed": seed,
         "dataset": dataset.name,
-        "point_estimate": int(method.kind == "point"),
+        "point_estimate": int(point),
         "deterministic": ", ".join(density.deterministic),
         "conditional_log_likelihood": int(bool(likelihood.unit_sites)),
         **draws.attrs,
@@ -496,18 +505,18 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
     )
 
 
-def _pointwise(likelihood: Density, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _pointwise(likelihood: Density, values: Mapping[str, np.ndarray], *, equal: bool) -> dict[str, np.ndarray]:
     """log p(unit | draw) `(chain, draw, unit)`, by the program with its positions integrated out."""
     own, lead = _globals(values, [s.name for s in likelihood.sites]), next(iter(values.values())).shape[:2]
-    return {"log_likelihood": _lifted(likelihood.log_likelihood, own, lead)}
+    return {"log_likelihood": _lifted(likelihood.log_likelihood, own, lead, equal=equal)}
 
 
-def _left_out(model: LatentModel, arrays: Any, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _left_out(model: LatentModel, arrays: Any, values: Mapping[str, np.ndarray], *, equal: bool) -> dict[str, np.ndarray]:
     """log p(unit | all others, draw), or of each sequence, where units depend on each other given the sites."""
     if not model.is_series():
         return {}
     given = {name: array for name, array in values.items() if name != model.position.site}
-    return {LEFT_OUT: _lifted(lambda sites: model.leave_one_out(arrays, **sites), given)}
+    return {LEFT_OUT: _lifted(lambda sites: model.leave_one_out(arrays, **sites), given, equal=equal)}
 
 
 def _sequence_names(dataset: Dataset) -> np.ndarray:
@@ -535,17 +544,23 @@ def _globals(values: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np
     return {name: values[name] for name in names}
 
 
-def _lifted(function: Any, values: Mapping[str, np.ndarray], without: tuple[int, ...] = (1, 1)) -> Any:
-    """A function of one draw over `(chain, draw)`; the same for each of `without` where it is of nothing that is drawn."""
+def _lifted(function: Any, values: Mapping[str, np.ndarray], without: tuple[int, ...] = (1, 1), *, equal: bool = False) -> Any:
+    """A function of one draw over `(chain, draw)`; the same for each of `without` where it is of nothing that is drawn.
+
+    Where all draws are `equal`, as at a point estimate, it is found for one of them.
+    """
     if not values:
         array = function({}).numpy()
         return np.broadcast_to(array, (*without, *array.shape)).copy()
     lead = next(iter(values.values())).shape[:2]
-    flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in values.items()}
+    flat = {name: array.reshape(-1, *array.shape[2:])[: 1 if equal else None] for name, array in values.items()}
     found = over_draws(function, flat)
-    if isinstance(found, dict):
-        return {name: array.reshape(*lead, *array.shape[1:]) for name, array in found.items()}
-    return found.reshape(*lead, *found.shape[1:])
+
+    def spread(array: np.ndarray) -> np.ndarray:
+        own = array.shape[1:]
+        return np.broadcast_to(array[0], (*lead, *own)).copy() if equal else array.reshape(*lead, *own)
+
+    return {name: spread(array) for name, array in found.items()} if isinstance(found, dict) else spread(found)
 
 
 def _lead_coords(array: np.ndarray, dataset: Dataset) -> dict[str, np.ndarray]:

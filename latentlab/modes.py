@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy
 import xarray as xr
-from scipy.sparse.csgraph import connected_components
 
 from latentlab.posterior import arrays
 from latentlab.quantities import counts, entries, identified, labels_of
@@ -127,7 +127,7 @@ def _modes(
     near = (apart.max(axis=-1, initial=0.0) <= most) if len(names) else np.ones((n, n), dtype=bool)
     if exact:
         near &= np.abs(level[:, None] - level[None]) <= SAME_LEVEL
-    labels = connected_components(near, directed=False)[1] if n else np.zeros(0, dtype=int)
+    labels = scipy.sparse.csgraph.connected_components(near, directed=False)[1] if n else np.zeros(0, dtype=int)
     groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     groups.sort(key=lambda members: -np.nan_to_num(level[members].max(), nan=-np.inf))
     rows = []

@@ -35,9 +35,8 @@ import h5netcdf
 import h5py
 import numpy as np
 import pandas as pd
+import scipy
 import xarray as xr
-from scipy.special import logsumexp, ndtri
-from scipy.stats import rankdata
 
 from latentlab.data.memory import SMALL, Budget, size
 from latentlab.errors import DataError, InferenceError, ModelError, StoreError
@@ -236,7 +235,7 @@ def _smoothed(log_ratios: np.ndarray, reff: float) -> tuple[np.ndarray, np.ndarr
             weights[i], khats[i] = _psis(weights[i], reff)
         except ValueError:
             khats[i] = np.inf
-    return weights - logsumexp(weights, axis=1, keepdims=True), khats
+    return weights - scipy.special.logsumexp(weights, axis=1, keepdims=True), khats
 
 
 def _psis(log_ratios: np.ndarray, reff: float) -> tuple[np.ndarray, float]:
@@ -443,8 +442,8 @@ def nested_rhat(x: np.ndarray, n_superchains: int) -> np.ndarray:
     """
 
     def nested(flat: np.ndarray) -> np.ndarray:
-        ranks = rankdata(flat.reshape(-1, flat.shape[-1]), axis=0).reshape(flat.shape)
-        z = ndtri((ranks - 0.375) / (flat.shape[0] * flat.shape[1] + 0.25))
+        ranks = scipy.stats.rankdata(flat.reshape(-1, flat.shape[-1]), axis=0).reshape(flat.shape)
+        z = scipy.special.ndtri((ranks - 0.375) / (flat.shape[0] * flat.shape[1] + 0.25))
         of_chains = z.mean(axis=1).reshape(n_superchains, -1, flat.shape[-1])
         within = z.var(axis=1, ddof=1).reshape(of_chains.shape) if flat.shape[1] > 1 else np.zeros_like(of_chains)
         between = of_chains.var(axis=1, ddof=1) if of_chains.shape[1] > 1 else np.zeros_like(of_chains[:, 0])
@@ -612,8 +611,8 @@ def loo(tree: xr.DataTree) -> Loo:
     else:
         reff = 1.0
     weights, khats = _smoothed(base - flat, reff)
-    pointwise = logsumexp(weights + flat, axis=-1)
-    whole = logsumexp(flat + _normalized(base), axis=-1)
+    pointwise = scipy.special.logsumexp(weights + flat, axis=-1)
+    whole = scipy.special.logsumexp(flat + _normalized(base), axis=-1)
     n_units = len(pointwise)
     return Loo(
         elpd=float(pointwise.sum()),
@@ -633,7 +632,7 @@ def _approximation(tree: xr.DataTree) -> np.ndarray | None:
 
 
 def _normalized(log_weights: np.ndarray) -> np.ndarray:
-    return log_weights - logsumexp(log_weights)
+    return log_weights - scipy.special.logsumexp(log_weights)
 
 
 def _efficiency(log_likelihood: np.ndarray) -> float:

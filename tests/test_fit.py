@@ -62,6 +62,17 @@ def test_a_point_estimate_keeps_its_constant_sites_constant(exact):
     assert abs(off[0, 1]) < 0.02 * off[0, 0]  # principal axes
 
 
+def test_all_draws_of_a_point_estimate_have_its_densities_and_positions_of_their_own(exact):
+    sites = {name: value[0, 0] for name, value in exact.sites().items()}
+    covariance = sites["W"] @ sites["W"].T + sites["sigma"] ** 2 * np.eye(13)
+    dense = oracles.gaussian_log_density(exact.dataset.x, sites["mu"], covariance)
+    found = exact.data["log_likelihood"]["log_likelihood"].values
+    assert found.shape == (1, 400, 178)
+    np.testing.assert_allclose(found[0], np.broadcast_to(dense, (400, 178)), rtol=1e-10)
+    assert {prior.values.shape for prior in exact.data["log_prior"].data_vars.values()} == {(1, 400)}
+    assert len(np.unique(exact.sites()["z"][0, :, 0, 0])) == 400
+
+
 def test_new_units_get_the_exact_conditional_under_the_training_transform(exact, wine):
     raw = wine.raw()
     order = [12, *range(12)]

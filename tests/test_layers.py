@@ -209,6 +209,19 @@ print(heavy, spent < 0.5, same == (state, filters, handlers, before))
     assert in_a_new_process(code) == "[] True True"
 
 
+def test_a_closed_form_needs_no_compiler_no_algebra_and_no_learner():
+    """What such a fit must not import: each takes as long as the fit."""
+    code = """
+import sys
+import latentlab as ll
+ll.fit(ll.models.PPCA(2), ll.load_dataset("wine", drop_constant=True), ll.Exact(), progress=False)
+slow = {"torch._dynamo", "torch._inductor", "sympy", "sklearn", "scipy.stats", "scipy.optimize", "scipy.sparse"}
+slow |= {"arviz", "numba", "matplotlib"}
+print(sorted(slow & set(sys.modules)))
+"""
+    assert in_a_new_process(code) == "[]"
+
+
 def test_every_public_name_is_there_and_functions_are_not_hidden_by_modules():
     code = """
 import latentlab as ll

@@ -1,7 +1,9 @@
 """A Gaussian HMM's maximum likelihood: latentlab's `Exact` against hmmlearn, from the same start, to the same log likelihood.
 
 Both fit diagonal covariances without priors: those of hmmlearn, which is not flat by default for variances, are switched off.
-Hmmlearn climbs by EM alone, and is given the largest tolerance with which it comes within `SAME` nats of the same maximum.
+Latentlab goes on until the derivative is 0 up to 1e-9. Hmmlearn climbs by EM alone until a step gains less than its tolerance; it
+is given the largest one with which it comes as close to the same maximum as `SAME` says, near enough for most purposes or to
+where the estimates have settled too. What latentlab takes at its defaults, from ten starts, is a row of its own.
 """
 
 from dataclasses import replace
@@ -15,15 +17,15 @@ from latentlab.fit import prepared
 from latentlab.inference.draws import Problem
 from latentlab.seeds import Seeds, one_thread
 
-SAME = 1e-3
+SAME = (1e-3, 1e-6)
 """Nats."""
-TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 SIZES = {"tiny": (200, 1), "small": (1000, 2), "full": (2000, 5)}
 
 
-def own_fit(problem: Problem, seed: int) -> float:
-    """The log likelihood that a single start ends at."""
-    draws = ll.Exact(n_restarts=1, n_draws=1).run(replace(problem, seeds=Seeds(seed)))
+def own_fit(problem: Problem, seed: int, n_restarts: int = 1) -> float:
+    """The log likelihood that the best of the starts ends at."""
+    draws = ll.Exact(n_restarts=n_restarts, n_draws=1).run(replace(problem, seeds=Seeds(seed)))
     return float(draws.optimization["log_likelihood"][-1])
 
 
@@ -50,10 +52,14 @@ def rows(size: str) -> list[Row]:
     with one_thread():
         ours = own_fit(problem, 0)
         gaps = {tolerance: abs(hmmlearn_fit(problem, 0, tolerance) - ours) for tolerance in TOLERANCES}
-        tolerance = next((each for each, gap in gaps.items() if gap <= SAME), TOLERANCES[-1])
-        found = [agreed(name, side, f"check: log likelihoods at the end, tol={tolerance:g}", gaps[tolerance], SAME, "nats")]
+        found = []
         sides = {
-            "latentlab Exact": lambda i: timed(lambda: own_fit(problem, i)),
-            side: lambda i: timed(lambda: hmmlearn_fit(problem, i, tolerance)),
+            "latentlab Exact, 1 start": lambda i: timed(lambda: own_fit(problem, i)),
+            "latentlab Exact, 10 starts, the default": lambda i: timed(lambda: own_fit(problem, i, ll.Exact().n_restarts)),
         }
-        return found + in_turn(name, "fit from one start, warm", "s", sides, n_rounds=n_rounds)
+        for same in SAME:
+            tolerance = next((each for each, gap in gaps.items() if gap <= same), TOLERANCES[-1])
+            at = f"{side}, 1 start, tol={tolerance:g}"
+            found.append(agreed(name, at, "check: log likelihoods at the end", gaps[tolerance], same, "nats"))
+            sides[at] = lambda i, tolerance=tolerance: timed(lambda: hmmlearn_fit(problem, i, tolerance))
+        return found + in_turn(name, "fit, warm", "s", sides, n_rounds=n_rounds)

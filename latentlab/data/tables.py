@@ -1,12 +1,25 @@
-"""The real tables that come with scikit-learn, as raw values."""
+"""The real tables that come with scikit-learn, as raw values: its files are read without importing it, which takes longer."""
 
-from typing import Any
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 
 from latentlab.data.dataset import Dataset
 from latentlab.errors import DataError
 from latentlab.seeds import Seeds
+
+WINE = (
+    *("alcohol", "malic_acid", "ash", "alcalinity_of_ash", "magnesium", "total_phenols", "flavanoids", "nonflavanoid_phenols"),
+    *("proanthocyanins", "color_intensity", "hue", "od280/od315_of_diluted_wines", "proline"),
+)
+IRIS = ("sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)")
+NUCLEUS = (
+    *("radius", "texture", "perimeter", "area", "smoothness", "compactness"),
+    *("concavity", "concave points", "symmetry", "fractal dimension"),
+)
+BREAST_CANCER = (*(f"mean {one}" for one in NUCLEUS), *(f"{one} error" for one in NUCLEUS), *(f"worst {one}" for one in NUCLEUS))
+PIXELS = tuple(f"pixel_{row}_{column}" for row in range(8) for column in range(8))
 
 
 def wine(columns: list[str] | None = None) -> Dataset:
@@ -20,9 +33,7 @@ def wine(columns: list[str] | None = None) -> Dataset:
         >>> dataset.sizes, dataset.features[0].item(), dataset.x[0, 0].item()
         ({'unit': 178, 'feature': 13}, 'alcohol', 14.23)
     """
-    from sklearn.datasets import load_wine
-
-    return _table("wine", load_wine(), columns)
+    return _table("wine", *_classified("wine_data.csv"), WINE, columns)
 
 
 def iris(columns: list[str] | None = None) -> Dataset:
@@ -31,9 +42,7 @@ def iris(columns: list[str] | None = None) -> Dataset:
     References:
         Fisher, The use of multiple measurements in taxonomic problems (1936).
     """
-    from sklearn.datasets import load_iris
-
-    return _table("iris", load_iris(), columns)
+    return _table("iris", *_classified("iris.csv"), IRIS, columns)
 
 
 def breast_cancer(columns: list[str] | None = None) -> Dataset:
@@ -42,9 +51,7 @@ def breast_cancer(columns: list[str] | None = None) -> Dataset:
     References:
         Street, Wolberg and Mangasarian, Nuclear feature extraction for breast tumor diagnosis (1993); UCI, CC BY 4.0.
     """
-    from sklearn.datasets import load_breast_cancer
-
-    return _table("breast_cancer", load_breast_cancer(), columns)
+    return _table("breast_cancer", *_classified("breast_cancer.csv"), BREAST_CANCER, columns)
 
 
 def digits(columns: list[str] | None = None, *, dequantize: bool = False, seed: int = 0) -> Dataset:
@@ -75,23 +82,33 @@ def digits(columns: list[str] | None = None, *, dequantize: bool = False, seed: 
         >>> bool(0 <= soft.min() and soft.max() < 1 and (np.floor(17 * soft) == digits().x).all())
         True
     """
-    from sklearn.datasets import load_digits
-
     if not isinstance(dequantize, bool):
         raise DataError(f"digits: `dequantize` must be true or false; got {dequantize!r}.")
-    bunch = load_digits()
-    if not dequantize:
-        return _table("digits", bunch, columns)
-    noise = Seeds(seed).child("digits").numpy().random(bunch.data.shape)
-    return _table("digits", bunch, columns, (bunch.data + noise) / 17)
+    rows = np.loadtxt(_path("digits.csv.gz"), delimiter=",")
+    x, labels = rows[:, :-1], rows[:, -1].astype(int)
+    if dequantize:
+        x = (x + Seeds(seed).child("digits").numpy().random(x.shape)) / 17
+    return _table("digits", x, labels, PIXELS, columns)
 
 
-def _table(name: str, bunch: Any, columns: list[str] | None, x: np.ndarray | None = None) -> Dataset:
-    dataset = Dataset(
-        {"x": bunch.data if x is None else x},
-        dims={"x": ("unit", "feature")},
-        coords={"feature": [str(feature) for feature in bunch.feature_names]},
-        labels=np.asarray(bunch.target_names)[bunch.target],
-        name=name,
-    )
+def _path(file: str) -> Path:
+    """Of a file of scikit-learn's, which is found without being imported."""
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise DataError(f"{file} comes with scikit-learn, which is not installed.")
+    return Path(spec.origin).parent / "datasets" / "data" / file
+
+
+def _classified(file: str) -> tuple[np.ndarray, np.ndarray]:
+    """Data and names of classes; the first line has numbers of rows and columns and the classes, the last column is the class."""
+    path = _path(file)
+    with path.open(encoding="utf-8") as lines:
+        classes = next(lines).strip().split(",")[2:]
+    rows = np.loadtxt(path, delimiter=",", skiprows=1)
+    return rows[:, :-1], np.asarray(classes)[rows[:, -1].astype(int)]
+
+
+def _table(name: str, x: np.ndarray, labels: np.ndarray, features: tuple[str, ...], columns: list[str] | None) -> Dataset:
+    dims = {"x": ("unit", "feature")}
+    dataset = Dataset({"x": x}, dims=dims, coords={"feature": list(features)}, labels=labels, name=name)
     return dataset if columns is None else dataset.select_features(columns)

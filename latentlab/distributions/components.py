@@ -65,11 +65,17 @@ class GaussianComponents(Components):
 
     def _independent(self, x: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor:
         """By products of matrices: nothing of size unit x component x feature is made. Centred, so that little cancels."""
-        seen = torch.ones_like(x) if observed is None else observed.to(x.dtype)
-        centre = (x * seen).sum(0) / seen.sum(0).clamp(min=1)
-        x, mu, precision = (x - centre) * seen, self.mu - centre, self.sigma**-2
+        if observed is None:
+            centre = x.mean(0)
+            x = x - centre
+        else:
+            seen = observed.to(x.dtype)
+            centre = (x * seen).sum(0) / seen.sum(0).clamp(min=1)
+            x = (x - centre) * seen
+        mu, precision = self.mu - centre, self.sigma**-2
         constants = mu**2 * precision + 2 * torch.log(self.sigma) + LOG_2PI
-        return -0.5 * ((x**2) @ precision.mT - 2 * x @ (mu * precision).mT + seen @ constants.mT)
+        counted = constants.sum(-1) if observed is None else seen @ constants.mT
+        return x @ (mu * precision).mT - 0.5 * ((x**2) @ precision.mT + counted)
 
     def _correlated(self, x: torch.Tensor, observed: torch.Tensor | None, mu: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
         residual = x[:, None, :] - mu

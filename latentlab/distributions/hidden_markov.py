@@ -65,7 +65,28 @@ def log_likelihood_by_scan(
     return _impossible_to_inf(torch.logsumexp(whole[0, 0], dim=-1))
 
 
-_by_kernel = kernels.operation(kernels.hidden_markov, (1, 2, 2, 1), 3, log_likelihood_by_scan)
+_KERNEL = (kernels.hidden_markov, (1, 2, 2, 1), 3)
+_by_kernel = kernels.operation(*_KERNEL, log_likelihood_by_scan)
+
+
+def expected_counts(
+    log_initial: torch.Tensor, log_transition: torch.Tensor, log_emission: torch.Tensor, starts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    r"""`log_likelihood` and its derivatives: what a step of EM needs, in one pass forward and one back.
+
+    Returns:
+        $\log p(x)$; the numbers of sequences that begin in each state `(state,)` and of transitions `(state, next_state)` to be
+        expected given x; the smoothed probabilities `(unit, state)`.
+    """
+    chain = (log_initial, log_transition, log_emission, starts)
+    if kernels.serves(*chain[:3]):
+        value, first, transitions, probs = kernels.value_and_gradients(*_KERNEL, *chain)
+        return value, first, transitions, probs
+    with torch.enable_grad():
+        initial, transition, emission = (log.detach().requires_grad_() for log in chain[:3])
+        value = log_likelihood_by_scan(initial, transition, emission, starts)
+        first, transitions, probs = torch.autograd.grad(value, (initial, transition, emission))
+    return value.detach(), first, transitions, probs
 
 
 def log_predictive(

@@ -77,6 +77,19 @@ def gaussian_mixture(parameters: Arrays, data: Arrays, gradients: Arrays) -> flo
     return value
 
 
+def value_and_gradients(
+    member: Callable[[Arrays, Arrays, Arrays], float], dims: tuple[int, ...], n_parameters: int, *arguments: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """What a kernel finds: the value, and its gradient for each parameter; arguments as in `operation`."""
+    arrays = [argument.detach().contiguous().numpy() for argument in arguments]
+    batch = arrays[0].shape[: arrays[0].ndim - dims[0]]
+    value, gradients = np.empty(batch), [np.zeros(array.shape) for array in arrays[:n_parameters]]
+    for index in np.ndindex(*batch):
+        rows = tuple(array[index] if array.ndim > d else array for array, d in zip(arrays, dims, strict=True))
+        value[index] = member(rows[:n_parameters], rows[n_parameters:], tuple(gradient[index] for gradient in gradients))
+    return tuple(map(torch.from_numpy, (value, *gradients)))
+
+
 # -- as operations of torch
 
 
@@ -101,13 +114,7 @@ def operation(
     """
 
     def evaluate(*arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        arrays = [argument.detach().contiguous().numpy() for argument in arguments]
-        batch = arrays[0].shape[: arrays[0].ndim - dims[0]]
-        value, gradients = np.empty(batch), [np.zeros(array.shape) for array in arrays[:n_parameters]]
-        for index in np.ndindex(*batch):
-            rows = tuple(array[index] if array.ndim > d else array for array, d in zip(arrays, dims, strict=True))
-            value[index] = member(rows[:n_parameters], rows[n_parameters:], tuple(gradient[index] for gradient in gradients))
-        return tuple(map(torch.from_numpy, (value, *gradients)))
+        return value_and_gradients(member, dims, n_parameters, *arguments)
 
     name, inputs = member.__name__, ", ".join(f"Tensor argument_{i}" for i in range(len(dims)))
     _library.define(f"{name}({inputs}) -> ({', '.join(['Tensor'] * (n_parameters + 1))})")

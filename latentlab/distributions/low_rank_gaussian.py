@@ -14,6 +14,7 @@ data, $X - 1 \bar x' = QR$, the rows of R and $\sqrt N (\bar x - \mu)$ have the 
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.distributions import MultivariateNormal, TorchDistribution
 from torch.distributions import constraints
@@ -46,7 +47,7 @@ class LowRankGaussian(TorchDistribution):
         self.loc, self.W = loc, W
         self.scale = scale.expand(W.shape[:-1])
         self.observed = observed
-        batch = batch if observed is None else tuple(torch.broadcast_shapes(batch, observed.shape[:-1]))
+        batch = batch if observed is None else np.broadcast_shapes(batch, observed.shape[:-1])
         super().__init__(torch.Size(batch), W.shape[-2:-1], validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "LowRankGaussian":
@@ -103,8 +104,24 @@ class LowRankGaussian(TorchDistribution):
     def conditional(self, value: torch.Tensor) -> MultivariateNormal:
         """The distribution of z given the observed entries of `value`: batch `(unit,)`, event `(latent,)`."""
         _, lower, mean = self._solve(value)
-        root = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower))[0]
-        return MultivariateNormal(mean, scale_tril=root, validate_args=False)
+        return multivariate_normal(mean, torch.linalg.cholesky_ex(torch.cholesky_inverse(lower))[0])
+
+
+def multivariate_normal(loc: torch.Tensor, scale_tril: torch.Tensor) -> MultivariateNormal:
+    """Pyro's distribution, made as its `expand` makes one: its constructor imports SymPy, for half a second.
+
+    Args:
+        loc: `(*batch, event)`.
+        scale_tril: `(event, event)`, or one for each of the batch.
+
+    Example:
+        >>> multivariate_normal(torch.zeros(5, 2), torch.eye(2)).sample((3,)).shape
+        torch.Size([3, 5, 2])
+    """
+    made = MultivariateNormal.__new__(MultivariateNormal)
+    made.loc, made._unbroadcasted_scale_tril = loc, scale_tril
+    torch.distributions.Distribution.__init__(made, loc.shape[:-1], loc.shape[-1:], validate_args=False)
+    return made
 
 
 _MOMENTS = WeakIdKeyDictionary()

@@ -196,18 +196,16 @@ class Gaussian(Emission):
         *,
         shrink: float = 0.0,
     ) -> dict[str, torch.Tensor]:
-        seen = torch.ones_like(x) if observed is None else observed.to(x.dtype)
-        pooled_mean = (x * seen).sum(0) / seen.sum(0).clamp(min=1)
+        otherwise = _means(x, observed) if current is None else current["mu"]
         if self._correlated and observed is not None:
-            filled, extra = self._completed(x, observed, pooled_mean, current)
+            filled, extra = self._completed(x, observed, otherwise, current)
         else:
             filled, extra = x.expand(self.n_components, *x.shape), None
         # weights of single entries (component, unit, feature): what was not observed counts only where it was filled in
-        each = weights.mT[..., None] * (torch.ones_like(seen) if extra is not None or self._correlated else seen)
-        total = each.sum(1)
-        safe = total.clamp(min=FEW)
-        mu = (each * filled).sum(1) / safe
-        mu = torch.where(total > FEW, mu, pooled_mean if current is None else current["mu"])
+        each = weights.mT[..., None] * (1.0 if observed is None or self._correlated else observed.to(x.dtype))
+        total = each.sum(1).expand(self.n_components, x.shape[1])
+        mu = (each * filled).sum(1) / total.clamp(min=FEW)
+        mu = torch.where(total > FEW, mu, otherwise)
         residual = filled - mu[:, None]
         if not self._correlated:
             return {"mu": mu, **self._variances((each * residual**2).sum(1), total, mu, current, shrink)}
@@ -444,11 +442,19 @@ class Categorical(Emission):
 # -- what emissions share
 
 
+def _means(x: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor:
+    """Of each feature over its observed entries."""
+    if observed is None:
+        return x.mean(0)
+    seen = observed.to(x.dtype)
+    return (x * seen).sum(0) / seen.sum(0).clamp(min=1)
+
+
 def _weighted_means(
     x: torch.Tensor, observed: torch.Tensor | None, weights: torch.Tensor, current: torch.Tensor | None, shrink: float
 ) -> torch.Tensor:
     seen = torch.ones_like(x) if observed is None else observed.to(x.dtype)
-    pooled = (x * seen).sum(0) / seen.sum(0).clamp(min=1)
+    pooled = _means(x, observed)
     total = weights.mT @ seen
     found = (weights.mT @ (x * seen) + shrink * pooled) / (total + shrink).clamp(min=FEW)
     return torch.where(total + shrink > FEW, found, pooled if current is None else current)

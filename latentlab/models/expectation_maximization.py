@@ -1,20 +1,40 @@
-r"""Climbing a likelihood by EM, and to its top by L-BFGS: the gradient is small only where a derivative says so."""
+r"""Climbing a likelihood by EM, the last steps extrapolated, and by L-BFGS where a derivative says that the top is not reached.
+
+A step of EM is a map $u \mapsto u + f(u)$ of the unconstrained values of the sites. Near its fixed point f is almost linear, so
+that a few of its values tell where it is 0 (Anderson's mixing): with the last points $u_i$,
+$$ u \leftarrow \sum_i \alpha_i (u_i + f(u_i)), \quad \alpha = \arg\min_{\sum \alpha_i = 1} \| \sum_i \alpha_i f(u_i) \|. $$
+A point that lost likelihood, or lies at an edge, is given up for a plain step from the one before: the climb stays monotone.
+
+References:
+    Walker & Ni (2011), Anderson acceleration for fixed-point iterations, SIAM J. Numer. Anal. 49:1715. Henderson & Varadhan
+    (2019), Damped Anderson acceleration with restarts and monotonicity control for accelerating EM, JCGS 28:834.
+"""
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import scipy.optimize
+import scipy
 import torch
-from torch.distributions import biject_to, constraints
+from torch.distributions import Transform, biject_to, constraints
 
 from latentlab.models.base import MaximumLikelihood
 
 Values = Mapping[str, torch.Tensor]
+Step = Callable[[Values], tuple[float, dict[str, torch.Tensor]]]
+"""Values of the sites to their log likelihood, and the values after a step of EM."""
+Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
+"""A point to what is to be made small, and its gradient."""
 
 MOST_STEPS = 5000
 GAIN = 1e-10
 """Relative rise of the log likelihood in a step at which EM hands over."""
+EXTRAPOLATED, REMEMBERED = 30, 6
+"""Extrapolated steps at most, and the points that each is made from."""
+STILL = 1e-9
+"""Largest move of an unconstrained value in a step of EM from which on the derivative is looked at."""
 GRADIENT = 1e-9
 EDGE = 1e-5
 """Distance from 0 within which a probability counts as on the edge."""
@@ -33,7 +53,7 @@ SUPPORTS: dict[str, constraints.Constraint] = {
 
 
 def climb(
-    step: Callable[[Values], tuple[float, dict[str, torch.Tensor]]],
+    step: Step,
     log_likelihood: Callable[[Values], torch.Tensor],
     start: Values,
     n_units: int,
@@ -43,71 +63,152 @@ def climb(
     """A local maximum of a likelihood.
 
     Args:
-        step: Values of the sites to their log likelihood, and the values after an EM step.
+        step: A step of EM.
         log_likelihood: Of values, differentiable.
         start: Values to begin with.
         n_units: Units, over which the gradient is averaged.
         fixed: Sites that are not moved.
     """
-    values, trace = {name: value.clone() for name, value in start.items()}, []
+    values: Values = {name: value.clone() for name, value in start.items()}
+    trace: list[float] = []
     for _ in range(MOST_STEPS):
         level, after = step(values)
         trace.append(level)
         if len(trace) > 1 and level - trace[-2] <= GAIN * abs(level) and level >= trace[-2] - 1e-8 * abs(level):
             break
         values = {name: after.get(name, value) for name, value in values.items()}
-    values, gradient, edge = _polished(log_likelihood, values, n_units, fixed)
-    trace.append(float(log_likelihood(values)))
-    arrays = {name: value.numpy() for name, value in values.items()}
-    how = f"EM, {len(trace) - 1} steps, then L-BFGS" + (f", but for values at the edge of {', '.join(edge)}" if edge else "")
-    return MaximumLikelihood(arrays, how, gradient, np.array(trace))
+    free = _Free.of(values, fixed)
+    how, gradient = f"EM, {len(trace) - 1} steps", math.nan
+    if free.transforms:
+        values, gradient, then = _finished(step, log_likelihood, free, after, trace, n_units)
+        how += then
+    if free.edge:
+        how += f", but for values at the edge of {', '.join(free.edge)}"
+    return MaximumLikelihood({name: value.numpy() for name, value in values.items()}, how, gradient, np.array(trace))
 
 
-def _polished(
-    log_likelihood: Callable[[Values], torch.Tensor], values: Values, n_units: int, fixed: tuple[str, ...]
-) -> tuple[dict[str, torch.Tensor], float, list[str]]:
-    """The values moved to where the derivative is 0, if that is near and higher; the largest derivative there; sites at an edge.
+@dataclass(frozen=True)
+class _Free:
+    """The values of the sites as a vector of what moves, unconstrained.
 
-    Entries at the edge of what they can be (a standard deviation at its floor, a probability of 0) stay where EM put them, on a
-    simplex the whole row. Where nothing else is left the derivative is NaN.
+    Entries at the edge of what they can be (a standard deviation at its floor, a probability of 0) stay as they are, on a
+    simplex the whole row.
     """
-    free = {n: _free(_support(n, value), value) for n, value in values.items() if n not in fixed and not _is_one(n, value)}
-    transforms = {name: biject_to(_support(name, values[name])) for name, own in free.items() if own.any()}
-    parts = {name: transform.inv(values[name]) for name, transform in transforms.items()}
-    masks = {name: free[name][..., : part.shape[-1]] if part.dim() else free[name] for name, part in parts.items()}
-    masks = {
-        name: mask if mask.shape == parts[name].shape else torch.ones_like(parts[name], dtype=torch.bool)
-        for name, mask in masks.items()
-    }
-    edge = [name for name, own in free.items() if not own.all()]
 
-    def at(u: torch.Tensor) -> dict[str, torch.Tensor]:
-        pieces = torch.split(u, [int(mask.sum()) for mask in masks.values()])
-        new = {}
-        for (name, mask), piece in zip(masks.items(), pieces, strict=True):
-            part = parts[name].masked_scatter(mask, piece)
-            new[name] = torch.where(free[name], transforms[name](part), values[name])
-        return {**values, **new}
+    values: Values
+    inside: dict[str, torch.Tensor]
+    """Which entries move, of each site that is not fixed."""
+    transforms: dict[str, Transform]
+    """From unconstrained values, of each site that has an entry that moves."""
 
-    if not parts:
-        return dict(values), math.nan, edge
-    slope = torch.func.grad_and_value(lambda u: -log_likelihood(at(u)) / n_units)
+    @staticmethod
+    def of(values: Values, fixed: tuple[str, ...]) -> "_Free":
+        inside = {n: _free(_support(n, value), value) for n, value in values.items() if n not in fixed and not _is_one(n, value)}
+        return _Free(values, inside, {n: biject_to(_support(n, values[n])) for n, own in inside.items() if own.any()})
 
-    def objective(u: np.ndarray) -> tuple[float, np.ndarray]:
-        gradient, value = slope(torch.from_numpy(u))
-        return float(value), gradient.numpy()
+    @property
+    def edge(self) -> list[str]:
+        """Sites with an entry that does not move."""
+        return [name for name, own in self.inside.items() if not own.all()]
 
-    begin = torch.cat([parts[name][mask] for name, mask in masks.items()]).numpy()
-    before, gradient_before = objective(begin)
-    found = scipy.optimize.minimize(
-        objective, begin, jac=True, method="L-BFGS-B", options={"maxiter": 2000, "gtol": GRADIENT, "ftol": 0.0, "maxcor": 20}
-    )
-    after, gradient = objective(found.x)
-    end = at(torch.from_numpy(found.x))
-    inside = all(bool((_free(_support(name, end[name]), end[name]) == free[name]).all()) for name in parts)
-    if np.isfinite(after) and after <= before + 1e-12 * abs(before) and inside:
-        return end, float(np.abs(gradient).max()), edge
-    return dict(values), float(np.abs(gradient_before).max()), edge
+    def vector(self, values: Values) -> torch.Tensor:
+        return torch.cat([transform.inv(values[name])[self._moves[name]] for name, transform in self.transforms.items()])
+
+    def at(self, u: torch.Tensor) -> dict[str, torch.Tensor]:
+        new = dict(self.values)
+        for (name, transform), piece in zip(self.transforms.items(), u.split(self._sizes), strict=True):
+            moved = transform(self._unconstrained[name].masked_scatter(self._moves[name], piece))
+            new[name] = torch.where(self.inside[name], moved, self.values[name])
+        return new
+
+    def holds(self, values: Values) -> bool:
+        """Whether the same entries are inside."""
+        return all(torch.equal(_free(_support(n, values[n]), values[n]), self.inside[n]) for n in self.transforms)
+
+    @cached_property
+    def _unconstrained(self) -> dict[str, torch.Tensor]:
+        return {name: transform.inv(self.values[name]) for name, transform in self.transforms.items()}
+
+    @cached_property
+    def _moves(self) -> dict[str, torch.Tensor]:
+        """Which of the unconstrained values of a site move: a simplex has one less in each row, which move together."""
+        found = {}
+        for name, part in self._unconstrained.items():
+            own = self.inside[name][..., : part.shape[-1]] if part.dim() else self.inside[name]
+            found[name] = own if own.shape == part.shape else torch.ones_like(part, dtype=torch.bool)
+        return found
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [int(moves.sum()) for moves in self._moves.values()]
+
+
+def _finished(
+    step: Step,
+    log_likelihood: Callable[[Values], torch.Tensor],
+    free: _Free,
+    after: Values,
+    trace: list[float],
+    n_units: int,
+) -> tuple[Values, float, str]:
+    """The values where the derivative is 0, if that is near and higher; the largest derivative there; how it was found.
+
+    The levels on the way are added to `trace`.
+    """
+
+    def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
+        u = torch.from_numpy(point).requires_grad_()
+        value = -log_likelihood(free.at(u)) / n_units
+        return value.item(), torch.autograd.grad(value, u)[0].numpy()
+
+    n_before, level = len(trace), trace[-1]
+    u, value, gradient = _extrapolated(step, objective, free, after, trace)
+    n_steps = len(trace) - n_before
+    how = f" and {n_steps} extrapolated" if n_steps else ""
+    if not np.abs(gradient).max() <= GRADIENT:
+        options = {"maxiter": 2000, "gtol": GRADIENT, "ftol": 0.0, "maxcor": 20}
+        u = scipy.optimize.minimize(objective, u, jac=True, method="L-BFGS-B", options=options).x
+        value, gradient = objective(u)
+        how += ", then L-BFGS"
+        trace.append(-value * n_units)
+    end = free.at(torch.from_numpy(u))
+    if trace[-1] >= level - 1e-12 * abs(level) and free.holds(end):
+        return end, float(np.abs(gradient).max()), how
+    del trace[n_before:]
+    _, gradient = objective(free.vector(free.values).numpy())
+    return free.values, float(np.abs(gradient).max()), ""
+
+
+def _extrapolated(
+    step: Step, objective: Objective, free: _Free, after: Values, trace: list[float]
+) -> tuple[np.ndarray, float, np.ndarray]:
+    """The last point on the way to where steps of EM come to rest, with the objective and its gradient there.
+
+    The first steps are from the free values to those `after`.
+    """
+    points = [free.vector(free.values).numpy()]
+    moves = [free.vector(after).numpy() - points[0]]
+    for _ in range(EXTRAPOLATED):
+        if not np.isfinite(moves[-1]).all():
+            break
+        if np.abs(moves[-1]).max() <= STILL:
+            value, gradient = objective(points[-1])
+            if np.abs(gradient).max() <= GRADIENT:
+                return points[-1], value, gradient
+        u = points[-1] + moves[-1]
+        if len(points) > 1:
+            apart, turned = np.diff(points, axis=0), np.diff(moves, axis=0)
+            u = u - np.linalg.lstsq(turned.T, moves[-1], rcond=None)[0] @ (apart + turned)
+        there = free.at(torch.from_numpy(u))
+        level, reached = step(there) if np.isfinite(u).all() and free.holds(there) else (-math.inf, {})
+        if level >= trace[-1] - 1e-12 * abs(trace[-1]):
+            trace.append(level)
+            points, moves = [*points[1 - REMEMBERED :], u], [*moves[1 - REMEMBERED :], free.vector(reached).numpy() - u]
+        elif len(points) > 1:
+            points, moves = points[-1:], moves[-1:]
+        else:
+            break
+    return points[-1], *objective(points[-1])
 
 
 def _support(name: str, value: torch.Tensor) -> constraints.Constraint:

@@ -129,20 +129,24 @@ class HiddenMarkovModel(LatentModel):
 
     def maximum_likelihood(self, arrays: Arrays, rng: np.random.Generator) -> MaximumLikelihood:
         x, observed = arrays["x"], arrays.get("mask")
+        starts = begins(arrays.get("sequence"), len(x))
         first_is_given = self.left_to_right or self.n_states == 1 or self.initial_concentration == 0
 
+        def chain(values: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+            initial, transition = log_probability(values["initial"]), log_probability(values["transition"])
+            return initial, transition, self.emission.components(values).log_prob(x, observed), starts
+
         def step(values: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
-            chain = self._series(arrays, values).chain(x)
-            probs, pairs = chains.smoothed(*chain), chains.pair_marginals(*chain).sum(0)
+            level, first, pairs, probs = chains.expected_counts(*chain(values))
             found = self.emission.maximum(x, observed, probs, values)
             if not first_is_given:
-                found["initial"] = probs[chain[3]].mean(0)
+                found["initial"] = first / starts.sum()
             left = pairs.sum(-1, keepdim=True)
             found["transition"] = torch.where(left > 1e-8, pairs / left.clamp(min=1e-8), values["transition"])
-            return float(chains.log_likelihood(*chain)), found
+            return float(level), found
 
         def log_likelihood(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            return chains.log_likelihood(*self._series(arrays, values).chain(x))
+            return chains.log_likelihood(*chain(values))
 
         start = {
             name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name not in ("z", "stay")
@@ -150,7 +154,7 @@ class HiddenMarkovModel(LatentModel):
         given = (*(("initial",) if first_is_given else ()), *self.emission.given())
         found = climb(step, log_likelihood, start, len(x), fixed=given)
         values = {name: torch.as_tensor(value) for name, value in found.values.items()}
-        sizes = self.latents(arrays, **values).probs.sum(0).numpy()
+        sizes = chains.expected_counts(*chain(values))[3].sum(0).numpy()
         notes = [f"state {k} is hardly visited: {size:.2g} steps" for k, size in enumerate(sizes) if size < 1]
         notes += degenerate(self.emission, values, sizes, "state")
         arrays_found = dict(found.values)

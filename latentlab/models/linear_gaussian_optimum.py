@@ -240,7 +240,9 @@ class _Flat:
 
 def _gradient(problem: _Problem, point: _Point) -> float:
     flat = _Flat(problem, point)
-    return float(torch.func.grad(flat.objective)(flat.pack(point)).abs().max())
+    v = flat.pack(point).requires_grad_()
+    (gradient,) = torch.autograd.grad(flat.objective(v), v)  # torch.func would import the compiler, for a second
+    return float(gradient.abs().max())
 
 
 def _newton(problem: _Problem, point: _Point) -> tuple[_Point, float, int]:

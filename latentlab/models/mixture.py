@@ -173,7 +173,7 @@ def k_means(arrays: Arrays, n_clusters: int, rng: np.random.Generator) -> np.nda
     if mask is not None:
         seen = mask.numpy()
         x = np.where(seen, x, (x * seen).sum(0) / np.maximum(seen.sum(0), 1))
-    if len(np.unique(x, axis=0)) < n_clusters:
+    if all(len(np.unique(column)) < n_clusters for column in x.T) and len(np.unique(x, axis=0)) < n_clusters:
         return rng.permutation(np.arange(len(x)) % n_clusters)
     return KMeans(n_clusters, n_init=1, random_state=int(rng.integers(2**31))).fit(x).labels_
 

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import sklearn.datasets
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
@@ -84,6 +85,15 @@ def test_the_real_tables():
     assert load_dataset("digits", drop_constant=True).dropped == ("pixel_0_0", "pixel_4_0", "pixel_4_7")
     with pytest.raises(DataError, match="'pixel_0_0' is constant"):
         load_dataset("digits")
+
+
+@pytest.mark.parametrize("name", ["wine", "iris", "breast_cancer", "digits"])
+def test_the_real_tables_are_those_of_scikit_learn(name):
+    loaded = getattr(sklearn.datasets, f"load_{name}")()
+    dataset = load_dataset(name, standardize=False)
+    np.testing.assert_array_equal(dataset.x, loaded.data)
+    assert dataset.features.tolist() == list(loaded.feature_names)
+    np.testing.assert_array_equal(dataset.labels, np.asarray(loaded.target_names)[loaded.target])
 
 
 def test_unknown_names_have_a_suggestion():

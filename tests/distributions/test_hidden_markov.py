@@ -254,6 +254,21 @@ def test_the_gradient_is_the_expected_counts(parts):
     np.testing.assert_allclose(of_emission.numpy(), smooth.numpy(), atol=1e-11)
 
 
+@pytest.mark.parametrize("by_kernel", [True, False], ids=["kernel", "scan"])
+def test_expected_counts_are_sums_of_the_smoothed_probabilities(parts, monkeypatch, by_kernel):
+    if not by_kernel:
+        monkeypatch.setattr(hm.kernels, "serves", lambda *tensors: False)
+    exact = Enumerated(*parts)
+    smoothed = exact.probs(past_only=False)
+    with torch.no_grad():
+        level, first, transitions, probs = hm.expected_counts(*parts)
+    assert not any(one.requires_grad for one in (level, first, transitions, probs))
+    assert float(level) == pytest.approx(exact.log_likelihood(), rel=1e-12)
+    np.testing.assert_allclose(probs, smoothed, atol=1e-12)
+    np.testing.assert_allclose(first, smoothed[parts[3].numpy()].sum(0), atol=1e-12)
+    np.testing.assert_allclose(transitions, exact.pairs().sum(0), atol=1e-12)
+
+
 def test_gradients_are_those_of_differences(rng):
     *logs, starts = chain(rng, 3, [4, 1, 3], missing=[2])
     logs = tuple(log.requires_grad_() for log in logs)

@@ -1,9 +1,10 @@
 import numpy as np
 import oracles
+import pyro.distributions as dist
 import pytest
 import torch
 
-from latentlab.distributions.low_rank_gaussian import LowRankGaussian
+from latentlab.distributions.low_rank_gaussian import LowRankGaussian, multivariate_normal
 
 
 @pytest.fixture
@@ -77,3 +78,21 @@ def test_the_sum_over_units_by_moments_is_the_sum_over_units(parts, rng, one_sca
     assert float(found.log_prob_sum(few)) == pytest.approx(float(found.log_prob(few).sum()), rel=1e-12)
     masked = distribution(W, mu, psi, np.arange(3000).reshape(500, 6) % 7 > 0)
     assert float(masked.log_prob_sum(x)) == pytest.approx(float(masked.log_prob(x).sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["one covariance", "one for each"])
+def test_it_is_the_distribution_that_the_constructor_makes(rng, each):
+    loc, root = torch.from_numpy(rng.normal(size=(5, 3))), torch.from_numpy(rng.normal(size=(5, 3, 3) if each else (3, 3)))
+    root = torch.linalg.cholesky(root @ root.mT + torch.eye(3))
+    made, expected = multivariate_normal(loc, root), dist.MultivariateNormal(loc, scale_tril=root)
+    z = expected.sample((4,))
+    torch.manual_seed(0)
+    drawn = made.sample((4,))
+    torch.manual_seed(0)
+    assert torch.equal(drawn, expected.sample((4,)))
+    assert (made.batch_shape, made.event_shape, made.support) == (expected.batch_shape, expected.event_shape, expected.support)
+    for what in ("mean", "covariance_matrix", "scale_tril", "precision_matrix"):
+        assert torch.equal(getattr(made, what), getattr(expected, what)), what
+    assert torch.equal(made.log_prob(z), expected.log_prob(z))
+    assert torch.equal(made.entropy(), expected.entropy())
+    assert torch.equal(made.expand((2, 5)).log_prob(z[:2]), expected.log_prob(z[:2]))

@@ -24,6 +24,7 @@ from latentlab.inference.map import MAP
 from latentlab.inference.nuts import NUTS
 from latentlab.models.count_mixtures import BernoulliMixture, PoissonMixture
 from latentlab.models.gaussian_mixture import DPMixture, GaussianMixture
+from latentlab.models.mixture import k_means
 from latentlab.posterior import mcse_mean, mcse_sd, rhat
 from latentlab.symmetry.groups import Identity, Permutation
 
@@ -49,6 +50,19 @@ def holes(rng, dataset, share=0.2):
 
 def limit(n):
     return stats.norm.isf(FALSE_ALARM / 2 / n)
+
+
+# -- starts
+
+
+def test_columns_of_few_values_have_clusters_all_the_same():
+    patterns = np.repeat(np.array([[0, 0, 1], [0, 1, 0], [1, 1, 1]]), 20, axis=0)
+    arrays = {"x": torch.from_numpy(patterns.astype(float))}
+    labels = k_means(arrays, 3, np.random.default_rng(0))
+    assert sorted(np.bincount(labels)) == [20, 20, 20]
+    assert all(len(set(labels[i : i + 20])) == 1 for i in (0, 20, 40))
+    shuffled = k_means({"x": arrays["x"][:40]}, 3, np.random.default_rng(0))  # two different rows: at random
+    assert len(set(shuffled[:20])) > 1
 
 
 # -- densities

@@ -1,0 +1,131 @@
+"""The climb: extrapolated steps end where plain ones and L-BFGS do, never lose likelihood, and leave the edges alone."""
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import MixtureSameFamily, Normal
+
+from latentlab.data.dataset import Dataset
+from latentlab.inference.density import tensors
+from latentlab.models import expectation_maximization as em
+from latentlab.models.gaussian_hmm import GaussianHMM
+from latentlab.models.gaussian_mixture import GaussianMixture
+from latentlab.seeds import double
+
+
+def linear(rates, top):
+    """A quadratic and a map that approaches its top at these rates: a climb without its last steps would be far from it."""
+    top = torch.tensor([top], dtype=torch.float64)
+
+    def log_likelihood(values):
+        return -1e-4 * ((values["mu"] - top) ** 2).sum() - 1e4
+
+    def step(values):
+        return float(log_likelihood(values)), {"mu": top + torch.tensor(rates, dtype=torch.float64) * (values["mu"] - top)}
+
+    return step, log_likelihood, {"mu": torch.zeros_like(top)}, top
+
+
+def test_a_linear_map_is_solved_in_one_step_a_dimension():
+    step, log_likelihood, start, top = linear([0.99, 0.9, 0.5], [1.0, -2.0, 0.5])
+    found = em.climb(step, log_likelihood, start, 1)
+    np.testing.assert_allclose(found.values["mu"], top.numpy(), atol=1e-6)
+    assert found.gradient <= em.GRADIENT
+    n_extrapolated = int(found.how.split(" and ")[1].split()[0])
+    assert 3 <= n_extrapolated <= 6
+    assert "L-BFGS" not in found.how
+    assert len(found.trace) == 1 + int(found.how.split()[1]) + n_extrapolated
+
+
+def test_small_moves_are_no_sign_of_the_top():
+    step, log_likelihood, start, top = linear([1 - 1e-7], [1e-3])
+    assert abs(float(step(start)[1]["mu"])) <= em.STILL
+    found = em.climb(step, log_likelihood, start, 1)
+    assert found.gradient <= em.GRADIENT
+    assert "L-BFGS" not in found.how
+    np.testing.assert_allclose(found.values["mu"], top.numpy(), atol=1e-5)
+
+
+def test_no_step_begins_at_an_edge():
+    """Steps that would lead, were they extrapolated, to a standard deviation below what counts as one."""
+    met = []
+
+    def log_likelihood(values):
+        return -1e-12 * (torch.log(values["sigma"]) ** 2).sum() - 1e4
+
+    def step(values):
+        met.append(float(values["sigma"]))
+        return float(log_likelihood(values)), {"sigma": values["sigma"] ** 0.9 * 1e-4**0.1}
+
+    found = em.climb(step, log_likelihood, {"sigma": torch.tensor([1.0], dtype=torch.float64)}, 1)
+    assert min(met) > em.LEAST
+    assert found.values["sigma"] > em.LEAST
+
+
+def test_a_point_that_lost_is_given_up():
+    """A map whose moves hardly shrink from afar: extrapolated it goes beyond the top, where the likelihood falls off a cliff."""
+    levels = []
+
+    def log_likelihood(values):
+        mu = values["mu"]
+        return -(1e-5 * torch.where(mu > 0, 1e6 * mu**2, mu**2)).sum() - 1e4
+
+    def step(values):
+        levels.append(float(log_likelihood(values)))
+        mu = values["mu"]
+        return levels[-1], {"mu": torch.where(mu < -0.5, mu + 0.1 * torch.sqrt(mu.abs()), 0.5 * mu)}
+
+    found = em.climb(step, log_likelihood, {"mu": torch.tensor([[-8.0]], dtype=torch.float64)}, 1)
+    assert min(np.diff(levels)) < 0  # it was tried
+    assert (np.diff(found.trace) >= 0).all()
+    assert abs(found.values["mu"]) < 1e-3
+    assert "L-BFGS" not in found.how
+
+
+def overlapping(rng):
+    """Two components 2 sd apart, where plain EM takes thousands of steps."""
+    x = torch.from_numpy(np.where(rng.random((600, 1)) < 0.4, -1.0, 1.0) + rng.standard_normal((600, 1)))
+    model = GaussianMixture(2, covariance="diagonal")
+    return model, tensors(model, Dataset({"x": x.numpy()}, dims={"x": ("unit", "feature")}))
+
+
+def test_a_slow_climb_ends_where_the_descent_does(rng, monkeypatch):
+    model, arrays = overlapping(rng)
+    with double():
+        found = model.maximum_likelihood(arrays, np.random.default_rng(0))
+        monkeypatch.setattr(em, "EXTRAPOLATED", 0)
+        descended = model.maximum_likelihood(arrays, np.random.default_rng(0))
+    assert found.gradient <= em.GRADIENT
+    assert "extrapolated" in found.how
+    assert "L-BFGS" not in found.how
+    assert "extrapolated" not in descended.how
+    assert "L-BFGS" in descended.how
+    assert found.trace[-1] == pytest.approx(descended.trace[-1], rel=1e-11)
+    for name, value in found.values.items():
+        np.testing.assert_allclose(value, descended.values[name], rtol=1e-4, atol=1e-5)
+    density = MixtureSameFamily(
+        torch.distributions.Categorical(torch.from_numpy(found.values["weights"])),
+        Normal(torch.from_numpy(found.values["mu"][:, 0]), torch.from_numpy(found.values["sigma"][:, 0])),
+    )
+    assert float(density.log_prob(arrays["x"][:, 0]).sum()) == pytest.approx(found.trace[-1], rel=1e-12)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_without_kernels_the_climb_is_the_same(rng, monkeypatch, missing):
+    pytest.importorskip("numba")
+    z = np.cumsum(rng.random(300) < 0.1) % 3
+    x = 2.0 * z[:, None] + rng.standard_normal((300, 2))
+    if missing:
+        x[rng.random(x.shape) < 0.2] = np.nan
+    data = Dataset({"x": x}, dims={"x": ("unit", "feature")}, coords={"sequence": np.repeat(["a", "b"], [200, 100])})
+    model = GaussianHMM(3)
+    arrays = tensors(model, data)
+    with double():
+        found = model.maximum_likelihood(arrays, np.random.default_rng(0))
+        monkeypatch.setattr("latentlab.distributions.kernels.serves", lambda *tensors: False)
+        slow = model.maximum_likelihood(arrays, np.random.default_rng(0))
+    assert len(found.trace) == len(slow.trace)
+    np.testing.assert_allclose(found.trace, slow.trace, rtol=1e-11)
+    assert max(found.gradient, slow.gradient) <= em.GRADIENT
+    for name, value in found.values.items():
+        np.testing.assert_allclose(value, slow.values[name], rtol=1e-6, atol=1e-8)
