@@ -27,10 +27,10 @@ Arrays = tuple[np.ndarray, ...]
 
 
 @functools.cache
-def _compiled() -> Any:
-    """The module `compiled`; None where Numba is absent, or refuses the numpy that it finds."""
+def _compiled(module: str = "compiled") -> Any:
+    """The module of loops; None where Numba is absent, or refuses the numpy that it finds."""
     try:
-        return importlib.import_module("latentlab.distributions.compiled")
+        return importlib.import_module(f"latentlab.distributions.{module}")
     except ImportError:
         return None
 
@@ -75,6 +75,11 @@ def gaussian_mixture(parameters: Arrays, data: Arrays, gradients: Arrays) -> flo
         value += loops.responsibilities(log_weights, joint, gradients[0])
         loops.gaussian_score(block, mu, inverse, work, joint, *gradients[1:])
     return value
+
+
+def linear_gaussian(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
+    """Of a linear-Gaussian chain: A, L, C, loc, scale, initial_mean, L_0; the rows, what was observed of them, starts."""
+    return _compiled("compiled_chain").linear_gaussian(*parameters, *data, *gradients)
 
 
 # -- as operations of torch
