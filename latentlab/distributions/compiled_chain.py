@@ -7,7 +7,9 @@ $$ w_1 = L_0^{-1} (z_1 - m), \quad w_t = L^{-1} (z_t - A z_{t-1}), \quad
 of what was observed. Step by step the rows that have $z_t$ in them are turned into a triangle,
 $$ R_t z_t + H_t z_{t+1} = f_t + \eta_t, \quad \eta_t \sim N(0, I), $$
 and rows without it, which are $z_{t+1}$ given the past, or numbers $\rho$ that no state can explain. Therefore
-$$ \log p(x) = -\tfrac12 \sum \rho^2 - \sum_t \log |R_t| - \log |L_0| - (T - 1) \log |L| - \sum_{td} \log \sigma_d \sqrt{2 \pi}. $$
+$$ \log p(x) = -\tfrac12 \sum \rho^2 - \sum_t \log |R_t| - \log |L_0| - (T - 1) \log |L|
+   - \sum_{td} \log \sigma_d \sqrt{2 \pi}. $$
+Where all of a step was observed, its rows are q rows, the same triangle for every step, and what no state explains.
 No covariance is made, updated or inverted: it would have the square of the factors' condition, and lose its smallest
 directions, or its sign, where a small noise meets a diffuse prior. Rows are turned by Givens rotations, which keep small rows
 beside large ones; reflections let the large ones swamp them.
@@ -17,8 +19,8 @@ and, with a triangle $U_t' U_t = I + H_t V_{t+1} H_t'$, the variance $V_t = R_t^
 Fisher's identity makes the gradient of them,
 $$ \partial_A = L'^{-1} \sum E[w_t z_{t-1}'], \quad \partial_L = L'^{-1} \sum (E[w_t w_t'] - I), \quad
    \partial_m = L_0'^{-1} E w_1, \quad \partial_{L_0} = L_0'^{-1} (E[w_1 w_1'] - I), $$
-$$ \partial_{C_d} = \sum_t E[\varepsilon_{td} z_t] / \sigma_d, \quad \partial_{\mu_d} = \sum_t E \varepsilon_{td} / \sigma_d, \quad
-   \partial_{\sigma_d} = \sum_t (E \varepsilon_{td}^2 - 1) / \sigma_d. $$
+$$ \partial_{C_d} = \sum_t E[\varepsilon_{td} z_t] / \sigma_d, \quad \partial_{\mu_d} = \sum_t E \varepsilon_{td} / \sigma_d,
+   \quad \partial_{\sigma_d} = \sum_t (E \varepsilon_{td}^2 - 1) / \sigma_d. $$
 
 References:
     Bierman (1977), Factorization Methods for Discrete Sequential Estimation, chapters V and X. Kailath, Sayed & Hassibi (2000),
@@ -46,7 +48,8 @@ def _rotate(upper: Any, row: Any, n: int) -> None:
             continue
         x = upper[j, j]
         h = math.sqrt(x * x + y * y)
-        c, s = x / h, y / h
+        inverse = 1 / h
+        c, s = x * inverse, y * inverse
         upper[j, j] = h
         for k in range(j + 1, width):
             a, b = upper[j, k], row[k]
@@ -117,33 +120,105 @@ def _log_determinant(lower: Any) -> float:
 
 
 @compiled
+def _compress(loadings: Any, columns: Any, triangle: Any, basis: Any, turned: Any) -> float:
+    """The rows of a step of which all was observed as q rows, $\\Psi^{-1/2} C = B T$ with $B' B = I$.
+
+    Args:
+        loadings: Those, `(feature, latent)`.
+        columns: The scaled data, `(feature, unit)`; the work leaves other numbers in it.
+        triangle: Becomes T `(latent, latent)`.
+        basis: Becomes B `(feature, latent)`.
+        turned: Becomes B' columns `(latent, unit)`.
+
+    Returns:
+        The sum of squares of what is left of the data.
+    """
+    (n_features, n), q = columns.shape, len(triangle)
+    unit, row, left = np.empty(n_features), np.empty(q), 0.0
+    _fill(triangle, 0.0)
+    _fill(basis, 0.0)
+    _fill(turned, 0.0)
+    for d in range(n_features):
+        unit[:] = 0.0
+        unit[d] = 1.0
+        row[:] = loadings[d]
+        for j in range(q):
+            x, y = triangle[j, j], row[j]
+            if y == 0.0:
+                continue
+            h = math.sqrt(x * x + y * y)
+            c, s = x / h, y / h
+            triangle[j, j] = h
+            for k in range(j + 1, q):
+                a, b = triangle[j, k], row[k]
+                triangle[j, k], row[k] = c * a + s * b, c * b - s * a
+            for k in range(d + 1):
+                a, b = basis[k, j], unit[k]
+                basis[k, j], unit[k] = c * a + s * b, c * b - s * a
+            for t in range(n):
+                a, b = turned[j, t], columns[d, t]
+                turned[j, t], columns[d, t] = c * a + s * b, c * b - s * a
+        for t in range(n):
+            left += columns[d, t] * columns[d, t]
+    return left
+
+
+@compiled
+def _pulls(R: Any, upper: Any, rows: Any, out: Any) -> None:
+    """`out` = rows R^-1 U', whose products are the rows' covariances: by substitution, never through V."""
+    q = len(upper)
+    for d in range(len(rows)):
+        for i in range(q):
+            total = rows[d, i]
+            for j in range(i):
+                total -= R[j, i] * out[d, j]
+            out[d, i] = total / R[i, i]
+        for i in range(q):
+            total = 0.0
+            for j in range(i, q):
+                total += upper[i, j] * out[d, j]
+            out[d, i] = total
+
+
+@compiled
 def _filter(
-    into: Any, across: Any, mean: Any, first: Any, C: Any, loc: Any, scale: Any, x: Any, observed: Any, triangles: Any
+    into: Any,
+    across: Any,
+    first: Any,
+    mean: Any,
+    loadings: Any,
+    data: Any,
+    observed: Any,
+    whole: Any,
+    compressed: Any,
+    turned: Any,
+    triangles: Any,
 ) -> float:
     """Of one sequence: fills `triangles` `(unit, q, 2 q + 1)`, (R, H, f); returns -sum rho^2 / 2 - sum log |R|.
 
     Args:
-        into, across: L^-1 and -L^-1 A.
-        mean, first: m and L_0^-1.
+        into, across, first, mean: L^-1, -L^-1 A, L_0^-1, and the first state's mean.
+        loadings, data, observed: Of the rows where something is missing.
+        whole: Where nothing is `(unit,)`.
+        compressed, turned: Those rows, from `_compress`.
+        triangles: The result.
     """
-    n, q = len(x), len(mean)
-    row, n_features = np.empty(2 * q + 1), len(loc)
-    value, determinant = 0.0, 1.0
+    (n, n_features), q = data.shape, len(mean)
+    row, value, determinant = np.empty(2 * q + 1), 0.0, 1.0
     _fill(triangles[0], 0.0)
     for i in range(q):
         row[:] = 0.0
-        for j in range(q):
+        for j in range(i + 1):
             row[j] = first[i, j]
             row[2 * q] += first[i, j] * mean[j]
         _rotate(triangles[0], row, q)
     for t in range(n):
         upper = triangles[t]
-        for d in range(n_features):
-            if observed[t, d]:
-                weight = 1 / scale[d]
+        for d in range(q if whole[t] else n_features):
+            if whole[t] or observed[t, d]:
                 for j in range(q):
-                    row[j], row[q + j] = weight * C[d, j], 0.0
-                row[2 * q] = weight * (x[t, d] - loc[d])
+                    row[j], row[q + j] = compressed[d, j] if whole[t] else loadings[d, j], 0.0
+                row[2 * q] = turned[d, t] if whole[t] else data[t, d]
                 _rotate(upper, row, q)
                 value -= 0.5 * row[2 * q] * row[2 * q]
         if t < n - 1:
@@ -159,9 +234,9 @@ def _filter(
                 _rotate(after, row, q)
         for j in range(q):
             determinant *= upper[j, j]
-            if not LEAST_DETERMINANT < determinant < MOST_DETERMINANT:
-                value -= math.log(determinant)
-                determinant = 1.0
+        if not LEAST_DETERMINANT < determinant < MOST_DETERMINANT:
+            value -= math.log(determinant)
+            determinant = 1.0
     return value - math.log(determinant)
 
 
@@ -185,7 +260,7 @@ def linear_gaussian(
     d_mean: Any,
     d_L_0: Any,
 ) -> float:
-    """Log density of rows; its gradients for the first seven arguments are added to the last seven.
+    """Log density of rows; its gradients for the first seven arguments are added to the last seven, which are zeros.
 
     Args:
         A: `(next_latent, latent)`.
@@ -202,83 +277,94 @@ def linear_gaussian(
     _solve_lower(L, into)
     _solve_lower(L_0, first)
     _add_product(into, A, -1.0, across)
+    data, columns, loadings = np.zeros(x.shape), np.zeros((n_features, n_units)), np.empty(C.shape)
+    whole, value = np.ones(n_units, dtype=np.bool_), 0.0
+    for t in range(n_units):
+        for d in range(n_features):
+            whole[t] &= observed[t, d]
+    for d in range(n_features):
+        weight, count = 1 / scale[d], 0
+        for i in range(q):
+            loadings[d, i] = weight * C[d, i]
+        for t in range(n_units):
+            if observed[t, d]:
+                count += 1
+                data[t, d] = weight * (x[t, d] - loc[d])
+                if whole[t]:
+                    columns[d, t] = data[t, d]
+        value -= count * (math.log(scale[d]) + 0.5 * LOG_2PI)
+    compressed, basis, turned = np.empty((q, q)), np.empty((n_features, q)), np.empty((q, n_units))
+    value -= 0.5 * _compress(loadings, columns, compressed, basis, turned)
+
     triangles = np.empty((_longest(starts), q, 2 * q + 1))
-    # Of the smoothed state: its mean, a factor, and the triangle U; of the step after it: mean and factor.
-    state, root, upper = np.empty((q, 1)), np.empty((q, q)), np.empty((q, q))
-    after, after_root, row = np.empty((q, 1)), np.empty((q, q)), np.empty(q)
-    noise, noise_root, known, lag_root = np.empty((q, 1)), np.empty((q, 2 * q)), np.empty((q, q)), np.empty((q, 2 * q))
-    leverage, pull = np.empty((q, 1)), np.empty((q, 1))
+    state, root, upper = np.empty((q, 1)), np.empty((q, q)), np.empty((q, q))  # the smoothed mean, a factor, and U
+    after, after_root = np.empty((q, 1)), np.empty((q, q))  # mean and factor of the step after
+    noise, noise_root = np.empty((q, 1)), np.empty((q, 2 * q))  # mean and factor of w
+    own_root, moved, row, pull = np.empty((q, 2 * q)), np.empty((q, q)), np.empty(q), np.empty((q, q))
     of_A, of_L, of_L_0 = np.zeros((q, q)), np.zeros((q, q)), np.zeros((q, q))
-    value, begin, n_moves = 0.0, 0, 0
+    shares, reaches = np.zeros((q, q)), np.zeros((q, q))  # sums of T V_t T' and V_t T' over whole rows
+    begin, n_moves = 0, 0
     while begin < n_units:
         end = _end(starts, begin)
-        n = end - begin
-        value += _filter(into, across, mean, first, C, loc, scale, x[begin:end], observed[begin:end], triangles)
+        own, n = slice(begin, end), end - begin
         value -= _log_determinant(L_0) + (n - 1) * _log_determinant(L)
+        value += _filter(
+            into, across, first, mean, loadings, data[own], observed[own], whole[own], compressed, turned[:, own], triangles
+        )
         for t in range(n - 1, -1, -1):
-            R, last = triangles[t], t == n - 1
-            # z_t = R^-1 (f + eta - H z_{t+1})
+            R, H, last = triangles[t], triangles[t, :, q : 2 * q], t == n - 1
             _fill(upper, 0.0)
             for i in range(q):
                 upper[i, i] = 1.0
                 state[i, 0] = R[i, 2 * q]
             if not last:
-                _fill(known, 0.0)
-                _add_product(R[:, q : 2 * q], after_root, 1.0, known)
-                _add_product(R[:, q : 2 * q], after, -1.0, state)
+                _fill(moved, 0.0)
+                _add_product(H, after_root, 1.0, moved)
+                _add_product(H, after, -1.0, state)
                 for j in range(q):
                     for i in range(q):
-                        row[i] = known[i, j]
+                        row[i] = moved[i, j]
                     _rotate(upper, row, q)
             _solve_upper(R, state)
             for i in range(q):
                 for j in range(q):
                     root[i, j] = upper[j, i]
             _solve_upper(R, root)
-            if not last:
-                # dev z_t = R^-1 eta - R^-1 H dev z_{t+1},  dev w_{t+1} = L^-1 dev z_{t+1} - L^-1 A dev z_t
+            if not last:  # w = L^-1 z_{t+1} - L^-1 A z_t, with deviations of z_t by eta and by z_{t+1}
                 n_moves += 1
-                for i in range(q):
-                    noise[i, 0] = 0.0
-                    for j in range(q):
-                        lag_root[i, j] = 1.0 if i == j else 0.0
-                        lag_root[i, q + j] = -known[i, j]
-                _solve_upper(R, lag_root)
+                _fill(noise, 0.0)
                 _fill(noise_root, 0.0)
+                for i in range(q):
+                    for j in range(q):
+                        own_root[i, j], own_root[i, q + j] = 1.0 if i == j else 0.0, -moved[i, j]
+                _solve_upper(R, own_root)
                 _add_product(into, after_root, 1.0, noise_root[:, q:])
-                _add_product(across, lag_root, 1.0, noise_root)
+                _add_product(across, own_root, 1.0, noise_root)
                 _add_product(into, after, 1.0, noise)
                 _add_product(across, state, 1.0, noise)
                 _add_outer(noise, state, of_A)
-                _add_outer(noise_root, lag_root, of_A)
+                _add_outer(noise_root, own_root, of_A)
                 _add_outer(noise, noise, of_L)
                 _add_outer(noise_root, noise_root, of_L)
+            if whole[begin + t]:
+                _pulls(R, upper, compressed, pull)
+                _add_outer(pull, pull, shares)
+                _add_outer(root, pull, reaches)
             for d in range(n_features):
                 if observed[begin + t, d]:
-                    weight = 1 / scale[d]
-                    residual, spread = x[begin + t, d] - loc[d], 0.0
-                    # leverage: U R'^-1 C_d / sigma_d, the factor of the row's own variance
+                    weight, residual, spread = 1 / scale[d], data[begin + t, d], -1.0
                     for i in range(q):
-                        residual -= C[d, i] * state[i, 0]
-                        total = weight * C[d, i]
-                        for j in range(i):
-                            total -= R[j, i] * pull[j, 0]
-                        pull[i, 0] = total / R[i, i]
-                    residual *= weight
+                        residual -= loadings[d, i] * state[i, 0]
                     for i in range(q):
-                        total = 0.0
-                        for j in range(i, q):
-                            total += upper[i, j] * pull[j, 0]
-                        leverage[i, 0] = total
-                        spread += total * total
-                    d_loc[d] += weight * residual
-                    d_scale[d] += weight * (residual * residual + spread - 1)
-                    for i in range(q):
-                        total = residual * state[i, 0]
+                        d_C[d, i] += weight * residual * state[i, 0]
+                    if not whole[begin + t]:
+                        _pulls(R, upper, loadings[d : d + 1], pull[:1])
                         for j in range(q):
-                            total -= root[i, j] * leverage[j, 0]
-                        d_C[d, i] += weight * total
-                    value -= math.log(scale[d]) + 0.5 * LOG_2PI
+                            spread += pull[0, j] * pull[0, j]
+                            for i in range(q):
+                                d_C[d, i] -= weight * root[i, j] * pull[0, j]
+                    d_loc[d] += weight * residual
+                    d_scale[d] += weight * (residual * residual + spread)
             after[:], after_root[:] = state, root
         for i in range(q):
             noise[i, 0] = state[i, 0] - mean[i]
@@ -291,6 +377,11 @@ def linear_gaussian(
             of_L_0[i, i] -= 1.0
             d_mean[i] += noise[i, 0]
         begin = end
+    for d in range(n_features):
+        for i in range(q):
+            for j in range(q):
+                d_scale[d] += basis[d, i] * shares[i, j] * basis[d, j] / scale[d]
+                d_C[d, i] -= reaches[i, j] * basis[d, j] / scale[d]
     for i in range(q):
         of_L[i, i] -= n_moves
     _solve_lower_transposed(L, of_A)
