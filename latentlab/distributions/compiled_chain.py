@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from latentlab.distributions.compiled import LOG_2PI, _end, _fill, _longest, compiled
+from latentlab.distributions.compiled import LOG_2PI, _end, _fill, _longest, compiled, summing
 
 MOST_DETERMINANT, LEAST_DETERMINANT = 1e100, 1e-100
 
@@ -187,7 +187,7 @@ def _filter(
     first: Any,
     mean: Any,
     loadings: Any,
-    data: Any,
+    scaled: Any,
     observed: Any,
     whole: Any,
     compressed: Any,
@@ -198,12 +198,12 @@ def _filter(
 
     Args:
         into, across, first, mean: L^-1, -L^-1 A, L_0^-1, and the first state's mean.
-        loadings, data, observed: Of the rows where something is missing.
+        loadings, scaled, observed: Of the rows where something is missing.
         whole: Where nothing is `(unit,)`.
         compressed, turned: Those rows, from `_compress`.
         triangles: The result.
     """
-    (n, n_features), q = data.shape, len(mean)
+    (n, n_features), q = observed.shape, len(mean)
     row, value, determinant = np.empty(2 * q + 1), 0.0, 1.0
     _fill(triangles[0], 0.0)
     for i in range(q):
@@ -218,7 +218,7 @@ def _filter(
             if whole[t] or observed[t, d]:
                 for j in range(q):
                     row[j], row[q + j] = compressed[d, j] if whole[t] else loadings[d, j], 0.0
-                row[2 * q] = turned[d, t] if whole[t] else data[t, d]
+                row[2 * q] = turned[d, t] if whole[t] else scaled[d, t]
                 _rotate(upper, row, q)
                 value -= 0.5 * row[2 * q] * row[2 * q]
         if t < n - 1:
@@ -238,6 +238,34 @@ def _filter(
             value -= math.log(determinant)
             determinant = 1.0
     return value - math.log(determinant)
+
+
+@summing
+def _add_residuals(
+    loadings: Any, scaled: Any, observed: Any, scale: Any, states: Any, d_C: Any, d_loc: Any, d_scale: Any
+) -> None:
+    """What the residuals at the smoothed means `states` `(latent, unit)` add to the gradients."""
+    residual = np.empty(states.shape[1])
+    for d in range(len(loadings)):
+        residual[:] = scaled[d]
+        for i in range(len(states)):
+            for t in range(len(residual)):
+                residual[t] -= loadings[d, i] * states[i, t]
+        count = 0
+        for t in range(len(residual)):
+            count += observed[t, d]
+            residual[t] = residual[t] if observed[t, d] else 0.0
+        total, squares = 0.0, 0.0
+        for t in range(len(residual)):
+            total += residual[t]
+            squares += residual[t] * residual[t]
+        d_loc[d] += total / scale[d]
+        d_scale[d] += (squares - count) / scale[d]
+        for i in range(len(states)):
+            total = 0.0
+            for t in range(len(residual)):
+                total += residual[t] * states[i, t]
+            d_C[d, i] += total / scale[d]
 
 
 @compiled
@@ -277,7 +305,7 @@ def linear_gaussian(
     _solve_lower(L, into)
     _solve_lower(L_0, first)
     _add_product(into, A, -1.0, across)
-    data, columns, loadings = np.zeros(x.shape), np.zeros((n_features, n_units)), np.empty(C.shape)
+    scaled, columns, loadings = np.zeros((n_features, n_units)), np.zeros((n_features, n_units)), np.empty(C.shape)
     whole, value = np.ones(n_units, dtype=np.bool_), 0.0
     for t in range(n_units):
         for d in range(n_features):
@@ -289,9 +317,8 @@ def linear_gaussian(
         for t in range(n_units):
             if observed[t, d]:
                 count += 1
-                data[t, d] = weight * (x[t, d] - loc[d])
-                if whole[t]:
-                    columns[d, t] = data[t, d]
+                scaled[d, t] = weight * (x[t, d] - loc[d])
+                columns[d, t] = scaled[d, t] if whole[t] else 0.0
         value -= count * (math.log(scale[d]) + 0.5 * LOG_2PI)
     compressed, basis, turned = np.empty((q, q)), np.empty((n_features, q)), np.empty((q, n_units))
     value -= 0.5 * _compress(loadings, columns, compressed, basis, turned)
@@ -303,13 +330,13 @@ def linear_gaussian(
     own_root, moved, row, pull = np.empty((q, 2 * q)), np.empty((q, q)), np.empty(q), np.empty((q, q))
     of_A, of_L, of_L_0 = np.zeros((q, q)), np.zeros((q, q)), np.zeros((q, q))
     shares, reaches = np.zeros((q, q)), np.zeros((q, q))  # sums of T V_t T' and V_t T' over whole rows
-    begin, n_moves = 0, 0
+    states, begin, n_moves = np.empty((q, n_units)), 0, 0
     while begin < n_units:
         end = _end(starts, begin)
         own, n = slice(begin, end), end - begin
         value -= _log_determinant(L_0) + (n - 1) * _log_determinant(L)
         value += _filter(
-            into, across, first, mean, loadings, data[own], observed[own], whole[own], compressed, turned[:, own], triangles
+            into, across, first, mean, loadings, scaled[:, own], observed[own], whole[own], compressed, turned[:, own], triangles
         )
         for t in range(n - 1, -1, -1):
             R, H, last = triangles[t], triangles[t, :, q : 2 * q], t == n - 1
@@ -350,21 +377,15 @@ def linear_gaussian(
                 _pulls(R, upper, compressed, pull)
                 _add_outer(pull, pull, shares)
                 _add_outer(root, pull, reaches)
-            for d in range(n_features):
-                if observed[begin + t, d]:
-                    weight, residual, spread = 1 / scale[d], data[begin + t, d], -1.0
-                    for i in range(q):
-                        residual -= loadings[d, i] * state[i, 0]
-                    for i in range(q):
-                        d_C[d, i] += weight * residual * state[i, 0]
-                    if not whole[begin + t]:
+            else:
+                for d in range(n_features):
+                    if observed[begin + t, d]:
                         _pulls(R, upper, loadings[d : d + 1], pull[:1])
                         for j in range(q):
-                            spread += pull[0, j] * pull[0, j]
+                            d_scale[d] += pull[0, j] * pull[0, j] / scale[d]
                             for i in range(q):
-                                d_C[d, i] -= weight * root[i, j] * pull[0, j]
-                    d_loc[d] += weight * residual
-                    d_scale[d] += weight * (residual * residual + spread)
+                                d_C[d, i] -= root[i, j] * pull[0, j] / scale[d]
+            states[:, begin + t] = state[:, 0]
             after[:], after_root[:] = state, root
         for i in range(q):
             noise[i, 0] = state[i, 0] - mean[i]
@@ -382,6 +403,7 @@ def linear_gaussian(
             for j in range(q):
                 d_scale[d] += basis[d, i] * shares[i, j] * basis[d, j] / scale[d]
                 d_C[d, i] -= reaches[i, j] * basis[d, j] / scale[d]
+    _add_residuals(loadings, scaled, observed, scale, states, d_C, d_loc, d_scale)
     for i in range(q):
         of_L[i, i] -= n_moves
     _solve_lower_transposed(L, of_A)
