@@ -9,7 +9,8 @@ $$ R_t z_t + H_t z_{t+1} = f_t + \eta_t, \quad \eta_t \sim N(0, I), $$
 and rows without it, which are $z_{t+1}$ given the past, or numbers $\rho$ that no state can explain. Therefore
 $$ \log p(x) = -\tfrac12 \sum \rho^2 - \sum_t \log |R_t| - \log |L_0| - (T - 1) \log |L|
    - \sum_{td} \log \sigma_d \sqrt{2 \pi}. $$
-Where all of a step was observed, its rows are q rows, the same triangle for every step, and what no state explains.
+Where all of a step was observed, its rows are q rows, the same triangle for every step, and what no state explains. States are
+measured from a rough estimate, so that nothing large cancels where the noise is small.
 No covariance is made, updated or inverted: it would have the square of the factors' condition, and lose its smallest
 directions, or its sign, where a small noise meets a diffuse prior. Rows are turned by Givens rotations, which keep small rows
 beside large ones; reflections let the large ones swamp them.
@@ -121,12 +122,12 @@ def _log_determinant(lower: Any) -> float:
 
 @compiled
 def _compress(loadings: Any, columns: Any, triangle: Any, basis: Any, turned: Any) -> float:
-    """The rows of a step of which all was observed as q rows, $\\Psi^{-1/2} C = B T$ with $B' B = I$.
+    """Rows that are the same for many steps are turned into a triangle, $\\Psi^{-1/2} C = B T$ with $B' B = I$ if it began as 0.
 
     Args:
-        loadings: Those, `(feature, latent)`.
+        loadings: The rows, `(feature, latent)`.
         columns: The scaled data, `(feature, unit)`; the work leaves other numbers in it.
-        triangle: Becomes T `(latent, latent)`.
+        triangle: What there was before; becomes T `(latent, latent)`.
         basis: Becomes B `(feature, latent)`.
         turned: Becomes B' columns `(latent, unit)`.
 
@@ -135,7 +136,6 @@ def _compress(loadings: Any, columns: Any, triangle: Any, basis: Any, turned: An
     """
     (n_features, n), q = columns.shape, len(triangle)
     unit, row, left = np.empty(n_features), np.empty(q), 0.0
-    _fill(triangle, 0.0)
     _fill(basis, 0.0)
     _fill(turned, 0.0)
     for d in range(n_features):
@@ -181,11 +181,35 @@ def _pulls(R: Any, upper: Any, rows: Any, out: Any) -> None:
 
 
 @compiled
+def _rough(loadings: Any, scaled: Any, observed: Any, whole: Any) -> Any:
+    """An estimate of each state from its own row, as if of variance I, `(latent, unit)`; no density depends on it."""
+    (n_features, n_units), q = scaled.shape, loadings.shape[1]
+    triangle, states, row = np.eye(q), np.empty((q, n_units)), np.empty(q + 1)
+    _compress(loadings, scaled.copy(), triangle, np.empty((n_features, q)), states)
+    _solve_upper(triangle, states)
+    own = np.empty((q, q + 1))
+    for t in range(n_units):
+        if whole[t]:
+            continue
+        _fill(own, 0.0)
+        for i in range(q):
+            own[i, i] = 1.0
+        for d in range(n_features):
+            if observed[t, d]:
+                row[:q], row[q] = loadings[d], scaled[d, t]
+                _rotate(own, row, q)
+        states[:, t] = own[:, q]
+        _solve_upper(own, states[:, t : t + 1])
+    return states
+
+
+@compiled
 def _filter(
     into: Any,
     across: Any,
     first: Any,
-    mean: Any,
+    begins: Any,
+    gaps: Any,
     loadings: Any,
     scaled: Any,
     observed: Any,
@@ -197,20 +221,19 @@ def _filter(
     """Of one sequence: fills `triangles` `(unit, q, 2 q + 1)`, (R, H, f); returns -sum rho^2 / 2 - sum log |R|.
 
     Args:
-        into, across, first, mean: L^-1, -L^-1 A, L_0^-1, and the first state's mean.
+        into, across, first: L^-1, -L^-1 A, L_0^-1.
+        begins, gaps: w_1 and, `(latent, unit)`, the others at the rough states.
         loadings, scaled, observed: Of the rows where something is missing.
         whole: Where nothing is `(unit,)`.
         compressed, turned: Those rows, from `_compress`.
         triangles: The result.
     """
-    (n, n_features), q = observed.shape, len(mean)
+    (n, n_features), q = observed.shape, len(begins)
     row, value, determinant = np.empty(2 * q + 1), 0.0, 1.0
     _fill(triangles[0], 0.0)
     for i in range(q):
         row[:] = 0.0
-        for j in range(i + 1):
-            row[j] = first[i, j]
-            row[2 * q] += first[i, j] * mean[j]
+        row[: i + 1], row[2 * q] = first[i, : i + 1], -begins[i]
         _rotate(triangles[0], row, q)
     for t in range(n):
         upper = triangles[t]
@@ -227,7 +250,7 @@ def _filter(
             for i in range(q):
                 for j in range(q):
                     row[j], row[q + j] = across[i, j], into[i, j]
-                row[2 * q] = 0.0
+                row[2 * q] = -gaps[i, t + 1]
                 _rotate(upper, row, q)
                 for j in range(q):
                     row[j], row[q + j] = row[q + j], 0.0
@@ -242,9 +265,9 @@ def _filter(
 
 @summing
 def _add_residuals(
-    loadings: Any, scaled: Any, observed: Any, scale: Any, states: Any, d_C: Any, d_loc: Any, d_scale: Any
+    loadings: Any, scaled: Any, observed: Any, scale: Any, rough: Any, states: Any, d_C: Any, d_loc: Any, d_scale: Any
 ) -> None:
-    """What the residuals at the smoothed means `states` `(latent, unit)` add to the gradients."""
+    """What the residuals at the means `rough` + `states` `(latent, unit)` add to the gradients; `scaled` has those at `rough`."""
     residual = np.empty(states.shape[1])
     for d in range(len(loadings)):
         residual[:] = scaled[d]
@@ -264,7 +287,7 @@ def _add_residuals(
         for i in range(len(states)):
             total = 0.0
             for t in range(len(residual)):
-                total += residual[t] * states[i, t]
+                total += residual[t] * (rough[i, t] + states[i, t])
             d_C[d, i] += total / scale[d]
 
 
@@ -318,13 +341,21 @@ def linear_gaussian(
             if observed[t, d]:
                 count += 1
                 scaled[d, t] = weight * (x[t, d] - loc[d])
-                columns[d, t] = scaled[d, t] if whole[t] else 0.0
         value -= count * (math.log(scale[d]) + 0.5 * LOG_2PI)
-    compressed, basis, turned = np.empty((q, q)), np.empty((n_features, q)), np.empty((q, n_units))
+    compressed, basis, turned = np.zeros((q, q)), np.empty((n_features, q)), np.empty((q, n_units))
+    rough = _rough(loadings, scaled, observed, whole)
+    gaps = np.zeros((q, n_units))
+    _add_product(across, rough[:, :-1], 1.0, gaps[:, 1:])
+    _add_product(into, rough, 1.0, gaps)
+    _add_product(loadings, rough, -1.0, scaled)
+    for d in range(n_features):
+        for t in range(n_units):
+            columns[d, t] = scaled[d, t] if whole[t] else 0.0
     value -= 0.5 * _compress(loadings, columns, compressed, basis, turned)
 
     triangles = np.empty((_longest(starts), q, 2 * q + 1))
-    state, root, upper = np.empty((q, 1)), np.empty((q, q)), np.empty((q, q))  # the smoothed mean, a factor, and U
+    state, root, upper = np.empty((q, 1)), np.empty((q, q)), np.empty((q, q))  # from the rough one: mean, a factor, and U
+    place = np.empty((q, 1))  # the state's mean itself
     after, after_root = np.empty((q, 1)), np.empty((q, q))  # mean and factor of the step after
     noise, noise_root = np.empty((q, 1)), np.empty((q, 2 * q))  # mean and factor of w
     own_root, moved, row, pull = np.empty((q, 2 * q)), np.empty((q, q)), np.empty(q), np.empty((q, q))
@@ -335,8 +366,21 @@ def linear_gaussian(
         end = _end(starts, begin)
         own, n = slice(begin, end), end - begin
         value -= _log_determinant(L_0) + (n - 1) * _log_determinant(L)
+        begins = rough[:, begin : begin + 1] - mean.reshape(-1, 1)
+        _solve_lower(L_0, begins)
         value += _filter(
-            into, across, first, mean, loadings, scaled[:, own], observed[own], whole[own], compressed, turned[:, own], triangles
+            into,
+            across,
+            first,
+            begins[:, 0],
+            gaps[:, own],
+            loadings,
+            scaled[:, own],
+            observed[own],
+            whole[own],
+            compressed,
+            turned[:, own],
+            triangles,
         )
         for t in range(n - 1, -1, -1):
             R, H, last = triangles[t], triangles[t, :, q : 2 * q], t == n - 1
@@ -359,7 +403,7 @@ def linear_gaussian(
             _solve_upper(R, root)
             if not last:  # w = L^-1 z_{t+1} - L^-1 A z_t, with deviations of z_t by eta and by z_{t+1}
                 n_moves += 1
-                _fill(noise, 0.0)
+                noise[:, 0] = gaps[:, begin + t + 1]
                 _fill(noise_root, 0.0)
                 for i in range(q):
                     for j in range(q):
@@ -369,7 +413,8 @@ def linear_gaussian(
                 _add_product(across, own_root, 1.0, noise_root)
                 _add_product(into, after, 1.0, noise)
                 _add_product(across, state, 1.0, noise)
-                _add_outer(noise, state, of_A)
+                place[:, 0] = rough[:, begin + t] + state[:, 0]
+                _add_outer(noise, place, of_A)
                 _add_outer(noise_root, own_root, of_A)
                 _add_outer(noise, noise, of_L)
                 _add_outer(noise_root, noise_root, of_L)
@@ -387,10 +432,9 @@ def linear_gaussian(
                                 d_C[d, i] -= root[i, j] * pull[0, j] / scale[d]
             states[:, begin + t] = state[:, 0]
             after[:], after_root[:] = state, root
-        for i in range(q):
-            noise[i, 0] = state[i, 0] - mean[i]
-        _solve_lower(L_0, noise)
+        _solve_lower(L_0, state)
         _solve_lower(L_0, root)
+        noise[:] = begins + state
         _add_outer(noise, noise, of_L_0)
         _add_outer(root, root, of_L_0)
         _solve_lower_transposed(L_0, noise)
@@ -403,7 +447,7 @@ def linear_gaussian(
             for j in range(q):
                 d_scale[d] += basis[d, i] * shares[i, j] * basis[d, j] / scale[d]
                 d_C[d, i] -= reaches[i, j] * basis[d, j] / scale[d]
-    _add_residuals(loadings, scaled, observed, scale, states, d_C, d_loc, d_scale)
+    _add_residuals(loadings, scaled, observed, scale, rough, states, d_C, d_loc, d_scale)
     for i in range(q):
         of_L[i, i] -= n_moves
     _solve_lower_transposed(L, of_A)
