@@ -12,6 +12,10 @@ which is again such a function, so that the order of integration is free: T step
 the elimination of a positive definite matrix, and as stable. States are measured from a rough estimate, so that nothing
 large cancels where the noise is small.
 
+The sum over all rows, which is what is fitted, is taken by the square-root filter of `compiled_chain` where there are kernels.
+It keeps its digits where the precisions above lose theirs: where directions of a state are known to very different degrees, a
+condition above 1e8 or so (fewer features than states, or one of them nearly without noise, beside a diffuse prior).
+
 References:
     Särkkä & García-Fernández (2021), Temporal parallelization of Bayesian smoothers, IEEE Trans. Automat. Contr. 66:299.
     Rauch, Tung & Striebel (1965), Maximum likelihood estimates of linear dynamic systems, AIAA J. 3:1445.
