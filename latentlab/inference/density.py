@@ -26,6 +26,7 @@ from torch.distributions import biject_to
 from latentlab.data.dataset import Dataset
 from latentlab.data.series import boundaries
 from latentlab.errors import DataError, InferenceError, ModelError, unknown
+from latentlab.inference.decompositions import failures_as_nan
 from latentlab.models.base import NOTHING, Arrays, Fixed, LatentModel
 from latentlab.seeds import double
 
@@ -324,8 +325,8 @@ class Density:
     def batch_value_and_grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`value_and_grad` of `(batch, size)` points in one call; of each in turn where the program cannot be batched.
 
-        A point at which a decomposition fails has value and gradient NaN, and takes no other with it: those have the numbers that
-        they have in a batch without it.
+        A point at which a decomposition fails has the value NaN, and takes no other with it: those have the numbers that they
+        have in a batch without it.
         """
         u = torch.from_numpy(points)
         if len(u) not in self._batched:
@@ -393,7 +394,7 @@ def capture(
     try:
         with warnings.catch_warnings(), double():
             warnings.simplefilter("ignore")
-            graph = make_fx(lambda *arguments: function(*arguments))(*example)
+            graph = failures_as_nan(make_fx(lambda *arguments: function(*arguments))(*example))
             script = torch.jit.freeze(torch.jit.trace(graph, example, check_trace=False).eval())
         for shift in (0.0, 1e-2):
             arguments = [e + shift if e.is_floating_point() else e for e in example]
