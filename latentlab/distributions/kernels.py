@@ -27,10 +27,10 @@ Arrays = tuple[np.ndarray, ...]
 
 
 @functools.cache
-def _compiled() -> Any:
-    """The module `compiled`; None where Numba is absent, or refuses the numpy that it finds."""
+def _compiled(module: str = "compiled") -> Any:
+    """The module of loops; None where Numba is absent, or refuses the numpy that it finds."""
     try:
-        return importlib.import_module("latentlab.distributions.compiled")
+        return importlib.import_module(f"latentlab.distributions.{module}")
     except ImportError:
         return None
 
@@ -88,6 +88,11 @@ def value_and_gradients(
         rows = tuple(array[index] if array.ndim > d else array for array, d in zip(arrays, dims, strict=True))
         value[index] = member(rows[:n_parameters], rows[n_parameters:], tuple(gradient[index] for gradient in gradients))
     return tuple(map(torch.from_numpy, (value, *gradients)))
+
+
+def linear_gaussian(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
+    """Of a linear-Gaussian chain: A, L, C, loc, scale, initial_mean, L_0; the rows, what was observed of them, starts."""
+    return _compiled("compiled_chain").linear_gaussian(*parameters, *data, *gradients)
 
 
 # -- as operations of torch

@@ -150,6 +150,8 @@ class _Recorder(TorchDispatchMode):
         mapped = tree_map(lambda leaf: self.in_graph(leaf, changed=leaf is changed), (args, kwargs))
         node = self.graph.call_function(func, *mapped)
         found = func(*args, **kwargs)
+        if func is torch.ops.aten._linalg_check_errors.default:
+            return found
         if not any(isinstance(one, torch.Tensor) for one in tree_leaves(found)):
             raise ValueError(f"it takes a number out of a tensor ({func})")
         if isinstance(found, torch.Tensor):
@@ -161,6 +163,7 @@ class _Recorder(TorchDispatchMode):
         return found
 
     def _known(self, tensor: torch.Tensor, node: Any) -> None:
+        node.meta["n_dims"], node.meta["is_number"] = tensor.dim(), tensor.is_floating_point()
         self.sizes.append(tensor.numel())
         self.know(tensor, node)
 
@@ -212,6 +215,7 @@ class _Graph:
             found = function(*example)
         outputs = found if isinstance(found, tuple) else (found,)
         recorder.graph.output(tuple(recorder.in_graph(one) for one in outputs))
+        _failures_as_nan(recorder.graph)
         recorder.graph.eliminate_dead_code()
         self.module = torch.fx.GraphModule(recorder.module, recorder.graph)
         self.noise, self.sizes = recorder.noise, recorder.sizes
@@ -289,6 +293,29 @@ def _operations(module: Any) -> list[Any]:
     """The nodes that call an operation of torch."""
     nodes: Any = module.graph.nodes
     return [node for node in nodes if node.op == "call_function" and hasattr(node.target, "_schema")]
+
+
+def _failures_as_nan(graph: Any) -> None:
+    """Makes NaN of what comes from a matrix without a decomposition, where the program would raise.
+
+    `torch.linalg.cholesky` and its like are the decomposition, a code `info` for each matrix of the batch, and a check that raises
+    if a code is not 0. TorchScript drops the check, since nothing depends on it: a matrix that has no decomposition would go on as
+    numbers without a meaning, and the density be finite where there is none.
+    """
+    for check in [node for node in graph.nodes if node.target is torch.ops.aten._linalg_check_errors.default]:
+        info = check.args[0]
+        for result in [node for node in info.args[0].users if node is not info]:
+            if not result.meta["is_number"] or not result.users:
+                continue
+            with graph.inserting_after(max(result, info)):
+                masked = graph.call_function(_masked, (result, info, result.meta["n_dims"]))
+            result.replace_all_uses_with(masked, delete_user_cb=lambda user, own=masked: user is not own)
+        graph.erase_node(check)
+
+
+def _masked(result: torch.Tensor, info: torch.Tensor, n_dims: int) -> torch.Tensor:
+    """NaN in place of the results whose code is not 0."""
+    return torch.where((info != 0)[(..., *[None] * (n_dims - info.dim()))], torch.nan, result)
 
 
 def _held_outside(module: Any) -> tuple[Any, list[torch.Tensor]]:

@@ -322,14 +322,30 @@ class Density:
         return self._single(u)
 
     def batch_value_and_grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`value_and_grad` of `(batch, size)` points in one call; of each in turn where the program cannot be batched."""
+        """`value_and_grad` of `(batch, size)` points in one call; of each in turn where the program cannot be batched.
+
+        A point at which a decomposition fails has the value NaN, and takes no other with it: those have the numbers that they
+        have in a batch without it.
+        """
         u = torch.from_numpy(points)
         if len(u) not in self._batched:
-            self._batched[len(u)] = capture(
-                value_and_grad(torch.vmap(self.log_prob)), u, otherwise=self._one_by_one, plan=self.plan
-            )
-        values, gradients = self._batched[len(u)](u)
+            batched = value_and_grad(torch.vmap(self.log_prob))
+            self._batched[len(u)] = capture(batched, u, otherwise=self._one_by_one, plan=self.plan)
+        try:
+            values, gradients = self._batched[len(u)](u)
+        except RuntimeError as error:
+            if not _is_decomposition(error):
+                raise
+            values, gradients = self._without_failures(u)
         return values.numpy(), gradients.numpy()
+
+    def _without_failures(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The batch with another point in place of each at which a decomposition fails, whose numbers become NaN."""
+        sound = torch.isfinite(self._one_by_one(u)[0])
+        if not bool(sound.any()):
+            return torch.full_like(u[:, 0], math.nan), torch.full_like(u, math.nan)
+        values, gradients = self._batched[len(u)](torch.where(sound[:, None], u, u[sound][0]))
+        return torch.where(sound, values, math.nan), torch.where(sound[:, None], gradients, math.nan)
 
     def descent(self, u: torch.Tensor) -> Gradient:
         """Minus the log joint on the constrained scale (no Jacobian) and its gradient, captured once for all restarts."""
@@ -338,8 +354,16 @@ class Density:
         return self._descent
 
     def _one_by_one(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        values, gradients = zip(*(self.value_and_grad(row) for row in u), strict=True)
+        values, gradients = zip(*(self._value_and_grad_or_nan(row) for row in u), strict=True)
         return torch.stack(values), torch.stack(gradients)
+
+    def _value_and_grad_or_nan(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        try:
+            return self.value_and_grad(u)
+        except RuntimeError as error:
+            if not _is_decomposition(error):
+                raise
+            return u.new_tensor(math.nan), torch.full_like(u, math.nan)
 
     def eager_value_and_grad(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`log_prob(u)` and its gradient, by running the program."""
@@ -360,6 +384,11 @@ def value_and_grad(function: Callable[[torch.Tensor], torch.Tensor]) -> Gradient
         return value.detach(), gradient
 
     return both
+
+
+def _is_decomposition(error: RuntimeError) -> bool:
+    """Whether a matrix had no decomposition; the interpreter of captured graphs passes on the message only."""
+    return isinstance(error, torch.linalg.LinAlgError) or "linalg." in str(error)
 
 
 def constrain_draws(density: Density, u: np.ndarray) -> dict[str, np.ndarray]:

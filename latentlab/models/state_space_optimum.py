@@ -25,7 +25,8 @@ Derivative = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """A vector to gradient and value."""
 
 TOLERANCE = 1e-8
-"""Largest derivative of the mean log likelihood per step at the end."""
+"""Largest derivative of the mean log likelihood per step at the end; by an entry's own size where that is above 1, so that a
+ridge on which A grows for ever, flatter and flatter, has no end."""
 FLOOR = 1e-6
 """The variance of a feature's noise is kept above this share of the feature's variance (a Heywood case ends there)."""
 LARGE = 5.0
@@ -208,9 +209,12 @@ class _Descent:
         least = {"sigma": 0.5 * np.log(FLOOR)}
         self.low = np.concatenate([np.full(n, least.get(k, -np.inf)) for k, n in zip(self.names, self.sizes, strict=True)])
 
+    def parts(self, u: torch.Tensor) -> Values:
+        return dict(zip(self.names, torch.split(u, self.sizes), strict=True))
+
     def at(self, u: torch.Tensor) -> Values:
         """The values of a vector."""
-        parts = dict(zip(self.names, torch.split(u, self.sizes), strict=True))
+        parts = self.parts(u)
         parts["sigma"] = torch.exp(parts["sigma"])
         return {**self.values, **{name: part.reshape(self.values[name].shape) for name, part in parts.items()}}
 
@@ -258,7 +262,9 @@ class _Descent:
                 break
             v, gradient, value = found
             n_steps += 1
-        return u.index_put((index,), v), float(gradient.abs().max()), n_steps
+        u = u.index_put((index,), v)
+        sizes = torch.cat([torch.ones_like(p) if n == "sigma" else p.abs().clamp(min=1) for n, p in self.parts(u).items()])
+        return u, float((gradient * sizes[index]).abs().max()), n_steps
 
 
 def _search(

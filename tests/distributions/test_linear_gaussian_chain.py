@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.stats import chi2, multivariate_normal, norm
 
+from latentlab.distributions import kernels
 from latentlab.distributions.linear_gaussian_chain import LinearGaussianChain
 from latentlab.inference.density import capture
 
@@ -38,6 +39,15 @@ def parameters(rng, q, lengths, n_features=4, *, masked=False):
 
 def chain(arrays):
     return LinearGaussianChain(**{name: None if a is None else torch.tensor(a) for name, a in arrays.items()})
+
+
+@pytest.fixture(params=["kernels", "scan"])
+def sums(request, monkeypatch):
+    """`log_prob_sum` by the kernel, and by the scan."""
+    if request.param == "scan":
+        monkeypatch.setattr(kernels, "serves", lambda *tensors: False)
+    else:
+        pytest.importorskip("numba")
 
 
 class Dense:
@@ -105,7 +115,7 @@ def parts(request, rng):
     return parameters(rng, q, lengths, masked=masked)
 
 
-def test_densities_are_those_of_the_dense_gaussian(parts):
+def test_densities_are_those_of_the_dense_gaussian(parts, sums):
     arrays, x = parts
     found, exact = chain(arrays), Dense(**arrays, x=x)
     value = torch.from_numpy(x)
@@ -190,7 +200,7 @@ def test_simulated_rows_are_draws_of_the_dense_gaussian(rng):
     assert chain(arrays).sample().shape == (4, 2)
 
 
-def test_gradients_are_those_of_differences(rng):
+def test_gradients_are_those_of_differences(rng, sums):
     arrays, x = parameters(rng, 2, [3, 2], masked=True)
     names = [name for name in arrays if name not in ("starts", "observed")]
     given = tuple(torch.tensor(arrays[name], requires_grad=True) for name in names)
@@ -206,7 +216,7 @@ def test_gradients_are_those_of_differences(rng):
     assert torch.autograd.gradcheck(lambda *v: build(*v).leave_one_out(value), given)
 
 
-def test_batched_and_captured_are_the_plain_function(rng):
+def test_batched_and_captured_are_the_plain_function(rng, sums):
     arrays, x = parameters(rng, 2, [5, 8], masked=True)
     value = torch.from_numpy(x)
     A = torch.tensor(arrays["A"]) + 0.1 * torch.from_numpy(rng.standard_normal((4, 2, 2)))
@@ -237,7 +247,7 @@ def test_batched_and_captured_are_the_plain_function(rng):
                 torch.testing.assert_close(found[i], expected, rtol=1e-10, atol=1e-11)
 
 
-def test_one_broken_member_of_a_batch_does_not_break_the_others(rng):
+def test_one_broken_member_of_a_batch_does_not_break_the_others(rng, sums):
     arrays, x = parameters(rng, 2, [4])
     A = torch.stack([torch.tensor(arrays["A"]), torch.full((2, 2), torch.nan).double()])
     levels = torch.vmap(
@@ -250,7 +260,7 @@ def test_one_broken_member_of_a_batch_does_not_break_the_others(rng):
 
 
 @pytest.mark.parametrize("scale", [1e-5, 1e-6])
-def test_small_noise_does_not_cancel(rng, scale):
+def test_small_noise_does_not_cancel(rng, scale, sums):
     arrays, _ = parameters(rng, 2, [30, 20], n_features=5)
     arrays["scale"] = np.full(5, scale)
     arrays["loc"] = 10 * arrays["loc"]
@@ -270,7 +280,7 @@ def test_small_noise_does_not_cancel(rng, scale):
     assert float(found.log_prob_sum(x)) == pytest.approx(float(found.log_prob(x).sum()), rel=1e-11)
 
 
-def test_many_steps_are_those_of_the_kalman_filter(rng):
+def test_many_steps_are_those_of_the_kalman_filter(rng, sums):
     lengths = [6000, 4000]
     arrays, x = parameters(rng, 2, lengths, n_features=3)
     A, Q, C = arrays["A"], arrays["Q"], arrays["C"]

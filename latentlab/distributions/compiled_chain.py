@@ -1,0 +1,462 @@
+r"""The square-root information filter of linear-Gaussian chains and its gradient, compiled by Numba.
+
+`kernels` loads this module at the first call. With $Q = L L'$, $P = L_0 L_0'$, every density of a chain is a sum of squares
+of whitened rows,
+$$ w_1 = L_0^{-1} (z_1 - m), \quad w_t = L^{-1} (z_t - A z_{t-1}), \quad
+   \varepsilon_{td} = (x_{td} - \mu_d - C_d z_t) / \sigma_d, $$
+of what was observed. Step by step the rows that have $z_t$ in them are turned into a triangle,
+$$ R_t z_t + H_t z_{t+1} = f_t + \eta_t, \quad \eta_t \sim N(0, I), $$
+and rows without it, which are $z_{t+1}$ given the past, or numbers $\rho$ that no state can explain. Therefore
+$$ \log p(x) = -\tfrac12 \sum \rho^2 - \sum_t \log |R_t| - \log |L_0| - (T - 1) \log |L|
+   - \sum_{td} \log \sigma_d \sqrt{2 \pi}. $$
+Where all of a step was observed, its rows are q rows, the same triangle for every step, and what no state explains. States are
+measured from a rough estimate, so that nothing large cancels where the noise is small.
+No covariance is made, updated or inverted: it would have the square of the factors' condition, and lose its smallest
+directions, or its sign, where a small noise meets a diffuse prior. Rows are turned by Givens rotations, which keep small rows
+beside large ones; reflections let the large ones swamp them.
+
+Backward, by substitution, $z_t = R_t^{-1} (f_t + \eta_t - H_t z_{t+1})$ has the smoothed mean $R_t^{-1} (f_t - H_t E z_{t+1})$
+and, with a triangle $U_t' U_t = I + H_t V_{t+1} H_t'$, the variance $V_t = R_t^{-1} U_t' U_t R_t'^{-1}$: again sums of squares.
+Fisher's identity makes the gradient of them,
+$$ \partial_A = L'^{-1} \sum E[w_t z_{t-1}'], \quad \partial_L = L'^{-1} \sum (E[w_t w_t'] - I), \quad
+   \partial_m = L_0'^{-1} E w_1, \quad \partial_{L_0} = L_0'^{-1} (E[w_1 w_1'] - I), $$
+$$ \partial_{C_d} = \sum_t E[\varepsilon_{td} z_t] / \sigma_d, \quad \partial_{\mu_d} = \sum_t E \varepsilon_{td} / \sigma_d,
+   \quad \partial_{\sigma_d} = \sum_t (E \varepsilon_{td}^2 - 1) / \sigma_d. $$
+
+References:
+    Bierman (1977), Factorization Methods for Discrete Sequential Estimation, chapters V and X. Kailath, Sayed & Hassibi (2000),
+    Linear Estimation, chapter 12. Grewal & Andrews (2015), Kalman Filtering, 4th ed., chapter 7. Koopman & Shephard (1992),
+    Exact score for time series models in state space form, Biometrika 79:823.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from latentlab.distributions.compiled import LOG_2PI, _end, _fill, _longest, compiled, summing
+
+MOST_DETERMINANT, LEAST_DETERMINANT = 1e100, 1e-100
+
+
+@compiled
+def _rotate(upper: Any, row: Any, n: int) -> None:
+    """Turns `row` into the triangle `upper`, so that its first n entries become 0; both may have further columns."""
+    width = len(row)
+    for j in range(n):
+        y = row[j]
+        if y == 0.0:
+            continue
+        x = upper[j, j]
+        h = math.sqrt(x * x + y * y)
+        inverse = 1 / h
+        c, s = x * inverse, y * inverse
+        upper[j, j] = h
+        for k in range(j + 1, width):
+            a, b = upper[j, k], row[k]
+            upper[j, k] = c * a + s * b
+            row[k] = c * b - s * a
+
+
+@compiled
+def _solve_lower(lower: Any, b: Any) -> None:
+    """`b` `(q, m)` becomes L^-1 b."""
+    for i in range(len(lower)):
+        for k in range(b.shape[1]):
+            total = b[i, k]
+            for j in range(i):
+                total -= lower[i, j] * b[j, k]
+            b[i, k] = total / lower[i, i]
+
+
+@compiled
+def _solve_lower_transposed(lower: Any, b: Any) -> None:
+    """`b` `(q, m)` becomes L'^-1 b."""
+    for i in range(len(lower) - 1, -1, -1):
+        for k in range(b.shape[1]):
+            total = b[i, k]
+            for j in range(i + 1, len(lower)):
+                total -= lower[j, i] * b[j, k]
+            b[i, k] = total / lower[i, i]
+
+
+@compiled
+def _solve_upper(upper: Any, b: Any) -> None:
+    """`b` `(q, m)` becomes R^-1 b, R the first q columns of `upper`."""
+    for i in range(len(upper) - 1, -1, -1):
+        for k in range(b.shape[1]):
+            total = b[i, k]
+            for j in range(i + 1, len(upper)):
+                total -= upper[i, j] * b[j, k]
+            b[i, k] = total / upper[i, i]
+
+
+@compiled
+def _add_product(a: Any, b: Any, factor: float, out: Any) -> None:
+    """`out` += factor a b."""
+    for i in range(a.shape[0]):
+        for j in range(a.shape[1]):
+            scaled = factor * a[i, j]
+            for k in range(b.shape[1]):
+                out[i, k] += scaled * b[j, k]
+
+
+@compiled
+def _add_outer(a: Any, b: Any, out: Any) -> None:
+    """`out` += a b'."""
+    for i in range(a.shape[0]):
+        for k in range(b.shape[0]):
+            total = 0.0
+            for j in range(a.shape[1]):
+                total += a[i, j] * b[k, j]
+            out[i, k] += total
+
+
+@compiled
+def _log_determinant(lower: Any) -> float:
+    total = 0.0
+    for i in range(len(lower)):
+        total += math.log(lower[i, i])
+    return total
+
+
+@compiled
+def _compress(loadings: Any, columns: Any, triangle: Any, basis: Any, turned: Any) -> float:
+    """Rows that are the same for many steps are turned into a triangle, $\\Psi^{-1/2} C = B T$ with $B' B = I$ if it began as 0.
+
+    Args:
+        loadings: The rows, `(feature, latent)`.
+        columns: The scaled data, `(feature, unit)`; the work leaves other numbers in it.
+        triangle: What there was before; becomes T `(latent, latent)`.
+        basis: Becomes B `(feature, latent)`.
+        turned: Becomes B' columns `(latent, unit)`.
+
+    Returns:
+        The sum of squares of what is left of the data.
+    """
+    (n_features, n), q = columns.shape, len(triangle)
+    unit, row, left = np.empty(n_features), np.empty(q), 0.0
+    _fill(basis, 0.0)
+    _fill(turned, 0.0)
+    for d in range(n_features):
+        unit[:] = 0.0
+        unit[d] = 1.0
+        row[:] = loadings[d]
+        for j in range(q):
+            x, y = triangle[j, j], row[j]
+            if y == 0.0:
+                continue
+            h = math.sqrt(x * x + y * y)
+            c, s = x / h, y / h
+            triangle[j, j] = h
+            for k in range(j + 1, q):
+                a, b = triangle[j, k], row[k]
+                triangle[j, k], row[k] = c * a + s * b, c * b - s * a
+            for k in range(d + 1):
+                a, b = basis[k, j], unit[k]
+                basis[k, j], unit[k] = c * a + s * b, c * b - s * a
+            for t in range(n):
+                a, b = turned[j, t], columns[d, t]
+                turned[j, t], columns[d, t] = c * a + s * b, c * b - s * a
+        for t in range(n):
+            left += columns[d, t] * columns[d, t]
+    return left
+
+
+@compiled
+def _pulls(R: Any, upper: Any, rows: Any, out: Any) -> None:
+    """`out` = rows R^-1 U', whose products are the rows' covariances: by substitution, never through V."""
+    q = len(upper)
+    for d in range(len(rows)):
+        for i in range(q):
+            total = rows[d, i]
+            for j in range(i):
+                total -= R[j, i] * out[d, j]
+            out[d, i] = total / R[i, i]
+        for i in range(q):
+            total = 0.0
+            for j in range(i, q):
+                total += upper[i, j] * out[d, j]
+            out[d, i] = total
+
+
+@compiled
+def _rough(loadings: Any, scaled: Any, observed: Any, whole: Any) -> Any:
+    """An estimate of each state from its own row, as if of variance I, `(latent, unit)`; no density depends on it."""
+    (n_features, n_units), q = scaled.shape, loadings.shape[1]
+    triangle, states, row = np.eye(q), np.empty((q, n_units)), np.empty(q + 1)
+    _compress(loadings, scaled.copy(), triangle, np.empty((n_features, q)), states)
+    _solve_upper(triangle, states)
+    own = np.empty((q, q + 1))
+    for t in range(n_units):
+        if whole[t]:
+            continue
+        _fill(own, 0.0)
+        for i in range(q):
+            own[i, i] = 1.0
+        for d in range(n_features):
+            if observed[t, d]:
+                row[:q], row[q] = loadings[d], scaled[d, t]
+                _rotate(own, row, q)
+        states[:, t] = own[:, q]
+        _solve_upper(own, states[:, t : t + 1])
+    return states
+
+
+@compiled
+def _filter(
+    into: Any,
+    across: Any,
+    first: Any,
+    begins: Any,
+    gaps: Any,
+    loadings: Any,
+    scaled: Any,
+    observed: Any,
+    whole: Any,
+    compressed: Any,
+    turned: Any,
+    triangles: Any,
+) -> float:
+    """Of one sequence: fills `triangles` `(unit, q, 2 q + 1)`, (R, H, f); returns -sum rho^2 / 2 - sum log |R|.
+
+    Args:
+        into, across, first: L^-1, -L^-1 A, L_0^-1.
+        begins, gaps: w_1 and, `(latent, unit)`, the others at the rough states.
+        loadings, scaled, observed: Of the rows where something is missing.
+        whole: Where nothing is `(unit,)`.
+        compressed, turned: Those rows, from `_compress`.
+        triangles: The result.
+    """
+    (n, n_features), q = observed.shape, len(begins)
+    row, value, determinant = np.empty(2 * q + 1), 0.0, 1.0
+    _fill(triangles[0], 0.0)
+    for i in range(q):
+        row[:] = 0.0
+        row[: i + 1], row[2 * q] = first[i, : i + 1], -begins[i]
+        _rotate(triangles[0], row, q)
+    for t in range(n):
+        upper = triangles[t]
+        for d in range(q if whole[t] else n_features):
+            if whole[t] or observed[t, d]:
+                for j in range(q):
+                    row[j], row[q + j] = compressed[d, j] if whole[t] else loadings[d, j], 0.0
+                row[2 * q] = turned[d, t] if whole[t] else scaled[d, t]
+                _rotate(upper, row, q)
+                value -= 0.5 * row[2 * q] * row[2 * q]
+        if t < n - 1:
+            after = triangles[t + 1]
+            _fill(after, 0.0)
+            for i in range(q):
+                for j in range(q):
+                    row[j], row[q + j] = across[i, j], into[i, j]
+                row[2 * q] = -gaps[i, t + 1]
+                _rotate(upper, row, q)
+                for j in range(q):
+                    row[j], row[q + j] = row[q + j], 0.0
+                _rotate(after, row, q)
+        for j in range(q):
+            determinant *= upper[j, j]
+        if not LEAST_DETERMINANT < determinant < MOST_DETERMINANT:
+            value -= math.log(determinant)
+            determinant = 1.0
+    return value - math.log(determinant)
+
+
+@summing
+def _add_residuals(
+    loadings: Any, scaled: Any, observed: Any, scale: Any, rough: Any, states: Any, d_C: Any, d_loc: Any, d_scale: Any
+) -> None:
+    """What the residuals at the means `rough` + `states` `(latent, unit)` add to the gradients; `scaled` has those at `rough`."""
+    residual = np.empty(states.shape[1])
+    for d in range(len(loadings)):
+        residual[:] = scaled[d]
+        for i in range(len(states)):
+            for t in range(len(residual)):
+                residual[t] -= loadings[d, i] * states[i, t]
+        count = 0
+        for t in range(len(residual)):
+            count += observed[t, d]
+            residual[t] = residual[t] if observed[t, d] else 0.0
+        total, squares = 0.0, 0.0
+        for t in range(len(residual)):
+            total += residual[t]
+            squares += residual[t] * residual[t]
+        d_loc[d] += total / scale[d]
+        d_scale[d] += (squares - count) / scale[d]
+        for i in range(len(states)):
+            total = 0.0
+            for t in range(len(residual)):
+                total += residual[t] * (rough[i, t] + states[i, t])
+            d_C[d, i] += total / scale[d]
+
+
+@compiled
+def linear_gaussian(
+    A: Any,
+    L: Any,
+    C: Any,
+    loc: Any,
+    scale: Any,
+    mean: Any,
+    L_0: Any,
+    x: Any,
+    observed: Any,
+    starts: Any,
+    d_A: Any,
+    d_L: Any,
+    d_C: Any,
+    d_loc: Any,
+    d_scale: Any,
+    d_mean: Any,
+    d_L_0: Any,
+) -> float:
+    """Log density of rows; its gradients for the first seven arguments are added to the last seven, which are zeros.
+
+    Args:
+        A: `(next_latent, latent)`.
+        L: The lower factor of the noise's covariance `(latent, latent)`.
+        C: `(feature, latent)`.
+        loc, scale: `(feature,)`.
+        mean, L_0: Of the first state of a sequence, `(latent,)`, and the lower factor of its covariance.
+        x, observed: `(unit, feature)`.
+        starts: `(unit,)`; the first is taken to be true.
+        d_A, d_L, d_C, d_loc, d_scale, d_mean, d_L_0: Of the shapes of the first seven.
+    """
+    (n_units, n_features), q = x.shape, len(A)
+    into, first, across = np.eye(q), np.eye(q), np.zeros((q, q))
+    _solve_lower(L, into)
+    _solve_lower(L_0, first)
+    _add_product(into, A, -1.0, across)
+    scaled, columns, loadings = np.zeros((n_features, n_units)), np.zeros((n_features, n_units)), np.empty(C.shape)
+    whole, value = np.ones(n_units, dtype=np.bool_), 0.0
+    for t in range(n_units):
+        for d in range(n_features):
+            whole[t] &= observed[t, d]
+    for d in range(n_features):
+        weight, count = 1 / scale[d], 0
+        for i in range(q):
+            loadings[d, i] = weight * C[d, i]
+        for t in range(n_units):
+            if observed[t, d]:
+                count += 1
+                scaled[d, t] = weight * (x[t, d] - loc[d])
+        value -= count * (math.log(scale[d]) + 0.5 * LOG_2PI)
+    compressed, basis, turned = np.zeros((q, q)), np.empty((n_features, q)), np.empty((q, n_units))
+    rough = _rough(loadings, scaled, observed, whole)
+    gaps = np.zeros((q, n_units))
+    _add_product(across, rough[:, :-1], 1.0, gaps[:, 1:])
+    _add_product(into, rough, 1.0, gaps)
+    _add_product(loadings, rough, -1.0, scaled)
+    for d in range(n_features):
+        for t in range(n_units):
+            columns[d, t] = scaled[d, t] if whole[t] else 0.0
+    value -= 0.5 * _compress(loadings, columns, compressed, basis, turned)
+
+    triangles = np.empty((_longest(starts), q, 2 * q + 1))
+    state, root, upper = np.empty((q, 1)), np.empty((q, q)), np.empty((q, q))  # from the rough one: mean, a factor, and U
+    place = np.empty((q, 1))  # the state's mean itself
+    after, after_root = np.empty((q, 1)), np.empty((q, q))  # mean and factor of the step after
+    noise, noise_root = np.empty((q, 1)), np.empty((q, 2 * q))  # mean and factor of w
+    own_root, moved, row, pull = np.empty((q, 2 * q)), np.empty((q, q)), np.empty(q), np.empty((q, q))
+    of_A, of_L, of_L_0 = np.zeros((q, q)), np.zeros((q, q)), np.zeros((q, q))
+    shares, reaches = np.zeros((q, q)), np.zeros((q, q))  # sums of T V_t T' and V_t T' over whole rows
+    states, begin, n_moves = np.empty((q, n_units)), 0, 0
+    while begin < n_units:
+        end = _end(starts, begin)
+        own, n = slice(begin, end), end - begin
+        value -= _log_determinant(L_0) + (n - 1) * _log_determinant(L)
+        begins = rough[:, begin : begin + 1] - mean.reshape(-1, 1)
+        _solve_lower(L_0, begins)
+        value += _filter(
+            into,
+            across,
+            first,
+            begins[:, 0],
+            gaps[:, own],
+            loadings,
+            scaled[:, own],
+            observed[own],
+            whole[own],
+            compressed,
+            turned[:, own],
+            triangles,
+        )
+        for t in range(n - 1, -1, -1):
+            R, H, last = triangles[t], triangles[t, :, q : 2 * q], t == n - 1
+            _fill(upper, 0.0)
+            for i in range(q):
+                upper[i, i] = 1.0
+                state[i, 0] = R[i, 2 * q]
+            if not last:
+                _fill(moved, 0.0)
+                _add_product(H, after_root, 1.0, moved)
+                _add_product(H, after, -1.0, state)
+                for j in range(q):
+                    for i in range(q):
+                        row[i] = moved[i, j]
+                    _rotate(upper, row, q)
+            _solve_upper(R, state)
+            for i in range(q):
+                for j in range(q):
+                    root[i, j] = upper[j, i]
+            _solve_upper(R, root)
+            if not last:  # w = L^-1 z_{t+1} - L^-1 A z_t, with deviations of z_t by eta and by z_{t+1}
+                n_moves += 1
+                noise[:, 0] = gaps[:, begin + t + 1]
+                _fill(noise_root, 0.0)
+                for i in range(q):
+                    for j in range(q):
+                        own_root[i, j], own_root[i, q + j] = 1.0 if i == j else 0.0, -moved[i, j]
+                _solve_upper(R, own_root)
+                _add_product(into, after_root, 1.0, noise_root[:, q:])
+                _add_product(across, own_root, 1.0, noise_root)
+                _add_product(into, after, 1.0, noise)
+                _add_product(across, state, 1.0, noise)
+                place[:, 0] = rough[:, begin + t] + state[:, 0]
+                _add_outer(noise, place, of_A)
+                _add_outer(noise_root, own_root, of_A)
+                _add_outer(noise, noise, of_L)
+                _add_outer(noise_root, noise_root, of_L)
+            if whole[begin + t]:
+                _pulls(R, upper, compressed, pull)
+                _add_outer(pull, pull, shares)
+                _add_outer(root, pull, reaches)
+            else:
+                for d in range(n_features):
+                    if observed[begin + t, d]:
+                        _pulls(R, upper, loadings[d : d + 1], pull[:1])
+                        for j in range(q):
+                            d_scale[d] += pull[0, j] * pull[0, j] / scale[d]
+                            for i in range(q):
+                                d_C[d, i] -= root[i, j] * pull[0, j] / scale[d]
+            states[:, begin + t] = state[:, 0]
+            after[:], after_root[:] = state, root
+        _solve_lower(L_0, state)
+        _solve_lower(L_0, root)
+        noise[:] = begins + state
+        _add_outer(noise, noise, of_L_0)
+        _add_outer(root, root, of_L_0)
+        _solve_lower_transposed(L_0, noise)
+        for i in range(q):
+            of_L_0[i, i] -= 1.0
+            d_mean[i] += noise[i, 0]
+        begin = end
+    for d in range(n_features):
+        for i in range(q):
+            for j in range(q):
+                d_scale[d] += basis[d, i] * shares[i, j] * basis[d, j] / scale[d]
+                d_C[d, i] -= reaches[i, j] * basis[d, j] / scale[d]
+    _add_residuals(loadings, scaled, observed, scale, rough, states, d_C, d_loc, d_scale)
+    for i in range(q):
+        of_L[i, i] -= n_moves
+    _solve_lower_transposed(L, of_A)
+    _solve_lower_transposed(L, of_L)
+    _solve_lower_transposed(L_0, of_L_0)
+    for i in range(q):
+        for j in range(q):
+            d_A[i, j] += of_A[i, j]
+            if j <= i:
+                d_L[i, j] += of_L[i, j]
+                d_L_0[i, j] += of_L_0[i, j]
+    return value

@@ -1,0 +1,342 @@
+"""The fast path (captured graphs, kernels, many chains in one batch) keeps the promises of the plain one.
+
+Same seed, same bytes: in another process, with another number of threads, after an interrupt, for a prefix. One chain's fault is
+its own. What was set in the process before a fit is set after it.
+"""
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from latentlab.data.dataset import Dataset
+from latentlab.data.load import load_dataset
+from latentlab.errors import InferenceError
+from latentlab.fit import fit
+from latentlab.inference.chees import ChEES, State, sample
+from latentlab.inference.density import Density, tensors
+from latentlab.inference.nuts import NUTS
+from latentlab.inference.svi import SVI
+from latentlab.inference.trajectory import chain, drive
+from latentlab.models.base import LatentModel, Position
+from latentlab.models.gaussian_hmm import GaussianHMM
+from latentlab.models.gaussian_mixture import GaussianMixture
+from latentlab.models.ppca import PPCA
+from latentlab.models.state_space import LinearGaussianStateSpace
+from latentlab.symmetry.groups import Identity
+
+METHODS = {
+    "nuts": NUTS(n_chains=2, n_warmup=15, n_draws=10, max_tree_depth=3),
+    "chees": ChEES(n_chains=4, n_superchains=2, n_warmup=15, n_draws=10, max_steps=8),
+    "svi": SVI(guide="mean_field", n_steps=30, n_draws=10, n_restarts=2),
+}
+MODELS = {
+    "ppca": lambda: PPCA(2),
+    "gaussian_mixture": lambda: GaussianMixture(2),
+    "gaussian_hmm": lambda: GaussianHMM(2),
+    "state_space": lambda: LinearGaussianStateSpace(1),
+}
+
+
+def dataset_of(model):
+    """60 rows of iris: for a chain, steps of one series."""
+    iris = load_dataset("iris").subset(range(60))
+    return Dataset({"x": iris.x}, dims={"x": ("unit", "feature")}, name="rows")
+
+
+def arrays_of(result):
+    return {f"{group.name}/{name}": a.values for group in result.data.children.values() for name, a in group.data_vars.items()}
+
+
+def fitted(model, method, **settings):
+    one = MODELS[model]()
+    return arrays_of(fit(one, dataset_of(one), replace(METHODS[method], **settings), seed=5, progress=False))
+
+
+def digests():
+    """Of each model and method, a line: what a process prints."""
+    lines = []
+    for model in MODELS:
+        for method in METHODS:
+            content = hashlib.sha256()
+            for name, array in sorted(fitted(model, method).items()):
+                content.update(name.encode() + (array if array.dtype.kind != "O" else array.astype(str)).tobytes())
+            lines.append(f"{model} {method} {content.hexdigest()}")
+    return lines
+
+
+def in_a_new_process(threads, hash_seed):
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": str(hash_seed)}
+    code = f"import torch; torch.set_num_threads({threads}); import test_reproducible as t; print(*t.digests(), sep='\\n')"
+    where = os.path.dirname(__file__)
+    environment["PYTHONPATH"] = os.pathsep.join([where, *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")[:-1]
+
+
+@pytest.mark.slow
+def test_another_process_with_other_threads_has_the_same_bytes():
+    """One thread and two, another order of Python's sets; all models and methods in either process, and in this one."""
+    one, two = in_a_new_process(1, 0), in_a_new_process(2, 1)
+    assert one == two
+    assert one == digests()
+    assert len(set(one)) == len(MODELS) * len(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_number_of_threads_does_not_show(method):
+    before, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            found.append(fitted("state_space", method))
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(before)
+    for name, array in found[0].items():
+        assert array.tobytes() == found[1][name].tobytes(), name
+
+
+@pytest.mark.parametrize("method", ["nuts", "chees"])
+@pytest.mark.parametrize("model", ["state_space", "gaussian_hmm"])
+def test_the_first_draws_of_a_long_run_are_a_short_run(model, method):
+    long, short = (fitted(model, method, n_draws=n) for n in (12, 6))
+    for name in (n for n in long if n.startswith(("posterior/", "sample_stats/"))):
+        if long[name].shape[:2] == (long[name].shape[0], 12) and name != "posterior/z":  # z is drawn anew, given the others
+            assert short[name].tobytes() == np.ascontiguousarray(long[name][:, :6]).tobytes(), name
+
+
+@pytest.mark.parametrize("method", ["nuts", "chees"])
+@pytest.mark.parametrize("model", ["state_space", "gaussian_hmm"])
+def test_an_interrupted_fit_goes_on_to_the_same_bytes(model, method, tmp_path, monkeypatch):
+    whole, gradient, calls = fitted(model, method), Density.batch_value_and_grad, iter(range(60))
+
+    def stopped(self, points):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return gradient(self, points)
+
+    one = MODELS[model]()
+    again = {"model": one, "dataset": dataset_of(one), "method": METHODS[method], "seed": 5, "progress": False}
+    with monkeypatch.context() as patch:
+        patch.setattr(Density, "batch_value_and_grad", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            fit(**again, checkpoint=tmp_path)
+    assert (tmp_path / "chains-under-way.safetensors").is_file()
+    for name, array in arrays_of(fit(**again, checkpoint=tmp_path)).items():
+        assert array.tobytes() == whole[name].tobytes(), name
+
+
+# -- one chain's fault
+
+
+class Correlated(LatentModel):
+    """A covariance [[1, r], [r, 1]] with r free on the real line: positive definite where |r| < 1 only; torch raises beyond.
+
+    Args:
+        how: `density` takes the density of the root L, whose diagonal says what has failed; `mean` only multiplies by L, and what
+            has failed looks like any other number; `eigen` raises while it computes.
+    """
+
+    name, position, symmetry = "correlated", Position("z"), Identity()
+    methods = ("nuts", "chees", "svi", "map")
+    dims = {"r": (), "z": ("unit",)}
+    jitter = 0.1
+
+    def __init__(self, how="density"):
+        self.how = how
+
+    def model(self, x):
+        r = pyro.sample("r", dist.Normal(0.0, 0.3))
+        eye = torch.eye(2, dtype=x.dtype)
+        covariance = eye + r * (1 - eye)
+        if self.how == "eigen":
+            values, vectors = torch.linalg.eigh(torch.where(r.abs() < 1, covariance, torch.nan))
+            lower = torch.linalg.cholesky(vectors * values @ vectors.mT)
+        else:
+            lower = torch.linalg.cholesky(covariance)
+        with pyro.plate("unit", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            around = z[:, None] * x.new_ones(2) + (lower @ x.new_ones(2) if self.how == "mean" else 0.0)
+            root = eye if self.how == "mean" else lower
+            pyro.sample("x", dist.MultivariateNormal(around, scale_tril=root, validate_args=False), obs=x)
+
+    def initialize(self, arrays, rng):
+        return {"r": 0.0, "z": np.zeros(len(arrays["x"]))}
+
+
+@pytest.fixture(scope="module")
+def correlated():
+    x = np.random.default_rng(2).standard_normal((5, 2))
+    dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name="pairs")
+    return Density(Correlated(), tensors(Correlated(), dataset), dataset.dims), dataset
+
+
+@pytest.mark.parametrize("how", ["density", "mean", "eigen"])
+@pytest.mark.parametrize("captured", [True, False])
+def test_where_a_decomposition_fails_only_that_point_is_none(correlated, captured, how, rng, monkeypatch, caplog):
+    density = Density(Correlated(how), correlated[0].arrays, correlated[0].dims)
+    if not captured:
+        monkeypatch.setattr("latentlab.inference.density.capture", lambda function, *_, otherwise=None: otherwise or function)
+    points = 0.1 * rng.standard_normal((4, density.size))
+    values, gradients = density.batch_value_and_grad(points)
+    bad = points.copy()
+    at = next(s.start for s in density.sites if s.name == "r")
+    bad[2, at] = 1.5
+    found, slopes = density.batch_value_and_grad(bad)
+    others = [0, 1, 3]
+    assert "cannot be captured" not in caplog.text
+    assert np.isnan(found[2])
+    assert found[others].tobytes() == values[others].tobytes()
+    assert slopes[others].tobytes() == gradients[others].tobytes()
+    bad[:, at] = -2.0
+    assert np.isnan(density.batch_value_and_grad(bad)[0]).all()
+
+
+def test_an_error_that_is_no_decompositions_is_not_swallowed(correlated):
+    density = Density(correlated[0].model, correlated[0].arrays, correlated[0].dims)
+
+    def exhausted(u):
+        raise RuntimeError("not enough memory")
+
+    density._batched[2] = exhausted
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        density.batch_value_and_grad(np.zeros((2, density.size)))
+
+
+def nuts_chains(density, starts, n):
+    rngs = [np.random.default_rng(i) for i in range(len(starts))]
+    chains = [chain(s, n_warmup=n, n_draws=n, target_accept=0.8, max_depth=4, rng=r) for s, r in zip(starts, rngs, strict=True)]
+    return drive(chains, density)
+
+
+@pytest.mark.parametrize("fault", ["cholesky", "nan"])
+def test_a_chain_of_nuts_that_is_lost_leaves_the_others_as_they_were(correlated, fault, rng):
+    """Chain 1 begins beside the wall; its steps beyond it are divergences of its own."""
+    density, _ = correlated
+    at = next(s.start for s in density.sites if s.name == "r")
+    starts = 0.1 * rng.standard_normal((3, density.size))
+
+    def function(points):
+        if fault == "cholesky":
+            return density.batch_value_and_grad(points)
+        beyond = np.abs(points[:, at]) >= 1
+        values, gradients = density.batch_value_and_grad(np.where(beyond[:, None], 0.0, points))
+        return np.where(beyond, np.nan, values), np.where(beyond[:, None], np.nan, gradients)
+
+    calm = nuts_chains(function, starts, 30)
+    starts[1, at] = 0.9999
+    found = nuts_chains(function, starts, 30)
+    for i in (0, 2):
+        assert found[i].u.tobytes() == calm[i].u.tobytes()
+    assert np.isfinite(found[1].u).all()
+
+
+@pytest.mark.parametrize("fault", ["cholesky", "nan"])
+def test_a_chain_of_chees_that_is_lost_is_refused_and_said_to_diverge(correlated, fault, rng, monkeypatch):
+    """A fixed step, so that the chains have nothing in common but the batch: one is thrown over the wall at the third draw."""
+    density, _ = correlated
+    at = next(s.start for s in density.sites if s.name == "r")
+    starts = 0.1 * rng.standard_normal((4, density.size))
+    settings = ChEES(n_chains=4, n_superchains=1, n_warmup=0, n_draws=8, max_steps=4)
+
+    def draws(thrown):
+        calls = iter(range(10_000))
+        state = State.at(starts, 0.8)
+        state.lp, state.gradient = density.batch_value_and_grad(starts)
+        state.step_size, state.length = 0.1, 0.2
+
+        def function(points):
+            if thrown and next(calls) >= 4:
+                points = points.copy()
+                points[1, at] = 3.0
+                if fault == "nan":
+                    values, gradients = density.batch_value_and_grad(np.where(np.arange(4)[:, None] == 1, 0.0, points))
+                    values[1], gradients[1] = np.nan, np.nan
+                    return values, gradients
+            return density.batch_value_and_grad(points)
+
+        return [row for row in sample(state, function, np.random.default_rng(0), settings) if row is not None]
+
+    calm, found = draws(False), draws(True)
+    others = [0, 2, 3]
+    for one, two in zip(calm, found, strict=True):
+        assert one["u"][others].tobytes() == two["u"][others].tobytes()
+    last = found[-1]
+    assert last["diverging"].tolist() == [0, 1, 0, 0]
+    assert np.isfinite(last["u"]).all()
+    np.testing.assert_array_equal(last["u"][1], found[-2]["u"][1])
+
+
+@pytest.mark.parametrize("method", [METHODS["nuts"], METHODS["chees"]], ids=["nuts", "chees"])
+def test_a_fit_with_a_wall_where_torch_raises_ends(correlated, method):
+    """With so wide a first step that points beyond the wall are met: they are refused, and the fit goes on."""
+    dataset = correlated[1]
+    met = []
+
+    gradient = Density.batch_value_and_grad
+
+    def watched(self, points):
+        values, slopes = gradient(self, points)
+        met.append(int(np.isnan(values).sum()))
+        return values, slopes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Density, "batch_value_and_grad", watched)
+        result = fit(Correlated(), dataset, method, seed=1, progress=False)
+    assert sum(met) > 0
+    assert (np.abs(result.data["posterior"]["r"].values) < 1).all()
+
+
+# -- what was set before
+
+
+def state_of_the_process():
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        str(np.random.get_state()),
+        random.getstate(),
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.distributions.Distribution._validate_args,
+        torch.is_grad_enabled(),
+        {name: float(value) for name, value in pyro.get_param_store().named_parameters()},
+    )
+
+
+class Doomed(LinearGaussianStateSpace):
+    """By the kernels, and NaN whatever the sites are."""
+
+    name = "doomed"
+
+    def model(self, x, mask=None, sequence=None):
+        super().model(x, mask, sequence)
+        pyro.factor("wall", torch.tensor(torch.nan))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("breaks", [False, True])
+def test_no_state_is_left_behind_by_the_kernels(method, breaks):
+    model = Doomed(1) if breaks else LinearGaussianStateSpace(1)
+    pyro.param("mine", torch.tensor(2.0))
+    try:
+        before = state_of_the_process()
+        if breaks:
+            with pytest.raises(InferenceError):
+                fit(model, dataset_of(model), METHODS[method], seed=0, progress=False)
+        else:
+            fit(model, dataset_of(model), METHODS[method], seed=0, progress=False)
+        assert state_of_the_process() == before
+    finally:
+        pyro.clear_param_store()
