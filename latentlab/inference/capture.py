@@ -298,9 +298,9 @@ def _operations(module: Any) -> list[Any]:
 def _failures_as_nan(graph: Any) -> None:
     """Makes NaN of what comes from a matrix without a decomposition, where the program would raise.
 
-    `torch.linalg.cholesky` and its like are the decomposition, a code `info` for each matrix of the batch, and a check that raises
-    if a code is not 0. TorchScript drops the check, since nothing depends on it: a matrix that has no decomposition would go on as
-    numbers without a meaning, and the density be finite where there is none.
+    `torch.linalg.cholesky` and its like are the decomposition, a code `info` for each matrix of the batch, and a check that
+    raises if a code is not 0. TorchScript drops the check, since nothing depends on it: a matrix that has no decomposition would
+    go on as numbers without a meaning, and the density be finite where there is none.
     """
     for check in [node for node in graph.nodes if node.target is torch.ops.aten._linalg_check_errors.default]:
         info = check.args[0]

@@ -188,7 +188,9 @@ def correlated():
 def test_where_a_decomposition_fails_only_that_point_is_none(correlated, captured, how, rng, monkeypatch, caplog):
     density = Density(Correlated(how), correlated[0].arrays, correlated[0].dims)
     if not captured:
-        monkeypatch.setattr("latentlab.inference.density.capture", lambda function, *_, otherwise=None: otherwise or function)
+        monkeypatch.setattr(
+            "latentlab.inference.density.capture", lambda function, *_, otherwise=None, **__: otherwise or function
+        )
     points = 0.1 * rng.standard_normal((4, density.size))
     values, gradients = density.batch_value_and_grad(points)
     bad = points.copy()
