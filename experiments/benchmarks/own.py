@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import latentlab as ll
 from experiments.benchmarks.harness import timed
 from latentlab.fit import prepared
+from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density
 from latentlab.inference.nuts import starting_point
 from latentlab.posterior import ess_bulk
@@ -48,12 +50,16 @@ def log_joint(density: Density, values: Mapping[str, np.ndarray]) -> float:
         return float(density.log_joint({name: torch.tensor(value) for name, value in values.items()}))
 
 
-def gradient(density: Density) -> Callable[[], object]:
-    """One value and gradient, by the captured graph."""
+def gradients(density: Density, *, compiled: bool) -> dict[str, Callable[[], object]]:
+    """One value and gradient, by the captured graph and, where it is asked for, by machine code."""
     u = torch.from_numpy(starting_point(density, Seeds(0).child("point", 0)))
-    with one_thread():
-        density.value_and_grad(u)
-    return lambda: density.value_and_grad(u)
+    found: dict[str, Callable[[], object]] = {}
+    for side, plan in (("latentlab", Plan(compiled=False)), ("latentlab, compiled", Plan(compiled=True)))[: 1 + compiled]:
+        planned = Density(density.model, density.arrays, density.dims, plan=plan)
+        with one_thread():
+            planned.value_and_grad(u)
+        found[side] = partial(planned.value_and_grad, u)
+    return found
 
 
 class Chains:
@@ -80,16 +86,13 @@ class Chains:
         return Sampled(found[0].values, sampling if sampling > LEAST * whole else math.nan, whole)
 
 
-def methods(n_warmup: int, n_draws: int, n_chains: tuple[int, ...] = (4,)) -> dict[str, Any]:
-    """The samplers that latentlab has, by the name of their side."""
-    found: dict[str, Any] = {}
-    for n in n_chains:
-        found[f"latentlab NUTS, {n} chains"] = ll.NUTS(n_chains=n, n_warmup=n_warmup, n_draws=draws_each(n_draws, n))
-    if hasattr(ll, "ChEES"):
-        n = max(n_chains)
-        found[f"latentlab ChEES, {n} chains"] = ll.ChEES(
-            n_chains=n, n_superchains=min(8, n), n_warmup=n_warmup, n_draws=draws_each(n_draws, n)
-        )
+def methods(n_warmup: int, n_draws: int, n_chains: int, n_many: int) -> dict[str, Any]:
+    """The samplers that latentlab has, by the name of their side: with a few chains, and with many where there are to be more."""
+    nuts = ll.NUTS(n_chains=n_chains, n_warmup=n_warmup, n_draws=n_draws, compiled=n_many > n_chains)
+    many = ll.ChEES(n_many, min(8, n_many), n_warmup, draws_each(n_draws, n_many), compiled=False)
+    found = {f"latentlab NUTS, {n_chains} chains": nuts, f"latentlab ChEES, {n_many} chains": many}
+    if n_many > n_chains:
+        found[f"latentlab ChEES, {n_many} chains, compiled"] = replace(many, compiled=True)
     return found
 
 

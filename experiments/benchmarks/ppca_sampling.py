@@ -8,16 +8,16 @@ from experiments.benchmarks.sampling import effective, gradients
 
 NAME = "PPCA on wine"
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"n_warmup": 5, "n_draws": 10, "n_chains": (2,), "n_rounds": 1},
-    "small": {"n_warmup": 10, "n_draws": 20, "n_chains": (2,), "n_rounds": 1},
-    "full": {"n_warmup": 300, "n_draws": 300, "n_chains": (4, 64), "n_rounds": 2},
+    "tiny": {"n_warmup": 5, "n_draws": 10, "n_chains": (2,), "n_many": 2, "n_rounds": 1},
+    "small": {"n_warmup": 10, "n_draws": 20, "n_chains": (2,), "n_many": 2, "n_rounds": 1},
+    "full": {"n_warmup": 300, "n_draws": 300, "n_chains": (4, 64), "n_many": 64, "n_rounds": 3},
 }
 
 
 def rows(size: str) -> list[Row]:
     model, dataset, options = ppca.own_model(), ppca.wine(), SIZES[size]
     programs = {"NumPyro": (ppca.numpyro_model, ("numpyro",))}
-    found = gradients(NAME, model, dataset, programs, n_rounds=5)
+    found = gradients(NAME, model, dataset, programs, n_rounds=5, compiled=size != "tiny")
     return found + effective(
         NAME,
         model,

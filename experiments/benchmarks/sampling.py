@@ -17,12 +17,14 @@ Programs = Mapping[str, tuple[Callable[..., None], tuple[str, ...]]]
 """Side -> the program as NumPyro takes it, and the modules that it needs."""
 
 
-def gradients(name: str, model: ll.LatentModel, dataset: ll.Dataset, programs: Programs, *, n_rounds: int) -> list[Row]:
+def gradients(
+    name: str, model: ll.LatentModel, dataset: ll.Dataset, programs: Programs, *, n_rounds: int, compiled: bool
+) -> list[Row]:
     """Checks and gradients: one value and gradient at one point, compiled by each library, one thread."""
     density = Density(model, tensors(model, dataset), dataset.dims)
     points = own.points(density, N_POINTS)
     found: list[Row] = []
-    sides = {"latentlab": own.gradient(density)}
+    sides = own.gradients(density, compiled=compiled)
     for side, (program, needs) in programs.items():
         if not is_here(*needs):
             found.append(absent(name, side, *needs))
@@ -49,15 +51,17 @@ def effective(
     n_warmup: int,
     n_draws: int,
     n_chains: tuple[int, ...],
+    n_many: int,
     n_rounds: int,
     check_means: bool,
 ) -> list[Row]:
     """Least bulk ESS of the quantities per second, warm, in turn: of sampling alone, and with the warm-up.
 
-    All sides start each chain where latentlab would. Means are compared where the runs are long enough to have some.
+    All sides start each chain where latentlab would: NumPyro with each of `n_chains`, latentlab's NUTS with the fewest of
+    these, and its many-chain sampler with `n_many`. Means are compared where the runs are long enough to have some.
     """
     chains: dict[str, Any] = {
-        side: own.Chains(model, dataset, method) for side, method in own.methods(n_warmup, n_draws, n_chains).items()
+        side: own.Chains(model, dataset, method) for side, method in own.methods(n_warmup, n_draws, min(n_chains), n_many).items()
     }
     found: list[Row] = []
     density = next(iter(chains.values())).problem.density

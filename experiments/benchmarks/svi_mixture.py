@@ -89,10 +89,13 @@ def rows(size: str) -> list[Row]:
     found: list[Row] = []
     with one_thread():
         for n in particles:
-            method = ll.SVI(guide="mean_field", n_particles=n, n_draws=1, learning_rate=RATE)
-            problem = prepared(ll.models.GaussianMixture(3), dataset, method, progress=False)
+            sides = {}
+            for side, compiled in (("latentlab SVI", False), ("latentlab SVI, compiled", True))[: 1 + (size != "tiny")]:
+                method = ll.SVI(guide="mean_field", n_particles=n, n_draws=1, learning_rate=RATE, compiled=compiled)
+                problem = prepared(ll.models.GaussianMixture(3), dataset, method, progress=False)
+                sides[side] = own_step(problem, method, n_steps)
             if n == particles[0]:
                 found.append(same_up_to_a_constant(name, "Pyro", *losses(problem, 5)))
-            sides = {"latentlab SVI": own_step(problem, method, n_steps), "Pyro SVI.step": pyro_step(problem, n, n_steps)}
+            sides["Pyro SVI.step"] = pyro_step(problem, n, n_steps)
             found += in_turn(name, f"step, {n} draw{'s' if n > 1 else ''}", "us", sides, n_rounds=n_rounds)
     return found

@@ -143,15 +143,18 @@ def epoch_by_hand(problem: Problem, n_steps: int, dtype: torch.dtype) -> Callabl
 def rows(size: str) -> list[Row]:
     n_epochs, n_rounds = SIZES[size]
     dataset = ll.load_dataset("digits", drop_constant=True)
-    method = ll.SVI(guide="model", n_particles=1, batch_size=BATCH, n_draws=1, learning_rate=RATE)
-    problem = prepared(ll.models.VAE(N_LATENT, hidden=(N_HIDDEN,)), dataset, method, progress=False)
+    problems = {}
+    for side, compiled in (("latentlab SVI", False), ("latentlab SVI, compiled", True))[: 1 + (size != "tiny")]:
+        method = ll.SVI(guide="model", n_particles=1, batch_size=BATCH, n_draws=1, learning_rate=RATE, compiled=compiled)
+        problem = prepared(ll.models.VAE(N_LATENT, hidden=(N_HIDDEN,)), dataset, method, progress=False)
+        problems[side] = problem, method
     each = len(dataset.x) // BATCH
     n_steps = n_epochs * each
     name = "VAE on digits"
     with one_thread():
         found = [same_up_to_a_constant(name, "by hand", *losses(problem, 5))]
-        sides = {
-            "latentlab SVI": own_epoch(problem, method, n_steps),
+        sides: dict[str, Callable[[int], float]] = {
+            **{side: own_epoch(*own, n_steps) for side, own in problems.items()},
             "Pyro SVI.step": pyro_epoch(problem, n_steps),
             "torch by hand, float64": epoch_by_hand(problem, n_steps, torch.float64),
             "torch by hand, float32": epoch_by_hand(problem, n_steps, torch.float32),
