@@ -247,7 +247,7 @@ class _Graph:
             raise ValueError("it draws random numbers that are not standard normal")
         module, held = _held_outside(self.module)
         with torch.random.fork_rng(devices=[]):
-            arguments = (*example, *self.drawn(), *held)
+            arguments = tuple(argument.contiguous() for argument in (*example, *self.drawn(), *held))
         path = folder() / f"{_key(module, arguments)}.pt2"
         found = path.is_file()
         if not found:
@@ -354,12 +354,12 @@ def folder() -> Path:
 
 
 def _key(module: Any, arguments: tuple[torch.Tensor, ...]) -> str:
-    """Of what the code depends on: the operations, the arguments' shapes, torch, and the processor."""
+    """Of what the code depends on: the operations, the arguments' shapes, torch, the threads, and the processor."""
     single = [(name, value.dtype, value.item()) for name, value in module.named_buffers() if not value.dim()]
     attributes = [(n.target, getattr(module, n.target)) for n in module.graph.nodes if n.op == "get_attr"]
     single += [(name, value.dtype, value.item()) for name, value in attributes]
     shapes = [(a.shape, a.stride(), a.dtype) for a in arguments]
-    where = (torch.__version__, platform.machine(), torch.backends.cpu.get_cpu_capability(), _processor())
+    where = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), _processor())
     return hashlib.sha256(repr((module.code, single, shapes, where)).encode()).hexdigest()
 
 
@@ -375,13 +375,26 @@ def _compile(module: Any, arguments: tuple[torch.Tensor, ...], path: Path) -> No
     """Compiles the graph into a package; it is there whole or not at all."""
     import torch._inductor
 
-    with tempfile.TemporaryDirectory(dir=path.parent) as work:
+    with tempfile.TemporaryDirectory(dir=path.parent) as work, _quiet("torch._inductor"):
         made = Path(work) / "made.pt2"
-        with warnings.catch_warnings(), torch.no_grad(), double(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), double(), torch.random.fork_rng(devices=[]):
             program = torch.export.export(module, tuple(arguments))
             torch._inductor.aoti_compile_and_package(program, package_path=str(made))
         os.replace(made, path)
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """A logger says errors only inside the block, and nothing warns."""
+    own = logging.getLogger(name)
+    before = own.level
+    own.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        own.setLevel(before)
 
 
 def _load(path: Path) -> Any:
