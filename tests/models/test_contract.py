@@ -115,6 +115,7 @@ def test_the_density_is_pyros_own_without_kernels(model, missing):
     check_paths(model, missing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", SERVED)
 @pytest.mark.usefixtures("no_kernels")
 @pytest.mark.parametrize("check", [contract.check_symmetry, contract.check_start, contract.check_conditional])
