@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pyro
 import torch
+from pyro.infer.autoguide import init_to_sample
+from pyro.infer.mcmc.util import initialize_model
 
 from latentlab.errors import ModelError
 from latentlab.inference.density import Density, log_joint, start, tensors
 from latentlab.inference.draws import Problem
 from latentlab.inference.svi import check_guide
-from latentlab.models.base import LatentModel
+from latentlab.models.base import Fixed, LatentModel
 from latentlab.seeds import Seeds, double, isolated
 from latentlab.symmetry.groups import larger_groups
 from latentlab.symmetry.labels import renamed
@@ -115,6 +117,50 @@ def check_start(model, dataset):
         step[i] = h
         difference = float(density.log_prob(u + step) - density.log_prob(u - step)) / (2 * h)
         np.testing.assert_allclose(float(gradient[i]), difference, rtol=1e-4, atol=1e-3, err_msg="gradient")
+
+
+def with_missing(dataset, share=0.25):
+    """The dataset without a share of its entries."""
+    x = dataset.x.astype(np.float64)
+    x[np.random.default_rng(SEED).random(x.shape) < share] = np.nan
+    return replace(dataset, arrays={**dataset.arrays, dataset.observed: x}, mask=None)
+
+
+def pyros_own(density):
+    """Value and gradient of the flat density by the potential that Pyro's samplers use, which knows nothing of ours."""
+
+    def program(**arrays):
+        with Fixed(density.parameters):
+            return density.model.model(**arrays)
+
+    first = {site.name: torch.zeros(site.unconstrained, dtype=torch.float64) for site in density.sites}
+    with isolated(Seeds(SEED)), pyro.validation_enabled(False):
+        potential = initialize_model(program, model_kwargs=density.arrays, initial_params=first, init_strategy=init_to_sample)[1]
+
+    def value_and_grad(u):
+        free = u.clone().requires_grad_()
+        given = {s.name: free[s.start : s.stop].reshape(s.unconstrained) for s in density.sites}
+        with double(), pyro.validation_enabled(False):
+            value = -potential(given)
+        return value.detach(), torch.autograd.grad(value, free)[0]
+
+    return value_and_grad
+
+
+def check_paths(model, dataset, n_points=2):
+    """One point or a batch, captured or not: value and gradient of the flat density are Pyro's own."""
+    density = density_of(model, dataset)
+    with isolated(Seeds(SEED)):
+        rng = np.random.default_rng(SEED)
+        points = torch.stack([start(density, rng, jitter=0.3) for _ in range(n_points)])
+    expected = [pyros_own(density)(u) for u in points]
+    values, gradients = density.batch_value_and_grad(points.numpy())
+    for i, (u, (value, gradient)) in enumerate(zip(points, expected, strict=True)):
+        scale = max(1.0, float(gradient.abs().max()))
+        found = {"one": density.value_and_grad(u), "batch": (values[i], gradients[i]), "eager": density.eager_value_and_grad(u)}
+        for name, (level, slope) in found.items():
+            np.testing.assert_allclose(float(level), float(value), rtol=1e-10, err_msg=f"value, {name}")
+            np.testing.assert_allclose(slope, gradient, rtol=1e-10, atol=1e-10 * scale, err_msg=f"gradient, {name}")
 
 
 def check_conditional(model, dataset):

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from latentlab.distributions import kernels
 from latentlab.errors import ModelError
 from latentlab.inference.density import Density, tensors
 from latentlab.models.count_hmms import CategoricalHMM, PoissonHMM
@@ -82,6 +83,43 @@ def test_every_model_of_the_table_has_a_case():
     ids=lambda check: check.__name__,
 )
 def test_contract(model, check):
+    check(model, simulated(model))
+
+
+WITH_KERNELS = ("gaussian_mixture", "dp_mixture", "gaussian_hmm", "categorical_hmm", "poisson_hmm", "state_space")
+SERVED = [pytest.param(m, id=repr(m)) for name in WITH_KERNELS for m in CASES[name]]
+
+
+@pytest.fixture
+def no_kernels(monkeypatch):
+    monkeypatch.setattr(kernels, "serves", lambda *tensors: False)
+
+
+def check_paths(model, missing):
+    if missing and not model.takes("mask"):
+        pytest.skip("takes no mask")
+    dataset = simulated(model)
+    contract.check_paths(model, contract.with_missing(dataset) if missing else dataset)
+
+
+@pytest.mark.parametrize("model", MODELS_TO_CHECK)
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_density_is_pyros_own(model, missing):
+    check_paths(model, missing)
+
+
+@pytest.mark.parametrize("model", SERVED)
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.usefixtures("no_kernels")
+def test_the_density_is_pyros_own_without_kernels(model, missing):
+    check_paths(model, missing)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", SERVED)
+@pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize("check", [contract.check_symmetry, contract.check_start, contract.check_conditional])
+def test_contract_without_kernels(model, check):
     check(model, simulated(model))
 
 
