@@ -23,7 +23,8 @@ from pyro.infer import Trace_ELBO
 
 from latentlab.errors import ConfigError, ModelError
 from latentlab.inference.adam import Adam
-from latentlab.inference.advi import batches, fit_restarts
+from latentlab.inference.advi import fit_restarts
+from latentlab.inference.batches import batches
 from latentlab.inference.density import Density, constrain_draws, ends, over_draws
 from latentlab.inference.draws import Draws, Problem, finished
 from latentlab.inference.encoder import is_amortised
