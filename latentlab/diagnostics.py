@@ -358,7 +358,8 @@ def _variational(data: xr.DataTree) -> list[Row]:
         text = "importance-weighted ELBO - ELBO, nats"
         rows.append(_row("ELBO gap", text, gap, f"< {GAP:g}", ok=gap < GAP, otherwise="warn" if gap >= GAP else "fail"))
     optimization = arrays(data, "optimization")
-    n_units = data["posterior"].sizes.get("unit", 1) if "parameters" in data.children else None
+    n_fitted = int(data.attrs.get("n_units_fitted", data["posterior"].sizes.get("unit", 1)))
+    n_units = n_fitted if "parameters" in data.children else None
     return [*rows, _drift(**optimization, n_units=n_units)] if "loss" in optimization else rows
 
 

@@ -1,13 +1,18 @@
 """One's own table in a file."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from latentlab.data import binary, delimited
-from latentlab.data.columns import Wanted
+from latentlab.data.columns import Wanted, choose
 from latentlab.data.dataset import Dataset
 from latentlab.data.memory import Budget
+from latentlab.data.rows import npy_rows
 from latentlab.data.series import assemble, clock
+from latentlab.data.stored import StoredDataset
 from latentlab.errors import DataError
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "?")
@@ -28,7 +33,8 @@ def file(
     sequence: str | None = None,
     time: str | None = None,
     fill_gaps: bool = True,
-) -> Dataset:
+    in_memory: bool = True,
+) -> Dataset | StoredDataset:
     r"""A table in a CSV, TSV, NPY, NPZ or Parquet file; text may be compressed (.csv.gz).
 
     A text table has a header. Its features are plain numbers with a decimal point; label and unit are kept as text, so
@@ -48,6 +54,8 @@ def file(
         sequence: The column that says which sequence a row is a time step of; a sequence's rows stand together.
         time: The column with the times of the rows, which increase within a sequence; units without names are called after it.
         fill_gaps: Whether whole-number times that a sequence leaves out become rows of missing entries.
+        in_memory: Read the table into memory; or leave it on disk, an NPY matrix only, of which SVI reads its minibatches
+            (`latentlab.data.stored`).
 
     Raises:
         DataError: The file cannot be used; names line and column, or what it declares, or the unit that is out of order.
@@ -63,6 +71,9 @@ def file(
     """
     where = found(path)
     name = where.name.lower()
+    if not in_memory:
+        said = {"label": label, "unit": unit, "sequence": sequence, "time": time, "delimiter": delimiter}
+        return _stored(where, columns, said)
     wanted, budget = Wanted(columns, label, unit, sequence, time), Budget.of(max_bytes)
     try:
         if name.endswith(TEXT) or name.removesuffix(".gz").endswith(TEXT):
@@ -90,6 +101,22 @@ def file(
         labels=others.get("label"),
         fill_gaps=fill_gaps,
     )
+
+
+def _stored(where: Path, columns: list[str] | None, said: Mapping[str, str | None]) -> StoredDataset:
+    """The table that stays on disk, whose file holds the features alone."""
+    given = next((option for option, value in said.items() if value is not None), None)
+    if given is not None:
+        raise DataError(f"{where}: `{given}` does not go with `in_memory: false`, which takes a matrix of features alone.")
+    if where.suffix.lower() != ".npy":
+        raise DataError(f"{where}: only NPY files (.npy) can stay on disk; read it into memory by `in_memory: true`.")
+    try:
+        rows = npy_rows(where)
+    except OSError as error:
+        raise DataError(f"{where}: cannot be read: {error.strerror or error}.") from error
+    names = [str(i) for i in range(rows.shape[1])]
+    chosen = choose(names, Wanted(columns), str(where)).features
+    return StoredDataset(rows.select(np.array(chosen)), name=where.name.split(".")[0] or where.name)
 
 
 def found(path: str) -> Path:

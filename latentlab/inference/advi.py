@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from latentlab.inference.adam import Adam
-from latentlab.inference.batches import batches
+from latentlab.inference.batches import batches, log_prob_of_draws
 from latentlab.inference.density import Density, capture, mean_size, non_finite_sites, over_draws, start
 from latentlab.inference.draws import Problem, finished
 from latentlab.inference.guides import GUIDES, Frame, FullRank, GaussianGuide, MeanField
@@ -34,6 +34,8 @@ SMALL = 2000
 """Numbers that an operation of one restart works on, in the mean, below which restarts are run in one batch."""
 MOST_TOGETHER = 64
 """Restarts in one batch."""
+MORE_BATCHES = 3
+"""Than steps: an example for each guide, and the one at which the curvature is looked at."""
 
 
 class Settings(Protocol):
@@ -71,7 +73,9 @@ class _Restart:
             self.random = torch.Generator()
             self.random.set_state(torch.get_rng_state())
         self.frame: Frame | None = None
-        self.batches = batches(problem, settings.batch_size, seeds.child("batches").numpy())
+        self.batches = batches(
+            problem, settings.batch_size, seeds.child("batches").numpy(), n_steps=settings.n_steps + MORE_BATCHES
+        )
 
     def location(self) -> torch.Tensor:
         """The guide's centre in the program's coordinates."""
@@ -100,7 +104,12 @@ def fit_restarts(problem: Problem, settings: Settings) -> list[dict[str, np.ndar
 
 
 def _small(problem: Problem, settings: Settings) -> bool:
-    """Whether the operations of one restart's step are so small that starting them takes most of the time."""
+    """Whether the operations of one restart's step are so small that starting them takes most of the time.
+
+    Never of data on disk: each restart has its own window of rows.
+    """
+    if problem.stored is not None:
+        return False
     restart = _Restart(problem, settings, 0)
     step = _step(problem.density, restart.guide, framed=False)
     arguments = restart.guide.noise(settings.n_particles, restart.random), *restart.guide.parameters, *next(restart.batches)
@@ -136,7 +145,7 @@ def _fitted(problem: Problem, settings: Settings, numbers: Sequence[int]) -> dic
             parts.append({"u": draws.numpy(), "log_q": guide.log_prob(draws).numpy(), "loss": loss, **arrays})
     stacked = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
     flat = stacked["u"].reshape(-1, stacked["u"].shape[-1])
-    lp = over_draws(lambda v: problem.density.log_prob(v["u"]), {"u": flat})
+    lp = log_prob_of_draws(problem, flat)
     return {**stacked, "lp": lp.reshape(stacked["log_q"].shape)}
 
 

@@ -132,6 +132,7 @@ class Density:
         arrays: Its data, from `tensors`.
         dims: Dims of the arrays, by name; needed for minibatches.
         parameters: Values of the model's parameters; those left out are what the program starts them with.
+        n_units: Of the plate `unit`, where the arrays hold a sample of the units only; all that they hold where None.
 
     Raises:
         ModelError: A site's log density does not have the shape of its plates (data of shape (N, 1) in a plate of N would
@@ -144,6 +145,7 @@ class Density:
         arrays: Arrays,
         dims: Mapping[str, tuple[str, ...]] | None = None,
         parameters: Tensors = NOTHING,
+        n_units: int | None = None,
     ) -> None:
         self.model = model
         self.arrays = arrays
@@ -164,7 +166,8 @@ class Density:
         self.deterministic = tuple(n for n, s in trace.nodes.items() if s["type"] == "sample" and _is_deterministic(s))
         self.unit_sites = tuple(n for n, s in trace.nodes.items() if _is_latent(s) and _in_units(s))
         self.observed = {n: _observed_dims(n, s) for n, s in trace.nodes.items() if _is_observed(s)}
-        self.n_units = next((f.size for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == "unit"), 0)
+        plates = (f.size for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == "unit")
+        self.n_units = next(plates, 0) if n_units is None else n_units
         self._single: Gradient | None = None
         self._descent: Gradient | None = None
         self.captured: dict[Any, Callable[..., Any]] = {}  # what methods captured of this density, to be used by all restarts
@@ -383,16 +386,21 @@ def capture(
 
 def mean_size(function: Callable[..., Any], *example: torch.Tensor) -> float:
     """How many numbers an operation of the function makes, in the mean; infinity where it cannot be captured."""
+    made = sizes(function, *example)
+    return math.inf if made is None else sum(made) / max(len(made), 1)
+
+
+def sizes(function: Callable[..., Any], *example: torch.Tensor) -> list[int] | None:
+    """How many numbers each operation of the function makes; None where it cannot be captured."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     try:
         with double():
             nodes = make_fx(lambda *arguments: function(*arguments))(*example).graph.nodes
     except Exception:  # whatever a program raises: `capture` says what
-        return math.inf
+        return None
     made = [node.meta.get("val") for node in nodes if node.op == "call_function"]
-    sizes = [value.numel() for value in made if isinstance(value, torch.Tensor)]
-    return sum(sizes) / max(len(sizes), 1)
+    return [value.numel() for value in made if isinstance(value, torch.Tensor)]
 
 
 def constrain_draws(density: Density, u: np.ndarray) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from pyro.infer import Trace_ELBO
 from latentlab.errors import ConfigError, ModelError
 from latentlab.inference.adam import Adam
 from latentlab.inference.advi import fit_restarts
-from latentlab.inference.batches import batches
+from latentlab.inference.batches import batches, log_prob_of_draws
 from latentlab.inference.density import Density, constrain_draws, ends, over_draws
 from latentlab.inference.draws import Draws, Problem, finished
 from latentlab.inference.encoder import is_amortised
@@ -211,7 +211,7 @@ class SVI:
         seeds, density, model = problem.seeds.child("restart", restart), problem.density, problem.model
         with isolated(seeds), pyro.validation_enabled(False):
             training, held_out = _divided(density.n_units, self.held_out, seeds.child("held_out").numpy())
-            rows = batches(problem, self.batch_size, seeds.child("batches").numpy(), training)
+            rows = batches(problem, self.batch_size, seeds.child("batches").numpy(), training, n_steps=self.n_steps + 1)
             first = next(rows)
             found = _started(model, density.with_units(first) if first else density.arrays)
             parameters = [value.unconstrained() for value in found.values()]
@@ -242,7 +242,10 @@ class SVI:
             (losses,) = adam.descend(parameters, rates, step, rows, [restart], lambda _: [], watch, self.kl_warmup)
             own = {name: value.detach() for name, value in _values(found).items() if name in model.parameters}
             kept = {PARAMETER + name: value.numpy() for name, value in own.items()}
-            return {"loss": losses, **kept, **_guide_draws(density.at(own), model.guide, self.n_draws)}  # type: ignore[attr-defined]
+            drawn = _guide_draws(density.at(own), model.guide, self.n_draws)  # type: ignore[attr-defined]
+            if problem.stored is not None and not density.unit_sites:
+                drawn["lp"] = log_prob_of_draws(problem, drawn["u"])
+            return {"loss": losses, **kept, **drawn}
 
     def _pyro_loss(
         self, problem: Problem, arrays: Mapping[str, Any], scale: float, kl_weight: float, n_particles: int
