@@ -173,6 +173,10 @@ def test_results_are_about_the_sample_and_parameters_about_all(saved, monkeypatc
     np.testing.assert_allclose(two.data["sample_stats"]["lp"].mean(), one.data["sample_stats"]["lp"].mean(), rtol=0.02)
     new = lazy.subset([7, 250])
     assert two.latents(new).sizes["unit"] == 2
+    assert len(two.loo().pointwise) == 50
+    with pytest.raises(ModelError, match="log likelihood of all 300 units; it was kept of 50"):
+        two.sensitivity()
+    assert len(one.sensitivity())
 
 
 def test_a_vaes_drift_is_that_of_a_unit_of_all(saved, monkeypatch):
