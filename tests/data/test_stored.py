@@ -261,7 +261,7 @@ def test_options_that_need_more_than_features_are_refused(saved, tmp_path):
         with pytest.raises(DataError, match=f"`{option}` does not go with `in_memory: false`"):
             load_dataset("file", path=path, in_memory=False, **{option: "1"})
     (tmp_path / "mine.csv").write_text("a,b\n1,2\n3,5\n")
-    with pytest.raises(DataError, match=r"only NPY files \(\.npy\)"):
+    with pytest.raises(DataError, match=r"only \.npy and \.zarr can stay on disk"):
         load_dataset("file", path=str(tmp_path / "mine.csv"), in_memory=False)
     with pytest.raises(DataError, match="unknown column '9'"):
         load_dataset("file", path=path, in_memory=False, columns=["9"])

@@ -4,6 +4,7 @@ import os
 import threading
 from concurrent.futures import CancelledError
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +125,19 @@ def test_a_fit_from_disk_is_the_fit_from_memory(saved, name, missing):
         for site, array in one[group].data_vars.items():
             assert array.values.tobytes() == two[group][site].values.tobytes(), (group, site)
     assert two.attrs["n_units_fitted"] == 300
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.2])
+def test_a_fit_from_zarr_is_the_fit_from_memory(saved, missing):
+    zarr = pytest.importorskip("zarr")
+    path = Path(saved(missing))
+    zarr.create_array(path.with_suffix(".zarr"), data=np.load(path), chunks=(47, 6))
+    lazy = load_dataset("file", path=str(path.with_suffix(".zarr")), in_memory=False)
+    one, two = (fit(PPCA(2), data, METHOD, progress=False).data for data in (load_dataset("file", path=str(path)), lazy))
+    for group in one.children:
+        for site, array in one[group].data_vars.items():
+            assert array.values.tobytes() == two[group][site].values.tobytes(), (group, site)
+    assert not reading()
 
 
 def test_ppcas_own_guide_and_several_restarts(saved):
