@@ -117,9 +117,10 @@ def test_constant_columns_are_named_or_dropped(saved):
     path = saved(x)
     with pytest.raises(DataError, match=r"column '1' is constant .*drop_constant"):
         load_dataset("file", path=path, in_memory=False)
-    whole, lazy = both(path, drop_constant=True)
-    assert lazy.dropped == whole.dropped == ("1",)
-    assert lazy.digest() == whole.digest()
+    for columns in (None, ["3", "1", "0"]):
+        whole, lazy = both(path, drop_constant=True, columns=columns)
+        assert lazy.dropped == whole.dropped == ("1",)
+        assert lazy.digest() == whole.digest()
 
 
 # -- the sample and its witnesses
