@@ -1,10 +1,10 @@
 """Minibatch SVI on a table that stays on disk: what a step costs with 100 times as many rows, and the memory that a fit takes.
 
 PPCA on float32 rows of 32 features, batches of 256. Each fit is a process of its own, from loading to `Fit`, and the tables take
-turns. A step's cost is that of all steps of a fit, by their number, reading included (both threads count in CPU time), but for the
-order of an epoch, which has a row of its own: it is drawn once for all of the epoch's steps, a part of which is made here. Peak
-memory is the process's largest resident set. The file is in the system's cache, as a rule, since it was just written: a slow disk
-is not what is measured.
+turns. A step's cost is that of all steps of a fit, by their number, reading included (both threads count in CPU time), but for
+the order of an epoch, which has a row of its own: it is drawn once for all of the epoch's steps, a part of which is made here.
+Peak memory is the process's largest resident set. The file is in the system's cache, as a rule, since it was just written: a slow
+disk is not what is measured.
 """
 
 import json

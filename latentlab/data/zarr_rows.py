@@ -123,8 +123,8 @@ def zarr_rows(path: Path, budget: Budget) -> ZarrRows:
     absent = next((name for name in names if name not in files), None)
     if absent is not None:
         raise DataError(
-            f"{path}: the chunk {absent} is not there, and would be read as {array.fill_value}; if all of it is that value, write "
-            "the array with `write_empty_chunks`."
+            f"{path}: the chunk {absent} is not there, and would be read as {array.fill_value}; if all of it is that value, "
+            "write the array with `write_empty_chunks`."
         )
     return rows
 

@@ -79,7 +79,7 @@ def _epochs(units: np.ndarray, batch_size: int, rng: np.random.Generator) -> Ite
 def _from_disk(
     problem: Problem, stored: StoredDataset, batch_size: int, indices: Iterator[np.ndarray], n_steps: int | None
 ) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The rows of each batch; windows begin with one batch and grow, so that a fit begins at once."""
+    """The rows of each batch; where rows can be read singly, windows begin with one batch, so that a fit begins at once."""
     given_up = threading.Event()
     pool = ThreadPoolExecutor(1, thread_name_prefix=THREAD)
 
@@ -93,16 +93,18 @@ def _from_disk(
     most = max(1, WINDOW // (batch_size * stored.rows.row_bytes))
     problem.resources.callback(close)
     try:
-        size = n_read = 1
+        singly = stored.rows.reach < stored.rows.span
+        size, n_read = 1 if singly else max(1, min(most, n_steps or most)), 0
         ahead = pool.submit(window, size)
         while True:
             rows = ahead.result()
+            n_read += size
             left = most if n_steps is None else n_steps - n_read
             size = max(1, min(GROWTH * size, most, left))
-            n_read += size
-            ahead = pool.submit(window, size)
+            begun = pool.submit(window, size) if left > 0 else None
             for first in range(0, len(rows), batch_size):
                 yield row_tensors(problem.density, stored.values(rows[first : first + batch_size]))
+            ahead = begun or pool.submit(window, size)
     finally:
         close()
 
