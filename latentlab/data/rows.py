@@ -125,7 +125,7 @@ class Rows(ABC):
 
 @dataclass(frozen=True)
 class NpyRows(Rows):
-    """The rows of an NPY file, in either order of its axes."""
+    """The rows of an NPY file, in either order of its axes; one that has its columns first takes a read for each of them."""
 
     fortran: bool
     offset: int

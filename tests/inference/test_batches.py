@@ -75,6 +75,13 @@ def test_an_incomplete_last_batch_is_left_for_the_next_epoch(iris):
     np.testing.assert_array_equal(np.sort(seen, axis=0), np.sort(iris.arrays["x"], axis=0))
 
 
+def test_each_epoch_has_an_order_of_its_own(iris):
+    found = batches(prepared(PPCA(2), iris, SVI(), progress=False), 50, np.random.default_rng(0))
+    one, two = (torch.cat([next(found)[0] for _ in range(3)]) for _ in range(2))
+    assert not torch.equal(one, two)
+    np.testing.assert_array_equal(one.sort(0).values, two.sort(0).values)
+
+
 @pytest.mark.parametrize("window", [1, 6 * 4 * 50, 2**27], ids=["a batch", "few batches", "epochs"])
 @pytest.mark.parametrize("reach", [1, 10**6], ids=["row by row", "block by block"])
 @pytest.mark.parametrize("missing", [0.0, 0.2])
@@ -241,6 +248,21 @@ def test_what_a_model_refuses_shows_in_units_outside_of_the_sample(tmp_path, mon
         assert 123 not in lazy.sample.units
         with pytest.raises(DataError, match="'bernoulli' takes zeros and ones; unit 123, column '2'"):
             prepared(model, lazy, method, progress=False)
+
+
+def test_an_entry_that_is_missing_outside_of_the_sample_is_masked(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "N_SAMPLE", 20)
+    x = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
+    x[123, 2] = np.nan
+    np.save(tmp_path / "one.npy", x)
+    lazy = load_dataset("file", path=str(tmp_path / "one.npy"), in_memory=False)
+    assert lazy.sample.mask is None
+    problem = prepared(PPCA(1), lazy, METHOD, progress=False)
+    found = batches(problem, 100, np.random.default_rng(0))
+    masks = torch.cat([next(found)[1] for _ in range(3)])
+    assert int((~masks).sum()) == 1
+    assert bool((~masks)[:, 2].any())
+    assert np.isfinite(fit(PPCA(1), lazy, METHOD, progress=False).data["sample_stats"]["lp"]).all()
 
 
 # -- the thread
