@@ -106,9 +106,11 @@ class Rows(ABC):
         for part in blocks(len(self), len(self.columns)):
             with self.reading() as read:
                 rows = np.empty((part.stop - part.start, len(self.columns)), self.dtype)
-                for start in range(part.start, part.stop, self.span):
-                    stop = min(start + self.span, part.stop)
+                start = part.start
+                while start < part.stop:  # as far as the file's own block goes
+                    stop = min((start // self.span + 1) * self.span, part.stop)
                     rows[start - part.start : stop - part.start] = read(start, stop)[:, chosen]
+                    start = stop
             yield rows
 
     def _columns(self) -> slice | list[int]:
