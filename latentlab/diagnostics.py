@@ -139,10 +139,13 @@ def sensitivity(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[
         A row a quantity, the most sensitive to the prior first: quantity, prior, likelihood, diagnosis.
 
     Raises:
-        ModelError: A point estimate, or densities were not kept.
+        ModelError: A point estimate, or densities were not kept (of all units, where the data stay on disk).
     """
     if data.attrs.get("point_estimate"):
         raise ModelError("a point estimate has no spread whose sensitivity to the prior could be told.")
+    n_kept = data["posterior"].sizes.get("unit", 0)
+    if _n_fitted(data) > n_kept:
+        raise ModelError(f"the sensitivity needs the log likelihood of all {_n_fitted(data)} units; it was kept of {n_kept}.")
     values = {name: array for name, array in arrays(data, "posterior").items() if name in dims and name != position}
     quantities = identified(values, {name: tuple(dims[name]) for name in values}, group, position)
     names, flat = entries(quantities, labels_of(data, dims, group), data["posterior"].sizes)
@@ -357,8 +360,13 @@ def _variational(data: xr.DataTree) -> list[Row]:
         text = "importance-weighted ELBO - ELBO, nats"
         rows.append(_row("ELBO gap", text, gap, f"< {GAP:g}", ok=gap < GAP, otherwise="warn" if gap >= GAP else "fail"))
     optimization = arrays(data, "optimization")
-    n_units = data["posterior"].sizes.get("unit", 1) if "parameters" in data.children else None
+    n_units = _n_fitted(data) if "parameters" in data.children else None
     return [*rows, _drift(**optimization, n_units=n_units)] if "loss" in optimization else rows
+
+
+def _n_fitted(data: xr.DataTree) -> int:
+    """Units that were fitted: more than there are positions of, where the data stay on disk."""
+    return int(data.attrs.get("n_units_fitted", data["posterior"].sizes.get("unit", 1)))
 
 
 def _by_unit(log_weights: np.ndarray) -> list[Row]:

@@ -14,6 +14,7 @@ import xarray as xr
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.series import boundaries
+from latentlab.data.stored import StoredDataset
 from latentlab.diagnostics import converged, diagnose, sensitivity
 from latentlab.errors import ConfigError, DataError, InferenceError, ModelError
 from latentlab.inference.capture import Plan
@@ -247,7 +248,7 @@ class Fit:
 
 def fit(
     model: LatentModel,
-    dataset: Dataset,
+    dataset: Dataset | StoredDataset,
     method: Method,
     *,
     seed: int = 0,
@@ -258,7 +259,8 @@ def fit(
 
     Args:
         model: The model.
-        dataset: The data; missing entries are NaN or masked.
+        dataset: The data; missing entries are NaN or masked. Of data that stay on disk, which SVI takes with a `batch_size`, the
+            fit's `dataset`, positions and log likelihood are those of `dataset.sample`.
         method: How: `NUTS`, `ChEES`, `SVI`, `MAP`, `Exact`, with their settings.
         seed: The same seed gives the same arrays.
         progress: Bars on a terminal.
@@ -275,16 +277,16 @@ def fit(
     """
     seeds = Seeds(seed)
     problem = prepared(model, dataset, method, seed=seed, progress=progress, checkpoint=checkpoint)
-    with one_thread():
+    with problem.resources, one_thread():
         draws = method.run(problem)
         with isolated(seeds.child("posterior")):
-            data = _assemble(problem, dataset, method, draws, seed)
-    return Fit(model, dataset, method, seed, data)
+            data = _assemble(problem, dataset.sample, method, draws, seed)
+    return Fit(model, dataset.sample, method, seed, data)
 
 
 def prepared(
     model: LatentModel,
-    dataset: Dataset,
+    dataset: Dataset | StoredDataset,
     method: Method,
     *,
     seed: int = 0,
@@ -292,23 +294,54 @@ def prepared(
     checkpoint: str | Path | None = None,
 ) -> Problem:
     """What a method is given, once everything that can be refused before it runs was; arguments and errors as in `fit`."""
-    for name, value, kind in (("model", model, LatentModel), ("dataset", dataset, Dataset)):
-        if not isinstance(value, kind):
-            raise ConfigError(f"fit: `{name}` must be a `{kind.__name__}`; got {value!r:.60}.")
+    for name, value, kinds in (("model", model, (LatentModel,)), ("dataset", dataset, (Dataset, StoredDataset))):
+        if not isinstance(value, kinds):
+            raise ConfigError(f"fit: `{name}` must be a `{kinds[0].__name__}`; got {value!r:.60}.")
     if isinstance(method, type | str) or not hasattr(method, "run"):
         raise ConfigError(f"fit: `method` must be a method with its settings, such as `NUTS()`; got {method!r:.60}.")
     if method.name not in model.methods:
         raise ModelError(f"method {method.name!r} does not go with model {model.name!r}; methods: {', '.join(model.methods)}.")
-    model.check(dataset)
-    arrays = tensors(model, dataset)
+    stored = dataset if isinstance(dataset, StoredDataset) else None
+    arrays = _checked(model, dataset)
     plan = method.plan() if hasattr(method, "plan") else Plan()
-    density = Density(model, arrays, dataset.dims, plan=plan)
+    density = Density(model, arrays, dataset.sample.dims, plan=plan, n_units=dataset.n_units if stored else None)
+    if stored is not None:
+        _check_stored(stored, density, method)
     folder = Path(checkpoint) if checkpoint else None
     identity = f"{model!r} {dataset.digest()} {method!r} {seed}" if folder else ""
-    problem = Problem(model, arrays, density, Seeds(seed).child(method.name), progress, folder, identity)
+    problem = Problem(model, arrays, density, Seeds(seed).child(method.name), progress, folder, identity, stored)
     if hasattr(method, "check"):
         method.check(problem)
     return problem
+
+
+def _checked(model: LatentModel, dataset: Dataset | StoredDataset) -> dict[str, Any]:
+    """The data (on disk: the sample) as the program takes them, once nothing of the whole is such that the model refuses it."""
+    if isinstance(dataset, Dataset):
+        model.check(dataset)
+        return tensors(model, dataset)
+    model.check(dataset.witnesses)
+    tensors(model, dataset.witnesses)
+    arrays = tensors(model, dataset.sample)
+    if dataset.n_missing and arrays["mask"] is None:
+        arrays["mask"] = torch.ones(dataset.sample.x.shape, dtype=torch.bool)
+    return arrays
+
+
+def _check_stored(dataset: StoredDataset, density: Density, method: Method) -> None:
+    """Refuses what needs all units at once of data that stay on disk."""
+    if getattr(method, "batch_size", None) is None:
+        raise ConfigError(
+            f"{dataset.name} stays on disk: it is fitted by `SVI` with a `batch_size`; got {method!r}. Anything else needs it in "
+            "memory (`in_memory: true`), or some of its units (`subset`)."
+        )
+    if getattr(method, "held_out", None):
+        raise ConfigError(f"{dataset.name} stays on disk: keep held-out units in a file of their own, not by `held_out`.")
+    if density.unit_sites and not is_amortised(density):
+        raise ModelError(
+            f"{dataset.name} stays on disk, and {density.model.name!r} has the site {density.unit_sites[0]!r} of each unit "
+            "beside those of all units: take a model that integrates it out, or one whose sites all belong to units."
+        )
 
 
 def classes_of(model: LatentModel, dataset: Dataset) -> np.ndarray | None:
@@ -487,6 +520,8 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
         "conditional_log_likelihood": int(bool(likelihood.unit_sites)),
         **draws.attrs,
     }
+    if problem.stored is not None:
+        attrs["n_units_fitted"] = density.n_units
     if encodes:
         attrs["n_active"] = int(activity(model, problem.arrays, density.parameters)["active"].sum())
     left_out = next((array.shape[-1] for array in groups["leave_one_out"].values()), 0)

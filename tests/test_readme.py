@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -86,6 +87,17 @@ def test_the_python_example_runs(tmp_path):
     done = subprocess.run([sys.executable, "-c", small], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "summary-like" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_example_of_data_on_disk_runs(tmp_path):
+    code = next(block for block in blocks("python") if "in_memory=False" in block)
+    small = code.replace("batch_size=256,", "batch_size=256, n_steps=100,")
+    assert small != code
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "large.npy", (rng.standard_normal((130_000, 3)) + rng.standard_normal((130_000, 1))).astype(np.float32))
+    done = subprocess.run([sys.executable, "-c", small], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_config_is_one(tmp_path, monkeypatch):

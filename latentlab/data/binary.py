@@ -211,14 +211,18 @@ class Members:
         return Table(features, x, {option: self.read(names[i]) for option, i in chosen.others.items()})
 
 
-def _header(stream: IO[bytes], n_bytes: int, what: str, budget: Budget) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of an array that `stream` really holds and that memory can."""
+def declared(stream: IO[bytes], n_bytes: int, what: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and dtype of an NPY array that a stream of so many bytes really holds.
+
+    Raises:
+        DataError: It is no plain array, or holds less than it declares.
+    """
     try:
         version = np.lib.format.read_magic(stream)
         reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
         if reader is None:
             raise DataError(f"{what}: NPY format {version} (structured arrays) is not read; save a plain matrix.")
-        shape, _, dtype = reader(stream)
+        shape, fortran, dtype = reader(stream)
     except DataError:
         raise
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
@@ -231,7 +235,14 @@ def _header(stream: IO[bytes], n_bytes: int, what: str, budget: Budget) -> tuple
         claimed, held = math.prod(shape) * dtype.itemsize, n_bytes - stream.tell()
         if claimed > held:
             raise DataError(f"{what}: declares shape {shape}, {size(claimed)}, but holds {size(max(held, 0))}.")
-        budget.need(COPIES * claimed, what)
+    return shape, fortran, dtype
+
+
+def _header(stream: IO[bytes], n_bytes: int, what: str, budget: Budget) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of an array that `stream` really holds and that memory can."""
+    shape, _, dtype = declared(stream, n_bytes, what)
+    if not dtype.hasobject:
+        budget.need(COPIES * math.prod(shape) * dtype.itemsize, what)
     return shape, dtype
 
 

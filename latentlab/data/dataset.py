@@ -130,7 +130,7 @@ class Dataset:
         constant = kept._constant()
         if constant.any():
             raise DataError(kept._constant_message(constant))
-        loc, scale, _ = _moments(kept.x, kept._unit_axis, ddof)
+        loc, scale, _ = moments(kept.x, kept._unit_axis, ddof)
         return kept.transformed(Transform(loc, scale, ddof))
 
     def drop_constant(self) -> "Dataset":
@@ -245,10 +245,15 @@ class Dataset:
     def digest(self) -> str:
         """SHA-256 over all but the name: the same for equal data in every process and on every machine."""
         digest = hashlib.sha256()
-        for key, array in _content(self):
-            body = _bytes(array)
-            digest.update(f"{key}{array.shape}{array.dtype.kind}{len(body)}:".encode() + body)
+        for key, array in content(self):
+            body = plain_bytes(array)
+            digest.update(headed(key, array.shape, array.dtype, len(body)) + body)
         return digest.hexdigest()
+
+    @property
+    def sample(self) -> "Dataset":
+        """The units that results are about: all of them."""
+        return self
 
     @property
     def _unit_axis(self) -> int:
@@ -261,7 +266,7 @@ class Dataset:
         return others[0]
 
     def _constant(self) -> np.ndarray:
-        _, scale, relative = _moments(self.x, self._unit_axis, 0)
+        _, scale, relative = moments(self.x, self._unit_axis, 0)
         return np.atleast_1d((relative <= NOISE) | (scale == 0))
 
     def _need_entries(self, ddof: int) -> None:
@@ -338,7 +343,7 @@ def positions(asked: Sequence[Any] | np.ndarray, names: Sequence[Any], what: str
     return [where[name] for name in wanted]
 
 
-def _moments(x: np.ndarray, axis: int, ddof: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def moments(x: np.ndarray, axis: int, ddof: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean and sd over the units, and the sd relative to the largest magnitude.
 
     Computed on values scaled by a power of two, which changes no digit, so that neither 1e300 nor 1e-300 is squared
@@ -355,7 +360,8 @@ def _moments(x: np.ndarray, axis: int, ddof: int) -> tuple[np.ndarray, np.ndarra
     return tuple(part if keep else part[0] for part in parts)
 
 
-def _content(dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
+def content(dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
+    """All but the name, by what it is."""
     for name, array in dataset.arrays.items():
         yield f"array {name} {dataset.dims[name]}", array
     for kind, values in (("coord", dataset.coords), ("truth", dataset.truth)):
@@ -367,7 +373,13 @@ def _content(dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
         yield "scale", dataset.transform.scale
 
 
-def _bytes(array: np.ndarray) -> bytes:
+def headed(key: str, shape: tuple[int, ...], dtype: np.dtype, n_bytes: int) -> bytes:
+    """What a digest is given before an array's own bytes."""
+    return f"{key}{shape}{dtype.kind}{n_bytes}:".encode()
+
+
+def plain_bytes(array: np.ndarray) -> bytes:
+    """The bytes of an array, the same for values that are equal."""
     if array.dtype.kind not in "biuf":
         return repr(array.astype(str).tolist()).encode()
     # One NaN and one zero: both have several bit patterns that compare alike.

@@ -1,17 +1,24 @@
 """One's own table in a file."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from latentlab.data import binary, delimited
-from latentlab.data.columns import Wanted
+from latentlab.data.columns import Wanted, choose
 from latentlab.data.dataset import Dataset
 from latentlab.data.memory import Budget
+from latentlab.data.rows import npy_rows
 from latentlab.data.series import assemble, clock
+from latentlab.data.stored import StoredDataset
+from latentlab.data.zarr_rows import zarr_rows
 from latentlab.errors import DataError
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "?")
 TEXT = (".csv", ".tsv", ".tab", ".txt")
+ZARR = ".zarr"
 FORMATS = (*TEXT, *(f"{suffix}.gz" for suffix in TEXT), ".npy", ".npz", ".parquet")
 
 
@@ -28,7 +35,8 @@ def file(
     sequence: str | None = None,
     time: str | None = None,
     fill_gaps: bool = True,
-) -> Dataset:
+    in_memory: bool = True,
+) -> Dataset | StoredDataset:
     r"""A table in a CSV, TSV, NPY, NPZ or Parquet file; text may be compressed (.csv.gz).
 
     A text table has a header. Its features are plain numbers with a decimal point; label and unit are kept as text, so
@@ -48,10 +56,12 @@ def file(
         sequence: The column that says which sequence a row is a time step of; a sequence's rows stand together.
         time: The column with the times of the rows, which increase within a sequence; units without names are called after it.
         fill_gaps: Whether whole-number times that a sequence leaves out become rows of missing entries.
+        in_memory: Read the table into memory; or leave it on disk, an NPY matrix or a Zarr array (a folder `.zarr`), of which SVI
+            reads its minibatches (`latentlab.data.stored`).
 
     Raises:
         DataError: The file cannot be used; names line and column, or what it declares, or the unit that is out of order.
-        MissingDependencyError: A Parquet file, and pyarrow is not installed.
+        MissingDependencyError: A Parquet file, and pyarrow is not installed; or a Zarr array, and zarr.
 
     Example:
         >>> import tempfile
@@ -61,6 +71,9 @@ def file(
         >>> dataset.x.tolist(), dataset.features.tolist(), dataset.labels.tolist(), dataset.units.tolist()
         ([[1.5, 2.0], [nan, 3.0]], ['a', 'b'], ['x', 'y'], ['u1', 'u2'])
     """
+    if not in_memory:
+        said = {"label": label, "unit": unit, "sequence": sequence, "time": time, "delimiter": delimiter}
+        return _stored(path, columns, said, max_bytes)
     where = found(path)
     name = where.name.lower()
     wanted, budget = Wanted(columns, label, unit, sequence, time), Budget.of(max_bytes)
@@ -92,8 +105,26 @@ def file(
     )
 
 
-def found(path: str) -> Path:
-    """The regular file that `path` names, `~` replaced.
+def _stored(path: str, columns: list[str] | None, said: Mapping[str, str | None], max_bytes: int | None) -> StoredDataset:
+    """The table that stays on disk, whose file holds the features alone."""
+    where = found(path, folder=ZARR)
+    given = next((option for option, value in said.items() if value is not None), None)
+    if given is not None:
+        raise DataError(f"{where}: `{given}` does not go with `in_memory: false`, which takes a matrix of features alone.")
+    kind = where.suffix.lower()
+    if kind not in (".npy", ZARR):
+        raise DataError(f"{where}: only .npy and {ZARR} can stay on disk; read it into memory by `in_memory: true`.")
+    try:
+        rows = npy_rows(where) if kind == ".npy" else zarr_rows(where, Budget.of(max_bytes))
+    except OSError as error:
+        raise DataError(f"{where}: cannot be read: {error.strerror or error}.") from error
+    names = [str(i) for i in range(rows.shape[1])]
+    chosen = choose(names, Wanted(columns), str(where)).features
+    return StoredDataset(rows.select(np.array(chosen)), name=where.name.split(".")[0] or where.name)
+
+
+def found(path: str, folder: str | None = None) -> Path:
+    """The regular file (or a folder whose name ends so) that `path` names, `~` replaced.
 
     Raises:
         DataError: There is none; says what is there instead.
@@ -106,7 +137,10 @@ def found(path: str) -> Path:
         raise DataError(f"{path}: no home directory is known for `~`.") from error
     try:
         if where.is_dir():
-            raise DataError(f"{where}: is a directory; expected a file.")
+            if folder and where.suffix.lower() == folder:
+                return where
+            hint = "; a Zarr array stays on disk: `in_memory: false`" if where.suffix.lower() == ZARR else ""
+            raise DataError(f"{where}: is a directory; expected a file{hint}.")
         if not where.exists():
             hint = "; variables such as $HOME are not replaced, `~` is" if "$" in str(where) else ""
             raise DataError(f"{where}: no such file (working directory {Path.cwd()}){hint}.")

@@ -1,13 +1,39 @@
 """One call for every dataset: an entry of the table `DATASETS`, its options checked, entries hidden, standardised."""
 
 import inspect
-from typing import Any
+from typing import Any, Literal, overload
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.missing import hide
+from latentlab.data.stored import StoredDataset
 from latentlab.errors import ConfigError, DataError, unknown
 from latentlab.registry import DATASETS
 from latentlab.seeds import Seeds
+
+
+@overload
+def load_dataset(
+    name: str,
+    *,
+    in_memory: Literal[False],
+    standardize: bool = True,
+    drop_constant: bool = False,
+    missing: float = 0.0,
+    missing_seed: int = 0,
+    **options: Any,
+) -> StoredDataset: ...
+
+
+@overload
+def load_dataset(
+    name: str,
+    *,
+    standardize: bool = True,
+    drop_constant: bool = False,
+    missing: float = 0.0,
+    missing_seed: int = 0,
+    **options: Any,
+) -> Dataset: ...
 
 
 def load_dataset(
@@ -18,7 +44,7 @@ def load_dataset(
     missing: float = 0.0,
     missing_seed: int = 0,
     **options: Any,
-) -> Dataset:
+) -> Dataset | StoredDataset:
     """The dataset called `name`, standardised (ddof 0) unless `standardize=False`.
 
     Args:
@@ -42,9 +68,11 @@ def load_dataset(
     entry = DATASETS.load(name)
     _check_options(name, options)
     dataset = entry(**options)
-    if not isinstance(dataset, Dataset):
+    if not isinstance(dataset, Dataset | StoredDataset):
         raise DataError(f"the dataset entry {name!r} must return a Dataset; it returned {type(dataset).__name__}.")
     if missing:
+        if isinstance(dataset, StoredDataset):
+            raise DataError(f"{dataset.name} stays on disk: `missing` hides entries of data in memory only.")
         dataset = hide(dataset, missing, Seeds(missing_seed).child("missing").numpy())
     if standardize:
         return dataset.standardize(drop_constant=drop_constant)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from latentlab.inference.adam import Adam, pack, unpack, whole_step, with_slopes
+from latentlab.inference.batches import batches, log_prob_of_draws
 from latentlab.inference.capture import capture, mean_size
 from latentlab.inference.density import Density, non_finite_sites, over_draws, start
 from latentlab.inference.draws import Problem, finished
@@ -34,6 +35,8 @@ SMALL = 2000
 """Numbers that an operation of one restart works on, in the mean, below which restarts are run in one batch."""
 MOST_TOGETHER = 64
 """Restarts in one batch."""
+MORE_BATCHES = 3
+"""Than steps: an example for each guide, and the one at which the curvature is looked at."""
 
 
 class Settings(Protocol):
@@ -71,7 +74,9 @@ class _Restart:
             self.random = torch.Generator()
             self.random.set_state(torch.get_rng_state())
         self.frame: Frame | None = None
-        self.batches = batches(problem, settings.batch_size, seeds.child("batches").numpy())
+        self.batches = batches(
+            problem, settings.batch_size, seeds.child("batches").numpy(), n_steps=settings.n_steps + MORE_BATCHES
+        )
 
     def location(self) -> torch.Tensor:
         """The guide's centre in the program's coordinates."""
@@ -100,7 +105,12 @@ def fit_restarts(problem: Problem, settings: Settings) -> list[dict[str, np.ndar
 
 
 def _small(problem: Problem, settings: Settings) -> bool:
-    """Whether the operations of one restart's step are so small that starting them takes most of the time."""
+    """Whether the operations of one restart's step are so small that starting them takes most of the time.
+
+    Never of data on disk: each restart has its own window of rows.
+    """
+    if problem.stored is not None:
+        return False
     restart = _Restart(problem, settings, 0)
     slopes = with_slopes(_losses(problem.density, restart.guide, framed=False))
     noise = restart.guide.noise(settings.n_particles, restart.random)
@@ -137,7 +147,7 @@ def _fitted(problem: Problem, settings: Settings, numbers: Sequence[int]) -> dic
             parts.append({"u": draws.numpy(), "log_q": guide.log_prob(draws).numpy(), "loss": loss, **arrays})
     stacked = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
     flat = stacked["u"].reshape(-1, stacked["u"].shape[-1])
-    lp = over_draws(lambda v: problem.density.log_prob(v["u"]), {"u": flat})
+    lp = log_prob_of_draws(problem, flat)
     return {**stacked, "lp": lp.reshape(stacked["log_q"].shape)}
 
 
@@ -211,26 +221,6 @@ def _losses(density: Density, guide: GaussianGuide, *, framed: bool) -> Callable
         return (log_q - torch.vmap(log_p_of(density, rows))(u)).mean()
 
     return torch.vmap(loss)
-
-
-def batches(
-    problem: Problem, batch_size: int | None, rng: np.random.Generator, units: np.ndarray | None = None
-) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Minibatches of the arrays that have the dim `unit`, epoch by epoch without replacement; `()` for all the data.
-
-    Of `units` only, where they are given: then all of these are a batch without a size.
-    """
-    density = problem.density
-    chosen = np.arange(density.n_units) if units is None else units
-    whole = () if units is None else tuple(density.arrays[name][chosen] for name in density.unit_arrays())
-    while True:
-        if batch_size is None:
-            yield whole
-            continue
-        order = torch.tensor(rng.permutation(chosen))
-        for first in range(0, len(chosen) - batch_size + 1, batch_size):
-            index = order[first : first + batch_size]
-            yield tuple(density.arrays[name][index] for name in density.unit_arrays())
 
 
 def log_p_of(density: Density, rows: tuple[torch.Tensor, ...]) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -93,12 +93,17 @@ def capture(function: Function, *example: torch.Tensor, otherwise: Function | No
 
 def mean_size(function: Function, *example: torch.Tensor) -> float:
     """How many numbers an operation of the function makes, in the mean; infinity where it cannot be captured."""
+    made = sizes(function, *example)
+    return math.inf if made is None else sum(made) / max(len(made), 1)
+
+
+def sizes(function: Function, *example: torch.Tensor) -> list[int] | None:
+    """How many numbers each operation of the function makes; None where it cannot be captured."""
     try:
         with double():
-            graph = _Graph(function, example)
+            return _Graph(function, example).sizes
     except Exception:  # whatever a program raises: `capture` says what
-        return math.inf
-    return sum(graph.sizes) / max(len(graph.sizes), 1)
+        return None
 
 
 class _Recorder(TorchDispatchMode):

@@ -130,6 +130,7 @@ class Density:
         dims: Dims of the arrays, by name; needed for minibatches.
         parameters: Values of the model's parameters; those left out are what the program starts them with.
         plan: How often the method will ask for gradients, and whether machine code was asked for.
+        n_units: Of the plate `unit`, where the arrays hold a sample of the units only; all that they hold where None.
 
     Raises:
         ModelError: A site's log density does not have the shape of its plates (data of shape (N, 1) in a plate of N would
@@ -143,6 +144,7 @@ class Density:
         dims: Mapping[str, tuple[str, ...]] | None = None,
         parameters: Tensors = NOTHING,
         plan: Plan = Plan(),  # noqa: B008
+        n_units: int | None = None,
     ) -> None:
         self.model = model
         self.plan = plan
@@ -164,7 +166,8 @@ class Density:
         self.deterministic = tuple(n for n, s in trace.nodes.items() if s["type"] == "sample" and _is_deterministic(s))
         self.unit_sites = tuple(n for n, s in trace.nodes.items() if _is_latent(s) and _in_units(s))
         self.observed = {n: _observed_dims(n, s) for n, s in trace.nodes.items() if _is_observed(s)}
-        self.n_units = next((f.size for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == "unit"), 0)
+        plates = (f.size for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == "unit")
+        self.n_units = next(plates, 0) if n_units is None else n_units
         self._single: Gradient | None = None
         self._descent: Gradient | None = None
         self.captured: dict[Any, Callable[..., Any]] = {}  # what methods captured of this density, to be used by all restarts

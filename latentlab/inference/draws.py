@@ -1,5 +1,6 @@
 """What an inference method is given, and what it gives back."""
 
+import contextlib
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from safetensors.numpy import load, save
 
+from latentlab.data.stored import StoredDataset
 from latentlab.files import write
 from latentlab.inference.density import Density
 from latentlab.models.base import Arrays, LatentModel
@@ -39,6 +41,8 @@ class Problem:
     """A model with its data, ready for any method.
 
     `checkpoint` is a folder for what is finished, if one is wanted; `identity` tells the fit from others that keep theirs there.
+    Of data that stay on disk (`stored`) arrays and density are those of a sample of units, but for the density's `n_units`.
+    `resources` are closed when the fit ends, however it does.
     """
 
     model: LatentModel
@@ -48,6 +52,8 @@ class Problem:
     progress: bool = True
     checkpoint: Path | None = None
     identity: str = ""
+    stored: StoredDataset | None = None
+    resources: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, compare=False)
 
 
 class Method(Protocol):

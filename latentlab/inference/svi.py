@@ -23,7 +23,8 @@ from torch.distributions import transform_to
 
 from latentlab.errors import ConfigError, ModelError
 from latentlab.inference.adam import Adam, pack, unpack, whole_step
-from latentlab.inference.advi import batches, fit_restarts
+from latentlab.inference.advi import fit_restarts
+from latentlab.inference.batches import batches, log_prob_of_draws
 from latentlab.inference.capture import Plan, capture
 from latentlab.inference.density import Density, constrain_draws, ends, over_draws
 from latentlab.inference.draws import Draws, Problem, finished
@@ -219,7 +220,7 @@ class SVI:
         seeds, density, model = problem.seeds.child("restart", restart), problem.density, problem.model
         with isolated(seeds), pyro.validation_enabled(False):
             training, held_out = _divided(density.n_units, self.held_out, seeds.child("held_out").numpy())
-            rows = batches(problem, self.batch_size, seeds.child("batches").numpy(), training)
+            rows = batches(problem, self.batch_size, seeds.child("batches").numpy(), training, n_steps=self.n_steps + 1)
             first = next(rows)
             found = _started(model, density.with_units(first) if first else density.arrays)
             shapes = [value.shape for value in found.unconstrained]
@@ -252,8 +253,10 @@ class SVI:
             parameters = {name: value for name, value in values.items() if name in model.parameters}
             kept = {PARAMETER + name: value.numpy() for name, value in parameters.items()}
             with Fixed(values):
-                draws = _guide_draws(density.at(parameters), model.guide, self.n_draws)  # type: ignore[attr-defined]
-            return {"loss": losses, **kept, **draws}
+                drawn = _guide_draws(density.at(parameters), model.guide, self.n_draws)  # type: ignore[attr-defined]
+                if problem.stored is not None and not density.unit_sites:
+                    drawn["lp"] = log_prob_of_draws(problem, drawn["u"])
+            return {"loss": losses, **kept, **drawn}
 
     def _losses(
         self, problem: Problem, found: "_Parameters", n_training: int, shapes: Sequence[torch.Size]

@@ -229,7 +229,7 @@ class Source:
             return None, f"The data could not be loaded again ({error}), so labels, raw values and hidden truth are not shown."
         if dataset.digest() != self.run.info["data"]["sha256"]:
             return None, "The data are no longer those that were fitted, so labels, raw values and hidden truth are not shown."
-        raw = dataset.raw()
+        raw = dataset.sample.raw()
         index = pd.Index(raw.units.astype(str)).get_indexer(self.units)
         return (raw.subset(index), "") if (index >= 0).all() else (None, "The data no longer hold all units that were fitted.")
 

@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BaseModel, Field, SerializeAsAny, Validatio
 
 from latentlab import registry
 from latentlab.data.dataset import Dataset
+from latentlab.data.stored import StoredDataset
 from latentlab.embeddings.embedding import makes_clusters
 from latentlab.errors import ConfigError, LatentLabError, unknown
 from latentlab.seeds import Seeds
@@ -79,8 +80,8 @@ class Config(BaseModel):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.to_dict() == other.to_dict()
 
-    def build_dataset(self) -> Dataset:
-        """The data set, loaded, its entries hidden and standardised as the config says."""
+    def build_dataset(self) -> Dataset | StoredDataset:
+        """The data set, loaded (or left on disk), its entries hidden and standardised as the config says."""
         from latentlab.data.load import load_dataset
 
         return load_dataset(**dict(self.dataset))

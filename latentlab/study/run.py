@@ -171,11 +171,11 @@ class _Job:
         if config.embeddings:
             check_spread(self.model, self.method)
         if self.held_out is not None:
-            density_of_new(self.model, self.held_out, classes=classes_of(self.model, self.training))
+            density_of_new(self.model, self.held_out, classes=classes_of(self.model, self.training.sample))
 
     def fit(self, posterior: xr.DataTree) -> Fit:
         """The fit whose result is `posterior`."""
-        return Fit(self.model, self.training, self.method, self.config.seed, posterior)
+        return Fit(self.model, self.training.sample, self.method, self.config.seed, posterior)
 
     def description(self) -> dict[str, Any]:
         """What `run.json` says from the start."""
@@ -198,13 +198,15 @@ class _Job:
     def n_bytes(self) -> int:
         """What the posterior takes, uncompressed, as far as it is known before the fit."""
 
+        sample = self.training.sample
+
         def size(dim: str) -> int:
             said = (getattr(self.model, name, None) for name in (f"n_{dim}", f"n_{dim}s"))
-            return self.training.sizes.get(dim) or next((n for n in said if isinstance(n, int)), 1)
+            return sample.sizes.get(dim) or next((n for n in said if isinstance(n, int)), 1)
 
         n_draws = getattr(self.method, "n_chains", 1) * self.method.n_draws
         sites = sum(int(np.prod([size(dim) for dim in dims])) for dims in self.model.dims.values())
-        return 8 * (n_draws * (2 * sites + size("unit")) + 2 * N_PREDICTIVE * self.training.x.size)
+        return 8 * (n_draws * (2 * sites + size("unit")) + 2 * N_PREDICTIVE * sample.x.size)
 
 
 # -- the stages
@@ -285,15 +287,15 @@ def _embed(job: _Job, directory: RunDirectory, *, progress: bool) -> list[Embedd
     for i, section in enumerate(bar):
         options = dict(section)
         try:
-            embedding = embed(options.pop("name"), job.training, **options)
-            embedding.reindexed(job.training.units)
+            embedding = embed(options.pop("name"), job.training.sample, **options)
+            embedding.reindexed(job.training.sample.units)
         except LatentLabError as error:
             error.args = (f"embeddings.{i}: {error}",)
             raise
         made.append(embedding)
         directory.logger.info("embedded: %s", "; ".join([embedding.label, *embedding.notes]))
         directory.info["notes"] += [f"{embedding.label}: {note}" for note in embedding.notes]
-    directory.write_tree("embeddings.nc", embeddings_dataset(made, job.training.units, job.model.position_columns()))
+    directory.write_tree("embeddings.nc", embeddings_dataset(made, job.training.sample.units, job.model.position_columns()))
     return made
 
 
@@ -371,7 +373,7 @@ def _params(job: _Job, fitted: Fit) -> tuple[dict[str, np.ndarray], dict[str, An
         "values": "point estimate" if point else "posterior mean, symmetry removed",
         "dims": {name: list(mean.dims) for name, mean in means.items()},
         "parameters": sorted(fitted.parameters),
-        "features": job.training.features if job.training.x.ndim == 2 else None,
+        "features": job.training.features if job.training.sample.x.ndim == 2 else None,
     }
     return arrays, meaning
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from latentlab.distributions.linear_gaussian_chain import LinearGaussianChain, _in_torch
-from latentlab.inference.density import capture
+from latentlab.inference.capture import capture
 
 pytest.importorskip("numba")
 

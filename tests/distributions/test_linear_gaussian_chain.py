@@ -7,7 +7,7 @@ from scipy.stats import chi2, multivariate_normal, norm
 
 from latentlab.distributions import kernels
 from latentlab.distributions.linear_gaussian_chain import LinearGaussianChain
-from latentlab.inference.density import capture
+from latentlab.inference.capture import capture
 
 
 def parameters(rng, q, lengths, n_features=4, *, masked=False):

@@ -103,6 +103,16 @@ def test_each_benchmark_is_measured_in_a_process_of_its_own(part, tmp_path):
 # -- the benchmarks
 
 
+@pytest.mark.slow
+def test_a_table_on_disk_is_measured_beside_a_small_one(part):
+    found = {row.what: row.value for row in part("minibatches_on_disk").rows("tiny")}
+    assert found["check: batches from disk and from memory"] <= 1e-12
+    for side in ("2,000 rows on disk", "20,000 rows on disk", "2,000 rows in memory"):
+        assert found[f"a step, CPU, {side}"] > 0
+    assert 0.1 < found["most memory with 20,000 rows"] < 1.5
+    assert found["a step with 20,000 rows over one with 2,000, cpu"] > 0
+
+
 @pytest.mark.parametrize("name", ["svi_mixture", "svi_vae", "hmm_point_fit"])
 def test_against_the_peers_of_the_tests(part, name):
     rows = part(name).rows("tiny")

@@ -10,7 +10,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.errors import InferenceError
 from latentlab.inference import advi
-from latentlab.inference.advi import batches, fit_restarts
+from latentlab.inference.advi import fit_restarts
 from latentlab.inference.capture import mean_size
 from latentlab.inference.density import Density, tensors
 from latentlab.inference.draws import Problem
@@ -114,13 +114,3 @@ def test_finished_restarts_are_read_back(iris, tmp_path, monkeypatch):
     for one, two in zip(before, fit_restarts(problem_of(PPCA(1), iris, tmp_path), method), strict=True):
         for name, values in one.items():
             assert values.tobytes() == two[name].tobytes(), name
-
-
-def test_an_incomplete_last_batch_is_left_for_the_next_epoch(iris):
-    problem = problem_of(PPCA(2), iris)
-    found = batches(problem, 149, np.random.default_rng(0))
-    sizes = [len(next(found)[0]) for _ in range(4)]
-    assert sizes == [149] * 4  # never a batch of one
-    third = batches(problem, 50, np.random.default_rng(0))
-    seen = np.concatenate([next(third)[0].numpy() for _ in range(3)])
-    np.testing.assert_array_equal(np.sort(seen, axis=0), np.sort(iris.arrays["x"], axis=0))

@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from latentlab.cli import main
+from latentlab.data import stored
+from latentlab.errors import DataError, StoreError
 from latentlab.store import Run
 from latentlab.study.run import load_fit, load_run, run
 
@@ -94,3 +96,33 @@ def test_control_c_ends_the_command_with_130_and_a_run_to_resume(config: Path):
     found = load_run(out)
     assert (found.info["status"], found.info["stage"]) == ("interrupted", "fit")
     assert found.info["error"]["type"] == "KeyboardInterrupt"
+
+
+def test_a_table_on_disk_runs_to_a_page_that_says_what_it_is_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stored, "N_SAMPLE", 60)
+    x = np.random.default_rng(0).standard_normal((500, 2)) @ np.ones((2, 5)) + np.random.default_rng(1).standard_normal((500, 5))
+    np.save(tmp_path / "large.npy", x.astype(np.float32))
+    config = {
+        "name": "large",
+        "dataset": {"name": "file", "path": str(tmp_path / "large.npy"), "in_memory": False},
+        "model": {"name": "ppca", "n_latent": 1},
+        "inference": {"name": "svi", "batch_size": 50, "n_steps": 60, "n_draws": 40},
+        "embeddings": [{"name": "pca"}],
+        "compare": {"n_draws": 10, "n_pairs": 10, "n_permutations": 3},
+    }
+    done = run(config, out=tmp_path / "large", progress=False)
+    assert done.info["data"]["unit"] == 500
+    assert done.posterior["latents"].sizes["unit"] == done.embeddings.sizes["unit"] == 60
+    said = "positions, log likelihood, predictions and embeddings are those of 60 of the 500 units"
+    page = (done.path / "report.html").read_text()
+    assert said in page
+    assert said in (done.path / "run.log").read_text()
+    assert "no longer those that were fitted" not in page
+    again = load_fit(load_run(done.path))
+    np.testing.assert_array_equal(again.dataset.units, done.posterior["latents"]["unit"])
+    np.save(tmp_path / "large.npy", x[::-1].astype(np.float32))
+    with pytest.raises(StoreError, match="no longer the one that was fitted"):
+        load_fit(load_run(done.path))
+    with pytest.raises(DataError, match="`split` needs it in memory"):
+        run({**config, "held_out": 0.1}, out=tmp_path / "other", progress=False)
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,220 @@
+"""Rows of a matrix that stays on disk, read when they are asked for.
+
+A row is read by its place in the file, not through a memory map: what is mapped counts as this process's memory, and a file that
+is cut short under a map ends the process. A file that changed since it was opened is refused.
+"""
+
+import contextlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from latentlab.data import binary
+from latentlab.data.memory import blocks
+from latentlab.errors import DataError
+
+SPAN = 2**20
+"""Bytes that are read at once at most."""
+
+REACH = 2**14
+"""Bytes between two rows that are wanted up to which reading on is quicker than reading anew."""
+
+Read = Callable[[int, int], np.ndarray]
+"""The rows from one number to before another, in the file's own dtype; they may change with the next call."""
+
+
+@dataclass(frozen=True)
+class Rows(ABC):
+    """A matrix `(unit, feature)` in a file.
+
+    Args:
+        path: The file, or the folder of an array.
+        shape: Units and features, all that the file has.
+        dtype: The file's.
+        columns: The columns that are taken, by number.
+    """
+
+    path: Path
+    shape: tuple[int, int]
+    dtype: np.dtype
+    columns: tuple[int, ...]
+
+    @property
+    @abstractmethod
+    def span(self) -> int:
+        """Rows of a block of the file, that are read at once where all are wanted."""
+
+    @property
+    @abstractmethod
+    def reach(self) -> int:
+        """Rows between two of a block that are wanted up to which the block is read on."""
+
+    @abstractmethod
+    def reading(self) -> contextlib.AbstractContextManager[Read]:
+        """A function that reads, as long as the block lasts.
+
+        Raises:
+            DataError: The file is gone, was changed since it was opened, or is cut short.
+        """
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def row_bytes(self) -> int:
+        """Of the columns that are taken."""
+        return len(self.columns) * self.dtype.itemsize
+
+    def select(self, columns: np.ndarray) -> "Rows":
+        """Some of the columns, by their number among those that are taken."""
+        return replace(self, columns=tuple(self.columns[i] for i in columns))
+
+    def take(self, index: np.ndarray, given_up: Callable[[], bool] = lambda: False) -> np.ndarray:
+        """Rows by their numbers, in that order, in the file's own dtype.
+
+        Args:
+            index: The numbers, `(n,)`.
+            given_up: Whether nobody waits for them any more.
+
+        Raises:
+            DataError: As `reading`.
+            CancelledError: Nobody waits for them any more.
+        """
+        order = np.argsort(index)
+        rows = index[order]
+        apart = (np.diff(rows) > self.reach) | (np.diff(rows // self.span) > 0)
+        ends = np.append(np.flatnonzero(apart) + 1, len(rows))
+        begins = np.append(0, ends[:-1])
+        lasts = (rows[ends - 1] + 1).tolist()
+        found, chosen = np.empty((len(index), len(self.columns)), self.dtype), self._columns()
+        with self.reading() as read:
+            for begin, end, first, last in zip(begins.tolist(), ends.tolist(), rows[begins].tolist(), lasts, strict=True):
+                if given_up():
+                    raise CancelledError
+                some = read(first, last)[:, chosen]
+                found[order[begin:end]] = some if last == first + 1 else some[rows[begin:end] - first]
+        return found
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All rows, in the file's own dtype, a block after the other."""
+        chosen = self._columns()
+        for part in blocks(len(self), len(self.columns)):
+            with self.reading() as read:
+                rows = np.empty((part.stop - part.start, len(self.columns)), self.dtype)
+                start = part.start
+                while start < part.stop:  # as far as the file's own block goes
+                    stop = min((start // self.span + 1) * self.span, part.stop)
+                    rows[start - part.start : stop - part.start] = read(start, stop)[:, chosen]
+                    start = stop
+            yield rows
+
+    def _columns(self) -> slice | list[int]:
+        return slice(None) if self.columns == tuple(range(self.shape[1])) else list(self.columns)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors of the system as those of the data."""
+        try:
+            yield
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read: {error.strerror or error}.") from error
+
+
+@dataclass(frozen=True)
+class NpyRows(Rows):
+    """The rows of an NPY file, in either order of its axes; one that has its columns first takes a read for each of them."""
+
+    fortran: bool
+    offset: int
+    identity: tuple[int, ...]
+
+    @property
+    def span(self) -> int:
+        return max(1, SPAN // (self.shape[1] * self.dtype.itemsize))
+
+    @property
+    def reach(self) -> int:
+        return max(1, REACH // (self.shape[1] * self.dtype.itemsize))
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Read]:
+        with self._explained(), self.path.open("rb", buffering=0) as stream:
+            descriptor = stream.fileno()
+            self._check(descriptor)
+            yield self._by_columns(descriptor) if self.fortran else self._by_rows(descriptor)
+            self._check(descriptor)
+
+    def _check(self, descriptor: int) -> None:
+        if _identity(os.fstat(descriptor)) != self.identity:
+            raise DataError(f"{self.path}: was changed since it was opened; load it anew.")
+
+    def _by_rows(self, descriptor: int) -> Read:
+        buffer = np.empty((self.span, self.shape[1]), self.dtype)
+        view, size, offset = _bytes_of(buffer), self.shape[1] * self.dtype.itemsize, self.offset
+
+        def read(start: int, stop: int) -> np.ndarray:
+            self._fill(descriptor, view[: (stop - start) * size], offset + start * size)
+            return buffer[: stop - start]
+
+        return read
+
+    def _by_columns(self, descriptor: int) -> Read:
+        def read(start: int, stop: int) -> np.ndarray:
+            columns = np.empty((self.shape[1], stop - start), self.dtype)
+            for j, column in enumerate(columns):
+                self._fill(descriptor, _bytes_of(column), self.offset + (j * self.shape[0] + start) * self.dtype.itemsize)
+            return columns.T
+
+        return read
+
+    def _fill(self, descriptor: int, view: memoryview, offset: int) -> None:
+        n = os.preadv(descriptor, [view], offset)
+        while n < len(view):
+            more = os.preadv(descriptor, [view[n:]], offset + n)
+            if more == 0:
+                raise DataError(f"{self.path}: is cut short: nothing is left at byte {offset + n}.")
+            n += more
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def npy_rows(path: Path) -> NpyRows:
+    """The rows of an NPY file, which is not read yet but for what it declares.
+
+    Raises:
+        DataError: It is no plain matrix of numbers, or holds less than it declares.
+    """
+    with path.open("rb") as stream:
+        status = os.fstat(stream.fileno())
+        shape, fortran, dtype = binary.declared(stream, status.st_size, str(path))
+        offset = stream.tell()
+    check_matrix(path, shape, dtype)
+    return NpyRows(path, (shape[0], shape[1]), dtype, tuple(range(shape[1])), fortran, offset, _identity(status))
+
+
+def check_matrix(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Refuses what is no matrix of real numbers.
+
+    Raises:
+        DataError: Names the shape, or the dtype.
+    """
+    if dtype.hasobject:
+        raise DataError(f"{path}: it holds Python objects (pickle), which are never read.")
+    if dtype.kind not in "biuf":
+        raise DataError(f"{path} has dtype {dtype}; expected real numbers.")
+    if len(shape) != 2:
+        raise DataError(f"{path}: expected shape (n_units, n_features); got {shape}.")
+    if 0 in shape:
+        raise DataError(f"{path} has no {('units', 'features')[shape.index(0)]}: shape {shape}; at least one is needed.")
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """What changes where a file is replaced or written to."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

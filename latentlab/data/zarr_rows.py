@@ -1,0 +1,206 @@
+"""Rows of a Zarr array that stays on disk: what it declares is checked before anything is unpacked, and nothing is unpickled.
+
+A chunk whose file is not there would be read as the fill value, and a chunk that was replaced as if it had always been so: both
+are refused.
+"""
+
+import contextlib
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentlab.data.memory import COPIES, Budget, size
+from latentlab.data.rows import Read, Rows, check_matrix
+from latentlab.errors import DataError, MissingDependencyError
+
+METADATA = {3: "zarr.json", 2: ".zarray"}
+"""The file that says what an array is, by the format's version."""
+
+MOST_METADATA = 2**20
+"""Bytes of such a file that are read."""
+
+CODECS = ("bytes", "transpose", "gzip", "zstd", "blosc", "crc32c", "sharding_indexed")
+"""What format 3 may be packed by; any other codec would be a library that is loaded by name, and one of them unpickles."""
+
+COMPRESSORS = ("blosc", "zstd", "zlib", "gzip", "lz4", "bz2", "lzma")
+"""Likewise in format 2."""
+
+Files = Mapping[str, tuple[int, ...]]
+"""Size, time and number of each file, by its name inside the folder."""
+
+
+@dataclass(frozen=True)
+class ZarrRows(Rows):
+    """The rows of a Zarr array.
+
+    Args:
+        chunks: Shape of what a file of the folder holds, a chunk or a shard.
+        separator: Between the numbers in the name of such a file.
+        prefix: What the name begins with.
+        files: What the folder held when it was opened.
+    """
+
+    chunks: tuple[int, int]
+    separator: str
+    prefix: str
+    files: Files = field(repr=False)
+
+    @property
+    def span(self) -> int:
+        return self.chunks[0]
+
+    @property
+    def reach(self) -> int:
+        return self.chunks[0]  # a chunk is unpacked as a whole
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Read]:
+        array = _opened(self.path)
+
+        def read(start: int, stop: int) -> np.ndarray:
+            names = [self._name(i, j) for i in range(start // self.span, -(-stop // self.span)) for j in range(self._across)]
+            self._check(names)
+            try:
+                rows = np.asarray(array[start:stop])
+            except (DataError, CancelledError, MemoryError):
+                raise
+            except Exception as error:  # whatever a codec makes of a damaged chunk
+                said = " ".join(str(error).split())[:200]
+                raise DataError(f"{self.path}: units {start} to {stop - 1} cannot be unpacked: {said}") from error
+            self._check(names)
+            return rows
+
+        with self._explained():
+            yield read
+
+    @property
+    def _across(self) -> int:
+        return -(-self.shape[1] // self.chunks[1])
+
+    def _name(self, *numbers: int) -> str:
+        return self.prefix + self.separator.join(map(str, numbers))
+
+    def _check(self, names: list[str]) -> None:
+        with self._explained():
+            for name in [METADATA[3] if self.prefix else METADATA[2], *names]:
+                if _identity((self.path / name).stat()) != self.files[name]:
+                    raise DataError(f"{self.path}: {name} was changed since it was opened; load it anew.")
+
+
+def zarr_rows(path: Path, budget: Budget) -> ZarrRows:
+    """The rows of a Zarr array, of which only what it declares is read.
+
+    Raises:
+        DataError: It is no plain matrix of numbers, is packed by what is not known, or lacks a chunk.
+        MissingDependencyError: zarr is not installed.
+    """
+    version = next((version for version, name in METADATA.items() if (path / name).is_file()), None)
+    if version is None:
+        raise DataError(f"{path}: is a directory, and no Zarr array (it has no {METADATA[3]}, nor {METADATA[2]}).")
+    files = {str(file.relative_to(path)): _identity(file.stat()) for file in _files(path)}
+    about = _metadata(path / METADATA[version])
+    chunks, separator, prefix = (_of_format_3 if version == 3 else _of_format_2)(about, path)
+    array = _opened(path)
+    check_matrix(path, array.shape, array.dtype)
+    shape = (int(array.shape[0]), int(array.shape[1]))
+    if len(chunks) != 2 or min(chunks) < 1:
+        raise DataError(f"{path}: declares the impossible chunks {chunks}.")
+    rows = ZarrRows(path, shape, array.dtype, tuple(range(shape[1])), chunks, separator, prefix, files)
+    down = -(-shape[0] // chunks[0])
+    if down * rows._across > len(files):
+        claimed = f"{size(math.prod(shape) * array.dtype.itemsize)} in {down * rows._across} chunks"
+        raise DataError(f"{path}: declares shape {shape}, {claimed}, but the folder holds {len(files)} files.")
+    budget.need(COPIES * chunks[0] * shape[1] * array.dtype.itemsize, f"{path}: a row of chunks")
+    names = (rows._name(*numbers) for numbers in itertools.product(range(down), range(rows._across)))
+    absent = next((name for name in names if name not in files), None)
+    if absent is not None:
+        raise DataError(
+            f"{path}: the chunk {absent} is not there, and would be read as {array.fill_value}; if all of it is that value, "
+            "write the array with `write_empty_chunks`."
+        )
+    return rows
+
+
+def _opened(path: Path) -> Any:
+    try:
+        import zarr
+    except ImportError as error:
+        raise MissingDependencyError(f"reading {path}", "zarr", "zarr") from error
+    try:
+        return zarr.open_array(path, mode="r")
+    except Exception as error:  # whatever zarr makes of what it does not understand
+        raise DataError(f"{path}: not a readable Zarr array: {' '.join(str(error).split())[:200]}") from error
+
+
+def _metadata(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        text = stream.read(MOST_METADATA + 1)
+    try:
+        found = json.loads(text) if len(text) <= MOST_METADATA else None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: is no JSON: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{file}: does not describe a Zarr array.")
+    return found
+
+
+def _of_format_3(about: dict[str, Any], path: Path) -> tuple[tuple[int, ...], str, str]:
+    """Shape of a chunk, separator and prefix of the names of chunks; codecs that are not known are refused."""
+    if about.get("node_type") != "array":
+        raise DataError(f"{path}: is a Zarr {about.get('node_type')}; name one of its arrays.")
+    if about.get("storage_transformers"):
+        raise DataError(f"{path}: has storage transformers, which are not read.")
+    try:
+        for codec in _codecs(about["codecs"]):
+            if codec not in CODECS:
+                raise DataError(f"{path}: is packed by {codec!r}, which is not read; these are: {', '.join(CODECS)}.")
+        if about["chunk_grid"]["name"] != "regular":
+            raise DataError(f"{path}: has a chunk grid {about['chunk_grid']['name']!r}; only a regular one is read.")
+        encoding = about["chunk_key_encoding"]
+        separator = encoding.get("configuration", {}).get("separator", "/")
+        if encoding["name"] != "default" or separator not in ("/", "."):
+            raise DataError(f"{path}: names its chunks by {encoding['name']!r}, separator {separator!r}, which is not read.")
+        return tuple(map(int, about["chunk_grid"]["configuration"]["chunk_shape"])), separator, f"c{separator}"
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: its {METADATA[3]} does not describe a Zarr array: {error!r}") from error
+
+
+def _codecs(given: Any) -> Iterator[str]:
+    """Names of codecs, those inside of shards too."""
+    for codec in given:
+        yield str(codec["name"])
+        for inner in ("codecs", "index_codecs"):
+            yield from _codecs((codec.get("configuration") or {}).get(inner, []))
+
+
+def _of_format_2(about: dict[str, Any], path: Path) -> tuple[tuple[int, ...], str, str]:
+    """As `_of_format_3`."""
+    try:
+        if about.get("filters"):
+            raise DataError(f"{path}: has the filters {[one['id'] for one in about['filters']]}, which are not read.")
+        compressor = about.get("compressor")
+        if compressor is not None and compressor["id"] not in COMPRESSORS:
+            raise DataError(f"{path}: is packed by {compressor['id']!r}, which is not read; these are: {', '.join(COMPRESSORS)}.")
+        separator = about.get("dimension_separator", ".")
+        if separator not in ("/", "."):
+            raise DataError(f"{path}: the numbers of its chunks are separated by {separator!r}, which is not read.")
+        return tuple(map(int, about["chunks"])), separator, ""
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: its {METADATA[2]} does not describe a Zarr array: {error!r}") from error
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent) / name for name in names)
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,156 @@
+"""Minibatches of units: which rows a step is made with, and how they get there.
+
+An epoch is a permutation of all units, cut into batches, whether the rows are in memory or on disk: a batch is a simple random
+sample, and the same rows in the same order come from either. From disk they are read a window of batches at a time: the rows of a
+window in the order of the file, so that most of it is read in one go, and in a thread while the window before it is used.
+"""
+
+import itertools
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from latentlab.data.memory import BLOCK
+from latentlab.data.stored import StoredDataset
+from latentlab.inference.capture import sizes
+from latentlab.inference.density import Density, over_draws
+from latentlab.inference.draws import Problem
+
+WINDOW = 2**27
+"""Bytes of rows that are read ahead, as the file holds them; another such window is in use."""
+
+GROWTH = 8
+"""Times as many batches as the window before it."""
+
+THREAD = "latentlab-rows"
+"""What the name of a thread that reads begins with."""
+
+MOST_DRAWS = 256
+"""Draws whose densities are computed in one call."""
+
+ROOM = 4 * BLOCK
+"""Numbers that an operation of such a call may make."""
+
+SOME_ROWS = 2**12
+"""Rows on which it is seen how many it makes."""
+
+
+def batches(
+    problem: Problem,
+    batch_size: int | None,
+    rng: np.random.Generator,
+    units: np.ndarray | None = None,
+    *,
+    n_steps: int | None = None,
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Minibatches of the arrays that have the dim `unit`, epoch by epoch without replacement; `()` for all the data.
+
+    Args:
+        problem: Whose units.
+        batch_size: Units of a batch; all where None.
+        rng: For their order.
+        units: Batches are of these only, where they are given: then all of these are a batch without a size.
+        n_steps: About so many batches will be asked for: more are not read ahead.
+    """
+    density = problem.density
+    if problem.stored is not None and batch_size is not None:
+        numbers = np.arange(density.n_units, dtype=np.int32 if density.n_units < 2**31 else np.int64)
+        yield from _from_disk(problem, problem.stored, batch_size, _epochs(numbers, batch_size, rng), n_steps)
+    chosen = np.arange(density.n_units) if units is None else units
+    if batch_size is None:
+        whole = () if units is None else tuple(density.arrays[name][chosen] for name in density.unit_arrays())
+        yield from itertools.repeat(whole)
+    else:
+        for index in map(torch.from_numpy, _epochs(chosen, batch_size, rng)):
+            yield tuple(density.arrays[name][index] for name in density.unit_arrays())
+
+
+def _epochs(units: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """The numbers of the units of each batch; what is left at the end of an epoch is left out."""
+    while True:
+        order = rng.permutation(units)
+        for first in range(0, len(order) - batch_size + 1, batch_size):
+            yield order[first : first + batch_size]
+
+
+def _from_disk(
+    problem: Problem, stored: StoredDataset, batch_size: int, indices: Iterator[np.ndarray], n_steps: int | None
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The rows of each batch; where rows can be read singly, windows begin with one batch, so that a fit begins at once."""
+    given_up = threading.Event()
+    pool = ThreadPoolExecutor(1, thread_name_prefix=THREAD)
+
+    def close() -> None:
+        given_up.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+    def window(n_batches: int) -> np.ndarray:
+        return stored.read(np.concatenate(list(itertools.islice(indices, n_batches))), given_up.is_set)
+
+    most = max(1, WINDOW // (batch_size * stored.rows.row_bytes))
+    problem.resources.callback(close)
+    try:
+        singly = stored.rows.reach < stored.rows.span
+        size, n_read = 1 if singly else max(1, min(most, n_steps or most)), 0
+        ahead = pool.submit(window, size)
+        while True:
+            rows = ahead.result()
+            n_read += size
+            left = most if n_steps is None else n_steps - n_read
+            size = max(1, min(GROWTH * size, most, left))
+            begun = pool.submit(window, size) if left > 0 else None
+            for first in range(0, len(rows), batch_size):
+                yield row_tensors(problem.density, stored.values(rows[first : first + batch_size]))
+            ahead = begun or pool.submit(window, size)
+    finally:
+        close()
+
+
+def row_tensors(density: Density, x: np.ndarray) -> tuple[torch.Tensor, ...]:
+    """Rows of a table as the tensors of `density.unit_arrays`: with zeros where missing, and a mask if the density has one."""
+    if "mask" not in density.unit_arrays():
+        return (torch.from_numpy(x),)
+    seen = ~np.isnan(x)
+    return torch.from_numpy(np.where(seen, x, 0.0)), torch.from_numpy(seen)
+
+
+def log_prob_of_draws(problem: Problem, u: np.ndarray) -> np.ndarray:
+    """The flat log density `(draw,)` of flat vectors `(draw, size)` on all the data: of rows on disk, a block after the other."""
+    density, stored = problem.density, problem.stored
+    if stored is None:
+        return over_draws(lambda values: density.log_prob(values["u"]), {"u": u})
+
+    def outside(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return density.log_joint(density.constrain(values["u"]), unit_scale=0.0) + density.log_jacobian(values["u"])
+
+    total, around, at_once = np.zeros(0), np.zeros(0), 0
+    for x in tqdm(stored.blocks(), desc="densities", disable=None if problem.progress else True, leave=False):
+        rows = row_tensors(density, x)
+        at_once = at_once or _at_once(density, rows, u)
+        own = density.on(density.with_units(rows))
+
+        def on_block(values: Mapping[str, torch.Tensor], own: Density = own) -> torch.Tensor:
+            return own.log_prob(values["u"])
+
+        found = over_draws(on_block, {"u": u}, block=at_once)
+        if not len(total):
+            total = found
+            continue
+        around = around if len(around) else over_draws(outside, {"u": u})
+        total = total + (found - around)
+    return total
+
+
+def _at_once(density: Density, rows: tuple[torch.Tensor, ...], u: np.ndarray) -> int:
+    """How many draws' densities one call may compute, by what a further draw adds to its largest operation."""
+    some = tuple(row[:SOME_ROWS] for row in rows)
+    own, draw = density.on(density.with_units(some)), torch.from_numpy(u[:1])
+    made = [sizes(torch.vmap(own.log_prob), draw.repeat(n, 1)) for n in (1, 3)]
+    if made[0] is None or made[1] is None:
+        return 1
+    added = (max(made[1]) - max(made[0])) / 2 * len(rows[0]) / len(some[0])
+    return int(min(MOST_DRAWS, max(1, ROOM // max(added, 1))))

@@ -1,0 +1,169 @@
+"""Zarr arrays that stay on disk: the rows of the same matrix in memory; what is packed oddly or damaged is refused."""
+
+import json
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+from latentlab.data.file import file
+from latentlab.errors import DataError, MissingDependencyError
+
+zarr = pytest.importorskip("zarr")
+
+KINDS = {
+    "format 3": {"chunks": (13, 5)},
+    "format 3, dots": {"chunks": (13, 5), "chunk_key_encoding": {"name": "default", "separator": "."}},
+    "format 3, columns apart": {"chunks": (13, 2)},
+    "format 3, shards": {"chunks": (5, 5), "shards": (20, 5)},
+    "format 3, unpacked": {"chunks": (60, 5), "compressors": None},
+    "format 2": {"chunks": (13, 5), "zarr_format": 2},
+    "format 2, columns apart": {"chunks": (13, 2), "zarr_format": 2},
+}
+
+
+def table(dtype="<f4"):
+    x = 10 * np.random.default_rng(0).standard_normal((60, 5))
+    if np.dtype(dtype).kind == "f":
+        x[3, 2] = np.nan
+    return x.astype(dtype)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Saves a matrix as an array and as an NPY file, and says where."""
+
+    def save(x=None, **options):
+        x = table() if x is None else x
+        path = tmp_path / "mine.zarr"
+        shutil.rmtree(path, ignore_errors=True)
+        zarr.create_array(path, data=x, **({"chunks": (13, 5)} | options))
+        np.save(tmp_path / "mine.npy", x)
+        return path
+
+    return save
+
+
+def opened(path, **options):
+    return file(str(path), in_memory=False, **options)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_it_is_the_table_in_memory(saved, kind):
+    path = saved(**KINDS[kind])
+    whole, lazy = file(str(path.with_suffix(".npy"))), opened(path)
+    assert lazy.digest() == whole.digest()
+    assert lazy.sample.digest() == whole.digest()
+    index = np.array([59, 0, 13, 12, 3, 3, 25])
+    np.testing.assert_array_equal(lazy.values(lazy.read(index)), whole.x[index])
+    some = opened(path, columns=["4", "1"])
+    np.testing.assert_array_equal(some.values(some.read(index)), whole.x[index][:, [4, 1]])
+
+
+@pytest.mark.parametrize("kind", [">f8", "<f2", "<i4", "u1", "bool"])
+@pytest.mark.parametrize("version", [2, 3])
+def test_every_number_type(saved, kind, version):
+    path = saved(table(kind), zarr_format=version)
+    assert opened(path).digest() == file(str(path.with_suffix(".npy"))).digest()
+
+
+def edited(path, change):
+    """The array with what it says of itself changed."""
+    name = path / ("zarr.json" if (path / "zarr.json").exists() else ".zarray")
+    about = json.loads(name.read_text())
+    change(about)
+    name.write_text(json.dumps(about))
+    return path
+
+
+class Bomb:
+    def __init__(self, canary):
+        self.canary = str(canary)
+
+    def __reduce__(self):
+        return os.mkdir, (self.canary,)
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "said"),
+    [
+        ({}, lambda a: a["codecs"].append({"name": "numcodecs.pickle", "configuration": {}}), "packed by 'numcodecs.pickle'"),
+        (
+            {"chunks": (5, 5), "shards": (20, 5)},
+            lambda a: a["codecs"][0]["configuration"]["codecs"].append({"name": "own"}),
+            "packed by 'own'",
+        ),
+        ({"zarr_format": 2}, lambda a: a.update(filters=[{"id": "pickle", "protocol": 5}]), r"has the filters \['pickle'\]"),
+        ({"zarr_format": 2}, lambda a: a.update(compressor={"id": "pickle"}), "packed by 'pickle'"),
+        ({"zarr_format": 2}, lambda a: a.update(dimension_separator="/../"), "separated by '/../'"),
+        ({}, lambda a: a["chunk_key_encoding"].update(configuration={"separator": "/../"}), "names its chunks by"),
+        ({}, lambda a: a.update(storage_transformers=[{"name": "own"}]), "storage transformers"),
+        ({}, lambda a: a.update(node_type="group"), "is a Zarr group"),
+        ({}, lambda a: a.pop("codecs"), "does not describe a Zarr array"),
+        ({}, lambda a: a["chunk_grid"].update(name="rectilinear"), "chunk grid 'rectilinear'"),
+        ({}, lambda a: a.update(shape=[10**12, 5]), r"declares shape \(1000000000000, 5\), 20\.0 TB .* holds 6 files"),
+        ({}, lambda a: a.update(shape=[300]), "not a readable Zarr array|expected shape"),
+        ({"zarr_format": 2}, lambda a: a.update(dtype="|O"), "not a readable Zarr array|Python objects"),
+    ],
+)
+def test_what_it_says_of_itself_is_checked_before_it_is_unpacked(saved, tmp_path, options, change, said):
+    path = edited(saved(**options), change)
+    for chunk in [found for found in path.rglob("*") if found.is_file() and "zarr" not in found.name and found.name[0] != "."]:
+        chunk.write_bytes(pickle.dumps(Bomb(tmp_path / "canary")))
+    with pytest.raises(DataError, match=said):
+        opened(path)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_chunk_that_is_not_there_is_no_zeros(saved):
+    path = saved()
+    (path / "c" / "2" / "0").unlink()
+    with pytest.raises(DataError, match=r"the chunk c/2/0 is not there, and would be read as 0\.0"):
+        opened(path)
+
+
+def test_a_chunk_that_is_damaged_is_named(saved):
+    path = saved()
+    chunk = path / "c" / "2" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-7])
+    with pytest.raises(DataError, match="units 26 to 38 cannot be unpacked"):
+        opened(path)
+
+
+def test_a_chunk_that_changed_is_refused(saved):
+    path = saved()
+    lazy = opened(path)
+    os.utime(path / "c" / "2" / "0", ns=(0, 0))
+    assert lazy.read(np.array([5])).shape == (1, 5)
+    with pytest.raises(DataError, match="c/2/0 was changed since it was opened; load it anew"):
+        lazy.read(np.array([5, 30]))
+    os.utime(path / "zarr.json", ns=(0, 0))
+    with pytest.raises(DataError, match=r"zarr\.json was changed"):
+        lazy.read(np.array([5]))
+    shutil.rmtree(path)
+    with pytest.raises(DataError, match=r"not a readable Zarr array|cannot be read"):
+        lazy.read(np.array([5]))
+
+
+def test_a_row_of_chunks_must_fit_into_memory(saved):
+    with pytest.raises(DataError, match="a row of chunks needs about 780 B of memory; `max_bytes` is 500 B"):
+        opened(saved(), max_bytes=500)
+
+
+def test_a_folder_that_is_none_is_named(tmp_path, saved):
+    (tmp_path / "empty.zarr").mkdir()
+    with pytest.raises(DataError, match="is a directory, and no Zarr array"):
+        opened(tmp_path / "empty.zarr")
+    with pytest.raises(DataError, match="a Zarr array stays on disk: `in_memory: false`"):
+        file(str(saved()))
+
+
+def test_without_zarr_the_extra_is_named(saved, monkeypatch):
+    import sys
+
+    path = saved()
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(MissingDependencyError, match=r"latentlab\[zarr\]"):
+        opened(path)
