@@ -277,12 +277,15 @@ def test_the_thread_ends_with_the_fit(saved):
 def test_the_thread_ends_where_the_fit_is_stopped(saved, stop, monkeypatch):
     from latentlab.inference import adam
 
-    def failing(self, step, *rest):
-        assert reading()
-        if step == 3:
-            raise stop
+    plain = adam.Adam.scale
 
-    monkeypatch.setattr(adam.Adam, "_check", failing)
+    def failing(self, step):
+        if step == 3:
+            assert reading()
+            raise stop
+        return plain(self, step)
+
+    monkeypatch.setattr(adam.Adam, "scale", failing)
     kept = None
     try:
         fit(PPCA(2), both(saved())[1], METHOD, progress=False)
