@@ -32,7 +32,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from scipy.linalg import solve_triangular
-from scipy.stats.qmc import Halton
 from tqdm.auto import tqdm
 
 from latentlab.errors import ConfigError
@@ -284,7 +283,7 @@ def sample(
 ) -> Iterator[dict[str, np.ndarray] | None]:
     """Iterations from `state` on, which is changed in place; yields the draw and its statistics, None while it adapts."""
     n_warmup = settings.n_warmup
-    shares = Halton(1, scramble=False).random(n_warmup + settings.n_draws + 1)[1:, 0]
+    shares = halton(n_warmup + settings.n_draws)
     with np.errstate(all="ignore"):  # a diverging trajectory may overflow: its energy is then infinite, and it is refused
         if not state.step_size:
             state.lp, state.gradient = value_and_grad(state.u)
@@ -409,3 +408,19 @@ def _restart_step(state: State, value_and_grad: BatchGradient, rng: np.random.Ge
             break
         state.step_size *= 2.0**change
     state.averaging = DualAveraging(settings.target_accept, state.step_size)
+
+
+def halton(n: int) -> np.ndarray:
+    """The first n numbers of the Halton sequence of base 2 without its 0: the binary digits of 1, 2, ..., reversed.
+
+    SciPy has it too, and takes a second to import.
+
+    Example:
+        >>> halton(5).tolist()
+        [0.5, 0.25, 0.75, 0.125, 0.625]
+    """
+    rest, found, place = np.arange(1, n + 1), np.zeros(n), 0.5
+    while rest.any():
+        found += place * (rest & 1)
+        rest, place = rest >> 1, place / 2
+    return found
