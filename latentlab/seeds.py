@@ -56,13 +56,22 @@ class Seeds:
         return int(self._sequence().generate_state(1, np.uint32)[0])
 
 
-@contextlib.contextmanager
-def double() -> Iterator[None]:
+def double() -> contextlib.AbstractContextManager[None]:
     """Torch's default dtype is float64 inside the block: a model's own constants are computed in float64 too."""
+    return _default_dtype("float64")
+
+
+def single() -> contextlib.AbstractContextManager[None]:
+    """Torch's default dtype is float32 inside the block."""
+    return _default_dtype("float32")
+
+
+@contextlib.contextmanager
+def _default_dtype(name: str) -> Iterator[None]:
     import torch
 
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(getattr(torch, name))
     try:
         yield
     finally:

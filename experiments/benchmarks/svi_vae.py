@@ -144,8 +144,13 @@ def rows(size: str) -> list[Row]:
     n_epochs, n_rounds = SIZES[size]
     dataset = ll.load_dataset("digits", drop_constant=True)
     problems = {}
-    for side, compiled in (("latentlab SVI", False), ("latentlab SVI, compiled", True))[: 1 + (size != "tiny")]:
-        method = ll.SVI(guide="model", n_particles=1, batch_size=BATCH, n_draws=1, learning_rate=RATE, compiled=compiled)
+    sides_of = {
+        "latentlab SVI": {"compiled": False},
+        "latentlab SVI, compiled": {"compiled": True},
+        "latentlab SVI, compiled, float32": {"compiled": True, "precision": "single"},
+    }
+    for side, options in list(sides_of.items())[: 3 if size != "tiny" else 1]:
+        method = ll.SVI(guide="model", n_particles=1, batch_size=BATCH, n_draws=1, learning_rate=RATE, **options)
         problem = prepared(ll.models.VAE(N_LATENT, hidden=(N_HIDDEN,)), dataset, method, progress=False)
         problems[side] = problem, method
     each = len(dataset.x) // BATCH

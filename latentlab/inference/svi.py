@@ -32,7 +32,7 @@ from latentlab.inference.encoder import is_amortised
 from latentlab.inference.guides import GUIDES
 from latentlab.inference.nuts import require_choice, require_whole
 from latentlab.models.base import Fixed, LatentModel
-from latentlab.seeds import isolated
+from latentlab.seeds import isolated, single
 from latentlab.symmetry.average import log_average
 from latentlab.symmetry.group import NEXT
 
@@ -43,6 +43,7 @@ PARAMETER = "parameter "
 
 GuideName = Literal["model", "mean_field", "full_rank", "low_rank"]
 Objective = Literal["elbo", "iwae"]
+Precision = Literal["double", "single"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class SVI:
             `patience` is about it (with the model's own guide).
         compiled: Whether to compile the step to machine code, which takes some ten seconds the first time and is kept for
             later processes; where None, if the run is long enough to gain by it. It changes the last digits.
+        precision: Of the loss and its gradient in a step. `single` (float32) is for models all of whose sites belong to units,
+            with their own guide: the noise of minibatches is far larger. Parameters, and all that is reported, stay in float64.
 
     References:
         Kucukelbir et al. 2017, Automatic Differentiation Variational Inference, JMLR 18(14).
@@ -86,6 +89,7 @@ class SVI:
     kl_warmup: int = 0
     held_out: float = 0.0
     compiled: bool | None = None
+    precision: Precision = "double"
 
     name: ClassVar[str] = "svi"
     kind: ClassVar[str] = "vi"
@@ -106,13 +110,15 @@ class SVI:
         if isinstance(self.held_out, bool) or not (isinstance(self.held_out, int | float) and 0 <= self.held_out < 1):
             raise ConfigError(f"SVI.held_out must be a share from 0 and below 1; got {self.held_out!r}.")
         require_choice("SVI.compiled", self.compiled)
-        for field in ("objective", "kl_warmup", "held_out"):
-            if self.guide != "model" and getattr(self, field) not in ("elbo", 0):
+        if self.precision not in ("double", "single"):
+            raise ConfigError(f"SVI.precision must be double or single; got {self.precision!r}.")
+        for field in ("objective", "kl_warmup", "held_out", "precision"):
+            if self.guide != "model" and getattr(self, field) not in ("elbo", 0, "double"):
                 raise ConfigError(f"SVI.{field} goes with guide='model' only; the guide is {self.guide!r}.")
 
     def plan(self) -> Plan:
         """What a step is used for."""
-        return Plan(self.n_steps * self.n_restarts, self.compiled)
+        return Plan(self.n_steps * self.n_restarts, self.compiled, single=self.precision == "single")
 
     def run(self, problem: Problem) -> Draws:
         if self.guide == "model":
@@ -144,11 +150,12 @@ class SVI:
             raise ModelError(
                 f"{problem.model.name!r} has parameters, estimated with guide='model' only; the guide is {self.guide!r}."
             )
-        if self.objective == "iwae" and not is_amortised(density):
-            others = [site.name for site in density.sites if site.name not in density.unit_sites]
-            raise ModelError(
-                f"objective 'iwae' needs a model whose sites all belong to units; {problem.model.name!r} has {', '.join(others)}."
-            )
+        for asked, what in ((self.objective == "iwae", "objective 'iwae'"), (self.precision == "single", "precision 'single'")):
+            if asked and not is_amortised(density):
+                others = [site.name for site in density.sites if site.name not in density.unit_sites]
+                raise ModelError(
+                    f"{what} needs a model whose sites all belong to units; {problem.model.name!r} has {', '.join(others)}."
+                )
         if self.held_out:
             n_held_out = round(self.held_out * density.n_units)
             if not 0 < n_held_out < density.n_units:
@@ -233,10 +240,11 @@ class SVI:
                 for i, batch in enumerate(rows, 1):
                     yield torch.tensor(min(1.0, i / self.kl_warmup) if self.kl_warmup else 1.0), *batch
 
-            if "guide" not in density.captured:
+            key = ("guide", n_training, self.n_particles, self.objective, bool(self.kl_warmup), self.precision)
+            if key not in density.captured:
                 example = vectors, vectors / 2, vectors**2, adam.scale(0), torch.tensor(1.0), *first
                 whole = whole_step(self._losses(problem, found, n_training, shapes), shapes, (1.0,) * len(shapes))
-                density.captured["guide"] = capture(whole, *example, plan=density.plan) if found.reparameterised else whole
+                density.captured[key] = capture(whole, *example, plan=density.plan) if found.reparameterised else whole
 
             watch: Callable[[torch.Tensor], float] | None = None
             if held_out is not None:
@@ -247,7 +255,7 @@ class SVI:
                         torch.manual_seed(0)
                         return float(self._pyro_loss(problem, aside, 1.0, model.kl_weight, N_WATCHED))
 
-            step = density.captured["guide"]
+            step = density.captured[key]
             (end,), (losses,) = adam.descend(vectors, step, arguments(), [restart], lambda *_: [], watch, self.kl_warmup)
             values = found.constrained(unpack(end, shapes))
             parameters = {name: value for name, value in values.items() if name in model.parameters}
@@ -267,8 +275,12 @@ class SVI:
         def losses(vectors: torch.Tensor, warm: torch.Tensor, *batch: torch.Tensor) -> torch.Tensor:
             now, scale = (density.with_units(batch), n_training / len(batch[0])) if batch else (density.arrays, 1.0)
             weight = warm * problem.model.kl_weight if self.kl_warmup else problem.model.kl_weight
-            with Fixed(found.constrained(unpack(vectors[0], shapes))):
-                return self._pyro_loss(problem, now, scale, weight, self.n_particles)[None]
+            values = found.constrained(unpack(vectors[0], shapes))
+            if self.precision == "double":
+                with Fixed(values):
+                    return self._pyro_loss(problem, now, scale, weight, self.n_particles)[None]
+            with single(), Fixed(_in_single(values)):
+                return self._pyro_loss(problem, _in_single(now), scale, weight, self.n_particles)[None].double()
 
         return losses
 
@@ -292,6 +304,12 @@ class SVI:
         log_w = torch.as_tensor(sum(terms[0]) - sum(terms[1])).reshape(n_particles, -1) / scale
         each = log_w.mean(0) if self.objective == "elbo" else torch.logsumexp(log_w, dim=0) - math.log(n_particles)
         return -scale * each.sum()
+
+
+def _in_single(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays with those of numbers in float32."""
+    numbers = {n for n, array in arrays.items() if isinstance(array, torch.Tensor) and array.is_floating_point()}
+    return {name: array.float() if name in numbers else array for name, array in arrays.items()}
 
 
 def _loss_one_by_one(program: Callable[..., Any], guide: Callable[..., Any], arrays: Mapping[str, Any], n: int) -> torch.Tensor:

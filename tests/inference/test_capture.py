@@ -4,12 +4,14 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from latentlab.data.load import load_dataset
+from latentlab.errors import ConfigError, ModelError
 from latentlab.fit import fit
 from latentlab.inference import capture as module
 from latentlab.inference.capture import CACHE, WORTH, Plan, _Graph, capture, folder
@@ -266,6 +268,34 @@ def test_the_steps_of_a_guide_are_the_same_on_a_graph_and_without_one(iris, monk
     for fitted in ("optimization", "parameters"):
         for name, values in with_graph.data[fitted].data_vars.items():
             np.testing.assert_allclose(values, without.data[fitted][name], rtol=1e-8, atol=1e-10, err_msg=str(name))
+
+
+def test_single_precision_is_that_of_the_steps_alone(iris, monkeypatch, caplog):
+    """With the same noise each step, the losses are those of float64 to its digits; what comes out is float64."""
+
+    def standard_normal(shape, dtype, device):
+        return torch.from_numpy(np.random.default_rng(0).standard_normal(tuple(shape))).to(dtype)
+
+    monkeypatch.setattr("torch.distributions.normal._standard_normal", standard_normal)
+    method = SVI(guide="model", n_steps=40, batch_size=50, n_draws=5, n_particles=2, kl_warmup=10)
+    double_, single_ = (fit(VAE(2, (8,)), iris, replace(method, precision=p), progress=False) for p in ("double", "single"))
+    assert not caplog.records
+    losses = [one.data["optimization"]["loss"].values for one in (double_, single_)]
+    assert losses[0].dtype == losses[1].dtype == np.float64
+    assert 1e-9 < np.abs(losses[1] / losses[0] - 1).max() < 1e-4
+    for array in single_.parameters.values():
+        assert array.dtype == np.float64
+    assert np.abs(single_.parameters["decoder_1_z"] / np.float32(single_.parameters["decoder_1_z"]) - 1).max() > 1e-9
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_single_precision_is_refused_where_it_is_not_safe(iris):
+    with pytest.raises(ConfigError, match="precision must be double or single"):
+        SVI(guide="model", precision="half")
+    with pytest.raises(ConfigError, match="precision goes with guide='model' only"):
+        SVI(guide="mean_field", precision="single")
+    with pytest.raises(ModelError, match="precision 'single' needs a model whose sites all belong to units; 'ppca' has W"):
+        fit(PPCA(2), iris, SVI(guide="model", precision="single"), progress=False)
 
 
 def test_the_folder_belongs_to_its_user(kept):
