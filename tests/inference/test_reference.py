@@ -53,10 +53,10 @@ def assert_agrees(found, reference):
 
 
 @pytest.mark.slow
-def test_nuts_agrees_with_the_reference(iris, reference):
-    result = fit(
-        PPCA(2, mu_scale=0), iris, NUTS(n_chains=4, n_warmup=500, n_draws=1500, target_accept=0.9), seed=1, progress=False
-    )
+@pytest.mark.parametrize("compiled", [False, True])
+def test_nuts_agrees_with_the_reference(iris, reference, compiled):
+    method = NUTS(n_chains=4, n_warmup=500, n_draws=1500, target_accept=0.9, compiled=compiled)
+    result = fit(PPCA(2, mu_scale=0), iris, method, seed=1, progress=False)
     found = quantities(result.sites(), reference)
     assert_agrees(found, reference)
     for name, x in found.items():
