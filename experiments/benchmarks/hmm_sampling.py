@@ -21,7 +21,7 @@ PRIORS = {"mu_scale": 2.0, "sigma_scale": 0.5, "sigma_spread": 0.7}
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"n_steps": 60, "n_warmup": 5, "n_draws": 10, "n_chains": (2,), "n_many": 2, "n_rounds": 1},
     "small": {"n_steps": 500, "n_warmup": 10, "n_draws": 20, "n_chains": (2,), "n_many": 2, "n_rounds": 1},
-    "full": {"n_steps": 2000, "n_warmup": 200, "n_draws": 200, "n_chains": (4,), "n_many": 64, "n_rounds": 3},
+    "full": {"n_steps": 2000, "n_warmup": 200, "n_draws": 200, "n_chains": (4,), "n_many": 64, "n_rounds": 2},
 }
 
 

@@ -21,8 +21,8 @@ SIZES: dict[str, list[dict[str, Any]]] = {
     "tiny": [{"n_units": 50, "n_warmup": 5, "n_draws": 10, "n_chains": (2,), "n_many": 2, "n_rounds": 1}],
     "small": [{"n_units": 1000, "n_warmup": 10, "n_draws": 20, "n_chains": (2,), "n_many": 2, "n_rounds": 1}],
     "full": [
-        {"n_units": 1000, "n_warmup": 300, "n_draws": 300, "n_chains": (4,), "n_many": 64, "n_rounds": 3},
-        {"n_units": 100_000, "n_warmup": 100, "n_draws": 50, "n_chains": (4,), "n_many": 64, "n_rounds": 1},
+        {"n_units": 1000, "n_warmup": 300, "n_draws": 300, "n_chains": (4,), "n_many": 64, "n_rounds": 2},
+        {"n_units": 100_000, "n_warmup": 100, "n_draws": 50, "n_chains": (4,), "n_many": 16, "n_rounds": 1},
     ],
 }
 

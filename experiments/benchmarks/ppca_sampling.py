@@ -10,7 +10,7 @@ NAME = "PPCA on wine"
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"n_warmup": 5, "n_draws": 10, "n_chains": (2,), "n_many": 2, "n_rounds": 1},
     "small": {"n_warmup": 10, "n_draws": 20, "n_chains": (2,), "n_many": 2, "n_rounds": 1},
-    "full": {"n_warmup": 300, "n_draws": 300, "n_chains": (4, 64), "n_many": 64, "n_rounds": 3},
+    "full": {"n_warmup": 300, "n_draws": 300, "n_chains": (4, 64), "n_many": 64, "n_rounds": 2},
 }
 
 
