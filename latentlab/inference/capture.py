@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -38,6 +39,8 @@ WORTH = 10_000_000
 """Operations, over all calls, from which machine code repays its ten seconds: it saves about 1 us on each."""
 CACHE = "LATENTLAB_CACHE"
 """Environment variable with the folder for machine code."""
+UNSEEN = ("numpy", "tolist", "__array__", "__dlpack__")
+"""Methods of a tensor that hand out its numbers without an operation of torch."""
 
 Function = Callable[..., Any]
 
@@ -116,6 +119,7 @@ class _Recorder(TorchDispatchMode):
         self.held: list[torch.Tensor] = []
         self.memory: set[int] = set()
         self.changed: set[int] = set()
+        self.made: set[int] = set()
         self.noise: list[tuple[torch.Size, torch.dtype]] = []
         self.sizes: list[int] = []
         for i, argument in enumerate(arguments):
@@ -132,22 +136,37 @@ class _Recorder(TorchDispatchMode):
         self.nodes[id(tensor)] = node
         self.held.append(tensor)
 
+    def apart(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
+        """What the function finds where no argument takes part; it is held where its memory is new."""
+        found = func(*args, **kwargs)
+        before = set() if func is torch.ops.aten.lift_fresh.default else {_memory(tensor) for tensor in given}
+        for one in tree_leaves(found):
+            if isinstance(one, torch.Tensor) and _memory(one) not in before:
+                self.made.add(_memory(one))
+                self.held.append(one)
+        return found
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         unknown = [tensor for tensor in given if id(tensor) not in self.nodes]
-        if self.changed and any(tensor.untyped_storage().data_ptr() in self.changed for tensor in unknown):
+        if self.changed and any(_memory(tensor) in self.changed for tensor in unknown):
             raise ValueError("it changes a tensor in place that it also uses in another place")
+        written = _written(func, args, kwargs)
+        if any(id(tensor) not in self.nodes and _memory(tensor) not in self.made for tensor in written):
+            raise ValueError(f"it changes a tensor that is there after the call too ({func})")
         if torch.Tag.nondeterministic_seeded in func.tags:
             if func is torch.ops.aten.normal_.default and unknown and tuple(args[1:]) in ((), (0.0, 1.0)):
                 self._noise(args[0])
                 return func(*args, **kwargs)
         elif len(unknown) == len(given):
-            return func(*args, **kwargs)
+            return self.apart(func, args, kwargs, given)
         if func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default):
             args = (args[0], self._counted(args[1]), *args[2:])
-        changed = args[0] if func._schema.is_mutable else None
-        mapped = tree_map(lambda leaf: self.in_graph(leaf, changed=leaf is changed), (args, kwargs))
+        if torch.Tag.dynamic_output_shape in func.tags and not _is_sized(func, args):
+            raise ValueError(f"the shape of what it makes depends on values ({func})")
+        changed = {id(tensor) for tensor in written}
+        mapped = tree_map(lambda leaf: self.in_graph(leaf, changed=id(leaf) in changed), (args, kwargs))
         node = self.graph.call_function(func, *mapped)
         found = func(*args, **kwargs)
         if func is torch.ops.aten._linalg_check_errors.default:
@@ -180,7 +199,7 @@ class _Recorder(TorchDispatchMode):
             return leaf
         if id(leaf) in self.nodes:
             return self.nodes[id(leaf)]
-        memory = leaf.untyped_storage().data_ptr()
+        memory = _memory(leaf)
         if changed and memory in self.memory:
             raise ValueError("it changes a tensor in place that it also uses in another place")
         if id(leaf) in self.constants:
@@ -207,11 +226,47 @@ class _Recorder(TorchDispatchMode):
         return found
 
 
+class _Watch(TorchFunctionMode):
+    """Refuses what would take numbers out of a tensor that the recorder knows, unseen by it."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in UNSEEN and args and id(args[0]) in self.recorder.nodes:
+            raise ValueError(f"it takes a number out of a tensor ({func.__name__})")
+        return func(*args, **(kwargs or {}))
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Where a tensor's numbers are, the same for all views of it."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """The tensors among the arguments that an operation changes."""
+    if func is torch.ops.aten.native_batch_norm.default:  # which does not declare its running means
+        return [tensor for tensor in args[3:5] if tensor is not None and args[5]]
+    if not func._schema.is_mutable:
+        return []
+    places = [(i, one.name) for i, one in enumerate(func._schema.arguments) if one.is_write]
+    values = [args[i] if i < len(args) else kwargs.get(name) for i, name in places]
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+def _is_sized(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an operation that can make tensors of any size makes one of the size that it is asked for: no mask is an index."""
+    masks = (torch.bool, torch.uint8)
+    return func is torch.ops.aten.index.Tensor and not any(one is not None and one.dtype in masks for one in args[1])
+
+
 class _Graph:
     """What a function does with its arguments; `noise` has the shapes of the standard normal numbers that it draws."""
 
     def __init__(self, function: Function, example: tuple[torch.Tensor, ...]) -> None:
-        with torch.random.fork_rng(devices=[]), _Recorder(example) as recorder:
+        recorder = _Recorder(example)
+        with torch.random.fork_rng(devices=[]), _Watch(recorder), recorder:
             found = function(*example)
         outputs = found if isinstance(found, tuple) else (found,)
         recorder.graph.output(tuple(recorder.in_graph(one) for one in outputs))

@@ -165,6 +165,10 @@ class Density:
         self.unit_sites = tuple(n for n, s in trace.nodes.items() if _is_latent(s) and _in_units(s))
         self.observed = {n: _observed_dims(n, s) for n, s in trace.nodes.items() if _is_observed(s)}
         self.n_units = next((f.size for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == "unit"), 0)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begins without graphs: they hold the data and the parameters."""
         self._single: Gradient | None = None
         self._descent: Gradient | None = None
         self.captured: dict[Any, Callable[..., Any]] = {}  # what methods captured of this density, to be used by all restarts
@@ -190,7 +194,7 @@ class Density:
         """The same density with these parameters."""
         other = copy.copy(self)
         other.parameters = {**self.parameters, **parameters}
-        other._single, other._batched = None, {}
+        other._forget()
         return other
 
     # -- between the flat vector and the sites
@@ -222,7 +226,8 @@ class Density:
     def on(self, arrays: Arrays) -> "Density":
         """The density of the same model on other data of the same shapes, without the checks of a new one."""
         other = copy.copy(self)
-        other.arrays, other._single, other._batched = arrays, None, {}
+        other.arrays = arrays
+        other._forget()
         return other
 
     def unit_arrays(self) -> tuple[str, ...]:

@@ -222,8 +222,8 @@ class SVI:
             rows = batches(problem, self.batch_size, seeds.child("batches").numpy(), training)
             first = next(rows)
             found = _started(model, density.with_units(first) if first else density.arrays)
-            shapes = [value.shape for value in found.unconstrained]
-            vectors = pack(found.unconstrained)[None]
+            shapes = [leaf.shape for leaf in found.leaves]
+            vectors = pack(found.leaves)[None]
             n_training = density.n_units if training is None else len(training)
             title = f"SVI {restart + 1}/{self.n_restarts}"
             adam = Adam(self.n_steps, self.learning_rate, self.patience, title, problem.progress)
@@ -232,27 +232,30 @@ class SVI:
                 for i, batch in enumerate(rows, 1):
                     yield torch.tensor(min(1.0, i / self.kl_warmup) if self.kl_warmup else 1.0), *batch
 
-            if "guide" not in density.captured:
-                example = vectors, vectors / 2, vectors**2, adam.scale(0), torch.tensor(1.0), *first
-                whole = whole_step(self._losses(problem, found, n_training, shapes), shapes, (1.0,) * len(shapes))
-                density.captured["guide"] = capture(whole, *example, plan=density.plan) if found.reparameterised else whole
+            step = whole_step(self._losses(problem, found, n_training, shapes), shapes, (1.0,) * len(shapes))
+            if found.reparameterised and not found.in_modules:
+                if "guide" not in density.captured:
+                    example = vectors, vectors / 2, vectors**2, adam.scale(0), torch.tensor(1.0), *first
+                    density.captured["guide"] = capture(step, *example, plan=density.plan)
+                step = density.captured["guide"]
 
             watch: Callable[[torch.Tensor], float] | None = None
             if held_out is not None:
                 aside = density.with_units(tuple(density.arrays[name][held_out] for name in density.unit_arrays()))
 
                 def watch(vector: torch.Tensor) -> float:
-                    with torch.no_grad(), torch.random.fork_rng(devices=[]), Fixed(found.constrained(unpack(vector, shapes))):
+                    with torch.no_grad(), torch.random.fork_rng(devices=[]), found.at(unpack(vector, shapes)):
                         torch.manual_seed(0)
                         return float(self._pyro_loss(problem, aside, 1.0, model.kl_weight, N_WATCHED))
 
-            step = density.captured["guide"]
             (end,), (losses,) = adam.descend(vectors, step, arguments(), [restart], lambda *_: [], watch, self.kl_warmup)
             values = found.constrained(unpack(end, shapes))
             parameters = {name: value for name, value in values.items() if name in model.parameters}
             kept = {PARAMETER + name: value.numpy() for name, value in parameters.items()}
-            with Fixed(values):
+            with found.at(unpack(end, shapes)):
                 draws = _guide_draws(density.at(parameters), model.guide, self.n_draws)  # type: ignore[attr-defined]
+            if restart + 1 < self.n_restarts:  # a module would begin the next where this one ends
+                found.write(unpack(vectors[0], shapes))
             return {"loss": losses, **kept, **draws}
 
     def _losses(
@@ -264,8 +267,10 @@ class SVI:
         def losses(vectors: torch.Tensor, warm: torch.Tensor, *batch: torch.Tensor) -> torch.Tensor:
             now, scale = (density.with_units(batch), n_training / len(batch[0])) if batch else (density.arrays, 1.0)
             weight = warm * problem.model.kl_weight if self.kl_warmup else problem.model.kl_weight
-            with Fixed(found.constrained(unpack(vectors[0], shapes))):
-                return self._pyro_loss(problem, now, scale, weight, self.n_particles)[None]
+            parts = unpack(vectors[0], shapes)
+            with found.at(parts):
+                loss = self._pyro_loss(problem, now, scale, weight, self.n_particles)
+            return (found.attached(loss, parts) if found.in_modules else loss)[None]
 
         return losses
 
@@ -322,30 +327,66 @@ def _divided(n_units: int, share: float, rng: np.random.Generator) -> tuple[np.n
 
 @dataclass(frozen=True)
 class _Parameters:
-    """The parameters of guide and program, as they start."""
+    """The parameters of guide and program.
+
+    A program has most of them from `pyro.param`, and is given values by answering for it. Those of modules of torch, which
+    `pyro.module` only makes known to Pyro, the program reads itself: values are written into them, and no graph is captured.
+
+    Args:
+        names: Of the parameters.
+        leaves: The tensors in Pyro's store, unconstrained, as they start.
+        constraints: Of their values.
+        reparameterised: Whether all draws of the guide have a derivative.
+        in_modules: Whether some are the parameters of modules.
+    """
 
     names: tuple[str, ...]
-    unconstrained: tuple[torch.Tensor, ...]
+    leaves: tuple[torch.Tensor, ...]
     constraints: tuple[Any, ...]
     reparameterised: bool
+    in_modules: bool
 
     def constrained(self, unconstrained: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Values of the parameters by name."""
         given = zip(self.names, self.constraints, unconstrained, strict=True)
         return {name: transform_to(constraint)(value) for name, constraint, value in given}
 
+    @contextlib.contextmanager
+    def at(self, unconstrained: Sequence[torch.Tensor]) -> Iterator[None]:
+        """Programs have these parameters inside the block."""
+        if self.in_modules:
+            self.write(unconstrained)
+            yield
+        else:
+            with Fixed(self.constrained(unconstrained)):
+                yield
+
+    @torch.no_grad()
+    def write(self, unconstrained: Sequence[torch.Tensor]) -> None:
+        """Writes them into the leaves."""
+        for leaf, value in zip(self.leaves, unconstrained, strict=True):
+            leaf.copy_(value)
+
+    def attached(self, loss: torch.Tensor, unconstrained: Sequence[torch.Tensor]) -> torch.Tensor:
+        """A loss of the leaves as one of the parameters that were written into them: the same value and gradient."""
+        slopes = torch.autograd.grad(loss, self.leaves, allow_unused=True)
+        pairs = [(value, slope) for value, slope in zip(unconstrained, slopes, strict=True) if slope is not None]
+        return loss.detach() + sum(((value - value.detach()) * slope).sum() for value, slope in pairs)
+
 
 def _started(model: LatentModel, arrays: Mapping[str, Any]) -> _Parameters:
     """The parameters, put into Pyro's store by running guide and program."""
     with poutine.trace() as seen:
         model.guide(**arrays)  # type: ignore[attr-defined]
-    reparameterised = _is_reparameterised(seen.trace)
     with poutine.trace(param_only=True) as own:
         if model.parameters:
             model.model(**arrays)
-    sites: dict[str, Any] = {n: s for trace in (seen.trace, own.trace) for n, s in trace.nodes.items() if s["type"] == "param"}
-    unconstrained = tuple(site["value"].unconstrained().detach() for site in sites.values())
-    return _Parameters(tuple(sites), unconstrained, tuple(s["kwargs"]["constraint"] for s in sites.values()), reparameterised)
+    names = dict.fromkeys(n for trace in (seen.trace, own.trace) for n, s in trace.nodes.items() if s["type"] == "param")
+    store = pyro.get_param_store().get_state()  # a site's own constraint is the default's where the program asks for it again
+    leaves = tuple(store["params"][name] for name in names)
+    in_modules = any(isinstance(leaf, torch.nn.Parameter) for leaf in leaves)
+    constraints = tuple(store["constraints"][name] for name in names)
+    return _Parameters(tuple(names), leaves, constraints, _is_reparameterised(seen.trace), in_modules)
 
 
 def _scaled(program: Callable[..., Any], scale: float, kl_weight: Any) -> Callable[..., Any]:
