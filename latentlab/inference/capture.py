@@ -21,6 +21,7 @@ import platform
 import tempfile
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -304,11 +305,9 @@ class _Graph:
         with torch.random.fork_rng(devices=[]):
             arguments = tuple(argument.contiguous() for argument in (*example, *self.drawn(), *held))
         path = folder() / f"{_key(module, arguments)}.pt2"
-        found = path.is_file()
-        if not found:
-            _compile(module, arguments, path)
-        loaded = _load(path)
-        if loaded is None and found:
+        loaded = _load(path) if path.is_file() else None
+        found = loaded is not None
+        if loaded is None:
             _compile(module, arguments, path)
             loaded = _load(path)
         if loaded is None:
@@ -316,8 +315,11 @@ class _Graph:
         spent = time.perf_counter() - begin
         logger.info("machine code of %d operations %s in %.1f s", self.n_operations, "read" if found else "compiled", spent)
         run_all = loaded.loader.run
+        expected = [(argument.shape, argument.dtype) for argument in example]
 
         def run(*arguments: torch.Tensor) -> Any:
+            if [(argument.shape, argument.dtype) for argument in arguments] != expected:  # the code itself would not look
+                raise ValueError(f"the machine code is for {expected}; got {[(a.shape, a.dtype) for a in arguments]}")
             with torch.no_grad():
                 return tuple(run_all([*(a.contiguous() for a in arguments), *self.drawn(), *held]))
 
@@ -396,7 +398,13 @@ def _held_outside(module: Any) -> tuple[Any, list[torch.Tensor]]:
 
 
 def folder() -> Path:
-    """Where machine code is kept: `LATENTLAB_CACHE`, or `latentlab` in the user's folder for caches; made if it is not there."""
+    """Where machine code is kept: `LATENTLAB_CACHE`, or `latentlab` in the user's folder for caches; made if it is not there.
+
+    Where there is no such folder, one among the temporary files, which anyone can have made: it must be the user's alone.
+
+    Raises:
+        PermissionError: It is not.
+    """
     given = os.environ.get(CACHE)
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -405,6 +413,9 @@ def folder() -> Path:
     except (OSError, RuntimeError):  # no home, or one that cannot be written to
         path = Path(tempfile.gettempdir()) / f"latentlab-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+        if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022 or path.is_symlink()):
+            raise PermissionError(f"{path} can be written to by others; set {CACHE} to a folder of your own") from None
     return path
 
 
@@ -419,11 +430,12 @@ def _key(module: Any, arguments: tuple[torch.Tensor, ...]) -> str:
 
 
 def _processor() -> str:
-    """The processor's name, for which the code is made."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line for line in lines if line.startswith("model name"))
-    return platform.processor()
+    """The processor's name, and the instructions that it knows where they are told: the code is made for it."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        told = [line for line in lines if line.startswith(("model name", "flags", "CPU", "Features"))]
+        return "\n".join([platform.machine(), *told])
+    return f"{platform.machine()} {platform.processor()}"
 
 
 def _compile(module: Any, arguments: tuple[torch.Tensor, ...], path: Path) -> None:
@@ -457,6 +469,9 @@ def _load(path: Path) -> Any:
     import torch._inductor
 
     try:
+        with zipfile.ZipFile(path) as package:
+            if package.testzip():  # torch does not look, and would run what is there
+                raise ValueError("a part is not what was written")
         return torch._inductor.aoti_load_package(str(path))
     except Exception:  # whatever a truncated file leads to
         path.unlink(missing_ok=True)

@@ -148,6 +148,9 @@ class SVI:
             raise ModelError(
                 f"objective 'iwae' needs a model whose sites all belong to units; {problem.model.name!r} has {', '.join(others)}."
             )
+        if (self.held_out or self.batch_size is not None) and (problem.model.is_series() or problem.model.takes("sequence")):
+            field = "held_out" if self.held_out else "batch_size"
+            raise ModelError(f"{field} does not go with {problem.model.name!r}: the steps of a series depend on each other.")
         if self.held_out:
             n_held_out = round(self.held_out * density.n_units)
             if not 0 < n_held_out < density.n_units:
@@ -158,10 +161,6 @@ class SVI:
                     f"got {self.batch_size}."
                 )
         if self.batch_size is not None:
-            if problem.model.is_series():
-                raise ModelError(
-                    f"batch_size does not go with {problem.model.name!r}: the steps of a series depend on each other."
-                )
             if self.batch_size > density.n_units:
                 raise ConfigError(f"SVI.batch_size must be at most the {density.n_units} units; got {self.batch_size}.")
             if density.unit_sites and self.guide != "model":
