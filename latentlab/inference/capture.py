@@ -389,7 +389,7 @@ def _held_outside(module: Any) -> tuple[Any, list[torch.Tensor]]:
             copies[node] = graph.placeholder(f"held_{len(held)}")
             held.append(getattr(module, node.target).detach().contiguous())
     for node in nodes:
-        if node not in copies and (node.users or node.op == "output"):
+        if node not in copies and (node.users or node.op == "output" or node.is_impure()):
             copies[node] = graph.node_copy(node, lambda n: copies[n])
     return torch.fx.GraphModule(module, graph), held
 

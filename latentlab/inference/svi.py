@@ -278,7 +278,11 @@ class SVI:
     ) -> torch.Tensor:
         """Minus the objective: terms inside the plate `unit` times `scale`, those of latent sites there times `kl_weight` too.
 
-        Where every site belongs to a unit, all particles are one call, in a plate of their own outside the units.
+        Where every site belongs to a unit, all particles are one call, in a plate of their own outside the units. Where a draw
+        has no derivative, the loss is Pyro's, with its scores.
+
+        Raises:
+            ModelError: A draw has no derivative, and the objective is `iwae`.
         """
         model = problem.model
         program, guide = (_scaled(f, scale, kl_weight) for f in (model.model, model.guide))  # type: ignore[attr-defined]
@@ -287,6 +291,10 @@ class SVI:
         with pyro.plate("particle", n_particles, dim=-2) if n_particles > 1 else contextlib.nullcontext():
             drawn = poutine.trace(guide).get_trace(**arrays)
             whole = poutine.trace(poutine.replay(program, trace=drawn)).get_trace(**arrays)
+        if not _is_reparameterised(drawn):
+            if self.objective == "iwae":
+                raise ModelError(f"objective 'iwae' needs draws with a derivative, and a site of {model.name!r} has none.")
+            return Trace_ELBO(num_particles=n_particles).differentiable_loss(program, guide, **arrays)
         drawn.compute_log_prob()
         whole.compute_log_prob()
         terms = [[site["log_prob"] for site in trace.nodes.values() if "log_prob" in site] for trace in (whole, drawn)]

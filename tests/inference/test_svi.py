@@ -1,5 +1,7 @@
 """The model's own guide: Pyro's bound and gradients, whatever parameters the guide has, and each restart for itself."""
 
+import math
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -7,6 +9,7 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule, PyroParam
+from scipy.special import i0, i1
 from torch.distributions import constraints
 
 from latentlab.data.dataset import Dataset
@@ -109,6 +112,21 @@ class WithPyroModule(Encoded):
         self.encoder(x)
 
 
+class Angles(Encoded):
+    """Positions whose draws have no derivative."""
+
+    dims = {"z": ("unit",)}
+
+    def model(self, x):
+        with pyro.plate("unit", len(x)):
+            z = pyro.sample("z", dist.VonMises(torch.zeros(()), 0.1))
+            pyro.sample("x", dist.VonMises(z, 5.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("unit", len(x)):
+            pyro.sample("z", dist.VonMises(x + pyro.param("shift", torch.tensor(0.5)), 4.0))
+
+
 @pytest.fixture(scope="module")
 def iris():
     return load_dataset("iris")
@@ -174,6 +192,22 @@ def test_running_means_of_a_guide_move(iris):
     model.net = torch.nn.Sequential(torch.nn.BatchNorm1d(4, affine=False), model.net).double()
     fit(model, iris, SVI(guide="model", n_steps=20, n_particles=1, n_draws=5), progress=False)
     assert int(model.net[0].num_batches_tracked) > 20
+
+
+def test_draws_without_a_derivative_have_scores():
+    data = Dataset({"x": np.random.default_rng(0).uniform(-3, 3, 50)}, dims={"x": ("unit",)})
+    method = SVI(guide="model", n_particles=2)
+    problem = prepared(Angles(), data, method, seed=0, progress=False)
+    shift = torch.tensor([[0.5]], dtype=torch.float64)
+    with isolated(problem.seeds), pyro.validation_enabled(False):
+        found = _started(problem.model, problem.arrays)
+        step = with_slopes(method._losses(problem, found, 50, [torch.Size([])]))
+        slopes = torch.cat([step(shift, torch.tensor(1.0))[1][0] for _ in range(100)])
+    ratio = i1(4.0) / i0(4.0)  # of the mean resultant length; the shift is against the observations alone, but for 0.1
+    expected = 50 * 5.0 * ratio * math.sin(0.5)
+    assert float(slopes.mean()) == pytest.approx(expected, rel=0.2)
+    with pytest.raises(ModelError, match="objective 'iwae' needs draws with a derivative"):
+        fit(Angles(), data, SVI(guide="model", n_steps=5, objective="iwae"), progress=False)
 
 
 class Walk(Encoded):
