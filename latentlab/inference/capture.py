@@ -108,7 +108,10 @@ def mean_size(function: Function, *example: torch.Tensor) -> float:
 class _Recorder(TorchDispatchMode):
     """Writes down what is done to tensors that depend on the arguments.
 
-    Tensors are known by their identity, and so are held until the end.
+    Tensors are known by their identity, and so are held until the end. A tensor that is no node is what it is for good, unless
+    it is changed in place, which the places of memory tell: those of `memory` are constants of the graph, those of `changed` were
+    made nodes by a change, and those of `made` came into being in this call. What is refused, with a ValueError, is what a graph
+    would get wrong without the check of `capture` seeing it.
     """
 
     def __init__(self, arguments: Sequence[torch.Tensor]) -> None:
@@ -269,8 +272,7 @@ class _Graph:
         recorder = _Recorder(example)
         with torch.random.fork_rng(devices=[]), _Watch(recorder), recorder:
             found = function(*example)
-        outputs = found if isinstance(found, tuple) else (found,)
-        recorder.graph.output(tuple(recorder.in_graph(one) for one in outputs))
+        recorder.graph.output(tuple(recorder.in_graph(one) for one in found))
         _failures_as_nan(recorder.graph)
         recorder.graph.eliminate_dead_code()
         self.module = torch.fx.GraphModule(recorder.module, recorder.graph)
@@ -361,6 +363,8 @@ def _failures_as_nan(graph: Any) -> None:
     """
     for check in [node for node in graph.nodes if node.target is torch.ops.aten._linalg_check_errors.default]:
         info = check.args[0]
+        if info.target is not operator.getitem:
+            raise ValueError("it checks a decomposition in a way of its own")
         for result in [node for node in info.args[0].users if node is not info]:
             if not result.meta["is_number"] or not result.users:
                 continue

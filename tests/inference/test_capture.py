@@ -122,6 +122,18 @@ def test_shapes_that_depend_on_values_are_refused(count, caplog):
     np.testing.assert_allclose(fast(other)[0], other * count(other))
 
 
+def test_a_decomposition_is_checked_by_torch_or_not_at_all(caplog):
+    """Else it would not be known whose code it is, and which numbers are to be NaN."""
+
+    def function(x):
+        root, info = torch.linalg.cholesky_ex(x)
+        torch.ops.aten._linalg_check_errors(info.reshape(-1), "cholesky", is_matrix=False)
+        return (root,)
+
+    capture(function, torch.eye(2, dtype=torch.float64)[None])
+    assert "it checks a decomposition in a way of its own" in caplog.text
+
+
 def test_what_a_function_keeps_for_itself_is_not_left_behind(caplog):
     """Running means, a counter, the place of a result: a graph would never change them again."""
     x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
