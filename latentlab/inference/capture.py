@@ -21,6 +21,7 @@ import platform
 import tempfile
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -39,6 +41,8 @@ WORTH = 10_000_000
 """Operations, over all calls, from which machine code repays its ten seconds: it saves about 1 us on each."""
 CACHE = "LATENTLAB_CACHE"
 """Environment variable with the folder for machine code."""
+UNSEEN = ("numpy", "tolist", "__array__", "__dlpack__")
+"""Methods of a tensor that hand out its numbers without an operation of torch."""
 
 Function = Callable[..., Any]
 
@@ -116,7 +120,10 @@ def sizes(function: Function, *example: torch.Tensor) -> list[int] | None:
 class _Recorder(TorchDispatchMode):
     """Writes down what is done to tensors that depend on the arguments.
 
-    Tensors are known by their identity, and so are held until the end.
+    Tensors are known by their identity, and so are held until the end. A tensor that is no node is what it is for good, unless
+    it is changed in place, which the places of memory tell: those of `memory` are constants of the graph, those of `changed` were
+    made nodes by a change, and those of `made` came into being in this call. What is refused, with a ValueError, is what a graph
+    would get wrong without the check of `capture` seeing it.
     """
 
     def __init__(self, arguments: Sequence[torch.Tensor]) -> None:
@@ -128,6 +135,7 @@ class _Recorder(TorchDispatchMode):
         self.held: list[torch.Tensor] = []
         self.memory: set[int] = set()
         self.changed: set[int] = set()
+        self.made: set[int] = set()
         self.noise: list[tuple[torch.Size, torch.dtype]] = []
         self.sizes: list[int] = []
         for i, argument in enumerate(arguments):
@@ -144,22 +152,37 @@ class _Recorder(TorchDispatchMode):
         self.nodes[id(tensor)] = node
         self.held.append(tensor)
 
+    def apart(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
+        """What the function finds where no argument takes part; it is held where its memory is new."""
+        found = func(*args, **kwargs)
+        before = set() if func is torch.ops.aten.lift_fresh.default else {_memory(tensor) for tensor in given}
+        for one in tree_leaves(found):
+            if isinstance(one, torch.Tensor) and _memory(one) not in before:
+                self.made.add(_memory(one))
+                self.held.append(one)
+        return found
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         unknown = [tensor for tensor in given if id(tensor) not in self.nodes]
-        if self.changed and any(tensor.untyped_storage().data_ptr() in self.changed for tensor in unknown):
+        if self.changed and any(_memory(tensor) in self.changed for tensor in unknown):
             raise ValueError("it changes a tensor in place that it also uses in another place")
+        written = _written(func, args, kwargs)
+        if any(id(tensor) not in self.nodes and _memory(tensor) not in self.made for tensor in written):
+            raise ValueError(f"it changes a tensor that is there after the call too ({func})")
         if torch.Tag.nondeterministic_seeded in func.tags:
             if func is torch.ops.aten.normal_.default and unknown and tuple(args[1:]) in ((), (0.0, 1.0)):
                 self._noise(args[0])
                 return func(*args, **kwargs)
         elif len(unknown) == len(given):
-            return func(*args, **kwargs)
+            return self.apart(func, args, kwargs, given)
         if func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default):
             args = (args[0], self._counted(args[1]), *args[2:])
-        changed = args[0] if func._schema.is_mutable else None
-        mapped = tree_map(lambda leaf: self.in_graph(leaf, changed=leaf is changed), (args, kwargs))
+        if torch.Tag.dynamic_output_shape in func.tags and not _is_sized(func, args):
+            raise ValueError(f"the shape of what it makes depends on values ({func})")
+        changed = {id(tensor) for tensor in written}
+        mapped = tree_map(lambda leaf: self.in_graph(leaf, changed=id(leaf) in changed), (args, kwargs))
         node = self.graph.call_function(func, *mapped)
         found = func(*args, **kwargs)
         if func is torch.ops.aten._linalg_check_errors.default:
@@ -192,7 +215,7 @@ class _Recorder(TorchDispatchMode):
             return leaf
         if id(leaf) in self.nodes:
             return self.nodes[id(leaf)]
-        memory = leaf.untyped_storage().data_ptr()
+        memory = _memory(leaf)
         if changed and memory in self.memory:
             raise ValueError("it changes a tensor in place that it also uses in another place")
         if id(leaf) in self.constants:
@@ -219,14 +242,49 @@ class _Recorder(TorchDispatchMode):
         return found
 
 
+class _Watch(TorchFunctionMode):
+    """Refuses what would take numbers out of a tensor that the recorder knows, unseen by it."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in UNSEEN and args and id(args[0]) in self.recorder.nodes:
+            raise ValueError(f"it takes a number out of a tensor ({func.__name__})")
+        return func(*args, **(kwargs or {}))
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Where a tensor's numbers are, the same for all views of it."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """The tensors among the arguments that an operation changes."""
+    if func is torch.ops.aten.native_batch_norm.default:  # which does not declare its running means
+        return [tensor for tensor in args[3:5] if tensor is not None and args[5]]
+    if not func._schema.is_mutable:
+        return []
+    places = [(i, one.name) for i, one in enumerate(func._schema.arguments) if one.is_write]
+    values = [args[i] if i < len(args) else kwargs.get(name) for i, name in places]
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+def _is_sized(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an operation that can make tensors of any size makes one of the size that it is asked for: no mask is an index."""
+    masks = (torch.bool, torch.uint8)
+    return func is torch.ops.aten.index.Tensor and not any(one is not None and one.dtype in masks for one in args[1])
+
+
 class _Graph:
     """What a function does with its arguments; `noise` has the shapes of the standard normal numbers that it draws."""
 
     def __init__(self, function: Function, example: tuple[torch.Tensor, ...]) -> None:
-        with torch.random.fork_rng(devices=[]), _Recorder(example) as recorder:
+        recorder = _Recorder(example)
+        with torch.random.fork_rng(devices=[]), _Watch(recorder), recorder:
             found = function(*example)
-        outputs = found if isinstance(found, tuple) else (found,)
-        recorder.graph.output(tuple(recorder.in_graph(one) for one in outputs))
+        recorder.graph.output(tuple(recorder.in_graph(one) for one in found))
         _failures_as_nan(recorder.graph)
         recorder.graph.eliminate_dead_code()
         self.module = torch.fx.GraphModule(recorder.module, recorder.graph)
@@ -261,11 +319,9 @@ class _Graph:
         with torch.random.fork_rng(devices=[]):
             arguments = tuple(argument.contiguous() for argument in (*example, *self.drawn(), *held))
         path = folder() / f"{_key(module, arguments)}.pt2"
-        found = path.is_file()
-        if not found:
-            _compile(module, arguments, path)
-        loaded = _load(path)
-        if loaded is None and found:
+        loaded = _load(path) if path.is_file() else None
+        found = loaded is not None
+        if loaded is None:
             _compile(module, arguments, path)
             loaded = _load(path)
         if loaded is None:
@@ -273,8 +329,11 @@ class _Graph:
         spent = time.perf_counter() - begin
         logger.info("machine code of %d operations %s in %.1f s", self.n_operations, "read" if found else "compiled", spent)
         run_all = loaded.loader.run
+        expected = [(argument.shape, argument.dtype) for argument in example]
 
         def run(*arguments: torch.Tensor) -> Any:
+            if [(argument.shape, argument.dtype) for argument in arguments] != expected:  # the code itself would not look
+                raise ValueError(f"the machine code is for {expected}; got {[(a.shape, a.dtype) for a in arguments]}")
             with torch.no_grad():
                 return tuple(run_all([*(a.contiguous() for a in arguments), *self.drawn(), *held]))
 
@@ -319,6 +378,8 @@ def _failures_as_nan(graph: Any) -> None:
     """
     for check in [node for node in graph.nodes if node.target is torch.ops.aten._linalg_check_errors.default]:
         info = check.args[0]
+        if info.target is not operator.getitem:
+            raise ValueError("it checks a decomposition in a way of its own")
         for result in [node for node in info.args[0].users if node is not info]:
             if not result.meta["is_number"] or not result.users:
                 continue
@@ -347,7 +408,7 @@ def _held_outside(module: Any) -> tuple[Any, list[torch.Tensor]]:
             copies[node] = graph.placeholder(f"held_{len(held)}")
             held.append(getattr(module, node.target).detach().contiguous())
     for node in nodes:
-        if node not in copies and (node.users or node.op == "output"):
+        if node not in copies and (node.users or node.op == "output" or node.is_impure()):
             copies[node] = graph.node_copy(node, lambda n: copies[n])
     return torch.fx.GraphModule(module, graph), held
 
@@ -356,7 +417,13 @@ def _held_outside(module: Any) -> tuple[Any, list[torch.Tensor]]:
 
 
 def folder() -> Path:
-    """Where machine code is kept: `LATENTLAB_CACHE`, or `latentlab` in the user's folder for caches; made if it is not there."""
+    """Where machine code is kept: `LATENTLAB_CACHE`, or `latentlab` in the user's folder for caches; made if it is not there.
+
+    Where there is no such folder, one among the temporary files, which anyone can have made: it must be the user's alone.
+
+    Raises:
+        PermissionError: It is not.
+    """
     given = os.environ.get(CACHE)
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -365,6 +432,9 @@ def folder() -> Path:
     except (OSError, RuntimeError):  # no home, or one that cannot be written to
         path = Path(tempfile.gettempdir()) / f"latentlab-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+        if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022 or path.is_symlink()):
+            raise PermissionError(f"{path} can be written to by others; set {CACHE} to a folder of your own") from None
     return path
 
 
@@ -379,11 +449,12 @@ def _key(module: Any, arguments: tuple[torch.Tensor, ...]) -> str:
 
 
 def _processor() -> str:
-    """The processor's name, for which the code is made."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line for line in lines if line.startswith("model name"))
-    return platform.processor()
+    """The processor's name, and the instructions that it knows where they are told: the code is made for it."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        told = [line for line in lines if line.startswith(("model name", "flags", "CPU", "Features"))]
+        return "\n".join([platform.machine(), *told])
+    return f"{platform.machine()} {platform.processor()}"
 
 
 def _compile(module: Any, arguments: tuple[torch.Tensor, ...], path: Path) -> None:
@@ -417,6 +488,9 @@ def _load(path: Path) -> Any:
     import torch._inductor
 
     try:
+        with zipfile.ZipFile(path) as package:
+            if package.testzip():  # torch does not look, and would run what is there
+                raise ValueError("a part is not what was written")
         return torch._inductor.aoti_load_package(str(path))
     except Exception:  # whatever a truncated file leads to
         path.unlink(missing_ok=True)

@@ -168,6 +168,10 @@ class Density:
         self.observed = {n: _observed_dims(n, s) for n, s in trace.nodes.items() if _is_observed(s)}
         plates = (f.size for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == "unit")
         self.n_units = next(plates, 0) if n_units is None else n_units
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begins without graphs: they hold the data and the parameters."""
         self._single: Gradient | None = None
         self._descent: Gradient | None = None
         self.captured: dict[Any, Callable[..., Any]] = {}  # what methods captured of this density, to be used by all restarts
@@ -193,7 +197,7 @@ class Density:
         """The same density with these parameters."""
         other = copy.copy(self)
         other.parameters = {**self.parameters, **parameters}
-        other._single, other._batched = None, {}
+        other._forget()
         return other
 
     # -- between the flat vector and the sites
@@ -225,7 +229,8 @@ class Density:
     def on(self, arrays: Arrays) -> "Density":
         """The density of the same model on other data of the same shapes, without the checks of a new one."""
         other = copy.copy(self)
-        other.arrays, other._single, other._batched = arrays, None, {}
+        other.arrays = arrays
+        other._forget()
         return other
 
     def unit_arrays(self) -> tuple[str, ...]:

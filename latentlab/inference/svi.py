@@ -156,6 +156,9 @@ class SVI:
                 raise ModelError(
                     f"{what} needs a model whose sites all belong to units; {problem.model.name!r} has {', '.join(others)}."
                 )
+        if (self.held_out or self.batch_size is not None) and (problem.model.is_series() or problem.model.takes("sequence")):
+            field = "held_out" if self.held_out else "batch_size"
+            raise ModelError(f"{field} does not go with {problem.model.name!r}: the steps of a series depend on each other.")
         if self.held_out:
             n_held_out = round(self.held_out * density.n_units)
             if not 0 < n_held_out < density.n_units:
@@ -166,10 +169,6 @@ class SVI:
                     f"got {self.batch_size}."
                 )
         if self.batch_size is not None:
-            if problem.model.is_series():
-                raise ModelError(
-                    f"batch_size does not go with {problem.model.name!r}: the steps of a series depend on each other."
-                )
             if self.batch_size > density.n_units:
                 raise ConfigError(f"SVI.batch_size must be at most the {density.n_units} units; got {self.batch_size}.")
             if density.unit_sites and self.guide != "model":
@@ -230,8 +229,8 @@ class SVI:
             rows = batches(problem, self.batch_size, seeds.child("batches").numpy(), training, n_steps=self.n_steps + 1)
             first = next(rows)
             found = _started(model, density.with_units(first) if first else density.arrays)
-            shapes = [value.shape for value in found.unconstrained]
-            vectors = pack(found.unconstrained)[None]
+            shapes = [leaf.shape for leaf in found.leaves]
+            vectors = pack(found.leaves)[None]
             n_training = density.n_units if training is None else len(training)
             title = f"SVI {restart + 1}/{self.n_restarts}"
             adam = Adam(self.n_steps, self.learning_rate, self.patience, title, problem.progress)
@@ -240,30 +239,35 @@ class SVI:
                 for i, batch in enumerate(rows, 1):
                     yield torch.tensor(min(1.0, i / self.kl_warmup) if self.kl_warmup else 1.0), *batch
 
-            key = ("guide", n_training, self.n_particles, self.objective, bool(self.kl_warmup), self.precision)
-            if key not in density.captured:
-                example = vectors, vectors / 2, vectors**2, adam.scale(0), torch.tensor(1.0), *first
-                whole = whole_step(self._losses(problem, found, n_training, shapes), shapes, (1.0,) * len(shapes))
-                density.captured[key] = capture(whole, *example, plan=density.plan) if found.reparameterised else whole
+            step = whole_step(self._losses(problem, found, n_training, shapes), shapes, (1.0,) * len(shapes))
+            if found.in_modules and self.precision == "single":
+                raise ModelError(f"precision 'single' does not go with {problem.model.name!r}, whose parameters are in modules.")
+            if found.reparameterised and not found.in_modules:
+                key = ("guide", n_training, self.n_particles, self.objective, bool(self.kl_warmup), self.precision)
+                if key not in density.captured:
+                    example = vectors, vectors / 2, vectors**2, adam.scale(0), torch.tensor(1.0), *first
+                    density.captured[key] = capture(step, *example, plan=density.plan)
+                step = density.captured[key]
 
             watch: Callable[[torch.Tensor], float] | None = None
             if held_out is not None:
                 aside = density.with_units(tuple(density.arrays[name][held_out] for name in density.unit_arrays()))
 
                 def watch(vector: torch.Tensor) -> float:
-                    with torch.no_grad(), torch.random.fork_rng(devices=[]), Fixed(found.constrained(unpack(vector, shapes))):
+                    with torch.no_grad(), torch.random.fork_rng(devices=[]), found.at(unpack(vector, shapes)):
                         torch.manual_seed(0)
                         return float(self._pyro_loss(problem, aside, 1.0, model.kl_weight, N_WATCHED))
 
-            step = density.captured[key]
             (end,), (losses,) = adam.descend(vectors, step, arguments(), [restart], lambda *_: [], watch, self.kl_warmup)
             values = found.constrained(unpack(end, shapes))
             parameters = {name: value for name, value in values.items() if name in model.parameters}
             kept = {PARAMETER + name: value.numpy() for name, value in parameters.items()}
-            with Fixed(values):
+            with found.at(unpack(end, shapes)):
                 drawn = _guide_draws(density.at(parameters), model.guide, self.n_draws)  # type: ignore[attr-defined]
                 if problem.stored is not None and not density.unit_sites:
                     drawn["lp"] = log_prob_of_draws(problem, drawn["u"])
+            if restart + 1 < self.n_restarts:  # a module would begin the next where this one ends
+                found.write(unpack(vectors[0], shapes))
             return {"loss": losses, **kept, **drawn}
 
     def _losses(
@@ -275,12 +279,13 @@ class SVI:
         def losses(vectors: torch.Tensor, warm: torch.Tensor, *batch: torch.Tensor) -> torch.Tensor:
             now, scale = (density.with_units(batch), n_training / len(batch[0])) if batch else (density.arrays, 1.0)
             weight = warm * problem.model.kl_weight if self.kl_warmup else problem.model.kl_weight
-            values = found.constrained(unpack(vectors[0], shapes))
-            if self.precision == "double":
-                with Fixed(values):
-                    return self._pyro_loss(problem, now, scale, weight, self.n_particles)[None]
-            with single(), Fixed(_in_single(values)):
-                return self._pyro_loss(problem, _in_single(now), scale, weight, self.n_particles)[None].double()
+            parts = unpack(vectors[0], shapes)
+            if self.precision == "single":
+                with single(), Fixed(_in_single(found.constrained(parts))):
+                    return self._pyro_loss(problem, _in_single(now), scale, weight, self.n_particles)[None].double()
+            with found.at(parts):
+                loss = self._pyro_loss(problem, now, scale, weight, self.n_particles)
+            return (found.attached(loss, parts) if found.in_modules else loss)[None]
 
         return losses
 
@@ -289,7 +294,11 @@ class SVI:
     ) -> torch.Tensor:
         """Minus the objective: terms inside the plate `unit` times `scale`, those of latent sites there times `kl_weight` too.
 
-        Where every site belongs to a unit, all particles are one call, in a plate of their own outside the units.
+        Where every site belongs to a unit, all particles are one call, in a plate of their own outside the units. Where a draw
+        has no derivative, the loss is Pyro's, with its scores.
+
+        Raises:
+            ModelError: A draw has no derivative, and the objective is `iwae`.
         """
         model = problem.model
         program, guide = (_scaled(f, scale, kl_weight) for f in (model.model, model.guide))  # type: ignore[attr-defined]
@@ -298,6 +307,10 @@ class SVI:
         with pyro.plate("particle", n_particles, dim=-2) if n_particles > 1 else contextlib.nullcontext():
             drawn = poutine.trace(guide).get_trace(**arrays)
             whole = poutine.trace(poutine.replay(program, trace=drawn)).get_trace(**arrays)
+        if not _is_reparameterised(drawn):
+            if self.objective == "iwae":
+                raise ModelError(f"objective 'iwae' needs draws with a derivative, and a site of {model.name!r} has none.")
+            return Trace_ELBO(num_particles=n_particles).differentiable_loss(program, guide, **arrays)
         drawn.compute_log_prob()
         whole.compute_log_prob()
         terms = [[site["log_prob"] for site in trace.nodes.values() if "log_prob" in site] for trace in (whole, drawn)]
@@ -343,30 +356,66 @@ def _divided(n_units: int, share: float, rng: np.random.Generator) -> tuple[np.n
 
 @dataclass(frozen=True)
 class _Parameters:
-    """The parameters of guide and program, as they start."""
+    """The parameters of guide and program.
+
+    A program has most of them from `pyro.param`, and is given values by answering for it. Those of modules of torch, which
+    `pyro.module` only makes known to Pyro, the program reads itself: values are written into them, and no graph is captured.
+
+    Args:
+        names: Of the parameters.
+        leaves: The tensors in Pyro's store, unconstrained, as they start.
+        constraints: Of their values.
+        reparameterised: Whether all draws of the guide have a derivative.
+        in_modules: Whether some are the parameters of modules.
+    """
 
     names: tuple[str, ...]
-    unconstrained: tuple[torch.Tensor, ...]
+    leaves: tuple[torch.Tensor, ...]
     constraints: tuple[Any, ...]
     reparameterised: bool
+    in_modules: bool
 
     def constrained(self, unconstrained: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Values of the parameters by name."""
         given = zip(self.names, self.constraints, unconstrained, strict=True)
         return {name: transform_to(constraint)(value) for name, constraint, value in given}
 
+    @contextlib.contextmanager
+    def at(self, unconstrained: Sequence[torch.Tensor]) -> Iterator[None]:
+        """Programs have these parameters inside the block."""
+        if self.in_modules:
+            self.write(unconstrained)
+            yield
+        else:
+            with Fixed(self.constrained(unconstrained)):
+                yield
+
+    @torch.no_grad()
+    def write(self, unconstrained: Sequence[torch.Tensor]) -> None:
+        """Writes them into the leaves."""
+        for leaf, value in zip(self.leaves, unconstrained, strict=True):
+            leaf.copy_(value)
+
+    def attached(self, loss: torch.Tensor, unconstrained: Sequence[torch.Tensor]) -> torch.Tensor:
+        """A loss of the leaves as one of the parameters that were written into them: the same value and gradient."""
+        slopes = torch.autograd.grad(loss, self.leaves, allow_unused=True)
+        pairs = [(value, slope) for value, slope in zip(unconstrained, slopes, strict=True) if slope is not None]
+        return loss.detach() + sum(((value - value.detach()) * slope).sum() for value, slope in pairs)
+
 
 def _started(model: LatentModel, arrays: Mapping[str, Any]) -> _Parameters:
     """The parameters, put into Pyro's store by running guide and program."""
     with poutine.trace() as seen:
         model.guide(**arrays)  # type: ignore[attr-defined]
-    reparameterised = _is_reparameterised(seen.trace)
     with poutine.trace(param_only=True) as own:
         if model.parameters:
             model.model(**arrays)
-    sites: dict[str, Any] = {n: s for trace in (seen.trace, own.trace) for n, s in trace.nodes.items() if s["type"] == "param"}
-    unconstrained = tuple(site["value"].unconstrained().detach() for site in sites.values())
-    return _Parameters(tuple(sites), unconstrained, tuple(s["kwargs"]["constraint"] for s in sites.values()), reparameterised)
+    names = dict.fromkeys(n for trace in (seen.trace, own.trace) for n, s in trace.nodes.items() if s["type"] == "param")
+    store = pyro.get_param_store().get_state()  # a site's own constraint is the default's where the program asks for it again
+    leaves = tuple(store["params"][name] for name in names)
+    in_modules = any(isinstance(leaf, torch.nn.Parameter) for leaf in leaves)
+    constraints = tuple(store["constraints"][name] for name in names)
+    return _Parameters(tuple(names), leaves, constraints, _is_reparameterised(seen.trace), in_modules)
 
 
 def _scaled(program: Callable[..., Any], scale: float, kl_weight: Any) -> Callable[..., Any]:

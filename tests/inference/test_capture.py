@@ -14,7 +14,7 @@ from latentlab.data.load import load_dataset
 from latentlab.errors import ConfigError, ModelError
 from latentlab.fit import fit
 from latentlab.inference import capture as module
-from latentlab.inference.capture import CACHE, WORTH, Plan, _Graph, capture, folder
+from latentlab.inference.capture import CACHE, WORTH, Plan, _Graph, _held_outside, capture, folder
 from latentlab.inference.chees import ChEES
 from latentlab.inference.density import Density, tensors
 from latentlab.inference.nuts import NUTS
@@ -93,6 +93,81 @@ def test_a_number_that_is_taken_out_of_a_tensor_is_refused(caplog):
     np.testing.assert_allclose(fast(torch.full((3,), 2.0))[0], 12.0)
 
 
+@pytest.mark.parametrize("look", [lambda x: x.numpy(), lambda x: x.tolist(), np.asarray], ids=["numpy", "list", "array"])
+def test_numbers_that_torch_does_not_see_leave_are_refused(look, caplog):
+    """A branch on them would be frozen, unseen by the check, since both its points are on the same side."""
+
+    def function(x):
+        return (x * (2.0 if max(look(x.detach())) > 2 else 1.0),)
+
+    x = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    fast = capture(function, x)
+    assert "takes a number out of a tensor" in caplog.text
+    np.testing.assert_allclose(fast(x / 4)[0], x / 4)
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        lambda x: x[x > 0].numel(),
+        lambda x: len(torch.nonzero(x > 0)),
+        lambda x: len(torch.masked_select(x, x > 0)),
+        lambda x: len(torch.unique(x > 0)),
+    ],
+    ids=["mask", "nonzero", "masked_select", "unique"],
+)
+def test_shapes_that_depend_on_values_are_refused(count, caplog):
+    x = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    fast = capture(lambda x: (x * count(x),), x)
+    assert "the shape of what it makes depends on values" in caplog.text
+    other = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    np.testing.assert_allclose(fast(other)[0], other * count(other))
+
+
+def test_a_decomposition_is_checked_by_torch_or_not_at_all(caplog):
+    """Else it would not be known whose code it is, and which numbers are to be NaN."""
+
+    def function(x):
+        root, info = torch.linalg.cholesky_ex(x)
+        torch.ops.aten._linalg_check_errors(info.reshape(-1), "cholesky", is_matrix=False)
+        return (root,)
+
+    capture(function, torch.eye(2, dtype=torch.float64)[None])
+    assert "it checks a decomposition in a way of its own" in caplog.text
+
+
+def test_what_a_function_keeps_for_itself_is_not_left_behind(caplog):
+    """Running means, a counter, the place of a result: a graph would never change them again."""
+    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    calls, means, place = torch.zeros(()), torch.nn.BatchNorm1d(3, affine=False).double(), torch.zeros_like(x)
+    functions = (
+        lambda x: (calls.add_(1), x * 2)[1:],
+        lambda x: (torch.nn.functional.batch_norm(x, means.running_mean, means.running_var, training=True),),
+        lambda x: (torch.add(x, 1.0, out=place).clone(),),
+    )
+    for function in functions:
+        caplog.clear()
+        fast = capture(function, x)
+        assert "it changes a tensor that is there after the call too" in caplog.text
+        fast(x)
+    assert calls == 1
+    np.testing.assert_allclose(means.running_mean, 0.1 * x.mean(0))
+    np.testing.assert_allclose(place, x + 1)
+
+
+def test_a_result_is_put_into_a_tensor_that_the_function_makes(caplog):
+    def function(x):
+        place, given = torch.zeros(3, dtype=torch.float64), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+        return torch.mul(torch.add(x, x, out=place), x, out=place), given.add_(x)
+
+    fast = capture(function, torch.ones(3, dtype=torch.float64))
+    assert not caplog.text
+    points = [torch.full((3,), value, dtype=torch.float64) for value in (1.0, 5.0, 1.0)]
+    for found, x in zip([fast(x) for x in points], points, strict=True):  # a later call leaves the earlier results alone
+        for one, two in zip(found, function(x), strict=True):
+            np.testing.assert_allclose(one, two)
+
+
 def test_a_tensor_that_is_two_arguments_stays_two():
     same = torch.ones(3)
     fast = capture(lambda x, y: (x - 2 * y,), same, same)
@@ -153,6 +228,41 @@ def test_the_folder_is_the_one_asked_for_or_the_users(tmp_path, monkeypatch):
     assert tmp_path not in folder().parents
 
 
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="files have no modes")
+def test_a_folder_that_others_can_write_to_is_not_a_place_for_machine_code(tmp_path, monkeypatch):
+    """Anyone can make the one among the temporary files, whose name is known."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.delenv(CACHE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    path = folder()
+    assert path.parent == tmp_path
+    path.chmod(0o777)
+    with pytest.raises(PermissionError, match=f"can be written to by others; set {CACHE}"):
+        folder()
+    path.chmod(0o700)
+    another = os.getuid() + 1
+    monkeypatch.setattr("os.getuid", lambda: another)
+    path.rename(path.with_name(f"latentlab-{another}"))
+    with pytest.raises(PermissionError):
+        folder()
+
+
+def test_what_is_changed_in_place_for_others_is_kept_with_held_tensors_as_arguments():
+    """The node has no users: its effect is on a tensor of which it has a part."""
+    by = torch.tensor([2.0, 3.0], dtype=torch.float64)
+
+    def function(x):
+        y = x * 2
+        y[1:].mul_(by)
+        return (y,)
+
+    x = torch.ones(3, dtype=torch.float64)
+    outside, held = _held_outside(_Graph(function, (x,)).module)
+    assert len(held) == 1
+    np.testing.assert_allclose(outside(x, *held)[0], [2.0, 4.0, 6.0])
+
+
 # -- machine code
 
 
@@ -193,17 +303,23 @@ def test_machine_code_is_kept_and_read_back(kept, caplog, monkeypatch):
     assert "compiled in" in caplog.text
     (path,) = kept.iterdir()
     caplog.clear()
-    compile_ = module._compile
     monkeypatch.setattr(module, "_compile", None)
     second = capture(scaled(2.0), x, plan=COMPILED)
     assert "read in" in caplog.text
     for fast, by in ((first, 1.0), (second, 2.0)):
         for one, two in zip(fast(2 * x), scaled(by)(2 * x), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-14, atol=1e-14)
-    monkeypatch.setattr(module, "_compile", compile_)
-    path.write_bytes(path.read_bytes()[:1000])
-    again = capture(scaled(1.0), x, plan=COMPILED)
-    torch.testing.assert_close(again(x)[1], scaled(1.0)(x)[1])
+    whole = path.read_bytes()
+    half = len(whole) // 2
+    for damaged in (whole[:1000], whole[:half] + bytes(5000) + whole[half + 5000 :]):  # the latter torch would run
+        path.write_bytes(damaged)
+        monkeypatch.setattr(module, "_compile", lambda *_: path.write_bytes(whole))
+        again = capture(scaled(1.0), x, plan=COMPILED)
+        torch.testing.assert_close(again(x)[1], scaled(1.0)(x)[1])
+        assert path.read_bytes() == whole
+    for other in (torch.ones(5, dtype=torch.float64), x.float()):  # whose memory the code would read as it is
+        with pytest.raises(ValueError, match="the machine code is for"):
+            first(other)
     assert [one.name for one in kept.iterdir()] == [path.name]  # and nothing else is left
 
 

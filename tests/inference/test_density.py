@@ -14,6 +14,8 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.errors import DataError, ModelError
 from latentlab.inference.density import Density, log_joint, start, tensors
+from latentlab.inference.draws import Problem
+from latentlab.inference.svi import SVI
 from latentlab.models.base import LatentModel, Position
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.ppca import PPCA
@@ -78,6 +80,29 @@ def test_the_batched_and_captured_paths_are_the_plain_one(rng, model, missing):
         np.testing.assert_allclose(value, plain_value, rtol=1e-11)
         np.testing.assert_allclose(gradient, plain_gradient, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(density.value_and_grad(point)[0], plain_value, rtol=1e-11)
+
+
+def test_the_density_on_other_data_uses_no_graph_of_these():
+    """A graph holds the data; SBC runs its method on one data set after the other."""
+    model, iris = PPCA(2), load_dataset("iris")
+    arrays = tensors(model, iris)
+    density = Density(model, arrays, iris.dims)
+    u = torch.linspace(-0.5, 0.5, density.size, dtype=torch.float64)
+    method = SVI(n_steps=30, n_draws=5, guide="mean_field")
+
+    def found(of):
+        problem = Problem(model, of.arrays, of, Seeds(0), progress=False)
+        return (
+            of.value_and_grad(u)[0],
+            of.descent(u)(u)[0],
+            of.batch_value_and_grad(u[None].numpy())[0],
+            method.run(problem).stats["lp"],
+        )
+
+    found(density)
+    moved = {**arrays, "x": arrays["x"] + 1.0}
+    for one, two in zip(found(density.on(moved)), found(Density(model, moved, iris.dims)), strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_constants_of_a_model_are_float64_in_the_captured_graph():

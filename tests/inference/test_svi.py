@@ -1,0 +1,232 @@
+"""The model's own guide: Pyro's bound and gradients, whatever parameters the guide has, and each restart for itself."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.nn import PyroModule, PyroParam
+from scipy.special import i0, i1
+from torch.distributions import constraints
+
+from latentlab.data.dataset import Dataset
+from latentlab.data.load import load_dataset
+from latentlab.errors import ModelError
+from latentlab.fit import fit, prepared
+from latentlab.inference.adam import pack, with_slopes
+from latentlab.inference.capture import capture
+from latentlab.inference.encoder import is_amortised
+from latentlab.inference.svi import SVI, _started
+from latentlab.models.base import LatentModel, Position
+from latentlab.models.linear_vae import LinearVAE
+from latentlab.models.ppca import PPCA
+from latentlab.models.vae import VAE
+from latentlab.seeds import isolated
+from latentlab.symmetry.groups import Identity
+
+START = 0.1 * torch.arange(8, dtype=torch.float64).reshape(2, 4)
+
+
+class Encoded(LatentModel):
+    """x_n ~ N((z_n, z_n), I / 4) with a linear encoder for z_n, which the subclasses write in their own ways."""
+
+    name, position, symmetry, methods = "encoded", Position("z"), Identity(), ("svi",)
+    dims = {"z": ("unit", "latent")}
+
+    def model(self, x):
+        with pyro.plate("unit", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(torch.cat([z, z], -1), 0.5).to_event(1), obs=x)
+
+    def guide(self, x):
+        weight, offset = pyro.param("weight", START), pyro.param("offset", torch.zeros(2))
+        scale = pyro.param("scale", torch.full((2,), 0.5), constraints.positive)
+        with pyro.plate("unit", len(x)):
+            pyro.sample("z", dist.Normal(x @ weight.mT + offset, scale).to_event(1))
+
+
+class Constrained(Encoded):
+    """Parameters of every kind, and one that nothing depends on."""
+
+    def guide(self, x):
+        pyro.param("unused", torch.tensor(3.0), constraints.positive)
+        share = pyro.param("share", torch.tensor([0.2, 0.3, 0.5]), constraints.simplex)
+        root = pyro.param("root", torch.tensor([[0.5, 0.0], [0.1, 0.4]]), constraints.lower_cholesky)
+        slope = pyro.param("slope", torch.tensor(0.3), constraints.interval(-1.0, 2.0))
+        with pyro.plate("unit", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(slope * (x @ START.mT) + share[:2] - share[2], scale_tril=root))
+
+
+class AskedAgain(Encoded):
+    """The second time without the constraint."""
+
+    def guide(self, x):
+        weight, offset = pyro.param("weight", START), pyro.param("offset", torch.zeros(2))
+        pyro.param("scale", torch.full((2,), 0.5), constraints.positive)
+        with pyro.plate("unit", len(x)):
+            pyro.sample("z", dist.Normal(x @ weight.mT + offset, pyro.param("scale")).to_event(1))
+
+
+def linear(kind):
+    net = kind(4, 2).double()
+    with torch.no_grad():
+        net.weight.copy_(START)
+        net.bias.zero_()
+    return net
+
+
+class WithModule(Encoded):
+    """The encoder is a module of torch."""
+
+    def __init__(self):
+        self.net = linear(torch.nn.Linear)
+
+    def guide(self, x):
+        pyro.module("net", self.net)
+        scale = pyro.param("scale", torch.full((2,), 0.5), constraints.positive)
+        with pyro.plate("unit", len(x)):
+            pyro.sample("z", dist.Normal(self.net(x), scale).to_event(1))
+
+
+class Encoder(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.net = linear(PyroModule[torch.nn.Linear])
+        self.scale = PyroParam(torch.full((2,), 0.5, dtype=torch.float64), constraints.positive)
+
+    def forward(self, x):
+        with pyro.plate("unit", len(x)):
+            pyro.sample("z", dist.Normal(self.net(x), self.scale).to_event(1))
+
+
+class WithPyroModule(Encoded):
+    """The guide is a module of Pyro."""
+
+    def __init__(self):
+        self.encoder = Encoder()
+
+    def guide(self, x):
+        self.encoder(x)
+
+
+class Angles(Encoded):
+    """Positions whose draws have no derivative."""
+
+    dims = {"z": ("unit",)}
+
+    def model(self, x):
+        with pyro.plate("unit", len(x)):
+            z = pyro.sample("z", dist.VonMises(torch.zeros(()), 0.1))
+            pyro.sample("x", dist.VonMises(z, 5.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("unit", len(x)):
+            pyro.sample("z", dist.VonMises(x + pyro.param("shift", torch.tensor(0.5)), 4.0))
+
+
+@pytest.fixture(scope="module")
+def iris():
+    return load_dataset("iris")
+
+
+@pytest.mark.parametrize("n_particles", [1, 3])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LinearVAE(2),
+        lambda: VAE(2, (8,)),
+        lambda: PPCA(2),
+        lambda: PPCA(2, marginalize=False),
+        Constrained,
+        AskedAgain,
+        WithModule,
+        WithPyroModule,
+    ],
+    ids=["linear_vae", "vae", "ppca", "ppca with positions", "constrained", "asked again", "module", "pyro module"],
+)
+def test_bound_and_gradients_are_pyros(make, n_particles, iris):
+    """With the same noise; the captured graph, where there is one."""
+    model = make()
+    method = SVI(guide="model", n_particles=n_particles)
+    problem = prepared(model, iris, method, seed=0, progress=False)
+    arrays, weight = problem.density.arrays, torch.tensor(1.0, dtype=torch.float64)
+    with isolated(problem.seeds), pyro.validation_enabled(False):
+        found = _started(model, arrays)
+        vectors = pack(found.leaves)[None]
+        losses = with_slopes(method._losses(problem, found, len(iris.x), [leaf.shape for leaf in found.leaves]))
+        step = losses if found.in_modules else capture(losses, vectors, weight)
+        assert (step is losses) == found.in_modules
+        torch.manual_seed(1)
+        (value,), (slopes,) = step(vectors, weight)
+        torch.manual_seed(1)
+        bound = Trace_ELBO(n_particles, max_plate_nesting=1, vectorize_particles=is_amortised(problem.density))
+        expected = bound.differentiable_loss(model.model, model.guide, **arrays)
+        gradients = torch.autograd.grad(expected, found.leaves, allow_unused=True)
+    flat = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(found.leaves, gradients, strict=True)]
+    assert float(value) == pytest.approx(float(expected.detach()), rel=1e-12)
+    np.testing.assert_allclose(slopes, pack(flat), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("make", [AskedAgain, WithModule, WithPyroModule])
+def test_however_a_guide_has_its_parameters_the_fit_is_the_same(make, iris):
+    """Restarts too: a module begins each where it was at first."""
+    method = SVI(guide="model", n_steps=60, n_particles=2, n_draws=5, n_restarts=2, held_out=0.2)
+    plain, other = (fit(model, iris, method, progress=False).data["optimization"] for model in (Encoded(), make()))
+    np.testing.assert_allclose(other["loss"], plain["loss"], rtol=1e-9)
+    np.testing.assert_allclose(other["elbo"], plain["elbo"], rtol=1e-9)
+
+
+def test_a_module_is_trained_and_keeps_what_it_learned(iris):
+    model = WithModule()
+    fit(model, iris, SVI(guide="model", n_steps=400, n_particles=1, n_draws=5, learning_rate=0.05), progress=False)
+    best = torch.cat([torch.eye(2), torch.eye(2)], 1) * 4 / (1 + 2 * 4)  # of z given x
+    np.testing.assert_allclose(model.net.weight.detach(), best, atol=0.1)  # START is 0.5 away
+
+
+def test_running_means_of_a_guide_move(iris):
+    """Batch normalisation is refused by the recorder of graphs, which would leave them where they are."""
+    model = WithModule()
+    model.net = torch.nn.Sequential(torch.nn.BatchNorm1d(4, affine=False), model.net).double()
+    fit(model, iris, SVI(guide="model", n_steps=20, n_particles=1, n_draws=5), progress=False)
+    assert int(model.net[0].num_batches_tracked) > 20
+
+
+def test_draws_without_a_derivative_have_scores():
+    data = Dataset({"x": np.random.default_rng(0).uniform(-3, 3, 50)}, dims={"x": ("unit",)})
+    method = SVI(guide="model", n_particles=2)
+    problem = prepared(Angles(), data, method, seed=0, progress=False)
+    shift = torch.tensor([[0.5]], dtype=torch.float64)
+    with isolated(problem.seeds), pyro.validation_enabled(False):
+        found = _started(problem.model, problem.arrays)
+        step = with_slopes(method._losses(problem, found, 50, [torch.Size([])]))
+        slopes = torch.cat([step(shift, torch.tensor(1.0))[1][0] for _ in range(100)])
+    ratio = i1(4.0) / i0(4.0)  # of the mean resultant length; the shift is against the observations alone, but for 0.1
+    expected = 50 * 5.0 * ratio * math.sin(0.5)
+    assert float(slopes.mean()) == pytest.approx(expected, rel=0.2)
+    with pytest.raises(ModelError, match="objective 'iwae' needs draws with a derivative"):
+        fit(Angles(), data, SVI(guide="model", n_steps=5, objective="iwae"), progress=False)
+
+
+class Walk(Encoded):
+    """Steps of a series."""
+
+    dims = {"z": ("unit",)}
+
+    def model(self, x, sequence):
+        with pyro.plate("unit", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x, sequence):
+        with pyro.plate("unit", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("slope", torch.tensor(0.5)) * x, 0.7))
+
+
+@pytest.mark.parametrize("field", ["held_out", "batch_size"])
+def test_the_steps_of_a_series_are_not_divided(field):
+    data = Dataset({"x": np.arange(20.0)}, dims={"x": ("unit",)})
+    with pytest.raises(ModelError, match=f"{field} does not go with 'encoded': the steps of a series"):
+        fit(Walk(), data, SVI(guide="model", **{field: 0.5 if field == "held_out" else 5}), progress=False)
