@@ -284,7 +284,8 @@ class _Graph:
         recorder = _Recorder(example)
         with torch.random.fork_rng(devices=[]), _Watch(recorder), recorder:
             found = function(*example)
-        recorder.graph.output(tuple(recorder.in_graph(one) for one in found))
+        outputs = found if isinstance(found, tuple) else (found,)
+        recorder.graph.output(tuple(recorder.in_graph(one) for one in outputs))
         _failures_as_nan(recorder.graph)
         recorder.graph.eliminate_dead_code()
         self.module = torch.fx.GraphModule(recorder.module, recorder.graph)
