@@ -1,4 +1,7 @@
-"""PPCA on wine: a gradient, and the least bulk ESS of W W' and sigma per second, against NumPyro's NUTS."""
+"""PPCA on wine: a gradient, and the least bulk ESS of W W' and sigma per second, against NumPyro's NUTS.
+
+With 64 vectorised chains NumPyro makes a third as many effective draws a second as with 4, and takes minutes: it is left out.
+"""
 
 from typing import Any
 
@@ -10,7 +13,7 @@ NAME = "PPCA on wine"
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"n_warmup": 5, "n_draws": 10, "n_chains": (2,), "n_many": 2, "n_rounds": 1},
     "small": {"n_warmup": 10, "n_draws": 20, "n_chains": (2,), "n_many": 2, "n_rounds": 1},
-    "full": {"n_warmup": 300, "n_draws": 300, "n_chains": (4, 64), "n_many": 64, "n_rounds": 2},
+    "full": {"n_warmup": 300, "n_draws": 300, "n_chains": (4,), "n_many": 64, "n_rounds": 2},
 }
 
 
