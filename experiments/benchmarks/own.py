@@ -21,6 +21,8 @@ from latentlab.seeds import Seeds, one_thread
 Values = Mapping[str, np.ndarray]
 LEAST = 0.05
 """Share of a run below which its sampling is lost in the noise of a difference."""
+MOST_OF_MANY = 150
+"""Draws of each of many chains: their time is to be seen beside that of the warm-up."""
 Quantities = Callable[[Values], np.ndarray]
 """Draws of the sites `(chain, draw, *site)` to what is compared, `(chain, draw, quantity)`."""
 
@@ -89,7 +91,7 @@ class Chains:
 def methods(n_warmup: int, n_draws: int, n_chains: int, n_many: int) -> dict[str, Any]:
     """The samplers that latentlab has, by the name of their side: with a few chains, and with many where there are to be more."""
     nuts = ll.NUTS(n_chains=n_chains, n_warmup=n_warmup, n_draws=n_draws, compiled=n_many > n_chains)
-    many = ll.ChEES(n_many, min(8, n_many), n_warmup, draws_each(n_draws, n_many), compiled=False)
+    many = ll.ChEES(n_many, min(8, n_many), n_warmup, min(n_draws, MOST_OF_MANY), compiled=False)
     found = {f"latentlab NUTS, {n_chains} chains": nuts, f"latentlab ChEES, {n_many} chains": many}
     if n_many > n_chains:
         found[f"latentlab ChEES, {n_many} chains, compiled"] = replace(many, compiled=True)
