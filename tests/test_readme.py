@@ -82,7 +82,7 @@ def test_the_make_targets_do_what_is_said():
 @pytest.mark.slow
 def test_the_python_example_runs(tmp_path):
     code = next(block for block in blocks("python") if block.startswith("import latentlab"))
-    small = code.replace("n_warmup=500, n_draws=1000", "n_warmup=150, n_draws=150")
+    small = code.replace("ll.ChEES()", "ll.ChEES(n_warmup=150, n_draws=50)")
     assert small != code
     done = subprocess.run([sys.executable, "-c", small], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
