@@ -223,15 +223,16 @@ def figure(rows: Sequence[Row], path: Path) -> None:
         from matplotlib.figure import Figure
 
         shown = [row for row in rows if math.isfinite(row.ratio) and row.ratio > 0][::-1]
-        picture = Figure(figsize=(9, 1.2 + 0.22 * len(shown)), layout="constrained")
+        picture = Figure(figsize=(9, 1.2 + 0.33 * len(shown)), layout="constrained")
         axis = picture.subplots()
         at = np.arange(len(shown))
         colours = ["#0072B2" if row.ratio >= 1 else "#D55E00" for row in shown]
         axis.hlines(at, 1, [row.ratio for row in shown], color=colours, lw=1)
         axis.scatter([row.ratio for row in shown], at, c=colours, s=18, zorder=3)
         axis.axvline(1, color="black", lw=0.8)
-        axis.set_yticks(at, [f"{row.benchmark}: {row.what}, {row.side}" for row in shown])
-        axis.set(xscale="log", xlabel="times better than the peer (left of the line: worse)")
+        axis.set_yticks(at, [f"{row.benchmark}; {row.side}\n{row.what}" for row in shown])
+        axis.set(xscale="log", xlabel="times better than the peer")
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         picture.savefig(path, dpi=150)
 
 

@@ -58,7 +58,7 @@ def rows(size: str) -> list[Row]:
         n_units = options.pop("n_units")
         name, dataset = f"Gaussian mixture, N = {n_units:,}", gaussian_mixture(n_units=n_units)
         model = ll.models.GaussianMixture(N_COMPONENTS, **PRIORS)
-        found += gradients(name, model, dataset, {"NumPyro": (numpyro_model, ("numpyro",))}, n_rounds=5)
+        found += gradients(name, model, dataset, {"NumPyro": (numpyro_model, ("numpyro",))}, n_rounds=5, compiled=size != "tiny")
         found += effective(
             name,
             model,
