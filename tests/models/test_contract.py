@@ -87,7 +87,15 @@ def test_contract(model, check):
 
 
 WITH_KERNELS = ("gaussian_mixture", "dp_mixture", "gaussian_hmm", "categorical_hmm", "poisson_hmm", "state_space")
-SERVED = [pytest.param(m, id=repr(m)) for name in WITH_KERNELS for m in CASES[name]]
+
+
+def one_of_each(names):
+    """The cases of these models; all but the first of each take minutes together, and are for the long run."""
+    cases = [(m, i) for name in names for i, m in enumerate(CASES[name])]
+    return [pytest.param(m, id=repr(m), marks=[pytest.mark.long] if i else []) for m, i in cases]
+
+
+SERVED = one_of_each(WITH_KERNELS)
 
 
 @pytest.fixture
@@ -103,9 +111,13 @@ def check_paths(model, missing):
 
 
 @pytest.mark.parametrize("model", MODELS_TO_CHECK)
-@pytest.mark.parametrize("missing", [False, True])
-def test_the_density_is_pyros_own(model, missing):
-    check_paths(model, missing)
+def test_the_density_is_pyros_own(model):
+    check_paths(model, missing=False)
+
+
+@pytest.mark.parametrize("model", one_of_each(CASES))
+def test_the_density_is_pyros_own_with_missing_entries(model):
+    check_paths(model, missing=True)
 
 
 @pytest.mark.parametrize("model", SERVED)
