@@ -410,8 +410,10 @@ def test_a_stick_breaking_mixture_is_aligned_although_its_prior_tells_labels_apa
     found = fit(model, two_groups(rng, apart=6.0), method, seed=0, progress=False)
     z = found.latents().values[..., 0]
     share = (z[..., None] == np.arange(3)).mean((0, 1))
-    assert (share.max(-1) > 0.6).mean() > 0.95
-    assert set(share.argmax(-1)[::2]).isdisjoint(share.argmax(-1)[1::2])
+    decided = share.max(-1) > 0.6  # one unit lies between the groups, and has .44, .43 and .13 in long runs
+    assert decided.mean() > 0.95
+    labels = share.argmax(-1)
+    assert set(labels[::2][decided[::2]]).isdisjoint(labels[1::2][decided[1::2]])
     mu, raw = found.data["latents"]["mu"].values[..., 0], found.sites()
     np.testing.assert_array_equal(np.take_along_axis(mu, z, -1), np.take_along_axis(raw["mu"][..., 0], raw["z"].astype(int), -1))
 
