@@ -407,13 +407,11 @@ def test_a_stick_breaking_mixture_is_aligned_although_its_prior_tells_labels_apa
     model = DPMixture(3)
     assert (model.symmetry, model.exchanges) == (Identity("component"), Permutation("component"))
     method = NUTS(n_chains=2, n_warmup=150, n_draws=240, max_tree_depth=6)
-    found = fit(model, two_groups(rng, apart=6.0), method, seed=0, progress=False)
+    found = fit(model, two_groups(rng, apart=8.0), method, seed=0, progress=False)  # nearer, a unit lies between the two
     z = found.latents().values[..., 0]
     share = (z[..., None] == np.arange(3)).mean((0, 1))
-    decided = share.max(-1) > 0.6  # one unit lies between the groups, and has .44, .43 and .13 in long runs
-    assert decided.mean() > 0.95
-    labels = share.argmax(-1)
-    assert set(labels[::2][decided[::2]]).isdisjoint(labels[1::2][decided[1::2]])
+    assert (share.max(-1) > 0.6).mean() > 0.95
+    assert set(share.argmax(-1)[::2]).isdisjoint(share.argmax(-1)[1::2])
     mu, raw = found.data["latents"]["mu"].values[..., 0], found.sites()
     np.testing.assert_array_equal(np.take_along_axis(mu, z, -1), np.take_along_axis(raw["mu"][..., 0], raw["z"].astype(int), -1))
 
