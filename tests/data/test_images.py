@@ -37,9 +37,9 @@ def put(folder, name, content):
 
 FILES = {
     "train-images-idx3-ubyte": idx(PIXELS),
-    "train-images.idx3-ubyte.gz": gzip.compress(idx(PIXELS)),
+    "train-images.idx3-ubyte.gz": gzip.compress(idx(PIXELS), mtime=0),
     "mine.idx": idx(PIXELS, ">f4"),
-    "mine.IDX.GZ": gzip.compress(idx(PIXELS, ">i2")),
+    "mine.IDX.GZ": gzip.compress(idx(PIXELS, ">i2"), mtime=0),
     "mine.npy": npy(PIXELS.astype("u1")),
 }
 
@@ -62,7 +62,7 @@ def test_labels_come_from_a_file_or_an_array(tmp_path):
     path = put(tmp_path, "images.idx", idx(PIXELS))
     for name, content in (
         ("l-ubyte", idx(KINDS)),
-        ("l-ubyte.gz", gzip.compress(idx(KINDS))),
+        ("l-ubyte.gz", gzip.compress(idx(KINDS), mtime=0)),
         ("l.npy", npy(KINDS)),
     ):
         assert images(path, labels=put(tmp_path, name, content)).labels.tolist() == [3, 0, 9, 3]
@@ -98,9 +98,9 @@ def test_the_first_images_are_taken_and_the_array_of_an_archive_is_named(tmp_pat
         ("a.idx", idx(PIXELS)[:-1], {}, r"declares shape \(4, 2, 3\), 24 B, but holds 23 B"),
         ("a.idx", idx(PIXELS) + b"\x00", {}, r"declares shape \(4, 2, 3\), 24 B, but holds 25 B"),
         ("a.idx", idx(PIXELS, shape=(2**32 - 1, 2**32 - 1, 2**32 - 1)), {}, "declares shape .*EB, but holds 24 B"),
-        ("a.idx.gz", gzip.compress(idx(PIXELS)[:-1]), {}, r"declares shape \(4, 2, 3\), 24 B, but holds 23 B"),
-        ("a.idx.gz", gzip.compress(idx(PIXELS) + b"\x00"), {}, "but holds more"),
-        ("a.idx.gz", gzip.compress(idx(PIXELS))[:-12], {}, "damaged"),
+        ("a.idx.gz", gzip.compress(idx(PIXELS)[:-1], mtime=0), {}, r"declares shape \(4, 2, 3\), 24 B, but holds 23 B"),
+        ("a.idx.gz", gzip.compress(idx(PIXELS) + b"\x00", mtime=0), {}, "but holds more"),
+        ("a.idx.gz", gzip.compress(idx(PIXELS), mtime=0)[:-12], {}, "damaged"),
         ("a.idx.gz", idx(PIXELS), {}, "damaged"),
         ("a.idx", idx(PIXELS[0]), {}, r"expected numbers of shape \(n_images, n_rows, n_columns\); got uint8 of \(2, 3\)"),
         ("a.idx", idx(PIXELS[:0]), {}, r"got uint8 of \(0, 2, 3\)"),
