@@ -1,18 +1,19 @@
 r"""The scaled forward-backward pass and the scores of Gaussian emissions, compiled by Numba.
 
-The only module that imports Numba; `kernels` loads it at the first call. The log likelihood of a chain and its gradient by
-Fisher's identity: the gradient is the posterior expectation of the complete-data score. With the filter
-$\alpha_t(j) = p(z_t = j \mid x_{\le t})$, its prior $p_t = \alpha_{t-1} A$, the levels $c_t = \sum_j p_t(j) b_t(j)$, and
-$w_t(j) = b_t(j) \beta_t(j) / c_t$,
-$$ \log p(x) = \sum_t \log c_t, \quad \beta_{t-1}(i) = \sum_j A_{ij} w_t(j), \quad
-   \gamma_t(j) = \alpha_t(j) \beta_t(j), \quad \xi_t(i, j) = \alpha_{t-1}(i) A_{ij} w_t(j) $$
-are all that is needed: $\partial / \partial \log b_t(j) = \gamma_t(j)$, $\partial / \partial \log A_{ij} = \sum_t \xi_t(i, j)$
-and $\partial / \partial \log \pi_j = \gamma_1(j)$. A mixture is the chain in which every unit begins a sequence: its $\gamma$
-are the responsibilities.
+The log likelihood of a chain and its gradient by Fisher's identity: the gradient is the posterior expectation of the
+complete-data score. With weights $w_t(j) \propto_j b_t(j)$, the largest of them 1, the filter
+$\alpha_t(j) = p(z_t = j \mid x_{\le t})$, its levels $c_t = \sum_{ij} \alpha_{t-1}(i) A_{ij} w_t(j)$ and $\beta$, up to a
+constant a step,
+$$ \log p(x) = \sum_t [\log c_t + \max_j \log b_t(j)], \quad \beta_{t-1}(i) \propto \sum_j A_{ij} w_t(j) \beta_t(j), \quad
+   \gamma_t(j) = \frac{\alpha_t(j) \beta_t(j)}{S_t}, \quad
+   \xi_t(i, j) = \frac{\alpha_{t-1}(i) A_{ij} w_t(j) \beta_t(j)}{c_t S_t}, \quad S_t = \sum_j \alpha_t(j) \beta_t(j), $$
+are all that is needed: $\partial / \partial \log b_t(j) = \gamma_t(j)$,
+$\partial / \partial \log A_{ij} = \sum_t \xi_t(i, j)$ and $\partial / \partial \log \pi_j = \gamma_1(j)$. A mixture is the
+chain in which every unit begins a sequence: its $\gamma$ are the responsibilities.
 
-Probabilities that are too small for a float are lost in the filter, an absolute error of less than 1e-303. It matters as much
-as w says: while $w \le 10^{180}$ and $c \ge 10^{-100}$ the error is far below the last digit. A sequence that is outside of
-these bounds (a path comes back from where the data had ruled it out) is done again in log space, several times slower.
+Probabilities that are too small for a float are lost in both passes, an error of less than 1e-303 beside sums of at least 1e-100.
+It matters as much as the other pass says: while $S \ge 10^{-180}$ the error is far below the last digit. A sequence that is
+outside of these bounds (a path comes back from where the data had ruled it out) is done again in log space, several times slower.
 
 All loops run in one thread and in a fixed order: the digits do not depend on the number of threads. The interpreter's lock is
 released.
@@ -29,7 +30,7 @@ from typing import Any
 import numba
 import numpy as np
 
-LEAST_LEVEL, MOST_LEVEL, MOST_WEIGHT = 1e-100, 1e100, 1e180
+LEAST_LEVEL, MOST_LEVEL, LEAST_SHARED = 1e-100, 1e100, 1e-180
 LOG_2PI = math.log(2 * math.pi)
 LEAST_EXPONENT = -700.0
 LOG_2_E, ROUNDING = 1 / math.log(2.0), 1.5 * 2.0**52
@@ -89,64 +90,111 @@ def _fill(matrix: Any, value: float) -> None:
 
 
 @compiled
-def _scaled(
-    initial: Any, transition: Any, log_b: Any, n: int, alpha: Any, weight: Any, beta: Any, gamma: Any, pairs: Any
-) -> tuple[float, bool]:
-    """Log likelihood of the first n rows of `log_b`, and whether it is exact; fills `gamma`, and `pairs` but for the factor A."""
-    n_states = len(initial)
+def _weights(log_b: Any, first: int, weight: Any) -> float:
+    """exp of the n columns of `log_b` from `first`, each over its largest, into `weight` `(state, n)`; the largest's log sum."""
+    n_states, n = weight.shape
+    top = log_b[0][first : first + n].copy()
+    for j in range(1, n_states):
+        row = log_b[j][first : first + n]
+        for t in range(n):
+            top[t] = max(top[t], row[t])
+    for j in range(n_states):
+        row, own = log_b[j][first : first + n], weight[j]
+        for t in range(n):
+            own[t] = row[t] - top[t]
+    exp_all(weight.reshape(-1), weight.size)
     value = 0.0
     for t in range(n):
-        top = log_b[t, 0]
-        for j in range(1, n_states):
-            top = max(top, log_b[t, j])
-        for j in range(n_states):
-            weight[t, j] = log_b[t, j] - top
-        value += top
-    exp_all(weight.reshape(-1), n * n_states)
-    levels = 1.0
-    for t in range(n):
-        level = 0.0
-        for j in range(n_states):
-            prior = initial[j]
-            if t > 0:
-                prior = 0.0
-                for i in range(n_states):
-                    prior += alpha[t - 1, i] * transition[i, j]
-            alpha[t, j] = prior * weight[t, j]
-            level += alpha[t, j]
-        if not LEAST_LEVEL <= level <= MOST_LEVEL:
-            return value, False
-        scale = 1 / level
-        for j in range(n_states):
-            alpha[t, j] *= scale
-            weight[t, j] *= scale
+        value += top[t]
+    return value
+
+
+@compiled
+def _recursions(
+    states: Any, initial: Any, transition: Any, weight: Any, a: Any, b: Any, v: Any, inverse_level: Any
+) -> tuple[float, bool]:
+    """The sum of log c, and whether all levels are within bounds; fills a, b, v `(state, n)` and 1 / c.
+
+    The two passes need nothing of each other, and the processor works on both at once. Each divides by the level of the step
+    before, which then need not be waited for: a is that of its own step too large, c alpha.
+    """
+    n_states = len(states) if len(states) > 0 else len(initial)
+    n = weight.shape[1]
+    value, levels, exact = 0.0, 1.0, True
+    level, total = 0.0, float(n_states)
+    for j in range(n_states):
+        a[j, 0] = initial[j] * weight[j, 0]
+        level += a[j, 0]
+        b[j, n - 1] = 1.0
+    for s in range(1, n):
+        exact &= LEAST_LEVEL <= level <= MOST_LEVEL and total >= LEAST_LEVEL
+        forth, back = 1 / level, 1 / total
+        inverse_level[s - 1] = forth
         levels *= level
         if not LEAST_LEVEL <= levels <= MOST_LEVEL:
             value += math.log(levels)
             levels = 1.0
-    value += math.log(levels)
-    _fill(pairs, 0.0)
-    for j in range(n_states):
-        beta[j] = 1.0
-    for t in range(n - 1, -1, -1):
+        level, total = 0.0, 0.0
         for j in range(n_states):
-            gamma[t, j] = alpha[t, j] * beta[j]
-        if t == 0:
-            break
+            prior = 0.0
+            for i in range(n_states):
+                prior += a[i, s - 1] * transition[i, j]
+            prior *= weight[j, s] * forth
+            a[j, s] = prior
+            level += prior
+        t = n - s
         for j in range(n_states):
-            weight[t, j] *= beta[j]
-            if not weight[t, j] <= MOST_WEIGHT:
-                return value, False
+            v[j, t] = weight[j, t] * b[j, t]
         for i in range(n_states):
-            total = 0.0
+            after = 0.0
             for j in range(n_states):
-                total += transition[i, j] * weight[t, j]
-                pairs[i, j] += alpha[t - 1, i] * weight[t, j]
-            beta[i] = total
+                after += transition[i, j] * v[j, t]
+            after *= back
+            b[i, t - 1] = after
+            total += after
+    exact &= LEAST_LEVEL <= level <= MOST_LEVEL
+    inverse_level[n - 1] = 1 / level
+    return value + math.log(levels) + math.log(level), exact
+
+
+@summing
+def _dot(x: Any, y: Any) -> float:
+    total = 0.0
+    for t in range(len(x)):
+        total += x[t] * y[t]
+    return total
+
+
+@compiled
+def _expectations(a: Any, b: Any, v: Any, inverse_level: Any, transition: Any, gamma: Any, first: int, pairs: Any) -> bool:
+    """Whether S is within bounds; fills the n columns of `gamma` from `first`, and `pairs`; destroys a."""
+    n_states, n = a.shape
+    share = np.zeros(n)
+    for j in range(n_states):
+        left, right, own = a[j], b[j], gamma[j][first : first + n]
+        for t in range(n):
+            own[t] = left[t] * right[t]
+            share[t] += left[t] * right[t]
+    n_sound = 0
+    for t in range(n):
+        n_sound += share[t] * inverse_level[t] >= LEAST_SHARED
+        share[t] = 1 / share[t]
+    if n_sound < n:
+        return False
+    for j in range(n_states):
+        own = gamma[j][first : first + n]
+        for t in range(n):
+            own[t] *= share[t]
+    before, after = inverse_level[: n - 1], share[1:]
+    for t in range(n - 1):
+        before[t] *= after[t]
     for i in range(n_states):
+        left = a[i][: n - 1]
+        for t in range(n - 1):
+            left[t] *= before[t]
         for j in range(n_states):
-            pairs[i, j] *= transition[i, j]
-    return value, True
+            pairs[i, j] = transition[i, j] * _dot(left, v[j][1:])
+    return True
 
 
 @compiled
@@ -165,11 +213,11 @@ def _log_sum(terms: Any) -> float:
 
 @compiled
 def _in_logs(
-    log_initial: Any, log_transition: Any, log_b: Any, n: int, alpha: Any, weight: Any, beta: Any, gamma: Any, pairs: Any
+    log_initial: Any, log_transition: Any, log_b: Any, first: int, alpha: Any, weight: Any, gamma: Any, pairs: Any
 ) -> float:
-    """What `_scaled` does, with alpha, weight and beta as logs: exact always. Zeros in gamma and pairs if x is impossible."""
-    n_states = len(log_initial)
-    terms = np.empty(n_states)
+    """The log likelihood, with all as logs: exact always. Fills what `_expectations` does, with zeros if x is impossible."""
+    n_states, n = alpha.shape
+    terms, beta = np.empty(n_states), np.zeros(n_states)
     _fill(pairs, 0.0)
     value = 0.0
     for t in range(n):
@@ -177,34 +225,31 @@ def _in_logs(
             prior = log_initial[j]
             if t > 0:
                 for i in range(n_states):
-                    terms[i] = alpha[t - 1, i] + log_transition[i, j]
+                    terms[i] = alpha[i, t - 1] + log_transition[i, j]
                 prior = _log_sum(terms)
-            alpha[t, j] = prior + log_b[t, j]
+            alpha[j, t] = prior + log_b[j, first + t]
         for j in range(n_states):
-            terms[j] = alpha[t, j]
+            terms[j] = alpha[j, t]
         level = _log_sum(terms)
         value += level
         if level == -np.inf:
-            for s in range(n):
-                for j in range(n_states):
-                    gamma[s, j] = 0.0
+            for j in range(n_states):
+                gamma[j][first : first + n] = 0.0
             return value
         for j in range(n_states):
-            alpha[t, j] -= level
-            weight[t, j] = log_b[t, j] - level
-    for j in range(n_states):
-        beta[j] = 0.0
+            alpha[j, t] -= level
+            weight[j, t] = log_b[j, first + t] - level
     for t in range(n - 1, -1, -1):
         for j in range(n_states):
-            gamma[t, j] = _exp(alpha[t, j] + beta[j])
+            gamma[j, first + t] = _exp(alpha[j, t] + beta[j])
         if t == 0:
             break
         for j in range(n_states):
-            weight[t, j] += beta[j]
+            weight[j, t] += beta[j]
         for i in range(n_states):
             for j in range(n_states):
-                terms[j] = log_transition[i, j] + weight[t, j]
-                pairs[i, j] += _exp(alpha[t - 1, i] + terms[j])
+                terms[j] = log_transition[i, j] + weight[j, t]
+                pairs[i, j] += _exp(alpha[i, t - 1] + terms[j])
             beta[i] = _log_sum(terms)
     return value
 
@@ -231,7 +276,48 @@ def _end(starts: Any, first: int) -> int:
 
 
 @compiled
+def _chain(
+    states: Any,
+    log_initial: Any,
+    log_transition: Any,
+    log_b: Any,
+    starts: Any,
+    d_initial: Any,
+    d_transition: Any,
+    gamma: Any,
+) -> float:
+    """`hidden_markov` with the emissions' log densities, and gamma, as `(state, unit)`."""
+    n_states, n_units = log_b.shape
+    initial, transition, pairs = np.exp(log_initial), np.exp(log_transition), np.empty((n_states, n_states))
+    size = n_states * _longest(starts)
+    work = np.empty((4, size))
+    value = 0.0
+    first = 0
+    while first < n_units:
+        end = _end(starts, first)
+        n = end - first
+        weight, a = work[0][: n_states * n].reshape(n_states, n), work[1][: n_states * n].reshape(n_states, n)
+        b, v = work[2][: n_states * n].reshape(n_states, n), work[3][: n_states * n].reshape(n_states, n)
+        inverse_level = np.empty(n)
+        tops = _weights(log_b, first, weight)
+        part, exact = _recursions(states, initial, transition, weight, a, b, v, inverse_level)
+        part += tops
+        if exact:
+            exact = _expectations(a, b, v, inverse_level, transition, gamma, first, pairs)
+        if not exact:
+            part = _in_logs(log_initial, log_transition, log_b, first, a, weight, gamma, pairs)
+        value += part
+        for i in range(n_states):
+            d_initial[i] += gamma[i, first]
+            for j in range(n_states):
+                d_transition[i, j] += pairs[i, j]
+        first = end
+    return value
+
+
+@compiled
 def hidden_markov(
+    states: Any,
     log_initial: Any,
     log_transition: Any,
     log_emission: Any,
@@ -240,39 +326,22 @@ def hidden_markov(
     d_transition: Any,
     d_emission: Any,
 ) -> float:
-    """Log likelihood; its gradients for the first three arguments are written into the last three.
+    """Log likelihood; its gradients for three arguments are added to the last three.
 
     Args:
+        states: A tuple of as many numbers as there are states, for a loop of their own; or an empty one.
         log_initial: `(state,)`.
         log_transition: `(state, next_state)`.
         log_emission: `(unit, state)`.
         starts: `(unit,)`.
         d_initial, d_transition, d_emission: Of the same shapes.
     """
-    n_units, n_states = log_emission.shape
-    longest = _longest(starts)
-    alpha, weight = np.empty((longest, n_states)), np.empty((longest, n_states))
-    beta, pairs = np.empty(n_states), np.empty((n_states, n_states))
-    initial, transition = np.empty(n_states), np.empty((n_states, n_states))
-    for i in range(n_states):
-        initial[i], d_initial[i] = math.exp(log_initial[i]), 0.0
-        for j in range(n_states):
-            transition[i, j], d_transition[i, j] = math.exp(log_transition[i, j]), 0.0
-    value = 0.0
-    first = 0
-    while first < n_units:
-        end = _end(starts, first)
-        n = end - first
-        log_b, gamma = log_emission[first:end], d_emission[first:end]
-        part, exact = _scaled(initial, transition, log_b, n, alpha, weight, beta, gamma, pairs)
-        if not exact:
-            part = _in_logs(log_initial, log_transition, log_b, n, alpha, weight, beta, gamma, pairs)
-        value += part
-        for i in range(n_states):
-            d_initial[i] += gamma[0, i]
-            for j in range(n_states):
-                d_transition[i, j] += pairs[i, j]
-        first = end
+    gamma = np.empty(log_emission.T.shape)
+    log_b = np.ascontiguousarray(log_emission.T)
+    value = _chain(states, log_initial, log_transition, log_b, starts, d_initial, d_transition, gamma)
+    for j in range(len(gamma)):
+        for t in range(gamma.shape[1]):
+            d_emission[t, j] += gamma[j, t]
     return value
 
 
@@ -280,33 +349,51 @@ def hidden_markov(
 
 
 @compiled
-def responsibilities(log_weights: Any, joint: Any, d_weights: Any) -> float:
-    """Log likelihood of a mixture; `joint`, the log densities `(unit, component)`, becomes the responsibilities.
+def _responsibilities(log_weights: Any, joint: Any, d_weights: Any) -> float:
+    """Log likelihood of a mixture; `joint`, the log densities `(component, unit)`, becomes the responsibilities.
 
     Their sums are added to `d_weights`. Units that are impossible have responsibilities of 0.
     """
-    value = 0.0
-    for t in range(len(joint)):
-        top = -np.inf
-        for k in range(len(log_weights)):
-            joint[t, k] += log_weights[k]
-            if joint[t, k] > top or joint[t, k] != joint[t, k]:
-                top = joint[t, k]
-        value += top
-        for k in range(len(log_weights)):
-            joint[t, k] = joint[t, k] - top if top != -np.inf else -np.inf
+    n_components, n_units = joint.shape
+    top, total = np.full(n_units, -np.inf), np.zeros(n_units)
+    for k in range(n_components):
+        row = joint[k]
+        for t in range(n_units):
+            row[t] += log_weights[k]
+            top[t] = row[t] if row[t] > top[t] or row[t] != row[t] else top[t]
+    for k in range(n_components):
+        row = joint[k]
+        for t in range(n_units):
+            row[t] = row[t] - top[t] if top[t] != -np.inf else -np.inf
     exp_all(joint.reshape(-1), joint.size)
-    for t in range(len(joint)):
-        total = 0.0
-        for k in range(len(log_weights)):
-            total += joint[t, k]
-        scale = 1 / total if total != 0 else 0.0
-        if total != 0:
-            value += math.log(total)
-        for k in range(len(log_weights)):
-            joint[t, k] *= scale
-            d_weights[k] += joint[t, k]
+    for k in range(n_components):
+        row = joint[k]
+        for t in range(n_units):
+            total[t] += row[t]
+    value, levels = 0.0, 1.0
+    for t in range(n_units):
+        value += top[t]
+        if total[t] != 0:
+            levels *= total[t]  # from 1 to the number of components
+            total[t] = 1 / total[t]
+        if not levels <= MOST_LEVEL:
+            value += math.log(levels)
+            levels = 1.0
+    value += math.log(levels)
+    for k in range(n_components):
+        row = joint[k]
+        for t in range(n_units):
+            row[t] *= total[t]
+        d_weights[k] += _sum(row)
     return value
+
+
+@summing
+def _sum(x: Any) -> float:
+    total = 0.0
+    for t in range(len(x)):
+        total += x[t]
+    return total
 
 
 @compiled
@@ -344,8 +431,8 @@ def _standardise(columns: Any, mu: Any, inverse: Any, k: int, s: Any) -> None:
 
 
 @compiled
-def gaussian_log_density(columns: Any, mu: Any, inverse: Any, s: Any, out: Any) -> None:
-    """log N(x | mu_k, L_k L_k') into `out` `(unit, component)`.
+def _gaussian_log_density(columns: Any, mu: Any, inverse: Any, s: Any, out: Any) -> None:
+    """log N(x | mu_k, L_k L_k') into `out` `(component, unit)`.
 
     Args:
         columns: x, `(feature, unit)`.
@@ -360,15 +447,16 @@ def gaussian_log_density(columns: Any, mu: Any, inverse: Any, s: Any, out: Any) 
         constant = -0.5 * LOG_2PI * n_features
         for d in range(n_features):
             constant += math.log(inverse[k, d, d if inverse.shape[2] > 1 else 0])
-        for t in range(n_units):
-            out[t, k] = constant
+        row = out[k]
+        row[:] = constant
         for d in range(n_features):
+            own = s[d]
             for t in range(n_units):
-                out[t, k] -= 0.5 * s[d, t] * s[d, t]
+                row[t] -= 0.5 * own[t] * own[t]
 
 
-@summing
-def gaussian_score(columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, d_mu: Any, d_lower: Any) -> None:
+@compiled
+def _gaussian_score(columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, d_mu: Any, d_lower: Any) -> None:
     r"""Gradients of $\sum_{nk} \gamma_{nk} \log N(x_n \mid \mu_k, L_k L_k')$ for mu and L, added to the last two.
 
     With $s = L_k^{-1} (x - \mu_k)$ the scores are $L_k'^{-1} s$ for $\mu_k$, and for $L_k$ the lower triangle of
@@ -376,26 +464,19 @@ def gaussian_score(columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, d_mu
     """
     n_features, n_units = s.shape
     width = inverse.shape[2]
-    share = np.empty(n_units)
-    first, second = np.empty(n_features), np.empty((n_features, width))
+    shared = np.empty(n_units)
+    first, second = np.empty(n_features), np.zeros((n_features, width))
     for k in range(len(mu)):
         _standardise(columns, mu, inverse, k, s)
-        size = 0.0
-        for t in range(n_units):
-            share[t] = gamma[t, k]
-            size += share[t]
+        share = gamma[k]
+        size = _sum(share)
         for d in range(n_features):
-            total = 0.0
+            own = s[d]
             for t in range(n_units):
-                total += share[t] * s[d, t]
-            first[d] = total
-            for e in range(width):
-                other = e if width > 1 else d
-                total = 0.0
-                if other <= d:
-                    for t in range(n_units):
-                        total += share[t] * s[d, t] * s[other, t]
-                second[d, e] = total
+                shared[t] = share[t] * own[t]
+            first[d] = _sum(shared)
+            for e in range(d + 1 if width > 1 else 1):
+                second[d, e] = _dot(shared, s[e if width > 1 else d])
         for d in range(n_features):
             if width == 1:
                 d_mu[k, d] += inverse[k, d, 0] * first[d]
@@ -406,3 +487,62 @@ def gaussian_score(columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, d_mu
                     for e in range(d + 1):
                         d_lower[k, d, e] += inverse[k, c, d] * second[c, e]
                 d_lower[k, d, d] -= size * inverse[k, d, d]
+
+
+@compiled
+def gaussian_hidden_markov(
+    states: Any,
+    log_initial: Any,
+    log_transition: Any,
+    mu: Any,
+    lower: Any,
+    columns: Any,
+    starts: Any,
+    d_initial: Any,
+    d_transition: Any,
+    d_mu: Any,
+    d_lower: Any,
+) -> float:
+    """`hidden_markov` with Gaussian emissions; gradients for four arguments are added to the last four.
+
+    Args:
+        states, log_initial, log_transition, starts: As there.
+        mu: `(state, feature)`.
+        lower: L, as in `inverses`.
+        columns: x, `(feature, unit)`.
+        d_initial, d_transition, d_mu, d_lower: Of the shapes of what they are for.
+    """
+    inverse, work = np.zeros(lower.shape), np.empty(columns.shape)
+    log_b, gamma = np.empty((len(mu), len(starts))), np.empty((len(mu), len(starts)))
+    inverses(lower, inverse)
+    _gaussian_log_density(columns, mu, inverse, work, log_b)
+    value = _chain(states, log_initial, log_transition, log_b, starts, d_initial, d_transition, gamma)
+    _gaussian_score(columns, mu, inverse, work, gamma, d_mu, d_lower)
+    return value
+
+
+@compiled
+def gaussian_mixture(
+    at_once: int, log_weights: Any, mu: Any, lower: Any, columns: Any, d_weights: Any, d_mu: Any, d_lower: Any
+) -> float:
+    """Log likelihood of a Gaussian mixture; gradients for its three parameters are added to the last three.
+
+    Args:
+        at_once: Units that are worked on together.
+        log_weights: `(component,)`.
+        mu, lower, columns: As in `gaussian_hidden_markov`.
+        d_weights, d_mu, d_lower: Of the shapes of what they are for.
+    """
+    inverse = np.zeros(lower.shape)
+    inverses(lower, inverse)
+    n_features, n_units = columns.shape
+    value = 0.0
+    for first in range(0, n_units, at_once):
+        n = min(at_once, n_units - first)
+        block, work, joint = np.empty((n_features, n)), np.empty((n_features, n)), np.empty((len(mu), n))
+        for d in range(n_features):
+            block[d] = columns[d][first : first + n]
+        _gaussian_log_density(block, mu, inverse, work, joint)
+        value += _responsibilities(log_weights, joint, d_weights)
+        _gaussian_score(block, mu, inverse, work, joint, d_mu, d_lower)
+    return value

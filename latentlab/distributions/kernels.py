@@ -22,6 +22,8 @@ import torch
 
 AT_ONCE = 4096
 """Units of a mixture that are worked on together: what they need stays in the processor's cache."""
+UNROLLED = 6
+"""States of a chain up to which their number is known to the compiler."""
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -45,36 +47,23 @@ def serves(*tensors: torch.Tensor) -> bool:
 
 def hidden_markov(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
     """Of a chain: log_initial, log_transition, log_emission; starts."""
-    return _compiled().hidden_markov(*parameters, *data, *gradients)
+    return _compiled().hidden_markov(_states(parameters), *parameters, *data, *gradients)
 
 
 def gaussian_hidden_markov(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
     """Of a chain with Gaussian emissions: log_initial, log_transition, mu, lower; the features as rows, starts."""
-    (log_initial, log_transition, mu, lower), (columns, starts) = parameters, data
-    loops = _compiled()
-    inverse, work, log_emission = np.zeros(lower.shape), np.empty(columns.shape), np.empty((len(starts), len(mu)))
-    loops.inverses(lower, inverse)
-    loops.gaussian_log_density(columns, mu, inverse, work, log_emission)
-    gamma = np.empty(log_emission.shape)
-    value = loops.hidden_markov(log_initial, log_transition, log_emission, starts, *gradients[:2], gamma)
-    loops.gaussian_score(columns, mu, inverse, work, gamma, *gradients[2:])
-    return value
+    return _compiled().gaussian_hidden_markov(_states(parameters), *parameters, *data, *gradients)
 
 
 def gaussian_mixture(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
-    """Of a Gaussian mixture: log_weights, mu, lower; the features as rows. Block by block of units."""
-    (log_weights, mu, lower), (columns,) = parameters, data
-    loops = _compiled()
-    inverse = np.zeros(lower.shape)
-    loops.inverses(lower, inverse)
-    value = 0.0
-    for first in range(0, columns.shape[1], AT_ONCE):
-        block = np.ascontiguousarray(columns[:, first : first + AT_ONCE])
-        work, joint = np.empty(block.shape), np.empty((block.shape[1], len(mu)))
-        loops.gaussian_log_density(block, mu, inverse, work, joint)
-        value += loops.responsibilities(log_weights, joint, gradients[0])
-        loops.gaussian_score(block, mu, inverse, work, joint, *gradients[1:])
-    return value
+    """Of a Gaussian mixture: log_weights, mu, lower; the features as rows."""
+    return _compiled().gaussian_mixture(AT_ONCE, *parameters, *data, *gradients)
+
+
+def _states(parameters: Arrays) -> tuple[int, ...]:
+    """For few states a loop that knows how many there are, compiled for each number of them: it takes half the time."""
+    n_states = len(parameters[0])
+    return (0,) * n_states if n_states <= UNROLLED else ()
 
 
 def value_and_gradients(

@@ -43,6 +43,14 @@ CACHE = "LATENTLAB_CACHE"
 """Environment variable with the folder for machine code."""
 UNSEEN = ("numpy", "tolist", "__array__", "__dlpack__")
 """Methods of a tensor that hand out its numbers without an operation of torch."""
+SMALL = 64
+"""Numbers up to which a tensor that a graph holds is looked at."""
+_aten = torch.ops.aten
+SHAPED = (
+    *(_aten.new_ones.default, _aten.new_zeros.default, _aten.new_full.default),
+    *(_aten.ones_like.default, _aten.zeros_like.default, _aten.full_like.default),
+)
+"""Operations that take no more from a tensor than its shape."""
 
 Function = Callable[..., Any]
 
@@ -122,8 +130,9 @@ class _Recorder(TorchDispatchMode):
 
     Tensors are known by their identity, and so are held until the end. A tensor that is no node is what it is for good, unless
     it is changed in place, which the places of memory tell: those of `memory` are constants of the graph, those of `changed` were
-    made nodes by a change, and those of `made` came into being in this call. What is refused, with a ValueError, is what a graph
-    would get wrong without the check of `capture` seeing it.
+    made nodes by a change, those of `made` came into being in this call, and those of `shaped` are nodes of which the arguments
+    told no more than the shape. What is refused, with a ValueError, is what a graph would get wrong without `capture`
+    seeing it.
     """
 
     def __init__(self, arguments: Sequence[torch.Tensor]) -> None:
@@ -136,6 +145,7 @@ class _Recorder(TorchDispatchMode):
         self.memory: set[int] = set()
         self.changed: set[int] = set()
         self.made: set[int] = set()
+        self.shaped: set[int] = set()
         self.noise: list[tuple[torch.Size, torch.dtype]] = []
         self.sizes: list[int] = []
         for i, argument in enumerate(arguments):
@@ -175,12 +185,13 @@ class _Recorder(TorchDispatchMode):
             if func is torch.ops.aten.normal_.default and unknown and tuple(args[1:]) in ((), (0.0, 1.0)):
                 self._noise(args[0])
                 return func(*args, **kwargs)
-        elif len(unknown) == len(given):
+        elif len(unknown) == len(given) or self._is_constant(func, given):
             return self.apart(func, args, kwargs, given)
         if func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default):
             args = (args[0], self._counted(args[1]), *args[2:])
         if torch.Tag.dynamic_output_shape in func.tags and not _is_sized(func, args):
             raise ValueError(f"the shape of what it makes depends on values ({func})")
+        self.shaped.difference_update(_memory(tensor) for tensor in written)
         changed = {id(tensor) for tensor in written}
         mapped = tree_map(lambda leaf: self.in_graph(leaf, changed=id(leaf) in changed), (args, kwargs))
         node = self.graph.call_function(func, *mapped)
@@ -191,11 +202,19 @@ class _Recorder(TorchDispatchMode):
             raise ValueError(f"it takes a number out of a tensor ({func})")
         if isinstance(found, torch.Tensor):
             self._known(found, node)
+            if func in SHAPED:
+                self.shaped.add(_memory(found))
         else:
             for i, one in enumerate(found):
                 if isinstance(one, torch.Tensor):
                     self._known(one, self.graph.call_function(operator.getitem, (node, i)))
         return found
+
+    def _is_constant(self, func: Any, given: list[torch.Tensor]) -> bool:
+        """Whether no more than the shapes of the arguments tells what a function makes; a view may be written to later."""
+        if func in SHAPED or func._schema.is_mutable or any(one.alias_info is not None for one in func._schema.returns):
+            return False
+        return all(id(tensor) not in self.nodes or _memory(tensor) in self.shaped for tensor in given)
 
     def _known(self, tensor: torch.Tensor, node: Any) -> None:
         node.meta["n_dims"], node.meta["is_number"] = tensor.dim(), tensor.is_floating_point()
@@ -396,22 +415,50 @@ def _masked(result: torch.Tensor, info: torch.Tensor, n_dims: int) -> torch.Tens
 
 
 def _held_outside(module: Any) -> tuple[Any, list[torch.Tensor]]:
-    """The graph with the tensors that it holds, single numbers apart, as arguments at the end; and these."""
+    """The graph with the tensors that it holds, single numbers apart, as arguments at the end; and these.
+
+    Every argument takes its time in every call. Small tensors that are equal become one, and those full of one whole number, or
+    an infinite one, an operation, of which the compiler makes a number in a loop.
+    """
     graph = torch.fx.Graph()
     copies: dict[Any, Any] = {}
     held: list[torch.Tensor] = []
+    known: dict[Any, Any] = {}
+    full: dict[Any, tuple[torch.Tensor, float]] = {}
     nodes = list(module.graph.nodes)
     for node in nodes:
         if node.op == "placeholder":
             copies[node] = graph.node_copy(node, lambda n: copies[n])
     for node in nodes:
         if node.op == "get_attr" and node.users and getattr(module, node.target).dim():
-            copies[node] = graph.placeholder(f"held_{len(held)}")
-            held.append(getattr(module, node.target).detach().contiguous())
+            tensor = getattr(module, node.target).detach().contiguous()
+            number = _repeated(tensor)
+            if number is not None:
+                full[node] = tensor, number
+                continue
+            content = tensor.numpy().tobytes() if tensor.numel() <= SMALL else node
+            key = tensor.shape, tensor.dtype, content
+            if key not in known:
+                known[key] = graph.placeholder(f"held_{len(held)}")
+                held.append(tensor)
+            copies[node] = known[key]
+    for node, (tensor, number) in full.items():
+        copies[node] = graph.call_function(_aten.full.default, (list(tensor.shape), number), {"dtype": tensor.dtype})
     for node in nodes:
         if node not in copies and (node.users or node.op == "output" or node.is_impure()):
             copies[node] = graph.node_copy(node, lambda n: copies[n])
     return torch.fx.GraphModule(module, graph), held
+
+
+def _repeated(tensor: torch.Tensor) -> float | None:
+    """The number that a small tensor is full of, if it is whole or infinite; a number like 0.3 may be the data's own."""
+    if tensor.dtype != torch.float64 or not 0 < tensor.numel() <= SMALL:
+        return None
+    first = tensor.flatten()[0]
+    number = float(first)
+    if not (math.isinf(number) or number.is_integer()) or (number == 0 and math.copysign(1.0, number) < 0):
+        return None
+    return number if bool((tensor == first).all()) else None
 
 
 # -- machine code

@@ -19,10 +19,10 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
-from torch.distributions import biject_to
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.series import boundaries
+from latentlab.distributions.simplex import transform_of
 from latentlab.errors import DataError, InferenceError, ModelError, unknown
 from latentlab.inference.capture import Plan, capture
 from latentlab.models.base import NOTHING, Arrays, Fixed, LatentModel
@@ -157,7 +157,7 @@ class Density:
         start = 0
         for name, site in trace.nodes.items():
             if _is_latent(site):
-                transform = biject_to(site["fn"].support)
+                transform = transform_of(site["fn"].support)
                 unconstrained = transform.inv(site["value"]).shape
                 self.sites.append(Site(name, site["value"].shape, unconstrained, transform, start))
                 start += unconstrained.numel()

@@ -71,6 +71,32 @@ def test_a_constant_that_is_changed_in_place_is_not_folded():
         np.testing.assert_allclose(fast(torch.full((3,), value, dtype=torch.float64))[0], 2 * value)
 
 
+def of_a_shape(x):
+    n = x.new_ones(4).cumsum(0)
+    empty = torch.zeros_like(x)
+    half = empty[:2]
+    half.copy_(x[2:])  # `empty` is no constant from here on
+    return x * n.log().cumsum(0), empty + n
+
+
+def test_what_only_the_shape_of_an_argument_tells_is_computed_beforehand():
+    found = operations(of_a_shape, torch.ones(4))
+    assert not [name for name in found if "cumsum" in name or "log" in name]
+    fast = capture(of_a_shape, torch.ones(4, dtype=torch.float64))
+    assert fast is not of_a_shape
+    for x in (torch.randn(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)):
+        for one, two in zip(fast(x), of_a_shape(x), strict=True):
+            torch.testing.assert_close(one, two)
+
+
+def test_random_numbers_of_an_arguments_shape_are_drawn_in_every_call():
+    def function(x):
+        return (x + torch.randn_like(torch.zeros_like(x)),)
+
+    fast = capture(function, torch.ones(3, dtype=torch.float64))
+    assert not torch.equal(fast(torch.zeros(3, dtype=torch.float64))[0], fast(torch.zeros(3, dtype=torch.float64))[0])
+
+
 @pytest.mark.parametrize("part", [True, False], ids=["a part", "used before"])
 def test_changes_in_place_that_a_graph_cannot_follow_are_refused(part, caplog):
     """The result is right all the same: the function runs as it stands."""
@@ -264,6 +290,26 @@ def test_what_is_changed_in_place_for_others_is_kept_with_held_tensors_as_argume
 
 
 # -- machine code
+
+
+def test_equal_tensors_are_one_argument_and_whole_numbers_are_none():
+    """Each takes time in every call. Large tensors are the data, and another data set is to find the same code."""
+    numbers = [[0.5, 1.5], [0.5, 1.5], [0.5, 0.5], [2.0, 2.0], [0.0, 0.0], [-0.0, -0.0], [-torch.inf, -torch.inf]]
+    tensors_held = [torch.tensor(own, dtype=torch.float64) for own in numbers]
+    large = torch.ones(1000, dtype=torch.float64)
+
+    def function(x):
+        found = [x.add(own) for own in tensors_held]
+        return (*found, x / tensors_held[4], x / tensors_held[5], large + x[0])
+
+    x = torch.tensor([3.0, -4.0], dtype=torch.float64)
+    graph, held = _held_outside(_Graph(function, (x,)).module)
+    assert [own.tolist() for own in held[:3]] == [[0.5, 1.5], [0.5, 0.5], [0.0, 0.0]]
+    assert len(held) == 4
+    assert held[3].shape == (1000,)
+    assert bool(torch.signbit(held[2]).all())
+    for one, two in zip(graph(x, *held), function(x), strict=True):
+        assert torch.equal(one, two)
 
 
 def test_what_cannot_be_compiled_runs_as_a_graph(kept, monkeypatch, caplog):

@@ -1,0 +1,69 @@
+r"""The map from the reals to the simplex, in few operations."""
+
+from typing import Any
+
+import torch
+from torch.distributions import biject_to
+from torch.distributions.transforms import IndependentTransform, StickBreakingTransform, Transform
+from torch.nn.functional import logsigmoid, pad
+
+WIDE = 32
+"""Parts above which sums of those before are cumulated, instead of products with a triangle of zeros and ones."""
+
+
+class ToSimplex(StickBreakingTransform):
+    r"""torch's stick-breaking map, on the log scale: $v_k$ is the share of what is left of the stick that part k takes.
+
+    With $a_k = u_k - \log(K - k)$, $k < K$,
+    $$ \log v_k = -\log(1 + e^{-a_k}), \quad \log(1 - v_k) = \log v_k - a_k, \quad
+       \log w_k = \log v_k + \sum_{j<k} \log(1 - v_j), \quad \log |J| = \sum_{k<K} [\log w_k + \log(1 - v_k)], $$
+    and $v_K = 1$. Products of $1 - v_k$ would need a scan, its derivative two more, each of which takes longer than all the rest;
+    and 1 - v has no digits left where v is near 1, for which torch clips it.
+
+    Example:
+        >>> ToSimplex()(torch.zeros(3))
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+
+    def _call(self, x: torch.Tensor) -> torch.Tensor:
+        taken, left = _shares(x)
+        return torch.exp(pad(taken, [0, 1]) + _before(left))
+
+    def _inverse(self, y: torch.Tensor) -> torch.Tensor:
+        after = y.flip(-1).cumsum(-1).flip(-1)[..., 1:]  # from the small end
+        after = after.clamp(min=torch.finfo(y.dtype).tiny)
+        return y[..., :-1].log() - after.log() + _offset(after)
+
+    def log_abs_det_jacobian(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        taken, left = _shares(x)
+        return (taken + _before(left)[..., :-1] + left).sum(-1)
+
+
+def transform_of(support: Any) -> Transform:
+    """The map from the reals to a support: torch's, but for simplices."""
+    found = biject_to(support)
+    if isinstance(found, IndependentTransform) and isinstance(found.base_transform, StickBreakingTransform):
+        return IndependentTransform(ToSimplex(), found.reinterpreted_batch_ndims)
+    return ToSimplex() if isinstance(found, StickBreakingTransform) else found
+
+
+def _offset(x: torch.Tensor) -> torch.Tensor:
+    """log(K - k), which makes all parts equal at 0."""
+    n = x.shape[-1]
+    return torch.arange(n, 0, -1, dtype=x.dtype, device=x.device).log()
+
+
+def _shares(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """log v and log(1 - v)."""
+    a = x - _offset(x)
+    taken = logsigmoid(a)
+    return taken, taken - a
+
+
+def _before(left: torch.Tensor) -> torch.Tensor:
+    """Sums of the entries before each, `(..., K)` of `(..., K - 1)`."""
+    n = left.shape[-1]
+    if n > WIDE:
+        return pad(left.cumsum(-1), [1, 0])
+    triangle = torch.ones(n + 1, n, dtype=left.dtype, device=left.device).tril(-1)
+    return (left[..., None, :] * triangle).sum(-1)

@@ -1,0 +1,54 @@
+"""The map to the simplex: torch's where that has its digits, and right where it has not."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit
+from torch.distributions import biject_to, constraints
+from torch.distributions.transforms import IndependentTransform, StickBreakingTransform
+
+from latentlab.distributions.simplex import WIDE, ToSimplex, transform_of
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (4, 5), (2, 3, 7), (WIDE + 3,)], ids=str)
+def test_it_is_torchs_with_its_jacobian_inverse_and_gradients(shape):
+    u = 2 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for transform in (ToSimplex(), StickBreakingTransform()):
+        leaf = u.clone().requires_grad_()
+        w = transform(leaf)
+        jacobian = transform.log_abs_det_jacobian(leaf, w)
+        (slope,) = torch.autograd.grad((w * torch.arange(w.shape[-1])).sum() + jacobian.sum(), leaf)
+        found.append([w.detach(), jacobian.detach(), slope, transform.inv(w.detach())])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found[0][3], u, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(found[0][0].sum(-1), torch.ones(shape[:-1], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("far", [38.0, 300.0, -300.0])
+def test_small_parts_keep_their_digits(far):
+    """torch clips the first share to 1 - 2e-16, and the others would have no digit right."""
+    u = torch.tensor([far, 0.5], dtype=torch.float64, requires_grad=True)
+    w = ToSimplex()(u)
+    first, second = far - np.log(2), 0.5
+    expected = [expit(first), expit(-first) * expit(second), expit(-first) * expit(-second)]
+    np.testing.assert_allclose(w.detach(), expected, rtol=1e-13)
+    jacobian = ToSimplex().log_abs_det_jacobian(u, w)
+    rest = -np.logaddexp(0.0, first)
+    assert float(jacobian.detach()) == pytest.approx(
+        -np.logaddexp(0.0, -first) + 2 * rest - np.logaddexp(0.0, -second) - np.logaddexp(0.0, second), rel=1e-13
+    )
+    np.testing.assert_allclose(ToSimplex().inv(w.detach()), u.detach(), rtol=1e-12)
+    (slope,) = torch.autograd.grad(jacobian + w.log().sum(), u)
+    assert bool(torch.isfinite(slope).all())
+
+
+def test_other_supports_have_the_map_of_torch():
+    assert isinstance(transform_of(constraints.simplex), ToSimplex)
+    rows = transform_of(constraints.independent(constraints.simplex, 1))
+    assert isinstance(rows, IndependentTransform)
+    assert isinstance(rows.base_transform, ToSimplex)
+    assert rows.log_abs_det_jacobian(torch.zeros(3, 2), rows(torch.zeros(3, 2))).shape == ()
+    for support in (constraints.positive, constraints.unit_interval, constraints.corr_cholesky):
+        assert type(transform_of(support)) is type(biject_to(support))
