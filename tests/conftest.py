@@ -12,6 +12,12 @@ import pytest
 REFERENCES = Path(__file__).resolve().parents[2] / "shared" / "references"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _code(tmp_path_factory) -> None:
+    """Machine code is made anew, and is not left in the user's folder."""
+    os.environ["LATENTLAB_CACHE"] = str(tmp_path_factory.mktemp("code"))
+
+
 @pytest.fixture(scope="session")
 def references() -> Path:
     """The folder of posteriors with known answers."""

@@ -32,7 +32,7 @@ def z_scores(shares):
     return (shares.mean(0) - NOMINAL) / (shares.std(0, ddof=1) / np.sqrt(len(shares)))
 
 
-SAMPLER = NUTS(n_chains=4, n_warmup=200, n_draws=200)
+SAMPLER = NUTS(n_chains=4, n_warmup=200, n_draws=200, compiled=True)
 
 
 @pytest.mark.slow

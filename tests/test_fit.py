@@ -176,7 +176,7 @@ def test_predictive_draws_look_like_the_data(exact, wine):
 
 @pytest.mark.slow
 def test_raw_coordinates_are_shown_as_raw_and_a_stuck_chain_fails_all_the_same(wine):
-    result = fit(PPCA(2), wine, NUTS(n_chains=4, n_warmup=400, n_draws=500), seed=0, progress=False)
+    result = fit(PPCA(2), wine, NUTS(n_chains=4, n_warmup=400, n_draws=500, compiled=True), seed=0, progress=False)
     table = result.diagnostics()
     raw = table[table["quantity"].str.contains("raw") & (table["check"] == "R-hat")]
     assert float(raw["value"].max()) > 1.01  # each chain turns W as it likes: by the raw coordinates it would have failed

@@ -17,6 +17,7 @@ ORDER = [
         "registry",
         "seeds",
         "files",
+        "loops",
         "data",
         "symmetry",
         "distributions",

@@ -12,7 +12,8 @@ neighbours apart. Co-ranking needs no k: R(K) is the overlap above chance as a s
 neighbourhoods weigh more. The overlap looks at all units; the other three, above 1024 units, at the neighbours of some
 (`latentlab.compare.positions.ranked`).
 
-Neighbours are exact, by a k-d tree in few columns and by all distances, in blocks, in more. For many units in many columns they
+Neighbours are exact: of many units in the plane by strips (`latentlab.compare.plane`), else by a k-d tree in few columns and by
+all distances, in blocks, in more. For many units in many columns they
 can be asked for as `approximate`: by descent in a graph of neighbours, with the same seed for all positions. How many of them are
 true neighbours `recall` tells.
 
@@ -24,12 +25,13 @@ References:
     Dong, Charikar and Li (2011), Efficient k-nearest neighbor graph construction for generic similarity measures, WWW.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
+from latentlab import loops
 from latentlab.compare.metric import metric
 from latentlab.compare.positions import EQUAL, Positions, n_ranked, ranked
 from latentlab.data import memory
@@ -42,6 +44,8 @@ N_NEIGHBORS = 15
 TREE_COLUMNS = 6
 """Columns up to which a k-d tree finds neighbours sooner than all distances do (2000 and 10 000 normal units)."""
 LEAF = 32
+MANY = 1000
+"""Units from which loops in machine code repay that they are loaded, in some hundred draws."""
 N_RECALLED = 500
 """Units at whose neighbours approximate ones are held against exact ones."""
 _IGNORES = ("rotation", "translation", "scale")
@@ -112,6 +116,8 @@ def neighbors(x: Positions, n_neighbors: int, search: Search = "exact") -> np.nd
     if search not in SEARCHES:
         raise ConfigError(unknown("neighbor search", search, SEARCHES))
     rows = x.centered
+    if search == "exact" and rows.shape[1] <= 2 and (plane := _plane(rows)):
+        return np.asarray(plane.nearest(rows, n_neighbors))
     found = (_nearest(rows, rows, n_neighbors + 1) if search == "exact" else _descended(rows, n_neighbors + 1)).astype(np.int32)
     return _without(found, np.arange(x.n_units))
 
@@ -121,6 +127,11 @@ def recall(x: Positions, n_neighbors: int) -> float:
     some = ranked(x.n_units)[1][:N_RECALLED]
     exact = _without(_nearest(x.centered, x.centered[some], n_neighbors + 1), some)
     return float(overlap(exact, x.derived(neighbors, n_neighbors, "approximate")[some]).mean())
+
+
+def _plane(lists: np.ndarray) -> Any:
+    """The loops for many units; None where they are few, or there is no Numba."""
+    return loops.load("compare.plane") if len(lists) >= MANY else None
 
 
 def _without(found: np.ndarray, units: np.ndarray) -> np.ndarray:
@@ -160,6 +171,10 @@ def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         >>> overlap(np.array([[1, 2], [0, 2]]), np.array([[2, 1], [3, 0]]))
         array([1. , 0.5])
     """
+    if plane := _plane(first):
+        common = np.empty(len(first), dtype=np.int64)
+        plane.shared(first, second, common)
+        return common / first.shape[1]
     both = np.concatenate([first, second], axis=1)
     both.sort(axis=1)
     return (both[:, 1:] == both[:, :-1]).sum(axis=1) / first.shape[1]

@@ -24,11 +24,11 @@ References:
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
+
+from latentlab.loops import compiled, summing
 
 LEAST_LEVEL, MOST_LEVEL, LEAST_SHARED = 1e-100, 1e100, 1e-180
 LOG_2PI = math.log(2 * math.pi)
@@ -37,20 +37,6 @@ LOG_2_E, ROUNDING = 1 / math.log(2.0), 1.5 * 2.0**52
 LOG_2_HIGH, LOG_2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 """Their sum is log 2 to 80 bits; the first ends in zeros, so that its product with a whole number is exact."""
 FACTORIALS = tuple(float(math.factorial(n)) for n in range(12, -1, -1))
-
-
-def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """The function in machine code, kept in a cache between runs where a folder can be written."""
-    options |= {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder for the cache
-        return numba.njit(**options)(function)
-
-
-def summing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`compiled`, and its sums may be taken in the order that the processor likes: always the same one."""
-    return compiled(function, fastmath={"reassoc"})
 
 
 # -- one sequence

@@ -34,7 +34,8 @@ from typing import Any
 
 import numpy as np
 
-from latentlab.distributions.compiled import LOG_2PI, _end, _fill, _longest, compiled, summing
+from latentlab.distributions.compiled import LOG_2PI, _end, _fill, _longest
+from latentlab.loops import compiled, summing
 
 MOST_DETERMINANT, LEAST_DETERMINANT = 1e100, 1e-100
 

@@ -12,13 +12,13 @@ References:
     Cappé, Moulines & Rydén (2005), Inference in Hidden Markov Models, chapter 10 (Fisher's identity).
 """
 
-import functools
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+
+from latentlab import loops
 
 AT_ONCE = 4096
 """Units of a mixture that are worked on together: what they need stays in the processor's cache."""
@@ -28,13 +28,8 @@ UNROLLED = 6
 Arrays = tuple[np.ndarray, ...]
 
 
-@functools.cache
 def _compiled(module: str = "compiled") -> Any:
-    """The module of loops; None where Numba is absent, or refuses the numpy that it finds."""
-    try:
-        return importlib.import_module(f"latentlab.distributions.{module}")
-    except ImportError:
-        return None
+    return loops.load(f"distributions.{module}")
 
 
 def serves(*tensors: torch.Tensor) -> bool:

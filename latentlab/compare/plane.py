@@ -1,0 +1,134 @@
+r"""Exact nearest neighbours of points in the plane, all at once, compiled by Numba.
+
+The points are cut into strips of m by their first coordinate, and ordered by the second within a strip. What is nearer than r to
+a point is then in a stretch of its own strip, and of those beside it whose edge is nearer than r. About sqrt(nk / 3) points a
+strip make the stretches short and the strips few: n k steps of a few operations, and n^(3/2) where the points of a strip lie
+beside each other.
+
+A point begins with the neighbours of the one before it in its strip, most of which are its own, so that r is small from the
+start, and few points that are met have to be taken up.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from latentlab.loops import compiled
+
+
+def nearest(rows: np.ndarray, k: int) -> np.ndarray:
+    """The k rows nearest to each row, itself left out, `(unit, k)`, in no particular order; ties arbitrarily broken.
+
+    Args:
+        rows: `(unit, 1)` or `(unit, 2)`, about 0.
+        k: Below the number of rows.
+    """
+    n = len(rows)
+    x, y = rows.T if rows.shape[1] == 2 else (rows[:, 0], np.zeros(n))
+    if y @ y > x @ x:
+        x, y = y, x
+    m = max(k, math.isqrt(n * k // 3))
+    n_strips = -(-n // m)
+    starts = np.minimum(np.arange(n_strips + 1) * m, n)
+    order = np.argsort(x)
+    padded = np.full((n_strips, m), np.inf)
+    padded.reshape(-1)[:n] = y[order]
+    within = padded.argsort(axis=1)
+    within += starts[:-1, None]
+    edges = x[order[starts[:-1]]], x[order[starts[1:] - 1]]
+    order = order[within.reshape(-1)[:n]]
+    found, out = np.empty((n, k), dtype=np.int64), np.empty((n, k), dtype=np.int32)
+    _nearest(x[order], y[order], starts, *edges, found)
+    _named(found, order, out)
+    return out
+
+
+@compiled
+def _sweep(x: Any, y: Any, q: int, middle: int, first: int, end: int, near: Any, who: Any, seen: Any, worst: int) -> int:
+    """Looks at the points from `first` to `end` outwards from `middle`; which of the neighbours of q is now the farthest."""
+    limit = near[worst]
+    for step in (1, -1):
+        j = middle if step == 1 else middle - 1
+        while first <= j < end:
+            i = np.uintp(j)  # which needs no look at whether it counts from the end
+            across = y[i] - y[q]
+            squared = across * across
+            if squared >= limit:
+                break
+            along = x[i] - x[q]
+            squared += along * along
+            if (squared < limit) & (seen[i] != q):  # one branch: the processor guesses it better than two
+                near[worst], who[worst] = squared, j
+                limit, worst = near[0], 0
+                for other in range(1, len(near)):
+                    farther = near[other] > limit
+                    limit = near[other] if farther else limit
+                    worst = other if farther else worst
+            j += step
+    return worst
+
+
+@compiled
+def _nearest(x: Any, y: Any, starts: Any, lowest: Any, highest: Any, found: Any) -> None:
+    """The neighbours of each point of the strips into `found` `(point, k)`, as their places in the strips.
+
+    Args:
+        x: First coordinate of the points, strip after strip.
+        y: Second coordinate, ascending within a strip.
+        starts: Where each strip begins, and the last ends.
+        lowest: The least x of each strip.
+        highest: The largest.
+        found: The result.
+    """
+    n_strips, k = len(lowest), found.shape[1]
+    near, seen, level = np.empty(k), np.full(len(x), -1), np.empty(n_strips, np.int64)
+    before, head = -1, -1
+    for s in range(n_strips):
+        level[:] = starts[:-1]  # of each strip the first point that is not below the present one
+        for q in range(starts[s], starts[s + 1]):
+            if q == starts[s]:
+                before, head = head, q
+            who = found[q]
+            seen[q] = q
+            farthest, worst = -1.0, 0
+            for i in range(k):
+                j = found[before, i] if before >= 0 else q + 1 + i
+                j = before if j == q else j
+                who[i] = j
+                seen[j] = q
+                near[i] = (x[j] - x[q]) ** 2 + (y[j] - y[q]) ** 2
+                farther = near[i] > farthest
+                farthest = near[i] if farther else farthest
+                worst = i if farther else worst
+            before = q
+            worst = _sweep(x, y, q, q, starts[s], starts[s + 1], near, who, seen, worst)
+            for side in (1, -1):
+                t = s + side
+                while 0 <= t < n_strips:
+                    gap = lowest[t] - x[q] if side == 1 else x[q] - highest[t]
+                    if gap * gap >= near[worst]:
+                        break
+                    while level[t] < starts[t + 1] and y[level[t]] < y[q]:
+                        level[t] += 1
+                    worst = _sweep(x, y, q, level[t], starts[t], starts[t + 1], near, who, seen, worst)
+                    t += side
+
+
+@compiled
+def _named(found: Any, order: Any, out: Any) -> None:
+    for q in range(len(found)):
+        for i in range(found.shape[1]):
+            out[order[q], i] = order[found[q, i]]
+
+
+@compiled
+def shared(first: Any, second: Any, out: Any) -> None:
+    """How many entries two lists of neighbours `(unit, k)` have in common, of each unit, into `out` `(unit,)`."""
+    of = np.full(len(first), -1)
+    for unit in range(len(first)):
+        for j in first[unit]:
+            of[j] = unit
+        out[unit] = 0
+        for j in second[unit]:
+            out[unit] += of[j] == unit
