@@ -19,6 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from latentlab.errors import InferenceError
+from latentlab.inference.capture import on
 
 EVERY = 50
 """Steps between two looks at the loss: at the units that are held out, and at whether it still falls."""
@@ -90,6 +91,7 @@ class Adam:
         patience: Stop once the smoothed loss has not fallen for this many steps; never where None.
         title: Of the progress bar.
         progress: Show it.
+        device: Where the steps are computed.
     """
 
     n_steps: int
@@ -97,6 +99,7 @@ class Adam:
     patience: int | None
     title: str
     progress: bool
+    device: str = "cpu"
 
     def rate(self, step: int) -> float:
         """Share of the learning rate at a step."""
@@ -135,14 +138,18 @@ class Adam:
         history = np.full((self.n_steps, len(numbers)), np.nan)
         n_done = np.full(len(numbers), self.n_steps)
         stopped: dict[int, torch.Tensor] = {}
+        vectors = vectors.to(self.device)
         least, at, best = math.inf, 0, vectors
         m, v = torch.zeros_like(vectors), torch.zeros_like(vectors)
         bar = tqdm(range(self.n_steps), desc=self.title, disable=None if self.progress else True, leave=False)
         for i in bar:
-            losses, sums, *after = step(vectors, m, v, self.scale(i), *next(batches))
+            arguments = [argument.to(self.device) for argument in (self.scale(i), *next(batches))]
+            with on(self.device):
+                losses, sums, *after = step(vectors, m, v, *arguments)
+            losses, sums = losses.cpu(), sums.cpu()
             history[i] = losses.numpy()
             if not math.isfinite(float((losses + sums).sum())):
-                self._check(i, history, sums, after[1], vectors, numbers, sites, stopped)
+                self._check(i, history, sums, after[1].cpu(), vectors.cpu(), numbers, sites, stopped)
             vectors, m, v = after
             if i % EVERY == 0:
                 lately = history[max(0, i - EVERY) : i + 1].mean(0)
@@ -155,7 +162,7 @@ class Adam:
                 if len(stopped) == len(numbers):
                     break
             elif (i + 1) % EVERY == 0 or i + 1 == self.n_steps:
-                seen = watch(vectors[0])
+                seen = watch(vectors[0].cpu())
                 if seen < least:
                     least, at, best = seen, i, vectors
                 if self.patience and i - max(at, patient_from) >= self.patience:
@@ -164,7 +171,7 @@ class Adam:
         if watch is not None:
             vectors = best
         ends = torch.stack([stopped.get(k, vectors[k]) for k in range(len(numbers))])
-        return ends, [history[:n, k] for k, n in enumerate(n_done)]
+        return ends.cpu(), [history[:n, k] for k, n in enumerate(n_done)]
 
     def _check(
         self,

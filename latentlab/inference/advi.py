@@ -58,6 +58,8 @@ class Settings(Protocol):
     def n_restarts(self) -> int: ...
     @property
     def n_draws(self) -> int: ...
+    @property
+    def device(self) -> str: ...
 
 
 class _Restart:
@@ -153,7 +155,7 @@ def _fitted(problem: Problem, settings: Settings, numbers: Sequence[int]) -> dic
 
 def _descend(problem: Problem, settings: Settings, restarts: Sequence[_Restart], n_steps: int) -> list[np.ndarray]:
     """Fits the restarts' guides, each in its frame; the losses of each. The step is captured once for all groups of a size."""
-    density, first = problem.density, restarts[0]
+    density, device, first = problem.density, settings.device, restarts[0]
     n, framed = settings.n_particles, first.frame is not None
     shapes = [p.shape for p in first.guide.parameters]
     vectors = torch.stack([pack(r.guide.parameters) for r in restarts])
@@ -172,8 +174,8 @@ def _descend(problem: Problem, settings: Settings, restarts: Sequence[_Restart],
         for batch in rows:
             yield noise(), *fixed, *batch
 
-    adam = Adam(n_steps, settings.learning_rate, settings.patience, _title(restarts, settings), problem.progress)
-    key = (type(first.guide), n, framed, len(restarts))
+    adam = Adam(n_steps, settings.learning_rate, settings.patience, _title(restarts, settings), problem.progress, device)
+    key = (type(first.guide), n, framed, len(restarts), device)
     example = (
         vectors,
         vectors / 2,
@@ -184,8 +186,8 @@ def _descend(problem: Problem, settings: Settings, restarts: Sequence[_Restart],
         *next(rows),
     )  # drawn in every group: the same alone
     if key not in density.captured:
-        whole = whole_step(_losses(density, first.guide, framed=framed), shapes, first.guide.rates)
-        density.captured[key] = capture(whole, *example, plan=density.plan)
+        whole = whole_step(_losses(density.placed(device), first.guide, framed=framed), shapes, first.guide.rates)
+        density.captured[key] = capture(whole, *(argument.to(device) for argument in example), plan=density.plan)
 
     def put_back(k: int, vector: torch.Tensor) -> None:
         restarts[k].guide.parameters = [p.clone() for p in unpack(vector, shapes)]

@@ -63,11 +63,13 @@ class Plan:
         n_calls: About how many calls it will make.
         compiled: Whether to make machine code of it; where None, if so many calls are worth it.
         single: Whether it computes in float32.
+        device: Where its arguments are.
     """
 
     n_calls: float = 0
     compiled: bool | None = None
     single: bool = False
+    device: str = "cpu"
 
     def is_compiled(self, n_operations: int) -> bool:
         """Whether a graph of so many operations is to be compiled."""
@@ -89,21 +91,31 @@ def capture(function: Function, *example: torch.Tensor, otherwise: Function | No
     try:
         with warnings.catch_warnings(), double():
             warnings.simplefilter("ignore")
-            graph = _Graph(function, example)
+            graph = _Graph(function, example, plan.device)
             script = graph.script(example)
-        _check(script, function, example, single=plan.single)
+        _check(script, function, example, plan)
     except Exception as error:
         logger.warning("running the program as it stands, since it cannot be captured: %s", _said(error))
         return otherwise or function
     if plan.is_compiled(graph.n_operations):
         try:
             code = graph.machine_code(example)
-            _check(code, function, example, single=plan.single)
+            _check(code, function, example, plan)
         except Exception as error:
             logger.warning("running the graph by TorchScript, since it cannot be compiled: %s", _said(error))
         else:
             return code
     return script
+
+
+def on(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Tensors are made on this device inside the block."""
+    return contextlib.nullcontext() if device == "cpu" else torch.device(device)
+
+
+def forked(device: str) -> contextlib.AbstractContextManager[Any]:
+    """The random states of the CPU and of this device are after the block what they were before."""
+    return torch.random.fork_rng(devices=[] if device == "cpu" else [device])
 
 
 def _said(error: Exception) -> str:
@@ -299,25 +311,25 @@ def _is_sized(func: Any, args: tuple[Any, ...]) -> bool:
 class _Graph:
     """What a function does with its arguments; `noise` has the shapes of the standard normal numbers that it draws."""
 
-    def __init__(self, function: Function, example: tuple[torch.Tensor, ...]) -> None:
+    def __init__(self, function: Function, example: tuple[torch.Tensor, ...], device: str = "cpu") -> None:
         recorder = _Recorder(example)
-        with torch.random.fork_rng(devices=[]), _Watch(recorder), recorder:
+        with forked(device), on(device), _Watch(recorder), recorder:
             found = function(*example)
         outputs = found if isinstance(found, tuple) else (found,)
         recorder.graph.output(tuple(recorder.in_graph(one) for one in outputs))
         _failures_as_nan(recorder.graph)
         recorder.graph.eliminate_dead_code()
         self.module = torch.fx.GraphModule(recorder.module, recorder.graph)
-        self.noise, self.sizes = recorder.noise, recorder.sizes
+        self.noise, self.sizes, self.device = recorder.noise, recorder.sizes, device
         self.n_operations = len(_operations(self.module))
 
     def drawn(self) -> Iterator[torch.Tensor]:
         """Standard normal numbers, from torch's random state."""
-        return (torch.randn(shape, dtype=dtype) for shape, dtype in self.noise)
+        return (torch.randn(shape, dtype=dtype, device=self.device) for shape, dtype in self.noise)
 
     def script(self, example: tuple[torch.Tensor, ...]) -> Function:
         """The graph run by TorchScript."""
-        with torch.random.fork_rng(devices=[]):
+        with forked(self.device):
             arguments = (*example, *self.drawn())
         script = torch.jit.freeze(torch.jit.trace(self.module, arguments, check_trace=False).eval())
 
@@ -336,7 +348,7 @@ class _Graph:
         if any(torch.Tag.nondeterministic_seeded in node.target.tags for node in _operations(self.module)):
             raise ValueError("it draws random numbers that are not standard normal")
         module, held = _held_outside(self.module)
-        with torch.random.fork_rng(devices=[]):
+        with forked(self.device):
             arguments = tuple(argument.contiguous() for argument in (*example, *self.drawn(), *held))
         path = folder() / f"{_key(module, arguments)}.pt2"
         loaded = _load(path) if path.is_file() else None
@@ -360,7 +372,7 @@ class _Graph:
         return run
 
 
-def _check(fast: Function, function: Function, example: tuple[torch.Tensor, ...], *, single: bool) -> None:
+def _check(fast: Function, function: Function, example: tuple[torch.Tensor, ...], plan: Plan) -> None:
     """Compares the two at the example and beside it, with the same random numbers.
 
     In single precision sums lose digits by the order of their terms: entries are then compared by the largest of their tensor.
@@ -372,12 +384,12 @@ def _check(fast: Function, function: Function, example: tuple[torch.Tensor, ...]
         arguments = [e + shift if e.is_floating_point() else e for e in example]
         found = []
         for one in (fast, function):
-            with torch.no_grad(), double(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), double(), forked(plan.device), on(plan.device):
                 torch.manual_seed(0)
-                found.append([result.numpy() for result in one(*arguments)])
+                found.append([result.cpu().numpy() for result in one(*arguments)])
         for quick, plain in zip(*found, strict=True):
-            atol = 1e-4 * float(np.abs(np.nan_to_num(plain)).max(initial=1.0)) if single else 1e-10
-            np.testing.assert_allclose(quick, plain, rtol=1e-4 if single else 1e-11, atol=atol)  # NaN is NaN
+            atol = 1e-4 * float(np.abs(np.nan_to_num(plain)).max(initial=1.0)) if plan.single else 1e-10
+            np.testing.assert_allclose(quick, plain, rtol=1e-4 if plan.single else 1e-11, atol=atol)  # NaN is NaN
 
 
 # -- what is done to a graph
@@ -491,7 +503,7 @@ def _key(module: Any, arguments: tuple[torch.Tensor, ...]) -> str:
     single = [(name, value.dtype, value.item()) for name, value in module.named_buffers() if not value.dim()]
     attributes = [(n.target, getattr(module, n.target)) for n in module.graph.nodes if n.op == "get_attr"]
     single += [(name, value.dtype, value.item()) for name, value in attributes]
-    shapes = [(a.shape, a.stride(), a.dtype) for a in arguments]
+    shapes = [(a.shape, a.stride(), a.dtype, a.device.type) for a in arguments]
     where = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), _processor())
     return hashlib.sha256(repr((module.code, single, shapes, where)).encode()).hexdigest()
 
@@ -511,7 +523,7 @@ def _compile(module: Any, arguments: tuple[torch.Tensor, ...], path: Path) -> No
 
     with tempfile.TemporaryDirectory(dir=path.parent) as work, _quiet("torch._inductor"):
         made = Path(work) / "made.pt2"
-        with torch.no_grad(), double(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), double(), forked(arguments[0].device.type):
             program = torch.export.export(module, tuple(arguments))
             torch._inductor.aoti_compile_and_package(program, package_path=str(made))
         os.replace(made, path)

@@ -233,6 +233,14 @@ class Density:
         other._forget()
         return other
 
+    def placed(self, device: str) -> "Density":
+        """The same density with data and parameters on a device; itself for the CPU."""
+        if device == "cpu":
+            return self
+        other = self.on({n: a.to(device) if isinstance(a, torch.Tensor) else a for n, a in self.arrays.items()})
+        other.parameters = {name: value.to(device) for name, value in self.parameters.items()}
+        return other
+
     def unit_arrays(self) -> tuple[str, ...]:
         """Names of the arrays that have a row for each unit, mask and labels among them."""
         named = tuple(n for n, a in self.arrays.items() if a is not None and self.dims.get(n, ("",))[0] == "unit")

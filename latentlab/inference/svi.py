@@ -10,6 +10,7 @@ which is the ELBO for K = 1 and rises to $\log p(x)$ with K.
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -25,7 +26,7 @@ from latentlab.errors import ConfigError, ModelError
 from latentlab.inference.adam import Adam, pack, unpack, whole_step
 from latentlab.inference.advi import fit_restarts
 from latentlab.inference.batches import batches, log_prob_of_draws
-from latentlab.inference.capture import Plan, capture
+from latentlab.inference.capture import Plan, capture, forked
 from latentlab.inference.density import Density, constrain_draws, ends, over_draws
 from latentlab.inference.draws import Draws, Problem, finished
 from latentlab.inference.encoder import is_amortised
@@ -70,6 +71,7 @@ class SVI:
             later processes; where None, if the run is long enough to gain by it. It changes the last digits.
         precision: Of the loss and its gradient in a step. `single` (float32) is for models all of whose sites belong to units,
             with their own guide: the noise of minibatches is far larger. Parameters, and all that is reported, stay in float64.
+        device: Where the steps are computed: `cpu`, `cuda` or `cuda:1`. All else, results among it, is on the CPU.
 
     References:
         Kucukelbir et al. 2017, Automatic Differentiation Variational Inference, JMLR 18(14).
@@ -90,6 +92,7 @@ class SVI:
     held_out: float = 0.0
     compiled: bool | None = None
     precision: Precision = "double"
+    device: str = "cpu"
 
     name: ClassVar[str] = "svi"
     kind: ClassVar[str] = "vi"
@@ -112,13 +115,15 @@ class SVI:
         require_choice("SVI.compiled", self.compiled)
         if self.precision not in ("double", "single"):
             raise ConfigError(f"SVI.precision must be double or single; got {self.precision!r}.")
+        if not (isinstance(self.device, str) and re.fullmatch(r"cpu|cuda(:\d+)?", self.device)):
+            raise ConfigError(f"SVI.device must be cpu, cuda or a numbered one such as cuda:1; got {self.device!r}.")
         for field in ("objective", "kl_warmup", "held_out", "precision"):
             if self.guide != "model" and getattr(self, field) not in ("elbo", 0, "double"):
                 raise ConfigError(f"SVI.{field} goes with guide='model' only; the guide is {self.guide!r}.")
 
     def plan(self) -> Plan:
         """What a step is used for."""
-        return Plan(self.n_steps * self.n_restarts, self.compiled, single=self.precision == "single")
+        return Plan(self.n_steps * self.n_restarts, self.compiled, single=self.precision == "single", device=self.device)
 
     def run(self, problem: Problem) -> Draws:
         if self.guide == "model":
@@ -141,6 +146,9 @@ class SVI:
     def check(self, problem: Problem) -> None:
         """Refuses a guide or a batch that does not go with the model and the data."""
         density = problem.density
+        number = int(self.device.partition(":")[2] or 0)
+        if self.device != "cpu" and number >= (n_devices := torch.cuda.device_count()):
+            raise ConfigError(f"SVI.device is {self.device!r}, and torch sees {n_devices} such devices here.")
         if self.guide == "model":
             if not problem.model.has_guide():
                 raise ModelError(f"{problem.model.name!r} brings no guide; use {', '.join(GUIDES)}.")
@@ -224,7 +232,7 @@ class SVI:
 
     def _pyro_restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:
         seeds, density, model = problem.seeds.child("restart", restart), problem.density, problem.model
-        with isolated(seeds), pyro.validation_enabled(False):
+        with forked(self.device), isolated(seeds), pyro.validation_enabled(False):
             training, held_out = _divided(density.n_units, self.held_out, seeds.child("held_out").numpy())
             rows = batches(problem, self.batch_size, seeds.child("batches").numpy(), training, n_steps=self.n_steps + 1)
             first = next(rows)
@@ -233,20 +241,21 @@ class SVI:
             vectors = pack(found.leaves)[None]
             n_training = density.n_units if training is None else len(training)
             title = f"SVI {restart + 1}/{self.n_restarts}"
-            adam = Adam(self.n_steps, self.learning_rate, self.patience, title, problem.progress)
+            adam = Adam(self.n_steps, self.learning_rate, self.patience, title, problem.progress, self.device)
 
             def arguments() -> Iterator[tuple[torch.Tensor, ...]]:
                 for i, batch in enumerate(rows, 1):
                     yield torch.tensor(min(1.0, i / self.kl_warmup) if self.kl_warmup else 1.0), *batch
 
             step = whole_step(self._losses(problem, found, n_training, shapes), shapes, (1.0,) * len(shapes))
-            if found.in_modules and self.precision == "single":
-                raise ModelError(f"precision 'single' does not go with {problem.model.name!r}, whose parameters are in modules.")
+            for asked, what in ((self.precision == "single", "precision 'single'"), (self.device != "cpu", "another device")):
+                if found.in_modules and asked:
+                    raise ModelError(f"{what} does not go with {problem.model.name!r}, whose parameters are in modules.")
             if found.reparameterised and not found.in_modules:
-                key = ("guide", n_training, self.n_particles, self.objective, bool(self.kl_warmup), self.precision)
+                key = ("guide", n_training, self.n_particles, self.objective, bool(self.kl_warmup), self.precision, self.device)
                 if key not in density.captured:
                     example = vectors, vectors / 2, vectors**2, adam.scale(0), torch.tensor(1.0), *first
-                    density.captured[key] = capture(step, *example, plan=density.plan)
+                    density.captured[key] = capture(step, *(one.to(self.device) for one in example), plan=density.plan)
                 step = density.captured[key]
 
             watch: Callable[[torch.Tensor], float] | None = None
@@ -274,7 +283,7 @@ class SVI:
         self, problem: Problem, found: "_Parameters", n_training: int, shapes: Sequence[torch.Size]
     ) -> Callable[..., torch.Tensor]:
         """A function of unconstrained parameters `(1, size)`, the weight of the units' sites and a batch: the loss `(1,)`."""
-        density = problem.density
+        density = problem.density.placed(self.device)
 
         def losses(vectors: torch.Tensor, warm: torch.Tensor, *batch: torch.Tensor) -> torch.Tensor:
             now, scale = (density.with_units(batch), n_training / len(batch[0])) if batch else (density.arrays, 1.0)

@@ -192,6 +192,11 @@ class LatentModel(ABC):
         return type(self).imputation is not LatentModel.imputation
 
 
+def here(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that a model keeps, where tensors are made now: steps may be computed on another device."""
+    return tensor.to(torch.get_default_device())
+
+
 class Fixed(poutine.messenger.Messenger):
     """Gives the parameters of a program these values; Pyro's store is neither read nor written for them."""
 

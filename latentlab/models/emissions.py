@@ -23,6 +23,7 @@ from latentlab.distributions.components import (
 )
 from latentlab.distributions.ordered_normal import OrderedNormal
 from latentlab.errors import ConfigError, DataError
+from latentlab.models.base import here
 
 Covariance = Literal["spherical", "diagonal", "full", "tied"]
 SigmaPrior = Literal["log_normal", "half_normal"]
@@ -157,12 +158,13 @@ class Gaussian(Emission):
     def _sigma_scale(self, n_features: int) -> torch.Tensor:
         shape = self._sigma_shape(n_features)
         if self.covariance == "tied":
-            return self.sigma_scale[0].expand(shape)
-        return (self.sigma_scale if len(shape) == 1 else self.sigma_scale[:, None]).expand(shape)
+            return here(self.sigma_scale)[0].expand(shape)
+        scale = here(self.sigma_scale)
+        return (scale if len(shape) == 1 else scale[:, None]).expand(shape)
 
     def sample(self, n_features: int) -> dict[str, torch.Tensor]:
         shape = (self.n_components, n_features)
-        loc, scale = self.mu_loc[:, None].expand(shape), self.mu_scale[:, None].expand(shape)
+        loc, scale = here(self.mu_loc)[:, None].expand(shape), here(self.mu_scale)[:, None].expand(shape)
         prior = OrderedNormal(loc, scale) if self.ordered else dist.Normal(loc, scale).to_event(2)
         values = {"mu": pyro.sample("mu", prior)}
         sigma_scale = self._sigma_scale(n_features)
@@ -358,7 +360,7 @@ class Poisson(Emission):
 
     def sample(self, n_features: int) -> dict[str, torch.Tensor]:
         shape = torch.full((self.n_components, n_features), self.shape, dtype=torch.float64)
-        return {"rate": pyro.sample("rate", dist.Gamma(shape, self.shape / self.mean[:, None]).to_event(2))}
+        return {"rate": pyro.sample("rate", dist.Gamma(shape, self.shape / here(self.mean)[:, None]).to_event(2))}
 
     def components(self, values: Mapping[str, torch.Tensor]) -> PoissonComponents:
         return PoissonComponents(values["rate"])

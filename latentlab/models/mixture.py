@@ -18,7 +18,7 @@ from latentlab.distributions.components import GaussianComponents
 from latentlab.distributions.filled import Filled
 from latentlab.distributions.mixture import Labels, Mixture
 from latentlab.errors import DataError
-from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position
+from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position, here
 from latentlab.models.emissions import SHRINK, Emission
 from latentlab.models.expectation_maximization import climb
 from latentlab.symmetry.groups import Identity, Permutation
@@ -57,7 +57,7 @@ class MixtureModel(LatentModel):
     def _weights(self) -> torch.Tensor:
         if self.n_components == 1:
             return pyro.deterministic("weights", torch.ones(1, dtype=torch.float64))
-        return pyro.sample("weights", dist.Dirichlet(self.concentration))
+        return pyro.sample("weights", dist.Dirichlet(here(self.concentration)))
 
     # -- what is exact
 

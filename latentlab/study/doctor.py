@@ -22,6 +22,11 @@ def findings() -> tuple[list[tuple[str, str, str]], bool]:
         ("cores", str(_cores()), f"of {os.cpu_count()} in the machine"),
         *((name, os.environ.get(name, "not set"), "threads of numerical libraries") for name in THREADS),
         ("device", *_device()),
+        (
+            "LATENTLAB_CACHE",
+            os.environ.get("LATENTLAB_CACHE", "not set"),
+            "folder for machine code; else latentlab in the user's caches",
+        ),
         ("latentlab", *_own_version()),
     ]
     sound = True
@@ -46,7 +51,7 @@ def _device() -> tuple[str, str]:
     if torch is not None and torch.endswith("+cpu"):
         return "cpu", "this build of torch has no GPU support"
     if Path("/proc/driver/nvidia/version").exists():
-        return "cpu", "an NVIDIA driver is there, but a run computes on the CPU"
+        return "cpu", "an NVIDIA driver is there: inference.device=cuda has the steps of svi computed on it"
     return "cpu", "no NVIDIA driver found"
 
 
