@@ -12,7 +12,10 @@ References:
     Cappé, Moulines & Rydén (2005), Inference in Hidden Markov Models, chapter 10 (Fisher's identity).
 """
 
-from collections.abc import Callable
+import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,8 @@ from latentlab import loops
 
 AT_ONCE = 4096
 """Units of a mixture that are worked on together: what they need stays in the processor's cache."""
+SHARED = 1000
+"""Numbers of data from which the members of a batch are worked on by several threads."""
 UNROLLED = 6
 """States of a chain up to which their number is known to the compiler."""
 
@@ -64,14 +69,35 @@ def _states(parameters: Arrays) -> tuple[int, ...]:
 def value_and_gradients(
     member: Callable[[Arrays, Arrays, Arrays], float], dims: tuple[int, ...], n_parameters: int, *arguments: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """What a kernel finds: the value, and its gradient for each parameter; arguments as in `operation`."""
+    """What a kernel finds: the value, and its gradient for each parameter; arguments as in `operation`.
+
+    The members of a batch are shared among torch's threads where they are large. Each has its numbers from one thread alone.
+    """
     arrays = [argument.detach().contiguous().numpy() for argument in arguments]
     batch = arrays[0].shape[: arrays[0].ndim - dims[0]]
     value, gradients = np.empty(batch), [np.zeros(array.shape) for array in arrays[:n_parameters]]
-    for index in np.ndindex(*batch):
-        rows = tuple(array[index] if array.ndim > d else array for array, d in zip(arrays, dims, strict=True))
-        value[index] = member(rows[:n_parameters], rows[n_parameters:], tuple(gradient[index] for gradient in gradients))
+
+    def evaluate(indices: Sequence[tuple[int, ...]]) -> None:
+        for index in indices:
+            rows = tuple(array[index] if array.ndim > d else array for array, d in zip(arrays, dims, strict=True))
+            value[index] = member(rows[:n_parameters], rows[n_parameters:], tuple(gradient[index] for gradient in gradients))
+
+    members = list(np.ndindex(*batch))
+    n_threads = min(len(members), torch.get_num_threads())
+    if n_threads > 1 and sum(array.size for array in arrays[n_parameters:]) >= SHARED:
+        others = [_threads(os.getpid(), n_threads).submit(evaluate, members[i::n_threads]) for i in range(1, n_threads)]
+        evaluate(members[::n_threads])
+        for other in others:
+            other.result()
+    else:
+        evaluate(members)
     return tuple(map(torch.from_numpy, (value, *gradients)))
+
+
+@functools.cache
+def _threads(process: int, n: int) -> ThreadPoolExecutor:
+    """Threads for kernels, of this process: a forked one has none of its parent's."""
+    return ThreadPoolExecutor(n - 1, thread_name_prefix="latentlab")
 
 
 def linear_gaussian(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -409,3 +410,59 @@ def test_the_digits_do_not_depend_on_the_number_of_threads(rng):
     for one, other in zip(*found, strict=True):
         assert torch.equal(one[0], other[0])
         assert all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("n_data", [10, kernels.SHARED])
+def test_members_of_a_batch_are_shared_among_threads_where_they_are_large(n_data):
+    seen = {}
+
+    def member(parameters, data, gradients):
+        number = int(parameters[0][0])
+        seen[number] = threading.current_thread().name
+        gradients[0][:] = 2.0 * number
+        return number + data[0].sum()
+
+    numbers = torch.arange(6, dtype=torch.float64).reshape(2, 3, 1)
+    value, gradient = kernels.value_and_gradients(member, (1, 1), 1, numbers, torch.ones(n_data, dtype=torch.float64))
+    assert torch.equal(value, numbers[..., 0] + n_data)
+    assert torch.equal(gradient, 2 * numbers)
+    names = [seen[number] for number in range(6)]
+    here = threading.current_thread().name
+    assert names == [here] * 6 if n_data == 10 else names[::2] == [here] * 3 and here not in names[1::2]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_what_fails_in_a_thread_fails_the_call():
+    caller = threading.current_thread()
+
+    def member(parameters, data, gradients):
+        if threading.current_thread() is not caller:
+            raise FloatingPointError("a member")
+        return 0.0
+
+    with pytest.raises(FloatingPointError, match="a member"):
+        kernels.value_and_gradients(member, (1, 1), 1, torch.zeros(4, 1), torch.zeros(kernels.SHARED))
+
+
+def test_a_batch_has_the_same_digits_with_more_threads(rng):
+    *parameters, starts = chain(rng, 3, [500, 200])
+    shifts = 0.1 * torch.from_numpy(rng.standard_normal((5, 1, 1)))
+    before, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            batch = torch.vmap(lambda shift: hm.log_likelihood(parameters[0], parameters[1], parameters[2] * (1 + shift), starts))
+            found.append(value_and_grad(lambda s, batch=batch: batch(s).sum(), [shifts]))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1][0], found[1][1][0])
