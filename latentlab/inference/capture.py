@@ -328,14 +328,15 @@ class _Graph:
         return (torch.randn(shape, dtype=dtype, device=self.device) for shape, dtype in self.noise)
 
     def script(self, example: tuple[torch.Tensor, ...]) -> Function:
-        """The graph run by TorchScript."""
+        """The graph run by TorchScript, which never forgets a graph: the tensors that this one holds are arguments."""
+        module, held = _held_outside(self.module)
         with forked(self.device):
-            arguments = (*example, *self.drawn())
-        script = torch.jit.freeze(torch.jit.trace(self.module, arguments, check_trace=False).eval())
+            arguments = (*example, *self.drawn(), *held)
+        script = torch.jit.freeze(torch.jit.trace(module, arguments, check_trace=False).eval())
 
         def run(*arguments: torch.Tensor) -> Any:
             with torch.no_grad(), double():  # a constant in the graph takes its dtype from the default
-                return script(*arguments, *self.drawn())
+                return script(*arguments, *self.drawn(), *held)
 
         return run
 
@@ -347,7 +348,7 @@ class _Graph:
         begin = time.perf_counter()
         if any(torch.Tag.nondeterministic_seeded in node.target.tags for node in _operations(self.module)):
             raise ValueError("it draws random numbers that are not standard normal")
-        module, held = _held_outside(self.module)
+        module, held = _held_outside(self.module, numbers=True)
         with forked(self.device):
             arguments = tuple(argument.contiguous() for argument in (*example, *self.drawn(), *held))
         path = folder() / f"{_key(module, arguments)}.pt2"
@@ -426,11 +427,11 @@ def _masked(result: torch.Tensor, info: torch.Tensor, n_dims: int) -> torch.Tens
     return torch.where((info != 0)[(..., *[None] * (n_dims - info.dim()))], torch.nan, result)
 
 
-def _held_outside(module: Any) -> tuple[Any, list[torch.Tensor]]:
+def _held_outside(module: Any, *, numbers: bool = False) -> tuple[Any, list[torch.Tensor]]:
     """The graph with the tensors that it holds, single numbers apart, as arguments at the end; and these.
 
-    Every argument takes its time in every call. Small tensors that are equal become one, and those full of one whole number, or
-    an infinite one, an operation, of which the compiler makes a number in a loop.
+    Every argument takes its time in every call. Small tensors that are equal become one, and where `numbers` those full of one
+    whole number, or an infinite one, an operation, of which a compiler makes a number in a loop.
     """
     graph = torch.fx.Graph()
     copies: dict[Any, Any] = {}
@@ -444,7 +445,7 @@ def _held_outside(module: Any) -> tuple[Any, list[torch.Tensor]]:
     for node in nodes:
         if node.op == "get_attr" and node.users and getattr(module, node.target).dim():
             tensor = getattr(module, node.target).detach().contiguous()
-            number = _repeated(tensor)
+            number = _repeated(tensor) if numbers else None
             if number is not None:
                 full[node] = tensor, number
                 continue

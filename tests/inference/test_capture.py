@@ -97,6 +97,32 @@ def test_random_numbers_of_an_arguments_shape_are_drawn_in_every_call():
     assert not torch.equal(fast(torch.zeros(3, dtype=torch.float64))[0], fast(torch.zeros(3, dtype=torch.float64))[0])
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc")
+def test_a_graph_that_is_no_longer_used_holds_no_data():
+    """TorchScript keeps every graph; constants in it would be the data of every fit that a process has made."""
+    code = """
+import gc, torch
+from latentlab.inference.capture import capture
+def held():
+    gc.collect()
+    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS"))) / 1024
+def use():
+    data = torch.randn(1_000_000, dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64)
+    fast = capture(lambda x: ((data * x).sum(),), one)
+    fast(one), fast(one)
+use()
+before = held()
+for _ in range(12):
+    use()
+print(held() - before)
+"""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}  # large blocks go back to the system at once
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 24  # of 96 MB
+
+
 @pytest.mark.parametrize("part", [True, False], ids=["a part", "used before"])
 def test_changes_in_place_that_a_graph_cannot_follow_are_refused(part, caplog):
     """The result is right all the same: the function runs as it stands."""
@@ -303,7 +329,7 @@ def test_equal_tensors_are_one_argument_and_whole_numbers_are_none():
         return (*found, x / tensors_held[4], x / tensors_held[5], large + x[0])
 
     x = torch.tensor([3.0, -4.0], dtype=torch.float64)
-    graph, held = _held_outside(_Graph(function, (x,)).module)
+    graph, held = _held_outside(_Graph(function, (x,)).module, numbers=True)
     assert [own.tolist() for own in held[:3]] == [[0.5, 1.5], [0.5, 0.5], [0.0, 0.0]]
     assert len(held) == 4
     assert held[3].shape == (1000,)
