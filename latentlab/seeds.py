@@ -88,16 +88,39 @@ def one_thread() -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
+    _before.append(before)
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        _before.pop()
+
+
+_before: list[int] = []
+"""Threads that torch had before each block of `one_thread` that is open, the outermost first."""
+
+
+def n_threads() -> int:
+    """Threads for what is large enough to be shared: as many as torch has, or had before `one_thread`."""
+    import torch
+
+    return _before[0] if _before else torch.get_num_threads()
+
+
+def reseed(seed: int, device: str = "cpu") -> None:
+    """Seeds torch on the CPU, and on one more device; `torch.manual_seed` would seed all that there are."""
+    import torch
+
+    torch.default_generator.manual_seed(seed)
+    if device != "cpu":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 @contextlib.contextmanager
-def isolated(seeds: Seeds) -> Iterator[None]:
-    """Seed torch, numpy and random from `seeds`, in float64 and with an empty Pyro store; put everything back at the end.
+def isolated(seeds: Seeds, device: str = "cpu") -> Iterator[None]:
+    """Seed torch (CPU and this device), numpy and random from `seeds`, in float64 and with an empty Pyro store; put all back.
 
     What is put back: the random states, the parameter store, torch's default dtype and validation.
     """
@@ -106,8 +129,9 @@ def isolated(seeds: Seeds) -> Iterator[None]:
 
     numpy_state, random_state = np.random.get_state(), random.getstate()
     validate = torch.distributions.Distribution._validate_args
-    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope(), double():
-        torch.manual_seed(seeds.child("torch").integer())
+    devices = [] if device == "cpu" else [device]
+    with torch.random.fork_rng(devices=devices), pyro.get_param_store().scope(), double():
+        reseed(seeds.child("torch").integer(), device)
         np.random.seed(seeds.child("numpy").integer())
         random.seed(seeds.child("random").integer())
         try:

@@ -153,7 +153,7 @@ def _dot(x: Any, y: Any) -> float:
 
 @compiled
 def _expectations(a: Any, b: Any, v: Any, inverse_level: Any, transition: Any, gamma: Any, first: int, pairs: Any) -> bool:
-    """Whether S is within bounds; fills the n columns of `gamma` from `first`, and `pairs`; destroys a."""
+    """Whether S is within bounds, and all divisors; fills the n columns of `gamma` from `first`, and `pairs`; destroys a."""
     n_states, n = a.shape
     share = np.zeros(n)
     for j in range(n_states):
@@ -172,8 +172,12 @@ def _expectations(a: Any, b: Any, v: Any, inverse_level: Any, transition: Any, g
         for t in range(n):
             own[t] *= share[t]
     before, after = inverse_level[: n - 1], share[1:]
+    n_finite = 1
     for t in range(n - 1):
         before[t] *= after[t]
+        n_finite += before[t] < np.inf
+    if n_finite < n:
+        return False
     for i in range(n_states):
         left = a[i][: n - 1]
         for t in range(n - 1):

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 
 from latentlab import loops
+from latentlab.seeds import n_threads
 
 AT_ONCE = 4096
 """Units of a mixture that are worked on together: what they need stays in the processor's cache."""
 SHARED = 1000
-"""Numbers of data from which the members of a batch are worked on by several threads."""
+"""Numbers that a member of a batch is about from which several threads share them."""
 UNROLLED = 6
 """States of a chain up to which their number is known to the compiler."""
 
@@ -71,7 +72,7 @@ def value_and_gradients(
 ) -> tuple[torch.Tensor, ...]:
     """What a kernel finds: the value, and its gradient for each parameter; arguments as in `operation`.
 
-    The members of a batch are shared among torch's threads where they are large. Each has its numbers from one thread alone.
+    The members of a batch are shared among threads where they are large. Each has its numbers from one thread alone.
     """
     arrays = [argument.detach().contiguous().numpy() for argument in arguments]
     batch = arrays[0].shape[: arrays[0].ndim - dims[0]]
@@ -83,10 +84,11 @@ def value_and_gradients(
             value[index] = member(rows[:n_parameters], rows[n_parameters:], tuple(gradient[index] for gradient in gradients))
 
     members = list(np.ndindex(*batch))
-    n_threads = min(len(members), torch.get_num_threads())
-    if n_threads > 1 and sum(array.size for array in arrays[n_parameters:]) >= SHARED:
-        others = [_threads(os.getpid(), n_threads).submit(evaluate, members[i::n_threads]) for i in range(1, n_threads)]
-        evaluate(members[::n_threads])
+    n_workers = min(len(members), n_threads())
+    sizes = (array.size // (len(members) if array.ndim > d else 1) for array, d in zip(arrays, dims, strict=True))
+    if n_workers > 1 and sum(sizes) >= SHARED:
+        others = [_threads(os.getpid(), n_workers).submit(evaluate, members[i::n_workers]) for i in range(1, n_workers)]
+        evaluate(members[::n_workers])
         for other in others:
             other.result()
     else:

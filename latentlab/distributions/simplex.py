@@ -1,5 +1,6 @@
 r"""The map from the reals to the simplex, in few operations."""
 
+import math
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ class ToSimplex(StickBreakingTransform):
     $$ \log v_k = -\log(1 + e^{-a_k}), \quad \log(1 - v_k) = \log v_k - a_k, \quad
        \log w_k = \log v_k + \sum_{j<k} \log(1 - v_j), \quad \log |J| = \sum_{k<K} [\log w_k + \log(1 - v_k)], $$
     and $v_K = 1$. Products of $1 - v_k$ would need a scan, its derivative two more, each of which takes longer than all the rest;
-    and 1 - v has no digits left where v is near 1, for which torch clips it.
+    and 1 - v has no digits left where v is near 1, for which torch clips it. Here w alone is clipped, at the least float with
+    all its digits (2e-308 in float64), so that its log is finite.
 
     Example:
         >>> ToSimplex()(torch.zeros(3))
@@ -27,7 +29,7 @@ class ToSimplex(StickBreakingTransform):
 
     def _call(self, x: torch.Tensor) -> torch.Tensor:
         taken, left = _shares(x)
-        return torch.exp(pad(taken, [0, 1]) + _before(left))
+        return torch.exp((pad(taken, [0, 1]) + _before(left)).clamp(min=math.log(torch.finfo(x.dtype).tiny)))
 
     def _inverse(self, y: torch.Tensor) -> torch.Tensor:
         after = y.flip(-1).cumsum(-1).flip(-1)[..., 1:]  # from the small end

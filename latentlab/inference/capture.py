@@ -33,7 +33,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from latentlab.seeds import double
+from latentlab.seeds import double, reseed
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def capture(function: Function, *example: torch.Tensor, otherwise: Function | No
     except Exception as error:
         logger.warning("running the program as it stands, since it cannot be captured: %s", _said(error))
         return otherwise or function
-    if plan.is_compiled(graph.n_operations):
+    if plan.device == "cpu" and plan.is_compiled(graph.n_operations):
         try:
             code = graph.machine_code(example)
             _check(code, function, example, plan)
@@ -147,8 +147,9 @@ class _Recorder(TorchDispatchMode):
     seeing it.
     """
 
-    def __init__(self, arguments: Sequence[torch.Tensor]) -> None:
+    def __init__(self, arguments: Sequence[torch.Tensor], *, folds: bool) -> None:
         super().__init__()
+        self.folds = folds
         self.graph = torch.fx.Graph()
         self.module = torch.nn.Module()
         self.nodes: dict[int, Any] = {}
@@ -197,7 +198,7 @@ class _Recorder(TorchDispatchMode):
             if func is torch.ops.aten.normal_.default and unknown and tuple(args[1:]) in ((), (0.0, 1.0)):
                 self._noise(args[0])
                 return func(*args, **kwargs)
-        elif len(unknown) == len(given) or self._is_constant(func, given):
+        elif len(unknown) == len(given) or (not written and self._is_constant(func, given)):
             return self.apart(func, args, kwargs, given)
         if func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default):
             args = (args[0], self._counted(args[1]), *args[2:])
@@ -224,7 +225,7 @@ class _Recorder(TorchDispatchMode):
 
     def _is_constant(self, func: Any, given: list[torch.Tensor]) -> bool:
         """Whether no more than the shapes of the arguments tells what a function makes; a view may be written to later."""
-        if func in SHAPED or func._schema.is_mutable or any(one.alias_info is not None for one in func._schema.returns):
+        if not self.folds or func in SHAPED or any(one.alias_info is not None for one in func._schema.returns):
             return False
         return all(id(tensor) not in self.nodes or _memory(tensor) in self.shaped for tensor in given)
 
@@ -308,13 +309,21 @@ def _is_sized(func: Any, args: tuple[Any, ...]) -> bool:
     return func is torch.ops.aten.index.Tensor and not any(one is not None and one.dtype in masks for one in args[1])
 
 
+def _recorded(function: Function, example: tuple[torch.Tensor, ...], device: str, *, folds: bool) -> tuple[_Recorder, Any]:
+    """What a function does, and what it finds; where `folds`, what only the arguments' shapes tell is a constant."""
+    recorder = _Recorder(example, folds=folds)
+    with forked(device), on(device), _Watch(recorder), recorder:
+        return recorder, function(*example)
+
+
 class _Graph:
     """What a function does with its arguments; `noise` has the shapes of the standard normal numbers that it draws."""
 
     def __init__(self, function: Function, example: tuple[torch.Tensor, ...], device: str = "cpu") -> None:
-        recorder = _Recorder(example)
-        with forked(device), on(device), _Watch(recorder), recorder:
-            found = function(*example)
+        try:
+            recorder, found = _recorded(function, example, device, folds=True)
+        except ValueError:  # what is no constant after all: it is changed in place later
+            recorder, found = _recorded(function, example, device, folds=False)
         outputs = found if isinstance(found, tuple) else (found,)
         recorder.graph.output(tuple(recorder.in_graph(one) for one in outputs))
         _failures_as_nan(recorder.graph)
@@ -386,7 +395,7 @@ def _check(fast: Function, function: Function, example: tuple[torch.Tensor, ...]
         found = []
         for one in (fast, function):
             with torch.no_grad(), double(), forked(plan.device), on(plan.device):
-                torch.manual_seed(0)
+                reseed(0, plan.device)
                 found.append([result.cpu().numpy() for result in one(*arguments)])
         for quick, plain in zip(*found, strict=True):
             atol = 1e-4 * float(np.abs(np.nan_to_num(plain)).max(initial=1.0)) if plan.single else 1e-10
@@ -449,7 +458,7 @@ def _held_outside(module: Any, *, numbers: bool = False) -> tuple[Any, list[torc
             if number is not None:
                 full[node] = tensor, number
                 continue
-            content = tensor.numpy().tobytes() if tensor.numel() <= SMALL else node
+            content = tensor.cpu().numpy().tobytes() if tensor.numel() <= SMALL else node
             key = tensor.shape, tensor.dtype, content
             if key not in known:
                 known[key] = graph.placeholder(f"held_{len(held)}")
@@ -504,7 +513,7 @@ def _key(module: Any, arguments: tuple[torch.Tensor, ...]) -> str:
     single = [(name, value.dtype, value.item()) for name, value in module.named_buffers() if not value.dim()]
     attributes = [(n.target, getattr(module, n.target)) for n in module.graph.nodes if n.op == "get_attr"]
     single += [(name, value.dtype, value.item()) for name, value in attributes]
-    shapes = [(a.shape, a.stride(), a.dtype, a.device.type) for a in arguments]
+    shapes = [(a.shape, a.stride(), a.dtype) for a in arguments]
     where = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), _processor())
     return hashlib.sha256(repr((module.code, single, shapes, where)).encode()).hexdigest()
 
@@ -524,7 +533,7 @@ def _compile(module: Any, arguments: tuple[torch.Tensor, ...], path: Path) -> No
 
     with tempfile.TemporaryDirectory(dir=path.parent) as work, _quiet("torch._inductor"):
         made = Path(work) / "made.pt2"
-        with torch.no_grad(), double(), forked(arguments[0].device.type):
+        with torch.no_grad(), double(), torch.random.fork_rng(devices=[]):
             program = torch.export.export(module, tuple(arguments))
             torch._inductor.aoti_compile_and_package(program, package_path=str(made))
         os.replace(made, path)

@@ -26,7 +26,7 @@ from latentlab.distributions.simplex import transform_of
 from latentlab.errors import DataError, InferenceError, ModelError, unknown
 from latentlab.inference.capture import Plan, capture
 from latentlab.models.base import NOTHING, Arrays, Fixed, LatentModel
-from latentlab.seeds import double
+from latentlab.seeds import double, reseed
 
 Tensors = Mapping[str, torch.Tensor]
 Gradient = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -181,10 +181,10 @@ class Density:
         """Refuses a program whose density is random: it draws something that is no site, or takes some of the units at random."""
         levels = []
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
+            reseed(1)
             values = self.prior()
             for seed in (2, 3):
-                torch.manual_seed(seed)
+                reseed(seed)
                 levels.append(float(self.log_joint(values)))
         if levels[0] != levels[1] and not math.isnan(levels[0]):
             raise ModelError(
@@ -592,7 +592,7 @@ def _checked_trace(model: LatentModel, arrays: Arrays, parameters: Tensors) -> A
     """A trace of the program on its data, with the shapes of all sites checked; Pyro's store is left as it is."""
     try:
         with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope(), pyro.validation_enabled(True):
-            torch.manual_seed(0)
+            reseed(0)
             with double(), Fixed(parameters):
                 trace = poutine.trace(model.model).get_trace(**arrays)
                 for name, site in trace.nodes.items():

@@ -26,14 +26,14 @@ from latentlab.errors import ConfigError, ModelError
 from latentlab.inference.adam import Adam, pack, unpack, whole_step
 from latentlab.inference.advi import fit_restarts
 from latentlab.inference.batches import batches, log_prob_of_draws
-from latentlab.inference.capture import Plan, capture, forked
+from latentlab.inference.capture import Plan, capture
 from latentlab.inference.density import Density, constrain_draws, ends, over_draws
 from latentlab.inference.draws import Draws, Problem, finished
 from latentlab.inference.encoder import is_amortised
 from latentlab.inference.guides import GUIDES
 from latentlab.inference.nuts import require_choice, require_whole
 from latentlab.models.base import Fixed, LatentModel
-from latentlab.seeds import isolated, single
+from latentlab.seeds import isolated, reseed, single
 from latentlab.symmetry.average import log_average
 from latentlab.symmetry.group import NEXT
 
@@ -71,7 +71,8 @@ class SVI:
             later processes; where None, if the run is long enough to gain by it. It changes the last digits.
         precision: Of the loss and its gradient in a step. `single` (float32) is for models all of whose sites belong to units,
             with their own guide: the noise of minibatches is far larger. Parameters, and all that is reported, stay in float64.
-        device: Where the steps are computed: `cpu`, `cuda` or `cuda:1`. All else, results among it, is on the CPU.
+        device: Where the steps are computed: `cpu`, `cuda` or `cuda:1`, there without machine code. All else is on the CPU,
+            results among it.
 
     References:
         Kucukelbir et al. 2017, Automatic Differentiation Variational Inference, JMLR 18(14).
@@ -113,6 +114,8 @@ class SVI:
         if isinstance(self.held_out, bool) or not (isinstance(self.held_out, int | float) and 0 <= self.held_out < 1):
             raise ConfigError(f"SVI.held_out must be a share from 0 and below 1; got {self.held_out!r}.")
         require_choice("SVI.compiled", self.compiled)
+        if self.compiled and self.device != "cpu":
+            raise ConfigError(f"SVI.compiled is for the CPU: there is no machine code for {self.device!r}.")
         if self.precision not in ("double", "single"):
             raise ConfigError(f"SVI.precision must be double or single; got {self.precision!r}.")
         if not (isinstance(self.device, str) and re.fullmatch(r"cpu|cuda(:\d+)?", self.device)):
@@ -232,7 +235,7 @@ class SVI:
 
     def _pyro_restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:
         seeds, density, model = problem.seeds.child("restart", restart), problem.density, problem.model
-        with forked(self.device), isolated(seeds), pyro.validation_enabled(False):
+        with isolated(seeds, self.device), pyro.validation_enabled(False):
             training, held_out = _divided(density.n_units, self.held_out, seeds.child("held_out").numpy())
             rows = batches(problem, self.batch_size, seeds.child("batches").numpy(), training, n_steps=self.n_steps + 1)
             first = next(rows)
@@ -264,7 +267,7 @@ class SVI:
 
                 def watch(vector: torch.Tensor) -> float:
                     with torch.no_grad(), torch.random.fork_rng(devices=[]), found.at(unpack(vector, shapes)):
-                        torch.manual_seed(0)
+                        reseed(0)
                         return float(self._pyro_loss(problem, aside, 1.0, model.kl_weight, N_WATCHED))
 
             (end,), (losses,) = adam.descend(vectors, step, arguments(), [restart], lambda *_: [], watch, self.kl_warmup)

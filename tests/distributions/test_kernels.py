@@ -15,6 +15,7 @@ from latentlab.distributions.components import BernoulliComponents, GaussianComp
 from latentlab.distributions.hidden_markov_series import HiddenMarkovSeries
 from latentlab.distributions.mixture import Mixture
 from latentlab.inference.capture import capture
+from latentlab.seeds import one_thread
 
 pytest.importorskip("numba")
 
@@ -101,6 +102,18 @@ def test_a_path_that_the_data_had_ruled_out_may_come_back(drops):
     assert float(value) == pytest.approx(np.logaddexp(*paths) + np.log(0.5), rel=1e-13)
     probability = torch.from_numpy(np.exp(paths - np.logaddexp(*paths)))
     torch.testing.assert_close(gradients[2], probability.expand(len(log_b), 2), rtol=1e-11, atol=1e-12)
+
+
+def test_divisors_that_overflow_together_are_left_to_logs():
+    """Each within its bounds: two levels of e^-216, and a share of e^-334 that both passes have in common."""
+    never = -torch.inf
+    initial = torch.tensor([0.5, 0.5, 0.0]).double().log()
+    rows = [[0.0, -288.0, 0.0], [-216.0, -216.0, 0.0], [-216.0, -216.0, 0.0], [-190.0, -138.0, 0.0], [-144.0, 0.0, never]]
+    log_b, transition = torch.tensor(rows).double(), torch.eye(3).double().log()
+    value, gradients = value_and_grad(lambda *p: hm.log_likelihood(*p, begins([5])), (initial, transition, log_b))
+    assert float(value) == pytest.approx(-766 + np.log(0.5), rel=1e-14)
+    torch.testing.assert_close(gradients[1], torch.diag(torch.tensor([4.0, 0.0, 0.0])).double())
+    torch.testing.assert_close(gradients[2], torch.tensor([1.0, 0.0, 0.0]).double().expand(5, 3))
 
 
 def test_many_low_levels_in_a_row_are_counted():
@@ -453,15 +466,20 @@ def test_what_fails_in_a_thread_fails_the_call():
         kernels.value_and_gradients(member, (1, 1), 1, torch.zeros(4, 1), torch.zeros(kernels.SHARED))
 
 
-def test_a_batch_has_the_same_digits_with_more_threads(rng):
+def test_a_batch_has_the_same_digits_with_more_threads(rng, monkeypatch):
+    """Those that torch had before `one_thread`, in which every fit runs."""
     *parameters, starts = chain(rng, 3, [500, 200])
     shifts = 0.1 * torch.from_numpy(rng.standard_normal((5, 1, 1)))
-    before, found = torch.get_num_threads(), []
+    before, found, asked = torch.get_num_threads(), [], []
+    threads = kernels._threads
+    monkeypatch.setattr(kernels, "_threads", lambda process, n: asked.append(n) or threads(process, n))
     try:
         for n in (1, 2):
             torch.set_num_threads(n)
             batch = torch.vmap(lambda shift: hm.log_likelihood(parameters[0], parameters[1], parameters[2] * (1 + shift), starts))
-            found.append(value_and_grad(lambda s, batch=batch: batch(s).sum(), [shifts]))
+            with one_thread():
+                found.append(value_and_grad(lambda s, batch=batch: batch(s).sum(), [shifts]))
+            assert set(asked) == ({2} if n == 2 else set())
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0][0], found[1][0])

@@ -44,6 +44,20 @@ def test_small_parts_keep_their_digits(far):
     assert bool(torch.isfinite(slope).all())
 
 
+@pytest.mark.parametrize("far", [-720.0, -5000.0, 720.0, 5000.0])
+@pytest.mark.parametrize("concentration", [0.01, 1.0, 2.0])
+def test_a_density_is_finite_however_far_out(far, concentration):
+    """Without a bound parts would be 0 there, and the Dirichlet's density infinite, with a slope of NaN."""
+    u = torch.tensor([far, 0.5], dtype=torch.float64, requires_grad=True)
+    w = ToSimplex()(u)
+    prior = torch.distributions.Dirichlet(torch.full((3,), concentration, dtype=torch.float64), validate_args=False)
+    density = prior.log_prob(w) + ToSimplex().log_abs_det_jacobian(u, w)
+    (slope,) = torch.autograd.grad(density, u)
+    assert bool(torch.isfinite(density))
+    assert bool(torch.isfinite(slope).all())
+    assert float(slope[0]) * far < 0  # back to where there is mass
+
+
 def test_other_supports_have_the_map_of_torch():
     assert isinstance(transform_of(constraints.simplex), ToSimplex)
     rows = transform_of(constraints.independent(constraints.simplex, 1))

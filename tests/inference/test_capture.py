@@ -89,6 +89,26 @@ def test_what_only_the_shape_of_an_argument_tells_is_computed_beforehand():
             torch.testing.assert_close(one, two)
 
 
+def filled_in(x):
+    y = torch.zeros_like(x) + 1
+    y[0] = x[0]
+    return (x * y,)
+
+
+def on_a_diagonal(x):
+    y = x.new_ones(4, 4).tril(-1)
+    y.diagonal().copy_(x)
+    return (y @ x,)
+
+
+@pytest.mark.parametrize("function", [filled_in, on_a_diagonal])
+def test_what_only_looked_like_a_constant_is_captured_all_the_same(function, caplog):
+    fast = capture(function, torch.ones(4, dtype=torch.float64))
+    assert not caplog.text
+    x = torch.randn(4, dtype=torch.float64)
+    torch.testing.assert_close(fast(x)[0], function(x)[0])
+
+
 def test_random_numbers_of_an_arguments_shape_are_drawn_in_every_call():
     def function(x):
         return (x + torch.randn_like(torch.zeros_like(x)),)

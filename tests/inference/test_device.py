@@ -101,6 +101,11 @@ def test_a_device_that_no_step_is_for_is_refused(device):
         SVI(device=device)
 
 
+def test_machine_code_is_for_the_cpu(iris):
+    with pytest.raises(ConfigError, match=r"SVI\.compiled is for the CPU"):
+        SVI(device="cuda", compiled=True)
+
+
 @pytest.mark.parametrize("device", ["cuda:99", *([] if CUDA else ["cuda"])])
 def test_a_device_that_is_not_there_is_refused_before_the_fit(iris, device):
     with pytest.raises(ConfigError, match=f"SVI.device is '{device}', and torch sees {torch.cuda.device_count()} such devices"):
