@@ -25,10 +25,12 @@ def nearest(rows: np.ndarray, k: int) -> np.ndarray:
         k: Below the number of rows.
     """
     n = len(rows)
-    x, y = rows.T if rows.shape[1] == 2 else (rows[:, 0], np.zeros(n))
+    if rows.shape[1] == 1:
+        x, y, m = rows[:, 0], np.zeros(n), k
+    else:
+        (x, y), m = rows.T, max(k, math.isqrt(n * k // 3))
     if y @ y > x @ x:
         x, y = y, x
-    m = max(k, math.isqrt(n * k // 3))
     n_strips = -(-n // m)
     starts = np.minimum(np.arange(n_strips + 1) * m, n)
     order = np.argsort(x)
