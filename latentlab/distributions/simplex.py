@@ -33,8 +33,8 @@ class ToSimplex(StickBreakingTransform):
 
     def _inverse(self, y: torch.Tensor) -> torch.Tensor:
         after = y.flip(-1).cumsum(-1).flip(-1)[..., 1:]  # from the small end
-        after = after.clamp(min=torch.finfo(y.dtype).tiny)
-        return y[..., :-1].log() - after.log() + _offset(after)
+        own, rest = (part.clamp(min=torch.finfo(y.dtype).tiny).log() for part in (y[..., :-1], after))
+        return own - rest + _offset(after)
 
     def log_abs_det_jacobian(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         taken, left = _shares(x)

@@ -58,6 +58,16 @@ def test_a_density_is_finite_however_far_out(far, concentration):
     assert float(slope[0]) * far < 0  # back to where there is mass
 
 
+@pytest.mark.parametrize("parts", [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.5, 0.5, 0.0], [0.0, 1.0, 0.0]])
+def test_parts_of_nothing_have_a_place(parts):
+    """A draw of a stick-breaking prior can have them."""
+    w = torch.tensor(parts, dtype=torch.float64)
+    u = ToSimplex().inv(w)
+    assert bool(torch.isfinite(u).all())
+    assert bool(torch.isfinite(ToSimplex().log_abs_det_jacobian(u, w)).all())
+    torch.testing.assert_close(ToSimplex()(u), w)
+
+
 def test_other_supports_have_the_map_of_torch():
     assert isinstance(transform_of(constraints.simplex), ToSimplex)
     rows = transform_of(constraints.independent(constraints.simplex, 1))
