@@ -69,7 +69,7 @@ def test_a_step_of_a_gaussian_guide_is_on_its_device(iris, model, guide, framed)
 def test_a_step_of_a_vae_is_on_its_device(iris, precision, kl_warmup):
     method = SVI(guide="model", batch_size=20, precision=precision, kl_warmup=kl_warmup, n_particles=2)
     problem = prepared(VAE(2), iris, method, progress=False)
-    with double():
+    with double(), pyro.get_param_store().scope():
         found = _started(problem.model, problem.arrays)
     shapes = [leaf.shape for leaf in found.leaves]
     vectors = pack(found.leaves)[None]
