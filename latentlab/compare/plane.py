@@ -40,7 +40,7 @@ def nearest(rows: np.ndarray, k: int) -> np.ndarray:
     within += starts[:-1, None]
     edges = x[order[starts[:-1]]], x[order[starts[1:] - 1]]
     order = order[within.reshape(-1)[:n]]
-    found, out = np.empty((n, k), dtype=np.int64), np.empty((n, k), dtype=np.int32)
+    found, out = np.empty((n, k), dtype=np.int32), np.empty((n, k), dtype=np.int32)
     _nearest(x[order], y[order], starts, *edges, found)
     _named(found, order, out)
     return out
@@ -84,7 +84,7 @@ def _nearest(x: Any, y: Any, starts: Any, lowest: Any, highest: Any, found: Any)
         found: The result.
     """
     n_strips, k = len(lowest), found.shape[1]
-    near, seen, level = np.empty(k), np.full(len(x), -1), np.empty(n_strips, np.int64)
+    near, seen, level = np.empty(k), np.full(len(x), -1, np.int32), np.empty(n_strips, np.int64)
     before, head = -1, -1
     for s in range(n_strips):
         level[:] = starts[:-1]  # of each strip the first point that is not below the present one
