@@ -9,6 +9,7 @@ import pytest
 
 from latentlab.compare.coverage import coverage
 from latentlab.fit import fit
+from latentlab.inference.chees import ChEES
 from latentlab.inference.exact import Exact
 from latentlab.inference.nuts import NUTS
 from latentlab.models.ppca import PPCA
@@ -32,18 +33,21 @@ def z_scores(shares):
     return (shares.mean(0) - NOMINAL) / (shares.std(0, ddof=1) / np.sqrt(len(shares)))
 
 
-SAMPLER = NUTS(n_chains=4, n_warmup=200, n_draws=200, compiled=True)
+SAMPLERS = {
+    "chees": ChEES(n_chains=32, n_superchains=4, n_warmup=200, n_draws=50, compiled=True),
+    "nuts": NUTS(n_chains=4, n_warmup=200, n_draws=200, compiled=True),
+}
 
 
-@pytest.mark.slow
-def test_nuts_covers_the_truth_as_often_as_it_says():
-    shares = covered(SAMPLER, 40, seed=1)
+@pytest.mark.parametrize("sampler", [pytest.param("chees", marks=pytest.mark.slow), pytest.param("nuts", marks=pytest.mark.long)])
+def test_a_sampler_covers_the_truth_as_often_as_it_says(sampler):
+    shares = covered(SAMPLERS[sampler], 40, seed=1)
     assert (np.abs(z_scores(shares)) < 4).all(), (shares.mean(0), z_scores(shares))
 
 
 @pytest.mark.long
 def test_nuts_covers_the_truth_as_often_as_it_says_in_many_data_sets():
-    shares = covered(SAMPLER, 200, seed=2)
+    shares = covered(SAMPLERS["nuts"], 200, seed=2)
     assert (np.abs(z_scores(shares)) < 4).all(), (shares.mean(0), z_scores(shares))
     np.testing.assert_allclose(shares.mean(0), NOMINAL, atol=0.05)
 
