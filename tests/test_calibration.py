@@ -39,7 +39,7 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("sampler", [pytest.param("chees", marks=pytest.mark.slow), pytest.param("nuts", marks=pytest.mark.long)])
+@pytest.mark.parametrize("sampler", [pytest.param("nuts", marks=pytest.mark.slow), pytest.param("chees", marks=pytest.mark.long)])
 def test_a_sampler_covers_the_truth_as_often_as_it_says(sampler):
     shares = covered(SAMPLERS[sampler], 40, seed=1)
     assert (np.abs(z_scores(shares)) < 4).all(), (shares.mean(0), z_scores(shares))
