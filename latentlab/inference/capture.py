@@ -476,11 +476,9 @@ def _repeated(tensor: torch.Tensor) -> float | None:
     """The number that a small tensor is full of, if it is whole or infinite; a number like 0.3 may be the data's own."""
     if tensor.dtype != torch.float64 or not 0 < tensor.numel() <= SMALL:
         return None
-    first = tensor.flatten()[0]
-    number = float(first)
-    if not (math.isinf(number) or number.is_integer()) or (number == 0 and math.copysign(1.0, number) < 0):
-        return None
-    return number if bool((tensor == first).all()) else None
+    number = float(tensor.flatten()[0])
+    same = tensor.cpu().numpy().tobytes() == np.full(tensor.shape, number).tobytes()  # bytes tell 0.0 from -0.0
+    return number if same and (math.isinf(number) or number.is_integer()) and number.hex() != (-0.0).hex() else None
 
 
 # -- machine code
