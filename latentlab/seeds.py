@@ -108,6 +108,13 @@ def n_threads() -> int:
     return _before[0] if _before else torch.get_num_threads()
 
 
+def forked(device: str = "cpu") -> contextlib.AbstractContextManager[None]:
+    """Torch's random states, of the CPU and of this device, are after the block what they were before."""
+    import torch
+
+    return torch.random.fork_rng(devices=[] if device == "cpu" else [device])
+
+
 def reseed(seed: int, device: str = "cpu") -> None:
     """Seeds torch on the CPU, and on one more device; `torch.manual_seed` would seed all that there are."""
     import torch
@@ -129,8 +136,7 @@ def isolated(seeds: Seeds, device: str = "cpu") -> Iterator[None]:
 
     numpy_state, random_state = np.random.get_state(), random.getstate()
     validate = torch.distributions.Distribution._validate_args
-    devices = [] if device == "cpu" else [device]
-    with torch.random.fork_rng(devices=devices), pyro.get_param_store().scope(), double():
+    with forked(device), pyro.get_param_store().scope(), double():
         reseed(seeds.child("torch").integer(), device)
         np.random.seed(seeds.child("numpy").integer())
         random.seed(seeds.child("random").integer())

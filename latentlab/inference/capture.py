@@ -33,7 +33,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from latentlab.seeds import double, reseed
+from latentlab.seeds import double, forked, reseed
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +111,6 @@ def capture(function: Function, *example: torch.Tensor, otherwise: Function | No
 def on(device: str) -> contextlib.AbstractContextManager[Any]:
     """Tensors are made on this device inside the block."""
     return contextlib.nullcontext() if device == "cpu" else torch.device(device)
-
-
-def forked(device: str) -> contextlib.AbstractContextManager[Any]:
-    """The random states of the CPU and of this device are after the block what they were before."""
-    return torch.random.fork_rng(devices=[] if device == "cpu" else [device])
 
 
 def _said(error: Exception) -> str:
@@ -531,7 +526,7 @@ def _compile(module: Any, arguments: tuple[torch.Tensor, ...], path: Path) -> No
 
     with tempfile.TemporaryDirectory(dir=path.parent) as work, _quiet("torch._inductor"):
         made = Path(work) / "made.pt2"
-        with torch.no_grad(), double(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), double(), forked():
             program = torch.export.export(module, tuple(arguments))
             torch._inductor.aoti_compile_and_package(program, package_path=str(made))
         os.replace(made, path)

@@ -26,7 +26,7 @@ from latentlab.distributions.simplex import transform_of
 from latentlab.errors import DataError, InferenceError, ModelError, unknown
 from latentlab.inference.capture import Plan, capture
 from latentlab.models.base import NOTHING, Arrays, Fixed, LatentModel
-from latentlab.seeds import double, reseed
+from latentlab.seeds import double, forked, reseed
 
 Tensors = Mapping[str, torch.Tensor]
 Gradient = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -180,7 +180,7 @@ class Density:
     def _check_determined(self) -> None:
         """Refuses a program whose density is random: it draws something that is no site, or takes some of the units at random."""
         levels = []
-        with torch.random.fork_rng(devices=[]):
+        with forked():
             reseed(1)
             values = self.prior()
             for seed in (2, 3):
@@ -591,7 +591,7 @@ def _in_units(site: Mapping[str, Any]) -> bool:
 def _checked_trace(model: LatentModel, arrays: Arrays, parameters: Tensors) -> Any:
     """A trace of the program on its data, with the shapes of all sites checked; Pyro's store is left as it is."""
     try:
-        with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope(), pyro.validation_enabled(True):
+        with forked(), pyro.get_param_store().scope(), pyro.validation_enabled(True):
             reseed(0)
             with double(), Fixed(parameters):
                 trace = poutine.trace(model.model).get_trace(**arrays)

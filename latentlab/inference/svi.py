@@ -33,7 +33,7 @@ from latentlab.inference.encoder import is_amortised
 from latentlab.inference.guides import GUIDES
 from latentlab.inference.nuts import require_choice, require_whole
 from latentlab.models.base import Fixed, LatentModel
-from latentlab.seeds import isolated, reseed, single
+from latentlab.seeds import forked, isolated, reseed, single
 from latentlab.symmetry.average import log_average
 from latentlab.symmetry.group import NEXT
 
@@ -266,7 +266,7 @@ class SVI:
                 aside = density.with_units(tuple(density.arrays[name][held_out] for name in density.unit_arrays()))
 
                 def watch(vector: torch.Tensor) -> float:
-                    with torch.no_grad(), torch.random.fork_rng(devices=[]), found.at(unpack(vector, shapes)):
+                    with torch.no_grad(), forked(), found.at(unpack(vector, shapes)):
                         reseed(0)
                         return float(self._pyro_loss(problem, aside, 1.0, model.kl_weight, N_WATCHED))
 

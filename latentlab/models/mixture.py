@@ -21,7 +21,7 @@ from latentlab.errors import DataError
 from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position, here
 from latentlab.models.emissions import SHRINK, Emission
 from latentlab.models.expectation_maximization import climb
-from latentlab.seeds import reseed
+from latentlab.seeds import forked, reseed
 from latentlab.symmetry.groups import Identity, Permutation
 
 LEAST_WEIGHT = 1e-3
@@ -215,6 +215,6 @@ def degenerate(emission: Emission, values: Mapping[str, torch.Tensor], sizes: np
 def drawn(emission: Emission, values: Mapping[str, np.ndarray], labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Data `(unit, feature)` emitted by the components that the labels name, `rng` giving the random numbers."""
     components = emission.components({name: torch.as_tensor(value) for name, value in values.items()})
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         reseed(int(rng.integers(2**63)))
         return components.sample(torch.from_numpy(labels)).numpy()
