@@ -9,13 +9,15 @@ import pytest
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.errors import DataError, ModelError
-from latentlab.fit import fit
+from latentlab.fit import N_PREDICTIVE, _predictives, fit
+from latentlab.inference.density import Density, tensors
 from latentlab.inference.exact import Exact
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.ppca import PPCA
 from latentlab.posterior import ess_bulk, mcse_mean, mcse_sd
+from latentlab.seeds import Seeds, isolated
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +174,24 @@ def test_predictive_draws_look_like_the_data(exact, wine):
     np.testing.assert_allclose(replicated.mean((0, 1)), 0, atol=0.05)
     np.testing.assert_allclose(replicated.std((0, 1)), 1, atol=0.3)
     assert exact.data["prior_predictive"]["x"].values.std() > 5  # mu_scale is 10
+
+
+def test_each_predictive_draw_has_values_of_its_own(wine):
+    """Means of prior predictive draws have the prior's spread: a ratio of variances outside 0.4 to 2.2 has a chance of 1e-8."""
+    model = PPCA(2)
+    density = Density(model, tensors(model, wine), wine.dims)
+    mu = 1000.0 * np.arange(2 * N_PREDICTIVE)
+    values = {"W": np.zeros((1, len(mu), 13, 2)), "mu": np.tile(mu[None, :, None], (1, 1, 13)), "sigma": np.ones((1, len(mu)))}
+    with isolated(Seeds(0)):
+        found = _predictives(density, values)
+    means = found["posterior_predictive"]["x"].mean(axis=2)
+    assert means.shape == (1, N_PREDICTIVE, 13)
+    kept = np.linspace(0, len(mu) - 1, N_PREDICTIVE).astype(int)
+    np.testing.assert_allclose(means[0], np.tile(mu[kept, None], (1, 13)), atol=1)  # 13 standard errors
+    prior = found["prior_predictive"]["x"].mean(axis=2)[0]
+    ratio = prior.var(axis=0, ddof=1) / (model.mu_scale**2 + (2 * model.W_scale**2 + model.sigma_scale**2) / 178)
+    assert (ratio > 0.4).all()
+    assert (ratio < 2.2).all()
 
 
 @pytest.mark.slow

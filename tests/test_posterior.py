@@ -496,6 +496,38 @@ def test_loo_of_an_approximation_is_corrected_to_the_posterior(rng):
     assert (loo(scored(mu, x, log_q=10 * q.logpdf(mu))).khat > 0.7).all()
 
 
+def smoothed(log_ratios):
+    """Pareto-smoothed log weights, for independent draws, from the paper (Vehtari et al. 2024) and Zhang & Stephens (2009)."""
+    order = np.argsort(log_ratios)
+    n_tail = math.ceil(min(0.2 * len(order), 3 * math.sqrt(len(order))))
+    ratios = np.exp(log_ratios - log_ratios.max())
+    cutoff, tail = ratios[order[-n_tail - 1]], ratios[order[-n_tail:]]
+    x, m = tail - cutoff, 30 + int(math.sqrt(n_tail))
+    theta = 1 / x[-1] + (1 - np.sqrt(m / (np.arange(1, m + 1) - 0.5))) / (3 * x[int(n_tail / 4 + 0.5) - 1])
+    shape = np.log1p(-theta[:, None] * x).mean(axis=1)
+    level = n_tail * (np.log(-theta / shape) - shape - 1)
+    mean = float(theta @ np.exp(level - level.max()) / np.exp(level - level.max()).sum())
+    k = float(np.log1p(-mean * x).mean())
+    scale = -k / mean
+    k = (k * n_tail + 0.5 * 10) / (n_tail + 10)
+    quantiles = cutoff + stats.genpareto(k, scale=scale).ppf((np.arange(1, n_tail + 1) - 0.5) / n_tail)
+    ratios[order[-n_tail:]] = np.minimum(quantiles, 1.0)
+    return np.log(ratios / ratios.sum())
+
+
+def test_the_weights_of_loo_are_pareto_smoothed(rng):
+    """The terms of a unit far out and of some near ones; by the weights as they are the first would be another."""
+    x = np.r_[4.0, rng.normal(size=4)]
+    mu, _, _ = conjugate(rng, x, (1, 400))
+    log_q = scored(mu, x)["log_likelihood"]["log_likelihood"].values.sum(axis=-1) + stats.norm.logpdf(mu, scale=3)
+    found = loo(scored(mu, x, log_q=log_q))  # lp - log q is 0: draws of the posterior, taken for independent
+    each = stats.norm.logpdf(x, mu[0, :, None])
+    expected = [np.log(np.exp(smoothed(-one) + one).sum()) for one in each.T]
+    assert found.pointwise == pytest.approx(expected, rel=1e-6)
+    raw = [-np.log(np.mean(np.exp(-one))) for one in each.T]
+    assert abs(found.pointwise[0] - raw[0]) > 0.01
+
+
 def test_loo_says_why_it_cannot_be_had(rng):
     mu = rng.normal(size=(2, 50))
     with pytest.raises(ModelError, match="point estimate"):

@@ -8,8 +8,9 @@ from scipy.linalg import sqrtm
 from scipy.signal import lfilter
 from scipy.stats import binom, kstest
 
-from latentlab.compare.align import aligner, principal_axes
+from latentlab.compare.align import aligner, principal_axes, procrustes_mean
 from latentlab.compare.chains import ess, split
+from latentlab.compare.structure import structure
 from latentlab.compare.verdict import Reference, holm, verdict
 from latentlab.errors import ConfigError, DataError
 
@@ -106,6 +107,13 @@ def test_the_truth_ranks_uniformly_among_draws(rng):
     assert ranks[:, 1].max() < 0.025
 
 
+def whitening(aligned):
+    """V_i^(-1/2) of each unit, by loops over units."""
+    covariances = [np.cov(aligned[:, i].T) for i in range(aligned.shape[1])]
+    pooled, n = np.mean(covariances, axis=0), len(aligned)
+    return [np.linalg.inv(sqrtm((n * c + (D + 2) * pooled) / (n + D + 2))).real for c in covariances]
+
+
 def test_statistics_are_those_of_their_formulas(case):
     """D^2, the largest |u|^2 and p_low by plain loops over units and draws, independently of the code."""
     draws, y = case.chains(n_draws=40), case.draw()
@@ -113,9 +121,7 @@ def test_statistics_are_those_of_their_formulas(case):
     made, held_out = (half.reshape(-1, N, D) for half in split(draws))
     align = aligner("similarity", reference.mean)
     aligned = np.array([align(x) for x in made])
-    covariances = [np.cov(aligned[:, i].T) for i in range(N)]
-    pooled = np.mean(covariances, axis=0)
-    roots = [np.linalg.inv(sqrtm((80 * c + 4 * pooled) / 84)).real for c in covariances]
+    roots = whitening(aligned)
 
     def squares(x):
         return np.array([np.sum((root @ (a - m)) ** 2) for root, a, m in zip(roots, align(x), reference.mean, strict=True)])
@@ -129,6 +135,40 @@ def test_statistics_are_those_of_their_formulas(case):
     assert found.worst_units[0] == str(squares(y).argmax())
     b = (reference.mean**2).sum() / np.linalg.svd((y - y.mean(axis=0)).T @ reference.mean, compute_uv=False).sum()
     assert found.scale == pytest.approx(b)
+
+
+def test_the_guard_is_that_of_its_formulas(rng):
+    """C by the sd of draws of the reference, z of logs by median and MAD, the effective number of the largest z: by loops."""
+    case = Exact(rng, n=30)
+    draws = case.chains(n_draws=80, rho=0.8)
+    reference = Reference(draws, "orthogonal", np.random.default_rng(0))
+    made, held_out = (half.reshape(-1, 30, D) for half in (draws[::2], draws[1::2]))
+    np.testing.assert_allclose(reference.mean, procrustes_mean(made), atol=1e-9)  # of the reference half alone
+    align, functions = aligner("orthogonal", reference.mean), structure(reference.mean, rng)[1]
+    roots = whitening(np.array([align(x) for x in made]))
+
+    def errors(x):
+        return np.array([root @ (a - m) for root, a, m in zip(roots, align(x), reference.mean, strict=True)])
+
+    spread = np.std([functions.T @ errors(x) for x in made], axis=0)
+
+    def logs(x):
+        u = errors(x)
+        return np.log([(u**2).sum() / (30 * D), np.abs(functions.T @ u / spread).max(), (u**2).sum(axis=1).max()])
+
+    def largest_z(pool):
+        middle = np.median(pool, axis=0)
+        return ((pool - middle) / np.median(np.abs(pool - middle), axis=0)).max(axis=1)
+
+    of_draws = np.array([logs(x) for x in held_out])
+    effective = ess(largest_z(of_draws).reshape(2, 80))
+    assert effective != pytest.approx(reference.ess_low, rel=0.05)
+    shares = []
+    for y in (*(case.draw() for _ in range(8)), case.truth, case.mean):
+        pool = largest_z(np.vstack([of_draws, logs(y)]))
+        shares.append(np.mean(pool[:-1] >= pool[-1]))
+        assert reference.judge(y).p_guard == pytest.approx((1 + effective * shares[-1]) / (1 + effective), rel=1e-9)
+    assert len({share for share in shares if 0 < share < 1}) >= 5, shares  # ranks that another statistic would change
 
 
 def test_p_values_count_effective_draws(case):
@@ -268,6 +308,17 @@ def test_holm_needs_more_draws_for_more_embeddings(case):
     for v in holm(judged):
         assert v.verdict == "undetermined"
         assert "199 are needed" in v.reason
+
+
+def test_holm_counts_the_gate_as_often_as_there_are_verdicts(case):
+    """A gate that one verdict passes at 0.02 is shut for two: what is trivial has as many chances as there are verdicts."""
+    one = replace(Reference(case.chains(), "orthogonal", case.rng).judge(case.mean), ess=400.0, p_guard=0.9)
+    for p_low, gates, label in ((1e-4, (0.02, 0.0), "summary-like"), (0.5, (0.0, 0.02), "draw-like")):
+        judged = replace(one, p_low=p_low, gate_summary=gates[0], gate_draw=gates[1])
+        assert holm([judged])[0].verdict == label
+        for v in holm([judged, judged]):
+            assert v.verdict == "undetermined"
+            assert f"it would be {label}" in v.reason
 
 
 def test_the_same_generator_gives_the_same_verdict_and_nothing_is_left_behind(case):

@@ -6,7 +6,7 @@ import torch
 from pyro.infer.mcmc import MCMC
 from pyro.infer.mcmc import NUTS as PyroNUTS
 
-from latentlab.inference.trajectory import DualAveraging, State, Tuning, _leaf, chain, drive, windows
+from latentlab.inference.trajectory import DualAveraging, State, Tree, Tuning, _join, _leaf, chain, drive, transition, windows
 from latentlab.posterior import ess_bulk, rhat
 from latentlab.seeds import Seeds, isolated
 
@@ -106,6 +106,47 @@ def test_a_wall_of_minus_infinity_is_a_divergence_and_not_a_crash():
     assert (only.u > 0).all()
     assert np.isfinite(only.stats["lp"]).all()
     assert only.stats["diverging"].sum() > 0
+
+
+def piece(*momenta):
+    """A piece of trajectory through points of these momenta, in time's order."""
+    states = [State(np.zeros(1), np.array([p]), np.zeros(1), 0.0) for p in momenta]
+    rho = np.array([sum(momenta)])
+    return Tree(states[0], states[-1], rho, 0.0, states[0], stop=False, diverging=False, accept=0.0, n_steps=len(momenta))
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "turns"),
+    [
+        ((1.0, 1.0), (1.0, 1.0), False),
+        ((1.0, 1.0), (-3.0, 5.0), True),  # the earlier piece with the first point of the later one
+        ((5.0, -3.0), (1.0, 1.0), True),  # the last point of the earlier piece with the later one
+        ((1.0, -3.0), (1.0, 0.5), True),  # the whole
+    ],
+)
+def test_a_u_turn_is_looked_for_across_the_pieces_too(earlier, later, turns):
+    tuning = Tuning(0.1, np.ones(1))
+    for direction, pieces in ((1, (earlier, later)), (-1, (later, earlier))):
+        near, far = (piece(*momenta) for momenta in pieces)
+        assert _join(near, far, direction, tuning, near.proposal, 0.0).stop == turns
+
+
+def test_a_trajectory_does_not_go_round_a_circle_many_times():
+    """A step is 1 / 3.7 of a turn of a normal pair: four points close the circle, and the ends alone would not show it."""
+    value_and_grad, rng = gaussian(np.zeros(2), np.eye(2)), np.random.default_rng(0)
+    tuning = Tuning(np.sqrt(2 - 2 * np.cos(2 * np.pi / 3.7)), np.ones(2))
+    most = 0
+    for _ in range(100):
+        u = rng.normal(size=2)
+        value, gradient = (x[0] for x in value_and_grad(u[None]))
+        request = transition(State(u, np.zeros(2), gradient, float(value)), tuning, 10, rng)
+        point = next(request)
+        with pytest.raises(StopIteration) as stop:
+            while True:
+                value, gradient = (x[0] for x in value_and_grad(point[None]))
+                point = request.send((float(value), gradient))
+        most = max(most, stop.value.value.n_steps)
+    assert most <= 7
 
 
 @pytest.mark.parametrize("target", [0.6, 0.8, 0.95])
