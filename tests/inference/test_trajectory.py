@@ -136,16 +136,10 @@ def test_a_trajectory_does_not_go_round_a_circle_many_times():
     value_and_grad, rng = gaussian(np.zeros(2), np.eye(2)), np.random.default_rng(0)
     tuning = Tuning(np.sqrt(2 - 2 * np.cos(2 * np.pi / 3.7)), np.ones(2))
     most = 0
-    for _ in range(100):
-        u = rng.normal(size=2)
-        value, gradient = (x[0] for x in value_and_grad(u[None]))
-        request = transition(State(u, np.zeros(2), gradient, float(value)), tuning, 10, rng)
-        point = next(request)
-        with pytest.raises(StopIteration) as stop:
-            while True:
-                value, gradient = (x[0] for x in value_and_grad(point[None]))
-                point = request.send((float(value), gradient))
-        most = max(most, stop.value.value.n_steps)
+    for u in rng.normal(size=(100, 2)):
+        value, gradient = value_and_grad(u[None])
+        (end,) = drive([transition(State(u, 0 * u, gradient[0], float(value[0])), tuning, 10, rng)], value_and_grad)
+        most = max(most, end.n_steps)
     assert most <= 7
 
 
