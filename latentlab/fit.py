@@ -147,7 +147,7 @@ class Fit:
         values = {name: array for name, array in self.sites().items() if name != site}
         with isolated(seeds):
             lead = next(iter(self.sites().values())).shape[:2]
-            arrays, equal = tensors(self.model, new, self._classes), self.method.kind == "point"
+            arrays, equal = tensors_of_new(self.model, new, self._classes), self.method.kind == "point"
             z = draw_positions(self.model, arrays, values, self.parameters, lead, equal=equal)
         z = self.model.act(self._aligned.elements, {site: z})[site]
         dims = ("chain", "draw", *self.model.dims[site])
@@ -171,9 +171,9 @@ class Fit:
         if self.model.position.kind != "discrete":
             raise ModelError(f"the positions of {self.model.name!r} are {self.model.position.kind}: they have no labels.")
         new = self.dataset if dataset is None else self._like_training(dataset)
+        given = tensors(self.model, new) if dataset is None else tensors_of_new(self.model, new)
         values = thinned({name: array for name, array in self.sites().items() if name != site}, n_draws)
         elements = thinned({"g": self._aligned.elements}, n_draws)["g"]
-        given = tensors(self.model, new)
 
         def probs(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
             found: Any = self.model.latents(given, **sites)
@@ -195,7 +195,7 @@ class Fit:
         new = self._like_training(dataset)
         if self.model.has_bound():
             with isolated(Seeds(self.seed).child("bound", new.digest())), torch.no_grad():
-                given = tensors(self.model, new, self._classes)
+                given = tensors_of_new(self.model, new, self._classes)
                 array = self.model.bound(given, n_samples, **parameter_tensors(self.parameters)).numpy()[None, None]
         else:
             density = density_of_new(self.model, new, self.parameters, self._classes)
@@ -388,15 +388,26 @@ def _signed(group: Group, aligned: Aligned, values: Mapping[str, np.ndarray], di
     return Aligned(group.act(elements, values, dims), elements, aligned.reference @ mirror)
 
 
+def tensors_of_new(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = None) -> dict[str, Any]:
+    """The arrays of units that were not in the fit, as `tensors` makes them.
+
+    Raises:
+        DataError: Values that the model cannot take; names column, unit and value.
+    """
+    model.check_new(dataset)
+    return tensors(model, dataset, classes)
+
+
 def density_of_new(
     model: LatentModel, dataset: Dataset, parameters: Mapping[str, np.ndarray] = NOTHING, classes: np.ndarray | None = None
 ) -> Density:
     """The density of units that were not in the fit, positions integrated out.
 
     Raises:
+        DataError: Values that the model cannot take; names column, unit and value.
         ModelError: The model has a position for each unit that it does not integrate out.
     """
-    given = tensors(model, dataset, classes)
+    given = tensors_of_new(model, dataset, classes)
     density = Density(model.marginal(), given, dataset.dims, parameter_tensors(parameters))
     if density.unit_sites and not model.has_bound():
         raise ModelError(

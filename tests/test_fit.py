@@ -9,13 +9,17 @@ import pytest
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.errors import DataError, ModelError
-from latentlab.fit import N_PREDICTIVE, _predictives, fit
+from latentlab.fit import N_PREDICTIVE, _predictives, density_of_new, fit
 from latentlab.inference.density import Density, tensors
 from latentlab.inference.exact import Exact
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
+from latentlab.models.base import LatentModel
+from latentlab.models.count_hmms import CategoricalHMM, PoissonHMM
+from latentlab.models.count_mixtures import BernoulliMixture, PoissonMixture
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.ppca import PPCA
+from latentlab.models.vae import VAE
 from latentlab.posterior import ess_bulk, mcse_mean, mcse_sd
 from latentlab.seeds import Seeds, isolated
 
@@ -255,3 +259,60 @@ def test_a_model_without_latents_cannot_place_new_units():
     result = fit(model, schools, NUTS(n_chains=2, n_warmup=30, n_draws=20), seed=0, progress=False)
     with pytest.raises(ModelError, match="'eight_schools' has no `latents`"):
         result.latents(schools)
+
+
+# -- values that the model cannot emit, in units that were not in the fit
+
+
+def _table(x, **coords):
+    return Dataset({"x": np.asarray(x, dtype=float)}, dims={"x": ("unit", "feature")}, coords=coords)
+
+
+CODES = _table(np.arange(24)[:, None] % 4)
+YES_OR_NO = _table([[0, 1, 1], [1, 0, 0], [1, 1, 0], [0, 0, 1]] * 4)
+COUNTS = _table([[0, 3, 1], [2, 0, 0], [5, 1, 0], [0, 0, 7]] * 4)
+FEW_STEPS = SVI(guide="model", n_steps=2, n_draws=8)
+ONE_START = Exact(n_restarts=1, n_draws=8)
+IMPOSSIBLE = {
+    "categorical HMM": (CategoricalHMM(2, n_categories=4), CODES, ONE_START, [[4], [7], [-1], [1.5]]),
+    "Bernoulli mixture": (BernoulliMixture(2), YES_OR_NO, ONE_START, [[2, 1, 1], [100, 1, 0], [0.5, 1, 0], [-1, 0, 0]]),
+    "Poisson mixture": (PoissonMixture(2), COUNTS, ONE_START, [[-3, 1, 1], [0.5, 2.5, 0.5]]),
+    "Poisson HMM": (PoissonHMM(2), COUNTS, ONE_START, [[-3, 1, 1], [0.5, 2.5, 0.5]]),
+    "Bernoulli VAE": (VAE(1, hidden=(2,), likelihood="bernoulli"), YES_OR_NO, FEW_STEPS, [[2, 1, 1], [0.5, 1, 1]]),
+    "Poisson VAE": (VAE(1, hidden=(2,), likelihood="poisson"), COUNTS, FEW_STEPS, [[-3, 1, 1], [0.5, 2.5, 0.5]]),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_new_units_with_impossible_values_are_refused_by_column_unit_and_value(case):
+    model, dataset, method, rows = IMPOSSIBLE[case]
+    result = fit(model, dataset, method, seed=0, progress=False)
+    ways = [result.latents, result.log_likelihood, result.held_out_score]
+    ways += [result.probabilities] if model.position.kind == "discrete" else []
+    for row in rows:
+        good = np.where(np.arange(len(row)) == 0, 1.0, 0.0)
+        new = _table([good, row], unit=["fine", "bad one"])
+        for way in ways:
+            with pytest.raises(DataError, match=f"(?s)(?=.*bad one)(?=.*'0')(?=.*{row[0]:g})"):
+                way(new)
+    for way in ways:
+        way(_table([good]))
+
+
+def test_held_out_units_with_impossible_values_are_refused_before_the_first_step():
+    with pytest.raises(DataError, match=r"unit '1': must hold 0 and 1 .*; got 2"):
+        density_of_new(BernoulliMixture(2), _table([[0, 1, 1], [2, 1, 1]]))
+
+
+def test_a_model_with_a_check_alone_checks_new_units_by_it():
+    class Picky(PPCA):
+        check_new = LatentModel.check_new
+
+        def check(self, dataset):
+            if (dataset.x > 9).any():
+                raise DataError(f"{dataset.name}: above 9.")
+
+    rng = np.random.default_rng(0)
+    result = fit(Picky(1), _table(rng.normal(size=(20, 3))), ONE_START, progress=False)
+    with pytest.raises(DataError, match="above 9"):
+        result.latents(_table([[0, 1, 10]]))

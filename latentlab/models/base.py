@@ -136,6 +136,13 @@ class LatentModel(ABC):
     def check(self, dataset: Dataset) -> None:  # noqa: B027
         """Refuses data that the model has no sensible answer for, naming both numbers (`n_latent` and features, say)."""
 
+    def check_new(self, dataset: Dataset) -> None:
+        """Refuses units that were not in the fit and whose values the density cannot take.
+
+        As strict as `check` unless overridden, which a model does where units need less than a fit (one unit will do).
+        """
+        self.check(dataset)
+
     def n_labels(self) -> int:
         """How many values a discrete position can have."""
         raise NotImplementedError(f"{type(self).__name__} does not say how many values its positions can have.")
@@ -190,6 +197,19 @@ class LatentModel(ABC):
     def imputes(self) -> bool:
         """Whether the model says what missing entries were."""
         return type(self).imputation is not LatentModel.imputation
+
+
+def require_table(what: str, dataset: Dataset, hint: str = "") -> None:
+    """Refuses data without an array `x` of dims (unit, feature).
+
+    Raises:
+        DataError: Names the array that there is.
+    """
+    if dataset.observed != "x" or dataset.dims["x"] != ("unit", "feature"):
+        raise DataError(
+            f"{what} must have an array 'x' with dims (unit, feature){hint}; its first array is {dataset.observed!r} "
+            f"with dims {tuple(dataset.dims[dataset.observed])}, shape {dataset.x.shape}."
+        )
 
 
 def here(tensor: torch.Tensor) -> torch.Tensor:
@@ -248,6 +268,10 @@ class Frozen(LatentModel):
                     raise DataError(
                         f"{dataset.name} has {dataset.sizes[dim]} along {dim!r}; the parameters are of {size} ({name!r})."
                     )
+
+    def check_new(self, dataset: Dataset) -> None:
+        """As the model that it was made from."""
+        self.base.check_new(dataset)
 
     def position_columns(self) -> int | None:
         """As the model that it was made from."""

@@ -22,7 +22,7 @@ from latentlab.errors import ConfigError, DataError
 from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position
 from latentlab.models.emissions import SHRINK, Emission, flag, number
 from latentlab.models.expectation_maximization import climb
-from latentlab.models.mixture import check_table, degenerate, drawn, imputed, k_means, matching_order
+from latentlab.models.mixture import check_new_table, check_table, degenerate, drawn, imputed, k_means, matching_order
 from latentlab.symmetry.groups import Identity, Permutation
 
 LEAST_COUNT = 0.1
@@ -176,6 +176,14 @@ class HiddenMarkovModel(LatentModel):
         if len(dataset.x) < self.n_states:
             raise DataError(f"{what} has {len(dataset.x)} steps; n_states = {self.n_states} needs at least as many.")
         self.emission.check(what, dataset)
+
+    def check_new(self, dataset: Dataset) -> None:
+        """Refuses values that the states cannot emit.
+
+        Raises:
+            DataError: Names column, unit and value.
+        """
+        check_new_table(f"{type(self).__name__}: {dataset.name}", dataset, self.emission)
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Clusters of k-means as states; where states follow one another, equal parts of each sequence."""

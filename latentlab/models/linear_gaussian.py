@@ -20,7 +20,7 @@ from torch.distributions import constraints
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.low_rank_gaussian import LowRankGaussian
 from latentlab.errors import ConfigError, DataError
-from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position
+from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position, require_table
 from latentlab.models.linear_gaussian_optimum import best_optimum, principal_axes
 from latentlab.symmetry.groups import Orthogonal
 
@@ -137,11 +137,7 @@ class LinearGaussian(LatentModel):
             DataError: Names both numbers, or the column.
         """
         what = f"{type(self).__name__}: {dataset.name}"
-        if dataset.observed != "x" or dataset.dims["x"] != ("unit", "feature"):
-            raise DataError(
-                f"{what} must have an array 'x' with dims (unit, feature); its first array is {dataset.observed!r} "
-                f"with dims {tuple(dataset.dims[dataset.observed])}, shape {dataset.x.shape}."
-            )
+        require_table(what, dataset)
         n_units, n_features = dataset.x.shape
         if self.n_latent >= n_features:
             raise DataError(f"{what} has {n_features} features; n_latent must be smaller, and is {self.n_latent}.")
@@ -159,6 +155,14 @@ class LinearGaussian(LatentModel):
                 f"{what}: column {name!r} is constant, so its noise has no positive estimate; "
                 "leave such columns out by `drop_constant: true`."
             )
+
+    def check_new(self, dataset: Dataset) -> None:
+        """Refuses what is no table.
+
+        Raises:
+            DataError: Names the array.
+        """
+        require_table(f"{type(self).__name__}: {dataset.name}", dataset)
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """The principal subspace, turned at random; the noise from what it leaves."""

@@ -15,7 +15,7 @@ from torch.distributions import constraints
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.low_rank_gaussian import LowRankGaussian
 from latentlab.errors import ConfigError, DataError, InferenceError
-from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position
+from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position, require_table
 from latentlab.symmetry.groups import Orthogonal
 
 TOLERANCE = 1e-5
@@ -184,16 +184,20 @@ class LinearVAE(LatentModel):
             DataError: Names both numbers.
         """
         what = f"LinearVAE: {dataset.name}"
-        if dataset.observed != "x" or dataset.dims["x"] != ("unit", "feature"):
-            raise DataError(
-                f"{what} must have an array 'x' with dims (unit, feature); its first array is {dataset.observed!r} "
-                f"with dims {tuple(dataset.dims[dataset.observed])}, shape {dataset.x.shape}."
-            )
+        require_table(what, dataset)
         n_units, n_features = dataset.x.shape
         if self.n_latent >= n_features:
             raise DataError(f"{what} has {n_features} features; n_latent must be smaller, and is {self.n_latent}.")
         if n_units > 1 and (np.nanmin(dataset.x, 0) == np.nanmax(dataset.x, 0)).all():
             raise DataError(f"{what}: all {n_units} rows are identical, so there is nothing to place.")
+
+    def check_new(self, dataset: Dataset) -> None:
+        """Refuses what is no table.
+
+        Raises:
+            DataError: Names the array.
+        """
+        require_table(f"LinearVAE: {dataset.name}", dataset)
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 10) -> Dataset:
         """Data and truth drawn from a random decoder; the encoder of the truth is the best that there is for it."""

@@ -18,7 +18,7 @@ from latentlab.distributions.components import GaussianComponents
 from latentlab.distributions.filled import Filled
 from latentlab.distributions.mixture import Labels, Mixture
 from latentlab.errors import DataError
-from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position, here
+from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position, here, require_table
 from latentlab.models.emissions import SHRINK, Emission
 from latentlab.models.expectation_maximization import climb
 from latentlab.seeds import forked, reseed
@@ -117,6 +117,14 @@ class MixtureModel(LatentModel):
             )
         self.emission.check(what, dataset)
 
+    def check_new(self, dataset: Dataset) -> None:
+        """Refuses values that the components cannot emit.
+
+        Raises:
+            DataError: Names column, unit and value.
+        """
+        check_new_table(f"{type(self).__name__}: {dataset.name}", dataset, self.emission)
+
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Clusters of k-means, from starts that differ by `rng`: their shares, means and spreads."""
         labels = k_means(arrays, self.n_components, rng)
@@ -153,14 +161,20 @@ def check_table(what: str, dataset: Dataset) -> None:
     Raises:
         DataError: Names the array, or the column.
     """
-    if dataset.observed != "x" or dataset.dims["x"] != ("unit", "feature"):
-        raise DataError(
-            f"{what} must have an array 'x' with dims (unit, feature); its first array is {dataset.observed!r} "
-            f"with dims {tuple(dataset.dims[dataset.observed])}, shape {dataset.x.shape}."
-        )
+    require_table(what, dataset)
     seen = ~np.isnan(dataset.x)
     if not seen.any(0).all():
         raise DataError(f"{what}: nothing was observed in column {str(dataset.features[~seen.any(0)][0])!r}.")
+
+
+def check_new_table(what: str, dataset: Dataset, emission: Emission) -> None:
+    """Refuses units that were not in the fit and hold values that no component can emit.
+
+    Raises:
+        DataError: Names the array, or column, unit and value.
+    """
+    require_table(what, dataset)
+    emission.check(what, dataset)
 
 
 def k_means(arrays: Arrays, n_clusters: int, rng: np.random.Generator) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.linear_gaussian_chain import LinearGaussianChain, LinearGaussianPath
 from latentlab.errors import DataError
-from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position
+from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position, require_table
 from latentlab.models.emissions import number, whole
 from latentlab.models.mixture import check_table
 from latentlab.models.state_space_optimum import best_optimum, start
@@ -153,6 +153,14 @@ class LinearGaussianStateSpace(LatentModel):
                 f"{what}: column {str(dataset.features[low == high][0])!r} is constant, so its noise has no positive estimate; "
                 "leave such columns out by `drop_constant: true`."
             )
+
+    def check_new(self, dataset: Dataset) -> None:
+        """Refuses what is no table.
+
+        Raises:
+            DataError: Names the array.
+        """
+        require_table(f"{type(self).__name__}: {dataset.name}", dataset)
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Principal components and their regression on the step before, turned at random."""

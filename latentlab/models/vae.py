@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from latentlab.data.dataset import Dataset
 from latentlab.errors import ConfigError, DataError
-from latentlab.models.base import Arrays, LatentModel, Position
+from latentlab.models.base import Arrays, LatentModel, Position, require_table
 from latentlab.symmetry.groups import Orthogonal
 
 Tensors = Mapping[str, torch.Tensor]
@@ -220,23 +220,35 @@ class VAE(LatentModel):
         return super().takes(argument) and (argument != "labels" or self.conditional)
 
     def check(self, dataset: Dataset) -> None:
-        """Refuses what is no table, and values that the likelihood does not know.
+        """Refuses what is no table, values that the likelihood gives no probability, and columns without any spread.
 
         Raises:
             DataError: Names the entry, or what is needed instead.
         """
-        what = f"VAE: {dataset.name}"
-        if dataset.observed != "x" or dataset.dims["x"] != ("unit", "feature"):
-            raise DataError(
-                f"{what} must have an array 'x' with dims (unit, feature), an image as one row; its first array is "
-                f"{dataset.observed!r} with dims {tuple(dataset.dims[dataset.observed])}, shape {dataset.x.shape}."
-            )
-        x = dataset.x
+        self.check_new(dataset)
+        what, x = f"VAE: {dataset.name}", dataset.x
         seen = ~np.isnan(x)
         if not seen.any(0).all():
             raise DataError(f"{what}: nothing was observed in column {str(dataset.features[~seen.any(0)][0])!r}.")
         if self.conditional and dataset.labels is None:
             raise DataError(f"{what} has no labels, which `conditional` needs.")
+        constant = (np.nanmin(x, 0) == np.nanmax(x, 0)) & (self.likelihood == "gaussian" and dataset.n_units > 1)
+        if constant.all() or (self.noise == "feature" and constant.any()):
+            name = str(dataset.features[constant][0])
+            raise DataError(
+                f"{what}: column {name!r} is constant, so that its noise has no positive estimate; "
+                "leave such columns out by `drop_constant: true`."
+            )
+
+    def check_new(self, dataset: Dataset) -> None:
+        """Refuses what is no table, and values that the likelihood gives no probability.
+
+        Raises:
+            DataError: Names the entry.
+        """
+        what, x = f"VAE: {dataset.name}", dataset.x
+        require_table(what, dataset, hint=", an image as one row")
+        seen = ~np.isnan(x)
         takes, wrong = {
             "gaussian": ("", np.zeros_like(seen)),
             "bernoulli": ("zeros and ones", seen & (x != 0) & (x != 1)),
@@ -248,13 +260,6 @@ class VAE(LatentModel):
             raise DataError(
                 f"{what}: the likelihood {self.likelihood!r} takes {takes}; unit {dataset.units[i]}, column "
                 f"{str(dataset.features[j])!r} has {x[i, j]:.6g}{hint}."
-            )
-        constant = (np.nanmin(x, 0) == np.nanmax(x, 0)) & (self.likelihood == "gaussian" and dataset.n_units > 1)
-        if constant.all() or (self.noise == "feature" and constant.any()):
-            name = str(dataset.features[constant][0])
-            raise DataError(
-                f"{what}: column {name!r} is constant, so that its noise has no positive estimate; "
-                "leave such columns out by `drop_constant: true`."
             )
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 10) -> Dataset:

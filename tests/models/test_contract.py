@@ -7,9 +7,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from latentlab.data.dataset import Dataset
 from latentlab.distributions import kernels
 from latentlab.errors import ModelError
 from latentlab.inference.density import Density, tensors
+from latentlab.models.base import LatentModel
 from latentlab.models.count_hmms import CategoricalHMM, PoissonHMM
 from latentlab.models.count_mixtures import BernoulliMixture, PoissonMixture
 from latentlab.models.factor_analysis import FactorAnalysis
@@ -285,3 +287,15 @@ def test_a_column_in_a_plate_of_units_is_refused():
     model.dims = {"mu": ("feature",)}
     with pytest.raises(ModelError, match=r"site 'x' has a log density of shape \(7, 7\).*\(7,\).*\(N, 1\)"):
         Density(model, tensors(model, column), column.dims)
+
+
+@pytest.mark.parametrize("model", MODELS_TO_CHECK)
+def test_one_new_unit_with_a_missing_entry_is_enough(model):
+    assert type(model).check_new is not LatentModel.check_new
+    many = model.simulate(np.random.default_rng(0), 40)
+    one = many.subset(np.array([3]))
+    if one.x.shape[1] > 1 and model.takes("mask"):
+        x = one.x.copy()
+        x[0, 0] = np.nan
+        one = Dataset({"x": x}, dims=one.dims, coords=one.coords, labels=one.labels)
+    model.check_new(one)
