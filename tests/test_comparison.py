@@ -95,6 +95,16 @@ def test_verdicts_of_embeddings_whose_relation_is_known(comparison, name, way, c
     assert verdict(comparison, name, way, carried).verdict == expected
 
 
+@pytest.mark.parametrize("way", ["orthogonal", "similarity"])
+def test_p_values_are_adjusted_for_the_number_of_embeddings(result, planted, comparison, way):
+    """Holm's smallest p-value is n times what it would be alone."""
+    (shuffled,) = (one for one in planted if one.label == "shuffled")
+    alone = compare(result, [shuffled], alignments=(way,), metrics=("cka",), n_draws=20, progress=False).verdicts.iloc[0]
+    judged = comparison.verdicts[comparison.verdicts.alignment == way]
+    assert verdict(comparison, "shuffled", way).p_guard == judged.p_guard.min()
+    assert judged.p_guard.min() == pytest.approx(len(judged) * alone.p_guard)
+
+
 def test_the_effect_size_is_0_at_the_mean_and_1_at_a_draw(comparison):
     assert verdict(comparison, "mean").delta < 0.1
     assert 0.8 < verdict(comparison, "draw").delta < 1.2

@@ -103,6 +103,15 @@ def test_verdicts_of_clusterings_whose_relation_is_known(comparison, name, expec
     assert comparison.verdicts[comparison.verdicts.embedding == "one cluster"].iloc[0].verdict == "distinct"
 
 
+def test_p_values_are_adjusted_for_the_number_of_clusterings(result, planted, comparison):
+    """Holm's smallest p-value is n times what it would be alone."""
+    (shuffled,) = (one for one in planted if one.label == "shuffled")
+    alone = compare(result, [shuffled], metrics=("adjusted_rand",), **FEW).verdicts.iloc[0]
+    among = comparison.verdicts[comparison.verdicts.embedding == "shuffled"].iloc[0]
+    assert among.p_guard == comparison.verdicts.p_guard.min()
+    assert among.p_guard == pytest.approx(len(comparison.verdicts) * alone.p_guard)
+
+
 def test_what_has_no_number_is_nan_and_no_row_of_a_table_is(comparison):
     assert comparison.to_dataframe().notna().all().all()
     data = comparison.data

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from latentlab.diagnostics import converged, diagnose, elbo_drift, identified, same_level
-from latentlab.posterior import build, ess_mean
+from latentlab.posterior import build, ess_mean, khat
 from latentlab.symmetry.groups import Identity, Orthogonal, Permutation
 
 DIMS = {"W": ("feature", "latent"), "z": ("unit", "latent"), "sigma": (), "mu": ("feature",), "log_likelihood": ("unit",)}
@@ -113,6 +113,16 @@ def test_an_unsound_fit_fails_by_the_check_that_is_there_for_it(rng, case):
     table = judged(sampled(rng, **changes))
     assert row(table, check, quantity)["verdict"] == "fail", table
     assert not converged(table)
+
+
+def test_energy_is_compared_with_the_mean_of_its_own_chain(rng):
+    """E-BFMI by its formula in each chain; the chains are at levels of their own, and the least of them is shown."""
+    energy = rng.normal(size=(4, 1000)) + 5.0 * np.arange(4)[:, None]
+    energy[2] = 10 + np.convolve(rng.normal(size=1009), np.ones(10) / 10, mode="valid")
+    found = row(judged(sampled(rng, sample_stats__energy=lambda _: energy)), "E-BFMI")
+    each = [np.sum((e[1:] - e[:-1]) ** 2) / np.sum((e - np.mean(e)) ** 2) for e in energy]
+    assert found["value"] == pytest.approx(each[2])
+    assert (found["quantity"], found["verdict"]) == ("chain 2", "fail")
 
 
 def test_a_few_full_trees_only_warn(rng):
@@ -256,6 +266,15 @@ def test_a_mean_field_fit_passes_without_correlation_and_fails_with_much(rng):
     assert row(table, "k-hat", "averaged")["value"] > 0.7
     assert 0.3 < row(table, "ELBO gap")["value"] < -np.log(1 - 0.99**2) / 2
     assert not converged(table)
+
+
+def test_the_khat_is_the_mean_over_blocks_of_2000_draws(rng):
+    data = approximated(rng, 0.8)
+    ratios = (data["sample_stats"]["lp"] - data["sample_stats"]["log_q_averaged"]).values[0]
+    each = [khat(block) for block in ratios.reshape(10, 2000)]
+    found = row(judged(data), "k-hat", "mean over 10 blocks")["value"]
+    assert found == pytest.approx(np.mean(each))
+    assert abs(found - khat(ratios)) > 1e-3
 
 
 def test_the_raw_khat_is_shown_and_not_judged(rng):

@@ -8,7 +8,7 @@ from scipy.linalg import sqrtm
 from scipy.signal import lfilter
 from scipy.stats import binom, kstest
 
-from latentlab.compare.align import aligner, principal_axes, procrustes_mean
+from latentlab.compare.align import aligner, principal_axes, procrustes_mean, scales
 from latentlab.compare.chains import ess, split
 from latentlab.compare.structure import structure
 from latentlab.compare.verdict import Reference, holm, verdict
@@ -168,6 +168,10 @@ def test_the_guard_is_that_of_its_formulas(rng):
         pool = largest_z(np.vstack([of_draws, logs(y)]))
         shares.append(np.mean(pool[:-1] >= pool[-1]))
         assert reference.judge(y).p_guard == pytest.approx((1 + effective * shares[-1]) / (1 + effective), rel=1e-9)
+    y = case.draw()
+    growth = [float(scales(x, reference.mean)) for x in (*held_out, y)]
+    assert 0 < reference.judge(y).scale_rank < 1
+    assert reference.judge(y).scale_rank == np.mean(np.array(growth[:-1]) < growth[-1])  # among those that are held out
     assert len({share for share in shares if 0 < share < 1}) >= 5, shares  # ranks that another statistic would change
 
 

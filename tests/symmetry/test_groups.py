@@ -125,6 +125,12 @@ def test_aligned_draws_lie_together_and_keep_the_invariants(group, rng):
     assert close(after, before, 1e-8)
 
 
+@pytest.mark.parametrize("group", ALIGNING, ids=lambda g: type(g).__name__)
+def test_the_consensus_is_the_mean_of_the_aligned_draws(group, rng):
+    aligned = group.align(noisy(rng), DIMS, on="z")
+    np.testing.assert_allclose(aligned.reference, aligned.values["z"].mean(axis=(0, 1)), atol=1e-7)
+
+
 def test_the_consensus_is_in_principal_axes_with_its_largest_entries_positive(rng):
     reference = Orthogonal().align(noisy(rng), DIMS, on="W").reference
     gram = reference.T @ reference
