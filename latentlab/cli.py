@@ -1,11 +1,14 @@
 """The command line: `latentlab COMMAND`. What a command needs is imported when it runs, so that help and lists are quick."""
 
 import argparse
+import contextlib
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -14,6 +17,7 @@ from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, METRICS, MODELS, p
 
 KINDS = {"models": MODELS, "datasets": DATASETS, "embeddings": EMBEDDINGS, "metrics": METRICS, "methods": METHODS}
 INTERRUPTED = 130
+INTERRUPTED_TWICE = "interrupted twice, ended at once; the same command with --resume goes on from the last checkpoint."
 EXIT_CODES = """\
 exit codes: 0 done; 1 the run, or a check, failed; 2 the config, data or usage is wrong, nothing was started;
             3 done, but a diagnostic failed and --strict was given; 130 interrupted, --resume goes on"""
@@ -24,8 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parsed(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    with _interruptible():
+        return _code(arguments)
+
+
+def _code(arguments: argparse.Namespace) -> int:
     try:
-        code = arguments.command(arguments)
+        code: int = arguments.command(arguments)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -40,6 +49,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"latentlab: error: {_said(error)}", file=sys.stderr)
         return int(getattr(error, "exit_code", 1))
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM end the command by KeyboardInterrupt; a second signal ends the process at once.
+
+    Files are written whole or not at all, so that a run can be resumed after either.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        received.append(number)
+        if len(received) > 1:
+            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\nlatentlab: {INTERRUPTED_TWICE}\n".encode())
+            os._exit(INTERRUPTED)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _said(error: Exception) -> str:

@@ -19,7 +19,7 @@ from latentlab.diagnostics import converged, diagnose, sensitivity
 from latentlab.errors import ConfigError, DataError, InferenceError, ModelError
 from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density, over_draws, parameter_tensors, tensors
-from latentlab.inference.draws import Draws, Method, Problem
+from latentlab.inference.draws import Draws, Method, Problem, finished_draws
 from latentlab.inference.encoder import activity, is_amortised, log_weights
 from latentlab.models.base import NOTHING, LatentModel
 from latentlab.modes import chain_modes, restart_modes
@@ -264,7 +264,8 @@ def fit(
         method: How: `NUTS`, `ChEES`, `SVI`, `MAP`, `Exact`, with their settings.
         seed: The same seed gives the same arrays.
         progress: Bars on a terminal.
-        checkpoint: Folder for what is finished, and for chains that are interrupted: the same call goes on from there.
+        checkpoint: Folder for what is finished, and for chains and optimisers that are interrupted: the same call goes on from
+            there. Draws are written before results are assembled, so that a failure after the fit costs no second one.
 
     Returns:
         The fit. Torch, Pyro, the random states and the working folder are left as they were.
@@ -278,7 +279,7 @@ def fit(
     seeds = Seeds(seed)
     problem = prepared(model, dataset, method, seed=seed, progress=progress, checkpoint=checkpoint)
     with problem.resources, one_thread():
-        draws = method.run(problem)
+        draws = finished_draws(problem, method)
         with isolated(seeds.child("posterior")):
             data = _assemble(problem, dataset.sample, method, draws, seed)
     return Fit(model, dataset.sample, method, seed, data)
@@ -312,7 +313,31 @@ def prepared(
     problem = Problem(model, arrays, density, Seeds(seed).child(method.name), progress, folder, identity, stored)
     if hasattr(method, "check"):
         method.check(problem)
+    outline(problem, dataset.sample)
     return problem
+
+
+def outline(problem: Problem, dataset: Dataset) -> xr.DataTree:
+    """The result's names, dims and coordinates with a single draw of zeros, so that what cannot be stored shows before the fit.
+
+    Raises:
+        ModelError: A coordinate or a name that a result cannot have; names it.
+    """
+    density = problem.density
+    sites = density.constrain(torch.zeros(density.size, dtype=torch.float64))
+    return build(
+        {"posterior": {name: value[None, None].numpy() for name, value in sites.items()}, **_given(dataset)},
+        dims={**{name: tuple(own) for name, own in problem.model.dims.items()}, **dataset.dims},
+        coords=dataset.coords,
+    )
+
+
+def _given(dataset: Dataset) -> dict[str, dict[str, np.ndarray]]:
+    """The data as groups of a result."""
+    return {
+        "observed_data": {dataset.observed: dataset.x},
+        "constant_data": {name: a for name, a in dataset.arrays.items() if name != dataset.observed},
+    }
 
 
 def _checked(model: LatentModel, dataset: Dataset | StoredDataset) -> dict[str, Any]:
@@ -515,8 +540,7 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
         "log_prior": _lifted(density.log_prior, _globals(values, [s.name for s in density.sites]), equal=point),
         "sample_stats": dict(draws.stats),
         **_predictives(density, values),
-        "observed_data": {dataset.observed: dataset.x},
-        "constant_data": {name: a for name, a in dataset.arrays.items() if name != dataset.observed},
+        **_given(dataset),
         "optimization": dict(draws.optimization),
         "restarts": dict(draws.restarts),
     }

@@ -399,8 +399,8 @@ def _declared(array: h5py.Dataset, where: str) -> int:
 
 def _read(path: Path, group: str) -> xr.Dataset:
     try:
-        with xr.open_dataset(path, group=group or None, engine="h5netcdf") as lazy:
-            dataset = lazy.load()
+        with warnings.catch_warnings(), xr.open_dataset(path, group=group or None, engine="h5netcdf") as lazy:
+            dataset = lazy.load()  # xarray adds a filter of its own
     except Exception as error:  # whatever a damaged file makes the libraries raise
         raise StoreError(f"{path}, group {group!r}: damaged, cannot be read: {_line(error)}") from error
     draws = group not in (*FIXED, "optimization", "") and "chain" in dataset.dims

@@ -13,7 +13,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -173,6 +173,11 @@ class RunDirectory:
         if self.lock.taken_over:
             self.logger.warning("took over the lock of process %s, which is gone", self.lock.taken_over.get("pid"))
 
+    def is_whole(self, info: Mapping[str, Any]) -> bool:
+        """Whether a run is complete, and every file that a reader needs is as it was written."""
+        files = ((name, entry) for name, entry in info["files"].items() if name not in REBUILT)
+        return info["status"] in COMPLETE and all(self._intact(name, entry) for name, entry in files)
+
     def has(self, name: str) -> bool:
         """Whether the file `name` is finished and as it was written."""
         return name in self.info["files"]
@@ -321,7 +326,7 @@ def _plain(value: Any) -> Any:
 # -- reading
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A run directory as it was read; each part is loaded when it is first used.
 
@@ -334,6 +339,24 @@ class Run:
     path: Path
     config: dict[str, Any]
     info: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.summary())
+
+    def summary(self) -> list[str]:
+        """A few lines: whether inference converged and which checks failed, the verdict on each embedding, where the page is."""
+        status = str(self.info["status"])
+        state = {"done": "done, converged", "not_converged": "done, not converged"}.get(status, status)
+        if status not in (*COMPLETE, "running"):
+            state += f" at stage {self.info['stage']!r}"
+        lines = [f"{self.path}: {state}"]
+        if "diagnostics.json" in self.info["files"]:
+            failed = self.diagnostics.query("verdict == 'fail'").groupby("check", sort=False)["quantity"].agg(list)
+            lines += [f"  failed: {check} ({_some(quantities)})" for check, quantities in failed.items()]
+        if "verdicts.csv" in self.info["files"]:
+            lines += [f"  {line}" for line in _verdict_lines(self.verdicts)]
+        page = self.path / REPORT[0]
+        return [*lines, f"  report: {page}" if page.is_file() else "  no report"]
 
     @cached_property
     def posterior(self) -> xr.DataTree:
@@ -387,6 +410,26 @@ class Run:
         return self.path / name
 
 
+def _some(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _verdict_lines(table: pd.DataFrame) -> list[str]:
+    """A line for each embedding, raw or mapped: the verdict and delta under each alignment, over its seeds."""
+    lines = []
+    for (label, way), rows in table.groupby(["embedding", "map"], sort=False):
+        judged: dict[str, list[str]] = {}
+        for alignment, own in rows.groupby("alignment", sort=False):
+            low, high = (f"{delta:.3g}" for delta in (own["delta"].min(), own["delta"].max()))
+            verdict = " / ".join(dict.fromkeys(own["verdict"]))
+            judged.setdefault(f"{verdict}, delta {low if low == high else f'{low} to {high}'}", []).append(str(alignment))
+        whole = len(judged) == 1
+        told = "; ".join(line if whole else f"{line} ({' and '.join(ways)})" for line, ways in judged.items())
+        lines.append(f"{label}{' (mapped)' if way == 'mapped' else ''}: {told}")
+    return lines
+
+
 def read(path: str | Path) -> Run:
     """Reads a run directory, complete or not, and checks every file that it lists.
 
@@ -400,10 +443,15 @@ def read(path: str | Path) -> Run:
         if name in REBUILT:
             continue
         if not file.is_file():
-            raise StoreError(f"{file} is missing, though {RUN_JSON} lists it.")
-        if sha256(file) != entry["sha256"]:
             raise StoreError(
-                f"{file} is damaged: {file.stat().st_size} bytes, not the {entry['bytes']} that {RUN_JSON} vouches for."
+                f"{file} is missing, though {RUN_JSON} lists it; `latentlab run` with --resume makes it anew, with --overwrite "
+                "the whole run."
+            )
+        if (found := sha256(file)) != entry["sha256"]:
+            sizes = f"{entry['bytes']} bytes expected, {file.stat().st_size} found"
+            raise StoreError(
+                f"{file} is damaged: its SHA-256 is {found[:12]}..., {RUN_JSON} lists {entry['sha256'][:12]}... ({sizes}); "
+                "`latentlab run` with --resume makes it anew, with --overwrite the whole run."
             )
     return Run(folder, read_config(folder) if CONFIG in info["files"] else {}, info)
 
@@ -443,14 +491,16 @@ def read_info(folder: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
+        raise StoreError(f"{path} is damaged: {' '.join(str(error).split())[:200]}; --overwrite begins the run anew.") from error
     version = info.get("format") if isinstance(info, dict) else None
     if isinstance(version, int) and version > FORMAT:
         raise StoreError(f"{path} has format {version}, this latentlab reads up to {FORMAT}: a newer one wrote it; use that one.")
     files = info.get("files") if isinstance(info, dict) else None
     listed = isinstance(files, dict) and all(isinstance(e, dict) and {"sha256", "bytes"} <= set(e) for e in files.values())
     if not isinstance(version, int) or not listed or not {"status", "stage"} <= set(info):
-        raise StoreError(f"{path} is damaged: it must have format, status, stage, and files with their hashes.")
+        raise StoreError(
+            f"{path} is damaged: it must have format, status, stage, and files with hashes; --overwrite begins anew."
+        )
     return info
 
 

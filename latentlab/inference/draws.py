@@ -2,9 +2,10 @@
 
 import contextlib
 import hashlib
+import json
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -19,6 +20,10 @@ from latentlab.seeds import Seeds
 
 HASH = hashlib.sha256().digest_size
 """Bytes of the hash that a checkpoint begins with."""
+FORMAT = "2"
+"""Version of the checkpoints' content; part of their hash."""
+DRAWS = "draws"
+"""The part that holds what a method gave back."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +83,42 @@ def finished(problem: Problem, part: str, compute: Callable[[], Mapping[str, np.
     return arrays
 
 
+def finished_draws(problem: Problem, method: Method) -> Draws:
+    """What the method gives back, kept before anything is made of it: a failure later on costs no fit."""
+    arrays = kept(problem, DRAWS)
+    if arrays is None:
+        arrays = _packed(method.run(problem))
+        keep(problem, DRAWS, arrays)
+    return _unpacked(arrays)
+
+
+def _packed(draws: Draws) -> dict[str, np.ndarray]:
+    """All of the draws as arrays by name, attributes as JSON."""
+    parts = {one.name: getattr(draws, one.name) for one in fields(draws)}
+    attrs = json.dumps(parts.pop("attrs"), default=lambda value: value.tolist())
+    arrays = {f"{part}/{name}": np.asarray(array, order="C") for part, named in parts.items() for name, array in named.items()}
+    return {**arrays, "attrs": np.frombuffer(attrs.encode(), dtype=np.uint8)}
+
+
+def _unpacked(arrays: dict[str, np.ndarray]) -> Draws:
+    attrs = json.loads(arrays.pop("attrs").tobytes())
+    parts: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in arrays.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = array
+    return Draws(**{"values": {}, **parts}, attrs=attrs)
+
+
 def keep(problem: Problem, part: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes the arrays of `part` into the problem's folder for checkpoints, if it has one."""
     if problem.checkpoint is not None:
         problem.checkpoint.mkdir(parents=True, exist_ok=True)
-        content = save({name: np.array(array, order="C") for name, array in arrays.items()})
+        content = save({f"{i} {name}": np.array(array, order="C") for i, (name, array) in enumerate(arrays.items())})
         write(problem.checkpoint / f"{part}.safetensors", _digest(problem, content) + content)
 
 
 def kept(problem: Problem, part: str) -> dict[str, np.ndarray] | None:
-    """What `keep` wrote; None where there is nothing, and with a warning where it is damaged or of another fit."""
+    """What `keep` wrote, in its order; None where there is nothing, and with a warning where it is damaged or of another fit."""
     path = problem.checkpoint / f"{part}.safetensors" if problem.checkpoint else None
     if path is None or not path.is_file():
         return None
@@ -96,9 +127,10 @@ def kept(problem: Problem, part: str) -> dict[str, np.ndarray] | None:
     if digest != _digest(problem, content):
         warnings.warn(f"{path.name} is damaged or of another fit: what it held is computed again.", stacklevel=3)
         return None
-    return load(content)
+    numbered = sorted((int(key.partition(" ")[0]), key.partition(" ")[2], array) for key, array in load(content).items())
+    return {name: array for _, name, array in numbered}
 
 
 def _digest(problem: Problem, content: bytes) -> bytes:
-    """Of a checkpoint's content and of what it is a part of."""
-    return hashlib.sha256(problem.identity.encode() + content).digest()
+    """Hash of a checkpoint's content, its format and the fit that it is a part of."""
+    return hashlib.sha256(f"{FORMAT} {problem.identity}".encode() + content).digest()

@@ -5,6 +5,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from latentlab.errors import MissingDependencyError, StoreError
 from latentlab.files import write as write_file
 from latentlab.report import asked, beside, inference, positions, provenance, scores, summary, units
@@ -24,7 +26,7 @@ MOST_PRINTED = 60
 """Rows of the longest table that goes on paper."""
 
 
-def write(run: Run) -> Path:
+def write(run: Run, *, progress: bool = False) -> Path:
     """Writes report.html and report.json into the run's directory.
 
     What a run does not have (labels, embeddings, a posterior's spread, predictive draws) is said in a sentence. The same run
@@ -32,6 +34,7 @@ def write(run: Run) -> Path:
 
     Args:
         run: A run whose posterior and diagnostics are there.
+        progress: A bar on a terminal.
 
     Returns:
         Path of the page.
@@ -46,7 +49,8 @@ def write(run: Run) -> Path:
             raise StoreError(f"{run.path} has no {name}: there is nothing to report yet.")
     source = Source(run)
     top = summary.section(source)
-    sections = [module.section(source) for module in SECTIONS]
+    bar = tqdm(SECTIONS, desc="report", disable=None if progress else True, leave=False)
+    sections = [module.section(source) for module in bar]
     page = template.render(
         name=run.info.get("name", run.path.name),
         status=str(run.info["status"]).replace("_", " "),

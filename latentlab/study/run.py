@@ -11,11 +11,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,15 +32,14 @@ from tqdm.auto import tqdm
 
 from latentlab.comparison import check_spread, compare
 from latentlab.embeddings.embedding import Embedding, embed
-from latentlab.errors import ConfigError, InferenceError, LatentLabError, MissingDependencyError, StoreError
+from latentlab.errors import ConfigError, DataError, InferenceError, LatentLabError, MissingDependencyError, StoreError
 from latentlab.files import now, sha256
-from latentlab.fit import N_PREDICTIVE, Fit, classes_of, density_of_new, fit, prepared
-from latentlab.posterior import load
+from latentlab.fit import N_PREDICTIVE, Fit, classes_of, density_of_new, fit, outline, prepared
+from latentlab.posterior import load, save
 from latentlab.registry import plugins as plugged
 from latentlab.seeds import Seeds
 from latentlab.store import (
     CHECKPOINTS,
-    COMPLETE,
     CONFIG,
     REPORT,
     Run,
@@ -52,9 +53,18 @@ from latentlab.store import (
 from latentlab.study.config import Config, load_config
 
 PACKAGES = ("latentlab", "torch", "pyro-ppl", "numpy", "scipy", "scikit-learn", "pandas", "xarray", "arviz", "h5netcdf")
-POSTERIOR = "posterior.nc"
-SPARE_BYTES = 50_000_000
-"""Room that a run asks for besides twice its draws."""
+POSTERIOR, EMBEDDINGS = "posterior.nc", "embeddings.nc"
+COMPARISON = ("comparison.nc", "comparison.csv", "verdicts.csv")
+PLAIN_HANDLERS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
+N_STAGES = 6
+"""Data, embeddings, fit, diagnostics, comparison, report."""
+BAR = "{desc}: {n_fmt}/{total_fmt} stages [{elapsed}]"
+PAGE_BYTES = 2_000_000
+"""About the size of the page and the tables."""
+LABEL_BYTES = 0.5
+"""Of a drawn label, packed."""
+N_STATISTICS = 7
+"""Numbers that a sampler tells of a draw."""
 
 
 def run(
@@ -68,7 +78,7 @@ def run(
     strict: bool = False,
     plugins: Sequence[str | Path] = (),
     progress: bool = True,
-) -> Run:
+) -> "FittedRun":
     """Runs a config from data to report.
 
     Args:
@@ -77,10 +87,10 @@ def run(
         out: The run directory; `runs/NAME` where None.
         overwrite: Replace the run that is there; it comes back if this one fails.
         resume: Go on with the run that is there; a complete one is left as it is.
-        force: Resume despite other versions or another number of threads.
+        force: Resume despite other versions, another number of threads, or a changed plugin.
         strict: Raise an error where a diagnostic failed, once everything is written.
         plugins: Files that define models.
-        progress: Bars on a terminal, and where the report is at the end.
+        progress: Bars on a terminal, and a summary of a few lines at the end.
 
     Returns:
         The run, as its directory holds it.
@@ -97,21 +107,23 @@ def run(
         raise ConfigError("--overwrite drops the run that is there and --resume goes on with it: say one of the two.")
     resolved = load_config(config, overrides, plugins)
     path = place(resolved.name) if out is None else Path(out)
-    with plugged(resolved.plugins), RunDirectory(path) as directory:
+    with plugged(resolved.plugins), RunDirectory(path) as directory, _StageBar(progress=progress) as bar:
         old = directory.found(overwrite=overwrite, resume=resume)
+        bar.stage("data")
         job = _Job(resolved)
         info = job.description()
+        whole = old is not None and directory.is_whole(old)
         if old is not None:
-            _check_same(directory.path, old, info, resolved, force=force)
+            _check_same(directory.path, old, info, resolved, force=force, whole=whole)
             info["resumed"] = info["started"]
-            info.update({key: old[key] for key in ("started", "warnings", "seconds") if key in old})
-        if old is None or old["status"] not in COMPLETE:
+            info.update({key: old[key] for key in ("started", "warnings", "notes", "seconds") if key in old})
+        if not whole:
             _check_room(directory.path, job)
             directory.begin(info, resolved.to_yaml(), old=old)
-            _carry_out(job, directory, progress=progress, fresh=old is None)
-        done = read(path)
+            _carry_out(job, directory, bar, progress=progress, fresh=old is None)
+        done = load_run(path)
     if progress:
-        print(_told(done))
+        print("\n".join([*done.summary(), *done.info["warnings"][-1:]]) if not _has_page(done) else done)
     if strict and done.info["status"] == "not_converged":
         failed = done.diagnostics.query("verdict == 'fail'")
         what = ", ".join(f"{check} of {quantity}" for check, quantity in zip(failed["check"], failed["quantity"], strict=True))
@@ -119,22 +131,41 @@ def run(
     return done
 
 
-def load_run(path: str | Path) -> Run:
+class FittedRun(Run):
+    """A run directory as it was read, with its fit."""
+
+    @cached_property
+    def fit(self) -> Fit:
+        """The fit, which does all that it did before it was written: the same arrays, places for new units, scores.
+
+        Raises:
+            StoreError: The data or a plugin are no longer those of the run.
+        """
+        return load_fit(self)
+
+
+def load_run(path: str | Path) -> FittedRun:
     """Reads a run directory, and checks every file that it lists.
 
     Raises:
         StoreError: No run is there, a newer latentlab wrote it, or a file is missing or damaged; names it.
     """
-    return read(path)
+    found = read(path)
+    return FittedRun(found.path, found.config, found.info)
 
 
 def load_fit(run: Run) -> Fit:
     """The fit of a run, as it was before it was written: `load_fit(run).latents(new)` places new units.
 
     Raises:
-        StoreError: The data are no longer those of the run.
+        StoreError: The data or a plugin are no longer those of the run.
     """
-    job = _Job(load_config(run.config))
+    for path, digest in run.info.get("plugins", {}).items():
+        if not Path(path).is_file() or sha256(Path(path)) != digest:
+            raise StoreError(f"{run.path}: the plugin {path} is gone or was changed since the run; bring it back, or run again.")
+    config = load_config(run.config)
+    with plugged(config.plugins):
+        job = _Job(config)
     if job.dataset.digest() != run.info["data"]["sha256"]:
         raise StoreError(f"{run.path}: the data set {job.dataset.name!r} is no longer the one that was fitted; its hash differs.")
     return job.fit(run.posterior)
@@ -148,9 +179,12 @@ def report(path: str | Path) -> Path:
         MissingDependencyError: jinja2 is not installed.
     """
     read_info(Path(path))
-    with RunDirectory(path) as directory:
+    with RunDirectory(path) as directory, contextlib.ExitStack() as stack:
         directory.info = read_info(directory.path)
-        page = _write_page(read(path))
+        found = read(path)
+        with contextlib.suppress(ConfigError):  # a plugin that is gone: the page has what needs none
+            stack.enter_context(plugged(found.config.get("plugins", [])))
+        page = _write_page(found)
         directory.list(*REPORT)
     return page
 
@@ -167,7 +201,9 @@ class _Job:
         if config.held_out:
             rng = Seeds(config.seed).child("held_out").numpy()
             self.training, self.held_out = self.dataset.split(config.held_out, rng)
-        prepared(self.model, self.training, self.method, seed=config.seed)
+        problem = prepared(self.model, self.training, self.method, seed=config.seed)
+        self.outline = outline(problem, self.training.sample)
+        _check_storable(self.outline, self.dataset.name)
         if config.embeddings:
             check_spread(self.model, self.method)
         if self.held_out is not None:
@@ -196,27 +232,52 @@ class _Job:
         }
 
     def n_bytes(self) -> int:
-        """What the posterior takes, uncompressed, as far as it is known before the fit."""
-
-        sample = self.training.sample
-
-        def size(dim: str) -> int:
-            said = (getattr(self.model, name, None) for name in (f"n_{dim}", f"n_{dim}s"))
-            return sample.sizes.get(dim) or next((n for n in said if isinstance(n, int)), 1)
-
+        """About what the run's directory takes at most: result, checkpoints and page."""
+        model, sample, point = self.model, self.training.sample, self.method.kind == "point"
+        sites = {str(name): array.size for name, array in self.outline["posterior"].data_vars.items()}
+        columns = 1 if model.position.kind == "discrete" else model.position_columns() or 1
+        position = sites.pop(model.position.site, sample.n_units * columns)
+        acted = sum(size for name, size in sites.items() if model.exchanges.dim in model.dims[name])
         n_draws = getattr(self.method, "n_chains", 1) * self.method.n_draws
-        sites = sum(int(np.prod([size(dim) for dim in dims])) for dims in self.model.dims.values())
-        return 8 * (n_draws * (2 * sites + size("unit")) + 2 * N_PREDICTIVE * sample.x.size)
+        drawn = model.position.site in self.outline["posterior"]
+        each = 2 * position * (LABEL_BYTES / 8 if model.position.kind == "discrete" else 1)
+        if not point:  # of a point estimate what does not vary between draws is packed to nothing
+            pointwise = sample.n_units * (not model.has_bound()) * (1 + model.is_series())
+            checkpoints = 2 * (sum(sites.values()) + position * drawn)
+            each += sum(sites.values()) + acted + pointwise + checkpoints + len(sites) + N_STATISTICS
+        predictive = 2 * min(N_PREDICTIVE, n_draws) * sample.x.size
+        return int(8 * (n_draws * each + predictive + 2 * sample.x.size)) + PAGE_BYTES
 
 
 # -- the stages
 
 
-def _carry_out(job: _Job, directory: RunDirectory, *, progress: bool, fresh: bool) -> None:
+class _StageBar:
+    """A bar on a terminal that names the stage of a run and counts those that are done; each stage may have bars of its own."""
+
+    def __init__(self, *, progress: bool) -> None:
+        self._bar = tqdm(total=N_STAGES, disable=None if progress else True, leave=False, bar_format=BAR)
+        self._begun = False
+
+    def __enter__(self) -> "_StageBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def stage(self, name: str) -> None:
+        """The stage before is done, and this one begins."""
+        self._bar.set_description(name, refresh=False)
+        self._bar.update(self._begun)
+        self._bar.refresh()
+        self._begun = True
+
+
+def _carry_out(job: _Job, directory: RunDirectory, bar: _StageBar, *, progress: bool, fresh: bool) -> None:
     """All stages; whatever stops them is written down first. Embeddings that cannot be made leave no new run behind."""
     try:
         with _stoppable(), _warnings_kept(directory):
-            _stages(job, directory, progress=progress)
+            _stages(job, directory, bar, progress=progress)
     except KeyboardInterrupt as error:
         with contextlib.suppress(StoreError):
             directory.stop("interrupted", error)
@@ -234,24 +295,26 @@ def _carry_out(job: _Job, directory: RunDirectory, *, progress: bool, fresh: boo
         raise _ending_with(error, 1) from error.__cause__
 
 
-def _stages(job: _Job, directory: RunDirectory, *, progress: bool) -> None:
+def _stages(job: _Job, directory: RunDirectory, bar: _StageBar, *, progress: bool) -> None:
     def timed(stage: str, act: Callable[[], Any]) -> Any:
+        bar.stage(stage)
         directory.stage(stage)
         begin, seconds = time.monotonic(), directory.info["seconds"]
         result = act()
         seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - begin, 3)
         return result
 
-    for note in directory.info["notes"]:
+    for note in job.training.notes():
         directory.logger.info("data: %s", note)
+    compared = all(map(directory.has, (POSTERIOR, *COMPARISON)))
     # The embeddings first: they are quick, and what is wrong with one should not show after an hour of sampling.
     embeddings = timed("embeddings", lambda: _embed(job, directory, progress=progress)) if job.config.embeddings else []
     fitted = timed("fit", lambda: _fit(job, directory, progress=progress))
     timed("diagnostics", lambda: _diagnose(job, directory, fitted))
-    if embeddings:
+    if embeddings and not compared:
         timed("comparison", lambda: _compare(job, directory, fitted, embeddings, progress=progress))
     status = "done" if fitted.converged else "not_converged"
-    timed("report", lambda: _report(directory, status))
+    timed("report", lambda: _report(directory, status, progress=progress))
     directory.finish(status)
 
 
@@ -282,10 +345,16 @@ def _diagnose(job: _Job, directory: RunDirectory, fitted: Fit) -> None:
 
 
 def _embed(job: _Job, directory: RunDirectory, *, progress: bool) -> list[Embedding]:
-    made = []
-    bar = tqdm(job.config.embeddings, desc="embeddings", disable=None if progress else True, leave=False)
+    found = embeddings_of(load(directory.path / EMBEDDINGS, groups=()).to_dataset()) if directory.has(EMBEDDINGS) else {}
+    made: list[Embedding] = []
+    bar = tqdm(job.config.embeddings, disable=None if progress else True, leave=False)
     for i, section in enumerate(bar):
         options = dict(section)
+        label = options.get("label") or options["name"]
+        bar.set_description(f"embedding {label}")
+        if label in found:
+            made.append(found[label])
+            continue
         try:
             embedding = embed(options.pop("name"), job.training.sample, **options)
             embedding.reindexed(job.training.sample.units)
@@ -294,9 +363,16 @@ def _embed(job: _Job, directory: RunDirectory, *, progress: bool) -> list[Embedd
             raise
         made.append(embedding)
         directory.logger.info("embedded: %s", "; ".join([embedding.label, *embedding.notes]))
-        directory.info["notes"] += [f"{embedding.label}: {note}" for note in embedding.notes]
-    directory.write_tree("embeddings.nc", embeddings_dataset(made, job.training.sample.units, job.model.position_columns()))
+        for note in embedding.notes:
+            _note(directory, f"{embedding.label}: {note}")
+        directory.write_tree(EMBEDDINGS, embeddings_dataset(made, job.training.sample.units, job.model.position_columns()))
     return made
+
+
+def _note(directory: RunDirectory, note: str) -> None:
+    """What a reader should know, kept once in `run.json`."""
+    if note not in directory.info["notes"]:
+        directory.info["notes"].append(note)
 
 
 def _compare(job: _Job, directory: RunDirectory, fitted: Fit, embeddings: list[Embedding], *, progress: bool) -> None:
@@ -306,7 +382,7 @@ def _compare(job: _Job, directory: RunDirectory, fitted: Fit, embeddings: list[E
     if taken < asked:
         note = f"n_neighbors was lowered from {asked} to {taken}: fewer than half of the units can be neighbours"
         directory.logger.info("%s", note)
-        directory.info["notes"].append(note)
+        _note(directory, note)
     for row in comparison.verdicts.itertuples():
         seed = str(getattr(row, "seed", ""))
         name = f"{row.embedding} #{seed}" if seed else row.embedding
@@ -316,19 +392,23 @@ def _compare(job: _Job, directory: RunDirectory, fitted: Fit, embeddings: list[E
     directory.write_table("verdicts.csv", comparison.verdicts)
 
 
-def _report(directory: RunDirectory, status: str) -> None:
+def _report(directory: RunDirectory, status: str, *, progress: bool) -> None:
     run = read(directory.path)
     try:
-        _write_page(replace(run, info={**run.info, "status": status}))
+        _write_page(replace(run, info={**run.info, "status": status}), progress=progress)
     except MissingDependencyError as error:
         directory.info["warnings"].append(f"no report: {error} Then `latentlab report {directory.path}` writes it.")
         directory.logger.warning("no report: %s", error)
 
 
-def _write_page(run: Run) -> Path:
+def _write_page(run: Run, *, progress: bool = False) -> Path:
     from latentlab.report.page import write
 
-    return write(run)
+    return write(run, progress=progress)
+
+
+def _has_page(run: Run) -> bool:
+    return (run.path / REPORT[0]).is_file()
 
 
 # -- what is written
@@ -347,9 +427,30 @@ def embeddings_dataset(embeddings: Sequence[Embedding], units: np.ndarray, n_lat
         if embedding.values.ndim == 3:
             dims = (f"seed_{label}", *dims)
             coords[dims[0]] = np.asarray(embedding.seeds)
-        attrs = {"name": embedding.name, "options": json.dumps(dict(embedding.options), default=str)}
+        attrs = {
+            "name": embedding.name,
+            "options": json.dumps(dict(embedding.options), default=str),
+            "notes": json.dumps(list(embedding.notes)),
+        }
         variables[label] = (dims, embedding.values, attrs)
     return xr.Dataset(variables, coords=coords)
+
+
+def embeddings_of(dataset: xr.Dataset) -> dict[str, Embedding]:
+    """The embeddings that `embeddings_dataset` put into a file, by label; none of a file without their notes."""
+    return {
+        str(label): Embedding(
+            str(array.attrs["name"]),
+            array.values,
+            dataset["unit"].values,
+            str(label),
+            json.loads(array.attrs["options"]),
+            tuple(dataset[f"seed_{label}"].values.tolist()) if array.ndim == 3 else (),
+            tuple(json.loads(array.attrs["notes"])),
+        )
+        for label, array in dataset.data_vars.items()
+        if "notes" in array.attrs
+    }
 
 
 def _params(job: _Job, fitted: Fit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -401,44 +502,57 @@ def _bars(tree: xr.DataTree) -> list[str]:
     return lines
 
 
-def _told(run: Run) -> str:
-    page = run.path / "report.html"
-    status = run.info["status"].replace("_", " ")
-    return f"{run.path}: {status}; " + (f"report: {page}" if page.is_file() else "; ".join(run.info["warnings"][-1:]))
-
-
 # -- what must be so before a run begins
 
 
-def _check_same(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], config: Config, *, force: bool) -> None:
+def _check_same(
+    folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], config: Config, *, force: bool, whole: bool
+) -> None:
     """Refuses to resume what would not come out as it would have.
 
     Raises:
-        StoreError: Config, data or plugins differ; or, without `force`, versions or threads, where there is more to compute.
+        StoreError: Config or data differ; or, without `force`, plugins, and where the run is not `whole`, versions or threads.
     """
     if CONFIG not in old["files"]:
         return
     if not (folder / CONFIG).is_file() or sha256(folder / CONFIG) != old["files"][CONFIG]["sha256"]:
-        raise StoreError(f"{folder / CONFIG} is missing or was changed since the run began, so it cannot be resumed.")
+        raise StoreError(
+            f"{folder / CONFIG} is missing or was changed since the run began, so it cannot be resumed; --overwrite begins anew."
+        )
     new_config = yaml.safe_load(config.to_yaml())
-    inputs = [{"data": {"sha256": info["data"]["sha256"]}, "plugins": info["plugins"]} for info in (old, new)]
-    lines = differences(read_config(folder), new_config) + differences(inputs[0], inputs[1])
+    lines = differences(read_config(folder), new_config)
+    lines += differences({"data": {"sha256": old["data"]["sha256"]}}, {"data": {"sha256": new["data"]["sha256"]}})
     if lines:
         raise StoreError(f"{folder} cannot be resumed, it was begun otherwise: {'; '.join(lines)}. --overwrite begins anew.")
-    means = [{key: info[key] for key in ("versions", "threads")} for info in (old, new)]
-    lines = differences(means[0], means[1])
-    if lines and not force and old["status"] not in COMPLETE:
+    keys = ("plugins",) if whole else ("versions", "threads", "plugins")
+    lines = differences({key: old[key] for key in keys}, {key: new[key] for key in keys})
+    if lines and not force:
         raise StoreError(
-            f"{folder} was begun with {'; '.join(lines)}: the result may differ; --resume --force goes on all the same."
+            f"{folder} was begun with {'; '.join(lines)}: the result may differ; --resume --force goes on all the same, "
+            "--overwrite begins anew."
         )
 
 
 def _check_room(path: Path, job: _Job) -> None:
-    needed = 2 * job.n_bytes() + SPARE_BYTES
+    needed = job.n_bytes()
     free = shutil.disk_usage(path if path.exists() else path.parent).free
     if free < needed:
-        sizes = f"about {needed // 10**6} MB of disk, {free // 10**6} MB are free"
+        sizes = f"about {needed / 1e6:.1f} MB of disk, {free / 1e6:.1f} MB are free"
         raise StoreError(f"{path}: the run needs {sizes}; choose another --out, or fewer draws.")
+
+
+def _check_storable(tree: xr.DataTree, name: str) -> None:
+    """Writes a result's names and coordinates to a temporary file: what netCDF cannot hold is refused before the fit.
+
+    Raises:
+        DataError: They do not read back as they are.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            save(tree, Path(folder) / POSTERIOR)
+        except StoreError as error:
+            why = str(error).partition(f"{POSTERIOR}")[2].lstrip(":, ")
+            raise DataError(f"{name}: units, times or names cannot be stored in netCDF: {why}") from error
 
 
 # -- the surroundings
@@ -446,7 +560,7 @@ def _check_room(path: Path, job: _Job) -> None:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM, which clusters send, ends a run as SIGINT does: by KeyboardInterrupt."""
+    """SIGTERM, which clusters send, ends a run as SIGINT does: by KeyboardInterrupt. Handlers of one's own are left."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -454,7 +568,10 @@ def _stoppable() -> Iterator[None]:
     def stop(number: int, _: Any) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in found.items() if handler in PLAIN_HANDLERS}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:

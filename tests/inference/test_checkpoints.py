@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from latentlab.data.load import load_dataset
 from latentlab.fit import fit
 from latentlab.inference import nuts
 from latentlab.inference.density import Density
+from latentlab.inference.draws import Draws, _packed, _unpacked
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
 from latentlab.inference.trajectory import Snapshot, chain, drive
@@ -109,3 +111,22 @@ def test_what_another_fit_left_is_not_taken_for_ones_own(other, tmp_path):
         found = arrays_of(fit(**mine, progress=False, checkpoint=tmp_path))
     for name, array in arrays_of(fit(**mine, progress=False)).items():
         assert array.tobytes() == found[name].tobytes(), name
+
+
+def test_draws_are_kept_as_they_are_with_their_order():
+    given = Draws(
+        values={"z": np.arange(6.0).reshape(1, 3, 2).transpose(0, 2, 1), "a": np.ones((1, 2))},
+        stats={"diverging": np.array([[True, False]])},
+        optimization={"loss": np.array([[1.0, np.nan, np.inf]])},
+        attrs={"how": "L-BFGS", "elbo": -0.1, "n": np.int64(3), "notes": ""},
+        parameters={"log_sigma": np.array(0.3), "b": np.zeros((0, 2))},
+    )
+    again = _unpacked(load(save(_packed(given))))
+    assert list(_unpacked(_packed(given)).values) == ["z", "a"]
+    assert again.attrs == given.attrs
+    for part in ("values", "stats", "optimization", "restarts", "parameters"):
+        mine, others = getattr(given, part), getattr(again, part)
+        assert set(mine) == set(others)
+        for name, array in mine.items():
+            np.testing.assert_array_equal(others[name], array)
+            assert others[name].dtype == array.dtype

@@ -65,7 +65,7 @@ def correlation(fit: Fit, embeddings: list[Embedding], **_: Any) -> Correlation:
     return Correlation(float(np.corrcoef(positions, embeddings[0].values.ravel())[0, 1]))
 
 
-def page(found: Run) -> Path:
+def page(found: Run, **_: Any) -> Path:
     (found.path / "report.html").write_text(f"{found.info['status']} {found.scores['mean'][0]}")
     (found.path / "report.json").write_text("{}")
     return found.path / "report.html"
@@ -186,7 +186,7 @@ def test_what_an_embedding_notes_is_kept(tmp_path: Path):
 
 
 def test_a_run_without_embeddings_has_no_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "_write_page", lambda found: found.path)
+    monkeypatch.setattr(module, "_write_page", lambda found, **_: found.path)
     found = go({**TOY, "embeddings": []}, tmp_path / "toy")
     assert found.info["status"] == "done"
     with pytest.raises(StoreError, match=r"no comparison\.csv: its config has no embeddings"):
@@ -247,16 +247,36 @@ def test_too_little_room_is_said_before_anything_is_computed(tmp_path: Path, mon
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(module, "fit", failing(AssertionError("computed")))
-    with pytest.raises(StoreError, match="needs about 50 MB of disk, 1 MB are free") as caught:
+    with pytest.raises(StoreError, match=r"needs about 2\.\d MB of disk, 1\.0 MB are free") as caught:
         go(TOY, tmp_path / "toy")
     assert caught.value.exit_code == 2
     assert not list(tmp_path.iterdir())
 
 
-def test_the_room_that_is_asked_for_is_that_of_the_posterior(complete: Path):
-    job = module._Job(module.load_config(TOY))
-    held = sum(node.to_dataset(inherit=False).nbytes for node in read(complete).posterior.subtree)
-    assert 0.5 * held < job.n_bytes() < 20 * held
+NUTS = {"name": "nuts", "n_chains": 2, "n_warmup": 10, "n_draws": 150, "max_tree_depth": 2}
+MIXTURE = {"name": "gaussian_mixture", "n_components": 2}
+
+
+@pytest.mark.parametrize(
+    ("model", "inference"),
+    [
+        ({"name": "ppca", "n_latent": 2}, {"name": "exact", "n_draws": 500}),
+        ({"name": "ppca", "n_latent": 2}, NUTS),
+        ({"name": "ppca", "n_latent": 2, "marginalize": False}, NUTS),
+        (MIXTURE, {"name": "svi", "n_steps": 10, "n_draws": 300}),
+        ({"name": "vae", "n_latent": 2}, {"name": "svi", "guide": "model", "n_steps": 10, "n_draws": 300}),
+    ],
+    ids=["exact", "nuts", "explicit", "labels", "encoder"],
+)
+def test_the_room_that_is_asked_for_is_that_which_is_taken(model: dict, inference: dict, tmp_path: Path, monkeypatch: Any):
+    """Within a factor of two, beside the page, whose size is a constant."""
+    dataset = {"name": "linear_gaussian", "n_units": 150, "n_features": 5, "n_latent": 2}
+    config = {**TOY, "dataset": dataset, "model": model, "inference": inference, "embeddings": []}
+    monkeypatch.setattr(module, "_write_page", failing(RuntimeError("stops before the checkpoints go")))
+    with pytest.raises(RuntimeError):
+        go(config, tmp_path / "toy")
+    taken = sum(file.stat().st_size for file in (tmp_path / "toy").rglob("*") if file.is_file())
+    assert taken / 2 < module._Job(module.load_config(config)).n_bytes() - module.PAGE_BYTES < 2 * taken
 
 
 def test_a_place_that_cannot_be_written_is_said_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -402,7 +422,7 @@ def test_a_config_that_was_tampered_with_is_not_resumed(tmp_path: Path, monkeypa
     stopped(tmp_path / "toy", monkeypatch)
     with (tmp_path / "toy" / "config.yaml").open("a") as stream:
         stream.write("# harmless\n")
-    with pytest.raises(StoreError, match=r"config\.yaml is missing or was changed"):
+    with pytest.raises(StoreError, match=r"config\.yaml is missing or was changed.*--overwrite begins anew"):
         go(TOY, tmp_path / "toy", resume=True)
 
 
@@ -433,10 +453,12 @@ def test_a_plugin_is_kept_with_its_hash_and_must_not_change(tmp_path: Path, monk
     plugin.write_text(PLUGIN + "\n")
     with pytest.raises(StoreError, match=r"plugins\..*mine\.py: "):
         go(config, tmp_path / "toy", resume=True, plugins=[plugin])
-    plugin.write_text(PLUGIN)
-    go(config, tmp_path / "toy", resume=True, plugins=[plugin])
-    fit = load_fit(load_run(tmp_path / "toy"))
+    go(config, tmp_path / "toy", resume=True, force=True, plugins=[plugin])
+    fit = load_run(tmp_path / "toy").fit
     assert fit.latents(fit.dataset.subset([0])).sizes["unit"] == 1
+    plugin.write_text(PLUGIN)
+    with pytest.raises(StoreError, match=r"the plugin .*mine\.py is gone or was changed since the run"):
+        _ = load_run(tmp_path / "toy").fit
 
 
 # -- failed
@@ -466,6 +488,72 @@ def test_a_failure_is_recorded_keeps_what_is_finished_and_can_be_resumed(
     assert {name for name in ARRAYS if name in found.info["files"]} == set(kept)
     assert "failed at stage" in (path / "run.log").read_text()
     assert go(TOY, path, resume=True).info["error"] is None
+    assert arrays(path) == arrays(complete)
+
+
+FIT = sys.modules["latentlab.fit"]
+SVI = {**TOY, "inference": {"name": "svi", "n_steps": 20, "n_draws": 12}}
+
+
+@pytest.mark.parametrize("config", [TOY, SVI], ids=["exact", "svi"])
+@pytest.mark.parametrize("part", ["_predictives", "build"])
+def test_a_failure_at_assembling_costs_no_second_fit(part: str, config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    real = getattr(FIT, part)
+
+    def fails_at_the_end(*arguments: Any, **options: Any) -> Any:
+        if part == "build" and "log_likelihood" not in arguments[0]:
+            return real(*arguments, **options)  # the check before the fit
+        raise ModelError("no good")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FIT, part, fails_at_the_end)
+        with pytest.raises(ModelError, match="no good"):
+            go(config, tmp_path / "toy")
+    method = type(module.load_config(config).build_method())
+    with monkeypatch.context() as patch:
+        patch.setattr(method, "run", failing(AssertionError("fitted twice")))
+        assert go(config, tmp_path / "toy", resume=True).info["error"] is None
+    assert arrays(tmp_path / "toy") == arrays(go(config, tmp_path / "whole").path)
+
+
+def test_a_failure_at_an_embedding_keeps_those_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = {**TOY, "embeddings": [{"name": "pca"}, {"name": "tsne", "n_seeds": 2, "perplexity": 5.0}, {"name": "mds"}]}
+    real, made = module.embed, []
+
+    def third_fails(name: str, *arguments: Any, **options: Any) -> Embedding:
+        made.append(name)
+        if name == "mds" and made.count("mds") == 1:
+            raise RuntimeError("no good")
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(module, "embed", third_fails)
+    with pytest.raises(RuntimeError):
+        go(config, tmp_path / "toy")
+    go(config, tmp_path / "toy", resume=True)
+    assert made == ["pca", "tsne", "mds", "mds"]
+    assert arrays(tmp_path / "toy") == arrays(go(config, tmp_path / "whole").path)
+    assert info(tmp_path / "toy")["notes"] == info(tmp_path / "whole")["notes"]
+
+
+def test_a_failure_at_the_page_keeps_the_comparison(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_page", failing(RuntimeError("no good")))
+        with pytest.raises(RuntimeError):
+            go(TOY, tmp_path / "toy")
+    monkeypatch.setattr(module, "compare", failing(AssertionError("compared twice")))
+    assert go(TOY, tmp_path / "toy", resume=True).info["status"] == "done"
+    assert arrays(tmp_path / "toy") == arrays(complete)
+
+
+@pytest.mark.parametrize("name", ["verdicts.csv", "posterior.nc", "embeddings.nc"])
+def test_a_complete_run_that_is_damaged_is_made_whole_on_resuming(name: str, complete: Path, tmp_path: Path):
+    path = Path(shutil.copytree(complete, tmp_path / "toy"))
+    content = bytearray((path / name).read_bytes())
+    content[-1] ^= 1
+    (path / name).write_bytes(content)
+    with pytest.raises(StoreError, match=rf"{name} is damaged: its SHA-256 is [0-9a-f]{{12}}.*--resume .*--overwrite"):
+        load_run(path)
+    assert go(TOY, path, resume=True).info["status"] == "done"
     assert arrays(path) == arrays(complete)
 
 
@@ -533,9 +621,13 @@ def test_a_missing_library_for_the_page_is_said_and_the_run_succeeds(
     assert load_run(tmp_path / "toy").info["files"]["report.html"]["sha256"] == module.sha256(tmp_path / "toy" / "report.html")
 
 
-def test_the_place_of_the_page_is_printed(tmp_path: Path, capsys: Any):
+def test_a_run_ends_with_a_summary_of_a_few_lines(tmp_path: Path, capsys: Any):
     run(TOY, out=tmp_path / "toy")
-    assert capsys.readouterr().out == f"{tmp_path}/toy: done; report: {tmp_path}/toy/report.html\n"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path}/toy: done, converged",
+        f"  pca: distinct, delta {float(read(tmp_path / 'toy').verdicts['delta'][0]):.3g}",
+        f"  report: {tmp_path}/toy/report.html",
+    ]
 
 
 def test_what_did_not_converge_says_so_and_fails_only_if_asked_to(tmp_path: Path):
@@ -545,6 +637,11 @@ def test_what_did_not_converge_says_so_and_fails_only_if_asked_to(tmp_path: Path
     log = (tmp_path / "toy" / "run.log").read_text()
     assert "chain 1: 5 draws, " in log
     assert "fail: R-hat" in log
+    lines = repr(found).splitlines()
+    assert lines[0] == f"{tmp_path}/toy: done, not converged"
+    failed = found.diagnostics.query("verdict == 'fail'")
+    assert [line.split(" (")[0] for line in lines[1:-2]] == [f"  failed: {check}" for check in failed["check"].unique()]
+    assert all(len(line) < 200 for line in lines)
     with pytest.raises(InferenceError, match=r"not converged .*R-hat") as caught:
         go({**TOY, "inference": inference}, tmp_path / "toy", resume=True, strict=True)
     assert caught.value.exit_code == 3
