@@ -162,5 +162,39 @@ def test_the_metric_windows_double_and_fill_the_warm_up():
     assert windows(10) == []
 
 
+def test_the_warm_up_sets_step_size_and_metric_by_their_formulas():
+    """The metric from the draws of each window alone; the step size kept is the averaged one, begun anew after each window."""
+    size, n_warmup = 3, 200
+    rng, snapshots = np.random.default_rng(0), {}
+    made = chain(np.zeros(size), n_warmup=n_warmup, n_draws=2, target_accept=0.8, max_depth=6, rng=rng)
+    scale = np.array([0.3, 1.0, 5.0])
+    (found,) = drive([made], gaussian(np.zeros(size), np.diag(scale**2)), lambda _, at: snapshots.update({at.iteration: at}))
+    assert windows(n_warmup) == [100, 150]
+    for begin, end in ((75, 100), (100, 150)):
+        n, u = end - begin, np.stack([snapshots[i + 1].state.u for i in range(begin, end)])
+        shrunk = np.var(u, axis=0, ddof=1) * n / (n + 5) + 1e-3 * 5 / (n + 5)
+        np.testing.assert_allclose(snapshots[end].tuning.variance, shrunk, rtol=1e-12)
+        assert snapshots[end].averaging.numbers()[2] == 0
+    np.testing.assert_array_equal(snapshots[99].tuning.variance, np.ones(size))
+    np.testing.assert_array_equal(snapshots[n_warmup + 2].tuning.variance, snapshots[150].tuning.variance)
+    kept = snapshots[n_warmup].averaging.final
+    assert found.stats["step_size"].tolist() == [kept, kept]
+    assert kept != snapshots[n_warmup].tuning.step_size
+
+
+def test_dual_averaging_is_that_of_hoffman_and_gelman(rng):
+    """Their algorithm 5 with gamma 0.05, t0 10, kappa 0.75, mu = log(10 epsilon): sums over all steps so far, by loops."""
+    averaging, accepted = DualAveraging(0.8, 0.25), rng.uniform(size=30)
+    errors, logs = [0.0], []
+    for m, accept in enumerate(accepted, 1):
+        errors.append((1 - 1 / (m + 10)) * errors[-1] + (0.8 - accept) / (m + 10))
+        logs.append(np.log(2.5) - np.sqrt(m) / 0.05 * errors[-1])
+        assert averaging.update(accept) == pytest.approx(np.exp(logs[-1]))
+    mean = 0.0
+    for m, log in enumerate(logs, 1):
+        mean = m**-0.75 * log + (1 - m**-0.75) * mean
+    assert averaging.final == pytest.approx(np.exp(mean))
+
+
 def test_dual_averaging_without_updates_keeps_the_step_size():
     assert DualAveraging(0.8, 0.25).final == 0.25
