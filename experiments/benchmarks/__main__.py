@@ -25,6 +25,7 @@ from experiments.benchmarks.harness import ONE_THREAD, ROOT, Row, machine, markd
 BENCHMARKS = (
     "startup",
     "ppca_many_rows",
+    "ppca_missing",
     "minibatches_on_disk",
     "svi_mixture",
     "svi_vae",

@@ -7,11 +7,13 @@ $$ \log p(x_o) = -\tfrac12 \left[ |o| \log 2\pi + \log|\Psi_o| + \log|M|
 and $z \mid x_o \sim N(\hat z, M^{-1})$. Nothing of size feature x feature is made, and the quadratic form is a sum of
 squares, so that nothing cancels where the noise is small.
 
-The sum over N units with nothing missing needs no more than D + 1 of such forms: with the QR decomposition of the centred
-data, $X - 1 \bar x' = QR$, the rows of R and $\sqrt N (\bar x - \mu)$ have the same sum of any quadratic form as the N residuals.
+The sum over N units needs few of such forms. Units with the same observed entries share M. For n such units with d observed
+entries, take the QR decomposition $X - 1 \bar x' = QR$: the d rows of R and $\sqrt n (\bar x - \mu)$ have the same sum of any
+quadratic form as the n residuals. They replace the units wherever n > d + 1.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,52 +60,52 @@ class LowRankGaussian(TorchDistribution):
         z = torch.randn(*shape[:-1], self.W.shape[-1], dtype=self.W.dtype)
         return self.loc + z @ self.W.mT + self.scale * torch.randn(shape, dtype=self.W.dtype)
 
-    def _weights(self) -> torch.Tensor:
-        """1 / psi^2, and 0 where an entry is missing: `(feature,)`, or `(unit, feature)` under a mask."""
-        weights = self.scale**-2
-        return weights if self.observed is None else self.observed * weights
+    def _factor(self, observed: torch.Tensor | None) -> torch.Tensor:
+        """The Cholesky factor of M, `(latent, latent)`, or one for each row of `observed`."""
+        whitened = self.W / self.scale[..., None]
+        if observed is None:
+            M = whitened.mT @ whitened
+        else:
+            outer = (whitened[:, :, None] * whitened[:, None, :]).reshape(whitened.shape[0], -1)
+            M = (observed.to(outer.dtype) @ outer).reshape(*observed.shape[:-1], *2 * whitened.shape[-1:])
+        return _cholesky(M + torch.eye(M.shape[-1], dtype=M.dtype))
 
-    def _solve(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Residuals `r` (0 where missing), the Cholesky factor of M, and the conditional means of z `(unit, latent)`."""
+    def _quadratic(
+        self, residual: torch.Tensor, lower: torch.Tensor, observed: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The quadratic form of each row of residuals (0 where missing), and the conditional means of z `(unit, latent)`."""
+        whitened, rows = self.W / self.scale[..., None], residual / self.scale
+        mean = _cholesky_solve(rows @ whitened, lower)
+        fitted = mean @ whitened.mT
+        rest = rows - (fitted if observed is None else torch.where(observed, fitted, 0.0))
+        return (rest**2).sum(-1) + (mean**2).sum(-1), mean
+
+    def _residual(self, value: torch.Tensor) -> torch.Tensor:
         residual = value - self.loc
-        scaled = self.W * (self.scale**-2)[..., None]
-        if self.observed is None:
-            M = self.W.mT @ scaled
-        else:
-            residual = torch.where(self.observed, residual, torch.zeros_like(residual))
-            outer = (self.W[:, :, None] * scaled[:, None, :]).reshape(self.W.shape[0], -1)
-            M = (self.observed.to(value.dtype) @ outer).reshape(*self.observed.shape[:-1], *2 * self.W.shape[-1:])
-        lower = cholesky_or_nan(M + torch.eye(M.shape[-1], dtype=M.dtype))
-        b = residual @ scaled
-        if self.observed is None:
-            mean = torch.cholesky_solve(b.mT, lower).mT
-        else:
-            mean = torch.cholesky_solve(b[..., None], lower)[..., 0]
-        return residual, lower, mean
+        return residual if self.observed is None else torch.where(self.observed, residual, 0.0)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        residual, lower, mean = self._solve(value)
-        rest = residual - mean @ self.W.mT
-        quadratic = (rest**2 * self._weights()).sum(-1) + (mean**2).sum(-1)
-        log_det = 2 * torch.log(torch.diagonal(lower, dim1=-2, dim2=-1)).sum(-1)
+        lower = self._factor(self.observed)
+        quadratic, _ = self._quadratic(self._residual(value), lower, self.observed)
         constants = math.log(2 * math.pi) + 2 * torch.log(self.scale)
         constants = constants.sum(-1) if self.observed is None else (self.observed * constants).sum(-1)
-        return -0.5 * (constants + log_det + quadratic)
+        return -0.5 * (constants + _log_det(lower) + quadratic)
 
     def log_prob_sum(self, value: torch.Tensor) -> torch.Tensor:
-        """`log_prob(value).sum()`, in time that does not grow with the number of units where nothing is missing."""
-        n, d = value.shape
-        if self.observed is not None or n <= d + 1:
-            return self.log_prob(value).sum()
-        mean, root = _moments(value)
-        rows = torch.cat([root, math.sqrt(n) * (mean - self.loc)[None]])
-        without_n = LowRankGaussian(torch.zeros_like(self.loc), self.W, self.scale).log_prob(rows).sum()
-        constant = LowRankGaussian(torch.zeros_like(self.loc), self.W, self.scale).log_prob(torch.zeros_like(mean)[None])[0]
-        return without_n + (n - d - 1) * constant
+        """`log_prob(value).sum()`, by the patterns of missing entries: in time that does not grow with the units of a pattern."""
+        few = _summary(value, self.observed)
+        lower = self._factor(few.patterns)
+        residual = (few.rows - few.share * self.loc) * few.weight
+        if few.observed is not None:
+            residual = torch.where(few.observed, residual, 0.0)
+        quadratic, _ = self._quadratic(residual, lower if few.pattern is None else lower[few.pattern], few.observed)
+        constants = (few.n_observed * (math.log(2 * math.pi) + 2 * torch.log(self.scale))).sum()
+        return -0.5 * (constants + (few.n_units * _log_det(lower)).sum() + quadratic.sum())
 
     def conditional(self, value: torch.Tensor) -> MultivariateNormal:
         """The distribution of z given the observed entries of `value`: batch `(unit,)`, event `(latent,)`."""
-        _, lower, mean = self._solve(value)
+        lower = self._factor(self.observed)
+        _, mean = self._quadratic(self._residual(value), lower, self.observed)
         return multivariate_normal(mean, torch.linalg.cholesky_ex(torch.cholesky_inverse(lower))[0])
 
 
@@ -124,16 +126,126 @@ def multivariate_normal(loc: torch.Tensor, scale_tril: torch.Tensor) -> Multivar
     return made
 
 
-_MOMENTS = WeakIdKeyDictionary()
-"""The mean and the triangular root of data that were summed over before, for as long as the data exist."""
+@dataclass(frozen=True)
+class _Summary:
+    """Rows with the same sum of quadratic forms as the residuals of the data, and what else the log density needs.
+
+    Args:
+        rows: `(row, feature)`; the residuals are `weight * (rows - share * loc)` over the observed entries.
+        share: 1 for a unit or a mean of units, 0 for a row of R; `(row, 1)`.
+        weight: `(row, 1)`.
+        observed: The observed entries of each row; None where nothing is missing.
+        pattern: The number of each row's pattern; None where nothing is missing, or where row i has pattern i.
+        patterns: The observed entries of each pattern; None where nothing is missing.
+        n_units: Units of each pattern.
+        n_observed: Units in which each feature was observed.
+    """
+
+    rows: torch.Tensor
+    share: torch.Tensor
+    weight: torch.Tensor
+    observed: torch.Tensor | None
+    pattern: torch.Tensor | None
+    patterns: torch.Tensor | None
+    n_units: torch.Tensor
+    n_observed: torch.Tensor
 
 
-def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean `(feature,)` of x `(unit, feature)`, and R `(feature, feature)` of the QR decomposition of the centred x."""
-    if x not in _MOMENTS:
-        mean = x.mean(0)
-        _MOMENTS[x] = (mean, torch.linalg.qr(x - mean, mode="r")[1])
-    return _MOMENTS[x]
+_SUMMARIES = WeakIdKeyDictionary()
+"""Data that were summed over before: what was observed, and the summary, for as long as the data exist."""
+
+
+def _summary(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:
+    """The summary of x `(unit, feature)`; units of which nothing was observed take no part."""
+    known = _SUMMARIES.get(x)
+    if known is None or known[0] is not observed:
+        known = _SUMMARIES[x] = (observed, _summarised(x, observed))
+    return known[1]
+
+
+def _summarised(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:
+    """Rows of R and the mean for patterns of many units, the units themselves for the others."""
+    values = x.detach().cpu().numpy()
+    seen = np.ones(values.shape, dtype=bool) if observed is None else observed.cpu().numpy().astype(bool)
+    units = np.flatnonzero(seen.any(1))
+    codes, pattern, counts = np.unique(np.packbits(seen[units], axis=1), axis=0, return_inverse=True, return_counts=True)
+    patterns = np.unpackbits(codes, axis=1, count=values.shape[1]).astype(bool)
+    pattern = pattern.reshape(-1)
+    many = counts > patterns.sum(1) + 1
+    order, first = np.argsort(pattern, kind="stable"), np.cumsum(counts) - counts
+    single = order[~many[pattern[order]]]
+    parts = [(values[units[single]], np.ones(len(single)), np.ones(len(single)), pattern[single])]
+    for number in np.flatnonzero(many):
+        own = values[units[order[first[number] : first[number] + counts[number]]]]
+        where = np.flatnonzero(patterns[number])
+        mean = own.mean(0)
+        rows = np.zeros((len(where) + 1, values.shape[1]))
+        rows[:-1, where] = np.linalg.qr((own - mean)[:, where], mode="r")
+        rows[-1] = mean
+        last = np.r_[np.zeros(len(where)), 1.0]
+        parts.append((rows, last, np.where(last, np.sqrt(counts[number]), 1.0), np.full(len(rows), number)))
+    rows, share, weight, numbers = (np.concatenate(column) for column in zip(*parts, strict=True))
+    whole = len(patterns) == 1 and bool(patterns.all())
+    own_pattern = len(patterns) == len(numbers) and bool((numbers == np.arange(len(numbers))).all())
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        made = torch.from_numpy(np.ascontiguousarray(array))
+        return made.to(x.device, x.dtype) if made.is_floating_point() else made.to(x.device)
+
+    return _Summary(
+        tensor(rows),
+        tensor(share[:, None]),
+        tensor(weight[:, None]),
+        None if whole else tensor(patterns[numbers]),
+        None if whole or own_pattern else tensor(numbers),
+        None if whole else tensor(patterns),
+        tensor(counts.astype(np.float64)),
+        tensor(seen.sum(0).astype(np.float64)),
+    )
+
+
+UNROLLED = 6
+"""Latent dimensions up to which matrices are factored entry by entry, all of a batch at once: LAPACK takes them in turn."""
+
+
+def _cholesky(matrix: torch.Tensor) -> torch.Tensor:
+    """The lower Cholesky factor, NaN where there is none."""
+    n = matrix.shape[-1]
+    if n > UNROLLED:
+        return cholesky_or_nan(matrix)
+    columns: list[torch.Tensor] = []
+    for j in range(n):
+        column = matrix[..., j:, j]
+        for k, before in enumerate(columns):
+            column = column - before[..., j - k :] * before[..., j - k, None]
+        columns.append(column / torch.sqrt(column[..., :1]))
+    return torch.stack([torch.nn.functional.pad(column, (j, 0)) for j, column in enumerate(columns)], -1)
+
+
+def _cholesky_solve(b: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
+    """Rows of b `(row, n)` after division by the matrix of the factor, or by each row's own."""
+    n = lower.shape[-1]
+    if n > UNROLLED:
+        own = lower.dim() > 2
+        return torch.cholesky_solve(b[..., None], lower)[..., 0] if own else torch.cholesky_solve(b.mT, lower).mT
+    y: list[torch.Tensor] = []
+    for j in range(n):
+        rest = b[..., j]
+        for k in range(j):
+            rest = rest - lower[..., j, k] * y[k]
+        y.append(rest / lower[..., j, j])
+    z: list[torch.Tensor] = []
+    for j in reversed(range(n)):
+        rest = y[j]
+        for k, after in zip(range(n - 1, j, -1), z, strict=True):
+            rest = rest - lower[..., k, j] * after
+        z.append(rest / lower[..., j, j])
+    return torch.stack(z[::-1], -1)
+
+
+def _log_det(lower: torch.Tensor) -> torch.Tensor:
+    """Log determinant of the matrix of the factor."""
+    return 2 * torch.log(torch.diagonal(lower, dim1=-2, dim2=-1)).sum(-1)
 
 
 def cholesky_or_nan(matrix: torch.Tensor) -> torch.Tensor:

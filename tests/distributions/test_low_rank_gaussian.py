@@ -4,6 +4,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from latentlab.distributions import low_rank_gaussian
 from latentlab.distributions.low_rank_gaussian import LowRankGaussian, multivariate_normal
 
 
@@ -96,3 +97,75 @@ def test_it_is_the_distribution_that_the_constructor_makes(rng, each):
     assert torch.equal(made.log_prob(z), expected.log_prob(z))
     assert torch.equal(made.entropy(), expected.entropy())
     assert torch.equal(made.expand((2, 5)).log_prob(z[:2]), expected.log_prob(z[:2]))
+
+
+def masks(rng, n, d):
+    """Masks `(n, d)` by what is special about them."""
+    random, few = rng.random((n, d)) < 0.6, np.ones((n, d), dtype=bool)
+    few[: n // 3, 0] = few[n // 2 : n // 2 + 20, 1:3] = False
+    one, absent = np.ones((n, d), dtype=bool), rng.random((n, d)) < 0.8
+    one[3, 2] = False
+    absent[[0, 5, n - 1]] = False
+    own = (np.arange(1, 2**d)[:, None] >> np.arange(d) & 1).astype(bool)
+    return {
+        "random": random,
+        "one missing cell": one,
+        "three patterns": few,
+        "whole rows missing": absent,
+        "one row a pattern": rng.permutation(own),
+        "one column never observed": np.ones((n, d), dtype=bool) & (np.arange(d) > 0),
+        "nothing observed": np.zeros((n, d), dtype=bool),
+    }
+
+
+@pytest.mark.parametrize("q", [1, 2, 3, low_rank_gaussian.UNROLLED + 1])
+@pytest.mark.parametrize("case", list(masks(np.random.default_rng(0), 90, 8)))
+def test_the_sum_by_patterns_and_its_gradient_are_those_of_the_units(rng, case, q):
+    mask = torch.from_numpy(masks(rng, 90, 8)[case])
+    x = torch.from_numpy(5 + rng.standard_normal(mask.shape))
+    x = torch.where(mask, x, 0.0)
+    theta = [
+        torch.from_numpy(a).requires_grad_() for a in (rng.normal(size=8), rng.normal(size=(8, q)), rng.uniform(0.2, 1.5, 8))
+    ]
+    by_patterns = LowRankGaussian(*theta, mask).log_prob_sum(x)
+    dense = oracles.gaussian_log_density(
+        np.where(mask, x, np.nan), *(a.detach().numpy() for a in (theta[0], theta[1] @ theta[1].T + torch.diag(theta[2] ** 2)))
+    )
+    assert by_patterns.item() == pytest.approx(float(dense.sum()), rel=1e-10)
+    found = torch.autograd.grad(by_patterns, theta, allow_unused=True)
+    expected = torch.autograd.grad(LowRankGaussian(*theta, mask).log_prob(x).sum(), theta, allow_unused=True)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10 * float(other.abs().max()))
+
+
+def test_units_of_one_pattern_share_one_factorisation_and_few_rows(rng):
+    mask = np.ones((500, 6), dtype=bool)
+    mask[:100, 1], mask[100:102, 2], mask[102] = False, False, False
+    few = low_rank_gaussian._summary(torch.from_numpy(rng.standard_normal((500, 6))), torch.from_numpy(mask))
+    assert few.patterns.shape == (3, 6)
+    assert sorted(few.n_units.tolist()) == [2, 100, 397]
+    assert len(few.rows) == 7 + 6 + 2  # R and a mean of the two large patterns, the two units of the small one
+    assert few.n_observed.tolist() == [499, 399, 497, 499, 499, 499]
+
+
+def test_the_summary_follows_the_mask(rng):
+    W, mu, x = (torch.from_numpy(rng.standard_normal(shape)) for shape in ((4, 1), (4,), (20, 4)))
+    for observed in (None, torch.from_numpy(rng.random((20, 4)) < 0.5), torch.ones(20, 4, dtype=torch.bool)):
+        own = LowRankGaussian(mu, W, torch.tensor(0.5, dtype=torch.float64), observed)
+        assert float(own.log_prob_sum(x)) == pytest.approx(float(own.log_prob(x).sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 3, low_rank_gaussian.UNROLLED])
+def test_small_factors_are_those_of_lapack_and_nan_without_one(rng, n):
+    root = torch.from_numpy(rng.standard_normal((5, n, n)))
+    matrix = root @ root.mT + torch.eye(n)
+    lower = low_rank_gaussian._cholesky(matrix)
+    np.testing.assert_allclose(lower, torch.linalg.cholesky(matrix), rtol=1e-10, atol=1e-12)
+    b = torch.from_numpy(rng.standard_normal((5, n)))
+    np.testing.assert_allclose(
+        low_rank_gaussian._cholesky_solve(b, lower), torch.linalg.solve(matrix, b[..., None])[..., 0], rtol=1e-9, atol=1e-12
+    )
+    matrix[0, n - 1, n - 1] = -1.0
+    broken = low_rank_gaussian._cholesky(matrix)
+    assert torch.isnan(low_rank_gaussian._log_det(broken)[0])
+    assert torch.isfinite(broken[1:]).all()

@@ -179,3 +179,12 @@ def test_chains_are_timed_with_and_without_their_warm_up(part):
     assert first.whole > 0
     assert not first.sampling > first.whole
     np.testing.assert_array_equal(first.values["W"], again.values["W"])
+
+
+@pytest.mark.slow
+def test_missing_cells_are_priced_against_none(part):
+    rows = part("ppca_missing").rows("tiny")
+    assert sum(row.what.startswith("check") for row in rows) == 4
+    ratios = [row.value for row in rows if row.unit == "times"]
+    assert len(ratios) == 8
+    assert np.isfinite(ratios).all()
