@@ -295,6 +295,19 @@ def test_the_gap_is_the_divergence(rng):
     assert row(table, "ELBO gap")["verdict"] == "warn"
 
 
+def test_an_encoders_khat_and_gap_are_means_over_units(rng):
+    """Units whose conditional is the encoder's, moved by d sds: KL(q || p) = d^2 / 2 of each, by 5 Monte Carlo errors."""
+    d, u = np.array([0.0, 0.5, 1.0]), rng.normal(size=(4000, 3))
+    log_weights = stats.norm(d).logpdf(u) - stats.norm.logpdf(u) - 7.0  # p is not normalised
+    groups = {"posterior": {"mu": u[None]}, "log_weights": {"log_weight": log_weights[None]}}
+    data = build(groups, dims={**DIMS, "log_weight": ("unit",)}, attrs={"inference": "vi"})
+    table = judged(data)
+    each = np.log(np.mean(np.exp(log_weights), axis=0)) - log_weights.mean(axis=0)
+    assert row(table, "ELBO gap")["value"] == pytest.approx(each.mean())
+    assert row(table, "ELBO gap")["value"] == pytest.approx((d**2).mean() / 2, abs=0.07)
+    assert row(table, "k-hat")["value"] == pytest.approx(np.mean([khat(unit) for unit in log_weights.T]))
+
+
 @pytest.mark.parametrize(
     ("loss", "verdict"),
     [

@@ -172,6 +172,19 @@ def test_the_held_out_score_is_the_log_of_the_mean_density(wine):
     assert better > score["elpd"]
 
 
+def test_a_held_out_unit_has_the_mean_of_its_densities_over_the_draws(wine):
+    """The log of the mean, not the mean of the logs, by the dense Gaussian of each draw."""
+    training, held_out = wine.split(0.2, np.random.default_rng(0))
+    result = fit(PPCA(1), training, SVI(guide="mean_field", n_steps=20, n_draws=8), seed=0, progress=False)
+    sites = {name: array[0] for name, array in result.sites().items()}
+    each = []
+    for W, mu, sigma in zip(sites["W"], sites["mu"], sites["sigma"], strict=True):
+        each.append(oracles.gaussian_log_density(held_out.x, mu, W @ W.T + sigma**2 * np.eye(13)))
+    score = result.held_out_score(held_out)
+    assert score["elpd"] == pytest.approx(np.log(np.mean(np.exp(each), axis=0)).sum(), rel=1e-9)
+    assert score["elpd"] > np.mean(each, axis=0).sum() + 0.1
+
+
 def test_predictive_draws_look_like_the_data(exact, wine):
     replicated = exact.data["posterior_predictive"]["x"].values[0]
     assert replicated.shape == (100, 178, 13)
