@@ -115,7 +115,13 @@ class Fit:
         return self.model.frozen(self.parameters, self._classes)
 
     def activity(self) -> pd.DataFrame:
-        """What each dimension of the encoder carries: dimension, activity, kl (nats a unit), active (`inference.encoder`)."""
+        """What each dimension of the encoder carries: dimension, activity, kl (nats a unit), active (`inference.encoder`).
+
+        Raises:
+            ModelError: The model has no encoder.
+        """
+        if not self.model.parameters:
+            raise ModelError(f"activity: {self.model.name!r} has no encoder; models that have: vae, linear_vae.")
         return activity(self.model, tensors(self.model, self.dataset), parameter_tensors(self.parameters))
 
     @property

@@ -308,7 +308,7 @@ def load(path: str | Path, *, groups: Sequence[str] = ("posterior",)) -> xr.Data
 def _bytes(tree: xr.DataTree, target: Path) -> memoryview:
     buffer = io.BytesIO()
     try:
-        with h5py.File(buffer, "w") as root, h5netcdf.File(root, "w") as file:
+        with h5py.File(buffer, "w", track_order=True) as root, h5netcdf.File(root, "w") as file:
             for node in tree.subtree:
                 dataset = node.to_dataset(inherit=False)
                 store = xr.backends.H5NetCDFStore(file, group=node.path, mode="w")

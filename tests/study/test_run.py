@@ -369,6 +369,46 @@ def test_a_killed_run_is_recognised_and_resumes_to_equal_bytes(tmp_path: Path):
     assert arrays(path) == arrays(go(RESTARTS, tmp_path / "whole").path)
 
 
+STOPPED = """
+import json, os, signal, sys, time
+from latentlab.inference.map import MAP
+from latentlab.store import RunDirectory
+from latentlab import cli
+number, twice, config, out = signal.Signals[sys.argv[1]], sys.argv[2] == "twice", sys.argv[3], sys.argv[4]
+restart, stop = MAP._restart, RunDirectory.stop
+def interrupted(self, problem, i):
+    if i == 1:
+        os.kill(os.getpid(), number)
+    return restart(self, problem, i)
+def while_it_is_written_down(self, *arguments):
+    if twice:
+        os.kill(os.getpid(), number)
+    return stop(self, *arguments)
+MAP._restart, RunDirectory.stop = interrupted, while_it_is_written_down
+sys.exit(cli.main(["run", config, "--out", out, "--quiet"]))
+"""
+
+
+@pytest.mark.parametrize(("number", "often"), [("SIGTERM", "once"), ("SIGINT", "twice")])
+def test_one_signal_or_two_end_the_command_with_130_and_a_run_to_resume(number: str, often: str, tmp_path: Path):
+    """The second comes while the first is being written down: the process ends at once, and every file is whole."""
+    path, config = tmp_path / "toy", tmp_path / "toy.yaml"
+    config.write_text(json.dumps(RESTARTS))
+    arguments = [sys.executable, "-c", STOPPED, number, often, str(config), str(path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (130, ""), done
+    assert ("interrupted twice" in done.stderr) == (often == "twice")
+    assert "--resume goes on" in done.stderr
+    assert info(path)["status"] == ("running" if often == "twice" else "interrupted")
+    computed = []
+    with pytest.MonkeyPatch.context() as patch:
+        restart = MAP._restart
+        patch.setattr(MAP, "_restart", lambda method, problem, i: computed.append(i) or restart(method, problem, i))
+        assert go(RESTARTS, path, resume=True).info["status"] == "done"
+    assert computed == [1]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["toy", "toy.yaml"]
+
+
 def test_resuming_a_complete_run_changes_nothing(complete: Path, monkeypatch: pytest.MonkeyPatch):
     before = {path: path.stat().st_mtime_ns for path in complete.rglob("*")}
     monkeypatch.setattr(module, "fit", failing(AssertionError("fitted")))

@@ -6,14 +6,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import xarray as xr
 import yaml
 
+import latentlab.study.run as module
 from latentlab.cli import main
 from latentlab.data import stored
-from latentlab.errors import DataError, StoreError
+from latentlab.data.dataset import Dataset
+from latentlab.errors import DataError, LatentLabError, StoreError
+from latentlab.fit import Fit
 from latentlab.store import Run
 from latentlab.study.run import load_fit, load_run, run
 
@@ -62,6 +68,94 @@ def test_the_fit_of_a_real_run_takes_new_units(whole: Run):
     fit = load_fit(load_run(whole.path))
     assert fit.latents(fit.dataset.subset([0, 1])).shape == (2, 40, 2, 2)
     assert fit.diagnostics()["verdict"].tolist() == whole.diagnostics["verdict"].tolist()
+
+
+PLUGIN = """
+from latentlab.models.ppca import PPCA
+class Mine(PPCA):
+    "A model of one's own."
+    name = "mine"
+    def __init__(self, n_latent: int) -> None:
+        super().__init__(n_latent)
+"""
+
+
+def all_of(fit: Fit, new: Dataset) -> dict[str, Any]:
+    """Everything that a fit can be asked for; of what it refuses the words."""
+    asked = {
+        "repr": lambda: repr(fit),
+        "diagnostics": fit.diagnostics,
+        "latents": fit.latents,
+        "latents of new": lambda: fit.latents(new),
+        "likelihood of new": lambda: fit.log_likelihood(new),
+        "held-out score": lambda: fit.held_out_score(new),
+        "loo": lambda: fit.loo().pointwise if hasattr(fit.loo(), "pointwise") else repr(fit.loo()),
+        "modes": fit.modes,
+        "sensitivity": fit.sensitivity,
+        "imputations": fit.imputations,
+        "parameters": lambda: fit.parameters,
+        "activity": fit.activity,
+        "probabilities": fit.probabilities,
+        "probabilities of new": lambda: fit.probabilities(new),
+        "frozen": lambda: repr(fit.frozen()),
+        "sites": fit.sites,
+    }
+    found: dict[str, Any] = {}
+    for name, ask in asked.items():
+        try:
+            found[name] = ask()
+        except LatentLabError as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    return found
+
+
+def equal(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
+    if isinstance(one, pd.DataFrame):
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
+        return True
+    if isinstance(one, xr.DataArray):
+        return bool(one.identical(other))
+    return bool(np.array_equal(one, other, equal_nan=isinstance(one, np.ndarray) and one.dtype.kind == "f"))
+
+
+SVI = {"name": "svi", "n_steps": 30, "n_draws": 40, "n_restarts": 2}
+NUTS = {"name": "nuts", "n_chains": 2, "n_warmup": 20, "n_draws": 20, "max_tree_depth": 3}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inference": NUTS, "dataset": {"name": "iris", "missing": 0.05}, "held_out": 0.1},
+        {"inference": SVI, "model": {"name": "gaussian_mixture", "n_components": 2}},
+        {"inference": {**SVI, "guide": "model"}, "model": {"name": "vae", "n_latent": 2}, "held_out": 0.1},
+        {"inference": {"name": "exact", "n_draws": 20}, "model": {"name": "mine", "n_latent": 2}},
+        {"inference": {**SVI, "batch_size": 50}, "dataset": {"name": "file", "path": "large.npy", "in_memory": False}},
+    ],
+    ids=["missing and held out", "labels", "encoder", "plugin", "stored"],
+)
+def test_the_fit_of_a_run_does_all_that_the_first_one_did(change: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stored, "N_SAMPLE", 60)
+    Path("mine.py").write_text(PLUGIN)
+    np.save("large.npy", np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32))
+    firsts, real = [], module.fit
+    monkeypatch.setattr(module, "fit", lambda *args, **options: firsts.append(real(*args, **options)) or firsts[0])
+    monkeypatch.setattr(module, "_write_page", lambda found, **_: found.path)
+    done = run({**IRIS, "embeddings": [], **change}, out=tmp_path / "iris", progress=False, plugins=["mine.py"])
+    rows = {name: np.random.default_rng(1).standard_normal((3, 4)) for name in [firsts[0].dataset.observed]}
+    new = Dataset(rows, dims={name: ("unit", "feature") for name in rows}, coords={"feature": firsts[0].dataset.features})
+    wanted = all_of(firsts[0], new)
+    assert sum(isinstance(value, str) and "Error: " in value for value in wanted.values()) < 7
+    for again in (done.fit, load_run(done.path).fit):
+        found = all_of(again, new)
+        for name, value in wanted.items():
+            assert equal(value, found[name]), name
+    assert type(done.fit.to_arviz()) is type(firsts[0].to_arviz())
+    assert done.fit.seed == firsts[0].seed
+    assert done.fit.method == firsts[0].method
+    assert 1 < len(repr(done).splitlines()) < 20
 
 
 def test_the_command_ends_with_the_code_of_what_happened(config: Path, capsys: pytest.CaptureFixture):
