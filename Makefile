@@ -23,11 +23,11 @@ lint: $(READY) ## Lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint ## Everything but the long statistical checks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not long"
+test: lint ## Everything but the long statistical checks; SEED=1 runs it with other random data
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(if $(SEED),--seed $(SEED)) -m "not long"
 
 test-all: lint ## With the long statistical checks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(if $(SEED),--seed $(SEED))
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,4 @@
-"""Shared by all tests: a fixed random state, and nothing left behind."""
+"""Shared by all tests: a seed that can be chosen, and nothing left behind."""
 
 import os
 from pathlib import Path
@@ -9,13 +9,25 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import numpy as np
 import pytest
 
+SEED = 20_240_229
 REFERENCES = Path(__file__).resolve().parents[2] / "shared" / "references"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=SEED, help=f"seed of the random generator `rng` of the tests; default {SEED}")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.getoption('--seed')}"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _code(tmp_path_factory) -> None:
-    """Machine code is made anew, and is not left in the user's folder."""
-    os.environ["LATENTLAB_CACHE"] = str(tmp_path_factory.mktemp("code"))
+    """Machine code is made anew once for all workers, and is not left in the user's folder."""
+    own = tmp_path_factory.getbasetemp()
+    code = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "code"
+    code.mkdir(exist_ok=True)
+    os.environ["LATENTLAB_CACHE"] = str(code)
 
 
 @pytest.fixture(scope="session")
@@ -27,5 +39,6 @@ def references() -> Path:
 
 
 @pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(20_240_229)
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """A generator of the seed of the whole run (`--seed`); a test that uses it passes with any."""
+    return np.random.default_rng(request.config.getoption("--seed"))

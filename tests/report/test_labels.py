@@ -47,11 +47,12 @@ def draws(found: Run) -> np.ndarray:
 
 
 def rand(a: np.ndarray, b: np.ndarray) -> float:
-    """Adjusted Rand index by the pairs themselves."""
+    """Adjusted Rand index by the pairs themselves; 1 where both are one cluster, or each unit alone, which gives 0 / 0."""
     pairs = np.array(list(itertools.combinations(range(len(a)), 2)))
     x, y = (v[pairs[:, 0]] == v[pairs[:, 1]] for v in (a, b))
     chance = x.sum() * y.sum() / len(pairs)
-    return ((x & y).sum() - chance) / ((x.sum() + y.sum()) / 2 - chance)
+    most = (x.sum() + y.sum()) / 2
+    return 1.0 if most == chance else ((x & y).sum() - chance) / (most - chance)
 
 
 def best_match(a: np.ndarray, b: np.ndarray, n: int) -> int:
@@ -74,6 +75,7 @@ def test_probabilities_are_shares_of_draws_and_add_up(mixture: Run):
 def test_the_estimate_has_the_partition_of_the_comparison_and_the_names_of_the_draws(mixture: Run, answers: Run):
     source = Source(mixture)
     codes = mixture.comparison["point_estimate"].values
+    assert len(set(codes.tolist())) == 3
     assert rand(source.estimate, codes) == pytest.approx(1, abs=1e-12)
     assert source.certainty.sum() == pytest.approx(
         max(sum(source.probabilities[i, p[c]] for i, c in enumerate(codes)) for p in itertools.permutations(range(3))), rel=1e-12
