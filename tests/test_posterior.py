@@ -496,10 +496,10 @@ def test_loo_of_an_approximation_is_corrected_to_the_posterior(rng):
     assert (loo(scored(mu, x, log_q=10 * q.logpdf(mu))).khat > 0.7).all()
 
 
-def smoothed(log_ratios):
-    """Pareto-smoothed log weights, for independent draws, from the paper (Vehtari et al. 2024) and Zhang & Stephens (2009)."""
+def smoothed(log_ratios, reff=1.0):
+    """Pareto-smoothed log weights, from the paper (Vehtari et al. 2024) and Zhang & Stephens (2009)."""
     order = np.argsort(log_ratios)
-    n_tail = math.ceil(min(0.2 * len(order), 3 * math.sqrt(len(order))))
+    n_tail = math.ceil(min(0.2 * len(order), 3 * math.sqrt(len(order) / reff)))
     ratios = np.exp(log_ratios - log_ratios.max())
     cutoff, tail = ratios[order[-n_tail - 1]], ratios[order[-n_tail:]]
     x, m = tail - cutoff, 30 + int(math.sqrt(n_tail))
@@ -526,6 +526,18 @@ def test_the_weights_of_loo_are_pareto_smoothed(rng):
     assert found.pointwise == pytest.approx(expected, rel=1e-6)
     raw = [-np.log(np.mean(np.exp(-one))) for one in each.T]
     assert abs(found.pointwise[0] - raw[0]) > 0.01
+
+
+def test_dependent_draws_have_a_longer_tail_smoothed(rng):
+    """By the effective share of the draws, the mean over units of that of the likelihood."""
+    x = np.r_[4.0, rng.normal(size=4)]
+    mu = autoregressive(rng, 0.9, (2, 1000)) / np.sqrt(5) + x.mean()
+    each = stats.norm.logpdf(x, mu.reshape(-1, 1))
+    reff = np.mean(posterior.ess_mean(np.exp(stats.norm.logpdf(x, mu[..., None])))) / 2000
+    found = loo(scored(mu, x)).pointwise
+    for part, as_expected in ((reff, True), (1.0, False)):
+        expected = [np.log(np.exp(smoothed(-one, part) + one).sum()) for one in each.T]
+        assert np.allclose(found, expected, rtol=1e-6, atol=0) == as_expected
 
 
 def test_loo_says_why_it_cannot_be_had(rng):
