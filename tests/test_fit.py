@@ -10,7 +10,7 @@ from scipy.stats import norm
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.errors import DataError, ModelError
-from latentlab.fit import N_PREDICTIVE, _predictives, density_of_new, fit
+from latentlab.fit import N_PREDICTIVE, Fit, _predictives, density_of_new, fit
 from latentlab.inference.density import Density, tensors
 from latentlab.inference.exact import Exact
 from latentlab.inference.nuts import NUTS
