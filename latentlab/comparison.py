@@ -171,8 +171,9 @@ def compare(
         fit: The fit.
         embeddings: Embeddings, joined with the fit by unit.
         n_neighbors: Neighbours for the metrics about them; at most fewer than half of the units are taken.
-        alignments: What may be done to an embedding of positions before the verdict: `orthogonal`, `similarity`, `affine`.
-            Rotation and centring, and these with scale, where None; a linear map where the model's symmetry leaves one free.
+        alignments: What may be done to an embedding of positions before the verdict: `fixed` (nothing), `orthogonal`,
+            `similarity`, `affine`. Where None, rotation and centring, and these with scale; a linear map where the model's
+            symmetry leaves one free; nothing where the positions have no symmetry.
         metrics: Names of metrics; where None all that ignore what the symmetry ignores, but for the slow `gromov_wasserstein`.
             Where the positions are labels, those of labels and a few of positions.
         alpha: Level of the verdicts, Holm's over all compared arrays.
@@ -400,7 +401,7 @@ def _alignments(names: Sequence[str] | None, fit: Fit) -> tuple[Alignment, ...]:
     if _is_discrete(fit) and names is not None:
         raise ConfigError(f"compare: `alignments` are of positions; those of {fit.model.name!r} are labels, which have none.")
     if names is None:
-        return ("affine",) if "linear" in free else ("orthogonal", "similarity")
+        return ("fixed",) if not free else ("affine",) if "linear" in free else ("orthogonal", "similarity")
     _distinct("alignments", names)
     for name in names:
         if name not in ALIGNMENTS:
@@ -516,7 +517,7 @@ def _units(
     common: dict[Alignment, UnitsOfPositions] = {}
     found = []
     for row in rows:
-        usable: tuple[Alignment, ...] = ("affine",) if _is_wide(row, some) else ("similarity", "orthogonal", "affine")
+        usable: tuple[Alignment, ...] = ("affine",) if _is_wide(row, some) else ("similarity", "orthogonal", "affine", "fixed")
         way = next(way for way in usable if way in references)
         if way not in common:
             common[way] = UnitsOfPositions(references[way].align(few), seeds.child("units").numpy(), **near)

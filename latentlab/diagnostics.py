@@ -39,7 +39,7 @@ import scipy
 import xarray as xr
 
 from latentlab.errors import InferenceError, ModelError
-from latentlab.modes import chain_modes, restart_modes, said
+from latentlab.modes import chain_modes, images, restart_modes, said
 from latentlab.posterior import (
     arrays,
     ess_bulk,
@@ -54,7 +54,7 @@ from latentlab.posterior import (
     power_sensitivity,
     rhat,
 )
-from latentlab.quantities import counts, entries, identified, labels_of
+from latentlab.quantities import entries, identified, is_count, labels_of
 from latentlab.symmetry.group import Group
 
 RHAT = 1.01
@@ -120,7 +120,7 @@ def diagnose(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str
         own = {name: tuple(dims[name]) for name in values}
         rows += _series(data, values, own, group, position) + _levels(data) + _chains(data, declared) + _sampler(data)
         rows += _raw(values, own, group)
-    return pd.DataFrame([*rows, *_active(data), *_loo(data, kind)], columns=list(COLUMNS))
+    return pd.DataFrame([*rows, *_symmetry(data), *_active(data), *_loo(data, kind)], columns=list(COLUMNS))
 
 
 def converged(table: pd.DataFrame) -> bool:
@@ -187,7 +187,7 @@ def _series(
     stuck = _stuck(watched, declared)
     quantities = {} if stuck else identified(values, dims, group, position) | _densities(data)
     names, flat = entries(quantities, labels_of(data, dims, group), data["posterior"].sizes)
-    counted = [name.startswith(counts(position)) for name in names]
+    counted = [is_count(name, position) for name in names]
     n_chains = flat.shape[0]
     n_superchains = int(data.attrs.get("n_superchains", 1))
     checks: list[tuple[str, np.ndarray, str, Any, Any]] = [
@@ -288,8 +288,14 @@ def _chains(data: xr.DataTree, declared: dict[str, Any]) -> list[Row]:
         return [_row(check, str(error), math.nan, "1", ok=False)]
     if not len(table):
         return [_row(check, "no quantity varies", math.nan, "1", ok=False)]
-    text = "all chains sit in one" if len(table) == 1 else said(table, "chains")
+    parts = [said(table, "chains"), _images(data, table, declared)] if len(table) > 1 else ["all chains sit in one"]
+    text = "; ".join(filter(None, parts))
     return [_row(check, text, len(table), "1", ok=len(table) == 1)]
+
+
+def _images(data: xr.DataTree, table: pd.DataFrame, declared: dict[str, Any]) -> str:
+    found = images(data, table, **declared)
+    return found and f"{found}: if the joint is symmetric so, declare it as the model's `symmetry`"
 
 
 def _restarts(data: xr.DataTree, declared: dict[str, Any]) -> list[Row]:
@@ -300,7 +306,8 @@ def _restarts(data: xr.DataTree, declared: dict[str, Any]) -> list[Row]:
         return []
     table = restart_modes(data, **declared)
     best = int(table["n"].iloc[0])
-    text = f"of {n} restarts, {best} found the best one" + (f"; {said(table.head(3), 'restarts')}" if len(table) > 1 else "")
+    more = [said(table.head(3), "restarts"), _images(data, table, declared)] if len(table) > 1 else []
+    text = "; ".join(filter(None, [f"of {n} restarts, {best} found the best one", *more]))
     return [_row(check, text, len(table), "the best one found twice", ok=best > 1, otherwise="warn")]
 
 
@@ -427,6 +434,29 @@ def elbo_drift(loss: np.ndarray) -> tuple[float, float, int]:
 # -- point estimates, and what all have
 
 
+def _symmetry(data: xr.DataTree) -> list[Row]:
+    """Whether the log joint is invariant under the declared symmetry, and under no larger group (`inference.invariance`)."""
+    check, attrs = "symmetry", data.attrs
+    rows: list[Row] = []
+    if "symmetry_note" in attrs:
+        rows.append((check, str(attrs["symmetry_note"]), 1.0, "no note", "warn"))
+    if "symmetry_change" in attrs:
+        change, limit = float(attrs["symmetry_change"]), float(attrs["symmetry_tolerance"])
+        text = f"change of the log joint under {attrs['symmetry']}, nats"
+        if not change <= limit:
+            text += f"; site {attrs['symmetry_site']}; declare {attrs['symmetry_holds']}"
+        rows.append(_row(check, text, change, f"<= {limit:.2g}", ok=change <= limit))
+    if "symmetry_larger" in attrs:
+        larger = attrs["symmetry_larger"]
+        text = f"{larger} leaves the log joint unchanged too; declare {larger} in place of {attrs['symmetry']}"
+        rows.append((check, text, float(attrs["symmetry_larger_change"]), "no larger symmetry", "warn"))
+    if "symmetry_signs" in attrs:
+        text = f"the log joint is unchanged where the sign of axis {attrs['symmetry_signs']} changes"
+        remedy = "give all axes one prior and declare SignedPermutation, or fix the signs"
+        rows.append((check, f"{text}; {remedy}", 1.0, "no larger symmetry", "warn"))
+    return rows
+
+
 def _point(data: xr.DataTree) -> list[Row]:
     rows = _not_applicable(["R-hat", "bulk ESS", "tail ESS", "level of log density"], "a point estimate has no spread")
     gradient = float(data.attrs.get("gradient", math.nan))
@@ -450,5 +480,7 @@ def _loo(data: xr.DataTree, kind: str) -> list[Row]:
         return [_row(check, str(error), math.nan, "0", ok=False)]
     bad = float(np.mean(~(found.khat < found.limit)))
     given = "; given the units' own positions, LOO is optimistic" if found.conditional else ""
-    quantity = f"share of units at {found.limit:.2f} or more{given}"
+    several = "leave_one_out" in data.children and "left_out" in data["leave_one_out"].dims
+    left_out = "sequences" if several else "units"
+    quantity = f"share of {left_out} at {found.limit:.2f} or more{given}"
     return [_row(check, quantity, bad, "0", ok=bad == 0, otherwise="warn")]

@@ -21,6 +21,7 @@ from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density, over_draws, parameter_tensors, tensors
 from latentlab.inference.draws import Draws, Method, Problem, finished_draws
 from latentlab.inference.encoder import activity, is_amortised, log_weights
+from latentlab.inference.invariance import check_symmetry
 from latentlab.models.base import NOTHING, LatentModel
 from latentlab.modes import chain_modes, restart_modes
 from latentlab.posterior import LEFT_OUT, Loo, arrays, build, loo, to_arviz
@@ -561,6 +562,7 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
         "conditional_log_likelihood": int(bool(likelihood.unit_sites)),
         **draws.attrs,
     }
+    attrs |= check_symmetry(model, density, values, draws.parameters, problem.seeds.child("symmetry"))
     if problem.stored is not None:
         attrs["n_units_fitted"] = density.n_units
     if encodes:

@@ -16,8 +16,9 @@ import scipy
 import xarray as xr
 
 from latentlab.posterior import arrays
-from latentlab.quantities import counts, entries, identified, labels_of
+from latentlab.quantities import entries, identified, is_count, labels_of
 from latentlab.symmetry.group import Group
+from latentlab.symmetry.groups import GeneralLinear, larger_groups
 
 APART = 3.0
 SAME_POINT = 0.05
@@ -52,7 +53,7 @@ def chain_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[
     mean, variance = flat.mean(axis=1), flat.var(axis=1)
     lp = arrays(data, "sample_stats").get("lp")
     level = np.full(len(flat), np.nan) if lp is None else lp.mean(axis=1)
-    named_last = np.array([name.startswith(counts(position)) for name in names], dtype=bool)
+    named_last = np.array([is_count(name, position) for name in names], dtype=bool)
     return _modes(mean, np.sqrt((variance[:, None] + variance[None]) / 2), APART, level, names, named_last=named_last)
 
 
@@ -79,6 +80,33 @@ def restart_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequenc
 
 LEVELS = ("elbo", "log_joint", "maxima")
 """What of the group `optimization` says how good a restart is."""
+
+
+def images(data: xr.DataTree, table: pd.DataFrame, **declared: Any) -> str:
+    """Which modes of a table are images of one another under a larger group of symmetries, as text; empty where none are.
+
+    They are so where nothing tells them apart that the larger group leaves invariant, their levels included.
+
+    Args:
+        data: The result of the fit.
+        table: Its modes, by `chain_modes` or `restart_modes`.
+        declared: `group`, `dims` and `position`, as the modes were found with.
+    """
+    group, dims = declared["group"], declared["dims"]
+    chains = data.attrs.get("inference", "mcmc") == "mcmc"
+    find = chain_modes if chains else restart_modes
+    lp = arrays(data, "sample_stats").get("lp")
+    same = SAME_LEVEL if not chains else np.inf if lp is None else APART * float(lp.std(axis=1).max())
+    present = {name: tuple(dims[name]) for name in arrays(data, "posterior") if name in dims}
+    for larger in larger_groups(group, present, size=int(data["posterior"].sizes.get(group.dim, 1))):
+        if isinstance(larger, GeneralLinear):  # a span has too few invariants to tell two modes apart
+            continue
+        for members in find(data, **{**declared, "group": larger})["members"]:
+            joined = set(members.split(", "))
+            which = [k for k, own in enumerate(table["members"]) if set(own.split(", ")) <= joined]
+            if len(which) > 1 and np.ptp(table["level"].iloc[which]) <= same:
+                return f"modes {', '.join(map(str, which))} are images of one another under {type(larger).__name__}"
+    return ""
 
 
 def said(table: pd.DataFrame, what: str) -> str:

@@ -1,6 +1,7 @@
 """What can be compared across chains and restarts: what the symmetry leaves identified, with names."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,12 @@ def _coassignment(name: str, labels: np.ndarray) -> dict[str, np.ndarray]:
 
 def counts(name: str) -> tuple[str, str]:
     """What quantities of a set of labels are called."""
-    return f"sorted shares {name}", f"{name} {name}' projected"
+    return f"sorted shares {name}", f"co-assignment of {name}"
+
+
+def is_count(text: str, name: str) -> bool:
+    """Whether an entry, as text, is one of the quantities of a set of labels."""
+    return text.startswith((f"share of {name}, rank ", f"co-assignment of {name}["))
 
 
 def labels_of(data: xr.DataTree, dims: Mapping[str, Sequence[str]], group: Group) -> Labels:
@@ -54,29 +60,83 @@ def labels_of(data: xr.DataTree, dims: Mapping[str, Sequence[str]], group: Group
     return found
 
 
-def entry(name: str, index: tuple[int, ...], labels: Labels) -> str:
-    """An entry of a quantity as text, by the names of the site's rows where it has one for each (or each pair, in X X').
+def entry(name: str, index: tuple[int, ...], labels: Labels, single: Collection[str] = ()) -> str:
+    """An entry of a quantity as a formula, by the names of the site's rows where it has one for each (or each pair, in X X').
+
+    k numbers the components, states or axes along which the group acts.
+
+    Args:
+        name: The quantity's name, as `symmetry.invariants` gives it.
+        index: Where the entry is in the quantity.
+        labels: Names of the sites' rows.
+        single: Sites with a single row, such as the weights of a mixture.
 
     Example:
-        >>> labels = {"W": ["ash", "hue", "proline"]}
+        >>> labels = {"W": ["ash", "hue", "proline"], "sigma": ["ash", "hue", "proline"]}
         >>> entry("W W'", (4,), labels), entry("diag W W'", (1,), labels), entry("spectrum W", (1,), labels)
-        ("W W'[hue, proline]", "diag W W'[hue]", 'spectrum W[1]')
+        ("W W'[hue, proline]", "W W'[hue, hue]", "eigenvalue 2 of W W'")
+        >>> entry("sum sigma^4", (0,), labels), entry("w w'", (0,), labels, ["w"]), entry("w sigma'", (1,), labels, ["w"])
+        ('sum_k sigma[k, ash]^4', 'sum_k w[k]^2', 'sum_k w[k] sigma[k, hue]')
     """
-    for site, rows in labels.items():
-        if len(index) == 1 and name == f"{site} {site}'":
-            i, j = (int(side[index[0]]) for side in np.triu_indices(len(rows)))
-            return f"{name}[{rows[i]}, {rows[j]}]"
-        if len(index) == 1 and name in (site, f"diag {site} {site}'", f"|{site}|^2", f"sum {site}", f"sum {site}^3"):
-            return f"{name}[{rows[index[0]]}]"
-    return name + (f"[{', '.join(map(str, index))}]" if index else "")
+    number = f"[{', '.join(map(str, index))}]" if index else ""
+    if len(index) != 1:
+        return FORMULAS.get(name, name) + number
+    (at,) = index
+
+    def row(site: str) -> str:
+        return labels[site][at] if site in labels else str(at)
+
+    def of(site: str) -> str:
+        return f"{site}[k]" if site in single else f"{site}[k, {row(site)}]"
+
+    for pattern, text in PATTERNS:
+        if found := re.fullmatch(pattern, name):
+            parts = found.groupdict()
+            return text.format(**parts, at=at, rank=at + 1)
+    if found := re.fullmatch(r"sum (?P<site>.+?)(?P<power>\^\d)?", name):
+        return f"sum_k {of(found['site'])}{found['power'] or ''}"
+    if found := re.fullmatch(r"(?P<site>.+) (?P<other>.+)'", name):
+        site, other = found["site"], found["other"]
+        if site == other and site in single:
+            return f"sum_k {site}[k]^2"
+        if site in single or other in single:
+            return f"sum_k {of(site)} {of(other)}"
+        if site == other and site in labels:
+            i, j = (int(side[at]) for side in np.triu_indices(len(labels[site])))
+            return f"{name}[{labels[site][i]}, {labels[site][j]}]"
+    if found := re.fullmatch(r"diag (?P<site>.+) (?P=site)'", name):
+        return f"{found['site']} {found['site']}'[{row(found['site'])}, {row(found['site'])}]"
+    site = name.removeprefix("|").removesuffix("|^2")
+    return f"{name}[{row(site)}]"
+
+
+FORMULAS = {"lp": "log joint density"}
+PATTERNS = (
+    (r"spectrum (?P<x>.+)", "eigenvalue {rank} of {x} {x}'"),
+    (r"sum (?P<x>.+) projected", "random projection {rank} of sum_k {x}[k]"),
+    (r"(?P<x>.+) projected", "random projection {rank} of {x}"),
+    (r"sorted \|(?P<x>.+)\|\^2", "|{x}[k]|^2, rank {rank}"),
+    (r"sorted distances (?P<x>.+)", "|{x}[j] - {x}[k]|, rank {rank} from the smallest"),
+    (r"sorted shares (?P<x>.+)", "share of {x}, rank {rank}"),
+    (r"sorted (?P<x>.+)", "{x}[k], rank {rank}"),
+    (r"traces (?P<x>.+)", "tr {x}^{rank}"),
+)
+"""Quantities without rows of their own, and how an entry is written; the largest has rank 1."""
 
 
 def entries(quantities: Mapping[str, np.ndarray], labels: Labels, sizes: Mapping[Any, int]) -> tuple[list[str], np.ndarray]:
     """Names and draws `(chain, draw, n)` of all entries of the quantities but those that are constant throughout."""
     names: list[str] = []
+    single = [name.split(" ")[0] for name, array in quantities.items() if _is_single(name, array)]
     columns = [np.empty((sizes["chain"], sizes["draw"], 0))]
     for name, array in quantities.items():
         keep = ~is_constant(array)
-        names += [entry(name, tuple(map(int, index)), labels) for index in np.argwhere(keep)]
+        names += [entry(name, tuple(map(int, index)), labels, single) for index in np.argwhere(keep)]
         columns.append(array[:, :, keep] if array.ndim > 2 else array[:, :, None][..., keep[None]])
     return names, np.concatenate(columns, axis=-1)
+
+
+def _is_single(name: str, array: np.ndarray) -> bool:
+    """Whether a quantity is x x' of a site x of a single row."""
+    site = name.partition(" ")[0]
+    return name == f"{site} {site}'" and array.ndim == 3 and array.shape[-1] == 1

@@ -11,7 +11,7 @@ from latentlab.inference.exact import Exact
 from latentlab.inference.map import MAP
 from latentlab.inference.svi import SVI
 from latentlab.models.gaussian_mixture import GaussianMixture
-from latentlab.modes import COLUMNS, _modes, chain_modes, restart_modes, said
+from latentlab.modes import COLUMNS, _modes, chain_modes, images, restart_modes, said
 from latentlab.posterior import build
 from latentlab.symmetry.groups import Identity, Permutation
 
@@ -69,7 +69,7 @@ def test_chains_that_differ_in_the_partition_alone_are_two_modes(rng):
     flip = rng.random((2, 400, 12)) < 0.02
     table = chains([[0, 6], [0, 6]], rng, group=Permutation("component"), z=np.where(flip, 1 - z, z))
     assert len(table) == 2
-    assert "z z' projected" in table["differs in"].iloc[1]
+    assert "co-assignment of z[" in table["differs in"].iloc[1]
 
 
 def test_sites_are_named_before_counts_of_labels(rng):
@@ -231,6 +231,32 @@ def test_a_best_optimum_that_was_found_once_is_a_warning(starts, verdict, rng):
     assert row["value"] == 2
     assert "mu" in row["quantity"]
     assert found.sites()["mu"][0, 0].max() == pytest.approx(2.0, abs=0.5)  # the estimate is the better one
+
+
+@pytest.mark.parametrize(
+    ("centres", "levels", "expected"),
+    [
+        ([[0, 6], [6, 0]], [-5, -5], "modes 0, 1 are images of one another under Permutation"),
+        ([[4, 6], [-4, 6]], [-5, -5], "modes 0, 1 are images of one another under SignedPermutation"),
+        ([[5, 0], [3, 4]], [-5, -5], "modes 0, 1 are images of one another under Orthogonal"),
+        ([[0, 6], [6, 0]], [-5, -9], ""),
+        ([[0, 6], [0, 12]], [-5, -5], ""),
+    ],
+    ids=["permuted", "mirrored", "rotated", "at other levels", "elsewhere"],
+)
+def test_modes_that_are_images_of_one_another_are_told(centres, levels, expected, rng):
+    """Chains of 400 draws of sd 0.1 about two points that only a larger group than the declared one joins."""
+    mu = np.asarray(centres, dtype=float)[:, None] + 0.1 * rng.standard_normal((2, 400, 2))
+    lp = np.asarray(levels, dtype=float)[:, None] + 0.1 * rng.standard_normal((2, 400))
+    groups = {"posterior": {"mu": mu}, "sample_stats": {"lp": lp}}
+    data = build(groups, dims=DIMS, attrs={"inference": "mcmc"})
+    declared = {"group": Identity("component"), "dims": DIMS, "position": "z"}
+    table = chain_modes(data, **declared)
+    assert len(table) == 2
+    assert images(data, table, **declared) == expected
+    row = diagnose(data, **declared).query("check == 'modes'").iloc[0]
+    assert row["verdict"] == "fail"
+    assert ("images of one another" in row["quantity"]) == bool(expected)
 
 
 def test_chains_of_which_nothing_varies_are_not_said_to_share_a_mode():

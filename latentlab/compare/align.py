@@ -1,8 +1,9 @@
 r"""One alignment of draws, embedding and truth with the posterior's mean position.
 
 The mean M of draws of positions is their centred generalised orthogonal Procrustes mean in principal axes
-(`procrustes_mean`). What is compared with it is centred and then carried by the element of a group that the alignment
-names, the same function for draws, embeddings and a known truth, so that what the fit takes from one it takes from all:
+(`procrustes_mean`). Under the alignment `fixed`, for models without a symmetry, it is their plain mean, and a = x. Otherwise
+what is compared with it is centred and then carried by the element of a group that the alignment names, the same function
+for draws, embeddings and a known truth, so that what the fit takes from one it takes from all:
 
 * `orthogonal`: a = x R, R = U V' from the singular value decomposition U S V' of x'M;
 * `similarity`: a = b x R, with the same R and $b = |M|^2 / \langle M, x R \rangle$;
@@ -23,7 +24,7 @@ import numpy as np
 from latentlab.errors import ConfigError, DataError, unknown
 from latentlab.symmetry import consensus
 
-Alignment = Literal["orthogonal", "similarity", "affine"]
+Alignment = Literal["fixed", "orthogonal", "similarity", "affine"]
 ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
 
 N_FOLDS = 5
@@ -44,6 +45,11 @@ def procrustes_mean(draws: np.ndarray) -> np.ndarray:
                [-1.5,  0. ]])
     """
     return consensus.rotation_consensus(draws, centred)[1]
+
+
+def mean_of(draws: np.ndarray, alignment: str) -> np.ndarray:
+    """The mean position M `(unit, latent)` of draws `(draw, unit, latent)` that goes with an alignment."""
+    return draws.mean(axis=0) if alignment == "fixed" else procrustes_mean(draws)
 
 
 def principal_axes(values: np.ndarray) -> np.ndarray:
@@ -72,7 +78,7 @@ def aligner(alignment: str, reference: np.ndarray) -> Callable[[np.ndarray], np.
     first mapped to d linearly, each fifth of the units by a map fitted to the others.
 
     Args:
-        alignment: `orthogonal`, `similarity` or `affine`.
+        alignment: `fixed`, `orthogonal`, `similarity` or `affine`.
         reference: Mean position M, `(unit, latent)`.
 
     Raises:
@@ -89,6 +95,8 @@ def aligner(alignment: str, reference: np.ndarray) -> Callable[[np.ndarray], np.
     """
     if alignment not in ALIGNMENTS:
         raise ConfigError(unknown("alignment", alignment, ALIGNMENTS))
+    if alignment == "fixed":
+        return lambda x: _with_columns(x, reference, alignment)
     mean = centred(reference)
     carry = {"orthogonal": _turned, "similarity": _scaled, "affine": _regressed}[alignment]
 
@@ -98,15 +106,16 @@ def aligner(alignment: str, reference: np.ndarray) -> Callable[[np.ndarray], np.
     return align
 
 
-def scales(x: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def scales(x: np.ndarray, reference: np.ndarray, alignment: str = "similarity") -> np.ndarray:
     r"""The factor $b = |M|^2 / \langle M, x R \rangle$ `(...,)` by which positions would have to grow to meet the reference.
 
     Args:
         x: Positions, `(..., unit, p)`, with columns added or mapped as `aligner` does; infinite where they are constant.
         reference: Mean position M, `(unit, latent)`.
+        alignment: Under `fixed`, R is the identity.
     """
     mean = centred(reference)
-    return _factor(centred(_with_columns(x, mean, "affine")), mean)
+    return _factor(centred(_with_columns(x, mean, "affine")), mean, turn=alignment != "fixed")
 
 
 def _turned(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -118,8 +127,9 @@ def _scaled(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return _turned(x, mean) * np.where(np.isfinite(factor), factor, 0.0)
 
 
-def _factor(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    common = np.linalg.svd(x.swapaxes(-1, -2) @ mean, compute_uv=False).sum(axis=-1)
+def _factor(x: np.ndarray, mean: np.ndarray, *, turn: bool = True) -> np.ndarray:
+    cross = x.swapaxes(-1, -2) @ mean
+    common = np.linalg.svd(cross, compute_uv=False).sum(axis=-1) if turn else np.trace(cross, axis1=-2, axis2=-1)
     size = (mean**2).sum()
     nothing = common <= ROUND_OFF * np.sqrt(size * (x**2).sum(axis=(-2, -1)))
     return np.where(nothing, np.inf, size / np.where(nothing, 1.0, common))

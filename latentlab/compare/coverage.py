@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import f as f_distribution
 
-from latentlab.compare.align import aligner, procrustes_mean
+from latentlab.compare.align import aligner, mean_of
 from latentlab.compare.chains import ess, split
 from latentlab.data import memory
 from latentlab.errors import DataError
@@ -115,7 +115,7 @@ def coverage(draws: np.ndarray, y: np.ndarray, *, alignment: str = "orthogonal",
     Args:
         draws: Posterior draws, `(chain, draw, unit, latent)`.
         y: An embedding or known positions, `(unit, p)`.
-        alignment: What may be done to both: `orthogonal`, `similarity` or `affine`.
+        alignment: What may be done to both: `fixed` (nothing), `orthogonal`, `similarity` or `affine`.
         levels: Nominal levels, between 0 and 1.
 
     Example:
@@ -126,7 +126,7 @@ def coverage(draws: np.ndarray, y: np.ndarray, *, alignment: str = "orthogonal",
         ((1.0, 1.0, 1.0), (0.5, 0.8, 0.95))
     """
     reference, held_out = split(draws)
-    mean = procrustes_mean(reference.reshape(-1, *reference.shape[2:]))
+    mean = mean_of(reference.reshape(-1, *reference.shape[2:]), alignment)
     return Regions(reference, held_out, aligner(alignment, mean), levels).coverage(positions(y))
 
 

@@ -13,25 +13,27 @@ QUADRATIC_AXES = 10
 """Axes whose products are taken: their number grows with the square."""
 
 
-def structure(mean: np.ndarray, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
-    """The functions' names, and their values `(unit, function)`, centred, of mean square 1.
+def structure(mean: np.ndarray, rng: np.random.Generator, *, shift: bool = False) -> tuple[list[str], np.ndarray]:
+    """The functions' names, and their values `(unit, function)`, of mean square 1; centred, but for the constant.
 
     Args:
         mean: Mean positions M in principal axes, `(unit, latent)`.
         rng: Chooses the landmarks where there are more than 400 units.
+        shift: Whether the constant is among them: for positions that are not centred before they are compared.
     """
     d = mean.shape[1]
     axes = [f"axis {j + 1}" for j in range(d)]
     products = [(i, j) for i in range(min(d, QUADRATIC_AXES)) for j in range(i + 1)]
     names = [f"linear in {axis}" for axis in axes]
-    names += [f"quadratic in {axes[i]}" if i == j else f"quadratic in {axes[j]} x {axes[i]}" for i, j in products]
+    names += [f"quadratic in {axes[i]}" if i == j else f"proportional to {axes[j]} x {axes[i]}" for i, j in products]
     smooth = _smooth(mean, rng)
-    names += [f"smooth function {q + 1} of the positions" for q in range(smooth.shape[1])]
+    names += [f"nonlinear in the positions (kernel principal component {q + 1})" for q in range(smooth.shape[1])]
     values = np.column_stack([mean, *(mean[:, i] * mean[:, j] for i, j in products), smooth])
     values = values - values.mean(axis=0)
     size = np.sqrt((values**2).mean(axis=0))
     moves = size > 1e-9 * size.max()
-    return [name for name, move in zip(names, moves, strict=True) if move], values[:, moves] / size[moves]
+    kept, scaled = [name for name, move in zip(names, moves, strict=True) if move], values[:, moves] / size[moves]
+    return (["a shift of all units", *kept], np.column_stack([np.ones(len(mean)), scaled])) if shift else (kept, scaled)
 
 
 def _smooth(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:

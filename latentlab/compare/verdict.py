@@ -26,7 +26,7 @@ from typing import Literal
 
 import numpy as np
 
-from latentlab.compare.align import Alignment, aligner, procrustes_mean, scales
+from latentlab.compare.align import Alignment, aligner, mean_of, scales
 from latentlab.compare.chains import ess, leading_score, split
 from latentlab.compare.coverage import Regions, blocks, inverse_root, positions, whitened
 from latentlab.compare.structure import structure
@@ -68,7 +68,7 @@ class Verdict:
         worst_units: The units that are farthest from the mean, worst first.
         notes: What else the reader should know.
         reason: Why it is `undetermined`; empty otherwise.
-        alignment: `orthogonal`, `similarity` or `affine`; `labels` for a clustering, which has no scale and no coverage.
+        alignment: `fixed`, `orthogonal`, `similarity` or `affine`; `labels` for a clustering, which has no scale and no coverage.
         alpha: Level of the test.
     """
 
@@ -113,7 +113,7 @@ class Reference:
 
     Args:
         draws: Posterior draws of the positions, `(chain, draw, unit, latent)`.
-        alignment: What may be done to an embedding: `orthogonal`, `similarity` or `affine`.
+        alignment: What may be done to an embedding: `fixed` (nothing), `orthogonal`, `similarity` or `affine`.
         rng: For the shuffled means and draws, and landmarks where there are many units.
         halves: The draws' halves, if `split` has made them: they are the same under every alignment.
     """
@@ -128,15 +128,15 @@ class Reference:
     ) -> None:
         reference, held_out = split(draws) if halves is None else halves
         self.alignment = alignment
-        self.mean = procrustes_mean(reference.reshape(-1, *reference.shape[2:]))
+        self.mean = mean_of(reference.reshape(-1, *reference.shape[2:]), alignment)
         self.align = aligner(alignment, self.mean)
         self.regions = Regions(reference, held_out, self.align)
         self._whiten = inverse_root(_shrunk(self.regions.covariance, self.regions.n_draws))
-        self._functions, self._values = structure(self.mean, rng)
+        self._functions, self._values = structure(self.mean, rng, shift=alignment == "fixed")
         self._sd = _floored(self._sums(reference).std(axis=0))
         self._chains = held_out.shape[:2]
         self._statistics = np.concatenate([self._of(self._errors(block)) for block in blocks(held_out)])
-        self._scales = np.concatenate([scales(block, self.mean) for block in blocks(held_out)])
+        self._scales = np.concatenate([scales(block, self.mean, alignment) for block in blocks(held_out)])
         overall = self._statistics[:, 0]
         self.ess_low = ess(np.log(overall).reshape(self._chains))
         self.ess_guard = ess(_unusual(self._statistics).reshape(self._chains))
@@ -170,7 +170,7 @@ class Reference:
         means = [p(rng.permutation(self.mean)) for _ in range(SHUFFLED_MEANS)]
         draws = [p(rng.permutation(every[s])) for s in some]
         worst, worst_draw = (float(np.quantile(x, GATE_SHARE, method="inverted_cdf")) for x in (means, draws))
-        return max(worst, p(np.zeros_like(self.mean))), worst_draw
+        return max(worst, p(np.broadcast_to(self.mean.mean(axis=0), self.mean.shape))), worst_draw
 
     def _remarks(self, reference: np.ndarray, held_out: np.ndarray) -> tuple[str, ...]:
         notes = []
@@ -207,7 +207,7 @@ class Reference:
         errors = self._errors(y)
         statistics = self._of(errors[None])[0]
         below = float((self._statistics[:, 0] <= statistics[0]).mean())
-        scale = float(scales(y, self.mean))
+        scale = float(scales(y, self.mean, self.alignment))
         found = self.regions.coverage(y)
         worst = np.argsort(-(errors**2).sum(axis=1), kind="stable")[:N_WORST]
         p, d = y.shape[1], self.mean.shape[1]
@@ -249,7 +249,7 @@ class Reference:
         if largest == 1:
             share = np.abs(self._values.T @ errors) / self._sd
             function, column = np.unravel_index(share.argmax(), share.shape)
-            return f"error of axis {column + 1} {self._functions[function]}"
+            return f"error along axis {column + 1}, {self._functions[function]}"
         square = (errors**2).sum(axis=1)
         beyond = np.flatnonzero(square > np.quantile(self._statistics[:, 2], GATE_SHARE))
         odd = beyond[np.argsort(-square[beyond], kind="stable")] if beyond.size else [square.argmax()]
@@ -270,7 +270,7 @@ def verdict(
     Args:
         draws: Posterior draws of the positions, `(chain, draw, unit, latent)`.
         y: Embedding, `(unit, p)`.
-        alignment: What may be done to the embedding: `orthogonal`, `similarity` or `affine`.
+        alignment: What may be done to the embedding: `fixed` (nothing), `orthogonal`, `similarity` or `affine`.
         alpha: Level: a fresh draw is called something else than `draw-like` this often.
         rng: For the shuffled means and draws.
         units: Names of the units.

@@ -285,6 +285,16 @@ class Density:
         return {site.name: _site_log_prob(nodes[site.name]).sum() for site in self.sites}
 
     @_unchecked()
+    def log_terms(self, values: Tensors) -> dict[str, tuple[float, float]]:
+        """The log density of each site, latent or observed: its sum, and the sum of the absolute values of its terms."""
+        found = {}
+        for name, site in self._trace(values).nodes.items():
+            if site["type"] == "sample" and not site_is_subsample(site) and not _is_deterministic(site):
+                term = _site_log_prob(site)
+                found[name] = float(term.sum()), float(term.abs().sum())
+        return found
+
+    @_unchecked()
     def log_likelihood(self, values: Tensors, arrays: Arrays | None = None) -> torch.Tensor:
         """log p(data of a unit | values), `(unit,)`, for the sites observed inside the plate `unit`."""
         nodes = self._trace(values, arrays).nodes

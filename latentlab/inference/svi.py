@@ -34,7 +34,7 @@ from latentlab.inference.guides import GUIDES
 from latentlab.inference.nuts import require_choice, require_whole
 from latentlab.models.base import Fixed, LatentModel
 from latentlab.seeds import forked, isolated, reseed, single
-from latentlab.symmetry.average import log_average
+from latentlab.symmetry.average import compact, log_average
 from latentlab.symmetry.group import NEXT
 
 N_WATCHED = 8
@@ -229,7 +229,7 @@ class SVI:
         jacobian = over_draws(lambda v: density.log_jacobian(v["u"]), {"u": best["u"]}, block=4096)
         on = max(acted, key=lambda name: draws[name][0].size)
         rng = problem.seeds.child("average").numpy()
-        return log_average(model.symmetry, log_q, draws, dims, on=on, center=center, rng=rng) + jacobian
+        return log_average(compact(model.symmetry), log_q, draws, dims, on=on, center=center, rng=rng) + jacobian
 
     # -- the model's own guide
 

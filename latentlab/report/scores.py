@@ -51,6 +51,7 @@ def _how(source: Source) -> list[str]:
     data = source.run.comparison
     ways = [str(way) for way in data["alignment"].values]
     said = {
+        "fixed": "left as it is",
         "orthogonal": "turned, mirrored and moved",
         "similarity": "turned, mirrored, moved and scaled",
         "affine": "carried over by any affine map",

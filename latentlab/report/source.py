@@ -334,8 +334,13 @@ class Source:
         return find(str(attrs.get("name", embedding)), str(self.config["model"]["name"]), options)
 
     def aligned(self, values: np.ndarray) -> np.ndarray:
-        """Positions turned, moved and scaled onto the posterior mean `(unit, latent)`; more columns linearly mapped."""
+        """Positions turned, moved and scaled onto the posterior mean `(unit, latent)`; more columns linearly mapped.
+
+        As they are where the model has no symmetry.
+        """
         way = "affine" if values.shape[1] > self.mean.shape[1] or "linear" in self.ignored else "similarity"
+        if way == "similarity" and self.ignored == "nothing":
+            return np.asarray(aligner("fixed", self.mean)(values))
         return np.asarray(aligner(way, self.mean)(values)) + self.mean.mean(axis=0)
 
     @property

@@ -19,6 +19,7 @@ MEANING = {
 
 
 ALLOWED = {
+    "fixed": "In fixed coordinates",
     "orthogonal": "Up to rotation and reflection",
     "similarity": "Up to rotation, reflection and scale",
     "affine": "Up to a linear map",

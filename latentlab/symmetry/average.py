@@ -33,7 +33,7 @@ import numpy as np
 from latentlab.errors import InferenceError, ModelError
 from latentlab.symmetry import action, consensus
 from latentlab.symmetry.group import Dims, Group, Values
-from latentlab.symmetry.groups import Identity, Orthogonal, Permutation, SignedPermutation
+from latentlab.symmetry.groups import Euclidean, GeneralLinear, Identity, Orthogonal, Permutation, SignedPermutation
 
 LogDensity = Callable[[dict[str, np.ndarray]], np.ndarray]
 """Sites with one leading axis `(n, ...)` to log densities `(n,)`."""
@@ -55,6 +55,11 @@ SHARPEST = 1e12
 """Curvature of log q along a turn, per square radian, above which q is no density that could have been fitted."""
 FLAT = 1e-3
 """Curvature below which log q counts as constant."""
+
+
+def compact(group: Group) -> Group:
+    """The group itself, or its rotations where it has no finite invariant measure (translations, linear maps)."""
+    return Orthogonal(group.dim) if isinstance(group, Euclidean | GeneralLinear) else group
 
 
 def log_average(

@@ -15,7 +15,14 @@ def test_functions_are_centred_of_mean_square_one_and_named(rng):
     at = dict(zip(names, values.T, strict=True))
     assert abs(np.corrcoef(at["linear in axis 2"], mean[:, 1])[0, 1]) > 1 - 1e-12
     assert abs(np.corrcoef(at["quadratic in axis 3"], mean[:, 2] ** 2)[0, 1]) > 1 - 1e-12
-    assert abs(np.corrcoef(at["quadratic in axis 1 x axis 2"], mean[:, 0] * mean[:, 1])[0, 1]) > 1 - 1e-12
+    assert abs(np.corrcoef(at["proportional to axis 1 x axis 2"], mean[:, 0] * mean[:, 1])[0, 1]) > 1 - 1e-12
+
+
+def test_a_shift_is_a_function_of_positions_that_are_not_centred(rng):
+    names, values = structure(rng.normal(size=(60, 2)) + 5, rng, shift=True)
+    assert names[0] == "a shift of all units"
+    np.testing.assert_array_equal(values[:, 0], 1.0)
+    np.testing.assert_allclose(values[:, 1:].mean(axis=0), 0, atol=1e-12)
 
 
 def test_smooth_functions_are_kernel_principal_components(rng):

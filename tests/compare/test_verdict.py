@@ -73,6 +73,40 @@ def test_known_embeddings_are_called_by_name(k, case):
     assert found == {name: labels[k] for name, (_, *labels) in KNOWN.items()}
 
 
+FIXED = {
+    "posterior mean": (lambda case: case.mean, "summary-like"),
+    "fresh draw": (lambda case: case.draw(), "draw-like"),
+    "mean turned by a tenth of a radian": (
+        lambda case: case.mean @ [[np.cos(0.1), np.sin(0.1)], [-np.sin(0.1), np.cos(0.1)]],
+        "distinct",
+    ),
+    "mean mirrored": (lambda case: case.mean * [1, -1], "distinct"),
+    "axes exchanged": (lambda case: case.mean[:, ::-1], "distinct"),
+    "mean moved": (lambda case: case.mean + np.array([0.3, 0.0]), "distinct"),
+    "mean halved": (lambda case: case.mean / 2, "distinct"),
+    "constant": (lambda case: np.full((N, D), 3.7), "distinct"),
+}
+
+
+def test_fixed_coordinates_allow_no_turn_and_no_shift():
+    """Positions without a symmetry: what is turned or moved is distinct; under `orthogonal` it is not.
+
+    The generator is fixed: a fresh draw is draw-like in 95 of 100 cases.
+    """
+    case = Exact(np.random.default_rng(5))
+    case.mean = case.mean + np.array([2.0, -1.0])  # nothing is centred, so that the place of the positions counts
+    chains = case.chains()
+    fixed, turned = (Reference(chains, way, np.random.default_rng(1)) for way in ("fixed", "orthogonal"))
+    np.testing.assert_allclose(fixed.mean, split(chains)[0].mean((0, 1)))
+    found = {name: fixed.judge(make(case)).verdict for name, (make, _) in FIXED.items()}
+    assert found == {name: expected for name, (_, expected) in FIXED.items()}
+    moved = fixed.judge(case.mean + np.array([0.3, 0.0]))
+    assert moved.component == "error along axis 1, a shift of all units"
+    assert fixed.judge(2 * (case.mean - case.mean.mean(0))).scale == pytest.approx(0.5, abs=0.05)
+    for name in ("mean turned by a tenth of a radian", "mean moved"):
+        assert turned.judge(FIXED[name][0](case)).verdict == "summary-like"
+
+
 @pytest.mark.parametrize("alignment", ["orthogonal", "similarity", "affine"])
 def test_fresh_draws_and_the_truth_are_draw_like_at_the_level(alignment, rng):
     """120 data sets each: more than so many at a rate of 5 % in 1e-3 of cases, 6e-3 over the six."""
@@ -201,9 +235,9 @@ def test_the_component_is_named(case):
     assert set(outliers.worst_units[:3]) == {"wine-3", "wine-50", "wine-77"}
     assert "units wine-" in outliers.sentence
     axes = reference.mean
-    assert reference.judge(axes * [1.5, 1]).component == "error of axis 1 linear in axis 1"
+    assert reference.judge(axes * [1.5, 1]).component == "error along axis 1, linear in axis 1"
     bent = axes + 0.25 * np.outer(axes[:, 1] ** 2, [1, 0])
-    assert reference.judge(bent).component == "error of axis 1 quadratic in axis 2"
+    assert reference.judge(bent).component == "error along axis 1, quadratic in axis 2"
     assert reference.judge(case.mean + 3 * case.sd * case.rng.normal(size=(N, D))).component == "overall"
 
 

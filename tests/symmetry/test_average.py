@@ -5,7 +5,7 @@ import pytest
 from scipy.special import logsumexp
 
 from latentlab.errors import InferenceError, ModelError
-from latentlab.symmetry.average import antisymmetric, log_average, log_haar
+from latentlab.symmetry.average import antisymmetric, compact, log_average, log_haar
 from latentlab.symmetry.groups import Euclidean, GeneralLinear, Identity, Orthogonal, Permutation, SignedPermutation
 
 DIMS = {"W": ("feature", "latent"), "sigma": ()}
@@ -136,3 +136,8 @@ def test_a_density_that_no_fit_could_have_is_refused(rng):
     center = rng.standard_normal((4, 2))
     with pytest.raises(InferenceError, match=r"guide's covariance is close to singular"):
         average(Orthogonal(), gaussian(center, 1e-15), center[None], center)
+
+
+def test_groups_without_a_finite_measure_are_averaged_over_their_rotations():
+    assert compact(GeneralLinear("axis")) == compact(Euclidean("axis")) == Orthogonal("axis")
+    assert compact(Permutation("axis")) == Permutation("axis")

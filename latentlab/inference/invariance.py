@@ -1,0 +1,276 @@
+r"""Whether a model's log joint density is invariant under the symmetry that the model declares, and under no larger group.
+
+At some draws of the fit and at one of the prior, elements g of a group act on all sites together, positions that are integrated
+out included: the log joint is then $\log p(\theta, x) + \log p(z \mid \theta, x)$. It is taken on the constrained scale, without
+Jacobians. A change counts where it exceeds the rounding error of the density,
+
+    RELATIVE * sum of the absolute log densities of all terms + NOISE * |log p(v g g^-1) - log p(v)|,
+
+which grows with the scale of the data as the density does. The prior's draw matters where the data are so small that the prior is
+flat over the posterior.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from latentlab.inference.density import Density
+from latentlab.models.base import LatentModel
+from latentlab.seeds import Seeds, isolated
+from latentlab.symmetry.action import site_dims
+from latentlab.symmetry.group import Group
+from latentlab.symmetry.groups import GROUPS, GeneralLinear, Permutation, SignedPermutation, larger_groups
+from latentlab.symmetry.labels import renamed
+
+N_POINTS = 2
+"""Draws of the fit at which the log joint is evaluated; one of the prior comes in addition."""
+RELATIVE = 1e-9
+NOISE = 1000.0
+"""Factor on the rounding error seen when an element acts and is undone: three such errors are all a thousandth of what is usual
+in about one of 10^9 cases."""
+TELLING = 0.01
+"""Nats: a group counts as a symmetry only where a change of this size would have been seen."""
+MOST_SIGNS = 8
+"""Axes whose signs are changed one by one."""
+IN_MODULE = "$$$"
+"""Part of the names that `pyro.module` gives to parameters; the program reads their values from the module itself."""
+
+Sites = dict[str, np.ndarray]
+Terms = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """How much a group changes the log joint: the largest change in nats, the tolerance there, and the site that changes most."""
+
+    nats: float
+    tolerance: float
+    site: str
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is more than rounding."""
+        return self.nats > self.tolerance
+
+
+def check_symmetry(
+    model: LatentModel, density: Density, values: Mapping[str, np.ndarray], parameters: Mapping[str, np.ndarray], seeds: Seeds
+) -> dict[str, Any]:
+    """What the fit's attributes record of the declared symmetry (`symmetry_...`); nothing where no site has the group's dim.
+
+    Args:
+        model: The model.
+        density: Its density with the fit's parameters.
+        values: Draws of all sites, positions included, `(chain, draw, *site)`.
+        parameters: The model's parameters.
+        seeds: For the elements and the prior's draw.
+    """
+    try:
+        with isolated(seeds), torch.no_grad():
+            return _checked(model, density, values, parameters, seeds.child("elements").numpy())
+    except Exception as error:  # whatever a program raises: draws are never lost by a check of them
+        return {"symmetry_note": f"could not be checked: {type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+
+
+def _checked(
+    model: LatentModel,
+    density: Density,
+    values: Mapping[str, np.ndarray],
+    parameters: Mapping[str, np.ndarray],
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    group = model.symmetry
+    joint = _Joint(model, density, values, parameters)
+    if not joint.acted(group):
+        return {}
+    if any(IN_MODULE in name for name in joint.acted(group)):
+        return {"symmetry_note": "not checked: the parameters that the group acts on are those of a module"}
+    if not joint.points:
+        return {"symmetry_note": "not checked: the log joint density is not finite at the draws"}
+    found: dict[str, Any] = {"symmetry": type(group).__name__}
+    if not group.is_trivial():
+        change = joint.change(group, rng)
+        found |= {"symmetry_change": change.nats, "symmetry_tolerance": change.tolerance, "symmetry_site": change.site}
+        if change.counts:
+            return found | {"symmetry_holds": _largest_that_holds(joint, group, rng)}
+    return found | _larger(joint, group, rng)
+
+
+def _largest_that_holds(joint: "_Joint", group: Group, rng: np.random.Generator) -> str:
+    """The name of the largest group of the table within a group that leaves the log joint unchanged."""
+    every = [entry(group.dim) for entry in GROUPS.values()]  # type: ignore[call-arg]
+    smaller = [one for one in every if one in group and group not in one and not one.is_trivial()]
+    return next((type(one).__name__ for one in reversed(smaller) if not joint.change(one, rng).counts), "Identity")
+
+
+def _larger(joint: "_Joint", group: Group, rng: np.random.Generator) -> dict[str, Any]:
+    """The largest group of the table beyond the declared one that leaves the log joint unchanged; else the axes that may flip."""
+    size = joint.size(group)
+    changed: list[Group] = []
+    holds: tuple[Group, Change] | None = None
+    for larger in larger_groups(group, joint.dims, size=size):
+        if any(one in larger for one in changed):
+            continue
+        change = joint.change(larger, rng)
+        if change.counts or not change.tolerance < TELLING:
+            changed.append(larger)
+        elif holds is None or larger in larger_groups(holds[0], joint.dims, size=size):
+            holds = larger, change
+    if holds is not None:
+        larger, change = holds
+        return {"symmetry_larger": type(larger).__name__, "symmetry_larger_change": change.nats}
+    signs = SignedPermutation(group.dim)
+    axes = [] if signs in group or size > MOST_SIGNS else list(range(size))
+    mirrored = [axis for axis in axes if joint.holds(signs, np.diag(np.where(np.arange(size) == axis, -1.0, 1.0)))]
+    return {"symmetry_signs": ", ".join(map(str, mirrored))} if mirrored else {}
+
+
+class _Joint:
+    """The log joint density of a model at a few values of all its sites.
+
+    Attributes:
+        points: The values at which it is finite.
+        dims: Own dims of all sites and parameters.
+    """
+
+    def __init__(
+        self,
+        model: LatentModel,
+        density: Density,
+        values: Mapping[str, np.ndarray],
+        parameters: Mapping[str, np.ndarray],
+    ) -> None:
+        self.model, self.density = model, density
+        self.parameters = {name: value for name, value in parameters.items() if name in model.parameters}
+        self.names = [site.name for site in density.sites]
+        self.position = model.position.site
+        self.conditional = model.integrates_positions() and not model.has_bound() and self.position not in self.names
+        declared = {**model.dims, **{name: model.parameters[name] for name in self.parameters}}
+        self.dims = {name: tuple(own) for name, own in declared.items()}
+        kept = [*self.names, *([self.position] if self.conditional else [])]
+        flat = {name: values[name].reshape(-1, *values[name].shape[2:]) for name in kept}
+        n = len(next(iter(flat.values()))) if flat else 1
+        some = np.unique(np.linspace(0, n - 1, N_POINTS).astype(int))
+        every = [{**{name: array[i] for name, array in flat.items()}, **self.parameters} for i in some]
+        every += self._prior()
+        self.points: list[Sites] = []
+        self._terms: list[Terms] = []
+        for point in every:
+            terms = self._evaluated(point)
+            if terms is not None and math.isfinite(_total(terms, terms)):
+                self.points.append(point)
+                self._terms.append(terms)
+
+    def _prior(self) -> list[Sites]:
+        """A draw of the program's sites from the prior; none where the prior cannot be drawn from."""
+        try:
+            drawn = self.density.prior()
+        except NotImplementedError:
+            return []
+        return [{**{name: value.numpy() for name, value in drawn.items()}, **self.parameters}]
+
+    def acted(self, group: Group) -> list[str]:
+        """The sites and parameters that a group acts on."""
+        return [name for name, own in self.dims.items() if group.dim in own]
+
+    def size(self, group: Group) -> int:
+        """The size of the group's dim."""
+        for name, value in self.points[0].items():
+            own = site_dims(name, value, self.dims)
+            if group.dim in own:
+                return int(value.shape[own.index(group.dim)])
+        return 1
+
+    def change(self, group: Group, rng: np.random.Generator) -> Change:
+        """How much elements of a group change the log joint: the first change that counts, else the largest."""
+        found: list[Change] = []
+        for point, before in zip(self.points, self._terms, strict=True):
+            elements = self._elements(group, rng)
+            back = self._after(group, elements[0], point, undone=True) if len(elements) else before
+            for element in elements:
+                after = self._after(group, element, point)
+                for part in self._parts(group, before):
+                    found.append(self._compared(part, before, after, back))
+                    if found[-1].counts:
+                        return found[-1]
+        return max(found, key=lambda change: change.nats, default=Change(0.0, 0.0, ""))
+
+    def _parts(self, group: Group, terms: Terms) -> list[list[str]]:
+        """The sites whose summed log density is invariant: all of them, and positions that are integrated out by themselves.
+
+        A group that keeps volumes leaves the integral over the positions unchanged, and so their conditional density too.
+        """
+        alone = self.conditional and self.position in terms and not isinstance(group, GeneralLinear)
+        return [list(terms), *([[self.position]] if alone else [])]
+
+    def _compared(self, part: list[str], before: Terms, after: Terms | None, back: Terms | None) -> Change:
+        """The change of one part of the log joint; infinite where the log joint does not exist afterwards."""
+        noise = 0.0 if back is None else abs(_total(back, part) - _total(before, part))
+        tolerance = RELATIVE * sum(before[name][1] for name in part) + NOISE * (noise if math.isfinite(noise) else 0.0)
+        if after is None:
+            return Change(math.inf, tolerance, part[0])
+        each = {name: np.nan_to_num(abs(after[name][0] - before[name][0]), nan=np.inf) for name in part}
+        nats = abs(_total(after, part) - _total(before, part))
+        return Change(math.inf if math.isnan(nats) else nats, tolerance, max(each, key=lambda name: each[name]))
+
+    def holds(self, group: Group, element: np.ndarray) -> bool:
+        """Whether one element leaves the log joint unchanged at all points."""
+        for point, before in zip(self.points, self._terms, strict=True):
+            after = self._after(group, element, point)
+            found = [self._compared(part, before, after, before) for part in self._parts(group, before)]
+            if any(one.counts or not one.tolerance < TELLING for one in found):
+                return False
+        return True
+
+    def _elements(self, group: Group, rng: np.random.Generator) -> np.ndarray:
+        """Two random elements, the first of which moves every axis where the group is finite; neither is the identity."""
+        size = self.size(group)
+        found = group.random(rng, size, (2,))
+        if isinstance(group, Permutation | SignedPermutation):
+            signs = np.where(rng.random(size) < 0.5, -1.0, 1.0) if isinstance(group, SignedPermutation) else np.ones(size)
+            signs = -np.ones(size) if size == 1 and isinstance(group, SignedPermutation) else signs
+            found[0] = np.roll(np.eye(size), 1, axis=1) * signs
+        unit = np.eye(found.shape[-1])
+        return found[[not np.array_equal(element, unit) for element in found]]
+
+    def _after(self, group: Group, element: np.ndarray, point: Sites, *, undone: bool = False) -> Terms | None:
+        moved = self._moved(group, element, point)
+        return self._evaluated(self._moved(group, group.inverse(element), moved) if undone else moved)
+
+    def _moved(self, group: Group, element: np.ndarray, point: Sites) -> Sites:
+        """The values after an element has acted; labels go with what they name."""
+        moved = group.act(element, point, self.dims)
+        if self.model.position.kind == "discrete" and self.position in point and isinstance(group, Permutation):
+            moved[self.position] = renamed(element, point[self.position])
+        return moved
+
+    def _evaluated(self, point: Sites) -> Terms | None:
+        """The terms of the log joint; None outside of the support of a site, or where the density cannot be computed."""
+        tensors = {name: torch.tensor(np.asarray(value), dtype=torch.float64) for name, value in point.items()}
+        for site in self.density.sites:
+            value = tensors[site.name]
+            back = site.transform(site.transform.inv(value))
+            size = float(value.abs().max()) if value.numel() else 0.0
+            if not bool(((back - value).abs() <= 1e-6 * size).all()):
+                return None
+        density = self.density.at({name: tensors[name] for name in self.parameters}) if self.parameters else self.density
+        sites = {name: tensors[name] for name in self.names}
+        try:
+            terms = density.log_terms(sites)
+            if self.conditional and self.position in point:
+                others = {**sites, **density.deterministics(sites), **density.parameters}
+                given: Any = self.model.latents(density.arrays, **others)
+                each = given.log_prob(tensors[self.position])
+                terms[self.position] = float(each.sum()), float(each.abs().sum())
+        except (RuntimeError, ValueError):
+            return None
+        return terms
+
+
+def _total(terms: Terms, part: Iterable[str]) -> float:
+    each = [terms[name][0] for name in part]
+    return math.fsum(each) if all(map(math.isfinite, each)) else math.nan
