@@ -133,12 +133,12 @@ class Fit:
     def _aligned(self) -> Aligned:
         return align(self.model, self.sites(), point=one_orientation(self.model, self.method))
 
-    def latents(self, dataset: Dataset | None = None) -> xr.DataArray:
+    def latents(self, dataset: Any = None) -> xr.DataArray:
         """Positions `(chain, draw, unit, latent)` with the symmetry removed.
 
         Args:
-            dataset: Units that were not in the fit, raw values given; the training transform is applied. Columns are
-                matched by name. The fit's own units where None.
+            dataset: Units that were not in the fit, as a Dataset, a DataFrame, a DataArray or an array of raw values; the
+                training transform is applied, columns are matched by name. The fit's own units where None.
 
         Raises:
             ModelError: The model cannot give positions to new units.
@@ -160,14 +160,14 @@ class Fit:
         dims = ("chain", "draw", *self.model.dims[site])
         return _with_latent_dim(xr.DataArray(z, dims=dims, coords=_lead_coords(z, new), name=site))
 
-    def probabilities(self, dataset: Dataset | None = None, *, n_draws: int = 400) -> xr.DataArray:
+    def probabilities(self, dataset: Any = None, *, n_draws: int = 400) -> xr.DataArray:
         """Probabilities of each unit's labels given each draw of the other sites, `(chain, draw, unit, component or state)`.
 
         Responsibilities of a mixture, smoothed marginals of a hidden Markov model, with the symmetry removed; their mean over
         draws is the share of draws in which a unit has a label, with less noise.
 
         Args:
-            dataset: Units that were not in the fit, raw values given; the fit's own where None.
+            dataset: Units that were not in the fit, as in `latents`; the fit's own where None.
             n_draws: About so many draws, spread evenly over the chains.
 
         Raises:
@@ -190,13 +190,13 @@ class Fit:
         p = self.model.exchanges.act(elements, {"p": found}, {"p": ("unit", dim)})["p"]
         return xr.DataArray(p, dims=("chain", "draw", "unit", dim), coords=_lead_coords(p, new), name=f"p({site})")
 
-    def log_likelihood(self, dataset: Dataset, *, n_samples: int = N_BOUND) -> xr.DataArray:
+    def log_likelihood(self, dataset: Any, *, n_samples: int = N_BOUND) -> xr.DataArray:
         """log p(unit | draw) `(chain, draw, unit)` of units that were not in the fit, positions integrated out.
 
         Where the model has only a bound on it, this is the bound, of that name and with one draw: there are parameters alone.
 
         Args:
-            dataset: The units, raw values given.
+            dataset: The units, as in `latents`.
             n_samples: Samples of the encoder for each unit, for a bound.
         """
         new = self._like_training(dataset)
@@ -211,7 +211,7 @@ class Fit:
         name = "bound" if self.model.has_bound() else "log_likelihood"
         return xr.DataArray(array, dims=("chain", "draw", "unit"), coords=_lead_coords(array, new), name=name)
 
-    def held_out_score(self, dataset: Dataset, *, n_samples: int = N_BOUND) -> dict[str, float]:
+    def held_out_score(self, dataset: Any, *, n_samples: int = N_BOUND) -> dict[str, float]:
         r"""$\sum_n \log \frac1S \sum_s p(x_n \mid \theta_s)$ of held-out units with its standard error; larger is better.
 
         The sum is called `elpd`; or `bound` where the model has only a bound, with `n_samples` samples of its encoder.
@@ -220,7 +220,8 @@ class Fit:
         pointwise = self.log_likelihood(dataset, n_samples=n_samples).values
         flat = pointwise.reshape(-1, pointwise.shape[-1])
         if self.model.is_series():
-            flat = np.add.reduceat(flat, np.unique(boundaries(dataset), return_index=True)[1], axis=1)
+            first = np.unique(boundaries(self._like_training(dataset)), return_index=True)[1]
+            flat = np.add.reduceat(flat, first, axis=1)
         each = np.logaddexp.reduce(flat, axis=0) - np.log(len(flat))
         se = float(np.sqrt(len(each)) * each.std(ddof=1)) if len(each) > 1 else float("nan")
         name = "bound" if self.model.has_bound() else "elpd"
@@ -249,8 +250,8 @@ class Fit:
         coords = {"unit": ("entry", dataset.units[where[:, 0]]), "feature": ("entry", dataset.features[where[:, 1]])}
         return xr.DataArray(x, dims=("chain", "draw", "entry"), coords=coords, name=dataset.observed)
 
-    def _like_training(self, dataset: Dataset) -> Dataset:
-        return self.dataset.align_features(dataset).transformed(self.dataset.transform)
+    def _like_training(self, dataset: Any) -> Dataset:
+        return self.dataset.conform(dataset)
 
 
 def fit(

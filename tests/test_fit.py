@@ -4,7 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import oracles
+import pandas as pd
 import pytest
+import scipy.sparse
+import xarray as xr
 from scipy.stats import norm
 
 from latentlab.data.dataset import Dataset
@@ -20,6 +23,7 @@ from latentlab.models.count_hmms import CategoricalHMM, PoissonHMM
 from latentlab.models.count_mixtures import BernoulliMixture, PoissonMixture
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.gaussian_hmm import GaussianHMM
+from latentlab.models.gaussian_mixture import GaussianMixture
 from latentlab.models.ppca import PPCA
 from latentlab.models.vae import VAE
 from latentlab.posterior import build, ess_bulk, mcse_mean, mcse_sd
@@ -79,6 +83,47 @@ def test_all_draws_of_a_point_estimate_have_its_densities_and_positions_of_their
     np.testing.assert_allclose(found[0], np.broadcast_to(dense, (400, 178)), rtol=1e-10)
     assert {prior.values.shape for prior in exact.data["log_prior"].data_vars.values()} == {(1, 400)}
     assert len(np.unique(exact.sites()["z"][0, :, 0, 0])) == 400
+
+
+def test_new_data_are_taken_in_every_form_and_matched_by_name(exact, wine):
+    x, features = wine.raw().x[:4], wine.features
+    wanted = exact.latents(Dataset({"x": x}, dims=wine.dims)).mean("draw").values
+    score = exact.held_out_score(Dataset({"x": x}, dims=wine.dims))
+    table = pd.DataFrame(x, columns=features, index=["a", "b", "c", "d"])
+    turned = table[features[::-1]]
+    array = xr.DataArray(x.T, dims=("feature", "unit"), coords={"feature": features})[::-1]
+    for given in (x, x.tolist(), table, turned, array, scipy.sparse.csr_array(x)):
+        assert exact.held_out_score(given) == pytest.approx(score, rel=1e-12)
+        assert exact.log_likelihood(given).sizes["unit"] == 4
+    np.testing.assert_array_equal(exact.latents(x).mean("draw").values, wanted)
+    assert exact.latents(turned)["unit"].values.tolist() == ["a", "b", "c", "d"]
+    np.testing.assert_array_equal(exact.latents(turned).values, exact.latents(table).values)
+    assert exact.latents(x[:1]).sizes["unit"] == 1  # one new unit is placed
+    for given, message in (("wine.csv", "new data must be .*got str"), (x[0], r"expected shape \(n_units, n_features\)")):
+        for method in (exact.latents, exact.log_likelihood, exact.held_out_score):
+            with pytest.raises(DataError, match=message):
+                method(given)
+    with pytest.raises(DataError, match="lacks 'alcohol'"):
+        exact.latents(table.drop(columns="alcohol"))
+
+
+def test_one_unit_of_a_file_is_placed(exact, wine, tmp_path):
+    table = pd.DataFrame(wine.raw().x[:1], columns=wine.features)
+    table.to_csv(tmp_path / "one.csv", index=False)
+    one = load_dataset("file", path=str(tmp_path / "one.csv"))
+    assert one.transform is None
+    np.testing.assert_array_equal(exact.latents(one).values, exact.latents(table).values)
+    with pytest.raises(DataError, match="has 1 units; n_latent = 2 needs at least 3"):
+        fit(PPCA(2), one, Exact(), progress=False)
+
+
+def test_a_mixture_gives_probabilities_of_new_data_in_every_form():
+    iris = load_dataset("iris", columns=["petal length (cm)", "petal width (cm)"])
+    result = fit(GaussianMixture(2), iris, Exact(n_draws=20), progress=False)
+    table = pd.DataFrame(iris.raw().x[:3], columns=iris.features)
+    expected = result.probabilities(Dataset({"x": table}, dims=iris.dims)).values
+    for given in (table, table[iris.features[::-1]], table.to_numpy()):
+        np.testing.assert_array_equal(result.probabilities(given).values, expected)
 
 
 def test_new_units_get_the_exact_conditional_under_the_training_transform(exact, wine):

@@ -1,15 +1,19 @@
 """What makes the parts of a dataset fit together; what does not is refused by name before anything is computed."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from latentlab.data import convert
+from latentlab.data import convert, labelled
 from latentlab.errors import DataError
 
 RESERVED = ("chain", "draw", "sample", "mask")
 """Names that results and models use themselves."""
+
+NAME = re.compile(r"\w[^/\x00-\x1f]*")
+"""What arrays, dims and coordinates may be called, so that a netCDF file can hold them."""
 
 Dims = dict[str, tuple[str, ...]]
 
@@ -34,25 +38,25 @@ def checked(
     if not isinstance(name, str) or not name:
         raise DataError(f"a dataset's `name` must be text; got {name!r}.")
     named = _dims(name, arrays, dims)
-    given = {key: convert.shaped(array, named[key], f"{name}: array {key!r}") for key, array in arrays.items()}
+    given, coords, mask, labels = labelled.plain(name, arrays, named, coords, mask, labels)
     sizes = _sizes(name, given, named, {})
     truths, truths_named = _truth(name, truth, truth_dims, named)
-    labelled = _coords(name, coords, _sizes(name, truths, truths_named, sizes))
+    known = _coords(name, coords, _sizes(name, truths, truths_named, sizes))
     observed = next(iter(given))
     seen = _mask(name, mask, given[observed].shape)
     values = {
-        key: _values(array, named[key], labelled, f"{name}: array {key!r}", seen if key == observed else None)
+        key: _values(array, named[key], known, f"{name}: array {key!r}", seen if key == observed else None)
         for key, array in given.items()
     }
     missing = np.isnan(values[observed])
     if missing.all():
         raise DataError(f"{name}: array {observed!r} has no observed entry.")
     for key in list(values)[1:]:
-        _refuse_nan(np.isnan(values[key]), named[key], labelled, f"{name}: array {key!r}", "only the first array may have")
+        _refuse_nan(np.isnan(values[key]), named[key], known, f"{name}: array {key!r}", "only the first array may have")
     return {
         "arrays": values,
         "dims": named,
-        "coords": labelled,
+        "coords": known,
         "mask": convert.sealed(~missing) if missing.any() else None,
         "labels": _labels(name, labels, sizes["unit"]),
         "truth": truths,
@@ -70,6 +74,9 @@ def _dims(name: str, arrays: Mapping[str, Any], dims: Mapping[str, Sequence[str]
     for key in arrays:
         given = dims[key]
         result[key] = (given,) if isinstance(given, str) else tuple(given)
+    for what in (*result, *(dim for named in result.values() for dim in named if isinstance(dim, str))):
+        if not isinstance(what, str) or not NAME.fullmatch(what) or what != what.strip():
+            raise DataError(f"{name}: {what!r} cannot be the name of an array or a dim: begin with a letter, and leave out '/'.")
     used = {dim for named in result.values() for dim in named}
     for key, named in result.items():
         if len(set(named)) != len(named) or any(not isinstance(d, str) or not d or d in RESERVED for d in named):
@@ -116,6 +123,8 @@ def _coords(name: str, coords: Mapping[str, Any], sizes: Mapping[str, int]) -> d
     result = {}
     for key, value in coords.items():
         what = f"{name}: coordinate {key!r}"
+        if not isinstance(key, str) or not NAME.fullmatch(key) or (key not in sizes and " " in key):
+            raise DataError(f"{what}: its name must begin with a letter, without spaces and '/'.")
         result[key] = labels = convert.names(value, what)
         size = sizes.get(key, sizes["unit"])
         if len(labels) != size:
@@ -131,7 +140,8 @@ def _refuse_twins(labels: np.ndarray, what: str, called: str) -> None:
     if counts.max() > 1:
         twice = unique[np.argmax(counts > 1)]
         where = convert.listed(np.flatnonzero(labels == twice))
-        raise DataError(f"{what}: {called} {twice.item()!r} is there {counts.max()} times, at positions {where}.")
+        remedy = "; number the rows, as by `.reset_index(drop=True)`, if they have no names" if called == "unit" else ""
+        raise DataError(f"{what}: {called} {twice.item()!r} is there {counts.max()} times, at positions {where}{remedy}.")
 
 
 def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -1,5 +1,8 @@
 """Values as given, turned into numpy arrays that nobody can change, or refused by name."""
 
+import datetime
+import decimal
+import numbers as abstract
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -27,12 +30,7 @@ def sealed(array: np.ndarray) -> np.ndarray:
 
 def shaped(value: Any, dims: Sequence[str], what: str) -> np.ndarray:
     """`value` as an array with one axis per dim; `what` names it in messages."""
-    if isinstance(value, np.ma.MaskedArray):
-        value = np.ma.filled(value.astype(np.float64), np.nan)
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise DataError(f"{what} is ragged: its rows differ in length.") from error
+    array = as_array(value, dims, what)
     if array.ndim != len(dims):
         expected = ", ".join(f"n_{dim}s" for dim in dims) + ("," if len(dims) == 1 else "")
         found = f"{array.ndim}-d shape {array.shape}" if array.ndim else f"a single {type(value).__name__}"
@@ -43,35 +41,114 @@ def shaped(value: Any, dims: Sequence[str], what: str) -> np.ndarray:
     return array
 
 
+def as_array(value: Any, dims: Sequence[str], what: str) -> np.ndarray:
+    """`value` as an array, its whole numbers unchanged; NaN where it is masked.
+
+    Raises:
+        DataError: Its rows differ in length, or it cannot be made an array.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        hidden = np.ma.getmaskarray(value)
+        filled = numbers(np.ma.filled(value, 0), dims if len(dims) == value.ndim else ("unit",) * value.ndim, {}, what)
+        return np.where(hidden, np.nan, filled)
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind == "f" and isinstance(value, list | tuple) and (np.abs(array) >= EXACT).any():
+            return np.asarray(value, dtype=object)  # a whole number among floats has lost its digits already
+    except ValueError as error:
+        raise DataError(f"{what} is ragged: its rows differ in length.") from error
+    except (TypeError, RuntimeError) as error:
+        raise DataError(f"{what} cannot be made an array: {' '.join(str(error).split())[:200]}") from error
+    return array
+
+
 def numbers(array: np.ndarray, dims: Sequence[str], coords: Mapping[str, np.ndarray], what: str) -> np.ndarray:
-    """A new float64 array with the numbers of `array`, none of them changed by the cast but for their last digits."""
+    """A new float64 array with the numbers of `array`, none of them changed by the cast but for their last digits.
+
+    Objects are taken one by one: numbers and truth values; None, NaN and pandas' NA are missing.
+    """
+    if array.dtype.kind == "O":
+        return _from_objects(array, dims, coords, what)
     if array.dtype.kind not in "biuf":
-        raise DataError(f"{what} {_not_numbers(array, dims, coords)}; expected real numbers.")
+        raise DataError(f"{what} has dtype {array.dtype}; expected real numbers.")
     if array.dtype.kind in "iu" and array.dtype.itemsize > 4:
         large = (array > EXACT) | (array < -EXACT) if array.dtype.kind == "i" else array > EXACT
         if large.any():
             position = first(large)
-            raise DataError(
-                f"{what}{column(position, dims, coords)} holds the whole number {array[position]}, which is beyond "
-                f"2**53 and would lose digits; leave the column out if it is an identifier."
-            )
+            raise DataError(_lossy(array[position], f"{what}{column(position, dims, coords)}"))
     with np.errstate(over="ignore"):
         return np.array(array, dtype=np.float64, order="C", copy=True)
 
 
+def column_numbers(series: Any, what: str) -> np.ndarray:
+    """A pandas Series as float64, NaN where missing; of any dtype that holds numbers or truth values.
+
+    Raises:
+        DataError: It holds something else; names the type and what to do.
+    """
+    import pandas as pd
+
+    dtype = series.dtype
+    if isinstance(dtype, np.dtype) and dtype.kind in "biuf":
+        return numbers(series.to_numpy(), ("unit",), {}, what)
+    missing = series.isna().to_numpy()
+    if isinstance(dtype, pd.CategoricalDtype):
+        table = column_numbers(dtype.categories.to_series(), f"{what} (its categories)")
+        return np.where(missing, np.nan, table[series.cat.codes.to_numpy()]) if len(table) else np.full(len(series), np.nan)
+    if isinstance(dtype, pd.SparseDtype):
+        return column_numbers(series.sparse.to_dense(), what)
+    held = getattr(dtype, "kind", "O")
+    # Of other objects only Arrow's decimals and nulls may be numbers.
+    if held not in "biufO" or (held == "O" and not (isinstance(dtype, np.dtype) or str(dtype).startswith(("decimal", "null")))):
+        raise DataError(f"{what} has dtype {dtype}, no numbers; {_REMEDY}")
+    if held == "f":
+        return numbers(series.to_numpy(np.float64, na_value=np.nan), ("unit",), {}, what)
+    if held in "biu":
+        whole = series.to_numpy({"b": np.bool_, "i": np.int64, "u": np.uint64}[held], na_value=held != "b" and 0)
+        return np.where(missing, np.nan, numbers(whole, ("unit",), {}, what))
+    return numbers(series.to_numpy(object), ("unit",), {}, what)
+
+
 def names(value: Any, what: str) -> np.ndarray:
-    """`value` as a read-only 1-d array of text, finite numbers, truth values or dates, all of one type."""
+    """`value` as a read-only 1-d array of text, finite numbers or truth values, all of one type; dates become ISO text.
+
+    Example:
+        >>> names(np.array(["2024-02-01", "2024-03-01"], dtype="M8[ns]"), "times").tolist()
+        ['2024-02-01', '2024-03-01']
+    """
     array = np.asarray(value)
     if array.ndim != 1:
         raise DataError(f"{what} must be one-dimensional; got shape {array.shape}.")
     if array.dtype.kind in "OT" or (array.dtype.kind == "U" and not isinstance(value, np.ndarray)):
         array = _uniform(list(value), what)
-    if array.dtype.kind not in "UbiufM":
-        raise DataError(f"{what} must be text, numbers or dates; got dtype {array.dtype}.")
-    missing = ~np.isfinite(array) if array.dtype.kind in "fM" else np.zeros(len(array), bool)
-    if missing.any():
-        raise DataError(f"{what} has {missing.sum()} missing or infinite values, the first at position {first(missing)[0]}.")
+    if array.dtype.kind == "M":
+        _refuse_missing(np.isnat(array), what)
+        array = iso(array)
+    if array.dtype.kind not in "Ubiuf":
+        more = "; take seconds or days, as numbers" if array.dtype.kind == "m" else ""
+        raise DataError(f"{what} must be text, numbers or dates; got dtype {array.dtype}{more}.")
+    if array.dtype.kind == "f":
+        _refuse_missing(~np.isfinite(array), what)
+        array = array.astype(np.float64)
+    if array.dtype.kind == "U":
+        try:
+            "".join(array.tolist()).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{what} holds text that is no Unicode, which no file can hold: {error}.") from error
     return frozen(array)
+
+
+def iso(dates: np.ndarray) -> np.ndarray:
+    """Dates and times `datetime64` as ISO text, all in one form: as coarse as says all there is.
+
+    Example:
+        >>> iso(np.array(["2024-02-01", "2024-03-01T06:30"], dtype="M8[ns]")).tolist()
+        ['2024-02-01T00:00:00', '2024-03-01T06:30:00']
+    """
+    unit = np.datetime_data(dates.dtype)[0]
+    kept = [unit] if unit in ("Y", "M", "D", "h", "m") else ["D", "s", "ms", "us", unit]
+    forms = (dates.astype(f"M8[{one}]") for one in kept)
+    return np.array(next(form for form in forms if (form == dates).all()).astype(str).tolist())
 
 
 def first(flags: np.ndarray) -> tuple[int, ...]:
@@ -114,21 +191,92 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+_REMEDY = "make it numbers (as by pd.to_numeric, or a column of 0 and 1 for each category), or leave it out or make it `labels`."
+
+
+def _lossy(value: Any, what: str) -> str:
+    return (
+        f"{what} holds the whole number {value}, which is beyond 2**53 and would lose digits; leave the column out if it is an "
+        "identifier."
+    )
+
+
+def _from_objects(array: np.ndarray, dims: Sequence[str], coords: Mapping[str, np.ndarray], what: str) -> np.ndarray:
+    result = np.empty(array.shape)
+    for position, value in np.ndenumerate(array):
+        if is_missing(value):
+            result[position] = np.nan
+            continue
+        real = isinstance(value, abstract.Real | np.bool_ | decimal.Decimal)
+        where = f"{what}{column(position, dims, coords)}"
+        if not real:
+            raise DataError(f"{where}: {str(value)[:40]!r} is {type(value).__name__}, no number; {_REMEDY}")
+        try:
+            result[position] = float(value)
+        except OverflowError as error:
+            raise DataError(_lossy(f"of {len(str(value))} digits", where)) from error
+        if abs(result[position]) >= EXACT and _is_whole(value) and abs(int(value)) > EXACT:
+            raise DataError(_lossy(value, where))
+    return result
+
+
+def is_missing(value: Any) -> bool:
+    """Whether an object says that there is no value: None, NaN, pandas' NA and NaT.
+
+    Example:
+        >>> is_missing(None), is_missing(float("nan")), is_missing(0)
+        (True, True, False)
+    """
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    if isinstance(value, float | np.floating | decimal.Decimal):
+        return bool(value != value)
+    return isinstance(value, np.datetime64) and bool(np.isnat(value))
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it was written as a whole number: a float is what is left of one."""
+    return isinstance(value, abstract.Integral) or (isinstance(value, decimal.Decimal) and value == value.to_integral_value())
+
+
+def _refuse_missing(missing: np.ndarray, what: str) -> None:
+    if missing.any():
+        raise DataError(f"{what} has {missing.sum()} missing or infinite values, the first at position {first(missing)[0]}.")
+
+
 def _uniform(values: list[Any], what: str) -> np.ndarray:
-    kinds = {"text" if isinstance(v, str) else type(v).__name__ for v in values}
-    if kinds == {"text"}:
-        return np.array([str(v) for v in values])
-    array = np.array(values)
-    if len(kinds) > 1 and (array.dtype.kind in "OU" or "bool" in kinds):
+    """Objects of one kind as an array of text, numbers, truth values or `datetime64`."""
+    _refuse_missing(np.array([is_missing(value) for value in values]), what)
+    kinds = {_kind(value) for value in values}
+    if kinds <= {"text"}:
+        return np.array([str(value) for value in values])
+    if kinds == {"date"}:
+        return np.array([one.to_datetime64() if hasattr(one, "to_datetime64") else np.datetime64(one) for one in values])
+    if kinds == {"date with a time zone"}:
+        return _zoned(values)
+    if len(kinds) > 1:
         raise DataError(f"{what} mixes {' and '.join(sorted(kinds))}; expected values of one type.")
-    return array
+    if kinds <= {"number", "truth value"}:
+        return np.array(values)
+    raise DataError(f"{what} must be text, numbers or dates; got {kinds.pop()}.")
 
 
-def _not_numbers(array: np.ndarray, dims: Sequence[str], coords: Mapping[str, np.ndarray]) -> str:
-    if array.dtype.kind != "O":
-        return f"has dtype {array.dtype}"
-    odd = np.array([not isinstance(v, int | float | np.number) for v in array.flat]).reshape(array.shape)
-    if not odd.any():
-        return "has dtype object"
-    position = first(odd)
-    return f"has dtype object{column(position, dims, coords)}: {array[position]!r} is {type(array[position]).__name__}"
+def _kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, bool | np.bool_):
+        return "truth value"
+    if isinstance(value, int | float | np.integer | np.floating):
+        return "number"
+    if isinstance(value, datetime.date | np.datetime64):
+        return "date" if getattr(value, "tzinfo", None) is None else "date with a time zone"
+    # Periods and intervals of pandas are written as text says them.
+    return "text" if type(value).__name__ in ("Period", "Interval") else type(value).__name__
+
+
+def _zoned(values: list[Any]) -> np.ndarray:
+    """Times with a time zone: the days where all are midnight in it; or else ISO text in UTC, which ends in Z."""
+    if all((value.hour, value.minute, value.second, value.microsecond) == (0, 0, 0, 0) for value in values):
+        return np.array([np.datetime64(value.date()) for value in values])
+    there = iso(_uniform([value.astimezone(datetime.UTC).replace(tzinfo=None) for value in values], ""))
+    return np.array([f"{one}Z" for one in there])

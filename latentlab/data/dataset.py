@@ -40,7 +40,8 @@ class Dataset:
     Everything is checked and copied to read-only numpy arrays; numbers are float64.
 
     Args:
-        arrays: Name -> array. A table's is `x`, `(unit, feature)`. The first is the observed one; `mask` is about it.
+        arrays: Name -> array. A table's is `x`, `(unit, feature)`. The first is the observed one; `mask` is about it. A pandas
+            DataFrame gives units and features their names, an xarray DataArray is taken by its own dims.
         dims: Name -> dims, e.g. `{"x": ("unit", "feature")}`.
         coords: Dim, or a further coordinate along `unit` (`time`, `sequence`) -> labels. Counting from 0 without any.
         mask: True where the first array was observed; None where it was throughout. NaN in it is taken as missing.
@@ -50,6 +51,7 @@ class Dataset:
         name: Used in messages, reports and files.
         transform: What standardised the first array, if anything did.
         dropped: Columns left out because they were constant.
+        preparation: What was done to the rows before, such as sorting them by time; the first of the `notes`.
 
     Raises:
         DataError: A shape, a type or a value that cannot be used; names the array and the column.
@@ -73,9 +75,11 @@ class Dataset:
     name: str = field(default="data", kw_only=True)
     transform: Transform | None = field(default=None, kw_only=True)
     dropped: tuple[str, ...] = field(default=(), kw_only=True)
+    preparation: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "transform"}
+        unchecked = ("transform", "preparation")
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in unchecked}
         for attribute, value in check.checked(**given).items():
             object.__setattr__(self, attribute, value)
 
@@ -223,9 +227,10 @@ class Dataset:
         if self.x.ndim == 1 and raw.x.ndim == 1:
             return raw
         ours, theirs = self.features.tolist(), raw.features.tolist()
-        if self._feature_dim() not in self.coords or raw._feature_dim() not in raw.coords:
-            if len(ours) != len(theirs):
-                raise DataError(f"{raw.name}: {len(theirs)} columns where {self.name} has {len(ours)}; give them names.")
+        unnamed = self._feature_dim() not in self.coords or raw._feature_dim() not in raw.coords
+        if unnamed and len(ours) != len(theirs):
+            raise DataError(f"{raw.name}: {len(theirs)} columns where {self.name} has {len(ours)}; give them names.")
+        if unnamed and {*map(str, ours)} != {*map(str, theirs)}:  # else names that are numbers
             return raw
         known, there = {*map(str, ours), *self.dropped}, {*map(str, theirs)}
         missing, extra = [n for n in ours if str(n) not in there], [n for n in theirs if str(n) not in known]
@@ -236,11 +241,41 @@ class Dataset:
             raise DataError(f"{raw.name}: its columns are not those of {self.name}: it {said}.")
         return raw if ours == theirs else raw.select_features(ours)
 
+    def conform(self, data: Any) -> "Dataset":
+        """New data in the form of this dataset: its columns in its order, matched by name, and its transform applied.
+
+        Args:
+            data: A Dataset; or raw values with this dataset's dims, as a DataFrame, a DataArray or an array.
+
+        Raises:
+            DataError: Something else, or other columns; names them.
+
+        Example:
+            >>> dataset = Dataset({"x": [[0, 1], [2, 5]]}, dims={"x": ("unit", "feature")}).standardize()
+            >>> dataset.conform([[3, 3]]).x.tolist()
+            [[2.0, 0.0]]
+        """
+        if not isinstance(data, Dataset):
+            dims = self.dims[self.observed]
+            is_array = any(hasattr(data, one) for one in ("__array__", "toarray", "to_pandas")) or isinstance(data, list | tuple)
+            if not is_array:
+                getattr(data, "raw", None)  # data that stay on disk refuse by themselves
+                shape = ", ".join(f"n_{dim}s" for dim in dims)
+                raise DataError(
+                    f"new data must be a `Dataset`, a DataFrame, a DataArray or an array ({shape}) of raw values; "
+                    f"got {type(data).__name__}."
+                )
+            if len(self.arrays) > 1:
+                others = ", ".join(self.arrays)
+                raise DataError(f"new data must be a `Dataset` with the arrays {others}; got {type(data).__name__}.")
+            data = Dataset({self.observed: data}, dims={self.observed: dims}, name="new data")
+        return self.align_features(data).transformed(self.transform)
+
     def notes(self) -> list[str]:
         """What a reader of results should know of the data: identical columns and rows, odd labels, much missing."""
         columns = self.features.tolist() if self.x.ndim == 2 else None
         x = np.moveaxis(self.x, self._unit_axis, 0)
-        return [*notes.on_values(x, self.units.tolist(), columns), *notes.on_labels(self.labels)]
+        return [*self.preparation, *notes.on_values(x, self.units.tolist(), columns), *notes.on_labels(self.labels)]
 
     def digest(self) -> str:
         """SHA-256 over all but the name: the same for equal data in every process and on every machine."""

@@ -49,7 +49,8 @@ def load_dataset(
 
     Args:
         name: An entry of `latentlab list datasets`; `file` is one's own file.
-        standardize: Centre each column and scale it to standard deviation 1 over its observed entries.
+        standardize: Centre each column and scale it to standard deviation 1 over its observed entries. A single unit, which a
+            fit may place among its own, stays raw.
         drop_constant: Leave out constant columns, which cannot be standardised and are an error otherwise.
         missing: Share of the entries to hide, at random; what they were is kept in `truth`.
         missing_seed: Seed of which entries are hidden.
@@ -74,7 +75,7 @@ def load_dataset(
         if isinstance(dataset, StoredDataset):
             raise DataError(f"{dataset.name} stays on disk: `missing` hides entries of data in memory only.")
         dataset = hide(dataset, missing, Seeds(missing_seed).child("missing").numpy())
-    if standardize:
+    if standardize and dataset.n_units > 1:
         return dataset.standardize(drop_constant=drop_constant)
     return dataset.drop_constant() if drop_constant else dataset
 

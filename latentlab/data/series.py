@@ -198,12 +198,7 @@ def _single(value: Any) -> bool:
 
 
 def _table(value: Any, what: str) -> np.ndarray:
-    if isinstance(value, np.ma.MaskedArray):
-        value = np.ma.filled(value.astype(np.float64), np.nan)
-    try:
-        array = np.asarray(value)
-    except ValueError as error:
-        raise DataError(f"{what} is ragged: its rows differ in length.") from error
+    array = convert.as_array(value, ("unit", "feature"), what)
     if array.ndim not in (1, 2):
         raise DataError(f"{what} must have shape (n_steps, n_features) or (n_steps,); got {array.shape}.")
     if not len(array):

@@ -308,12 +308,7 @@ def _oriented(values: np.ndarray) -> np.ndarray:
 
 def _values(given: Any, what: str) -> np.ndarray:
     """Values as a read-only float64 array of two or three dims."""
-    if isinstance(given, np.ma.MaskedArray):
-        given = np.ma.filled(given.astype(np.float64), np.nan)
-    try:
-        array = np.asarray(given)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{what}: its values are no array: {' '.join(str(error).split())}") from error
+    array = convert.as_array(given, ("unit", "latent"), what)
     if array.ndim not in (2, 3) or not array.size:
         raise DataError(f"{what}: its values must have shape (unit, p) or (seed, unit, p); got {array.shape}.")
     return convert.sealed(convert.numbers(array, ("seed", "unit", "latent")[-array.ndim :], {}, what))

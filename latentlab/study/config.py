@@ -84,7 +84,10 @@ class Config(BaseModel):
         """The data set, loaded (or left on disk), its entries hidden and standardised as the config says."""
         from latentlab.data.load import load_dataset
 
-        return load_dataset(**dict(self.dataset))
+        dataset = load_dataset(**dict(self.dataset))
+        if self.dataset.standardize and dataset.n_units < 2:  # type: ignore[attr-defined]
+            raise DataError(f"{dataset.name}: standardising needs at least 2 units; got {dataset.n_units}.")
+        return dataset
 
     def build_model(self) -> Any:
         """The model."""

@@ -1,0 +1,200 @@
+"""Arrays that carry names (pandas, xarray, Arrow) or leave zeros out (SciPy): taken by their own names, as plain arrays.
+
+The first array that has names along a dim gives them; every other one is put in their order. None of these libraries is
+imported here before a value of theirs is given.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from latentlab.data import convert
+from latentlab.data.memory import COPIES, Budget, size
+from latentlab.errors import DataError
+
+Names = dict[str, np.ndarray]
+
+
+def plain(
+    name: str,
+    arrays: Mapping[str, Any],
+    dims: Mapping[str, tuple[str, ...]],
+    coords: Mapping[str, Any],
+    mask: Any,
+    labels: Any,
+) -> tuple[dict[str, Any], dict[str, Any], Any, Any]:
+    """Arrays, coordinates, mask and labels without names of their own, all in one order along each dim.
+
+    Raises:
+        DataError: Names that contradict each other or `coords`, dims that are not those declared, a column of no numbers.
+    """
+    known: dict[str, Any] = {key: convert.names(value, f"{name}: coordinate {key!r}") for key, value in coords.items()}
+    sizes: dict[str, int] = {}
+    result = {}
+    for key, given in arrays.items():
+        what = f"{name}: array {key!r}"
+        values, own, further = opened(given, dims[key], what)
+        values = convert.shaped(values, dims[key], what)
+        result[key] = _placed(values, dims[key], own, known, sizes, what, fixed=coords)
+        for other, value in further.items():
+            if other in coords and known[other].astype(str).tolist() != value.astype(str).tolist():
+                raise DataError(f"{what} has its own coordinate {other!r}, and `coords` has another: leave one of them out.")
+        known = {**further, **known}
+        sizes.update(zip(dims[key], values.shape, strict=True))
+    observed = next(iter(arrays))
+    if mask is not None:
+        values, own, _ = opened(mask, dims[observed], f"{name}: `mask`")
+        mask = _placed(values, dims[observed], own, known, sizes, f"{name}: `mask`")
+    if labels is not None:
+        values, own, _ = opened(labels, ("unit",), f"{name}: `labels`", numbers=False)
+        labels = _placed(values, ("unit",), own, known, sizes, f"{name}: `labels`") if own else values
+    return result, known, mask, labels
+
+
+def opened(value: Any, dims: Sequence[str], what: str, *, numbers: bool = True) -> tuple[Any, Names, Names]:
+    """The values in the order of `dims`, the names that they carry by dim, and their further coordinates along `unit`.
+
+    Args:
+        value: What was given: of pandas, xarray, SciPy or Arrow, or anything else, which is handed on as it is.
+        dims: The dims that are expected.
+        what: How messages call it.
+        numbers: Whether the columns of a DataFrame are turned into float64, each by itself.
+    """
+    library = _library(value)
+    if library is None and hasattr(value, "to_pandas"):
+        value = value.to_pandas()
+        library = _library(value)
+    if library == "scipy":
+        return _dense(value, what), {}, {}
+    if library == "xarray":
+        return _from_xarray(value, dims, what)
+    if library != "pandas":
+        return value, {}, {}
+    import pandas as pd
+
+    if isinstance(value, pd.DataFrame) and len(dims) == 2:
+        if (value.columns.name, value.index.name) == tuple(dims):
+            value = value.T
+        own, further = _axis(value.index, what)
+        columns, _ = _axis(value.columns, what)
+        names = {dim: one for dim, one in zip(dims, (own, columns), strict=True) if one is not None}
+        kinds = {dtype if isinstance(dtype, np.dtype) else None for dtype in value.dtypes}
+        if not numbers or (len(kinds) == 1 and None not in kinds and value.dtypes.iloc[0].kind in "biuf"):
+            return value.to_numpy(), names, further
+        shown = (value.columns if columns is None else columns).tolist()
+        table = [convert.column_numbers(value.iloc[:, i], f"{what}, column {shown[i]!r}") for i in range(len(shown))]
+        return np.column_stack(table), names, further
+    if isinstance(value, pd.Series):
+        own, further = _axis(value.index, what)
+        names = {} if own is None or not dims else {dims[0]: own}
+        return convert.column_numbers(value, what) if numbers else value.array, names, further
+    if isinstance(value, pd.Index | pd.api.extensions.ExtensionArray) and numbers:
+        return convert.column_numbers(pd.Series(value), what), {}, {}
+    return value, {}, {}
+
+
+def _placed(
+    values: Any,
+    dims: Sequence[str],
+    own: Names,
+    known: dict[str, Any],
+    sizes: Mapping[str, int],
+    what: str,
+    *,
+    fixed: Mapping[str, Any] | None = None,
+) -> Any:
+    """The values in the order of the names known along each dim; names along a dim without any are taken from them."""
+    for axis, dim in enumerate(dims):
+        if dim not in own:
+            continue
+        theirs = own[dim].astype(str).tolist()
+        if dim not in known and dim not in sizes:
+            known[dim] = own[dim]
+            continue
+        ours = known[dim].astype(str).tolist() if dim in known else [str(i) for i in range(sizes[dim])]
+        if theirs == ours:
+            continue
+        if fixed is not None and dim in fixed:
+            raise DataError(
+                f"{what} has its own {dim}s ({convert.listed(theirs, 3)}), and `coords` has others ({convert.listed(ours, 3)}): "
+                f"leave {dim!r} out of `coords`, or rename the array's own."
+            )
+        if sorted(theirs) != sorted(ours):
+            if dim not in known and len(theirs) == len(ours):
+                known[dim] = own[dim]
+                continue
+            raise DataError(
+                f"{what} has other {dim}s ({convert.listed(theirs, 3)}) than the arrays before it ({convert.listed(ours, 3)}): "
+                "give the same ones, in any order."
+            )
+        where = {one: i for i, one in enumerate(theirs)}
+        if len(where) == len(theirs):
+            values = np.take(np.asarray(values), [where[one] for one in ours], axis=axis)
+    return values
+
+
+def _library(value: Any) -> str | None:
+    """Which of the libraries a value's type, or a type that it is made from, comes from."""
+    roots = {base.__module__.split(".")[0] for base in type(value).__mro__}
+    if "scipy" in roots and not hasattr(value, "toarray"):
+        return None
+    return next((root for root in ("pandas", "xarray", "scipy") if root in roots), None)
+
+
+def _axis(index: Any, what: str) -> tuple[np.ndarray | None, Names]:
+    """Names of an index, None where it only counts from 0; levels that say sequence and time."""
+    import pandas as pd
+
+    if isinstance(index, pd.MultiIndex):
+        levels = [convert.names(index.get_level_values(i), f"{what}: its index") for i in range(index.nlevels)]
+        names = np.array([":".join(map(str, row)) for row in zip(*levels, strict=True)])
+        return names, {str(n): v for n, v in zip(index.names, levels, strict=True) if n in ("sequence", "time")}
+    if index.dtype.kind in "iu" and bool((index == np.arange(len(index))).all()):
+        return None, {}
+    kinds = {isinstance(one, str) for one in index}
+    if len(kinds) == 2 and not index.isna().any():
+        index = index.map(str)
+    return convert.names(index, f"{what}: its {index.name or 'index'!r}" if index.name else f"{what}: its index"), {}
+
+
+def _from_xarray(value: Any, dims: Sequence[str], what: str) -> tuple[Any, Names, Names]:
+    import xarray as xr
+
+    if isinstance(value, xr.Variable):
+        value = xr.DataArray(value)
+    if not isinstance(value, xr.DataArray):
+        raise DataError(f"{what} is an xarray {type(value).__name__}; take one of its arrays, or `.to_dataarray()`.")
+    own = [str(dim) for dim in value.dims]
+    if own == [f"dim_{i}" for i in range(len(dims))]:
+        value = value.rename(dict(zip(value.dims, dims, strict=True)))
+    elif sorted(own) != sorted(dims):
+        raise DataError(f"{what} has dims ({', '.join(own)}); expected ({', '.join(dims)}), in any order: `.rename` them.")
+    value = value.transpose(*dims)
+    names: Names = {}
+    further: Names = {}
+    for dim in dims:
+        if dim in value.indexes:
+            found, levels = _axis(value.indexes[dim], what)
+            names |= {} if found is None else {dim: found}
+            further |= levels if dim == "unit" else {}
+    for key, coord in value.coords.items():
+        if coord.dims == ("unit",) and str(key) != "unit" and str(key) not in further and not _is_level(value, key):
+            further[str(key)] = convert.names(coord.values, f"{what}: coordinate {str(key)!r}")
+    return value.values, names, further
+
+
+def _is_level(value: Any, key: Any) -> bool:
+    index = value.indexes.get("unit")
+    return index is not None and key in getattr(index, "names", ())
+
+
+def _dense(value: Any, what: str) -> np.ndarray:
+    """A sparse array with its zeros, where memory holds it."""
+    needed, free = COPIES * 8 * int(np.prod([int(n) for n in value.shape])), Budget.of(None).n_bytes
+    if needed > free:
+        raise DataError(
+            f"{what} is sparse, of shape {tuple(value.shape)}; with its zeros it takes about {size(needed)}, and half of the "
+            f"free memory is {size(free)}. Take fewer columns, or reduce them first, as by sklearn's TruncatedSVD."
+        )
+    return np.asarray(value.toarray())

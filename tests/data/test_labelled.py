@@ -1,0 +1,284 @@
+"""Arrays that carry names keep them, and are matched by them; columns of every type that holds numbers are taken."""
+
+import datetime
+import decimal
+import warnings
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import scipy.sparse
+import xarray as xr
+
+from latentlab.data.dataset import Dataset
+from latentlab.data.memory import Budget
+from latentlab.errors import DataError
+from latentlab.posterior import build, load, save
+
+TABLE = {"x": ("unit", "feature")}
+BIG = 2**53 + 1
+
+
+def table(x, **options):
+    return Dataset({"x": x}, dims=TABLE, **options)
+
+
+def frame():
+    return pd.DataFrame({"a": [1.0, 2.0, 4.0], "b": [5, 6, 9]}, index=["u", "v", "w"])
+
+
+# -- names
+
+
+def test_a_frame_gives_its_names():
+    dataset = table(frame())
+    assert (dataset.units.tolist(), dataset.features.tolist()) == (["u", "v", "w"], ["a", "b"])
+    assert dataset.x.tolist() == [[1, 5], [2, 6], [4, 9]]
+    numbered = table(frame().reset_index(drop=True))
+    assert "unit" not in numbered.coords
+    assert numbered.units.tolist() == [0, 1, 2]
+    assert table(frame().loc[["w", "u"]].reset_index(drop=True).set_axis([7, 5])).units.tolist() == [7, 5]
+
+
+def test_a_transposed_array_is_taken_by_its_own_dims():
+    x = frame().to_numpy()
+    array = xr.DataArray(
+        x.T,
+        dims=("feature", "unit"),
+        coords={"feature": ["a", "b"], "unit": ["u", "v", "w"], "time": ("unit", [3, 4, 5]), "scale": ("feature", [1, 2])},
+    )
+    dataset = table(array)
+    assert dataset.x.tolist() == x.tolist()
+    assert (dataset.units.tolist(), dataset.features.tolist()) == (["u", "v", "w"], ["a", "b"])
+    assert dataset.coords["time"].tolist() == [3, 4, 5]
+    assert set(dataset.coords) == {"unit", "feature", "time"}
+    assert table(xr.DataArray(x)).x.tolist() == x.tolist()
+    turned = frame().T.rename_axis(index="feature", columns="unit")
+    assert table(turned).x.tolist() == x.tolist()
+    with pytest.raises(DataError, match=r"has dims \(row, column\); expected \(unit, feature\), in any order: `.rename`"):
+        table(xr.DataArray(x, dims=("row", "column")))
+    with pytest.raises(DataError, match="is an xarray Dataset; take one of its arrays"):
+        table(xr.Dataset({"x": array}))
+
+
+def test_levels_of_an_index_say_sequence_and_time():
+    index = pd.MultiIndex.from_tuples([("p", 1), ("p", 2), ("q", 1)], names=["sequence", "time"])
+    for given in (frame().set_axis(index), xr.DataArray(frame().set_axis(index), dims=("unit", "feature"))):
+        dataset = table(given)
+        assert dataset.units.tolist() == ["p:1", "p:2", "q:1"]
+        assert dataset.coords["sequence"].tolist() == ["p", "p", "q"]
+        assert dataset.coords["time"].tolist() == [1, 2, 1]
+
+
+def test_other_arrays_are_put_in_the_order_of_the_first():
+    weight = pd.Series([30.0, 10.0, 20.0], index=["w", "u", "v"])
+    labels = pd.Series(["z", "x", "y"], index=["w", "u", "v"], dtype="category")
+    mask = pd.DataFrame({"b": [True, False, True], "a": [True, True, True]}, index=["w", "v", "u"])
+    dataset = Dataset(
+        {"x": frame(), "weight": weight}, dims={**TABLE, "weight": ("unit",)}, labels=labels, mask=mask.convert_dtypes()
+    )
+    assert dataset.arrays["weight"].tolist() == [10, 20, 30]
+    assert dataset.labels.tolist() == ["x", "y", "z"]
+    np.testing.assert_array_equal(dataset.x, [[1, 5], [2, np.nan], [4, 9]])
+    by_number = Dataset({"x": frame().to_numpy()}, dims=TABLE, labels=pd.Series(["z", "x", "y"], index=[2, 0, 1]))
+    assert by_number.labels.tolist() == ["x", "y", "z"]
+    assert table(frame(), labels=pd.Series(["x", "y", "z"])).labels.tolist() == ["x", "y", "z"]  # no names of its own
+    with pytest.raises(DataError, match=r"`labels` has other units \('w', 'u', 'k'\)"):
+        table(frame(), labels=labels.set_axis(["w", "u", "k"]))
+
+
+def test_names_that_contradict_each_other_are_refused():
+    assert table(frame(), coords={"feature": ["a", "b"]}).features.tolist() == ["a", "b"]
+    with pytest.raises(DataError, match=r"own features \('a', 'b'\), and `coords` has others \('b', 'a'\): leave 'feature' out"):
+        table(frame(), coords={"feature": ["b", "a"]})
+    with pytest.raises(DataError, match="own units"):
+        table(frame(), coords={"unit": [1, 2, 3]})
+    array = xr.DataArray(np.eye(2), dims=("unit", "feature"), coords={"time": ("unit", [1, 2])})
+    with pytest.raises(DataError, match="its own coordinate 'time', and `coords` has another"):
+        table(array, coords={"time": [2, 1]})
+    with pytest.raises(DataError, match=r"unit 0 is there 2 times.*reset_index"):
+        table(frame().set_axis([0, 0, 1]))
+
+
+def test_columns_meet_again_by_name():
+    training = table(frame()).standardize()
+    turned = frame()[["b", "a"]]
+    np.testing.assert_array_equal(training.conform(turned).x, training.x)
+    assert training.conform(turned).units.tolist() == ["u", "v", "w"]
+    np.testing.assert_array_equal(
+        training.conform(turned.to_xarray().to_dataarray("feature", "x").rename(index="unit")).x, training.x
+    )
+    np.testing.assert_array_equal(training.conform(frame().to_numpy()).x, training.x)
+    np.testing.assert_array_equal(training.conform(frame().to_numpy().tolist()).x, training.x)
+    np.testing.assert_array_equal(training.conform(scipy.sparse.csr_array(frame().to_numpy())).x, training.x)
+    with pytest.raises(DataError, match="has also 'c'"):
+        training.conform(frame().assign(c=1))
+    # names that are numbers, where the training columns only are numbered
+    numbered = table(frame().to_numpy()).standardize()
+    np.testing.assert_array_equal(numbered.conform(frame().set_axis([0, 1], axis=1)[[1, 0]]).x, numbered.x)
+
+
+@pytest.mark.parametrize("given", ["x.csv", None, 3, {"x": [[1.0, 2.0]]}, {1, 2}, object()])
+def test_new_data_that_are_no_data_are_refused_in_a_line(given):
+    with pytest.raises(
+        DataError, match=rf"new data must be .*\(n_units, n_features\).*; got {type(given).__name__}\.$"
+    ) as caught:
+        table(frame()).conform(given)
+    assert "\n" not in str(caught.value)
+
+
+# -- types of columns
+
+
+NAN = np.nan
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pd.array([1, None, 3], dtype="Int64"), [1, NAN, 3]),
+        (pd.array([1, None, 3], dtype="UInt8"), [1, NAN, 3]),
+        (pd.array([1.5, None, NAN], dtype="Float64"), [1.5, NAN, NAN]),
+        (pd.array([True, None, False], dtype="boolean"), [1, NAN, 0]),
+        (np.array([True, False, True]), [1, 0, 1]),
+        (pd.array([1, None, 3], dtype="int64[pyarrow]"), [1, NAN, 3]),
+        (pd.array([1.5, None, 3], dtype="float[pyarrow]"), [1.5, NAN, 3]),
+        (pd.array([True, None, False], dtype="bool[pyarrow]"), [1, NAN, 0]),
+        (pd.array([decimal.Decimal("1.5"), None, 2], dtype=pd.ArrowDtype(pa.decimal128(10, 2))), [1.5, NAN, 2]),
+        (pd.Categorical([3, 1, None], categories=[1, 2, 3]), [3, 1, NAN]),
+        (pd.arrays.SparseArray([0.0, 1.0, NAN]), [0, 1, NAN]),
+        (np.array([1, None, pd.NA], dtype=object), [1, NAN, NAN]),
+        (np.array([True, 2.5, decimal.Decimal("0.5")], dtype=object), [1, 2.5, 0.5]),
+        (np.array([2**53, pd.NaT, 0], dtype=object), [2**53, NAN, 0]),
+    ],
+)
+def test_columns_that_hold_numbers_are_taken(column, expected):
+    given = pd.DataFrame({"k": [1, 2, 3], "c": column})
+    np.testing.assert_array_equal(table(given).x[:, 1], expected)
+    np.testing.assert_array_equal(Dataset({"y": given["c"]}, dims={"y": ("unit",)}).x, expected)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (["1", "2"], "dtype .*, no numbers; .*to_numeric"),
+        (pd.array(["1", "2"], dtype="string"), "dtype string, no numbers; .*to_numeric"),
+        (
+            pd.Categorical(["m", "f"]),
+            "column 'c' .its categories. has dtype .*, no numbers; .*a column of 0 and 1 for each category",
+        ),
+        (pd.to_datetime(["2020-01-01", "2020-01-02"]), r"dtype datetime64.*, no numbers"),
+        (pd.array([datetime.date(2020, 1, 1), None], dtype="date32[pyarrow]"), "dtype date32.*, no numbers"),
+        (np.array([1j, 2]), "dtype complex128, no numbers"),
+        (np.array([1, "x"], dtype=object), "'x' is str, no number; .*labels"),
+        (np.array([1, [2]], dtype=object), r"'\[2\]' is list, no number"),
+        ([BIG, 1], rf"whole number {BIG}, which is beyond 2\*\*53"),
+        (pd.array([BIG, None], dtype="Int64"), f"whole number {BIG}"),
+        (pd.array([-BIG, None], dtype="int64[pyarrow]"), f"whole number -{BIG}"),
+        (pd.array([2**64 - 1, 1], dtype="UInt64"), f"whole number {2**64 - 1}"),
+        (np.array([BIG, 0.5], dtype=object), f"whole number {BIG}"),
+        (np.array([10**400, 0.5], dtype=object), "whole number of 401 digits"),
+        (np.array([decimal.Decimal(BIG), None], dtype=object), f"whole number {BIG}"),
+        (pd.Categorical([BIG, 1]), f"whole number {BIG}"),
+    ],
+)
+def test_columns_that_do_not_are_refused_by_name_and_type(column, message):
+    with pytest.raises(DataError, match=message) as caught:
+        table(pd.DataFrame({"k": [0.5, 2], "c": column}))
+    assert "column 'c'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_beside_fractions_keep_their_digits_or_are_refused():
+    for given in ([[BIG, 0.5]], np.ma.masked_equal([[BIG, 3]], 3), pa.table({"a": [BIG], "b": [0.5]})):
+        with pytest.raises(DataError, match=f"column .* holds the whole number {BIG}"):
+            table(given)
+    np.testing.assert_array_equal(table([[2**53, 0.5], [None, 1e300]]).x, [[2**53, 0.5], [NAN, 1e300]])
+    np.testing.assert_array_equal(table(np.ma.masked_equal([[2**53, 3]], 3)).x, [[2**53, NAN]])
+
+
+def test_sparse_arrays_are_taken_where_memory_holds_their_zeros(monkeypatch):
+    x = np.array([[0.0, 2.0], [3.0, 0.0]])
+    for given in (scipy.sparse.csr_matrix(x), scipy.sparse.coo_array(x)):
+        assert table(given).x.tolist() == x.tolist()
+    monkeypatch.setattr(Budget, "of", classmethod(lambda cls, _: cls(10**9, given=False)))
+    with pytest.raises(
+        DataError, match=r"is sparse, of shape \(100000, 100000\); with its zeros it takes about 240.0 GB.*TruncatedSVD"
+    ):
+        table(scipy.sparse.coo_array(([1.0], ([0], [0])), shape=(100_000, 100_000)))
+
+
+# -- names of every kind, up to the file
+
+
+DAYS = ["2020-03-28", "2020-03-29", "2020-03-30"]
+
+
+NAMES = [
+    (np.array(DAYS, "M8[D]"), DAYS),
+    (np.array(DAYS, "M8[ns]"), DAYS),
+    (pd.DatetimeIndex(DAYS), DAYS),
+    ([datetime.date(2020, 3, 28), datetime.date(2020, 3, 29), datetime.date(2020, 3, 30)], DAYS),
+    (pd.DatetimeIndex(DAYS).tz_localize("Europe/Berlin"), DAYS),  # midnight there, across a change of its clocks
+    (
+        pd.DatetimeIndex(["2020-03-28 12:00", "2020-03-29 12:00", "2020-03-30 12:00:01"]).tz_localize("Europe/Berlin"),
+        ["2020-03-28T11:00:00Z", "2020-03-29T10:00:00Z", "2020-03-30T10:00:01Z"],
+    ),
+    (pd.DatetimeIndex(DAYS) + pd.Timedelta("90min"), [f"{day}T01:30:00" for day in DAYS]),
+    (np.array(["1500", "1501", "1502"], "M8[Y]"), ["1500", "1501", "1502"]),
+    (pd.period_range("2020Q1", periods=3, freq="Q"), ["2020Q1", "2020Q2", "2020Q3"]),
+    (pd.CategoricalIndex(["b", "a", "é"]), ["b", "a", "é"]),
+    (pd.Categorical([3, 1, 2]), [3, 1, 2]),
+    (pd.interval_range(0, 3), ["(0, 1]", "(1, 2]", "(2, 3]"]),
+    (pd.array([3, 1, 2], dtype="Int64"), [3, 1, 2]),
+    (pd.array(["u", "v", "w"], dtype="string[pyarrow]"), ["u", "v", "w"]),
+    (np.array([0.5, 1.5, 2.5], np.float16), [0.5, 1.5, 2.5]),
+]
+
+
+def test_names_of_every_kind_come_back_from_the_file(tmp_path):
+    coords = {f"c{i}": given for i, (given, _) in enumerate(NAMES)}
+    dataset = table(np.eye(3), coords={**coords, "unit": NAMES[4][0], "feature": NAMES[2][0]}, labels=NAMES[0][0])
+    dims = {"z": ("unit", "latent"), "W": ("feature", "latent")}
+    draws = {"z": np.zeros((1, 2, 3, 1)), "W": np.zeros((1, 2, 3, 1))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(build({"posterior": draws}, dims=dims, coords=dataset.coords), tmp_path / "posterior.nc")
+        back = load(tmp_path / "posterior.nc")["posterior"]
+    for i, (_, expected) in enumerate(NAMES):
+        assert dataset.coords[f"c{i}"].tolist() == expected
+        assert back[f"c{i}"].values.tolist() == expected
+    assert back["unit"].values.tolist() == back["feature"].values.tolist() == dataset.labels.tolist() == DAYS
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (pd.to_timedelta([1, 2, 3], unit="s"), "got dtype timedelta64.*; take seconds or days, as numbers"),
+        (np.array([b"a", b"b", b"c"]), "must be text, numbers or dates; got dtype |S1"),
+        ([("a", 1), ("b", 2), ("c", 3)], "must be one-dimensional|must be text"),
+        (np.array([frozenset(), frozenset({1}), None], dtype=object), "1 missing or infinite values, the first at position 2"),
+        (np.array([object(), object(), object()]), "must be text, numbers or dates; got object"),
+        (["a", None, "b"], "1 missing or infinite values, the first at position 1"),
+        (pd.DatetimeIndex(["2020", None, "2021"]), "1 missing"),
+        (["a", 1, "b"], "mixes number and text"),
+        (np.array([True, 1, 0], dtype=object), "mixes number and truth value"),
+        (["a", "\ud800", "b"], "no Unicode"),
+        ([1j, 2, 3], "got dtype complex128"),
+    ],
+)
+def test_names_that_no_file_holds_are_refused(given, message):
+    with pytest.raises(DataError, match=message) as caught:
+        table(np.eye(3), coords={"unit": given})
+    assert "coordinate 'unit'" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a/b", "a\0b", ".", "..", " a", "-a", ""])
+def test_what_arrays_and_dims_are_called_can_be_stored(tmp_path, name):
+    with pytest.raises(DataError):
+        Dataset({name: np.eye(2)}, dims={name: ("unit", "feature")})
+    with pytest.raises(DataError):
+        Dataset({"x": np.eye(2)}, dims={"x": ("unit", name)})
+    with pytest.raises(DataError, match="its name must begin with a letter"):
+        Dataset({"x": np.eye(2)}, dims=TABLE, coords={name: [1, 2]})
