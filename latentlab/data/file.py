@@ -11,7 +11,7 @@ from latentlab.data.columns import Wanted, choose
 from latentlab.data.dataset import Dataset
 from latentlab.data.memory import Budget
 from latentlab.data.rows import npy_rows
-from latentlab.data.series import assemble, clock
+from latentlab.data.series import assemble
 from latentlab.data.stored import StoredDataset
 from latentlab.data.zarr_rows import zarr_rows
 from latentlab.errors import DataError
@@ -53,9 +53,9 @@ def file(
         delimiter: What separates the columns (`tab` for a tabulator); seen from the header if not given.
         encoding: The text's encoding.
         max_bytes: Refuse a table that takes more memory; half of the free memory if not given.
-        sequence: The column that says which sequence a row is a time step of; a sequence's rows stand together.
-        time: The column with the times of the rows, which increase within a sequence; units without names are called after it.
-        fill_gaps: Whether whole-number times that a sequence leaves out become rows of missing entries.
+        sequence: The column that says which sequence a row is a time step of.
+        time: The column with the times of the rows, by which they are sorted; units without names are called after it.
+        fill_gaps: Whether time steps that a sequence leaves out become rows of missing entries.
         in_memory: Read the table into memory; or leave it on disk, an NPY matrix or a Zarr array (a folder `.zarr`), of which SVI
             reads its minibatches (`latentlab.data.stored`).
 
@@ -98,7 +98,7 @@ def file(
         table.features,
         name=where.name.split(".")[0] or where.name,
         sequence=others.get("sequence"),
-        time=clock(others["time"]) if "time" in others else None,
+        time=others.get("time"),
         units=others.get("unit"),
         labels=others.get("label"),
         fill_gaps=fill_gaps,

@@ -1,12 +1,12 @@
 """Series of observations in time: several sequences, of unequal length, in one dataset.
 
 A unit is a time step. Which sequence it belongs to, and when it was, are the coordinates `sequence` and `time` along `unit`; the
-steps of a sequence stand together and in order. A step at which nothing was observed is a row of missing entries, not a row left
-out: what a model says of the steps beside it depends on how far apart they are.
+steps of a sequence stand together and in order: rows are sorted where their times are named. A step at which nothing was observed
+is a row of missing entries, not a row left out: what a model says of the steps beside it depends on how far apart they are.
 """
 
-import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,8 @@ import numpy as np
 from latentlab.data import convert
 from latentlab.data.dataset import Dataset
 from latentlab.data.memory import COPIES, Budget
+from latentlab.data.times import read
 from latentlab.errors import DataError
-
-SORTED = re.compile(r"\d{4}(\D.*)?")
-"""Text that begins with a year, as 1959Q1 and 1999-01-31 do, sorts as time does if all of it is of one form."""
 
 
 def series(
@@ -32,21 +30,22 @@ def series(
 ) -> Dataset:
     """One dataset of sequences, whose units are the time steps, called `SEQUENCE:TIME`.
 
-    A row of NaN is a time step at which nothing was observed. Where times are whole numbers, steps that they leave out become
-    such rows too, since the step before and the step after a gap are not neighbours; one step is 1, so number the steps if one
-    takes longer (0, 1, 2 for 1900, 1910, 1920). Times of any other type have no step that is known, and nothing is filled in.
+    A row of NaN is a time step at which nothing was observed. Steps that the times leave out become such rows too, since the
+    step before and the step after a gap are not neighbours. Of whole numbers one step is 1, so number the steps if one takes
+    longer (0, 1, 2 for 1900, 1910, 1920); of dates it is the longest span that divides every gap (`latentlab.data.times`).
+    Fractions, and text that is no date, have no known step, and nothing is filled in. Rows are sorted by time, but for such text.
 
     Args:
         sequences: An array `(n_steps, n_features)` or `(n_steps,)` for each sequence.
         names: A name of each sequence; 0, 1, 2, ... if not given.
-        times: For each sequence the times of its steps, which increase; 0, 1, 2, ... if not given.
+        times: For each sequence the times of its steps, all different; 0, 1, 2, ... if not given.
         features: Names of the columns.
         labels: For each sequence its label, or the labels of its steps.
         name: The dataset's.
-        fill_gaps: Whether gaps in whole-number times become rows of missing entries.
+        fill_gaps: Whether steps that the times leave out become rows of missing entries.
 
     Raises:
-        DataError: A sequence of no length, or of other columns than the first; times that do not increase; names it.
+        DataError: A sequence of no length, or of other columns than the first; a time that is there twice; names it.
 
     Example:
         >>> dataset = series([[1.0, 2.0, 4.0], [5.0]], names=["a", "b"], times=[[7, 8, 10], [7]])
@@ -106,7 +105,7 @@ def assemble(
     labels: np.ndarray | None = None,
     fill_gaps: bool = True,
 ) -> Dataset:
-    """A dataset of time steps that stand in order, gaps in whole-number times filled in as `series` says.
+    """A dataset of time steps, sorted by sequence and time, gaps filled in as `series` says.
 
     Args:
         x: `(unit, feature)`, NaN where missing.
@@ -116,10 +115,11 @@ def assemble(
         time: When each step was.
         units: The steps' names; `SEQUENCE:TIME` if not given and there are times.
         labels: A label for each step.
-        fill_gaps: Whether gaps in whole-number times become rows of missing entries.
+        fill_gaps: Whether steps that the times leave out become rows of missing entries.
 
     Raises:
-        DataError: Steps that do not stand together or in order; a label of each step, and steps to be filled in.
+        DataError: Steps that do not stand together or in order, and no times to sort them by; a time that is there twice; a label
+            of each step, and steps to be filled in.
     """
     sequence, time, units, labels = (
         None if value is None else convert.names(value, f"{name}: {what}")
@@ -133,23 +133,45 @@ def assemble(
     for value, what in ((sequence, "sequence"), (time, "time"), (units, "unit"), (labels, "label")):
         if value is not None and len(value) != len(x):
             raise DataError(f"{name}: {len(value)} values of `{what}` for {len(x)} units.")
+    said: list[str] = []
+    clock = None if time is None else read(time, f"{name}: coordinate 'time'")
+    if clock is not None:
+        time = clock.written
+        said += [clock.note] if clock.note else []
+    if clock is not None and clock.key is not None:
+        order = np.lexsort((clock.key, _numbers(sequence, len(x))))
+        if (np.diff(order) < 0).any():
+            by = "time" if sequence is None else "sequence and time"
+            said.append(f"the rows were sorted by {by}, {(order != np.arange(len(x))).sum()} of {len(x)} stood elsewhere.")
+        x, clock, time = x[order], replace(clock, key=clock.key[order], written=clock.written[order]), clock.written[order]
+        sequence, units, labels = (None if one is None else one[order] for one in (sequence, units, labels))
     called = _names(sequence, time) if units is None and time is not None else units
     codes = _codes(len(x), sequence, time, np.arange(len(x)) if called is None else called, name)
-    if fill_gaps and time is not None and time.dtype.kind in "iu":
-        place, steps = _steps(codes, time.astype(np.int64), x.shape[1], name)
-        if len(steps) > len(x):
+    step = 0 if clock is None else clock.step(codes)
+    if clock is not None and clock.key is not None and step:
+        spans = _spans(codes, clock.key, step)
+        n_out, span = sum(spans) - len(x), "" if clock.tick == "step" else f"; one step is {clock.span(step)}"
+        steps = f"{n_out} time step{'s' * (n_out != 1)}"
+        if n_out and not fill_gaps:
+            said.append(f"{steps} left out{span}: the steps beside count as neighbours (`fill_gaps: false`).")
+        elif n_out:
+            said.append(f"{steps} left out of the data: filled in as missing entries (`fill_gaps`){span}.")
+            place, ticks = _steps(codes, clock.key, step, spans, x.shape[1], name)
             first = place[np.r_[True, np.diff(codes) != 0]]
-            source = np.searchsorted(first, np.arange(len(steps)), side="right") - 1
+            source = np.searchsorted(first, np.arange(len(ticks)), side="right") - 1
             sequence = None if sequence is None else sequence[np.r_[True, np.diff(codes) != 0]][source]
             labels = _filled_labels(labels, codes, source, name)
-            filled = _names(sequence, steps)
+            time = clock.name(ticks)
+            filled = _names(sequence, time)
             if units is not None:
                 filled = filled.astype(object)
                 filled[place] = units.astype(str)
                 filled = filled.astype(str)
-            table = np.full((len(steps), x.shape[1]), np.nan)
+            table = np.full((len(ticks), x.shape[1]), np.nan)
             table[place] = x
-            x, time, called = table, steps, filled
+            x, called = table, filled
+    elif clock is not None and clock.key is not None and _uneven(codes, clock.key):
+        said.append("the times have no regular step: they are taken as neighbours, however far apart.")
     coords = {"unit": called, "feature": features, "sequence": sequence, "time": time}
     return Dataset(
         {"x": x},
@@ -157,24 +179,8 @@ def assemble(
         coords={key: value for key, value in coords.items() if value is not None},
         labels=labels,
         name=name,
+        preparation=tuple(said),
     )
-
-
-def clock(texts: np.ndarray) -> np.ndarray:
-    """Times read as text: numbers where all of them are, whole ones if possible.
-
-    Example:
-        >>> clock(np.array(["7", "8"])).tolist(), clock(np.array(["7", "7.5"])).tolist(), clock(np.array(["7", "Q1"])).tolist()
-        ([7, 8], [7.0, 7.5], ['7', 'Q1'])
-    """
-    if texts.dtype.kind != "U":
-        return texts
-    words = texts.tolist()
-    if all(re.fullmatch(r"[+-]?\d{1,15}", word) for word in words):
-        return np.array([int(word) for word in words])
-    if all(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", word) for word in words):
-        return np.array([float(word) for word in words])
-    return texts
 
 
 # -- what is given
@@ -258,9 +264,14 @@ def _codes(n: int, sequence: np.ndarray | None, time: np.ndarray | None, units: 
                 )
             seen.add(one)
     if time is not None:
-        late = _first_disorder(codes, time)
+        late = _first_disorder(codes, time, name)
         if late is not None:
             whose = "" if sequence is None else f" of sequence {sequence[late].item()!r}"
+            if time[late] == time[late - 1]:
+                raise DataError(
+                    f"{name}: the time {str(time[late])!r}{whose} is there twice, again in unit {units[late].item()!r}; "
+                    "give each step one row, and name the sequences (`sequence`) if there are several."
+                )
             raise DataError(
                 f"{name}: the times{whose} do not increase: unit {units[late].item()!r} has time {str(time[late])!r} after "
                 f"{str(time[late - 1])!r}; sort the units by sequence and time."
@@ -268,21 +279,31 @@ def _codes(n: int, sequence: np.ndarray | None, time: np.ndarray | None, units: 
     return codes
 
 
-def _first_disorder(codes: np.ndarray, time: np.ndarray) -> int | None:
-    """The first unit whose time is not after that of the unit before it in its sequence; of text without a year, one repeated."""
-    if time.dtype.kind == "U" and not _sorts(time):
+def _first_disorder(codes: np.ndarray, time: np.ndarray, name: str) -> int | None:
+    """The first unit whose time is not after that of the unit before it in its sequence; of text without order, one repeated."""
+    key = read(time, f"{name}: coordinate 'time'").key
+    if key is None:
         pairs = np.stack([codes, np.unique(time, return_inverse=True)[1]], axis=1)
         first = np.unique(pairs, axis=0, return_index=True)[1]
         wrong = np.ones(len(time), bool)
         wrong[first] = False
     else:
-        wrong = np.r_[False, (time[1:] <= time[:-1]) & (codes[1:] == codes[:-1])]
+        wrong = np.r_[False, (key[1:] <= key[:-1]) & (codes[1:] == codes[:-1])]
     return int(np.argmax(wrong)) if wrong.any() else None
 
 
-def _sorts(time: np.ndarray) -> bool:
-    words = time.tolist()
-    return all(map(SORTED.fullmatch, words)) and len({re.sub(r"\d", "0", word) for word in words}) == 1
+def _numbers(sequence: np.ndarray | None, n: int) -> np.ndarray:
+    """The number of each unit's sequence, in the order in which they first appear."""
+    if sequence is None:
+        return np.zeros(n, dtype=int)
+    _, first, which = np.unique(sequence, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[which]
+
+
+def _uneven(codes: np.ndarray, key: np.ndarray) -> bool:
+    """Whether gaps within sequences differ by more than rounding."""
+    gaps = np.diff(key.astype(np.float64))[np.diff(codes) == 0]
+    return bool(len(gaps)) and bool(np.ptp(gaps) > 1e-6 * np.abs(gaps).max())
 
 
 def _names(sequence: np.ndarray | None, time: np.ndarray) -> np.ndarray:
@@ -291,18 +312,24 @@ def _names(sequence: np.ndarray | None, time: np.ndarray) -> np.ndarray:
     return np.array([f"{one}:{when}" for one, when in zip(sequence, time, strict=True)])
 
 
-def _steps(codes: np.ndarray, time: np.ndarray, n_features: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where each unit comes to stand when every step of its sequence has a row, and the time of each row."""
+def _spans(codes: np.ndarray, ticks: np.ndarray, step: int) -> list[int]:
+    """Steps of each sequence, those left out included."""
     starts = np.flatnonzero(np.r_[True, np.diff(codes) != 0])
     ends = np.r_[starts[1:], len(codes)] - 1
-    spans = [int(time[end]) - int(time[start]) + 1 for start, end in zip(starts, ends, strict=True)]
-    if sum(spans) > len(time):
-        what = f"{name}: the series with a row for each of {sum(spans)} time steps, of which {len(time)} are given (`fill_gaps`),"
-        Budget.of(None).need(COPIES * 8 * sum(spans) * (n_features + 1), what)
+    return [(int(ticks[end]) - int(ticks[start])) // step + 1 for start, end in zip(starts, ends, strict=True)]
+
+
+def _steps(
+    codes: np.ndarray, ticks: np.ndarray, step: int, spans: Sequence[int], n_features: int, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where each unit comes to stand when every step of its sequence has a row, and the tick of each row."""
+    what = f"{name}: the series with a row for each of {sum(spans)} time steps, of which {len(ticks)} are given (`fill_gaps`),"
+    Budget.of(None).need(COPIES * 8 * sum(spans) * (n_features + 1), what)
+    starts = np.flatnonzero(np.r_[True, np.diff(codes) != 0])
     offsets = np.r_[0, np.cumsum(spans)[:-1]]
-    place = (time - time[starts][codes]) + offsets[codes]
-    steps = np.concatenate([int(time[start]) + np.arange(span) for start, span in zip(starts, spans, strict=True)])
-    return place, steps
+    place = (ticks - ticks[starts][codes]) // step + offsets[codes]
+    rows = [int(ticks[start]) + step * np.arange(span) for start, span in zip(starts, spans, strict=True)]
+    return place, np.concatenate(rows)
 
 
 def _filled_labels(labels: np.ndarray | None, codes: np.ndarray, source: np.ndarray, name: str) -> np.ndarray | None:

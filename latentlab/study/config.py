@@ -25,7 +25,7 @@ from latentlab import registry
 from latentlab.data.dataset import Dataset
 from latentlab.data.stored import StoredDataset
 from latentlab.embeddings.embedding import makes_clusters
-from latentlab.errors import ConfigError, LatentLabError, unknown
+from latentlab.errors import ConfigError, DataError, LatentLabError, unknown
 from latentlab.seeds import Seeds
 from latentlab.study.overrides import absolute, override
 from latentlab.study.problems import Problems, Where

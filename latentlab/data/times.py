@@ -1,0 +1,255 @@
+"""Times as whole numbers that can be sorted and counted: numbers, dates, and text that is dates, by one rule.
+
+Whole numbers count steps. Of dates, a step is the longest span that divides every gap: of months where all are at the same place
+in theirs (the same day, the end, the first or last working day), of working days where no weekend is among them, of days
+otherwise. Times of day have a step where their shortest gap divides all others.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from math import gcd
+
+import numpy as np
+
+from latentlab.data import convert
+from latentlab.errors import DataError
+
+WHOLE = re.compile(r"[+-]?\d{1,15}")
+FRACTION = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+QUARTER = re.compile(r"(\d{4})(-?)Q([1-4])")
+ISO = re.compile(r"(\d{4}-\d\d(-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?)?)?)(Z|[+-]\d\d:?\d\d)?")
+SLASHED = re.compile(r"(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)")
+WORDED = ("%Y/%m/%d", "%b %Y", "%B %Y", "%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%b %d, %Y", "%B %d, %Y", "%b-%Y", "%Y/%m")
+"""Further forms that say which number is what."""
+SPANS = {"month": ((12, "year"), (3, "quarter")), "day": ((7, "week"),)}
+"""Larger spans of calendars, by the span that ticks count."""
+CLOCK = ((3_600_000_000, "hour"), (60_000_000, "minute"), (1_000_000, "second"), (1000, "millisecond"), (1, "microsecond"))
+
+
+@dataclass(frozen=True)
+class Times:
+    """Times of units.
+
+    Args:
+        written: As a dataset keeps them: whole numbers, fractions or text.
+        key: What they are sorted by, ticks where they can be counted; None of text whose order is not known.
+        tick: What one tick is: a `step`, `month`, `working day`, `day` or `microsecond`; empty where nothing can be counted.
+        name: Ticks as they are written.
+        note: What was decided in reading them.
+    """
+
+    written: np.ndarray
+    key: np.ndarray | None = None
+    tick: str = ""
+    name: Callable[[np.ndarray], np.ndarray] = lambda ticks: ticks
+    note: str = ""
+
+    def step(self, codes: np.ndarray) -> int:
+        """Ticks between two neighbouring steps, the units in order; 0 where there is no regular step."""
+        if not self.tick or self.key is None:
+            return 0
+        if self.tick == "step":
+            return 1
+        gaps = np.diff(self.key)[np.diff(codes) == 0]
+        if not len(gaps):
+            return 1
+        common = gcd(*gaps.tolist())
+        return 0 if self.tick == "microsecond" and common != gaps.min() else common
+
+    def span(self, step: int) -> str:
+        """So many ticks in words.
+
+        Example:
+            >>> read(np.array(["2020Q1", "2020Q2"]), "times").span(3)
+            '1 quarter'
+        """
+        larger = CLOCK if self.tick == "microsecond" else (*SPANS.get(self.tick, ()), (1, self.tick))
+        size, unit = next(one for one in larger if step % one[0] == 0)
+        return f"{step // size} {unit}{'s' * (step != size)}"
+
+
+def read(times: np.ndarray, what: str) -> Times:
+    """The times of units, of one type, as `convert.names` gives them.
+
+    Raises:
+        DataError: Dates that can be read in two ways, that do not exist, or of several forms; `what` names them.
+
+    Example:
+        >>> read(np.array(["31/12/2019", "01/02/2020"]), "times").written.tolist()
+        ['2019-12-31', '2020-02-01']
+    """
+    if times.dtype.kind == "b":
+        return Times(times, times.astype(np.int64))
+    if times.dtype.kind == "f" and (times == np.round(times)).all() and np.abs(times).max() < convert.EXACT:
+        times = times.astype(np.int64)
+    if times.dtype.kind == "f":
+        return Times(times, times)
+    if times.dtype.kind in "iu":
+        return _numbered(times.astype(np.int64), what)
+    words = [word.strip() for word in times.tolist()]
+    if all(map(WHOLE.fullmatch, words)):
+        return _numbered(np.array([int(word) for word in words]), what)
+    if all(map(FRACTION.fullmatch, words)):
+        return read(np.array([float(word) for word in words]), what)
+    for form in (_quarters, _iso, _slashed, _worded):
+        found = form(words, what)
+        if found is not None:
+            return found
+    dates = [word for word in words if any(one.fullmatch(word) for one in (QUARTER, ISO, SLASHED))]
+    if dates:
+        odd = next(word for word in words if word not in set(dates))
+        raise DataError(f"{what}: {odd!r} is no date in the form of {dates[0]!r}; write all as 2020-01-31.")
+    return Times(times, note="the times are text whose order is not known: rows are taken in the order given.")
+
+
+def _numbered(times: np.ndarray, what: str) -> Times:
+    """Whole numbers; those that are all dates written as 20200131, or months as 202001, are not counted as they stand."""
+    for digits, form, unit in ((8, "%Y%m%d", "D"), (6, "%Y%m", "M")):
+        if len(times) > 1 and (times >= 18 * 10 ** (digits - 2)).all() and (times < 22 * 10 ** (digits - 2)).all():
+            try:
+                dates = np.array([datetime.strptime(str(one), form) for one in times.tolist()], f"M8[{unit}]")
+            except ValueError:
+                continue
+            found = _dated(dates.astype("M8[D]")) if unit == "D" else _monthly(dates.astype(int), lambda m: m.astype("M8[M]"))
+
+            def name(ticks: np.ndarray, found: Times = found) -> np.ndarray:
+                return np.array([int(str(one).replace("-", "")) for one in found.name(ticks)])
+
+            return Times(times, found.key, found.tick, name, f"the times were read as dates, such as {found.written[0]}.")
+    return Times(times, times, "step")
+
+
+def _monthly(months: np.ndarray, written: Callable[[np.ndarray], np.ndarray], note: str = "") -> Times:
+    def name(ticks: np.ndarray) -> np.ndarray:
+        return np.array(written(ticks).astype(str).tolist())
+
+    return Times(name(months), months, "month", name, note)
+
+
+def _quarters(words: list[str], what: str) -> Times | None:
+    found = [QUARTER.fullmatch(word) for word in words]
+    if not all(found):
+        return None
+    months = np.array([12 * (int(one[1]) - 1970) + 3 * (int(one[3]) - 1) for one in found if one])
+    sign = found[0][2] if found[0] else ""
+    return _monthly(months, lambda m: np.array([f"{1970 + one // 12}{sign}Q{one % 12 // 3 + 1}" for one in m.tolist()]))
+
+
+def _iso(words: list[str], what: str) -> Times | None:
+    found = [one for one in map(ISO.fullmatch, words) if one]
+    if len(found) < len(words):
+        return None
+    depth = {sum(one[i] is not None for i in (2, 3)) for one in found}
+    zones = {one[6] is not None for one in found}
+    if depth == {0} and zones == {False}:
+        return _monthly(_parsed([one[1] for one in found], "M", what).astype(int), lambda m: m.astype("M8[M]"))
+    if 0 in depth or len(zones) > 1 or (zones == {True} and depth != {2}):
+        raise DataError(f"{what}: dates of several forms, such as {words[0]!r}; write all as 2020-01-31, or all with the time.")
+    if any(len(one[5] or "") > 7 for one in found):  # finer than a tick
+        return Times(np.array(words), _parsed([one[1].replace(" ", "T") for one in found], "ns", what).astype(np.int64))
+    when = _parsed([one[1].replace(" ", "T") for one in found], "us", what)
+    if zones == {False}:
+        return _dated(when)
+    ahead = [one[6].replace(":", "").replace("Z", "+0000") for one in found]
+    when = when - np.array([int(f"{one[0]}1") * (60 * int(one[1:3]) + int(one[3:])) for one in ahead], "m8[m]")
+    return _dated(when, zone="Z")
+
+
+def _slashed(words: list[str], what: str) -> Times | None:
+    found = [one for one in map(SLASHED.fullmatch, words) if one]
+    if len(found) < len(words):
+        return None
+    if any(len(one[4]) == 2 for one in found) or len({one[2] for one in found}) > 1:
+        raise DataError(f"{what}: {words[0]!r} does not say which number is day, month and year; write it as 2020-01-31.")
+    day_first = all(int(one[3]) <= 12 for one in found)
+    month_first = all(int(one[1]) <= 12 for one in found) and found[0][2] != "."
+    if day_first and month_first and any(one[1] != one[3] for one in found):
+        clear = next(word for word, one in zip(words, found, strict=True) if one[1] != one[3])
+        raise DataError(f"{what}: {clear!r} may be day/month/year or month/day/year; write dates as 2020-01-31.")
+    day, month = (1, 3) if day_first else (3, 1)
+    dates = _parsed([f"{one[4]}-{int(one[month]):02d}-{int(one[day]):02d}" for one in found], "D", what)
+    return _dated(dates, note=f"the times were read as {'day/month/year' if day_first else 'month/day/year'}.")
+
+
+def _worded(words: list[str], what: str) -> Times | None:
+    for form in WORDED:
+        try:
+            dates = np.array([datetime.strptime(word, form) for word in words], "M8[D]")
+        except ValueError:
+            continue
+        note = f"the times were read as dates: {words[0]!r} is {dates[0]}."
+        if "%d" in form:
+            return _dated(dates, note=note)
+        return _monthly(dates.astype("M8[M]").astype(int), lambda m: m.astype("M8[M]"), note)
+    return None
+
+
+def _parsed(words: list[str], unit: str, what: str) -> np.ndarray:
+    try:
+        return np.array(words, f"M8[{unit}]")
+    except ValueError as error:
+        for word in words:
+            try:
+                np.array([word], f"M8[{unit}]")
+            except ValueError:
+                raise DataError(f"{what}: {word!r} is no date.") from error
+        raise
+
+
+def _dated(when: np.ndarray, *, zone: str = "", note: str = "") -> Times:
+    """Dates, or times of day, by the largest calendar that they are regular in."""
+    day = when.astype("M8[D]")
+    if not zone and (day != when).any() and len(set((when - day).tolist())) == 1:  # every day, or month, at the same time of day
+        dates, clock = _dated(day, note=note), convert.iso(when[:1])[0][len("1970-01-01") :]
+        return replace(dates, written=_after(dates.written, clock), name=lambda ticks: _after(dates.name(ticks), clock))
+    if zone or (day != when).any():
+        microseconds = when.astype("M8[us]")
+        form = np.datetime_data(convert.iso(microseconds).astype("M8").dtype)[0]
+
+        def moment(ticks: np.ndarray) -> np.ndarray:
+            return np.array([f"{one}{zone}" for one in ticks.astype("M8[us]").astype(f"M8[{form}]").astype(str)])
+
+        return Times(moment(microseconds.astype(np.int64)), microseconds.astype(np.int64), "microsecond", moment, note)
+    written = np.array(day.astype(str).tolist())
+    months = day.astype("M8[M]")
+    for place in _places(int((day[0] - months[0].astype("M8[D]")).astype(int))):
+        if len(set(months.tolist())) > 1 and (place(months) == day).all():
+            return Times(written, months.astype(int), "month", _at(place), note)
+    if np.is_busday(day).all() and ((np.diff(np.unique(day)).astype(int) == 3) & (_weekday(np.unique(day))[:-1] == 4)).any():
+        origin = day.min()
+        ticks = np.busday_count(origin, day)
+        return Times(written, ticks, "working day", _by(lambda k: np.busday_offset(origin, k)), note)
+    return Times(written, day.astype(np.int64), "day", _by(lambda k: k.astype("M8[D]")), note)
+
+
+def _after(dates: np.ndarray, clock: str) -> np.ndarray:
+    return np.array([f"{one}{clock}" for one in dates])
+
+
+def _at(place: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    return _by(lambda months: place(months.astype("M8[M]")))
+
+
+def _by(dates: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda ticks: np.array(dates(ticks).astype(str).tolist())
+
+
+def _places(first: int) -> tuple[Callable[[np.ndarray], np.ndarray], ...]:
+    """Dates that months may have their place at: a day counted from 0, the end, the last working day, the first one."""
+
+    def end(months: np.ndarray) -> np.ndarray:
+        return (months + 1).astype("M8[D]") - 1
+
+    return (
+        lambda months: np.minimum(months.astype("M8[D]") + first, end(months)),
+        end,
+        lambda months: np.busday_offset(end(months), 0, roll="backward"),
+        lambda months: np.busday_offset(months.astype("M8[D]"), 0, roll="forward"),
+    )
+
+
+def _weekday(days: np.ndarray) -> np.ndarray:
+    """Monday is 0."""
+    return (days.astype(int) + 3) % 7
