@@ -117,6 +117,32 @@ def test_scatter_is_about_each_chains_own_mean(rng):
     np.testing.assert_allclose(np.diag(root @ root.T), (np.diag(moments.scatter) + 5e-3) / (6 * 39 + 5), rtol=1e-12)
 
 
+def test_trajectories_are_of_different_lengths(rng):
+    """A part of the length, by Halton's sequence: a length in common would resonate with the density."""
+    state = State.at(rng.normal(size=(2, 3)) + MEAN, 0.8)
+    state.lp, state.gradient = normal(state.u)
+    state.step_size, state.length = 0.013, 2.0
+    rows = sample(state, normal, rng, ChEES(n_chains=2, n_superchains=1, n_warmup=0, n_draws=5))
+    assert [row["n_steps"].tolist() for row in rows] == [
+        [n, n] for n in (77, 39, 116, 20, 97)
+    ]  # 1/2, 1/4, 3/4, 1/8, 5/8 of 153.8
+
+
+def test_chains_of_a_superchain_are_neighbours_and_start_at_one_point(iris, monkeypatch):
+    seen = []
+
+    def stopped(state, *_):
+        seen.append(state.u)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chees, "sample", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        fit(PPCA(2), iris, ChEES(n_chains=6, n_superchains=3), progress=False)
+    u = seen[0].reshape(3, 2, -1)
+    assert (u == u[:, :1]).all()
+    assert len(np.unique(u[:, 0, 0])) == 3
+
+
 def test_large_metrics_have_no_correlations(monkeypatch, rng):
     monkeypatch.setattr(chees, "DENSE", 2)
     settings = ChEES(n_chains=16, n_superchains=2, n_warmup=200, n_draws=50)
