@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from latentlab.errors import LatentLabError
-from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, METRICS, MODELS, plugins
+from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, METRICS, MODELS, plugin_line, plugins
 
 KINDS = {"models": MODELS, "datasets": DATASETS, "embeddings": EMBEDDINGS, "metrics": METRICS, "methods": METHODS}
 INTERRUPTED = 130
@@ -78,8 +78,12 @@ def _interruptible() -> Iterator[None]:
 
 
 def _said(error: Exception) -> str:
-    known = isinstance(error, LatentLabError)
-    text = str(error) if known else f"{type(error).__name__}: {error} (unexpected; --debug shows where)"
+    known, line = isinstance(error, LatentLabError), plugin_line(error)
+    text = str(error) if known else f"{type(error).__name__}: {error}"
+    if line and line not in text:
+        text += f" ({line})"
+    elif not known:
+        text += " (unexpected; --debug shows where)"
     return "\n".join([text, *getattr(error, "__notes__", [])])
 
 
@@ -283,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", metavar="DIR", help="the run directory (runs/NAME)")
     run.add_argument("--overwrite", action="store_true", help="replace the run that is there")
     run.add_argument("--resume", action="store_true", help="go on with the run that is there")
-    run.add_argument("--force", action="store_true", help="with --resume: despite a changed version or thread count")
+    run.add_argument("--force", action="store_true", help="with --resume: despite a changed version, thread count or plugin")
     run.add_argument("--strict", action="store_true", help="exit code 3 if a diagnostic fails")
     run.add_argument("--quiet", action="store_true", help="no progress bars and no summary")
 
@@ -320,7 +324,7 @@ def _parser() -> argparse.ArgumentParser:
     views = config.add_subparsers(required=True, metavar="show|schema")
     _takes_config(_command(views, "show", _config_show, "the config as resolved, every default written out"))
     schema = _command(views, "schema", _config_schema, "JSON schema, for editors")
-    schema.add_argument("config", metavar="CONFIG", nargs="?", help="also describe the models of this config's plugins")
+    schema.add_argument("config", metavar="CONFIG", nargs="?", help="also describe what this config's plugins define")
 
     _command(commands, "doctor", _doctor, "versions, threads, device, optional parts")
     return parser
@@ -329,7 +333,8 @@ def _parser() -> argparse.ArgumentParser:
 def _command(commands: Any, name: str, function: Callable[[argparse.Namespace], int], what: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
     parser.set_defaults(command=function)
-    parser.add_argument("--plugin", metavar="FILE", action="append", default=[], help="a Python file with models of one's own")
+    own = "a Python file with models, datasets, embeddings or metrics of one's own"
+    parser.add_argument("--plugin", metavar="FILE", action="append", default=[], help=own)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

@@ -2,7 +2,8 @@
 
 An entry is a string `module:name`, resolved when it is first used, so that listing a table imports nothing heavy. To add
 an entry to latentlab, write its file and one line here. An installed package adds entries by the entry-point group of the
-table (`latentlab.models`, `latentlab.datasets`, ...); a plugin file adds its models while `plugins` is active.
+table (`latentlab.models`, `latentlab.datasets`, ...). A plugin file adds entries while `plugins` is active: every subclass of
+`LatentModel` under its `name`, and what its tables `datasets`, `embeddings` and `metrics` hold, dicts of name and object.
 """
 
 import ast
@@ -11,10 +12,12 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from latentlab.errors import ConfigError, unknown
@@ -98,28 +101,47 @@ def _docstring(entry: str) -> str | None:
     return None
 
 
+PLUGIN = "latentlab_plugin_"
+"""How the names of plugins' modules begin."""
+
+
 @contextlib.contextmanager
 def plugins(paths: Sequence[str | Path]) -> Iterator[None]:
-    """Every `LatentModel` subclass defined in the files is known under its `name` inside the block.
+    """Models, datasets, embeddings and metrics of the files are known by their names inside the block.
 
     Raises:
-        ConfigError: A file is missing, cannot be imported, or defines no model.
+        ConfigError: A file is missing, cannot be imported, or defines nothing.
     """
-    models: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {kind: {} for kind in PLUGIN_TABLES}
     for path in paths:
-        found = _plugin_models(Path(path))
-        twice = sorted(set(found) & set(models))
-        if twice:
-            raise ConfigError(f"plugin {str(path)!r}: another plugin has a model named {twice[0]!r} too.")
-        models.update(found)
-    with MODELS.added(models):
+        for kind, entries in _plugin(Path(path)).items():
+            twice = sorted(set(entries) & set(found[kind]))
+            if twice:
+                raise ConfigError(f"plugin {str(path)!r}: another plugin has a {kind} named {twice[0]!r} too.")
+            found[kind].update(entries)
+    with contextlib.ExitStack() as stack:
+        for kind, entries in found.items():
+            stack.enter_context(PLUGIN_TABLES[kind].added(entries))
         yield
 
 
-def _plugin_models(path: Path) -> dict[str, Any]:
+def plugin_line(error: BaseException) -> str:
+    """Where in a plugin an error was raised, `FILE, line N`; empty where it was not."""
+    seen: BaseException | None = error
+    while seen is not None:
+        frames = [(frame, line) for frame, line in traceback.walk_tb(seen.__traceback__)]
+        for frame, line in reversed(frames):
+            if str(frame.f_globals.get("__name__", "")).startswith(PLUGIN):
+                return f"{frame.f_code.co_filename}, line {line}"
+        seen = seen.__cause__ or seen.__context__
+    return ""
+
+
+def _plugin(path: Path) -> dict[str, dict[str, Any]]:
+    """What a plugin adds to each table."""
     if not path.is_file():
         raise ConfigError(f"plugin {str(path)!r}: no such file.")
-    name = f"latentlab_plugin_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    name = f"{PLUGIN}{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ConfigError(f"plugin {str(path)!r} is not a Python file.")
@@ -129,12 +151,27 @@ def _plugin_models(path: Path) -> dict[str, Any]:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise ConfigError(f"plugin {str(path)!r} cannot be imported: {type(error).__name__}: {error}") from error
+        where = plugin_line(error)
+        raise ConfigError(
+            f"plugin {str(path)!r} cannot be imported: {type(error).__name__}: {error}{f' ({where})' if where else ''}"
+        ) from error
+    found = {"model": _plugin_models(path, module)}
+    for kind in ("dataset", "embedding", "metric"):
+        found[kind] = _plugin_table(path, module, kind)
+    if not any(found.values()):
+        raise ConfigError(
+            f"plugin {str(path)!r} defines nothing: no subclass of latentlab.LatentModel, and none of the tables datasets, "
+            'embeddings and metrics, such as `embeddings = {"name": function}`.'
+        )
+    return found
+
+
+def _plugin_models(path: Path, module: ModuleType) -> dict[str, Any]:
     base = resolve("latentlab.models.base:LatentModel")
     classes = [
         value
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, base) and value.__module__ == name
+        if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__
     ]
     found: dict[str, Any] = {}
     for one in classes:
@@ -144,9 +181,25 @@ def _plugin_models(path: Path) -> dict[str, Any]:
         if own in found:
             raise ConfigError(f"plugin {str(path)!r}: two models are named {own!r}, {found[own].__name__} and {one.__name__}.")
         found[own] = one
-    if not found:
-        raise ConfigError(f"plugin {str(path)!r} defines no subclass of latentlab.LatentModel.")
     return found
+
+
+def _plugin_table(path: Path, module: ModuleType, kind: str) -> dict[str, Any]:
+    table = vars(module).get(f"{kind}s")
+    if table is None or isinstance(table, ModuleType):
+        return {}
+    where = f"plugin {str(path)!r}: `{kind}s`"
+    if not isinstance(table, dict):
+        raise ConfigError(f"{where} must be a dict of name and {kind}; got {type(table).__name__}.")
+    for name, entry in table.items():
+        if not isinstance(name, str) or not callable(entry):
+            raise ConfigError(f"{where} must have names and functions; got {name!r}: {entry!r:.60}.")
+        if kind == "metric" and (not hasattr(entry, "direction") or entry.name != name):
+            raise ConfigError(
+                f"{where}: {name!r} must be a function of that name with the decorator `latentlab.compare.metric.metric`, which "
+                f"declares what it ignores; got {entry!r:.60}."
+            )
+    return dict(table)
 
 
 MODELS = Table(
@@ -246,3 +299,6 @@ METRICS = Table(
         "matched_accuracy": "latentlab.compare.agreement:matched_accuracy",
     },
 )
+
+PLUGIN_TABLES = {"model": MODELS, "dataset": DATASETS, "embedding": EMBEDDINGS, "metric": METRICS}
+"""The tables that a plugin can add to."""

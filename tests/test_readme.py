@@ -35,8 +35,8 @@ def commands():
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("readme")
     (path / "configs").symlink_to(ROOT / "configs")
-    model = next(block for block in blocks("python") if block.startswith("# my_model.py"))
-    (path / "my_model.py").write_text(model)
+    for name in ("my_model.py", "my_parts.py"):
+        (path / name).write_text(next(block for block in blocks("python") if block.startswith(f"# {name}")))
     config = {"name": "mine", "dataset": {"name": "iris"}, "model": {"name": "trait"}, "inference": {"name": "nuts"}}
     (path / "my_config.yaml").write_text(yaml.safe_dump({**config, "embeddings": [{"name": "pca", "n_latent": 1}]}))
     return path
@@ -64,7 +64,7 @@ def test_every_command_runs(folder):
     for command in own:
         done = run(command, folder)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    for name in ("ppca-wine", "ppca-wine-svi", "mine"):
+    for name in ("ppca-wine", "ppca-wine-svi", "mine", "ring"):
         page = folder / "runs" / name / "report.html"
         assert page.stat().st_size > 10_000
 

@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from latentlab.compare.partition import Labels
 from latentlab.compare.positions import Positions
-from latentlab.errors import ConfigError, DataError, unknown
+from latentlab.errors import ConfigError, DataError, InferenceError, LatentLabError, unknown
 from latentlab.symmetry.group import Group
 from latentlab.symmetry.groups import Euclidean, GeneralLinear, Orthogonal
 
@@ -109,6 +109,7 @@ class Metric:
         Raises:
             DataError: Not positions or labels (see `Positions`, `Labels`), or not of equally many units.
             ConfigError: An option that the metric does not have, or that the positions do not allow.
+            InferenceError: Its function failed; names the metric.
         """
         x = x if isinstance(x, self.kind) else self.kind(x, "x")
         y = y if isinstance(y, self.kind) else self.kind(y, "y")
@@ -117,7 +118,13 @@ class Metric:
         bound = self.bind(**options)
         if isinstance(x, Positions) and (x.is_constant or y.is_constant):
             return self.void
-        value = bound.function(x, y)
+        try:
+            value = float(bound.function(x, y))
+        except LatentLabError:
+            raise
+        except Exception as error:
+            why = " ".join(str(error).split())
+            raise InferenceError(f"metric {self.name!r} failed: {type(error).__name__}: {why}") from error
         return float(min(max(value, self.range[0]), self.range[1]))
 
 

@@ -6,8 +6,8 @@ from typing import Any, Literal, overload
 from latentlab.data.dataset import Dataset
 from latentlab.data.missing import hide
 from latentlab.data.stored import StoredDataset
-from latentlab.errors import ConfigError, DataError, unknown
-from latentlab.registry import DATASETS
+from latentlab.errors import ConfigError, DataError, LatentLabError, unknown
+from latentlab.registry import DATASETS, plugin_line
 from latentlab.seeds import Seeds
 
 
@@ -68,7 +68,15 @@ def load_dataset(
     """
     entry = DATASETS.load(name)
     _check_options(name, options)
-    dataset = entry(**options)
+    try:
+        dataset = entry(**options)
+    except LatentLabError:
+        raise
+    except Exception as error:
+        line = plugin_line(error)
+        if not line:
+            raise
+        raise DataError(f"the dataset {name!r} failed: {type(error).__name__}: {error} ({line})") from error
     if not isinstance(dataset, Dataset | StoredDataset):
         raise DataError(f"the dataset entry {name!r} must return a Dataset; it returned {type(dataset).__name__}.")
     if missing:

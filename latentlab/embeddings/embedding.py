@@ -285,13 +285,16 @@ def _run(name: str, entry: Any, arguments: dict[str, Any], notes: list[str]) -> 
         raise
     except MemoryError as error:
         raise DataError(f"embedding {name!r} does not fit into memory; take fewer units.") from error
-    except (ValueError, ArithmeticError, RuntimeError) as error:
-        why = " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:
+        said, known = " ".join(str(error).split()), isinstance(error, ValueError | ArithmeticError | RuntimeError)
+        why = said if said and known else ": ".join(filter(None, [type(error).__name__, said]))
         raise InferenceError(f"embedding {name!r} failed: {why}") from error
     finally:
         np.random.set_state(state)
     # What else libraries warn of is how they were called, not what they found.
     notes += [" ".join(str(one.message).split()) for one in caught if one.category.__name__ == "ConvergenceWarning"]
+    if not isinstance(result, Embedding) and np.ndim(result) != 2:
+        raise InferenceError(f"embedding {name!r} must give an array (unit, latent); got one of shape {np.shape(result)}.")
     return result
 
 

@@ -2,7 +2,8 @@
 
 A config is a YAML file or a mapping with these keys: `name` (of the run and its folder), `seed`, `dataset`, `model`,
 `inference`, `embeddings` (a list), `compare`, `held_out` (share of the units that are kept out of the fit and scored) and
-`plugins` (files with one's own models). The options of each section are those of what its `name` says (`schema.py`).
+`plugins` (files with models, datasets, embeddings or metrics of one's own). The options of each section are those of what its
+`name` says (`schema.py`).
 
 Paths. A `path` option and `plugins` are relative to the config file's folder, and to the working directory where they come
 from an override, the command line or a mapping; `~` is one's home; variables such as `$HOME` are not replaced. The resolved
@@ -114,7 +115,7 @@ def load_config(
     Args:
         source: A YAML file, or its content as a mapping.
         overrides: `KEY=VALUE`, such as `inference.n_draws=500`, `embeddings.0.label=axes`, `inference.name=svi`.
-        plugins: Files with one's own models, in addition to the config's `plugins`.
+        plugins: Files with entries of one's own, in addition to the config's `plugins`.
 
     Raises:
         ConfigError: With every problem that was found, each by its path in the config, what was found and what is valid.

@@ -89,7 +89,7 @@ def run(
         resume: Go on with the run that is there; a complete one is left as it is.
         force: Resume despite other versions, another number of threads, or a changed plugin.
         strict: Raise an error where a diagnostic failed, once everything is written.
-        plugins: Files that define models.
+        plugins: Files that define models, datasets, embeddings or metrics.
         progress: Bars on a terminal, and a summary of a few lines at the end.
 
     Returns:

@@ -17,7 +17,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticCustomError
 
 from latentlab.errors import ConfigError
-from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, MODELS, Table, resolve
+from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, MODELS, Table, plugin_line, resolve
 from latentlab.study.signature import keyword_only
 
 TABLES: dict[str, Table] = {"dataset": DATASETS, "model": MODELS, "inference": METHODS, "embeddings": EMBEDDINGS}
@@ -80,7 +80,8 @@ def _refusal(build: Callable[..., Any], options: Mapping[str, Any]) -> str | Non
     except ConfigError as error:
         return str(error)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        line = plugin_line(error)
+        return f"{type(error).__name__}: {error}{f' ({line})' if line else ''}"
     return None
 
 
@@ -97,8 +98,7 @@ def section(key: str, name: str | None = None) -> type[Section]:
         >>> sorted(section("inference", "exact").model_fields)
         ['n_draws', 'n_restarts', 'name']
     """
-    entry = None if name is None or key in OWN else TABLES[key].load(name)
-    return _section(key, name, entry)
+    return _section(key, name, None if name is None else TABLES[key].load(name))
 
 
 @cache

@@ -51,7 +51,7 @@ def select(
         values: At least two of its values.
         overrides: Further changes, the same for all, `inference.n_draws=500`.
         out: The directory DIR; `runs/NAME-select` where None.
-        plugins: Files that define models.
+        plugins: Files that define models, datasets, embeddings or metrics.
         overwrite: Replace the runs that are there.
         resume: Go on with the runs that are there; complete ones are left as they are.
         with_embeddings: Compute and compare the config's embeddings in every run, which the choice does not need.

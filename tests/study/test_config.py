@@ -423,7 +423,7 @@ def test_a_plugins_model_has_all_that_a_built_in_one_has(plugin, tmp_path):
 
 def test_what_a_plugins_constructor_refuses_is_a_problem_of_its_section(plugin):
     text = problems(mapping(model={"name": "toy", "width": 10}, inference={"name": "svi"}), plugins=[plugin])
-    assert text == "config: model.width: ValueError: width is too large"
+    assert text == f"config: model.width: ValueError: width is too large ({plugin}, line 18)"
 
 
 @pytest.mark.parametrize(
