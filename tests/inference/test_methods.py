@@ -20,6 +20,7 @@ from latentlab.data.load import load_dataset
 from latentlab.data.markov import hidden_markov
 from latentlab.errors import ConfigError, InferenceError, ModelError
 from latentlab.fit import fit
+from latentlab.inference import nuts
 from latentlab.inference.chees import ChEES
 from latentlab.inference.exact import Exact
 from latentlab.inference.map import MAP
@@ -62,6 +63,20 @@ def test_same_seed_same_bytes_other_seed_other_draws(method):
         assert array.tobytes() == two[name].tobytes(), name
     other = arrays_of(fit(PPCA(2), iris, method, seed=4, progress=False))
     assert other["posterior/z"].tobytes() != one["posterior/z"].tobytes()
+
+
+def test_chains_have_starts_and_random_numbers_of_their_own(monkeypatch):
+    seen = []
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nuts, "chain", lambda start, *, rng, **_: seen.append((start.sum(), rng.random())))
+    monkeypatch.setattr(nuts, "drive", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        fit(PPCA(1), load_dataset("iris"), NUTS(n_chains=3), progress=False)
+    starts, numbers = zip(*seen, strict=True)
+    assert len(set(starts)) == len(set(numbers)) == 3
 
 
 @pytest.mark.parametrize("method", SMALL, ids=IDS)
