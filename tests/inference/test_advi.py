@@ -1,6 +1,8 @@
 """Restarts in one batch: the same as one after another, each with its own noise, failure and end."""
 
+import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from latentlab.inference.advi import fit_restarts
 from latentlab.inference.capture import mean_size
 from latentlab.inference.density import Density, tensors
 from latentlab.inference.draws import Problem
+from latentlab.inference.guides import MeanField
 from latentlab.inference.svi import SVI
 from latentlab.models.ppca import PPCA
 from latentlab.seeds import Seeds, double
@@ -83,6 +86,18 @@ def test_each_restart_stops_when_its_own_loss_no_longer_falls(iris):
     alone = fit_restarts(problem_of(PPCA(1), iris), replace(method, n_restarts=1))
     assert len(alone[0]["loss"]) == lengths[0]
     np.testing.assert_allclose(alone[0]["loc"], runs[0]["loc"], rtol=1e-6, atol=1e-8)
+
+
+def test_the_frame_of_a_normal_density_is_its_own(monkeypatch):
+    """Centre and covariance of N(mean, C), from a guide that is far away: Newton's step goes there, the frame is a root of C."""
+    covariance = torch.tensor([[1.0, 1.8, 0.0], [1.8, 4.0, 0.05], [0.0, 0.05, 0.01]], dtype=torch.float64)
+    mean, precision = torch.tensor([3.0, -40.0, 0.5], dtype=torch.float64), torch.linalg.inv(covariance)
+    monkeypatch.setattr(advi, "log_p_of", lambda density, rows: lambda u: -0.5 * (u - mean) @ precision @ (u - mean))
+    with double():
+        restart = SimpleNamespace(guide=MeanField(torch.zeros(3)), random=None, batches=itertools.repeat(()))
+        frame = advi.round_frame(None, restart)
+    torch.testing.assert_close(frame.center, mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(frame.matrix @ frame.matrix.mT, covariance, rtol=1e-4, atol=1e-6)
 
 
 def test_the_restart_that_fails_is_named(iris, monkeypatch):
