@@ -19,6 +19,7 @@ False alarms: tables are at 1 in 1000 each, so all sound ones here together at f
 import random
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -26,10 +27,22 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_ind
 
 from latentlab import calibration, cli
-from latentlab.calibration import added_variance, calibrate, ecdf_band, ecdf_p_value, geweke, sbc
+from latentlab.calibration import (
+    MOMENTS,
+    _by_chains,
+    _compared,
+    _sweeps,
+    added_variance,
+    calibrate,
+    ecdf_band,
+    ecdf_p_value,
+    geweke,
+    sbc,
+    stacked_truth,
+)
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.low_rank_gaussian import LowRankGaussian
 from latentlab.distributions.mixture import Mixture
@@ -37,12 +50,15 @@ from latentlab.errors import ConfigError, ModelError
 from latentlab.inference.density import Density
 from latentlab.inference.map import MAP
 from latentlab.inference.nuts import NUTS
+from latentlab.inference.replications import Replications
 from latentlab.inference.svi import SVI
+from latentlab.inference.trajectory import Tuning
 from latentlab.models.base import LatentModel, Position
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.gaussian_mixture import GaussianMixture
 from latentlab.models.ppca import PPCA
+from latentlab.seeds import Seeds
 from latentlab.symmetry.groups import Permutation
 
 SAMPLER = NUTS(n_warmup=60, max_tree_depth=5)
@@ -98,6 +114,57 @@ def test_dependence_of_draws_is_measured_as_it_widens_ranks(rng):
         expected = 4 * below.sum() / n_ranks
         truth = rng.normal(size=(n, 1, 1))
         assert float(added_variance(truth, x[:, 1:, None])[0]) == pytest.approx(expected, abs=0.006)
+
+
+def test_means_are_compared_by_welchs_test_at_the_level_of_the_table(rng, monkeypatch):
+    """Of means of chains with reference draws, by SciPy; the functions are found from a quarter of these, and not compared."""
+    monkeypatch.setattr(calibration, "N_REFERENCE", 40)
+    chains = 0.3 + rng.normal(size=(4, 6, 1)) + rng.normal(size=(4, 6, 5))
+    columns = np.concatenate([rng.normal(size=(4, 40)), chains.reshape(4, 30)], axis=1)
+    table = _compared(["g", *MOMENTS], columns, 6, 0.5).set_index("quantity")
+    assert len(table) == 2 * 4 + 3
+    center = np.median(columns[:, :10], axis=1, keepdims=True)
+    v = (columns - center) / np.median(np.abs(columns[:, :10] - center), axis=1, keepdims=True)
+    v = v / np.sqrt(1 + v**2)
+    for name, values in (("g", v[0]), ("g, squared", v[0] ** 2), (f"g x {MOMENTS[1]}", v[0] * v[2])):
+        expected = ttest_ind(values[40:].reshape(6, 5).mean(axis=1), values[10:40], equal_var=False)
+        assert table.loc[name, ["z", "p"]].tolist() == pytest.approx([expected.statistic, expected.pvalue])
+    assert (table.verdict == np.where(table.p < 0.5 / len(table), "fail", "pass")).all()
+    assert ((table.p < 0.5) & (table.verdict == "pass")).any()
+
+
+def test_a_table_of_ranks_holds_the_level_as_a_whole(monkeypatch):
+    """A p-value of half the level fails no quantity where there are more than two."""
+    monkeypatch.setattr(calibration, "ecdf_p_value", lambda *_: 0.0005)
+    monkeypatch.setattr(calibration, "added_variance", lambda true, drawn: np.zeros(drawn.shape[-1]))
+    found = sbc(SOUND, SAMPLER, n_replications=3, n_units=4, n_ranks=3, progress=False)
+    assert len(found.table) > 2
+    assert set(found.table.verdict) == {"pass"}
+
+
+def test_ranked_draws_are_as_far_apart_as_thinning_says(monkeypatch):
+    """Of iterations 0, 1, 2, ...: every second at first, every fourth where these are too dependent."""
+    monkeypatch.setattr(calibration, "MOST_THIN", 4)
+    chains = SimpleNamespace(draws=lambda n, **_: np.arange(float(n))[None, :, None])
+    monkeypatch.setattr(calibration, "Chains", lambda *_: chains)
+    monkeypatch.setattr(calibration, "constrain_draws", lambda density, u: u)
+    monkeypatch.setattr(calibration, "added_variance", lambda *_: np.ones(1))
+    seen = []
+    replications = type("One", (list,), {"density": None})([0])
+    _by_chains(replications, SAMPLER, None, 5, lambda u: seen.append(u.ravel().tolist()) or ([], None, None), progress=False)
+    assert seen == [[1, 3, 5, 7, 9], [3, 7, 11, 15, 19]]
+
+
+def test_data_are_drawn_anew_in_each_sweep():
+    datasets = [SOUND.simulate(np.random.default_rng(i), 3) for i in range(4)]
+    replications = Replications(SOUND, datasets)
+    first = replications.data["x"].clone()
+    tunings = [Tuning(0.1, np.ones(replications.density.size))]
+    truth = stacked_truth(SOUND, datasets)
+    _, s = _sweeps(replications, {"x": "x"}, truth, tunings, 2, 4, Seeds(0), progress=False)
+    assert s.shape == (4, 2, len(MOMENTS))
+    assert (s[:, 0] != s[:, 1]).all()  # and a pair is looked at before x is drawn
+    assert bool((replications.data["x"] != first).all())
 
 
 # -- sound models

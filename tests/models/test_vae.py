@@ -412,6 +412,7 @@ def test_held_out_units_take_no_part_in_the_steps(iris):
     seeds = Seeds(0).child("svi").child("restart", 0).child("held_out").numpy()
     training, aside = _divided(150, 0.2, seeds)
     assert sorted([*training, *aside]) == list(range(150))
+    assert len(aside) == 30
     x = iris.x.copy()
     x[aside] = 50.0
     losses = [
