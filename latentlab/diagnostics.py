@@ -22,12 +22,16 @@ rise of the ELBO over the last quarter of the steps, by least squares on batch m
 
 Point estimates have no spread; their gradient is looked at.
 
+All fits: the scale of the data against that of the prior predictive (`latentlab.prior_data`), and what the model doubts of itself
+on these data (`LatentModel.doubts`); both warn.
+
 References:
     Welch (1951), On the comparison of several mean values, Biometrika 38:330. Yao, Vehtari, Simpson & Gelman (2018), Yes, but
     did it work?, ICML. Burda, Grosse & Salakhutdinov (2016), Importance weighted autoencoders, ICLR. Betancourt (2016),
     Diagnosing suboptimal cotangent disintegrations in Hamiltonian Monte Carlo, arXiv:1604.00695 (E-BFMI).
 """
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,6 +58,7 @@ from latentlab.posterior import (
     power_sensitivity,
     rhat,
 )
+from latentlab.prior_data import prior_rows
 from latentlab.quantities import entries, identified, is_count, labels_of
 from latentlab.symmetry.group import Group
 
@@ -120,7 +125,8 @@ def diagnose(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str
         own = {name: tuple(dims[name]) for name in values}
         rows += _series(data, values, own, group, position) + _levels(data) + _chains(data, declared) + _sampler(data)
         rows += _raw(values, own, group)
-    return pd.DataFrame([*rows, *_symmetry(data), *_active(data), *_loo(data, kind)], columns=list(COLUMNS))
+    rows += _symmetry(data) + _active(data) + prior_rows(data) + _doubts(data) + _loo(data, kind)
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def converged(table: pd.DataFrame) -> bool:
@@ -464,6 +470,12 @@ def _point(data: xr.DataTree) -> list[Row]:
     rows.append(_row("gradient", f"largest derivative; {how}", gradient, f"< {GRADIENT:g}", ok=gradient < GRADIENT))
     notes = str(data.attrs.get("notes", ""))
     return rows + [("estimate", note, 1.0, "no note", "warn") for note in filter(None, notes.split("; "))]
+
+
+def _doubts(data: xr.DataTree) -> list[Row]:
+    """What the model warned of when it was fitted, as `models.base.Doubt` has it."""
+    found = json.loads(str(data.attrs.get("doubts", "[]")))
+    return [(check, quantity, float(value), threshold, "warn") for check, quantity, value, threshold in found]
 
 
 def _loo(data: xr.DataTree, kind: str) -> list[Row]:

@@ -1,5 +1,6 @@
 """The common runner: a model, a dataset and a method become a `Fit`."""
 
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -334,16 +335,19 @@ def outline(problem: Problem, dataset: Dataset) -> xr.DataTree:
     density = problem.density
     sites = density.constrain(torch.zeros(density.size, dtype=torch.float64))
     return build(
-        {"posterior": {name: value[None, None].numpy() for name, value in sites.items()}, **_given(dataset)},
-        dims={**{name: tuple(own) for name, own in problem.model.dims.items()}, **dataset.dims},
+        {"posterior": {name: value[None, None].numpy() for name, value in sites.items()}, **_given(density, dataset)},
+        dims={**density.observed, **{name: tuple(own) for name, own in problem.model.dims.items()}, **dataset.dims},
         coords=dataset.coords,
     )
 
 
-def _given(dataset: Dataset) -> dict[str, dict[str, np.ndarray]]:
-    """The data as groups of a result."""
+def _given(density: Density, dataset: Dataset) -> dict[str, dict[str, np.ndarray]]:
+    """The data as groups of a result, with what the program observes under a name that no array has."""
     return {
-        "observed_data": {dataset.observed: dataset.x},
+        "observed_data": {
+            dataset.observed: dataset.x,
+            **{name: value for name, value in density.observations.items() if name not in dataset.arrays},
+        },
         "constant_data": {name: a for name, a in dataset.arrays.items() if name != dataset.observed},
     }
 
@@ -548,7 +552,7 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
         "log_prior": _lifted(density.log_prior, _globals(values, [s.name for s in density.sites]), equal=point),
         "sample_stats": dict(draws.stats),
         **_predictives(density, values),
-        **_given(dataset),
+        **_given(density, dataset),
         "optimization": dict(draws.optimization),
         "restarts": dict(draws.restarts),
     }
@@ -559,6 +563,8 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
         "seed": seed,
         "dataset": dataset.name,
         "point_estimate": int(point),
+        "hyperparameters": ", ".join(model.hyperparameters()),
+        "doubts": json.dumps(model.doubts(dataset)),
         "deterministic": ", ".join(density.deterministic),
         "conditional_log_likelihood": int(bool(likelihood.unit_sites)),
         **draws.attrs,

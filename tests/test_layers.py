@@ -25,6 +25,7 @@ ORDER = [
         "embeddings",
         "compare",
         "posterior",
+        "prior_data",
     ),
     *(
         "quantities",

@@ -166,6 +166,7 @@ class Density:
         self.deterministic = tuple(n for n, s in trace.nodes.items() if s["type"] == "sample" and _is_deterministic(s))
         self.unit_sites = tuple(n for n, s in trace.nodes.items() if _is_latent(s) and _in_units(s))
         self.observed = {n: _observed_dims(n, s) for n, s in trace.nodes.items() if _is_observed(s)}
+        self.observations = {name: torch.as_tensor(trace.nodes[name]["value"]).detach().numpy() for name in self.observed}
         plates = (f.size for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == "unit")
         self.n_units = next(plates, 0) if n_units is None else n_units
         self._forget()

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,15 @@ class MaximumLikelihood:
     trace: np.ndarray
     notes: tuple[str, ...] = ()
     unique: bool = False
+
+
+class Doubt(NamedTuple):
+    """A warning among the diagnostics: the row's check, quantity, value and threshold."""
+
+    check: str
+    quantity: str
+    value: float
+    threshold: str
 
 
 class LatentModel(ABC):
@@ -142,6 +151,10 @@ class LatentModel(ABC):
         As strict as `check` unless overridden, which a model does where units need less than a fit (one unit will do).
         """
         self.check(dataset)
+
+    def doubts(self, dataset: Dataset) -> list[Doubt]:
+        """Warnings that every fit to these data shows among its diagnostics, such as that the model is not identified."""
+        return []
 
     def n_labels(self) -> int:
         """How many values a discrete position can have."""

@@ -13,8 +13,9 @@ class FactorAnalysis(LinearGaussian):
     W (feature, latent) are the loadings, mu (feature,) the mean, psi (feature,) the standard deviations of the noise, z
     (unit, latent) the positions, or factor scores. Scales are standard deviations, in the units of the features. With z
     integrated out, $x_n \sim N(\mu, W W' + \mathrm{diag}(\psi^2))$. Identified are W W' + diag(psi^2), mu and, where
-    (D - q)^2 > D + q, as a rule psi; W and z only up to one common rotation or reflection, O(q). A psi near 0 (a Heywood
-    case) makes one feature a factor; the posterior can have several modes.
+    (D - q)^2 >= D + q, as a rule psi; W and z only up to one common rotation or reflection, O(q). Beyond this bound, named after
+    Ledermann, data of any number leave psi, W W' and the positions open, and the diagnostics of every fit warn. A psi near 0 (a
+    Heywood case) makes one feature a factor; the posterior can have several modes.
 
     Args:
         n_latent: Latent dimensions q, fewer than features.
@@ -27,7 +28,8 @@ class FactorAnalysis(LinearGaussian):
         ConfigError: A setting is out of its range.
 
     References:
-        Rubin & Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47:69.
+        Rubin & Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47:69. Ledermann (1937), On the rank of the
+        reduced correlational matrix in multiple-factor analysis, Psychometrika 2:85.
 
     Example:
         >>> FactorAnalysis(n_latent=2).dims["psi"]

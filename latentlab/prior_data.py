@@ -1,0 +1,123 @@
+r"""Prior and data on one scale: the location and spread of each column against the prior predictive.
+
+With $q_p$ the quantiles of a quantity under the prior predictive and $w = q_{.75} - q_{.25}$, a column's value v lies
+$\max(q_{.25} - v,\; v - q_{.75},\; 0) / w$ outside, which warns from `LIMIT` on: at 4.7 standard deviations of a normal quantity.
+Quartiles are not moved by the draws in which a prior explodes (an unstable state space).
+The location is the column's mean, among single values of the prior predictive. The spread is the logarithm of the column's
+standard deviation, among those of whole data sets; there w is at least log 2. One column too narrow is no fault of the scale: a
+spread that is too small counts as far as that of the median column is. Counts and labels have no unit that could be changed, so
+that only their location is compared.
+
+A prior far from the data makes a posterior that is sampled without any fault, and is wrong: components of a mixture, say, whose
+means the prior holds near 0 although the data lie near 100.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+
+from latentlab.posterior import LEAD, arrays
+
+CHECK = "prior and data"
+LOW, HIGH = 0.25, 0.75
+LIMIT = 3.0
+LEAST_WIDTH = math.log(2.0)
+"""Least width of the interval of the log spread."""
+MOST = 2**21
+"""Numbers of the prior predictive that are looked at; of more, units are taken evenly."""
+
+Row = tuple[str, str, float | str, str, str]
+
+
+def prior_rows(data: xr.DataTree) -> list[Row]:
+    """The check as a row of the diagnostics: how far the data lie outside of what the prior expects, at the worst column.
+
+    Args:
+        data: The result of a fit, with the groups `prior_predictive` and `observed_data`.
+    """
+    if data.attrs.get("method") == "exact":
+        return [_not_applicable("maximum likelihood takes no prior")]
+    if "parameters" in data.children:
+        return [_not_applicable("parameters are estimated as points: the predictive is that of the fit")]
+    observed, predicted = (_variables(data, group) for group in ("observed_data", "prior_predictive"))
+    names = [n for n, array in predicted.items() if n in observed and array.dims == (*LEAD, *observed[n].dims)]
+    if not names:
+        return [_not_applicable("no prior predictive draws were kept")]
+    hyperparameters = str(data.attrs.get("hyperparameters", "")).split(", ")
+    return [max((_compared(observed[n], predicted[n], hyperparameters) for n in names), key=lambda row: float(row[2]))]
+
+
+def _variables(data: xr.DataTree, group: str) -> dict[str, xr.DataArray]:
+    return {name: data[group].to_dataset()[name] for name in arrays(data, group)}
+
+
+def _compared(observed: xr.DataArray, predicted: xr.DataArray, hyperparameters: Sequence[str]) -> Row:
+    """The row of one observed variable."""
+    names = [str(dim) for dim in observed.dims if dim != "unit"]
+    x = observed.transpose("unit", ..., missing_dims="ignore").values.astype(np.float64)
+    y = predicted.transpose(*LEAD, "unit", ..., missing_dims="ignore").values.astype(np.float64)
+    x, y = x.reshape(len(x), -1), y.reshape(y.shape[0] * y.shape[1], len(x), -1)
+    n_looked_at = max(2, min(len(x), MOST // max(1, y[:, 0].size)))
+    y = y[:, np.unique(np.linspace(0, len(x) - 1, n_looked_at).astype(int))]
+    several = len(names) == 1 and names[0] in observed.coords
+    labels = [str(label) for label in observed[names[0]].values] if several else [str(i) for i in range(x.shape[1])]
+    return _row(_measured(x, y), labels, hyperparameters)
+
+
+def _not_applicable(why: str) -> Row:
+    return CHECK, "", why, "", "not applicable"
+
+
+def _measured(x: np.ndarray, y: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:
+    """Location and spread of the columns of x `(unit, column)`: value, low, high and distance, from y `(draw, unit, column)`."""
+    y = np.where(np.isfinite(y), y, np.nan)
+    found = {"location": _placed(np.nanmean(x, 0), y.reshape(-1, y.shape[-1]))}
+    whole = all(bool((a[np.isfinite(a)] == np.floor(a[np.isfinite(a)])).all()) for a in (x, y))
+    if not whole and len(x) > 1:
+        with np.errstate(divide="ignore"):
+            value, low, high, distance = _placed(np.log(np.nanstd(x, 0)), np.log(np.nanstd(y, 1)), least=LEAST_WIDTH)
+        narrow = np.where(value < low, distance, 0.0)
+        found["spread"] = value, low, high, np.where(value < low, np.minimum(narrow, np.median(narrow)), distance)
+    return found
+
+
+def _placed(value: np.ndarray, draws: np.ndarray, least: float = 0.0) -> tuple[np.ndarray, ...]:
+    """Values `(column,)`, the interval of draws `(draw, column)`, and the distance outside; 0 where either is constant."""
+    draws = np.where(np.isnan(draws).all(0), 0.0, draws)
+    low, high = np.nanquantile(draws, [LOW, HIGH], axis=0, method="inverted_cdf")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        distance = np.maximum(np.maximum(low - value, value - high), 0.0) / np.maximum(high - low, least)
+    sound = np.isfinite(value) & np.isfinite(low) & np.isfinite(high)
+    return value, low, high, np.where(sound, np.nan_to_num(distance, nan=0.0, posinf=math.inf), 0.0)
+
+
+def _row(measured: Mapping[str, tuple[np.ndarray, ...]], labels: list[str], hyperparameters: Sequence[str]) -> Row:
+    what = max(measured, key=lambda name: float(measured[name][3].max()))
+    value, low, high, distance = measured[what]
+    column, worst = int(distance.argmax()), float(distance.max())
+    place, ends = (value[column], (low[column], high[column])) if what == "location" else (
+        math.exp(value[column]), (math.exp(low[column]), math.exp(high[column]))
+    )  # fmt: skip
+    name = "mean" if what == "location" else "standard deviation"
+    where = f" of column {labels[column]!r}" if len(labels) > 1 else ""
+    text = f"{name}{where}: {place:.3g}; middle half of the prior predictive {ends[0]:.3g} to {ends[1]:.3g}"
+    if worst < LIMIT:
+        return CHECK, text, worst, f"< {LIMIT:g}", "pass"
+    return CHECK, f"{text}; {_advice(measured, hyperparameters)}", worst, f"< {LIMIT:g}", "warn"
+
+
+def _advice(measured: Mapping[str, tuple[np.ndarray, ...]], hyperparameters: Sequence[str]) -> str:
+    location = measured["location"][0]
+    middle, largest = float(np.median(location)), float(np.abs(location).max())
+    if "spread" not in measured:
+        settings = {"rate_mean": max(middle, 1.0)}
+    else:
+        spread = float(np.exp(np.median(measured["spread"][0])))
+        own = {"mu_loc": middle, "mu_scale": spread} if "mu_loc" in hyperparameters else {"mu_scale": max(largest, spread)}
+        settings = {**own, **dict.fromkeys(("W_scale", "C_scale", "sigma_scale", "psi_scale"), spread)}
+    values = [f"{name}={value:.2g}" for name, value in settings.items() if name in hyperparameters]
+    standardise = ["standardise the data (`standardize: true`)"] if "spread" in measured else []
+    named = [f"set {', '.join(values)} or so"] if values else ["choose priors on the data's scale"]
+    return ", or ".join([*standardise, *named])
