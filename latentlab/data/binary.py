@@ -4,20 +4,19 @@ import contextlib
 import math
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
 
 from latentlab.data.columns import Table, Wanted, choose
-from latentlab.data.convert import repeated
+from latentlab.data.convert import column_numbers, numbers, repeated
 from latentlab.data.memory import COPIES, Budget, size
 from latentlab.errors import DataError, MissingDependencyError
 
 MATRIX = "x"
 FEATURES = "feature"
-ROW_NUMBERS = "__index_level_0__"
-"""What pandas calls its row numbers in a Parquet file; no feature."""
 
 
 def read_npy(path: Path, wanted: Wanted, budget: Budget) -> Table:
@@ -65,7 +64,10 @@ def array(path: Path, accept: Callable[[tuple[int, ...], np.dtype], None], budge
 
 
 def read_parquet(path: Path, wanted: Wanted, budget: Budget) -> Table:
-    """The wanted columns of a Parquet file; features must be numbers, nulls in them are missing entries."""
+    """The wanted columns of a Parquet file; features must be numbers, nulls in them are missing entries.
+
+    The index that pandas keeps beside the columns gives the units' names.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -78,7 +80,11 @@ def read_parquet(path: Path, wanted: Wanted, budget: Budget) -> Table:
         if twice is not None:
             raise DataError(f"{path}: several columns are called {twice!r}.")
         asked = {str(name) for name in (*(wanted.columns or ()), *wanted.others.values())}
-        names = [name for name in names if name != ROW_NUMBERS or name in asked]
+        index = [one for one in (source.schema_arrow.pandas_metadata or {}).get("index_columns", ()) if one in names]
+        if len(index) == 1 and wanted.unit is None and index[0] not in asked:
+            wanted = replace(wanted, unit=index[0])
+            asked.add(index[0])
+        names = [name for name in names if name not in index or name in asked]
         chosen = choose(names, wanted, str(path))
         taken = [names[i] for i in chosen.all]
         n_rows = source.metadata.num_rows
@@ -97,17 +103,16 @@ def read_parquet(path: Path, wanted: Wanted, budget: Budget) -> Table:
 
 
 def _parquet_numbers(column: Any, what: str) -> np.ndarray:
+    import pandas as pd
     import pyarrow as pa
 
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     kind = column.type
-    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
     if not any(test(kind) for test in tests):
         raise DataError(f"{what} holds {kind}, no numbers. Choose other `columns`, or make it the `label` or `unit`.")
-    whole = column.cast(pa.int8()) if pa.types.is_boolean(kind) else column
-    try:
-        return whole.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{what}: a whole number beyond 2**53, which would lose digits: {error}") from error
+    return column_numbers(column.to_pandas(types_mapper=pd.ArrowDtype), what)
 
 
 def _parquet_names(column: Any, option: str, what: str) -> np.ndarray:
@@ -115,8 +120,12 @@ def _parquet_names(column: Any, option: str, what: str) -> np.ndarray:
 
     if column.null_count:
         raise DataError(f"{what}: {column.null_count} units have no {option}.")
+    if pa.types.is_timestamp(column.type) and column.type.tz is not None:
+        return np.asarray(column.to_pandas(), dtype=object)
     if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
         return column.cast(pa.timestamp("us")).to_numpy()
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     values = column.to_pylist()
     if any(isinstance(value, list | dict | bytes) for value in values):
         raise DataError(f"{what} holds {column.type}; its values must be text, numbers or dates.")
@@ -207,7 +216,7 @@ class Members:
         for name in features:
             if self.headers[name][1].kind not in "biuf":
                 raise DataError(f"{self._path}, member {name!r} has dtype {self.headers[name][1]}; expected numbers.")
-        x = np.column_stack([self.read(name) for name in features])
+        x = np.column_stack([numbers(self.read(name), ("unit",), {}, f"{self._path}, member {name!r}") for name in features])
         return Table(features, x, {option: self.read(names[i]) for option, i in chosen.others.items()})
 
 

@@ -9,6 +9,7 @@ import itertools
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,21 @@ from latentlab.data.memory import COPIES, Budget
 from latentlab.errors import DataError
 
 DELIMITERS = (",", ";", "\t", "|")
+BLANK = " "
+"""Delimits columns by one or more blanks or tabulators."""
+INDEX = re.compile(r"|Unnamed: \d+")
+"""What the index of a DataFrame is called in the file that pandas writes, and once pandas has read it and written it again."""
 BLOCK = 2**17
 """Cells read before they are turned into numbers."""
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 WHOLE = re.compile(r"[+-]?\d+")
 HINTS = (
-    (re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?"), "thousands separators (or a decimal comma): write plain 1234.5"),
-    (re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?"), "a decimal comma: write a decimal point"),
+    (
+        re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?"),
+        "thousands separators (or a decimal comma: `decimal: ','`): write plain 1234.5",
+    ),
+    (re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?"), "a decimal comma: write a decimal point, or name it by `decimal: ','`"),
     (re.compile(r"[+-]?\d{1,3}(\.\d{3})+,\d*"), "thousands separators and a decimal comma: write plain 1234.5"),
     (re.compile(r"[+-]?\d{1,3}([ '\u00a0\u202f\u2019]\d{3})+([.,]\d+)?"), "thousands separators: write plain 1234.5"),
     (re.compile(r"[+-]?(inf|infinity)", re.IGNORECASE), "infinite: finite numbers are needed"),
@@ -44,8 +52,11 @@ def read(
     delimiter: str | None,
     encoding: str,
     budget: Budget,
+    decimal: str = ".",
 ) -> Table:
     """The wanted columns of a text table; features as numbers, all else as text.
+
+    The index that pandas writes, a first column without a name, gives the units' names, unless it counts from 0.
 
     Raises:
         DataError: The file is not a table of that form; names line and column.
@@ -54,24 +65,61 @@ def read(
     opening = list(itertools.islice(lines, 2))
     if not "".join(opening).strip():
         raise DataError(f"{path}: the file is empty; expected a header and rows.")
-    sign = _delimiter(path, opening) if delimiter is None else _valid_delimiter(delimiter)
-    reader = csv.reader(itertools.chain(opening, lines), delimiter=sign, strict=True)
+    if decimal not in (".", ","):
+        raise DataError(f"`decimal` must be '.' or ','; got {decimal!r}.")
+    sign = _delimiter(path, opening, decimal) if delimiter is None else _valid_delimiter(delimiter)
+    if sign == decimal:
+        raise DataError(f"{path}: {sign!r} is both `delimiter` and `decimal`.")
+    source: Iterator[str] = itertools.chain(opening, lines)
+    if sign == BLANK:
+        source = (f"{line.expandtabs(1).rstrip()}\n" for line in source)
+    reader = csv.reader(source, delimiter=sign, strict=True, skipinitialspace=sign == BLANK)
     rows = _rows(path, reader)
     names = _header(path, next(rows)[1], sign)
+    index = next((i for i, name in enumerate(names) if INDEX.fullmatch(name)), None)
+    taken = {str(name) for name in (*(wanted.columns or ()), *wanted.others.values())}
+    if index is None or wanted.unit is not None or wanted.columns is not None or names[index] in taken:
+        index = None
+    given, wanted = wanted, wanted if index is None else replace(wanted, unit=names[index])
     chosen = choose(names, wanted, str(path))
     _need(path, len(opening[0]), len(names), chosen, budget)
-    parser = _Parser(path, names, chosen, frozenset({"", *missing_values}), budget)
+    parser = _Parser(path, names, chosen, frozenset({"", *missing_values}), budget, decimal)
     n_rows = max(1, BLOCK // len(names))
     while block := list(itertools.islice(rows, n_rows)):
         parser.add(block)
-    return parser.table()
+    table = parser.table()
+    if index is None:
+        return table
+    units = table.others["unit"].tolist()
+    twice = repeated(units)
+    if twice is None:
+        counted = units == [str(i) for i in range(len(units))]
+        return replace(table, others={k: v for k, v in table.others.items() if k != "unit" or not counted})
+    if not names[index]:
+        raise DataError(
+            f"{path}, line 1: column {index + 1} of {len(names)} has no name, and cannot be the units' names ({twice!r} is there "
+            "more than once): name it, or leave it out."
+        )
+    columns = [name for name in names if name not in given.others.values()]
+    return read(
+        path,
+        replace(given, columns=columns),
+        missing_values=missing_values,
+        delimiter=delimiter,
+        encoding=encoding,
+        budget=budget,
+        decimal=decimal,
+    )
 
 
 class _Parser:
     """Turns blocks of rows into numbers and text, checking them against the budget as they grow."""
 
-    def __init__(self, path: Path, names: list[str], chosen: Chosen, missing: frozenset[str], budget: Budget) -> None:
+    def __init__(
+        self, path: Path, names: list[str], chosen: Chosen, missing: frozenset[str], budget: Budget, decimal: str
+    ) -> None:
         self.path, self.names, self.chosen, self.missing, self.budget = path, names, chosen, missing, budget
+        self.decimal = decimal
         self.pick = _picker(chosen.features, len(names))
         self.blocks: list[np.ndarray] = []
         self.others: dict[str, list[str]] = {option: [] for option in chosen.others}
@@ -99,14 +147,17 @@ class _Parser:
     def _quick(self, cells: list[str]) -> np.ndarray | None:
         """All cells at once, or None where one of them needs a closer look."""
         missing, nan = self.missing, np.nan
-        if "_" in "".join(cells):  # float() takes 1_000 for a number
+        text = "".join(cells)
+        if "_" in text or (self.decimal == "," and "." in text):  # float() takes 1_000 for a number
             return None
+        if self.decimal == ",":
+            cells = [cell if cell in missing else cell.replace(",", ".") for cell in cells]
         try:
             values = np.array([nan if cell in missing else float(cell) for cell in cells])
         except ValueError:
             return None
         n_missing = sum(cell in missing for cell in cells) if np.isnan(values).any() else 0
-        if np.isnan(values).sum() != n_missing or (np.abs(values) > EXACT).any():
+        if np.isnan(values).sum() != n_missing or (np.abs(values) >= EXACT).any():
             return None
         return values
 
@@ -117,11 +168,12 @@ class _Parser:
             if word in self.missing:
                 values[i] = np.nan
                 continue
-            values[i] = float(word) if NUMBER.fullmatch(word) else np.nan
-            lost = WHOLE.fullmatch(word) is not None and abs(values[i]) > EXACT
+            plain = word if self.decimal == "." else word.replace(".", " ").replace(",", ".")
+            values[i] = float(plain) if NUMBER.fullmatch(plain) else np.nan
+            lost = WHOLE.fullmatch(word) is not None and abs(values[i]) >= EXACT and word.lstrip("+-0") != str(EXACT)
             if lost or not np.isfinite(values[i]):
                 column = self.names[self.chosen.features[i % width]]
-                why = "a whole number beyond 2**53, which would lose digits" if lost else _hint(word)
+                why = "a whole number beyond 2**53, which would lose digits" if lost else _hint(word, self.decimal)
                 raise DataError(
                     f"{self.path}, line {lines[i // width]}, column {column!r}: {word[:40]!r} is {why}. "
                     "Choose other `columns`, or make it the `label` or `unit`."
@@ -135,7 +187,9 @@ class _Parser:
         return word
 
 
-def _hint(word: str) -> str:
+def _hint(word: str, decimal: str) -> str:
+    if decimal == "," and "." in word:
+        return "no number: it has a decimal point, and `decimal` is a comma"
     if NUMBER.fullmatch(word):
         return "beyond the range of float64"
     for pattern, what in HINTS:
@@ -196,11 +250,12 @@ def _fields(n_fields: int) -> str:
 def _header(path: Path, row: list[str], delimiter: str) -> list[str]:
     names = [name.strip() for name in row]
     for i, name in enumerate(names):
-        if not name:
+        if not name and (i or len(names) == 1):
             raise DataError(f"{path}, line 1: column {i + 1} of {len(names)} has no name (delimiter {delimiter!r}).")
-    numbers = [NUMBER.fullmatch(name) is not None for name in names]
-    counted = [str(i) for i in range(len(names))], [str(i + 1) for i in range(len(names))]
-    if all(numbers) and names not in counted:
+    own = [name for name in names if name]
+    numbers = [NUMBER.fullmatch(name) is not None for name in own]
+    counted = [str(i) for i in range(len(own))], [str(i + 1) for i in range(len(own))]
+    if all(numbers) and own not in counted:
         raise DataError(f"{path}, line 1: {', '.join(names[:4])} look like data, not like column names: no header?")
     twice = repeated(names)
     if twice is not None:
@@ -210,20 +265,22 @@ def _header(path: Path, row: list[str], delimiter: str) -> list[str]:
 
 
 def _valid_delimiter(delimiter: str) -> str:
-    sign = {"tab": "\t", "\\t": "\t"}.get(delimiter, delimiter)
+    sign = {"tab": "\t", "\\t": "\t", "blank": BLANK}.get(delimiter, delimiter)
     if not isinstance(sign, str) or len(sign) != 1 or sign in '"\r\n':
-        raise DataError(f"`delimiter` must be one character (or 'tab'), and no quote; got {delimiter!r}.")
+        raise DataError(f"`delimiter` must be one character (or 'tab', or 'blank' for blanks), and no quote; got {delimiter!r}.")
     return sign
 
 
-def _delimiter(path: Path, opening: list[str]) -> str:
+def _delimiter(path: Path, opening: list[str], decimal: str) -> str:
     """The delimiter that the header has, in the same number as the first row where several come into question."""
     if path.name.lower().removesuffix(".gz").endswith((".tsv", ".tab")):
         return "\t"
     header, *rows = (re.sub(r'"[^"]*"?', "", line) for line in opening)
-    found = [sign for sign in DELIMITERS if sign in header]
+    found = [sign for sign in DELIMITERS if sign in header and sign != decimal]
+    if not found and rows and len(header.split()) == len(rows[0].split()) > 1:
+        return BLANK
     if len(found) > 1:
         found = [sign for sign in found if rows and rows[0].count(sign) == header.count(sign)]
         if len(found) != 1:
             raise DataError(f"{path}: the delimiter is not clear from the first lines; name it by `delimiter`.")
-    return found[0] if found else ","
+    return found[0] if found else "," if decimal != "," else ";"

@@ -32,6 +32,7 @@ def file(
     encoding: str = "utf-8",
     max_bytes: int | None = None,
     *,
+    decimal: str = ".",
     sequence: str | None = None,
     time: str | None = None,
     fill_gaps: bool = True,
@@ -39,10 +40,11 @@ def file(
 ) -> Dataset | StoredDataset:
     r"""A table in a CSV, TSV, NPY, NPZ or Parquet file; text may be compressed (.csv.gz).
 
-    A text table has a header. Its features are plain numbers with a decimal point; label and unit are kept as text, so
-    that a category may be called None. An NPY matrix has columns 0, 1, 2, ...; an NPZ file has a matrix `x` with the
-    columns' names in `feature`, or a vector for each column. Nothing is unpickled. A series has a row for each time step, and
-    columns that say when and of which sequence it is (`time`, `sequence`).
+    A text table has a header. Its features are plain numbers; label and unit are kept as text, so that a category may be
+    called None. The index that pandas writes beside the columns gives the units' names, unless it counts from 0. An NPY matrix
+    has columns 0, 1, 2, ...; an NPZ file has a matrix `x` with the columns' names in `feature`, or a vector for each column.
+    Nothing is unpickled. A series has a row for each time step, and columns that say when and of which sequence it is (`time`,
+    `sequence`).
 
     Args:
         path: The file, relative to the working directory. `~` is one's home; variables such as `$HOME` stay as they are.
@@ -50,9 +52,10 @@ def file(
         label: The column with a label for each unit.
         unit: The column with the units' names, each of them different.
         missing_values: Text that means a missing entry in a feature; an empty cell always does.
-        delimiter: What separates the columns (`tab` for a tabulator); seen from the header if not given.
+        delimiter: What separates the columns (`tab` for a tabulator, `blank` for blanks); seen from the first lines if not given.
         encoding: The text's encoding.
         max_bytes: Refuse a table that takes more memory; half of the free memory if not given.
+        decimal: What numbers in text have before their fraction, `.` or `,`.
         sequence: The column that says which sequence a row is a time step of.
         time: The column with the times of the rows, by which they are sorted; units without names are called after it.
         fill_gaps: Whether time steps that a sequence leaves out become rows of missing entries.
@@ -80,7 +83,15 @@ def file(
     try:
         if name.endswith(TEXT) or name.removesuffix(".gz").endswith(TEXT):
             markers = _markers(missing_values)
-            table = delimited.read(where, wanted, missing_values=markers, delimiter=delimiter, encoding=encoding, budget=budget)
+            table = delimited.read(
+                where,
+                wanted,
+                missing_values=markers,
+                delimiter=delimiter,
+                encoding=encoding,
+                budget=budget,
+                decimal=decimal,
+            )
         else:
             if delimiter is not None:
                 raise DataError(f"{where}: `delimiter` is for text tables.")

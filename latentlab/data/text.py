@@ -5,11 +5,15 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from latentlab.data.memory import Budget
 from latentlab.errors import DataError
+
+LONGEST = 2**24
+"""Characters of a line at most: a million columns have room, and a file without line ends is refused at once."""
 
 
 class _Unpacked(io.BufferedIOBase):
@@ -51,7 +55,7 @@ def lines(path: Path, encoding: str, budget: Budget) -> Iterator[str]:
     """The lines of a text file, plain or compressed, decoded strictly.
 
     Raises:
-        DataError: A byte that is no text in that encoding, by its offset; NUL; damage; more than the budget.
+        DataError: A byte that is no text in that encoding, by its offset; NUL; damage; more than the budget; an endless line.
     """
     try:
         codec = codecs.lookup(encoding).name
@@ -59,7 +63,12 @@ def lines(path: Path, encoding: str, budget: Budget) -> Iterator[str]:
             opened(path, budget) as stream,
             io.TextIOWrapper(stream, encoding="utf-8-sig" if codec == "utf-8" else codec, newline="") as decoded,
         ):
-            for number, line in enumerate(decoded, 1):
+            for number, line in enumerate(iter(partial(decoded.readline, LONGEST + 1), ""), 1):
+                if len(line) > LONGEST:
+                    raise DataError(
+                        f"{path}, line {number}: more than {LONGEST} characters without a line end; a table so wide is read from "
+                        "NPY or Parquet."
+                    )
                 if "\0" in line:
                     raise DataError(f"{path}, line {number}: a NUL byte; a text table has none (is it UTF-16?).")
                 yield line

@@ -6,6 +6,7 @@ labels outside a range of classes. Files much larger than memory are refused fro
 """
 
 import contextlib
+import decimal
 import gzip
 import io
 import os
@@ -56,6 +57,124 @@ def test_dialects_are_read(tmp_path, name, content):
     dataset = read(tmp_path, name, content)
     assert dataset.x.tolist() == PLAIN
     assert dataset.features.tolist() == ["a", "b"]
+
+
+def test_blanks_and_decimal_commas(tmp_path):
+    assert read(tmp_path, "a.txt", "a   b\n1 2\n 3\t 4 \n").x.tolist() == PLAIN
+    assert read(tmp_path, "a.txt", '"the a" b\n1 2\n3 4\n', delimiter="blank").features.tolist() == ["the a", "b"]
+    assert read(tmp_path, "a.csv", "petal length\n1\n3\n").features.tolist() == ["petal length"]
+    for text in ("a;b\n1,0;2\n3,0;4e0\n", "a\tb\n1,0\t2\n3\t4\n", "a b\n1,0 2\n3 4\n"):
+        assert read(tmp_path, "a.csv", text, decimal=",").x.tolist() == PLAIN
+    np.testing.assert_array_equal(read(tmp_path, "a.csv", "a;b\n1,5;NA\n;2\n", decimal=",").x, [[1.5, np.nan], [np.nan, 2]])
+    for content, options, message in (
+        ("a;b\n1.000,5;2\n", {"decimal": ","}, "line 2, column 'a': '1.000,5' is no number: it has a decimal point"),
+        ("a;b\n1.5;2\n", {"decimal": ","}, "it has a decimal point, and `decimal` is a comma"),
+        ("a,b\n1,2\n", {"decimal": ",", "delimiter": ","}, "both `delimiter` and `decimal`"),
+        ("a;b\n1;2\n", {"decimal": "'"}, "`decimal` must be '.' or ','"),
+        ("a b\n1 2 3\n", {"delimiter": "blank"}, "line 2: 3 fields where the header has 2"),
+        ("a;b\n1,5;2\n", {}, "decimal comma.*`decimal: ','`"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read(tmp_path, "a.csv", content, **options)
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_what_pandas_writes_is_read_with_its_index_as_units(tmp_path, form):
+    frame = pd.DataFrame({"a": [1.5, 2.0, np.nan], "b": [4, 5, 6]}, index=["u", "v", "w"])
+
+    def back(frame, **options):
+        path = tmp_path / f"mine.{form}"
+        getattr(frame, f"to_{form}")(path)
+        return file(str(path), **options)
+
+    dataset = back(frame)
+    np.testing.assert_array_equal(dataset.x, frame.to_numpy())
+    assert (dataset.features.tolist(), dataset.units.tolist()) == (["a", "b"], ["u", "v", "w"])
+    counted = back(frame.reset_index(drop=True))
+    assert (counted.features.tolist(), counted.units.tolist()) == (["a", "b"], [0, 1, 2])
+    assert [str(unit) for unit in back(frame.set_axis([7, 5, 9])).units] == ["7", "5", "9"]
+    days = pd.DatetimeIndex(["2020-03-28", "2020-03-29", "2020-03-30"])
+    assert back(frame.set_axis(days)).units.tolist() == ["2020-03-28", "2020-03-29", "2020-03-30"]
+    assert back(frame.assign(id=["k", "l", "m"]), unit="id", columns=["b"]).units.tolist() == ["k", "l", "m"]
+    assert back(frame.assign(t=[3, 1, 2]), time="t").units.tolist() == ["v", "w", "u"]
+
+
+def test_an_unnamed_column_is_an_index_where_it_can_be(tmp_path):
+    for text in (",a,b\n0,1,2\n1,3,4\n", "Unnamed: 0,a,b\n0,1,2\n1,3,4\n"):
+        dataset = read(tmp_path, "a.csv", text)
+        assert (dataset.features.tolist(), dataset.x.tolist(), dataset.units.tolist()) == (["a", "b"], PLAIN, [0, 1])
+    assert read(tmp_path, "a.csv", "Unnamed: 0,a\n7,1\n5,3\n").units.tolist() == ["7", "5"]
+    kept = read(tmp_path, "a.csv", "Unnamed: 0,a,k\n7,1,x\n7,3,y\n", label="k")
+    assert (kept.features.tolist(), kept.x.tolist()) == (["Unnamed: 0", "a"], [[7, 1], [7, 3]])
+    asked = read(tmp_path, "a.csv", "Unnamed: 0,a\n0,1\n1,3\n", columns=["Unnamed: 0", "a"])
+    assert asked.x.tolist() == [[0, 1], [1, 3]]
+    with pytest.raises(DataError, match=r"line 1: column 1 of 2 has no name, and cannot be the units' names \('7' is there more"):
+        read(tmp_path, "a.csv", ",a\n7,1\n7,3\n")
+    with pytest.raises(DataError, match="line 1: column 2 of 2 has no name"):
+        read(tmp_path, "a.csv", "a,\n7,1\n7,3\n")
+
+
+BIG = 2**53 + 1
+
+
+def parquet(**columns):
+    stream = io.BytesIO()
+    pd.DataFrame(columns).to_parquet(stream)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", f"a,b\n{BIG},0.5\n"),
+        ("a.csv", f"a,b\n-0{BIG} ,0.5\n"),
+        ("a.csv", f"a;b\n{BIG};0,5\n"),
+        ("a.npy", npy(np.array([[BIG, 1]]))),
+        ("a.npy", npy(np.array([[BIG, 1]], np.uint64))),
+        ("a.npz", npz(a=np.array([BIG]), b=np.array([0.5]))),
+        ("a.npz", npz(x=np.array([[-BIG, 1]]))),
+        ("a.parquet", parquet(a=[BIG], b=[0.5])),
+        ("a.parquet", parquet(a=pd.array([BIG, None], dtype="Int64"))),
+        ("a.parquet", parquet(a=[decimal.Decimal(BIG)])),
+        ("a.parquet", parquet(a=np.array([2**64 - 1], np.uint64))),
+    ],
+)
+def test_whole_numbers_that_would_lose_digits_are_refused_by_every_reader(tmp_path, name, content):
+    with pytest.raises(DataError, match=r"whole number.* beyond 2\*\*53"):
+        read(tmp_path, name, content, **({"decimal": ","} if isinstance(content, str) and ";" in content else {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", f"a\n{BIG - 1}\n-{BIG - 1}\n"),
+        ("a.npy", npy(np.array([[BIG - 1], [1 - BIG]]))),
+        ("a.parquet", parquet(a=[BIG - 1, 1 - BIG])),
+    ],
+)
+def test_the_last_whole_number_that_float64_holds_is_taken(tmp_path, name, content):
+    assert read(tmp_path, name, content).x[:, 0].tolist() == [2.0**53, -(2.0**53)]
+
+
+def test_columns_of_parquet_that_hold_numbers_are_taken(tmp_path):
+    content = parquet(
+        a=pd.array([1, None], dtype="Int8"),
+        b=pd.array([True, None], dtype="boolean"),
+        c=pd.Categorical([5, None]),
+        d=[decimal.Decimal("1.5"), None],
+        e=[None, None],
+        kind=pd.Categorical(["x", "y"]),
+    )
+    dataset = read(tmp_path, "a.parquet", content, label="kind")
+    np.testing.assert_array_equal(dataset.x, [[1, 1, 5, 1.5, np.nan], [np.nan] * 5])
+    assert dataset.labels.tolist() == ["x", "y"]
+
+
+def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("latentlab.data.text.LONGEST", 1000)
+    with pytest.raises(DataError, match=r"line 2: more than 1000 characters without a line end; .*NPY or Parquet"):
+        read(tmp_path, "a.csv", "a,b\n" + "1," * 2000)
+    assert read(tmp_path, "a.csv", "a" * 999 + "\n1\n").x.tolist() == [[1.0]]
 
 
 def test_units_labels_and_missing_markers(tmp_path):
