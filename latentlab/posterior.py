@@ -65,6 +65,9 @@ DEFLATE = 1100
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 """What is undone on reading; any other filter would be a library that HDF5 loads by name."""
 
+MOST_GROUPS, MOST_ITEMS = 100, 10_000
+"""Groups of a file, and arrays and groups in one of them: a result has a dozen groups, each with an array for every site."""
+
 MIN_DRAWS = 4
 MIN_RATIOS = 25
 """With fewer importance ratios the tail holds fewer than the 5 that a fit needs."""
@@ -365,10 +368,14 @@ def _inspect(path: Path) -> list[str]:
 def _items(group: h5py.Group, path: Path) -> Iterator[tuple[str, str, Any]]:
     """Everything in the file as (group, name, group or dataset), no link followed, nothing met twice."""
     seen = {h5py.h5o.get_info(group.id).addr}
-    waiting = [group]
+    waiting, n_groups = [group], 0
     while waiting:
         parent = waiting.pop(0)
         inside = parent.name.strip("/")
+        if len(seen) > MOST_ITEMS or len(parent) > MOST_ITEMS:
+            raise StoreError(
+                f"{path}, group {inside!r}: holds more than {MOST_ITEMS} arrays and groups, as no result does; not read."
+            )
         for name in parent:
             if not isinstance(parent.get(name, getlink=True), h5py.HardLink):
                 raise StoreError(f"{path}, group {inside!r}: {name!r} is a link to somewhere else; not followed.")
@@ -379,6 +386,9 @@ def _items(group: h5py.Group, path: Path) -> Iterator[tuple[str, str, Any]]:
             seen.add(address)
             if isinstance(item, h5py.Group):
                 waiting.append(item)
+                n_groups += 1
+                if n_groups > MOST_GROUPS:
+                    raise StoreError(f"{path}: holds more than {MOST_GROUPS} groups, as no result does; not read.")
             yield inside, name, item
 
 

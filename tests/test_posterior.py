@@ -226,6 +226,16 @@ def with_other_filter(file: h5py.File, other: Path) -> None:
     file["posterior"].create_dataset("W", data=np.zeros(100), compression="lzf")
 
 
+def with_many_groups(file: h5py.File, other: Path) -> None:
+    for i in range(120):
+        file.create_group(f"posterior/g{i}/h")
+
+
+def with_many_arrays(file: h5py.File, other: Path) -> None:
+    for i in range(20):
+        file[f"posterior/a{i}"] = 0.0
+
+
 FORGERIES = {
     with_link: "'W' is a link",
     with_soft_loop: "'loop' is a link",
@@ -235,11 +245,13 @@ FORGERIES = {
     with_large_claim: "declares 640.0 MB, but the file holds only 0 B",
     with_objects: "only numbers and text of fixed length",
     with_other_filter: "unknown filter",
+    with_many_arrays: "holds more than 15 arrays and groups",
 }
 
 
 @pytest.mark.parametrize("forge", FORGERIES, ids=lambda forge: forge.__name__)
-def test_what_reaches_outside_or_claims_too_much_is_refused(tmp_path, forge):
+def test_what_reaches_outside_or_claims_too_much_is_refused(tmp_path, monkeypatch, forge):
+    monkeypatch.setattr("latentlab.posterior.MOST_ITEMS", 15)
     path, other = tmp_path / "posterior.nc", tmp_path / "other.h5"
     with h5py.File(other, "w") as file:
         file["secret"] = np.ones(3)
@@ -249,6 +261,13 @@ def test_what_reaches_outside_or_claims_too_much_is_refused(tmp_path, forge):
     assert path.stat().st_size < 50_000
     with pytest.raises(StoreError, match=r"posterior\.nc, group 'posterior'.*" + FORGERIES[forge]):
         load(path)
+
+
+def test_a_file_of_too_many_groups_is_refused_before_it_is_gone_through(tmp_path):
+    with h5py.File(tmp_path / "a.nc", "w") as file:
+        with_many_groups(file, tmp_path)
+    with pytest.raises(StoreError, match=r"a\.nc: holds more than 100 groups, as no result does"):
+        load(tmp_path / "a.nc")
 
 
 def test_a_posterior_without_chains_is_refused(tmp_path):

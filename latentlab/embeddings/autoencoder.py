@@ -9,7 +9,7 @@ import numpy as np
 from annotated_types import Ge, Gt
 
 from latentlab.embeddings.embedding import at_most
-from latentlab.errors import InferenceError
+from latentlab.errors import ConfigError, InferenceError
 from latentlab.seeds import Seeds, isolated, one_thread
 
 MAX_ITER = 5000
@@ -63,6 +63,8 @@ def autoencoder(
     import torch
 
     n_units, n_features = x.shape
+    if n_features < 2:
+        raise ConfigError("embedding 'autoencoder' needs at least 2 features; the data have 1: leave it out.")
     because = f"there are {n_units} units of {n_features} features"
     at_most("autoencoder", "n_latent", n_latent, min(n_features, n_units) - 1, because)
     centred = x - x.mean(axis=0)

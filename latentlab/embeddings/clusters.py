@@ -10,7 +10,7 @@ import numpy as np
 from annotated_types import Ge
 
 from latentlab.embeddings.embedding import all_pairs, at_most, clustering
-from latentlab.embeddings.manifold import note_pieces
+from latentlab.embeddings.manifold import neighbors, note_pieces
 
 MAX_ITER = 10_000
 """Steps of k-means, which ends by itself when no unit changes its cluster."""
@@ -51,7 +51,7 @@ def kmeans(
 
 @clustering
 def spectral_clustering(
-    x: np.ndarray, n_latent: int, *, seed: int, n_neighbors: Annotated[int, Ge(1)] = 10, notes: list[str]
+    x: np.ndarray, n_latent: int, *, seed: int, n_neighbors: Annotated[int, Ge(1)] | None = None, notes: list[str]
 ) -> np.ndarray:
     r"""Spectral clustering: k-means on the slowest modes of a random walk on the graph of nearest neighbours.
 
@@ -63,7 +63,7 @@ def spectral_clustering(
         x: Table `(unit, feature)`.
         n_latent: Clusters, no more than there are distinct units.
         seed: Of k-means' starts.
-        n_neighbors: Neighbours of each unit, the unit itself not counted.
+        n_neighbors: Neighbours of each unit, the unit itself not counted; 10, or all others where they are fewer, if None.
         notes: Is told if the graph is in pieces, and if so many clusters were not found.
 
     References:
@@ -73,8 +73,7 @@ def spectral_clustering(
     from sklearn.neighbors import kneighbors_graph
 
     distinct("spectral_clustering", x, n_latent)
-    at_most("spectral_clustering", "n_neighbors", n_neighbors, len(x) - 1, f"fewer than the {len(x)} units")
-    at_most("spectral_clustering", "n_latent", n_latent, len(x) - 2, f"fewer than the {len(x)} units, less one")
+    n_neighbors = neighbors("spectral_clustering", x, n_latent, n_neighbors, notes)
     note_pieces(x, n_neighbors, notes)
     near = kneighbors_graph(x, n_neighbors)
     with _one_thread():

@@ -7,6 +7,7 @@ takes says what it needs: `x` (a table without missing entries) or `dataset`, `n
 """
 
 import inspect
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ N_SEEDS = 3
 """Runs of an algorithm that starts at random, unless said."""
 GIVEN = ("x", "dataset", "n_latent", "seed", "notes")
 """Arguments of an entry that `embed` fills in; all others are the entry's options."""
+RANGE = 400
+"""Powers of two, either way, that the spread of the data may have: squares of distances are then inside the range of float64."""
 TIED = 1e-8
 """Entries of a column this close to its largest one are as large: rounding must not choose the sign."""
 COPIES = 5
@@ -157,6 +160,12 @@ def embed(
         Embedding('pca', unit: 150, latent: 2)
     """
     entry, chosen = EMBEDDINGS.load(name), _options(name, options)
+    if not isinstance(dataset, Dataset):
+        getattr(dataset, "x", None)  # data that stay on disk refuse by themselves
+        raise DataError(
+            f'embedding {name!r} takes a Dataset, such as Dataset({{"x": x}}, dims={{"x": ("unit", "feature")}}); '
+            f"got {type(dataset).__name__}."
+        )
     common = inspect.signature(embed).parameters
     n_latent, n_seeds, label, impute = (
         _typed(name, common[option], value)
@@ -176,7 +185,17 @@ def embed(
     else:
         runs, values = (), _run(name, entry, arguments, notes)
     if isinstance(values, Embedding):
-        return replace(values.reindexed(dataset.units), label=label or values.label, options=chosen)
+        found = values.reindexed(dataset.units)
+        known = set(found.units.astype(str).tolist())
+        extra = [unit for unit in values.units.tolist() if str(unit) not in known]
+        if extra:
+            rows = (
+                f"{len(extra)} of {len(values.units)} rows match" if len(extra) > 1 else f"1 of {len(values.units)} rows matches"
+            )
+            notes.append(
+                f"{rows} no unit of the data and {'were' if len(extra) > 1 else 'was'} left out: {convert.listed(extra)}"
+            )
+        return replace(found, label=label or values.label, options=chosen, notes=(*values.notes, *notes))
     values = values if runs else _oriented(values)
     return Embedding(name, values, dataset.units, label or name, chosen, runs, tuple(dict.fromkeys(notes)))
 
@@ -200,8 +219,28 @@ def at_most(name: str, option: str, value: float, most: float, because: str) -> 
     Raises:
         ConfigError: Names the embedding, the option, the most that it may be with its reason, and the value.
     """
+    if most < 1 and option == "n_latent":
+        raise ConfigError(
+            f"embedding {name!r} has no column left to give ({because}); leave it out, or take more units or features."
+        )
     if value > most:
         raise ConfigError(f"embedding {name!r}: `{option}` must be at most {round(most, 4)} ({because}); got {value}.")
+
+
+def at_most_by_data(
+    name: str, option: str, given: float | None, usual: float, most: float, because: str, notes: list[str]
+) -> Any:
+    """An option whose usual value is lowered, with a note, where the data are too few for it; a value asked for is refused.
+
+    Raises:
+        ConfigError: The value asked for is too large.
+    """
+    if given is not None:
+        at_most(name, option, given, most, because)
+        return given
+    if most < usual:
+        notes.append(f"{option} {usual:g} was lowered to {most:g}, {because}")
+    return min(usual, most)
 
 
 def all_pairs(name: str, n_units: int) -> None:
@@ -271,6 +310,12 @@ def _table(name: str, dataset: Dataset, impute: str, notes: list[str]) -> np.nda
         x = np.where(missing, np.nanmean(x, axis=0), x)
     if (x == x[0]).all():
         raise DataError(f"embedding {name!r}: all {len(x)} units of {dataset.name} are the same: nothing varies.")
+    spread = float(np.ptp(x / 2, axis=0).max())
+    if abs(math.frexp(spread)[1]) > RANGE:
+        raise DataError(
+            f"embedding {name!r}: the largest range of a column of {dataset.name} is {2 * spread:.3g}, whose square float64 does "
+            "not hold: measure it in other units, or standardise the data (`standardize: true`)."
+        )
     return np.array(x)
 
 

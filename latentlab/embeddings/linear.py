@@ -111,4 +111,8 @@ def kernel_pca(x: np.ndarray, n_latent: int, *, gamma: Annotated[float, Gt(0)] |
 
 def _fewer(name: str, x: np.ndarray, n_latent: int) -> None:
     n_units, n_features = x.shape
+    if n_features < 2:
+        raise ConfigError(
+            f"embedding {name!r} needs at least 2 features; the data have 1, which is an embedding itself: leave it out."
+        )
     at_most(name, "n_latent", n_latent, min(n_features, n_units) - 1, f"there are {n_units} units of {n_features} features")

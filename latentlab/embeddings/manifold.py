@@ -13,15 +13,17 @@ from annotated_types import Ge
 from scipy.linalg import eigh
 from scipy.spatial.distance import pdist, squareform
 
-from latentlab.embeddings.embedding import all_pairs, at_most
+from latentlab.embeddings.embedding import all_pairs, at_most, at_most_by_data
 
+N_NEIGHBORS = 10
+"""Unless said; as many as there are other units where those are fewer."""
 SEED = 0
 """Of the iterative eigensolver's starting vector, on which its result depends by rounding only."""
 STRESS_TOLERANCE = 1e-6
 """Majorisation stops when a step lowers the stress by less than this share of the layout's sum of squared distances."""
 
 
-def isomap(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] = 10, notes: list[str]) -> np.ndarray:
+def isomap(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] | None = None, notes: list[str]) -> np.ndarray:
     r"""Classical scaling of distances along the graph of nearest neighbours.
 
     The distance of two units is the length of the shortest path between them in the graph that joins each unit with its
@@ -31,7 +33,7 @@ def isomap(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] =
     Args:
         x: Table `(unit, feature)`.
         n_latent: Columns.
-        n_neighbors: Neighbours of each unit, the unit itself not counted.
+        n_neighbors: Neighbours of each unit, the unit itself not counted; 10, or all others where they are fewer, if None.
         notes: Is told if the graph is in pieces, which are then joined at their nearest units.
 
     References:
@@ -39,13 +41,13 @@ def isomap(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] =
     """
     from sklearn.manifold import Isomap
 
-    _check("isomap", x, n_latent, n_neighbors)
+    n_neighbors = neighbors("isomap", x, n_latent, n_neighbors, notes)
     note_pieces(x, n_neighbors, notes)
     all_pairs("isomap", len(x))
     return Isomap(n_components=n_latent, n_neighbors=n_neighbors, eigen_solver="dense").fit_transform(x)
 
 
-def lle(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] = 10, notes: list[str]) -> np.ndarray:
+def lle(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] | None = None, notes: list[str]) -> np.ndarray:
     r"""Locally linear embedding: each unit stays the same mixture of its neighbours.
 
     Weights W, each row summing to 1, minimise $\sum_i |x_i - \sum_j W_{ij} x_j|^2$ over the nearest neighbours j of i (with a
@@ -55,15 +57,16 @@ def lle(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] = 10
     Args:
         x: Table `(unit, feature)`.
         n_latent: Columns, fewer than neighbours.
-        n_neighbors: Neighbours that a unit is mixed of, the unit itself not counted.
-        notes: Is told if the graph of neighbours is in pieces.
+        n_neighbors: Neighbours that a unit is mixed of, the unit itself not counted; 10, or all others where they are fewer, if
+            None.
+        notes: Is told if the graph of neighbours is in pieces, or their number was lowered.
 
     References:
         Roweis & Saul (2000), Science 290:2323.
     """
     from sklearn.manifold import LocallyLinearEmbedding
 
-    _check("lle", x, n_latent, n_neighbors)
+    n_neighbors = neighbors("lle", x, n_latent, n_neighbors, notes)
     at_most("lle", "n_latent", n_latent, n_neighbors - 1, f"fewer than the {n_neighbors} neighbours")
     note_pieces(x, n_neighbors, notes)
     all_pairs("lle", len(x))
@@ -71,7 +74,7 @@ def lle(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] = 10
     return fitted.fit_transform(x) * np.sqrt(len(x))
 
 
-def spectral(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] = 10, notes: list[str]) -> np.ndarray:
+def spectral(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] | None = None, notes: list[str]) -> np.ndarray:
     r"""Laplacian eigenmaps: the slowest modes of a random walk on the graph of nearest neighbours.
 
     Positions minimise $\sum_{ij} A_{ij} |y_i - y_j|^2$ with $Y' \Delta Y = n I$: $A_{ij}$ is 1 if i and j are nearest
@@ -81,7 +84,7 @@ def spectral(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)]
     Args:
         x: Table `(unit, feature)`.
         n_latent: Columns.
-        n_neighbors: Neighbours of each unit, the unit itself not counted.
+        n_neighbors: Neighbours of each unit, the unit itself not counted; 10, or all others where they are fewer, if None.
         notes: Is told if the graph is in pieces: the first columns then only say in which a unit is.
 
     References:
@@ -90,7 +93,7 @@ def spectral(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)]
     from sklearn.manifold import spectral_embedding
     from sklearn.neighbors import kneighbors_graph
 
-    _check("spectral", x, n_latent, n_neighbors)
+    n_neighbors = neighbors("spectral", x, n_latent, n_neighbors, notes)
     note_pieces(x, n_neighbors, notes)
     near = kneighbors_graph(x, n_neighbors)
     weights = 0.5 * (near + near.T)
@@ -158,7 +161,10 @@ def _classical(distances: np.ndarray, n_latent: int) -> np.ndarray:
     return (vectors * np.sqrt(np.maximum(values, 0.0)))[:, ::-1]
 
 
-def _check(name: str, x: np.ndarray, n_latent: int, n_neighbors: int) -> None:
+def neighbors(name: str, x: np.ndarray, n_latent: int, given: int | None, notes: list[str]) -> int:
+    """The number of neighbours of each unit, the unit itself not counted."""
     n_units = len(x)
-    at_most(name, "n_neighbors", n_neighbors, n_units - 1, f"fewer than the {n_units} units")
-    at_most(name, "n_latent", n_latent, n_units - 2, f"fewer than the {n_units} units, less one")
+    because = f"fewer than the {n_units} units"
+    found = int(at_most_by_data(name, "n_neighbors", given, N_NEIGHBORS, n_units - 1, because, notes))
+    at_most(name, "n_latent", n_latent, n_units - 2, f"{because}, less one")
+    return found

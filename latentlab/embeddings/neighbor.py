@@ -5,12 +5,14 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge, Le
 
-from latentlab.embeddings.embedding import at_most
+from latentlab.embeddings.embedding import at_most, at_most_by_data
 from latentlab.embeddings.manifold import note_pieces
 from latentlab.errors import ConfigError, MissingDependencyError
 
 PERPLEXITY = 30.0
 """Unless said; as in openTSNE and scikit-learn."""
+N_NEIGHBORS = 15
+"""Of UMAP unless said, the unit itself counted."""
 SPREAD = 1e-4
 """Standard deviation of the first column at the start: small, so that nothing repels yet."""
 NOISE = 0.1
@@ -74,7 +76,7 @@ def umap(
     *,
     seed: int,
     notes: list[str],
-    n_neighbors: Annotated[int, Ge(2)] = 15,
+    n_neighbors: Annotated[int, Ge(2)] | None = None,
     min_dist: Annotated[float, Ge(0), Le(1)] = 0.1,
     n_epochs: Annotated[int, Ge(1)] | None = None,
 ) -> np.ndarray:
@@ -90,7 +92,8 @@ def umap(
         n_latent: Columns.
         seed: Of the noise at the start and of the sampling.
         notes: Is told if the graph is in pieces.
-        n_neighbors: Neighbours of each unit, the unit itself counted, as in the library.
+        n_neighbors: Neighbours of each unit, the unit itself counted, as in the library; 15, or one less than the units where
+            they are fewer, if None.
         min_dist: How near the layout packs neighbours, from 0 to 1; sets a and b.
         n_epochs: Passes over the edges; the library's choice where None.
 
@@ -103,7 +106,8 @@ def umap(
     except ImportError as error:
         raise MissingDependencyError("embedding 'umap'", "umap-learn", "embed") from error
 
-    at_most("umap", "n_neighbors", n_neighbors, len(x) - 1, f"fewer than the {len(x)} units")
+    because = f"fewer than the {len(x)} units"
+    n_neighbors = int(at_most_by_data("umap", "n_neighbors", n_neighbors, N_NEIGHBORS, len(x) - 1, because, notes))
     at_most("umap", "n_latent", n_latent, len(x) - 2, f"fewer than the {len(x)} units, less one")
     note_pieces(x, n_neighbors - 1, notes)
     settings = {"n_neighbors": n_neighbors, "min_dist": min_dist, "n_epochs": n_epochs}
@@ -119,12 +123,8 @@ def _perplexity(perplexity: float | None, n_units: int, notes: list[str]) -> flo
     most = (n_units - 1) / 3
     if most < 1:
         raise ConfigError(f"embedding 'tsne' needs at least 4 units; got {n_units}.")
-    if perplexity is not None:
-        at_most("tsne", "perplexity", perplexity, most, f"a third of the other {n_units - 1} units")
-        return perplexity
-    if most < PERPLEXITY:
-        notes.append(f"perplexity {PERPLEXITY:g} was lowered to {most:g}, a third of the other {n_units - 1} units")
-    return min(PERPLEXITY, most)
+    because = f"a third of the other {n_units - 1} units"
+    return float(at_most_by_data("tsne", "perplexity", perplexity, PERPLEXITY, most, because, notes))
 
 
 def _start(x: np.ndarray, n_latent: int, rng: np.random.Generator, initialization: str) -> np.ndarray:

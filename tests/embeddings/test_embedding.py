@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -439,6 +440,63 @@ def test_a_wrong_name_type_or_number_is_refused_and_named(name, options, message
         embed(name, toy, **options)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["pca", "factor_analysis", "autoencoder"])
+def test_one_column_is_an_embedding_already(name):
+    one = Dataset({"x": np.arange(9.0)[:, None]}, dims={"x": ("unit", "feature")}, name="one")
+    with pytest.raises(ConfigError, match=f"embedding '{name}' needs at least 2 features; the data have 1") as caught:
+        embed(name, one, n_latent=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_column_left_is_said_in_words():
+    one = Dataset({"x": np.arange(9.0)[:, None]}, dims={"x": ("unit", "feature")}, name="one")
+    with pytest.raises(ConfigError, match=r"embedding 'window_pca' has no column left to give \(.*1 entries.*\); leave it out"):
+        embed("window_pca", one, n_latent=1, window=1)
+
+
+FEW = {"isomap": (10, "n_neighbors"), "lle": (10, "n_neighbors"), "spectral": (10, "n_neighbors")}
+FEW |= {"spectral_clustering": (10, "n_neighbors"), "umap": (15, "n_neighbors"), "tsne": (30, "perplexity")}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_few_units_lower_what_was_not_asked_for_and_refuse_what_was(name, rng, monkeypatch):
+    class UMAP:  # its own is compiled for most of a minute
+        def __init__(self, **settings):
+            self.settings = settings
+
+        def fit(self, x):
+            self.embedding_ = np.full((len(x), 2), float(self.settings["n_neighbors"]))
+            return self
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=UMAP))
+    usual, option = FEW[name]
+    few = Dataset({"x": rng.standard_normal((7, 3))}, dims={"x": ("unit", "feature")}, name="few")
+    most = 2 if name == "tsne" else 6
+    once = {} if name in ("isomap", "lle", "spectral") else {"n_seeds": 1}
+    made = embed(name, few, **once)
+    assert any(note.startswith(f"{option} {usual} was lowered to {most}, ") for note in made.notes)
+    asked = embed(name, few, **{option: most}, **once)
+    assert not any("lowered" in note for note in asked.notes)
+    np.testing.assert_array_equal(made.values, asked.values)
+    with pytest.raises(ConfigError, match=rf"`{option}` must be at most {most}"):
+        embed(name, few, **{option: most + 1}, **once)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-310, 1e200, 1e308])
+@pytest.mark.parametrize("name", ["tsne", "umap", "isomap", "mds", "kmeans", "kernel_pca"])
+def test_a_spread_whose_square_float64_does_not_hold_is_refused(name, scale, toy):
+    extreme = Dataset({"x": toy.x / np.abs(toy.x).max() * scale}, dims=toy.dims, name="toy")
+    with pytest.raises(DataError, match=f"embedding '{name}': the largest range of a column of toy is .*standardise") as caught:
+        embed(name, extreme)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [np.eye(3), pd.DataFrame(np.eye(3)), None])
+def test_what_is_no_dataset_is_refused_in_a_line(given):
+    with pytest.raises(DataError, match=rf"embedding 'pca' takes a Dataset, .*; got {type(given).__name__}\.$"):
+        embed("pca", given)
 
 
 def test_the_largest_number_allowed_is_allowed(toy):

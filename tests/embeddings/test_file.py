@@ -41,7 +41,8 @@ def test_vectors_are_joined_by_the_units_name(name, dataset, frame, tmp_path):
     made = embed("file", dataset, path=written(frame, tmp_path / name), unit="id")
     assert made.values.tolist() == EXPECTED
     assert made.units.tolist() == UNITS
-    assert (made.name, made.seeds, made.notes) == ("file", (), ())
+    assert (made.name, made.seeds) == ("file", ())
+    assert made.notes == ("1 of 5 rows matches no unit of the data and was left out: 'e'",)
     assert made.options == {"path": str(tmp_path / name), "unit": "id", "columns": None}
 
 
@@ -64,6 +65,18 @@ def test_rows_without_names_are_numbered_as_units_without_names_are(tmp_path):
     assert (embed("file", some, path=path).values == vectors[[5, 170, 2]]).all(), "units keep their numbers"
     np.save(tmp_path / "mine.npy", np.column_stack([np.arange(178)[::-1], vectors]))
     assert (embed("file", wine, path=path, unit="0").values == vectors[::-1]).all()
+
+
+def test_rows_that_match_no_unit_are_counted_and_named(dataset, frame, tmp_path):
+    path = tmp_path / "mine.csv"
+    written(frame[frame["id"] != "e"], path)
+    assert embed("file", dataset, path=str(path), unit="id").notes == ()
+    more = pd.DataFrame({"id": [f"f{i}" for i in range(7)], "one": 1.0, "two": 2.0})
+    written(pd.concat([frame, more]), path)
+    made = embed("file", dataset, path=str(path), unit="id")
+    assert made.notes == ("8 of 12 rows match no unit of the data and were left out: 'e', 'f0', 'f1', 'f2', 'f3' and 3 more",)
+    frame.set_index("id").rename_axis(None).to_csv(path)
+    assert embed("file", dataset, path=str(path)).values.tolist() == EXPECTED, "the index that pandas writes names the rows"
 
 
 def test_units_without_vectors_are_named_whatever_their_position(dataset, frame, tmp_path):
