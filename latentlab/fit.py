@@ -314,7 +314,12 @@ def prepared(
     stored = dataset if isinstance(dataset, StoredDataset) else None
     arrays = _checked(model, dataset)
     plan = method.plan() if hasattr(method, "plan") else Plan()
-    density = Density(model, arrays, dataset.sample.dims, plan=plan, n_units=dataset.n_units if stored else None)
+    try:
+        density = Density(model, arrays, dataset.sample.dims, plan=plan, n_units=dataset.n_units if stored else None)
+    except ModelError as error:
+        if dataset.transform is None or "outside of the support" not in str(error):
+            raise
+        raise ModelError(f"{error} The data are standardised: take raw values by `dataset.standardize=false`.") from error
     if stored is not None:
         _check_stored(stored, density, method)
     folder = Path(checkpoint) if checkpoint else None

@@ -5,8 +5,11 @@ from dataclasses import replace
 import numpy as np
 import oracles
 import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 import scipy.sparse
+import torch
 import xarray as xr
 from scipy.stats import norm
 
@@ -18,7 +21,7 @@ from latentlab.inference.density import Density, tensors
 from latentlab.inference.exact import Exact
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
-from latentlab.models.base import LatentModel
+from latentlab.models.base import LatentModel, Position
 from latentlab.models.count_hmms import CategoricalHMM, PoissonHMM
 from latentlab.models.count_mixtures import BernoulliMixture, PoissonMixture
 from latentlab.models.factor_analysis import FactorAnalysis
@@ -28,6 +31,7 @@ from latentlab.models.ppca import PPCA
 from latentlab.models.vae import VAE
 from latentlab.posterior import build, ess_bulk, mcse_mean, mcse_sd
 from latentlab.seeds import Seeds, isolated
+from latentlab.symmetry.groups import Identity
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +128,45 @@ def test_a_mixture_gives_probabilities_of_new_data_in_every_form():
     expected = result.probabilities(Dataset({"x": table}, dims=iris.dims)).values
     for given in (table, table[iris.features[::-1]], table.to_numpy()):
         np.testing.assert_array_equal(result.probabilities(given).values, expected)
+
+
+class Counts(LatentModel):
+    """$w_d, z_n \\sim N(0, 1)$, $x_{nd}$ Poisson of rate $e^{w_d z_n}$, or Bernoulli of those log odds."""
+
+    name = "counts"
+    dims = {"w": ("feature",), "z": ("unit",)}
+    position = Position("z")
+    symmetry = Identity()
+    methods = ("map", "nuts", "svi")
+    likelihood = dist.Poisson
+
+    def model(self, x):
+        w = pyro.sample("w", dist.Normal(torch.zeros(x.shape[1]), 1.0).to_event(1))
+        with pyro.plate("unit", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            log = z[:, None] * w
+            given = {"rate": log.exp()} if self.likelihood is dist.Poisson else {"logits": log}
+            pyro.sample("x", self.likelihood(**given).to_event(1), obs=x)
+
+
+class Bits(Counts):
+    name = "bits"
+    likelihood = dist.Bernoulli
+
+
+@pytest.mark.parametrize(("model", "what"), [(Counts(), "Poisson"), (Bits(), "Bernoulli")])
+def test_standardised_counts_are_refused_with_the_remedy(model, what):
+    dataset = Dataset({"x": [[0, 1], [1, 0], [1, 1]]}, dims={"x": ("unit", "feature")})
+    message = (
+        rf"'x' is -1\.41421 at position \(0, 0\), outside of the support of its distribution, {what} .*dataset.standardize=false`"
+    )
+    for method in (NUTS(n_chains=1, n_warmup=2, n_draws=2), SVI(n_steps=2, n_draws=2)):
+        with pytest.raises(ModelError, match=message):
+            fit(model, dataset.standardize(), method, progress=False)
+    fit(model, dataset, SVI(n_steps=2, n_draws=2), progress=False)
+    if what == "Bernoulli":
+        with pytest.raises(ModelError, match=r"'x' is 2 at position \(0, 1\).*Bernoulli \(Boolean\(\)\)\.$"):
+            fit(model, Dataset({"x": [[0, 2], [1, 0]]}, dims=dataset.dims), SVI(n_steps=2, n_draws=2), progress=False)
 
 
 def test_new_units_get_the_exact_conditional_under_the_training_transform(exact, wine):

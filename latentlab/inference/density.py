@@ -612,10 +612,34 @@ def _checked_trace(model: LatentModel, arrays: Arrays, parameters: Tensors) -> A
     except ModelError:
         raise
     except Exception as error:  # whatever a program raises
-        said = " ".join(str(error).split())[:300]
-        raise ModelError(f"the model {model.name!r} does not run on this data: {type(error).__name__}: {said}") from error
+        said = _outside(model, arrays, parameters) or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ModelError(f"the model {model.name!r} does not run on this data: {said}") from error
     _check_dims(model, trace, arrays)
     return trace
+
+
+def _outside(model: LatentModel, arrays: Arrays, parameters: Tensors) -> str | None:
+    """The first observed value that its distribution gives no probability, if the program runs to the end without this check."""
+    try:
+        with forked(), pyro.get_param_store().scope(), pyro.validation_enabled(False), double(), Fixed(parameters):
+            reseed(0)
+            trace = poutine.trace(model.model).get_trace(**arrays)
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site):
+                value: Any = site["value"]
+                fn: Any = site["fn"]
+                while hasattr(fn, "base_dist"):
+                    fn = fn.base_dist
+                bad = ~fn.support.check(value).expand(value.shape)
+                if bad.any():
+                    where = tuple(torch.nonzero(bad)[0].tolist())
+                    return (
+                        f"{name!r} is {value[where].item():.6g} at position {where}, outside of the support of its distribution, "
+                        f"{type(fn).__name__} ({fn.support})."
+                    )
+    except Exception:  # then the first error is what is said
+        return None
+    return None
 
 
 def _check_site(name: str, site: Mapping[str, Any]) -> None:

@@ -107,7 +107,12 @@ class Problems:
             return "the key is missing."
         if one["type"] == "extra_forbidden":
             kind, valid = self._valid[where[:-1]]
-            return unknown(kind, where[-1], valid)
+            homes = [home for home, (_, keys) in self._valid.items() if home != where[:-1] and where[-1] in keys]
+            if not homes:
+                return unknown(kind, where[-1], valid)
+            named = f"in `{'.'.join(map(str, homes[0]))}`"
+            home = named if homes[0] else f"at the top level of the config, beside `{where[0]}`"
+            return f"unknown {kind} {where[-1]!r}; it belongs {home}: move it there."
         if one["type"] == "value_error":
             return str(one["ctx"]["error"])
         return f"{one['msg'].replace('Input should', 'must').rstrip('.')}; got {_shown(one['input'])}."

@@ -225,6 +225,16 @@ def test_unknown_keys_are_named_with_path_and_the_closest_valid_one():
     assert "modle: unknown key 'modle'; did you mean 'model'?" in text
 
 
+def test_a_misplaced_key_is_told_its_place():
+    text = problems(mapping(dataset={"name": "wine", "held_out": 0.2}))
+    assert "dataset.held_out: unknown option of the dataset 'wine' 'held_out'; it belongs at the top level of the config" in text
+    assert "beside `dataset`: move it there." in text
+    text = problems(mapping(model={"name": "ppca", "n_latent": 2, "standardize": False}))
+    assert "model.standardize: unknown option of the model 'ppca' 'standardize'; it belongs in `dataset`: move it there." in text
+    text = problems(mapping(n_draws=10))
+    assert "n_draws: unknown key 'n_draws'; it belongs in `inference`: move it there." in text
+
+
 @pytest.mark.parametrize(
     ("where", "given"),
     [
