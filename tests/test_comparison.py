@@ -105,6 +105,28 @@ def test_p_values_are_adjusted_for_the_number_of_embeddings(result, planted, com
     assert judged.p_guard.min() == pytest.approx(len(judged) * alone.p_guard)
 
 
+def test_the_tables_sum_up_the_dataset(comparison):
+    data = comparison.to_dataset()
+    for name, row in comparison.to_dataframe().set_index(["metric", "embedding", "seed", "map"]).iterrows():
+        at = (data["name"] == name[1]) & (data["seed"] == name[2]) & (data["map"] == name[3])
+        one = data.sel(metric=name[0]).isel(embedding=int(np.flatnonzero(at)[0]))
+        scores, ceiling, floor = (one[part].values.ravel() for part in ("scores", "ceiling", "floor"))
+        expected = [scores.mean(), scores.std(ddof=1), *np.quantile(scores, (0.05, 0.5, 0.95))]
+        for part in (ceiling, floor):
+            expected += [part.mean(), *np.quantile(part, (0.05, 0.95))]
+        assert row.drop("direction").tolist() == pytest.approx(expected), name
+    labels = data["embedding"].values
+    judged = comparison.verdicts[comparison.verdicts.alignment == "orthogonal"]
+    levels = ["coverage_50", "coverage_80", "coverage_95"]
+    np.testing.assert_array_equal(data["coverage"].values, judged[levels].values)
+    np.testing.assert_array_equal(data["draw_coverage"].values, judged[[f"draw_{level}" for level in levels]].values)
+    assert len(np.unique(data["coverage"].values, axis=0)) > 3
+    turned = [label for label in labels if label.startswith("two seeds")]  # the mean, and the mean with its axes exchanged
+    one, two = (comparison.units.sel(embedding=label) for label in turned)
+    for name in ("mahalanobis", "distance", "lost_neighbors"):
+        np.testing.assert_allclose(one[name].values, two[name].values, rtol=1e-6, atol=1e-9)
+
+
 def test_the_effect_size_is_0_at_the_mean_and_1_at_a_draw(comparison):
     assert verdict(comparison, "mean").delta < 0.1
     assert 0.8 < verdict(comparison, "draw").delta < 1.2

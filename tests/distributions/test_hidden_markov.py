@@ -125,6 +125,15 @@ def test_paths_have_the_probabilities_that_enumeration_gives(parts):
     assert hidden.log_prob(path.double()).shape == ()  # positions arrive as float64
 
 
+def test_the_best_path_of_a_sequence_does_not_depend_on_the_next():
+    # The first sequence ends in 0, more probably; the next begins in 1, and states stay: a step from 1 to 1 would be better.
+    initial, transition = torch.tensor([0.5, 0.5]).double().log(), torch.tensor([[0.99, 0.01], [0.01, 0.99]]).double().log()
+    emission = torch.tensor([[0.6, 0.4], [1e-6, 1.0]]).double().log()
+    path, level = hm.viterbi(initial, transition, emission, torch.tensor([True, True]))
+    assert path.tolist() == [0, 1]
+    assert float(level) == pytest.approx(np.log(0.25 * 0.6))
+
+
 def test_viterbi_of_ties_is_one_of_the_best_paths():
     # Either state stays for good: (0, 0, 0) and (1, 1, 1) are equally probable, and no mixture of them is possible.
     half, never = np.log(0.5), -np.inf
