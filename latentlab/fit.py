@@ -26,7 +26,7 @@ from latentlab.inference.invariance import check_symmetry
 from latentlab.models.base import NOTHING, LatentModel
 from latentlab.modes import chain_modes, restart_modes
 from latentlab.posterior import LEFT_OUT, Loo, arrays, build, loo, to_arviz
-from latentlab.seeds import Seeds, isolated, one_thread
+from latentlab.seeds import Seeds, double, isolated, one_thread
 from latentlab.symmetry.group import Aligned, Group
 from latentlab.symmetry.groups import Orthogonal, SignedPermutation
 from latentlab.symmetry.labels import indicators
@@ -615,11 +615,21 @@ def _sequence_names(dataset: Dataset) -> np.ndarray:
 
 
 def _predictives(density: Density, values: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    names = [s.name for s in density.sites]
-    some = thinned(_globals(values, names), N_PREDICTIVE)
+    """Draws of the prior predictive, and of the posterior predictive for the same units: given their positions as drawn.
+
+    Positions that the program integrates out are given to `LatentModel.replicated`; a model without it draws them anew.
+    """
+    model, names = density.model, [s.name for s in density.sites]
+    keeps = model.position.site not in names and model.position.site in values and model.replicates()
+    some = thinned(values if keeps else _globals(values, names), N_PREDICTIVE)
     lead = next(iter(some.values())).shape[:2]
+
+    def replicated(sites: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        with double():
+            return dict.fromkeys(density.observed, model.replicated(density.arrays, **density.parameters, **sites))
+
     try:
-        posterior_draws = _lifted(density.predict, some)
+        posterior_draws = _lifted(replicated if keeps else density.predict, some)
         prior_rows = [density.predict(density.prior()) for _ in range(lead[0] * lead[1])]
     except NotImplementedError as error:
         warnings.warn(f"no predictive draws: {error}", stacklevel=2)

@@ -108,6 +108,13 @@ class LatentModel(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what missing entries were.")
 
+    def replicated(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
+        """A new observed array of the same units, drawn given one draw of all sites, positions included.
+
+        The posterior predictive is made of these: it is the same whether the program has the positions or integrates them out.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not draw data given positions.")
+
     def bound(self, arrays: Arrays, n_samples: int, **values: torch.Tensor) -> torch.Tensor:
         """Lower bound on log p(unit | values), `(unit,)`, in expectation, where positions cannot be integrated out exactly."""
         raise NotImplementedError(f"{type(self).__name__} has no bound on its log likelihood.")
@@ -206,6 +213,10 @@ class LatentModel(ABC):
     def is_series(self) -> bool:
         """Whether units depend on each other given the other sites, so that the likelihood is no product over them."""
         return type(self).leave_one_out is not LatentModel.leave_one_out
+
+    def replicates(self) -> bool:
+        """Whether the model draws new data given positions that its program integrates out."""
+        return type(self).replicated is not LatentModel.replicated
 
     def imputes(self) -> bool:
         """Whether the model says what missing entries were."""

@@ -127,6 +127,9 @@ class HiddenMarkovModel(LatentModel):
         """x given z, the other sites and what was observed of the step."""
         return imputed(self.emission, arrays, values)
 
+    def replicated(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
+        return self.emission.components(values).sample(values["z"].long())
+
     def maximum_likelihood(self, arrays: Arrays, rng: np.random.Generator) -> MaximumLikelihood:
         x, observed = arrays["x"], arrays.get("mask")
         starts = begins(arrays.get("sequence"), len(x))

@@ -114,6 +114,9 @@ class LinearGaussian(LatentModel):
         loc = values["z"] @ values["W"].mT + values["mu"]
         return dist.Normal(loc, values[self.noise].expand(loc.shape[-1]))
 
+    def replicated(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
+        return self.imputation(arrays, **values).sample()
+
     def marginal(self) -> LatentModel:
         return self if self.marginalize else type(self)(**{**self.hyperparameters(), "marginalize": True})
 

@@ -73,6 +73,9 @@ class MixtureModel(LatentModel):
         """x given z, the other sites and what was observed of the unit."""
         return imputed(self.emission, arrays, values)
 
+    def replicated(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
+        return self.emission.components(values).sample(values["z"].long())
+
     def maximum_likelihood(self, arrays: Arrays, rng: np.random.Generator) -> MaximumLikelihood:
         x, observed = arrays["x"], arrays.get("mask")
 

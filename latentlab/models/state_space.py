@@ -118,6 +118,9 @@ class LinearGaussianStateSpace(LatentModel):
         loc = values["z"] @ values["C"].mT + values["mu"]
         return dist.Normal(loc, values["sigma"].expand(loc.shape[-1]))
 
+    def replicated(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
+        return self.imputation(arrays, **values).sample()
+
     def leave_one_out(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
         """log p(x_t | all other steps) of one sequence `(unit,)`; of several, log p of each `(sequence,)`."""
         chain = self._chain(arrays, **values)
