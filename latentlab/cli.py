@@ -110,7 +110,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _select(arguments: argparse.Namespace) -> int:
-    from latentlab.study.select import PLOT, TABLE, n_compared, select, values_of
+    from latentlab.study.select import n_compared, select, values_of
 
     key, values = values_of(arguments.values)
     table = select(
@@ -127,7 +127,8 @@ def _select(arguments: argparse.Namespace) -> int:
     )
     _print_table(table)
     if not arguments.quiet:
-        print(f"\nelpd_diff: to the best, se_diff its standard error. Written: {TABLE}, {PLOT} and the runs.")
+        print("\nelpd_diff: to the best, se_diff its standard error.")
+        print(f"Written: {', '.join(table.attrs['written'])} and the runs beside.")
     return 0 if n_compared(table) > 1 else 1
 
 

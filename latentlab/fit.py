@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -263,6 +263,7 @@ def fit(
     seed: int = 0,
     progress: bool = True,
     checkpoint: str | Path | None = None,
+    log: Callable[[str], object] | None = None,
 ) -> Fit:
     """Fits a model to a dataset: the same call for every method.
 
@@ -275,6 +276,7 @@ def fit(
         progress: Bars on a terminal.
         checkpoint: Folder for what is finished, and for chains and optimisers that are interrupted: the same call goes on from
             there. Draws are written before results are assembled, so that a failure after the fit costs no second one.
+        log: Called with a line now and then that says how the fit stands.
 
     Returns:
         The fit. Torch, Pyro, the random states and the working folder are left as they were.
@@ -286,7 +288,7 @@ def fit(
         InferenceError: Something became non-finite; names the site and step.
     """
     seeds = Seeds(seed)
-    problem = prepared(model, dataset, method, seed=seed, progress=progress, checkpoint=checkpoint)
+    problem = prepared(model, dataset, method, seed=seed, progress=progress, checkpoint=checkpoint, log=log)
     with problem.resources, one_thread():
         draws = finished_draws(problem, method)
         with isolated(seeds.child("posterior")):
@@ -302,6 +304,7 @@ def prepared(
     seed: int = 0,
     progress: bool = True,
     checkpoint: str | Path | None = None,
+    log: Callable[[str], object] | None = None,
 ) -> Problem:
     """What a method is given, once everything that can be refused before it runs was; arguments and errors as in `fit`."""
     for name, value, kinds in (("model", model, (LatentModel,)), ("dataset", dataset, (Dataset, StoredDataset))):
@@ -324,7 +327,7 @@ def prepared(
         _check_stored(stored, density, method)
     folder = Path(checkpoint) if checkpoint else None
     identity = f"{model!r} {dataset.digest()} {method!r} {seed}" if folder else ""
-    problem = Problem(model, arrays, density, Seeds(seed).child(method.name), progress, folder, identity, stored)
+    problem = Problem(model, arrays, density, Seeds(seed).child(method.name), progress, folder, identity, stored, log=log)
     if hasattr(method, "check"):
         method.check(problem)
     outline(problem, dataset.sample)

@@ -10,8 +10,8 @@ References:
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,60 @@ def whole_step(losses: Callable[..., torch.Tensor], shapes: Shapes, rates: Seque
 
 
 @dataclass(frozen=True)
+class Descent:
+    """Fits between two steps: with their batches and random states, enough to go on with them bit for bit.
+
+    Args:
+        n_done: Steps that are done.
+        vectors: Parameters `(fit, size)`.
+        m: Running means of the gradients.
+        v: Running means of their squares.
+        losses: `(step, fit)`; only the first `n_done` rows count, further ones are filled as the fits go on.
+        stopped: Steps and parameters of each fit that has stopped.
+        least: Least loss that `watch` has seen.
+        at: The step where it was.
+        best: The parameters there.
+    """
+
+    n_done: int
+    vectors: torch.Tensor
+    m: torch.Tensor
+    v: torch.Tensor
+    losses: np.ndarray
+    stopped: Mapping[int, tuple[int, torch.Tensor]]
+    least: float
+    at: int
+    best: torch.Tensor
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it as arrays by name."""
+        numbers = [self.n_done, self.at, *(self.stopped[k][0] if k in self.stopped else 0 for k in range(len(self.vectors)))]
+        ends = torch.stack([self.stopped[k][1] if k in self.stopped else vector for k, vector in enumerate(self.vectors)])
+        tensors = {"vectors": self.vectors, "m": self.m, "v": self.v, "best": self.best, "ends": ends}
+        return {
+            "numbers": np.array(numbers),
+            "least": np.array(self.least),
+            "losses": self.losses[: self.n_done],
+            **{name: tensor.cpu().numpy() for name, tensor in tensors.items()},
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], n_steps: int) -> "Descent":
+        """What `arrays` holds, with room for the losses of so many steps."""
+        (n_done, at, *stops), ends = arrays["numbers"].tolist(), torch.tensor(arrays["ends"])
+        losses = np.full((n_steps, len(ends)), np.nan)
+        losses[:n_done] = arrays["losses"]
+        vectors, m, v, best = (torch.tensor(arrays[name]) for name in ("vectors", "m", "v", "best"))
+        stopped = {k: (n, ends[k].clone()) for k, n in enumerate(stops) if n}
+        return cls(n_done, vectors, m, v, losses, stopped, float(arrays["least"]), at, best)
+
+    def to(self, device: str) -> "Descent":
+        """The same with its tensors on a device."""
+        moved = {name: getattr(self, name).to(device) for name in ("vectors", "m", "v", "best")}
+        return replace(self, **moved, stopped={k: (n, end.to(device)) for k, (n, end) in self.stopped.items()})
+
+
+@dataclass(frozen=True)
 class Adam:
     """How long and how fast to descend.
 
@@ -92,6 +146,9 @@ class Adam:
         title: Of the progress bar.
         progress: Show it.
         device: Where the steps are computed.
+        log: Called with a line for each fit at every tenth of its steps.
+        before: Steps that another descent did before this one.
+        total: All steps, those of other descents included; `n_steps` where 0.
     """
 
     n_steps: int
@@ -100,6 +157,9 @@ class Adam:
     title: str
     progress: bool
     device: str = "cpu"
+    log: Callable[[str], object] | None = None
+    before: int = 0
+    total: int = 0
 
     def rate(self, step: int) -> float:
         """Share of the learning rate at a step."""
@@ -120,6 +180,8 @@ class Adam:
         sites: Callable[[int, torch.Tensor], list[str]],
         watch: Callable[[torch.Tensor], float] | None = None,
         patient_from: int = 0,
+        under_way: Descent | None = None,
+        keep: Callable[[Descent], object] | None = None,
     ) -> tuple[torch.Tensor, list[np.ndarray]]:
         """The parameters of each fit at the end, `(fit, size)`, and its losses.
 
@@ -131,24 +193,32 @@ class Adam:
             sites: What is not finite in the n-th of them, given its vector.
             watch: A loss that is looked at now and then: the parameters at its least are the result. For a single fit.
             patient_from: First step from which `patience` counts, with `watch`.
+            under_way: Where to go on, in place of the beginning.
+            keep: Called with how the fits stand after each step.
 
         Raises:
             InferenceError: A loss or gradient is not finite; names the fit, the step and the sites.
         """
-        history = np.full((self.n_steps, len(numbers)), np.nan)
-        n_done = np.full(len(numbers), self.n_steps)
-        stopped: dict[int, torch.Tensor] = {}
-        vectors = vectors.to(self.device)
-        least, at, best = math.inf, 0, vectors
-        m, v = torch.zeros_like(vectors), torch.zeros_like(vectors)
-        bar = tqdm(range(self.n_steps), desc=self.title, disable=None if self.progress else True, leave=False)
+        zeros, losses = torch.zeros_like(vectors), np.full((self.n_steps, len(numbers)), np.nan)
+        now = under_way or Descent(0, vectors, zeros, zeros, losses, {}, math.inf, 0, vectors)
+        now = now.to(self.device)
+        vectors, m, v, history, stopped = now.vectors, now.m, now.v, now.losses, dict(now.stopped)
+        least, at, best, ended = now.least, now.at, now.best, self.n_steps
+        bar = tqdm(
+            range(now.n_done, self.n_steps),
+            initial=now.n_done,
+            total=self.n_steps,
+            desc=self.title,
+            disable=None if self.progress else True,
+            leave=False,
+        )
         for i in bar:
             arguments = [argument.to(self.device) for argument in (self.scale(i), *next(batches))]
             with on(self.device):
-                losses, sums, *after = step(vectors, m, v, *arguments)
-            losses, sums = losses.cpu(), sums.cpu()
-            history[i] = losses.numpy()
-            if not math.isfinite(float((losses + sums).sum())):
+                loss, sums, *after = step(vectors, m, v, *arguments)
+            loss, sums = loss.cpu(), sums.cpu()
+            history[i] = loss.numpy()
+            if not math.isfinite(float((loss + sums).sum())):
                 self._check(i, history, sums, after[1].cpu(), vectors.cpu(), numbers, sites, stopped)
             vectors, m, v = after
             if i % EVERY == 0:
@@ -157,21 +227,31 @@ class Adam:
             if watch is None:
                 for k in range(len(numbers)):
                     if self.patience and k not in stopped and stalled(history[: i + 1, k], self.patience):
-                        stopped[k] = vectors[k]
-                        n_done[k] = i + 1
-                if len(stopped) == len(numbers):
-                    break
+                        stopped[k] = (i + 1, vectors[k])
             elif (i + 1) % EVERY == 0 or i + 1 == self.n_steps:
                 seen = watch(vectors[0].cpu())
                 if seen < least:
                     least, at, best = seen, i, vectors
                 if self.patience and i - max(at, patient_from) >= self.patience:
-                    n_done[:] = i + 1
-                    break
+                    ended = i + 1
+            over = ended == i + 1 or len(stopped) == len(numbers)
+            self._tell(i + 1, history, numbers, early=over and i + 1 < self.n_steps)
+            if over:
+                break
+            if keep is not None:
+                keep(Descent(i + 1, vectors, m, v, history, dict(stopped), least, at, best))
         if watch is not None:
             vectors = best
-        ends = torch.stack([stopped.get(k, vectors[k]) for k in range(len(numbers))])
-        return ends.cpu(), [history[:n, k] for k, n in enumerate(n_done)]
+        each = [stopped.get(k, (ended, vectors[k])) for k in range(len(numbers))]
+        return torch.stack([end for _, end in each]).cpu(), [history[:n, k] for k, (n, _) in enumerate(each)]
+
+    def _tell(self, n_done: int, history: np.ndarray, numbers: Sequence[int], *, early: bool) -> None:
+        """Writes to the log how the fits stand, at every tenth of all steps and at an early end."""
+        total, done = self.total or self.n_steps, self.before + n_done
+        if self.log is None or not (early or done * 10 // total > (done - 1) * 10 // total):
+            return
+        for number, loss in zip(numbers, history[max(0, n_done - EVERY) : n_done].mean(0), strict=True):
+            self.log(f"restart {number}, step {done} of {total}: elbo {-loss:.2f}")
 
     def _check(
         self,
@@ -182,7 +262,7 @@ class Adam:
         vectors: torch.Tensor,
         numbers: Sequence[int],
         sites: Callable[[int, torch.Tensor], list[str]],
-        stopped: dict[int, torch.Tensor],
+        stopped: Mapping[int, object],
     ) -> None:
         """Refuses a fit whose loss or gradient is not finite: then its running mean is not (a sum of finite ones may be)."""
         for k, number in enumerate(numbers):

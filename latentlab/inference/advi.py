@@ -11,18 +11,20 @@ References:
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from latentlab.inference.adam import Adam, pack, unpack, whole_step, with_slopes
+from latentlab.inference.adam import Adam, Descent, pack, unpack, whole_step, with_slopes
 from latentlab.inference.batches import batches, log_prob_of_draws
 from latentlab.inference.capture import capture, mean_size
 from latentlab.inference.density import Density, non_finite_sites, over_draws, start
-from latentlab.inference.draws import Problem, finished
+from latentlab.inference.draws import Problem, UnderWay, finished, kept
 from latentlab.inference.guides import GUIDES, Frame, FullRank, GaussianGuide, MeanField
+from latentlab.inference.nuts import SAVED_EVERY
+from latentlab.models.base import NOTHING
 from latentlab.seeds import double, isolated
 
 N_CURVATURES = 8
@@ -76,9 +78,28 @@ class _Restart:
             self.random = torch.Generator()
             self.random.set_state(torch.get_rng_state())
         self.frame: Frame | None = None
-        self.batches = batches(
-            problem, settings.batch_size, seeds.child("batches").numpy(), n_steps=settings.n_steps + MORE_BATCHES
-        )
+        self.n_batches = 0
+        self._rows = self._batches(problem, settings)
+
+    def _batches(self, problem: Problem, settings: Settings) -> Iterator[tuple[torch.Tensor, ...]]:
+        rng = problem.seeds.child("restart", self.number).child("batches").numpy()
+        n_steps = settings.n_steps + MORE_BATCHES
+        return batches(problem, settings.batch_size, rng, n_steps=n_steps, skip=self.n_batches)
+
+    def next_batch(self) -> tuple[torch.Tensor, ...]:
+        """The next minibatch; `()` for all the data."""
+        self.n_batches += 1
+        return next(self._rows)
+
+    def stand(self) -> tuple[int, torch.Tensor]:
+        """How many batches and which random numbers were taken."""
+        return self.n_batches, self.random.get_state()
+
+    def go_on(self, problem: Problem, settings: Settings, n_batches: int, random: np.ndarray) -> None:
+        """Puts batches and random numbers where they stood."""
+        self.n_batches = n_batches
+        self._rows = self._batches(problem, settings)
+        self.random.set_state(torch.from_numpy(random))
 
     def location(self) -> torch.Tensor:
         """The guide's centre in the program's coordinates."""
@@ -99,7 +120,7 @@ def fit_restarts(problem: Problem, settings: Settings) -> list[dict[str, np.ndar
     for first in range(0, settings.n_restarts, size):
         numbers = range(first, min(first + size, settings.n_restarts))
         name = f"restart-{first}" if len(numbers) == 1 else f"restarts-{first}-to-{numbers[-1]}"
-        arrays = finished(problem, name, lambda numbers=numbers: _fitted(problem, settings, numbers))  # type: ignore[misc]
+        arrays = finished(problem, name, lambda numbers=numbers, name=name: _fitted(problem, settings, numbers, name))  # type: ignore[misc]
         for k in range(len(numbers)):
             own = {name: array[k] for name, array in arrays.items()}
             runs.append({**own, "loss": own["loss"][np.isfinite(own["loss"])]})
@@ -116,27 +137,45 @@ def _small(problem: Problem, settings: Settings) -> bool:
     restart = _Restart(problem, settings, 0)
     slopes = with_slopes(_losses(problem.density, restart.guide, framed=False))
     noise = restart.guide.noise(settings.n_particles, restart.random)
-    arguments = pack(restart.guide.parameters), noise, *next(restart.batches)
+    arguments = pack(restart.guide.parameters), noise, *restart.next_batch()
     return mean_size(slopes, *(argument[None] for argument in arguments)) < SMALL
 
 
-def _fitted(problem: Problem, settings: Settings, numbers: Sequence[int]) -> dict[str, np.ndarray]:
-    """Some restarts in one batch: their arrays `(restart, ...)`, losses padded with NaN."""
-    with double():
+def _fitted(problem: Problem, settings: Settings, numbers: Sequence[int], name: str) -> dict[str, np.ndarray]:
+    """Some restarts in one batch: their arrays `(restart, ...)`, losses padded with NaN.
+
+    A fit that was interrupted goes on where it stood.
+    """
+    found = kept(problem, f"{name}-under-way") or {}
+    with double(), UnderWay(problem, f"{name}-under-way", SAVED_EVERY) as under_way:
         restarts = [_Restart(problem, settings, number) for number in numbers]
-        n_steps = settings.n_steps
+        n_steps, before = settings.n_steps, 0
         losses: list[list[np.ndarray]] = []
+        extra: dict[str, np.ndarray] = {}
         if settings.guide == "full_rank":
             # A mean-field guide for a quarter of the steps; the rest in coordinates that its mean curvature makes round. In the
             # coordinates of the program the entries of a factor of the covariance are of very different sizes, and Adam, whose
             # steps are of one size, can make it singular (seen with 184 coordinates). The family is the same in any coordinates.
-            n_rough = max(1, n_steps // 4)
-            losses.append(_descend(problem, settings, restarts, n_rough))
-            n_steps = max(1, n_steps - n_rough)
+            before = max(1, n_steps // 4)
+            n_steps = max(1, n_steps - before)
+            if "rough" not in found:
+                rough = _descend(problem, settings, restarts, before, under_way, found)
+                found = {}
+                for restart in restarts:
+                    restart.frame = round_frame(problem.density, restart)
+                extra = {
+                    "rough": np.stack([np.pad(one, (0, before - len(one)), constant_values=np.nan) for one in rough]),
+                    "centers": np.stack([restart.frame.center.numpy() for restart in restarts if restart.frame]),
+                    "matrices": np.stack([restart.frame.matrix.numpy() for restart in restarts if restart.frame]),
+                }
+            else:
+                extra = {name: found[name] for name in ("rough", "centers", "matrices")}
+                for restart, center, matrix in zip(restarts, extra["centers"], extra["matrices"], strict=True):
+                    restart.frame = Frame(torch.tensor(center), torch.tensor(matrix))
+            losses.append([row[np.isfinite(row)] for row in extra["rough"]])
             for restart in restarts:
-                restart.frame = round_frame(problem.density, restart)
                 restart.guide = FullRank(torch.zeros_like(restart.guide.loc))
-        losses.append(_descend(problem, settings, restarts, n_steps))
+        losses.append(_descend(problem, settings, restarts, n_steps, under_way, found, before, extra))
         parts = []
         for k, restart in enumerate(restarts):
             guide = restart.guide
@@ -153,8 +192,28 @@ def _fitted(problem: Problem, settings: Settings, numbers: Sequence[int]) -> dic
     return {**stacked, "lp": lp.reshape(stacked["log_q"].shape)}
 
 
-def _descend(problem: Problem, settings: Settings, restarts: Sequence[_Restart], n_steps: int) -> list[np.ndarray]:
-    """Fits the restarts' guides, each in its frame; the losses of each. The step is captured once for all groups of a size."""
+def _descend(
+    problem: Problem,
+    settings: Settings,
+    restarts: Sequence[_Restart],
+    n_steps: int,
+    under_way: UnderWay,
+    found: Mapping[str, np.ndarray],
+    before: int = 0,
+    extra: Mapping[str, np.ndarray] = NOTHING,
+) -> list[np.ndarray]:
+    """Fits the restarts' guides, each in its frame; the losses of each. The step is captured once for all groups of a size.
+
+    Args:
+        problem: The problem.
+        settings: The method's.
+        restarts: What is fitted.
+        n_steps: Steps.
+        under_way: Keeps how the fits stand.
+        found: How they stood where they were interrupted; empty at the beginning.
+        before: Steps that came before these.
+        extra: What belongs to how they stand, beside the descent itself.
+    """
     density, device, first = problem.density, settings.device, restarts[0]
     n, framed = settings.n_particles, first.frame is not None
     shapes = [p.shape for p in first.guide.parameters]
@@ -163,7 +222,7 @@ def _descend(problem: Problem, settings: Settings, restarts: Sequence[_Restart],
 
     def joint_batches() -> Iterator[list[torch.Tensor]]:
         while True:
-            yield [torch.stack(own) for own in zip(*(next(r.batches) for r in restarts), strict=True)]
+            yield [torch.stack(own) for own in zip(*(r.next_batch() for r in restarts), strict=True)]
 
     rows = joint_batches()
 
@@ -174,7 +233,10 @@ def _descend(problem: Problem, settings: Settings, restarts: Sequence[_Restart],
         for batch in rows:
             yield noise(), *fixed, *batch
 
-    adam = Adam(n_steps, settings.learning_rate, settings.patience, _title(restarts, settings), problem.progress, device)
+    title, total = _title(restarts, settings), settings.n_steps if before else 0
+    if settings.guide == "full_rank" and not before:
+        total = settings.n_steps
+    adam = Adam(n_steps, settings.learning_rate, settings.patience, title, problem.progress, device, problem.log, before, total)
     key = (type(first.guide), n, framed, len(restarts), device)
     example = (
         vectors,
@@ -196,8 +258,24 @@ def _descend(problem: Problem, settings: Settings, restarts: Sequence[_Restart],
         put_back(k, vector)
         return non_finite_sites(density, restarts[k].location())
 
+    def stand(now: Descent) -> None:
+        counts, randoms = zip(*(restart.stand() for restart in restarts), strict=True)
+        under_way(
+            lambda: {
+                **now.arrays(),
+                **extra,
+                "n_batches": np.array(counts),
+                "random": torch.stack(randoms).numpy(),
+            }
+        )
+
+    begun = Descent.from_arrays(found, n_steps) if found else None
+    if found:
+        for restart, n_batches, random in zip(restarts, found["n_batches"].tolist(), found["random"], strict=True):
+            restart.go_on(problem, settings, n_batches, random)
     numbers = [restart.number for restart in restarts]
-    ends, losses = adam.descend(vectors, density.captured[key], arguments(), numbers, sites)
+    captured = density.captured[key]
+    ends, losses = adam.descend(vectors, captured, arguments(), numbers, sites, under_way=begun, keep=stand)
     for k, vector in enumerate(ends):
         put_back(k, vector)
     return losses
@@ -243,7 +321,7 @@ def round_frame(density: Density, restart: _Restart) -> Frame:
     wider than the others. With all the data at hand the centre is first moved by Newton's steps, where they raise log p: what is
     near in the program's coordinates can be many sds away in these.
     """
-    guide, rows = restart.guide, next(restart.batches)
+    guide, rows = restart.guide, restart.next_batch()
     log_p = log_p_of(density, rows)
     center, root = guide.loc.detach(), torch.eye(len(guide.loc), dtype=guide.loc.dtype)
     half = guide.sample(N_CURVATURES // 2, restart.random) - center

@@ -46,6 +46,7 @@ def batches(
     units: np.ndarray | None = None,
     *,
     n_steps: int | None = None,
+    skip: int = 0,
 ) -> Iterator[tuple[torch.Tensor, ...]]:
     """Minibatches of the arrays that have the dim `unit`, epoch by epoch without replacement; `()` for all the data.
 
@@ -55,17 +56,19 @@ def batches(
         rng: For their order.
         units: Batches are of these only, where they are given: then all of these are a batch without a size.
         n_steps: About so many batches will be asked for: more are not read ahead.
+        skip: Batches at the beginning that are left out, without being read.
     """
     density = problem.density
     if problem.stored is not None and batch_size is not None:
         numbers = np.arange(density.n_units, dtype=np.int32 if density.n_units < 2**31 else np.int64)
-        yield from _from_disk(problem, problem.stored, batch_size, _epochs(numbers, batch_size, rng), n_steps)
+        indices = itertools.islice(_epochs(numbers, batch_size, rng), skip, None)
+        yield from _from_disk(problem, problem.stored, batch_size, indices, None if n_steps is None else n_steps - skip)
     chosen = np.arange(density.n_units) if units is None else units
     if batch_size is None:
         whole = () if units is None else tuple(density.arrays[name][chosen] for name in density.unit_arrays())
         yield from itertools.repeat(whole)
     else:
-        for index in map(torch.from_numpy, _epochs(chosen, batch_size, rng)):
+        for index in map(torch.from_numpy, itertools.islice(_epochs(chosen, batch_size, rng), skip, None)):
             yield tuple(density.arrays[name][index] for name in density.unit_arrays())
 
 

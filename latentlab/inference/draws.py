@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 from safetensors.numpy import load, save
 
 from latentlab.data.stored import StoredDataset
@@ -20,6 +22,7 @@ from latentlab.seeds import Seeds
 
 HASH = hashlib.sha256().digest_size
 """Bytes of the hash that a checkpoint begins with."""
+ALIGNMENT = 64
 FORMAT = "2"
 """Version of the checkpoints' content; part of their hash."""
 DRAWS = "draws"
@@ -47,7 +50,7 @@ class Problem:
 
     `checkpoint` is a folder for what is finished, if one is wanted; `identity` tells the fit from others that keep theirs there.
     Of data that stay on disk (`stored`) arrays and density are those of a sample of units, but for the density's `n_units`.
-    `resources` are closed when the fit ends, however it does.
+    `resources` are closed when the fit ends, however it does. `log` is called with what a log should have, as it happens.
     """
 
     model: LatentModel
@@ -59,6 +62,7 @@ class Problem:
     identity: str = ""
     stored: StoredDataset | None = None
     resources: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, compare=False)
+    log: Callable[[str], object] | None = None
 
 
 class Method(Protocol):
@@ -78,7 +82,7 @@ def finished(problem: Problem, part: str, compute: Callable[[], Mapping[str, np.
     found = kept(problem, part)
     if found is not None:
         return found
-    arrays = dict(compute())
+    arrays = {name: aligned(array) for name, array in compute().items()}
     keep(problem, part, arrays)
     return arrays
 
@@ -96,7 +100,7 @@ def _packed(draws: Draws) -> dict[str, np.ndarray]:
     """All of the draws as arrays by name, attributes as JSON."""
     parts = {one.name: getattr(draws, one.name) for one in fields(draws)}
     attrs = json.dumps(parts.pop("attrs"), default=lambda value: value.tolist())
-    arrays = {f"{part}/{name}": np.asarray(array, order="C") for part, named in parts.items() for name, array in named.items()}
+    arrays = {f"{part}/{name}": aligned(array) for part, named in parts.items() for name, array in named.items()}
     return {**arrays, "attrs": np.frombuffer(attrs.encode(), dtype=np.uint8)}
 
 
@@ -117,6 +121,39 @@ def keep(problem: Problem, part: str, arrays: Mapping[str, np.ndarray]) -> None:
         write(problem.checkpoint / f"{part}.safetensors", _digest(problem, content) + content)
 
 
+class UnderWay:
+    """Keeps how a part stands, once a minute and where the block is interrupted; the latest state is the last one given.
+
+    Args:
+        problem: Where.
+        part: Name of the part.
+        every: Seconds between two times.
+    """
+
+    def __init__(self, problem: Problem, part: str, every: float) -> None:
+        self._problem, self._part, self._every = problem, part, every
+        self._latest: Callable[[], Mapping[str, np.ndarray]] | None = None
+        self._saved = time.monotonic()
+
+    def __call__(self, arrays: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        """How the part stands now; the arrays are asked for where they are written."""
+        self._latest = arrays
+        if time.monotonic() - self._saved > self._every:
+            self._save()
+
+    def _save(self) -> None:
+        if self._latest is not None:
+            keep(self._problem, self._part, self._latest())
+        self._saved = time.monotonic()
+
+    def __enter__(self) -> "UnderWay":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self._save()
+
+
 def kept(problem: Problem, part: str) -> dict[str, np.ndarray] | None:
     """What `keep` wrote, in its order; None where there is nothing, and with a warning where it is damaged or of another fit."""
     path = problem.checkpoint / f"{part}.safetensors" if problem.checkpoint else None
@@ -128,7 +165,15 @@ def kept(problem: Problem, part: str) -> dict[str, np.ndarray] | None:
         warnings.warn(f"{path.name} is damaged or of another fit: what it held is computed again.", stacklevel=3)
         return None
     numbered = sorted((int(key.partition(" ")[0]), key.partition(" ")[2], array) for key, array in load(content).items())
-    return {name: array for _, name, array in numbered}
+    return {name: aligned(array) for _, name, array in numbered}
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """The array in rows, beginning at a multiple of 64 bytes as torch's own do: the last digits of products depend on it."""
+    rows = np.asarray(array, order="C")
+    if rows.ctypes.data % ALIGNMENT == 0 and rows.flags.writeable:
+        return rows
+    return torch.from_numpy(rows.copy()).clone().numpy()
 
 
 def _digest(problem: Problem, content: bytes) -> bytes:

@@ -19,8 +19,8 @@ class Frame:
     """Coordinates v in which a guide is fitted: `u = center + matrix v`."""
 
     def __init__(self, center: torch.Tensor, matrix: torch.Tensor) -> None:
-        self.center, self.matrix = center, matrix
-        self.log_det = torch.linalg.slogdet(matrix)[1]
+        self.center, self.matrix = center, matrix.contiguous()
+        self.log_det = torch.linalg.slogdet(self.matrix)[1]
 
     def __call__(self, v: torch.Tensor) -> torch.Tensor:
         return self.center + v @ self.matrix.mT

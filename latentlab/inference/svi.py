@@ -23,15 +23,15 @@ from pyro.infer import Trace_ELBO
 from torch.distributions import transform_to
 
 from latentlab.errors import ConfigError, ModelError
-from latentlab.inference.adam import Adam, pack, unpack, whole_step
+from latentlab.inference.adam import Adam, Descent, pack, unpack, whole_step
 from latentlab.inference.advi import fit_restarts
 from latentlab.inference.batches import batches, log_prob_of_draws
 from latentlab.inference.capture import Plan, capture
 from latentlab.inference.density import Density, constrain_draws, ends, over_draws
-from latentlab.inference.draws import Draws, Problem, finished
+from latentlab.inference.draws import Draws, Problem, UnderWay, finished, kept
 from latentlab.inference.encoder import is_amortised
 from latentlab.inference.guides import GUIDES
-from latentlab.inference.nuts import require_choice, require_whole
+from latentlab.inference.nuts import SAVED_EVERY, require_choice, require_whole
 from latentlab.models.base import Fixed, LatentModel
 from latentlab.seeds import forked, isolated, reseed, single
 from latentlab.symmetry.average import compact, log_average
@@ -235,19 +235,28 @@ class SVI:
 
     def _pyro_restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:
         seeds, density, model = problem.seeds.child("restart", restart), problem.density, problem.model
-        with isolated(seeds, self.device), pyro.validation_enabled(False):
+        part = f"restart-{restart}-under-way"
+        stood = kept(problem, part)
+        begun = Descent.from_arrays(stood, self.n_steps) if stood else None
+        n_begun = begun.n_done if begun else 0
+        scope = isolated(seeds, self.device), pyro.validation_enabled(False)
+        with scope[0], scope[1], UnderWay(problem, part, SAVED_EVERY) as under_way:
             training, held_out = _divided(density.n_units, self.held_out, seeds.child("held_out").numpy())
-            rows = batches(problem, self.batch_size, seeds.child("batches").numpy(), training, n_steps=self.n_steps + 1)
+
+            def order() -> np.random.Generator:
+                return seeds.child("batches").numpy()
+
+            rows = batches(problem, self.batch_size, order(), training, n_steps=self.n_steps + 1)
             first = next(rows)
             found = _started(model, density.with_units(first) if first else density.arrays)
             shapes = [leaf.shape for leaf in found.leaves]
             vectors = pack(found.leaves)[None]
             n_training = density.n_units if training is None else len(training)
             title = f"SVI {restart + 1}/{self.n_restarts}"
-            adam = Adam(self.n_steps, self.learning_rate, self.patience, title, problem.progress, self.device)
+            adam = Adam(self.n_steps, self.learning_rate, self.patience, title, problem.progress, self.device, problem.log)
 
             def arguments() -> Iterator[tuple[torch.Tensor, ...]]:
-                for i, batch in enumerate(rows, 1):
+                for i, batch in enumerate(rows, n_begun + 1):
                     yield torch.tensor(min(1.0, i / self.kl_warmup) if self.kl_warmup else 1.0), *batch
 
             step = whole_step(self._losses(problem, found, n_training, shapes), shapes, (1.0,) * len(shapes))
@@ -270,17 +279,26 @@ class SVI:
                         reseed(0)
                         return float(self._pyro_loss(problem, aside, 1.0, model.kl_weight, N_WATCHED))
 
-            (end,), (losses,) = adam.descend(vectors, step, arguments(), [restart], lambda *_: [], watch, self.kl_warmup)
+            def stand(now: Descent) -> None:
+                random = _random_states(self.device)
+                under_way(lambda: {**now.arrays(), **random})
+
+            if stood:
+                rows = batches(problem, self.batch_size, order(), training, n_steps=self.n_steps + 1, skip=n_begun + 1)
+                _set_random_states(stood, self.device)
+            (end,), (losses,) = adam.descend(
+                vectors, step, arguments(), [restart], lambda *_: [], watch, self.kl_warmup, begun, stand
+            )
             values = found.constrained(unpack(end, shapes))
             parameters = {name: value for name, value in values.items() if name in model.parameters}
-            kept = {PARAMETER + name: value.numpy() for name, value in parameters.items()}
+            estimated = {PARAMETER + name: value.numpy() for name, value in parameters.items()}
             with found.at(unpack(end, shapes)):
                 drawn = _guide_draws(density.at(parameters), model.guide, self.n_draws)  # type: ignore[attr-defined]
                 if problem.stored is not None and not density.unit_sites:
                     drawn["lp"] = log_prob_of_draws(problem, drawn["u"])
             if restart + 1 < self.n_restarts:  # a module would begin the next where this one ends
                 found.write(unpack(vectors[0], shapes))
-            return {"loss": losses, **kept, **drawn}
+            return {"loss": losses, **estimated, **drawn}
 
     def _losses(
         self, problem: Problem, found: "_Parameters", n_training: int, shapes: Sequence[torch.Size]
@@ -329,6 +347,20 @@ class SVI:
         log_w = torch.as_tensor(sum(terms[0]) - sum(terms[1])).reshape(n_particles, -1) / scale
         each = log_w.mean(0) if self.objective == "elbo" else torch.logsumexp(log_w, dim=0) - math.log(n_particles)
         return -scale * each.sum()
+
+
+def _random_states(device: str) -> dict[str, np.ndarray]:
+    """Torch's random states, of the CPU and of this device."""
+    states = {"random": torch.get_rng_state()}
+    if device != "cpu":
+        states["random of device"] = torch.cuda.get_rng_state(device)
+    return {name: state.numpy() for name, state in states.items()}
+
+
+def _set_random_states(states: Mapping[str, np.ndarray], device: str) -> None:
+    torch.set_rng_state(torch.from_numpy(states["random"]))
+    if device != "cpu":
+        torch.cuda.set_rng_state(torch.from_numpy(states["random of device"]), device)
 
 
 def _in_single(arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ def section(source: Source) -> Section:
     items += _model(source)
     items += [Text((method_sentence(source),)), *_embeddings(source)]
     if source.config.get("held_out"):
-        items.append(Text((f"{source.config['held_out']:.0%} of the units were held out of the fit and scored afterwards.",)))
+        what = "sequences" if len(source.sequences or []) > 1 else "units"
+        items.append(Text((f"{source.config['held_out']:.0%} of the {what} were held out of the fit and scored afterwards.",)))
     items.append(Table.of("settings", "The config in full, defaults included", _settings(source.config), folded=True))
     return Section("asked", "What was asked", tuple(items))
 

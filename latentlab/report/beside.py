@@ -161,7 +161,7 @@ def _panel(source: Source, row: Row, where: list[list[float]] | None = None) -> 
     worst = data["mahalanobis"].values
     return {
         "title": row.title,
-        "note": "; ".join(notes),
+        "note": "; ".join([*notes, *([source.unconverged] if notes and source.unconverged else [])]),
         "aligned": columns(source.aligned(row.values)) if where is None else where,
         "raw": columns(row.values[:, : max(2, source.mean.shape[1])]) if where is None else where,
         "worst": None if np.isnan(worst).all() else rounded(worst),

@@ -15,9 +15,9 @@ class Docs:
     """Parts of a docstring.
 
     Args:
-        summary: Its first paragraph.
-        paragraphs: Those that follow, before the first heading.
-        arguments: What it says of each argument.
+        summary: Its first paragraph, as plain text.
+        paragraphs: Those that follow, before the first heading, with formulas and marks of code.
+        arguments: What it says of each argument, as plain text.
         references: The references as one text.
     """
 
@@ -50,7 +50,13 @@ def docs(documented: Any) -> Docs:
             parts[part].append(line)
     paragraphs = [" ".join(text.split()) for text in re.split(r"\n\s*\n", "\n".join(parts[""]).strip()) if text]
     references = " ".join(" ".join(parts.get("References", [])).split())
-    return Docs(paragraphs[0] if paragraphs else "", tuple(paragraphs[1:]), _arguments(parts.get("Args", [])), references)
+    arguments = {name: _plain(text) for name, text in _arguments(parts.get("Args", [])).items()}
+    return Docs(_plain(paragraphs[0]) if paragraphs else "", tuple(paragraphs[1:]), arguments, references)
+
+
+def _plain(text: str) -> str:
+    """Text without the marks of code."""
+    return text.replace("`", "")
 
 
 def _arguments(lines: list[str]) -> dict[str, str]:

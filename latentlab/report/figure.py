@@ -5,6 +5,7 @@ more classes than colours stay distinct, and a print in black and white does too
 """
 
 import io
+import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -101,6 +102,8 @@ def svg(canvas: Any, name: str, alt: str) -> str:
     text = stream.getvalue()
     text = re.sub(r"<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
+    images = itertools.count()  # equal pictures have equal ids
+    text = re.sub(r'\bid="image[0-9a-f]{10}"', lambda _: f'id="image{next(images)}"', text)
     numbers: dict[str, str] = {}
     text = re.sub(r"<[^>]*>", lambda tag: _own_ids(tag.group(), name, numbers), text)
     width, height = (float(v) for v in re.findall(r'(?:width|height)="([\d.]+)pt"', text[:600])[:2])

@@ -376,11 +376,12 @@ def _held_out(source: Source) -> list[Item]:
     score = source.run.info.get("held_out")
     if not score:
         return []
-    n = int(score["n_units"])
+    n, noun = int(score["n_units"]), "sequence" if source.model is not None and source.model.is_series() else "unit"
     total, what = (float(score["elpd"]), "of") if "elpd" in score else (float(score["bound"]), "of at least, by a bound,")
     text = (
-        f"{count(n, 'unit')} that were kept out of the fit have a log predictive density {what} {shown(total)} nats in all "
-        f"(standard error {shown(score['se'])}), {shown(total / n)} a unit; larger is better."
+        f"{count(n, noun)} that {'was' if n == 1 else 'were'} kept out of the fit {'has' if n == 1 else 'have'} a log "
+        f"predictive density {what} {shown(total)} nats in all (standard error {shown(score['se'])}), {shown(total / n)} a "
+        f"{noun}; larger is better."
     )
     return [Text((text,))]
 

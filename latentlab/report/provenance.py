@@ -6,10 +6,15 @@ from typing import Any
 from latentlab.report.items import Item, Section, Table, Text, count, shown
 from latentlab.report.source import Source
 
+HALVES = {
+    True: "Every second chain is held out",
+    False: "The first draws are a reference and the last are held out, with a gap between where they depend on each other",
+}
+"""How the draws are split, by whether there are several chains."""
 TERMS = (
     (
         "Verdict",
-        "The draws are split by chain; one half gives the posterior mean and each unit's covariance, the other half is ranked with the "
+        "{halves}; one half gives the posterior mean and each unit's covariance, the other half is ranked with the "
         "embedding. An embedding is distinct if it is more unusual than the held-out draws (in its overall distance, in an error that is "
         "a function of the positions, or in single units), summary-like if it lies nearer to the mean than draws do, and draw-like "
         "otherwise; undetermined if there are too few draws, or if shuffled positions would pass as well.",
@@ -42,7 +47,7 @@ TERMS = (
 OF_LABELS = (
     (
         "Verdict",
-        "The draws are split by chain; one half gives the share of draws in which each two units are together, the other half is ranked "
+        "{halves}; one half gives the share of draws in which each two units are together, the other half is ranked "
         "with the clustering. A clustering is distinct if it is more unusual than the held-out draws (in its expected loss, in what it puts "
         "together or apart, or in single units), summary-like if it lies nearer to all draws than draws do, and draw-like otherwise; "
         "undetermined if there are too few draws, or if shuffled labels would pass as well.",
@@ -92,7 +97,7 @@ def section(source: Source) -> Section:
     """Terms, versions, times, files, references."""
     info = source.run.info
     items: list[Item] = [
-        Table("terms", "Terms", ("term", "meaning"), OF_LABELS if source.is_discrete else TERMS),
+        Table("terms", "Terms", ("term", "meaning"), _terms(source)),
         *_reproduce(source),
     ]
     seconds = info.get("seconds", {})
@@ -117,6 +122,11 @@ def section(source: Source) -> Section:
     those = (*(r for r in REFERENCES if not r.startswith(OF_POSITIONS)), *LABEL_REFERENCES) if source.is_discrete else REFERENCES
     items.append(Text(those, "references"))
     return Section("provenance", "How were the numbers obtained?", tuple(items))
+
+
+def _terms(source: Source) -> tuple[tuple[str, str], ...]:
+    halves = HALVES[source.tree["posterior"].sizes["chain"] > 1]
+    return tuple((term, meaning.format(halves=halves)) for term, meaning in (OF_LABELS if source.is_discrete else TERMS))
 
 
 def _reproduce(source: Source) -> list[Item]:

@@ -98,6 +98,7 @@ def _verdicts(source: Source) -> list[Item]:
                 "p (as unusual)": float(of["p_guard"].values[i]),
                 **({} if source.is_discrete else {"scale": float(of["scale"].values[i])}),
                 "effective draws": float(of["ess"].values[i]),
+                **({"remark": source.unconverged} if source.unconverged else {}),
             }
             for i, label in enumerate(data["embedding"].values)
             if of["verdict"].values[i]
@@ -166,6 +167,7 @@ def _deltas(source: Source) -> Figure:
         canvas.legend(marks, seen, loc="outside lower center", ncols=len(seen))
 
     caption = f"Delta of each {what} on a log scale, its shape saying the verdict. At 1 it is as far from the {centre} as a typical draw."
+    caption += f" Read with care: {source.unconverged}." if source.unconverged else ""
     alt = "Dot plot of delta: " + "; ".join(
         f"{n} {shown(float(d))}" for n, d in zip(labels, first_aligned(data, "delta"), strict=True)
     )

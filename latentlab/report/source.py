@@ -74,6 +74,11 @@ class Source:
         """How the draws were made: `mcmc`, `vi` or `point`."""
         return POINT if self.tree.attrs.get("point_estimate") else str(self.tree.attrs.get("inference", "mcmc"))
 
+    @cached_property
+    def unconverged(self) -> str:
+        """A remark for each verdict of a fit whose checks failed; empty where none did."""
+        return "the fit did not converge" if (self.run.diagnostics["verdict"] == "fail").any() else ""
+
     # -- the model
 
     @cached_property

@@ -80,7 +80,7 @@ def verdict_records(source: Source) -> list[dict[str, Any]]:
 
 
 def _answer(source: Source) -> list[str]:
-    lines = []
+    lines, remark = [], f" ({source.unconverged})" if source.unconverged else ""
     for alignment in source.run.comparison["alignment"].values.astype(str).tolist():
         by: dict[str, list[str]] = {}
         for record in verdict_records(source):
@@ -94,7 +94,9 @@ def _answer(source: Source) -> list[str]:
             if word == "undetermined":
                 reasons = [record["sentence"] for record in verdict_records(source) if record["alignment"] == alignment]
                 meaning = next(filter(None, map(_reason, reasons)), meaning)
-            lines.append(f"{ALLOWED[alignment]}, {listed(names, 20)} {'is' if len(names) == 1 else 'are'} {word}: {meaning}.")
+            lines.append(
+                f"{ALLOWED[alignment]}, {listed(names, 20)} {'is' if len(names) == 1 else 'are'} {word}: {meaning}{remark}."
+            )
     if source.is_discrete and source.unjudged:
         n = len(source.unjudged)
         what = "is no clustering, so that it has scores" if n == 1 else "are no clusterings, so that they have scores"
@@ -133,4 +135,5 @@ def _glance(source: Source) -> list[dict[str, Any]]:
             f"verdict{_way(record['alignment'])}": record["verdict"],
             f"delta{_way(record['alignment'])}": _range(record["delta"]),
         }
-    return list(rows.values())
+    remark = {"remark": source.unconverged} if source.unconverged else {}
+    return [row | remark for row in rows.values()]

@@ -321,10 +321,14 @@ def _stages(job: _Job, directory: RunDirectory, bar: _StageBar, *, progress: boo
 def _fit(job: _Job, directory: RunDirectory, *, progress: bool) -> Fit:
     if directory.has(POSTERIOR):
         return job.fit(load(directory.path / POSTERIOR))
-    checkpoints = directory.path / CHECKPOINTS
-    fitted = fit(job.model, job.training, job.method, seed=job.config.seed, progress=progress, checkpoint=checkpoints)
-    for line in _bars(fitted.data):
+
+    def log(line: str) -> None:
         directory.logger.info("%s: %s", job.method.name, line)
+
+    seed, checkpoints = job.config.seed, directory.path / CHECKPOINTS
+    fitted = fit(job.model, job.training, job.method, seed=seed, progress=progress, checkpoint=checkpoints, log=log)
+    for line in _bars(fitted.data):
+        log(line)
     directory.write_tree(POSTERIOR, fitted.data)
     return fitted
 
@@ -480,7 +484,7 @@ def _params(job: _Job, fitted: Fit) -> tuple[dict[str, np.ndarray], dict[str, An
 
 
 def _bars(tree: xr.DataTree) -> list[str]:
-    """What the progress bars came to: a chain, or every tenth of a restart, a line."""
+    """What the progress bars of chains and climbs came to: a line for each chain, and the last values of a climb."""
     lines = []
     stats = tree["sample_stats"].data_vars if "sample_stats" in tree.children else {}
     if "diverging" in stats:
@@ -491,11 +495,6 @@ def _bars(tree: xr.DataTree) -> list[str]:
                 f"{of['step_size'][-1]:.4g}, acceptance {of['acceptance_rate'].mean():.3f}, steps {of['n_steps'].mean():.1f}"
             )
     optimization = tree["optimization"].data_vars if "optimization" in tree.children else {}
-    if "loss" in optimization:
-        for restart, loss in enumerate(optimization["loss"].values):
-            for end in np.unique(np.linspace(0, len(loss), 11).astype(int))[1:]:
-                elbo = -loss[max(0, end - 50) : end].mean()
-                lines.append(f"restart {restart}, step {end} of {len(loss)}: elbo {elbo:.2f}")
     for name in ("log_joint", "log_likelihood"):
         if name in optimization:
             lines += [f"{name} {i}: {value:.6g}" for i, value in enumerate(optimization[name].values[-10:])]

@@ -59,7 +59,7 @@ def select(
 
     Returns:
         The table of `loo_table`, with `value` in place of `model`, and `run`, the name of the run's folder. Where no model has
-        LOO, the best held-out score is first.
+        LOO, the best held-out score is first. `attrs["written"]` holds the paths of the table and the drawing.
 
     Raises:
         ConfigError, DataError, ModelError: Fewer than two values can be run and compared at all; nothing was started.
@@ -96,8 +96,11 @@ def select(
     table.insert(1, "run", [configs[said].name if said in configs else "" for said in table["value"]])
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / TABLE, table.to_csv(index=False, lineterminator="\n").encode())
+    written = [TABLE]
     if table["elpd_diff"].notna().sum() > 1:
         write(folder / PLOT, drawn(table, key, told))
+        written.append(PLOT)
+    table.attrs["written"] = [str(folder / name) for name in written]
     return table
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from latentlab.errors import InferenceError
-from latentlab.inference.adam import Adam, pack, unpack, whole_step
+from latentlab.inference.adam import Adam, Descent, pack, unpack, whole_step
 
 SHAPES = [torch.Size([3]), torch.Size([2, 2])]
 
@@ -58,3 +58,40 @@ def test_the_fit_that_is_not_finite_is_named(where):
     adam = Adam(n_steps=9, learning_rate=0.1, patience=None, title="", progress=False)
     with pytest.raises(InferenceError, match=r"restart 7, step 4: .* not finite: site of 1; last finite losses"):
         adam.descend(torch.zeros(2, 3), step, itertools.repeat(()), [3, 7], lambda k, _: [f"site of {k}"])
+
+
+def test_the_log_has_its_lines_as_they_happen():
+    """At tenths of all steps, of a descent that others come before too; when the fit is interrupted they are there."""
+    lines, steps = [], itertools.count(1)
+
+    def step(vectors, m, v, scale):
+        if next(steps) == 36:
+            raise KeyboardInterrupt
+        return torch.tensor([2.0, -1.0]), torch.zeros(2), vectors, m, v
+
+    adam = Adam(75, 0.1, None, "", progress=False, log=lines.append, before=25, total=100)
+    with pytest.raises(KeyboardInterrupt):
+        adam.descend(torch.zeros(2, 3), step, itertools.repeat(()), [0, 4], lambda *_: [])
+    expected = [(number, n, elbo) for n in (30, 40, 50, 60) for number, elbo in ((0, -2.0), (4, 1.0))]
+    assert lines == [f"restart {number}, step {n} of 100: elbo {elbo:.2f}" for number, n, elbo in expected]
+
+
+def test_fits_that_stopped_stay_where_they_were_when_others_go_on():
+    """The loss of the second falls; the first stalls, and is kept as it was also from a snapshot."""
+    kept = []
+    n_done = itertools.count()
+
+    def step(vectors, m, v, scale):
+        return torch.tensor([1.0, -float(next(n_done))]), torch.zeros(2), vectors + 1, m, v
+
+    adam = Adam(300, 0.1, 50, "", progress=False)
+    arguments = (torch.zeros(2, 3), step, itertools.repeat(()), [0, 1], lambda *_: [])
+    ends, losses = adam.descend(*arguments, keep=lambda now: kept.append(now) if now.n_done == 170 else None)
+    assert [len(one) for one in losses] == [100, 300]
+    assert ends[:, 0].tolist() == [100.0, 300.0]
+    n_done = itertools.count(170)
+    again = Descent.from_arrays(kept[0].arrays(), 300)
+    ends_again, losses_again = adam.descend(*arguments, under_way=again)
+    assert torch.equal(ends, ends_again)
+    for one, other in zip(losses, losses_again, strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -2,17 +2,20 @@
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load, save
 
 from latentlab.data.load import load_dataset
-from latentlab.fit import fit
-from latentlab.inference import nuts
+from latentlab.fit import fit, prepared
+from latentlab.inference import adam, advi, nuts
+from latentlab.inference.batches import batches
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Draws, _packed, _unpacked
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
 from latentlab.inference.trajectory import Snapshot, chain, drive
 from latentlab.models.ppca import PPCA
+from latentlab.models.vae import VAE
 
 METHOD = NUTS(n_chains=3, n_warmup=40, n_draws=20, max_tree_depth=5)
 
@@ -107,10 +110,83 @@ def test_what_another_fit_left_is_not_taken_for_ones_own(other, tmp_path):
     small = {"model": PPCA(2), "dataset": load_dataset("iris"), "method": SVI(n_steps=30, n_draws=20), "seed": 3}
     fit(**small, progress=False, checkpoint=tmp_path)
     mine = {**small, **other}
-    with pytest.warns(UserWarning, match=r"restart-0.safetensors is damaged or of another fit"):
+    with pytest.warns(UserWarning, match=r"(draws|restart-0).safetensors is damaged or of another fit"):
         found = arrays_of(fit(**mine, progress=False, checkpoint=tmp_path))
     for name, array in arrays_of(fit(**mine, progress=False)).items():
         assert array.tobytes() == found[name].tobytes(), name
+
+
+ITERATED = [
+    (PPCA(2), SVI(n_steps=40, n_draws=20, n_restarts=3), "restarts-0-to-2", (4, 9, 12, 38)),
+    (PPCA(2), SVI("mean_field", n_steps=120, n_draws=20, n_restarts=2, batch_size=40, patience=25), "restarts-0-to-1", (30, 70)),
+    (
+        VAE(2),
+        SVI("model", n_steps=120, n_draws=20, n_restarts=2, batch_size=40, held_out=0.1, kl_warmup=20),
+        "restart-1",
+        (160, 190),
+    ),
+]
+
+
+@pytest.mark.parametrize(("model", "method", "part", "stops"), ITERATED, ids=["full rank", "mean field", "model"])
+def test_restarts_go_on_where_they_were_interrupted_to_the_same_bytes(model, method, part, stops, tmp_path, monkeypatch):
+    """Alone and in one batch, in either half of a full-rank fit, among minibatches; the random numbers of the step were drawn."""
+    iris = load_dataset("iris")
+    expected = arrays_of(fit(model, iris, method, seed=3, progress=False))
+    on, n_calls = adam.on, 0
+
+    def stopped(device):
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls in stops:
+            raise KeyboardInterrupt
+        return on(device)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adam, "on", stopped)
+        for _ in stops:
+            with pytest.raises(KeyboardInterrupt):
+                fit(model, iris, method, seed=3, progress=False, checkpoint=tmp_path)
+            assert (tmp_path / f"{part}-under-way.safetensors").is_file()
+        again = arrays_of(fit(model, iris, method, seed=3, progress=False, checkpoint=tmp_path))
+    steps = method.n_steps * (1 if "to" in part else method.n_restarts)
+    assert n_calls <= steps + len(stops), "no step but the interrupted ones is made twice"
+    for name, array in expected.items():
+        assert array.tobytes() == again[name].tobytes(), name
+
+
+def test_restarts_that_are_killed_go_on_from_what_was_saved_in_time(tmp_path, monkeypatch):
+    model, method, _, _ = ITERATED[0]
+    iris, on, calls = load_dataset("iris"), adam.on, iter(range(20))
+
+    def killed(device):
+        if next(calls, None) is None:
+            raise MemoryError  # nothing is written on the way out
+        return on(device)
+
+    monkeypatch.setattr(advi, "SAVED_EVERY", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(adam, "on", killed)
+        with pytest.raises(MemoryError):
+            fit(model, iris, method, seed=3, progress=False, checkpoint=tmp_path)
+    assert (tmp_path / "restarts-0-to-2-under-way.safetensors").is_file()
+    expected = arrays_of(fit(model, iris, method, seed=3, progress=False))
+    again = arrays_of(fit(model, iris, method, seed=3, progress=False, checkpoint=tmp_path))
+    for name, array in expected.items():
+        assert array.tobytes() == again[name].tobytes(), name
+
+
+def test_batches_that_are_skipped_are_those_of_before(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((90, 3)))
+    for dataset in (load_dataset("iris"), load_dataset("file", path=str(tmp_path / "x.npy"), in_memory=False)):
+        problem = prepared(PPCA(1), dataset, SVI(batch_size=20, n_steps=30))
+        with problem.resources:
+            whole = batches(problem, 20, np.random.default_rng(1), n_steps=12)
+            rest = batches(problem, 20, np.random.default_rng(1), n_steps=12, skip=7)
+            for _ in range(7):
+                next(whole)
+            for _ in range(5):
+                assert all(torch.equal(one, other) for one, other in zip(next(whole), next(rest), strict=True))
 
 
 def test_draws_are_kept_as_they_are_with_their_order():

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
@@ -15,8 +16,10 @@ import pytest
 from matplotlib import pyplot
 
 from latentlab.errors import MissingDependencyError, StoreError
+from latentlab.report import positions
 from latentlab.report.items import MARKS, shown
 from latentlab.report.page import embedded, write
+from latentlab.report.source import Source
 from latentlab.store import Run, read
 from latentlab.study.run import run
 
@@ -193,6 +196,41 @@ def test_what_a_run_lacks_is_said_in_a_sentence(bare: Run, wide: Run):
     assert record(bare)["verdicts"] == []
     assert "The units have no labels" in words(wide)
     assert "elbo" in {item["name"] for item in items(wide, "figure")}
+
+
+def test_a_verdict_stands_beside_the_remark_that_the_fit_did_not_converge(hostile: Run, mixture: Run):
+    remark = "the fit did not converge"
+    failed = "fail" in set(hostile.diagnostics["verdict"])
+    assert failed, "80 steps of warm-up and 60 draws"
+    for name in ("verdicts", "verdicts-orthogonal"):
+        assert {row["remark"] for row in table(hostile, name)} == {remark}
+    lines = [line for line in record(hostile)["summary"]["items"][1]["lines"] if "(delta" in line]
+    assert lines
+    assert all(remark in line for line in lines)
+    sound = replace(mixture, info=mixture.info)
+    vars(sound)["diagnostics"] = mixture.diagnostics.assign(verdict="pass")
+    assert Source(sound).unconverged == ""
+    assert Source(hostile).unconverged == remark
+
+
+def test_terms_say_how_the_draws_of_this_fit_were_split(hostile: Run, wide: Run):
+    verdict = {run.path: table(run, "terms")[0]["meaning"] for run in (hostile, wide)}
+    assert verdict[hostile.path].startswith("Every second chain is held out; one half gives the posterior mean")
+    assert verdict[wide.path].startswith("The first draws are a reference and the last are held out")
+
+
+def test_meanings_of_hyper_parameters_have_no_marks_of_code(any_run: Run):
+    rows = [row for item in items(any_run, "table") if item["name"] in ("hyperparameters", "embeddings") for row in item["rows"]]
+    assert rows
+    assert not [row for row in rows if "`" in str(row)]
+
+
+def test_held_out_sequences_are_called_so():
+    info = {"held_out": {"elpd": -30.0, "se": 1.0, "n_units": 3.0}}
+    source: Any = SimpleNamespace(run=SimpleNamespace(info=info), model=SimpleNamespace(is_series=lambda: True))
+    assert positions._held_out(source)[0].record()["lines"][0].startswith("3 sequences that were kept out of the fit have")
+    info["held_out"]["n_units"] = 1.0
+    assert positions._held_out(source)[0].record()["lines"][0].startswith("1 sequence that was kept out of the fit has")
 
 
 def test_the_page_is_well_made(any_run: Run):
