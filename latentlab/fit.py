@@ -309,7 +309,9 @@ def prepared(
     """What a method is given, once everything that can be refused before it runs was; arguments and errors as in `fit`."""
     for name, value, kinds in (("model", model, (LatentModel,)), ("dataset", dataset, (Dataset, StoredDataset))):
         if not isinstance(value, kinds):
-            raise ConfigError(f"fit: `{name}` must be a `{kinds[0].__name__}`; got {value!r:.60}.")
+            given = repr(value) if isinstance(value, str) else type(value).__name__
+            how = ', such as `Dataset({"x": x}, dims={"x": ("unit", "feature")})`' if name == "dataset" else ""
+            raise ConfigError(f"fit: `{name}` must be a `{kinds[0].__name__}`{how}; got {given}.")
     if isinstance(method, type | str) or not hasattr(method, "run"):
         raise ConfigError(f"fit: `method` must be a method with its settings, such as `NUTS()`; got {method!r:.60}.")
     if method.name not in model.methods:

@@ -68,6 +68,9 @@ def checked(
 def _dims(name: str, arrays: Mapping[str, Any], dims: Mapping[str, Sequence[str]]) -> Dims:
     if not isinstance(arrays, Mapping) or not arrays:
         raise DataError(f'{name}: `arrays` must map names to arrays, as {{"x": x}}; got {type(arrays).__name__}.')
+    if isinstance(dims, Mapping):
+        own = {key: labelled.own_dims(value) for key, value in arrays.items() if key not in dims}
+        dims = {**dims, **{key: one for key, one in own.items() if one}}
     if not isinstance(dims, Mapping) or set(dims) != set(arrays):
         raise DataError(f"{name}: `dims` must name the dims of each of {sorted(arrays)}; got {dims!r}.")
     result: Dims = {}

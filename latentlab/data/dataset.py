@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from latentlab.data import check, convert, notes
+from latentlab.data import check, convert, notes, times
 from latentlab.errors import DataError, unknown
 
 SHOWN = 40
@@ -42,7 +42,7 @@ class Dataset:
     Args:
         arrays: Name -> array. A table's is `x`, `(unit, feature)`. The first is the observed one; `mask` is about it. A pandas
             DataFrame gives units and features their names, an xarray DataArray is taken by its own dims.
-        dims: Name -> dims, e.g. `{"x": ("unit", "feature")}`.
+        dims: Name -> dims, e.g. `{"x": ("unit", "feature")}`: those of a DataFrame unless said. A DataArray has its own.
         coords: Dim, or a further coordinate along `unit` (`time`, `sequence`) -> labels. Counting from 0 without any.
         mask: True where the first array was observed; None where it was throughout. NaN in it is taken as missing.
         labels: A label for each unit, `(unit,)`.
@@ -66,7 +66,7 @@ class Dataset:
     """
 
     arrays: Mapping[str, np.ndarray]
-    dims: Mapping[str, tuple[str, ...]] = field(kw_only=True)
+    dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict, kw_only=True)
     coords: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     mask: np.ndarray | None = field(default=None, kw_only=True)
     labels: np.ndarray | None = field(default=None, kw_only=True)
@@ -275,7 +275,12 @@ class Dataset:
         """What a reader of results should know of the data: identical columns and rows, odd labels, much missing."""
         columns = self.features.tolist() if self.x.ndim == 2 else None
         x = np.moveaxis(self.x, self._unit_axis, 0)
-        return [*self.preparation, *notes.on_values(x, self.units.tolist(), columns), *notes.on_labels(self.labels)]
+        return [
+            *self.preparation,
+            *self._time_notes(),
+            *notes.on_values(x, self.units.tolist(), columns),
+            *notes.on_labels(self.labels),
+        ]
 
     def digest(self) -> str:
         """SHA-256 over all but the name: the same for equal data in every process and on every machine."""
@@ -293,6 +298,14 @@ class Dataset:
     @property
     def _unit_axis(self) -> int:
         return self.dims[self.observed].index("unit")
+
+    def _time_notes(self) -> list[str]:
+        """Of a series: steps that its times leave out, or that there is no step."""
+        if "time" not in self.coords:
+            return []
+        sequence, time = self.coords.get("sequence"), np.asarray(self.coords["time"])
+        new = np.zeros(self.n_units, bool) if sequence is None else np.r_[False, sequence[1:] != sequence[:-1]]
+        return times.on_gaps(times.read(time, f"{self.name}: coordinate 'time'"), np.cumsum(new))
 
     def _feature_dim(self) -> str:
         others = [dim for dim in self.dims[self.observed] if dim != "unit"]

@@ -141,7 +141,10 @@ def found(path: str, folder: str | None = None) -> Path:
         DataError: There is none; says what is there instead.
     """
     if not isinstance(path, str | os.PathLike) or not str(path).strip() or "\0" in str(path):
-        raise DataError(f"`path` must name a file; got {path!r}.")
+        found = (
+            repr(path) if isinstance(path, str) else f"{type(path).__name__}; arrays and frames are data as `Dataset({{'x': x}})`"
+        )
+        raise DataError(f"`path` must name a file; got {found}.")
     try:
         where = Path(path).expanduser()
     except RuntimeError as error:

@@ -38,7 +38,8 @@ def plain(
         values = convert.shaped(values, dims[key], what)
         result[key] = _placed(values, dims[key], own, known, sizes, what, fixed=coords)
         for other, value in further.items():
-            if other in coords and known[other].astype(str).tolist() != value.astype(str).tolist():
+            implied = value is own.get("unit")  # the dates of an index, which `coords` may replace
+            if other in coords and not implied and known[other].astype(str).tolist() != value.astype(str).tolist():
                 raise DataError(f"{what} has its own coordinate {other!r}, and `coords` has another: leave one of them out.")
         known = {**further, **known}
         sizes.update(zip(dims[key], values.shape, strict=True))
@@ -50,6 +51,14 @@ def plain(
         values, own, _ = opened(labels, ("unit",), f"{name}: `labels`", numbers=False)
         labels = _placed(values, ("unit",), own, known, sizes, f"{name}: `labels`") if own else values
     return result, known, mask, labels
+
+
+def own_dims(value: Any) -> tuple[str, ...] | None:
+    """The dims of an array that has dims of its own, or is a DataFrame; None of any other."""
+    library = _library(value)
+    if library == "xarray":
+        return tuple(map(str, getattr(value, "dims", ())))
+    return ("unit", "feature") if library == "pandas" and getattr(value, "ndim", 0) == 2 else None
 
 
 def opened(value: Any, dims: Sequence[str], what: str, *, numbers: bool = True) -> tuple[Any, Names, Names]:
@@ -143,7 +152,7 @@ def _library(value: Any) -> str | None:
 
 
 def _axis(index: Any, what: str) -> tuple[np.ndarray | None, Names]:
-    """Names of an index, None where it only counts from 0; levels that say sequence and time."""
+    """Names of an index, None where it only counts from 0; and what it says of sequence and time, by its levels or as dates."""
     import pandas as pd
 
     if isinstance(index, pd.MultiIndex):
@@ -155,7 +164,8 @@ def _axis(index: Any, what: str) -> tuple[np.ndarray | None, Names]:
     kinds = {isinstance(one, str) for one in index}
     if len(kinds) == 2 and not index.isna().any():
         index = index.map(str)
-    return convert.names(index, f"{what}: its {index.name or 'index'!r}" if index.name else f"{what}: its index"), {}
+    names = convert.names(index, f"{what}: its index")
+    return names, {"time": names} if isinstance(index, pd.DatetimeIndex | pd.PeriodIndex) else {}
 
 
 def _from_xarray(value: Any, dims: Sequence[str], what: str) -> tuple[Any, Names, Names]:

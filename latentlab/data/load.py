@@ -66,6 +66,11 @@ def load_dataset(
         >>> load_dataset("iris", columns=["petal length (cm)"], standardize=False).x[:3].tolist()
         [[1.4], [1.4], [1.3]]
     """
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"load_dataset takes a dataset's name; got {type(name).__name__}. A DataFrame or an array is data as "
+            '`Dataset({"x": x}, dims={"x": ("unit", "feature")})`, standardised by its `.standardize()`.'
+        )
     entry = DATASETS.load(name)
     _check_options(name, options)
     try:

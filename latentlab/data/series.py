@@ -152,9 +152,7 @@ def assemble(
         spans = _spans(codes, clock.key, step)
         n_out, span = sum(spans) - len(x), "" if clock.tick == "step" else f"; one step is {clock.span(step)}"
         steps = f"{n_out} time step{'s' * (n_out != 1)}"
-        if n_out and not fill_gaps:
-            said.append(f"{steps} left out{span}: the steps beside count as neighbours (`fill_gaps: false`).")
-        elif n_out:
+        if n_out and fill_gaps:
             said.append(f"{steps} left out of the data: filled in as missing entries (`fill_gaps`){span}.")
             place, ticks = _steps(codes, clock.key, step, spans, x.shape[1], name)
             first = place[np.r_[True, np.diff(codes) != 0]]
@@ -170,8 +168,6 @@ def assemble(
             table = np.full((len(ticks), x.shape[1]), np.nan)
             table[place] = x
             x, called = table, filled
-    elif clock is not None and clock.key is not None and _uneven(codes, clock.key):
-        said.append("the times have no regular step: they are taken as neighbours, however far apart.")
     coords = {"unit": called, "feature": features, "sequence": sequence, "time": time}
     return Dataset(
         {"x": x},
@@ -298,12 +294,6 @@ def _numbers(sequence: np.ndarray | None, n: int) -> np.ndarray:
         return np.zeros(n, dtype=int)
     _, first, which = np.unique(sequence, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[which]
-
-
-def _uneven(codes: np.ndarray, key: np.ndarray) -> bool:
-    """Whether gaps within sequences differ by more than rounding."""
-    gaps = np.diff(key.astype(np.float64))[np.diff(codes) == 0]
-    return bool(len(gaps)) and bool(np.ptp(gaps) > 1e-6 * np.abs(gaps).max())
 
 
 def _names(sequence: np.ndarray | None, time: np.ndarray) -> np.ndarray:

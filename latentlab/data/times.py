@@ -25,6 +25,8 @@ WORDED = ("%Y/%m/%d", "%b %Y", "%B %Y", "%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%b 
 """Further forms that say which number is what."""
 SPANS = {"month": ((12, "year"), (3, "quarter")), "day": ((7, "week"),)}
 """Larger spans of calendars, by the span that ticks count."""
+ROUNDING = 1e-6
+"""Gaps between fractions that differ by no larger share of the longest are equal."""
 CLOCK = ((3_600_000_000, "hour"), (60_000_000, "minute"), (1_000_000, "second"), (1000, "millisecond"), (1, "microsecond"))
 
 
@@ -102,6 +104,27 @@ def read(times: np.ndarray, what: str) -> Times:
         odd = next(word for word in words if word not in set(dates))
         raise DataError(f"{what}: {odd!r} is no date in the form of {dates[0]!r}; write all as 2020-01-31.")
     return Times(times, note="the times are text whose order is not known: rows are taken in the order given.")
+
+
+def on_gaps(times: Times, codes: np.ndarray) -> list[str]:
+    """A note on steps that the times leave out, or on times without a step; `codes` numbers the sequences.
+
+    Example:
+        >>> on_gaps(read(np.array([1, 2, 5]), "times"), np.zeros(3))
+        ['2 time steps are left out: the steps beside them count as neighbours.']
+    """
+    same = np.diff(codes) == 0
+    if times.key is None or not same.any():
+        return []
+    gaps, step = np.diff(times.key)[same], times.step(codes)
+    if step and (gaps > 0).all():
+        n = int((gaps // step - 1).sum())
+        how = f"{n} time steps are" if n > 1 else "1 time step is"
+        span = "" if times.tick == "step" else f" (one step is {times.span(step)})"
+        return [f"{how} left out{span}: the steps beside them count as neighbours."] if n else []
+    if np.ptp(gaps.astype(np.float64)) > ROUNDING * np.abs(gaps).max():
+        return ["the times have no regular step: they are taken as neighbours, however far apart."]
+    return []
 
 
 def _numbered(times: np.ndarray, what: str) -> Times:

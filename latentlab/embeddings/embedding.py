@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from annotated_types import Ge
 
-from latentlab.data import convert
+from latentlab.data import convert, labelled
 from latentlab.data.dataset import Dataset
 from latentlab.data.memory import Budget, size
 from latentlab.errors import ConfigError, DataError, InferenceError, LatentLabError, unknown
@@ -45,7 +45,7 @@ class Embedding:
     Args:
         name: What made it: an entry of the table, or a name of one's own.
         values: `(unit, p)`; `(seed, unit, p)` for an algorithm that starts at random.
-        units: The units' names, in the order of the values.
+        units: The units' names, in the order of the values; those of a DataFrame's index, or of a DataArray, unless said.
         label: Its name in tables and plots; `name` unless said.
         options: The options it was made with, defaults included.
         seeds: Seed of each run, if there are several.
@@ -62,7 +62,7 @@ class Embedding:
 
     name: str
     values: Any
-    units: Any
+    units: Any = None
     label: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
@@ -73,8 +73,9 @@ class Embedding:
             if not isinstance(text, str) or not text.strip():
                 raise DataError(f"an embedding's {what} must be text; got {text!r}.")
         label = self.label or self.name
-        values = _values(self.values, f"embedding {label!r}")
-        units = convert.names(self.units, f"embedding {label!r}: `units`")
+        given, units = _named(self.values, self.units, f"embedding {label!r}")
+        values = _values(given, f"embedding {label!r}")
+        units = convert.names(np.arange(values.shape[-2]) if units is None else units, f"embedding {label!r}: `units`")
         _check_units(values, units, f"embedding {label!r}")
         n_runs = len(values) if values.ndim == 3 else 0
         seeds = tuple(int(seed) for seed in self.seeds) or tuple(range(n_runs))
@@ -352,6 +353,24 @@ def _oriented(values: np.ndarray) -> np.ndarray:
 
 
 # -- checks of an embedding
+
+
+def _named(given: Any, units: Any, what: str) -> tuple[Any, Any]:
+    """Values without names of their own, and the units' names, theirs unless said."""
+    dims = ("seed", "unit", "latent") if getattr(given, "ndim", 2) == 3 else ("unit", "latent")
+    values, own, _ = labelled.opened(given, dims, what)
+    if "unit" not in own:
+        if units is None and values is given:
+            raise DataError(f"{what}: `units` must name the units, in the order of the values.")
+        return values, units
+    if units is None:
+        return values, own["unit"]
+    theirs = convert.names(units, f"{what}: `units`").astype(str).tolist()
+    if theirs != own["unit"].astype(str).tolist():
+        raise DataError(
+            f"{what}: its values have units of their own, and `units` names others, or in another order: leave it out."
+        )
+    return values, units
 
 
 def _values(given: Any, what: str) -> np.ndarray:

@@ -12,8 +12,9 @@ import scipy.sparse
 import xarray as xr
 
 from latentlab.data.dataset import Dataset
+from latentlab.data.load import load_dataset
 from latentlab.data.memory import Budget
-from latentlab.errors import DataError
+from latentlab.errors import ConfigError, DataError
 from latentlab.posterior import build, load, save
 
 TABLE = {"x": ("unit", "feature")}
@@ -60,6 +61,16 @@ def test_a_transposed_array_is_taken_by_its_own_dims():
         table(xr.DataArray(x, dims=("row", "column")))
     with pytest.raises(DataError, match="is an xarray Dataset; take one of its arrays"):
         table(xr.Dataset({"x": array}))
+
+
+def test_dims_are_those_that_an_array_has():
+    dataset = Dataset({"x": frame(), "weight": xr.DataArray([1.0, 2, 3], dims="unit")}, name="toy")
+    assert dict(dataset.dims) == {"x": ("unit", "feature"), "weight": ("unit",)}
+    by_day = xr.DataArray(np.arange(6.0).reshape(2, 3), dims=("day", "unit"), coords={"day": ["a", "b"]})
+    assert (Dataset({"x": by_day}).dims["x"], Dataset({"x": by_day}).features.tolist()) == (("day", "unit"), ["a", "b"])
+    assert table(by_day.rename(day="feature")).x.shape == (3, 2)
+    with pytest.raises(DataError, match="`dims` must name the dims"):
+        Dataset({"x": np.eye(2)})
 
 
 def test_levels_of_an_index_say_sequence_and_time():
@@ -126,6 +137,14 @@ def test_new_data_that_are_no_data_are_refused_in_a_line(given):
     ) as caught:
         table(frame()).conform(given)
     assert "\n" not in str(caught.value)
+
+
+def test_frames_in_the_place_of_names_are_refused_in_a_line():
+    for given in (frame(), frame().to_numpy(), None):
+        with pytest.raises(ConfigError, match=f"a dataset's name; got {type(given).__name__}.*Dataset.*standardize"):
+            load_dataset(given)
+        with pytest.raises(DataError, match=f"`path` must name a file; got {type(given).__name__}"):
+            load_dataset("file", path=given)
 
 
 # -- types of columns

@@ -126,7 +126,9 @@ def test_text_without_an_order_is_taken_as_it_stands():
 def test_gaps_are_left_on_request():
     dataset = taken(["2020-01-04", "2020-01-01", "2020-01-02"], fill_gaps=False)
     assert dataset.x[:, 0].tolist() == [1, 2, 0]
-    assert any("1 time step left out; one step is 1 day: the steps beside count as neighbours" in one for one in dataset.notes())
+    assert any(
+        "1 time step is left out (one step is 1 day): the steps beside them count as neighbours" in one for one in dataset.notes()
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,6 +164,19 @@ def test_times_of_a_dataset_are_held_to_the_same_rule():
         boundaries(dataset(["01/02/2020", "01/03/2020"]))
     with pytest.raises(DataError, match="do not increase"):
         boundaries(dataset(pd.DatetimeIndex(["2020-01-02", "2020-01-01"])))
+
+
+def test_gaps_between_the_rows_of_a_frame_are_noted():
+    days = pd.DatetimeIndex(["2020-01-01", "2020-01-02", "2020-01-05"])
+    dataset = Dataset({"x": pd.DataFrame({"a": [1.0, 2.0, 3.0]}, index=days)})
+    assert dataset.coords["time"].tolist() == dataset.units.tolist() == ["2020-01-01", "2020-01-02", "2020-01-05"]
+    assert dataset.notes()[0].startswith("2 time steps are left out (one step is 1 day)")
+    assert boundaries(dataset).tolist() == [0, 0, 0]
+    with pytest.raises(DataError, match="do not increase: unit '2020-01-02'"):
+        boundaries(dataset.subset([2, 1, 0]))
+    numbered = Dataset({"x": pd.DataFrame({"a": [1.0, 2.0, 3.0]}, index=days)}, coords={"time": [1, 2, 3]})
+    assert numbered.coords["time"].tolist() == [1, 2, 3]
+    assert not any("left out" in note for note in numbered.notes())
 
 
 def test_rows_of_a_file_are_sorted_by_sequence_and_time(tmp_path):

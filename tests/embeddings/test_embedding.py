@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray as xr
 from sklearn.exceptions import ConvergenceWarning
 
 import latentlab as ll
@@ -102,7 +103,7 @@ GOOD = [[0.0, 1.0], [2.0, 3.0]]
     [
         ({"values": [1.0, 2.0]}, r"must have shape \(unit, p\) or \(seed, unit, p\); got \(2,\)"),
         ({"values": np.zeros((2, 0))}, r"got \(2, 0\)"),
-        ({"values": [[1.0], [1.0, 2.0]]}, "no array"),
+        ({"values": [[1.0], [1.0, 2.0]]}, "is ragged: its rows differ in length"),
         ({"values": [[1.0, 2.0]]}, "values of 1 units, and names of 2"),
         ({"values": [["1", "2"], ["3", "4"]]}, "expected real numbers"),
         ({"values": [[1j, 2], [3, 4]]}, "complex128; expected real numbers"),
@@ -448,6 +449,22 @@ def test_one_column_is_an_embedding_already(name):
     with pytest.raises(ConfigError, match=f"embedding '{name}' needs at least 2 features; the data have 1") as caught:
         embed(name, one, n_latent=1)
     assert "\n" not in str(caught.value)
+
+
+def test_vectors_of_ones_own_keep_the_names_that_they_have():
+    frame = pd.DataFrame([[0.0, 1.0], [2.0, 3.0]], index=["b", "a"])
+    mine = Embedding("mine", frame)
+    assert mine.units.tolist() == ["b", "a"]
+    assert mine.reindexed(["a", "b"]).values.tolist() == [[2.0, 3.0], [0.0, 1.0]]
+    turned = frame.to_numpy().T
+    array = xr.DataArray(turned, dims=("latent", "unit"), coords={"unit": ["b", "a"]})
+    np.testing.assert_array_equal(Embedding("mine", array).reindexed(["b", "a"]).values, mine.values)
+    assert Embedding("mine", frame.reset_index(drop=True)).units.tolist() == [0, 1]
+    assert Embedding("mine", frame, ["b", "a"]).units.tolist() == ["b", "a"]
+    with pytest.raises(DataError, match="units of their own, and `units` names others, or in another order"):
+        Embedding("mine", frame, ["a", "b"])
+    with pytest.raises(DataError, match="`units` must name the units"):
+        Embedding("mine", frame.to_numpy())
 
 
 def test_no_column_left_is_said_in_words():
