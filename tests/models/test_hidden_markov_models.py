@@ -14,11 +14,13 @@ from scipy import stats
 from scipy.special import gammaln, logsumexp
 
 from latentlab.data.dataset import Dataset
+from latentlab.distributions import hidden_markov as exact_chains
 from latentlab.errors import ConfigError, DataError
 from latentlab.fit import fit
 from latentlab.inference.density import Density, log_joint, tensors
 from latentlab.inference.exact import Exact
 from latentlab.inference.nuts import NUTS
+from latentlab.models import hidden_markov
 from latentlab.models.count_hmms import CategoricalHMM, PoissonHMM
 from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.posterior import mcse_mean, mcse_sd
@@ -271,6 +273,41 @@ def test_baum_welch_with_missing_entries_never_falls(model):
     assert found.gradient < 1e-5
     again = model._series(tensors(model, dataset), {n: torch.from_numpy(v) for n, v in found.values.items()})
     assert float(again.log_prob_sum(torch.tensor(np.nan_to_num(dataset.x)))) == pytest.approx(found.trace[-1], rel=1e-9)
+
+
+def test_a_step_of_baum_welch_is_that_of_expected_counts(monkeypatch):
+    """Over two sequences: the means of the first states, the shares of the transitions, the weighted means of x."""
+
+    def caught(step, *_, **__):
+        steps.append(step)
+        raise KeyboardInterrupt
+
+    steps, model = [], GaussianHMM(2)
+    dataset = model.simulate(np.random.default_rng(0), 12)
+    arrays = tensors(model, dataset)
+    monkeypatch.setattr(hidden_markov, "climb", caught)
+    with pytest.raises(KeyboardInterrupt):
+        model.maximum_likelihood(arrays, np.random.default_rng(0))
+    values = {name: torch.tensor(dataset.truth[name]) for name in ("initial", "transition", "mu", "sigma")}
+    level, after = steps[0](values)
+    chain = model._series(arrays, values).chain(arrays["x"])
+    smoothed, pairs = exact_chains.smoothed(*chain), exact_chains.pair_marginals(*chain).sum(0)
+    assert level == pytest.approx(float(exact_chains.log_likelihood(*chain)))
+    torch.testing.assert_close(after["initial"], smoothed[[0, 8]].mean(0))
+    torch.testing.assert_close(after["transition"], pairs / pairs.sum(1, keepdim=True))
+    torch.testing.assert_close(after["mu"], smoothed.mT @ arrays["x"] / smoothed.sum(0)[:, None])
+
+
+def test_a_start_counts_the_transitions_from_rows_to_columns():
+    """States that follow one another in a cycle, far apart, in two sequences: 8 and 3 transitions, and 0.1 of each."""
+    x = np.r_[np.tile([0.0, 10.0, 20.0], 3), [10.0, 20.0, 0.0, 10.0]][:, None]
+    dataset = series(x, [9, 4])
+    model = GaussianHMM(3)
+    start = model.initialize(tensors(model, dataset), np.random.default_rng(0))
+    low, middle, high = np.argsort(start["mu"][:, 0].numpy())
+    counts = np.full((3, 3), 0.1)
+    counts[[low, middle, high], [middle, high, low]] += [4, 4, 3]
+    np.testing.assert_allclose(start["transition"], counts / counts.sum(axis=1, keepdims=True))
 
 
 # -- left to right
