@@ -11,6 +11,7 @@ from latentlab.fit import fit
 from latentlab.inference.density import tensors
 from latentlab.inference.exact import Exact
 from latentlab.models.factor_analysis import FactorAnalysis
+from latentlab.models.linear_gaussian import _encoder
 from latentlab.models.ppca import PPCA
 from latentlab.seeds import double
 
@@ -105,6 +106,15 @@ def test_factor_analysis_follows_the_scale_of_a_column_and_ppca_does_not():
     assert not np.allclose(
         raw.values["W"] @ raw.values["W"].T, np.outer(own, own) * (standard.values["W"] @ standard.values["W"].T), rtol=0.1
     )
+
+
+def test_the_guides_encoder_starts_at_the_exact_conditional():
+    rng = np.random.default_rng(0)
+    W, mu, noise, x = (torch.from_numpy(rng.normal(size=size)) for size in ((5, 2), 5, 5, (7, 5)))
+    slope, offset, root = _encoder(W, mu, noise.abs())
+    mean, covariance = oracles.positions_given(x.numpy(), mu.numpy(), W.numpy(), noise.numpy() ** 2)
+    np.testing.assert_allclose(x @ slope + offset, mean, atol=1e-12)
+    np.testing.assert_allclose(root @ root.mT, covariance[0], atol=1e-12)
 
 
 def test_a_heywood_case_is_said():
