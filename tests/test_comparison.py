@@ -262,3 +262,9 @@ def test_an_unknown_search_is_refused(result, planted):
 def test_as_many_draws_as_asked_are_taken_whatever_their_size(result, planted, monkeypatch):
     monkeypatch.setattr(module, "MOST_NUMBERS", 1)
     assert compare(result, planted[:1], **FEW).data.sizes["draw"] == 8
+
+
+def test_draws_that_metrics_are_lifted_over_are_spread_over_all_chains_and_iterations():
+    draws = np.arange(3 * 100).reshape(3, 100, 1, 1)
+    found = module._thinned(draws, 15)[..., 0, 0]
+    np.testing.assert_array_equal(found, np.array([0, 24, 49, 74, 99]) + np.array([[0], [100], [200]]))
