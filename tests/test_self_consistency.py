@@ -155,6 +155,14 @@ def test_ranked_draws_are_as_far_apart_as_thinning_says(monkeypatch):
     assert seen == [[1, 3, 5, 7, 9], [3, 7, 11, 15, 19]]
 
 
+def test_ties_are_broken_at_random(monkeypatch):
+    """A truth that equals all 3 draws has each of the ranks 0 to 3: 60 of them miss one in 1e-7 of cases."""
+    ties = ["constant"], np.zeros((60, 1, 1)), np.zeros((60, 3, 1))
+    monkeypatch.setattr(calibration, "_by_chains", lambda *_, **__: ties)
+    found = sbc(SOUND, SAMPLER, n_replications=60, n_units=3, n_ranks=3, progress=False)
+    assert set(found.ranks.ravel()) == {0, 1, 2, 3}
+
+
 def test_data_are_drawn_anew_in_each_sweep():
     datasets = [SOUND.simulate(np.random.default_rng(i), 3) for i in range(4)]
     replications = Replications(SOUND, datasets)
