@@ -18,8 +18,8 @@ from latentlab.inference.svi import SVI
 from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.gaussian_mixture import DPMixture, GaussianMixture
 from latentlab.models.ppca import PPCA
-from latentlab.posterior import build, loo
-from latentlab.selection import Candidate, lenient_table, loo_table
+from latentlab.posterior import Loo, build, loo
+from latentlab.selection import Candidate, bad_share, lenient_table, loo_table
 
 # -- results made up, so that everything is known
 
@@ -98,6 +98,12 @@ def test_what_stands_against_a_row_is_never_hidden(rng):
     assert table.bad_khat["wild"] >= 0.05
     assert "k-hat too high" in table.note["wild"]
     assert table.index[0] == "sound"
+
+
+def test_a_khat_that_is_not_known_counts_as_too_high():
+    x = np.zeros(4)
+    score = Loo(elpd=0.0, se=0.0, p_loo=0.0, pointwise=x, khat=np.array([np.nan, 0.1, 0.7, 0.9]), limit=0.7, conditional=False)
+    assert bad_share(score) == 0.75
 
 
 def test_held_out_scores_and_occupied_components_have_columns(rng):
