@@ -275,7 +275,9 @@ def _descend(
             restart.go_on(problem, settings, n_batches, random)
     numbers = [restart.number for restart in restarts]
     captured = density.captured[key]
-    ends, losses = adam.descend(vectors, captured, arguments(), numbers, sites, under_way=begun, keep=stand)
+    ends, losses = adam.descend(
+        vectors, captured, arguments(), numbers, sites, under_way=begun, keep=stand if problem.checkpoint else None
+    )
     for k, vector in enumerate(ends):
         put_back(k, vector)
     return losses

@@ -287,7 +287,15 @@ class SVI:
                 rows = batches(problem, self.batch_size, order(), training, n_steps=self.n_steps + 1, skip=n_begun + 1)
                 _set_random_states(stood, self.device)
             (end,), (losses,) = adam.descend(
-                vectors, step, arguments(), [restart], lambda *_: [], watch, self.kl_warmup, begun, stand
+                vectors,
+                step,
+                arguments(),
+                [restart],
+                lambda *_: [],
+                watch,
+                self.kl_warmup,
+                begun,
+                stand if problem.checkpoint else None,
             )
             values = found.constrained(unpack(end, shapes))
             parameters = {name: value for name, value in values.items() if name in model.parameters}

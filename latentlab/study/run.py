@@ -256,7 +256,7 @@ class _StageBar:
     """A bar on a terminal that names the stage of a run and counts those that are done; each stage may have bars of its own."""
 
     def __init__(self, *, progress: bool) -> None:
-        self._bar = tqdm(total=N_STAGES, disable=None if progress else True, leave=False, bar_format=BAR)
+        self._bar = tqdm(desc="data", total=N_STAGES, disable=None if progress else True, leave=False, bar_format=BAR)
         self._begun = False
 
     def __enter__(self) -> "_StageBar":
@@ -267,7 +267,7 @@ class _StageBar:
 
     def stage(self, name: str) -> None:
         """The stage before is done, and this one begins."""
-        self._bar.set_description(name, refresh=False)
+        self._bar.set_description_str(name, refresh=False)
         self._bar.update(self._begun)
         self._bar.refresh()
         self._begun = True

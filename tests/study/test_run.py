@@ -3,9 +3,11 @@
 The comparison and the page are stand-ins here; `test_run_whole.py` runs the real ones.
 """
 
+import io
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -670,6 +672,23 @@ def test_a_run_ends_with_a_summary_of_a_few_lines(tmp_path: Path, capsys: Any):
     ]
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("kind", [Terminal, io.StringIO])
+def test_each_stage_has_a_bar_on_a_terminal_and_nothing_without_one(kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stream = kind()
+    monkeypatch.setattr(sys, "stderr", stream)
+    run(TOY, out=tmp_path / "toy")
+    stages = re.findall(r"(\w+): (\d)/6 stages", stream.getvalue())
+    expected = ["data", "embeddings", "fit", "diagnostics", "comparison", "report"] if kind is Terminal else []
+    assert list(dict.fromkeys(stages)) == [(stage, str(i)) for i, stage in enumerate(expected)]
+    assert ("embedding pca" in stream.getvalue()) == (kind is Terminal)
+    assert kind is Terminal or not stream.getvalue()
+
+
 def test_what_did_not_converge_says_so_and_fails_only_if_asked_to(tmp_path: Path):
     inference = {"name": "nuts", "n_chains": 2, "n_warmup": 5, "n_draws": 5, "max_tree_depth": 2}
     found = go({**TOY, "inference": inference}, tmp_path / "toy")
@@ -680,7 +699,7 @@ def test_what_did_not_converge_says_so_and_fails_only_if_asked_to(tmp_path: Path
     lines = repr(found).splitlines()
     assert lines[0] == f"{tmp_path}/toy: done, not converged"
     failed = found.diagnostics.query("verdict == 'fail'")
-    assert [line.split(" (")[0] for line in lines[1:-2]] == [f"  failed: {check}" for check in failed["check"].unique()]
+    assert [line.split(" (")[0] for line in lines[1:-2]] == [f"  not passed: {check}" for check in failed["check"].unique()]
     assert all(len(line) < 200 for line in lines)
     with pytest.raises(InferenceError, match=r"not converged .*R-hat") as caught:
         go({**TOY, "inference": inference}, tmp_path / "toy", resume=True, strict=True)

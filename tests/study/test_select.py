@@ -25,7 +25,7 @@ TOY = {
 
 @pytest.fixture(autouse=True)
 def _no_pages(monkeypatch):
-    monkeypatch.setattr(module, "_write_page", lambda run: run.path)
+    monkeypatch.setattr(module, "_write_page", lambda run, **_: run.path)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
     """`n_latent` 1, 2 and 3, the last of which 3 features cannot have; with held-out units."""
     out = tmp_path_factory.mktemp("select")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_write_page", lambda run: run.path)
+        patch.setattr(module, "_write_page", lambda run, **_: run.path)
         select(TOY, "model.n_latent", [1, 2, 7], overrides=["held_out=0.25"], out=out, progress=False)
     return out
 
@@ -164,6 +164,7 @@ def test_the_command_says_that_embeddings_are_left_out_and_ends_with_1_where_not
     assert cli.main(["select", config, "model.n_latent=2,8,9", "--out", str(tmp_path / "x")]) == 1
     out = capsys.readouterr().out
     assert "embeddings are left out" in out
+    assert f"Written: {tmp_path / 'x' / 'selection.csv'} and the runs beside." in out.splitlines()
     assert out.count("failed: ") == 4  # as each happens, and in the table
 
 

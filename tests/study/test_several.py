@@ -39,7 +39,7 @@ CONFIGS = {
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_write_page", lambda run: run.path)
+        patch.setattr(module, "_write_page", lambda run, **_: run.path)
         for name, one in CONFIGS.items():
             run(one, out=folder / name, progress=False)
     return folder
@@ -104,7 +104,7 @@ def test_units_in_another_order_are_matched_by_name(runs, tmp_path):
             CONFIGS["point"]["inference"],
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "_write_page", lambda run: run.path)
+            patch.setattr(module, "_write_page", lambda run, **_: run.path)
             found[name] = run(one, out=tmp_path / name, progress=False)
     several = compare_runs([tmp_path / "a", tmp_path / "b"])
     assert several.positions.set_index("metric").of_points["procrustes_similarity"] < 0.2
