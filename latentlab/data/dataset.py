@@ -268,6 +268,8 @@ class Dataset:
             if len(self.arrays) > 1:
                 others = ", ".join(self.arrays)
                 raise DataError(f"new data must be a `Dataset` with the arrays {others}; got {type(data).__name__}.")
+            if len(dims) == 2 and getattr(data, "ndim", 2) == 1 and hasattr(data, "to_frame"):
+                data = data.to_frame().T  # one unit, as a row of a DataFrame is
             data = Dataset({self.observed: data}, dims={self.observed: dims}, name="new data")
         return self.align_features(data).transformed(self.transform)
 

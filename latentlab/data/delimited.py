@@ -75,7 +75,11 @@ def read(
         source = (f"{line.expandtabs(1).rstrip()}\n" for line in source)
     reader = csv.reader(source, delimiter=sign, strict=True, skipinitialspace=sign == BLANK)
     rows = _rows(path, reader)
-    names = _header(path, next(rows)[1], sign)
+    titles = next(rows)[1]
+    if sign == BLANK and len(_words(opening[-1])) == len(titles) + 1:  # as R writes a table with the names of its rows
+        titles = ["", *titles]
+        rows = _rows(path, reader, len(titles), 2)
+    names = _header(path, titles, sign)
     index = next((i for i, name in enumerate(names) if INDEX.fullmatch(name)), None)
     taken = {str(name) for name in (*(wanted.columns or ()), *wanted.others.values())}
     if index is None or wanted.unit is not None or wanted.columns is not None or names[index] in taken:
@@ -90,6 +94,7 @@ def read(
     table = parser.table()
     if index is None:
         return table
+    table = _without_numbers(table)
     units = table.others["unit"].tolist()
     twice = repeated(units)
     if twice is None:
@@ -221,9 +226,21 @@ def _need(path: Path, n_header: int, n_columns: int, chosen: Chosen, budget: Bud
     budget.need(int(COPIES * 8 * n_cells), f"{path}: the table, about {n_rows:.2g} rows,")
 
 
-def _rows(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
+def _without_numbers(table: Table) -> Table:
+    """The table without columns that are an index of before, counting from 0, read and written again."""
+    numbers = np.arange(len(table.x))
+    kept = [i for i, one in enumerate(table.features) if not (INDEX.fullmatch(one) and np.array_equal(table.x[:, i], numbers))]
+    return replace(table, features=[table.features[i] for i in kept], x=table.x[:, kept])
+
+
+def _words(line: str) -> list[str]:
+    """The cells of a line that blanks delimit."""
+    return next(csv.reader([line.expandtabs(1).strip()], delimiter=BLANK, skipinitialspace=True), [])
+
+
+def _rows(path: Path, reader: Any, width: int = 0, start: int = 1) -> Iterator[tuple[int, list[str]]]:
     """Line and cells of each row; blank lines at the end are no rows."""
-    width, start, blank = 0, 1, 0
+    blank = 0
     while True:
         try:
             row = next(reader)
@@ -277,7 +294,10 @@ def _delimiter(path: Path, opening: list[str], decimal: str) -> str:
         return "\t"
     header, *rows = (re.sub(r'"[^"]*"?', "", line) for line in opening)
     found = [sign for sign in DELIMITERS if sign in header and sign != decimal]
-    if not found and rows and len(header.split()) == len(rows[0].split()) > 1:
+    if not found and decimal == "," and "," in header:
+        raise DataError(f"{path}: the header has commas, and `decimal` is one; name the delimiter by `delimiter`.")
+    n_header, n_row = len(_words(opening[0])), len(_words(opening[-1]))
+    if not found and len(opening) > 1 and n_row > 1 and n_row - n_header in (0, 1):
         return BLANK
     if len(found) > 1:
         found = [sign for sign in found if rows and rows[0].count(sign) == header.count(sign)]

@@ -93,7 +93,7 @@ def opened(value: Any, dims: Sequence[str], what: str, *, numbers: bool = True) 
             return value.to_numpy(), names, further
         shown = (value.columns if columns is None else columns).tolist()
         table = [convert.column_numbers(value.iloc[:, i], f"{what}, column {shown[i]!r}") for i in range(len(shown))]
-        return np.column_stack(table), names, further
+        return np.column_stack(table) if table else value.to_numpy(), names, further
     if isinstance(value, pd.Series):
         own, further = _axis(value.index, what)
         names = {} if own is None or not dims else {dims[0]: own}

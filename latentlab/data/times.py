@@ -18,10 +18,18 @@ from latentlab.errors import DataError
 
 WHOLE = re.compile(r"[+-]?\d{1,15}")
 FRACTION = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-QUARTER = re.compile(r"(\d{4})(-?)Q([1-4])")
-ISO = re.compile(r"(\d{4}-\d\d(-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?)?)?)(Z|[+-]\d\d:?\d\d)?")
-SLASHED = re.compile(r"(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)")
-WORDED = ("%Y/%m/%d", "%b %Y", "%B %Y", "%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%b %d, %Y", "%B %d, %Y", "%b-%Y", "%Y/%m")
+QUARTER = re.compile(r"(\d{4})([- ]?)[Qq]([1-4])")
+TURNED = re.compile(r"^(Q[1-4])[- ]?(\d{4})$", re.IGNORECASE)
+"""A quarter before its year."""
+WEEK = re.compile(r"\d{4}-W\d\d")
+SORTED = re.compile(r"\d{4}(\D.*)?")
+"""Text that begins with a year sorts as time does, if all of it is of one form."""
+ISO = re.compile(r"(\d{4}-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d{1,9})?)?)?)?)?)(Z|[+-]\d\d:?\d\d)?")
+SLASHED = re.compile(r"(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)([T ]\d\d:\d\d(:\d\d)?)?")
+WORDED = (
+    *("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%Y-%m", "%Y/%m", "%Y %b", "%Y-%b", "%Y %B", "%b %Y", "%B %Y", "%b-%Y"),
+    *("%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%b %d, %Y", "%B %d, %Y"),
+)
 """Further forms that say which number is what."""
 SPANS = {"month": ((12, "year"), (3, "quarter")), "day": ((7, "week"),)}
 """Larger spans of calendars, by the span that ticks count."""
@@ -90,19 +98,21 @@ def read(times: np.ndarray, what: str) -> Times:
         return Times(times, times)
     if times.dtype.kind in "iu":
         return _numbered(times.astype(np.int64), what)
-    words = [word.strip() for word in times.tolist()]
+    words = [TURNED.sub(r"\2\1", word.strip()) for word in times.tolist()]
     if all(map(WHOLE.fullmatch, words)):
         return _numbered(np.array([int(word) for word in words]), what)
     if all(map(FRACTION.fullmatch, words)):
         return read(np.array([float(word) for word in words]), what)
-    for form in (_quarters, _iso, _slashed, _worded):
+    for form in (_quarters, _weeks, _iso, _slashed, _worded):
         found = form(words, what)
         if found is not None:
             return found
-    dates = [word for word in words if any(one.fullmatch(word) for one in (QUARTER, ISO, SLASHED))]
+    dates = [word for word in words if any(one.fullmatch(word) for one in (QUARTER, WEEK, ISO, SLASHED))]
     if dates:
         odd = next(word for word in words if word not in set(dates))
         raise DataError(f"{what}: {odd!r} is no date in the form of {dates[0]!r}; write all as 2020-01-31.")
+    if all(map(SORTED.fullmatch, words)) and len({re.sub(r"\d", "0", word) for word in words}) == 1:
+        return Times(times, np.unique(times, return_inverse=True)[1])
     return Times(times, note="the times are text whose order is not known: rows are taken in the order given.")
 
 
@@ -160,22 +170,37 @@ def _quarters(words: list[str], what: str) -> Times | None:
     return _monthly(months, lambda m: np.array([f"{1970 + one // 12}{sign}Q{one % 12 // 3 + 1}" for one in m.tolist()]))
 
 
+def _weeks(words: list[str], what: str) -> Times | None:
+    if not all(map(WEEK.fullmatch, words)):
+        return None
+    try:
+        days = np.array([datetime.strptime(f"{word}-1", "%G-W%V-%u") for word in words], "M8[D]")
+    except ValueError as error:
+        raise DataError(f"{what}: {error}.") from error
+
+    def name(ticks: np.ndarray) -> np.ndarray:
+        dates = [day.isocalendar() for day in ticks.astype("M8[D]").tolist()]
+        return np.array([f"{one.year}-W{one.week:02d}" for one in dates])
+
+    return Times(np.array(words), days.astype(np.int64), "day", name)
+
+
 def _iso(words: list[str], what: str) -> Times | None:
     found = [one for one in map(ISO.fullmatch, words) if one]
     if len(found) < len(words):
         return None
     depth = {sum(one[i] is not None for i in (2, 3)) for one in found}
-    zones = {one[6] is not None for one in found}
+    zones = {one[7] is not None for one in found}
     if depth == {0} and zones == {False}:
         return _monthly(_parsed([one[1] for one in found], "M", what).astype(int), lambda m: m.astype("M8[M]"))
     if 0 in depth or len(zones) > 1 or (zones == {True} and depth != {2}):
         raise DataError(f"{what}: dates of several forms, such as {words[0]!r}; write all as 2020-01-31, or all with the time.")
-    if any(len(one[5] or "") > 7 for one in found):  # finer than a tick
+    if any(len(one[6] or "") > 7 for one in found):  # finer than a tick
         return Times(np.array(words), _parsed([one[1].replace(" ", "T") for one in found], "ns", what).astype(np.int64))
     when = _parsed([one[1].replace(" ", "T") for one in found], "us", what)
     if zones == {False}:
         return _dated(when)
-    ahead = [one[6].replace(":", "").replace("Z", "+0000") for one in found]
+    ahead = [one[7].replace(":", "").replace("Z", "+0000") for one in found]
     when = when - np.array([int(f"{one[0]}1") * (60 * int(one[1:3]) + int(one[3:])) for one in ahead], "m8[m]")
     return _dated(when, zone="Z")
 
@@ -192,7 +217,9 @@ def _slashed(words: list[str], what: str) -> Times | None:
         clear = next(word for word, one in zip(words, found, strict=True) if one[1] != one[3])
         raise DataError(f"{what}: {clear!r} may be day/month/year or month/day/year; write dates as 2020-01-31.")
     day, month = (1, 3) if day_first else (3, 1)
-    dates = _parsed([f"{one[4]}-{int(one[month]):02d}-{int(one[day]):02d}" for one in found], "D", what)
+    clocks = [(one[5] or "").replace(" ", "T") for one in found]
+    days = [f"{one[4]}-{int(one[month]):02d}-{int(one[day]):02d}" for one in found]
+    dates = _parsed([f"{one}{clock}" for one, clock in zip(days, clocks, strict=True)], "us" if any(clocks) else "D", what)
     return _dated(dates, note=f"the times were read as {'day/month/year' if day_first else 'month/day/year'}.")
 
 

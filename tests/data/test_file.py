@@ -63,6 +63,8 @@ def test_blanks_and_decimal_commas(tmp_path):
     assert read(tmp_path, "a.txt", "a   b\n1 2\n 3\t 4 \n").x.tolist() == PLAIN
     assert read(tmp_path, "a.txt", '"the a" b\n1 2\n3 4\n', delimiter="blank").features.tolist() == ["the a", "b"]
     assert read(tmp_path, "a.csv", "petal length\n1\n3\n").features.tolist() == ["petal length"]
+    rows = read(tmp_path, "a.txt", '"a" "b"\n"u 1" 1 2\n"v" 3 4\n')  # as R writes them
+    assert (rows.x.tolist(), rows.units.tolist()) == (PLAIN, ["u 1", "v"])
     for text in ("a;b\n1,0;2\n3,0;4e0\n", "a\tb\n1,0\t2\n3\t4\n", "a b\n1,0 2\n3 4\n"):
         assert read(tmp_path, "a.csv", text, decimal=",").x.tolist() == PLAIN
     np.testing.assert_array_equal(read(tmp_path, "a.csv", "a;b\n1,5;NA\n;2\n", decimal=",").x, [[1.5, np.nan], [np.nan, 2]])
@@ -71,7 +73,9 @@ def test_blanks_and_decimal_commas(tmp_path):
         ("a;b\n1.5;2\n", {"decimal": ","}, "it has a decimal point, and `decimal` is a comma"),
         ("a,b\n1,2\n", {"decimal": ",", "delimiter": ","}, "both `delimiter` and `decimal`"),
         ("a;b\n1;2\n", {"decimal": "'"}, "`decimal` must be '.' or ','"),
-        ("a b\n1 2 3\n", {"delimiter": "blank"}, "line 2: 3 fields where the header has 2"),
+        ("a,b\n1,2\n", {"decimal": ","}, "the header has commas, and `decimal` is one"),
+        ("a b\n1 2 3 4\n", {"delimiter": "blank"}, "line 2: 4 fields where the header has 2"),
+        ("a b\n1 2 3\n4 5\n", {}, "line 3: 2 fields where the header has 3"),
         ("a;b\n1,5;2\n", {}, "decimal comma.*`decimal: ','`"),
     ):
         with pytest.raises(DataError, match=message):
@@ -104,6 +108,7 @@ def test_an_unnamed_column_is_an_index_where_it_can_be(tmp_path):
         dataset = read(tmp_path, "a.csv", text)
         assert (dataset.features.tolist(), dataset.x.tolist(), dataset.units.tolist()) == (["a", "b"], PLAIN, [0, 1])
     assert read(tmp_path, "a.csv", "Unnamed: 0,a\n7,1\n5,3\n").units.tolist() == ["7", "5"]
+    assert read(tmp_path, "a.csv", ",Unnamed: 0,a\nu,0,1\nv,1,3\n").features.tolist() == ["a"]
     kept = read(tmp_path, "a.csv", "Unnamed: 0,a,k\n7,1,x\n7,3,y\n", label="k")
     assert (kept.features.tolist(), kept.x.tolist()) == (["Unnamed: 0", "a"], [[7, 1], [7, 3]])
     asked = read(tmp_path, "a.csv", "Unnamed: 0,a\n0,1\n1,3\n", columns=["Unnamed: 0", "a"])

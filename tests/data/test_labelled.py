@@ -123,6 +123,8 @@ def test_columns_meet_again_by_name():
     np.testing.assert_array_equal(training.conform(frame().to_numpy()).x, training.x)
     np.testing.assert_array_equal(training.conform(frame().to_numpy().tolist()).x, training.x)
     np.testing.assert_array_equal(training.conform(scipy.sparse.csr_array(frame().to_numpy())).x, training.x)
+    one = training.conform(turned.loc["v"])
+    assert (one.x.tolist(), one.units.tolist()) == ([training.x[1].tolist()], ["v"])
     with pytest.raises(DataError, match="has also 'c'"):
         training.conform(frame().assign(c=1))
     # names that are numbers, where the training columns only are numbered
@@ -215,6 +217,11 @@ def test_whole_numbers_beside_fractions_keep_their_digits_or_are_refused():
             table(given)
     np.testing.assert_array_equal(table([[2**53, 0.5], [None, 1e300]]).x, [[2**53, 0.5], [NAN, 1e300]])
     np.testing.assert_array_equal(table(np.ma.masked_equal([[2**53, 3]], 3)).x, [[2**53, NAN]])
+
+
+def test_a_frame_without_columns_is_refused():
+    with pytest.raises(DataError, match="has no features"):
+        table(pd.DataFrame(index=["u", "v"]))
 
 
 def test_sparse_arrays_are_taken_where_memory_holds_their_zeros(monkeypatch):
