@@ -72,6 +72,7 @@ def counts(ranks, n_ranks):
     return (ranks[:, None] < np.arange(1, n_ranks + 1)).sum(axis=0)
 
 
+@pytest.mark.chance(3e-4)
 def test_the_p_value_is_that_of_simulated_uniform_ranks(rng):
     """P(p <= level) is at most the level, and near it where the statistic is nearly continuous; binomial tests at 1e-4."""
     n, n_ranks = 80, 20
@@ -90,6 +91,7 @@ def test_the_p_value_is_that_of_all_possible_ranks(n, n_ranks):
         assert (p <= value + 1e-9).mean() == pytest.approx(value, abs=1e-9)
 
 
+@pytest.mark.chance(1e-4)
 def test_the_band_holds_all_of_an_ecdf_at_its_level(rng):
     low, high = ecdf_band(80, 20, 0.1)
     inside = [((c >= low) & (c <= high)).all() for c in (counts(rng.integers(0, 21, 80), 20) for _ in range(3000))]
@@ -97,6 +99,7 @@ def test_the_band_holds_all_of_an_ecdf_at_its_level(rng):
 
 
 @pytest.mark.parametrize("shape", [(0.5, 0.5), (2.0, 2.0), (1.0, 1.6)], ids=["too narrow", "too wide", "biased"])
+@pytest.mark.chance(1e-3)
 def test_ranks_that_are_not_uniform_are_seen(shape, rng):
     ranks = np.minimum((rng.beta(*shape, size=200) * 51).astype(int), 50)
     assert ecdf_p_value(counts(ranks, 50), 200) < 1e-4
@@ -193,7 +196,7 @@ MIXTURE = GaussianMixture(2, "spherical", weights_concentration=2.0, mu_scale=1.
 HMM = GaussianHMM(2, "spherical", initial_concentration=0.0, mu_scale=1.5, sigma_scale=0.7, sigma_spread=0.3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("model", "n_units"), [(MIXTURE, 8), (HMM, 10)], ids=["mixture", "hidden Markov model"])
 def test_sound_models_of_labels_pass(model, n_units):
     sampler = NUTS(n_warmup=100, max_tree_depth=5)
@@ -231,7 +234,7 @@ class StatesSpreadSquared(GaussianHMM):
         return super()._series(arrays, {**values, "sigma": values["sigma"] ** 2})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("broken", "sound", "check"),
     [

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.linalg import orthogonal_procrustes
 from scipy.stats import t
 
 from latentlab.compare.coverage import LEVELS, coverage, hotelling_radius, inverse_root, positions
@@ -37,6 +38,7 @@ def test_radius_covers_a_further_draw(rng):
 
 @pytest.mark.parametrize("alignment", ["orthogonal", "similarity"])
 @pytest.mark.parametrize(("n", "d", "n_draws", "n_datasets"), [(20, 2, 400, 200), (100, 2, 60, 150), (100, 5, 200, 100)])
+@pytest.mark.chance(6e-4)
 def test_a_known_truth_is_covered_at_the_nominal_rate(alignment, n, d, n_draws, n_datasets, rng):
     """|mean - nominal| < 4 sd_between / sqrt(R): a false alarm in 6e-5 of cases a level, 6e-4 over the nine.
 
@@ -53,6 +55,7 @@ def test_a_known_truth_is_covered_at_the_nominal_rate(alignment, n, d, n_draws, 
     assert (np.abs(draws - LEVELS) < 0.01).all(), draws
 
 
+@pytest.mark.chance(2e-4)
 def test_simultaneous_regions_hold_all_units_of_the_truth_at_once(rng):
     """300 data sets, level by level: binomial sd 0.029 at most; 4 sd, a rate of 2e-4 over the levels."""
     found = np.array([coverage(draws, truth).simultaneous for truth, _, draws in (exact(rng, 30, 2, 400) for _ in range(300))])
@@ -70,13 +73,15 @@ def test_posterior_mean_is_covered_and_shuffled_units_are_not(rng):
 
 
 def test_distances_are_mahalanobis_and_counted_by_unit(rng):
+    """From 1000 draws the distance of a unit has a relative standard deviation below 0.03: 5 of them, 6e-7."""
     _, mean, draws = exact(rng, 60, 2, 2000)
     y = mean.copy()
-    y[7] += 1.0
-    y -= y.mean(axis=0) - mean.mean(axis=0)
+    y[7] += 2.0
+    centred, target = y - y.mean(axis=0), mean - mean.mean(axis=0)
+    off = centred @ orthogonal_procrustes(centred, target)[0] - target
     distances = coverage(draws, y).distances
     assert distances.argmax() == 7
-    assert distances[7] == pytest.approx(np.sqrt(2) * 59 / 60 / np.sqrt(0.2), rel=0.1)
+    assert distances[7] == pytest.approx(np.sqrt((off[7] ** 2).sum() / 0.2), rel=0.15)
 
 
 def test_regions_of_correlated_draws_count_their_effective_number(rng):

@@ -30,6 +30,7 @@ def test_agreement_by_a_loop(data):
     assert label_agreement(x, labels, n_neighbors=7) == pytest.approx(np.mean(shares))
 
 
+@pytest.mark.chance(1e-4)
 def test_agreement_by_chance_is_the_sum_of_squared_shares(data, rng):
     """Mean of 200 permutations; 4 standard errors; a unit is not its own neighbour."""
     x, labels = data

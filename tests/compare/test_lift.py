@@ -83,6 +83,7 @@ def test_ceiling_compares_different_chains_only(rng):
 
 
 @pytest.mark.parametrize("n_chains", [2, 3, 5])
+@pytest.mark.chance(2e-3)
 def test_pairs_are_of_different_chains_all_alike_often(n_chains, rng):
     """Each ordered pair of chains within 4 standard deviations of its share, each draw too."""
     n = 20_000
@@ -105,11 +106,12 @@ def test_pairs_of_one_chain_are_far_apart(n_draws, rng):
     assert pairs[:, :, 1].min() == 0
     assert pairs[:, :, 1].max() == n_draws - 1
     assert gaps.min() == n_draws // 2
-    assert gaps.max() == n_draws - 1
+    assert 0.9 * (n_draws - 1) < gaps.max() <= n_draws - 1
     earlier_first = (pairs[:, 0, 1] < pairs[:, 1, 1]).mean()
     assert 0.45 < earlier_first < 0.55
 
 
+@pytest.mark.chance(1e-4)
 def test_floor_is_chance(draws, rng):
     """The embedding is a draw itself: unpermuted its overlap with that draw would be 1. 4 standard errors."""
     found = floor(neighbor_overlap, draws[0, 0], draws[:1, :1], rng, 200, n_neighbors=5)

@@ -82,6 +82,7 @@ def test_trust_and_continuity_tell_gluing_from_tearing(rng):
     assert continuity(angle[:, None], ring) < trustworthiness(angle[:, None], ring) - 0.01
 
 
+@pytest.mark.chance(2e-4)
 def test_unrelated_positions_have_the_stated_values(rng):
     """Mean over 100 permutations; 4 standard errors."""
     z = rng.normal(size=(120, 2))

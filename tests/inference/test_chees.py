@@ -157,7 +157,7 @@ def test_a_short_warm_up_is_no_fault(n_warmup, rng):
     state, arrays = drawn(settings, normal, np.repeat(rng.normal(size=(2, 3)), 2, axis=0))
     assert np.isfinite(arrays["u"]).all()
     assert np.isfinite([state.length, state.step_size]).all()
-    if n_warmup != 1:  # after one iteration dual averaging tries ten times the step, and no chain need move
+    if n_warmup in (0, 20):  # after the first iterations dual averaging tries ten times the step, and no chain need move
         assert (arrays["u"][:, 0] != arrays["u"][:, -1]).any()
 
 

@@ -85,7 +85,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Run:
             {"name": "kmeans", "n_seeds": 2},
             {"name": "kmeans", "label": "distances", "output": "distances", "n_seeds": 2},
             {"name": "agglomerative", "n_latent": 5},
-            {"name": "pca", "n_latent": 2},
+            {"name": "pca", "n_latent": 1},
         ],
         "held_out": 0.1,
         "compare": SMALL,

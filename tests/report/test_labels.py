@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import chi2
 
 from latentlab.report import labels, scores
-from latentlab.report.beside import label_panels
+from latentlab.report.beside import columns, label_panels
 from latentlab.report.contingency import items as contingency_tables
 from latentlab.report.inference import modes
 from latentlab.report.inference import section as inference_section
@@ -297,7 +297,9 @@ def test_panels_are_the_map_coloured_by_each_clustering(mixture: Run):
     assert list(panel) == ["point estimate", "known labels", *first]
     for title in ("known labels", *CLUSTERINGS):
         assert panel[title]["aligned"] == panel["point estimate"]["aligned"]
-    assert panel["pca"]["aligned"] != panel["point estimate"]["aligned"], "its own coordinates"
+    own = next(row.values for row in source.first_rows if row.title == "pca")
+    assert panel["pca"]["aligned"] == columns(own), "its own coordinates"
+    assert panel["pca"]["aligned"] != panel["point estimate"]["aligned"]
     assert panel["pca"]["codes"] == data["classes"]["codes"] == panel["point estimate"]["codes"]
     assert panel["pca"]["worst"] is None, "no disagreement of what is no clustering"
     assert panel["kmeans, seed 1"]["worst"] is not None
@@ -393,6 +395,7 @@ def test_a_point_estimate_without_labels_or_embeddings(answers: Run):
 def test_a_delta_of_0_stands_at_the_end_of_its_scale_which_says_so(mixture: Run):
     other = replace(mixture)
     other.__dict__["comparison"] = mixture.comparison.copy(deep=True)
+    other.comparison["delta"].values[...] = 0.5
     assert "≤ 0.001" not in scores._deltas(Source(other)).svg
     other.comparison["delta"].values[0, 0] = 0.0
     assert "≤ 0.001" in scores._deltas(Source(other)).svg
