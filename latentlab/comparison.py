@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from latentlab.compare.align import ALIGNMENTS, Alignment
 from latentlab.compare.chains import split
-from latentlab.compare.clustering import co_assignment, credible_ball, minimum_binder, n_clusters
+from latentlab.compare.clustering import co_assignment, credible_ball, minimum_binder, n_clusters, unsettled
 from latentlab.compare.coverage import LEVELS, Coverage
 from latentlab.compare.label_units import UnitsOfLabels, as_labels
 from latentlab.compare.labels import downstream_accuracy, folds, label_agreement, largest_class
@@ -52,6 +52,8 @@ LABEL_METRICS = ("adjusted_rand", "matched_accuracy")
 """Metrics by which clusterings are held against labels that nobody was shown."""
 MOST_PAIRED = 2000
 """Units up to which the co-assignment of each pair is kept (32 MB)."""
+N_NAMED = 5
+"""Units that a note names."""
 N_UNIT_DRAWS = 100
 """Draws by which units' neighbours are judged."""
 N_RECALL_DRAWS = 5
@@ -131,20 +133,23 @@ class Comparison:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was looked at in part only, or approximately, and how well."""
-        return tuple(filter(None, str(self.data.attrs.get("notes", "")).split("; ")))
+        """That the fit did not converge, if so; what hangs on a tie; what was looked at in part, or approximately."""
+        parts = [part for name in ("ties", "notes") for part in str(self.data.attrs.get(name, "")).split("; ")]
+        return tuple(filter(None, [not_converged(self.data), *parts]))
 
     def sentences(self) -> dict[str, str]:
         """The verdict on each compared array under the first alignment that takes it, in words; none for what gets no verdict."""
         said = self.data["sentence"]
         every = {str(label): said.sel(embedding=label).values.astype(str).tolist() for label in said["embedding"].values}
-        return {label: next(filter(None, ways)) for label, ways in every.items() if any(ways)}
+        doubt = not_converged(self.data)
+        return {label: " ".join(filter(None, [next(filter(None, ways)), doubt])) for label, ways in every.items() if any(ways)}
 
     def __repr__(self) -> str:
         n_arrays, n_metrics = self.data.sizes["embedding"], self.data.sizes["metric"]
         words = (self.verdicts["alignment"] + ": " + self.verdicts["verdict"]).value_counts(sort=False)
         said = "; ".join(f"{n} {word}" for word, n in words.items())
-        return f"Comparison({n_arrays} arrays, {n_metrics} metrics; verdicts {said})"
+        state = "; the fit did NOT converge" if not_converged(self.data) else ""
+        return f"Comparison({n_arrays} arrays, {n_metrics} metrics; verdicts {said}{state})"
 
 
 def compare(
@@ -221,6 +226,7 @@ def compare(
             verdicts, more = _judged_positions(fit, rows, draws, some["positions"], ways, alpha, near, seeds, bar)
     data = data.merge(more, compat="override")
     notes = _in_part(chosen, len(units))
+    ties = [*_unsettled(data, units), *_borderline(rows, verdicts)]
     if neighbor_search == "approximate":
         recalls = _recalls(rows, some["positions"], k)
         data = data.merge(recalls)
@@ -242,8 +248,46 @@ def compare(
         "ignores": "the names of labels" if _is_discrete(fit) else ", ".join(sorted(needed(group, dims))) or "nothing",
         "alignments": ", ".join(verdicts),
         "notes": "; ".join(notes),
+        "ties": "; ".join(ties),
+        "failed_checks": _failed_checks(fit),
     }
     return Comparison(_score_frame(rows, chosen, *table), _verdict_frame(rows, verdicts), data)
+
+
+def _unsettled(data: xr.Dataset, units: np.ndarray) -> list[str]:
+    """A note where the point estimate of the partition depends on which half of the draws it is made from."""
+    if "unsettled" not in data or not data["unsettled"].values.any():
+        return []
+    which = units[data["unsettled"].values]
+    names = ", ".join(str(unit).replace(";", ",") for unit in which[:N_NAMED]) + (", ..." if len(which) > N_NAMED else "")
+    return [
+        f"tie: with half of the draws alone {len(which)} of {len(units)} units have another place in the point estimate of the "
+        f"partition ({names}), and with other draws, or on another CPU, they may have it too"
+    ]
+
+
+def _borderline(rows: list[Row], verdicts: dict[str, list[Verdict | None]]) -> list[str]:
+    """A note for each verdict that other draws may change."""
+    return [
+        f"{row.label}, {way}: {note}"
+        for way, judged in verdicts.items()
+        for row, v in zip(rows, judged, strict=True)
+        for note in (() if v is None else v.notes)
+        if note.startswith("borderline")
+    ]
+
+
+def _failed_checks(fit: Fit) -> str:
+    """The names of the fit's failed checks; empty where it converged."""
+    table = fit.diagnostics()
+    names = dict.fromkeys(table.loc[table["verdict"] == "fail", "check"])
+    return "" if fit.converged else ", ".join(names) or "a check without a number"
+
+
+def not_converged(data: xr.Dataset) -> str:
+    """A sentence that qualifies the verdicts of a comparison whose fit did not converge; empty where it did."""
+    failed = str(data.attrs.get("failed_checks", ""))
+    return failed and f"The fit did not converge (failed: {failed}): the draws, and so the verdicts, may not be the posterior's."
 
 
 def _is_discrete(fit: Fit) -> bool:
@@ -463,6 +507,7 @@ def _judged_labels(
     counts = n_clusters(draws)
     partition: dict[str, Any] = {
         "point_estimate": (("unit",), centre),
+        "unsettled": (("unit",), np.isin(np.arange(len(centre)), unsettled(draws, centre))),
         "label_probability": (("unit", "label"), common.probabilities),
         "n_clusters": (("clusters_chain", "clusters_draw"), counts),
         "ball_radius": ((), ball.radius),

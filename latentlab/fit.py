@@ -27,6 +27,7 @@ from latentlab.models.base import NOTHING, LatentModel
 from latentlab.modes import chain_modes, restart_modes
 from latentlab.posterior import LEFT_OUT, Loo, arrays, build, loo, to_arviz
 from latentlab.seeds import Seeds, double, isolated, one_thread
+from latentlab.symmetry import consensus
 from latentlab.symmetry.group import Aligned, Group
 from latentlab.symmetry.groups import Orthogonal, SignedPermutation
 from latentlab.symmetry.labels import indicators
@@ -429,8 +430,7 @@ def _signed(group: Group, aligned: Aligned, values: Mapping[str, np.ndarray], di
     if loadings is None or SignedPermutation(group.dim) not in group or not isinstance(group, Orthogonal | SignedPermutation):
         return aligned
     mean = aligned.values[loadings].mean(axis=(0, 1))
-    largest = np.take_along_axis(mean, np.abs(mean).argmax(axis=0)[None], axis=0)[0]
-    mirror = np.diag(np.where(largest < 0, -1.0, 1.0))
+    mirror = np.diag(consensus.signs(mean))
     elements = group.compose(aligned.elements, mirror)
     return Aligned(group.act(elements, values, dims), elements, aligned.reference @ mirror)
 

@@ -157,7 +157,7 @@ def _modes(
         near &= np.abs(level[:, None] - level[None]) <= SAME_LEVEL
     labels = scipy.sparse.csgraph.connected_components(near, directed=False)[1] if n else np.zeros(0, dtype=int)
     groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    groups.sort(key=lambda members: -np.nan_to_num(level[members].max(), nan=-np.inf))
+    groups.sort(key=lambda members: -float(f"{np.nan_to_num(level[members].max(), nan=-np.inf):.9g}"))  # of equals the first
     rows = []
     for k, members in enumerate(groups):
         differs = ""

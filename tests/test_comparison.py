@@ -268,3 +268,18 @@ def test_draws_that_metrics_are_lifted_over_are_spread_over_all_chains_and_itera
     draws = np.arange(3 * 100).reshape(3, 100, 1, 1)
     found = module._thinned(draws, 15)[..., 0, 0]
     np.testing.assert_array_equal(found, np.array([0, 24, 49, 74, 99]) + np.array([[0], [100], [200]]))
+
+
+def test_a_comparison_of_a_fit_that_did_not_converge_says_so(comparison, result):
+    failed = result.diagnostics().query("verdict == 'fail'")["check"].unique()
+    assert comparison.data.attrs["failed_checks"] == ", ".join(failed)
+    data = comparison.data.copy()
+    data.attrs = {**data.attrs, "failed_checks": "R-hat, modes"}
+    doubted = module.Comparison(comparison.scores, comparison.verdicts, data)
+    expected = "The fit did not converge (failed: R-hat, modes): the draws, and so the verdicts, may not be the posterior's."
+    assert doubted.notes[0] == expected
+    assert all(sentence.endswith(expected) for sentence in doubted.sentences().values())
+    assert "the fit did NOT converge" in repr(doubted)
+    data.attrs["failed_checks"] = ""
+    assert "converge" not in repr(doubted) + " ".join(doubted.sentences().values())
+    assert not any("converge" in note for note in doubted.notes)

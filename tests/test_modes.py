@@ -265,3 +265,10 @@ def test_chains_of_which_nothing_varies_are_not_said_to_share_a_mode():
     row = diagnose(data, group=Identity(), dims={"mu": ()}, position="mu").query("check == 'modes'").iloc[0]
     assert np.isnan(row["value"])
     assert row["verdict"] == "fail"
+
+
+def test_modes_of_one_level_come_in_the_order_of_their_members(rng):
+    for _ in range(10):
+        level = -105.0 * (1 + 1e-13 * rng.standard_normal(2))
+        table = _modes(np.array([[0.0], [9.0]]), np.ones((2, 2, 1)), 3.0, level, ["mu"])
+        assert table["members"].tolist() == ["0", "1"]

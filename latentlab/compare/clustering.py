@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 
 from latentlab.compare.partition import Labels, partitions
@@ -197,6 +198,33 @@ def minimum_binder(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
     return improved(_best(codes, codes, "binder"), codes, "binder", n_sweeps)
 
 
+def unsettled(draws: Any, centre: np.ndarray, n_sweeps: int = N_SWEEPS) -> np.ndarray:
+    """The units `(n,)` whose place in a point estimate depends on which half of the draws it is made from.
+
+    Each half of the chains (of the draws, of a single chain) gives a partition of its own; its clusters are matched one to one
+    with those of the estimate.
+
+    Args:
+        draws: Labels, `(chain, draw, unit)`.
+        centre: The estimate by `minimum_binder`, codes from 0.
+        n_sweeps: Most sweeps of moves over the units.
+    """
+    codes = partitions(draws)
+    n_chains, n_draws, _ = codes.shape
+    parts = [codes[: n_chains // 2], codes[n_chains // 2 :]] if n_chains > 1 else np.array_split(codes, 2, axis=1)
+    if n_draws < 2 and n_chains < 2:
+        return np.zeros(0, dtype=int)
+    other = np.zeros(len(centre), dtype=bool)
+    for part in parts:
+        half = minimum_binder(part, n_sweeps)
+        table = tables(centre, half[None], int(centre.max()) + 1, int(half.max()) + 1)[0]
+        rows, columns = linear_sum_assignment(table, maximize=True)
+        name = np.full(int(half.max()) + 1, -1)
+        name[columns] = rows
+        other |= name[half] != centre
+    return np.flatnonzero(other)
+
+
 def minimum_vi(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
     """A partition of small posterior expected variation of information, `(unit,)`, codes from 0.
 
@@ -242,7 +270,7 @@ def improved(y: np.ndarray, codes: np.ndarray, distance: Distance, n_sweeps: int
             shared[:, old] -= 1
             sizes[old] -= 1
             gain = 2 * step[shared].mean(axis=0) - step[sizes]
-            new = int(gain.argmax())
+            new = int((gain >= gain.max() - len(y) * SAME).argmax())
             if gain[new] <= gain[old] + len(y) * SAME:
                 continue
             counts[draws, old, codes[:, i]] -= 1

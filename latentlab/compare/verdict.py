@@ -43,6 +43,10 @@ TWO_MODES_BELOW = 1.8
 """Kurtosis of the uniform distribution; two equal modes are near 1. 40 Gaussian draws are below it in 0.3 % of cases."""
 TRIVIAL = {"positions": "shuffled means or the constant", "labels": "shuffled labels, one cluster or single units"}
 N_WORST = 5
+NEAR_ENOUGH = 1.05
+"""Effective draws, as a multiple of those needed, below which other draws may be too few."""
+CLEAR = 0.25
+"""Effective draws beyond a statistic below which it is outside of all."""
 FLOOR = 1e-300
 ROUND_OFF = 1e-6
 """A function of the positions whose error varies by less than this part of the largest is fixed by the alignment."""
@@ -297,7 +301,52 @@ def holm(verdicts: Sequence[Verdict]) -> list[Verdict]:
     n = len(verdicts)
     low = _adjusted([v.p_low for v in verdicts])
     guard = _adjusted([v.p_guard for v in verdicts])
-    return [labelled(replace(v, p_low=a, p_guard=b), n) for v, a, b in zip(verdicts, low, guard, strict=True)]
+    found = []
+    for v, a, b in zip(verdicts, low, guard, strict=True):
+        adjusted = labelled(replace(v, p_low=a, p_guard=b), n)
+        note = _borderline(v, adjusted, n)
+        found.append(replace(adjusted, notes=(*adjusted.notes, note)) if note else adjusted)
+    return found
+
+
+def _borderline(v: Verdict, adjusted: Verdict, n: int) -> str:
+    """That another sample of draws may well change the label; empty where it would not.
+
+    Args:
+        v: The verdict with its own p-values.
+        adjusted: The same with p-values and label as one of n.
+    """
+    half = v.alpha / 2
+    needed = n / half - 1
+    if needed <= v.ess < NEAR_ENOUGH * needed:
+        return f"borderline: the held-out draws are worth {v.ess:.0f}, just above the {needed:.0f} that a verdict needs"
+    if v.ess < needed:
+        return ""
+    decisive = [("p_guard", v.p_guard, adjusted.p_guard)]
+    if adjusted.p_guard > half or _is_near(v.p_guard, _threshold(v.p_guard, adjusted.p_guard, half, n), v.ess):
+        decisive.append(("p_low", v.p_low, adjusted.p_low))
+    for name, p, after in decisive:
+        if _is_near(p, _threshold(p, after, half, n), v.ess):
+            near = f"{name} {after:.2g} is within its Monte Carlo error of {half:g}"
+            return f"borderline: {near}, and other draws may change the verdict"
+    gate = {"summary-like": v.gate_summary, "draw-like": v.gate_draw}.get(adjusted.verdict)
+    if gate is not None and _is_near(gate, half / n, v.ess):
+        return f"borderline: the gate {gate:.2g} is within its Monte Carlo error of {half / n:.2g}, and other draws may shut it"
+    return ""
+
+
+def _threshold(p: float, adjusted: float, half: float, n: int) -> float:
+    """The p-value, before the adjustment, at which a verdict's label changes."""
+    return half / (adjusted / p if 0 < p <= adjusted < 1 else n)
+
+
+def _is_near(p: float, threshold: float, effective: float) -> bool:
+    """Whether a rank's p-value is within two standard errors of a threshold: of the number of draws beyond, which is Poisson.
+
+    None beyond is clear: the statistic is outside of all draws.
+    """
+    beyond, limit = (x * (1 + effective) - 1 for x in (p, threshold))
+    return beyond > CLEAR and abs(beyond - limit) <= 2 * math.sqrt(max(limit, 1.0))
 
 
 def labelled(v: Verdict, n: int) -> Verdict:

@@ -28,7 +28,11 @@ from latentlab.models.base import NOTHING
 from latentlab.seeds import double, isolated
 
 N_CURVATURES = 8
-"""Draws at which the curvature is looked at."""
+"""Draws at which the gradient is looked at; the curvature too, where there are few coordinates."""
+N_DIRECTIONS = 400
+"""Coordinates times pairs of draws for which the curvature is computed: in many coordinates one pair is near the mean."""
+SETTLED = 0.1
+"""Nats that Newton's step must promise for the curvature to be computed anew after it."""
 N_NEWTON = 4
 STEP = 1e-5
 """Of the central differences."""
@@ -328,8 +332,9 @@ def round_frame(density: Density, restart: _Restart) -> Frame:
     center, root = guide.loc.detach(), torch.eye(len(guide.loc), dtype=guide.loc.dtype)
     half = guide.sample(N_CURVATURES // 2, restart.random) - center
     spread = torch.cat([half, -half])  # of mean 0: else Newton's step would undo a chance displacement of the draws
+    n_pairs = max(1, min(len(half), N_DIRECTIONS // len(center)))
     for _ in range(1 if rows else N_NEWTON):
-        gradient, curvature = _derivatives(log_p, center + spread)
+        gradient, curvature = _derivatives(log_p, center + spread, n_pairs)
         if not bool(torch.isfinite(curvature).all()):
             break
         values, vectors = torch.linalg.eigh(curvature)
@@ -341,20 +346,26 @@ def round_frame(density: Density, restart: _Restart) -> Frame:
         tried = torch.stack([center + share * step for share in (0.0, 0.1, 0.3, 1.0)])
         level = torch.from_numpy(over_draws(lambda at: log_p(at["u"]), {"u": tried.numpy()})).nan_to_num(nan=-math.inf)
         center = tried[int(level.argmax())]
-        if int(level.argmax()) == 0:
+        if int(level.argmax()) == 0 or float(gradient @ step) < 2 * SETTLED:
             break
     return Frame(center, root)
 
 
-def _derivatives(log_p: Callable[[torch.Tensor], torch.Tensor], draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean gradient `(size,)` and mean curvature, minus the Hessian, `(size, size)`, by central differences of the gradient."""
-    size = draws.shape[1]
+def _derivatives(
+    log_p: Callable[[torch.Tensor], torch.Tensor], draws: torch.Tensor, n_pairs: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean gradient `(size,)` at all draws, and mean curvature, minus the Hessian, `(size, size)`, at the first pairs of them.
+
+    Draws number i and n/2 + i are a pair. The curvature is by differences of the gradient to one side.
+    """
+    size, half = draws.shape[1], len(draws) // 2
     steps = STEP * torch.eye(size, dtype=draws.dtype)
     slope = torch.func.grad(log_p)
-    gradient, curvature = torch.zeros_like(draws[0]), torch.zeros_like(steps)
-    for draw in draws:
-        points = torch.cat([draw + steps, draw - steps]).numpy()
-        plus, minus = torch.from_numpy(over_draws(lambda at: slope(at["u"]), {"u": points})).split(size)
-        gradient += (plus + minus).mean(0) / (2 * len(draws))
-        curvature -= (plus - minus) / (2 * STEP * len(draws))
-    return gradient, (curvature + curvature.mT) / 2
+
+    def slopes(points: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(over_draws(lambda at: slope(at["u"]), {"u": points.numpy()}))
+
+    at = slopes(draws)
+    chosen = [*range(n_pairs), *range(half, half + n_pairs)]
+    curvature = sum((at[i] - slopes(draws[i] + steps) for i in chosen), torch.zeros_like(steps)) / (STEP * len(chosen))
+    return at.mean(0), (curvature + curvature.mT) / 2

@@ -22,7 +22,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch.distributions import transform_to
 
-from latentlab.errors import ConfigError, ModelError
+from latentlab.errors import ConfigError, InferenceError, ModelError
 from latentlab.inference.adam import Adam, Descent, pack, unpack, whole_step
 from latentlab.inference.advi import fit_restarts
 from latentlab.inference.batches import batches, log_prob_of_draws
@@ -34,9 +34,13 @@ from latentlab.inference.guides import GUIDES
 from latentlab.inference.nuts import SAVED_EVERY, require_choice, require_whole
 from latentlab.models.base import Fixed, LatentModel
 from latentlab.seeds import forked, isolated, reseed, single
-from latentlab.symmetry.average import compact, log_average
+from latentlab.symmetry.average import LogDensity, compact, log_average
 from latentlab.symmetry.group import NEXT
 
+LEAST_ELEMENTS = 16
+"""Elements of the symmetry at which log q of each draw is evaluated, at least."""
+MOST_AVERAGED = 2**29
+"""Numbers in all draws of a model's own guide, times the elements, up to which its log q is averaged over the symmetry."""
 N_WATCHED = 8
 """Draws of the guide with which these are looked at, the same each time."""
 PARAMETER = "parameter "
@@ -139,10 +143,11 @@ class SVI:
         values = constrain_draws(problem.density, best["u"][None])
         parameters = {n.removeprefix(PARAMETER): best[n] for n in best if n.startswith(PARAMETER)}
         stats = {"lp": best["lp"][None], "log_q": best["log_q"][None]}
-        stats["log_q_averaged"] = self._averaged(problem, best, values)[None]
+        averaged = self._averaged(problem, best, values)
+        stats["log_q_averaged"] = best["log_q"][None] if averaged is None else averaged[None]
         longest = max(len(run["loss"]) for run in runs)
         losses = np.stack([np.pad(run["loss"], (0, longest - len(run["loss"])), mode="edge") for run in runs])
-        attrs = {"guide": self.guide, "elbo": float(elbo.max()), "averaged": int(self.guide != "model")}
+        attrs = {"guide": self.guide, "elbo": float(elbo.max()), "averaged": int(averaged is not None)}
         restarts = ends(problem.density, [run.get("loc", run["u"].mean(axis=0)) for run in runs])
         return Draws(values, stats, {"loss": losses, "elbo": elbo}, restarts, attrs, parameters)
 
@@ -203,33 +208,24 @@ class SVI:
                 f"`...`, or say n_particles=1 and no held_out: {type(error).__name__}: {said}"
             ) from error
 
-    def _averaged(self, problem: Problem, best: dict[str, np.ndarray], values: dict[str, np.ndarray]) -> np.ndarray:
-        """log q of the draws, averaged over the model's symmetry; log q itself where the guide is not Gaussian."""
+    def _averaged(self, problem: Problem, best: dict[str, np.ndarray], values: dict[str, np.ndarray]) -> np.ndarray | None:
+        """log q of the draws, averaged over the model's symmetry; None where that cannot be."""
         if self.guide == "model":
-            return best["log_q"]
-        density, model = problem.density, problem.model
+            return best.get("log_q_averaged")
+        density = problem.density
         guide = GUIDES[self.guide].from_arrays(best)
         center = {k: v[0, 0] for k, v in constrain_draws(density, best["loc"][None, None]).items()}
-        names = [s.name for s in density.sites]
 
         def flat(value: Any) -> dict[str, torch.Tensor]:
             u = density.unconstrain_fast(value)
             return {"u": u, "jacobian": density.log_jacobian(u)}
 
         def log_q(sites: dict[str, np.ndarray]) -> np.ndarray:
-            at = over_draws(flat, {name: sites[name] for name in names}, block=4096)
+            at = over_draws(flat, sites, block=4096)
             return guide.log_prob(torch.from_numpy(at["u"])).numpy() - at["jacobian"]
 
-        draws = {name: values[name][0] for name in names}
-        dims = {name: tuple(model.dims[name]) for name in names}
-        # Sites with one axis of the symmetry's say which element an orbit is best looked at from; transitions have two.
-        acted = [name for name in names if [dim.removeprefix(NEXT) for dim in dims[name]].count(model.symmetry.dim) == 1]
-        if not acted:
-            return best["log_q"]
-        jacobian = over_draws(lambda v: density.log_jacobian(v["u"]), {"u": best["u"]}, block=4096)
-        on = max(acted, key=lambda name: draws[name][0].size)
-        rng = problem.seeds.child("average").numpy()
-        return log_average(compact(model.symmetry), log_q, draws, dims, on=on, center=center, rng=rng) + jacobian
+        draws = {site.name: values[site.name][0] for site in density.sites}
+        return _over_symmetry(problem, log_q, draws, best["u"], best["log_q"], center)
 
     # -- the model's own guide
 
@@ -302,6 +298,8 @@ class SVI:
             estimated = {PARAMETER + name: value.numpy() for name, value in parameters.items()}
             with found.at(unpack(end, shapes)):
                 drawn = _guide_draws(density.at(parameters), model.guide, self.n_draws)  # type: ignore[attr-defined]
+                own = _guide_averaged(problem, model.guide, drawn)  # type: ignore[attr-defined]
+                drawn |= {} if own is None else {"log_q_averaged": own}
                 if problem.stored is not None and not density.unit_sites:
                     drawn["lp"] = log_prob_of_draws(problem, drawn["u"])
             if restart + 1 < self.n_restarts:  # a module would begin the next where this one ends
@@ -518,6 +516,63 @@ def check_guide(problem: Problem) -> None:
             )
             + f"; the model's latent sites are {', '.join(sorted(needs))}."
         )
+
+
+def _over_symmetry(
+    problem: Problem,
+    log_q: LogDensity,
+    draws: dict[str, np.ndarray],
+    u: np.ndarray,
+    own: np.ndarray,
+    center: Mapping[str, np.ndarray],
+) -> np.ndarray | None:
+    """log q on the unconstrained scale, averaged over the model's symmetry; None where the average cannot be computed.
+
+    Args:
+        problem: The problem.
+        log_q: log q on the constrained scale, of sites with one leading axis.
+        draws: Draws of the sites, `(draw, *site)`.
+        u: The same on the unconstrained scale.
+        own: log q of the draws as it is.
+        center: Where q sits.
+    """
+    density, model = problem.density, problem.model
+    dims = {name: tuple(model.dims[name]) for name in draws}
+    # Sites with one axis of the symmetry's say which element an orbit is best looked at from; transitions have two.
+    acted = [name for name in draws if [dim.removeprefix(NEXT) for dim in dims[name]].count(model.symmetry.dim) == 1]
+    if not acted or model.symmetry.is_trivial():
+        return own
+    jacobian = over_draws(lambda v: density.log_jacobian(v["u"]), {"u": u}, block=4096)
+    on = max(acted, key=lambda name: draws[name][0].size)
+    rng = problem.seeds.child("average").numpy()
+    try:
+        return log_average(compact(model.symmetry), log_q, draws, dims, on=on, center=center, rng=rng) + jacobian
+    except InferenceError:  # q is singular along the orbit; the draws are not to be lost for it
+        return None
+
+
+def _guide_averaged(problem: Problem, guide: Callable[..., Any], drawn: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """log q of draws of a Pyro guide, averaged over the model's symmetry; None where parameters share the symmetry, or the
+    guide has draws that are no sites, or the average would take too long."""
+    density = problem.density
+    if problem.model.parameters or drawn["u"].size * LEAST_ELEMENTS > MOST_AVERAGED:
+        return None
+    nodes: Any = poutine.trace(guide).get_trace(**density.arrays).nodes
+    names = [site.name for site in density.sites]
+    if {name for name, site in nodes.items() if _is_drawn(site)} != set(names):
+        return None
+
+    def one(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        at: Any = poutine.trace(poutine.condition(guide, data=dict(values))).get_trace(**density.arrays).nodes
+        return torch.stack([at[name]["fn"].log_prob(values[name]).sum() for name in names]).sum()
+
+    def log_q(sites: dict[str, np.ndarray]) -> np.ndarray:
+        with torch.no_grad():
+            return np.asarray(over_draws(one, sites, block=4096))
+
+    sites = {name: array[0] for name, array in constrain_draws(density, drawn["u"][None]).items()}
+    best = int(np.argmax(drawn["log_q"]))
+    return _over_symmetry(problem, log_q, sites, drawn["u"], drawn["log_q"], {name: a[best] for name, a in sites.items()})
 
 
 def _guide_draws(density: Density, guide: Callable[..., Any], n_draws: int) -> dict[str, np.ndarray]:

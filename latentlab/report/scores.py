@@ -41,6 +41,8 @@ def section(source: Source) -> Section:
     if source.is_discrete:
         items += contingency.items(source)
     items += [*_claims(source), *_scores(source), *in_part(str(source.run.comparison.attrs.get("notes", "")))]
+    ties = [part for part in str(source.run.comparison.attrs.get("ties", "")).split("; ") if part.startswith("tie: ")]
+    items += [Text(tuple(f"{part[5:6].upper()}{part[6:]}." for part in ties))] if ties else []
     items += _labels(source)
     return Section("scores", "How does each embedding compare?", tuple(items))
 

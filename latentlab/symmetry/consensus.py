@@ -18,6 +18,7 @@ References:
     Statistics and Computing 32:23.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ Nearest = Callable[[np.ndarray], np.ndarray]
 """Cross products X' M `(..., q, q)` to the elements `(..., q, q)` that bring X closest to M."""
 
 TOLERANCE = 1e-10
+TIE = 1e-9
+"""Sizes that differ by less than this part of the largest are equal: rounding must not choose among them."""
 MAX_ITERATIONS = 1000
 KEPT = 2**27
 """Numbers up to which the transposed blocks are kept between steps (1 GiB); above, they are made anew."""
@@ -120,7 +123,8 @@ def matching_consensus(x: np.ndarray, nearest: Nearest) -> tuple[np.ndarray, np.
     """Permutations (with signs where `nearest` gives signs) `(S, q, q)` of draws `(S, m, q)`, and their consensus."""
     blocks = Blocks(x)
     means = [consensus(blocks, start, nearest) for start in typical_draws(x)]
-    mean = max(means, key=lambda m: float(np.linalg.norm(m)))
+    norms = np.array([np.linalg.norm(one) for one in means])
+    mean = means[int((norms >= (1 - TIE) * norms.max()).argmax())]
     turn = by_size(mean, signed=nearest is signed_assignment)
     return blocks.elements(mean, nearest) @ turn, mean @ turn
 
@@ -164,17 +168,60 @@ def permutation_matrices(q: int) -> np.ndarray:
 
 
 def principal_axes(mean: np.ndarray) -> np.ndarray:
-    """The orthogonal matrix that turns a consensus to its principal axes, each axis's largest entry positive."""
-    turn = np.linalg.svd(mean.T @ mean)[0]
-    return turn * _signs(mean @ turn)
+    """The orthogonal matrix that turns a consensus to its principal axes, each axis's largest entry positive.
+
+    Among axes of equal variance (to a relative `TIE`) the rows decide: the largest row lies along the first of them, what is left
+    of the next largest along the second, so that rounding never turns them.
+    """
+    turn, values, _ = np.linalg.svd(mean.T @ mean)
+    for start, stop in _tied(values[values > TIE * values[:1].max(initial=0.0)]):
+        turn[:, start:stop] = turn[:, start:stop] @ _by_rows(mean @ turn[:, start:stop])
+    return turn * signs(mean @ turn)
 
 
 def by_size(mean: np.ndarray, *, signed: bool) -> np.ndarray:
-    """The permutation that orders a consensus's columns by decreasing norm; `signed`: their largest entry positive."""
-    turn = np.eye(mean.shape[1])[:, np.argsort(-np.linalg.norm(mean, axis=0), kind="stable")]
-    return turn * _signs(mean @ turn) if signed else turn
+    """The permutation that orders a consensus's columns by decreasing norm; `signed`: their largest entry positive.
+
+    Columns of equal norm (to a relative `TIE`) are ordered by their entries, the first row in which they differ deciding.
+    """
+    norms = np.linalg.norm(mean, axis=0)
+    order = np.argsort(-norms, kind="stable")
+    entries = mean * signs(mean) if signed else mean
+    size = np.abs(entries).max(initial=0.0)
+
+    def earlier(a: int, b: int) -> int:
+        differ = np.flatnonzero(np.abs(entries[:, a] - entries[:, b]) > TIE * size)
+        return 0 if not differ.size else -1 if entries[differ[0], a] > entries[differ[0], b] else 1
+
+    for start, stop in _tied(norms[order]):
+        order[start:stop] = sorted(order[start:stop], key=functools.cmp_to_key(earlier))
+    turn = np.eye(mean.shape[1])[:, order]
+    return turn * signs(mean @ turn) if signed else turn
 
 
-def _signs(mean: np.ndarray) -> np.ndarray:
-    largest = np.take_along_axis(mean, np.abs(mean).argmax(axis=0)[None], axis=0)[0]
-    return np.where(largest < 0, -1.0, 1.0)
+def signs(mean: np.ndarray) -> np.ndarray:
+    """The sign `(q,)` of each column's largest entry: of the first of those that are equal in size to a relative `TIE`."""
+    size = np.abs(mean)
+    first = (size >= (1 - TIE) * size.max(axis=0)).argmax(axis=0)
+    return np.where(np.take_along_axis(mean, first[None], axis=0)[0] < 0, -1.0, 1.0)
+
+
+def _tied(values: np.ndarray) -> list[tuple[int, int]]:
+    """Runs `start:stop` of two and more values, in decreasing order, that are equal to a `TIE` of the largest."""
+    breaks = np.flatnonzero(values[:-1] - values[1:] > TIE * values[:1].max(initial=0.0)) + 1
+    edges = [0, *breaks.tolist(), len(values)]
+    return [(start, stop) for start, stop in itertools.pairwise(edges) if stop - start > 1]
+
+
+def _by_rows(x: np.ndarray) -> np.ndarray:
+    """The orthogonal matrix that turns rows `(m, g)` so that the largest lies along the first axis, and so on."""
+    g = x.shape[1]
+    axes = np.zeros((g, 0))
+    for _ in range(g):
+        left = x - x @ axes @ axes.T
+        size = np.linalg.norm(left, axis=1)
+        row = int((size >= (1 - TIE) * size.max()).argmax())
+        if size[row] <= TIE * np.linalg.norm(x):
+            return np.linalg.qr(np.column_stack([axes, np.eye(g)]))[0][:, :g] if axes.shape[1] else np.eye(g)
+        axes = np.column_stack([axes, left[row] / size[row]])
+    return np.linalg.qr(axes)[0]

@@ -13,6 +13,7 @@ from latentlab.compare.clustering import (
     credible_ball,
     distances,
     expected_loss,
+    improved,
     least_binder,
     minimum_binder,
     minimum_vi,
@@ -20,6 +21,7 @@ from latentlab.compare.clustering import (
     n_clusters,
     n_clusters_probabilities,
     together,
+    unsettled,
 )
 from latentlab.errors import ConfigError, DataError
 
@@ -265,3 +267,24 @@ def test_what_does_not_fit_is_refused(rng):
             credible_ball(draws, draws[0, 0], level)
     with pytest.raises(ConfigError, match="unknown distance 'bindr'; did you mean 'binder'"):
         credible_ball(draws, draws[0, 0], distance="bindr")
+
+
+def test_units_whose_place_depends_on_the_half_of_the_draws_are_told():
+    """Unit 4 is with one cluster in the first chain, with the other in the second; the labels' names differ by chain."""
+    first, second = np.array([0, 0, 1, 1, 0]), np.array([1, 1, 0, 0, 0])
+    draws = np.stack([np.tile(first, (20, 1)), np.tile(second, (20, 1))])
+    centre = minimum_binder(draws)
+    assert unsettled(draws, centre).tolist() == [4]
+    assert unsettled(draws[:1], first).tolist() == []
+    one_chain = np.concatenate([draws[:1], draws[1:]], axis=1)
+    assert unsettled(one_chain, centre).tolist() == [4]
+
+
+def test_moves_between_clusters_that_tie_go_to_the_first(rng):
+    """A unit that is with either of two clusters equally often, under a loss of logarithms, whose rounding decides otherwise."""
+    base = np.repeat([0, 1, 2], 7)
+    for _ in range(5):
+        order = rng.permutation(40)
+        draws = np.tile(base, (40, 1))
+        draws[:20, 0], draws[20:, 0] = 1, 2
+        np.testing.assert_array_equal(improved(base, draws[order], "vi"), improved(base, draws, "vi"))

@@ -385,3 +385,34 @@ def test_errors_name_what_is_wrong(case):
         reference.judge(np.where(np.arange(N)[:, None] == 4, np.nan, case.mean))
     with pytest.raises(DataError, match="vary at each unit"):
         Reference(np.broadcast_to(case.mean, draws.shape), "orthogonal", case.rng)
+
+
+@pytest.mark.parametrize(
+    ("p_low", "p_guard", "n", "borderline"),
+    [
+        (1 / 401, 0.5, 1, ""),
+        (0.5, 1 / 401, 1, ""),
+        (0.5, 0.5, 1, ""),
+        (0.5, 0.03, 1, "p_guard 0.03"),
+        (0.5, 0.02, 1, "p_guard 0.02"),
+        (0.03, 0.5, 1, "p_low 0.03"),
+        (0.03, 1 / 401, 1, ""),
+        (0.5, 0.012, 2, "p_guard 0.024"),
+        (0.5, 0.06, 2, ""),
+    ],
+)
+def test_a_verdict_that_other_draws_may_change_is_noted(p_low, p_guard, n, borderline, case):
+    """400 effective draws: at 0.025 nine of them lie beyond, with a standard error of three."""
+    v = replace(Reference(case.chains(), "orthogonal", case.rng).judge(case.mean), p_low=p_low, p_guard=p_guard, ess=400.0)
+    v = replace(v, gate_summary=1 / 401, gate_draw=1 / 401, notes=())
+    others = [replace(v, p_low=0.9, p_guard=0.9)] * (n - 1)
+    notes = holm([v, *others])[0].notes
+    assert len(notes) == bool(borderline)
+    assert not borderline or notes[0].startswith(f"borderline: {borderline} is within its Monte Carlo error of 0.025")
+
+
+def test_a_gate_at_its_level_and_barely_enough_draws_are_noted(case):
+    v = replace(Reference(case.chains(), "orthogonal", case.rng).judge(case.mean), p_low=0.5, p_guard=0.5, ess=400.0, notes=())
+    assert "the gate 0.02" in holm([replace(v, gate_draw=0.02)])[0].notes[0]
+    assert holm([replace(v, gate_draw=1 / 401)])[0].notes == ()
+    assert "just above the 39" in holm([replace(v, gate_draw=1 / 401, ess=39.5)])[0].notes[0]
