@@ -234,8 +234,11 @@ def _without_numbers(table: Table) -> Table:
 
 
 def _words(line: str) -> list[str]:
-    """The cells of a line that blanks delimit."""
-    return next(csv.reader([line.expandtabs(1).strip()], delimiter=BLANK, skipinitialspace=True), [])
+    """The cells of a line that blanks delimit; none where it is no such line."""
+    try:
+        return next(csv.reader([line.expandtabs(1).strip()], delimiter=BLANK, skipinitialspace=True), [])
+    except csv.Error:
+        return []
 
 
 def _rows(path: Path, reader: Any, width: int = 0, start: int = 1) -> Iterator[tuple[int, list[str]]]:
@@ -296,9 +299,10 @@ def _delimiter(path: Path, opening: list[str], decimal: str) -> str:
     found = [sign for sign in DELIMITERS if sign in header and sign != decimal]
     if not found and decimal == "," and "," in header:
         raise DataError(f"{path}: the header has commas, and `decimal` is one; name the delimiter by `delimiter`.")
-    n_header, n_row = len(_words(opening[0])), len(_words(opening[-1]))
-    if not found and len(opening) > 1 and n_row > 1 and n_row - n_header in (0, 1):
-        return BLANK
+    if not found and len(opening) > 1:
+        n_header, n_row = len(_words(opening[0])), len(_words(opening[1]))
+        if n_row > 1 and n_row - n_header in (0, 1):
+            return BLANK
     if len(found) > 1:
         found = [sign for sign in found if rows and rows[0].count(sign) == header.count(sign)]
         if len(found) != 1:

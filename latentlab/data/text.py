@@ -12,8 +12,8 @@ from typing import Any
 from latentlab.data.memory import Budget
 from latentlab.errors import DataError
 
-LONGEST = 2**24
-"""Characters of a line at most: a million columns have room, and a file without line ends is refused at once."""
+LONGEST = 2**23
+"""Characters of a line at most: half a million columns have room, and a file without line ends is refused at once."""
 
 
 class _Unpacked(io.BufferedIOBase):
