@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = {
     "nuts": ["inference.n_warmup=30", "inference.n_draws=40", "inference.n_chains=2"],
+    "chees": ["inference.n_warmup=30", "inference.n_draws=10", "inference.n_chains=8", "inference.n_superchains=2"],
     "svi": ["inference.n_steps=100", "inference.n_draws=60"],
 }
 FEW = ["embeddings=[{name: pca}, {name: lle}]", "compare.n_draws=10", "compare.n_pairs=5", "compare.n_permutations=3"]
@@ -42,16 +43,23 @@ def folder(tmp_path_factory):
     return path
 
 
+def method_of(folder, words):
+    """The method of the config that a command names; None where it names none."""
+    config = next((folder / word for word in words if word.endswith(".yaml")), None)
+    return config and yaml.safe_load(config.read_text())["inference"]["name"]
+
+
 def run(command, folder):
     words = shlex.split(command)
     assert words[0] == "latentlab"
+    chosen = [word.partition("=")[2] for word in words if word.startswith("inference.name=")]
+    method = chosen[0] if chosen else method_of(folder, words)
     if words[1] == "run":
-        method = "svi" if "inference.name=svi" in words else "nuts"
         words += [*SMALL[method], *(FEW if "my_config.yaml" not in words else FEW[1:])]
     if words[1] == "select":
-        words += SMALL["nuts"]
+        words += SMALL[method]
     if words[1] == "calibrate":
-        words += ["--n-replications=20", "--n-units=6", "inference.n_warmup=60", "inference.max_tree_depth=5"]
+        words += ["--n-replications=20", "--n-units=6", *SMALL[method], "inference.n_warmup=60"]
     script = Path(sys.executable).parent / "latentlab"
     return subprocess.run([script, *words[1:]], cwd=folder, capture_output=True, text=True, timeout=500)
 

@@ -195,22 +195,24 @@ def _chains(source: Source) -> list[Item]:
     series = _drawn_series(source)
     if not series:
         return [Text(("There is nothing here whose chains could be drawn.",))]
-    names = {f"q{i}": name for i, name in enumerate(series)}
-    tree = build({"posterior": {k: series[v] for k, v in names.items()}}, dims={k: () for k in names})
-    tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset().rename({k: _variable(v) for k, v in names.items()}))
     what = listed(list(series), most=9)
     n = source.tree["posterior"].sizes["chain"]
+    n_superchains = int(source.tree.attrs.get("n_superchains", 1))
+    grouped = 1 < n_superchains < n
+    n_shown = n_superchains if grouped else n
+    first = f"of the first chain of each of {n_superchains} superchains" if grouped else "of each chain"
+    by = f"superchain, each with {n // n_superchains} of the {n} chains" if grouped else "chain"
     items: list[Item] = [
         arviz_figure(
-            *("trace", "plot_trace", tree),
-            caption=f"Draws of each chain in order, for {what} (of each invariant the entry with the largest R-hat). Chains that "
+            *("trace", "plot_trace", _tree({name: x[:: n // n_shown] for name, x in series.items()})),
+            caption=f"Draws {first} in order, for {what} (of each invariant the entry with the largest R-hat). Chains that "
             "have found the same distribution lie over each other and show no trend.",
-            alt=f"Trace plots of {n} chains for {what}.",
+            alt=f"Trace plots of {n_shown} chains for {what}.",
         ),
         arviz_figure(
-            *("rank", "plot_rank", tree),
-            caption="Ranks of the draws by chain. Sound chains have even ranks: level bars, or curves inside their envelope.",
-            alt=f"Rank plots of {n} chains for {what}.",
+            *("rank", "plot_rank", _tree({name: x.reshape(n_shown, -1) for name, x in series.items()})),
+            caption=f"Ranks of the draws by {by}. Sound chains have even ranks: level bars, or curves inside their envelope.",
+            alt=f"Rank plots of {n_shown} {'superchains' if grouped else 'chains'} for {what}.",
         ),
     ]
     stats = source.group("sample_stats")
@@ -225,6 +227,14 @@ def _chains(source: Source) -> list[Item]:
             )
         )
     return items
+
+
+def _tree(series: Mapping[str, np.ndarray]) -> xr.DataTree:
+    """A tree of scalar quantities `(chain, draw)` by name."""
+    names = {f"q{i}": name for i, name in enumerate(series)}
+    tree = build({"posterior": {k: series[v] for k, v in names.items()}}, dims={k: () for k in names})
+    tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset().rename({k: _variable(v) for k, v in names.items()}))
+    return tree
 
 
 def _variable(name: str) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ class Table:
         columns = tuple(records[0]) if records else ()
         return cls(name, caption, columns, tuple(tuple(record[key] for key in columns) for record in records), folded, digits)
 
-    @property
+    @cached_property
     def numeric(self) -> tuple[bool, ...]:
         """Which columns hold numbers only."""
         return tuple(all(_is_number(row[i]) for row in self.rows) for i in range(len(self.columns)))

@@ -1,0 +1,50 @@
+"""What is drawn of chains."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from latentlab.report import inference
+
+
+@pytest.fixture
+def drawn(monkeypatch, rng):
+    """Draws `(chain, draw)` of the log density, and what the page hands to ArviZ for them, by the drawing's name."""
+
+    def of(n_chains, n_superchains):
+        lp = rng.normal(size=(n_chains, 6))
+        dims = ("chain", "draw")
+        attrs = {"n_superchains": n_superchains} if n_superchains else {}
+        tree = xr.DataTree.from_dict({"/posterior": xr.Dataset({"mu": (dims, lp)}), "/sample_stats": xr.Dataset({"lp": (dims, lp)})})
+        tree.attrs.update(attrs)
+        found = {}
+
+        def kept(name, function, given, **texts):
+            found[name] = (given["posterior"].to_dataset()["log density"].values, texts["caption"])
+
+        monkeypatch.setattr(inference, "arviz_figure", kept)
+        inference._chains(SimpleNamespace(tree=tree, model=None, group=lambda name: tree[name].to_dataset()))
+        return lp, found
+
+    return of
+
+
+def test_of_many_chains_superchains_are_drawn(drawn):
+    """Traces of the first chain of each, ranks of all of each together: chains next to each other are of one superchain."""
+    lp, found = drawn(12, 4)
+    values, caption = found["trace"]
+    np.testing.assert_array_equal(values, lp[[0, 3, 6, 9]])
+    assert "first chain of each of 4 superchains" in caption
+    values, caption = found["rank"]
+    np.testing.assert_array_equal(values, [lp[0:3].ravel(), lp[3:6].ravel(), lp[6:9].ravel(), lp[9:12].ravel()])
+    assert "superchain, each with 3 of the 12 chains" in caption
+
+
+@pytest.mark.parametrize("n_superchains", [None, 1, 4])
+def test_chains_that_are_not_grouped_are_drawn_one_by_one(drawn, n_superchains):
+    lp, found = drawn(4, n_superchains)
+    for name in ("trace", "rank"):
+        np.testing.assert_array_equal(found[name][0], lp)
+        assert "superchain" not in found[name][1]
