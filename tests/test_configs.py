@@ -1,9 +1,10 @@
-"""The shipped configs run from data to report at small size, each with sampling and with variational inference."""
+"""The shipped configs run from data to report at small size."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from latentlab.registry import EMBEDDINGS, MODELS
 from latentlab.study.config import load_config
@@ -17,6 +18,7 @@ SMALL = {
         *(f"inference.{k}" for k in ("n_chains=8", "n_superchains=2", "n_warmup=20", "n_draws=10")),
     ],
     "svi": ["inference.name=svi", "inference.n_steps=60", "inference.n_draws=60"],
+    "exact": ["inference.n_draws=60"],
 }
 FEWER = {"gaussian_mixture_digits": ["model.n_components=3"]}
 """The curvature of a guide is looked at in each of its coordinates, 660 of them with ten components of 64 pixels."""
@@ -48,17 +50,29 @@ def test_there_are_the_promised_configs():
     assert {dict(section)["name"] for path in CONFIGS for section in load_config(path).embeddings} == set(EMBEDDINGS) - {"file"}
 
 
+def cases():
+    """Each config by its own method; the first of each model also by one of the other kind, sampling or variational."""
+    models = set()
+    for path in CONFIGS:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        model, method = config["model"]["name"], config["inference"]["name"]
+        yield pytest.param(path, method, id=f"{path.stem}-{method}")
+        other = "nuts" if method == "svi" else "svi"
+        if model not in models and other in MODELS.load(model).methods:
+            yield pytest.param(path, other, id=f"{path.stem}-{other}")
+        models.add(model)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", sorted(SMALL))
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_runs_by_both_methods(path, method, tmp_path):
+@pytest.mark.parametrize(("path", "method"), list(cases()))
+def test_a_config_runs_from_data_to_report(path, method, tmp_path):
     shipped = load_config(path)
-    if method == "chees" and dict(shipped.inference)["name"] != method:
-        pytest.skip("many chains are run where a config asks for them; their program is that of nuts")
     model = shipped.build_model()
-    if method not in model.methods:
-        pytest.skip(f"{model.name} is not for {method}")
-    small = [*SMALL[method], *FEWER.get(path.stem, []), *(["inference.guide=model"] if model.parameters else [])]
+    small = [
+        *SMALL[method],
+        *FEWER.get(path.stem, []),
+        *(["inference.guide=model"] if model.parameters and method == "svi" else []),
+    ]
     overrides = [*small, *COMPARE, *once(path)]
     if dict(shipped.inference)["name"] != method:  # the embeddings do not depend on the method: all of them once
         one = "kmeans, n_seeds: 1" if are_labels(shipped) else "pca"

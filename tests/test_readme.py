@@ -59,7 +59,7 @@ def run(command, folder):
     if words[1] == "select":
         words += SMALL[method]
     if words[1] == "calibrate":
-        words += ["--n-replications=20", "--n-units=6", *SMALL[method], "inference.n_warmup=60"]
+        words += ["--n-replications=20", "--n-units=6", "inference.n_warmup=60", "inference.max_tree_depth=5"]
     script = Path(sys.executable).parent / "latentlab"
     return subprocess.run([script, *words[1:]], cwd=folder, capture_output=True, text=True, timeout=500)
 

@@ -1,6 +1,6 @@
 """Embeddings that keep neighbours and start at random: t-SNE and UMAP."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -17,6 +17,8 @@ SPREAD = 1e-4
 """Standard deviation of the first column at the start: small, so that nothing repels yet."""
 NOISE = 0.1
 """Of the spread, added to the principal components: what differs between seeds."""
+ALL_PAIRS = 4096
+"""Fewer units have their neighbours found exactly, as in the library."""
 EXACT = 3000
 """Up to so many units repulsion is summed over a tree (Barnes-Hut), beyond over a grid, which is faster there."""
 
@@ -110,13 +112,25 @@ def umap(
     n_neighbors = int(at_most_by_data("umap", "n_neighbors", n_neighbors, N_NEIGHBORS, len(x) - 1, because, notes))
     at_most("umap", "n_latent", n_latent, len(x) - 2, f"fewer than the {len(x)} units, less one")
     note_pieces(x, n_neighbors - 1, notes)
-    settings = {"n_neighbors": n_neighbors, "min_dist": min_dist, "n_epochs": n_epochs}
+    settings: dict[str, Any] = {"n_neighbors": n_neighbors, "min_dist": min_dist, "n_epochs": n_epochs}
+    if len(x) < ALL_PAIRS:
+        settings["precomputed_knn"] = _nearest(x, n_neighbors)
     n_threads = numba.get_num_threads()
     try:
         fitted = UMAP(n_components=n_latent, random_state=seed, n_jobs=1, **settings).fit(np.ascontiguousarray(x))
     finally:
         numba.set_num_threads(n_threads)
     return fitted.embedding_
+
+
+def _nearest(x: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest units and their distances, bit for bit as UMAP finds them: its own search takes seconds to compile."""
+    from sklearn.metrics import pairwise_distances
+    from umap.distances import euclidean
+
+    distances = pairwise_distances(x.astype(np.float32), metric=euclidean)
+    nearest = np.argsort(distances, axis=1, kind="stable")[:, :n_neighbors].astype(np.int32)
+    return nearest, np.take_along_axis(distances, nearest, axis=1)
 
 
 def _perplexity(perplexity: float | None, n_units: int, notes: list[str]) -> float:

@@ -17,7 +17,9 @@ def drawn(monkeypatch, rng):
         lp = rng.normal(size=(n_chains, 6))
         dims = ("chain", "draw")
         attrs = {"n_superchains": n_superchains} if n_superchains else {}
-        tree = xr.DataTree.from_dict({"/posterior": xr.Dataset({"mu": (dims, lp)}), "/sample_stats": xr.Dataset({"lp": (dims, lp)})})
+        tree = xr.DataTree.from_dict(
+            {"/posterior": xr.Dataset({"mu": (dims, lp)}), "/sample_stats": xr.Dataset({"lp": (dims, lp)})}
+        )
         tree.attrs.update(attrs)
         found = {}
 

@@ -1,0 +1,47 @@
+"""What `agreement` finds: it is silent about two runs of one posterior, and names what differs."""
+
+import pytest
+from agreement import disagreements
+
+from latentlab.study.run import run
+
+SMALL = {"n_draws": 20, "n_pairs": 10, "n_permutations": 4, "n_neighbors": 5}
+
+
+def made(folder, *, seed=0, n_units=40, scale=1.0, method=None):
+    config = {
+        "name": "small",
+        "seed": seed,
+        "dataset": {"name": "linear_gaussian", "n_units": n_units, "n_features": 4, "n_latent": 2},
+        "model": {"name": "ppca", "n_latent": 2, "sigma_scale": scale},
+        "inference": method or {"name": "svi", "guide": "full_rank", "n_steps": 300, "n_draws": 400},
+        "embeddings": [{"name": "pca"}],
+        "compare": SMALL,
+    }
+    run(config, out=folder, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("first") / "run")
+
+
+def test_a_run_agrees_with_itself(first):
+    assert disagreements(first, first) == []
+
+
+def test_another_posterior_does_not_agree(first, tmp_path):
+    """A prior that holds sigma near 0 moves means by many Monte Carlo errors."""
+    found = disagreements(first, made(tmp_path / "run", scale=0.01))
+    assert any(line.startswith("mean of sigma") for line in found)
+
+
+def test_other_data_are_named(first, tmp_path):
+    assert disagreements(first, made(tmp_path / "run", n_units=41)) == ["the data differ"]
+
+
+def test_point_estimates_agree_to_rounding_and_no_further(tmp_path):
+    exact = {"name": "exact", "n_draws": 400}
+    one, same = (made(tmp_path / name, method=exact) for name in "ab")
+    assert disagreements(one, same) == []
