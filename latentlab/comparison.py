@@ -255,14 +255,14 @@ def compare(
 
 
 def _unsettled(data: xr.Dataset, units: np.ndarray) -> list[str]:
-    """A note where the point estimate of the partition depends on which half of the draws it is made from."""
+    """A note where the point estimate of the partition places units by less than the Monte Carlo error."""
     if "unsettled" not in data or not data["unsettled"].values.any():
         return []
     which = units[data["unsettled"].values]
     names = ", ".join(str(unit).replace(";", ",") for unit in which[:N_NAMED]) + (", ..." if len(which) > N_NAMED else "")
     return [
-        f"tie: with half of the draws alone {len(which)} of {len(units)} units have another place in the point estimate of the "
-        f"partition ({names}), and with other draws, or on another CPU, they may have it too"
+        f"tie: for {len(which)} of {len(units)} units another cluster of the point estimate is as good within Monte Carlo error "
+        f"({names}), and other draws, or another CPU, may place them there"
     ]
 
 

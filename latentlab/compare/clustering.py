@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 
 from latentlab.compare.partition import Labels, partitions
@@ -33,6 +32,8 @@ SPARSE = 4
 """Cells per unit above which tables are kept as lists of the cells that are not empty."""
 MOST_CELLS = 2**26
 """Cells of all tables above which an estimate is not improved by moves."""
+BATCHED = 8
+"""Chains from which on the standard error of a mean is by the chains' means alone."""
 N_SWEEPS = 20
 SAME = 1e-10
 """Distances and losses that differ by less are the same: rounding must not break ties."""
@@ -198,31 +199,40 @@ def minimum_binder(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
     return improved(_best(codes, codes, "binder"), codes, "binder", n_sweeps)
 
 
-def unsettled(draws: Any, centre: np.ndarray, n_sweeps: int = N_SWEEPS) -> np.ndarray:
-    """The units `(n,)` whose place in a point estimate depends on which half of the draws it is made from.
+def unsettled(draws: Any, centre: np.ndarray) -> np.ndarray:
+    """The units `(n,)` for which another cluster of a point estimate is as good within two Monte Carlo standard errors.
 
-    Each half of the chains (of the draws, of a single chain) gives a partition of its own; its clusters are matched one to one
-    with those of the estimate.
+    What a unit's own cluster saves in expected Binder loss against the next best is a mean over draws; its standard error is by
+    the chains' means, or, of fewer than `BATCHED` chains, by batches of the square root of a chain's length.
 
     Args:
         draws: Labels, `(chain, draw, unit)`.
         centre: The estimate by `minimum_binder`, codes from 0.
-        n_sweeps: Most sweeps of moves over the units.
+
+    Returns:
+        Numbers of the units; none where the tables would take more than 512 MB, or there is a single cluster or batch.
     """
     codes = partitions(draws)
-    n_chains, n_draws, _ = codes.shape
-    parts = [codes[: n_chains // 2], codes[n_chains // 2 :]] if n_chains > 1 else np.array_split(codes, 2, axis=1)
-    if n_draws < 2 and n_chains < 2:
+    n_chains, n_draws, n = codes.shape
+    n_batches = 1 if n_chains >= BATCHED else min(max(2, math.isqrt(n_draws)), n_draws)
+    flat, n_own, n_other = codes.reshape(-1, n), int(centre.max()) + 1, int(codes.max()) + 1
+    if n_own < 2 or n_chains * n_batches < 2 or len(flat) * n_own * n_other > MOST_CELLS:
         return np.zeros(0, dtype=int)
-    other = np.zeros(len(centre), dtype=bool)
-    for part in parts:
-        half = minimum_binder(part, n_sweeps)
-        table = tables(centre, half[None], int(centre.max()) + 1, int(half.max()) + 1)[0]
-        rows, columns = linear_sum_assignment(table, maximize=True)
-        name = np.full(int(half.max()) + 1, -1)
-        name[columns] = rows
-        other |= name[half] != centre
-    return np.flatnonzero(other)
+    step, every = np.diff(_formula("binder", n)[0], append=0.0), np.arange(len(flat))
+    counts, sizes = tables(centre, flat, n_own, n_other), np.bincount(centre, minlength=n_own)
+    near = []
+    for i, own in enumerate(centre):
+        shared = counts[every, :, flat[:, i]]
+        shared[:, own] -= 1
+        gain = 2 * step[shared] - step[sizes - (np.arange(n_own) == own)]
+        mean = gain.mean(axis=0)
+        mean[own] = -np.inf
+        saved = (gain[:, own] - gain[:, int(mean.argmax())]).reshape(n_chains, n_draws)
+        batches = np.concatenate([part.mean(axis=1) for part in np.array_split(saved, n_batches, axis=1)])
+        error = batches.std(ddof=1) / math.sqrt(len(batches))
+        if saved.mean() <= 2 * error + n * SAME:
+            near.append(i)
+    return np.array(near, dtype=int)
 
 
 def minimum_vi(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:

@@ -269,7 +269,7 @@ def test_what_does_not_fit_is_refused(rng):
         credible_ball(draws, draws[0, 0], distance="bindr")
 
 
-def test_units_whose_place_depends_on_the_half_of_the_draws_are_told():
+def test_units_whose_place_depends_on_which_draws_there_are_are_told():
     """Unit 4 is with one cluster in the first chain, with the other in the second; the labels' names differ by chain."""
     first, second = np.array([0, 0, 1, 1, 0]), np.array([1, 1, 0, 0, 0])
     draws = np.stack([np.tile(first, (20, 1)), np.tile(second, (20, 1))])
@@ -278,6 +278,16 @@ def test_units_whose_place_depends_on_the_half_of_the_draws_are_told():
     assert unsettled(draws[:1], first).tolist() == []
     one_chain = np.concatenate([draws[:1], draws[1:]], axis=1)
     assert unsettled(one_chain, centre).tolist() == [4]
+    assert unsettled(draws, np.zeros(5, dtype=int)).tolist() == []
+
+
+@pytest.mark.parametrize(("n_beyond", "told"), [(50, True), (45, True), (20, False)])
+def test_a_unit_is_unsettled_within_two_standard_errors(n_beyond, told):
+    """Unit 6 is with the second cluster in so many of 100 chains of one draw, by hand: 50 +- 5 have it with either."""
+    base = np.array([0, 0, 0, 1, 1, 1, 0])
+    draws = np.tile(base, (100, 1, 1))
+    draws[:n_beyond, 0, 6] = 1
+    assert unsettled(draws, base).tolist() == ([6] if told else [])
 
 
 def test_moves_between_clusters_that_tie_go_to_the_first(rng):
