@@ -28,6 +28,10 @@ GUIDE_SCALE = 0.05
 """Standard deviation that the guide starts with, on the unconstrained scale."""
 
 
+LEAST_SHARE = 1e-4
+"""Least noise variance at the start, as a share of the mean variance."""
+
+
 class LinearGaussian(LatentModel):
     """Base of the two models; a subclass names its noise site and says whether each feature has its own."""
 
@@ -224,19 +228,27 @@ def _encoder(W: torch.Tensor, mu: torch.Tensor, noise: torch.Tensor) -> tuple[to
 
 
 def _principal_start(arrays: Arrays, n_latent: int, noise_dims: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """PPCA's closed form on the data with missing entries at their column's mean; noise per feature from the residual."""
+    """PPCA's closed form on the data with missing entries at their column's mean.
+
+    Where each feature has its own noise, it is that of the standardised columns, and the noise is each feature's residual.
+    """
     x, mask = arrays["x"], arrays.get("mask")
     seen = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
     mu = torch.where(seen, x, 0.0).sum(0) / seen.sum(0).clamp(min=1)
     centred = torch.where(seen, x - mu, 0.0)
+    scale = torch.linalg.vector_norm(centred, dim=0) / math.sqrt(len(x))
+    if not noise_dims:
+        scale = torch.linalg.vector_norm(scale).expand(len(scale)) / math.sqrt(len(scale))
+    scale = torch.where(scale > 0, scale, 1.0)
+    centred = centred / scale
     S = centred.mT @ centred / len(x)
     values, vectors = torch.linalg.eigh(S)
     values, vectors = values.flip(0), vectors.flip(1)
-    floor = 1e-4 * values.mean() + 1e-300
+    floor = LEAST_SHARE * values.mean().clamp(min=LEAST_SHARE)
     rest = torch.maximum(values[n_latent:].mean(), floor)
     W = vectors[:, :n_latent] * torch.sqrt(torch.clamp(values[:n_latent] - rest, min=floor))
-    W = torch.from_numpy(np.ascontiguousarray(principal_axes(W.numpy())))
-    noise = torch.sqrt(rest)
+    noise = torch.sqrt(rest) * scale[0]
     if noise_dims:
-        noise = torch.sqrt(torch.maximum(torch.diagonal(S) - (W**2).sum(1), floor))
+        noise = torch.sqrt(torch.maximum(torch.diagonal(S) - (W**2).sum(1), floor)) * scale
+    W = torch.from_numpy(np.ascontiguousarray(principal_axes((W * scale[:, None]).numpy())))
     return {"W": W, "mu": mu, "noise": noise}

@@ -16,6 +16,7 @@ References:
     Rubin & Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47:69.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,8 @@ Derivative = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 TOLERANCE = 1e-8
 """Largest derivative of the mean log likelihood per unit at the end."""
+ROUNDING = 1e-10
+"""Nats a unit that a further Newton step may promise: at a small noise the derivative has a rounding error above `TOLERANCE`."""
 FLOOR = 1e-6
 """A feature's noise variance is kept above this share of the feature's variance (a Heywood case ends there)."""
 N_STARTS = 5
@@ -116,13 +119,14 @@ def best_optimum(
     else:
         runs = [_climb(problem, start) for start in _starts(problem, rng)]
         point, trace = max(runs, key=lambda run: run[1][-1])
-        point, gradient, n_newton = _newton(problem, point)
+        point, gradient, gain, n_newton = _newton(problem, point)
         trace = [*trace, _total(problem, point)]
         notes = _notes(problem, point, [run[1][-1] for run in runs])
-        if not gradient < TOLERANCE:
+        if not (gradient < TOLERANCE or gain < ROUNDING):
             raise InferenceError(
                 f"maximum likelihood was not reached: after {len(trace) - 1} EM and {n_newton} Newton steps the mean log "
-                f"likelihood still has a derivative of {gradient:.2g} (needed: below {TOLERANCE:g})."
+                f"likelihood still has a derivative of {gradient:.2g} (needed: below {TOLERANCE:g}), and a step promises "
+                f"{gain:.2g} nats a unit (needed: below {ROUNDING:g})."
             )
         how = f"EM, {len(trace) - 1} steps, then Newton, {n_newton} steps; best of {len(runs)} starts"
     own_scale = scale if own_noise else scale[0]
@@ -136,8 +140,7 @@ def best_optimum(
 
 def principal_axes(W: np.ndarray) -> np.ndarray:
     """W turned so that its columns are orthogonal, longest first, each with its largest loading positive."""
-    u, s, _ = np.linalg.svd(W, full_matrices=False)
-    turned = u * s
+    turned = W @ np.linalg.svd(W, full_matrices=False)[2].T  # each row keeps its digits, whatever the others' scale
     largest = np.take_along_axis(turned, np.abs(turned).argmax(axis=0)[None], axis=0)
     return turned * np.where(largest < 0, -1.0, 1.0)
 
@@ -245,19 +248,24 @@ def _gradient(problem: _Problem, point: _Point) -> float:
     return float(gradient.abs().max())
 
 
-def _newton(problem: _Problem, point: _Point) -> tuple[_Point, float, int]:
-    """Damped Newton ascent to `TOLERANCE`: the point, its largest derivative, and the steps taken."""
+def _newton(problem: _Problem, point: _Point) -> tuple[_Point, float, float, int]:
+    """Damped Newton ascent to `TOLERANCE`, or until no step gains.
+
+    Returns:
+        The point, its largest derivative, the gain that a further step promises, and the steps taken.
+    """
     flat = _Flat(problem, point)
     v = flat.pack(point)
     derivative = torch.func.grad_and_value(flat.objective)
     hessian = torch.func.jacrev(torch.func.grad(flat.objective), chunk_size=64)
     gradient, value = derivative(v)
-    step = 0
+    step, gain = 0, math.inf
     while step < N_NEWTON and float(gradient.abs().max()) >= 0.01 * TOLERANCE:
         step += 1
         values, vectors = torch.linalg.eigh(hessian(v))
         curvature = torch.clamp(values.abs(), min=1e-9 * float(values.abs().max()))
         direction = vectors @ ((vectors.mT @ gradient) / curvature)
+        gain = 0.5 * float(gradient @ direction)
         v_new, found = _search(derivative, v, direction, float(value))
         if found is None:
             break
@@ -270,7 +278,7 @@ def _newton(problem: _Problem, point: _Point) -> tuple[_Point, float, int]:
             derivative = torch.func.grad_and_value(flat.objective)
             hessian = torch.func.jacrev(torch.func.grad(flat.objective), chunk_size=64)
             gradient, value = derivative(v)
-    return flat.unpack(v), float(gradient.abs().max()), step
+    return flat.unpack(v), float(gradient.abs().max()), gain, step
 
 
 def _search(
