@@ -1,21 +1,25 @@
 """Restarts in one batch: the same as one after another, each with its own noise, failure and end."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import multivariate_normal
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.errors import InferenceError
-from latentlab.inference import advi
+from latentlab.fit import fit
+from latentlab.inference import advi, svi
+from latentlab.inference.adam import pack
 from latentlab.inference.advi import fit_restarts
 from latentlab.inference.capture import mean_size
 from latentlab.inference.density import Density, tensors
 from latentlab.inference.draws import Problem
-from latentlab.inference.guides import MeanField
+from latentlab.inference.guides import FullRank, MeanField
 from latentlab.inference.svi import SVI
 from latentlab.models.ppca import PPCA
 from latentlab.seeds import Seeds, double
@@ -116,6 +120,47 @@ def test_the_frame_of_many_coordinates_takes_a_fifth_of_the_gradients(monkeypatc
     assert sum(n_points) <= 2 * 10_560 / 5
     torch.testing.assert_close(frame.center, torch.full_like(scale, 3.0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(frame.matrix @ frame.matrix.mT, torch.diag(scale**2), rtol=1e-3, atol=1e-3)
+
+
+def test_the_density_has_its_jacobian_and_a_minibatch_stands_for_all(iris):
+    """The sum of all terms with the Jacobian, by the flat density; the mean over the batches of an epoch is the whole."""
+    density = problem_of(PPCA(2), iris).density
+    u = torch.linspace(-1, 1, density.size, dtype=torch.float64)
+    whole = float(advi.log_p_of(density, ())(u))
+    assert whole == pytest.approx(float(density.log_prob(u)), rel=1e-12)
+    assert abs(whole - float(density.log_joint(density.constrain(u)))) > 0.1
+    rows = density.arrays["x"].split(50)
+    parts = [float(advi.log_p_of(density, (part,))(u)) for part in rows]
+    assert np.mean(parts) == pytest.approx(whole, rel=1e-12)
+
+
+def test_the_loss_is_the_mean_of_log_q_less_log_p_in_any_frame(monkeypatch):
+    """Of a normal density and a full-rank guide in a frame, by SciPy's densities of the draws."""
+    rng = np.random.default_rng(0)
+    center, matrix, noise, lower = (rng.normal(size=size) for size in (2, (2, 2), (5, 2), (2, 2)))
+    guide = FullRank.from_arrays({"loc": rng.normal(size=2), "log_scale": rng.normal(size=2), "lower": lower})
+    monkeypatch.setattr(advi, "log_p_of", lambda density, rows: lambda u: -0.5 * (u * u).sum() - math.log(2 * math.pi))
+    parts = (center, matrix, np.linalg.slogdet(matrix)[1])
+    frame = [torch.tensor(part)[None] for part in parts]
+    vector = pack(guide.parameters)[None]
+    with double():
+        found = advi._losses(None, guide, framed=True)(vector, torch.from_numpy(noise)[None], *frame)
+    root = matrix @ np.diag(np.exp(guide.parameters[1].numpy())) @ (np.tril(lower, -1) + np.eye(2))
+    loc = center + matrix @ guide.parameters[0].numpy()
+    u = loc + noise @ root.T
+    expected = multivariate_normal(loc, root @ root.T).logpdf(u) - multivariate_normal(np.zeros(2)).logpdf(u)
+    assert float(found[0]) == pytest.approx(expected.mean(), rel=1e-9)
+
+
+def test_the_restart_of_the_highest_bound_is_the_result(iris, monkeypatch):
+    monkeypatch.setattr(
+        svi, "fit_restarts", lambda *a: sorted(fit_restarts(*a), key=lambda run: np.mean(run["lp"] - run["log_q"]))
+    )
+    found = fit(PPCA(1), iris, SVI(guide="mean_field", n_steps=20, n_draws=50, n_restarts=3), seed=0, progress=False).data
+    bounds, stats = found["optimization"]["elbo"].values, found["sample_stats"]
+    assert bounds.argmax() == 2
+    assert float((stats["lp"] - stats["log_q"]).mean()) == pytest.approx(bounds.max())
+    assert found.attrs["elbo"] == bounds.max()
 
 
 def test_the_restart_that_fails_is_named(iris, monkeypatch):

@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy.stats import norm
 from torch.distributions import constraints
 
 from latentlab.data.dataset import Dataset
@@ -22,15 +23,17 @@ from latentlab.errors import ConfigError, InferenceError, ModelError
 from latentlab.fit import fit
 from latentlab.inference import nuts
 from latentlab.inference.chees import ChEES
+from latentlab.inference.density import Density
 from latentlab.inference.exact import Exact
 from latentlab.inference.map import MAP
 from latentlab.inference.nuts import NUTS
-from latentlab.inference.svi import SVI
+from latentlab.inference.svi import SVI, _guide_draws
 from latentlab.models.base import LatentModel, Position
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.ppca import PPCA
 from latentlab.registry import METHODS
+from latentlab.seeds import Seeds, isolated
 from latentlab.symmetry.groups import Identity
 
 SMALL = [
@@ -157,6 +160,38 @@ def test_a_conjugate_gaussian_has_its_exact_posterior_by_every_sampler():
         # At least 1000 effective draws: 6 comparisons at 5 standard errors, 4e-6 false alarms.
         np.testing.assert_allclose(z.mean(0), x / 2, atol=5 * np.sqrt(0.5 / 1000))
         np.testing.assert_allclose(z.var(0), 0.5, atol=5 * 0.5 * np.sqrt(2 / 1000))
+
+
+class Positive(LatentModel):
+    """s ~ LogNormal(0, 1), and data that say nothing of it."""
+
+    name, position, symmetry, methods = "positive", Position("s"), Identity(), ("map", "svi")
+    dims = {"s": ()}
+
+    def guide(self, x):
+        pyro.sample("s", dist.LogNormal(torch.tensor(0.3), 0.5))
+
+    def model(self, x):
+        pyro.sample("s", dist.LogNormal(torch.tensor(0.0), 1.0))
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0), obs=x)
+
+
+def test_map_is_the_mode_on_the_scale_on_which_the_site_is_written():
+    """exp(-1); with the Jacobian of the logarithm it would be 1."""
+    dataset = Dataset({"x": np.array([-1.0, 0.2, 3.0])}, dims={"x": ("unit",)})
+    found = fit(Positive(), dataset, MAP(n_restarts=2, n_draws=1), seed=0, progress=False).sites()["s"]
+    assert found.item() == pytest.approx(np.exp(-1), rel=1e-5)
+
+
+def test_the_densities_of_a_models_own_guide_are_those_of_the_unconstrained_scale():
+    """log s is normal under both."""
+    arrays = {"x": torch.tensor([-1.0, 0.2, 3.0], dtype=torch.float64)}
+    with isolated(Seeds(0)):
+        found = _guide_draws(Density(Positive(), arrays), Positive().guide, 5)
+    u = found["u"][:, 0]
+    np.testing.assert_allclose(found["log_q"], norm(0.3, 0.5).logpdf(u))
+    np.testing.assert_allclose(found["lp"], norm.logpdf(u) + norm.logpdf([-1.0, 0.2, 3.0]).sum())
 
 
 class Pair(LatentModel):
