@@ -36,6 +36,11 @@ FEW = 100
 SAME = 1e-9
 """Relative difference up to which numbers are the same data, or two columns are one up to location and scale."""
 
+UNEQUAL = (
+    "standardised columns have unequal noise, which PPCA fits by further dimensions: compare factor_analysis, or raw data "
+    "(`standardize: false`)"
+)
+
 COLUMNS = ("model", "elpd_loo", "se", "p_loo", "elpd_diff", "se_diff", "n_points", "bad_khat", "converged")
 CLUSTERS = ("n_clusters", "n_clusters_q05", "n_clusters_q95")
 HELD_OUT = ("held_out", "held_out_se")
@@ -54,6 +59,11 @@ class Candidate:
     data: xr.DataTree
     converged: bool
     held_out: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def n_latent(self) -> int | None:
+        """Dimensions of the positions; None where they have none."""
+        return self.data["latents"].sizes.get("latent") if "latents" in self.data.children else None
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -295,9 +305,13 @@ def _notes(
     """What stands against relying on each row."""
     discrete = {name: _predicts_counts(candidates[name]) for name in scores}
     mixed = len({found for found in discrete.values() if found is not None}) > 1
+    ppca = {name: one.n_latent for name, one in candidates.items() if one.data.attrs.get("model") == "ppca"}
+    unequal = len(set(ppca.values())) > 1 and all(_is_standardised(candidates[name]) for name in ppca)
     notes = {}
     for name in dict.fromkeys([*candidates, *problems]):
         said = [problems[name]] if name in problems else []
+        if unequal and name in ppca:
+            said.append(UNEQUAL)
         if name in candidates and not candidates[name].converged:
             said.append("not converged")
         if name in scores:
@@ -329,6 +343,12 @@ def _against(score: Loo, best: Loo) -> list[str]:
     if n < FEW:
         said.append(f"fewer than {FEW} points: se_diff may be too small")
     return said
+
+
+def _is_standardised(candidate: Candidate) -> bool:
+    """Whether the columns of the data have mean 0 and standard deviation 1."""
+    x = next(iter(arrays(candidate.data, "observed_data").values()))
+    return bool(np.allclose(np.nanmean(x, 0), 0, atol=1e-6) and np.allclose(np.nanstd(x, 0), 1, atol=1e-6))
 
 
 def _predicts_counts(candidate: Candidate) -> bool | None:

@@ -43,7 +43,8 @@ def select(
     """Runs a config once for each value of a key, and compares the runs by leave-one-out predictive accuracy.
 
     Each run has a directory `DIR/NAME-KEY-VALUE` of its own; the table is also `DIR/selection.csv`, and drawn in
-    `DIR/selection.png`. A run that fails is a row that says why, and the others go on.
+    `DIR/selection.png`. A run that fails is a row that says why, and the others go on. Of PPCA on standardised columns too many
+    latent dimensions are best, for the reason in `latentlab.selection`; the rows say so.
 
     Args:
         config: A YAML file, a mapping, or a `Config`.
