@@ -12,6 +12,10 @@ simulated fits a case, 2 to 8 chains, normal and gamma densities: 0.7 to 1.3 in 
 2.8 with 30.)
 
 *Modes.* Chains that sit in different modes are told apart by name (`latentlab.modes`), and are never averaged: the check fails.
+Where the modes are images of one another under a larger group than the declared one, the row names the group.
+
+*Symmetry*, of every method. The log joint is evaluated under elements of the declared group (`inference.invariance`): the check
+fails where it changes by more than rounding, and warns where a larger group leaves it unchanged.
 
 Variational. With r = log p - log q over draws of q, and q averaged over the group: k-hat of exp(r), the mean over blocks of
 2000 draws, since one k-hat of all has a standard error of about 0.1 and lets some bad fits pass (measured on mean-field fits to
