@@ -4,6 +4,7 @@ The first array that has names along a dim gives them; every other one is put in
 imported here before a value of theirs is given.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from latentlab.data.memory import COPIES, Budget, size
 from latentlab.errors import DataError
 
 Names = dict[str, np.ndarray]
+
+UNNAMED = re.compile(r"Unnamed: \d+")
+"""What pandas calls a column without a name, as an index is in the file that it writes."""
 
 
 def plain(
@@ -88,6 +92,12 @@ def opened(value: Any, dims: Sequence[str], what: str, *, numbers: bool = True) 
         own, further = _axis(value.index, what)
         columns, _ = _axis(value.columns, what)
         names = {dim: one for dim, one in zip(dims, (own, columns), strict=True) if one is not None}
+        counter = next((name for name in value.columns if UNNAMED.fullmatch(str(name)) and _counts(value[name])), None)
+        if counter is not None:
+            raise DataError(
+                f"{what}, column {counter!r} only counts the rows: an index that was read as data. Leave the column out, or "
+                "read the file with `index_col=0`."
+            )
         kinds = {dtype if isinstance(dtype, np.dtype) else None for dtype in value.dtypes}
         if not numbers or (len(kinds) == 1 and None not in kinds and value.dtypes.iloc[0].kind in "biuf"):
             return value.to_numpy(), names, further
@@ -101,6 +111,11 @@ def opened(value: Any, dims: Sequence[str], what: str, *, numbers: bool = True) 
     if isinstance(value, pd.Index | pd.api.extensions.ExtensionArray) and numbers:
         return convert.column_numbers(pd.Series(value), what), {}, {}
     return value, {}, {}
+
+
+def _counts(column: Any) -> bool:
+    """Whether a column of a DataFrame is 0, 1, 2, ..."""
+    return getattr(column, "ndim", 1) == 1 and column.tolist() == list(range(len(column)))
 
 
 def _placed(

@@ -63,6 +63,15 @@ def test_a_transposed_array_is_taken_by_its_own_dims():
         table(xr.Dataset({"x": array}))
 
 
+def test_an_index_that_was_read_as_data_is_refused(tmp_path):
+    frame().reset_index(drop=True).to_csv(tmp_path / "mine.csv")
+    read = pd.read_csv(tmp_path / "mine.csv")
+    with pytest.raises(DataError, match=r"column 'Unnamed: 0' only counts the rows.*Leave the column out.*index_col=0"):
+        table(read)
+    assert table(pd.read_csv(tmp_path / "mine.csv", index_col=0)).features.tolist() == ["a", "b"]
+    assert table(read.assign(**{"Unnamed: 0": [4, 1, 1]})).features.tolist() == ["Unnamed: 0", "a", "b"]
+
+
 def test_dims_are_those_that_an_array_has():
     dataset = Dataset({"x": frame(), "weight": xr.DataArray([1.0, 2, 3], dims="unit")}, name="toy")
     assert dict(dataset.dims) == {"x": ("unit", "feature"), "weight": ("unit",)}
