@@ -1,6 +1,7 @@
 """The common runner: a model, a dataset and a method become a `Fit`."""
 
 import json
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from latentlab.symmetry import consensus
 from latentlab.symmetry.group import Aligned, Group
 from latentlab.symmetry.groups import Orthogonal, SignedPermutation
 from latentlab.symmetry.labels import indicators
+
+logger = logging.getLogger(__name__)
 
 MOST_NUMBERS = 2**24
 """Labels are aligned by as many units as give so many numbers at most (128 MB)."""
@@ -77,7 +80,8 @@ class Fit:
 
     @cached_property
     def _table(self) -> pd.DataFrame:
-        return diagnose(self.data, **self._declared)
+        invariant = self.model.exchanges in self.model.symmetry
+        return diagnose(self.data, **self._declared, lp_is_invariant=invariant)
 
     def diagnostics(self) -> pd.DataFrame:
         """Did inference work: check, quantity, value, threshold, verdict; on what the symmetry leaves identified."""
@@ -319,6 +323,10 @@ def prepared(
         raise ModelError(f"method {method.name!r} does not go with model {model.name!r}; methods: {', '.join(model.methods)}.")
     stored = dataset if isinstance(dataset, StoredDataset) else None
     arrays = _checked(model, dataset)
+    if getattr(method, "maximizes_likelihood", False):
+        model.check_maximum(dataset.sample)
+    for doubt in model.doubts(dataset.sample):
+        logger.warning("%s: %s", dataset.name, doubt.quantity)
     plan = method.plan() if hasattr(method, "plan") else Plan()
     try:
         density = Density(model, arrays, dataset.sample.dims, plan=plan, n_units=dataset.n_units if stored else None)

@@ -7,7 +7,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from latentlab.diagnostics import converged, diagnose, elbo_drift, identified, same_level
+from latentlab.data.dataset import Dataset
+from latentlab.diagnostics import LEVEL, converged, diagnose, elbo_drift, identified, same_level
+from latentlab.fit import Fit
+from latentlab.inference.density import Density, over_draws, tensors
+from latentlab.inference.nuts import NUTS
+from latentlab.models.gaussian_mixture import DPMixture
 from latentlab.posterior import build, ess_mean, khat
 from latentlab.symmetry.groups import Identity, Orthogonal, Permutation
 
@@ -208,6 +213,30 @@ def test_a_level_that_rhat_does_not_see_is_seen(rng):
     assert row(table, "R-hat")["verdict"] == "pass"
     assert row(table, "level of log density", "chain 2")["verdict"] == "fail"
     assert not converged(table)
+
+
+def test_the_level_is_of_what_exchanged_sticks_leave_as_it_is(rng):
+    """Sound draws of which one chain has its first two sticks exchanged: a density of another level, the same mixture."""
+    model, shape = DPMixture(3, alpha_shape=0.0), (4, 300)
+    weights = rng.dirichlet([60, 20, 5], shape)
+    mu = np.array([-3.0, 0.0, 3.0])[:, None] + 0.1 * rng.standard_normal((*shape, 3, 1))
+    values = {"weights": weights, "mu": mu, "sigma": np.exp(0.1 * rng.standard_normal((*shape, 3, 1)))}
+    for array in values.values():
+        array[3] = array[3][:, [1, 0, 2]]
+    dataset = Dataset({"x": rng.standard_normal((20, 1))}, dims={"x": ("unit", "feature")})
+    density = Density(model, tensors(model, dataset), dataset.dims)
+    flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in values.items()}
+    lp = over_draws(density.log_joint, flat).reshape(shape)
+    pointwise = over_draws(density.log_likelihood, flat).reshape(*shape, 20)
+    assert same_level(lp) < LEVEL
+    groups = {"posterior": values, "sample_stats": {"lp": lp}, "log_likelihood": {"log_likelihood": pointwise}}
+    data = build(groups, dims={**model.dims, "log_likelihood": ("unit",)})
+    table = Fit(model, dataset, NUTS(), 0, data).diagnostics()
+    assert row(table, "level of log density", "of the log likelihood")["verdict"] == "pass"
+    assert converged(table), table
+    moved = groups | {"log_likelihood": {"log_likelihood": pointwise + 0.5 * (np.arange(4) == 2)[:, None, None]}}
+    table = Fit(model, dataset, NUTS(), 0, build(moved, dims={**model.dims, "log_likelihood": ("unit",)})).diagnostics()
+    assert row(table, "level of log density", "chain 2")["verdict"] == "fail"
 
 
 def test_same_level_is_welchs_test_with_the_effective_numbers(rng):

@@ -21,7 +21,8 @@ class Exact:
     itself is uncertain.
 
     Where there is no closed form the climb begins at several starts; where each ended is kept, and the best is the estimate, of
-    those with nothing amiss (no component at the floor of the variances) if there are any.
+    those with nothing amiss (no component at the floor of the variances, none that is empty) if there are any. Data on which
+    every start collapses, such as a column that is the sum of others under full covariances, are refused.
 
     Args:
         n_restarts: Starts.
@@ -33,6 +34,7 @@ class Exact:
 
     name: ClassVar[str] = "exact"
     kind: ClassVar[str] = "point"
+    maximizes_likelihood: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_whole("Exact.n_restarts", self.n_restarts, 1)

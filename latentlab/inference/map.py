@@ -48,13 +48,20 @@ class MAP:
         runs = [finished(problem, f"restart-{i}", lambda i=i: self._restart(problem, i)) for i in bar]  # type: ignore[misc]
         log_joint = np.array([float(run["log_joint"]) for run in runs])
         best = runs[int(np.argmax(log_joint))]
+        point = constrain_draws(problem.density, best["u"][None, None])
+        notes = [_at_an_edge(problem.density, best["u"]), *self._remarks(problem, {n: v[0, 0] for n, v in point.items()})]
         u = np.broadcast_to(best["u"], (1, self.n_draws, best["u"].size))
         return Draws(
             constrain_draws(problem.density, u),
             optimization={"log_joint": log_joint, "gradient": np.array([float(run["gradient"]) for run in runs])},
             restarts=ends(problem.density, [run["u"] for run in runs]),
-            attrs={"how": "L-BFGS", "gradient": float(best["gradient"]), "notes": _at_an_edge(problem.density, best["u"])},
+            attrs={"how": "L-BFGS", "gradient": float(best["gradient"]), "notes": "; ".join(filter(None, notes))},
         )
+
+    def _remarks(self, problem: Problem, values: dict[str, np.ndarray]) -> list[str]:
+        given = {name: torch.from_numpy(np.asarray(value)) for name, value in values.items()}
+        fixed = {name: value.numpy() for name, value in problem.density.deterministics(given).items()}
+        return problem.model.remarks(problem.arrays, {**values, **fixed})
 
     def _restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:
         seeds, density = problem.seeds.child("restart", restart), problem.density

@@ -152,6 +152,13 @@ class LatentModel(ABC):
     def check(self, dataset: Dataset) -> None:  # noqa: B027
         """Refuses data that the model has no sensible answer for, naming both numbers (`n_latent` and features, say)."""
 
+    def check_maximum(self, dataset: Dataset) -> None:  # noqa: B027
+        """Refuses data whose likelihood has no maximum, from whatever start, for the method `exact`."""
+
+    def remarks(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
+        """What is arbitrary, or without bound, at a point estimate of the sites: notes for the diagnostics."""
+        return []
+
     def check_new(self, dataset: Dataset) -> None:
         """Refuses units that were not in the fit and whose values the density cannot take.
 

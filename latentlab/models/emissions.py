@@ -4,6 +4,8 @@ An emission is a part of a model: it adds its sites to the model's program, and 
 unit counts for each component by a given weight (the M step of EM). Sites have the dim of the components, `component` or `state`.
 """
 
+import copy
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -13,7 +15,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from latentlab.data.dataset import Dataset
+from latentlab.data.dataset import NOISE, Dataset
 from latentlab.distributions.components import (
     BernoulliComponents,
     CategoricalComponents,
@@ -30,12 +32,22 @@ SigmaPrior = Literal["log_normal", "half_normal"]
 PerComponent = float | Sequence[float]
 """A number for all components, or one for each."""
 
-FLOOR = 1e-6
-"""Least variance, in any direction, of a maximum likelihood estimate."""
+FLOOR = 1e-10
+"""Least variance, in any direction, of a maximum likelihood estimate, relative to the variances of the columns."""
+LEAST = 1e-6
+"""Least probability, or rate, of a maximum likelihood estimate."""
 SHRINK = 5.0
 """Units' worth of the pooled covariance that a component's starting covariance is given."""
 FEW = 1e-8
 """Units' worth of weight below which a component keeps its values in an M step."""
+NEAR = 1.01
+"""Standard deviations below this multiple of their floor count as at the floor."""
+FEW_VALUES, MANY = 5, 5
+"""A column has few different values if there are so many at most, each so many times on average."""
+MOST_PAIRED, MOST_NOTES = 200, 4
+"""Columns that are compared in pairs, and notes on the data, at most."""
+N_HEAD = 500
+"""First units, in which a property of all units is looked for first."""
 
 
 class Emission(ABC):
@@ -85,12 +97,35 @@ class Emission(ABC):
         """Sites whose values are settings, not estimates."""
         return ()
 
+    def units(self, x: torch.Tensor, observed: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Location and scale of each column, in which the maximum of the likelihood is sought; None: the data as they are."""
+        return None
+
+    def in_units(self, scale: torch.Tensor) -> "Emission":
+        """The emission of data divided by `scale` `(feature,)`."""
+        return self
+
+    def at_floor(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Which entries of sites are held at the floor of the variances, of data in `units`."""
+        return {}
+
+    def unbounded(self, x: torch.Tensor, observed: torch.Tensor | None) -> bool:
+        """Whether a component that holds just these units has a likelihood without bound."""
+        return False
+
     def entries(self, components: Any, labels: torch.Tensor) -> torch.distributions.Distribution:
         """The distribution of single entries `(unit, feature)` given the labels, where features are independent."""
         raise NotImplementedError
 
     def check(self, what: str, dataset: Dataset) -> None:  # noqa: B027
         """Refuses data that components of this kind cannot emit; `what` names model and data."""
+
+    def check_bound(self, what: str, dataset: Dataset) -> None:  # noqa: B027
+        """Refuses data whose likelihood has no bound, whatever the values of the sites."""
+
+    def doubts(self, dataset: Dataset) -> list[str]:
+        """Properties of the data that such components describe badly."""
+        return []
 
     def log_prior(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """log prior density of each component's values had each of the priors, `(component, prior)`; 0 where they are alike."""
@@ -127,6 +162,7 @@ class Gaussian(Emission):
         self.sigma_spread = number(owner, "sigma_spread", sigma_spread, least=0.0)
         self.corr_concentration = number(owner, "corr_concentration", corr_concentration, above=0.0)
         self.sigma_prior = sigma_prior
+        self.unit: float | torch.Tensor = 1.0
         if covariance == "tied" and self.sigma_scale.unique().numel() > 1:
             raise ConfigError(f"{owner}: `sigma_scale` must be one number where the covariance is tied; got {sigma_scale!r}.")
         alike = all(one.unique().numel() == 1 for one in (self.mu_loc, self.mu_scale, self.sigma_scale))
@@ -143,6 +179,95 @@ class Gaussian(Emission):
     def given(self) -> tuple[str, ...]:
         return ("sigma",) if self._fixed else ()
 
+    def units(self, x: torch.Tensor, observed: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+        variance = _variance(x, observed)
+        if self.covariance == "spherical":
+            variance = variance.mean().expand(variance.shape)
+        return _means(x, observed), torch.sqrt(variance)
+
+    def in_units(self, scale: torch.Tensor) -> "Gaussian":
+        found = copy.copy(self)
+        found.unit = scale[0] if self.covariance == "spherical" else scale
+        return found
+
+    def at_floor(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if self._fixed:
+            return {}
+        if not self._correlated:
+            return {"sigma": values["sigma"] < NEAR * FLOOR**0.5}
+        lower = values["sigma"][..., None] * values["corr"]
+        low = torch.linalg.svdvals(lower)[..., -1] < NEAR * FLOOR**0.5
+        return {"sigma": low[..., None].expand(values["sigma"].shape), "corr": low[..., None, None].expand(lower.shape)}
+
+    def unbounded(self, x: torch.Tensor, observed: torch.Tensor | None) -> bool:
+        if self._fixed:
+            return False
+        seen = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
+        count = seen.sum(0).clamp(min=1)
+        mean = (x * seen).sum(0) / count
+        spread = torch.sqrt(((x - mean) ** 2 * seen).sum(0) / count)
+        still = spread <= NOISE * torch.where(seen, x.abs(), 0.0).amax(0)
+        if self.covariance == "spherical":
+            return bool(still.all())
+        if not self._correlated or observed is not None or bool(still.any()):
+            return bool(still.any())
+        return _dependent(x.numpy()) is not None
+
+    def check_bound(self, what: str, dataset: Dataset) -> None:
+        """Refuses columns, or combinations of columns, that do not vary: any component can be narrow without end there.
+
+        Raises:
+            DataError: Names the columns.
+        """
+        if self._fixed:
+            return
+        x, names = dataset.x, [str(name) for name in dataset.features]
+        low, high = np.nanmin(x, 0), np.nanmax(x, 0)
+        still = high - low <= NOISE * np.maximum(np.abs(low), np.abs(high))
+        cure = "leave it out, or take a method with a prior (`nuts`, `svi`, `map`)."
+        if still.all() or (still.any() and self.covariance != "spherical"):
+            raise DataError(
+                f"{what}: column {names[int(still.argmax())]!r} is constant, so that the likelihood has no bound; {cure}"
+            )
+        if not self._correlated or np.isnan(x).any():
+            return
+        if len(x) <= x.shape[1]:
+            raise DataError(
+                f"{what} has {len(x)} units and {x.shape[1]} columns; covariance {self.covariance!r} needs more units "
+                "than columns for its likelihood to have a bound; take 'diagonal', fewer columns, or a method with a prior "
+                "(`nuts`, `svi`, `map`)."
+            )
+        column = _dependent(x)
+        if column is not None:
+            raise DataError(
+                f"{what}: column {names[column]!r} is a linear combination of the others, so that the likelihood with covariance "
+                f"{self.covariance!r} has no bound; {cure}"
+            )
+
+    def doubts(self, dataset: Dataset) -> list[str]:
+        x, head, notes, constant = dataset.x, dataset.x[:N_HEAD], [], False
+        names = [repr(str(name)) for name in dataset.features]
+        for j, name in enumerate(names):
+            if _n_values(head[:, j])[0] > FEW_VALUES:
+                continue
+            n_values, n_seen = _n_values(x[:, j])
+            if n_values == 1 and len(x) > 1:
+                constant = True
+                notes.append(f"column {name} is constant: components collapse on it")
+            elif 1 < n_values <= FEW_VALUES and n_seen >= MANY * n_values:
+                notes.append(
+                    f"column {name} has {n_values} different values: a density describes it badly, "
+                    "and components collapse on them"
+                )
+        for i, j in itertools.combinations(range(min(x.shape[1], MOST_PAIRED)), 2):
+            if np.array_equal(head[:, i], head[:, j], equal_nan=True) and np.array_equal(x[:, i], x[:, j], equal_nan=True):
+                notes.append(f"columns {names[i]} and {names[j]} are equal")
+        if self._correlated and len(x) <= x.shape[1]:
+            notes.append(f"{len(x)} units are no more than {x.shape[1]} columns: covariances are those of the prior")
+        elif not constant and self._correlated and not np.isnan(x).any() and (column := _dependent(x)) is not None:
+            notes.append(f"column {names[column]} is a linear combination of the others: the covariance is singular")
+        return notes[:MOST_NOTES]
+
     def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
         sigma = {"spherical": (dim,), "diagonal": (dim, "feature"), "full": (dim, "feature"), "tied": ("feature",)}[
             self.covariance
@@ -158,9 +283,9 @@ class Gaussian(Emission):
     def _sigma_scale(self, n_features: int) -> torch.Tensor:
         shape = self._sigma_shape(n_features)
         if self.covariance == "tied":
-            return here(self.sigma_scale)[0].expand(shape)
+            return here(self.sigma_scale)[0].expand(shape) / self.unit
         scale = here(self.sigma_scale)
-        return (scale if len(shape) == 1 else scale[:, None]).expand(shape)
+        return (scale if len(shape) == 1 else scale[:, None]).expand(shape) / self.unit
 
     def sample(self, n_features: int) -> dict[str, torch.Tensor]:
         shape = (self.n_components, n_features)
@@ -209,37 +334,46 @@ class Gaussian(Emission):
         mu = (each * filled).sum(1) / total.clamp(min=FEW)
         mu = torch.where(total > FEW, mu, otherwise)
         residual = filled - mu[:, None]
+        floor = FLOOR * _variance(x, observed)
         if not self._correlated:
-            return {"mu": mu, **self._variances((each * residual**2).sum(1), total, mu, current, shrink)}
+            return {"mu": mu, **self._variances((each * residual**2).sum(1), total, mu, current, shrink, floor)}
         scatter = torch.einsum("kn,knd,kne->kde", weights.mT, residual, residual)
         if extra is not None:
             scatter = scatter + torch.einsum("kn,knde->kde", weights.mT, extra)
         covariances = self._correlations if self._fixed else self._covariances
-        return {"mu": mu, **covariances(scatter, weights.sum(0), current, shrink)}
+        return {"mu": mu, **covariances(scatter, weights.sum(0), current, shrink, floor)}
 
     def _variances(
-        self, squares: torch.Tensor, total: torch.Tensor, mu: torch.Tensor, current: Any, shrink: float
+        self,
+        squares: torch.Tensor,
+        total: torch.Tensor,
+        mu: torch.Tensor,
+        current: Any,
+        shrink: float,
+        floor: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         if self._fixed:
             return {"sigma": self._sigma_scale(mu.shape[1]).clone()}
         if self.covariance == "spherical":
-            squares, total = squares.sum(1), total.sum(1)
+            squares, total, floor = squares.sum(1), total.sum(1), floor.mean()
         pooled = squares.sum(0) / total.sum(0).clamp(min=FEW)
         variance = (squares + shrink * pooled) / (total + shrink).clamp(min=FEW)
-        sigma = torch.sqrt(variance.clamp(min=FLOOR))
-        return {
-            "sigma": torch.where(total > FEW, sigma, torch.sqrt(pooled.clamp(min=FLOOR)) if current is None else current["sigma"])
-        }
+        sigma = torch.sqrt(torch.maximum(variance, floor))
+        otherwise = torch.sqrt(torch.maximum(pooled, floor)) if current is None else current["sigma"]
+        return {"sigma": torch.where(total > FEW, sigma, otherwise)}
 
-    def _covariances(self, scatter: torch.Tensor, total: torch.Tensor, current: Any, shrink: float) -> dict[str, torch.Tensor]:
+    def _covariances(
+        self, scatter: torch.Tensor, total: torch.Tensor, current: Any, shrink: float, floor: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         pooled = scatter.sum(0) / total.sum()
-        round_ = torch.diag_embed(torch.diagonal(pooled)).clamp(min=FLOOR)
+        round_ = torch.diag_embed(torch.maximum(torch.diagonal(pooled), floor))
         if self.covariance == "tied":
             covariance = (scatter.sum(0) + shrink * round_) / (total.sum() + shrink)
         else:
             covariance = (scatter + shrink * round_) / (total + shrink).clamp(min=FEW)[:, None, None]
-        values, vectors = torch.linalg.eigh(covariance)
-        covariance = (vectors * values.clamp(min=FLOOR)[..., None, :]) @ vectors.mT
+        unit = torch.sqrt(floor / FLOOR)
+        values, vectors = torch.linalg.eigh(covariance / unit[:, None] / unit)
+        covariance = (vectors * values.clamp(min=FLOOR)[..., None, :]) @ vectors.mT * unit[:, None] * unit
         sigma = torch.sqrt(torch.diagonal(covariance, dim1=-2, dim2=-1))
         corr = torch.linalg.cholesky(covariance) / sigma[..., None]
         found = {"sigma": sigma, "corr": corr}
@@ -248,10 +382,12 @@ class Gaussian(Emission):
             found = {n: torch.where(alive.reshape(-1, *[1] * (v.dim() - 1)), v, current[n]) for n, v in found.items()}
         return found
 
-    def _correlations(self, scatter: torch.Tensor, total: torch.Tensor, current: Any, shrink: float) -> dict[str, torch.Tensor]:
+    def _correlations(
+        self, scatter: torch.Tensor, total: torch.Tensor, current: Any, shrink: float, floor: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """Of given standard deviations: those of the scatter where they raise the expected log likelihood, else as they were."""
         sigma = self._sigma_scale(scatter.shape[-1]).clone()
-        corr = self._covariances(scatter, total, None, shrink)["corr"]
+        corr = self._covariances(scatter, total, None, shrink, floor)["corr"]
         if current is None:
             return {"sigma": sigma, "corr": corr}
         if self.covariance == "tied":
@@ -337,7 +473,7 @@ class Bernoulli(Emission):
         shrink: float = 0.0,
     ) -> dict[str, torch.Tensor]:
         mean = _weighted_means(x, observed, weights, None if current is None else current["probability"], shrink)
-        return {"probability": mean.clamp(FLOOR, 1 - FLOOR)}
+        return {"probability": mean.clamp(LEAST, 1 - LEAST)}
 
     def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
         return {"probability": rng.beta(self.concentration, self.concentration, (self.n_components, n_features))}
@@ -378,7 +514,7 @@ class Poisson(Emission):
         shrink: float = 0.0,
     ) -> dict[str, torch.Tensor]:
         mean = _weighted_means(x, observed, weights, None if current is None else current["rate"], shrink)
-        return {"rate": mean.clamp(min=FLOOR)}
+        return {"rate": mean.clamp(min=LEAST)}
 
     def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
         return {"rate": rng.gamma(self.shape, self.mean[:, None].numpy() / self.shape, (self.n_components, n_features))}
@@ -428,7 +564,7 @@ class Categorical(Emission):
         counts = counts + shrink * counts.sum(0) / counts.sum(0).sum(-1, keepdim=True).clamp(min=FEW)
         total = counts.sum(-1, keepdim=True)
         even = torch.full_like(counts, 1 / self.n_categories) if current is None else current["probability"]
-        found = torch.where(total > FEW, counts / total.clamp(min=FEW), even).clamp(min=FLOOR)
+        found = torch.where(total > FEW, counts / total.clamp(min=FEW), even).clamp(min=LEAST)
         return {"probability": found / found.sum(-1, keepdim=True)}
 
     def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
@@ -450,6 +586,29 @@ def _means(x: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor:
         return x.mean(0)
     seen = observed.to(x.dtype)
     return (x * seen).sum(0) / seen.sum(0).clamp(min=1)
+
+
+def _variance(x: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor:
+    """Variance of each feature over its observed entries; of a constant one its square, or 1, so that it is positive."""
+    mean = _means(x, observed)
+    found = _means((x - mean) ** 2, observed)
+    return torch.where(found > (NOISE * mean) ** 2, found, torch.where(mean == 0, torch.ones_like(mean), mean**2))
+
+
+def _n_values(column: np.ndarray) -> tuple[int, int]:
+    """How many different values were observed, and how many in all."""
+    seen = column[~np.isnan(column)]
+    return len(np.unique(seen)), len(seen)
+
+
+def _dependent(x: np.ndarray) -> int | None:
+    """The column of `(unit, feature)` that is most nearly a linear combination of the others, if it is one up to `FLOOR`."""
+    centred = x - x.mean(0)
+    centred = centred / np.sqrt((centred**2).mean(0)).clip(min=1e-300)
+    values, vectors = np.linalg.eigh(centred.T @ centred / len(x))
+    if values[0] > FLOOR:
+        return None
+    return int(np.flatnonzero(np.abs(vectors[:, 0]) > 0.1 * np.abs(vectors[:, 0]).max())[-1])
 
 
 def _weighted_means(

@@ -25,6 +25,8 @@ from latentlab.models.base import MaximumLikelihood
 Values = Mapping[str, torch.Tensor]
 Step = Callable[[Values], tuple[float, dict[str, torch.Tensor]]]
 """Values of the sites to their log likelihood, and the values after a step of EM."""
+Edge = Callable[[Values], Mapping[str, torch.Tensor]]
+"""Values of the sites to which of their entries are held at a bound."""
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
 """A point to what is to be made small, and its gradient."""
 
@@ -39,7 +41,7 @@ GRADIENT = 1e-9
 EDGE = 1e-5
 """Distance from 0 within which a probability counts as on the edge."""
 LEAST = 2e-3
-"""The same of a standard deviation or a rate; the floor of a variance is 1e-6."""
+"""The same of a rate."""
 
 SUPPORTS: dict[str, constraints.Constraint] = {
     "weights": constraints.simplex,
@@ -59,6 +61,7 @@ def climb(
     n_units: int,
     *,
     fixed: tuple[str, ...] = (),
+    edge: Edge = lambda values: {},
 ) -> MaximumLikelihood:
     """A local maximum of a likelihood.
 
@@ -68,6 +71,7 @@ def climb(
         start: Values to begin with.
         n_units: Units, over which the gradient is averaged.
         fixed: Sites that are not moved.
+        edge: Which entries are held at a bound that the steps respect, beside probabilities and rates near 0.
     """
     values: Values = {name: value.clone() for name, value in start.items()}
     trace: list[float] = []
@@ -77,7 +81,7 @@ def climb(
         if len(trace) > 1 and level - trace[-2] <= GAIN * abs(level) and level >= trace[-2] - 1e-8 * abs(level):
             break
         values = {name: after.get(name, value) for name, value in values.items()}
-    free = _Free.of(values, fixed)
+    free = _Free.of(values, fixed, edge)
     how, gradient = f"EM, {len(trace) - 1} steps", math.nan
     if free.transforms:
         values, gradient, then = _finished(step, log_likelihood, free, after, trace, n_units)
@@ -100,11 +104,12 @@ class _Free:
     """Which entries move, of each site that is not fixed."""
     transforms: dict[str, Transform]
     """From unconstrained values, of each site that has an entry that moves."""
+    bound: Edge
 
     @staticmethod
-    def of(values: Values, fixed: tuple[str, ...]) -> "_Free":
-        inside = {n: _free(_support(n, value), value) for n, value in values.items() if n not in fixed and not _is_one(n, value)}
-        return _Free(values, inside, {n: biject_to(_support(n, values[n])) for n, own in inside.items() if own.any()})
+    def of(values: Values, fixed: tuple[str, ...], edge: Edge) -> "_Free":
+        inside = _inside({n: value for n, value in values.items() if n not in fixed and not _is_one(n, value)}, edge(values))
+        return _Free(values, inside, {n: biject_to(_support(n, values[n])) for n, own in inside.items() if own.any()}, edge)
 
     @property
     def edge(self) -> list[str]:
@@ -123,7 +128,8 @@ class _Free:
 
     def holds(self, values: Values) -> bool:
         """Whether the same entries are inside."""
-        return all(torch.equal(_free(_support(n, values[n]), values[n]), self.inside[n]) for n in self.transforms)
+        there = _inside({name: values[name] for name in self.transforms}, self.bound(values))
+        return all(torch.equal(own, self.inside[name]) for name, own in there.items())
 
     @cached_property
     def _unconstrained(self) -> dict[str, torch.Tensor]:
@@ -134,7 +140,11 @@ class _Free:
         """Which of the unconstrained values of a site move: a simplex has one less in each row, which move together."""
         found = {}
         for name, part in self._unconstrained.items():
-            own = self.inside[name][..., : part.shape[-1]] if part.dim() else self.inside[name]
+            own = self.inside[name]
+            if name == "corr":  # a factor moves as a whole
+                own = own.flatten(-2)[..., :1].expand(part.shape)
+            elif part.dim():
+                own = own[..., : part.shape[-1]]
             found[name] = own if own.shape == part.shape else torch.ones_like(part, dtype=torch.bool)
         return found
 
@@ -217,15 +227,24 @@ def _support(name: str, value: torch.Tensor) -> constraints.Constraint:
     return SUPPORTS[name]
 
 
+def _inside(values: Values, edge: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Which entries of each site are neither at the edge of the support nor held at a bound."""
+    found = {name: _free(name, value) for name, value in values.items()}
+    return {name: own & ~edge[name] if name in edge else own for name, own in found.items()}
+
+
 def _is_one(name: str, value: torch.Tensor) -> bool:
     """Whether it is the weight of a single component."""
     return _support(name, value) is constraints.simplex and value.shape[-1] == 1
 
 
-def _free(support: constraints.Constraint, value: torch.Tensor) -> torch.Tensor:
+def _free(name: str, value: torch.Tensor) -> torch.Tensor:
     """Which entries are inside the support: each by itself, on a simplex by rows."""
+    support = _support(name, value)
     if support is constraints.simplex:
         return (value > EDGE).all(-1, keepdim=True).expand(value.shape)
+    if name == "rate":
+        return value > LEAST
     if support is constraints.unit_interval:
         return (value > EDGE) & (value < 1 - EDGE)
-    return value > LEAST if support is constraints.positive else torch.ones_like(value, dtype=torch.bool)
+    return torch.ones_like(value, dtype=torch.bool)

@@ -1,5 +1,7 @@
 r"""Mixtures of Gaussians, with a fixed number of components or one that the data choose."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -8,7 +10,7 @@ import torch
 from latentlab.distributions.stick_breaking import StickBreaking
 from latentlab.models.base import Arrays
 from latentlab.models.emissions import Covariance, Gaussian, PerComponent, SigmaPrior, flag, number, per_component, whole
-from latentlab.models.mixture import MixtureModel, k_means
+from latentlab.models.mixture import MixtureModel, Units, k_means
 from latentlab.symmetry.group import Group
 from latentlab.symmetry.groups import Identity, Permutation
 
@@ -177,10 +179,14 @@ class DPMixture(MixtureModel):
             alpha = pyro.sample("alpha", dist.Gamma(torch.tensor(self.alpha_shape, dtype=torch.float64), rate))
         return pyro.sample("weights", StickBreaking(alpha, self.n_components))
 
+    def remarks(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
+        return [note for note in super().remarks(arrays, values) if "is empty" not in note]  # the last ones should be
+
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, object]:
         """As many clusters of k-means as there may well be, by size; the other components beside random units."""
         distinct = len(np.unique(arrays["x"].numpy(), axis=0))
-        labels = k_means(arrays, int(rng.integers(1, min(START_CLUSTERS, self.n_components, distinct) + 1)), rng)
+        near = Units.of(self.emission, arrays).arrays
+        labels = k_means(near, int(rng.integers(1, min(START_CLUSTERS, self.n_components, distinct) + 1)), rng)
         order = np.argsort(-np.bincount(labels, minlength=self.n_components), kind="stable")
         labels = np.argsort(order)[labels]
         values = self._from_labels(arrays, labels)

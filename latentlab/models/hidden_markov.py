@@ -19,14 +19,27 @@ from latentlab.data.series import boundaries
 from latentlab.distributions import hidden_markov as chains
 from latentlab.distributions.hidden_markov_series import HiddenMarkovSeries
 from latentlab.errors import ConfigError, DataError
-from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position
+from latentlab.models.base import Arrays, Doubt, LatentModel, MaximumLikelihood, Position
 from latentlab.models.emissions import SHRINK, Emission, flag, number
 from latentlab.models.expectation_maximization import climb
-from latentlab.models.mixture import check_new_table, check_table, degenerate, drawn, imputed, k_means, matching_order
+from latentlab.models.mixture import (
+    Units,
+    check_new_table,
+    check_table,
+    coinciding,
+    degenerate,
+    drawn,
+    imputed,
+    k_means,
+    listed,
+    matching_order,
+)
 from latentlab.symmetry.groups import Identity, Permutation
 
 LEAST_COUNT = 0.1
 """Of each transition that is not forbidden, at the start."""
+FEW_MOVES = 1e-3
+"""Expected transitions from a state below which none was observed."""
 
 
 class HiddenMarkovModel(LatentModel):
@@ -131,17 +144,18 @@ class HiddenMarkovModel(LatentModel):
         return self.emission.components(values).sample(values["z"].long())
 
     def maximum_likelihood(self, arrays: Arrays, rng: np.random.Generator) -> MaximumLikelihood:
-        x, observed = arrays["x"], arrays.get("mask")
+        units = Units.of(self.emission, arrays)
+        emission, x, observed = units.emission, units.arrays["x"], arrays.get("mask")
         starts = begins(arrays.get("sequence"), len(x))
         first_is_given = self.left_to_right or self.n_states == 1 or self.initial_concentration == 0
 
         def chain(values: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
             initial, transition = log_probability(values["initial"]), log_probability(values["transition"])
-            return initial, transition, self.emission.components(values).log_prob(x, observed), starts
+            return initial, transition, emission.components(values).log_prob(x, observed), starts
 
         def step(values: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
             level, first, pairs, probs = chains.expected_counts(*chain(values))
-            found = self.emission.maximum(x, observed, probs, values)
+            found = emission.maximum(x, observed, probs, values)
             if not first_is_given:
                 found["initial"] = first / starts.sum()
             left = pairs.sum(-1, keepdim=True)
@@ -154,16 +168,24 @@ class HiddenMarkovModel(LatentModel):
         start = {
             name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name not in ("z", "stay")
         }
-        given = (*(("initial",) if first_is_given else ()), *self.emission.given())
-        found = climb(step, log_likelihood, start, len(x), fixed=given)
-        values = {name: torch.as_tensor(value) for name, value in found.values.items()}
-        sizes = chains.expected_counts(*chain(values))[3].sum(0).numpy()
-        notes = [f"state {k} is hardly visited: {size:.2g} steps" for k, size in enumerate(sizes) if size < 1]
-        notes += degenerate(self.emission, values, sizes, "state")
+        given = (*(("initial",) if first_is_given else ()), *emission.given())
+        found = units.out(climb(step, log_likelihood, units.into(start), len(x), fixed=given, edge=emission.at_floor))
         arrays_found = dict(found.values)
         if self.left_to_right:
             arrays_found["stay"] = np.diagonal(found.values["transition"])[:-1].copy()
-        return replace(found, values=arrays_found, notes=(*found.notes, *notes))
+        return replace(found, values=arrays_found, notes=(*found.notes, *self.remarks(arrays, found.values)))
+
+    def remarks(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
+        given = {name: torch.as_tensor(value) for name, value in values.items()}
+        _, _, pairs, probs = chains.expected_counts(*self._series(arrays, given).chain(arrays["x"]))
+        sizes, moves = probs.sum(0).numpy(), pairs.sum(-1).numpy()
+        notes = [f"state {k} is hardly visited: {size:.2g} steps" for k, size in enumerate(sizes) if size < 1]
+        if moves.sum() > FEW_MOVES:
+            unknown = [k for k in np.flatnonzero(moves < FEW_MOVES).tolist() if sizes[k] >= 1]
+            notes += [f"no transition from state {k} was observed: its row of `transition` is arbitrary" for k in unknown]
+        notes += degenerate(self.emission, arrays, given, probs, "state")
+        alike = coinciding(self.emission, arrays, given, np.flatnonzero(sizes >= 1))
+        return notes + [f"states {listed(group)} coincide: only transitions could tell them apart" for group in alike]
 
     # -- data
 
@@ -180,6 +202,19 @@ class HiddenMarkovModel(LatentModel):
             raise DataError(f"{what} has {len(dataset.x)} steps; n_states = {self.n_states} needs at least as many.")
         self.emission.check(what, dataset)
 
+    def check_maximum(self, dataset: Dataset) -> None:
+        """Refuses data on which every state can be narrow without end.
+
+        Raises:
+            DataError: Names the columns.
+        """
+        self.emission.check_bound(f"{type(self).__name__}: {dataset.name}", dataset)
+
+    def doubts(self, dataset: Dataset) -> list[Doubt]:
+        starts = np.diff(boundaries(dataset), prepend=-1) != 0
+        alone = ["no transition was observed: every sequence has one step"] if starts.all() and self.n_states > 1 else []
+        return [Doubt("data", note, 1.0, "no note") for note in alone + self.emission.doubts(dataset)]
+
     def check_new(self, dataset: Dataset) -> None:
         """Refuses values that the states cannot emit.
 
@@ -191,7 +226,8 @@ class HiddenMarkovModel(LatentModel):
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Clusters of k-means as states; where states follow one another, equal parts of each sequence."""
         starts = begins(arrays.get("sequence"), len(arrays["x"])).numpy()
-        labels = _parts(starts, self.n_states) if self.left_to_right else k_means(arrays, self.n_states, rng)
+        near = Units.of(self.emission, arrays).arrays
+        labels = _parts(starts, self.n_states) if self.left_to_right else k_means(near, self.n_states, rng)
         given = torch.eye(self.n_states, dtype=torch.float64)[torch.from_numpy(labels)]
         if not self.left_to_right:
             order = matching_order(self.emission, self.emission.maximum(arrays["x"], arrays.get("mask"), given, shrink=SHRINK))

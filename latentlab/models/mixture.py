@@ -5,7 +5,7 @@ $r_{nk} = w_k p_k(x_n) / \sum_j w_j p_j(x_n)$.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,16 @@ from latentlab.distributions.components import GaussianComponents
 from latentlab.distributions.filled import Filled
 from latentlab.distributions.mixture import Labels, Mixture
 from latentlab.errors import DataError
-from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position, here, require_table
-from latentlab.models.emissions import SHRINK, Emission
+from latentlab.models.base import Arrays, Doubt, LatentModel, MaximumLikelihood, Position, here, require_table
+from latentlab.models.emissions import FLOOR, NEAR, SHRINK, Emission
 from latentlab.models.expectation_maximization import climb
 from latentlab.seeds import forked, reseed
 from latentlab.symmetry.groups import Identity, Permutation
 
 LEAST_WEIGHT = 1e-3
 """Of a component at the start."""
+COINCIDE = 0.01
+"""Difference of the log densities of every unit below which components coincide, in nats."""
 
 
 class MixtureModel(LatentModel):
@@ -77,28 +79,35 @@ class MixtureModel(LatentModel):
         return self.emission.components(values).sample(values["z"].long())
 
     def maximum_likelihood(self, arrays: Arrays, rng: np.random.Generator) -> MaximumLikelihood:
-        x, observed = arrays["x"], arrays.get("mask")
+        units = Units.of(self.emission, arrays)
+        emission, x, observed = units.emission, units.arrays["x"], arrays.get("mask")
+
+        def mixture_of(values: Mapping[str, torch.Tensor]) -> Mixture:
+            return Mixture(torch.log(values["weights"]), emission.components(values), observed)
 
         def step(values: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
-            mixture = self._mixture(arrays, values)
-            joint = mixture._joint(x)
+            joint = mixture_of(values)._joint(x)
             level = torch.logsumexp(joint, -1)
             responsibilities = torch.exp(joint - level[:, None])
-            found = self.emission.maximum(x, observed, responsibilities, values)
+            found = emission.maximum(x, observed, responsibilities, values)
             return float(level.sum()), {"weights": responsibilities.mean(0), **found}
 
         def log_likelihood(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            return self._mixture(arrays, values).log_prob_sum(x)
+            return mixture_of(values).log_prob_sum(x)
 
         start = {name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name != "z"}
-        found = climb(step, log_likelihood, start, len(x), fixed=self.emission.given())
-        return replace(found, notes=(*found.notes, *self._doubts(arrays, found.values)))
+        found = climb(step, log_likelihood, units.into(start), len(x), fixed=emission.given(), edge=emission.at_floor)
+        found = units.out(found)
+        return replace(found, notes=(*found.notes, *self.remarks(arrays, found.values)))
 
-    def _doubts(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
+    def remarks(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
         given = {name: torch.as_tensor(value) for name, value in values.items()}
-        sizes = self.latents(arrays, **given).probs.sum(0).numpy()
+        probs = self.latents(arrays, **given).probs
+        sizes = probs.sum(0).numpy()
         notes = [f"component {k} is empty: it holds {size:.2g} units" for k, size in enumerate(sizes) if size < 1]
-        return notes + degenerate(self.emission, given, sizes, "component")
+        notes += degenerate(self.emission, arrays, given, probs, "component")
+        alike = coinciding(self.emission, arrays, given, np.flatnonzero(sizes >= 1))
+        return notes + [f"components {listed(group)} coincide: their weights are arbitrary" for group in alike]
 
     # -- data
 
@@ -120,6 +129,17 @@ class MixtureModel(LatentModel):
             )
         self.emission.check(what, dataset)
 
+    def check_maximum(self, dataset: Dataset) -> None:
+        """Refuses data on which every component can be narrow without end.
+
+        Raises:
+            DataError: Names the columns.
+        """
+        self.emission.check_bound(f"{type(self).__name__}: {dataset.name}", dataset)
+
+    def doubts(self, dataset: Dataset) -> list[Doubt]:
+        return [Doubt("data", note, 1.0, "no note") for note in self.emission.doubts(dataset)]
+
     def check_new(self, dataset: Dataset) -> None:
         """Refuses values that the components cannot emit.
 
@@ -130,7 +150,7 @@ class MixtureModel(LatentModel):
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Clusters of k-means, from starts that differ by `rng`: their shares, means and spreads."""
-        labels = k_means(arrays, self.n_components, rng)
+        labels = k_means(Units.of(self.emission, arrays).arrays, self.n_components, rng)
         return self._from_labels(arrays, labels)
 
     def _from_labels(self, arrays: Arrays, labels: np.ndarray) -> dict[str, Any]:
@@ -216,17 +236,102 @@ def imputed(emission: Emission, arrays: Arrays, values: Mapping[str, torch.Tenso
     return emission.entries(components, labels)
 
 
-def degenerate(emission: Emission, values: Mapping[str, torch.Tensor], sizes: np.ndarray, what: str) -> list[str]:
-    """Which components sit at the floor of the variances, where the likelihood has no bound."""
-    components = emission.components(values)
-    if not isinstance(components, GaussianComponents):
+@dataclass(frozen=True)
+class Units:
+    """The data in units of their columns' spread, in which a maximum is sought: floors and tolerances are relative to the data.
+
+    `emission` is that of such data, `log_volume` the log likelihood's change.
+    """
+
+    emission: Emission
+    arrays: Arrays
+    loc: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    log_volume: float = 0.0
+
+    @staticmethod
+    def of(emission: Emission, arrays: Arrays) -> "Units":
+        x, observed = arrays["x"], arrays.get("mask")
+        units = emission.units(x, observed)
+        if units is None:
+            return Units(emission, arrays)
+        loc, scale = units
+        count = torch.full_like(scale, len(x)) if observed is None else observed.sum(0)
+        volume = float((count * torch.log(scale)).sum())
+        return Units(emission.in_units(scale), {**arrays, "x": (x - loc) / scale}, loc, scale, volume)
+
+    def into(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Values of the sites in these units."""
+        if self.loc is None or self.scale is None:
+            return dict(values)
+        found = {**values, "mu": (values["mu"] - self.loc) / self.scale}
+        found["sigma"] = values["sigma"] / self._of_sigma(values["sigma"])
+        return found
+
+    def out(self, found: MaximumLikelihood) -> MaximumLikelihood:
+        """A maximum that was found in these units, of the data as they are."""
+        if self.loc is None or self.scale is None:
+            return found
+        mu, sigma = (torch.as_tensor(found.values[name]) for name in ("mu", "sigma"))
+        values = {"mu": (mu * self.scale + self.loc).numpy(), "sigma": (sigma * self._of_sigma(sigma)).numpy()}
+        return replace(found, values={**found.values, **values}, trace=found.trace - self.log_volume)
+
+    def _of_sigma(self, sigma: torch.Tensor) -> torch.Tensor:
+        scale: Any = self.scale
+        return scale if sigma.shape[-1:] == scale.shape else scale[0]  # of a spherical one all are equal
+
+
+def degenerate(
+    emission: Emission, arrays: Arrays, values: Mapping[str, torch.Tensor], probs: torch.Tensor, what: str
+) -> list[str]:
+    """Which components sit at the floor of the variances, and whether the likelihood has no bound there."""
+    units = Units.of(emission, arrays)
+    components = units.emission.components(units.into(values))
+    if not isinstance(components, GaussianComponents) or emission.given():
         return []
-    lower = components.scale_tril()
-    least = torch.linalg.svdvals(lower.reshape(-1, *lower.shape[-2:]))[:, -1] ** 2
-    return [
-        f"{what} {k} sits at the floor of the variances with {sizes[k]:.3g} units: the likelihood has no bound there"
-        for k in np.flatnonzero((least < 1.01e-6).numpy())
-    ]
+    lower, x, observed, labels = components.scale_tril(), units.arrays["x"], arrays.get("mask"), probs.argmax(-1)
+    low = torch.linalg.svdvals(lower)[..., -1] < NEAR * FLOOR**0.5
+    if low.dim() == 0:
+        if not bool(low):
+            return []
+        reason = _floor_reason(units.emission, x - components.mu[labels], observed)
+        return [f"the covariance that all {what}s share sits at the floor of the variances{reason}"]
+    notes = []
+    for k in torch.nonzero(low)[:, 0].tolist():
+        own = labels == k
+        reason = _floor_reason(units.emission, x[own], None if observed is None else observed[own])
+        notes.append(f"{what} {k} sits at the floor of the variances with {float(probs[:, k].sum()):.3g} units{reason}")
+    return notes
+
+
+def _floor_reason(emission: Emission, x: torch.Tensor, observed: torch.Tensor | None) -> str:
+    if len(x) and emission.unbounded(x, observed):
+        return ": the likelihood has no bound there"
+    return f", {FLOOR**0.5:.0e} of the spread of the data"
+
+
+def coinciding(emission: Emission, arrays: Arrays, values: Mapping[str, torch.Tensor], which: np.ndarray) -> list[list[int]]:
+    """Groups of the components `which` whose log densities of every unit differ by less than `COINCIDE`."""
+    density = emission.components(values).log_prob(arrays["x"], arrays.get("mask"))
+    groups: list[list[int]] = []
+    for k in which.tolist():
+        for group in groups:
+            if float((density[:, k] - density[:, group[0]]).abs().max()) < COINCIDE:
+                group.append(k)
+                break
+        else:
+            groups.append([k])
+    return [group for group in groups if len(group) > 1]
+
+
+def listed(numbers: list[int]) -> str:
+    """Numbers in a line.
+
+    Example:
+        >>> listed([0, 1, 2])
+        '0, 1, 2'
+    """
+    return ", ".join(map(str, numbers))
 
 
 def drawn(emission: Emission, values: Mapping[str, np.ndarray], labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
