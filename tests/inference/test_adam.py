@@ -95,3 +95,11 @@ def test_fits_that_stopped_stay_where_they_were_when_others_go_on():
     assert torch.equal(ends, ends_again)
     for one, other in zip(losses, losses_again, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_the_learning_rate_falls_to_a_hundredth_in_the_second_half():
+    adam = Adam(n_steps=100, learning_rate=0.5, patience=None, title="", progress=False)
+    assert [adam.rate(step) for step in (0, 49, 50, 75, 100)] == pytest.approx([1, 1, 1, 0.1, 0.01])
+    first, second = adam.scale(75).tolist()
+    assert first == pytest.approx(0.05 / (1 - 0.9**76))
+    assert second == pytest.approx((1 - 0.999**76) ** -0.5)

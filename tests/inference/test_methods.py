@@ -21,6 +21,7 @@ from latentlab.data.load import load_dataset
 from latentlab.data.markov import hidden_markov
 from latentlab.errors import ConfigError, InferenceError, ModelError
 from latentlab.fit import fit
+from latentlab.inference import map as map_module
 from latentlab.inference import nuts
 from latentlab.inference.chees import ChEES
 from latentlab.inference.density import Density
@@ -182,6 +183,18 @@ def test_map_is_the_mode_on_the_scale_on_which_the_site_is_written():
     dataset = Dataset({"x": np.array([-1.0, 0.2, 3.0])}, dims={"x": ("unit",)})
     found = fit(Positive(), dataset, MAP(n_restarts=2, n_draws=1), seed=0, progress=False).sites()["s"]
     assert found.item() == pytest.approx(np.exp(-1), rel=1e-5)
+
+
+def test_restarts_of_map_begin_at_the_models_values_and_then_about_them(monkeypatch):
+    def seen(density, rng, *, jitter):
+        jitters.append(jitter)
+        return start(density, rng, jitter=jitter)
+
+    jitters, start = [], map_module.start
+    monkeypatch.setattr(map_module, "start", seen)
+    dataset = Dataset({"x": np.array([-1.0, 0.2, 3.0])}, dims={"x": ("unit",)})
+    fit(Positive(), dataset, MAP(n_restarts=3, n_draws=1), seed=0, progress=False)
+    assert jitters == [0.0, Positive.jitter, Positive.jitter]
 
 
 def test_the_densities_of_a_models_own_guide_are_those_of_the_unconstrained_scale():

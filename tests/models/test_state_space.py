@@ -172,6 +172,16 @@ def test_em_never_loses(rng, missing, fixed):
         assert not values[name].any()
 
 
+def test_of_several_sequences_whole_ones_are_left_out():
+    model = LinearGaussianStateSpace(1)
+    dataset = model.simulate(np.random.default_rng(0), 9, n_features=2, n_sequences=2)
+    arrays = tensors(model, dataset)
+    values = {name: torch.tensor(value) for name, value in dataset.truth.items() if name != "z"}
+    rows = model._chain(arrays, **values).log_prob(arrays["x"])
+    found = model.leave_one_out(arrays, **values)
+    torch.testing.assert_close(found, torch.stack([rows[:5].sum(), rows[5:].sum()]))
+
+
 def test_a_step_of_em_is_at_rest_where_the_derivative_is_zero(rng):
     model = LinearGaussianStateSpace(2, mu_scale=1.0)
     dataset = stable(model, 3, 80, n_features=4, n_sequences=2)
