@@ -289,13 +289,15 @@ def test_a_step_of_baum_welch_is_that_of_expected_counts(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         model.maximum_likelihood(arrays, np.random.default_rng(0))
     values = {name: torch.tensor(dataset.truth[name]) for name in ("initial", "transition", "mu", "sigma")}
-    level, after = steps[0](values)
+    x = arrays["x"]
+    loc, scale = x.mean(0), x.std(0, correction=0)  # the step is taken in units of the columns' spread
+    level, after = steps[0]({**values, "mu": (values["mu"] - loc) / scale, "sigma": values["sigma"] / scale})
     chain = model._series(arrays, values).chain(arrays["x"])
     smoothed, pairs = exact_chains.smoothed(*chain), exact_chains.pair_marginals(*chain).sum(0)
-    assert level == pytest.approx(float(exact_chains.log_likelihood(*chain)))
+    assert level - len(x) * float(torch.log(scale).sum()) == pytest.approx(float(exact_chains.log_likelihood(*chain)))
     torch.testing.assert_close(after["initial"], smoothed[[0, 8]].mean(0))
     torch.testing.assert_close(after["transition"], pairs / pairs.sum(1, keepdim=True))
-    torch.testing.assert_close(after["mu"], smoothed.mT @ arrays["x"] / smoothed.sum(0)[:, None])
+    torch.testing.assert_close(after["mu"] * scale + loc, smoothed.mT @ x / smoothed.sum(0)[:, None])
 
 
 def test_a_start_counts_the_transitions_from_rows_to_columns():
