@@ -331,7 +331,7 @@ def test_embeddings_that_are_no_clusterings_have_scores_and_no_verdict(mixture: 
     assert "distances and pca are no clusterings, so that they have scores but no verdict" in said
     told = [row["embedding"] for row in table(mixture, "verdicts")]
     assert told == ["kmeans, 2 seeds", "distances (mapped), 2 seeds", "agglomerative"]
-    assert list(table(mixture, "verdicts")[0]) == ["embedding", "verdict", "delta"]
+    assert list(table(mixture, "verdicts")[0]) == ["embedding", "verdict", "delta", "remark"]  # its checks failed
     scored = {row["embedding"] for row in table(mixture, "scores") if row["metric"] == "cka"}
     assert scored == {"kmeans", "distances", "agglomerative", "pca"}
     partitions = {
