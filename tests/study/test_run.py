@@ -256,19 +256,16 @@ def test_too_little_room_is_said_before_anything_is_computed(tmp_path: Path, mon
 
 
 NUTS = {"name": "nuts", "n_chains": 2, "n_warmup": 10, "n_draws": 150, "max_tree_depth": 2}
-MIXTURE = {"name": "gaussian_mixture", "n_components": 2}
 
 
 @pytest.mark.parametrize(
     ("model", "inference"),
     [
         ({"name": "ppca", "n_latent": 2}, {"name": "exact", "n_draws": 500}),
-        ({"name": "ppca", "n_latent": 2}, NUTS),
         ({"name": "ppca", "n_latent": 2, "marginalize": False}, NUTS),
-        (MIXTURE, {"name": "svi", "n_steps": 10, "n_draws": 300}),
         ({"name": "vae", "n_latent": 2}, {"name": "svi", "guide": "model", "n_steps": 10, "n_draws": 300}),
     ],
-    ids=["exact", "nuts", "explicit", "labels", "encoder"],
+    ids=["exact", "explicit", "encoder"],
 )
 def test_the_room_that_is_asked_for_is_that_which_is_taken(model: dict, inference: dict, tmp_path: Path, monkeypatch: Any):
     """Within a factor of two, beside the page, whose size is a constant."""
@@ -376,32 +373,29 @@ import json, os, signal, sys, time
 from latentlab.inference.map import MAP
 from latentlab.store import RunDirectory
 from latentlab import cli
-number, twice, config, out = signal.Signals[sys.argv[1]], sys.argv[2] == "twice", sys.argv[3], sys.argv[4]
+config, out = sys.argv[1:]
 restart, stop = MAP._restart, RunDirectory.stop
 def interrupted(self, problem, i):
     if i == 1:
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGINT)
     return restart(self, problem, i)
 def while_it_is_written_down(self, *arguments):
-    if twice:
-        os.kill(os.getpid(), number)
+    os.kill(os.getpid(), signal.SIGTERM)
     return stop(self, *arguments)
 MAP._restart, RunDirectory.stop = interrupted, while_it_is_written_down
 sys.exit(cli.main(["run", config, "--out", out, "--quiet"]))
 """
 
 
-@pytest.mark.parametrize(("number", "often"), [("SIGTERM", "once"), ("SIGINT", "twice")])
-def test_one_signal_or_two_end_the_command_with_130_and_a_run_to_resume(number: str, often: str, tmp_path: Path):
+def test_two_signals_end_the_command_with_130_and_a_run_to_resume(tmp_path: Path):
     """The second comes while the first is being written down: the process ends at once, and every file is whole."""
     path, config = tmp_path / "toy", tmp_path / "toy.yaml"
     config.write_text(json.dumps(RESTARTS))
-    arguments = [sys.executable, "-c", STOPPED, number, often, str(config), str(path)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", STOPPED, str(config), str(path)], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (130, ""), done
-    assert ("interrupted twice" in done.stderr) == (often == "twice")
+    assert "interrupted twice" in done.stderr
     assert "--resume goes on" in done.stderr
-    assert info(path)["status"] == ("running" if often == "twice" else "interrupted")
+    assert info(path)["status"] == "running"
     computed = []
     with pytest.MonkeyPatch.context() as patch:
         restart = MAP._restart
@@ -537,8 +531,7 @@ FIT = sys.modules["latentlab.fit"]
 SVI = {**TOY, "inference": {"name": "svi", "n_steps": 20, "n_draws": 12}}
 
 
-@pytest.mark.parametrize("config", [TOY, SVI], ids=["exact", "svi"])
-@pytest.mark.parametrize("part", ["_predictives", "build"])
+@pytest.mark.parametrize(("config", "part"), [(TOY, "_predictives"), (SVI, "build")], ids=["exact", "svi"])
 def test_a_failure_at_assembling_costs_no_second_fit(part: str, config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     real = getattr(FIT, part)
 
@@ -559,7 +552,7 @@ def test_a_failure_at_assembling_costs_no_second_fit(part: str, config: dict, tm
 
 
 def test_a_failure_at_an_embedding_keeps_those_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    config = {**TOY, "embeddings": [{"name": "pca"}, {"name": "tsne", "n_seeds": 2, "perplexity": 5.0}, {"name": "mds"}]}
+    config = {**TOY, "embeddings": [{"name": "pca"}, {"name": "kmeans", "n_seeds": 2, "n_latent": 3}, {"name": "mds"}]}
     real, made = module.embed, []
 
     def third_fails(name: str, *arguments: Any, **options: Any) -> Embedding:
@@ -572,7 +565,7 @@ def test_a_failure_at_an_embedding_keeps_those_before_it(tmp_path: Path, monkeyp
     with pytest.raises(RuntimeError):
         go(config, tmp_path / "toy")
     go(config, tmp_path / "toy", resume=True)
-    assert made == ["pca", "tsne", "mds", "mds"]
+    assert made == ["pca", "kmeans", "mds", "mds"]
     assert arrays(tmp_path / "toy") == arrays(go(config, tmp_path / "whole").path)
     assert info(tmp_path / "toy")["notes"] == info(tmp_path / "whole")["notes"]
 
