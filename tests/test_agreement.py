@@ -5,6 +5,8 @@ from agreement import disagreements
 
 from latentlab.study.run import run
 
+pytestmark = pytest.mark.long  # as what it serves, tests/test_other_cpus.py
+
 SMALL = {"n_draws": 20, "n_pairs": 10, "n_permutations": 4, "n_neighbors": 5}
 
 
