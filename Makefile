@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 SIZE ?= full
+CPU ?= default
 
-.PHONY: run test test-all lint format bench clean
+.PHONY: run test test-all test-other-cpu lint format bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +29,9 @@ test: lint ## Everything but the long statistical checks; SEED=1 runs it with ot
 
 test-all: lint ## With the long statistical checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(if $(SEED),--seed $(SEED))
+
+test-other-cpu: $(READY) ## What hangs on rounding or on the seed, as on a processor without AVX; CPU=avx2 without AVX-512
+	tests/other_cpu.sh $(CPU) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(if $(SEED),--seed $(SEED)) -m "not long and not fixed"
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

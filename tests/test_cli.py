@@ -135,6 +135,8 @@ def test_every_kind_of_error_has_its_exit_code_and_one_line(error, code, text, f
 INTERRUPTED = """
 import sys
 from latentlab import cli
+
+pytestmark = pytest.mark.fixed
 def interrupted(_):
     exec("raise KeyboardInterrupt")
 cli._doctor = interrupted

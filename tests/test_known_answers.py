@@ -13,7 +13,7 @@ from latentlab.posterior import ess_bulk, mcse_mean, mcse_sd
 from latentlab.registry import MODELS, plugins
 
 PLUGIN = Path(__file__).parent / "plugins" / "eight_schools.py"
-FALSE_ALARM = 1e-4
+FALSE_ALARM = 1e-5
 
 
 @pytest.fixture(scope="module")

@@ -213,8 +213,9 @@ def test_recall_is_the_share_of_true_neighbours(rng, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.fixed
 def test_the_approximate_search_finds_nearly_all_neighbours(rng):
-    """Marked slow for its compilation."""
+    """Marked slow for its compilation, which takes minutes more as another processor."""
     pytest.importorskip("pynndescent")
     x = rng.normal(size=(2000, 10))
     y = x + 0.5 * rng.normal(size=x.shape)

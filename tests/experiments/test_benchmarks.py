@@ -12,6 +12,8 @@ import torch
 
 import latentlab as ll
 
+pytestmark = pytest.mark.fixed
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -418,7 +418,11 @@ def test_machine_code_is_kept_and_read_back(kept, caplog, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "name", "n_points"),
-    [(PPCA(2), "iris", 4), pytest.param(GaussianMixture(2), "iris", 1, marks=pytest.mark.long), (GaussianHMM(2), "nile", 3)],
+    [
+        (PPCA(2), "iris", 4),
+        pytest.param(GaussianMixture(2), "iris", 1, marks=pytest.mark.long),
+        pytest.param(GaussianHMM(2), "nile", 3, marks=pytest.mark.long),
+    ],
     ids=["ppca", "mixture", "hmm"],
 )
 def test_machine_code_of_a_density_is_the_density(kept, model, name, n_points, rng, caplog):

@@ -230,8 +230,8 @@ def test_the_result_has_what_the_schema_asks_for(whole):
 def test_ppca_is_sampled_well_and_as_by_nuts(iris):
     from latentlab.inference.nuts import NUTS
 
-    many = fit(PPCA(2), iris, ChEES(n_chains=32, n_superchains=4, n_draws=150, compiled=True), seed=0, progress=False)
-    one = fit(PPCA(2), iris, NUTS(n_chains=4, n_warmup=300, n_draws=400, compiled=True), seed=0, progress=False)
+    many = fit(PPCA(2), iris, ChEES(n_chains=32, n_superchains=4, n_draws=150), seed=0, progress=False)
+    one = fit(PPCA(2), iris, NUTS(n_chains=4, n_warmup=300, n_draws=400), seed=0, progress=False)
     assert many.converged, many.diagnostics()
     for f in (
         lambda v: v["sigma"],
@@ -243,7 +243,7 @@ def test_ppca_is_sampled_well_and_as_by_nuts(iris):
             values = values.reshape(*values.shape[:2], -1)
             means.append(values.mean(axis=(0, 1)))
             errors.append(values.std(axis=(0, 1)) / np.sqrt(ess_bulk(values)))
-        assert (np.abs(means[0] - means[1]) < 4.5 * np.hypot(*errors)).all()
+        assert (np.abs(means[0] - means[1]) < 5.5 * np.hypot(*errors)).all()  # 11 comparisons: 4e-7
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from latentlab.inference.svi import SVI
 from latentlab.models.ppca import PPCA
 from latentlab.posterior import ess_bulk, ess_tail, mcse_mean, mcse_sd, rhat
 
-FALSE_ALARM = 1e-4  # of one test, over all its quantities
+FALSE_ALARM = 1e-5  # of one test, over all its quantities
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from latentlab.posterior import mcse_mean, mcse_sd
 from latentlab.seeds import double
 
 SEED = 20_240_229
-FALSE_ALARM = 1e-4
+FALSE_ALARM = 1e-5
 """Of one test against Monte Carlo, two-sided, over all its quantities."""
 
 

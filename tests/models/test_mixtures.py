@@ -29,7 +29,7 @@ from latentlab.posterior import mcse_mean, mcse_sd, rhat
 from latentlab.symmetry.groups import Identity, Permutation
 
 SEED = 20_240_229
-FALSE_ALARM = 1e-4
+FALSE_ALARM = 1e-5
 """Of one test against Monte Carlo, two-sided, over all its quantities."""
 
 
@@ -218,7 +218,7 @@ def tiny():
 
 
 def test_nuts_finds_the_exact_co_assignment(tiny):
-    """By the labels drawn, and by their probabilities given each draw; z-tests at 1e-4 over all."""
+    """By the labels drawn, and by their probabilities given each draw; z-tests at 1e-5 over all."""
     z, p = tiny.sites()["z"], tiny.probabilities(n_draws=4000).values
     for i, expected in ((0, WITH_FIRST), (3, WITH_FOURTH)):
         for together in ((z[..., 6] == z[..., i]).astype(float), (p[..., 6, :] * p[..., i, :]).sum(-1)):
@@ -375,7 +375,7 @@ def test_switched_labels_are_aligned_across_chains(switched):
 
 
 def test_new_units_have_the_exact_conditional(switched):
-    """From the aligned sites by scipy, for each draw; with an entry missing too. Draws by z-tests at 1e-4."""
+    """From the aligned sites by scipy, for each draw; with an entry missing too. Draws by z-tests at 1e-5."""
     rng = np.random.default_rng(8)
     x = np.column_stack([rng.uniform(-1, 6, 12), rng.standard_normal(12)])
     x[3, 0], x[4, 1], x[5] = np.nan, np.nan, np.nan
