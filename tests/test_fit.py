@@ -73,7 +73,7 @@ def test_a_point_estimate_keeps_its_constant_sites_constant(exact):
         exact.dataset.x, exact.sites()["mu"][0, 0], W[0, 0], exact.sites()["sigma"][0, 0] ** 2
     )
     se = np.sqrt(covariance[0].diagonal() / 400)
-    assert (np.abs(z[0].mean(0) - mean) < 5 * se).all()  # 356 comparisons at 5 sd: 2e-4 false alarms
+    assert (np.abs(z[0].mean(0) - mean) < 5.6 * se).all()  # 356 comparisons: 1e-5 false alarms
     off = z[0].mean(0).T @ z[0].mean(0)
     assert abs(off[0, 1]) < 1e-6 * off[0, 0]  # the principal axes of the mean of all draws
 
@@ -203,7 +203,7 @@ def test_new_units_with_other_columns_are_refused(exact, wine):
 
 
 def test_missing_entries_are_filled_in_raw_units():
-    """Given the point estimate the conditional is the textbook's: 463 means of 2000 draws at 5 standard errors."""
+    """Given the point estimate the conditional is the textbook's: 463 means of 2000 draws at 5.6 standard errors (1e-5)."""
     hidden = load_dataset("wine", missing=0.2)
     result = fit(FactorAnalysis(2), hidden, Exact(n_draws=2000), seed=0)
     found = result.imputations(n_draws=2000)
@@ -220,7 +220,7 @@ def test_missing_entries_are_filled_in_raw_units():
         sd = np.sqrt(joint[feature, feature] - gain @ joint[o, feature])
         scale, loc = hidden.transform.scale[feature], hidden.transform.loc[feature]
         drawn = found.values[0, :, k]
-        assert abs(drawn.mean() - (mean * scale + loc)) < 5 * sd * scale / np.sqrt(2000)
+        assert abs(drawn.mean() - (mean * scale + loc)) < 5.6 * sd * scale / np.sqrt(2000)
         assert 0.85 < drawn.std() / (sd * scale) < 1.15
 
 
@@ -328,7 +328,7 @@ def test_raw_coordinates_are_shown_as_raw_and_a_stuck_chain_fails_all_the_same(w
 
 @pytest.mark.slow
 def test_the_explicit_and_the_integrated_form_are_one_model():
-    """W W', sigma and the positions' moments by NUTS on both: z-tests of means and sds, Bonferroni at a total of 1e-4."""
+    """W W', sigma and the positions' moments by NUTS on both: z-tests of means and sds, Bonferroni at a total of 1e-5."""
     rng = np.random.default_rng(5)
     z, W = rng.standard_normal((25, 1)), np.array([[1.5, -1.0, 0.8, 0.5]])
     dataset = Dataset({"x": z @ W + 0.5 * rng.standard_normal((25, 4))}, dims={"x": ("unit", "feature")})
@@ -345,7 +345,7 @@ def test_the_explicit_and_the_integrated_form_are_one_model():
     for one, two in zip(*found, strict=True):
         z_mean = (one.mean() - two.mean()) / np.hypot(mcse_mean(one), mcse_mean(two))
         z_sd = (one.std() - two.std()) / np.hypot(mcse_sd(one), mcse_sd(two))
-        assert max(abs(z_mean), abs(z_sd)) < 4.9, (z_mean, z_sd)
+        assert max(abs(z_mean), abs(z_sd)) < 5.1, (z_mean, z_sd)
 
 
 def test_the_guides_of_both_forms_are_ordered_by_their_elbo(wine):

@@ -143,17 +143,28 @@ def test_a_trajectory_does_not_go_round_a_circle_many_times():
     assert most <= 7
 
 
-@pytest.mark.parametrize("target", [0.6, 0.8, 0.95])
-def test_the_step_size_is_that_of_pyros_own_kernel(target):
-    """The same algorithm by other hands; and the acceptance it gives lies a little above the target, as it does there."""
-    own = sample(gaussian(np.zeros(20), np.eye(20)), 20, target_accept=target, n_warmup=800)
-    rate = np.mean([c.stats["acceptance_rate"].mean() for c in own])
-    assert -0.03 < rate - target < 0.15
-    with isolated(Seeds(0)):
-        kernel = PyroNUTS(potential_fn=lambda z: 0.5 * (z["u"] ** 2).sum(), target_accept_prob=target)
-        start = {"u": torch.randn(20)}
-        MCMC(kernel, num_samples=1, warmup_steps=500, initial_params=start, disable_progbar=True).run()
-    assert np.mean([c.stats["step_size"][0] for c in own]) == pytest.approx(kernel.step_size, rel=0.15)
+@pytest.mark.parametrize("target", [0.6, 0.95])
+def test_the_acceptance_lies_a_little_above_the_target(target):
+    found = sample(gaussian(np.zeros(20), np.eye(20)), 20, target_accept=target, n_warmup=800)
+    assert -0.03 < np.mean([c.stats["acceptance_rate"].mean() for c in found]) - target < 0.15
+
+
+def test_the_step_size_is_that_of_pyros_own_kernel():
+    """The same algorithm by other hands; and the acceptance it gives lies a little above the target, as it does there.
+
+    The log step of a chain has a standard deviation of 0.08 about its mean: 5 of those of the difference of 8 and 4 chains.
+    """
+    own = sample(gaussian(np.zeros(20), np.eye(20)), 20, n_chains=8, n_warmup=800)
+    assert -0.03 < np.mean([c.stats["acceptance_rate"].mean() for c in own]) - 0.8 < 0.15
+    theirs = []
+    for seed in range(4):
+        with isolated(Seeds(seed)):
+            kernel = PyroNUTS(potential_fn=lambda z: 0.5 * (z["u"] ** 2).sum(), target_accept_prob=0.8)
+            start = {"u": torch.randn(20)}
+            MCMC(kernel, num_samples=1, warmup_steps=500, initial_params=start, disable_progbar=True).run()
+        theirs.append(np.log(kernel.step_size))
+    gap = np.mean([np.log(c.stats["step_size"][0]) for c in own]) - np.mean(theirs)
+    assert abs(gap) < 5 * 0.08 * np.sqrt(1 / 8 + 1 / 4)
 
 
 def test_the_metric_windows_double_and_fill_the_warm_up():

@@ -33,7 +33,7 @@ def test_means_and_ellipses_are_those_of_the_draws(wide: Run):
 def test_imputations_are_the_conditional_of_the_joint_gaussian(bare: Run):
     """Given the point estimate, x is N(mu, W W' + Psi): missing entries have the textbook conditional on those observed.
 
-    400 draws of 20 entries or so: each mean is within 4.5 standard errors, each sd within 20 %, in all but 1 of 1000 seeds or so.
+    400 draws of 20 entries: each mean is within 5.1 standard errors, each sd within 20 % (5.7 of its own): 1e-5 false alarms.
     """
     source = Source(bare)
     x = source.observed.values
@@ -48,7 +48,7 @@ def test_imputations_are_the_conditional_of_the_joint_gaussian(bare: Run):
         gain = np.linalg.solve(joint[np.ix_(seen, seen)], joint[seen, feature])
         mean = sites["mu"][feature] + gain @ (x[unit, seen] - sites["mu"][seen])
         sd = np.sqrt(joint[feature, feature] - gain @ joint[seen, feature])
-        assert abs(column.mean() - mean) < 4.5 * sd / np.sqrt(400)
+        assert abs(column.mean() - mean) < 5.1 * sd / np.sqrt(400)
         assert 0.8 < column.std() / sd < 1.2
 
 
