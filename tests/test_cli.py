@@ -32,21 +32,18 @@ def config(tmp_path):
 
 
 def command(*arguments, **environment):
-    """Runs `latentlab` in a process of its own: (its seconds of CPU, exit code, output, errors, modules imported)."""
+    """Runs `latentlab` in a process of its own: (exit code, output, errors, modules imported)."""
     program = (
         "import sys, runpy, atexit\n"
         "atexit.register(lambda: print('MODULES', *sorted(m for m in sys.modules if '.' not in m), file=sys.stderr))\n"
         "from latentlab.cli import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-    before = os.times()
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, encoding="utf-8", env={**os.environ, **environment}
     )
     errors, _, modules = done.stderr.rpartition("MODULES ")
-    after = os.times()
-    seconds = after.children_user + after.children_system - before.children_user - before.children_system
-    return seconds, done.returncode, done.stdout, errors, set(modules.split())
+    return done.returncode, done.stdout, errors, set(modules.split())
 
 
 # -- quick answers
@@ -54,17 +51,15 @@ def command(*arguments, **environment):
 
 @pytest.mark.parametrize("arguments", [("--help",), ("list",), ("doctor",), ("run", "--help"), ("--version",)])
 def test_help_list_and_doctor_answer_at_once(arguments):
-    """Under 2 s, and without the libraries that take seconds to import."""
-    seconds, code, output, errors, modules = command(*arguments)
-    assert seconds < 2
+    """Without the libraries that take seconds to import."""
+    code, output, errors, modules = command(*arguments)
     assert (code, errors) == (0, "")
     assert output
     assert not modules & {"torch", "pyro", "pandas", "sklearn", "arviz", "numba", "matplotlib"}
 
 
 def test_a_config_error_comes_soon_and_before_data_or_samplers_are_touched(config):
-    seconds, code, output, errors, modules = command("run", config, "inference.n_drws=3")
-    assert seconds < 4
+    code, output, errors, modules = command("run", config, "inference.n_drws=3")
     assert (code, output) == (2, "")
     assert errors.startswith(
         f"latentlab: error: {config}: inference.n_drws: unknown option of the method 'nuts' 'n_drws'; did you mean"
@@ -77,7 +72,7 @@ def test_a_config_error_comes_soon_and_before_data_or_samplers_are_touched(confi
 def test_a_file_that_cannot_be_read_is_refused_without_importing_torch(text, config):
     with open(config, "w") as stream:
         stream.write(text)
-    _, code, output, errors, modules = command("run", config)
+    code, output, errors, modules = command("run", config)
     assert (code, output) == (2, "")
     assert errors.startswith(f"latentlab: error: {config}")
     assert "torch" not in modules
@@ -265,13 +260,13 @@ def test_config_schema_takes_a_config_too(config, capsys):
     ],
 )
 def test_the_resolved_config_does_not_depend_on_the_machine(environment, config):
-    _, code, output, errors, _ = command("config", "show", config, **environment)
+    code, output, errors, _ = command("config", "show", config, **environment)
     assert (code, errors) == (0, "")
     assert output.replace("\\xe9", "é") == load_config(config).to_yaml()
 
 
 def test_errors_are_found_without_asserts(config):
-    _, code, _, errors, _ = command("run", config, "inference.n_draws=0", "held_out=2", PYTHONOPTIMIZE="1")
+    code, _, errors, _ = command("run", config, "inference.n_draws=0", "held_out=2", PYTHONOPTIMIZE="1")
     assert code == 2
     assert "2 problems" in errors
 

@@ -195,19 +195,18 @@ def in_a_new_process(code):
     return done.stdout.strip()
 
 
-def test_importing_is_quick_and_changes_nothing():
+def test_importing_brings_nothing_heavy_and_changes_nothing():
     code = """
-import random, sys, time, warnings, logging
+import random, sys, warnings, logging
 import numpy as np
 state, filters, handlers = str(np.random.get_state()), list(warnings.filters), list(logging.root.handlers)
-before, begin = random.getstate(), time.process_time()
+before = random.getstate()
 import latentlab
-spent = time.process_time() - begin
 heavy = sorted({"torch", "pyro", "sklearn", "pandas", "xarray", "arviz", "matplotlib", "scipy"} & set(sys.modules))
 same = (str(np.random.get_state()), list(warnings.filters), list(logging.root.handlers), random.getstate())
-print(heavy, spent < 0.5, same == (state, filters, handlers, before))
+print(heavy, same == (state, filters, handlers, before))
 """
-    assert in_a_new_process(code) == "[] True True"
+    assert in_a_new_process(code) == "[] True"
 
 
 def test_a_closed_form_needs_no_compiler_no_algebra_and_no_learner():

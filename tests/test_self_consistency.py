@@ -105,10 +105,11 @@ def test_ranks_that_are_not_uniform_are_seen(shape, rng):
     assert ecdf_p_value(counts(ranks, 50), 200) < 1e-4
 
 
+@pytest.mark.chance(1e-3)
 def test_dependence_of_draws_is_measured_as_it_widens_ranks(rng):
     """Of normal chains of order one: whether two draws of correlation r are below the truth has correlation
     6 (1/4 + arcsin((1 + r) / 2) / (2 pi) - 1/3)."""
-    n, n_ranks = 4000, 50
+    n, n_ranks = 16_000, 50
     for rho in (0.0, 0.5):
         x = rng.normal(size=(n, n_ranks + 1))
         for i in range(1, n_ranks + 1):

@@ -215,8 +215,8 @@ def test_the_guard_is_that_of_its_formulas():
 
 def test_p_values_count_effective_draws(case):
     """Nothing is nearer than the mean, so p_low is 1 / (1 + ESS); correlated draws are worth fewer than there are."""
-    found = verdict(case.chains(n_draws=500, rho=0.95), case.mean, rng=case.rng)
-    assert 40 < found.ess < 400
+    found = verdict(case.chains(n_draws=2000, rho=0.95), case.mean, rng=case.rng)
+    assert 80 < found.ess < 1000
     reference = Reference(case.chains(n_draws=500, rho=0.95), "orthogonal", case.rng)
     assert reference.judge(case.mean).p_low == pytest.approx(1 / (1 + reference.ess_low))
     assert reference.judge(case.mean * 50).p_guard == pytest.approx(1 / (1 + reference.ess_guard))
@@ -227,8 +227,8 @@ def test_delta_is_0_for_the_mean_and_1_for_a_draw(case):
     reference = Reference(case.chains(n_draws=400), "orthogonal", case.rng)
     assert reference.judge(case.mean).delta < 0.06
     assert np.mean([reference.judge(case.draw()).delta for _ in range(20)]) == pytest.approx(1, abs=0.05)
-    half_way = case.mean + 0.5 * (case.draw() - case.mean)
-    assert reference.judge(half_way).delta == pytest.approx(0.5, abs=0.06)
+    half_way = (case.mean + 0.5 * (case.draw() - case.mean) for _ in range(20))
+    assert np.mean([reference.judge(y).delta for y in half_way]) == pytest.approx(0.5, abs=0.06)
 
 
 def test_the_component_is_named(case):

@@ -156,12 +156,16 @@ def test_a_constant_column_has_no_noise_to_estimate(wine):
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_a_heywood_case_is_noted(rng):
-    z = rng.standard_normal((100, 1))
-    x = np.hstack([z, z + rng.standard_normal((100, 4))])
+    """Correlations of .8, .8 and .5 ask for a noise variance of 1 - .8 .8 / .5 < 0 of the first feature."""
+    correlations = np.array([[1.0, 0.8, 0.8], [0.8, 1.0, 0.5], [0.8, 0.5, 1.0]])
+    e = rng.standard_normal((100, 3))
+    white = (e - e.mean(axis=0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(e.T))).T
+    x = white @ np.linalg.cholesky(correlations).T
     notes = []
     scores = factor_analysis(x, 1, notes=notes)
     assert notes == ["the noise of 1 features falls to 0 (a Heywood case)"]
-    assert abs(np.corrcoef(scores[:, 0], z[:, 0])[0, 1]) > 0.9999
+    assert abs(np.corrcoef(scores[:, 0], x[:, 0])[0, 1]) > 0.9999
+    z = rng.standard_normal((100, 1))
     factor_analysis(z + rng.standard_normal((100, 5)), 1, notes=notes)
     assert len(notes) == 1
 

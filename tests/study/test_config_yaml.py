@@ -134,9 +134,9 @@ def test_a_tagged_key_is_refused():
     ],
 )
 def test_a_bomb_or_an_oddity_is_refused_at_once(text, part):
-    start = time.perf_counter()
+    start = time.process_time()
     refused(text, part)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_depth_up_to_the_limit_is_read():
@@ -153,10 +153,10 @@ def test_a_file_that_is_too_large_is_refused_unread(tmp_path):
         stream.write(b"a: 1\n#")
         stream.truncate(50_000_000)
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ConfigError, match=r"large\.yaml: 50000000 bytes are too many for a config; at most 1048576"):
         yaml.read(path)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert tracemalloc.get_traced_memory()[1] < 2e7
     tracemalloc.stop()
 
