@@ -315,12 +315,12 @@ def test_the_gate_takes_the_constant_too(rng):
 
 def test_few_draws_and_two_modes_are_noted(rng):
     case = Exact(rng)
-    side = rng.choice([-1.0, 1.0], (4, 200, 1, 1))
-    modes = case.chains(n_draws=200) + side * np.outer(np.arange(N) % 2 - 0.5, [1.0, 0.0])
+    side = rng.choice([-1.0, 1.0], (4, 1000, 1, 1))
+    modes = case.chains(n_draws=1000) + side * np.outer(np.arange(N) % 2 - 0.5, [1.0, 0.0])
     notes = Reference(modes, "orthogonal", rng).notes
     assert len(notes) == 1
     assert notes[0].startswith("two modes: the draws' leading score has kurtosis 1")
-    assert Reference(case.chains(n_draws=200), "orthogonal", rng).notes == ()
+    assert Reference(case.chains(n_draws=1000), "orthogonal", rng).notes == ()
     assert "few draws: worth" in Reference(case.chains(n_draws=40), "orthogonal", rng).notes[0]
 
 
