@@ -27,8 +27,8 @@ rise of the ELBO over the last quarter of the steps, by least squares on batch m
 
 Point estimates have no spread; their gradient is looked at.
 
-All fits: the scale of the data against that of the prior predictive (`latentlab.prior_data`), and what the model doubts of itself
-on these data (`LatentModel.doubts`); both warn.
+All fits: the scale of the data against that of the prior predictive (`latentlab.prior_data`), and warnings about model and data
+(`LatentModel.cautions`).
 
 References:
     Welch (1951), On the comparison of several mean values, Biometrika 38:330. Yao, Vehtari, Simpson & Gelman (2018), Yes, but
@@ -135,7 +135,7 @@ def diagnose(
         rows += _series(data, values, own, group, position, densities) + _levels(data, lp=lp_is_invariant)
         rows += _chains(data, declared) + _sampler(data)
         rows += _raw(values, own, group)
-    rows += _symmetry(data) + _active(data) + prior_rows(data) + _doubts(data) + _loo(data, kind)
+    rows += _symmetry(data) + _active(data) + prior_rows(data) + _cautions(data) + _loo(data, kind)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -488,9 +488,9 @@ def _point(data: xr.DataTree) -> list[Row]:
     return rows + [("estimate", note, 1.0, "no note", "warn") for note in filter(None, notes.split("; "))]
 
 
-def _doubts(data: xr.DataTree) -> list[Row]:
-    """What the model warned of when it was fitted, as `models.base.Doubt` has it."""
-    found = json.loads(str(data.attrs.get("doubts", "[]")))
+def _cautions(data: xr.DataTree) -> list[Row]:
+    """Warnings about model and data, kept with the fit (`models.base.Caution`)."""
+    found = json.loads(str(data.attrs.get("cautions", "[]")))
     return [(check, quantity, float(value), threshold, "warn") for check, quantity, value, threshold in found]
 
 

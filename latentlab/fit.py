@@ -325,8 +325,8 @@ def prepared(
     arrays = _checked(model, dataset)
     if getattr(method, "maximizes_likelihood", False):
         model.check_maximum(dataset.sample)
-    for doubt in model.doubts(dataset.sample):
-        logger.warning("%s: %s", dataset.name, doubt.quantity)
+    for caution in model.cautions(dataset.sample):
+        logger.warning("%s: %s", dataset.name, caution.quantity)
     plan = method.plan() if hasattr(method, "plan") else Plan()
     try:
         density = Density(model, arrays, dataset.sample.dims, plan=plan, n_units=dataset.n_units if stored else None)
@@ -582,7 +582,7 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
         "dataset": dataset.name,
         "point_estimate": int(point),
         "hyperparameters": ", ".join(model.hyperparameters()),
-        "doubts": json.dumps(model.doubts(dataset)),
+        "cautions": json.dumps(model.cautions(dataset)),
         "deterministic": ", ".join(density.deterministic),
         "conditional_log_likelihood": int(bool(likelihood.unit_sites)),
         **draws.attrs,

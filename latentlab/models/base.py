@@ -52,7 +52,7 @@ class MaximumLikelihood:
     unique: bool = False
 
 
-class Doubt(NamedTuple):
+class Caution(NamedTuple):
     """A warning among the diagnostics: the row's check, quantity, value and threshold."""
 
     check: str
@@ -166,7 +166,7 @@ class LatentModel(ABC):
         """
         self.check(dataset)
 
-    def doubts(self, dataset: Dataset) -> list[Doubt]:
+    def cautions(self, dataset: Dataset) -> list[Caution]:
         """Warnings that every fit to these data shows among its diagnostics, such as that the model is not identified."""
         return []
 

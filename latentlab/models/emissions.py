@@ -123,7 +123,7 @@ class Emission(ABC):
     def check_bound(self, what: str, dataset: Dataset) -> None:  # noqa: B027
         """Refuses data whose likelihood has no bound, whatever the values of the sites."""
 
-    def doubts(self, dataset: Dataset) -> list[str]:
+    def cautions(self, dataset: Dataset) -> list[str]:
         """Properties of the data that such components describe badly."""
         return []
 
@@ -244,7 +244,7 @@ class Gaussian(Emission):
                 f"{self.covariance!r} has no bound; {cure}"
             )
 
-    def doubts(self, dataset: Dataset) -> list[str]:
+    def cautions(self, dataset: Dataset) -> list[str]:
         x, head, notes, constant = dataset.x, dataset.x[:N_HEAD], [], False
         names = [repr(str(name)) for name in dataset.features]
         for j, name in enumerate(names):

@@ -19,7 +19,7 @@ from latentlab.data.series import boundaries
 from latentlab.distributions import hidden_markov as chains
 from latentlab.distributions.hidden_markov_series import HiddenMarkovSeries
 from latentlab.errors import ConfigError, DataError
-from latentlab.models.base import Arrays, Doubt, LatentModel, MaximumLikelihood, Position
+from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position
 from latentlab.models.emissions import SHRINK, Emission, flag, number
 from latentlab.models.expectation_maximization import climb
 from latentlab.models.mixture import (
@@ -210,10 +210,10 @@ class HiddenMarkovModel(LatentModel):
         """
         self.emission.check_bound(f"{type(self).__name__}: {dataset.name}", dataset)
 
-    def doubts(self, dataset: Dataset) -> list[Doubt]:
+    def cautions(self, dataset: Dataset) -> list[Caution]:
         starts = np.diff(boundaries(dataset), prepend=-1) != 0
         alone = ["no transition was observed: every sequence has one step"] if starts.all() and self.n_states > 1 else []
-        return [Doubt("data", note, 1.0, "no note") for note in alone + self.emission.doubts(dataset)]
+        return [Caution("data", note, 1.0, "no note") for note in alone + self.emission.cautions(dataset)]
 
     def check_new(self, dataset: Dataset) -> None:
         """Refuses values that the states cannot emit.

@@ -18,7 +18,7 @@ from latentlab.distributions.components import GaussianComponents
 from latentlab.distributions.filled import Filled
 from latentlab.distributions.mixture import Labels, Mixture
 from latentlab.errors import DataError
-from latentlab.models.base import Arrays, Doubt, LatentModel, MaximumLikelihood, Position, here, require_table
+from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position, here, require_table
 from latentlab.models.emissions import FLOOR, NEAR, SHRINK, Emission
 from latentlab.models.expectation_maximization import climb
 from latentlab.seeds import forked, reseed
@@ -137,8 +137,8 @@ class MixtureModel(LatentModel):
         """
         self.emission.check_bound(f"{type(self).__name__}: {dataset.name}", dataset)
 
-    def doubts(self, dataset: Dataset) -> list[Doubt]:
-        return [Doubt("data", note, 1.0, "no note") for note in self.emission.doubts(dataset)]
+    def cautions(self, dataset: Dataset) -> list[Caution]:
+        return [Caution("data", note, 1.0, "no note") for note in self.emission.cautions(dataset)]
 
     def check_new(self, dataset: Dataset) -> None:
         """Refuses values that the components cannot emit.

@@ -40,8 +40,8 @@ def noted(found, check="estimate"):
     return found.diagnostics().query("check == @check")["quantity"].tolist()
 
 
-def doubts(model, dataset):
-    return [doubt.quantity for doubt in model.doubts(dataset)]
+def cautions(model, dataset):
+    return [caution.quantity for caution in model.cautions(dataset)]
 
 
 # -- scale
@@ -159,7 +159,7 @@ def test_sequences_of_one_step_show_no_transition(method, rng):
     found = fit(GaussianHMM(2), table(x, sequence=np.arange(20)), method, seed=0, progress=False)
     assert noted(found, "data") == ["no transition was observed: every sequence has one step"]
     pairs = table(x, sequence=np.arange(20) // 2)
-    assert doubts(GaussianHMM(2), pairs) == []
+    assert cautions(GaussianHMM(2), pairs) == []
 
 
 # -- data that a density describes badly
@@ -197,17 +197,17 @@ def test_notes_on_the_data_are_in_the_diagnostics_of_every_method(rng):
     for method in (ONE_START, MAP(n_restarts=1, n_draws=4), NUTS(n_chains=1, n_warmup=3, n_draws=4, max_tree_depth=1)):
         found = fit(model, table(x), method, seed=0, progress=False)
         assert noted(found, "data") == expected
-    assert "components collapse on them" in doubts(GaussianHMM(2), table(x))[0]
-    assert "components collapse on them" in doubts(DPMixture(4), table(x))[0]
+    assert "components collapse on them" in cautions(GaussianHMM(2), table(x))[0]
+    assert "components collapse on them" in cautions(DPMixture(4), table(x))[0]
 
 
 def test_each_kind_of_doubt_has_its_note(rng):
     x, model = rng.standard_normal((40, 2)), GaussianMixture(2)
-    assert doubts(model, table(x)) == []
-    assert doubts(model, table(np.column_stack([x, x.sum(1)]))) == [
+    assert cautions(model, table(x)) == []
+    assert cautions(model, table(np.column_stack([x, x.sum(1)]))) == [
         "column '2' is a linear combination of the others: the covariance is singular"
     ]
-    assert doubts(model, table(np.column_stack([x, x[:, 1]])))[0] == "columns '1' and '2' are equal"
-    assert "column '2' is constant" in doubts(model, table(np.column_stack([x, np.ones(40)])))[0]
-    assert "2 units are no more than 3 columns" in doubts(model, table(rng.standard_normal((2, 3))))[0]
-    assert doubts(PoissonMixture(2), table(np.arange(40)[:, None] % 2)) == []
+    assert cautions(model, table(np.column_stack([x, x[:, 1]])))[0] == "columns '1' and '2' are equal"
+    assert "column '2' is constant" in cautions(model, table(np.column_stack([x, np.ones(40)])))[0]
+    assert "2 units are no more than 3 columns" in cautions(model, table(rng.standard_normal((2, 3))))[0]
+    assert cautions(PoissonMixture(2), table(np.arange(40)[:, None] % 2)) == []

@@ -17,11 +17,11 @@ def table(rng, n_features, n=60):
     (5, 3, True, 2), (6, 3, False, 0), (6, 4, True, 3), (13, 8, False, 0), (13, 9, True, 8),
 ])  # fmt: skip
 def test_the_warning_is_at_the_ledermann_bound(rng, n_features, n_latent, warns, most):
-    doubts = ll.models.FactorAnalysis(n_latent).doubts(table(rng, n_features))
-    assert bool(doubts) == warns == ((n_features - n_latent) ** 2 < n_features + n_latent)
+    cautions = ll.models.FactorAnalysis(n_latent).cautions(table(rng, n_features))
+    assert bool(cautions) == warns == ((n_features - n_latent) ** 2 < n_features + n_latent)
     if warns:
-        assert f"use at most {most} factors" in doubts[0].quantity
-    assert not ll.models.PPCA(n_latent).doubts(table(rng, n_features))
+        assert f"use at most {most} factors" in cautions[0].quantity
+    assert not ll.models.PPCA(n_latent).cautions(table(rng, n_features))
 
 
 def test_beyond_the_bound_other_noise_has_the_same_covariance():
