@@ -200,7 +200,12 @@ def compare(
     chosen = _metrics(metrics, fit)
     ways = _alignments(alignments, fit)
     if isinstance(embeddings, Embedding) or not all(isinstance(one, Embedding) for one in embeddings):
-        raise ConfigError(f"`embeddings` must be a list of `Embedding`s; got {type(embeddings).__name__}.")
+        single = isinstance(embeddings, Embedding)
+        odd = embeddings if single else next(one for one in embeddings if not isinstance(one, Embedding))
+        raise ConfigError(
+            "`embeddings` must be a list of `Embedding`s, such as `[embed('pca', dataset), Embedding(name, values, units)]`; "
+            f"got {'' if single else 'a list with '}{type(odd).__name__}."
+        )
     if not embeddings:
         raise ConfigError("`embeddings` is empty: there is nothing to compare with.")
     check_spread(fit.model, fit.method)

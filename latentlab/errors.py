@@ -57,6 +57,7 @@ def unknown(kind: str, name: object, valid: Iterable[str]) -> str:
         "unknown model 'pca'; did you mean 'ppca'? Valid: factor_analysis, ppca."
     """
     names = sorted(valid)
-    close = difflib.get_close_matches(str(name), names, n=1)
+    alike = [one for one in names if one.lower() == str(name).lower()]
+    close = alike or difflib.get_close_matches(str(name), names, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else "."
     return f"unknown {kind} {name!r}{hint} Valid: {', '.join(names) or 'none'}."

@@ -15,6 +15,8 @@ from latentlab.registry import DATASETS, METHODS
 from latentlab.study import doctor
 from latentlab.study.config import load_config
 
+pytestmark = pytest.mark.fixed
+
 CONFIG = """\
 name: toy
 dataset: {name: iris}
@@ -130,8 +132,6 @@ def test_every_kind_of_error_has_its_exit_code_and_one_line(error, code, text, f
 INTERRUPTED = """
 import sys
 from latentlab import cli
-
-pytestmark = pytest.mark.fixed
 def interrupted(_):
     exec("raise KeyboardInterrupt")
 cli._doctor = interrupted

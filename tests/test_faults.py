@@ -358,8 +358,13 @@ def test_positions_of_one_number_are_compared_with_embeddings_of_one_column(tmp_
         (lambda iris: ll.fit(ll.models.PPCA(2), iris, ll.Exact), "`method` must be a method with its settings"),
         (
             lambda iris: ll.compare(ll.fit(ll.models.PPCA(2), iris, ll.Exact(n_draws=30)), embed("pca", iris)),
-            "`embeddings` must be a list of `Embedding`s; got Embedding",
+            "`embeddings` must be a list of `Embedding`s, .*; got Embedding",
         ),
+        (
+            lambda iris: ll.compare(ll.fit(ll.models.PPCA(2), iris, ll.Exact(n_draws=30)), [embed("pca", iris), iris.x]),
+            "`embeddings` must be a list of `Embedding`s, .*; got a list with ndarray",
+        ),
+        (lambda iris: ll.embed("PCA", iris), "unknown embedding 'PCA'; did you mean 'pca'"),
     ],
 )
 def test_what_is_no_model_dataset_method_or_embedding_is_refused(call, message):

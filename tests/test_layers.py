@@ -10,6 +10,8 @@ import pytest
 
 import latentlab
 
+pytestmark = pytest.mark.fixed
+
 PACKAGE = Path(latentlab.__file__).parent
 ORDER = [
     *(
@@ -226,8 +228,6 @@ def test_every_public_name_is_there_and_functions_are_not_hidden_by_modules():
     code = """
 import latentlab as ll
 import latentlab.fit, latentlab.comparison
-
-pytestmark = pytest.mark.fixed
 for name in ll.__all__:
     getattr(ll, name)
 print(callable(ll.fit), callable(ll.compare), callable(ll.embed), ll.models.PPCA.__name__)

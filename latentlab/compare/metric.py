@@ -40,6 +40,9 @@ Of = Literal["positions", "labels"]
 TRANSFORMATIONS = {"positions": frozenset({"rotation", "translation", "scale", "linear"}), "labels": frozenset({"relabelling"})}
 """What a metric of each kind may ignore."""
 
+ROUNDING = 1e-6
+"""Relative excess over a bound of the range that is rounding, and removed."""
+
 
 @dataclass(frozen=True, eq=False)
 class Metric:
@@ -109,7 +112,7 @@ class Metric:
         Raises:
             DataError: Not positions or labels (see `Positions`, `Labels`), or not of equally many units.
             ConfigError: An option that the metric does not have, or that the positions do not allow.
-            InferenceError: Its function failed; names the metric.
+            InferenceError: Its function failed, or its value is no number in its range; names the metric.
         """
         x = x if isinstance(x, self.kind) else self.kind(x, "x")
         y = y if isinstance(y, self.kind) else self.kind(y, "y")
@@ -125,7 +128,11 @@ class Metric:
         except Exception as error:
             why = " ".join(str(error).split())
             raise InferenceError(f"metric {self.name!r} failed: {type(error).__name__}: {why}") from error
-        return float(min(max(value, self.range[0]), self.range[1]))
+        low, high = self.range
+        if not low - ROUNDING * (1 + abs(low)) <= value <= high + ROUNDING * (1 + abs(high)):
+            span = f"a number from {low:g} to {high:g}, its `range`"
+            raise InferenceError(f"metric {self.name!r} must return {span}; got {value:g}.")
+        return float(min(max(value, low), high))
 
 
 def metric(

@@ -72,7 +72,9 @@ def _dims(name: str, arrays: Mapping[str, Any], dims: Mapping[str, Sequence[str]
         own = {key: labelled.own_dims(value) for key, value in arrays.items() if key not in dims}
         dims = {**dims, **{key: one for key, one in own.items() if one}}
     if not isinstance(dims, Mapping) or set(dims) != set(arrays):
-        raise DataError(f"{name}: `dims` must name the dims of each of {sorted(arrays)}; got {dims!r}.")
+        raise DataError(
+            f'{name}: `dims` must name the dims of each of {sorted(arrays)}, as {{"x": ("unit", "feature")}}; got {dims!r}.'
+        )
     result: Dims = {}
     for key in arrays:
         given = dims[key]
@@ -88,7 +90,7 @@ def _dims(name: str, arrays: Mapping[str, Any], dims: Mapping[str, Sequence[str]
             raise DataError(f"{name}: an array cannot be called {key!r}: that is the name of a dim, or reserved.")
     observed = next(iter(arrays))
     if "unit" not in result[observed]:
-        raise DataError(f"{name}: array {observed!r} has dims {result[observed]}; `unit` must be one of them.")
+        raise DataError(f"{name}: array {observed!r} has dims {result[observed]}; `unit`, of the rows, must be one of them.")
     return result
 
 
@@ -126,6 +128,9 @@ def _coords(name: str, coords: Mapping[str, Any], sizes: Mapping[str, int]) -> d
     result = {}
     for key, value in coords.items():
         what = f"{name}: coordinate {key!r}"
+        meant = [dim for dim in sizes if str(key).lower() in (dim.lower(), f"{dim.lower()}s") and key not in sizes]
+        if meant:
+            raise DataError(f"{what}: no array has this dim; did you mean {meant[0]!r}? The dims are {', '.join(sizes)}.")
         if not isinstance(key, str) or not NAME.fullmatch(key) or (key not in sizes and " " in key):
             raise DataError(f"{what}: its name must begin with a letter, without spaces and '/'.")
         result[key] = labels = convert.names(value, what)
@@ -143,8 +148,10 @@ def _refuse_twins(labels: np.ndarray, what: str, called: str) -> None:
     if counts.max() > 1:
         twice = unique[np.argmax(counts > 1)]
         where = convert.listed(np.flatnonzero(labels == twice))
-        remedy = "; number the rows, as by `.reset_index(drop=True)`, if they have no names" if called == "unit" else ""
-        raise DataError(f"{what}: {called} {twice.item()!r} is there {counts.max()} times, at positions {where}{remedy}.")
+        remedy = "give each a name of its own"
+        if called == "unit":
+            remedy = "number the rows, as by `.reset_index(drop=True)`, if they have no names"
+        raise DataError(f"{what}: {called} {twice.item()!r} is there {counts.max()} times, at positions {where}; {remedy}.")
 
 
 def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -182,6 +189,8 @@ def _refuse_nan(nan: np.ndarray, dims: Sequence[str], coords: Mapping[str, np.nd
 def _labels(name: str, labels: Any, n_units: int) -> np.ndarray | None:
     if labels is None:
         return None
+    if isinstance(labels, Mapping | str):
+        raise DataError(f"{name}: `labels` must be a sequence of one label for each unit; got {type(labels).__name__}.")
     result = convert.names(labels, f"{name}: `labels`")
     if len(result) != n_units:
         raise DataError(f"{name}: {len(result)} labels for {n_units} units; expected one for each.")

@@ -337,11 +337,12 @@ class Dataset:
 
     def _constant_message(self, constant: np.ndarray) -> str:
         column, n_constant = self._column(constant).removeprefix(", ") or "the array", int(constant.sum())
-        others = ""
+        loose = bool((np.nanmin(self.x, self._unit_axis) < np.nanmax(self.x, self._unit_axis))[constant].any())
+        others, rounded = "", " up to rounding" if loose else ""
         if n_constant > 1 and constant.ndim == 1:
             others = f" (likewise {convert.listed([str(name) for name in self.features[constant][1:]])})"
         return (
-            f"{self.name}: {column} is constant over the observed units, so it cannot be standardised{others}; "
+            f"{self.name}: {column} is constant over the observed units{rounded}, so it cannot be standardised{others}; "
             "leave such columns out by `drop_constant: true`, or keep raw values by `standardize: false`."
         )
 

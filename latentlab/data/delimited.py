@@ -41,6 +41,12 @@ HINTS = (
     (re.compile(r"[+-]?\d{1,3}([ '\u00a0\u202f\u2019]\d{3})+([.,]\d+)?"), "thousands separators: write plain 1234.5"),
     (re.compile(r"[+-]?(inf|infinity)", re.IGNORECASE), "infinite: finite numbers are needed"),
     (re.compile(r"true|false|yes|no", re.IGNORECASE), "a truth value: write 0 and 1"),
+    (re.compile(r"[-+\u2212]?[\d.,]+ ?%"), "a percentage: write plain 12.5, with the sign in the column's name"),
+    (re.compile(r"[\u2010-\u2015\u2212]\d[\d.,]*"), "a number with a typographic minus sign: write '-'"),
+    (
+        re.compile(r"[-+(]?([$\u20ac\u00a3\u00a5] ?\d[\d.,]*|\d[\d.,]* ?[$\u20ac\u00a3\u00a5])\)?"),
+        "an amount of money: write plain 1234.5",
+    ),
 )
 
 
@@ -193,6 +199,8 @@ class _Parser:
 
 
 def _hint(word: str, decimal: str) -> str:
+    if decimal == "," and re.fullmatch(r"[+-]?\d{1,3}(\.\d{3})+,\d*", word):
+        return "no number: it looks like thousands separators: write plain 1234,5"
     if decimal == "," and "." in word:
         return "no number: it has a decimal point, and `decimal` is a comma"
     if NUMBER.fullmatch(word):
@@ -258,7 +266,9 @@ def _rows(path: Path, reader: Any, width: int = 0, start: int = 1) -> Iterator[t
         if blank:
             raise DataError(f"{path}: line {blank} is blank, but rows follow it; a missing entry is written NA.")
         if width and len(row) != width:
-            raise DataError(f"{path}, line {line}: {_fields(len(row))} where the header has {width}.")
+            raise DataError(
+                f"{path}, line {line}: {_fields(len(row))} where the header has {width}; delete a line that is no row of data."
+            )
         width = len(row)
         yield line, row
 
@@ -271,7 +281,10 @@ def _header(path: Path, row: list[str], delimiter: str) -> list[str]:
     names = [name.strip() for name in row]
     for i, name in enumerate(names):
         if not name and (i or len(names) == 1):
-            raise DataError(f"{path}, line 1: column {i + 1} of {len(names)} has no name (delimiter {delimiter!r}).")
+            raise DataError(
+                f"{path}, line 1: column {i + 1} of {len(names)} has no name (delimiter {delimiter!r}): the first line must name "
+                "every column, with no delimiter at the end."
+            )
     own = [name for name in names if name]
     numbers = [NUMBER.fullmatch(name) is not None for name in own]
     counted = [str(i) for i in range(len(own))], [str(i + 1) for i in range(len(own))]

@@ -89,8 +89,8 @@ def opened(value: Any, dims: Sequence[str], what: str, *, numbers: bool = True) 
     if isinstance(value, pd.DataFrame) and len(dims) == 2:
         if (value.columns.name, value.index.name) == tuple(dims):
             value = value.T
-        own, further = _axis(value.index, what)
-        columns, _ = _axis(value.columns, what)
+        own, further = _axis(value.index, f"{what}: its index")
+        columns, _ = _axis(value.columns, f"{what}: the row of column names")
         names = {dim: one for dim, one in zip(dims, (own, columns), strict=True) if one is not None}
         counter = next((name for name in value.columns if UNNAMED.fullmatch(str(name)) and _counts(value[name])), None)
         if counter is not None:
@@ -105,7 +105,7 @@ def opened(value: Any, dims: Sequence[str], what: str, *, numbers: bool = True) 
         table = [convert.column_numbers(value.iloc[:, i], f"{what}, column {shown[i]!r}") for i in range(len(shown))]
         return np.column_stack(table) if table else value.to_numpy(), names, further
     if isinstance(value, pd.Series):
-        own, further = _axis(value.index, what)
+        own, further = _axis(value.index, f"{what}: its index")
         names = {} if own is None or not dims else {dims[0]: own}
         return convert.column_numbers(value, what) if numbers else value.array, names, further
     if isinstance(value, pd.Index | pd.api.extensions.ExtensionArray) and numbers:
@@ -171,7 +171,7 @@ def _axis(index: Any, what: str) -> tuple[np.ndarray | None, Names]:
     import pandas as pd
 
     if isinstance(index, pd.MultiIndex):
-        levels = [convert.names(index.get_level_values(i), f"{what}: its index") for i in range(index.nlevels)]
+        levels = [convert.names(index.get_level_values(i), what) for i in range(index.nlevels)]
         names = np.array([":".join(map(str, row)) for row in zip(*levels, strict=True)])
         return names, {str(n): v for n, v in zip(index.names, levels, strict=True) if n in ("sequence", "time")}
     if index.dtype.kind in "iu" and bool((index == np.arange(len(index))).all()):
@@ -179,7 +179,7 @@ def _axis(index: Any, what: str) -> tuple[np.ndarray | None, Names]:
     kinds = {isinstance(one, str) for one in index}
     if len(kinds) == 2 and not index.isna().any():
         index = index.map(str)
-    names = convert.names(index, f"{what}: its index")
+    names = convert.names(index, what)
     return names, {"time": names} if isinstance(index, pd.DatetimeIndex | pd.PeriodIndex) else {}
 
 
@@ -200,7 +200,7 @@ def _from_xarray(value: Any, dims: Sequence[str], what: str) -> tuple[Any, Names
     further: Names = {}
     for dim in dims:
         if dim in value.indexes:
-            found, levels = _axis(value.indexes[dim], what)
+            found, levels = _axis(value.indexes[dim], f"{what}: coordinate {dim!r}")
             names |= {} if found is None else {dim: found}
             further |= levels if dim == "unit" else {}
     for key, coord in value.coords.items():

@@ -104,13 +104,13 @@ def read(times: np.ndarray, what: str) -> Times:
     if all(map(FRACTION.fullmatch, words)):
         return read(np.array([float(word) for word in words]), what)
     for form in (_quarters, _weeks, _iso, _slashed, _worded):
-        found = form(words, what)
-        if found is not None:
-            return found
-    dates = [word for word in words if any(one.fullmatch(word) for one in (QUARTER, WEEK, ISO, SLASHED))]
-    if dates:
-        odd = next(word for word in words if word not in set(dates))
-        raise DataError(f"{what}: {odd!r} is no date in the form of {dates[0]!r}; write all as 2020-01-31.")
+        times_read = form(words, what)
+        if times_read is not None:
+            return times_read
+    found = next(((word, one) for word in words for one in (QUARTER, WEEK, ISO, SLASHED) if one.fullmatch(word)), None)
+    if found:
+        odd = next(word for word in words if not found[1].fullmatch(word))
+        raise DataError(f"{what}: {odd!r} is no date in the form of {found[0]!r}; write all as 2020-01-31.")
     if all(map(SORTED.fullmatch, words)) and len({re.sub(r"\d", "0", word) for word in words}) == 1:
         return Times(times, np.unique(times, return_inverse=True)[1])
     return Times(times, note="the times are text whose order is not known: rows are taken in the order given.")

@@ -239,7 +239,7 @@ def require_table(what: str, dataset: Dataset, hint: str = "") -> None:
     if dataset.observed != "x" or dataset.dims["x"] != ("unit", "feature"):
         raise DataError(
             f"{what} must have an array 'x' with dims (unit, feature){hint}; its first array is {dataset.observed!r} "
-            f"with dims {tuple(dataset.dims[dataset.observed])}, shape {dataset.x.shape}."
+            f"with dims {tuple(dataset.dims[dataset.observed])}, shape {dataset.x.shape}; rename or transpose its dims."
         )
 
 

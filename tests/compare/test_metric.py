@@ -9,7 +9,7 @@ import pytest
 from latentlab.compare.metric import TRANSFORMATIONS, check_symmetry, metric, minds, needed
 from latentlab.compare.partition import Labels
 from latentlab.compare.positions import Positions
-from latentlab.errors import ConfigError, DataError
+from latentlab.errors import ConfigError, DataError, InferenceError
 from latentlab.registry import METRICS
 from latentlab.symmetry.groups import GROUPS, Euclidean, GeneralLinear, Identity, Orthogonal, Permutation
 
@@ -308,3 +308,22 @@ def test_the_table_has_a_metric_for_every_symmetry_and_one_for_none():
         assert any(not minds(m, group) for m in TABLE.values())
     assert {name for name, m in TABLE.items() if minds(m, Orthogonal())} == {"displacement"}
     assert {name for name, m in TABLE.items() if not minds(m, GeneralLinear())} == {"cca", "principal_angle"}
+
+
+@pytest.mark.parametrize("value", [np.nan, -3.0, 1.1, np.inf])
+def test_a_value_outside_of_the_declared_range_is_refused_by_name(value, rng):
+    def odd(x, y):
+        """Odd."""
+        return value
+
+    found = metric(direction="lower", range=(0.0, 1.0), ignores=(), void=1.0)(odd)
+    with pytest.raises(InferenceError, match=rf"metric 'odd' must return a number from 0 to 1, its `range`; got {value:g}\."):
+        found(*pair(rng))
+
+
+def test_rounding_beyond_the_range_is_removed(rng):
+    def near(x, y):
+        """Near the best value."""
+        return 1 + 1e-9
+
+    assert metric(direction="higher", range=(0.0, 1.0), ignores=(), void=0.0)(near)(*pair(rng)) == 1

@@ -30,6 +30,14 @@ def table(x, **options):
         (np.ones((3, 2)), {"labels": ["a", "b"]}, "2 labels for 3 units"),
         (np.ones((3, 2)), {"coords": {"unit": ["a", "a", "b"]}}, "unit 'a' is there 2 times"),
         (np.ones((3, 2)), {"coords": {"feature": ["a"]}}, "1 values for 2 features"),
+        (np.ones((3, 2)), {"coords": {"feature": ["a", "a"]}}, "column 'a' is there 2 times.*; give each a name of its own"),
+        (np.ones((3, 2)), {"coords": {"units": ["a", "b", "c"]}}, "'units': no array has this dim; did you mean 'unit'"),
+        (np.ones((3, 2)), {"coords": {"Feature": ["a", "b", "c"]}}, "did you mean 'feature'"),
+        (
+            np.ones((3, 2)),
+            {"labels": {"kind": ["a", "b", "c"]}},
+            "`labels` must be a sequence of one label for each unit; got dict",
+        ),
         (np.ones((3, 2), complex), {}, "complex128"),
         ([["a", "b"], ["c", "d"]], {}, "expected real numbers"),
         (np.ones((3, 2)), {"mask": np.ones((2, 2), bool)}, r"shape \(3, 2\); got \(2, 2\)"),
@@ -183,3 +191,11 @@ def test_units_are_chosen_by_number_or_by_truth_value():
     assert iris.subset(iris.labels == "setosa").n_units == 50
     with pytest.raises(DataError, match="numbered 0 to 149"):
         iris.subset([150])
+
+
+def test_a_column_that_varies_by_rounding_alone_is_said_to_be_constant_up_to_rounding():
+    x = np.array([[1.0, 1e9], [2.0, 1e9 + 2e-7], [4.0, 1e9]])
+    with pytest.raises(DataError, match="column 1 is constant over the observed units up to rounding, so it cannot"):
+        table(x).standardize()
+    with pytest.raises(DataError, match="column 1 is constant over the observed units, so it cannot"):
+        table(np.round(x)).standardize()

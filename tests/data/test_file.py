@@ -69,7 +69,7 @@ def test_blanks_and_decimal_commas(tmp_path):
         assert read(tmp_path, "a.csv", text, decimal=",").x.tolist() == PLAIN
     np.testing.assert_array_equal(read(tmp_path, "a.csv", "a;b\n1,5;NA\n;2\n", decimal=",").x, [[1.5, np.nan], [np.nan, 2]])
     for content, options, message in (
-        ("a;b\n1.000,5;2\n", {"decimal": ","}, "line 2, column 'a': '1.000,5' is no number: it has a decimal point"),
+        ("a;b\n1.000,5;2\n", {"decimal": ","}, "line 2, column 'a': '1.000,5' is no number: it looks like thousands separators"),
         ("a;b\n1.5;2\n", {"decimal": ","}, "it has a decimal point, and `decimal` is a comma"),
         ("a,b\n1,2\n", {"decimal": ",", "delimiter": ","}, "both `delimiter` and `decimal`"),
         ("a;b\n1;2\n", {"decimal": "'"}, "`decimal` must be '.' or ','"),
@@ -221,6 +221,18 @@ def test_arrays_and_parquet_are_read(tmp_path):
         ("a.csv", "a;b\n1.000,5;2\n", {}, "line 2, column 'a'.*thousands separators"),
         ("a.csv", "a,b\n1,x\n", {}, "line 2, column 'b': 'x' is no number"),
         ("a.csv", "a,b\n1,inf\n", {}, "line 2, column 'b': 'inf' is infinite"),
+        ("a.csv", "a,b\n1,2\n# end\n", {}, "line 3: 1 field where the header has 2; delete a line that is no row of data"),
+        ("a.csv", "a,b,\n1,2,\n", {}, "line 1: column 3 of 3 has no name .*with no delimiter at the end"),
+        (
+            "a.csv",
+            "a;b\n1.000,5;2\n",
+            {"decimal": ","},
+            "'1.000,5' is no number: it looks like thousands separators: write plain",
+        ),
+        ("a.csv", "a,b\n1,12.5%\n", {}, "'12.5%' is no number: it looks like a percentage"),
+        ("a.csv", "a,b\n1,$2.50\n", {}, "an amount of money"),
+        ("a.csv", "a,b\n1,3 \u20ac\n", {}, "an amount of money"),
+        ("a.csv", "a,b\n1,\u22122.5\n", {}, "a typographic minus sign"),
         ("a.csv", b"a,b\n1,\xe9\n", {}, "byte 6 .0xe9. is not utf-8"),
         ("a.csv", b"a,b\n1,\x00\n", {}, "line 2: a NUL byte"),
         ("a.csv", "id,a\nu,1\nu,3\n", {"unit": "id"}, "unit 'u' is there 2 times"),

@@ -317,3 +317,8 @@ def test_what_arrays_and_dims_are_called_can_be_stored(tmp_path, name):
         Dataset({"x": np.eye(2)}, dims={"x": ("unit", name)})
     with pytest.raises(DataError, match="its name must begin with a letter"):
         Dataset({"x": np.eye(2)}, dims=TABLE, coords={name: [1, 2]})
+
+
+def test_a_missing_column_name_is_said_to_be_one():
+    with pytest.raises(DataError, match="array 'x': the row of column names has 1 missing"):
+        Dataset({"x": pd.DataFrame(np.eye(2), columns=["a", None])})

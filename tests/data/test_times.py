@@ -146,6 +146,8 @@ def test_gaps_are_left_on_request():
         (["2020-02-30", "2020-03-01"], "'2020-02-30' is no date"),
         (["13/13/2020", "14/13/2020"], "is no date"),
         (["2020-01-01", "soon"], "'soon' is no date in the form of '2020-01-01'"),
+        (["2020-01-01", "02/01/2020"], "'02/01/2020' is no date in the form of '2020-01-01'; write all as 2020-01-31"),
+        (["2020Q1", "2020-04-01"], "'2020-04-01' is no date in the form of '2020Q1'"),
         (["2020-01-01", "2020-02"], "dates of several forms"),
         (["2020-01-01T00:00Z", "2020-01-01T01:00"], "dates of several forms"),
         (["2020-01-01", "2020-01-01"], "the time '2020-01-01' of sequence 0 is there twice"),
