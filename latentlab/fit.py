@@ -24,7 +24,7 @@ from latentlab.inference.density import Density, over_draws, parameter_tensors, 
 from latentlab.inference.draws import Draws, Method, Problem, finished_draws
 from latentlab.inference.encoder import activity, is_amortised, log_weights
 from latentlab.inference.invariance import check_symmetry
-from latentlab.models.base import NOTHING, LatentModel
+from latentlab.models.base import NOTHING, LatentModel, check_declaration
 from latentlab.modes import chain_modes, restart_modes
 from latentlab.posterior import LEFT_OUT, Loo, arrays, build, loo, to_arviz
 from latentlab.seeds import Seeds, double, isolated, one_thread
@@ -315,10 +315,13 @@ def prepared(
     for name, value, kinds in (("model", model, (LatentModel,)), ("dataset", dataset, (Dataset, StoredDataset))):
         if not isinstance(value, kinds):
             given = repr(value) if isinstance(value, str) else type(value).__name__
+            if isinstance(value, type):
+                given = f"the class {value.__name__}: call it, with its arguments"
             how = ', such as `Dataset({"x": x}, dims={"x": ("unit", "feature")})`' if name == "dataset" else ""
             raise ConfigError(f"fit: `{name}` must be a `{kinds[0].__name__}`{how}; got {given}.")
     if isinstance(method, type | str) or not hasattr(method, "run"):
         raise ConfigError(f"fit: `method` must be a method with its settings, such as `NUTS()`; got {method!r:.60}.")
+    check_declaration(model)
     if method.name not in model.methods:
         raise ModelError(f"method {method.name!r} does not go with model {model.name!r}; methods: {', '.join(model.methods)}.")
     stored = dataset if isinstance(dataset, StoredDataset) else None

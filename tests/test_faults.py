@@ -25,7 +25,7 @@ from latentlab.registry import MODELS, plugins
 from latentlab.store import RunDirectory
 from latentlab.study.config import load_config
 from latentlab.study.run import run
-from latentlab.symmetry.groups import Identity
+from latentlab.symmetry.groups import Identity, Orthogonal
 
 HERE = Path(__file__).parent
 
@@ -254,6 +254,32 @@ def test_a_position_that_is_no_site_is_refused():
         fit(model, ODD_DATA, ll.MAP(), seed=0, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("symmetry", Identity, "'odd': `symmetry` must be a group, such as Identity.*; got <class"),
+        ("symmetry", "identity", "`symmetry` must be a group.*; got 'identity'"),
+        ("symmetry", Orthogonal(), r"Orthogonal\('latent'\) acts on the dim 'latent', which no site has; name another dim"),
+        ("methods", "svi", "`methods` must be a tuple of names.*; got 'svi'"),
+        ("position", "z", "`position` must be a `Position`.*; got 'z'"),
+        ("dims", {"z": "unit"}, "the dims of 'z' must be a tuple of names, such as .*; got 'unit'"),
+        ("dims", None, "`dims` must be a dict of site and dims.*; got nothing"),
+    ],
+)
+def test_a_wrong_declaration_is_refused_before_anything_is_computed(attribute, value, message):
+    model = Odd("error")
+    setattr(model, attribute, value)
+    with pytest.raises(ModelError, match=message):
+        fit(model, ODD_DATA, ll.MAP(), seed=0, progress=False)
+
+
+def test_a_symmetry_along_a_dim_that_the_position_lacks_is_refused():
+    model = Odd()
+    model.dims, model.symmetry = {"z": ("unit",), "W": ("feature", "latent")}, Orthogonal()
+    with pytest.raises(ModelError, match="which the position 'z' has not; name another dim"):
+        fit(model, ODD_DATA, ll.MAP(), seed=0, progress=False)
+
+
 def test_positions_without_a_spread_are_not_compared():
     point = fit(Odd(), ODD_DATA, ll.MAP(n_draws=20), seed=0, progress=False)
     mine = ll.Embedding("mine", np.arange(5.0)[:, None], units=ODD_DATA.units)
@@ -354,6 +380,7 @@ def test_positions_of_one_number_are_compared_with_embeddings_of_one_column(tmp_
     ("call", "message"),
     [
         (lambda iris: ll.fit("ppca", iris, ll.Exact()), "`model` must be a `LatentModel`; got 'ppca'"),
+        (lambda iris: ll.fit(ll.models.PPCA, iris, ll.Exact()), "got the class PPCA: call it, with its arguments"),
         (lambda iris: ll.fit(ll.models.PPCA(2), iris.x, ll.Exact()), "`dataset` must be a `Dataset`"),
         (lambda iris: ll.fit(ll.models.PPCA(2), iris, ll.Exact), "`method` must be a method with its settings"),
         (

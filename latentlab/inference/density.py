@@ -25,7 +25,7 @@ from latentlab.data.series import boundaries
 from latentlab.distributions.simplex import transform_of
 from latentlab.errors import DataError, InferenceError, ModelError, unknown
 from latentlab.inference.capture import Plan, capture
-from latentlab.models.base import NOTHING, Arrays, Fixed, LatentModel
+from latentlab.models.base import NOTHING, Arrays, Fixed, LatentModel, check_declaration
 from latentlab.seeds import double, forked, reseed
 
 Tensors = Mapping[str, torch.Tensor]
@@ -150,6 +150,7 @@ class Density:
         self.plan = plan
         self.arrays = arrays
         self.dims = dims or {}
+        check_declaration(model)
         trace = _checked_trace(model, arrays, parameters)
         self.own_parameters = {n: s["value"].detach() for n, s in trace.nodes.items() if s["type"] == "param"}
         self.parameters: Tensors = {**self.own_parameters, **parameters}
@@ -661,10 +662,6 @@ def _check_site(name: str, site: Mapping[str, Any]) -> None:
 
 
 def _check_dims(model: LatentModel, trace: Any, arrays: Arrays) -> None:
-    if model.position.site not in model.dims:
-        raise ModelError(
-            f"the position of {model.name!r}, {model.position.site!r}, is not among its dims: {', '.join(model.dims)}."
-        )
     if not any(_is_observed(site) and _in_units(site) for site in trace.nodes.values()):
         raise ModelError(f"{model.name!r} observes nothing inside a plate named 'unit': the units have no likelihood.")
     sizes: dict[str, tuple[int, str]] = {}

@@ -13,8 +13,8 @@ import torch
 from pyro import poutine
 
 from latentlab.data.dataset import Dataset
-from latentlab.errors import DataError
-from latentlab.symmetry.group import Group
+from latentlab.errors import DataError, ModelError
+from latentlab.symmetry.group import NEXT, Group
 from latentlab.symmetry.groups import Identity
 from latentlab.symmetry.labels import renamed
 
@@ -228,6 +228,38 @@ class LatentModel(ABC):
     def imputes(self) -> bool:
         """Whether the model says what missing entries were."""
         return type(self).imputation is not LatentModel.imputation
+
+
+def check_declaration(model: LatentModel) -> None:
+    """Refuses a model whose attributes are missing, of another type, or at odds with each other.
+
+    Raises:
+        ModelError: Names the attribute, what it must be, and its value.
+    """
+    for attribute, kind, what in (
+        ("dims", Mapping, 'a dict of site and dims, such as {"z": ("unit", "latent")}'),
+        ("position", Position, 'a `Position`, such as Position("z")'),
+        ("symmetry", Group, "a group, such as Identity()"),
+        ("methods", tuple | list, 'a tuple of names, such as ("nuts", "svi")'),
+    ):
+        value = getattr(model, attribute, None)
+        if not isinstance(value, kind):
+            raise ModelError(f"{model.name!r}: `{attribute}` must be {what}; got {'nothing' if value is None else repr(value)}.")
+    for site, dims in model.dims.items():
+        if not isinstance(dims, tuple | list) or not all(isinstance(dim, str) for dim in dims):
+            raise ModelError(f"{model.name!r}: the dims of {site!r} must be a tuple of names, such as ('unit',); got {dims!r}.")
+    group, position = model.exchanges, model.position
+    if position.site not in model.dims:
+        raise ModelError(f"the position of {model.name!r}, {position.site!r}, is not among its dims: {', '.join(model.dims)}.")
+    if group.is_trivial():
+        return
+    along = [site for site, dims in model.dims.items() if group.dim in [str(dim).removeprefix(NEXT) for dim in dims]]
+    if not along or (position.kind != "discrete" and position.site not in along):
+        lacks = f"the position {position.site!r} has not" if along else "no site has"
+        raise ModelError(
+            f"{model.name!r}: {type(group).__name__}({group.dim!r}) acts on the dim {group.dim!r}, which {lacks}; "
+            "name another dim, or declare Identity()."
+        )
 
 
 def require_table(what: str, dataset: Dataset, hint: str = "") -> None:

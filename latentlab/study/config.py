@@ -26,7 +26,7 @@ from latentlab import registry
 from latentlab.data.dataset import Dataset
 from latentlab.data.stored import StoredDataset
 from latentlab.embeddings.embedding import makes_clusters
-from latentlab.errors import ConfigError, DataError, LatentLabError, unknown
+from latentlab.errors import ConfigError, DataError, LatentLabError, ModelError, unknown
 from latentlab.seeds import Seeds
 from latentlab.study.overrides import absolute, override
 from latentlab.study.problems import Problems, Where
@@ -265,6 +265,13 @@ def _check_pair(problems: Problems, data: dict[str, Any], chosen: Mapping[str, l
             for one in [chosen[key][0].model_validate_json(json.dumps(data[key]))]
         )
     except (ValidationError, IndexError):
+        return
+    from latentlab.models.base import check_declaration
+
+    try:
+        check_declaration(model)
+    except ModelError as error:
+        problems.add(("model",), str(error))
         return
     if method.name not in model.methods:
         valid = ", ".join(model.methods)
