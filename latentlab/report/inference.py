@@ -160,6 +160,9 @@ def _level(source: Source) -> str:
 
 # -- chains
 
+MANY_CHAINS = 8
+"""Above so many chains a legend has no line for each."""
+
 
 def invariants(source: Source) -> dict[str, np.ndarray]:
     """What chains can be compared by, `(chain, draw, ...)` by name; the sites without a group where the model is not known."""
@@ -242,6 +245,14 @@ def _variable(name: str) -> str:
     return "dim " + name if name in ("chain", "draw") else name.replace("/", "\u2215")
 
 
+def _without_long_legend(axes: Any) -> None:
+    """Leaves a line for each of many chains out of a legend; the smallest E-BFMI is in the table of checks."""
+    handles, names = axes.get_legend_handles_labels()
+    kept = [(handle, name) for handle, name in zip(handles, names, strict=True) if not name.startswith("chain ")]
+    if axes.get_legend() is not None and len(names) - len(kept) > MANY_CHAINS:
+        axes.legend(*zip(*kept, strict=True))
+
+
 def arviz_figure(name: str, function: str, tree: xr.DataTree, *, caption: str, alt: str, most: float = 9.0) -> Figure:
     """A drawing by ArviZ's function of that name, in whichever line of ArviZ is installed, at most so many inches high."""
     from matplotlib import pyplot
@@ -256,6 +267,7 @@ def arviz_figure(name: str, function: str, tree: xr.DataTree, *, caption: str, a
             if canvas.get_layout_engine() is None:
                 canvas.set_layout_engine("constrained")
             for axes in canvas.axes:
+                _without_long_legend(axes)
                 for mark in (*axes.lines, *axes.collections):
                     mark.set_rasterized(_heavy(mark))
             return Figure(name, caption, alt, svg(canvas, name, alt))

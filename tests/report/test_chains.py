@@ -50,3 +50,13 @@ def test_chains_that_are_not_grouped_are_drawn_one_by_one(drawn, n_superchains):
     for name in ("trace", "rank"):
         np.testing.assert_array_equal(found[name][0], lp)
         assert "superchain" not in found[name][1]
+
+
+@pytest.mark.parametrize(("n_chains", "n_lines"), [(4, 6), (64, 2)])
+def test_a_legend_of_many_chains_has_no_line_for_each(n_chains, n_lines, monkeypatch, rng):
+    energy = xr.Dataset({"energy": (("chain", "draw"), rng.normal(size=(n_chains, 20)))})
+    tree = xr.DataTree.from_dict({"/posterior": xr.Dataset(coords={"chain": range(n_chains)}), "/sample_stats": energy})
+    found = []
+    monkeypatch.setattr(inference, "svg", lambda canvas, *args: found.append(canvas.axes[0].get_legend()) or "")
+    inference.arviz_figure("energy", "plot_energy", tree, caption="", alt="")
+    assert len(found[0].get_texts()) == n_lines
