@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 
 SHOWN = 5
+FAR = 20.0
+"""Distance of one value from the mean of the others, in their standard deviations, that a note names."""
+FEWEST = 8
+"""Observed values of a column from which such a distance is computed."""
 
 
 def on_values(x: np.ndarray, units: Sequence[Any], columns: Sequence[Any] | None) -> list[str]:
@@ -19,6 +23,35 @@ def on_values(x: np.ndarray, units: Sequence[Any], columns: Sequence[Any] | None
     rows = x.reshape(len(x), -1)
     said = _on_columns(rows, columns) if columns is not None else []
     return [*said, *_on_rows(rows, units), *_on_missing(rows, units, columns)]
+
+
+def on_outliers(x: np.ndarray, units: Sequence[Any], columns: Sequence[Any]) -> list[str]:
+    """A note on the value that is farthest from the others of its column, if it is more than `FAR` standard deviations away.
+
+    Example:
+        >>> on_outliers(np.array([[1.0], [3], [2], [4], [2], [3], [1], [-999]]), list("abcdefgh"), ["p"])[0][:48]
+        "column 'p', unit 'h': -999 is 972 standard devia"
+    """
+    seen = ~np.isnan(x)
+    enough = np.flatnonzero(seen.sum(axis=0) >= FEWEST)
+    if not len(enough):
+        return []
+    x, every = x[:, enough], np.arange(len(enough))
+    worst = np.nanargmax(np.abs(x - np.nanmean(x, axis=0)), axis=0)
+    others = x.copy()
+    others[worst, every] = np.nan
+    sd = np.nanstd(others, axis=0)
+    gap = np.abs(x[worst, every] - np.nanmean(others, axis=0))
+    distance = np.divide(gap, sd, out=np.zeros(len(enough)), where=sd > 0)
+    far = np.flatnonzero(distance > FAR)
+    if not len(far):
+        return []
+    j = far[np.argmax(distance[far])]
+    more = f", and so is a value of {len(far) - 1} more column{'s' * (len(far) > 2)}" if len(far) > 1 else ""
+    return [
+        f"column {str(columns[enough[j]])!r}, unit {str(units[worst[j]])!r}: {x[worst[j], j]:g} is {distance[j]:.3g} standard "
+        f"deviations from the mean of the others{more}; check for a typing error, a total, or a code for missing values"
+    ]
 
 
 def on_labels(labels: np.ndarray | None) -> list[str]:

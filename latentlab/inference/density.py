@@ -150,7 +150,6 @@ class Density:
         self.plan = plan
         self.arrays = arrays
         self.dims = dims or {}
-        check_declaration(model)
         trace = _checked_trace(model, arrays, parameters)
         self.own_parameters = {n: s["value"].detach() for n, s in trace.nodes.items() if s["type"] == "param"}
         self.parameters: Tensors = {**self.own_parameters, **parameters}
@@ -662,6 +661,7 @@ def _check_site(name: str, site: Mapping[str, Any]) -> None:
 
 
 def _check_dims(model: LatentModel, trace: Any, arrays: Arrays) -> None:
+    check_declaration(model)
     if not any(_is_observed(site) and _in_units(site) for site in trace.nodes.values()):
         raise ModelError(f"{model.name!r} observes nothing inside a plate named 'unit': the units have no likelihood.")
     sizes: dict[str, tuple[int, str]] = {}

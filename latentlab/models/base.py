@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 
 from latentlab.data.dataset import Dataset
+from latentlab.data.notes import on_outliers
 from latentlab.errors import DataError, ModelError
 from latentlab.symmetry.group import NEXT, Group
 from latentlab.symmetry.groups import Identity
@@ -260,6 +261,13 @@ def check_declaration(model: LatentModel) -> None:
             f"{model.name!r}: {type(group).__name__}({group.dim!r}) acts on the dim {group.dim!r}, which {lacks}; "
             "name another dim, or declare Identity()."
         )
+
+
+def outliers(dataset: Dataset) -> list[Caution]:
+    """A warning for models of Gaussian noise: a value far from all others of its column moves every estimate."""
+    raw = dataset.raw()
+    found = on_outliers(raw.x, raw.units.tolist(), raw.features.tolist())
+    return [Caution("data", note, 1.0, "no note") for note in found]
 
 
 def require_table(what: str, dataset: Dataset, hint: str = "") -> None:

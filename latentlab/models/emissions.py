@@ -16,6 +16,7 @@ import pyro.distributions as dist
 import torch
 
 from latentlab.data.dataset import NOISE, Dataset
+from latentlab.data.notes import on_outliers
 from latentlab.distributions.components import (
     BernoulliComponents,
     CategoricalComponents,
@@ -245,7 +246,8 @@ class Gaussian(Emission):
             )
 
     def cautions(self, dataset: Dataset) -> list[str]:
-        x, head, notes, constant = dataset.x, dataset.x[:N_HEAD], [], False
+        x, head, constant, raw = dataset.x, dataset.x[:N_HEAD], False, dataset.raw()
+        notes = on_outliers(raw.x, raw.units.tolist(), raw.features.tolist())
         names = [repr(str(name)) for name in dataset.features]
         for j, name in enumerate(names):
             if _n_values(head[:, j])[0] > FEW_VALUES:

@@ -20,7 +20,7 @@ from torch.distributions import constraints
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.low_rank_gaussian import LowRankGaussian
 from latentlab.errors import ConfigError, DataError
-from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position, require_table
+from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position, outliers, require_table
 from latentlab.models.linear_gaussian_optimum import best_optimum, principal_axes
 from latentlab.symmetry.groups import Orthogonal
 
@@ -172,16 +172,17 @@ class LinearGaussian(LatentModel):
         require_table(f"{type(self).__name__}: {dataset.name}", dataset)
 
     def cautions(self, dataset: Dataset) -> list[Caution]:
-        """Whether each feature's own noise is beyond the Ledermann bound: then equal covariances have different noises."""
+        """Values far from all others; noise of each feature beyond the Ledermann bound, where equal covariances differ in it."""
         d, q = dataset.x.shape[1], self.n_latent
         if not self.noise_dims or self.W_scale == 0 or (d - q) ** 2 >= d + q:  # type: ignore[attr-defined]
-            return []
+            return outliers(dataset)
         most = max(k for k in range(d) if (d - k) ** 2 >= d + k)
         text = (
             f"{self.noise}, W and the positions are not identified: {q} factors of {d} features can have the same covariance "
             f"with different noises, and the prior alone chooses; use at most {most} factors"
         )
-        return [Caution("identification", text, float((d - q) ** 2), f">= {d + q} ((D - k)^2 >= D + k)")]
+        bound = Caution("identification", text, float((d - q) ** 2), f">= {d + q} ((D - k)^2 >= D + k)")
+        return [bound, *outliers(dataset)]
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """The principal subspace, turned at random; the noise from what it leaves."""

@@ -15,7 +15,7 @@ from torch.distributions import constraints
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.low_rank_gaussian import LowRankGaussian
 from latentlab.errors import ConfigError, DataError, InferenceError
-from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position, require_table
+from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position, outliers, require_table
 from latentlab.symmetry.groups import Orthogonal
 
 TOLERANCE = 1e-5
@@ -176,6 +176,9 @@ class LinearVAE(LatentModel):
         return values["sigma"] if self.sigma is None else torch.as_tensor(float(self.sigma), dtype=values["W"].dtype)
 
     # -- data
+
+    def cautions(self, dataset: Dataset) -> list[Caution]:
+        return outliers(dataset)
 
     def check(self, dataset: Dataset) -> None:
         """Refuses what is no table of several units and more than `n_latent` features.

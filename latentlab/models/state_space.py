@@ -11,7 +11,7 @@ import torch
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.linear_gaussian_chain import LinearGaussianChain, LinearGaussianPath
 from latentlab.errors import DataError
-from latentlab.models.base import Arrays, LatentModel, MaximumLikelihood, Position, require_table
+from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position, outliers, require_table
 from latentlab.models.emissions import number, whole
 from latentlab.models.mixture import check_table
 from latentlab.models.state_space_optimum import best_optimum, start
@@ -139,6 +139,9 @@ class LinearGaussianStateSpace(LatentModel):
         )
 
     # -- data
+
+    def cautions(self, dataset: Dataset) -> list[Caution]:
+        return outliers(dataset)
 
     def check(self, dataset: Dataset) -> None:
         """Refuses what is no table of at least three steps, or has a constant column.

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from latentlab.data.dataset import Dataset
 from latentlab.errors import ConfigError, DataError
-from latentlab.models.base import Arrays, LatentModel, Position, require_table
+from latentlab.models.base import Arrays, Caution, LatentModel, Position, outliers, require_table
 from latentlab.symmetry.groups import Orthogonal
 
 Tensors = Mapping[str, torch.Tensor]
@@ -218,6 +218,9 @@ class VAE(LatentModel):
     def takes(self, argument: str) -> bool:
         """Labels only with `conditional`."""
         return super().takes(argument) and (argument != "labels" or self.conditional)
+
+    def cautions(self, dataset: Dataset) -> list[Caution]:
+        return outliers(dataset) if self.likelihood == "gaussian" else []
 
     def check(self, dataset: Dataset) -> None:
         """Refuses what is no table, values that the likelihood gives no probability, and columns without any spread.

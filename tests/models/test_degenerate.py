@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import ndtri
 
 from latentlab.data.dataset import Dataset
 from latentlab.errors import DataError
@@ -13,8 +14,13 @@ from latentlab.inference.map import MAP
 from latentlab.inference.nuts import NUTS
 from latentlab.models.count_hmms import PoissonHMM
 from latentlab.models.count_mixtures import PoissonMixture
+from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.gaussian_mixture import DPMixture, GaussianMixture
+from latentlab.models.linear_vae import LinearVAE
+from latentlab.models.ppca import PPCA
+from latentlab.models.state_space import LinearGaussianStateSpace
+from latentlab.models.vae import VAE
 
 COVARIANCES = ("full", "diagonal", "spherical", "tied")
 ONE_START = Exact(n_restarts=1, n_draws=4)
@@ -211,3 +217,25 @@ def test_each_kind_of_doubt_has_its_note(rng):
     assert "column '2' is constant" in cautions(model, table(np.column_stack([x, np.ones(40)])))[0]
     assert "2 units are no more than 3 columns" in cautions(model, table(rng.standard_normal((2, 3))))[0]
     assert cautions(PoissonMixture(2), table(np.arange(40)[:, None] % 2)) == []
+
+
+@pytest.mark.parametrize(
+    "model", [PPCA(1), FactorAnalysis(1), GaussianMixture(2), GaussianHMM(2), LinearGaussianStateSpace(1), VAE(1), LinearVAE(1)]
+)
+def test_a_value_far_from_all_others_of_its_column_is_a_warning(model):
+    x = ndtri((np.arange(1, 41)[:, None] * [7, 11, 13] % 41) / 41)  # quantiles of the normal distribution, in three orders
+    odd = x.copy()
+    odd[7, 1] = -999
+    for scale, data in ((1, table(odd)), (1e9, table(1e9 * odd)), (1, table(odd).standardize())):
+        found = [note for note in cautions(model, data) if "standard deviations" in note]
+        assert len(found) == 1
+        assert found[0].startswith(f"column '1', unit '7': {-999 * scale:g} is 1.0")
+    assert not [note for note in cautions(model, table(x)) if "standard deviations" in note]
+
+
+def test_a_value_far_from_all_others_is_among_the_diagnostics(rng):
+    x = rng.standard_normal((40, 3))
+    x[7, 1] = 1e12
+    rows = fit(PPCA(1), table(x).standardize(), Exact(n_draws=10), seed=0, progress=False).diagnostics()
+    row = rows[rows.check == "data"].iloc[0]
+    assert (row.verdict, row.quantity.split(" is ")[0]) == ("warn", "column '1', unit '7': 1e+12")
