@@ -342,7 +342,8 @@ def _command(commands: Any, name: str, function: Callable[[argparse.Namespace], 
 
 def _takes_config(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "Values of overrides are YAML. An override of a section's name drops the file's other keys of that section. "
+        "Values of overrides are YAML; of several for one key the last applies. "
+        "An override of a section's name drops the file's other keys of that section. "
         "A path in the file is relative to the file, in an override to the working directory; ~ is replaced, $HOME is not."
     )
     parser.add_argument("config", metavar="CONFIG", help="a YAML file")

@@ -133,7 +133,7 @@ class Comparison:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """That the fit did not converge, if so; what hangs on a tie; what was looked at in part, or approximately."""
+        """Remarks on the comparison: a fit that did not converge, ties, subsamples and approximations."""
         parts = [part for name in ("ties", "notes") for part in str(self.data.attrs.get(name, "")).split("; ")]
         return tuple(filter(None, [not_converged(self.data), *parts]))
 

@@ -349,7 +349,7 @@ def prepared(
 
 
 def outline(problem: Problem, dataset: Dataset) -> xr.DataTree:
-    """The result's names, dims and coordinates with a single draw of zeros, so that what cannot be stored shows before the fit.
+    """The result's names, dims and coordinates with a single draw of zeros, to refuse before the fit what cannot be stored.
 
     Raises:
         ModelError: A coordinate or a name that a result cannot have; names it.

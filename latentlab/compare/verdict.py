@@ -319,7 +319,7 @@ def _borderline(v: Verdict, adjusted: Verdict, n: int) -> str:
     half = v.alpha / 2
     needed = n / half - 1
     if needed <= v.ess < NEAR_ENOUGH * needed:
-        return f"borderline: the held-out draws are worth {v.ess:.0f}, just above the {needed:.0f} that a verdict needs"
+        return f"borderline: the effective number of held-out draws is {v.ess:.0f}, close to the required {needed:.0f}"
     if v.ess < needed:
         return ""
     decisive = [("p_guard", v.p_guard, adjusted.p_guard)]
@@ -331,7 +331,8 @@ def _borderline(v: Verdict, adjusted: Verdict, n: int) -> str:
             return f"borderline: {near}, and other draws may change the verdict"
     gate = {"summary-like": v.gate_summary, "draw-like": v.gate_draw}.get(adjusted.verdict)
     if gate is not None and _is_near(gate, half / n, v.ess):
-        return f"borderline: the gate {gate:.2g} is within its Monte Carlo error of {half / n:.2g}, and other draws may shut it"
+        near = f"the gate {gate:.2g} is within its Monte Carlo error of {half / n:.2g}"
+        return f"borderline: {near}, and other draws may change the verdict"
     return ""
 
 

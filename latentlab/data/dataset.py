@@ -274,7 +274,7 @@ class Dataset:
         return self.align_features(data).transformed(self.transform)
 
     def notes(self) -> list[str]:
-        """What a reader of results should know of the data: identical columns and rows, odd labels, much missing."""
+        """Notes on the data for readers of results: identical columns and rows, unusual labels, missing entries."""
         columns = self.features.tolist() if self.x.ndim == 2 else None
         x = np.moveaxis(self.x, self._unit_axis, 0)
         return [
@@ -302,7 +302,7 @@ class Dataset:
         return self.dims[self.observed].index("unit")
 
     def _time_notes(self) -> list[str]:
-        """Of a series: steps that its times leave out, or that there is no step."""
+        """Notes on the time steps of a series: gaps, or times without a regular step."""
         if "time" not in self.coords:
             return []
         sequence, time = self.coords.get("sequence"), np.asarray(self.coords["time"])

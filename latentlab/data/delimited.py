@@ -235,7 +235,7 @@ def _need(path: Path, n_header: int, n_columns: int, chosen: Chosen, budget: Bud
 
 
 def _without_numbers(table: Table) -> Table:
-    """The table without columns that are an index of before, counting from 0, read and written again."""
+    """The table without columns that count the rows from 0, the index of an earlier export."""
     numbers = np.arange(len(table.x))
     kept = [i for i, one in enumerate(table.features) if not (INDEX.fullmatch(one) and np.array_equal(table.x[:, i], numbers))]
     return replace(table, features=[table.features[i] for i in kept], x=table.x[:, kept])

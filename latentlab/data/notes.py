@@ -1,4 +1,4 @@
-"""What is odd about data without being an error: said in the report, since it explains odd results."""
+"""Notes on unusual properties of the data, for the report: they are no errors, but explain unusual results."""
 
 import hashlib
 from collections.abc import Sequence

@@ -142,7 +142,7 @@ def assemble(
         order = np.lexsort((clock.key, _numbers(sequence, len(x))))
         if (np.diff(order) < 0).any():
             by = "time" if sequence is None else "sequence and time"
-            said.append(f"the rows were sorted by {by}, {(order != np.arange(len(x))).sum()} of {len(x)} stood elsewhere.")
+            said.append(f"the rows were sorted by {by}, {(order != np.arange(len(x))).sum()} of {len(x)} changed place.")
         x, clock, time = x[order], replace(clock, key=clock.key[order], written=clock.written[order]), clock.written[order]
         sequence, units, labels = (None if one is None else one[order] for one in (sequence, units, labels))
     called = _names(sequence, time) if units is None and time is not None else units

@@ -195,7 +195,7 @@ class StoredDataset:
         return map(self.values, self.rows.blocks())
 
     def notes(self) -> list[str]:
-        """What a reader of results should know of the data."""
+        """Notes on the data for readers of results."""
         n_entries, n_units = self.n_units * len(self._features), self.n_units
         said = [f"the data stay on disk, in {self.rows.path.name}, and were fitted in minibatches."]
         if n_units > N_SAMPLE:

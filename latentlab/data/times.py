@@ -23,7 +23,7 @@ TURNED = re.compile(r"^(Q[1-4])[- ]?(\d{4})$", re.IGNORECASE)
 """A quarter before its year."""
 WEEK = re.compile(r"\d{4}-W\d\d")
 SORTED = re.compile(r"\d{4}(\D.*)?")
-"""Text that begins with a year sorts as time does, if all of it is of one form."""
+"""Text that begins with a year is in order of time if sorted, provided that all of it has one form."""
 ISO = re.compile(r"(\d{4}-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d{1,9})?)?)?)?)?)(Z|[+-]\d\d:?\d\d)?")
 SLASHED = re.compile(r"(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)([T ]\d\d:\d\d(:\d\d)?)?")
 WORDED = (
@@ -69,7 +69,7 @@ class Times:
         return 0 if self.tick == "microsecond" and common != gaps.min() else common
 
     def span(self, step: int) -> str:
-        """So many ticks in words.
+        """The length of a number of ticks, in words.
 
         Example:
             >>> read(np.array(["2020Q1", "2020Q2"]), "times").span(3)
@@ -121,7 +121,7 @@ def on_gaps(times: Times, codes: np.ndarray) -> list[str]:
 
     Example:
         >>> on_gaps(read(np.array([1, 2, 5]), "times"), np.zeros(3))
-        ['2 time steps are left out: the steps beside them count as neighbours.']
+        ['2 time steps are left out: the steps before and after count as neighbours.']
     """
     same = np.diff(codes) == 0
     if times.key is None or not same.any():
@@ -131,7 +131,7 @@ def on_gaps(times: Times, codes: np.ndarray) -> list[str]:
         n = int((gaps // step - 1).sum())
         how = f"{n} time steps are" if n > 1 else "1 time step is"
         span = "" if times.tick == "step" else f" (one step is {times.span(step)})"
-        return [f"{how} left out{span}: the steps beside them count as neighbours."] if n else []
+        return [f"{how} left out{span}: the steps before and after count as neighbours."] if n else []
     if np.ptp(gaps.astype(np.float64)) > ROUNDING * np.abs(gaps).max():
         return ["the times have no regular step: they are taken as neighbours, however far apart."]
     return []
@@ -210,7 +210,7 @@ def _slashed(words: list[str], what: str) -> Times | None:
     if len(found) < len(words):
         return None
     if any(len(one[4]) == 2 for one in found) or len({one[2] for one in found}) > 1:
-        raise DataError(f"{what}: {words[0]!r} does not say which number is day, month and year; write it as 2020-01-31.")
+        raise DataError(f"{what}: day, month and year of {words[0]!r} cannot be told apart; write it as 2020-01-31.")
     day_first = all(int(one[3]) <= 12 for one in found)
     month_first = all(int(one[1]) <= 12 for one in found) and found[0][2] != "."
     if day_first and month_first and any(one[1] != one[3] for one in found):
@@ -287,7 +287,7 @@ def _by(dates: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.
 
 
 def _places(first: int) -> tuple[Callable[[np.ndarray], np.ndarray], ...]:
-    """Dates that months may have their place at: a day counted from 0, the end, the last working day, the first one."""
+    """Dates within months that a monthly series may have: a fixed day, the last day, the last or first working day."""
 
     def end(months: np.ndarray) -> np.ndarray:
         return (months + 1).astype("M8[D]") - 1

@@ -96,7 +96,7 @@ class LinearVAE(LatentModel):
             pyro.sample("z", self.latents({"x": x}, V=V, D=D, mu=mu))
 
     def _decoder(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """W, mu and sigma in Pyro's hands; they start at random, the mean and the spread of the data."""
+        """Registers W, mu and sigma as Pyro parameters; they start at random, at the mean and at the spread of the data."""
         spread = x.var(0).mean().sqrt() if len(x) > 1 else torch.ones(())
         W = pyro.param("W", lambda: spread * torch.randn(x.shape[1], self.n_latent) / math.sqrt(self.n_latent))
         mu = pyro.param("mu", lambda: x.mean(0))

@@ -416,4 +416,4 @@ def test_a_gate_at_its_level_and_barely_enough_draws_are_noted(case):
     v = replace(Reference(case.chains(), "orthogonal", case.rng).judge(case.mean), p_low=0.5, p_guard=0.5, ess=400.0, notes=())
     assert "the gate 0.02" in holm([replace(v, gate_draw=0.02)])[0].notes[0]
     assert holm([replace(v, gate_draw=1 / 401)])[0].notes == ()
-    assert "just above the 39" in holm([replace(v, gate_draw=1 / 401, ess=39.5)])[0].notes[0]
+    assert "close to the required 39" in holm([replace(v, gate_draw=1 / 401, ess=39.5)])[0].notes[0]

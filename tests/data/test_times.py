@@ -133,7 +133,8 @@ def test_gaps_are_left_on_request():
     dataset = taken(["2020-01-04", "2020-01-01", "2020-01-02"], fill_gaps=False)
     assert dataset.x[:, 0].tolist() == [1, 2, 0]
     assert any(
-        "1 time step is left out (one step is 1 day): the steps beside them count as neighbours" in one for one in dataset.notes()
+        "1 time step is left out (one step is 1 day): the steps before and after count as neighbours" in one
+        for one in dataset.notes()
     )
 
 
@@ -142,7 +143,7 @@ def test_gaps_are_left_on_request():
     [
         (["01/01/2020", "01/02/2020"], r"'01/02/2020' may be day/month/year or month/day/year; write dates as 2020-01-31"),
         (["3-4-2020", "5-6-2020"], "'3-4-2020' may be"),
-        (["13/01/20", "14/01/20"], "'13/01/20' does not say which number"),
+        (["13/01/20", "14/01/20"], "day, month and year of '13/01/20' cannot be told apart"),
         (["2020-02-30", "2020-03-01"], "'2020-02-30' is no date"),
         (["13/13/2020", "14/13/2020"], "is no date"),
         (["2020-01-01", "soon"], "'soon' is no date in the form of '2020-01-01'"),
