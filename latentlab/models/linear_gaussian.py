@@ -177,9 +177,10 @@ class LinearGaussian(LatentModel):
         if not self.noise_dims or self.W_scale == 0 or (d - q) ** 2 >= d + q:  # type: ignore[attr-defined]
             return outliers(dataset)
         most = max(k for k in range(d) if (d - k) ** 2 >= d + k)
+        remedy = f"use at most {most} factor{'s' * (most > 1)}" if most else "use at least 3 features"
         text = (
-            f"{self.noise}, W and the positions are not identified: {q} factors of {d} features can have the same covariance "
-            f"with different noises, and the prior alone chooses; use at most {most} factors"
+            f"{self.noise}, W and the positions are not identified: {q} factor{'s' * (q > 1)} of {d} features can have the same "
+            f"covariance with different noises, which only the prior determines; {remedy}"
         )
         bound = Caution("identification", text, float((d - q) ** 2), f">= {d + q} ((D - k)^2 >= D + k)")
         return [bound, *outliers(dataset)]

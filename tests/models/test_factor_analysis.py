@@ -20,7 +20,8 @@ def test_the_warning_is_at_the_ledermann_bound(rng, n_features, n_latent, warns,
     cautions = ll.models.FactorAnalysis(n_latent).cautions(table(rng, n_features))
     assert bool(cautions) == warns == ((n_features - n_latent) ** 2 < n_features + n_latent)
     if warns:
-        assert f"use at most {most} factors" in cautions[0].quantity
+        remedy = {0: "use at least 3 features", 1: "use at most 1 factor"}.get(most, f"use at most {most} factors")
+        assert cautions[0].quantity.endswith(f"; {remedy}")
     assert not ll.models.PPCA(n_latent).cautions(table(rng, n_features))
 
 
