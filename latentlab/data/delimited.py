@@ -187,7 +187,7 @@ class _Parser:
                 why = "a whole number beyond 2**53, which would lose digits" if lost else _hint(word, self.decimal)
                 raise DataError(
                     f"{self.path}, line {lines[i // width]}, column {column!r}: {word[:40]!r} is {why}. "
-                    "Choose other `columns`, or make it the `label` or `unit`."
+                    "Choose other `columns`, make it the `label` or `unit`, or delete the line if it is no row of data."
                 )
         return values
 

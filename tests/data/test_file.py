@@ -221,6 +221,7 @@ def test_arrays_and_parquet_are_read(tmp_path):
         ("a.csv", "a;b\n1.000,5;2\n", {}, "line 2, column 'a'.*thousands separators"),
         ("a.csv", "a,b\n1,x\n", {}, "line 2, column 'b': 'x' is no number"),
         ("a.csv", "a,b\n1,inf\n", {}, "line 2, column 'b': 'inf' is infinite"),
+        ("a.csv", "a,b\nkg,m\n1,2\n", {}, "line 2, column 'a': 'kg' is no number.* or delete the line if it is no row of data"),
         ("a.csv", "a,b\n1,2\n# end\n", {}, "line 3: 1 field where the header has 2; delete a line that is no row of data"),
         ("a.csv", "a,b,\n1,2,\n", {}, "line 1: column 3 of 3 has no name .*with no delimiter at the end"),
         (
