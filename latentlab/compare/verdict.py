@@ -310,7 +310,7 @@ def holm(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 
 def _borderline(v: Verdict, adjusted: Verdict, n: int) -> str:
-    """That another sample of draws may well change the label; empty where it would not.
+    """A note where another sample of draws may change the label; empty otherwise.
 
     Args:
         v: The verdict with its own p-values.

@@ -301,5 +301,5 @@ def _places(first: int) -> tuple[Callable[[np.ndarray], np.ndarray], ...]:
 
 
 def _weekday(days: np.ndarray) -> np.ndarray:
-    """Monday is 0."""
+    """Days of the week, Monday being 0."""
     return (days.astype(int) + 3) % 7

@@ -16,7 +16,7 @@ from scipy.spatial.distance import pdist, squareform
 from latentlab.embeddings.embedding import all_pairs, at_most, at_most_by_data
 
 N_NEIGHBORS = 10
-"""Unless said; as many as there are other units where those are fewer."""
+"""Default number of neighbours; lowered where there are fewer other units."""
 SEED = 0
 """Of the iterative eigensolver's starting vector, on which its result depends by rounding only."""
 STRESS_TOLERANCE = 1e-6

@@ -12,13 +12,13 @@ from latentlab.errors import ConfigError, MissingDependencyError
 PERPLEXITY = 30.0
 """Unless said; as in openTSNE and scikit-learn."""
 N_NEIGHBORS = 15
-"""Of UMAP unless said, the unit itself counted."""
+"""Default number of neighbours of UMAP, the unit itself included."""
 SPREAD = 1e-4
 """Standard deviation of the first column at the start: small, so that nothing repels yet."""
 NOISE = 0.1
 """Of the spread, added to the principal components: what differs between seeds."""
 ALL_PAIRS = 4096
-"""Fewer units have their neighbours found exactly, as in the library."""
+"""Number of units below which neighbours are found exactly, as in UMAP's library."""
 EXACT = 3000
 """Up to so many units repulsion is summed over a tree (Barnes-Hut), beyond over a grid, which is faster there."""
 
