@@ -187,12 +187,13 @@ def test_data_are_drawn_anew_in_each_sweep():
 def test_a_sound_model_and_sampler_pass(model, monkeypatch):
     if model is not SOUND:
         monkeypatch.setattr(calibration, "geweke", partial(geweke, n_chains=80, n_sweeps=40))
+    n_replications = 200 if model is SOUND else 60
     for seed in (0, 1):
-        found = calibrate(model, SAMPLER, n_replications=200 if model is SOUND else 60, seed=seed, progress=False)
+        found = calibrate(model, SAMPLER, n_replications=n_replications, seed=seed, progress=False)
         if found.passed:
             break
     assert found.passed, str(found)
-    assert (found.sbc.table.autocorrelation < 0.05).all()
+    assert (found.sbc.table.autocorrelation <= calibration._most_added(n_replications)).all()
     assert "all passed (false-alarm rate of the whole: at most 0.002)" in str(found)
 
 

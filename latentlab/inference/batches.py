@@ -150,7 +150,8 @@ def log_prob_of_draws(problem: Problem, u: np.ndarray) -> np.ndarray:
 
 def _at_once(density: Density, rows: tuple[torch.Tensor, ...], u: np.ndarray) -> int:
     """How many draws' densities one call may compute, by what a further draw adds to its largest operation."""
-    some = tuple(row[:SOME_ROWS] for row in rows)
+    spread = torch.linspace(0, len(rows[0]) - 1, min(SOME_ROWS, len(rows[0]))).long()  # missing entries may come last
+    some = tuple(row[spread] for row in rows)
     own, draw = density.on(density.with_units(some)), torch.from_numpy(u[:1])
     made = [sizes(torch.vmap(own.log_prob), draw.repeat(n, 1)) for n in (1, 3)]
     if made[0] is None or made[1] is None:

@@ -14,7 +14,7 @@ class PPCA(LinearGaussian):
     the positions. Scales are standard deviations, in the units of the features. With z integrated out,
     $x_n \sim N(\mu, W W' + \sigma^2 I)$. Identified are W W', mu, sigma, and W z_n; W and z only up to one common rotation
     or reflection, O(q). Standardising columns makes equal noise unequal, which more latent dimensions then fit: choose q on
-    columns of one unit as they are (`standardize: false`), or with `FactorAnalysis`.
+    raw columns of one unit, or by factor analysis.
 
     Args:
         n_latent: Latent dimensions q, fewer than features.

@@ -487,7 +487,9 @@ def test_few_units_lower_what_was_not_asked_for_and_refuse_what_was(name, rng, m
             self.embedding_ = np.full((len(x), 2), float(self.settings["n_neighbors"]))
             return self
 
-    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=UMAP))
+    distances = types.SimpleNamespace(euclidean="euclidean")
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=UMAP, distances=distances))
+    monkeypatch.setitem(sys.modules, "umap.distances", distances)
     usual, option = FEW[name]
     few = Dataset({"x": rng.standard_normal((7, 3))}, dims={"x": ("unit", "feature")}, name="few")
     most = 2 if name == "tsne" else 6

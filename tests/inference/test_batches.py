@@ -179,13 +179,15 @@ def test_densities_summed_over_blocks_are_those_of_all_units(saved, model, missi
     np.testing.assert_allclose(log_prob_of_draws(lazy, u), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("missing", "at_once"), [(False, module.MOST_DRAWS), (True, 10)])
+@pytest.mark.parametrize(("missing", "at_once"), [("none", module.MOST_DRAWS), ("one", module.MOST_DRAWS), ("many", 10)])
 def test_draws_are_computed_together_as_far_as_there_is_room(missing, at_once, monkeypatch):
-    """PPCA's sum over complete rows needs no more than their moments, whatever the number of draws."""
-    x = np.random.default_rng(0).normal(size=(5000, 4))
-    if missing:
+    """PPCA's sum over rows with the same missing entries needs no more than their moments, whatever the number of draws."""
+    x = np.random.default_rng(0).normal(size=(8192, 20))
+    if missing == "one":
         x[0, 0] = np.nan
-    monkeypatch.setattr(module, "ROOM", 5000 * 4 * 10)
+    if missing == "many":  # the later rows have patterns of their own
+        x[4096:][np.random.default_rng(1).random((4096, 20)) < 0.5] = np.nan
+    monkeypatch.setattr(module, "ROOM", 4150 * 20 * 10)
     problem = prepared(PPCA(1), Dataset({"x": x}, dims={"x": ("unit", "feature")}), METHOD, progress=False)
     rows = tuple(problem.arrays[name] for name in problem.density.unit_arrays())
     assert module._at_once(problem.density, rows, np.zeros((1, problem.density.size))) == at_once
