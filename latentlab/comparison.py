@@ -32,7 +32,7 @@ from latentlab.fit import Fit
 from latentlab.inference.draws import Method
 from latentlab.models.base import LatentModel
 from latentlab.registry import METHODS, METRICS
-from latentlab.seeds import Seeds
+from latentlab.seeds import Seeds, one_thread
 from latentlab.symmetry.labels import indicators
 
 SCORE_COLUMNS = (
@@ -152,6 +152,7 @@ class Comparison:
         return f"Comparison({n_arrays} arrays, {n_metrics} metrics; verdicts {said}{state})"
 
 
+@one_thread()
 def compare(
     fit: Fit,
     embeddings: Sequence[Embedding],

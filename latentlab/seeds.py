@@ -80,18 +80,20 @@ def _default_dtype(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch works with one thread inside the block.
+    """Runs torch and the BLAS of NumPy with one thread inside the block; also a decorator.
 
     The operations of these models are small: a second thread gains nothing, waits for its turn on a busy machine (5 to 50
     times slower where others work too), and would make the last digits depend on the number of threads.
     """
     import torch
+    from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
     _before.append(before)
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(1, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(before)
         _before.pop()

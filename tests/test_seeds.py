@@ -1,0 +1,18 @@
+"""Threads of what is small."""
+
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from latentlab.seeds import one_thread
+
+
+def blas_threads():
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+def test_one_thread_holds_for_blas_too():
+    """Products of small matrices wait for a second thread: a comparison took five times as long on a busy machine."""
+    with threadpool_limits(2, user_api="blas"):
+        outside = blas_threads()
+        with one_thread():
+            assert blas_threads() == {1}
+        assert blas_threads() == outside
