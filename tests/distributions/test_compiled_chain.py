@@ -218,8 +218,11 @@ def test_a_tiny_noise_beside_a_diffuse_prior_keeps_its_digits_where_covariances_
     x, values = diffuse(rng, n_features, scale, initial_scale, noise)
     expected, starts = exactly(x, values), begins([6])
     found = float(by_kernel(x, starts)(*values))
-    level, least = by_covariances(x, values)
     assert found == pytest.approx(expected, rel=1e-8)
+    try:
+        level, least = by_covariances(x, values)
+    except np.linalg.LinAlgError:  # a covariance that is singular has lost its digits too
+        level, least = np.nan, 0.0
     assert least <= 0 or abs(level - expected) > 1e-2 * abs(expected)
     masked = torch.ones_like(x, dtype=torch.bool)
     masked[3, 0] = False

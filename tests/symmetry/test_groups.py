@@ -175,8 +175,8 @@ def test_invariants_are_invariant_and_larger_groups_change_them(group, rng):
         moved = group.invariants(group.act(group.random(rng, Q), values, DIMS), DIMS)
         assert close(moved, found, 1e-7)
     for larger in larger_groups(group, {name: DIMS[name] for name in values}, size=Q):
-        moved = group.invariants(larger.act(larger.random(rng, Q), values, DIMS), DIMS)
-        assert not close(moved, found, 1e-3), f"{type(larger).__name__} leaves all of them as they are"
+        every = [group.invariants(larger.act(larger.random(rng, Q), values, DIMS), DIMS) for _ in range(20)]  # some are of both
+        assert not all(close(moved, found, 1e-3) for moved in every), f"{type(larger).__name__} leaves all of them as they are"
 
 
 def test_many_rows_are_followed_by_spectrum_diagonal_and_projections(rng):
