@@ -37,7 +37,7 @@ from latentlab.files import now, sha256
 from latentlab.fit import N_PREDICTIVE, Fit, classes_of, density_of_new, fit, outline, prepared
 from latentlab.posterior import load, save
 from latentlab.registry import plugins as plugged
-from latentlab.seeds import Seeds, one_thread
+from latentlab.seeds import Seeds
 from latentlab.store import (
     CHECKPOINTS,
     CONFIG,
@@ -295,7 +295,6 @@ def _carry_out(job: _Job, directory: RunDirectory, bar: _StageBar, *, progress: 
         raise _ending_with(error, 1) from error.__cause__
 
 
-@one_thread()
 def _stages(job: _Job, directory: RunDirectory, bar: _StageBar, *, progress: bool) -> None:
     def timed(stage: str, act: Callable[[], Any]) -> Any:
         bar.stage(stage)
