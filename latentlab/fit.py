@@ -122,7 +122,7 @@ class Fit:
         return self.model.frozen(self.parameters, self._classes)
 
     def activity(self) -> pd.DataFrame:
-        """What each dimension of the encoder carries: dimension, activity, kl (nats a unit), active (`inference.encoder`).
+        """Activity of each dimension of the encoder: dimension, activity, kl (nats a unit), active (`inference.encoder`).
 
         Raises:
             ModelError: The model has no encoder.

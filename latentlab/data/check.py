@@ -13,7 +13,7 @@ RESERVED = ("chain", "draw", "sample", "mask")
 """Names that results and models use themselves."""
 
 NAME = re.compile(r"\w[^/\x00-\x1f]*")
-"""What arrays, dims and coordinates may be called, so that a netCDF file can hold them."""
+"""Names of arrays, dims and coordinates that a netCDF file can hold."""
 
 Dims = dict[str, tuple[str, ...]]
 

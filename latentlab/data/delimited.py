@@ -25,7 +25,7 @@ DELIMITERS = (",", ";", "\t", "|")
 BLANK = " "
 """Delimits columns by one or more blanks or tabulators."""
 INDEX = re.compile(r"|Unnamed: \d+")
-"""What the index of a DataFrame is called in the file that pandas writes, and once pandas has read it and written it again."""
+"""Column names of an unnamed index in a file that pandas writes, or reads and writes again."""
 BLOCK = 2**17
 """Cells read before they are turned into numbers."""
 

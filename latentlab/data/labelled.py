@@ -17,7 +17,7 @@ from latentlab.errors import DataError
 Names = dict[str, np.ndarray]
 
 UNNAMED = re.compile(r"Unnamed: \d+")
-"""What pandas calls a column without a name, as an index is in the file that it writes."""
+"""Name that pandas gives to a column without one, such as the index in a file that it writes."""
 
 
 def plain(

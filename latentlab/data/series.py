@@ -312,7 +312,7 @@ def _spans(codes: np.ndarray, ticks: np.ndarray, step: int) -> list[int]:
 def _steps(
     codes: np.ndarray, ticks: np.ndarray, step: int, spans: Sequence[int], n_features: int, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where each unit comes to stand when every step of its sequence has a row, and the tick of each row."""
+    """Returns the row of each unit once every step of its sequence has a row, and the tick of each row."""
     what = f"{name}: the series with a row for each of {sum(spans)} time steps, of which {len(ticks)} are given (`fill_gaps`),"
     Budget.of(None).need(COPIES * 8 * sum(spans) * (n_features + 1), what)
     starts = np.flatnonzero(np.r_[True, np.diff(codes) != 0])

@@ -121,7 +121,7 @@ class Descent:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], n_steps: int) -> "Descent":
-        """What `arrays` holds, with room for the losses of so many steps."""
+        """Arrays as in `arrays`, with room for the losses of all steps."""
         (n_done, at, *stops), ends = arrays["numbers"].tolist(), torch.tensor(arrays["ends"])
         losses = np.full((n_steps, len(ends)), np.nan)
         losses[:n_done] = arrays["losses"]
@@ -130,7 +130,7 @@ class Descent:
         return cls(n_done, vectors, m, v, losses, stopped, float(arrays["least"]), at, best)
 
     def to(self, device: str) -> "Descent":
-        """The same with its tensors on a device."""
+        """Returns a copy with its tensors on a device."""
         moved = {name: getattr(self, name).to(device) for name in ("vectors", "m", "v", "best")}
         return replace(self, **moved, stopped={k: (n, end.to(device)) for k, (n, end) in self.stopped.items()})
 

@@ -96,7 +96,7 @@ class _Restart:
         return next(self._rows)
 
     def stand(self) -> tuple[int, torch.Tensor]:
-        """How many batches and which random numbers were taken."""
+        """Number of batches taken and state of the random generator."""
         return self.n_batches, self.random.get_state()
 
     def go_on(self, problem: Problem, settings: Settings, n_batches: int, random: np.ndarray) -> None:

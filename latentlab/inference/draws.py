@@ -88,7 +88,7 @@ def finished(problem: Problem, part: str, compute: Callable[[], Mapping[str, np.
 
 
 def finished_draws(problem: Problem, method: Method) -> Draws:
-    """What the method gives back, kept before anything is made of it: a failure later on costs no fit."""
+    """Saves the draws of a method before results are assembled, so that a later failure costs no fit."""
     arrays = kept(problem, DRAWS)
     if arrays is None:
         arrays = _packed(method.run(problem))
@@ -136,7 +136,7 @@ class UnderWay:
         self._saved = time.monotonic()
 
     def __call__(self, arrays: Callable[[], Mapping[str, np.ndarray]]) -> None:
-        """How the part stands now; the arrays are asked for where they are written."""
+        """Records the state of the part; its arrays are evaluated when they are written."""
         self._latest = arrays
         if time.monotonic() - self._saved > self._every:
             self._save()
@@ -155,7 +155,7 @@ class UnderWay:
 
 
 def kept(problem: Problem, part: str) -> dict[str, np.ndarray] | None:
-    """What `keep` wrote, in its order; None where there is nothing, and with a warning where it is damaged or of another fit."""
+    """Reads what `keep` wrote, in its order; None without it, and with a warning if it is damaged or of another fit."""
     path = problem.checkpoint / f"{part}.safetensors" if problem.checkpoint else None
     if path is None or not path.is_file():
         return None

@@ -45,7 +45,7 @@ Terms = dict[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Change:
-    """How much a group changes the log joint: the largest change in nats, the tolerance there, and the site that changes most."""
+    """Change of the log joint under a group: the largest in nats, the tolerance there, and the site that changes most."""
 
     nats: float
     tolerance: float
