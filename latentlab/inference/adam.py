@@ -121,7 +121,7 @@ class Descent:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], n_steps: int) -> "Descent":
-        """Arrays as in `arrays`, with room for the losses of all steps."""
+        """Returns the state saved in `arrays`, with room for the losses of all steps."""
         (n_done, at, *stops), ends = arrays["numbers"].tolist(), torch.tensor(arrays["ends"])
         losses = np.full((n_steps, len(ends)), np.nan)
         losses[:n_done] = arrays["losses"]

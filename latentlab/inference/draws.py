@@ -88,7 +88,7 @@ def finished(problem: Problem, part: str, compute: Callable[[], Mapping[str, np.
 
 
 def finished_draws(problem: Problem, method: Method) -> Draws:
-    """Saves the draws of a method before results are assembled, so that a later failure costs no fit."""
+    """Returns the draws of a method, saved before results are assembled, so that a later failure costs no fit."""
     arrays = kept(problem, DRAWS)
     if arrays is None:
         arrays = _packed(method.run(problem))
