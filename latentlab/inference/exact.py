@@ -12,6 +12,9 @@ from latentlab.inference.nuts import require_whole
 from latentlab.models.base import LatentModel, MaximumLikelihood
 from latentlab.seeds import isolated
 
+TIE = 1e-6
+"""Difference of two log likelihoods, in nats, below which two restarts count as the same maximum."""
+
 
 @dataclass(frozen=True)
 class Exact:
@@ -21,8 +24,9 @@ class Exact:
     itself is uncertain.
 
     Where there is no closed form the climb begins at several starts; where each ended is kept, and the best is the estimate, of
-    those with nothing amiss (no component at the floor of the variances, none that is empty) if there are any. Data on which
-    every start collapses, such as a column that is the sum of others under full covariances, are refused.
+    those with nothing amiss (no component at the floor of the variances, none that is empty) if there are any. Of starts that
+    tie the first is the estimate. Data on which every start collapses, such as a column that is the sum of others under full
+    covariances, are refused.
 
     Args:
         n_restarts: Starts.
@@ -40,6 +44,14 @@ class Exact:
         require_whole("Exact.n_restarts", self.n_restarts, 1)
         require_whole("Exact.n_draws", self.n_draws, 1)
 
+    @staticmethod
+    def _best(runs: list[MaximumLikelihood]) -> MaximumLikelihood:
+        """Return the first run at the highest maximum, so that rounding does not choose among runs that tie."""
+        sound = [run for run in runs if not run.notes] or runs
+        highest = max(run.trace[-1] for run in sound)
+        least = highest - TIE - 1e-10 * abs(highest)
+        return next(run for run in sound if run.trace[-1] >= least)
+
     def run(self, problem: Problem) -> Draws:
         model = problem.model
         if type(model).maximum_likelihood is LatentModel.maximum_likelihood:
@@ -52,7 +64,7 @@ class Exact:
                 runs.append(model.maximum_likelihood(problem.arrays, seeds.child("start").numpy()))
             if runs[-1].unique:
                 break
-        found = max(runs, key=lambda run: (not run.notes, run.trace[-1]))
+        found = self._best(runs)
         lead = (1, self.n_draws)
         sites = {name: value for name, value in found.values.items() if name not in model.parameters}
         values = {name: np.broadcast_to(value, lead + np.shape(value)).copy() for name, value in sites.items()}
