@@ -42,6 +42,8 @@ CASES = {
     "unequal widths": (np.full(3, 1 / 3), np.array([0.5, 1.0, 2.0])),
 }
 """Weights, and widths in units of sigma."""
+PRIORS = {"equal": (1e4, 0.0), "unequal sizes": (10.0, 0.12), "unequal widths": (10.0, 0.25)}
+"""Concentration of the weights, and spread of the log standard deviations about the usual one."""
 METHODS: dict[str, Any] = {
     "chees": ll.ChEES(n_chains=32, n_superchains=8, n_warmup=300, n_draws=200),
     "nuts": ll.NUTS(n_chains=4, n_warmup=300, n_draws=400),
@@ -73,8 +75,8 @@ def model(case: str, separation: float) -> ll.models.GaussianMixture:
     Otherwise its priors keep every component occupied: an empty one has its prior's heavy tails, which take very long chains.
     """
     sigma = SIDE / separation
-    known = {"weights_concentration": 1e4, "sigma_spread": 0.0}
-    given = known if case == "equal" else {"weights_concentration": 10.0, "sigma_spread": 0.25}
+    concentration, spread = PRIORS[case]
+    given = {"weights_concentration": concentration, "sigma_spread": spread}
     return ll.models.GaussianMixture(3, "spherical", mu_loc=SIDE / 2, mu_scale=SIDE / 2, sigma_scale=sigma, **given)
 
 

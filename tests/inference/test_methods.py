@@ -29,7 +29,7 @@ from latentlab.inference.exact import Exact
 from latentlab.inference.map import MAP
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI, _guide_draws
-from latentlab.models.base import LatentModel, Position
+from latentlab.models.base import LatentModel, MaximumLikelihood, Position
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.ppca import PPCA
@@ -195,6 +195,37 @@ def test_restarts_of_map_begin_at_the_models_values_and_then_about_them(monkeypa
     dataset = Dataset({"x": np.array([-1.0, 0.2, 3.0])}, dims={"x": ("unit",)})
     fit(Positive(), dataset, MAP(n_restarts=3, n_draws=1), seed=0, progress=False)
     assert jitters == [0.0, Positive.jitter, Positive.jitter]
+
+
+class Climbing(Positive):
+    """Restarts that end at given log likelihoods, each with its number as the estimate and the notes that are given."""
+
+    name, methods = "climbing", ("exact",)
+
+    def __init__(self, ends):
+        self.ends, self.calls = ends, 0
+
+    def maximum_likelihood(self, arrays, rng):
+        level, note = self.ends[self.calls]
+        self.calls += 1
+        return MaximumLikelihood({"s": np.array(float(self.calls))}, "EM", 0.0, np.array([level]), (note,) if note else ())
+
+
+@pytest.mark.parametrize(
+    ("ends", "best"),
+    [
+        ([(-7.0, ""), (-5.0 - 1e-9, ""), (-5.0, "")], 2),
+        ([(-7.0, ""), (-5.0 - 1e-3, ""), (-5.0, "")], 3),
+        ([(-1.0, "collapsed"), (-5.0, ""), (-6.0, "")], 2),
+        ([(-1e9 - 0.05, ""), (-1e9, "")], 1),
+    ],
+    ids=["tie", "no tie", "collapsed", "rounding of a large one"],
+)
+def test_of_restarts_that_tie_the_first_is_the_estimate(ends, best):
+    """Rounding, which another processor does otherwise, does not choose among them."""
+    dataset = Dataset({"x": np.array([-1.0, 0.2, 3.0])}, dims={"x": ("unit",)})
+    found = fit(Climbing(ends), dataset, Exact(n_restarts=len(ends), n_draws=2), seed=0, progress=False)
+    assert found.sites()["s"].flat[0] == best
 
 
 def test_the_densities_of_a_models_own_guide_are_those_of_the_unconstrained_scale():

@@ -24,7 +24,7 @@ from latentlab.inference.map import MAP
 from latentlab.inference.nuts import NUTS
 from latentlab.models.count_mixtures import BernoulliMixture, PoissonMixture
 from latentlab.models.gaussian_mixture import DPMixture, GaussianMixture
-from latentlab.models.mixture import k_means
+from latentlab.models.mixture import N_STARTS, k_means
 from latentlab.posterior import mcse_mean, mcse_sd, rhat
 from latentlab.symmetry.groups import Identity, Permutation
 
@@ -53,6 +53,21 @@ def limit(n):
 
 
 # -- starts
+
+
+def test_the_start_is_the_likeliest_of_several_runs_of_k_means(rng):
+    """Nine groups on a grid: many single runs divide one of them and join two others."""
+    corners = 8.0 * np.array(list(itertools.product(range(3), range(3))))
+    x = np.repeat(corners, 20, axis=0) + rng.standard_normal((180, 2))
+    model = GaussianMixture(9, covariance="spherical")
+    arrays = tensors(model, data(x))
+    n_better = 0
+    for seed in range(20):
+        same = np.random.default_rng(seed)
+        levels = [model._level(arrays, model._from_labels(arrays, k_means(arrays, 9, same))) for _ in range(N_STARTS)]
+        assert model._level(arrays, model.initialize(arrays, np.random.default_rng(seed))) == pytest.approx(max(levels))
+        n_better += max(levels) > levels[0] + 1
+    assert n_better > 0, "a single run would do: the data plant nothing"
 
 
 def test_columns_of_few_values_have_clusters_all_the_same():
@@ -362,7 +377,8 @@ def test_switched_labels_are_aligned_across_chains(switched):
     for name in ("mu", "weights", "sigma"):
         assert rhat(aligned[name].values).max() < 1.02, name
     z = aligned["z"].values
-    assert ((z == z[0, 0]).mean((0, 1)) > 0.9).mean() > 0.95
+    share = (z == 1).mean(axis=1)  # (chain, unit), of 400 draws that are almost independent: standard error .025 at most
+    assert np.ptp(share, axis=0).max() < 0.25
     own = np.take_along_axis(aligned["mu"].values[..., 0], z[..., :1], -1)
     np.testing.assert_array_equal(own, np.take_along_axis(raw["mu"][..., 0], raw["z"].astype(int)[..., :1], -1))
     table = switched.diagnostics()
