@@ -337,14 +337,21 @@ def test_an_encoders_khat_and_gap_are_means_over_units(rng):
     assert row(table, "k-hat")["value"] == pytest.approx(np.mean([khat(unit) for unit in log_weights.T]))
 
 
+def trendless(rng, t):
+    """Noise without any slope over the last quarter of its steps."""
+    noise, last = rng.normal(size=len(t)), t[-len(t) // 4 :]
+    noise[-len(last) :] -= np.polyval(np.polyfit(last, noise[-len(last) :], 1), last)
+    return noise
+
+
 @pytest.mark.parametrize(
     ("loss", "verdict"),
     [
         (lambda rng, t: 100 * np.exp(-t / 100) + rng.normal(size=4000), "pass"),
         (lambda rng, t: -0.004 * t + rng.normal(size=4000), "fail"),  # rises by 4 nats
         (lambda rng, t: 0.004 * t + rng.normal(size=4000), "fail"),
-        (lambda rng, t: -0.0008 * t + rng.normal(size=4000), "warn"),  # by 0.8
-        (lambda rng, t: 30 * rng.normal(size=4000), "warn"),  # noise hides it
+        (lambda rng, t: -0.0008 * t + 2 * trendless(rng, t), "warn"),  # by 0.8, +- 0.7
+        (lambda rng, t: 30 * trendless(rng, t), "warn"),  # noise hides it
         (lambda rng, t: t[:8] * 0 + rng.normal(size=8), "fail"),  # 2 steps to look at
     ],
 )

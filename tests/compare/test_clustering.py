@@ -101,7 +101,7 @@ def test_co_assignment_of_an_enumerated_posterior(rng):
     found = co_assignment(draws)
     off = ~np.eye(5, dtype=bool)
     assert (np.abs(found.mean - exact)[off] < 5 * found.standard_error[off]).all()
-    plain = np.sqrt(exact * (1 - exact) / 16_000)[off]
+    plain = np.sqrt((exact * (1 - exact))[off] / 16_000)
     assert (found.standard_error[off] > 0.7 * plain).all()
     assert (found.standard_error[off] < 3 * plain).all()
     assert found.ess[off].min() > 16_000 / 9

@@ -332,12 +332,14 @@ def test_a_single_chain_is_enough(case):
 
 def test_holm_adjusts_and_labels_anew(case):
     """Holm's example: p = 0.01, 0.04, 0.03, 0.005 become 0.03, 0.06, 0.06, 0.02."""
-    one = replace(Reference(case.chains(n_draws=200), "orthogonal", case.rng).judge(case.draw()), ess=400.0)
+    judged = Reference(case.chains(), "orthogonal", case.rng).judge(case.draw())
+    open_gates = {"ess": 400.0, "gate_summary": 0.0, "gate_draw": 0.0}
+    one = replace(judged, verdict="draw-like", p_low=0.5, p_guard=0.5, reason="", **open_gates)
     guards = [0.01, 0.04, 0.03, 0.005]
-    found = holm([replace(one, p_low=0.5, p_guard=p) for p in guards])
+    found = holm([replace(one, p_guard=p) for p in guards])
     np.testing.assert_allclose([v.p_guard for v in found], [0.03, 0.06, 0.06, 0.02])
     assert [v.verdict for v in found] == ["draw-like", "draw-like", "draw-like", "distinct"]
-    lows = holm([replace(one, p_low=p, p_guard=0.5) for p in (0.006, 0.02)])
+    lows = holm([replace(one, p_low=p) for p in (0.006, 0.02)])
     assert [(v.verdict, v.p_low) for v in lows] == [("summary-like", 0.012), ("summary-like", 0.02)]
     assert holm([one]) == [one]
 
