@@ -6,10 +6,8 @@ merge key, more than `MAX_BYTES` or `MAX_DEPTH` are errors. A file is UTF-8, wit
 """
 
 import codecs
-import contextlib
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -132,29 +130,19 @@ class _Reader:
 
     def __init__(self, text: str, what: str) -> None:
         self._what = what
-        self._events = self._parsed(text)
+        self._events = yaml.parse(text, yaml.SafeLoader)
         self.problems: list[str] = []
 
-    @staticmethod
-    def _parsed(text: str) -> Iterator[Any]:
-        loader = yaml.SafeLoader(text)
-        try:
-            while loader.check_event():
-                yield loader.get_event()
-        finally:
-            loader.dispose()
-
     def document(self) -> Any:
-        with contextlib.closing(self._events):  # type: ignore[type-var]
-            next(self._events)
-            if isinstance(next(self._events), yaml.StreamEndEvent):
-                return None
-            value = self._value(next(self._events), ())
-            next(self._events)
-            after = next(self._events)
-            if not isinstance(after, yaml.StreamEndEvent):
-                raise self._error(after, (), "a second document begins; expected one.")
-            return value
+        next(self._events)
+        if isinstance(next(self._events), yaml.StreamEndEvent):
+            return None
+        value = self._value(next(self._events), ())
+        next(self._events)
+        after = next(self._events)
+        if not isinstance(after, yaml.StreamEndEvent):
+            raise self._error(after, (), "a second document begins; expected one.")
+        return value
 
     def _value(self, event: Any, path: tuple[str, ...]) -> Any:
         if isinstance(event, yaml.AliasEvent):
