@@ -317,7 +317,7 @@ def credible_ball(draws: Any, centre: Any, level: float = 0.95, distance: Distan
 
     def farthest(those: np.ndarray) -> np.ndarray:
         edge = those & (away >= away[those].max() - SAME)
-        return np.unique(np.stack([_canonical(one) for one in held[edge]]), axis=0)
+        return np.unique(np.stack([canonical(one) for one in held[edge]]), axis=0)
 
     return CredibleBall(
         radius=radius,
@@ -397,7 +397,7 @@ def _best(codes: np.ndarray, candidates: np.ndarray, distance: Distance) -> np.n
     return candidates[np.flatnonzero(losses <= losses.min() + SAME)[0]]
 
 
-def _canonical(codes: np.ndarray) -> np.ndarray:
+def canonical(codes: np.ndarray) -> np.ndarray:
     """Codes in order of first appearance: the same for the same partition."""
     first = np.unique(codes, return_index=True)[1]
     return np.argsort(np.argsort(first))[codes]

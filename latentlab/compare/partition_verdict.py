@@ -33,7 +33,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from latentlab.compare.chains import ess, halves
-from latentlab.compare.clustering import distances, improved, least_binder, misplaced, tables, together
+from latentlab.compare.clustering import canonical, distances, improved, least_binder, misplaced, tables, together
 from latentlab.compare.partition import Labels, pairs, partitions
 from latentlab.compare.verdict import (
     GATE_SHARE,
@@ -84,7 +84,7 @@ class PartitionReference:
         self._reference, self._chains = _flat(reference), held_out.shape[:2]
         every = _flat(held_out)
         self.co_assignment = together(self._reference)
-        self.blocks = least_binder(reference)
+        self.blocks = canonical(least_binder(reference))
         self.centre = improved(self.blocks, self._reference, "binder")
         self._sizes = np.bincount(self.blocks)
         within_blocks = self._shares(self._reference)

@@ -36,11 +36,14 @@ def test_ess_is_near_arvizs_which_splits_chains(rng):
 
 
 def test_ess_of_several_series_is_more_precise_than_that_of_one(rng):
-    """40 draws, independent: one series is said to be worth less by chance, 200 together are not."""
+    """40 draws, independent: one series is said to be worth 35 in the mean, by chance, 200 together 40.
+
+    The mean of 500 has standard error 0.4; that of 50 series of an autoregression 2 % of the known number.
+    """
     every = [rng.normal(size=(2, 20, 200)) for _ in range(50)]
-    assert np.mean([ess(x[..., 0]) for x in every]) < 36
+    assert np.mean([ess(x[..., j]) for x in every for j in range(10)]) < 38
     assert min(ess(x) for x in every) > 36
-    assert ess(autoregressive(rng, 0.9, 2, 1000, 50)) == pytest.approx(2000 / 19, rel=0.15)
+    assert ess(autoregressive(rng, 0.9, 4, 4000, 50)) == pytest.approx(16_000 / 19, rel=0.15)
 
 
 def test_ess_sees_chains_that_disagree_and_series_that_stand_still(rng):

@@ -17,7 +17,7 @@ from latentlab.errors import ConfigError, DataError
 @pytest.fixture
 def data(rng):
     labels = np.repeat(["b", "a", "c"], [40, 25, 15])
-    centres = {"a": [0.0, 0.0], "b": [1.5, 0.0], "c": [0.0, 2.0]}
+    centres = {"a": [0.0, 0.0], "b": [2.2, 0.0], "c": [0.0, 3.0]}
     return np.array([centres[label] for label in labels]) + rng.normal(size=(80, 2)), labels
 
 

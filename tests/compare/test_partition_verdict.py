@@ -161,14 +161,15 @@ def test_statistics_are_those_of_their_formulas(rng):
 
 
 def test_names_do_not_matter(case):
-    """Neither the draws' nor the clustering's: every number is the same."""
-    draws, y = case.chains(), case.draw()
+    """Neither the draws' nor the clustering's: every number and word is the same."""
+    draws = case.chains()
     other = draws.copy()
     for index in np.ndindex(draws.shape[:2]):
         other[index] = case.rng.permutation(K)[draws[index]] * 4 - 1
-    found = PartitionReference(draws, np.random.default_rng(3)).judge(y)
-    again = PartitionReference(other, np.random.default_rng(3)).judge(5 - 2 * y)
-    assert str(found) == str(again)
+    reference, again = (PartitionReference(x, np.random.default_rng(3)) for x in (draws, other))
+    for y in (case.draw(), merged(case.best)):
+        assert str(reference.judge(y)) == str(again.judge(5 - 2 * y))
+    assert reference.judge(merged(case.best)).component.startswith("too much together, the ")
 
 
 def test_delta_is_0_for_the_centre_and_1_for_a_draw(case):
@@ -194,11 +195,17 @@ def test_a_sure_posterior_knows_its_partition_from_all_others(rng):
 
 
 def test_nothing_is_said_where_the_posterior_tells_too_little(rng):
-    """Labels independent of the units: every clustering would do, or none."""
+    """Labels independent of the units: every clustering would do, or none.
+
+    Of 40 fresh draws at most 9 are distinct, and at most 9 nearer than draws are, in all but 1e-6 of cases (rates of 0.025).
+    """
     reference = PartitionReference(rng.integers(2, size=(4, 100, 30)), rng)
     assert reference.gate_draw > 0.025
-    assert reference.judge(rng.integers(2, size=30)).verdict == "undetermined"
-    assert "shuffled draws: the posterior tells too little about labels" in reference.judge(rng.integers(2, size=30)).reason
+    judged = [reference.judge(rng.integers(2, size=30)) for _ in range(40)]
+    assert {v.verdict for v in judged} <= {"undetermined", "distinct"}
+    reasons = [v.reason for v in judged if v.verdict == "undetermined"]
+    assert len(reasons) > 30
+    assert sum("shuffled draws: the posterior tells too little about labels" in why for why in reasons) > 20
     found = reference.judge(reference.centre)
     assert found.verdict != "summary-like"
 
