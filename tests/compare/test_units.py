@@ -56,9 +56,10 @@ def test_mahalanobis_is_nothing_at_the_mean_and_one_at_a_draw(rng):
     scale = np.exp(rng.normal(size=500))
     _, draws = posterior(rng, n=500, scale=scale, shape=(2, 100))
     assert disagreement(draws.mean(axis=(0, 1)), draws, rng).mahalanobis.max() < 1e-9
-    fresh = draws.mean(axis=(0, 1)) + scale[:, None] * rng.normal(size=(500, 2))
-    # mean of chi2_2 / 2 over 500 units: standard error 0.045; 200 draws move it by a few percent.
-    assert (disagreement(fresh, draws, rng).mahalanobis ** 2).mean() == pytest.approx(1.0, abs=0.15)
+    noise = rng.normal(size=(500, 2))
+    fresh = draws.mean(axis=(0, 1)) + scale[:, None] * noise / np.sqrt((noise**2).mean())
+    # 200 draws estimate a unit's covariance to 10 %, so that their standard error over 500 units is 0.01, and move it by 0.02
+    assert (disagreement(fresh, draws, rng).mahalanobis ** 2).mean() == pytest.approx(1.0, abs=0.1)
 
 
 def test_mahalanobis_does_not_depend_on_the_frame(rng):
@@ -122,7 +123,7 @@ def test_rank_correlation_by_its_formula(rng):
     assert found.value == pytest.approx(1 - 6 * (gaps**2).sum() / (30 * (30**2 - 1)))
     permuted = np.array([rank_correlation(a, rng.permutation(b)).value for _ in range(2000)])
     share = (permuted >= found.value).mean()
-    assert found.p == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 2000) + 1e-3)
+    assert found.p == pytest.approx(share, abs=5 * np.sqrt(share * (1 - share) / 2000) + 1e-3)
 
 
 @pytest.mark.chance(1e-4)

@@ -255,7 +255,8 @@ def test_scale_has_a_rank_among_draws(case):
 
 
 def test_coverage_stands_beside_that_of_the_draws(case):
-    found = verdict(case.chains(n_draws=200), case.mean, rng=case.rng)
+    """From 1600 draws the shares of 1600 others have standard deviation 0.0013 at most; 7 of them."""
+    found = verdict(case.chains(n_draws=800), case.mean, rng=case.rng)
     assert (found.coverage_50, found.coverage_80, found.coverage_95) == (1.0, 1.0, 1.0)
     draws = (found.draw_coverage_50, found.draw_coverage_80, found.draw_coverage_95)
     np.testing.assert_allclose(draws, [0.5, 0.8, 0.95], atol=0.01)
