@@ -48,6 +48,8 @@ class LowRankGaussian(TorchDistribution):
     ) -> None:
         self.loc, self.W = loc, W
         self.scale = scale.expand(W.shape[:-1])
+        self._precision = 1 / self.scale
+        self._whitened = W * self._precision[..., None]
         self.observed = observed
         batch = batch if observed is None else np.broadcast_shapes(batch, observed.shape[:-1])
         super().__init__(torch.Size(batch), W.shape[-2:-1], validate_args=False)
@@ -62,7 +64,7 @@ class LowRankGaussian(TorchDistribution):
 
     def _factor(self, observed: torch.Tensor | None) -> torch.Tensor:
         """The Cholesky factor of M, `(latent, latent)`, or one for each row of `observed`."""
-        whitened = self.W / self.scale[..., None]
+        whitened = self._whitened
         if observed is None:
             M = whitened.mT @ whitened
         else:
@@ -74,7 +76,7 @@ class LowRankGaussian(TorchDistribution):
         self, residual: torch.Tensor, lower: torch.Tensor, observed: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The quadratic form of each row of residuals (0 where missing), and the conditional means of z `(unit, latent)`."""
-        whitened, rows = self.W / self.scale[..., None], residual / self.scale
+        whitened, rows = self._whitened, residual * self._precision
         mean = _cholesky_solve(rows @ whitened, lower)
         fitted = mean @ whitened.mT
         rest = rows - (fitted if observed is None else torch.where(observed, fitted, 0.0))
@@ -214,11 +216,11 @@ def _cholesky(matrix: torch.Tensor) -> torch.Tensor:
     if n > UNROLLED:
         return cholesky_or_nan(matrix)
     columns: list[torch.Tensor] = []
-    for j in range(n):
-        column = matrix[..., j:, j]
+    for j, whole in enumerate(matrix.unbind(-1)):
+        column = whole[..., j:]
         for k, before in enumerate(columns):
             column = column - before[..., j - k :] * before[..., j - k, None]
-        columns.append(column / torch.sqrt(column[..., :1]))
+        columns.append(column * torch.rsqrt(column[..., :1]))
     return torch.stack([torch.nn.functional.pad(column, (j, 0)) for j, column in enumerate(columns)], -1)
 
 
@@ -228,18 +230,19 @@ def _cholesky_solve(b: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
     if n > UNROLLED:
         own = lower.dim() > 2
         return torch.cholesky_solve(b[..., None], lower)[..., 0] if own else torch.cholesky_solve(b.mT, lower).mT
+    entries = [row.unbind(-1) for row in lower.unbind(-2)]
+    inverse = [1 / row[j] for j, row in enumerate(entries)]
     y: list[torch.Tensor] = []
-    for j in range(n):
-        rest = b[..., j]
+    for j, rest in enumerate(b.unbind(-1)):
         for k in range(j):
-            rest = rest - lower[..., j, k] * y[k]
-        y.append(rest / lower[..., j, j])
+            rest = rest - entries[j][k] * y[k]
+        y.append(rest * inverse[j])
     z: list[torch.Tensor] = []
     for j in reversed(range(n)):
         rest = y[j]
         for k, after in zip(range(n - 1, j, -1), z, strict=True):
-            rest = rest - lower[..., k, j] * after
-        z.append(rest / lower[..., j, j])
+            rest = rest - entries[k][j] * after
+        z.append(rest * inverse[j])
     return torch.stack(z[::-1], -1)
 
 

@@ -51,6 +51,11 @@ SHAPED = (
     *(_aten.ones_like.default, _aten.zeros_like.default, _aten.full_like.default),
 )
 """Operations that take no more from a tensor than its shape."""
+SAME = (_aten.detach.default, _aten.alias.default, _aten.view.default, _aten._unsafe_view.default, _aten.expand.default)
+"""Operations that give their argument back where its shape is that of the result."""
+NEUTRAL = {_aten.add.Tensor: 0, _aten.sub.Tensor: 0, _aten.mul.Tensor: 1, _aten.mul.Scalar: 1, _aten.div.Tensor: 1}
+NEUTRAL[_aten.pow.Tensor_Scalar] = 1
+"""The second argument with which an operation gives back the first."""
 
 Function = Callable[..., Any]
 
@@ -93,14 +98,16 @@ def capture(function: Function, *example: torch.Tensor, otherwise: Function | No
             warnings.simplefilter("ignore")
             graph = _Graph(function, example, plan.device)
             script = graph.script(example)
-        _check(script, function, example, plan)
+        beside = tuple(e + 1e-2 if e.is_floating_point() else e for e in example)
+        expected = [(example, graph.found), (beside, _numbers(function, beside, plan.device))]
+        _check(script, expected, plan)
     except Exception as error:
         logger.warning("running the program as it stands, since it cannot be captured: %s", _said(error))
         return otherwise or function
     if plan.device == "cpu" and plan.is_compiled(graph.n_operations):
         try:
             code = graph.machine_code(example)
-            _check(code, function, example, plan)
+            _check(code, expected, plan)
         except Exception as error:
             logger.warning("running the graph by TorchScript, since it cannot be compiled: %s", _said(error))
         else:
@@ -154,6 +161,7 @@ class _Recorder(TorchDispatchMode):
         self.changed: set[int] = set()
         self.made: set[int] = set()
         self.shaped: set[int] = set()
+        self.writes = False
         self.noise: list[tuple[torch.Size, torch.dtype]] = []
         self.sizes: list[int] = []
         for i, argument in enumerate(arguments):
@@ -190,6 +198,10 @@ class _Recorder(TorchDispatchMode):
         if any(id(tensor) not in self.nodes and _memory(tensor) not in self.made for tensor in written):
             raise ValueError(f"it changes a tensor that is there after the call too ({func})")
         if torch.Tag.nondeterministic_seeded in func.tags:
+            if func is _aten.randn.default:
+                found = func(*args, **kwargs)
+                self._noise(found)
+                return found
             if func is torch.ops.aten.normal_.default and unknown and tuple(args[1:]) in ((), (0.0, 1.0)):
                 self._noise(args[0])
                 return func(*args, **kwargs)
@@ -200,6 +212,7 @@ class _Recorder(TorchDispatchMode):
         if torch.Tag.dynamic_output_shape in func.tags and not _is_sized(func, args):
             raise ValueError(f"the shape of what it makes depends on values ({func})")
         self.shaped.difference_update(_memory(tensor) for tensor in written)
+        self.writes |= bool(written)
         changed = {id(tensor) for tensor in written}
         mapped = tree_map(lambda leaf: self.in_graph(leaf, changed=id(leaf) in changed), (args, kwargs))
         node = self.graph.call_function(func, *mapped)
@@ -226,6 +239,7 @@ class _Recorder(TorchDispatchMode):
 
     def _known(self, tensor: torch.Tensor, node: Any) -> None:
         node.meta["n_dims"], node.meta["is_number"] = tensor.dim(), tensor.is_floating_point()
+        node.meta["kind"] = tensor.shape, tensor.dtype
         self.sizes.append(tensor.numel())
         self.know(tensor, node)
 
@@ -308,11 +322,15 @@ def _recorded(function: Function, example: tuple[torch.Tensor, ...], device: str
     """What a function does, and what it finds; where `folds`, what only the arguments' shapes tell is a constant."""
     recorder = _Recorder(example, folds=folds)
     with forked(device), on(device), _Watch(recorder), recorder:
+        reseed(0, device)
         return recorder, function(*example)
 
 
 class _Graph:
-    """What a function does with its arguments; `noise` has the shapes of the standard normal numbers that it draws."""
+    """What a function does with its arguments, and what it found at the example.
+
+    `noise` has the shapes of the standard normal numbers that it draws.
+    """
 
     def __init__(self, function: Function, example: tuple[torch.Tensor, ...], device: str = "cpu") -> None:
         try:
@@ -320,26 +338,33 @@ class _Graph:
         except ValueError:  # what is no constant after all: it is changed in place later
             recorder, found = _recorded(function, example, device, folds=False)
         outputs = found if isinstance(found, tuple) else (found,)
+        self.found = [one.detach().cpu().numpy() for one in outputs]
         recorder.graph.output(tuple(recorder.in_graph(one) for one in outputs))
         _failures_as_nan(recorder.graph)
+        if not recorder.writes:
+            _shorten(recorder.graph)
         recorder.graph.eliminate_dead_code()
-        self.module = torch.fx.GraphModule(recorder.module, recorder.graph)
+        self.root, self.graph = recorder.module, recorder.graph
         self.noise, self.sizes, self.device = recorder.noise, recorder.sizes, device
-        self.n_operations = len(_operations(self.module))
+        self.n_operations = len(_operations(self.graph))
 
     def drawn(self) -> Iterator[torch.Tensor]:
         """Standard normal numbers, from torch's random state."""
         return (torch.randn(shape, dtype=dtype, device=self.device) for shape, dtype in self.noise)
 
     def script(self, example: tuple[torch.Tensor, ...]) -> Function:
-        """The graph run by TorchScript, which never forgets a graph: the tensors that this one holds are arguments."""
-        module, held = _held_outside(self.module)
+        """The graph run by TorchScript, which never forgets a graph: the tensors that this one holds are arguments.
+
+        It runs as it is: TorchScript's optimiser would take as long as some hundred calls, and gain nothing in them.
+        """
+        graph, held = _held_outside(self.root, self.graph)
         with forked(self.device):
             arguments = (*example, *self.drawn(), *held)
-        script = torch.jit.freeze(torch.jit.trace(module, arguments, check_trace=False).eval())
+        script = torch.jit.freeze(torch.jit.trace(_Interpreted(self.root, graph), arguments, check_trace=False).eval())
 
         def run(*arguments: torch.Tensor) -> Any:
-            with torch.no_grad(), double():  # a constant in the graph takes its dtype from the default
+            # A constant in the graph takes its dtype from the default.
+            with torch.no_grad(), double(), torch.jit.optimized_execution(False):
                 return script(*arguments, *self.drawn(), *held)
 
         return run
@@ -350,9 +375,10 @@ class _Graph:
         Tensors that the graph holds are arguments of the code, which then serves other data of the same shapes too.
         """
         begin = time.perf_counter()
-        if any(torch.Tag.nondeterministic_seeded in node.target.tags for node in _operations(self.module)):
+        if any(torch.Tag.nondeterministic_seeded in node.target.tags for node in _operations(self.graph)):
             raise ValueError("it draws random numbers that are not standard normal")
-        module, held = _held_outside(self.module, numbers=True)
+        graph, held = _held_outside(self.root, self.graph, numbers=True)
+        module = torch.fx.GraphModule(self.root, graph)
         with forked(self.device):
             arguments = tuple(argument.contiguous() for argument in (*example, *self.drawn(), *held))
         path = folder() / f"{_key(module, arguments)}.pt2"
@@ -377,22 +403,23 @@ class _Graph:
         return run
 
 
-def _check(fast: Function, function: Function, example: tuple[torch.Tensor, ...], plan: Plan) -> None:
-    """Compares the two at the example and beside it, with the same random numbers.
+def _numbers(function: Function, arguments: Sequence[torch.Tensor], device: str) -> list[np.ndarray]:
+    """What a function finds, with the random numbers that a recorded function had."""
+    with torch.no_grad(), double(), forked(device), on(device):
+        reseed(0, device)
+        return [result.cpu().numpy() for result in function(*arguments)]
+
+
+def _check(fast: Function, expected: Sequence[tuple[Sequence[torch.Tensor], list[np.ndarray]]], plan: Plan) -> None:
+    """Compares what `fast` finds with what is expected, given arguments and results.
 
     In single precision sums lose digits by the order of their terms: entries are then compared by the largest of their tensor.
 
     Raises:
         AssertionError: They differ.
     """
-    for shift in (0.0, 1e-2):
-        arguments = [e + shift if e.is_floating_point() else e for e in example]
-        found = []
-        for one in (fast, function):
-            with torch.no_grad(), double(), forked(plan.device), on(plan.device):
-                reseed(0, plan.device)
-                found.append([result.cpu().numpy() for result in one(*arguments)])
-        for quick, plain in zip(*found, strict=True):
+    for arguments, results in expected:
+        for quick, plain in zip(_numbers(fast, arguments, plan.device), results, strict=True):
             atol = 1e-4 * float(np.abs(np.nan_to_num(plain)).max(initial=1.0)) if plan.single else 1e-10
             np.testing.assert_allclose(quick, plain, rtol=1e-4 if plan.single else 1e-11, atol=atol)  # NaN is NaN
 
@@ -400,10 +427,46 @@ def _check(fast: Function, function: Function, example: tuple[torch.Tensor, ...]
 # -- what is done to a graph
 
 
-def _operations(module: Any) -> list[Any]:
+class _Interpreted(torch.nn.Module):
+    """A graph that is run node by node: no code of Python's is made of it."""
+
+    def __init__(self, root: torch.nn.Module, graph: torch.fx.Graph) -> None:
+        super().__init__()
+        self._run = torch.fx.Interpreter(root, graph=graph).run
+
+    def forward(self, *arguments: torch.Tensor) -> Any:
+        return self._run(*arguments)
+
+
+def _operations(graph: Any) -> list[Any]:
     """The nodes that call an operation of torch."""
-    nodes: Any = module.graph.nodes
-    return [node for node in nodes if node.op == "call_function" and hasattr(node.target, "_schema")]
+    return [node for node in graph.nodes if node.op == "call_function" and hasattr(node.target, "_schema")]
+
+
+def _shorten(graph: Any) -> None:
+    """Makes one of equal operations on the same arguments, and drops those that leave their argument as it is.
+
+    Only of a graph that changes nothing in place; outputs stay tensors of their own.
+    """
+    known: dict[str, Any] = {}
+    outputs = set(next(reversed(graph.nodes)).all_input_nodes)
+    for node in _operations(graph):
+        if torch.Tag.nondeterministic_seeded in node.target.tags or node in outputs:
+            continue
+        same = known.setdefault(repr((node.target, node.args, node.kwargs)), node)  # where 1, 1.0 and -0.0 differ
+        if _changes_nothing(node):
+            same = node.args[0]
+        if same is not node:
+            node.replace_all_uses_with(same)
+
+
+def _changes_nothing(node: Any) -> bool:
+    """Whether an operation gives its first argument back: a view of the same shape, or a number plus 0, times 1, or to the 1."""
+    if not isinstance(node.args[0], torch.fx.Node) or node.meta.get("kind") != node.args[0].meta.get("kind", ()):
+        return False
+    if node.target in NEUTRAL:
+        return not isinstance(node.args[1], torch.fx.Node) and node.args[1] == NEUTRAL[node.target]
+    return node.target in SAME or (node.target is _aten.permute.default and node.args[1] == sorted(node.args[1]))
 
 
 def _failures_as_nan(graph: Any) -> None:
@@ -431,7 +494,7 @@ def _masked(result: torch.Tensor, info: torch.Tensor, n_dims: int) -> torch.Tens
     return torch.where((info != 0)[(..., *[None] * (n_dims - info.dim()))], torch.nan, result)
 
 
-def _held_outside(module: Any, *, numbers: bool = False) -> tuple[Any, list[torch.Tensor]]:
+def _held_outside(module: Any, own: Any, *, numbers: bool = False) -> tuple[Any, list[torch.Tensor]]:
     """The graph with the tensors that it holds, single numbers apart, as arguments at the end; and these.
 
     Every argument takes its time in every call. Small tensors that are equal become one, and where `numbers` those full of one
@@ -442,7 +505,7 @@ def _held_outside(module: Any, *, numbers: bool = False) -> tuple[Any, list[torc
     held: list[torch.Tensor] = []
     known: dict[Any, Any] = {}
     full: dict[Any, tuple[torch.Tensor, float]] = {}
-    nodes = list(module.graph.nodes)
+    nodes = list(own.nodes)
     for node in nodes:
         if node.op == "placeholder":
             copies[node] = graph.node_copy(node, lambda n: copies[n])
@@ -464,7 +527,7 @@ def _held_outside(module: Any, *, numbers: bool = False) -> tuple[Any, list[torc
     for node in nodes:
         if node not in copies and (node.users or node.op == "output" or node.is_impure()):
             copies[node] = graph.node_copy(node, lambda n: copies[n])
-    return torch.fx.GraphModule(module, graph), held
+    return graph, held
 
 
 def _repeated(tensor: torch.Tensor) -> float | None:

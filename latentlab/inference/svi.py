@@ -21,6 +21,7 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch.distributions import transform_to
+from torch.overrides import TorchFunctionMode
 
 from latentlab.errors import ConfigError, InferenceError, ModelError
 from latentlab.inference.adam import Adam, Descent, pack, unpack, whole_step
@@ -339,7 +340,7 @@ class SVI:
         model = problem.model
         program, guide = (_scaled(f, scale, kl_weight) for f in (model.model, model.guide))  # type: ignore[attr-defined]
         if not is_amortised(problem.density):
-            return _loss_one_by_one(program, guide, arrays, n_particles)
+            return _loss_of_globals(program, guide, arrays, n_particles)
         with pyro.plate("particle", n_particles, dim=-2) if n_particles > 1 else contextlib.nullcontext():
             drawn = poutine.trace(guide).get_trace(**arrays)
             whole = poutine.trace(poutine.replay(program, trace=drawn)).get_trace(**arrays)
@@ -375,16 +376,42 @@ def _in_single(arrays: Mapping[str, Any]) -> dict[str, Any]:
     return {name: array.float() if name in numbers else array for name, array in arrays.items()}
 
 
-def _loss_one_by_one(program: Callable[..., Any], guide: Callable[..., Any], arrays: Mapping[str, Any], n: int) -> torch.Tensor:
-    """Minus the mean of log p - log q over `n` draws of the guide; by Pyro, with its scores, where one has no derivative."""
-    terms = []
-    for _ in range(n):
+class _Scored(Exception):
+    """A draw of the guide has no derivative."""
+
+
+class _Batched(TorchFunctionMode):
+    """Standard normal numbers are made and not filled in, so that `torch.vmap` draws some for each of a batch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.normal_ and not args[1:] and not kwargs:
+            return torch.randn(args[0].shape, dtype=args[0].dtype, device=args[0].device)
+        return func(*args, **(kwargs or {}))
+
+
+def _loss_of_globals(program: Callable[..., Any], guide: Callable[..., Any], arrays: Mapping[str, Any], n: int) -> torch.Tensor:
+    """Minus the mean of log p - log q over `n` draws of the guide, all at once where the programs can be batched.
+
+    Where a draw has no derivative, the loss is Pyro's, with its scores.
+    """
+
+    def one(_: Any) -> torch.Tensor:
         drawn: Any = poutine.trace(guide).get_trace(**arrays)
         if not _is_reparameterised(drawn):
-            return Trace_ELBO(num_particles=n).differentiable_loss(program, guide, **arrays)
+            raise _Scored
         whole = poutine.trace(poutine.replay(program, trace=drawn)).get_trace(**arrays)
-        terms.append(drawn.log_prob_sum() - whole.log_prob_sum())
-    return torch.stack(terms).mean()
+        return drawn.log_prob_sum() - whole.log_prob_sum()
+
+    try:
+        if n == 1:
+            return one(0)
+        try:
+            with _Batched():
+                return torch.vmap(one, randomness="different")(torch.zeros(n)).mean()
+        except (RuntimeError, ValueError, NotImplementedError, TypeError):  # whatever a program that cannot be batched raises
+            return torch.stack([one(i) for i in range(n)]).mean()
+    except _Scored:
+        return Trace_ELBO(num_particles=n).differentiable_loss(program, guide, **arrays)
 
 
 def _is_reparameterised(trace: Any) -> bool:

@@ -14,7 +14,7 @@ from latentlab.data.load import load_dataset
 from latentlab.errors import ConfigError, ModelError
 from latentlab.fit import fit
 from latentlab.inference import capture as module
-from latentlab.inference.capture import CACHE, WORTH, Plan, _Graph, _held_outside, capture, folder
+from latentlab.inference.capture import CACHE, WORTH, Plan, _Graph, _held_outside, _Interpreted, capture, folder
 from latentlab.inference.chees import ChEES
 from latentlab.inference.density import Density, tensors
 from latentlab.inference.nuts import NUTS
@@ -43,7 +43,7 @@ def small(x, y):
 
 def operations(function, *example):
     with double():
-        return [str(node.target) for node in _Graph(function, example).module.graph.nodes if node.op == "call_function"]
+        return [str(node.target) for node in _Graph(function, example).graph.nodes if node.op == "call_function"]
 
 
 # -- the graph
@@ -58,6 +58,28 @@ def test_what_depends_on_no_argument_is_computed_beforehand():
     with double():
         for one, two in zip(fast(x, y), small(x, y), strict=True):
             torch.testing.assert_close(one, two)
+
+
+def test_equal_operations_are_one_and_those_that_change_nothing_are_none():
+    """Outputs stay tensors of their own, and what is changed in place is left as it is."""
+
+    def function(x):
+        return torch.exp(torch.sin(x) * 1.0 + torch.sin(x).view(4) + 0.0), torch.cos(x), torch.cos(x)
+
+    def changing(x):
+        y, z = torch.sin(x), torch.sin(x)
+        return (y.add_(1.0) * z,)
+
+    x = torch.ones(4, dtype=torch.float64)
+    assert operations(function, x) == [
+        f"aten.{name}" for name in ("sin.default", "add.Tensor", "exp.default", *["cos.default"] * 2)
+    ]
+    for own in (function, changing):
+        fast = capture(own, x)
+        found = fast(2 * x)
+        for one, two in zip(found, own(2 * x), strict=True):
+            assert torch.equal(one, two)
+        assert len({one.data_ptr() for one in found}) == len(found)
 
 
 def test_a_constant_that_is_changed_in_place_is_not_folded():
@@ -330,9 +352,10 @@ def test_what_is_changed_in_place_for_others_is_kept_with_held_tensors_as_argume
         return (y,)
 
     x = torch.ones(3, dtype=torch.float64)
-    outside, held = _held_outside(_Graph(function, (x,)).module)
+    graph = _Graph(function, (x,))
+    outside, held = _held_outside(graph.root, graph.graph)
     assert len(held) == 1
-    np.testing.assert_allclose(outside(x, *held)[0], [2.0, 4.0, 6.0])
+    np.testing.assert_allclose(_Interpreted(graph.root, outside)(x, *held)[0], [2.0, 4.0, 6.0])
 
 
 # -- machine code
@@ -349,12 +372,13 @@ def test_equal_tensors_are_one_argument_and_whole_numbers_are_none():
         return (*found, *(x / tensors_held[i] for i in (4, 5, 7)), large + x[0])
 
     x = torch.tensor([3.0, -4.0], dtype=torch.float64)
-    graph, held = _held_outside(_Graph(function, (x,)).module, numbers=True)
+    graph = _Graph(function, (x,))
+    outside, held = _held_outside(graph.root, graph.graph, numbers=True)
     assert [own.tolist() for own in held[:4]] == [[0.5, 1.5], [0.5, 0.5], [0.0, 0.0], [0.0, 0.0]]
     assert [torch.signbit(own).tolist() for own in held[2:4]] == [[True, True], [False, True]]
     assert len(held) == 5
     assert held[4].shape == (1000,)
-    for one, two in zip(graph(x, *held), function(x), strict=True):
+    for one, two in zip(_Interpreted(graph.root, outside)(x, *held), function(x), strict=True):
         assert torch.equal(one, two)
 
 

@@ -1,5 +1,6 @@
 """The model's own guide: Pyro's bound and gradients, whatever parameters the guide has, and each restart for itself."""
 
+import itertools
 import math
 
 import numpy as np
@@ -112,6 +113,20 @@ class WithPyroModule(Encoded):
         self.encoder(x)
 
 
+class Spread(Encoded):
+    """One scale for all units, whose draws cannot be batched."""
+
+    dims, position = {"s": ()}, Position("s")
+
+    def model(self, x):
+        s = pyro.sample("s", dist.Exponential(1.0))
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 0.5 + s).expand([4]).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.sample("s", dist.Exponential(pyro.param("rate", torch.tensor(2.0), constraints.positive)))
+
+
 class Angles(Encoded):
     """Positions whose draws have no derivative."""
 
@@ -140,15 +155,24 @@ def iris():
         lambda: VAE(2, (8,)),
         lambda: PPCA(2),
         lambda: PPCA(2, marginalize=False),
+        Spread,
         Constrained,
         AskedAgain,
         WithModule,
         WithPyroModule,
     ],
-    ids=["linear_vae", "vae", "ppca", "ppca with positions", "constrained", "asked again", "module", "pyro module"],
+    ids=["linear_vae", "vae", "ppca", "ppca with positions", "spread", "constrained", "asked again", "module", "pyro module"],
 )
-def test_bound_and_gradients_are_pyros(make, n_particles, iris):
-    """With the same noise; the captured graph, where there is one."""
+def test_bound_and_gradients_are_pyros(make, n_particles, iris, monkeypatch):
+    """With the same noise, drawn site by site for all particles; the captured graph, where there is one."""
+    noise, calls = [], itertools.count()
+
+    def of_a_particle(shape, dtype, device):
+        particle, site = divmod(next(calls), len(problem.density.sites))
+        if particle == 0:
+            noise.append(torch.randn(n_particles, *shape, dtype=dtype))
+        return noise[site][particle]
+
     model = make()
     method = SVI(guide="model", n_particles=n_particles)
     problem = prepared(model, iris, method, seed=0, progress=False)
@@ -162,6 +186,9 @@ def test_bound_and_gradients_are_pyros(make, n_particles, iris):
         torch.manual_seed(1)
         (value,), (slopes,) = step(vectors, weight)
         torch.manual_seed(1)
+        if not is_amortised(problem.density):
+            for kind in ("normal", "multivariate_normal"):
+                monkeypatch.setattr(f"torch.distributions.{kind}._standard_normal", of_a_particle)
         bound = Trace_ELBO(n_particles, max_plate_nesting=1, vectorize_particles=is_amortised(problem.density))
         expected = bound.differentiable_loss(model.model, model.guide, **arrays)
         gradients = torch.autograd.grad(expected, found.leaves, allow_unused=True)
