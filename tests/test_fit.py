@@ -11,6 +11,7 @@ import pytest
 import scipy.sparse
 import torch
 import xarray as xr
+from scipy.special import logsumexp
 from scipy.stats import norm
 
 from latentlab.data.dataset import Dataset
@@ -273,11 +274,12 @@ def test_of_a_series_whole_sequences_are_scored(rng):
     each = np.empty((3, 2))
     for draw, (initial, transition, mu, sigma) in enumerate(zip(*(values[name][0] for name in names), strict=True)):
         for k, name in enumerate(("s0", "s1")):
-            x, forward = dataset.x[dataset.coords["sequence"] == name], initial
+            x, forward = dataset.x[dataset.coords["sequence"] == name], np.log(initial)
             for t, row in enumerate(x):
-                forward = (forward if t == 0 else forward @ transition) * norm.pdf(row, mu, sigma)[:, 0]
-            each[draw, k] = np.log(forward.sum())
-    terms = np.log(np.exp(each).mean(axis=0))
+                before = forward if t == 0 else logsumexp(forward[:, None] + np.log(transition), axis=0)
+                forward = before + norm.logpdf(row, mu, sigma)[:, 0]
+            each[draw, k] = logsumexp(forward)
+    terms = logsumexp(each, axis=0) - np.log(3)
     score = result.held_out_score(dataset)
     assert score == pytest.approx({"elpd": terms.sum(), "se": np.sqrt(2) * terms.std(ddof=1), "n_units": 2.0})
 
