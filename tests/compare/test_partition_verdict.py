@@ -31,7 +31,7 @@ class Exact:
     def draw(self, *shape):
         return (self.rng.random((*shape, len(self.p), 1)) > self.p.cumsum(axis=1)[:, :-1]).sum(axis=-1)
 
-    def chains(self, n_chains=4, n_draws=100, stay=0.0):
+    def chains(self, n_chains=4, n_draws=200, stay=0.0):
         """Draws in which each unit keeps its label with probability `stay`: of the same law, correlated."""
         draws = self.draw(n_chains, n_draws)
         for t in range(1, n_draws):
