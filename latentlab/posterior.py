@@ -305,7 +305,8 @@ def load(path: str | Path, *, groups: Sequence[str] = ("posterior",)) -> xr.Data
     missing = next((group for group in groups if group not in found), None)
     if missing is not None:
         raise StoreError(f"{source}: has no group {missing!r}; it has {', '.join(filter(None, found)) or 'none'}.")
-    return xr.DataTree.from_dict({name or "/": _read(source, name) for name in found})
+    with _opened(source) as file:
+        return xr.DataTree.from_dict({name or "/": _read(file, source, name) for name in found})
 
 
 def _bytes(tree: xr.DataTree, target: Path) -> memoryview:
@@ -330,11 +331,12 @@ def _encoding(variable: xr.Variable) -> dict[str, Any]:
 
 def _verify(written: Path, tree: xr.DataTree, target: Path) -> None:
     groups = _inspect(written)
-    for node in tree.subtree:
-        name = node.path.strip("/")
-        if name in groups and _read(written, name).equals(node.to_dataset(inherit=False)):
-            continue
-        raise StoreError(f"{target}, group {name!r}: what was written does not read back as it was; nothing was replaced.")
+    with _opened(written) as file:
+        for node in tree.subtree:
+            name = node.path.strip("/")
+            if name in groups and _read(file, written, name).equals(node.to_dataset(inherit=False)):
+                continue
+            raise StoreError(f"{target}, group {name!r}: what was written does not read back as it was; nothing was replaced.")
 
 
 def _sync(folder: Path) -> None:
@@ -407,10 +409,22 @@ def _declared(array: h5py.Dataset, where: str) -> int:
     return declared
 
 
-def _read(path: Path, group: str) -> xr.Dataset:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5netcdf.File]:
     try:
-        with warnings.catch_warnings(), xr.open_dataset(path, group=group or None, engine="h5netcdf") as lazy:
-            dataset = lazy.load()  # xarray adds a filter of its own
+        file = h5netcdf.File(path, "r")
+    except Exception as error:  # whatever a damaged file makes the libraries raise
+        raise StoreError(f"{path}: damaged, cannot be read: {_line(error)}") from error
+    with file:
+        yield file
+
+
+def _read(file: h5netcdf.File, path: Path, group: str) -> xr.Dataset:
+    """A group as `xr.open_dataset` reads it, without the chunks and filters that it looks up of every array."""
+    try:
+        node = file[group] if group else file
+        arrays = {n: xr.Variable(v.dimensions, v._h5ds[()], dict(v.attrs)) for n, v in node.variables.items()}
+        dataset = xr.decode_cf(xr.Dataset(arrays, attrs=dict(node.attrs)))
     except Exception as error:  # whatever a damaged file makes the libraries raise
         raise StoreError(f"{path}, group {group!r}: damaged, cannot be read: {_line(error)}") from error
     draws = group not in (*FIXED, "optimization", "") and "chain" in dataset.dims

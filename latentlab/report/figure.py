@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from cycler import cycler
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter
 
@@ -90,15 +90,19 @@ def drawn(
     """
     with style():
         canvas = Canvas(figsize=size, layout="constrained" if tight else None)
-        FigureCanvasAgg(canvas)
         draw(canvas)
         return Figure(name, caption, alt, svg(canvas, name, alt))
 
 
 def svg(canvas: Any, name: str, alt: str) -> str:
     """A matplotlib figure as an `<svg>` element: no header, no metadata, ids of its own."""
-    stream = io.StringIO()
-    canvas.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    stream, onto = io.StringIO(), FigureCanvasSVG(canvas)
+    if (layout := canvas.get_layout_engine()) is not None:  # `savefig` draws everything once more for it
+        canvas.dpi = onto.fixed_dpi
+        layout.execute(canvas)
+        canvas.set_layout_engine("none")
+    canvas.dpi = matplotlib.rcParams["savefig.dpi"]
+    onto.print_svg(stream, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = stream.getvalue()
     text = re.sub(r"<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
