@@ -1,5 +1,7 @@
 """Embeddings that keep neighbours and start at random: t-SNE and UMAP."""
 
+import contextlib
+import functools
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -116,6 +118,7 @@ def umap(
     if len(x) < ALL_PAIRS:
         settings["precomputed_knn"] = _nearest(x, n_neighbors)
     n_threads = numba.get_num_threads()
+    _cache_machine_code()
     try:
         fitted = UMAP(n_components=n_latent, random_state=seed, n_jobs=1, **settings).fit(np.ascontiguousarray(x))
     finally:
@@ -123,14 +126,27 @@ def umap(
     return fitted.embedding_
 
 
+@functools.cache
+def _cache_machine_code() -> None:
+    """Keeps the library's loops between runs, as its own `cache=True` would: compiling them takes seconds in each process."""
+    from umap import layouts, umap_
+
+    for module, name in (
+        (umap_, "smooth_knn_dist"),
+        (umap_, "compute_membership_strengths"),
+        (layouts, "_nb_optimize_layout_euclidean_single_epoch"),
+    ):
+        with contextlib.suppress(AttributeError, RuntimeError):  # another version's loops, or no folder for the cache
+            getattr(module, name).enable_caching()
+
+
 def _nearest(x: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
     """Nearest units and their distances, bit for bit as UMAP finds them: its own search takes seconds to compile."""
-    from sklearn.metrics import pairwise_distances
-    from umap.distances import euclidean
+    from latentlab.embeddings.pairs import distances
 
-    distances = pairwise_distances(x.astype(np.float32), metric=euclidean)
-    nearest = np.argsort(distances, axis=1, kind="stable")[:, :n_neighbors].astype(np.int32)
-    return nearest, np.take_along_axis(distances, nearest, axis=1)
+    found = distances(x.astype(np.float32))
+    nearest = np.argsort(found, axis=1, kind="stable")[:, :n_neighbors].astype(np.int32)
+    return nearest, np.take_along_axis(found, nearest, axis=1)
 
 
 def _perplexity(perplexity: float | None, n_units: int, notes: list[str]) -> float:

@@ -1,0 +1,20 @@
+"""Distances between all units in machine code, rounded as UMAP's library rounds them."""
+
+import numpy as np
+
+from latentlab.loops import compiled
+
+
+def distances(x: np.ndarray) -> np.ndarray:
+    """Euclidean distances `(unit, unit)` of a table `(unit, feature)`."""
+    found = np.zeros((len(x), len(x)), x.dtype)
+    for i in range(len(x)):
+        for j in range(i):
+            total = 0.0
+            for k in range(x.shape[1]):
+                total += (x[i, k] - x[j, k]) ** 2
+            found[i, j] = found[j, i] = np.sqrt(total)
+    return found
+
+
+distances = compiled(distances, fastmath=True)
