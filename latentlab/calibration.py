@@ -54,13 +54,14 @@ from latentlab.errors import InferenceError, ModelError
 from latentlab.files import write
 from latentlab.inference.density import constrain_draws
 from latentlab.inference.draws import Method, Problem
-from latentlab.inference.nuts import NUTS, require_whole
+from latentlab.inference.nuts import NUTS
 from latentlab.inference.replications import Chains, Replications
 from latentlab.inference.trajectory import State, Tuning, drive_active, transition
 from latentlab.models.base import LatentModel
 from latentlab.posterior import is_constant
 from latentlab.quantities import entry, identified
 from latentlab.seeds import Seeds, isolated, one_thread
+from latentlab.settings import Count, Several, checked, keyword_types
 
 LEVEL = 0.001
 """False-alarm rate of a table: 1 sound model and method in 1000 fails it."""
@@ -237,9 +238,9 @@ def sbc(
     model: LatentModel,
     method: Method,
     *,
-    n_replications: int = 200,
-    n_units: int = 10,
-    n_ranks: int = N_RANKS,
+    n_replications: Several = 200,
+    n_units: Count = 10,
+    n_ranks: Several = N_RANKS,
     seed: int = 0,
     level: float = LEVEL,
     progress: bool = True,
@@ -265,9 +266,8 @@ def sbc(
         DataError: `simulate` gives data sets of different shapes.
         InferenceError: A quantity is not finite, or the method failed.
     """
-    require_whole("n_replications", n_replications, 2)
-    require_whole("n_units", n_units, 1)
-    require_whole("n_ranks", n_ranks, 2)
+    numbers = {"n_replications": n_replications, "n_units": n_units, "n_ranks": n_ranks}
+    checked("sbc", keyword_types(sbc), numbers)
     _check(model, method)
     seeds = Seeds(seed).child("sbc")
     datasets = simulated(model, n_replications, n_units, seeds.child("data"))
@@ -394,9 +394,9 @@ def geweke(
     model: LatentModel,
     method: NUTS,
     *,
-    n_chains: int = 200,
-    n_sweeps: int = 50,
-    n_units: int = 5,
+    n_chains: Several = 200,
+    n_sweeps: Several = 50,
+    n_units: Count = 5,
     seed: int = 0,
     level: float = LEVEL,
     progress: bool = True,
@@ -423,8 +423,7 @@ def geweke(
     """
     if not isinstance(method, NUTS):
         raise ModelError(f"Geweke's test is for the method 'nuts', whose transitions can be frozen; got {method!r:.60}.")
-    for name, value, least in (("n_chains", n_chains, 2), ("n_sweeps", n_sweeps, 2), ("n_units", n_units, 1)):
-        require_whole(name, value, least)
+    checked("geweke", keyword_types(geweke), {"n_chains": n_chains, "n_sweeps": n_sweeps, "n_units": n_units})
     _check(model, method)  # type: ignore[arg-type]
     seeds = Seeds(seed).child("geweke")
     datasets = simulated(model, n_chains, n_units, seeds.child("data"))

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from annotated_types import Ge, Gt, Lt
-from pydantic import TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
 from latentlab.compare.align import ALIGNMENTS, Alignment
@@ -20,7 +18,7 @@ from latentlab.compare.label_units import UnitsOfLabels, as_labels
 from latentlab.compare.labels import downstream_accuracy, folds, label_agreement, largest_class
 from latentlab.compare.lift import ceiling_table, floor_table, score_table
 from latentlab.compare.metric import Metric, check_symmetry, minds, needed
-from latentlab.compare.neighbors import N_RECALLED, SEARCHES, Search, recall
+from latentlab.compare.neighbors import N_RECALLED, Search, recall
 from latentlab.compare.partition_verdict import PartitionReference
 from latentlab.compare.positions import Positions
 from latentlab.compare.units import Disagreement, UnitsOfPositions
@@ -33,6 +31,7 @@ from latentlab.inference.draws import Method
 from latentlab.models.base import LatentModel
 from latentlab.registry import METHODS, METRICS
 from latentlab.seeds import Seeds, one_thread
+from latentlab.settings import Count, Fraction, Several, checked, keyword_types
 from latentlab.symmetry.labels import indicators
 
 SCORE_COLUMNS = (
@@ -157,13 +156,13 @@ def compare(
     fit: Fit,
     embeddings: Sequence[Embedding],
     *,
-    n_neighbors: Annotated[int, Ge(1)] = 15,
+    n_neighbors: Count = 15,
     alignments: tuple[Alignment, ...] | None = None,
     metrics: tuple[str, ...] | None = None,
-    alpha: Annotated[float, Gt(0), Lt(1)] = 0.05,
-    n_draws: Annotated[int, Ge(2)] = 200,
-    n_pairs: Annotated[int, Ge(1)] = 200,
-    n_permutations: Annotated[int, Ge(1)] = 50,
+    alpha: Fraction = 0.05,
+    n_draws: Several = 200,
+    n_pairs: Count = 200,
+    n_permutations: Count = 50,
     neighbor_search: Search = "exact",
     progress: bool = True,
 ) -> Comparison:
@@ -195,9 +194,8 @@ def compare(
         ModelError: The fit gives positions no spread.
         ConfigError: No such metric or alignment, or one that minds what the symmetry leaves free and was not asked for.
     """
-    _check(n_neighbors=n_neighbors, alpha=alpha, n_draws=n_draws, n_pairs=n_pairs, n_permutations=n_permutations)
-    if neighbor_search not in SEARCHES:
-        raise ConfigError(f"compare: {unknown('neighbor_search', neighbor_search, SEARCHES)}")
+    numbers = {"n_neighbors": n_neighbors, "n_draws": n_draws, "n_pairs": n_pairs, "n_permutations": n_permutations}
+    checked("compare", keyword_types(compare), {**numbers, "alpha": alpha, "neighbor_search": neighbor_search})
     chosen = _metrics(metrics, fit)
     ways = _alignments(alignments, fit)
     if isinstance(embeddings, Embedding) or not all(isinstance(one, Embedding) for one in embeddings):
@@ -408,16 +406,6 @@ def check_spread(model: LatentModel, method: Method) -> None:
             f"method {method.name!r} gives the positions of {model.name!r} no spread (it has no `latents`), so that no embedding "
             f"can be compared with them; methods that do: {others or 'none'}."
         )
-
-
-def _check(**options: Any) -> None:
-    """Holds options to the ranges that the signature of `compare` states."""
-    annotations = get_type_hints(compare, include_extras=True)
-    for name, value in options.items():
-        try:
-            TypeAdapter(annotations[name]).validate_python(value, strict=True)
-        except ValidationError as error:
-            raise ConfigError(f"compare: `{name}`: {error.errors()[0]['msg']}; got {value!r}.") from error
 
 
 def _distinct(option: str, names: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ ORDER = [
     *(
         "errors",
         "registry",
+        "settings",
         "seeds",
         "files",
         "loops",

@@ -23,6 +23,7 @@ from latentlab.data.memory import Budget, size
 from latentlab.errors import ConfigError, DataError, InferenceError, LatentLabError, unknown
 from latentlab.registry import EMBEDDINGS
 from latentlab.seeds import Seeds
+from latentlab.settings import checked
 
 T = TypeVar("T")
 
@@ -279,17 +280,9 @@ def _options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _typed(name: str, parameter: inspect.Parameter, value: Any) -> Any:
     """The value as a config would hold it, if it is of the option's type."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
-
-    plain = value.item() if isinstance(value, np.generic) else os.fspath(value) if isinstance(value, os.PathLike) else value
-    if parameter.annotation is inspect.Parameter.empty or isinstance(parameter.annotation, str):
-        return plain
-    strict = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-    try:
-        return TypeAdapter(parameter.annotation, config=strict).validate_python(plain)
-    except ValidationError as error:
-        must = " or ".join(dict.fromkeys(one["msg"].removeprefix("Input should be ") for one in error.errors()))
-        raise ConfigError(f"embedding {name!r}: `{parameter.name}` must be {must}; got {value!r}.") from error
+    plain = os.fspath(value) if isinstance(value, os.PathLike) else value
+    kind = Any if isinstance(parameter.annotation, str) or parameter.annotation is parameter.empty else parameter.annotation
+    return checked(f"embedding {name!r}", {parameter.name: kind}, {parameter.name: plain})[parameter.name]
 
 
 def _table(name: str, dataset: Dataset, impute: str, notes: list[str]) -> np.ndarray:

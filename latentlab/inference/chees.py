@@ -38,8 +38,9 @@ from latentlab.errors import ConfigError
 from latentlab.inference.capture import Plan
 from latentlab.inference.density import constrain_draws
 from latentlab.inference.draws import Draws, Problem, finished, keep, kept
-from latentlab.inference.nuts import SAVED_EVERY, UNDER_WAY, require_choice, require_whole, starting_point
+from latentlab.inference.nuts import SAVED_EVERY, UNDER_WAY, starting_point
 from latentlab.inference.trajectory import MAX_ENERGY_ERROR, BatchGradient, DualAveraging
+from latentlab.settings import Count, Fraction, Several, Whole, frozen_settings
 
 STATISTICS = ("lp", "energy", "diverging", "acceptance_rate", "n_steps", "step_size")
 """Of each kept draw and chain, under ArviZ's names."""
@@ -65,7 +66,7 @@ DECAY = 0.9
 """Of the running means of the criterion and of its slope."""
 
 
-@dataclass(frozen=True)
+@frozen_settings
 class ChEES:
     """Hamiltonian Monte Carlo with many chains in one batch, adapted together, for many short chains.
 
@@ -83,28 +84,22 @@ class ChEES:
             later processes; where None, if the run is long enough to gain by it. It changes the last digits.
     """
 
-    n_chains: int = 64
-    n_superchains: int = 8
-    n_warmup: int = 400
-    n_draws: int = 200
-    target_accept: float = 0.8
-    max_steps: int = 256
+    n_chains: Several = 64
+    n_superchains: Count = 8
+    n_warmup: Whole = 400
+    n_draws: Count = 200
+    target_accept: Fraction = 0.8
+    max_steps: Count = 256
     compiled: bool | None = None
 
     name: ClassVar[str] = "chees"
     kind: ClassVar[str] = "mcmc"
 
     def __post_init__(self) -> None:
-        least = {"n_chains": 2, "n_superchains": 1, "n_warmup": 0, "n_draws": 1, "max_steps": 1}
-        for field_name, smallest in least.items():
-            require_whole(f"ChEES.{field_name}", getattr(self, field_name), smallest)
         if self.n_chains % self.n_superchains:
             raise ConfigError(
-                f"ChEES.n_chains must be a multiple of n_superchains; got {self.n_chains} and {self.n_superchains}."
+                f"ChEES: `n_chains` must be a multiple of `n_superchains`; got {self.n_chains} and {self.n_superchains}."
             )
-        if not 0 < self.target_accept < 1:
-            raise ConfigError(f"ChEES.target_accept must be between 0 and 1; got {self.target_accept!r}.")
-        require_choice("ChEES.compiled", self.compiled)
 
     def plan(self) -> Plan:
         """What the density is used for."""

@@ -1,6 +1,5 @@
 """Maximum likelihood without sampling or descent: closed form, or EM, as the model knows it."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -8,15 +7,15 @@ from tqdm.auto import tqdm
 
 from latentlab.errors import ModelError
 from latentlab.inference.draws import Draws, Problem
-from latentlab.inference.nuts import require_whole
 from latentlab.models.base import LatentModel, MaximumLikelihood
 from latentlab.seeds import isolated
+from latentlab.settings import Count, frozen_settings
 
 TIE = 1e-6
 """Difference of two log likelihoods, in nats, below which two restarts count as the same maximum."""
 
 
-@dataclass(frozen=True)
+@frozen_settings
 class Exact:
     """The maximum of the likelihood, with draws of the positions from their exact conditional.
 
@@ -33,16 +32,12 @@ class Exact:
         n_draws: Draws of the positions.
     """
 
-    n_restarts: int = 10
-    n_draws: int = 2000
+    n_restarts: Count = 10
+    n_draws: Count = 2000
 
     name: ClassVar[str] = "exact"
     kind: ClassVar[str] = "point"
     maximizes_likelihood: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        require_whole("Exact.n_restarts", self.n_restarts, 1)
-        require_whole("Exact.n_draws", self.n_draws, 1)
 
     @staticmethod
     def _best(runs: list[MaximumLikelihood]) -> MaximumLikelihood:

@@ -1,6 +1,5 @@
 """Maximum a posteriori on the constrained scale, by L-BFGS from several starts."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -11,14 +10,14 @@ from tqdm.auto import tqdm
 from latentlab.errors import InferenceError
 from latentlab.inference.density import Density, constrain_draws, ends, non_finite_sites, start
 from latentlab.inference.draws import Draws, Problem, finished
-from latentlab.inference.nuts import require_whole
 from latentlab.seeds import isolated
+from latentlab.settings import Count, frozen_settings
 
 EDGE = 12.0
 """Unconstrained value, of a site with a bounded or positive support, from which it counts as at the edge (e^-12 = 6e-6)."""
 
 
-@dataclass(frozen=True)
+@frozen_settings
 class MAP:
     r"""The mode of the posterior density on the constrained scale, by L-BFGS from several starts.
 
@@ -33,15 +32,11 @@ class MAP:
         n_draws: Draws of the positions from their conditional at the estimate (the sites themselves are constant).
     """
 
-    n_restarts: int = 4
-    n_draws: int = 2000
+    n_restarts: Count = 4
+    n_draws: Count = 2000
 
     name: ClassVar[str] = "map"
     kind: ClassVar[str] = "point"
-
-    def __post_init__(self) -> None:
-        require_whole("MAP.n_restarts", self.n_restarts, 1)
-        require_whole("MAP.n_draws", self.n_draws, 1)
 
     def run(self, problem: Problem) -> Draws:
         bar = tqdm(range(self.n_restarts), desc="MAP", disable=None if problem.progress else True, leave=False)

@@ -1,18 +1,17 @@
 """The No-U-Turn sampler on the flat density of the program, its chains run in lock step."""
 
 import time
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from latentlab.errors import ConfigError
 from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density, constrain_draws, start
 from latentlab.inference.draws import Draws, Problem, finished, keep, kept
 from latentlab.inference.trajectory import Snapshot, chain, drive
 from latentlab.seeds import Seeds, isolated
+from latentlab.settings import Count, Fraction, Whole, frozen_settings
 
 UNDER_WAY = "chains-under-way"
 STEPS = 15
@@ -21,7 +20,7 @@ SAVED_EVERY = 60.0
 """Seconds between checkpoints of chains that are under way; they are also kept when a run is interrupted."""
 
 
-@dataclass(frozen=True)
+@frozen_settings
 class NUTS:
     """Hamiltonian Monte Carlo with the No-U-Turn criterion, multinomial sampling, diagonal metric, dual averaging.
 
@@ -42,22 +41,15 @@ class NUTS:
         Hoffman & Gelman 2014, The No-U-Turn Sampler, JMLR 15:1593.
     """
 
-    n_chains: int = 4
-    n_warmup: int = 500
-    n_draws: int = 1000
-    target_accept: float = 0.8
-    max_tree_depth: int = 10
+    n_chains: Count = 4
+    n_warmup: Whole = 500
+    n_draws: Count = 1000
+    target_accept: Fraction = 0.8
+    max_tree_depth: Count = 10
     compiled: bool | None = None
 
     name: ClassVar[str] = "nuts"
     kind: ClassVar[str] = "mcmc"
-
-    def __post_init__(self) -> None:
-        for field, least in (("n_chains", 1), ("n_warmup", 0), ("n_draws", 1), ("max_tree_depth", 1)):
-            require_whole(f"NUTS.{field}", getattr(self, field), least)
-        if not 0 < self.target_accept < 1:
-            raise ConfigError(f"NUTS.target_accept must be between 0 and 1; got {self.target_accept!r}.")
-        require_choice("NUTS.compiled", self.compiled)
 
     def plan(self) -> Plan:
         """What the density is used for."""
@@ -127,23 +119,3 @@ def starting_point(density: Density, seeds: Seeds) -> np.ndarray:
     """Where a chain starts, `(size,)`."""
     with isolated(seeds):
         return start(density, seeds.child("start").numpy(), jitter=density.model.jitter).numpy()
-
-
-def require_whole(name: str, value: object, least: int) -> None:
-    """Refuses what is not a whole number of at least `least`.
-
-    Raises:
-        ConfigError: Names the setting, the range and the value.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ConfigError(f"{name} must be a whole number of at least {least}; got {value!r}.")
-
-
-def require_choice(name: str, value: object) -> None:
-    """Refuses what is neither a yes, a no, nor None.
-
-    Raises:
-        ConfigError: Names the setting and the value.
-    """
-    if not (value is None or isinstance(value, bool)):
-        raise ConfigError(f"{name} must be true, false or null (as it pays); got {value!r}.")

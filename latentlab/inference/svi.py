@@ -13,11 +13,12 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyro
 import torch
+from annotated_types import Ge, Lt
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch.distributions import transform_to
@@ -32,9 +33,10 @@ from latentlab.inference.density import Density, constrain_draws, ends, over_dra
 from latentlab.inference.draws import Draws, Problem, UnderWay, finished, kept
 from latentlab.inference.encoder import is_amortised
 from latentlab.inference.guides import GUIDES
-from latentlab.inference.nuts import SAVED_EVERY, require_choice, require_whole
+from latentlab.inference.nuts import SAVED_EVERY
 from latentlab.models.base import Fixed, LatentModel
 from latentlab.seeds import forked, isolated, reseed, single
+from latentlab.settings import Count, Positive, Whole, frozen_settings
 from latentlab.symmetry.average import LogDensity, compact, log_average
 from latentlab.symmetry.group import NEXT
 
@@ -52,7 +54,7 @@ Objective = Literal["elbo", "iwae"]
 Precision = Literal["double", "single"]
 
 
-@dataclass(frozen=True)
+@frozen_settings
 class SVI:
     """Variational inference with a Gaussian guide on the unconstrained scale, or with the guide that the model brings.
 
@@ -86,16 +88,16 @@ class SVI:
     """
 
     guide: GuideName = "full_rank"
-    n_steps: int = 4000
-    learning_rate: float = 0.02
-    n_particles: int = 8
-    batch_size: int | None = None
-    n_restarts: int = 1
-    patience: int | None = None
-    n_draws: int = 2000
+    n_steps: Count = 4000
+    learning_rate: Positive = 0.02
+    n_particles: Count = 8
+    batch_size: Count | None = None
+    n_restarts: Count = 1
+    patience: Count | None = None
+    n_draws: Count = 2000
     objective: Objective = "elbo"
-    kl_warmup: int = 0
-    held_out: float = 0.0
+    kl_warmup: Whole = 0
+    held_out: Annotated[float, Ge(0), Lt(1)] = 0.0
     compiled: bool | None = None
     precision: Precision = "double"
     device: str = "cpu"
@@ -104,30 +106,13 @@ class SVI:
     kind: ClassVar[str] = "vi"
 
     def __post_init__(self) -> None:
-        if self.guide not in ("model", *GUIDES):
-            raise ConfigError(f"SVI.guide must be one of model, {', '.join(GUIDES)}; got {self.guide!r}.")
-        for field in ("n_steps", "n_particles", "n_restarts", "n_draws"):
-            require_whole(f"SVI.{field}", getattr(self, field), 1)
-        for field in ("batch_size", "patience"):
-            if getattr(self, field) is not None:
-                require_whole(f"SVI.{field}", getattr(self, field), 1)
-        if not (isinstance(self.learning_rate, int | float) and 0 < self.learning_rate < math.inf):
-            raise ConfigError(f"SVI.learning_rate must be a positive number; got {self.learning_rate!r}.")
-        if self.objective not in ("elbo", "iwae"):
-            raise ConfigError(f"SVI.objective must be elbo or iwae; got {self.objective!r}.")
-        require_whole("SVI.kl_warmup", self.kl_warmup, 0)
-        if isinstance(self.held_out, bool) or not (isinstance(self.held_out, int | float) and 0 <= self.held_out < 1):
-            raise ConfigError(f"SVI.held_out must be a share from 0 and below 1; got {self.held_out!r}.")
-        require_choice("SVI.compiled", self.compiled)
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"SVI: `device` must be cpu, cuda, or a numbered one such as cuda:1; got {self.device!r}.")
         if self.compiled and self.device != "cpu":
-            raise ConfigError(f"SVI.compiled is for the CPU: there is no machine code for {self.device!r}.")
-        if self.precision not in ("double", "single"):
-            raise ConfigError(f"SVI.precision must be double or single; got {self.precision!r}.")
-        if not (isinstance(self.device, str) and re.fullmatch(r"cpu|cuda(:\d+)?", self.device)):
-            raise ConfigError(f"SVI.device must be cpu, cuda or a numbered one such as cuda:1; got {self.device!r}.")
+            raise ConfigError(f"SVI: `compiled` must be false or null on {self.device!r}: machine code is for the CPU.")
         for field in ("objective", "kl_warmup", "held_out", "precision"):
             if self.guide != "model" and getattr(self, field) not in ("elbo", 0, "double"):
-                raise ConfigError(f"SVI.{field} goes with guide='model' only; the guide is {self.guide!r}.")
+                raise ConfigError(f"SVI: `{field}` goes with guide='model' only; the guide is {self.guide!r}.")
 
     def plan(self) -> Plan:
         """What a step is used for."""
@@ -157,7 +142,7 @@ class SVI:
         density = problem.density
         number = int(self.device.partition(":")[2] or 0)
         if self.device != "cpu" and number >= (n_devices := torch.cuda.device_count()):
-            raise ConfigError(f"SVI.device is {self.device!r}, and torch sees {n_devices} such devices here.")
+            raise ConfigError(f"SVI: `device` is {self.device!r}, and torch sees {n_devices} such devices here.")
         if self.guide == "model":
             if not problem.model.has_guide():
                 raise ModelError(f"{problem.model.name!r} brings no guide; use {', '.join(GUIDES)}.")
@@ -179,15 +164,15 @@ class SVI:
         if self.held_out:
             n_held_out = round(self.held_out * density.n_units)
             if not 0 < n_held_out < density.n_units:
-                raise ConfigError(f"SVI.held_out: {self.held_out} of {density.n_units} units leaves one part empty.")
+                raise ConfigError(f"SVI: `held_out`: {self.held_out} of {density.n_units} units leaves one part empty.")
             if self.batch_size is not None and self.batch_size > density.n_units - n_held_out:
                 raise ConfigError(
-                    f"SVI.batch_size must be at most the {density.n_units - n_held_out} units that are not held out; "
+                    f"SVI: `batch_size` must be at most the {density.n_units - n_held_out} units that are not held out; "
                     f"got {self.batch_size}."
                 )
         if self.batch_size is not None:
             if self.batch_size > density.n_units:
-                raise ConfigError(f"SVI.batch_size must be at most the {density.n_units} units; got {self.batch_size}.")
+                raise ConfigError(f"SVI: `batch_size` must be at most the {density.n_units} units; got {self.batch_size}.")
             if density.unit_sites and self.guide != "model":
                 raise ModelError(
                     f"batch_size needs a guide that is amortised over units: site {density.unit_sites[0]!r} has a value for "

@@ -9,6 +9,8 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 
@@ -65,7 +67,8 @@ class Caution(NamedTuple):
 class LatentModel(ABC):
     """A latent-variable model as a Pyro program; subclasses are final and say the generative process in their docstring.
 
-    A subclass's constructor arguments are its hyper-parameters; each is kept as an attribute of the same name.
+    A subclass's constructor arguments are its hyper-parameters; each is kept as an attribute of the same name. With the decorator
+    `latentlab.settings.settings` they are annotated fields, whose types and ranges are checked.
 
     Parameters are arrays that are estimated as points and have no posterior, such as the weights of a network: program and guide
     declare them by `pyro.param`, the attribute `parameters` gives their dims, and `latents`, `imputation` and `bound` take them
@@ -281,6 +284,13 @@ def require_table(what: str, dataset: Dataset, hint: str = "") -> None:
             f"{what} must have an array 'x' with dims (unit, feature){hint}; its first array is {dataset.observed!r} "
             f"with dims {tuple(dataset.dims[dataset.observed])}, shape {dataset.x.shape}; rename or transpose its dims."
         )
+
+
+def normal(site: str, scale: float, shape: tuple[int, ...]) -> torch.Tensor:
+    """Sample a site of independent N(0, scale) entries; it is fixed at 0 where the scale is 0."""
+    if scale == 0:
+        return pyro.deterministic(site, torch.zeros(shape))
+    return pyro.sample(site, dist.Normal(torch.zeros(shape), scale).to_event(len(shape)))
 
 
 def here(tensor: torch.Tensor) -> torch.Tensor:

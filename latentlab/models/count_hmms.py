@@ -1,9 +1,11 @@
 r"""Hidden Markov models that emit symbols, or counts."""
 
-from latentlab.models.emissions import Categorical, PerComponent, Poisson, whole
+from latentlab.models.emissions import Categorical, Poisson, PositivePerComponent
 from latentlab.models.hidden_markov import HiddenMarkovModel
+from latentlab.settings import Count, NonNegative, Positive, Several, settings
 
 
+@settings
 class CategoricalHMM(HiddenMarkovModel):
     r"""Hidden Markov model that emits symbols.
 
@@ -34,29 +36,20 @@ class CategoricalHMM(HiddenMarkovModel):
 
     name = "categorical_hmm"
 
-    def __init__(
-        self,
-        n_states: int,
-        n_categories: int,
-        initial_concentration: float = 1.0,
-        transition_concentration: float = 1.0,
-        sticky: float = 0.0,
-        left_to_right: bool = False,  # noqa: FBT001, FBT002
-        probability_concentration: float = 1.5,
-    ) -> None:
-        owner = type(self).__name__
-        self.n_categories, self.probability_concentration = n_categories, probability_concentration
-        n_states = whole(owner, "n_states", n_states, 1)
-        self._settings(
-            owner,
-            Categorical(owner, n_states, n_categories=n_categories, concentration=probability_concentration),
-            initial_concentration=initial_concentration,
-            transition_concentration=transition_concentration,
-            sticky=sticky,
-            left_to_right=left_to_right,
-        )
+    n_states: Count
+    n_categories: Several
+    initial_concentration: NonNegative = 1.0
+    transition_concentration: Positive = 1.0
+    sticky: NonNegative = 0.0
+    left_to_right: bool = False
+    probability_concentration: Positive = 1.5
+
+    def __post_init__(self) -> None:
+        concentration = self.probability_concentration
+        self._settings(Categorical(self.n_states, n_categories=self.n_categories, concentration=concentration))
 
 
+@settings
 class PoissonHMM(HiddenMarkovModel):
     r"""Hidden Markov model that emits counts.
 
@@ -87,24 +80,13 @@ class PoissonHMM(HiddenMarkovModel):
 
     name = "poisson_hmm"
 
-    def __init__(
-        self,
-        n_states: int,
-        initial_concentration: float = 1.0,
-        transition_concentration: float = 1.0,
-        sticky: float = 0.0,
-        left_to_right: bool = False,  # noqa: FBT001, FBT002
-        rate_shape: float = 1.0,
-        rate_mean: PerComponent = 5.0,
-    ) -> None:
-        owner = type(self).__name__
-        self.rate_shape, self.rate_mean = rate_shape, rate_mean
-        n_states = whole(owner, "n_states", n_states, 1)
-        self._settings(
-            owner,
-            Poisson(owner, n_states, shape=rate_shape, mean=rate_mean),
-            initial_concentration=initial_concentration,
-            transition_concentration=transition_concentration,
-            sticky=sticky,
-            left_to_right=left_to_right,
-        )
+    n_states: Count
+    initial_concentration: NonNegative = 1.0
+    transition_concentration: Positive = 1.0
+    sticky: NonNegative = 0.0
+    left_to_right: bool = False
+    rate_shape: Positive = 1.0
+    rate_mean: PositivePerComponent = 5.0
+
+    def __post_init__(self) -> None:
+        self._settings(Poisson(type(self).__name__, self.n_states, shape=self.rate_shape, mean=self.rate_mean))

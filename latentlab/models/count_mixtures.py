@@ -1,9 +1,11 @@
 r"""Mixtures of independent yes-or-no features (latent classes) and of independent counts."""
 
-from latentlab.models.emissions import Bernoulli, PerComponent, Poisson, per_component, whole
+from latentlab.models.emissions import Bernoulli, Poisson, PositivePerComponent, per_component
 from latentlab.models.mixture import MixtureModel
+from latentlab.settings import Count, Positive, settings
 
 
+@settings
 class BernoulliMixture(MixtureModel):
     r"""Mixture of Bernoullis, or latent class analysis: within a class the yes-or-no features are independent.
 
@@ -29,16 +31,17 @@ class BernoulliMixture(MixtureModel):
 
     name = "bernoulli_mixture"
 
-    def __init__(
-        self, n_components: int, weights_concentration: PerComponent = 1.0, probability_concentration: float = 1.5
-    ) -> None:
-        owner = type(self).__name__
-        n_components = whole(owner, "n_components", n_components, 1)
-        self.weights_concentration, self.probability_concentration = weights_concentration, probability_concentration
-        concentration = per_component(owner, "weights_concentration", weights_concentration, n_components, above=0.0)
-        self._settings(n_components, Bernoulli(owner, n_components, concentration=probability_concentration), concentration)
+    n_components: Count
+    weights_concentration: PositivePerComponent = 1.0
+    probability_concentration: Positive = 1.5
+
+    def __post_init__(self) -> None:
+        K = self.n_components
+        concentration = per_component(type(self).__name__, "weights_concentration", self.weights_concentration, K)
+        self._settings(Bernoulli(K, concentration=self.probability_concentration), concentration)
 
 
+@settings
 class PoissonMixture(MixtureModel):
     r"""Mixture of Poissons: within a component the counts are independent.
 
@@ -64,15 +67,12 @@ class PoissonMixture(MixtureModel):
 
     name = "poisson_mixture"
 
-    def __init__(
-        self,
-        n_components: int,
-        weights_concentration: PerComponent = 1.0,
-        rate_shape: float = 1.0,
-        rate_mean: PerComponent = 5.0,
-    ) -> None:
-        owner = type(self).__name__
-        n_components = whole(owner, "n_components", n_components, 1)
-        self.weights_concentration, self.rate_shape, self.rate_mean = weights_concentration, rate_shape, rate_mean
-        concentration = per_component(owner, "weights_concentration", weights_concentration, n_components, above=0.0)
-        self._settings(n_components, Poisson(owner, n_components, shape=rate_shape, mean=rate_mean), concentration)
+    n_components: Count
+    weights_concentration: PositivePerComponent = 1.0
+    rate_shape: Positive = 1.0
+    rate_mean: PositivePerComponent = 5.0
+
+    def __post_init__(self) -> None:
+        owner, K = type(self).__name__, self.n_components
+        concentration = per_component(owner, "weights_concentration", self.weights_concentration, K)
+        self._settings(Poisson(owner, K, shape=self.rate_shape, mean=self.rate_mean), concentration)

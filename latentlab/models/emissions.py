@@ -27,11 +27,14 @@ from latentlab.distributions.components import (
 from latentlab.distributions.ordered_normal import OrderedNormal
 from latentlab.errors import ConfigError, DataError
 from latentlab.models.base import here
+from latentlab.settings import Numbers, Positive, PositiveNumbers
 
 Covariance = Literal["spherical", "diagonal", "full", "tied"]
 SigmaPrior = Literal["log_normal", "half_normal"]
-PerComponent = float | Sequence[float]
-"""A number for all components, or one for each."""
+PerComponent = float | Numbers
+"""A number for all components, or a list of one for each."""
+PositivePerComponent = Positive | PositiveNumbers
+"""The same, above 0."""
 
 FLOOR = 1e-10
 """Least variance, in any direction, of a maximum likelihood estimate, relative to the variances of the columns."""
@@ -154,14 +157,12 @@ class Gaussian(Emission):
         corr_concentration: float,
         ordered: bool,
     ) -> None:
-        one_of(owner, "covariance", covariance, ("spherical", "diagonal", "full", "tied"))
-        one_of(owner, "sigma_prior", sigma_prior, ("log_normal", "half_normal"))
         self.owner, self.n_components, self.covariance, self.ordered = owner, n_components, covariance, ordered
         self.mu_loc = per_component(owner, "mu_loc", mu_loc, n_components)
-        self.mu_scale = per_component(owner, "mu_scale", mu_scale, n_components, above=0.0)
-        self.sigma_scale = per_component(owner, "sigma_scale", sigma_scale, n_components, above=0.0)
-        self.sigma_spread = number(owner, "sigma_spread", sigma_spread, least=0.0)
-        self.corr_concentration = number(owner, "corr_concentration", corr_concentration, above=0.0)
+        self.mu_scale = per_component(owner, "mu_scale", mu_scale, n_components)
+        self.sigma_scale = per_component(owner, "sigma_scale", sigma_scale, n_components)
+        self.sigma_spread = sigma_spread
+        self.corr_concentration = corr_concentration
         self.sigma_prior = sigma_prior
         self.unit: float | torch.Tensor = 1.0
         if covariance == "tied" and self.sigma_scale.unique().numel() > 1:
@@ -448,9 +449,8 @@ class Gaussian(Emission):
 class Bernoulli(Emission):
     r"""$p_{kd} \sim \mathrm{Beta}(a, a)$."""
 
-    def __init__(self, owner: str, n_components: int, *, concentration: float) -> None:
-        self.n_components, self.exchangeable = n_components, True
-        self.concentration = number(owner, "probability_concentration", concentration, above=0.0)
+    def __init__(self, n_components: int, *, concentration: float) -> None:
+        self.n_components, self.exchangeable, self.concentration = n_components, True, concentration
 
     def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
         return {"probability": (dim, "feature")}
@@ -489,8 +489,8 @@ class Poisson(Emission):
 
     def __init__(self, owner: str, n_components: int, *, shape: float, mean: PerComponent) -> None:
         self.n_components = n_components
-        self.shape = number(owner, "rate_shape", shape, above=0.0)
-        self.mean = per_component(owner, "rate_mean", mean, n_components, above=0.0)
+        self.shape = shape
+        self.mean = per_component(owner, "rate_mean", mean, n_components)
         self.exchangeable = self.mean.unique().numel() == 1
 
     def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
@@ -532,10 +532,9 @@ class Poisson(Emission):
 class Categorical(Emission):
     r"""$p_{kd} \sim \mathrm{Dirichlet}(a, \dots, a)$ over C categories, coded 0 to C - 1."""
 
-    def __init__(self, owner: str, n_components: int, *, n_categories: int, concentration: float) -> None:
+    def __init__(self, n_components: int, *, n_categories: int, concentration: float) -> None:
         self.n_components, self.exchangeable = n_components, True
-        self.n_categories = whole(owner, "n_categories", n_categories, 2)
-        self.concentration = number(owner, "probability_concentration", concentration, above=0.0)
+        self.n_categories, self.concentration = n_categories, concentration
 
     def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
         return {"probability": (dim, "feature", "category")}
@@ -646,62 +645,14 @@ def _refuse(what: str, dataset: Dataset, bad: np.ndarray, must: str) -> None:
         )
 
 
-# -- checks of constructors
-
-
-def whole(owner: str, name: str, value: object, least: int) -> int:
-    """A whole number of at least `least`.
-
-    Raises:
-        ConfigError: It is none; names model, argument, range and value.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ConfigError(f"{owner}: `{name}` must be a whole number from {least}; got {value!r}.")
-    return int(value)
-
-
-def number(owner: str, name: str, value: object, *, least: float | None = None, above: float | None = None) -> float:
-    """A finite number, at least `least` or above `above`.
-
-    Raises:
-        ConfigError: It is none; names model, argument, range and value.
-    """
-    good = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
-    if not good or (least is not None and value < least) or (above is not None and value <= above):  # type: ignore[operator]
-        bound = f" of at least {least:g}" if least is not None else f" above {above:g}" if above is not None else ""
-        raise ConfigError(f"{owner}: `{name}` must be a finite number{bound}; got {value!r}.")
-    return float(value)  # type: ignore[arg-type]
-
-
-def per_component(owner: str, name: str, value: PerComponent, n: int, *, above: float | None = None) -> torch.Tensor:
+def per_component(owner: str, name: str, value: PerComponent, n: int) -> torch.Tensor:
     """A number for each of n components `(component,)`, from one for all or a list.
 
     Raises:
-        ConfigError: Not one number, nor n of them.
+        ConfigError: The list has another length.
     """
-    if isinstance(value, list | tuple | np.ndarray):
-        if len(value) != n:
-            raise ConfigError(f"{owner}: `{name}` must be one number or a list of {n}, one for each; got {len(value)}.")
-        return torch.tensor([number(owner, name, one, above=above) for one in value], dtype=torch.float64)
-    return torch.full((n,), number(owner, name, value, above=above), dtype=torch.float64)
-
-
-def one_of(owner: str, name: str, value: object, valid: Sequence[str]) -> None:
-    """Refuses what is not among the valid words.
-
-    Raises:
-        ConfigError: Names them.
-    """
-    if value not in valid:
-        raise ConfigError(f"{owner}: `{name}` must be one of {', '.join(valid)}; got {value!r}.")
-
-
-def flag(owner: str, name: str, value: object) -> bool:
-    """True or False.
-
-    Raises:
-        ConfigError: Anything else.
-    """
-    if not isinstance(value, bool):
-        raise ConfigError(f"{owner}: `{name}` must be true or false; got {value!r}.")
-    return value
+    if not isinstance(value, Sequence):
+        return torch.full((n,), value, dtype=torch.float64)
+    if len(value) != n:
+        raise ConfigError(f"{owner}: `{name}` must be one number or a list of {n}, one for each; got {len(value)}.")
+    return torch.tensor(value, dtype=torch.float64)

@@ -1,8 +1,16 @@
 r"""Factor analysis."""
 
+import pyro
+import pyro.distributions as dist
+import torch
+
+from latentlab.distributions.low_rank_gaussian import LowRankGaussian
+from latentlab.models.base import normal
 from latentlab.models.linear_gaussian import LinearGaussian
+from latentlab.settings import Count, NonNegative, Positive, settings
 
 
+@settings
 class FactorAnalysis(LinearGaussian):
     r"""Factor analysis: positions on a plane through the feature space, and noise of its own size in each feature.
 
@@ -38,19 +46,23 @@ class FactorAnalysis(LinearGaussian):
 
     name = "factor_analysis"
     noise = "psi"
-    noise_dims = ("feature",)
+    dims = {"W": ("feature", "latent"), "mu": ("feature",), "psi": ("feature",), "z": ("unit", "latent")}
 
-    def __init__(
-        self,
-        n_latent: int,
-        W_scale: float = 1.0,
-        mu_scale: float = 10.0,
-        psi_scale: float = 1.0,
-        marginalize: bool = True,  # noqa: FBT001, FBT002
-    ) -> None:
-        self.W_scale, self.mu_scale, self.psi_scale = W_scale, mu_scale, psi_scale
-        scales = {"W_scale": W_scale, "mu_scale": mu_scale, "psi_scale": psi_scale}
-        self._settings(n_latent, scales, marginalize=marginalize)
+    n_latent: Count
+    W_scale: NonNegative = 1.0
+    mu_scale: NonNegative = 10.0
+    psi_scale: Positive = 1.0
+    marginalize: bool = True
 
-    def _noise_scale(self) -> float:
-        return self.psi_scale
+    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        (N, D), q = x.shape, self.n_latent
+        W = normal("W", self.W_scale, (D, q))
+        mu = normal("mu", self.mu_scale, (D,))
+        psi = pyro.sample("psi", dist.HalfNormal(self.psi_scale).expand([D]).to_event(1))
+        with pyro.plate("unit", N):
+            if self.marginalize:
+                pyro.sample("x", LowRankGaussian(mu, W, psi, mask), obs=x)
+            else:
+                z = pyro.sample("z", dist.Normal(torch.zeros(q), 1.0).to_event(1))
+                given = dist.Normal(z @ W.mT + mu, psi)
+                pyro.sample("x", (given if mask is None else given.mask(mask)).to_event(1), obs=x)

@@ -1,9 +1,11 @@
 r"""Hidden Markov models with Gaussian emissions."""
 
-from latentlab.models.emissions import Covariance, Gaussian, PerComponent, SigmaPrior, flag, whole
+from latentlab.models.emissions import Covariance, Gaussian, PerComponent, PositivePerComponent, SigmaPrior
 from latentlab.models.hidden_markov import HiddenMarkovModel
+from latentlab.settings import Count, NonNegative, Positive, settings
 
 
+@settings
 class GaussianHMM(HiddenMarkovModel):
     r"""Hidden Markov model with Gaussian emissions.
 
@@ -43,43 +45,31 @@ class GaussianHMM(HiddenMarkovModel):
 
     name = "gaussian_hmm"
 
-    def __init__(
-        self,
-        n_states: int,
-        covariance: Covariance = "diagonal",
-        initial_concentration: float = 1.0,
-        transition_concentration: float = 1.0,
-        sticky: float = 0.0,
-        left_to_right: bool = False,  # noqa: FBT001, FBT002
-        mu_loc: PerComponent = 0.0,
-        mu_scale: PerComponent = 2.0,
-        sigma_prior: SigmaPrior = "log_normal",
-        sigma_scale: PerComponent = 0.5,
-        sigma_spread: float = 0.7,
-        corr_concentration: float = 2.0,
-        ordered: bool = False,  # noqa: FBT001, FBT002
-    ) -> None:
-        owner = type(self).__name__
-        self.covariance, self.mu_loc, self.mu_scale = covariance, mu_loc, mu_scale
-        self.sigma_prior, self.sigma_scale, self.sigma_spread = sigma_prior, sigma_scale, sigma_spread
-        self.corr_concentration, self.ordered = corr_concentration, flag(owner, "ordered", ordered)
+    n_states: Count
+    covariance: Covariance = "diagonal"
+    initial_concentration: NonNegative = 1.0
+    transition_concentration: Positive = 1.0
+    sticky: NonNegative = 0.0
+    left_to_right: bool = False
+    mu_loc: PerComponent = 0.0
+    mu_scale: PositivePerComponent = 2.0
+    sigma_prior: SigmaPrior = "log_normal"
+    sigma_scale: PositivePerComponent = 0.5
+    sigma_spread: NonNegative = 0.7
+    corr_concentration: Positive = 2.0
+    ordered: bool = False
+
+    def __post_init__(self) -> None:
         emission = Gaussian(
-            owner,
-            whole(owner, "n_states", n_states, 1),
-            covariance=covariance,
-            mu_loc=mu_loc,
-            mu_scale=mu_scale,
-            sigma_prior=sigma_prior,
-            sigma_scale=sigma_scale,
-            sigma_spread=sigma_spread,
-            corr_concentration=corr_concentration,
-            ordered=ordered,
+            type(self).__name__,
+            self.n_states,
+            covariance=self.covariance,
+            mu_loc=self.mu_loc,
+            mu_scale=self.mu_scale,
+            sigma_prior=self.sigma_prior,
+            sigma_scale=self.sigma_scale,
+            sigma_spread=self.sigma_spread,
+            corr_concentration=self.corr_concentration,
+            ordered=self.ordered,
         )
-        self._settings(
-            owner,
-            emission,
-            initial_concentration=initial_concentration,
-            transition_concentration=transition_concentration,
-            sticky=sticky,
-            left_to_right=left_to_right,
-        )
+        self._settings(emission)

@@ -9,8 +9,9 @@ import torch
 
 from latentlab.distributions.stick_breaking import StickBreaking
 from latentlab.models.base import Arrays
-from latentlab.models.emissions import Covariance, Gaussian, PerComponent, SigmaPrior, flag, number, per_component, whole
+from latentlab.models.emissions import Covariance, Gaussian, PerComponent, PositivePerComponent, SigmaPrior, per_component
 from latentlab.models.mixture import MixtureModel, Units, k_means
+from latentlab.settings import Count, NonNegative, Positive, Several, settings
 from latentlab.symmetry.group import Group
 from latentlab.symmetry.groups import Identity, Permutation
 
@@ -18,6 +19,7 @@ START_CLUSTERS = 10
 """Clusters with which a mixture of unknown size starts, at most."""
 
 
+@settings
 class GaussianMixture(MixtureModel):
     r"""Gaussian mixture: each unit belongs to one of K components.
 
@@ -58,45 +60,35 @@ class GaussianMixture(MixtureModel):
 
     name = "gaussian_mixture"
 
-    def __init__(
-        self,
-        n_components: int,
-        covariance: Covariance = "full",
-        weights_concentration: PerComponent = 1.0,
-        mu_loc: PerComponent = 0.0,
-        mu_scale: PerComponent = 2.0,
-        sigma_prior: SigmaPrior = "log_normal",
-        sigma_scale: PerComponent = 0.5,
-        sigma_spread: float = 0.7,
-        corr_concentration: float = 2.0,
-        ordered: bool = False,  # noqa: FBT001, FBT002
-    ) -> None:
-        owner = type(self).__name__
-        n_components = whole(owner, "n_components", n_components, 1)
-        self.covariance, self.weights_concentration, self.mu_loc, self.mu_scale = (
-            covariance,
-            weights_concentration,
-            mu_loc,
-            mu_scale,
-        )
-        self.sigma_prior, self.sigma_scale, self.sigma_spread = sigma_prior, sigma_scale, sigma_spread
-        self.corr_concentration, self.ordered = corr_concentration, flag(owner, "ordered", ordered)
+    n_components: Count
+    covariance: Covariance = "full"
+    weights_concentration: PositivePerComponent = 1.0
+    mu_loc: PerComponent = 0.0
+    mu_scale: PositivePerComponent = 2.0
+    sigma_prior: SigmaPrior = "log_normal"
+    sigma_scale: PositivePerComponent = 0.5
+    sigma_spread: NonNegative = 0.7
+    corr_concentration: Positive = 2.0
+    ordered: bool = False
+
+    def __post_init__(self) -> None:
+        owner, K = type(self).__name__, self.n_components
         emission = Gaussian(
             owner,
-            n_components,
-            covariance=covariance,
-            mu_loc=mu_loc,
-            mu_scale=mu_scale,
-            sigma_prior=sigma_prior,
-            sigma_scale=sigma_scale,
-            sigma_spread=sigma_spread,
-            corr_concentration=corr_concentration,
-            ordered=ordered,
+            K,
+            covariance=self.covariance,
+            mu_loc=self.mu_loc,
+            mu_scale=self.mu_scale,
+            sigma_prior=self.sigma_prior,
+            sigma_scale=self.sigma_scale,
+            sigma_spread=self.sigma_spread,
+            corr_concentration=self.corr_concentration,
+            ordered=self.ordered,
         )
-        concentration = per_component(owner, "weights_concentration", weights_concentration, n_components, above=0.0)
-        self._settings(n_components, emission, concentration)
+        self._settings(emission, per_component(owner, "weights_concentration", self.weights_concentration, K))
 
 
+@settings
 class DPMixture(MixtureModel):
     r"""Dirichlet-process mixture of Gaussians, truncated: the data say how many of its components they need.
 
@@ -133,37 +125,30 @@ class DPMixture(MixtureModel):
     name = "dp_mixture"
     methods = ("nuts", "chees", "svi", "map")
 
-    def __init__(
-        self,
-        n_components: int = 10,
-        covariance: Covariance = "diagonal",
-        alpha_shape: float = 2.0,
-        alpha_rate: float = 2.0,
-        mu_loc: float = 0.0,
-        mu_scale: float = 2.0,
-        sigma_scale: float = 0.5,
-        sigma_spread: float = 0.7,
-        corr_concentration: float = 2.0,
-    ) -> None:
-        owner = type(self).__name__
-        n_components = whole(owner, "n_components", n_components, 2)
-        self.covariance, self.mu_loc, self.mu_scale = covariance, mu_loc, mu_scale
-        self.sigma_scale, self.sigma_spread, self.corr_concentration = sigma_scale, sigma_spread, corr_concentration
-        self.alpha_shape = number(owner, "alpha_shape", alpha_shape, least=0.0)
-        self.alpha_rate = number(owner, "alpha_rate", alpha_rate, above=0.0)
+    n_components: Several = 10
+    covariance: Covariance = "diagonal"
+    alpha_shape: NonNegative = 2.0
+    alpha_rate: Positive = 2.0
+    mu_loc: float = 0.0
+    mu_scale: Positive = 2.0
+    sigma_scale: Positive = 0.5
+    sigma_spread: NonNegative = 0.7
+    corr_concentration: Positive = 2.0
+
+    def __post_init__(self) -> None:
         emission = Gaussian(
-            owner,
-            n_components,
-            covariance=covariance,
-            mu_loc=number(owner, "mu_loc", mu_loc),
-            mu_scale=number(owner, "mu_scale", mu_scale, above=0.0),
+            type(self).__name__,
+            self.n_components,
+            covariance=self.covariance,
+            mu_loc=self.mu_loc,
+            mu_scale=self.mu_scale,
             sigma_prior="log_normal",
-            sigma_scale=number(owner, "sigma_scale", sigma_scale, above=0.0),
-            sigma_spread=sigma_spread,
-            corr_concentration=corr_concentration,
+            sigma_scale=self.sigma_scale,
+            sigma_spread=self.sigma_spread,
+            corr_concentration=self.corr_concentration,
             ordered=False,
         )
-        self._settings(n_components, emission, torch.ones(n_components, dtype=torch.float64))
+        self._settings(emission, torch.ones(self.n_components, dtype=torch.float64))
         self.dims = {"alpha": (), **self.dims}
         self.symmetry = Identity("component")
 

@@ -20,7 +20,7 @@ from latentlab.distributions import hidden_markov as chains
 from latentlab.distributions.hidden_markov_series import HiddenMarkovSeries
 from latentlab.errors import ConfigError, DataError
 from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position
-from latentlab.models.emissions import SHRINK, Emission, flag, number
+from latentlab.models.emissions import SHRINK, Emission
 from latentlab.models.expectation_maximization import climb
 from latentlab.models.mixture import (
     Units,
@@ -49,26 +49,17 @@ class HiddenMarkovModel(LatentModel):
     methods: tuple[str, ...] = ("nuts", "chees", "svi", "map", "exact")
     jitter = 0.5
     n_states: int
+    initial_concentration: float
+    transition_concentration: float
+    sticky: float
+    left_to_right: bool
     emission: Emission
 
-    def _settings(
-        self,
-        owner: str,
-        emission: Emission,
-        *,
-        initial_concentration: float,
-        transition_concentration: float,
-        sticky: float,
-        left_to_right: bool,
-    ) -> None:
-        self.n_states, self.emission = emission.n_components, emission
-        self.initial_concentration = number(owner, "initial_concentration", initial_concentration, least=0.0)
-        self.transition_concentration = number(owner, "transition_concentration", transition_concentration, above=0.0)
-        self.sticky = number(owner, "sticky", sticky, least=0.0)
-        self.left_to_right = flag(owner, "left_to_right", left_to_right)
-        if left_to_right and self.n_states < 2:
-            raise ConfigError(f"{owner}: `left_to_right` needs at least 2 states; n_states is {self.n_states}.")
-        stay = {"stay": ("step",)} if left_to_right else {}
+    def _settings(self, emission: Emission) -> None:
+        self.emission = emission
+        if self.left_to_right and self.n_states < 2:
+            raise ConfigError(f"{type(self).__name__}: `left_to_right` needs at least 2 states; n_states is {self.n_states}.")
+        stay = {"stay": ("step",)} if self.left_to_right else {}
         self.dims = {
             "initial": ("state",),
             **stay,
@@ -76,7 +67,7 @@ class HiddenMarkovModel(LatentModel):
             **emission.dims("state"),
             "z": ("unit",),
         }
-        alike = emission.exchangeable and not left_to_right
+        alike = emission.exchangeable and not self.left_to_right
         self.symmetry = Permutation("state") if alike else Identity("state")
 
     def n_labels(self) -> int:

@@ -5,7 +5,6 @@ with `marginalize=False` they are a site of the program, with an amortised linea
 """
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
@@ -19,7 +18,7 @@ from torch.distributions import constraints
 
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.low_rank_gaussian import LowRankGaussian
-from latentlab.errors import ConfigError, DataError
+from latentlab.errors import DataError
 from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position, outliers, require_table
 from latentlab.models.linear_gaussian_optimum import best_optimum, principal_axes
 from latentlab.symmetry.groups import Orthogonal
@@ -33,53 +32,22 @@ LEAST_SHARE = 1e-4
 
 
 class LinearGaussian(LatentModel):
-    """Base of the two models; a subclass names its noise site and says whether each feature has its own."""
+    """Base of the two models: a subclass writes the generative process, of the sites W, mu, z and its noise."""
 
     noise: str
-    noise_dims: tuple[str, ...]
+    """The site of the noise; `(feature,)` where each feature has its own."""
+    n_latent: int
+    W_scale: float
+    mu_scale: float
+    marginalize: bool
+
     methods = ("nuts", "chees", "svi", "map", "exact")
     position = Position("z", kind="real")
     symmetry = Orthogonal()
 
-    def _settings(self, n_latent: int, scales: dict[str, float], *, marginalize: bool) -> None:
-        if isinstance(n_latent, bool) or not isinstance(n_latent, int | np.integer) or n_latent < 1:
-            raise ConfigError(f"{type(self).__name__}: `n_latent` must be a whole number from 1; got {n_latent!r}.")
-        for name, value in scales.items():
-            fixed = name != f"{self.noise}_scale"
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or value < 0 or (value == 0 and not fixed):
-                least = "at least 0 (0 fixes the site at 0)" if fixed else "above 0"
-                raise ConfigError(f"{type(self).__name__}: `{name}` must be a finite number {least}; got {value!r}.")
-        if not isinstance(marginalize, bool):
-            raise ConfigError(f"{type(self).__name__}: `marginalize` must be true or false; got {marginalize!r}.")
-        self.n_latent = n_latent
-        self.marginalize = marginalize
-        self.dims = {
-            "W": ("feature", "latent"),
-            "mu": ("feature",),
-            self.noise: self.noise_dims,
-            "z": ("unit", "latent"),
-        }
-
-    @abstractmethod
-    def _noise_scale(self) -> float:
-        """Scale of the noise's half-normal prior."""
-
-    # -- the program
-
-    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-        n_units, n_features = x.shape
-        W = _normal("W", self.W_scale, (n_features, self.n_latent))  # type: ignore[attr-defined]
-        mu = _normal("mu", self.mu_scale, (n_features,))  # type: ignore[attr-defined]
-        shape = (n_features,) if self.noise_dims else ()
-        scale = pyro.sample(self.noise, dist.HalfNormal(torch.full(shape, float(self._noise_scale()))).to_event(len(shape)))
-        with pyro.plate("unit", n_units):
-            if self.marginalize:
-                pyro.sample("x", LowRankGaussian(mu, W, scale, mask), obs=x)
-            else:
-                z = pyro.sample("z", dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1))
-                noise = self.imputation({}, z=z, W=W, mu=mu, **{self.noise: scale})
-                pyro.sample("x", (noise if mask is None else noise.mask(mask)).to_event(1), obs=x)
+    @property
+    def noise_dims(self) -> tuple[str, ...]:
+        return self.dims[self.noise]
 
     def guide(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
         """Independent normals for W, mu and the log noise; for z, where it is a site, a linear-Gaussian encoder.
@@ -88,7 +56,7 @@ class LinearGaussian(LatentModel):
         """
         arrays = {"x": x, "mask": mask}
         start = cache(lambda: _principal_start(arrays, self.n_latent, self.noise_dims))
-        for site, scale in (("W", self.W_scale), ("mu", self.mu_scale)):  # type: ignore[attr-defined]
+        for site, scale in (("W", self.W_scale), ("mu", self.mu_scale)):
             if scale:
                 loc = _parameter(f"{site}_loc", partial(lambda name: start()[name], site))
                 pyro.sample(site, dist.Normal(loc, _spread(site, loc)).to_event(loc.dim()))
@@ -131,7 +99,7 @@ class LinearGaussian(LatentModel):
             n_latent=self.n_latent,
             noise=self.noise,
             own_noise=bool(self.noise_dims),
-            fixed_mean=self.mu_scale == 0,  # type: ignore[attr-defined]
+            fixed_mean=self.mu_scale == 0,
             rng=rng,
         )
 
@@ -174,7 +142,7 @@ class LinearGaussian(LatentModel):
     def cautions(self, dataset: Dataset) -> list[Caution]:
         """Values far from all others; noise of each feature beyond the Ledermann bound, where equal covariances differ in it."""
         d, q = dataset.x.shape[1], self.n_latent
-        if not self.noise_dims or self.W_scale == 0 or (d - q) ** 2 >= d + q:  # type: ignore[attr-defined]
+        if not self.noise_dims or self.W_scale == 0 or (d - q) ** 2 >= d + q:
             return outliers(dataset)
         most = max(k for k in range(d) if (d - k) ** 2 >= d + k)
         remedy = f"use at most {most} factor{'s' * (most > 1)}" if most else "use at least 3 features"
@@ -195,21 +163,15 @@ class LinearGaussian(LatentModel):
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 10) -> Dataset:
         """Data and truth drawn from the model, priors included."""
-        W = self.W_scale * rng.standard_normal((n_features, self.n_latent))  # type: ignore[attr-defined]
-        mu = self.mu_scale * rng.standard_normal(n_features)  # type: ignore[attr-defined]
-        scale = np.abs(self._noise_scale() * rng.standard_normal(n_features if self.noise_dims else ()))
+        W = self.W_scale * rng.standard_normal((n_features, self.n_latent))
+        mu = self.mu_scale * rng.standard_normal(n_features)
+        noise_scale = getattr(self, f"{self.noise}_scale")
+        scale = np.abs(noise_scale * rng.standard_normal(n_features if self.noise_dims else ()))
         z = rng.standard_normal((n_units, self.n_latent))
         x = z @ W.T + mu + scale * rng.standard_normal((n_units, n_features))
         dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name=f"simulated {self.name}")
         truth = {"W": W, "mu": mu, self.noise: np.asarray(scale), "z": z}
         return replace(dataset, truth=truth, truth_dims=dict(self.dims))
-
-
-def _normal(site: str, scale: float, shape: tuple[int, ...]) -> torch.Tensor:
-    """A site of independent N(0, scale); fixed at 0 where the scale is 0."""
-    if scale == 0:
-        return pyro.deterministic(site, torch.zeros(shape))
-    return pyro.sample(site, dist.Normal(torch.zeros(shape), float(scale)).to_event(len(shape)))
 
 
 def _parameter(name: str, start: Callable[[], torch.Tensor], constraint: Any = constraints.real) -> torch.Tensor:

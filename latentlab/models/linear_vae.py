@@ -14,14 +14,16 @@ from torch.distributions import constraints
 
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.low_rank_gaussian import LowRankGaussian
-from latentlab.errors import ConfigError, DataError, InferenceError
+from latentlab.errors import DataError, InferenceError
 from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position, outliers, require_table
+from latentlab.settings import Count, Positive, settings
 from latentlab.symmetry.groups import Orthogonal
 
 TOLERANCE = 1e-5
 """Largest derivative of the mean bound of a unit that still counts as its maximum, in units of the data's spread."""
 
 
+@settings
 class LinearVAE(LatentModel):
     r"""Linear variational autoencoder: PPCA, with a linear encoder in place of the exact conditional of the positions.
 
@@ -63,17 +65,14 @@ class LinearVAE(LatentModel):
     symmetry = Orthogonal()
     methods = ("exact", "svi")
 
-    def __init__(self, n_latent: int, sigma: float | None = None) -> None:
-        if isinstance(n_latent, bool) or not isinstance(n_latent, int | np.integer) or n_latent < 1:
-            raise ConfigError(f"LinearVAE: `n_latent` must be a whole number from 1; got {n_latent!r}.")
-        number = isinstance(sigma, int | float) and not isinstance(sigma, bool) and math.isfinite(sigma)
-        if sigma is not None and (not number or sigma <= 0):
-            raise ConfigError(f"LinearVAE: `sigma` must be a finite number above 0, or null to estimate it; got {sigma!r}.")
-        self.n_latent, self.sigma = n_latent, sigma
+    n_latent: Count
+    sigma: Positive | None = None
+
+    def __post_init__(self) -> None:
         self.parameters = {
             "W": ("feature", "latent"),
             "mu": ("feature",),
-            **({} if sigma is not None else {"sigma": ()}),
+            **({} if self.sigma is not None else {"sigma": ()}),
             "V": ("latent", "feature"),
             "D": ("axis",),
         }

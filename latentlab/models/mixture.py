@@ -42,8 +42,8 @@ class MixtureModel(LatentModel):
     emission: Emission
     concentration: torch.Tensor
 
-    def _settings(self, n_components: int, emission: Emission, concentration: torch.Tensor) -> None:
-        self.n_components, self.emission, self.concentration = n_components, emission, concentration
+    def _settings(self, emission: Emission, concentration: torch.Tensor) -> None:
+        self.emission, self.concentration = emission, concentration
         self.dims = {"weights": ("component",), **emission.dims("component"), "z": ("unit",)}
         alike = emission.exchangeable and concentration.unique().numel() == 1
         self.symmetry = Permutation("component") if alike else Identity("component")

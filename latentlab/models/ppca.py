@@ -1,8 +1,16 @@
 r"""Probabilistic principal component analysis."""
 
+import pyro
+import pyro.distributions as dist
+import torch
+
+from latentlab.distributions.low_rank_gaussian import LowRankGaussian
+from latentlab.models.base import normal
 from latentlab.models.linear_gaussian import LinearGaussian
+from latentlab.settings import Count, NonNegative, Positive, settings
 
 
+@settings
 class PPCA(LinearGaussian):
     r"""Probabilistic PCA: positions on a plane through the feature space, and noise of one size in all features.
 
@@ -36,19 +44,23 @@ class PPCA(LinearGaussian):
 
     name = "ppca"
     noise = "sigma"
-    noise_dims = ()
+    dims = {"W": ("feature", "latent"), "mu": ("feature",), "sigma": (), "z": ("unit", "latent")}
 
-    def __init__(
-        self,
-        n_latent: int,
-        W_scale: float = 1.0,
-        mu_scale: float = 10.0,
-        sigma_scale: float = 1.0,
-        marginalize: bool = True,  # noqa: FBT001, FBT002
-    ) -> None:
-        self.W_scale, self.mu_scale, self.sigma_scale = W_scale, mu_scale, sigma_scale
-        scales = {"W_scale": W_scale, "mu_scale": mu_scale, "sigma_scale": sigma_scale}
-        self._settings(n_latent, scales, marginalize=marginalize)
+    n_latent: Count
+    W_scale: NonNegative = 1.0
+    mu_scale: NonNegative = 10.0
+    sigma_scale: Positive = 1.0
+    marginalize: bool = True
 
-    def _noise_scale(self) -> float:
-        return self.sigma_scale
+    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        (N, D), q = x.shape, self.n_latent
+        W = normal("W", self.W_scale, (D, q))
+        mu = normal("mu", self.mu_scale, (D,))
+        sigma = pyro.sample("sigma", dist.HalfNormal(self.sigma_scale))
+        with pyro.plate("unit", N):
+            if self.marginalize:
+                pyro.sample("x", LowRankGaussian(mu, W, sigma, mask), obs=x)
+            else:
+                z = pyro.sample("z", dist.Normal(torch.zeros(q), 1.0).to_event(1))
+                given = dist.Normal(z @ W.mT + mu, sigma)
+                pyro.sample("x", (given if mask is None else given.mask(mask)).to_event(1), obs=x)

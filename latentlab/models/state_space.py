@@ -11,13 +11,14 @@ import torch
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.linear_gaussian_chain import LinearGaussianChain, LinearGaussianPath
 from latentlab.errors import DataError
-from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position, outliers, require_table
-from latentlab.models.emissions import number, whole
+from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position, normal, outliers, require_table
 from latentlab.models.mixture import check_table
 from latentlab.models.state_space_optimum import best_optimum, start
+from latentlab.settings import Count, NonNegative, Positive, settings
 from latentlab.symmetry.groups import Orthogonal
 
 
+@settings
 class LinearGaussianStateSpace(LatentModel):
     r"""Linear-Gaussian state space (a dynamic factor model): positions that move linearly in time, and rows that show them.
 
@@ -58,37 +59,28 @@ class LinearGaussianStateSpace(LatentModel):
     symmetry = Orthogonal()
     jitter = 0.5
 
-    def __init__(
-        self,
-        n_latent: int,
-        A_scale: float = 0.5,
-        C_scale: float = 1.0,
-        mu_scale: float = 10.0,
-        sigma_scale: float = 1.0,
-        initial_scale: float = 1.0,
-    ) -> None:
-        owner = type(self).__name__
-        self.n_latent = whole(owner, "n_latent", n_latent, 1)
-        self.A_scale = number(owner, "A_scale", A_scale, least=0.0)
-        self.C_scale = number(owner, "C_scale", C_scale, above=0.0)
-        self.mu_scale = number(owner, "mu_scale", mu_scale, least=0.0)
-        self.sigma_scale = number(owner, "sigma_scale", sigma_scale, above=0.0)
-        self.initial_scale = number(owner, "initial_scale", initial_scale, above=0.0)
-        self.dims = {
-            "A": ("next_latent", "latent"),
-            "C": ("feature", "latent"),
-            "mu": ("feature",),
-            "sigma": ("feature",),
-            "z": ("unit", "latent"),
-        }
+    dims = {
+        "A": ("next_latent", "latent"),
+        "C": ("feature", "latent"),
+        "mu": ("feature",),
+        "sigma": ("feature",),
+        "z": ("unit", "latent"),
+    }
+
+    n_latent: Count
+    A_scale: NonNegative = 0.5
+    C_scale: Positive = 1.0
+    mu_scale: NonNegative = 10.0
+    sigma_scale: Positive = 1.0
+    initial_scale: Positive = 1.0
 
     # -- the program
 
     def model(self, x: torch.Tensor, mask: torch.Tensor | None = None, sequence: torch.Tensor | None = None) -> None:
         n_units, n_features = x.shape
-        A = _normal("A", self.A_scale, (self.n_latent, self.n_latent))
-        C = _normal("C", self.C_scale, (n_features, self.n_latent))
-        mu = _normal("mu", self.mu_scale, (n_features,))
+        A = normal("A", self.A_scale, (self.n_latent, self.n_latent))
+        C = normal("C", self.C_scale, (n_features, self.n_latent))
+        mu = normal("mu", self.mu_scale, (n_features,))
         sigma = pyro.sample("sigma", dist.HalfNormal(torch.full((n_features,), self.sigma_scale)).to_event(1))
         with pyro.plate("unit", n_units):
             pyro.sample("x", self._chain({"x": x, "mask": mask, "sequence": sequence}, A=A, C=C, mu=mu, sigma=sigma), obs=x)
@@ -190,13 +182,6 @@ class LinearGaussianStateSpace(LatentModel):
         coords = {"sequence": sequence.astype(str)} if n_sequences > 1 else {}
         dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, coords=coords, name=f"simulated {self.name}")
         return replace(dataset, truth={"A": A, "C": C, "mu": mu, "sigma": sigma, "z": z}, truth_dims=dict(self.dims))
-
-
-def _normal(site: str, scale: float, shape: tuple[int, ...]) -> torch.Tensor:
-    """A site of independent N(0, scale); fixed at 0 where the scale is 0."""
-    if scale == 0:
-        return pyro.deterministic(site, torch.zeros(shape, dtype=torch.float64))
-    return pyro.sample(site, dist.Normal(torch.zeros(shape, dtype=torch.float64), scale).to_event(len(shape)))
 
 
 def _starts(arrays: Arrays) -> torch.Tensor:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyro
@@ -13,8 +13,9 @@ import torch
 from torch.distributions import constraints
 
 from latentlab.data.dataset import Dataset
-from latentlab.errors import ConfigError, DataError
+from latentlab.errors import DataError
 from latentlab.models.base import Arrays, Caution, LatentModel, Position, outliers, require_table
+from latentlab.settings import Count, Positive, Sizes, settings
 from latentlab.symmetry.groups import Orthogonal
 
 Tensors = Mapping[str, torch.Tensor]
@@ -24,8 +25,6 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh": torch.tanh,
     "softplus": torch.nn.functional.softplus,
 }
-LIKELIHOODS = ("gaussian", "bernoulli", "poisson")
-NOISES = ("shared", "feature")
 
 BLOCK = 20_000
 """Positions that are decoded at once, so that a bound with many samples does not fill the memory."""
@@ -35,6 +34,7 @@ N_CLASSES = 3
 """Labels of simulated data."""
 
 
+@settings
 class VAE(LatentModel):
     r"""Variational autoencoder: a network decodes each position into the distribution of the unit's data.
 
@@ -83,30 +83,17 @@ class VAE(LatentModel):
     symmetry = Orthogonal()
     methods = ("svi",)
 
-    def __init__(
-        self,
-        n_latent: int,
-        hidden: tuple[int, ...] = (128,),
-        likelihood: Literal["gaussian", "bernoulli", "poisson"] = "gaussian",
-        activation: Literal["relu", "tanh", "softplus"] = "relu",
-        beta: float = 1.0,
-        encoder_hidden: tuple[int, ...] | None = None,
-        noise: Literal["shared", "feature"] = "shared",
-        conditional: bool = False,  # noqa: FBT001, FBT002
-    ) -> None:
-        self.n_latent = _whole("n_latent", n_latent)
-        self.hidden = _sizes("hidden", hidden)
-        self.encoder_hidden = None if encoder_hidden is None else _sizes("encoder_hidden", encoder_hidden)
-        self.likelihood = _one_of("likelihood", likelihood, LIKELIHOODS)
-        self.activation = _one_of("activation", activation, tuple(ACTIVATIONS))
-        self.noise = _one_of("noise", noise, NOISES)
-        number = isinstance(beta, int | float) and not isinstance(beta, bool) and math.isfinite(beta)
-        if not number or beta <= 0:
-            raise ConfigError(f"VAE: `beta` must be a finite number above 0; got {beta!r}.")
-        if not isinstance(conditional, bool):
-            raise ConfigError(f"VAE: `conditional` must be true or false; got {conditional!r}.")
-        self.beta = self.kl_weight = beta
-        self.conditional = conditional
+    n_latent: Count
+    hidden: Sizes = (128,)
+    likelihood: Literal["gaussian", "bernoulli", "poisson"] = "gaussian"
+    activation: Literal["relu", "tanh", "softplus"] = "relu"
+    beta: Positive = 1.0
+    encoder_hidden: Sizes | None = None
+    noise: Literal["shared", "feature"] = "shared"
+    conditional: bool = False
+
+    def __post_init__(self) -> None:
+        self.kl_weight = self.beta
         self.parameters = {**self._decoder_dims(), **self._encoder_dims()}
 
     # -- what the layers are called: `LAYER_INPUT` are weights, `LAYER_b` offsets
@@ -328,21 +315,3 @@ def _link(likelihood: str, mean: torch.Tensor) -> torch.Tensor:
     if likelihood == "bernoulli":
         return torch.logit(mean.clamp(LEAST, 1.0 - LEAST))
     return torch.log(mean.clamp(min=LEAST)) if likelihood == "poisson" else mean.clone()
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ConfigError(f"VAE: `{name}` must be a whole number from 1; got {value!r}.")
-    return int(value)
-
-
-def _sizes(name: str, value: Any) -> tuple[int, ...]:
-    if not isinstance(value, tuple | list):
-        raise ConfigError(f"VAE: `{name}` must be a list of sizes, such as (128,); got {value!r}.")
-    return tuple(_whole(name, size) for size in value)
-
-
-def _one_of(name: str, value: Any, valid: tuple[str, ...]) -> Any:
-    if value not in valid:
-        raise ConfigError(f"VAE: `{name}` must be one of {', '.join(valid)}; got {value!r}.")
-    return value

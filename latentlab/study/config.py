@@ -188,7 +188,7 @@ def _plugins(found: Any, given: Sequence[str | Path], what: str) -> list[str]:
 
 
 def _checked(data: dict[str, Any], what: str) -> Config:
-    problems = Problems(data, Config.model_fields)
+    problems = Problems(data, Config)
     chosen: dict[str, list[type[Section]]] = {key: [] for key in TABLES}
     for key in TABLES:
         for where, one in _sections(data, key):
@@ -221,7 +221,7 @@ def _chosen(problems: Problems, key: str, where: Where, one: Any) -> type[Sectio
     table = TABLES[key]
     valid = f"Valid: {', '.join(table)}."
     if not isinstance(one, dict):
-        problems.add(where, f"expected a mapping with a `name`; got {one!r}. {valid}")
+        problems.add(where, f"must be a mapping with a `name`; got {one!r}. {valid}")
     elif "name" not in one:
         problems.add((*where, "name"), f"the key is missing. {valid}")
     elif not isinstance(one["name"], str):

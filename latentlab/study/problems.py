@@ -1,44 +1,31 @@
 """Everything that is wrong with a config, each problem by its path, in words."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from latentlab.errors import ConfigError, unknown
+from latentlab.settings import described
 
 Where = tuple[str | int, ...]
 """A path in a config: keys, and positions in lists."""
 
-_EXPECTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "dict_type": "a mapping",
-    "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
-    "none_required": "null",
-}
-"""pydantic's error types, and what was expected there."""
+MAPPING = ("dict_type", "model_type", "model_attributes_type")
+"""pydantic's error types where a section is not a mapping."""
 
 
 class Problems:
     """Collects problems; a second one about a key whose section could not be told is left out."""
 
-    def __init__(self, data: Mapping[str, Any], keys: Iterable[str]) -> None:
+    def __init__(self, data: Mapping[str, Any], config: type[BaseModel]) -> None:
         self._data = data
-        self._valid: dict[Where, tuple[str, list[str]]] = {(): ("key", list(keys))}
+        self._valid: dict[Where, tuple[str, type[BaseModel]]] = {(): ("key", config)}
         self._found: dict[Where, list[str]] = {}
 
     def choose(self, where: Where, kind: str, section: type[BaseModel]) -> None:
         """The section at `where` takes the fields of `section`; `kind` is what an unknown one is called."""
-        self._valid[where] = (kind, list(section.model_fields))
+        self._valid[where] = (kind, section)
 
     def add(self, where: Where, message: str) -> None:
         """A problem at a path."""
@@ -49,7 +36,6 @@ class Problems:
     def take(self, error: ValidationError) -> None:
         """What pydantic found; a path that already has a problem keeps that one alone."""
         known = set(self._found)
-        expected: dict[Where, list[str]] = {}
         for one in error.errors(include_url=False):
             where = self._where(one["loc"], missing=one["type"] == "missing")
             if any(where[: len(k)] == k or k[:-1] == where for k in known):
@@ -57,12 +43,11 @@ class Problems:
             if one["type"] == "refused":
                 for option, message in one["ctx"]["problems"]:
                     self.add((*where, option) if option else where, message)
-            elif (noun := self._expected(one)) is not None:
-                expected.setdefault(where, []).append(noun)
-            else:
+            elif one["type"] in ("missing", "extra_forbidden", "value_error"):
                 self.add(where, self._message(one, where))
-        for where, nouns in expected.items():
-            self.add(where, f"expected {' or '.join(dict.fromkeys(nouns))}; got {_shown(self._value(where))}.")
+            else:
+                where, must = (where, "a mapping") if one["type"] in MAPPING else self._option(where)
+                self.add(where, f"must be {must}; got {_shown(self._value(where))}.")
 
     def raise_all(self, what: str) -> None:
         """Raises one error with all problems, in the order of the config's keys, if there are any."""
@@ -73,7 +58,7 @@ class Problems:
             raise ConfigError("\n  ".join([f"{what}: {len(lines)} problems.", *lines]))
 
     def _ordered(self) -> list[tuple[Where, list[str]]]:
-        keys = self._valid[()][1]
+        keys = list(self._valid[()][1].model_fields)
         return sorted(self._found.items(), key=lambda found: keys.index(str(found[0][0])) if found[0][0] in keys else len(keys))
 
     def _where(self, loc: Where, *, missing: bool) -> Where:
@@ -95,27 +80,24 @@ class Problems:
             here = here[part]
         return here
 
-    @staticmethod
-    def _expected(one: Any) -> str | None:
-        kind = str(one["type"])
-        if kind == "literal_error":
-            return str(one["ctx"]["expected"])
-        return _EXPECTED.get(kind)
+    def _option(self, where: Where) -> tuple[Where, str]:
+        """The path of the option that a path is inside of, and what the option must be."""
+        n = max(i for i in range(len(where)) if where[:i] in self._valid)
+        field = self._valid[where[:n]][1].model_fields[str(where[n])]
+        return where[: n + 1], described(field.annotation, field.metadata)
 
     def _message(self, one: Any, where: Where) -> str:
         if one["type"] == "missing":
             return "the key is missing."
         if one["type"] == "extra_forbidden":
-            kind, valid = self._valid[where[:-1]]
-            homes = [home for home, (_, keys) in self._valid.items() if home != where[:-1] and where[-1] in keys]
+            kind, section = self._valid[where[:-1]]
+            homes = [home for home, (_, other) in self._valid.items() if home != where[:-1] and where[-1] in other.model_fields]
             if not homes:
-                return unknown(kind, where[-1], valid)
+                return unknown(kind, where[-1], list(section.model_fields))
             named = f"in `{'.'.join(map(str, homes[0]))}`"
             home = named if homes[0] else f"at the top level of the config, beside `{where[0]}`"
             return f"unknown {kind} {where[-1]!r}; it belongs {home}: move it there."
-        if one["type"] == "value_error":
-            return str(one["ctx"]["error"])
-        return f"{one['msg'].replace('Input should', 'must').rstrip('.')}; got {_shown(one['input'])}."
+        return str(one["ctx"]["error"])
 
 
 def _shown(value: Any) -> str:

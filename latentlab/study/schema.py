@@ -1,8 +1,8 @@
 """The sections of a config as pydantic models, derived from the signatures of what they name.
 
-No option and no default is written here: a section's fields are the arguments of the entry's constructor or function, and
-for data sets, embeddings and the comparison the keyword arguments of the one call that serves them all. Ranges are what the
-constructor refuses.
+No option and no default is written here: a section's fields are the arguments of the entry's constructor or function, with
+their types and ranges, and for data sets, embeddings and the comparison the keyword arguments of the one call that serves them
+all. What a constructor refuses beyond that is refused too.
 """
 
 import inspect

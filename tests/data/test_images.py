@@ -114,7 +114,7 @@ def test_the_first_images_are_taken_and_the_array_of_an_archive_is_named(tmp_pat
         ),
         ("a.npz", b"PK", {}, "not an NPZ file"),
         ("a.idx", idx(PIXELS), {"n_units": 5}, r"`n_units` must be at most 4 \(its images\); got 5"),
-        ("a.idx", idx(PIXELS), {"n_units": 0}, "`n_units` must be a whole number from 1; got 0"),
+        ("a.idx", idx(PIXELS), {"n_units": 0}, "`n_units` must be a whole number of at least 1; got 0"),
         ("a.idx", idx(PIXELS), {"member": "x"}, "`member` is for NPZ files"),
         ("a.idx", idx(PIXELS), {"labels": "nowhere.idx"}, "nowhere.idx: no such file"),
     ],

@@ -201,14 +201,14 @@ def test_transitions_are_a_distribution_of_each_state(n_states, stay):
 @pytest.mark.parametrize(
     ("simulator", "options", "message"),
     [
-        (gaussian_mixture, {"n_components": 0}, "`n_components` must be a whole number from 1; got 0"),
+        (gaussian_mixture, {"n_components": 0}, "`n_components` must be a whole number of at least 1; got 0"),
         (gaussian_mixture, {"separation": -1}, "`separation` must be a finite number from 0; got -1"),
         (gaussian_mixture, {"separation": float("nan")}, "`separation` must be a finite number from 0; got nan"),
-        (geyser, {"n_units": 2.5}, "`n_units` must be a whole number from 1; got 2.5"),
+        (geyser, {"n_units": 2.5}, "`n_units` must be a whole number of at least 1; got 2.5"),
         (poisson_mixture, {"ratio": 0.5}, "`ratio` must be a finite number from 1; got 0.5"),
         (poisson_mixture, {"ratio": 100, "n_components": 20}, "rates up to 2e.38 are beyond"),
         (latent_classes, {"certainty": 0.4}, "`certainty` must be a finite number from 0.5 to 1; got 0.4"),
-        (hidden_markov, {"n_states": True}, "`n_states` must be a whole number from 1; got True"),
+        (hidden_markov, {"n_states": True}, "`n_states` must be a whole number of at least 1; got True"),
         (hidden_markov, {"stay": 1.1}, "`stay` must be a finite number from 0 to 1; got 1.1"),
         (hidden_markov, {"unequal": 1}, "`unequal` must be true or false; got 1"),
     ],

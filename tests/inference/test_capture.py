@@ -306,7 +306,7 @@ def test_a_method_says_whether_machine_code_is_wanted(method):
     assert method(compiled=True).plan().compiled is True
     assert method().plan().compiled is None
     assert method().plan().n_calls > 0
-    with pytest.raises(Exception, match="compiled must be true, false or null"):
+    with pytest.raises(Exception, match="`compiled` must be true or false, or null"):
         method(compiled="yes")
 
 
@@ -526,9 +526,9 @@ def test_single_precision_is_that_of_the_steps_alone(iris, monkeypatch, caplog):
 
 
 def test_single_precision_is_refused_where_it_is_not_safe(iris):
-    with pytest.raises(ConfigError, match="precision must be double or single"):
+    with pytest.raises(ConfigError, match="`precision` must be one of double, single"):
         SVI(guide="model", precision="half")
-    with pytest.raises(ConfigError, match="precision goes with guide='model' only"):
+    with pytest.raises(ConfigError, match="`precision` goes with guide='model' only"):
         SVI(guide="mean_field", precision="single")
     with pytest.raises(ModelError, match="precision 'single' needs a model whose sites all belong to units; 'ppca' has W"):
         fit(PPCA(2), iris, SVI(guide="model", precision="single"), progress=False)

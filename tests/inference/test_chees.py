@@ -252,9 +252,9 @@ def test_ppca_is_sampled_well_and_as_by_nuts(iris):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: ChEES(n_chains=10, n_superchains=4), "ChEES.n_chains must be a multiple of n_superchains; got 10 and 4"),
-        (lambda: ChEES(target_accept=1.0), "ChEES.target_accept must be between 0 and 1"),
-        (lambda: ChEES(n_draws=0), "ChEES.n_draws must be a whole number of at least 1"),
+        (lambda: ChEES(n_chains=10, n_superchains=4), "ChEES: `n_chains` must be a multiple of `n_superchains`; got 10 and 4"),
+        (lambda: ChEES(target_accept=1.0), "ChEES: `target_accept` must be a finite number above 0 and below 1"),
+        (lambda: ChEES(n_draws=0), "ChEES: `n_draws` must be a whole number of at least 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, said):

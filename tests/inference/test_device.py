@@ -108,7 +108,7 @@ def test_machine_code_is_for_the_cpu(iris):
 
 @pytest.mark.parametrize("device", ["cuda:99", *([] if CUDA else ["cuda"])])
 def test_a_device_that_is_not_there_is_refused_before_the_fit(iris, device):
-    with pytest.raises(ConfigError, match=f"SVI.device is '{device}', and torch sees {torch.cuda.device_count()} such devices"):
+    with pytest.raises(ConfigError, match=f"`device` is '{device}', and torch sees {torch.cuda.device_count()} such devices"):
         fit(PPCA(1), iris, SVI(device=device), progress=False)
 
 

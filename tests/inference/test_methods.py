@@ -313,17 +313,17 @@ def test_a_minibatch_stands_for_all_the_data_with_the_models_own_guide():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: NUTS(n_draws=0), "NUTS.n_draws must be a whole number of at least 1; got 0"),
-        (lambda: NUTS(n_chains=True), "NUTS.n_chains must be a whole number"),
-        (lambda: NUTS(n_warmup=-1), "NUTS.n_warmup"),
-        (lambda: NUTS(target_accept=1.0), "NUTS.target_accept must be between 0 and 1"),
-        (lambda: SVI(guide="full"), "SVI.guide must be one of model, mean_field, full_rank, low_rank"),
-        (lambda: SVI(learning_rate=float("nan")), "SVI.learning_rate must be a positive number"),
-        (lambda: MAP(n_restarts=2.5), "MAP.n_restarts must be a whole number"),
-        (lambda: Exact(n_draws=0), "Exact.n_draws"),
-        (lambda: PPCA(0), "`n_latent` must be a whole number from 1"),
+        (lambda: NUTS(n_draws=0), "NUTS: `n_draws` must be a whole number of at least 1; got 0"),
+        (lambda: NUTS(n_chains=True), "NUTS: `n_chains` must be a whole number"),
+        (lambda: NUTS(n_warmup=-1), "NUTS: `n_warmup` must be a whole number of at least 0; got -1"),
+        (lambda: NUTS(target_accept=1.0), "NUTS: `target_accept` must be a finite number above 0 and below 1"),
+        (lambda: SVI(guide="full"), "SVI: `guide` must be one of model, mean_field, full_rank, low_rank"),
+        (lambda: SVI(learning_rate=float("nan")), "SVI: `learning_rate` must be a finite number above 0"),
+        (lambda: MAP(n_restarts=2.5), "MAP: `n_restarts` must be a whole number"),
+        (lambda: Exact(n_draws=0), "Exact: `n_draws` must be a whole number of at least 1; got 0"),
+        (lambda: PPCA(0), "`n_latent` must be a whole number of at least 1"),
         (lambda: PPCA(2, sigma_scale=0), "`sigma_scale` must be a finite number above 0"),
-        (lambda: PPCA(2, W_scale=-1.0), "`W_scale` must be a finite number at least 0"),
+        (lambda: PPCA(2, W_scale=-1.0), "`W_scale` must be a finite number of at least 0"),
         (lambda: FactorAnalysis(2, psi_scale=float("inf")), "`psi_scale`"),
         (lambda: PPCA(2, marginalize=1), "`marginalize` must be true or false"),
     ],
@@ -334,7 +334,7 @@ def test_settings_out_of_range_are_refused_by_name(make, message):
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(ConfigError, match="batch_size must be at most the 150 units; got 151"):
+    with pytest.raises(ConfigError, match="`batch_size` must be at most the 150 units; got 151"):
         fit(PPCA(2), load_dataset("iris"), SVI(batch_size=151), seed=0)
 
 

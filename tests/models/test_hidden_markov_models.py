@@ -462,7 +462,7 @@ def test_settings_that_cannot_be_are_refused():
         (lambda: GaussianHMM(1, left_to_right=True), "`left_to_right` needs at least 2 states"),
         (lambda: GaussianHMM(2, sticky=-1.0), "`sticky` must be a finite number of at least 0"),
         (lambda: GaussianHMM(2, transition_concentration=0.0), "`transition_concentration` must be a finite number above 0"),
-        (lambda: GaussianHMM(0), "`n_states` must be a whole number from 1"),
+        (lambda: GaussianHMM(0), "`n_states` must be a whole number of at least 1"),
     ):
         with pytest.raises(ConfigError, match=message):
             make()

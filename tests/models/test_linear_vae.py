@@ -213,7 +213,7 @@ def test_svi_comes_near_the_maximum(wine):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LinearVAE(0), "`n_latent` must be a whole number from 1; got 0"),
+        (lambda: LinearVAE(0), "`n_latent` must be a whole number of at least 1; got 0"),
         (lambda: LinearVAE(2, sigma=0.0), "`sigma` must be a finite number above 0"),
         (lambda: LinearVAE(2, sigma=True), "`sigma` must be a finite number"),
     ],

@@ -242,7 +242,7 @@ def test_what_is_fixed_stays_where_it_is(rng):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_latent": 0}, r"LinearGaussianStateSpace: `n_latent` must be a whole number from 1; got 0"),
+        ({"n_latent": 0}, r"LinearGaussianStateSpace: `n_latent` must be a whole number of at least 1; got 0"),
         ({"n_latent": 2, "C_scale": 0}, r"`C_scale` must be a finite number above 0; got 0"),
         ({"n_latent": 2, "A_scale": -1.0}, r"`A_scale` must be a finite number of at least 0; got -1"),
         ({"n_latent": 2, "initial_scale": np.inf}, r"`initial_scale` must be a finite number above 0; got inf"),

@@ -594,19 +594,19 @@ def test_images_of_another_size_than_the_networks_are_refused(fitted):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VAE(0), "`n_latent` must be a whole number from 1; got 0"),
-        (lambda: VAE(2, (0,)), "`hidden` must be a whole number from 1; got 0"),
-        (lambda: VAE(2, 128), "`hidden` must be a list of sizes"),
+        (lambda: VAE(0), "`n_latent` must be a whole number of at least 1; got 0"),
+        (lambda: VAE(2, (0,)), r"`hidden` must be a list of whole numbers of at least 1; got \(0,\)"),
+        (lambda: VAE(2, 128), "`hidden` must be a list of whole numbers of at least 1; got 128"),
         (lambda: VAE(2, likelihood="normal"), "`likelihood` must be one of gaussian, bernoulli, poisson; got 'normal'"),
         (lambda: VAE(2, activation="gelu"), "`activation` must be one of"),
         (lambda: VAE(2, beta=0), "`beta` must be a finite number above 0; got 0"),
         (lambda: VAE(2, noise="unit"), "`noise` must be one of shared, feature"),
         (lambda: VAE(2, conditional=1), "`conditional` must be true or false"),
-        (lambda: SVI(guide="model", objective="vimco"), "SVI.objective must be elbo or iwae; got 'vimco'"),
-        (lambda: SVI(guide="model", kl_warmup=-1), "SVI.kl_warmup must be a whole number of at least 0"),
-        (lambda: SVI(guide="model", held_out=1.0), "SVI.held_out must be a share from 0 and below 1; got 1.0"),
-        (lambda: SVI(held_out=0.1), "SVI.held_out goes with guide='model' only; the guide is 'full_rank'"),
-        (lambda: SVI(objective="iwae"), "SVI.objective goes with guide='model' only"),
+        (lambda: SVI(guide="model", objective="vimco"), "SVI: `objective` must be one of elbo, iwae; got 'vimco'"),
+        (lambda: SVI(guide="model", kl_warmup=-1), "SVI: `kl_warmup` must be a whole number of at least 0"),
+        (lambda: SVI(guide="model", held_out=1.0), "SVI: `held_out` must be a finite number of at least 0 and below 1; got 1.0"),
+        (lambda: SVI(held_out=0.1), "SVI: `held_out` goes with guide='model' only; the guide is 'full_rank'"),
+        (lambda: SVI(objective="iwae"), "SVI: `objective` goes with guide='model' only"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(make, message):
@@ -615,9 +615,9 @@ def test_settings_out_of_range_are_refused_by_name(make, message):
 
 
 def test_shares_and_batches_that_leave_nothing_are_refused(iris):
-    with pytest.raises(ConfigError, match=r"SVI.held_out: 0.001 of 150 units leaves one part empty"):
+    with pytest.raises(ConfigError, match=r"SVI: `held_out`: 0.001 of 150 units leaves one part empty"):
         fit(VAE(2), iris, replace(QUICK, held_out=0.001))
-    with pytest.raises(ConfigError, match="batch_size must be at most the 30 units that are not held out; got 40"):
+    with pytest.raises(ConfigError, match="`batch_size` must be at most the 30 units that are not held out; got 40"):
         fit(VAE(2), iris, replace(QUICK, held_out=0.8))
 
 

@@ -82,7 +82,7 @@ def test_a_malformed_override_is_refused_by_its_text(text, part):
     [
         ("inference.n_drws=5", "inference.n_drws: unknown option of the method 'nuts' 'n_drws'; did you mean 'n_draws'?"),
         ("inferense.n_draws=5", "inferense: unknown key 'inferense'; did you mean 'inference'?"),
-        ("inference.n_draws=many", "inference.n_draws: expected a whole number; got 'many'"),
+        ("inference.n_draws=many", "inference.n_draws: must be a whole number of at least 1; got 'many'"),
         ("inference.name=vi", "inference.name: unknown method 'vi'"),
         ("embeddings.0.n_neighbours=5", "embeddings.0.n_neighbours: unknown option of the embedding 'isomap'"),
     ],

@@ -1,0 +1,169 @@
+"""Settings as annotated fields: the hyper-parameters of models, the options of methods and of functions, checked in one place.
+
+```python
+@settings
+class PPCA(LatentModel):
+    n_latent: Count
+    W_scale: NonNegative = 1.0
+```
+
+The fields are the arguments of the constructor, in this order. Their types and ranges are checked before `__post_init__`; the
+config schema, the command line and the documentation read the same fields.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+
+import numpy as np
+from annotated_types import BaseMetadata, Ge, Gt, Le, Lt
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+
+from latentlab.errors import ConfigError
+
+Count = Annotated[int, Ge(1)]
+"""A whole number of at least 1."""
+Several = Annotated[int, Ge(2)]
+"""A whole number of at least 2."""
+Whole = Annotated[int, Ge(0)]
+"""A whole number of at least 0."""
+Positive = Annotated[float, Gt(0)]
+"""A finite number above 0."""
+NonNegative = Annotated[float, Ge(0)]
+"""A finite number of at least 0."""
+Fraction = Annotated[float, Gt(0), Lt(1)]
+"""A number between 0 and 1, both excluded."""
+Sizes = Annotated[tuple[Count, ...], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
+"""Whole numbers of at least 1."""
+Numbers = Annotated[list[float], BeforeValidator(lambda value: list(value) if isinstance(value, tuple) else value)]
+"""Finite numbers."""
+PositiveNumbers = Annotated[list[Positive], BeforeValidator(lambda value: list(value) if isinstance(value, tuple) else value)]
+"""Finite numbers above 0."""
+
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+"""What is given is what is meant: no text for a number, no true for 1, no NaN."""
+
+T = TypeVar("T")
+NUMBERS = {int: ("a whole number", "whole numbers"), float: ("a finite number", "finite numbers")}
+WORDS = {bool: "true or false", str: "text", NoneType: "null"}
+
+
+@dataclass_transform(eq_default=False)
+def settings(cls: type[T]) -> type[T]:
+    """Make the annotated fields of a class its constructor's arguments, each checked.
+
+    Raises:
+        ConfigError: By the constructor: names the class, the field, what it must be and what was given.
+    """
+    return _made(cls, frozen=False)
+
+
+@dataclass_transform(eq_default=True, frozen_default=True)
+def frozen_settings(cls: type[T]) -> type[T]:
+    """Do the same as `settings`; instances cannot be changed, and are equal where their fields are."""
+    return _made(cls, frozen=True)
+
+
+def _made(cls: type[T], *, frozen: bool) -> type[T]:
+    after = getattr(cls, "__post_init__", None)
+
+    def __post_init__(self: Any) -> None:
+        types = field_types(self.__class__)
+        for name, value in checked(type(self).__name__, types, {name: getattr(self, name) for name in types}).items():
+            object.__setattr__(self, name, value)
+        if after is not None:
+            after(self)
+
+    cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
+    return dataclass(eq=frozen, frozen=frozen, repr=frozen)(cls)
+
+
+@cache
+def field_types(cls: Any) -> Mapping[str, Any]:
+    """The types of a class's fields, ranges included, in their order."""
+    own = {field.name: field.type for field in fields(cls)}
+    if any(isinstance(kind, str) for kind in own.values()):
+        hints = get_type_hints(cls, include_extras=True)
+        return {name: hints[name] for name in own}
+    return own
+
+
+def checked(owner: str, types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of these types; whole numbers become floats where floats are meant, NumPy's numbers become Python's.
+
+    Args:
+        owner: What the values are settings of, for messages.
+        types: The type of each, with its range as annotation.
+        values: The values by name.
+
+    Raises:
+        ConfigError: Names the first value that is of another type or out of its range.
+
+    Example:
+        >>> checked("PPCA", {"n_latent": Count, "W_scale": Positive}, {"n_latent": 2, "W_scale": 1})
+        {'n_latent': 2, 'W_scale': 1.0}
+    """
+    found = {}
+    for name, value in values.items():
+        kind = types[name]
+        plain = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+        try:
+            found[name] = _adapter(kind).validate_python(plain)
+        except ValidationError as error:
+            raise ConfigError(f"{owner}: `{name}` must be {described(kind)}; got {value!r}.") from error
+    return found
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind, config=STRICT)
+
+
+def described(kind: Any, ranges: Iterable[Any] = ()) -> str:
+    """Say in words what values of a type are.
+
+    Args:
+        kind: A type, with its range as annotation.
+        ranges: Further bounds (`Ge`, `Gt`, `Le`, `Lt`).
+
+    Example:
+        >>> described(Count | None), described(Literal["full", "tied"])
+        ('a whole number of at least 1, or null', 'one of full, tied')
+    """
+    return _words(kind, tuple(ranges), plural=False)
+
+
+def _words(kind: Any, ranges: tuple[Any, ...], *, plural: bool) -> str:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _words(inner[0], (*inner[1:], *ranges), plural=plural)
+    if origin in (Union, UnionType):
+        parts = [_words(one, ranges, plural=plural) for one in inner]
+        return ", or ".join(dict.fromkeys(parts))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin in (tuple, list, Sequence) or kind in (tuple, list):
+        of = _words(inner[0], (), plural=True) if inner else ""
+        return f"a list of {of}" if of and not of.startswith("a ") else "a list"
+    if kind in NUMBERS:
+        return NUMBERS[kind][plural] + _bounds(ranges)
+    if kind in WORDS:
+        return WORDS[kind]
+    return f"a {getattr(kind, '__name__', kind)}"
+
+
+def _bounds(ranges: Sequence[Any]) -> str:
+    words = []
+    for bound in (one for one in ranges if isinstance(one, BaseMetadata)):
+        for of, word in ((Ge, "of at least"), (Gt, "above"), (Le, "of at most"), (Lt, "below")):
+            if isinstance(bound, of):
+                words.append(f"{word} {getattr(bound, of.__name__.lower()):g}")
+    return "".join(f" {word}" if i == 0 else f" and {word}" for i, word in enumerate(words))
+
+
+def keyword_types(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """The types of a function's keyword-only arguments, ranges included."""
+    hints = get_type_hints(function, include_extras=True)
+    return {name: hints[name] for name in (function.__kwdefaults__ or {}) if name in hints}
