@@ -11,6 +11,7 @@ The fields are the arguments of the constructor, in this order. Their types and 
 config schema, the command line and the documentation read the same fields.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -165,5 +166,6 @@ def _bounds(ranges: Sequence[Any]) -> str:
 
 def keyword_types(function: Callable[..., Any]) -> Mapping[str, Any]:
     """The types of a function's keyword-only arguments, ranges included."""
-    hints = get_type_hints(function, include_extras=True)
-    return {name: hints[name] for name in (function.__kwdefaults__ or {}) if name in hints}
+    hints = get_type_hints(inspect.unwrap(function), include_extras=True)
+    keywords = [name for name, one in inspect.signature(function).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    return {name: hints.get(name, Any) for name in keywords}

@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le
 
 from latentlab.errors import ConfigError
 from latentlab.registry import METHODS, MODELS
+from latentlab.seeds import one_thread
 from latentlab.settings import (
     Count,
     Fraction,
@@ -107,10 +108,11 @@ def test_types_in_words(kind, words):
 
 
 def test_options_of_a_function_are_checked_by_its_annotations():
-    def function(data, *, n: Count = 3, name: str = "x"):
-        return data, n, name
+    @one_thread()
+    def function(data, *, n: Count = 3, name: str = "x", plain=None):
+        return data, n, name, plain
 
-    assert checked("function", keyword_types(function), {"n": 4}) == {"n": 4}
+    assert checked("function", keyword_types(function), {"n": 4, "plain": set()}) == {"n": 4, "plain": set()}
     with pytest.raises(ConfigError, match="function: `n` must be a whole number of at least 1; got 0"):
         checked("function", keyword_types(function), {"n": 0, "name": "y"})
 
