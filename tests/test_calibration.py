@@ -46,7 +46,6 @@ def test_a_sampler_covers_the_truth_as_often_as_it_says(sampler):
     method, n_sets = SAMPLERS[sampler]
     shares = covered(method, n_sets, seed=2)
     assert (np.abs(z_scores(shares)) < 4).all(), (shares.mean(0), z_scores(shares))
-    np.testing.assert_allclose(shares.mean(0), NOMINAL, atol=0.05)
 
 
 @pytest.mark.slow

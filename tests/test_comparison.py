@@ -255,7 +255,7 @@ def test_approximate_neighbours_come_with_their_recall(result, planted, monkeypa
 
 
 def test_an_unknown_search_is_refused(result, planted):
-    with pytest.raises(ConfigError, match=r"compare: unknown neighbor_search 'fast'. Valid: approximate, exact"):
+    with pytest.raises(ConfigError, match=r"compare: `neighbor_search` must be one of exact, approximate; got 'fast'"):
         compare(result, planted[:1], neighbor_search="fast", progress=False)
 
 
