@@ -9,6 +9,7 @@ $$ T^{-1/2} \, C, \qquad C = \tfrac12 \, \mathbb E \big(f(v') - f(v)\big)^2, \qq
 The published criterion has the squared distance itself: with heavy tails a few chains far out then decide alone, and T runs away.
 Without a price T grows without end where some direction is slow (seen for PPCA: 23 sds, a sixth of the effective draws a
 gradient); with the full price, C / T, it is short of what the slowest quantity needs. A normal density has its optimum at 1.95.
+With each metric T begins anew: where it ran away under an early one, an iteration would take a hundred steps from then on.
 
 Why this one: MEADS adapts without trajectories, and makes many correlated draws of which each has to be kept or thinned; the
 microcanonical sampler (MCLMC) is without a correction biased by its step size, and with one needs another tuning of its own.
@@ -307,9 +308,8 @@ def sample(
                 state.step_size = state.averaging.update(_mean(accept))
                 state.moments.add(state.u)
                 if iteration + 1 in ends and state.moments.n >= FEWEST:
-                    first = state.root.ndim == 2 and bool((state.root == np.eye(len(state.root))).all())
                     state.root, state.moments = state.moments.root(), Moments(state.u.shape)
-                    state.length, state.slope, state.level = (FIRST_LENGTH if first else state.length), 0.0, 0.0
+                    state.length, state.slope, state.level = FIRST_LENGTH, 0.0, 0.0
                     _restart_step(state, value_and_grad, rng, settings)
                 yield None
             else:

@@ -131,6 +131,15 @@ def test_trajectories_are_of_different_lengths(rng):
     ]  # 1/2, 1/4, 3/4, 1/8, 5/8 of 153.8
 
 
+def test_the_length_begins_anew_with_each_metric(rng, monkeypatch):
+    """Where it ran away before, PPCA takes 230 steps an iteration in place of 10."""
+    monkeypatch.setattr(chees, "_lengthen", lambda state, *_, **__: setattr(state, "length", 6.0))
+    state = State.at(rng.normal(size=(4, 3)), 0.8)
+    rows = sample(state, normal, rng, ChEES(n_chains=4, n_superchains=1, n_warmup=100, n_draws=1))
+    begun = [i for i, row in enumerate(rows, 1) if row is None and state.length == chees.FIRST_LENGTH]
+    assert begun == [10, 20, 40, 70]
+
+
 def test_chains_of_a_superchain_are_neighbours_and_start_at_one_point(iris, monkeypatch):
     seen = []
 
