@@ -30,7 +30,7 @@ MAX_ENERGY_ERROR = 1000.0
 
 
 class State(NamedTuple):
-    """A point of phase space with the gradient there."""
+    """A point of phase space with the gradient there; the momentum is that of the coordinates that the metric makes round."""
 
     u: np.ndarray
     p: np.ndarray
@@ -70,90 +70,102 @@ class Tuning:
     step_size: float
     variance: np.ndarray
 
+    def leap(self, *, forward: bool) -> "Leap":
+        """A step forward or back in time."""
+        push = (self.step_size if forward else -self.step_size) * np.sqrt(self.variance)
+        return Leap(forward, push, 0.5 * push)
+
+
+class Leap(NamedTuple):
+    """A leapfrog step: what the momentum adds to the point, and a gradient to the momentum in half of the step."""
+
+    forward: bool
+    push: np.ndarray
+    half_pull: np.ndarray
+
 
 def transition(
     state: State, tuning: Tuning, max_depth: int, rng: np.random.Generator
 ) -> Generator[np.ndarray, Answer, Transition]:
     """One NUTS iteration from `state` (its momentum is drawn anew)."""
-    p = rng.standard_normal(len(state.u)) / np.sqrt(tuning.variance)
+    p = rng.standard_normal(len(state.u))
     first = state._replace(p=p)
-    energy = _energy(first, tuning)
+    energy = _energy(first)
+    leaps = [tuning.leap(forward=forward) for forward in (True, False)]
     whole = Tree(first, first, p, 0.0, first, stop=False, diverging=False, accept=0.0, n_steps=0)
     depth = 0
     while depth < max_depth:
-        direction = 1 if rng.random() < 0.5 else -1
-        new = yield from _build(whole.right if direction > 0 else whole.left, depth, direction, energy, tuning, rng)
+        leap = leaps[rng.random() >= 0.5]
+        new = yield from _build(whole.right if leap.forward else whole.left, depth, leap, energy, rng)
         accept, n_steps = whole.accept + new.accept, whole.n_steps + new.n_steps
         if new.stop:
             whole = whole._replace(diverging=new.diverging, accept=accept, n_steps=n_steps)
             break
         depth += 1
         proposal = new.proposal if math.log(rng.random()) < new.log_weight - whole.log_weight else whole.proposal
-        log_weight = float(np.logaddexp(whole.log_weight, new.log_weight))
-        whole = _join(whole, new, direction, tuning, proposal, log_weight)
+        whole = _join(whole, new, proposal, _log_sum(whole.log_weight, new.log_weight), forward=leap.forward)
         if whole.stop:
             break
     rate = whole.accept / max(whole.n_steps, 1)
     return Transition(whole.proposal, energy, whole.diverging, rate, whole.n_steps, depth)
 
 
-def _build(start: State, depth: int, direction: int, energy: float, tuning: Tuning, rng: np.random.Generator) -> Asking:
+def _build(start: State, depth: int, leap: Leap, energy: float, rng: np.random.Generator) -> Asking:
     """The piece of 2**depth steps that begins beside `start`."""
     if depth == 0:
-        return (yield from _leaf(start, direction, energy, tuning))
-    near = yield from _build(start, depth - 1, direction, energy, tuning, rng)
+        return (yield from _leaf(start, leap, energy))
+    near = yield from _build(start, depth - 1, leap, energy, rng)
     if near.stop:
         return near
-    far = yield from _build(near.right if direction > 0 else near.left, depth - 1, direction, energy, tuning, rng)
+    far = yield from _build(near.right if leap.forward else near.left, depth - 1, leap, energy, rng)
     if far.stop:
         return far._replace(accept=near.accept + far.accept, n_steps=near.n_steps + far.n_steps)
-    log_weight = float(np.logaddexp(near.log_weight, far.log_weight))
+    log_weight = _log_sum(near.log_weight, far.log_weight)
     proposal = far.proposal if math.log(rng.random()) < far.log_weight - log_weight else near.proposal
-    return _join(near, far, direction, tuning, proposal, log_weight)
+    return _join(near, far, proposal, log_weight, forward=leap.forward)
 
 
-def _leaf(start: State, direction: int, energy: float, tuning: Tuning) -> Asking:
+def _leaf(start: State, leap: Leap, energy: float) -> Asking:
     """One leapfrog step."""
-    step = direction * tuning.step_size
-    p = start.p + 0.5 * step * start.gradient
-    u = start.u + step * tuning.variance * p
+    p = start.p + leap.half_pull * start.gradient
+    u = start.u + leap.push * p
     log_prob, gradient = yield u
-    state = State(u, p + 0.5 * step * gradient, gradient, log_prob)
-    error = _energy(state, tuning) - energy
+    state = State(u, p + leap.half_pull * gradient, gradient, log_prob)
+    error = _energy(state) - energy
     error = error if math.isfinite(error) else math.inf
     diverging = error > MAX_ENERGY_ERROR
-    accept = math.exp(min(0.0, -error))
-    return Tree(state, state, state.p, -error, state, stop=diverging, diverging=diverging, accept=accept, n_steps=1)
+    return Tree(state, state, state.p, -error, state, diverging, diverging, math.exp(min(0.0, -error)), 1)
 
 
-def _join(near: Tree, far: Tree, direction: int, tuning: Tuning, proposal: State, log_weight: float) -> Tree:
+def _join(near: Tree, far: Tree, proposal: State, log_weight: float, *, forward: bool) -> Tree:
     """Two neighbouring pieces as one, stopped where the whole or a piece with its neighbour's end makes a U-turn."""
-    left, right = (near, far) if direction > 0 else (far, near)
-    rho = left.rho + right.rho
-    turning = _turns(left.left.p, right.right.p, rho, tuning)
+    left, right = (near, far) if forward else (far, near)
+    first, last, rho = left.left.p, right.right.p, left.rho + right.rho
+    turning = not (first.dot(rho) > 0 and last.dot(rho) > 0)
     if not turning and not (near.left is near.right and far.left is far.right):  # of two points the three are the same
-        turning = _turns(left.left.p, right.left.p, left.rho + right.left.p, tuning) or _turns(
-            left.right.p, right.right.p, right.rho + left.right.p, tuning
-        )
+        begin, end = right.left.p, left.right.p
+        rho_left, rho_right = left.rho + begin, right.rho + end
+        inside = first.dot(rho_left) > 0 and begin.dot(rho_left) > 0 and end.dot(rho_right) > 0 and last.dot(rho_right) > 0
+        turning = not inside
     accept, n_steps = near.accept + far.accept, near.n_steps + far.n_steps
-    return Tree(left.left, right.right, rho, log_weight, proposal, turning, diverging=False, accept=accept, n_steps=n_steps)
+    return Tree(left.left, right.right, rho, log_weight, proposal, turning, False, accept, n_steps)
 
 
-def _turns(p_left: np.ndarray, p_right: np.ndarray, rho: np.ndarray, tuning: Tuning) -> bool:
-    sharp = tuning.variance * rho
-    return not (p_left.dot(sharp) > 0 and p_right.dot(sharp) > 0)
+def _log_sum(one: float, other: float) -> float:
+    """log(exp(one) + exp(other)) of numbers that are not both minus infinity."""
+    return max(one, other) + math.log1p(math.exp(-abs(one - other)))
 
 
-def _energy(state: State, tuning: Tuning) -> float:
-    return 0.5 * float(state.p.dot(tuning.variance * state.p)) - state.log_prob
+def _energy(state: State) -> float:
+    return 0.5 * float(state.p.dot(state.p)) - state.log_prob
 
 
 def reasonable_step_size(state: State, tuning: Tuning, rng: np.random.Generator) -> Generator[np.ndarray, Answer, float]:
     """A step size whose single leapfrog step is accepted with probability near 0.8, by doubling or halving."""
     change = 0
     while True:
-        first = state._replace(p=rng.standard_normal(len(state.u)) / np.sqrt(tuning.variance))
-        leaf = yield from _leaf(first, 1, _energy(first, tuning), tuning)
+        first = state._replace(p=rng.standard_normal(len(state.u)))
+        leaf = yield from _leaf(first, tuning.leap(forward=True), _energy(first))
         now = 1 if leaf.log_weight > math.log(0.8) else -1
         change = change or now
         if now != change or not 1e-10 < tuning.step_size < 1e7:
@@ -333,6 +345,8 @@ def drive(
     """
 
     def whole(points: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if len(active) == len(chains):
+            return value_and_grad(points)
         rows = np.broadcast_to(points[0], (len(chains), points.shape[1])).copy()
         rows[active] = points
         values, gradients = value_and_grad(rows)

@@ -88,7 +88,7 @@ def test_the_leapfrog_step_is_reversible():
 
 
 def step(state, direction, tuning, value_and_grad):
-    leaf = _leaf(state, direction, 0.0, tuning)
+    leaf = _leaf(state, tuning.leap(forward=direction > 0), 0.0)
     value, gradient = value_and_grad(next(leaf)[None])
     with pytest.raises(StopIteration) as stop:
         leaf.send((float(value[0]), gradient[0]))
@@ -125,10 +125,9 @@ def piece(*momenta):
     ],
 )
 def test_a_u_turn_is_looked_for_across_the_pieces_too(earlier, later, turns):
-    tuning = Tuning(0.1, np.ones(1))
-    for direction, pieces in ((1, (earlier, later)), (-1, (later, earlier))):
+    for forward, pieces in ((True, (earlier, later)), (False, (later, earlier))):
         near, far = (piece(*momenta) for momenta in pieces)
-        assert _join(near, far, direction, tuning, near.proposal, 0.0).stop == turns
+        assert _join(near, far, near.proposal, 0.0, forward=forward).stop == turns
 
 
 def test_a_trajectory_does_not_go_round_a_circle_many_times():
