@@ -45,11 +45,12 @@ def test_exchanged_units_cost_little_where_other_metrics_see_nothing_in_common(r
 
 
 def test_a_clump_and_a_ring_are_of_different_shape(rng):
-    angle = rng.uniform(0, 2 * np.pi, 60)
-    ring = np.column_stack([np.cos(angle), np.sin(angle)])
-    clump = rng.normal(size=(60, 2)) / np.sqrt(2)
-    again = rng.normal(size=(60, 2)) / np.sqrt(2)
-    assert gromov_wasserstein(ring, clump) > 1.5 * gromov_wasserstein(again, clump)
+    """By the means of 8: 0.16 and 0.06, with standard errors of 0.010 and 0.004."""
+    angle = rng.uniform(0, 2 * np.pi, (8, 60))
+    rings = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    clumps, others = rng.normal(size=(2, 8, 60, 2)) / np.sqrt(2)
+    apart, alike = (np.mean([gromov_wasserstein(*pair) for pair in zip(x, clumps, strict=True)]) for x in (rings, others))
+    assert apart > 1.5 * alike
 
 
 def test_without_its_library_it_says_what_to_install(rng, monkeypatch):

@@ -283,8 +283,8 @@ def test_many_columns_of_noise_are_distinct_and_of_signal_are_not(case):
 
 
 def test_too_few_draws_leave_it_undetermined(case):
-    """30 held-out draws cannot give a p-value of 0.025; a level at which they can, can."""
-    reference = Reference(case.chains(n_draws=15), "orthogonal", case.rng)
+    """30 held-out draws cannot give a p-value of 0.025; a level at which they can, can. 10 chains are worth 10 of them."""
+    reference = Reference(case.chains(n_chains=20, n_draws=3), "orthogonal", case.rng)
     for y in (case.mean, case.rng.permutation(case.mean)):
         found = reference.judge(y)
         assert (found.verdict, found.ess <= 30) == ("undetermined", True)

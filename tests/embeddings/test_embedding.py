@@ -488,7 +488,7 @@ def test_few_units_lower_what_was_not_asked_for_and_refuse_what_was(name, rng, m
             return self
 
     distances = types.SimpleNamespace(euclidean="euclidean")
-    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=UMAP, distances=distances))
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=UMAP, distances=distances, layouts=None, umap_=None))
     monkeypatch.setitem(sys.modules, "umap.distances", distances)
     usual, option = FEW[name]
     few = Dataset({"x": rng.standard_normal((7, 3))}, dims={"x": ("unit", "feature")}, name="few")

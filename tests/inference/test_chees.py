@@ -165,8 +165,8 @@ def test_large_metrics_have_no_correlations(monkeypatch, rng):
 
 @pytest.mark.parametrize("n_warmup", [0, 1, 7, 20])
 def test_a_short_warm_up_is_no_fault(n_warmup, rng):
-    settings = ChEES(n_chains=4, n_superchains=2, n_warmup=n_warmup, n_draws=3)
-    state, arrays = drawn(settings, normal, np.repeat(rng.normal(size=(2, 3)), 2, axis=0))
+    settings = ChEES(n_chains=4, n_superchains=2, n_warmup=n_warmup, n_draws=30)
+    state, arrays = drawn(settings, normal, np.repeat(MEAN + rng.normal(size=(2, 3)) @ FACTOR.T, 2, axis=0))
     assert np.isfinite(arrays["u"]).all()
     assert np.isfinite([state.length, state.step_size]).all()
     if n_warmup in (0, 20):  # after the first iterations dual averaging tries ten times the step, and no chain need move
