@@ -89,12 +89,15 @@ def agreement(draws: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
 
 def converged_fit(prior: ll.models.GaussianMixture, dataset: Dataset, method: str, seed: int) -> ll.Fit:
-    """The fit; by many chains, with four times the draws, and again, where a diagnostic failed."""
+    """The fit; by many chains again, longer and from other starts, where a diagnostic failed.
+
+    A chain can be caught during its warm-up in a mode of no weight.
+    """
     fit = ll.fit(prior, dataset, METHODS[method], seed=seed, progress=False)
-    for factor in (4, 16) if method == "chees" else ():
+    for attempt, factor in enumerate((4, 16, 16), 1) if method == "chees" else ():
         if not fit.converged:
             longer = replace(METHODS[method], n_warmup=2 * METHODS[method].n_warmup, n_draws=factor * METHODS[method].n_draws)
-            fit = ll.fit(prior, dataset, longer, seed=seed, progress=False)
+            fit = ll.fit(prior, dataset, longer, seed=seed + attempt, progress=False)
     return fit
 
 
