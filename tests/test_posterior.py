@@ -416,8 +416,8 @@ def test_nested_rhat_is_the_formula_and_tells_superchains_that_differ(rng):
 
 
 def test_many_short_chains_pass_nested_rhat_where_plain_rhat_cannot(rng):
-    x = rng.normal(size=(64, 25, 40))
-    assert rhat(x).max() > 1.01
+    x = rng.normal(size=(512, 8, 400))
+    assert rhat(x).max() > 1.01  # 1.02 at least in 12 sets; the other 1.004 at most in 60
     assert nested_rhat(x, 8).max() < 1.01
 
 

@@ -108,16 +108,18 @@ def test_ranks_that_are_not_uniform_are_seen(shape, rng):
 @pytest.mark.chance(1e-3)
 def test_dependence_of_draws_is_measured_as_it_widens_ranks(rng):
     """Of normal chains of order one: whether two draws of correlation r are below the truth has correlation
-    6 (1/4 + arcsin((1 + r) / 2) / (2 pi) - 1/3)."""
+    6 (1/4 + arcsin((1 + r) / 2) / (2 pi) - 1/3). The median of five: one is off by more in 3 % of cases."""
     n, n_ranks = 16_000, 50
     for rho in (0.0, 0.5):
-        x = rng.normal(size=(n, n_ranks + 1))
-        for i in range(1, n_ranks + 1):
-            x[:, i] = rho * x[:, i - 1] + np.sqrt(1 - rho**2) * x[:, i]
+        found = []
+        for _ in range(5):
+            x = rng.normal(size=(n, n_ranks + 1))
+            for i in range(1, n_ranks + 1):
+                x[:, i] = rho * x[:, i - 1] + np.sqrt(1 - rho**2) * x[:, i]
+            found.append(float(added_variance(rng.normal(size=(n, 1, 1)), x[:, 1:, None])[0]))
         below = 6 * (1 / 4 + np.arcsin((1 + rho ** np.arange(1, 50)) / 2) / (2 * np.pi) - 1 / 3)
         expected = 4 * below.sum() / n_ranks
-        truth = rng.normal(size=(n, 1, 1))
-        assert float(added_variance(truth, x[:, 1:, None])[0]) == pytest.approx(expected, abs=0.006)
+        assert np.median(found) == pytest.approx(expected, abs=0.006)
 
 
 def test_means_are_compared_by_welchs_test_at_the_level_of_the_table(rng, monkeypatch):
