@@ -288,14 +288,16 @@ def approximated(rng, rho, n_pairs=1, *, loss=None, shift=0.0):
 
 
 def test_a_mean_field_fit_passes_without_correlation_and_fails_with_much(rng):
+    """Weights so heavy understate the gap, but in 4 % of cases: the median of 11 does not in 2e-6."""
     table = judged(approximated(rng, 0.0))
     assert row(table, "k-hat")["value"] == 0.0
     assert converged(table), table
     table = judged(approximated(rng, 0.99))
     assert row(table, "k-hat", "averaged")["verdict"] == "fail"
     assert row(table, "k-hat", "averaged")["value"] > 0.7
-    assert 0.3 < row(table, "ELBO gap")["value"] < -np.log(1 - 0.99**2) / 2
     assert not converged(table)
+    gaps = [row(judged(approximated(rng, 0.99)), "ELBO gap")["value"] for _ in range(11)]
+    assert 0.3 < np.median(gaps) < -np.log(1 - 0.99**2) / 2
 
 
 def test_the_khat_is_the_mean_over_blocks_of_2000_draws(rng):
