@@ -1,7 +1,7 @@
 """A model with a method against itself: sound ones pass, and planted faults are seen.
 
-Which check sees which fault, in PPCA with 4 features (100 data sets of 10 units; 100 chains of 40 sweeps at 3 units; the
-tests below take fewer):
+Which check sees which fault, in PPCA with 4 features (100 data sets of 10 units; 100 chains of 40 sweeps at 6 units; the
+tests below take 50 data sets):
 
 | fault                                               | SBC | by                     | Geweke | by                         |
 |-----------------------------------------------------|-----|------------------------|--------|----------------------------|
@@ -9,8 +9,8 @@ tests below take fewer):
 | the likelihood counts twice                         | yes | log likelihood, sigma  | yes    | sigma                      |
 | prior sds are doubled in the density alone          | yes | log prior              | yes    | mean of x^2                |
 | the noise's sd is taken as its variance             | yes | sigma                  | yes    | mean of steps^2            |
-| the Jacobian is missing                             | no  | (at 10 units)          | yes    | sigma                      |
-| only the first unit counts                          | yes | log likelihood, z' x   | yes    | mu x mean of x             |
+| the Jacobian is missing                             | no  | (at 10 units)          | yes    | sigma, at 3 units          |
+| only the first unit counts                          | yes | log likelihood, z' x   | yes    | mu x mean of x, at 10      |
 | positions are drawn without the data                | yes | z' x                   | no     | (they are integrated out)  |
 
 False alarms: tables are at 1 in 1000 each. A sound model that fails is checked once more from another seed: 4e-6 for two tables.
@@ -18,7 +18,7 @@ False alarms: tables are at 1 in 1000 each. A sound model that fails is checked 
 
 import random
 from dataclasses import replace
-from functools import partial
+from functools import wraps
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,6 +62,7 @@ from latentlab.seeds import Seeds
 from latentlab.symmetry.groups import Permutation
 
 SAMPLER = NUTS(n_warmup=60, max_tree_depth=5)
+SHORT = NUTS(n_warmup=30, max_tree_depth=5)  # a fault shows whether the chains mix or not
 SOUND = PPCA(n_latent=1, mu_scale=1.0)
 
 
@@ -184,12 +185,17 @@ def test_data_are_drawn_anew_in_each_sweep():
 # -- sound models
 
 
+def smaller(check, **sizes):
+    """The check at other sizes, with the annotations that its arguments are checked by."""
+    return wraps(check)(lambda *args, **options: check(*args, **options, **sizes))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [SOUND, FactorAnalysis(n_latent=1, mu_scale=1.0)], ids=lambda m: m.name)
 def test_a_sound_model_and_sampler_pass(model, monkeypatch):
-    if model is not SOUND:
-        monkeypatch.setattr(calibration, "geweke", partial(geweke, n_chains=80, n_sweeps=40))
-    n_replications = 200 if model is SOUND else 60
+    """On more data sets and about as many chains as show the faults that are planted below."""
+    monkeypatch.setattr(calibration, "geweke", smaller(geweke, n_chains=80, n_sweeps=40))
+    n_replications = 60
     for seed in (0, 1):
         found = calibrate(model, SAMPLER, n_replications=n_replications, seed=seed, progress=False)
         if found.passed:
@@ -331,15 +337,15 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_seen(fault, monkeypatch):
     model, patches, by_ranks, by_moves = FAULTS[fault]
-    monkeypatch.setattr(calibration, "MOST_THIN", 4)  # a fault shows whether the chains mix or not
+    monkeypatch.setattr(calibration, "MOST_THIN", 4)
     for name, function in patches.items():
         monkeypatch.setattr(Density, name, function)
     if by_ranks:
-        ranks = sbc(model, SAMPLER, n_replications=50, n_ranks=20, progress=False)
+        ranks = sbc(model, SHORT, n_replications=50, n_ranks=20, progress=False)
         assert not ranks.passed
         assert verdict(ranks.table, by_ranks) == "fail"
-    n_chains, n_sweeps = (100, 40) if fault in ("variance for sd", "no Jacobian") else (60, 30)
-    moved = geweke(model, SAMPLER, n_chains=n_chains, n_sweeps=n_sweeps, n_units=3, progress=False)
+    n_units = {"no Jacobian": 3, "first unit only": 10}.get(fault, 6)
+    moved = geweke(model, SHORT, n_chains=100, n_sweeps=40, n_units=n_units, progress=False)
     assert not moved.passed
     assert verdict(moved.table, by_moves) == "fail"
 
@@ -349,7 +355,8 @@ def test_positions_drawn_without_the_data_are_seen(monkeypatch):
         return dist.Normal(torch.zeros(len(arrays["x"]), self.n_latent), 1.0).to_event(1)
 
     monkeypatch.setattr(PPCA, "latents", blind)
-    ranks = sbc(SOUND, SAMPLER, n_replications=50, n_ranks=20, progress=False)
+    monkeypatch.setattr(calibration, "MOST_THIN", 4)
+    ranks = sbc(SOUND, SHORT, n_replications=50, n_ranks=20, progress=False)
     assert ranks.table.set_index("quantity").verdict.drop("|z' x|^2").ne("fail").sum() > 5
     assert verdict(ranks.table, "|z' x|^2") == "fail"
 
@@ -400,10 +407,10 @@ class WrongLabels(TwoGroups):
 
 
 def test_labels_are_ranked_by_what_does_not_depend_on_their_names():
-    ranks = sbc(TwoGroups(), SAMPLER, n_replications=100, n_units=8, n_ranks=20, progress=False)
+    ranks = sbc(TwoGroups(), SAMPLER, n_replications=60, n_units=8, n_ranks=20, progress=False)
     assert {"share of z, rank 1", "|z' x|^2"} <= set(ranks.table.quantity)
     assert ranks.passed, ranks.table
-    wrong = sbc(WrongLabels(), SAMPLER, n_replications=100, n_units=8, n_ranks=20, progress=False)
+    wrong = sbc(WrongLabels(), SAMPLER, n_replications=60, n_units=8, n_ranks=20, progress=False)
     assert verdict(wrong.table, "|z' x|^2") == "fail"
     assert verdict(wrong.table, "log likelihood") != "fail"
     moved = geweke(TwoGroups(), SAMPLER, n_chains=60, n_sweeps=30, progress=False)  # whose data are a column of the array
@@ -424,7 +431,7 @@ def test_what_cannot_be_checked_is_refused(monkeypatch):
         sbc(SOUND, MAP())
     with pytest.raises(ModelError, match="is for the method 'nuts'"):
         geweke(SOUND, SVI())
-    with pytest.raises(ConfigError, match="n_replications must be a whole number of at least 2; got 1"):
+    with pytest.raises(ConfigError, match="`n_replications` must be a whole number of at least 2; got 1"):
         sbc(SOUND, SAMPLER, n_replications=1)
     with pytest.raises(ModelError, match="gives 40 draws, fewer than the 50"):
         sbc(TwoGroups(), SVI(guide="mean_field", n_steps=2, n_draws=40), n_replications=2)
@@ -481,11 +488,12 @@ inference: {name: nuts, n_warmup: 60, max_tree_depth: 5}
 def test_the_command_prints_both_tables_and_says_by_its_exit_code_whether_all_passed(tmp_path, capsys, monkeypatch):
     (tmp_path / "toy.yaml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(calibration, "geweke", partial(geweke, n_chains=20, n_sweeps=10))
-    command = ["calibrate", "toy.yaml", "seed=3", "--n-replications", "30", "--n-units", "6", "--quiet"]
+    monkeypatch.setattr(calibration, "sbc", smaller(sbc, n_ranks=10))
+    monkeypatch.setattr(calibration, "geweke", smaller(geweke, n_chains=20, n_sweeps=10))
+    command = ["calibrate", "toy.yaml", "seed=3", "--n-replications", "12", "--n-units", "4", "--quiet"]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
-    assert "30 data sets" in printed
+    assert "12 data sets" in printed
     assert "Geweke" in printed
     assert "false-alarm rate of the whole: at most 0.002" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["toy.yaml"]
