@@ -55,30 +55,36 @@ def assert_agrees(found, reference):
 
 @pytest.mark.slow
 def test_nuts_agrees_with_the_reference(iris, reference):
-    """On machine code; the other test is on the captured graph."""
-    method = NUTS(n_chains=4, n_warmup=500, n_draws=1500, target_accept=0.9, compiled=True)
+    """On machine code; the other test is on the captured graph. Draws that are 15 % too narrow would be seen."""
+    method = NUTS(n_chains=4, n_warmup=400, n_draws=800, target_accept=0.9, compiled=True)
     result = fit(PPCA(2, mu_scale=0), iris, method, seed=1, progress=False)
     found = quantities(result.sites(), reference)
     assert_agrees(found, reference)
     for name, x in found.items():
         assert rhat(x) < 1.01, name
-        assert min(ess_bulk(x), ess_tail(x)) > 1000, name
+        assert min(ess_bulk(x), ess_tail(x)) > 500, name
     assert result.converged, result.diagnostics().query("verdict == 'fail'")
-    # The check sees a wrong posterior: sigma's square instead of sigma, and draws that are a tenth too narrow.
+    assert_sees(found, reference, narrower=0.85)
+
+
+def assert_sees(found, reference, narrower):
+    """The check sees a wrong posterior: sigma's square instead of sigma, and draws that are so much narrower."""
     with pytest.raises(AssertionError, match="mean of"):
         assert_agrees({"sigma": found["sigma"] ** 2}, reference)
-    narrow = {name: x.mean() + 0.9 * (x - x.mean()) for name, x in found.items()}
+    narrow = {name: x.mean() + narrower * (x - x.mean()) for name, x in found.items()}
     with pytest.raises(AssertionError, match="sd of"):
         assert_agrees(narrow, reference)
 
 
 @pytest.mark.slow
 def test_many_chains_agree_with_the_reference(iris, reference):
+    """Draws that are a tenth too narrow would be seen."""
     result = fit(PPCA(2, mu_scale=0), iris, ChEES(), seed=1, progress=False)
     found = quantities(result.sites(), reference)
     assert_agrees(found, reference)
     assert min(ess_bulk(x) for x in found.values()) > 2500  # of 12 800 draws
     assert result.converged, result.diagnostics().query("verdict == 'fail'")
+    assert_sees(found, reference, narrower=0.9)
 
 
 def sd_ratios(result, reference):
