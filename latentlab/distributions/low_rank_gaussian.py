@@ -111,6 +111,14 @@ class LowRankGaussian(TorchDistribution):
         return multivariate_normal(mean, torch.linalg.cholesky_ex(torch.cholesky_inverse(lower))[0])
 
 
+class _MultivariateNormal(MultivariateNormal):
+    """Pyro's distribution with draws that `torch.vmap` can batch; the numbers are the same."""
+
+    def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
+        noise = torch.randn(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype)
+        return self.loc + (self._unbroadcasted_scale_tril @ noise[..., None])[..., 0]
+
+
 def multivariate_normal(loc: torch.Tensor, scale_tril: torch.Tensor) -> MultivariateNormal:
     """Pyro's distribution, made as its `expand` makes one: its constructor imports SymPy, for half a second.
 
@@ -122,7 +130,7 @@ def multivariate_normal(loc: torch.Tensor, scale_tril: torch.Tensor) -> Multivar
         >>> multivariate_normal(torch.zeros(5, 2), torch.eye(2)).sample((3,)).shape
         torch.Size([3, 5, 2])
     """
-    made = MultivariateNormal.__new__(MultivariateNormal)
+    made = _MultivariateNormal.__new__(_MultivariateNormal)
     made.loc, made._unbroadcasted_scale_tril = loc, scale_tril
     torch.distributions.Distribution.__init__(made, loc.shape[:-1], loc.shape[-1:], validate_args=False)
     return made
