@@ -82,21 +82,21 @@ def small(path, method):
     return [*SMALL[method], *FEWER.get(path.stem, []), *guide]
 
 
-@pytest.fixture
-def _fewer_rows(monkeypatch):
-    for name, step in EVERY.items():
-        whole = getattr(tables, name)
-        thin = functools.wraps(whole)(
-            lambda *a, whole=whole, step=step, **o: (d := whole(*a, **o)).subset(range(0, d.n_units, step))
-        )
-        monkeypatch.setattr(tables, name, thin)
+def thinned(load, step):
+    @functools.wraps(load)
+    def some(*args, **options):
+        whole = load(*args, **options)
+        return whole.subset(range(0, whole.n_units, step))
+
+    return some
 
 
 @pytest.mark.slow
 @pytest.mark.fixed
-@pytest.mark.usefixtures("_fewer_rows")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_runs_from_data_to_report(path, tmp_path):
+def test_a_config_runs_from_data_to_report(path, tmp_path, monkeypatch):
+    for name, step in EVERY.items():
+        monkeypatch.setattr(tables, name, thinned(getattr(tables, name), step))
     shipped = load_config(path)
     overrides = [*small(path, described(path)[1]), *COMPARE, *once(path)]
     if path.stem not in PAGES:
