@@ -52,7 +52,7 @@ def images(
         (['pixel_0_0', 'pixel_0_1', 'pixel_0_2'], [[10.0, 20.0, 30.0], [40.0, 50.0, 60.0]])
     """
     if n_units is not None and (isinstance(n_units, bool) or not isinstance(n_units, int) or n_units < 1):
-        raise DataError(f"images: `n_units` must be a whole number from 1; got {n_units!r}.")
+        raise DataError(f"images: `n_units` must be a whole number of at least 1; got {n_units!r}.")
     where, budget = found(path), Budget.of(max_bytes)
     if member is not None and _kind(where) != ".npz":
         raise DataError(f"{where}: `member` is for NPZ files.")

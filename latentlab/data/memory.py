@@ -48,7 +48,7 @@ class Budget:
         if max_bytes is None:
             return cls(int(SHARE * _available()), given=False)
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
-            raise DataError(f"`max_bytes` must be a whole number from 1; got {max_bytes!r}.")
+            raise DataError(f"`max_bytes` must be a whole number of at least 1; got {max_bytes!r}.")
         return cls(max_bytes, given=True)
 
     def need(self, n_bytes: int, what: str) -> None:

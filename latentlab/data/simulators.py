@@ -50,10 +50,10 @@ def linear_gaussian(n_units: int = 200, n_features: int = 10, n_latent: int = 2,
 
 
 def counts(name: str, **options: Any) -> None:
-    """Refuses what is no whole number from 1."""
+    """Refuses what is no whole number of at least 1."""
     for option, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise DataError(f"{name}: `{option}` must be a whole number from 1; got {value!r}.")
+            raise DataError(f"{name}: `{option}` must be a whole number of at least 1; got {value!r}.")
 
 
 def number(name: str, option: str, value: Any, least: float, most: float) -> None:

@@ -244,7 +244,7 @@ class StoredDataset:
 
     def _need_entries(self, ddof: int) -> None:
         if isinstance(ddof, bool) or not isinstance(ddof, int) or ddof < 0:
-            raise DataError(f"`ddof` must be a whole number from 0; got {ddof!r}.")
+            raise DataError(f"`ddof` must be a whole number of at least 0; got {ddof!r}.")
         if self.n_units < 2:
             raise DataError(f"{self.name}: standardising needs at least 2 units; got {self.n_units}.")
         few = self._columns.n_seen <= ddof
