@@ -35,7 +35,7 @@ def test_rows_say_what_they_must(experiment):
 
 
 def test_moves_against_what_the_posterior_is_sure_of_are_seen_by_the_surprise(experiment, monkeypatch):
-    """20 data sets in the plane: 42 % of 60 came out distinct by it, and 2 % without; less than 4 of 20 has a chance of 1e-2."""
+    """Of 60 data sets 42 % came out distinct by it, and 2 % without: 20 show fewer than two more in 3 runs of 10 000."""
 
     def n_seen():
         table = experiment.shares(experiment.simulate_verdicts(20, seed=0, designs=[experiment.DESIGNS[2]]))
@@ -43,8 +43,7 @@ def test_moves_against_what_the_posterior_is_sure_of_are_seen_by_the_surprise(ex
 
     with_it = n_seen()
     monkeypatch.setattr(experiment.PartitionReference, "_surprises", lambda self, by_unit: np.zeros_like(by_unit))
-    assert with_it >= 4
-    assert n_seen() <= 2
+    assert with_it >= n_seen() + 2
 
 
 def test_gibbs_samples_the_posterior_of_labels_and_means(experiment):
