@@ -44,7 +44,7 @@ def test_the_plugins_density_is_the_reference_density(schools):
 def test_eight_schools_as_a_plugin_has_its_exact_answer(schools):
     model, dataset, folder = schools
     exact = json.loads((folder / "exact.json").read_text())["params"]
-    result = ll.fit(model, dataset, ll.NUTS(n_chains=4, n_warmup=600, n_draws=2500, target_accept=0.95), seed=0, progress=False)
+    result = ll.fit(model, dataset, ll.NUTS(n_chains=4, n_warmup=400, n_draws=1200, target_accept=0.95), seed=0, progress=False)
     sites = result.sites()
     found = {"mu": sites["mu"], "tau": sites["tau"], **{f"theta[{j + 1}]": sites["theta"][..., j] for j in range(8)}}
     limit = norm.isf(FALSE_ALARM / 2 / (2 * len(exact)))
@@ -53,8 +53,8 @@ def test_eight_schools_as_a_plugin_has_its_exact_answer(schools):
         assert ess_bulk(x) > 1000, name
         assert abs(x.mean() - truth["mean"]) < limit * mcse_mean(x), name
         assert abs(x.std(ddof=1) - truth["sd"]) < limit * mcse_sd(x), name
-    with pytest.raises(AssertionError):  # the test would see a mean that is off by a fifth of an sd
-        assert abs(found["mu"].mean() + 0.2 * exact["mu"]["sd"] - exact["mu"]["mean"]) < limit * mcse_mean(found["mu"])
+    with pytest.raises(AssertionError):  # the test would see a mean that is off by a seventh of an sd
+        assert abs(found["mu"].mean() + exact["mu"]["sd"] / 7 - exact["mu"]["mean"]) < limit * mcse_mean(found["mu"])
     mine = ll.Embedding("mine", result.latents().values.mean((0, 1)), units=list("ABCDEFGH"))
     comparison = ll.compare(result, [mine], progress=False)
     assert set(comparison.verdicts["verdict"]) <= {"summary-like", "undetermined"}
@@ -65,7 +65,7 @@ def test_eight_schools_as_a_plugin_has_its_exact_answer(schools):
 def test_three_modes_are_flagged_and_never_averaged():
     columns = ["ash", "alcalinity_of_ash", "proanthocyanins", "color_intensity", "hue", "proline"]
     dataset = ll.load_dataset("wine", columns=columns)
-    method = ll.NUTS(n_chains=8, n_warmup=300, n_draws=300)
+    method = ll.NUTS(n_chains=8, n_warmup=150, n_draws=150)
     result = ll.fit(ll.models.FactorAnalysis(n_latent=1, mu_scale=0), dataset, method, seed=1, progress=False)
     assert not result.converged
     failed = result.diagnostics().query("verdict == 'fail'")["check"].tolist()
