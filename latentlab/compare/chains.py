@@ -118,6 +118,8 @@ def _leading(few: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     flat = few.reshape(len(few), -1)
     mean = flat.mean(axis=0)
     less = flat - mean
+    if len(less) > less.shape[1]:
+        return mean, np.linalg.eigh(less.T @ less)[1][:, -1]
     return mean, less.T @ np.linalg.eigh(less @ less.T)[1][:, -1]
 
 
