@@ -424,7 +424,8 @@ def _read(file: h5netcdf.File, path: Path, group: str) -> xr.Dataset:
     try:
         node = file[group] if group else file
         arrays = {n: xr.Variable(v.dimensions, v._h5ds[()], dict(v.attrs)) for n, v in node.variables.items()}
-        dataset = xr.decode_cf(xr.Dataset(arrays, attrs=dict(node.attrs)))
+        with warnings.catch_warnings():  # xarray adds a filter of its own
+            dataset = xr.decode_cf(xr.Dataset(arrays, attrs=dict(node.attrs)))
     except Exception as error:  # whatever a damaged file makes the libraries raise
         raise StoreError(f"{path}, group {group!r}: damaged, cannot be read: {_line(error)}") from error
     draws = group not in (*FIXED, "optimization", "") and "chain" in dataset.dims
