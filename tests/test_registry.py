@@ -121,5 +121,5 @@ def test_options_are_those_of_the_plugin_that_is_loaded(tmp_path):
         config = {**CONFIG, "dataset": {"name": "iris"}, "embeddings": embeddings, "compare": {}}
         found = load_config(config, plugins=[tmp_path / f"{name}.py"])
         assert getattr(found.embeddings[0], option) == 2
-        with pytest.raises(ConfigError, match=f"{option}: expected a whole number"):
+        with pytest.raises(ConfigError, match=f"{option}: must be a whole number"):
             load_config({**config, "embeddings": [{"name": "mine", option: "x"}]}, plugins=[tmp_path / f"{name}.py"])
