@@ -28,7 +28,7 @@ def iris():
 @pytest.fixture(scope="module")
 def sampled(iris):
     """Chains of two axes, each turned as it happened to be."""
-    return fit(ll.models.PPCA(2), iris, ll.NUTS(n_chains=4, n_warmup=100, n_draws=60), seed=0, progress=False)
+    return fit(ll.models.PPCA(2), iris, ll.NUTS(n_chains=4, n_warmup=60, n_draws=60, max_tree_depth=5), seed=0, progress=False)
 
 
 def dense(sites, x):
