@@ -44,7 +44,7 @@ PositiveNumbers = Annotated[list[Positive], BeforeValidator(lambda value: list(v
 """Finite numbers above 0."""
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-"""What is given is what is meant: no text for a number, no true for 1, no NaN."""
+"""Nothing is converted: text is no number, true is not 1, and NaN is refused."""
 
 T = TypeVar("T")
 NUMBERS = {int: ("a whole number", "whole numbers"), float: ("a finite number", "finite numbers")}

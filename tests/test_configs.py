@@ -26,7 +26,7 @@ SMALL = {
 FEWER = {"gaussian_mixture_digits": ["model.n_components=3", "inference.batch_size=150"]}
 """The curvature of a guide is looked at in each of its coordinates, 660 of them with ten components of 64 pixels."""
 EVERY = {"digits": 4, "breast_cancer": 3}
-"""Of large tables every fourth or third row."""
+"""Only every n-th row of a large table is used."""
 COMPARE = ["compare.n_draws=6", "compare.n_pairs=6", "compare.n_permutations=2"]
 
 

@@ -327,7 +327,7 @@ def _recorded(function: Function, example: tuple[torch.Tensor, ...], device: str
 
 
 class _Graph:
-    """What a function does with its arguments, and what it found at the example.
+    """The operations of a function on its arguments, and its results at the example.
 
     `noise` has the shapes of the standard normal numbers that it draws.
     """
@@ -404,7 +404,7 @@ class _Graph:
 
 
 def _numbers(function: Function, arguments: Sequence[torch.Tensor], device: str) -> list[np.ndarray]:
-    """What a function finds, with the random numbers that a recorded function had."""
+    """Results of a function, drawn with the random numbers that recording used."""
     with torch.no_grad(), double(), forked(device), on(device):
         reseed(0, device)
         return [result.cpu().numpy() for result in function(*arguments)]

@@ -58,7 +58,7 @@ def test_momenta_that_are_not_pulled_into_the_metric_are_slow(rng, monkeypatch):
 
 @pytest.mark.parametrize("dense", [True, False])
 def test_leapfrog_goes_back_the_way_it_came_and_keeps_the_energy(dense, rng):
-    """Of a normal density leapfrog changes the energy by a part of step^2 / 4, times the largest curvature, at most."""
+    """For a normal density, leapfrog changes the energy by at most the share step^2 / 4 times the largest curvature."""
     state = State.at(rng.normal(size=(5, 3)) + MEAN, 0.8)
     state.lp, state.gradient = normal(state.u)
     state.root, state.step_size = (FACTOR if dense else np.diag(FACTOR).copy()), 0.05
@@ -132,7 +132,7 @@ def test_trajectories_are_of_different_lengths(rng):
 
 
 def test_the_length_begins_anew_with_each_metric(rng, monkeypatch):
-    """Where it ran away before, PPCA takes 230 steps an iteration in place of 10."""
+    """A length that ran away under an early metric would cost PPCA 230 steps an iteration instead of 10."""
     monkeypatch.setattr(chees, "_lengthen", lambda state, *_, **__: setattr(state, "length", 6.0))
     state = State.at(rng.normal(size=(4, 3)), 0.8)
     rows = sample(state, normal, rng, ChEES(n_chains=4, n_superchains=1, n_warmup=100, n_draws=1))

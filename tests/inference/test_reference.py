@@ -55,16 +55,16 @@ def assert_agrees(found, reference):
 
 @pytest.mark.slow
 def test_nuts_agrees_with_the_reference(iris, reference):
-    """On machine code; the other test is on the captured graph. Draws that are 15 % too narrow would be seen."""
-    method = NUTS(n_chains=4, n_warmup=400, n_draws=800, target_accept=0.9, compiled=True)
+    """On machine code; the other test is on the captured graph. Draws that are a tenth too narrow would be seen."""
+    method = NUTS(n_chains=4, n_warmup=500, n_draws=1500, target_accept=0.9, compiled=True)
     result = fit(PPCA(2, mu_scale=0), iris, method, seed=1, progress=False)
     found = quantities(result.sites(), reference)
     assert_agrees(found, reference)
     for name, x in found.items():
         assert rhat(x) < 1.01, name
-        assert min(ess_bulk(x), ess_tail(x)) > 500, name
+        assert min(ess_bulk(x), ess_tail(x)) > 1000, name
     assert result.converged, result.diagnostics().query("verdict == 'fail'")
-    assert_sees(found, reference, narrower=0.85)
+    assert_sees(found, reference, narrower=0.9)
 
 
 def assert_sees(found, reference, narrower):

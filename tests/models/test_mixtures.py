@@ -57,7 +57,7 @@ def limit(n):
 
 
 def test_the_start_is_the_likeliest_of_several_runs_of_k_means(rng, monkeypatch):
-    """Of runs that divide two groups at random, and one that finds them, the latter is taken wherever it is."""
+    """One run finds the two groups and the others divide them at random: the start is the former, whatever its place."""
     model, groups = GaussianMixture(2, covariance="spherical"), np.arange(60) % 2
     arrays = tensors(model, two_groups(rng, apart=8.0))
     for at in range(N_STARTS):
