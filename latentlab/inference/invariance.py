@@ -4,10 +4,12 @@ At some draws of the fit and at one of the prior, elements g of a group act on a
 out included: the log joint is then $\log p(\theta, x) + \log p(z \mid \theta, x)$. It is taken on the constrained scale, without
 Jacobians. A change counts where it exceeds the rounding error of the density,
 
-    RELATIVE * sum of the absolute log densities of all terms + NOISE * |log p(v g g^-1) - log p(v)|,
+    RELATIVE * sum of the absolute log densities of all terms + ROUNDING * that of the observed ones
+    + NOISE * |log p(v g g^-1) - log p(v)|,
 
-which grows with the scale of the data as the density does. The prior's draw matters where the data are so small that the prior is
-flat over the posterior.
+which grows with the scale of the data as the density does. ROUNDING is for the positions alone: their log p(z | theta, x) is a
+difference of likelihoods, and has their rounding error however near to 0 it is. The prior's draw matters where the data are so
+small that the prior is flat over the posterior.
 """
 
 import math
@@ -29,6 +31,7 @@ from latentlab.symmetry.labels import renamed
 N_POINTS = 2
 """Draws of the fit at which the log joint is evaluated; one of the prior comes in addition."""
 RELATIVE = 1e-9
+ROUNDING = 1e-13
 NOISE = 1000.0
 """Factor on the rounding error seen when an element acts and is undone: three such errors are all a thousandth of what is usual
 in about one of 10^9 cases."""
@@ -210,7 +213,9 @@ class _Joint:
     def _compared(self, part: list[str], before: Terms, after: Terms | None, back: Terms | None) -> Change:
         """The change of one part of the log joint; infinite where the log joint does not exist afterwards."""
         noise = 0.0 if back is None else abs(_total(back, part) - _total(before, part))
-        tolerance = RELATIVE * sum(before[name][1] for name in part) + NOISE * (noise if math.isfinite(noise) else 0.0)
+        size = RELATIVE * sum(before[name][1] for name in part)
+        size += ROUNDING * sum(before[name][1] for name in before if name in self.density.observed)
+        tolerance = size + NOISE * (noise if math.isfinite(noise) else 0.0)
         if after is None:
             return Change(math.inf, tolerance, part[0])
         each = {name: np.nan_to_num(abs(after[name][0] - before[name][0]), nan=np.inf) for name in part}
