@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from latentlab.registry import METHODS
 
 if TYPE_CHECKING:
-    from latentlab.comparison import Comparison, compare
+    from latentlab.comparison.compare import compare
+    from latentlab.comparison.result import Comparison
     from latentlab.data.dataset import Dataset
     from latentlab.data.load import load_dataset
     from latentlab.embeddings.embedding import Embedding, embed
@@ -30,14 +31,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Comparison": "latentlab.comparison",
+    "Comparison": "latentlab.comparison.result",
     "Dataset": "latentlab.data.dataset",
     "Embedding": "latentlab.embeddings.embedding",
     "Fit": "latentlab.fit",
     "LatentModel": "latentlab.models.base",
     "MaximumLikelihood": "latentlab.models.base",
     "Position": "latentlab.models.base",
-    "compare": "latentlab.comparison",
+    "compare": "latentlab.comparison.compare",
     "embed": "latentlab.embeddings.embedding",
     "fit": "latentlab.fit",
     "load_dataset": "latentlab.data.load",

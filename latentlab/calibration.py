@@ -357,7 +357,7 @@ def _quantities(
         z = replications.lifted(lambda sites, arrays: model.latents(arrays, **sites).sample(), rest)
         values[site] = np.concatenate([truth[site][:, None].astype(z.dtype), z], axis=1)
     names, columns = chosen(identified(values, {n: tuple(model.dims[n]) for n in values}, model.exchanges, site), values)
-    if model.dims[site][0] == "unit" and datasets[0].dims[datasets[0].observed][0] == "unit":
+    if model.dims[site][0] == datasets[0].dims[datasets[0].observed][0] == "unit":
         names.append(f"|{site}' x|^2")
         columns.append(_positions_with_data(values[site], np.stack([dataset.x for dataset in datasets])))
     sides = np.sign(moments(datasets) - np.median(moments(datasets), axis=0))

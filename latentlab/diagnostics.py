@@ -56,6 +56,7 @@ from latentlab.posterior import (
     ess_tail,
     khat,
     khat_limit,
+    kinds,
     loo,
     mcse_mean,
     mcse_sd,
@@ -159,10 +160,11 @@ def sensitivity(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[
     """
     if data.attrs.get("point_estimate"):
         raise ModelError("a point estimate has no spread whose sensitivity to the prior could be told.")
-    n_kept = data["posterior"].sizes.get("unit", 0)
+    n_kept = _n_points(data)
     if _n_fitted(data) > n_kept:
         raise ModelError(f"the sensitivity needs the log likelihood of all {_n_fitted(data)} units; it was kept of {n_kept}.")
-    values = {name: array for name, array in arrays(data, "posterior").items() if name in dims and name != position}
+    placed = {name for name, own in dims.items() if not set(own).isdisjoint(kinds(data))}
+    values = {n: array for n, array in arrays(data, "posterior").items() if n in dims and n != position and n not in placed}
     quantities = identified(values, {name: tuple(dims[name]) for name in values}, group, position)
     names, flat = entries(quantities, labels_of(data, dims, group), data["posterior"].sizes)
     if not names:
@@ -394,8 +396,14 @@ def _variational(data: xr.DataTree) -> list[Row]:
 
 
 def _n_fitted(data: xr.DataTree) -> int:
-    """Units that were fitted: more than there are positions of, where the data stay on disk."""
-    return int(data.attrs.get("n_units_fitted", data["posterior"].sizes.get("unit", 1)))
+    """Points that were fitted: more than there are positions of, where the data stay on disk."""
+    return int(data.attrs.get("n_units_fitted", _n_points(data)))
+
+
+def _n_points(data: xr.DataTree) -> int:
+    """Points, in a table units, that the result is about."""
+    points = str(data.attrs.get("points", "unit"))
+    return int(data["posterior"].sizes.get(points, data["observed_data"].sizes[points] if points != "unit" else 1))
 
 
 def _by_unit(log_weights: np.ndarray) -> list[Row]:
@@ -428,7 +436,7 @@ def _active(data: xr.DataTree) -> list[Row]:
     if "n_active" not in data.attrs:
         return []
     n = int(data.attrs["n_active"])
-    q = next((size for dim, size in data["latents"].sizes.items() if dim not in ("chain", "draw", "unit")), n)
+    q = next((size for dim, size in data["latents"].sizes.items() if dim not in ("chain", "draw", *kinds(data))), n)
     return [_row("active units", f"of {q} latent dimensions", n, f">= {q}", ok=n == q, otherwise="warn" if n else "fail")]
 
 
@@ -509,6 +517,6 @@ def _loo(data: xr.DataTree, kind: str) -> list[Row]:
     bad = float(np.mean(~(found.khat < found.limit)))
     given = "; given the units' own positions, LOO is optimistic" if found.conditional else ""
     several = "leave_one_out" in data.children and "left_out" in data["leave_one_out"].dims
-    left_out = "sequences" if several else "units"
+    left_out = "sequences" if several else f"{data.attrs.get('points', 'unit')}s"
     quantity = f"share of {left_out} at {found.limit:.2f} or more{given}"
     return [_row(check, quantity, bad, "0", ok=bad == 0, otherwise="warn")]

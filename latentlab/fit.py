@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.series import boundaries
 from latentlab.data.stored import StoredDataset
 from latentlab.diagnostics import converged, diagnose, sensitivity
-from latentlab.errors import ConfigError, DataError, InferenceError, ModelError
+from latentlab.errors import ConfigError, DataError, InferenceError, ModelError, unknown
 from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density, over_draws, parameter_tensors, tensors
 from latentlab.inference.draws import Draws, Method, Problem, finished_draws
@@ -140,17 +140,23 @@ class Fit:
         return align(self.model, self.sites(), point=one_orientation(self.model, self.method))
 
     def latents(self, dataset: Any = None) -> xr.DataArray:
-        """Positions `(chain, draw, unit, latent)` with the symmetry removed.
+        """Positions `(chain, draw, unit, latent)` with the symmetry removed; `unit` is the kind of the units that they are of.
 
         Args:
             dataset: Units that were not in the fit, as a Dataset, a DataFrame, a DataArray or an array of raw values; the
-                training transform is applied, columns are matched by name. The fit's own units where None.
+                training transform is applied, columns are matched by name. The fit's own units where None. Or the name of a
+                position of the model, `"V"`, which is the first one unless said.
 
         Raises:
-            ModelError: The model cannot give positions to new units.
+            ModelError: The model cannot give positions to new units, or has no such position.
             DataError: Columns are missing or too many, or entries that the model cannot do without.
         """
         site = self.model.position.site
+        if isinstance(dataset, str):
+            sites = [position.site for position in self.model.positions]
+            if dataset not in sites:
+                raise ModelError(unknown(f"position of {self.model.name!r}", dataset, sites))
+            site, dataset = dataset, None
         if dataset is None:
             return _with_latent_dim(self.data["latents"].to_dataset()[site])
         if not self.model.integrates_positions():
@@ -197,12 +203,13 @@ class Fit:
         return xr.DataArray(p, dims=("chain", "draw", "unit", dim), coords=_lead_coords(p, new), name=f"p({site})")
 
     def log_likelihood(self, dataset: Any, *, n_samples: int = N_BOUND) -> xr.DataArray:
-        """log p(unit | draw) `(chain, draw, unit)` of units that were not in the fit, positions integrated out.
+        """log p(point | draw) `(chain, draw, point)` of points (in a table: units) that were not in the fit.
 
-        Where the model has only a bound on it, this is the bound, of that name and with one draw: there are parameters alone.
+        Positions of a table's units are integrated out; the units of ratings or of a graph must be those of the fit. Where the
+        model has only a bound on it, this is the bound, of that name and with one draw: there are parameters alone.
 
         Args:
-            dataset: The units, as in `latents`.
+            dataset: The points, as in `latents`.
             n_samples: Samples of the encoder for each unit, for a bound.
         """
         new = self._like_training(dataset)
@@ -215,13 +222,14 @@ class Fit:
             values = _globals(self.sites(), [s.name for s in density.sites])
             array = _lifted(density.log_likelihood, values, (1, 1))
         name = "bound" if self.model.has_bound() else "log_likelihood"
-        return xr.DataArray(array, dims=("chain", "draw", "unit"), coords=_lead_coords(array, new), name=name)
+        return xr.DataArray(array, dims=("chain", "draw", new.points), coords=_point_coords(array, new), name=name)
 
     def held_out_score(self, dataset: Any, *, n_samples: int = N_BOUND) -> dict[str, float]:
         r"""$\sum_n \log \frac1S \sum_s p(x_n \mid \theta_s)$ of held-out units with its standard error; larger is better.
 
         The sum is called `elpd`; or `bound` where the model has only a bound, with `n_samples` samples of its encoder.
-        Of a series, the sequences are what is scored: `n_units` is their number.
+        Of a series, the sequences are what is scored: `n_units` is their number. Of ratings and graphs it is the points, which
+        `n_points` counts.
         """
         pointwise = self.log_likelihood(dataset, n_samples=n_samples).values
         flat = pointwise.reshape(-1, pointwise.shape[-1])
@@ -231,7 +239,50 @@ class Fit:
         each = np.logaddexp.reduce(flat, axis=0) - np.log(len(flat))
         se = float(np.sqrt(len(each)) * each.std(ddof=1)) if len(each) > 1 else float("nan")
         name = "bound" if self.model.has_bound() else "elpd"
-        return {name: float(each.sum()), "se": se, "n_units": float(len(each))}
+        return {name: float(each.sum()), "se": se, "n_points" if self.dataset.index else "n_units": float(len(each))}
+
+    def predict(self, *, n_draws: int = 400, **units: Sequence[Any]) -> xr.DataArray:
+        """New observations of points, given by the names of their units: posterior draws `(chain, draw, point)` in raw values.
+
+        `fit.predict(user=["ann", "ann"], item=["alien", "brazil"])` gives ratings, whether or not these points were observed.
+
+        Args:
+            n_draws: About so many draws, spread evenly over the chains.
+            units: Index -> name of each point's unit; as many for each index.
+
+        Raises:
+            DataError: An index is missing or unknown, lengths differ, or a unit was not in the fit.
+        """
+        dataset, given = self.dataset, {name: np.atleast_1d(np.asarray(names)) for name, names in units.items()}
+        if not dataset.index:
+            raise DataError(
+                f"{dataset.name}: predict is for points that refer to units by an index, as ratings do; this is a table."
+            )
+        if set(given) != set(dataset.index):
+            raise DataError(f"predict: give a name for each of {', '.join(dataset.index)}; got {', '.join(given) or 'none'}.")
+        sizes = {len(names) for names in given.values()}
+        if len(sizes) > 1:
+            raise DataError(
+                f"predict: as many names for each index; got {', '.join(f'{n}: {len(v)}' for n, v in given.items())}."
+            )
+        index = {}
+        for name, names in given.items():
+            kind = dataset.index[name].kind
+            places = pd.Index(dataset.units[kind].astype(str)).get_indexer(names.astype(str))
+            if (places < 0).any():
+                strange = str(names[places < 0][0])
+                raise DataError(f"predict: {name} {strange!r} was not in the fit; see `fit.dataset.units[{kind!r}]`.")
+            index[name] = places
+        arrays = {**tensors(self.model, dataset), **{name: torch.tensor(places) for name, places in index.items()}}
+        arrays[dataset.observed] = torch.zeros(sizes.pop(), dtype=torch.float64)
+        density = Density(self.model, arrays, dataset.array_dims, parameter_tensors(self.parameters))
+        values = thinned(_globals(self.sites(), [site.name for site in density.sites]), n_draws)
+        with isolated(Seeds(self.seed).child("predict")):
+            found = _lifted(density.predict, values)[dataset.observed]
+        if dataset.transform is not None:
+            found = dataset.transform.inverse(found)
+        coords = {name: (dataset.points, names) for name, names in given.items()}
+        return xr.DataArray(found, dims=("chain", "draw", dataset.points), coords=coords, name=dataset.observed)
 
     def imputations(self, *, n_draws: int = 400) -> xr.DataArray:
         """Missing entries of the data as the model fills them in: posterior draws `(chain, draw, entry)`, in raw units.
@@ -293,6 +344,7 @@ def fit(
         InferenceError: Something became non-finite; names the site and step.
     """
     seeds = Seeds(seed)
+    dataset = dataset.complete() if isinstance(dataset, Dataset) else dataset
     problem = prepared(model, dataset, method, seed=seed, progress=progress, checkpoint=checkpoint, log=log)
     with problem.resources, one_thread():
         draws = finished_draws(problem, method)
@@ -325,6 +377,8 @@ def prepared(
     if method.name not in model.methods:
         raise ModelError(f"method {method.name!r} does not go with model {model.name!r}; methods: {', '.join(model.methods)}.")
     stored = dataset if isinstance(dataset, StoredDataset) else None
+    dataset = dataset.complete() if isinstance(dataset, Dataset) else dataset
+    check_kinds(model, dataset.sample)
     arrays = _checked(model, dataset)
     if getattr(method, "maximizes_likelihood", False):
         model.check_maximum(dataset.sample)
@@ -332,7 +386,7 @@ def prepared(
         logger.warning("%s: %s", dataset.name, caution.quantity)
     plan = method.plan() if hasattr(method, "plan") else Plan()
     try:
-        density = Density(model, arrays, dataset.sample.dims, plan=plan, n_units=dataset.n_units if stored else None)
+        density = Density(model, arrays, dataset.sample.array_dims, plan=plan, n_points=dataset.n_units if stored else None)
     except ModelError as error:
         if dataset.transform is None or "outside of the support" not in str(error):
             raise
@@ -348,6 +402,20 @@ def prepared(
     return problem
 
 
+def check_kinds(model: LatentModel, dataset: Dataset) -> None:
+    """Refuses data without the kinds of units that the model places.
+
+    Raises:
+        DataError: Names the kinds of both.
+    """
+    lacks = next((kind for kind in model.kinds if kind and kind not in dataset.kinds), None)
+    if lacks is not None and (lacks != "unit" or dataset.index):
+        raise DataError(
+            f"{dataset.name}: the model {model.name!r} places units of the kind {lacks!r}; the data have units of the kind "
+            f"{', '.join(map(repr, dataset.kinds))}."
+        )
+
+
 def outline(problem: Problem, dataset: Dataset) -> xr.DataTree:
     """The result's names, dims and coordinates with a single draw of zeros, to refuse before the fit what cannot be stored.
 
@@ -359,8 +427,14 @@ def outline(problem: Problem, dataset: Dataset) -> xr.DataTree:
     return build(
         {"posterior": {name: value[None, None].numpy() for name, value in sites.items()}, **_given(density, dataset)},
         dims={**density.observed, **{name: tuple(own) for name, own in problem.model.dims.items()}, **dataset.dims},
-        coords=dataset.coords,
+        coords=_coords(dataset),
+        along={dataset.points: dataset.point_names()},
     )
+
+
+def _coords(dataset: Dataset) -> dict[str, np.ndarray]:
+    """The names along the dims of a result."""
+    return {**dataset.coords, **(dataset.kinds if dataset.index else {})}
 
 
 def _given(density: Density, dataset: Dataset) -> dict[str, dict[str, np.ndarray]]:
@@ -396,9 +470,9 @@ def _check_stored(dataset: StoredDataset, density: Density, method: Method) -> N
         )
     if getattr(method, "held_out", None):
         raise ConfigError(f"{dataset.name} stays on disk: keep held-out units in a file of their own, not by `held_out`.")
-    if density.unit_sites and not is_amortised(density):
+    if density.point_sites and not is_amortised(density):
         raise ModelError(
-            f"{dataset.name} stays on disk, and {density.model.name!r} has the site {density.unit_sites[0]!r} of each unit "
+            f"{dataset.name} stays on disk, and {density.model.name!r} has the site {density.point_sites[0]!r} of each unit "
             "beside those of all units: take a model that integrates it out, or one whose sites all belong to units."
         )
 
@@ -424,6 +498,8 @@ def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool =
     group, site = model.exchanges, model.position.site
     dims = {name: tuple(model.dims[name]) for name in values}
     on, on_dims = np.asarray(values[site]), dims[site]
+    others = [position.site for position in model.positions[1:] if dims[position.site][1:] == on_dims[1:] == (group.dim,)]
+    on = np.concatenate([on, *(values[other] for other in others)], axis=2) if others else on
     if model.position.kind == "discrete" and not group.is_trivial():
         few = max(1, MOST_NUMBERS // (on[..., 0].size * model.n_labels()))
         some = np.unique(np.linspace(0, on.shape[-1] - 1, min(few, on.shape[-1])).astype(int))
@@ -437,7 +513,8 @@ def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool =
 
 def _signed(group: Group, aligned: Aligned, values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]]) -> Aligned:
     """With each axis's largest mean loading positive, where the group may mirror axes and there are loadings."""
-    loadings = next((name for name, own in dims.items() if len(own) == 2 and own[1] == group.dim and own[0] != "unit"), None)
+    rows = (name for name, own in dims.items() if len(own) == 2 and own[1] == group.dim and own[0] not in group.units)
+    loadings = next(rows, None)
     if loadings is None or SignedPermutation(group.dim) not in group or not isinstance(group, Orthogonal | SignedPermutation):
         return aligned
     mean = aligned.values[loadings].mean(axis=(0, 1))
@@ -466,10 +543,10 @@ def density_of_new(
         ModelError: The model has a position for each unit that it does not integrate out.
     """
     given = tensors_of_new(model, dataset, classes)
-    density = Density(model.marginal(), given, dataset.dims, parameter_tensors(parameters))
-    if density.unit_sites and not model.has_bound():
+    density = Density(model.marginal(), given, dataset.array_dims, parameter_tensors(parameters))
+    if density.point_sites and not model.has_bound():
         raise ModelError(
-            f"held-out units: {model.name!r} has a parameter for each unit ({density.unit_sites[0]!r}): none for new units."
+            f"held-out units: {model.name!r} has a parameter for each unit ({density.point_sites[0]!r}): none for new units."
         )
     return density
 
@@ -587,26 +664,30 @@ def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, 
         "hyperparameters": ", ".join(model.hyperparameters()),
         "cautions": json.dumps(model.cautions(dataset)),
         "deterministic": ", ".join(density.deterministic),
-        "conditional_log_likelihood": int(bool(likelihood.unit_sites)),
+        "conditional_log_likelihood": int(bool(likelihood.point_sites)),
         **draws.attrs,
     }
     attrs |= check_symmetry(model, density, values, draws.parameters, problem.seeds.child("symmetry"))
+    if dataset.index:
+        index = json.dumps({name: one.kind for name, one in dataset.index.items()})
+        attrs |= {"points": dataset.points, "units": ", ".join(dataset.kinds), "index": index}
     if problem.stored is not None:
-        attrs["n_units_fitted"] = density.n_units
+        attrs["n_units_fitted"] = density.n_points
     if encodes:
         attrs["n_active"] = int(activity(model, problem.arrays, density.parameters)["active"].sum())
     left_out = next((array.shape[-1] for array in groups["leave_one_out"].values()), 0)
-    several = {} if left_out in (0, dataset.n_units) else {"left_out": _sequence_names(dataset)}
+    several = {} if left_out in (0, dataset.n_points) else {"left_out": _sequence_names(dataset)}
     return build(
         {name: group for name, group in groups.items() if group},
         dims={
             **density.observed,
             **{name: tuple(own) for name, own in {**model.dims, **model.parameters}.items()},
             **dataset.dims,
-            **dict.fromkeys(("log_likelihood", "log_weight"), ("unit",)),
-            LEFT_OUT: ("left_out",) if several else ("unit",),
+            **dict.fromkeys(("log_likelihood", "log_weight"), (dataset.points,)),
+            LEFT_OUT: ("left_out",) if several else (dataset.points,),
         },
-        coords={**dataset.coords, **several},
+        coords={**_coords(dataset), **several},
+        along={dataset.points: dataset.point_names()},
         attrs=attrs,
     )
 
@@ -682,6 +763,14 @@ def _lifted(function: Any, values: Mapping[str, np.ndarray], without: tuple[int,
 def _lead_coords(array: np.ndarray, dataset: Dataset) -> dict[str, np.ndarray]:
     """Coordinates of an array `(chain, draw, unit, ...)`."""
     return {"chain": np.arange(array.shape[0]), "draw": np.arange(array.shape[1]), "unit": dataset.units}
+
+
+def _point_coords(array: np.ndarray, dataset: Dataset) -> dict[str, Any]:
+    """Coordinates of an array `(chain, draw, point)`: of a table's units their names, of other points those of their units."""
+    if not dataset.index:
+        return _lead_coords(array, dataset)
+    lead = {"chain": np.arange(array.shape[0]), "draw": np.arange(array.shape[1])}
+    return lead | {name: (dataset.points, names) for name, names in dataset.point_names().items()}
 
 
 def _with_latent_dim(z: xr.DataArray) -> xr.DataArray:

@@ -15,7 +15,7 @@ import pandas as pd
 import scipy
 import xarray as xr
 
-from latentlab.posterior import arrays
+from latentlab.posterior import arrays, kinds
 from latentlab.quantities import entries, identified, is_count, labels_of
 from latentlab.symmetry.group import Group
 from latentlab.symmetry.groups import GeneralLinear, larger_groups
@@ -64,7 +64,9 @@ def restart_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequenc
     Where there are no sites but the positions, restarts are told apart by their levels alone.
     """
     n = next((array.shape[0] for array in arrays(data, "restarts").values()), 0)
-    sites = {name: array[None] for name, array in arrays(data, "restarts").items() if name in dims and "unit" not in dims[name]}
+    units = set(kinds(data))
+    ends = arrays(data, "restarts").items()
+    sites = {name: array[None] for name, array in ends if name in dims and units.isdisjoint(dims[name])}
     own = {name: tuple(dims[name]) for name in sites}
     names, flat = entries(identified(sites, own, group, position), labels_of(data, dims, group), {"chain": 1, "draw": n})
     points, spread, most = flat[0], None, SAME_POINT

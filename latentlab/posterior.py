@@ -85,6 +85,7 @@ def build(
     *,
     dims: Mapping[str, Sequence[str]],
     coords: Mapping[str, Any] | None = None,
+    along: Mapping[str, Mapping[str, Any]] | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> xr.DataTree:
     """Draws, data and statistics by group -> a DataTree, every shape checked against its dims.
@@ -97,6 +98,7 @@ def build(
         groups: Group -> name -> array.
         dims: Own dims of each name.
         coords: Dim -> labels, or a further coordinate along `unit` (`time`) -> labels.
+        along: Dim -> name -> labels: further coordinates along it, where the name is no dim of the group.
         attrs: Text, numbers and arrays; kept at the root and in `posterior`.
 
     Raises:
@@ -113,13 +115,19 @@ def build(
     nodes = {"/": xr.Dataset(attrs=plain)}
     for group, arrays in groups.items():
         if arrays:
-            nodes[group] = _group(group, arrays, dims, coords or {})
+            nodes[group] = _group(group, arrays, dims, coords or {}, along or {})
     if "posterior" in nodes:
         nodes["posterior"] = nodes["posterior"].assign_attrs(plain)
     return xr.DataTree.from_dict(nodes)
 
 
-def _group(group: str, arrays: Mapping[str, Any], dims: Mapping[str, Sequence[str]], coords: Mapping[str, Any]) -> xr.Dataset:
+def _group(
+    group: str,
+    arrays: Mapping[str, Any],
+    dims: Mapping[str, Sequence[str]],
+    coords: Mapping[str, Any],
+    along: Mapping[str, Mapping[str, Any]],
+) -> xr.Dataset:
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     sizes: dict[str, tuple[int, str]] = {}
     for site, given in arrays.items():
@@ -133,14 +141,15 @@ def _group(group: str, arrays: Mapping[str, Any], dims: Mapping[str, Sequence[st
         variables[site] = (named, array)
     every = {dim for named in dims.values() for dim in named} | set(sizes) | set(LEAD)
     labels: dict[str, tuple[tuple[str, ...], np.ndarray]] = {dim: ((dim,), np.arange(n)) for dim, (n, _) in sizes.items()}
-    for key, values in coords.items():
-        along = key if key in every else "unit"
-        if along in sizes:
-            labels[key] = ((along,), _plain(values, f"coordinate {key!r}"))
-            if labels[key][1].shape != (sizes[along][0],):
+    placed = [(key if key in every else "unit", key, values) for key, values in coords.items()]
+    placed += [(dim, key, values) for dim, named in along.items() for key, values in named.items() if key not in sizes]
+    for dim, key, values in placed:
+        if dim in sizes:
+            labels[key] = ((dim,), _plain(values, f"coordinate {key!r}"))
+            if labels[key][1].shape != (sizes[dim][0],):
                 raise ModelError(
-                    f"group {group!r}, coordinate {key!r}: expected {sizes[along][0]} labels along {along!r}, as in "
-                    f"{sizes[along][1]!r}; got shape {labels[key][1].shape}."
+                    f"group {group!r}, coordinate {key!r}: expected {sizes[dim][0]} labels along {dim!r}, as in "
+                    f"{sizes[dim][1]!r}; got shape {labels[key][1].shape}."
                 )
     clash = next((name for name in variables if name in every or name in labels), None)
     if clash is not None:
@@ -179,6 +188,11 @@ def _attribute(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple | np.ndarray) and np.asarray(value).dtype.kind in "iuf":
         return np.asarray(value)
     raise ModelError(f"attribute {name!r} must be text, a number or an array of numbers; got {type(value).__name__}.")
+
+
+def kinds(tree: xr.DataTree) -> tuple[str, ...]:
+    """The kinds of units that the result is about."""
+    return tuple(str(tree.attrs.get("units", "unit")).split(", "))
 
 
 def arrays(tree: xr.DataTree, group: str) -> dict[str, np.ndarray]:
@@ -306,7 +320,7 @@ def load(path: str | Path, *, groups: Sequence[str] = ("posterior",)) -> xr.Data
     if missing is not None:
         raise StoreError(f"{source}: has no group {missing!r}; it has {', '.join(filter(None, found)) or 'none'}.")
     with _opened(source) as file:
-        return xr.DataTree.from_dict({name or "/": _read(file, source, name) for name in found})
+        return xr.DataTree.from_dict({name or "/": _read(file, source, name, drawn="posterior" in found) for name in found})
 
 
 def _bytes(tree: xr.DataTree, target: Path) -> memoryview:
@@ -334,7 +348,7 @@ def _verify(written: Path, tree: xr.DataTree, target: Path) -> None:
     with _opened(written) as file:
         for node in tree.subtree:
             name = node.path.strip("/")
-            if name in groups and _read(file, written, name).equals(node.to_dataset(inherit=False)):
+            if name in groups and _read(file, written, name, drawn="posterior" in groups).equals(node.to_dataset(inherit=False)):
                 continue
             raise StoreError(f"{target}, group {name!r}: what was written does not read back as it was; nothing was replaced.")
 
@@ -419,8 +433,11 @@ def _opened(path: Path) -> Iterator[h5netcdf.File]:
         yield file
 
 
-def _read(file: h5netcdf.File, path: Path, group: str) -> xr.Dataset:
-    """A group as `xr.open_dataset` reads it, without the chunks and filters that it looks up of every array."""
+def _read(file: h5netcdf.File, path: Path, group: str, *, drawn: bool) -> xr.Dataset:
+    """A group as `xr.open_dataset` reads it, without the chunks and filters that it looks up of every array.
+
+    Where the file holds a posterior (`drawn`), arrays with draws must lead with them.
+    """
     try:
         node = file[group] if group else file
         arrays = {n: xr.Variable(v.dimensions, v._h5ds[()], dict(v.attrs)) for n, v in node.variables.items()}
@@ -428,7 +445,7 @@ def _read(file: h5netcdf.File, path: Path, group: str) -> xr.Dataset:
             dataset = xr.decode_cf(xr.Dataset(arrays, attrs=dict(node.attrs)))
     except Exception as error:  # whatever a damaged file makes the libraries raise
         raise StoreError(f"{path}, group {group!r}: damaged, cannot be read: {_line(error)}") from error
-    draws = group not in (*FIXED, "optimization", "") and "chain" in dataset.dims
+    draws = drawn and group not in (*FIXED, "optimization", "") and "chain" in dataset.dims
     odd = next((n for n, v in dataset.data_vars.items() if draws and v.dims[:2] != LEAD), None)
     if odd is not None or (group == "posterior" and not draws):
         what = f"{odd!r} has dims {dataset[odd].dims}" if odd is not None else f"dims are {tuple(dataset.dims)}"
@@ -678,7 +695,7 @@ def power_sensitivity(tree: xr.DataTree, quantities: Mapping[str, np.ndarray], *
 
     The draws are weighted by $p^{\alpha - 1}$, $\alpha = 1 + \delta$ and $1 / (1 + \delta)$, the weights Pareto-smoothed, and
     the sensitivity is the cumulative Jensen-Shannon distance of the weighted from the unweighted distribution per
-    $\log_2 \alpha$, the mean over both. Priors of sites with the dim `unit`, the positions, are part of the model, not of what
+    $\log_2 \alpha$, the mean over both. Priors of the positions (sites with a dim of units) are part of the model, not of what
     is believed beforehand, and keep their power.
 
     Args:
@@ -717,7 +734,8 @@ def _component(tree: xr.DataTree, part: str) -> np.ndarray:
     if group not in tree.children:
         raise ModelError(f"power-scaling needs the group {group!r}.")
     own = tree["posterior"].data_vars
-    positions = {str(name) for name, site in own.items() if part == "prior" and "unit" in site.dims}
+    units = set(kinds(tree)) if part == "prior" else set()
+    positions = {str(name) for name, site in own.items() if not units.isdisjoint(map(str, site.dims))}
     terms = [array for name, array in arrays(tree, group).items() if name not in positions]
     return np.asarray(sum(term.reshape(math.prod(term.shape[:2]), -1).sum(axis=1) for term in terms))
 

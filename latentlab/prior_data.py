@@ -46,18 +46,19 @@ def prior_rows(data: xr.DataTree) -> list[Row]:
     if not names:
         return [_not_applicable("no prior predictive draws were kept")]
     hyperparameters = str(data.attrs.get("hyperparameters", "")).split(", ")
-    return [max((_compared(observed[n], predicted[n], hyperparameters) for n in names), key=lambda row: float(row[2]))]
+    points = str(data.attrs.get("points", "unit"))
+    return [max((_compared(observed[n], predicted[n], points, hyperparameters) for n in names), key=lambda row: float(row[2]))]
 
 
 def _variables(data: xr.DataTree, group: str) -> dict[str, xr.DataArray]:
     return {name: data[group].to_dataset()[name] for name in arrays(data, group)}
 
 
-def _compared(observed: xr.DataArray, predicted: xr.DataArray, hyperparameters: Sequence[str]) -> Row:
+def _compared(observed: xr.DataArray, predicted: xr.DataArray, points: str, hyperparameters: Sequence[str]) -> Row:
     """The row of one observed variable."""
-    names = [str(dim) for dim in observed.dims if dim != "unit"]
-    x = observed.transpose("unit", ..., missing_dims="ignore").values.astype(np.float64)
-    y = predicted.transpose(*LEAD, "unit", ..., missing_dims="ignore").values.astype(np.float64)
+    names = [str(dim) for dim in observed.dims if dim != points]
+    x = observed.transpose(points, ..., missing_dims="ignore").values.astype(np.float64)
+    y = predicted.transpose(*LEAD, points, ..., missing_dims="ignore").values.astype(np.float64)
     x, y = x.reshape(len(x), -1), y.reshape(y.shape[0] * y.shape[1], len(x), -1)
     n_looked_at = max(2, min(len(x), MOST // max(1, y[:, 0].size)))
     y = y[:, np.unique(np.linspace(0, len(x) - 1, n_looked_at).astype(int))]

@@ -217,6 +217,8 @@ MODELS = Table(
         "vae": "latentlab.models.vae:VAE",
         "linear_vae": "latentlab.models.linear_vae:LinearVAE",
         "state_space": "latentlab.models.state_space:LinearGaussianStateSpace",
+        "matrix_factorization": "latentlab.models.matrix_factorization:MatrixFactorization",
+        "random_dot_product": "latentlab.models.random_dot_product:RandomDotProduct",
     },
 )
 
@@ -249,6 +251,10 @@ DATASETS = Table(
         "poisson_mixture": "latentlab.data.mixtures:poisson_mixture",
         "latent_classes": "latentlab.data.mixtures:latent_classes",
         "hidden_markov": "latentlab.data.markov:hidden_markov",
+        "ratings": "latentlab.data.points:ratings",
+        "edges": "latentlab.data.points:edges",
+        "karate": "latentlab.data.points:karate",
+        "grunfeld": "latentlab.data.points:grunfeld",
     },
 )
 
@@ -271,6 +277,8 @@ EMBEDDINGS = Table(
         "window_kmeans": "latentlab.embeddings.windows:window_kmeans",
         "viterbi": "latentlab.embeddings.sequences:viterbi",
         "autoencoder": "latentlab.embeddings.autoencoder:autoencoder",
+        "truncated_svd": "latentlab.embeddings.spectral_factors:truncated_svd",
+        "adjacency_spectral": "latentlab.embeddings.spectral_factors:adjacency_spectral",
         "file": "latentlab.embeddings.file:file",
     },
 )

@@ -26,7 +26,7 @@ import yaml
 
 from latentlab.errors import StoreError
 from latentlab.files import Lock, append, explained, leftovers, now, sha256, write
-from latentlab.posterior import load, save
+from latentlab.posterior import kinds, load, save
 
 FORMAT = 1
 """Version of the run directory; a reader refuses what is newer."""
@@ -46,7 +46,7 @@ ARRAYS = ("posterior.nc", "embeddings.nc", "comparison.nc", "comparison.csv", "v
 LOG_BYTES = 4_000_000
 """The log keeps at most twice this: itself, and what it held before under `run.log.1`."""
 
-TEXT = ("metric", "embedding", "seed", "map", "direction", "alignment", "verdict", "component", "worst_units")
+TEXT = ("metric", "embedding", "units", "seed", "map", "direction", "alignment", "verdict", "component", "worst_units")
 """Columns of the CSV files that are text even where they look like numbers."""
 
 _NOT_FINITE = {None: math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -370,14 +370,31 @@ class Run:
         return tree
 
     @cached_property
-    def embeddings(self) -> xr.Dataset:
-        """A variable for each embedding, by its label."""
-        return load(self._part("embeddings.nc"), groups=()).to_dataset()
+    def embeddings_by_kind(self) -> dict[str, xr.Dataset]:
+        """Kind of units -> a variable for each embedding that places it, by its label; a table has the one kind `unit`."""
+        return self._by_kind("embeddings.nc")
 
     @cached_property
+    def comparison_by_kind(self) -> dict[str, xr.Dataset]:
+        """Kind of units -> scores over draws, ceilings, floors, coverage and disagreement per unit."""
+        return self._by_kind("comparison.nc")
+
+    @property
+    def embeddings(self) -> xr.Dataset:
+        """The embeddings of the first kind of units."""
+        return next(iter(self.embeddings_by_kind.values()))
+
+    @property
     def comparison(self) -> xr.Dataset:
-        """Scores over draws, ceilings, floors, coverage and disagreement per unit."""
-        return load(self._part("comparison.nc"), groups=()).to_dataset()
+        """The comparison of the first kind of units."""
+        return next(iter(self.comparison_by_kind.values()))
+
+    def _by_kind(self, name: str) -> dict[str, xr.Dataset]:
+        """The groups of a file, one for each kind of units; its root where there is one kind."""
+        tree = load(self._part(name), groups=())
+        if not tree.children:
+            return {kinds(self.posterior)[0]: tree.to_dataset()}
+        return {str(kind): node.to_dataset(inherit=False) for kind, node in tree.children.items()}
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -418,7 +435,9 @@ def _some(names: Sequence[str], most: int = 3) -> str:
 def _verdict_lines(table: pd.DataFrame) -> list[str]:
     """A line for each embedding, raw or mapped: the verdict and delta under each alignment, over its seeds."""
     lines = []
-    for (label, way), rows in table.groupby(["embedding", "map"], sort=False):
+    table = table if "units" in table else table.assign(units="unit")  # as runs before kinds of units have it
+    several = table["units"].nunique() > 1
+    for (label, units, way), rows in table.groupby(["embedding", "units", "map"], sort=False):
         judged: dict[str, list[str]] = {}
         for alignment, own in rows.groupby("alignment", sort=False):
             low, high = (f"{delta:.3g}" for delta in (own["delta"].min(), own["delta"].max()))
@@ -426,7 +445,7 @@ def _verdict_lines(table: pd.DataFrame) -> list[str]:
             judged.setdefault(f"{verdict}, delta {low if low == high else f'{low} to {high}'}", []).append(str(alignment))
         whole = len(judged) == 1
         told = "; ".join(line if whole else f"{line} ({' and '.join(ways)})" for line, ways in judged.items())
-        lines.append(f"{label}{' (mapped)' if way == 'mapped' else ''}: {told}")
+        lines.append(f"{label}{f', {units}s' if several else ''}{' (mapped)' if way == 'mapped' else ''}: {told}")
     return lines
 
 

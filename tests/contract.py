@@ -22,7 +22,7 @@ SEED = 20_240_229
 
 def density_of(model, dataset):
     """The density at the true parameters, where the model has any."""
-    return Density(model, tensors(model, dataset), dataset.dims, parameters_of(model, dataset))
+    return Density(model, tensors(model, dataset), dataset.array_dims, parameters_of(model, dataset))
 
 
 def parameters_of(model, dataset):
@@ -207,7 +207,7 @@ def scores_of(model, datasets):
 
 def stacked(each):
     """What differs between the datasets, stacked by name."""
-    names = [name for name, value in each[0].items() if value is not None]
+    names = [name for name, value in each[0].items() if isinstance(value, torch.Tensor)]
     return {n: torch.stack([one[n] for one in each]) for n in names if any(not torch.equal(one[n], each[0][n]) for one in each)}
 
 

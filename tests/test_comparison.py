@@ -4,9 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from latentlab import comparison as module
 from latentlab.compare import neighbors
-from latentlab.comparison import SCORE_COLUMNS, VERDICT_COLUMNS, _in_part, compare
+from latentlab.comparison import scores as module
+from latentlab.comparison.compare import compare
+from latentlab.comparison.result import SCORE_COLUMNS, VERDICT_COLUMNS, Comparison
+from latentlab.comparison.rows import thinned
+from latentlab.comparison.scores import in_part
 from latentlab.correspondence import shrunk_axes
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
@@ -19,8 +22,8 @@ from latentlab.models.ppca import PPCA
 from latentlab.registry import METRICS
 
 COLUMNS = (
-    "metric,embedding,seed,map,mean,sd,q05,q50,q95,ceiling_mean,ceiling_q05,ceiling_q95,floor_mean,floor_q05,floor_q95,direction",
-    "embedding,seed,map,alignment,verdict,delta,p_low,p_guard,component,scale,coverage_50,coverage_80,coverage_95,"
+    "metric,embedding,units,seed,map,mean,sd,q05,q50,q95,ceiling_mean,ceiling_q05,ceiling_q95,floor_mean,floor_q05,floor_q95,direction",
+    "embedding,units,seed,map,alignment,verdict,delta,p_low,p_guard,component,scale,coverage_50,coverage_80,coverage_95,"
     "draw_coverage_50,draw_coverage_80,draw_coverage_95,ess,worst_units",
 )
 
@@ -114,7 +117,7 @@ def test_the_tables_sum_up_the_dataset(comparison):
         expected = [scores.mean(), scores.std(ddof=1), *np.quantile(scores, (0.05, 0.5, 0.95))]
         for part in (ceiling, floor):
             expected += [part.mean(), *np.quantile(part, (0.05, 0.95))]
-        assert row.drop("direction").tolist() == pytest.approx(expected), name
+        assert row.drop(["direction", "units"]).tolist() == pytest.approx(expected), name
     labels = data["embedding"].values
     judged = comparison.verdicts[comparison.verdicts.alignment == "orthogonal"]
     levels = ["coverage_50", "coverage_80", "coverage_95"]
@@ -232,8 +235,8 @@ def test_what_is_looked_at_in_part_is_said(result, planted):
     assert compare(result, planted[:1], **FEW).notes == ()
     names = ("cka", "rsa", "cka_rbf", "trustworthiness", "neighbor_overlap")
     chosen = [METRICS.load(name) for name in names]
-    assert _in_part(chosen, 10_000) == ["trustworthiness: at 104 of 10000 units", "rsa, cka_rbf: at 500 of 10000 units"]
-    assert _in_part(chosen, 500) == []
+    assert in_part(chosen, 10_000) == ["trustworthiness: at 104 of 10000 units", "rsa, cka_rbf: at 500 of 10000 units"]
+    assert in_part(chosen, 500) == []
 
 
 def test_approximate_neighbours_come_with_their_recall(result, planted, monkeypatch):
@@ -266,7 +269,7 @@ def test_as_many_draws_as_asked_are_taken_whatever_their_size(result, planted, m
 
 def test_draws_that_metrics_are_lifted_over_are_spread_over_all_chains_and_iterations():
     draws = np.arange(3 * 100).reshape(3, 100, 1, 1)
-    found = module._thinned(draws, 15)[..., 0, 0]
+    found = thinned(draws, 15)[..., 0, 0]
     np.testing.assert_array_equal(found, np.array([0, 24, 49, 74, 99]) + np.array([[0], [100], [200]]))
 
 
@@ -275,7 +278,7 @@ def test_a_comparison_of_a_fit_that_did_not_converge_says_so(comparison, result)
     assert comparison.data.attrs["failed_checks"] == ", ".join(failed)
     data = comparison.data.copy()
     data.attrs = {**data.attrs, "failed_checks": "R-hat, modes"}
-    doubted = module.Comparison(comparison.scores, comparison.verdicts, data)
+    doubted = Comparison(comparison.scores, comparison.verdicts, {"unit": data})
     expected = "The fit did not converge (failed: R-hat, modes): the draws, and so the verdicts, may not be the posterior's."
     assert doubted.notes[0] == expected
     assert all(sentence.endswith(expected) for sentence in doubted.sentences().values())

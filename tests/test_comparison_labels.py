@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from latentlab.compare.clustering import minimum_binder
-from latentlab.comparison import LABEL_METRICS, SOFT_METRICS, compare
+from latentlab.comparison.choice import SOFT_METRICS
+from latentlab.comparison.compare import compare
+from latentlab.comparison.known_labels import LABEL_METRICS
 from latentlab.data.load import load_dataset
 from latentlab.embeddings.embedding import Embedding, embed
 from latentlab.errors import ConfigError

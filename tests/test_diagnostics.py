@@ -226,7 +226,7 @@ def test_the_level_is_of_what_exchanged_sticks_leave_as_it_is(rng):
     for array in values.values():
         array[3] = array[3][:, [1, 0, 2]]
     dataset = Dataset({"x": rng.standard_normal((20, 1))}, dims={"x": ("unit", "feature")})
-    density = Density(model, tensors(model, dataset), dataset.dims)
+    density = Density(model, tensors(model, dataset), dataset.array_dims)
     flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in values.items()}
     lp = over_draws(density.log_joint, flat).reshape(shape)
     pointwise = over_draws(density.log_likelihood, flat).reshape(*shape, 20)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import latentlab as ll
-from latentlab.comparison import compare
+from latentlab.comparison.compare import compare
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.embeddings.embedding import embed
@@ -250,7 +250,7 @@ def test_a_program_that_is_random_beyond_its_sites_is_refused(fault, message):
 
 def test_a_position_that_is_no_site_is_refused():
     model = Odd()
-    model.position = ll.Position("zz")
+    model.positions = (ll.Position("zz"),)
     with pytest.raises(ModelError, match="the position of 'odd', 'zz', is not among its dims: z"):
         fit(model, ODD_DATA, ll.MAP(), seed=0, progress=False)
 

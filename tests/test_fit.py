@@ -296,7 +296,7 @@ def test_predictive_draws_look_like_the_data(exact, wine):
 def test_each_predictive_draw_has_values_of_its_own(wine):
     """Means of prior predictive draws have the prior's spread: a ratio of variances outside 0.4 to 2.2 has a chance of 1e-8."""
     model = PPCA(2)
-    density = Density(model, tensors(model, wine), wine.dims)
+    density = Density(model, tensors(model, wine), wine.array_dims)
     mu = 1000.0 * np.arange(2 * N_PREDICTIVE)
     values = {"W": np.zeros((1, len(mu), 13, 2)), "mu": np.tile(mu[None, :, None], (1, 1, 13)), "sigma": np.ones((1, len(mu)))}
     with isolated(Seeds(0)):

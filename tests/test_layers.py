@@ -228,7 +228,7 @@ print(sorted(slow & set(sys.modules)))
 def test_every_public_name_is_there_and_functions_are_not_hidden_by_modules():
     code = """
 import latentlab as ll
-import latentlab.fit, latentlab.comparison
+import latentlab.fit, latentlab.comparison.compare
 for name in ll.__all__:
     getattr(ll, name)
 print(callable(ll.fit), callable(ll.compare), callable(ll.embed), ll.models.PPCA.__name__)

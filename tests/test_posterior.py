@@ -298,7 +298,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(rng, tmp_path, monke
         with pytest.raises(StoreError, match=r"posterior\.nc: cannot be written \(.* needed\): No space"):
             save(new, path)
     with monkeypatch.context() as patch:
-        patch.setattr(posterior, "_read", lambda *_: xr.Dataset())
+        patch.setattr(posterior, "_read", lambda *_, **__: xr.Dataset())
         with pytest.raises(StoreError, match="does not read back"):
             save(new, path)
     assert path.read_bytes() == before

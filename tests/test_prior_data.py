@@ -31,7 +31,7 @@ def two_groups(n_features):
 
 def checked(model, dataset, method="nuts"):
     """The check's row from draws of the prior predictive alone."""
-    density = Density(model, tensors(model, dataset), dataset.dims)
+    density = Density(model, tensors(model, dataset), dataset.array_dims)
     with isolated(Seeds(0)):
         rows = [density.predict(density.prior()) for _ in range(100)]
     prior = {name: np.stack([row[name].numpy() for row in rows])[None] for name in rows[0]}

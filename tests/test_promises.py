@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 
 import latentlab as ll
 from latentlab.compare.labels import label_agreement
-from latentlab.comparison import compare
+from latentlab.comparison.compare import compare
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.embeddings.embedding import embed

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from latentlab.comparison import compare
+from latentlab.comparison.compare import compare
 from latentlab.data.load import load_dataset
 from latentlab.embeddings.embedding import embed
 from latentlab.fit import fit

@@ -294,15 +294,15 @@ def total(terms):
     return torch.stack([*terms.values()]).sum()
 
 
-def likelihood_dropped(self, values, arrays=None, unit_scale=1.0):
+def likelihood_dropped(self, values, arrays=None, point_scale=1.0):
     return total(self.log_prior(values, arrays))
 
 
-def likelihood_twice(self, values, arrays=None, unit_scale=1.0):
+def likelihood_twice(self, values, arrays=None, point_scale=1.0):
     return JOINT(self, values, arrays, 2.0)
 
 
-def first_unit_only(self, values, arrays=None, unit_scale=1.0):
+def first_unit_only(self, values, arrays=None, point_scale=1.0):
     if not hasattr(self, "observed"):  # while the density is being made
         return JOINT(self, values, arrays)
     return total(self.log_prior(values, arrays)) + self.log_likelihood(values, arrays)[0]

@@ -28,7 +28,7 @@ def rows(size: str) -> list[Row]:
     name = "PPCA, many rows"
     for n in sizes:
         dataset, model = linear_gaussian(n_units=n), ll.models.PPCA(2)
-        density = Density(model, tensors(model, dataset), dataset.dims)
+        density = Density(model, tensors(model, dataset), dataset.array_dims)
         gap = [own.log_joint(density, values) - plain(dataset, values) for values in own.points(density, 4)]
         level = abs(plain(dataset, own.points(density, 1)[0]))
         what = f"check: N = {n:,}, numpy's log density, relative"

@@ -64,7 +64,7 @@ def rows(size: str) -> list[Row]:
     datasets = {n: with_missing(complete, n) for n in (0, 1, n_units // 10, complete.x.size // 2)}
     found, sides = [], {}
     for n, dataset in datasets.items():
-        density = Density(model, tensors(model, dataset), dataset.dims)
+        density = Density(model, tensors(model, dataset), dataset.array_dims)
         gap = [own.log_joint(density, values) - plain(dataset, values) for values in own.points(density, 4)]
         level = max(1.0, abs(plain(dataset, own.points(density, 1)[0])))
         what = f"check: {n} cells missing, numpy's log density, relative"

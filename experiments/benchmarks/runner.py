@@ -101,7 +101,7 @@ def main() -> None:
     model = ll.models.PPCA(n_latent=options.n_latent)
     pyro.enable_validation(False)
     with one_thread():
-        density = Density(model, tensors(model, dataset), dataset.dims)
+        density = Density(model, tensors(model, dataset), dataset.array_dims)
         found = gradients(density)
         slowest = found["Pyro as it stands"]
         print(f"{dataset.name}, {dataset.x.shape}, {density.size} parameters; value and gradient:")

@@ -21,7 +21,7 @@ def gradients(
     name: str, model: ll.LatentModel, dataset: ll.Dataset, programs: Programs, *, n_rounds: int, compiled: bool
 ) -> list[Row]:
     """Checks and gradients: one value and gradient at one point, compiled by each library, one thread."""
-    density = Density(model, tensors(model, dataset), dataset.dims)
+    density = Density(model, tensors(model, dataset), dataset.array_dims)
     points = own.points(density, N_POINTS)
     found: list[Row] = []
     sides = own.gradients(density, compiled=compiled)

@@ -57,7 +57,7 @@ class Regions:
     Args:
         reference: Draws `(chain, draw, unit, latent)` that make the regions.
         held_out: Draws `(chain, draw, unit, latent)` that are counted in them.
-        align: Carries positions `(..., unit, p)` to the mean `(..., unit, latent)`.
+        align: Carries positions `(..., unit, p)` to the mean `(..., unit, latent)`, of all units or some.
         levels: Nominal levels.
     """
 
@@ -93,7 +93,7 @@ class Regions:
 
     def _effective(self, half: np.ndarray) -> float:
         """Effective draws of a unit's position, on average over units: one series alone would tell it too roughly."""
-        few = np.unique(np.linspace(0, half.shape[2] - 1, N_SERIES).astype(int))
+        few = np.unique(np.linspace(0, len(self.mean) - 1, N_SERIES).astype(int))
         return ess(np.concatenate([self._errors(block)[:, few] for block in blocks(half)]).reshape(*half.shape[:2], -1))
 
     def coverage(self, y: np.ndarray) -> Coverage:
@@ -181,15 +181,13 @@ def blocks(half: np.ndarray) -> Iterator[np.ndarray]:
 
 def moments(half: np.ndarray, align: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean `(unit, latent)` and covariance (ddof 1) `(unit, latent, latent)` of aligned draws."""
-    n_draws, n, d = half.shape[0] * half.shape[1], half.shape[2], half.shape[3]
-    total = np.zeros((n, d))
+    n_draws, total, square = half.shape[0] * half.shape[1], np.zeros(()), np.zeros(())
     for block in blocks(half):
-        total += align(block).sum(axis=0)
+        total = total + align(block).sum(axis=0)
     mean = total / n_draws
-    square = np.zeros((n, d, d))
     for block in blocks(half):
         less = (align(block) - mean).transpose(1, 2, 0)
-        square += less @ less.swapaxes(1, 2)
+        square = square + less @ less.swapaxes(1, 2)
     return mean, square / (n_draws - 1)
 
 

@@ -120,6 +120,7 @@ class Reference:
         alignment: What may be done to an embedding: `fixed` (nothing), `orthogonal`, `similarity` or `affine`.
         rng: For the shuffled means and draws, and landmarks where there are many units.
         halves: The draws' halves, if `split` has made them: they are the same under every alignment.
+        judged: The units that are judged; all are aligned together.
     """
 
     def __init__(
@@ -129,23 +130,30 @@ class Reference:
         rng: np.random.Generator,
         *,
         halves: tuple[np.ndarray, np.ndarray] | None = None,
+        judged: slice = slice(None),
     ) -> None:
         reference, held_out = split(draws) if halves is None else halves
         self.alignment = alignment
-        self.mean = mean_of(reference.reshape(-1, *reference.shape[2:]), alignment)
-        self.align = aligner(alignment, self.mean)
+        self._judged = judged
+        self._whole = mean_of(reference.reshape(-1, *reference.shape[2:]), alignment)
+        self._carry = aligner(alignment, self._whole)
+        self.mean = self._whole[judged]
         self.regions = Regions(reference, held_out, self.align)
         self._whiten = inverse_root(_shrunk(self.regions.covariance, self.regions.n_draws))
         self._functions, self._values = structure(self.mean, rng, shift=alignment == "fixed")
         self._sd = _floored(self._sums(reference).std(axis=0))
         self._chains = held_out.shape[:2]
         self._statistics = np.concatenate([self._of(self._errors(block)) for block in blocks(held_out)])
-        self._scales = np.concatenate([scales(block, self.mean, alignment) for block in blocks(held_out)])
+        self._scales = np.concatenate([scales(block, self._whole, alignment) for block in blocks(held_out)])
         overall = self._statistics[:, 0]
         self.ess_low = ess(np.log(overall).reshape(self._chains))
         self.ess_guard = ess(_unusual(self._statistics).reshape(self._chains))
         self.gate_summary, self.gate_draw = self._gates(held_out, rng)
         self.notes = self._remarks(reference, held_out)
+
+    def align(self, x: np.ndarray) -> np.ndarray:
+        """Positions of all units `(..., unit, p)` carried to the mean; of the units that are judged, `(..., unit, latent)`."""
+        return self._carry(x)[..., self._judged, :]
 
     def _errors(self, x: np.ndarray) -> np.ndarray:
         """Whitened errors u `(..., unit, latent)` of positions `(..., unit, p)`."""
@@ -171,10 +179,16 @@ class Reference:
 
         every = held_out.reshape(-1, *held_out.shape[2:])
         some = np.linspace(0, len(every) - 1, SHUFFLED_DRAWS).astype(int)
-        means = [p(rng.permutation(self.mean)) for _ in range(SHUFFLED_MEANS)]
-        draws = [p(rng.permutation(every[s])) for s in some]
+
+        def changed(x: np.ndarray, judged: np.ndarray) -> np.ndarray:
+            found = x.copy()
+            found[self._judged] = judged
+            return found
+
+        means = [p(changed(self._whole, rng.permutation(self.mean))) for _ in range(SHUFFLED_MEANS)]
+        draws = [p(changed(every[s], rng.permutation(every[s][self._judged]))) for s in some]
         worst, worst_draw = (float(np.quantile(x, GATE_SHARE, method="inverted_cdf")) for x in (means, draws))
-        return max(worst, p(np.broadcast_to(self.mean.mean(axis=0), self.mean.shape))), worst_draw
+        return max(worst, p(changed(self._whole, self.mean.mean(axis=0)))), worst_draw
 
     def _remarks(self, reference: np.ndarray, held_out: np.ndarray) -> tuple[str, ...]:
         notes = []
@@ -195,7 +209,7 @@ class Reference:
         """The verdict on an embedding.
 
         Args:
-            y: Embedding, `(unit, p)`; p above the latent columns under `affine` only.
+            y: Embedding of all units, `(unit, p)`; p above the latent columns under `affine` only.
             alpha: Level.
             units: Names of the units; their numbers, unless given.
 
@@ -207,11 +221,11 @@ class Reference:
         y = positions(y)
         names = [str(unit) for unit in (range(len(self.mean)) if units is None else units)]
         if len(names) != len(self.mean):
-            raise DataError(f"`units` must name the {len(self.mean)} units of the draws; got {len(names)} names.")
+            raise DataError(f"`units` must name the {len(self.mean)} units that are judged; got {len(names)} names.")
         errors = self._errors(y)
         statistics = self._of(errors[None])[0]
         below = float((self._statistics[:, 0] <= statistics[0]).mean())
-        scale = float(scales(y, self.mean, self.alignment))
+        scale = float(scales(y, self._whole, self.alignment))
         found = self.regions.coverage(y)
         worst = np.argsort(-(errors**2).sum(axis=1), kind="stable")[:N_WORST]
         p, d = y.shape[1], self.mean.shape[1]

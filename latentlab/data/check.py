@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from latentlab.data import convert, labelled
+from latentlab.data import convert, labelled, relation
 from latentlab.errors import DataError
 
 RESERVED = ("chain", "draw", "sample", "mask")
@@ -23,12 +23,16 @@ def checked(
     name: str,
     arrays: Mapping[str, Any],
     dims: Mapping[str, Sequence[str]],
+    units: Any,
+    index: Mapping[str, Any],
     coords: Mapping[str, Any],
     mask: Any,
     labels: Any,
     truth: Mapping[str, Any],
     truth_dims: Mapping[str, Sequence[str]],
     dropped: Sequence[str],
+    absent: str,
+    directed: bool,
 ) -> dict[str, Any]:
     """The parts of a dataset as read-only numpy arrays, each checked against the others.
 
@@ -37,12 +41,19 @@ def checked(
     """
     if not isinstance(name, str) or not name:
         raise DataError(f"a dataset's `name` must be text; got {name!r}.")
-    named = _dims(name, arrays, dims)
-    given, coords, mask, labels = labelled.plain(name, arrays, named, coords, mask, labels)
+    _check_options(name, index, absent, directed)
+    named = _dims(name, arrays, dims, index)
+    observed = next(iter(arrays))
+    points = named[observed][0] if index else "unit"
+    if not index:
+        coords = _named_units(name, units, coords)
+    given, coords, mask, unit_labels = labelled.plain(name, arrays, named, coords, mask, None if index else labels)
     sizes = _sizes(name, given, named, {})
     truths, truths_named = _truth(name, truth, truth_dims, named)
-    known = _coords(name, coords, _sizes(name, truths, truths_named, sizes))
-    observed = next(iter(given))
+    kinds = relation.checked_units(name, units, index, points) if index else {}
+    known_sizes = {**sizes, **{kind: len(names) for kind, names in kinds.items()}}
+    known = _coords(name, coords, _sizes(name, truths, truths_named, known_sizes), points, kinds)
+    places = relation.checked_index(name, index, kinds, points, sizes[points], directed=directed) if index else {}
     seen = _mask(name, mask, given[observed].shape)
     values = {
         key: _values(array, named[key], known, f"{name}: array {key!r}", seen if key == observed else None)
@@ -51,21 +62,55 @@ def checked(
     missing = np.isnan(values[observed])
     if missing.all():
         raise DataError(f"{name}: array {observed!r} has no observed entry.")
+    if index and missing.any() and absent == "unobserved":
+        at = convert.first(missing)[0]
+        raise DataError(f"{name}: {points} {at} has no value; list only the {points}s that were observed.")
     for key in list(values)[1:]:
         _refuse_nan(np.isnan(values[key]), named[key], known, f"{name}: array {key!r}", "only the first array may have")
     return {
         "arrays": values,
         "dims": named,
+        "units": kinds if index else known.get("unit", np.arange(sizes["unit"])),
+        "index": places,
         "coords": known,
         "mask": convert.sealed(~missing) if missing.any() else None,
-        "labels": _labels(name, labels, sizes["unit"]),
+        "labels": _labels_by_kind(name, labels, kinds) if index else _labels(name, unit_labels, sizes["unit"]),
         "truth": truths,
         "truth_dims": truths_named,
         "dropped": tuple(dropped),
     }
 
 
-def _dims(name: str, arrays: Mapping[str, Any], dims: Mapping[str, Sequence[str]]) -> Dims:
+def _check_options(name: str, index: Any, absent: Any, directed: Any) -> None:
+    if not isinstance(index, Mapping):
+        raise DataError(f'{name}: `index` must map names to (dim, numbers), as {{"user": ("cell", [0, 1])}}; got {index!r:.60}.')
+    if absent not in relation.ABSENT:
+        raise DataError(f"{name}: `absent` must be {' or '.join(map(repr, relation.ABSENT))}; got {absent!r}.")
+    if not isinstance(directed, bool):
+        raise DataError(f"{name}: `directed` must be true or false; got {directed!r}.")
+    if (absent != "unobserved" or directed) and not index:
+        raise DataError(f"{name}: `absent` and `directed` are about points with an `index`; a table has none.")
+
+
+def _named_units(name: str, units: Any, coords: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Coordinates with the names of a table's units; numbers that only count them are no names."""
+    if isinstance(units, Mapping):
+        other = next((kind for kind in units if kind != "unit"), None)
+        if other is not None:
+            raise DataError(f"{name}: `units` has the kind {other!r}, which no index refers to; give an `index`.")
+        units = units.get("unit")
+    if units is None:
+        return coords
+    names = convert.names(units, f"{name}: `units`")
+    if names.dtype.kind in "iu" and np.array_equal(names, np.arange(len(names))):
+        return coords
+    own = convert.names(coords["unit"], f"{name}: coordinate 'unit'") if "unit" in coords else names
+    if not np.array_equal(own.astype(str), names.astype(str)):
+        raise DataError(f"{name}: `units` and the coordinate 'unit' have different names; give one of them.")
+    return {**coords, "unit": own}
+
+
+def _dims(name: str, arrays: Mapping[str, Any], dims: Mapping[str, Sequence[str]], index: Mapping[str, Any]) -> Dims:
     if not isinstance(arrays, Mapping) or not arrays:
         raise DataError(f'{name}: `arrays` must map names to arrays, as {{"x": x}}; got {type(arrays).__name__}.')
     if isinstance(dims, Mapping):
@@ -89,7 +134,16 @@ def _dims(name: str, arrays: Mapping[str, Any], dims: Mapping[str, Sequence[str]
         if key in used or key in RESERVED:
             raise DataError(f"{name}: an array cannot be called {key!r}: that is the name of a dim, or reserved.")
     observed = next(iter(arrays))
-    if "unit" not in result[observed]:
+    if index:
+        if not result[observed] or "unit" in used:
+            raise DataError(
+                f"{name}: array {observed!r} has dims {result[observed]}; with an `index` its first dim is that of the points, "
+                "such as 'cell' or 'pair', and none is called 'unit'."
+            )
+        for key in index:
+            if not isinstance(key, str) or not NAME.fullmatch(key) or key in used or key in result or key in RESERVED:
+                raise DataError(f"{name}: an index cannot be called {key!r}: that is an array's or a dim's name, or reserved.")
+    elif "unit" not in result[observed]:
         raise DataError(f"{name}: array {observed!r} has dims {result[observed]}; `unit`, of the rows, must be one of them.")
     return result
 
@@ -124,19 +178,23 @@ def _truth(
     return result, named
 
 
-def _coords(name: str, coords: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+def _coords(
+    name: str, coords: Mapping[str, Any], sizes: Mapping[str, int], points: str, kinds: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
     result = {}
     for key, value in coords.items():
         what = f"{name}: coordinate {key!r}"
+        if key in kinds:
+            raise DataError(f"{what}: the names of a kind of units are given by `units`.")
         meant = [dim for dim in sizes if str(key).lower() in (dim.lower(), f"{dim.lower()}s") and key not in sizes]
         if meant:
             raise DataError(f"{what}: no array has this dim; did you mean {meant[0]!r}? The dims are {', '.join(sizes)}.")
         if not isinstance(key, str) or not NAME.fullmatch(key) or (key not in sizes and " " in key):
             raise DataError(f"{what}: its name must begin with a letter, without spaces and '/'.")
         result[key] = labels = convert.names(value, what)
-        size = sizes.get(key, sizes["unit"])
+        size = sizes.get(key, sizes[points])
         if len(labels) != size:
-            along = f"{size} {key}s" if key in sizes else f"{size} units (the dims are {', '.join(sizes)})"
+            along = f"{size} {key}s" if key in sizes else f"{size} {points}s (the dims are {', '.join(sizes)})"
             raise DataError(f"{what} has {len(labels)} values for {along}.")
         if key in sizes:
             _refuse_twins(labels, what, "column" if key == "feature" else key)
@@ -195,3 +253,18 @@ def _labels(name: str, labels: Any, n_units: int) -> np.ndarray | None:
     if len(result) != n_units:
         raise DataError(f"{name}: {len(result)} labels for {n_units} units; expected one for each.")
     return result
+
+
+def _labels_by_kind(name: str, labels: Any, kinds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """Labels by kind of units; a sequence is of the only kind."""
+    if labels is None:
+        return None
+    if not isinstance(labels, Mapping):
+        if len(kinds) > 1:
+            raise DataError(f"{name}: `labels` must map kinds of units ({', '.join(kinds)}) to a label for each unit.")
+        labels = dict.fromkeys(kinds, labels)
+    strange = next((kind for kind in labels if kind not in kinds), None)
+    if strange is not None:
+        raise DataError(f"{name}: `labels` has the kind {strange!r}; the kinds of units are {', '.join(kinds)}.")
+    found = {kind: _labels(f"{name}, {kind}", one, len(kinds[kind])) for kind, one in labels.items()}
+    return {kind: one for kind, one in found.items() if one is not None}

@@ -6,29 +6,35 @@ from typing import Any
 
 import numpy as np
 
-from latentlab.data.dataset import positions
+from latentlab.data.convert import positions
 from latentlab.errors import DataError
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asks of a file: names of the features (all others by default), and of what is said of the units."""
+    """What the user asks of a file: names of the features (all others by default), and of what is said of the units.
+
+    `texts` are further columns of text, by the names that they are to have.
+    """
 
     columns: Sequence[Any] | None = None
     label: Any = None
     unit: Any = None
     sequence: Any = None
     time: Any = None
+    texts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def others(self) -> dict[str, Any]:
         """Option -> name of its column, of the options that are given."""
         options = {"label": self.label, "unit": self.unit, "sequence": self.sequence, "time": self.time}
+        options |= self.texts
         return {option: name for option, name in options.items() if name is not None}
 
     def without(self, options: Mapping[str, Any]) -> "Wanted":
         """The same, these options not given."""
-        return replace(self, **dict.fromkeys(options))
+        texts = {name: column for name, column in self.texts.items() if name not in options}
+        return replace(self, texts=texts, **dict.fromkeys([name for name in options if name not in self.texts]))
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def choose(names: Sequence[str], wanted: Wanted, what: str) -> Chosen:
         if not features:
             raise DataError(f"{what}: no column is left beside {' and '.join(others)}.")
         return Chosen(features, others)
-    features = positions(wanted.columns, names, what)
+    features = positions(wanted.columns, names, what) if len(wanted.columns) or not wanted.texts else []
     for option, position in others.items():
         if position in features:
             raise DataError(f"{what}: {names[position]!r} is among `columns` and is the `{option}` too.")

@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import difflib
 import numbers as abstract
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from latentlab.errors import DataError
+from latentlab.errors import DataError, unknown
 
+SHOWN = 40
+"""A message lists so many names at most."""
 EXACT = 2**53
 """The largest whole number up to which float64 holds every whole number."""
 
@@ -185,6 +188,30 @@ def repeated(values: Iterable[Any]) -> Any:
         'a'
     """
     return next((value for value, count in Counter(values).items() if count > 1), None)
+
+
+def positions(asked: Sequence[Any] | np.ndarray, names: Sequence[Any], what: str) -> list[int]:
+    """Where the asked-for columns are in `names`, which are compared as text.
+
+    Raises:
+        DataError: No such column, with the closest one; or a column is asked for twice, or none is.
+
+    Example:
+        >>> positions(["b", "a"], ["a", "b", "c"], "toy")
+        [1, 0]
+    """
+    if isinstance(asked, str) or not isinstance(asked, Sequence | np.ndarray) or not len(asked):
+        raise DataError(f"{what}: `columns` must be a list of column names; got {asked!r}.")
+    where = {str(name): i for i, name in enumerate(names)}
+    wanted = [str(name) for name in asked]
+    for name in wanted:
+        if name not in where:
+            valid = where if len(where) <= SHOWN else difflib.get_close_matches(name, where, n=SHOWN)
+            raise DataError(f"{what}: {unknown('column', name, valid)}")
+    twice = repeated(wanted)
+    if twice is not None:
+        raise DataError(f"{what}: column {twice!r} is asked for twice.")
+    return [where[name] for name in wanted]
 
 
 def _plain(value: Any) -> Any:

@@ -1,57 +1,46 @@
 """What is observed: arrays by name with every dim named, and what else is known of the units."""
 
-import difflib
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from latentlab.data import check, convert, notes, times
-from latentlab.errors import DataError, unknown
-
-SHOWN = 40
-"""A message lists so many names at most."""
-
-NOISE = 16 * np.finfo(np.float64).eps
-"""A column whose sd is below this share of its largest magnitude holds rounding noise, not variation."""
-
-
-@dataclass(frozen=True)
-class Transform:
-    """Column-wise `(x - loc) / scale`, as fitted on the training data (`scale` with ddof 0 unless said)."""
-
-    loc: np.ndarray
-    scale: np.ndarray
-    ddof: int = 0
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        return (x - self.loc) / self.scale
-
-    def inverse(self, x: np.ndarray) -> np.ndarray:
-        return x * self.scale + self.loc
+from latentlab.data import check, convert, notes, relation, times
+from latentlab.data.digest import content, headed, plain_bytes
+from latentlab.data.relation import Index
+from latentlab.data.transform import NOISE, Transform, moments
+from latentlab.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Observed arrays by name, every dim named; the things that get positions are always on dim `unit`.
+    """Observed arrays by name, every dim named, and the units that get positions.
 
-    Everything is checked and copied to read-only numpy arrays; numbers are float64.
+    In a table or a series the units are on the dim `unit` of the observed array. Ratings, graphs and the like have kinds of units
+    of their own, to which their points (cells, pairs of nodes) refer by `index`. Everything is checked and copied to read-only
+    numpy arrays; numbers are float64.
 
     Args:
         arrays: Name -> array. A table's is `x`, `(unit, feature)`. The first is the observed one; `mask` is about it. A pandas
             DataFrame gives units and features their names, an xarray DataArray is taken by its own dims.
         dims: Name -> dims, e.g. `{"x": ("unit", "feature")}`: those of a DataFrame unless said. A DataArray has its own.
-        coords: Dim, or a further coordinate along `unit` (`time`, `sequence`) -> labels. Counting from 0 without any.
+        units: Names of a table's units, which can also be given as the coordinate `unit`. With an `index`: kind of units ->
+            their names, or their number.
+        index: Name -> (dim of the points, number of each point's unit, kind of units), where points refer to units; the kind may
+            be left out where it is the index's own name. The observed array's first dim is that of the points.
+        coords: Dim, or a further coordinate along the points (`time`, `sequence`) -> labels. Counting from 0 without any.
         mask: True where the first array was observed; None where it was throughout. NaN in it is taken as missing.
-        labels: A label for each unit, `(unit,)`.
+        labels: A label for each unit, `(unit,)`; by kind of units where there are several.
         truth: True values of sites (from a simulator), e.g. `z`, `W`; under the first array's name, its hidden values.
         truth_dims: Dims of what is in `truth`. Known without it: `z` is `(unit, latent)`, and the names of the arrays.
         name: Used in messages, reports and files.
         transform: What standardised the first array, if anything did.
         dropped: Columns left out because they were constant.
         preparation: What was done to the rows before, such as sorting them by time; the first of the `notes`.
+        absent: What a point means that is not listed: `unobserved` (ratings), or `zero` (graphs, counts).
+        directed: Whether the pairs of a graph have a direction; without, each pair is listed once, in either order.
 
     Raises:
         DataError: A shape, a type or a value that cannot be used; names the array and the column.
@@ -63,19 +52,27 @@ class Dataset:
         ({'unit': 3, 'feature': 2}, [[True, True], [True, False], [True, True]])
         >>> dataset.standardize().x.round(3).tolist()
         [[-1.225, -1.0], [0.0, nan], [1.225, 1.0]]
+        >>> ratings = Dataset({"rating": [5, 3, 1]}, dims={"rating": ("cell",)}, units={"user": ["ann", "bob"], "item": 2},
+        ...                   index={"user": ("cell", [0, 1, 1]), "item": ("cell", [0, 0, 1])})
+        >>> ratings, ratings.matrix("user", "item").toarray().tolist()
+        (Dataset('data', cell: 3, user: 2, item: 2), [[5.0, 0.0], [3.0, 1.0]])
     """
 
     arrays: Mapping[str, np.ndarray]
     dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict, kw_only=True)
+    units: Any = field(default=None, kw_only=True)
+    index: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     coords: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     mask: np.ndarray | None = field(default=None, kw_only=True)
-    labels: np.ndarray | None = field(default=None, kw_only=True)
+    labels: Any = field(default=None, kw_only=True)
     truth: Mapping[str, np.ndarray] = field(default_factory=dict, kw_only=True)
     truth_dims: Mapping[str, tuple[str, ...]] = field(default_factory=dict, kw_only=True)
     name: str = field(default="data", kw_only=True)
     transform: Transform | None = field(default=None, kw_only=True)
     dropped: tuple[str, ...] = field(default=(), kw_only=True)
     preparation: tuple[str, ...] = field(default=(), kw_only=True)
+    absent: Literal["unobserved", "zero"] = field(default="unobserved", kw_only=True)
+    directed: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         unchecked = ("transform", "preparation")
@@ -100,22 +97,52 @@ class Dataset:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Dim -> size, over all arrays."""
-        return {d: n for name, dims in self.dims.items() for d, n in zip(dims, self.arrays[name].shape, strict=True)}
+        """Dim -> size, over all arrays; and kind of units -> their number."""
+        found = {d: n for name, dims in self.dims.items() for d, n in zip(dims, self.arrays[name].shape, strict=True)}
+        return found | {kind: len(names) for kind, names in self.kinds.items()}
+
+    @property
+    def points(self) -> str:
+        """The dim of the observations that the likelihood is a product over: `unit` in a table, else that of the index."""
+        return self.dims[self.observed][0] if self.index else "unit"
+
+    @property
+    def n_points(self) -> int:
+        return int(self.x.shape[self._point_axis])
+
+    @property
+    def kinds(self) -> dict[str, np.ndarray]:
+        """Kind of units -> their names, or their numbers; a table has the one kind `unit`."""
+        return dict(self.units) if self.index else {"unit": self.units}
 
     @property
     def n_units(self) -> int:
-        return self.sizes["unit"]
+        """Units of a table.
 
-    @property
-    def units(self) -> np.ndarray:
-        """The units' names, or their numbers."""
-        return np.asarray(self.coords.get("unit", np.arange(self.n_units)))
+        Raises:
+            DataError: The data have kinds of units of their own.
+        """
+        if self.index:
+            raise DataError(f"{self.name} has units of the kinds {', '.join(self.kinds)}: see `sizes`, and `n_points`.")
+        return self.n_points
 
     @property
     def features(self) -> np.ndarray:
         """The columns' names, or their numbers; of a table only."""
-        return np.asarray(self.coords.get(self._feature_dim(), np.arange(self.x.shape[1 - self._unit_axis])))
+        return np.asarray(self.coords.get(self._feature_dim(), np.arange(self.x.shape[1 - self._point_axis])))
+
+    @property
+    def array_dims(self) -> dict[str, tuple[str, ...]]:
+        """Dims of the arrays, and of the indices."""
+        return {**self.dims, **{name: (one.dim,) for name, one in self.index.items()}}
+
+    def labels_of(self, kind: str) -> np.ndarray | None:
+        """A label for each unit of a kind, or None."""
+        return (self.labels or {}).get(kind) if self.index else self.labels
+
+    def point_names(self) -> dict[str, np.ndarray]:
+        """Index -> name of each point's unit, `(point,)`; nothing in a table."""
+        return {name: self.units[one.kind][one.values] for name, one in self.index.items()}
 
     def standardize(self, *, ddof: int = 0, drop_constant: bool = False) -> "Dataset":
         """Each column centred and scaled to standard deviation 1 over its observed entries; the transform is kept.
@@ -134,7 +161,7 @@ class Dataset:
         constant = kept._constant()
         if constant.any():
             raise DataError(kept._constant_message(constant))
-        loc, scale, _ = moments(kept.x, kept._unit_axis, ddof)
+        loc, scale, _ = moments(kept.x, kept._point_axis, ddof)
         return kept.transformed(Transform(loc, scale, ddof))
 
     def drop_constant(self) -> "Dataset":
@@ -145,7 +172,7 @@ class Dataset:
             return self
         self._feature_dim()
         if constant.all():
-            raise DataError(f"{self.name}: every column is constant over the {self.n_units} units: nothing varies.")
+            raise DataError(f"{self.name}: every column is constant over the {self.n_points} {self.points}s: nothing varies.")
         kept = self.select_features(self.features[~constant])
         return replace(kept, dropped=self.dropped + tuple(str(name) for name in self.features[constant]))
 
@@ -161,26 +188,77 @@ class Dataset:
         return raw if transform is None else raw._mapped(transform, transform)
 
     def subset(self, index: np.ndarray | Sequence[int] | Sequence[bool]) -> "Dataset":
-        """Some of the units, in the order given: by their numbers, or by a True for each unit that stays.
+        """Some of the points (in a table: units), in the order given: by their numbers, or by a True for each that stays.
 
         The units keep their names (or numbers), and the transform stays that of the whole.
         """
-        chosen = np.asarray(index)
+        chosen, what = np.asarray(index), f"{self.points}s"
         if chosen.ndim != 1 or chosen.dtype.kind not in "biu":
-            raise DataError(f"{self.name}: units are chosen by whole numbers or truth values; got {chosen.dtype}.")
+            raise DataError(f"{self.name}: {what} are chosen by whole numbers or truth values; got {chosen.dtype}.")
         if chosen.dtype.kind == "b":
-            if len(chosen) != self.n_units:
-                raise DataError(f"{self.name}: {len(chosen)} truth values to choose from {self.n_units} units.")
+            if len(chosen) != self.n_points:
+                raise DataError(f"{self.name}: {len(chosen)} truth values to choose from {self.n_points} {what}.")
             chosen = np.flatnonzero(chosen)
-        elif len(chosen) and not (chosen.min() >= 0 and chosen.max() < self.n_units):
-            raise DataError(f"{self.name}: units are numbered 0 to {self.n_units - 1}; got {chosen.min()} to {chosen.max()}.")
-        return self._take("unit", chosen)
+        elif len(chosen) and not (chosen.min() >= 0 and chosen.max() < self.n_points):
+            raise DataError(f"{self.name}: {what} are numbered 0 to {self.n_points - 1}; got {chosen.min()} to {chosen.max()}.")
+        return self._take(self.points, chosen)
 
-    def split(self, fraction: float, rng: np.random.Generator) -> tuple["Dataset", "Dataset"]:
-        """Training and held-out units, drawn at random; `fraction` of the units is held out.
+    def complete(self) -> "Dataset":
+        """The dataset with every point listed that there can be, where those that are not mean 0; itself otherwise.
+
+        Points whose value is missing are unknown, and left out.
+
+        Raises:
+            DataError: Memory does not hold so many points, or there are other arrays along them.
+        """
+        if self.absent != "zero":
+            return self
+        if len(self.arrays) > 1 or self.x.ndim > 1 or len(self.coords):
+            raise DataError(f"{self.name}: only one array of one number for each {self.points} can be filled up with zeros.")
+        values, index = relation.completed(self)
+        return replace(self, arrays={self.observed: values}, index=index, mask=None, absent="unobserved")
+
+    def matrix(self, rows: str, columns: str) -> Any:
+        """The observed values as a sparse matrix (`scipy.sparse.csr_array`), units of the index `rows` by those of `columns`.
+
+        Raises:
+            DataError: No such index.
+        """
+        for name in (rows, columns):
+            if name not in self.index:
+                raise DataError(f"{self.name}: no index {name!r}; there are {', '.join(map(repr, self.index)) or 'none'}.")
+        from scipy.sparse import csr_array  # takes as long to import as a small fit
+
+        known = ~np.isnan(self.x)
+        (_, i, of_rows), (_, j, of_columns) = self.index[rows], self.index[columns]
+        shape = (len(self.units[of_rows]), len(self.units[of_columns]))
+        return csr_array((self.x[known], (i[known], j[known])), shape=shape)
+
+    def adjacency(self) -> Any:
+        """A graph's values as a sparse matrix `(node, node)` without zeros, symmetric where pairs have no direction.
+
+        Raises:
+            DataError: Points are no pairs of units of one kind.
+        """
+        if not relation.is_graph(self.index):
+            raise DataError(f"{self.name}: its points are no pairs of units of one kind, so that it has no adjacency matrix.")
+        found = self.matrix(*self.index)
+        found.eliminate_zeros()
+        return found if self.directed else found + found.T
+
+    def split(self, fraction: float, rng: np.random.Generator, along: str | None = None) -> tuple["Dataset", "Dataset"]:
+        """Training and held-out points (in a table: units), drawn at random; `fraction` of them is held out.
 
         Of series (a coordinate `sequence`) whole sequences are held out, about so large a share of them. If the dataset is
-        standardised, the transform is fitted anew on the training units and applied to both.
+        standardised, the transform is fitted anew on the training points and applied to both. Both parts keep all units.
+
+        Args:
+            fraction: Share that is held out.
+            rng: Source of randomness.
+            along: A kind of units: all points of the units that are drawn are held out.
+
+        Raises:
+            DataError: A part would be empty, or there is no such kind.
 
         Example:
             >>> x = np.arange(20.0).reshape(10, 2)
@@ -189,13 +267,22 @@ class Dataset:
             >>> training.n_units, held_out.n_units, float(abs(training.x.mean()).round(12))
             (7, 3, 0.0)
         """
-        groups = np.asarray(self.coords.get("sequence", np.arange(self.n_units)))
+        if self.absent == "zero":
+            return self.complete().split(fraction, rng, along)
+        groups, what = np.arange(self.n_points), f"{self.points}s"
+        if "sequence" in self.coords:
+            groups, what = np.asarray(self.coords["sequence"]), "sequences"
+        if along not in (None, self.points):
+            if along not in self.kinds:
+                kinds = ", ".join(map(repr, self.kinds))
+                raise DataError(f"{self.name}: `along` must be a kind of units ({kinds}) or {self.points!r}; got {along!r}.")
+            groups, what = np.arange(self.sizes[along]), f"{along}s"
         names = np.array(list(dict.fromkeys(groups.tolist())), dtype=groups.dtype)
         n_held_out = round(fraction * len(names)) if 0 < fraction < 1 else 0
-        if not 0 < n_held_out < len(names):
-            what = "sequences" if "sequence" in self.coords else "units"
+        drawn = names[rng.permutation(len(names))[:n_held_out]]
+        chosen = self._at(along, drawn) if along not in (None, self.points) else np.isin(groups, drawn)
+        if not 0 < n_held_out < len(names) or chosen.all() or not chosen.any():
             raise DataError(f"{self.name}: holding out {fraction} of {len(names)} {what} leaves one part empty.")
-        chosen = np.isin(groups, names[rng.permutation(len(names))[:n_held_out]])
         raw = self.raw()
         training = raw.subset(~chosen)
         if self.transform is not None:
@@ -212,7 +299,7 @@ class Dataset:
         dim = self._feature_dim()
         if self.transform is not None:
             raise DataError(f"{self.name}: choose columns before standardising.")
-        return self._take(dim, np.array(positions(columns, self.features.tolist(), self.name)))
+        return self._take(dim, np.array(convert.positions(columns, self.features.tolist(), self.name)))
 
     def align_features(self, other: "Dataset") -> "Dataset":
         """`other` in raw values, with this dataset's columns in this dataset's order, matched by name.
@@ -224,6 +311,9 @@ class Dataset:
             DataError: `other` lacks a column, or has one too many; names them.
         """
         raw = other.raw()
+        if self.index:
+            units, labels = self.units, self.labels
+            return replace(raw, index=relation.recoded(raw, self), units=units, labels=labels, directed=self.directed)
         if self.x.ndim == 1 and raw.x.ndim == 1:
             return raw
         ours, theirs = self.features.tolist(), raw.features.tolist()
@@ -265,8 +355,8 @@ class Dataset:
                     f"new data must be a `Dataset`, a DataFrame, a DataArray or an array ({shape}) of raw values; "
                     f"got {type(data).__name__}."
                 )
-            if len(self.arrays) > 1:
-                others = ", ".join(self.arrays)
+            if len(self.arrays) > 1 or self.index:
+                others = ", ".join([*self.arrays, *(f"{name} (an index)" for name in self.index)])
                 raise DataError(f"new data must be a `Dataset` with the arrays {others}; got {type(data).__name__}.")
             if len(dims) == 2 and getattr(data, "ndim", 2) == 1 and hasattr(data, "to_frame"):
                 data = data.to_frame().T  # one unit, as a row of a DataFrame is
@@ -275,8 +365,11 @@ class Dataset:
 
     def notes(self) -> list[str]:
         """Notes on the data for readers of results: identical columns and rows, unusual labels, missing entries."""
+        if self.index:
+            labels = [note for kind in self.kinds for note in notes.on_labels(self.labels_of(kind))]
+            return [*self.preparation, *relation.notes(self), *labels]
         columns = self.features.tolist() if self.x.ndim == 2 else None
-        x = np.moveaxis(self.x, self._unit_axis, 0)
+        x = np.moveaxis(self.x, self._point_axis, 0)
         return [
             *self.preparation,
             *self._time_notes(),
@@ -298,33 +391,33 @@ class Dataset:
         return self
 
     @property
-    def _unit_axis(self) -> int:
-        return self.dims[self.observed].index("unit")
+    def _point_axis(self) -> int:
+        return self.dims[self.observed].index(self.points)
 
     def _time_notes(self) -> list[str]:
         """Notes on the time steps of a series: gaps, or times without a regular step."""
         if "time" not in self.coords:
             return []
         sequence, time = self.coords.get("sequence"), np.asarray(self.coords["time"])
-        new = np.zeros(self.n_units, bool) if sequence is None else np.r_[False, sequence[1:] != sequence[:-1]]
+        new = np.zeros(self.n_points, bool) if sequence is None else np.r_[False, sequence[1:] != sequence[:-1]]
         return times.on_gaps(times.read(time, f"{self.name}: coordinate 'time'"), np.cumsum(new))
 
     def _feature_dim(self) -> str:
-        others = [dim for dim in self.dims[self.observed] if dim != "unit"]
+        others = [dim for dim in self.dims[self.observed] if dim != self.points]
         if len(others) != 1:
             raise DataError(f"{self.name}: not a table: {self.observed!r} has dims {self.dims[self.observed]}.")
         return others[0]
 
     def _constant(self) -> np.ndarray:
-        _, scale, relative = moments(self.x, self._unit_axis, 0)
+        _, scale, relative = moments(self.x, self._point_axis, 0)
         return np.atleast_1d((relative <= NOISE) | (scale == 0))
 
     def _need_entries(self, ddof: int) -> None:
         if isinstance(ddof, bool) or not isinstance(ddof, int) or ddof < 0:
             raise DataError(f"`ddof` must be a whole number of at least 0; got {ddof!r}.")
-        if self.n_units < 2:
-            raise DataError(f"{self.name}: standardising needs at least 2 units; got {self.n_units}.")
-        counts = np.atleast_1d((~np.isnan(self.x)).sum(self._unit_axis))
+        if self.n_points < 2:
+            raise DataError(f"{self.name}: standardising needs at least 2 {self.points}s; got {self.n_points}.")
+        counts = np.atleast_1d((~np.isnan(self.x)).sum(self._point_axis))
         if counts.min() == 0:
             raise DataError(f"{self.name}: nothing was observed{self._column(counts == 0)}; leave it out.")
         if counts.min() <= ddof:
@@ -332,12 +425,12 @@ class Dataset:
             raise DataError(f"{self.name}{few}: {counts.min()} observed entries are too few for ddof = {ddof}.")
 
     def _column(self, flags: np.ndarray) -> str:
-        dims = [dim for dim in self.dims[self.observed] if dim != "unit"]
+        dims = [dim for dim in self.dims[self.observed] if dim != self.points]
         return convert.column(convert.first(flags.reshape(flags.shape[: len(dims)])), dims, self.coords) if dims else ""
 
     def _constant_message(self, constant: np.ndarray) -> str:
         column, n_constant = self._column(constant).removeprefix(", ") or "the array", int(constant.sum())
-        loose = bool((np.nanmin(self.x, self._unit_axis) < np.nanmax(self.x, self._unit_axis))[constant].any())
+        loose = bool((np.nanmin(self.x, self._point_axis) < np.nanmax(self.x, self._point_axis))[constant].any())
         others, rounded = "", " up to rounding" if loose else ""
         if n_constant > 1 and constant.ndim == 1:
             others = f" (likewise {convert.listed([str(name) for name in self.features[constant][1:]])})"
@@ -353,86 +446,31 @@ class Dataset:
             truth[self.observed] = function(truth[self.observed])
         return replace(self, arrays=arrays, truth=truth, transform=transform)
 
+    def _at(self, kind: str | None, units: np.ndarray) -> np.ndarray:
+        """Which points refer to some of the units of a kind, `(point,)`."""
+        if not self.index:
+            return np.isin(np.arange(self.n_points), units)
+        return np.any([np.isin(one.values, units) for one in self.index.values() if one.kind == kind], axis=0)
+
     def _take(self, dim: str, index: np.ndarray) -> "Dataset":
         def along(array: np.ndarray, dims: Sequence[str]) -> np.ndarray:
             return np.take(array, index, axis=list(dims).index(dim)) if dim in dims else array
 
-        dims = {d for named in [*self.dims.values(), *self.truth_dims.values()] for d in named}
-        names, units = (self.units, True) if dim == "unit" else (self.features, False)
-        coords = {key: value[index] if units and key not in dims else value for key, value in self.coords.items()}
+        dims = {d for named in [*self.dims.values(), *self.truth_dims.values()] for d in named} | set(self.kinds)
+        points = dim == self.points
+        coords = {key: value[index] if points and key not in dims else value for key, value in self.coords.items()}
+        if not self.index:
+            coords[dim] = (self.units if points else self.features)[index]
+        elif dim in coords:
+            coords[dim] = coords[dim][index]
+        own_labels = points and not self.index and self.labels is not None
         return replace(
             self,
             arrays={name: along(array, self.dims[name]) for name, array in self.arrays.items()},
-            coords={**coords, dim: names[index]},
+            units=self.units if self.index else None,
+            index={name: Index(one.dim, one.values[index], one.kind) for name, one in self.index.items()},
+            coords=coords,
             mask=None if self.mask is None else along(self.mask, self.dims[self.observed]),
-            labels=self.labels[index] if units and self.labels is not None else self.labels,
+            labels=self.labels[index] if own_labels else self.labels,
             truth={name: along(value, self.truth_dims.get(name, ())) for name, value in self.truth.items()},
         )
-
-
-def positions(asked: Sequence[Any] | np.ndarray, names: Sequence[Any], what: str) -> list[int]:
-    """Where the asked-for columns are in `names`, which are compared as text.
-
-    Raises:
-        DataError: No such column, with the closest one; or a column is asked for twice, or none is.
-
-    Example:
-        >>> positions(["b", "a"], ["a", "b", "c"], "toy")
-        [1, 0]
-    """
-    if isinstance(asked, str) or not isinstance(asked, Sequence | np.ndarray) or not len(asked):
-        raise DataError(f"{what}: `columns` must be a list of column names; got {asked!r}.")
-    where = {str(name): i for i, name in enumerate(names)}
-    wanted = [str(name) for name in asked]
-    for name in wanted:
-        if name not in where:
-            valid = where if len(where) <= SHOWN else difflib.get_close_matches(name, where, n=SHOWN)
-            raise DataError(f"{what}: {unknown('column', name, valid)}")
-    twice = convert.repeated(wanted)
-    if twice is not None:
-        raise DataError(f"{what}: column {twice!r} is asked for twice.")
-    return [where[name] for name in wanted]
-
-
-def moments(x: np.ndarray, axis: int, ddof: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and sd over the units, and the sd relative to the largest magnitude.
-
-    Computed on values scaled by a power of two, which changes no digit, so that neither 1e300 nor 1e-300 is squared
-    out of range.
-    """
-    keep = axis != 0
-    largest = np.nanmax(np.abs(x), axis=axis, keepdims=True)
-    exponent = np.frexp(largest)[1]
-    scaled = np.ldexp(x, -exponent)
-    loc = np.ldexp(np.nanmean(scaled, axis=axis, keepdims=True), exponent)
-    sd = np.nanstd(scaled, axis=axis, ddof=ddof, keepdims=True)
-    relative = sd / np.where(largest > 0, np.ldexp(largest, -exponent), 1.0)
-    parts = (loc, np.ldexp(sd, exponent), relative)
-    return tuple(part if keep else part[0] for part in parts)
-
-
-def content(dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
-    """All but the name, by what it is."""
-    for name, array in dataset.arrays.items():
-        yield f"array {name} {dataset.dims[name]}", array
-    for kind, values in (("coord", dataset.coords), ("truth", dataset.truth)):
-        yield from ((f"{kind} {name}", values[name]) for name in sorted(values))
-    if dataset.labels is not None:
-        yield "labels", dataset.labels
-    if dataset.transform is not None:
-        yield f"loc {dataset.transform.ddof}", dataset.transform.loc
-        yield "scale", dataset.transform.scale
-
-
-def headed(key: str, shape: tuple[int, ...], dtype: np.dtype, n_bytes: int) -> bytes:
-    """What a digest is given before an array's own bytes."""
-    return f"{key}{shape}{dtype.kind}{n_bytes}:".encode()
-
-
-def plain_bytes(array: np.ndarray) -> bytes:
-    """The bytes of an array, the same for values that are equal."""
-    if array.dtype.kind not in "biuf":
-        return repr(array.astype(str).tolist()).encode()
-    # One NaN and one zero: both have several bit patterns that compare alike.
-    plain = np.where(np.isnan(array), np.nan, array + 0.0) if array.dtype.kind == "f" else array
-    return np.ascontiguousarray(plain, dtype=plain.dtype.newbyteorder("<")).tobytes()

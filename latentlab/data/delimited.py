@@ -215,8 +215,8 @@ def _hint(word: str, decimal: str) -> str:
 def _picker(features: list[int], n_columns: int) -> Callable[[list[str]], Sequence[str]]:
     if features == list(range(n_columns)):
         return lambda row: row
-    if len(features) == 1:
-        return lambda row: (row[features[0]],)
+    if len(features) < 2:
+        return lambda row: [row[i] for i in features]
     return operator.itemgetter(*features)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from latentlab.data import binary, delimited
-from latentlab.data.columns import Wanted, choose
+from latentlab.data.columns import Table, Wanted, choose
 from latentlab.data.dataset import Dataset
 from latentlab.data.memory import Budget
 from latentlab.data.rows import npy_rows
@@ -77,13 +77,37 @@ def file(
     if not in_memory:
         said = {"label": label, "unit": unit, "sequence": sequence, "time": time, "delimiter": delimiter}
         return _stored(path, columns, said, max_bytes)
+    wanted = Wanted(columns, label, unit, sequence, time)
+    read, name = table(path, wanted, missing_values, delimiter, encoding, max_bytes, decimal)
+    others = read.others
+    return assemble(
+        read.x,
+        read.features,
+        name=name,
+        sequence=others.get("sequence"),
+        time=others.get("time"),
+        units=others.get("unit"),
+        labels=others.get("label"),
+        fill_gaps=fill_gaps,
+    )
+
+
+def table(  # as many arguments as a file has options
+    path: str,
+    wanted: Wanted,
+    missing_values: tuple[str, ...],
+    delimiter: str | None,
+    encoding: str,
+    max_bytes: int | None,
+    decimal: str,
+) -> tuple[Table, str]:
+    """The wanted columns of a file, and the name that data from it have; arguments and errors as in `file`."""
     where = found(path)
-    name = where.name.lower()
-    wanted, budget = Wanted(columns, label, unit, sequence, time), Budget.of(max_bytes)
+    name, title, budget = where.name.lower(), where.name.split(".")[0] or where.name, Budget.of(max_bytes)
     try:
         if name.endswith(TEXT) or name.removesuffix(".gz").endswith(TEXT):
             markers = _markers(missing_values)
-            table = delimited.read(
+            return delimited.read(
                 where,
                 wanted,
                 missing_values=markers,
@@ -91,29 +115,17 @@ def file(
                 encoding=encoding,
                 budget=budget,
                 decimal=decimal,
-            )
-        else:
-            if delimiter is not None:
-                raise DataError(f"{where}: `delimiter` is for text tables.")
-            readers = {".npy": binary.read_npy, ".npz": binary.read_npz, ".parquet": binary.read_parquet}
-            if where.suffix.lower() not in readers:
-                raise DataError(f"{where}: cannot tell its format; the name must end in one of {', '.join(FORMATS)}.")
-            table = readers[where.suffix.lower()](where, wanted, budget)
+            ), title
+        if delimiter is not None:
+            raise DataError(f"{where}: `delimiter` is for text tables.")
+        readers = {".npy": binary.read_npy, ".npz": binary.read_npz, ".parquet": binary.read_parquet}
+        if where.suffix.lower() not in readers:
+            raise DataError(f"{where}: cannot tell its format; the name must end in one of {', '.join(FORMATS)}.")
+        return readers[where.suffix.lower()](where, wanted, budget), title
     except MemoryError as error:
         raise DataError(f"{where}: does not fit into memory; take fewer `columns`.") from error
     except OSError as error:
         raise DataError(f"{where}: cannot be read: {error.strerror or error}.") from error
-    others = table.others
-    return assemble(
-        table.x,
-        table.features,
-        name=where.name.split(".")[0] or where.name,
-        sequence=others.get("sequence"),
-        time=others.get("time"),
-        units=others.get("unit"),
-        labels=others.get("label"),
-        fill_gaps=fill_gaps,
-    )
 
 
 def _stored(path: str, columns: list[str] | None, said: Mapping[str, str | None], max_bytes: int | None) -> StoredDataset:

@@ -10,8 +10,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from latentlab.data import convert
-from latentlab.data.dataset import NOISE, Dataset, Transform, content, headed, moments, plain_bytes
+from latentlab.data.dataset import Dataset
+from latentlab.data.digest import content, headed, plain_bytes
 from latentlab.data.rows import Rows
+from latentlab.data.transform import NOISE, Transform, moments
 from latentlab.errors import DataError
 from latentlab.seeds import Seeds
 
@@ -116,6 +118,11 @@ class StoredDataset:
         return len(self.rows)
 
     @property
+    def n_points(self) -> int:
+        """Rows: a table's points are its units."""
+        return self.n_units
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Dim -> size."""
         return dict(zip(DIMS, (self.n_units, len(self._features)), strict=True))
@@ -215,7 +222,7 @@ class StoredDataset:
         digest.update(headed(f"array x {DIMS}", shape, float64, math.prod(shape) * float64.itemsize))
         for block in self.blocks():
             digest.update(plain_bytes(block))
-        for key, array in content(replace(self.sample, coords={"feature": self._features})):
+        for key, array in content(replace(self.sample, units=None, coords={"feature": self._features})):
             if not key.startswith("array "):
                 body = plain_bytes(array)
                 digest.update(headed(key, array.shape, array.dtype, len(body)) + body)

@@ -1,16 +1,18 @@
 """Embeddings of a dataset behind one call, and one's own vectors as the same thing.
 
 An entry of the table is a function of the data, `pca(x, n_latent, *, whiten=False)`, that returns `(unit, n_latent)`. What it
-takes says what it needs: `x` (a table without missing entries) or `dataset`, `n_latent`, `seed` if it starts at random, `notes`
-(a list) if it has something to tell; all other arguments are its options. Their types and ranges are what it is annotated with,
-`Annotated[int, Ge(1)]`; only what depends on the data is for the entry itself to check.
+takes says what it needs: `x` (a table without missing entries), `matrix` (a sparse matrix of cells), `adjacency` (that of a
+graph) or `dataset`; `n_latent`, `seed` if it starts at random, `notes` (a list) if it has something to tell; all other arguments
+are its options. Of data with several kinds of units it returns an array for each kind that it places, by the kind's name. The
+types and ranges of options are what they are annotated with, `Annotated[int, Ge(1)]`; only what depends on the data is for the
+entry itself to check.
 """
 
 import inspect
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,6 +22,7 @@ from annotated_types import Ge
 from latentlab.data import convert, labelled
 from latentlab.data.dataset import Dataset
 from latentlab.data.memory import Budget, size
+from latentlab.data.relation import is_graph
 from latentlab.errors import ConfigError, DataError, InferenceError, LatentLabError, unknown
 from latentlab.registry import EMBEDDINGS
 from latentlab.seeds import Seeds
@@ -29,7 +32,7 @@ T = TypeVar("T")
 
 N_SEEDS = 3
 """Runs of an algorithm that starts at random, unless said."""
-GIVEN = ("x", "dataset", "n_latent", "seed", "notes")
+GIVEN = ("x", "matrix", "adjacency", "dataset", "n_latent", "seed", "notes")
 """Arguments of an entry that `embed` fills in; all others are the entry's options."""
 RANGE = 400
 """Powers of two, either way, that the spread of the data may have: squares of distances are then inside the range of float64."""
@@ -45,8 +48,10 @@ class Embedding:
 
     Args:
         name: What made it: an entry of the table, or a name of one's own.
-        values: `(unit, p)`; `(seed, unit, p)` for an algorithm that starts at random.
-        units: The units' names, in the order of the values; those of a DataFrame's index, or of a DataArray, unless said.
+        values: `(unit, p)`; `(seed, unit, p)` for an algorithm that starts at random. An array for each kind of units that it
+            places, where the data have several.
+        units: The units' names, in the order of the values; those of a DataFrame's index, or of a DataArray, unless said. By kind
+            where the values are.
         label: Its name in tables and plots; `name` unless said.
         options: The options it was made with, defaults included.
         seeds: Seed of each run, if there are several.
@@ -59,6 +64,8 @@ class Embedding:
         >>> mine = Embedding("mine", [[0.0, 1.0], [2.0, 3.0]], units=["a", "b"])
         >>> mine, mine.reindexed(["b"]).values.tolist()
         (Embedding('mine', unit: 2, latent: 2), [[2.0, 3.0]])
+        >>> Embedding("svd", {"user": [[1.0], [2.0]], "item": [[3.0]]}, {"user": ["ann", "bob"], "item": ["alien"]})
+        Embedding('svd', user: 2, item: 1, latent: 1)
     """
 
     name: str
@@ -74,6 +81,9 @@ class Embedding:
             if not isinstance(text, str) or not text.strip():
                 raise DataError(f"an embedding's {what} must be text; got {text!r}.")
         label = self.label or self.name
+        if isinstance(self.values, Mapping):
+            self._take_kinds(label)
+            return
         given, units = _named(self.values, self.units, f"embedding {label!r}")
         values = _values(given, f"embedding {label!r}")
         units = convert.names(np.arange(values.shape[-2]) if units is None else units, f"embedding {label!r}: `units`")
@@ -86,16 +96,62 @@ class Embedding:
         for attribute, value in {**checked, "notes": tuple(self.notes)}.items():
             object.__setattr__(self, attribute, value)
 
+    def _take_kinds(self, label: str) -> None:
+        """Checks the array of each kind as an embedding of its own; all have the same columns and runs."""
+        units = {} if self.units is None else self.units
+        if not self.values or not isinstance(units, Mapping) or not set(units) <= set(self.values):
+            kinds = ", ".join(map(repr, self.values)) or "none"
+            raise DataError(
+                f"embedding {label!r}: `units` must map the kinds of the values ({kinds}) to names; got {str(units)[:60]}."
+            )
+        parts = {
+            str(kind): Embedding(self.name, array, units.get(kind), label, self.options, self.seeds, self.notes)
+            for kind, array in self.values.items()
+        }
+        first, *others = parts.values()
+        for kind, part in zip(list(parts)[1:], others, strict=True):
+            ours, theirs = ((*one.values.shape[:-2], one.values.shape[-1]) for one in (first, part))
+            if ours != theirs:
+                raise DataError(
+                    f"embedding {label!r}: all kinds must have the same columns; {next(iter(parts))!r} has {ours[-1]}, {kind!r} "
+                    f"{theirs[-1]}."
+                )
+        found = {"values": {k: part.values for k, part in parts.items()}, "units": {k: part.units for k, part in parts.items()}}
+        for attribute, value in {
+            **found,
+            "label": label,
+            **{n: getattr(first, n) for n in ("options", "seeds", "notes")},
+        }.items():
+            object.__setattr__(self, attribute, value)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of units that it places, by name; none where it has one array, which is of the only kind of the data."""
+        return tuple(self.values) if isinstance(self.values, dict) else ()
+
+    def of(self, kind: str) -> "Embedding":
+        """The embedding of one kind of units; itself where it has one array."""
+        if not self.kinds:
+            return self
+        return replace(self, values=self.values[kind], units=self.units[kind])
+
     def __repr__(self) -> str:
+        if self.kinds:
+            sizes = [f"{kind}: {array.shape[-2]}" for kind, array in self.values.items()]
+            return f"Embedding({self.label!r}, {', '.join(sizes)}, latent: {next(iter(self.values.values())).shape[-1]})"
         dims = ("seed", "unit", "latent")[-self.values.ndim :]
         return f"Embedding({self.label!r}, {', '.join(f'{d}: {n}' for d, n in zip(dims, self.values.shape, strict=True))})"
 
-    def reindexed(self, units: Sequence[Any] | np.ndarray) -> "Embedding":
-        """The embedding of these units in this order, joined by name (compared as text), never by position.
+    def reindexed(self, units: Any) -> "Embedding":
+        """The embedding of these units in this order (by kind, where it has kinds), joined by name, never by position.
 
         Raises:
             DataError: Units are missing; names them.
         """
+        if self.kinds:
+            parts = {kind: self.of(kind).reindexed(units[kind]) for kind in self.kinds}
+            values, names = ({kind: getattr(part, n) for kind, part in parts.items()} for n in ("values", "units"))
+            return replace(self, values=values, units=names)
         where = {name: i for i, name in enumerate(self.units.astype(str).tolist())}
         wanted = convert.names(units, f"embedding {self.label!r}: the units asked for")
         names = wanted.astype(str).tolist()
@@ -180,26 +236,29 @@ def embed(
     given: dict[str, Any] = {"dataset": dataset, "n_latent": n_latent, "notes": notes}
     if "x" in takes:
         given["x"] = _table(name, dataset, impute, notes)
+    if "matrix" in takes:
+        given["matrix"] = _matrix(name, dataset)
+    if "adjacency" in takes:
+        given["adjacency"] = _adjacency(name, dataset, notes)
     arguments = {key: value for key, value in given.items() if key in takes} | chosen
     if "seed" in takes:
         runs = tuple(seeds.child(i).integer() for i in range(n_seeds or N_SEEDS))
-        values = np.stack([_oriented(_run(name, entry, arguments | {"seed": run}, notes)) for run in runs])
+        each = [_oriented(_run(name, entry, arguments | {"seed": run}, notes)) for run in runs]
+        values: Any = {k: np.stack([e[k] for e in each]) for k in each[0]} if isinstance(each[0], dict) else np.stack(each)
     else:
         runs, values = (), _run(name, entry, arguments, notes)
+    units = _units(name, dataset, values)
     if isinstance(values, Embedding):
-        found = values.reindexed(dataset.units)
-        known = set(found.units.astype(str).tolist())
-        extra = [unit for unit in values.units.tolist() if str(unit) not in known]
+        found = values.reindexed(units)
+        extra = _extra(values, found)
         if extra:
-            rows = (
-                f"{len(extra)} of {len(values.units)} rows match" if len(extra) > 1 else f"1 of {len(values.units)} rows matches"
-            )
+            rows = f"{len(extra)} of {_n_rows(values)} rows match" if len(extra) > 1 else f"1 of {_n_rows(values)} rows matches"
             notes.append(
                 f"{rows} no unit of the data and {'were' if len(extra) > 1 else 'was'} left out: {convert.listed(extra)}"
             )
         return replace(found, label=label or values.label, options=chosen, notes=(*values.notes, *notes))
     values = values if runs else _oriented(values)
-    return Embedding(name, values, dataset.units, label or name, chosen, runs, tuple(dict.fromkeys(notes)))
+    return Embedding(name, values, units, label or name, chosen, runs, tuple(dict.fromkeys(notes)))
 
 
 def embedding_options(name: str) -> dict[str, inspect.Parameter]:
@@ -313,6 +372,63 @@ def _table(name: str, dataset: Dataset, impute: str, notes: list[str]) -> np.nda
     return np.array(x)
 
 
+def _matrix(name: str, dataset: Dataset) -> Any:
+    """The sparse matrix of points that refer to two kinds of units."""
+    kinds = {one.kind for one in dataset.index.values()}
+    if len(dataset.index) != 2 or len(kinds) != 2 or dataset.x.ndim != 1:
+        raise DataError(
+            f"embedding {name!r} takes cells of two kinds of units, such as ratings of items by users; {dataset.name} is "
+            f"{_called(dataset)}."
+        )
+    return dataset.matrix(*dataset.index)
+
+
+def _adjacency(name: str, dataset: Dataset, notes: list[str]) -> Any:
+    """The sparse adjacency matrix of a graph; pairs of which nothing is known count as not joined."""
+    if not is_graph(dataset.index):
+        raise DataError(f"embedding {name!r} takes a graph; {dataset.name} is {_called(dataset)}.")
+    n = dataset.sizes[next(iter(dataset.kinds))]
+    unknown_pairs = (n * (n - 1) if dataset.directed else n * (n - 1) // 2) - dataset.n_points
+    if dataset.absent == "unobserved" and unknown_pairs:
+        notes.append(f"{unknown_pairs} pairs of nodes are not known, and were taken as not joined")
+    return dataset.adjacency()
+
+
+def _called(dataset: Dataset) -> str:
+    if not dataset.index:
+        return "a table"
+    what = "a graph" if is_graph(dataset.index) else f"a list of {dataset.points}s"
+    return f"{what} with the kinds of units {', '.join(map(repr, dataset.kinds))}"
+
+
+def _units(name: str, dataset: Dataset, values: Any) -> Any:
+    """Names of the units that the values are of: by kind, where they are an array for each kind."""
+    kinds = dataset.kinds
+    placed = values.kinds if isinstance(values, Embedding) else tuple(values) if isinstance(values, Mapping) else ()
+    if placed:
+        strange = next((kind for kind in placed if kind not in kinds), None)
+        if strange is not None:
+            raise DataError(f"embedding {name!r} places units of the kind {strange!r}; {dataset.name} is {_called(dataset)}.")
+        return {kind: kinds[kind] for kind in placed}
+    if len(kinds) > 1:
+        raise DataError(
+            f"embedding {name!r} has one array, and {dataset.name} is {_called(dataset)}: give an array for each kind that it "
+            "places."
+        )
+    return next(iter(kinds.values()))
+
+
+def _extra(given: Embedding, found: Embedding) -> list[Any]:
+    """Units of an embedding that were left out when it was joined with the data."""
+    pairs = [(given.of(kind), found.of(kind)) for kind in given.kinds or ("",)]
+    known = [set(of.units.astype(str).tolist()) for _, of in pairs]
+    return [unit for (one, _), names in zip(pairs, known, strict=True) for unit in one.units.tolist() if str(unit) not in names]
+
+
+def _n_rows(embedding: Embedding) -> int:
+    return sum(len(embedding.of(kind).units) for kind in embedding.kinds or ("",))
+
+
 def _run(name: str, entry: Any, arguments: dict[str, Any], notes: list[str]) -> Any:
     """The entry's result, the random state and the warnings' filters left as they were."""
     state = np.random.get_state()
@@ -332,13 +448,19 @@ def _run(name: str, entry: Any, arguments: dict[str, Any], notes: list[str]) -> 
         np.random.set_state(state)
     # What else libraries warn of is how they were called, not what they found.
     notes += [" ".join(str(one.message).split()) for one in caught if one.category.__name__ == "ConvergenceWarning"]
-    if not isinstance(result, Embedding) and np.ndim(result) != 2:
-        raise InferenceError(f"embedding {name!r} must give an array (unit, latent); got one of shape {np.shape(result)}.")
+    arrays = [] if isinstance(result, Embedding) else list(result.values()) if isinstance(result, Mapping) else [result]
+    odd = next((one for one in arrays if np.ndim(one) != 2), None)
+    if odd is not None:
+        raise InferenceError(f"embedding {name!r} must give an array (unit, latent); got one of shape {np.shape(odd)}.")
     return result
 
 
-def _oriented(values: np.ndarray) -> np.ndarray:
-    """Each column with its largest entry positive: eigenvectors have no sign of their own."""
+def _oriented(values: Any) -> Any:
+    """Each column, over all kinds of units, with its largest entry positive: eigenvectors have no sign of their own."""
+    if isinstance(values, Mapping):
+        turned = _oriented(np.concatenate(list(values.values())))
+        ends = np.cumsum([len(one) for one in values.values()])
+        return dict(zip(values, np.split(turned, ends[:-1]), strict=True))
     values = np.asarray(values, dtype=np.float64)
     sizes = np.abs(values)
     first = (sizes >= (1 - TIED) * sizes.max(axis=0)).argmax(axis=0)

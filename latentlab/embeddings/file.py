@@ -7,7 +7,7 @@ from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import DataError
 
 
-def file(path: str, *, unit: str | None = None, columns: list[str] | None = None) -> Embedding:
+def file(path: str, *, unit: str | None = None, columns: list[str] | None = None, kind: str | None = None) -> Embedding:
     """Vectors of one's own, a row for each unit, joined with the data by the unit's name.
 
     They are taken as they are: neither centred nor scaled, and no column's sign is changed.
@@ -16,6 +16,7 @@ def file(path: str, *, unit: str | None = None, columns: list[str] | None = None
         path: CSV, TSV, NPY, NPZ or Parquet, as for data.
         unit: The column with the units' names; without it rows are numbered from 0, as the units of data without names are.
         columns: The vectors' columns, in this order; all but `unit` if not given.
+        kind: The kind of units that the rows are, such as `user`, where the data have several.
 
     Raises:
         DataError: The file cannot be used, or a value is missing.
@@ -24,4 +25,7 @@ def file(path: str, *, unit: str | None = None, columns: list[str] | None = None
     if dataset.mask is not None:
         n_missing = int((~dataset.mask).sum())
         raise DataError(f"embedding file {path}: {n_missing} values are missing or no number; an embedding has all of them.")
-    return Embedding("file", dataset.x, dataset.units, label=Path(path).stem)
+    label = Path(path).stem
+    if kind is not None:
+        return Embedding("file", {kind: dataset.x}, {kind: dataset.units}, label=label)
+    return Embedding("file", dataset.x, dataset.units, label=label)

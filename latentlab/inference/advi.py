@@ -311,8 +311,8 @@ def _losses(density: Density, guide: GaussianGuide, *, framed: bool) -> Callable
 
 def log_p_of(density: Density, rows: tuple[torch.Tensor, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
     """The flat log density; with a minibatch's rows, its unbiased estimate from them."""
-    arrays = density.with_units(rows) if rows else None
-    scale = density.n_units / len(rows[0]) if rows else 1.0
+    arrays = density.with_points(rows) if rows else None
+    scale = density.n_points / len(rows[0]) if rows else 1.0
 
     def log_p(u: torch.Tensor) -> torch.Tensor:
         return density.log_joint(density.constrain(u), arrays, scale) + density.log_jacobian(u)

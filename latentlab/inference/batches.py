@@ -60,16 +60,16 @@ def batches(
     """
     density = problem.density
     if problem.stored is not None and batch_size is not None:
-        numbers = np.arange(density.n_units, dtype=np.int32 if density.n_units < 2**31 else np.int64)
+        numbers = np.arange(density.n_points, dtype=np.int32 if density.n_points < 2**31 else np.int64)
         indices = itertools.islice(_epochs(numbers, batch_size, rng), skip, None)
         yield from _from_disk(problem, problem.stored, batch_size, indices, None if n_steps is None else n_steps - skip)
-    chosen = np.arange(density.n_units) if units is None else units
+    chosen = np.arange(density.n_points) if units is None else units
     if batch_size is None:
-        whole = () if units is None else tuple(density.arrays[name][chosen] for name in density.unit_arrays())
+        whole = () if units is None else tuple(density.arrays[name][chosen] for name in density.point_arrays())
         yield from itertools.repeat(whole)
     else:
         for index in map(torch.from_numpy, itertools.islice(_epochs(chosen, batch_size, rng), skip, None)):
-            yield tuple(density.arrays[name][index] for name in density.unit_arrays())
+            yield tuple(density.arrays[name][index] for name in density.point_arrays())
 
 
 def _epochs(units: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -114,8 +114,8 @@ def _from_disk(
 
 
 def row_tensors(density: Density, x: np.ndarray) -> tuple[torch.Tensor, ...]:
-    """Rows of a table as the tensors of `density.unit_arrays`: with zeros where missing, and a mask if the density has one."""
-    if "mask" not in density.unit_arrays():
+    """Rows of a table as the tensors of `density.point_arrays`: with zeros where missing, and a mask if the density has one."""
+    if "mask" not in density.point_arrays():
         return (torch.from_numpy(x),)
     seen = ~np.isnan(x)
     return torch.from_numpy(np.where(seen, x, 0.0)), torch.from_numpy(seen)
@@ -128,13 +128,13 @@ def log_prob_of_draws(problem: Problem, u: np.ndarray) -> np.ndarray:
         return over_draws(lambda values: density.log_prob(values["u"]), {"u": u})
 
     def outside(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return density.log_joint(density.constrain(values["u"]), unit_scale=0.0) + density.log_jacobian(values["u"])
+        return density.log_joint(density.constrain(values["u"]), point_scale=0.0) + density.log_jacobian(values["u"])
 
     total, around, at_once = np.zeros(0), np.zeros(0), 0
     for x in tqdm(stored.blocks(), desc="densities", disable=None if problem.progress else True, leave=False):
         rows = row_tensors(density, x)
         at_once = at_once or _at_once(density, rows, u)
-        own = density.on(density.with_units(rows))
+        own = density.on(density.with_points(rows))
 
         def on_block(values: Mapping[str, torch.Tensor], own: Density = own) -> torch.Tensor:
             return own.log_prob(values["u"])
@@ -152,7 +152,7 @@ def _at_once(density: Density, rows: tuple[torch.Tensor, ...], u: np.ndarray) ->
     """How many draws' densities one call may compute, by what a further draw adds to its largest operation."""
     spread = torch.linspace(0, len(rows[0]) - 1, min(SOME_ROWS, len(rows[0]))).long()  # missing entries may come last
     some = tuple(row[spread] for row in rows)
-    own, draw = density.on(density.with_units(some)), torch.from_numpy(u[:1])
+    own, draw = density.on(density.with_points(some)), torch.from_numpy(u[:1])
     made = [sizes(torch.vmap(own.log_prob), draw.repeat(n, 1)) for n in (1, 3)]
     if made[0] is None or made[1] is None:
         return 1

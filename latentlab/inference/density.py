@@ -62,7 +62,8 @@ class Site:
 def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = None) -> dict[str, Any]:
     """The dataset as the keywords of `model.model`: float64 tensors, zeros where missing.
 
-    And, if the program takes them, `mask`; `sequence`, the number of the sequence that each unit is a step of; and `labels`.
+    The indices of points are whole numbers. And, if the program takes them, `n_KIND`, the number of units of a kind; `mask`;
+    `sequence`, the number of the sequence that each unit is a step of; and `labels`.
 
     Args:
         model: The model.
@@ -74,6 +75,8 @@ def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = N
             and there are none, or one that is not among `classes`.
     """
     arrays: dict[str, Any] = {name: torch.tensor(np.nan_to_num(a, nan=0.0)) for name, a in dataset.arrays.items()}
+    arrays |= {name: torch.tensor(one.values) for name, one in dataset.index.items()}
+    arrays |= {f"n_{kind}": len(names) for kind, names in dataset.kinds.items() if model.takes(f"n_{kind}")}
     if model.takes("labels"):
         arrays["labels"] = torch.tensor(_one_hot(model, dataset, model.classes if classes is None else classes))
     if model.takes("sequence"):
@@ -127,10 +130,10 @@ class Density:
     Args:
         model: The model.
         arrays: Its data, from `tensors`.
-        dims: Dims of the arrays, by name; needed for minibatches.
+        dims: Dims of the arrays, by name, the observed one first; a table's where None.
         parameters: Values of the model's parameters; those left out are what the program starts them with.
         plan: How often the method will ask for gradients, and whether machine code was asked for.
-        n_units: Of the plate `unit`, where the arrays hold a sample of the units only; all that they hold where None.
+        n_points: Of the plate of the points, where the arrays hold a sample of them only; all that they hold where None.
 
     Raises:
         ModelError: A site's log density does not have the shape of its plates (data of shape (N, 1) in a plate of N would
@@ -144,13 +147,14 @@ class Density:
         dims: Mapping[str, tuple[str, ...]] | None = None,
         parameters: Tensors = NOTHING,
         plan: Plan = Plan(),  # noqa: B008
-        n_units: int | None = None,
+        n_points: int | None = None,
     ) -> None:
         self.model = model
         self.plan = plan
         self.arrays = arrays
         self.dims = dims or {}
-        trace = _checked_trace(model, arrays, parameters)
+        self.points = points_of(self.dims)
+        trace = _checked_trace(model, arrays, parameters, self.points)
         self.own_parameters = {n: s["value"].detach() for n, s in trace.nodes.items() if s["type"] == "param"}
         self.parameters: Tensors = {**self.own_parameters, **parameters}
         self.sites: list[Site] = []
@@ -164,11 +168,11 @@ class Density:
         self.size = start
         self._check_determined()
         self.deterministic = tuple(n for n, s in trace.nodes.items() if s["type"] == "sample" and _is_deterministic(s))
-        self.unit_sites = tuple(n for n, s in trace.nodes.items() if _is_latent(s) and _in_units(s))
-        self.observed = {n: _observed_dims(n, s) for n, s in trace.nodes.items() if _is_observed(s)}
+        self.point_sites = tuple(n for n, s in trace.nodes.items() if _is_latent(s) and _in_plate(s, self.points))
+        self.observed = {n: _observed_dims(n, s, self.points) for n, s in trace.nodes.items() if _is_observed(s)}
         self.observations = {name: torch.as_tensor(trace.nodes[name]["value"]).detach().numpy() for name in self.observed}
-        plates = (f.size for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == "unit")
-        self.n_units = next(plates, 0) if n_units is None else n_units
+        plates = (f.size for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == self.points)
+        self.n_points = next(plates, 0) if n_points is None else n_points
         self._forget()
 
     def _forget(self) -> None:
@@ -242,14 +246,14 @@ class Density:
         other.parameters = {name: value.to(device) for name, value in self.parameters.items()}
         return other
 
-    def unit_arrays(self) -> tuple[str, ...]:
-        """Names of the arrays that have a row for each unit, mask and labels among them."""
-        named = tuple(n for n, a in self.arrays.items() if a is not None and self.dims.get(n, ("",))[0] == "unit")
+    def point_arrays(self) -> tuple[str, ...]:
+        """Names of the arrays that have a row for each point, mask and labels among them."""
+        named = tuple(n for n, a in self.arrays.items() if a is not None and self.dims.get(n, ("",))[0] == self.points)
         return (*named, *(name for name in ("mask", "labels") if self.arrays.get(name) is not None and name not in named))
 
-    def with_units(self, rows: tuple[torch.Tensor, ...]) -> dict[str, Any]:
-        """The arrays with those of `unit_arrays` replaced by a minibatch's."""
-        return {**self.arrays, **dict(zip(self.unit_arrays(), rows, strict=True))}
+    def with_points(self, rows: tuple[torch.Tensor, ...]) -> dict[str, Any]:
+        """The arrays with those of `point_arrays` replaced by a minibatch's."""
+        return {**self.arrays, **dict(zip(self.point_arrays(), rows, strict=True))}
 
     def log_jacobian(self, u: torch.Tensor) -> torch.Tensor:
         """Sum of the log Jacobian determinants of the sites' transforms at `u`."""
@@ -262,16 +266,16 @@ class Density:
     # -- densities
 
     @_unchecked()
-    def log_joint(self, values: Tensors, arrays: Arrays | None = None, unit_scale: float = 1.0) -> torch.Tensor:
+    def log_joint(self, values: Tensors, arrays: Arrays | None = None, point_scale: float = 1.0) -> torch.Tensor:
         """log p(values, data) on the constrained scale, every constant kept, no Jacobian.
 
-        `unit_scale` multiplies the terms inside the plate `unit`, for a minibatch of N / unit_scale units.
+        `point_scale` multiplies the terms inside the plate of the points, for a minibatch of N / point_scale of them.
         """
         total: Any = 0.0
         for site in self._trace(values, arrays).nodes.values():
             if site["type"] == "sample" and not site_is_subsample(site) and not _is_deterministic(site):
                 term = _site_log_prob_sum(site) if arrays is None else _site_log_prob(site).sum()
-                total = total + (unit_scale * term if _in_units(site) else term)
+                total = total + (point_scale * term if _in_plate(site, self.points) else term)
         return total
 
     def log_prob(self, u: torch.Tensor, arrays: Arrays | None = None, *, jacobian: bool = True) -> torch.Tensor:
@@ -297,22 +301,22 @@ class Density:
 
     @_unchecked()
     def log_likelihood(self, values: Tensors, arrays: Arrays | None = None) -> torch.Tensor:
-        """log p(data of a unit | values), `(unit,)`, for the sites observed inside the plate `unit`."""
+        """log p(a point | values), `(point,)`, for the sites observed inside the plate of the points."""
         nodes = self._trace(values, arrays).nodes
         total: Any = 0.0
         for name in self.observed:
-            if _in_units(nodes[name]):
-                total = total + _per_unit(nodes[name])
+            if _in_plate(nodes[name], self.points):
+                total = total + _per_point(nodes[name], self.points)
         return total
 
     @_unchecked()
-    def unit_log_joint(self, values: Tensors) -> torch.Tensor:
-        """log p(values, data) of each unit, `(unit,)`: the terms inside the plate `unit`, without the others."""
+    def point_log_joint(self, values: Tensors) -> torch.Tensor:
+        """log p(values, data) of each point, `(point,)`: the terms inside the plate of the points, without the others."""
         total: Any = 0.0
         for site in self._trace(values).nodes.values():
             own = site["type"] == "sample" and not site_is_subsample(site) and not _is_deterministic(site)
-            if own and _in_units(site):
-                total = total + _per_unit(site)
+            if own and _in_plate(site, self.points):
+                total = total + _per_point(site, self.points)
         return total
 
     @_unchecked()
@@ -483,7 +487,7 @@ def log_joint(model: LatentModel, dataset: Dataset, values: Mapping[str, Any]) -
     if strange is not None:
         raise ModelError(unknown(f"site of {model.name!r}", strange, {**model.dims, **model.parameters}))
     parameters = {name: _as_tensor(value) for name, value in values.items() if name in model.parameters}
-    density = Density(model, arrays, dataset.dims, parameters)
+    density = Density(model, arrays, dataset.array_dims, parameters)
     absent = sorted(set(density.own_parameters) - set(parameters))
     if absent:
         raise ModelError(f"parameter {absent[0]!r} has no value; given: {', '.join(values)}.")
@@ -568,11 +572,17 @@ def _site_log_prob_sum(site: Mapping[str, Any]) -> torch.Tensor:
     return _site_log_prob(site).sum()
 
 
-def _per_unit(site: Mapping[str, Any]) -> torch.Tensor:
-    """The site's log density with everything but the plate `unit` summed."""
+def points_of(dims: Mapping[str, tuple[str, ...]]) -> str:
+    """The dim of the points: `unit` where the observed array, the first, has it (or nothing is known), else its first dim."""
+    observed = next(iter(dims.values()), ("unit",))
+    return "unit" if "unit" in observed else observed[0]
+
+
+def _per_point(site: Mapping[str, Any], points: str) -> torch.Tensor:
+    """The site's log density with everything but the plate of the points summed."""
     term = _site_log_prob(site)
-    unit = next(frame.dim for frame in site["cond_indep_stack"] if frame.name == "unit") % term.dim()
-    others = [d for d in range(term.dim()) if d != unit]
+    plate = next(frame.dim for frame in site["cond_indep_stack"] if frame.name == points) % term.dim()
+    others = [d for d in range(term.dim()) if d != plate]
     return term.sum(others) if others else term
 
 
@@ -588,18 +598,18 @@ def _is_latent(site: Any) -> bool:
     return site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
 
 
-def _observed_dims(name: str, site: Any) -> tuple[str, ...]:
-    """Dims of an observed site that no array of the dataset has the name of: `unit` for its plate, numbered ones else."""
+def _observed_dims(name: str, site: Any, points: str) -> tuple[str, ...]:
+    """Dims of an observed site that no array of the dataset has the name of: the points' for its plate, numbered ones else."""
     shape = tuple(site["value"].shape)
-    lead = ("unit",) if shape and _in_units(site) else ()
+    lead = (points,) if shape and _in_plate(site, points) else ()
     return (*lead, *(f"{name}_dim_{i}" for i in range(len(shape) - len(lead))))
 
 
-def _in_units(site: Mapping[str, Any]) -> bool:
-    return any(frame.name == "unit" for frame in site["cond_indep_stack"])
+def _in_plate(site: Mapping[str, Any], name: str) -> bool:
+    return any(frame.name == name for frame in site["cond_indep_stack"])
 
 
-def _checked_trace(model: LatentModel, arrays: Arrays, parameters: Tensors) -> Any:
+def _checked_trace(model: LatentModel, arrays: Arrays, parameters: Tensors, points: str) -> Any:
     """A trace of the program on its data, with the shapes of all sites checked; Pyro's store is left as it is."""
     try:
         with forked(), pyro.get_param_store().scope(), pyro.validation_enabled(True):
@@ -614,7 +624,7 @@ def _checked_trace(model: LatentModel, arrays: Arrays, parameters: Tensors) -> A
     except Exception as error:  # whatever a program raises
         said = _outside(model, arrays, parameters) or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ModelError(f"the model {model.name!r} does not run on this data: {said}") from error
-    _check_dims(model, trace, arrays)
+    _check_dims(model, trace, points)
     return trace
 
 
@@ -660,10 +670,10 @@ def _check_site(name: str, site: Mapping[str, Any]) -> None:
         raise ModelError(f"site {name!r} is discrete and not summed out: sum over it (enumeration) in the model's density.")
 
 
-def _check_dims(model: LatentModel, trace: Any, arrays: Arrays) -> None:
+def _check_dims(model: LatentModel, trace: Any, points: str) -> None:
     check_declaration(model)
-    if not any(_is_observed(site) and _in_units(site) for site in trace.nodes.values()):
-        raise ModelError(f"{model.name!r} observes nothing inside a plate named 'unit': the units have no likelihood.")
+    if not any(_is_observed(site) and _in_plate(site, points) for site in trace.nodes.values()):
+        raise ModelError(f"{model.name!r} observes nothing inside a plate named {points!r}: the {points}s have no likelihood.")
     sizes: dict[str, tuple[int, str]] = {}
     for name, site in trace.nodes.items():
         parameter = site["type"] == "param"

@@ -23,7 +23,7 @@ ACTIVE = 0.01
 
 def is_amortised(density: Density) -> bool:
     """Whether every site belongs to a unit: with the model's own guide, each unit then has importance weights of its own."""
-    return bool(density.sites) and len(density.unit_sites) == len(density.sites)
+    return bool(density.sites) and len(density.point_sites) == len(density.sites)
 
 
 def log_weights(density: Density, z: np.ndarray) -> np.ndarray:
@@ -38,7 +38,7 @@ def log_weights(density: Density, z: np.ndarray) -> np.ndarray:
         q = model.latents(density.arrays, **density.parameters)
 
         def one(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            return density.unit_log_joint({model.position.site: values["z"]}) - q.log_prob(values["z"])
+            return density.point_log_joint({model.position.site: values["z"]}) - q.log_prob(values["z"])
 
         found = over_draws(one, {"z": z.reshape(-1, *z.shape[2:])}, block=32)
     return found.reshape(*z.shape[:2], -1)

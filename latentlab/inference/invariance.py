@@ -105,7 +105,7 @@ def _checked(
 
 def _largest_that_holds(joint: "_Joint", group: Group, rng: np.random.Generator) -> str:
     """The name of the largest group of the table within a group that leaves the log joint unchanged."""
-    every = [entry(group.dim) for entry in GROUPS.values()]  # type: ignore[call-arg]
+    every = [entry(group.dim, group.units) for entry in GROUPS.values()]  # type: ignore[call-arg]
     smaller = [one for one in every if one in group and group not in one and not one.is_trivial()]
     return next((type(one).__name__ for one in reversed(smaller) if not joint.change(one, rng).counts), "Identity")
 
@@ -126,7 +126,7 @@ def _larger(joint: "_Joint", group: Group, rng: np.random.Generator) -> dict[str
     if holds is not None:
         larger, change = holds
         return {"symmetry_larger": type(larger).__name__, "symmetry_larger_change": change.nats}
-    signs = SignedPermutation(group.dim)
+    signs = SignedPermutation(group.dim, group.units)
     axes = [] if signs in group or size > MOST_SIGNS else list(range(size))
     mirrored = [axis for axis in axes if joint.holds(signs, np.diag(np.where(np.arange(size) == axis, -1.0, 1.0)))]
     return {"symmetry_signs": ", ".join(map(str, mirrored))} if mirrored else {}

@@ -154,7 +154,7 @@ class SVI:
             )
         for asked, what in ((self.objective == "iwae", "objective 'iwae'"), (self.precision == "single", "precision 'single'")):
             if asked and not is_amortised(density):
-                others = [site.name for site in density.sites if site.name not in density.unit_sites]
+                others = [site.name for site in density.sites if site.name not in density.point_sites]
                 raise ModelError(
                     f"{what} needs a model whose sites all belong to units; {problem.model.name!r} has {', '.join(others)}."
                 )
@@ -162,20 +162,20 @@ class SVI:
             field = "held_out" if self.held_out else "batch_size"
             raise ModelError(f"{field} does not go with {problem.model.name!r}: the steps of a series depend on each other.")
         if self.held_out:
-            n_held_out = round(self.held_out * density.n_units)
-            if not 0 < n_held_out < density.n_units:
-                raise ConfigError(f"SVI: `held_out`: {self.held_out} of {density.n_units} units leaves one part empty.")
-            if self.batch_size is not None and self.batch_size > density.n_units - n_held_out:
+            n_held_out = round(self.held_out * density.n_points)
+            if not 0 < n_held_out < density.n_points:
+                raise ConfigError(f"SVI: `held_out`: {self.held_out} of {density.n_points} units leaves one part empty.")
+            if self.batch_size is not None and self.batch_size > density.n_points - n_held_out:
                 raise ConfigError(
-                    f"SVI: `batch_size` must be at most the {density.n_units - n_held_out} units that are not held out; "
+                    f"SVI: `batch_size` must be at most the {density.n_points - n_held_out} units that are not held out; "
                     f"got {self.batch_size}."
                 )
         if self.batch_size is not None:
-            if self.batch_size > density.n_units:
-                raise ConfigError(f"SVI: `batch_size` must be at most the {density.n_units} units; got {self.batch_size}.")
-            if density.unit_sites and self.guide != "model":
+            if self.batch_size > density.n_points:
+                raise ConfigError(f"SVI: `batch_size` must be at most the {density.n_points} units; got {self.batch_size}.")
+            if density.point_sites and self.guide != "model":
                 raise ModelError(
-                    f"batch_size needs a guide that is amortised over units: site {density.unit_sites[0]!r} has a value for "
+                    f"batch_size needs a guide that is amortised over units: site {density.point_sites[0]!r} has a value for "
                     f"each unit, and the guide {self.guide!r} would hold one parameter for each."
                 )
 
@@ -183,10 +183,10 @@ class SVI:
         """Refuses a program that cannot take all particles at once, where this is how they are drawn."""
         if not is_amortised(problem.density) or (self.n_particles == 1 and not self.held_out):
             return
-        rows = tuple(problem.density.arrays[name][:2] for name in problem.density.unit_arrays())
+        rows = tuple(problem.density.arrays[name][:2] for name in problem.density.point_arrays())
         try:
             with isolated(problem.seeds.child("check")), pyro.validation_enabled(False):
-                self._pyro_loss(problem, problem.density.with_units(rows), 1.0, 1.0, 3)
+                self._pyro_loss(problem, problem.density.with_points(rows), 1.0, 1.0, 3)
         except Exception as error:  # whatever a program raises
             said = " ".join(str(error).split())[:200]
             raise ModelError(
@@ -223,17 +223,17 @@ class SVI:
         n_begun = begun.n_done if begun else 0
         scope = isolated(seeds, self.device), pyro.validation_enabled(False)
         with scope[0], scope[1], UnderWay(problem, part, SAVED_EVERY) as under_way:
-            training, held_out = _divided(density.n_units, self.held_out, seeds.child("held_out").numpy())
+            training, held_out = _divided(density.n_points, self.held_out, seeds.child("held_out").numpy())
 
             def order() -> np.random.Generator:
                 return seeds.child("batches").numpy()
 
             rows = batches(problem, self.batch_size, order(), training, n_steps=self.n_steps + 1)
             first = next(rows)
-            found = _started(model, density.with_units(first) if first else density.arrays)
+            found = _started(model, density.with_points(first) if first else density.arrays)
             shapes = [leaf.shape for leaf in found.leaves]
             vectors = pack(found.leaves)[None]
-            n_training = density.n_units if training is None else len(training)
+            n_training = density.n_points if training is None else len(training)
             title = f"SVI {restart + 1}/{self.n_restarts}"
             adam = Adam(self.n_steps, self.learning_rate, self.patience, title, problem.progress, self.device, problem.log)
 
@@ -254,7 +254,7 @@ class SVI:
 
             watch: Callable[[torch.Tensor], float] | None = None
             if held_out is not None:
-                aside = density.with_units(tuple(density.arrays[name][held_out] for name in density.unit_arrays()))
+                aside = density.with_points(tuple(density.arrays[name][held_out] for name in density.point_arrays()))
 
                 def watch(vector: torch.Tensor) -> float:
                     with torch.no_grad(), forked(), found.at(unpack(vector, shapes)):
@@ -286,7 +286,7 @@ class SVI:
                 drawn = _guide_draws(density.at(parameters), model.guide, self.n_draws)  # type: ignore[attr-defined]
                 own = _guide_averaged(problem, model.guide, drawn)  # type: ignore[attr-defined]
                 drawn |= {} if own is None else {"log_q_averaged": own}
-                if problem.stored is not None and not density.unit_sites:
+                if problem.stored is not None and not density.point_sites:
                     drawn["lp"] = log_prob_of_draws(problem, drawn["u"])
             if restart + 1 < self.n_restarts:  # a module would begin the next where this one ends
                 found.write(unpack(vectors[0], shapes))
@@ -299,7 +299,7 @@ class SVI:
         density = problem.density.placed(self.device)
 
         def losses(vectors: torch.Tensor, warm: torch.Tensor, *batch: torch.Tensor) -> torch.Tensor:
-            now, scale = (density.with_units(batch), n_training / len(batch[0])) if batch else (density.arrays, 1.0)
+            now, scale = (density.with_points(batch), n_training / len(batch[0])) if batch else (density.arrays, 1.0)
             weight = warm * problem.model.kl_weight if self.kl_warmup else problem.model.kl_weight
             parts = unpack(vectors[0], shapes)
             if self.precision == "single":
@@ -314,7 +314,7 @@ class SVI:
     def _pyro_loss(
         self, problem: Problem, arrays: Mapping[str, Any], scale: float, kl_weight: Any, n_particles: int
     ) -> torch.Tensor:
-        """Minus the objective: terms inside the plate `unit` times `scale`, those of latent sites there times `kl_weight` too.
+        """Minus the objective: terms inside the points' plate times `scale`, those of latent sites there times `kl_weight` too.
 
         Where every site belongs to a unit, all particles are one call, in a plate of their own outside the units. Where a draw
         has no derivative, the loss is Pyro's, with its scores.
@@ -323,7 +323,8 @@ class SVI:
             ModelError: A draw has no derivative, and the objective is `iwae`.
         """
         model = problem.model
-        program, guide = (_scaled(f, scale, kl_weight) for f in (model.model, model.guide))  # type: ignore[attr-defined]
+        points = problem.density.points
+        program, guide = (_scaled(f, points, scale, kl_weight) for f in (model.model, model.guide))  # type: ignore[attr-defined]
         if not is_amortised(problem.density):
             return _loss_of_globals(program, guide, arrays, n_particles)
         with pyro.plate("particle", n_particles, dim=-2) if n_particles > 1 else contextlib.nullcontext():
@@ -480,27 +481,28 @@ def _started(model: LatentModel, arrays: Mapping[str, Any]) -> _Parameters:
     return _Parameters(tuple(names), leaves, constraints, _is_reparameterised(seen.trace), in_modules)
 
 
-def _scaled(program: Callable[..., Any], scale: float, kl_weight: Any) -> Callable[..., Any]:
-    """The program with its terms inside the plate `unit` times `scale`, and those of latent sites times `kl_weight` too."""
+def _scaled(program: Callable[..., Any], points: str, scale: float, kl_weight: Any) -> Callable[..., Any]:
+    """The program with its terms inside the points' plate times `scale`, and those of latent sites times `kl_weight` too."""
     if not isinstance(kl_weight, torch.Tensor) and scale == kl_weight == 1.0:
         return program
 
     def scaled(**arrays: Any) -> Any:
-        with _ScaleUnits(scale, kl_weight):
+        with _ScalePoints(points, scale, kl_weight):
             return program(**arrays)
 
     return scaled
 
 
-class _ScaleUnits(poutine.messenger.Messenger):
-    """Multiplies the scale of sites inside the plate `unit`, and that of latent ones by a weight of their own."""
+class _ScalePoints(poutine.messenger.Messenger):
+    """Multiplies the scale of sites inside the plate of the points, and that of latent ones by a weight of their own."""
 
-    def __init__(self, scale: float, kl_weight: Any) -> None:
+    def __init__(self, points: str, scale: float, kl_weight: Any) -> None:
         super().__init__()
+        self.points = points
         self.scale, self.kl_weight = scale, kl_weight
 
     def _pyro_sample(self, msg: Any) -> None:
-        if any(frame.name == "unit" for frame in msg["cond_indep_stack"]):
+        if any(frame.name == self.points for frame in msg["cond_indep_stack"]):
             msg["scale"] = msg["scale"] * self.scale * (1.0 if msg["is_observed"] else self.kl_weight)
 
 

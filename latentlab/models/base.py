@@ -32,7 +32,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Position:
-    """The site that is the latent position of a unit, and what kind of thing it is."""
+    """A site that is the latent position of units, and what sort of value it has; its first dim is the kind of units."""
 
     site: str
     kind: Literal["real", "discrete", "simplex"] = "real"
@@ -67,6 +67,9 @@ class Caution(NamedTuple):
 class LatentModel(ABC):
     """A latent-variable model as a Pyro program; subclasses are final and say the generative process in their docstring.
 
+    A model has a position for each kind of units that it places, in `positions`; one with a single position may declare it as
+    `position`. The plate of the likelihood has the name of the data's points: `unit` in a table, `cell` or `pair` elsewhere.
+
     A subclass's constructor arguments are its hyper-parameters; each is kept as an attribute of the same name. With the decorator
     `latentlab.settings.settings` they are annotated fields, whose types and ranges are checked.
 
@@ -77,7 +80,7 @@ class LatentModel(ABC):
 
     name: ClassVar[str]
     dims: Mapping[str, tuple[str, ...]]
-    position: Position
+    positions: tuple[Position, ...]
     symmetry: Group
     methods: tuple[str, ...]
     parameters: Mapping[str, tuple[str, ...]] = NOTHING
@@ -88,6 +91,23 @@ class LatentModel(ABC):
     jitter: float = 2.0
     """Half width of the noise about `initialize`, in each unconstrained coordinate, at which MCMC's chains start."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        own = cls.__dict__.get("position")
+        if isinstance(own, Position):
+            cls.positions = (own,)
+            del cls.position
+
+    @property
+    def position(self) -> Position:
+        """The first of the positions."""
+        return self.positions[0]
+
+    @property
+    def kinds(self) -> dict[str, Position]:
+        """Kind of units -> its position: a table's units are of the kind `unit`."""
+        return {self.dims[position.site][0]: position for position in self.positions}
+
     @property
     def exchanges(self) -> Group:
         """The group modulo which draws are aligned and chains compared: the symmetry, unless parts are told apart by their
@@ -96,7 +116,10 @@ class LatentModel(ABC):
 
     @abstractmethod
     def model(self, *args: Any, **arrays: Any) -> None:
-        """The Pyro program: takes the dataset's arrays by name, and `mask` if it can do with missing entries."""
+        """The Pyro program: takes the dataset's arrays and indices by name, and `mask` if it can do with missing entries.
+
+        An argument `n_KIND`, such as `n_user`, is the number of units of a kind.
+        """
 
     def latents(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
         """Distribution of the positions given one draw of the other sites, batch shape `(unit,)`.
@@ -192,7 +215,7 @@ class LatentModel(ABC):
         value of a discrete position, or 1 where each is one number."""
         if self.position.kind == "discrete":
             return self.n_labels()
-        if tuple(self.dims[self.position.site]) == ("unit",):
+        if len(self.dims[self.position.site]) == 1:
             return 1
         n_latent = getattr(self, "n_latent", None)
         return int(n_latent) if n_latent is not None else None
@@ -242,7 +265,7 @@ def check_declaration(model: LatentModel) -> None:
     """
     for attribute, kind, what in (
         ("dims", Mapping, 'a dict of site and dims, such as {"z": ("unit", "latent")}'),
-        ("position", Position, 'a `Position`, such as Position("z")'),
+        ("positions", tuple | list, 'a tuple of `Position`s, such as (Position("z"),)'),
         ("symmetry", Group, "a group, such as Identity()"),
         ("methods", tuple | list, 'a tuple of names, such as ("nuts", "svi")'),
     ):
@@ -252,11 +275,28 @@ def check_declaration(model: LatentModel) -> None:
     for site, dims in model.dims.items():
         if not isinstance(dims, tuple | list) or not all(isinstance(dim, str) for dim in dims):
             raise ModelError(f"{model.name!r}: the dims of {site!r} must be a tuple of names, such as ('unit',); got {dims!r}.")
-    group, position = model.exchanges, model.position
-    if position.site not in model.dims:
-        raise ModelError(f"the position of {model.name!r}, {position.site!r}, is not among its dims: {', '.join(model.dims)}.")
+    group = model.exchanges
+    if not model.positions or not all(isinstance(position, Position) for position in model.positions):
+        raise ModelError(f"{model.name!r}: `positions` must hold `Position`s, at least one; got {model.positions!r}.")
+    for position in model.positions:
+        if position.site not in model.dims:
+            sites = ", ".join(model.dims)
+            raise ModelError(f"the position of {model.name!r}, {position.site!r}, is not among its dims: {sites}.")
+    kinds = [next(iter(model.dims[position.site]), "") for position in model.positions]
+    if len(set(kinds)) < len(kinds):
+        raise ModelError(
+            f"{model.name!r} has two positions of one kind of units: {', '.join(kinds)}; each needs a kind of its own."
+        )
+    position = model.position
     if group.is_trivial():
         return
+    other = next((kind for kind in kinds if kind and kind not in group.units), None)
+    if other is not None:
+        text = ", ".join(map(repr, kinds)) + ("," if len(kinds) == 1 else "")
+        raise ModelError(
+            f"{model.name!r}: its symmetry must know the kinds of units that have positions; declare "
+            f"{type(group).__name__}({group.dim!r}, units=({text}))."
+        )
     along = [site for site, dims in model.dims.items() if group.dim in [str(dim).removeprefix(NEXT) for dim in dims]]
     if not along or (position.kind != "discrete" and position.site not in along):
         lacks = f"the position {position.site!r} has not" if along else "no site has"
@@ -319,7 +359,7 @@ class Frozen(LatentModel):
     def __init__(self, base: LatentModel, parameters: Mapping[str, Any], classes: np.ndarray | None = None) -> None:
         self.base, self.classes = base, classes
         self.name = base.name  # type: ignore[misc]
-        self.dims, self.position = base.dims, base.position
+        self.dims, self.positions = base.dims, base.positions
         self.values = {name: torch.tensor(np.asarray(value), dtype=torch.float64) for name, value in parameters.items()}
 
     def model(self, *args: Any, **arrays: Any) -> None:

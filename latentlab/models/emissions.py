@@ -15,8 +15,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from latentlab.data.dataset import NOISE, Dataset
+from latentlab.data.dataset import Dataset
 from latentlab.data.notes import on_outliers
+from latentlab.data.transform import NOISE
 from latentlab.distributions.components import (
     BernoulliComponents,
     CategoricalComponents,

@@ -45,7 +45,7 @@ FEW_MOVES = 1e-3
 class HiddenMarkovModel(LatentModel):
     """Base of the hidden Markov models; a subclass makes the emission."""
 
-    position = Position("z", kind="discrete")
+    positions = (Position("z", kind="discrete"),)
     methods: tuple[str, ...] = ("nuts", "chees", "svi", "map", "exact")
     jitter = 0.5
     n_states: int

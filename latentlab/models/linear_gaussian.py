@@ -42,7 +42,7 @@ class LinearGaussian(LatentModel):
     marginalize: bool
 
     methods = ("nuts", "chees", "svi", "map", "exact")
-    position = Position("z", kind="real")
+    positions = (Position("z"),)
     symmetry = Orthogonal()
 
     @property

@@ -61,7 +61,7 @@ class LinearVAE(LatentModel):
 
     name = "linear_vae"
     dims = {"z": ("unit", "latent")}
-    position = Position("z", kind="real")
+    positions = (Position("z"),)
     symmetry = Orthogonal()
     methods = ("exact", "svi")
 

@@ -35,7 +35,7 @@ COINCIDE = 0.01
 class MixtureModel(LatentModel):
     """Base of the mixtures; a subclass makes the emission and, if it likes, another prior of the weights."""
 
-    position = Position("z", kind="discrete")
+    positions = (Position("z", kind="discrete"),)
     methods: tuple[str, ...] = ("nuts", "chees", "svi", "map", "exact")
     jitter = 0.5
     n_components: int

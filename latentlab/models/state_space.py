@@ -55,7 +55,7 @@ class LinearGaussianStateSpace(LatentModel):
 
     name = "state_space"
     methods = ("nuts", "chees", "svi", "map", "exact")
-    position = Position("z", kind="real")
+    positions = (Position("z"),)
     symmetry = Orthogonal()
     jitter = 0.5
 

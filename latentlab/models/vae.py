@@ -79,7 +79,7 @@ class VAE(LatentModel):
 
     name = "vae"
     dims = {"z": ("unit", "latent")}
-    position = Position("z", kind="real")
+    positions = (Position("z"),)
     symmetry = Orthogonal()
     methods = ("svi",)
 

@@ -15,7 +15,7 @@ def section(source: Source) -> Section:
     items += _model(source)
     items += [Text((method_sentence(source),)), *_embeddings(source)]
     if source.config.get("held_out"):
-        what = "sequences" if len(source.sequences or []) > 1 else "units"
+        what = "sequences" if len(source.sequences or []) > 1 else f"{source.points}s"
         items.append(Text((f"{source.config['held_out']:.0%} of the {what} were held out of the fit and scored afterwards.",)))
     items.append(Table.of("settings", "The config in full, defaults included", _settings(source.config), folded=True))
     return Section("asked", "What was asked", tuple(items))
@@ -25,7 +25,8 @@ def data_sentence(source: Source) -> str:
     """The data in a sentence."""
     data, section = source.run.info["data"], source.config["dataset"]
     sizes = listed([count(int(n), dim) for dim, n in data.items() if dim not in ("name", "sha256")])
-    how = ", each column centred and scaled to standard deviation 1" if section.get("standardize") else ""
+    what = "" if source.index else " each column"
+    how = f",{what} centred and scaled to standard deviation 1" if section.get("standardize") else ""
     missing = float(source.observed.isnull().mean()) if source.observed.dtype.kind == "f" else 0.0
     gaps = f"; {missing:.1%} of the entries are missing" if missing else ""
     n = len(source.units)

@@ -151,7 +151,7 @@ def _stretched(values: np.ndarray) -> np.ndarray:
 
 
 def _panel(source: Source, row: Row, where: list[list[float]] | None = None) -> dict[str, Any]:
-    data = source.run.comparison.sel(embedding=row.label)
+    data = source.comparison.sel(embedding=row.label)
     verdicts = zip(data["alignment"].values, data["verdict"].values, data["delta"].values, strict=True)
     notes = [
         f"{'' if way == 'labels' else f'{way}: '}{verdict}, delta {shown(float(delta))}"

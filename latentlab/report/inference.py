@@ -391,11 +391,11 @@ def _loo(source: Source) -> list[Item]:
 
 
 def _left_out(source: Source, n: int) -> tuple[list[str], str]:
-    """Names and noun of what is left out: units, or the sequences where there are several."""
+    """Names and noun of what is left out: points (in a table: units), or the sequences where there are several."""
     group = source.group("leave_one_out")
     array = None if group is None else next(iter(group.data_vars.values()))
-    if array is None or array.dims[-1] == "unit" or array.shape[-1] != n:
-        return source.units, "unit"
+    if array is None or array.dims[-1] == source.points or array.shape[-1] != n:
+        return source.point_names, source.points
     return [str(name) for name in array[array.dims[-1]].values], "sequence"
 
 

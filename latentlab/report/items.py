@@ -97,6 +97,7 @@ class Brush:
     """Panels of the same units beside each other, for the page's script; see `latentlab.report.beside`."""
 
     data: Mapping[str, Any]
+    name: str = "brush"
 
     def record(self) -> dict[str, Any]:
         return {"kind": "panels", **self.data}

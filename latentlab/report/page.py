@@ -1,6 +1,7 @@
 """The page of a run: report.html, which needs nothing but itself, and report.json, the same numbers."""
 
 import json
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from latentlab.store import REPORT, Run
 
 SECTIONS = (asked, inference, positions, beside, scores, units, provenance)
 """In the order of the page."""
+BY_KIND = (positions, beside, scores, units)
+"""Those that stand on the page once for each kind of units."""
 
 FORMAT = 1
 """Version of report.json."""
@@ -50,7 +53,7 @@ def write(run: Run, *, progress: bool = False) -> Path:
     source = Source(run)
     top = summary.section(source)
     bar = tqdm(SECTIONS, desc="report", disable=None if progress else True, leave=False)
-    sections = [module.section(source) for module in bar]
+    sections = [section for module in bar for section in _sections(module, source)]
     page = template.render(
         name=run.info.get("name", run.path.name),
         status=str(run.info["status"]).replace("_", " "),
@@ -66,12 +69,24 @@ def write(run: Run, *, progress: bool = False) -> Path:
     return run.path / REPORT[0]
 
 
+def _sections(module: Any, source: Source) -> list[Section]:
+    """A section of the page; one for each kind of units, named after it, where there are several."""
+    if module not in BY_KIND or len(source.kinds) == 1:
+        return [module.section(source)]
+    found = []
+    for kind in source.kinds:
+        section = module.section(source.of(kind))
+        items = tuple(replace(i, name=f"{i.name}-{kind}") if hasattr(i, "name") else i for i in section.items)
+        found.append(Section(f"{section.name}-{kind}", f"{section.title} ({kind}s)", items))
+    return found
+
+
 def _record(source: Source, top: Section, sections: list[Section]) -> dict[str, Any]:
     return plain(
         {
             "status": source.run.info["status"],
             "diagnostics": source.run.diagnostics.to_dict("records"),
-            "verdicts": summary.verdict_records(source) if source.compared else [],
+            "verdicts": summary.every_verdict(source),
             "summary": top.record(),
             "sections": [section.record() for section in sections],
         }

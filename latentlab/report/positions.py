@@ -1,6 +1,7 @@
 """Section 3: where the positions are, how sure that is, and whether the model fits what it was shown."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,8 @@ def section(source: Source) -> Section:
         classes = Classes(source.labels, len(source.units))
         items += [Text((_sentence(source),)), *series.course_of_positions(source), _positions(source, classes), _table(source)]
         items += [*_loadings(source), *autoencoder.parts(source)]
-    items += _predictive(source)
-    items += _sensitivity(source)
-    items += _held_out(source)
-    items += _imputed(source)
+    if source.unit == source.kinds[0]:  # what is about the points, not about one kind of units
+        items += [*_predictive(source), *_sensitivity(source), *_held_out(source), *_imputed(source)]
     return Section("positions", title, tuple(items))
 
 
@@ -64,8 +63,8 @@ def _sentence(source: Source) -> str:
         )
     )
     return (
-        f"{count(n, 'unit')} have positions in {count(q, 'dimension')}. Their posterior means are {shown(between)} apart (standard "
-        f"deviation between units), and each is known to {shown(within)} (posterior standard deviation).{turned}"
+        f"{count(n, source.unit)} have positions in {count(q, 'dimension')}. Their posterior means are {shown(between)} apart (standard "
+        f"deviation between {source.unit}s), and each is known to {shown(within)} (posterior standard deviation).{turned}"
     )
 
 
@@ -230,53 +229,88 @@ def _ends(mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[tuple[str
 # -- posterior predictive check
 
 
+@dataclass(frozen=True)
+class Statistic:
+    """A statistic of data sets: the function of an observed or replicated array, and what its entries are called."""
+
+    function: Callable[[np.ndarray], np.ndarray]
+    noun: str
+    names: Sequence[str]
+
+
+def _statistics(source: Source) -> dict[str, Statistic]:
+    """The statistics of the predictive check: of each feature of a table, or of all points and those of each unit."""
+    x = source.observed.values
+    if not source.is_table:
+        return _statistics_of_points(source)
+    features = [feature(name) for name in source.features]
+    pairs = [f"{features[i]} and {features[j]}" for i, j in zip(*np.triu_indices(x.shape[1], 1), strict=True)]
+    found = {
+        "mean": Statistic(lambda a: np.nanmean(a, axis=-2), "feature", features),
+        "standard deviation": Statistic(lambda a: np.nanstd(a, axis=-2), "feature", features),
+        "largest value": Statistic(lambda a: np.nanmax(a, axis=-2), "feature", features),
+    }
+    if x.shape[1] > 1:
+        found["correlation"] = Statistic(_correlations, "pair", pairs)
+    sequences = source.sequences
+    if sequences is not None and len(sequences) < len(x):
+        found["autocorrelation"] = Statistic(lambda a: autocorrelation(a, sequences), "feature", features)
+    return found
+
+
+def _statistics_of_points(source: Source) -> dict[str, Statistic]:
+    whole = [f"all {source.points}s"]
+    found = {
+        "mean": Statistic(lambda a: np.array([a.mean()]), "data set", whole),
+        "standard deviation": Statistic(lambda a: np.array([a.std()]), "data set", whole),
+    }
+    for kind in dict.fromkeys(source.index.values()):
+        ends = [source.observed[name].values.astype(str) for name, of in source.index.items() if of == kind]
+        names, codes = np.unique(np.concatenate(ends), return_inverse=True)
+        counts = np.bincount(codes)
+
+        def means(a: np.ndarray, codes: np.ndarray = codes, counts: np.ndarray = counts, n: int = len(ends)) -> np.ndarray:
+            return np.bincount(codes, weights=np.tile(a, n)) / counts
+
+        found[f"mean by {kind}"] = Statistic(means, kind, names.tolist())
+    return found
+
+
 def _predictive(source: Source) -> list[Item]:
     group = source.group("posterior_predictive")
     name = str(source.observed.name)
-    if group is None or name not in group or not source.is_table:
+    if group is None or name not in group or not (source.is_table or (source.index and source.observed.ndim == 1)):
         why = "no predictive draws were kept" if group is None else "the data are no table of numbers"
         return [Text((f"There is no posterior predictive check: {why}.",))]
     x = source.observed.values
     replicated = group[name].values.reshape(-1, *x.shape)
     replicated = np.where(np.isnan(x), np.nan, replicated)
-    statistics: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "mean": lambda a: np.nanmean(a, axis=-2),
-        "standard deviation": lambda a: np.nanstd(a, axis=-2),
-        "largest value": lambda a: np.nanmax(a, axis=-2),
-    }
-    if x.shape[1] > 1:
-        statistics["correlation"] = _correlations
-    if source.sequences is not None and len(source.sequences) < len(x):
-        sequences = source.sequences
-        statistics["autocorrelation"] = lambda a: autocorrelation(a, sequences)
-    found = {k: (f(x), np.stack([f(one) for one in replicated])) for k, f in statistics.items()}
+    statistics = _statistics(source)
+    found = {k: (s.function(x), np.stack([s.function(one) for one in replicated])) for k, s in statistics.items()}
     n = len(replicated)
     rows = []
     for key, (seen, again) in found.items():
         p = tail(seen, again)
         worst = int(np.nanargmin(p)) if np.isfinite(p).any() else 0
-        pair = np.column_stack(np.triu_indices(x.shape[1], 1))
-        which = (
-            feature(source.features[worst])
-            if key != "correlation"
-            else " and ".join(feature(source.features[i]) for i in pair[worst])
-        )
         rows.append(
             {
-                "statistic": f"{key} of each {'pair' if key == 'correlation' else 'feature'}",
+                "statistic": f"{key} of each {statistics[key].noun}" if source.is_table else key,
                 "how many": len(p),
                 "outside 95 %": float(np.mean(p <= 0.05)),
-                "farthest off": which,
+                "farthest off": statistics[key].names[worst],
                 "observed": float(seen[worst]),
                 "replicated": float(again[:, worst].mean()),
                 "tail p": float(p[worst]),
             }
         )
+    of = "features (or pairs)" if source.is_table else "units"
     caption = (
         f"Posterior predictive check: {n} data sets drawn from the fitted model, held against the data. “Outside 95 %” is the share "
-        f"of features (or pairs) that the model misses, 0.05 or less if it fits; a tail p is two-sided, and at least {2 / (n + 1):.2g}"
+        f"of {of} that the model misses, 0.05 or less if it fits; a tail p is two-sided, and at least {2 / (n + 1):.2g}"
     )
-    return [_predictive_figure(source, found), Table.of("predictive", caption, rows)]
+    shown_of = {k: v for k, v in found.items() if source.is_table or len(v[0]) > 1}
+    nouns = {k: statistics[k].noun for k in shown_of}
+    return [_predictive_figure(shown_of, nouns), Table.of("predictive", caption, rows)]
 
 
 def tail(seen: np.ndarray, again: np.ndarray) -> np.ndarray:
@@ -323,7 +357,7 @@ def _correlations(x: np.ndarray) -> np.ndarray:
     return pd.DataFrame(x).corr().to_numpy()[upper]
 
 
-def _predictive_figure(source: Source, found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+def _predictive_figure(found: dict[str, tuple[np.ndarray, np.ndarray]], nouns: dict[str, str]) -> Figure:
     def draw(canvas: Any) -> None:
         for axes, (name, (seen, again)) in zip(panels(canvas, len(found), 5), found.items(), strict=True):
             low, middle, high = np.quantile(again - seen, (0.025, 0.5, 0.975), axis=0)
@@ -339,16 +373,19 @@ def _predictive_figure(source: Source, found: dict[str, tuple[np.ndarray, np.nda
             axes.set_xlim(-0.05 * len(seen) - 0.5, 1.05 * len(seen) - 0.5)
             if len(seen) <= FEW:
                 axes.set_xticks(np.arange(len(seen)))
-            axes.set_xlabel(f"{'pairs' if name == 'correlation' else 'features'}, in order")
+            axes.set_xlabel(f"{nouns[name]}s, in order")
         canvas.axes[0].set_ylabel("replicated less observed")
 
+    of = "feature (or pair)" if {*nouns.values()} <= {"feature", "pair"} else " and ".join(dict.fromkeys(nouns.values()))
     caption = (
-        "Posterior predictive check: a statistic of each feature (or pair) in data sets that the fitted model makes, less the same "
+        f"Posterior predictive check: a statistic of each {of} in data sets that the fitted model makes, less the same "
         "in the data; median and 95 % interval. Above 0 the model makes too much of it. Crosses mark those whose interval misses 0."
     )
     if "autocorrelation" in found:
         caption += " Autocorrelation is that with the next step of the sequence."
-    return drawn("predictive", caption, f"Replicated less observed {listed(list(found))}, by feature.", (10, 2.9), draw)
+    return drawn(
+        "predictive", caption, f"Replicated less observed {listed(list(found))}, by {of.partition(' (')[0]}.", (10, 2.9), draw
+    )
 
 
 # -- prior, held-out units
@@ -376,7 +413,8 @@ def _held_out(source: Source) -> list[Item]:
     score = source.run.info.get("held_out")
     if not score:
         return []
-    n, noun = int(score["n_units"]), "sequence" if source.model is not None and source.model.is_series() else "unit"
+    noun = "sequence" if source.model is not None and source.model.is_series() else source.points
+    n = int(score["n_units" if "n_units" in score else "n_points"])
     total, what = (float(score["elpd"]), "of") if "elpd" in score else (float(score["bound"]), "of at least, by a bound,")
     text = (
         f"{count(n, noun)} that {'was' if n == 1 else 'were'} kept out of the fit {'has' if n == 1 else 'have'} a log "

@@ -40,8 +40,8 @@ def section(source: Source) -> Section:
         items += [*_verdicts(source), _deltas(source), *_notes(source), _coverage(source)]
     if source.is_discrete:
         items += contingency.items(source)
-    items += [*_claims(source), *_scores(source), *in_part(str(source.run.comparison.attrs.get("notes", "")))]
-    ties = [part for part in str(source.run.comparison.attrs.get("ties", "")).split("; ") if part.startswith("tie: ")]
+    items += [*_claims(source), *_scores(source), *in_part(str(source.comparison.attrs.get("notes", "")))]
+    ties = [part for part in str(source.comparison.attrs.get("ties", "")).split("; ") if part.startswith("tie: ")]
     items += [Text(tuple(f"{part[5:6].upper()}{part[6:]}." for part in ties))] if ties else []
     items += _labels(source)
     return Section("scores", "How does each embedding compare?", tuple(items))
@@ -50,7 +50,7 @@ def section(source: Source) -> Section:
 def _how(source: Source) -> list[str]:
     if source.is_discrete:
         return _how_labels(source)
-    data = source.run.comparison
+    data = source.comparison
     ways = [str(way) for way in data["alignment"].values]
     said = {
         "fixed": "left as it is",
@@ -67,7 +67,7 @@ def _how(source: Source) -> list[str]:
 
 
 def _how_labels(source: Source) -> list[str]:
-    data, judged, others = source.run.comparison, source.judged, source.unjudged
+    data, judged, others = source.comparison, source.judged, source.unjudged
     said = []
     if judged:
         said.append(
@@ -86,7 +86,7 @@ def _how_labels(source: Source) -> list[str]:
 
 
 def _verdicts(source: Source) -> list[Item]:
-    data = source.run.comparison
+    data = source.comparison
     tables = []
     for way in data["alignment"].values:
         of = data.sel(alignment=way)
@@ -129,7 +129,7 @@ def first_aligned(data: xr.Dataset, name: str) -> np.ndarray:
 
 
 def _deltas(source: Source) -> Figure:
-    data = source.run.comparison
+    data = source.comparison
     data = data.isel(embedding=np.flatnonzero((data["verdict"].values != "").any(axis=0)))
     labels = [source.titles[str(label)] for label in data["embedding"].values]
     finite = data["delta"].values[np.isfinite(data["delta"].values)]
@@ -187,7 +187,7 @@ def in_part(notes: str) -> list[Item]:
 
 
 def _notes(source: Source) -> list[Item]:
-    data = source.run.comparison
+    data = source.comparison
     notes: dict[str, list[str]] = {}
     for way in data["alignment"].values.astype(str).tolist():
         for label, text in zip(
@@ -200,7 +200,7 @@ def _notes(source: Source) -> list[Item]:
 
 
 def _coverage(source: Source) -> Table:
-    data = source.run.comparison
+    data = source.comparison
     region = "set" if source.is_discrete else "region"
     records = []
     for i, label in enumerate(data["embedding"].values):
@@ -237,8 +237,8 @@ def _claims(source: Source) -> list[Item]:
 
 
 def _scores(source: Source) -> list[Item]:
-    data = source.run.comparison
-    table = source.run.scores
+    data = source.comparison
+    table = source.scores
     n_draws, n_pairs = data.sizes["chain"] * data.sizes["draw"], data.sizes["pair"]
     metrics = [str(name) for name in data["metric"].values]
     said = (
@@ -272,7 +272,7 @@ def _meaning(name: str) -> str:
 
 
 def _score_figure(source: Source) -> Figure:
-    data = source.run.comparison
+    data = source.comparison
     labels = list(source.titles.values())
     used = np.flatnonzero(~np.isnan(data["scores"].values).all(axis=(1, 2, 3)))
     data = data.isel(metric=used)
@@ -314,12 +314,12 @@ def _score_figure(source: Source) -> Figure:
 
 
 def _seeds(source: Source) -> list[Item]:
-    table = source.run.scores
+    table = source.scores
     seeded = table[table["seed"] != ""]
     several = seeded.groupby(["metric", "embedding", "map"], sort=False).filter(lambda g: len(g) > 1)
     if not len(several):
         return []
-    data = source.run.comparison
+    data = source.comparison
     records = []
     for (name, way), of in several.groupby(["embedding", "map"], sort=False):
         chosen = (data["name"].values == name) & (data["map"].values == way)
@@ -347,7 +347,7 @@ def _seeds(source: Source) -> list[Item]:
 
 
 def _labels(source: Source) -> list[Item]:
-    data, scored = source.run.comparison, _label_scores(source)
+    data, scored = source.comparison, _label_scores(source)
     if not all(name in data for name in scored):
         what = "known labels to hold the clusterings against" if source.is_discrete else "labels to hold the positions against"
         return [Text((f"The units have no {what}.",))]
@@ -375,7 +375,7 @@ def _labels(source: Source) -> list[Item]:
 
 
 def _label_figure(source: Source) -> Figure:
-    data, scored = source.run.comparison, _label_scores(source)
+    data, scored = source.comparison, _label_scores(source)
     data = data.isel(embedding=np.flatnonzero(~np.isnan(data[next(iter(scored))].values)))
     what = "clustering" if source.is_discrete else "embedding"
     labels = [*(source.titles[str(label)] for label in data["embedding"].values), _centre(source), "posterior draws"]

@@ -22,6 +22,7 @@ from latentlab.data.load import load_dataset
 from latentlab.errors import ConfigError, LatentLabError
 from latentlab.files import sha256
 from latentlab.models.base import LatentModel
+from latentlab.posterior import kinds
 from latentlab.registry import MODELS, plugins
 from latentlab.store import Run
 from latentlab.symmetry.labels import indicators
@@ -52,9 +53,59 @@ class Source:
 
     Args:
         run: The run.
+        chosen: The kind of units that the sections are about; the first where None.
     """
 
     run: Run
+    chosen: str | None = None
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of units that have positions."""
+        return kinds(self.tree) if self.model is None else tuple(self.model.kinds)
+
+    @property
+    def unit(self) -> str:
+        """The kind of units that this is about."""
+        return self.kinds[0] if self.chosen is None else self.chosen
+
+    def of(self, kind: str) -> "Source":
+        """The same run, about another kind of units."""
+        return Source(self.run, kind)
+
+    @property
+    def points(self) -> str:
+        """What the observations are called: `unit` in a table."""
+        return str(self.tree.attrs.get("points", "unit"))
+
+    @cached_property
+    def index(self) -> dict[str, str]:
+        """Index of the points -> the kind of units that it refers to; none in a table."""
+        return dict(json.loads(str(self.tree.attrs.get("index", "{}"))))
+
+    @cached_property
+    def point_names(self) -> list[str]:
+        """What the points are called: in a table as their units, else by the units that they refer to."""
+        if not self.index:
+            return self.units
+        columns = [self.observed[name].values.astype(str).tolist() for name in self.index]
+        return [" – ".join(names) for names in zip(*columns, strict=True)]
+
+    @property
+    def comparison(self) -> xr.Dataset:
+        """comparison.nc, of these units."""
+        return self.run.comparison_by_kind[self.unit]
+
+    @property
+    def embeddings(self) -> xr.Dataset:
+        """embeddings.nc, of these units."""
+        return self.run.embeddings_by_kind[self.unit]
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """comparison.csv, of these units."""
+        table = self.run.scores
+        return table[table["units"] == self.unit].reset_index(drop=True) if "units" in table else table
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -101,10 +152,10 @@ class Source:
     def site(self) -> str:
         """Name of the position site."""
         if self.model is not None:
-            return self.model.position.site
-        sites = [str(name) for name, array in self.tree["latents"].data_vars.items() if "unit" in array.dims]
+            return self.model.kinds[self.unit].site
+        sites = [str(name) for name, array in self.tree["latents"].data_vars.items() if self.unit in array.dims]
         if not sites:
-            raise ConfigError(f"{self.run.path}: posterior.nc has no positions: no aligned site has the dim 'unit'.")
+            raise ConfigError(f"{self.run.path}: posterior.nc has no positions: no aligned site has the dim {self.unit!r}.")
         return sites[0]
 
     # -- positions
@@ -135,7 +186,7 @@ class Source:
 
     @cached_property
     def units(self) -> list[str]:
-        return [str(unit) for unit in self.positions["unit"].values]
+        return [str(unit) for unit in self.positions[self.unit].values]
 
     # -- labels, where the positions are such
 
@@ -176,8 +227,8 @@ class Source:
     @cached_property
     def estimate(self) -> np.ndarray:
         """The point estimate: a partition of least expected Binder loss, named by the labels that suit it best `(unit,)`."""
-        if self.compared and "point_estimate" in self.run.comparison:
-            codes = self.run.comparison["point_estimate"].values.astype(np.int64)
+        if self.compared and "point_estimate" in self.comparison:
+            codes = self.comparison["point_estimate"].values.astype(np.int64)
         else:
             codes = minimum_binder(self.label_draws)
         return matched(codes, self.probabilities)
@@ -235,6 +286,8 @@ class Source:
         if dataset.digest() != self.run.info["data"]["sha256"]:
             return None, "The data are no longer those that were fitted, so labels, raw values and hidden truth are not shown."
         raw = dataset.sample.raw()
+        if raw.index:
+            return raw, ""
         index = pd.Index(raw.units.astype(str)).get_indexer(self.units)
         return (raw.subset(index), "") if (index >= 0).all() else (None, "The data no longer hold all units that were fitted.")
 
@@ -251,23 +304,24 @@ class Source:
     @cached_property
     def labels(self) -> np.ndarray | None:
         """A label for each unit as text; None where there are none, or as many as units."""
-        if self.raw is None or self.raw.labels is None:
+        known = None if self.raw is None else self.raw.labels_of(self.unit)
+        if known is None:
             return None
-        labels = np.array([str(label) for label in self.raw.labels.tolist()])
+        labels = np.array([str(label) for label in known.tolist()])
         return labels if 1 < len(np.unique(labels)) < len(labels) else None
 
     # -- embeddings
 
     @property
     def compared(self) -> bool:
-        """Whether there is anything that the posterior was compared with."""
-        return "comparison.nc" in self.run.info["files"]
+        """Whether there is anything that the posterior of these units was compared with."""
+        return "comparison.nc" in self.run.info["files"] and self.unit in self.run.comparison_by_kind
 
     @cached_property
     def rows(self) -> list[Row]:
         """What was compared, in the order of comparison.nc; without a row whose map cannot be had again."""
         found = []
-        data = self.run.comparison
+        data = self.comparison
         columns = (data[c].values.astype(str).tolist() for c in ("embedding", "name", "seed", "map"))
         for label, name, seed, way in zip(*columns, strict=True):
             values = self._values(name, seed)
@@ -295,7 +349,7 @@ class Source:
     @cached_property
     def unjudged(self) -> list[str]:
         """Embeddings that got none, their seeds taken together: where the positions are labels, those that are no clusterings."""
-        data = self.run.comparison
+        data = self.comparison
         names = zip(
             data["name"].values.astype(str).tolist(), data["map"].values.astype(str).tolist(), self._has_verdict, strict=True
         )
@@ -303,7 +357,7 @@ class Source:
 
     @property
     def _has_verdict(self) -> np.ndarray:
-        return np.asarray((self.run.comparison["verdict"].values != "").any(axis=0))
+        return np.asarray((self.comparison["verdict"].values != "").any(axis=0))
 
     @cached_property
     def judged_rows(self) -> list[Row]:
@@ -313,7 +367,7 @@ class Source:
     @cached_property
     def titles(self) -> dict[str, str]:
         """What the page calls each compared array, by its label in comparison.nc: seeds are counted, not spelt out."""
-        data = self.run.comparison
+        data = self.comparison
         found: dict[str, str] = {}
         seeds: dict[str, list[str]] = {}
         columns = (data[c].values.astype(str).tolist() for c in ("embedding", "name", "seed", "map"))
@@ -325,16 +379,16 @@ class Source:
         return found
 
     def _values(self, name: str, seed: str) -> np.ndarray:
-        array = self.run.embeddings[name]
+        array = self.embeddings[name]
         if array.ndim == 3:
             index = [str(s) for s in array[array.dims[0]].values].index(seed)
             array = array[index]
-        order = pd.Index([str(u) for u in array["unit"].values]).get_indexer(pd.Index(self.units))
+        order = pd.Index([str(u) for u in array[self.unit].values]).get_indexer(pd.Index(self.units))
         return np.asarray(array.values[order], dtype=np.float64)
 
     def claim(self, embedding: str) -> Correspondence | None:
         """The registry's claim about an embedding (by its label) and the model."""
-        attrs = self.run.embeddings[embedding].attrs
+        attrs = self.embeddings[embedding].attrs
         options = json.loads(str(attrs.get("options", "{}")))
         return find(str(attrs.get("name", embedding)), str(self.config["model"]["name"]), options)
 
@@ -351,7 +405,7 @@ class Source:
     @property
     def ignored(self) -> str:
         """What the model's symmetry leaves free, in words."""
-        return str(self.run.comparison.attrs.get("ignores", "")) if self.compared else ""
+        return str(self.comparison.attrs.get("ignores", "")) if self.compared else ""
 
 
 def matched(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:

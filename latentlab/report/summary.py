@@ -46,17 +46,29 @@ def section(source: Source) -> Section:
         items.append(
             Text(("The parameters are a point estimate: intervals are too narrow, and verdicts too severe.",), "caution")
         )
-    if not source.compared:
+    compared = [of for of in map(source.of, source.kinds) if of.compared]
+    if not compared:
         items.append(Text(("No embedding was compared.",)))
-    else:
-        items.append(Text(tuple(_answer(source)), "list"))
-        items += [Table.of("verdicts", "The verdicts at a glance", _glance(source))] if source.judged else []
+    for of in compared:
+        several = len(source.kinds) > 1
+        items += [Text((f"The {of.unit}s:",))] if several else []
+        items.append(Text(tuple(_answer(of)), "list"))
+        name, whose = (f"verdicts-{of.unit}", f" on the {of.unit}s") if several else ("verdicts", "")
+        items += [Table.of(name, f"The verdicts{whose} at a glance", _glance(of))] if of.judged else []
     return Section("summary", "Summary", tuple(items))
+
+
+def every_verdict(source: Source) -> list[dict[str, Any]]:
+    """The records of all kinds of units; with their kind where there are several."""
+    every = [of for of in map(source.of, source.kinds) if of.compared]
+    if len(source.kinds) == 1:
+        return [record for of in every for record in verdict_records(of)]
+    return [{"units": of.unit, **record} for of in every for record in verdict_records(of)]
 
 
 def verdict_records(source: Source) -> list[dict[str, Any]]:
     """Verdict, delta and sentence of each embedding, its seeds taken together, under each alignment."""
-    data = source.run.comparison
+    data = source.comparison
     pairs = dict.fromkeys(zip(data["name"].values.astype(str).tolist(), data["map"].values.astype(str).tolist(), strict=True))
     records = []
     for name, way in pairs:
@@ -81,7 +93,7 @@ def verdict_records(source: Source) -> list[dict[str, Any]]:
 
 def _answer(source: Source) -> list[str]:
     lines, remark = [], f" ({source.unconverged})" if source.unconverged else ""
-    for alignment in source.run.comparison["alignment"].values.astype(str).tolist():
+    for alignment in source.comparison["alignment"].values.astype(str).tolist():
         by: dict[str, list[str]] = {}
         for record in verdict_records(source):
             if record["alignment"] == alignment:
@@ -126,7 +138,7 @@ def _way(alignment: str) -> str:
 
 def _glance(source: Source) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    ways = source.run.comparison["alignment"].values.astype(str).tolist()
+    ways = source.comparison["alignment"].values.astype(str).tolist()
     empty = {f"{what}{_way(way)}": "" for way in ways for what in ("verdict", "delta")}
     for record in verdict_records(source):
         seeds = f", {record['n_seeds']} seeds" if record["n_seeds"] > 1 else ""

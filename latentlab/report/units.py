@@ -43,7 +43,7 @@ def _spread(source: Source) -> str:
 def _ranks(source: Source) -> np.ndarray:
     """Mean rank of each unit's disagreement over the embeddings, from 0, least, to 1 `(unit,)`."""
     labels = [row.label for row in source.judged_rows]
-    found = source.run.comparison["mahalanobis"].sel(embedding=labels).values
+    found = source.comparison["mahalanobis"].sel(embedding=labels).values
     return np.asarray(np.argsort(np.argsort(found, axis=1), axis=1).mean(axis=0) / max(1, found.shape[1] - 1))
 
 
@@ -67,7 +67,7 @@ def _overall(source: Source) -> str:
 
 
 def _top(source: Source) -> Table:
-    data, ranks = source.run.comparison, _ranks(source)
+    data, ranks = source.comparison, _ranks(source)
     records = []
     for i in _order(source):
         record: dict[str, Any] = {"unit": source.units[i]}
@@ -97,7 +97,7 @@ def _raw(source: Source) -> list[Item]:
 
 
 def _by_embedding(source: Source) -> Table:
-    data = source.run.comparison
+    data = source.comparison
     records = []
     for row in source.judged_rows:
         of = data.sel(embedding=row.label)
@@ -124,7 +124,7 @@ def _by_embedding(source: Source) -> Table:
 
 
 def _scatter(source: Source) -> Figure:
-    data = source.run.comparison
+    data = source.comparison
     rows = source.judged_rows
     classes = Classes(source.labels, len(source.units))
     spread = data["spread"].values
@@ -156,7 +156,7 @@ def _scatter(source: Source) -> Figure:
 
 
 def _knew(source: Source) -> Table:
-    data = source.run.comparison
+    data = source.comparison
     records = []
     for row in source.judged_rows:
         of = data.sel(embedding=row.label)

@@ -86,8 +86,8 @@ class Config(BaseModel):
         from latentlab.data.load import load_dataset
 
         dataset = load_dataset(**dict(self.dataset))
-        if self.dataset.standardize and dataset.n_units < 2:  # type: ignore[attr-defined]
-            raise DataError(f"{dataset.name}: standardising needs at least 2 units; got {dataset.n_units}.")
+        if self.dataset.standardize and dataset.n_points < 2:  # type: ignore[attr-defined]
+            raise DataError(f"{dataset.name}: standardising needs at least 2 units; got {dataset.n_points}.")
         return dataset
 
     def build_model(self) -> Any:

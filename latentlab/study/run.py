@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +30,10 @@ import xarray as xr
 import yaml
 from tqdm.auto import tqdm
 
-from latentlab.comparison import check_spread, compare
+from latentlab.comparison.choice import check_spread
+from latentlab.comparison.compare import compare
+from latentlab.comparison.rows import joined
+from latentlab.data.dataset import Dataset
 from latentlab.embeddings.embedding import Embedding, embed
 from latentlab.errors import ConfigError, DataError, InferenceError, LatentLabError, MissingDependencyError, StoreError
 from latentlab.files import now, sha256
@@ -201,6 +204,11 @@ class _Job:
         if config.held_out:
             rng = Seeds(config.seed).child("held_out").numpy()
             self.training, self.held_out = self.dataset.split(config.held_out, rng)
+        if isinstance(self.training, Dataset):
+            self.training = self.training.complete()
+        for i, one in enumerate(config.embeddings):
+            if one.label in self.training.sizes:  # type: ignore[attr-defined]
+                raise ConfigError(f"embeddings.{i}.label: {one.label!r} is a dim of the data; choose another label.")  # type: ignore[attr-defined]
         problem = prepared(self.model, self.training, self.method, seed=config.seed)
         self.outline = outline(problem, self.training.sample)
         _check_storable(self.outline, self.dataset.name)
@@ -236,13 +244,13 @@ class _Job:
         model, sample, point = self.model, self.training.sample, self.method.kind == "point"
         sites = {str(name): array.size for name, array in self.outline["posterior"].data_vars.items()}
         columns = 1 if model.position.kind == "discrete" else model.position_columns() or 1
-        position = sites.pop(model.position.site, sample.n_units * columns)
+        position = sum(sites.pop(one.site, sample.sizes[kind] * columns) for kind, one in model.kinds.items() if kind)
         acted = sum(size for name, size in sites.items() if model.exchanges.dim in model.dims[name])
         n_draws = getattr(self.method, "n_chains", 1) * self.method.n_draws
         drawn = model.position.site in self.outline["posterior"]
         each = 2 * position * (LABEL_BYTES / 8 if model.position.kind == "discrete" else 1)
         if not point:  # of a point estimate what does not vary between draws is packed to nothing
-            pointwise = sample.n_units * (not model.has_bound()) * (1 + model.is_series())
+            pointwise = sample.n_points * (not model.has_bound()) * (1 + model.is_series())
             checkpoints = 2 * (sum(sites.values()) + position * drawn)
             each += sum(sites.values()) + acted + pointwise + checkpoints + len(sites) + N_STATISTICS
         predictive = 2 * min(N_PREDICTIVE, n_draws) * sample.x.size
@@ -338,7 +346,9 @@ def _diagnose(job: _Job, directory: RunDirectory, fitted: Fit) -> None:
     if job.held_out is not None:
         score = fitted.held_out_score(job.held_out)
         directory.info["held_out"] = score
-        rows = [("held_out_score", name, value, "", "not applicable") for name, value in score.items() if name != "n_units"]
+        rows = [
+            ("held_out_score", name, value, "", "not applicable") for name, value in score.items() if not name.startswith("n_")
+        ]
         table = pd.concat([table, pd.DataFrame(rows, columns=table.columns)], ignore_index=True)
     directory.write_json("diagnostics.json", table.to_dict("records"))
     for row in table[table["verdict"].isin(["fail", "warn"])].itertuples():
@@ -349,7 +359,9 @@ def _diagnose(job: _Job, directory: RunDirectory, fitted: Fit) -> None:
 
 
 def _embed(job: _Job, directory: RunDirectory, *, progress: bool) -> list[Embedding]:
-    found = embeddings_of(load(directory.path / EMBEDDINGS, groups=()).to_dataset()) if directory.has(EMBEDDINGS) else {}
+    sample = job.training.sample
+    placed = {kind: names for kind, names in sample.kinds.items() if kind in job.model.kinds}
+    found = embeddings_of(load(directory.path / EMBEDDINGS, groups=()), placed) if directory.has(EMBEDDINGS) else {}
     made: list[Embedding] = []
     bar = tqdm(job.config.embeddings, disable=None if progress else True, leave=False)
     for i, section in enumerate(bar):
@@ -360,8 +372,8 @@ def _embed(job: _Job, directory: RunDirectory, *, progress: bool) -> list[Embedd
             made.append(found[label])
             continue
         try:
-            embedding = embed(options.pop("name"), job.training.sample, **options)
-            embedding.reindexed(job.training.sample.units)
+            embedding = embed(options.pop("name"), sample, **options)
+            joined(embedding, placed, job.model.name)
         except LatentLabError as error:
             error.args = (f"embeddings.{i}: {error}",)
             raise
@@ -369,7 +381,7 @@ def _embed(job: _Job, directory: RunDirectory, *, progress: bool) -> list[Embedd
         directory.logger.info("embedded: %s", "; ".join([embedding.label, *embedding.notes]))
         for note in embedding.notes:
             _note(directory, f"{embedding.label}: {note}")
-        directory.write_tree(EMBEDDINGS, embeddings_dataset(made, job.training.sample.units, job.model.position_columns()))
+        directory.write_tree(EMBEDDINGS, embeddings_tree(made, placed, job.model.position_columns()))
     return made
 
 
@@ -382,16 +394,17 @@ def _note(directory: RunDirectory, note: str) -> None:
 def _compare(job: _Job, directory: RunDirectory, fitted: Fit, embeddings: list[Embedding], *, progress: bool) -> None:
     comparison = compare(fitted, embeddings, **job.config.compare.options(), progress=progress)
     asked = int(job.config.compare.options().get("n_neighbors", 0))
-    taken = int(comparison.to_dataset().attrs.get("n_neighbors", asked))
+    taken = min(int(part.attrs.get("n_neighbors", asked)) for part in comparison.parts.values())
     if taken < asked:
         note = f"n_neighbors was lowered from {asked} to {taken}: fewer than half of the units can be neighbours"
         directory.logger.info("%s", note)
         _note(directory, note)
     for row in comparison.verdicts.itertuples():
         seed = str(getattr(row, "seed", ""))
-        name = f"{row.embedding} #{seed}" if seed else row.embedding
+        name = f"{row.embedding} #{seed}" if seed else str(row.embedding)
+        name += f", {row.units}s" if len(comparison.parts) > 1 else ""
         directory.logger.info("%s, %s, %s: %s", name, row.map, row.alignment, row.verdict)
-    directory.write_tree("comparison.nc", comparison.to_dataset())
+    directory.write_tree("comparison.nc", comparison.to_tree())
     directory.write_table("comparison.csv", comparison.to_dataframe())
     directory.write_table("verdicts.csv", comparison.verdicts)
 
@@ -418,15 +431,25 @@ def _has_page(run: Run) -> bool:
 # -- what is written
 
 
-def embeddings_dataset(embeddings: Sequence[Embedding], units: np.ndarray, n_latent: int | None) -> xr.Dataset:
+def embeddings_tree(embeddings: Sequence[Embedding], kinds: Mapping[str, np.ndarray], n_latent: int | None) -> xr.DataTree:
     """The embeddings, a variable each by its label: `(unit, latent)`, or `(unit, latent_LABEL)` where its size differs.
 
-    Several seeds lead with `seed_LABEL`, whose coordinate holds them.
+    Several seeds lead with `seed_LABEL`, whose coordinate holds them. Where there are several kinds of units, there is a group
+    for each; their dims are called like the kinds.
     """
-    variables, coords = {}, {"unit": units}
-    for embedding in embeddings:
+    if len(kinds) == 1:
+        (kind,) = kinds
+        return xr.DataTree(_of_kind([embedding.of(kind) for embedding in embeddings], kind, kinds[kind], n_latent))
+    placing = {kind: [e.of(kind) for e in embeddings if kind in e.kinds] for kind in kinds}
+    return xr.DataTree.from_dict({kind: _of_kind(of, kind, kinds[kind], n_latent) for kind, of in placing.items() if of})
+
+
+def _of_kind(embeddings: Sequence[Embedding], kind: str, units: np.ndarray, n_latent: int | None) -> xr.Dataset:
+    variables, coords = {}, {kind: units}
+    for given in embeddings:
+        embedding = given.reindexed(units)
         label, size = embedding.label, embedding.values.shape[-1]
-        dims: tuple[str, ...] = ("unit", "latent" if size == n_latent else f"latent_{label}")
+        dims: tuple[str, ...] = (kind, "latent" if size == n_latent else f"latent_{label}")
         coords[dims[-1]] = np.arange(size)
         if embedding.values.ndim == 3:
             dims = (f"seed_{label}", *dims)
@@ -440,21 +463,30 @@ def embeddings_dataset(embeddings: Sequence[Embedding], units: np.ndarray, n_lat
     return xr.Dataset(variables, coords=coords)
 
 
-def embeddings_of(dataset: xr.Dataset) -> dict[str, Embedding]:
-    """The embeddings that `embeddings_dataset` put into a file, by label; none of a file without their notes."""
-    return {
-        str(label): Embedding(
-            str(array.attrs["name"]),
-            array.values,
-            dataset["unit"].values,
-            str(label),
-            json.loads(array.attrs["options"]),
-            tuple(dataset[f"seed_{label}"].values.tolist()) if array.ndim == 3 else (),
-            tuple(json.loads(array.attrs["notes"])),
+def embeddings_of(tree: xr.DataTree, kinds: Iterable[str]) -> dict[str, Embedding]:
+    """The embeddings that `embeddings_tree` put into a file, by label; none of a file without their notes."""
+    several = len(list(kinds)) > 1
+    nodes = {str(kind): node.to_dataset(inherit=False) for kind, node in tree.children.items()} if several else {}
+    nodes = nodes or {next(iter(kinds)): tree.to_dataset()}
+    parts: dict[str, dict[str, xr.DataArray]] = {}
+    for kind, dataset in nodes.items():
+        for label, array in dataset.data_vars.items():
+            if "notes" in array.attrs:
+                parts.setdefault(str(label), {})[kind] = array
+    found = {}
+    for label, arrays in parts.items():
+        first = next(iter(arrays.values()))
+        values, units = ({k: a.values for k, a in arrays.items()}, {k: a[k].values for k, a in arrays.items()})
+        found[label] = Embedding(
+            str(first.attrs["name"]),
+            values if several else first.values,
+            units if several else next(iter(units.values())),
+            label,
+            json.loads(first.attrs["options"]),
+            tuple(first[f"seed_{label}"].values.tolist()) if first.ndim == 3 else (),
+            tuple(json.loads(first.attrs["notes"])),
         )
-        for label, array in dataset.data_vars.items()
-        if "notes" in array.attrs
-    }
+    return found
 
 
 def _params(job: _Job, fitted: Fit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -26,7 +26,7 @@ TABLES: dict[str, Table] = {"dataset": DATASETS, "model": MODELS, "inference": M
 COMMON = {
     "dataset": "latentlab.data.load:load_dataset",
     "embeddings": "latentlab.embeddings.embedding:embed",
-    "compare": "latentlab.comparison:compare",
+    "compare": "latentlab.comparison.compare:compare",
 }
 """The call whose keyword arguments are options of every entry of a section."""
 

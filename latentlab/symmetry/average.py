@@ -59,7 +59,7 @@ FLAT = 1e-3
 
 def compact(group: Group) -> Group:
     """The group itself, or its rotations where it has no finite invariant measure (translations, linear maps)."""
-    return Orthogonal(group.dim) if isinstance(group, Euclidean | GeneralLinear) else group
+    return Orthogonal(group.dim, group.units) if isinstance(group, Euclidean | GeneralLinear) else group
 
 
 def log_average(

@@ -9,7 +9,7 @@ more for `Euclidean`, whose last row is the translation).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,6 @@ import numpy as np
 Values = Mapping[str, np.ndarray]
 Dims = Mapping[str, tuple[str, ...]]
 
-UNIT = "unit"
-"""The dim of the things that have positions; a site that has it is a position, for the groups to which that matters."""
 NEXT = "next_"
 """Arrays cannot have one dim twice: a matrix over `state` has the dims `state` and `next_state`, and a group acts on both."""
 
@@ -43,6 +41,12 @@ class Group(ABC):
     """A symmetry acting along one dim of every site that has it."""
 
     dim: str = "latent"
+    units: tuple[str, ...] = ("unit",)
+    """The dims of the things that have positions: a site with one of them is a position, to the groups to which that matters."""
+
+    def is_position(self, dims: Iterable[str]) -> bool:
+        """Whether a site with these dims is a position."""
+        return not set(self.units).isdisjoint(dims)
 
     @abstractmethod
     def random(self, rng: np.random.Generator, size: int, shape: tuple[int, ...] = ()) -> np.ndarray:

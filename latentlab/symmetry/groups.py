@@ -2,22 +2,23 @@ r"""The groups: how each acts on named sites, aligns draws, and what it leaves i
 
 All act along one dim, `latent` unless said. With an element g (a matrix, acting from the right on rows) loadings W
 `(feature, latent)` become W g, positions z `(unit, latent)` z g, a vector `(latent,)` v g, a matrix
-`(latent, latent)` g' S g. Two groups tell sites with the dim `unit`, the positions, from the others: `Euclidean` moves
-positions only, and `GeneralLinear` takes z to z A and the others to W A^-T, so that the product z W' stays.
+`(latent, latent)` g' S g. Two groups tell positions, the sites with a dim of units (`units`, which is `unit` unless said), from
+the others: `Euclidean` moves positions only, and `GeneralLinear` takes z to z A and the others to W A^-T, so that the product
+z W' stays.
 
 Subgroups, each contained in those to its right:
 
     Identity < Permutation < SignedPermutation < Orthogonal < Euclidean,    Orthogonal < GeneralLinear
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
 from latentlab.errors import ModelError
 from latentlab.symmetry import action, consensus, invariants
-from latentlab.symmetry.group import UNIT, Aligned, Dims, Group, Values
+from latentlab.symmetry.group import Aligned, Dims, Group, Values
 from latentlab.symmetry.matrix_group import MatrixGroup
 
 
@@ -26,6 +27,7 @@ class Identity(Group):
     """No symmetry: nothing is turned, and every site is its own invariant."""
 
     dim: str = "latent"
+    units: tuple[str, ...] = field(default=("unit",), repr=False)
 
     def is_trivial(self) -> bool:
         """True."""
@@ -73,6 +75,7 @@ class Permutation(MatrixGroup):
     """
 
     dim: str = "latent"
+    units: tuple[str, ...] = field(default=("unit",), repr=False)
     subgroups: ClassVar[tuple[type[Group], ...]] = (Identity,)
     keeps_diagonals: ClassVar[bool] = True
 
@@ -112,6 +115,7 @@ class SignedPermutation(MatrixGroup):
     """Exchange of the q axes and change of their signs: q! 2^q elements."""
 
     dim: str = "latent"
+    units: tuple[str, ...] = field(default=("unit",), repr=False)
     subgroups: ClassVar[tuple[type[Group], ...]] = (Identity, Permutation)
 
     def random(self, rng: np.random.Generator, size: int, shape: tuple[int, ...] = ()) -> np.ndarray:
@@ -156,6 +160,7 @@ class Orthogonal(MatrixGroup):
     """
 
     dim: str = "latent"
+    units: tuple[str, ...] = field(default=("unit",), repr=False)
     subgroups: ClassVar[tuple[type[Group], ...]] = (Identity, Permutation, SignedPermutation)
 
     def random(self, rng: np.random.Generator, size: int, shape: tuple[int, ...] = ()) -> np.ndarray:
@@ -188,11 +193,12 @@ class Orthogonal(MatrixGroup):
 class Euclidean(MatrixGroup):
     """Rotations, reflections and translations, E(q).
 
-    The translation moves positions only (sites with the dim `unit`); everything else is rotated. An element is a matrix
+    The translation moves positions only (sites with a dim of `units`); everything else is rotated. An element is a matrix
     `(..., q + 1, q + 1)`: the rotation, and in its last row the translation that follows it.
     """
 
     dim: str = "latent"
+    units: tuple[str, ...] = field(default=("unit",), repr=False)
     subgroups: ClassVar[tuple[type[Group], ...]] = (Identity, Permutation, SignedPermutation, Orthogonal)
 
     def random(self, rng: np.random.Generator, size: int, shape: tuple[int, ...] = ()) -> np.ndarray:
@@ -209,7 +215,7 @@ class Euclidean(MatrixGroup):
 
     def _transformed(self, element: np.ndarray, x: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
         rotated = x @ element[..., :-1, :-1]
-        if UNIT not in names:
+        if not self.is_position(names):
             return rotated
         if names.count(self.dim) > 1:
             raise ModelError(f"a translation along '{self.dim}' has no meaning for a position with dims {names}.")
@@ -226,8 +232,9 @@ class Euclidean(MatrixGroup):
         return _motion(rotations, (goal - centre @ rotations)[..., 0, :])
 
     def _centre(self, x: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-        if UNIT not in names:
-            raise ModelError(f"a Euclidean alignment needs a site with the dim '{UNIT}'; got one with dims {names}.")
+        if not self.is_position(names):
+            units = " or ".join(map(repr, self.units))
+            raise ModelError(f"a Euclidean alignment needs a site with the dim {units}; got one with dims {names}.")
         return x.mean(axis=-2, keepdims=True)
 
     def _of_rows(self, sites: dict[str, np.ndarray], positions: set[str]) -> dict[str, np.ndarray]:
@@ -240,13 +247,14 @@ class Euclidean(MatrixGroup):
 
 @dataclass(frozen=True)
 class GeneralLinear(MatrixGroup):
-    """Invertible linear maps, GL(q): positions z (sites with the dim `unit`) to z A, all others W to W A^-T.
+    """Invertible linear maps, GL(q): positions z (sites with a dim of `units`) to z A, all others W to W A^-T.
 
     The product z W' stays. Alignment first gives every draw of the site orthogonal columns of mean square 1, so that
     only its span counts, and then rotates; the consensus is an orthogonal basis of the draws' common subspace.
     """
 
     dim: str = "latent"
+    units: tuple[str, ...] = field(default=("unit",), repr=False)
     subgroups: ClassVar[tuple[type[Group], ...]] = (Identity, Permutation, SignedPermutation, Orthogonal)
 
     def random(self, rng: np.random.Generator, size: int, shape: tuple[int, ...] = ()) -> np.ndarray:
@@ -258,7 +266,7 @@ class GeneralLinear(MatrixGroup):
         return x @ self._on(element, names)
 
     def _on(self, element: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-        return element if UNIT in names else np.linalg.inv(element).swapaxes(-1, -2)
+        return element if self.is_position(names) else np.linalg.inv(element).swapaxes(-1, -2)
 
     def _consensus(self, x: np.ndarray, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
         whitening = self._whitening(x, names)
@@ -316,14 +324,14 @@ def larger_groups(group: Group, dims: Dims, *, size: int = 2) -> list[Group]:
     """
     if not any(group.dim in names for names in dims.values()):
         return []
-    candidates = [entry(group.dim) for entry in GROUPS.values()]  # type: ignore[call-arg]
+    candidates = [entry(group.dim, group.units) for entry in GROUPS.values()]  # type: ignore[call-arg]
     reach = _reach(group, dims, size)
     return [g for g in candidates if group in g and g not in group and _reach(g, dims, size) != reach]
 
 
 def _reach(group: Group, dims: Dims, size: int) -> str:
     """A name for what a group does to sites with these dims; equal names, equal action."""
-    moves = any(UNIT in names and group.dim in names for names in dims.values())
+    moves = any(group.is_position(names) and group.dim in names for names in dims.values())
     name = type(group).__name__
     if name == "Euclidean" and not moves:
         name = "Orthogonal"

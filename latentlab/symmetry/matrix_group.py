@@ -7,7 +7,7 @@ import numpy as np
 
 from latentlab.errors import ModelError
 from latentlab.symmetry import action, invariants
-from latentlab.symmetry.group import UNIT, Aligned, Dims, Group, Values
+from latentlab.symmetry.group import Aligned, Dims, Group, Values
 
 
 class MatrixGroup(Group):
@@ -125,7 +125,7 @@ class MatrixGroup(Group):
                 found |= self._of_matrix(site, matrix)
                 if self.keeps_diagonals:
                     single[f"diag {site}"] = np.diagonal(matrix, axis1=-2, axis2=-1)
-        return found | self._of_rows(single, {site for site in single if UNIT in dims.get(site, ())})
+        return found | self._of_rows(single, {site for site in single if self.is_position(dims.get(site, ()))})
 
     def _matrices(self, site: str, value: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
         """A site with two axes of the group as matrices `(*lead, m, q, q)`."""

@@ -382,7 +382,7 @@ def test_errors_name_what_is_wrong(case):
     reference = Reference(draws, "orthogonal", case.rng)
     with pytest.raises(DataError, match="`alpha` must lie between 0 and 1; got 5"):
         reference.judge(case.mean, alpha=5)
-    with pytest.raises(DataError, match="name the 100 units of the draws; got 2 names"):
+    with pytest.raises(DataError, match="name the 100 units that are judged; got 2 names"):
         reference.judge(case.mean, units=["a", "b"])
     with pytest.raises(DataError, match="100 units"):
         reference.judge(case.mean[1:])

@@ -27,7 +27,7 @@ from latentlab.seeds import Seeds, double
 
 def problem_of(model, dataset, checkpoint=None):
     arrays = tensors(model, dataset)
-    return Problem(model, arrays, Density(model, arrays, dataset.dims), Seeds(0), progress=False, checkpoint=checkpoint)
+    return Problem(model, arrays, Density(model, arrays, dataset.array_dims), Seeds(0), progress=False, checkpoint=checkpoint)
 
 
 @pytest.fixture(scope="module")

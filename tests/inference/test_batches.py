@@ -189,7 +189,7 @@ def test_draws_are_computed_together_as_far_as_there_is_room(missing, at_once, m
         x[4096:][np.random.default_rng(1).random((4096, 20)) < 0.5] = np.nan
     monkeypatch.setattr(module, "ROOM", 4150 * 20 * 10)
     problem = prepared(PPCA(1), Dataset({"x": x}, dims={"x": ("unit", "feature")}), METHOD, progress=False)
-    rows = tuple(problem.arrays[name] for name in problem.density.unit_arrays())
+    rows = tuple(problem.arrays[name] for name in problem.density.point_arrays())
     assert module._at_once(problem.density, rows, np.zeros((1, problem.density.size))) == at_once
 
 

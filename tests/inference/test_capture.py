@@ -454,7 +454,7 @@ def test_machine_code_of_a_density_is_the_density(model, name, n_points, rng, ca
     """Compiled once in a run of the tests: PPCA's is the code of four chains of NUTS in `test_reference`."""
     caplog.set_level(logging.INFO)
     dataset = load_dataset(name)
-    density = Density(model, tensors(model, dataset), dataset.dims, plan=COMPILED)
+    density = Density(model, tensors(model, dataset), dataset.array_dims, plan=COMPILED)
     points = 0.3 * rng.standard_normal((n_points, density.size))
     values, gradients = density.batch_value_and_grad(points)
     assert "machine code of" in caplog.text

@@ -66,7 +66,7 @@ def test_values_of_the_wrong_shape_or_absent_are_refused():
 
 
 def flat(model, dataset):
-    return Density(model, tensors(model, dataset), dataset.dims)
+    return Density(model, tensors(model, dataset), dataset.array_dims)
 
 
 @pytest.mark.parametrize("model", [PPCA(2), PPCA(2, marginalize=False), FactorAnalysis(2)], ids=repr)
@@ -86,7 +86,7 @@ def test_the_density_on_other_data_uses_no_graph_of_these():
     """A graph holds the data; SBC runs its method on one data set after the other."""
     model, iris = PPCA(2), load_dataset("iris")
     arrays = tensors(model, iris)
-    density = Density(model, arrays, iris.dims)
+    density = Density(model, arrays, iris.array_dims)
     u = torch.linspace(-0.5, 0.5, density.size, dtype=torch.float64)
     method = SVI(n_steps=30, n_draws=5, guide="mean_field")
 
@@ -101,7 +101,7 @@ def test_the_density_on_other_data_uses_no_graph_of_these():
 
     found(density)
     moved = {**arrays, "x": arrays["x"] + 1.0}
-    for one, two in zip(found(density.on(moved)), found(Density(model, moved, iris.dims)), strict=True):
+    for one, two in zip(found(density.on(moved)), found(Density(model, moved, iris.array_dims)), strict=True):
         np.testing.assert_array_equal(one, two)
 
 

@@ -44,7 +44,7 @@ def gaussian(problem, name, *, framed):
         guide = FullRank(start) if framed else GUIDES[name](start)
         vectors, noise = pack(guide.parameters)[None], guide.noise(2, torch.Generator())[None]
     frame = (start[None], torch.eye(len(start), dtype=torch.float64)[None], torch.zeros(1, dtype=torch.float64)) if framed else ()
-    rows = tuple(density.arrays[n][:20][None] for n in density.unit_arrays())
+    rows = tuple(density.arrays[n][:20][None] for n in density.point_arrays())
     scale = Adam(1, 0.1, None, "", progress=False).scale(0)
 
     def step(*arguments):
@@ -78,7 +78,7 @@ def test_a_step_of_a_vae_is_on_its_device(iris, precision, kl_warmup):
     def step(*arguments):
         return whole_step(method._losses(problem, found, 150, shapes), shapes, (1.0,) * len(shapes))(*arguments)
 
-    rows = tuple(problem.arrays[n][:20] for n in problem.density.unit_arrays())
+    rows = tuple(problem.arrays[n][:20] for n in problem.density.point_arrays())
     scale = Adam(1, 0.1, None, "", progress=False).scale(0)
     example = (vectors, vectors, vectors, scale, torch.tensor(1.0, dtype=torch.float64), *rows)
     found_there = on_the_device(step, example)

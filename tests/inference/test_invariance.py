@@ -90,7 +90,7 @@ def data(n_features=4, scale=1.0, n_units=30):
 
 def rows(model, dataset, values, parameters=None):
     """The check's rows at draws `(chain, draw, *site)`."""
-    density = Density(model, tensors(model, dataset), dataset.dims)
+    density = Density(model, tensors(model, dataset), dataset.array_dims)
     attrs = check_symmetry(model, density, values, parameters or {}, Seeds(0))
     tree = build({"posterior": values}, dims={**model.dims}, attrs={"inference": "vi", **attrs})
     table = diagnose(tree, group=model.exchanges, dims=model.dims, position=model.position.site)

@@ -274,13 +274,13 @@ def test_the_minibatch_elbo_is_the_full_one_on_average():
 
     iris = load_dataset("iris", missing=0.1)
     model = PPCA(2)
-    density = Density(model, tensors(model, iris), iris.dims)
+    density = Density(model, tensors(model, iris), iris.array_dims)
     values = density.constrain(torch.full((density.size,), 0.3, dtype=torch.float64))
     full = float(density.log_joint(values))
     parts = []
     for first in range(0, 150, 30):
-        rows = tuple(density.arrays[name][first : first + 30] for name in density.unit_arrays())
-        parts.append(float(density.log_joint(values, density.with_units(rows), 150 / 30)))
+        rows = tuple(density.arrays[name][first : first + 30] for name in density.point_arrays())
+        parts.append(float(density.log_joint(values, density.with_points(rows), 150 / 30)))
     assert np.mean(parts) == pytest.approx(full, rel=1e-12)
     assert parts[0] != pytest.approx(full, rel=1e-6)
 

@@ -35,7 +35,7 @@ def test_densities_and_gradients_are_those_of_each_data_set(n_missing, which, rn
     points = rng.normal(size=(len(which), together.density.size))
     values, gradients = together.value_and_grad(points, which)
     for i, u, value, gradient in zip(which, points, values, gradients, strict=True):
-        alone = Density(MODEL, tensors(MODEL, sets[i]), sets[i].dims)
+        alone = Density(MODEL, tensors(MODEL, sets[i]), sets[i].array_dims)
         expected = alone.eager_value_and_grad(torch.from_numpy(u))
         np.testing.assert_allclose(value, expected[0].numpy(), rtol=1e-10)
         np.testing.assert_allclose(gradient, expected[1].numpy(), rtol=1e-8, atol=1e-8)

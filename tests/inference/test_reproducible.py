@@ -183,7 +183,7 @@ class Correlated(LatentModel):
 def correlated():
     x = np.random.default_rng(2).standard_normal((5, 2))
     dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name="pairs")
-    return Density(Correlated(), tensors(Correlated(), dataset), dataset.dims), dataset
+    return Density(Correlated(), tensors(Correlated(), dataset), dataset.array_dims), dataset
 
 
 @pytest.mark.parametrize("how", ["density", "mean", "singular values"])

@@ -18,7 +18,9 @@ from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.gaussian_mixture import DPMixture, GaussianMixture
 from latentlab.models.linear_vae import LinearVAE
+from latentlab.models.matrix_factorization import MatrixFactorization
 from latentlab.models.ppca import PPCA
+from latentlab.models.random_dot_product import RandomDotProduct
 from latentlab.models.state_space import LinearGaussianStateSpace
 from latentlab.models.vae import VAE
 from latentlab.registry import MODELS
@@ -58,6 +60,8 @@ CASES = {
     ],
     "linear_vae": [LinearVAE(2), LinearVAE(3, sigma=0.5)],
     "factor_analysis": [FactorAnalysis(2), FactorAnalysis(3, marginalize=False), FactorAnalysis(1, mu_scale=0)],
+    "matrix_factorization": [MatrixFactorization(2), MatrixFactorization(1, U_scale=0.5, V_scale=2.0, mu_scale=0)],
+    "random_dot_product": [RandomDotProduct(2), RandomDotProduct(3, alpha_scale=1.0, z_scale=0.5)],
 }
 MODELS_TO_CHECK = [pytest.param(m, id=repr(m)) for models in CASES.values() for m in models]
 
@@ -286,7 +290,7 @@ def test_a_column_in_a_plate_of_units_is_refused():
     model = Scalar(1)
     model.dims = {"mu": ("feature",)}
     with pytest.raises(ModelError, match=r"site 'x' has a log density of shape \(7, 7\).*\(7,\).*\(N, 1\)"):
-        Density(model, tensors(model, column), column.dims)
+        Density(model, tensors(model, column), column.array_dims)
 
 
 @pytest.mark.parametrize("model", MODELS_TO_CHECK)

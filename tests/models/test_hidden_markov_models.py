@@ -318,7 +318,7 @@ def test_a_start_counts_the_transitions_from_rows_to_columns():
 def test_what_is_forbidden_stays_so_in_every_draw_and_derivatives_are_finite():
     model = GaussianHMM(3, left_to_right=True)
     dataset = model.simulate(np.random.default_rng(3), 30, n_features=1)
-    density = Density(model, tensors(model, dataset), dataset.dims)
+    density = Density(model, tensors(model, dataset), dataset.array_dims)
     for seed in range(5):
         u = torch.randn(density.size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2
         value, gradient = density.eager_value_and_grad(u)

@@ -73,7 +73,7 @@ def test_the_bound_is_the_mean_of_the_program_less_the_guide(rng):
     model = LinearVAE(2)
     dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")})
     arrays = tensors(model, dataset)
-    problem = Problem(model, arrays, Density(model, arrays, dataset.dims), Seeds(0))
+    problem = Problem(model, arrays, Density(model, arrays, dataset.array_dims), Seeds(0))
     with double():
         exact = float(model.elbo(arrays, **at(values)))
         q = model.latents(arrays, **at(values))
@@ -92,7 +92,7 @@ def test_importance_weights_bring_the_objective_to_the_likelihood(rng):
     model = LinearVAE(2)
     dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")})
     arrays = tensors(model, dataset)
-    problem = Problem(model, arrays, Density(model, arrays, dataset.dims), Seeds(0))
+    problem = Problem(model, arrays, Density(model, arrays, dataset.array_dims), Seeds(0))
     covariance = values["W"] @ values["W"].T + 0.49 * np.eye(4)
     exact = gaussian_log_density(x, values["mu"], covariance).sum()
     with double():

@@ -214,7 +214,7 @@ def test_the_stated_answer_is_the_sum_over_all_assignments():
 def test_the_models_density_integrates_to_the_exact_evidence():
     """Quadrature of the model's own joint: a polynomial of degree 7 in the weight, trapezoids in the means."""
     dataset = data(TINY[:, None])
-    density = Density(TINY_MODEL, tensors(TINY_MODEL, dataset), dataset.dims)
+    density = Density(TINY_MODEL, tensors(TINY_MODEL, dataset), dataset.array_dims)
     node, share = np.polynomial.legendre.leggauss(6)
     node, share = (node + 1) / 2, share / 2
     mu = np.arange(-13.0, 13.01, 0.25)

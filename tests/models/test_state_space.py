@@ -131,7 +131,7 @@ def test_the_local_level_model_is_the_dense_gaussian(rng):
         exact = np.array([local_level(part, 0.6, 0.8, 3.0) for part in parts[name]])
         assert log_joint(model, dataset, values) == pytest.approx(exact.sum() + priors, rel=1e-11)
         arrays = tensors(model, dataset)
-        density = Density(model, arrays, dataset.dims)
+        density = Density(model, arrays, dataset.array_dims)
         assert float(density.log_likelihood(given).sum()) == pytest.approx(exact.sum(), rel=1e-11)
         left_out = model.leave_one_out(arrays, **given).numpy()
         if name == "several":
@@ -205,7 +205,7 @@ def test_maximum_likelihood_beats_the_truth_and_is_in_principal_axes(rng):
     assert set(found.values) == {"A", "C", "mu", "sigma"}
     assert found.gradient < 1e-8
     assert found.how.startswith("EM")
-    density = Density(model, arrays, dataset.dims)
+    density = Density(model, arrays, dataset.array_dims)
     level = lambda values: float(density.log_likelihood({k: torch.tensor(v) for k, v in values.items() if k != "z"}).sum())  # noqa: E731
     assert level(found.values) == pytest.approx(found.trace[-1], rel=1e-10)
     assert level(found.values) > level(dataset.truth)

@@ -87,7 +87,7 @@ def test_the_score_of_the_parameters_has_mean_zero():
         for _ in range(300):
             dataset = model.simulate(rng, 6, n_features=3)
             values = torched({n: v for n, v in dataset.truth.items() if n in model.parameters})
-            density = Density(model, tensors(model, dataset), dataset.dims, values)
+            density = Density(model, tensors(model, dataset), dataset.array_dims, values)
             z = {"z": torch.tensor(dataset.truth["z"])}
             gradients = torch.func.grad(lambda p, d=density, z=z: d.at(p).log_joint(z))(values)
             rows.append(np.concatenate([gradients[n].numpy().ravel() for n in sorted(gradients)]))

@@ -1,11 +1,13 @@
 "use strict";
 (function () {
   // Linked brushing: one set of marked units, drawn in every panel.
-  const root = document.getElementById("brush");
-  const source = document.getElementById("brush-data");
   addEventListener("beforeprint", () => document.querySelectorAll("details:not([open])").forEach(d => { d.open = true; d.dataset.folded = ""; }));
   addEventListener("afterprint", () => document.querySelectorAll("details[data-folded]").forEach(d => { d.open = false; delete d.dataset.folded; }));
-  if (!root || !source) return;
+  document.querySelectorAll(".brush").forEach(begin);
+
+  function begin(root) {
+  const source = document.getElementById(root.id + "-data");
+  if (!source) return;
   const data = JSON.parse(source.textContent);
   const n = data.units.length, MOST = 200, RINGS = 40, PAD = 12, NEAR = 9;
   const marked = new Set();
@@ -289,4 +291,5 @@
   tell();
   redraw();
   if (window.ResizeObserver) new ResizeObserver(() => { all.forEach(lay); redraw(); }).observe(part("panels"));
+  }
 })();

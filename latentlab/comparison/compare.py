@@ -1,0 +1,242 @@
+"""A fit against embeddings of the same data: scores with ceiling and floor, verdicts, coverage, units, labels.
+
+The stages follow one another: rows (what is compared), draws (aligned once), scores, verdicts, tables.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from tqdm.auto import tqdm
+
+from latentlab.compare.align import Alignment
+from latentlab.compare.clustering import co_assignment, credible_ball, minimum_binder, n_clusters, unsettled
+from latentlab.compare.label_units import UnitsOfLabels
+from latentlab.compare.metric import Metric, needed
+from latentlab.compare.neighbors import N_RECALLED, Search
+from latentlab.comparison.choice import alignments_of, check_spread, metrics_of
+from latentlab.comparison.known_labels import clusters_and_labels, positions_and_labels
+from latentlab.comparison.result import Comparison, Scores, judged_data, named, score_data, score_frame, verdict_frame
+from latentlab.comparison.rows import Row, rows_of
+from latentlab.comparison.scores import RECALLS, in_part, lifted_over, recalls, scored
+from latentlab.comparison.verdicts import N_NAMED, Judged, borderline, judged_labels, judged_positions
+from latentlab.embeddings.embedding import Embedding
+from latentlab.errors import ConfigError
+from latentlab.fit import Fit
+from latentlab.seeds import Seeds, one_thread
+from latentlab.settings import Count, Fraction, Several, checked, keyword_types
+
+MOST_PAIRED = 2000
+"""Units up to which the co-assignment of each pair is kept (32 MB)."""
+
+
+@one_thread()
+def compare(
+    fit: Fit,
+    embeddings: Sequence[Embedding],
+    *,
+    n_neighbors: Count = 15,
+    alignments: tuple[Alignment, ...] | None = None,
+    metrics: tuple[str, ...] | None = None,
+    alpha: Fraction = 0.05,
+    n_draws: Several = 200,
+    n_pairs: Count = 200,
+    n_permutations: Count = 50,
+    neighbor_search: Search = "exact",
+    progress: bool = True,
+) -> Comparison:
+    """Compares a fit's positions with embeddings of the same units.
+
+    Where there are several kinds of units, an embedding is aligned by all that it places together, and each kind has scores and
+    verdicts of its own.
+
+    Each embedding is compared raw, and again under the map of its correspondence with the model, where there is one. Where the
+    positions are labels, clusterings are compared with the draws of them and get a verdict, and every embedding is compared with
+    their probabilities (distances against soft assignments), by metrics without a verdict.
+
+    Args:
+        fit: The fit.
+        embeddings: Embeddings, joined with the fit by unit.
+        n_neighbors: Neighbours for the metrics about them; at most fewer than half of the units are taken.
+        alignments: What may be done to an embedding of positions before the verdict: `fixed` (nothing), `orthogonal`,
+            `similarity`, `affine`. Where None, rotation and centring, and these with scale; a linear map where the model's
+            symmetry leaves one free; nothing where the positions have no symmetry.
+        metrics: Names of metrics; where None all that ignore what the symmetry ignores, but for the slow `gromov_wasserstein`.
+            Where the positions are labels, those of labels and a few of positions.
+        alpha: Level of the verdicts, Holm's over all compared arrays.
+        n_draws: Posterior draws that metrics are lifted over, spread evenly over the chains; verdicts use all.
+        n_pairs: Pairs of draws for the ceiling.
+        n_permutations: Permutations of the units for the floor.
+        neighbor_search: Whether nearest neighbours are `exact` or, sooner for many units in many columns, `approximate`: then
+            `notes` and the dataset say how many of them are true ones.
+        progress: A bar on a terminal.
+
+    Raises:
+        DataError: An embedding lacks units of the fit, or is not finite.
+        ModelError: The fit gives positions no spread.
+        ConfigError: No such metric or alignment, or one that minds what the symmetry leaves free and was not asked for.
+    """
+    numbers = {"n_neighbors": n_neighbors, "n_draws": n_draws, "n_pairs": n_pairs, "n_permutations": n_permutations}
+    checked("compare", keyword_types(compare), {**numbers, "alpha": alpha, "neighbor_search": neighbor_search})
+    chosen = metrics_of(metrics, fit)
+    ways = alignments_of(alignments, fit)
+    if isinstance(embeddings, Embedding) or not all(isinstance(one, Embedding) for one in embeddings):
+        single = isinstance(embeddings, Embedding)
+        odd = embeddings if single else next(one for one in embeddings if not isinstance(one, Embedding))
+        raise ConfigError(
+            "`embeddings` must be a list of `Embedding`s, such as `[embed('pca', dataset), Embedding(name, values, units)]`; "
+            f"got {'' if single else 'a list with '}{type(odd).__name__}."
+        )
+    if not embeddings:
+        raise ConfigError("`embeddings` is empty: there is nothing to compare with.")
+    check_spread(fit.model, fit.method)
+    rows = rows_of(fit, embeddings)
+    kinds = [kind for kind in fit.model.kinds if any(row.units == kind for row in rows)]
+    names = {kind: fit.dataset.kinds[kind] for kind in kinds}
+    draws = {kind: np.ascontiguousarray(fit.latents(fit.model.kinds[kind].site).values) for kind in kinds}
+    some = {kind: lifted_over(fit, draws[kind], n_draws) for kind in kinds}
+    near: dict[str, dict[str, Any]] = {
+        kind: {"n_neighbors": min(n_neighbors, max(1, (len(units) - 1) // 2)), "neighbor_search": neighbor_search}
+        for kind, units in names.items()
+    }
+    seeds, n_steps = Seeds(fit.seed).child("comparison"), 3 * len(rows)
+    for kind in kinds:
+        n_steps += len(some[kind]) * next(iter(some[kind].values()))[..., 0].size // len(names[kind])
+    own = {kind: [i for i, row in enumerate(rows) if row.units == kind] for kind in kinds}
+    with tqdm(total=n_steps, desc="compare", disable=None if progress else True, leave=False) as bar:
+        tables: dict[str, Scores] = {
+            kind: scored([rows[i] for i in which], chosen, some[kind], near[kind], (n_pairs, n_permutations), seeds, bar)
+            for kind, which in own.items()
+        }
+        texts = {kind: [str(unit) for unit in units] for kind, units in names.items()}
+        partition = _Partition(fit, draws[kinds[0]][..., 0], names[kinds[0]]) if _is_discrete(fit) else None
+        if partition is not None:
+            judged = judged_labels(rows, partition.draws, texts[kinds[0]], partition.common, alpha, seeds, bar)
+        else:
+            positions = {kind: one["positions"] for kind, one in some.items()}
+            judged = judged_positions(rows, draws, positions, texts, ways, alpha, near, seeds, bar)
+    parts = {}
+    for kind, which in own.items():
+        those, found = [rows[i] for i in which], judged.only(which)
+        data = _part(fit, those, chosen, names[kind], tables[kind], found, partition)
+        data, notes = _with_recalls(data, those, some[kind], near[kind], in_part(chosen, len(names[kind])))
+        data = data.merge(_known_labels(fit, kind, those, draws[kind], data, near[kind], seeds))
+        data.attrs = {
+            "n_neighbors": near[kind]["n_neighbors"],
+            "alpha": alpha,
+            **_symmetry(fit),
+            "alignments": ", ".join(found.verdicts),
+            "notes": "; ".join(notes),
+            "ties": "; ".join([*_unsettled(data, names[kind]), *borderline(those, found.verdicts)]),
+            "failed_checks": _failed_checks(fit),
+        }
+        parts[kind] = named(data, kind)
+    scores = [score_frame([rows[i] for i in which], chosen, tables[kind]) for kind, which in own.items()]
+    return Comparison(pd.concat(scores, ignore_index=True), verdict_frame(rows, judged.verdicts), parts)
+
+
+class _Partition:
+    """What the posterior says of the partition of the units, where the positions are labels.
+
+    Args:
+        fit: The fit.
+        draws: Aligned draws of the labels `(chain, draw, unit)`.
+        units: The units' names.
+    """
+
+    def __init__(self, fit: Fit, draws: np.ndarray, units: np.ndarray) -> None:
+        self.draws, self.units = draws, units
+        self.pairs = co_assignment(draws)
+        self.common = UnitsOfLabels(draws, self.pairs.mean, fit.model.n_labels())
+
+    def data(self) -> xr.Dataset:
+        """Point estimate, probabilities of the labels, number of clusters, credible ball, co-assignment."""
+        centre = minimum_binder(self.draws)
+        ball = credible_ball(self.draws, centre)
+        found: dict[str, Any] = {
+            "point_estimate": (("unit",), centre),
+            "unsettled": (("unit",), np.isin(np.arange(len(centre)), unsettled(self.draws, centre))),
+            "label_probability": (("unit", "label"), self.common.probabilities),
+            "n_clusters": (("clusters_chain", "clusters_draw"), n_clusters(self.draws)),
+            "ball_radius": ((), ball.radius),
+            "ball_mass": ((), ball.mass),
+        }
+        if len(self.units) <= MOST_PAIRED:
+            found |= {
+                "co_assignment": (("unit", "other_unit"), self.pairs.mean),
+                "co_assignment_se": (("unit", "other_unit"), self.pairs.standard_error),
+            }
+        return xr.Dataset(found, coords={"unit": self.units})
+
+
+def _part(
+    fit: Fit,
+    rows: Sequence[Row],
+    chosen: Sequence[Metric],
+    units: np.ndarray,
+    table: Scores,
+    judged: Judged,
+    partition: _Partition | None,
+) -> xr.Dataset:
+    """Scores, verdicts and disagreement of one kind of units, by dims."""
+    data = score_data(rows, chosen, units, table).merge(judged_data(rows, judged, units), compat="override")
+    return data if partition is None else data.merge(partition.data(), compat="override")
+
+
+def _with_recalls(
+    data: xr.Dataset, rows: Sequence[Row], some: Mapping[str, np.ndarray], near: Mapping[str, Any], notes: list[str]
+) -> tuple[xr.Dataset, list[str]]:
+    """The data and notes, with the share of true neighbours where neighbours are approximate."""
+    if near["neighbor_search"] != "approximate":
+        return data, notes
+    found = recalls(rows, some["positions"], near["n_neighbors"])
+    shares = (f"{float(found[name].mean()):.3f} in {of}" for name, of in RECALLS.items())
+    n_units = min(N_RECALLED, some["positions"].shape[2])
+    return data.merge(found), [
+        *notes,
+        f"approximate neighbours: share of true ones {', '.join(shares)}, at {n_units} units",
+    ]
+
+
+def _known_labels(
+    fit: Fit, kind: str, rows: Sequence[Row], draws: np.ndarray, data: xr.Dataset, near: Mapping[str, Any], seeds: Seeds
+) -> xr.Dataset:
+    """Scores by labels that were not shown to the model; nothing where there are none, or one class."""
+    labels = fit.dataset.labels_of(kind)
+    if labels is None or len(np.unique(labels)) < 2:
+        return xr.Dataset()
+    if _is_discrete(fit):
+        return clusters_and_labels(rows, draws[..., 0], data["point_estimate"].values, labels)
+    return positions_and_labels(rows, draws, labels, near["n_neighbors"], seeds)
+
+
+def _symmetry(fit: Fit) -> dict[str, str]:
+    """The model's symmetry, and what metrics of its positions ignore, in words."""
+    group, dims = fit.model.exchanges, fit.model.dims[fit.model.position.site]
+    ignored = "the names of labels" if _is_discrete(fit) else ", ".join(sorted(needed(group, dims))) or "nothing"
+    return {"symmetry": type(group).__name__, "ignores": ignored}
+
+
+def _is_discrete(fit: Fit) -> bool:
+    return fit.model.position.kind == "discrete"
+
+
+def _unsettled(data: xr.Dataset, units: np.ndarray) -> list[str]:
+    """A note where the point estimate of the partition places units by less than the Monte Carlo error."""
+    if "unsettled" not in data or not data["unsettled"].values.any():
+        return []
+    which = units[data["unsettled"].values]
+    names = ", ".join(str(unit).replace(";", ",") for unit in which[:N_NAMED]) + (", ..." if len(which) > N_NAMED else "")
+    return [
+        f"tie: for {len(which)} of {len(units)} units another cluster of the point estimate is as good within Monte Carlo error "
+        f"({names}), and other draws, or another CPU, may place them there"
+    ]
+
+
+def _failed_checks(fit: Fit) -> str:
+    """The names of the fit's failed checks; empty where it converged."""
+    table = fit.diagnostics()
+    names = dict.fromkeys(table.loc[table["verdict"] == "fail", "check"])
+    return "" if fit.converged else ", ".join(names) or "a check without a number"

@@ -1,0 +1,248 @@
+"""The result of a comparison: tables of scores and verdicts, and all that was found by dims."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from latentlab.compare.coverage import LEVELS, Coverage
+from latentlab.compare.metric import Metric
+from latentlab.compare.units import Disagreement
+from latentlab.compare.verdict import Verdict
+from latentlab.comparison.rows import Row
+from latentlab.comparison.verdicts import Judged
+from latentlab.errors import ConfigError, unknown
+
+SCORE_COLUMNS = (
+    *("metric", "embedding", "units", "seed", "map", "mean", "sd", "q05", "q50", "q95"),
+    *("ceiling_mean", "ceiling_q05", "ceiling_q95", "floor_mean", "floor_q05", "floor_q95", "direction"),
+)
+VERDICT_COLUMNS = (
+    *("embedding", "units", "seed", "map", "alignment", "verdict", "delta", "p_low", "p_guard", "component", "scale"),
+    *("coverage_50", "coverage_80", "coverage_95", "draw_coverage_50", "draw_coverage_80", "draw_coverage_95"),
+    *("ess", "worst_units"),
+)
+
+Scores = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Scores `(metric, embedding, chain, draw)`, ceilings `(metric, pair)`, floors `(metric, embedding, permutation)`."""
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """What was found; `to_dataframe`, `verdicts` and `to_dataset` are the run directory's three files.
+
+    Args:
+        scores: A row for each metric and compared array, as in comparison.csv.
+        verdicts: A row for each compared array and alignment, as in verdicts.csv.
+        parts: Kind of units -> all that was found of them, by dims (metric, embedding, alignment, chain, draw, and the kind).
+    """
+
+    scores: pd.DataFrame
+    verdicts: pd.DataFrame
+    parts: Mapping[str, xr.Dataset]
+
+    @property
+    def data(self) -> xr.Dataset:
+        """What was found of the first kind of units: in a table, of all."""
+        return next(iter(self.parts.values()))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The scores: metric, embedding, seed, map, quantiles over draws, ceiling, floor, direction."""
+        return self.scores.copy()
+
+    def to_dataset(self, units: str | None = None) -> xr.Dataset:
+        """Scores over draws, ceilings, floors, coverage, units' disagreement, labels' scores.
+
+        Args:
+            units: Kind of units, where there are several; the first unless said.
+
+        Raises:
+            ConfigError: No such kind was compared.
+        """
+        if units is None:
+            return self.data
+        if units not in self.parts:
+            raise ConfigError(unknown("kind of units", units, self.parts))
+        return self.parts[units]
+
+    def to_tree(self) -> xr.DataTree:
+        """All of it as comparison.nc holds it: the root where there is one kind of units, else a group for each kind."""
+        if len(self.parts) == 1:
+            return xr.DataTree(self.data)
+        return xr.DataTree.from_dict(dict(self.parts))
+
+    @property
+    def ceiling(self) -> xr.DataArray:
+        """Each metric between draws of different chains `(metric, pair)`."""
+        return self.data["ceiling"]
+
+    @property
+    def floor(self) -> xr.DataArray:
+        """Each metric with the units permuted `(metric, embedding, permutation)`."""
+        return self.data["floor"]
+
+    @property
+    def coverage(self) -> xr.Dataset:
+        """Shares of units inside their credible regions, the embeddings' and held-out draws'."""
+        return self.data[["coverage", "draw_coverage", "simultaneous"]]
+
+    @property
+    def units(self) -> xr.Dataset:
+        """Per unit: distance, Mahalanobis distance, lost neighbours, the posterior's spread; and whether it knew."""
+        return self.data[["mahalanobis", "distance", "lost_neighbors", "own_lost_neighbors", "spread", "knew", "knew_p"]]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on the comparison: a fit that did not converge, ties, subsamples and approximations."""
+        every = [str(data.attrs.get(name, "")) for data in self.parts.values() for name in ("ties", "notes")]
+        parts = dict.fromkeys(part for text in every for part in text.split("; "))
+        return tuple(filter(None, [not_converged(self.data), *parts]))
+
+    def sentences(self) -> dict[str, str]:
+        """The verdict on each compared array under the first alignment that takes it, in words; none for what gets no verdict."""
+        every: dict[str, list[str]] = {}
+        for kind, data in self.parts.items():
+            said, of = data["sentence"], f", {kind}s" if len(self.parts) > 1 else ""
+            every |= {f"{label}{of}": said.sel(embedding=label).values.astype(str).tolist() for label in said["embedding"].values}
+        doubt = not_converged(self.data)
+        return {label: " ".join(filter(None, [next(filter(None, ways)), doubt])) for label, ways in every.items() if any(ways)}
+
+    def __repr__(self) -> str:
+        n_arrays, n_metrics = sum(part.sizes["embedding"] for part in self.parts.values()), self.data.sizes["metric"]
+        words = (self.verdicts["alignment"] + ": " + self.verdicts["verdict"]).value_counts(sort=False)
+        said = "; ".join(f"{n} {word}" for word, n in words.items())
+        state = "; the fit did NOT converge" if not_converged(self.data) else ""
+        return f"Comparison({n_arrays} arrays, {n_metrics} metrics; verdicts {said}{state})"
+
+
+def score_frame(rows: Sequence[Row], chosen: Sequence[Metric], table_of: Scores) -> pd.DataFrame:
+    """The scores as in comparison.csv."""
+    table: list[tuple[Any, ...]] = []
+    scores, ceiling, floor = table_of
+    for i, metric in enumerate(chosen):
+        for j, row in enumerate(rows):
+            s, f, c = scores[i, j], floor[i, j], ceiling[i]
+            if np.isnan(s).all():
+                continue
+            q05, q50, q95 = np.quantile(s, (0.05, 0.5, 0.95))
+            sd = s.std(ddof=1) if s.size > 1 else np.nan
+            own = (metric.name, row.embedding, row.units, row.seed, row.map, s.mean(), sd, q05, q50, q95)
+            table.append(
+                (*own, c.mean(), *np.quantile(c, (0.05, 0.95)), f.mean(), *np.quantile(f, (0.05, 0.95)), metric.direction)
+            )
+    return pd.DataFrame(table, columns=list(SCORE_COLUMNS))
+
+
+def verdict_frame(rows: Sequence[Row], verdicts: Mapping[str, list[Verdict | None]]) -> pd.DataFrame:
+    """The verdicts as in verdicts.csv."""
+    table = []
+    for judged in verdicts.values():
+        for row, v in zip(rows, judged, strict=True):
+            if v is None:
+                continue
+            found = {name: getattr(v, name) for name in VERDICT_COLUMNS if hasattr(v, name)}
+            worst = " ".join(v.worst_units) if all(" " not in u for u in v.worst_units) else "; ".join(v.worst_units)
+            own = {"embedding": row.embedding, "units": row.units, "seed": row.seed, "map": row.map}
+            table.append({**found, **own, "worst_units": worst})
+    return pd.DataFrame(table, columns=list(VERDICT_COLUMNS))
+
+
+def score_data(rows: Sequence[Row], chosen: Sequence[Metric], units: np.ndarray, table: Scores) -> xr.Dataset:
+    """The scores by dims."""
+    scores, ceiling, floor = table
+    return xr.Dataset(
+        {
+            "scores": (("metric", "embedding", "chain", "draw"), scores),
+            "ceiling": (("metric", "pair"), ceiling),
+            "floor": (("metric", "embedding", "permutation"), floor),
+            "direction": (("metric",), np.array([m.direction for m in chosen])),
+            "best": (("metric",), np.array([m.best for m in chosen])),
+        },
+        coords={
+            "metric": [m.name for m in chosen],
+            "embedding": [row.label for row in rows],
+            "name": ("embedding", np.array([row.embedding for row in rows])),
+            "seed": ("embedding", np.array([row.seed for row in rows])),
+            "map": ("embedding", np.array([row.map for row in rows])),
+            "chain": np.arange(scores.shape[2]),
+            "draw": np.arange(scores.shape[3]),
+            "unit": units,
+        },
+    )
+
+
+def judged_data(rows: Sequence[Row], judged: Judged, units: np.ndarray) -> xr.Dataset:
+    """Verdicts, coverage and disagreement by dims."""
+    return _verdict_data(rows, judged.verdicts, judged.regions).merge(_unit_data(rows, judged.units, units))
+
+
+def named(data: xr.Dataset, kind: str) -> xr.Dataset:
+    """The data of a kind of units, with its dim called like the kind."""
+    names = {"unit": kind, "other_unit": f"other_{kind}"}
+    return data if kind == "unit" else data.rename({old: new for old, new in names.items() if old in data.dims})
+
+
+def _verdict_data(
+    rows: Sequence[Row], verdicts: Mapping[str, list[Verdict | None]], regions: Sequence[Coverage | None]
+) -> xr.Dataset:
+    """Verdicts by alignment and row; no text and NaN where the row cannot be aligned so, or was not."""
+    ways = list(verdicts)
+
+    def text(read: Any) -> Any:
+        every = [["" if v is None else read(v) for v in verdicts[way]] for way in ways]
+        return ("alignment", "embedding"), np.array(every, dtype=str)
+
+    def number(name: str) -> Any:
+        every = [[np.nan if v is None else getattr(v, name) for v in verdicts[way]] for way in ways]
+        return ("alignment", "embedding"), np.array(every, dtype=float)
+
+    def share(name: str) -> Any:
+        every = [[np.nan] * len(LEVELS) if c is None else getattr(c, name) for c in regions]
+        return ("embedding", "level"), np.array(every, dtype=float)
+
+    return xr.Dataset(
+        {
+            "verdict": text(lambda v: v.verdict),
+            "sentence": text(lambda v: v.sentence),
+            "component": text(lambda v: v.component),
+            "notes": text(lambda v: "; ".join(v.notes)),
+            **{name: number(name) for name in ("delta", "p_low", "p_guard", "scale", "scale_rank", "ess")},
+            **{name: number(name) for name in ("gate_summary", "gate_draw")},
+            "coverage": share("pointwise"),
+            "draw_coverage": share("draws"),
+            "simultaneous": share("simultaneous"),
+        },
+        coords={"alignment": ways, "embedding": [row.label for row in rows], "level": list(LEVELS)},
+    )
+
+
+def _unit_data(rows: Sequence[Row], found: Sequence[Disagreement | None], units: np.ndarray) -> xr.Dataset:
+    """Disagreement by row and unit; NaN for a row that is not of the kind that is compared by units."""
+    by_unit = ("embedding", "unit")
+    nothing = np.full(len(units), np.nan)
+
+    def each(name: str) -> np.ndarray:
+        return np.stack([nothing if d is None else getattr(d, name) for d in found])
+
+    common = next((d for d in found if d is not None), None)
+    return xr.Dataset(
+        {
+            "mahalanobis": (by_unit, each("mahalanobis")),
+            "distance": (by_unit, each("distance")),
+            "lost_neighbors": (by_unit, each("neighbors")),
+            "own_lost_neighbors": (("unit",), nothing if common is None else common.neighbors_own),
+            "spread": (("unit",), nothing if common is None else common.spread),
+            "knew": (("embedding",), np.array([np.nan if d is None else d.knew_distance.value for d in found])),
+            "knew_p": (("embedding",), np.array([np.nan if d is None else d.knew_distance.p for d in found])),
+        },
+        coords={"embedding": [row.label for row in rows], "unit": units},
+    )
+
+
+def not_converged(data: xr.Dataset) -> str:
+    """A sentence that qualifies the verdicts of a comparison whose fit did not converge; empty where it did."""
+    failed = str(data.attrs.get("failed_checks", ""))
+    return failed and f"The fit did not converge (failed: {failed}): the draws, and so the verdicts, may not be the posterior's."

@@ -1,0 +1,122 @@
+"""What is compared with the draws: each embedding, raw or mapped, a row for each kind of units and each seed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from latentlab.compare.label_units import as_labels
+from latentlab.correspondence import find
+from latentlab.embeddings.embedding import Embedding
+from latentlab.errors import ConfigError, DataError
+from latentlab.fit import Fit
+from latentlab.symmetry.labels import indicators
+
+
+@dataclass(frozen=True)
+class Row:
+    """One array of positions that is compared: an embedding, one of its seeds, raw or carried by a correspondence's map.
+
+    Attributes:
+        embedding: The embedding's label.
+        units: The kind of the units that are placed.
+        seed: The seed of the run, as text; empty where there is one.
+        map: `raw`, or `mapped` by a correspondence.
+        values: Their positions `(unit, p)`.
+        whole: The positions of all kinds of units that the embedding places, which are aligned together.
+        kinds: These kinds, in the order of `whole`.
+    """
+
+    embedding: str
+    units: str
+    seed: str
+    map: str
+    values: np.ndarray
+    whole: np.ndarray
+    kinds: tuple[str, ...]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Labels `(unit,)`, if it is a clustering."""
+        return as_labels(self.values)
+
+    @property
+    def columns(self) -> np.ndarray:
+        """Its values; of a clustering given as numbers a column for each cluster: the numbers are names."""
+        labels = self.labels if self.values.shape[1] == 1 else None
+        return self.values if labels is None else indicators(labels, int(labels.max()) + 1)
+
+    @property
+    def label(self) -> str:
+        """Its name in tables and plots."""
+        seed = f" #{self.seed}" if self.seed else ""
+        return f"{self.embedding}{seed}{' (mapped)' if self.map == 'mapped' else ''}"
+
+
+def rows_of(fit: Fit, embeddings: Sequence[Embedding]) -> list[Row]:
+    """The rows of the embeddings, joined with the fit by unit.
+
+    Raises:
+        ConfigError: Two embeddings have one label.
+        DataError: An embedding lacks units of the fit, or places a kind of units that the model does not place.
+    """
+    labels = [embedding.label for embedding in embeddings]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two embeddings have the label {twice!r}; give each its own.")
+    units = {kind: names for kind, names in fit.dataset.kinds.items() if kind in fit.model.kinds}
+    found = []
+    for embedding in embeddings:
+        arrays = joined(embedding, units, fit.model.name)
+        claim = find(embedding.name, fit.model.name, embedding.options) if len(units) == 1 else None
+        for i, seed in enumerate([str(seed) for seed in embedding.seeds] or [""]):
+            each = {kind: array[i] if array.ndim == 3 else array for kind, array in arrays.items()}
+            found += _of_kinds(embedding.label, seed, "raw", each)
+            if claim is not None and claim.map is not None:
+                found += _of_kinds(embedding.label, seed, "mapped", {k: claim.map(v, fit.dataset) for k, v in each.items()})
+    return found
+
+
+def _of_kinds(label: str, seed: str, way: str, arrays: Mapping[str, np.ndarray]) -> list[Row]:
+    whole = np.concatenate(list(arrays.values())) if len(arrays) > 1 else next(iter(arrays.values()))
+    return [Row(label, kind, seed, way, values, whole, tuple(arrays)) for kind, values in arrays.items()]
+
+
+def joined(embedding: Embedding, units: Mapping[str, np.ndarray], model: str) -> dict[str, np.ndarray]:
+    """The embedding's arrays by kind of units, in the order of these kinds and units.
+
+    Args:
+        embedding: The embedding.
+        units: Kind -> names of the units that the model places.
+        model: Its name, for messages.
+
+    Raises:
+        DataError: It lacks units, places a kind that the model does not place, or has one array for several kinds.
+    """
+    strange = next((kind for kind in embedding.kinds if kind not in units), None)
+    placed = ", ".join(map(repr, units))
+    if strange is not None:
+        raise DataError(
+            f"embedding {embedding.label!r} places units of the kind {strange!r}; the model {model!r} places only {placed}."
+        )
+    if not embedding.kinds and len(units) > 1:
+        example = ", ".join(f"{kind!r}: ..." for kind in units)
+        raise DataError(
+            f"embedding {embedding.label!r} has one array, and the model {model!r} places units of the kinds {placed}: give an "
+            f"array for each, {{{example}}}."
+        )
+    kinds = [kind for kind in units if kind in embedding.kinds] or list(units)
+    return {kind: embedding.of(kind).reindexed(units[kind]).values for kind in kinds}
+
+
+def is_wide(row: Row, n_latent: int) -> bool:
+    """Whether a row has more columns than the positions, so that only a linear map carries it to them."""
+    return bool(row.values.shape[1] > n_latent)
+
+
+def thinned(draws: np.ndarray, n: int) -> np.ndarray:
+    """About n draws `(chain, draw, unit, latent)`, evenly spaced in each chain."""
+    each = max(1, min(draws.shape[1], n // draws.shape[0]))
+    if each == draws.shape[1]:
+        return draws
+    return draws[:, np.unique(np.linspace(0, draws.shape[1] - 1, each).astype(int))]

@@ -1,0 +1,89 @@
+"""Scores of each row over draws, with their ceilings and floors."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from latentlab.compare.lift import ceiling_table, floor_table, score_table
+from latentlab.compare.metric import Metric
+from latentlab.compare.neighbors import recall
+from latentlab.compare.positions import Positions
+from latentlab.comparison.rows import Row, thinned
+from latentlab.fit import Fit
+from latentlab.seeds import Seeds
+
+MOST_NUMBERS = 2**24
+"""Probabilities of labels that metrics are lifted over are at most so many numbers (128 MB)."""
+N_RECALL_DRAWS = 5
+"""Draws whose approximate neighbours are held against exact ones."""
+RECALLS = {"neighbor_recall": "embeddings", "neighbor_recall_draws": "draws"}
+"""The variables of the dataset that tell it."""
+
+
+def lifted_over(fit: Fit, draws: np.ndarray, n_draws: int) -> dict[str, np.ndarray]:
+    """What metrics are lifted over, by what they compare: positions, or labels and their probabilities given each draw."""
+    if fit.model.position.kind != "discrete":
+        return {"positions": thinned(draws, n_draws)}
+    n_draws = min(n_draws, max(2, MOST_NUMBERS // (draws[0, 0].size * fit.model.n_labels())))
+    soft = fit.probabilities(n_draws=n_draws).values
+    return {"positions": soft, "labels": thinned(draws[..., 0], n_draws)}
+
+
+def scored(
+    rows: Sequence[Row],
+    chosen: Sequence[Metric],
+    some: dict[str, np.ndarray],
+    near: dict[str, Any],
+    sizes: tuple[int, int],
+    seeds: Seeds,
+    bar: Any,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores `(metric, embedding, chain, draw)`, ceilings `(metric, pair)`, floors `(metric, embedding, permutation)`.
+
+    NaN where a metric of labels meets an embedding that is no clustering.
+    """
+    n_pairs, n_permutations = sizes
+    lead = next(iter(some.values())).shape[:2]
+    scores = np.full((len(chosen), len(rows), *lead), np.nan)
+    ceiling = np.full((len(chosen), n_pairs), np.nan)
+    floor = np.full((len(chosen), len(rows), n_permutations), np.nan)
+    for kind, draws in some.items():
+        which = [i for i, metric in enumerate(chosen) if metric.of == kind]
+        those = [chosen[i] for i in which]
+        if kind == "labels":
+            usable = {j: row.labels for j, row in enumerate(rows)}
+        else:
+            usable = {j: row.columns if "labels" in some else row.values for j, row in enumerate(rows)}
+        arrays = {j: array for j, array in usable.items() if array is not None}
+        if not those:
+            continue
+        options = {name: value for name, value in near.items() if any(name in m.options for m in those)}
+        at = np.ix_(which, list(arrays))
+        scores[at] = score_table(those, list(arrays.values()), draws, tick=bar.update, **options)
+        ceiling[which] = ceiling_table(those, draws, seeds.child("ceiling").numpy(), n_pairs, **options)
+        for j, array in arrays.items():
+            floor[which, j] = floor_table(those, array, draws, seeds.child("floor").numpy(), n_permutations, **options)
+            bar.update()
+    return scores, ceiling, floor
+
+
+def in_part(chosen: Sequence[Metric], n_units: int) -> list[str]:
+    """What metrics look at in part only."""
+    notes = []
+    for n_used in sorted({metric.n_used(n_units) for metric in chosen} - {n_units}):
+        names = ", ".join(metric.name for metric in chosen if metric.n_used(n_units) == n_used)
+        notes.append(f"{names}: at {n_used} of {n_units} units")
+    return notes
+
+
+def recalls(rows: Sequence[Row], draws: np.ndarray, k: int) -> xr.Dataset:
+    """Shares of true neighbours among the approximate ones, of each row and of some draws."""
+    few = thinned(draws, N_RECALL_DRAWS)
+    flat = few.reshape(-1, *few.shape[2:])
+    arrays = {
+        "neighbor_recall": (("embedding",), np.array([recall(Positions(row.values), k) for row in rows])),
+        "neighbor_recall_draws": (("recall_draw",), np.array([recall(Positions(draw), k) for draw in flat])),
+    }
+    return xr.Dataset(arrays, coords={"embedding": [row.label for row in rows]})

@@ -1,0 +1,176 @@
+"""The verdict on each row, and which units it disagrees about with the draws."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from latentlab.compare.align import ALIGNMENTS, Alignment
+from latentlab.compare.chains import split
+from latentlab.compare.coverage import Coverage
+from latentlab.compare.label_units import UnitsOfLabels
+from latentlab.compare.partition_verdict import PartitionReference
+from latentlab.compare.units import Disagreement, UnitsOfPositions
+from latentlab.compare.verdict import Reference, Verdict, holm
+from latentlab.comparison.rows import Row, is_wide, thinned
+from latentlab.seeds import Seeds
+
+N_UNIT_DRAWS = 100
+"""Draws by which units' neighbours are judged."""
+N_NAMED = 5
+"""Units that a note names."""
+
+Key = tuple[str, str, tuple[str, ...]]
+"""An alignment, the kind of units that is judged, and the kinds that are aligned together."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was found of the rows, in their order: verdicts by alignment, coverage, disagreement by unit."""
+
+    verdicts: Mapping[str, list[Verdict | None]]
+    regions: list[Coverage | None]
+    units: list[Disagreement | None]
+
+    def only(self, which: Sequence[int]) -> "Judged":
+        """The findings of some of the rows; alignments that none of them has are left out."""
+        verdicts = {way: [judged[i] for i in which] for way, judged in self.verdicts.items()}
+        kept = {way: judged for way, judged in verdicts.items() if any(v is not None for v in judged)}
+        return Judged(kept, [self.regions[i] for i in which], [self.units[i] for i in which])
+
+
+def judged_positions(
+    rows: Sequence[Row],
+    draws: Mapping[str, np.ndarray],
+    some: Mapping[str, np.ndarray],
+    names: Mapping[str, list[str]],
+    ways: tuple[Alignment, ...],
+    alpha: float,
+    near: Mapping[str, dict[str, Any]],
+    seeds: Seeds,
+    bar: Any,
+) -> Judged:  # as many arguments as a verdict rests on
+    """Verdicts, coverage and disagreement of rows of positions.
+
+    Args:
+        rows: The rows.
+        draws: Kind of units -> aligned draws `(chain, draw, unit, latent)`.
+        some: The draws that metrics are lifted over, likewise.
+        names: Kind of units -> their names.
+        ways: Alignments.
+        alpha: Level of the verdicts.
+        near: Kind of units -> options of the search for neighbours.
+        seeds: For shuffled positions and pairs of draws.
+        bar: Told of each step.
+    """
+    references, verdicts = _verdicts(rows, draws, names, ways, alpha, seeds, bar)
+    found = _units(rows, references, some, near, seeds, bar)
+    regions: list[Coverage | None] = []
+    for i, row in enumerate(rows):
+        own = next(way for way in verdicts if verdicts[way][i] is not None)
+        regions.append(references[own, row.units, row.kinds].regions.coverage(row.whole))
+    return Judged(verdicts, regions, list(found))
+
+
+def judged_labels(
+    rows: Sequence[Row], draws: np.ndarray, names: list[str], common: UnitsOfLabels, alpha: float, seeds: Seeds, bar: Any
+) -> Judged:
+    """Verdicts, coverage and disagreement of the rows that are clusterings, against draws of labels `(chain, draw, unit)`."""
+    reference = PartitionReference(draws, seeds.child("verdict", "labels").numpy())
+    judged = [None if row.labels is None else reference.judge(row.labels, alpha=alpha, units=names) for row in rows]
+    adjusted = iter(holm([v for v in judged if v is not None]))
+    verdicts = {"labels": [None if v is None else next(adjusted) for v in judged]}
+    found: list[Disagreement | None] = []
+    regions: list[Coverage | None] = []
+    for row in rows:
+        found.append(None if row.labels is None else common.disagreement(row.labels))
+        regions.append(None if row.labels is None else common.coverage(row.labels))
+        bar.update()
+    return Judged(verdicts, regions, found)
+
+
+def borderline(rows: Sequence[Row], verdicts: Mapping[str, list[Verdict | None]]) -> list[str]:
+    """A note for each verdict that other draws may change."""
+    return [
+        f"{row.label}, {way}: {note}"
+        for way, judged in verdicts.items()
+        for row, v in zip(rows, judged, strict=True)
+        for note in (() if v is None else v.notes)
+        if note.startswith("borderline")
+    ]
+
+
+def _whole(draws: Mapping[str, np.ndarray], kinds: tuple[str, ...]) -> np.ndarray:
+    """Draws of several kinds of units as those of one."""
+    return draws[kinds[0]] if len(kinds) == 1 else np.concatenate([draws[kind] for kind in kinds], axis=2)
+
+
+def _place(draws: Mapping[str, np.ndarray], kinds: tuple[str, ...], kind: str) -> slice:
+    """Where the units of a kind are among those of several."""
+    before = sum(draws[one].shape[2] for one in kinds[: kinds.index(kind)])
+    return slice(before, before + draws[kind].shape[2])
+
+
+def _verdicts(
+    rows: Sequence[Row],
+    draws: Mapping[str, np.ndarray],
+    names: Mapping[str, list[str]],
+    ways: tuple[Alignment, ...],
+    alpha: float,
+    seeds: Seeds,
+    bar: Any,
+) -> tuple[dict[Key, Reference], dict[str, list[Verdict | None]]]:
+    """What verdicts have in common, and by alignment a verdict for each row that can be aligned so, Holm's over them.
+
+    Rows with more columns than the positions can be compared under `affine` only, and are, whatever was asked.
+    """
+    references: dict[Key, Reference] = {}
+    found: dict[str, list[Verdict | None]] = {}
+    whole = {kinds: _whole(draws, kinds) for kinds in dict.fromkeys(row.kinds for row in rows)}
+    halves = {kinds: split(one) for kinds, one in whole.items()}
+    for way in ALIGNMENTS:
+        those = [way == "affine" if is_wide(row, draws[row.units].shape[3]) else way in ways for row in rows]
+        if not any(those):
+            continue
+        judged = []
+        for row, takes in zip(rows, those, strict=True):
+            if not takes:
+                continue
+            key = (way, row.units, row.kinds)
+            if key not in references:
+                own = seeds.child("verdict", way) if len(draws) == 1 else seeds.child("verdict", way, row.units)
+                place = _place(draws, row.kinds, row.units)
+                references[key] = Reference(whole[row.kinds], way, own.numpy(), halves=halves[row.kinds], judged=place)
+            judged.append(references[key].judge(row.whole, alpha=alpha, units=names[row.units]))
+            bar.update()
+        adjusted = iter(holm(judged))
+        found[way] = [next(adjusted) if takes else None for takes in those]
+    return references, found
+
+
+def _units(
+    rows: Sequence[Row],
+    references: Mapping[Key, Reference],
+    some: Mapping[str, np.ndarray],
+    near: Mapping[str, dict[str, Any]],
+    seeds: Seeds,
+    bar: Any,
+) -> list[Disagreement]:
+    """The rows' disagreement with the draws by unit, both in the frame of an alignment that scales them, if any does.
+
+    Else a unit would disagree as much as it is far out.
+    """
+    few = {kind: thinned(draws, N_UNIT_DRAWS) for kind, draws in some.items()}
+    common: dict[Key, UnitsOfPositions] = {}
+    found = []
+    for row in rows:
+        wide = is_wide(row, some[row.units].shape[3])
+        usable: tuple[Alignment, ...] = ("affine",) if wide else ("similarity", "orthogonal", "affine", "fixed")
+        key = next((way, row.units, row.kinds) for way in usable if (way, row.units, row.kinds) in references)
+        align = references[key].align
+        if key not in common:
+            common[key] = UnitsOfPositions(align(_whole(few, row.kinds)), seeds.child("units").numpy(), **near[row.units])
+        found.append(common[key].disagreement(align(row.whole)))
+        bar.update()
+    return found

@@ -1,0 +1,209 @@
+"""Data whose points refer to units by index: the cells of a table of ratings, the pairs of nodes of a graph.
+
+A point is an observation: what the likelihood is a product over, what is left out, held out and put into minibatches. A unit is a
+thing that has a position. Points are listed one by one, with the numbers of their units, so that nothing is made dense.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from latentlab.data import convert
+from latentlab.data.memory import Budget, size
+from latentlab.errors import DataError
+
+ABSENT = ("unobserved", "zero")
+
+
+class Index(NamedTuple):
+    """For each point along `dim` the number of its unit among those of a `kind`, from 0: `values` `(point,)`."""
+
+    dim: str
+    values: np.ndarray
+    kind: str
+
+
+def checked_units(name: str, units: Any, index: Any, points: str) -> dict[str, np.ndarray]:
+    """The names of the units by kind, which are numbers where only their number is given.
+
+    Raises:
+        DataError: A kind without units, names that are there twice, or a kind that no index refers to.
+    """
+    kinds = dict.fromkeys(_parts(name, key, given)[2] for key, given in index.items())
+    if not isinstance(units, Mapping):
+        wanted = ", ".join(f'"{kind}": ...' for kind in kinds)
+        raise DataError(f"{name}: `units` must map each kind of units to their names, or to their number, as {{{wanted}}}.")
+    unused = next((kind for kind in units if kind not in kinds), None)
+    if unused is not None:
+        raise DataError(f"{name}: `units` has the kind {unused!r}, which no index refers to; they refer to {_joined(kinds)}.")
+    found = {}
+    for kind in kinds:
+        if kind not in units:
+            raise DataError(f"{name}: an index refers to units of the kind {kind!r}, and `units` has only {_joined(units)}.")
+        if kind in (points, "unit"):
+            raise DataError(f"{name}: a kind of units cannot be called {kind!r}: give it the name of what it is, such as 'user'.")
+        given, what = units[kind], f"{name}: units of the kind {kind!r}"
+        if isinstance(given, int | np.integer) and not isinstance(given, bool) and given > 0:
+            given = np.arange(given)
+        names = convert.names(given, what)
+        if not len(names):
+            raise DataError(f"{what}: there is none; at least one is needed.")
+        twice = convert.repeated(names.astype(str).tolist())
+        if twice is not None:
+            raise DataError(f"{what}: {twice!r} is there more than once; give each a name of its own.")
+        found[kind] = names
+    return found
+
+
+def checked_index(
+    name: str, index: Any, units: Mapping[str, np.ndarray], points: str, n_points: int, *, directed: bool
+) -> dict[str, Index]:
+    """The indices of the points, each checked against its units.
+
+    Raises:
+        DataError: Another dim or length, no whole numbers, a number beyond the units, or a point that is listed twice.
+    """
+    found = {}
+    for key, given in index.items():
+        dim, values, kind = _parts(name, key, given)
+        what = f"{name}: index {key!r}"
+        if key in units and key != kind:
+            raise DataError(f"{what} refers to the kind {kind!r}, and has the name of another kind.")
+        if dim != points:
+            raise DataError(f"{what} is along {dim!r}; the points of the data are along {points!r}.")
+        numbers = convert.as_array(values, (dim,), what)
+        if numbers.shape != (n_points,):
+            raise DataError(f"{what} must have shape ({n_points},), one number for each {points}; got {numbers.shape}.")
+        if numbers.dtype.kind not in "iu":
+            raise DataError(
+                f"{what} must hold whole numbers, the places of its units among `units[{kind!r}]` from 0; got {numbers.dtype}."
+            )
+        n = len(units[kind])
+        outside = (numbers < 0) | (numbers >= n)
+        if outside.any():
+            at = convert.first(outside)[0]
+            raise DataError(f"{what} is {numbers[at]} at {points} {at}; there are {n} units of the kind {kind!r}, 0 to {n - 1}.")
+        found[key] = Index(dim, convert.sealed(numbers.astype(np.int64)), kind)
+    _refuse_twice(name, found, units, directed=directed)
+    return found
+
+
+def _parts(name: str, key: Any, given: Any) -> tuple[str, Any, str]:
+    """Dim, values and kind of an index; the kind is the index's own name unless said."""
+    if not isinstance(given, tuple | list) or len(given) not in (2, 3) or not isinstance(given[0], str):
+        raise DataError(
+            f'{name}: index {key!r} must be a dim, numbers and, where it has another name, a kind of units, as ("cell", [0, 1]) '
+            f'or ("pair", [0, 1], "node"); got {str(given)[:60]}.'
+        )
+    return given[0], given[1], str(given[2]) if len(given) == 3 else str(key)
+
+
+def _refuse_twice(name: str, index: Mapping[str, Index], units: Mapping[str, np.ndarray], *, directed: bool) -> None:
+    if is_graph(index) and (first := next(iter(index.values()))):
+        loops = np.flatnonzero(np.equal(*(one.values for one in index.values())))
+        if len(loops):
+            which = units[first.kind][first.values[loops[0]]]
+            raise DataError(f"{name}: {first.dim} {loops[0]} joins {str(which)!r} with itself; leave such pairs out.")
+    keys = keys_of(index, {kind: len(names) for kind, names in units.items()}, directed=directed)
+    order = np.argsort(keys, kind="stable")
+    again = np.flatnonzero(np.diff(keys[order]) == 0)
+    if len(again):
+        i, j = sorted(order[again[0] : again[0] + 2].tolist())
+        point = next(iter(index.values())).dim
+        who = ", ".join(f"{key} {str(units[one.kind][one.values[i]])!r}" for key, one in index.items())
+        raise DataError(f"{name}: the {point} ({who}) is listed more than once, at {i} and {j}; list each {point} once.")
+
+
+def is_graph(index: Mapping[str, Index]) -> bool:
+    """Whether points are pairs of units of one kind."""
+    kinds = [one.kind for one in index.values()]
+    return len(kinds) == 2 and kinds[0] == kinds[1]
+
+
+def keys_of(index: Mapping[str, Index], sizes: Mapping[str, int], *, directed: bool) -> np.ndarray:
+    """A whole number for each point, the same for the same units; of a graph without directions in either order."""
+    columns = [one.values for one in index.values()]
+    if is_graph(index) and not directed:
+        columns = [np.minimum(*columns), np.maximum(*columns)]
+    return np.ravel_multi_index(columns, [sizes[one.kind] for one in index.values()])
+
+
+def every_key(index: Mapping[str, Index], sizes: Mapping[str, int], *, directed: bool) -> np.ndarray:
+    """The keys of all points that there can be, in their order."""
+    shape = [sizes[one.kind] for one in index.values()]
+    if not is_graph(index):
+        return np.arange(int(np.prod(shape)))
+    if directed:
+        return np.flatnonzero(~np.eye(shape[0], dtype=bool))
+    return np.ravel_multi_index(np.triu_indices(shape[0], 1), shape)
+
+
+def completed(dataset: Any) -> tuple[np.ndarray, dict[str, Index]]:
+    """Values and indices of all points that there can be: 0 where a point is not listed, none where its value is missing.
+
+    Raises:
+        DataError: Memory does not hold so many points.
+    """
+    sizes = {kind: len(names) for kind, names in dataset.units.items()}
+    listed = keys_of(dataset.index, sizes, directed=dataset.directed)
+    shape = [sizes[one.kind] for one in dataset.index.values()]
+    needed = 8 * (2 + len(shape)) * int(np.prod(shape))
+    if needed > Budget.of(None).n_bytes:
+        raise DataError(
+            f"{dataset.name}: all {dataset.points}s of {' x '.join(map(str, shape))} units, most of them 0, take about "
+            f"{size(needed)}; half of the free memory is {size(Budget.of(None).n_bytes)}. Take fewer units."
+        )
+    keys = every_key(dataset.index, sizes, directed=dataset.directed)
+    values = np.zeros(len(keys))
+    values[np.searchsorted(keys, listed)] = dataset.x
+    known = ~np.isnan(values)
+    places = np.unravel_index(keys[known], shape)
+    return values[known], {
+        key: Index(one.dim, place.astype(np.int64), one.kind)
+        for (key, one), place in zip(dataset.index.items(), places, strict=True)
+    }
+
+
+def recoded(new: Any, training: Any) -> dict[str, Index]:
+    """The indices of `new` points among the units of `training`, matched by name (as text).
+
+    Raises:
+        DataError: Other indices, or a unit that the training data do not have.
+    """
+    if list(new.index) != list(training.index):
+        raise DataError(f"{new.name}: its points must have the indices {_joined(training.index)}; got {_joined(new.index)}.")
+    found = {}
+    for key, one in new.index.items():
+        kind = training.index[key].kind
+        known = {unit: i for i, unit in enumerate(training.units[kind].astype(str).tolist())}
+        names = new.units[one.kind].astype(str)
+        places = np.array([known.get(unit, -1) for unit in names.tolist()])
+        strange = np.unique(one.values[places[one.values] < 0])
+        if len(strange):
+            raise DataError(
+                f"{new.name}: {len(strange)} units of the kind {kind!r} were not in the fit, and have no positions: "
+                f"{convert.listed(names[strange].tolist(), 3)}."
+            )
+        found[key] = Index(one.dim, places[one.values], kind)
+    return found
+
+
+def notes(dataset: Any) -> list[str]:
+    """Notes on units that no point refers to."""
+    said = []
+    for kind, names in dataset.units.items():
+        used = np.zeros(len(names), dtype=bool)
+        for one in dataset.index.values():
+            if one.kind == kind:
+                used[one.values] = True
+        if not used.all():
+            few = convert.listed(names[~used].astype(str).tolist(), 3)
+            said.append(
+                f"no {dataset.points} refers to {(~used).sum()} of {len(names)} {kind}s ({few}): only the prior places them."
+            )
+    return said
+
+
+def _joined(names: Sequence[str] | Mapping[str, Any]) -> str:
+    return ", ".join(map(repr, names)) or "none"

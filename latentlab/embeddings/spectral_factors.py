@@ -1,0 +1,83 @@
+"""Embeddings of sparse matrices by their leading singular vectors and eigenvectors."""
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from latentlab.embeddings.embedding import at_most
+from latentlab.errors import DataError
+
+DENSE = 2000
+"""Rows or columns up to which a matrix is decomposed whole; of larger ones the leading vectors are found by iteration."""
+
+
+def truncated_svd(matrix: Any, n_latent: int, *, center: bool = True, notes: list[str]) -> dict[str, np.ndarray]:
+    r"""Truncated singular value decomposition of a matrix of ratings.
+
+    With $R - \bar r = A S B'$, where unobserved cells are 0 after the mean of the observed ones was subtracted, users are at the
+    rows of $A_q S_q^{1/2}$ and items at those of $B_q S_q^{1/2}$: their inner products are the best approximation of rank q of
+    that matrix. Unobserved cells count as average ones, which draws positions towards 0 where little was observed.
+
+    Args:
+        matrix: Sparse matrix of ratings `(user, item)`.
+        n_latent: Columns q, fewer than users and items.
+        center: Subtract the mean of the observed ratings.
+        notes: Is told how many cells were not observed.
+
+    References:
+        Koren, Bell & Volinsky (2009), Matrix factorization techniques for recommender systems, Computer 42:30.
+    """
+    n, m = matrix.shape
+    at_most("truncated_svd", "n_latent", n_latent, min(n, m) - 1, f"there are {n} rows and {m} columns")
+    centred = scipy.sparse.csr_array(matrix, copy=True)
+    centred.data = centred.data - (centred.data.mean() if center else 0.0)
+    if not np.abs(centred.data).max() > 0:
+        raise DataError("embedding 'truncated_svd': all ratings are the same: nothing varies.")
+    unobserved = n * m - centred.nnz
+    if unobserved:
+        notes.append(f"{unobserved} of {n * m} cells were not observed and were put at the mean")
+    if min(n, m) <= DENSE:
+        u, s, vt = np.linalg.svd(centred.toarray(), full_matrices=False)
+    else:
+        from scipy.sparse.linalg import svds
+
+        u, s, vt = svds(centred, k=n_latent, v0=np.ones(min(n, m)), tol=1e-12)
+        u, s, vt = u[:, ::-1], s[::-1], vt[::-1]
+    root = np.sqrt(s[:n_latent])
+    return {"user": u[:, :n_latent] * root, "item": vt[:n_latent].T * root}
+
+
+def adjacency_spectral(adjacency: Any, n_latent: int, *, notes: list[str]) -> np.ndarray:
+    r"""Adjacency spectral embedding of a graph without directions.
+
+    With the eigenvalues of largest magnitude of the adjacency matrix $A = X \Lambda X'$, nodes are at the rows of
+    $X_q |\Lambda_q|^{1/2}$. Where these eigenvalues are positive, inner products of positions are the best approximation of rank
+    q of A, the expected one in a random dot product graph.
+
+    Args:
+        adjacency: Sparse symmetric matrix `(node, node)`.
+        n_latent: Columns q, fewer than nodes.
+        notes: Is told of negative eigenvalues among the q.
+
+    References:
+        Sussman, Tang, Fishkind & Priebe (2012), A consistent adjacency spectral embedding for stochastic blockmodel graphs, JASA
+        107:1119.
+    """
+    n = adjacency.shape[0]
+    at_most("adjacency_spectral", "n_latent", n_latent, n - 1, f"fewer than the {n} nodes")
+    if not adjacency.nnz:
+        raise DataError("embedding 'adjacency_spectral': the graph has no edge: nothing varies.")
+    if abs(adjacency - adjacency.T).max() > 0:
+        raise DataError("embedding 'adjacency_spectral': the graph has directions, and its matrix is not symmetric.")
+    if n <= DENSE:
+        values, vectors = np.linalg.eigh(adjacency.toarray())
+    else:
+        from scipy.sparse.linalg import eigsh
+
+        values, vectors = eigsh(adjacency, k=n_latent, which="LM", v0=np.ones(n), tol=1e-12)
+    order = np.argsort(-np.abs(values), kind="stable")[:n_latent]
+    negative = int((values[order] < 0).sum())
+    if negative:
+        notes.append(f"{negative} of the {n_latent} leading eigenvalues are negative: nodes are joined to unlike ones")
+    return np.asarray(vectors[:, order] * np.sqrt(np.abs(values[order])))

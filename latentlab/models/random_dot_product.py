@@ -1,0 +1,104 @@
+r"""Latent positions of the nodes of a graph, whose inner products are the log odds of an edge."""
+
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+
+from latentlab.data.dataset import Dataset
+from latentlab.errors import DataError
+from latentlab.models.base import Arrays, LatentModel, Position
+from latentlab.settings import Count, Positive, settings
+from latentlab.symmetry.groups import Orthogonal
+
+
+@settings
+class RandomDotProduct(LatentModel):
+    r"""Random dot product graph with a logit link: nodes whose positions point the same way are joined.
+
+    $$ \alpha \sim N(0, \text{alpha\_scale}), \quad z_i \sim N(0, \text{z\_scale}^2 I_K), \quad
+       y_{ij} \mid z \sim \text{Bernoulli}(\text{logit}^{-1}(\alpha + z_i' z_j)) $$
+
+    z (node, latent), alpha (); y_ij is 1 where the nodes i and j are joined, for each pair i < j (of a directed graph: i != j).
+    Scales are standard deviations. Identified are alpha and the products z z'; z is identified up to one orthogonal map
+    of all nodes. The products are not negative definite, so that only groups that are joined within themselves are found
+    (assortative graphs).
+
+    Args:
+        n_latent: Latent dimensions K.
+        alpha_scale: Prior standard deviation of the log odds of an edge between nodes at the origin.
+        z_scale: Prior standard deviation of the positions.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+
+    References:
+        Hoff (2007), Modeling homophily and stochastic equivalence in symmetric relational data, NIPS. Athreya et al. (2018),
+        Statistical inference on random dot product graphs: a survey, JMLR 18(226).
+    """
+
+    name = "random_dot_product"
+    dims = {"alpha": (), "z": ("node", "latent")}
+    positions = (Position("z"),)
+    symmetry = Orthogonal(units=("node",))
+    methods = ("nuts", "chees", "svi", "map")
+
+    n_latent: Count
+    alpha_scale: Positive = 2.0
+    z_scale: Positive = 1.0
+
+    def model(self, edge: torch.Tensor, source: torch.Tensor, target: torch.Tensor, n_node: int) -> None:
+        alpha = pyro.sample("alpha", dist.Normal(torch.zeros(()), self.alpha_scale))
+        with pyro.plate("node", n_node):
+            z = pyro.sample("z", dist.Normal(torch.zeros(self.n_latent), self.z_scale).to_event(1))
+        with pyro.plate("pair", len(edge)):
+            pyro.sample("edge", dist.Bernoulli(logits=alpha + (z[source] * z[target]).sum(-1)), obs=edge)
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuses data that are no graph, or whose edges have other values than 0 and 1.
+
+        Raises:
+            DataError: Names the arrays and indices that there are, or the pair and its value.
+        """
+        what = f"{type(self).__name__}: {dataset.name}"
+        if list(dataset.arrays) != ["edge"] or dataset.x.ndim != 1 or list(dataset.index) != ["source", "target"]:
+            raise DataError(
+                f"{what} must have one array 'edge' with dims ('pair',) and the indices 'source' and 'target' of nodes, as "
+                f"`edges` makes them; it has {', '.join(map(repr, [*dataset.arrays, *dataset.index]))}."
+            )
+        odd = np.flatnonzero(~np.isin(dataset.x, (0, 1)))
+        if len(odd):
+            pair = " and ".join(repr(str(names[odd[0]])) for names in dataset.point_names().values())
+            raise DataError(f"{what}: edges must be 0 or 1; that of {pair} is {dataset.x[odd[0]]:g}. Weights are not modelled.")
+
+    def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
+        """Adjacency spectral embedding of the centred graph, turned at random; alpha the log odds of an edge."""
+        y, i, j, n, K = *(arrays[name].numpy() for name in ("edge", "source", "target")), arrays["n_node"], self.n_latent
+        density = float(np.clip(y.mean(), 1 / (len(y) + 1), 1 - 1 / (len(y) + 1)))
+        table = np.zeros((n, n))
+        np.add.at(table, (i, j), (y - density) / 2)
+        values, vectors = np.linalg.eigh(table + table.T)
+        k = min(K, n)
+        turn, _ = np.linalg.qr(rng.standard_normal((K, K)))
+        z = np.zeros((n, K))
+        z[:, :k] = vectors[:, ::-1][:, :k] * np.sqrt(np.maximum(values[::-1][:k], 0.0))
+        return {"alpha": torch.tensor(np.log(density / (1 - density))), "z": torch.tensor(z @ turn)}
+
+    def simulate(self, rng: np.random.Generator, n_units: int) -> Dataset:
+        """A graph without directions of `n_units` nodes, priors included."""
+        alpha = self.alpha_scale * rng.standard_normal()
+        z = self.z_scale * rng.standard_normal((n_units, self.n_latent))
+        i, j = np.triu_indices(n_units, 1)
+        odds = np.exp(-(alpha + (z[i] * z[j]).sum(axis=1)))
+        edge = (rng.random(len(i)) < 1 / (1 + odds)).astype(np.float64)
+        return Dataset(
+            {"edge": edge},
+            dims={"edge": ("pair",)},
+            units={"node": n_units},
+            index={"source": ("pair", i, "node"), "target": ("pair", j, "node")},
+            truth={"alpha": np.asarray(alpha), "z": z},
+            truth_dims=dict(self.dims),
+            name=f"simulated {self.name}",
+        )
