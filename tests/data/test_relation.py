@@ -1,0 +1,231 @@
+"""Data whose points refer to units: what is kept, what is refused, in one line that names it."""
+
+import networkx as nx
+import numpy as np
+import pytest
+
+from latentlab.data.dataset import Dataset
+from latentlab.data.load import load_dataset
+from latentlab.data.points import edges, grunfeld, karate, ratings
+from latentlab.errors import DataError
+
+RATINGS = {
+    "arrays": {"rating": [5, 3, 1]},
+    "dims": {"rating": ("cell",)},
+    "units": {"user": ["ann", "bob"], "item": ["alien", "brazil"]},
+    "index": {"user": ("cell", [0, 1, 1]), "item": ("cell", [0, 0, 1])},
+    "name": "films",
+}
+GRAPH = {
+    "arrays": {"edge": [1, 1]},
+    "dims": {"edge": ("pair",)},
+    "units": {"node": ["a", "b", "c", "d"]},
+    "index": {"source": ("pair", [0, 2], "node"), "target": ("pair", [1, 1], "node")},
+    "absent": "zero",
+    "name": "friends",
+}
+
+
+def made(base, **changes):
+    given = {**base, **changes}
+    return Dataset(given.pop("arrays"), **given)
+
+
+def test_points_and_kinds_of_units_are_two_things():
+    films = made(RATINGS)
+    assert (films.points, films.n_points, films.sizes) == ("cell", 3, {"cell": 3, "user": 2, "item": 2})
+    assert {kind: names.tolist() for kind, names in films.kinds.items()} == RATINGS["units"]
+    assert {name: names.tolist() for name, names in films.point_names().items()} == {
+        "user": ["ann", "bob", "bob"],
+        "item": ["alien", "alien", "brazil"],
+    }
+    with pytest.raises(DataError, match="films has units of the kinds user, item"):
+        _ = films.n_units
+
+
+def test_a_table_is_its_own_points_and_its_units_have_one_kind(rng):
+    table = Dataset({"x": rng.normal(size=(3, 2))}, dims={"x": ("unit", "feature")}, units=["u", "v", "w"])
+    assert (table.points, table.n_points, table.n_units, list(table.kinds)) == ("unit", 3, 3, ["unit"])
+    by_coordinate = Dataset(table.arrays, dims=table.dims, coords={"unit": ["u", "v", "w"]})
+    assert table.digest() == by_coordinate.digest()
+    numbered = Dataset(table.arrays, dims=table.dims, units=np.arange(3))
+    assert numbered.digest() == Dataset(table.arrays, dims=table.dims).digest()
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "message"),
+    [
+        (
+            RATINGS,
+            {"index": {"user": ("cell", [0, 1, 2]), "item": ("cell", [0, 0, 1])}},
+            "index 'user' is 2 at cell 2; .* 0 to 1",
+        ),
+        (RATINGS, {"index": {"user": ("cell", [0, 1, -1]), "item": ("cell", [0, 0, 1])}}, "index 'user' is -1 at cell 2"),
+        (
+            RATINGS,
+            {"index": {"user": ("cell", [0, 1, 1]), "item": ("cell", [0, 0, 0])}},
+            r"the cell \(user 'bob', item 'alien'\) is listed more than once, at 1 and 2",
+        ),
+        (RATINGS, {"units": {"user": ["ann", "ann"], "item": 2}}, "units of the kind 'user': 'ann' is there more than once"),
+        (RATINGS, {"units": {"user": 2}}, "refers to units of the kind 'item', and `units` has only 'user'"),
+        (RATINGS, {"units": {"user": 2, "item": 2, "film": 3}}, "has the kind 'film', which no index refers to"),
+        (RATINGS, {"units": None}, "`units` must map each kind"),
+        (RATINGS, {"units": {"user": 2, "item": []}}, "there is none"),
+        (RATINGS, {"arrays": {"rating": [5, np.nan, 1]}}, "cell 1 has no value; list only the cells that were observed"),
+        (RATINGS, {"index": {"user": ("cell", [0, 1, 0.5]), "item": ("cell", [0, 0, 1])}}, "must hold whole numbers"),
+        (RATINGS, {"index": {"user": ("cell", [0, 1]), "item": ("cell", [0, 0, 1])}}, r"must have shape \(3,\)"),
+        (RATINGS, {"index": {"user": ("row", [0, 1, 1]), "item": ("cell", [0, 0, 1])}}, "along 'row'; the points .* 'cell'"),
+        (RATINGS, {"index": {"user": [0, 1, 1], "item": ("cell", [0, 0, 1])}}, "must be a dim, numbers"),
+        (RATINGS, {"index": {"rating": ("cell", [0, 1, 1], "user"), "item": ("cell", [0, 0, 1])}}, "cannot be called 'rating'"),
+        (RATINGS, {"dims": {"rating": ("unit",)}}, "none is called 'unit'"),
+        (RATINGS, {"coords": {"user": ["x", "y"]}}, "given by `units`"),
+        (RATINGS, {"labels": [0, 1]}, "`labels` must map kinds of units"),
+        (RATINGS, {"labels": {"film": [0, 1]}}, "`labels` has the kind 'film'"),
+        (RATINGS, {"absent": "nothing"}, "`absent` must be 'unobserved' or 'zero'"),
+        (RATINGS, {"directed": 1}, "`directed` must be true or false"),
+        (GRAPH, {"index": {"source": ("pair", [0, 1], "node"), "target": ("pair", [1, 1], "node")}}, "joins 'b' with itself"),
+        (GRAPH, {"index": {"source": ("pair", [0, 1], "node"), "target": ("pair", [1, 0], "node")}}, "listed more than once"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(base, changes, message):
+    with pytest.raises(DataError, match=message):
+        made(base, **changes)
+
+
+def test_absent_and_units_of_other_kinds_do_not_go_with_a_table():
+    x = {"x": [[1.0], [2.0]]}
+    with pytest.raises(DataError, match="a table has none"):
+        Dataset(x, dims={"x": ("unit", "feature")}, absent="zero")
+    with pytest.raises(DataError, match="kind 'user', which no index refers to"):
+        Dataset(x, dims={"x": ("unit", "feature")}, units={"user": ["a", "b"]})
+    with pytest.raises(DataError, match="`units` and the coordinate 'unit' have different names"):
+        Dataset(x, dims={"x": ("unit", "feature")}, units=["a", "b"], coords={"unit": ["b", "a"]})
+
+
+def test_matrix_and_adjacency_are_sparse_and_hold_what_was_listed():
+    np.testing.assert_array_equal(made(RATINGS).matrix("user", "item").toarray(), [[5, 0], [3, 1]])
+    np.testing.assert_array_equal(made(RATINGS).matrix("item", "user").toarray(), [[5, 3], [0, 1]])
+    expected = np.zeros((4, 4))
+    expected[[0, 1, 2, 1], [1, 0, 1, 2]] = 1
+    np.testing.assert_array_equal(made(GRAPH).adjacency().toarray(), expected)
+    one_way = made(GRAPH, directed=True).adjacency().toarray()
+    np.testing.assert_array_equal(one_way, [[0, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
+    with pytest.raises(DataError, match="no index 'film'"):
+        made(RATINGS).matrix("user", "film")
+    with pytest.raises(DataError, match="no adjacency matrix"):
+        made(RATINGS).adjacency()
+
+
+def test_a_graph_is_completed_by_zeros_whatever_the_order_of_its_list():
+    graph, other = (
+        made(GRAPH),
+        made(GRAPH, index={"source": ("pair", [1, 1], "node"), "target": ("pair", [2, 0], "node")}),
+    )
+    whole = graph.complete()
+    assert whole.digest() == other.complete().digest()
+    assert (whole.n_points, whole.x.sum(), whole.absent) == (6, 2, "unobserved")
+    np.testing.assert_array_equal(whole.adjacency().toarray(), graph.adjacency().toarray())
+    assert made(GRAPH, directed=True).complete().n_points == 12
+    films = made(RATINGS, absent="zero").complete()
+    np.testing.assert_array_equal(films.matrix("user", "item").toarray(), [[5, 0], [3, 1]])
+    assert made(RATINGS).complete().n_points == 3
+
+
+def test_a_pair_that_is_not_known_is_left_out():
+    whole = made(GRAPH, arrays={"edge": [1, np.nan]}).complete()
+    assert (whole.n_points, whole.x.sum()) == (5, 1)
+    assert (1, 2) not in set(zip(*(one.values.tolist() for one in whole.index.values()), strict=True))
+
+
+def test_points_are_held_out_and_units_are_kept(rng):
+    films = grunfeld().standardize()
+    training, held_out = films.split(0.25, rng)
+    assert (training.n_points, held_out.n_points) == (165, 55)
+    assert training.kinds.keys() == films.kinds.keys()
+    assert training.sizes["user"] == held_out.sizes["user"] == 11
+    assert abs(training.x.mean()) < 1e-12
+    np.testing.assert_allclose(sorted(np.concatenate([training.raw().x, held_out.raw().x])), sorted(films.raw().x), rtol=1e-12)
+    training, held_out = films.split(0.2, rng, along="user")
+    firms = [set(part.index["user"].values.tolist()) for part in (training, held_out)]
+    assert (len(firms[0]), len(firms[1]), firms[0] & firms[1]) == (9, 2, set())
+    with pytest.raises(DataError, match=r"`along` must be a kind of units \('user', 'item'\) or 'cell'; got 'film'"):
+        films.split(0.2, rng, along="film")
+    graph, pairs = karate().split(0.1, rng)
+    assert (graph.n_points + pairs.n_points, graph.sizes["node"]) == (34 * 33 // 2, 34)
+
+
+def test_new_points_are_matched_to_the_units_of_the_fit_by_name():
+    films = made(RATINGS)
+    new = made(
+        RATINGS,
+        arrays={"rating": [4]},
+        units={"user": ["bob"], "item": ["brazil", "alien"]},
+        index={
+            "user": ("cell", [0]),
+            "item": ("cell", [1]),
+        },
+    )
+    found = films.conform(new)
+    assert (found.index["user"].values.tolist(), found.index["item"].values.tolist()) == ([1], [0])
+    strange = made(RATINGS, units={"user": ["ann", "eve"], "item": ["alien", "brazil"]})
+    with pytest.raises(DataError, match="1 units of the kind 'user' were not in the fit, and have no positions: 'eve'"):
+        films.conform(strange)
+    with pytest.raises(DataError, match="must have the indices 'user', 'item'; got 'source', 'target'"):
+        films.conform(made(GRAPH))
+    with pytest.raises(DataError, match=r"must be a `Dataset` with the arrays rating, user \(an index\), item \(an index\)"):
+        films.conform([1.0, 2.0])
+
+
+def test_units_without_points_and_classes_are_noted():
+    assert made(GRAPH).notes() == ["no pair refers to 1 of 4 nodes ('d'): only the prior places them."]
+    assert "there is one class only" in made(GRAPH, labels=["x"] * 4).notes()[1]
+    assert made(GRAPH, labels=["x", "x", "y", "y"]).labels_of("node").tolist() == ["x", "x", "y", "y"]
+    assert made(RATINGS).labels_of("user") is None
+
+
+def test_the_digest_sees_every_part():
+    changed = [
+        made(RATINGS),
+        made(RATINGS, arrays={"rating": [5, 3, 2]}),
+        made(RATINGS, units={"user": ["ann", "eve"], "item": ["alien", "brazil"]}),
+        made(RATINGS, index={"user": ("cell", [0, 1, 0]), "item": ("cell", [0, 0, 1])}),
+        made(RATINGS, absent="zero"),
+        made(RATINGS, labels={"user": [0, 1]}),
+    ]
+    assert len({dataset.digest() for dataset in changed}) == len(changed)
+    assert made(RATINGS).digest() == made(RATINGS).digest()
+
+
+def test_karate_is_networkxs():
+    graph = nx.karate_club_graph()
+    np.testing.assert_array_equal(karate().adjacency().toarray(), nx.to_numpy_array(graph, weight=None))
+    assert karate().labels["node"].tolist() == [graph.nodes[i]["club"] for i in graph]
+
+
+def test_ratings_and_edges_are_read_by_name(tmp_path):
+    films = tmp_path / "films.csv"
+    films.write_text("item,when,rating,user\nalien,1,5,ann\nbrazil,2,NA,ann\nalien,3,4,bob\n")
+    found = ratings(str(films))
+    assert (found.x.tolist(), found.units["user"].tolist(), found.units["item"].tolist()) == ([5, 4], ["ann", "bob"], ["alien"])
+    assert found.notes()[0] == "1 rows without a rating were left out."
+    network = tmp_path / "friends.tsv"
+    network.write_text("from\tto\tstrength\nb\ta\t2.5\na\tc\t1\n")
+    found = edges(str(network), "from", "to", "strength")
+    assert (found.units["node"].tolist(), found.adjacency().toarray()[0].tolist()) == (["b", "a", "c"], [0, 2.5, 0])
+    assert edges(str(network), "from", "to").x.tolist() == [1, 1]
+    with pytest.raises(DataError, match="unknown column 'source'"):
+        edges(str(network))
+    films.write_text("user,item,rating\nann,alien,5\nann,alien,4\n")
+    with pytest.raises(DataError, match=r"the cell \(user 'ann', item 'alien'\) is listed more than once, at 0 and 1"):
+        ratings(str(films))
+    films.write_text("user,item,rating\nann,alien,good\n")
+    with pytest.raises(DataError, match="line 2, column 'rating': 'good' is no number"):
+        ratings(str(films))
+
+
+def test_a_graph_is_not_standardised():
+    with pytest.raises(DataError, match=r"karate: a graph or counts are not standardised; .* `standardize: false`"):
+        load_dataset("karate")
+    assert load_dataset("karate", standardize=False).n_points == 78
+    with pytest.raises(DataError, match="`column` must be 'invest', 'value' or 'capital'"):
+        grunfeld("profit")

@@ -1,0 +1,113 @@
+"""Truncated SVD of ratings and the adjacency spectral embedding, against their definitions; what they refuse."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+
+from latentlab.data.dataset import Dataset
+from latentlab.data.load import load_dataset
+from latentlab.data.points import grunfeld, karate
+from latentlab.embeddings import spectral_factors
+from latentlab.embeddings.embedding import Embedding, embed
+from latentlab.errors import ConfigError, DataError
+
+
+def test_the_product_is_the_best_approximation_of_the_centred_matrix():
+    ratings = grunfeld()
+    table = ratings.matrix("user", "item").toarray()
+    u, s, vt = np.linalg.svd(table - table.mean(), full_matrices=False)
+    found = embed("truncated_svd", ratings, n_latent=3)
+    assert found.kinds == ("user", "item")
+    np.testing.assert_allclose(found.values["user"] @ found.values["item"].T, (u[:, :3] * s[:3]) @ vt[:3], atol=1e-10)
+    for kind in found.kinds:
+        np.testing.assert_allclose(found.values[kind].T @ found.values[kind], np.diag(s[:3]), atol=1e-9)
+    both = np.concatenate(list(found.values.values()))
+    assert (both[np.abs(both).argmax(axis=0), np.arange(3)] > 0).all()
+
+
+def test_unobserved_cells_are_at_the_mean_and_counted(rng):
+    training, _ = grunfeld().split(0.25, rng)
+    found = embed("truncated_svd", training)
+    assert found.notes == ("55 of 220 cells were not observed and were put at the mean",)
+    plain = embed("truncated_svd", training, center=False)
+    assert not np.allclose(plain.values["user"], found.values["user"])
+
+
+def test_nodes_are_at_the_scaled_leading_eigenvectors():
+    a = karate().adjacency().toarray()
+    values, vectors = np.linalg.eigh(a)
+    order = np.argsort(-np.abs(values))[:3]
+    found = embed("adjacency_spectral", karate(), n_latent=3)
+    best = (vectors[:, order] * values[order]) @ vectors[:, order].T
+    np.testing.assert_allclose(found.values @ np.diag(np.sign(values[order])) @ found.values.T, best, atol=1e-10)
+    assert found.notes == ("1 of the 3 leading eigenvalues are negative: nodes are joined to unlike ones",)
+    assert found.units.tolist() == [str(i) for i in range(34)]
+
+
+def test_pairs_that_are_not_known_are_counted(rng):
+    training, _ = karate().split(0.1, rng)
+    assert "56 pairs of nodes are not known, and were taken as not joined" in embed("adjacency_spectral", training).notes
+
+
+def test_large_matrices_are_iterated_to_the_same_vectors(monkeypatch, rng):
+    whole = [embed("truncated_svd", grunfeld()), embed("adjacency_spectral", karate())]
+    monkeypatch.setattr(spectral_factors, "DENSE", 1)
+    iterated = [embed("truncated_svd", grunfeld()), embed("adjacency_spectral", karate())]
+    for kind in ("user", "item"):
+        np.testing.assert_allclose(iterated[0].values[kind], whole[0].values[kind], atol=1e-8)
+    np.testing.assert_allclose(iterated[1].values, whole[1].values, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "message"),
+    [
+        ("truncated_svd", karate, "karate is a graph with the kinds of units 'node'"),
+        ("truncated_svd", lambda: load_dataset("iris"), "iris is a table"),
+        ("adjacency_spectral", grunfeld, "grunfeld is a list of cells with the kinds of units 'user', 'item'"),
+        ("pca", karate, r"takes a table \(unit, feature\)"),
+        ("umap", grunfeld, r"takes a table \(unit, feature\)"),
+    ],
+)
+def test_data_of_another_kind_are_refused(name, dataset, message):
+    with pytest.raises(DataError, match=message):
+        embed(name, dataset())
+
+
+def test_what_the_matrices_cannot_give_is_refused():
+    with pytest.raises(ConfigError, match="`n_latent` must be at most 10"):
+        embed("truncated_svd", grunfeld(), n_latent=11)
+    with pytest.raises(ConfigError, match="`n_latent` must be at most 33"):
+        embed("adjacency_spectral", karate(), n_latent=34)
+    one_way = Dataset(
+        {"edge": [1.0, 1.0]},
+        dims={"edge": ("pair",)},
+        units={"node": 4},
+        index={"source": ("pair", [0, 2], "node"), "target": ("pair", [1, 3], "node")},
+        absent="zero",
+        directed=True,
+    )
+    with pytest.raises(DataError, match="the graph has directions"):
+        embed("adjacency_spectral", one_way)
+    with pytest.raises(DataError, match="the graph has no edge"):
+        spectral_factors.adjacency_spectral(scipy.sparse.csr_array((3, 3)), 1, notes=[])
+    same = Dataset(
+        {"rating": [2.0, 2.0, 2.0, 2.0]},
+        dims={"rating": ("cell",)},
+        units={"user": 2, "item": 2},
+        index={"user": ("cell", [0, 0, 1, 1]), "item": ("cell", [0, 1, 0, 1])},
+    )
+    with pytest.raises(DataError, match="all ratings are the same"):
+        embed("truncated_svd", same, n_latent=1)
+
+
+def test_an_embedding_of_several_kinds_is_checked_kind_by_kind():
+    users, items = [[0.0], [1.0]], [[2.0]]
+    mine = Embedding("mine", {"user": users, "item": items}, {"user": ["a", "b"], "item": ["x"]})
+    assert mine.reindexed({"user": ["b"], "item": ["x"]}).values["user"].tolist() == [[1.0]]
+    assert mine.of("item").values.tolist() == [[2.0]]
+    with pytest.raises(DataError, match="has no values for 1 of 1 units: 'c'"):
+        mine.reindexed({"user": ["c"], "item": ["x"]})
+    with pytest.raises(DataError, match="all kinds must have the same columns; 'user' has 1, 'item' 2"):
+        Embedding("mine", {"user": users, "item": [[1.0, 2.0]]}, {"user": ["a", "b"], "item": ["x"]})
+    with pytest.raises(DataError, match="`units` must map the kinds of the values"):
+        Embedding("mine", {"user": users}, ["a", "b"])

@@ -1,0 +1,411 @@
+"""Points that refer to units, from density to report: ratings with two kinds of units, and a graph of nodes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import yaml
+from scipy.special import expit
+from scipy.stats import halfnorm, norm
+
+import latentlab as ll
+from latentlab.data.dataset import Dataset
+from latentlab.data.points import grunfeld, karate
+from latentlab.errors import ConfigError, DataError, ModelError
+from latentlab.inference.density import Density, tensors
+from latentlab.models.base import check_declaration
+from latentlab.models.matrix_factorization import MatrixFactorization
+from latentlab.models.random_dot_product import RandomDotProduct
+from latentlab.posterior import ess_mean
+from latentlab.store import read
+from latentlab.symmetry.groups import Orthogonal
+
+FALSE_ALARM = 1e-5
+"""Of each comparison of a posterior with its oracle, Bonferroni's over its quantities."""
+QUICK = ll.ChEES(n_chains=16, n_superchains=4, n_warmup=150, n_draws=50)
+
+
+@pytest.fixture(scope="module")
+def ratings():
+    return grunfeld().standardize()
+
+
+@pytest.fixture(scope="module")
+def fitted(ratings):
+    training, held_out = ratings.split(0.1, np.random.default_rng(0))
+    return ll.fit(MatrixFactorization(2), training, QUICK, seed=0, progress=False), held_out
+
+
+@pytest.fixture(scope="module")
+def graph_fit():
+    return ll.fit(RandomDotProduct(2), karate(), QUICK, seed=0, progress=False)
+
+
+# -- densities
+
+
+def test_the_density_of_ratings_is_the_product_over_cells(ratings, rng):
+    model = MatrixFactorization(2, U_scale=0.7, V_scale=1.3, mu_scale=0.5, sigma_scale=2.0)
+    U, V, mu, sigma = rng.normal(size=(11, 2)), rng.normal(size=(20, 2)), 0.3, 0.6
+    i, j = (ratings.index[name].values for name in ("user", "item"))
+    expected = norm.logpdf(ratings.x, mu + (U[i] * V[j]).sum(1), sigma).sum() + norm.logpdf(mu, 0, 0.5)
+    expected += norm.logpdf(U, 0, 0.7).sum() + norm.logpdf(V, 0, 1.3).sum() + halfnorm.logpdf(sigma, scale=2.0)
+    found = ll.log_joint(model, ratings, {"U": U, "V": V, "mu": mu, "sigma": sigma})
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_density_of_a_graph_is_the_product_over_pairs(rng):
+    z, alpha, graph = rng.normal(size=(34, 3)), -1.2, karate().complete()
+    a = graph.adjacency().toarray()
+    i, j = np.triu_indices(34, 1)
+    p = expit(alpha + (z[i] * z[j]).sum(1))
+    expected = np.log(np.where(a[i, j] == 1, p, 1 - p)).sum() + norm.logpdf(alpha, 0, 2).sum() + norm.logpdf(z).sum()
+    assert ll.log_joint(RandomDotProduct(3), graph, {"alpha": alpha, "z": z}) == pytest.approx(expected, rel=1e-12)
+
+
+def test_batches_of_cells_add_up_to_the_whole(ratings, rng):
+    """The mean over batches that part the cells, each scaled up to all of them, is the log joint."""
+    model, values = (
+        MatrixFactorization(2),
+        {"U": rng.normal(size=(11, 2)), "V": rng.normal(size=(20, 2)), "mu": 0.1, "sigma": 0.5},
+    )
+    density = Density(model, tensors(model, ratings), ratings.array_dims)
+    assert (density.points, density.n_points, density.point_arrays()) == ("cell", 220, ("rating", "user", "item"))
+    given = density.constrain(density.unconstrain(values))
+    order = torch.from_numpy(rng.permutation(220))
+    batches = [tuple(density.arrays[name][rows] for name in density.point_arrays()) for rows in order.split(44)]
+    each = [float(density.log_joint(given, density.with_points(batch), point_scale=5.0)) for batch in batches]
+    assert np.mean(each) == pytest.approx(float(density.log_joint(given)), rel=1e-10)
+
+
+# -- posteriors
+
+
+def gibbs(r, i, j, n, m, K, rng, n_sweeps):
+    """Draws of the products U V' and of sigma by Gibbs' sampler; sigma, whose prior is half-normal, on a grid."""
+    U, V, mu, sigma = rng.normal(size=(n, K)), rng.normal(size=(m, K)), 0.0, 1.0
+    grid = np.exp(np.linspace(np.log(0.02), np.log(5), 4000))
+    kept = []
+    for _ in range(n_sweeps):
+        for own, other, mine, theirs in ((U, V, i, j), (V, U, j, i)):
+            for k in range(len(own)):
+                those = mine == k
+                X = other[theirs[those]]
+                precision = np.eye(K) + X.T @ X / sigma**2
+                mean = np.linalg.solve(precision, X.T @ (r[those] - mu) / sigma**2)
+                own[k] = mean + np.linalg.solve(np.linalg.cholesky(precision).T, rng.normal(size=K))
+        left = r - (U[i] * V[j]).sum(1)
+        precision = 1 + len(r) / sigma**2
+        mu = left.sum() / sigma**2 / precision + rng.normal() / np.sqrt(precision)
+        squares = ((left - mu) ** 2).sum()
+        log_p = -(grid**2) / 2 - len(r) * np.log(grid) - squares / 2 / grid**2 + np.log(grid)  # the grid is even in the log
+        p = np.exp(log_p - log_p.max())
+        sigma = grid[np.searchsorted(np.cumsum(p) / p.sum(), rng.random())]
+        kept.append([*(U @ V.T).ravel(), mu, sigma])
+    return np.array(kept)
+
+
+@pytest.mark.slow
+def test_the_posterior_of_ratings_is_that_of_gibbs_sampling(rng):
+    """z-tests of the means of all products, mu and sigma; both sides have a Monte Carlo error."""
+    model = MatrixFactorization(1)
+    dataset = model.simulate(np.random.default_rng(5), 4, n_items=3, share=0.8)
+    i, j = (dataset.index[name].values for name in ("user", "item"))
+    exact = gibbs(dataset.x, i, j, 4, 3, 1, rng, 12_000)[1000:]
+    found = ll.fit(model, dataset, ll.NUTS(n_chains=4, n_warmup=500, n_draws=1500), seed=int(rng.integers(2**31)), progress=False)
+    sites = found.sites()
+    products = np.einsum("cdik,cdjk->cdij", sites["U"], sites["V"]).reshape(4, 1500, -1)
+    draws = np.concatenate([products, sites["mu"][..., None], sites["sigma"][..., None]], axis=-1)
+    chains = exact.reshape(4, -1, exact.shape[1])
+    variances = [x.var((0, 1)) / ess_mean(x) for x in (draws, chains)]
+    z = (draws.mean((0, 1)) - exact.mean(0)) / np.sqrt(sum(variances))
+    assert np.abs(z).max() < norm.isf(FALSE_ALARM / 2 / len(z))
+
+
+def test_the_density_of_karate_is_the_references(references):
+    folder = references / "latent_dot_karate"
+    graph = karate().complete()
+    np.testing.assert_array_equal(graph.adjacency().toarray(), json.loads((folder / "data.json").read_text())["A"])
+    points = json.loads((folder / "log_density.json").read_text())["points"]
+    for point in points:
+        values = {"alpha": point["params"]["alpha"][0], "z": point["params"]["z"]}
+        assert ll.log_joint(RandomDotProduct(2), graph, values) == pytest.approx(point["log_density"], abs=1e-8)
+
+
+@pytest.mark.slow
+def test_the_posterior_of_karate_is_the_references(references, rng):
+    """z-tests of the means of alpha and all products, with the Monte Carlo errors of both sides."""
+    reference = json.loads((references / "latent_dot_karate" / "reference.json").read_text())["params"]
+    method = ll.ChEES(n_chains=64, n_warmup=300, n_draws=120)
+    found = ll.fit(RandomDotProduct(2), karate(), method, seed=int(rng.integers(2**31)), progress=False)
+    assert found.converged, found.diagnostics().query("verdict == 'fail'")
+    sites = found.sites()
+    products = np.einsum("cdik,cdjk->cdij", sites["z"], sites["z"])
+    scores = []
+    for name, known in reference.items():
+        at = [int(k) - 1 for k in name[2:-1].split(",")] if name != "alpha" else []
+        draws = sites["alpha"] if name == "alpha" else products[:, :, at[0], at[1]]
+        error = np.hypot(known["mcse_mean"], draws.std() / np.sqrt(float(ess_mean(draws))))
+        scores.append((draws.mean() - known["mean"]) / error)
+    assert len(scores) == 596
+    assert np.abs(scores).max() < norm.isf(FALSE_ALARM / 2 / len(scores))
+
+
+# -- what a fit gives
+
+
+def test_results_have_the_dims_of_points_and_kinds(fitted, graph_fit):
+    fit, _ = fitted
+    posterior, latents = (fit.data[group].to_dataset() for group in ("posterior", "latents"))
+    assert posterior["U"].dims == latents["U"].dims == ("chain", "draw", "user", "latent")
+    assert latents["V"].dims == ("chain", "draw", "item", "latent")
+    assert latents["item"].values[:2].tolist() == ["1935", "1936"]
+    likelihood = fit.data["log_likelihood"]["log_likelihood"]
+    assert likelihood.dims == ("chain", "draw", "cell")
+    assert likelihood["user"].values.tolist() == fit.dataset.point_names()["user"].tolist()
+    assert fit.data["observed_data"]["rating"]["item"].dims == ("cell",)
+    assert len(fit.loo().pointwise) == fit.dataset.n_points == 198
+    assert fit.latents().dims == fit.latents("U").dims
+    assert fit.latents("V").sizes["item"] == 20
+    with pytest.raises(ModelError, match=r"unknown position of 'matrix_factorization' 'W'.* Valid: U, V"):
+        fit.latents("W")
+    assert graph_fit.data["log_likelihood"]["log_likelihood"].sizes["pair"] == 34 * 33 // 2
+    assert graph_fit.latents().dims == ("chain", "draw", "node", "latent")
+
+
+def test_one_element_turns_all_kinds_of_units(fitted):
+    """Aligned or not, the products of users and items are the same; the draws of both kinds agree once aligned."""
+    fit, _ = fitted
+    U, V = (fit.latents(name).values for name in ("U", "V"))
+    sites = fit.sites()
+    np.testing.assert_allclose(
+        np.einsum("cdik,cdjk->cdij", U, V), np.einsum("cdik,cdjk->cdij", sites["U"], sites["V"]), atol=1e-10
+    )
+    for aligned, raw in ((U, sites["U"]), (V, sites["V"])):
+        assert aligned.std((0, 1)).mean() < raw.std((0, 1)).mean()
+
+
+def test_held_out_points_are_scored_as_the_density_says(fitted):
+    fit, held_out = fitted
+    found = fit.log_likelihood(held_out)
+    assert (found.dims, found.sizes["cell"]) == (("chain", "draw", "cell"), 22)
+    assert found["user"].values.tolist() == held_out.point_names()["user"].tolist()
+    sites, i, j = fit.sites(), *(held_out.index[name].values for name in ("user", "item"))
+    mean = sites["mu"][..., None] + (sites["U"][:, :, i] * sites["V"][:, :, j]).sum(-1)
+    np.testing.assert_allclose(found.values, norm.logpdf(held_out.x, mean, sites["sigma"][..., None]), atol=1e-9)
+    score = fit.held_out_score(held_out)
+    assert score["n_points"] == 22
+    assert score["elpd"] == pytest.approx(np.log(np.exp(found.values).mean((0, 1))).sum(), rel=1e-9)
+    strange = Dataset(
+        {"rating": [1.0]}, dims={"rating": ("cell",)}, units={"user": ["Tesla"], "item": ["1940"]},
+        index={"user": ("cell", [0]), "item": ("cell", [0])}, name="new cells",
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"new cells: 1 units of the kind 'user' were not in the fit, .*: 'Tesla'"):
+        fit.log_likelihood(strange)
+
+
+def test_new_points_are_predicted_in_raw_values(fitted):
+    fit, _ = fitted
+    i, j = 3, 7
+    names = {kind: fit.dataset.units[kind] for kind in ("user", "item")}
+    found = fit.predict(user=[names["user"][i]] * 2, item=names["item"][[j, j + 1]], n_draws=800)
+    assert (found.dims, found.sizes["cell"]) == (("chain", "draw", "cell"), 2)
+    sites = fit.sites()
+    mean = sites["mu"] + (sites["U"][:, :, i] * sites["V"][:, :, j]).sum(-1)
+    raw, spread = fit.dataset.transform.inverse(mean), np.hypot(mean.std(), sites["sigma"].mean()) * fit.dataset.transform.scale
+    assert abs(found.values[..., 0].mean() - raw.mean()) < 6 * spread / np.sqrt(found.values[..., 0].size)
+    for wrong, message in (
+        ({"user": ["Tesla"], "item": ["1940"]}, "user 'Tesla' was not in the fit"),
+        ({"user": ["IBM"]}, "give a name for each of user, item"),
+        ({"user": ["IBM"], "item": ["1940", "1941"]}, "as many names for each index; got user: 1, item: 2"),
+    ):
+        with pytest.raises(DataError, match=message):
+            fit.predict(**wrong)
+    table = ll.fit(ll.models.PPCA(2), ll.load_dataset("iris"), ll.Exact(n_draws=50), progress=False)
+    with pytest.raises(DataError, match="this is a table"):
+        table.predict(unit=[0])
+
+
+@pytest.mark.parametrize(
+    "method", [ll.SVI(guide="mean_field", n_steps=300, batch_size=50, n_draws=50), ll.MAP(n_restarts=2, n_draws=50)]
+)
+def test_other_methods_fit_ratings_too(ratings, method):
+    found = ll.fit(MatrixFactorization(2), ratings, method, seed=0, progress=False)
+    table = found.diagnostics()
+    assert np.isfinite(found.latents("V").values).all()
+    assert (table["verdict"] != "fail").loc[table["check"] == "symmetry"].all()
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "message"),
+    [
+        (MatrixFactorization(2), karate, "places units of the kind 'user'; the data have units of the kind 'node'"),
+        (RandomDotProduct(2), grunfeld, "places units of the kind 'node'; the data have units of the kind 'user', 'item'"),
+        (ll.models.PPCA(2), grunfeld, "places units of the kind 'unit'; the data have units of the kind 'user', 'item'"),
+        (MatrixFactorization(2), lambda: ll.load_dataset("iris"), "places units of the kind 'user'"),
+    ],
+)
+def test_a_model_is_not_fitted_to_other_kinds_of_units(model, dataset, message):
+    with pytest.raises(DataError, match=message):
+        ll.fit(model, dataset(), ll.MAP())
+
+
+def test_edges_are_0_or_1():
+    weighted = Dataset(
+        {"edge": [1.0, 2.0]},
+        dims={"edge": ("pair",)},
+        units={"node": ["a", "b", "c"]},
+        index={"source": ("pair", [0, 1], "node"), "target": ("pair", [1, 2], "node")},
+        absent="zero",
+    )
+    with pytest.raises(DataError, match="edges must be 0 or 1; that of 'b' and 'c' is 2"):
+        ll.fit(RandomDotProduct(1), weighted, ll.MAP())
+
+
+def test_a_symmetry_must_know_the_kinds_of_units():
+    class Forgetful(MatrixFactorization):
+        symmetry = Orthogonal()
+
+    with pytest.raises(ModelError, match=r"declare Orthogonal\('latent', units=\('user', 'item'\)\)"):
+        check_declaration(Forgetful(2))
+
+
+# -- comparison
+
+
+def compared(fit, embedding):
+    return ll.compare(fit, [embedding], progress=False, n_draws=8, n_pairs=4, n_permutations=2, n_neighbors=3)
+
+
+def test_each_kind_has_scores_and_verdicts_under_one_alignment(fitted):
+    """Turned together, a draw stays a draw of both kinds; turned apart, each kind is a draw by itself and not together."""
+    fit, _ = fitted
+    U, V = (fit.latents(name).values[0, 7] for name in ("U", "V"))
+    units = {kind: fit.dataset.units[kind] for kind in ("user", "item")}
+    turn = np.array([[0.0, 1.0], [-1.0, 0.0]])
+    together = compared(fit, ll.Embedding("draw", {"user": U @ turn, "item": V @ turn}, units))
+    table = together.verdicts.query("alignment == 'orthogonal'").set_index("units")
+    assert table.index.tolist() == ["user", "item"]
+    assert (table["delta"] < 2).all()
+    apart = compared(fit, ll.Embedding("draw", {"user": U @ turn, "item": V}, units)).verdicts
+    assert apart.query("alignment == 'orthogonal'")["delta"].max() > 2 * table["delta"].max()
+    alone = compared(fit, ll.Embedding("draw", {"user": U @ turn}, {"user": units["user"]})).verdicts
+    assert alone.query("alignment == 'orthogonal'")["delta"].max() < 2
+    data = together.to_dataset("item")
+    assert data["mahalanobis"].dims == ("embedding", "item")
+    assert set(together.to_dataframe()["units"]) == {"user", "item"}
+    assert [name for name in together.sentences()] == ["draw, users", "draw, items"]
+    with pytest.raises(ConfigError, match="unknown kind of units 'film'"):
+        together.to_dataset("film")
+
+
+def test_embeddings_of_other_kinds_or_units_are_refused(fitted):
+    fit, _ = fitted
+    units = {kind: fit.dataset.units[kind] for kind in ("user", "item")}
+    U, V = (fit.latents(name).values[0, 0] for name in ("U", "V"))
+    for embedding, message in (
+        (ll.Embedding("mine", U, units["user"]), "has one array, and the model .* places units of the kinds 'user', 'item'"),
+        (ll.Embedding("mine", {"film": U}, {"film": units["user"]}), "places units of the kind 'film'; .* only 'user', 'item'"),
+        (
+            ll.Embedding("mine", {"user": U[1:], "item": V}, {"user": units["user"][1:], "item": units["item"]}),
+            "has no values for 1 of 11 units",
+        ),
+    ):
+        with pytest.raises(DataError, match=message):
+            compared(fit, embedding)
+
+
+def test_labels_of_nodes_are_held_against_the_positions(graph_fit):
+    found = compared(graph_fit, ll.embed("adjacency_spectral", karate()))
+    assert found.data["mahalanobis"].dims == ("embedding", "node")
+    assert float(found.data["downstream_accuracy"].max()) > 0.8
+
+
+# -- runs
+
+
+def config(name, **changes):
+    base = {
+        "name": name,
+        "inference": {"name": "chees", "n_chains": 8, "n_superchains": 4, "n_warmup": 60, "n_draws": 30},
+        "compare": {"n_neighbors": 3, "n_draws": 8, "n_pairs": 4, "n_permutations": 2},
+    }
+    return {**base, **changes}
+
+
+RATED = config(
+    "rated",
+    dataset={"name": "grunfeld"},
+    model={"name": "matrix_factorization", "n_latent": 2},
+    embeddings=[{"name": "truncated_svd"}],
+    held_out=0.1,
+)
+
+
+def test_a_run_of_ratings_keeps_all_kinds_and_its_page_shows_them(tmp_path):
+    done = ll.run(RATED, out=tmp_path / "rated", progress=False)
+    assert set(done.verdicts["units"]) == {"user", "item"}
+    assert done.embeddings_by_kind["item"]["truncated_svd"].dims == ("item", "latent")
+    assert done.comparison_by_kind["user"]["mahalanobis"].dims == ("embedding", "user")
+    page = (done.path / "report.html").read_text(encoding="utf-8")
+    for title in ("Where are the positions? (users)", "Where are the positions? (items)", "Which units disagree? (items)"):
+        assert title in page
+    assert page.count('class="brush"') == 2
+    assert "22 cells that were kept out of the fit" in page
+    again = ll.load_run(done.path).fit
+    xr.testing.assert_identical(again.latents("V"), done.fit.latents("V"))
+    record = json.loads((done.path / "report.json").read_text())
+    assert {one["units"] for one in record["verdicts"]} == {"user", "item"}
+    assert any("truncated_svd, items" in line for line in done.summary())
+
+
+def test_a_run_of_ratings_is_resumed_with_embeddings_of_all_kinds(tmp_path, monkeypatch):
+    from latentlab.study import run as module
+
+    def broken(*_, **__):
+        raise RuntimeError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "compare", broken)
+        with pytest.raises(RuntimeError):
+            ll.run(RATED, out=tmp_path / "rated", progress=False)
+    done = ll.run(RATED, out=tmp_path / "rated", resume=True, progress=False)
+    whole = ll.run(RATED, out=tmp_path / "whole", progress=False)
+    for kind, data in whole.comparison_by_kind.items():
+        xr.testing.assert_equal(data, done.comparison_by_kind[kind])
+
+
+def test_a_run_of_a_graph_from_a_file_with_vectors_of_ones_own(tmp_path):
+    graph = karate()
+    pairs = zip(*(names.tolist() for names in graph.point_names().values()), strict=True)
+    (tmp_path / "friends.csv").write_text("source,target\n" + "".join(f"{a},{b}\n" for a, b in pairs))
+    vectors = np.random.default_rng(0).normal(size=(34, 2))
+    (tmp_path / "mine.csv").write_text("node,a,b\n" + "".join(f"{k},{x},{y}\n" for k, (x, y) in enumerate(vectors)))
+    (tmp_path / "graph.yaml").write_text(
+        yaml.safe_dump(
+            config(
+                "graph",
+                dataset={"name": "edges", "path": "friends.csv", "standardize": False},
+                model={"name": "random_dot_product", "n_latent": 2},
+                embeddings=[{"name": "adjacency_spectral"}, {"name": "file", "path": "mine.csv", "unit": "node"}],
+            )
+        )
+    )
+    done = ll.run(tmp_path / "graph.yaml", out=tmp_path / "graph", progress=False)
+    assert done.embeddings["adjacency_spectral"].dims == ("node", "latent")
+    assert set(done.verdicts["units"]) == {"node"}
+    assert read(done.path).comparison["mahalanobis"].dims == ("embedding", "node")
+    (tmp_path / "mine.csv").write_text("node,a,b\n0,1,2\n")
+    with pytest.raises(DataError, match=r"embeddings\.1: .*has no values for 33 of 34 units"):
+        ll.run(tmp_path / "graph.yaml", out=tmp_path / "other", progress=False)
+
+
+def test_a_label_like_a_kind_of_units_is_refused(tmp_path):
+    labelled = {**RATED, "embeddings": [{"name": "truncated_svd", "label": "user"}]}
+    with pytest.raises(ConfigError, match=r"embeddings\.0\.label: 'user' is a dim of the data"):
+        ll.run(labelled, out=tmp_path / "rated", progress=False)
