@@ -30,8 +30,8 @@ from scipy.special import logsumexp
 import latentlab as ll
 from latentlab.data.dataset import Dataset
 from latentlab.fit import Fit
-from latentlab.inference.density import parameter_tensors, tensors
-from latentlab.posterior import rhat
+from latentlab.inference.arrays import parameter_tensors, tensors
+from latentlab.results.convergence import rhat
 from latentlab.seeds import Seeds, double
 
 HALF_WIDTH, STEP, BLOCK = 6.0, 0.02, 20_000

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 import latentlab as ll
 from latentlab.data.dataset import Dataset
-from latentlab.inference.density import tensors
+from latentlab.inference.arrays import tensors
 from latentlab.seeds import Seeds
 
 DATASETS = ("iris", "wine", "breast_cancer")

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 import latentlab as ll
 from latentlab.compare.verdict import Reference
-from latentlab.correspondence import shrunk_axes
+from latentlab.correspondences.maps import shrunk_axes
 from latentlab.data.simulators import linear_gaussian
 from latentlab.errors import LatentLabError
 from latentlab.seeds import Seeds

@@ -13,18 +13,19 @@ from latentlab.registry import METHODS
 if TYPE_CHECKING:
     from latentlab.comparison.compare import compare
     from latentlab.comparison.result import Comparison
+    from latentlab.comparison.selection import loo_table
     from latentlab.data.dataset import Dataset
     from latentlab.data.load import load_dataset
-    from latentlab.embeddings.embedding import Embedding, embed
+    from latentlab.embeddings.embed import embed
+    from latentlab.embeddings.embedding import Embedding
     from latentlab.fit import Fit, fit
     from latentlab.inference.chees import ChEES
-    from latentlab.inference.density import log_joint
     from latentlab.inference.exact import Exact
+    from latentlab.inference.joint import log_joint
     from latentlab.inference.map import MAP
     from latentlab.inference.nuts import NUTS
     from latentlab.inference.svi import SVI
     from latentlab.models.base import LatentModel, MaximumLikelihood, Position
-    from latentlab.selection import loo_table
     from latentlab.study.run import load_run, run
     from latentlab.study.select import select
 
@@ -39,12 +40,12 @@ _PUBLIC = {
     "MaximumLikelihood": "latentlab.models.base",
     "Position": "latentlab.models.base",
     "compare": "latentlab.comparison.compare",
-    "embed": "latentlab.embeddings.embedding",
+    "embed": "latentlab.embeddings.embed",
     "fit": "latentlab.fit",
     "load_dataset": "latentlab.data.load",
     "load_run": "latentlab.study.run",
-    "log_joint": "latentlab.inference.density",
-    "loo_table": "latentlab.selection",
+    "log_joint": "latentlab.inference.joint",
+    "loo_table": "latentlab.comparison.selection",
     "run": "latentlab.study.run",
     "select": "latentlab.study.select",
 } | METHODS.classes()

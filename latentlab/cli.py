@@ -151,7 +151,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 
     config = load_config(arguments.config, arguments.overrides, arguments.plugin)
 
-    from latentlab.calibration import calibrate
+    from latentlab.calibration.calibrate import calibrate
 
     with plugins(config.plugins):
         found = calibrate(
@@ -187,7 +187,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _correspondences(arguments: argparse.Namespace) -> int:
-    from latentlab.correspondence import CORRESPONDENCES
+    from latentlab.correspondences.registry import CORRESPONDENCES
 
     with plugins(arguments.plugin):
         if not arguments.check:

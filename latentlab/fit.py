@@ -1,8 +1,6 @@
 """The common runner: a model, a dataset and a method become a `Fit`."""
 
-import json
 import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,30 +15,25 @@ import xarray as xr
 from latentlab.data.dataset import Dataset
 from latentlab.data.series import boundaries
 from latentlab.data.stored import StoredDataset
-from latentlab.diagnostics import converged, diagnose, sensitivity
-from latentlab.errors import ConfigError, DataError, InferenceError, ModelError, unknown
+from latentlab.errors import ConfigError, DataError, ModelError, unknown
+from latentlab.inference.arrays import parameter_tensors, tensors
 from latentlab.inference.capture import Plan
-from latentlab.inference.density import Density, over_draws, parameter_tensors, tensors
-from latentlab.inference.draws import Draws, Method, Problem, finished_draws
-from latentlab.inference.encoder import activity, is_amortised, log_weights
-from latentlab.inference.invariance import check_symmetry
-from latentlab.models.base import NOTHING, LatentModel, check_declaration
-from latentlab.modes import chain_modes, restart_modes
-from latentlab.posterior import LEFT_OUT, Loo, arrays, build, loo, to_arviz
-from latentlab.seeds import Seeds, double, isolated, one_thread
-from latentlab.symmetry import consensus
-from latentlab.symmetry.group import Aligned, Group
-from latentlab.symmetry.groups import Orthogonal, SignedPermutation
-from latentlab.symmetry.labels import indicators
+from latentlab.inference.density import Density
+from latentlab.inference.draws import Method, Problem, finished_draws
+from latentlab.inference.encoder import activity, is_amortised
+from latentlab.models.base import LatentModel, check_declaration
+from latentlab.results.arviz import to_arviz
+from latentlab.results.assemble import assemble, draw_positions, globals, lifted, outline, thinned
+from latentlab.results.diagnostics import converged, diagnose, sensitivity
+from latentlab.results.loo import Loo, loo
+from latentlab.results.modes import chain_modes, restart_modes
+from latentlab.results.new_points import classes_of, density_of_new, impute, tensors_of_new
+from latentlab.results.orientation import align, one_orientation
+from latentlab.results.tree import arrays
+from latentlab.seeds import Seeds, isolated, one_thread
+from latentlab.symmetry.group import Aligned
 
 logger = logging.getLogger(__name__)
-
-MOST_NUMBERS = 2**24
-"""Labels are aligned by as many units as give so many numbers at most (128 MB)."""
-AT_ONCE = 256
-"""Draws of the positions, given one value of the sites, that are made together."""
-N_PREDICTIVE = 100
-"""Draws of the prior and posterior predictive that are kept: a whole data set each."""
 N_BOUND = 500
 """Samples of the encoder for a bound on the log likelihood of units."""
 
@@ -93,7 +86,7 @@ class Fit:
         return converged(self._table)
 
     def modes(self) -> pd.DataFrame:
-        """The modes, modulo the symmetry, that the chains sit in, or that the restarts ended in (`latentlab.modes`)."""
+        """The modes, modulo the symmetry, that the chains sit in, or that the restarts ended in (`latentlab.results.modes`)."""
         return (chain_modes if self.method.kind == "mcmc" else restart_modes)(self.data, **self._declared)
 
     def sensitivity(self) -> pd.DataFrame:
@@ -198,7 +191,7 @@ class Fit:
             found: Any = self.model.latents(given, **sites)
             return found.probs
 
-        found = _lifted(probs, values)
+        found = lifted(probs, values)
         p = self.model.exchanges.act(elements, {"p": found}, {"p": ("unit", dim)})["p"]
         return xr.DataArray(p, dims=("chain", "draw", "unit", dim), coords=_lead_coords(p, new), name=f"p({site})")
 
@@ -219,8 +212,8 @@ class Fit:
                 array = self.model.bound(given, n_samples, **parameter_tensors(self.parameters)).numpy()[None, None]
         else:
             density = density_of_new(self.model, new, self.parameters, self._classes)
-            values = _globals(self.sites(), [s.name for s in density.sites])
-            array = _lifted(density.log_likelihood, values, (1, 1))
+            values = globals(self.sites(), [s.name for s in density.sites])
+            array = lifted(density.log_likelihood, values, (1, 1))
         name = "bound" if self.model.has_bound() else "log_likelihood"
         return xr.DataArray(array, dims=("chain", "draw", new.points), coords=_point_coords(array, new), name=name)
 
@@ -276,9 +269,9 @@ class Fit:
         arrays = {**tensors(self.model, dataset), **{name: torch.tensor(places) for name, places in index.items()}}
         arrays[dataset.observed] = torch.zeros(sizes.pop(), dtype=torch.float64)
         density = Density(self.model, arrays, dataset.array_dims, parameter_tensors(self.parameters))
-        values = thinned(_globals(self.sites(), [site.name for site in density.sites]), n_draws)
+        values = thinned(globals(self.sites(), [site.name for site in density.sites]), n_draws)
         with isolated(Seeds(self.seed).child("predict")):
-            found = _lifted(density.predict, values)[dataset.observed]
+            found = lifted(density.predict, values)[dataset.observed]
         if dataset.transform is not None:
             found = dataset.transform.inverse(found)
         coords = {name: (dataset.points, names) for name, names in given.items()}
@@ -349,7 +342,7 @@ def fit(
     with problem.resources, one_thread():
         draws = finished_draws(problem, method)
         with isolated(seeds.child("posterior")):
-            data = _assemble(problem, dataset.sample, method, draws, seed)
+            data = assemble(problem, dataset.sample, method, draws, seed)
     return Fit(model, dataset.sample, method, seed, data)
 
 
@@ -416,38 +409,6 @@ def check_kinds(model: LatentModel, dataset: Dataset) -> None:
         )
 
 
-def outline(problem: Problem, dataset: Dataset) -> xr.DataTree:
-    """The result's names, dims and coordinates with a single draw of zeros, to refuse before the fit what cannot be stored.
-
-    Raises:
-        ModelError: A coordinate or a name that a result cannot have; names it.
-    """
-    density = problem.density
-    sites = density.constrain(torch.zeros(density.size, dtype=torch.float64))
-    return build(
-        {"posterior": {name: value[None, None].numpy() for name, value in sites.items()}, **_given(density, dataset)},
-        dims={**density.observed, **{name: tuple(own) for name, own in problem.model.dims.items()}, **dataset.dims},
-        coords=_coords(dataset),
-        along={dataset.points: dataset.point_names()},
-    )
-
-
-def _coords(dataset: Dataset) -> dict[str, np.ndarray]:
-    """The names along the dims of a result."""
-    return {**dataset.coords, **(dataset.kinds if dataset.index else {})}
-
-
-def _given(density: Density, dataset: Dataset) -> dict[str, dict[str, np.ndarray]]:
-    """The data as groups of a result, with what the program observes under a name that no array has."""
-    return {
-        "observed_data": {
-            dataset.observed: dataset.x,
-            **{name: value for name, value in density.observations.items() if name not in dataset.arrays},
-        },
-        "constant_data": {name: a for name, a in dataset.arrays.items() if name != dataset.observed},
-    }
-
-
 def _checked(model: LatentModel, dataset: Dataset | StoredDataset) -> dict[str, Any]:
     """The data (on disk: the sample) as the program takes them, once nothing of the whole is such that the model refuses it."""
     if isinstance(dataset, Dataset):
@@ -475,289 +436,6 @@ def _check_stored(dataset: StoredDataset, density: Density, method: Method) -> N
             f"{dataset.name} stays on disk, and {density.model.name!r} has the site {density.point_sites[0]!r} of each unit "
             "beside those of all units: take a model that integrates it out, or one whose sites all belong to units."
         )
-
-
-def classes_of(model: LatentModel, dataset: Dataset) -> np.ndarray | None:
-    """The labels that the columns of `labels` stand for in a fit to this dataset; None where the model takes none."""
-    if not model.takes("labels") or dataset.labels is None:
-        return None
-    return np.unique(dataset.labels) if model.classes is None else model.classes
-
-
-def one_orientation(model: LatentModel, method: Method) -> bool:
-    """Whether all draws lie in the same coordinates: at a point estimate of the sites, or of the parameters."""
-    return method.kind == "point" or bool(model.parameters)
-
-
-def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool = False) -> Aligned:
-    """Draws with the model's symmetry removed, by the position site; labels by which units have them.
-
-    At a point estimate all draws have one orientation, and are turned together: else the constant sites would be turned to and
-    fro by the noise in the positions.
-    """
-    group, site = model.exchanges, model.position.site
-    dims = {name: tuple(model.dims[name]) for name in values}
-    on, on_dims = np.asarray(values[site]), dims[site]
-    others = [position.site for position in model.positions[1:] if dims[position.site][1:] == on_dims[1:] == (group.dim,)]
-    on = np.concatenate([on, *(values[other] for other in others)], axis=2) if others else on
-    if model.position.kind == "discrete" and not group.is_trivial():
-        few = max(1, MOST_NUMBERS // (on[..., 0].size * model.n_labels()))
-        some = np.unique(np.linspace(0, on.shape[-1] - 1, min(few, on.shape[-1])).astype(int))
-        on, on_dims = indicators(on[..., some], model.n_labels()), (*on_dims, group.dim)
-    if point:
-        on = on.mean(axis=(0, 1), keepdims=True)
-    found = group.align({site: on}, {site: on_dims}, on=site)
-    elements = np.broadcast_to(found.elements, (*values[site].shape[:2], *found.elements.shape[2:]))
-    return _signed(group, Aligned(model.act(elements, values), elements, found.reference), values, dims)
-
-
-def _signed(group: Group, aligned: Aligned, values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]]) -> Aligned:
-    """With each axis's largest mean loading positive, where the group may mirror axes and there are loadings."""
-    rows = (name for name, own in dims.items() if len(own) == 2 and own[1] == group.dim and own[0] not in group.units)
-    loadings = next(rows, None)
-    if loadings is None or SignedPermutation(group.dim) not in group or not isinstance(group, Orthogonal | SignedPermutation):
-        return aligned
-    mean = aligned.values[loadings].mean(axis=(0, 1))
-    mirror = np.diag(consensus.signs(mean))
-    elements = group.compose(aligned.elements, mirror)
-    return Aligned(group.act(elements, values, dims), elements, aligned.reference @ mirror)
-
-
-def tensors_of_new(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = None) -> dict[str, Any]:
-    """The arrays of units that were not in the fit, as `tensors` makes them.
-
-    Raises:
-        DataError: Values that the model cannot take; names column, unit and value.
-    """
-    model.check_new(dataset)
-    return tensors(model, dataset, classes)
-
-
-def density_of_new(
-    model: LatentModel, dataset: Dataset, parameters: Mapping[str, np.ndarray] = NOTHING, classes: np.ndarray | None = None
-) -> Density:
-    """The density of units that were not in the fit, positions integrated out.
-
-    Raises:
-        DataError: Values that the model cannot take; names column, unit and value.
-        ModelError: The model has a position for each unit that it does not integrate out.
-    """
-    given = tensors_of_new(model, dataset, classes)
-    density = Density(model.marginal(), given, dataset.array_dims, parameter_tensors(parameters))
-    if density.point_sites and not model.has_bound():
-        raise ModelError(
-            f"held-out units: {model.name!r} has a parameter for each unit ({density.point_sites[0]!r}): none for new units."
-        )
-    return density
-
-
-def draw_positions(
-    model: LatentModel,
-    arrays: Any,
-    values: Mapping[str, np.ndarray],
-    parameters: Mapping[str, np.ndarray] = NOTHING,
-    lead: tuple[int, ...] = (1, 1),
-    *,
-    equal: bool = False,
-) -> np.ndarray:
-    """A draw of all positions from their conditional for each draw of the other sites, `(chain, draw, unit, ...)`.
-
-    Without other sites, or where their draws are all `equal`, `lead` says how many chains and draws.
-    """
-    fixed = parameter_tensors(parameters)
-    if equal or not values:
-        fixed |= parameter_tensors({name: array[0, 0] for name, array in values.items()})
-        n_chains, n_draws = lead
-        with torch.no_grad():
-            conditional = model.latents(arrays, **fixed)
-            blocks = [min(AT_ONCE, n_draws - begin) for begin in range(0, n_draws, AT_ONCE)]
-            return np.concatenate([conditional.sample(torch.Size((n_chains, n))).numpy() for n in blocks], axis=1)
-
-    def one(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return model.latents(arrays, **fixed, **sites).sample()
-
-    return _lifted(one, values)
-
-
-def impute(
-    model: LatentModel,
-    dataset: Dataset,
-    values: Mapping[str, np.ndarray],
-    seeds: Seeds,
-    where: np.ndarray,
-    parameters: Mapping[str, np.ndarray] = NOTHING,
-) -> np.ndarray:
-    """A draw of missing entries for each draw of all sites, in the scale of the fit: `(chain, draw, entry)`.
-
-    Args:
-        model: A model that says what missing entries were.
-        dataset: The data that were fitted.
-        values: Draws of all sites, positions included, `(chain, draw, *site)`.
-        seeds: For the draws.
-        where: Indices of the entries in the observed array, `(entry, axis)`.
-        parameters: The model's.
-
-    Raises:
-        ModelError: The model does not say it.
-    """
-    if not model.imputes():
-        raise ModelError(f"{model.name!r} does not say what missing entries were: it has no `imputation`.")
-    given, index = tensors(model, dataset), tuple(torch.from_numpy(where.T))
-    fixed = parameter_tensors(parameters)
-
-    def one(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return model.imputation(given, **fixed, **sites).sample()[index]
-
-    with isolated(seeds):
-        return _lifted(one, values)
-
-
-def thinned(values: Mapping[str, np.ndarray], n_draws: int) -> dict[str, np.ndarray]:
-    """About `n_draws` draws, spread evenly over the chains; all where there are no more."""
-    n_chains, each = next(iter(values.values())).shape[:2]
-    keep = np.unique(np.linspace(0, each - 1, max(1, min(each, n_draws // n_chains))).astype(int))
-    return {name: array[:, keep] for name, array in values.items()}
-
-
-def _assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, seed: int) -> xr.DataTree:
-    model, density = problem.model, problem.density.at(parameter_tensors(draws.parameters))
-    site, point = model.position.site, method.kind == "point"
-    values = dict(draws.values)
-    if density.deterministic:
-        names = [s.name for s in density.sites]
-        values.update(_lifted(density.deterministics, _globals(values, names), equal=point))
-    if site not in values or (point and model.integrates_positions()):
-        given = {name: array for name, array in values.items() if name != site}
-        values[site] = draw_positions(model, problem.arrays, given, draws.parameters, (1, method.n_draws), equal=point)
-    for kind, found in (("site", values), ("parameter", draws.parameters)):
-        for name, array in found.items():
-            if not np.isfinite(array).all():
-                raise InferenceError(
-                    f"{kind} {name!r}: {int((~np.isfinite(array)).sum())} of {array.size} values are not finite."
-                )
-    encodes = bool(model.parameters) and model.integrates_positions() and is_amortised(density)
-    marginal = model.marginal()
-    likelihood = density if marginal is model else Density(marginal, problem.arrays, density.dims, density.parameters)
-    aligned = align(model, values, point=one_orientation(model, method))
-    acted = [n for n in values if n == site or model.exchanges.dim in model.dims[n]]
-    groups: dict[str, dict[str, np.ndarray]] = {
-        "posterior": values,
-        "latents": {name: aligned.values[name] for name in acted},
-        "log_likelihood": {} if model.has_bound() else _pointwise(likelihood, values, equal=point),
-        "log_weights": {"log_weight": log_weights(density, values[site])} if encodes and method.kind == "vi" else {},
-        "parameters": dict(draws.parameters),
-        "leave_one_out": _left_out(model, problem.arrays, values, equal=point),
-        "log_prior": _lifted(density.log_prior, _globals(values, [s.name for s in density.sites]), equal=point),
-        "sample_stats": dict(draws.stats),
-        **_predictives(density, values),
-        **_given(density, dataset),
-        "optimization": dict(draws.optimization),
-        "restarts": dict(draws.restarts),
-    }
-    attrs = {
-        "model": model.name,
-        "method": method.name,
-        "inference": method.kind,
-        "seed": seed,
-        "dataset": dataset.name,
-        "point_estimate": int(point),
-        "hyperparameters": ", ".join(model.hyperparameters()),
-        "cautions": json.dumps(model.cautions(dataset)),
-        "deterministic": ", ".join(density.deterministic),
-        "conditional_log_likelihood": int(bool(likelihood.point_sites)),
-        **draws.attrs,
-    }
-    attrs |= check_symmetry(model, density, values, draws.parameters, problem.seeds.child("symmetry"))
-    if dataset.index:
-        index = json.dumps({name: one.kind for name, one in dataset.index.items()})
-        attrs |= {"points": dataset.points, "units": ", ".join(dataset.kinds), "index": index}
-    if problem.stored is not None:
-        attrs["n_units_fitted"] = density.n_points
-    if encodes:
-        attrs["n_active"] = int(activity(model, problem.arrays, density.parameters)["active"].sum())
-    left_out = next((array.shape[-1] for array in groups["leave_one_out"].values()), 0)
-    several = {} if left_out in (0, dataset.n_points) else {"left_out": _sequence_names(dataset)}
-    return build(
-        {name: group for name, group in groups.items() if group},
-        dims={
-            **density.observed,
-            **{name: tuple(own) for name, own in {**model.dims, **model.parameters}.items()},
-            **dataset.dims,
-            **dict.fromkeys(("log_likelihood", "log_weight"), (dataset.points,)),
-            LEFT_OUT: ("left_out",) if several else (dataset.points,),
-        },
-        coords={**_coords(dataset), **several},
-        along={dataset.points: dataset.point_names()},
-        attrs=attrs,
-    )
-
-
-def _pointwise(likelihood: Density, values: Mapping[str, np.ndarray], *, equal: bool) -> dict[str, np.ndarray]:
-    """log p(unit | draw) `(chain, draw, unit)`, by the program with its positions integrated out."""
-    own, lead = _globals(values, [s.name for s in likelihood.sites]), next(iter(values.values())).shape[:2]
-    return {"log_likelihood": _lifted(likelihood.log_likelihood, own, lead, equal=equal)}
-
-
-def _left_out(model: LatentModel, arrays: Any, values: Mapping[str, np.ndarray], *, equal: bool) -> dict[str, np.ndarray]:
-    """log p(unit | all others, draw), or of each sequence, where units depend on each other given the sites."""
-    if not model.is_series():
-        return {}
-    given = {name: array for name, array in values.items() if name != model.position.site}
-    return {LEFT_OUT: _lifted(lambda sites: model.leave_one_out(arrays, **sites), given, equal=equal)}
-
-
-def _sequence_names(dataset: Dataset) -> np.ndarray:
-    first = np.unique(boundaries(dataset), return_index=True)[1]
-    return np.asarray(dataset.coords["sequence"])[first]
-
-
-def _predictives(density: Density, values: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Draws of the prior predictive, and of the posterior predictive for the same units: given their positions as drawn.
-
-    Positions that the program integrates out are given to `LatentModel.replicated`; a model without it draws them anew.
-    """
-    model, names = density.model, [s.name for s in density.sites]
-    keeps = model.position.site not in names and model.position.site in values and model.replicates()
-    some = thinned(values if keeps else _globals(values, names), N_PREDICTIVE)
-    lead = next(iter(some.values())).shape[:2]
-
-    def replicated(sites: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        with double():
-            return dict.fromkeys(density.observed, model.replicated(density.arrays, **density.parameters, **sites))
-
-    try:
-        posterior_draws = _lifted(replicated if keeps else density.predict, some)
-        prior_rows = [density.predict(density.prior()) for _ in range(lead[0] * lead[1])]
-    except NotImplementedError as error:
-        warnings.warn(f"no predictive draws: {error}", stacklevel=2)
-        return {}
-    prior = {
-        n: np.stack([row[n].numpy() for row in prior_rows]).reshape(lead + tuple(prior_rows[0][n].shape)) for n in prior_rows[0]
-    }
-    return {"posterior_predictive": posterior_draws, "prior_predictive": prior}
-
-
-def _globals(values: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
-    return {name: values[name] for name in names}
-
-
-def _lifted(function: Any, values: Mapping[str, np.ndarray], without: tuple[int, ...] = (1, 1), *, equal: bool = False) -> Any:
-    """A function of one draw over `(chain, draw)`; the same for each of `without` where it is of nothing that is drawn.
-
-    Where all draws are `equal`, as at a point estimate, it is found for one of them.
-    """
-    if not values:
-        array = function({}).numpy()
-        return np.broadcast_to(array, (*without, *array.shape)).copy()
-    lead = next(iter(values.values())).shape[:2]
-    flat = {name: array.reshape(-1, *array.shape[2:])[: 1 if equal else None] for name, array in values.items()}
-    found = over_draws(function, flat)
-
-    def spread(array: np.ndarray) -> np.ndarray:
-        own = array.shape[1:]
-        return np.broadcast_to(array[0], (*lead, *own)).copy() if equal else array.reshape(*lead, *own)
-
-    return {name: spread(array) for name, array in found.items()} if isinstance(found, dict) else spread(found)
 
 
 def _lead_coords(array: np.ndarray, dataset: Dataset) -> dict[str, np.ndarray]:

@@ -9,8 +9,11 @@ from pyro.infer.autoguide import init_to_sample
 from pyro.infer.mcmc.util import initialize_model
 
 from latentlab.errors import ModelError
-from latentlab.inference.density import Density, log_joint, start, tensors
+from latentlab.inference.arrays import tensors
+from latentlab.inference.density import Density
 from latentlab.inference.draws import Problem
+from latentlab.inference.joint import log_joint
+from latentlab.inference.start import start
 from latentlab.inference.svi import check_guide
 from latentlab.models.base import Fixed, LatentModel
 from latentlab.seeds import Seeds, double, isolated

@@ -10,10 +10,11 @@ from latentlab.comparison.compare import compare
 from latentlab.comparison.result import SCORE_COLUMNS, VERDICT_COLUMNS, Comparison
 from latentlab.comparison.rows import thinned
 from latentlab.comparison.scores import in_part
-from latentlab.correspondence import shrunk_axes
+from latentlab.correspondences.maps import shrunk_axes
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
-from latentlab.embeddings.embedding import Embedding, embed
+from latentlab.embeddings.embed import embed
+from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import ConfigError, DataError
 from latentlab.fit import fit
 from latentlab.inference.exact import Exact

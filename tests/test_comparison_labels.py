@@ -11,7 +11,8 @@ from latentlab.comparison.choice import SOFT_METRICS
 from latentlab.comparison.compare import compare
 from latentlab.comparison.known_labels import LABEL_METRICS
 from latentlab.data.load import load_dataset
-from latentlab.embeddings.embedding import Embedding, embed
+from latentlab.embeddings.embed import embed
+from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import ConfigError
 from latentlab.fit import fit
 from latentlab.inference.exact import Exact

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from latentlab import correspondence as registry
+from latentlab.correspondences import clusters, estimates, linear, maps, networks, registry
 from latentlab.data.load import load_dataset
-from latentlab.embeddings.embedding import Embedding, embed
+from latentlab.embeddings.embed import embed
+from latentlab.embeddings.embedding import Embedding
 from latentlab.registry import EMBEDDINGS, MODELS
 
 SLOW = {"umap", "tsne"}
@@ -41,9 +42,9 @@ def test_entries_name_what_is_in_the_tables_and_say_what_breaks_them():
 
 def test_raw_scores_and_a_wrong_map_do_not_pass(monkeypatch):
     entry = registry.find("pca", "ppca")
-    monkeypatch.setattr(registry, "shrunk_axes", registry.as_it_is)
+    monkeypatch.setattr(maps, "shrunk_axes", maps.as_it_is)
     assert not entry.check().passed  # raw scores are not the posterior mean
-    monkeypatch.setattr(registry, "shrunk_axes", lambda values, dataset: values / values.std(0))
+    monkeypatch.setattr(maps, "shrunk_axes", lambda values, dataset: values / values.std(0))
     assert not entry.check().passed  # nor are whitened ones, at finite noise
 
 
@@ -51,25 +52,25 @@ def test_the_map_does_not_depend_on_the_scores_rotation(rng):
     dataset = load_dataset("wine")
     scores = embed("pca", dataset, n_latent=3).values
     turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
-    np.testing.assert_allclose(registry.shrunk_axes(scores @ turn + 5, dataset), registry.shrunk_axes(scores, dataset), atol=1e-9)
+    np.testing.assert_allclose(maps.shrunk_axes(scores @ turn + 5, dataset), maps.shrunk_axes(scores, dataset), atol=1e-9)
 
 
 def test_missing_entries_break_the_exact_claim():
     """The catch of the entry: with a fifth missing, mean-imputed PCA is no longer the posterior mean."""
     dataset = load_dataset("wine", missing=0.2)
-    mean = registry._posterior_mean("ppca", dataset, 2)
-    mapped = registry.shrunk_axes(embed("pca", dataset, n_latent=2).values, dataset)
-    assert registry._turned_residual(mapped, mean) > 0.05
+    mean = estimates.posterior_mean("ppca", dataset, 2)
+    mapped = maps.shrunk_axes(embed("pca", dataset, n_latent=2).values, dataset)
+    assert estimates.turned_residual(mapped, mean) > 0.05
 
 
 def test_metric_mds_is_not_taken_for_classical():
     assert registry.find("mds", "ppca", {"method": "stress"}) is None
-    assert registry.find("mds", "ppca", {"method": "classical"}).map is registry.shrunk_axes
+    assert registry.find("mds", "ppca", {"method": "classical"}).map is maps.shrunk_axes
     assert registry.find("pca", "nothing") is None
 
 
 def test_a_claim_that_is_false_fails():
-    wrong = replace(registry.find("pca", "ppca"), check=lambda: registry._mapped_scores_are_the_posterior_mean("isomap"))
+    wrong = replace(registry.find("pca", "ppca"), check=lambda: linear._mapped_scores_are_the_posterior_mean("isomap"))
     assert not wrong.check().passed
 
 
@@ -89,28 +90,28 @@ def test_distances_go_to_labels_and_labels_stay_as_they_are():
 
 def test_soft_assignments_of_other_distances_or_the_farthest_centre_do_not_pass(monkeypatch):
     claim = registry.find("kmeans", "gaussian_mixture", {"output": "distances"})
-    soft = registry.soft_assignments
-    monkeypatch.setattr(registry, "soft_assignments", lambda distances, sigma: soft(np.sqrt(distances), sigma))
+    soft = maps.soft_assignments
+    monkeypatch.setattr(maps, "soft_assignments", lambda distances, sigma: soft(np.sqrt(distances), sigma))
     assert not claim.check().passed
-    monkeypatch.setattr(registry, "soft_assignments", soft)
-    monkeypatch.setattr(registry, "nearest", lambda values, dataset: np.eye(values.shape[1])[values.argmax(axis=1)])
+    monkeypatch.setattr(maps, "soft_assignments", soft)
+    monkeypatch.setattr(maps, "nearest", lambda values, dataset: np.eye(values.shape[1])[values.argmax(axis=1)])
     assert not claim.check().passed
 
 
 def test_the_limit_of_kmeans_is_one():
     """With a variance that does not vanish the centres are others, and they come nearer as it does."""
     dataset = load_dataset("wine")
-    centres = registry._centres(dataset, registry._clusters("kmeans", dataset, 3))
-    away = [registry._distance_of_centres(registry._mixture_centres(dataset, 3, sigma), centres) for sigma in (1.0, 0.5, 0.3)]
+    centres = clusters._centres(dataset, estimates.cluster_labels("kmeans", dataset, 3))
+    away = [clusters._distance_of_centres(clusters._mixture_centres(dataset, 3, sigma), centres) for sigma in (1.0, 0.5, 0.3)]
     assert away[0] > 0.01
     assert away[0] > away[1] > away[2] > 1e-6
 
 
 def test_one_clustering_does_not_pass_for_another(monkeypatch):
-    clusters = registry._clusters
+    clusters = estimates.cluster_labels
 
     def stands_in(name, **options):
-        monkeypatch.setattr(registry, "_clusters", lambda _, *given, **__: clusters(name, *given, **options))
+        monkeypatch.setattr(estimates, "cluster_labels", lambda _, *given, **__: clusters(name, *given, **options))
 
     stands_in("kmeans", n_seeds=1)
     assert not registry.find("spectral_clustering", "gaussian_mixture").check().passed
@@ -152,35 +153,35 @@ def test_other_codes_do_not_pass_for_a_linear_autoencoders(monkeypatch):
 
     dataset = load_dataset("wine")
     stands_in(embedded("isomap", dataset).values)  # it bends the plane
-    stands_in(3 * registry._posterior_mean("ppca", dataset, 2))  # the positions themselves, but for scale: nothing is left open
+    stands_in(3 * estimates.posterior_mean("ppca", dataset, 2))  # the positions themselves, but for scale: nothing is left open
 
 
 @pytest.mark.parametrize("power", [0.5, 1.5])
 def test_a_wrong_power_of_the_eigenvalues_is_not_the_encoders_mean(monkeypatch, power):
-    right = registry.shrunk_axes
+    right = maps.shrunk_axes
 
     def wrong(values, dataset):
         return right(values, dataset) * registry.principal_axes(values).var(axis=0) ** (1 - power)
 
-    monkeypatch.setattr(registry, "shrunk_axes", wrong)
+    monkeypatch.setattr(maps, "shrunk_axes", wrong)
     assert not registry.find("pca", "linear_vae").check().passed
 
 
 def test_a_turned_map_is_ppcas_posterior_mean_and_not_the_encoders(monkeypatch):
     """What the linear VAE identifies beyond PPCA."""
-    right, turn = registry.shrunk_axes, np.array([[0.8, 0.6], [-0.6, 0.8]])
-    monkeypatch.setattr(registry, "shrunk_axes", lambda values, dataset: right(values, dataset) @ turn)
+    right, turn = maps.shrunk_axes, np.array([[0.8, 0.6], [-0.6, 0.8]])
+    monkeypatch.setattr(maps, "shrunk_axes", lambda values, dataset: right(values, dataset) @ turn)
     assert registry.find("pca", "ppca").check().passed
     assert not registry.find("pca", "linear_vae").check().passed
 
 
 def test_a_bound_short_of_the_likelihood_or_an_axis_in_use_does_not_pass(monkeypatch):
-    claim, highest = registry.find("pca", "linear_vae"), registry._highest_log_likelihood
-    monkeypatch.setattr(registry, "_highest_log_likelihood", lambda name, *given: highest(name, *given) - 1e-5 * (name == "ppca"))
+    claim, highest = registry.find("pca", "linear_vae"), estimates.highest_log_likelihood
+    monkeypatch.setattr(estimates, "highest_log_likelihood", lambda name, *given: highest(name, *given) - 1e-5 * (name == "ppca"))
     assert not claim.check().passed
-    monkeypatch.setattr(registry, "_highest_log_likelihood", highest)
-    at_maximum = registry._at_maximum
-    monkeypatch.setattr(registry, "_at_maximum", lambda model, dataset: at_maximum(type(model)(n_latent=2), dataset))
+    monkeypatch.setattr(estimates, "highest_log_likelihood", highest)
+    at_maximum = estimates.at_maximum
+    monkeypatch.setattr(estimates, "at_maximum", lambda model, dataset: at_maximum(type(model)(n_latent=2), dataset))
     assert not claim.check().passed
 
 
@@ -196,11 +197,11 @@ def test_a_smooth_map_leaves_nothing_and_a_fold_or_a_lost_direction_does(rng):
     z = rng.uniform(-0.5, 0.5, (150, 2))
     a, b = z.T
     warped = np.column_stack([np.exp(a) + 0.3 * b, np.arctan(2 * b) - 0.2 * a])
-    assert registry._smooth_residual(warped, z) < 1e-3 < registry._linear_residual(warped, z)
+    assert networks._smooth_residual(warped, z) < 1e-3 < estimates.linear_residual(warped, z)
     folded = np.column_stack([np.abs(a), b])
-    assert registry._smooth_residual(folded, z) > 0.1  # whichever comes first: a fold is a function, and has no inverse
-    assert registry._smooth_residual(z, folded) == pytest.approx(registry._smooth_residual(folded, z))
-    assert registry._smooth_residual(z[:, :1], z) > 0.1
+    assert networks._smooth_residual(folded, z) > 0.1  # whichever comes first: a fold is a function, and has no inverse
+    assert networks._smooth_residual(z, folded) == pytest.approx(networks._smooth_residual(folded, z))
+    assert networks._smooth_residual(z[:, :1], z) > 0.1
 
 
 def test_the_code_of_a_deep_autoencoder_must_be_trained_on_the_same_units_in_as_many_dimensions(monkeypatch, rng):
@@ -217,28 +218,28 @@ def test_the_code_of_a_deep_autoencoder_must_be_trained_on_the_same_units_in_as_
     assert not passes(lambda *given, **options: code(rng.permutation(embedded(*given, **options).values[0])))
     # The means themselves, turned and scaled: nothing is left open.
     turn = np.array([[0.8, 0.6], [-0.6, 0.8]])
-    assert not passes(lambda *_, **__: code(3 * registry._means_on_a_sheet(240.0, 0.1, 0) @ turn))
+    assert not passes(lambda *_, **__: code(3 * networks._means_on_a_sheet(240.0, 0.1, 0) @ turn))
 
 
 def test_the_limit_of_the_deep_vae_is_one(monkeypatch):
     """With a large weight the means are no map of the code: a check that saw no difference would not be of a limit."""
-    claim, means = registry.find("autoencoder", "vae"), registry._means_on_a_sheet
+    claim, means = registry.find("autoencoder", "vae"), networks._means_on_a_sheet
     assert claim.grade == "limit"
     for beta in (0.1, 20.0):
-        monkeypatch.setattr(registry, "_means_on_a_sheet", lambda degrees, _, seed, beta=beta: means(degrees, beta, seed))
+        monkeypatch.setattr(networks, "_means_on_a_sheet", lambda degrees, _, seed, beta=beta: means(degrees, beta, seed))
         assert not claim.check().passed
 
 
 def test_pca_stands_for_a_deep_vae_only_where_the_plane_does_not_fold(monkeypatch, rng):
-    claim, sheet, means, embedded = registry.find("pca", "vae"), registry._sheet, registry._means_on_a_sheet, registry.embed
+    claim, sheet, means, embedded = registry.find("pca", "vae"), networks._sheet, networks._means_on_a_sheet, registry.embed
     assert claim.grade == "approximate"
     monkeypatch.setattr(registry, "embed", lambda _, dataset, **options: embedded("isomap", dataset, n_neighbors=8, **options))
     assert not claim.check().passed  # it unrolls both sheets
     monkeypatch.setattr(registry, "embed", embedded)
     for degrees in (60.0, 240.0):
-        monkeypatch.setattr(registry, "_sheet", lambda _, seed, degrees=degrees: sheet(degrees, seed))
-        monkeypatch.setattr(registry, "_means_on_a_sheet", lambda _, *given, degrees=degrees: means(degrees, *given))
+        monkeypatch.setattr(networks, "_sheet", lambda _, seed, degrees=degrees: sheet(degrees, seed))
+        monkeypatch.setattr(networks, "_means_on_a_sheet", lambda _, *given, degrees=degrees: means(degrees, *given))
         assert not claim.check().passed
-    monkeypatch.setattr(registry, "_sheet", sheet)
-    monkeypatch.setattr(registry, "_means_on_a_sheet", lambda *given: rng.permutation(means(*given)))
+    monkeypatch.setattr(networks, "_sheet", sheet)
+    monkeypatch.setattr(networks, "_means_on_a_sheet", lambda *given: rng.permutation(means(*given)))
     assert not claim.check().passed  # units in another order

@@ -8,12 +8,19 @@ import pytest
 from scipy import stats
 
 from latentlab.data.dataset import Dataset
-from latentlab.diagnostics import LEVEL, converged, diagnose, elbo_drift, identified, same_level
 from latentlab.fit import Fit
-from latentlab.inference.density import Density, over_draws, tensors
+from latentlab.inference.arrays import tensors
+from latentlab.inference.density import Density
+from latentlab.inference.lift import over_draws
 from latentlab.inference.nuts import NUTS
 from latentlab.models.gaussian_mixture import DPMixture
-from latentlab.posterior import build, ess_mean, khat
+from latentlab.results.chain_checks import LEVEL, same_level
+from latentlab.results.convergence import ess_mean
+from latentlab.results.diagnostics import converged, diagnose
+from latentlab.results.loo import khat
+from latentlab.results.quantities import identified
+from latentlab.results.tree import build
+from latentlab.results.variational_checks import elbo_drift
 from latentlab.symmetry.groups import Identity, Orthogonal, Permutation
 
 DIMS = {"W": ("feature", "latent"), "z": ("unit", "latent"), "sigma": (), "mu": ("feature",), "log_likelihood": ("unit",)}

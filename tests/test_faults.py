@@ -18,12 +18,12 @@ import latentlab as ll
 from latentlab.comparison.compare import compare
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
-from latentlab.embeddings.embedding import embed
+from latentlab.embeddings.embed import embed
 from latentlab.errors import ConfigError, DataError, InferenceError, LatentLabError, ModelError, StoreError
 from latentlab.fit import fit
-from latentlab.inference.density import log_joint
+from latentlab.inference.joint import log_joint
 from latentlab.registry import MODELS, plugins
-from latentlab.store import RunDirectory
+from latentlab.store.directory import RunDirectory
 from latentlab.study.config import load_config
 from latentlab.study.run import run
 from latentlab.symmetry.groups import Identity, Orthogonal

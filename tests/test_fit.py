@@ -17,9 +17,10 @@ from scipy.stats import norm
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.errors import DataError, ModelError
-from latentlab.fit import N_PREDICTIVE, Fit, _predictives, density_of_new, fit
+from latentlab.fit import Fit, fit
+from latentlab.inference.arrays import tensors
 from latentlab.inference.chees import ChEES
-from latentlab.inference.density import Density, tensors
+from latentlab.inference.density import Density
 from latentlab.inference.exact import Exact
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
@@ -31,7 +32,10 @@ from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.gaussian_mixture import GaussianMixture
 from latentlab.models.ppca import PPCA
 from latentlab.models.vae import VAE
-from latentlab.posterior import build, ess_bulk, mcse_mean, mcse_sd
+from latentlab.results.assemble import N_PREDICTIVE, _predictives
+from latentlab.results.convergence import ess_bulk, mcse_mean, mcse_sd
+from latentlab.results.new_points import density_of_new
+from latentlab.results.tree import build
 from latentlab.seeds import Seeds, isolated
 from latentlab.symmetry.groups import Identity
 

@@ -9,8 +9,8 @@ from scipy.stats import norm
 
 import latentlab as ll
 from latentlab.data.dataset import Dataset
-from latentlab.posterior import ess_bulk, mcse_mean, mcse_sd
 from latentlab.registry import MODELS, plugins
+from latentlab.results.convergence import ess_bulk, mcse_mean, mcse_sd
 
 PLUGIN = Path(__file__).parent / "plugins" / "eight_schools.py"
 FALSE_ALARM = 1e-5

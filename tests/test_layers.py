@@ -20,25 +20,19 @@ ORDER = [
         "settings",
         "seeds",
         "files",
-        "loops",
         "data",
         "symmetry",
         "distributions",
         "models",
         "embeddings",
         "compare",
-        "posterior",
-        "prior_data",
+        "inference",
+        "results",
     ),
     *(
-        "quantities",
-        "modes",
-        "inference",
-        "diagnostics",
         "fit",
-        "selection",
         "calibration",
-        "correspondence",
+        "correspondences",
         "comparison",
         "store",
         "report",
@@ -131,10 +125,10 @@ def test_a_planted_import_is_seen():
 
 
 def test_arviz_is_imported_in_one_place():
-    """Its import writes into the user's folders and, once a day, warns: `posterior` sees to both."""
+    """Its import writes into the user's folders and, once a day, warns: `results.arviz` sees to both."""
     files = [*modules(), *Path(__file__).parent.rglob("*.py")]
     found = [path.name for path in files if "arviz" in {name.split(".")[0] for name, _ in imports(path.read_text("utf-8"))}]
-    assert found == ["posterior.py"]
+    assert found == ["arviz.py"]
 
 
 FORBIDDEN = {

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from latentlab.data.dataset import Dataset
-from latentlab.diagnostics import diagnose
 from latentlab.fit import fit
 from latentlab.inference.exact import Exact
 from latentlab.inference.map import MAP
 from latentlab.inference.svi import SVI
 from latentlab.models.gaussian_mixture import GaussianMixture
-from latentlab.modes import COLUMNS, _modes, chain_modes, images, restart_modes, said
-from latentlab.posterior import build
+from latentlab.results.diagnostics import diagnose
+from latentlab.results.modes import COLUMNS, _modes, chain_modes, images, restart_modes, said
+from latentlab.results.tree import build
 from latentlab.symmetry.groups import Identity, Permutation
 
 DIMS = {"mu": ("component",), "z": ("unit",)}

@@ -15,9 +15,15 @@ from scipy import integrate, stats
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
-from latentlab import posterior
 from latentlab.errors import DataError, InferenceError, ModelError, StoreError
-from latentlab.posterior import build, khat, load, loo, nested_rhat, power_sensitivity, rhat, save
+from latentlab.results import arviz as arviz_module
+from latentlab.results import convergence, netcdf
+from latentlab.results import loo as loo_module
+from latentlab.results.convergence import nested_rhat, rhat
+from latentlab.results.loo import khat, loo
+from latentlab.results.netcdf import load, save
+from latentlab.results.sensitivity import power_sensitivity
+from latentlab.results.tree import build
 
 DIMS = {"W": ("feature", "latent"), "z": ("unit", "latent"), "sigma": (), "x": ("unit", "feature"), "log_likelihood": ("unit",)}
 
@@ -129,12 +135,12 @@ def test_a_tree_without_posterior_can_be_kept_too(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_arviz_reads_the_file_and_the_tree(rng, tmp_path):
-    arviz = posterior.installed_arviz()
+    arviz = arviz_module.installed_arviz()
     tree = tree_of(rng, n_chains=4, n_draws=100)
     save(tree, tmp_path / "posterior.nc")
     with np.errstate(all="ignore"):
         opened = arviz.from_netcdf(str(tmp_path / "posterior.nc"))
-        for data in (opened, posterior.to_arviz(tree)):
+        for data in (opened, arviz_module.to_arviz(tree)):
             assert np.array_equal(data["posterior"]["W"].values, tree["posterior"]["W"].values)
             assert arviz.summary(data, var_names=["W"]).shape[0] == 6
             arviz.loo(data, pointwise=True)
@@ -251,7 +257,7 @@ FORGERIES = {
 
 @pytest.mark.parametrize("forge", FORGERIES, ids=lambda forge: forge.__name__)
 def test_what_reaches_outside_or_claims_too_much_is_refused(tmp_path, monkeypatch, forge):
-    monkeypatch.setattr("latentlab.posterior.MOST_ITEMS", 15)
+    monkeypatch.setattr("latentlab.netcdf.MOST_ITEMS", 15)
     path, other = tmp_path / "posterior.nc", tmp_path / "other.h5"
     with h5py.File(other, "w") as file:
         file["secret"] = np.ones(3)
@@ -298,7 +304,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(rng, tmp_path, monke
         with pytest.raises(StoreError, match=r"posterior\.nc: cannot be written \(.* needed\): No space"):
             save(new, path)
     with monkeypatch.context() as patch:
-        patch.setattr(posterior, "_read", lambda *_, **__: xr.Dataset())
+        patch.setattr(netcdf, "_read", lambda *_, **__: xr.Dataset())
         with pytest.raises(StoreError, match="does not read back"):
             save(new, path)
     assert path.read_bytes() == before
@@ -310,12 +316,12 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(rng, tmp_path, monke
 # -- statistics of series
 
 STATISTICS = [
-    posterior.rhat,
-    posterior.ess_bulk,
-    posterior.ess_tail,
-    posterior.ess_mean,
-    posterior.mcse_mean,
-    posterior.mcse_sd,
+    convergence.rhat,
+    convergence.ess_bulk,
+    convergence.ess_tail,
+    convergence.ess_mean,
+    convergence.mcse_mean,
+    convergence.mcse_sd,
 ]
 
 
@@ -350,8 +356,8 @@ def test_rhat_is_the_formula(rng):
         for less in (0.0, 0.1, -0.1):
             folded.flat[[first, second]] = folded.flat[first] * np.array([1 - max(less, 0), 1 - max(-less, 0)])
             expected.append(max(split_rhat(normal_scores(draws)), split_rhat(normal_scores(folded))))
-        assert min(abs(posterior.rhat(draws) / one - 1) for one in expected) < 1e-10
-    assert posterior.rhat(scale_mixed) > 1.05 > split_rhat(scale_mixed)  # the folding is what sees it
+        assert min(abs(convergence.rhat(draws) / one - 1) for one in expected) < 1e-10
+    assert convergence.rhat(scale_mixed) > 1.05 > split_rhat(scale_mixed)  # the folding is what sees it
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
@@ -359,29 +365,29 @@ def test_ess_of_an_autoregression_is_the_known_one(rng, rho):
     """Relative standard deviations of 16 series are 0.05 at most: bounds are at 5 of them, and 8 of their mean's."""
     x = autoregressive(rng, rho, (4, 16_000, 16))
     known = 64_000 * (1 - rho) / (1 + rho)
-    assert posterior.ess_mean(x) == pytest.approx(np.full(16, known), rel=0.25)
-    assert posterior.ess_bulk(x).mean() == pytest.approx(known, rel=0.1)
-    sd = posterior.mcse_mean(x) * np.sqrt(known)
+    assert convergence.ess_mean(x) == pytest.approx(np.full(16, known), rel=0.25)
+    assert convergence.ess_bulk(x).mean() == pytest.approx(known, rel=0.1)
+    sd = convergence.mcse_mean(x) * np.sqrt(known)
     assert sd.mean() == pytest.approx(1.0, rel=0.05)
 
 
 def test_errors_of_mean_and_sd_are_what_replications_show(rng):
     x = np.stack([autoregressive(rng, 0.6, (4, 300)) for _ in range(300)], axis=-1) * 1e-9 + 5
     means, sds = x.mean(axis=(0, 1)), x.std(axis=(0, 1), ddof=1)
-    assert posterior.mcse_mean(x).mean() == pytest.approx(means.std(), rel=0.15)
-    assert posterior.mcse_sd(x).mean() == pytest.approx(sds.std(), rel=0.15)
+    assert convergence.mcse_mean(x).mean() == pytest.approx(means.std(), rel=0.15)
+    assert convergence.mcse_sd(x).mean() == pytest.approx(sds.std(), rel=0.15)
 
 
 def test_tail_ess_sees_tails_that_come_in_bursts(rng):
     """The log of their ratio is -3.3 in the mean, and 0.3 its sd over data sets: a quarter is 6 of them away."""
     x = rng.normal(size=(4, 4000)) * np.exp(autoregressive(rng, 0.99, (4, 4000)))
-    assert posterior.ess_tail(x) < posterior.ess_bulk(x) / 4
+    assert convergence.ess_tail(x) < convergence.ess_bulk(x) / 4
 
 
 def test_tail_ess_of_few_values_does_not_count_every_draw(rng):
     events = np.repeat(np.arange(50) == rng.integers(50, size=(4, 1)), 20, axis=1).astype(float)  # one of 20 in each chain
     for x in (events, 1 - events):
-        assert posterior.ess_tail(x) < 600
+        assert convergence.ess_tail(x) < 600
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
@@ -422,14 +428,14 @@ def test_many_short_chains_pass_nested_rhat_where_plain_rhat_cannot(rng):
 
 
 def test_rhat_needs_two_chains_and_is_huge_for_frozen_chains_that_differ(rng):
-    assert np.isnan(posterior.rhat(rng.normal(size=(1, 100))))
-    assert posterior.rhat(np.arange(4.0)[:, None] * np.ones(100)) > 1000
+    assert np.isnan(convergence.rhat(rng.normal(size=(1, 100))))
+    assert convergence.rhat(np.arange(4.0)[:, None] * np.ones(100)) > 1000
     with pytest.raises(DataError, match=r"\(100,\)"):
-        posterior.rhat(rng.normal(size=100))
+        convergence.rhat(rng.normal(size=100))
 
 
 def test_hundreds_of_quantities_take_a_moment(rng):
-    found = posterior.rhat(rng.normal(size=(4, 250, 500)))
+    found = convergence.rhat(rng.normal(size=(4, 250, 500)))
     assert found.shape == (500,)
     assert found.max() < 1.1
 
@@ -466,8 +472,8 @@ def test_khat_of_equal_ratios_is_0_and_of_undefined_ones_nan():
     assert math.isnan(khat(np.arange(24.0)))
     assert math.isfinite(khat(np.r_[np.random.default_rng(0).normal(size=99), -np.inf]))
     assert khat(np.r_[np.zeros(500), np.random.default_rng(0).normal(size=500) - 50]) == np.inf
-    assert posterior.khat_limit(10_000) == 0.7
-    assert posterior.khat_limit(100) == 0.5
+    assert loo_module.khat_limit(10_000) == 0.7
+    assert loo_module.khat_limit(100) == 0.5
 
 
 def conjugate(rng, x, n_draws=(4, 2000)):
@@ -560,7 +566,7 @@ def test_dependent_draws_have_a_longer_tail_smoothed(rng):
     x = np.r_[4.0, rng.normal(size=4)]
     mu = autoregressive(rng, 0.9, (2, 1000)) / np.sqrt(5) + x.mean()
     each = stats.norm.logpdf(x, mu.reshape(-1, 1))
-    reff = np.mean(posterior.ess_mean(np.exp(stats.norm.logpdf(x, mu[..., None])))) / 2000
+    reff = np.mean(convergence.ess_mean(np.exp(stats.norm.logpdf(x, mu[..., None])))) / 2000
     found = loo(scored(mu, x)).pointwise
     for part, as_expected in ((reff, True), (1.0, False)):
         expected = [np.log(np.exp(smoothed(-one, part) + one).sum()) for one in each.T]

@@ -8,9 +8,10 @@ import pytest
 from scipy.stats import norm
 
 import latentlab as ll
-from latentlab.inference.density import Density, tensors
-from latentlab.posterior import build
-from latentlab.prior_data import LIMIT, _placed, prior_rows
+from latentlab.inference.arrays import tensors
+from latentlab.inference.density import Density
+from latentlab.results.prior_data import LIMIT, _placed, prior_rows
+from latentlab.results.tree import build
 from latentlab.seeds import Seeds, isolated
 from latentlab.study.config import load_config
 from latentlab.symmetry.groups import Identity

@@ -13,7 +13,7 @@ from latentlab.compare.labels import label_agreement
 from latentlab.comparison.compare import compare
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
-from latentlab.embeddings.embedding import embed
+from latentlab.embeddings.embed import embed
 from latentlab.fit import fit, prepared
 from latentlab.inference import nuts
 from latentlab.inference.trajectory import chain, drive

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from latentlab.quantities import entries, entry, identified, is_count
+from latentlab.results.quantities import entries, entry, identified, is_count
 from latentlab.symmetry.groups import GeneralLinear, Orthogonal, Permutation
 
 DIMS = {

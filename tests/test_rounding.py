@@ -7,7 +7,7 @@ import pytest
 
 from latentlab.comparison.compare import compare
 from latentlab.data.load import load_dataset
-from latentlab.embeddings.embedding import embed
+from latentlab.embeddings.embed import embed
 from latentlab.fit import fit
 from latentlab.inference.exact import Exact
 from latentlab.models.gaussian_hmm import GaussianHMM

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import gammaln, logsumexp
 
+from latentlab.comparison.selection import Candidate, bad_share, lenient_table, loo_table
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.data.series import series
@@ -18,8 +19,8 @@ from latentlab.inference.svi import SVI
 from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.gaussian_mixture import DPMixture, GaussianMixture
 from latentlab.models.ppca import PPCA
-from latentlab.posterior import Loo, build, loo
-from latentlab.selection import Candidate, bad_share, lenient_table, loo_table
+from latentlab.results.loo import Loo, loo
+from latentlab.results.tree import build
 
 # -- results made up, so that everything is known
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import latentlab as ll
+from latentlab.comparison.selection import loo_table
 from latentlab.data.simulators import linear_gaussian
-from latentlab.selection import loo_table
 
 M = ll.models
 

@@ -30,19 +30,11 @@ import torch
 from scipy.stats import binomtest, ttest_ind
 
 from latentlab import calibration, cli
-from latentlab.calibration import (
-    MOMENTS,
-    _by_chains,
-    _compared,
-    _sweeps,
-    added_variance,
-    calibrate,
-    ecdf_band,
-    ecdf_p_value,
-    geweke,
-    sbc,
-    stacked_truth,
-)
+from latentlab.calibration.calibrate import calibrate
+from latentlab.calibration.geweke import _compared, _sweeps, geweke
+from latentlab.calibration.sbc import _by_chains, added_variance, sbc
+from latentlab.calibration.simulated import MOMENTS, stacked_truth
+from latentlab.calibration.uniformity import ecdf_band, ecdf_p_value
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.low_rank_gaussian import LowRankGaussian
 from latentlab.distributions.mixture import Mixture

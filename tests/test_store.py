@@ -13,10 +13,13 @@ import pytest
 import safetensors.numpy
 import xarray as xr
 
-from latentlab import store
 from latentlab.errors import StoreError
-from latentlab.posterior import build
-from latentlab.store import Run, RunDirectory, differences, place, read
+from latentlab.files import sha256
+from latentlab.results.netcdf import save
+from latentlab.results.tree import build
+from latentlab.store import directory as directory_module
+from latentlab.store.directory import RunDirectory, place
+from latentlab.store.read import Run, differences, read
 
 CONFIG = "name: toy\nseed: 0\n"
 SCORES = pd.DataFrame(
@@ -90,7 +93,7 @@ def contents(path: Path) -> dict[str, bytes]:
 def vouch(run: Path, name: str) -> None:
     """Lists a file with the hash that it has now, as one would who wants it to be believed."""
     info = json.loads((run / "run.json").read_text())
-    info["files"][name] = {"sha256": store.sha256(run / name), "bytes": (run / name).stat().st_size}
+    info["files"][name] = {"sha256": sha256(run / name), "bytes": (run / name).stat().st_size}
     (run / "run.json").write_text(json.dumps(info))
 
 
@@ -121,7 +124,7 @@ def test_run_json_lists_every_file_with_its_hash(run: Path):
     info = json.loads((run / "run.json").read_text())
     assert info["status"] == "done"
     assert set(info["files"]) == set(contents(run)) - {"run.json"}
-    assert all(entry["sha256"] == store.sha256(run / name) for name, entry in info["files"].items())
+    assert all(entry["sha256"] == sha256(run / name) for name, entry in info["files"].items())
 
 
 def test_the_same_content_gives_the_same_bytes(run: Path, tmp_path: Path):
@@ -216,14 +219,14 @@ def test_what_a_run_does_not_have_yet_is_said(tmp_path: Path):
 def test_a_posterior_with_nan_names_file_group_and_site(run: Path):
     bad = tree()
     bad["latents"]["W"].values[0, 0] = np.nan
-    store.save(bad, run / "posterior.nc")
+    save(bad, run / "posterior.nc")
     vouch(run, "posterior.nc")
     with pytest.raises(StoreError, match=r"posterior\.nc, group 'latents': 'W' holds values that are not finite"):
         _ = read(run).posterior
 
 
 def test_a_posterior_without_a_group_names_it(run: Path):
-    store.save(xr.DataTree.from_dict({"posterior": tree()["posterior"].to_dataset()}), run / "posterior.nc")
+    save(xr.DataTree.from_dict({"posterior": tree()["posterior"].to_dataset()}), run / "posterior.nc")
     vouch(run, "posterior.nc")
     with pytest.raises(StoreError, match=r"posterior\.nc: has no group 'latents'"):
         _ = read(run).posterior
@@ -313,7 +316,7 @@ def test_the_old_run_comes_back_if_the_new_one_cannot_begin(run: Path, monkeypat
     def full(path: Path, _: bytes) -> None:
         raise StoreError(f"{path}: no room")
 
-    monkeypatch.setattr(store, "write", full)
+    monkeypatch.setattr(directory_module, "write", full)
     with RunDirectory(run) as directory:
         directory.found(overwrite=True)
         with pytest.raises(StoreError, match="no room"):
@@ -421,7 +424,7 @@ def test_a_file_that_is_a_link_is_replaced(name: str, tmp_path: Path):
 
 
 def test_the_log_is_bounded_and_keeps_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(store, "LOG_BYTES", 2000)
+    monkeypatch.setattr(directory_module, "LOG_BYTES", 2000)
     with RunDirectory(tmp_path / "toy") as directory:
         begun(directory)
         for i in range(300):

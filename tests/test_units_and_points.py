@@ -14,12 +14,13 @@ import latentlab as ll
 from latentlab.data.dataset import Dataset
 from latentlab.data.points import grunfeld, karate
 from latentlab.errors import ConfigError, DataError, ModelError
-from latentlab.inference.density import Density, tensors
+from latentlab.inference.arrays import tensors
+from latentlab.inference.density import Density
 from latentlab.models.base import check_declaration
 from latentlab.models.matrix_factorization import MatrixFactorization
 from latentlab.models.random_dot_product import RandomDotProduct
-from latentlab.posterior import ess_mean
-from latentlab.store import read
+from latentlab.results.convergence import ess_mean
+from latentlab.store.read import read
 from latentlab.symmetry.groups import Orthogonal
 
 FALSE_ALARM = 1e-5

@@ -100,7 +100,7 @@ def same_means(benchmark: str, side: str, ours: np.ndarray, theirs: np.ndarray, 
     Raises:
         DisagreementError: The largest gap is above `most`.
     """
-    from latentlab.posterior import mcse_mean
+    from latentlab.results.convergence import mcse_mean
 
     error = np.hypot(mcse_mean(ours), mcse_mean(theirs))
     gap = float(np.max(np.abs(ours.mean((0, 1)) - theirs.mean((0, 1))) / error))

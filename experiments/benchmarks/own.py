@@ -15,7 +15,7 @@ from latentlab.fit import prepared
 from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density
 from latentlab.inference.nuts import starting_point
-from latentlab.posterior import ess_bulk
+from latentlab.results.convergence import ess_bulk
 from latentlab.seeds import Seeds, one_thread
 
 Values = Mapping[str, np.ndarray]

@@ -68,7 +68,7 @@ SIDES = {
 
 def is_enough(values: dict[str, np.ndarray]) -> bool:
     """Whether the draws meet the criterion."""
-    from latentlab.posterior import ess_bulk, ess_tail, rhat
+    from latentlab.results.convergence import ess_bulk, ess_tail, rhat
 
     own = ppca.identified(values)
     return bool(rhat(own).max() < RHAT and min(ess_bulk(own).min(), ess_tail(own).min()) > ESS)

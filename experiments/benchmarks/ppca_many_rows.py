@@ -6,7 +6,8 @@ import latentlab as ll
 from experiments.benchmarks import own
 from experiments.benchmarks.harness import Row, agreed, seconds
 from latentlab.data.simulators import linear_gaussian
-from latentlab.inference.density import Density, tensors
+from latentlab.inference.arrays import tensors
+from latentlab.inference.density import Density
 from latentlab.seeds import one_thread
 
 SIZES = {"tiny": ((100, 1000), 1), "small": ((1000, 100_000), 3), "full": ((1000, 10_000, 100_000, 1_000_000), 5)}

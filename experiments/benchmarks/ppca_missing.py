@@ -11,7 +11,8 @@ from experiments.benchmarks import own
 from experiments.benchmarks.harness import Row, agreed, seconds, timed
 from latentlab.data.simulators import linear_gaussian
 from latentlab.fit import prepared
-from latentlab.inference.density import Density, tensors
+from latentlab.inference.arrays import tensors
+from latentlab.inference.density import Density
 from latentlab.seeds import one_thread
 
 NAME = "PPCA, missing cells"

@@ -18,8 +18,10 @@ from pyro.infer.mcmc import MCMC
 from pyro.infer.mcmc import NUTS as PyroNUTS
 
 import latentlab as ll
-from latentlab.inference.density import Density, constrain_draws, tensors
-from latentlab.posterior import ess_bulk
+from latentlab.inference.arrays import tensors
+from latentlab.inference.density import Density
+from latentlab.inference.lift import constrain_draws
+from latentlab.results.convergence import ess_bulk
 from latentlab.seeds import Seeds, double, isolated, one_thread
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import latentlab as ll
 from experiments.benchmarks import in_numpyro, own
 from experiments.benchmarks.harness import Row, absent, compared, in_turn, is_here, same_means, same_up_to_a_constant, seconds
-from latentlab.inference.density import Density, tensors
+from latentlab.inference.arrays import tensors
+from latentlab.inference.density import Density
 from latentlab.seeds import one_thread
 
 N_POINTS = 5

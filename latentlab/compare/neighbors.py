@@ -31,10 +31,10 @@ import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-from latentlab import loops
 from latentlab.compare.metric import metric
 from latentlab.compare.positions import EQUAL, Positions, n_ranked, ranked
 from latentlab.data import memory
+from latentlab.distributions import loops
 from latentlab.errors import ConfigError, MissingDependencyError, unknown
 
 Search = Literal["exact", "approximate"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from latentlab.loops import compiled
+from latentlab.distributions.loops import compiled
 
 
 def nearest(rows: np.ndarray, k: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentlab.compare.label_units import as_labels
-from latentlab.correspondence import find
+from latentlab.correspondences.registry import find
 from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import ConfigError, DataError
 from latentlab.fit import Fit

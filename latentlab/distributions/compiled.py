@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from latentlab.loops import compiled, summing
+from latentlab.distributions.loops import compiled, summing
 
 LEAST_LEVEL, MOST_LEVEL, LEAST_SHARED = 1e-100, 1e100, 1e-180
 LOG_2PI = math.log(2 * math.pi)

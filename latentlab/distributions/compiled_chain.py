@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from latentlab.distributions.compiled import LOG_2PI, _end, _fill, _longest
-from latentlab.loops import compiled, summing
+from latentlab.distributions.loops import compiled, summing
 
 MOST_DETERMINANT, LEAST_DETERMINANT = 1e100, 1e-100
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from latentlab import loops
+from latentlab.distributions import loops
 from latentlab.seeds import n_threads
 
 AT_ONCE = 4096

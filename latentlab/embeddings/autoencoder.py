@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, Gt
 
-from latentlab.embeddings.embedding import at_most
+from latentlab.embeddings.entry import at_most
 from latentlab.errors import ConfigError, InferenceError
 from latentlab.seeds import Seeds, isolated, one_thread
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge
 
-from latentlab.embeddings.embedding import all_pairs, at_most, clustering
+from latentlab.embeddings.entry import all_pairs, at_most, clustering
 from latentlab.embeddings.manifold import neighbors, note_pieces
 
 MAX_ITER = 10_000

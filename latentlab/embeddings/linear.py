@@ -6,7 +6,7 @@ import numpy as np
 from annotated_types import Gt
 from scipy.spatial.distance import pdist, squareform
 
-from latentlab.embeddings.embedding import all_pairs, at_most
+from latentlab.embeddings.entry import all_pairs, at_most
 from latentlab.errors import ConfigError, DataError
 
 HEYWOOD = 1e-3

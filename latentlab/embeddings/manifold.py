@@ -13,7 +13,7 @@ from annotated_types import Ge
 from scipy.linalg import eigh
 from scipy.spatial.distance import pdist, squareform
 
-from latentlab.embeddings.embedding import all_pairs, at_most, at_most_by_data
+from latentlab.embeddings.entry import all_pairs, at_most, at_most_by_data
 
 N_NEIGHBORS = 10
 """Default number of neighbours; lowered where there are fewer other units."""

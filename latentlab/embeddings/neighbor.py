@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, Le
 
-from latentlab.embeddings.embedding import at_most, at_most_by_data
+from latentlab.embeddings.entry import at_most, at_most_by_data
 from latentlab.embeddings.manifold import note_pieces
 from latentlab.errors import ConfigError, MissingDependencyError
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from latentlab.loops import compiled
+from latentlab.distributions.loops import compiled
 
 
 def distances(x: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from annotated_types import Ge
 from latentlab.data.dataset import Dataset
 from latentlab.data.series import boundaries
 from latentlab.embeddings.clusters import one_hot
-from latentlab.embeddings.embedding import at_most, clustering
+from latentlab.embeddings.entry import at_most, clustering
 from latentlab.seeds import Seeds, isolated, one_thread
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from latentlab.embeddings.embedding import at_most
+from latentlab.embeddings.entry import at_most
 from latentlab.errors import DataError
 
 DENSE = 2000

@@ -13,7 +13,7 @@ from annotated_types import Ge
 from latentlab.data.dataset import Dataset
 from latentlab.data.series import boundaries
 from latentlab.embeddings.clusters import distinct, lloyd, one_hot
-from latentlab.embeddings.embedding import at_most, clustering
+from latentlab.embeddings.entry import at_most, clustering
 from latentlab.embeddings.linear import pca
 from latentlab.errors import ConfigError
 

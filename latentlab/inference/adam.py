@@ -19,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from latentlab.errors import InferenceError
-from latentlab.inference.capture import on
+from latentlab.inference.recorder import on
 
 EVERY = 50
 """Steps between two looks at the loss: at the units that are held out, and at whether it still falls."""

@@ -20,10 +20,12 @@ import torch
 from latentlab.inference.adam import Adam, Descent, pack, unpack, whole_step, with_slopes
 from latentlab.inference.batches import batches, log_prob_of_draws
 from latentlab.inference.capture import capture, mean_size
-from latentlab.inference.density import Density, non_finite_sites, over_draws, start
+from latentlab.inference.density import Density
 from latentlab.inference.draws import Problem, UnderWay, finished, kept
 from latentlab.inference.guides import GUIDES, Frame, FullRank, GaussianGuide, MeanField
+from latentlab.inference.lift import over_draws
 from latentlab.inference.nuts import SAVED_EVERY
+from latentlab.inference.start import non_finite_sites, start
 from latentlab.models.base import NOTHING
 from latentlab.seeds import double, isolated
 

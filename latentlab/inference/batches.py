@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 from latentlab.data.memory import BLOCK
 from latentlab.data.stored import StoredDataset
 from latentlab.inference.capture import sizes
-from latentlab.inference.density import Density, over_draws
+from latentlab.inference.density import Density
 from latentlab.inference.draws import Problem
+from latentlab.inference.lift import over_draws
 
 WINDOW = 2**27
 """Bytes of rows that are read ahead, as the file holds them; another such window is in use."""

@@ -37,8 +37,8 @@ from tqdm.auto import tqdm
 
 from latentlab.errors import ConfigError
 from latentlab.inference.capture import Plan
-from latentlab.inference.density import constrain_draws
 from latentlab.inference.draws import Draws, Problem, finished, keep, kept
+from latentlab.inference.lift import constrain_draws
 from latentlab.inference.nuts import SAVED_EVERY, UNDER_WAY, starting_point
 from latentlab.inference.trajectory import MAX_ENERGY_ERROR, BatchGradient, DualAveraging
 from latentlab.settings import Count, Fraction, Several, Whole, frozen_settings

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from latentlab.inference.density import Density, over_draws
+from latentlab.inference.density import Density
+from latentlab.inference.lift import over_draws
 from latentlab.models.base import Arrays, LatentModel
 from latentlab.seeds import double
 

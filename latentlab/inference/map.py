@@ -8,8 +8,10 @@ import torch
 from tqdm.auto import tqdm
 
 from latentlab.errors import InferenceError
-from latentlab.inference.density import Density, constrain_draws, ends, non_finite_sites, start
+from latentlab.inference.density import Density
 from latentlab.inference.draws import Draws, Problem, finished
+from latentlab.inference.lift import constrain_draws, ends
+from latentlab.inference.start import non_finite_sites, start
 from latentlab.seeds import isolated
 from latentlab.settings import Count, frozen_settings
 

@@ -7,8 +7,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from latentlab.inference.capture import Plan
-from latentlab.inference.density import Density, constrain_draws, start
+from latentlab.inference.density import Density
 from latentlab.inference.draws import Draws, Problem, finished, keep, kept
+from latentlab.inference.lift import constrain_draws
+from latentlab.inference.start import start
 from latentlab.inference.trajectory import Snapshot, chain, drive
 from latentlab.seeds import Seeds, isolated
 from latentlab.settings import Count, Fraction, Whole, frozen_settings

@@ -13,8 +13,10 @@ from tqdm.auto import tqdm
 
 from latentlab.data.dataset import Dataset
 from latentlab.errors import DataError
+from latentlab.inference.arrays import tensors
 from latentlab.inference.capture import capture
-from latentlab.inference.density import Density, over_draws, tensors
+from latentlab.inference.density import Density
+from latentlab.inference.lift import over_draws
 from latentlab.inference.nuts import NUTS, starting_point
 from latentlab.inference.trajectory import Snapshot, chain, drive_active
 from latentlab.models.base import LatentModel

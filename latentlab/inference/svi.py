@@ -29,10 +29,11 @@ from latentlab.inference.adam import Adam, Descent, pack, unpack, whole_step
 from latentlab.inference.advi import fit_restarts
 from latentlab.inference.batches import batches, log_prob_of_draws
 from latentlab.inference.capture import Plan, capture
-from latentlab.inference.density import Density, constrain_draws, ends, over_draws
+from latentlab.inference.density import Density
 from latentlab.inference.draws import Draws, Problem, UnderWay, finished, kept
 from latentlab.inference.encoder import is_amortised
 from latentlab.inference.guides import GUIDES
+from latentlab.inference.lift import constrain_draws, ends, over_draws
 from latentlab.inference.nuts import SAVED_EVERY
 from latentlab.models.base import Fixed, LatentModel
 from latentlab.seeds import forked, isolated, reseed, single

@@ -1,6 +1,7 @@
 r"""Hidden Markov models that emit symbols, or counts."""
 
-from latentlab.models.emissions import Categorical, Poisson, PositivePerComponent
+from latentlab.models.emissions.base import PositivePerComponent
+from latentlab.models.emissions.counts import Categorical, Poisson
 from latentlab.models.hidden_markov import HiddenMarkovModel
 from latentlab.settings import Count, NonNegative, Positive, Several, settings
 

@@ -1,6 +1,7 @@
 r"""Mixtures of independent yes-or-no features (latent classes) and of independent counts."""
 
-from latentlab.models.emissions import Bernoulli, Poisson, PositivePerComponent, per_component
+from latentlab.models.emissions.base import PositivePerComponent, per_component
+from latentlab.models.emissions.counts import Bernoulli, Poisson
 from latentlab.models.mixture import MixtureModel
 from latentlab.settings import Count, Positive, settings
 

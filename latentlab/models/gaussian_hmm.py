@@ -1,6 +1,7 @@
 r"""Hidden Markov models with Gaussian emissions."""
 
-from latentlab.models.emissions import Covariance, Gaussian, PerComponent, PositivePerComponent, SigmaPrior
+from latentlab.models.emissions.base import Covariance, PerComponent, PositivePerComponent, SigmaPrior
+from latentlab.models.emissions.gaussian import Gaussian
 from latentlab.models.hidden_markov import HiddenMarkovModel
 from latentlab.settings import Count, NonNegative, Positive, settings
 

@@ -9,7 +9,8 @@ import torch
 
 from latentlab.distributions.stick_breaking import StickBreaking
 from latentlab.models.base import Arrays
-from latentlab.models.emissions import Covariance, Gaussian, PerComponent, PositivePerComponent, SigmaPrior, per_component
+from latentlab.models.emissions.base import Covariance, PerComponent, PositivePerComponent, SigmaPrior, per_component
+from latentlab.models.emissions.gaussian import Gaussian
 from latentlab.models.mixture import MixtureModel, Units, k_means
 from latentlab.settings import Count, NonNegative, Positive, Several, settings
 from latentlab.symmetry.group import Group

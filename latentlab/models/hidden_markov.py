@@ -20,7 +20,7 @@ from latentlab.distributions import hidden_markov as chains
 from latentlab.distributions.hidden_markov_series import HiddenMarkovSeries
 from latentlab.errors import ConfigError, DataError
 from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position
-from latentlab.models.emissions import SHRINK, Emission
+from latentlab.models.emissions.base import SHRINK, Emission
 from latentlab.models.expectation_maximization import climb
 from latentlab.models.mixture import (
     Units,

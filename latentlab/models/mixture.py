@@ -19,7 +19,7 @@ from latentlab.distributions.filled import Filled
 from latentlab.distributions.mixture import Labels, Mixture
 from latentlab.errors import DataError
 from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position, here, require_table
-from latentlab.models.emissions import FLOOR, NEAR, SHRINK, Emission
+from latentlab.models.emissions.base import FLOOR, NEAR, SHRINK, Emission
 from latentlab.models.expectation_maximization import climb
 from latentlab.seeds import forked, reseed
 from latentlab.symmetry.groups import Identity, Permutation

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from latentlab.errors import LatentLabError
-from latentlab.inference.density import parameter_tensors, tensors
+from latentlab.inference.arrays import parameter_tensors, tensors
 from latentlab.inference.encoder import ACTIVE, activity
 from latentlab.models.base import LatentModel
-from latentlab.posterior import arrays
 from latentlab.report.figure import BLUE, COLORS, GREY, ORANGE, drawn, panels, shortened
 from latentlab.report.items import Figure, Item, Table, Text, count, listed, shown
 from latentlab.report.source import Source
+from latentlab.results.tree import arrays
 from latentlab.seeds import double
 
 N_EACH = 5

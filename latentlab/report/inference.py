@@ -8,13 +8,16 @@ import pandas as pd
 import xarray as xr
 
 from latentlab.errors import InferenceError, ModelError
-from latentlab.modes import chain_modes, restart_modes
-from latentlab.posterior import build, installed_arviz, loo, rhat, to_arviz
-from latentlab.quantities import Labels, entries, identified, labels_of
 from latentlab.report.asked import method_name
 from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, RED, drawn, log_axis, style, svg
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
 from latentlab.report.source import POINT, Source
+from latentlab.results.arviz import installed_arviz, to_arviz
+from latentlab.results.convergence import rhat
+from latentlab.results.loo import loo
+from latentlab.results.modes import chain_modes, restart_modes
+from latentlab.results.quantities import Labels, entries, identified, labels_of
+from latentlab.results.tree import build
 
 SHOWN = 4
 """Invariants whose chains are drawn."""

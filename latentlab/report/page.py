@@ -14,7 +14,8 @@ from latentlab.report import asked, beside, inference, positions, provenance, sc
 from latentlab.report.formula import typeset
 from latentlab.report.items import MARKS, Section, plain, shown
 from latentlab.report.source import Source
-from latentlab.store import REPORT, Run
+from latentlab.store.directory import REPORT
+from latentlab.store.read import Run
 
 SECTIONS = (asked, inference, positions, beside, scores, units, provenance)
 """In the order of the page."""

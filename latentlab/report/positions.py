@@ -9,15 +9,17 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import chi2
 
-from latentlab.diagnostics import sensitivity
 from latentlab.errors import ModelError
-from latentlab.fit import impute, thinned
 from latentlab.models.base import LatentModel
-from latentlab.posterior import SENSITIVE, arrays
 from latentlab.report import autoencoder, labels, series
 from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, INK, RED, Classes, drawn, feature, panels
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
 from latentlab.report.source import POINT, Source
+from latentlab.results.assemble import thinned
+from latentlab.results.diagnostics import sensitivity
+from latentlab.results.new_points import impute
+from latentlab.results.sensitivity import SENSITIVE
+from latentlab.results.tree import arrays
 from latentlab.seeds import Seeds
 
 LEVEL = 0.8

@@ -16,15 +16,16 @@ from scipy.optimize import linear_sum_assignment
 from latentlab.compare.align import aligner
 from latentlab.compare.clustering import minimum_binder
 from latentlab.compare.label_units import as_labels
-from latentlab.correspondence import Correspondence, find
+from latentlab.correspondences.claim import Correspondence
+from latentlab.correspondences.registry import find
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.errors import ConfigError, LatentLabError
 from latentlab.files import sha256
 from latentlab.models.base import LatentModel
-from latentlab.posterior import kinds
 from latentlab.registry import MODELS, plugins
-from latentlab.store import Run
+from latentlab.results.tree import kinds
+from latentlab.store.read import Run
 from latentlab.symmetry.labels import indicators
 
 POINT = "point"

@@ -25,7 +25,7 @@ from pydantic import AfterValidator, BaseModel, Field, SerializeAsAny, Validatio
 from latentlab import registry
 from latentlab.data.dataset import Dataset
 from latentlab.data.stored import StoredDataset
-from latentlab.embeddings.embedding import makes_clusters
+from latentlab.embeddings.entry import makes_clusters
 from latentlab.errors import ConfigError, DataError, LatentLabError, ModelError, unknown
 from latentlab.seeds import Seeds
 from latentlab.study.overrides import absolute, override

@@ -34,25 +34,18 @@ from latentlab.comparison.choice import check_spread
 from latentlab.comparison.compare import compare
 from latentlab.comparison.rows import joined
 from latentlab.data.dataset import Dataset
-from latentlab.embeddings.embedding import Embedding, embed
+from latentlab.embeddings.embed import embed
+from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import ConfigError, DataError, InferenceError, LatentLabError, MissingDependencyError, StoreError
 from latentlab.files import now, sha256
-from latentlab.fit import N_PREDICTIVE, Fit, classes_of, density_of_new, fit, outline, prepared
-from latentlab.posterior import load, save
+from latentlab.fit import Fit, fit, prepared
 from latentlab.registry import plugins as plugged
+from latentlab.results.assemble import N_PREDICTIVE, outline
+from latentlab.results.netcdf import load, save
+from latentlab.results.new_points import classes_of, density_of_new
 from latentlab.seeds import Seeds
-from latentlab.store import (
-    CHECKPOINTS,
-    CONFIG,
-    REPORT,
-    Run,
-    RunDirectory,
-    differences,
-    place,
-    read,
-    read_config,
-    read_info,
-)
+from latentlab.store.directory import CHECKPOINTS, CONFIG, REPORT, RunDirectory, place, read_info
+from latentlab.store.read import Run, differences, read, read_config
 from latentlab.study.config import Config, load_config
 
 PACKAGES = ("latentlab", "torch", "pyro-ppl", "numpy", "scipy", "scikit-learn", "pandas", "xarray", "arviz", "h5netcdf")

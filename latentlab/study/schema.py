@@ -25,14 +25,14 @@ TABLES: dict[str, Table] = {"dataset": DATASETS, "model": MODELS, "inference": M
 
 COMMON = {
     "dataset": "latentlab.data.load:load_dataset",
-    "embeddings": "latentlab.embeddings.embedding:embed",
+    "embeddings": "latentlab.embeddings.embed:embed",
     "compare": "latentlab.comparison.compare:compare",
 }
 """The call whose keyword arguments are options of every entry of a section."""
 
 OWN = {
     "dataset": "latentlab.data.load:dataset_options",
-    "embeddings": "latentlab.embeddings.embedding:embedding_options",
+    "embeddings": "latentlab.embeddings.embed:embedding_options",
 }
 """What gives the options of one entry, where they are not simply the arguments of its constructor."""
 

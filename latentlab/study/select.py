@@ -12,12 +12,13 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from latentlab.comparison.selection import Candidate, lenient_table
 from latentlab.errors import ConfigError, LatentLabError, ModelError, StoreError
 from latentlab.files import write
 from latentlab.registry import plugins as plugged
 from latentlab.report.figure import BLUE, GREY, shortened, style
-from latentlab.selection import Candidate, lenient_table
-from latentlab.store import Run, place
+from latentlab.store.directory import place
+from latentlab.store.read import Run
 from latentlab.study.config import NAME_LENGTH, Config, load_config
 from latentlab.study.run import run
 from latentlab.study.yaml import parse
@@ -44,7 +45,7 @@ def select(
 
     Each run has a directory `DIR/NAME-KEY-VALUE` of its own; the table is also `DIR/selection.csv`, and drawn in
     `DIR/selection.png`. A run that fails is a row that says why, and the others go on. Of PPCA on standardised columns too many
-    latent dimensions are best, for the reason in `latentlab.selection`; the rows say so.
+    latent dimensions are best, for the reason in `latentlab.comparison.selection`; the rows say so.
 
     Args:
         config: A YAML file, a mapping, or a `Config`.

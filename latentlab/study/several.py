@@ -11,12 +11,13 @@ import pandas as pd
 from latentlab.compare.clustering import minimum_binder
 from latentlab.compare.lift import ceiling
 from latentlab.compare.metric import Metric, minds
+from latentlab.comparison.selection import data_difference, loo_of, loo_table
 from latentlab.errors import ConfigError, LatentLabError
 from latentlab.registry import METRICS
 from latentlab.report.source import Source
 from latentlab.seeds import Seeds
-from latentlab.selection import data_difference, loo_of, loo_table
-from latentlab.store import COMPLETE, read
+from latentlab.store.directory import COMPLETE
+from latentlab.store.read import read
 from latentlab.study.select import candidate
 from latentlab.symmetry.labels import indicators
 

@@ -11,7 +11,7 @@ from latentlab.compare.align import aligner, procrustes_mean
 from latentlab.compare.chains import ess, leading_score, split
 from latentlab.data import memory
 from latentlab.errors import DataError
-from latentlab.posterior import installed_arviz
+from latentlab.results.arviz import installed_arviz
 from latentlab.symmetry import consensus
 
 

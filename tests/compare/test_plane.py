@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from latentlab import loops
 from latentlab.compare import neighbors as module
 from latentlab.compare.neighbors import MANY, neighbor_overlap, neighbors, overlap
 from latentlab.compare.positions import Positions
+from latentlab.distributions import loops
 
 plane = pytest.importorskip("latentlab.compare.plane", reason="Numba is not installed", exc_type=ImportError)
 

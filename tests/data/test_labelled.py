@@ -15,7 +15,8 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.data.memory import Budget
 from latentlab.errors import ConfigError, DataError
-from latentlab.posterior import build, load, save
+from latentlab.results.netcdf import load, save
+from latentlab.results.tree import build
 
 TABLE = {"x": ("unit", "feature")}
 BIG = 2**53 + 1

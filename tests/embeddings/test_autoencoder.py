@@ -12,7 +12,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.embeddings import autoencoder as module
 from latentlab.embeddings.autoencoder import autoencoder
-from latentlab.embeddings.embedding import embed
+from latentlab.embeddings.embed import embed
 from latentlab.embeddings.linear import pca
 from latentlab.errors import InferenceError
 

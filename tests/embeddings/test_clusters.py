@@ -15,7 +15,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.data.mixtures import gaussian_mixture
 from latentlab.embeddings.clusters import agglomerative, kmeans, lloyd, one_hot, spectral_clustering
-from latentlab.embeddings.embedding import embed
+from latentlab.embeddings.embed import embed
 from latentlab.errors import ConfigError
 
 LINKAGES = ("ward", "average", "complete", "single")

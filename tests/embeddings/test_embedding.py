@@ -21,8 +21,9 @@ from sklearn.exceptions import ConvergenceWarning
 import latentlab as ll
 from latentlab.data.dataset import Dataset
 from latentlab.data.memory import Budget
-from latentlab.embeddings import embedding as module
-from latentlab.embeddings.embedding import GIVEN, N_SEEDS, Embedding, embed, embedding_options
+from latentlab.embeddings import embed as embed_module
+from latentlab.embeddings.embed import GIVEN, N_SEEDS, embed, embedding_options
+from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import ConfigError, DataError, InferenceError
 from latentlab.registry import EMBEDDINGS
 
@@ -196,7 +197,7 @@ def test_the_sign_does_not_hang_on_rounding():
     for wobble in (1e-15, -1e-15, 1e-13, -1e-13):
         y = embed("pca", dataset(x + wobble * np.array([[0, 0], [1, 0], [0, 0], [0, 0]])), n_latent=1).values[:, 0]
         assert y[0] > 0
-    assert module._oriented(np.array([[0.0, -3.0], [0.0, 2.0]])).tolist() == [[0, 3], [0, -2]]
+    assert embed_module._oriented(np.array([[0.0, -3.0], [0.0, 2.0]])).tolist() == [[0, 3], [0, -2]]
 
 
 # -- seeds
@@ -232,7 +233,7 @@ PROGRAM = """
 import sys
 sys.path.insert(0, {folder!r})
 from test_embedding import QUICK, dataset, digest, table
-from latentlab.embeddings.embedding import embed
+from latentlab.embeddings.embed import embed
 print(*(digest(embed(name, dataset(table()))) for name in QUICK))
 """
 

@@ -6,7 +6,7 @@ import pytest
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
-from latentlab.embeddings.embedding import embed
+from latentlab.embeddings.embed import embed
 from latentlab.errors import DataError, StoreError
 
 UNITS = ["a", "b", "c", "d"]
@@ -43,7 +43,7 @@ def test_vectors_are_joined_by_the_units_name(name, dataset, frame, tmp_path):
     assert made.units.tolist() == UNITS
     assert (made.name, made.seeds) == ("file", ())
     assert made.notes == ("1 of 5 rows matches no unit of the data and was left out: 'e'",)
-    assert made.options == {"path": str(tmp_path / name), "unit": "id", "columns": None}
+    assert made.options == {"path": str(tmp_path / name), "unit": "id", "columns": None, "kind": None}
 
 
 def test_columns_come_in_the_order_asked_for_and_signs_stay(dataset, frame, tmp_path):

@@ -8,7 +8,7 @@ from sklearn.manifold import MDS, SpectralEmbedding
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
-from latentlab.embeddings.embedding import embed
+from latentlab.embeddings.embed import embed
 from latentlab.embeddings.linear import pca
 from latentlab.embeddings.manifold import isomap, lle, mds, spectral
 

@@ -14,7 +14,7 @@ from sklearn.manifold import TSNE, trustworthiness
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.embeddings import neighbor
-from latentlab.embeddings.embedding import embed
+from latentlab.embeddings.embed import embed
 from latentlab.embeddings.linear import pca
 from latentlab.embeddings.neighbor import tsne
 from latentlab.errors import ConfigError, MissingDependencyError
@@ -225,7 +225,7 @@ def test_umap_notes_a_graph_in_pieces(rng):
 PROGRAM = """
 import hashlib
 from latentlab.data.load import load_dataset
-from latentlab.embeddings.embedding import embed
+from latentlab.embeddings.embed import embed
 made = embed("umap", load_dataset("iris"), n_seeds=2, seed=5, n_neighbors=12, min_dist=0.2)
 print(hashlib.sha256(made.values.tobytes()).hexdigest())
 """

@@ -11,7 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 from latentlab.data.dataset import Dataset
 from latentlab.data.markov import hidden_markov
 from latentlab.data.series import series
-from latentlab.embeddings.embedding import embed
+from latentlab.embeddings.embed import embed
 from latentlab.embeddings.sequences import viterbi
 from latentlab.errors import DataError
 from latentlab.models.base import MaximumLikelihood

@@ -8,7 +8,8 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.data.points import grunfeld, karate
 from latentlab.embeddings import spectral_factors
-from latentlab.embeddings.embedding import Embedding, embed
+from latentlab.embeddings.embed import embed
+from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import ConfigError, DataError
 
 

@@ -7,7 +7,7 @@ from sklearn.metrics import adjusted_rand_score
 from latentlab.data.markov import hidden_markov
 from latentlab.data.series import series
 from latentlab.embeddings.clusters import kmeans
-from latentlab.embeddings.embedding import embed
+from latentlab.embeddings.embed import embed
 from latentlab.embeddings.linear import pca
 from latentlab.embeddings.windows import window_kmeans, window_pca
 from latentlab.errors import DataError

@@ -16,8 +16,9 @@ from latentlab.fit import fit
 from latentlab.inference import advi, svi
 from latentlab.inference.adam import pack
 from latentlab.inference.advi import fit_restarts
+from latentlab.inference.arrays import tensors
 from latentlab.inference.capture import mean_size
-from latentlab.inference.density import Density, tensors
+from latentlab.inference.density import Density
 from latentlab.inference.draws import Problem
 from latentlab.inference.guides import FullRank, MeanField
 from latentlab.inference.svi import SVI

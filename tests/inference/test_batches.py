@@ -19,7 +19,7 @@ from latentlab.errors import ConfigError, DataError, ModelError
 from latentlab.fit import fit, prepared
 from latentlab.inference import batches as module
 from latentlab.inference.batches import THREAD, batches, log_prob_of_draws
-from latentlab.inference.density import over_draws
+from latentlab.inference.lift import over_draws
 from latentlab.inference.svi import SVI
 from latentlab.models.gaussian_mixture import GaussianMixture
 from latentlab.models.ppca import PPCA
@@ -218,7 +218,7 @@ def test_a_vaes_drift_is_that_of_a_unit_of_all(saved, monkeypatch):
     model, method = FITS["vae"]
     found = fit(model, both(saved())[1], replace(method, n_steps=400), progress=False)
     loss = found.data["optimization"]["loss"].values[0]
-    from latentlab.diagnostics import elbo_drift
+    from latentlab.results.variational_checks import elbo_drift
 
     row = found.diagnostics().set_index("check").loc["ELBO drift"]
     assert row["value"] == pytest.approx(elbo_drift(loss)[0] / 300)

@@ -14,11 +14,15 @@ import torch
 from latentlab.data.load import load_dataset
 from latentlab.errors import ConfigError, ModelError
 from latentlab.fit import fit
-from latentlab.inference import capture as module
-from latentlab.inference.capture import CACHE, WORTH, Plan, _Graph, _held_outside, _Interpreted, capture, folder
+from latentlab.inference import graph
+from latentlab.inference.arrays import tensors
+from latentlab.inference.capture import WORTH, Plan, capture
 from latentlab.inference.chees import ChEES
-from latentlab.inference.density import Density, tensors
+from latentlab.inference.density import Density
+from latentlab.inference.graph import RecordedGraph, _Interpreted
+from latentlab.inference.machine_code import CACHE, folder
 from latentlab.inference.nuts import NUTS
+from latentlab.inference.shorten import held_outside
 from latentlab.inference.svi import SVI
 from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.gaussian_mixture import GaussianMixture
@@ -44,7 +48,7 @@ def small(x, y):
 
 def operations(function, *example):
     with double():
-        return [str(node.target) for node in _Graph(function, example).graph.nodes if node.op == "call_function"]
+        return [str(node.target) for node in RecordedGraph(function, example).graph.nodes if node.op == "call_function"]
 
 
 # -- the graph
@@ -276,7 +280,7 @@ def test_normal_numbers_are_drawn_where_the_function_draws_them():
 
     x = torch.ones(4, dtype=torch.float64)
     fast = capture(function, x)
-    graph = _Graph(function, (x,))
+    graph = RecordedGraph(function, (x,))
     assert [tuple(shape) for shape, _ in graph.noise] == [(4,), (2, 3)]
     torch.manual_seed(3)
     with double():
@@ -353,8 +357,8 @@ def test_what_is_changed_in_place_for_others_is_kept_with_held_tensors_as_argume
         return (y,)
 
     x = torch.ones(3, dtype=torch.float64)
-    graph = _Graph(function, (x,))
-    outside, held = _held_outside(graph.root, graph.graph)
+    graph = RecordedGraph(function, (x,))
+    outside, held = held_outside(graph.root, graph.graph)
     assert len(held) == 1
     np.testing.assert_allclose(_Interpreted(graph.root, outside)(x, *held)[0], [2.0, 4.0, 6.0])
 
@@ -373,8 +377,8 @@ def test_equal_tensors_are_one_argument_and_whole_numbers_are_none():
         return (*found, *(x / tensors_held[i] for i in (4, 5, 7)), large + x[0])
 
     x = torch.tensor([3.0, -4.0], dtype=torch.float64)
-    graph = _Graph(function, (x,))
-    outside, held = _held_outside(graph.root, graph.graph, numbers=True)
+    graph = RecordedGraph(function, (x,))
+    outside, held = held_outside(graph.root, graph.graph, numbers=True)
     assert [own.tolist() for own in held[:4]] == [[0.5, 1.5], [0.5, 0.5], [0.0, 0.0], [0.0, 0.0]]
     assert [torch.signbit(own).tolist() for own in held[2:4]] == [[True, True], [False, True]]
     assert len(held) == 5
@@ -387,7 +391,7 @@ def test_what_cannot_be_compiled_runs_as_a_graph(kept, monkeypatch, caplog):
     def refuse(*_):
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr(module, "_compile", refuse)
+    monkeypatch.setattr(graph, "compile_graph", refuse)
     x = torch.ones(4, dtype=torch.float64)
     fast = capture(small, x, x, plan=COMPILED)
     assert "running the graph by TorchScript, since it cannot be compiled: no C++ compiler" in caplog.text
@@ -420,7 +424,7 @@ def test_machine_code_is_kept_and_read_back(kept, caplog, monkeypatch):
     assert "compiled in" in caplog.text
     (path,) = kept.iterdir()
     caplog.clear()
-    monkeypatch.setattr(module, "_compile", None)
+    monkeypatch.setattr(graph, "compile_graph", None)
     second = capture(scaled(2.0), x, plan=COMPILED)
     assert "read in" in caplog.text
     for fast, by in ((first, 1.0), (second, 2.0)):
@@ -430,7 +434,7 @@ def test_machine_code_is_kept_and_read_back(kept, caplog, monkeypatch):
     half = len(whole) // 2
     for damaged in (whole[:1000], whole[:half] + bytes(5000) + whole[half + 5000 :]):  # the latter torch would run
         path.write_bytes(damaged)
-        monkeypatch.setattr(module, "_compile", lambda *_: path.write_bytes(whole))
+        monkeypatch.setattr(graph, "compile_graph", lambda *_: path.write_bytes(whole))
         again = capture(scaled(1.0), x, plan=COMPILED)
         torch.testing.assert_close(again(x)[1], scaled(1.0)(x)[1])
         assert path.read_bytes() == whole

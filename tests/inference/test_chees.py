@@ -12,7 +12,7 @@ from latentlab.inference import chees
 from latentlab.inference.chees import ChEES, Moments, State, leapfrog, sample
 from latentlab.inference.density import Density
 from latentlab.models.ppca import PPCA
-from latentlab.posterior import ess_bulk
+from latentlab.results.convergence import ess_bulk
 
 MEAN = np.array([1.0, -2.0, 0.5])
 FACTOR = np.array([[1.0, 0.0, 0.0], [0.9, 0.3, 0.0], [0.0, 0.02, 0.1]])

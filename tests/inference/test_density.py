@@ -13,8 +13,11 @@ from scipy import stats
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.errors import DataError, ModelError
-from latentlab.inference.density import Density, log_joint, start, tensors
+from latentlab.inference.arrays import tensors
+from latentlab.inference.density import Density
 from latentlab.inference.draws import Problem
+from latentlab.inference.joint import log_joint
+from latentlab.inference.start import start
 from latentlab.inference.svi import SVI
 from latentlab.models.base import LatentModel, Position
 from latentlab.models.factor_analysis import FactorAnalysis

@@ -13,8 +13,8 @@ from latentlab.errors import ConfigError
 from latentlab.fit import fit, prepared
 from latentlab.inference.adam import Adam, pack, whole_step
 from latentlab.inference.advi import _losses
-from latentlab.inference.capture import on
 from latentlab.inference.guides import GUIDES, FullRank
+from latentlab.inference.recorder import on
 from latentlab.inference.svi import SVI, _started
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.gaussian_mixture import GaussianMixture

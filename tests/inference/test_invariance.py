@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from latentlab.data.dataset import Dataset
-from latentlab.diagnostics import converged, diagnose
 from latentlab.fit import fit
-from latentlab.inference.density import Density, tensors
+from latentlab.inference.arrays import tensors
+from latentlab.inference.density import Density
 from latentlab.inference.exact import Exact
 from latentlab.inference.invariance import check_symmetry
 from latentlab.inference.map import MAP
@@ -21,7 +21,8 @@ from latentlab.models.base import LatentModel, Position
 from latentlab.models.gaussian_mixture import DPMixture, GaussianMixture
 from latentlab.models.linear_vae import LinearVAE
 from latentlab.models.ppca import PPCA
-from latentlab.posterior import build
+from latentlab.results.diagnostics import converged, diagnose
+from latentlab.results.tree import build
 from latentlab.seeds import Seeds
 from latentlab.symmetry.groups import Euclidean, GeneralLinear, Identity, Orthogonal, Permutation, SignedPermutation
 

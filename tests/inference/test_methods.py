@@ -270,7 +270,8 @@ def test_a_mean_field_guide_is_flagged_by_its_khat_where_it_is_too_narrow(correl
 
 def test_the_minibatch_elbo_is_the_full_one_on_average():
     """The exact mean over all minibatches of the scaled log joint is the full log joint."""
-    from latentlab.inference.density import Density, tensors
+    from latentlab.inference.arrays import tensors
+    from latentlab.inference.density import Density
 
     iris = load_dataset("iris", missing=0.1)
     model = PPCA(2)

@@ -12,7 +12,7 @@ from latentlab.inference.chees import ChEES
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
 from latentlab.models.ppca import PPCA
-from latentlab.posterior import ess_bulk, ess_tail, mcse_mean, mcse_sd, rhat
+from latentlab.results.convergence import ess_bulk, ess_tail, mcse_mean, mcse_sd, rhat
 
 FALSE_ALARM = 1e-5  # of one test, over all its quantities
 

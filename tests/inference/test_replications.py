@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from latentlab.calibration import simulated
+from latentlab.calibration.simulated import simulated
 from latentlab.errors import DataError
 from latentlab.inference import replications
-from latentlab.inference.density import Density, tensors
+from latentlab.inference.arrays import tensors
+from latentlab.inference.density import Density
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.replications import Chains, Replications
 from latentlab.models.ppca import PPCA

@@ -21,8 +21,9 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.errors import InferenceError, ModelError
 from latentlab.fit import fit
+from latentlab.inference.arrays import tensors
 from latentlab.inference.chees import ChEES, State, sample
-from latentlab.inference.density import Density, tensors
+from latentlab.inference.density import Density
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
 from latentlab.inference.trajectory import chain, drive

@@ -7,7 +7,7 @@ from pyro.infer.mcmc import MCMC
 from pyro.infer.mcmc import NUTS as PyroNUTS
 
 from latentlab.inference.trajectory import DualAveraging, State, Tree, Tuning, _join, _leaf, chain, drive, transition, windows
-from latentlab.posterior import ess_bulk, rhat
+from latentlab.results.convergence import ess_bulk, rhat
 from latentlab.seeds import Seeds, isolated
 
 Z_LIMIT = 4.9  # two-sided 1e-6 a comparison

@@ -10,7 +10,8 @@ import torch
 from latentlab.data.dataset import Dataset
 from latentlab.distributions import kernels
 from latentlab.errors import ModelError
-from latentlab.inference.density import Density, tensors
+from latentlab.inference.arrays import tensors
+from latentlab.inference.density import Density
 from latentlab.models.base import LatentModel
 from latentlab.models.count_hmms import CategoricalHMM, PoissonHMM
 from latentlab.models.count_mixtures import BernoulliMixture, PoissonMixture

@@ -8,7 +8,7 @@ from scipy.special import ndtri
 from latentlab.data.dataset import Dataset
 from latentlab.errors import DataError
 from latentlab.fit import fit
-from latentlab.inference.density import tensors
+from latentlab.inference.arrays import tensors
 from latentlab.inference.exact import Exact
 from latentlab.inference.map import MAP
 from latentlab.inference.nuts import NUTS

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from latentlab.models.emissions import Gaussian, _lkj_factor
+from latentlab.models.emissions.gaussian import Gaussian, _lkj_factor
 
 N_DRAWS = 4000
 

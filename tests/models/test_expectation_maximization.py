@@ -6,7 +6,7 @@ import torch
 from torch.distributions import MixtureSameFamily, Normal
 
 from latentlab.data.dataset import Dataset
-from latentlab.inference.density import tensors
+from latentlab.inference.arrays import tensors
 from latentlab.models import expectation_maximization as em
 from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.gaussian_mixture import GaussianMixture

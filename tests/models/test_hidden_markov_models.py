@@ -17,13 +17,15 @@ from latentlab.data.dataset import Dataset
 from latentlab.distributions import hidden_markov as exact_chains
 from latentlab.errors import ConfigError, DataError
 from latentlab.fit import fit
-from latentlab.inference.density import Density, log_joint, tensors
+from latentlab.inference.arrays import tensors
+from latentlab.inference.density import Density
 from latentlab.inference.exact import Exact
+from latentlab.inference.joint import log_joint
 from latentlab.inference.nuts import NUTS
 from latentlab.models import hidden_markov
 from latentlab.models.count_hmms import CategoricalHMM, PoissonHMM
 from latentlab.models.gaussian_hmm import GaussianHMM
-from latentlab.posterior import mcse_mean, mcse_sd
+from latentlab.results.convergence import mcse_mean, mcse_sd
 from latentlab.seeds import double
 
 SEED = 20_240_229

@@ -8,7 +8,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.errors import InferenceError
 from latentlab.fit import fit
-from latentlab.inference.density import tensors
+from latentlab.inference.arrays import tensors
 from latentlab.inference.exact import Exact
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.linear_gaussian import _encoder

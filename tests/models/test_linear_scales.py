@@ -6,7 +6,7 @@ import torch
 
 import latentlab as ll
 from latentlab.data.simulators import linear_gaussian
-from latentlab.inference.density import tensors
+from latentlab.inference.arrays import tensors
 
 M = ll.models
 COLUMNS = np.array([1e-12, 1.0, 1e12, 1e3])

@@ -9,9 +9,11 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.errors import ConfigError, DataError, InferenceError, ModelError
 from latentlab.fit import fit
-from latentlab.inference.density import Density, log_joint, tensors
+from latentlab.inference.arrays import tensors
+from latentlab.inference.density import Density
 from latentlab.inference.draws import Problem
 from latentlab.inference.exact import Exact
+from latentlab.inference.joint import log_joint
 from latentlab.inference.svi import SVI
 from latentlab.models.base import Fixed
 from latentlab.models.linear_vae import LinearVAE

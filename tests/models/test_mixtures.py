@@ -18,15 +18,18 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.errors import DataError
 from latentlab.fit import fit
-from latentlab.inference.density import Density, log_joint, over_draws, tensors
+from latentlab.inference.arrays import tensors
+from latentlab.inference.density import Density
 from latentlab.inference.exact import Exact
+from latentlab.inference.joint import log_joint
+from latentlab.inference.lift import over_draws
 from latentlab.inference.map import MAP
 from latentlab.inference.nuts import NUTS
 from latentlab.models import mixture
 from latentlab.models.count_mixtures import BernoulliMixture, PoissonMixture
 from latentlab.models.gaussian_mixture import DPMixture, GaussianMixture
 from latentlab.models.mixture import N_STARTS, k_means
-from latentlab.posterior import mcse_mean, mcse_sd, rhat
+from latentlab.results.convergence import mcse_mean, mcse_sd, rhat
 from latentlab.symmetry.groups import Identity, Permutation
 
 SEED = 20_240_229

@@ -10,7 +10,9 @@ from scipy.stats import multivariate_normal, norm
 
 from latentlab.data.dataset import Dataset
 from latentlab.errors import ConfigError, DataError, InferenceError
-from latentlab.inference.density import Density, log_joint, tensors
+from latentlab.inference.arrays import tensors
+from latentlab.inference.density import Density
+from latentlab.inference.joint import log_joint
 from latentlab.models import state_space_optimum
 from latentlab.models.state_space import LinearGaussianStateSpace
 from latentlab.models.state_space_optimum import Problem, climb, em_step, start

@@ -19,7 +19,9 @@ from latentlab.errors import ConfigError, DataError, ModelError
 from latentlab.fit import fit
 from latentlab.inference import svi
 from latentlab.inference.adam import Adam
-from latentlab.inference.density import Density, log_joint, tensors
+from latentlab.inference.arrays import tensors
+from latentlab.inference.density import Density
+from latentlab.inference.joint import log_joint
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
 from latentlab.models.base import LatentModel, Position
@@ -541,7 +543,7 @@ def test_several_particles_need_a_program_that_takes_them():
 
 
 def test_parameters_without_a_prior_cannot_be_calibrated():
-    from latentlab.calibration import calibrate
+    from latentlab.calibration.calibrate import calibrate
 
     with pytest.raises(ModelError, match="the parameters of 'vae' have neither"):
         calibrate(VAE(2, (4,)), QUICK, n_replications=5)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from latentlab.store import Run
+from latentlab.store.read import Run
 from latentlab.study.run import run
 
 LABELS = ("<script>alert(1)</script>", "a & b", "$x_{")

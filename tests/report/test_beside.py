@@ -12,7 +12,7 @@ import pytest
 
 from latentlab.report.beside import panels, rounded, section
 from latentlab.report.source import Source
-from latentlab.store import Run
+from latentlab.store.read import Run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 BRUSH = """<script>

@@ -17,7 +17,7 @@ from latentlab.report.inference import modes
 from latentlab.report.inference import section as inference_section
 from latentlab.report.labels import Parts, location, opacity, plane
 from latentlab.report.source import Source, matched
-from latentlab.store import Run
+from latentlab.store.read import Run
 from latentlab.study.run import run
 
 CLUSTERINGS = {"kmeans, seed 1", "distances, seed 1 (mapped)", "agglomerative"}

@@ -20,7 +20,7 @@ from latentlab.report import positions
 from latentlab.report.items import MARKS, shown
 from latentlab.report.page import embedded, write
 from latentlab.report.source import Source
-from latentlab.store import Run, read
+from latentlab.store.read import Run, read
 from latentlab.study.run import run
 
 FETCHING = ("src", "srcset", "href", "xlink:href", "action", "formaction", "poster", "data", "background", "manifest", "ping")

@@ -7,7 +7,7 @@ import pytest
 
 from latentlab.report.positions import imputations, tail
 from latentlab.report.source import Source
-from latentlab.store import Run
+from latentlab.store.read import Run
 
 
 def test_the_tail_p_is_exact_under_the_null():

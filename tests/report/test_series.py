@@ -10,7 +10,7 @@ from latentlab.report import labels, series
 from latentlab.report.labels import Parts
 from latentlab.report.positions import autocorrelation
 from latentlab.report.source import Source
-from latentlab.store import Run
+from latentlab.store.read import Run
 from latentlab.study.run import run
 
 

@@ -10,7 +10,7 @@ import pydantic
 import pytest
 
 from latentlab.data.load import dataset_options, load_dataset
-from latentlab.embeddings.embedding import embed, embedding_options
+from latentlab.embeddings.embed import embed, embedding_options
 from latentlab.errors import ConfigError
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
@@ -121,7 +121,7 @@ def test_an_embedding_section_has_its_own_options_and_the_common_ones_that_it_us
     assert every == {"n_latent", "impute", "label", "seed", "n_seeds"}
 
 
-@pytest.mark.parametrize("entry", [*COMMON.values(), "latentlab.fit:fit", "latentlab.posterior:build"])
+@pytest.mark.parametrize("entry", [*COMMON.values(), "latentlab.fit:fit", "latentlab.results.tree:build"])
 def test_keyword_arguments_are_read_from_source_as_python_reads_them(entry):
     found = inspect.signature(resolve(entry), eval_str=True).parameters
     assert keyword_only(entry) == {p.name: p for p in found.values() if p.kind is inspect.Parameter.KEYWORD_ONLY}

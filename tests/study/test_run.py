@@ -30,7 +30,8 @@ from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import ConfigError, DataError, InferenceError, MissingDependencyError, ModelError, StoreError
 from latentlab.fit import Fit
 from latentlab.inference.map import MAP
-from latentlab.store import Run, RunDirectory, read
+from latentlab.store.directory import RunDirectory
+from latentlab.store.read import Run, read
 from latentlab.study.run import embeddings_dataset, load_fit, load_run, report, run
 
 TOY = {
@@ -371,7 +372,7 @@ def test_a_killed_run_is_recognised_and_resumes_to_equal_bytes(tmp_path: Path):
 STOPPED = """
 import json, os, signal, sys, time
 from latentlab.inference.map import MAP
-from latentlab.store import RunDirectory
+from latentlab.store.directory import RunDirectory
 from latentlab import cli
 config, out = sys.argv[1:]
 restart, stop = MAP._restart, RunDirectory.stop

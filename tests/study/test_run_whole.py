@@ -20,7 +20,7 @@ from latentlab.data import stored
 from latentlab.data.dataset import Dataset
 from latentlab.errors import DataError, LatentLabError, StoreError
 from latentlab.fit import Fit
-from latentlab.store import Run
+from latentlab.store.read import Run
 from latentlab.study.run import load_fit, load_run, run
 
 IRIS = {

@@ -10,7 +10,7 @@ import latentlab.study.run as module
 import latentlab.study.select as selecting
 from latentlab import cli
 from latentlab.errors import ConfigError, DataError, InferenceError, ModelError, StoreError
-from latentlab.posterior import loo
+from latentlab.results.loo import loo
 from latentlab.study.run import load_run
 from latentlab.study.select import drawn, n_compared, select, values_of
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from latentlab.posterior import is_constant
+from latentlab.results.convergence import is_constant
 from latentlab.symmetry.group import Group
 from latentlab.symmetry.invariants import directions
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
-from latentlab.posterior import LEAD, arrays
+from latentlab.results.tree import LEAD, arrays
 
 CHECK = "prior and data"
 LOW, HIGH = 0.25, 0.75

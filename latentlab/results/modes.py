@@ -15,8 +15,8 @@ import pandas as pd
 import scipy
 import xarray as xr
 
-from latentlab.posterior import arrays, kinds
-from latentlab.quantities import entries, identified, is_count, labels_of
+from latentlab.results.quantities import entries, identified, is_count, labels_of
+from latentlab.results.tree import arrays, kinds
 from latentlab.symmetry.group import Group
 from latentlab.symmetry.groups import GeneralLinear, larger_groups
 

@@ -27,7 +27,8 @@ import xarray as xr
 from latentlab.compare.clustering import n_clusters
 from latentlab.errors import ConfigError, DataError, InferenceError, LatentLabError, ModelError
 from latentlab.fit import Fit
-from latentlab.posterior import LEAD, LEFT_OUT, Loo, arrays, loo
+from latentlab.results.loo import Loo, loo
+from latentlab.results.tree import LEAD, LEFT_OUT, arrays
 
 SMALL = 4.0
 """Nats below which a difference is small, and its standard error not to be relied on (Sivula et al. 2020)."""

@@ -1,14 +1,9 @@
-r"""What a component of a mixture, or a state of a hidden Markov model, emits: sites with priors, starts, weighted maxima.
-
-An emission is a part of a model: it adds its sites to the model's program, and knows their maximum likelihood estimate when each
-unit counts for each component by a given weight (the M step of EM). Sites have the dim of the components, `component` or `state`.
-"""
+"""Gaussian emissions with spherical, diagonal, full or tied covariances."""
 
 import copy
 import itertools
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyro
@@ -18,123 +13,29 @@ import torch
 from latentlab.data.dataset import Dataset
 from latentlab.data.notes import on_outliers
 from latentlab.data.transform import NOISE
-from latentlab.distributions.components import (
-    BernoulliComponents,
-    CategoricalComponents,
-    Components,
-    GaussianComponents,
-    PoissonComponents,
-)
+from latentlab.distributions.components import GaussianComponents
 from latentlab.distributions.ordered_normal import OrderedNormal
 from latentlab.errors import ConfigError, DataError
 from latentlab.models.base import here
-from latentlab.settings import Numbers, Positive, PositiveNumbers
-
-Covariance = Literal["spherical", "diagonal", "full", "tied"]
-SigmaPrior = Literal["log_normal", "half_normal"]
-PerComponent = float | Numbers
-"""A number for all components, or a list of one for each."""
-PositivePerComponent = Positive | PositiveNumbers
-"""The same, above 0."""
-
-FLOOR = 1e-10
-"""Least variance, in any direction, of a maximum likelihood estimate, relative to the variances of the columns."""
-LEAST = 1e-6
-"""Least probability, or rate, of a maximum likelihood estimate."""
-SHRINK = 5.0
-"""Units' worth of the pooled covariance that a component's starting covariance is given."""
-FEW = 1e-8
-"""Units' worth of weight below which a component keeps its values in an M step."""
-NEAR = 1.01
-"""Standard deviations below this multiple of their floor count as at the floor."""
-FEW_VALUES, MANY = 5, 5
-"""A column has few different values if there are so many at most, each so many times on average."""
-MOST_PAIRED, MOST_NOTES = 200, 4
-"""Columns that are compared in pairs, and notes on the data, at most."""
-N_HEAD = 500
-"""First units, in which a property of all units is looked for first."""
-
-
-class Emission(ABC):
-    """Sites, priors and estimates of K components over D features."""
-
-    n_components: int
-    exchangeable: bool
-    """Whether the priors of all components are alike."""
-
-    @abstractmethod
-    def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
-        """The dims of its sites, the components being along `dim`."""
-
-    @abstractmethod
-    def sample(self, n_features: int) -> dict[str, torch.Tensor]:
-        """Its sites, by Pyro's statements."""
-
-    @abstractmethod
-    def components(self, values: Mapping[str, torch.Tensor]) -> Components:
-        """The components with these values of the sites."""
-
-    @abstractmethod
-    def maximum(
-        self,
-        x: torch.Tensor,
-        observed: torch.Tensor | None,
-        weights: torch.Tensor,
-        current: Mapping[str, torch.Tensor] | None = None,
-        *,
-        shrink: float = 0.0,
-    ) -> dict[str, torch.Tensor]:
-        """The sites' values of greatest likelihood where unit n counts for component k by `weights` `(unit, component)`.
-
-        Args:
-            x: Data `(unit, feature)`, anything where missing.
-            observed: True where an entry was observed; None where all were.
-            weights: How much each unit counts for each component.
-            current: The values before, for what is missing and for components without weight; None at the start.
-            shrink: Units' worth of what all components have in common that each is given, for a start inside the support.
-        """
-
-    @abstractmethod
-    def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
-        """Values of the sites from their priors."""
-
-    def given(self) -> tuple[str, ...]:
-        """Sites whose values are settings, not estimates."""
-        return ()
-
-    def units(self, x: torch.Tensor, observed: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Location and scale of each column, in which the maximum of the likelihood is sought; None: the data as they are."""
-        return None
-
-    def in_units(self, scale: torch.Tensor) -> "Emission":
-        """The emission of data divided by `scale` `(feature,)`."""
-        return self
-
-    def at_floor(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Which entries of sites are held at the floor of the variances, of data in `units`."""
-        return {}
-
-    def unbounded(self, x: torch.Tensor, observed: torch.Tensor | None) -> bool:
-        """Whether a component that holds just these units has a likelihood without bound."""
-        return False
-
-    def entries(self, components: Any, labels: torch.Tensor) -> torch.distributions.Distribution:
-        """The distribution of single entries `(unit, feature)` given the labels, where features are independent."""
-        raise NotImplementedError
-
-    def check(self, what: str, dataset: Dataset) -> None:  # noqa: B027
-        """Refuses data that components of this kind cannot emit; `what` names model and data."""
-
-    def check_bound(self, what: str, dataset: Dataset) -> None:  # noqa: B027
-        """Refuses data whose likelihood has no bound, whatever the values of the sites."""
-
-    def cautions(self, dataset: Dataset) -> list[str]:
-        """Properties of the data that such components describe badly."""
-        return []
-
-    def log_prior(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """log prior density of each component's values had each of the priors, `(component, prior)`; 0 where they are alike."""
-        return torch.zeros(self.n_components, self.n_components, dtype=torch.float64)
+from latentlab.models.emissions.base import (
+    FEW,
+    FEW_VALUES,
+    FLOOR,
+    MANY,
+    MOST_NOTES,
+    MOST_PAIRED,
+    N_HEAD,
+    NEAR,
+    Covariance,
+    Emission,
+    PerComponent,
+    SigmaPrior,
+    column_means,
+    column_variance,
+    dependent,
+    n_distinct,
+    per_component,
+)
 
 
 class Gaussian(Emission):
@@ -183,10 +84,10 @@ class Gaussian(Emission):
         return ("sigma",) if self._fixed else ()
 
     def units(self, x: torch.Tensor, observed: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
-        variance = _variance(x, observed)
+        variance = column_variance(x, observed)
         if self.covariance == "spherical":
             variance = variance.mean().expand(variance.shape)
-        return _means(x, observed), torch.sqrt(variance)
+        return column_means(x, observed), torch.sqrt(variance)
 
     def in_units(self, scale: torch.Tensor) -> "Gaussian":
         found = copy.copy(self)
@@ -214,7 +115,7 @@ class Gaussian(Emission):
             return bool(still.all())
         if not self._correlated or observed is not None or bool(still.any()):
             return bool(still.any())
-        return _dependent(x.numpy()) is not None
+        return dependent(x.numpy()) is not None
 
     def check_bound(self, what: str, dataset: Dataset) -> None:
         """Refuses columns, or combinations of columns, that do not vary: any component can be narrow without end there.
@@ -240,7 +141,7 @@ class Gaussian(Emission):
                 "than columns for its likelihood to have a bound; take 'diagonal', fewer columns, or a method with a prior "
                 "(`nuts`, `svi`, `map`)."
             )
-        column = _dependent(x)
+        column = dependent(x)
         if column is not None:
             raise DataError(
                 f"{what}: column {names[column]!r} is a linear combination of the others, so that the likelihood with covariance "
@@ -252,9 +153,9 @@ class Gaussian(Emission):
         notes = on_outliers(raw.x, raw.units.tolist(), raw.features.tolist())
         names = [repr(str(name)) for name in dataset.features]
         for j, name in enumerate(names):
-            if _n_values(head[:, j])[0] > FEW_VALUES:
+            if n_distinct(head[:, j])[0] > FEW_VALUES:
                 continue
-            n_values, n_seen = _n_values(x[:, j])
+            n_values, n_seen = n_distinct(x[:, j])
             if n_values == 1 and len(x) > 1:
                 constant = True
                 notes.append(f"column {name} is constant: components collapse on it")
@@ -268,7 +169,7 @@ class Gaussian(Emission):
                 notes.append(f"columns {names[i]} and {names[j]} are equal")
         if self._correlated and len(x) <= x.shape[1]:
             notes.append(f"{len(x)} units are no more than {x.shape[1]} columns: covariances are those of the prior")
-        elif not constant and self._correlated and not np.isnan(x).any() and (column := _dependent(x)) is not None:
+        elif not constant and self._correlated and not np.isnan(x).any() and (column := dependent(x)) is not None:
             notes.append(f"column {names[column]} is a linear combination of the others: the covariance is singular")
         return notes[:MOST_NOTES]
 
@@ -327,7 +228,7 @@ class Gaussian(Emission):
         *,
         shrink: float = 0.0,
     ) -> dict[str, torch.Tensor]:
-        otherwise = _means(x, observed) if current is None else current["mu"]
+        otherwise = column_means(x, observed) if current is None else current["mu"]
         if self._correlated and observed is not None:
             filled, extra = self._completed(x, observed, otherwise, current)
         else:
@@ -338,7 +239,7 @@ class Gaussian(Emission):
         mu = (each * filled).sum(1) / total.clamp(min=FEW)
         mu = torch.where(total > FEW, mu, otherwise)
         residual = filled - mu[:, None]
-        floor = FLOOR * _variance(x, observed)
+        floor = FLOOR * column_variance(x, observed)
         if not self._correlated:
             return {"mu": mu, **self._variances((each * residual**2).sum(1), total, mu, current, shrink, floor)}
         scatter = torch.einsum("kn,knd,kne->kde", weights.mT, residual, residual)
@@ -447,182 +348,6 @@ class Gaussian(Emission):
             raise DataError(f"{what} has {n_features} features; `ordered` means go with one.")
 
 
-class Bernoulli(Emission):
-    r"""$p_{kd} \sim \mathrm{Beta}(a, a)$."""
-
-    def __init__(self, n_components: int, *, concentration: float) -> None:
-        self.n_components, self.exchangeable, self.concentration = n_components, True, concentration
-
-    def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
-        return {"probability": (dim, "feature")}
-
-    def sample(self, n_features: int) -> dict[str, torch.Tensor]:
-        a = torch.full((self.n_components, n_features), self.concentration, dtype=torch.float64)
-        return {"probability": pyro.sample("probability", dist.Beta(a, a).to_event(2))}
-
-    def components(self, values: Mapping[str, torch.Tensor]) -> BernoulliComponents:
-        return BernoulliComponents(values["probability"])
-
-    def entries(self, components: Any, labels: torch.Tensor) -> torch.distributions.Distribution:
-        return dist.Bernoulli(components.probability[labels])
-
-    def maximum(
-        self,
-        x: torch.Tensor,
-        observed: torch.Tensor | None,
-        weights: torch.Tensor,
-        current: Mapping[str, torch.Tensor] | None = None,
-        *,
-        shrink: float = 0.0,
-    ) -> dict[str, torch.Tensor]:
-        mean = _weighted_means(x, observed, weights, None if current is None else current["probability"], shrink)
-        return {"probability": mean.clamp(LEAST, 1 - LEAST)}
-
-    def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
-        return {"probability": rng.beta(self.concentration, self.concentration, (self.n_components, n_features))}
-
-    def check(self, what: str, dataset: Dataset) -> None:
-        _refuse(what, dataset, (dataset.x != 0) & (dataset.x != 1), "must hold 0 and 1 (or be missing)")
-
-
-class Poisson(Emission):
-    r"""$\lambda_{kd} \sim \mathrm{Gamma}(a, a / m)$, of mean m."""
-
-    def __init__(self, owner: str, n_components: int, *, shape: float, mean: PerComponent) -> None:
-        self.n_components = n_components
-        self.shape = shape
-        self.mean = per_component(owner, "rate_mean", mean, n_components)
-        self.exchangeable = self.mean.unique().numel() == 1
-
-    def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
-        return {"rate": (dim, "feature")}
-
-    def sample(self, n_features: int) -> dict[str, torch.Tensor]:
-        shape = torch.full((self.n_components, n_features), self.shape, dtype=torch.float64)
-        return {"rate": pyro.sample("rate", dist.Gamma(shape, self.shape / here(self.mean)[:, None]).to_event(2))}
-
-    def components(self, values: Mapping[str, torch.Tensor]) -> PoissonComponents:
-        return PoissonComponents(values["rate"])
-
-    def entries(self, components: Any, labels: torch.Tensor) -> torch.distributions.Distribution:
-        return dist.Poisson(components.rate[labels])
-
-    def maximum(
-        self,
-        x: torch.Tensor,
-        observed: torch.Tensor | None,
-        weights: torch.Tensor,
-        current: Mapping[str, torch.Tensor] | None = None,
-        *,
-        shrink: float = 0.0,
-    ) -> dict[str, torch.Tensor]:
-        mean = _weighted_means(x, observed, weights, None if current is None else current["rate"], shrink)
-        return {"rate": mean.clamp(min=LEAST)}
-
-    def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
-        return {"rate": rng.gamma(self.shape, self.mean[:, None].numpy() / self.shape, (self.n_components, n_features))}
-
-    def log_prior(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        prior = dist.Gamma(torch.tensor(self.shape, dtype=torch.float64), self.shape / self.mean[:, None])
-        return prior.log_prob(values["rate"][:, None]).sum(-1)
-
-    def check(self, what: str, dataset: Dataset) -> None:
-        _refuse(what, dataset, (dataset.x < 0) | (dataset.x != np.floor(dataset.x)), "must hold counts, whole numbers from 0")
-
-
-class Categorical(Emission):
-    r"""$p_{kd} \sim \mathrm{Dirichlet}(a, \dots, a)$ over C categories, coded 0 to C - 1."""
-
-    def __init__(self, n_components: int, *, n_categories: int, concentration: float) -> None:
-        self.n_components, self.exchangeable = n_components, True
-        self.n_categories, self.concentration = n_categories, concentration
-
-    def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
-        return {"probability": (dim, "feature", "category")}
-
-    def sample(self, n_features: int) -> dict[str, torch.Tensor]:
-        a = torch.full((self.n_components, n_features, self.n_categories), self.concentration, dtype=torch.float64)
-        return {"probability": pyro.sample("probability", dist.Dirichlet(a).to_event(2))}
-
-    def components(self, values: Mapping[str, torch.Tensor]) -> CategoricalComponents:
-        return CategoricalComponents(values["probability"])
-
-    def entries(self, components: Any, labels: torch.Tensor) -> torch.distributions.Distribution:
-        return dist.Categorical(components.probability[labels])
-
-    def maximum(
-        self,
-        x: torch.Tensor,
-        observed: torch.Tensor | None,
-        weights: torch.Tensor,
-        current: Mapping[str, torch.Tensor] | None = None,
-        *,
-        shrink: float = 0.0,
-    ) -> dict[str, torch.Tensor]:
-        indicator = (x[..., None] == torch.arange(self.n_categories, dtype=x.dtype)).to(x.dtype)
-        if observed is not None:
-            indicator = indicator * observed[..., None]
-        counts = torch.einsum("nk,ndc->kdc", weights, indicator)
-        counts = counts + shrink * counts.sum(0) / counts.sum(0).sum(-1, keepdim=True).clamp(min=FEW)
-        total = counts.sum(-1, keepdim=True)
-        even = torch.full_like(counts, 1 / self.n_categories) if current is None else current["probability"]
-        found = torch.where(total > FEW, counts / total.clamp(min=FEW), even).clamp(min=LEAST)
-        return {"probability": found / found.sum(-1, keepdim=True)}
-
-    def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
-        a = np.full(self.n_categories, self.concentration)
-        return {"probability": rng.dirichlet(a, (self.n_components, n_features))}
-
-    def check(self, what: str, dataset: Dataset) -> None:
-        last = self.n_categories - 1
-        bad = (dataset.x < 0) | (dataset.x > last) | (dataset.x != np.floor(dataset.x))
-        _refuse(what, dataset, bad, f"must hold categories, whole numbers from 0 to {last} (`n_categories` - 1)")
-
-
-# -- what emissions share
-
-
-def _means(x: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor:
-    """Of each feature over its observed entries."""
-    if observed is None:
-        return x.mean(0)
-    seen = observed.to(x.dtype)
-    return (x * seen).sum(0) / seen.sum(0).clamp(min=1)
-
-
-def _variance(x: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor:
-    """Variance of each feature over its observed entries; of a constant one its square, or 1, so that it is positive."""
-    mean = _means(x, observed)
-    found = _means((x - mean) ** 2, observed)
-    return torch.where(found > (NOISE * mean) ** 2, found, torch.where(mean == 0, torch.ones_like(mean), mean**2))
-
-
-def _n_values(column: np.ndarray) -> tuple[int, int]:
-    """How many different values were observed, and how many in all."""
-    seen = column[~np.isnan(column)]
-    return len(np.unique(seen)), len(seen)
-
-
-def _dependent(x: np.ndarray) -> int | None:
-    """The column of `(unit, feature)` that is most nearly a linear combination of the others, if it is one up to `FLOOR`."""
-    centred = x - x.mean(0)
-    centred = centred / np.sqrt((centred**2).mean(0)).clip(min=1e-300)
-    values, vectors = np.linalg.eigh(centred.T @ centred / len(x))
-    if values[0] > FLOOR:
-        return None
-    return int(np.flatnonzero(np.abs(vectors[:, 0]) > 0.1 * np.abs(vectors[:, 0]).max())[-1])
-
-
-def _weighted_means(
-    x: torch.Tensor, observed: torch.Tensor | None, weights: torch.Tensor, current: torch.Tensor | None, shrink: float
-) -> torch.Tensor:
-    seen = torch.ones_like(x) if observed is None else observed.to(x.dtype)
-    pooled = _means(x, observed)
-    total = weights.mT @ seen
-    found = (weights.mT @ (x * seen) + shrink * pooled) / (total + shrink).clamp(min=FEW)
-    return torch.where(total + shrink > FEW, found, pooled if current is None else current)
-
-
 def _lkj_factor(rng: np.random.Generator, n: int, concentration: float) -> np.ndarray:
     """A Cholesky factor of a correlation matrix, LKJ-distributed, by the onion method (Lewandowski et al. 2009, section 3.2)."""
     lower = np.zeros((n, n))
@@ -633,27 +358,3 @@ def _lkj_factor(rng: np.random.Generator, n: int, concentration: float) -> np.nd
         lower[i, :i] = np.sqrt(square) * direction / np.linalg.norm(direction)
         lower[i, i] = np.sqrt(1 - square)
     return lower
-
-
-def _refuse(what: str, dataset: Dataset, bad: np.ndarray, must: str) -> None:
-    bad = bad & ~np.isnan(dataset.x)
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        hint = "; the data are standardised: load them with `standardize: false`" if dataset.transform is not None else ""
-        raise DataError(
-            f"{what}, column {str(dataset.features[column])!r}, unit {str(dataset.units[row])!r}: {must}; "
-            f"got {dataset.x[row, column]:g} ({int(bad.sum())} such entries){hint}."
-        )
-
-
-def per_component(owner: str, name: str, value: PerComponent, n: int) -> torch.Tensor:
-    """A number for each of n components `(component,)`, from one for all or a list.
-
-    Raises:
-        ConfigError: The list has another length.
-    """
-    if not isinstance(value, Sequence):
-        return torch.full((n,), value, dtype=torch.float64)
-    if len(value) != n:
-        raise ConfigError(f"{owner}: `{name}` must be one number or a list of {n}, one for each; got {len(value)}.")
-    return torch.tensor(value, dtype=torch.float64)

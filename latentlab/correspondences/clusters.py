@@ -1,0 +1,116 @@
+"""Checks of the claims about clusterings and mixtures."""
+
+import numpy as np
+
+from latentlab.compare.agreement import adjusted_rand, matched_accuracy
+from latentlab.correspondences.claim import Evidence, below_limit
+from latentlab.correspondences.estimates import cluster_labels, labels_at_maximum, latent_positions
+from latentlab.correspondences.maps import nearest, soft_assignments
+from latentlab.data.dataset import Dataset
+from latentlab.data.load import load_dataset
+from latentlab.data.mixtures import gaussian_mixture
+from latentlab.embeddings.embed import embed
+from latentlab.registry import MODELS
+from latentlab.seeds import Seeds
+
+
+def _mixture_centres(dataset: Dataset, n_components: int, sigma: float, n_starts: int = 10) -> np.ndarray:
+    """Means at the highest likelihood of a mixture with equal weights and this sigma for all, by EM from random units."""
+    x, rng = dataset.x, Seeds(0).child("correspondence").numpy()
+    model = MODELS.load("gaussian_mixture")(n_components=n_components, covariance="spherical")
+    fixed = {"weights": np.full(n_components, 1 / n_components), "sigma": np.full(n_components, sigma)}
+    found = []
+    for _ in range(n_starts):
+        mu = x[rng.choice(len(x), n_components, replace=False)]
+        before = np.full_like(mu, np.inf)
+        while np.abs(mu - before).max() > 1e-12:
+            before = mu
+            responsibilities = latent_positions(model, dataset, mu=mu, **fixed).probs.numpy()
+            mu = responsibilities.T @ x / responsibilities.sum(axis=0)[:, None]
+        squares = ((x[:, None] - mu) ** 2).sum(axis=2) / (2 * sigma**2)
+        found.append((np.logaddexp.reduce(-squares, axis=1).sum(), mu))
+    return max(found, key=lambda one: one[0])[1]
+
+
+def _centres(dataset: Dataset, labels: np.ndarray) -> np.ndarray:
+    return np.stack([dataset.x[labels == k].mean(axis=0) for k in range(labels.max() + 1)])
+
+
+def _distance_of_centres(a: np.ndarray, b: np.ndarray) -> float:
+    """Relative distance of the centres b from a, matched one to one."""
+    from scipy.optimize import linear_sum_assignment
+
+    squares = ((a[:, None] - b) ** 2).sum(axis=2)
+    return float(np.sqrt(squares[linear_sum_assignment(squares)].sum()) / np.linalg.norm(b))
+
+
+def _round_and_unequal() -> Dataset:
+    """A wide cluster of 340 units beside a narrow one of 60."""
+    rng = Seeds(1).child("correspondence").numpy()
+    wide = 4.0 * rng.standard_normal((340, 2))
+    narrow = np.array([6.0, 0.0]) + rng.standard_normal((60, 2))
+    return Dataset({"x": np.concatenate([wide, narrow])}, dims={"x": ("unit", "feature")}, name="unequal clusters")
+
+
+def vanishing_variance_makes_kmeans() -> Evidence:
+    dataset, unequal = load_dataset("wine"), _round_and_unequal()
+    centres = _centres(dataset, cluster_labels("kmeans", dataset, 3))
+    distance = _distance_of_centres(_mixture_centres(dataset, 3, sigma=0.1), centres)
+    labels = labels_at_maximum("gaussian_mixture", unequal, n_components=2, covariance="spherical")
+    parted = 1 - matched_accuracy(cluster_labels("kmeans", unequal, 2), labels)
+    text = (
+        f"relative distance of k-means' centres from a mixture's with sigma 0.1 on wine: {distance:.2g} (holds below 1e-6); "
+        f"share of units labelled otherwise where clusters are of unequal size and width: {parted:.2g} (holds above 0.2)"
+    )
+    return Evidence(distance < 1e-6 and parted > 0.2, distance, 1e-6, text)
+
+
+def distances_are_responsibilities() -> Evidence:
+    dataset = load_dataset("wine")
+    distances = embed("kmeans", dataset, n_latent=3, n_seeds=1, output="distances").values[0]
+    labels = nearest(distances, dataset).argmax(axis=1)
+    model = MODELS.load("gaussian_mixture")(n_components=3, covariance="spherical")
+    worst = 0.0
+    for sigma in (0.3, 1.0, 3.0):
+        sites = {"weights": np.full(3, 1 / 3), "mu": _centres(dataset, labels), "sigma": np.full(3, sigma)}
+        exact = latent_positions(model, dataset, **sites).probs.numpy()
+        worst = max(worst, float(np.abs(soft_assignments(distances, sigma) - exact).max()))
+        worst = max(worst, float((exact.argmax(axis=1) != labels).mean()))
+    return below_limit(
+        worst, 1e-8, "largest difference of soft assignments from responsibilities at equal spherical variances on wine"
+    )
+
+
+def _clusters_far_apart_and_near(embedding: str) -> tuple[float, float]:
+    """Share of units labelled as the mixture at its maximum labels them, 6 and 2 standard deviations apart."""
+    found = []
+    for separation in (6.0, 2.0):
+        dataset = gaussian_mixture(n_units=300, separation=separation)
+        labels = labels_at_maximum("gaussian_mixture", dataset, n_components=3, covariance="spherical")
+        found.append(float(matched_accuracy(cluster_labels(embedding, dataset, 3), labels)))
+    return found[0], found[1]
+
+
+def ward_is_a_greedy_mixture() -> Evidence:
+    far, near = _clusters_far_apart_and_near("agglomerative")
+    text = (
+        f"share of units labelled as by the mixture: {far:.3g} with means 6 standard deviations apart (holds above 0.99), "
+        f"{near:.3g} with 2 (holds below 0.9)"
+    )
+    return Evidence(far > 0.99 and near < 0.9, far, 0.99, text)
+
+
+def rings_part_spectral_clustering_from_the_mixture() -> Evidence:
+    rng = Seeds(0).child("correspondence").numpy()
+    angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    circle = np.column_stack([np.cos(angles), np.sin(angles)])
+    x = np.concatenate([circle[::2], 3 * circle]) + 0.03 * rng.standard_normal((90, 2))
+    dataset, ring = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name="rings"), np.repeat([0, 1], [30, 60])
+    labels = cluster_labels("spectral_clustering", dataset, 2)
+    found = float(adjusted_rand(labels, labels_at_maximum("gaussian_mixture", dataset, n_components=2, covariance="full")))
+    rings = float(adjusted_rand(labels, ring))
+    text = (
+        f"adjusted Rand index of spectral clustering on two rings: {found:.2g} with the mixture (holds below 0.5), "
+        f"{rings:.2g} with the rings (holds above 0.9)"
+    )
+    return Evidence(found < 0.5 and rings > 0.9, found, 0.5, text)

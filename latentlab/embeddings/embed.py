@@ -1,0 +1,274 @@
+"""Embeddings of a dataset behind one call, and one's own vectors as the same thing.
+
+An entry of the table is a function of the data, `pca(x, n_latent, *, whiten=False)`, that returns `(unit, n_latent)`. What it
+takes says what it needs: `x` (a table without missing entries), `matrix` (a sparse matrix of cells), `adjacency` (that of a
+graph) or `dataset`; `n_latent`, `seed` if it starts at random, `notes` (a list) if it has something to tell; all other arguments
+are its options. Of data with several kinds of units it returns an array for each kind that it places, by the kind's name. The
+types and ranges of options are what they are annotated with, `Annotated[int, Ge(1)]`; only what depends on the data is for the
+entry itself to check.
+"""
+
+import inspect
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from annotated_types import Ge
+
+from latentlab.data import convert
+from latentlab.data.dataset import Dataset
+from latentlab.data.relation import is_graph
+from latentlab.embeddings.embedding import Embedding
+from latentlab.embeddings.entry import RANGE
+from latentlab.errors import ConfigError, DataError, InferenceError, LatentLabError, unknown
+from latentlab.registry import EMBEDDINGS
+from latentlab.seeds import Seeds
+from latentlab.settings import checked
+
+N_SEEDS = 3
+"""Runs of an algorithm that starts at random, unless said."""
+GIVEN = ("x", "matrix", "adjacency", "dataset", "n_latent", "seed", "notes")
+"""Arguments of an entry that `embed` fills in; all others are the entry's options."""
+TIED = 1e-8
+"""Entries of a column this close to its largest one are as large: rounding must not choose the sign."""
+
+
+def embed(
+    name: str,
+    dataset: Dataset,
+    *,
+    n_latent: Annotated[int, Ge(1)] = 2,
+    label: str | None = None,
+    n_seeds: Annotated[int, Ge(1)] | None = None,
+    seed: int = 0,
+    impute: Literal["mean", "error"] = "mean",
+    **options: Any,
+) -> Embedding:
+    """An embedding of the dataset, by an entry of the table.
+
+    What does not start at random is the same in every run, each column with its largest entry positive. What does is run
+    several times, each run with a seed that depends on `seed`, the entry and the run's number alone.
+
+    Args:
+        name: An entry of `latentlab list embeddings`; `file` reads one's own vectors.
+        dataset: The data.
+        n_latent: Columns.
+        label: Its name in tables and plots; `name` unless said.
+        n_seeds: Runs, for algorithms that start at random (t-SNE, UMAP); 3 unless said.
+        seed: Root of their seeds.
+        impute: What to do about missing entries: put the column's mean (`mean`), or refuse (`error`).
+        options: The entry's own.
+
+    Raises:
+        ConfigError: No such embedding or option, or one out of its range; names both numbers.
+        DataError: Data that it cannot take.
+        InferenceError: Its library gave up.
+        MissingDependencyError: Its library is not installed; names package and extra.
+
+    Example:
+        >>> from latentlab.data.load import load_dataset
+        >>> embed("pca", load_dataset("iris"))
+        Embedding('pca', unit: 150, latent: 2)
+    """
+    entry, chosen = EMBEDDINGS.load(name), _options(name, options)
+    if not isinstance(dataset, Dataset):
+        getattr(dataset, "x", None)  # data that stay on disk refuse by themselves
+        raise DataError(
+            f'embedding {name!r} takes a Dataset, such as Dataset({{"x": x}}, dims={{"x": ("unit", "feature")}}); '
+            f"got {type(dataset).__name__}."
+        )
+    common = inspect.signature(embed).parameters
+    n_latent, n_seeds, label, impute = (
+        _typed(name, common[option], value)
+        for option, value in (("n_latent", n_latent), ("n_seeds", n_seeds), ("label", label), ("impute", impute))
+    )
+    seeds, takes = Seeds(seed).child("embedding", name), inspect.signature(entry).parameters
+    if n_seeds is not None and "seed" not in takes:
+        raise ConfigError(f"embedding {name!r} does not start at random; leave out `n_seeds` = {n_seeds}.")
+    notes: list[str] = []
+    given: dict[str, Any] = {"dataset": dataset, "n_latent": n_latent, "notes": notes}
+    if "x" in takes:
+        given["x"] = _table(name, dataset, impute, notes)
+    if "matrix" in takes:
+        given["matrix"] = _matrix(name, dataset)
+    if "adjacency" in takes:
+        given["adjacency"] = _adjacency(name, dataset, notes)
+    arguments = {key: value for key, value in given.items() if key in takes} | chosen
+    if "seed" in takes:
+        runs = tuple(seeds.child(i).integer() for i in range(n_seeds or N_SEEDS))
+        each = [_oriented(_run(name, entry, arguments | {"seed": run}, notes)) for run in runs]
+        values: Any = {k: np.stack([e[k] for e in each]) for k in each[0]} if isinstance(each[0], dict) else np.stack(each)
+    else:
+        runs, values = (), _run(name, entry, arguments, notes)
+    units = _units(name, dataset, values)
+    if isinstance(values, Embedding):
+        found = values.reindexed(units)
+        extra = _extra(values, found)
+        if extra:
+            rows = f"{len(extra)} of {_n_rows(values)} rows match" if len(extra) > 1 else f"1 of {_n_rows(values)} rows matches"
+            notes.append(
+                f"{rows} no unit of the data and {'were' if len(extra) > 1 else 'was'} left out: {convert.listed(extra)}"
+            )
+        return replace(found, label=label or values.label, options=chosen, notes=(*values.notes, *notes))
+    values = values if runs else _oriented(values)
+    return Embedding(name, values, units, label or name, chosen, runs, tuple(dict.fromkeys(notes)))
+
+
+def embedding_options(name: str) -> dict[str, inspect.Parameter]:
+    """The entry's own options, from its signature.
+
+    Example:
+        >>> sorted(embedding_options("isomap"))
+        ['n_neighbors']
+    """
+    return {k: p for k, p in inspect.signature(EMBEDDINGS.load(name)).parameters.items() if k not in GIVEN}
+
+
+def _options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry's options, defaults included, each of the type that its signature says."""
+    valid = embedding_options(name)
+    for option in options:
+        if option not in valid:
+            common = set(inspect.signature(embed).parameters) - {"name", "dataset", "options"}
+            raise ConfigError(unknown(f"option of the embedding {name!r}", option, {*valid, *common}))
+    for option, parameter in valid.items():
+        if parameter.default is inspect.Parameter.empty and option not in options:
+            raise ConfigError(f"embedding {name!r} needs the option `{option}`.")
+    return {
+        option: _typed(name, parameter, options[option]) if option in options else parameter.default
+        for option, parameter in valid.items()
+    }
+
+
+def _typed(name: str, parameter: inspect.Parameter, value: Any) -> Any:
+    """The value as a config would hold it, if it is of the option's type."""
+    plain = os.fspath(value) if isinstance(value, os.PathLike) else value
+    kind = Any if isinstance(parameter.annotation, str) or parameter.annotation is parameter.empty else parameter.annotation
+    return checked(f"embedding {name!r}", {parameter.name: kind}, {parameter.name: plain})[parameter.name]
+
+
+def _table(name: str, dataset: Dataset, impute: str, notes: list[str]) -> np.ndarray:
+    """The observed table `(unit, feature)`, missing entries filled in."""
+    x, dims = dataset.x, dataset.dims[dataset.observed]
+    if len(dims) != 2 or dims[0] != "unit":
+        raise DataError(f"embedding {name!r} takes a table (unit, feature); {dataset.name} has dims ({', '.join(dims)}).")
+    if len(x) < 3:
+        raise DataError(f"embedding {name!r} needs at least 3 units; {dataset.name} has {len(x)}.")
+    missing = np.isnan(x)
+    if missing.any() and impute == "error":
+        columns = convert.listed(dataset.features[missing.any(axis=0)])
+        raise DataError(f"embedding {name!r}: {missing.sum()} entries are missing, in {columns}; `impute: mean` fills them in.")
+    if missing.all(axis=0).any():
+        columns = convert.listed(dataset.features[missing.all(axis=0)])
+        raise DataError(f"embedding {name!r}: nothing was observed of {columns}; leave it out.")
+    if missing.any():
+        notes.append(f"{missing.sum()} missing entries ({missing.mean():.1%}) were put at their column's mean")
+        x = np.where(missing, np.nanmean(x, axis=0), x)
+    if (x == x[0]).all():
+        raise DataError(f"embedding {name!r}: all {len(x)} units of {dataset.name} are the same: nothing varies.")
+    spread = float(np.ptp(x / 2, axis=0).max())
+    if abs(math.frexp(spread)[1]) > RANGE:
+        raise DataError(
+            f"embedding {name!r}: the largest range of a column of {dataset.name} is {2 * spread:.3g}, whose square float64 does "
+            "not hold: measure it in other units, or standardise the data (`standardize: true`)."
+        )
+    return np.array(x)
+
+
+def _matrix(name: str, dataset: Dataset) -> Any:
+    """The sparse matrix of points that refer to two kinds of units."""
+    kinds = {one.kind for one in dataset.index.values()}
+    if len(dataset.index) != 2 or len(kinds) != 2 or dataset.x.ndim != 1:
+        raise DataError(
+            f"embedding {name!r} takes cells of two kinds of units, such as ratings of items by users; {dataset.name} is "
+            f"{_called(dataset)}."
+        )
+    return dataset.matrix(*dataset.index)
+
+
+def _adjacency(name: str, dataset: Dataset, notes: list[str]) -> Any:
+    """The sparse adjacency matrix of a graph; pairs of which nothing is known count as not joined."""
+    if not is_graph(dataset.index):
+        raise DataError(f"embedding {name!r} takes a graph; {dataset.name} is {_called(dataset)}.")
+    n = dataset.sizes[next(iter(dataset.kinds))]
+    unknown_pairs = (n * (n - 1) if dataset.directed else n * (n - 1) // 2) - dataset.n_points
+    if dataset.absent == "unobserved" and unknown_pairs:
+        notes.append(f"{unknown_pairs} pairs of nodes are not known, and were taken as not joined")
+    return dataset.adjacency()
+
+
+def _called(dataset: Dataset) -> str:
+    if not dataset.index:
+        return "a table"
+    what = "a graph" if is_graph(dataset.index) else f"a list of {dataset.points}s"
+    return f"{what} with the kinds of units {', '.join(map(repr, dataset.kinds))}"
+
+
+def _units(name: str, dataset: Dataset, values: Any) -> Any:
+    """Names of the units that the values are of: by kind, where they are an array for each kind."""
+    kinds = dataset.kinds
+    placed = values.kinds if isinstance(values, Embedding) else tuple(values) if isinstance(values, Mapping) else ()
+    if placed:
+        strange = next((kind for kind in placed if kind not in kinds), None)
+        if strange is not None:
+            raise DataError(f"embedding {name!r} places units of the kind {strange!r}; {dataset.name} is {_called(dataset)}.")
+        return {kind: kinds[kind] for kind in placed}
+    if len(kinds) > 1:
+        raise DataError(
+            f"embedding {name!r} has one array, and {dataset.name} is {_called(dataset)}: give an array for each kind that it "
+            "places."
+        )
+    return next(iter(kinds.values()))
+
+
+def _extra(given: Embedding, found: Embedding) -> list[Any]:
+    """Units of an embedding that were left out when it was joined with the data."""
+    pairs = [(given.of(kind), found.of(kind)) for kind in given.kinds or ("",)]
+    known = [set(of.units.astype(str).tolist()) for _, of in pairs]
+    return [unit for (one, _), names in zip(pairs, known, strict=True) for unit in one.units.tolist() if str(unit) not in names]
+
+
+def _n_rows(embedding: Embedding) -> int:
+    return sum(len(embedding.of(kind).units) for kind in embedding.kinds or ("",))
+
+
+def _run(name: str, entry: Any, arguments: dict[str, Any], notes: list[str]) -> Any:
+    """The entry's result, the random state and the warnings' filters left as they were."""
+    state = np.random.get_state()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = entry(**arguments)
+    except LatentLabError:
+        raise
+    except MemoryError as error:
+        raise DataError(f"embedding {name!r} does not fit into memory; take fewer units.") from error
+    except Exception as error:
+        said, known = " ".join(str(error).split()), isinstance(error, ValueError | ArithmeticError | RuntimeError)
+        why = said if said and known else ": ".join(filter(None, [type(error).__name__, said]))
+        raise InferenceError(f"embedding {name!r} failed: {why}") from error
+    finally:
+        np.random.set_state(state)
+    # What else libraries warn of is how they were called, not what they found.
+    notes += [" ".join(str(one.message).split()) for one in caught if one.category.__name__ == "ConvergenceWarning"]
+    arrays = [] if isinstance(result, Embedding) else list(result.values()) if isinstance(result, Mapping) else [result]
+    odd = next((one for one in arrays if np.ndim(one) != 2), None)
+    if odd is not None:
+        raise InferenceError(f"embedding {name!r} must give an array (unit, latent); got one of shape {np.shape(odd)}.")
+    return result
+
+
+def _oriented(values: Any) -> Any:
+    """Each column, over all kinds of units, with its largest entry positive: eigenvectors have no sign of their own."""
+    if isinstance(values, Mapping):
+        turned = _oriented(np.concatenate(list(values.values())))
+        ends = np.cumsum([len(one) for one in values.values()])
+        return dict(zip(values, np.split(turned, ends[:-1]), strict=True))
+    values = np.asarray(values, dtype=np.float64)
+    sizes = np.abs(values)
+    first = (sizes >= (1 - TIED) * sizes.max(axis=0)).argmax(axis=0)
+    return values * np.where(values[first, np.arange(values.shape[1])] < 0, -1.0, 1.0)

@@ -1,0 +1,77 @@
+"""Data and parameters as the tensors that a program takes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from latentlab.data.dataset import Dataset
+from latentlab.data.series import boundaries
+from latentlab.errors import DataError, ModelError
+from latentlab.models.base import LatentModel
+
+
+def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = None) -> dict[str, Any]:
+    """The dataset as the keywords of `model.model`: float64 tensors, zeros where missing.
+
+    The indices of points are whole numbers. And, if the program takes them, `n_KIND`, the number of units of a kind; `mask`;
+    `sequence`, the number of the sequence that each unit is a step of; and `labels`.
+
+    Args:
+        model: The model.
+        dataset: The data.
+        classes: The labels that the columns of `labels` stand for; the model's own, or those of the dataset, where None.
+
+    Raises:
+        DataError: Entries are missing and the model has no `mask` argument; names columns and count. Or the model takes labels,
+            and there are none, or one that is not among `classes`.
+    """
+    arrays: dict[str, Any] = {name: torch.tensor(np.nan_to_num(a, nan=0.0)) for name, a in dataset.arrays.items()}
+    arrays |= {name: torch.tensor(one.values) for name, one in dataset.index.items()}
+    arrays |= {f"n_{kind}": len(names) for kind, names in dataset.kinds.items() if model.takes(f"n_{kind}")}
+    if model.takes("labels"):
+        arrays["labels"] = torch.tensor(_one_hot(model, dataset, model.classes if classes is None else classes))
+    if model.takes("sequence"):
+        arrays["sequence"] = torch.tensor(boundaries(dataset))
+    if model.takes("mask"):
+        arrays["mask"] = None if dataset.mask is None else torch.tensor(dataset.mask)
+    elif dataset.mask is not None:
+        missing = ~dataset.mask
+        dims = dataset.dims[dataset.observed]
+        where = ""
+        if len(dims) == 2:
+            names = np.asarray(dataset.coords.get(dims[1], np.arange(missing.shape[1])))
+            where = f" in {', '.join(map(str, names[missing.any(0)][:5]))}"
+        raise DataError(
+            f"{dataset.name}: {int(missing.sum())} missing entries{where}, and the model {model.name!r} takes none "
+            "(its `model` has no argument `mask`)."
+        )
+    return arrays
+
+
+def parameter_tensors(parameters: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Parameters as float64 tensors of their own."""
+    return {name: float64_tensor(value) for name, value in parameters.items()}
+
+
+def _one_hot(model: LatentModel, dataset: Dataset, classes: np.ndarray | None) -> np.ndarray:
+    """The labels as `(unit, label)` of zeros and a one."""
+    if dataset.labels is None:
+        raise DataError(f"{dataset.name}: the model {model.name!r} needs a label for each unit, and there are none.")
+    known = np.unique(dataset.labels) if classes is None else np.asarray(classes)
+    found = dataset.labels[:, None] == known
+    if not found.any(1).all():
+        strange = dataset.labels[~found.any(1)][0]
+        raise DataError(
+            f"{dataset.name}: unit {dataset.units[~found.any(1)][0]} has the label {str(strange)!r}, which no unit of the fit "
+            f"had; those were {', '.join(map(str, known[:20]))}."
+        )
+    return found.astype(np.float64)
+
+
+def float64_tensor(value: Any) -> torch.Tensor:
+    """A float64 tensor; numpy arrays are copied, since torch warns of read-only ones."""
+    if not isinstance(value, torch.Tensor) and np.asarray(value).dtype.kind not in "biuf":
+        raise ModelError(f"a site's value must be numbers; got {value!r:.60}.")
+    return value.to(torch.float64) if isinstance(value, torch.Tensor) else torch.tensor(np.asarray(value), dtype=torch.float64)

@@ -1,0 +1,54 @@
+"""The log joint density of a model at given values."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from latentlab.data.dataset import Dataset
+from latentlab.errors import ModelError, unknown
+from latentlab.inference.arrays import float64_tensor, tensors
+from latentlab.inference.density import Density
+from latentlab.models.base import LatentModel
+
+
+def log_joint(model: LatentModel, dataset: Dataset, values: Mapping[str, Any]) -> float:
+    r"""$\log p(\text{values}, \text{data})$: constrained scale, no Jacobian, every constant kept, float64.
+
+    Where the model integrates its positions out and `values` has them, $\log p(z \mid x, \text{values})$ is added, so that
+    the result is the joint with the positions in either form of the model.
+
+    Args:
+        model: The model.
+        dataset: Its data.
+        values: Site or parameter of the program -> value; deterministic sites may be left out.
+
+    Raises:
+        DataError: Data that the model cannot take.
+        ModelError: A site or parameter is missing, unknown, of another shape, or has a value that it cannot have.
+    """
+    model.check(dataset)
+    arrays = tensors(model, dataset)
+    strange = next((name for name in values if name not in model.dims and name not in model.parameters), None)
+    if strange is not None:
+        raise ModelError(unknown(f"site of {model.name!r}", strange, {**model.dims, **model.parameters}))
+    parameters = {name: float64_tensor(value) for name, value in values.items() if name in model.parameters}
+    density = Density(model, arrays, dataset.array_dims, parameters)
+    absent = sorted(set(density.own_parameters) - set(parameters))
+    if absent:
+        raise ModelError(f"parameter {absent[0]!r} has no value; given: {', '.join(values)}.")
+    u = density.unconstrain(values)
+    for site in density.sites:
+        if not bool(torch.isfinite(u[site.start : site.stop]).all()):
+            raise ModelError(f"site {site.name!r} has a value that is not finite, or outside (or on the edge) of its support.")
+    given = density.constrain(u)
+    total = float(density.log_joint(given))
+    position = model.position.site
+    if position in values and model.integrates_positions() and position not in given:
+        others = {**given, **density.deterministics(given), **parameters}
+        z, conditional = float64_tensor(values[position]), model.latents(arrays, **others)
+        shape = conditional.batch_shape + conditional.event_shape
+        if z.shape != shape:
+            raise ModelError(f"site {position!r} must have shape {tuple(shape)}; got {tuple(z.shape)}.")
+        total += float(conditional.log_prob(z).sum())
+    return total

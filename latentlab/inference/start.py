@@ -1,0 +1,55 @@
+"""Where chains and optimisers start."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.poutine.util import site_is_subsample
+
+from latentlab.errors import InferenceError, ModelError, unknown
+from latentlab.inference.density import Density
+from latentlab.inference.program import is_deterministic, site_log_prob, unchecked
+
+
+def start(density: Density, rng: np.random.Generator, *, jitter: float, n_tries: int = 100) -> torch.Tensor:
+    """A starting vector: the model's `initialize` (the prior where it is silent) plus Uniform(-jitter, jitter).
+
+    Raises:
+        InferenceError: No try has a finite density and gradient; names the sites that were not finite.
+    """
+    bad: list[str] = []
+    for _ in range(n_tries):
+        values: dict[str, Any] = density.prior()
+        given = density.model.initialize(density.arrays, rng)
+        strange = next((name for name in given if name not in density.model.dims and name not in values), None)
+        if strange is not None:
+            raise ModelError(f"`initialize` of {density.model.name!r}: {unknown('site', strange, values)}")
+        values.update({k: v for k, v in given.items() if k in values})
+        u = density.unconstrain(values)
+        u = u + torch.tensor(rng.uniform(-jitter, jitter, density.size)) if jitter else u
+        value, gradient = density.eager_value_and_grad(u)
+        if math.isfinite(value) and bool(torch.isfinite(gradient).all()):
+            return u
+        bad = non_finite_sites(density, u)
+    raise InferenceError(f"no finite starting point in {n_tries} tries; not finite: {', '.join(bad) or 'the gradient'}.")
+
+
+def non_finite_sites(density: Density, u: torch.Tensor) -> list[str]:
+    """Sites whose value or log density is not finite at `u`, with the range of their values."""
+    values = density.constrain(u)
+    found = []
+    with unchecked():
+        nodes = density._trace(values).nodes
+    for name, site in nodes.items():
+        if site["type"] != "sample" or site_is_subsample(site) or is_deterministic(site):
+            continue
+        value = torch.as_tensor(site["value"], dtype=torch.float64)
+        try:
+            finite = bool(torch.isfinite(site_log_prob(site)).all())
+        except ValueError:
+            finite = False
+        if not finite:
+            span = f" (values {float(value.min()):.3g} to {float(value.max()):.3g})" if value.numel() else ""
+            found.append(f"{name!r}{span}")
+    return found

@@ -1,0 +1,146 @@
+"""Emissions of counts, truth values and categories."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+
+from latentlab.data.dataset import Dataset
+from latentlab.distributions.components import BernoulliComponents, CategoricalComponents, PoissonComponents
+from latentlab.models.base import here
+from latentlab.models.emissions.base import FEW, LEAST, Emission, PerComponent, per_component, refuse, weighted_means
+
+
+class Bernoulli(Emission):
+    r"""$p_{kd} \sim \mathrm{Beta}(a, a)$."""
+
+    def __init__(self, n_components: int, *, concentration: float) -> None:
+        self.n_components, self.exchangeable, self.concentration = n_components, True, concentration
+
+    def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
+        return {"probability": (dim, "feature")}
+
+    def sample(self, n_features: int) -> dict[str, torch.Tensor]:
+        a = torch.full((self.n_components, n_features), self.concentration, dtype=torch.float64)
+        return {"probability": pyro.sample("probability", dist.Beta(a, a).to_event(2))}
+
+    def components(self, values: Mapping[str, torch.Tensor]) -> BernoulliComponents:
+        return BernoulliComponents(values["probability"])
+
+    def entries(self, components: Any, labels: torch.Tensor) -> torch.distributions.Distribution:
+        return dist.Bernoulli(components.probability[labels])
+
+    def maximum(
+        self,
+        x: torch.Tensor,
+        observed: torch.Tensor | None,
+        weights: torch.Tensor,
+        current: Mapping[str, torch.Tensor] | None = None,
+        *,
+        shrink: float = 0.0,
+    ) -> dict[str, torch.Tensor]:
+        mean = weighted_means(x, observed, weights, None if current is None else current["probability"], shrink)
+        return {"probability": mean.clamp(LEAST, 1 - LEAST)}
+
+    def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
+        return {"probability": rng.beta(self.concentration, self.concentration, (self.n_components, n_features))}
+
+    def check(self, what: str, dataset: Dataset) -> None:
+        refuse(what, dataset, (dataset.x != 0) & (dataset.x != 1), "must hold 0 and 1 (or be missing)")
+
+
+class Poisson(Emission):
+    r"""$\lambda_{kd} \sim \mathrm{Gamma}(a, a / m)$, of mean m."""
+
+    def __init__(self, owner: str, n_components: int, *, shape: float, mean: PerComponent) -> None:
+        self.n_components = n_components
+        self.shape = shape
+        self.mean = per_component(owner, "rate_mean", mean, n_components)
+        self.exchangeable = self.mean.unique().numel() == 1
+
+    def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
+        return {"rate": (dim, "feature")}
+
+    def sample(self, n_features: int) -> dict[str, torch.Tensor]:
+        shape = torch.full((self.n_components, n_features), self.shape, dtype=torch.float64)
+        return {"rate": pyro.sample("rate", dist.Gamma(shape, self.shape / here(self.mean)[:, None]).to_event(2))}
+
+    def components(self, values: Mapping[str, torch.Tensor]) -> PoissonComponents:
+        return PoissonComponents(values["rate"])
+
+    def entries(self, components: Any, labels: torch.Tensor) -> torch.distributions.Distribution:
+        return dist.Poisson(components.rate[labels])
+
+    def maximum(
+        self,
+        x: torch.Tensor,
+        observed: torch.Tensor | None,
+        weights: torch.Tensor,
+        current: Mapping[str, torch.Tensor] | None = None,
+        *,
+        shrink: float = 0.0,
+    ) -> dict[str, torch.Tensor]:
+        mean = weighted_means(x, observed, weights, None if current is None else current["rate"], shrink)
+        return {"rate": mean.clamp(min=LEAST)}
+
+    def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
+        return {"rate": rng.gamma(self.shape, self.mean[:, None].numpy() / self.shape, (self.n_components, n_features))}
+
+    def log_prior(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        prior = dist.Gamma(torch.tensor(self.shape, dtype=torch.float64), self.shape / self.mean[:, None])
+        return prior.log_prob(values["rate"][:, None]).sum(-1)
+
+    def check(self, what: str, dataset: Dataset) -> None:
+        refuse(what, dataset, (dataset.x < 0) | (dataset.x != np.floor(dataset.x)), "must hold counts, whole numbers from 0")
+
+
+class Categorical(Emission):
+    r"""$p_{kd} \sim \mathrm{Dirichlet}(a, \dots, a)$ over C categories, coded 0 to C - 1."""
+
+    def __init__(self, n_components: int, *, n_categories: int, concentration: float) -> None:
+        self.n_components, self.exchangeable = n_components, True
+        self.n_categories, self.concentration = n_categories, concentration
+
+    def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
+        return {"probability": (dim, "feature", "category")}
+
+    def sample(self, n_features: int) -> dict[str, torch.Tensor]:
+        a = torch.full((self.n_components, n_features, self.n_categories), self.concentration, dtype=torch.float64)
+        return {"probability": pyro.sample("probability", dist.Dirichlet(a).to_event(2))}
+
+    def components(self, values: Mapping[str, torch.Tensor]) -> CategoricalComponents:
+        return CategoricalComponents(values["probability"])
+
+    def entries(self, components: Any, labels: torch.Tensor) -> torch.distributions.Distribution:
+        return dist.Categorical(components.probability[labels])
+
+    def maximum(
+        self,
+        x: torch.Tensor,
+        observed: torch.Tensor | None,
+        weights: torch.Tensor,
+        current: Mapping[str, torch.Tensor] | None = None,
+        *,
+        shrink: float = 0.0,
+    ) -> dict[str, torch.Tensor]:
+        indicator = (x[..., None] == torch.arange(self.n_categories, dtype=x.dtype)).to(x.dtype)
+        if observed is not None:
+            indicator = indicator * observed[..., None]
+        counts = torch.einsum("nk,ndc->kdc", weights, indicator)
+        counts = counts + shrink * counts.sum(0) / counts.sum(0).sum(-1, keepdim=True).clamp(min=FEW)
+        total = counts.sum(-1, keepdim=True)
+        even = torch.full_like(counts, 1 / self.n_categories) if current is None else current["probability"]
+        found = torch.where(total > FEW, counts / total.clamp(min=FEW), even).clamp(min=LEAST)
+        return {"probability": found / found.sum(-1, keepdim=True)}
+
+    def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
+        a = np.full(self.n_categories, self.concentration)
+        return {"probability": rng.dirichlet(a, (self.n_components, n_features))}
+
+    def check(self, what: str, dataset: Dataset) -> None:
+        last = self.n_categories - 1
+        bad = (dataset.x < 0) | (dataset.x > last) | (dataset.x != np.floor(dataset.x))
+        refuse(what, dataset, bad, f"must hold categories, whole numbers from 0 to {last} (`n_categories` - 1)")

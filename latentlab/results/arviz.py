@@ -1,0 +1,61 @@
+"""ArviZ, of whichever line is installed; nothing else in latentlab knows which."""
+
+import contextlib
+import importlib.util
+import tempfile
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+
+@cache
+def installed_arviz() -> Any:
+    """ArviZ, of whichever line; importing it has no effect on the user's folders and gives no warning."""
+    with warnings.catch_warnings(), _own_cache_folder():
+        warnings.simplefilter("ignore")  # the last line before 1.0 announces its successor
+        import arviz
+    return arviz
+
+
+@contextlib.contextmanager
+def _own_cache_folder() -> Iterator[None]:
+    """ArviZ 0.23 notes the day in the user's cache folder when it is imported, and fails where nobody may write there or
+    another process is just doing the same."""
+    if importlib.util.find_spec("platformdirs") is None:
+        yield
+        return
+    platformdirs = importlib.import_module("platformdirs")
+    before = platformdirs.user_cache_dir
+    with tempfile.TemporaryDirectory() as folder:
+        platformdirs.user_cache_dir = lambda *_, **__: folder  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            platformdirs.user_cache_dir = before  # type: ignore[attr-defined]
+
+
+def _is_old() -> bool:
+    return int(installed_arviz().__version__.split(".")[0]) < 1
+
+
+def to_arviz(tree: xr.DataTree) -> Any:
+    """The tree as the installed ArviZ takes it: `InferenceData` before 1.0, the tree itself from then on."""
+    if not _is_old():
+        return tree
+    groups = {str(name): node.to_dataset(inherit=False) for name, node in tree.children.items()}
+    return installed_arviz().InferenceData(attrs=dict(tree.attrs), **groups)
+
+
+def psis(log_ratios: np.ndarray, reff: float) -> tuple[np.ndarray, float]:
+    with np.errstate(all="ignore"):
+        if _is_old():
+            weights, k = installed_arviz().psislw(log_ratios, reff=reff)
+        else:
+            from arviz_stats.base import array_stats  # type: ignore[import-not-found, unused-ignore]
+
+            weights, k = array_stats.psislw(-log_ratios, r_eff=reff)
+    return weights, float(k)

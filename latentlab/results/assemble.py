@@ -1,0 +1,237 @@
+"""Draws of a method become a result: positions, log likelihood, predictive draws, priors, aligned sites."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from latentlab.data.dataset import Dataset
+from latentlab.data.series import boundaries
+from latentlab.errors import InferenceError
+from latentlab.inference.arrays import parameter_tensors
+from latentlab.inference.density import Density
+from latentlab.inference.draws import Draws, Method, Problem
+from latentlab.inference.encoder import activity, is_amortised, log_weights
+from latentlab.inference.invariance import check_symmetry
+from latentlab.inference.lift import over_draws
+from latentlab.models.base import NOTHING, LatentModel
+from latentlab.results.orientation import align, one_orientation
+from latentlab.results.tree import LEFT_OUT, build
+from latentlab.seeds import double
+
+AT_ONCE = 256
+"""Draws of the positions, given one value of the sites, that are made together."""
+N_PREDICTIVE = 100
+"""Draws of the prior and posterior predictive that are kept: a whole data set each."""
+
+
+def outline(problem: Problem, dataset: Dataset) -> xr.DataTree:
+    """The result's names, dims and coordinates with a single draw of zeros, to refuse before the fit what cannot be stored.
+
+    Raises:
+        ModelError: A coordinate or a name that a result cannot have; names it.
+    """
+    density = problem.density
+    sites = density.constrain(torch.zeros(density.size, dtype=torch.float64))
+    return build(
+        {"posterior": {name: value[None, None].numpy() for name, value in sites.items()}, **_given(density, dataset)},
+        dims={**density.observed, **{name: tuple(own) for name, own in problem.model.dims.items()}, **dataset.dims},
+        coords=_coords(dataset),
+        along={dataset.points: dataset.point_names()},
+    )
+
+
+def _coords(dataset: Dataset) -> dict[str, np.ndarray]:
+    """The names along the dims of a result."""
+    return {**dataset.coords, **(dataset.kinds if dataset.index else {})}
+
+
+def _given(density: Density, dataset: Dataset) -> dict[str, dict[str, np.ndarray]]:
+    """The data as groups of a result, with what the program observes under a name that no array has."""
+    return {
+        "observed_data": {
+            dataset.observed: dataset.x,
+            **{name: value for name, value in density.observations.items() if name not in dataset.arrays},
+        },
+        "constant_data": {name: a for name, a in dataset.arrays.items() if name != dataset.observed},
+    }
+
+
+def draw_positions(
+    model: LatentModel,
+    arrays: Any,
+    values: Mapping[str, np.ndarray],
+    parameters: Mapping[str, np.ndarray] = NOTHING,
+    lead: tuple[int, ...] = (1, 1),
+    *,
+    equal: bool = False,
+) -> np.ndarray:
+    """A draw of all positions from their conditional for each draw of the other sites, `(chain, draw, unit, ...)`.
+
+    Without other sites, or where their draws are all `equal`, `lead` says how many chains and draws.
+    """
+    fixed = parameter_tensors(parameters)
+    if equal or not values:
+        fixed |= parameter_tensors({name: array[0, 0] for name, array in values.items()})
+        n_chains, n_draws = lead
+        with torch.no_grad():
+            conditional = model.latents(arrays, **fixed)
+            blocks = [min(AT_ONCE, n_draws - begin) for begin in range(0, n_draws, AT_ONCE)]
+            return np.concatenate([conditional.sample(torch.Size((n_chains, n))).numpy() for n in blocks], axis=1)
+
+    def one(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return model.latents(arrays, **fixed, **sites).sample()
+
+    return lifted(one, values)
+
+
+def thinned(values: Mapping[str, np.ndarray], n_draws: int) -> dict[str, np.ndarray]:
+    """About `n_draws` draws, spread evenly over the chains; all where there are no more."""
+    n_chains, each = next(iter(values.values())).shape[:2]
+    keep = np.unique(np.linspace(0, each - 1, max(1, min(each, n_draws // n_chains))).astype(int))
+    return {name: array[:, keep] for name, array in values.items()}
+
+
+def assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, seed: int) -> xr.DataTree:
+    model, density = problem.model, problem.density.at(parameter_tensors(draws.parameters))
+    site, point = model.position.site, method.kind == "point"
+    values = dict(draws.values)
+    if density.deterministic:
+        names = [s.name for s in density.sites]
+        values.update(lifted(density.deterministics, globals(values, names), equal=point))
+    if site not in values or (point and model.integrates_positions()):
+        given = {name: array for name, array in values.items() if name != site}
+        values[site] = draw_positions(model, problem.arrays, given, draws.parameters, (1, method.n_draws), equal=point)
+    for kind, found in (("site", values), ("parameter", draws.parameters)):
+        for name, array in found.items():
+            if not np.isfinite(array).all():
+                raise InferenceError(
+                    f"{kind} {name!r}: {int((~np.isfinite(array)).sum())} of {array.size} values are not finite."
+                )
+    encodes = bool(model.parameters) and model.integrates_positions() and is_amortised(density)
+    marginal = model.marginal()
+    likelihood = density if marginal is model else Density(marginal, problem.arrays, density.dims, density.parameters)
+    aligned = align(model, values, point=one_orientation(model, method))
+    acted = [n for n in values if n == site or model.exchanges.dim in model.dims[n]]
+    groups: dict[str, dict[str, np.ndarray]] = {
+        "posterior": values,
+        "latents": {name: aligned.values[name] for name in acted},
+        "log_likelihood": {} if model.has_bound() else _pointwise(likelihood, values, equal=point),
+        "log_weights": {"log_weight": log_weights(density, values[site])} if encodes and method.kind == "vi" else {},
+        "parameters": dict(draws.parameters),
+        "leave_one_out": _left_out(model, problem.arrays, values, equal=point),
+        "log_prior": lifted(density.log_prior, globals(values, [s.name for s in density.sites]), equal=point),
+        "sample_stats": dict(draws.stats),
+        **_predictives(density, values),
+        **_given(density, dataset),
+        "optimization": dict(draws.optimization),
+        "restarts": dict(draws.restarts),
+    }
+    attrs = {
+        "model": model.name,
+        "method": method.name,
+        "inference": method.kind,
+        "seed": seed,
+        "dataset": dataset.name,
+        "point_estimate": int(point),
+        "hyperparameters": ", ".join(model.hyperparameters()),
+        "cautions": json.dumps(model.cautions(dataset)),
+        "deterministic": ", ".join(density.deterministic),
+        "conditional_log_likelihood": int(bool(likelihood.point_sites)),
+        **draws.attrs,
+    }
+    attrs |= check_symmetry(model, density, values, draws.parameters, problem.seeds.child("symmetry"))
+    if dataset.index:
+        index = json.dumps({name: one.kind for name, one in dataset.index.items()})
+        attrs |= {"points": dataset.points, "units": ", ".join(dataset.kinds), "index": index}
+    if problem.stored is not None:
+        attrs["n_units_fitted"] = density.n_points
+    if encodes:
+        attrs["n_active"] = int(activity(model, problem.arrays, density.parameters)["active"].sum())
+    left_out = next((array.shape[-1] for array in groups["leave_one_out"].values()), 0)
+    several = {} if left_out in (0, dataset.n_points) else {"left_out": _sequence_names(dataset)}
+    return build(
+        {name: group for name, group in groups.items() if group},
+        dims={
+            **density.observed,
+            **{name: tuple(own) for name, own in {**model.dims, **model.parameters}.items()},
+            **dataset.dims,
+            **dict.fromkeys(("log_likelihood", "log_weight"), (dataset.points,)),
+            LEFT_OUT: ("left_out",) if several else (dataset.points,),
+        },
+        coords={**_coords(dataset), **several},
+        along={dataset.points: dataset.point_names()},
+        attrs=attrs,
+    )
+
+
+def _pointwise(likelihood: Density, values: Mapping[str, np.ndarray], *, equal: bool) -> dict[str, np.ndarray]:
+    """log p(unit | draw) `(chain, draw, unit)`, by the program with its positions integrated out."""
+    own, lead = globals(values, [s.name for s in likelihood.sites]), next(iter(values.values())).shape[:2]
+    return {"log_likelihood": lifted(likelihood.log_likelihood, own, lead, equal=equal)}
+
+
+def _left_out(model: LatentModel, arrays: Any, values: Mapping[str, np.ndarray], *, equal: bool) -> dict[str, np.ndarray]:
+    """log p(unit | all others, draw), or of each sequence, where units depend on each other given the sites."""
+    if not model.is_series():
+        return {}
+    given = {name: array for name, array in values.items() if name != model.position.site}
+    return {LEFT_OUT: lifted(lambda sites: model.leave_one_out(arrays, **sites), given, equal=equal)}
+
+
+def _sequence_names(dataset: Dataset) -> np.ndarray:
+    first = np.unique(boundaries(dataset), return_index=True)[1]
+    return np.asarray(dataset.coords["sequence"])[first]
+
+
+def _predictives(density: Density, values: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Draws of the prior predictive, and of the posterior predictive for the same units: given their positions as drawn.
+
+    Positions that the program integrates out are given to `LatentModel.replicated`; a model without it draws them anew.
+    """
+    model, names = density.model, [s.name for s in density.sites]
+    keeps = model.position.site not in names and model.position.site in values and model.replicates()
+    some = thinned(values if keeps else globals(values, names), N_PREDICTIVE)
+    lead = next(iter(some.values())).shape[:2]
+
+    def replicated(sites: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        with double():
+            return dict.fromkeys(density.observed, model.replicated(density.arrays, **density.parameters, **sites))
+
+    try:
+        posterior_draws = lifted(replicated if keeps else density.predict, some)
+        prior_rows = [density.predict(density.prior()) for _ in range(lead[0] * lead[1])]
+    except NotImplementedError as error:
+        warnings.warn(f"no predictive draws: {error}", stacklevel=2)
+        return {}
+    prior = {
+        n: np.stack([row[n].numpy() for row in prior_rows]).reshape(lead + tuple(prior_rows[0][n].shape)) for n in prior_rows[0]
+    }
+    return {"posterior_predictive": posterior_draws, "prior_predictive": prior}
+
+
+def globals(values: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+    return {name: values[name] for name in names}
+
+
+def lifted(function: Any, values: Mapping[str, np.ndarray], without: tuple[int, ...] = (1, 1), *, equal: bool = False) -> Any:
+    """A function of one draw over `(chain, draw)`; the same for each of `without` where it is of nothing that is drawn.
+
+    Where all draws are `equal`, as at a point estimate, it is found for one of them.
+    """
+    if not values:
+        array = function({}).numpy()
+        return np.broadcast_to(array, (*without, *array.shape)).copy()
+    lead = next(iter(values.values())).shape[:2]
+    flat = {name: array.reshape(-1, *array.shape[2:])[: 1 if equal else None] for name, array in values.items()}
+    found = over_draws(function, flat)
+
+    def spread(array: np.ndarray) -> np.ndarray:
+        own = array.shape[1:]
+        return np.broadcast_to(array[0], (*lead, *own)).copy() if equal else array.reshape(*lead, *own)
+
+    return {name: spread(array) for name, array in found.items()} if isinstance(found, dict) else spread(found)

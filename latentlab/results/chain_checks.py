@@ -1,0 +1,199 @@
+"""Checks of MCMC chains: convergence, levels, modes, the sampler."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy
+import xarray as xr
+
+from latentlab.errors import InferenceError
+from latentlab.results.checks import Row, check_row, not_applicable
+from latentlab.results.convergence import ess_bulk, ess_mean, ess_tail, mcse_mean, mcse_sd, nested_rhat, rhat
+from latentlab.results.modes import chain_modes, images, restart_modes, said
+from latentlab.results.quantities import entries, identified, is_count, labels_of
+from latentlab.results.tree import arrays
+from latentlab.symmetry.group import Group
+
+RHAT = 1.01
+ESS = 400
+MCSE = 0.1
+"""Largest Monte Carlo error in units of the quantity's own sd."""
+BFMI = 0.3
+LEVEL = 0.001
+"""The p-value below which chains are at different levels: the false alarm rate."""
+SATURATED = 0.01
+"""Share of iterations at the largest tree depth up to which the check warns instead of failing: it costs, it does not bias."""
+
+
+def convergence_rows(
+    data: xr.DataTree,
+    values: Mapping[str, np.ndarray],
+    dims: Mapping[str, tuple[str, ...]],
+    group: Group,
+    position: str,
+    densities: dict[str, np.ndarray],
+) -> list[Row]:
+    declared = set(filter(None, re.split(r",\s*", str(data.attrs.get("deterministic", "")))))
+    watched = {**values, **densities}
+    stuck = _stuck(watched, declared)
+    quantities = {} if stuck else identified(values, dims, group, position) | densities
+    names, flat = entries(quantities, labels_of(data, dims, group), data["posterior"].sizes)
+    counted = [is_count(name, position) for name in names]
+    n_chains = flat.shape[0]
+    n_superchains = int(data.attrs.get("n_superchains", 1))
+    checks: list[tuple[str, np.ndarray, str, Any, Any]] = [
+        ("R-hat", rhat(flat), f"< {RHAT:g}", lambda v: v < RHAT, np.argmax),
+        ("bulk ESS", ess_bulk(flat), f">= {ESS:g}", lambda v: v >= ESS, np.argmin),
+        ("tail ESS", ess_tail(flat), f">= {ESS:g}", lambda v: v >= ESS, np.argmin),
+        ("MCSE of the mean / sd", _relative(mcse_mean, flat), f"< {MCSE:g}", lambda v: v < MCSE, np.argmax),
+        ("MCSE of the sd / sd", _relative_of_sd(flat, counted), f"< {MCSE:g}", lambda v: v < MCSE, np.argmax),
+    ]
+    if n_superchains > 1:  # many short chains, whose plain R-hat says how short they are
+        checks.insert(0, ("nested R-hat", nested_rhat(flat, n_superchains), f"< {RHAT:g}", lambda v: v < RHAT, np.argmax))
+    rows: list[Row] = []
+    for check, found, threshold, ok, worst in checks:
+        if check == "R-hat" and n_chains == 1:
+            rows += not_applicable([check], "one chain: nothing to compare it with")
+        elif check == "R-hat" and n_superchains > 1 and len(found):
+            largest = int(np.argmax(np.nan_to_num(found, nan=np.inf)))
+            rows.append((check, f"{names[largest]} (of many short chains)", float(found[largest]), "", "not applicable"))
+        elif not len(found):
+            rows.append(check_row(check, stuck or "nothing moves", math.nan, threshold, ok=False))
+        else:
+            index = int(worst(found)) if not np.isnan(found).any() else int(np.flatnonzero(np.isnan(found))[0])
+            rows.append(check_row(check, names[index], found[index], threshold, ok=bool(ok(found[index]))))
+    return rows
+
+
+def _stuck(values: Mapping[str, np.ndarray], declared: set[str]) -> str:
+    """The first site, as text, that is not finite, or an entry of which does not move in some chain (whole numbers need not).
+
+    Entries that are 0, or 1, throughout are so by construction (a triangular factor), unless all of the site are.
+    """
+    for name, array in values.items():
+        if not np.isfinite(array).all():
+            return f"{name} (not finite)"
+        flat = array.reshape(*array.shape[:2], -1)
+        still = (flat == flat[:, :1]).all(axis=1)
+        by_construction = (flat == flat[:1, :1]).all(axis=(0, 1)) & np.isin(flat[0, 0], (0.0, 1.0))
+        chains = still.all(axis=1) | (still & ~by_construction).any(axis=1)
+        if chains.any() and array.dtype.kind == "f" and name not in declared:
+            return f"{name} (chain {int(chains.argmax())} does not move)"
+    return ""
+
+
+def density_draws(data: xr.DataTree, *, lp: bool) -> dict[str, np.ndarray]:
+    found = {name: array for name, array in arrays(data, "sample_stats").items() if name == "lp" and lp}
+    for name, array in arrays(data, "log_likelihood").items():
+        found[name.replace("_", " ")] = array.reshape(*array.shape[:2], -1).sum(axis=-1)
+    return found
+
+
+def _relative_of_sd(flat: np.ndarray, counted: list[bool]) -> np.ndarray:
+    """As `_relative`, of the sd; 0 for counts of labels: the sd of a rare event is nothing that anybody needs."""
+    return np.where(counted, 0.0, _relative(mcse_sd, flat))
+
+
+def _relative(error: Any, flat: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(error(flat) / flat.std(axis=(0, 1)))
+
+
+def level_rows(data: xr.DataTree, *, lp: bool) -> list[Row]:
+    check, judged = "level of log density", "lp" if lp else "log likelihood"
+    level = density_draws(data, lp=lp).get(judged)
+    if level is None:
+        return not_applicable([check], "no log density was kept")
+    if level.shape[0] == 1:
+        return not_applicable([check], "one chain: nothing to compare it with")
+    p, off = same_level(level), np.abs(np.median(level, axis=1) - np.median(level))
+    which = "" if lp else " of the log likelihood, which exchanges leave as it is"
+    return [check_row(check, f"p-value{which}; chain {int(off.argmax())} is farthest off", p, f">= {LEVEL:g}", ok=p >= LEVEL)]
+
+
+def same_level(lp: np.ndarray) -> float:
+    r"""p-value that chains `(chain, draw)` share one mean, by Welch's analysis of variance with ESS for sample sizes.
+
+    With means $m_c$, $w_c = \mathrm{ESS}_c / s_c^2$ and $h = \sum_c (1 - w_c / \sum w)^2 / (\mathrm{ESS}_c - 1)$,
+    $$ F = \frac{\sum_c w_c (m_c - \bar m)^2 / (C - 1)}{1 + 2 (C - 2) h / (C^2 - 1)} \sim F_{C - 1,\; (C^2 - 1) / 3h}. $$
+    NaN where a chain does not move or is not finite.
+    """
+    n_chains, n_draws = lp.shape
+    ess = np.minimum(ess_mean(lp.T[None]), n_draws)
+    if not (np.isfinite(ess).all() and (ess > 1).all()):
+        return math.nan
+    mean, weight = lp.mean(axis=1), ess / lp.var(axis=1, ddof=1)
+    share = weight / weight.sum()
+    h = float(((1 - share) ** 2 / (ess - 1)).sum())
+    between = float((weight * (mean - share @ mean) ** 2).sum()) / (n_chains - 1)
+    statistic = between / (1 + 2 * (n_chains - 2) * h / (n_chains**2 - 1))
+    return float(scipy.stats.f.sf(statistic, n_chains - 1, (n_chains**2 - 1) / (3 * h)))
+
+
+def chain_rows(data: xr.DataTree, declared: dict[str, Any]) -> list[Row]:
+    check = "modes"
+    if data["posterior"].sizes["chain"] == 1:
+        return not_applicable([check], "one chain: nothing to compare it with")
+    try:
+        table = chain_modes(data, **declared)
+    except InferenceError as error:  # draws that are not finite
+        return [check_row(check, str(error), math.nan, "1", ok=False)]
+    if not len(table):
+        return [check_row(check, "no quantity varies", math.nan, "1", ok=False)]
+    parts = [said(table, "chains"), image_rows(data, table, declared)] if len(table) > 1 else ["all chains sit in one"]
+    text = "; ".join(filter(None, parts))
+    return [check_row(check, text, len(table), "1", ok=len(table) == 1)]
+
+
+def image_rows(data: xr.DataTree, table: pd.DataFrame, declared: dict[str, Any]) -> str:
+    found = images(data, table, **declared)
+    return found and f"{found}: if the joint is symmetric so, declare it as the model's `symmetry`"
+
+
+def restart_rows(data: xr.DataTree, declared: dict[str, Any]) -> list[Row]:
+    """How many modes the restarts found: nothing is wrong with several, but one that was found once may not be the best."""
+    check = "modes"
+    n = next((array.shape[0] for array in arrays(data, "restarts").values()), 0)
+    if n < 2:
+        return []
+    table = restart_modes(data, **declared)
+    best = int(table["n"].iloc[0])
+    more = [said(table.head(3), "restarts"), image_rows(data, table, declared)] if len(table) > 1 else []
+    text = "; ".join(filter(None, [f"of {n} restarts, {best} found the best one", *more]))
+    return [check_row(check, text, len(table), "the best one found twice", ok=best > 1, otherwise="warn")]
+
+
+def sampler_rows(data: xr.DataTree) -> list[Row]:
+    stats = arrays(data, "sample_stats")
+    rows = []
+    if "diverging" in stats:
+        n_diverging = int(stats["diverging"].sum())
+        rows.append(check_row("divergences", f"of {stats['diverging'].size} draws", n_diverging, "0", ok=n_diverging == 0))
+    if "energy" in stats:
+        energy = stats["energy"]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            bfmi = (np.diff(energy, axis=1) ** 2).sum(axis=1) / ((energy - energy.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+        worst = int(np.argmin(np.where(np.isnan(bfmi), -np.inf, bfmi)))
+        rows.append(check_row("E-BFMI", f"chain {worst}", bfmi[worst], f">= {BFMI:g}", ok=bool(bfmi[worst] >= BFMI)))
+    if "tree_depth" in stats and "max_tree_depth" in data.attrs:
+        share = float((stats["tree_depth"] >= int(data.attrs["max_tree_depth"])).mean())
+        quantity = f"share of draws at depth {int(data.attrs['max_tree_depth'])}"
+        rows.append(
+            check_row("tree depth", quantity, share, "0", ok=share == 0, otherwise="warn" if share <= SATURATED else "fail")
+        )
+    return rows
+
+
+def raw_rows(values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]], group: Group) -> list[Row]:
+    """R-hat of the sites that the group acts on, as drawn: large wherever chains are turned, which is no fault."""
+    rows: list[Row] = []
+    for name, array in values.items():
+        if not group.is_trivial() and group.dim in dims[name] and array.shape[0] > 1:
+            found = rhat(array)
+            worst = float(np.nanmax(found)) if not np.isnan(found).all() else math.nan
+            rows.append(("R-hat", f"{name} (raw coordinates)", worst, "", "not applicable"))
+    return rows

@@ -1,0 +1,130 @@
+r"""Convergence statistics of draws.
+
+* R-hat: rank-normalised, split, the larger of the bulk's and the folded draws' (Vehtari et al. 2021).
+* ESS: of the rank-normalised draws (bulk), and the smaller one of the indicators of the two 5 % tails.
+* MCSE: of the mean $s / \sqrt{\mathrm{ESS}}$; of the sd, by the delta method, that of the mean of $(x - \bar x)^2$ over $2 s$.
+
+A statistic that a series does not determine (constant, not finite, too short, R-hat of one chain) is NaN.
+
+References:
+    Vehtari, Gelman, Simpson, Carpenter & Buerkner (2021), Rank-normalization, folding, and localization, Bayesian Analysis
+    16:667.
+"""
+
+from typing import Any
+
+import numpy as np
+import scipy
+import xarray as xr
+
+from latentlab.errors import DataError
+from latentlab.results.arviz import installed_arviz
+from latentlab.results.tree import LEAD
+
+MIN_DRAWS = 4
+CONSTANT = 1e-12
+"""A series whose range is below this share of its largest magnitude holds rounding noise, not variation."""
+
+
+def rhat(x: np.ndarray) -> np.ndarray:
+    """R-hat of each quantity, 1 at best; `(chain, draw, *shape)` -> `shape`.
+
+    NaN with one chain, infinite up to rounding where every chain is constant and they differ.
+    """
+    return _each(x, lambda flat: _per_quantity(installed_arviz().rhat, flat), n_chains=2)
+
+
+def nested_rhat(x: np.ndarray, n_superchains: int) -> np.ndarray:
+    r"""Nested R-hat of each quantity, 1 at best, for many short chains; `(chain, draw, *shape)` -> `shape`.
+
+    With the variance B of the means of K superchains, and W the mean over them of the variance of their chains' means plus the
+    mean variance within their chains, $\sqrt{1 + B / W}$: of ranks made normal, and of the distances to the median so treated,
+    whichever is larger. Chains of a superchain, next to each other, have started at one point.
+
+    References:
+        Margossian et al. 2024, Nested R-hat, Bayesian Analysis. Vehtari et al. 2021, Rank-normalization, folding, and
+        localization, Bayesian Analysis 16:667.
+    """
+
+    def nested(flat: np.ndarray) -> np.ndarray:
+        ranks = scipy.stats.rankdata(flat.reshape(-1, flat.shape[-1]), axis=0).reshape(flat.shape)
+        z = scipy.special.ndtri((ranks - 0.375) / (flat.shape[0] * flat.shape[1] + 0.25))
+        of_chains = z.mean(axis=1).reshape(n_superchains, -1, flat.shape[-1])
+        within = z.var(axis=1, ddof=1).reshape(of_chains.shape) if flat.shape[1] > 1 else np.zeros_like(of_chains)
+        between = of_chains.var(axis=1, ddof=1) if of_chains.shape[1] > 1 else np.zeros_like(of_chains[:, 0])
+        apart = of_chains.mean(axis=1).var(axis=0, ddof=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.sqrt(1 + apart / (between + within.mean(axis=1)).mean(axis=0))
+
+    def larger(flat: np.ndarray) -> np.ndarray:
+        return np.maximum(nested(flat), nested(np.abs(flat - np.median(flat, axis=(0, 1)))))
+
+    return _each(x, larger, n_chains=2)
+
+
+def ess_bulk(x: np.ndarray) -> np.ndarray:
+    """Effective number of draws for the centre of each quantity's distribution; `(chain, draw, *shape)` -> `shape`."""
+    return _each(x, lambda flat: _per_quantity(installed_arviz().ess, flat, method="bulk"))
+
+
+def ess_tail(x: np.ndarray) -> np.ndarray:
+    """Effective number of draws for the 5 % and 95 % quantiles, the smaller; `(chain, draw, *shape)` -> `shape`."""
+
+    def tails(flat: np.ndarray) -> np.ndarray:
+        low, high = np.quantile(flat, [0.05, 0.95], axis=(0, 1))
+        return np.fmin(_each(flat <= low, _ess_mean), _each(flat >= high, _ess_mean))
+
+    return _each(x, tails)
+
+
+def ess_mean(x: np.ndarray) -> np.ndarray:
+    """Effective number of draws for the mean; `(chain, draw, *shape)` -> `shape`."""
+    return _each(x, _ess_mean)
+
+
+def mcse_mean(x: np.ndarray) -> np.ndarray:
+    """Monte Carlo standard error of the mean of each quantity; `(chain, draw, *shape)` -> `shape`."""
+    return _each(x, lambda flat: flat.std(axis=(0, 1), ddof=1) / np.sqrt(_ess_mean(flat)), scaled=True)
+
+
+def mcse_sd(x: np.ndarray) -> np.ndarray:
+    """Monte Carlo standard error of the standard deviation of each quantity; `(chain, draw, *shape)` -> `shape`."""
+
+    def error(flat: np.ndarray) -> np.ndarray:
+        squares = (flat - flat.mean(axis=(0, 1))) ** 2
+        variance = squares.mean(axis=(0, 1))
+        return np.sqrt(squares.var(axis=(0, 1)) / _each(squares, _ess_mean) / variance) / 2
+
+    return _each(x, error, scaled=True)
+
+
+def is_constant(x: np.ndarray) -> np.ndarray:
+    """Whether a quantity keeps one value, up to rounding, over all chains and draws; `(chain, draw, *shape)` -> `shape`."""
+    spread = x.max(axis=(0, 1)) - x.min(axis=(0, 1))
+    return np.asarray(spread <= CONSTANT * np.abs(x).max(axis=(0, 1)))
+
+
+def _each(x: np.ndarray, statistic: Any, *, n_chains: int = 1, scaled: bool = False) -> np.ndarray:
+    """A statistic of those quantities that determine it, NaN for the others; it is given them shifted and scaled to [0, 1]."""
+    values = np.asarray(x, dtype=np.float64)
+    if values.ndim < 2:
+        raise DataError(f"draws must have shape (chain, draw, ...); got {values.shape}.")
+    flat = values.reshape(*values.shape[:2], -1)
+    found = np.full(flat.shape[-1], np.nan)
+    if flat.shape[0] >= n_chains and flat.shape[1] >= MIN_DRAWS:
+        good = np.flatnonzero(np.isfinite(flat).all(axis=(0, 1)))
+        good = good[~is_constant(flat[..., good])] if len(good) else good
+        if len(good):
+            low, high = flat[..., good].min(axis=(0, 1)), flat[..., good].max(axis=(0, 1))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                found[good] = statistic((flat[..., good] - low) / (high - low)) * ((high - low) if scaled else 1.0)
+    return found.reshape(values.shape[2:])
+
+
+def _per_quantity(function: Any, flat: np.ndarray, **options: Any) -> np.ndarray:
+    dataset = xr.Dataset({"x": ((*LEAD, "quantity"), flat)})
+    return np.asarray(function(dataset, **options)["x"].values, dtype=np.float64)
+
+
+def _ess_mean(flat: np.ndarray) -> np.ndarray:
+    return _per_quantity(installed_arviz().ess, flat, method="mean")

@@ -1,0 +1,216 @@
+"""Results in netCDF files: written whole or not at all, and read without trusting what the file declares."""
+
+import contextlib
+import io
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5netcdf
+import h5py
+import xarray as xr
+
+from latentlab.data.memory import SMALL, Budget, size
+from latentlab.errors import DataError, StoreError
+from latentlab.results.tree import FIXED, LEAD
+
+DEFLATE = 1100
+"""Deflate packs at most 1032 to 1: a file that declares more for what it holds has holes, or lies."""
+FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+"""What is undone on reading; any other filter would be a library that HDF5 loads by name."""
+MOST_GROUPS, MOST_ITEMS = 100, 10_000
+"""Groups of a file, and arrays and groups in one of them: a result has a dozen groups, each with an array for every site."""
+
+
+def save(tree: xr.DataTree, path: str | Path) -> None:
+    """Write a netCDF file, whole or not at all: compressed, with a checksum on every chunk.
+
+    The file is made in memory, written beside `path` under another name, read back and compared, and only then given its name.
+    (The HDF5 library can bring the process down when the disk fills under it.)
+
+    Raises:
+        StoreError: It cannot be written, or did not read back as it was; names the path and the bytes needed. What was at
+            `path` before is then still there.
+    """
+    target = Path(path)
+    content = _bytes(tree, target)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        _verify(temporary, tree, target)
+        temporary.replace(target)
+        _sync(target.parent)
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{target}: cannot be written ({size(len(content))} needed): {error.strerror or error}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def load(path: str | Path, *, groups: Sequence[str] = ("posterior",)) -> xr.DataTree:
+    """Read a netCDF file written by `save`, all of it into memory.
+
+    Links, other files' data, and sizes that memory or the file itself cannot hold are refused before any array is read.
+
+    Args:
+        path: The file.
+        groups: Groups that must be there.
+
+    Raises:
+        StoreError: The file is missing, damaged, or not such a file; names file and group.
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise StoreError(f"{source}: no such file." if not source.exists() else f"{source}: is not a regular file.")
+    found = _inspect(source)
+    missing = next((group for group in groups if group not in found), None)
+    if missing is not None:
+        raise StoreError(f"{source}: has no group {missing!r}; it has {', '.join(filter(None, found)) or 'none'}.")
+    with _opened(source) as file:
+        return xr.DataTree.from_dict({name or "/": _read(file, source, name, drawn="posterior" in found) for name in found})
+
+
+def _bytes(tree: xr.DataTree, target: Path) -> memoryview:
+    buffer = io.BytesIO()
+    try:
+        with h5py.File(buffer, "w", track_order=True) as root, h5netcdf.File(root, "w") as file:
+            for node in tree.subtree:
+                dataset = node.to_dataset(inherit=False)
+                store = xr.backends.H5NetCDFStore(file, group=node.path, mode="w")
+                dataset.dump_to_store(store, encoding={str(n): _encoding(v) for n, v in dataset.variables.items()})
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        raise StoreError(f"{target}: cannot be put into netCDF: {error}") from error
+    return buffer.getbuffer()
+
+
+def _encoding(variable: xr.Variable) -> dict[str, Any]:
+    """Text as characters of fixed length: those are compressed and checked like numbers, others are not."""
+    packed = {"zlib": True, "complevel": 1, "shuffle": True, "fletcher32": True} if variable.ndim and variable.size else {}
+    kind = {"dtype": "S1"} if variable.dtype.kind in "UO" else {}
+    return {**packed, **kind, **({"_FillValue": None} if variable.dtype.kind == "f" else {})}
+
+
+def _verify(written: Path, tree: xr.DataTree, target: Path) -> None:
+    groups = _inspect(written)
+    with _opened(written) as file:
+        for node in tree.subtree:
+            name = node.path.strip("/")
+            if name in groups and _read(file, written, name, drawn="posterior" in groups).equals(node.to_dataset(inherit=False)):
+                continue
+            raise StoreError(f"{target}, group {name!r}: what was written does not read back as it was; nothing was replaced.")
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _inspect(path: Path) -> list[str]:
+    """Names of the groups, the root being '', once everything in the file was found to be plain, local and of honest size."""
+    try:
+        with h5py.File(path, "r") as file:
+            names, declared = [""], 0
+            for group, what, item in _items(file, path):
+                if isinstance(item, h5py.Group):
+                    names.append(item.name.strip("/"))
+                else:
+                    declared += _declared(item, f"{path}, group {group!r}, {what!r}")
+            Budget.of(None).need(declared, str(path))
+    except StoreError:
+        raise
+    except DataError as error:
+        raise StoreError(f"{path}: declares {size(declared)}, more than half of the free memory.") from error
+    except Exception as error:  # whatever a damaged file makes h5py raise
+        raise StoreError(f"{path}: not a readable netCDF (HDF5) file, or cut short: {_line(error)}") from error
+    return names
+
+
+def _items(group: h5py.Group, path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Everything in the file as (group, name, group or dataset), no link followed, nothing met twice."""
+    seen = {h5py.h5o.get_info(group.id).addr}
+    waiting, n_groups = [group], 0
+    while waiting:
+        parent = waiting.pop(0)
+        inside = parent.name.strip("/")
+        if len(seen) > MOST_ITEMS or len(parent) > MOST_ITEMS:
+            raise StoreError(
+                f"{path}, group {inside!r}: holds more than {MOST_ITEMS} arrays and groups, as no result does; not read."
+            )
+        for name in parent:
+            if not isinstance(parent.get(name, getlink=True), h5py.HardLink):
+                raise StoreError(f"{path}, group {inside!r}: {name!r} is a link to somewhere else; not followed.")
+            item = parent[name]
+            address = h5py.h5o.get_info(item.id).addr
+            if address in seen or not isinstance(item, h5py.Group | h5py.Dataset):
+                raise StoreError(f"{path}, group {inside!r}: {name!r} is neither a group nor an array of its own; not read.")
+            seen.add(address)
+            if isinstance(item, h5py.Group):
+                waiting.append(item)
+                n_groups += 1
+                if n_groups > MOST_GROUPS:
+                    raise StoreError(f"{path}: holds more than {MOST_GROUPS} groups, as no result does; not read.")
+            yield inside, name, item
+
+
+def _declared(array: h5py.Dataset, where: str) -> int:
+    """Bytes that an array says it has."""
+    if array.is_virtual or array.external:
+        raise StoreError(f"{where}: takes its data from other files; not followed.")
+    if array.dtype.kind not in "biufS":
+        raise StoreError(f"{where}: holds {array.dtype}; only numbers and text of fixed length are read.")
+    properties = array.id.get_create_plist()
+    if not {properties.get_filter(i)[0] for i in range(properties.get_nfilters())} <= FILTERS:
+        raise StoreError(f"{where}: is packed by an unknown filter; not read.")
+    declared, held = math.prod(array.shape) * array.dtype.itemsize, array.id.get_storage_size()
+    if declared > SMALL and declared > DEFLATE * held:
+        raise StoreError(f"{where}: declares {size(declared)}, but the file holds only {size(held)} for it.")
+    return declared
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5netcdf.File]:
+    try:
+        file = h5netcdf.File(path, "r")
+    except Exception as error:  # whatever a damaged file makes the libraries raise
+        raise StoreError(f"{path}: damaged, cannot be read: {_line(error)}") from error
+    with file:
+        yield file
+
+
+def _read(file: h5netcdf.File, path: Path, group: str, *, drawn: bool) -> xr.Dataset:
+    """A group as `xr.open_dataset` reads it, without the chunks and filters that it looks up of every array.
+
+    Where the file holds a posterior (`drawn`), arrays with draws must lead with them.
+    """
+    try:
+        node = file[group] if group else file
+        arrays = {n: xr.Variable(v.dimensions, v._h5ds[()], dict(v.attrs)) for n, v in node.variables.items()}
+        with warnings.catch_warnings():  # xarray adds a filter of its own
+            dataset = xr.decode_cf(xr.Dataset(arrays, attrs=dict(node.attrs)))
+    except Exception as error:  # whatever a damaged file makes the libraries raise
+        raise StoreError(f"{path}, group {group!r}: damaged, cannot be read: {_line(error)}") from error
+    draws = drawn and group not in (*FIXED, "optimization", "") and "chain" in dataset.dims
+    odd = next((n for n, v in dataset.data_vars.items() if draws and v.dims[:2] != LEAD), None)
+    if odd is not None or (group == "posterior" and not draws):
+        what = f"{odd!r} has dims {dataset[odd].dims}" if odd is not None else f"dims are {tuple(dataset.dims)}"
+        raise StoreError(f"{path}, group {group!r}: {what}; expected (chain, draw, ...).")
+    text = {name: variable.astype(str) for name, variable in dataset.variables.items() if variable.dtype.kind == "O"}
+    return dataset.assign_coords({n: v for n, v in text.items() if n in dataset.coords}).assign(
+        {n: v for n, v in text.items() if n not in dataset.coords}
+    ).drop_encoding()  # fmt: skip
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

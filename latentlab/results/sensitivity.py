@@ -1,0 +1,98 @@
+r"""Sensitivity of a posterior to powers of the prior and of the likelihood.
+
+References:
+    Kallioinen, Paananen, Buerkner & Vehtari (2023), Detecting and diagnosing prior and likelihood sensitivity with
+    power-scaling, Statistics and Computing 34:57.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from latentlab.errors import ModelError
+from latentlab.results.convergence import is_constant
+from latentlab.results.loo import pareto_smoothed
+from latentlab.results.tree import arrays, kinds
+
+SENSITIVE = 0.05
+"""Above this a quantity counts as sensitive to a power of the prior or the likelihood (Kallioinen et al.)."""
+
+
+def power_sensitivity(tree: xr.DataTree, quantities: Mapping[str, np.ndarray], *, delta: float = 0.01) -> pd.DataFrame:
+    r"""How much each quantity's posterior changes when prior or likelihood is raised to a power near 1.
+
+    The draws are weighted by $p^{\alpha - 1}$, $\alpha = 1 + \delta$ and $1 / (1 + \delta)$, the weights Pareto-smoothed, and
+    the sensitivity is the cumulative Jensen-Shannon distance of the weighted from the unweighted distribution per
+    $\log_2 \alpha$, the mean over both. Priors of the positions (sites with a dim of units) are part of the model, not of what
+    is believed beforehand, and keep their power.
+
+    Args:
+        tree: With the groups `log_prior` and `log_likelihood`.
+        quantities: `(chain, draw, ...)` by name: those that the symmetry leaves identified.
+        delta: Relative change of the power.
+
+    Returns:
+        A row for each entry: quantity, prior, likelihood (NaN where it is constant), diagnosis.
+
+    Raises:
+        ModelError: A group is missing, or draws do not match.
+    """
+    weights = {part: _powered(_component(tree, part), delta) for part in ("prior", "likelihood")}
+    names, columns = [], []
+    for name, values in quantities.items():
+        flat = np.asarray(values, dtype=np.float64)
+        entries = [""] if flat.ndim == 2 else [f"[{', '.join(map(str, i))}]" for i in np.ndindex(flat.shape[2:])]
+        flat = flat.reshape(math.prod(flat.shape[:2]), -1)
+        if len(flat) != weights["prior"].shape[1]:
+            raise ModelError(f"quantity {name!r}: {len(flat)} draws; the groups have {weights['prior'].shape[1]}.")
+        names += [name + entry for entry in entries]
+        columns.append(flat)
+    x = np.concatenate(columns, axis=1)
+    table = {part: _sensitivity(x, both, delta) for part, both in weights.items()}
+    diagnosis = np.select(
+        [(table["prior"] >= SENSITIVE) & (table["likelihood"] >= SENSITIVE), table["prior"] >= SENSITIVE],
+        ["prior and data may conflict", "strong prior or weak likelihood"],
+        default="",
+    )
+    return pd.DataFrame({"quantity": names, **table, "diagnosis": diagnosis})
+
+
+def _component(tree: xr.DataTree, part: str) -> np.ndarray:
+    group = f"log_{part}"
+    if group not in tree.children:
+        raise ModelError(f"power-scaling needs the group {group!r}.")
+    own = tree["posterior"].data_vars
+    units = set(kinds(tree)) if part == "prior" else set()
+    positions = {str(name) for name, site in own.items() if not units.isdisjoint(map(str, site.dims))}
+    terms = [array for name, array in arrays(tree, group).items() if name not in positions]
+    return np.asarray(sum(term.reshape(math.prod(term.shape[:2]), -1).sum(axis=1) for term in terms))
+
+
+def _powered(component: np.ndarray, delta: float) -> np.ndarray:
+    """Weights `(2, draw)` for the lower and the upper power."""
+    alphas = np.array([1 / (1 + delta), 1 + delta])[:, None]
+    return np.exp(pareto_smoothed((alphas - 1) * component, 1.0)[0])
+
+
+def _sensitivity(x: np.ndarray, weights: np.ndarray, delta: float) -> np.ndarray:
+    constant = is_constant(x[None])
+    found = [np.maximum(_cjs(x, w), _cjs(-x, w)) for w in weights]
+    return np.where(constant, np.nan, (found[0] + found[1]) / (2 * np.log2(1 + delta)))
+
+
+def _cjs(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Cumulative Jensen-Shannon distance of draws `(draw, n)` under weights from the same draws unweighted, `(n,)`."""
+    order = np.argsort(x, axis=0)
+    width = np.diff(np.take_along_axis(x, order, axis=0), axis=0)
+    p = (np.arange(1, len(x)) / len(x))[:, None]
+    q = np.clip(np.cumsum(weights[order], axis=0)[:-1], np.finfo(float).tiny, 1.0)
+    middle = np.log2((p + q) / 2)
+    half = 0.5 / np.log(2) * (q - p)
+    pq = (width * (p * (np.log2(p) - middle) + half)).sum(axis=0)
+    qp = (width * (q * (np.log2(q) - middle) - half)).sum(axis=0)
+    bound = (width * (p + q)).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.sqrt((np.maximum(pq, 0) + np.maximum(qp, 0)) / bound))

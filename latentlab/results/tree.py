@@ -1,0 +1,148 @@
+"""The result of a fit as one `xarray.DataTree` in ArviZ's schema: draws, data and statistics by group, every shape checked."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from latentlab.errors import ModelError
+
+LEAD = ("chain", "draw")
+LEFT_OUT = "log_p_left_out"
+"""In the group `leave_one_out`: log p(unit | all others) of a series, or of each of several sequences."""
+FIXED = ("observed_data", "constant_data", "parameters")
+"""Groups whose arrays have no draws."""
+RESTARTS = "restarts"
+"""Where each restart of an optimiser ended: a value of each site."""
+SCALARS = ("sample_stats", "log_prior")
+"""Groups with one number a draw, whatever the dims of the site that the number is about."""
+OPTIMIZATION = {
+    "loss": ("restart", "step"),
+    "elbo": ("restart",),
+    "log_joint": ("restart",),
+    "gradient": ("restart",),
+    "log_likelihood": ("step",),
+    "maxima": ("restart",),
+}
+"""Dims of what the optimisers leave in the group `optimization`."""
+
+
+def build(
+    groups: Mapping[str, Mapping[str, Any]],
+    *,
+    dims: Mapping[str, Sequence[str]],
+    coords: Mapping[str, Any] | None = None,
+    along: Mapping[str, Mapping[str, Any]] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> xr.DataTree:
+    """Draws, data and statistics by group -> a DataTree, every shape checked against its dims.
+
+    Arrays are `(chain, draw, *site's own)`; in `sample_stats` and `log_prior` `(chain, draw)`; in `observed_data`,
+    `constant_data` and `parameters` without chain and draw; in `restarts` `(restart, *site's own)`; in `optimization` as
+    `OPTIMIZATION` says. Every dim of every group gets explicit coordinates, counting from 0 where `coords` has none.
+
+    Args:
+        groups: Group -> name -> array.
+        dims: Own dims of each name.
+        coords: Dim -> labels, or a further coordinate along `unit` (`time`) -> labels.
+        along: Dim -> name -> labels: further coordinates along it, where the name is no dim of the group.
+        attrs: Text, numbers and arrays; kept at the root and in `posterior`.
+
+    Raises:
+        ModelError: A shape that does not go with its dims, a name without dims or named like a dim, a type that netCDF
+            does not hold; names group, site and shape.
+
+    Example:
+        >>> tree = build({"posterior": {"W": np.zeros((4, 10, 3, 2))}}, dims={"W": ("feature", "latent")},
+        ...              coords={"feature": ["a", "b", "c"]}, attrs={"method": "nuts"})
+        >>> tree["posterior"]["W"].dims, tree["posterior"]["feature"].values.tolist()
+        (('chain', 'draw', 'feature', 'latent'), ['a', 'b', 'c'])
+    """
+    plain = {name: _attribute(name, value) for name, value in (attrs or {}).items()}
+    nodes = {"/": xr.Dataset(attrs=plain)}
+    for group, arrays in groups.items():
+        if arrays:
+            nodes[group] = _group(group, arrays, dims, coords or {}, along or {})
+    if "posterior" in nodes:
+        nodes["posterior"] = nodes["posterior"].assign_attrs(plain)
+    return xr.DataTree.from_dict(nodes)
+
+
+def _group(
+    group: str,
+    arrays: Mapping[str, Any],
+    dims: Mapping[str, Sequence[str]],
+    coords: Mapping[str, Any],
+    along: Mapping[str, Mapping[str, Any]],
+) -> xr.Dataset:
+    variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
+    sizes: dict[str, tuple[int, str]] = {}
+    for site, given in arrays.items():
+        where = f"group {group!r}, site {site!r}"
+        array, named = _plain(given, where), _own_dims(group, site, dims, where)
+        if array.ndim != len(named):
+            raise ModelError(f"{where}: expected dims ({', '.join(named)}); got shape {array.shape}.")
+        for dim, n in zip(named, array.shape, strict=True):
+            if sizes.setdefault(dim, (n, site))[0] != n:
+                raise ModelError(f"{where}: shape {array.shape} has {n} along {dim!r}; {sizes[dim][1]!r} has {sizes[dim][0]}.")
+        variables[site] = (named, array)
+    every = {dim for named in dims.values() for dim in named} | set(sizes) | set(LEAD)
+    labels: dict[str, tuple[tuple[str, ...], np.ndarray]] = {dim: ((dim,), np.arange(n)) for dim, (n, _) in sizes.items()}
+    placed = [(key if key in every else "unit", key, values) for key, values in coords.items()]
+    placed += [(dim, key, values) for dim, named in along.items() for key, values in named.items() if key not in sizes]
+    for dim, key, values in placed:
+        if dim in sizes:
+            labels[key] = ((dim,), _plain(values, f"coordinate {key!r}"))
+            if labels[key][1].shape != (sizes[dim][0],):
+                raise ModelError(
+                    f"group {group!r}, coordinate {key!r}: expected {sizes[dim][0]} labels along {dim!r}, as in "
+                    f"{sizes[dim][1]!r}; got shape {labels[key][1].shape}."
+                )
+    clash = next((name for name in variables if name in every or name in labels), None)
+    if clash is not None:
+        raise ModelError(f"group {group!r}: a site cannot be called {clash!r}, like a dim or a coordinate.")
+    return xr.Dataset(variables, coords=labels)
+
+
+def _own_dims(group: str, site: str, dims: Mapping[str, Sequence[str]], where: str) -> tuple[str, ...]:
+    if group == "optimization":
+        if site not in OPTIMIZATION:
+            raise ModelError(f"{where}: its dims are not known; those of {', '.join(OPTIMIZATION)} are.")
+        return OPTIMIZATION[site]
+    if group in SCALARS:
+        return LEAD
+    if site not in dims:
+        raise ModelError(f"{where}: no dims are declared; those of {', '.join(sorted(dims)) or 'nothing'} are.")
+    if group == RESTARTS:
+        return ("restart", *dims[site])
+    return tuple(dims[site]) if group in FIXED else (*LEAD, *dims[site])
+
+
+def _plain(value: Any, where: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype.kind == "O" and all(isinstance(item, str) for item in array.flat):
+        array = array.astype(str)
+    if array.dtype.kind not in "biufU":
+        raise ModelError(f"{where}: expected numbers, truth values or text; got {array.dtype}.")
+    return array
+
+
+def _attribute(name: str, value: Any) -> Any:
+    if isinstance(value, bool | np.bool_):
+        return int(value)
+    if isinstance(value, str | int | float | np.integer | np.floating):
+        return value
+    if isinstance(value, list | tuple | np.ndarray) and np.asarray(value).dtype.kind in "iuf":
+        return np.asarray(value)
+    raise ModelError(f"attribute {name!r} must be text, a number or an array of numbers; got {type(value).__name__}.")
+
+
+def kinds(tree: xr.DataTree) -> tuple[str, ...]:
+    """The kinds of units that the result is about."""
+    return tuple(str(tree.attrs.get("units", "unit")).split(", "))
+
+
+def arrays(tree: xr.DataTree, group: str) -> dict[str, np.ndarray]:
+    """The arrays of a group by name; none where there is no such group."""
+    return {str(name): array.values for name, array in tree[group].data_vars.items()} if group in tree.children else {}

@@ -1,0 +1,228 @@
+"""A run directory as it is read."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+import yaml
+
+from latentlab.errors import StoreError
+from latentlab.files import sha256
+from latentlab.results.netcdf import load
+from latentlab.results.tree import kinds
+from latentlab.store.directory import COMPLETE, CONFIG, NOT_FINITE, REBUILT, REPORT, RUN_JSON, read_info
+
+TEXT = ("metric", "embedding", "units", "seed", "map", "direction", "alignment", "verdict", "component", "worst_units")
+"""Columns of the CSV files that are text even where they look like numbers."""
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """A run directory as it was read; each part is loaded when it is first used.
+
+    Args:
+        path: The directory.
+        config: The resolved config.
+        info: `run.json`.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    info: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.summary())
+
+    def summary(self) -> list[str]:
+        """A few lines: whether inference converged and which checks failed, the verdict on each embedding, where the page is."""
+        status = str(self.info["status"])
+        state = {"done": "done, converged", "not_converged": "done, not converged"}.get(status, status)
+        if status not in (*COMPLETE, "running"):
+            state += f" at stage {self.info['stage']!r}"
+        lines = [f"{self.path}: {state}"]
+        if "diagnostics.json" in self.info["files"]:
+            failed = self.diagnostics.query("verdict == 'fail'").groupby("check", sort=False)["quantity"].agg(list)
+            lines += [f"  not passed: {check} ({_some(quantities)})" for check, quantities in failed.items()]
+        if "verdicts.csv" in self.info["files"]:
+            lines += [f"  {line}" for line in _verdict_lines(self.verdicts)]
+        page = self.path / REPORT[0]
+        return [*lines, f"  report: {page}" if page.is_file() else "  no report"]
+
+    @cached_property
+    def posterior(self) -> xr.DataTree:
+        """Everything that inference found, in ArviZ's schema."""
+        path = self._part("posterior.nc")
+        tree = load(path, groups=("posterior", "latents"))
+        for group in ("posterior", "latents"):
+            for name, array in tree[group].data_vars.items():
+                if not np.isfinite(array.values).all():
+                    raise StoreError(f"{path}, group {group!r}: {name!r} holds values that are not finite.")
+        return tree
+
+    @cached_property
+    def embeddings_by_kind(self) -> dict[str, xr.Dataset]:
+        """Kind of units -> a variable for each embedding that places it, by its label; a table has the one kind `unit`."""
+        return self._by_kind("embeddings.nc")
+
+    @cached_property
+    def comparison_by_kind(self) -> dict[str, xr.Dataset]:
+        """Kind of units -> scores over draws, ceilings, floors, coverage and disagreement per unit."""
+        return self._by_kind("comparison.nc")
+
+    @property
+    def embeddings(self) -> xr.Dataset:
+        """The embeddings of the first kind of units."""
+        return next(iter(self.embeddings_by_kind.values()))
+
+    @property
+    def comparison(self) -> xr.Dataset:
+        """The comparison of the first kind of units."""
+        return next(iter(self.comparison_by_kind.values()))
+
+    def _by_kind(self, name: str) -> dict[str, xr.Dataset]:
+        """The groups of a file, one for each kind of units; its root where there is one kind."""
+        tree = load(self._part(name), groups=())
+        if not tree.children:
+            return {kinds(self.posterior)[0]: tree.to_dataset()}
+        return {str(kind): node.to_dataset(inherit=False) for kind, node in tree.children.items()}
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """The table comparison.csv."""
+        return _parsed(self._part("comparison.csv"), _read_table)
+
+    @cached_property
+    def verdicts(self) -> pd.DataFrame:
+        """The table verdicts.csv."""
+        return _parsed(self._part("verdicts.csv"), _read_table)
+
+    @cached_property
+    def diagnostics(self) -> pd.DataFrame:
+        """check, quantity, value (a number, or a text where there is none), threshold, verdict."""
+        return _parsed(self._part("diagnostics.json"), _read_diagnostics)
+
+    @cached_property
+    def params(self) -> dict[str, np.ndarray]:
+        """The point estimate, or the posterior means with the symmetry removed, by site."""
+        from safetensors.numpy import load_file
+
+        return _parsed(self._part("params/params.safetensors"), load_file)
+
+    def _part(self, name: str) -> Path:
+        if name not in self.info["files"]:
+            if self.info["status"] in COMPLETE:
+                raise StoreError(f"{self.path} has no {name}: its config has no embeddings to compare.")
+            state = f"{self.info['status']} at stage {self.info['stage']!r}"
+            raise StoreError(f"{self.path} has no {name}: the run is {state}; --resume goes on with it.")
+        return self.path / name
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _verdict_lines(table: pd.DataFrame) -> list[str]:
+    """A line for each embedding, raw or mapped: the verdict and delta under each alignment, over its seeds."""
+    lines = []
+    table = table if "units" in table else table.assign(units="unit")  # as runs before kinds of units have it
+    several = table["units"].nunique() > 1
+    for (label, units, way), rows in table.groupby(["embedding", "units", "map"], sort=False):
+        judged: dict[str, list[str]] = {}
+        for alignment, own in rows.groupby("alignment", sort=False):
+            low, high = (f"{delta:.3g}" for delta in (own["delta"].min(), own["delta"].max()))
+            verdict = " / ".join(dict.fromkeys(own["verdict"]))
+            judged.setdefault(f"{verdict}, delta {low if low == high else f'{low} to {high}'}", []).append(str(alignment))
+        whole = len(judged) == 1
+        told = "; ".join(line if whole else f"{line} ({' and '.join(ways)})" for line, ways in judged.items())
+        lines.append(f"{label}{f', {units}s' if several else ''}{' (mapped)' if way == 'mapped' else ''}: {told}")
+    return lines
+
+
+def read(path: str | Path) -> Run:
+    """Reads a run directory, complete or not, and checks every file that it lists.
+
+    Raises:
+        StoreError: No run is there, a newer latentlab wrote it, or a file is missing or not as it was written; names it.
+    """
+    folder = Path(path)
+    info = read_info(folder)
+    for name, entry in info["files"].items():
+        file = folder / name
+        if name in REBUILT:
+            continue
+        if not file.is_file():
+            raise StoreError(
+                f"{file} is missing, though {RUN_JSON} lists it; `latentlab run` with --resume makes it anew, with --overwrite "
+                "the whole run."
+            )
+        if (found := sha256(file)) != entry["sha256"]:
+            sizes = f"{entry['bytes']} bytes expected, {file.stat().st_size} found"
+            raise StoreError(
+                f"{file} is damaged: its SHA-256 is {found[:12]}..., {RUN_JSON} lists {entry['sha256'][:12]}... ({sizes}); "
+                "`latentlab run` with --resume makes it anew, with --overwrite the whole run."
+            )
+    return Run(folder, read_config(folder) if CONFIG in info["files"] else {}, info)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.yaml` as plain values."""
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise StoreError(f"{folder / CONFIG}: cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(config, dict):
+        raise StoreError(f"{folder / CONFIG}: expected a mapping; found {type(config).__name__}.")
+    return config
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two nested mappings, a line a key: `inference.n_draws: 500 -> 1000`.
+
+    Example:
+        >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 3, "c": 2}, "d": 4})
+        ['a.b: 1 -> 3', 'd: nothing -> 4']
+    """
+    lines = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b or (key in old) != (key in new):
+            was, is_now = (repr(side[key]) if key in side else "nothing" for side in (old, new))
+            lines.append(f"{prefix}{key}: {was} -> {is_now}")
+    return lines
+
+
+def _parsed(path: Path, reader: Callable[[Path], Any]) -> Any:
+    try:
+        return reader(path)
+    except Exception as error:  # whatever a file that is not what it should be makes the libraries raise
+        raise StoreError(f"{path}: cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _read_diagnostics(path: Path) -> pd.DataFrame:
+    records = json.loads(path.read_text(encoding="utf-8"))
+    table = pd.DataFrame(records, columns=["check", "quantity", "value", "threshold", "verdict"])
+    table["value"] = [NOT_FINITE.get(value, value) for value in table["value"]]
+    return table
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    """A CSV file, numbers to the last bit; an empty cell is NaN in a column of numbers."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return table.assign(**{name: _numbers(table[name]) for name in table.columns if name not in TEXT})
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    try:
+        return column.map(int)
+    except ValueError:
+        return column.map(lambda cell: float(cell) if cell else math.nan)
