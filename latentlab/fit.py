@@ -1,6 +1,5 @@
 """The common runner: a model, a dataset and a method become a `Fit`."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,25 +14,24 @@ import xarray as xr
 from latentlab.data.dataset import Dataset
 from latentlab.data.series import boundaries
 from latentlab.data.stored import StoredDataset
-from latentlab.errors import ConfigError, DataError, ModelError, unknown
+from latentlab.errors import DataError, ModelError, unknown
 from latentlab.inference.arrays import parameter_tensors, tensors
-from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density
-from latentlab.inference.draws import Method, Problem, finished_draws
-from latentlab.inference.encoder import activity, is_amortised
-from latentlab.models.base import LatentModel, check_declaration
+from latentlab.inference.draws import Method, finished_draws
+from latentlab.inference.encoder import activity
+from latentlab.models.base import LatentModel
 from latentlab.results.arviz import to_arviz
-from latentlab.results.assemble import assemble, draw_positions, globals, lifted, outline, thinned
+from latentlab.results.assemble import assemble, draw_positions, globals, lifted, thinned
 from latentlab.results.diagnostics import converged, diagnose, sensitivity
 from latentlab.results.loo import Loo, loo
 from latentlab.results.modes import chain_modes, restart_modes
 from latentlab.results.new_points import classes_of, density_of_new, impute, tensors_of_new
 from latentlab.results.orientation import align, one_orientation
+from latentlab.results.prepare import prepared
 from latentlab.results.tree import arrays
 from latentlab.seeds import Seeds, isolated, one_thread
 from latentlab.symmetry.group import Aligned
 
-logger = logging.getLogger(__name__)
 N_BOUND = 500
 """Samples of the encoder for a bound on the log likelihood of units."""
 
@@ -344,98 +342,6 @@ def fit(
         with isolated(seeds.child("posterior")):
             data = assemble(problem, dataset.sample, method, draws, seed)
     return Fit(model, dataset.sample, method, seed, data)
-
-
-def prepared(
-    model: LatentModel,
-    dataset: Dataset | StoredDataset,
-    method: Method,
-    *,
-    seed: int = 0,
-    progress: bool = True,
-    checkpoint: str | Path | None = None,
-    log: Callable[[str], object] | None = None,
-) -> Problem:
-    """What a method is given, once everything that can be refused before it runs was; arguments and errors as in `fit`."""
-    for name, value, kinds in (("model", model, (LatentModel,)), ("dataset", dataset, (Dataset, StoredDataset))):
-        if not isinstance(value, kinds):
-            given = repr(value) if isinstance(value, str) else type(value).__name__
-            if isinstance(value, type):
-                given = f"the class {value.__name__}: call it, with its arguments"
-            how = ', such as `Dataset({"x": x}, dims={"x": ("unit", "feature")})`' if name == "dataset" else ""
-            raise ConfigError(f"fit: `{name}` must be a `{kinds[0].__name__}`{how}; got {given}.")
-    if isinstance(method, type | str) or not hasattr(method, "run"):
-        raise ConfigError(f"fit: `method` must be a method with its settings, such as `NUTS()`; got {method!r:.60}.")
-    check_declaration(model)
-    if method.name not in model.methods:
-        raise ModelError(f"method {method.name!r} does not go with model {model.name!r}; methods: {', '.join(model.methods)}.")
-    stored = dataset if isinstance(dataset, StoredDataset) else None
-    dataset = dataset.complete() if isinstance(dataset, Dataset) else dataset
-    check_kinds(model, dataset.sample)
-    arrays = _checked(model, dataset)
-    if getattr(method, "maximizes_likelihood", False):
-        model.check_maximum(dataset.sample)
-    for caution in model.cautions(dataset.sample):
-        logger.warning("%s: %s", dataset.name, caution.quantity)
-    plan = method.plan() if hasattr(method, "plan") else Plan()
-    try:
-        density = Density(model, arrays, dataset.sample.array_dims, plan=plan, n_points=dataset.n_units if stored else None)
-    except ModelError as error:
-        if dataset.transform is None or "outside of the support" not in str(error):
-            raise
-        raise ModelError(f"{error} The data are standardised: take raw values by `dataset.standardize=false`.") from error
-    if stored is not None:
-        _check_stored(stored, density, method)
-    folder = Path(checkpoint) if checkpoint else None
-    identity = f"{model!r} {dataset.digest()} {method!r} {seed}" if folder else ""
-    problem = Problem(model, arrays, density, Seeds(seed).child(method.name), progress, folder, identity, stored, log=log)
-    if hasattr(method, "check"):
-        method.check(problem)
-    outline(problem, dataset.sample)
-    return problem
-
-
-def check_kinds(model: LatentModel, dataset: Dataset) -> None:
-    """Refuses data without the kinds of units that the model places.
-
-    Raises:
-        DataError: Names the kinds of both.
-    """
-    lacks = next((kind for kind in model.kinds if kind and kind not in dataset.kinds), None)
-    if lacks is not None and (lacks != "unit" or dataset.index):
-        raise DataError(
-            f"{dataset.name}: the model {model.name!r} places units of the kind {lacks!r}; the data have units of the kind "
-            f"{', '.join(map(repr, dataset.kinds))}."
-        )
-
-
-def _checked(model: LatentModel, dataset: Dataset | StoredDataset) -> dict[str, Any]:
-    """The data (on disk: the sample) as the program takes them, once nothing of the whole is such that the model refuses it."""
-    if isinstance(dataset, Dataset):
-        model.check(dataset)
-        return tensors(model, dataset)
-    model.check(dataset.witnesses)
-    tensors(model, dataset.witnesses)
-    arrays = tensors(model, dataset.sample)
-    if dataset.n_missing and arrays["mask"] is None:
-        arrays["mask"] = torch.ones(dataset.sample.x.shape, dtype=torch.bool)
-    return arrays
-
-
-def _check_stored(dataset: StoredDataset, density: Density, method: Method) -> None:
-    """Refuses what needs all units at once of data that stay on disk."""
-    if getattr(method, "batch_size", None) is None:
-        raise ConfigError(
-            f"{dataset.name} stays on disk: it is fitted by `SVI` with a `batch_size`; got {method!r}. Anything else needs it in "
-            "memory (`in_memory: true`), or some of its units (`subset`)."
-        )
-    if getattr(method, "held_out", None):
-        raise ConfigError(f"{dataset.name} stays on disk: keep held-out units in a file of their own, not by `held_out`.")
-    if density.point_sites and not is_amortised(density):
-        raise ModelError(
-            f"{dataset.name} stays on disk, and {density.model.name!r} has the site {density.point_sites[0]!r} of each unit "
-            "beside those of all units: take a model that integrates it out, or one whose sites all belong to units."
-        )
 
 
 def _lead_coords(array: np.ndarray, dataset: Dataset) -> dict[str, np.ndarray]:

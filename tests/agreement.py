@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import norm
 
-from latentlab.report.inference import invariants
+from latentlab.report.chains import invariants
 from latentlab.report.source import Source
 from latentlab.results.convergence import is_constant, mcse_mean
 from latentlab.study.run import load_run

@@ -14,7 +14,7 @@ from latentlab.inference.density import Density
 from latentlab.inference.draws import Problem
 from latentlab.inference.joint import log_joint
 from latentlab.inference.start import start
-from latentlab.inference.svi import check_guide
+from latentlab.inference.svi_loss import check_guide
 from latentlab.models.base import Fixed, LatentModel
 from latentlab.seeds import Seeds, double, isolated
 from latentlab.symmetry.groups import larger_groups

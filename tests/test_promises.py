@@ -14,9 +14,10 @@ from latentlab.comparison.compare import compare
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.embeddings.embed import embed
-from latentlab.fit import fit, prepared
+from latentlab.fit import fit
 from latentlab.inference import nuts
 from latentlab.inference.trajectory import chain, drive
+from latentlab.results.prepare import prepared
 from latentlab.symmetry.groups import Identity
 
 

@@ -16,7 +16,7 @@ from latentlab.data.points import grunfeld, karate
 from latentlab.errors import ConfigError, DataError, ModelError
 from latentlab.inference.arrays import tensors
 from latentlab.inference.density import Density
-from latentlab.models.base import check_declaration
+from latentlab.models.declaration import check_declaration
 from latentlab.models.matrix_factorization import MatrixFactorization
 from latentlab.models.random_dot_product import RandomDotProduct
 from latentlab.results.convergence import ess_mean
@@ -366,7 +366,7 @@ def test_a_run_of_ratings_keeps_all_kinds_and_its_page_shows_them(tmp_path):
 
 
 def test_a_run_of_ratings_is_resumed_with_embeddings_of_all_kinds(tmp_path, monkeypatch):
-    from latentlab.study import run as module
+    from latentlab.study import stages as module
 
     def broken(*_, **__):
         raise RuntimeError("the disk is gone")

@@ -13,8 +13,8 @@ import numpy as np
 import latentlab as ll
 from experiments.benchmarks.harness import Row, absent, agreed, in_turn, is_here, timed
 from experiments.benchmarks.hmm_sampling import N_STATES, series
-from latentlab.fit import prepared
 from latentlab.inference.draws import Problem
+from latentlab.results.prepare import prepared
 from latentlab.seeds import Seeds, one_thread
 
 SAME = (1e-3, 1e-6)

@@ -19,10 +19,10 @@ import numpy as np
 
 import latentlab as ll
 from experiments.benchmarks.harness import ROOT, Row, agreed
-from latentlab.fit import prepared
 from latentlab.inference import advi
 from latentlab.inference.adam import Adam
 from latentlab.inference.batches import batches, log_prob_of_draws
+from latentlab.results.prepare import prepared
 from latentlab.seeds import one_thread
 
 NAME = "minibatches on disk"

@@ -11,11 +11,11 @@ import torch
 
 import latentlab as ll
 from experiments.benchmarks.harness import timed
-from latentlab.fit import prepared
 from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density
 from latentlab.inference.nuts import starting_point
 from latentlab.results.convergence import ess_bulk
+from latentlab.results.prepare import prepared
 from latentlab.seeds import Seeds, one_thread
 
 Values = Mapping[str, np.ndarray]

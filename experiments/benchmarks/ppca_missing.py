@@ -10,9 +10,9 @@ import latentlab as ll
 from experiments.benchmarks import own
 from experiments.benchmarks.harness import Row, agreed, seconds, timed
 from latentlab.data.simulators import linear_gaussian
-from latentlab.fit import prepared
 from latentlab.inference.arrays import tensors
 from latentlab.inference.density import Density
+from latentlab.results.prepare import prepared
 from latentlab.seeds import one_thread
 
 NAME = "PPCA, missing cells"

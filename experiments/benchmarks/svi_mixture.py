@@ -17,11 +17,11 @@ from pyro.infer.autoguide import AutoDiagonalNormal
 
 import latentlab as ll
 from experiments.benchmarks.harness import Row, in_turn, same_up_to_a_constant, timed
-from latentlab.fit import prepared
 from latentlab.inference.advi import _losses
 from latentlab.inference.draws import Problem
 from latentlab.inference.guides import MeanField
 from latentlab.inference.nuts import starting_point
+from latentlab.results.prepare import prepared
 from latentlab.seeds import Seeds, isolated, one_thread
 
 SIZES = {"tiny": ((1,), 3, 1), "small": ((1, 8), 20, 2), "full": ((1, 8), 200, 5)}

@@ -17,8 +17,8 @@ from pyro.infer import Trace_ELBO
 
 import latentlab as ll
 from experiments.benchmarks.harness import Row, in_turn, same_up_to_a_constant, timed
-from latentlab.fit import prepared
 from latentlab.inference.draws import Problem
+from latentlab.results.prepare import prepared
 from latentlab.seeds import Seeds, isolated, one_thread
 
 N_LATENT, N_HIDDEN, BATCH = 2, 128, 128

@@ -14,52 +14,21 @@ References:
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
+from latentlab.compare.co_assignment import BATCHED, CELLS, SAME, flat_labels, label_indicators, together
 from latentlab.compare.partition import Labels, partitions
 from latentlab.errors import ConfigError, DataError, unknown
 
 Distance = Literal["vi", "binder"]
-
-CELLS = 2**22
-"""Numbers in the contingency tables, or in the products with indicators, that are held at once (32 MB)."""
 SPARSE = 4
 """Cells per unit above which tables are kept as lists of the cells that are not empty."""
 MOST_CELLS = 2**26
 """Cells of all tables above which an estimate is not improved by moves."""
-BATCHED = 8
-"""Chains from which on the standard error of a mean is by the chains' means alone."""
 N_SWEEPS = 20
-SAME = 1e-10
-"""Distances and losses that differ by less are the same: rounding must not break ties."""
-
-
-@dataclass(frozen=True)
-class CoAssignment:
-    """How often each pair of units is together, `(unit, unit)` each.
-
-    Attributes:
-        mean: Share of draws in which the two are together, pi.
-        standard_error: Of the mean: the larger of that by batches of the square root of a chain's length and, with several
-            chains, that by the chains' means; NaN for a single draw.
-        n_draws: How many draws.
-    """
-
-    mean: np.ndarray
-    standard_error: np.ndarray
-    n_draws: int
-
-    @property
-    def ess(self) -> np.ndarray:
-        """Effective draws by pair, pi (1 - pi) / se^2, at most their number; NaN for pairs that never change."""
-        spread = self.mean * (1 - self.mean)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(spread > SAME, np.minimum(spread / self.standard_error**2, self.n_draws), np.nan)
 
 
 @dataclass(frozen=True)
@@ -81,46 +50,6 @@ class CredibleBall:
     horizontal: np.ndarray
 
 
-def co_assignment(draws: Any) -> CoAssignment:
-    """The posterior probability that two units are together; memory grows with unit^2, not with the draws.
-
-    Args:
-        draws: Labels, `(chain, draw, unit)`.
-
-    Raises:
-        DataError: Not draws of labels.
-
-    Example:
-        >>> found = co_assignment([[[0, 0, 1], [1, 1, 0], [0, 1, 1], [2, 2, 0]]])
-        >>> found.mean[0]
-        array([1.  , 0.75, 0.  ])
-    """
-    codes = partitions(draws)
-    n_chains, n_draws, n = codes.shape
-    n_batches = min(max(2, math.isqrt(n_draws)), n_draws)
-    mean, square, between = np.zeros((n, n)), np.zeros((n, n)), np.zeros((n, n))
-    for chain in codes:
-        own = np.zeros((n, n))
-        for batch in np.array_split(chain, n_batches):
-            share = together(batch)
-            own += len(batch) / n_draws * share
-            square += share**2
-        mean += own / n_chains
-        between += own**2
-    every = n_chains * n_batches
-    errors = [_standard_error(total, mean, size) for total, size in ((square, every), (between, n_chains)) if size > 1]
-    error = np.maximum.reduce(errors) if errors else np.full((n, n), np.nan)
-    return CoAssignment(mean, error, n_chains * n_draws)
-
-
-def together(codes: np.ndarray) -> np.ndarray:
-    """Share of partitions `(draw, unit)`, codes from 0, in which two units are together, `(unit, unit)`."""
-    total = np.zeros((codes.shape[1], codes.shape[1]))
-    for block, _ in _indicators(codes):
-        total += block @ block.T.toarray()
-    return total / len(codes)
-
-
 def misplaced(codes: np.ndarray, mean: np.ndarray) -> np.ndarray:
     r"""Sum over the others j of |1[y_i = y_j] - pi_ij| for each unit i of partitions y.
 
@@ -135,7 +64,7 @@ def misplaced(codes: np.ndarray, mean: np.ndarray) -> np.ndarray:
     np.fill_diagonal(weight, 0.0)
     base = mean.sum(axis=1) - np.diag(mean)
     units = np.arange(len(mean))
-    return base + np.concatenate([(block.T @ weight)[columns, units] for block, columns in _indicators(codes)])
+    return base + np.concatenate([(block.T @ weight)[columns, units] for block, columns in label_indicators(codes)])
 
 
 def distances(y: Any, codes: np.ndarray, distance: Distance = "vi") -> np.ndarray:
@@ -165,7 +94,7 @@ def distances(y: Any, codes: np.ndarray, distance: Distance = "vi") -> np.ndarra
 
 def expected_loss(y: Any, draws: Any, distance: Distance = "vi") -> float:
     """Mean distance of a partition `(unit,)` to draws `(chain, draw, unit)`."""
-    codes = _flat(draws)
+    codes = flat_labels(draws)
     y = Labels(y, "y")
     if y.n_units != codes.shape[1]:
         raise DataError(f"a partition and draws need the same units; got {y.n_units} in y and {codes.shape[1]} in the draws.")
@@ -186,8 +115,8 @@ def least_binder(draws: Any, candidates: Any = None) -> np.ndarray:
         >>> least_binder([[[0, 0, 1], [1, 1, 0], [0, 1, 1], [2, 2, 0]]])
         array([0, 0, 1])
     """
-    codes = _flat(draws)
-    return _best(codes, codes if candidates is None else _flat(np.asarray(candidates)[None]), "binder")
+    codes = flat_labels(draws)
+    return _best(codes, codes if candidates is None else flat_labels(np.asarray(candidates)[None]), "binder")
 
 
 def minimum_binder(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
@@ -195,7 +124,7 @@ def minimum_binder(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
 
     Were units free to be alone, those that could be in several clusters would be: pieces that no draw has.
     """
-    codes = _flat(draws)
+    codes = flat_labels(draws)
     return improved(_best(codes, codes, "binder"), codes, "binder", n_sweeps)
 
 
@@ -249,7 +178,7 @@ def minimum_vi(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
     Raises:
         DataError: Not draws of labels.
     """
-    codes = _flat(draws)
+    codes = flat_labels(draws)
     return improved(_best(codes, codes, "vi"), codes, "vi", n_sweeps)
 
 
@@ -306,7 +235,7 @@ def credible_ball(draws: Any, centre: Any, level: float = 0.95, distance: Distan
     """
     if not 0 < level <= 1:
         raise ConfigError(f"`level` must be above 0 and at most 1; got {level!r}.")
-    codes, middle = _flat(draws), Labels(centre, "centre")
+    codes, middle = flat_labels(draws), Labels(centre, "centre")
     if middle.n_units != codes.shape[1]:
         raise DataError(f"a centre needs the draws' units; got {middle.n_units} of {codes.shape[1]}.")
     away = distances(middle, codes, distance)
@@ -342,27 +271,6 @@ def n_clusters_probabilities(draws: Any) -> np.ndarray:
     """
     counts = np.bincount(n_clusters(draws).ravel())
     return counts / counts.sum()
-
-
-def _flat(draws: Any) -> np.ndarray:
-    codes = partitions(draws)
-    return codes.reshape(-1, codes.shape[2])
-
-
-def _standard_error(squares: np.ndarray, mean: np.ndarray, n: int) -> np.ndarray:
-    """sd / sqrt(n) of n values, from their sum of squares and their mean."""
-    return np.sqrt(np.maximum(squares / n - mean**2, 0.0) / (n - 1))
-
-
-def _indicators(codes: np.ndarray) -> Iterator[tuple[csr_matrix, np.ndarray]]:
-    """Indicators of clusters `(unit, cluster of a draw)`, some draws at a time, and each unit's column in each draw."""
-    n_draws, n = codes.shape
-    width = int(codes.max()) + 1
-    for part in np.array_split(codes, math.ceil(n_draws * width * n / CELLS)):
-        if len(part):
-            columns = part + width * np.arange(len(part))[:, None]
-            starts = np.arange(0, n * len(part) + 1, len(part))
-            yield csr_matrix((np.ones(part.size), columns.T.ravel(), starts), shape=(n, width * len(part))), columns
 
 
 def _formula(distance: str, n: int) -> tuple[np.ndarray, float]:

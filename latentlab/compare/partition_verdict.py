@@ -33,19 +33,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from latentlab.compare.chains import ess, halves
-from latentlab.compare.clustering import canonical, distances, improved, least_binder, misplaced, tables, together
+from latentlab.compare.clustering import canonical, distances, improved, least_binder, misplaced, tables
+from latentlab.compare.co_assignment import together
+from latentlab.compare.judgement import Verdict, labelled, rank
 from latentlab.compare.partition import Labels, pairs, partitions
-from latentlab.compare.verdict import (
-    GATE_SHARE,
-    N_WORST,
-    RECOMMENDED,
-    SHUFFLED_DRAWS,
-    SHUFFLED_MEANS,
-    WARN_BELOW,
-    Verdict,
-    labelled,
-    rank,
-)
+from latentlab.compare.verdict import GATE_SHARE, N_WORST, RECOMMENDED, SHUFFLED_DRAWS, SHUFFLED_MEANS, WARN_BELOW
 from latentlab.errors import DataError
 
 LEAST = 4

@@ -21,18 +21,15 @@ is `distinct` once there are units enough, so delta is always to be read beside 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
 from latentlab.compare.align import Alignment, aligner, mean_of, scales
 from latentlab.compare.chains import ess, leading_score, split
 from latentlab.compare.coverage import Regions, blocks, inverse_root, positions, whitened
+from latentlab.compare.judgement import Verdict, labelled, rank
 from latentlab.compare.structure import structure
 from latentlab.errors import DataError
-
-Label = Literal["summary-like", "draw-like", "distinct", "undetermined"]
 
 SHUFFLED_MEANS = 40
 SHUFFLED_DRAWS = 20
@@ -41,75 +38,10 @@ WARN_BELOW = 100.0
 RECOMMENDED = 200
 TWO_MODES_BELOW = 1.8
 """Kurtosis of the uniform distribution; two equal modes are near 1. 40 Gaussian draws are below it in 0.3 % of cases."""
-TRIVIAL = {"positions": "shuffled means or the constant", "labels": "shuffled labels, one cluster or single units"}
 N_WORST = 5
-NEAR_ENOUGH = 1.05
-"""Effective draws, as a multiple of those needed, below which other draws may be too few."""
-CLEAR = 0.25
-"""Effective draws beyond a statistic below which it is outside of all."""
 FLOOR = 1e-300
 ROUND_OFF = 1e-6
 """A function of the positions whose error varies by less than this part of the largest is fixed by the alignment."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What was found about one embedding under one alignment.
-
-    Args:
-        verdict: `summary-like`, `draw-like`, `distinct` or `undetermined`.
-        delta: Distance from the posterior mean, in those of a typical draw: 0 the mean, 1 a draw.
-        p_low: Share of held-out draws that are as near to the mean, as a p-value.
-        p_guard: Share of held-out draws that are as unusual, as a p-value.
-        component: What is most unusual: `overall`, a function of the positions, or the units.
-        scale: Factor b by which the embedding would have to grow to meet the mean; infinite for a constant.
-        scale_rank: Share of held-out draws with a smaller b.
-        coverage_50: Share of units inside their 50 % region; `coverage_80` and `coverage_95` likewise.
-        draw_coverage_50: The same share for held-out draws; `draw_coverage_80` and `draw_coverage_95` likewise.
-        ess: Effective number of held-out draws, the smaller of those of the two ranked statistics.
-        gate_summary: The p_guard that 95 % of shuffled means, and the constant, do not exceed; open if at most alpha / 2.
-        gate_draw: The p_guard that 95 % of shuffled draws do not exceed.
-        worst_units: The units that are farthest from the mean, worst first.
-        notes: What else the reader should know.
-        reason: Why it is `undetermined`; empty otherwise.
-        alignment: `fixed`, `orthogonal`, `similarity` or `affine`; `labels` for a clustering, which has no scale and no coverage.
-        alpha: Level of the test.
-    """
-
-    verdict: Label
-    delta: float
-    p_low: float
-    p_guard: float
-    component: str
-    scale: float
-    scale_rank: float
-    coverage_50: float
-    coverage_80: float
-    coverage_95: float
-    draw_coverage_50: float
-    draw_coverage_80: float
-    draw_coverage_95: float
-    ess: float
-    gate_summary: float
-    gate_draw: float
-    worst_units: tuple[str, ...]
-    notes: tuple[str, ...]
-    reason: str
-    alignment: str
-    alpha: float
-
-    @property
-    def sentence(self) -> str:
-        """The verdict in words."""
-        middle, what = ("centre", "labels") if self.alignment == "labels" else ("mean", "positions")
-        size = f"delta {self.delta:.2g}, where 0 is the posterior {middle} and 1 a draw"
-        inside = "Inside the posterior, as"
-        return {
-            "summary-like": f"{inside} its {middle} is, nearer to it than draws are ({size}; p {self.p_low:.2g}).",
-            "draw-like": f"{inside} typical as a draw of it ({size}; p {min(self.p_low, self.p_guard):.2g}).",
-            "distinct": f"Not an estimate of these {what}: {self.component} (p {self.p_guard:.2g}; {size}).",
-            "undetermined": f"Nothing can be said: {self.reason} ({size}).",
-        }[self.verdict]
 
 
 class Reference:
@@ -301,100 +233,6 @@ def verdict(
         ['summary-like', 'draw-like', 'distinct']
     """
     return Reference(draws, alignment, rng).judge(y, alpha=alpha, units=units)
-
-
-def holm(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """The same verdicts, labelled so that the chance of any false alarm among them is at most alpha (Holm).
-
-    p_low and p_guard become Holm's adjusted p-values over all verdicts given. Then 2 n / alpha - 1 effective draws are
-    needed for n verdicts: with fewer all are `undetermined`.
-
-    Args:
-        verdicts: Of one family, for example all embeddings under one alignment.
-    """
-    n = len(verdicts)
-    low = _adjusted([v.p_low for v in verdicts])
-    guard = _adjusted([v.p_guard for v in verdicts])
-    found = []
-    for v, a, b in zip(verdicts, low, guard, strict=True):
-        adjusted = labelled(replace(v, p_low=a, p_guard=b), n)
-        note = _borderline(v, adjusted, n)
-        found.append(replace(adjusted, notes=(*adjusted.notes, note)) if note else adjusted)
-    return found
-
-
-def _borderline(v: Verdict, adjusted: Verdict, n: int) -> str:
-    """A note where another sample of draws may change the label; empty otherwise.
-
-    Args:
-        v: The verdict with its own p-values.
-        adjusted: The same with p-values and label as one of n.
-    """
-    half = v.alpha / 2
-    needed = n / half - 1
-    if needed <= v.ess < NEAR_ENOUGH * needed:
-        return f"borderline: the effective number of held-out draws is {v.ess:.0f}, close to the required {needed:.0f}"
-    if v.ess < needed:
-        return ""
-    decisive = [("p_guard", v.p_guard, adjusted.p_guard)]
-    if adjusted.p_guard > half or _is_near(v.p_guard, _threshold(v.p_guard, adjusted.p_guard, half, n), v.ess):
-        decisive.append(("p_low", v.p_low, adjusted.p_low))
-    for name, p, after in decisive:
-        if _is_near(p, _threshold(p, after, half, n), v.ess):
-            near = f"{name} {after:.2g} is within its Monte Carlo error of {half:g}"
-            return f"borderline: {near}, and other draws may change the verdict"
-    gate = {"summary-like": v.gate_summary, "draw-like": v.gate_draw}.get(adjusted.verdict)
-    if gate is not None and _is_near(gate, half / n, v.ess):
-        near = f"the gate {gate:.2g} is within its Monte Carlo error of {half / n:.2g}"
-        return f"borderline: {near}, and other draws may change the verdict"
-    return ""
-
-
-def _threshold(p: float, adjusted: float, half: float, n: int) -> float:
-    """The p-value, before the adjustment, at which a verdict's label changes."""
-    return half / (adjusted / p if 0 < p <= adjusted < 1 else n)
-
-
-def _is_near(p: float, threshold: float, effective: float) -> bool:
-    """Whether a rank's p-value is within two standard errors of a threshold: of the number of draws beyond, which is Poisson.
-
-    None beyond is clear: the statistic is outside of all draws.
-    """
-    beyond, limit = (x * (1 + effective) - 1 for x in (p, threshold))
-    return beyond > CLEAR and abs(beyond - limit) <= 2 * math.sqrt(max(limit, 1.0))
-
-
-def labelled(v: Verdict, n: int) -> Verdict:
-    """The verdict with its label, as one of n whose p-values have been adjusted."""
-    half = v.alpha / 2
-    needed = n / half - 1
-    gates = {"summary-like": v.gate_summary * n, "draw-like": v.gate_draw * n}
-    if v.ess < needed - 1e-9:
-        return _undetermined(v, f"the held-out draws are worth {v.ess:.0f}, and {needed:.0f} are needed: take more draws")
-    if v.p_guard <= half:
-        return replace(v, verdict="distinct", reason="")
-    found: Label = "summary-like" if v.p_low <= half else "draw-like"
-    if gates[found] > half:
-        of = "labels" if v.alignment == "labels" else "positions"
-        what = TRIVIAL[of] if found == "summary-like" else "shuffled draws"
-        return _undetermined(v, f"it would be {found}, but so would {what}: the posterior tells too little about {of}")
-    return replace(v, verdict=found, reason="")
-
-
-def _undetermined(v: Verdict, why: str) -> Verdict:
-    return replace(v, verdict="undetermined", reason=why)
-
-
-def _adjusted(p: list[float]) -> list[float]:
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(np.array(p)[order] * np.arange(len(p), 0, -1))
-    out = np.empty(len(p))
-    out[order] = np.minimum(stepped, 1.0)
-    return [float(x) for x in out]
-
-
-def rank(share: float, effective: float) -> float:
-    return (1 + effective * share) / (1 + effective)
 
 
 def _z(pool: np.ndarray) -> np.ndarray:

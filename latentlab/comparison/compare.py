@@ -12,7 +12,8 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from latentlab.compare.align import Alignment
-from latentlab.compare.clustering import co_assignment, credible_ball, minimum_binder, n_clusters, unsettled
+from latentlab.compare.clustering import credible_ball, minimum_binder, n_clusters, unsettled
+from latentlab.compare.co_assignment import co_assignment
 from latentlab.compare.label_units import UnitsOfLabels
 from latentlab.compare.metric import Metric, needed
 from latentlab.compare.neighbors import N_RECALLED, Search

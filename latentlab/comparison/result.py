@@ -9,9 +9,9 @@ import pandas as pd
 import xarray as xr
 
 from latentlab.compare.coverage import LEVELS, Coverage
+from latentlab.compare.judgement import Verdict
 from latentlab.compare.metric import Metric
 from latentlab.compare.units import Disagreement
-from latentlab.compare.verdict import Verdict
 from latentlab.comparison.rows import Row
 from latentlab.comparison.verdicts import Judged
 from latentlab.errors import ConfigError, unknown

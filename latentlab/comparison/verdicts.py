@@ -9,10 +9,11 @@ import numpy as np
 from latentlab.compare.align import ALIGNMENTS, Alignment
 from latentlab.compare.chains import split
 from latentlab.compare.coverage import Coverage
+from latentlab.compare.judgement import Verdict, holm
 from latentlab.compare.label_units import UnitsOfLabels
 from latentlab.compare.partition_verdict import PartitionReference
 from latentlab.compare.units import Disagreement, UnitsOfPositions
-from latentlab.compare.verdict import Reference, Verdict, holm
+from latentlab.compare.verdict import Reference
 from latentlab.comparison.rows import Row, is_wide, thinned
 from latentlab.seeds import Seeds
 

@@ -268,3 +268,26 @@ def _labels_by_kind(name: str, labels: Any, kinds: Mapping[str, np.ndarray]) -> 
         raise DataError(f"{name}: `labels` has the kind {strange!r}; the kinds of units are {', '.join(kinds)}.")
     found = {kind: _labels(f"{name}, {kind}", one, len(kinds[kind])) for kind, one in labels.items()}
     return {kind: one for kind, one in found.items() if one is not None}
+
+
+def like(dataset: Any, data: Any) -> dict[str, Any]:
+    """The observed array of new data that are no `Dataset`, by its name: raw values with the dims of a dataset's.
+
+    Raises:
+        DataError: No array, or the dataset has other arrays or an index besides.
+    """
+    dims = dataset.dims[dataset.observed]
+    is_array = any(hasattr(data, one) for one in ("__array__", "toarray", "to_pandas")) or isinstance(data, list | tuple)
+    if not is_array:
+        getattr(data, "raw", None)  # data that stay on disk refuse by themselves
+        shape = ", ".join(f"n_{dim}s" for dim in dims)
+        raise DataError(
+            f"new data must be a `Dataset`, a DataFrame, a DataArray or an array ({shape}) of raw values; "
+            f"got {type(data).__name__}."
+        )
+    if len(dataset.arrays) > 1 or dataset.index:
+        others = ", ".join([*dataset.arrays, *(f"{name} (an index)" for name in dataset.index)])
+        raise DataError(f"new data must be a `Dataset` with the arrays {others}; got {type(data).__name__}.")
+    if len(dims) == 2 and getattr(data, "ndim", 2) == 1 and hasattr(data, "to_frame"):
+        data = data.to_frame().T  # one unit, as a row of a DataFrame is
+    return {dataset.observed: data}

@@ -10,7 +10,8 @@ import numpy as np
 from latentlab.data import check, convert, notes, relation, times
 from latentlab.data.digest import content, headed, plain_bytes
 from latentlab.data.relation import Index
-from latentlab.data.transform import NOISE, Transform, moments
+from latentlab.data.split import split
+from latentlab.data.transform import Transform, constant_columns, constant_message, moments, need_entries
 from latentlab.errors import DataError
 
 
@@ -108,7 +109,7 @@ class Dataset:
 
     @property
     def n_points(self) -> int:
-        return int(self.x.shape[self._point_axis])
+        return int(self.x.shape[self.point_axis])
 
     @property
     def kinds(self) -> dict[str, np.ndarray]:
@@ -129,7 +130,7 @@ class Dataset:
     @property
     def features(self) -> np.ndarray:
         """The columns' names, or their numbers; of a table only."""
-        return np.asarray(self.coords.get(self._feature_dim(), np.arange(self.x.shape[1 - self._point_axis])))
+        return np.asarray(self.coords.get(self._feature_dim(), np.arange(self.x.shape[1 - self.point_axis])))
 
     @property
     def array_dims(self) -> dict[str, tuple[str, ...]]:
@@ -157,17 +158,17 @@ class Dataset:
         if self.transform is not None:
             raise DataError(f"{self.name}: already standardised.")
         kept = self.drop_constant() if drop_constant else self
-        kept._need_entries(ddof)
-        constant = kept._constant()
+        need_entries(kept, ddof)
+        constant = constant_columns(kept)
         if constant.any():
-            raise DataError(kept._constant_message(constant))
-        loc, scale, _ = moments(kept.x, kept._point_axis, ddof)
+            raise DataError(constant_message(kept, constant))
+        loc, scale, _ = moments(kept.x, kept.point_axis, ddof)
         return kept.transformed(Transform(loc, scale, ddof))
 
     def drop_constant(self) -> "Dataset":
         """The dataset without the columns that are constant, whose names are kept in `dropped`."""
-        self._need_entries(0)
-        constant = self._constant()
+        need_entries(self, 0)
+        constant = constant_columns(self)
         if not constant.any():
             return self
         self._feature_dim()
@@ -267,28 +268,7 @@ class Dataset:
             >>> training.n_units, held_out.n_units, float(abs(training.x.mean()).round(12))
             (7, 3, 0.0)
         """
-        if self.absent == "zero":
-            return self.complete().split(fraction, rng, along)
-        groups, what = np.arange(self.n_points), f"{self.points}s"
-        if "sequence" in self.coords:
-            groups, what = np.asarray(self.coords["sequence"]), "sequences"
-        if along not in (None, self.points):
-            if along not in self.kinds:
-                kinds = ", ".join(map(repr, self.kinds))
-                raise DataError(f"{self.name}: `along` must be a kind of units ({kinds}) or {self.points!r}; got {along!r}.")
-            groups, what = np.arange(self.sizes[along]), f"{along}s"
-        names = np.array(list(dict.fromkeys(groups.tolist())), dtype=groups.dtype)
-        n_held_out = round(fraction * len(names)) if 0 < fraction < 1 else 0
-        drawn = names[rng.permutation(len(names))[:n_held_out]]
-        chosen = self._at(along, drawn) if along not in (None, self.points) else np.isin(groups, drawn)
-        if not 0 < n_held_out < len(names) or chosen.all() or not chosen.any():
-            raise DataError(f"{self.name}: holding out {fraction} of {len(names)} {what} leaves one part empty.")
-        raw = self.raw()
-        training = raw.subset(~chosen)
-        if self.transform is not None:
-            training = training.standardize(ddof=self.transform.ddof, drop_constant=bool(self.dropped))
-        held_out = training.align_features(raw.subset(chosen))
-        return training, held_out.transformed(training.transform)
+        return split(self, fraction, rng, along)
 
     def select_features(self, columns: Sequence[Any] | np.ndarray) -> "Dataset":
         """Some of the columns, by name (by number where they have no names), in the order given.
@@ -346,21 +326,7 @@ class Dataset:
             [[2.0, 0.0]]
         """
         if not isinstance(data, Dataset):
-            dims = self.dims[self.observed]
-            is_array = any(hasattr(data, one) for one in ("__array__", "toarray", "to_pandas")) or isinstance(data, list | tuple)
-            if not is_array:
-                getattr(data, "raw", None)  # data that stay on disk refuse by themselves
-                shape = ", ".join(f"n_{dim}s" for dim in dims)
-                raise DataError(
-                    f"new data must be a `Dataset`, a DataFrame, a DataArray or an array ({shape}) of raw values; "
-                    f"got {type(data).__name__}."
-                )
-            if len(self.arrays) > 1 or self.index:
-                others = ", ".join([*self.arrays, *(f"{name} (an index)" for name in self.index)])
-                raise DataError(f"new data must be a `Dataset` with the arrays {others}; got {type(data).__name__}.")
-            if len(dims) == 2 and getattr(data, "ndim", 2) == 1 and hasattr(data, "to_frame"):
-                data = data.to_frame().T  # one unit, as a row of a DataFrame is
-            data = Dataset({self.observed: data}, dims={self.observed: dims}, name="new data")
+            data = Dataset(check.like(self, data), dims={self.observed: self.dims[self.observed]}, name="new data")
         return self.align_features(data).transformed(self.transform)
 
     def notes(self) -> list[str]:
@@ -369,7 +335,7 @@ class Dataset:
             labels = [note for kind in self.kinds for note in notes.on_labels(self.labels_of(kind))]
             return [*self.preparation, *relation.notes(self), *labels]
         columns = self.features.tolist() if self.x.ndim == 2 else None
-        x = np.moveaxis(self.x, self._point_axis, 0)
+        x = np.moveaxis(self.x, self.point_axis, 0)
         return [
             *self.preparation,
             *self._time_notes(),
@@ -391,7 +357,8 @@ class Dataset:
         return self
 
     @property
-    def _point_axis(self) -> int:
+    def point_axis(self) -> int:
+        """The axis of the observed array along which the points are."""
         return self.dims[self.observed].index(self.points)
 
     def _time_notes(self) -> list[str]:
@@ -408,49 +375,12 @@ class Dataset:
             raise DataError(f"{self.name}: not a table: {self.observed!r} has dims {self.dims[self.observed]}.")
         return others[0]
 
-    def _constant(self) -> np.ndarray:
-        _, scale, relative = moments(self.x, self._point_axis, 0)
-        return np.atleast_1d((relative <= NOISE) | (scale == 0))
-
-    def _need_entries(self, ddof: int) -> None:
-        if isinstance(ddof, bool) or not isinstance(ddof, int) or ddof < 0:
-            raise DataError(f"`ddof` must be a whole number of at least 0; got {ddof!r}.")
-        if self.n_points < 2:
-            raise DataError(f"{self.name}: standardising needs at least 2 {self.points}s; got {self.n_points}.")
-        counts = np.atleast_1d((~np.isnan(self.x)).sum(self._point_axis))
-        if counts.min() == 0:
-            raise DataError(f"{self.name}: nothing was observed{self._column(counts == 0)}; leave it out.")
-        if counts.min() <= ddof:
-            few = self._column(counts <= ddof)
-            raise DataError(f"{self.name}{few}: {counts.min()} observed entries are too few for ddof = {ddof}.")
-
-    def _column(self, flags: np.ndarray) -> str:
-        dims = [dim for dim in self.dims[self.observed] if dim != self.points]
-        return convert.column(convert.first(flags.reshape(flags.shape[: len(dims)])), dims, self.coords) if dims else ""
-
-    def _constant_message(self, constant: np.ndarray) -> str:
-        column, n_constant = self._column(constant).removeprefix(", ") or "the array", int(constant.sum())
-        loose = bool((np.nanmin(self.x, self._point_axis) < np.nanmax(self.x, self._point_axis))[constant].any())
-        others, rounded = "", " up to rounding" if loose else ""
-        if n_constant > 1 and constant.ndim == 1:
-            others = f" (likewise {convert.listed([str(name) for name in self.features[constant][1:]])})"
-        return (
-            f"{self.name}: {column} is constant over the observed units{rounded}, so it cannot be standardised{others}; "
-            "leave such columns out by `drop_constant: true`, or keep raw values by `standardize: false`."
-        )
-
     def _mapped(self, function: Any, transform: Transform | None) -> "Dataset":
         arrays = {**self.arrays, self.observed: function(self.x)}
         truth = {**self.truth}
         if self.observed in truth:
             truth[self.observed] = function(truth[self.observed])
         return replace(self, arrays=arrays, truth=truth, transform=transform)
-
-    def _at(self, kind: str | None, units: np.ndarray) -> np.ndarray:
-        """Which points refer to some of the units of a kind, `(point,)`."""
-        if not self.index:
-            return np.isin(np.arange(self.n_points), units)
-        return np.any([np.isin(one.values, units) for one in self.index.values() if one.kind == kind], axis=0)
 
     def _take(self, dim: str, index: np.ndarray) -> "Dataset":
         def along(array: np.ndarray, dims: Sequence[str]) -> np.ndarray:

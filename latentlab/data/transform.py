@@ -1,8 +1,12 @@
 """Standardising: what is subtracted from each column, and what it is divided by."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from latentlab.data import convert
+from latentlab.errors import DataError
 
 NOISE = 16 * np.finfo(np.float64).eps
 """A column whose sd is below this share of its largest magnitude holds rounding noise, not variation."""
@@ -38,3 +42,45 @@ def moments(x: np.ndarray, axis: int, ddof: int) -> tuple[np.ndarray, np.ndarray
     relative = sd / np.where(largest > 0, np.ldexp(largest, -exponent), 1.0)
     parts = (loc, np.ldexp(sd, exponent), relative)
     return tuple(part if keep else part[0] for part in parts)
+
+
+def need_entries(dataset: Any, ddof: int) -> None:
+    """Refuses a dataset whose columns have too few observed entries to be standardised.
+
+    Raises:
+        DataError: Names the column.
+    """
+    if isinstance(ddof, bool) or not isinstance(ddof, int) or ddof < 0:
+        raise DataError(f"`ddof` must be a whole number of at least 0; got {ddof!r}.")
+    if dataset.n_points < 2:
+        raise DataError(f"{dataset.name}: standardising needs at least 2 {dataset.points}s; got {dataset.n_points}.")
+    counts = np.atleast_1d((~np.isnan(dataset.x)).sum(dataset.point_axis))
+    if counts.min() == 0:
+        raise DataError(f"{dataset.name}: nothing was observed{_column(dataset, counts == 0)}; leave it out.")
+    if counts.min() <= ddof:
+        few = _column(dataset, counts <= ddof)
+        raise DataError(f"{dataset.name}{few}: {counts.min()} observed entries are too few for ddof = {ddof}.")
+
+
+def constant_columns(dataset: Any) -> np.ndarray:
+    """Which columns of a dataset are constant up to rounding, `(column,)`."""
+    _, scale, relative = moments(dataset.x, dataset.point_axis, 0)
+    return np.atleast_1d((relative <= NOISE) | (scale == 0))
+
+
+def constant_message(dataset: Any, constant: np.ndarray) -> str:
+    """Why a dataset with constant columns is not standardised, and what to do."""
+    column, n_constant = _column(dataset, constant).removeprefix(", ") or "the array", int(constant.sum())
+    low, high = np.nanmin(dataset.x, dataset.point_axis), np.nanmax(dataset.x, dataset.point_axis)
+    others, rounded = "", " up to rounding" if bool((low < high)[constant].any()) else ""
+    if n_constant > 1 and constant.ndim == 1:
+        others = f" (likewise {convert.listed([str(name) for name in dataset.features[constant][1:]])})"
+    return (
+        f"{dataset.name}: {column} is constant over the observed units{rounded}, so it cannot be standardised{others}; "
+        "leave such columns out by `drop_constant: true`, or keep raw values by `standardize: false`."
+    )
+
+
+def _column(dataset: Any, flags: np.ndarray) -> str:
+    dims = [dim for dim in dataset.dims[dataset.observed] if dim != dataset.points]
+    return convert.column(convert.first(flags.reshape(flags.shape[: len(dims)])), dims, dataset.coords) if dims else ""

@@ -28,51 +28,10 @@ from typing import Any
 
 import numpy as np
 
+from latentlab.distributions.compiled_exponentials import dot, exp_all, exponential, fill
 from latentlab.distributions.loops import compiled, summing
 
 LEAST_LEVEL, MOST_LEVEL, LEAST_SHARED = 1e-100, 1e100, 1e-180
-LOG_2PI = math.log(2 * math.pi)
-LEAST_EXPONENT = -700.0
-LOG_2_E, ROUNDING = 1 / math.log(2.0), 1.5 * 2.0**52
-LOG_2_HIGH, LOG_2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
-"""Their sum is log 2 to 80 bits; the first ends in zeros, so that its product with a whole number is exact."""
-FACTORIALS = tuple(float(math.factorial(n)) for n in range(12, -1, -1))
-
-
-# -- one sequence
-
-
-@compiled
-def _exp(x: float) -> float:
-    """exp(x), and 0 below e^-700: at the edge of what a float can be, it takes far longer than elsewhere."""
-    return 0.0 if x < LEAST_EXPONENT else math.exp(x)
-
-
-@compiled
-def exp_all(x: Any, n: int) -> None:
-    r"""The first n of x, none above 700, become their exponentials, and 0 below e^-700; to 1e-15, and several at once.
-
-    $e^x = 2^m e^r$ with m whole and $|r| \le \log(2) / 2$, and the Taylor series of $e^r$. A float of 2^52 and more has no
-    digits after the point: adding ROUNDING rounds to m, and leaves it in the last bits, from where it goes to the exponent.
-    """
-    for i in range(n):
-        small = x[i] < LEAST_EXPONENT
-        y = 0.0 if small else x[i]
-        rounded = y * LOG_2_E + ROUNDING
-        m = rounded - ROUNDING
-        r = (y - m * LOG_2_HIGH) - m * LOG_2_LOW
-        series = 1.0 / 6227020800.0
-        for factorial in FACTORIALS:
-            series = series * r + 1.0 / factorial
-        power = (np.float64(rounded).view(np.int64) + 1023) << 52
-        x[i] = 0.0 if small else series * np.int64(power).view(np.float64)
-
-
-@compiled
-def _fill(matrix: Any, value: float) -> None:
-    for i in range(matrix.shape[0]):
-        for j in range(matrix.shape[1]):
-            matrix[i, j] = value
 
 
 @compiled
@@ -143,14 +102,6 @@ def _recursions(
     return value + math.log(levels) + math.log(level), exact
 
 
-@summing
-def _dot(x: Any, y: Any) -> float:
-    total = 0.0
-    for t in range(len(x)):
-        total += x[t] * y[t]
-    return total
-
-
 @compiled
 def _expectations(a: Any, b: Any, v: Any, inverse_level: Any, transition: Any, gamma: Any, first: int, pairs: Any) -> bool:
     """Whether S is within bounds, and all divisors; fills the n columns of `gamma` from `first`, and `pairs`; destroys a."""
@@ -183,7 +134,7 @@ def _expectations(a: Any, b: Any, v: Any, inverse_level: Any, transition: Any, g
         for t in range(n - 1):
             left[t] *= before[t]
         for j in range(n_states):
-            pairs[i, j] = transition[i, j] * _dot(left, v[j][1:])
+            pairs[i, j] = transition[i, j] * dot(left, v[j][1:])
     return True
 
 
@@ -197,7 +148,7 @@ def _log_sum(terms: Any) -> float:
         return top
     total = 0.0
     for term in terms:
-        total += _exp(term - top)
+        total += exponential(term - top)
     return top + math.log(total)
 
 
@@ -208,7 +159,7 @@ def _in_logs(
     """The log likelihood, with all as logs: exact always. Fills what `_expectations` does, with zeros if x is impossible."""
     n_states, n = alpha.shape
     terms, beta = np.empty(n_states), np.zeros(n_states)
-    _fill(pairs, 0.0)
+    fill(pairs, 0.0)
     value = 0.0
     for t in range(n):
         for j in range(n_states):
@@ -231,7 +182,7 @@ def _in_logs(
             weight[j, t] = log_b[j, first + t] - level
     for t in range(n - 1, -1, -1):
         for j in range(n_states):
-            gamma[j, first + t] = _exp(alpha[j, t] + beta[j])
+            gamma[j, first + t] = exponential(alpha[j, t] + beta[j])
         if t == 0:
             break
         for j in range(n_states):
@@ -239,12 +190,9 @@ def _in_logs(
         for i in range(n_states):
             for j in range(n_states):
                 terms[j] = log_transition[i, j] + weight[j, t]
-                pairs[i, j] += _exp(alpha[i, t - 1] + terms[j])
+                pairs[i, j] += exponential(alpha[i, t - 1] + terms[j])
             beta[i] = _log_sum(terms)
     return value
-
-
-# -- chains of several sequences
 
 
 @compiled
@@ -266,7 +214,7 @@ def _end(starts: Any, first: int) -> int:
 
 
 @compiled
-def _chain(
+def chain_kernel(
     states: Any,
     log_initial: Any,
     log_transition: Any,
@@ -328,18 +276,15 @@ def hidden_markov(
     """
     gamma = np.empty(log_emission.T.shape)
     log_b = np.ascontiguousarray(log_emission.T)
-    value = _chain(states, log_initial, log_transition, log_b, starts, d_initial, d_transition, gamma)
+    value = chain_kernel(states, log_initial, log_transition, log_b, starts, d_initial, d_transition, gamma)
     for j in range(len(gamma)):
         for t in range(gamma.shape[1]):
             d_emission[t, j] += gamma[j, t]
     return value
 
 
-# -- mixtures and Gaussian emissions
-
-
 @compiled
-def _responsibilities(log_weights: Any, joint: Any, d_weights: Any) -> float:
+def responsibility_kernel(log_weights: Any, joint: Any, d_weights: Any) -> float:
     """Log likelihood of a mixture; `joint`, the log densities `(component, unit)`, becomes the responsibilities.
 
     Their sums are added to `d_weights`. Units that are impossible have responsibilities of 0.
@@ -374,165 +319,13 @@ def _responsibilities(log_weights: Any, joint: Any, d_weights: Any) -> float:
         row = joint[k]
         for t in range(n_units):
             row[t] *= total[t]
-        d_weights[k] += _sum(row)
+        d_weights[k] += plain_sum(row)
     return value
 
 
 @summing
-def _sum(x: Any) -> float:
+def plain_sum(x: Any) -> float:
     total = 0.0
     for t in range(len(x)):
         total += x[t]
     return total
-
-
-@compiled
-def inverses(lower: Any, out: Any) -> None:
-    """L^-1 of each component.
-
-    Args:
-        lower: L, `(component, feature, feature)`; or `(component, feature, 1)`, standard deviations.
-        out: Of the same shape; zeros above the diagonal are left as they are.
-    """
-    width = lower.shape[2]
-    for k in range(len(lower)):
-        for d in range(lower.shape[1]):
-            own = d if width > 1 else 0
-            out[k, d, own] = 1 / lower[k, d, own]
-            for e in range(own):
-                total = 0.0
-                for c in range(e, d):
-                    total -= lower[k, d, c] * out[k, c, e]
-                out[k, d, e] = total * out[k, d, d]
-
-
-@compiled
-def _standardise(columns: Any, mu: Any, inverse: Any, k: int, s: Any) -> None:
-    """`s` = L_k^-1 (x - mu_k), `(feature, unit)`."""
-    for d in range(len(s)):
-        own = d if inverse.shape[2] > 1 else 0
-        slope, shift = inverse[k, d, own], mu[k, d]
-        for t in range(s.shape[1]):
-            s[d, t] = slope * (columns[d, t] - shift)
-        for e in range(own):
-            slope, shift = inverse[k, d, e], mu[k, e]
-            for t in range(s.shape[1]):
-                s[d, t] += slope * (columns[e, t] - shift)
-
-
-@compiled
-def _gaussian_log_density(columns: Any, mu: Any, inverse: Any, s: Any, out: Any) -> None:
-    """log N(x | mu_k, L_k L_k') into `out` `(component, unit)`.
-
-    Args:
-        columns: x, `(feature, unit)`.
-        mu: `(component, feature)`.
-        inverse: L^-1, from `inverses`.
-        s: Of the shape of `columns`, to work in.
-        out: The result.
-    """
-    n_features, n_units = s.shape
-    for k in range(len(mu)):
-        _standardise(columns, mu, inverse, k, s)
-        constant = -0.5 * LOG_2PI * n_features
-        for d in range(n_features):
-            constant += math.log(inverse[k, d, d if inverse.shape[2] > 1 else 0])
-        row = out[k]
-        row[:] = constant
-        for d in range(n_features):
-            own = s[d]
-            for t in range(n_units):
-                row[t] -= 0.5 * own[t] * own[t]
-
-
-@compiled
-def _gaussian_score(columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, d_mu: Any, d_lower: Any) -> None:
-    r"""Gradients of $\sum_{nk} \gamma_{nk} \log N(x_n \mid \mu_k, L_k L_k')$ for mu and L, added to the last two.
-
-    With $s = L_k^{-1} (x - \mu_k)$ the scores are $L_k'^{-1} s$ for $\mu_k$, and for $L_k$ the lower triangle of
-    $L_k'^{-1} s s' - \text{diag}(1 / L_{k,dd})$: the sums of $\gamma$, $\gamma s$ and $\gamma s s'$ are all that is needed.
-    """
-    n_features, n_units = s.shape
-    width = inverse.shape[2]
-    shared = np.empty(n_units)
-    first, second = np.empty(n_features), np.zeros((n_features, width))
-    for k in range(len(mu)):
-        _standardise(columns, mu, inverse, k, s)
-        share = gamma[k]
-        size = _sum(share)
-        for d in range(n_features):
-            own = s[d]
-            for t in range(n_units):
-                shared[t] = share[t] * own[t]
-            first[d] = _sum(shared)
-            for e in range(d + 1 if width > 1 else 1):
-                second[d, e] = _dot(shared, s[e if width > 1 else d])
-        for d in range(n_features):
-            if width == 1:
-                d_mu[k, d] += inverse[k, d, 0] * first[d]
-                d_lower[k, d, 0] += inverse[k, d, 0] * (second[d, 0] - size)
-            else:
-                for c in range(d, n_features):  # L'^-1 from the left
-                    d_mu[k, d] += inverse[k, c, d] * first[c]
-                    for e in range(d + 1):
-                        d_lower[k, d, e] += inverse[k, c, d] * second[c, e]
-                d_lower[k, d, d] -= size * inverse[k, d, d]
-
-
-@compiled
-def gaussian_hidden_markov(
-    states: Any,
-    log_initial: Any,
-    log_transition: Any,
-    mu: Any,
-    lower: Any,
-    columns: Any,
-    starts: Any,
-    d_initial: Any,
-    d_transition: Any,
-    d_mu: Any,
-    d_lower: Any,
-) -> float:
-    """`hidden_markov` with Gaussian emissions; gradients for four arguments are added to the last four.
-
-    Args:
-        states, log_initial, log_transition, starts: As there.
-        mu: `(state, feature)`.
-        lower: L, as in `inverses`.
-        columns: x, `(feature, unit)`.
-        d_initial, d_transition, d_mu, d_lower: Of the shapes of what they are for.
-    """
-    inverse, work = np.zeros(lower.shape), np.empty(columns.shape)
-    log_b, gamma = np.empty((len(mu), len(starts))), np.empty((len(mu), len(starts)))
-    inverses(lower, inverse)
-    _gaussian_log_density(columns, mu, inverse, work, log_b)
-    value = _chain(states, log_initial, log_transition, log_b, starts, d_initial, d_transition, gamma)
-    _gaussian_score(columns, mu, inverse, work, gamma, d_mu, d_lower)
-    return value
-
-
-@compiled
-def gaussian_mixture(
-    at_once: int, log_weights: Any, mu: Any, lower: Any, columns: Any, d_weights: Any, d_mu: Any, d_lower: Any
-) -> float:
-    """Log likelihood of a Gaussian mixture; gradients for its three parameters are added to the last three.
-
-    Args:
-        at_once: Units that are worked on together.
-        log_weights: `(component,)`.
-        mu, lower, columns: As in `gaussian_hidden_markov`.
-        d_weights, d_mu, d_lower: Of the shapes of what they are for.
-    """
-    inverse = np.zeros(lower.shape)
-    inverses(lower, inverse)
-    n_features, n_units = columns.shape
-    value = 0.0
-    for first in range(0, n_units, at_once):
-        n = min(at_once, n_units - first)
-        block, work, joint = np.empty((n_features, n)), np.empty((n_features, n)), np.empty((len(mu), n))
-        for d in range(n_features):
-            block[d] = columns[d][first : first + n]
-        _gaussian_log_density(block, mu, inverse, work, joint)
-        value += _responsibilities(log_weights, joint, d_weights)
-        _gaussian_score(block, mu, inverse, work, joint, d_mu, d_lower)
-    return value

@@ -34,91 +34,20 @@ from typing import Any
 
 import numpy as np
 
-from latentlab.distributions.compiled import LOG_2PI, _end, _fill, _longest
+from latentlab.distributions.compiled import _end, _longest
+from latentlab.distributions.compiled_exponentials import LOG_2PI, fill
+from latentlab.distributions.compiled_matrices import (
+    add_outer,
+    add_product,
+    log_determinant,
+    rotate,
+    solve_lower,
+    solve_lower_transposed,
+    solve_upper,
+)
 from latentlab.distributions.loops import compiled, summing
 
 MOST_DETERMINANT, LEAST_DETERMINANT = 1e100, 1e-100
-
-
-@compiled
-def _rotate(upper: Any, row: Any, n: int) -> None:
-    """Turns `row` into the triangle `upper`, so that its first n entries become 0; both may have further columns."""
-    width = len(row)
-    for j in range(n):
-        y = row[j]
-        if y == 0.0:
-            continue
-        x = upper[j, j]
-        h = math.sqrt(x * x + y * y)
-        inverse = 1 / h
-        c, s = x * inverse, y * inverse
-        upper[j, j] = h
-        for k in range(j + 1, width):
-            a, b = upper[j, k], row[k]
-            upper[j, k] = c * a + s * b
-            row[k] = c * b - s * a
-
-
-@compiled
-def _solve_lower(lower: Any, b: Any) -> None:
-    """`b` `(q, m)` becomes L^-1 b."""
-    for i in range(len(lower)):
-        for k in range(b.shape[1]):
-            total = b[i, k]
-            for j in range(i):
-                total -= lower[i, j] * b[j, k]
-            b[i, k] = total / lower[i, i]
-
-
-@compiled
-def _solve_lower_transposed(lower: Any, b: Any) -> None:
-    """`b` `(q, m)` becomes L'^-1 b."""
-    for i in range(len(lower) - 1, -1, -1):
-        for k in range(b.shape[1]):
-            total = b[i, k]
-            for j in range(i + 1, len(lower)):
-                total -= lower[j, i] * b[j, k]
-            b[i, k] = total / lower[i, i]
-
-
-@compiled
-def _solve_upper(upper: Any, b: Any) -> None:
-    """`b` `(q, m)` becomes R^-1 b, R the first q columns of `upper`."""
-    for i in range(len(upper) - 1, -1, -1):
-        for k in range(b.shape[1]):
-            total = b[i, k]
-            for j in range(i + 1, len(upper)):
-                total -= upper[i, j] * b[j, k]
-            b[i, k] = total / upper[i, i]
-
-
-@compiled
-def _add_product(a: Any, b: Any, factor: float, out: Any) -> None:
-    """`out` += factor a b."""
-    for i in range(a.shape[0]):
-        for j in range(a.shape[1]):
-            scaled = factor * a[i, j]
-            for k in range(b.shape[1]):
-                out[i, k] += scaled * b[j, k]
-
-
-@compiled
-def _add_outer(a: Any, b: Any, out: Any) -> None:
-    """`out` += a b'."""
-    for i in range(a.shape[0]):
-        for k in range(b.shape[0]):
-            total = 0.0
-            for j in range(a.shape[1]):
-                total += a[i, j] * b[k, j]
-            out[i, k] += total
-
-
-@compiled
-def _log_determinant(lower: Any) -> float:
-    total = 0.0
-    for i in range(len(lower)):
-        total += math.log(lower[i, i])
-    return total
 
 
 @compiled
@@ -137,8 +66,8 @@ def _compress(loadings: Any, columns: Any, triangle: Any, basis: Any, turned: An
     """
     (n_features, n), q = columns.shape, len(triangle)
     unit, row, left = np.empty(n_features), np.empty(q), 0.0
-    _fill(basis, 0.0)
-    _fill(turned, 0.0)
+    fill(basis, 0.0)
+    fill(turned, 0.0)
     for d in range(n_features):
         unit[:] = 0.0
         unit[d] = 1.0
@@ -187,20 +116,20 @@ def _rough(loadings: Any, scaled: Any, observed: Any, whole: Any) -> Any:
     (n_features, n_units), q = scaled.shape, loadings.shape[1]
     triangle, states, row = np.eye(q), np.empty((q, n_units)), np.empty(q + 1)
     _compress(loadings, scaled.copy(), triangle, np.empty((n_features, q)), states)
-    _solve_upper(triangle, states)
+    solve_upper(triangle, states)
     own = np.empty((q, q + 1))
     for t in range(n_units):
         if whole[t]:
             continue
-        _fill(own, 0.0)
+        fill(own, 0.0)
         for i in range(q):
             own[i, i] = 1.0
         for d in range(n_features):
             if observed[t, d]:
                 row[:q], row[q] = loadings[d], scaled[d, t]
-                _rotate(own, row, q)
+                rotate(own, row, q)
         states[:, t] = own[:, q]
-        _solve_upper(own, states[:, t : t + 1])
+        solve_upper(own, states[:, t : t + 1])
     return states
 
 
@@ -231,11 +160,11 @@ def _filter(
     """
     (n, n_features), q = observed.shape, len(begins)
     row, value, determinant = np.empty(2 * q + 1), 0.0, 1.0
-    _fill(triangles[0], 0.0)
+    fill(triangles[0], 0.0)
     for i in range(q):
         row[:] = 0.0
         row[: i + 1], row[2 * q] = first[i, : i + 1], -begins[i]
-        _rotate(triangles[0], row, q)
+        rotate(triangles[0], row, q)
     for t in range(n):
         upper = triangles[t]
         for d in range(q if whole[t] else n_features):
@@ -243,19 +172,19 @@ def _filter(
                 for j in range(q):
                     row[j], row[q + j] = compressed[d, j] if whole[t] else loadings[d, j], 0.0
                 row[2 * q] = turned[d, t] if whole[t] else scaled[d, t]
-                _rotate(upper, row, q)
+                rotate(upper, row, q)
                 value -= 0.5 * row[2 * q] * row[2 * q]
         if t < n - 1:
             after = triangles[t + 1]
-            _fill(after, 0.0)
+            fill(after, 0.0)
             for i in range(q):
                 for j in range(q):
                     row[j], row[q + j] = across[i, j], into[i, j]
                 row[2 * q] = -gaps[i, t + 1]
-                _rotate(upper, row, q)
+                rotate(upper, row, q)
                 for j in range(q):
                     row[j], row[q + j] = row[q + j], 0.0
-                _rotate(after, row, q)
+                rotate(after, row, q)
         for j in range(q):
             determinant *= upper[j, j]
         if not LEAST_DETERMINANT < determinant < MOST_DETERMINANT:
@@ -326,9 +255,9 @@ def linear_gaussian(
     """
     (n_units, n_features), q = x.shape, len(A)
     into, first, across = np.eye(q), np.eye(q), np.zeros((q, q))
-    _solve_lower(L, into)
-    _solve_lower(L_0, first)
-    _add_product(into, A, -1.0, across)
+    solve_lower(L, into)
+    solve_lower(L_0, first)
+    add_product(into, A, -1.0, across)
     scaled, columns, loadings = np.zeros((n_features, n_units)), np.zeros((n_features, n_units)), np.empty(C.shape)
     whole, value = np.ones(n_units, dtype=np.bool_), 0.0
     for t in range(n_units):
@@ -346,9 +275,9 @@ def linear_gaussian(
     compressed, basis, turned = np.zeros((q, q)), np.empty((n_features, q)), np.empty((q, n_units))
     rough = _rough(loadings, scaled, observed, whole)
     gaps = np.zeros((q, n_units))
-    _add_product(across, rough[:, :-1], 1.0, gaps[:, 1:])
-    _add_product(into, rough, 1.0, gaps)
-    _add_product(loadings, rough, -1.0, scaled)
+    add_product(across, rough[:, :-1], 1.0, gaps[:, 1:])
+    add_product(into, rough, 1.0, gaps)
+    add_product(loadings, rough, -1.0, scaled)
     for d in range(n_features):
         for t in range(n_units):
             columns[d, t] = scaled[d, t] if whole[t] else 0.0
@@ -366,9 +295,9 @@ def linear_gaussian(
     while begin < n_units:
         end = _end(starts, begin)
         own, n = slice(begin, end), end - begin
-        value -= _log_determinant(L_0) + (n - 1) * _log_determinant(L)
+        value -= log_determinant(L_0) + (n - 1) * log_determinant(L)
         begins = rough[:, begin : begin + 1] - mean.reshape(-1, 1)
-        _solve_lower(L_0, begins)
+        solve_lower(L_0, begins)
         value += _filter(
             into,
             across,
@@ -385,44 +314,44 @@ def linear_gaussian(
         )
         for t in range(n - 1, -1, -1):
             R, H, last = triangles[t], triangles[t, :, q : 2 * q], t == n - 1
-            _fill(upper, 0.0)
+            fill(upper, 0.0)
             for i in range(q):
                 upper[i, i] = 1.0
                 state[i, 0] = R[i, 2 * q]
             if not last:
-                _fill(moved, 0.0)
-                _add_product(H, after_root, 1.0, moved)
-                _add_product(H, after, -1.0, state)
+                fill(moved, 0.0)
+                add_product(H, after_root, 1.0, moved)
+                add_product(H, after, -1.0, state)
                 for j in range(q):
                     for i in range(q):
                         row[i] = moved[i, j]
-                    _rotate(upper, row, q)
-            _solve_upper(R, state)
+                    rotate(upper, row, q)
+            solve_upper(R, state)
             for i in range(q):
                 for j in range(q):
                     root[i, j] = upper[j, i]
-            _solve_upper(R, root)
+            solve_upper(R, root)
             if not last:  # w = L^-1 z_{t+1} - L^-1 A z_t, with deviations of z_t by eta and by z_{t+1}
                 n_moves += 1
                 noise[:, 0] = gaps[:, begin + t + 1]
-                _fill(noise_root, 0.0)
+                fill(noise_root, 0.0)
                 for i in range(q):
                     for j in range(q):
                         own_root[i, j], own_root[i, q + j] = 1.0 if i == j else 0.0, -moved[i, j]
-                _solve_upper(R, own_root)
-                _add_product(into, after_root, 1.0, noise_root[:, q:])
-                _add_product(across, own_root, 1.0, noise_root)
-                _add_product(into, after, 1.0, noise)
-                _add_product(across, state, 1.0, noise)
+                solve_upper(R, own_root)
+                add_product(into, after_root, 1.0, noise_root[:, q:])
+                add_product(across, own_root, 1.0, noise_root)
+                add_product(into, after, 1.0, noise)
+                add_product(across, state, 1.0, noise)
                 place[:, 0] = rough[:, begin + t] + state[:, 0]
-                _add_outer(noise, place, of_A)
-                _add_outer(noise_root, own_root, of_A)
-                _add_outer(noise, noise, of_L)
-                _add_outer(noise_root, noise_root, of_L)
+                add_outer(noise, place, of_A)
+                add_outer(noise_root, own_root, of_A)
+                add_outer(noise, noise, of_L)
+                add_outer(noise_root, noise_root, of_L)
             if whole[begin + t]:
                 _pulls(R, upper, compressed, pull)
-                _add_outer(pull, pull, shares)
-                _add_outer(root, pull, reaches)
+                add_outer(pull, pull, shares)
+                add_outer(root, pull, reaches)
             else:
                 for d in range(n_features):
                     if observed[begin + t, d]:
@@ -433,12 +362,12 @@ def linear_gaussian(
                                 d_C[d, i] -= root[i, j] * pull[0, j] / scale[d]
             states[:, begin + t] = state[:, 0]
             after[:], after_root[:] = state, root
-        _solve_lower(L_0, state)
-        _solve_lower(L_0, root)
+        solve_lower(L_0, state)
+        solve_lower(L_0, root)
         noise[:] = begins + state
-        _add_outer(noise, noise, of_L_0)
-        _add_outer(root, root, of_L_0)
-        _solve_lower_transposed(L_0, noise)
+        add_outer(noise, noise, of_L_0)
+        add_outer(root, root, of_L_0)
+        solve_lower_transposed(L_0, noise)
         for i in range(q):
             of_L_0[i, i] -= 1.0
             d_mean[i] += noise[i, 0]
@@ -451,9 +380,9 @@ def linear_gaussian(
     _add_residuals(loadings, scaled, observed, scale, rough, states, d_C, d_loc, d_scale)
     for i in range(q):
         of_L[i, i] -= n_moves
-    _solve_lower_transposed(L, of_A)
-    _solve_lower_transposed(L, of_L)
-    _solve_lower_transposed(L_0, of_L_0)
+    solve_lower_transposed(L, of_A)
+    solve_lower_transposed(L, of_L)
+    solve_lower_transposed(L_0, of_L_0)
     for i in range(q):
         for j in range(q):
             d_A[i, j] += of_A[i, j]

@@ -53,12 +53,12 @@ def hidden_markov(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
 
 def gaussian_hidden_markov(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
     """Of a chain with Gaussian emissions: log_initial, log_transition, mu, lower; the features as rows, starts."""
-    return _compiled().gaussian_hidden_markov(_states(parameters), *parameters, *data, *gradients)
+    return _compiled("compiled_gaussians").gaussian_hidden_markov(_states(parameters), *parameters, *data, *gradients)
 
 
 def gaussian_mixture(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
     """Of a Gaussian mixture: log_weights, mu, lower; the features as rows."""
-    return _compiled().gaussian_mixture(AT_ONCE, *parameters, *data, *gradients)
+    return _compiled("compiled_gaussians").gaussian_mixture(AT_ONCE, *parameters, *data, *gradients)
 
 
 def _states(parameters: Arrays) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 
 from latentlab.errors import ModelError
-from latentlab.models.base import Arrays, Fixed, LatentModel, check_declaration
+from latentlab.models.base import Arrays, Fixed, LatentModel
+from latentlab.models.declaration import check_declaration
 from latentlab.seeds import double, forked, reseed
 
 Tensors = Mapping[str, torch.Tensor]

@@ -11,8 +11,7 @@ which is the ELBO for K = 1 and rises to $\log p(x)$ with K.
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -21,35 +20,33 @@ import torch
 from annotated_types import Ge, Lt
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from torch.distributions import transform_to
-from torch.overrides import TorchFunctionMode
 
-from latentlab.errors import ConfigError, InferenceError, ModelError
+from latentlab.errors import ConfigError, ModelError
 from latentlab.inference.adam import Adam, Descent, pack, unpack, whole_step
 from latentlab.inference.advi import fit_restarts
 from latentlab.inference.batches import batches, log_prob_of_draws
 from latentlab.inference.capture import Plan, capture
-from latentlab.inference.density import Density
 from latentlab.inference.draws import Draws, Problem, UnderWay, finished, kept
 from latentlab.inference.encoder import is_amortised
+from latentlab.inference.guide_average import N_WATCHED, guide_averaged, guide_draws, over_symmetry
 from latentlab.inference.guides import GUIDES
 from latentlab.inference.lift import constrain_draws, ends, over_draws
 from latentlab.inference.nuts import SAVED_EVERY
-from latentlab.models.base import Fixed, LatentModel
+from latentlab.inference.svi_loss import (
+    GuideParameters,
+    check_guide,
+    in_single,
+    is_reparameterised,
+    loss_of_globals,
+    scaled_program,
+    started,
+)
+from latentlab.models.base import Fixed
 from latentlab.seeds import forked, isolated, reseed, single
 from latentlab.settings import Count, Positive, Whole, frozen_settings
-from latentlab.symmetry.average import LogDensity, compact, log_average
-from latentlab.symmetry.group import NEXT
 
-LEAST_ELEMENTS = 16
-"""Elements of the symmetry at which log q of each draw is evaluated, at least."""
-MOST_AVERAGED = 2**29
-"""Numbers in all draws of a model's own guide, times the elements, up to which its log q is averaged over the symmetry."""
-N_WATCHED = 8
-"""Draws of the guide with which these are looked at, the same each time."""
 PARAMETER = "parameter "
 """What the names of parameters begin with among the arrays of a restart."""
-
 GuideName = Literal["model", "mean_field", "full_rank", "low_rank"]
 Objective = Literal["elbo", "iwae"]
 Precision = Literal["double", "single"]
@@ -212,7 +209,7 @@ class SVI:
             return guide.log_prob(torch.from_numpy(at["u"])).numpy() - at["jacobian"]
 
         draws = {site.name: values[site.name][0] for site in density.sites}
-        return _over_symmetry(problem, log_q, draws, best["u"], best["log_q"], center)
+        return over_symmetry(problem, log_q, draws, best["u"], best["log_q"], center)
 
     # -- the model's own guide
 
@@ -231,7 +228,7 @@ class SVI:
 
             rows = batches(problem, self.batch_size, order(), training, n_steps=self.n_steps + 1)
             first = next(rows)
-            found = _started(model, density.with_points(first) if first else density.arrays)
+            found = started(model, density.with_points(first) if first else density.arrays)
             shapes = [leaf.shape for leaf in found.leaves]
             vectors = pack(found.leaves)[None]
             n_training = density.n_points if training is None else len(training)
@@ -284,8 +281,8 @@ class SVI:
             parameters = {name: value for name, value in values.items() if name in model.parameters}
             estimated = {PARAMETER + name: value.numpy() for name, value in parameters.items()}
             with found.at(unpack(end, shapes)):
-                drawn = _guide_draws(density.at(parameters), model.guide, self.n_draws)  # type: ignore[attr-defined]
-                own = _guide_averaged(problem, model.guide, drawn)  # type: ignore[attr-defined]
+                drawn = guide_draws(density.at(parameters), model.guide, self.n_draws)  # type: ignore[attr-defined]
+                own = guide_averaged(problem, model.guide, drawn)  # type: ignore[attr-defined]
                 drawn |= {} if own is None else {"log_q_averaged": own}
                 if problem.stored is not None and not density.point_sites:
                     drawn["lp"] = log_prob_of_draws(problem, drawn["u"])
@@ -294,7 +291,7 @@ class SVI:
             return {"loss": losses, **estimated, **drawn}
 
     def _losses(
-        self, problem: Problem, found: "_Parameters", n_training: int, shapes: Sequence[torch.Size]
+        self, problem: Problem, found: "GuideParameters", n_training: int, shapes: Sequence[torch.Size]
     ) -> Callable[..., torch.Tensor]:
         """A function of unconstrained parameters `(1, size)`, the weight of the units' sites and a batch: the loss `(1,)`."""
         density = problem.density.placed(self.device)
@@ -304,8 +301,8 @@ class SVI:
             weight = warm * problem.model.kl_weight if self.kl_warmup else problem.model.kl_weight
             parts = unpack(vectors[0], shapes)
             if self.precision == "single":
-                with single(), Fixed(_in_single(found.constrained(parts))):
-                    return self._pyro_loss(problem, _in_single(now), scale, weight, self.n_particles)[None].double()
+                with single(), Fixed(in_single(found.constrained(parts))):
+                    return self._pyro_loss(problem, in_single(now), scale, weight, self.n_particles)[None].double()
             with found.at(parts):
                 loss = self._pyro_loss(problem, now, scale, weight, self.n_particles)
             return (found.attached(loss, parts) if found.in_modules else loss)[None]
@@ -325,13 +322,13 @@ class SVI:
         """
         model = problem.model
         points = problem.density.points
-        program, guide = (_scaled(f, points, scale, kl_weight) for f in (model.model, model.guide))  # type: ignore[attr-defined]
+        program, guide = (scaled_program(f, points, scale, kl_weight) for f in (model.model, model.guide))  # type: ignore[attr-defined]
         if not is_amortised(problem.density):
-            return _loss_of_globals(program, guide, arrays, n_particles)
+            return loss_of_globals(program, guide, arrays, n_particles)
         with pyro.plate("particle", n_particles, dim=-2) if n_particles > 1 else contextlib.nullcontext():
             drawn = poutine.trace(guide).get_trace(**arrays)
             whole = poutine.trace(poutine.replay(program, trace=drawn)).get_trace(**arrays)
-        if not _is_reparameterised(drawn):
+        if not is_reparameterised(drawn):
             if self.objective == "iwae":
                 raise ModelError(f"objective 'iwae' needs draws with a derivative, and a site of {model.name!r} has none.")
             return Trace_ELBO(num_particles=n_particles).differentiable_loss(program, guide, **arrays)
@@ -357,254 +354,9 @@ def _set_random_states(states: Mapping[str, np.ndarray], device: str) -> None:
         torch.cuda.set_rng_state(torch.from_numpy(states["random of device"]), device)
 
 
-def _in_single(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays with those of numbers in float32."""
-    numbers = {n for n, array in arrays.items() if isinstance(array, torch.Tensor) and array.is_floating_point()}
-    return {name: array.float() if name in numbers else array for name, array in arrays.items()}
-
-
-class _Scored(Exception):
-    """A draw of the guide has no derivative."""
-
-
-class _Batched(TorchFunctionMode):
-    """Standard normal numbers are made and not filled in, so that `torch.vmap` draws some for each of a batch."""
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.normal_ and not args[1:] and not kwargs:
-            return torch.randn(args[0].shape, dtype=args[0].dtype, device=args[0].device)
-        return func(*args, **(kwargs or {}))
-
-
-def _loss_of_globals(program: Callable[..., Any], guide: Callable[..., Any], arrays: Mapping[str, Any], n: int) -> torch.Tensor:
-    """Minus the mean of log p - log q over `n` draws of the guide, all at once where the programs can be batched.
-
-    Where a draw has no derivative, the loss is Pyro's, with its scores.
-    """
-
-    def one(_: Any) -> torch.Tensor:
-        drawn: Any = poutine.trace(guide).get_trace(**arrays)
-        if not _is_reparameterised(drawn):
-            raise _Scored
-        whole = poutine.trace(poutine.replay(program, trace=drawn)).get_trace(**arrays)
-        return drawn.log_prob_sum() - whole.log_prob_sum()
-
-    try:
-        if n == 1:
-            return one(0)
-        try:
-            with _Batched():
-                return torch.vmap(one, randomness="different")(torch.zeros(n)).mean()
-        except (RuntimeError, ValueError, NotImplementedError, TypeError):  # whatever a program that cannot be batched raises
-            return torch.stack([one(i) for i in range(n)]).mean()
-    except _Scored:
-        return Trace_ELBO(num_particles=n).differentiable_loss(program, guide, **arrays)
-
-
-def _is_reparameterised(trace: Any) -> bool:
-    """Whether all draws of a guide have a derivative for its parameters."""
-    return all(site["fn"].has_rsample for site in trace.nodes.values() if _is_drawn(site))
-
-
-def _is_drawn(site: Any) -> bool:
-    return site["type"] == "sample" and not site["is_observed"] and not poutine.util.site_is_subsample(site)
-
-
 def _divided(n_units: int, share: float, rng: np.random.Generator) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The numbers of the units that steps are made with, and of those that are kept out of them; None where none are."""
     if not share:
         return None, None
     order, n_held_out = rng.permutation(n_units), round(share * n_units)
     return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
-
-
-@dataclass(frozen=True)
-class _Parameters:
-    """The parameters of guide and program.
-
-    A program has most of them from `pyro.param`, and is given values by answering for it. Those of modules of torch, which
-    `pyro.module` only makes known to Pyro, the program reads itself: values are written into them, and no graph is captured.
-
-    Args:
-        names: Of the parameters.
-        leaves: The tensors in Pyro's store, unconstrained, as they start.
-        constraints: Of their values.
-        reparameterised: Whether all draws of the guide have a derivative.
-        in_modules: Whether some are the parameters of modules.
-    """
-
-    names: tuple[str, ...]
-    leaves: tuple[torch.Tensor, ...]
-    constraints: tuple[Any, ...]
-    reparameterised: bool
-    in_modules: bool
-
-    def constrained(self, unconstrained: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Values of the parameters by name."""
-        given = zip(self.names, self.constraints, unconstrained, strict=True)
-        return {name: transform_to(constraint)(value) for name, constraint, value in given}
-
-    @contextlib.contextmanager
-    def at(self, unconstrained: Sequence[torch.Tensor]) -> Iterator[None]:
-        """Programs have these parameters inside the block."""
-        if self.in_modules:
-            self.write(unconstrained)
-            yield
-        else:
-            with Fixed(self.constrained(unconstrained)):
-                yield
-
-    @torch.no_grad()
-    def write(self, unconstrained: Sequence[torch.Tensor]) -> None:
-        """Writes them into the leaves."""
-        for leaf, value in zip(self.leaves, unconstrained, strict=True):
-            leaf.copy_(value)
-
-    def attached(self, loss: torch.Tensor, unconstrained: Sequence[torch.Tensor]) -> torch.Tensor:
-        """A loss of the leaves as one of the parameters that were written into them: the same value and gradient."""
-        slopes = torch.autograd.grad(loss, self.leaves, allow_unused=True)
-        pairs = [(value, slope) for value, slope in zip(unconstrained, slopes, strict=True) if slope is not None]
-        return loss.detach() + sum(((value - value.detach()) * slope).sum() for value, slope in pairs)
-
-
-def _started(model: LatentModel, arrays: Mapping[str, Any]) -> _Parameters:
-    """The parameters, put into Pyro's store by running guide and program."""
-    with poutine.trace() as seen:
-        model.guide(**arrays)  # type: ignore[attr-defined]
-    with poutine.trace(param_only=True) as own:
-        if model.parameters:
-            model.model(**arrays)
-    names = dict.fromkeys(n for trace in (seen.trace, own.trace) for n, s in trace.nodes.items() if s["type"] == "param")
-    store = pyro.get_param_store().get_state()  # a site's own constraint is the default's where the program asks for it again
-    leaves = tuple(store["params"][name] for name in names)
-    in_modules = any(isinstance(leaf, torch.nn.Parameter) for leaf in leaves)
-    constraints = tuple(store["constraints"][name] for name in names)
-    return _Parameters(tuple(names), leaves, constraints, _is_reparameterised(seen.trace), in_modules)
-
-
-def _scaled(program: Callable[..., Any], points: str, scale: float, kl_weight: Any) -> Callable[..., Any]:
-    """The program with its terms inside the points' plate times `scale`, and those of latent sites times `kl_weight` too."""
-    if not isinstance(kl_weight, torch.Tensor) and scale == kl_weight == 1.0:
-        return program
-
-    def scaled(**arrays: Any) -> Any:
-        with _ScalePoints(points, scale, kl_weight):
-            return program(**arrays)
-
-    return scaled
-
-
-class _ScalePoints(poutine.messenger.Messenger):
-    """Multiplies the scale of sites inside the plate of the points, and that of latent ones by a weight of their own."""
-
-    def __init__(self, points: str, scale: float, kl_weight: Any) -> None:
-        super().__init__()
-        self.points = points
-        self.scale, self.kl_weight = scale, kl_weight
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if any(frame.name == self.points for frame in msg["cond_indep_stack"]):
-            msg["scale"] = msg["scale"] * self.scale * (1.0 if msg["is_observed"] else self.kl_weight)
-
-
-def check_guide(problem: Problem) -> None:
-    """Refuses a guide whose latent sites are not exactly the model's.
-
-    Raises:
-        ModelError: Names the sites that the guide lacks or has too many.
-    """
-    with isolated(problem.seeds.child("check")), pyro.validation_enabled(False):
-        nodes: Any = poutine.trace(problem.model.guide).get_trace(**problem.arrays).nodes  # type: ignore[attr-defined]
-    parameters = {n for n, s in nodes.items() if s["type"] == "param"} | set(problem.density.own_parameters)
-    absent = sorted(set(problem.model.parameters) - parameters)
-    if absent:
-        raise ModelError(f"{problem.model.name!r} declares the parameter {absent[0]!r}, which neither program nor guide has.")
-    has = {n for n, s in nodes.items() if s["type"] == "sample" and not poutine.util.site_is_subsample(s)}
-    has = {n for n in has if not nodes[n]["infer"].get("is_auxiliary")}
-    needs = {s.name for s in problem.density.sites}
-    if has != needs:
-        lacks, extra = ", ".join(sorted(needs - has)), ", ".join(sorted(has - needs))
-        raise ModelError(
-            f"the guide of {problem.model.name!r} "
-            + " and ".join(
-                filter(None, [f"lacks the site {lacks}" if lacks else "", f"has the extra site {extra}" if extra else ""])
-            )
-            + f"; the model's latent sites are {', '.join(sorted(needs))}."
-        )
-
-
-def _over_symmetry(
-    problem: Problem,
-    log_q: LogDensity,
-    draws: dict[str, np.ndarray],
-    u: np.ndarray,
-    own: np.ndarray,
-    center: Mapping[str, np.ndarray],
-) -> np.ndarray | None:
-    """log q on the unconstrained scale, averaged over the model's symmetry; None where the average cannot be computed.
-
-    Args:
-        problem: The problem.
-        log_q: log q on the constrained scale, of sites with one leading axis.
-        draws: Draws of the sites, `(draw, *site)`.
-        u: The same on the unconstrained scale.
-        own: log q of the draws as it is.
-        center: Where q sits.
-    """
-    density, model = problem.density, problem.model
-    dims = {name: tuple(model.dims[name]) for name in draws}
-    # Sites with one axis of the symmetry's say which element an orbit is best looked at from; transitions have two.
-    acted = [name for name in draws if [dim.removeprefix(NEXT) for dim in dims[name]].count(model.symmetry.dim) == 1]
-    if not acted or model.symmetry.is_trivial():
-        return own
-    jacobian = over_draws(lambda v: density.log_jacobian(v["u"]), {"u": u}, block=4096)
-    on = max(acted, key=lambda name: draws[name][0].size)
-    rng = problem.seeds.child("average").numpy()
-    try:
-        return log_average(compact(model.symmetry), log_q, draws, dims, on=on, center=center, rng=rng) + jacobian
-    except InferenceError:  # q is singular along the orbit; the draws are not to be lost for it
-        return None
-
-
-def _guide_averaged(problem: Problem, guide: Callable[..., Any], drawn: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """log q of draws of a Pyro guide, averaged over the model's symmetry; None where parameters share the symmetry, or the
-    guide has draws that are no sites, or the average would take too long."""
-    density = problem.density
-    if problem.model.parameters or drawn["u"].size * LEAST_ELEMENTS > MOST_AVERAGED:
-        return None
-    nodes: Any = poutine.trace(guide).get_trace(**density.arrays).nodes
-    names = [site.name for site in density.sites]
-    if {name for name, site in nodes.items() if _is_drawn(site)} != set(names):
-        return None
-
-    def one(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        at: Any = poutine.trace(poutine.condition(guide, data=dict(values))).get_trace(**density.arrays).nodes
-        return torch.stack([at[name]["fn"].log_prob(values[name]).sum() for name in names]).sum()
-
-    def log_q(sites: dict[str, np.ndarray]) -> np.ndarray:
-        with torch.no_grad():
-            return np.asarray(over_draws(one, sites, block=4096))
-
-    sites = {name: array[0] for name, array in constrain_draws(density, drawn["u"][None]).items()}
-    best = int(np.argmax(drawn["log_q"]))
-    return _over_symmetry(problem, log_q, sites, drawn["u"], drawn["log_q"], {name: a[best] for name, a in sites.items()})
-
-
-def _guide_draws(density: Density, guide: Callable[..., Any], n_draws: int) -> dict[str, np.ndarray]:
-    """Draws from a Pyro guide with lp and log q on the unconstrained scale."""
-    rows, log_q, lp = [], [], []
-    with torch.no_grad():
-        for _ in range(n_draws):
-            nodes: Any = poutine.trace(guide).get_trace(**density.arrays).nodes
-            values = {site.name: nodes[site.name]["value"] for site in density.sites}
-            u = density.unconstrain(values)
-            jacobian = density.log_jacobian(u)
-            rows.append(u)
-            total = sum(nodes[s.name]["fn"].log_prob(nodes[s.name]["value"]).sum() for s in density.sites)
-            log_q.append(total + jacobian)
-            lp.append(density.log_joint(values) + jacobian)
-    return {
-        "u": torch.stack(rows).numpy(),
-        "lp": torch.stack(lp).numpy(),
-        "log_q": torch.stack(log_q).numpy(),
-    }

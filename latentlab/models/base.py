@@ -16,8 +16,8 @@ from pyro import poutine
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.notes import on_outliers
-from latentlab.errors import DataError, ModelError
-from latentlab.symmetry.group import NEXT, Group
+from latentlab.errors import DataError
+from latentlab.symmetry.group import Group
 from latentlab.symmetry.groups import Identity
 from latentlab.symmetry.labels import renamed
 
@@ -26,7 +26,6 @@ Arrays = Mapping[str, Any]
 
 A model with an argument `labels` gets the units' labels too, as `(unit, label)` of zeros and a one.
 """
-
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -255,55 +254,6 @@ class LatentModel(ABC):
     def imputes(self) -> bool:
         """Whether the model says what missing entries were."""
         return type(self).imputation is not LatentModel.imputation
-
-
-def check_declaration(model: LatentModel) -> None:
-    """Refuses a model whose attributes are missing, of another type, or at odds with each other.
-
-    Raises:
-        ModelError: Names the attribute, what it must be, and its value.
-    """
-    for attribute, kind, what in (
-        ("dims", Mapping, 'a dict of site and dims, such as {"z": ("unit", "latent")}'),
-        ("positions", tuple | list, 'a tuple of `Position`s, such as (Position("z"),)'),
-        ("symmetry", Group, "a group, such as Identity()"),
-        ("methods", tuple | list, 'a tuple of names, such as ("nuts", "svi")'),
-    ):
-        value = getattr(model, attribute, None)
-        if not isinstance(value, kind):
-            raise ModelError(f"{model.name!r}: `{attribute}` must be {what}; got {'nothing' if value is None else repr(value)}.")
-    for site, dims in model.dims.items():
-        if not isinstance(dims, tuple | list) or not all(isinstance(dim, str) for dim in dims):
-            raise ModelError(f"{model.name!r}: the dims of {site!r} must be a tuple of names, such as ('unit',); got {dims!r}.")
-    group = model.exchanges
-    if not model.positions or not all(isinstance(position, Position) for position in model.positions):
-        raise ModelError(f"{model.name!r}: `positions` must hold `Position`s, at least one; got {model.positions!r}.")
-    for position in model.positions:
-        if position.site not in model.dims:
-            sites = ", ".join(model.dims)
-            raise ModelError(f"the position of {model.name!r}, {position.site!r}, is not among its dims: {sites}.")
-    kinds = [next(iter(model.dims[position.site]), "") for position in model.positions]
-    if len(set(kinds)) < len(kinds):
-        raise ModelError(
-            f"{model.name!r} has two positions of one kind of units: {', '.join(kinds)}; each needs a kind of its own."
-        )
-    position = model.position
-    if group.is_trivial():
-        return
-    other = next((kind for kind in kinds if kind and kind not in group.units), None)
-    if other is not None:
-        text = ", ".join(map(repr, kinds)) + ("," if len(kinds) == 1 else "")
-        raise ModelError(
-            f"{model.name!r}: its symmetry must know the kinds of units that have positions; declare "
-            f"{type(group).__name__}({group.dim!r}, units=({text}))."
-        )
-    along = [site for site, dims in model.dims.items() if group.dim in [str(dim).removeprefix(NEXT) for dim in dims]]
-    if not along or (position.kind != "discrete" and position.site not in along):
-        lacks = f"the position {position.site!r} has not" if along else "no site has"
-        raise ModelError(
-            f"{model.name!r}: {type(group).__name__}({group.dim!r}) acts on the dim {group.dim!r}, which {lacks}; "
-            "name another dim, or declare Identity()."
-        )
 
 
 def outliers(dataset: Dataset) -> list[Caution]:

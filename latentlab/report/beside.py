@@ -19,9 +19,12 @@ from scipy.stats import chi2
 
 from latentlab.report.figure import COLORS, MARKERS, Classes
 from latentlab.report.items import Brush, Section, Text, shown
-from latentlab.report.labels import Parts, known_as, plane
+from latentlab.report.labels import plane
+from latentlab.report.pairs import known_as
+from latentlab.report.parts import Parts
 from latentlab.report.positions import LEVEL
-from latentlab.report.source import Row, Source, matched
+from latentlab.report.rows import Row, matched
+from latentlab.report.source import Source
 
 DIGITS = 4
 """Of coordinates: a pixel in a thousand."""

@@ -6,8 +6,9 @@ import numpy as np
 
 from latentlab.compare.agreement import adjusted_rand
 from latentlab.report.items import Item, Table, listed
-from latentlab.report.labels import Parts
-from latentlab.report.source import Row, Source, matched
+from latentlab.report.parts import Parts
+from latentlab.report.rows import Row, matched
+from latentlab.report.source import Source
 
 MOST_CLUSTERS = 20
 """Columns of a table; of more clusters the largest are shown."""

@@ -5,24 +5,17 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
 from latentlab.errors import InferenceError, ModelError
 from latentlab.report.asked import method_name
-from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, RED, drawn, log_axis, style, svg
-from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
+from latentlab.report.chains import chain_items
+from latentlab.report.figure import BLUE, GREY, HEAVY, RED, drawn
+from latentlab.report.items import Item, Section, Table, Text, count, listed, shown
+from latentlab.report.optimization import LEVELS, level_name, optimization_items
 from latentlab.report.source import POINT, Source
-from latentlab.results.arviz import installed_arviz, to_arviz
-from latentlab.results.convergence import rhat
 from latentlab.results.loo import loo
 from latentlab.results.modes import chain_modes, restart_modes
-from latentlab.results.quantities import Labels, entries, identified, labels_of
-from latentlab.results.tree import build
 
-SHOWN = 4
-"""Invariants whose chains are drawn."""
-MOST_POINTS = 2000
-"""Steps of a curve that are drawn."""
 NEAR = 0.06
 """Units so near to each other, as a share of all, have their names on different sides."""
 
@@ -42,12 +35,12 @@ def section(source: Source) -> Section:
     items += _modes(source)
     if source.kind == "mcmc":
         try:
-            items += _chains(source)
+            items += chain_items(source)
         except OverflowError:  # ArviZ's density of numbers that are hardly above 0
             items.append(
                 Text(("The chains are not drawn: some of their values are too small for an estimate of their density.",))
             )
-    items += _optimization(source)
+    items += optimization_items(source)
     items += _loo(source)
     return Section("inference", "Did inference work?", tuple(items))
 
@@ -93,9 +86,6 @@ def _caveats(source: Source) -> list[Item]:
     return []
 
 
-# -- modes
-
-
 def modes(source: Source) -> pd.DataFrame | None:
     """The modes that chains or restarts sit in; None with a single one, or without the model."""
     if source.model is None:
@@ -117,7 +107,7 @@ def _modes(source: Source) -> list[Item]:
         return []
     what = "chain" if source.kind == "mcmc" else "restart"
     n = int(table["n"].sum())
-    level = "mean log density" if what == "chain" else LEVELS.get(_level(source), "level")
+    level = "mean log density" if what == "chain" else LEVELS.get(level_name(source), "level")
     if len(table) == 1:
         lines, kind = f"The {n} {what}s found the same mode.", "plain"
     elif what == "chain":
@@ -150,208 +140,6 @@ def _modes(source: Source) -> list[Item]:
         else "; a share is that of a mode's basin, not its mass"
     )
     return [Text((lines,), kind), Table.of("modes", caption, records, folded=len(table) == 1, digits=4)]
-
-
-LEVELS = {"elbo": "ELBO", "log_joint": "log density", "maxima": "log likelihood"}
-"""What of the optimisation says how good a restart is."""
-
-
-def _level(source: Source) -> str:
-    found = source.group("optimization")
-    return next((name for name in LEVELS if found is not None and name in found), "")
-
-
-# -- chains
-
-MANY_CHAINS = 8
-"""Above so many chains a legend has no line for each."""
-
-
-def invariants(source: Source) -> dict[str, np.ndarray]:
-    """What chains can be compared by, `(chain, draw, ...)` by name; the sites without a group where the model is not known."""
-    model = source.model
-    if model is None:
-        return {}
-    values = {str(n): a.values for n, a in source.tree["posterior"].data_vars.items() if n in model.dims}
-    return identified(values, {n: tuple(model.dims[n]) for n in values}, model.exchanges, source.site)
-
-
-def row_labels(source: Source) -> Labels:
-    """What the rows of the model's sites are called."""
-    return {} if source.model is None else labels_of(source.tree, source.model.dims, source.model.exchanges)
-
-
-def _drawn_series(source: Source) -> dict[str, np.ndarray]:
-    """Log density, and of a few invariants the entry that mixes worst."""
-    stats = source.group("sample_stats")
-    series = {} if stats is None or "lp" not in stats else {"log density": stats["lp"].values}
-    found = {}
-    for quantity, array in invariants(source).items():
-        names, flat = entries({quantity: array}, row_labels(source), source.tree["posterior"].sizes)
-        if names:
-            mixing = np.nan_to_num(rhat(flat))
-            worst = int(np.argmax(mixing))
-            found[names[worst]] = (float(mixing[worst]), flat[..., worst])
-    for name in sorted(found, key=lambda n: -found[n][0])[:SHOWN]:
-        series[name] = found[name][1]
-    return series
-
-
-def _chains(source: Source) -> list[Item]:
-    series = _drawn_series(source)
-    if not series:
-        return [Text(("There is nothing here whose chains could be drawn.",))]
-    what = listed(list(series), most=9)
-    n = source.tree["posterior"].sizes["chain"]
-    n_superchains = int(source.tree.attrs.get("n_superchains", 1))
-    grouped = 1 < n_superchains < n
-    n_shown = n_superchains if grouped else n
-    first = f"of the first chain of each of {n_superchains} superchains" if grouped else "of each chain"
-    by = f"superchain, each with {n // n_superchains} of the {n} chains" if grouped else "chain"
-    items: list[Item] = [
-        arviz_figure(
-            *("trace", "plot_trace", _tree({name: x[:: n // n_shown] for name, x in series.items()})),
-            caption=f"Draws {first} in order, for {what} (of each invariant the entry with the largest R-hat). Chains that "
-            "have found the same distribution lie over each other and show no trend.",
-            alt=f"Trace plots of {n_shown} chains for {what}.",
-        ),
-        arviz_figure(
-            *("rank", "plot_rank", _tree({name: x.reshape(n_shown, -1) for name, x in series.items()})),
-            caption=f"Ranks of the draws by {by}. Sound chains have even ranks: level bars, or curves inside their envelope.",
-            alt=f"Rank plots of {n_shown} {'superchains' if grouped else 'chains'} for {what}.",
-        ),
-    ]
-    stats = source.group("sample_stats")
-    if stats is not None and "energy" in stats:
-        items.append(
-            arviz_figure(
-                *("energy", "plot_energy", source.tree),
-                caption="Energy of the Hamiltonian and its change from draw to draw. Where the change is much narrower than the energy "
-                "itself, the tails are explored slowly (E-BFMI below 0.3).",
-                alt="Distributions of the sampler's energy and of its transitions.",
-                most=3.2,
-            )
-        )
-    return items
-
-
-def _tree(series: Mapping[str, np.ndarray]) -> xr.DataTree:
-    """A tree of scalar quantities `(chain, draw)` by name."""
-    names = {f"q{i}": name for i, name in enumerate(series)}
-    tree = build({"posterior": {k: series[v] for k, v in names.items()}}, dims={k: () for k in names})
-    tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset().rename({k: _variable(v) for k, v in names.items()}))
-    return tree
-
-
-def _variable(name: str) -> str:
-    """A name that a variable of a tree can have: no dim's, and no path."""
-    return "dim " + name if name in ("chain", "draw") else name.replace("/", "\u2215")
-
-
-def _without_long_legend(axes: Any) -> None:
-    """Leaves a line for each of many chains out of a legend; the smallest E-BFMI is in the table of checks."""
-    handles, names = axes.get_legend_handles_labels()
-    kept = [(handle, name) for handle, name in zip(handles, names, strict=True) if not name.startswith("chain ")]
-    if axes.get_legend() is not None and len(names) - len(kept) > MANY_CHAINS:
-        axes.legend(*zip(*kept, strict=True))
-
-
-def arviz_figure(name: str, function: str, tree: xr.DataTree, *, caption: str, alt: str, most: float = 9.0) -> Figure:
-    """A drawing by ArviZ's function of that name, in whichever line of ArviZ is installed, at most so many inches high."""
-    from matplotlib import pyplot
-
-    before = pyplot.get_fignums()
-    with style(), pyplot.ioff():
-        try:
-            made: Any = getattr(installed_arviz(), function)(to_arviz(tree))
-            canvas = made.viz["figure"].item() if hasattr(made, "viz") else np.ravel(made)[0].figure
-            width, height = canvas.get_size_inches()
-            canvas.set_size_inches(10, min(most, max(2.5, 10 * height / width)))
-            if canvas.get_layout_engine() is None:
-                canvas.set_layout_engine("constrained")
-            for axes in canvas.axes:
-                _without_long_legend(axes)
-                for mark in (*axes.lines, *axes.collections):
-                    mark.set_rasterized(_heavy(mark))
-            return Figure(name, caption, alt, svg(canvas, name, alt))
-        finally:
-            for number in set(pyplot.get_fignums()) - set(before):
-                pyplot.close(number)
-
-
-def _heavy(mark: Any) -> bool:
-    return len(mark.get_xdata() if hasattr(mark, "get_xdata") else mark.get_offsets()) > HEAVY // 2
-
-
-# -- optimisation
-
-
-def _optimization(source: Source) -> list[Item]:
-    found = source.group("optimization")
-    if found is None:
-        return []
-    if "loss" in found:
-        return [_elbo(-found["loss"].values)]
-    if "log_likelihood" in found and found["log_likelihood"].size > 1:
-        return [_climb(found["log_likelihood"].values)]
-    restarts = found.get("log_joint")
-    if restarts is not None and restarts.size > 1:
-        best = float(restarts.max())
-        same = int((restarts > best - 0.1).sum())
-        return [
-            Text((f"{same} of {count(restarts.size, 'start')} ended within 0.1 nats of the best log density, {shown(best)}.",))
-        ]
-    return []
-
-
-def _elbo(elbo: np.ndarray) -> Figure:
-    n_steps = elbo.shape[1]
-    keep = np.unique(np.linspace(0, n_steps - 1, min(n_steps, MOST_POINTS)).astype(int))
-
-    def draw(canvas: Any) -> None:
-        whole, end = canvas.subplots(1, 2)
-        for axes, first in ((whole, 0), (end, n_steps - max(2, n_steps // 4))):
-            for i, curve in enumerate(elbo):
-                steps = keep[keep >= first]
-                axes.plot(steps, curve[steps], color=COLORS[i % len(COLORS)], lw=0.8, alpha=0.5, rasterized=len(steps) > HEAVY)
-                if len(steps) > 50:
-                    window = max(1, n_steps // 60)
-                    smooth = np.convolve(curve, np.ones(window) / window, mode="valid")[max(0, first - window // 2) :]
-                    x = np.arange(len(smooth)) + first + window // 2
-                    axes.plot(x, smooth, color=COLORS[i % len(COLORS)], lw=1.8, label=f"restart {i}")
-            axes.set_xlabel("step")
-            axes.ticklabel_format(style="plain", useOffset=False)
-            axes.grid(axis="y")
-        low = np.quantile(elbo[:, n_steps // 20 :], 0.02)
-        whole.set_ylim(low - 0.1 * (elbo.max() - low), elbo.max() + 0.05 * (elbo.max() - low))
-        whole.set_ylabel("ELBO, nats")
-        whole.set_title("whole course")
-        end.set_title("last quarter")
-        if len(elbo) > 1:
-            whole.legend()
-
-    caption = (
-        "Evidence lower bound by step, noisy values pale and their running mean drawn over them; the first steps may lie below "
-        "the frame. It should have stopped rising."
-    )
-    return drawn("elbo", caption, f"Curve of the ELBO over {n_steps} steps.", (10, 3.0), draw)
-
-
-def _climb(values: np.ndarray) -> Figure:
-    def draw(canvas: Any) -> None:
-        axes = canvas.subplots()
-        gap = np.maximum(values[-1] - values[:-1], 1e-16)
-        axes.semilogy(np.arange(len(gap)), gap, color=BLUE, lw=1.8)
-        axes.set_xlabel("step")
-        log_axis(axes.yaxis)
-        axes.set_ylabel("nats below the end")
-        axes.grid(axis="y")
-
-    caption = f"Log likelihood that was still to be gained at each step; it ended at {shown(float(values[-1]))}."
-    return drawn("climb", caption, f"Convergence of the likelihood over {len(values)} steps.", (10, 2.6), draw)
-
-
-# -- leave-one-out
 
 
 def _loo(source: Source) -> list[Item]:

@@ -1,26 +1,20 @@
 """Section 3: where the positions are, how sure that is, and whether the model fits what it was shown."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from matplotlib.ticker import MaxNLocator
 from scipy.stats import chi2
 
 from latentlab.errors import ModelError
-from latentlab.models.base import LatentModel
 from latentlab.report import autoencoder, labels, series
-from latentlab.report.figure import BLUE, COLORS, GREY, HEAVY, INK, RED, Classes, drawn, feature, panels
-from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
+from latentlab.report.figure import COLORS, GREY, HEAVY, Classes, drawn, feature, panels
+from latentlab.report.imputed import imputed_items
+from latentlab.report.items import Figure, Item, Section, Table, Text, count, shown
+from latentlab.report.parts import Parts
+from latentlab.report.predictive import predictive_items
 from latentlab.report.source import POINT, Source
-from latentlab.results.assemble import thinned
 from latentlab.results.diagnostics import sensitivity
-from latentlab.results.new_points import impute
 from latentlab.results.sensitivity import SENSITIVE
-from latentlab.results.tree import arrays
-from latentlab.seeds import Seeds
 
 LEVEL = 0.8
 """Of the credible ellipses."""
@@ -28,10 +22,6 @@ MOST_AXES = 4
 MOST_ELLIPSES = 200
 MOST_LOADINGS = 30
 MOST_SENSITIVE = 10
-FEW = 4
-"""Features that each have a tick of their own."""
-N_IMPUTED = 400
-"""Draws by which missing entries are filled in."""
 
 
 def section(source: Source) -> Section:
@@ -39,7 +29,7 @@ def section(source: Source) -> Section:
     title = "Where are the positions?"
     items: list[Item] = []
     if source.is_discrete:
-        parts = labels.Parts(source)
+        parts = Parts(source)
         title = labels.section_title(source)
         items += [*labels.overview(source, parts), *series.course_of_states(source, parts), *labels.components(source, parts)]
         items += [*series.transitions(source, parts), *labels.who_is_with_whom(source, parts)]
@@ -48,7 +38,7 @@ def section(source: Source) -> Section:
         items += [Text((_sentence(source),)), *series.course_of_positions(source), _positions(source, classes), _table(source)]
         items += [*_loadings(source), *autoencoder.parts(source)]
     if source.unit == source.kinds[0]:  # what is about the points, not about one kind of units
-        items += [*_predictive(source), *_sensitivity(source), *_held_out(source), *_imputed(source)]
+        items += [*predictive_items(source), *_sensitivity(source), *_held_out(source), *imputed_items(source)]
     return Section("positions", title, tuple(items))
 
 
@@ -68,9 +58,6 @@ def _sentence(source: Source) -> str:
         f"{count(n, source.unit)} have positions in {count(q, 'dimension')}. Their posterior means are {shown(between)} apart (standard "
         f"deviation between {source.unit}s), and each is known to {shown(within)} (posterior standard deviation).{turned}"
     )
-
-
-# -- positions
 
 
 def _positions(source: Source, classes: Classes) -> Figure:
@@ -190,9 +177,6 @@ def _table(source: Source) -> Table:
     return Table.of("positions", caption, records, folded=True)
 
 
-# -- loadings
-
-
 def _loadings(source: Source) -> list[Item]:
     sites = source.tree["latents"].data_vars
     found = next((a for n, a in sites.items() if n != source.site and a.dims[2:] == ("feature", "latent")), None)
@@ -228,171 +212,6 @@ def _ends(mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[tuple[str
     return [("mean", mean), ("q05", low), ("q95", high)]
 
 
-# -- posterior predictive check
-
-
-@dataclass(frozen=True)
-class Statistic:
-    """A statistic of data sets: the function of an observed or replicated array, and what its entries are called."""
-
-    function: Callable[[np.ndarray], np.ndarray]
-    noun: str
-    names: Sequence[str]
-
-
-def _statistics(source: Source) -> dict[str, Statistic]:
-    """The statistics of the predictive check: of each feature of a table, or of all points and those of each unit."""
-    x = source.observed.values
-    if not source.is_table:
-        return _statistics_of_points(source)
-    features = [feature(name) for name in source.features]
-    pairs = [f"{features[i]} and {features[j]}" for i, j in zip(*np.triu_indices(x.shape[1], 1), strict=True)]
-    found = {
-        "mean": Statistic(lambda a: np.nanmean(a, axis=-2), "feature", features),
-        "standard deviation": Statistic(lambda a: np.nanstd(a, axis=-2), "feature", features),
-        "largest value": Statistic(lambda a: np.nanmax(a, axis=-2), "feature", features),
-    }
-    if x.shape[1] > 1:
-        found["correlation"] = Statistic(_correlations, "pair", pairs)
-    sequences = source.sequences
-    if sequences is not None and len(sequences) < len(x):
-        found["autocorrelation"] = Statistic(lambda a: autocorrelation(a, sequences), "feature", features)
-    return found
-
-
-def _statistics_of_points(source: Source) -> dict[str, Statistic]:
-    whole = [f"all {source.points}s"]
-    found = {
-        "mean": Statistic(lambda a: np.array([a.mean()]), "data set", whole),
-        "standard deviation": Statistic(lambda a: np.array([a.std()]), "data set", whole),
-    }
-    for kind in dict.fromkeys(source.index.values()):
-        ends = [source.observed[name].values.astype(str) for name, of in source.index.items() if of == kind]
-        names, codes = np.unique(np.concatenate(ends), return_inverse=True)
-        counts = np.bincount(codes)
-
-        def means(a: np.ndarray, codes: np.ndarray = codes, counts: np.ndarray = counts, n: int = len(ends)) -> np.ndarray:
-            return np.bincount(codes, weights=np.tile(a, n)) / counts
-
-        found[f"mean by {kind}"] = Statistic(means, kind, names.tolist())
-    return found
-
-
-def _predictive(source: Source) -> list[Item]:
-    group = source.group("posterior_predictive")
-    name = str(source.observed.name)
-    if group is None or name not in group or not (source.is_table or (source.index and source.observed.ndim == 1)):
-        why = "no predictive draws were kept" if group is None else "the data are no table of numbers"
-        return [Text((f"There is no posterior predictive check: {why}.",))]
-    x = source.observed.values
-    replicated = group[name].values.reshape(-1, *x.shape)
-    replicated = np.where(np.isnan(x), np.nan, replicated)
-    statistics = _statistics(source)
-    found = {k: (s.function(x), np.stack([s.function(one) for one in replicated])) for k, s in statistics.items()}
-    n = len(replicated)
-    rows = []
-    for key, (seen, again) in found.items():
-        p = tail(seen, again)
-        worst = int(np.nanargmin(p)) if np.isfinite(p).any() else 0
-        rows.append(
-            {
-                "statistic": f"{key} of each {statistics[key].noun}" if source.is_table else key,
-                "how many": len(p),
-                "outside 95 %": float(np.mean(p <= 0.05)),
-                "farthest off": statistics[key].names[worst],
-                "observed": float(seen[worst]),
-                "replicated": float(again[:, worst].mean()),
-                "tail p": float(p[worst]),
-            }
-        )
-    of = "features (or pairs)" if source.is_table else "units"
-    caption = (
-        f"Posterior predictive check: {n} data sets drawn from the fitted model, held against the data. “Outside 95 %” is the share "
-        f"of {of} that the model misses, 0.05 or less if it fits; a tail p is two-sided, and at least {2 / (n + 1):.2g}"
-    )
-    shown_of = {k: v for k, v in found.items() if source.is_table or len(v[0]) > 1}
-    nouns = {k: statistics[k].noun for k in shown_of}
-    return [_predictive_figure(shown_of, nouns), Table.of("predictive", caption, rows)]
-
-
-def tail(seen: np.ndarray, again: np.ndarray) -> np.ndarray:
-    r"""Two-sided tail p of each observed statistic among its replicates.
-
-    $$ p = \min\{1, 2 \min(r, R + 2 - r') / (R + 1)\} $$ with the ranks counted so that equal values favour neither side; NaN where
-    there is nothing observed to compare.
-
-    Args:
-        seen: Observed, `(n,)`.
-        again: Replicated, `(replicate, n)`.
-
-    Example:
-        >>> tail(np.array([0.0, 5.0]), np.arange(9.0)[:, None] + [1.0, 0.0]).tolist()
-        [0.2, 1.0]
-    """
-    above, below = (again >= seen).sum(axis=0), (again <= seen).sum(axis=0)
-    p = np.minimum(1.0, 2 * (1 + np.minimum(above, below)) / (1 + len(again)))
-    return np.where(np.isnan(seen), np.nan, p)
-
-
-def autocorrelation(x: np.ndarray, sequences: Sequence[np.ndarray]) -> np.ndarray:
-    """Correlation of each column with itself a step later, `(feature,)`, over pairs of steps of one sequence both of which are there.
-
-    Example:
-        >>> autocorrelation(np.array([[1.0], [2.0], [3.0], [9.0], [1.0]]), [np.arange(3), np.arange(3, 5)]).round(3).tolist()
-        [-0.803]
-    """
-    before = np.concatenate([of[:-1] for of in sequences])
-    found = np.full(x.shape[1], np.nan)
-    for d in range(x.shape[1]):
-        pair = np.column_stack([x[before, d], x[before + 1, d]])
-        pair = pair[~np.isnan(pair).any(axis=1)]
-        if len(pair) > 1 and (np.ptp(pair, axis=0) > 0).all():
-            found[d] = np.corrcoef(pair, rowvar=False)[0, 1]
-    return found
-
-
-def _correlations(x: np.ndarray) -> np.ndarray:
-    upper = np.triu_indices(x.shape[1], 1)
-    if not np.isnan(x).any():
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.corrcoef(x, rowvar=False)[upper]
-    return pd.DataFrame(x).corr().to_numpy()[upper]
-
-
-def _predictive_figure(found: dict[str, tuple[np.ndarray, np.ndarray]], nouns: dict[str, str]) -> Figure:
-    def draw(canvas: Any) -> None:
-        for axes, (name, (seen, again)) in zip(panels(canvas, len(found), 5), found.items(), strict=True):
-            low, middle, high = np.quantile(again - seen, (0.025, 0.5, 0.975), axis=0)
-            out = (low > 0) | (high < 0)
-            rank = np.argsort(np.argsort(middle, kind="stable"), kind="stable")
-            axes.axhline(0, color=INK, lw=0.8)
-            for chosen, color, marker in ((~out, BLUE, "o"), (out, RED, "X")):
-                heavy = len(seen) > HEAVY
-                axes.vlines(rank[chosen], low[chosen], high[chosen], color=color, lw=0.8, alpha=0.5, rasterized=heavy)
-                axes.scatter(rank[chosen], middle[chosen], s=12, color=color, marker=marker, lw=0, rasterized=heavy)
-            axes.set_title(name)
-            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            axes.set_xlim(-0.05 * len(seen) - 0.5, 1.05 * len(seen) - 0.5)
-            if len(seen) <= FEW:
-                axes.set_xticks(np.arange(len(seen)))
-            axes.set_xlabel(f"{nouns[name]}s, in order")
-        canvas.axes[0].set_ylabel("replicated less observed")
-
-    of = "feature (or pair)" if {*nouns.values()} <= {"feature", "pair"} else " and ".join(dict.fromkeys(nouns.values()))
-    caption = (
-        f"Posterior predictive check: a statistic of each {of} in data sets that the fitted model makes, less the same "
-        "in the data; median and 95 % interval. Above 0 the model makes too much of it. Crosses mark those whose interval misses 0."
-    )
-    if "autocorrelation" in found:
-        caption += " Autocorrelation is that with the next step of the sequence."
-    return drawn(
-        "predictive", caption, f"Replicated less observed {listed(list(found))}, by {of.partition(' (')[0]}.", (10, 2.9), draw
-    )
-
-
-# -- prior, held-out units
-
-
 def _sensitivity(source: Source) -> list[Item]:
     if source.kind == POINT or source.model is None or source.group("log_prior") is None:
         return []
@@ -424,85 +243,3 @@ def _held_out(source: Source) -> list[Item]:
         f"{noun}; larger is better."
     )
     return [Text((text,))]
-
-
-# -- missing entries
-
-
-def _imputed(source: Source) -> list[Item]:
-    if not source.is_table or not np.isnan(source.observed.values).any():
-        return []
-    if source.model is None or not source.model.imputes():
-        return [Text(("Missing entries were integrated over; this model does not say what they were.",))]
-    where = np.argwhere(np.isnan(source.observed.values))
-    draws = imputations(source, source.model, where)
-    mean, sd = draws.mean(axis=0), draws.std(axis=0)
-    low, high = np.quantile(draws, (0.05, 0.95), axis=0)
-    truth = _hidden(source, where)
-    order = np.argsort(-sd, kind="stable")
-    records = []
-    for i in order[:50] if len(order) > 300 else range(len(order)):
-        u, f = where[i]
-        record = {"unit": source.units[u], "feature": source.features[f], "mean": mean[i], "q05": low[i], "q95": high[i]}
-        records.append(record | ({} if truth is None else {"hidden truth": truth[i]}))
-    some = "Missing entries as the model fills them in" + (", the 50 least sure" if len(order) > 300 else "")
-    scale = "in standardised values" if source.config["dataset"].get("standardize") else "in the data's own values"
-    naive = np.nanmean(source.observed.values, axis=0)[where[:, 1]]
-    items: list[Item] = [_imputed_words(truth, naive, mean, low, high)]
-    if truth is not None and np.isfinite(truth).any():
-        items.append(_imputed_figure(mean, low, high, truth, scale))
-    return [*items, Table.of("imputed", f"{some}, {scale}", records, folded=True)]
-
-
-def imputations(source: Source, model: LatentModel, where: np.ndarray) -> np.ndarray:
-    """Draws of missing entries `(draw, entry)`, in the scale of the fit."""
-    sites = {str(name): array.values for name, array in source.tree["posterior"].data_vars.items()}
-    seeds = Seeds(int(source.config.get("seed", 0))).child("imputations")
-    parameters = arrays(source.tree, "parameters")
-    return impute(model, source.given, thinned(sites, N_IMPUTED), seeds, where, parameters).reshape(-1, len(where))
-
-
-def _hidden(source: Source, where: np.ndarray) -> np.ndarray | None:
-    """The hidden values in the fit's scale; None where nobody knows them."""
-    if source.raw is None or source.raw.observed not in source.raw.truth:
-        return None
-    params = source.run.params
-    truth = source.raw.truth[source.raw.observed]
-    index = pd.Index(source.raw.features.astype(str)).get_indexer(source.features)
-    truth = truth[:, index]
-    if "transform.loc" in params:
-        truth = (truth - params["transform.loc"]) / params["transform.scale"]
-    return np.asarray(truth[tuple(where.T)])
-
-
-def _imputed_words(truth: np.ndarray | None, naive: np.ndarray, mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> Text:
-    said = f"{count(len(mean), 'entry was', 'entries were')} missing; the model integrates over them, and says what may have stood there."
-    if truth is None:
-        return Text((said,))
-    known = np.isfinite(truth)
-    inside = float(((truth >= low) & (truth <= high))[known].mean())
-    error, of_naive = (float(np.sqrt(((truth - guess)[known] ** 2).mean())) for guess in (mean, naive))
-    return Text(
-        (
-            f"{said} They were hidden on purpose: {inside:.0%} of the true values lie in their 90 % intervals, and the root mean square "
-            f"error of the posterior mean is {shown(error)} (of the column's mean: {shown(of_naive)}).",
-        )
-    )
-
-
-def _imputed_figure(mean: np.ndarray, low: np.ndarray, high: np.ndarray, truth: np.ndarray, scale: str) -> Figure:
-    def draw(canvas: Any) -> None:
-        axes = canvas.subplots()
-        out = (truth < low) | (truth > high)
-        ends = [np.nanmin([low, truth]), np.nanmax([high, truth])]
-        axes.plot(ends, ends, color=GREY, lw=1)
-        for chosen, color, marker in ((~out, BLUE, "o"), (out, RED, "X")):
-            heavy = len(truth) > HEAVY
-            axes.vlines(truth[chosen], low[chosen], high[chosen], color=color, lw=0.6, alpha=0.35, rasterized=heavy)
-            axes.scatter(truth[chosen], mean[chosen], s=10, color=color, marker=marker, lw=0, rasterized=heavy)
-        axes.set_xlabel(f"hidden truth, {scale}", color=INK)
-        axes.set_ylabel("imputed")
-        axes.grid()
-
-    caption = "Missing entries: posterior mean and 90 % interval against what was hidden; crosses are missed by their interval."
-    return drawn("imputed", caption, f"Scatter of {len(truth)} imputed values against the truth.", (10, 4.0), draw)

@@ -9,23 +9,13 @@ from matplotlib.lines import Line2D
 from latentlab.registry import METRICS
 from latentlab.report import contingency
 from latentlab.report.docs import docs
-from latentlab.report.figure import BAND, BLUE, EDGE, GREY, INK, ORANGE, PURPLE, drawn, log_axis, panels, shortened
+from latentlab.report.figure import BAND, BLUE, EDGE, GREY, INK, ORANGE, drawn, log_axis, panels, shortened
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
+from latentlab.report.known_labels import HEIGHT, label_items
 from latentlab.report.source import Source
 
-LABEL_SCORES = {
-    "label_agreement": "label agreement of neighbours",
-    "downstream_accuracy": "accuracy of a nearest-neighbour classifier",
-}
-CLUSTER_SCORES = {
-    "label_adjusted_rand": "adjusted Rand index with the labels",
-    "label_matched_accuracy": "accuracy, clusters matched to the labels",
-}
-"""The same where the positions are labels."""
 LEAST_DELTA = 1e-3
 """The left end of a scale of deltas: a logarithmic one has no 0."""
-HEIGHT = 0.2
-"""Inches that a row of a plot takes."""
 WIDE = 50
 """A score whose values differ by more than this factor is drawn on a log scale."""
 NOTHING = "No embedding was compared: the config names none."
@@ -43,7 +33,7 @@ def section(source: Source) -> Section:
     items += [*_claims(source), *_scores(source), *in_part(str(source.comparison.attrs.get("notes", "")))]
     ties = [part for part in str(source.comparison.attrs.get("ties", "")).split("; ") if part.startswith("tie: ")]
     items += [Text(tuple(f"{part[5:6].upper()}{part[6:]}." for part in ties))] if ties else []
-    items += _labels(source)
+    items += label_items(source)
     return Section("scores", "How does each embedding compare?", tuple(items))
 
 
@@ -80,9 +70,6 @@ def _how_labels(source: Source) -> list[str]:
             f"probabilities of the labels below, but without a verdict."
         )
     return [" ".join(said)]
-
-
-# -- verdicts
 
 
 def _verdicts(source: Source) -> list[Item]:
@@ -233,9 +220,6 @@ def _claims(source: Source) -> list[Item]:
     return [Table.of("claims", f"What is claimed of these embeddings and {source.config['model']['name']}", records, folded=True)]
 
 
-# -- scores
-
-
 def _scores(source: Source) -> list[Item]:
     data = source.comparison
     table = source.scores
@@ -341,87 +325,3 @@ def _seeds(source: Source) -> list[Item]:
         "seeds in that over draws, the median over metrics"
     )
     return [Table.of("seeds", caption, records)]
-
-
-# -- labels
-
-
-def _labels(source: Source) -> list[Item]:
-    data, scored = source.comparison, _label_scores(source)
-    if not all(name in data for name in scored):
-        what = "known labels to hold the clusterings against" if source.is_discrete else "labels to hold the positions against"
-        return [Text((f"The units have no {what}.",))]
-    centre = _centre(source)
-    records = []
-    for name, title in scored.items():
-        of_draws = data[f"{name}_draws"].values.ravel()
-        q05, q95 = np.quantile(of_draws, (0.05, 0.95))
-        own = {"draws, median": float(np.median(of_draws)), "draws, q05": float(q05), "draws, q95": float(q95)}
-        mean = float(data[f"{name}_posterior_mean"])
-        for label, score in zip(data["embedding"].values, data[name].values, strict=True):
-            if np.isnan(score):
-                continue
-            told = {"score": title, "embedding": source.titles[str(label)], "of embedding": float(score), f"of {centre}": mean}
-            records.append(told | own)
-    chance = float(data["largest_class"])
-    said = (
-        "Does it matter for the labels, which neither the model nor the embeddings were shown? The largest class alone gives an accuracy "
-        f"of {shown(chance)}."
-    )
-    said += " Only clusterings are held against them." if source.is_discrete else " Folds of the classifier are the same for all."
-    what = "clustering" if source.is_discrete else "embedding"
-    caption = f"Scores by labels: of each {what}, the {centre}, and draws (90 % interval)"
-    return [Text((said,)), _label_figure(source), Table.of("labels", caption, records, folded=True)]
-
-
-def _label_figure(source: Source) -> Figure:
-    data, scored = source.comparison, _label_scores(source)
-    data = data.isel(embedding=np.flatnonzero(~np.isnan(data[next(iter(scored))].values)))
-    what = "clustering" if source.is_discrete else "embedding"
-    labels = [*(source.titles[str(label)] for label in data["embedding"].values), _centre(source), "posterior draws"]
-
-    def draw(canvas: Any) -> None:
-        y = np.arange(len(labels))[::-1]
-        chances = {"downstream_accuracy": float(data["largest_class"]), **_agreement_by_chance(source)}
-        chances |= {"label_adjusted_rand": 0.0, "label_matched_accuracy": float(data["largest_class"])}
-        for axes, (name, title) in zip(panels(canvas, 2, 2, sharey=True), scored.items(), strict=True):
-            values = [*data[name].values.tolist(), float(data[f"{name}_posterior_mean"])]
-            low, middle, high = np.quantile(data[f"{name}_draws"].values, (0.05, 0.5, 0.95))
-            axes.axvspan(low, high, facecolor=BAND, edgecolor=EDGE, lw=0.8)
-            axes.plot(values[:-1], y[: len(values) - 1], "o", color=ORANGE, ms=6)
-            axes.plot(values[-1], y[-2], "s", color=BLUE, ms=6)
-            axes.hlines(y[-1], low, high, color=BLUE, lw=2.5)
-            axes.plot(middle, y[-1], "D", color=BLUE, ms=5)
-            chance = chances.get(name)
-            if chance is not None:
-                axes.axvline(chance, color=PURPLE, ls="--", lw=1.2)
-                axes.annotate(
-                    "chance", (chance, 0), xycoords=("data", "axes fraction"), xytext=(3, 3), textcoords="offset points"
-                )
-            axes.set_title(title)
-            axes.set_xlabel("better →")
-            axes.set_yticks(y, [shortened(label) for label in labels])
-            axes.grid(axis="x")
-
-    chance = "an index of 0" if source.is_discrete else "units picked at random"
-    caption = (
-        f"Labels: each {what} (dots), the {_centre(source)} (square) and draws (diamond with 90 % interval, repeated as a band). "
-        f"The dashed lines are chance: {chance}, and always the largest class."
-    )
-    return drawn("labels", caption, "Dot plots of agreement with the labels.", (10, 1.1 + HEIGHT * len(labels)), draw)
-
-
-def _label_scores(source: Source) -> dict[str, str]:
-    return CLUSTER_SCORES if source.is_discrete else LABEL_SCORES
-
-
-def _centre(source: Source) -> str:
-    return "point estimate" if source.is_discrete else "posterior mean"
-
-
-def _agreement_by_chance(source: Source) -> dict[str, float]:
-    """The sum of squared class shares, where the labels are known."""
-    if source.labels is None:
-        return {}
-    counts = np.unique(source.labels, return_counts=True)[1]
-    return {"label_agreement": float(((counts / counts.sum()) ** 2).sum())}

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from latentlab.report.components import draws_of, location
 from latentlab.report.figure import COLORS, GREY, HEAVY, INK, drawn, feature, shortened
 from latentlab.report.items import Figure, Item, Table, listed
-from latentlab.report.labels import Parts, draws_of, location
+from latentlab.report.parts import Parts
 from latentlab.report.source import POINT, Source
 
 LEVEL = 0.8

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.optimize import linear_sum_assignment
 
 from latentlab.compare.align import aligner
 from latentlab.compare.clustering import minimum_binder
-from latentlab.compare.label_units import as_labels
 from latentlab.correspondences.claim import Correspondence
 from latentlab.correspondences.registry import find
 from latentlab.data.dataset import Dataset
@@ -24,28 +22,11 @@ from latentlab.errors import ConfigError, LatentLabError
 from latentlab.files import sha256
 from latentlab.models.base import LatentModel
 from latentlab.registry import MODELS, plugins
+from latentlab.report.rows import Row, matched
 from latentlab.results.tree import kinds
 from latentlab.store.read import Run
-from latentlab.symmetry.labels import indicators
 
 POINT = "point"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A compared array of positions: an embedding, one of its seeds, raw or mapped; `label` as in comparison.nc, `title` for the page."""
-
-    label: str
-    embedding: str
-    seed: str
-    map: str
-    values: np.ndarray
-    title: str
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        """Labels `(unit,)`, if it is a clustering."""
-        return as_labels(self.values)
 
 
 @dataclass(frozen=True)
@@ -407,21 +388,3 @@ class Source:
     def ignored(self) -> str:
         """What the model's symmetry leaves free, in words."""
         return str(self.comparison.attrs.get("ignores", "")) if self.compared else ""
-
-
-def matched(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Clusters `(unit,)` in the names of labels `(unit, label)`, one to one; clusters beyond them have names of their own.
-
-    The match has the largest total probability.
-
-    Example:
-        >>> matched(np.array([0, 0, 1, 2]), np.array([[0.1, 0.9], [0.0, 1.0], [0.8, 0.2], [0.3, 0.7]]))
-        array([1, 1, 0, 2])
-    """
-    n_labels = probabilities.shape[1]
-    weight = indicators(codes, int(codes.max()) + 1).T @ probabilities
-    rows, columns = linear_sum_assignment(weight, maximize=True)
-    names = np.full(len(weight), -1)
-    names[rows] = columns
-    names[names < 0] = n_labels + np.arange((names < 0).sum())
-    return names[codes]

@@ -9,7 +9,6 @@ import pytest
 from latentlab.compare import clustering
 from latentlab.compare.agreement import variation_of_information
 from latentlab.compare.clustering import (
-    co_assignment,
     credible_ball,
     distances,
     expected_loss,
@@ -20,9 +19,9 @@ from latentlab.compare.clustering import (
     misplaced,
     n_clusters,
     n_clusters_probabilities,
-    together,
     unsettled,
 )
+from latentlab.compare.co_assignment import co_assignment, together
 from latentlab.errors import ConfigError, DataError
 
 

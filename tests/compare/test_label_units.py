@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from latentlab.compare.clustering import co_assignment
+from latentlab.compare.co_assignment import co_assignment
 from latentlab.compare.label_units import UnitsOfLabels, as_labels
 
 TINY = np.array([[[0, 0, 1], [0, 0, 1], [0, 1, 1], [0, 0, 1]]])

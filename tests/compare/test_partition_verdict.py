@@ -10,8 +10,8 @@ from scipy.stats import binom
 from latentlab.compare import partition_verdict
 from latentlab.compare.chains import ess, halves
 from latentlab.compare.clustering import canonical, least_binder, minimum_binder
+from latentlab.compare.judgement import holm
 from latentlab.compare.partition_verdict import PartitionReference
-from latentlab.compare.verdict import holm
 from latentlab.errors import DataError
 
 N, K = 150, 3

@@ -10,8 +10,9 @@ from scipy.stats import binom, kstest
 
 from latentlab.compare.align import aligner, principal_axes, procrustes_mean, scales
 from latentlab.compare.chains import ess, split
+from latentlab.compare.judgement import holm
 from latentlab.compare.structure import structure
-from latentlab.compare.verdict import Reference, holm, verdict
+from latentlab.compare.verdict import Reference, verdict
 from latentlab.errors import ConfigError, DataError
 
 N, D, SD = 100, 2, np.sqrt(0.2)

@@ -127,13 +127,13 @@ def test_many_low_levels_in_a_row_are_counted():
 
 
 def test_the_exponential_is_exact_to_the_last_digits():
-    from latentlab.distributions import compiled
+    from latentlab.distributions import compiled_exponentials
 
     x = np.concatenate(
         [np.linspace(-700, 1, 100_001), np.linspace(-1e-3, 1e-3, 1001), [0.0, -0.0, np.nan, -np.inf, -701, -1e300]]
     )
     found = x.copy()
-    compiled.exp_all(found, len(x))
+    compiled_exponentials.exp_all(found, len(x))
     assert np.isnan(found[-4])
     assert found[-3:].tolist() == [0, 0, 0]
     np.testing.assert_allclose(found[:-4], np.exp(x[:-4]), rtol=5e-16)
@@ -399,9 +399,10 @@ def test_a_cache_that_cannot_be_written_is_done_without():
 import numba.core.caching as caching
 caching._CacheLocator.ensure_cache_path = lambda self: (_ for _ in ()).throw(OSError("read-only"))
 import numpy as np
-from latentlab.distributions import compiled
+from latentlab.distributions import compiled_exponentials
+from latentlab.distributions import compiled_gaussians
 out = np.zeros((1, 1, 1))
-compiled.inverses(np.full((1, 1, 1), 4.0), out)
+compiled_gaussians.inverses(np.full((1, 1, 1), 4.0), out)
 print(out[0, 0, 0])
 """
     assert in_a_new_process(code) == ["0.25"]

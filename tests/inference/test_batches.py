@@ -16,7 +16,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.data.rows import Rows
 from latentlab.errors import ConfigError, DataError, ModelError
-from latentlab.fit import fit, prepared
+from latentlab.fit import fit
 from latentlab.inference import batches as module
 from latentlab.inference.batches import THREAD, batches, log_prob_of_draws
 from latentlab.inference.lift import over_draws
@@ -24,6 +24,7 @@ from latentlab.inference.svi import SVI
 from latentlab.models.gaussian_mixture import GaussianMixture
 from latentlab.models.ppca import PPCA
 from latentlab.models.vae import VAE
+from latentlab.results.prepare import prepared
 
 METHOD = SVI(guide="mean_field", batch_size=32, n_steps=40, n_draws=30)
 FITS = {

@@ -6,7 +6,7 @@ import torch
 from safetensors.numpy import load, save
 
 from latentlab.data.load import load_dataset
-from latentlab.fit import fit, prepared
+from latentlab.fit import fit
 from latentlab.inference import adam, advi, nuts
 from latentlab.inference.batches import batches
 from latentlab.inference.density import Density
@@ -16,6 +16,7 @@ from latentlab.inference.svi import SVI
 from latentlab.inference.trajectory import Snapshot, chain, drive
 from latentlab.models.ppca import PPCA
 from latentlab.models.vae import VAE
+from latentlab.results.prepare import prepared
 
 METHOD = NUTS(n_chains=3, n_warmup=40, n_draws=20, max_tree_depth=5)
 

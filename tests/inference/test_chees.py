@@ -8,9 +8,11 @@ import pytest
 from latentlab.data.load import load_dataset
 from latentlab.errors import ConfigError
 from latentlab.fit import fit
-from latentlab.inference import chees
-from latentlab.inference.chees import ChEES, Moments, State, leapfrog, sample
+from latentlab.inference import chees as chees_module
+from latentlab.inference import many_chains
+from latentlab.inference.chees import ChEES
 from latentlab.inference.density import Density
+from latentlab.inference.many_chains import Moments, State, leapfrog, sample
 from latentlab.models.ppca import PPCA
 from latentlab.results.convergence import ess_bulk
 
@@ -49,7 +51,7 @@ def test_moments_of_a_correlated_normal_within_their_errors(rng):
 
 def test_momenta_that_are_not_pulled_into_the_metric_are_slow(rng, monkeypatch):
     settings = ChEES(n_chains=32, n_superchains=4, n_warmup=100, n_draws=200)
-    monkeypatch.setattr(chees, "_pulled", lambda gradient, root: gradient)
+    monkeypatch.setattr(many_chains, "_pulled", lambda gradient, root: gradient)
     _, arrays = drawn(settings, normal, np.repeat(rng.normal(size=(4, 3)), 8, axis=0))
     # wrong dynamics are still corrected by acceptance: it is slow, and not biased
     e = np.linalg.solve(FACTOR, (arrays["u"] - MEAN).reshape(-1, 3).T).T.reshape(arrays["u"].shape)
@@ -101,7 +103,7 @@ def quartic(points):
 @pytest.mark.parametrize("harmonic", [True, False])
 def test_chains_that_start_where_it_is_steep_come_home(harmonic, rng, monkeypatch):
     if not harmonic:  # the mean of all is high enough where seven superchains are well, and the eighth never moves
-        monkeypatch.setattr(chees, "_mean", lambda accept: float(np.mean(accept)))
+        monkeypatch.setattr(many_chains, "_mean", lambda accept: float(np.mean(accept)))
     starts = rng.normal(size=(8, 4))
     starts[3] = 300.0
     settings = ChEES(n_chains=32, n_superchains=8, n_warmup=200, n_draws=20)
@@ -133,10 +135,10 @@ def test_trajectories_are_of_different_lengths(rng):
 
 def test_the_length_begins_anew_with_each_metric(rng, monkeypatch):
     """A length that ran away under an early metric would cost PPCA 230 steps an iteration instead of 10."""
-    monkeypatch.setattr(chees, "_lengthen", lambda state, *_, **__: setattr(state, "length", 6.0))
+    monkeypatch.setattr(many_chains, "_lengthen", lambda state, *_, **__: setattr(state, "length", 6.0))
     state = State.at(rng.normal(size=(4, 3)), 0.8)
     rows = sample(state, normal, rng, ChEES(n_chains=4, n_superchains=1, n_warmup=100, n_draws=1))
-    begun = [i for i, row in enumerate(rows, 1) if row is None and state.length == chees.FIRST_LENGTH]
+    begun = [i for i, row in enumerate(rows, 1) if row is None and state.length == many_chains.FIRST_LENGTH]
     assert begun == [10, 20, 40, 70]
 
 
@@ -147,7 +149,7 @@ def test_chains_of_a_superchain_are_neighbours_and_start_at_one_point(iris, monk
         seen.append(state.u)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(chees, "sample", stopped)
+    monkeypatch.setattr(chees_module, "sample", stopped)
     with pytest.raises(KeyboardInterrupt):
         fit(PPCA(2), iris, ChEES(n_chains=6, n_superchains=3), progress=False)
     u = seen[0].reshape(3, 2, -1)
@@ -156,7 +158,7 @@ def test_chains_of_a_superchain_are_neighbours_and_start_at_one_point(iris, monk
 
 
 def test_large_metrics_have_no_correlations(monkeypatch, rng):
-    monkeypatch.setattr(chees, "DENSE", 2)
+    monkeypatch.setattr(many_chains, "DENSE", 2)
     settings = ChEES(n_chains=16, n_superchains=2, n_warmup=200, n_draws=50)
     state, arrays = drawn(settings, normal, np.repeat(rng.normal(size=(2, 3)), 8, axis=0))
     assert state.root.shape == (3,)
@@ -211,7 +213,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_bytes(whole, n_calls, iris, tmp_
 
         with monkeypatch.context() as patch:
             patch.setattr(Density, "batch_value_and_grad", stopped)
-            patch.setattr(chees, "SAVED_EVERY", 0.0)
+            patch.setattr(chees_module, "SAVED_EVERY", 0.0)
             with pytest.raises(KeyboardInterrupt):
                 fit(PPCA(2), iris, METHOD, seed=3, progress=False, checkpoint=tmp_path)
 

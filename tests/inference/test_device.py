@@ -10,16 +10,18 @@ import torch
 
 from latentlab.data.load import load_dataset
 from latentlab.errors import ConfigError
-from latentlab.fit import fit, prepared
+from latentlab.fit import fit
 from latentlab.inference.adam import Adam, pack, whole_step
 from latentlab.inference.advi import _losses
 from latentlab.inference.guides import GUIDES, FullRank
 from latentlab.inference.recorder import on
-from latentlab.inference.svi import SVI, _started
+from latentlab.inference.svi import SVI
+from latentlab.inference.svi_loss import started
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.gaussian_mixture import GaussianMixture
 from latentlab.models.ppca import PPCA
 from latentlab.models.vae import VAE
+from latentlab.results.prepare import prepared
 from latentlab.seeds import double
 
 CUDA = torch.cuda.is_available()
@@ -70,7 +72,7 @@ def test_a_step_of_a_vae_is_on_its_device(iris, precision, kl_warmup):
     method = SVI(guide="model", batch_size=20, precision=precision, kl_warmup=kl_warmup, n_particles=2)
     problem = prepared(VAE(2), iris, method, progress=False)
     with double(), pyro.get_param_store().scope():
-        found = _started(problem.model, problem.arrays)
+        found = started(problem.model, problem.arrays)
     shapes = [leaf.shape for leaf in found.leaves]
     vectors = pack(found.leaves)[None]
     object.__setattr__(method, "device", "meta")

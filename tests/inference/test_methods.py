@@ -26,9 +26,10 @@ from latentlab.inference import nuts
 from latentlab.inference.chees import ChEES
 from latentlab.inference.density import Density
 from latentlab.inference.exact import Exact
+from latentlab.inference.guide_average import guide_draws
 from latentlab.inference.map import MAP
 from latentlab.inference.nuts import NUTS
-from latentlab.inference.svi import SVI, _guide_draws
+from latentlab.inference.svi import SVI
 from latentlab.models.base import LatentModel, MaximumLikelihood, Position
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.gaussian_hmm import GaussianHMM
@@ -232,7 +233,7 @@ def test_the_densities_of_a_models_own_guide_are_those_of_the_unconstrained_scal
     """log s is normal under both."""
     arrays = {"x": torch.tensor([-1.0, 0.2, 3.0], dtype=torch.float64)}
     with isolated(Seeds(0)):
-        found = _guide_draws(Density(Positive(), arrays), Positive().guide, 5)
+        found = guide_draws(Density(Positive(), arrays), Positive().guide, 5)
     u = found["u"][:, 0]
     np.testing.assert_allclose(found["log_q"], norm(0.3, 0.5).logpdf(u))
     np.testing.assert_allclose(found["lp"], norm.logpdf(u) + norm.logpdf([-1.0, 0.2, 3.0]).sum())

@@ -22,8 +22,9 @@ from latentlab.data.load import load_dataset
 from latentlab.errors import InferenceError, ModelError
 from latentlab.fit import fit
 from latentlab.inference.arrays import tensors
-from latentlab.inference.chees import ChEES, State, sample
+from latentlab.inference.chees import ChEES
 from latentlab.inference.density import Density
+from latentlab.inference.many_chains import State, sample
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
 from latentlab.inference.trajectory import chain, drive

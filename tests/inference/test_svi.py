@@ -16,15 +16,17 @@ from torch.distributions import constraints
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.errors import ModelError
-from latentlab.fit import fit, prepared
+from latentlab.fit import fit
 from latentlab.inference.adam import pack, with_slopes
 from latentlab.inference.capture import capture
 from latentlab.inference.encoder import is_amortised
-from latentlab.inference.svi import SVI, _started
+from latentlab.inference.svi import SVI
+from latentlab.inference.svi_loss import started
 from latentlab.models.base import LatentModel, Position
 from latentlab.models.linear_vae import LinearVAE
 from latentlab.models.ppca import PPCA
 from latentlab.models.vae import VAE
+from latentlab.results.prepare import prepared
 from latentlab.seeds import isolated
 from latentlab.symmetry.groups import Identity, Orthogonal
 
@@ -178,7 +180,7 @@ def test_bound_and_gradients_are_pyros(make, n_particles, iris, monkeypatch):
     problem = prepared(model, iris, method, seed=0, progress=False)
     arrays, weight = problem.density.arrays, torch.tensor(1.0, dtype=torch.float64)
     with isolated(problem.seeds), pyro.validation_enabled(False):
-        found = _started(model, arrays)
+        found = started(model, arrays)
         vectors = pack(found.leaves)[None]
         losses = with_slopes(method._losses(problem, found, len(iris.x), [leaf.shape for leaf in found.leaves]))
         step = losses if found.in_modules else capture(losses, vectors, weight)
@@ -227,7 +229,7 @@ def test_draws_without_a_derivative_have_scores():
     problem = prepared(Angles(), data, method, seed=0, progress=False)
     shift = torch.tensor([[0.5]], dtype=torch.float64)
     with isolated(problem.seeds), pyro.validation_enabled(False):
-        found = _started(problem.model, problem.arrays)
+        found = started(problem.model, problem.arrays)
         step = with_slopes(method._losses(problem, found, 50, [torch.Size([])]))
         slopes = torch.cat([step(shift, torch.tensor(1.0))[1][0] for _ in range(100)])
     ratio = i1(4.0) / i0(4.0)  # of the mean resultant length; the shift is against the observations alone, but for 0.1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from latentlab.report import inference
+from latentlab.report import chains
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def drawn(monkeypatch, rng):
         def kept(name, function, given, **texts):
             found[name] = (given["posterior"].to_dataset()["log density"].values, texts["caption"])
 
-        monkeypatch.setattr(inference, "arviz_figure", kept)
-        inference._chains(SimpleNamespace(tree=tree, model=None, group=lambda name: tree[name].to_dataset()))
+        monkeypatch.setattr(chains, "arviz_figure", kept)
+        chains.chain_items(SimpleNamespace(tree=tree, model=None, group=lambda name: tree[name].to_dataset()))
         return lp, found
 
     return of
@@ -57,6 +57,6 @@ def test_a_legend_of_many_chains_has_no_line_for_each(n_chains, n_lines, monkeyp
     energy = xr.Dataset({"energy": (("chain", "draw"), rng.normal(size=(n_chains, 20)))})
     tree = xr.DataTree.from_dict({"/posterior": xr.Dataset(coords={"chain": range(n_chains)}), "/sample_stats": energy})
     found = []
-    monkeypatch.setattr(inference, "svg", lambda canvas, *args: found.append(canvas.axes[0].get_legend()) or "")
-    inference.arviz_figure("energy", "plot_energy", tree, caption="", alt="")
+    monkeypatch.setattr(chains, "svg", lambda canvas, *args: found.append(canvas.axes[0].get_legend()) or "")
+    chains.arviz_figure("energy", "plot_energy", tree, caption="", alt="")
     assert len(found[0].get_texts()) == n_lines

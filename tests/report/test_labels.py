@@ -12,11 +12,14 @@ from scipy.stats import chi2
 
 from latentlab.report import labels, scores
 from latentlab.report.beside import columns, label_panels
+from latentlab.report.components import location
 from latentlab.report.contingency import items as contingency_tables
 from latentlab.report.inference import modes
 from latentlab.report.inference import section as inference_section
-from latentlab.report.labels import Parts, location, opacity, plane
-from latentlab.report.source import Source, matched
+from latentlab.report.labels import plane
+from latentlab.report.parts import Parts, opacity
+from latentlab.report.rows import matched
+from latentlab.report.source import Source
 from latentlab.store.read import Run
 from latentlab.study.run import run
 

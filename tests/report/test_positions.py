@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from latentlab.report.positions import imputations, tail
+from latentlab.report.imputed import imputations
+from latentlab.report.predictive import tail
 from latentlab.report.source import Source
 from latentlab.store.read import Run
 

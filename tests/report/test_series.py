@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from latentlab.report import labels, series
-from latentlab.report.labels import Parts
-from latentlab.report.positions import autocorrelation
+from latentlab.report.parts import Parts
+from latentlab.report.predictive import autocorrelation
 from latentlab.report.source import Source
 from latentlab.store.read import Run
 from latentlab.study.run import run

@@ -32,7 +32,8 @@ from latentlab.fit import Fit
 from latentlab.inference.map import MAP
 from latentlab.store.directory import RunDirectory
 from latentlab.store.read import Run, read
-from latentlab.study.run import embeddings_dataset, load_fit, load_run, report, run
+from latentlab.study.run import load_fit, load_run, report, run
+from latentlab.study.written import embeddings_tree
 
 TOY = {
     "name": "toy",
@@ -203,7 +204,7 @@ def embedding(label: str, shape: tuple[int, ...]) -> Embedding:
 
 def test_embeddings_of_other_sizes_and_seeds_have_dims_of_their_own():
     made = [embedding("a", (4, 2)), embedding("b", (4, 3)), embedding("c", (2, 4, 2)), embedding("d", (2, 4, 3))]
-    dataset = embeddings_dataset(made, np.arange(4), 2)
+    dataset = embeddings_tree(made, {"unit": np.arange(4)}, 2).to_dataset()
     assert {name: dataset[name].dims for name in dataset} == {
         "a": ("unit", "latent"),
         "b": ("unit", "latent_b"),

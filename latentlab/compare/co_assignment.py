@@ -1,0 +1,102 @@
+"""Shares of draws in which two units are together."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from latentlab.compare.partition import partitions
+
+CELLS = 2**22
+"""Numbers in the contingency tables, or in the products with indicators, that are held at once (32 MB)."""
+SAME = 1e-10
+"""Distances and losses that differ by less are the same: rounding must not break ties."""
+BATCHED = 8
+"""Chains from which on the standard error of a mean is by the chains' means alone."""
+
+
+@dataclass(frozen=True)
+class CoAssignment:
+    """How often each pair of units is together, `(unit, unit)` each.
+
+    Attributes:
+        mean: Share of draws in which the two are together, pi.
+        standard_error: Of the mean: the larger of that by batches of the square root of a chain's length and, with several
+            chains, that by the chains' means; NaN for a single draw.
+        n_draws: How many draws.
+    """
+
+    mean: np.ndarray
+    standard_error: np.ndarray
+    n_draws: int
+
+    @property
+    def ess(self) -> np.ndarray:
+        """Effective draws by pair, pi (1 - pi) / se^2, at most their number; NaN for pairs that never change."""
+        spread = self.mean * (1 - self.mean)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(spread > SAME, np.minimum(spread / self.standard_error**2, self.n_draws), np.nan)
+
+
+def co_assignment(draws: Any) -> CoAssignment:
+    """The posterior probability that two units are together; memory grows with unit^2, not with the draws.
+
+    Args:
+        draws: Labels, `(chain, draw, unit)`.
+
+    Raises:
+        DataError: Not draws of labels.
+
+    Example:
+        >>> found = co_assignment([[[0, 0, 1], [1, 1, 0], [0, 1, 1], [2, 2, 0]]])
+        >>> found.mean[0]
+        array([1.  , 0.75, 0.  ])
+    """
+    codes = partitions(draws)
+    n_chains, n_draws, n = codes.shape
+    n_batches = min(max(2, math.isqrt(n_draws)), n_draws)
+    mean, square, between = np.zeros((n, n)), np.zeros((n, n)), np.zeros((n, n))
+    for chain in codes:
+        own = np.zeros((n, n))
+        for batch in np.array_split(chain, n_batches):
+            share = together(batch)
+            own += len(batch) / n_draws * share
+            square += share**2
+        mean += own / n_chains
+        between += own**2
+    every = n_chains * n_batches
+    errors = [_standard_error(total, mean, size) for total, size in ((square, every), (between, n_chains)) if size > 1]
+    error = np.maximum.reduce(errors) if errors else np.full((n, n), np.nan)
+    return CoAssignment(mean, error, n_chains * n_draws)
+
+
+def together(codes: np.ndarray) -> np.ndarray:
+    """Share of partitions `(draw, unit)`, codes from 0, in which two units are together, `(unit, unit)`."""
+    total = np.zeros((codes.shape[1], codes.shape[1]))
+    for block, _ in label_indicators(codes):
+        total += block @ block.T.toarray()
+    return total / len(codes)
+
+
+def flat_labels(draws: Any) -> np.ndarray:
+    codes = partitions(draws)
+    return codes.reshape(-1, codes.shape[2])
+
+
+def _standard_error(squares: np.ndarray, mean: np.ndarray, n: int) -> np.ndarray:
+    """sd / sqrt(n) of n values, from their sum of squares and their mean."""
+    return np.sqrt(np.maximum(squares / n - mean**2, 0.0) / (n - 1))
+
+
+def label_indicators(codes: np.ndarray) -> Iterator[tuple[csr_matrix, np.ndarray]]:
+    """Indicators of clusters `(unit, cluster of a draw)`, some draws at a time, and each unit's column in each draw."""
+    n_draws, n = codes.shape
+    width = int(codes.max()) + 1
+    for part in np.array_split(codes, math.ceil(n_draws * width * n / CELLS)):
+        if len(part):
+            columns = part + width * np.arange(len(part))[:, None]
+            starts = np.arange(0, n * len(part) + 1, len(part))
+            yield csr_matrix((np.ones(part.size), columns.T.ravel(), starts), shape=(n, width * len(part))), columns

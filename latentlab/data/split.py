@@ -1,0 +1,40 @@
+"""A dataset in two: what a fit is made with, and what is held out."""
+
+from typing import Any
+
+import numpy as np
+
+from latentlab.errors import DataError
+
+
+def split(dataset: Any, fraction: float, rng: np.random.Generator, along: str | None = None) -> tuple[Any, Any]:
+    """Training and held-out points; arguments and errors as in `Dataset.split`."""
+    if dataset.absent == "zero":
+        return split(dataset.complete(), fraction, rng, along)
+    groups, what = np.arange(dataset.n_points), f"{dataset.points}s"
+    if "sequence" in dataset.coords:
+        groups, what = np.asarray(dataset.coords["sequence"]), "sequences"
+    if along not in (None, dataset.points):
+        if along not in dataset.kinds:
+            kinds = ", ".join(map(repr, dataset.kinds))
+            raise DataError(f"{dataset.name}: `along` must be a kind of units ({kinds}) or {dataset.points!r}; got {along!r}.")
+        groups, what = np.arange(dataset.sizes[along]), f"{along}s"
+    names = np.array(list(dict.fromkeys(groups.tolist())), dtype=groups.dtype)
+    n_held_out = round(fraction * len(names)) if 0 < fraction < 1 else 0
+    drawn = names[rng.permutation(len(names))[:n_held_out]]
+    chosen = _at(dataset, along, drawn) if along not in (None, dataset.points) else np.isin(groups, drawn)
+    if not 0 < n_held_out < len(names) or chosen.all() or not chosen.any():
+        raise DataError(f"{dataset.name}: holding out {fraction} of {len(names)} {what} leaves one part empty.")
+    raw = dataset.raw()
+    training = raw.subset(~chosen)
+    if dataset.transform is not None:
+        training = training.standardize(ddof=dataset.transform.ddof, drop_constant=bool(dataset.dropped))
+    held_out = training.align_features(raw.subset(chosen))
+    return training, held_out.transformed(training.transform)
+
+
+def _at(dataset: Any, kind: str | None, units: np.ndarray) -> np.ndarray:
+    """Which points refer to some of the units of a kind, `(point,)`."""
+    if not dataset.index:
+        return np.isin(np.arange(dataset.n_points), units)
+    return np.any([np.isin(one.values, units) for one in dataset.index.values() if one.kind == kind], axis=0)

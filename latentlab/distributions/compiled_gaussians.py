@@ -1,0 +1,162 @@
+"""Gaussian densities of mixtures and hidden Markov models, in machine code."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from latentlab.distributions.compiled import chain_kernel, plain_sum, responsibility_kernel
+from latentlab.distributions.compiled_exponentials import LOG_2PI, dot
+from latentlab.distributions.loops import compiled
+
+
+@compiled
+def inverses(lower: Any, out: Any) -> None:
+    """L^-1 of each component.
+
+    Args:
+        lower: L, `(component, feature, feature)`; or `(component, feature, 1)`, standard deviations.
+        out: Of the same shape; zeros above the diagonal are left as they are.
+    """
+    width = lower.shape[2]
+    for k in range(len(lower)):
+        for d in range(lower.shape[1]):
+            own = d if width > 1 else 0
+            out[k, d, own] = 1 / lower[k, d, own]
+            for e in range(own):
+                total = 0.0
+                for c in range(e, d):
+                    total -= lower[k, d, c] * out[k, c, e]
+                out[k, d, e] = total * out[k, d, d]
+
+
+@compiled
+def _standardise(columns: Any, mu: Any, inverse: Any, k: int, s: Any) -> None:
+    """`s` = L_k^-1 (x - mu_k), `(feature, unit)`."""
+    for d in range(len(s)):
+        own = d if inverse.shape[2] > 1 else 0
+        slope, shift = inverse[k, d, own], mu[k, d]
+        for t in range(s.shape[1]):
+            s[d, t] = slope * (columns[d, t] - shift)
+        for e in range(own):
+            slope, shift = inverse[k, d, e], mu[k, e]
+            for t in range(s.shape[1]):
+                s[d, t] += slope * (columns[e, t] - shift)
+
+
+@compiled
+def _gaussian_log_density(columns: Any, mu: Any, inverse: Any, s: Any, out: Any) -> None:
+    """log N(x | mu_k, L_k L_k') into `out` `(component, unit)`.
+
+    Args:
+        columns: x, `(feature, unit)`.
+        mu: `(component, feature)`.
+        inverse: L^-1, from `inverses`.
+        s: Of the shape of `columns`, to work in.
+        out: The result.
+    """
+    n_features, n_units = s.shape
+    for k in range(len(mu)):
+        _standardise(columns, mu, inverse, k, s)
+        constant = -0.5 * LOG_2PI * n_features
+        for d in range(n_features):
+            constant += math.log(inverse[k, d, d if inverse.shape[2] > 1 else 0])
+        row = out[k]
+        row[:] = constant
+        for d in range(n_features):
+            own = s[d]
+            for t in range(n_units):
+                row[t] -= 0.5 * own[t] * own[t]
+
+
+@compiled
+def _gaussian_score(columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, d_mu: Any, d_lower: Any) -> None:
+    r"""Gradients of $\sum_{nk} \gamma_{nk} \log N(x_n \mid \mu_k, L_k L_k')$ for mu and L, added to the last two.
+
+    With $s = L_k^{-1} (x - \mu_k)$ the scores are $L_k'^{-1} s$ for $\mu_k$, and for $L_k$ the lower triangle of
+    $L_k'^{-1} s s' - \text{diag}(1 / L_{k,dd})$: the sums of $\gamma$, $\gamma s$ and $\gamma s s'$ are all that is needed.
+    """
+    n_features, n_units = s.shape
+    width = inverse.shape[2]
+    shared = np.empty(n_units)
+    first, second = np.empty(n_features), np.zeros((n_features, width))
+    for k in range(len(mu)):
+        _standardise(columns, mu, inverse, k, s)
+        share = gamma[k]
+        size = plain_sum(share)
+        for d in range(n_features):
+            own = s[d]
+            for t in range(n_units):
+                shared[t] = share[t] * own[t]
+            first[d] = plain_sum(shared)
+            for e in range(d + 1 if width > 1 else 1):
+                second[d, e] = dot(shared, s[e if width > 1 else d])
+        for d in range(n_features):
+            if width == 1:
+                d_mu[k, d] += inverse[k, d, 0] * first[d]
+                d_lower[k, d, 0] += inverse[k, d, 0] * (second[d, 0] - size)
+            else:
+                for c in range(d, n_features):  # L'^-1 from the left
+                    d_mu[k, d] += inverse[k, c, d] * first[c]
+                    for e in range(d + 1):
+                        d_lower[k, d, e] += inverse[k, c, d] * second[c, e]
+                d_lower[k, d, d] -= size * inverse[k, d, d]
+
+
+@compiled
+def gaussian_hidden_markov(
+    states: Any,
+    log_initial: Any,
+    log_transition: Any,
+    mu: Any,
+    lower: Any,
+    columns: Any,
+    starts: Any,
+    d_initial: Any,
+    d_transition: Any,
+    d_mu: Any,
+    d_lower: Any,
+) -> float:
+    """`hidden_markov` with Gaussian emissions; gradients for four arguments are added to the last four.
+
+    Args:
+        states, log_initial, log_transition, starts: As there.
+        mu: `(state, feature)`.
+        lower: L, as in `inverses`.
+        columns: x, `(feature, unit)`.
+        d_initial, d_transition, d_mu, d_lower: Of the shapes of what they are for.
+    """
+    inverse, work = np.zeros(lower.shape), np.empty(columns.shape)
+    log_b, gamma = np.empty((len(mu), len(starts))), np.empty((len(mu), len(starts)))
+    inverses(lower, inverse)
+    _gaussian_log_density(columns, mu, inverse, work, log_b)
+    value = chain_kernel(states, log_initial, log_transition, log_b, starts, d_initial, d_transition, gamma)
+    _gaussian_score(columns, mu, inverse, work, gamma, d_mu, d_lower)
+    return value
+
+
+@compiled
+def gaussian_mixture(
+    at_once: int, log_weights: Any, mu: Any, lower: Any, columns: Any, d_weights: Any, d_mu: Any, d_lower: Any
+) -> float:
+    """Log likelihood of a Gaussian mixture; gradients for its three parameters are added to the last three.
+
+    Args:
+        at_once: Units that are worked on together.
+        log_weights: `(component,)`.
+        mu, lower, columns: As in `gaussian_hidden_markov`.
+        d_weights, d_mu, d_lower: Of the shapes of what they are for.
+    """
+    inverse = np.zeros(lower.shape)
+    inverses(lower, inverse)
+    n_features, n_units = columns.shape
+    value = 0.0
+    for first in range(0, n_units, at_once):
+        n = min(at_once, n_units - first)
+        block, work, joint = np.empty((n_features, n)), np.empty((n_features, n)), np.empty((len(mu), n))
+        for d in range(n_features):
+            block[d] = columns[d][first : first + n]
+        _gaussian_log_density(block, mu, inverse, work, joint)
+        value += responsibility_kernel(log_weights, joint, d_weights)
+        _gaussian_score(block, mu, inverse, work, joint, d_mu, d_lower)
+    return value

@@ -1,0 +1,100 @@
+"""Draws of a guide, and its log density averaged over the model's symmetry."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from pyro import poutine
+
+from latentlab.errors import InferenceError
+from latentlab.inference.density import Density
+from latentlab.inference.draws import Problem
+from latentlab.inference.lift import constrain_draws, over_draws
+from latentlab.inference.svi_loss import is_drawn
+from latentlab.symmetry.average import LogDensity, compact, log_average
+from latentlab.symmetry.group import NEXT
+
+LEAST_ELEMENTS = 16
+"""Elements of the symmetry at which log q of each draw is evaluated, at least."""
+MOST_AVERAGED = 2**29
+"""Numbers in all draws of a model's own guide, times the elements, up to which its log q is averaged over the symmetry."""
+N_WATCHED = 8
+"""Draws of the guide with which these are looked at, the same each time."""
+
+
+def over_symmetry(
+    problem: Problem,
+    log_q: LogDensity,
+    draws: dict[str, np.ndarray],
+    u: np.ndarray,
+    own: np.ndarray,
+    center: Mapping[str, np.ndarray],
+) -> np.ndarray | None:
+    """log q on the unconstrained scale, averaged over the model's symmetry; None where the average cannot be computed.
+
+    Args:
+        problem: The problem.
+        log_q: log q on the constrained scale, of sites with one leading axis.
+        draws: Draws of the sites, `(draw, *site)`.
+        u: The same on the unconstrained scale.
+        own: log q of the draws as it is.
+        center: Where q sits.
+    """
+    density, model = problem.density, problem.model
+    dims = {name: tuple(model.dims[name]) for name in draws}
+    # Sites with one axis of the symmetry's say which element an orbit is best looked at from; transitions have two.
+    acted = [name for name in draws if [dim.removeprefix(NEXT) for dim in dims[name]].count(model.symmetry.dim) == 1]
+    if not acted or model.symmetry.is_trivial():
+        return own
+    jacobian = over_draws(lambda v: density.log_jacobian(v["u"]), {"u": u}, block=4096)
+    on = max(acted, key=lambda name: draws[name][0].size)
+    rng = problem.seeds.child("average").numpy()
+    try:
+        return log_average(compact(model.symmetry), log_q, draws, dims, on=on, center=center, rng=rng) + jacobian
+    except InferenceError:  # q is singular along the orbit; the draws are not to be lost for it
+        return None
+
+
+def guide_averaged(problem: Problem, guide: Callable[..., Any], drawn: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """log q of draws of a Pyro guide, averaged over the model's symmetry; None where parameters share the symmetry, or the
+    guide has draws that are no sites, or the average would take too long."""
+    density = problem.density
+    if problem.model.parameters or drawn["u"].size * LEAST_ELEMENTS > MOST_AVERAGED:
+        return None
+    nodes: Any = poutine.trace(guide).get_trace(**density.arrays).nodes
+    names = [site.name for site in density.sites]
+    if {name for name, site in nodes.items() if is_drawn(site)} != set(names):
+        return None
+
+    def one(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        at: Any = poutine.trace(poutine.condition(guide, data=dict(values))).get_trace(**density.arrays).nodes
+        return torch.stack([at[name]["fn"].log_prob(values[name]).sum() for name in names]).sum()
+
+    def log_q(sites: dict[str, np.ndarray]) -> np.ndarray:
+        with torch.no_grad():
+            return np.asarray(over_draws(one, sites, block=4096))
+
+    sites = {name: array[0] for name, array in constrain_draws(density, drawn["u"][None]).items()}
+    best = int(np.argmax(drawn["log_q"]))
+    return over_symmetry(problem, log_q, sites, drawn["u"], drawn["log_q"], {name: a[best] for name, a in sites.items()})
+
+
+def guide_draws(density: Density, guide: Callable[..., Any], n_draws: int) -> dict[str, np.ndarray]:
+    """Draws from a Pyro guide with lp and log q on the unconstrained scale."""
+    rows, log_q, lp = [], [], []
+    with torch.no_grad():
+        for _ in range(n_draws):
+            nodes: Any = poutine.trace(guide).get_trace(**density.arrays).nodes
+            values = {site.name: nodes[site.name]["value"] for site in density.sites}
+            u = density.unconstrain(values)
+            jacobian = density.log_jacobian(u)
+            rows.append(u)
+            total = sum(nodes[s.name]["fn"].log_prob(nodes[s.name]["value"]).sum() for s in density.sites)
+            log_q.append(total + jacobian)
+            lp.append(density.log_joint(values) + jacobian)
+    return {
+        "u": torch.stack(rows).numpy(),
+        "lp": torch.stack(lp).numpy(),
+        "log_q": torch.stack(log_q).numpy(),
+    }

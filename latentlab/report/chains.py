@@ -1,0 +1,136 @@
+"""Chains in traces, ranks and energies, as ArviZ draws them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from latentlab.report.figure import HEAVY, style, svg
+from latentlab.report.items import Figure, Item, Text, listed
+from latentlab.report.source import Source
+from latentlab.results.arviz import installed_arviz, to_arviz
+from latentlab.results.convergence import rhat
+from latentlab.results.quantities import Labels, entries, identified, labels_of
+from latentlab.results.tree import build
+
+SHOWN = 4
+"""Invariants whose chains are drawn."""
+MANY_CHAINS = 8
+"""Above so many chains a legend has no line for each."""
+
+
+def invariants(source: Source) -> dict[str, np.ndarray]:
+    """What chains can be compared by, `(chain, draw, ...)` by name; the sites without a group where the model is not known."""
+    model = source.model
+    if model is None:
+        return {}
+    values = {str(n): a.values for n, a in source.tree["posterior"].data_vars.items() if n in model.dims}
+    return identified(values, {n: tuple(model.dims[n]) for n in values}, model.exchanges, source.site)
+
+
+def row_labels(source: Source) -> Labels:
+    """What the rows of the model's sites are called."""
+    return {} if source.model is None else labels_of(source.tree, source.model.dims, source.model.exchanges)
+
+
+def _drawn_series(source: Source) -> dict[str, np.ndarray]:
+    """Log density, and of a few invariants the entry that mixes worst."""
+    stats = source.group("sample_stats")
+    series = {} if stats is None or "lp" not in stats else {"log density": stats["lp"].values}
+    found = {}
+    for quantity, array in invariants(source).items():
+        names, flat = entries({quantity: array}, row_labels(source), source.tree["posterior"].sizes)
+        if names:
+            mixing = np.nan_to_num(rhat(flat))
+            worst = int(np.argmax(mixing))
+            found[names[worst]] = (float(mixing[worst]), flat[..., worst])
+    for name in sorted(found, key=lambda n: -found[n][0])[:SHOWN]:
+        series[name] = found[name][1]
+    return series
+
+
+def chain_items(source: Source) -> list[Item]:
+    series = _drawn_series(source)
+    if not series:
+        return [Text(("There is nothing here whose chains could be drawn.",))]
+    what = listed(list(series), most=9)
+    n = source.tree["posterior"].sizes["chain"]
+    n_superchains = int(source.tree.attrs.get("n_superchains", 1))
+    grouped = 1 < n_superchains < n
+    n_shown = n_superchains if grouped else n
+    first = f"of the first chain of each of {n_superchains} superchains" if grouped else "of each chain"
+    by = f"superchain, each with {n // n_superchains} of the {n} chains" if grouped else "chain"
+    items: list[Item] = [
+        arviz_figure(
+            *("trace", "plot_trace", _tree({name: x[:: n // n_shown] for name, x in series.items()})),
+            caption=f"Draws {first} in order, for {what} (of each invariant the entry with the largest R-hat). Chains that "
+            "have found the same distribution lie over each other and show no trend.",
+            alt=f"Trace plots of {n_shown} chains for {what}.",
+        ),
+        arviz_figure(
+            *("rank", "plot_rank", _tree({name: x.reshape(n_shown, -1) for name, x in series.items()})),
+            caption=f"Ranks of the draws by {by}. Sound chains have even ranks: level bars, or curves inside their envelope.",
+            alt=f"Rank plots of {n_shown} {'superchains' if grouped else 'chains'} for {what}.",
+        ),
+    ]
+    stats = source.group("sample_stats")
+    if stats is not None and "energy" in stats:
+        items.append(
+            arviz_figure(
+                *("energy", "plot_energy", source.tree),
+                caption="Energy of the Hamiltonian and its change from draw to draw. Where the change is much narrower than the energy "
+                "itself, the tails are explored slowly (E-BFMI below 0.3).",
+                alt="Distributions of the sampler's energy and of its transitions.",
+                most=3.2,
+            )
+        )
+    return items
+
+
+def _tree(series: Mapping[str, np.ndarray]) -> xr.DataTree:
+    """A tree of scalar quantities `(chain, draw)` by name."""
+    names = {f"q{i}": name for i, name in enumerate(series)}
+    tree = build({"posterior": {k: series[v] for k, v in names.items()}}, dims={k: () for k in names})
+    tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset().rename({k: _variable(v) for k, v in names.items()}))
+    return tree
+
+
+def _variable(name: str) -> str:
+    """A name that a variable of a tree can have: no dim's, and no path."""
+    return "dim " + name if name in ("chain", "draw") else name.replace("/", "\u2215")
+
+
+def _without_long_legend(axes: Any) -> None:
+    """Leaves a line for each of many chains out of a legend; the smallest E-BFMI is in the table of checks."""
+    handles, names = axes.get_legend_handles_labels()
+    kept = [(handle, name) for handle, name in zip(handles, names, strict=True) if not name.startswith("chain ")]
+    if axes.get_legend() is not None and len(names) - len(kept) > MANY_CHAINS:
+        axes.legend(*zip(*kept, strict=True))
+
+
+def arviz_figure(name: str, function: str, tree: xr.DataTree, *, caption: str, alt: str, most: float = 9.0) -> Figure:
+    """A drawing by ArviZ's function of that name, in whichever line of ArviZ is installed, at most so many inches high."""
+    from matplotlib import pyplot
+
+    before = pyplot.get_fignums()
+    with style(), pyplot.ioff():
+        try:
+            made: Any = getattr(installed_arviz(), function)(to_arviz(tree))
+            canvas = made.viz["figure"].item() if hasattr(made, "viz") else np.ravel(made)[0].figure
+            width, height = canvas.get_size_inches()
+            canvas.set_size_inches(10, min(most, max(2.5, 10 * height / width)))
+            if canvas.get_layout_engine() is None:
+                canvas.set_layout_engine("constrained")
+            for axes in canvas.axes:
+                _without_long_legend(axes)
+                for mark in (*axes.lines, *axes.collections):
+                    mark.set_rasterized(_heavy(mark))
+            return Figure(name, caption, alt, svg(canvas, name, alt))
+        finally:
+            for number in set(pyplot.get_fignums()) - set(before):
+                pyplot.close(number)
+
+
+def _heavy(mark: Any) -> bool:
+    return len(mark.get_xdata() if hasattr(mark, "get_xdata") else mark.get_offsets()) > HEAVY // 2

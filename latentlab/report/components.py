@@ -1,0 +1,199 @@
+"""Components and states: what they are like."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+from scipy.stats import chi2, norm
+
+from latentlab.report.figure import INK, drawn, feature
+from latentlab.report.items import Figure, Item, Table
+from latentlab.report.parts import Parts
+from latentlab.report.source import POINT, Source
+
+LEVEL = 0.8
+"""Of the ellipses of components."""
+MOST_ROWS = 40
+"""Features that profiles are drawn for."""
+MOST_INTERVALS = 120
+"""Intervals that a drawing of profiles holds; more are drawn as a heat map."""
+MOST_BARS = 40
+LOCATIONS = ("mu", "rate", "probability")
+"""Sites that say what a feature is like within a component, the first that there is."""
+
+
+def gaussians(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
+    """Posterior means of the means `(label, feature)` and covariances `(label, feature, feature)`; None of other models."""
+    mu, sigma = draws_of(source, "mu"), draws_of(source, "sigma")
+    if mu is None or sigma is None or source.model is None or mu.shape[1:] != (source.n_labels, len(source.features)):
+        return None
+    n_features = mu.shape[2]
+    if "feature" not in source.model.dims["sigma"]:
+        sigma = np.repeat(sigma[..., None], n_features, axis=-1)
+    corr = draws_of(source, "corr")
+    factor = np.eye(n_features) if corr is None else corr
+    lower = sigma[..., None] * factor
+    covariance = (lower @ np.swapaxes(lower, -1, -2)).mean(axis=0)
+    return mu.mean(axis=0), np.broadcast_to(covariance, (mu.shape[1], n_features, n_features))
+
+
+def draws_of(source: Source, name: str) -> np.ndarray | None:
+    """Aligned draws of a site `(draw, ...)`."""
+    groups = (source.tree[group].to_dataset() for group in ("latents", "posterior"))
+    array = next((group[name] for group in groups if name in group), None)
+    return None if array is None else np.asarray(array.values.reshape(-1, *array.shape[2:]))
+
+
+def ellipse(axes: Any, centre: np.ndarray, covariance: np.ndarray, color: str) -> None:
+    values, vectors = np.linalg.eigh(covariance)
+    turn = np.linspace(0, 2 * np.pi, 91)
+    ring = np.sqrt(np.maximum(values, 0) * chi2.ppf(LEVEL, 2)) * np.column_stack([np.cos(turn), np.sin(turn)])
+    axes.plot(*(centre + ring @ vectors.T).T, color=color, lw=1.6)
+    axes.plot(*centre, "+", color=color, ms=9, mew=1.8)
+
+
+def histogram_figure(source: Source, parts: Parts) -> Figure:
+    """Of a single feature, each bar split by the units' probabilities."""
+    x = source.observed.values[:, 0]
+    seen = ~np.isnan(x)
+    values = np.unique(x[seen])
+    whole = np.ptp(values) <= MOST_BARS and (values == np.floor(values)).all()
+    bins = min(MOST_BARS, max(len(np.histogram_bin_edges(x[seen], bins="fd")) - 1, int(seen.sum()) // 6, 1))
+    edges = np.arange(values[0] - 0.5, values[-1] + 1) if whole else np.histogram_bin_edges(x[seen], bins=bins)
+    shapes = gaussians(source)
+
+    def draw(canvas: Any) -> None:
+        axes = canvas.subplots()
+        middle, wide, base = (edges[1:] + edges[:-1]) / 2, np.diff(edges), np.zeros(len(edges) - 1)
+        for k in parts.kept:
+            height = np.histogram(x[seen], edges, weights=source.probabilities[seen, k])[0]
+            axes.bar(middle, height, 0.96 * wide, bottom=base, color=parts.color(k), alpha=0.75, label=parts.name(k))
+            base = base + height
+        if shapes is not None:
+            at = np.linspace(edges[0], edges[-1], 200)
+            for k in parts.kept:
+                sd = float(np.sqrt(shapes[1][k][0, 0]))
+                scale = parts.sizes[:, k].mean() * wide[0]
+                axes.plot(at, scale * norm.pdf(at, shapes[0][k][0], sd), color=INK, lw=2.4)
+                axes.plot(at, scale * norm.pdf(at, shapes[0][k][0], sd), color=parts.color(k), lw=1.6)
+        if whole:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel(f"{feature(source.features[0])}{_scale(source)}")
+        axes.set_ylabel("units")
+        canvas.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+
+    curves = "" if shapes is None else f" Lines: each {parts.dim}'s Gaussian at the posterior mean, times its size."
+    caption = f"Histogram of the data, each bar split by the probabilities that its units are in each {parts.dim}.{curves}"
+    return drawn("map", caption, f"Histogram of {int(seen.sum())} values, split by {parts.dim}.", (10, 3.4), draw)
+
+
+def _scale(source: Source) -> str:
+    return ", standardised" if _transform(source) is not None else ""
+
+
+def _transform(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
+    """Location and scale of each feature by which the data were standardised; None where they were not."""
+    params = source.run.params
+    if "transform.loc" not in params or "feature" not in source.observed.dims:
+        return None
+    loc, scale = (np.ravel(params[f"transform.{name}"]) for name in ("loc", "scale"))
+    return (loc, scale) if len(loc) == len(source.features) else None
+
+
+def location(source: Source) -> tuple[str, np.ndarray, list[str]] | None:
+    """What features are like by label: name of the site, draws `(draw, label, feature)`, names of the features."""
+    for name in LOCATIONS:
+        groups = (source.tree[group].to_dataset() for group in ("latents", "posterior"))
+        array = next((group[name] for group in groups if name in group), None)
+        if array is None or array.dims[2:4] != (source.label_dim, "feature"):
+            continue
+        values = array.values.reshape(-1, *array.shape[2:])
+        names = [str(name) for name in array["feature"].values]
+        if values.ndim == 4:
+            names = [f"{name} = {category}" for name in names for category in range(values.shape[3])]
+        return name, values.reshape(*values.shape[:2], -1), names
+    return None
+
+
+def profiles(source: Source, parts: Parts) -> list[Item]:
+    """The features of each component, drawn and listed."""
+    found = location(source)
+    if found is None:
+        return []
+    name, draws, features = found
+    draws, kept = draws[:, parts.kept], parts.kept
+    transform = _transform(source)
+    own = draws if name != "mu" or transform is None else draws * transform[1] + transform[0]
+    told, unit = _comparable(source, name, draws)
+    mean = told.mean(axis=0)
+    order = np.arange(len(features))
+    if len(features) > MOST_ROWS:
+        order = np.sort(np.argsort(-np.ptp(mean, axis=0), kind="stable")[:MOST_ROWS])
+    some = "" if len(order) == len(features) else f", the {len(order)} of {len(features)} features in which they differ most"
+    what = "Means" if name == "mu" else "Rates" if name == "rate" else "Probabilities"
+    draw_them = _intervals if len(order) * len(kept) <= MOST_INTERVALS else _heat_map
+    figure = draw_them(
+        parts, told[..., order], [features[i] for i in order], f"{what} of the features by {parts.dim}{some}", unit
+    )
+    records = []
+    for j in order.tolist():
+        for i, k in enumerate(kept):
+            record = {"feature": features[j], parts.dim: k, "mean": float(own[:, i, j].mean())}
+            if source.kind != POINT:
+                low, high = np.quantile(own[:, i, j], (0.05, 0.95))
+                record |= {"q05": float(low), "q95": float(high)}
+            records.append(record)
+    listed_as = f"{what} of the features by {parts.dim}{some}" + (", in the data's own values" if name != "probability" else "")
+    return [figure, Table.of("profiles", listed_as + (", 90 % intervals" if source.kind != POINT else ""), records, folded=True)]
+
+
+def _comparable(source: Source, name: str, draws: np.ndarray) -> tuple[np.ndarray, str]:
+    """Draws such that features can be drawn on one axis, and what the axis is."""
+    if name == "probability":
+        return draws, "probability"
+    if draws.shape[2] == 1 or not source.is_table:
+        return draws, f"{name}{_scale(source)}"
+    x = source.observed.values
+    sd = np.nanstd(x, axis=0)
+    return (draws - np.nanmean(x, axis=0)) / np.where(sd > 0, sd, 1.0), "standard deviations of the data from their mean"
+
+
+def _intervals(parts: Parts, draws: np.ndarray, features: list[str], what: str, unit: str) -> Figure:
+    mean, (low, high) = draws.mean(axis=0), np.quantile(draws, (0.05, 0.95), axis=0)
+    wide = max(0.2, 0.085 * len(parts.kept) + 0.06)
+
+    def draw(canvas: Any) -> None:
+        axes = canvas.subplots()
+        y = np.arange(len(features))[::-1]
+        step = 0.7 / max(1, len(parts.kept))
+        for i, k in enumerate(parts.kept):
+            at = y + (0.35 - step * (i + 0.5))
+            axes.hlines(at, low[i], high[i], color=parts.color(k), lw=2)
+            axes.plot(mean[i], at, parts.marker(k), color=parts.color(k), ms=4, label=parts.name(k))
+        axes.hlines(y[1:] + 0.5, 0, 1, transform=axes.get_yaxis_transform(), color="#e4e4e4", lw=0.8)
+        axes.set_yticks(y, [feature(name) for name in features])
+        axes.set_ylim(-0.6, len(features) - 0.4)
+        axes.set_xlabel(unit)
+        axes.grid(axis="x")
+        canvas.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+
+    caption = f"{what}, posterior mean and 90 % interval." if np.ptp(draws, axis=0).any() else f"{what}, at the point estimate."
+    return drawn("profiles", caption, f"Interval plot of {len(features)} features.", (10, 0.9 + wide * len(features)), draw)
+
+
+def _heat_map(parts: Parts, draws: np.ndarray, features: list[str], what: str, unit: str) -> Figure:
+    mean = draws.mean(axis=0)
+    signed = unit != "probability" and float(mean.min()) < 0
+    limits = (-float(np.abs(mean).max()), float(np.abs(mean).max())) if signed else (0.0, max(1e-12, float(mean.max())))
+
+    def draw(canvas: Any) -> None:
+        axes = canvas.subplots()
+        drawing = axes.imshow(mean.T, aspect="auto", cmap="RdBu_r" if signed else "Blues", vmin=limits[0], vmax=limits[1])
+        axes.set_yticks(np.arange(len(features)), [feature(name) for name in features])
+        axes.set_xticks(
+            np.arange(len(parts.kept)), [parts.name(k) for k in parts.kept], rotation=45 if len(parts.kept) > 8 else 0
+        )
+        canvas.colorbar(drawing, ax=axes, label=unit, shrink=0.7)
+
+    caption = f"{what}, posterior means; the table below has the numbers."
+    return drawn("profiles", caption, f"Heat map of {len(features)} features.", (10, 1.2 + 0.17 * len(features)), draw)

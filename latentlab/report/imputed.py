@@ -1,0 +1,97 @@
+"""Missing entries as the model fills them in."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from latentlab.models.base import LatentModel
+from latentlab.report.figure import BLUE, GREY, HEAVY, INK, RED, drawn
+from latentlab.report.items import Figure, Item, Table, Text, count, shown
+from latentlab.report.source import Source
+from latentlab.results.assemble import thinned
+from latentlab.results.new_points import impute
+from latentlab.results.tree import arrays
+from latentlab.seeds import Seeds
+
+N_IMPUTED = 400
+"""Draws by which missing entries are filled in."""
+
+
+def imputed_items(source: Source) -> list[Item]:
+    if not source.is_table or not np.isnan(source.observed.values).any():
+        return []
+    if source.model is None or not source.model.imputes():
+        return [Text(("Missing entries were integrated over; this model does not say what they were.",))]
+    where = np.argwhere(np.isnan(source.observed.values))
+    draws = imputations(source, source.model, where)
+    mean, sd = draws.mean(axis=0), draws.std(axis=0)
+    low, high = np.quantile(draws, (0.05, 0.95), axis=0)
+    truth = _hidden(source, where)
+    order = np.argsort(-sd, kind="stable")
+    records = []
+    for i in order[:50] if len(order) > 300 else range(len(order)):
+        u, f = where[i]
+        record = {"unit": source.units[u], "feature": source.features[f], "mean": mean[i], "q05": low[i], "q95": high[i]}
+        records.append(record | ({} if truth is None else {"hidden truth": truth[i]}))
+    some = "Missing entries as the model fills them in" + (", the 50 least sure" if len(order) > 300 else "")
+    scale = "in standardised values" if source.config["dataset"].get("standardize") else "in the data's own values"
+    naive = np.nanmean(source.observed.values, axis=0)[where[:, 1]]
+    items: list[Item] = [_imputed_words(truth, naive, mean, low, high)]
+    if truth is not None and np.isfinite(truth).any():
+        items.append(_imputed_figure(mean, low, high, truth, scale))
+    return [*items, Table.of("imputed", f"{some}, {scale}", records, folded=True)]
+
+
+def imputations(source: Source, model: LatentModel, where: np.ndarray) -> np.ndarray:
+    """Draws of missing entries `(draw, entry)`, in the scale of the fit."""
+    sites = {str(name): array.values for name, array in source.tree["posterior"].data_vars.items()}
+    seeds = Seeds(int(source.config.get("seed", 0))).child("imputations")
+    parameters = arrays(source.tree, "parameters")
+    return impute(model, source.given, thinned(sites, N_IMPUTED), seeds, where, parameters).reshape(-1, len(where))
+
+
+def _hidden(source: Source, where: np.ndarray) -> np.ndarray | None:
+    """The hidden values in the fit's scale; None where nobody knows them."""
+    if source.raw is None or source.raw.observed not in source.raw.truth:
+        return None
+    params = source.run.params
+    truth = source.raw.truth[source.raw.observed]
+    index = pd.Index(source.raw.features.astype(str)).get_indexer(source.features)
+    truth = truth[:, index]
+    if "transform.loc" in params:
+        truth = (truth - params["transform.loc"]) / params["transform.scale"]
+    return np.asarray(truth[tuple(where.T)])
+
+
+def _imputed_words(truth: np.ndarray | None, naive: np.ndarray, mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> Text:
+    said = f"{count(len(mean), 'entry was', 'entries were')} missing; the model integrates over them, and says what may have stood there."
+    if truth is None:
+        return Text((said,))
+    known = np.isfinite(truth)
+    inside = float(((truth >= low) & (truth <= high))[known].mean())
+    error, of_naive = (float(np.sqrt(((truth - guess)[known] ** 2).mean())) for guess in (mean, naive))
+    return Text(
+        (
+            f"{said} They were hidden on purpose: {inside:.0%} of the true values lie in their 90 % intervals, and the root mean square "
+            f"error of the posterior mean is {shown(error)} (of the column's mean: {shown(of_naive)}).",
+        )
+    )
+
+
+def _imputed_figure(mean: np.ndarray, low: np.ndarray, high: np.ndarray, truth: np.ndarray, scale: str) -> Figure:
+    def draw(canvas: Any) -> None:
+        axes = canvas.subplots()
+        out = (truth < low) | (truth > high)
+        ends = [np.nanmin([low, truth]), np.nanmax([high, truth])]
+        axes.plot(ends, ends, color=GREY, lw=1)
+        for chosen, color, marker in ((~out, BLUE, "o"), (out, RED, "X")):
+            heavy = len(truth) > HEAVY
+            axes.vlines(truth[chosen], low[chosen], high[chosen], color=color, lw=0.6, alpha=0.35, rasterized=heavy)
+            axes.scatter(truth[chosen], mean[chosen], s=10, color=color, marker=marker, lw=0, rasterized=heavy)
+        axes.set_xlabel(f"hidden truth, {scale}", color=INK)
+        axes.set_ylabel("imputed")
+        axes.grid()
+
+    caption = "Missing entries: posterior mean and 90 % interval against what was hidden; crosses are missed by their interval."
+    return drawn("imputed", caption, f"Scatter of {len(truth)} imputed values against the truth.", (10, 4.0), draw)

@@ -1,0 +1,114 @@
+"""Who is with whom: shares of draws in which units are together."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from latentlab.compare.co_assignment import co_assignment
+from latentlab.report.figure import GREY, Classes, drawn, shortened
+from latentlab.report.items import Figure, Item, Table, shown
+from latentlab.report.parts import Parts, rgba_of
+from latentlab.report.rows import matched
+from latentlab.report.source import Source
+
+MOST_PAIRED = 400
+"""Units that the drawing of the co-assignment holds."""
+
+
+def ordered(source: Source) -> np.ndarray:
+    """Units by their label in the point estimate, within a label the surest first; many are thinned evenly."""
+    order = np.lexsort((-source.certainty, source.estimate))
+    return order[np.unique(np.linspace(0, len(order) - 1, min(len(order), MOST_PAIRED)).astype(int))]
+
+
+def pair_figure(source: Source, parts: Parts) -> Figure:
+    order = ordered(source)
+    found = co_assignment(source.label_draws[..., order])
+    estimate = source.estimate[order]
+    cuts = np.flatnonzero(np.diff(estimate)) + 0.5
+    strips: list[tuple[str, list[str], Mapping[str, str]]] = [
+        (parts.dim, [str(k) for k in estimate], {str(k): parts.color(k) for k in parts.kept})
+    ]
+    classes = Classes(source.labels, len(source.units))
+    if source.labels is not None:
+        colors = {classes.names[i]: parts.color(k) for i, k in known_as(source, classes).items()}
+        strips.append(("label", [classes.names[i] for i in classes.codes[order]], colors))
+
+    def draw(canvas: Any) -> None:
+        grid = canvas.add_gridspec(1, len(strips) + 1, width_ratios=[*[0.035] * len(strips), 1], wspace=0.02)
+        axes = canvas.add_subplot(grid[0, len(strips)])
+        drawing = axes.imshow(found.mean, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+        for cut in cuts:
+            axes.axhline(cut, color=GREY, lw=0.7)
+            axes.axvline(cut, color=GREY, lw=0.7)
+        axes.set_yticks([])
+        ends = [-0.5, *cuts, len(order) - 0.5]
+        middle = [(a + b) / 2 for a, b in pairwise(ends)]
+        axes.set_xticks(middle, [str(estimate[int(np.ceil(a))]) for a in ends[:-1]])
+        axes.set_xlabel(f"units, by {parts.dim}")
+        canvas.colorbar(drawing, ax=axes, label="probability of being together", shrink=0.75)
+        for i, (name, values, colors) in enumerate(strips):
+            strip = canvas.add_subplot(grid[0, i])
+            picture = np.array([rgba_of(colors[value], np.ones(1))[0] for value in values])[:, None]
+            strip.imshow(picture, aspect="auto", interpolation="nearest")
+            strip.set_xticks([0], [name], rotation=60, ha="right")
+            strip.set_yticks([])
+        if source.labels is not None:
+            marks = [_patch(color, name) for name, color in strips[1][2].items()]
+            canvas.legend(handles=marks, loc="outside right upper", title="label")
+
+    known = (
+        f" The second strip is the label, which the model was not shown, in the colour of the {parts.dim} that suits it best."
+        if source.labels is not None
+        else ""
+    )
+    some = (
+        ""
+        if len(order) == len(source.units)
+        else f" {len(order)} of {len(source.units)} units are drawn, spread evenly over this order."
+    )
+    error = found.standard_error
+    off = ~np.eye(len(error), dtype=bool)
+    precise = (
+        f" Monte Carlo standard error: {shown(float(error[off].mean()), 2)} on average, {shown(float(error[off].max()), 2)} at most."
+        if len(order) > 1 and np.isfinite(error).all()
+        else ""
+    )
+    caption = (
+        f"Co-assignment: the share of draws in which two units are in the same {parts.dim}, whatever it is called. Units by their {parts.dim} in the "
+        f"point estimate (coloured strip, lines), within each the surest first: blocks are sure, pale margins are not.{known}{some}{precise}"
+    )
+    return drawn(
+        "co-assignment", caption, f"Heat map of how often {len(order)} units are together.", (7.6 + 0.9 * len(strips), 6.2), draw
+    )
+
+
+def known_as(source: Source, classes: Classes) -> dict[int, int]:
+    """The label that suits each class of known labels best, one to one; classes beyond them have numbers of their own."""
+    names = matched(classes.codes, source.probabilities)
+    return {code: int(names[classes.codes == code][0]) for code in np.unique(classes.codes).tolist()}
+
+
+def _patch(color: str, name: str) -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(color=color, label=shortened(name))
+
+
+def known_label_items(source: Source, parts: Parts) -> list[Item]:
+    """The point estimate against labels that nobody was shown."""
+    if source.labels is None:
+        return []
+    classes = Classes(source.labels, len(source.units))
+    records = [
+        {parts.dim: k}
+        | {name: int(((source.estimate == k) & (classes.codes == i)).sum()) for i, name in enumerate(classes.names)}
+        for k in parts.kept
+    ]
+    return [
+        Table.of(
+            "known-labels", f"Units by {parts.dim} in the point estimate and by label, which the model was not shown", records
+        )
+    ]

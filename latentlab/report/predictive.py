@@ -1,0 +1,175 @@
+"""Posterior predictive checks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from latentlab.report.figure import BLUE, HEAVY, INK, RED, drawn, feature, panels
+from latentlab.report.items import Figure, Item, Table, Text, listed
+from latentlab.report.source import Source
+
+FEW = 4
+"""Features that each have a tick of their own."""
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A statistic of data sets: the function of an observed or replicated array, and what its entries are called."""
+
+    function: Callable[[np.ndarray], np.ndarray]
+    noun: str
+    names: Sequence[str]
+
+
+def _statistics(source: Source) -> dict[str, Statistic]:
+    """The statistics of the predictive check: of each feature of a table, or of all points and those of each unit."""
+    x = source.observed.values
+    if not source.is_table:
+        return _statistics_of_points(source)
+    features = [feature(name) for name in source.features]
+    pairs = [f"{features[i]} and {features[j]}" for i, j in zip(*np.triu_indices(x.shape[1], 1), strict=True)]
+    found = {
+        "mean": Statistic(lambda a: np.nanmean(a, axis=-2), "feature", features),
+        "standard deviation": Statistic(lambda a: np.nanstd(a, axis=-2), "feature", features),
+        "largest value": Statistic(lambda a: np.nanmax(a, axis=-2), "feature", features),
+    }
+    if x.shape[1] > 1:
+        found["correlation"] = Statistic(_correlations, "pair", pairs)
+    sequences = source.sequences
+    if sequences is not None and len(sequences) < len(x):
+        found["autocorrelation"] = Statistic(lambda a: autocorrelation(a, sequences), "feature", features)
+    return found
+
+
+def _statistics_of_points(source: Source) -> dict[str, Statistic]:
+    whole = [f"all {source.points}s"]
+    found = {
+        "mean": Statistic(lambda a: np.array([a.mean()]), "data set", whole),
+        "standard deviation": Statistic(lambda a: np.array([a.std()]), "data set", whole),
+    }
+    for kind in dict.fromkeys(source.index.values()):
+        ends = [source.observed[name].values.astype(str) for name, of in source.index.items() if of == kind]
+        names, codes = np.unique(np.concatenate(ends), return_inverse=True)
+        counts = np.bincount(codes)
+
+        def means(a: np.ndarray, codes: np.ndarray = codes, counts: np.ndarray = counts, n: int = len(ends)) -> np.ndarray:
+            return np.bincount(codes, weights=np.tile(a, n)) / counts
+
+        found[f"mean by {kind}"] = Statistic(means, kind, names.tolist())
+    return found
+
+
+def predictive_items(source: Source) -> list[Item]:
+    group = source.group("posterior_predictive")
+    name = str(source.observed.name)
+    if group is None or name not in group or not (source.is_table or (source.index and source.observed.ndim == 1)):
+        why = "no predictive draws were kept" if group is None else "the data are no table of numbers"
+        return [Text((f"There is no posterior predictive check: {why}.",))]
+    x = source.observed.values
+    replicated = group[name].values.reshape(-1, *x.shape)
+    replicated = np.where(np.isnan(x), np.nan, replicated)
+    statistics = _statistics(source)
+    found = {k: (s.function(x), np.stack([s.function(one) for one in replicated])) for k, s in statistics.items()}
+    n = len(replicated)
+    rows = []
+    for key, (seen, again) in found.items():
+        p = tail(seen, again)
+        worst = int(np.nanargmin(p)) if np.isfinite(p).any() else 0
+        rows.append(
+            {
+                "statistic": f"{key} of each {statistics[key].noun}" if source.is_table else key,
+                "how many": len(p),
+                "outside 95 %": float(np.mean(p <= 0.05)),
+                "farthest off": statistics[key].names[worst],
+                "observed": float(seen[worst]),
+                "replicated": float(again[:, worst].mean()),
+                "tail p": float(p[worst]),
+            }
+        )
+    of = "features (or pairs)" if source.is_table else "units"
+    caption = (
+        f"Posterior predictive check: {n} data sets drawn from the fitted model, held against the data. “Outside 95 %” is the share "
+        f"of {of} that the model misses, 0.05 or less if it fits; a tail p is two-sided, and at least {2 / (n + 1):.2g}"
+    )
+    shown_of = {k: v for k, v in found.items() if source.is_table or len(v[0]) > 1}
+    nouns = {k: statistics[k].noun for k in shown_of}
+    return [_predictive_figure(shown_of, nouns), Table.of("predictive", caption, rows)]
+
+
+def tail(seen: np.ndarray, again: np.ndarray) -> np.ndarray:
+    r"""Two-sided tail p of each observed statistic among its replicates.
+
+    $$ p = \min\{1, 2 \min(r, R + 2 - r') / (R + 1)\} $$ with the ranks counted so that equal values favour neither side; NaN where
+    there is nothing observed to compare.
+
+    Args:
+        seen: Observed, `(n,)`.
+        again: Replicated, `(replicate, n)`.
+
+    Example:
+        >>> tail(np.array([0.0, 5.0]), np.arange(9.0)[:, None] + [1.0, 0.0]).tolist()
+        [0.2, 1.0]
+    """
+    above, below = (again >= seen).sum(axis=0), (again <= seen).sum(axis=0)
+    p = np.minimum(1.0, 2 * (1 + np.minimum(above, below)) / (1 + len(again)))
+    return np.where(np.isnan(seen), np.nan, p)
+
+
+def autocorrelation(x: np.ndarray, sequences: Sequence[np.ndarray]) -> np.ndarray:
+    """Correlation of each column with itself a step later, `(feature,)`, over pairs of steps of one sequence both of which are there.
+
+    Example:
+        >>> autocorrelation(np.array([[1.0], [2.0], [3.0], [9.0], [1.0]]), [np.arange(3), np.arange(3, 5)]).round(3).tolist()
+        [-0.803]
+    """
+    before = np.concatenate([of[:-1] for of in sequences])
+    found = np.full(x.shape[1], np.nan)
+    for d in range(x.shape[1]):
+        pair = np.column_stack([x[before, d], x[before + 1, d]])
+        pair = pair[~np.isnan(pair).any(axis=1)]
+        if len(pair) > 1 and (np.ptp(pair, axis=0) > 0).all():
+            found[d] = np.corrcoef(pair, rowvar=False)[0, 1]
+    return found
+
+
+def _correlations(x: np.ndarray) -> np.ndarray:
+    upper = np.triu_indices(x.shape[1], 1)
+    if not np.isnan(x).any():
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.corrcoef(x, rowvar=False)[upper]
+    return pd.DataFrame(x).corr().to_numpy()[upper]
+
+
+def _predictive_figure(found: dict[str, tuple[np.ndarray, np.ndarray]], nouns: dict[str, str]) -> Figure:
+    def draw(canvas: Any) -> None:
+        for axes, (name, (seen, again)) in zip(panels(canvas, len(found), 5), found.items(), strict=True):
+            low, middle, high = np.quantile(again - seen, (0.025, 0.5, 0.975), axis=0)
+            out = (low > 0) | (high < 0)
+            rank = np.argsort(np.argsort(middle, kind="stable"), kind="stable")
+            axes.axhline(0, color=INK, lw=0.8)
+            for chosen, color, marker in ((~out, BLUE, "o"), (out, RED, "X")):
+                heavy = len(seen) > HEAVY
+                axes.vlines(rank[chosen], low[chosen], high[chosen], color=color, lw=0.8, alpha=0.5, rasterized=heavy)
+                axes.scatter(rank[chosen], middle[chosen], s=12, color=color, marker=marker, lw=0, rasterized=heavy)
+            axes.set_title(name)
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.set_xlim(-0.05 * len(seen) - 0.5, 1.05 * len(seen) - 0.5)
+            if len(seen) <= FEW:
+                axes.set_xticks(np.arange(len(seen)))
+            axes.set_xlabel(f"{nouns[name]}s, in order")
+        canvas.axes[0].set_ylabel("replicated less observed")
+
+    of = "feature (or pair)" if {*nouns.values()} <= {"feature", "pair"} else " and ".join(dict.fromkeys(nouns.values()))
+    caption = (
+        f"Posterior predictive check: a statistic of each {of} in data sets that the fitted model makes, less the same "
+        "in the data; median and 95 % interval. Above 0 the model makes too much of it. Crosses mark those whose interval misses 0."
+    )
+    if "autocorrelation" in found:
+        caption += " Autocorrelation is that with the next step of the sequence."
+    return drawn(
+        "predictive", caption, f"Replicated less observed {listed(list(found))}, by {of.partition(' (')[0]}.", (10, 2.9), draw
+    )

@@ -1,0 +1,135 @@
+"""What a config asks for, built and checked."""
+
+import contextlib
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+
+from latentlab.comparison.choice import check_spread
+from latentlab.data.dataset import Dataset
+from latentlab.errors import ConfigError, DataError, StoreError
+from latentlab.files import now, sha256
+from latentlab.fit import Fit
+from latentlab.results.assemble import N_PREDICTIVE, outline
+from latentlab.results.netcdf import save
+from latentlab.results.new_points import classes_of, density_of_new
+from latentlab.results.prepare import prepared
+from latentlab.seeds import Seeds
+from latentlab.study.config import Config
+
+PACKAGES = ("latentlab", "torch", "pyro-ppl", "numpy", "scipy", "scikit-learn", "pandas", "xarray", "arviz", "h5netcdf")
+POSTERIOR, EMBEDDINGS = "posterior.nc", "embeddings.nc"
+PAGE_BYTES = 2_000_000
+"""About the size of the page and the tables."""
+LABEL_BYTES = 0.5
+"""Of a drawn label, packed."""
+N_STATISTICS = 7
+"""Numbers that a sampler tells of a draw."""
+
+
+class Job:
+    """What a config asks for, built: model, method and data, refused here if they do not go together."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.model = config.build_model()
+        self.method = config.build_method()
+        self.dataset = config.build_dataset()
+        self.training, self.held_out = self.dataset, None
+        if config.held_out:
+            rng = Seeds(config.seed).child("held_out").numpy()
+            self.training, self.held_out = self.dataset.split(config.held_out, rng)
+        if isinstance(self.training, Dataset):
+            self.training = self.training.complete()
+        for i, one in enumerate(config.embeddings):
+            if one.label in self.training.sizes:  # type: ignore[attr-defined]
+                raise ConfigError(f"embeddings.{i}.label: {one.label!r} is a dim of the data; choose another label.")  # type: ignore[attr-defined]
+        problem = prepared(self.model, self.training, self.method, seed=config.seed)
+        self.outline = outline(problem, self.training.sample)
+        _check_storable(self.outline, self.dataset.name)
+        if config.embeddings:
+            check_spread(self.model, self.method)
+        if self.held_out is not None:
+            density_of_new(self.model, self.held_out, classes=classes_of(self.model, self.training.sample))
+
+    def fit(self, posterior: xr.DataTree) -> Fit:
+        """The fit whose result is `posterior`."""
+        return Fit(self.model, self.training.sample, self.method, self.config.seed, posterior)
+
+    def description(self) -> dict[str, Any]:
+        """What `run.json` says from the start."""
+        return {
+            "name": self.config.name,
+            "seed": self.config.seed,
+            "versions": _versions(),
+            "threads": {"torch": torch.get_num_threads(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
+            "hardware": _hardware(),
+            "commit": _commit(),
+            "command": list(sys.argv),
+            "started": now(),
+            "data": {"name": self.dataset.name, "sha256": self.dataset.digest(), **self.dataset.sizes},
+            "plugins": {path: sha256(Path(path)) for path in self.config.plugins},
+            "notes": self.training.notes(),
+            "warnings": [],
+            "seconds": {},
+        }
+
+    def n_bytes(self) -> int:
+        """About what the run's directory takes at most: result, checkpoints and page."""
+        model, sample, point = self.model, self.training.sample, self.method.kind == "point"
+        sites = {str(name): array.size for name, array in self.outline["posterior"].data_vars.items()}
+        columns = 1 if model.position.kind == "discrete" else model.position_columns() or 1
+        position = sum(sites.pop(one.site, sample.sizes[kind] * columns) for kind, one in model.kinds.items() if kind)
+        acted = sum(size for name, size in sites.items() if model.exchanges.dim in model.dims[name])
+        n_draws = getattr(self.method, "n_chains", 1) * self.method.n_draws
+        drawn = model.position.site in self.outline["posterior"]
+        each = 2 * position * (LABEL_BYTES / 8 if model.position.kind == "discrete" else 1)
+        if not point:  # of a point estimate what does not vary between draws is packed to nothing
+            pointwise = sample.n_points * (not model.has_bound()) * (1 + model.is_series())
+            checkpoints = 2 * (sum(sites.values()) + position * drawn)
+            each += sum(sites.values()) + acted + pointwise + checkpoints + len(sites) + N_STATISTICS
+        predictive = 2 * min(N_PREDICTIVE, n_draws) * sample.x.size
+        return int(8 * (n_draws * each + predictive + 2 * sample.x.size)) + PAGE_BYTES
+
+
+def _check_storable(tree: xr.DataTree, name: str) -> None:
+    """Writes a result's names and coordinates to a temporary file: what netCDF cannot hold is refused before the fit.
+
+    Raises:
+        DataError: They do not read back as they are.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            save(tree, Path(folder) / POSTERIOR)
+        except StoreError as error:
+            why = str(error).partition(f"{POSTERIOR}")[2].lstrip(":, ")
+            raise DataError(f"{name}: units, times or names cannot be stored in netCDF: {why}") from error
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _hardware() -> dict[str, Any]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"machine": platform.machine(), "system": platform.platform(), "cpus": os.cpu_count(), "memory_bytes": memory}
+
+
+def _commit() -> str | None:
+    """The commit of the repository that the working directory is in, if it is in one."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        return found.stdout.strip()
+    return None

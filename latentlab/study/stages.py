@@ -1,0 +1,242 @@
+"""The stages of a run, each written before the next begins."""
+
+import contextlib
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import safetensors.numpy
+from tqdm.auto import tqdm
+
+from latentlab.comparison.compare import compare
+from latentlab.comparison.rows import joined
+from latentlab.embeddings.embed import embed
+from latentlab.embeddings.embedding import Embedding
+from latentlab.errors import LatentLabError, MissingDependencyError, StoreError
+from latentlab.fit import Fit, fit
+from latentlab.results.netcdf import load
+from latentlab.store.directory import CHECKPOINTS, RunDirectory
+from latentlab.store.read import Run, read
+from latentlab.study.job import EMBEDDINGS, POSTERIOR, Job
+from latentlab.study.written import bar_lines, embeddings_of, embeddings_tree, parameter_arrays
+
+COMPARISON = ("comparison.nc", "comparison.csv", "verdicts.csv")
+PLAIN_HANDLERS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
+N_STAGES = 6
+"""Data, embeddings, fit, diagnostics, comparison, report."""
+BAR = "{desc}: {n_fmt}/{total_fmt} stages [{elapsed}]"
+
+
+class StageBar:
+    """A bar on a terminal that names the stage of a run and counts those that are done; each stage may have bars of its own."""
+
+    def __init__(self, *, progress: bool) -> None:
+        self._bar = tqdm(desc="data", total=N_STAGES, disable=None if progress else True, leave=False, bar_format=BAR)
+        self._begun = False
+
+    def __enter__(self) -> "StageBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def stage(self, name: str) -> None:
+        """The stage before is done, and this one begins."""
+        self._bar.set_description_str(name, refresh=False)
+        self._bar.update(self._begun)
+        self._bar.refresh()
+        self._begun = True
+
+
+def carry_out(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bool, fresh: bool) -> None:
+    """All stages; whatever stops them is written down first. Embeddings that cannot be made leave no new run behind."""
+    try:
+        with _stoppable(), _warnings_kept(directory):
+            _stages(job, directory, bar, progress=progress)
+    except KeyboardInterrupt as error:
+        with contextlib.suppress(StoreError):
+            directory.stop("interrupted", error)
+        raise
+    except Exception as error:
+        usage = isinstance(error, LatentLabError) and error.exit_code == 2 and not isinstance(error, StoreError)
+        if fresh and usage and directory.info["stage"] == "embeddings":
+            directory.discard()
+            raise
+        with contextlib.suppress(StoreError):
+            kept = directory.stop("failed", error)
+            if kept != directory.path:
+                error.add_note(f"The run before it is back in {directory.path}.")
+            error.add_note(f"What was finished is kept in {kept}; --resume goes on with it.")
+        raise ending_with(error, 1) from error.__cause__
+
+
+def _stages(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bool) -> None:
+    def timed(stage: str, act: Callable[[], Any]) -> Any:
+        bar.stage(stage)
+        directory.stage(stage)
+        begin, seconds = time.monotonic(), directory.info["seconds"]
+        result = act()
+        seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - begin, 3)
+        return result
+
+    for note in job.training.notes():
+        directory.logger.info("data: %s", note)
+    compared = all(map(directory.has, (POSTERIOR, *COMPARISON)))
+    # The embeddings first: they are quick, and what is wrong with one should not show after an hour of sampling.
+    embeddings = timed("embeddings", lambda: _embed(job, directory, progress=progress)) if job.config.embeddings else []
+    fitted = timed("fit", lambda: _fit(job, directory, progress=progress))
+    timed("diagnostics", lambda: _diagnose(job, directory, fitted))
+    if embeddings and not compared:
+        timed("comparison", lambda: _compare(job, directory, fitted, embeddings, progress=progress))
+    status = "done" if fitted.converged else "not_converged"
+    timed("report", lambda: _report(directory, status, progress=progress))
+    directory.finish(status)
+
+
+def _fit(job: Job, directory: RunDirectory, *, progress: bool) -> Fit:
+    if directory.has(POSTERIOR):
+        return job.fit(load(directory.path / POSTERIOR))
+
+    def log(line: str) -> None:
+        directory.logger.info("%s: %s", job.method.name, line)
+
+    seed, checkpoints = job.config.seed, directory.path / CHECKPOINTS
+    fitted = fit(job.model, job.training, job.method, seed=seed, progress=progress, checkpoint=checkpoints, log=log)
+    for line in bar_lines(fitted.data):
+        log(line)
+    directory.write_tree(POSTERIOR, fitted.data)
+    return fitted
+
+
+def _diagnose(job: Job, directory: RunDirectory, fitted: Fit) -> None:
+    table = fitted.diagnostics()
+    if job.held_out is not None:
+        score = fitted.held_out_score(job.held_out)
+        directory.info["held_out"] = score
+        rows = [
+            ("held_out_score", name, value, "", "not applicable") for name, value in score.items() if not name.startswith("n_")
+        ]
+        table = pd.concat([table, pd.DataFrame(rows, columns=table.columns)], ignore_index=True)
+    directory.write_json("diagnostics.json", table.to_dict("records"))
+    for row in table[table["verdict"].isin(["fail", "warn"])].itertuples():
+        directory.logger.warning("%s: %s, %s: %s (%s)", row.verdict, row.check, row.quantity, row.value, row.threshold)
+    arrays, meaning = parameter_arrays(job, fitted)
+    directory.write("params/params.safetensors", safetensors.numpy.save(arrays))
+    directory.write_json("params/params.json", meaning)
+
+
+def _embed(job: Job, directory: RunDirectory, *, progress: bool) -> list[Embedding]:
+    sample = job.training.sample
+    placed = {kind: names for kind, names in sample.kinds.items() if kind in job.model.kinds}
+    found = embeddings_of(load(directory.path / EMBEDDINGS, groups=()), placed) if directory.has(EMBEDDINGS) else {}
+    made: list[Embedding] = []
+    bar = tqdm(job.config.embeddings, disable=None if progress else True, leave=False)
+    for i, section in enumerate(bar):
+        options = dict(section)
+        label = options.get("label") or options["name"]
+        bar.set_description(f"embedding {label}")
+        if label in found:
+            made.append(found[label])
+            continue
+        try:
+            embedding = embed(options.pop("name"), sample, **options)
+            joined(embedding, placed, job.model.name)
+        except LatentLabError as error:
+            error.args = (f"embeddings.{i}: {error}",)
+            raise
+        made.append(embedding)
+        directory.logger.info("embedded: %s", "; ".join([embedding.label, *embedding.notes]))
+        for note in embedding.notes:
+            _note(directory, f"{embedding.label}: {note}")
+        directory.write_tree(EMBEDDINGS, embeddings_tree(made, placed, job.model.position_columns()))
+    return made
+
+
+def _note(directory: RunDirectory, note: str) -> None:
+    """What a reader should know, kept once in `run.json`."""
+    if note not in directory.info["notes"]:
+        directory.info["notes"].append(note)
+
+
+def _compare(job: Job, directory: RunDirectory, fitted: Fit, embeddings: list[Embedding], *, progress: bool) -> None:
+    comparison = compare(fitted, embeddings, **job.config.compare.options(), progress=progress)
+    asked = int(job.config.compare.options().get("n_neighbors", 0))
+    taken = min(int(part.attrs.get("n_neighbors", asked)) for part in comparison.parts.values())
+    if taken < asked:
+        note = f"n_neighbors was lowered from {asked} to {taken}: fewer than half of the units can be neighbours"
+        directory.logger.info("%s", note)
+        _note(directory, note)
+    for row in comparison.verdicts.itertuples():
+        seed = str(getattr(row, "seed", ""))
+        name = f"{row.embedding} #{seed}" if seed else str(row.embedding)
+        name += f", {row.units}s" if len(comparison.parts) > 1 else ""
+        directory.logger.info("%s, %s, %s: %s", name, row.map, row.alignment, row.verdict)
+    directory.write_tree("comparison.nc", comparison.to_tree())
+    directory.write_table("comparison.csv", comparison.to_dataframe())
+    directory.write_table("verdicts.csv", comparison.verdicts)
+
+
+def _report(directory: RunDirectory, status: str, *, progress: bool) -> None:
+    run = read(directory.path)
+    try:
+        write_page(replace(run, info={**run.info, "status": status}), progress=progress)
+    except MissingDependencyError as error:
+        directory.info["warnings"].append(f"no report: {error} Then `latentlab report {directory.path}` writes it.")
+        directory.logger.warning("no report: %s", error)
+
+
+def write_page(run: Run, *, progress: bool = False) -> Path:
+    from latentlab.report.page import write
+
+    return write(run, progress=progress)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM, which clusters send, ends a run as SIGINT does: by KeyboardInterrupt. Handlers of one's own are left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in found.items() if handler in PLAIN_HANDLERS}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _warnings_kept(directory: RunDirectory) -> Iterator[None]:
+    """Warnings are shown as ever, and kept in the log and in `run.json`."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **options: Any) -> None:
+            text = " ".join(str(message).split())
+            directory.logger.warning("%s: %s", category.__name__, text)
+            if text not in directory.info["warnings"]:
+                directory.info["warnings"].append(text)
+            shown(message, category, *rest, **options)
+
+        warnings.showwarning = show
+        yield
+
+
+def ending_with(error: Exception, exit_code: int) -> Exception:
+    """The error, with the code that the command line ends with: what has started is no longer a matter of usage."""
+    if isinstance(error, LatentLabError):
+        error.exit_code = exit_code
+    return error

@@ -1,0 +1,114 @@
+"""What a run writes: embeddings, parameters, the end of progress bars."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from latentlab.embeddings.embedding import Embedding
+from latentlab.fit import Fit
+from latentlab.study.job import Job
+
+
+def embeddings_tree(embeddings: Sequence[Embedding], kinds: Mapping[str, np.ndarray], n_latent: int | None) -> xr.DataTree:
+    """The embeddings, a variable each by its label: `(unit, latent)`, or `(unit, latent_LABEL)` where its size differs.
+
+    Several seeds lead with `seed_LABEL`, whose coordinate holds them. Where there are several kinds of units, there is a group
+    for each; their dims are called like the kinds.
+    """
+    if len(kinds) == 1:
+        (kind,) = kinds
+        return xr.DataTree(_of_kind([embedding.of(kind) for embedding in embeddings], kind, kinds[kind], n_latent))
+    placing = {kind: [e.of(kind) for e in embeddings if kind in e.kinds] for kind in kinds}
+    return xr.DataTree.from_dict({kind: _of_kind(of, kind, kinds[kind], n_latent) for kind, of in placing.items() if of})
+
+
+def _of_kind(embeddings: Sequence[Embedding], kind: str, units: np.ndarray, n_latent: int | None) -> xr.Dataset:
+    variables, coords = {}, {kind: units}
+    for given in embeddings:
+        embedding = given.reindexed(units)
+        label, size = embedding.label, embedding.values.shape[-1]
+        dims: tuple[str, ...] = (kind, "latent" if size == n_latent else f"latent_{label}")
+        coords[dims[-1]] = np.arange(size)
+        if embedding.values.ndim == 3:
+            dims = (f"seed_{label}", *dims)
+            coords[dims[0]] = np.asarray(embedding.seeds)
+        attrs = {
+            "name": embedding.name,
+            "options": json.dumps(dict(embedding.options), default=str),
+            "notes": json.dumps(list(embedding.notes)),
+        }
+        variables[label] = (dims, embedding.values, attrs)
+    return xr.Dataset(variables, coords=coords)
+
+
+def embeddings_of(tree: xr.DataTree, kinds: Iterable[str]) -> dict[str, Embedding]:
+    """The embeddings that `embeddings_tree` put into a file, by label; none of a file without their notes."""
+    several = len(list(kinds)) > 1
+    nodes = {str(kind): node.to_dataset(inherit=False) for kind, node in tree.children.items()} if several else {}
+    nodes = nodes or {next(iter(kinds)): tree.to_dataset()}
+    parts: dict[str, dict[str, xr.DataArray]] = {}
+    for kind, dataset in nodes.items():
+        for label, array in dataset.data_vars.items():
+            if "notes" in array.attrs:
+                parts.setdefault(str(label), {})[kind] = array
+    found = {}
+    for label, arrays in parts.items():
+        first = next(iter(arrays.values()))
+        values, units = ({k: a.values for k, a in arrays.items()}, {k: a[k].values for k, a in arrays.items()})
+        found[label] = Embedding(
+            str(first.attrs["name"]),
+            values if several else first.values,
+            units if several else next(iter(units.values())),
+            label,
+            json.loads(first.attrs["options"]),
+            tuple(first[f"seed_{label}"].values.tolist()) if first.ndim == 3 else (),
+            tuple(json.loads(first.attrs["notes"])),
+        )
+    return found
+
+
+def parameter_arrays(job: Job, fitted: Fit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What is needed to use the fit without a step: each site's mean, the parameters, and the data's transform.
+
+    A point estimate is one member of its orbit already; draws are averaged with the symmetry removed.
+    """
+    point = bool(fitted.data.attrs["point_estimate"])
+    groups = ("posterior",) if point else ("posterior", "latents")
+    sites = {name: array for group in groups for name, array in fitted.data[group].data_vars.items()}
+    means = {str(name): array.mean(("chain", "draw")) for name, array in sites.items() if array.dtype.kind == "f"}
+    if fitted.parameters:
+        means |= {str(name): array for name, array in fitted.data["parameters"].data_vars.items()}
+    arrays = {name: np.ascontiguousarray(mean.values, dtype=np.float64) for name, mean in means.items()}
+    transform = job.training.transform
+    if transform is not None:
+        arrays |= {"transform.loc": np.ascontiguousarray(transform.loc), "transform.scale": np.ascontiguousarray(transform.scale)}
+    meaning = {
+        "model": job.model.name,
+        "hyperparameters": job.model.hyperparameters(),
+        "values": "point estimate" if point else "posterior mean, symmetry removed",
+        "dims": {name: list(mean.dims) for name, mean in means.items()},
+        "parameters": sorted(fitted.parameters),
+        "features": job.training.features if job.training.sample.x.ndim == 2 else None,
+    }
+    return arrays, meaning
+
+
+def bar_lines(tree: xr.DataTree) -> list[str]:
+    """What the progress bars of chains and climbs came to: a line for each chain, and the last values of a climb."""
+    lines = []
+    stats = tree["sample_stats"].data_vars if "sample_stats" in tree.children else {}
+    if "diverging" in stats:
+        for chain in stats["diverging"]["chain"].values:
+            of = {name: array.sel(chain=chain).values for name, array in stats.items()}
+            lines.append(
+                f"chain {chain}: {of['diverging'].size} draws, {int(of['diverging'].sum())} divergent, step size "
+                f"{of['step_size'][-1]:.4g}, acceptance {of['acceptance_rate'].mean():.3f}, steps {of['n_steps'].mean():.1f}"
+            )
+    optimization = tree["optimization"].data_vars if "optimization" in tree.children else {}
+    for name in ("log_joint", "log_likelihood"):
+        if name in optimization:
+            lines += [f"{name} {i}: {value:.6g}" for i, value in enumerate(optimization[name].values[-10:])]
+    return lines
