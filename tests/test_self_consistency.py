@@ -212,18 +212,27 @@ def test_sound_models_of_labels_pass(model, n_units):
     assert moved.passed, moved.table
 
 
+def spherical(model, n_features):
+    """The sites of a spherical mixture, by their priors."""
+    K = model.n_components
+    weights = pyro.sample("weights", dist.Dirichlet(model.concentration))
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(K, n_features), model.mu_scale).to_event(2))
+    sigma = pyro.sample("sigma", dist.LogNormal(torch.log(model.emission.median(n_features)), model.sigma_spread).to_event(1))
+    return weights, mu, sigma
+
+
 class WeightsIgnored(GaussianMixture):
     def model(self, x, mask=None):
-        weights = self._weights()
-        components = self.emission.components(self.emission.sample(x.shape[1]))
+        weights, mu, sigma = spherical(self, x.shape[1])
+        components = self.emission.components({"mu": mu, "sigma": sigma})
         with pyro.plate("unit", len(x)):
             pyro.sample("x", Mixture(torch.log(torch.full_like(weights, 1 / len(weights))), components, mask), obs=x)
 
 
 class SpreadSquared(GaussianMixture):
     def model(self, x, mask=None):
-        weights, values = self._weights(), self.emission.sample(x.shape[1])
-        components = self.emission.components({**values, "sigma": values["sigma"] ** 2})
+        weights, mu, sigma = spherical(self, x.shape[1])
+        components = self.emission.components({"mu": mu, "sigma": sigma**2})
         with pyro.plate("unit", len(x)):
             pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)
 

@@ -1,8 +1,13 @@
 r"""Hidden Markov models that emit symbols, or counts."""
 
+import pyro
+import pyro.distributions as dist
+import torch
+
+from latentlab.models.base import here
 from latentlab.models.emissions.base import PositivePerComponent
 from latentlab.models.emissions.counts import Categorical, Poisson
-from latentlab.models.hidden_markov import HiddenMarkovModel
+from latentlab.models.hidden_markov import HiddenMarkovModel, forward
 from latentlab.settings import Count, NonNegative, Positive, Several, settings
 
 
@@ -49,6 +54,15 @@ class CategoricalHMM(HiddenMarkovModel):
         concentration = self.probability_concentration
         self._settings(Categorical(self.n_states, n_categories=self.n_categories, concentration=concentration))
 
+    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None, sequence: torch.Tensor | None = None) -> None:
+        K, D = self.n_states, x.shape[1]
+        initial, transition = _chain(self)
+        a = torch.full((K, D, self.n_categories), self.probability_concentration, dtype=torch.float64)
+        probability = pyro.sample("probability", dist.Dirichlet(a).to_event(2))
+        values = {"initial": initial, "transition": transition, "probability": probability}
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", self._series({"x": x, "mask": mask, "sequence": sequence}, values), obs=x)  # z summed out
+
 
 @settings
 class PoissonHMM(HiddenMarkovModel):
@@ -91,3 +105,33 @@ class PoissonHMM(HiddenMarkovModel):
 
     def __post_init__(self) -> None:
         self._settings(Poisson(type(self).__name__, self.n_states, shape=self.rate_shape, mean=self.rate_mean))
+
+    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None, sequence: torch.Tensor | None = None) -> None:
+        K, D = self.n_states, x.shape[1]
+        initial, transition = _chain(self)
+        a, m = torch.full((K, D), self.rate_shape, dtype=torch.float64), here(self.emission.mean)[:, None]
+        rate = pyro.sample("rate", dist.Gamma(a, self.rate_shape / m).to_event(2))
+        values = {"initial": initial, "transition": transition, "rate": rate}
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", self._series({"x": x, "mask": mask, "sequence": sequence}, values), obs=x)  # z summed out
+
+
+def _chain(self: CategoricalHMM | PoissonHMM) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws the initial probabilities and the transitions from their priors."""
+    K = self.n_states
+    if self.left_to_right or K == 1:  # the first state begins
+        initial = pyro.deterministic("initial", torch.eye(K, dtype=torch.float64)[0])
+    elif self.initial_concentration == 0:
+        initial = pyro.deterministic("initial", torch.full((K,), 1 / K, dtype=torch.float64))
+    else:
+        initial = pyro.sample("initial", dist.Dirichlet(torch.full((K,), self.initial_concentration, dtype=torch.float64)))
+    counts = torch.full((K, K), self.transition_concentration, dtype=torch.float64)
+    counts = counts + self.sticky * torch.eye(K, dtype=torch.float64)
+    if self.left_to_right:  # a state can only stay or go to the next one
+        stay = pyro.sample("stay", dist.Beta(counts[0, 0].expand(K - 1), counts[0, 1]).to_event(1))
+        transition = pyro.deterministic("transition", forward(stay))
+    elif K == 1:
+        transition = pyro.deterministic("transition", torch.ones(1, 1, dtype=torch.float64))
+    else:
+        transition = pyro.sample("transition", dist.Dirichlet(counts).to_event(1))
+    return initial, transition

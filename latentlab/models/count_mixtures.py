@@ -1,5 +1,12 @@
 r"""Mixtures of independent yes-or-no features (latent classes) and of independent counts."""
 
+import pyro
+import pyro.distributions as dist
+import torch
+
+from latentlab.distributions.components import BernoulliComponents, PoissonComponents
+from latentlab.distributions.mixture import Mixture
+from latentlab.models.base import here
 from latentlab.models.emissions.base import PositivePerComponent, per_component
 from latentlab.models.emissions.counts import Bernoulli, Poisson
 from latentlab.models.mixture import MixtureModel
@@ -41,6 +48,17 @@ class BernoulliMixture(MixtureModel):
         concentration = per_component(type(self).__name__, "weights_concentration", self.weights_concentration, K)
         self._settings(Bernoulli(K, concentration=self.probability_concentration), concentration)
 
+    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        K, D = self.n_components, x.shape[1]
+        if K == 1:
+            weights = pyro.deterministic("weights", torch.ones(1, dtype=torch.float64))
+        else:
+            weights = pyro.sample("weights", dist.Dirichlet(here(self.concentration)))
+        a = torch.full((K, D), self.probability_concentration, dtype=torch.float64)
+        components = BernoulliComponents(pyro.sample("probability", dist.Beta(a, a).to_event(2)))
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)  # z summed out
+
 
 @settings
 class PoissonMixture(MixtureModel):
@@ -77,3 +95,14 @@ class PoissonMixture(MixtureModel):
         owner, K = type(self).__name__, self.n_components
         concentration = per_component(owner, "weights_concentration", self.weights_concentration, K)
         self._settings(Poisson(owner, K, shape=self.rate_shape, mean=self.rate_mean), concentration)
+
+    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        K, D = self.n_components, x.shape[1]
+        if K == 1:
+            weights = pyro.deterministic("weights", torch.ones(1, dtype=torch.float64))
+        else:
+            weights = pyro.sample("weights", dist.Dirichlet(here(self.concentration)))
+        a, m = torch.full((K, D), self.rate_shape, dtype=torch.float64), here(self.emission.mean)[:, None]
+        components = PoissonComponents(pyro.sample("rate", dist.Gamma(a, self.rate_shape / m).to_event(2)))
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)  # z summed out

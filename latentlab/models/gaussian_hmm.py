@@ -1,8 +1,14 @@
 r"""Hidden Markov models with Gaussian emissions."""
 
+import pyro
+import pyro.distributions as dist
+import torch
+
+from latentlab.distributions.ordered_normal import OrderedNormal
+from latentlab.models.base import here
 from latentlab.models.emissions.base import Covariance, PerComponent, PositivePerComponent, SigmaPrior
 from latentlab.models.emissions.gaussian import Gaussian
-from latentlab.models.hidden_markov import HiddenMarkovModel
+from latentlab.models.hidden_markov import HiddenMarkovModel, forward
 from latentlab.settings import Count, NonNegative, Positive, settings
 
 
@@ -74,3 +80,36 @@ class GaussianHMM(HiddenMarkovModel):
             ordered=self.ordered,
         )
         self._settings(emission)
+
+    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None, sequence: torch.Tensor | None = None) -> None:
+        K, D = self.n_states, x.shape[1]
+        if self.left_to_right or K == 1:  # the first state begins
+            initial = pyro.deterministic("initial", torch.eye(K, dtype=torch.float64)[0])
+        elif self.initial_concentration == 0:
+            initial = pyro.deterministic("initial", torch.full((K,), 1 / K, dtype=torch.float64))
+        else:
+            initial = pyro.sample("initial", dist.Dirichlet(torch.full((K,), self.initial_concentration, dtype=torch.float64)))
+        counts = torch.full((K, K), self.transition_concentration, dtype=torch.float64)
+        counts = counts + self.sticky * torch.eye(K, dtype=torch.float64)
+        if self.left_to_right:  # a state can only stay or go to the next one
+            stay = pyro.sample("stay", dist.Beta(counts[0, 0].expand(K - 1), counts[0, 1]).to_event(1))
+            transition = pyro.deterministic("transition", forward(stay))
+        elif K == 1:
+            transition = pyro.deterministic("transition", torch.ones(1, 1, dtype=torch.float64))
+        else:
+            transition = pyro.sample("transition", dist.Dirichlet(counts).to_event(1))
+        loc, scale = (one[:, None].expand(K, D) for one in (here(self.emission.mu_loc), here(self.emission.mu_scale)))
+        mu = pyro.sample("mu", OrderedNormal(loc, scale) if self.ordered else dist.Normal(loc, scale).to_event(2))
+        median = self.emission.median(D)  # `sigma_scale` of the shape of sigma
+        if self.sigma_prior == "half_normal":
+            sigma = pyro.sample("sigma", dist.HalfNormal(median).to_event(median.dim()))
+        elif self.sigma_spread == 0:
+            sigma = pyro.deterministic("sigma", median.clone())
+        else:
+            sigma = pyro.sample("sigma", dist.LogNormal(torch.log(median), self.sigma_spread).to_event(median.dim()))
+        values = {"initial": initial, "transition": transition, "mu": mu, "sigma": sigma}
+        if self.covariance in ("full", "tied"):
+            lkj = dist.LKJCholesky(D, torch.tensor(self.corr_concentration, dtype=torch.float64))
+            values["corr"] = pyro.sample("corr", lkj.expand([K]).to_event(1) if self.covariance == "full" else lkj)
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", self._series({"x": x, "mask": mask, "sequence": sequence}, values), obs=x)  # z summed out

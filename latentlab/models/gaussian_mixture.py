@@ -7,8 +7,10 @@ import pyro
 import pyro.distributions as dist
 import torch
 
+from latentlab.distributions.mixture import Mixture
+from latentlab.distributions.ordered_normal import OrderedNormal
 from latentlab.distributions.stick_breaking import StickBreaking
-from latentlab.models.base import Arrays
+from latentlab.models.base import Arrays, here
 from latentlab.models.emissions.base import Covariance, PerComponent, PositivePerComponent, SigmaPrior, per_component
 from latentlab.models.emissions.gaussian import Gaussian
 from latentlab.models.mixture import MixtureModel, Units, k_means
@@ -88,6 +90,29 @@ class GaussianMixture(MixtureModel):
         )
         self._settings(emission, per_component(owner, "weights_concentration", self.weights_concentration, K))
 
+    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        K, D = self.n_components, x.shape[1]
+        if K == 1:
+            weights = pyro.deterministic("weights", torch.ones(1, dtype=torch.float64))
+        else:
+            weights = pyro.sample("weights", dist.Dirichlet(here(self.concentration)))
+        loc, scale = (one[:, None].expand(K, D) for one in (here(self.emission.mu_loc), here(self.emission.mu_scale)))
+        mu = pyro.sample("mu", OrderedNormal(loc, scale) if self.ordered else dist.Normal(loc, scale).to_event(2))
+        median = self.emission.median(D)  # `sigma_scale` of the shape of sigma
+        if self.sigma_prior == "half_normal":
+            sigma = pyro.sample("sigma", dist.HalfNormal(median).to_event(median.dim()))
+        elif self.sigma_spread == 0:
+            sigma = pyro.deterministic("sigma", median.clone())
+        else:
+            sigma = pyro.sample("sigma", dist.LogNormal(torch.log(median), self.sigma_spread).to_event(median.dim()))
+        values = {"mu": mu, "sigma": sigma}
+        if self.covariance in ("full", "tied"):
+            lkj = dist.LKJCholesky(D, torch.tensor(self.corr_concentration, dtype=torch.float64))
+            values["corr"] = pyro.sample("corr", lkj.expand([K]).to_event(1) if self.covariance == "full" else lkj)
+        components = self.emission.components(values)
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)  # z summed out
+
 
 @settings
 class DPMixture(MixtureModel):
@@ -157,13 +182,27 @@ class DPMixture(MixtureModel):
     def exchanges(self) -> Group:
         return Permutation("component")
 
-    def _weights(self) -> torch.Tensor:
+    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        K, D = self.n_components, x.shape[1]
         if self.alpha_shape == 0:
             alpha = pyro.deterministic("alpha", torch.tensor(1 / self.alpha_rate, dtype=torch.float64))
         else:
             rate = torch.tensor(self.alpha_rate, dtype=torch.float64)
             alpha = pyro.sample("alpha", dist.Gamma(torch.tensor(self.alpha_shape, dtype=torch.float64), rate))
-        return pyro.sample("weights", StickBreaking(alpha, self.n_components))
+        weights = pyro.sample("weights", StickBreaking(alpha, K))
+        mu = pyro.sample("mu", dist.Normal(torch.full((K, D), self.mu_loc, dtype=torch.float64), self.mu_scale).to_event(2))
+        median = self.emission.median(D)  # `sigma_scale` of the shape of sigma
+        if self.sigma_spread == 0:
+            sigma = pyro.deterministic("sigma", median.clone())
+        else:
+            sigma = pyro.sample("sigma", dist.LogNormal(torch.log(median), self.sigma_spread).to_event(median.dim()))
+        values = {"mu": mu, "sigma": sigma}
+        if self.covariance in ("full", "tied"):
+            lkj = dist.LKJCholesky(D, torch.tensor(self.corr_concentration, dtype=torch.float64))
+            values["corr"] = pyro.sample("corr", lkj.expand([K]).to_event(1) if self.covariance == "full" else lkj)
+        components = self.emission.components(values)
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)  # z summed out
 
     def remarks(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
         return [note for note in super().remarks(arrays, values) if "is empty" not in note]  # the last ones should be

@@ -10,8 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyro
-import pyro.distributions as dist
 import torch
 
 from latentlab.data.dataset import Dataset
@@ -43,7 +41,7 @@ FEW_MOVES = 1e-3
 
 
 class HiddenMarkovModel(LatentModel):
-    """Base of the hidden Markov models; a subclass makes the emission."""
+    """What hidden Markov models have in common but for the program, which a subclass writes out; it makes the emission too."""
 
     positions = (Position("z", kind="discrete"),)
     methods: tuple[str, ...] = ("nuts", "chees", "svi", "map", "exact")
@@ -53,7 +51,7 @@ class HiddenMarkovModel(LatentModel):
     transition_concentration: float
     sticky: float
     left_to_right: bool
-    emission: Emission
+    emission: Any
 
     def _settings(self, emission: Emission) -> None:
         self.emission = emission
@@ -73,33 +71,8 @@ class HiddenMarkovModel(LatentModel):
     def n_labels(self) -> int:
         return self.n_states
 
-    # -- the program
-
-    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None, sequence: torch.Tensor | None = None) -> None:
-        values = {"initial": self._initial(), "transition": self._transition(), **self.emission.sample(x.shape[1])}
-        with pyro.plate("unit", len(x)):
-            pyro.sample("x", self._series({"x": x, "mask": mask, "sequence": sequence}, values), obs=x)
-
-    def _initial(self) -> torch.Tensor:
-        if self.left_to_right or self.n_states == 1:
-            first = torch.zeros(self.n_states, dtype=torch.float64)
-            first[0] = 1.0
-            return pyro.deterministic("initial", first)
-        if self.initial_concentration == 0:
-            return pyro.deterministic("initial", torch.full((self.n_states,), 1 / self.n_states, dtype=torch.float64))
-        return pyro.sample("initial", dist.Dirichlet(self._initial_counts()))
-
     def _initial_counts(self) -> torch.Tensor:
         return torch.full((self.n_states,), self.initial_concentration, dtype=torch.float64)
-
-    def _transition(self) -> torch.Tensor:
-        if self.left_to_right:
-            stays, leaves = self._transition_counts()[0, :2]
-            n = self.n_states - 1
-            return pyro.deterministic("transition", forward(pyro.sample("stay", dist.Beta(stays.expand(n), leaves).to_event(1))))
-        if self.n_states == 1:
-            return pyro.deterministic("transition", torch.ones(1, 1, dtype=torch.float64))
-        return pyro.sample("transition", dist.Dirichlet(self._transition_counts()).to_event(1))
 
     def _transition_counts(self) -> torch.Tensor:
         """Of the Dirichlet prior of each row."""

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyro
-import pyro.distributions as dist
 import torch
 
 from latentlab.data.dataset import Dataset
@@ -18,7 +16,7 @@ from latentlab.distributions.components import GaussianComponents
 from latentlab.distributions.filled import Filled
 from latentlab.distributions.mixture import Labels, Mixture
 from latentlab.errors import DataError
-from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position, here, require_table
+from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position, require_table
 from latentlab.models.emissions.base import FLOOR, NEAR, SHRINK, Emission
 from latentlab.models.expectation_maximization import climb
 from latentlab.seeds import forked, reseed
@@ -33,13 +31,13 @@ COINCIDE = 0.01
 
 
 class MixtureModel(LatentModel):
-    """Base of the mixtures; a subclass makes the emission and, if it likes, another prior of the weights."""
+    """What mixtures have in common but for the program, which a subclass writes out; it makes the emission too."""
 
     positions = (Position("z", kind="discrete"),)
     methods: tuple[str, ...] = ("nuts", "chees", "svi", "map", "exact")
     jitter = 0.5
     n_components: int
-    emission: Emission
+    emission: Any
     concentration: torch.Tensor
 
     def _settings(self, emission: Emission, concentration: torch.Tensor) -> None:
@@ -50,19 +48,6 @@ class MixtureModel(LatentModel):
 
     def n_labels(self) -> int:
         return self.n_components
-
-    # -- the program
-
-    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-        weights = self._weights()
-        components = self.emission.components(self.emission.sample(x.shape[1]))
-        with pyro.plate("unit", len(x)):
-            pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)
-
-    def _weights(self) -> torch.Tensor:
-        if self.n_components == 1:
-            return pyro.deterministic("weights", torch.ones(1, dtype=torch.float64))
-        return pyro.sample("weights", dist.Dirichlet(here(self.concentration)))
 
     # -- what is exact
 
@@ -251,7 +236,7 @@ class Units:
     `emission` is that of such data, `log_volume` the log likelihood's change.
     """
 
-    emission: Emission
+    emission: Any
     arrays: Arrays
     loc: torch.Tensor | None = None
     scale: torch.Tensor | None = None

@@ -42,7 +42,7 @@ N_HEAD = 500
 
 
 class Emission(ABC):
-    """Sites, priors and estimates of K components over D features."""
+    """Densities and estimates of K components over D features; the priors of its sites stand in the models' programs."""
 
     n_components: int
     exchangeable: bool
@@ -51,10 +51,6 @@ class Emission(ABC):
     @abstractmethod
     def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
         """The dims of its sites, the components being along `dim`."""
-
-    @abstractmethod
-    def sample(self, n_features: int) -> dict[str, torch.Tensor]:
-        """Its sites, by Pyro's statements."""
 
     @abstractmethod
     def components(self, values: Mapping[str, torch.Tensor]) -> Components:

@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pyro
 import pyro.distributions as dist
 import torch
 
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.components import BernoulliComponents, CategoricalComponents, PoissonComponents
-from latentlab.models.base import here
 from latentlab.models.emissions.base import FEW, LEAST, Emission, PerComponent, per_component, refuse, weighted_means
 
 
@@ -22,10 +20,6 @@ class Bernoulli(Emission):
 
     def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
         return {"probability": (dim, "feature")}
-
-    def sample(self, n_features: int) -> dict[str, torch.Tensor]:
-        a = torch.full((self.n_components, n_features), self.concentration, dtype=torch.float64)
-        return {"probability": pyro.sample("probability", dist.Beta(a, a).to_event(2))}
 
     def components(self, values: Mapping[str, torch.Tensor]) -> BernoulliComponents:
         return BernoulliComponents(values["probability"])
@@ -63,10 +57,6 @@ class Poisson(Emission):
 
     def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
         return {"rate": (dim, "feature")}
-
-    def sample(self, n_features: int) -> dict[str, torch.Tensor]:
-        shape = torch.full((self.n_components, n_features), self.shape, dtype=torch.float64)
-        return {"rate": pyro.sample("rate", dist.Gamma(shape, self.shape / here(self.mean)[:, None]).to_event(2))}
 
     def components(self, values: Mapping[str, torch.Tensor]) -> PoissonComponents:
         return PoissonComponents(values["rate"])
@@ -106,10 +96,6 @@ class Categorical(Emission):
 
     def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
         return {"probability": (dim, "feature", "category")}
-
-    def sample(self, n_features: int) -> dict[str, torch.Tensor]:
-        a = torch.full((self.n_components, n_features, self.n_categories), self.concentration, dtype=torch.float64)
-        return {"probability": pyro.sample("probability", dist.Dirichlet(a).to_event(2))}
 
     def components(self, values: Mapping[str, torch.Tensor]) -> CategoricalComponents:
         return CategoricalComponents(values["probability"])

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pyro
 import pyro.distributions as dist
 import torch
 
@@ -14,7 +13,6 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.notes import on_outliers
 from latentlab.data.transform import NOISE
 from latentlab.distributions.components import GaussianComponents
-from latentlab.distributions.ordered_normal import OrderedNormal
 from latentlab.errors import ConfigError, DataError
 from latentlab.models.base import here
 from latentlab.models.emissions.base import (
@@ -185,31 +183,13 @@ class Gaussian(Emission):
     def _sigma_shape(self, n_features: int) -> tuple[int, ...]:
         return {"spherical": (self.n_components,), "tied": (n_features,)}.get(self.covariance, (self.n_components, n_features))
 
-    def _sigma_scale(self, n_features: int) -> torch.Tensor:
+    def median(self, n_features: int) -> torch.Tensor:
+        """The prior median (or scale) of sigma, of the shape of sigma."""
         shape = self._sigma_shape(n_features)
         if self.covariance == "tied":
             return here(self.sigma_scale)[0].expand(shape) / self.unit
         scale = here(self.sigma_scale)
         return (scale if len(shape) == 1 else scale[:, None]).expand(shape) / self.unit
-
-    def sample(self, n_features: int) -> dict[str, torch.Tensor]:
-        shape = (self.n_components, n_features)
-        loc, scale = here(self.mu_loc)[:, None].expand(shape), here(self.mu_scale)[:, None].expand(shape)
-        prior = OrderedNormal(loc, scale) if self.ordered else dist.Normal(loc, scale).to_event(2)
-        values = {"mu": pyro.sample("mu", prior)}
-        sigma_scale = self._sigma_scale(n_features)
-        if self._fixed:
-            values["sigma"] = pyro.deterministic("sigma", sigma_scale.clone())
-        elif self.sigma_prior == "half_normal":
-            values["sigma"] = pyro.sample("sigma", dist.HalfNormal(sigma_scale).to_event(sigma_scale.dim()))
-        else:
-            prior = dist.LogNormal(torch.log(sigma_scale), self.sigma_spread)
-            values["sigma"] = pyro.sample("sigma", prior.to_event(sigma_scale.dim()))
-        if self._correlated:
-            lkj = dist.LKJCholesky(n_features, torch.tensor(self.corr_concentration, dtype=torch.float64))
-            full = self.covariance == "full"
-            values["corr"] = pyro.sample("corr", lkj.expand([self.n_components]).to_event(1) if full else lkj)
-        return values
 
     def components(self, values: Mapping[str, torch.Tensor]) -> GaussianComponents:
         sigma = values["sigma"]
@@ -258,7 +238,7 @@ class Gaussian(Emission):
         floor: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         if self._fixed:
-            return {"sigma": self._sigma_scale(mu.shape[1]).clone()}
+            return {"sigma": self.median(mu.shape[1]).clone()}
         if self.covariance == "spherical":
             squares, total, floor = squares.sum(1), total.sum(1), floor.mean()
         pooled = squares.sum(0) / total.sum(0).clamp(min=FEW)
@@ -291,7 +271,7 @@ class Gaussian(Emission):
         self, scatter: torch.Tensor, total: torch.Tensor, current: Any, shrink: float, floor: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Of given standard deviations: those of the scatter where they raise the expected log likelihood, else as they were."""
-        sigma = self._sigma_scale(scatter.shape[-1]).clone()
+        sigma = self.median(scatter.shape[-1]).clone()
         corr = self._covariances(scatter, total, None, shrink, floor)["corr"]
         if current is None:
             return {"sigma": sigma, "corr": corr}
@@ -324,7 +304,7 @@ class Gaussian(Emission):
         mu = loc + scale * rng.standard_normal(shape)
         while self.ordered and (np.diff(mu[:, 0]) <= 0).any():
             mu = loc + scale * rng.standard_normal(shape)
-        sigma_scale = self._sigma_scale(n_features).numpy()
+        sigma_scale = self.median(n_features).numpy()
         noise = rng.standard_normal(sigma_scale.shape)
         sigma = (
             np.abs(sigma_scale * noise) if self.sigma_prior == "half_normal" else sigma_scale * np.exp(self.sigma_spread * noise)
