@@ -150,7 +150,7 @@ class Fit:
             site, dataset = dataset, None
         if dataset is None:
             return _with_latent_dim(self.data["latents"].to_dataset()[site])
-        if not self.model.integrates_positions():
+        if "latents" not in self.model.offers:
             raise ModelError(f"{self.model.name!r} has no `latents`, so it cannot place units that were not in the fit.")
         new = self._like_training(dataset)
         seeds = Seeds(self.seed).child("latents", new.digest())
@@ -204,7 +204,7 @@ class Fit:
             n_samples: Samples of the encoder for each unit, for a bound.
         """
         new = self._like_training(dataset)
-        if self.model.has_bound():
+        if "bound" in self.model.offers:
             with isolated(Seeds(self.seed).child("bound", new.digest())), torch.no_grad():
                 given = tensors_of_new(self.model, new, self._classes)
                 array = self.model.bound(given, n_samples, **parameter_tensors(self.parameters)).numpy()[None, None]
@@ -212,7 +212,7 @@ class Fit:
             density = density_of_new(self.model, new, self.parameters, self._classes)
             values = globals(self.sites(), [s.name for s in density.sites])
             array = lifted(density.log_likelihood, values, (1, 1))
-        name = "bound" if self.model.has_bound() else "log_likelihood"
+        name = "bound" if "bound" in self.model.offers else "log_likelihood"
         return xr.DataArray(array, dims=("chain", "draw", new.points), coords=_point_coords(array, new), name=name)
 
     def held_out_score(self, dataset: Any, *, n_samples: int = N_BOUND) -> dict[str, float]:
@@ -224,12 +224,12 @@ class Fit:
         """
         pointwise = self.log_likelihood(dataset, n_samples=n_samples).values
         flat = pointwise.reshape(-1, pointwise.shape[-1])
-        if self.model.is_series():
+        if "leave_one_out" in self.model.offers:
             first = np.unique(boundaries(self._like_training(dataset)), return_index=True)[1]
             flat = np.add.reduceat(flat, first, axis=1)
         each = np.logaddexp.reduce(flat, axis=0) - np.log(len(flat))
         se = float(np.sqrt(len(each)) * each.std(ddof=1)) if len(each) > 1 else float("nan")
-        name = "bound" if self.model.has_bound() else "elpd"
+        name = "bound" if "bound" in self.model.offers else "elpd"
         return {name: float(each.sum()), "se": se, "n_points" if self.dataset.index else "n_units": float(len(each))}
 
     def predict(self, *, n_draws: int = 400, **units: Sequence[Any]) -> xr.DataArray:

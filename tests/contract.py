@@ -100,7 +100,7 @@ def check_symmetry(model, dataset):
 
 def check_guide_sites(model, dataset):
     """Guide and program have the same sites."""
-    if model.has_guide():
+    if "guide" in model.offers:
         arrays = tensors(model, dataset)
         check_guide(Problem(model, arrays, density_of(model, dataset), Seeds(SEED), progress=False))
 
@@ -178,7 +178,7 @@ def check_conditional(model, dataset):
 
 def check_imputation(model, dataset):
     """The density of an entry given all else is the joint with it over the joint without it, for a few entries hidden in turn."""
-    if not model.imputes():
+    if "imputation" not in model.offers:
         return
     values = truth_of(model, dataset)
     given = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}

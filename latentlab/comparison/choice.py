@@ -71,7 +71,7 @@ def check_spread(model: LatentModel, method: Method) -> None:
             f"inference: {n_chains} x {method.n_draws} draws are too few to compare embeddings with: a half must hold at least "
             f"{columns + 2}, and for a verdict hundreds; raise `n_draws`."
         )
-    if method.kind == "point" and not model.integrates_positions():
+    if method.kind == "point" and "latents" not in model.offers:
         others = ", ".join(name for name in model.methods if METHODS.load(name).kind != "point")
         raise ModelError(
             f"method {method.name!r} gives the positions of {model.name!r} no spread (it has no `latents`), so that no embedding "

@@ -151,7 +151,7 @@ class _Joint:
         self.parameters = {name: value for name, value in parameters.items() if name in model.parameters}
         self.names = [site.name for site in density.sites]
         self.position = model.position.site
-        self.conditional = model.integrates_positions() and not model.has_bound() and self.position not in self.names
+        self.conditional = "latents" in model.offers and "bound" not in model.offers and self.position not in self.names
         declared = {**model.dims, **{name: model.parameters[name] for name in self.parameters}}
         self.dims = {name: tuple(own) for name, own in declared.items()}
         kept = [*self.names, *([self.position] if self.conditional else [])]

@@ -44,7 +44,7 @@ def log_joint(model: LatentModel, dataset: Dataset, values: Mapping[str, Any]) -
     given = density.constrain(u)
     total = float(density.log_joint(given))
     position = model.position.site
-    if position in values and model.integrates_positions() and position not in given:
+    if position in values and "latents" in model.offers and position not in given:
         others = {**given, **density.deterministics(given), **parameters}
         z, conditional = float64_tensor(values[position]), model.latents(arrays, **others)
         shape = conditional.batch_shape + conditional.event_shape

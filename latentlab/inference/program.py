@@ -170,6 +170,6 @@ def _check_dims(model: LatentModel, trace: Any, points: str) -> None:
             if sizes.setdefault(dim, (size, name))[0] != size:
                 raise ModelError(f"dim {dim!r} has size {sizes[dim][0]} in {sizes[dim][1]!r} and {size} in {name!r}.")
     declared = set(model.dims) - set(trace.nodes)
-    absent = declared - ({model.position.site} if model.integrates_positions() else set())
+    absent = declared - ({model.position.site} if "latents" in model.offers else set())
     if absent:
         raise ModelError(f"{model.name!r} declares dims of {', '.join(sorted(absent))}, and its program has no such site.")

@@ -142,7 +142,7 @@ class SVI:
         if self.device != "cpu" and number >= (n_devices := torch.cuda.device_count()):
             raise ConfigError(f"SVI: `device` is {self.device!r}, and torch sees {n_devices} such devices here.")
         if self.guide == "model":
-            if not problem.model.has_guide():
+            if "guide" not in problem.model.offers:
                 raise ModelError(f"{problem.model.name!r} brings no guide; use {', '.join(GUIDES)}.")
             check_guide(problem)
             self._check_particles(problem)
@@ -156,7 +156,9 @@ class SVI:
                 raise ModelError(
                     f"{what} needs a model whose sites all belong to units; {problem.model.name!r} has {', '.join(others)}."
                 )
-        if (self.held_out or self.batch_size is not None) and (problem.model.is_series() or problem.model.takes("sequence")):
+        if (self.held_out or self.batch_size is not None) and (
+            "leave_one_out" in problem.model.offers or problem.model.takes("sequence")
+        ):
             field = "held_out" if self.held_out else "batch_size"
             raise ModelError(f"{field} does not go with {problem.model.name!r}: the steps of a series depend on each other.")
         if self.held_out:

@@ -27,6 +27,10 @@ Arrays = Mapping[str, Any]
 A model with an argument `labels` gets the units' labels too, as `(unit, label)` of zeros and a one.
 """
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+OPTIONAL = ("guide", "latents", "imputation", "replicated", "bound", "leave_one_out")
+"""What a model may define, and others ask of it by `LatentModel.offers`: a guide of its own; `latents`, where positions are
+integrated out; `imputation` and `replicated`, of entries and of whole data sets given positions; `bound`, where positions are
+amortised and only bounded; `leave_one_out`, where the units of a series depend on each other given the other sites."""
 
 
 @dataclass(frozen=True)
@@ -231,29 +235,11 @@ class LatentModel(ABC):
         """Whether the program has an argument of this name."""
         return argument in inspect.signature(self.model).parameters
 
-    def has_guide(self) -> bool:
-        """Whether the model brings its own guide."""
-        return callable(getattr(self, "guide", None))
-
-    def integrates_positions(self) -> bool:
-        """Whether the positions are given back by `latents` rather than read from a site of the program."""
-        return type(self).latents is not LatentModel.latents
-
-    def has_bound(self) -> bool:
-        """Whether there is a lower bound on the log likelihood of a unit in place of the log likelihood itself."""
-        return type(self).bound is not LatentModel.bound
-
-    def is_series(self) -> bool:
-        """Whether units depend on each other given the other sites, so that the likelihood is no product over them."""
-        return type(self).leave_one_out is not LatentModel.leave_one_out
-
-    def replicates(self) -> bool:
-        """Whether the model draws new data given positions that its program integrates out."""
-        return type(self).replicated is not LatentModel.replicated
-
-    def imputes(self) -> bool:
-        """Whether the model says what missing entries were."""
-        return type(self).imputation is not LatentModel.imputation
+    @property
+    def offers(self) -> frozenset[str]:
+        """The optional parts that the model defines, out of `OPTIONAL`."""
+        base = LatentModel
+        return frozenset(name for name in OPTIONAL if getattr(type(self), name, None) is not getattr(base, name, None))
 
 
 def outliers(dataset: Dataset) -> list[Caution]:
@@ -321,7 +307,7 @@ class Frozen(LatentModel):
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Where an encoder has the positions, if there is one."""
-        if not self.base.integrates_positions():
+        if "latents" not in self.base.offers:
             return self.base.initialize(arrays, rng)
         with torch.no_grad():
             return {self.position.site: self.base.latents(arrays, **self.values).mean}
@@ -352,9 +338,10 @@ class Frozen(LatentModel):
         """As the model that it was made from."""
         return self.base.takes(argument)
 
-    def imputes(self) -> bool:
-        """As the model that it was made from."""
-        return self.base.imputes()
+    @property
+    def offers(self) -> frozenset[str]:
+        """The imputation, where the model that it was made from has it: positions are sites."""
+        return self.base.offers & {"imputation"}
 
     def hyperparameters(self) -> dict[str, Any]:
         """Those of the model that it was made from."""

@@ -63,7 +63,7 @@ class _Machine:
         if unit is not None and given.get("labels") is not None:
             given = {**given, "labels": given["labels"][unit].expand(len(z), -1)}
         with torch.no_grad(), double():
-            if self.model.imputes():
+            if "imputation" in self.model.offers:
                 return np.asarray(self.model.imputation(given, z=at, **self.parameters).mean.numpy())
             return np.asarray((at @ self.parameters["W"].mT + self.parameters["mu"]).numpy())
 

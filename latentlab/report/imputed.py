@@ -21,7 +21,7 @@ N_IMPUTED = 400
 def imputed_items(source: Source) -> list[Item]:
     if not source.is_table or not np.isnan(source.observed.values).any():
         return []
-    if source.model is None or not source.model.imputes():
+    if source.model is None or "imputation" not in source.model.offers:
         return [Text(("Missing entries were integrated over; this model does not say what they were.",))]
     where = np.argwhere(np.isnan(source.observed.values))
     draws = imputations(source, source.model, where)

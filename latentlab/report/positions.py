@@ -234,7 +234,7 @@ def _held_out(source: Source) -> list[Item]:
     score = source.run.info.get("held_out")
     if not score:
         return []
-    noun = "sequence" if source.model is not None and source.model.is_series() else source.points
+    noun = "sequence" if source.model is not None and "leave_one_out" in source.model.offers else source.points
     n = int(score["n_units" if "n_units" in score else "n_points"])
     total, what = (float(score["elpd"]), "of") if "elpd" in score else (float(score["bound"]), "of at least, by a bound,")
     text = (

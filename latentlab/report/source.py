@@ -226,7 +226,7 @@ class Source:
         """Indices of the units of each sequence, in order; None where the data are no series."""
         coords = self.observed.coords
         if "sequence" not in coords and "time" not in coords:
-            return None if self.model is None or not self.model.is_series() else [np.arange(len(self.units))]
+            return None if self.model is None or "leave_one_out" not in self.model.offers else [np.arange(len(self.units))]
         name = coords["sequence"].values if "sequence" in coords else np.zeros(len(self.units))
         return list(np.split(np.arange(len(name)), np.flatnonzero(name[1:] != name[:-1]) + 1))
 

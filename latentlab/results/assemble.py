@@ -103,7 +103,7 @@ def assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, s
     if density.deterministic:
         names = [s.name for s in density.sites]
         values.update(lifted(density.deterministics, globals(values, names), equal=point))
-    if site not in values or (point and model.integrates_positions()):
+    if site not in values or (point and "latents" in model.offers):
         given = {name: array for name, array in values.items() if name != site}
         values[site] = draw_positions(model, problem.arrays, given, draws.parameters, (1, method.n_draws), equal=point)
     for kind, found in (("site", values), ("parameter", draws.parameters)):
@@ -112,7 +112,7 @@ def assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, s
                 raise InferenceError(
                     f"{kind} {name!r}: {int((~np.isfinite(array)).sum())} of {array.size} values are not finite."
                 )
-    encodes = bool(model.parameters) and model.integrates_positions() and is_amortised(density)
+    encodes = bool(model.parameters) and "latents" in model.offers and is_amortised(density)
     marginal = model.marginal()
     likelihood = density if marginal is model else Density(marginal, problem.arrays, density.dims, density.parameters)
     aligned = align(model, values, point=one_orientation(model, method))
@@ -120,7 +120,7 @@ def assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, s
     groups: dict[str, dict[str, np.ndarray]] = {
         "posterior": values,
         "latents": {name: aligned.values[name] for name in acted},
-        "log_likelihood": {} if model.has_bound() else _pointwise(likelihood, values, equal=point),
+        "log_likelihood": {} if "bound" in model.offers else _pointwise(likelihood, values, equal=point),
         "log_weights": {"log_weight": log_weights(density, values[site])} if encodes and method.kind == "vi" else {},
         "parameters": dict(draws.parameters),
         "leave_one_out": _left_out(model, problem.arrays, values, equal=point),
@@ -177,7 +177,7 @@ def _pointwise(likelihood: Density, values: Mapping[str, np.ndarray], *, equal: 
 
 def _left_out(model: LatentModel, arrays: Any, values: Mapping[str, np.ndarray], *, equal: bool) -> dict[str, np.ndarray]:
     """log p(unit | all others, draw), or of each sequence, where units depend on each other given the sites."""
-    if not model.is_series():
+    if "leave_one_out" not in model.offers:
         return {}
     given = {name: array for name, array in values.items() if name != model.position.site}
     return {LEFT_OUT: lifted(lambda sites: model.leave_one_out(arrays, **sites), given, equal=equal)}
@@ -194,7 +194,7 @@ def _predictives(density: Density, values: Mapping[str, np.ndarray]) -> dict[str
     Positions that the program integrates out are given to `LatentModel.replicated`; a model without it draws them anew.
     """
     model, names = density.model, [s.name for s in density.sites]
-    keeps = model.position.site not in names and model.position.site in values and model.replicates()
+    keeps = model.position.site not in names and model.position.site in values and "replicated" in model.offers
     some = thinned(values if keeps else globals(values, names), N_PREDICTIVE)
     lead = next(iter(some.values())).shape[:2]
 

@@ -43,7 +43,7 @@ def density_of_new(
     """
     given = tensors_of_new(model, dataset, classes)
     density = Density(model.marginal(), given, dataset.array_dims, parameter_tensors(parameters))
-    if density.point_sites and not model.has_bound():
+    if density.point_sites and "bound" not in model.offers:
         raise ModelError(
             f"held-out units: {model.name!r} has a parameter for each unit ({density.point_sites[0]!r}): none for new units."
         )
@@ -71,7 +71,7 @@ def impute(
     Raises:
         ModelError: The model does not say it.
     """
-    if not model.imputes():
+    if "imputation" not in model.offers:
         raise ModelError(f"{model.name!r} does not say what missing entries were: it has no `imputation`.")
     given, index = tensors(model, dataset), tuple(torch.from_numpy(where.T))
     fixed = parameter_tensors(parameters)

@@ -93,7 +93,7 @@ class Job:
         drawn = model.position.site in self.outline["posterior"]
         each = 2 * position * (LABEL_BYTES / 8 if model.position.kind == "discrete" else 1)
         if not point:  # of a point estimate what does not vary between draws is packed to nothing
-            pointwise = sample.n_points * (not model.has_bound()) * (1 + model.is_series())
+            pointwise = sample.n_points * ("bound" not in model.offers) * (1 + ("leave_one_out" in model.offers))
             checkpoints = 2 * (sum(sites.values()) + position * drawn)
             each += sum(sites.values()) + acted + pointwise + checkpoints + len(sites) + N_STATISTICS
         predictive = 2 * min(N_PREDICTIVE, n_draws) * sample.x.size
