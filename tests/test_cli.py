@@ -295,7 +295,7 @@ def claims(monkeypatch):
 
     def use(*entries):
         registry = SimpleNamespace(CORRESPONDENCES=tuple(claim(name, passed=passed) for name, passed in entries))
-        monkeypatch.setitem(sys.modules, "latentlab.correspondence", registry)
+        monkeypatch.setitem(sys.modules, "latentlab.correspondences.registry", registry)
 
     return use
 

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from patching import everywhere
 
+from latentlab.compare.align import principal_axes
 from latentlab.correspondences import clusters, estimates, linear, maps, networks, registry
 from latentlab.data.load import load_dataset
 from latentlab.embeddings.embed import embed
@@ -42,9 +44,9 @@ def test_entries_name_what_is_in_the_tables_and_say_what_breaks_them():
 
 def test_raw_scores_and_a_wrong_map_do_not_pass(monkeypatch):
     entry = registry.find("pca", "ppca")
-    monkeypatch.setattr(maps, "shrunk_axes", maps.as_it_is)
+    everywhere(monkeypatch, "latentlab.correspondences", "shrunk_axes", maps.as_it_is)
     assert not entry.check().passed  # raw scores are not the posterior mean
-    monkeypatch.setattr(maps, "shrunk_axes", lambda values, dataset: values / values.std(0))
+    everywhere(monkeypatch, "latentlab.correspondences", "shrunk_axes", lambda values, dataset: values / values.std(0))
     assert not entry.check().passed  # nor are whitened ones, at finite noise
 
 
@@ -91,10 +93,17 @@ def test_distances_go_to_labels_and_labels_stay_as_they_are():
 def test_soft_assignments_of_other_distances_or_the_farthest_centre_do_not_pass(monkeypatch):
     claim = registry.find("kmeans", "gaussian_mixture", {"output": "distances"})
     soft = maps.soft_assignments
-    monkeypatch.setattr(maps, "soft_assignments", lambda distances, sigma: soft(np.sqrt(distances), sigma))
+    everywhere(
+        monkeypatch, "latentlab.correspondences", "soft_assignments", lambda distances, sigma: soft(np.sqrt(distances), sigma)
+    )
     assert not claim.check().passed
-    monkeypatch.setattr(maps, "soft_assignments", soft)
-    monkeypatch.setattr(maps, "nearest", lambda values, dataset: np.eye(values.shape[1])[values.argmax(axis=1)])
+    everywhere(monkeypatch, "latentlab.correspondences", "soft_assignments", soft)
+    everywhere(
+        monkeypatch,
+        "latentlab.correspondences",
+        "nearest",
+        lambda values, dataset: np.eye(values.shape[1])[values.argmax(axis=1)],
+    )
     assert not claim.check().passed
 
 
@@ -111,7 +120,9 @@ def test_one_clustering_does_not_pass_for_another(monkeypatch):
     clusters = estimates.cluster_labels
 
     def stands_in(name, **options):
-        monkeypatch.setattr(estimates, "cluster_labels", lambda _, *given, **__: clusters(name, *given, **options))
+        everywhere(
+            monkeypatch, "latentlab.correspondences", "cluster_labels", lambda _, *given, **__: clusters(name, *given, **options)
+        )
 
     stands_in("kmeans", n_seeds=1)
     assert not registry.find("spectral_clustering", "gaussian_mixture").check().passed
@@ -124,10 +135,20 @@ def test_one_clustering_does_not_pass_for_another(monkeypatch):
 
 
 def test_an_unsmoothed_path_does_not_pass_for_windows(monkeypatch):
-    embedded = registry.embed
-    monkeypatch.setattr(registry, "embed", lambda name, *given, window=None, **options: embedded("pca", *given, **options))
+    embedded = embed
+    everywhere(
+        monkeypatch,
+        "latentlab.correspondences",
+        "embed",
+        lambda name, *given, window=None, **options: embedded("pca", *given, **options),
+    )
     assert not registry.find("window_pca", "state_space").check().passed
-    monkeypatch.setattr(registry, "embed", lambda name, *given, **options: embedded("window_pca", *given, window=9, **options))
+    everywhere(
+        monkeypatch,
+        "latentlab.correspondences",
+        "embed",
+        lambda name, *given, **options: embedded("window_pca", *given, window=9, **options),
+    )
     assert not registry.find("pca", "state_space").check().passed
 
 
@@ -142,12 +163,15 @@ def test_widths_in_a_list_are_those_in_a_tuple_and_deep_ones_are_not_taken_for_l
 
 
 def test_other_codes_do_not_pass_for_a_linear_autoencoders(monkeypatch):
-    embedded = registry.embed
+    embedded = embed
     claims = [registry.find("autoencoder", model, {"hidden": ()}) for model in ("ppca", "linear_vae")]
 
     def stands_in(code):
-        monkeypatch.setattr(
-            registry, "embed", lambda _, dataset, **__: replace(embedded("pca", dataset), values=code[None], seeds=(0,))
+        everywhere(
+            monkeypatch,
+            "latentlab.correspondences",
+            "embed",
+            lambda _, dataset, **__: replace(embedded("pca", dataset), values=code[None], seeds=(0,)),
         )
         assert not any(claim.check().passed for claim in claims)
 
@@ -161,27 +185,37 @@ def test_a_wrong_power_of_the_eigenvalues_is_not_the_encoders_mean(monkeypatch, 
     right = maps.shrunk_axes
 
     def wrong(values, dataset):
-        return right(values, dataset) * registry.principal_axes(values).var(axis=0) ** (1 - power)
+        return right(values, dataset) * principal_axes(values).var(axis=0) ** (1 - power)
 
-    monkeypatch.setattr(maps, "shrunk_axes", wrong)
+    everywhere(monkeypatch, "latentlab.correspondences", "shrunk_axes", wrong)
     assert not registry.find("pca", "linear_vae").check().passed
 
 
 def test_a_turned_map_is_ppcas_posterior_mean_and_not_the_encoders(monkeypatch):
     """What the linear VAE identifies beyond PPCA."""
     right, turn = maps.shrunk_axes, np.array([[0.8, 0.6], [-0.6, 0.8]])
-    monkeypatch.setattr(maps, "shrunk_axes", lambda values, dataset: right(values, dataset) @ turn)
+    everywhere(monkeypatch, "latentlab.correspondences", "shrunk_axes", lambda values, dataset: right(values, dataset) @ turn)
     assert registry.find("pca", "ppca").check().passed
     assert not registry.find("pca", "linear_vae").check().passed
 
 
 def test_a_bound_short_of_the_likelihood_or_an_axis_in_use_does_not_pass(monkeypatch):
     claim, highest = registry.find("pca", "linear_vae"), estimates.highest_log_likelihood
-    monkeypatch.setattr(estimates, "highest_log_likelihood", lambda name, *given: highest(name, *given) - 1e-5 * (name == "ppca"))
+    everywhere(
+        monkeypatch,
+        "latentlab.correspondences",
+        "highest_log_likelihood",
+        lambda name, *given: highest(name, *given) - 1e-5 * (name == "ppca"),
+    )
     assert not claim.check().passed
-    monkeypatch.setattr(estimates, "highest_log_likelihood", highest)
+    everywhere(monkeypatch, "latentlab.correspondences", "highest_log_likelihood", highest)
     at_maximum = estimates.at_maximum
-    monkeypatch.setattr(estimates, "at_maximum", lambda model, dataset: at_maximum(type(model)(n_latent=2), dataset))
+    everywhere(
+        monkeypatch,
+        "latentlab.correspondences",
+        "at_maximum",
+        lambda model, dataset: at_maximum(type(model)(n_latent=2), dataset),
+    )
     assert not claim.check().passed
 
 
@@ -205,10 +239,10 @@ def test_a_smooth_map_leaves_nothing_and_a_fold_or_a_lost_direction_does(rng):
 
 
 def test_the_code_of_a_deep_autoencoder_must_be_trained_on_the_same_units_in_as_many_dimensions(monkeypatch, rng):
-    claim, embedded = registry.find("autoencoder", "vae"), registry.embed
+    claim, embedded = registry.find("autoencoder", "vae"), embed
 
     def passes(made):
-        monkeypatch.setattr(registry, "embed", made)
+        everywhere(monkeypatch, "latentlab.correspondences", "embed", made)
         return claim.check().passed
 
     assert passes(embedded)
@@ -226,20 +260,35 @@ def test_the_limit_of_the_deep_vae_is_one(monkeypatch):
     claim, means = registry.find("autoencoder", "vae"), networks._means_on_a_sheet
     assert claim.grade == "limit"
     for beta in (0.1, 20.0):
-        monkeypatch.setattr(networks, "_means_on_a_sheet", lambda degrees, _, seed, beta=beta: means(degrees, beta, seed))
+        everywhere(
+            monkeypatch,
+            "latentlab.correspondences",
+            "_means_on_a_sheet",
+            lambda degrees, _, seed, beta=beta: means(degrees, beta, seed),
+        )
         assert not claim.check().passed
 
 
 def test_pca_stands_for_a_deep_vae_only_where_the_plane_does_not_fold(monkeypatch, rng):
-    claim, sheet, means, embedded = registry.find("pca", "vae"), networks._sheet, networks._means_on_a_sheet, registry.embed
+    claim, sheet, means, embedded = registry.find("pca", "vae"), networks._sheet, networks._means_on_a_sheet, embed
     assert claim.grade == "approximate"
-    monkeypatch.setattr(registry, "embed", lambda _, dataset, **options: embedded("isomap", dataset, n_neighbors=8, **options))
+    everywhere(
+        monkeypatch,
+        "latentlab.correspondences",
+        "embed",
+        lambda _, dataset, **options: embedded("isomap", dataset, n_neighbors=8, **options),
+    )
     assert not claim.check().passed  # it unrolls both sheets
-    monkeypatch.setattr(registry, "embed", embedded)
+    everywhere(monkeypatch, "latentlab.correspondences", "embed", embedded)
     for degrees in (60.0, 240.0):
-        monkeypatch.setattr(networks, "_sheet", lambda _, seed, degrees=degrees: sheet(degrees, seed))
-        monkeypatch.setattr(networks, "_means_on_a_sheet", lambda _, *given, degrees=degrees: means(degrees, *given))
+        everywhere(monkeypatch, "latentlab.correspondences", "_sheet", lambda _, seed, degrees=degrees: sheet(degrees, seed))
+        everywhere(
+            monkeypatch,
+            "latentlab.correspondences",
+            "_means_on_a_sheet",
+            lambda _, *given, degrees=degrees: means(degrees, *given),
+        )
         assert not claim.check().passed
-    monkeypatch.setattr(networks, "_sheet", sheet)
-    monkeypatch.setattr(networks, "_means_on_a_sheet", lambda *given: rng.permutation(means(*given)))
+    everywhere(monkeypatch, "latentlab.correspondences", "_sheet", sheet)
+    everywhere(monkeypatch, "latentlab.correspondences", "_means_on_a_sheet", lambda *given: rng.permutation(means(*given)))
     assert not claim.check().passed  # units in another order

@@ -110,9 +110,11 @@ def test_new_data_are_taken_in_every_form_and_matched_by_name(exact, wine):
     np.testing.assert_array_equal(exact.latents(turned).values, exact.latents(table).values)
     assert exact.latents(x[:1]).sizes["unit"] == 1  # one new unit is placed
     for given, message in (("wine.csv", "new data must be .*got str"), (x[0], r"expected shape \(n_units, n_features\)")):
-        for method in (exact.latents, exact.log_likelihood, exact.held_out_score):
+        for method in (exact.log_likelihood, exact.held_out_score, *([] if isinstance(given, str) else [exact.latents])):
             with pytest.raises(DataError, match=message):
                 method(given)
+    with pytest.raises(ModelError, match=r"unknown position of 'ppca' 'wine\.csv'"):
+        exact.latents("wine.csv")
     with pytest.raises(DataError, match="lacks 'alcohol'"):
         exact.latents(table.drop(columns="alcohol"))
 

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from patching import everywhere
 
-from latentlab import calibration, cli, correspondence
+from latentlab import cli
+from latentlab.calibration.geweke import geweke
+from latentlab.correspondences import registry
 from latentlab.registry import EMBEDDINGS, METHODS, MODELS
 from latentlab.study.config import load_config
 
@@ -75,8 +78,8 @@ def test_every_command_runs(folder, monkeypatch, capsys):
     """
     monkeypatch.chdir(folder)
     for name, few in (("n_chains", 20), ("n_sweeps", 10)):
-        monkeypatch.setitem(calibration.geweke.__kwdefaults__, name, few)
-    monkeypatch.setattr(correspondence, "CORRESPONDENCES", correspondence.CORRESPONDENCES[:1])
+        monkeypatch.setitem(geweke.__kwdefaults__, name, few)
+    everywhere(monkeypatch, "latentlab.correspondences", "CORRESPONDENCES", registry.CORRESPONDENCES[:1])
     own = [c for c in commands() if c.startswith("latentlab")]
     assert len(own) >= 8
     script = Path(sys.executable).parent / "latentlab"

@@ -27,12 +27,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from patching import everywhere
 from scipy.stats import binomtest, ttest_ind
 
-from latentlab import calibration, cli
+from latentlab import cli
 from latentlab.calibration.calibrate import calibrate
 from latentlab.calibration.geweke import _compared, _sweeps, geweke
-from latentlab.calibration.sbc import _by_chains, added_variance, sbc
+from latentlab.calibration.sbc import _by_chains, _most_added, added_variance, sbc
 from latentlab.calibration.simulated import MOMENTS, stacked_truth
 from latentlab.calibration.uniformity import ecdf_band, ecdf_p_value
 from latentlab.data.dataset import Dataset
@@ -117,7 +118,7 @@ def test_dependence_of_draws_is_measured_as_it_widens_ranks(rng):
 
 def test_means_are_compared_by_welchs_test_at_the_level_of_the_table(rng, monkeypatch):
     """Of means of chains with reference draws, by SciPy; the functions are found from a quarter of these, and not compared."""
-    monkeypatch.setattr(calibration, "N_REFERENCE", 40)
+    everywhere(monkeypatch, "latentlab.calibration", "N_REFERENCE", 40)
     chains = 0.3 + rng.normal(size=(4, 6, 1)) + rng.normal(size=(4, 6, 5))
     columns = np.concatenate([rng.normal(size=(4, 40)), chains.reshape(4, 30)], axis=1)
     table = _compared(["g", *MOMENTS], columns, 6, 0.5).set_index("quantity")
@@ -134,8 +135,8 @@ def test_means_are_compared_by_welchs_test_at_the_level_of_the_table(rng, monkey
 
 def test_a_table_of_ranks_holds_the_level_as_a_whole(monkeypatch):
     """A p-value of half the level fails no quantity where there are more than two."""
-    monkeypatch.setattr(calibration, "ecdf_p_value", lambda *_: 0.0005)
-    monkeypatch.setattr(calibration, "added_variance", lambda true, drawn: np.zeros(drawn.shape[-1]))
+    everywhere(monkeypatch, "latentlab.calibration", "ecdf_p_value", lambda *_: 0.0005)
+    everywhere(monkeypatch, "latentlab.calibration", "added_variance", lambda true, drawn: np.zeros(drawn.shape[-1]))
     found = sbc(SOUND, SAMPLER, n_replications=3, n_units=4, n_ranks=3, progress=False)
     assert len(found.table) > 2
     assert set(found.table.verdict) == {"pass"}
@@ -143,11 +144,11 @@ def test_a_table_of_ranks_holds_the_level_as_a_whole(monkeypatch):
 
 def test_ranked_draws_are_as_far_apart_as_thinning_says(monkeypatch):
     """Of iterations 0, 1, 2, ...: every second at first, every fourth where these are too dependent."""
-    monkeypatch.setattr(calibration, "MOST_THIN", 4)
+    everywhere(monkeypatch, "latentlab.calibration", "MOST_THIN", 4)
     chains = SimpleNamespace(draws=lambda n, **_: np.arange(float(n))[None, :, None])
-    monkeypatch.setattr(calibration, "Chains", lambda *_: chains)
-    monkeypatch.setattr(calibration, "constrain_draws", lambda density, u: u)
-    monkeypatch.setattr(calibration, "added_variance", lambda *_: np.ones(1))
+    everywhere(monkeypatch, "latentlab.calibration", "Chains", lambda *_: chains)
+    everywhere(monkeypatch, "latentlab.calibration", "constrain_draws", lambda density, u: u)
+    everywhere(monkeypatch, "latentlab.calibration", "added_variance", lambda *_: np.ones(1))
     seen = []
     replications = type("One", (list,), {"density": None})([0])
     _by_chains(replications, SAMPLER, None, 5, lambda u: seen.append(u.ravel().tolist()) or ([], None, None), progress=False)
@@ -157,7 +158,7 @@ def test_ranked_draws_are_as_far_apart_as_thinning_says(monkeypatch):
 def test_ties_are_broken_at_random(monkeypatch):
     """A truth that equals all 3 draws has each of the ranks 0 to 3: 60 of them miss one in 1e-7 of cases."""
     ties = ["constant"], np.zeros((60, 1, 1)), np.zeros((60, 3, 1))
-    monkeypatch.setattr(calibration, "_by_chains", lambda *_, **__: ties)
+    everywhere(monkeypatch, "latentlab.calibration", "_by_chains", lambda *_, **__: ties)
     found = sbc(SOUND, SAMPLER, n_replications=60, n_units=3, n_ranks=3, progress=False)
     assert set(found.ranks.ravel()) == {0, 1, 2, 3}
 
@@ -186,14 +187,14 @@ def smaller(check, **sizes):
 @pytest.mark.parametrize("model", [SOUND, FactorAnalysis(n_latent=1, mu_scale=1.0)], ids=lambda m: m.name)
 def test_a_sound_model_and_sampler_pass(model, monkeypatch):
     """On more data sets and about as many chains as show the faults that are planted below."""
-    monkeypatch.setattr(calibration, "geweke", smaller(geweke, n_chains=80, n_sweeps=40))
+    everywhere(monkeypatch, "latentlab.calibration", "geweke", smaller(geweke, n_chains=80, n_sweeps=40))
     n_replications = 60
     for seed in (0, 1):
         found = calibrate(model, SAMPLER, n_replications=n_replications, seed=seed, progress=False)
         if found.passed:
             break
     assert found.passed, str(found)
-    assert (found.sbc.table.autocorrelation <= calibration._most_added(n_replications)).all()
+    assert (found.sbc.table.autocorrelation <= _most_added(n_replications)).all()
     assert "all passed (false-alarm rate of the whole: at most 0.002)" in str(found)
 
 
@@ -260,7 +261,7 @@ class StatesSpreadSquared(GaussianHMM):
     ids=lambda one: getattr(one, "__name__", ""),
 )
 def test_planted_faults_in_models_of_labels_are_seen(broken, sound, check, monkeypatch):
-    monkeypatch.setattr(calibration, "MOST_THIN", 4)
+    everywhere(monkeypatch, "latentlab.calibration", "MOST_THIN", 4)
     options = {"n_chains": 100, "n_sweeps": 40} if check is geweke else {"n_replications": 100, "n_ranks": 20}
     model = broken(**sound.hyperparameters())
     model.simulate = sound.simulate
@@ -338,7 +339,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_seen(fault, monkeypatch):
     model, patches, by_ranks, by_moves = FAULTS[fault]
-    monkeypatch.setattr(calibration, "MOST_THIN", 4)
+    everywhere(monkeypatch, "latentlab.calibration", "MOST_THIN", 4)
     for name, function in patches.items():
         monkeypatch.setattr(Density, name, function)
     if by_ranks:
@@ -356,7 +357,7 @@ def test_positions_drawn_without_the_data_are_seen(monkeypatch):
         return dist.Normal(torch.zeros(len(arrays["x"]), self.n_latent), 1.0).to_event(1)
 
     monkeypatch.setattr(PPCA, "latents", blind)
-    monkeypatch.setattr(calibration, "MOST_THIN", 4)
+    everywhere(monkeypatch, "latentlab.calibration", "MOST_THIN", 4)
     ranks = sbc(SOUND, SHORT, n_replications=50, n_ranks=20, progress=False)
     assert ranks.table.set_index("quantity").verdict.drop("|z' x|^2").ne("fail").sum() > 5
     assert verdict(ranks.table, "|z' x|^2") == "fail"
@@ -367,7 +368,7 @@ def verdict(table, quantity):
 
 
 def test_a_chain_that_hardly_moves_is_said_to_be_too_dependent(monkeypatch):
-    monkeypatch.setattr(calibration, "MOST_THIN", 4)
+    everywhere(monkeypatch, "latentlab.calibration", "MOST_THIN", 4)
     ranks = sbc(SOUND, NUTS(n_warmup=40, max_tree_depth=1), n_replications=60, progress=False)
     assert not ranks.passed
     assert "autocorrelated" in set(ranks.table.verdict)
@@ -466,8 +467,8 @@ def test_geweke_refuses_a_site_that_is_no_array():
 
 
 def test_the_same_seed_gives_the_same_tables_and_no_state_is_left(monkeypatch):
-    monkeypatch.setattr(calibration, "N_REFERENCE", 100)
-    monkeypatch.setattr(calibration, "MOST_THIN", 2)
+    everywhere(monkeypatch, "latentlab.calibration", "N_REFERENCE", 100)
+    everywhere(monkeypatch, "latentlab.calibration", "MOST_THIN", 2)
     state = torch.get_rng_state(), str(np.random.get_state()), random.getstate(), torch.get_default_dtype()
     a, b = (sbc(SOUND, SAMPLER, n_replications=6, n_units=4, n_ranks=5, seed=5, progress=False) for _ in range(2))
     pd.testing.assert_frame_equal(a.table, b.table)
@@ -489,8 +490,8 @@ inference: {name: nuts, n_warmup: 60, max_tree_depth: 5}
 def test_the_command_prints_both_tables_and_says_by_its_exit_code_whether_all_passed(tmp_path, capsys, monkeypatch):
     (tmp_path / "toy.yaml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(calibration, "sbc", smaller(sbc, n_ranks=10))
-    monkeypatch.setattr(calibration, "geweke", smaller(geweke, n_chains=20, n_sweeps=10))
+    everywhere(monkeypatch, "latentlab.calibration", "sbc", smaller(sbc, n_ranks=10))
+    everywhere(monkeypatch, "latentlab.calibration", "geweke", smaller(geweke, n_chains=20, n_sweeps=10))
     command = ["calibrate", "toy.yaml", "seed=3", "--n-replications", "12", "--n-units", "4", "--quiet"]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
@@ -499,7 +500,7 @@ def test_the_command_prints_both_tables_and_says_by_its_exit_code_whether_all_pa
     assert "false-alarm rate of the whole: at most 0.002" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["toy.yaml"]
     monkeypatch.setattr(Density, "log_joint", likelihood_dropped)
-    monkeypatch.setattr(calibration, "MOST_THIN", 2)
+    everywhere(monkeypatch, "latentlab.calibration", "MOST_THIN", 2)
     assert cli.main([*command, "--out", "found"]) == 1
     assert "FAILED" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "found" / "calibration.csv")

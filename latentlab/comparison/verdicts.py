@@ -38,7 +38,7 @@ class Judged:
         """The findings of some of the rows; alignments that none of them has are left out."""
         verdicts = {way: [judged[i] for i in which] for way, judged in self.verdicts.items()}
         kept = {way: judged for way, judged in verdicts.items() if any(v is not None for v in judged)}
-        return Judged(kept, [self.regions[i] for i in which], [self.units[i] for i in which])
+        return Judged(kept or verdicts, [self.regions[i] for i in which], [self.units[i] for i in which])
 
 
 def judged_positions(

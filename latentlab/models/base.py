@@ -97,7 +97,7 @@ class LatentModel(ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         own = cls.__dict__.get("position")
-        if isinstance(own, Position):
+        if own is not None and not isinstance(own, property):
             cls.positions = (own,)
             del cls.position
 
@@ -106,10 +106,14 @@ class LatentModel(ABC):
         """The first of the positions."""
         return self.positions[0]
 
+    @position.setter
+    def position(self, position: Position) -> None:
+        self.positions = (position,)
+
     @property
     def kinds(self) -> dict[str, Position]:
         """Kind of units -> its position: a table's units are of the kind `unit`."""
-        return {self.dims[position.site][0]: position for position in self.positions}
+        return {next(iter(self.dims[position.site]), ""): position for position in self.positions}
 
     @property
     def exchanges(self) -> Group:

@@ -26,8 +26,11 @@ def check_declaration(model: LatentModel) -> None:
         if not isinstance(dims, tuple | list) or not all(isinstance(dim, str) for dim in dims):
             raise ModelError(f"{model.name!r}: the dims of {site!r} must be a tuple of names, such as ('unit',); got {dims!r}.")
     group = model.exchanges
-    if not model.positions or not all(isinstance(position, Position) for position in model.positions):
-        raise ModelError(f"{model.name!r}: `positions` must hold `Position`s, at least one; got {model.positions!r}.")
+    if not model.positions:
+        raise ModelError(f'{model.name!r}: `positions` must hold a `Position`, such as Position("z"); it is empty.')
+    odd = next((position for position in model.positions if not isinstance(position, Position)), None)
+    if odd is not None:
+        raise ModelError(f'{model.name!r}: `position` must be a `Position`, such as Position("z"); got {odd!r}.')
     for position in model.positions:
         if position.site not in model.dims:
             sites = ", ".join(model.dims)

@@ -88,7 +88,7 @@ def diagnose(
         fail, not applicable).
 
     Example:
-        >>> from latentlab.posterior import build
+        >>> from latentlab.results.tree import build
         >>> from latentlab.symmetry.groups import Identity
         >>> draws = np.random.default_rng(0).normal(size=(4, 1000))
         >>> data = build({"posterior": {"mu": draws}}, dims={"mu": ()}, attrs={"inference": "mcmc"})

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from latentlab.report import labels, scores
+from latentlab.report import components, pairs, parts, scores
 from latentlab.report.beside import columns, label_panels
 from latentlab.report.components import location
 from latentlab.report.contingency import items as contingency_tables
@@ -150,7 +150,7 @@ def test_each_units_two_most_probable_labels(mixture: Run):
 
 
 def test_occupied_components_are_counted(mixture: Run):
-    values, share = labels.occupied(Source(mixture))
+    values, share = parts.occupied(Source(mixture))
     counts = np.array([len(set(y)) for y in draws(mixture).tolist()])
     assert values.tolist() == sorted(set(counts.tolist()))
     assert share.tolist() == pytest.approx([np.mean(counts == v) for v in values])
@@ -210,7 +210,7 @@ def test_the_map_is_the_principal_plane(mixture: Run):
 def test_ellipses_hold_what_they_say(mixture: Run):
     """Draws of a component's Gaussian, projected: 80 % lie inside, within 5 standard errors (one false alarm in a million)."""
     source = Source(mixture)
-    means, covariances = labels._gaussians(source)
+    means, covariances = components.gaussians(source)
     tree = source.tree["latents"]
     own = {name: tree[name].values.reshape(-1, *tree[name].shape[2:]) for name in ("mu", "sigma", "corr")}
     for k in range(3):
@@ -222,7 +222,7 @@ def test_ellipses_hold_what_they_say(mixture: Run):
     flat = axes @ covariances[0] @ axes.T
     rng = np.random.default_rng(0)
     z = rng.multivariate_normal(np.zeros(2), flat, 20_000)
-    inside = np.mean(np.einsum("ni,ij,nj->n", z, np.linalg.inv(flat), z) <= chi2.ppf(labels.LEVEL, 2))
+    inside = np.mean(np.einsum("ni,ij,nj->n", z, np.linalg.inv(flat), z) <= chi2.ppf(components.LEVEL, 2))
     assert abs(inside - 0.8) < 5 * np.sqrt(0.16 / 20_000)
 
 
@@ -235,7 +235,7 @@ def test_tied_and_spherical_covariances_are_read_too(tmp_path):
             "inference": {"name": "exact", "n_draws": 20},
         }
         source = Source(run(config, out=tmp_path / covariance, progress=False))
-        _, found = labels._gaussians(source)
+        _, found = components.gaussians(source)
         assert found.shape == (2, 2, 2)
         sigma = source.tree["posterior"]["sigma"].values[0, 0]
         if covariance == "spherical":
@@ -249,13 +249,13 @@ def test_tied_and_spherical_covariances_are_read_too(tmp_path):
 
 def test_opacity_says_certainty():
     assert opacity(np.array([1.0]))[0] == pytest.approx(0.9)
-    assert opacity(np.array([0.1, 0.5])).tolist() == [labels.FAINT] * 2
+    assert opacity(np.array([0.1, 0.5])).tolist() == [parts.FAINT] * 2
     assert np.all(np.diff(opacity(np.linspace(0.5, 1, 9))) > 0)
 
 
 def test_the_units_of_the_co_assignment_are_in_order(mixture: Run):
     source = Source(mixture)
-    order = labels.ordered(source)
+    order = pairs.ordered(source)
     assert sorted(order.tolist()) == list(range(len(source.units)))
     keys = [(source.estimate[i], -source.certainty[i]) for i in order]
     assert keys == sorted(keys)
@@ -268,22 +268,22 @@ def test_the_units_of_the_co_assignment_are_in_order(mixture: Run):
 
 
 def test_many_units_are_thinned_and_that_is_said(mixture: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(labels, "MOST_PAIRED", 20)
+    monkeypatch.setattr(pairs, "MOST_PAIRED", 20)
     source = Source(mixture)
-    assert len(labels.ordered(source)) == 20
-    assert set(source.estimate[labels.ordered(source)].tolist()) == set(source.estimate.tolist())
-    assert f"20 of {len(source.units)} units are drawn" in labels._pairs(source, Parts(source)).caption
+    assert len(pairs.ordered(source)) == 20
+    assert set(source.estimate[pairs.ordered(source)].tolist()) == set(source.estimate.tolist())
+    assert f"20 of {len(source.units)} units are drawn" in pairs.pair_figure(source, Parts(source)).caption
 
 
 def test_many_features_are_a_heat_map_of_those_that_differ(mixture: Run, monkeypatch: pytest.MonkeyPatch):
     source = Source(mixture)
-    monkeypatch.setattr(labels, "MOST_INTERVALS", 3)
-    monkeypatch.setattr(labels, "MOST_ROWS", 2)
-    figure, rows = labels.profiles(source, Parts(source))
+    monkeypatch.setattr(components, "MOST_INTERVALS", 3)
+    monkeypatch.setattr(components, "MOST_ROWS", 2)
+    figure, rows = components.profiles(source, Parts(source))
     assert "the 2 of 3 features in which they differ most" in figure.caption
     assert figure.alt.startswith("Heat map")
     mean = location(source)[1].mean(axis=0)
-    told, _ = labels._comparable(source, "mu", location(source)[1])
+    told, _ = components._comparable(source, "mu", location(source)[1])
     spread = np.ptp(told.mean(axis=0), axis=0)
     assert {row["feature"] for row in rows.record()["rows"]} == {source.features[i] for i in np.argsort(-spread)[:2]}
     assert mean.shape == (3, 3)
@@ -468,7 +468,7 @@ def test_only_embeddings_that_are_no_clusterings(tmp_path):
     assert "No clustering was compared" in said
     assert "dp_mixture with 6 components" in said
     assert not {"deltas", "disagreement"} & set(captions(found))
-    values, share = labels.occupied(Source(found))
+    values, share = parts.occupied(Source(found))
     if len(values) > 1:
         rows = table(found, "occupied")
         assert [row["probability"] for row in rows] == pytest.approx(share.tolist())

@@ -24,14 +24,17 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from patching import everywhere
 
-import latentlab.study.run as module
 from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import ConfigError, DataError, InferenceError, MissingDependencyError, ModelError, StoreError
+from latentlab.files import sha256
 from latentlab.fit import Fit
 from latentlab.inference.map import MAP
 from latentlab.store.directory import RunDirectory
 from latentlab.store.read import Run, read
+from latentlab.study import job, stages
+from latentlab.study.config import load_config
 from latentlab.study.run import load_fit, load_run, report, run
 from latentlab.study.written import embeddings_tree
 
@@ -60,8 +63,12 @@ class Correlation:
     def to_dataframe(self) -> pd.DataFrame:
         return pd.DataFrame([{"metric": "correlation", "embedding": "pca", "mean": self.value}])
 
-    def to_dataset(self) -> xr.Dataset:
-        return xr.Dataset({"scores": ("metric", [self.value])}, coords={"metric": ["correlation"]})
+    @property
+    def parts(self) -> dict[str, xr.Dataset]:
+        return {"unit": xr.Dataset({"scores": ("metric", [self.value])}, coords={"metric": ["correlation"]})}
+
+    def to_tree(self) -> xr.DataTree:
+        return xr.DataTree(self.parts["unit"])
 
 
 def correlation(fit: Fit, embeddings: list[Embedding], **_: Any) -> Correlation:
@@ -77,8 +84,8 @@ def page(found: Run, **_: Any) -> Path:
 
 @pytest.fixture(autouse=True)
 def _stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "compare", correlation)
-    monkeypatch.setattr(module, "_write_page", page)
+    everywhere(monkeypatch, "latentlab.study", "compare", correlation)
+    everywhere(monkeypatch, "latentlab.study", "write_page", page)
 
 
 def go(config: dict[str, Any], out: Path, *overrides: str, **options: Any) -> Run:
@@ -89,8 +96,8 @@ def go(config: dict[str, Any], out: Path, *overrides: str, **options: Any) -> Ru
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete run of TOY, which nothing stopped."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "compare", correlation)
-        patch.setattr(module, "_write_page", page)
+        everywhere(patch, "latentlab.study", "compare", correlation)
+        everywhere(patch, "latentlab.study", "write_page", page)
         return go(TOY, tmp_path_factory.mktemp("runs") / "toy").path
 
 
@@ -113,7 +120,7 @@ def failing(error: BaseException) -> Callable[..., Any]:
 def stopped(out: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any] = TOY, **options: Any) -> None:
     """A run interrupted after its posterior was written."""
     with monkeypatch.context() as patch:
-        patch.setattr(module, "compare", failing(KeyboardInterrupt()))
+        everywhere(patch, "latentlab.study", "compare", failing(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             go(config, out, **options)
 
@@ -127,7 +134,7 @@ def test_a_run_leaves_what_it_found_and_what_it_ran_on(complete: Path):
     assert found.info["seed"] == 0
     assert found.info["versions"]["torch"] == torch.__version__
     assert found.info["threads"]["torch"] == torch.get_num_threads()
-    assert found.info["data"]["sha256"] == module.load_config(TOY).build_dataset().digest()
+    assert found.info["data"]["sha256"] == load_config(TOY).build_dataset().digest()
     assert set(found.info["seconds"]) == {"fit", "diagnostics", "embeddings", "comparison", "report"}
     assert found.posterior["latents"]["z"].dims == ("chain", "draw", "unit", "latent")
     assert found.embeddings["pca"].dims == ("unit", "latent")
@@ -155,8 +162,8 @@ def test_params_are_the_estimate_and_the_transform(complete: Path):
 
 
 def test_the_fit_of_a_run_places_new_units_as_it_did_before(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    kept, real = [], module.fit
-    monkeypatch.setattr(module, "fit", lambda *args, **options: kept.append(real(*args, **options)) or kept[0])
+    kept, real = [], stages.fit
+    everywhere(monkeypatch, "latentlab.study", "fit", lambda *args, **options: kept.append(real(*args, **options)) or kept[0])
     go(TOY, tmp_path / "toy")
     new = kept[0].dataset.subset([3, 1])
     assert np.array_equal(load_fit(read(complete)).latents(new).values, kept[0].latents(new).values)
@@ -177,7 +184,7 @@ def test_held_out_units_are_scored_and_not_fitted(tmp_path: Path):
     assert found.info["held_out"]["n_units"] == 6
     fit = load_fit(found)
     left = [unit for unit in range(30) if unit not in fit.dataset.units]
-    score = fit.held_out_score(module.load_config(TOY).build_dataset().subset(left))
+    score = fit.held_out_score(load_config(TOY).build_dataset().subset(left))
     assert found.info["held_out"]["elpd"] == pytest.approx(score["elpd"])
     table = found.diagnostics.set_index(["check", "quantity"])
     assert table.loc[("held_out_score", "elpd"), "value"] == pytest.approx(score["elpd"])
@@ -190,7 +197,7 @@ def test_what_an_embedding_notes_is_kept(tmp_path: Path):
 
 
 def test_a_run_without_embeddings_has_no_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "_write_page", lambda found, **_: found.path)
+    everywhere(monkeypatch, "latentlab.study", "write_page", lambda found, **_: found.path)
     found = go({**TOY, "embeddings": []}, tmp_path / "toy")
     assert found.info["status"] == "done"
     with pytest.raises(StoreError, match=r"no comparison\.csv: its config has no embeddings"):
@@ -250,7 +257,7 @@ def test_a_run_that_is_there_is_not_touched_unasked(complete: Path):
 def test_too_little_room_is_said_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setattr(module, "fit", failing(AssertionError("computed")))
+    everywhere(monkeypatch, "latentlab.study", "fit", failing(AssertionError("computed")))
     with pytest.raises(StoreError, match=r"needs about 2\.\d MB of disk, 1\.0 MB are free") as caught:
         go(TOY, tmp_path / "toy")
     assert caught.value.exit_code == 2
@@ -273,15 +280,15 @@ def test_the_room_that_is_asked_for_is_that_which_is_taken(model: dict, inferenc
     """Within a factor of two, beside the page, whose size is a constant."""
     dataset = {"name": "linear_gaussian", "n_units": 150, "n_features": 5, "n_latent": 2}
     config = {**TOY, "dataset": dataset, "model": model, "inference": inference, "embeddings": []}
-    monkeypatch.setattr(module, "_write_page", failing(RuntimeError("stops before the checkpoints go")))
+    everywhere(monkeypatch, "latentlab.study", "write_page", failing(RuntimeError("stops before the checkpoints go")))
     with pytest.raises(RuntimeError):
         go(config, tmp_path / "toy")
     taken = sum(file.stat().st_size for file in (tmp_path / "toy").rglob("*") if file.is_file())
-    assert taken / 2 < module._Job(module.load_config(config)).n_bytes() - module.PAGE_BYTES < 2 * taken
+    assert taken / 2 < job.Job(load_config(config)).n_bytes() - job.PAGE_BYTES < 2 * taken
 
 
 def test_a_place_that_cannot_be_written_is_said_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "fit", failing(AssertionError("computed")))
+    everywhere(monkeypatch, "latentlab.study", "fit", failing(AssertionError("computed")))
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file" / "toy", Path("/proc/toy")):
         with pytest.raises(StoreError, match=f"{place.parent}.* cannot be written") as caught:
@@ -304,7 +311,7 @@ def test_names_become_directories_below_runs(tmp_path: Path, monkeypatch: pytest
 def test_a_run_interrupted_after_the_fit_resumes_to_equal_bytes(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     stopped(tmp_path / "toy", monkeypatch)
     assert info(tmp_path / "toy")["status"] == "interrupted"
-    monkeypatch.setattr(module, "fit", failing(AssertionError("fitted twice")))
+    everywhere(monkeypatch, "latentlab.study", "fit", failing(AssertionError("fitted twice")))
     assert go(TOY, tmp_path / "toy", resume=True).info["status"] == "done"
     assert arrays(tmp_path / "toy") == arrays(complete)
     assert not (tmp_path / "toy" / "checkpoints").exists()
@@ -409,8 +416,8 @@ def test_two_signals_end_the_command_with_130_and_a_run_to_resume(tmp_path: Path
 
 def test_resuming_a_complete_run_changes_nothing(complete: Path, monkeypatch: pytest.MonkeyPatch):
     before = {path: path.stat().st_mtime_ns for path in complete.rglob("*")}
-    monkeypatch.setattr(module, "fit", failing(AssertionError("fitted")))
-    monkeypatch.setattr(module, "_versions", lambda: {"python": "2.7"})
+    everywhere(monkeypatch, "latentlab.study", "fit", failing(AssertionError("fitted")))
+    everywhere(monkeypatch, "latentlab.study", "_versions", lambda: {"python": "2.7"})
     assert go(TOY, complete, resume=True).info["status"] == "done"
     assert {path: path.stat().st_mtime_ns for path in complete.rglob("*")} == before
 
@@ -443,7 +450,10 @@ def test_changed_data_are_never_resumed(force: bool, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda patch: patch.setattr(module, "_versions", lambda: {"python": "2.7"}), "versions.python: .* -> '2.7'"),
+        (
+            lambda patch: everywhere(patch, "latentlab.study", "_versions", lambda: {"python": "2.7"}),
+            "versions.python: .* -> '2.7'",
+        ),
         (lambda patch: patch.setattr(torch, "get_num_threads", lambda: 64), "threads.torch: 1 -> 64"),
     ],
     ids=["version", "threads"],
@@ -487,7 +497,7 @@ def test_a_plugin_is_kept_with_its_hash_and_must_not_change(tmp_path: Path, monk
     plugin.write_text(PLUGIN)
     config = {**TOY, "model": {"name": "mine", "n_latent": 2}}
     stopped(tmp_path / "toy", monkeypatch, config, plugins=[plugin])
-    assert info(tmp_path / "toy")["plugins"] == {str(plugin): module.sha256(plugin)}
+    assert info(tmp_path / "toy")["plugins"] == {str(plugin): sha256(plugin)}
     plugin.write_text(PLUGIN + "\n")
     with pytest.raises(StoreError, match=r"plugins\..*mine\.py: "):
         go(config, tmp_path / "toy", resume=True, plugins=[plugin])
@@ -507,7 +517,7 @@ def test_a_plugin_is_kept_with_its_hash_and_must_not_change(tmp_path: Path, monk
     [
         ("fit", "fit", ["embeddings.nc"]),
         ("compare", "comparison", ["posterior.nc", "diagnostics.json", "embeddings.nc"]),
-        ("_write_page", "report", [*ARRAYS]),
+        ("write_page", "report", [*ARRAYS]),
     ],
 )
 def test_a_failure_is_recorded_keeps_what_is_finished_and_can_be_resumed(
@@ -515,7 +525,7 @@ def test_a_failure_is_recorded_keeps_what_is_finished_and_can_be_resumed(
 ):
     path = tmp_path / "toy"
     with monkeypatch.context() as patch:
-        patch.setattr(module, part, failing(ModelError("no good")))
+        everywhere(patch, "latentlab.study", part, failing(ModelError("no good")))
         with pytest.raises(ModelError, match="no good") as caught:
             go(TOY, path)
     assert caught.value.exit_code == 1, "it had started"
@@ -529,13 +539,13 @@ def test_a_failure_is_recorded_keeps_what_is_finished_and_can_be_resumed(
     assert arrays(path) == arrays(complete)
 
 
-FIT = sys.modules["latentlab.fit"]
+ASSEMBLE = sys.modules["latentlab.results.assemble"]
 SVI = {**TOY, "inference": {"name": "svi", "n_steps": 20, "n_draws": 12}}
 
 
 @pytest.mark.parametrize(("config", "part"), [(TOY, "_predictives"), (SVI, "build")], ids=["exact", "svi"])
 def test_a_failure_at_assembling_costs_no_second_fit(part: str, config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    real = getattr(FIT, part)
+    real = getattr(ASSEMBLE, part)
 
     def fails_at_the_end(*arguments: Any, **options: Any) -> Any:
         if part == "build" and "log_likelihood" not in arguments[0]:
@@ -543,10 +553,10 @@ def test_a_failure_at_assembling_costs_no_second_fit(part: str, config: dict, tm
         raise ModelError("no good")
 
     with monkeypatch.context() as patch:
-        patch.setattr(FIT, part, fails_at_the_end)
+        patch.setattr(ASSEMBLE, part, fails_at_the_end)
         with pytest.raises(ModelError, match="no good"):
             go(config, tmp_path / "toy")
-    method = type(module.load_config(config).build_method())
+    method = type(load_config(config).build_method())
     with monkeypatch.context() as patch:
         patch.setattr(method, "run", failing(AssertionError("fitted twice")))
         assert go(config, tmp_path / "toy", resume=True).info["error"] is None
@@ -555,7 +565,7 @@ def test_a_failure_at_assembling_costs_no_second_fit(part: str, config: dict, tm
 
 def test_a_failure_at_an_embedding_keeps_those_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = {**TOY, "embeddings": [{"name": "pca"}, {"name": "kmeans", "n_seeds": 2, "n_latent": 3}, {"name": "mds"}]}
-    real, made = module.embed, []
+    real, made = stages.embed, []
 
     def third_fails(name: str, *arguments: Any, **options: Any) -> Embedding:
         made.append(name)
@@ -563,7 +573,7 @@ def test_a_failure_at_an_embedding_keeps_those_before_it(tmp_path: Path, monkeyp
             raise RuntimeError("no good")
         return real(name, *arguments, **options)
 
-    monkeypatch.setattr(module, "embed", third_fails)
+    everywhere(monkeypatch, "latentlab.study", "embed", third_fails)
     with pytest.raises(RuntimeError):
         go(config, tmp_path / "toy")
     go(config, tmp_path / "toy", resume=True)
@@ -574,10 +584,10 @@ def test_a_failure_at_an_embedding_keeps_those_before_it(tmp_path: Path, monkeyp
 
 def test_a_failure_at_the_page_keeps_the_comparison(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write_page", failing(RuntimeError("no good")))
+        everywhere(patch, "latentlab.study", "write_page", failing(RuntimeError("no good")))
         with pytest.raises(RuntimeError):
             go(TOY, tmp_path / "toy")
-    monkeypatch.setattr(module, "compare", failing(AssertionError("compared twice")))
+    everywhere(monkeypatch, "latentlab.study", "compare", failing(AssertionError("compared twice")))
     assert go(TOY, tmp_path / "toy", resume=True).info["status"] == "done"
     assert arrays(tmp_path / "toy") == arrays(complete)
 
@@ -595,7 +605,7 @@ def test_a_complete_run_that_is_damaged_is_made_whole_on_resuming(name: str, com
 
 
 def test_an_embedding_that_cannot_be_made_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "embed", failing(ConfigError("no good")))
+    everywhere(monkeypatch, "latentlab.study", "embed", failing(ConfigError("no good")))
     with pytest.raises(ConfigError, match=r"^embeddings\.0: no good$") as caught:
         go(TOY, tmp_path / "toy")
     assert caught.value.exit_code == 2
@@ -603,7 +613,7 @@ def test_an_embedding_that_cannot_be_made_leaves_nothing_behind(tmp_path: Path, 
 
 
 def test_a_library_that_fails_at_an_embedding_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "embed", failing(RuntimeError("no good")))
+    everywhere(monkeypatch, "latentlab.study", "embed", failing(RuntimeError("no good")))
     with pytest.raises(RuntimeError):
         go(TOY, tmp_path / "toy")
     assert info(tmp_path / "toy")["error"] == {"type": "RuntimeError", "message": "no good", "stage": "embeddings"}
@@ -614,7 +624,7 @@ def test_a_run_that_fails_while_it_overwrites_gives_the_old_one_back(
 ):
     path = Path(shutil.copytree(complete, tmp_path / "toy"))
     with monkeypatch.context() as patch:
-        patch.setattr(module, "compare", failing(RuntimeError("no good")))
+        everywhere(patch, "latentlab.study", "compare", failing(RuntimeError("no good")))
         with pytest.raises(RuntimeError) as caught:
             go(TOY, path, "seed=1", overwrite=True)
     assert caught.value.__notes__[0] == f"The run before it is back in {path}."
@@ -637,7 +647,7 @@ def test_a_directory_deleted_meanwhile_fails_with_its_name(tmp_path: Path, monke
         shutil.rmtree(tmp_path / "toy")
         return correlation(*arguments, **options)
 
-    monkeypatch.setattr(module, "compare", delete)
+    everywhere(monkeypatch, "latentlab.study", "compare", delete)
     with pytest.raises(StoreError, match=f"{tmp_path}/toy") as caught:
         go(TOY, tmp_path / "toy")
     assert caught.value.exit_code == 1
@@ -647,15 +657,15 @@ def test_a_directory_deleted_meanwhile_fails_with_its_name(tmp_path: Path, monke
 def test_a_missing_library_for_the_page_is_said_and_the_run_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
-    monkeypatch.setattr(module, "_write_page", failing(MissingDependencyError("the report", "jinja2", "report")))
+    everywhere(monkeypatch, "latentlab.study", "write_page", failing(MissingDependencyError("the report", "jinja2", "report")))
     found = run(TOY, out=tmp_path / "toy", progress=True)
     assert found.info["status"] == "done"
     said = capsys.readouterr().out
     assert "pip install 'latentlab[report]'" in said
     assert f"latentlab report {tmp_path / 'toy'}" in said
-    monkeypatch.setattr(module, "_write_page", page)
+    everywhere(monkeypatch, "latentlab.study", "write_page", page)
     assert report(tmp_path / "toy").read_text().startswith("done")
-    assert load_run(tmp_path / "toy").info["files"]["report.html"]["sha256"] == module.sha256(tmp_path / "toy" / "report.html")
+    assert load_run(tmp_path / "toy").info["files"]["report.html"]["sha256"] == sha256(tmp_path / "toy" / "report.html")
 
 
 def test_a_run_ends_with_a_summary_of_a_few_lines(tmp_path: Path, capsys: Any):
@@ -753,7 +763,7 @@ def test_warnings_are_shown_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
         warnings.warn("rather few units", stacklevel=2)
         return correlation(*arguments, **options)
 
-    monkeypatch.setattr(module, "compare", warning)
+    everywhere(monkeypatch, "latentlab.study", "compare", warning)
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
         found = go(TOY, tmp_path / "toy")
