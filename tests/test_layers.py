@@ -228,3 +228,34 @@ for name in ll.__all__:
 print(callable(ll.fit), callable(ll.compare), callable(ll.embed), ll.models.PPCA.__name__)
 """
     assert in_a_new_process(code) == "True True True PPCA"
+
+
+MOST_LINES = 400
+MOST_CODE = 60
+MOST_ARGUMENTS = 7
+
+
+def test_no_module_is_long():
+    lengths = {str(path.relative_to(PACKAGE)): len(path.read_text(encoding="utf-8").splitlines()) for path in modules()}
+    assert {name: n for name, n in lengths.items() if n > MOST_LINES} == {}
+
+
+def long_functions(source):
+    """Functions with many lines of code, or many arguments, whose first lines have no comment that says why."""
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            docstring = ast.get_docstring(node, clean=False)
+            code = node.end_lineno - node.lineno + 1 - (len(docstring.splitlines()) if docstring else 0)
+            given = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            n = len([argument for argument in given if argument.arg not in ("self", "cls")])
+            head = lines[node.lineno - 1 : node.body[0].lineno - 1] or [lines[node.lineno - 1]]
+            if (code > MOST_CODE or n > MOST_ARGUMENTS) and not any("  # " in line for line in head):
+                yield node.name
+
+
+def test_long_functions_say_why():
+    found = {path.name: list(long_functions(path.read_text(encoding="utf-8"))) for path in modules()}
+    assert {name: functions for name, functions in found.items() if functions} == {}
+    assert list(long_functions("def f(a, b, c, d, e, f, g, h):\n    pass\n")) == ["f"]
+    assert list(long_functions("def f(  # options of a user's\n    a, b, c, d, e, f, g, h\n):\n    pass\n")) == []

@@ -21,6 +21,7 @@ from latentlab.models.matrix_factorization import MatrixFactorization
 from latentlab.models.random_dot_product import RandomDotProduct
 from latentlab.results.convergence import ess_mean
 from latentlab.store.read import read
+from latentlab.study.several import compare_runs
 from latentlab.symmetry.groups import Orthogonal
 
 FALSE_ALARM = 1e-5
@@ -410,3 +411,13 @@ def test_a_label_like_a_kind_of_units_is_refused(tmp_path):
     labelled = {**RATED, "embeddings": [{"name": "truncated_svd", "label": "user"}]}
     with pytest.raises(ConfigError, match=r"embeddings\.0\.label: 'user' is a dim of the data"):
         ll.run(labelled, out=tmp_path / "rated", progress=False)
+
+
+def test_runs_of_ratings_are_compared_by_kind_and_by_points(tmp_path):
+    plain = {**RATED, "embeddings": []}
+    part = ll.run(plain, out=tmp_path / "part", progress=False)
+    whole = [ll.run({**plain, "seed": seed, "held_out": 0.0}, out=tmp_path / f"whole-{seed}", progress=False) for seed in (0, 1)]
+    found = compare_runs([part.path, *(run.path for run in whole)])
+    assert set(found.positions["units"]) == {"user", "item"}
+    assert any("different data: shapes" in note for note in found.notes)  # some cells were held out
+    assert [len(table) for table in found.loo] == [2]

@@ -60,7 +60,7 @@ class Geweke:
         return f"Geweke({len(self.table)} test functions: {'passed' if self.passed else 'FAILED'})"
 
 
-def geweke(
+def geweke(  # a user's options
     model: LatentModel,
     method: NUTS,
     *,
@@ -148,7 +148,7 @@ def _tunings(model: LatentModel, method: NUTS, datasets: Sequence[Dataset], seed
     return [chains.latest[i].tuning for i in range(len(datasets))]
 
 
-def _sweeps(
+def _sweeps(  # what a sweep moves, and what it is told
     replications: Replications,
     names: Mapping[str, str],
     truth: Mapping[str, np.ndarray],

@@ -76,7 +76,7 @@ class SBC:
         return figure
 
 
-def sbc(
+def sbc(  # a user's options
     model: LatentModel,
     method: Method,
     *,

@@ -135,7 +135,7 @@ class Metric:
         return float(min(max(value, low), high))
 
 
-def metric(
+def metric(  # what a metric declares
     *,
     direction: Direction,
     range: tuple[float, float],

@@ -34,7 +34,7 @@ MOST_PAIRED = 2000
 
 
 @one_thread()
-def compare(
+def compare(  # a user's options; the stages one after another
     fit: Fit,
     embeddings: Sequence[Embedding],
     *,

@@ -141,6 +141,16 @@ def check_same_data(candidates: Mapping[str, Candidate]) -> None:
             raise DataError(f"{first!r} and {name!r} cannot be compared: {differs}.")
 
 
+def _point_names(observed: xr.DataArray, points: str) -> np.ndarray:
+    """What the points are called: as the units of a table, or by the units that they refer to."""
+    others = [
+        coord.values.astype(str).tolist() for name, coord in observed.coords.items() if coord.dims == (points,) and name != points
+    ]
+    if points == "unit" or not others:
+        return observed[points].values.astype(str)
+    return np.array([" – ".join(names) for names in zip(*others, strict=True)])
+
+
 def data_difference(a: Candidate, b: Candidate) -> str:
     """Why two fits are not to the same data; empty where they are."""
     x, y = (next(iter(one.data["observed_data"].data_vars.values())) for one in (a, b))
@@ -148,14 +158,15 @@ def data_difference(a: Candidate, b: Candidate) -> str:
         return f"different data: {x.name} {tuple(map(str, x.dims))} and {y.name} {tuple(map(str, y.dims))}"
     if x.shape != y.shape:
         return f"different data: shapes {x.shape} and {y.shape}"
-    units = [one["unit"].values.astype(str) for one in (x, y)]
+    points = str(a.data.attrs.get("points", "unit"))
+    units = [_point_names(one, points) for one in (x, y)]
     if (units[0] != units[1]).any():
         i = int((units[0] != units[1]).argmax())
-        return f"different data: unit {i} is {str(units[0][i])!r} in one and {str(units[1][i])!r} in the other"
+        return f"different data: {points} {i} is {str(units[0][i])!r} in one and {str(units[1][i])!r} in the other"
     if not np.allclose(x.values, y.values, rtol=SAME, atol=0, equal_nan=True):
         if (np.isnan(x.values) != np.isnan(y.values)).any():
             return "different data: entries that are missing in one were observed in the other"
-        columns = [np.moveaxis(v.values, v.dims.index("unit"), 0).reshape(v.sizes["unit"], -1) for v in (x, y)]
+        columns = [np.moveaxis(v.values, v.dims.index(points), 0).reshape(v.sizes[points], -1) for v in (x, y)]
         if _rescaled(*columns):
             return (
                 "the same data on different scales (standardised and raw, say), where densities are of different quantities; "

@@ -41,7 +41,7 @@ class Judged:
         return Judged(kept or verdicts, [self.regions[i] for i in which], [self.units[i] for i in which])
 
 
-def judged_positions(
+def judged_positions(  # all that a verdict rests on
     rows: Sequence[Row],
     draws: Mapping[str, np.ndarray],
     some: Mapping[str, np.ndarray],
@@ -51,7 +51,7 @@ def judged_positions(
     near: Mapping[str, dict[str, Any]],
     seeds: Seeds,
     bar: Any,
-) -> Judged:  # as many arguments as a verdict rests on
+) -> Judged:
     """Verdicts, coverage and disagreement of rows of positions.
 
     Args:

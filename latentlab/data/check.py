@@ -18,7 +18,7 @@ NAME = re.compile(r"\w[^/\x00-\x1f]*")
 Dims = dict[str, tuple[str, ...]]
 
 
-def checked(
+def checked(  # the parts of a dataset
     *,
     name: str,
     arrays: Mapping[str, Any],

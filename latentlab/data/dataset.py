@@ -205,9 +205,7 @@ class Dataset:
         return self._take(self.points, chosen)
 
     def complete(self) -> "Dataset":
-        """The dataset with every point listed that there can be, where those that are not mean 0; itself otherwise.
-
-        Points whose value is missing are unknown, and left out.
+        """The dataset with all points listed, where those that are not mean 0 (unknown ones are left out); itself otherwise.
 
         Raises:
             DataError: Memory does not hold so many points, or there are other arrays along them.
@@ -250,13 +248,8 @@ class Dataset:
     def split(self, fraction: float, rng: np.random.Generator, along: str | None = None) -> tuple["Dataset", "Dataset"]:
         """Training and held-out points (in a table: units), drawn at random; `fraction` of them is held out.
 
-        Of series (a coordinate `sequence`) whole sequences are held out, about so large a share of them. If the dataset is
-        standardised, the transform is fitted anew on the training points and applied to both. Both parts keep all units.
-
-        Args:
-            fraction: Share that is held out.
-            rng: Source of randomness.
-            along: A kind of units: all points of the units that are drawn are held out.
+        Of series (a coordinate `sequence`) whole sequences are held out; with a kind of units as `along`, all points of the units
+        that are drawn. If the dataset is standardised, the transform is fitted anew on the training points and applied to both.
 
         Raises:
             DataError: A part would be empty, or there is no such kind.

@@ -51,7 +51,7 @@ HINTS = (
 )
 
 
-def read(
+def read(  # a file's options
     path: Path,
     wanted: Wanted,
     *,

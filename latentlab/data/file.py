@@ -22,7 +22,7 @@ ZARR = ".zarr"
 FORMATS = (*TEXT, *(f"{suffix}.gz" for suffix in TEXT), ".npy", ".npz", ".parquet")
 
 
-def file(
+def file(  # a user's options
     path: str,
     columns: list[str] | None = None,
     label: str | None = None,
@@ -92,7 +92,7 @@ def file(
     )
 
 
-def table(  # as many arguments as a file has options
+def table(  # a file's options
     path: str,
     wanted: Wanted,
     missing_values: tuple[str, ...],

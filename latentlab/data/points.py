@@ -11,7 +11,7 @@ from latentlab.data.file import MISSING, table
 from latentlab.errors import DataError, MissingDependencyError
 
 
-def ratings(
+def ratings(  # a user's options
     path: str,
     user: str = "user",
     item: str = "item",
@@ -58,7 +58,7 @@ def ratings(
     return _cells(r[seen], users, u, items, i, name, [f"{left_out} rows without a rating were left out."] if left_out else [])
 
 
-def edges(
+def edges(  # a user's options
     path: str,
     source: str = "source",
     target: str = "target",

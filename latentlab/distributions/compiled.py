@@ -55,7 +55,7 @@ def _weights(log_b: Any, first: int, weight: Any) -> float:
 
 
 @compiled
-def _recursions(
+def _recursions(  # arrays of a loop in machine code
     states: Any, initial: Any, transition: Any, weight: Any, a: Any, b: Any, v: Any, inverse_level: Any
 ) -> tuple[float, bool]:
     """The sum of log c, and whether all levels are within bounds; fills a, b, v `(state, n)` and 1 / c.
@@ -103,7 +103,9 @@ def _recursions(
 
 
 @compiled
-def _expectations(a: Any, b: Any, v: Any, inverse_level: Any, transition: Any, gamma: Any, first: int, pairs: Any) -> bool:
+def _expectations(  # arrays of a loop in machine code
+    a: Any, b: Any, v: Any, inverse_level: Any, transition: Any, gamma: Any, first: int, pairs: Any
+) -> bool:
     """Whether S is within bounds, and all divisors; fills the n columns of `gamma` from `first`, and `pairs`; destroys a."""
     n_states, n = a.shape
     share = np.zeros(n)
@@ -153,7 +155,7 @@ def _log_sum(terms: Any) -> float:
 
 
 @compiled
-def _in_logs(
+def _in_logs(  # arrays of a loop in machine code
     log_initial: Any, log_transition: Any, log_b: Any, first: int, alpha: Any, weight: Any, gamma: Any, pairs: Any
 ) -> float:
     """The log likelihood, with all as logs: exact always. Fills what `_expectations` does, with zeros if x is impossible."""
@@ -214,7 +216,7 @@ def _end(starts: Any, first: int) -> int:
 
 
 @compiled
-def chain_kernel(
+def chain_kernel(  # arrays of a loop in machine code
     states: Any,
     log_initial: Any,
     log_transition: Any,
@@ -254,7 +256,7 @@ def chain_kernel(
 
 
 @compiled
-def hidden_markov(
+def hidden_markov(  # arrays of a loop in machine code
     states: Any,
     log_initial: Any,
     log_transition: Any,

@@ -134,7 +134,7 @@ def _rough(loadings: Any, scaled: Any, observed: Any, whole: Any) -> Any:
 
 
 @compiled
-def _filter(
+def _filter(  # arrays of a loop in machine code
     into: Any,
     across: Any,
     first: Any,
@@ -194,7 +194,7 @@ def _filter(
 
 
 @summing
-def _add_residuals(
+def _add_residuals(  # arrays of a loop in machine code
     loadings: Any, scaled: Any, observed: Any, scale: Any, rough: Any, states: Any, d_C: Any, d_loc: Any, d_scale: Any
 ) -> None:
     """What the residuals at the means `rough` + `states` `(latent, unit)` add to the gradients; `scaled` has those at `rough`."""
@@ -222,7 +222,7 @@ def _add_residuals(
 
 
 @compiled
-def linear_gaussian(
+def linear_gaussian(  # one loop in machine code, whose arrays all its parts share
     A: Any,
     L: Any,
     C: Any,

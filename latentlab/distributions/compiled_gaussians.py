@@ -104,7 +104,7 @@ def _gaussian_score(columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, d_m
 
 
 @compiled
-def gaussian_hidden_markov(
+def gaussian_hidden_markov(  # arrays of a loop in machine code
     states: Any,
     log_initial: Any,
     log_transition: Any,
@@ -136,7 +136,7 @@ def gaussian_hidden_markov(
 
 
 @compiled
-def gaussian_mixture(
+def gaussian_mixture(  # arrays of a loop in machine code
     at_once: int, log_weights: Any, mu: Any, lower: Any, columns: Any, d_weights: Any, d_mu: Any, d_lower: Any
 ) -> float:
     """Log likelihood of a Gaussian mixture; gradients for its three parameters are added to the last three.

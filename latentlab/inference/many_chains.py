@@ -238,7 +238,7 @@ def _rounded(u: np.ndarray, root: np.ndarray) -> np.ndarray:
     return solve_triangular(root, u.T, lower=True, check_finite=False).T if root.ndim == 2 else u / root
 
 
-def _lengthen(
+def _lengthen(  # what the criterion is computed from
     state: State,
     before: np.ndarray,
     end: np.ndarray,

@@ -215,7 +215,9 @@ class SVI:
 
     # -- the model's own guide
 
-    def _pyro_restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:
+    def _pyro_restart(  # one restart from start to end, each step of which can be resumed
+        self, problem: Problem, restart: int
+    ) -> dict[str, np.ndarray]:
         seeds, density, model = problem.seeds.child("restart", restart), problem.density, problem.model
         part = f"restart-{restart}-under-way"
         stood = kept(problem, part)

@@ -96,7 +96,9 @@ def thinned(values: Mapping[str, np.ndarray], n_draws: int) -> dict[str, np.ndar
     return {name: array[:, keep] for name, array in values.items()}
 
 
-def assemble(problem: Problem, dataset: Dataset, method: Method, draws: Draws, seed: int) -> xr.DataTree:
+def assemble(  # the groups of a result, one after another
+    problem: Problem, dataset: Dataset, method: Method, draws: Draws, seed: int
+) -> xr.DataTree:
     model, density = problem.model, problem.density.at(parameter_tensors(draws.parameters))
     site, point = model.position.site, method.kind == "point"
     values = dict(draws.values)

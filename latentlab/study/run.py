@@ -23,7 +23,7 @@ from latentlab.study.job import Job
 from latentlab.study.stages import StageBar, carry_out, ending_with, write_page
 
 
-def run(
+def run(  # a user's options
     config: str | Path | Mapping[str, Any] | Config,
     overrides: Sequence[str] = (),
     *,

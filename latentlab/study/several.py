@@ -26,7 +26,7 @@ N_PAIRS = 200
 OF_POSITIONS = ("procrustes_similarity", "cka")
 OF_LINEAR = ("cca",)
 """Where a symmetry leaves a linear map free."""
-POSITIONS = ("run", "other", "metric", "of_points", "of_draws", "within_run", "within_other")
+POSITIONS = ("run", "other", "units", "metric", "of_points", "of_draws", "within_run", "within_other")
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Several:
     Args:
         runs: A row a run: run, model, method, dataset, n_units, status.
         loo: A table as of `loo_table` for each set of data that two or more runs share.
-        positions: A row a pair of runs and metric: `of_points` between their point estimates (posterior means; of labels the
-            partitions of least expected Binder loss), `of_draws` the mean between a draw of one and a draw of the other, and the
-            same between draws of each run alone, which is the most that `of_draws` can be expected to reach.
+        positions: A row a pair of runs, kind of units and metric: `of_points` between their point estimates (posterior means; of
+            labels the partitions of least expected Binder loss), `of_draws` the mean between a draw of one and a draw of the
+            other, and the same between draws of each run alone, which is the most that `of_draws` can be expected to reach.
         verdicts: The rows of verdicts.csv of all runs.
         notes: What could not be compared, and why.
     """
@@ -68,7 +68,7 @@ def compare_runs(paths: Sequence[str | Path]) -> Several:
             raise ConfigError(f"{name}: the run is {source.run.info['status']}; --resume goes on with it.")
     notes: list[str] = []
     tables = _loo(sources, notes)
-    rows = [row for pair in itertools.combinations(sources, 2) for row in _pair(sources, *pair, notes)]
+    rows = [row for pair in itertools.combinations(sources, 2) for row in _pairs(sources, *pair, notes)]
     verdicts = [source.run.verdicts.assign(run=name) for name, source in sources.items() if source.compared]
     without = [name for name, source in sources.items() if not source.compared]
     if without:
@@ -129,6 +129,19 @@ def _loo(sources: dict[str, Source], notes: list[str]) -> list[pd.DataFrame]:
 
 
 # -- positions
+
+
+def _pairs(sources: dict[str, Source], name: str, other: str, notes: list[str]) -> list[dict[str, object]]:
+    """The rows of two runs, for each kind of units that both place."""
+    common = [kind for kind in sources[name].kinds if kind in sources[other].kinds]
+    if not common:
+        kinds = (", ".join(sources[one].kinds) for one in (name, other))
+        notes.append(f"positions: {name} and {other} place units of different kinds ({' and '.join(kinds)})")
+    rows = []
+    for kind in common:
+        those = {one: sources[one].of(kind) for one in (name, other)}
+        rows += [{"units": kind, **row} for row in _pair(those, name, other, notes)]
+    return rows
 
 
 def _pair(sources: dict[str, Source], name: str, other: str, notes: list[str]) -> list[dict[str, object]]:

@@ -62,7 +62,7 @@ def compact(group: Group) -> Group:
     return Orthogonal(group.dim, group.units) if isinstance(group, Euclidean | GeneralLinear) else group
 
 
-def log_average(
+def log_average(  # the density, its draws and what they are turned by
     group: Group,
     log_q: LogDensity,
     values: Values,

@@ -43,7 +43,7 @@ class Gaussian(Emission):
     (its posterior is proper, its mode is not).
     """
 
-    def __init__(
+    def __init__(  # its hyper-parameters
         self,
         owner: str,
         n_components: int,
