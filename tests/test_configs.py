@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from patching import everywhere
 
-import latentlab.study.run as module
+import latentlab.study.run  # noqa: F401
 from latentlab.data import tables
 from latentlab.registry import EMBEDDINGS, MODELS
 from latentlab.study.config import load_config
@@ -119,7 +120,7 @@ def test_a_model_runs_by_the_other_kind_of_method(path, method, tmp_path, monkey
     """Comparison and page do not ask for the method, but for the draws of a chain in a state-space model, which no config has."""
     whole = method == "nuts"
     if not whole:
-        monkeypatch.setattr(module, "_write_page", lambda found, **_: found.path)
+        everywhere(monkeypatch, "latentlab.study", "write_page", lambda found, **_: found.path)
     overrides = [*small(path, method), *COMPARE, f"embeddings=[{'{name: pca}' if whole else ''}]"]
     done = run(path, overrides, out=tmp_path / "run", progress=False)
     assert done.info["status"] in ("done", "not_converged")

@@ -61,7 +61,8 @@ def arguments_of(command, folder):
     chosen = [word.partition("=")[2] for word in words if word.startswith("inference.name=")]
     method = chosen[0] if chosen else method_of(folder, words)
     if words[1] == "run":
-        words += [*SMALL[method], *(FEW if "my_config.yaml" not in words else FEW[1:])]
+        own = any(name in command for name in ("my_config.yaml", "karate", "grunfeld"))  # embeddings of their own
+        words += [*SMALL[method], *(FEW[1:] if own else FEW)]
     if words[1] == "select":
         words = [word.replace("=1,2,3,4", "=1,2") for word in words] + SMALL[method]
     if words[1] == "calibrate":

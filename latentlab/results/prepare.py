@@ -78,8 +78,8 @@ def check_kinds(model: LatentModel, dataset: Dataset) -> None:
     Raises:
         DataError: Names the kinds of both.
     """
-    lacks = next((kind for kind in model.kinds if kind and kind not in dataset.kinds), None)
-    if lacks is not None and (lacks != "unit" or dataset.index):
+    lacks = next((kind for kind in model.kinds if kind and kind not in dataset.sizes), None)
+    if lacks is not None:
         raise DataError(
             f"{dataset.name}: the model {model.name!r} places units of the kind {lacks!r}; the data have units of the kind "
             f"{', '.join(map(repr, dataset.kinds))}."

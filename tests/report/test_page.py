@@ -227,7 +227,7 @@ def test_meanings_of_hyper_parameters_have_no_marks_of_code(any_run: Run):
 
 def test_held_out_sequences_are_called_so():
     info = {"held_out": {"elpd": -30.0, "se": 1.0, "n_units": 3.0}}
-    source: Any = SimpleNamespace(run=SimpleNamespace(info=info), model=SimpleNamespace(is_series=lambda: True))
+    source: Any = SimpleNamespace(run=SimpleNamespace(info=info), model=SimpleNamespace(offers={"leave_one_out"}))
     assert positions._held_out(source)[0].record()["lines"][0].startswith("3 sequences that were kept out of the fit have")
     info["held_out"]["n_units"] = 1.0
     assert positions._held_out(source)[0].record()["lines"][0].startswith("1 sequence that was kept out of the fit has")

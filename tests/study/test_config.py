@@ -24,8 +24,7 @@ from latentlab.study.yaml import parse
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 PLUGIN = '''
 import torch
-from latentlab.models.base import LatentModel
-from latentlab.models.base import Position
+from latentlab.models.base import LatentModel, Position
 from latentlab.symmetry.groups import Identity
 
 

@@ -13,14 +13,15 @@ import pandas as pd
 import pytest
 import xarray as xr
 import yaml
+from patching import everywhere
 
-import latentlab.study.run as module
 from latentlab.cli import main
 from latentlab.data import stored
 from latentlab.data.dataset import Dataset
 from latentlab.errors import DataError, LatentLabError, StoreError
 from latentlab.fit import Fit
 from latentlab.store.read import Run
+from latentlab.study import stages
 from latentlab.study.run import load_fit, load_run, run
 
 IRIS = {
@@ -144,9 +145,9 @@ def test_the_fit_of_a_run_does_all_that_the_first_one_did(change: dict, tmp_path
     monkeypatch.setattr(stored, "N_SAMPLE", 60)
     Path("mine.py").write_text(PLUGIN)
     np.save("large.npy", np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32))
-    firsts, real = [], module.fit
-    monkeypatch.setattr(module, "fit", lambda *args, **options: firsts.append(real(*args, **options)) or firsts[0])
-    monkeypatch.setattr(module, "_write_page", lambda found, **_: found.path)
+    firsts, real = [], stages.fit
+    everywhere(monkeypatch, "latentlab.study", "fit", lambda *args, **options: firsts.append(real(*args, **options)) or firsts[0])
+    everywhere(monkeypatch, "latentlab.study", "write_page", lambda found, **_: found.path)
     done = run({**IRIS, "embeddings": [], **change}, out=tmp_path / "iris", progress=False, plugins=["mine.py"])
     rows = {name: np.random.default_rng(1).standard_normal((3, 4)) for name in [firsts[0].dataset.observed]}
     new = Dataset(rows, dims={name: ("unit", "feature") for name in rows}, coords={"feature": firsts[0].dataset.features})

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from patching import everywhere
 
-import latentlab.study.run as module
+import latentlab.study.run  # noqa: F401
 import latentlab.study.select as selecting
 from latentlab import cli
 from latentlab.errors import ConfigError, DataError, InferenceError, ModelError, StoreError
@@ -25,7 +26,7 @@ TOY = {
 
 @pytest.fixture(autouse=True)
 def _no_pages(monkeypatch):
-    monkeypatch.setattr(module, "_write_page", lambda run, **_: run.path)
+    everywhere(monkeypatch, "latentlab.study", "write_page", lambda run, **_: run.path)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def folder(tmp_path_factory):
     """`n_latent` 1, 2 and 3, the last of which 3 features cannot have; with held-out units."""
     out = tmp_path_factory.mktemp("select")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_write_page", lambda run, **_: run.path)
+        everywhere(patch, "latentlab.study", "write_page", lambda run, **_: run.path)
         select(TOY, "model.n_latent", [1, 2, 7], overrides=["held_out=0.25"], out=out, progress=False)
     return out
 

@@ -4,8 +4,9 @@ import shutil
 
 import numpy as np
 import pytest
+from patching import everywhere
 
-import latentlab.study.run as module
+import latentlab.study.run  # noqa: F401
 from latentlab import cli
 from latentlab.compare.agreement import adjusted_rand
 from latentlab.compare.clustering import minimum_binder
@@ -39,7 +40,7 @@ CONFIGS = {
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_write_page", lambda run, **_: run.path)
+        everywhere(patch, "latentlab.study", "write_page", lambda run, **_: run.path)
         for name, one in CONFIGS.items():
             run(one, out=folder / name, progress=False)
     return folder
@@ -104,7 +105,7 @@ def test_units_in_another_order_are_matched_by_name(runs, tmp_path):
             CONFIGS["point"]["inference"],
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "_write_page", lambda run, **_: run.path)
+            everywhere(patch, "latentlab.study", "write_page", lambda run, **_: run.path)
             found[name] = run(one, out=tmp_path / name, progress=False)
     several = compare_runs([tmp_path / "a", tmp_path / "b"])
     assert several.positions.set_index("metric").of_points["procrustes_similarity"] < 0.2
