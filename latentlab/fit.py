@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 
 from latentlab.data.dataset import Dataset
+from latentlab.data.relation import is_graph
 from latentlab.data.series import boundaries
 from latentlab.data.stored import StoredDataset
 from latentlab.errors import DataError, ModelError, unknown
@@ -30,6 +31,7 @@ from latentlab.results.orientation import align, one_orientation
 from latentlab.results.prepare import prepared
 from latentlab.results.tree import arrays
 from latentlab.seeds import Seeds, isolated, one_thread
+from latentlab.settings import Count, checked
 from latentlab.symmetry.group import Aligned
 
 N_BOUND = 500
@@ -242,8 +244,10 @@ class Fit:
             units: Index -> name of each point's unit; as many for each index.
 
         Raises:
-            DataError: An index is missing or unknown, lengths differ, or a unit was not in the fit.
+            DataError: An index is missing or unknown, lengths differ, a unit was not in the fit, or a node is joined with itself.
+            ConfigError: `n_draws` is not at least 1.
         """
+        checked("predict", {"n_draws": Count}, {"n_draws": n_draws})
         dataset, given = self.dataset, {name: np.atleast_1d(np.asarray(names)) for name, names in units.items()}
         if not dataset.index:
             raise DataError(
@@ -264,6 +268,13 @@ class Fit:
                 strange = str(names[places < 0][0])
                 raise DataError(f"predict: {name} {strange!r} was not in the fit; see `fit.dataset.units[{kind!r}]`.")
             index[name] = places
+        if sizes == {0}:
+            raise DataError(f"predict: no {dataset.points} is given.")
+        if is_graph(dataset.index):
+            loops = np.flatnonzero(np.equal(*index.values()))
+            if len(loops):
+                same = str(next(iter(given.values()))[loops[0]])
+                raise DataError(f"predict: {dataset.points} {loops[0]} joins {same!r} with itself, of which nothing is known.")
         arrays = {**tensors(self.model, dataset), **{name: torch.tensor(places) for name, places in index.items()}}
         arrays[dataset.observed] = torch.zeros(sizes.pop(), dtype=torch.float64)
         density = Density(self.model, arrays, dataset.array_dims, parameter_tensors(self.parameters))

@@ -2,7 +2,8 @@
 
 What has nothing random in it agrees to 1e-8 of its spread: the data, embeddings without seeds, point estimates. Means of draws
 agree within their Monte Carlo errors, of what the model's symmetry leaves identified. Verdicts, failed checks and partitions
-are the same. Layouts of t-SNE and UMAP are not compared: a last digit sends their points elsewhere; their verdicts are.
+are the same, but for verdicts that either run calls borderline. Layouts of t-SNE and UMAP are not compared: a last digit sends
+their points elsewhere; their verdicts are.
 """
 
 import sys
@@ -69,12 +70,20 @@ def _partition(a: Source, b: Source) -> list[str]:
     return [f"partition: {apart} of {len(x) * (len(x) - 1) // 2} pairs of units"] if apart else []
 
 
+def _label(embedding: str, seed: str, way: str, alignment: str) -> str:
+    """What a note of `ties` calls a verdict."""
+    return f"{embedding}{f' #{seed}' if seed else ''}{' (mapped)' if way == 'mapped' else ''}, {alignment}"
+
+
 def _verdicts(a: Source, b: Source) -> list[str]:
     if not a.compared:
         return []
     x, y = (s.run.verdicts.astype({c: str for c in KEY}).set_index(KEY) for s in (a, b))
     both = x.join(y.add_suffix("_b"), how="outer")
     other = both[both["verdict"] != both["verdict_b"]]
+    ties = [str(data.attrs.get("ties", "")) for s in (a, b) for data in s.run.comparison_by_kind.values()]
+    known = [any(f"{_label(*row.Index)}: borderline" in text for text in ties) for row in other.itertuples()]
+    other = other[~np.array(known, dtype=bool)]
     return [
         f"verdict of {', '.join(filter(None, row.Index))}: {row.verdict} (delta {row.delta:.3f}, p {row.p_low:.2g}) and "
         f"{row.verdict_b} (delta {row.delta_b:.3f}, p {row.p_low_b:.2g})"

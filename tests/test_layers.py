@@ -259,3 +259,36 @@ def test_long_functions_say_why():
     assert {name: functions for name, functions in found.items() if functions} == {}
     assert list(long_functions("def f(a, b, c, d, e, f, g, h):\n    pass\n")) == ["f"]
     assert list(long_functions("def f(  # options of a user's\n    a, b, c, d, e, f, g, h\n):\n    pass\n")) == []
+
+
+ENTERED = """
+import sys
+import latentlab as ll
+
+def count(task):
+    entered = set()
+    sys.setprofile(lambda frame, event, _: entered.add(frame.f_code.co_filename) if event == "call" else None)
+    try:
+        task()
+    finally:
+        sys.setprofile(None)
+    return len({path for path in entered if path.startswith(sys.argv[1])})
+
+data, model, method = ll.load_dataset("wine"), ll.models.PPCA(2), ll.NUTS(n_chains=2, n_warmup=20, n_draws=30)
+fitting = lambda: ll.fit(model, data, method, progress=False)
+fit, pca = fitting(), ll.embed("pca", data)
+comparing = lambda: ll.compare(fit, [pca], metrics=("cka",), progress=False)
+comparing()
+print(count(fitting), count(comparing))
+"""
+"""Files of the package that a second fit and a second comparison enter: the first ones load modules too."""
+
+
+def test_a_fit_and_a_comparison_stay_short_paths():
+    """Who reads what a fit of PPCA or a comparison with one metric does opens this many files, and no more over time."""
+    printed = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ENTERED, str(PACKAGE)], capture_output=True, text=True, check=True
+    ).stdout
+    fit, comparison = map(int, printed.split())
+    assert 10 < fit <= 39
+    assert 10 < comparison <= 37

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -20,6 +21,8 @@ from latentlab.models.declaration import check_declaration
 from latentlab.models.matrix_factorization import MatrixFactorization
 from latentlab.models.random_dot_product import RandomDotProduct
 from latentlab.results.convergence import ess_mean
+from latentlab.results.orientation import align
+from latentlab.results.sensitivity import power_sensitivity
 from latentlab.store.read import read
 from latentlab.study.several import compare_runs
 from latentlab.symmetry.groups import Orthogonal
@@ -189,6 +192,53 @@ def test_one_element_turns_all_kinds_of_units(fitted):
         assert aligned.std((0, 1)).mean() < raw.std((0, 1)).mean()
 
 
+def test_draws_are_aligned_by_all_kinds_together(rng):
+    """Users without information do not say how a draw is turned; the items do."""
+    angle = rng.uniform(0, 2 * np.pi, (2, 50))
+    turn = np.stack([np.stack([np.cos(angle), np.sin(angle)], -1), np.stack([-np.sin(angle), np.cos(angle)], -1)], -1)
+    values = {
+        "U": 0.01 * rng.normal(size=(2, 50, 5, 2)),
+        "V": (rng.normal(size=(8, 2)) + 0.01 * rng.normal(size=(2, 50, 8, 2))) @ turn,
+    }
+    found = align(MatrixFactorization(2), values).values["V"]
+    assert found.std(axis=(0, 1)).max() < 0.05  # .02 is expected; by the users alone it is about 1
+
+
+def test_unlisted_pairs_of_new_data_count_as_not_joined(graph_fit):
+    """A list of edges has the score of all its pairs, and unknown pairs none."""
+    score = graph_fit.held_out_score(karate())
+    assert score == graph_fit.held_out_score(karate().complete())
+    assert score["n_points"] == 34 * 33 / 2
+    few = ll.Dataset(
+        {"edge": [1.0, np.nan]}, dims={"edge": ("pair",)}, units={"node": ["7", "3", "5"]}, absent="zero",
+        index={"source": ("pair", [0, 0], "node"), "target": ("pair", [1, 2], "node")},
+    )  # fmt: skip
+    found = graph_fit.log_likelihood(few)
+    pairs = set(zip(found["source"].values.tolist(), found["target"].values.tolist(), strict=True))
+    assert pairs == {("7", "3"), ("3", "5")}
+    sites = graph_fit.sites()
+    logit = [(sites["alpha"] + (sites["z"][:, :, i] * sites["z"][:, :, j]).sum(-1)) for i, j in ((7, 3), (3, 5))]
+    expected = np.stack([np.log(expit(logit[0])), np.log(expit(-logit[1]))], axis=-1)
+    np.testing.assert_allclose(found.values, expected, rtol=1e-9)
+
+
+def test_a_node_is_not_predicted_to_be_joined_with_itself(graph_fit):
+    assert graph_fit.predict(source=["0", "1"], target=["1", "0"], n_draws=16).shape == (16, 1, 2)
+    with pytest.raises(DataError, match="pair 1 joins '3' with itself"):
+        graph_fit.predict(source=["0", "3"], target=["1", "3"])
+    with pytest.raises(ConfigError, match="`n_draws` must be a whole number of at least 1; got 0"):
+        graph_fit.predict(source=["0"], target=["1"], n_draws=0)
+
+
+def test_priors_of_positions_of_all_kinds_keep_their_power(fitted):
+    fit, _ = fitted
+    quantities = {"sigma": fit.sites()["sigma"]}
+    found = power_sensitivity(fit.data, quantities)
+    fewer = fit.data.copy()
+    fewer["log_prior"] = xr.DataTree(fit.data["log_prior"].to_dataset().drop_vars(["U", "V"]))
+    pd.testing.assert_frame_equal(found, power_sensitivity(fewer, quantities))
+
+
 def test_held_out_points_are_scored_as_the_density_says(fitted):
     fit, held_out = fitted
     found = fit.log_likelihood(held_out)
@@ -221,6 +271,7 @@ def test_new_points_are_predicted_in_raw_values(fitted):
     for wrong, message in (
         ({"user": ["Tesla"], "item": ["1940"]}, "user 'Tesla' was not in the fit"),
         ({"user": ["IBM"]}, "give a name for each of user, item"),
+        ({"user": [], "item": []}, "no cell is given"),
         ({"user": ["IBM"], "item": ["1940", "1941"]}, "as many names for each index; got user: 1, item: 2"),
     ):
         with pytest.raises(DataError, match=message):
@@ -400,11 +451,64 @@ def test_a_run_of_a_graph_from_a_file_with_vectors_of_ones_own(tmp_path):
     )
     done = ll.run(tmp_path / "graph.yaml", out=tmp_path / "graph", progress=False)
     assert done.embeddings["adjacency_spectral"].dims == ("node", "latent")
+    assert done.info["data"]["pair"] == 34 * 33 / 2  # those that are joined and those that are not
     assert set(done.verdicts["units"]) == {"node"}
     assert read(done.path).comparison["mahalanobis"].dims == ("embedding", "node")
     (tmp_path / "mine.csv").write_text("node,a,b\n0,1,2\n")
     with pytest.raises(DataError, match=r"embeddings\.1: .*has no values for 33 of 34 units"):
         ll.run(tmp_path / "graph.yaml", out=tmp_path / "other", progress=False)
+
+
+def few_items(rng, n_items):
+    users, items = np.repeat(np.arange(8), n_items), np.tile(np.arange(n_items), 8)
+    return ll.Dataset(
+        {"rating": rng.normal(size=8 * n_items)},
+        dims={"rating": ("cell",)},
+        units={"user": [f"u{i}" for i in range(8)], "item": [f"i{i}" for i in range(n_items)]},
+        index={"user": ("cell", users), "item": ("cell", items)},
+    )
+
+
+def test_kinds_of_too_few_units_are_left_out_of_a_comparison(rng):
+    dataset = few_items(rng, 3)
+    fit = ll.fit(MatrixFactorization(1), dataset, ll.ChEES(n_chains=8, n_superchains=2, n_warmup=40, n_draws=20), progress=False)
+    found = compared(fit, ll.embed("truncated_svd", dataset, n_latent=1))
+    assert list(found.parts) == ["user"]
+    assert "items are not compared: there are 3, and 4 are needed" in found.parts["user"].attrs["notes"]
+    alone = ll.Embedding("mine", {"item": np.ones((3, 1))}, {"item": ["i0", "i1", "i2"]})
+    with pytest.raises(DataError, match="compared over at least 4 units; there are 3 of the kind 'item'"):
+        compared(fit, alone)
+
+
+def test_runs_with_too_few_items_are_written_and_compared(tmp_path, rng):
+    dataset = few_items(rng, 3)
+    rows = zip(*(names.tolist() for names in dataset.point_names().values()), dataset.x.tolist(), strict=True)
+    (tmp_path / "few.csv").write_text("user,item,rating\n" + "".join(f"{u},{i},{r}\n" for u, i, r in rows))
+    given = {**RATED, "dataset": {"name": "ratings", "path": str(tmp_path / "few.csv")}, "held_out": 0.0}
+    given["model"] = {"name": "matrix_factorization", "n_latent": 1}
+    given["embeddings"] = [{"name": "truncated_svd"}]
+    runs = [ll.run({**given, "seed": seed}, out=tmp_path / f"few-{seed}", progress=False) for seed in (0, 1)]
+    assert set(runs[0].verdicts["units"]) == {"user"}
+    page = (runs[0].path / "report.html").read_text(encoding="utf-8")
+    assert "items are not compared: there are 3" in page
+    assert "none places items, or there are too few of them" in page
+    found = compare_runs([run.path for run in runs])
+    assert set(found.positions["units"]) == {"user"}
+    assert any("have 3 items, too few to compare their positions" in note for note in found.notes)
+    given["embeddings"] = [{"name": "truncated_svd", "label": "x"}]
+    (tmp_path / "few.csv").write_text("user,item,rating\na,x,1\na,y,2\nb,x,3\nb,y,5\n")
+    with pytest.raises(DataError, match=r"embeddings\.0: .*at least 4 units; there are 2 of the kind 'user'"):
+        ll.run(given, out=tmp_path / "none", progress=False)
+    assert not (tmp_path / "none").exists()
+
+
+def test_so_few_ratings_that_they_can_be_fitted_exactly_are_a_caution(rng):
+    """K (n + m - K) numbers make a matrix of rank K: 3 (8 + 4 - 3) with the mean are 28, for 32 cells or 28."""
+    dataset, model = few_items(rng, 4), MatrixFactorization(3)
+    assert model.cautions(dataset) == []
+    (found,) = model.cautions(dataset.subset(np.arange(28)))
+    assert (found.check, found.value, found.threshold[:4]) == ("identification", 28, "> 28")
+    assert MatrixFactorization(3, mu_scale=0).cautions(dataset.subset(np.arange(28))) == []
 
 
 def test_a_label_like_a_kind_of_units_is_refused(tmp_path):

@@ -20,7 +20,7 @@ from latentlab.compare.neighbors import N_RECALLED, Search
 from latentlab.comparison.choice import alignments_of, check_spread, metrics_of
 from latentlab.comparison.known_labels import clusters_and_labels, positions_and_labels
 from latentlab.comparison.result import Comparison, Scores, judged_data, named, score_data, score_frame, verdict_frame
-from latentlab.comparison.rows import Row, rows_of
+from latentlab.comparison.rows import Row, fewest_units, rows_of
 from latentlab.comparison.scores import RECALLS, in_part, lifted_over, recalls, scored
 from latentlab.comparison.verdicts import N_NAMED, Judged, borderline, judged_labels, judged_positions
 from latentlab.embeddings.embedding import Embedding
@@ -50,8 +50,8 @@ def compare(  # a user's options; the stages one after another
 ) -> Comparison:
     """Compares a fit's positions with embeddings of the same units.
 
-    Where there are several kinds of units, an embedding is aligned by all that it places together, and each kind has scores and
-    verdicts of its own.
+    Where there are several kinds of units, each has scores and verdicts of its own. For a verdict all kinds that an embedding
+    places are aligned together, so that it depends on how they lie to one another; a score looks at one kind alone.
 
     Each embedding is compared raw, and again under the map of its correspondence with the model, where there is one. Where the
     positions are labels, clusterings are compared with the draws of them and get a verdict, and every embedding is compared with
@@ -118,6 +118,10 @@ def compare(  # a user's options; the stages one after another
         else:
             positions = {kind: one["positions"] for kind, one in some.items()}
             judged = judged_positions(rows, draws, positions, texts, ways, alpha, near, seeds, bar)
+    fewest, n_units = fewest_units(fit.model), {kind: len(fit.dataset.kinds[kind]) for kind in fit.model.kinds}
+    remarks = [f"{k}s are not compared: there are {n}, and {fewest} are needed" for k, n in n_units.items() if n < fewest]
+    if len(n_units) > 1:
+        remarks.append("scores are of one kind of units alone, and do not see how it lies to the others; verdicts do")
     parts = {}
     for kind, which in own.items():
         those, found = [rows[i] for i in which], judged.only(which)
@@ -129,7 +133,7 @@ def compare(  # a user's options; the stages one after another
             "alpha": alpha,
             **_symmetry(fit),
             "alignments": ", ".join(found.verdicts),
-            "notes": "; ".join(notes),
+            "notes": "; ".join([*notes, *remarks]),
             "ties": "; ".join([*_unsettled(data, names[kind]), *borderline(those, found.verdicts)]),
             "failed_checks": _failed_checks(fit),
         }

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentlab.compare.label_units import as_labels
+from latentlab.compare.partition import MIN_UNITS as LABELLED
+from latentlab.compare.positions import MIN_UNITS
 from latentlab.correspondences.registry import find
 from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import ConfigError, DataError
 from latentlab.fit import Fit
+from latentlab.models.base import LatentModel
 from latentlab.symmetry.labels import indicators
 
 
@@ -67,7 +70,7 @@ def rows_of(fit: Fit, embeddings: Sequence[Embedding]) -> list[Row]:
     units = {kind: names for kind, names in fit.dataset.kinds.items() if kind in fit.model.kinds}
     found = []
     for embedding in embeddings:
-        arrays = joined(embedding, units, fit.model.name)
+        arrays = joined(embedding, units, fit.model)
         claim = find(embedding.name, fit.model.name, embedding.options) if len(units) == 1 else None
         for i, seed in enumerate([str(seed) for seed in embedding.seeds] or [""]):
             each = {kind: array[i] if array.ndim == 3 else array for kind, array in arrays.items()}
@@ -82,31 +85,43 @@ def _of_kinds(label: str, seed: str, way: str, arrays: Mapping[str, np.ndarray])
     return [Row(label, kind, seed, way, values, whole, tuple(arrays)) for kind, values in arrays.items()]
 
 
-def joined(embedding: Embedding, units: Mapping[str, np.ndarray], model: str) -> dict[str, np.ndarray]:
-    """The embedding's arrays by kind of units, in the order of these kinds and units.
+def fewest_units(model: LatentModel) -> int:
+    """How many units of a kind are needed for a comparison."""
+    return LABELLED if model.position.kind == "discrete" else MIN_UNITS
+
+
+def joined(embedding: Embedding, units: Mapping[str, np.ndarray], model: LatentModel) -> dict[str, np.ndarray]:
+    """The embedding's arrays by kind of units, in the order of these kinds and units; without kinds of too few units.
 
     Args:
         embedding: The embedding.
         units: Kind -> names of the units that the model places.
-        model: Its name, for messages.
+        model: The model.
 
     Raises:
-        DataError: It lacks units, places a kind that the model does not place, or has one array for several kinds.
+        DataError: It lacks units, places a kind that the model does not place, has one array for several kinds, or places only
+            kinds of too few units.
     """
     strange = next((kind for kind in embedding.kinds if kind not in units), None)
     placed = ", ".join(map(repr, units))
     if strange is not None:
         raise DataError(
-            f"embedding {embedding.label!r} places units of the kind {strange!r}; the model {model!r} places only {placed}."
+            f"embedding {embedding.label!r} places units of the kind {strange!r}; the model {model.name!r} places only {placed}."
         )
     if not embedding.kinds and len(units) > 1:
         example = ", ".join(f"{kind!r}: ..." for kind in units)
         raise DataError(
-            f"embedding {embedding.label!r} has one array, and the model {model!r} places units of the kinds {placed}: give an "
-            f"array for each, {{{example}}}."
+            f"embedding {embedding.label!r} has one array, and the model {model.name!r} places units of the kinds {placed}: give "
+            f"an array for each, {{{example}}}; a file has the positions of one kind, which its option `kind` names."
         )
     kinds = [kind for kind in units if kind in embedding.kinds] or list(units)
-    return {kind: embedding.of(kind).reindexed(units[kind]).values for kind in kinds}
+    enough = [kind for kind in kinds if len(units[kind]) >= fewest_units(model)]
+    if not enough:
+        raise DataError(
+            f"embedding {embedding.label!r}: positions are compared over at least {fewest_units(model)} units; there "
+            f"{'is' if len(units[kinds[0]]) == 1 else 'are'} {len(units[kinds[0]])} of the kind {kinds[0]!r}."
+        )
+    return {kind: embedding.of(kind).reindexed(units[kind]).values for kind in enough}
 
 
 def is_wide(row: Row, n_latent: int) -> bool:

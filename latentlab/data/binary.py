@@ -95,7 +95,8 @@ def read_parquet(path: Path, wanted: Wanted, budget: Budget) -> Table:
     except pa.ArrowException as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from error
     features = [names[i] for i in chosen.features]
-    x = np.column_stack([_parquet_numbers(table.column(name), f"{path}, column {name!r}") for name in features])
+    columns = [_parquet_numbers(table.column(name), f"{path}, column {name!r}") for name in features]
+    x = np.column_stack(columns) if columns else np.empty((n_rows, 0))
     others = {}
     for option, i in chosen.others.items():
         others[option] = _parquet_names(table.column(names[i]), option, f"{path}, column {names[i]!r}")
@@ -216,7 +217,8 @@ class Members:
         for name in features:
             if self.headers[name][1].kind not in "biuf":
                 raise DataError(f"{self._path}, member {name!r} has dtype {self.headers[name][1]}; expected numbers.")
-        x = np.column_stack([numbers(self.read(name), ("unit",), {}, f"{self._path}, member {name!r}") for name in features])
+        columns = [numbers(self.read(name), ("unit",), {}, f"{self._path}, member {name!r}") for name in features]
+        x = np.column_stack(columns) if columns else np.empty((lengths[taken[0]], 0))
         return Table(features, x, {option: self.read(names[i]) for option, i in chosen.others.items()})
 
 

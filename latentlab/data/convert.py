@@ -119,7 +119,10 @@ def names(value: Any, what: str) -> np.ndarray:
         >>> names(np.array(["2024-02-01", "2024-03-01"], dtype="M8[ns]"), "times").tolist()
         ['2024-02-01', '2024-03-01']
     """
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{what} must be one-dimensional; got {value!r:.60}.") from error
     if array.ndim != 1:
         raise DataError(f"{what} must be one-dimensional; got shape {array.shape}.")
     if array.dtype.kind in "OT" or (array.dtype.kind == "U" and not isinstance(value, np.ndarray)):

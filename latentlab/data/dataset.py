@@ -153,10 +153,15 @@ class Dataset:
             drop_constant: Leave constant columns out; without it they are an error.
 
         Raises:
-            DataError: A column is constant, or nothing of it was observed; names it.
+            DataError: A column is constant, or nothing of it was observed; names it. Points that are not listed mean 0.
         """
         if self.transform is not None:
             raise DataError(f"{self.name}: already standardised.")
+        if self.absent == "zero":
+            raise DataError(
+                f"{self.name}: a graph or counts are not standardised, since {self.points}s that are not listed are 0; take them "
+                "as they are by `standardize: false`."
+            )
         kept = self.drop_constant() if drop_constant else self
         need_entries(kept, ddof)
         constant = constant_columns(kept)
@@ -192,7 +197,14 @@ class Dataset:
         """Some of the points (in a table: units), in the order given: by their numbers, or by a True for each that stays.
 
         The units keep their names (or numbers), and the transform stays that of the whole.
+
+        Raises:
+            DataError: No such points, or those that are left out would mean 0.
         """
+        if self.absent == "zero":
+            raise DataError(
+                f"{self.name}: {self.points}s that are left out would mean 0; choose among all, as `complete()` lists them."
+            )
         chosen, what = np.asarray(index), f"{self.points}s"
         if chosen.ndim != 1 or chosen.dtype.kind not in "biu":
             raise DataError(f"{self.name}: {what} are chosen by whole numbers or truth values; got {chosen.dtype}.")
@@ -278,12 +290,12 @@ class Dataset:
         """`other` in raw values, with this dataset's columns in this dataset's order, matched by name.
 
         `training.align_features(new).transformed(training.transform)` is new data as a fit on `training` takes them.
-        Columns that this dataset dropped as constant are left out.
+        Columns that this dataset dropped as constant are left out. Where points that are not listed mean 0, they are listed.
 
         Raises:
             DataError: `other` lacks a column, or has one too many; names them.
         """
-        raw = other.raw()
+        raw = other.raw().complete()
         if self.index:
             units, labels = self.units, self.labels
             return replace(raw, index=relation.recoded(raw, self), units=units, labels=labels, directed=self.directed)

@@ -88,9 +88,7 @@ def load_dataset(
         if isinstance(dataset, StoredDataset):
             raise DataError(f"{dataset.name} stays on disk: `missing` hides entries of data in memory only.")
         dataset = hide(dataset, missing, Seeds(missing_seed).child("missing").numpy())
-    if standardize and isinstance(dataset, Dataset) and dataset.absent == "zero":
-        raise DataError(f"{dataset.name}: a graph or counts are not standardised; take them as they are by `standardize: false`.")
-    if standardize and dataset.n_points > 1:
+    if standardize and (dataset.n_points > 1 or getattr(dataset, "absent", "") == "zero"):
         return dataset.standardize(drop_constant=drop_constant)
     return dataset.drop_constant() if drop_constant else dataset
 

@@ -131,7 +131,7 @@ def grunfeld(column: str = "invest", *, log: bool = True) -> Dataset:
         log: Take logarithms, so that firms of different size are compared by growth.
 
     Raises:
-        DataError: No such column.
+        DataError: No such column, or `log` is not true or false.
 
     References:
         Grunfeld (1958), The determinants of corporate investment, University of Chicago; Kleiber & Zeileis (2010), The Grunfeld
@@ -141,6 +141,8 @@ def grunfeld(column: str = "invest", *, log: bool = True) -> Dataset:
         >>> grunfeld()
         Dataset('grunfeld', cell: 220, user: 11, item: 20)
     """
+    if not isinstance(log, bool):
+        raise DataError(f"grunfeld: `log` must be true or false; got {log!r}.")
     if column not in ("invest", "value", "capital"):
         raise DataError(f"grunfeld: `column` must be 'invest', 'value' or 'capital'; got {column!r}.")
     rows = _library("statsmodels.datasets", "stats").grunfeld.load_pandas().data

@@ -4,6 +4,7 @@ A point is an observation: what the likelihood is a product over, what is left o
 thing that has a position. Points are listed one by one, with the numbers of their units, so that nothing is made dense.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ def checked_units(name: str, units: Any, index: Any, points: str) -> dict[str, n
     for kind in kinds:
         if kind not in units:
             raise DataError(f"{name}: an index refers to units of the kind {kind!r}, and `units` has only {_joined(units)}.")
-        if kind in (points, "unit"):
+        if kind in (points, "unit", "latent", "chain", "draw"):
             raise DataError(f"{name}: a kind of units cannot be called {kind!r}: give it the name of what it is, such as 'user'.")
         given, what = units[kind], f"{name}: units of the kind {kind!r}"
         if isinstance(given, int | np.integer) and not isinstance(given, bool) and given > 0:
@@ -65,6 +66,9 @@ def checked_index(
         DataError: Another dim or length, no whole numbers, a number beyond the units, or a point that is listed twice.
     """
     found = {}
+    n_possible = math.prod(len(units[_parts(name, key, given)[2]]) for key, given in index.items())
+    if n_possible > np.iinfo(np.int64).max:
+        raise DataError(f"{name}: {n_possible:.2g} {points}s are possible, too many to be numbered; take fewer units.")
     for key, given in index.items():
         dim, values, kind = _parts(name, key, given)
         what = f"{name}: index {key!r}"
@@ -199,9 +203,8 @@ def notes(dataset: Any) -> list[str]:
                 used[one.values] = True
         if not used.all():
             few = convert.listed(names[~used].astype(str).tolist(), 3)
-            said.append(
-                f"no {dataset.points} refers to {(~used).sum()} of {len(names)} {kind}s ({few}): only the prior places them."
-            )
+            then = "only the prior places them" if dataset.absent == "unobserved" else "all that is known of them are zeros"
+            said.append(f"no {dataset.points} refers to {(~used).sum()} of {len(names)} {kind}s ({few}): {then}.")
     return said
 
 

@@ -71,14 +71,16 @@ def constant_columns(dataset: Any) -> np.ndarray:
 def constant_message(dataset: Any, constant: np.ndarray) -> str:
     """Why a dataset with constant columns is not standardised, and what to do."""
     column, n_constant = _column(dataset, constant).removeprefix(", ") or "the array", int(constant.sum())
-    low, high = np.nanmin(dataset.x, dataset.point_axis), np.nanmax(dataset.x, dataset.point_axis)
+    low, high = (np.atleast_1d(of(dataset.x, dataset.point_axis)) for of in (np.nanmin, np.nanmax))
     others, rounded = "", " up to rounding" if bool((low < high)[constant].any()) else ""
+    if dataset.x.ndim == 1:
+        remedy = "keep raw values by `standardize: false`."
+    else:
+        remedy = "leave such columns out by `drop_constant: true`, or keep raw values by `standardize: false`."
     if n_constant > 1 and constant.ndim == 1:
         others = f" (likewise {convert.listed([str(name) for name in dataset.features[constant][1:]])})"
-    return (
-        f"{dataset.name}: {column} is constant over the observed units{rounded}, so it cannot be standardised{others}; "
-        "leave such columns out by `drop_constant: true`, or keep raw values by `standardize: false`."
-    )
+    over = f"over the observed {dataset.points}s{rounded}"
+    return f"{dataset.name}: {column} is constant {over}, so it cannot be standardised{others}; {remedy}"
 
 
 def _column(dataset: Any, flags: np.ndarray) -> str:

@@ -69,21 +69,23 @@ class Embedding:
         units = {} if self.units is None else self.units
         if not self.values or not isinstance(units, Mapping) or not set(units) <= set(self.values):
             kinds = ", ".join(map(repr, self.values)) or "none"
+            if not self.values:
+                raise DataError(f"embedding {label!r}: `values` has no array; give one for each kind of units that it places.")
             raise DataError(
                 f"embedding {label!r}: `units` must map the kinds of the values ({kinds}) to names; got {str(units)[:60]}."
             )
-        parts = {
-            str(kind): Embedding(self.name, array, units.get(kind), label, self.options, self.seeds, self.notes)
-            for kind, array in self.values.items()
-        }
+        parts = {}
+        for kind, array in self.values.items():
+            try:
+                parts[str(kind)] = Embedding(self.name, array, units.get(kind), label, self.options, self.seeds, self.notes)
+            except DataError as error:
+                raise DataError(f"kind {kind!r} of {error}") from error
         first, *others = parts.values()
-        for kind, part in zip(list(parts)[1:], others, strict=True):
+        for part in others:
             ours, theirs = ((*one.values.shape[:-2], one.values.shape[-1]) for one in (first, part))
             if ours != theirs:
-                raise DataError(
-                    f"embedding {label!r}: all kinds must have the same columns; {next(iter(parts))!r} has {ours[-1]}, {kind!r} "
-                    f"{theirs[-1]}."
-                )
+                shapes = " and ".join(f"{one} {part.values.shape}" for one, part in parts.items())
+                raise DataError(f"embedding {label!r}: all kinds must have the same columns and runs; got the shapes {shapes}.")
         found = {"values": {k: part.values for k, part in parts.items()}, "units": {k: part.units for k, part in parts.items()}}
         for attribute, value in {
             **found,

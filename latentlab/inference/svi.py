@@ -164,15 +164,19 @@ class SVI:
         if self.held_out:
             n_held_out = round(self.held_out * density.n_points)
             if not 0 < n_held_out < density.n_points:
-                raise ConfigError(f"SVI: `held_out`: {self.held_out} of {density.n_points} units leaves one part empty.")
+                raise ConfigError(
+                    f"SVI: `held_out`: {self.held_out} of {density.n_points} {density.points}s leaves one part empty."
+                )
             if self.batch_size is not None and self.batch_size > density.n_points - n_held_out:
                 raise ConfigError(
-                    f"SVI: `batch_size` must be at most the {density.n_points - n_held_out} units that are not held out; "
-                    f"got {self.batch_size}."
+                    f"SVI: `batch_size` must be at most the {density.n_points - n_held_out} {density.points}s that are not held "
+                    f"out; got {self.batch_size}."
                 )
         if self.batch_size is not None:
             if self.batch_size > density.n_points:
-                raise ConfigError(f"SVI: `batch_size` must be at most the {density.n_points} units; got {self.batch_size}.")
+                raise ConfigError(
+                    f"SVI: `batch_size` must be at most the {density.n_points} {density.points}s; got {self.batch_size}."
+                )
             if density.point_sites and self.guide != "model":
                 raise ModelError(
                     f"batch_size needs a guide that is amortised over units: site {density.point_sites[0]!r} has a value for "

@@ -9,7 +9,7 @@ import torch
 
 from latentlab.data.dataset import Dataset
 from latentlab.errors import DataError
-from latentlab.models.base import Arrays, LatentModel, Position
+from latentlab.models.base import Arrays, Caution, LatentModel, Position
 from latentlab.settings import Count, NonNegative, Positive, settings
 from latentlab.symmetry.groups import Orthogonal
 
@@ -79,6 +79,19 @@ class MatrixFactorization(LatentModel):
                 f"{type(self).__name__}: {dataset.name} must have one array 'rating' with dims ('cell',) and the indices 'user' "
                 f"and 'item', as `ratings` makes them; it has {', '.join(map(repr, [*dataset.arrays, *dataset.index]))}."
             )
+
+    def cautions(self, dataset: Dataset) -> list[Caution]:
+        """So few ratings that positions fit all of them exactly, and the density has no maximum in sigma."""
+        n, m = (len(dataset.units[kind]) for kind in ("user", "item"))
+        k = min(self.n_latent, n, m)
+        free = k * (n + m - k) + (self.mu_scale > 0)
+        if dataset.n_points > free:
+            return []
+        text = (
+            f"{dataset.n_points} ratings can be fitted exactly by {free} free parameters, so that the density has no maximum "
+            "in sigma: do not trust a point estimate or an SVI; sample by ChEES or NUTS, or take fewer dimensions"
+        )
+        return [Caution("identification", text, float(dataset.n_points), f"> {free} (K (n_user + n_item - K) + 1)")]
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Truncated singular value decomposition of the centred ratings, with 0 where nothing was observed."""

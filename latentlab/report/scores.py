@@ -18,13 +18,12 @@ LEAST_DELTA = 1e-3
 """The left end of a scale of deltas: a logarithmic one has no 0."""
 WIDE = 50
 """A score whose values differ by more than this factor is drawn on a log scale."""
-NOTHING = "No embedding was compared: the config names none."
 
 
 def section(source: Source) -> Section:
     """Verdicts, scores with ceiling and floor, coverage, labels, and what is claimed of each pair."""
     if not source.compared:
-        return Section("scores", "How does each embedding compare?", (Text((NOTHING,)),))
+        return Section("scores", "How does each embedding compare?", (Text((nothing(source),)),))
     items: list[Item] = [Text(tuple(_how(source)))]
     if source.judged:
         items += [*_verdicts(source), _deltas(source), *_notes(source), _coverage(source)]
@@ -35,6 +34,16 @@ def section(source: Source) -> Section:
     items += [Text(tuple(f"{part[5:6].upper()}{part[6:]}." for part in ties))] if ties else []
     items += label_items(source)
     return Section("scores", "How does each embedding compare?", tuple(items))
+
+
+def nothing(source: Source) -> str:
+    """Why there is no comparison of these units."""
+    why = (
+        f"none places {source.unit}s, or there are too few of them"
+        if source.config.get("embeddings")
+        else "the config names none"
+    )
+    return f"No embedding was compared: {why}."
 
 
 def _how(source: Source) -> list[str]:

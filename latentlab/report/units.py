@@ -6,7 +6,7 @@ import numpy as np
 
 from latentlab.report.figure import HEAVY, Classes, drawn, panels, shortened
 from latentlab.report.items import Figure, Item, Section, Table, Text, listed, shown
-from latentlab.report.scores import NOTHING
+from latentlab.report.scores import nothing
 from latentlab.report.source import Source
 
 TOP = 10
@@ -19,7 +19,7 @@ def section(source: Source) -> Section:
     """Units by disagreement, with their raw values where those are few."""
     title = "Which units disagree?"
     if not source.compared:
-        return Section("units", title, (Text((NOTHING,)),))
+        return Section("units", title, (Text((nothing(source),)),))
     if not source.judged:
         said = "No clustering was compared, and units can be compared with labels by their clusters only."
         return Section("units", title, (Text((said,)),))

@@ -43,12 +43,11 @@ class Job:
         self.model = config.build_model()
         self.method = config.build_method()
         self.dataset = config.build_dataset()
-        self.training, self.held_out = self.dataset, None
+        self.whole = self.dataset.complete() if isinstance(self.dataset, Dataset) else self.dataset
+        self.training, self.held_out = self.whole, None
         if config.held_out:
             rng = Seeds(config.seed).child("held_out").numpy()
-            self.training, self.held_out = self.dataset.split(config.held_out, rng)
-        if isinstance(self.training, Dataset):
-            self.training = self.training.complete()
+            self.training, self.held_out = self.whole.split(config.held_out, rng)
         for i, one in enumerate(config.embeddings):
             if one.label in self.training.sizes:  # type: ignore[attr-defined]
                 raise ConfigError(f"embeddings.{i}.label: {one.label!r} is a dim of the data; choose another label.")  # type: ignore[attr-defined]
@@ -75,7 +74,7 @@ class Job:
             "commit": _commit(),
             "command": list(sys.argv),
             "started": now(),
-            "data": {"name": self.dataset.name, "sha256": self.dataset.digest(), **self.dataset.sizes},
+            "data": {"name": self.dataset.name, "sha256": self.dataset.digest(), **self.whole.sizes},
             "plugins": {path: sha256(Path(path)) for path in self.config.plugins},
             "notes": self.training.notes(),
             "warnings": [],

@@ -11,6 +11,7 @@ import pandas as pd
 from latentlab.compare.clustering import minimum_binder
 from latentlab.compare.lift import ceiling
 from latentlab.compare.metric import Metric, minds
+from latentlab.comparison.rows import fewest_units
 from latentlab.comparison.selection import data_difference, loo_of, loo_table
 from latentlab.errors import ConfigError, LatentLabError
 from latentlab.registry import METRICS
@@ -152,6 +153,9 @@ def _pair(sources: dict[str, Source], name: str, other: str, notes: list[str]) -
         notes.append(
             f"positions: {name} and {other} have different units ({len(a.units)} and {len(b.units)}, {n_shared} names in both)"
         )
+        return []
+    if a.model is not None and len(a.units) < fewest_units(a.model):
+        notes.append(f"positions: {name} and {other} have {len(a.units)} {a.unit}s, too few to compare their positions")
         return []
     rng = Seeds(0).child("several", name, other).numpy()
     discrete = [_is_discrete(source) for source in (a, b)]

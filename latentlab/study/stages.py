@@ -146,7 +146,7 @@ def _embed(job: Job, directory: RunDirectory, *, progress: bool) -> list[Embeddi
             continue
         try:
             embedding = embed(options.pop("name"), sample, **options)
-            joined(embedding, placed, job.model.name)
+            joined(embedding, placed, job.model)
         except LatentLabError as error:
             error.args = (f"embeddings.{i}: {error}",)
             raise

@@ -2,10 +2,12 @@
 
 import networkx as nx
 import numpy as np
+import pandas as pd
 import pytest
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
+from latentlab.data.missing import hide
 from latentlab.data.points import edges, grunfeld, karate, ratings
 from latentlab.errors import DataError
 
@@ -71,6 +73,17 @@ def test_a_table_is_its_own_points_and_its_units_have_one_kind(rng):
         (RATINGS, {"units": {"user": 2, "item": 2, "film": 3}}, "has the kind 'film', which no index refers to"),
         (RATINGS, {"units": None}, "`units` must map each kind"),
         (RATINGS, {"units": {"user": 2, "item": []}}, "there is none"),
+        (RATINGS, {"coords": {"time": ("cell", [1, 2, 3])}}, "'time'.* must be one-dimensional; got"),
+        (
+            RATINGS,
+            {"units": {"latent": 2, "item": 2}, "index": {"latent": ("cell", [0, 1, 1]), "item": ("cell", [0, 0, 1])}},
+            "a kind of units cannot be called 'latent'",
+        ),
+        (
+            RATINGS,
+            {"units": {kind: 10**7 for kind in "abc"}, "index": {kind: ("cell", [0, 1, 1]) for kind in "abc"}},
+            r"1e\+21 cells are possible, too many to be numbered",
+        ),
         (RATINGS, {"arrays": {"rating": [5, np.nan, 1]}}, "cell 1 has no value; list only the cells that were observed"),
         (RATINGS, {"index": {"user": ("cell", [0, 1, 0.5]), "item": ("cell", [0, 0, 1])}}, "must hold whole numbers"),
         (RATINGS, {"index": {"user": ("cell", [0, 1]), "item": ("cell", [0, 0, 1])}}, r"must have shape \(3,\)"),
@@ -137,6 +150,15 @@ def test_a_pair_that_is_not_known_is_left_out():
     assert (1, 2) not in set(zip(*(one.values.tolist() for one in whole.index.values()), strict=True))
 
 
+def test_all_pairs_of_the_nodes_that_are_drawn_are_held_out(rng):
+    """Whichever end of a pair they are."""
+    training, held_out = karate().split(0.2, rng, along="node")
+    left = {int(i) for one in training.index.values() for i in one.values}
+    assert len(left) == 34 - 7
+    assert training.n_points == 27 * 26 / 2
+    assert held_out.n_points == 34 * 33 / 2 - training.n_points
+
+
 def test_points_are_held_out_and_units_are_kept(rng):
     films = grunfeld().standardize()
     training, held_out = films.split(0.25, rng)
@@ -177,7 +199,8 @@ def test_new_points_are_matched_to_the_units_of_the_fit_by_name():
 
 
 def test_units_without_points_and_classes_are_noted():
-    assert made(GRAPH).notes() == ["no pair refers to 1 of 4 nodes ('d'): only the prior places them."]
+    assert made(GRAPH).notes() == ["no pair refers to 1 of 4 nodes ('d'): all that is known of them are zeros."]
+    assert made(GRAPH, absent="unobserved").notes() == ["no pair refers to 1 of 4 nodes ('d'): only the prior places them."]
     assert "there is one class only" in made(GRAPH, labels=["x"] * 4).notes()[1]
     assert made(GRAPH, labels=["x", "x", "y", "y"]).labels_of("node").tolist() == ["x", "x", "y", "y"]
     assert made(RATINGS).labels_of("user") is None
@@ -223,9 +246,44 @@ def test_ratings_and_edges_are_read_by_name(tmp_path):
         ratings(str(films))
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "npz"])
+def test_edges_without_weights_are_read_from_binary_files(tmp_path, suffix):
+    ends = {"source": np.array(["a", "b"]), "target": np.array(["b", "c"])}
+    path = tmp_path / f"friends.{suffix}"
+    np.savez(path, **ends) if suffix == "npz" else pd.DataFrame(ends).to_parquet(path)
+    found = edges(str(path))
+    assert (found.x.tolist(), found.units["node"].tolist()) == ([1, 1], ["a", "b", "c"])
+
+
+def test_nothing_makes_unlisted_points_other_than_zero():
+    """Neither standardising nor a choice of points: what is not listed would become the mean, or a zero."""
+    for graph in (made(GRAPH), made(RATINGS, absent="zero")):
+        with pytest.raises(DataError, match=r"not standardised, since (pairs|cells) that are not listed are 0"):
+            graph.standardize()
+        with pytest.raises(DataError, match="left out would mean 0; choose among all, as `complete"):
+            graph.subset([0])
+    assert made(GRAPH).complete().subset([0, 1]).n_points == 2
+    with pytest.raises(DataError, match="friends: `missing` hides entries of a table; pairs are held out"):
+        hide(made(GRAPH), 0.5, np.random.default_rng(0))
+
+
+def test_constant_ratings_are_not_standardised():
+    with pytest.raises(
+        DataError, match="films: the array is constant over the observed cells, so it cannot be standardised; keep"
+    ):
+        made(RATINGS, arrays={"rating": [3, 3, 3]}).standardize()
+
+
+def test_a_split_needs_a_generator():
+    with pytest.raises(DataError, match=r"`rng` must be a numpy Generator, .*; got 0"):
+        made(RATINGS).split(0.4, 0)
+
+
 def test_a_graph_is_not_standardised():
-    with pytest.raises(DataError, match=r"karate: a graph or counts are not standardised; .* `standardize: false`"):
+    with pytest.raises(DataError, match=r"karate: a graph or counts are not standardised, .* `standardize: false`"):
         load_dataset("karate")
     assert load_dataset("karate", standardize=False).n_points == 78
     with pytest.raises(DataError, match="`column` must be 'invest', 'value' or 'capital'"):
         grunfeld("profit")
+    with pytest.raises(DataError, match="`log` must be true or false; got 'no'"):
+        grunfeld(log="no")

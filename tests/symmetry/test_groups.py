@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from scipy.linalg import orthogonal_procrustes
+from scipy.spatial.distance import cdist
 from scipy.stats import norm
 
 from latentlab.errors import InferenceError, ModelError
@@ -69,6 +70,20 @@ def test_loadings_and_positions_keep_their_product_under_orthogonal_and_linear_m
         np.testing.assert_allclose(turned["z"] @ turned["W"].T, values["z"] @ values["W"].T, atol=1e-9)
     moved = Euclidean().act(Euclidean().random(rng, Q), values, DIMS)
     assert not np.allclose(moved["z"] @ moved["W"].T, values["z"] @ values["W"].T, atol=1e-3)
+
+
+def test_positions_are_the_sites_of_a_groups_own_kinds_of_units(rng):
+    """Senders and receivers both move and turn with the group; loadings turn the other way, and do not move."""
+    dims = {"s": ("sender", "latent"), "r": ("receiver", "latent"), "W": ("feature", "latent")}
+    values = {"s": rng.normal(size=(5, 2)), "r": rng.normal(size=(4, 2)), "W": rng.normal(size=(3, 2))}
+    linear = GeneralLinear(units=("sender", "receiver"))
+    moved = linear.act(linear.random(rng, 2), values, dims)
+    for site in ("s", "r"):
+        np.testing.assert_allclose(moved[site] @ moved["W"].T, values[site] @ values["W"].T, rtol=1e-9)
+    euclidean = Euclidean(units=("sender", "receiver"))
+    moved = euclidean.act(euclidean.random(rng, 2), values, dims)
+    np.testing.assert_allclose(cdist(moved["s"], moved["r"]), cdist(values["s"], values["r"]), rtol=1e-9)
+    np.testing.assert_allclose(moved["W"] @ moved["W"].T, values["W"] @ values["W"].T, rtol=1e-9)
 
 
 def test_a_matrix_along_the_dim_is_turned_on_both_sides(rng):
