@@ -158,10 +158,7 @@ class Dataset:
         if self.transform is not None:
             raise DataError(f"{self.name}: already standardised.")
         if self.absent == "zero":
-            raise DataError(
-                f"{self.name}: a graph or counts are not standardised, since {self.points}s that are not listed are 0; take them "
-                "as they are by `standardize: false`."
-            )
+            raise DataError(relation.not_standardised(self))
         kept = self.drop_constant() if drop_constant else self
         need_entries(kept, ddof)
         constant = constant_columns(kept)
@@ -224,8 +221,6 @@ class Dataset:
         """
         if self.absent != "zero":
             return self
-        if len(self.arrays) > 1 or self.x.ndim > 1 or len(self.coords):
-            raise DataError(f"{self.name}: only one array of one number for each {self.points} can be filled up with zeros.")
         values, index = relation.completed(self)
         return replace(self, arrays={self.observed: values}, index=index, mask=None, absent="unobserved")
 
@@ -235,15 +230,7 @@ class Dataset:
         Raises:
             DataError: No such index.
         """
-        for name in (rows, columns):
-            if name not in self.index:
-                raise DataError(f"{self.name}: no index {name!r}; there are {', '.join(map(repr, self.index)) or 'none'}.")
-        from scipy.sparse import csr_array  # takes as long to import as a small fit
-
-        known = ~np.isnan(self.x)
-        (_, i, of_rows), (_, j, of_columns) = self.index[rows], self.index[columns]
-        shape = (len(self.units[of_rows]), len(self.units[of_columns]))
-        return csr_array((self.x[known], (i[known], j[known])), shape=shape)
+        return relation.matrix(self, rows, columns)
 
     def adjacency(self) -> Any:
         """A graph's values as a sparse matrix `(node, node)` without zeros, symmetric where pairs have no direction.

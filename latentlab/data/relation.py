@@ -147,8 +147,10 @@ def completed(dataset: Any) -> tuple[np.ndarray, dict[str, Index]]:
     """Values and indices of all points that there can be: 0 where a point is not listed, none where its value is missing.
 
     Raises:
-        DataError: Memory does not hold so many points.
+        DataError: Memory does not hold so many points, or there are other arrays along them.
     """
+    if len(dataset.arrays) > 1 or dataset.x.ndim > 1 or len(dataset.coords):
+        raise DataError(f"{dataset.name}: only one array of one number for each {dataset.points} can be filled up with zeros.")
     sizes = {kind: len(names) for kind, names in dataset.units.items()}
     listed = keys_of(dataset.index, sizes, directed=dataset.directed)
     shape = [sizes[one.kind] for one in dataset.index.values()]
@@ -167,6 +169,31 @@ def completed(dataset: Any) -> tuple[np.ndarray, dict[str, Index]]:
         key: Index(one.dim, place.astype(np.int64), one.kind)
         for (key, one), place in zip(dataset.index.items(), places, strict=True)
     }
+
+
+def matrix(dataset: Any, rows: str, columns: str) -> Any:
+    """The observed values as a sparse matrix, units of one index by those of another.
+
+    Raises:
+        DataError: No such index.
+    """
+    for name in (rows, columns):
+        if name not in dataset.index:
+            raise DataError(f"{dataset.name}: no index {name!r}; there are {_joined(dataset.index)}.")
+    from scipy.sparse import csr_array  # takes as long to import as a small fit
+
+    known = ~np.isnan(dataset.x)
+    (_, i, of_rows), (_, j, of_columns) = dataset.index[rows], dataset.index[columns]
+    shape = (len(dataset.units[of_rows]), len(dataset.units[of_columns]))
+    return csr_array((dataset.x[known], (i[known], j[known])), shape=shape)
+
+
+def not_standardised(dataset: Any) -> str:
+    """Why a graph or counts are not standardised, and what to do."""
+    return (
+        f"{dataset.name}: a graph or counts are not standardised, since {dataset.points}s that are not listed are 0; take them "
+        "as they are by `standardize: false`."
+    )
 
 
 def recoded(new: Any, training: Any) -> dict[str, Index]:
