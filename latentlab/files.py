@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes | memoryview, check: Callable[[Path], None] | None = None) -> None:
     """Writes a file whole or not at all: under another name, flushed to the disk, read back, and only then put in place.
 
     A link at `path` is replaced, not followed.
+
+    Args:
+        path: The file.
+        data: What it is to hold.
+        check: Called with the path of what was written, to raise an error if it does not read back; bytes are compared if None.
 
     Raises:
         StoreError: The disk is full, the folder is gone, or it must not be written; what was at `path` is then unharmed.
@@ -42,7 +47,9 @@ def write(path: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        if temporary.read_bytes() != data:
+        if check is not None:
+            check(temporary)
+        elif temporary.read_bytes() != data:
             raise StoreError(f"{path}: what was written reads back differently; the disk cannot be trusted.")
         temporary.replace(path)
         sync(path.parent)

@@ -13,11 +13,13 @@ import pytest
 import safetensors.numpy
 import xarray as xr
 
+from latentlab.data.load import load_dataset
 from latentlab.errors import StoreError
 from latentlab.files import sha256
 from latentlab.results.netcdf import save
 from latentlab.results.tree import build
 from latentlab.store import directory as directory_module
+from latentlab.store.data import data_tree
 from latentlab.store.directory import RunDirectory, place
 from latentlab.store.read import Run, differences, read
 
@@ -57,6 +59,7 @@ def begun(directory: RunDirectory, seed: int = 0, **options: object) -> None:
 
 def fill(directory: RunDirectory, seed: int = 0) -> None:
     directory.stage("fit")
+    directory.write_tree("data.nc", data_tree(load_dataset("iris")))
     directory.write_tree("posterior.nc", tree(seed))
     directory.write_json("diagnostics.json", DIAGNOSTICS)
     directory.write("params/params.safetensors", safetensors.numpy.save(PARAMS))
@@ -146,6 +149,7 @@ def test_checkpoints_go_when_the_run_is_complete(tmp_path: Path):
 
 PARTS = [
     "config.yaml",
+    "data.nc",
     "posterior.nc",
     "embeddings.nc",
     "comparison.nc",
@@ -225,6 +229,17 @@ def test_a_posterior_with_nan_names_file_group_and_site(run: Path):
         _ = read(run).posterior
 
 
+def test_data_that_no_run_wrote_are_named(run: Path):
+    assert read(run).data.digest() == load_dataset("iris").digest()
+    for group in ("arrays", "truth"):
+        changed = data_tree(load_dataset("iris"))
+        del changed[group]
+        save(changed, run / "data.nc")
+        vouch(run, "data.nc")
+        with pytest.raises(StoreError, match=rf"data\.nc: holds no data that a run wrote: KeyError: '{group}'"):
+            _ = read(run).data
+
+
 def test_a_posterior_without_a_group_names_it(run: Path):
     save(xr.DataTree.from_dict({"posterior": tree()["posterior"].to_dataset()}), run / "posterior.nc")
     vouch(run, "posterior.nc")
@@ -250,7 +265,7 @@ def test_a_pickle_in_place_of_any_file_is_never_read(name: str, run: Path, tmp_p
     (run / name).write_bytes(pickle.dumps(Payload(canary)))
     vouch(run, name)
     part = {"config.yaml": "config", "posterior.nc": "posterior", "embeddings.nc": "embeddings", "comparison.nc": "comparison"}
-    part |= {"comparison.csv": "scores", "verdicts.csv": "verdicts", "diagnostics.json": "diagnostics"}
+    part |= {"data.nc": "data", "comparison.csv": "scores", "verdicts.csv": "verdicts", "diagnostics.json": "diagnostics"}
     with pytest.raises(StoreError, match=name):
         getattr(read(run), part.get(name, "params"))
     assert not canary.exists()

@@ -65,7 +65,8 @@ def need_entries(dataset: Any, ddof: int) -> None:
 def constant_columns(dataset: Any) -> np.ndarray:
     """Which columns of a dataset are constant up to rounding, `(column,)`."""
     _, scale, relative = moments(dataset.x, dataset.point_axis, 0)
-    return np.atleast_1d((relative <= NOISE) | (scale == 0))
+    flags = (relative <= NOISE) | (scale == 0)
+    return np.atleast_1d(flags.squeeze(dataset.point_axis) if dataset.point_axis else flags)
 
 
 def constant_message(dataset: Any, constant: np.ndarray) -> str:

@@ -44,7 +44,7 @@ class _Machine:
     def __init__(self, source: Source, model: LatentModel) -> None:
         self.source, self.model = source, model
         self.parameters = parameter_tensors(arrays(source.tree, "parameters"))
-        self.given = tensors(model, source.given)
+        self.given = tensors(model, source.fitted)
         self.table = activity(model, self.given, self.parameters)
         z = arrays(source.tree, "posterior")[source.site].reshape(-1, len(source.units), len(self.table))
         self.mean, self.sd = z.mean(axis=0), z.std(axis=0)

@@ -48,7 +48,7 @@ def imputations(source: Source, model: LatentModel, where: np.ndarray) -> np.nda
     sites = {str(name): array.values for name, array in source.tree["posterior"].data_vars.items()}
     seeds = Seeds(int(source.config.get("seed", 0))).child("imputations")
     parameters = arrays(source.tree, "parameters")
-    return impute(model, source.given, thinned(sites, N_IMPUTED), seeds, where, parameters).reshape(-1, len(where))
+    return impute(model, source.fitted, thinned(sites, N_IMPUTED), seeds, where, parameters).reshape(-1, len(where))
 
 
 def _hidden(source: Source, where: np.ndarray) -> np.ndarray | None:

@@ -1,9 +1,9 @@
-"""What the page is drawn from: a run, and what can be had again by its config (labels, raw values, the model)."""
+"""What the page is drawn from: the files of a run, and the model that its config names."""
 
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from latentlab.compare.clustering import minimum_binder
 from latentlab.correspondences.claim import Correspondence
 from latentlab.correspondences.registry import find
 from latentlab.data.dataset import Dataset
-from latentlab.data.load import load_dataset
 from latentlab.errors import ConfigError, LatentLabError
 from latentlab.files import sha256
 from latentlab.models.base import LatentModel
@@ -239,17 +238,13 @@ class Source:
 
     @cached_property
     def fitted(self) -> Dataset:
-        """What the model was fitted to, as a data set."""
+        """What the model was fitted to, as a data set; without labels and truth in a run that has no data."""
+        if self.run.data is not None:
+            return self.run.data
         x = self.observed
         dims = tuple(map(str, x.dims))
         coords = {str(name): array.values for name, array in x.coords.items() if array.dims in {(dim,) for dim in dims}}
         return Dataset({str(x.name): x.values}, dims={str(x.name): dims}, coords=coords)
-
-    @cached_property
-    def given(self) -> Dataset:
-        """`fitted`, with the labels where the model was shown them."""
-        shown = self.model is not None and self.model.takes("labels") and self.raw is not None
-        return replace(self.fitted, labels=self.raw.labels) if shown and self.raw is not None else self.fitted
 
     @cached_property
     def is_table(self) -> bool:
@@ -260,28 +255,16 @@ class Source:
         return [str(name) for name in self.observed["feature"].values] if "feature" in self.observed.dims else []
 
     @cached_property
-    def _loaded(self) -> tuple[Dataset | None, str]:
-        try:
-            dataset = load_dataset(**self.config["dataset"])
-        except LatentLabError as error:
-            return None, f"The data could not be loaded again ({error}), so labels, raw values and hidden truth are not shown."
-        if dataset.digest() != self.run.info["data"]["sha256"]:
-            return None, "The data are no longer those that were fitted, so labels, raw values and hidden truth are not shown."
-        raw = dataset.sample.raw()
-        if raw.index:
-            return raw, ""
-        index = pd.Index(raw.units.astype(str)).get_indexer(self.units)
-        return (raw.subset(index), "") if (index >= 0).all() else (None, "The data no longer hold all units that were fitted.")
-
-    @property
     def raw(self) -> Dataset | None:
-        """The fitted units in raw values, with labels and truth; None where the data are gone or not what they were."""
-        return self._loaded[0]
+        """What was fitted in raw values, with labels and truth; None in a run without its data."""
+        return None if self.run.data is None else self.run.data.raw()
 
     @property
     def data_problem(self) -> str:
         """Why there is no `raw`; empty where there is."""
-        return self._loaded[1]
+        if self.raw is not None:
+            return ""
+        return "The run was written before runs kept their data, so labels, raw values and hidden truth are not shown."
 
     @cached_property
     def labels(self) -> np.ndarray | None:

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import math
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import xarray as xr
 
 from latentlab.data.memory import SMALL, Budget, size
 from latentlab.errors import DataError, StoreError
+from latentlab.files import write
 from latentlab.results.tree import FIXED, LEAD
 
 DEFLATE = 1100
@@ -36,24 +36,7 @@ def save(tree: xr.DataTree, path: str | Path) -> None:
             `path` before is then still there.
     """
     target = Path(path)
-    content = _bytes(tree, target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        _verify(temporary, tree, target)
-        temporary.replace(target)
-        _sync(target.parent)
-    except StoreError:
-        raise
-    except OSError as error:
-        raise StoreError(f"{target}: cannot be written ({size(len(content))} needed): {error.strerror or error}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    write(target, _bytes(tree, target), lambda written: _verify(written, tree, target))
 
 
 def load(path: str | Path, *, groups: Sequence[str] = ("posterior",)) -> xr.DataTree:
@@ -107,14 +90,6 @@ def _verify(written: Path, tree: xr.DataTree, target: Path) -> None:
             if name in groups and _read(file, written, name, drawn="posterior" in groups).equals(node.to_dataset(inherit=False)):
                 continue
             raise StoreError(f"{target}, group {name!r}: what was written does not read back as it was; nothing was replaced.")
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _inspect(path: Path) -> list[str]:

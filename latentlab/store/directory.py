@@ -34,7 +34,7 @@ CHECKPOINTS, PARAMS = "checkpoints", "params"
 REPORT = ("report.html", "report.json")
 REBUILT = (LOG, EVENTS, *REPORT)
 """Files that a reader does not need: they may be trimmed or built anew."""
-ARRAYS = ("posterior.nc", "embeddings.nc", "comparison.nc", "comparison.csv", "verdicts.csv", "diagnostics.json")
+ARRAYS = ("data.nc", "posterior.nc", "embeddings.nc", "comparison.nc", "comparison.csv", "verdicts.csv", "diagnostics.json")
 """What a run writes besides."""
 LOG_BYTES = 4_000_000
 """The log keeps at most twice this: itself, and what it held before under `run.log.1`."""

@@ -13,10 +13,12 @@ import pandas as pd
 import xarray as xr
 import yaml
 
-from latentlab.errors import StoreError
+from latentlab.data.dataset import Dataset
+from latentlab.errors import DataError, StoreError
 from latentlab.files import sha256
 from latentlab.results.netcdf import load
 from latentlab.results.tree import kinds
+from latentlab.store.data import DATA, dataset_of
 from latentlab.store.directory import COMPLETE, CONFIG, NOT_FINITE, REBUILT, REPORT, RUN_JSON, read_info
 
 TEXT = ("metric", "embedding", "units", "seed", "map", "direction", "alignment", "verdict", "component", "worst_units")
@@ -54,6 +56,18 @@ class Run:
             lines += [f"  {line}" for line in _verdict_lines(self.verdicts)]
         page = self.path / REPORT[0]
         return [*lines, f"  report: {page}" if page.is_file() else "  no report"]
+
+    @cached_property
+    def data(self) -> Dataset | None:
+        """What was fitted, with labels and hidden truth; None in a run that was written before its data were kept."""
+        if DATA not in self.info["files"]:
+            return None
+        path = self._part(DATA)
+        tree = load(path, groups=())
+        try:
+            return dataset_of(tree)
+        except (DataError, KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{path}: holds no data that a run wrote: {type(error).__name__}: {error}") from error
 
     @cached_property
     def posterior(self) -> xr.DataTree:

@@ -96,7 +96,8 @@ class Job:
             checkpoints = 2 * (sum(sites.values()) + position * drawn)
             each += sum(sites.values()) + acted + pointwise + checkpoints + len(sites) + N_STATISTICS
         predictive = 2 * min(N_PREDICTIVE, n_draws) * sample.x.size
-        return int(8 * (n_draws * each + predictive + 2 * sample.x.size)) + PAGE_BYTES
+        given = sum(array.size for array in (*sample.arrays.values(), *sample.truth.values()))
+        return int(8 * (n_draws * each + predictive + 2 * sample.x.size + given)) + PAGE_BYTES
 
 
 def _check_storable(tree: xr.DataTree, name: str) -> None:

@@ -95,7 +95,7 @@ class FittedRun(Run):
         """The fit, which does all that it did before it was written: the same arrays, places for new units, scores.
 
         Raises:
-            StoreError: The data or a plugin are no longer those of the run.
+            StoreError: A plugin is no longer that of the run; or its data, in a run that was written before runs kept them.
         """
         return load_fit(self)
 
@@ -114,13 +114,15 @@ def load_fit(run: Run) -> Fit:
     """The fit of a run, as it was before it was written: `load_fit(run).latents(new)` places new units.
 
     Raises:
-        StoreError: The data or a plugin are no longer those of the run.
+        StoreError: A plugin is no longer that of the run; or its data, in a run that was written before runs kept them.
     """
     for path, digest in run.info.get("plugins", {}).items():
         if not Path(path).is_file() or sha256(Path(path)) != digest:
             raise StoreError(f"{run.path}: the plugin {path} is gone or was changed since the run; bring it back, or run again.")
     config = load_config(run.config)
     with plugged(config.plugins):
+        if run.data is not None:
+            return Fit(config.build_model(), run.data, config.build_method(), config.seed, run.posterior)
         job = Job(config)
     if job.dataset.digest() != run.info["data"]["sha256"]:
         raise StoreError(f"{run.path}: the data set {job.dataset.name!r} is no longer the one that was fitted; its hash differs.")

@@ -21,6 +21,7 @@ from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import LatentLabError, MissingDependencyError, StoreError
 from latentlab.fit import Fit, fit
 from latentlab.results.netcdf import load
+from latentlab.store.data import DATA, data_tree
 from latentlab.store.directory import CHECKPOINTS, RunDirectory
 from latentlab.store.read import Run, read
 from latentlab.study.job import EMBEDDINGS, POSTERIOR, Job
@@ -85,6 +86,8 @@ def _stages(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bool)
         seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - begin, 3)
         return result
 
+    if not directory.has(DATA):
+        directory.write_tree(DATA, data_tree(job.training.sample))
     for note in job.training.notes():
         directory.logger.info("data: %s", note)
     compared = all(map(directory.has, (POSTERIOR, *COMPARISON)))

@@ -46,7 +46,7 @@ TOY = {
     "embeddings": [{"name": "pca"}],
 }
 RESTARTS = {**TOY, "inference": {"name": "map", "n_restarts": 2, "n_draws": 12}}
-ARRAYS = ("posterior.nc", "embeddings.nc", "comparison.nc", "comparison.csv", "verdicts.csv", "diagnostics.json")
+ARRAYS = ("data.nc", "posterior.nc", "embeddings.nc", "comparison.nc", "comparison.csv", "verdicts.csv", "diagnostics.json")
 
 
 @dataclass
@@ -174,8 +174,15 @@ def test_a_fit_is_not_rebuilt_on_other_data(complete: Path, tmp_path: Path):
     content = info(path)
     content["data"]["sha256"] = "0" * 64
     (path / "run.json").write_text(json.dumps(content))
+    load_fit(load_run(path))  # the run has its data
+    del content["files"]["data.nc"]  # as in a run that was written before runs kept them
+    (path / "run.json").write_text(json.dumps(content))
     with pytest.raises(StoreError, match="no longer the one that was fitted"):
         load_fit(load_run(path))
+    content["data"] = info(complete)["data"]
+    (path / "run.json").write_text(json.dumps(content))
+    before, after = load_fit(load_run(complete)), load_fit(load_run(path))
+    assert before.dataset.digest() == after.dataset.digest()
 
 
 def test_held_out_units_are_scored_and_not_fitted(tmp_path: Path):

@@ -1,0 +1,71 @@
+"""The data of a run in its directory: what was fitted, with labels and hidden truth, as `data.nc`."""
+
+import json
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from latentlab.data.dataset import Dataset
+from latentlab.data.transform import Transform
+
+DATA = "data.nc"
+ATTRIBUTES = ("name", "absent", "directed", "dropped", "preparation")
+
+
+def data_tree(dataset: Dataset) -> xr.DataTree:
+    """A dataset as a tree: `arrays`, `units`, `index`, `coords`, `labels`, `truth` and `transform`, each a group.
+
+    The values are as they were fitted; `transform` says how the raw ones are had.
+    """
+    labels = {kind: found for kind in dataset.kinds if (found := dataset.labels_of(kind)) is not None}
+    transform = dataset.transform
+    dims = {*dataset.sizes, *(dim for named in dataset.truth_dims.values() for dim in named)}
+    scale = {} if transform is None else {"loc": np.asarray(transform.loc), "scale": np.asarray(transform.scale)}
+    groups: dict[str, dict[str, tuple[tuple[str, ...], Any]]] = {
+        "arrays": {name: (dataset.dims[name], array) for name, array in dataset.arrays.items()},
+        "units": {kind: ((kind,), names) for kind, names in dataset.kinds.items()} if dataset.index else {},
+        "index": {name: ((one.dim,), one.values) for name, one in dataset.index.items()},
+        "coords": {name: ((name if name in dims else dataset.points,), values) for name, values in dataset.coords.items()},
+        "labels": {kind: ((kind,), values) for kind, values in labels.items()},
+        "truth": {name: (dataset.truth_dims.get(name, _axes(name, v)), v) for name, v in dataset.truth.items()},
+        "transform": {name: (_axes(name, array), array) for name, array in scale.items()},
+    }
+    attrs = {name: json.dumps(getattr(dataset, name)) for name in ATTRIBUTES}
+    attrs["kinds"] = json.dumps({name: one.kind for name, one in dataset.index.items()})
+    attrs["ddof"] = json.dumps(None if transform is None else transform.ddof)
+    attrs["truth_dims"] = json.dumps(dict(dataset.truth_dims))
+    attrs["order"] = json.dumps(list(dataset.arrays))
+    tree = {name: xr.Dataset(variables) for name, variables in groups.items()}
+    return xr.DataTree.from_dict({"/": xr.Dataset(attrs=attrs), **tree})
+
+
+def dataset_of(tree: xr.DataTree) -> Dataset:
+    """The dataset that `data_tree` put into a tree."""
+    known = {name: json.loads(str(text)) for name, text in tree.attrs.items()}
+    groups = {str(name): node.to_dataset(inherit=False) for name, node in tree.children.items()}
+    values = {group: {str(name): variable.values for name, variable in data.variables.items()} for group, data in groups.items()}
+    dims = {str(name): tuple(map(str, variable.dims)) for name, variable in groups["arrays"].variables.items()}
+    scale, points = values["transform"], dims[known["order"][0]][0]
+    index = {name: (points, values["index"][name], kind) for name, kind in known["kinds"].items()}
+    return Dataset(
+        {name: values["arrays"][name] for name in known["order"]},
+        dims={name: dims[name] for name in known["order"]},
+        units=values["units"] if index else None,
+        index=index,
+        coords=values["coords"],
+        labels=values["labels"] or None if index else values["labels"].get("unit"),
+        truth=values["truth"],
+        truth_dims=known["truth_dims"],
+        name=known["name"],
+        transform=None if known["ddof"] is None else Transform(scale["loc"], scale["scale"], known["ddof"]),
+        dropped=tuple(known["dropped"]),
+        preparation=tuple(known["preparation"]),
+        absent=known["absent"],
+        directed=known["directed"],
+    )
+
+
+def _axes(name: str, array: np.ndarray) -> tuple[str, ...]:
+    """Dims of an array that has no names for them."""
+    return tuple(f"{name}_axis_{i}" for i in range(array.ndim))
