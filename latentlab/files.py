@@ -34,8 +34,9 @@ def write(path: Path, data: bytes | memoryview, check: Callable[[Path], None] | 
 
     Args:
         path: The file.
-        data: What it is to hold.
-        check: Called with the path of what was written, to raise an error if it does not read back; bytes are compared if None.
+        data: Content of the file.
+        check: Reads the file at the path that it is called with, and raises an error if the content differs. If None, bytes are
+            compared.
 
     Raises:
         StoreError: The disk is full, the folder is gone, or it must not be written; what was at `path` is then unharmed.

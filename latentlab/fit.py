@@ -1,4 +1,4 @@
-"""The common runner: a model, a dataset and a method become a `Fit`."""
+"""Fits of a model to a dataset by an inference method."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,12 +40,12 @@ N_BOUND = 500
 
 @dataclass(frozen=True, repr=False)
 class Fit:
-    """A fitted model: everything that was found is in `data`, the rest says what was asked.
+    """A fitted model: the result is `data`; the other attributes are the arguments of the fit.
 
     Args:
         model: The model.
-        dataset: What it was fitted to.
-        method: How.
+        dataset: The fitted data.
+        method: The inference method.
         seed: Root of the seed tree.
         data: The result in ArviZ's schema.
     """
@@ -68,7 +68,7 @@ class Fit:
 
     @property
     def _declared(self) -> dict[str, Any]:
-        """What diagnostics need to know of the model."""
+        """Properties of the model that the diagnostics use."""
         return {"group": self.model.exchanges, "dims": dict(self.model.dims), "position": self.model.position.site}
 
     @cached_property
@@ -77,7 +77,7 @@ class Fit:
         return diagnose(self.data, **self._declared, lp_is_invariant=invariant)
 
     def diagnostics(self) -> pd.DataFrame:
-        """Did inference work: check, quantity, value, threshold, verdict; on what the symmetry leaves identified."""
+        """Table of diagnostics on the identified quantities: check, quantity, value, threshold, verdict."""
         return self._table.copy()
 
     @property
@@ -86,18 +86,18 @@ class Fit:
         return converged(self._table)
 
     def modes(self) -> pd.DataFrame:
-        """The modes, modulo the symmetry, that the chains sit in, or that the restarts ended in (`latentlab.results.modes`)."""
+        """Modes of the chains, or of the restarts, modulo the symmetry (`latentlab.results.modes`)."""
         return (chain_modes if self.method.kind == "mcmc" else restart_modes)(self.data, **self._declared)
 
     def sensitivity(self) -> pd.DataFrame:
-        """Which identified quantities move with the prior, which with the likelihood (`diagnostics.sensitivity`)."""
+        """Sensitivity of identified quantities to the prior and to the likelihood (`results.diagnostics.sensitivity`)."""
         return sensitivity(self.data, **self._declared)
 
     def loo(self) -> Loo:
-        """Leave-one-out predictive accuracy, of a variational fit corrected to the posterior (`posterior.loo`).
+        """Leave-one-out predictive accuracy; that of a variational fit is corrected to the posterior (`results.loo`).
 
         Raises:
-            ModelError: A point estimate, of the sites or of the model's parameters.
+            ModelError: Sites or parameters are point estimates.
         """
         return loo(self.data)
 
@@ -133,15 +133,15 @@ class Fit:
         return align(self.model, self.sites(), point=one_orientation(self.model, self.method))
 
     def latents(self, dataset: Any = None) -> xr.DataArray:
-        """Positions `(chain, draw, unit, latent)` with the symmetry removed; `unit` is the kind of the units that they are of.
+        """Aligned positions `(chain, draw, unit, latent)`; the dim `unit` is named after the kind of units.
 
         Args:
             dataset: Units that were not in the fit, as a Dataset, a DataFrame, a DataArray or an array of raw values; the
-                training transform is applied, columns are matched by name. The fit's own units where None. Or the name of a
-                position of the model, `"V"`, which is the first one unless said.
+                training transform is applied, columns are matched by name. The fit's own units if None. Or the name of one
+                of the model's positions, such as `"V"`; the first one by default.
 
         Raises:
-            ModelError: The model cannot give positions to new units, or has no such position.
+            ModelError: The model cannot place new units, or has no such position.
             DataError: Columns are missing or too many, or entries that the model cannot do without.
         """
         site = self.model.position.site
@@ -198,12 +198,12 @@ class Fit:
     def log_likelihood(self, dataset: Any, *, n_samples: int = N_BOUND) -> xr.DataArray:
         """log p(point | draw) `(chain, draw, point)` of points (in a table: units) that were not in the fit.
 
-        Positions of a table's units are integrated out; the units of ratings or of a graph must be those of the fit. Where the
-        model has only a bound on it, this is the bound, of that name and with one draw: there are parameters alone.
+        Positions of a table's units are marginalised; points of ratings or of a graph must refer to units of the fit. A model
+        with only a lower bound returns the array `bound` with one draw, since parameters have no posterior draws.
 
         Args:
             dataset: The points, as in `latents`.
-            n_samples: Samples of the encoder for each unit, for a bound.
+            n_samples: Samples from the encoder for each unit, for the bound.
         """
         new = self._like_training(dataset)
         if "bound" in self.model.offers:
@@ -220,9 +220,9 @@ class Fit:
     def held_out_score(self, dataset: Any, *, n_samples: int = N_BOUND) -> dict[str, float]:
         r"""$\sum_n \log \frac1S \sum_s p(x_n \mid \theta_s)$ of held-out units with its standard error; larger is better.
 
-        The sum is called `elpd`; or `bound` where the model has only a bound, with `n_samples` samples of its encoder.
-        Of a series, the sequences are what is scored: `n_units` is their number. Of ratings and graphs it is the points, which
-        `n_points` counts.
+        The sum is called `elpd`, or `bound` if the model has only a bound, with `n_samples` samples from its encoder. Units are
+        those of a table, or the sequences of a series; `n_units` is their number. For ratings and graphs the points are scored,
+        and `n_points` is their number.
         """
         pointwise = self.log_likelihood(dataset, n_samples=n_samples).values
         flat = pointwise.reshape(-1, pointwise.shape[-1])
@@ -235,16 +235,16 @@ class Fit:
         return {name: float(each.sum()), "se": se, "n_points" if self.dataset.index else "n_units": float(len(each))}
 
     def predict(self, *, n_draws: int = 400, **units: Sequence[Any]) -> xr.DataArray:
-        """New observations of points, given by the names of their units: posterior draws `(chain, draw, point)` in raw values.
+        """Posterior predictive draws `(chain, draw, point)`, in raw values, at points given by the names of their units.
 
-        `fit.predict(user=["ann", "ann"], item=["alien", "brazil"])` gives ratings, whether or not these points were observed.
+        `fit.predict(user=["ann", "ann"], item=["alien", "brazil"])` predicts ratings, observed or not.
 
         Args:
-            n_draws: About so many draws, spread evenly over the chains.
-            units: Index -> name of each point's unit; as many for each index.
+            n_draws: Approximate number of draws, spread evenly over the chains.
+            units: Index -> name of each point's unit; all of the same length.
 
         Raises:
-            DataError: An index is missing or unknown, lengths differ, a unit was not in the fit, or a node is joined with itself.
+            DataError: An index is missing or unknown, lengths differ, a unit was not in the fit, or a node is paired with itself.
             ConfigError: `n_draws` is not at least 1.
         """
         checked("predict", {"n_draws": Count}, {"n_draws": n_draws})
@@ -361,7 +361,7 @@ def _lead_coords(array: np.ndarray, dataset: Dataset) -> dict[str, np.ndarray]:
 
 
 def _point_coords(array: np.ndarray, dataset: Dataset) -> dict[str, Any]:
-    """Coordinates of an array `(chain, draw, point)`: of a table's units their names, of other points those of their units."""
+    """Coordinates of an array `(chain, draw, point)`: the names of a table's units, or of the units that each point refers to."""
     if not dataset.index:
         return _lead_coords(array, dataset)
     lead = {"chain": np.arange(array.shape[0]), "draw": np.arange(array.shape[1])}

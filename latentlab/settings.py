@@ -44,7 +44,7 @@ PositiveNumbers = Annotated[list[Positive], BeforeValidator(lambda value: list(v
 """Finite numbers above 0."""
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-"""Nothing is converted: text is no number, true is not 1, and NaN is refused."""
+"""Strict validation: no conversion of text or booleans to numbers; NaN and infinity are refused."""
 
 T = TypeVar("T")
 NUMBERS = {int: ("a whole number", "whole numbers"), float: ("a finite number", "finite numbers")}

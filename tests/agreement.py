@@ -2,8 +2,8 @@
 
 What has nothing random in it agrees to 1e-8 of its spread: the data, embeddings without seeds, point estimates. Means of draws
 agree within their Monte Carlo errors, of what the model's symmetry leaves identified. Verdicts, failed checks and partitions
-are the same, but for verdicts that either run calls borderline. Layouts of t-SNE and UMAP are not compared: a last digit sends
-their points elsewhere; their verdicts are.
+are the same, except verdicts that either run reports as borderline. Layouts of t-SNE and UMAP are not compared, since they
+amplify rounding errors; their verdicts are compared.
 """
 
 import sys
@@ -71,7 +71,7 @@ def _partition(a: Source, b: Source) -> list[str]:
 
 
 def _label(embedding: str, seed: str, way: str, alignment: str) -> str:
-    """What a note of `ties` calls a verdict."""
+    """Returns the name of a verdict in a note of `ties`."""
     return f"{embedding}{f' #{seed}' if seed else ''}{' (mapped)' if way == 'mapped' else ''}, {alignment}"
 
 

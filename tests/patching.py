@@ -1,10 +1,10 @@
-"""Names replaced in every module of a package that has them, since a module keeps what it imported under its own name."""
+"""Monkeypatching of a name in all modules of a package, since each module keeps its own reference to an import."""
 
 import sys
 
 
 def everywhere(patch, package, name, value):
-    """Puts `value` under `name` in all loaded modules of `package`; at least one must have it."""
+    """Sets `name` to `value` in all loaded modules of `package` that have it; at least one must."""
     modules = [module for key, module in sys.modules.items() if f"{key}.".startswith(f"{package}.") and hasattr(module, name)]
     assert modules, f"no module of {package} has {name}"
     for module in modules:

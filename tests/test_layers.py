@@ -125,7 +125,7 @@ def test_a_planted_import_is_seen():
 
 
 def test_arviz_is_imported_in_one_place():
-    """Its import writes into the user's folders and, once a day, warns: `results.arviz` sees to both."""
+    """The import writes into the user's folders and warns once a day; `results.arviz` prevents both."""
     files = [*modules(), *Path(__file__).parent.rglob("*.py")]
     found = [path.name for path in files if "arviz" in {name.split(".")[0] for name, _ in imports(path.read_text("utf-8"))}]
     assert found == ["arviz.py"]
@@ -241,7 +241,7 @@ def test_no_module_is_long():
 
 
 def long_functions(source):
-    """Functions with many lines of code, or many arguments, whose first lines have no comment that says why."""
+    """Yields functions with many lines of code, or many arguments, and no comment with the reason in their first lines."""
     lines = source.splitlines()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
@@ -281,11 +281,11 @@ comparing = lambda: ll.compare(fit, [pca], metrics=("cka",), progress=False)
 comparing()
 print(count(fitting), count(comparing))
 """
-"""Files of the package that a second fit and a second comparison enter: the first ones load modules too."""
+"""Counts the files of the package that a second fit and a second comparison enter; first calls also load modules."""
 
 
 def test_a_fit_and_a_comparison_stay_short_paths():
-    """Who reads what a fit of PPCA or a comparison with one metric does opens this many files, and no more over time."""
+    """Limits the number of files in the call paths of a fit of PPCA and of a comparison with one metric."""
     printed = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", ENTERED, str(PACKAGE)], capture_output=True, text=True, check=True
     ).stdout

@@ -429,13 +429,13 @@ def test_other_methods_are_run_on_one_data_set_after_the_other():
 
 
 def test_what_cannot_be_checked_is_refused(monkeypatch):
-    with pytest.raises(ModelError, match="'map' gives a point"):
+    with pytest.raises(ModelError, match="got 'map', which gives a point estimate"):
         sbc(SOUND, MAP())
     with pytest.raises(ModelError, match="is for the method 'nuts'"):
         geweke(SOUND, SVI())
     with pytest.raises(ConfigError, match="`n_replications` must be a whole number of at least 2; got 1"):
         sbc(SOUND, SAMPLER, n_replications=1)
-    with pytest.raises(ModelError, match="gives 40 draws, fewer than the 50"):
+    with pytest.raises(ModelError, match="must be at least 50, the draws that a true value is ranked among; got 40"):
         sbc(TwoGroups(), SVI(guide="mean_field", n_steps=2, n_draws=40), n_replications=2)
     bare = PPCA(n_latent=1)
     bare.simulate = lambda rng, n_units: replace(SOUND.simulate(rng, n_units), truth={"W": np.zeros((10, 1))}, truth_dims={})

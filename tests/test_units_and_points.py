@@ -1,4 +1,4 @@
-"""Points that refer to units, from density to report: ratings with two kinds of units, and a graph of nodes."""
+"""Tests of points that refer to units, from density to report: ratings with two kinds of units, and a graph."""
 
 import json
 
@@ -28,7 +28,7 @@ from latentlab.study.several import compare_runs
 from latentlab.symmetry.groups import Orthogonal
 
 FALSE_ALARM = 1e-5
-"""Of each comparison of a posterior with its oracle, Bonferroni's over its quantities."""
+"""Family-wise error rate of each comparison of a posterior with its reference, by Bonferroni over its quantities."""
 QUICK = ll.ChEES(n_chains=16, n_superchains=4, n_warmup=150, n_draws=50)
 
 
@@ -71,7 +71,7 @@ def test_the_density_of_a_graph_is_the_product_over_pairs(rng):
 
 
 def test_batches_of_cells_add_up_to_the_whole(ratings, rng):
-    """The mean over batches that part the cells, each scaled up to all of them, is the log joint."""
+    """The log joint is the mean over batches that partition the cells, each scaled to the full size."""
     model, values = (
         MatrixFactorization(2),
         {"U": rng.normal(size=(11, 2)), "V": rng.normal(size=(20, 2)), "mu": 0.1, "sigma": 0.5},
@@ -89,7 +89,7 @@ def test_batches_of_cells_add_up_to_the_whole(ratings, rng):
 
 
 def gibbs(r, i, j, n, m, K, rng, n_sweeps):
-    """Draws of the products U V' and of sigma by Gibbs' sampler; sigma, whose prior is half-normal, on a grid."""
+    """Returns draws of U V', mu and sigma by Gibbs sampling; sigma, with a half-normal prior, is drawn on a grid."""
     U, V, mu, sigma = rng.normal(size=(n, K)), rng.normal(size=(m, K)), 0.0, 1.0
     grid = np.exp(np.linspace(np.log(0.02), np.log(5), 4000))
     kept = []
@@ -105,7 +105,7 @@ def gibbs(r, i, j, n, m, K, rng, n_sweeps):
         precision = 1 + len(r) / sigma**2
         mu = left.sum() / sigma**2 / precision + rng.normal() / np.sqrt(precision)
         squares = ((left - mu) ** 2).sum()
-        log_p = -(grid**2) / 2 - len(r) * np.log(grid) - squares / 2 / grid**2 + np.log(grid)  # the grid is even in the log
+        log_p = -(grid**2) / 2 - len(r) * np.log(grid) - squares / 2 / grid**2 + np.log(grid)  # Jacobian of the log-spaced grid
         p = np.exp(log_p - log_p.max())
         sigma = grid[np.searchsorted(np.cumsum(p) / p.sum(), rng.random())]
         kept.append([*(U @ V.T).ravel(), mu, sigma])
@@ -114,7 +114,7 @@ def gibbs(r, i, j, n, m, K, rng, n_sweeps):
 
 @pytest.mark.slow
 def test_the_posterior_of_ratings_is_that_of_gibbs_sampling(rng):
-    """z-tests of the means of all products, mu and sigma; both sides have a Monte Carlo error."""
+    """Compares the means of all products, mu and sigma by z-tests, with the Monte Carlo errors of both samplers."""
     model = MatrixFactorization(1)
     dataset = model.simulate(np.random.default_rng(5), 4, n_items=3, share=0.8)
     i, j = (dataset.index[name].values for name in ("user", "item"))
@@ -141,7 +141,7 @@ def test_the_density_of_karate_is_the_references(references):
 
 @pytest.mark.slow
 def test_the_posterior_of_karate_is_the_references(references, rng):
-    """z-tests of the means of alpha and all products, with the Monte Carlo errors of both sides."""
+    """Compares the means of alpha and all products by z-tests, with the Monte Carlo errors of both sides."""
     reference = json.loads((references / "latent_dot_karate" / "reference.json").read_text())["params"]
     method = ll.ChEES(n_chains=64, n_warmup=300, n_draws=120)
     found = ll.fit(RandomDotProduct(2), karate(), method, seed=int(rng.integers(2**31)), progress=False)
@@ -158,7 +158,7 @@ def test_the_posterior_of_karate_is_the_references(references, rng):
     assert np.abs(scores).max() < norm.isf(FALSE_ALARM / 2 / len(scores))
 
 
-# -- what a fit gives
+# -- results of a fit
 
 
 def test_results_have_the_dims_of_points_and_kinds(fitted, graph_fit):
@@ -181,7 +181,7 @@ def test_results_have_the_dims_of_points_and_kinds(fitted, graph_fit):
 
 
 def test_one_element_turns_all_kinds_of_units(fitted):
-    """Aligned or not, the products of users and items are the same; the draws of both kinds agree once aligned."""
+    """Alignment keeps the products of users and items, and reduces the spread of the draws of both kinds."""
     fit, _ = fitted
     U, V = (fit.latents(name).values for name in ("U", "V"))
     sites = fit.sites()
@@ -193,7 +193,7 @@ def test_one_element_turns_all_kinds_of_units(fitted):
 
 
 def test_draws_are_aligned_by_all_kinds_together(rng):
-    """Users without information do not say how a draw is turned; the items do."""
+    """The items determine the rotation of a draw where the users carry no information on it."""
     angle = rng.uniform(0, 2 * np.pi, (2, 50))
     turn = np.stack([np.stack([np.cos(angle), np.sin(angle)], -1), np.stack([-np.sin(angle), np.cos(angle)], -1)], -1)
     values = {
@@ -201,11 +201,11 @@ def test_draws_are_aligned_by_all_kinds_together(rng):
         "V": (rng.normal(size=(8, 2)) + 0.01 * rng.normal(size=(2, 50, 8, 2))) @ turn,
     }
     found = align(MatrixFactorization(2), values).values["V"]
-    assert found.std(axis=(0, 1)).max() < 0.05  # .02 is expected; by the users alone it is about 1
+    assert found.std(axis=(0, 1)).max() < 0.05  # 0.02 is expected; about 1 if aligned by the users alone
 
 
 def test_unlisted_pairs_of_new_data_count_as_not_joined(graph_fit):
-    """A list of edges has the score of all its pairs, and unknown pairs none."""
+    """A list of edges is scored on all its pairs; unknown pairs are left out."""
     score = graph_fit.held_out_score(karate())
     assert score == graph_fit.held_out_score(karate().complete())
     assert score["n_points"] == 34 * 33 / 2
@@ -291,7 +291,7 @@ def test_other_methods_fit_ratings_too(ratings, method):
     assert (table["verdict"] != "fail").loc[table["check"] == "symmetry"].all()
 
 
-# -- what is refused
+# -- errors
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def compared(fit, embedding):
 
 
 def test_each_kind_has_scores_and_verdicts_under_one_alignment(fitted):
-    """Turned together, a draw stays a draw of both kinds; turned apart, each kind is a draw by itself and not together."""
+    """A rotation of both kinds maps a draw to a draw; a rotation of one kind does so only for that kind by itself."""
     fit, _ = fitted
     U, V = (fit.latents(name).values[0, 7] for name in ("U", "V"))
     units = {kind: fit.dataset.units[kind] for kind in ("user", "item")}
@@ -451,7 +451,7 @@ def test_a_run_of_a_graph_from_a_file_with_vectors_of_ones_own(tmp_path):
     )
     done = ll.run(tmp_path / "graph.yaml", out=tmp_path / "graph", progress=False)
     assert done.embeddings["adjacency_spectral"].dims == ("node", "latent")
-    assert done.info["data"]["pair"] == 34 * 33 / 2  # those that are joined and those that are not
+    assert done.info["data"]["pair"] == 34 * 33 / 2  # all pairs, joined or not
     assert set(done.verdicts["units"]) == {"node"}
     assert read(done.path).comparison["mahalanobis"].dims == ("embedding", "node")
     (tmp_path / "mine.csv").write_text("node,a,b\n0,1,2\n")
@@ -503,7 +503,7 @@ def test_runs_with_too_few_items_are_written_and_compared(tmp_path, rng):
 
 
 def test_so_few_ratings_that_they_can_be_fitted_exactly_are_a_caution(rng):
-    """K (n + m - K) numbers make a matrix of rank K: 3 (8 + 4 - 3) with the mean are 28, for 32 cells or 28."""
+    """A matrix of rank K has K (n + m - K) free parameters: 3 (8 + 4 - 3) and the mean are 28, against 32 or 28 cells."""
     dataset, model = few_items(rng, 4), MatrixFactorization(3)
     assert model.cautions(dataset) == []
     (found,) = model.cautions(dataset.subset(np.arange(28)))

@@ -1,28 +1,37 @@
-r"""Are a model and a method consistent with themselves: simulation-based calibration, and Geweke's joint-distribution test.
+r"""Self-consistency of a model and a method: simulation-based calibration, and Geweke's joint-distribution test.
 
-Both need no answer from elsewhere. `simulate` draws $(\theta, x)$ from the joint density; the method draws $\theta \mid x$ by the
-program's density. Where the two do not belong together, or the method is wrong, one of these fails.
+Neither check needs a reference posterior. `simulate` draws $(\theta, x)$ from the joint density. The method draws
+$\theta \mid x$ by the density of the program. Where the two densities differ, or the method is wrong, one of the checks fails.
 
-*Simulation-based calibration.* Given x, the truth $\theta$ and L independent draws of the posterior are exchangeable, so that the
-rank of any $f(\theta, x)$ among those of the draws is uniform on 0, ..., L; ties are broken at random. What is ranked: entries
-of what the model's symmetry leaves identified, positions included (raw coordinates are not); the log prior; the log
-likelihood, positions integrated out; entries whose order is turned round where a moment of the data is below its median; and
-$|Z' X|^2$ of positions and centred data. The last three see a posterior that ignores the data, as no function of $\theta$
-alone does.
+*Simulation-based calibration.* Given x, the truth $\theta$ and L independent posterior draws are exchangeable. The rank of any
+$f(\theta, x)$ of the truth among those of the draws is therefore uniform on 0, ..., L; ties are broken at random.
+The ranked quantities are:
 
-Draws of a chain are thinned until their dependence could not be seen. With $\tau$ the autocorrelation time of whether a thinned
-draw is below the truth, the variance of uniform ranks grows by $2 (\tau - 1) / L$ of itself, and the variance of R ranks has a
-standard error of $\sqrt{0.8 / R}$ of itself: chains are made longer until the first is below half of the second, up to
-`MOST_THIN`, and a quantity does not pass where it is then above all of it. The p-value of a quantity is exact:
-the statistic is the smallest two-sided binomial tail of the ranks' ECDF over its L inner points, and the ECDF is a Markov chain.
+* identified entries: entries of invariants of the model's symmetry, positions included (raw coordinates are not ranked);
+* the log prior;
+* the log likelihood with the positions marginalised;
+* identified entries with their sign reversed in the data sets where a moment of the data is below its median;
+* $|Z' X|^2$ of positions Z and centred data X.
 
-*Geweke's test.* Chains that start at $(\theta, x)$ from `simulate`, and in turn move $\theta$ by NUTS with fixed tuning and
-draw x by the program's predictive, keep the joint density. Their means of test functions, over independent chains, are
-compared with those of fresh draws of `simulate`. A pair is looked at after $\theta$ has moved and before x is drawn anew: a
-cross moment then sees whether $\theta$ heeds x. Test functions are g, g^2, s, s^2 and g s of identified entries g and moments s
-of the data, each mapped to (-1, 1) by $v / \sqrt{1 + v^2}$ with v in units of its spread: the prior needs no moments.
+The last three can detect a posterior that ignores the data. No function of $\theta$ alone can do so.
 
-Bonferroni over the quantities holds the false-alarm rate of each table at `LEVEL`.
+Draws of a chain are thinned until the effect of their autocorrelation is small beside the sampling error of the ranks' variance.
+Let $\tau$ be the autocorrelation time of the indicator that a thinned draw is below the truth. Autocorrelation increases
+the variance of uniform ranks by the fraction $2 (\tau - 1) / L$. The variance of R ranks has a relative standard error of
+$\sqrt{0.8 / R}$. Chains are extended, with thinning up to `MOST_THIN`, until the former is at most half of the latter. A
+quantity does not pass if the former is still above the latter.
+
+The p-value of a quantity is exact. Its statistic is the smallest two-sided binomial tail of the ranks' ECDF over the L inner
+points. The distribution of the statistic follows from the ECDF of uniform ranks being a Markov chain.
+
+*Geweke's test.* Chains start at $(\theta, x)$ from `simulate`. In each sweep NUTS with fixed tuning moves $\theta$, and then x is
+drawn from the program's predictive distribution. These transitions leave the joint density invariant. The means of test
+functions over independent chains are compared with those of independent draws of `simulate`. A pair is recorded after $\theta$
+has moved and before x is redrawn, so that cross moments show whether $\theta$ depends on x. The test functions are g, g^2, s,
+s^2 and g s of identified entries g and moments s of the data. Each g and s is first mapped to (-1, 1) by $v / \sqrt{1 + v^2}$
+with v in units of its spread, so that the prior needs no moments.
+
+A Bonferroni correction over the quantities bounds the false-alarm rate of each table by `LEVEL`.
 
 References:
     Talts, Betancourt, Simpson, Vehtari & Gelman (2018), Validating Bayesian inference algorithms with simulation-based
@@ -39,24 +48,27 @@ from pathlib import Path
 
 import pandas as pd
 
-from latentlab.calibration.geweke import Geweke, geweke
+from latentlab.calibration.geweke import Geweke, geweke, observed_arrays
 from latentlab.calibration.sbc import SBC, sbc
+from latentlab.calibration.simulated import check_simulated, simulated
 from latentlab.files import write
 from latentlab.inference.draws import Method
 from latentlab.inference.nuts import NUTS
+from latentlab.inference.replications import Replications
 from latentlab.models.base import LatentModel
+from latentlab.seeds import Seeds
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Both checks of a model with a method; Geweke's is None where the method is no sampler."""
+    """Results of both checks of a model with a method; `geweke` is None unless the method is `NUTS`."""
 
     sbc: SBC
     geweke: Geweke | None
 
     @property
     def passed(self) -> bool:
-        """Whether all passed."""
+        """Whether every check passed."""
         return self.sbc.passed and (self.geweke is None or self.geweke.passed)
 
     def __str__(self) -> str:
@@ -80,7 +92,7 @@ class Calibration:
         return "\n".join([*parts, f"{verdict} (false-alarm rate of the whole: at most {total:g})"])
 
     def save(self, folder: str | Path) -> None:
-        """Writes `calibration.csv`, both tables, and `calibration.png`, the figure of the ranks.
+        """Writes the tables to `calibration.csv` and the figure of the ranks to `calibration.png`.
 
         Raises:
             StoreError: The folder cannot be written.
@@ -104,20 +116,26 @@ def calibrate(
     seed: int = 0,
     progress: bool = True,
 ) -> Calibration:
-    """Both checks; Geweke's for `NUTS` only, on data sets of half as many units, whose chains move faster.
+    """Runs simulation-based calibration and, for `NUTS`, Geweke's test.
+
+    Geweke's test uses data sets of half as many units: its chains then move faster.
 
     Args:
         model: The model.
         method: The method.
-        n_replications: Data sets of the first check; where None, 200 with `NUTS`, 40 with methods that are run on one at a time.
-        n_units: Units of each.
+        n_replications: Data sets of simulation-based calibration; None for 200 with `NUTS` and 40 with other methods.
+        n_units: Units of each data set.
         seed: Root of the seed tree.
-        progress: Bars on a terminal.
+        progress: Whether to show progress bars on a terminal.
 
     Raises:
-        ModelError, ConfigError, DataError, InferenceError: As of `sbc` and `geweke`.
+        ModelError, ConfigError, DataError, InferenceError: Under the conditions given in `sbc` and `geweke`.
     """
     n_sets = n_replications if n_replications is not None else 200 if isinstance(method, NUTS) else 40
+    if isinstance(method, NUTS):  # before the first check, whose result a refusal would lose
+        check_simulated(model, method)
+        one = simulated(model, 1, n_units, Seeds(seed))
+        observed_arrays(Replications(model, one), one[0])
     ranks = sbc(model, method, n_replications=n_sets, n_units=n_units, seed=seed, progress=progress)
     if not isinstance(method, NUTS):
         return Calibration(ranks, None)

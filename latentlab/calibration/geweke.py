@@ -29,22 +29,23 @@ from latentlab.inference.trajectory import State, Tuning, drive_active, transiti
 from latentlab.models.base import LatentModel
 from latentlab.results.quantities import identified
 from latentlab.seeds import Seeds, isolated, one_thread
-from latentlab.settings import Count, Several, checked, keyword_types
+from latentlab.settings import Count, Fraction, Several, checked, keyword_types
 
 N_PILOTS = 8
-"""Data sets on which the tuning for Geweke's test is found: in each sweep a chain takes that of one of them, at random."""
+"""Number of pilot data sets, each with its own tuning; a chain uses one of these tunings, chosen at random, in each sweep."""
 GEWEKE_DEPTH = 6
+"""Largest depth of a NUTS tree in Geweke's test, unless the method's own is smaller."""
 N_REFERENCE = 4000
-"""Draws of `simulate` that Geweke's chains are compared with."""
+"""Size of the reference sample of independent draws of `simulate`."""
 
 
 @dataclass(frozen=True, repr=False)
 class Geweke:
-    """What Geweke's test found.
+    """Result of Geweke's joint-distribution test.
 
     Attributes:
-        table: A row a test function: quantity, simulated (its mean under `simulate`), chain (its mean over the chains), z, p,
-            verdict.
+        table: One row per test function: quantity, simulated (its mean under `simulate`), chain (its mean over the chains), z,
+            p, verdict (pass or fail).
         level: False-alarm rate of the table.
     """
 
@@ -60,7 +61,7 @@ class Geweke:
         return f"Geweke({len(self.table)} test functions: {'passed' if self.passed else 'FAILED'})"
 
 
-def geweke(  # a user's options
+def geweke(  # one keyword for each user option
     model: LatentModel,
     method: NUTS,
     *,
@@ -68,32 +69,33 @@ def geweke(  # a user's options
     n_sweeps: Several = 50,
     n_units: Count = 5,
     seed: int = 0,
-    level: float = LEVEL,
+    level: Fraction = LEVEL,
     progress: bool = True,
 ) -> Geweke:
-    """Geweke's joint-distribution test of the program, its simulator and the NUTS transition.
+    """Runs Geweke's joint-distribution test of the program, its simulator and the NUTS transition.
 
-    The tuning is found beforehand by the method's warm-up on `N_PILOTS` data sets and is then fixed; the second half of the
-    sweeps counts, since the chains start where they should be and a fault needs time to show.
+    The method's warm-up on `N_PILOTS` data sets gives the tuning, which is then fixed. Only the second half of the sweeps is
+    used: the chains start in the joint distribution, and an error takes several sweeps to show.
 
     Args:
-        model: The model; its `simulate` gives data sets of one shape.
-        method: NUTS; its warm-up and target acceptance find the tuning.
-        n_chains: Independent chains; the standard errors come from them, so that a hundred are few.
-        n_sweeps: Of each chain: a transition, and a data set drawn anew.
-        n_units: Units of each data set; fewer let the parameters move further in a sweep.
+        model: The model; its `simulate` must return data sets of one shape.
+        method: NUTS; its warm-up and target acceptance determine the tuning.
+        n_chains: Independent chains; standard errors are estimated across them, and 100 are few.
+        n_sweeps: Sweeps of each chain; a sweep is one NUTS transition and one new data set.
+        n_units: Units of each data set; with fewer, the parameters move further in a sweep.
         seed: Root of the seed tree.
         level: False-alarm rate of the whole table.
-        progress: A bar on a terminal.
+        progress: Whether to show a progress bar on a terminal.
 
     Raises:
-        ModelError: The method is no NUTS, the model cannot simulate, or an observed site is no array of the data set.
-        ConfigError: A number is out of its range.
-        DataError: `simulate` gives data sets of different shapes.
+        ModelError: The method is not NUTS, the model cannot simulate, or an observed site is not an array of the data set.
+        ConfigError: A number is out of range.
+        DataError: `simulate` returns data sets of different shapes.
     """
     if not isinstance(method, NUTS):
         raise ModelError(f"Geweke's test is for the method 'nuts', whose transitions can be frozen; got {method!r:.60}.")
-    checked("geweke", keyword_types(geweke), {"n_chains": n_chains, "n_sweeps": n_sweeps, "n_units": n_units})
+    numbers = {"n_chains": n_chains, "n_sweeps": n_sweeps, "n_units": n_units, "level": level}
+    checked("geweke", keyword_types(geweke), numbers)
     check_simulated(model, method)  # type: ignore[arg-type]
     seeds = Seeds(seed).child("geweke")
     datasets = simulated(model, n_chains, n_units, seeds.child("data"))
@@ -101,7 +103,7 @@ def geweke(  # a user's options
     with one_thread():
         tunings = _tunings(model, method, simulated(model, N_PILOTS, n_units, seeds.child("pilots")), seeds.child("pilots"))
         replications = Replications(model, datasets)
-        names = _observed_arrays(replications, datasets[0])
+        names = observed_arrays(replications, datasets[0])
         depth = min(method.max_tree_depth, GEWEKE_DEPTH)
         u, s = _sweeps(replications, names, stacked_truth(model, datasets), tunings, depth, n_sweeps, seeds, progress=progress)
         sites = {site.name for site in replications.density.sites}
@@ -115,12 +117,19 @@ def geweke(  # a user's options
 
 
 def _joined(reference: np.ndarray, chains: np.ndarray) -> np.ndarray:
-    """Draws of `simulate` and of all chains on one axis, `(1, draw, ...)`, so that the same entries are taken of both."""
+    """Concatenates draws of `simulate` and of all chains, `(1, draw, ...)`, so that `chosen` takes the same entries of both."""
     return np.concatenate([reference, chains.reshape(1, -1, *chains.shape[2:])], axis=1)
 
 
 def _compared(names: list[str], columns: np.ndarray, n_chains: int, level: float) -> pd.DataFrame:
-    """The table, from the reference draws and then those of all chains, `(quantity, draw)`, the last two the data's moments."""
+    """Computes the table of the test.
+
+    Args:
+        names: Names of the quantities; the last `len(MOMENTS)` are the moments of the data.
+        columns: Values `(quantity, draw)`: the `N_REFERENCE` reference draws, then the draws of all chains.
+        n_chains: Number of chains.
+        level: False-alarm rate of the whole table.
+    """
     first, n_data = columns[:, : N_REFERENCE // 4], len(MOMENTS)
     center = np.median(first, axis=1, keepdims=True)
     spread = np.median(np.abs(first - center), axis=1, keepdims=True)
@@ -148,7 +157,7 @@ def _tunings(model: LatentModel, method: NUTS, datasets: Sequence[Dataset], seed
     return [chains.latest[i].tuning for i in range(len(datasets))]
 
 
-def _sweeps(  # what a sweep moves, and what it is told
+def _sweeps(  # one loop over the state of all chains, with the fixed settings of their transitions
     replications: Replications,
     names: Mapping[str, str],
     truth: Mapping[str, np.ndarray],
@@ -159,7 +168,11 @@ def _sweeps(  # what a sweep moves, and what it is told
     *,
     progress: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`u` `(chain, sweep, size)` and the data's moments `(chain, sweep, moment)` in the second half of the sweeps."""
+    """Runs the sweeps.
+
+    Returns:
+        Unconstrained draws `(chain, sweep, size)` and moments of the data `(chain, sweep, moment)` of the second half.
+    """
     density, n_chains = replications.density, len(replications)
     rngs = [seeds.child("chain", i).numpy() for i in range(n_chains)]
     u = [density.unconstrain({s.name: truth[s.name][i] for s in density.sites}).numpy() for i in range(n_chains)]
@@ -179,7 +192,7 @@ def _sweeps(  # what a sweep moves, and what it is told
 
 
 def _move(u: np.ndarray, tunings: Sequence[Tuning], depth: int, rng: np.random.Generator) -> Any:
-    """A transition by one of the tunings, taken at random whatever the state, so that the density is kept."""
+    """Makes a NUTS transition; its tuning is drawn independently of the state, so that the density stays invariant."""
     log_prob, gradient = yield u
     state = State(u, np.zeros_like(u), gradient, log_prob)
     new = yield from transition(state, tunings[int(rng.integers(len(tunings)))], depth, rng)
@@ -187,13 +200,13 @@ def _move(u: np.ndarray, tunings: Sequence[Tuning], depth: int, rng: np.random.G
 
 
 def _seen(replications: Replications, name: str) -> np.ndarray:
-    """An observed array of all data sets, NaN where it is missing."""
+    """Returns an observed array of all data sets, with NaN for missing entries."""
     x = replications.data[name].numpy()
     return np.where(replications.data["mask"].numpy(), x, np.nan) if "mask" in replications.data else x
 
 
 def _shaped(new: np.ndarray, old: torch.Tensor, name: str) -> torch.Tensor:
-    """New data in the shape of the array, where they differ by axes of size 1 only (a program that observes a column)."""
+    """Reshapes new data to the array's shape, from which they may differ by axes of size 1 (a program that observes a column)."""
     if [n for n in new.shape if n > 1] != [n for n in old.shape if n > 1]:
         raise ModelError(
             f"Geweke's test draws the data anew: the site {name!r} has shape {new.shape[1:]}, its array {tuple(old.shape[1:])}; "
@@ -202,14 +215,17 @@ def _shaped(new: np.ndarray, old: torch.Tensor, name: str) -> torch.Tensor:
     return torch.from_numpy(new.reshape(tuple(old.shape))).to(old.dtype)
 
 
-def _observed_arrays(replications: Replications, dataset: Dataset) -> dict[str, str]:
-    """Array of each observed site: the one of its name."""
+def observed_arrays(replications: Replications, dataset: Dataset) -> dict[str, str]:
+    """Maps each observed site to the array of the same name, the data set's own observed array first.
+
+    Raises:
+        ModelError: An observed site is not an array of the data set.
+    """
     strange = next((name for name in replications.density.observed if name not in replications.data), None)
     if strange is not None or dataset.observed not in replications.density.observed:
         raise ModelError(
-            f"Geweke's test draws the data anew: each observed site must have the name of an array "
-            f"({', '.join(dataset.arrays)}), {dataset.observed!r} among them; "
-            f"the program observes {', '.join(replications.density.observed)}."
+            f"Geweke's test draws new data: each observed site must have the name of an array "
+            f"({', '.join(dataset.arrays)}), {dataset.observed!r} among them; got {', '.join(replications.density.observed)}."
         )
     others = [name for name in replications.density.observed if name != dataset.observed]
     return {name: name for name in (dataset.observed, *others)}

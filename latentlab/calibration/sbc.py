@@ -20,24 +20,24 @@ from latentlab.inference.replications import Chains, Replications
 from latentlab.models.base import LatentModel
 from latentlab.results.quantities import identified
 from latentlab.seeds import Seeds, isolated, one_thread
-from latentlab.settings import Count, Several, checked, keyword_types
+from latentlab.settings import Count, Fraction, Several, checked, keyword_types
 
 N_RANKS = 50
-"""Draws L that a truth is ranked among."""
+"""Posterior draws L among which a true value is ranked."""
 THIN = 2
 MOST_THIN = 16
-"""Iterations from one ranked draw to the next: at first, and at most."""
+"""Initial and largest thinning interval of a chain, in iterations."""
 
 
 @dataclass(frozen=True, repr=False)
 class SBC:
-    """What simulation-based calibration found.
+    """Result of simulation-based calibration.
 
     Attributes:
-        table: A row a quantity: quantity, p, autocorrelation (share of the ranks' variance that it adds), verdict (pass, fail,
-            or autocorrelated: the draws are too dependent for ranks to mean anything).
-        ranks: Of the truths, 0 to `n_ranks`, `(replication, quantity)`.
-        n_ranks: Draws L that a truth was ranked among.
+        table: One row per quantity: quantity, p, autocorrelation (fraction by which it increases the ranks' variance), verdict
+            (pass, fail, or autocorrelated: the draws are too dependent for a valid test).
+        ranks: Ranks of the true values, 0 to `n_ranks`, `(replication, quantity)`.
+        n_ranks: Posterior draws L among which a true value was ranked.
         level: False-alarm rate of the table.
     """
 
@@ -55,7 +55,7 @@ class SBC:
         return f"SBC({len(self.ranks)} replications, {len(self.table)} quantities: {'passed' if self.passed else 'FAILED'})"
 
     def figure(self) -> Any:
-        """The ECDF of each quantity's ranks less that of uniform ones, in the band for all of it, by matplotlib."""
+        """Plots each quantity's rank ECDF minus the uniform CDF, with a simultaneous band; returns a Matplotlib figure."""
         from matplotlib.figure import Figure
 
         n, n_quantities = self.ranks.shape
@@ -76,7 +76,7 @@ class SBC:
         return figure
 
 
-def sbc(  # a user's options
+def sbc(  # one keyword for each user option
     model: LatentModel,
     method: Method,
     *,
@@ -84,31 +84,33 @@ def sbc(  # a user's options
     n_units: Count = 10,
     n_ranks: Several = N_RANKS,
     seed: int = 0,
-    level: float = LEVEL,
+    level: Fraction = LEVEL,
     progress: bool = True,
 ) -> SBC:
-    """Simulation-based calibration: ranks of the truth among posterior draws are uniform, or something is wrong.
+    """Runs simulation-based calibration: tests whether ranks of true values among posterior draws are uniform.
 
-    With `NUTS` one chain a data set, all in lock step, with the method's warm-up, target acceptance and tree depth; it is made
-    as long as thinning needs. Other methods are run on one data set after the other, and `n_ranks` of their draws are taken.
+    With `NUTS`, each data set has one chain, and all chains run in lock step. They use the method's warm-up, target acceptance
+    and tree depth, and are extended as thinning requires. Other methods run on one data set at a time; `n_ranks` equally
+    spaced draws of each run are used.
 
     Args:
-        model: The model; its `simulate` gives data sets of one shape.
+        model: The model; its `simulate` must return data sets of one shape.
         method: The method.
-        n_replications: Data sets R. Of 200, an sd that is off by a factor of 1.5 is seen as a rule.
-        n_units: Units of each.
-        n_ranks: Draws L that each truth is ranked among.
+        n_replications: Data sets R; 200 usually suffice to detect a posterior sd that is wrong by a factor of 1.5.
+        n_units: Units of each data set.
+        n_ranks: Posterior draws L among which each true value is ranked.
         seed: Root of the seed tree.
         level: False-alarm rate of the whole table.
-        progress: A bar on a terminal.
+        progress: Whether to show a progress bar on a terminal.
 
     Raises:
-        ModelError: The model cannot simulate, gives no truth for a site, or does not go with the method; a point estimate.
-        ConfigError: A number is out of its range.
-        DataError: `simulate` gives data sets of different shapes.
+        ModelError: The model cannot simulate, gives no true value of a site, or does not support the method; or the method
+            gives a point estimate or too few draws.
+        ConfigError: A number is out of range.
+        DataError: `simulate` returns data sets of different shapes.
         InferenceError: A quantity is not finite, or the method failed.
     """
-    numbers = {"n_replications": n_replications, "n_units": n_units, "n_ranks": n_ranks}
+    numbers = {"n_replications": n_replications, "n_units": n_units, "n_ranks": n_ranks, "level": level}
     checked("sbc", keyword_types(sbc), numbers)
     check_simulated(model, method)
     seeds = Seeds(seed).child("sbc")
@@ -145,7 +147,7 @@ def _by_chains(
     *,
     progress: bool,
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names, truths and draws of the quantities, the chains made longer until thinned draws are nearly independent."""
+    """Returns names, true values and draws of the quantities; extends the chains until thinned draws are nearly independent."""
     chains, thin = Chains(replications, method, seeds), THIN
     while True:
         u = chains.draws(n_ranks * thin, what=f"SBC, {len(replications)} chains", progress=progress)[:, thin - 1 :: thin]
@@ -174,7 +176,10 @@ def _one_by_one(
         values = {name: v.reshape(-1, *v.shape[2:]) for name, v in method.run(problem).values.items()}
         n_draws = len(next(iter(values.values())))
         if n_draws < n_ranks:
-            raise ModelError(f"{method.name!r} gives {n_draws} draws, fewer than the {n_ranks} that a truth is ranked among.")
+            raise ModelError(
+                f"`n_draws` of {method.name!r} must be at least {n_ranks}, the draws that a true value is ranked among; "
+                f"got {n_draws}."
+            )
         keep = np.linspace(0, n_draws - 1, n_ranks).astype(int)
         rows.append({name: array[keep] for name, array in values.items()})
     return {site.name: np.stack([row[site.name] for row in rows]) for site in replications.density.sites}
@@ -187,7 +192,11 @@ def _quantities(
     truth: Mapping[str, np.ndarray],
     draws: Mapping[str, np.ndarray],
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names of what is ranked, and its values for the truths and the draws, `(replication, 1 or draw, quantity)`."""
+    """Computes the ranked quantities.
+
+    Returns:
+        Their names, true values `(replication, 1, quantity)` and posterior draws `(replication, draw, quantity)`.
+    """
     density, likelihood = replications.density, replications.likelihood
     values = {name: np.concatenate([truth[name][:, None], array], axis=1) for name, array in draws.items()}
     given = {site.name: values[site.name] for site in density.sites}
@@ -219,7 +228,7 @@ def _quantities(
 
 
 def _positions_with_data(z: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """|Z' X|^2 `(replication, draw)`, X centred, Z the positions (of labels their indicators)."""
+    """Computes |Z' X|^2 `(replication, draw)`: X the centred data, Z the positions (one-hot indicators for labels)."""
     rows = np.nan_to_num(x - np.nanmean(x, axis=1, keepdims=True)).reshape(*x.shape[:2], -1)
     columns = z[..., None] == np.unique(z) if z.dtype.kind in "iub" else z
     return np.asarray((np.einsum("rknq,rnd->rkqd", columns.reshape(*z.shape[:3], -1).astype(float), rows) ** 2).sum(axis=(2, 3)))
@@ -230,15 +239,18 @@ def _total(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 def added_variance(true: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    r"""$2 (\tau - 1) / L$: the share that the dependence of draws adds to the variance of ranks among them.
+    r"""Computes $2 (\tau - 1) / L$, the fraction by which autocorrelation of the L draws increases the variance of ranks.
 
-    A rank is the sum of whether each draw is below the truth; $\tau$ is the autocorrelation time of these, pooled over the
-    replications, with lags up to the first that is negative. A chain's own mean takes about $\tau / L$ from each
-    autocorrelation, which is given back.
+    A rank is a sum of indicators: draw below the true value, ties counted as 1/2. $\tau$ is their autocorrelation time,
+    pooled over the replications and truncated before the first lag that is not positive. Centring a chain at its own mean
+    biases each autocorrelation by about $-\tau / L$, which is corrected.
 
     Args:
-        true: The truths `(replication, 1, quantity)`.
-        drawn: The draws `(replication, draw, quantity)`.
+        true: True values `(replication, 1, quantity)`.
+        drawn: Posterior draws `(replication, draw, quantity)`.
+
+    Returns:
+        The fractions, `(quantity,)`.
     """
     n = drawn.shape[1]
     below = (drawn < true) + 0.5 * (drawn == true)
@@ -247,7 +259,7 @@ def added_variance(true: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     scale = np.where(variance > 0, variance, 1.0)
     lags = np.array([(centered[:, lag:] * centered[:, : n - lag]).mean(axis=(0, 1)) / scale for lag in range(1, max(n // 2, 2))])
     time = np.ones(drawn.shape[2])
-    for _ in range(10):  # a fixed point
+    for _ in range(10):  # fixed-point iteration: the bias correction depends on the time itself
         share = lags * (1 - time / n) + time / n
         time = np.minimum(1 + 2 * np.sum(share * np.logical_and.accumulate(share > 0), axis=0), n)
     return np.asarray(2 * (time - 1) / n)

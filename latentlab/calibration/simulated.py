@@ -1,4 +1,4 @@
-"""Data sets drawn from a model, and what of them is looked at."""
+"""Data sets drawn from a model, and the quantities that the calibration checks test."""
 
 import inspect
 import itertools
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from latentlab.data.dataset import Dataset
-from latentlab.errors import ModelError
+from latentlab.errors import DataError, ModelError
 from latentlab.inference.draws import Method
 from latentlab.models.base import LatentModel
 from latentlab.results.convergence import is_constant
@@ -16,44 +16,51 @@ from latentlab.results.quantities import entry
 from latentlab.seeds import Seeds
 
 LEVEL = 0.001
-"""False-alarm rate of a table: 1 sound model and method in 1000 fails it."""
+"""False-alarm rate of a table: the probability that a correct model and method fail it."""
 N_FEATURES = 4
-"""Of data sets, where `simulate` asks how many."""
+"""Number of features if `simulate` takes one."""
 N_ENTRIES = 6
-"""Entries of the invariants that are looked at; `chosen` says which."""
+"""Number of tested entries of the invariants; `chosen` selects them."""
 N_JOINT = 2
-"""Entries that are also looked at together with the data."""
+"""Number of entries that are also tested jointly with the moments of the data."""
 MOMENTS = ("mean of x", "mean of x^2", "mean of steps^2")
-"""Moments of the data: the mean of the first column; mean squares of all entries, and of the steps from a unit to the next."""
+"""Moments of the data: mean of the first column, mean square of all entries, mean squared difference of successive units."""
 
 
 def check_simulated(model: LatentModel, method: Method) -> None:
     if model.parameters:
-        raise ModelError(f"calibration is of a posterior under a prior, and the parameters of {model.name!r} have neither.")
+        names = ", ".join(model.parameters)
+        raise ModelError(f"calibration needs a prior on every unknown; parameters of {model.name!r} without one: {names}.")
     if method.kind == "point":
-        raise ModelError(f"calibration is of draws from a posterior; {method.name!r} gives a point, which has no spread.")
+        raise ModelError(f"`method` must give draws from a posterior; got {method.name!r}, which gives a point estimate.")
     if method.name not in model.methods:
         raise ModelError(f"method {method.name!r} does not go with model {model.name!r}; methods: {', '.join(model.methods)}.")
 
 
 def simulated(model: LatentModel, n_datasets: int, n_units: int, seeds: Seeds) -> list[Dataset]:
-    """Data sets from `simulate`, each by its own branch of the seeds; with `N_FEATURES` features where it asks how many.
+    """Draws data sets from `simulate`, each with its own branch of the seeds; with `N_FEATURES` features if it takes a number.
 
     Raises:
         ModelError: The model cannot simulate.
+        DataError: The data sets differ in shape.
     """
     options = {"n_features": N_FEATURES} if "n_features" in inspect.signature(model.simulate).parameters else {}
     try:
-        return [model.simulate(seeds.child("data", i).numpy(), n_units, **options) for i in range(n_datasets)]
+        found = [model.simulate(seeds.child("data", i).numpy(), n_units, **options) for i in range(n_datasets)]
     except NotImplementedError as error:
-        raise ModelError(f"{model.name!r} cannot be checked against itself: it has no `simulate`.") from error
+        raise ModelError(f"{model.name!r} cannot be calibrated: it has no `simulate`.") from error
+    first, *others = ({name: array.shape for name, array in {**one.arrays, **one.truth}.items()} for one in found)
+    other = next((shapes for shapes in others if shapes != first), None)
+    if other is not None:
+        raise DataError(f"`simulate` of {model.name!r} must return data sets of one shape; got {first} and {other}.")
+    return found
 
 
 def stacked_truth(model: LatentModel, datasets: Sequence[Dataset]) -> dict[str, np.ndarray]:
-    """The true values of all sites, `(data set, *site)`.
+    """Stacks the true values of all sites, `(data set, *site)`.
 
     Raises:
-        ModelError: `simulate` gives none for a site.
+        ModelError: `simulate` gives no true value of a site.
     """
     lacking = [name for name in model.dims if name not in datasets[0].truth]
     if lacking:
@@ -62,15 +69,15 @@ def stacked_truth(model: LatentModel, datasets: Sequence[Dataset]) -> dict[str, 
 
 
 def chosen(quantities: Mapping[str, np.ndarray], sites: Iterable[str]) -> tuple[list[str], list[np.ndarray]]:
-    """Names and values `(chain, draw)` of `N_ENTRIES` entries that vary.
+    """Selects `N_ENTRIES` entries that are not constant, or all if there are fewer; returns names and values `(chain, draw)`.
 
-    The sites take turns, and after them the pairs of sites; a site gives the first entry of each of its quantities, then the
-    second of each, and so on.
+    Entries are taken in rounds: one from each site, then one from each pair of sites. Within a site, the first entry of each of
+    its quantities comes before the second of any.
     """
     turns: dict[tuple[str, ...], list[tuple[int, int, str, tuple[int, ...]]]] = {}
     for order, (name, array) in enumerate(quantities.items()):
         about = tuple(site for site in sites if site in re.findall(r"\w+", name))
-        indices = np.argwhere(~is_constant(array)).tolist()  # of a number, one empty index
+        indices = np.argwhere(~is_constant(array)).tolist()  # a scalar has one index, which is empty
         turns.setdefault(about, []).extend((k, order, name, tuple(index)) for k, index in enumerate(indices))
     queues = [sorted(turns[about]) for about in sorted(turns, key=len)]
     rounds = itertools.chain.from_iterable(itertools.zip_longest(*queues))
@@ -80,7 +87,7 @@ def chosen(quantities: Mapping[str, np.ndarray], sites: Iterable[str]) -> tuple[
 
 
 def moments(datasets: Sequence[Dataset]) -> np.ndarray:
-    """The `MOMENTS` of each data set, over what was observed, `(data set, moment)`."""
+    """Computes the `MOMENTS` of each data set over its observed entries, `(data set, moment)`."""
     return data_moments(np.stack([dataset.x for dataset in datasets]))
 
 
@@ -91,6 +98,6 @@ def data_moments(x: np.ndarray) -> np.ndarray:
 
 
 def _mean(x: np.ndarray) -> np.ndarray:
-    """Of each data set's entries that are no NaN; 0 where there are none."""
+    """Mean over each data set's entries, ignoring NaN; 0 if all are NaN."""
     flat = x.reshape(len(x), -1)
     return np.asarray(np.nansum(flat, axis=1) / np.maximum((~np.isnan(flat)).sum(axis=1), 1))

@@ -6,15 +6,19 @@ from scipy.stats import binom
 
 
 def rank_counts(ranks: np.ndarray, n_ranks: int) -> np.ndarray:
-    """How many ranks are below 1, ..., `n_ranks`."""
+    """Cumulative counts of ranks below 1, ..., `n_ranks`."""
     return np.asarray(np.searchsorted(np.sort(ranks), np.arange(1, n_ranks + 1), side="left"))
 
 
 def ecdf_p_value(counts: np.ndarray, n: int) -> float:
-    r"""p-value that n ranks on 0, ..., L are uniform, from how many are below 1, ..., L.
+    r"""p-value of the hypothesis that n ranks are uniform on 0, ..., L.
 
     The statistic is the smallest over i of the two-sided tail $2 \min(P(C_i \le c_i), P(C_i \ge c_i))$, $C_i \sim
-    \text{Binomial}(n, i / (L + 1))$; its distribution is exact.
+    \text{Binomial}(n, i / (L + 1))$. Its distribution is computed exactly.
+
+    Args:
+        counts: Cumulative counts $c_i$ of ranks below 1, ..., L.
+        n: Number of ranks.
 
     Example:
         >>> even = np.arange(1, 10) * 10
@@ -27,7 +31,11 @@ def ecdf_p_value(counts: np.ndarray, n: int) -> float:
 
 
 def ecdf_band(n: int, n_ranks: int, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Fewest and most of n uniform ranks that are below 1, ..., L, all at once with probability `1 - level` or more."""
+    """Simultaneous band of the counts of n uniform ranks below 1, ..., L, of probability at least `1 - level`.
+
+    Returns:
+        Smallest and largest count in the band, each `(L,)`.
+    """
     tails = _tails(n, n_ranks)
     low, high = np.log(level) - 10.0, np.log(level)
     for _ in range(30):
@@ -38,16 +46,19 @@ def ecdf_band(n: int, n_ranks: int, level: float) -> tuple[np.ndarray, np.ndarra
 
 
 def _tails(n: int, n_ranks: int) -> np.ndarray:
-    """Two-sided tails of 0, ..., n ranks below 1, ..., L: `(L, n + 1)`."""
+    """Two-sided binomial tails `(L, n + 1)` of each count 0, ..., n of uniform ranks below 1, ..., L."""
     share = np.arange(1, n_ranks + 1)[:, None] / (n_ranks + 1)
     counts = np.arange(n + 1)
     return np.minimum(2 * np.minimum(binom.cdf(counts, n, share), binom.sf(counts - 1, n, share)), 1.0)
 
 
 def _inside(allowed: np.ndarray) -> float:
-    """Probability that the counts of uniform ranks below 1, ..., L are all allowed, `(L, n + 1)`; each row one interval.
+    """Probability that the counts of n uniform ranks below 1, ..., L are all allowed.
 
-    From i - 1 to i each of the ranks that are left falls below i with probability 1 / (L + 2 - i).
+    The counts are a Markov chain: each rank that is not below i - 1 is below i with probability 1 / (L + 2 - i).
+
+    Args:
+        allowed: Whether each count 0, ..., n is allowed, `(L, n + 1)`; each row is true on one interval.
     """
     n_ranks, n = allowed.shape[0], allowed.shape[1] - 1
     log_factorial = gammaln(np.arange(n + 1) + 1.0)

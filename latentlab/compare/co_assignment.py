@@ -1,4 +1,4 @@
-"""Shares of draws in which two units are together."""
+"""Co-assignment: the share of draws in which two units are in the same cluster."""
 
 import math
 from collections.abc import Iterator
@@ -11,22 +11,22 @@ from scipy.sparse import csr_matrix
 from latentlab.compare.partition import partitions
 
 CELLS = 2**22
-"""Numbers in the contingency tables, or in the products with indicators, that are held at once (32 MB)."""
+"""Largest number of entries of contingency tables, or of products with indicators, in memory at once (32 MB)."""
 SAME = 1e-10
-"""Distances and losses that differ by less are the same: rounding must not break ties."""
+"""Tolerance within which distances and losses are equal, so that rounding does not break ties."""
 BATCHED = 8
-"""Chains from which on the standard error of a mean is by the chains' means alone."""
+"""Number of chains from which the standard error of a mean uses only the means of the chains."""
 
 
 @dataclass(frozen=True)
 class CoAssignment:
-    """How often each pair of units is together, `(unit, unit)` each.
+    """Co-assignment of each pair of units, with standard errors; each `(unit, unit)`.
 
     Attributes:
-        mean: Share of draws in which the two are together, pi.
-        standard_error: Of the mean: the larger of that by batches of the square root of a chain's length and, with several
-            chains, that by the chains' means; NaN for a single draw.
-        n_draws: How many draws.
+        mean: Share of draws in which the two units are in the same cluster, pi.
+        standard_error: Standard error of `mean` from batch means (batches of about sqrt(draws) in a chain) or, with several
+            chains, from chain means if that is larger; NaN for a single draw.
+        n_draws: Number of draws.
     """
 
     mean: np.ndarray
@@ -35,20 +35,22 @@ class CoAssignment:
 
     @property
     def ess(self) -> np.ndarray:
-        """Effective draws by pair, pi (1 - pi) / se^2, at most their number; NaN for pairs that never change."""
+        """Effective sample size by pair, pi (1 - pi) / se^2, at most `n_draws`; NaN for pairs that never change."""
         spread = self.mean * (1 - self.mean)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(spread > SAME, np.minimum(spread / self.standard_error**2, self.n_draws), np.nan)
 
 
 def co_assignment(draws: Any) -> CoAssignment:
-    """The posterior probability that two units are together; memory grows with unit^2, not with the draws.
+    """Computes the posterior probability that two units are in the same cluster.
+
+    Memory grows with unit^2, not with the number of draws.
 
     Args:
         draws: Labels, `(chain, draw, unit)`.
 
     Raises:
-        DataError: Not draws of labels.
+        DataError: `draws` are not labels of this shape.
 
     Example:
         >>> found = co_assignment([[[0, 0, 1], [1, 1, 0], [0, 1, 1], [2, 2, 0]]])
@@ -74,7 +76,7 @@ def co_assignment(draws: Any) -> CoAssignment:
 
 
 def together(codes: np.ndarray) -> np.ndarray:
-    """Share of partitions `(draw, unit)`, codes from 0, in which two units are together, `(unit, unit)`."""
+    """Share of partitions `(draw, unit)`, coded from 0, in which two units are in the same cluster, `(unit, unit)`."""
     total = np.zeros((codes.shape[1], codes.shape[1]))
     for block, _ in label_indicators(codes):
         total += block @ block.T.toarray()
@@ -87,12 +89,12 @@ def flat_labels(draws: Any) -> np.ndarray:
 
 
 def _standard_error(squares: np.ndarray, mean: np.ndarray, n: int) -> np.ndarray:
-    """sd / sqrt(n) of n values, from their sum of squares and their mean."""
+    """Standard error sd / sqrt(n) of the mean of n values, from their sum of squares and their mean."""
     return np.sqrt(np.maximum(squares / n - mean**2, 0.0) / (n - 1))
 
 
 def label_indicators(codes: np.ndarray) -> Iterator[tuple[csr_matrix, np.ndarray]]:
-    """Indicators of clusters `(unit, cluster of a draw)`, some draws at a time, and each unit's column in each draw."""
+    """Yields, for blocks of draws, indicators `(unit, cluster of a draw)` and the column of each unit `(draw, unit)`."""
     n_draws, n = codes.shape
     width = int(codes.max()) + 1
     for part in np.array_split(codes, math.ceil(n_draws * width * n / CELLS)):

@@ -57,7 +57,7 @@ class Regions:
     Args:
         reference: Draws `(chain, draw, unit, latent)` that make the regions.
         held_out: Draws `(chain, draw, unit, latent)` that are counted in them.
-        align: Carries positions `(..., unit, p)` to the mean `(..., unit, latent)`, of all units or some.
+        align: Aligns positions `(..., unit, p)` with the mean `(..., unit, latent)`; may return a subset of the units.
         levels: Nominal levels.
     """
 

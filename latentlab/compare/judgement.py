@@ -1,4 +1,4 @@
-"""What was found about one embedding, and its label as one of several whose p-values are adjusted."""
+"""Statistics of one embedding, and its label after adjusting the p-values for multiple embeddings (Holm)."""
 
 import math
 from collections.abc import Sequence
@@ -10,31 +10,32 @@ import numpy as np
 Label = Literal["summary-like", "draw-like", "distinct", "undetermined"]
 TRIVIAL = {"positions": "shuffled means or the constant", "labels": "shuffled labels, one cluster or single units"}
 NEAR_ENOUGH = 1.05
-"""Effective draws, as a multiple of those needed, below which other draws may be too few."""
+"""Ratio of effective to required draws below which another sample of draws may be too small."""
 CLEAR = 0.25
-"""Effective draws beyond a statistic below which it is outside of all."""
+"""Effective number of draws beyond a statistic up to which the statistic counts as outside all draws."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found about one embedding under one alignment.
+    """Statistics of one embedding under one alignment, and the resulting label.
 
     Args:
         verdict: `summary-like`, `draw-like`, `distinct` or `undetermined`.
-        delta: Distance from the posterior mean, in those of a typical draw: 0 the mean, 1 a draw.
-        p_low: Share of held-out draws that are as near to the mean, as a p-value.
-        p_guard: Share of held-out draws that are as unusual, as a p-value.
-        component: What is most unusual: `overall`, a function of the positions, or the units.
-        scale: Factor b by which the embedding would have to grow to meet the mean; infinite for a constant.
+        delta: Distance from the posterior mean, relative to that of a typical draw: 0 is the mean, 1 a draw.
+        p_low: Share of held-out draws at least as near to the mean, as a p-value.
+        p_guard: Share of held-out draws at least as unusual, as a p-value.
+        component: Most unusual component: `overall`, a function of the positions, or the units.
+        scale: Factor b that scales the embedding to the mean; infinite for a constant embedding.
         scale_rank: Share of held-out draws with a smaller b.
-        coverage_50: Share of units inside their 50 % region; `coverage_80` and `coverage_95` likewise.
+        coverage_50: Share of units inside their 50 % credible region; `coverage_80` and `coverage_95` likewise.
         draw_coverage_50: The same share for held-out draws; `draw_coverage_80` and `draw_coverage_95` likewise.
-        ess: Effective number of held-out draws, the smaller of those of the two ranked statistics.
-        gate_summary: The p_guard that 95 % of shuffled means, and the constant, do not exceed; open if at most alpha / 2.
-        gate_draw: The p_guard that 95 % of shuffled draws do not exceed.
-        worst_units: The units that are farthest from the mean, worst first.
-        notes: What else the reader should know.
-        reason: Why it is `undetermined`; empty otherwise.
+        ess: Effective sample size of the held-out draws, the smaller one of the two ranked statistics.
+        gate_summary: Upper limit of p_guard for 95 % of shuffled means, and for the constant; `summary-like` needs at most
+            alpha / 2.
+        gate_draw: Upper limit of p_guard for 95 % of shuffled draws; `draw-like` needs at most alpha / 2.
+        worst_units: Units farthest from the mean, the farthest first.
+        notes: Remarks on the verdict.
+        reason: Reason for `undetermined`; empty otherwise.
         alignment: `fixed`, `orthogonal`, `similarity` or `affine`; `labels` for a clustering, which has no scale and no coverage.
         alpha: Level of the test.
     """
@@ -76,13 +77,13 @@ class Verdict:
 
 
 def holm(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """The same verdicts, labelled so that the chance of any false alarm among them is at most alpha (Holm).
+    """Labels verdicts so that the probability of any false alarm among them is at most alpha (Holm).
 
-    p_low and p_guard become Holm's adjusted p-values over all verdicts given. Then 2 n / alpha - 1 effective draws are
-    needed for n verdicts: with fewer all are `undetermined`.
+    In the result, p_low and p_guard are Holm's adjusted p-values over all verdicts. With n verdicts, 2 n / alpha - 1 effective
+    draws are needed; with fewer, all are `undetermined`.
 
     Args:
-        verdicts: Of one family, for example all embeddings under one alignment.
+        verdicts: Verdicts of one family, for example all embeddings under one alignment.
     """
     n = len(verdicts)
     low = _adjusted([v.p_low for v in verdicts])
@@ -96,11 +97,11 @@ def holm(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 
 def _borderline(v: Verdict, adjusted: Verdict, n: int) -> str:
-    """A note where another sample of draws may change the label; empty otherwise.
+    """Returns a note if another sample of draws may change the label; empty otherwise.
 
     Args:
-        v: The verdict with its own p-values.
-        adjusted: The same with p-values and label as one of n.
+        v: The verdict with unadjusted p-values.
+        adjusted: The verdict with p-values and label adjusted for n verdicts.
     """
     half = v.alpha / 2
     needed = n / half - 1
@@ -123,21 +124,21 @@ def _borderline(v: Verdict, adjusted: Verdict, n: int) -> str:
 
 
 def _threshold(p: float, adjusted: float, half: float, n: int) -> float:
-    """The p-value, before the adjustment, at which a verdict's label changes."""
+    """Unadjusted p-value at which the label of a verdict changes."""
     return half / (adjusted / p if 0 < p <= adjusted < 1 else n)
 
 
 def _is_near(p: float, threshold: float, effective: float) -> bool:
-    """Whether a rank's p-value is within two standard errors of a threshold: of the number of draws beyond, which is Poisson.
+    """Whether the p-value of a rank is within two Monte Carlo standard errors of a threshold.
 
-    None beyond is clear: the statistic is outside of all draws.
+    The number of draws beyond the statistic is taken as Poisson. With no draws beyond, the result is False.
     """
     beyond, limit = (x * (1 + effective) - 1 for x in (p, threshold))
     return beyond > CLEAR and abs(beyond - limit) <= 2 * math.sqrt(max(limit, 1.0))
 
 
 def labelled(v: Verdict, n: int) -> Verdict:
-    """The verdict with its label, as one of n whose p-values have been adjusted."""
+    """Returns the verdict with its label, given p-values adjusted for n verdicts."""
     half = v.alpha / 2
     needed = n / half - 1
     gates = {"summary-like": v.gate_summary * n, "draw-like": v.gate_draw * n}

@@ -135,7 +135,7 @@ class Metric:
         return float(min(max(value, low), high))
 
 
-def metric(  # what a metric declares
+def metric(  # one keyword for each declared property
     *,
     direction: Direction,
     range: tuple[float, float],

@@ -47,7 +47,7 @@ def nearest(rows: np.ndarray, k: int) -> np.ndarray:
 
 
 @compiled
-def _sweep(  # arrays of a loop in machine code
+def _sweep(  # a compiled loop takes each array and index as an argument
     x: Any, y: Any, q: int, middle: int, first: int, end: int, near: Any, who: Any, seen: Any, worst: int
 ) -> int:
     """Looks at the points from `first` to `end` outwards from `middle`; which of the neighbours of q is now the farthest."""

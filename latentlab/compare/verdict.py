@@ -52,7 +52,7 @@ class Reference:
         alignment: What may be done to an embedding: `fixed` (nothing), `orthogonal`, `similarity` or `affine`.
         rng: For the shuffled means and draws, and landmarks where there are many units.
         halves: The draws' halves, if `split` has made them: they are the same under every alignment.
-        judged: The units that are judged; all are aligned together.
+        judged: Units that the verdicts are about; all units enter the alignment.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Reference:
         self.notes = self._remarks(reference, held_out)
 
     def align(self, x: np.ndarray) -> np.ndarray:
-        """Positions of all units `(..., unit, p)` carried to the mean; of the units that are judged, `(..., unit, latent)`."""
+        """Aligns positions of all units `(..., unit, p)` with the mean; returns the judged units `(..., unit, latent)`."""
         return self._carry(x)[..., self._judged, :]
 
     def _errors(self, x: np.ndarray) -> np.ndarray:
@@ -141,7 +141,7 @@ class Reference:
         """The verdict on an embedding.
 
         Args:
-            y: Embedding of all units, `(unit, p)`; p above the latent columns under `affine` only.
+            y: Embedding of all units, `(unit, p)`; p may exceed the number of latent columns under `affine` only.
             alpha: Level.
             units: Names of the units; their numbers, unless given.
 

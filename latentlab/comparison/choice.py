@@ -1,4 +1,4 @@
-"""Which metrics and alignments a comparison takes, and what it refuses before it begins."""
+"""Metrics and alignments of a comparison, and the checks made before it starts."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from latentlab.models.base import LatentModel
 from latentlab.registry import METHODS, METRICS
 
 SOFT_METRICS = ("cka", "distance_correlation", "procrustes_similarity")
-"""Metrics that compare any embedding with the probabilities of labels, unless others are named."""
+"""Default metrics between an embedding and the probabilities of the labels."""
 
 
 def _is_discrete(fit: Fit) -> bool:
@@ -19,7 +19,7 @@ def _is_discrete(fit: Fit) -> bool:
 
 
 def _distinct(option: str, names: Sequence[str]) -> None:
-    """Refuses a list of names that is empty or names something twice."""
+    """Raises `ConfigError` if the list of names is empty or has a duplicate."""
     twice = next((name for name in names if list(names).count(name) > 1), None)
     if not names or twice is not None:
         raise ConfigError(f"compare: `{option}` " + ("is empty." if twice is None else f"names {twice!r} twice."))
@@ -58,11 +58,11 @@ def alignments_of(names: Sequence[str] | None, fit: Fit) -> tuple[Alignment, ...
 
 
 def check_spread(model: LatentModel, method: Method) -> None:
-    """Refuses positions that have no spread, or too few draws of it: nothing can be said to lie inside.
+    """Raises an error if the positions have no posterior spread or too few draws.
 
     Raises:
-        ModelError: A point estimate of the positions themselves; names model and method.
-        ConfigError: Too few draws.
+        ModelError: The method gives point estimates of the positions; the message names model and method.
+        ConfigError: A half may hold fewer draws than the number of position columns + 2.
     """
     n_chains, columns = getattr(method, "n_chains", 1), model.position_columns() or 1
     half = n_chains // 2 * method.n_draws if n_chains > 1 else method.n_draws // 3

@@ -1,6 +1,6 @@
-"""A fit against embeddings of the same data: scores with ceiling and floor, verdicts, coverage, units, labels.
+"""Comparison of a fit with embeddings of the same data: scores with ceiling and floor, verdicts, coverage, units, labels.
 
-The stages follow one another: rows (what is compared), draws (aligned once), scores, verdicts, tables.
+The stages, in this order: rows (the compared arrays), aligned draws, scores, verdicts, tables.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,11 +30,11 @@ from latentlab.seeds import Seeds, one_thread
 from latentlab.settings import Count, Fraction, Several, checked, keyword_types
 
 MOST_PAIRED = 2000
-"""Units up to which the co-assignment of each pair is kept (32 MB)."""
+"""Largest number of units for which the co-assignment of all pairs is stored (32 MB)."""
 
 
 @one_thread()
-def compare(  # a user's options; the stages one after another
+def compare(  # one keyword for each user option; calls the stages in order
     fit: Fit,
     embeddings: Sequence[Embedding],
     *,
@@ -50,34 +50,34 @@ def compare(  # a user's options; the stages one after another
 ) -> Comparison:
     """Compares a fit's positions with embeddings of the same units.
 
-    Where there are several kinds of units, each has scores and verdicts of its own. For a verdict all kinds that an embedding
-    places are aligned together, so that it depends on how they lie to one another; a score looks at one kind alone.
+    If there are several kinds of units, each kind has its own scores and verdicts. A score uses one kind alone. For a verdict,
+    all kinds in an embedding are aligned jointly, so that their relative positions count.
 
-    Each embedding is compared raw, and again under the map of its correspondence with the model, where there is one. Where the
-    positions are labels, clusterings are compared with the draws of them and get a verdict, and every embedding is compared with
-    their probabilities (distances against soft assignments), by metrics without a verdict.
+    Each embedding is compared raw, and again after the map of its correspondence with the model, if there is one. If the
+    positions are labels, clusterings are compared with posterior draws of the labels and get a verdict. Every embedding is also
+    compared with the label probabilities (distances against soft assignments), by metrics without a verdict.
 
     Args:
         fit: The fit.
         embeddings: Embeddings, joined with the fit by unit.
-        n_neighbors: Neighbours for the metrics about them; at most fewer than half of the units are taken.
-        alignments: What may be done to an embedding of positions before the verdict: `fixed` (nothing), `orthogonal`,
-            `similarity`, `affine`. Where None, rotation and centring, and these with scale; a linear map where the model's
-            symmetry leaves one free; nothing where the positions have no symmetry.
-        metrics: Names of metrics; where None all that ignore what the symmetry ignores, but for the slow `gromov_wasserstein`.
-            Where the positions are labels, those of labels and a few of positions.
-        alpha: Level of the verdicts, Holm's over all compared arrays.
-        n_draws: Posterior draws that metrics are lifted over, spread evenly over the chains; verdicts use all.
+        n_neighbors: Number of neighbours for the metrics that use them; lowered if it is not below half of the units.
+        alignments: Alignments of an embedding of positions before the verdict: `fixed` (none), `orthogonal`, `similarity`,
+            `affine`. If None, `fixed` for positions without symmetry, `affine` if the symmetry includes linear maps, else
+            `orthogonal` and `similarity`.
+        metrics: Names of metrics. If None, all that are invariant under the model's symmetry, except the slow
+            `gromov_wasserstein`; for labels, the metrics of labels and a few of positions.
+        alpha: Level of the verdicts, after Holm's adjustment over all arrays compared under one alignment.
+        n_draws: Posterior draws for the scores, evenly spaced in each chain; verdicts use all draws.
         n_pairs: Pairs of draws for the ceiling.
         n_permutations: Permutations of the units for the floor.
-        neighbor_search: Whether nearest neighbours are `exact` or, sooner for many units in many columns, `approximate`: then
-            `notes` and the dataset say how many of them are true ones.
-        progress: A bar on a terminal.
+        neighbor_search: `exact` or `approximate` nearest neighbours. The latter are faster for many units in many columns;
+            `notes` and the dataset then give their recall.
+        progress: Whether to show a progress bar on a terminal.
 
     Raises:
         DataError: An embedding lacks units of the fit, or is not finite.
-        ModelError: The fit gives positions no spread.
-        ConfigError: No such metric or alignment, or one that minds what the symmetry leaves free and was not asked for.
+        ModelError: The method gives the positions no posterior spread.
+        ConfigError: An unknown or repeated metric or alignment, an option out of its range, or too few draws.
     """
     numbers = {"n_neighbors": n_neighbors, "n_draws": n_draws, "n_pairs": n_pairs, "n_permutations": n_permutations}
     checked("compare", keyword_types(compare), {**numbers, "alpha": alpha, "neighbor_search": neighbor_search})
@@ -143,12 +143,12 @@ def compare(  # a user's options; the stages one after another
 
 
 class _Partition:
-    """What the posterior says of the partition of the units, where the positions are labels.
+    """Posterior summaries of the partition of the units, if the positions are labels.
 
     Args:
         fit: The fit.
         draws: Aligned draws of the labels `(chain, draw, unit)`.
-        units: The units' names.
+        units: Names of the units.
     """
 
     def __init__(self, fit: Fit, draws: np.ndarray, units: np.ndarray) -> None:
@@ -157,7 +157,7 @@ class _Partition:
         self.common = UnitsOfLabels(draws, self.pairs.mean, fit.model.n_labels())
 
     def data(self) -> xr.Dataset:
-        """Point estimate, probabilities of the labels, number of clusters, credible ball, co-assignment."""
+        """Returns the point estimate, label probabilities, number of clusters, credible ball and co-assignment."""
         centre = minimum_binder(self.draws)
         ball = credible_ball(self.draws, centre)
         found: dict[str, Any] = {
@@ -185,7 +185,7 @@ def _part(
     judged: Judged,
     partition: _Partition | None,
 ) -> xr.Dataset:
-    """Scores, verdicts and disagreement of one kind of units, by dims."""
+    """Returns scores, verdicts and disagreement of one kind of units as a dataset."""
     data = score_data(rows, chosen, units, table).merge(judged_data(rows, judged, units), compat="override")
     return data if partition is None else data.merge(partition.data(), compat="override")
 
@@ -193,7 +193,7 @@ def _part(
 def _with_recalls(
     data: xr.Dataset, rows: Sequence[Row], some: Mapping[str, np.ndarray], near: Mapping[str, Any], notes: list[str]
 ) -> tuple[xr.Dataset, list[str]]:
-    """The data and notes, with the share of true neighbours where neighbours are approximate."""
+    """Returns data and notes, with the recall of the neighbours added if the search is approximate."""
     if near["neighbor_search"] != "approximate":
         return data, notes
     found = recalls(rows, some["positions"], near["n_neighbors"])
@@ -208,7 +208,7 @@ def _with_recalls(
 def _known_labels(
     fit: Fit, kind: str, rows: Sequence[Row], draws: np.ndarray, data: xr.Dataset, near: Mapping[str, Any], seeds: Seeds
 ) -> xr.Dataset:
-    """Scores by labels that were not shown to the model; nothing where there are none, or one class."""
+    """Returns scores against known labels that the fit did not use; empty without labels or with a single class."""
     labels = fit.dataset.labels_of(kind)
     if labels is None or len(np.unique(labels)) < 2:
         return xr.Dataset()
@@ -218,7 +218,7 @@ def _known_labels(
 
 
 def _symmetry(fit: Fit) -> dict[str, str]:
-    """The model's symmetry, and what metrics of its positions ignore, in words."""
+    """Names of the model's symmetry and of the transformations that metrics of its positions must ignore."""
     group, dims = fit.model.exchanges, fit.model.dims[fit.model.position.site]
     ignored = "the names of labels" if _is_discrete(fit) else ", ".join(sorted(needed(group, dims))) or "nothing"
     return {"symmetry": type(group).__name__, "ignores": ignored}
@@ -229,7 +229,7 @@ def _is_discrete(fit: Fit) -> bool:
 
 
 def _unsettled(data: xr.Dataset, units: np.ndarray) -> list[str]:
-    """A note where the point estimate of the partition places units by less than the Monte Carlo error."""
+    """Returns a note on units for which another cluster is as good within Monte Carlo error; empty if there are none."""
     if "unsettled" not in data or not data["unsettled"].values.any():
         return []
     which = units[data["unsettled"].values]
@@ -241,7 +241,7 @@ def _unsettled(data: xr.Dataset, units: np.ndarray) -> list[str]:
 
 
 def _failed_checks(fit: Fit) -> str:
-    """The names of the fit's failed checks; empty where it converged."""
+    """Names of the fit's failed checks; empty if it converged."""
     table = fit.diagnostics()
     names = dict.fromkeys(table.loc[table["verdict"] == "fail", "check"])
     return "" if fit.converged else ", ".join(names) or "a check without a number"

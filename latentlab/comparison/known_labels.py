@@ -1,4 +1,4 @@
-"""Rows and draws against labels that neither the model nor the embeddings were shown."""
+"""Agreement of rows and draws with known labels, which neither the model nor the embeddings used."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -14,13 +14,13 @@ from latentlab.registry import METRICS
 from latentlab.seeds import Seeds
 
 LABEL_METRICS = ("adjusted_rand", "matched_accuracy")
-"""Metrics by which clusterings are held against labels."""
+"""Metrics between a clustering and known labels."""
 N_DRAWS = 100
-"""Draws that are held against labels; half as many for the accuracy of a classifier."""
+"""Draws of labels that are scored against known labels; half as many draws of positions."""
 
 
 def clusters_and_labels(rows: Sequence[Row], draws: np.ndarray, centre: np.ndarray, labels: np.ndarray) -> xr.Dataset:
-    """How well each clustering, the point estimate and some draws agree with labels that nobody was shown."""
+    """Computes the agreement of each clustering, the point estimate and some draws with known labels."""
     known = np.unique(labels.astype(str), return_inverse=True)[1]
     few = thinned(draws, N_DRAWS)
     arrays: dict[str, Any] = {"largest_class": ((), largest_class(labels))}
@@ -34,7 +34,7 @@ def clusters_and_labels(rows: Sequence[Row], draws: np.ndarray, centre: np.ndarr
 
 
 def positions_and_labels(rows: Sequence[Row], draws: np.ndarray, labels: np.ndarray, k: int, seeds: Seeds) -> xr.Dataset:
-    """Label agreement and downstream accuracy of each row, of the posterior mean, and of each of some draws."""
+    """Computes label agreement and downstream accuracy of each row, the posterior mean and some draws."""
     few = thinned(draws, N_DRAWS // 2)
     fixed = folds(labels, seeds.child("folds").numpy())
     tasks = {

@@ -1,4 +1,4 @@
-"""The result of a comparison: tables of scores and verdicts, and all that was found by dims."""
+"""Result of a comparison: tables of scores and verdicts, and a dataset for each kind of units."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,12 +32,12 @@ Scores = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """What was found; `to_dataframe`, `verdicts` and `to_dataset` are the run directory's three files.
+    """Result of a comparison; a run directory stores `to_dataframe`, `verdicts` and `to_tree`, a file each.
 
     Args:
-        scores: A row for each metric and compared array, as in comparison.csv.
-        verdicts: A row for each compared array and alignment, as in verdicts.csv.
-        parts: Kind of units -> all that was found of them, by dims (metric, embedding, alignment, chain, draw, and the kind).
+        scores: One row for each metric and compared array, as in comparison.csv.
+        verdicts: One row for each compared array and alignment, as in verdicts.csv.
+        parts: Kind of units -> dataset of its results, with dims metric, embedding, alignment, chain, draw and the kind.
     """
 
     scores: pd.DataFrame
@@ -46,21 +46,21 @@ class Comparison:
 
     @property
     def data(self) -> xr.Dataset:
-        """What was found of the first kind of units: in a table, of all."""
+        """Dataset of the first kind of units, which is the only one for a table."""
         return next(iter(self.parts.values()))
 
     def to_dataframe(self) -> pd.DataFrame:
-        """The scores: metric, embedding, seed, map, quantiles over draws, ceiling, floor, direction."""
+        """Returns the scores: metric, embedding, units, seed, map, statistics over draws, ceiling, floor, direction."""
         return self.scores.copy()
 
     def to_dataset(self, units: str | None = None) -> xr.Dataset:
-        """Scores over draws, ceilings, floors, coverage, units' disagreement, labels' scores.
+        """Returns scores over draws, ceilings, floors, coverage, disagreement by unit, and scores against known labels.
 
         Args:
-            units: Kind of units, where there are several; the first unless said.
+            units: Kind of units; the first if None.
 
         Raises:
-            ConfigError: No such kind was compared.
+            ConfigError: This kind was not compared.
         """
         if units is None:
             return self.data
@@ -69,29 +69,29 @@ class Comparison:
         return self.parts[units]
 
     def to_tree(self) -> xr.DataTree:
-        """All of it as comparison.nc holds it: the root where there is one kind of units, else a group for each kind."""
+        """Returns the content of comparison.nc: the dataset at the root, or a group for each of several kinds of units."""
         if len(self.parts) == 1:
             return xr.DataTree(self.data)
         return xr.DataTree.from_dict(dict(self.parts))
 
     @property
     def ceiling(self) -> xr.DataArray:
-        """Each metric between draws of different chains `(metric, pair)`."""
+        """Values of each metric between draws of different chains, `(metric, pair)`."""
         return self.data["ceiling"]
 
     @property
     def floor(self) -> xr.DataArray:
-        """Each metric with the units permuted `(metric, embedding, permutation)`."""
+        """Values of each metric with the units permuted, `(metric, embedding, permutation)`."""
         return self.data["floor"]
 
     @property
     def coverage(self) -> xr.Dataset:
-        """Shares of units inside their credible regions, the embeddings' and held-out draws'."""
+        """Shares of units inside their credible regions, for the embeddings and for held-out draws."""
         return self.data[["coverage", "draw_coverage", "simultaneous"]]
 
     @property
     def units(self) -> xr.Dataset:
-        """Per unit: distance, Mahalanobis distance, lost neighbours, the posterior's spread; and whether it knew."""
+        """Distances, lost neighbours and posterior spread by unit; `knew` is the rank correlation of spread and distance."""
         return self.data[["mahalanobis", "distance", "lost_neighbors", "own_lost_neighbors", "spread", "knew", "knew_p"]]
 
     @property
@@ -102,7 +102,7 @@ class Comparison:
         return tuple(filter(None, [not_converged(self.data), *parts]))
 
     def sentences(self) -> dict[str, str]:
-        """The verdict on each compared array under the first alignment that takes it, in words; none for what gets no verdict."""
+        """Returns the verdict on each compared array in words, under its first alignment; omits arrays without a verdict."""
         every: dict[str, list[str]] = {}
         for kind, data in self.parts.items():
             said, of = data["sentence"], f", {kind}s" if len(self.parts) > 1 else ""
@@ -119,7 +119,7 @@ class Comparison:
 
 
 def score_frame(rows: Sequence[Row], chosen: Sequence[Metric], table_of: Scores) -> pd.DataFrame:
-    """The scores as in comparison.csv."""
+    """Returns the scores as the table in comparison.csv."""
     table: list[tuple[Any, ...]] = []
     scores, ceiling, floor = table_of
     for i, metric in enumerate(chosen):
@@ -137,7 +137,7 @@ def score_frame(rows: Sequence[Row], chosen: Sequence[Metric], table_of: Scores)
 
 
 def verdict_frame(rows: Sequence[Row], verdicts: Mapping[str, list[Verdict | None]]) -> pd.DataFrame:
-    """The verdicts as in verdicts.csv."""
+    """Returns the verdicts as the table in verdicts.csv."""
     table = []
     for judged in verdicts.values():
         for row, v in zip(rows, judged, strict=True):
@@ -151,7 +151,7 @@ def verdict_frame(rows: Sequence[Row], verdicts: Mapping[str, list[Verdict | Non
 
 
 def score_data(rows: Sequence[Row], chosen: Sequence[Metric], units: np.ndarray, table: Scores) -> xr.Dataset:
-    """The scores by dims."""
+    """Returns scores, ceilings and floors as a dataset."""
     scores, ceiling, floor = table
     return xr.Dataset(
         {
@@ -175,12 +175,12 @@ def score_data(rows: Sequence[Row], chosen: Sequence[Metric], units: np.ndarray,
 
 
 def judged_data(rows: Sequence[Row], judged: Judged, units: np.ndarray) -> xr.Dataset:
-    """Verdicts, coverage and disagreement by dims."""
+    """Returns verdicts, coverage and disagreement as a dataset."""
     return _verdict_data(rows, judged.verdicts, judged.regions).merge(_unit_data(rows, judged.units, units))
 
 
 def named(data: xr.Dataset, kind: str) -> xr.Dataset:
-    """The data of a kind of units, with its dim called like the kind."""
+    """Renames the dim `unit` to the kind of units, and `other_unit` likewise."""
     names = {"unit": kind, "other_unit": f"other_{kind}"}
     return data if kind == "unit" else data.rename({old: new for old, new in names.items() if old in data.dims})
 
@@ -188,7 +188,7 @@ def named(data: xr.Dataset, kind: str) -> xr.Dataset:
 def _verdict_data(
     rows: Sequence[Row], verdicts: Mapping[str, list[Verdict | None]], regions: Sequence[Coverage | None]
 ) -> xr.Dataset:
-    """Verdicts by alignment and row; no text and NaN where the row cannot be aligned so, or was not."""
+    """Returns verdicts by alignment and row; empty text and NaN for a row without a verdict under an alignment."""
     ways = list(verdicts)
 
     def text(read: Any) -> Any:
@@ -220,7 +220,7 @@ def _verdict_data(
 
 
 def _unit_data(rows: Sequence[Row], found: Sequence[Disagreement | None], units: np.ndarray) -> xr.Dataset:
-    """Disagreement by row and unit; NaN for a row that is not of the kind that is compared by units."""
+    """Returns the disagreement by row and unit; NaN for a row without one (no clustering, if positions are labels)."""
     by_unit = ("embedding", "unit")
     nothing = np.full(len(units), np.nan)
 
@@ -243,6 +243,6 @@ def _unit_data(rows: Sequence[Row], found: Sequence[Disagreement | None], units:
 
 
 def not_converged(data: xr.Dataset) -> str:
-    """A sentence that qualifies the verdicts of a comparison whose fit did not converge; empty where it did."""
+    """Returns a sentence that qualifies the verdicts if the fit did not converge; empty if it did."""
     failed = str(data.attrs.get("failed_checks", ""))
     return failed and f"The fit did not converge (failed: {failed}): the draws, and so the verdicts, may not be the posterior's."

@@ -1,4 +1,4 @@
-"""What is compared with the draws: each embedding, raw or mapped, a row for each kind of units and each seed."""
+"""Arrays compared with the draws: each embedding, raw or mapped, as one row for each kind of units and each seed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ from latentlab.symmetry.labels import indicators
 
 @dataclass(frozen=True)
 class Row:
-    """One array of positions that is compared: an embedding, one of its seeds, raw or carried by a correspondence's map.
+    """One compared array of positions: an embedding, one of its seeds, raw or after the map of a correspondence.
 
     Attributes:
-        embedding: The embedding's label.
-        units: The kind of the units that are placed.
-        seed: The seed of the run, as text; empty where there is one.
+        embedding: Label of the embedding.
+        units: Kind of the units in `values`.
+        seed: Seed of the run, as text; empty for an embedding without seeds.
         map: `raw`, or `mapped` by a correspondence.
-        values: Their positions `(unit, p)`.
-        whole: The positions of all kinds of units that the embedding places, which are aligned together.
-        kinds: These kinds, in the order of `whole`.
+        values: Positions of the units, `(unit, p)`.
+        whole: Positions of all kinds of units in the embedding, concatenated `(unit, p)`; they are aligned jointly.
+        kinds: Kinds of units in `whole`, in its order.
     """
 
     embedding: str
@@ -40,28 +40,28 @@ class Row:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Labels `(unit,)`, if it is a clustering."""
+        """Labels `(unit,)` of a clustering; None for other rows."""
         return as_labels(self.values)
 
     @property
     def columns(self) -> np.ndarray:
-        """Its values; of a clustering given as numbers a column for each cluster: the numbers are names."""
+        """The values; for a clustering in one column the indicators `(unit, cluster)`, since labels are nominal."""
         labels = self.labels if self.values.shape[1] == 1 else None
         return self.values if labels is None else indicators(labels, int(labels.max()) + 1)
 
     @property
     def label(self) -> str:
-        """Its name in tables and plots."""
+        """Name in tables and plots."""
         seed = f" #{self.seed}" if self.seed else ""
         return f"{self.embedding}{seed}{' (mapped)' if self.map == 'mapped' else ''}"
 
 
 def rows_of(fit: Fit, embeddings: Sequence[Embedding]) -> list[Row]:
-    """The rows of the embeddings, joined with the fit by unit.
+    """Returns the rows of the embeddings, joined with the fit by unit.
 
     Raises:
-        ConfigError: Two embeddings have one label.
-        DataError: An embedding lacks units of the fit, or places a kind of units that the model does not place.
+        ConfigError: Two embeddings have the same label.
+        DataError: An embedding lacks units of the fit, or has a kind of units that the model does not have.
     """
     labels = [embedding.label for embedding in embeddings]
     twice = next((label for label in labels if labels.count(label) > 1), None)
@@ -86,12 +86,12 @@ def _of_kinds(label: str, seed: str, way: str, arrays: Mapping[str, np.ndarray])
 
 
 def fewest_units(model: LatentModel) -> int:
-    """How many units of a kind are needed for a comparison."""
+    """Smallest number of units of a kind that can be compared."""
     return LABELLED if model.position.kind == "discrete" else MIN_UNITS
 
 
 def joined(embedding: Embedding, units: Mapping[str, np.ndarray], model: LatentModel) -> dict[str, np.ndarray]:
-    """The embedding's arrays by kind of units, in the order of these kinds and units; without kinds of too few units.
+    """Returns the embedding's array for each kind of units, in the order of `units`; kinds with too few units are left out.
 
     Args:
         embedding: The embedding.
@@ -99,8 +99,8 @@ def joined(embedding: Embedding, units: Mapping[str, np.ndarray], model: LatentM
         model: The model.
 
     Raises:
-        DataError: It lacks units, places a kind that the model does not place, has one array for several kinds, or places only
-            kinds of too few units.
+        DataError: The embedding lacks units, has a kind that the model does not have, has one array for several kinds, or has
+            only kinds with too few units.
     """
     strange = next((kind for kind in embedding.kinds if kind not in units), None)
     placed = ", ".join(map(repr, units))
@@ -125,12 +125,12 @@ def joined(embedding: Embedding, units: Mapping[str, np.ndarray], model: LatentM
 
 
 def is_wide(row: Row, n_latent: int) -> bool:
-    """Whether a row has more columns than the positions, so that only a linear map carries it to them."""
+    """Whether a row has more columns than the positions, so that only a linear map can align it."""
     return bool(row.values.shape[1] > n_latent)
 
 
 def thinned(draws: np.ndarray, n: int) -> np.ndarray:
-    """About n draws `(chain, draw, unit, latent)`, evenly spaced in each chain."""
+    """Returns about n of the draws `(chain, draw, ...)`, evenly spaced in each chain."""
     each = max(1, min(draws.shape[1], n // draws.shape[0]))
     if each == draws.shape[1]:
         return draws

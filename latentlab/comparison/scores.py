@@ -1,4 +1,4 @@
-"""Scores of each row over draws, with their ceilings and floors."""
+"""Scores of each row against posterior draws, with ceilings and floors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,15 +15,15 @@ from latentlab.fit import Fit
 from latentlab.seeds import Seeds
 
 MOST_NUMBERS = 2**24
-"""Probabilities of labels that metrics are lifted over are at most so many numbers (128 MB)."""
+"""Largest size of the array of label probabilities used for scores (128 MB)."""
 N_RECALL_DRAWS = 5
-"""Draws whose approximate neighbours are held against exact ones."""
+"""Draws for which the recall of approximate neighbours is computed."""
 RECALLS = {"neighbor_recall": "embeddings", "neighbor_recall_draws": "draws"}
-"""The variables of the dataset that tell it."""
+"""Variables of the dataset that hold the recall -> the name of their subject in notes."""
 
 
 def lifted_over(fit: Fit, draws: np.ndarray, n_draws: int) -> dict[str, np.ndarray]:
-    """What metrics are lifted over, by what they compare: positions, or labels and their probabilities given each draw."""
+    """Returns the draws for scores by kind of metric: `positions`; or `labels`, with their probabilities as `positions`."""
     if fit.model.position.kind != "discrete":
         return {"positions": thinned(draws, n_draws)}
     n_draws = min(n_draws, max(2, MOST_NUMBERS // (draws[0, 0].size * fit.model.n_labels())))
@@ -40,9 +40,9 @@ def scored(
     seeds: Seeds,
     bar: Any,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores `(metric, embedding, chain, draw)`, ceilings `(metric, pair)`, floors `(metric, embedding, permutation)`.
+    """Computes scores `(metric, embedding, chain, draw)`, ceilings `(metric, pair)`, floors `(metric, embedding, permutation)`.
 
-    NaN where a metric of labels meets an embedding that is no clustering.
+    Scores and floors are NaN for a metric of labels and an embedding that is not a clustering.
     """
     n_pairs, n_permutations = sizes
     lead = next(iter(some.values())).shape[:2]
@@ -70,7 +70,7 @@ def scored(
 
 
 def in_part(chosen: Sequence[Metric], n_units: int) -> list[str]:
-    """What metrics look at in part only."""
+    """Returns notes on the metrics that use only a subset of the units."""
     notes = []
     for n_used in sorted({metric.n_used(n_units) for metric in chosen} - {n_units}):
         names = ", ".join(metric.name for metric in chosen if metric.n_used(n_units) == n_used)
@@ -79,7 +79,7 @@ def in_part(chosen: Sequence[Metric], n_units: int) -> list[str]:
 
 
 def recalls(rows: Sequence[Row], draws: np.ndarray, k: int) -> xr.Dataset:
-    """Shares of true neighbours among the approximate ones, of each row and of some draws."""
+    """Computes the recall of approximate neighbours (share of true ones), for each row and for some draws."""
     few = thinned(draws, N_RECALL_DRAWS)
     flat = few.reshape(-1, *few.shape[2:])
     arrays = {

@@ -1,14 +1,15 @@
-r"""How many, and which: fits of different models to one dataset, by leave-one-out predictive accuracy.
+r"""Model comparison by leave-one-out predictive accuracy (LOO): fits of different models to one dataset.
 
-With $d_i = \log p_a(x_i \mid x_{-i}) - \log p_b(x_i \mid x_{-i})$ over n points, two models differ by
+With $d_i = \log p_a(x_i \mid x_{-i}) - \log p_b(x_i \mid x_{-i})$ over n points, the difference of two models and its standard
+error are
 
 $$ \Delta = \sum_i d_i, \qquad \operatorname{se}(\Delta) = \sqrt{n} \; \mathrm{sd}(d). $$
 
-The terms of both models are of the same points, so the standard error is that of their differences: it is not
-$\sqrt{\mathrm{se}_a^2 + \mathrm{se}_b^2}$, which is far too large where the same points are hard for both. It describes $\Delta$
-well where points are many, no model is badly wrong, and predictions differ. Where $|\Delta|$ is below `SMALL`, or points are
-fewer than `FEW`, it tends to be too small, and $\Delta$ is skewed (Sivula et al. 2020): such rows say so. The best of many
-models is always a little too good, having been chosen.
+Both models are scored on the same points, so the standard error is that of the paired differences. It is not
+$\sqrt{\mathrm{se}_a^2 + \mathrm{se}_b^2}$, which is far too large if the same points are hard to predict for both. It is
+reliable with many points, no badly misspecified model, and predictions that differ. If $|\Delta|$ is below `SMALL`, or there
+are fewer than `FEW` points, it tends to be too small, and $\Delta$ is skewed (Sivula et al. 2020). The table notes such rows.
+The elpd of the best of many models is biased upwards by the selection.
 
 References:
     Vehtari, Gelman & Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC, Statistics
@@ -31,11 +32,11 @@ from latentlab.results.loo import Loo, loo
 from latentlab.results.tree import LEAD, LEFT_OUT, arrays
 
 SMALL = 4.0
-"""Nats below which a difference is small, and its standard error not to be relied on (Sivula et al. 2020)."""
+"""Difference in nats below which its standard error is unreliable (Sivula et al. 2020)."""
 FEW = 100
-"""Points below which the same holds of every difference."""
+"""Number of points below which the standard error of every difference is unreliable."""
 SAME = 1e-9
-"""Relative difference up to which numbers are the same data, or two columns are one up to location and scale."""
+"""Relative difference up to which two values of the data are equal."""
 
 UNEQUAL = (
     "standardised columns have unequal noise, which PPCA fits by further dimensions: compare factor_analysis, or raw data "
@@ -49,12 +50,12 @@ HELD_OUT = ("held_out", "held_out_se")
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is looked at of a fit.
+    """The part of a fit that model comparison uses.
 
     Args:
         data: The result in ArviZ's schema.
         converged: Whether no diagnostic failed.
-        held_out: The score of held-out units, as `Fit.held_out_score` gives it; empty where none were held out.
+        held_out: Score of held-out units, as returned by `Fit.held_out_score`; empty if none were held out.
     """
 
     data: xr.DataTree
@@ -63,38 +64,39 @@ class Candidate:
 
     @property
     def n_latent(self) -> int | None:
-        """Dimensions of the positions; None where they have none."""
+        """Number of latent dimensions; None if the positions have no dim `latent`."""
         return self.data["latents"].sizes.get("latent") if "latents" in self.data.children else None
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Draws of the labels `(chain, draw, unit)`; None where positions are not discrete."""
+        """Draws of the labels `(chain, draw, unit)`; None if the positions are not discrete."""
         found = arrays(self.data, "latents")
         dims = {name: self.data["latents"][name].dims for name in found}
         return next((a for n, a in found.items() if dims[n] == (*LEAD, "unit") and a.dtype.kind in "iu"), None)
 
 
 def loo_table(fits: Mapping[str, Fit | Candidate]) -> pd.DataFrame:
-    r"""Fits to the same data by leave-one-out predictive accuracy, the best first.
+    r"""Compares fits to the same data by leave-one-out predictive accuracy, the best first.
 
-    Points are units; sequences, where a model has several series, also for the other models then.
+    A point is a unit of a table, or one observation of ratings or a graph. If one model leaves out whole sequences, the points
+    of all models are sequences.
 
     Args:
-        fits: At least two, by name.
+        fits: At least two fits, by name.
 
     Returns:
-        A row a fit: model; elpd_loo, its standard error `se` and the effective number of parameters p_loo; elpd_diff to the best
-        (0 for the best, negative below) with se_diff; n_points; bad_khat, the share of points whose k-hat is too high; converged;
-        n_clusters, the posterior mean number of occupied components or states with its 90 % interval, if some positions are
-        labels; held_out, the score of held-out units with held_out_se, if some are known; note, what stands against relying on
-        the row.
+        One row for each fit: model; elpd_loo, its standard error `se` and the effective number of parameters p_loo; elpd_diff,
+        the difference to the best fit (0 for the best, else negative), with se_diff; n_points; bad_khat, the share of points
+        whose k-hat is too high; converged; n_clusters, the posterior mean number of occupied components or states with its 90 %
+        interval, if any fit has labels; held_out, the score of held-out units with held_out_se, if any is known; note, the
+        reasons not to rely on the row.
 
     Raises:
-        ConfigError: Fewer than two.
-        DataError: The fits are to different data, the same data on different scales, or have other points.
-        ModelError: A fit has no LOO: a point estimate, parameters that are points, or no log likelihood; or some are
-            given the units' own positions and others are not.
-        InferenceError: LOO cannot be computed; names the fit.
+        ConfigError: Fewer than two fits.
+        DataError: The fits have different data, the same data on different scales, or different points.
+        ModelError: A fit has no LOO: a point estimate, parameters that are points, or no log likelihood; or some fits condition
+            on the units' own positions and others do not.
+        InferenceError: LOO cannot be computed; the message names the fit.
     """
     candidates = {name: one if isinstance(one, Candidate) else Candidate(one.data, one.converged) for name, one in fits.items()}
     if len(candidates) < 2:
@@ -105,11 +107,11 @@ def loo_table(fits: Mapping[str, Fit | Candidate]) -> pd.DataFrame:
 
 
 def loo_of(name: str, candidate: Candidate) -> Loo:
-    """Its LOO; errors name it and say what there is instead.
+    """Returns the LOO of a candidate; error messages name it.
 
     Raises:
-        ModelError: It has none.
-        InferenceError: It cannot be computed.
+        ModelError: The candidate has no LOO; the message gives an alternative.
+        InferenceError: LOO cannot be computed.
     """
     data = candidate.data
     if data.attrs.get("point_estimate"):
@@ -129,10 +131,10 @@ def loo_of(name: str, candidate: Candidate) -> Loo:
 
 
 def check_same_data(candidates: Mapping[str, Candidate]) -> None:
-    """Refuses fits to different data, or to the same on different scales.
+    """Checks that all fits have the same data on the same scale.
 
     Raises:
-        DataError: Names the two fits and what differs.
+        DataError: Two fits differ; the message names them and the difference.
     """
     (first, one), *others = candidates.items()
     for name, other in others:
@@ -142,7 +144,7 @@ def check_same_data(candidates: Mapping[str, Candidate]) -> None:
 
 
 def _point_names(observed: xr.DataArray, points: str) -> np.ndarray:
-    """What the points are called: as the units of a table, or by the units that they refer to."""
+    """Returns the names of the points: those of a table's units, or of the units that each point refers to."""
     others = [
         coord.values.astype(str).tolist() for name, coord in observed.coords.items() if coord.dims == (points,) and name != points
     ]
@@ -152,7 +154,7 @@ def _point_names(observed: xr.DataArray, points: str) -> np.ndarray:
 
 
 def data_difference(a: Candidate, b: Candidate) -> str:
-    """Why two fits are not to the same data; empty where they are."""
+    """Returns the reason why the data of two fits differ; empty if they are the same."""
     x, y = (next(iter(one.data["observed_data"].data_vars.values())) for one in (a, b))
     if x.name != y.name or x.dims != y.dims:
         return f"different data: {x.name} {tuple(map(str, x.dims))} and {y.name} {tuple(map(str, y.dims))}"
@@ -181,7 +183,7 @@ def data_difference(a: Candidate, b: Candidate) -> str:
 
 
 def _rescaled(x: np.ndarray, y: np.ndarray) -> bool:
-    """Whether each column of y is a + b x of x, up to rounding."""
+    """Whether each column of y is a + b x for the same column x, up to rounding."""
     for u, v in zip(x.T, y.T, strict=True):
         seen = ~np.isnan(u)
         u, v = (w[seen] - w[seen].mean() if seen.any() else w[seen] for w in (u, v))
@@ -193,10 +195,12 @@ def _rescaled(x: np.ndarray, y: np.ndarray) -> bool:
 
 
 def with_common_points(candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
-    """With sequences for points everywhere, if one model leaves out sequences and the others know which they are.
+    """Converts the points of all candidates to sequences if one of them leaves out sequences.
+
+    Candidates without the coordinate `sequence` stay as they are.
 
     Raises:
-        DataError: Points differ all the same; names the fits and the numbers.
+        DataError: The points still differ; the message names the fits and the numbers of points.
     """
     found = dict(candidates)
     if any(_points(one).dims[-1] == "left_out" for one in found.values() if _has_points(one)):
@@ -218,13 +222,13 @@ def _has_points(candidate: Candidate) -> bool:
 
 
 def _points(candidate: Candidate) -> xr.DataArray:
-    """The log densities that LOO takes, `(chain, draw, point)`."""
+    """Log densities for LOO, `(chain, draw, point)`."""
     group = "leave_one_out" if "leave_one_out" in candidate.data.children else "log_likelihood"
     return next(iter(candidate.data[group].data_vars.values()))
 
 
 def _by_sequence(candidate: Candidate) -> Candidate:
-    """With the group `leave_one_out` over sequences, where units are independent given the draws."""
+    """Returns the candidate with log likelihoods summed over each sequence, as units are independent given a draw."""
     if "leave_one_out" in candidate.data.children or not _has_points(candidate):
         return candidate
     units = _points(candidate)
@@ -247,10 +251,10 @@ def _by_sequence(candidate: Candidate) -> Candidate:
 def table_of(
     candidates: Mapping[str, Candidate], scores: Mapping[str, Loo], problems: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
-    """The table of `loo_table`; fits without LOO, and names that are only in `problems`, have a row that says why, at the end.
+    """Returns the table of `loo_table`; fits without LOO, and other names in `problems`, come last with the reason as note.
 
     Raises:
-        ModelError: Some elpd are given the units' own positions and others are not.
+        ModelError: Some scores condition on the units' own positions and others do not.
     """
     _check_conditional(scores)
     problems = problems or {}
@@ -307,14 +311,14 @@ def _row(name: str, candidate: Candidate | None, score: Loo | None, best: Loo | 
 
 
 def bad_share(score: Loo) -> float:
-    """Share of points whose k-hat is too high; NaN counts."""
+    """Share of points whose k-hat is too high; NaN counts as too high."""
     return float(np.mean(~(score.khat < score.limit)))
 
 
 def _notes(
     candidates: Mapping[str, Candidate], scores: Mapping[str, Loo], order: list[str], problems: Mapping[str, str]
 ) -> dict[str, str]:
-    """What stands against relying on each row."""
+    """Returns the reasons not to rely on each row, by name."""
     discrete = {name: _predicts_counts(candidates[name]) for name in scores}
     mixed = len({found for found in discrete.values() if found is not None}) > 1
     ppca = {name: one.n_latent for name, one in candidates.items() if one.data.attrs.get("model") == "ppca"}
@@ -364,7 +368,7 @@ def _is_standardised(candidate: Candidate) -> bool:
 
 
 def _predicts_counts(candidate: Candidate) -> bool | None:
-    """Whether what it predicts are whole numbers; None where data are not, or no predictions were kept."""
+    """Whether all predictions are whole numbers; None if the data are not, or if no predictions were kept."""
     observed = next(iter(arrays(candidate.data, "observed_data").values()))
     predicted = next(iter(arrays(candidate.data, "posterior_predictive").values()), None)
     if predicted is None or not _whole(observed):
@@ -378,10 +382,13 @@ def _whole(x: np.ndarray) -> bool:
 
 
 def lenient_table(candidates: Mapping[str, Candidate], problems: Mapping[str, str]) -> pd.DataFrame:
-    """As `loo_table`, but a fit without LOO is a row that says why, as are `problems`; one fit alone is a table too.
+    """Returns the table of `loo_table`, in which fits without LOO and `problems` have a row with the reason.
+
+    A single fit is allowed.
 
     Raises:
-        DataError, ModelError: As `loo_table`, of those that have LOO.
+        DataError: The fits have different data or different points.
+        ModelError: Some scores condition on the units' own positions and others do not.
     """
     said, scores = dict(problems), {}
     if candidates:

@@ -1,4 +1,4 @@
-"""The verdict on each row, and which units it disagrees about with the draws."""
+"""Verdict on each row, and its disagreement with the draws by unit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,30 +18,30 @@ from latentlab.comparison.rows import Row, is_wide, thinned
 from latentlab.seeds import Seeds
 
 N_UNIT_DRAWS = 100
-"""Draws by which units' neighbours are judged."""
+"""Draws used for the disagreement by unit."""
 N_NAMED = 5
-"""Units that a note names."""
+"""Largest number of units named in a note."""
 
 Key = tuple[str, str, tuple[str, ...]]
-"""An alignment, the kind of units that is judged, and the kinds that are aligned together."""
+"""Alignment, kind of units of the verdict, and kinds that are aligned jointly."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What was found of the rows, in their order: verdicts by alignment, coverage, disagreement by unit."""
+    """Results for the rows, in their order: verdicts by alignment, coverage, disagreement by unit."""
 
     verdicts: Mapping[str, list[Verdict | None]]
     regions: list[Coverage | None]
     units: list[Disagreement | None]
 
     def only(self, which: Sequence[int]) -> "Judged":
-        """The findings of some of the rows; alignments that none of them has are left out."""
+        """Returns the results for some rows; drops alignments without a verdict on them, unless that drops all."""
         verdicts = {way: [judged[i] for i in which] for way, judged in self.verdicts.items()}
         kept = {way: judged for way, judged in verdicts.items() if any(v is not None for v in judged)}
         return Judged(kept or verdicts, [self.regions[i] for i in which], [self.units[i] for i in which])
 
 
-def judged_positions(  # all that a verdict rests on
+def judged_positions(  # one argument for each input of a verdict
     rows: Sequence[Row],
     draws: Mapping[str, np.ndarray],
     some: Mapping[str, np.ndarray],
@@ -52,18 +52,18 @@ def judged_positions(  # all that a verdict rests on
     seeds: Seeds,
     bar: Any,
 ) -> Judged:
-    """Verdicts, coverage and disagreement of rows of positions.
+    """Returns verdicts, coverage and disagreement of rows of positions.
 
     Args:
         rows: The rows.
         draws: Kind of units -> aligned draws `(chain, draw, unit, latent)`.
-        some: The draws that metrics are lifted over, likewise.
-        names: Kind of units -> their names.
+        some: Kind of units -> the subset of these draws that scores use.
+        names: Kind of units -> names of its units.
         ways: Alignments.
         alpha: Level of the verdicts.
-        near: Kind of units -> options of the search for neighbours.
-        seeds: For shuffled positions and pairs of draws.
-        bar: Told of each step.
+        near: Kind of units -> options of the neighbour search.
+        seeds: Seeds of the shuffled positions and of the pairs of draws.
+        bar: Progress bar, updated after each step.
     """
     references, verdicts = _verdicts(rows, draws, names, ways, alpha, seeds, bar)
     found = _units(rows, references, some, near, seeds, bar)
@@ -77,7 +77,7 @@ def judged_positions(  # all that a verdict rests on
 def judged_labels(
     rows: Sequence[Row], draws: np.ndarray, names: list[str], common: UnitsOfLabels, alpha: float, seeds: Seeds, bar: Any
 ) -> Judged:
-    """Verdicts, coverage and disagreement of the rows that are clusterings, against draws of labels `(chain, draw, unit)`."""
+    """Returns verdicts, coverage and disagreement of clusterings against draws of labels `(chain, draw, unit)`; else None."""
     reference = PartitionReference(draws, seeds.child("verdict", "labels").numpy())
     judged = [None if row.labels is None else reference.judge(row.labels, alpha=alpha, units=names) for row in rows]
     adjusted = iter(holm([v for v in judged if v is not None]))
@@ -92,7 +92,7 @@ def judged_labels(
 
 
 def borderline(rows: Sequence[Row], verdicts: Mapping[str, list[Verdict | None]]) -> list[str]:
-    """A note for each verdict that other draws may change."""
+    """Returns a note for each verdict that another sample of draws may change."""
     return [
         f"{row.label}, {way}: {note}"
         for way, judged in verdicts.items()
@@ -103,12 +103,12 @@ def borderline(rows: Sequence[Row], verdicts: Mapping[str, list[Verdict | None]]
 
 
 def _whole(draws: Mapping[str, np.ndarray], kinds: tuple[str, ...]) -> np.ndarray:
-    """Draws of several kinds of units as those of one."""
+    """Returns the draws of several kinds of units, concatenated along the units."""
     return draws[kinds[0]] if len(kinds) == 1 else np.concatenate([draws[kind] for kind in kinds], axis=2)
 
 
 def _place(draws: Mapping[str, np.ndarray], kinds: tuple[str, ...], kind: str) -> slice:
-    """Where the units of a kind are among those of several."""
+    """Slice of a kind among the concatenated units of several kinds."""
     before = sum(draws[one].shape[2] for one in kinds[: kinds.index(kind)])
     return slice(before, before + draws[kind].shape[2])
 
@@ -122,9 +122,9 @@ def _verdicts(
     seeds: Seeds,
     bar: Any,
 ) -> tuple[dict[Key, Reference], dict[str, list[Verdict | None]]]:
-    """What verdicts have in common, and by alignment a verdict for each row that can be aligned so, Holm's over them.
+    """Returns the references, and by alignment the rows' verdicts with Holm's adjustment; None if a row does not take it.
 
-    Rows with more columns than the positions can be compared under `affine` only, and are, whatever was asked.
+    Rows with more columns than the positions take only `affine`, even if `ways` does not include it.
     """
     references: dict[Key, Reference] = {}
     found: dict[str, list[Verdict | None]] = {}
@@ -158,9 +158,10 @@ def _units(
     seeds: Seeds,
     bar: Any,
 ) -> list[Disagreement]:
-    """The rows' disagreement with the draws by unit, both in the frame of an alignment that scales them, if any does.
+    """Returns the disagreement of each row with the draws by unit, both under one alignment.
 
-    Else a unit would disagree as much as it is far out.
+    This is the first available of `similarity`, `orthogonal`, `affine`, `fixed`; for rows with more columns than the positions
+    it is `affine`. `similarity` comes first because without a scale the disagreement grows with the distance from the centre.
     """
     few = {kind: thinned(draws, N_UNIT_DRAWS) for kind, draws in some.items()}
     common: dict[Key, UnitsOfPositions] = {}

@@ -1,9 +1,9 @@
-r"""The registry of claims that an embedding estimates a model's latent positions, each with a check that can fail.
+r"""Claims that an embedding estimates a model's latent positions, each with a numerical check that can fail.
 
-To add a claim, write its function of evidence and one entry of `CORRESPONDENCES`.
+To add a claim, write its check, which returns `Evidence`, and add an entry to `registry.CORRESPONDENCES`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,12 +12,12 @@ import numpy as np
 from latentlab.data.dataset import Dataset
 
 Map = Callable[[np.ndarray, Dataset], np.ndarray]
-"""Embedding coordinates `(unit, p)` of a dataset to the model's latent coordinates: a column for each label, where those are."""
+"""Maps embedding coordinates `(unit, p)` of a dataset to the model's latent coordinates: one column per label if discrete."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a check measured: the claim holds where `value` is on the right side of `threshold`."""
+    """Result of a check: its verdict, its main statistic with threshold, and a text with all statistics and thresholds."""
 
     passed: bool
     value: float
@@ -30,17 +30,18 @@ class Correspondence:
     """A claim about an embedding and a model.
 
     Args:
-        embedding: Entry of the table of embeddings.
-        model: Entry of the table of models.
-        grade: How strong: `exact`, `limit`, `asymptotic`, `approximate`, or `none` (a common reading that fails).
-        claim: What holds.
-        conditions: When.
-        breaks: What breaks it.
-        symmetry: What of the positions the embedding leaves open.
+        embedding: Name of the embedding.
+        model: Name of the model.
+        grade: Strength of the claim: `exact`, `limit`, `asymptotic`, `approximate`, or `none` (a common reading that fails).
+        claim: The statement itself.
+        conditions: Conditions under which it holds.
+        breaks: Conditions under which it fails.
+        symmetry: Transformations up to which the embedding determines the positions.
         citation: Source.
-        check: Measures the claim.
-        map: Carries embedding coordinates into latent coordinates, where the claim has such a map.
-        options: Options of the embedding with which alone the claim is made.
+        check: Tests the claim numerically.
+        map: Maps embedding coordinates to latent coordinates, if the claim has such a map.
+        options: Names and values of the embedding's options that the claim requires.
+        unless: Names and values of the embedding's options under which it does not hold.
     """
 
     embedding: str
@@ -54,6 +55,12 @@ class Correspondence:
     check: Callable[[], Evidence]
     map: Map | None = None
     options: tuple[tuple[str, Any], ...] = ()
+    unless: tuple[tuple[str, Any], ...] = ()
+
+    def applies(self, options: Mapping[str, Any]) -> bool:
+        """Whether the claim holds for an embedding with these options."""
+        excluded = any(name in options and options[name] == value for name, value in self.unless)
+        return not excluded and all(options.get(name) == value for name, value in self.options)
 
 
 def below_limit(value: float, threshold: float, what: str) -> Evidence:

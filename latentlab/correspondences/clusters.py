@@ -15,7 +15,7 @@ from latentlab.seeds import Seeds
 
 
 def _mixture_centres(dataset: Dataset, n_components: int, sigma: float, n_starts: int = 10) -> np.ndarray:
-    """Means at the highest likelihood of a mixture with equal weights and this sigma for all, by EM from random units."""
+    """Maximum-likelihood means of a mixture with equal weights and common fixed sigma, by EM from `n_starts` random starts."""
     x, rng = dataset.x, Seeds(0).child("correspondence").numpy()
     model = MODELS.load("gaussian_mixture")(n_components=n_components, covariance="spherical")
     fixed = {"weights": np.full(n_components, 1 / n_components), "sigma": np.full(n_components, sigma)}
@@ -37,7 +37,7 @@ def _centres(dataset: Dataset, labels: np.ndarray) -> np.ndarray:
 
 
 def _distance_of_centres(a: np.ndarray, b: np.ndarray) -> float:
-    """Relative distance of the centres b from a, matched one to one."""
+    """Relative distance |a - b| / |b| of two sets of centres after optimal one-to-one matching."""
     from scipy.optimize import linear_sum_assignment
 
     squares = ((a[:, None] - b) ** 2).sum(axis=2)
@@ -45,7 +45,7 @@ def _distance_of_centres(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _round_and_unequal() -> Dataset:
-    """A wide cluster of 340 units beside a narrow one of 60."""
+    """Simulated data: a cluster of 340 units with sd 4, and one of 60 units with sd 1."""
     rng = Seeds(1).child("correspondence").numpy()
     wide = 4.0 * rng.standard_normal((340, 2))
     narrow = np.array([6.0, 0.0]) + rng.standard_normal((60, 2))
@@ -82,7 +82,7 @@ def distances_are_responsibilities() -> Evidence:
 
 
 def _clusters_far_apart_and_near(embedding: str) -> tuple[float, float]:
-    """Share of units labelled as the mixture at its maximum labels them, 6 and 2 standard deviations apart."""
+    """Matched accuracy between a clustering and the maximum-likelihood mixture, at separations of 6 and 2 standard deviations."""
     found = []
     for separation in (6.0, 2.0):
         dataset = gaussian_mixture(n_units=300, separation=separation)

@@ -25,7 +25,7 @@ from latentlab.registry import MODELS
 from latentlab.seeds import Seeds
 
 DEEP: Mapping[str, Any] = {"hidden": (16,), "activation": "tanh"}
-"""Networks of the checks of a deep autoencoder and a deep VAE: the same for both."""
+"""Architecture of the networks in the checks of deep models, common to autoencoder and VAE."""
 
 
 def _linear_code_spans_the_positions(model_name: str) -> Evidence:
@@ -54,7 +54,7 @@ def mapped_scores_are_the_encoders_mean() -> Evidence:
     y = embed("pca", dataset, n_latent=2).values
     distance = distance_of_axes(shrunk_axes(y, dataset), posterior_mean("linear_vae", dataset, 2))
     gap = abs(highest_log_likelihood("linear_vae", dataset, 2) - highest_log_likelihood("ppca", dataset, 2))
-    # A noise of sd 2 lies above the second eigenvalue of wine, 2.5, and below the first, 4.7.
+    # The noise variance 4 lies between the first two eigenvalues of wine, 4.7 and 2.5: one axis collapses, the other does not.
     fixed = at_maximum(MODELS.load("linear_vae")(n_latent=2, sigma=2.0), dataset).mean.numpy()
     collapsed = float(np.sort(fixed.var(axis=0))[0])
     text = (
@@ -66,7 +66,7 @@ def mapped_scores_are_the_encoders_mean() -> Evidence:
 
 
 def _sheet(degrees: float, seed: int) -> Dataset:
-    """150 units on a sheet, wide by 2, that is bent along a part of a unit circle: in 6 features, with noise of sd 0.05."""
+    """Simulated data: 150 units on a sheet of width 2 bent along an arc of the unit circle, in 6 features, with noise sd 0.05."""
     rng = Seeds(seed).child("correspondence").numpy()
     along, across = rng.uniform(-0.5, 0.5, (2, 150))
     angle = np.deg2rad(degrees) * along
@@ -77,7 +77,7 @@ def _sheet(degrees: float, seed: int) -> Dataset:
 
 @cache
 def _means_on_a_sheet(degrees: float, beta: float, seed: int) -> np.ndarray:
-    """The encoder's means `(unit, 2)` of a deep VAE, trained on the sheet with this weight of the Kullback-Leibler term."""
+    """Encoder means `(unit, 2)` of a deep VAE trained on the sheet; beta weights the Kullback-Leibler term."""
     from latentlab.fit import fit
     from latentlab.inference.svi import SVI
 
@@ -88,7 +88,7 @@ def _means_on_a_sheet(degrees: float, beta: float, seed: int) -> np.ndarray:
 
 
 def _smooth_residual(y: np.ndarray, z: np.ndarray) -> float:
-    """Share of variance that no polynomial of degree 5 explains: of z by y, or of y by z, whichever is more."""
+    """Fraction of variance unexplained by polynomial regression of degree 5: the larger of z on y and y on z."""
     from sklearn.preprocessing import PolynomialFeatures
 
     def missed(a: np.ndarray, b: np.ndarray) -> float:
@@ -99,7 +99,7 @@ def _smooth_residual(y: np.ndarray, z: np.ndarray) -> float:
 
 
 def deep_code_is_a_map_of_the_means(seed: int = 0) -> Evidence:
-    # Seeds 0 to 19 of data and networks: 0.0003 to 0.0011 with beta 0.1, 0.2 to 0.84 with 20; 0.03 to 0.12 after a rotation.
+    # Observed over seeds 0 to 19: 0.0003 to 0.0011 with beta 0.1, 0.2 to 0.84 with beta 20, 0.03 to 0.12 after a rotation.
     settings: dict[str, Any] = {"n_epochs": 400, "batch_size": 50, "learning_rate": 0.01}
     code = embed("autoencoder", _sheet(240.0, seed), n_latent=2, n_seeds=1, seed=seed, **DEEP, **settings).values[0]
     small, large = (_means_on_a_sheet(240.0, beta, seed) for beta in (0.1, 20.0))
@@ -114,7 +114,7 @@ def deep_code_is_a_map_of_the_means(seed: int = 0) -> Evidence:
 
 
 def bent_sheet_parts_pca_from_the_vae(seed: int = 0) -> Evidence:
-    # Seeds 0 to 19 of data and networks: 0.0001 to 0.0005 where it bends gently, 0.032 to 0.069 where it folds.
+    # Observed over seeds 0 to 19: 0.0001 to 0.0005 on the sheet bent by 60 degrees, 0.032 to 0.069 by 240.
     gentle, strong = (
         _smooth_residual(embed("pca", _sheet(degrees, seed), n_latent=2).values, _means_on_a_sheet(degrees, 1.0, seed))
         for degrees in (60.0, 240.0)

@@ -37,11 +37,11 @@ from latentlab.correspondences.series import (
 
 
 def find(embedding: str, model: str, options: Mapping[str, Any] | None = None) -> Correspondence | None:
-    """The claim about an embedding (made with these options) and a model, if there is one."""
-    # A list and a tuple of widths are the same option.
+    """Returns the first claim about an embedding with these options and a model, or None if there is none."""
+    # Options read from a file have lists where claims have tuples.
     made = {k: tuple(v) if isinstance(v, list) else v for k, v in (options or {}).items()}
     for entry in CORRESPONDENCES:
-        if (entry.embedding, entry.model) == (embedding, model) and all(made.get(k) == v for k, v in entry.options):
+        if (entry.embedding, entry.model) == (embedding, model) and entry.applies(made):
             return entry
     return None
 
@@ -49,6 +49,9 @@ def find(embedding: str, model: str, options: Mapping[str, Any] | None = None) -
 _TIPPING = "Tipping & Bishop (1999), JRSS B 61:611"
 _ROTATION = "rotation and reflection, O(q)"
 _NAMES = "the names of the clusters, S_K"
+_STATES = "the names of the states, S_K"
+_SUBSPACE = "linear maps, GL(q): only the subspace is comparable"
+_LINEAR = "linear maps, GL(q)"
 _KULIS = "Kulis & Jordan (2012), Revisiting k-means, ICML"
 _BALDI = "Baldi & Hornik (1989), Neural Networks 2:53"
 _DAI = "Dai, Wang, Aston, Hua & Wipf (2018), Connections with Robust PCA, JMLR 19(41)"
@@ -82,6 +85,7 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         citation=_TIPPING,
         check=pca_is_ppca,
         map=shrunk_axes,
+        unless=(("whiten", True),),
     ),
     Correspondence(
         "mds",
@@ -115,7 +119,7 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         claim="PCA finds the factor positions, up to a linear map, as the noise of all features becomes equal.",
         conditions="equal psi in all features",
         breaks="unequal noise: a feature with large noise draws a principal axis to itself",
-        symmetry="linear maps, GL(q)",
+        symmetry=_LINEAR,
         citation=_TIPPING,
         check=unequal_noise_parts_pca_from_factor_analysis,
     ),
@@ -126,7 +130,7 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         claim="Kernel PCA with a Gaussian kernel tends to PCA, up to the scale of its axes, as the kernel becomes wide.",
         conditions="gamma times the largest squared distance tends to 0",
         breaks="any kernel of the width of the data, the usual choice: the positions are bent",
-        symmetry="linear maps, GL(q)",
+        symmetry=_LINEAR,
         citation="Schölkopf, Smola & Müller (1998), Neural Computation 10:1299",
         check=wide_kernel_is_pca,
     ),
@@ -200,7 +204,7 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         claim="The Viterbi path is the most probable path; as the states move apart it is every step's most probable state too.",
         conditions="parameters at the maximum of the likelihood; states many standard deviations apart",
         breaks="weak signal: the most probable path is one of very many, and not made of the steps' most probable states",
-        symmetry="the names of the states, S_K",
+        symmetry=_STATES,
         citation="Rabiner (1989), Proc. IEEE 77:257",
         check=viterbi_is_the_best_path,
     ),
@@ -211,7 +215,7 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         claim="As the states move apart, k-means of single steps finds them: the step alone says its state.",
         conditions="states many standard deviations apart, all of them visited often",
         breaks="weak signal, where the steps before and after say more of a state than the step; states that differ in spread",
-        symmetry="the names of the states, S_K",
+        symmetry=_STATES,
         citation=_KULIS,
         check=kmeans_ignores_transitions,
     ),
@@ -222,7 +226,7 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         claim="Clusters of windows are read as states; about every change they mix two of them, however strong the signal.",
         conditions="none; it may well be nearer than k-means of single steps where the signal is weak and states last",
         breaks="a change within the window: its steps are those of neither state",
-        symmetry="the names of the states, S_K",
+        symmetry=_STATES,
         citation="Keogh & Lin (2005), Clustering of time-series subsequences is meaningless, Knowl. Inf. Syst. 8:154",
         check=windows_blur_changes,
     ),
@@ -233,7 +237,7 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         claim="As the noise vanishes, PCA of single steps spans the positions, whatever moves them.",
         conditions="noise small beside C z; at least as many features as latent dimensions",
         breaks="noise: the positions are smoothed over time, PCA is not; fewer features than latent dimensions",
-        symmetry="linear maps, GL(q)",
+        symmetry=_LINEAR,
         citation=_TIPPING,
         check=vanishing_noise_makes_pca_the_path,
     ),
@@ -244,7 +248,7 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         claim="PCA of windows is nearly a linear map of the smoothed positions where these move slowly and noise is large.",
         conditions="windows of about the time over which the model smooths",
         breaks="little noise, where it blurs; fast motion; the ends of a series; it gives all steps of a window a fixed weight",
-        symmetry="linear maps, GL(q)",
+        symmetry=_LINEAR,
         citation="Broomhead & King (1986), Physica D 20:217",
         check=windows_smooth,
     ),
@@ -255,7 +259,7 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         claim="The code of a linear autoencoder spans PCA's scores, and so an affine map of it is PPCA's posterior mean.",
         conditions="no hidden layers; converged; no missing entries; PPCA at the maximum of the likelihood",
         breaks="axes, angles and distances of the code: they are not those of the positions, in any rotation and scale",
-        symmetry="linear maps, GL(q): only the subspace is comparable",
+        symmetry=_SUBSPACE,
         citation=_BALDI,
         check=linear_code_spans_ppca,
         options=(("hidden", ()),),
@@ -267,7 +271,7 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         claim="The code of a linear autoencoder spans the means of a linear VAE's encoder: both span PCA's scores.",
         conditions="no hidden layers; converged; no missing entries; the bound at its maximum, no axis collapsed",
         breaks="axes, angles and distances of the code, which only the VAE's prior and diagonal encoder fix; a collapsed axis",
-        symmetry="linear maps, GL(q): only the subspace is comparable",
+        symmetry=_SUBSPACE,
         citation=_BALDI + "; " + _LUCAS,
         check=linear_code_spans_the_linear_vae,
         options=(("hidden", ()),),
@@ -284,6 +288,7 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         citation=_LUCAS,
         check=mapped_scores_are_the_encoders_mean,
         map=shrunk_axes,
+        unless=(("whiten", True),),
     ),
     Correspondence(
         "autoencoder",
@@ -298,6 +303,7 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         symmetry="smooth invertible maps: only what is decoded is comparable, near neighbours roughly",
         citation=_GHOSH,
         check=deep_code_is_a_map_of_the_means,
+        unless=(("hidden", ()),),
     ),
     Correspondence(
         "pca",

@@ -17,13 +17,13 @@ from latentlab.seeds import Seeds
 
 @cache
 def _hidden_states(separation: float) -> tuple[Dataset, np.ndarray]:
-    """400 steps, and the most probable state of each at the maximum of the likelihood."""
+    """Simulated series of 400 steps, and the most probable state of each step at the maximum of the likelihood."""
     dataset = hidden_markov(n_sequences=1, n_steps=400, n_states=2, separation=separation, seed=2)
     return dataset, labels_at_maximum("gaussian_hmm", dataset, n_states=2)
 
 
 def _steps_in_the_same_state(embedding: str, separation: float) -> float:
-    """Share of steps that a clustering puts into their most probable state."""
+    """Matched accuracy between a clustering of the steps and their most probable states."""
     dataset, states = _hidden_states(separation)
     return float(matched_accuracy(cluster_labels(embedding, dataset, 2, n_seeds=1), states))
 
@@ -56,7 +56,11 @@ def windows_blur_changes() -> Evidence:
 
 
 def _path_on_a_plane(noise: float) -> tuple[Dataset, np.ndarray]:
-    """300 steps that turn in a plane once in 40 steps, seen by 6 features, and their posterior mean at the true parameters."""
+    """Simulated path of 300 steps, and its posterior mean at the true parameters.
+
+    The path is a first-order autoregression in a plane that rotates with a period of 40 steps. It is observed through 6
+    features with this noise sd.
+    """
     rng = Seeds(1).child("correspondence").numpy()
     angle = 2 * np.pi / 40
     A = 0.98 * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

@@ -18,7 +18,7 @@ NAME = re.compile(r"\w[^/\x00-\x1f]*")
 Dims = dict[str, tuple[str, ...]]
 
 
-def checked(  # the parts of a dataset
+def checked(  # one keyword for each part of a dataset
     *,
     name: str,
     arrays: Mapping[str, Any],
@@ -93,7 +93,7 @@ def _check_options(name: str, index: Any, absent: Any, directed: Any) -> None:
 
 
 def _named_units(name: str, units: Any, coords: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Coordinates with the names of a table's units; numbers that only count them are no names."""
+    """Coordinates with the names of a table's units added; units numbered 0, 1, ... stay unnamed."""
     if isinstance(units, Mapping):
         other = next((kind for kind in units if kind != "unit"), None)
         if other is not None:
@@ -256,7 +256,7 @@ def _labels(name: str, labels: Any, n_units: int) -> np.ndarray | None:
 
 
 def _labels_by_kind(name: str, labels: Any, kinds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
-    """Labels by kind of units; a sequence is of the only kind."""
+    """Labels by kind of units; a plain sequence labels the only kind."""
     if labels is None:
         return None
     if not isinstance(labels, Mapping):
@@ -271,15 +271,15 @@ def _labels_by_kind(name: str, labels: Any, kinds: Mapping[str, np.ndarray]) -> 
 
 
 def like(dataset: Any, data: Any) -> dict[str, Any]:
-    """The observed array of new data that are no `Dataset`, by its name: raw values with the dims of a dataset's.
+    """The observed array, by name, of new data given as raw values with the dims of `dataset`.
 
     Raises:
-        DataError: No array, or the dataset has other arrays or an index besides.
+        DataError: The data are not an array, or `dataset` has further arrays or an index.
     """
     dims = dataset.dims[dataset.observed]
     is_array = any(hasattr(data, one) for one in ("__array__", "toarray", "to_pandas")) or isinstance(data, list | tuple)
     if not is_array:
-        getattr(data, "raw", None)  # data that stay on disk refuse by themselves
+        getattr(data, "raw", None)  # a `StoredDataset` raises its own error here
         shape = ", ".join(f"n_{dim}s" for dim in dims)
         raise DataError(
             f"new data must be a `Dataset`, a DataFrame, a DataArray or an array ({shape}) of raw values; "
@@ -289,5 +289,5 @@ def like(dataset: Any, data: Any) -> dict[str, Any]:
         others = ", ".join([*dataset.arrays, *(f"{name} (an index)" for name in dataset.index)])
         raise DataError(f"new data must be a `Dataset` with the arrays {others}; got {type(data).__name__}.")
     if len(dims) == 2 and getattr(data, "ndim", 2) == 1 and hasattr(data, "to_frame"):
-        data = data.to_frame().T  # one unit, as a row of a DataFrame is
+        data = data.to_frame().T  # a row of a DataFrame is one unit
     return {dataset.observed: data}

@@ -14,7 +14,7 @@ from latentlab.errors import DataError
 class Wanted:
     """What the user asks of a file: names of the features (all others by default), and of what is said of the units.
 
-    `texts` are further columns of text, by the names that they are to have.
+    `texts` maps names for further columns of text to the names of these columns in the file.
     """
 
     columns: Sequence[Any] | None = None

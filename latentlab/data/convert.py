@@ -13,7 +13,7 @@ import numpy as np
 from latentlab.errors import DataError, unknown
 
 SHOWN = 40
-"""A message lists so many names at most."""
+"""Largest number of names that a message lists."""
 EXACT = 2**53
 """The largest whole number up to which float64 holds every whole number."""
 
@@ -194,10 +194,10 @@ def repeated(values: Iterable[Any]) -> Any:
 
 
 def positions(asked: Sequence[Any] | np.ndarray, names: Sequence[Any], what: str) -> list[int]:
-    """Where the asked-for columns are in `names`, which are compared as text.
+    """Indices in `names` of the requested columns, compared as text.
 
     Raises:
-        DataError: No such column, with the closest one; or a column is asked for twice, or none is.
+        DataError: A column does not exist (names the closest one), a column is requested twice, or none is requested.
 
     Example:
         >>> positions(["b", "a"], ["a", "b", "c"], "toy")

@@ -19,29 +19,29 @@ from latentlab.errors import DataError
 class Dataset:
     """Observed arrays by name, every dim named, and the units that get positions.
 
-    In a table or a series the units are on the dim `unit` of the observed array. Ratings, graphs and the like have kinds of units
-    of their own, to which their points (cells, pairs of nodes) refer by `index`. Everything is checked and copied to read-only
-    numpy arrays; numbers are float64.
+    In a table or a series the units are along the dim `unit` of the observed array. Ratings and graphs have named kinds of units
+    instead; their points (cells, pairs of nodes) refer to units by `index`. Everything is checked and copied to read-only numpy
+    arrays; numbers are float64.
 
     Args:
         arrays: Name -> array. A table's is `x`, `(unit, feature)`. The first is the observed one; `mask` is about it. A pandas
             DataFrame gives units and features their names, an xarray DataArray is taken by its own dims.
         dims: Name -> dims, e.g. `{"x": ("unit", "feature")}`: those of a DataFrame unless said. A DataArray has its own.
-        units: Names of a table's units, which can also be given as the coordinate `unit`. With an `index`: kind of units ->
-            their names, or their number.
-        index: Name -> (dim of the points, number of each point's unit, kind of units), where points refer to units; the kind may
-            be left out where it is the index's own name. The observed array's first dim is that of the points.
+        units: Names of a table's units, equivalent to the coordinate `unit`. With an `index`: kind of units -> their names,
+            or their number.
+        index: Name -> (dim of the points, number of each point's unit, kind of units). The kind defaults to the index's own
+            name. The observed array's first dim must be that of the points.
         coords: Dim, or a further coordinate along the points (`time`, `sequence`) -> labels. Counting from 0 without any.
         mask: True where the first array was observed; None where it was throughout. NaN in it is taken as missing.
-        labels: A label for each unit, `(unit,)`; by kind of units where there are several.
+        labels: A label for each unit, `(unit,)`; by kind if there are several kinds of units.
         truth: True values of sites (from a simulator), e.g. `z`, `W`; under the first array's name, its hidden values.
         truth_dims: Dims of what is in `truth`. Known without it: `z` is `(unit, latent)`, and the names of the arrays.
         name: Used in messages, reports and files.
         transform: What standardised the first array, if anything did.
         dropped: Columns left out because they were constant.
         preparation: What was done to the rows before, such as sorting them by time; the first of the `notes`.
-        absent: What a point means that is not listed: `unobserved` (ratings), or `zero` (graphs, counts).
-        directed: Whether the pairs of a graph have a direction; without, each pair is listed once, in either order.
+        absent: Meaning of a point that is not listed: `unobserved` (ratings), or `zero` (graphs, counts).
+        directed: Whether the pairs of a graph have a direction; if not, each pair is listed once, in either order.
 
     Raises:
         DataError: A shape, a type or a value that cannot be used; names the array and the column.
@@ -98,13 +98,13 @@ class Dataset:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Dim -> size, over all arrays; and kind of units -> their number."""
+        """Size of each dim, over all arrays, and number of units of each kind."""
         found = {d: n for name, dims in self.dims.items() for d, n in zip(dims, self.arrays[name].shape, strict=True)}
         return found | {kind: len(names) for kind, names in self.kinds.items()}
 
     @property
     def points(self) -> str:
-        """The dim of the observations that the likelihood is a product over: `unit` in a table, else that of the index."""
+        """Dim of the observations, the factors of the likelihood: `unit` in a table, otherwise that of the index."""
         return self.dims[self.observed][0] if self.index else "unit"
 
     @property
@@ -113,15 +113,15 @@ class Dataset:
 
     @property
     def kinds(self) -> dict[str, np.ndarray]:
-        """Kind of units -> their names, or their numbers; a table has the one kind `unit`."""
+        """Names (or numbers) of the units of each kind; a table has the one kind `unit`."""
         return dict(self.units) if self.index else {"unit": self.units}
 
     @property
     def n_units(self) -> int:
-        """Units of a table.
+        """Number of units of a table.
 
         Raises:
-            DataError: The data have kinds of units of their own.
+            DataError: The data are not a table, but have an `index`.
         """
         if self.index:
             raise DataError(f"{self.name} has units of the kinds {', '.join(self.kinds)}: see `sizes`, and `n_points`.")
@@ -138,11 +138,11 @@ class Dataset:
         return {**self.dims, **{name: (one.dim,) for name, one in self.index.items()}}
 
     def labels_of(self, kind: str) -> np.ndarray | None:
-        """A label for each unit of a kind, or None."""
+        """Label of each unit of a kind; None if there are none."""
         return (self.labels or {}).get(kind) if self.index else self.labels
 
     def point_names(self) -> dict[str, np.ndarray]:
-        """Index -> name of each point's unit, `(point,)`; nothing in a table."""
+        """Name of each point's unit `(point,)`, by index; empty for a table."""
         return {name: self.units[one.kind][one.values] for name, one in self.index.items()}
 
     def standardize(self, *, ddof: int = 0, drop_constant: bool = False) -> "Dataset":
@@ -153,7 +153,7 @@ class Dataset:
             drop_constant: Leave constant columns out; without it they are an error.
 
         Raises:
-            DataError: A column is constant, or nothing of it was observed; names it. Points that are not listed mean 0.
+            DataError: A column is constant, or nothing of it was observed; names it. Or `absent` is `zero`.
         """
         if self.transform is not None:
             raise DataError(f"{self.name}: already standardised.")
@@ -191,12 +191,12 @@ class Dataset:
         return raw if transform is None else raw._mapped(transform, transform)
 
     def subset(self, index: np.ndarray | Sequence[int] | Sequence[bool]) -> "Dataset":
-        """Some of the points (in a table: units), in the order given: by their numbers, or by a True for each that stays.
+        """Selects points (units of a table) by number, in the order given, or by a boolean mask.
 
         The units keep their names (or numbers), and the transform stays that of the whole.
 
         Raises:
-            DataError: No such points, or those that are left out would mean 0.
+            DataError: A point does not exist, or `absent` is `zero`, so that omitted points would mean 0.
         """
         if self.absent == "zero":
             raise DataError(
@@ -214,10 +214,10 @@ class Dataset:
         return self._take(self.points, chosen)
 
     def complete(self) -> "Dataset":
-        """The dataset with all points listed, where those that are not mean 0 (unknown ones are left out); itself otherwise.
+        """Lists all possible points if `absent` is `zero`, leaving out missing ones; returns `self` otherwise.
 
         Raises:
-            DataError: Memory does not hold so many points, or there are other arrays along them.
+            DataError: The points do not fit into memory, or there are other arrays or coordinates.
         """
         if self.absent != "zero":
             return self
@@ -228,15 +228,15 @@ class Dataset:
         """The observed values as a sparse matrix (`scipy.sparse.csr_array`), units of the index `rows` by those of `columns`.
 
         Raises:
-            DataError: No such index.
+            DataError: An index does not exist.
         """
         return relation.matrix(self, rows, columns)
 
     def adjacency(self) -> Any:
-        """A graph's values as a sparse matrix `(node, node)` without zeros, symmetric where pairs have no direction.
+        """A graph's values as a sparse matrix `(node, node)` without zeros, symmetric if the graph is undirected.
 
         Raises:
-            DataError: Points are no pairs of units of one kind.
+            DataError: The points are not pairs of units of one kind.
         """
         if not relation.is_graph(self.index):
             raise DataError(f"{self.name}: its points are no pairs of units of one kind, so that it has no adjacency matrix.")
@@ -245,13 +245,13 @@ class Dataset:
         return found if self.directed else found + found.T
 
     def split(self, fraction: float, rng: np.random.Generator, along: str | None = None) -> tuple["Dataset", "Dataset"]:
-        """Training and held-out points (in a table: units), drawn at random; `fraction` of them is held out.
+        """Splits the points (units of a table) at random into training and held-out ones; `fraction` is held out.
 
-        Of series (a coordinate `sequence`) whole sequences are held out; with a kind of units as `along`, all points of the units
-        that are drawn. If the dataset is standardised, the transform is fitted anew on the training points and applied to both.
+        Series (with a coordinate `sequence`) are split by whole sequences. With a kind of units as `along`, units are drawn and
+        all their points are held out. A standardised dataset is standardised anew, by a transform fitted to the training points.
 
         Raises:
-            DataError: A part would be empty, or there is no such kind.
+            DataError: A part would be empty, or the kind does not exist.
 
         Example:
             >>> x = np.arange(20.0).reshape(10, 2)
@@ -277,7 +277,7 @@ class Dataset:
         """`other` in raw values, with this dataset's columns in this dataset's order, matched by name.
 
         `training.align_features(new).transformed(training.transform)` is new data as a fit on `training` takes them.
-        Columns that this dataset dropped as constant are left out. Where points that are not listed mean 0, they are listed.
+        Columns that this dataset dropped as constant are left out. If `other.absent` is `zero`, all its points are listed.
 
         Raises:
             DataError: `other` lacks a column, or has one too many; names them.
@@ -350,7 +350,7 @@ class Dataset:
 
     @property
     def point_axis(self) -> int:
-        """The axis of the observed array along which the points are."""
+        """Axis of the points in the observed array."""
         return self.dims[self.observed].index(self.points)
 
     def _time_notes(self) -> list[str]:

@@ -51,7 +51,7 @@ HINTS = (
 )
 
 
-def read(  # a file's options
+def read(  # one argument for each option of the file
     path: Path,
     wanted: Wanted,
     *,

@@ -1,4 +1,4 @@
-"""What a dataset's hash is made of: the same for equal data in every process and on every machine."""
+"""Byte content of a dataset for hashing; equal data give equal bytes in every process and on every machine."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def content(dataset: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """All parts of a `Dataset` but its name, each with a text that says what it is."""
+    """Yields all parts of a `Dataset` except its name, each with a key."""
     for name, array in dataset.arrays.items():
         yield f"array {name} {dataset.dims[name]}", array
     for name, (dim, values, kind) in sorted(dataset.index.items()):
@@ -27,14 +27,14 @@ def content(dataset: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def headed(key: str, shape: tuple[int, ...], dtype: np.dtype, n_bytes: int) -> bytes:
-    """What a digest is given before an array's own bytes."""
+    """Header that precedes an array's bytes in a digest."""
     return f"{key}{shape}{dtype.kind}{n_bytes}:".encode()
 
 
 def plain_bytes(array: np.ndarray) -> bytes:
-    """The bytes of an array, the same for values that are equal."""
+    """Bytes of an array; equal values give equal bytes."""
     if array.dtype.kind not in "biuf":
         return repr(array.astype(str).tolist()).encode()
-    # One NaN and one zero: both have several bit patterns that compare alike.
+    # NaN and zero have several bit patterns; each is mapped to one.
     plain = np.where(np.isnan(array), np.nan, array + 0.0) if array.dtype.kind == "f" else array
     return np.ascontiguousarray(plain, dtype=plain.dtype.newbyteorder("<")).tobytes()

@@ -22,7 +22,7 @@ ZARR = ".zarr"
 FORMATS = (*TEXT, *(f"{suffix}.gz" for suffix in TEXT), ".npy", ".npz", ".parquet")
 
 
-def file(  # a user's options
+def file(  # one keyword for each user option
     path: str,
     columns: list[str] | None = None,
     label: str | None = None,
@@ -92,7 +92,7 @@ def file(  # a user's options
     )
 
 
-def table(  # a file's options
+def table(  # one argument for each option of the file
     path: str,
     wanted: Wanted,
     missing_values: tuple[str, ...],
@@ -101,7 +101,7 @@ def table(  # a file's options
     max_bytes: int | None,
     decimal: str,
 ) -> tuple[Table, str]:
-    """The wanted columns of a file, and the name that data from it have; arguments and errors as in `file`."""
+    """Reads the wanted columns of a file; returns them and the name of the data. Arguments and errors are those of `file`."""
     where = found(path)
     name, title, budget = where.name.lower(), where.name.split(".")[0] or where.name, Budget.of(max_bytes)
     try:

@@ -10,7 +10,7 @@ from latentlab.errors import DataError
 from latentlab.seeds import Seeds
 
 
-def hidden_markov(  # a user's options
+def hidden_markov(  # one keyword for each user option
     n_sequences: int = 4,
     n_steps: int = 100,
     n_states: int = 3,

@@ -1,4 +1,4 @@
-"""Lists of points in a file: ratings of items by users, edges of a graph; and two real data sets of these kinds."""
+"""Readers of ratings and of graphs from a file, and one built-in data set of each kind."""
 
 import importlib
 from typing import Any
@@ -11,7 +11,7 @@ from latentlab.data.file import MISSING, table
 from latentlab.errors import DataError, MissingDependencyError
 
 
-def ratings(  # a user's options
+def ratings(  # one keyword for each user option
     path: str,
     user: str = "user",
     item: str = "item",
@@ -23,14 +23,14 @@ def ratings(  # a user's options
     *,
     decimal: str = ".",
 ) -> Dataset:
-    r"""Ratings of items by users, a row each, in a CSV, TSV or Parquet file; a cell that is not listed was not observed.
+    r"""Ratings of items by users, one in each row of a CSV, TSV or Parquet file; cells that are not listed are unobserved.
 
     Args:
         path: The file, relative to the working directory.
         user: The column with the names of the users.
         item: The column with the names of the items.
-        rating: The column with the ratings, which are numbers.
-        missing_values: Text that means that there is no rating; such rows are left out.
+        rating: The column with the ratings, as numbers.
+        missing_values: Texts that mark a missing rating; such rows are left out.
         delimiter: What separates the columns; seen from the first lines if not given.
         encoding: The text's encoding.
         max_bytes: Refuse a table that takes more memory; half of the free memory if not given.
@@ -58,7 +58,7 @@ def ratings(  # a user's options
     return _cells(r[seen], users, u, items, i, name, [f"{left_out} rows without a rating were left out."] if left_out else [])
 
 
-def edges(  # a user's options
+def edges(  # one keyword for each user option
     path: str,
     source: str = "source",
     target: str = "target",
@@ -71,24 +71,24 @@ def edges(  # a user's options
     directed: bool = False,
     decimal: str = ".",
 ) -> Dataset:
-    r"""A graph as a list of its edges, a row each, in a CSV, TSV or Parquet file.
+    r"""A graph from its list of edges, one in each row of a CSV, TSV or Parquet file.
 
-    Pairs of nodes that are not listed are not joined. The nodes are those of the list, in the order in which it names them.
+    Pairs of nodes that are not listed are not joined. The nodes are those of the listed edges, in order of first appearance.
 
     Args:
         path: The file, relative to the working directory.
-        source: The column with the name of an edge's first node.
-        target: The column with the name of its second node.
-        weight: The column with the edges' values; each is 1 if not given, and unknown where its value is missing.
-        missing_values: Text that means that it is not known whether the two nodes are joined.
+        source: The column with the name of each edge's first node.
+        target: The column with the name of each edge's second node.
+        weight: The column with the edges' values; all are 1 if not given, and a missing value means an unobserved pair.
+        missing_values: Texts that mark a missing weight.
         delimiter: What separates the columns; seen from the first lines if not given.
         encoding: The text's encoding.
         max_bytes: Refuse a table that takes more memory; half of the free memory if not given.
-        directed: Whether edges have a direction; without, each pair is listed once, in either order.
+        directed: Whether edges have a direction; if not, each pair is listed once, in either order.
         decimal: What numbers in text have before their fraction, `.` or `,`.
 
     Raises:
-        DataError: The file cannot be used, an edge joins a node with itself, or is listed twice; names it.
+        DataError: The file cannot be used, or an edge joins a node with itself or is listed twice; names it.
 
     Example:
         >>> import tempfile, pathlib
@@ -106,7 +106,7 @@ def edges(  # a user's options
 
 
 def karate() -> Dataset:
-    """Friendships in a karate club of 34 members, which split in two; the labels are the sides that they took.
+    """Friendships among the 34 members of a karate club that split in two; the labels are the members' factions.
 
     References:
         Zachary (1977), An information flow model for conflict and fission in small groups, J. Anthropological Research 33:452.
@@ -124,14 +124,14 @@ def karate() -> Dataset:
 
 
 def grunfeld(column: str = "invest", *, log: bool = True) -> Dataset:
-    """Yearly figures of 11 American firms from 1935 to 1954: firms in the place of users, years in that of items.
+    """Yearly figures of 11 American firms from 1935 to 1954, with firms as users and years as items.
 
     Args:
         column: `invest`, `value` or `capital`, in millions of dollars.
-        log: Take logarithms, so that firms of different size are compared by growth.
+        log: Take logarithms, so that firms of different size are comparable.
 
     Raises:
-        DataError: No such column, or `log` is not true or false.
+        DataError: The column does not exist, or `log` is not true or false.
 
     References:
         Grunfeld (1958), The determinants of corporate investment, University of Chicago; Kleiber & Zeileis (2010), The Grunfeld
@@ -153,7 +153,7 @@ def grunfeld(column: str = "invest", *, log: bool = True) -> Dataset:
 
 
 def coded(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Names that are all different, in the order in which they come first, and for each entry the number of its name.
+    """Distinct names in order of first appearance, and the code of each entry: the index of its name.
 
     Example:
         >>> [part.tolist() for part in coded(np.array(["b", "a", "b"]))]

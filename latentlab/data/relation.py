@@ -1,7 +1,7 @@
 """Data whose points refer to units by index: the cells of a table of ratings, the pairs of nodes of a graph.
 
-A point is an observation: what the likelihood is a product over, what is left out, held out and put into minibatches. A unit is a
-thing that has a position. Points are listed one by one, with the numbers of their units, so that nothing is made dense.
+A point is an observation, a factor of the likelihood. Points are held out, cross-validated and drawn into minibatches. A
+unit is an object with a latent position. Points are listed sparsely, each with the numbers of its units.
 """
 
 import math
@@ -18,7 +18,7 @@ ABSENT = ("unobserved", "zero")
 
 
 class Index(NamedTuple):
-    """For each point along `dim` the number of its unit among those of a `kind`, from 0: `values` `(point,)`."""
+    """Number of each point's unit among the units of `kind`, from 0: `values` `(point,)`; the points are along `dim`."""
 
     dim: str
     values: np.ndarray
@@ -26,10 +26,10 @@ class Index(NamedTuple):
 
 
 def checked_units(name: str, units: Any, index: Any, points: str) -> dict[str, np.ndarray]:
-    """The names of the units by kind, which are numbers where only their number is given.
+    """Names of the units by kind; 0, 1, ... if only their number is given.
 
     Raises:
-        DataError: A kind without units, names that are there twice, or a kind that no index refers to.
+        DataError: A kind without units, duplicate names, or a kind that no index refers to.
     """
     kinds = dict.fromkeys(_parts(name, key, given)[2] for key, given in index.items())
     if not isinstance(units, Mapping):
@@ -63,7 +63,7 @@ def checked_index(
     """The indices of the points, each checked against its units.
 
     Raises:
-        DataError: Another dim or length, no whole numbers, a number beyond the units, or a point that is listed twice.
+        DataError: A wrong dim or length, numbers that are not whole or out of range, or a point that is listed twice.
     """
     found = {}
     n_possible = math.prod(len(units[_parts(name, key, given)[2]]) for key, given in index.items())
@@ -94,7 +94,7 @@ def checked_index(
 
 
 def _parts(name: str, key: Any, given: Any) -> tuple[str, Any, str]:
-    """Dim, values and kind of an index; the kind is the index's own name unless said."""
+    """Dim, values and kind of an index; by default the kind is the index's own name."""
     if not isinstance(given, tuple | list) or len(given) not in (2, 3) or not isinstance(given[0], str):
         raise DataError(
             f'{name}: index {key!r} must be a dim, numbers and, where it has another name, a kind of units, as ("cell", [0, 1]) '
@@ -126,7 +126,7 @@ def is_graph(index: Mapping[str, Index]) -> bool:
 
 
 def keys_of(index: Mapping[str, Index], sizes: Mapping[str, int], *, directed: bool) -> np.ndarray:
-    """A whole number for each point, the same for the same units; of a graph without directions in either order."""
+    """A key for each point, equal for the same units; in an undirected graph, for either order of them."""
     columns = [one.values for one in index.values()]
     if is_graph(index) and not directed:
         columns = [np.minimum(*columns), np.maximum(*columns)]
@@ -134,7 +134,7 @@ def keys_of(index: Mapping[str, Index], sizes: Mapping[str, int], *, directed: b
 
 
 def every_key(index: Mapping[str, Index], sizes: Mapping[str, int], *, directed: bool) -> np.ndarray:
-    """The keys of all points that there can be, in their order."""
+    """Keys of all possible points, in increasing order."""
     shape = [sizes[one.kind] for one in index.values()]
     if not is_graph(index):
         return np.arange(int(np.prod(shape)))
@@ -144,10 +144,10 @@ def every_key(index: Mapping[str, Index], sizes: Mapping[str, int], *, directed:
 
 
 def completed(dataset: Any) -> tuple[np.ndarray, dict[str, Index]]:
-    """Values and indices of all points that there can be: 0 where a point is not listed, none where its value is missing.
+    """Values and indices of all possible points: 0 if a point is not listed; points with a missing value are left out.
 
     Raises:
-        DataError: Memory does not hold so many points, or there are other arrays along them.
+        DataError: The points do not fit into memory, or there are other arrays or coordinates.
     """
     if len(dataset.arrays) > 1 or dataset.x.ndim > 1 or len(dataset.coords):
         raise DataError(f"{dataset.name}: only one array of one number for each {dataset.points} can be filled up with zeros.")
@@ -172,7 +172,7 @@ def completed(dataset: Any) -> tuple[np.ndarray, dict[str, Index]]:
 
 
 def matrix(dataset: Any, rows: str, columns: str) -> Any:
-    """The observed values as a sparse matrix, units of one index by those of another.
+    """The observed values as a sparse matrix, units of the index `rows` by units of the index `columns`.
 
     Raises:
         DataError: No such index.
@@ -180,7 +180,7 @@ def matrix(dataset: Any, rows: str, columns: str) -> Any:
     for name in (rows, columns):
         if name not in dataset.index:
             raise DataError(f"{dataset.name}: no index {name!r}; there are {_joined(dataset.index)}.")
-    from scipy.sparse import csr_array  # takes as long to import as a small fit
+    from scipy.sparse import csr_array  # imported here: slow to import
 
     known = ~np.isnan(dataset.x)
     (_, i, of_rows), (_, j, of_columns) = dataset.index[rows], dataset.index[columns]
@@ -189,7 +189,7 @@ def matrix(dataset: Any, rows: str, columns: str) -> Any:
 
 
 def not_standardised(dataset: Any) -> str:
-    """Why a graph or counts are not standardised, and what to do."""
+    """Message that a graph or counts are not standardised, with the remedy."""
     return (
         f"{dataset.name}: a graph or counts are not standardised, since {dataset.points}s that are not listed are 0; take them "
         "as they are by `standardize: false`."
@@ -197,10 +197,10 @@ def not_standardised(dataset: Any) -> str:
 
 
 def recoded(new: Any, training: Any) -> dict[str, Index]:
-    """The indices of `new` points among the units of `training`, matched by name (as text).
+    """Indices of the `new` points with the numbering of the units of `training`, matched by name (as text).
 
     Raises:
-        DataError: Other indices, or a unit that the training data do not have.
+        DataError: The indices differ, or a unit is not in the training data.
     """
     if list(new.index) != list(training.index):
         raise DataError(f"{new.name}: its points must have the indices {_joined(training.index)}; got {_joined(new.index)}.")
@@ -221,7 +221,7 @@ def recoded(new: Any, training: Any) -> dict[str, Index]:
 
 
 def notes(dataset: Any) -> list[str]:
-    """Notes on units that no point refers to."""
+    """Notes on units without any point."""
     said = []
     for kind, names in dataset.units.items():
         used = np.zeros(len(names), dtype=bool)

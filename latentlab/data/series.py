@@ -94,7 +94,7 @@ def boundaries(dataset: Dataset) -> np.ndarray:
     return _codes(dataset.n_units, dataset.coords.get("sequence"), dataset.coords.get("time"), dataset.units, dataset.name)
 
 
-def assemble(  # the parts of a series, each refused by name
+def assemble(  # one keyword for each part of a series
     x: np.ndarray,
     features: Sequence[Any] | None,
     *,

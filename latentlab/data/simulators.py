@@ -50,7 +50,7 @@ def linear_gaussian(n_units: int = 200, n_features: int = 10, n_latent: int = 2,
 
 
 def counts(name: str, **options: Any) -> None:
-    """Refuses what is no whole number of at least 1."""
+    """Refuses options that are not whole numbers of at least 1."""
     for option, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise DataError(f"{name}: `{option}` must be a whole number of at least 1; got {value!r}.")

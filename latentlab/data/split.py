@@ -1,4 +1,4 @@
-"""A dataset in two: what a fit is made with, and what is held out."""
+"""Split of a dataset into training and held-out points."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def split(dataset: Any, fraction: float, rng: np.random.Generator, along: str | 
 
 
 def _at(dataset: Any, kind: str | None, units: np.ndarray) -> np.ndarray:
-    """Which points refer to some of the units of a kind, `(point,)`."""
+    """Mask `(point,)` of the points that refer to any of these units of a kind."""
     if not dataset.index:
         return np.isin(np.arange(dataset.n_points), units)
     return np.any([np.isin(one.values, units) for one in dataset.index.values() if one.kind == kind], axis=0)

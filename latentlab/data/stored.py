@@ -119,7 +119,7 @@ class StoredDataset:
 
     @property
     def n_points(self) -> int:
-        """Rows: a table's points are its units."""
+        """Number of rows: the points of a table are its units."""
         return self.n_units
 
     @property

@@ -1,4 +1,4 @@
-"""Standardising: what is subtracted from each column, and what it is divided by."""
+"""Standardisation of columns: `(x - loc) / scale`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +9,12 @@ from latentlab.data import convert
 from latentlab.errors import DataError
 
 NOISE = 16 * np.finfo(np.float64).eps
-"""A column whose sd is below this share of its largest magnitude holds rounding noise, not variation."""
+"""Ratio of a column's standard deviation to its largest magnitude, up to which it counts as constant."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """Column-wise `(x - loc) / scale`, as fitted on the training data (`scale` with ddof 0 unless said)."""
+    """Column-wise `(x - loc) / scale`, as fitted on the training data (`scale` with ddof 0 by default)."""
 
     loc: np.ndarray
     scale: np.ndarray
@@ -28,10 +28,9 @@ class Transform:
 
 
 def moments(x: np.ndarray, axis: int, ddof: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and sd over the units, and the sd relative to the largest magnitude.
+    """Mean and standard deviation along `axis`, and the standard deviation relative to the largest magnitude.
 
-    Computed on values scaled by a power of two, which changes no digit, so that neither 1e300 nor 1e-300 is squared
-    out of range.
+    The values are scaled by a power of two first, which is exact, so that squares neither overflow nor underflow.
     """
     keep = axis != 0
     largest = np.nanmax(np.abs(x), axis=axis, keepdims=True)
@@ -63,14 +62,14 @@ def need_entries(dataset: Any, ddof: int) -> None:
 
 
 def constant_columns(dataset: Any) -> np.ndarray:
-    """Which columns of a dataset are constant up to rounding, `(column,)`."""
+    """Mask `(column,)` of the columns of a dataset that are constant up to rounding."""
     _, scale, relative = moments(dataset.x, dataset.point_axis, 0)
     flags = (relative <= NOISE) | (scale == 0)
     return np.atleast_1d(flags.squeeze(dataset.point_axis) if dataset.point_axis else flags)
 
 
 def constant_message(dataset: Any, constant: np.ndarray) -> str:
-    """Why a dataset with constant columns is not standardised, and what to do."""
+    """Message that a dataset with constant columns is not standardised, with the remedy."""
     column, n_constant = _column(dataset, constant).removeprefix(", ") or "the array", int(constant.sum())
     low, high = (np.atleast_1d(of(dataset.x, dataset.point_axis)) for of in (np.nanmin, np.nanmax))
     others, rounded = "", " up to rounding" if bool((low < high)[constant].any()) else ""

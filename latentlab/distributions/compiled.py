@@ -55,7 +55,7 @@ def _weights(log_b: Any, first: int, weight: Any) -> float:
 
 
 @compiled
-def _recursions(  # arrays of a loop in machine code
+def _recursions(  # one argument for each array of a compiled loop
     states: Any, initial: Any, transition: Any, weight: Any, a: Any, b: Any, v: Any, inverse_level: Any
 ) -> tuple[float, bool]:
     """The sum of log c, and whether all levels are within bounds; fills a, b, v `(state, n)` and 1 / c.
@@ -103,7 +103,7 @@ def _recursions(  # arrays of a loop in machine code
 
 
 @compiled
-def _expectations(  # arrays of a loop in machine code
+def _expectations(  # one argument for each array of a compiled loop
     a: Any, b: Any, v: Any, inverse_level: Any, transition: Any, gamma: Any, first: int, pairs: Any
 ) -> bool:
     """Whether S is within bounds, and all divisors; fills the n columns of `gamma` from `first`, and `pairs`; destroys a."""
@@ -155,7 +155,7 @@ def _log_sum(terms: Any) -> float:
 
 
 @compiled
-def _in_logs(  # arrays of a loop in machine code
+def _in_logs(  # one argument for each array of a compiled loop
     log_initial: Any, log_transition: Any, log_b: Any, first: int, alpha: Any, weight: Any, gamma: Any, pairs: Any
 ) -> float:
     """The log likelihood, with all as logs: exact always. Fills what `_expectations` does, with zeros if x is impossible."""
@@ -216,7 +216,7 @@ def _end(starts: Any, first: int) -> int:
 
 
 @compiled
-def chain_kernel(  # arrays of a loop in machine code
+def chain_kernel(  # one argument for each array of a compiled loop
     states: Any,
     log_initial: Any,
     log_transition: Any,
@@ -256,7 +256,7 @@ def chain_kernel(  # arrays of a loop in machine code
 
 
 @compiled
-def hidden_markov(  # arrays of a loop in machine code
+def hidden_markov(  # one argument for each array of a compiled loop
     states: Any,
     log_initial: Any,
     log_transition: Any,

@@ -42,7 +42,6 @@ from latentlab.distributions.compiled_matrices import (
     log_determinant,
     rotate,
     solve_lower,
-    solve_lower_transposed,
     solve_upper,
 )
 from latentlab.distributions.loops import compiled, summing
@@ -134,7 +133,7 @@ def _rough(loadings: Any, scaled: Any, observed: Any, whole: Any) -> Any:
 
 
 @compiled
-def _filter(  # arrays of a loop in machine code
+def _filter(  # one argument for each array of a compiled loop
     into: Any,
     across: Any,
     first: Any,
@@ -194,7 +193,7 @@ def _filter(  # arrays of a loop in machine code
 
 
 @summing
-def _add_residuals(  # arrays of a loop in machine code
+def _add_residuals(  # one argument for each array of a compiled loop
     loadings: Any, scaled: Any, observed: Any, scale: Any, rough: Any, states: Any, d_C: Any, d_loc: Any, d_scale: Any
 ) -> None:
     """What the residuals at the means `rough` + `states` `(latent, unit)` add to the gradients; `scaled` has those at `rough`."""
@@ -222,7 +221,7 @@ def _add_residuals(  # arrays of a loop in machine code
 
 
 @compiled
-def linear_gaussian(  # one loop in machine code, whose arrays all its parts share
+def linear_gaussian(  # one argument for each array, and a loop whose parts share work arrays
     A: Any,
     L: Any,
     C: Any,
@@ -367,7 +366,7 @@ def linear_gaussian(  # one loop in machine code, whose arrays all its parts sha
         noise[:] = begins + state
         add_outer(noise, noise, of_L_0)
         add_outer(root, root, of_L_0)
-        solve_lower_transposed(L_0, noise)
+        solve_upper(L_0.T, noise)
         for i in range(q):
             of_L_0[i, i] -= 1.0
             d_mean[i] += noise[i, 0]
@@ -380,9 +379,9 @@ def linear_gaussian(  # one loop in machine code, whose arrays all its parts sha
     _add_residuals(loadings, scaled, observed, scale, rough, states, d_C, d_loc, d_scale)
     for i in range(q):
         of_L[i, i] -= n_moves
-    solve_lower_transposed(L, of_A)
-    solve_lower_transposed(L, of_L)
-    solve_lower_transposed(L_0, of_L_0)
+    solve_upper(L.T, of_A)
+    solve_upper(L.T, of_L)
+    solve_upper(L_0.T, of_L_0)
     for i in range(q):
         for j in range(q):
             d_A[i, j] += of_A[i, j]

@@ -1,4 +1,4 @@
-"""Exponentials and sums in machine code."""
+"""Exponentials and sums, compiled by Numba."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from latentlab.distributions.loops import compiled, summing
 
 LOG_2_E, ROUNDING = 1 / math.log(2.0), 1.5 * 2.0**52
 LOG_2_HIGH, LOG_2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
-"""Their sum is log 2 to 80 bits; the first ends in zeros, so that its product with a whole number is exact."""
+"""Two parts of log 2, accurate to 80 bits together; the first ends in zero bits, so its product with an integer is exact."""
 LOG_2PI = math.log(2 * math.pi)
 LEAST_EXPONENT = -700.0
 FACTORIALS = tuple(float(math.factorial(n)) for n in range(12, -1, -1))
@@ -17,16 +17,17 @@ FACTORIALS = tuple(float(math.factorial(n)) for n in range(12, -1, -1))
 
 @compiled
 def exponential(x: float) -> float:
-    """exp(x), and 0 below e^-700: at the edge of what a float can be, it takes far longer than elsewhere."""
+    """Computes exp(x), or 0 if x is below -700: results near the smallest float are far slower to compute."""
     return 0.0 if x < LEAST_EXPONENT else math.exp(x)
 
 
 @compiled
 def exp_all(x: Any, n: int) -> None:
-    r"""The first n of x, none above 700, become their exponentials, and 0 below e^-700; to 1e-15, and several at once.
+    r"""Replaces the first n entries of x, none above 700, by their exponentials, or by 0 where they are below -700.
 
-    $e^x = 2^m e^r$ with m whole and $|r| \le \log(2) / 2$, and the Taylor series of $e^r$. A float of 2^52 and more has no
-    digits after the point: adding ROUNDING rounds to m, and leaves it in the last bits, from where it goes to the exponent.
+    $e^x = 2^m e^r$ with integer m and $|r| \le \log(2) / 2$, and $e^r$ by its Taylor series; the relative error is about 1e-15.
+    A float of 2^52 or more has no fractional bits. Adding ROUNDING therefore rounds to m and leaves m in the last bits, which
+    are shifted to the exponent. The compiler can vectorise the loop.
     """
     for i in range(n):
         small = x[i] < LEAST_EXPONENT

@@ -1,4 +1,4 @@
-"""Gaussian densities of mixtures and hidden Markov models, in machine code."""
+"""Gaussian densities of mixtures and hidden Markov models, compiled by Numba."""
 
 import math
 from typing import Any
@@ -12,11 +12,11 @@ from latentlab.distributions.loops import compiled
 
 @compiled
 def inverses(lower: Any, out: Any) -> None:
-    """L^-1 of each component.
+    """Computes L^-1 of each component.
 
     Args:
-        lower: L, `(component, feature, feature)`; or `(component, feature, 1)`, standard deviations.
-        out: Of the same shape; zeros above the diagonal are left as they are.
+        lower: Cholesky factors L, `(component, feature, feature)`; or standard deviations, `(component, feature, 1)`.
+        out: Output, of the same shape; entries above the diagonal are not written.
     """
     width = lower.shape[2]
     for k in range(len(lower)):
@@ -32,7 +32,7 @@ def inverses(lower: Any, out: Any) -> None:
 
 @compiled
 def _standardise(columns: Any, mu: Any, inverse: Any, k: int, s: Any) -> None:
-    """`s` = L_k^-1 (x - mu_k), `(feature, unit)`."""
+    """Writes L_k^-1 (x - mu_k) to `s` `(feature, unit)`."""
     for d in range(len(s)):
         own = d if inverse.shape[2] > 1 else 0
         slope, shift = inverse[k, d, own], mu[k, d]
@@ -46,14 +46,14 @@ def _standardise(columns: Any, mu: Any, inverse: Any, k: int, s: Any) -> None:
 
 @compiled
 def _gaussian_log_density(columns: Any, mu: Any, inverse: Any, s: Any, out: Any) -> None:
-    """log N(x | mu_k, L_k L_k') into `out` `(component, unit)`.
+    """Writes log N(x | mu_k, L_k L_k') to `out` `(component, unit)`.
 
     Args:
-        columns: x, `(feature, unit)`.
-        mu: `(component, feature)`.
+        columns: Data x, `(feature, unit)`.
+        mu: Means, `(component, feature)`.
         inverse: L^-1, from `inverses`.
-        s: Of the shape of `columns`, to work in.
-        out: The result.
+        s: Work array of the shape of `columns`.
+        out: Output.
     """
     n_features, n_units = s.shape
     for k in range(len(mu)):
@@ -71,10 +71,10 @@ def _gaussian_log_density(columns: Any, mu: Any, inverse: Any, s: Any, out: Any)
 
 @compiled
 def _gaussian_score(columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, d_mu: Any, d_lower: Any) -> None:
-    r"""Gradients of $\sum_{nk} \gamma_{nk} \log N(x_n \mid \mu_k, L_k L_k')$ for mu and L, added to the last two.
+    r"""Adds the gradients of $\sum_{nk} \gamma_{nk} \log N(x_n \mid \mu_k, L_k L_k')$ to `d_mu` and `d_lower`.
 
-    With $s = L_k^{-1} (x - \mu_k)$ the scores are $L_k'^{-1} s$ for $\mu_k$, and for $L_k$ the lower triangle of
-    $L_k'^{-1} s s' - \text{diag}(1 / L_{k,dd})$: the sums of $\gamma$, $\gamma s$ and $\gamma s s'$ are all that is needed.
+    With $s = L_k^{-1} (x - \mu_k)$ the score for $\mu_k$ is $L_k'^{-1} s$. The score for $L_k$ is the lower triangle of
+    $L_k'^{-1} s s' - \text{diag}(1 / L_{k,dd})$. The sums of $\gamma$, $\gamma s$ and $\gamma s s'$ over units are sufficient.
     """
     n_features, n_units = s.shape
     width = inverse.shape[2]
@@ -96,7 +96,7 @@ def _gaussian_score(columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, d_m
                 d_mu[k, d] += inverse[k, d, 0] * first[d]
                 d_lower[k, d, 0] += inverse[k, d, 0] * (second[d, 0] - size)
             else:
-                for c in range(d, n_features):  # L'^-1 from the left
+                for c in range(d, n_features):  # multiplies by L'^-1 from the left
                     d_mu[k, d] += inverse[k, c, d] * first[c]
                     for e in range(d + 1):
                         d_lower[k, d, e] += inverse[k, c, d] * second[c, e]
@@ -104,7 +104,7 @@ def _gaussian_score(columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, d_m
 
 
 @compiled
-def gaussian_hidden_markov(  # arrays of a loop in machine code
+def gaussian_hidden_markov(  # one argument for each array of a compiled loop
     states: Any,
     log_initial: Any,
     log_transition: Any,
@@ -117,14 +117,14 @@ def gaussian_hidden_markov(  # arrays of a loop in machine code
     d_mu: Any,
     d_lower: Any,
 ) -> float:
-    """`hidden_markov` with Gaussian emissions; gradients for four arguments are added to the last four.
+    """Log likelihood of a hidden Markov model with Gaussian emissions; adds its gradients to the last four arguments.
 
     Args:
-        states, log_initial, log_transition, starts: As there.
-        mu: `(state, feature)`.
-        lower: L, as in `inverses`.
-        columns: x, `(feature, unit)`.
-        d_initial, d_transition, d_mu, d_lower: Of the shapes of what they are for.
+        states, log_initial, log_transition, starts: As in `compiled.hidden_markov`.
+        mu: Means, `(state, feature)`.
+        lower: Cholesky factors L, as in `inverses`.
+        columns: Data x, `(feature, unit)`.
+        d_initial, d_transition, d_mu, d_lower: Gradients, of the shapes of the corresponding arguments.
     """
     inverse, work = np.zeros(lower.shape), np.empty(columns.shape)
     log_b, gamma = np.empty((len(mu), len(starts))), np.empty((len(mu), len(starts)))
@@ -136,16 +136,16 @@ def gaussian_hidden_markov(  # arrays of a loop in machine code
 
 
 @compiled
-def gaussian_mixture(  # arrays of a loop in machine code
+def gaussian_mixture(  # one argument for each array of a compiled loop
     at_once: int, log_weights: Any, mu: Any, lower: Any, columns: Any, d_weights: Any, d_mu: Any, d_lower: Any
 ) -> float:
-    """Log likelihood of a Gaussian mixture; gradients for its three parameters are added to the last three.
+    """Log likelihood of a Gaussian mixture; adds its gradients to the last three arguments.
 
     Args:
-        at_once: Units that are worked on together.
-        log_weights: `(component,)`.
+        at_once: Units per block.
+        log_weights: Log weights, `(component,)`.
         mu, lower, columns: As in `gaussian_hidden_markov`.
-        d_weights, d_mu, d_lower: Of the shapes of what they are for.
+        d_weights, d_mu, d_lower: Gradients for `log_weights`, `mu` and `lower`, of the same shapes.
     """
     inverse = np.zeros(lower.shape)
     inverses(lower, inverse)

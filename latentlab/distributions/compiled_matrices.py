@@ -1,4 +1,4 @@
-"""Small triangular matrices in machine code."""
+"""Operations on small triangular matrices, compiled by Numba."""
 
 import math
 from typing import Any
@@ -8,7 +8,11 @@ from latentlab.distributions.loops import compiled
 
 @compiled
 def rotate(upper: Any, row: Any, n: int) -> None:
-    """Turns `row` into the triangle `upper`, so that its first n entries become 0; both may have further columns."""
+    """Adds `row` to the upper-triangular factor `upper` of a QR decomposition, by Givens rotations.
+
+    The first n entries of `row` are eliminated, but zeros are not stored in them. Both may have further columns, which are
+    rotated along. `row` is used as work space.
+    """
     width = len(row)
     for j in range(n):
         y = row[j]
@@ -27,7 +31,7 @@ def rotate(upper: Any, row: Any, n: int) -> None:
 
 @compiled
 def solve_lower(lower: Any, b: Any) -> None:
-    """`b` `(q, m)` becomes L^-1 b."""
+    """Replaces `b` `(q, m)` by L^-1 b."""
     for i in range(len(lower)):
         for k in range(b.shape[1]):
             total = b[i, k]
@@ -37,19 +41,8 @@ def solve_lower(lower: Any, b: Any) -> None:
 
 
 @compiled
-def solve_lower_transposed(lower: Any, b: Any) -> None:
-    """`b` `(q, m)` becomes L'^-1 b."""
-    for i in range(len(lower) - 1, -1, -1):
-        for k in range(b.shape[1]):
-            total = b[i, k]
-            for j in range(i + 1, len(lower)):
-                total -= lower[j, i] * b[j, k]
-            b[i, k] = total / lower[i, i]
-
-
-@compiled
 def solve_upper(upper: Any, b: Any) -> None:
-    """`b` `(q, m)` becomes R^-1 b, R the first q columns of `upper`."""
+    """Replaces `b` `(q, m)` by R^-1 b, with R the first q columns of `upper`."""
     for i in range(len(upper) - 1, -1, -1):
         for k in range(b.shape[1]):
             total = b[i, k]
@@ -60,7 +53,7 @@ def solve_upper(upper: Any, b: Any) -> None:
 
 @compiled
 def add_product(a: Any, b: Any, factor: float, out: Any) -> None:
-    """`out` += factor a b."""
+    """Adds factor a b to `out`."""
     for i in range(a.shape[0]):
         for j in range(a.shape[1]):
             scaled = factor * a[i, j]
@@ -70,7 +63,7 @@ def add_product(a: Any, b: Any, factor: float, out: Any) -> None:
 
 @compiled
 def add_outer(a: Any, b: Any, out: Any) -> None:
-    """`out` += a b'."""
+    """Adds a b' to `out`."""
     for i in range(a.shape[0]):
         for k in range(b.shape[0]):
             total = 0.0

@@ -113,7 +113,7 @@ def linear_gaussian(parameters: Arrays, data: Arrays, gradients: Arrays) -> floa
 _library = torch.library.Library("latentlab", "FRAGMENT")
 
 
-def operation(  # one operation of torch, whose parts torch keeps apart
+def operation(  # the implementation, shapes, gradients and batching of one operation, which torch registers separately
     member: Callable[[Arrays, Arrays, Arrays], float],
     dims: tuple[int, ...],
     n_parameters: int,

@@ -62,7 +62,7 @@ class LinearGaussianChain(TorchDistribution):
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(  # the parameters of the chain
+    def __init__(  # one argument for each parameter of the chain
         self,
         A: torch.Tensor,
         Q: torch.Tensor,
@@ -233,7 +233,7 @@ class LinearGaussianChain(TorchDistribution):
         )
 
 
-def _in_torch(  # the parameters of the chain
+def _in_torch(  # one argument for each parameter of the chain
     A: torch.Tensor,
     L: torch.Tensor,
     C: torch.Tensor,

@@ -1,4 +1,4 @@
-"""Loops in machine code, where Numba is installed. A module of them is loaded at its first use: Numba's import takes a while."""
+"""Loops compiled by Numba, if it is installed. Their modules are loaded at first use, because the import of Numba is slow."""
 
 import functools
 import importlib
@@ -7,27 +7,27 @@ from typing import Any
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """The function in machine code, kept in a cache between runs where a folder can be written.
+    """Compiles a function to machine code, cached on disk between runs if a cache folder is writable.
 
-    It runs in one thread, with the interpreter's lock released.
+    The compiled function runs in one thread and releases the interpreter's lock.
     """
     import numba
 
     options |= {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder for the cache
+    except RuntimeError:  # Numba has no writable folder for its cache
         return numba.njit(**options)(function)
 
 
 def summing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`compiled`, and its sums may be taken in the order that the processor likes: always the same one."""
+    """Compiles a function whose sums the compiler may reorder, to vectorise them; the order is the same in every run."""
     return compiled(function, fastmath={"reassoc"})
 
 
 @functools.cache
 def load(module: str) -> Any:
-    """A module of such loops; None where Numba is absent, or refuses the numpy that it finds."""
+    """Imports a module of compiled loops; None if Numba is absent or does not support the installed NumPy."""
     try:
         return importlib.import_module(f"latentlab.{module}")
     except ImportError:

@@ -112,7 +112,7 @@ class LowRankGaussian(TorchDistribution):
 
 
 class _MultivariateNormal(MultivariateNormal):
-    """Pyro's distribution with draws that `torch.vmap` can batch; the numbers are the same."""
+    """Pyro's multivariate normal distribution with an `rsample` that works under `torch.vmap`; the draws are the same."""
 
     def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
         noise = torch.randn(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype)

@@ -22,7 +22,7 @@ RANK = 1e-10
 Widths = list[Annotated[int, Ge(1)]] | tuple[Annotated[int, Ge(1)], ...]
 
 
-def autoencoder(  # a user's options
+def autoencoder(  # one keyword for each user option
     x: np.ndarray,
     n_latent: int,
     *,

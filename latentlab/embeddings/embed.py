@@ -1,11 +1,11 @@
-"""Embeddings of a dataset behind one call, and one's own vectors as the same thing.
+"""Embeddings of a dataset by one function, which also reads a user's own vectors.
 
-An entry of the table is a function of the data, `pca(x, n_latent, *, whiten=False)`, that returns `(unit, n_latent)`. What it
-takes says what it needs: `x` (a table without missing entries), `matrix` (a sparse matrix of cells), `adjacency` (that of a
-graph) or `dataset`; `n_latent`, `seed` if it starts at random, `notes` (a list) if it has something to tell; all other arguments
-are its options. Of data with several kinds of units it returns an array for each kind that it places, by the kind's name. The
-types and ranges of options are what they are annotated with, `Annotated[int, Ge(1)]`; only what depends on the data is for the
-entry itself to check.
+An entry of the registry is a function of the data, such as `pca(x, n_latent, *, whiten=False)`, that returns `(unit, n_latent)`.
+The form of the data is chosen by an argument's name: `x` (a table without missing entries), `matrix` (a sparse matrix of cells),
+`adjacency` (the sparse matrix of a graph) or `dataset`. Other arguments that `embed` supplies are `n_latent`, `seed` (for random
+starts) and `notes` (a list to append to). All further arguments are options; annotations such as `Annotated[int, Ge(1)]` declare
+their types and ranges. An entry itself checks only requirements that depend on the data. For data with several kinds of units it
+returns a dict with an array for each kind that it embeds.
 """
 
 import inspect
@@ -30,11 +30,11 @@ from latentlab.seeds import Seeds
 from latentlab.settings import checked
 
 N_SEEDS = 3
-"""Runs of an algorithm that starts at random, unless said."""
+"""Default number of runs of an algorithm with random starts."""
 GIVEN = ("x", "matrix", "adjacency", "dataset", "n_latent", "seed", "notes")
-"""Arguments of an entry that `embed` fills in; all others are the entry's options."""
+"""Arguments of an entry that `embed` supplies; all others are the entry's options."""
 TIED = 1e-8
-"""Entries of a column this close to its largest one are as large: rounding must not choose the sign."""
+"""Relative tolerance within which magnitudes tie with a column's largest, so that rounding does not choose the sign."""
 
 
 def embed(
@@ -48,26 +48,26 @@ def embed(
     impute: Literal["mean", "error"] = "mean",
     **options: Any,
 ) -> Embedding:
-    """An embedding of the dataset, by an entry of the table.
+    """Computes an embedding of the dataset by an entry of the registry.
 
-    What does not start at random is the same in every run, each column with its largest entry positive. What does is run
-    several times, each run with a seed that depends on `seed`, the entry and the run's number alone.
+    The sign of each computed column makes its entry of largest magnitude positive. An algorithm with random starts runs `n_seeds`
+    times; the seed of a run depends only on `seed`, the entry and the number of the run.
 
     Args:
-        name: An entry of `latentlab list embeddings`; `file` reads one's own vectors.
+        name: An entry of `latentlab list embeddings`; `file` reads a user's own vectors.
         dataset: The data.
-        n_latent: Columns.
-        label: Its name in tables and plots; `name` unless said.
-        n_seeds: Runs, for algorithms that start at random (t-SNE, UMAP); 3 unless said.
-        seed: Root of their seeds.
-        impute: What to do about missing entries: put the column's mean (`mean`), or refuse (`error`).
-        options: The entry's own.
+        n_latent: Number of columns.
+        label: Name in tables and plots; `name` by default.
+        n_seeds: Number of runs of an algorithm with random starts (t-SNE, UMAP); 3 by default.
+        seed: Root seed of the runs.
+        impute: Treatment of missing entries: `mean` imputes the column's mean, `error` refuses them.
+        options: Options of the entry.
 
     Raises:
-        ConfigError: No such embedding or option, or one out of its range; names both numbers.
-        DataError: Data that it cannot take.
-        InferenceError: Its library gave up.
-        MissingDependencyError: Its library is not installed; names package and extra.
+        ConfigError: The embedding or an option does not exist, or an option is out of its range.
+        DataError: The embedding does not accept these data.
+        InferenceError: The embedding's algorithm or library failed.
+        MissingDependencyError: A library is not installed; names package and extra.
 
     Example:
         >>> from latentlab.data.load import load_dataset
@@ -76,7 +76,7 @@ def embed(
     """
     entry, chosen = EMBEDDINGS.load(name), _options(name, options)
     if not isinstance(dataset, Dataset):
-        getattr(dataset, "x", None)  # data that stay on disk refuse by themselves
+        getattr(dataset, "x", None)  # a `StoredDataset` raises its own error here
         raise DataError(
             f'embedding {name!r} takes a Dataset, such as Dataset({{"x": x}}, dims={{"x": ("unit", "feature")}}); '
             f"got {type(dataset).__name__}."
@@ -119,7 +119,7 @@ def embed(
 
 
 def embedding_options(name: str) -> dict[str, inspect.Parameter]:
-    """The entry's own options, from its signature.
+    """Options of an entry, from its signature.
 
     Example:
         >>> sorted(embedding_options("isomap"))
@@ -129,7 +129,7 @@ def embedding_options(name: str) -> dict[str, inspect.Parameter]:
 
 
 def _options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry's options, defaults included, each of the type that its signature says."""
+    """Options of the entry, defaults included; given values are checked against the types in its signature."""
     valid = embedding_options(name)
     for option in options:
         if option not in valid:
@@ -145,14 +145,14 @@ def _options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(name: str, parameter: inspect.Parameter, value: Any) -> Any:
-    """The value as a config would hold it, if it is of the option's type."""
+    """Checks a value against the option's type, with paths converted to text as in a config."""
     plain = os.fspath(value) if isinstance(value, os.PathLike) else value
     kind = Any if isinstance(parameter.annotation, str) or parameter.annotation is parameter.empty else parameter.annotation
     return checked(f"embedding {name!r}", {parameter.name: kind}, {parameter.name: plain})[parameter.name]
 
 
 def _table(name: str, dataset: Dataset, impute: str, notes: list[str]) -> np.ndarray:
-    """The observed table `(unit, feature)`, missing entries filled in."""
+    """The observed table `(unit, feature)`, missing entries imputed."""
     x, dims = dataset.x, dataset.dims[dataset.observed]
     if len(dims) != 2 or dims[0] != "unit":
         raise DataError(f"embedding {name!r} takes a table (unit, feature); {dataset.name} has dims ({', '.join(dims)}).")
@@ -191,7 +191,7 @@ def _matrix(name: str, dataset: Dataset) -> Any:
 
 
 def _adjacency(name: str, dataset: Dataset, notes: list[str]) -> Any:
-    """The sparse adjacency matrix of a graph; pairs of which nothing is known count as not joined."""
+    """The sparse adjacency matrix of a graph; unobserved pairs count as not joined."""
     if not is_graph(dataset.index):
         raise DataError(f"embedding {name!r} takes a graph; {dataset.name} is {_called(dataset)}.")
     n = dataset.sizes[next(iter(dataset.kinds))]
@@ -209,7 +209,7 @@ def _called(dataset: Dataset) -> str:
 
 
 def _units(name: str, dataset: Dataset, values: Any) -> Any:
-    """Names of the units that the values are of: by kind, where they are an array for each kind."""
+    """Names of the embedded units; a dict by kind if there is an array for each kind."""
     kinds = dataset.kinds
     placed = values.kinds if isinstance(values, Embedding) else tuple(values) if isinstance(values, Mapping) else ()
     if placed:
@@ -226,7 +226,7 @@ def _units(name: str, dataset: Dataset, values: Any) -> Any:
 
 
 def _extra(given: Embedding, found: Embedding) -> list[Any]:
-    """Units of an embedding that were left out when it was joined with the data."""
+    """Units of an embedding that were left out when it was matched with the units of the data."""
     pairs = [(given.of(kind), found.of(kind)) for kind in given.kinds or ("",)]
     known = [set(of.units.astype(str).tolist()) for _, of in pairs]
     return [unit for (one, _), names in zip(pairs, known, strict=True) for unit in one.units.tolist() if str(unit) not in names]
@@ -237,7 +237,7 @@ def _n_rows(embedding: Embedding) -> int:
 
 
 def _run(name: str, entry: Any, arguments: dict[str, Any], notes: list[str]) -> Any:
-    """The entry's result, the random state and the warnings' filters left as they were."""
+    """Runs the entry, then restores NumPy's random state and the warning filters."""
     state = np.random.get_state()
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -253,7 +253,7 @@ def _run(name: str, entry: Any, arguments: dict[str, Any], notes: list[str]) -> 
         raise InferenceError(f"embedding {name!r} failed: {why}") from error
     finally:
         np.random.set_state(state)
-    # What else libraries warn of is how they were called, not what they found.
+    # Other warnings concern how a library was called, not its result.
     notes += [" ".join(str(one.message).split()) for one in caught if one.category.__name__ == "ConvergenceWarning"]
     arrays = [] if isinstance(result, Embedding) else list(result.values()) if isinstance(result, Mapping) else [result]
     odd = next((one for one in arrays if np.ndim(one) != 2), None)
@@ -263,7 +263,7 @@ def _run(name: str, entry: Any, arguments: dict[str, Any], notes: list[str]) -> 
 
 
 def _oriented(values: Any) -> Any:
-    """Each column, over all kinds of units, with its largest entry positive: eigenvectors have no sign of their own."""
+    """Flips signs so that each column's entry of largest magnitude, over all kinds of units, is positive."""
     if isinstance(values, Mapping):
         turned = _oriented(np.concatenate(list(values.values())))
         ends = np.cumsum([len(one) for one in values.values()])

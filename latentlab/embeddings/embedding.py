@@ -1,4 +1,4 @@
-"""Vectors of units, computed from the data or brought along."""
+"""Vectors of units, computed from the data or supplied by the user."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,10 +16,10 @@ class Embedding:
 
     Args:
         name: What made it: an entry of the table, or a name of one's own.
-        values: `(unit, p)`; `(seed, unit, p)` for an algorithm that starts at random. An array for each kind of units that it
-            places, where the data have several.
-        units: The units' names, in the order of the values; those of a DataFrame's index, or of a DataArray, unless said. By kind
-            where the values are.
+        values: `(unit, p)`; `(seed, unit, p)` for an algorithm that starts at random. A dict with an array for each
+            embedded kind of units if the data have several.
+        units: The units' names, in the order of the values; by default those of a DataFrame's index or a DataArray. By kind if
+            the values are.
         label: Its name in tables and plots; `name` unless said.
         options: The options it was made with, defaults included.
         seeds: Seed of each run, if there are several.
@@ -65,7 +65,7 @@ class Embedding:
             object.__setattr__(self, attribute, value)
 
     def _take_kinds(self, label: str) -> None:
-        """Checks the array of each kind as an embedding of its own; all have the same columns and runs."""
+        """Checks the array of each kind as an embedding, and that all have the same numbers of columns and runs."""
         units = {} if self.units is None else self.units
         if not self.values or not isinstance(units, Mapping) or not set(units) <= set(self.values):
             kinds = ", ".join(map(repr, self.values)) or "none"
@@ -96,11 +96,11 @@ class Embedding:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of units that it places, by name; none where it has one array, which is of the only kind of the data."""
+        """Names of the embedded kinds of units; empty if there is one array, for the data's only kind."""
         return tuple(self.values) if isinstance(self.values, dict) else ()
 
     def of(self, kind: str) -> "Embedding":
-        """The embedding of one kind of units; itself where it has one array."""
+        """The embedding of one kind of units; `self` if there is only one array."""
         if not self.kinds:
             return self
         return replace(self, values=self.values[kind], units=self.units[kind])
@@ -113,7 +113,7 @@ class Embedding:
         return f"Embedding({self.label!r}, {', '.join(f'{d}: {n}' for d, n in zip(dims, self.values.shape, strict=True))})"
 
     def reindexed(self, units: Any) -> "Embedding":
-        """The embedding of these units in this order (by kind, where it has kinds), joined by name, never by position.
+        """The embedding of these units in this order (by kind, if it has kinds), matched by name, never by position.
 
         Raises:
             DataError: Units are missing; names them.

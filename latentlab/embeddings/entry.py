@@ -1,4 +1,4 @@
-"""What an entry of the table of embeddings is, and what it checks of the data."""
+"""Markers and data checks shared by the entries of the registry of embeddings."""
 
 from typing import Any, TypeVar
 
@@ -8,19 +8,19 @@ from latentlab.registry import EMBEDDINGS
 
 T = TypeVar("T")
 RANGE = 400
-"""Powers of two, either way, that the spread of the data may have: squares of distances are then inside the range of float64."""
+"""Largest magnitude of the spread's binary exponent for which squared distances stay within the range of float64."""
 COPIES = 5
-"""A table of all pairs of units is in memory so many times while its eigenvectors are found."""
+"""Copies of the matrix of all pairs of units that an eigendecomposition holds in memory."""
 
 
 def clustering(entry: T) -> T:
-    """Marks an entry of the table that makes a clustering: its `n_latent` is the number of clusters."""
+    """Marks an entry as a clustering: its `n_latent` is the number of clusters."""
     entry.clustering = True  # type: ignore[attr-defined]
     return entry
 
 
 def makes_clusters(name: str) -> bool:
-    """Whether the entry is marked so.
+    """Whether the entry is marked as a clustering.
 
     Example:
         >>> makes_clusters("kmeans"), makes_clusters("pca")
@@ -30,10 +30,10 @@ def makes_clusters(name: str) -> bool:
 
 
 def at_most(name: str, option: str, value: float, most: float, because: str) -> None:
-    """Refuses an option that is too large for the data; the least that it may be is in the entry's signature.
+    """Refuses an option that is too large for the data; the entry's signature declares its lower bound.
 
     Raises:
-        ConfigError: Names the embedding, the option, the most that it may be with its reason, and the value.
+        ConfigError: Names the embedding, the option, its upper bound with the reason, and the value.
     """
     if most < 1 and option == "n_latent":
         raise ConfigError(
@@ -46,10 +46,10 @@ def at_most(name: str, option: str, value: float, most: float, because: str) -> 
 def at_most_by_data(
     name: str, option: str, given: float | None, usual: float, most: float, because: str, notes: list[str]
 ) -> Any:
-    """An option whose usual value is lowered, with a note, where the data are too few for it; a value asked for is refused.
+    """Lowers the default of an option that is too large for the data, with a note, and refuses a given value.
 
     Raises:
-        ConfigError: The value asked for is too large.
+        ConfigError: The given value is too large.
     """
     if given is not None:
         at_most(name, option, given, most, because)
@@ -60,10 +60,10 @@ def at_most_by_data(
 
 
 def all_pairs(name: str, n_units: int) -> None:
-    """Refuses more units than memory holds a table of all pairs of.
+    """Refuses data whose matrix of all pairs of units does not fit into memory.
 
     Raises:
-        DataError: Names the units, the memory needed and the memory there is.
+        DataError: Names the number of units, the memory needed and the memory allowed.
     """
     needed, free = 8 * COPIES * n_units**2, Budget.of(None).n_bytes
     if needed > free:

@@ -16,7 +16,7 @@ def file(path: str, *, unit: str | None = None, columns: list[str] | None = None
         path: CSV, TSV, NPY, NPZ or Parquet, as for data.
         unit: The column with the units' names; without it rows are numbered from 0, as the units of data without names are.
         columns: The vectors' columns, in this order; all but `unit` if not given.
-        kind: The kind of units that the rows are, such as `user`, where the data have several.
+        kind: Kind of units in the rows, such as `user`, if the data have several.
 
     Raises:
         DataError: The file cannot be used, or a value is missing.

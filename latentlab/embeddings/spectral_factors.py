@@ -9,21 +9,21 @@ from latentlab.embeddings.entry import at_most
 from latentlab.errors import DataError
 
 DENSE = 2000
-"""Rows or columns up to which a matrix is decomposed whole; of larger ones the leading vectors are found by iteration."""
+"""Smaller dimension up to which a matrix is decomposed densely; larger ones use an iterative solver."""
 
 
 def truncated_svd(matrix: Any, n_latent: int, *, center: bool = True, notes: list[str]) -> dict[str, np.ndarray]:
     r"""Truncated singular value decomposition of a matrix of ratings.
 
-    With $R - \bar r = A S B'$, where unobserved cells are 0 after the mean of the observed ones was subtracted, users are at the
-    rows of $A_q S_q^{1/2}$ and items at those of $B_q S_q^{1/2}$: their inner products are the best approximation of rank q of
-    that matrix. Unobserved cells count as average ones, which draws positions towards 0 where little was observed.
+    Let $R - \bar r = A S B'$, with unobserved cells set to 0 after the mean of the observed ones is subtracted. Users are the
+    rows of $A_q S_q^{1/2}$ and items the rows of $B_q S_q^{1/2}$; their inner products are the best rank-q approximation of that
+    matrix. Setting unobserved cells to the mean shrinks positions with few observations towards 0.
 
     Args:
         matrix: Sparse matrix of ratings `(user, item)`.
-        n_latent: Columns q, fewer than users and items.
-        center: Subtract the mean of the observed ratings.
-        notes: Is told how many cells were not observed.
+        n_latent: Number of columns q, smaller than the numbers of users and items.
+        center: Subtract the mean of the observed ratings first.
+        notes: List to which the number of unobserved cells is appended.
 
     References:
         Koren, Bell & Volinsky (2009), Matrix factorization techniques for recommender systems, Computer 42:30.
@@ -49,16 +49,16 @@ def truncated_svd(matrix: Any, n_latent: int, *, center: bool = True, notes: lis
 
 
 def adjacency_spectral(adjacency: Any, n_latent: int, *, notes: list[str]) -> np.ndarray:
-    r"""Adjacency spectral embedding of a graph without directions.
+    r"""Adjacency spectral embedding of an undirected graph.
 
-    With the eigenvalues of largest magnitude of the adjacency matrix $A = X \Lambda X'$, nodes are at the rows of
-    $X_q |\Lambda_q|^{1/2}$. Where these eigenvalues are positive, inner products of positions are the best approximation of rank
-    q of A, the expected one in a random dot product graph.
+    Let $A = X \Lambda X'$ be the adjacency matrix and $\Lambda_q$ its q eigenvalues of largest magnitude. Nodes are the rows of
+    $X_q |\Lambda_q|^{1/2}$. If these eigenvalues are positive, inner products of nodes are the best rank-q approximation of A,
+    which estimates the edge probabilities of a random dot product graph.
 
     Args:
         adjacency: Sparse symmetric matrix `(node, node)`.
-        n_latent: Columns q, fewer than nodes.
-        notes: Is told of negative eigenvalues among the q.
+        n_latent: Number of columns q, smaller than the number of nodes.
+        notes: List to which the number of negative eigenvalues among the q is appended.
 
     References:
         Sussman, Tang, Fishkind & Priebe (2012), A consistent adjacency spectral embedding for stochastic blockmodel graphs, JASA

@@ -171,7 +171,7 @@ class Adam:
         first = self.learning_rate * self.rate(step) / (1 - BETA_1 ** (step + 1))
         return torch.tensor([first, 1 / math.sqrt(1 - BETA_2 ** (step + 1))], dtype=torch.float64)
 
-    def descend(  # the settings of a descent
+    def descend(  # one argument for each setting of a descent
         self,
         vectors: torch.Tensor,
         step: Step,
@@ -253,7 +253,7 @@ class Adam:
         for number, loss in zip(numbers, history[max(0, n_done - EVERY) : n_done].mean(0), strict=True):
             self.log(f"restart {number}, step {done} of {total}: elbo {-loss:.2f}")
 
-    def _check(  # the state of a descent
+    def _check(  # one argument for each part of the state
         self,
         step: int,
         history: np.ndarray,

@@ -198,7 +198,7 @@ def _fitted(problem: Problem, settings: Settings, numbers: Sequence[int], name: 
     return {**stacked, "lp": lp.reshape(stacked["log_q"].shape)}
 
 
-def _descend(  # the settings of a descent, and its objective
+def _descend(  # long: objective, batches and checkpoints share the variables of one descent
     problem: Problem,
     settings: Settings,
     restarts: Sequence[_Restart],

@@ -13,19 +13,19 @@ from latentlab.models.base import LatentModel
 
 
 def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = None) -> dict[str, Any]:
-    """The dataset as the keywords of `model.model`: float64 tensors, zeros where missing.
+    """Returns the dataset as keyword arguments of `model.model`: float64 tensors, with 0 for missing entries.
 
-    The indices of points are whole numbers. And, if the program takes them, `n_KIND`, the number of units of a kind; `mask`;
-    `sequence`, the number of the sequence that each unit is a step of; and `labels`.
+    Indices of points are integer tensors. Further arguments are added if the program has them: `n_KIND`, the number of units of
+    a kind; `mask`; `sequence`, the number of each unit's sequence; and `labels`, one-hot.
 
     Args:
         model: The model.
         dataset: The data.
-        classes: The labels that the columns of `labels` stand for; the model's own, or those of the dataset, where None.
+        classes: Labels that the columns of `labels` stand for; where None, the model's own, or else those of the dataset.
 
     Raises:
         DataError: Entries are missing and the model has no `mask` argument; names columns and count. Or the model takes labels,
-            and there are none, or one that is not among `classes`.
+            and the data have none, or one that is not among `classes`.
     """
     arrays: dict[str, Any] = {name: torch.tensor(np.nan_to_num(a, nan=0.0)) for name, a in dataset.arrays.items()}
     arrays |= {name: torch.tensor(one.values) for name, one in dataset.index.items()}
@@ -51,12 +51,12 @@ def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = N
 
 
 def parameter_tensors(parameters: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Parameters as float64 tensors of their own."""
+    """Returns the parameters as float64 tensors by name."""
     return {name: float64_tensor(value) for name, value in parameters.items()}
 
 
 def _one_hot(model: LatentModel, dataset: Dataset, classes: np.ndarray | None) -> np.ndarray:
-    """The labels as `(unit, label)` of zeros and a one."""
+    """Returns the labels one-hot encoded, `(unit, label)`."""
     if dataset.labels is None:
         raise DataError(f"{dataset.name}: the model {model.name!r} needs a label for each unit, and there are none.")
     known = np.unique(dataset.labels) if classes is None else np.asarray(classes)
@@ -71,7 +71,11 @@ def _one_hot(model: LatentModel, dataset: Dataset, classes: np.ndarray | None) -
 
 
 def float64_tensor(value: Any) -> torch.Tensor:
-    """A float64 tensor; numpy arrays are copied, since torch warns of read-only ones."""
+    """Converts a value to a float64 tensor; NumPy arrays are copied, since torch warns about read-only ones.
+
+    Raises:
+        ModelError: The value is not numeric.
+    """
     if not isinstance(value, torch.Tensor) and np.asarray(value).dtype.kind not in "biuf":
         raise ModelError(f"a site's value must be numbers; got {value!r:.60}.")
     return value.to(torch.float64) if isinstance(value, torch.Tensor) else torch.tensor(np.asarray(value), dtype=torch.float64)

@@ -115,7 +115,7 @@ def _from_disk(
 
 
 def row_tensors(density: Density, x: np.ndarray) -> tuple[torch.Tensor, ...]:
-    """Rows of a table as the tensors of `density.point_arrays`: with zeros where missing, and a mask if the density has one."""
+    """Converts rows of a table to the tensors of `density.point_arrays`: 0 where missing, and a mask if the density has one."""
     if "mask" not in density.point_arrays():
         return (torch.from_numpy(x),)
     seen = ~np.isnan(x)

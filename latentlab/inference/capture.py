@@ -104,7 +104,7 @@ def sizes(function: Function, *example: torch.Tensor) -> list[int] | None:
 
 
 def _numbers(function: Function, arguments: Sequence[torch.Tensor], device: str) -> list[np.ndarray]:
-    """Results of a function, drawn with the random numbers that recording used."""
+    """Returns the results of a function, run with the random seed of the recording."""
     with torch.no_grad(), double(), forked(device), on(device):
         reseed(0, device)
         return [result.cpu().numpy() for result in function(*arguments)]

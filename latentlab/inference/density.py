@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 
 from latentlab.distributions.simplex import transform_of
 from latentlab.errors import ModelError
@@ -26,6 +25,7 @@ from latentlab.inference.program import (
     Released,
     Tensors,
     checked_trace,
+    has_density,
     in_plate,
     is_deterministic,
     is_latent,
@@ -64,10 +64,10 @@ class Density:
     Args:
         model: The model.
         arrays: Its data, from `tensors`.
-        dims: Dims of the arrays, by name, the observed one first; a table's where None.
+        dims: Dims of the arrays by name, the observed array first; where None, the points are the units of a table.
         parameters: Values of the model's parameters; those left out are what the program starts them with.
         plan: How often the method will ask for gradients, and whether machine code was asked for.
-        n_points: Of the plate of the points, where the arrays hold a sample of them only; all that they hold where None.
+        n_points: Number of points, if the arrays have only a sample of them; where None, the size of the points' plate.
 
     Raises:
         ModelError: A site's log density does not have the shape of its plates (data of shape (N, 1) in a plate of N would
@@ -181,12 +181,12 @@ class Density:
         return other
 
     def point_arrays(self) -> tuple[str, ...]:
-        """Names of the arrays that have a row for each point, mask and labels among them."""
+        """Returns the names of the arrays with a row for each point, including mask and labels."""
         named = tuple(n for n, a in self.arrays.items() if a is not None and self.dims.get(n, ("",))[0] == self.points)
         return (*named, *(name for name in ("mask", "labels") if self.arrays.get(name) is not None and name not in named))
 
     def with_points(self, rows: tuple[torch.Tensor, ...]) -> dict[str, Any]:
-        """The arrays with those of `point_arrays` replaced by a minibatch's."""
+        """Returns the arrays with those of `point_arrays` replaced by the rows of a minibatch."""
         return {**self.arrays, **dict(zip(self.point_arrays(), rows, strict=True))}
 
     def log_jacobian(self, u: torch.Tensor) -> torch.Tensor:
@@ -203,11 +203,11 @@ class Density:
     def log_joint(self, values: Tensors, arrays: Arrays | None = None, point_scale: float = 1.0) -> torch.Tensor:
         """log p(values, data) on the constrained scale, every constant kept, no Jacobian.
 
-        `point_scale` multiplies the terms inside the plate of the points, for a minibatch of N / point_scale of them.
+        `point_scale` multiplies the terms inside the points' plate: N / n for a minibatch of n of N points.
         """
         total: Any = 0.0
         for site in self._trace(values, arrays).nodes.values():
-            if site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site):
+            if has_density(site):
                 term = site_log_prob_sum(site) if arrays is None else site_log_prob(site).sum()
                 total = total + (point_scale * term if in_plate(site, self.points) else term)
         return total
@@ -228,14 +228,14 @@ class Density:
         """The log density of each site, latent or observed: its sum, and the sum of the absolute values of its terms."""
         found = {}
         for name, site in self._trace(values).nodes.items():
-            if site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site):
+            if has_density(site):
                 term = site_log_prob(site)
                 found[name] = float(term.sum()), float(term.abs().sum())
         return found
 
     @unchecked()
     def log_likelihood(self, values: Tensors, arrays: Arrays | None = None) -> torch.Tensor:
-        """log p(a point | values), `(point,)`, for the sites observed inside the plate of the points."""
+        """Computes log p(point | values) of each point, `(point,)`, for the sites observed inside the points' plate."""
         nodes = self._trace(values, arrays).nodes
         total: Any = 0.0
         for name in self.observed:
@@ -245,11 +245,10 @@ class Density:
 
     @unchecked()
     def point_log_joint(self, values: Tensors) -> torch.Tensor:
-        """log p(values, data) of each point, `(point,)`: the terms inside the plate of the points, without the others."""
+        """Computes each point's share of log p(values, data), `(point,)`: the terms inside the points' plate."""
         total: Any = 0.0
         for site in self._trace(values).nodes.values():
-            own = site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site)
-            if own and in_plate(site, self.points):
+            if has_density(site) and in_plate(site, self.points):
                 total = total + per_point(site, self.points)
         return total
 

@@ -49,7 +49,7 @@ class Problem:
     """A model with its data, ready for any method.
 
     `checkpoint` is a folder for what is finished, if one is wanted; `identity` tells the fit from others that keep theirs there.
-    Of data that stay on disk (`stored`) arrays and density are those of a sample of units, but for the density's `n_units`.
+    Of data that stay on disk (`stored`) arrays and density are those of a sample of units, but for the density's `n_points`.
     `resources` are closed when the fit ends, however it does. `log` is called with what a log should have, as it happens.
     """
 

@@ -16,15 +16,15 @@ logger = logging.getLogger(__name__)
 
 
 class RecordedGraph:
-    """The operations of a function on its arguments, and its results at the example.
+    """Graph of a function's operations, with its results at the example in `found`.
 
-    `noise` has the shapes of the standard normal numbers that it draws.
+    `noise` has shape and dtype of each tensor of standard normal numbers that the function draws.
     """
 
     def __init__(self, function: Function, example: tuple[torch.Tensor, ...], device: str = "cpu") -> None:
         try:
             recorder, found = recorded(function, example, device, folds=True)
-        except ValueError:  # what is no constant after all: it is changed in place later
+        except ValueError:  # a folded constant is changed in place later
             recorder, found = recorded(function, example, device, folds=False)
         outputs = found if isinstance(found, tuple) else (found,)
         self.found = [one.detach().cpu().numpy() for one in outputs]
@@ -38,13 +38,14 @@ class RecordedGraph:
         self.n_operations = len(graph_operations(self.graph))
 
     def drawn(self) -> Iterator[torch.Tensor]:
-        """Standard normal numbers, from torch's random state."""
+        """Draws the graph's standard normal numbers from torch's random state."""
         return (torch.randn(shape, dtype=dtype, device=self.device) for shape, dtype in self.noise)
 
     def script(self, example: tuple[torch.Tensor, ...]) -> Function:
-        """The graph run by TorchScript, which never forgets a graph: the tensors that this one holds are arguments.
+        """Returns a function that runs the graph by TorchScript's interpreter.
 
-        It runs as it is: TorchScript's optimiser would take as long as some hundred calls, and gain nothing in them.
+        TorchScript never frees a graph, so constant tensors are passed as arguments. Its optimiser is turned off: it takes as
+        long as some hundred calls, and does not make them faster.
         """
         graph, held = held_outside(self.root, self.graph)
         with forked(self.device):
@@ -59,9 +60,12 @@ class RecordedGraph:
         return run
 
     def machine_code(self, example: tuple[torch.Tensor, ...]) -> Function:
-        """The graph compiled, or read back where an earlier process compiled it. The time that it takes is logged.
+        """Returns the graph as machine code, compiled now or read from the cache; the time taken is logged.
 
-        Tensors that the graph holds are arguments of the code, which then serves other data of the same shapes too.
+        Constant tensors are passed as arguments, so that the code also serves other data of the same shapes.
+
+        Raises:
+            ValueError: The graph draws random numbers that are not standard normal, or the code cannot be loaded.
         """
         begin = time.perf_counter()
         if any(torch.Tag.nondeterministic_seeded in node.target.tags for node in graph_operations(self.graph)):
@@ -84,7 +88,7 @@ class RecordedGraph:
         expected = [(argument.shape, argument.dtype) for argument in example]
 
         def run(*arguments: torch.Tensor) -> Any:
-            if [(argument.shape, argument.dtype) for argument in arguments] != expected:  # the code itself would not look
+            if [(argument.shape, argument.dtype) for argument in arguments] != expected:  # compiled code does not check it
                 raise ValueError(f"the machine code is for {expected}; got {[(a.shape, a.dtype) for a in arguments]}")
             with torch.no_grad():
                 return tuple(run_all([*(a.contiguous() for a in arguments), *self.drawn(), *held]))
@@ -93,7 +97,7 @@ class RecordedGraph:
 
 
 class _Interpreted(torch.nn.Module):
-    """A graph that is run node by node: no code of Python's is made of it."""
+    """Module that runs a graph node by node, without generating Python code."""
 
     def __init__(self, root: torch.nn.Module, graph: torch.fx.Graph) -> None:
         super().__init__()

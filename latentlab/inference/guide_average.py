@@ -11,16 +11,14 @@ from latentlab.errors import InferenceError
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Problem
 from latentlab.inference.lift import constrain_draws, over_draws
-from latentlab.inference.svi_loss import is_drawn
+from latentlab.inference.program import is_latent
 from latentlab.symmetry.average import LogDensity, compact, log_average
 from latentlab.symmetry.group import NEXT
 
 LEAST_ELEMENTS = 16
-"""Elements of the symmetry at which log q of each draw is evaluated, at least."""
+"""Smallest number of elements of the symmetry at which log q of each draw is evaluated."""
 MOST_AVERAGED = 2**29
-"""Numbers in all draws of a model's own guide, times the elements, up to which its log q is averaged over the symmetry."""
-N_WATCHED = 8
-"""Draws of the guide with which these are looked at, the same each time."""
+"""Largest number of entries of all draws, times `LEAST_ELEMENTS`, for which log q of a model's own guide is averaged."""
 
 
 def over_symmetry(
@@ -31,19 +29,19 @@ def over_symmetry(
     own: np.ndarray,
     center: Mapping[str, np.ndarray],
 ) -> np.ndarray | None:
-    """log q on the unconstrained scale, averaged over the model's symmetry; None where the average cannot be computed.
+    """Averages q over the model's symmetry; returns log q on the unconstrained scale, or None where this is impossible.
 
     Args:
         problem: The problem.
-        log_q: log q on the constrained scale, of sites with one leading axis.
+        log_q: Sites with one leading axis -> log q on the constrained scale.
         draws: Draws of the sites, `(draw, *site)`.
-        u: The same on the unconstrained scale.
-        own: log q of the draws as it is.
-        center: Where q sits.
+        u: The same draws on the unconstrained scale.
+        own: log q of the draws on the unconstrained scale, not averaged.
+        center: Location of q: site -> value.
     """
     density, model = problem.density, problem.model
     dims = {name: tuple(model.dims[name]) for name in draws}
-    # Sites with one axis of the symmetry's say which element an orbit is best looked at from; transitions have two.
+    # Draws are aligned with the centre by a site with exactly one dim of the symmetry; transitions have two.
     acted = [name for name in draws if [dim.removeprefix(NEXT) for dim in dims[name]].count(model.symmetry.dim) == 1]
     if not acted or model.symmetry.is_trivial():
         return own
@@ -52,19 +50,21 @@ def over_symmetry(
     rng = problem.seeds.child("average").numpy()
     try:
         return log_average(compact(model.symmetry), log_q, draws, dims, on=on, center=center, rng=rng) + jacobian
-    except InferenceError:  # q is singular along the orbit; the draws are not to be lost for it
+    except InferenceError:  # q is singular along the orbit; the draws remain usable
         return None
 
 
 def guide_averaged(problem: Problem, guide: Callable[..., Any], drawn: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """log q of draws of a Pyro guide, averaged over the model's symmetry; None where parameters share the symmetry, or the
-    guide has draws that are no sites, or the average would take too long."""
+    """Computes log q of draws of a Pyro guide, averaged over the model's symmetry.
+
+    None if the model has parameters, which may share the symmetry, the guide has auxiliary draws, or it would take too long.
+    """
     density = problem.density
     if problem.model.parameters or drawn["u"].size * LEAST_ELEMENTS > MOST_AVERAGED:
         return None
     nodes: Any = poutine.trace(guide).get_trace(**density.arrays).nodes
     names = [site.name for site in density.sites]
-    if {name for name, site in nodes.items() if is_drawn(site)} != set(names):
+    if {name for name, site in nodes.items() if is_latent(site)} != set(names):
         return None
 
     def one(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -81,7 +81,7 @@ def guide_averaged(problem: Problem, guide: Callable[..., Any], drawn: Mapping[s
 
 
 def guide_draws(density: Density, guide: Callable[..., Any], n_draws: int) -> dict[str, np.ndarray]:
-    """Draws from a Pyro guide with lp and log q on the unconstrained scale."""
+    """Draws from a Pyro guide: `u` `(draw, size)`, and `lp` and `log_q` `(draw,)` on the unconstrained scale."""
     rows, log_q, lp = [], [], []
     with torch.no_grad():
         for _ in range(n_draws):

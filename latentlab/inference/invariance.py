@@ -4,12 +4,12 @@ At some draws of the fit and at one of the prior, elements g of a group act on a
 out included: the log joint is then $\log p(\theta, x) + \log p(z \mid \theta, x)$. It is taken on the constrained scale, without
 Jacobians. A change counts where it exceeds the rounding error of the density,
 
-    RELATIVE * sum of the absolute log densities of all terms + ROUNDING * that of the observed ones
+    RELATIVE * (sum of the absolute log densities of the compared sites) + ROUNDING * (that sum for the observed sites)
     + NOISE * |log p(v g g^-1) - log p(v)|,
 
-which grows with the scale of the data as the density does. ROUNDING is for the positions alone: their log p(z | theta, x) is a
-difference of likelihoods, and has their rounding error however near to 0 it is. The prior's draw matters where the data are so
-small that the prior is flat over the posterior.
+which grows with the scale of the data as the density does. ROUNDING matters only for the positions: log p(z | theta, x) is a
+difference of log likelihoods, and has their rounding error even where it is near 0. The draw of the prior matters where the
+scale of the data is so small that the prior is flat over the posterior.
 """
 
 import math

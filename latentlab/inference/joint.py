@@ -13,19 +13,19 @@ from latentlab.models.base import LatentModel
 
 
 def log_joint(model: LatentModel, dataset: Dataset, values: Mapping[str, Any]) -> float:
-    r"""$\log p(\text{values}, \text{data})$: constrained scale, no Jacobian, every constant kept, float64.
+    r"""Computes $\log p(\text{values}, \text{data})$ on the constrained scale, without Jacobian, with all constants, in float64.
 
-    Where the model integrates its positions out and `values` has them, $\log p(z \mid x, \text{values})$ is added, so that
-    the result is the joint with the positions in either form of the model.
+    If the model integrates its positions out and `values` has them, $\log p(z \mid x, \text{values})$ is added. The result is
+    then the joint density with the positions, in either form of the model.
 
     Args:
         model: The model.
-        dataset: Its data.
+        dataset: The data.
         values: Site or parameter of the program -> value; deterministic sites may be left out.
 
     Raises:
         DataError: Data that the model cannot take.
-        ModelError: A site or parameter is missing, unknown, of another shape, or has a value that it cannot have.
+        ModelError: A site or parameter is missing, unknown or of another shape, or a value is outside of its support.
     """
     model.check(dataset)
     arrays = tensors(model, dataset)

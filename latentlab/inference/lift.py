@@ -1,4 +1,4 @@
-"""Functions of one draw over many draws."""
+"""Functions of one draw, applied to many draws."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,22 +11,23 @@ from latentlab.inference.program import Tensors
 
 
 def constrain_draws(density: Density, u: np.ndarray) -> dict[str, np.ndarray]:
-    """Sites of flat vectors `(chain, draw, size)`: site -> `(chain, draw, *site)`."""
+    """Maps flat vectors `(chain, draw, size)` to the sites' constrained values: site -> `(chain, draw, *site)`."""
     flat = over_draws(lambda values: density.constrain(values["u"]), {"u": u.reshape(-1, u.shape[-1])})
     return {name: array.reshape(u.shape[:2] + array.shape[1:]) for name, array in flat.items()}
 
 
 def ends(density: Density, points: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Sites at the flat vectors where restarts ended: site -> `(restart, *site)`."""
+    """Returns the sites' values where each restart ended, given the flat vectors: site -> `(restart, *site)`."""
     return {name: array[0] for name, array in constrain_draws(density, np.stack(points)[None]).items()}
 
 
 def over_draws(function: Callable[[Tensors], Any], values: Mapping[str, np.ndarray], *, block: int = 256) -> Any:
-    """`function` of one draw's values, over draws stacked in front: vectorised in blocks, or one by one where it must.
+    """Applies a function of one draw to all draws, in vectorised blocks, or draw by draw where it cannot be vectorised.
 
     Args:
         function: Values of one draw -> tensor or dict of tensors.
         values: Site -> `(draw, *site)`.
+        block: Draws in a vectorised call.
     """
     draws = {name: torch.tensor(array, dtype=torch.float64) for name, array in values.items()}
     n_draws = len(next(iter(draws.values())))

@@ -1,4 +1,4 @@
-"""Graphs compiled to machine code, kept in a folder for the next process."""
+"""Compilation of graphs to machine code, with a cache folder for later processes."""
 
 import contextlib
 import hashlib
@@ -21,19 +21,20 @@ CACHE = "LATENTLAB_CACHE"
 
 
 def folder() -> Path:
-    """Where machine code is kept: `LATENTLAB_CACHE`, or `latentlab` in the user's folder for caches; made if it is not there.
+    """Returns the cache folder for machine code, and creates it if needed.
 
-    Where there is no such folder, one among the temporary files, which anyone can have made: it must be the user's alone.
+    It is `LATENTLAB_CACHE`, or else `latentlab` in the user's cache folder. If it cannot be created, it is a folder among the
+    temporary files. Anyone can create that one, so it must belong to the user and be writable by nobody else.
 
     Raises:
-        PermissionError: It is not.
+        PermissionError: The folder among the temporary files belongs to another user, or others can write to it.
     """
     given = os.environ.get(CACHE)
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         path = Path(given) if given else home / "latentlab"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # no home, or one that cannot be written to
+    except (OSError, RuntimeError):  # no home directory, or no permission to create the folder
         path = Path(tempfile.gettempdir()) / f"latentlab-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
@@ -43,7 +44,7 @@ def folder() -> Path:
 
 
 def graph_key(module: Any, arguments: tuple[torch.Tensor, ...]) -> str:
-    """Of what the code depends on: the operations, the arguments' shapes, torch, the threads, and the processor."""
+    """Returns a hash of what the code depends on: operations, shapes of arguments, torch version, threads and processor."""
     single = [(name, value.dtype, value.item()) for name, value in module.named_buffers() if not value.dim()]
     attributes = [(n.target, getattr(module, n.target)) for n in module.graph.nodes if n.op == "get_attr"]
     single += [(name, value.dtype, value.item()) for name, value in attributes]
@@ -53,7 +54,7 @@ def graph_key(module: Any, arguments: tuple[torch.Tensor, ...]) -> str:
 
 
 def _processor() -> str:
-    """The processor's name, and the instructions that it knows where they are told: the code is made for it."""
+    """Returns the processor's name and, where available, its instruction sets, for which the code is compiled."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
         told = [line for line in lines if line.startswith(("model name", "flags", "CPU", "Features"))]
@@ -62,7 +63,7 @@ def _processor() -> str:
 
 
 def compile_graph(module: Any, arguments: tuple[torch.Tensor, ...], path: Path) -> None:
-    """Compiles the graph into a package; it is there whole or not at all."""
+    """Compiles the graph into a package at `path`, which is written atomically."""
     import torch._inductor
 
     with tempfile.TemporaryDirectory(dir=path.parent) as work, _quiet("torch._inductor"):
@@ -75,7 +76,7 @@ def compile_graph(module: Any, arguments: tuple[torch.Tensor, ...], path: Path) 
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """A logger says errors only inside the block, and nothing warns."""
+    """Limits a logger to errors, and suppresses warnings, inside the block."""
     own = logging.getLogger(name)
     before = own.level
     own.setLevel(logging.ERROR)
@@ -88,14 +89,14 @@ def _quiet(name: str) -> Iterator[None]:
 
 
 def load_code(path: Path) -> Any:
-    """The code in a package; None, and no package, where it is damaged."""
+    """Loads the code in a package; a damaged package is deleted, and the result is None."""
     import torch._inductor
 
     try:
         with zipfile.ZipFile(path) as package:
-            if package.testzip():  # torch does not look, and would run what is there
+            if package.testzip():  # torch does not verify checksums, and would run damaged code
                 raise ValueError("a part is not what was written")
         return torch._inductor.aoti_load_package(str(path))
-    except Exception:  # whatever a truncated file leads to
+    except Exception:  # a truncated file can raise any exception
         path.unlink(missing_ok=True)
         return None

@@ -13,31 +13,31 @@ from scipy.linalg import solve_triangular
 from latentlab.inference.trajectory import MAX_ENERGY_ERROR, BatchGradient, DualAveraging
 
 STATISTICS = ("lp", "energy", "diverging", "acceptance_rate", "n_steps", "step_size")
-"""Of each kept draw and chain, under ArviZ's names."""
+"""Statistics of each kept draw and chain, under ArviZ's names."""
 FIRST_LENGTH = 2.25
-"""Longest trajectory, in sds, to begin with: what is best for a normal density, where tan 2T = 2T."""
+"""Initial maximum trajectory length T, in standard deviations: the optimum for a normal density, where tan 2T = 2T."""
 RATE = 0.05
-"""Of the ascent of log T."""
+"""Step size of the gradient ascent in log T."""
 LEAST_ACCEPT = 0.01
-"""Acceptance that a chain counts with at least in a harmonic mean."""
+"""Lower bound on each chain's acceptance in the harmonic mean."""
 EARLY_STEPS = 16
-"""Most leapfrog steps an iteration before the metric is set for the second time."""
+"""Largest number of leapfrog steps in an iteration before the metric is set for the second time."""
 METRIC_AT = (0.1, 0.2, 0.4, 0.7)
-"""Shares of the warm-up after which the metric is set to the chains' covariance since the last time."""
+"""Fractions of the warm-up at which the metric is set to the chains' covariance since the previous one."""
 DENSE = 200
-"""Largest number of coordinates for which the metric has correlations."""
+"""Largest number of coordinates for which the metric is dense."""
 FEWEST = 5
-"""Iterations from which a metric is taken."""
+"""Smallest number of iterations from which a metric is estimated."""
 PRICE = 0.5
-"""Power of T that the criterion is divided by: 0 asks for the farthest ends at any price, 1 for the most a gradient."""
+"""Power of T by which the criterion is divided: 0 ignores the cost of a trajectory, 1 maximises the value per gradient."""
 STEPS = 10
-"""Leapfrog steps an iteration, about."""
+"""Approximate number of leapfrog steps in an iteration."""
 DECAY = 0.9
-"""Of the running means of the criterion and of its slope."""
+"""Decay factor of the running means of the criterion and of its slope."""
 
 
 class Settings(Protocol):
-    """What of a method's settings the chains go by."""
+    """Settings of a method that the chains use."""
 
     @property
     def n_warmup(self) -> int: ...
@@ -54,10 +54,10 @@ class Settings(Protocol):
 
 @dataclass
 class State:
-    """All chains between two iterations, and what they have adapted.
+    """State of all chains between two iterations, with the adapted quantities.
 
-    `u`, `gradient`: `(chain, size)`; `lp` `(chain,)`, NaN before the first gradient; `root`: `(size, size)`, a factor of the
-    covariance; `moments`: the count, mean and scatter of the points of this window.
+    `u`, `gradient`: `(chain, size)`; `lp`: `(chain,)`, NaN before the first gradient; `root`: a factor of the covariance,
+    `(size, size)`, or the standard deviations `(size,)`; `moments`: count, mean and scatter of the points of the current window.
     """
 
     u: np.ndarray
@@ -78,19 +78,19 @@ class State:
 
     @classmethod
     def at(cls, u: np.ndarray, target_accept: float) -> "State":
-        """Chains that begin at `u` `(chain, size)`."""
+        """Returns the initial state of chains that start at `u`, `(chain, size)`."""
         size = u.shape[1]
         nothing = np.full(len(u), np.nan)
         return cls(u, np.zeros_like(u), nothing, np.eye(size), DualAveraging(target_accept, 1.0), moments=Moments(u.shape))
 
     def still(self, rng: np.random.Generator) -> "State":
-        """As it is now, whatever becomes of this one: its arrays are never written into."""
+        """Returns a snapshot that later iterations leave unchanged; arrays are shared, since they are never written to."""
         return replace(
             self, averaging=replace(self.averaging), moments=copy.copy(self.moments), random=dict(rng.bit_generator.state)
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it as arrays by name."""
+        """Returns the whole state as arrays by name."""
         random = json.dumps(self.random).encode()
         return {
             "chains": np.stack([self.u, self.gradient]),
@@ -106,7 +106,7 @@ class State:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], rng: np.random.Generator) -> "State":
-        """The state that `arrays` holds; `rng` is set to where it was."""
+        """Restores the state from its arrays, and sets `rng` to its saved random state."""
         rng.bit_generator.state = json.loads(arrays["random"].tobytes())
         u, gradient = arrays["chains"]
         averaging = DualAveraging.from_numbers(arrays["averaging"].tolist())
@@ -119,9 +119,9 @@ class State:
 
 
 class Moments:
-    """The scatter about each chain's own mean, summed over chains (its diagonal where it would be large).
+    """Scatter matrix about each chain's own mean, summed over chains; only the diagonal above `DENSE` coordinates.
 
-    Chains in different modes, of which a symmetry makes many alike, would otherwise look like one wide distribution.
+    About a common mean, chains in different modes would look like one wide distribution. A symmetry causes many such modes.
 
     Args:
         shape: `(chain, size)`.
@@ -134,7 +134,7 @@ class Moments:
         self.scatter = np.zeros((size, size) if size <= DENSE else size)
 
     def add(self, points: np.ndarray) -> None:
-        """Counts in a point of each chain, `(chain, size)`."""
+        """Updates the moments by one point of each chain, `(chain, size)`."""
         self.n += 1
         before = points - self.mean
         self.mean = self.mean + before / self.n
@@ -142,9 +142,9 @@ class Moments:
         self.scatter = self.scatter + (before.T @ after if self.scatter.ndim == 2 else (before * after).sum(axis=0))
 
     def root(self) -> np.ndarray:
-        """A factor of the covariance, lower triangular `(size, size)`, or the sds `(size,)`.
+        """Returns the Cholesky factor of the covariance, `(size, size)`, or the standard deviations, `(size,)`.
 
-        Variances are shrunk towards 0.001 as if 5 points had said so, correlations towards 0 as if `size` had.
+        Variances are shrunk towards 0.001 by 5 pseudo-observations, correlations towards 0 by `size` pseudo-observations.
         """
         n = len(self.mean) * (self.n - 1)
         variance = np.diag(self.scatter) if self.scatter.ndim == 2 else self.scatter
@@ -159,10 +159,10 @@ class Moments:
 def sample(
     state: State, value_and_grad: BatchGradient, rng: np.random.Generator, settings: Settings
 ) -> Iterator[dict[str, np.ndarray] | None]:
-    """Iterations from `state` on, which is changed in place; yields the draw and its statistics, None while it adapts."""
+    """Runs the iterations after `state`, which is updated in place; yields draw and statistics, or None during warm-up."""
     n_warmup = settings.n_warmup
     shares = halton(n_warmup + settings.n_draws)
-    with np.errstate(all="ignore"):  # a diverging trajectory may overflow: its energy is then infinite, and it is refused
+    with np.errstate(all="ignore"):  # diverging trajectories may overflow; their energy is then infinite, and they are rejected
         if not state.step_size:
             state.lp, state.gradient = value_and_grad(state.u)
             _restart_step(state, value_and_grad, rng, settings)
@@ -205,9 +205,9 @@ def sample(
 def leapfrog(
     state: State, p: np.ndarray, n_steps: int, value_and_grad: BatchGradient
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The ends of trajectories of `n_steps` from the chains' points: `u`, momenta, log densities, gradients.
+    """Computes the ends of trajectories of `n_steps` leapfrog steps: points, momenta, log densities and gradients.
 
-    With root R, momenta are those of v = R^-1 u. A chain that leaves the finite numbers stays where it started, at lp -inf.
+    With root R, momenta are those of v = R^-1 u. A chain that becomes non-finite gets log density -inf, and is then rejected.
     """
     step, root = state.step_size, state.root
     u, gradient, lp = state.u, state.gradient, state.lp
@@ -234,11 +234,11 @@ def _pulled(gradient: np.ndarray, root: np.ndarray) -> np.ndarray:
 
 
 def _rounded(u: np.ndarray, root: np.ndarray) -> np.ndarray:
-    """v = R^-1 u."""
+    """Computes v = R^-1 u for each chain."""
     return solve_triangular(root, u.T, lower=True, check_finite=False).T if root.ndim == 2 else u / root
 
 
-def _lengthen(  # what the criterion is computed from
+def _lengthen(  # one argument for each part of a trajectory that the criterion depends on
     state: State,
     before: np.ndarray,
     end: np.ndarray,
@@ -249,7 +249,10 @@ def _lengthen(  # what the criterion is computed from
     *,
     whole: bool,
 ) -> None:
-    """One step of the ascent of log T; its mean from `late` = 0 on is what is kept; nothing is learnt from one cut short."""
+    """Takes one step of the gradient ascent in log T, except after trajectories that were cut short (`whole` is False).
+
+    The mean of log T over the iterations from `late` = 0 on is the final value.
+    """
     sound = np.isfinite(end).all(axis=1) & np.isfinite(momentum).all(axis=1) & (accept > 0)
     if whole and sound.sum() > 1:
         v, w, p, weight = _rounded(before[sound], state.root), _rounded(end[sound], state.root), momentum[sound], accept[sound]
@@ -266,12 +269,12 @@ def _lengthen(  # what the criterion is computed from
 
 
 def _mean(accept: np.ndarray) -> float:
-    """Harmonic mean of the chains' acceptance: the step suits also those that are where it is steep."""
+    """Harmonic mean of the chains' acceptance, so that the step size also suits chains that accept rarely."""
     return float(1 / np.mean(1 / np.maximum(accept, LEAST_ACCEPT)))
 
 
 def _restart_step(state: State, value_and_grad: BatchGradient, rng: np.random.Generator, settings: Settings) -> None:
-    """A step size, by doubling or halving, at which a single leapfrog step is accepted with a harmonic mean of 0.8 or so."""
+    """Doubles or halves the step size until one leapfrog step has acceptance near 0.8, and restarts dual averaging there."""
     state.step_size = state.step_size or 1.0
     change = 0
     while 1e-10 < state.step_size < 1e7:
@@ -288,9 +291,9 @@ def _restart_step(state: State, value_and_grad: BatchGradient, rng: np.random.Ge
 
 
 def halton(n: int) -> np.ndarray:
-    """The first n numbers of the Halton sequence of base 2 without its 0: the binary digits of 1, 2, ..., reversed.
+    """Returns the first `n` numbers of the Halton sequence of base 2, without 0: the reversed binary digits of 1, 2, ...
 
-    SciPy has it too, and takes a second to import.
+    SciPy's implementation takes a second to import.
 
     Example:
         >>> halton(5).tolist()

@@ -1,4 +1,4 @@
-"""A Pyro program run once: its sites, their densities, and what of them is refused."""
+"""One trace of a Pyro program: its sites, their log densities, and the checks of both."""
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping
@@ -18,7 +18,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class Released(poutine.messenger.Messenger):
-    """Draws the named sites although they were observed (Pyro's `uncondition` would draw deterministic ones too)."""
+    """Samples the named observed sites anew; Pyro's `uncondition` would sample deterministic sites too."""
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Released(poutine.messenger.Messenger):
 
 @contextlib.contextmanager
 def unchecked() -> Iterator[None]:
-    """Densities without Pyro's checks of values, which branch on them, and with constants in float64."""
+    """Turns off Pyro's validation, which branches on values, and makes float64 the default dtype, inside the block."""
     with pyro.validation_enabled(False), double():
         yield
 
@@ -44,20 +44,23 @@ def site_log_prob(site: Mapping[str, Any]) -> torch.Tensor:
 
 
 def site_log_prob_sum(site: Mapping[str, Any]) -> torch.Tensor:
-    """The site's log density summed, by the distribution's own shorter way where it has one."""
+    """Returns the summed log density of a site, by the distribution's own `log_prob_sum` where it has one."""
     if site["is_observed"] and site["mask"] is None and hasattr(site["fn"], "log_prob_sum"):
         return site["fn"].log_prob_sum(site["value"]) * site["scale"]
     return site_log_prob(site).sum()
 
 
 def points_of(dims: Mapping[str, tuple[str, ...]]) -> str:
-    """The dim of the points: `unit` where the observed array, the first, has it (or nothing is known), else its first dim."""
+    """Returns the dim of the points, given the dims of the arrays, the observed array first.
+
+    It is `unit` if the observed array has that dim, or if `dims` is empty; otherwise the first dim of the observed array.
+    """
     observed = next(iter(dims.values()), ("unit",))
     return "unit" if "unit" in observed else observed[0]
 
 
 def per_point(site: Mapping[str, Any], points: str) -> torch.Tensor:
-    """The site's log density with everything but the plate of the points summed."""
+    """Sums a site's log density over all dims but the plate of the points."""
     term = site_log_prob(site)
     plate = next(frame.dim for frame in site["cond_indep_stack"] if frame.name == points) % term.dim()
     others = [d for d in range(term.dim()) if d != plate]
@@ -68,8 +71,13 @@ def is_deterministic(site: Mapping[str, Any]) -> bool:
     return bool(site["infer"].get("_deterministic", False))
 
 
+def has_density(site: Any) -> bool:
+    """Whether a site is random, latent or observed: no subsample and no deterministic site."""
+    return site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site)
+
+
 def is_observed_site(site: Any) -> bool:
-    return site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site) and not is_deterministic(site)
+    return has_density(site) and site["is_observed"]
 
 
 def is_latent(site: Any) -> bool:
@@ -77,7 +85,7 @@ def is_latent(site: Any) -> bool:
 
 
 def observed_dims(name: str, site: Any, points: str) -> tuple[str, ...]:
-    """Dims of an observed site that no array of the dataset has the name of: the points' for its plate, numbered ones else."""
+    """Returns dims of an observed site that shares no array's name: the points' dim if in their plate, then numbered dims."""
     shape = tuple(site["value"].shape)
     lead = (points,) if shape and in_plate(site, points) else ()
     return (*lead, *(f"{name}_dim_{i}" for i in range(len(shape) - len(lead))))
@@ -88,18 +96,22 @@ def in_plate(site: Mapping[str, Any], name: str) -> bool:
 
 
 def checked_trace(model: LatentModel, arrays: Arrays, parameters: Tensors, points: str) -> Any:
-    """A trace of the program on its data, with the shapes of all sites checked; Pyro's store is left as it is."""
+    """Traces the program on its data and checks the shapes of all sites; Pyro's parameter store is left unchanged.
+
+    Raises:
+        ModelError: The program does not run on the data, or a site has a wrong shape or is not declared.
+    """
     try:
         with forked(), pyro.get_param_store().scope(), pyro.validation_enabled(True):
             reseed(0)
             with double(), Fixed(parameters):
                 trace = poutine.trace(model.model).get_trace(**arrays)
                 for name, site in trace.nodes.items():
-                    if site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site):
+                    if has_density(site):
                         _check_site(name, site)
     except ModelError:
         raise
-    except Exception as error:  # whatever a program raises
+    except Exception as error:  # a program can raise any exception
         said = _outside(model, arrays, parameters) or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ModelError(f"the model {model.name!r} does not run on this data: {said}") from error
     _check_dims(model, trace, points)
@@ -107,25 +119,29 @@ def checked_trace(model: LatentModel, arrays: Arrays, parameters: Tensors, point
 
 
 def _outside(model: LatentModel, arrays: Arrays, parameters: Tensors) -> str | None:
-    """The first observed value that its distribution gives no probability, if the program runs to the end without this check."""
+    """Describes the first observed value outside the support of its distribution.
+
+    None if there is no such value, or if the program fails even without validation.
+    """
     try:
         with forked(), pyro.get_param_store().scope(), pyro.validation_enabled(False), double(), Fixed(parameters):
             reseed(0)
             trace = poutine.trace(model.model).get_trace(**arrays)
         for name, site in trace.nodes.items():
-            if site["type"] == "sample" and site["is_observed"] and not site_is_subsample(site):
+            if is_observed_site(site):
                 value: Any = site["value"]
                 fn: Any = site["fn"]
                 while hasattr(fn, "base_dist"):
                     fn = fn.base_dist
-                bad = ~fn.support.check(value).expand(value.shape)
+                bad = ~fn.support.check(value)  # of rows, if the distribution is multivariate
                 if bad.any():
                     where = tuple(torch.nonzero(bad)[0].tolist())
+                    shown = "[" + ", ".join(f"{v:.6g}" for v in value[where].reshape(-1)) + "]"
                     return (
-                        f"{name!r} is {value[where].item():.6g} at position {where}, outside of the support of its distribution, "
-                        f"{type(fn).__name__} ({fn.support})."
+                        f"{name!r} is {shown if bad.dim() < value.dim() else shown[1:-1]} at position {where}, outside of the "
+                        f"support of its distribution, {type(fn).__name__} ({fn.support})."
                     )
-    except Exception:  # then the first error is what is said
+    except Exception:  # the caller then reports the original error
         return None
     return None
 

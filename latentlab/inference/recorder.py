@@ -1,7 +1,6 @@
-"""Records the ATen operations of a function, after derivatives and batches have been expanded, as one graph."""
+"""Records the ATen operations of a function as one graph, after derivatives and batches have been expanded."""
 
 import contextlib
-import logging
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,34 +12,34 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from latentlab.seeds import forked, reseed
 
-logger = logging.getLogger(__name__)
-
 Function = Callable[..., Any]
 
 
 UNSEEN = ("numpy", "tolist", "__array__", "__dlpack__")
-"""Methods of a tensor that hand out its numbers without an operation of torch."""
+"""Tensor methods that return its numbers without an operation of torch."""
 ATEN = torch.ops.aten
 SHAPED = (
     *(ATEN.new_ones.default, ATEN.new_zeros.default, ATEN.new_full.default),
     *(ATEN.ones_like.default, ATEN.zeros_like.default, ATEN.full_like.default),
 )
-"""Operations that take no more from a tensor than its shape."""
+"""Operations whose result depends on no values of their tensor, only on its shape."""
 SAME = (ATEN.detach.default, ATEN.alias.default, ATEN.view.default, ATEN._unsafe_view.default, ATEN.expand.default)
-"""Operations that give their argument back where its shape is that of the result."""
+"""Operations that are the identity if argument and result have the same shape."""
 NEUTRAL = {ATEN.add.Tensor: 0, ATEN.sub.Tensor: 0, ATEN.mul.Tensor: 1, ATEN.mul.Scalar: 1, ATEN.div.Tensor: 1}
 NEUTRAL[ATEN.pow.Tensor_Scalar] = 1
-"""The second argument with which an operation gives back the first."""
+"""Neutral element of each operation: the second argument that makes it the identity in the first."""
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes down what is done to tensors that depend on the arguments.
+    """Records the operations on tensors that depend on the arguments.
 
-    Tensors are known by their identity, and so are held until the end. A tensor that is no node is what it is for good, unless
-    it is changed in place, which the places of memory tell: those of `memory` are constants of the graph, those of `changed` were
-    made nodes by a change, those of `made` came into being in this call, and those of `shaped` are nodes of which the arguments
-    told no more than the shape. What is refused, with a ValueError, is what a graph would get wrong without `capture`
-    seeing it.
+    Tensors are identified by `id`, and are therefore kept alive until the end. A tensor without a node is a constant, unless it
+    is changed in place. Changes are detected by storage addresses, of which there are four sets: `memory`, constants of the
+    graph; `changed`, tensors that became nodes by a change; `made`, tensors created in this call; and `shaped`, nodes that
+    depend on the arguments only by their shapes.
+
+    Raises:
+        ValueError: A graph of the operations would be wrong, and the checks of `capture` would not detect it.
     """
 
     def __init__(self, arguments: Sequence[torch.Tensor], *, folds: bool) -> None:
@@ -64,16 +63,16 @@ class _Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Asked by torch, which else imports its compiler to keep it away from here."""
+        """Returns False; without this method torch would import its compiler."""
         return False
 
     def know(self, tensor: torch.Tensor, node: Any) -> None:
-        """The tensor is what the node gives."""
+        """Registers a tensor as the result of a node."""
         self.nodes[id(tensor)] = node
         self.held.append(tensor)
 
     def apart(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
-        """What the function finds where no argument takes part; it is held where its memory is new."""
+        """Calls an operation whose result is a constant; results with new storage are added to `made` and kept alive."""
         found = func(*args, **kwargs)
         before = set() if func is torch.ops.aten.lift_fresh.default else {_memory(tensor) for tensor in given}
         for one in tree_leaves(found):
@@ -126,7 +125,7 @@ class _Recorder(TorchDispatchMode):
         return found
 
     def _is_constant(self, func: Any, given: list[torch.Tensor]) -> bool:
-        """Whether no more than the shapes of the arguments tells what a function makes; a view may be written to later."""
+        """Whether the result depends on the arguments only by their shapes; never for views, which may be written to later."""
         if not self.folds or func in SHAPED or any(one.alias_info is not None for one in func._schema.returns):
             return False
         return all(id(tensor) not in self.nodes or _memory(tensor) in self.shaped for tensor in given)
@@ -138,14 +137,14 @@ class _Recorder(TorchDispatchMode):
         self.know(tensor, node)
 
     def _noise(self, tensor: torch.Tensor) -> None:
-        """Makes an argument of a tensor of standard normal numbers."""
+        """Turns a tensor of standard normal numbers into an argument of the graph."""
         with self.graph.inserting_after(self.last):
             self.last = self.graph.placeholder(f"noise_{len(self.noise)}")
         self.noise.append((tensor.shape, tensor.dtype))
         self.know(tensor, self.last)
 
     def in_graph(self, leaf: Any, *, changed: bool = False) -> Any:
-        """The node of a tensor, or of a constant: of a copy of it, where it is about to be changed in place."""
+        """Returns the node of a tensor. A constant gets a node, and is copied if it is about to be changed in place."""
         if not isinstance(leaf, torch.Tensor):
             return leaf
         if id(leaf) in self.nodes:
@@ -169,7 +168,7 @@ class _Recorder(TorchDispatchMode):
         return node
 
     def _counted(self, where: Sequence[Any]) -> list[Any]:
-        """Indices with the masks that are constants replaced by the numbers of their entries, so that it is known how many."""
+        """Replaces constant boolean masks among indices by the positions of their true entries, whose number is then fixed."""
         found: list[Any] = []
         for index in where:
             mask = index is not None and index.dtype == torch.bool and id(index) not in self.nodes
@@ -178,7 +177,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class _Watch(TorchFunctionMode):
-    """Refuses what would take numbers out of a tensor that the recorder knows, unseen by it."""
+    """Refuses calls that would read numbers from a recorded tensor without a recorded operation."""
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
@@ -191,13 +190,13 @@ class _Watch(TorchFunctionMode):
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    """Where a tensor's numbers are, the same for all views of it."""
+    """Returns the storage address of a tensor, which all its views share."""
     return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
-    """The tensors among the arguments that an operation changes."""
-    if func is torch.ops.aten.native_batch_norm.default:  # which does not declare its running means
+    """Returns the arguments that an operation changes in place."""
+    if func is torch.ops.aten.native_batch_norm.default:  # its schema does not declare the running means as changed
         return [tensor for tensor in args[3:5] if tensor is not None and args[5]]
     if not func._schema.is_mutable:
         return []
@@ -207,13 +206,16 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[t
 
 
 def _is_sized(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether an operation that can make tensors of any size makes one of the size that it is asked for: no mask is an index."""
+    """Whether the result's size depends on no values, although the operation is tagged so: indexing without masks."""
     masks = (torch.bool, torch.uint8)
     return func is torch.ops.aten.index.Tensor and not any(one is not None and one.dtype in masks for one in args[1])
 
 
 def recorded(function: Function, example: tuple[torch.Tensor, ...], device: str, *, folds: bool) -> tuple[_Recorder, Any]:
-    """What a function does, and what it finds; where `folds`, what only the arguments' shapes tell is a constant."""
+    """Runs a function and records it; returns the recorder and the function's results.
+
+    With `folds`, tensors that depend on the arguments only by their shapes become constants.
+    """
     recorder = _Recorder(example, folds=folds)
     with forked(device), on(device), _Watch(recorder), recorder:
         reseed(0, device)
@@ -221,10 +223,10 @@ def recorded(function: Function, example: tuple[torch.Tensor, ...], device: str,
 
 
 def on(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Tensors are made on this device inside the block."""
+    """Makes a device the default for new tensors inside the block."""
     return contextlib.nullcontext() if device == "cpu" else torch.device(device)
 
 
 def graph_operations(graph: Any) -> list[Any]:
-    """The nodes that call an operation of torch."""
+    """Returns the nodes that call an operation of torch."""
     return [node for node in graph.nodes if node.op == "call_function" and hasattr(node.target, "_schema")]

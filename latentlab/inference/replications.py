@@ -49,11 +49,12 @@ class Replications:
         if any(a.get("mask") is not None for a in arrays):
             for a, dataset in zip(arrays, datasets, strict=True):
                 a["mask"] = torch.ones(dataset.x.shape, dtype=torch.bool) if a["mask"] is None else a["mask"]
-        shapes = [{n: tuple(t.shape) for n, t in a.items() if isinstance(t, torch.Tensor)} for a in arrays]
+        shapes = [{n: tuple(t.shape) if isinstance(t, torch.Tensor) else t for n, t in a.items()} for a in arrays]
         other = next((s for s in shapes if s != shapes[0]), None)
         if other is not None:
             raise DataError(f"data sets of one batch must have equal shapes; got {shapes[0]} and {other}.")
-        self.data = {name: torch.stack([a[name] for a in arrays]) for name in shapes[0]}
+        stacked = [name for name, value in arrays[0].items() if isinstance(value, torch.Tensor)]
+        self.data = {name: torch.stack([a[name] for a in arrays]) for name in stacked}
         self._rest = {name: value for name, value in arrays[0].items() if not isinstance(value, torch.Tensor)}
         self.density = Density(model, arrays[0], datasets[0].array_dims)
         marginal = model.marginal()

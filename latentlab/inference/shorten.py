@@ -1,4 +1,4 @@
-"""Graphs made shorter, and safe where a matrix has no decomposition."""
+"""Graph passes: redundant operations are removed, and failed matrix decompositions give NaN."""
 
 import math
 import operator
@@ -10,20 +10,20 @@ import torch
 from latentlab.inference.recorder import ATEN, NEUTRAL, SAME, graph_operations
 
 SMALL = 64
-"""Numbers up to which a tensor that a graph holds is looked at."""
+"""Largest number of entries of a constant tensor whose values are compared."""
 
 
 def shorten(graph: Any) -> None:
-    """Makes one of equal operations on the same arguments, and drops those that leave their argument as it is.
+    """Merges equal operations on the same arguments (common subexpressions), and removes identities.
 
-    Only of a graph that changes nothing in place; outputs stay tensors of their own.
+    The graph must not change tensors in place. Operations that are outputs are kept, so that no two outputs share memory.
     """
     known: dict[str, Any] = {}
     outputs = set(next(reversed(graph.nodes)).all_input_nodes)
     for node in graph_operations(graph):
         if torch.Tag.nondeterministic_seeded in node.target.tags or node in outputs:
             continue
-        same = known.setdefault(repr((node.target, node.args, node.kwargs)), node)  # where 1, 1.0 and -0.0 differ
+        same = known.setdefault(repr((node.target, node.args, node.kwargs)), node)  # in `repr`, 1, 1.0 and -0.0 differ
         if _changes_nothing(node):
             same = node.args[0]
         if same is not node:
@@ -31,7 +31,7 @@ def shorten(graph: Any) -> None:
 
 
 def _changes_nothing(node: Any) -> bool:
-    """Whether an operation gives its first argument back: a view of the same shape, or a number plus 0, times 1, or to the 1."""
+    """Whether an operation returns its first argument: a view of the same shape, or x + 0, x - 0, x * 1, x / 1 or x ** 1."""
     if not isinstance(node.args[0], torch.fx.Node) or node.meta.get("kind") != node.args[0].meta.get("kind", ()):
         return False
     if node.target in NEUTRAL:
@@ -40,11 +40,14 @@ def _changes_nothing(node: Any) -> bool:
 
 
 def failures_as_nan(graph: Any) -> None:
-    """Makes NaN of what comes from a matrix without a decomposition, where the program would raise.
+    """Replaces the results of failed matrix decompositions by NaN, where the program would raise.
 
-    `torch.linalg.cholesky` and its like are the decomposition, a code `info` for each matrix of the batch, and a check that
-    raises if a code is not 0. TorchScript drops the check, since nothing depends on it: a matrix that has no decomposition would
-    go on as numbers without a meaning, and the density be finite where there is none.
+    `torch.linalg.cholesky` and similar functions compute the decomposition and a code `info` for each matrix of the batch. A
+    separate operation raises if a code is not 0, and TorchScript drops it, since no result depends on it. The density could
+    then be finite where it is undefined.
+
+    Raises:
+        ValueError: A decomposition is checked in another way.
     """
     for check in [node for node in graph.nodes if node.target is torch.ops.aten._linalg_check_errors.default]:
         info = check.args[0]
@@ -60,15 +63,15 @@ def failures_as_nan(graph: Any) -> None:
 
 
 def _masked(result: torch.Tensor, info: torch.Tensor, n_dims: int) -> torch.Tensor:
-    """NaN in place of the results whose code is not 0."""
+    """Replaces results whose code `info` is not 0 by NaN."""
     return torch.where((info != 0)[(..., *[None] * (n_dims - info.dim()))], torch.nan, result)
 
 
 def held_outside(module: Any, own: Any, *, numbers: bool = False) -> tuple[Any, list[torch.Tensor]]:
-    """The graph with the tensors that it holds, single numbers apart, as arguments at the end; and these.
+    """Returns the graph with its constant tensors, except scalars, as its last arguments, and the list of these tensors.
 
-    Every argument takes its time in every call. Small tensors that are equal become one, and where `numbers` those full of one
-    whole number, or an infinite one, an operation, of which a compiler makes a number in a loop.
+    Each argument costs time in every call, so equal small tensors share one. With `numbers`, small tensors filled with one
+    whole or infinite number become an operation instead, which a compiler reduces to a number.
     """
     graph = torch.fx.Graph()
     copies: dict[Any, Any] = {}
@@ -101,9 +104,9 @@ def held_outside(module: Any, own: Any, *, numbers: bool = False) -> tuple[Any, 
 
 
 def _repeated(tensor: torch.Tensor) -> float | None:
-    """The number that a small tensor is full of, if it is whole or infinite; a number like 0.3 may be the data's own."""
+    """Returns the number that fills a small tensor, if it is whole or infinite, else None: others may come from the data."""
     if tensor.dtype != torch.float64 or not 0 < tensor.numel() <= SMALL:
         return None
     number = float(tensor.flatten()[0])
-    same = tensor.cpu().numpy().tobytes() == np.full(tensor.shape, number).tobytes()  # bytes tell 0.0 from -0.0
+    same = tensor.cpu().numpy().tobytes() == np.full(tensor.shape, number).tobytes()  # the bytes of 0.0 and -0.0 differ
     return number if same and (math.isinf(number) or number.is_integer()) and number.hex() != (-0.0).hex() else None

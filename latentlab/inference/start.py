@@ -1,21 +1,21 @@
-"""Where chains and optimisers start."""
+"""Starting points of chains and optimisers."""
 
 import math
 from typing import Any
 
 import numpy as np
 import torch
-from pyro.poutine.util import site_is_subsample
 
 from latentlab.errors import InferenceError, ModelError, unknown
 from latentlab.inference.density import Density
-from latentlab.inference.program import is_deterministic, site_log_prob, unchecked
+from latentlab.inference.program import has_density, site_log_prob, unchecked
 
 
 def start(density: Density, rng: np.random.Generator, *, jitter: float, n_tries: int = 100) -> torch.Tensor:
-    """A starting vector: the model's `initialize` (the prior where it is silent) plus Uniform(-jitter, jitter).
+    """Returns a starting vector: the model's `initialize`, or the prior for sites left out, plus Uniform(-jitter, jitter).
 
     Raises:
+        ModelError: `initialize` returns a site that the model does not have.
         InferenceError: No try has a finite density and gradient; names the sites that were not finite.
     """
     bad: list[str] = []
@@ -36,13 +36,13 @@ def start(density: Density, rng: np.random.Generator, *, jitter: float, n_tries:
 
 
 def non_finite_sites(density: Density, u: torch.Tensor) -> list[str]:
-    """Sites whose value or log density is not finite at `u`, with the range of their values."""
+    """Lists the sites whose log density is not finite at `u`, with the range of their values."""
     values = density.constrain(u)
     found = []
     with unchecked():
         nodes = density._trace(values).nodes
     for name, site in nodes.items():
-        if site["type"] != "sample" or site_is_subsample(site) or is_deterministic(site):
+        if not has_density(site):
             continue
         value = torch.as_tensor(site["value"], dtype=torch.float64)
         try:

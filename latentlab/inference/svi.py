@@ -21,14 +21,14 @@ from annotated_types import Ge, Lt
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 
-from latentlab.errors import ConfigError, ModelError
+from latentlab.errors import ConfigError, DataError, ModelError
 from latentlab.inference.adam import Adam, Descent, pack, unpack, whole_step
 from latentlab.inference.advi import fit_restarts
 from latentlab.inference.batches import batches, log_prob_of_draws
 from latentlab.inference.capture import Plan, capture
 from latentlab.inference.draws import Draws, Problem, UnderWay, finished, kept
 from latentlab.inference.encoder import is_amortised
-from latentlab.inference.guide_average import N_WATCHED, guide_averaged, guide_draws, over_symmetry
+from latentlab.inference.guide_average import guide_averaged, guide_draws, over_symmetry
 from latentlab.inference.guides import GUIDES
 from latentlab.inference.lift import constrain_draws, ends, over_draws
 from latentlab.inference.nuts import SAVED_EVERY
@@ -47,6 +47,8 @@ from latentlab.settings import Count, Positive, Whole, frozen_settings
 
 PARAMETER = "parameter "
 """What the names of parameters begin with among the arrays of a restart."""
+N_HELD_OUT_DRAWS = 8
+"""Draws of the guide for the loss of the held-out units, with the same random numbers each time."""
 GuideName = Literal["model", "mean_field", "full_rank", "low_rank"]
 Objective = Literal["elbo", "iwae"]
 Precision = Literal["double", "single"]
@@ -156,11 +158,16 @@ class SVI:
                 raise ModelError(
                     f"{what} needs a model whose sites all belong to units; {problem.model.name!r} has {', '.join(others)}."
                 )
+        split = "held_out" if self.held_out else "batch_size"
+        turned = next((n for n in density.arrays if density.points in density.dims.get(n, ())[1:]), None)
+        if turned is not None and (self.held_out or self.batch_size is not None):
+            raise DataError(
+                f"SVI: `{split}` needs {density.points!r} as the first dim of {turned!r}; its dims are {density.dims[turned]}."
+            )
         if (self.held_out or self.batch_size is not None) and (
             "leave_one_out" in problem.model.offers or problem.model.takes("sequence")
         ):
-            field = "held_out" if self.held_out else "batch_size"
-            raise ModelError(f"{field} does not go with {problem.model.name!r}: the steps of a series depend on each other.")
+            raise ModelError(f"{split} does not go with {problem.model.name!r}: the steps of a series depend on each other.")
         if self.held_out:
             n_held_out = round(self.held_out * density.n_points)
             if not 0 < n_held_out < density.n_points:
@@ -219,7 +226,7 @@ class SVI:
 
     # -- the model's own guide
 
-    def _pyro_restart(  # one restart from start to end, each step of which can be resumed
+    def _pyro_restart(  # long: objective, batches and checkpoints share the variables of one restart
         self, problem: Problem, restart: int
     ) -> dict[str, np.ndarray]:
         seeds, density, model = problem.seeds.child("restart", restart), problem.density, problem.model
@@ -265,7 +272,7 @@ class SVI:
                 def watch(vector: torch.Tensor) -> float:
                     with torch.no_grad(), forked(), found.at(unpack(vector, shapes)):
                         reseed(0)
-                        return float(self._pyro_loss(problem, aside, 1.0, model.kl_weight, N_WATCHED))
+                        return float(self._pyro_loss(problem, aside, 1.0, model.kl_weight, N_HELD_OUT_DRAWS))
 
             def stand(now: Descent) -> None:
                 random = _random_states(self.device)
@@ -320,7 +327,7 @@ class SVI:
     def _pyro_loss(
         self, problem: Problem, arrays: Mapping[str, Any], scale: float, kl_weight: Any, n_particles: int
     ) -> torch.Tensor:
-        """Minus the objective: terms inside the points' plate times `scale`, those of latent sites there times `kl_weight` too.
+        """Computes minus the objective: terms in the points' plate times `scale`, of latent sites there times `kl_weight` too.
 
         Where every site belongs to a unit, all particles are one call, in a plate of their own outside the units. Where a draw
         has no derivative, the loss is Pyro's, with its scores.

@@ -1,4 +1,4 @@
-"""The objective of a model's own guide, and its parameters."""
+"""Objective and parameters of a model's own guide."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,22 +14,23 @@ from torch.overrides import TorchFunctionMode
 
 from latentlab.errors import ModelError
 from latentlab.inference.draws import Problem
+from latentlab.inference.program import is_latent
 from latentlab.models.base import Fixed, LatentModel
 from latentlab.seeds import isolated
 
 
 def in_single(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays with those of numbers in float32."""
+    """Returns the arrays with floating-point tensors converted to float32."""
     numbers = {n for n, array in arrays.items() if isinstance(array, torch.Tensor) and array.is_floating_point()}
     return {name: array.float() if name in numbers else array for name, array in arrays.items()}
 
 
 class _Scored(Exception):
-    """A draw of the guide has no derivative."""
+    """Signal that a draw of the guide is not reparameterised."""
 
 
 class _Batched(TorchFunctionMode):
-    """Standard normal numbers are made and not filled in, so that `torch.vmap` draws some for each of a batch."""
+    """Replaces in-place standard normal draws by `torch.randn`, so that `torch.vmap` makes separate draws along the batch."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.normal_ and not args[1:] and not kwargs:
@@ -38,9 +39,9 @@ class _Batched(TorchFunctionMode):
 
 
 def loss_of_globals(program: Callable[..., Any], guide: Callable[..., Any], arrays: Mapping[str, Any], n: int) -> torch.Tensor:
-    """Minus the mean of log p - log q over `n` draws of the guide, all at once where the programs can be batched.
+    """Estimates minus the ELBO by `n` draws of the guide, in one batch where the programs can be vectorised.
 
-    Where a draw has no derivative, the loss is Pyro's, with its scores.
+    If a draw is not reparameterised, the loss is Pyro's, with score-function gradients.
     """
 
     def one(_: Any) -> torch.Tensor:
@@ -56,34 +57,30 @@ def loss_of_globals(program: Callable[..., Any], guide: Callable[..., Any], arra
         try:
             with _Batched():
                 return torch.vmap(one, randomness="different")(torch.zeros(n)).mean()
-        except (RuntimeError, ValueError, NotImplementedError, TypeError):  # whatever a program that cannot be batched raises
+        except (RuntimeError, ValueError, NotImplementedError, TypeError):  # raised by programs that cannot be vectorised
             return torch.stack([one(i) for i in range(n)]).mean()
     except _Scored:
         return Trace_ELBO(num_particles=n).differentiable_loss(program, guide, **arrays)
 
 
 def is_reparameterised(trace: Any) -> bool:
-    """Whether all draws of a guide have a derivative for its parameters."""
-    return all(site["fn"].has_rsample for site in trace.nodes.values() if is_drawn(site))
-
-
-def is_drawn(site: Any) -> bool:
-    return site["type"] == "sample" and not site["is_observed"] and not poutine.util.site_is_subsample(site)
+    """Whether all draws of a guide are reparameterised: differentiable in its parameters."""
+    return all(site["fn"].has_rsample for site in trace.nodes.values() if is_latent(site))
 
 
 @dataclass(frozen=True)
 class GuideParameters:
-    """The parameters of guide and program.
+    """Parameters of guide and program.
 
-    A program has most of them from `pyro.param`, and is given values by answering for it. Those of modules of torch, which
-    `pyro.module` only makes known to Pyro, the program reads itself: values are written into them, and no graph is captured.
+    Most are made by `pyro.param`, whose result is replaced by given values. Parameters of torch modules, which `pyro.module` only
+    registers, are read by the program directly. Values are written into these, and no graph is captured.
 
     Args:
-        names: Of the parameters.
-        leaves: The tensors in Pyro's store, unconstrained, as they start.
-        constraints: Of their values.
-        reparameterised: Whether all draws of the guide have a derivative.
-        in_modules: Whether some are the parameters of modules.
+        names: Names of the parameters.
+        leaves: Unconstrained tensors in Pyro's store, at their starting values.
+        constraints: Constraints on their values.
+        reparameterised: Whether all draws of the guide are differentiable in its parameters.
+        in_modules: Whether any are parameters of torch modules.
     """
 
     names: tuple[str, ...]
@@ -93,13 +90,13 @@ class GuideParameters:
     in_modules: bool
 
     def constrained(self, unconstrained: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Values of the parameters by name."""
+        """Returns the constrained values of the parameters by name."""
         given = zip(self.names, self.constraints, unconstrained, strict=True)
         return {name: transform_to(constraint)(value) for name, constraint, value in given}
 
     @contextlib.contextmanager
     def at(self, unconstrained: Sequence[torch.Tensor]) -> Iterator[None]:
-        """Programs have these parameters inside the block."""
+        """Sets the parameters of guide and program to these values inside the block."""
         if self.in_modules:
             self.write(unconstrained)
             yield
@@ -109,26 +106,26 @@ class GuideParameters:
 
     @torch.no_grad()
     def write(self, unconstrained: Sequence[torch.Tensor]) -> None:
-        """Writes them into the leaves."""
+        """Writes these values into the leaves."""
         for leaf, value in zip(self.leaves, unconstrained, strict=True):
             leaf.copy_(value)
 
     def attached(self, loss: torch.Tensor, unconstrained: Sequence[torch.Tensor]) -> torch.Tensor:
-        """A loss of the leaves as one of the parameters that were written into them: the same value and gradient."""
+        """Returns a loss of the leaves as a function of `unconstrained`, written into them: the same value and gradient."""
         slopes = torch.autograd.grad(loss, self.leaves, allow_unused=True)
         pairs = [(value, slope) for value, slope in zip(unconstrained, slopes, strict=True) if slope is not None]
         return loss.detach() + sum(((value - value.detach()) * slope).sum() for value, slope in pairs)
 
 
 def started(model: LatentModel, arrays: Mapping[str, Any]) -> GuideParameters:
-    """The parameters, put into Pyro's store by running guide and program."""
+    """Runs guide and program, which fills Pyro's store, and returns their parameters."""
     with poutine.trace() as seen:
         model.guide(**arrays)  # type: ignore[attr-defined]
     with poutine.trace(param_only=True) as own:
         if model.parameters:
             model.model(**arrays)
     names = dict.fromkeys(n for trace in (seen.trace, own.trace) for n, s in trace.nodes.items() if s["type"] == "param")
-    store = pyro.get_param_store().get_state()  # a site's own constraint is the default's where the program asks for it again
+    store = pyro.get_param_store().get_state()  # in the trace, a repeated `pyro.param(name)` has the default constraint
     leaves = tuple(store["params"][name] for name in names)
     in_modules = any(isinstance(leaf, torch.nn.Parameter) for leaf in leaves)
     constraints = tuple(store["constraints"][name] for name in names)
@@ -136,7 +133,7 @@ def started(model: LatentModel, arrays: Mapping[str, Any]) -> GuideParameters:
 
 
 def scaled_program(program: Callable[..., Any], points: str, scale: float, kl_weight: Any) -> Callable[..., Any]:
-    """The program with its terms inside the points' plate times `scale`, and those of latent sites times `kl_weight` too."""
+    """Returns the program with terms in the points' plate times `scale`, of latent sites there times `kl_weight` too."""
     if not isinstance(kl_weight, torch.Tensor) and scale == kl_weight == 1.0:
         return program
 
@@ -148,7 +145,7 @@ def scaled_program(program: Callable[..., Any], points: str, scale: float, kl_we
 
 
 class _ScalePoints(poutine.messenger.Messenger):
-    """Multiplies the scale of sites inside the plate of the points, and that of latent ones by a weight of their own."""
+    """Multiplies the scale of sites in the points' plate by `scale`, and that of latent sites there by `kl_weight` too."""
 
     def __init__(self, points: str, scale: float, kl_weight: Any) -> None:
         super().__init__()
@@ -164,7 +161,7 @@ def check_guide(problem: Problem) -> None:
     """Refuses a guide whose latent sites are not exactly the model's.
 
     Raises:
-        ModelError: Names the sites that the guide lacks or has too many.
+        ModelError: The guide lacks a latent site or has an extra one, or a declared parameter is in neither program nor guide.
     """
     with isolated(problem.seeds.child("check")), pyro.validation_enabled(False):
         nodes: Any = poutine.trace(problem.model.guide).get_trace(**problem.arrays).nodes  # type: ignore[attr-defined]

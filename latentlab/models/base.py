@@ -28,14 +28,17 @@ A model with an argument `labels` gets the units' labels too, as `(unit, label)`
 """
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 OPTIONAL = ("guide", "latents", "imputation", "replicated", "bound", "leave_one_out")
-"""What a model may define, and others ask of it by `LatentModel.offers`: a guide of its own; `latents`, where positions are
-integrated out; `imputation` and `replicated`, of entries and of whole data sets given positions; `bound`, where positions are
-amortised and only bounded; `leave_one_out`, where the units of a series depend on each other given the other sites."""
+"""Optional methods of a model; `LatentModel.offers` lists those that it defines.
+
+`guide` is a variational guide. `latents` is the distribution of positions that are marginalised or amortised. `imputation` is the
+distribution of missing entries, and `replicated` draws whole data sets, both given the positions. `bound` is a lower bound on the
+log likelihood where positions are amortised. `leave_one_out` is for series, whose units depend on each other given the sites.
+"""
 
 
 @dataclass(frozen=True)
 class Position:
-    """A site that is the latent position of units, and what sort of value it has; its first dim is the kind of units."""
+    """A site that holds the latent positions of units, and the type of its values; its first dim is the kind of units."""
 
     site: str
     kind: Literal["real", "discrete", "simplex"] = "real"
@@ -70,8 +73,8 @@ class Caution(NamedTuple):
 class LatentModel(ABC):
     """A latent-variable model as a Pyro program; subclasses are final and say the generative process in their docstring.
 
-    A model has a position for each kind of units that it places, in `positions`; one with a single position may declare it as
-    `position`. The plate of the likelihood has the name of the data's points: `unit` in a table, `cell` or `pair` elsewhere.
+    `positions` holds one `Position` for each kind of units that the model embeds; a model with only one may declare it as
+    `position`. The plate of the likelihood is named after the points of the data: `unit` in a table, `cell` or `pair` elsewhere.
 
     A subclass's constructor arguments are its hyper-parameters; each is kept as an attribute of the same name. With the decorator
     `latentlab.settings.settings` they are annotated fields, whose types and ranges are checked.
@@ -103,7 +106,7 @@ class LatentModel(ABC):
 
     @property
     def position(self) -> Position:
-        """The first of the positions."""
+        """The first of `positions`."""
         return self.positions[0]
 
     @position.setter
@@ -112,7 +115,7 @@ class LatentModel(ABC):
 
     @property
     def kinds(self) -> dict[str, Position]:
-        """Kind of units -> its position: a table's units are of the kind `unit`."""
+        """Position of each kind of units, by kind; a table has the one kind `unit`."""
         return {next(iter(self.dims[position.site]), ""): position for position in self.positions}
 
     @property
@@ -123,7 +126,7 @@ class LatentModel(ABC):
 
     @abstractmethod
     def model(self, *args: Any, **arrays: Any) -> None:
-        """The Pyro program: takes the dataset's arrays and indices by name, and `mask` if it can do with missing entries.
+        """The Pyro program; its arguments are the dataset's arrays and indices by name, and `mask` if it allows missing entries.
 
         An argument `n_KIND`, such as `n_user`, is the number of units of a kind.
         """
@@ -241,7 +244,7 @@ class LatentModel(ABC):
 
     @property
     def offers(self) -> frozenset[str]:
-        """The optional parts that the model defines, out of `OPTIONAL`."""
+        """Names in `OPTIONAL` of the methods that the model defines."""
         base = LatentModel
         return frozenset(name for name in OPTIONAL if getattr(type(self), name, None) is not getattr(base, name, None))
 
@@ -344,7 +347,7 @@ class Frozen(LatentModel):
 
     @property
     def offers(self) -> frozenset[str]:
-        """The imputation, where the model that it was made from has it: positions are sites."""
+        """Only `imputation`, if the base model offers it: the positions are sites of the frozen program."""
         return self.base.offers & {"imputation"}
 
     def hyperparameters(self) -> dict[str, Any]:

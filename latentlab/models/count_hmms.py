@@ -61,7 +61,7 @@ class CategoricalHMM(HiddenMarkovModel):
         probability = pyro.sample("probability", dist.Dirichlet(a).to_event(2))
         values = {"initial": initial, "transition": transition, "probability": probability}
         with pyro.plate("unit", len(x)):
-            pyro.sample("x", self._series({"x": x, "mask": mask, "sequence": sequence}, values), obs=x)  # z summed out
+            pyro.sample("x", self._series({"x": x, "mask": mask, "sequence": sequence}, values), obs=x)  # z is marginalised
 
 
 @settings
@@ -113,7 +113,7 @@ class PoissonHMM(HiddenMarkovModel):
         rate = pyro.sample("rate", dist.Gamma(a, self.rate_shape / m).to_event(2))
         values = {"initial": initial, "transition": transition, "rate": rate}
         with pyro.plate("unit", len(x)):
-            pyro.sample("x", self._series({"x": x, "mask": mask, "sequence": sequence}, values), obs=x)  # z summed out
+            pyro.sample("x", self._series({"x": x, "mask": mask, "sequence": sequence}, values), obs=x)  # z is marginalised
 
 
 def _chain(self: CategoricalHMM | PoissonHMM) -> tuple[torch.Tensor, torch.Tensor]:

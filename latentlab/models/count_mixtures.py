@@ -57,7 +57,7 @@ class BernoulliMixture(MixtureModel):
         a = torch.full((K, D), self.probability_concentration, dtype=torch.float64)
         components = BernoulliComponents(pyro.sample("probability", dist.Beta(a, a).to_event(2)))
         with pyro.plate("unit", len(x)):
-            pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)  # z summed out
+            pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)  # z is marginalised
 
 
 @settings
@@ -105,4 +105,4 @@ class PoissonMixture(MixtureModel):
         a, m = torch.full((K, D), self.rate_shape, dtype=torch.float64), here(self.emission.mean)[:, None]
         components = PoissonComponents(pyro.sample("rate", dist.Gamma(a, self.rate_shape / m).to_event(2)))
         with pyro.plate("unit", len(x)):
-            pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)  # z summed out
+            pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)  # z is marginalised

@@ -1,4 +1,4 @@
-"""What a model declares, checked for types and against each other."""
+"""Validation of a model's declared attributes: their types and their consistency."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from latentlab.symmetry.group import NEXT, Group
 
 
 def check_declaration(model: LatentModel) -> None:
-    """Refuses a model whose attributes are missing, of another type, or at odds with each other.
+    """Refuses a model whose attributes are missing, of a wrong type, or inconsistent with each other.
 
     Raises:
         ModelError: Names the attribute, what it must be, and its value.

@@ -100,7 +100,7 @@ class GaussianHMM(HiddenMarkovModel):
             transition = pyro.sample("transition", dist.Dirichlet(counts).to_event(1))
         loc, scale = (one[:, None].expand(K, D) for one in (here(self.emission.mu_loc), here(self.emission.mu_scale)))
         mu = pyro.sample("mu", OrderedNormal(loc, scale) if self.ordered else dist.Normal(loc, scale).to_event(2))
-        median = self.emission.median(D)  # `sigma_scale` of the shape of sigma
+        median = self.emission.median(D)  # `sigma_scale`, expanded to the shape of sigma
         if self.sigma_prior == "half_normal":
             sigma = pyro.sample("sigma", dist.HalfNormal(median).to_event(median.dim()))
         elif self.sigma_spread == 0:
@@ -112,4 +112,4 @@ class GaussianHMM(HiddenMarkovModel):
             lkj = dist.LKJCholesky(D, torch.tensor(self.corr_concentration, dtype=torch.float64))
             values["corr"] = pyro.sample("corr", lkj.expand([K]).to_event(1) if self.covariance == "full" else lkj)
         with pyro.plate("unit", len(x)):
-            pyro.sample("x", self._series({"x": x, "mask": mask, "sequence": sequence}, values), obs=x)  # z summed out
+            pyro.sample("x", self._series({"x": x, "mask": mask, "sequence": sequence}, values), obs=x)  # z is marginalised

@@ -98,7 +98,7 @@ class GaussianMixture(MixtureModel):
             weights = pyro.sample("weights", dist.Dirichlet(here(self.concentration)))
         loc, scale = (one[:, None].expand(K, D) for one in (here(self.emission.mu_loc), here(self.emission.mu_scale)))
         mu = pyro.sample("mu", OrderedNormal(loc, scale) if self.ordered else dist.Normal(loc, scale).to_event(2))
-        median = self.emission.median(D)  # `sigma_scale` of the shape of sigma
+        median = self.emission.median(D)  # `sigma_scale`, expanded to the shape of sigma
         if self.sigma_prior == "half_normal":
             sigma = pyro.sample("sigma", dist.HalfNormal(median).to_event(median.dim()))
         elif self.sigma_spread == 0:
@@ -111,7 +111,7 @@ class GaussianMixture(MixtureModel):
             values["corr"] = pyro.sample("corr", lkj.expand([K]).to_event(1) if self.covariance == "full" else lkj)
         components = self.emission.components(values)
         with pyro.plate("unit", len(x)):
-            pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)  # z summed out
+            pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)  # z is marginalised
 
 
 @settings
@@ -191,7 +191,7 @@ class DPMixture(MixtureModel):
             alpha = pyro.sample("alpha", dist.Gamma(torch.tensor(self.alpha_shape, dtype=torch.float64), rate))
         weights = pyro.sample("weights", StickBreaking(alpha, K))
         mu = pyro.sample("mu", dist.Normal(torch.full((K, D), self.mu_loc, dtype=torch.float64), self.mu_scale).to_event(2))
-        median = self.emission.median(D)  # `sigma_scale` of the shape of sigma
+        median = self.emission.median(D)  # `sigma_scale`, expanded to the shape of sigma
         if self.sigma_spread == 0:
             sigma = pyro.deterministic("sigma", median.clone())
         else:
@@ -202,7 +202,7 @@ class DPMixture(MixtureModel):
             values["corr"] = pyro.sample("corr", lkj.expand([K]).to_event(1) if self.covariance == "full" else lkj)
         components = self.emission.components(values)
         with pyro.plate("unit", len(x)):
-            pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)  # z summed out
+            pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)  # z is marginalised
 
     def remarks(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
         return [note for note in super().remarks(arrays, values) if "is empty" not in note]  # the last ones should be

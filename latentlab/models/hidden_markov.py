@@ -41,7 +41,7 @@ FEW_MOVES = 1e-3
 
 
 class HiddenMarkovModel(LatentModel):
-    """What hidden Markov models have in common but for the program, which a subclass writes out; it makes the emission too."""
+    """Base class of hidden Markov models: everything but the program and the emission, which a subclass defines."""
 
     positions = (Position("z", kind="discrete"),)
     methods: tuple[str, ...] = ("nuts", "chees", "svi", "map", "exact")

@@ -1,4 +1,4 @@
-r"""Probabilistic matrix factorisation: users and items have positions, and ratings are their inner products."""
+r"""Probabilistic matrix factorisation: ratings are inner products of user and item positions, plus a mean and noise."""
 
 from typing import Any
 
@@ -22,17 +22,17 @@ class MatrixFactorization(LatentModel):
     $$ U_i \sim N(0, \text{U\_scale}^2 I_K), \quad V_j \sim N(0, \text{V\_scale}^2 I_K), \quad
        r_{ij} \mid U, V \sim N(\mu + U_i' V_j, \sigma) $$
 
-    U (user, latent), V (item, latent), mu and sigma (); r_ij is the rating of item j by user i, and only the cells (i, j) that
-    were observed count. Scales are standard deviations. Identified are the products U V' with the noise and mu; U and V are
-    identified up to one orthogonal map of both, since their priors are spherical. The scale of U against that of V is determined
-    by the priors alone.
+    U (user, latent), V (item, latent), mu and sigma (); r_ij is the rating of item j by user i. The likelihood is a product over
+    the observed cells (i, j). Scales are standard deviations. The products U V', mu and sigma are identified. U and V are
+    identified up to a common orthogonal transformation, since their priors are spherical. The priors alone determine the scale
+    of U relative to that of V.
 
     Args:
         n_latent: Latent dimensions K.
         U_scale: Prior standard deviation of the users' positions.
         V_scale: Prior standard deviation of the items' positions.
         mu_scale: Prior standard deviation of the mean rating; 0 fixes it at 0.
-        sigma_scale: Scale of the half-normal prior of the noise.
+        sigma_scale: Scale of the half-normal prior of the noise's standard deviation.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -69,10 +69,10 @@ class MatrixFactorization(LatentModel):
             pyro.sample("rating", dist.Normal(mu + (U[user] * V[item]).sum(-1), sigma), obs=rating)
 
     def check(self, dataset: Dataset) -> None:
-        """Refuses data that are no ratings of items by users.
+        """Refuses data that are not ratings of items by users.
 
         Raises:
-            DataError: Names the arrays and indices that there are.
+            DataError: Names the arrays and indices of the data.
         """
         if list(dataset.arrays) != ["rating"] or dataset.x.ndim != 1 or list(dataset.index) != ["user", "item"]:
             raise DataError(
@@ -81,7 +81,7 @@ class MatrixFactorization(LatentModel):
             )
 
     def cautions(self, dataset: Dataset) -> list[Caution]:
-        """So few ratings that positions fit all of them exactly, and the density has no maximum in sigma."""
+        """Warns if the parameters can fit all ratings exactly: the density is then unbounded as sigma tends to 0."""
         n, m = (len(dataset.units[kind]) for kind in ("user", "item"))
         k = min(self.n_latent, n, m)
         free = k * (n + m - k) + (self.mu_scale > 0)
@@ -94,7 +94,7 @@ class MatrixFactorization(LatentModel):
         return [Caution("identification", text, float(dataset.n_points), f"> {free} (K (n_user + n_item - K) + 1)")]
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
-        """Truncated singular value decomposition of the centred ratings, with 0 where nothing was observed."""
+        """Truncated SVD of the centred ratings, 0 in unobserved cells, after a random orthogonal transformation."""
         r, i, j = (arrays[name].numpy() for name in ("rating", "user", "item"))
         n, m, K = arrays["n_user"], arrays["n_item"], self.n_latent
         mu = float(r.mean()) if self.mu_scale else 0.0
@@ -110,7 +110,7 @@ class MatrixFactorization(LatentModel):
         return {"mu": torch.tensor(mu), "sigma": torch.tensor(sigma), "U": torch.tensor(U @ turn), "V": torch.tensor(V @ turn)}
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_items: int = 5, share: float = 0.8) -> Dataset:
-        """Ratings of `n_items` items by `n_units` users, of which about a share is observed, priors included."""
+        """Draws the sites from their priors, and ratings of `n_items` items by `n_units` users in a `share` of the cells."""
         mu = self.mu_scale * rng.standard_normal()
         sigma = np.abs(self.sigma_scale * rng.standard_normal())
         U = self.U_scale * rng.standard_normal((n_units, self.n_latent))

@@ -31,7 +31,7 @@ COINCIDE = 0.01
 
 
 class MixtureModel(LatentModel):
-    """What mixtures have in common but for the program, which a subclass writes out; it makes the emission too."""
+    """Base class of mixtures: everything but the program and the emission, which a subclass defines."""
 
     positions = (Position("z", kind="discrete"),)
     methods: tuple[str, ...] = ("nuts", "chees", "svi", "map", "exact")

@@ -1,4 +1,4 @@
-r"""Latent positions of the nodes of a graph, whose inner products are the log odds of an edge."""
+r"""Random dot product graph: the log odds of an edge are an intercept plus the inner product of its nodes' positions."""
 
 from typing import Any
 
@@ -16,19 +16,19 @@ from latentlab.symmetry.groups import Orthogonal
 
 @settings
 class RandomDotProduct(LatentModel):
-    r"""Random dot product graph with a logit link: nodes whose positions point the same way are joined.
+    r"""Random dot product graph with a logit link: the inner product of positions raises the odds of an edge.
 
     $$ \alpha \sim N(0, \text{alpha\_scale}), \quad z_i \sim N(0, \text{z\_scale}^2 I_K), \quad
        y_{ij} \mid z \sim \text{Bernoulli}(\text{logit}^{-1}(\alpha + z_i' z_j)) $$
 
-    z (node, latent), alpha (); y_ij is 1 where the nodes i and j are joined, for each pair i < j (of a directed graph: i != j).
-    Scales are standard deviations. Identified are alpha and the products z z'; z is identified up to one orthogonal map
-    of all nodes. The products are not negative definite, so that only groups that are joined within themselves are found
-    (assortative graphs).
+    z (node, latent), alpha (); y_ij is 1 where the nodes i and j are joined, for each pair i < j (i != j in a directed graph).
+    Scales are standard deviations. alpha and the products z z' are identified; z is identified up to an orthogonal
+    transformation. z z' is positive semi-definite, so the model describes only assortative graphs, whose groups are densely
+    joined within themselves.
 
     Args:
         n_latent: Latent dimensions K.
-        alpha_scale: Prior standard deviation of the log odds of an edge between nodes at the origin.
+        alpha_scale: Prior standard deviation of alpha, the log odds of an edge between nodes at the origin.
         z_scale: Prior standard deviation of the positions.
 
     Raises:
@@ -57,10 +57,10 @@ class RandomDotProduct(LatentModel):
             pyro.sample("edge", dist.Bernoulli(logits=alpha + (z[source] * z[target]).sum(-1)), obs=edge)
 
     def check(self, dataset: Dataset) -> None:
-        """Refuses data that are no graph, or whose edges have other values than 0 and 1.
+        """Refuses data that are not a graph, or whose edges have values other than 0 and 1.
 
         Raises:
-            DataError: Names the arrays and indices that there are, or the pair and its value.
+            DataError: Names the arrays and indices of the data, or the pair and its value.
         """
         what = f"{type(self).__name__}: {dataset.name}"
         if list(dataset.arrays) != ["edge"] or dataset.x.ndim != 1 or list(dataset.index) != ["source", "target"]:
@@ -74,7 +74,7 @@ class RandomDotProduct(LatentModel):
             raise DataError(f"{what}: edges must be 0 or 1; that of {pair} is {dataset.x[odd[0]]:g}. Weights are not modelled.")
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
-        """Adjacency spectral embedding of the centred graph, turned at random; alpha the log odds of an edge."""
+        """Adjacency spectral embedding of the centred graph, randomly rotated or reflected; alpha fits the density of edges."""
         y, i, j, n, K = *(arrays[name].numpy() for name in ("edge", "source", "target")), arrays["n_node"], self.n_latent
         density = float(np.clip(y.mean(), 1 / (len(y) + 1), 1 - 1 / (len(y) + 1)))
         table = np.zeros((n, n))
@@ -87,7 +87,7 @@ class RandomDotProduct(LatentModel):
         return {"alpha": torch.tensor(np.log(density / (1 - density))), "z": torch.tensor(z @ turn)}
 
     def simulate(self, rng: np.random.Generator, n_units: int) -> Dataset:
-        """A graph without directions of `n_units` nodes, priors included."""
+        """Draws the sites from their priors and an undirected graph of `n_units` nodes."""
         alpha = self.alpha_scale * rng.standard_normal()
         z = self.z_scale * rng.standard_normal((n_units, self.n_latent))
         i, j = np.triu_indices(n_units, 1)

@@ -1,4 +1,4 @@
-"""Chains in traces, ranks and energies, as ArviZ draws them."""
+"""Trace, rank and energy plots of chains, drawn by ArviZ."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,13 +15,13 @@ from latentlab.results.quantities import Labels, entries, identified, labels_of
 from latentlab.results.tree import build
 
 SHOWN = 4
-"""Invariants whose chains are drawn."""
+"""Largest number of invariants whose chains are drawn."""
 MANY_CHAINS = 8
-"""Above so many chains a legend has no line for each."""
+"""Largest number of chains with a legend entry each."""
 
 
 def invariants(source: Source) -> dict[str, np.ndarray]:
-    """What chains can be compared by, `(chain, draw, ...)` by name; the sites without a group where the model is not known."""
+    """Returns the quantities that are comparable across chains, `(chain, draw, ...)` by name; none without the model."""
     model = source.model
     if model is None:
         return {}
@@ -30,12 +30,12 @@ def invariants(source: Source) -> dict[str, np.ndarray]:
 
 
 def row_labels(source: Source) -> Labels:
-    """What the rows of the model's sites are called."""
+    """Returns the labels of the rows of the model's sites; none without the model."""
     return {} if source.model is None else labels_of(source.tree, source.model.dims, source.model.exchanges)
 
 
 def _drawn_series(source: Source) -> dict[str, np.ndarray]:
-    """Log density, and of a few invariants the entry that mixes worst."""
+    """Returns the log density, and the entry with the largest R-hat of each of the `SHOWN` invariants that mix worst."""
     stats = source.group("sample_stats")
     series = {} if stats is None or "lp" not in stats else {"log density": stats["lp"].values}
     found = {}
@@ -89,7 +89,7 @@ def chain_items(source: Source) -> list[Item]:
 
 
 def _tree(series: Mapping[str, np.ndarray]) -> xr.DataTree:
-    """A tree of scalar quantities `(chain, draw)` by name."""
+    """Builds a tree of scalar quantities `(chain, draw)` by name."""
     names = {f"q{i}": name for i, name in enumerate(series)}
     tree = build({"posterior": {k: series[v] for k, v in names.items()}}, dims={k: () for k in names})
     tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset().rename({k: _variable(v) for k, v in names.items()}))
@@ -97,12 +97,12 @@ def _tree(series: Mapping[str, np.ndarray]) -> xr.DataTree:
 
 
 def _variable(name: str) -> str:
-    """A name that a variable of a tree can have: no dim's, and no path."""
+    """Returns a valid name for a variable of a tree: neither a dim's name nor a path."""
     return "dim " + name if name in ("chain", "draw") else name.replace("/", "\u2215")
 
 
 def _without_long_legend(axes: Any) -> None:
-    """Leaves a line for each of many chains out of a legend; the smallest E-BFMI is in the table of checks."""
+    """Removes the entries of single chains from a legend with more than `MANY_CHAINS` of them."""
     handles, names = axes.get_legend_handles_labels()
     kept = [(handle, name) for handle, name in zip(handles, names, strict=True) if not name.startswith("chain ")]
     if axes.get_legend() is not None and len(names) - len(kept) > MANY_CHAINS:
@@ -110,7 +110,7 @@ def _without_long_legend(axes: Any) -> None:
 
 
 def arviz_figure(name: str, function: str, tree: xr.DataTree, *, caption: str, alt: str, most: float = 9.0) -> Figure:
-    """A drawing by ArviZ's function of that name, in whichever line of ArviZ is installed, at most so many inches high."""
+    """Draws a figure by the ArviZ function of that name, with any supported ArviZ; it is at most `most` inches high."""
     from matplotlib import pyplot
 
     before = pyplot.get_fignums()

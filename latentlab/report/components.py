@@ -1,4 +1,4 @@
-"""Components and states: what they are like."""
+"""Parameters of components and states: ellipses, histograms and profiles of features."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ from latentlab.report.parts import Parts
 from latentlab.report.source import POINT, Source
 
 LEVEL = 0.8
-"""Of the ellipses of components."""
+"""Probability content of the ellipses of components."""
 MOST_ROWS = 40
-"""Features that profiles are drawn for."""
+"""Largest number of features with a profile."""
 MOST_INTERVALS = 120
-"""Intervals that a drawing of profiles holds; more are drawn as a heat map."""
+"""Largest number of intervals in a plot of profiles; above it a heat map is drawn."""
 MOST_BARS = 40
 LOCATIONS = ("mu", "rate", "probability")
-"""Sites that say what a feature is like within a component, the first that there is."""
+"""Sites with a location parameter of each feature by component; the first one present is used."""
 
 
 def gaussians(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
-    """Posterior means of the means `(label, feature)` and covariances `(label, feature, feature)`; None of other models."""
+    """Returns posterior means of the means `(label, feature)` and covariances `(label, feature, feature)`, if there are any."""
     mu, sigma = draws_of(source, "mu"), draws_of(source, "sigma")
     if mu is None or sigma is None or source.model is None or mu.shape[1:] != (source.n_labels, len(source.features)):
         return None
@@ -38,7 +38,7 @@ def gaussians(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def draws_of(source: Source, name: str) -> np.ndarray | None:
-    """Aligned draws of a site `(draw, ...)`."""
+    """Returns the aligned draws of a site `(draw, ...)`; None without such a site."""
     groups = (source.tree[group].to_dataset() for group in ("latents", "posterior"))
     array = next((group[name] for group in groups if name in group), None)
     return None if array is None else np.asarray(array.values.reshape(-1, *array.shape[2:]))
@@ -53,7 +53,7 @@ def ellipse(axes: Any, centre: np.ndarray, covariance: np.ndarray, color: str) -
 
 
 def histogram_figure(source: Source, parts: Parts) -> Figure:
-    """Of a single feature, each bar split by the units' probabilities."""
+    """Draws the histogram of a single feature, each bar split by the units' label probabilities."""
     x = source.observed.values[:, 0]
     seen = ~np.isnan(x)
     values = np.unique(x[seen])
@@ -92,7 +92,7 @@ def _scale(source: Source) -> str:
 
 
 def _transform(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
-    """Location and scale of each feature by which the data were standardised; None where they were not."""
+    """Returns location and scale of the standardisation of each feature; None for data in raw values."""
     params = source.run.params
     if "transform.loc" not in params or "feature" not in source.observed.dims:
         return None
@@ -101,7 +101,7 @@ def _transform(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def location(source: Source) -> tuple[str, np.ndarray, list[str]] | None:
-    """What features are like by label: name of the site, draws `(draw, label, feature)`, names of the features."""
+    """Returns the location parameters: name of the site, draws `(draw, label, feature)`, names of the features."""
     for name in LOCATIONS:
         groups = (source.tree[group].to_dataset() for group in ("latents", "posterior"))
         array = next((group[name] for group in groups if name in group), None)
@@ -116,7 +116,7 @@ def location(source: Source) -> tuple[str, np.ndarray, list[str]] | None:
 
 
 def profiles(source: Source, parts: Parts) -> list[Item]:
-    """The features of each component, drawn and listed."""
+    """Returns a figure and a table of the location parameters of each component."""
     found = location(source)
     if found is None:
         return []
@@ -148,7 +148,7 @@ def profiles(source: Source, parts: Parts) -> list[Item]:
 
 
 def _comparable(source: Source, name: str, draws: np.ndarray) -> tuple[np.ndarray, str]:
-    """Draws such that features can be drawn on one axis, and what the axis is."""
+    """Returns draws on a scale common to all features, and the label of its axis."""
     if name == "probability":
         return draws, "probability"
     if draws.shape[2] == 1 or not source.is_table:

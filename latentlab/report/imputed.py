@@ -1,4 +1,4 @@
-"""Missing entries as the model fills them in."""
+"""Imputation of missing entries."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from latentlab.results.tree import arrays
 from latentlab.seeds import Seeds
 
 N_IMPUTED = 400
-"""Draws by which missing entries are filled in."""
+"""Posterior draws used for imputation, about."""
 
 
 def imputed_items(source: Source) -> list[Item]:
@@ -44,7 +44,7 @@ def imputed_items(source: Source) -> list[Item]:
 
 
 def imputations(source: Source, model: LatentModel, where: np.ndarray) -> np.ndarray:
-    """Draws of missing entries `(draw, entry)`, in the scale of the fit."""
+    """Returns draws of missing entries `(draw, entry)`, in the scale of the fit."""
     sites = {str(name): array.values for name, array in source.tree["posterior"].data_vars.items()}
     seeds = Seeds(int(source.config.get("seed", 0))).child("imputations")
     parameters = arrays(source.tree, "parameters")
@@ -52,7 +52,7 @@ def imputations(source: Source, model: LatentModel, where: np.ndarray) -> np.nda
 
 
 def _hidden(source: Source, where: np.ndarray) -> np.ndarray | None:
-    """The hidden values in the fit's scale; None where nobody knows them."""
+    """Returns the true values of missing entries in the scale of the fit; None if they are unknown."""
     if source.raw is None or source.raw.observed not in source.raw.truth:
         return None
     params = source.run.params

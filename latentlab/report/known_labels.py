@@ -1,4 +1,4 @@
-"""Embeddings and draws against labels that nobody was shown."""
+"""Scores of embeddings and draws by known labels, which were not used in fitting."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ CLUSTER_SCORES = {
     "label_adjusted_rand": "adjusted Rand index with the labels",
     "label_matched_accuracy": "accuracy, clusters matched to the labels",
 }
-"""The same where the positions are labels."""
+"""Scores by known labels where the positions are discrete."""
 HEIGHT = 0.2
-"""Inches that a row of a plot takes."""
+"""Height of a row of a plot, in inches."""
 
 
 def label_items(source: Source) -> list[Item]:
@@ -95,7 +95,7 @@ def _centre(source: Source) -> str:
 
 
 def _agreement_by_chance(source: Source) -> dict[str, float]:
-    """The sum of squared class shares, where the labels are known."""
+    """Returns the chance level of label agreement, the sum of squared class shares; empty without labels."""
     if source.labels is None:
         return {}
     counts = np.unique(source.labels, return_counts=True)[1]

@@ -1,4 +1,4 @@
-"""The course of optimisers."""
+"""Convergence of optimisers."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from latentlab.report.items import Figure, Item, Text, count, shown
 from latentlab.report.source import Source
 
 MOST_POINTS = 2000
-"""Steps of a curve that are drawn."""
+"""Largest number of steps drawn of a curve."""
 LEVELS = {"elbo": "ELBO", "log_joint": "log density", "maxima": "log likelihood"}
-"""What of the optimisation says how good a restart is."""
+"""Variable of the group `optimization` with the objective of each restart -> its name on the page."""
 
 
 def level_name(source: Source) -> str:

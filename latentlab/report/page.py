@@ -20,7 +20,7 @@ from latentlab.store.read import Run
 SECTIONS = (asked, inference, positions, beside, scores, units, provenance)
 """In the order of the page."""
 BY_KIND = (positions, beside, scores, units)
-"""Those that stand on the page once for each kind of units."""
+"""Sections that the page repeats for each kind of units."""
 
 FORMAT = 1
 """Version of report.json."""
@@ -71,7 +71,7 @@ def write(run: Run, *, progress: bool = False) -> Path:
 
 
 def _sections(module: Any, source: Source) -> list[Section]:
-    """A section of the page; one for each kind of units, named after it, where there are several."""
+    """Returns the module's section; or several, one for each kind of units and named after it."""
     if module not in BY_KIND or len(source.kinds) == 1:
         return [module.section(source)]
     found = []

@@ -1,4 +1,4 @@
-"""Who is with whom: shares of draws in which units are together."""
+"""Co-assignment: the share of draws in which two units have the same label."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -14,11 +14,11 @@ from latentlab.report.rows import matched
 from latentlab.report.source import Source
 
 MOST_PAIRED = 400
-"""Units that the drawing of the co-assignment holds."""
+"""Largest number of units in the heat map of the co-assignment."""
 
 
 def ordered(source: Source) -> np.ndarray:
-    """Units by their label in the point estimate, within a label the surest first; many are thinned evenly."""
+    """Returns units sorted by label in the point estimate, then by falling certainty; evenly thinned to `MOST_PAIRED`."""
     order = np.lexsort((-source.certainty, source.estimate))
     return order[np.unique(np.linspace(0, len(order) - 1, min(len(order), MOST_PAIRED)).astype(int))]
 
@@ -86,7 +86,7 @@ def pair_figure(source: Source, parts: Parts) -> Figure:
 
 
 def known_as(source: Source, classes: Classes) -> dict[int, int]:
-    """The label that suits each class of known labels best, one to one; classes beyond them have numbers of their own."""
+    """Matches classes of known labels one to one with the model's labels; surplus classes get further numbers."""
     names = matched(classes.codes, source.probabilities)
     return {code: int(names[classes.codes == code][0]) for code in np.unique(classes.codes).tolist()}
 
@@ -98,7 +98,7 @@ def _patch(color: str, name: str) -> Any:
 
 
 def known_label_items(source: Source, parts: Parts) -> list[Item]:
-    """The point estimate against labels that nobody was shown."""
+    """Returns the contingency table of the point estimate and the known labels, if there are any."""
     if source.labels is None:
         return []
     classes = Classes(source.labels, len(source.units))

@@ -1,4 +1,4 @@
-"""Which components or states are drawn, and in what colours."""
+"""Components or states that are drawn, and their colours."""
 
 import numpy as np
 
@@ -7,20 +7,20 @@ from latentlab.report.figure import COLORS, MARKERS
 from latentlab.report.source import Source
 
 ALMOST_EMPTY = 0.5
-"""Units that a label holds on average, below which it is left out."""
+"""Posterior mean of the number of units below which a label is left out."""
 FAINT = 0.25
-"""Opacity of a unit that may as well have another label."""
+"""Opacity of a unit whose label has a probability of 0.5 or less."""
 
 
 class Parts:
-    """The labels that are shown, with names, colours and shapes.
+    """Labels that are shown, with names, colours and markers.
 
     Args:
         source: The run.
 
     Attributes:
-        kept: Labels that hold half a unit or more on average, or are in the point estimate.
-        sizes: Units with each label in each draw, `(draw, label)`.
+        kept: Labels with half a unit or more in posterior mean, or present in the point estimate.
+        sizes: Number of units with each label in each draw, `(draw, label)`.
     """
 
     def __init__(self, source: Source) -> None:
@@ -31,30 +31,30 @@ class Parts:
         self.kept: list[int] = np.flatnonzero(used).tolist()
 
     def name(self, label: int) -> str:
-        """`component 2`, say."""
+        """Returns the label's name, such as `component 2`."""
         return f"{self.dim} {label}"
 
     def color(self, label: int) -> str:
-        """Its colour in every drawing of the page."""
+        """Returns the label's colour, the same in all figures of the page."""
         return COLORS[self._rank(label) % len(COLORS)]
 
     def marker(self, label: int) -> str:
-        """Its shape."""
+        """Returns the label's marker."""
         return MARKERS[self._rank(label) % len(MARKERS)]
 
     def _rank(self, label: int) -> int:
-        """Its place among those shown; beyond them for others."""
+        """Returns the label's index among those shown; larger indices for all others."""
         return self.kept.index(label) if label in self.kept else len(self.kept) + max(0, label - self.n_labels)
 
 
 def occupied(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """How many labels are in use, and in which share of the draws."""
+    """Returns the numbers of occupied labels that occur, and the share of draws with each."""
     values, times = np.unique(n_clusters(source.label_draws), return_counts=True)
     return values, times / times.sum()
 
 
 def opacity(certainty: np.ndarray) -> np.ndarray:
-    """From faint, where another label is as probable, to full."""
+    """Returns opacities: `FAINT` at a certainty of 0.5 or less, rising linearly to 0.9 at 1."""
     return FAINT + (0.9 - FAINT) * np.clip(2 * certainty - 1, 0, 1)
 
 

@@ -37,7 +37,7 @@ def section(source: Source) -> Section:
         classes = Classes(source.labels, len(source.units))
         items += [Text((_sentence(source),)), *series.course_of_positions(source), _positions(source, classes), _table(source)]
         items += [*_loadings(source), *autoencoder.parts(source)]
-    if source.unit == source.kinds[0]:  # what is about the points, not about one kind of units
+    if source.unit == source.kinds[0]:  # results about the points, shown once
         items += [*predictive_items(source), *_sensitivity(source), *_held_out(source), *imputed_items(source)]
     return Section("positions", title, tuple(items))
 

@@ -13,12 +13,12 @@ from latentlab.report.items import Figure, Item, Table, Text, listed
 from latentlab.report.source import Source
 
 FEW = 4
-"""Features that each have a tick of their own."""
+"""Largest number of entries with an axis tick each."""
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """A statistic of data sets: the function of an observed or replicated array, and what its entries are called."""
+    """A statistic of data sets: a function of an observed or replicated array, with noun and names of its entries."""
 
     function: Callable[[np.ndarray], np.ndarray]
     noun: str
@@ -26,7 +26,7 @@ class Statistic:
 
 
 def _statistics(source: Source) -> dict[str, Statistic]:
-    """The statistics of the predictive check: of each feature of a table, or of all points and those of each unit."""
+    """Returns the statistics of the predictive check: by feature of a table; else over all points, and by unit."""
     x = source.observed.values
     if not source.is_table:
         return _statistics_of_points(source)
@@ -101,14 +101,14 @@ def predictive_items(source: Source) -> list[Item]:
 
 
 def tail(seen: np.ndarray, again: np.ndarray) -> np.ndarray:
-    r"""Two-sided tail p of each observed statistic among its replicates.
+    r"""Computes the two-sided tail p of each observed statistic among its replicates.
 
-    $$ p = \min\{1, 2 \min(r, R + 2 - r') / (R + 1)\} $$ with the ranks counted so that equal values favour neither side; NaN where
-    there is nothing observed to compare.
+    $$ p = \min\{1, 2 \min(r, R + 2 - r') / (R + 1)\} $$ Of the $R$ replicates, $r - 1$ are at most the observed value and
+    $r' - 1$ are below it, so that ties favour neither side. NaN where the observed statistic is NaN.
 
     Args:
-        seen: Observed, `(n,)`.
-        again: Replicated, `(replicate, n)`.
+        seen: Observed statistics, `(n,)`.
+        again: Replicated statistics, `(replicate, n)`.
 
     Example:
         >>> tail(np.array([0.0, 5.0]), np.arange(9.0)[:, None] + [1.0, 0.0]).tolist()
@@ -120,7 +120,9 @@ def tail(seen: np.ndarray, again: np.ndarray) -> np.ndarray:
 
 
 def autocorrelation(x: np.ndarray, sequences: Sequence[np.ndarray]) -> np.ndarray:
-    """Correlation of each column with itself a step later, `(feature,)`, over pairs of steps of one sequence both of which are there.
+    """Computes the lag-1 autocorrelation of each column, `(feature,)`.
+
+    Pairs of steps are within one sequence; pairs with a missing value are left out. NaN for a constant column.
 
     Example:
         >>> autocorrelation(np.array([[1.0], [2.0], [3.0], [9.0], [1.0]]), [np.arange(3), np.arange(3, 5)]).round(3).tolist()

@@ -1,4 +1,4 @@
-"""What was compared, as the page has it."""
+"""Compared arrays of positions, and the matching of clusters with labels."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,10 @@ from latentlab.symmetry.labels import indicators
 
 @dataclass(frozen=True)
 class Row:
-    """A compared array of positions: an embedding, one of its seeds, raw or mapped; `label` as in comparison.nc, `title` for the page."""
+    """A compared array of positions: one seed of an embedding, raw or mapped.
+
+    `label` is its name in comparison.nc, `title` its name on the page.
+    """
 
     label: str
     embedding: str
@@ -22,14 +25,14 @@ class Row:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Labels `(unit,)`, if it is a clustering."""
+        """Labels `(unit,)` of a clustering; None otherwise."""
         return as_labels(self.values)
 
 
 def matched(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Clusters `(unit,)` in the names of labels `(unit, label)`, one to one; clusters beyond them have names of their own.
+    """Renames clusters `(unit,)` by a one-to-one match with labels.
 
-    The match has the largest total probability.
+    The match has the largest total probability, from `probabilities` `(unit, label)`. Surplus clusters get further numbers.
 
     Example:
         >>> matched(np.array([0, 0, 1, 2]), np.array([[0.1, 0.9], [0.0, 1.0], [0.8, 0.2], [0.3, 0.7]]))

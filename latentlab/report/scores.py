@@ -37,7 +37,7 @@ def section(source: Source) -> Section:
 
 
 def nothing(source: Source) -> str:
-    """Why there is no comparison of these units."""
+    """Returns a sentence with the reason for a missing comparison of these units."""
     why = (
         f"none places {source.unit}s, or there are too few of them"
         if source.config.get("embeddings")

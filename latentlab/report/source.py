@@ -1,4 +1,4 @@
-"""What the page is drawn from: the files of a run, and the model that its config names."""
+"""Contents of a run for its page: the files, and the model of the config."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ class Source:
 
     Args:
         run: The run.
-        chosen: The kind of units that the sections are about; the first where None.
+        chosen: Kind of units of the sections; the first if None.
     """
 
     run: Run
@@ -42,31 +42,31 @@ class Source:
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of units that have positions."""
+        """Kinds of units that have positions."""
         return kinds(self.tree) if self.model is None else tuple(self.model.kinds)
 
     @property
     def unit(self) -> str:
-        """The kind of units that this is about."""
+        """Kind of units of this source."""
         return self.kinds[0] if self.chosen is None else self.chosen
 
     def of(self, kind: str) -> "Source":
-        """The same run, about another kind of units."""
+        """Returns the source of the same run for another kind of units."""
         return Source(self.run, kind)
 
     @property
     def points(self) -> str:
-        """What the observations are called: `unit` in a table."""
+        """Name of the observations; `unit` in a table."""
         return str(self.tree.attrs.get("points", "unit"))
 
     @cached_property
     def index(self) -> dict[str, str]:
-        """Index of the points -> the kind of units that it refers to; none in a table."""
+        """Index of the points -> kind of units; empty in a table."""
         return dict(json.loads(str(self.tree.attrs.get("index", "{}"))))
 
     @cached_property
     def point_names(self) -> list[str]:
-        """What the points are called: in a table as their units, else by the units that they refer to."""
+        """Names of the points: those of the units in a table, else the joined names of the units of each point."""
         if not self.index:
             return self.units
         columns = [self.observed[name].values.astype(str).tolist() for name in self.index]
@@ -74,17 +74,17 @@ class Source:
 
     @property
     def comparison(self) -> xr.Dataset:
-        """comparison.nc, of these units."""
+        """Contents of comparison.nc for this kind of units."""
         return self.run.comparison_by_kind[self.unit]
 
     @property
     def embeddings(self) -> xr.Dataset:
-        """embeddings.nc, of these units."""
+        """Contents of embeddings.nc for this kind of units."""
         return self.run.embeddings_by_kind[self.unit]
 
     @property
     def scores(self) -> pd.DataFrame:
-        """comparison.csv, of these units."""
+        """Rows of comparison.csv for this kind of units."""
         table = self.run.scores
         return table[table["units"] == self.unit].reset_index(drop=True) if "units" in table else table
 
@@ -238,7 +238,7 @@ class Source:
 
     @cached_property
     def fitted(self) -> Dataset:
-        """What the model was fitted to, as a data set; without labels and truth in a run that has no data."""
+        """Fitted data set; without labels and truth in a run without data.nc."""
         if self.run.data is not None:
             return self.run.data
         x = self.observed
@@ -256,7 +256,7 @@ class Source:
 
     @cached_property
     def raw(self) -> Dataset | None:
-        """What was fitted in raw values, with labels and truth; None in a run without its data."""
+        """Fitted data set in raw values, with labels and truth; None in a run without data.nc."""
         return None if self.run.data is None else self.run.data.raw()
 
     @property
@@ -279,7 +279,7 @@ class Source:
 
     @property
     def compared(self) -> bool:
-        """Whether there is anything that the posterior of these units was compared with."""
+        """Whether an embedding of this kind of units was compared with the posterior."""
         return "comparison.nc" in self.run.info["files"] and self.unit in self.run.comparison_by_kind
 
     @cached_property

@@ -59,7 +59,7 @@ def section(source: Source) -> Section:
 
 
 def every_verdict(source: Source) -> list[dict[str, Any]]:
-    """The records of all kinds of units; with their kind where there are several."""
+    """Returns the verdict records of all kinds of units; each has its kind if there are several."""
     every = [of for of in map(source.of, source.kinds) if of.compared]
     if len(source.kinds) == 1:
         return [record for of in every for record in verdict_records(of)]

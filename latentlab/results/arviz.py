@@ -1,4 +1,4 @@
-"""ArviZ, of whichever line is installed; nothing else in latentlab knows which."""
+"""Access to the installed ArviZ, whether before or from version 1.0."""
 
 import contextlib
 import importlib.util
@@ -14,17 +14,19 @@ import xarray as xr
 
 @cache
 def installed_arviz() -> Any:
-    """ArviZ, of whichever line; importing it has no effect on the user's folders and gives no warning."""
+    """Returns the installed ArviZ; its import leaves the user's folders unchanged and gives no warning."""
     with warnings.catch_warnings(), _own_cache_folder():
-        warnings.simplefilter("ignore")  # the last line before 1.0 announces its successor
+        warnings.simplefilter("ignore")  # the last releases before 1.0 warn of coming changes
         import arviz
     return arviz
 
 
 @contextlib.contextmanager
 def _own_cache_folder() -> Iterator[None]:
-    """ArviZ 0.23 notes the day in the user's cache folder when it is imported, and fails where nobody may write there or
-    another process is just doing the same."""
+    """Replaces the user's cache folder by a temporary one.
+
+    ArviZ 0.23 writes the date there when it is imported. It fails if the folder is read-only or another process writes there.
+    """
     if importlib.util.find_spec("platformdirs") is None:
         yield
         return
@@ -43,7 +45,7 @@ def _is_old() -> bool:
 
 
 def to_arviz(tree: xr.DataTree) -> Any:
-    """The tree as the installed ArviZ takes it: `InferenceData` before 1.0, the tree itself from then on."""
+    """Returns the tree in the installed ArviZ's format: `InferenceData` before 1.0, the tree itself from 1.0 on."""
     if not _is_old():
         return tree
     groups = {str(name): node.to_dataset(inherit=False) for name, node in tree.children.items()}

@@ -1,4 +1,4 @@
-"""Draws of a method become a result: positions, log likelihood, predictive draws, priors, aligned sites."""
+"""Assembly of a result from draws: positions, log likelihood, predictive draws, log prior, aligned sites."""
 
 import json
 import warnings
@@ -24,16 +24,16 @@ from latentlab.results.tree import LEFT_OUT, build
 from latentlab.seeds import double
 
 AT_ONCE = 256
-"""Draws of the positions, given one value of the sites, that are made together."""
+"""Draws of the positions in each chain that are sampled at once from one conditional."""
 N_PREDICTIVE = 100
-"""Draws of the prior and posterior predictive that are kept: a whole data set each."""
+"""Number of prior and posterior predictive draws that are kept; each is a whole data set."""
 
 
 def outline(problem: Problem, dataset: Dataset) -> xr.DataTree:
-    """The result's names, dims and coordinates with a single draw of zeros, to refuse before the fit what cannot be stored.
+    """Builds a result with one placeholder draw, so that names and coordinates that cannot be stored fail before the fit.
 
     Raises:
-        ModelError: A coordinate or a name that a result cannot have; names it.
+        ModelError: A result cannot have a coordinate or a name; the message names it.
     """
     density = problem.density
     sites = density.constrain(torch.zeros(density.size, dtype=torch.float64))
@@ -46,12 +46,12 @@ def outline(problem: Problem, dataset: Dataset) -> xr.DataTree:
 
 
 def _coords(dataset: Dataset) -> dict[str, np.ndarray]:
-    """The names along the dims of a result."""
+    """Labels along the dims of a result."""
     return {**dataset.coords, **(dataset.kinds if dataset.index else {})}
 
 
 def _given(density: Density, dataset: Dataset) -> dict[str, dict[str, np.ndarray]]:
-    """The data as groups of a result, with what the program observes under a name that no array has."""
+    """Groups `observed_data` and `constant_data`, with the observed sites that are no arrays of the dataset."""
     return {
         "observed_data": {
             dataset.observed: dataset.x,
@@ -70,9 +70,9 @@ def draw_positions(
     *,
     equal: bool = False,
 ) -> np.ndarray:
-    """A draw of all positions from their conditional for each draw of the other sites, `(chain, draw, unit, ...)`.
+    """Draws all positions from their conditional, once for each draw of the other sites: `(chain, draw, unit, ...)`.
 
-    Without other sites, or where their draws are all `equal`, `lead` says how many chains and draws.
+    Without other sites, or if their draws are all `equal`, `lead` gives the numbers of chains and draws.
     """
     fixed = parameter_tensors(parameters)
     if equal or not values:
@@ -90,13 +90,13 @@ def draw_positions(
 
 
 def thinned(values: Mapping[str, np.ndarray], n_draws: int) -> dict[str, np.ndarray]:
-    """About `n_draws` draws, spread evenly over the chains; all where there are no more."""
+    """Selects about `n_draws` draws, evenly spaced within each chain; all draws if there are no more."""
     n_chains, each = next(iter(values.values())).shape[:2]
     keep = np.unique(np.linspace(0, each - 1, max(1, min(each, n_draws // n_chains))).astype(int))
     return {name: array[:, keep] for name, array in values.items()}
 
 
-def assemble(  # the groups of a result, one after another
+def assemble(  # long: builds each group of the result in turn
     problem: Problem, dataset: Dataset, method: Method, draws: Draws, seed: int
 ) -> xr.DataTree:
     model, density = problem.model, problem.density.at(parameter_tensors(draws.parameters))
@@ -172,13 +172,13 @@ def assemble(  # the groups of a result, one after another
 
 
 def _pointwise(likelihood: Density, values: Mapping[str, np.ndarray], *, equal: bool) -> dict[str, np.ndarray]:
-    """log p(unit | draw) `(chain, draw, unit)`, by the program with its positions integrated out."""
+    """Pointwise log likelihood under the density `likelihood`, `(chain, draw, point)`."""
     own, lead = globals(values, [s.name for s in likelihood.sites]), next(iter(values.values())).shape[:2]
     return {"log_likelihood": lifted(likelihood.log_likelihood, own, lead, equal=equal)}
 
 
 def _left_out(model: LatentModel, arrays: Any, values: Mapping[str, np.ndarray], *, equal: bool) -> dict[str, np.ndarray]:
-    """log p(unit | all others, draw), or of each sequence, where units depend on each other given the sites."""
+    """log p(unit or sequence | all others, draw); empty unless units depend on each other given the sites."""
     if "leave_one_out" not in model.offers:
         return {}
     given = {name: array for name, array in values.items() if name != model.position.site}
@@ -191,9 +191,9 @@ def _sequence_names(dataset: Dataset) -> np.ndarray:
 
 
 def _predictives(density: Density, values: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Draws of the prior predictive, and of the posterior predictive for the same units: given their positions as drawn.
+    """Draws from the prior predictive, and from the posterior predictive of the same units at their drawn positions.
 
-    Positions that the program integrates out are given to `LatentModel.replicated`; a model without it draws them anew.
+    Positions that the program marginalises are passed to `LatentModel.replicated`; without it, new positions are drawn.
     """
     model, names = density.model, [s.name for s in density.sites]
     keeps = model.position.site not in names and model.position.site in values and "replicated" in model.offers
@@ -221,9 +221,10 @@ def globals(values: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.
 
 
 def lifted(function: Any, values: Mapping[str, np.ndarray], without: tuple[int, ...] = (1, 1), *, equal: bool = False) -> Any:
-    """A function of one draw over `(chain, draw)`; the same for each of `without` where it is of nothing that is drawn.
+    """Evaluates a function of one draw at every `(chain, draw)`.
 
-    Where all draws are `equal`, as at a point estimate, it is found for one of them.
+    Without values the function is constant: its result is repeated over the leading shape `without`.
+    If all draws are `equal`, as at a point estimate, it is evaluated once.
     """
     if not values:
         array = function({}).numpy()

@@ -21,12 +21,12 @@ from latentlab.symmetry.group import Group
 RHAT = 1.01
 ESS = 400
 MCSE = 0.1
-"""Largest Monte Carlo error in units of the quantity's own sd."""
+"""Largest Monte Carlo standard error, in posterior standard deviations of the quantity."""
 BFMI = 0.3
 LEVEL = 0.001
-"""The p-value below which chains are at different levels: the false alarm rate."""
+"""Significance level of the test that all chains have the same mean log density."""
 SATURATED = 0.01
-"""Share of iterations at the largest tree depth up to which the check warns instead of failing: it costs, it does not bias."""
+"""Share of iterations at the maximum tree depth up to which the check warns instead of failing; they cost time, not accuracy."""
 
 
 def convergence_rows(
@@ -52,7 +52,7 @@ def convergence_rows(
         ("MCSE of the mean / sd", _relative(mcse_mean, flat), f"< {MCSE:g}", lambda v: v < MCSE, np.argmax),
         ("MCSE of the sd / sd", _relative_of_sd(flat, counted), f"< {MCSE:g}", lambda v: v < MCSE, np.argmax),
     ]
-    if n_superchains > 1:  # many short chains, whose plain R-hat says how short they are
+    if n_superchains > 1:  # the plain R-hat of many short chains is large because they are short
         checks.insert(0, ("nested R-hat", nested_rhat(flat, n_superchains), f"< {RHAT:g}", lambda v: v < RHAT, np.argmax))
     rows: list[Row] = []
     for check, found, threshold, ok, worst in checks:
@@ -70,9 +70,10 @@ def convergence_rows(
 
 
 def _stuck(values: Mapping[str, np.ndarray], declared: set[str]) -> str:
-    """The first site, as text, that is not finite, or an entry of which does not move in some chain (whole numbers need not).
+    """Describes the first site that is not finite, or has an entry that is constant in some chain; empty if there is none.
 
-    Entries that are 0, or 1, throughout are so by construction (a triangular factor), unless all of the site are.
+    Integer sites and those `declared` deterministic are exempt. Entries that are 0, or 1, in all chains are constant by
+    construction (a triangular factor); they do not count unless all entries of the site are constant in a chain.
     """
     for name, array in values.items():
         if not np.isfinite(array).all():
@@ -94,7 +95,7 @@ def density_draws(data: xr.DataTree, *, lp: bool) -> dict[str, np.ndarray]:
 
 
 def _relative_of_sd(flat: np.ndarray, counted: list[bool]) -> np.ndarray:
-    """As `_relative`, of the sd; 0 for counts of labels: the sd of a rare event is nothing that anybody needs."""
+    """MCSE of the sd over the sd; 0 for counts of labels, since the sd of a rare event is of no interest."""
     return np.where(counted, 0.0, _relative(mcse_sd, flat))
 
 
@@ -116,11 +117,11 @@ def level_rows(data: xr.DataTree, *, lp: bool) -> list[Row]:
 
 
 def same_level(lp: np.ndarray) -> float:
-    r"""p-value that chains `(chain, draw)` share one mean, by Welch's analysis of variance with ESS for sample sizes.
+    r"""p-value of a common mean of chains `(chain, draw)`: Welch's analysis of variance with ESS as sample sizes.
 
     With means $m_c$, $w_c = \mathrm{ESS}_c / s_c^2$ and $h = \sum_c (1 - w_c / \sum w)^2 / (\mathrm{ESS}_c - 1)$,
     $$ F = \frac{\sum_c w_c (m_c - \bar m)^2 / (C - 1)}{1 + 2 (C - 2) h / (C^2 - 1)} \sim F_{C - 1,\; (C^2 - 1) / 3h}. $$
-    NaN where a chain does not move or is not finite.
+    NaN if a chain is constant or not finite.
     """
     n_chains, n_draws = lp.shape
     ess = np.minimum(ess_mean(lp.T[None]), n_draws)
@@ -140,7 +141,7 @@ def chain_rows(data: xr.DataTree, declared: dict[str, Any]) -> list[Row]:
         return not_applicable([check], "one chain: nothing to compare it with")
     try:
         table = chain_modes(data, **declared)
-    except InferenceError as error:  # draws that are not finite
+    except InferenceError as error:  # raised if draws are not finite
         return [check_row(check, str(error), math.nan, "1", ok=False)]
     if not len(table):
         return [check_row(check, "no quantity varies", math.nan, "1", ok=False)]
@@ -155,7 +156,7 @@ def image_rows(data: xr.DataTree, table: pd.DataFrame, declared: dict[str, Any])
 
 
 def restart_rows(data: xr.DataTree, declared: dict[str, Any]) -> list[Row]:
-    """How many modes the restarts found: nothing is wrong with several, but one that was found once may not be the best."""
+    """Number of modes found by the restarts; warns if the best was found only once, since there may be a better one."""
     check = "modes"
     n = next((array.shape[0] for array in arrays(data, "restarts").values()), 0)
     if n < 2:
@@ -189,7 +190,7 @@ def sampler_rows(data: xr.DataTree) -> list[Row]:
 
 
 def raw_rows(values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]], group: Group) -> list[Row]:
-    """R-hat of the sites that the group acts on, as drawn: large wherever chains are turned, which is no fault."""
+    """R-hat of the sites that the group acts on, before alignment; chains that differ by a group element make it large."""
     rows: list[Row] = []
     for name, array in values.items():
         if not group.is_trivial() and group.dim in dims[name] and array.shape[0] > 1:

@@ -1,4 +1,4 @@
-"""A row of the table of checks."""
+"""Rows of the table of checks."""
 
 from collections.abc import Iterable
 from typing import Any

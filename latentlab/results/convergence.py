@@ -1,10 +1,11 @@
 r"""Convergence statistics of draws.
 
-* R-hat: rank-normalised, split, the larger of the bulk's and the folded draws' (Vehtari et al. 2021).
-* ESS: of the rank-normalised draws (bulk), and the smaller one of the indicators of the two 5 % tails.
-* MCSE: of the mean $s / \sqrt{\mathrm{ESS}}$; of the sd, by the delta method, that of the mean of $(x - \bar x)^2$ over $2 s$.
+* R-hat: rank-normalised split R-hat, the maximum over the draws and the folded draws (Vehtari et al. 2021).
+* ESS: bulk ESS of the rank-normalised draws; tail ESS, the minimum over the indicators of the two 5 % tails.
+* MCSE: $s / \sqrt{\mathrm{ESS}}$ for the mean. For the sd, by the delta method, the MCSE of the mean of $(x - \bar x)^2$
+  divided by $2 s$.
 
-A statistic that a series does not determine (constant, not finite, too short, R-hat of one chain) is NaN.
+A statistic is NaN if the draws are constant, not finite or too few; R-hat is NaN also with one chain.
 
 References:
     Vehtari, Gelman, Simpson, Carpenter & Buerkner (2021), Rank-normalization, folding, and localization, Bayesian Analysis
@@ -23,23 +24,23 @@ from latentlab.results.tree import LEAD
 
 MIN_DRAWS = 4
 CONSTANT = 1e-12
-"""A series whose range is below this share of its largest magnitude holds rounding noise, not variation."""
+"""Draws count as constant, up to rounding, if their range is at most this share of their largest magnitude."""
 
 
 def rhat(x: np.ndarray) -> np.ndarray:
-    """R-hat of each quantity, 1 at best; `(chain, draw, *shape)` -> `shape`.
+    """Rank-normalised split R-hat of each quantity; `(chain, draw, *shape)` -> `shape`.
 
-    NaN with one chain, infinite up to rounding where every chain is constant and they differ.
+    It is 1 at convergence, NaN with one chain, and infinite up to rounding if constant chains differ.
     """
     return _each(x, lambda flat: _per_quantity(installed_arviz().rhat, flat), n_chains=2)
 
 
 def nested_rhat(x: np.ndarray, n_superchains: int) -> np.ndarray:
-    r"""Nested R-hat of each quantity, 1 at best, for many short chains; `(chain, draw, *shape)` -> `shape`.
+    r"""Nested R-hat of each quantity, for many short chains; `(chain, draw, *shape)` -> `shape`.
 
-    With the variance B of the means of K superchains, and W the mean over them of the variance of their chains' means plus the
-    mean variance within their chains, $\sqrt{1 + B / W}$: of ranks made normal, and of the distances to the median so treated,
-    whichever is larger. Chains of a superchain, next to each other, have started at one point.
+    $\sqrt{1 + B / W}$, with B the variance of the means of the superchains. W is the mean over superchains of the variance of
+    the chain means plus the mean variance within chains. The larger of two values is returned: for the rank-normalised draws,
+    and for their rank-normalised distances to the median. A superchain consists of consecutive chains with one starting point.
 
     References:
         Margossian et al. 2024, Nested R-hat, Bayesian Analysis. Vehtari et al. 2021, Rank-normalization, folding, and
@@ -63,12 +64,12 @@ def nested_rhat(x: np.ndarray, n_superchains: int) -> np.ndarray:
 
 
 def ess_bulk(x: np.ndarray) -> np.ndarray:
-    """Effective number of draws for the centre of each quantity's distribution; `(chain, draw, *shape)` -> `shape`."""
+    """Bulk effective sample size of each quantity; `(chain, draw, *shape)` -> `shape`."""
     return _each(x, lambda flat: _per_quantity(installed_arviz().ess, flat, method="bulk"))
 
 
 def ess_tail(x: np.ndarray) -> np.ndarray:
-    """Effective number of draws for the 5 % and 95 % quantiles, the smaller; `(chain, draw, *shape)` -> `shape`."""
+    """Tail effective sample size of each quantity, the smaller of the two 5 % tails'; `(chain, draw, *shape)` -> `shape`."""
 
     def tails(flat: np.ndarray) -> np.ndarray:
         low, high = np.quantile(flat, [0.05, 0.95], axis=(0, 1))
@@ -78,7 +79,7 @@ def ess_tail(x: np.ndarray) -> np.ndarray:
 
 
 def ess_mean(x: np.ndarray) -> np.ndarray:
-    """Effective number of draws for the mean; `(chain, draw, *shape)` -> `shape`."""
+    """Effective sample size for the mean of each quantity; `(chain, draw, *shape)` -> `shape`."""
     return _each(x, _ess_mean)
 
 
@@ -99,13 +100,16 @@ def mcse_sd(x: np.ndarray) -> np.ndarray:
 
 
 def is_constant(x: np.ndarray) -> np.ndarray:
-    """Whether a quantity keeps one value, up to rounding, over all chains and draws; `(chain, draw, *shape)` -> `shape`."""
+    """Whether a quantity is constant, up to rounding, over all chains and draws; `(chain, draw, *shape)` -> `shape`."""
     spread = x.max(axis=(0, 1)) - x.min(axis=(0, 1))
     return np.asarray(spread <= CONSTANT * np.abs(x).max(axis=(0, 1)))
 
 
 def _each(x: np.ndarray, statistic: Any, *, n_chains: int = 1, scaled: bool = False) -> np.ndarray:
-    """A statistic of those quantities that determine it, NaN for the others; it is given them shifted and scaled to [0, 1]."""
+    """Computes a statistic of each quantity after rescaling it to [0, 1]; NaN if it is constant, not finite or too short.
+
+    If `scaled`, the statistic is multiplied by the quantity's range.
+    """
     values = np.asarray(x, dtype=np.float64)
     if values.ndim < 2:
         raise DataError(f"draws must have shape (chain, draw, ...); got {values.shape}.")

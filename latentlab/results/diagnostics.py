@@ -1,31 +1,31 @@
-r"""Did inference work: a table of checks with verdicts, on what the model's symmetry leaves identified.
+r"""Inference diagnostics: a table of checks with verdicts, on the quantities that the model's symmetry leaves identified.
 
-MCMC. R-hat (nested R-hat where many short chains start from a few points), ESS and MCSE are taken on the group's invariants,
-the log density and the log likelihood; the sites as drawn are shown as `raw coordinates`, without a verdict. An entry that stays
-where it is in some chain fails, unless it is declared deterministic; an invariant that is constant because it is so by
-construction (weights sum to 1) is left out.
+MCMC. R-hat, ESS and MCSE are computed on the group's invariants, the log density and the log likelihood. If many short chains
+start from a few points, nested R-hat is judged in place of R-hat. The sites before alignment are shown as `raw coordinates`,
+without a verdict. An entry that is constant in some chain fails, unless it is declared deterministic. Invariants that are
+constant by construction (weights sum to 1) are left out.
 
-*One level of log density.* Chains in modes of different weight can agree on every quantity that is looked at. Their mean log
-densities are compared by Welch's analysis of variance with each chain's effective number of draws for its size: the p-value is
-uniform for chains that share a distribution. The check fails below `LEVEL`, so for 1 sound fit in 1000. (Measured on 15 000
-simulated fits a case, 2 to 8 chains, normal and gamma densities: 0.7 to 1.3 in 1000 with 100 effective draws a chain or more,
-2.8 with 30.) Where `exchanges` is larger than the symmetry (a stick-breaking mixture), the log density depends on the order of
-the parts; the log likelihood, which does not, is compared in its place.
+*Level of log density.* Chains in modes of different weight can agree on every monitored quantity. Their mean log densities are
+compared by Welch's analysis of variance, with each chain's effective sample size. The p-value is uniform for chains that share
+a distribution. The check fails below `LEVEL`: for 1 sound fit in 1000. (Simulated with 15 000 fits per case, 2 to 8 chains,
+normal and gamma densities: 0.7 to 1.3 in 1000 with at least 100 effective draws per chain, 2.8 with 30.) Where `exchanges` is
+larger than the symmetry (a stick-breaking mixture), the log density depends on the order of the components. The log
+likelihood, which is invariant, is then compared instead.
 
-*Modes.* Chains that sit in different modes are told apart by name (`modes`), and are never averaged: the check fails.
-Where the modes are images of one another under a larger group than the declared one, the row names the group.
+*Modes.* Chains in different modes are listed by mode (`modes`) and never averaged; the check fails. If the modes are images of
+one another under a larger group than the declared one, the row names that group.
 
-*Symmetry*, of every method. The log joint is evaluated under elements of the declared group (`inference.invariance`): the check
-fails where it changes by more than rounding, and warns where a larger group leaves it unchanged.
+*Symmetry*, for every method. The log joint is evaluated under elements of the declared group (`inference.invariance`). The
+check fails if it changes by more than rounding, and warns if a larger group leaves it unchanged.
 
-Variational. With r = log p - log q over draws of q, and q averaged over the group: k-hat of exp(r), the mean over blocks of
-2000 draws, since one k-hat of all has a standard error of about 0.1 and lets some bad fits pass (measured on mean-field fits to
-a normal pair, 40 fits of 20 000 draws a case: at a correlation of 0.95 or 0.99 it passes 3 of 40 and the mean over blocks none;
-at 0.5 both pass all); and
-log mean exp(r) - mean(r), the importance-weighted ELBO less the ELBO, which estimates KL(q || p) from below. Drift is the
-rise of the ELBO over the last quarter of the steps, by least squares on batch means, with three of its standard errors.
+Variational. Let r = log p - log q at draws of q, with q averaged over the group. k-hat of exp(r) is averaged over blocks of 2000
+draws: a single k-hat of all draws has a standard error of about 0.1 and lets some bad fits pass. (Measured on mean-field fits to
+a bivariate normal, 40 fits of 20 000 draws per case. At a correlation of 0.95 or 0.99 a single k-hat passes 3 of 40, the mean
+over blocks none; at 0.5 both pass all.) The ELBO gap is log mean exp(r) - mean(r), the importance-weighted ELBO less the ELBO,
+which estimates KL(q || p) from below. ELBO drift is the rise over the last quarter of the steps, by least squares on batch
+means, plus or minus three standard errors.
 
-Point estimates have no spread; their gradient is looked at.
+Point estimates have no spread; their gradient is checked.
 
 All fits: the scale of the data against that of the prior predictive (`prior_data`), and warnings about model and data
 (`LatentModel.cautions`).
@@ -65,26 +65,26 @@ from latentlab.results.variational_checks import n_fitted, n_points, variational
 from latentlab.symmetry.group import Group
 
 GRADIENT = 1e-3
-"""Largest derivative at a point estimate: of the log density, or of the mean log likelihood of a unit."""
+"""Largest absolute derivative at a point estimate: of the log density, or of the mean log likelihood per unit."""
 DENSITIES = ("lp", "log_q", "log_q_averaged")
-"""What of `sample_stats` must be finite; the energy of a diverging trajectory need not be."""
+"""Arrays of `sample_stats` that must be finite; the energy of a divergent trajectory need not be."""
 COLUMNS = ("check", "quantity", "value", "threshold", "verdict")
 
 
 def diagnose(
     data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str]], position: str, lp_is_invariant: bool = True
 ) -> pd.DataFrame:
-    """All checks that go with how the draws were made.
+    """Returns the table of the checks that apply to a fit's inference method.
 
     Args:
-        data: The result of a fit, as `posterior.build` makes it, with the attribute `inference`: mcmc, vi or point.
-        group: The model's symmetry.
-        dims: Own dims of the sites.
-        position: The site that is the latent position; one that holds whole numbers is read as labels.
-        lp_is_invariant: Whether the group leaves the log density as it is; else the log likelihood is judged in its place.
+        data: The result of a fit, built by `results.tree.build`, with the attribute `inference`: mcmc, vi or point.
+        group: The group modulo which chains are compared.
+        dims: Dims of the sites, without chain and draw.
+        position: The site of the latent positions; integers are treated as labels.
+        lp_is_invariant: Whether the group leaves the log density unchanged; if not, the log likelihood is checked instead.
 
     Returns:
-        A row a check: check, quantity, value (a number, or a text saying why there is none), threshold, verdict (pass, warn,
+        One row per check: check, quantity, value (a number, or the reason why there is none), threshold, verdict (pass, warn,
         fail, not applicable).
 
     Example:
@@ -115,22 +115,22 @@ def diagnose(
 
 
 def converged(table: pd.DataFrame) -> bool:
-    """Whether no check failed, and every check that counts has a number."""
+    """Whether no check failed, and every applicable check has a number."""
     counted = table[table["verdict"] != "not applicable"]
     numbers = pd.to_numeric(counted["value"], errors="coerce")
     return bool(len(counted)) and bool(counted["verdict"].isin(["pass", "warn"]).all()) and not bool(numbers.isna().any())
 
 
 def sensitivity(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str]], position: str) -> pd.DataFrame:
-    """How much what the symmetry leaves identified changes when the prior, or the likelihood, is made a little stronger.
+    """Power-scaling sensitivity of the identified quantities to the prior and to the likelihood.
 
-    By power-scaling (`posterior.power_sensitivity`); the positions are left out, whose prior is part of the model.
+    Computed by `results.sensitivity.power_sensitivity`. Positions are left out, since their prior is part of the model.
 
     Returns:
-        A row a quantity, the most sensitive to the prior first: quantity, prior, likelihood, diagnosis.
+        One row per quantity, the most sensitive to the prior first: quantity, prior, likelihood, diagnosis.
 
     Raises:
-        ModelError: A point estimate, or densities were not kept (of all units, where the data stay on disk).
+        ModelError: The fit is a point estimate, no quantity varies, or the densities of some units were not kept.
     """
     if data.attrs.get("point_estimate"):
         raise ModelError("a point estimate has no spread whose sensitivity to the prior could be told.")
@@ -158,7 +158,7 @@ def _finite(data: xr.DataTree) -> list[Row]:
 
 
 def _active(data: xr.DataTree) -> list[Row]:
-    """How many dimensions of an encoder carry anything: none at all is no answer, fewer than all is worth knowing."""
+    """Number of active dimensions of an encoder; fails if none is active, warns if fewer than all are."""
     if "n_active" not in data.attrs:
         return []
     n = int(data.attrs["n_active"])

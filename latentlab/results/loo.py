@@ -21,15 +21,15 @@ from latentlab.results.convergence import ess_mean
 from latentlab.results.tree import arrays
 
 MIN_RATIOS = 25
-"""With fewer importance ratios the tail holds fewer than the 5 that a fit needs."""
+"""Least number of importance ratios; with fewer, the tail has fewer than the 5 that its fit needs."""
 EQUAL = 1e-9
-"""Log ratios (nats) that differ by no more than this are equal up to rounding."""
+"""Largest difference (nats) at which log ratios count as equal up to rounding."""
 
 
 def pareto_smoothed(log_ratios: np.ndarray, reff: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pareto-smoothed, normalised log weights and k-hat of each row `(n, draw)`: `(n, draw)`, `(n,)`.
+    """Computes Pareto-smoothed, normalised log weights `(n, draw)` and k-hat `(n,)` of each row of log ratios `(n, draw)`.
 
-    Equal ratios need no smoothing and have k-hat 0; a tail of equal ratios below others has none that can be fitted: infinity.
+    k-hat is 0 if all ratios of a row are equal, and infinite if no Pareto tail can be fitted.
     """
     weights, khats = log_ratios - log_ratios.max(axis=1, keepdims=True), np.zeros(len(log_ratios))
     for i in np.flatnonzero(weights.min(axis=1) < -EQUAL):
@@ -41,13 +41,13 @@ def pareto_smoothed(log_ratios: np.ndarray, reff: float) -> tuple[np.ndarray, np
 
 
 def khat(log_ratios: np.ndarray, *, reff: float = 1.0) -> float:
-    r"""Pareto k-hat of importance ratios $\log p - \log q$ at draws of q; below `khat_limit` the two are close enough.
+    r"""Pareto k-hat of importance ratios $\log p - \log q$ at draws of q; below `khat_limit`, q is close enough to p.
 
-    0 where all ratios are equal up to rounding (q is the posterior); NaN where they are not finite or fewer than 25.
+    0 if all ratios are equal up to rounding (q is the posterior). NaN if some are NaN, the largest is infinite, or fewer than 25.
 
     Args:
-        log_ratios: `(draw,)`, or with chains; minus infinity is a draw that the posterior excludes.
-        reff: Share of the draws that is effective, for draws that are not independent.
+        log_ratios: Shape `(draw,)` or `(chain, draw)`; minus infinity at draws of posterior density 0.
+        reff: Relative efficiency, the effective sample size over the number of draws; 1 for independent draws.
 
     Example:
         >>> normal = np.random.default_rng(0).normal(size=4000)
@@ -62,7 +62,7 @@ def khat(log_ratios: np.ndarray, *, reff: float = 1.0) -> float:
 
 
 def khat_limit(n_draws: int) -> float:
-    """The k-hat up to which `n_draws` draws give estimates with the usual error: min(1 - 1 / log10 S, 0.7)."""
+    """Largest k-hat at which estimates from S = `n_draws` draws are reliable: min(1 - 1 / log10 S, 0.7)."""
     return min(1 - 1 / math.log10(n_draws), 0.7) if n_draws > 10 else 0.0
 
 
@@ -73,11 +73,11 @@ class Loo:
     Attributes:
         elpd: Sum over units of log p(unit | the others); larger is better.
         se: Its standard error over units.
-        p_loo: Effective number of parameters: log density of the data less `elpd`.
+        p_loo: Effective number of parameters: log pointwise predictive density less `elpd`.
         pointwise: Each unit's term, `(unit,)`.
-        khat: Each unit's Pareto k-hat, `(unit,)`; above `limit` its term is not to be relied on.
-        limit: The largest k-hat that this number of draws can do with.
-        conditional: Whether units were scored given their own positions: then `khat` is large and `elpd` too high.
+        khat: Each unit's Pareto k-hat, `(unit,)`; above `limit` its term is unreliable.
+        limit: The largest reliable k-hat for this number of draws.
+        conditional: Whether units were scored given their own positions; `khat` is then large and `elpd` too high.
     """
 
     elpd: float
@@ -90,14 +90,14 @@ class Loo:
 
 
 def loo(tree: xr.DataTree) -> Loo:
-    r"""Leave-one-out over units by Pareto-smoothed importance sampling; over sequences where there are several series.
+    r"""Leave-one-out cross-validation over units by Pareto-smoothed importance sampling; over sequences if there are several.
 
-    Draws of the posterior are weighted by $1 / p(x_i \mid \theta)$; draws of a variational approximation also by
-    $p(\theta, x) / q(\theta)$, so that what is estimated is the same, and k-hat sees a bad approximation too. In a series the
-    units depend on each other, and $p(x_i \mid x_{-i}, \theta)$ stands in place of $p(x_i \mid \theta)$.
+    Draws from the posterior are weighted by $1 / p(x_i \mid \theta)$. Draws from a variational approximation are also weighted
+    by $p(\theta, x) / q(\theta)$: the estimand is the same, and k-hat also detects a poor approximation. In a series the units
+    depend on each other, and $p(x_i \mid x_{-i}, \theta)$ replaces $p(x_i \mid \theta)$.
 
     Raises:
-        ModelError: No log likelihood, or a point estimate.
+        ModelError: There is no log likelihood, or sites or parameters are point estimates.
         InferenceError: A density is not finite, or there are too few draws.
 
     References:
@@ -138,7 +138,7 @@ def loo(tree: xr.DataTree) -> Loo:
 
 
 def _approximation(tree: xr.DataTree) -> np.ndarray | None:
-    """log p - log q of a variational approximation's draws, q averaged over the symmetry; None for other draws."""
+    """log p - log q at draws from a variational approximation, with q averaged over the symmetry; None for other draws."""
     stats = arrays(tree, "sample_stats")
     return (stats["lp"] - stats["log_q_averaged"]).ravel() if "log_q_averaged" in stats else None
 
@@ -148,7 +148,7 @@ def _normalized(log_weights: np.ndarray) -> np.ndarray:
 
 
 def _efficiency(log_likelihood: np.ndarray) -> float:
-    """ESS of the likelihood over its draws, the mean over units; 1 where it cannot be told."""
+    """Relative efficiency of the likelihood: ESS over the number of draws, averaged over units; 1 if it is undefined."""
     likelihood = np.exp(log_likelihood - log_likelihood.max(axis=(0, 1)))
     found = ess_mean(likelihood) / math.prod(log_likelihood.shape[:2])
     return float(np.nanmean(found)) if np.isfinite(found).any() else 1.0

@@ -1,10 +1,10 @@
-r"""Which chains, or restarts, found the same mode, modulo the symmetry.
+r"""Modes found by the chains or restarts of a fit, modulo the symmetry.
 
-Two chains are apart where some identified quantity has means that differ by more than `APART` of its sds,
-$|m_a - m_b| > 3 \sqrt{(v_a + v_b) / 2}$: chains of one mode with 20 effective draws each differ by 0.3 of them. Two restarts are
-apart likewise, with the sds of the fitted approximation; point estimates where their levels differ by more than `SAME_LEVEL`,
-or a quantity by more than 5 % of its largest value (the level is of second order in the error with which a climb ends).
-A mode is a set of chains, or restarts, each of which is near another one of the set (single linkage).
+Two chains are apart if the means of some identified quantity differ by more than `APART` of its standard deviations,
+$|m_a - m_b| > 3 \sqrt{(v_a + v_b) / 2}$. (With 20 effective draws each, chains in one mode differ by 0.3 of them.) Restarts of a
+variational fit are compared in the same way, with the standard deviations of the fitted approximation. Point estimates are
+apart if their levels differ by more than `SAME_LEVEL`, or a quantity by more than 5 % of its largest value. (The error of an
+optimiser enters the level to second order.) Modes are the clusters of chains, or restarts, by single linkage.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,10 @@ COLUMNS = ("mode", "members", "n", "share", "level", "differs in")
 
 
 def chain_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str]], position: str) -> pd.DataFrame:
-    """The modes that the chains of a fit sit in, the highest first.
+    """Modes of the chains of a fit, the highest first.
 
-    `level` is the mean log density of the chains; `share` is of chains, which says nothing of the modes' mass.
+    `level` is the largest mean log density of a mode's chains. `share` is the share of chains, which does not estimate the
+    mode's posterior mass.
 
     Args:
         data: The result of a fit by MCMC.
@@ -41,8 +42,8 @@ def chain_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[
         position: The position site.
 
     Returns:
-        A row a mode: mode, members (chains), n, share, level, differs in (the quantities that differ most from the first mode);
-        no row where no quantity varies, so that nothing is known.
+        One row per mode: mode, members (chains), n, share, level, differs in (the quantities that differ most from the first
+        mode). No rows if no quantity varies.
     """
     values = {name: array for name, array in arrays(data, "posterior").items() if name in dims}
     own = {name: tuple(dims[name]) for name in values}
@@ -58,10 +59,10 @@ def chain_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[
 
 
 def restart_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str]], position: str) -> pd.DataFrame:
-    """The modes that the restarts of a fit ended in, the highest first; a row a mode as in `chain_modes`.
+    """Modes of the restarts of a fit, the highest first; one row per mode as in `chain_modes`.
 
-    `level` is the highest of the ELBOs, log joints or log likelihoods of the restarts; `share` of restarts is a mode's basin.
-    Where there are no sites but the positions, restarts are told apart by their levels alone.
+    `level` is the largest ELBO, log joint or log likelihood of a mode's restarts. `share` is the share of restarts, the size of
+    the mode's basin of attraction. Without sites other than the positions, restarts are compared by their levels alone.
     """
     n = next((array.shape[0] for array in arrays(data, "restarts").values()), 0)
     units = set(kinds(data))
@@ -81,18 +82,18 @@ def restart_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequenc
 
 
 LEVELS = ("elbo", "log_joint", "maxima")
-"""What of the group `optimization` says how good a restart is."""
+"""Arrays of the group `optimization` that rank the restarts, in order of preference."""
 
 
 def images(data: xr.DataTree, table: pd.DataFrame, **declared: Any) -> str:
-    """Which modes of a table are images of one another under a larger group of symmetries, as text; empty where none are.
+    """Describes the modes of a table that are images of one another under a larger symmetry group; empty if none are.
 
-    They are so where nothing tells them apart that the larger group leaves invariant, their levels included.
+    Modes are images if neither an invariant of the larger group nor their level separates them.
 
     Args:
         data: The result of the fit.
-        table: Its modes, by `chain_modes` or `restart_modes`.
-        declared: `group`, `dims` and `position`, as the modes were found with.
+        table: Its modes, from `chain_modes` or `restart_modes`.
+        declared: `group`, `dims` and `position` with which the modes were found.
     """
     group, dims = declared["group"], declared["dims"]
     chains = data.attrs.get("inference", "mcmc") == "mcmc"
@@ -112,7 +113,7 @@ def images(data: xr.DataTree, table: pd.DataFrame, **declared: Any) -> str:
 
 
 def said(table: pd.DataFrame, what: str) -> str:
-    """The modes in a line: `chains 0, 2 at -105.2 | chains 1, 3 at -107.9, differing in mu[0]`."""
+    """Formats the modes as one line: `chains 0, 2 at -105.2 | chains 1, 3 at -107.9, differing in mu[0]`."""
     parts = []
     for row in table.to_dict("records"):
         part = f"{what} {row['members']} at {row['level']:.1f}"
@@ -121,7 +122,7 @@ def said(table: pd.DataFrame, what: str) -> str:
 
 
 def _both(draws: Any, points: Any, names: list[str]) -> tuple[list[str], tuple[np.ndarray, np.ndarray]]:
-    """Entries of quantities of draws and of restarts, those that vary in the draws."""
+    """Names and values of the entries that vary over the draws, at the draws `(draw, n)` and at the restarts `(restart, n)`."""
     rows: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     kept: list[str] = []
     for name, array in draws.items():
@@ -144,22 +145,22 @@ def _modes(
     exact: bool = False,
     named_last: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """Single linkage of members with means `(member, n)` and spreads of their differences `(member, member, n)`.
+    """Clusters members by single linkage, from their means `(member, n)` and the scales of differences `(member, member, n)`.
 
-    Quantities `named_last` are named where no other differs: counts of labels say nothing that a reader could look up.
+    Quantities `named_last` are named only if no others differ: counts of labels mean little to a reader.
     """
     n, last = len(mean), np.zeros(len(names), dtype=bool) if named_last is None else named_last
     with np.errstate(divide="ignore", invalid="ignore"):
         apart = np.abs(mean[:, None] - mean[None]) / spread
     apart = np.nan_to_num(apart, nan=0.0, posinf=np.inf)
     odd = ~np.isfinite(mean)
-    apart[odd[:, None] | odd[None]] = np.inf  # near nothing: it would join modes that are apart
+    apart[odd[:, None] | odd[None]] = np.inf  # linked to none, since NaN would join modes that are apart
     near = (apart.max(axis=-1, initial=0.0) <= most) if len(names) else np.ones((n, n), dtype=bool)
     if exact:
         near &= np.abs(level[:, None] - level[None]) <= SAME_LEVEL
     labels = scipy.sparse.csgraph.connected_components(near, directed=False)[1] if n else np.zeros(0, dtype=int)
     groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    groups.sort(key=lambda members: -float(f"{np.nan_to_num(level[members].max(), nan=-np.inf):.9g}"))  # of equals the first
+    groups.sort(key=lambda members: -float(f"{np.nan_to_num(level[members].max(), nan=-np.inf):.9g}"))  # first of ties
     rows = []
     for k, members in enumerate(groups):
         differs = ""

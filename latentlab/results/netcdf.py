@@ -1,4 +1,4 @@
-"""Results in netCDF files: written whole or not at all, and read without trusting what the file declares."""
+"""Results in netCDF files: written whole or not at all, and checked before their arrays are read."""
 
 import contextlib
 import io
@@ -18,38 +18,38 @@ from latentlab.files import write
 from latentlab.results.tree import FIXED, LEAD
 
 DEFLATE = 1100
-"""Deflate packs at most 1032 to 1: a file that declares more for what it holds has holes, or lies."""
+"""Largest ratio of declared to stored bytes; deflate reaches at most 1032, so that a larger ratio means holes or a false size."""
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
-"""What is undone on reading; any other filter would be a library that HDF5 loads by name."""
+"""HDF5 filters that are accepted on reading; any other would make HDF5 load a library by name."""
 MOST_GROUPS, MOST_ITEMS = 100, 10_000
-"""Groups of a file, and arrays and groups in one of them: a result has a dozen groups, each with an array for every site."""
+"""Largest number of groups in a file, and of arrays and groups together; a result has a dozen groups with an array per site."""
 
 
 def save(tree: xr.DataTree, path: str | Path) -> None:
-    """Write a netCDF file, whole or not at all: compressed, with a checksum on every chunk.
+    """Writes a netCDF file, whole or not at all: compressed, with a checksum on every chunk.
 
-    The file is made in memory, written beside `path` under another name, read back and compared, and only then given its name.
-    (The HDF5 library can bring the process down when the disk fills under it.)
+    The file is built in memory, since the HDF5 library can crash the process when the disk is full. It is then written to
+    a temporary file beside `path`, read back, compared and renamed.
 
     Raises:
-        StoreError: It cannot be written, or did not read back as it was; names the path and the bytes needed. What was at
-            `path` before is then still there.
+        StoreError: The file cannot be written, or differs when read back; names the path. The previous file at `path` is then
+            unchanged.
     """
     target = Path(path)
     write(target, _bytes(tree, target), lambda written: _verify(written, tree, target))
 
 
 def load(path: str | Path, *, groups: Sequence[str] = ("posterior",)) -> xr.DataTree:
-    """Read a netCDF file written by `save`, all of it into memory.
+    """Reads a netCDF file written by `save` into memory.
 
-    Links, other files' data, and sizes that memory or the file itself cannot hold are refused before any array is read.
+    Links, external data, and declared sizes beyond the memory or the file are refused before any array is read.
 
     Args:
         path: The file.
-        groups: Groups that must be there.
+        groups: Groups that the file must have.
 
     Raises:
-        StoreError: The file is missing, damaged, or not such a file; names file and group.
+        StoreError: The file is missing, damaged, or no result; names file and group.
     """
     source = Path(path)
     if not source.is_file():
@@ -76,7 +76,7 @@ def _bytes(tree: xr.DataTree, target: Path) -> memoryview:
 
 
 def _encoding(variable: xr.Variable) -> dict[str, Any]:
-    """Text as characters of fixed length: those are compressed and checked like numbers, others are not."""
+    """Encoding of a variable; text as characters of fixed length, since only those are compressed and checksummed."""
     packed = {"zlib": True, "complevel": 1, "shuffle": True, "fletcher32": True} if variable.ndim and variable.size else {}
     kind = {"dtype": "S1"} if variable.dtype.kind in "UO" else {}
     return {**packed, **kind, **({"_FillValue": None} if variable.dtype.kind == "f" else {})}
@@ -93,7 +93,7 @@ def _verify(written: Path, tree: xr.DataTree, target: Path) -> None:
 
 
 def _inspect(path: Path) -> list[str]:
-    """Names of the groups, the root being '', once everything in the file was found to be plain, local and of honest size."""
+    """Checks that all content is plain, local and of plausible size; returns the names of the groups, '' for the root."""
     try:
         with h5py.File(path, "r") as file:
             names, declared = [""], 0
@@ -107,13 +107,13 @@ def _inspect(path: Path) -> list[str]:
         raise
     except DataError as error:
         raise StoreError(f"{path}: declares {size(declared)}, more than half of the free memory.") from error
-    except Exception as error:  # whatever a damaged file makes h5py raise
+    except Exception as error:  # a damaged file can make h5py raise any error
         raise StoreError(f"{path}: not a readable netCDF (HDF5) file, or cut short: {_line(error)}") from error
     return names
 
 
 def _items(group: h5py.Group, path: Path) -> Iterator[tuple[str, str, Any]]:
-    """Everything in the file as (group, name, group or dataset), no link followed, nothing met twice."""
+    """Yields all content of the file as (group, name, group or dataset); follows no link, visits nothing twice."""
     seen = {h5py.h5o.get_info(group.id).addr}
     waiting, n_groups = [group], 0
     while waiting:
@@ -140,7 +140,7 @@ def _items(group: h5py.Group, path: Path) -> Iterator[tuple[str, str, Any]]:
 
 
 def _declared(array: h5py.Dataset, where: str) -> int:
-    """Bytes that an array says it has."""
+    """Size in bytes that an array declares, after a check of its storage, type and filters."""
     if array.is_virtual or array.external:
         raise StoreError(f"{where}: takes its data from other files; not followed.")
     if array.dtype.kind not in "biufS":
@@ -165,14 +165,14 @@ def _opened(path: Path) -> Iterator[h5netcdf.File]:
 
 
 def _read(file: h5netcdf.File, path: Path, group: str, *, drawn: bool) -> xr.Dataset:
-    """A group as `xr.open_dataset` reads it, without the chunks and filters that it looks up of every array.
+    """Reads a group like `xr.open_dataset`, without looking up the chunks and filters of every array.
 
-    Where the file holds a posterior (`drawn`), arrays with draws must lead with them.
+    If the file has a posterior (`drawn`), arrays with draws must have chain and draw as first dims.
     """
     try:
         node = file[group] if group else file
         arrays = {n: xr.Variable(v.dimensions, v._h5ds[()], dict(v.attrs)) for n, v in node.variables.items()}
-        with warnings.catch_warnings():  # xarray adds a filter of its own
+        with warnings.catch_warnings():  # xarray adds a warning filter
             dataset = xr.decode_cf(xr.Dataset(arrays, attrs=dict(node.attrs)))
     except Exception as error:  # whatever a damaged file makes the libraries raise
         raise StoreError(f"{path}, group {group!r}: damaged, cannot be read: {_line(error)}") from error

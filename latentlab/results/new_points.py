@@ -1,4 +1,4 @@
-"""Points that were not in the fit, and entries that were missing in it."""
+"""Densities of points that were not in the fit, and imputation of missing entries."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,14 +16,14 @@ from latentlab.seeds import Seeds, isolated
 
 
 def classes_of(model: LatentModel, dataset: Dataset) -> np.ndarray | None:
-    """The labels that the columns of `labels` stand for in a fit to this dataset; None where the model takes none."""
+    """Labels of the columns of `labels` in a fit to this dataset; None if the model takes none or the data have none."""
     if not model.takes("labels") or dataset.labels is None:
         return None
     return np.unique(dataset.labels) if model.classes is None else model.classes
 
 
 def tensors_of_new(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = None) -> dict[str, Any]:
-    """The arrays of units that were not in the fit, as `tensors` makes them.
+    """Tensors of points that were not in the fit, after a check of their values.
 
     Raises:
         DataError: Values that the model cannot take; names column, unit and value.
@@ -35,11 +35,11 @@ def tensors_of_new(model: LatentModel, dataset: Dataset, classes: np.ndarray | N
 def density_of_new(
     model: LatentModel, dataset: Dataset, parameters: Mapping[str, np.ndarray] = NOTHING, classes: np.ndarray | None = None
 ) -> Density:
-    """The density of units that were not in the fit, positions integrated out.
+    """Density of points that were not in the fit, with positions marginalised.
 
     Raises:
         DataError: Values that the model cannot take; names column, unit and value.
-        ModelError: The model has a position for each unit that it does not integrate out.
+        ModelError: The model has a site for each unit that it does not marginalise.
     """
     given = tensors_of_new(model, dataset, classes)
     density = Density(model.marginal(), given, dataset.array_dims, parameter_tensors(parameters))
@@ -58,18 +58,18 @@ def impute(
     where: np.ndarray,
     parameters: Mapping[str, np.ndarray] = NOTHING,
 ) -> np.ndarray:
-    """A draw of missing entries for each draw of all sites, in the scale of the fit: `(chain, draw, entry)`.
+    """Draws the missing entries, once for each draw of all sites, on the scale of the fit: `(chain, draw, entry)`.
 
     Args:
-        model: A model that says what missing entries were.
-        dataset: The data that were fitted.
+        model: A model with `imputation`.
+        dataset: The fitted data.
         values: Draws of all sites, positions included, `(chain, draw, *site)`.
-        seeds: For the draws.
+        seeds: Seeds of the draws.
         where: Indices of the entries in the observed array, `(entry, axis)`.
-        parameters: The model's.
+        parameters: Values of the model's parameters.
 
     Raises:
-        ModelError: The model does not say it.
+        ModelError: The model has no `imputation`.
     """
     if "imputation" not in model.offers:
         raise ModelError(f"{model.name!r} does not say what missing entries were: it has no `imputation`.")

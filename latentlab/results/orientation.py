@@ -1,4 +1,4 @@
-"""Draws with the model's symmetry removed."""
+"""Alignment of draws modulo the model's symmetry."""
 
 from collections.abc import Mapping
 
@@ -12,19 +12,19 @@ from latentlab.symmetry.groups import Orthogonal, SignedPermutation
 from latentlab.symmetry.labels import indicators
 
 MOST_NUMBERS = 2**24
-"""Labels are aligned by as many units as give so many numbers at most (128 MB)."""
+"""Largest number of label indicators used for alignment (128 MB); of more units, an evenly spaced subset is used."""
 
 
 def one_orientation(model: LatentModel, method: Method) -> bool:
-    """Whether all draws lie in the same coordinates: at a point estimate of the sites, or of the parameters."""
+    """Whether all draws lie in the same coordinates: sites or parameters are point estimates."""
     return method.kind == "point" or bool(model.parameters)
 
 
 def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool = False) -> Aligned:
-    """Draws with the model's symmetry removed, by the position site; labels by which units have them.
+    """Aligns draws modulo the model's symmetry, by the position site; labels by their indicators `(unit, label)`.
 
-    At a point estimate all draws have one orientation, and are turned together: else the constant sites would be turned to and
-    fro by the noise in the positions.
+    At a point estimate all draws get the same group element. Separate elements would move the constant sites with the noise in
+    the positions.
     """
     group, site = model.exchanges, model.position.site
     dims = {name: tuple(model.dims[name]) for name in values}
@@ -43,7 +43,7 @@ def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool =
 
 
 def _signed(group: Group, aligned: Aligned, values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]]) -> Aligned:
-    """With each axis's largest mean loading positive, where the group may mirror axes and there are loadings."""
+    """Makes each axis's largest mean loading positive, if the group contains sign changes and there are loadings."""
     rows = (name for name, own in dims.items() if len(own) == 2 and own[1] == group.dim and own[0] not in group.units)
     loadings = next(rows, None)
     if loadings is None or SignedPermutation(group.dim) not in group or not isinstance(group, Orthogonal | SignedPermutation):

@@ -1,4 +1,4 @@
-"""What is refused before a method runs, and what it is then given."""
+"""Checks before inference, and the problem that a method receives."""
 
 import logging
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def prepared(
     checkpoint: str | Path | None = None,
     log: Callable[[str], object] | None = None,
 ) -> Problem:
-    """What a method is given, once everything that can be refused before it runs was; arguments and errors as in `fit`."""
+    """Checks model, data and method, and returns the problem that the method receives; arguments and errors as in `fit`."""
     for name, value, kinds in (("model", model, (LatentModel,)), ("dataset", dataset, (Dataset, StoredDataset))):
         if not isinstance(value, kinds):
             given = repr(value) if isinstance(value, str) else type(value).__name__
@@ -73,10 +73,10 @@ def prepared(
 
 
 def check_kinds(model: LatentModel, dataset: Dataset) -> None:
-    """Refuses data without the kinds of units that the model places.
+    """Refuses data that lack a kind of units for which the model has positions.
 
     Raises:
-        DataError: Names the kinds of both.
+        DataError: A kind is missing; names the kinds of model and data.
     """
     lacks = next((kind for kind in model.kinds if kind and kind not in dataset.sizes), None)
     if lacks is not None:
@@ -87,7 +87,7 @@ def check_kinds(model: LatentModel, dataset: Dataset) -> None:
 
 
 def _checked(model: LatentModel, dataset: Dataset | StoredDataset) -> dict[str, Any]:
-    """The data (on disk: the sample) as the program takes them, once nothing of the whole is such that the model refuses it."""
+    """Checks all of the data against the model, and returns them (on disk: their sample) as the program's tensors."""
     if isinstance(dataset, Dataset):
         model.check(dataset)
         return tensors(model, dataset)
@@ -100,7 +100,7 @@ def _checked(model: LatentModel, dataset: Dataset | StoredDataset) -> dict[str, 
 
 
 def _check_stored(dataset: StoredDataset, density: Density, method: Method) -> None:
-    """Refuses what needs all units at once of data that stay on disk."""
+    """Refuses methods and models that need all units in memory, for data that stay on disk."""
     if getattr(method, "batch_size", None) is None:
         raise ConfigError(
             f"{dataset.name} stays on disk: it is fitted by `SVI` with a `batch_size`; got {method!r}. Anything else needs it in "

@@ -1,15 +1,15 @@
-r"""Prior and data on one scale: the location and spread of each column against the prior predictive.
+r"""Scale of the data against that of the prior: location and spread of each column against the prior predictive.
 
 With $q_p$ the quantiles of a quantity under the prior predictive and $w = q_{.75} - q_{.25}$, a column's value v lies
 $\max(q_{.25} - v,\; v - q_{.75},\; 0) / w$ outside, which warns from `LIMIT` on: at 4.7 standard deviations of a normal quantity.
-Quartiles are not moved by the draws in which a prior explodes (an unstable state space).
+Quartiles are robust to extreme prior draws (an unstable state space).
 The location is the column's mean, among single values of the prior predictive. The spread is the logarithm of the column's
-standard deviation, among those of whole data sets; there w is at least log 2. One column too narrow is no fault of the scale: a
-spread that is too small counts as far as that of the median column is. Counts and labels have no unit that could be changed, so
-that only their location is compared.
+standard deviation, among those of whole data sets; there w is at least log 2. A single narrow column is no fault of the scale:
+the distance of a spread that is too small is at most that of the median column. Counts and labels have no unit of measurement:
+only their location is compared.
 
-A prior far from the data makes a posterior that is sampled without any fault, and is wrong: components of a mixture, say, whose
-means the prior holds near 0 although the data lie near 100.
+A prior far from the data gives a wrong posterior that is nevertheless sampled without fault. An example is a mixture whose prior
+keeps the component means near 0 although the data lie near 100.
 """
 
 import math
@@ -26,13 +26,13 @@ LIMIT = 3.0
 LEAST_WIDTH = math.log(2.0)
 """Least width of the interval of the log spread."""
 MOST = 2**21
-"""Numbers of the prior predictive that are looked at; of more, units are taken evenly."""
+"""Largest number of prior predictive values used; of more units, an evenly spaced subset is used."""
 
 Row = tuple[str, str, float | str, str, str]
 
 
 def prior_rows(data: xr.DataTree) -> list[Row]:
-    """The check as a row of the diagnostics: how far the data lie outside of what the prior expects, at the worst column.
+    """Row of the diagnostics: distance of the data from the prior predictive, at the worst column.
 
     Args:
         data: The result of a fit, with the groups `prior_predictive` and `observed_data`.
@@ -55,7 +55,7 @@ def _variables(data: xr.DataTree, group: str) -> dict[str, xr.DataArray]:
 
 
 def _compared(observed: xr.DataArray, predicted: xr.DataArray, points: str, hyperparameters: Sequence[str]) -> Row:
-    """The row of one observed variable."""
+    """Row of one observed variable."""
     names = [str(dim) for dim in observed.dims if dim != points]
     x = observed.transpose(points, ..., missing_dims="ignore").values.astype(np.float64)
     y = predicted.transpose(*LEAD, points, ..., missing_dims="ignore").values.astype(np.float64)

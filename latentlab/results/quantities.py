@@ -1,4 +1,4 @@
-"""What can be compared across chains and restarts: what the symmetry leaves identified, with names."""
+"""Identified quantities, which can be compared across chains and restarts, and their names."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -18,10 +18,11 @@ Labels = Mapping[str, Sequence[str]]
 def identified(
     values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]], group: Group, position: str
 ) -> dict[str, np.ndarray]:
-    """What can be compared across chains, `(chain, draw, ...)` by name: the group's invariants of the sites.
+    """Invariants of the sites under the group, `(chain, draw, ...)` by name: quantities that can be compared across chains.
 
-    A position of whole numbers is a set of labels, which only say who is with whom: in its place stand the sorted shares of
-    the labels, and projections of the co-assignment matrix, rounded: ranks would see the labels in the last bits.
+    Labels (an integer position) are identified up to renaming only. They are replaced by the sorted shares of the labels and by
+    projections of the co-assignment matrix. The projections are rounded, since their last bits depend on the labels and ranks
+    would show it.
     """
     labels = position in values and values[position].dtype.kind in "iub"
     found = group.invariants({n: v for n, v in values.items() if not (labels and n == position)}, dims)
@@ -33,7 +34,7 @@ def _coassignment(name: str, labels: np.ndarray) -> dict[str, np.ndarray]:
     a, b = directions(flat.shape[-1])
     shares, pairs = counts(name)
     sizes, together = [], np.zeros((*flat.shape[:2], len(a)))
-    for label in np.unique(flat):  # one at a time: memory does not grow with their number
+    for label in np.unique(flat):  # one at a time, so that memory does not grow with the number of labels
         members = (flat == label).astype(np.float64)
         sizes.append(members.mean(axis=-1))
         together += (members @ a.T) * (members @ b.T)
@@ -41,17 +42,17 @@ def _coassignment(name: str, labels: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def counts(name: str) -> tuple[str, str]:
-    """What quantities of a set of labels are called."""
+    """Names of the quantities derived from a set of labels."""
     return f"sorted shares {name}", f"co-assignment of {name}"
 
 
 def is_count(text: str, name: str) -> bool:
-    """Whether an entry, as text, is one of the quantities of a set of labels."""
+    """Whether the formula of an entry is that of a quantity of labels."""
     return text.startswith((f"share of {name}, rank ", f"co-assignment of {name}["))
 
 
 def labels_of(data: xr.DataTree, dims: Mapping[str, Sequence[str]], group: Group) -> Labels:
-    """What the rows of each site are called: the coordinates of its one dim that the group does not act along."""
+    """Row names of each site: the coordinates of its only dim that the group does not act on."""
     found = {}
     for site, own in dims.items():
         rest = [dim for dim in own if group.is_trivial() or dim != group.dim]
@@ -61,13 +62,13 @@ def labels_of(data: xr.DataTree, dims: Mapping[str, Sequence[str]], group: Group
 
 
 def entry(name: str, index: tuple[int, ...], labels: Labels, single: Collection[str] = ()) -> str:
-    """An entry of a quantity as a formula, by the names of the site's rows where it has one for each (or each pair, in X X').
+    """Formula of an entry of a quantity, with the names of the site's rows (pairs of rows in X X') where it has them.
 
-    k numbers the components, states or axes along which the group acts.
+    k indexes the components, states or axes that the group acts on.
 
     Args:
         name: The quantity's name, as `symmetry.invariants` gives it.
-        index: Where the entry is in the quantity.
+        index: Index of the entry in the quantity.
         labels: Names of the sites' rows.
         single: Sites with a single row, such as the weights of a mixture.
 
@@ -121,11 +122,11 @@ PATTERNS = (
     (r"sorted (?P<x>.+)", "{x}[k], rank {rank}"),
     (r"traces (?P<x>.+)", "tr {x}^{rank}"),
 )
-"""Quantities without rows of their own, and how an entry is written; the largest has rank 1."""
+"""Patterns of the names of quantities without rows, and the formulas of their entries; the largest has rank 1."""
 
 
 def entries(quantities: Mapping[str, np.ndarray], labels: Labels, sizes: Mapping[Any, int]) -> tuple[list[str], np.ndarray]:
-    """Names and draws `(chain, draw, n)` of all entries of the quantities but those that are constant throughout."""
+    """Names and draws `(chain, draw, n)` of all entries of the quantities that are not constant."""
     names: list[str] = []
     single = [name.split(" ")[0] for name, array in quantities.items() if _is_single(name, array)]
     columns = [np.empty((sizes["chain"], sizes["draw"], 0))]
@@ -137,6 +138,6 @@ def entries(quantities: Mapping[str, np.ndarray], labels: Labels, sizes: Mapping
 
 
 def _is_single(name: str, array: np.ndarray) -> bool:
-    """Whether a quantity is x x' of a site x of a single row."""
+    """Whether a quantity is x x' for a site x with a single row."""
     site = name.partition(" ")[0]
     return name == f"{site} {site}'" and array.ndim == 3 and array.shape[-1] == 1

@@ -18,27 +18,27 @@ from latentlab.results.loo import pareto_smoothed
 from latentlab.results.tree import arrays, kinds
 
 SENSITIVE = 0.05
-"""Above this a quantity counts as sensitive to a power of the prior or the likelihood (Kallioinen et al.)."""
+"""Sensitivity from which a quantity counts as sensitive to the prior or the likelihood (Kallioinen et al.)."""
 
 
 def power_sensitivity(tree: xr.DataTree, quantities: Mapping[str, np.ndarray], *, delta: float = 0.01) -> pd.DataFrame:
-    r"""How much each quantity's posterior changes when prior or likelihood is raised to a power near 1.
+    r"""Sensitivity of each quantity's posterior to raising the prior or the likelihood to a power near 1.
 
-    The draws are weighted by $p^{\alpha - 1}$, $\alpha = 1 + \delta$ and $1 / (1 + \delta)$, the weights Pareto-smoothed, and
-    the sensitivity is the cumulative Jensen-Shannon distance of the weighted from the unweighted distribution per
-    $\log_2 \alpha$, the mean over both. Priors of the positions (sites with a dim of units) are part of the model, not of what
-    is believed beforehand, and keep their power.
+    Draws are weighted by $p^{\alpha - 1}$ with $\alpha = 1 + \delta$ and $1 / (1 + \delta)$; the weights are Pareto-smoothed.
+    The sensitivity is the cumulative Jensen-Shannon distance of the weighted from the unweighted distribution, divided by
+    $|\log_2 \alpha|$ and averaged over both powers. Priors of the positions (sites with a dim of units) are part of the model
+    and are not scaled.
 
     Args:
-        tree: With the groups `log_prior` and `log_likelihood`.
-        quantities: `(chain, draw, ...)` by name: those that the symmetry leaves identified.
+        tree: A result with the groups `log_prior` and `log_likelihood`.
+        quantities: Identified quantities by name, `(chain, draw, ...)`.
         delta: Relative change of the power.
 
     Returns:
-        A row for each entry: quantity, prior, likelihood (NaN where it is constant), diagnosis.
+        One row per entry: quantity, prior, likelihood (NaN where it is constant), diagnosis.
 
     Raises:
-        ModelError: A group is missing, or draws do not match.
+        ModelError: A group is missing, or numbers of draws differ.
     """
     weights = {part: _powered(_component(tree, part), delta) for part in ("prior", "likelihood")}
     names, columns = [], []
@@ -72,7 +72,7 @@ def _component(tree: xr.DataTree, part: str) -> np.ndarray:
 
 
 def _powered(component: np.ndarray, delta: float) -> np.ndarray:
-    """Weights `(2, draw)` for the lower and the upper power."""
+    """Pareto-smoothed weights `(2, draw)` for the lower and the upper power."""
     alphas = np.array([1 / (1 + delta), 1 + delta])[:, None]
     return np.exp(pareto_smoothed((alphas - 1) * component, 1.0)[0])
 
@@ -84,7 +84,7 @@ def _sensitivity(x: np.ndarray, weights: np.ndarray, delta: float) -> np.ndarray
 
 
 def _cjs(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Cumulative Jensen-Shannon distance of draws `(draw, n)` under weights from the same draws unweighted, `(n,)`."""
+    """Cumulative Jensen-Shannon distance `(n,)` of the weighted from the unweighted distribution of draws `(draw, n)`."""
     order = np.argsort(x, axis=0)
     width = np.diff(np.take_along_axis(x, order, axis=0), axis=0)
     p = (np.arange(1, len(x)) / len(x))[:, None]

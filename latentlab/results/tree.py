@@ -10,13 +10,13 @@ from latentlab.errors import ModelError
 
 LEAD = ("chain", "draw")
 LEFT_OUT = "log_p_left_out"
-"""In the group `leave_one_out`: log p(unit | all others) of a series, or of each of several sequences."""
+"""Array of the group `leave_one_out`: log p(unit | all others) in a series, or log p(sequence | all others) if several."""
 FIXED = ("observed_data", "constant_data", "parameters")
 """Groups whose arrays have no draws."""
 RESTARTS = "restarts"
-"""Where each restart of an optimiser ended: a value of each site."""
+"""Group of the sites' values at the end of each restart of an optimiser."""
 SCALARS = ("sample_stats", "log_prior")
-"""Groups with one number a draw, whatever the dims of the site that the number is about."""
+"""Groups with one number per draw, whatever the dims of the site."""
 OPTIMIZATION = {
     "loss": ("restart", "step"),
     "elbo": ("restart",),
@@ -25,7 +25,7 @@ OPTIMIZATION = {
     "log_likelihood": ("step",),
     "maxima": ("restart",),
 }
-"""Dims of what the optimisers leave in the group `optimization`."""
+"""Dims of the arrays of the group `optimization`."""
 
 
 def build(
@@ -36,22 +36,22 @@ def build(
     along: Mapping[str, Mapping[str, Any]] | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> xr.DataTree:
-    """Draws, data and statistics by group -> a DataTree, every shape checked against its dims.
+    """Builds a DataTree of draws, data and statistics by group, and checks every shape against its dims.
 
-    Arrays are `(chain, draw, *site's own)`; in `sample_stats` and `log_prior` `(chain, draw)`; in `observed_data`,
-    `constant_data` and `parameters` without chain and draw; in `restarts` `(restart, *site's own)`; in `optimization` as
-    `OPTIMIZATION` says. Every dim of every group gets explicit coordinates, counting from 0 where `coords` has none.
+    Arrays are `(chain, draw, *site)`; in `sample_stats` and `log_prior` `(chain, draw)`; in `observed_data`, `constant_data` and
+    `parameters` without chain and draw; in `restarts` `(restart, *site)`; in `optimization` as in `OPTIMIZATION`. Every dim of
+    every group gets explicit coordinates, counting from 0 where `coords` has none.
 
     Args:
         groups: Group -> name -> array.
-        dims: Own dims of each name.
-        coords: Dim -> labels, or a further coordinate along `unit` (`time`) -> labels.
-        along: Dim -> name -> labels: further coordinates along it, where the name is no dim of the group.
-        attrs: Text, numbers and arrays; kept at the root and in `posterior`.
+        dims: Dims of each name, without chain, draw and restart.
+        coords: Dim, or name of a further coordinate along `unit` (`time`) -> labels.
+        along: Dim -> name -> labels of further coordinates along it; left out where the name is a dim of the group.
+        attrs: Text, numbers and arrays; stored at the root and in `posterior`.
 
     Raises:
-        ModelError: A shape that does not go with its dims, a name without dims or named like a dim, a type that netCDF
-            does not hold; names group, site and shape.
+        ModelError: A shape contradicts its dims, a name has no dims or is that of a dim, or netCDF has no such type; names
+            group, site and shape.
 
     Example:
         >>> tree = build({"posterior": {"W": np.zeros((4, 10, 3, 2))}}, dims={"W": ("feature", "latent")},
@@ -139,10 +139,10 @@ def _attribute(name: str, value: Any) -> Any:
 
 
 def kinds(tree: xr.DataTree) -> tuple[str, ...]:
-    """The kinds of units that the result is about."""
+    """Kinds of units in the result."""
     return tuple(str(tree.attrs.get("units", "unit")).split(", "))
 
 
 def arrays(tree: xr.DataTree, group: str) -> dict[str, np.ndarray]:
-    """The arrays of a group by name; none where there is no such group."""
+    """Arrays of a group by name; empty if there is no such group."""
     return {str(name): array.values for name, array in tree[group].data_vars.items()} if group in tree.children else {}

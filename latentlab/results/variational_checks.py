@@ -11,14 +11,14 @@ from latentlab.results.loo import khat, khat_limit
 from latentlab.results.tree import arrays
 
 DRIFT = 1.0
-"""Nats that the ELBO may move over the last quarter: a nat moves the approximation by about a posterior sd in one direction."""
+"""Largest change of the ELBO over the last quarter, in nats; one nat moves the approximation by about one sd in one direction."""
 UNIT_DRIFT = 0.1
-"""Likewise, of a unit's ELBO, where what still moves are parameters and not an approximation of their posterior."""
+"""Largest change of the ELBO per unit, in nats, if parameters are fitted as points."""
 GAP = 1.0
-"""Nats of importance-weighted ELBO over ELBO above which the check warns."""
+"""Difference of importance-weighted ELBO and ELBO, in nats, from which the check warns."""
 N_BATCHES = 20
 BLOCK = 2000
-"""Draws of an approximation for each k-hat, of which the mean is judged."""
+"""Draws in each block; k-hat is averaged over the blocks."""
 
 
 def variational_rows(data: xr.DataTree) -> list[Row]:
@@ -49,18 +49,18 @@ def variational_rows(data: xr.DataTree) -> list[Row]:
 
 
 def n_fitted(data: xr.DataTree) -> int:
-    """Points that were fitted: more than there are positions of, where the data stay on disk."""
+    """Number of fitted points; larger than `n_points` if the data stay on disk."""
     return int(data.attrs.get("n_units_fitted", n_points(data)))
 
 
 def n_points(data: xr.DataTree) -> int:
-    """Points, in a table units, that the result is about."""
+    """Number of points (in a table: units) in the result."""
     points = str(data.attrs.get("points", "unit"))
     return int(data["posterior"].sizes.get(points, data["observed_data"].sizes[points] if points != "unit" else 1))
 
 
 def _by_unit(log_weights: np.ndarray) -> list[Row]:
-    """k-hat and gap where each unit has importance weights of its own, `(chain, draw, unit)`: an encoder, given parameters."""
+    """Rows for k-hat and ELBO gap of an encoder, from each unit's log importance weights `(chain, draw, unit)`."""
     flat = log_weights.reshape(-1, log_weights.shape[-1])
     limit = khat_limit(len(flat))
     each = np.array([khat(unit) for unit in flat.T])
@@ -74,7 +74,7 @@ def _by_unit(log_weights: np.ndarray) -> list[Row]:
 
 
 def _drift(loss: np.ndarray, elbo: np.ndarray | None = None, n_units: int | None = None) -> Row:
-    """Of the whole ELBO; of a unit's, to a tighter limit, where parameters are fitted (`n_units`): no posterior hangs on it."""
+    """Row for the drift of the ELBO; of the ELBO per unit, with a tighter limit, if parameters are fitted (`n_units`)."""
     rise, error, n_steps = elbo_drift(loss[0 if elbo is None else int(elbo.argmax())])
     limit, unit = (DRIFT, "nats") if n_units is None else (UNIT_DRIFT, "nats a unit")
     rise, error = rise / (n_units or 1), error / (n_units or 1)
@@ -85,10 +85,10 @@ def _drift(loss: np.ndarray, elbo: np.ndarray | None = None, n_units: int | None
 
 
 def elbo_drift(loss: np.ndarray) -> tuple[float, float, int]:
-    """Rise of the ELBO over the last quarter of the steps, its standard error, and the number of steps looked at.
+    """Rise of the ELBO over the last quarter of the steps, its standard error, and the number of those steps.
 
-    Least squares on up to `N_BATCHES` batch means. Equal values at the end, which pad a restart that stopped early, are not
-    looked at. NaN with fewer than 3 batches.
+    Least squares on up to `N_BATCHES` batch means. Equal values at the end, which pad a restart that stopped early, are left
+    out. NaN with fewer than 3 batches.
     """
     changes = np.flatnonzero(loss != loss[-1])
     steps = loss[: changes[-1] + 2] if len(changes) else loss[:1]

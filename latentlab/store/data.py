@@ -1,4 +1,4 @@
-"""The data of a run in its directory: what was fitted, with labels and hidden truth, as `data.nc`."""
+"""Storage of the fitted data in a run directory, with labels and hidden truth, as `data.nc`."""
 
 import json
 from typing import Any
@@ -14,9 +14,9 @@ ATTRIBUTES = ("name", "absent", "directed", "dropped", "preparation")
 
 
 def data_tree(dataset: Dataset) -> xr.DataTree:
-    """A dataset as a tree: `arrays`, `units`, `index`, `coords`, `labels`, `truth` and `transform`, each a group.
+    """Converts a dataset to a tree with the groups `arrays`, `units`, `index`, `coords`, `labels`, `truth` and `transform`.
 
-    The values are as they were fitted; `transform` says how the raw ones are had.
+    Values are stored as fitted; `transform` has the location and scale of the standardisation.
     """
     labels = {kind: found for kind in dataset.kinds if (found := dataset.labels_of(kind)) is not None}
     transform = dataset.transform
@@ -41,7 +41,7 @@ def data_tree(dataset: Dataset) -> xr.DataTree:
 
 
 def dataset_of(tree: xr.DataTree) -> Dataset:
-    """The dataset that `data_tree` put into a tree."""
+    """Restores the dataset from a tree that `data_tree` made."""
     known = {name: json.loads(str(text)) for name, text in tree.attrs.items()}
     groups = {str(name): node.to_dataset(inherit=False) for name, node in tree.children.items()}
     values = {group: {str(name): variable.values for name, variable in data.variables.items()} for group, data in groups.items()}
@@ -67,5 +67,5 @@ def dataset_of(tree: xr.DataTree) -> Dataset:
 
 
 def _axes(name: str, array: np.ndarray) -> tuple[str, ...]:
-    """Dims of an array that has no names for them."""
+    """Returns generated dims for an array without named dims."""
     return tuple(f"{name}_axis_{i}" for i in range(array.ndim))

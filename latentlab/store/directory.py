@@ -1,9 +1,9 @@
-"""The run directory: written by one process at a time, every file whole or not at all; read with every file checked.
+"""The run directory: written by one process at a time, each file atomically and with a checksum.
 
-A file is written under a temporary name in its own folder, flushed to the disk, read back and compared, and only then put
-in place. `run.json` is the list of what is finished, with the SHA-256 of each file: what it does not list, nobody reads.
-A process that writes holds a lock beside the directory, `.NAME.lock`; a run that is replaced waits in `.NAME.previous`
-until the new one is complete, and comes back if the new one fails.
+A file is written under a temporary name in its own folder, flushed to the disk, read back, compared, and then renamed.
+`run.json` lists the finished files with the SHA-256 of each; files that it does not list are ignored. The writing process
+holds the lock `.NAME.lock` beside the directory. A run that is replaced is kept as `.NAME.previous` until the new one is
+complete, and is restored if the new one fails.
 """
 
 import contextlib
@@ -26,27 +26,27 @@ from latentlab.files import Lock, append, explained, leftovers, now, sha256, wri
 from latentlab.results.netcdf import save
 
 FORMAT = 1
-"""Version of the run directory; a reader refuses what is newer."""
+"""Format version of the run directory; newer versions are refused."""
 COMPLETE = ("done", "not_converged")
-"""The states of a run that has nothing left to do; the others are running, failed and interrupted."""
+"""States of a complete run; the others are running, failed and interrupted."""
 RUN_JSON, CONFIG, LOG, EVENTS = "run.json", "config.yaml", "run.log", "events.jsonl"
 CHECKPOINTS, PARAMS = "checkpoints", "params"
 REPORT = ("report.html", "report.json")
 REBUILT = (LOG, EVENTS, *REPORT)
-"""Files that a reader does not need: they may be trimmed or built anew."""
+"""Files without a check on reading: they may be trimmed or rebuilt."""
 ARRAYS = ("data.nc", "posterior.nc", "embeddings.nc", "comparison.nc", "comparison.csv", "verdicts.csv", "diagnostics.json")
-"""What a run writes besides."""
+"""Files with the results of a run."""
 LOG_BYTES = 4_000_000
-"""The log keeps at most twice this: itself, and what it held before under `run.log.1`."""
+"""Largest size of `run.log`, and of the older part of the log, `run.log.1`."""
 NOT_FINITE = {None: math.nan, "inf": math.inf, "-inf": -math.inf}
-"""How JSON, which has none of them, holds what is not finite."""
+"""Encoding in JSON -> non-finite number."""
 
 
 def place(name: str, root: str | Path = "runs") -> Path:
-    """The directory `root/name`.
+    """Returns the directory `root/name`.
 
     Raises:
-        StoreError: It would lie outside of `root`, by its name or by a link that is there.
+        StoreError: It is outside of `root`, by its name or by a link.
 
     Example:
         >>> place("ppca-wine").parts
@@ -59,13 +59,13 @@ def place(name: str, root: str | Path = "runs") -> Path:
 
 
 class RunDirectory:
-    """A run directory that this process alone writes, inside a `with` block.
+    """A run directory that is locked for this process inside a `with` block.
 
     Args:
-        path: The directory; made by `begin`.
+        path: The directory; created by `begin`.
 
     Raises:
-        StoreError: The place cannot be written, or another process writes it.
+        StoreError: The directory cannot be written, or another process holds its lock.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -94,10 +94,10 @@ class RunDirectory:
         self.lock.__exit__()
 
     def found(self, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any] | None:
-        """`run.json` of the run to go on with; None where a new one begins.
+        """Returns `run.json` of the run to resume; None if a new run begins.
 
         Raises:
-            StoreError: There is a run, and neither `overwrite` nor `resume` was said; or there is something else.
+            StoreError: The path holds a run, without `overwrite` or `resume`; or it holds anything else.
         """
         if not self.path.exists():
             return None
@@ -119,16 +119,16 @@ class RunDirectory:
         raise StoreError(f"{self.path} holds a run ({state}): --overwrite replaces it, --resume goes on with it.")
 
     def begin(self, info: Mapping[str, Any], config: str, *, old: Mapping[str, Any] | None = None) -> None:
-        """Writes what is known at the start: `run.json`, `config.yaml` and the log's first line.
+        """Begins the run: writes `run.json`, `config.yaml` and the first event.
 
         Args:
-            info: For `run.json`.
+            info: Entries of `run.json`.
             config: The resolved config as YAML.
-            old: `run.json` of the run that is resumed, whose finished files are kept; None for a new run.
+            old: `run.json` of the run to resume, whose finished files are kept; None for a new run.
         """
         replaces = old is None and (self.path / RUN_JSON).exists()
         if replaces and self.previous.exists():
-            _remove(self.path)  # what an overwrite that never finished left: the run before it still waits
+            _remove(self.path)  # left by an unfinished overwrite; the earlier run is still in .previous
         elif replaces:
             self.path.rename(self.previous)
         try:
@@ -160,12 +160,12 @@ class RunDirectory:
             self.logger.warning("took over the lock of process %s, which is gone", self.lock.taken_over.get("pid"))
 
     def is_whole(self, info: Mapping[str, Any]) -> bool:
-        """Whether a run is complete, and every file that a reader needs is as it was written."""
+        """Whether a run is complete, and its files are unchanged but for `REBUILT`."""
         files = ((name, entry) for name, entry in info["files"].items() if name not in REBUILT)
         return info["status"] in COMPLETE and all(self._intact(name, entry) for name, entry in files)
 
     def has(self, name: str) -> bool:
-        """Whether the file `name` is finished and as it was written."""
+        """Whether the file `name` is finished."""
         return name in self.info["files"]
 
     def write(self, name: str, data: bytes) -> None:
@@ -174,32 +174,32 @@ class RunDirectory:
         self._list(name)
 
     def write_json(self, name: str, content: Any) -> None:
-        """A JSON file; NaN is null, an infinity text."""
+        """Writes a JSON file; NaN becomes null, an infinity text."""
         self.write(name, (json.dumps(_plain(content), indent=1, allow_nan=False) + "\n").encode())
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
-        """A CSV file whose numbers read back exactly."""
+        """Writes a CSV file whose numbers are read back exactly."""
         self.write(name, table.to_csv(index=False, lineterminator="\n").encode())
 
     def write_tree(self, name: str, tree: xr.DataTree | xr.Dataset) -> None:
-        """A netCDF file."""
+        """Writes a netCDF file."""
         save(tree if isinstance(tree, xr.DataTree) else xr.DataTree(tree), self.path / name)
         self._list(name)
 
     def stage(self, stage: str) -> None:
-        """Says in `run.json`, log and events what is done next."""
+        """Records the next stage in `run.json`, log and events."""
         self.info["stage"] = stage
         self._save_info()
         self.event("stage", stage=stage)
         self.logger.info("%s", stage)
 
     def event(self, event: str, **fields: Any) -> None:
-        """One line of `events.jsonl`."""
+        """Appends a line to `events.jsonl`."""
         line = json.dumps(_plain({"time": now(), "event": event, **fields}), allow_nan=False) + "\n"
         append(self.path / EVENTS, line.encode())
 
     def finish(self, status: str) -> None:
-        """The run is complete: checkpoints go, the last files are listed, the run before it is removed."""
+        """Completes the run: removes checkpoints, lists the last files, and removes the run that it replaced."""
         self.info.update(stage="end", finished=now())
         self.logger.info("end: %s", status)
         self.event("end", status=status)
@@ -210,10 +210,10 @@ class RunDirectory:
         _remove(self.previous)
 
     def stop(self, status: str, error: BaseException) -> Path:
-        """The run ends early: says why, keeps what is finished, and puts the run that it was to replace back if it failed.
+        """Ends the run early: records the error, keeps finished files, and after a failure restores the run to be replaced.
 
         Returns:
-            Where what is finished lies.
+            The directory of the finished files.
         """
         told = str(error) or type(error).__name__
         self.info.update(status=status, finished=now())
@@ -234,13 +234,13 @@ class RunDirectory:
         yield from (self.path.with_name(f"{self.path.name}.failed-{i}") for i in itertools.count(2))
 
     def discard(self) -> None:
-        """Nothing worth keeping was begun: the new run goes, and the one that it was to replace comes back."""
+        """Removes the new run, and restores the run that it was to replace."""
         _remove(self.path)
         if self.previous.is_dir():
             self.previous.rename(self.path)
 
     def list(self, *names: str) -> None:
-        """Lists files as they are now, those that are there."""
+        """Lists those of the files that exist, with their present checksums."""
         for name in names:
             if (self.path / name).is_file():
                 self._list(name, save=False)
@@ -260,7 +260,7 @@ class RunDirectory:
         return path.is_file() and not path.is_symlink() and sha256(path) == entry["sha256"]
 
     def _heal(self) -> None:
-        """Ends what a process that was killed while it replaced a run had begun."""
+        """Completes or undoes the replacement of a run that a killed process left unfinished."""
         if not self.previous.is_dir():
             return
         if not is_run(self.previous):
@@ -272,7 +272,7 @@ class RunDirectory:
 
 
 class _LogFile(logging.Handler):
-    """Appends to a file that it opens for each line, so that a log that is deleted or full harms nothing."""
+    """Handler that opens its file for each line, so that the log can be deleted, and is rotated when full."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -297,7 +297,7 @@ def _remove(path: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: NaN is null, an infinity the text `inf` or `-inf`."""
+    """Converts a value for JSON: NaN becomes null, an infinity the text `inf` or `-inf`."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
@@ -310,7 +310,7 @@ def _plain(value: Any) -> Any:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether the folder holds a run, be it damaged: only names that a run has, or a `run.json` that reads as one."""
+    """Whether the folder holds a run: `run.json` is valid, or is damaged among files of a run only."""
     if not (folder / RUN_JSON).is_file():
         return False
     try:
@@ -322,7 +322,7 @@ def is_run(folder: Path) -> bool:
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """`run.json` of a run directory.
+    """Reads `run.json` of a run directory.
 
     Raises:
         StoreError: It is missing or damaged, or a newer latentlab wrote it.

@@ -1,4 +1,4 @@
-"""A run directory as it is read."""
+"""Reading of run directories."""
 
 import json
 import math
@@ -22,12 +22,12 @@ from latentlab.store.data import DATA, dataset_of
 from latentlab.store.directory import COMPLETE, CONFIG, NOT_FINITE, REBUILT, REPORT, RUN_JSON, read_info
 
 TEXT = ("metric", "embedding", "units", "seed", "map", "direction", "alignment", "verdict", "component", "worst_units")
-"""Columns of the CSV files that are text even where they look like numbers."""
+"""Columns of the CSV files that are always read as text."""
 
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A run directory as it was read; each part is loaded when it is first used.
+    """A run directory; each part is loaded at its first use.
 
     Args:
         path: The directory.
@@ -43,7 +43,7 @@ class Run:
         return "\n".join(self.summary())
 
     def summary(self) -> list[str]:
-        """A few lines: whether inference converged and which checks failed, the verdict on each embedding, where the page is."""
+        """Returns a few lines: convergence, failed checks, the verdict on each embedding, and the path of the page."""
         status = str(self.info["status"])
         state = {"done": "done, converged", "not_converged": "done, not converged"}.get(status, status)
         if status not in (*COMPLETE, "running"):
@@ -59,7 +59,7 @@ class Run:
 
     @cached_property
     def data(self) -> Dataset | None:
-        """What was fitted, with labels and hidden truth; None in a run that was written before its data were kept."""
+        """Fitted data set, with labels and hidden truth; None in an older run without data.nc."""
         if DATA not in self.info["files"]:
             return None
         path = self._part(DATA)
@@ -71,7 +71,7 @@ class Run:
 
     @cached_property
     def posterior(self) -> xr.DataTree:
-        """Everything that inference found, in ArviZ's schema."""
+        """Results of inference in ArviZ's schema."""
         path = self._part("posterior.nc")
         tree = load(path, groups=("posterior", "latents"))
         for group in ("posterior", "latents"):
@@ -92,16 +92,16 @@ class Run:
 
     @property
     def embeddings(self) -> xr.Dataset:
-        """The embeddings of the first kind of units."""
+        """Embeddings of the first kind of units."""
         return next(iter(self.embeddings_by_kind.values()))
 
     @property
     def comparison(self) -> xr.Dataset:
-        """The comparison of the first kind of units."""
+        """Comparison of the first kind of units."""
         return next(iter(self.comparison_by_kind.values()))
 
     def _by_kind(self, name: str) -> dict[str, xr.Dataset]:
-        """The groups of a file, one for each kind of units; its root where there is one kind."""
+        """Returns the groups of a file by kind of units; its root if there is one kind."""
         tree = load(self._part(name), groups=())
         if not tree.children:
             return {kinds(self.posterior)[0]: tree.to_dataset()}
@@ -119,12 +119,12 @@ class Run:
 
     @cached_property
     def diagnostics(self) -> pd.DataFrame:
-        """check, quantity, value (a number, or a text where there is none), threshold, verdict."""
+        """Table with the columns check, quantity, value (a number or text), threshold, verdict."""
         return _parsed(self._part("diagnostics.json"), _read_diagnostics)
 
     @cached_property
     def params(self) -> dict[str, np.ndarray]:
-        """The point estimate, or the posterior means with the symmetry removed, by site."""
+        """Point estimate, or posterior means with the symmetry removed, by site."""
         from safetensors.numpy import load_file
 
         return _parsed(self._part("params/params.safetensors"), load_file)
@@ -144,9 +144,9 @@ def _some(names: Sequence[str], most: int = 3) -> str:
 
 
 def _verdict_lines(table: pd.DataFrame) -> list[str]:
-    """A line for each embedding, raw or mapped: the verdict and delta under each alignment, over its seeds."""
+    """Returns a line for each embedding, raw or mapped: verdict and delta under each alignment, over its seeds."""
     lines = []
-    table = table if "units" in table else table.assign(units="unit")  # as runs before kinds of units have it
+    table = table if "units" in table else table.assign(units="unit")  # older runs have no such column
     several = table["units"].nunique() > 1
     for (label, units, way), rows in table.groupby(["embedding", "units", "map"], sort=False):
         judged: dict[str, list[str]] = {}
@@ -164,7 +164,7 @@ def read(path: str | Path) -> Run:
     """Reads a run directory, complete or not, and checks every file that it lists.
 
     Raises:
-        StoreError: No run is there, a newer latentlab wrote it, or a file is missing or not as it was written; names it.
+        StoreError: The path holds no run, or one of a newer latentlab; or a file is missing or changed, and is named.
     """
     folder = Path(path)
     info = read_info(folder)
@@ -187,7 +187,7 @@ def read(path: str | Path) -> Run:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.yaml` as plain values."""
+    """Reads `config.yaml` as plain values."""
     try:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -198,7 +198,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two nested mappings, a line a key: `inference.n_draws: 500 -> 1000`.
+    """Returns the differences between two nested mappings, a line for each key: `inference.n_draws: 500 -> 1000`.
 
     Example:
         >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 3, "c": 2}, "d": 4})
@@ -218,7 +218,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 def _parsed(path: Path, reader: Callable[[Path], Any]) -> Any:
     try:
         return reader(path)
-    except Exception as error:  # whatever a file that is not what it should be makes the libraries raise
+    except Exception as error:  # libraries raise many types for malformed files
         raise StoreError(f"{path}: cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -230,7 +230,7 @@ def _read_diagnostics(path: Path) -> pd.DataFrame:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    """A CSV file, numbers to the last bit; an empty cell is NaN in a column of numbers."""
+    """Reads a CSV file with exact numbers; an empty cell is NaN in a column of numbers."""
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     return table.assign(**{name: _numbers(table[name]) for name in table.columns if name not in TEXT})
 

@@ -1,4 +1,4 @@
-"""What a config asks for, built and checked."""
+"""Model, method and data of a config, built and checked."""
 
 import contextlib
 import os
@@ -28,15 +28,15 @@ from latentlab.study.config import Config
 PACKAGES = ("latentlab", "torch", "pyro-ppl", "numpy", "scipy", "scikit-learn", "pandas", "xarray", "arviz", "h5netcdf")
 POSTERIOR, EMBEDDINGS = "posterior.nc", "embeddings.nc"
 PAGE_BYTES = 2_000_000
-"""About the size of the page and the tables."""
+"""Approximate size of the page and the tables."""
 LABEL_BYTES = 0.5
-"""Of a drawn label, packed."""
+"""Approximate size of a drawn label, compressed."""
 N_STATISTICS = 7
-"""Numbers that a sampler tells of a draw."""
+"""Sampler statistics of a draw."""
 
 
 class Job:
-    """What a config asks for, built: model, method and data, refused here if they do not go together."""
+    """Model, method and data of a config; a combination that does not fit together is refused here."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -60,11 +60,11 @@ class Job:
             density_of_new(self.model, self.held_out, classes=classes_of(self.model, self.training.sample))
 
     def fit(self, posterior: xr.DataTree) -> Fit:
-        """The fit whose result is `posterior`."""
+        """Returns the fit with the result `posterior`."""
         return Fit(self.model, self.training.sample, self.method, self.config.seed, posterior)
 
     def description(self) -> dict[str, Any]:
-        """What `run.json` says from the start."""
+        """Returns the first entries of `run.json`."""
         return {
             "name": self.config.name,
             "seed": self.config.seed,
@@ -82,7 +82,7 @@ class Job:
         }
 
     def n_bytes(self) -> int:
-        """About what the run's directory takes at most: result, checkpoints and page."""
+        """Estimates the largest size of the run's directory in bytes: result, checkpoints and page."""
         model, sample, point = self.model, self.training.sample, self.method.kind == "point"
         sites = {str(name): array.size for name, array in self.outline["posterior"].data_vars.items()}
         columns = 1 if model.position.kind == "discrete" else model.position_columns() or 1
@@ -91,7 +91,7 @@ class Job:
         n_draws = getattr(self.method, "n_chains", 1) * self.method.n_draws
         drawn = model.position.site in self.outline["posterior"]
         each = 2 * position * (LABEL_BYTES / 8 if model.position.kind == "discrete" else 1)
-        if not point:  # of a point estimate what does not vary between draws is packed to nothing
+        if not point:  # the constant draws of a point estimate compress to almost nothing
             pointwise = sample.n_points * ("bound" not in model.offers) * (1 + ("leave_one_out" in model.offers))
             checkpoints = 2 * (sum(sites.values()) + position * drawn)
             each += sum(sites.values()) + acted + pointwise + checkpoints + len(sites) + N_STATISTICS
@@ -101,10 +101,10 @@ class Job:
 
 
 def _check_storable(tree: xr.DataTree, name: str) -> None:
-    """Writes a result's names and coordinates to a temporary file: what netCDF cannot hold is refused before the fit.
+    """Writes a result's names and coordinates to a temporary file, to refuse before the fit what netCDF cannot hold.
 
     Raises:
-        DataError: They do not read back as they are.
+        DataError: They are not read back unchanged.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -128,7 +128,7 @@ def _hardware() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the repository that the working directory is in, if it is in one."""
+    """Returns the commit of the working directory's git repository; None outside of one."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
         return found.stdout.strip()

@@ -23,7 +23,7 @@ from latentlab.study.job import Job
 from latentlab.study.stages import StageBar, carry_out, ending_with, write_page
 
 
-def run(  # a user's options
+def run(  # one keyword for each user option
     config: str | Path | Mapping[str, Any] | Config,
     overrides: Sequence[str] = (),
     *,
@@ -95,7 +95,7 @@ class FittedRun(Run):
         """The fit, which does all that it did before it was written: the same arrays, places for new units, scores.
 
         Raises:
-            StoreError: A plugin is no longer that of the run; or its data, in a run that was written before runs kept them.
+            StoreError: A plugin was changed since the run; or, for an older run without data.nc, its data set was.
         """
         return load_fit(self)
 
@@ -114,7 +114,7 @@ def load_fit(run: Run) -> Fit:
     """The fit of a run, as it was before it was written: `load_fit(run).latents(new)` places new units.
 
     Raises:
-        StoreError: A plugin is no longer that of the run; or its data, in a run that was written before runs kept them.
+        StoreError: A plugin was changed since the run; or, for an older run without data.nc, its data set was.
     """
     for path, digest in run.info.get("plugins", {}).items():
         if not Path(path).is_file() or sha256(Path(path)) != digest:

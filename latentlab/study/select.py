@@ -28,7 +28,7 @@ VARIED = ("model", "inference", "seed")
 """Sections of a config whose values can be compared: all others change the data, or nothing that is scored."""
 
 
-def select(  # a user's options
+def select(  # one keyword for each user option
     config: str | Path | Mapping[str, Any] | Config,
     key: str,
     values: Sequence[Any],
@@ -159,7 +159,7 @@ def _check(key: str, told: Sequence[str]) -> None:
         raise ConfigError(f"select: {key} needs at least two values to compare; got {', '.join(told) or 'none'}.")
 
 
-def _config(  # a user's options
+def _config(  # one argument for each user option
     source: Any,
     key: str,
     value: Any,

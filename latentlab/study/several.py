@@ -37,9 +37,10 @@ class Several:
     Args:
         runs: A row a run: run, model, method, dataset, n_units, status.
         loo: A table as of `loo_table` for each set of data that two or more runs share.
-        positions: A row a pair of runs, kind of units and metric: `of_points` between their point estimates (posterior means; of
-            labels the partitions of least expected Binder loss), `of_draws` the mean between a draw of one and a draw of the
-            other, and the same between draws of each run alone, which is the most that `of_draws` can be expected to reach.
+        positions: One row for each pair of runs, kind of units and metric. `of_points` compares their point estimates (posterior
+            means; for labels the partitions of least expected Binder loss). `of_draws` is the mean between a draw of one run and
+            a draw of the other. `within_run` and `within_other` are the same between draws of one run, the most that `of_draws`
+            can be expected to reach.
         verdicts: The rows of verdicts.csv of all runs.
         notes: What could not be compared, and why.
     """
@@ -133,7 +134,7 @@ def _loo(sources: dict[str, Source], notes: list[str]) -> list[pd.DataFrame]:
 
 
 def _pairs(sources: dict[str, Source], name: str, other: str, notes: list[str]) -> list[dict[str, object]]:
-    """The rows of two runs, for each kind of units that both place."""
+    """Returns the rows of two runs for each kind of units that both place."""
     common = [kind for kind in sources[name].kinds if kind in sources[other].kinds]
     if not common:
         kinds = (", ".join(sources[one].kinds) for one in (name, other))

@@ -1,4 +1,4 @@
-"""The stages of a run, each written before the next begins."""
+"""Stages of a run, each written before the next begins."""
 
 import contextlib
 import signal
@@ -35,7 +35,7 @@ BAR = "{desc}: {n_fmt}/{total_fmt} stages [{elapsed}]"
 
 
 class StageBar:
-    """A bar on a terminal that names the stage of a run and counts those that are done; each stage may have bars of its own."""
+    """Progress bar on a terminal with the current stage and the number of finished ones; a stage may have its own bars."""
 
     def __init__(self, *, progress: bool) -> None:
         self._bar = tqdm(desc="data", total=N_STAGES, disable=None if progress else True, leave=False, bar_format=BAR)
@@ -48,7 +48,7 @@ class StageBar:
         self._bar.close()
 
     def stage(self, name: str) -> None:
-        """The stage before is done, and this one begins."""
+        """Counts the previous stage as finished, and shows the next."""
         self._bar.set_description_str(name, refresh=False)
         self._bar.update(self._begun)
         self._bar.refresh()
@@ -56,7 +56,10 @@ class StageBar:
 
 
 def carry_out(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bool, fresh: bool) -> None:
-    """All stages; whatever stops them is written down first. Embeddings that cannot be made leave no new run behind."""
+    """Runs all stages, and records an error before it is raised.
+
+    A new run is removed again if an embedding is refused.
+    """
     try:
         with _stoppable(), _warnings_kept(directory):
             _stages(job, directory, bar, progress=progress)
@@ -91,7 +94,7 @@ def _stages(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bool)
     for note in job.training.notes():
         directory.logger.info("data: %s", note)
     compared = all(map(directory.has, (POSTERIOR, *COMPARISON)))
-    # The embeddings first: they are quick, and what is wrong with one should not show after an hour of sampling.
+    # Embeddings come first: they are quick, and their errors should not appear after an hour of sampling.
     embeddings = timed("embeddings", lambda: _embed(job, directory, progress=progress)) if job.config.embeddings else []
     fitted = timed("fit", lambda: _fit(job, directory, progress=progress))
     timed("diagnostics", lambda: _diagnose(job, directory, fitted))
@@ -162,7 +165,7 @@ def _embed(job: Job, directory: RunDirectory, *, progress: bool) -> list[Embeddi
 
 
 def _note(directory: RunDirectory, note: str) -> None:
-    """What a reader should know, kept once in `run.json`."""
+    """Adds a note to `run.json`, once."""
     if note not in directory.info["notes"]:
         directory.info["notes"].append(note)
 
@@ -202,7 +205,7 @@ def write_page(run: Run, *, progress: bool = False) -> Path:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM, which clusters send, ends a run as SIGINT does: by KeyboardInterrupt. Handlers of one's own are left."""
+    """Raises KeyboardInterrupt on SIGTERM, which clusters send, as on SIGINT; the user's own handlers are kept."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -223,7 +226,7 @@ def _stoppable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _warnings_kept(directory: RunDirectory) -> Iterator[None]:
-    """Warnings are shown as ever, and kept in the log and in `run.json`."""
+    """Records warnings in the log and in `run.json`; they are shown as well."""
     with warnings.catch_warnings():
         shown = warnings.showwarning
 
@@ -239,7 +242,7 @@ def _warnings_kept(directory: RunDirectory) -> Iterator[None]:
 
 
 def ending_with(error: Exception, exit_code: int) -> Exception:
-    """The error, with the code that the command line ends with: what has started is no longer a matter of usage."""
+    """Sets the exit code of the command line in a latentlab error, since an error after the start is no usage error."""
     if isinstance(error, LatentLabError):
         error.exit_code = exit_code
     return error

@@ -1,4 +1,4 @@
-"""What a run writes: embeddings, parameters, the end of progress bars."""
+"""Contents of a run's files: embeddings, parameters, and the last values of progress bars."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,10 +13,10 @@ from latentlab.study.job import Job
 
 
 def embeddings_tree(embeddings: Sequence[Embedding], kinds: Mapping[str, np.ndarray], n_latent: int | None) -> xr.DataTree:
-    """The embeddings, a variable each by its label: `(unit, latent)`, or `(unit, latent_LABEL)` where its size differs.
+    """Converts embeddings to variables by label: `(unit, latent)`, or `(unit, latent_LABEL)` if the size differs.
 
-    Several seeds lead with `seed_LABEL`, whose coordinate holds them. Where there are several kinds of units, there is a group
-    for each; their dims are called like the kinds.
+    Several seeds have the first dim `seed_LABEL`, whose coordinate holds them. Several kinds of units have a group each; the
+    kind replaces `unit` in the dims.
     """
     if len(kinds) == 1:
         (kind,) = kinds
@@ -45,7 +45,7 @@ def _of_kind(embeddings: Sequence[Embedding], kind: str, units: np.ndarray, n_la
 
 
 def embeddings_of(tree: xr.DataTree, kinds: Iterable[str]) -> dict[str, Embedding]:
-    """The embeddings that `embeddings_tree` put into a file, by label; none of a file without their notes."""
+    """Restores the embeddings of `embeddings_tree` by label; those without stored notes are left out."""
     several = len(list(kinds)) > 1
     nodes = {str(kind): node.to_dataset(inherit=False) for kind, node in tree.children.items()} if several else {}
     nodes = nodes or {next(iter(kinds)): tree.to_dataset()}
@@ -71,9 +71,9 @@ def embeddings_of(tree: xr.DataTree, kinds: Iterable[str]) -> dict[str, Embeddin
 
 
 def parameter_arrays(job: Job, fitted: Fit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What is needed to use the fit without a step: each site's mean, the parameters, and the data's transform.
+    """Returns each site's mean, the parameters and the data's transform, with a description of them.
 
-    A point estimate is one member of its orbit already; draws are averaged with the symmetry removed.
+    A point estimate is a single element of its orbit; draws are averaged with the symmetry removed.
     """
     point = bool(fitted.data.attrs["point_estimate"])
     groups = ("posterior",) if point else ("posterior", "latents")
@@ -97,7 +97,7 @@ def parameter_arrays(job: Job, fitted: Fit) -> tuple[dict[str, np.ndarray], dict
 
 
 def bar_lines(tree: xr.DataTree) -> list[str]:
-    """What the progress bars of chains and climbs came to: a line for each chain, and the last values of a climb."""
+    """Returns the final values of progress bars: a line for each chain, and the last ten values of an optimiser."""
     lines = []
     stats = tree["sample_stats"].data_vars if "sample_stats" in tree.children else {}
     if "diverging" in stats:

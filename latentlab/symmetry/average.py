@@ -62,7 +62,7 @@ def compact(group: Group) -> Group:
     return Orthogonal(group.dim, group.units) if isinstance(group, Euclidean | GeneralLinear) else group
 
 
-def log_average(  # the density, its draws and what they are turned by
+def log_average(  # one argument each for the density, its draws and the group's action
     group: Group,
     log_q: LogDensity,
     values: Values,

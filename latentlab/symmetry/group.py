@@ -42,7 +42,7 @@ class Group(ABC):
 
     dim: str = "latent"
     units: tuple[str, ...] = ("unit",)
-    """The dims of the things that have positions: a site with one of them is a position, to the groups to which that matters."""
+    """Dims of units. A site with one of these dims is a position; some groups act differently on positions."""
 
     def is_position(self, dims: Iterable[str]) -> bool:
         """Whether a site with these dims is a position."""

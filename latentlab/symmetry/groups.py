@@ -2,9 +2,9 @@ r"""The groups: how each acts on named sites, aligns draws, and what it leaves i
 
 All act along one dim, `latent` unless said. With an element g (a matrix, acting from the right on rows) loadings W
 `(feature, latent)` become W g, positions z `(unit, latent)` z g, a vector `(latent,)` v g, a matrix
-`(latent, latent)` g' S g. Two groups tell positions, the sites with a dim of units (`units`, which is `unit` unless said), from
-the others: `Euclidean` moves positions only, and `GeneralLinear` takes z to z A and the others to W A^-T, so that the product
-z W' stays.
+`(latent, latent)` g' S g. Positions are the sites with a dim of units (`units`, by default `unit`). Two groups act
+differently on positions: `Euclidean` translates them only, and `GeneralLinear` maps z to z A and other sites to W A^-T, so that
+the product z W' is unchanged.
 
 Subgroups, each contained in those to its right:
 

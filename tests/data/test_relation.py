@@ -1,4 +1,4 @@
-"""Data whose points refer to units: what is kept, what is refused, in one line that names it."""
+"""Tests of data whose points refer to units: their attributes, and errors that name the cause in one line."""
 
 import networkx as nx
 import numpy as np
@@ -151,7 +151,7 @@ def test_a_pair_that_is_not_known_is_left_out():
 
 
 def test_all_pairs_of_the_nodes_that_are_drawn_are_held_out(rng):
-    """Whichever end of a pair they are."""
+    """A drawn node is held out as the source and as the target of a pair."""
     training, held_out = karate().split(0.2, rng, along="node")
     left = {int(i) for one in training.index.values() for i in one.values}
     assert len(left) == 34 - 7
@@ -256,7 +256,7 @@ def test_edges_without_weights_are_read_from_binary_files(tmp_path, suffix):
 
 
 def test_nothing_makes_unlisted_points_other_than_zero():
-    """Neither standardising nor a choice of points: what is not listed would become the mean, or a zero."""
+    """Standardising and subsetting are refused: unlisted points would become the mean, and omitted points zeros."""
     for graph in (made(GRAPH), made(RATINGS, absent="zero")):
         with pytest.raises(DataError, match=r"not standardised, since (pairs|cells) that are not listed are 0"):
             graph.standardize()

@@ -1,4 +1,4 @@
-"""Truncated SVD of ratings and the adjacency spectral embedding, against their definitions; what they refuse."""
+"""Tests of truncated SVD and the adjacency spectral embedding against their definitions, and of their errors."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The data that a run keeps are those that were fitted, with all that is known of them."""
+"""Tests that data.nc restores the fitted data set with its labels, truth and transform."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.fixed
 
 
 def columns_first():
-    """Features before units, labels that are numbers, times, and dropped columns."""
+    """Returns a data set with features before units, boolean labels, times, and a dropped column."""
     x = np.random.default_rng(0).normal(size=(3, 8))
     x[1] = 2.0
     dataset = Dataset(

@@ -1,7 +1,6 @@
-r"""What a component of a mixture, or a state of a hidden Markov model, emits: sites with priors, starts, weighted maxima.
+r"""Emissions of mixture components and hidden Markov states: densities, draws from the priors, and the M step of EM.
 
-An emission is a part of a model: it adds its sites to the model's program, and knows their maximum likelihood estimate when each
-unit counts for each component by a given weight (the M step of EM). Sites have the dim of the components, `component` or `state`.
+The sites of an emission have the dim of the components, `component` or `state`. Their priors are written in the models' programs.
 """
 
 from abc import ABC, abstractmethod
@@ -20,41 +19,41 @@ from latentlab.settings import Numbers, Positive, PositiveNumbers
 Covariance = Literal["spherical", "diagonal", "full", "tied"]
 SigmaPrior = Literal["log_normal", "half_normal"]
 PerComponent = float | Numbers
-"""A number for all components, or a list of one for each."""
+"""One number for all components, or a list with one for each."""
 PositivePerComponent = Positive | PositiveNumbers
-"""The same, above 0."""
+"""One positive number for all components, or a list with one for each."""
 FLOOR = 1e-10
-"""Least variance, in any direction, of a maximum likelihood estimate, relative to the variances of the columns."""
+"""Lower bound on the variances of a maximum likelihood estimate, in any direction, relative to those of the columns."""
 LEAST = 1e-6
-"""Least probability, or rate, of a maximum likelihood estimate."""
+"""Lower bound on the probabilities and rates of a maximum likelihood estimate."""
 SHRINK = 5.0
-"""Units' worth of the pooled covariance that a component's starting covariance is given."""
+"""Pseudo-count of units by which a component's starting values are shrunk towards the pooled ones."""
 FEW = 1e-8
-"""Units' worth of weight below which a component keeps its values in an M step."""
+"""Total weight, in units, below which a component keeps its values in an M step."""
 NEAR = 1.01
 """Standard deviations below this multiple of their floor count as at the floor."""
 FEW_VALUES, MANY = 5, 5
-"""A column has few different values if there are so many at most, each so many times on average."""
+"""A column counts as discrete with at most `FEW_VALUES` distinct values, each observed at least `MANY` times on average."""
 MOST_PAIRED, MOST_NOTES = 200, 4
-"""Columns that are compared in pairs, and notes on the data, at most."""
+"""Largest number of columns compared in pairs, and of notes on the data."""
 N_HEAD = 500
-"""First units, in which a property of all units is looked for first."""
+"""Number of leading units that are examined before all units are, as a fast screen."""
 
 
 class Emission(ABC):
-    """Densities and estimates of K components over D features; the priors of its sites stand in the models' programs."""
+    """Densities and weighted maximum likelihood of K components over D features."""
 
     n_components: int
     exchangeable: bool
-    """Whether the priors of all components are alike."""
+    """Whether the prior is invariant under permutations of the components."""
 
     @abstractmethod
     def dims(self, dim: str) -> dict[str, tuple[str, ...]]:
-        """The dims of its sites, the components being along `dim`."""
+        """Dims of each site; `dim` is that of the components."""
 
     @abstractmethod
     def components(self, values: Mapping[str, torch.Tensor]) -> Components:
-        """The components with these values of the sites."""
+        """Component distributions at these values of the sites."""
 
     @abstractmethod
     def maximum(
@@ -66,61 +65,61 @@ class Emission(ABC):
         *,
         shrink: float = 0.0,
     ) -> dict[str, torch.Tensor]:
-        """The sites' values of greatest likelihood where unit n counts for component k by `weights` `(unit, component)`.
+        """Weighted maximum likelihood estimate of the sites, as in the M step of EM.
 
         Args:
-            x: Data `(unit, feature)`, anything where missing.
-            observed: True where an entry was observed; None where all were.
-            weights: How much each unit counts for each component.
-            current: The values before, for what is missing and for components without weight; None at the start.
-            shrink: Units' worth of what all components have in common that each is given, for a start inside the support.
+            x: Data `(unit, feature)`; missing entries may hold any value.
+            observed: True where an entry was observed; None if all were.
+            weights: Weight of each unit in each component, `(unit, component)`, such as responsibilities.
+            current: Current values, used to impute missing entries and for components without weight; None at the start.
+            shrink: Pseudo-count of units with the pooled estimate in each component, for a start inside the support.
         """
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
-        """Values of the sites from their priors."""
+        """Draws values of the sites from their priors."""
 
     def given(self) -> tuple[str, ...]:
-        """Sites whose values are settings, not estimates."""
+        """Sites that are fixed by settings, not estimated."""
         return ()
 
     def units(self, x: torch.Tensor, observed: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Location and scale of each column, in which the maximum of the likelihood is sought; None: the data as they are."""
+        """Location and scale `(feature,)` that standardise data before the likelihood is maximised; None for raw data."""
         return None
 
     def in_units(self, scale: torch.Tensor) -> "Emission":
-        """The emission of data divided by `scale` `(feature,)`."""
+        """The emission for data divided by `scale` `(feature,)`."""
         return self
 
     def at_floor(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Which entries of sites are held at the floor of the variances, of data in `units`."""
+        """Masks of the entries of sites at the floor of the variances, for data standardised by `units`."""
         return {}
 
     def unbounded(self, x: torch.Tensor, observed: torch.Tensor | None) -> bool:
-        """Whether a component that holds just these units has a likelihood without bound."""
+        """Whether the likelihood of a component that holds exactly these units is unbounded."""
         return False
 
     def entries(self, components: Any, labels: torch.Tensor) -> torch.distributions.Distribution:
-        """The distribution of single entries `(unit, feature)` given the labels, where features are independent."""
+        """Marginal distribution of each entry `(unit, feature)` given the labels."""
         raise NotImplementedError
 
     def check(self, what: str, dataset: Dataset) -> None:  # noqa: B027
-        """Refuses data that components of this kind cannot emit; `what` names model and data."""
+        """Refuses data that the emission cannot generate; `what` names the model and the data in messages."""
 
     def check_bound(self, what: str, dataset: Dataset) -> None:  # noqa: B027
-        """Refuses data whose likelihood has no bound, whatever the values of the sites."""
+        """Refuses data for which the likelihood is unbounded."""
 
     def cautions(self, dataset: Dataset) -> list[str]:
-        """Properties of the data that such components describe badly."""
+        """Notes on properties of the data that the emission describes badly."""
         return []
 
     def log_prior(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """log prior density of each component's values had each of the priors, `(component, prior)`; 0 where they are alike."""
+        """Log density of each component's values under each component's prior, `(component, prior)`; 0 for equal priors."""
         return torch.zeros(self.n_components, self.n_components, dtype=torch.float64)
 
 
 def column_means(x: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor:
-    """Of each feature over its observed entries."""
+    """Mean of each feature over its observed entries, `(feature,)`."""
     if observed is None:
         return x.mean(0)
     seen = observed.to(x.dtype)
@@ -128,20 +127,20 @@ def column_means(x: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor
 
 
 def column_variance(x: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor:
-    """Variance of each feature over its observed entries; of a constant one its square, or 1, so that it is positive."""
+    """Variance of each feature over its observed entries; for a constant one its squared mean, or 1, so that it is positive."""
     mean = column_means(x, observed)
     found = column_means((x - mean) ** 2, observed)
     return torch.where(found > (NOISE * mean) ** 2, found, torch.where(mean == 0, torch.ones_like(mean), mean**2))
 
 
 def n_distinct(column: np.ndarray) -> tuple[int, int]:
-    """How many different values were observed, and how many in all."""
+    """Number of distinct observed values, and number of observed values."""
     seen = column[~np.isnan(column)]
     return len(np.unique(seen)), len(seen)
 
 
 def dependent(x: np.ndarray) -> int | None:
-    """The column of `(unit, feature)` that is most nearly a linear combination of the others, if it is one up to `FLOOR`."""
+    """Index of a column that is a linear combination of the others up to `FLOOR`; None if there is none."""
     centred = x - x.mean(0)
     centred = centred / np.sqrt((centred**2).mean(0)).clip(min=1e-300)
     values, vectors = np.linalg.eigh(centred.T @ centred / len(x))
@@ -172,10 +171,10 @@ def refuse(what: str, dataset: Dataset, bad: np.ndarray, must: str) -> None:
 
 
 def per_component(owner: str, name: str, value: PerComponent, n: int) -> torch.Tensor:
-    """A number for each of n components `(component,)`, from one for all or a list.
+    """Expands one number, or a list of n, to `(component,)`.
 
     Raises:
-        ConfigError: The list has another length.
+        ConfigError: The length of the list is not n.
     """
     if not isinstance(value, Sequence):
         return torch.full((n,), value, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Emissions of counts, truth values and categories."""
+"""Bernoulli, Poisson and categorical emissions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from latentlab.models.emissions.base import FEW, LEAST, Emission, PerComponent, 
 
 
 class Bernoulli(Emission):
-    r"""$p_{kd} \sim \mathrm{Beta}(a, a)$."""
+    r"""Bernoulli features, $p_{kd} \sim \mathrm{Beta}(a, a)$."""
 
     def __init__(self, n_components: int, *, concentration: float) -> None:
         self.n_components, self.exchangeable, self.concentration = n_components, True, concentration
@@ -47,7 +47,7 @@ class Bernoulli(Emission):
 
 
 class Poisson(Emission):
-    r"""$\lambda_{kd} \sim \mathrm{Gamma}(a, a / m)$, of mean m."""
+    r"""Poisson features, $\lambda_{kd} \sim \mathrm{Gamma}(a, a / m)$ with mean m."""
 
     def __init__(self, owner: str, n_components: int, *, shape: float, mean: PerComponent) -> None:
         self.n_components = n_components
@@ -88,7 +88,7 @@ class Poisson(Emission):
 
 
 class Categorical(Emission):
-    r"""$p_{kd} \sim \mathrm{Dirichlet}(a, \dots, a)$ over C categories, coded 0 to C - 1."""
+    r"""Categorical features, $p_{kd} \sim \mathrm{Dirichlet}(a, \dots, a)$ over C categories, coded 0 to C - 1."""
 
     def __init__(self, n_components: int, *, n_categories: int, concentration: float) -> None:
         self.n_components, self.exchangeable = n_components, True

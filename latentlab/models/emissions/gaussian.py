@@ -37,13 +37,13 @@ from latentlab.models.emissions.base import (
 
 
 class Gaussian(Emission):
-    r"""$\mu_k \sim N(m_k, s_k)$; $\sigma$ log-normal about `sigma_scale`, or half-normal; correlations by LKJ.
+    r"""Gaussian features, $\mu_k \sim N(m_k, s_k)$; $\sigma$ log-normal or half-normal; LKJ correlations.
 
-    The log-normal prior forbids a component to shrink onto one unit, where the likelihood has no bound; the half-normal does not
-    (its posterior is proper, its mode is not).
+    The likelihood is unbounded where a component shrinks onto one unit. The log-normal prior bounds the posterior density there;
+    the half-normal prior does not, although its posterior is proper.
     """
 
-    def __init__(  # its hyper-parameters
+    def __init__(  # one keyword for each hyper-parameter
         self,
         owner: str,
         n_components: int,
@@ -116,10 +116,10 @@ class Gaussian(Emission):
         return dependent(x.numpy()) is not None
 
     def check_bound(self, what: str, dataset: Dataset) -> None:
-        """Refuses columns, or combinations of columns, that do not vary: any component can be narrow without end there.
+        """Refuses data with an unbounded likelihood: constant or linearly dependent columns, or too few units for the covariance.
 
         Raises:
-            DataError: Names the columns.
+            DataError: Names the column, or the numbers of units and columns.
         """
         if self._fixed:
             return
@@ -184,7 +184,7 @@ class Gaussian(Emission):
         return {"spherical": (self.n_components,), "tied": (n_features,)}.get(self.covariance, (self.n_components, n_features))
 
     def median(self, n_features: int) -> torch.Tensor:
-        """The prior median (or scale) of sigma, of the shape of sigma."""
+        """Prior median of sigma (scale of the half-normal), in the shape of sigma."""
         shape = self._sigma_shape(n_features)
         if self.covariance == "tied":
             return here(self.sigma_scale)[0].expand(shape) / self.unit
@@ -213,7 +213,7 @@ class Gaussian(Emission):
             filled, extra = self._completed(x, observed, otherwise, current)
         else:
             filled, extra = x.expand(self.n_components, *x.shape), None
-        # weights of single entries (component, unit, feature): what was not observed counts only where it was filled in
+        # (component, unit, feature): a missing entry has weight only if it was imputed
         each = weights.mT[..., None] * (1.0 if observed is None or self._correlated else observed.to(x.dtype))
         total = each.sum(1).expand(self.n_components, x.shape[1])
         mu = (each * filled).sum(1) / total.clamp(min=FEW)
@@ -270,7 +270,7 @@ class Gaussian(Emission):
     def _correlations(
         self, scatter: torch.Tensor, total: torch.Tensor, current: Any, shrink: float, floor: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Of given standard deviations: those of the scatter where they raise the expected log likelihood, else as they were."""
+        """Correlations at fixed standard deviations: the scatter's if they raise the expected log likelihood, else current."""
         sigma = self.median(scatter.shape[-1]).clone()
         corr = self._covariances(scatter, total, None, shrink, floor)["corr"]
         if current is None:
@@ -290,7 +290,7 @@ class Gaussian(Emission):
     def _completed(
         self, x: torch.Tensor, observed: torch.Tensor, pooled_mean: torch.Tensor, current: Mapping[str, torch.Tensor] | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Each component's expectation of x given what was observed `(component, unit, feature)`, and its covariance."""
+        """Conditional mean `(component, unit, feature)` and covariance of x given its observed entries, by component."""
         if current is None:
             return torch.where(observed, x, pooled_mean).expand(self.n_components, *x.shape), None
         components = self.components(current)
@@ -329,7 +329,7 @@ class Gaussian(Emission):
 
 
 def _lkj_factor(rng: np.random.Generator, n: int, concentration: float) -> np.ndarray:
-    """A Cholesky factor of a correlation matrix, LKJ-distributed, by the onion method (Lewandowski et al. 2009, section 3.2)."""
+    """Draws the Cholesky factor of an LKJ correlation matrix by the onion method (Lewandowski et al. 2009, section 3.2)."""
     lower = np.zeros((n, n))
     lower[0, 0] = 1.0
     for i in range(1, n):
