@@ -37,6 +37,4 @@ def split(dataset: Any, fraction: float, rng: np.random.Generator, along: str | 
 
 def _at(dataset: Any, kind: str | None, units: np.ndarray) -> np.ndarray:
     """Mask `(point,)` of the points that refer to any of these units of a kind."""
-    if not dataset.index:
-        return np.isin(np.arange(dataset.n_points), units)
     return np.any([np.isin(one.values, units) for one in dataset.index.values() if one.kind == kind], axis=0)

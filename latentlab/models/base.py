@@ -276,6 +276,20 @@ def normal(site: str, scale: float, shape: tuple[int, ...]) -> torch.Tensor:
     return pyro.sample(site, dist.Normal(torch.zeros(shape), scale).to_event(len(shape)))
 
 
+def log_normal(site: str, median: torch.Tensor, spread: float) -> torch.Tensor:
+    """Sample a site of independent entries, their logs N(log median, spread); it is fixed at the median where the spread is 0."""
+    if spread == 0:
+        return pyro.deterministic(site, median.clone())
+    return pyro.sample(site, dist.LogNormal(torch.log(median), spread).to_event(median.dim()))
+
+
+def dirichlet(site: str, concentration: torch.Tensor) -> torch.Tensor:
+    """Sample a site of probabilities, a row for each row of the concentrations; they are fixed at 1 where a row has one entry."""
+    if concentration.shape[-1] == 1:
+        return pyro.deterministic(site, torch.ones_like(concentration))
+    return pyro.sample(site, dist.Dirichlet(concentration).to_event(concentration.dim() - 1))
+
+
 def here(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor that a model keeps, where tensors are made now: steps may be computed on another device."""
     return tensor.to(torch.get_default_device())

@@ -4,10 +4,12 @@ import pyro
 import pyro.distributions as dist
 import torch
 
-from latentlab.models.base import here
+from latentlab.distributions.components import CategoricalComponents, PoissonComponents
+from latentlab.distributions.hidden_markov_series import HiddenMarkovSeries
+from latentlab.models.base import dirichlet, here
 from latentlab.models.emissions.base import PositivePerComponent
 from latentlab.models.emissions.counts import Categorical, Poisson
-from latentlab.models.hidden_markov import HiddenMarkovModel, forward
+from latentlab.models.hidden_markov import HiddenMarkovModel, begins, forward, log_probability
 from latentlab.settings import Count, NonNegative, Positive, Several, settings
 
 
@@ -21,17 +23,17 @@ class CategoricalHMM(HiddenMarkovModel):
     $$ z_1 \sim \pi, \quad z_t \mid z_{t-1} \sim A_{z_{t-1}}, \quad x_{td} \mid z_t = k \sim \text{Categorical}(p_{kd}) $$
 
     initial (state,), transition (state, next_state), probability (state, feature, category), z (unit,); x holds whole numbers
-    from 0 to `n_categories` - 1. The first state emits the first observation. z is summed out; the other sites are identified
-    up to the order of the states, unless `left_to_right` fixes it.
+    from 0 to `n_categories` - 1. The first state of each sequence emits its first observation. z is summed out. The other sites
+    are identified up to the order of the states, unless `left_to_right` fixes it.
 
     Args:
         n_states: States K.
         n_categories: Categories C that a symbol can have.
-        initial_concentration: Of the Dirichlet prior of the first state; 0 fixes it at 1 / K for each.
-        transition_concentration: Of the Dirichlet prior of each row of the transitions.
-        sticky: Added to it for staying in the state.
+        initial_concentration: Concentration of the Dirichlet prior of the first state; 0 fixes it at 1 / K for each.
+        transition_concentration: Concentration of the Dirichlet prior of each row of the transitions.
+        sticky: Added to the concentration of staying in the state.
         left_to_right: The first state begins, and a state can only stay or go to the next one.
-        probability_concentration: Of the Dirichlet prior of the emissions; above 1 they keep off 0.
+        probability_concentration: Concentration of the Dirichlet prior of the emissions; above 1 they keep off 0.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -56,12 +58,12 @@ class CategoricalHMM(HiddenMarkovModel):
 
     def model(self, x: torch.Tensor, mask: torch.Tensor | None = None, sequence: torch.Tensor | None = None) -> None:
         K, D = self.n_states, x.shape[1]
-        initial, transition = _chain(self)
+        initial, transition = _markov_prior(self)
         a = torch.full((K, D, self.n_categories), self.probability_concentration, dtype=torch.float64)
-        probability = pyro.sample("probability", dist.Dirichlet(a).to_event(2))
-        values = {"initial": initial, "transition": transition, "probability": probability}
-        with pyro.plate("unit", len(x)):
-            pyro.sample("x", self._series({"x": x, "mask": mask, "sequence": sequence}, values), obs=x)  # z is marginalised
+        states = CategoricalComponents(pyro.sample("probability", dist.Dirichlet(a).to_event(2)))
+        chain = log_probability(initial), log_probability(transition)
+        with pyro.plate("unit", len(x)):  # z is marginalised
+            pyro.sample("x", HiddenMarkovSeries(*chain, states, begins(sequence, len(x)), mask), obs=x)
 
 
 @settings
@@ -79,9 +81,9 @@ class PoissonHMM(HiddenMarkovModel):
 
     Args:
         n_states: States K.
-        initial_concentration: Of the Dirichlet prior of the first state; 0 fixes it at 1 / K for each.
-        transition_concentration: Of the Dirichlet prior of each row of the transitions.
-        sticky: Added to it for staying in the state.
+        initial_concentration: Concentration of the Dirichlet prior of the first state; 0 fixes it at 1 / K for each.
+        transition_concentration: Concentration of the Dirichlet prior of each row of the transitions.
+        sticky: Added to the concentration of staying in the state.
         left_to_right: The first state begins, and a state can only stay or go to the next one.
         rate_shape: a of the gamma prior of the rates.
         rate_mean: m, their prior mean, in counts: one number, or one for each state.
@@ -108,30 +110,28 @@ class PoissonHMM(HiddenMarkovModel):
 
     def model(self, x: torch.Tensor, mask: torch.Tensor | None = None, sequence: torch.Tensor | None = None) -> None:
         K, D = self.n_states, x.shape[1]
-        initial, transition = _chain(self)
+        initial, transition = _markov_prior(self)
         a, m = torch.full((K, D), self.rate_shape, dtype=torch.float64), here(self.emission.mean)[:, None]
-        rate = pyro.sample("rate", dist.Gamma(a, self.rate_shape / m).to_event(2))
-        values = {"initial": initial, "transition": transition, "rate": rate}
-        with pyro.plate("unit", len(x)):
-            pyro.sample("x", self._series({"x": x, "mask": mask, "sequence": sequence}, values), obs=x)  # z is marginalised
+        states = PoissonComponents(pyro.sample("rate", dist.Gamma(a, self.rate_shape / m).to_event(2)))
+        chain = log_probability(initial), log_probability(transition)
+        with pyro.plate("unit", len(x)):  # z is marginalised
+            pyro.sample("x", HiddenMarkovSeries(*chain, states, begins(sequence, len(x)), mask), obs=x)
 
 
-def _chain(self: CategoricalHMM | PoissonHMM) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws the initial probabilities and the transitions from their priors."""
-    K = self.n_states
-    if self.left_to_right or K == 1:  # the first state begins
+def _markov_prior(model: CategoricalHMM | PoissonHMM) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sample the initial probabilities `(state,)` and the transitions `(state, next_state)` from their priors."""
+    K = model.n_states
+    if model.left_to_right:  # the first state begins
         initial = pyro.deterministic("initial", torch.eye(K, dtype=torch.float64)[0])
-    elif self.initial_concentration == 0:
+    elif model.initial_concentration == 0:
         initial = pyro.deterministic("initial", torch.full((K,), 1 / K, dtype=torch.float64))
     else:
-        initial = pyro.sample("initial", dist.Dirichlet(torch.full((K,), self.initial_concentration, dtype=torch.float64)))
-    counts = torch.full((K, K), self.transition_concentration, dtype=torch.float64)
-    counts = counts + self.sticky * torch.eye(K, dtype=torch.float64)
-    if self.left_to_right:  # a state can only stay or go to the next one
+        initial = dirichlet("initial", torch.full((K,), model.initial_concentration, dtype=torch.float64))
+    counts = torch.full((K, K), model.transition_concentration, dtype=torch.float64)
+    counts = counts + model.sticky * torch.eye(K, dtype=torch.float64)
+    if model.left_to_right:  # a state can only stay or go to the next one
         stay = pyro.sample("stay", dist.Beta(counts[0, 0].expand(K - 1), counts[0, 1]).to_event(1))
         transition = pyro.deterministic("transition", forward(stay))
-    elif K == 1:
-        transition = pyro.deterministic("transition", torch.ones(1, 1, dtype=torch.float64))
     else:
-        transition = pyro.sample("transition", dist.Dirichlet(counts).to_event(1))
+        transition = dirichlet("transition", counts)
     return initial, transition

@@ -6,7 +6,7 @@ import torch
 
 from latentlab.distributions.components import BernoulliComponents, PoissonComponents
 from latentlab.distributions.mixture import Mixture
-from latentlab.models.base import here
+from latentlab.models.base import dirichlet, here
 from latentlab.models.emissions.base import PositivePerComponent, per_component
 from latentlab.models.emissions.counts import Bernoulli, Poisson
 from latentlab.models.mixture import MixtureModel
@@ -26,7 +26,7 @@ class BernoulliMixture(MixtureModel):
 
     Args:
         n_components: Components (classes) K.
-        weights_concentration: Of the Dirichlet prior of the weights: one number, or one for each component.
+        weights_concentration: Concentration of the Dirichlet prior of the weights: one number, or one for each component.
         probability_concentration: a of the beta prior of the probabilities; above 1 they keep off 0 and 1.
 
     Raises:
@@ -50,10 +50,7 @@ class BernoulliMixture(MixtureModel):
 
     def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
         K, D = self.n_components, x.shape[1]
-        if K == 1:
-            weights = pyro.deterministic("weights", torch.ones(1, dtype=torch.float64))
-        else:
-            weights = pyro.sample("weights", dist.Dirichlet(here(self.concentration)))
+        weights = dirichlet("weights", here(self.concentration))
         a = torch.full((K, D), self.probability_concentration, dtype=torch.float64)
         components = BernoulliComponents(pyro.sample("probability", dist.Beta(a, a).to_event(2)))
         with pyro.plate("unit", len(x)):
@@ -73,7 +70,7 @@ class PoissonMixture(MixtureModel):
 
     Args:
         n_components: Components K.
-        weights_concentration: Of the Dirichlet prior of the weights: one number, or one for each component.
+        weights_concentration: Concentration of the Dirichlet prior of the weights: one number, or one for each component.
         rate_shape: a of the gamma prior of the rates.
         rate_mean: m, their prior mean, in counts: one number, or one for each component.
 
@@ -98,10 +95,7 @@ class PoissonMixture(MixtureModel):
 
     def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
         K, D = self.n_components, x.shape[1]
-        if K == 1:
-            weights = pyro.deterministic("weights", torch.ones(1, dtype=torch.float64))
-        else:
-            weights = pyro.sample("weights", dist.Dirichlet(here(self.concentration)))
+        weights = dirichlet("weights", here(self.concentration))
         a, m = torch.full((K, D), self.rate_shape, dtype=torch.float64), here(self.emission.mean)[:, None]
         components = PoissonComponents(pyro.sample("rate", dist.Gamma(a, self.rate_shape / m).to_event(2)))
         with pyro.plate("unit", len(x)):

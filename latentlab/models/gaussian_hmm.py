@@ -4,11 +4,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 
+from latentlab.distributions.components import GaussianComponents
+from latentlab.distributions.hidden_markov_series import HiddenMarkovSeries
 from latentlab.distributions.ordered_normal import OrderedNormal
-from latentlab.models.base import here
+from latentlab.models.base import dirichlet, here, log_normal
 from latentlab.models.emissions.base import Covariance, PerComponent, PositivePerComponent, SigmaPrior
 from latentlab.models.emissions.gaussian import Gaussian
-from latentlab.models.hidden_markov import HiddenMarkovModel, forward
+from latentlab.models.hidden_markov import HiddenMarkovModel, begins, forward, log_probability
 from latentlab.settings import Count, NonNegative, Positive, settings
 
 
@@ -19,27 +21,29 @@ class GaussianHMM(HiddenMarkovModel):
     $$ \pi \sim \text{Dirichlet}(\text{initial\_concentration}), \quad
        A_k \sim \text{Dirichlet}(\text{transition\_concentration} + \text{sticky} \, e_k) $$
     $$ \mu_{kd} \sim N(\text{mu\_loc}, \text{mu\_scale}), \quad
-       \sigma \sim \text{LogNormal}(\log \text{sigma\_scale}, \text{sigma\_spread}), \quad R_k \sim \text{LKJ} $$
-    $$ z_1 \sim \pi, \quad z_t \mid z_{t-1} \sim A_{z_{t-1}}, \quad x_t \mid z_t = k \sim N(\mu_k, \Sigma_k) $$
+       \sigma_{kd} \sim \text{LogNormal}(\log \text{sigma\_scale}, \text{sigma\_spread}), \quad
+       R_k \sim \text{LKJCholesky}(\text{corr\_concentration}) $$
+    $$ z_1 \sim \pi, \quad z_t \mid z_{t-1} \sim A_{z_{t-1}}, \quad x_t \mid z_t = k \sim N(\mu_k, \Sigma_k), \quad
+       \Sigma_k = \text{diag}(\sigma_k) \, R_k R_k' \, \text{diag}(\sigma_k) $$
 
     initial (state,), transition (state, next_state), mu (state, feature), sigma and corr by `covariance` as in
-    `GaussianMixture`, z (unit,), the units being time steps. The first state emits the first observation. The paths z are summed
-    out; the other sites are identified up to the order of the states, unless their priors differ, or `ordered` or
-    `left_to_right` fixes it.
+    `GaussianMixture`, z (unit,), the units being time steps. The first state of each sequence emits its first observation. The
+    paths z are summed out. The other sites are identified up to the order of the states, unless their priors differ, or `ordered`
+    or `left_to_right` fixes it.
 
     Args:
         n_states: States K.
         covariance: `diagonal`, `full`, `spherical` or `tied`.
-        initial_concentration: Of the Dirichlet prior of the first state; 0 fixes it at 1 / K for each.
-        transition_concentration: Of the Dirichlet prior of each row of the transitions.
-        sticky: Added to it for staying in the state.
+        initial_concentration: Concentration of the Dirichlet prior of the first state; 0 fixes it at 1 / K for each.
+        transition_concentration: Concentration of the Dirichlet prior of each row of the transitions.
+        sticky: Added to the concentration of staying in the state.
         left_to_right: The first state begins, and a state can only stay or go to the next one.
         mu_loc: Prior mean of the means: one number, or one for each state.
         mu_scale: Prior standard deviation of the means: one number, or one for each state.
         sigma_prior: `log_normal`, or `half_normal` of scale `sigma_scale`, whose mode can be without bound.
         sigma_scale: Median of the standard deviations a priori: one number, or one for each state.
         sigma_spread: Standard deviation of their logs; 0 fixes them at `sigma_scale`.
-        corr_concentration: Of the LKJ prior of the correlations.
+        corr_concentration: Concentration of the LKJ prior of the correlations.
         ordered: Hold the means of a single feature in increasing order; the prior is not renormalised.
 
     Raises:
@@ -83,33 +87,31 @@ class GaussianHMM(HiddenMarkovModel):
 
     def model(self, x: torch.Tensor, mask: torch.Tensor | None = None, sequence: torch.Tensor | None = None) -> None:
         K, D = self.n_states, x.shape[1]
-        if self.left_to_right or K == 1:  # the first state begins
+        if self.left_to_right:  # the first state begins
             initial = pyro.deterministic("initial", torch.eye(K, dtype=torch.float64)[0])
         elif self.initial_concentration == 0:
             initial = pyro.deterministic("initial", torch.full((K,), 1 / K, dtype=torch.float64))
         else:
-            initial = pyro.sample("initial", dist.Dirichlet(torch.full((K,), self.initial_concentration, dtype=torch.float64)))
+            initial = dirichlet("initial", torch.full((K,), self.initial_concentration, dtype=torch.float64))
         counts = torch.full((K, K), self.transition_concentration, dtype=torch.float64)
         counts = counts + self.sticky * torch.eye(K, dtype=torch.float64)
         if self.left_to_right:  # a state can only stay or go to the next one
             stay = pyro.sample("stay", dist.Beta(counts[0, 0].expand(K - 1), counts[0, 1]).to_event(1))
             transition = pyro.deterministic("transition", forward(stay))
-        elif K == 1:
-            transition = pyro.deterministic("transition", torch.ones(1, 1, dtype=torch.float64))
         else:
-            transition = pyro.sample("transition", dist.Dirichlet(counts).to_event(1))
+            transition = dirichlet("transition", counts)
         loc, scale = (one[:, None].expand(K, D) for one in (here(self.emission.mu_loc), here(self.emission.mu_scale)))
         mu = pyro.sample("mu", OrderedNormal(loc, scale) if self.ordered else dist.Normal(loc, scale).to_event(2))
         median = self.emission.median(D)  # `sigma_scale`, expanded to the shape of sigma
         if self.sigma_prior == "half_normal":
             sigma = pyro.sample("sigma", dist.HalfNormal(median).to_event(median.dim()))
-        elif self.sigma_spread == 0:
-            sigma = pyro.deterministic("sigma", median.clone())
         else:
-            sigma = pyro.sample("sigma", dist.LogNormal(torch.log(median), self.sigma_spread).to_event(median.dim()))
-        values = {"initial": initial, "transition": transition, "mu": mu, "sigma": sigma}
+            sigma = log_normal("sigma", median, self.sigma_spread)
+        corr = None
         if self.covariance in ("full", "tied"):
             lkj = dist.LKJCholesky(D, torch.tensor(self.corr_concentration, dtype=torch.float64))
-            values["corr"] = pyro.sample("corr", lkj.expand([K]).to_event(1) if self.covariance == "full" else lkj)
-        with pyro.plate("unit", len(x)):
-            pyro.sample("x", self._series({"x": x, "mask": mask, "sequence": sequence}, values), obs=x)  # z is marginalised
+            corr = pyro.sample("corr", lkj.expand([K]).to_event(1) if self.covariance == "full" else lkj)
+        states = GaussianComponents(mu, sigma[:, None] if self.covariance == "spherical" else sigma, corr)
+        chain = log_probability(initial), log_probability(transition)
+        with pyro.plate("unit", len(x)):  # z is marginalised
+            pyro.sample("x", HiddenMarkovSeries(*chain, states, begins(sequence, len(x)), mask), obs=x)

@@ -7,10 +7,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 
+from latentlab.distributions.components import GaussianComponents
 from latentlab.distributions.mixture import Mixture
 from latentlab.distributions.ordered_normal import OrderedNormal
 from latentlab.distributions.stick_breaking import StickBreaking
-from latentlab.models.base import Arrays, here
+from latentlab.models.base import Arrays, dirichlet, here, log_normal
 from latentlab.models.emissions.base import Covariance, PerComponent, PositivePerComponent, SigmaPrior, per_component
 from latentlab.models.emissions.gaussian import Gaussian
 from latentlab.models.mixture import MixtureModel, Units, k_means
@@ -26,9 +27,11 @@ START_CLUSTERS = 10
 class GaussianMixture(MixtureModel):
     r"""Gaussian mixture: each unit belongs to one of K components.
 
-    $$ w \sim \text{Dirichlet}(\text{weights\_concentration}), \quad \mu_{kd} \sim N(\text{mu\_loc}, \text{mu\_scale}), \quad
-       \sigma \sim \text{LogNormal}(\log \text{sigma\_scale}, \text{sigma\_spread}), \quad R_k \sim \text{LKJ} $$
-    $$ z_n \sim w, \quad x_n \mid z_n = k \sim N(\mu_k, \Sigma_k) $$
+    $$ w \sim \text{Dirichlet}(\text{weights\_concentration}), \quad \mu_{kd} \sim N(\text{mu\_loc}, \text{mu\_scale}) $$
+    $$ \sigma_{kd} \sim \text{LogNormal}(\log \text{sigma\_scale}, \text{sigma\_spread}), \quad
+       R_k \sim \text{LKJCholesky}(\text{corr\_concentration}) $$
+    $$ z_n \sim w, \quad x_n \mid z_n = k \sim N(\mu_k, \Sigma_k), \quad
+       \Sigma_k = \text{diag}(\sigma_k) \, R_k R_k' \, \text{diag}(\sigma_k) $$
 
     weights (component,), mu (component, feature), z (unit,). $\Sigma_k$ by `covariance`: `spherical` sigma (component,);
     `diagonal` sigma (component, feature); `full` sigma (component, feature) and corr, the Cholesky factors of the correlations
@@ -40,13 +43,13 @@ class GaussianMixture(MixtureModel):
     Args:
         n_components: Components K.
         covariance: `full`, `diagonal`, `spherical` or `tied`.
-        weights_concentration: Of the Dirichlet prior of the weights: one number, or one for each component.
+        weights_concentration: Concentration of the Dirichlet prior of the weights: one number, or one for each component.
         mu_loc: Prior mean of the means: one number, or one for each component.
         mu_scale: Prior standard deviation of the means: one number, or one for each component.
         sigma_prior: `log_normal`, or `half_normal` of scale `sigma_scale`, whose mode can be without bound.
         sigma_scale: Median of the standard deviations a priori: one number, or one for each component.
         sigma_spread: Standard deviation of their logs; 0 fixes them at `sigma_scale`.
-        corr_concentration: Of the LKJ prior of the correlations; 1 is uniform, larger ones prefer weak correlations.
+        corr_concentration: Concentration of the LKJ prior of the correlations; 1 is uniform, above 1 weak correlations are likelier.
         ordered: Hold the means of a single feature in increasing order; the prior is not renormalised.
 
     Raises:
@@ -92,24 +95,19 @@ class GaussianMixture(MixtureModel):
 
     def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
         K, D = self.n_components, x.shape[1]
-        if K == 1:
-            weights = pyro.deterministic("weights", torch.ones(1, dtype=torch.float64))
-        else:
-            weights = pyro.sample("weights", dist.Dirichlet(here(self.concentration)))
+        weights = dirichlet("weights", here(self.concentration))
         loc, scale = (one[:, None].expand(K, D) for one in (here(self.emission.mu_loc), here(self.emission.mu_scale)))
         mu = pyro.sample("mu", OrderedNormal(loc, scale) if self.ordered else dist.Normal(loc, scale).to_event(2))
         median = self.emission.median(D)  # `sigma_scale`, expanded to the shape of sigma
         if self.sigma_prior == "half_normal":
             sigma = pyro.sample("sigma", dist.HalfNormal(median).to_event(median.dim()))
-        elif self.sigma_spread == 0:
-            sigma = pyro.deterministic("sigma", median.clone())
         else:
-            sigma = pyro.sample("sigma", dist.LogNormal(torch.log(median), self.sigma_spread).to_event(median.dim()))
-        values = {"mu": mu, "sigma": sigma}
+            sigma = log_normal("sigma", median, self.sigma_spread)
+        corr = None
         if self.covariance in ("full", "tied"):
             lkj = dist.LKJCholesky(D, torch.tensor(self.corr_concentration, dtype=torch.float64))
-            values["corr"] = pyro.sample("corr", lkj.expand([K]).to_event(1) if self.covariance == "full" else lkj)
-        components = self.emission.components(values)
+            corr = pyro.sample("corr", lkj.expand([K]).to_event(1) if self.covariance == "full" else lkj)
+        components = GaussianComponents(mu, sigma[:, None] if self.covariance == "spherical" else sigma, corr)
         with pyro.plate("unit", len(x)):
             pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)  # z is marginalised
 
@@ -121,8 +119,10 @@ class DPMixture(MixtureModel):
     $$ \alpha \sim \text{Gamma}(\text{alpha\_shape}, \text{alpha\_rate}), \quad v_k \sim \text{Beta}(1, \alpha), \quad
        w_k = v_k \prod_{j<k} (1 - v_j), \quad v_K = 1 $$
     $$ \mu_{kd} \sim N(\text{mu\_loc}, \text{mu\_scale}), \quad
-       \sigma \sim \text{LogNormal}(\log \text{sigma\_scale}, \text{sigma\_spread}), \quad
-       z_n \sim w, \quad x_n \mid z_n = k \sim N(\mu_k, \Sigma_k) $$
+       \sigma_{kd} \sim \text{LogNormal}(\log \text{sigma\_scale}, \text{sigma\_spread}), \quad
+       R_k \sim \text{LKJCholesky}(\text{corr\_concentration}) $$
+    $$ z_n \sim w, \quad x_n \mid z_n = k \sim N(\mu_k, \Sigma_k), \quad
+       \Sigma_k = \text{diag}(\sigma_k) \, R_k R_k' \, \text{diag}(\sigma_k) $$
 
     alpha the concentration, weights (component,), the rest as in `GaussianMixture`. A priori about $\alpha \log(1 + N / \alpha)$
     components hold N units. Identified are the partition of the units, the number of components that hold any, and the density
@@ -138,7 +138,7 @@ class DPMixture(MixtureModel):
         mu_scale: Prior standard deviation of the means.
         sigma_scale: Median of the standard deviations a priori.
         sigma_spread: Standard deviation of their logs; 0 fixes them at `sigma_scale`.
-        corr_concentration: Of the LKJ prior of the correlations.
+        corr_concentration: Concentration of the LKJ prior of the correlations.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -192,15 +192,12 @@ class DPMixture(MixtureModel):
         weights = pyro.sample("weights", StickBreaking(alpha, K))
         mu = pyro.sample("mu", dist.Normal(torch.full((K, D), self.mu_loc, dtype=torch.float64), self.mu_scale).to_event(2))
         median = self.emission.median(D)  # `sigma_scale`, expanded to the shape of sigma
-        if self.sigma_spread == 0:
-            sigma = pyro.deterministic("sigma", median.clone())
-        else:
-            sigma = pyro.sample("sigma", dist.LogNormal(torch.log(median), self.sigma_spread).to_event(median.dim()))
-        values = {"mu": mu, "sigma": sigma}
+        sigma = log_normal("sigma", median, self.sigma_spread)
+        corr = None
         if self.covariance in ("full", "tied"):
             lkj = dist.LKJCholesky(D, torch.tensor(self.corr_concentration, dtype=torch.float64))
-            values["corr"] = pyro.sample("corr", lkj.expand([K]).to_event(1) if self.covariance == "full" else lkj)
-        components = self.emission.components(values)
+            corr = pyro.sample("corr", lkj.expand([K]).to_event(1) if self.covariance == "full" else lkj)
+        components = GaussianComponents(mu, sigma[:, None] if self.covariance == "spherical" else sigma, corr)
         with pyro.plate("unit", len(x)):
             pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)  # z is marginalised
 

@@ -71,14 +71,6 @@ class HiddenMarkovModel(LatentModel):
     def n_labels(self) -> int:
         return self.n_states
 
-    def _initial_counts(self) -> torch.Tensor:
-        return torch.full((self.n_states,), self.initial_concentration, dtype=torch.float64)
-
-    def _transition_counts(self) -> torch.Tensor:
-        """Of the Dirichlet prior of each row."""
-        even = torch.full((self.n_states, self.n_states), self.transition_concentration, dtype=torch.float64)
-        return even + self.sticky * torch.eye(self.n_states, dtype=torch.float64)
-
     # -- what is exact
 
     def _series(self, arrays: Arrays, values: Mapping[str, torch.Tensor]) -> HiddenMarkovSeries:
@@ -221,8 +213,8 @@ class HiddenMarkovModel(LatentModel):
         n_features = (2 if "corr" in self.dims else 1) if n_features is None else n_features
         initial = np.eye(K)[0] if self.left_to_right or K == 1 else np.full(K, 1 / K)
         if not (self.left_to_right or K == 1 or self.initial_concentration == 0):
-            initial = rng.dirichlet(self._initial_counts().numpy())
-        rows = self._transition_counts().numpy()
+            initial = rng.dirichlet(np.full(K, self.initial_concentration))
+        rows = self.transition_concentration + self.sticky * np.eye(K)
         truth: dict[str, np.ndarray] = {}
         if self.left_to_right:
             truth["stay"] = rng.beta(rows[0, 0], rows[0, 1], K - 1)

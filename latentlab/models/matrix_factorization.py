@@ -9,7 +9,7 @@ import torch
 
 from latentlab.data.dataset import Dataset
 from latentlab.errors import DataError
-from latentlab.models.base import Arrays, Caution, LatentModel, Position
+from latentlab.models.base import Arrays, Caution, LatentModel, Position, normal
 from latentlab.settings import Count, NonNegative, Positive, settings
 from latentlab.symmetry.groups import Orthogonal
 
@@ -56,10 +56,7 @@ class MatrixFactorization(LatentModel):
 
     def model(self, rating: torch.Tensor, user: torch.Tensor, item: torch.Tensor, n_user: int, n_item: int) -> None:
         K = self.n_latent
-        if self.mu_scale == 0:
-            mu = pyro.deterministic("mu", torch.zeros(()))
-        else:
-            mu = pyro.sample("mu", dist.Normal(torch.zeros(()), self.mu_scale))
+        mu = normal("mu", self.mu_scale, ())
         sigma = pyro.sample("sigma", dist.HalfNormal(torch.tensor(self.sigma_scale)))
         with pyro.plate("user", n_user):
             U = pyro.sample("U", dist.Normal(torch.zeros(K), self.U_scale).to_event(1))

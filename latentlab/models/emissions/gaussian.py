@@ -57,7 +57,7 @@ class Gaussian(Emission):
         corr_concentration: float,
         ordered: bool,
     ) -> None:
-        self.owner, self.n_components, self.covariance, self.ordered = owner, n_components, covariance, ordered
+        self.n_components, self.covariance, self.ordered = n_components, covariance, ordered
         self.mu_loc = per_component(owner, "mu_loc", mu_loc, n_components)
         self.mu_scale = per_component(owner, "mu_scale", mu_scale, n_components)
         self.sigma_scale = per_component(owner, "sigma_scale", sigma_scale, n_components)
