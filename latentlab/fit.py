@@ -22,7 +22,7 @@ from latentlab.inference.draws import Method, finished_draws
 from latentlab.inference.encoder import activity
 from latentlab.models.base import LatentModel
 from latentlab.results.arviz import to_arviz
-from latentlab.results.assemble import assemble, draw_positions, globals, lifted, thinned
+from latentlab.results.assemble import assemble, draw_positions, globals, lifted, thinned, thinned_sites
 from latentlab.results.diagnostics import converged, diagnose, sensitivity
 from latentlab.results.loo import Loo, loo
 from latentlab.results.modes import chain_modes, restart_modes
@@ -180,12 +180,12 @@ class Fit:
             DataError: New data that the fit cannot take.
         """
         site, dim = self.model.position.site, self.model.exchanges.dim
-        if self.model.position.kind != "discrete":
+        if not self.model.is_discrete:
             raise ModelError(f"the positions of {self.model.name!r} are {self.model.position.kind}: they have no labels.")
         new = self.dataset if dataset is None else self._like_training(dataset)
         given = tensors(self.model, new) if dataset is None else tensors_of_new(self.model, new)
-        values = thinned({name: array for name, array in self.sites().items() if name != site}, n_draws)
-        elements = thinned({"g": self._aligned.elements}, n_draws)["g"]
+        values = thinned_sites({name: array for name, array in self.sites().items() if name != site}, n_draws)
+        elements = thinned(self._aligned.elements, n_draws)
 
         def probs(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
             found: Any = self.model.latents(given, **sites)
@@ -278,7 +278,7 @@ class Fit:
         arrays = {**tensors(self.model, dataset), **{name: torch.tensor(places) for name, places in index.items()}}
         arrays[dataset.observed] = torch.zeros(sizes.pop(), dtype=torch.float64)
         density = Density(self.model, arrays, dataset.array_dims, parameter_tensors(self.parameters))
-        values = thinned(globals(self.sites(), [site.name for site in density.sites]), n_draws)
+        values = thinned_sites(globals(self.sites(), [site.name for site in density.sites]), n_draws)
         with isolated(Seeds(self.seed).child("predict")):
             found = lifted(density.predict, values)[dataset.observed]
         if dataset.transform is not None:
@@ -302,7 +302,7 @@ class Fit:
         if not len(where):
             raise DataError(f"{dataset.name}: no entry is missing, so that nothing can be filled in.")
         seeds = Seeds(self.seed).child("imputations")
-        x = impute(self.model, dataset, thinned(self.sites(), n_draws), seeds, where, self.parameters)
+        x = impute(self.model, dataset, thinned_sites(self.sites(), n_draws), seeds, where, self.parameters)
         if dataset.transform is not None:
             loc, scale = (np.broadcast_to(a, dataset.x.shape) for a in (dataset.transform.loc, dataset.transform.scale))
             x = x * scale[tuple(where.T)] + loc[tuple(where.T)]

@@ -1,14 +1,17 @@
 """A fit against embeddings: tables as promised, rows with and without the map, verdicts that see what was planted."""
 
+import io
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
+from tqdm import tqdm
 
 from latentlab.compare import neighbors
 from latentlab.comparison import scores as module
 from latentlab.comparison.compare import compare
 from latentlab.comparison.result import SCORE_COLUMNS, VERDICT_COLUMNS, Comparison
-from latentlab.comparison.rows import thinned
 from latentlab.comparison.scores import in_part
 from latentlab.correspondences.maps import shrunk_axes
 from latentlab.data.dataset import Dataset
@@ -21,6 +24,9 @@ from latentlab.inference.exact import Exact
 from latentlab.inference.svi import SVI
 from latentlab.models.ppca import PPCA
 from latentlab.registry import METRICS
+from latentlab.results.assemble import thinned
+
+module_of_compare = sys.modules["latentlab.comparison.compare"]
 
 COLUMNS = (
     "metric,embedding,units,seed,map,mean,sd,q05,q50,q95,ceiling_mean,ceiling_q05,ceiling_q95,floor_mean,floor_q05,floor_q95,direction",
@@ -184,6 +190,8 @@ def test_units_are_joined_by_name_and_missing_ones_refused(result, wine):
         ({"alpha": 1.5}, "`alpha`.*1.5"),
         ({"n_draws": 1}, "`n_draws`"),
         ({"n_neighbors": 0}, "`n_neighbors`"),
+        ({"metrics": "cka"}, r"`metrics` must be a list of names, such as \['cka'\]; got 'cka'"),
+        ({"alignments": "affine"}, "`alignments` must be a list of names"),
     ],
 )
 def test_options_that_cannot_be_are_refused(result, planted, options, message):
@@ -195,6 +203,24 @@ def test_a_metric_that_minds_rotation_is_left_out_unless_asked_for(result, plant
     assert "displacement" not in set(comparison.to_dataframe().metric)
     asked = compare(result, planted[:1], metrics=("displacement",), n_draws=4, n_pairs=4, n_permutations=2, progress=False)
     assert set(asked.to_dataframe().metric) == {"displacement"}
+    assert any("displacement depends on rotation of the positions" in note for note in asked.notes)
+    assert not any("depends on" in note for note in comparison.notes)
+
+
+@pytest.mark.parametrize("ways", [None, ("orthogonal", "similarity", "affine")])
+def test_the_progress_bar_ends_where_the_work_does(result, planted, wine, ways, monkeypatch):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **{**options, "disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr(module_of_compare, "tqdm", Bar)
+    few = {"n_draws": 6, "n_pairs": 2, "n_permutations": 2}
+    wide = embed("pca", wine, n_latent=3, label="wide")
+    compare(result, (one for one in [planted[0], planted[-1], wide]), alignments=ways, **few)  # a generator will do
+    assert [bar.n for bar in bars] == [bar.total for bar in bars] != [0]
 
 
 def test_a_slow_metric_is_taken_when_asked_for(result, planted, comparison):
@@ -206,8 +232,14 @@ def test_a_slow_metric_is_taken_when_asked_for(result, planted, comparison):
 
 
 def test_two_embeddings_with_one_label_are_refused(result, planted):
-    with pytest.raises(ConfigError, match="two embeddings have the label 'pca'"):
+    with pytest.raises(ConfigError, match="two compared arrays have the name 'pca'"):
         compare(result, [planted[0], planted[0]], progress=False)
+
+
+def test_a_label_like_that_of_a_mapped_embedding_is_refused(result, wine):
+    """PCA is compared raw and mapped, and the second is called `pca (mapped)`."""
+    with pytest.raises(ConfigError, match=r"two compared arrays have the name 'pca \(mapped\)'"):
+        compare(result, [embed("pca", wine), embed("isomap", wine, label="pca (mapped)")], progress=False)
 
 
 def test_more_columns_than_the_positions_are_judged_by_an_affine_map(result, wine):

@@ -1,13 +1,16 @@
 """A mixture's labels against clusterings and other embeddings: rows, verdicts, soft metrics, true labels, what has no number."""
 
+import io
 import itertools
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from latentlab.compare.clustering import minimum_binder
-from latentlab.comparison.choice import SOFT_METRICS
+from latentlab.comparison.choice import SOFT_METRICS, check_spread
 from latentlab.comparison.compare import compare
 from latentlab.comparison.known_labels import LABEL_METRICS
 from latentlab.data.load import load_dataset
@@ -16,8 +19,11 @@ from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import ConfigError
 from latentlab.fit import fit
 from latentlab.inference.exact import Exact
+from latentlab.inference.nuts import NUTS
 from latentlab.models.gaussian_mixture import GaussianMixture
 from latentlab.models.ppca import PPCA
+
+module_of_compare = sys.modules["latentlab.comparison.compare"]
 
 WIDE = 6
 """Columns of the clusterings: the partition of least loss may have more clusters than the draws have."""
@@ -211,3 +217,25 @@ def test_the_same_seed_gives_the_same_comparison(result, planted, comparison):
     again = compare(result, planted, **FEW)
     assert again.to_dataframe().equals(comparison.to_dataframe())
     assert again.verdicts.equals(comparison.verdicts)
+
+
+def test_the_progress_bar_ends_where_the_work_does(result, planted, monkeypatch):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **{**options, "disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr(module_of_compare, "tqdm", Bar)
+    compare(result, planted[:3], n_draws=6, n_pairs=2, n_permutations=2)
+    compare(result, planted[:3], metrics=("cka",), n_draws=6, n_pairs=2, n_permutations=2)
+    assert [bar.n for bar in bars] == [bar.total for bar in bars]
+
+
+def test_a_half_must_hold_four_draws_of_labels_however_many_labels_there_are():
+    """Positions in q columns need q + 2 draws in a half, labels four whatever the number of components."""
+    model = GaussianMixture(12)
+    check_spread(model, NUTS(n_chains=2, n_draws=4))
+    with pytest.raises(ConfigError, match="a half must hold at least 4"):
+        check_spread(GaussianMixture(1), NUTS(n_chains=2, n_draws=3))

@@ -251,7 +251,7 @@ def test_a_program_that_is_random_beyond_its_sites_is_refused(fault, message):
 def test_a_position_that_is_no_site_is_refused():
     model = Odd()
     model.positions = (ll.Position("zz"),)
-    with pytest.raises(ModelError, match="the position of 'odd', 'zz', is not among its dims: z"):
+    with pytest.raises(ModelError, match="'odd': the position 'zz' must be one of the sites in `dims`: z"):
         fit(model, ODD_DATA, ll.MAP(), seed=0, progress=False)
 
 
@@ -277,7 +277,7 @@ def test_a_wrong_declaration_is_refused_before_anything_is_computed(attribute, v
 def test_a_symmetry_along_a_dim_that_the_position_lacks_is_refused():
     model = Odd()
     model.dims, model.symmetry = {"z": ("unit",), "W": ("feature", "latent")}, Orthogonal()
-    with pytest.raises(ModelError, match="which the position 'z' has not; name another dim"):
+    with pytest.raises(ModelError, match="which the position 'z' does not have; name another dim"):
         fit(model, ODD_DATA, ll.MAP(), seed=0, progress=False)
 
 

@@ -151,6 +151,10 @@ def test_fits_to_different_data_are_refused(rng):
         with pytest.raises(DataError, match=f"'one' and 'other' cannot be compared: .*{said}"):
             loo_table({"one": one, "other": other})
     assert len(loo_table({"one": one, "other": made_up(ll, x * (1 + 1e-15))})) == 2
+    both = hidden.copy()
+    both[5] += 1.0
+    with pytest.raises(DataError, match="2 of 40 values differ"):
+        loo_table({"one": made_up(ll, hidden), "other": made_up(ll, both)})
 
 
 def test_what_has_no_loo_is_refused(rng):

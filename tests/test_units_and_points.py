@@ -1,6 +1,7 @@
 """Tests of points that refer to units, from density to report: ratings with two kinds of units, and a graph."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from scipy.special import expit
 from scipy.stats import halfnorm, norm
 
 import latentlab as ll
+from latentlab.comparison.result import Comparison
 from latentlab.data.dataset import Dataset
 from latentlab.data.points import grunfeld, karate
 from latentlab.errors import ConfigError, DataError, ModelError
@@ -308,6 +310,34 @@ def test_a_model_is_not_fitted_to_other_kinds_of_units(model, dataset, message):
         ll.fit(model, dataset(), ll.MAP())
 
 
+def test_ratings_may_name_items_first(rng):
+    """The same density, whatever the order of the indices."""
+    given = grunfeld().standardize()
+    swapped = replace(given, index={name: given.index[name] for name in ("item", "user")})
+    model = MatrixFactorization(2)
+    model.check(swapped)
+    densities = [Density(model, tensors(model, one), one.array_dims) for one in (given, swapped)]
+    at = torch.from_numpy(rng.normal(size=densities[0].size))
+    values = [float(density.eager_value_and_grad(at)[0]) for density in densities]
+    assert values[0] == pytest.approx(values[1], abs=1e-9)
+
+
+@pytest.mark.parametrize("directed", [False, True])
+def test_the_start_of_a_graph_is_the_spectral_embedding_of_the_centred_graph(directed, rng):
+    """Inner products at the start are the best positive semi-definite approximation of the adjacency less its density."""
+    n = 12
+    i, j = np.nonzero(~np.eye(n, dtype=bool)) if directed else np.triu_indices(n, 1)
+    y = (rng.random(len(i)) < 0.4).astype(float)
+    dims, index = {"edge": ("pair",)}, {"source": ("pair", i, "node"), "target": ("pair", j, "node")}
+    graph = Dataset({"edge": y}, dims=dims, units={"node": n}, index=index, directed=directed)
+    z = RandomDotProduct(n).initialize(tensors(RandomDotProduct(n), graph), rng)["z"].numpy()
+    centred = np.zeros((n, n))
+    centred[i, j] = y - y.mean()
+    centred = (centred + centred.T) / (2 if directed else 1)
+    values, vectors = np.linalg.eigh(centred)
+    np.testing.assert_allclose(z @ z.T, (vectors * values.clip(min=0)) @ vectors.T, atol=1e-9)
+
+
 def test_edges_are_0_or_1():
     weighted = Dataset(
         {"edge": [1.0, 2.0]},
@@ -355,6 +385,11 @@ def test_each_kind_has_scores_and_verdicts_under_one_alignment(fitted):
     assert [name for name in together.sentences()] == ["draw, users", "draw, items"]
     with pytest.raises(ConfigError, match="unknown kind of units 'film'"):
         together.to_dataset("film")
+    for of_one_kind in (Comparison.data.fget, Comparison.ceiling.fget, Comparison.coverage.fget, Comparison.to_dataset):
+        with pytest.raises(ConfigError, match="several kinds of units were compared: name one, of 'user', 'item'"):
+            of_one_kind(together)
+    assert list(together.to_tree().children) == ["user", "item"]
+    assert repr(together).startswith("Comparison(2 arrays")
 
 
 def test_embeddings_of_other_kinds_or_units_are_refused(fitted):
@@ -508,7 +543,10 @@ def test_so_few_ratings_that_they_can_be_fitted_exactly_are_a_caution(rng):
     assert model.cautions(dataset) == []
     (found,) = model.cautions(dataset.subset(np.arange(28)))
     assert (found.check, found.value, found.threshold[:4]) == ("identification", 28, "> 28")
-    assert MatrixFactorization(3, mu_scale=0).cautions(dataset.subset(np.arange(28))) == []
+    centred = MatrixFactorization(3, mu_scale=0)
+    assert centred.cautions(dataset.subset(np.arange(28))) == []
+    (found,) = centred.cautions(dataset.subset(np.arange(27)))
+    assert found.threshold == "> 27 (K (n_user + n_item - K))"
 
 
 def test_a_label_like_a_kind_of_units_is_refused(tmp_path):

@@ -202,24 +202,3 @@ def minds(metric: Metric, group: Group, dims: tuple[str, ...] = ("unit", "latent
     Rotations hold every (signed) permutation, so a metric that ignores rotation is enough for those groups.
     """
     return needed(group, dims) - metric.ignores
-
-
-def check_symmetry(metric: Metric, group: Group, dims: tuple[str, ...] = ("unit", "latent"), *, by_name: bool = False) -> None:
-    """Refuse a metric that does not ignore what the model's symmetry ignores.
-
-    Args:
-        metric: The metric.
-        group: The model's symmetry.
-        dims: The dims of the model's positions.
-        by_name: The user asked for this metric by name: nothing is refused.
-
-    Raises:
-        ConfigError: Part of the score would be the arbitrary orientation of each draw.
-    """
-    free = minds(metric, group, dims)
-    if free and not by_name:
-        ignored = ", ".join(sorted(metric.ignores)) or "nothing"
-        raise ConfigError(
-            f"metric '{metric.name}' ignores {ignored}, but the symmetry {type(group).__name__} leaves {', '.join(sorted(free))} "
-            f"free: its score would be that of an arbitrary orientation. Ask for it by name to have it all the same."
-        )

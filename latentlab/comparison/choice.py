@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from latentlab.compare.align import ALIGNMENTS, Alignment
-from latentlab.compare.metric import Metric, check_symmetry, minds, needed
+from latentlab.compare.metric import Metric, minds, needed
+from latentlab.compare.partition_verdict import LEAST
 from latentlab.errors import ConfigError, ModelError, unknown
 from latentlab.fit import Fit
 from latentlab.inference.draws import Method
@@ -14,20 +15,23 @@ SOFT_METRICS = ("cka", "distance_correlation", "procrustes_similarity")
 """Default metrics between an embedding and the probabilities of the labels."""
 
 
-def _is_discrete(fit: Fit) -> bool:
-    return fit.model.position.kind == "discrete"
-
-
 def _distinct(option: str, names: Sequence[str]) -> None:
-    """Raises `ConfigError` if the list of names is empty or has a duplicate."""
+    """Raises `ConfigError` if the names are not a list, or if it is empty or has a duplicate."""
+    if isinstance(names, str):
+        raise ConfigError(f"compare: `{option}` must be a list of names, such as [{names!r}]; got {names!r}.")
     twice = next((name for name in names if list(names).count(name) > 1), None)
     if not names or twice is not None:
         raise ConfigError(f"compare: `{option}` " + ("is empty." if twice is None else f"names {twice!r} twice."))
 
 
 def metrics_of(names: Sequence[str] | None, fit: Fit) -> list[Metric]:
+    """Metrics of these names; by default those that ignore the model's symmetry, but for slow ones.
+
+    Raises:
+        ConfigError: The list is empty, or a metric is unknown, repeated, or one of labels for positions that are none.
+    """
     group, dims = fit.model.exchanges, fit.model.dims[fit.model.position.site]
-    discrete = _is_discrete(fit)
+    discrete = fit.model.is_discrete
     if names is None:
         every = [METRICS.load(name) for name in METRICS]
         kept = [m for m in every if m.by_default and not minds(m, group, dims)]
@@ -40,13 +44,23 @@ def metrics_of(names: Sequence[str] | None, fit: Fit) -> list[Metric]:
     for metric in found:
         if metric.of == "labels" and not discrete:
             raise ConfigError(f"metric {metric.name!r} compares labels; the positions of {fit.model.name!r} are not discrete.")
-        check_symmetry(metric, group, dims, by_name=True)
     return found
+
+
+def orientation_notes(chosen: Sequence[Metric], model: LatentModel) -> list[str]:
+    """A note on each metric whose scores depend on the orientation of the draws, which the model's symmetry leaves free."""
+    group, dims = model.exchanges, model.dims[model.position.site]
+    return [
+        f"{metric.name} depends on {' and '.join(sorted(free))} of the positions, which the model does not identify: its scores "
+        "are those of the orientation in which the draws were aligned"
+        for metric in chosen
+        if (free := minds(metric, group, dims))
+    ]
 
 
 def alignments_of(names: Sequence[str] | None, fit: Fit) -> tuple[Alignment, ...]:
     free = needed(fit.model.exchanges, fit.model.dims[fit.model.position.site])
-    if _is_discrete(fit) and names is not None:
+    if fit.model.is_discrete and names is not None:
         raise ConfigError(f"compare: `alignments` are of positions; those of {fit.model.name!r} are labels, which have none.")
     if names is None:
         return ("fixed",) if not free else ("affine",) if "linear" in free else ("orthogonal", "similarity")
@@ -62,14 +76,14 @@ def check_spread(model: LatentModel, method: Method) -> None:
 
     Raises:
         ModelError: The method gives point estimates of the positions; the message names model and method.
-        ConfigError: A half may hold fewer draws than the number of position columns + 2.
+        ConfigError: A half may hold too few draws: the number of position columns + 2, or `LEAST` draws of labels.
     """
-    n_chains, columns = getattr(method, "n_chains", 1), model.position_columns() or 1
+    n_chains, least = getattr(method, "n_chains", 1), LEAST if model.is_discrete else (model.position_columns() or 1) + 2
     half = n_chains // 2 * method.n_draws if n_chains > 1 else method.n_draws // 3
-    if half < columns + 2:
+    if half < least:
         raise ConfigError(
             f"inference: {n_chains} x {method.n_draws} draws are too few to compare embeddings with: a half must hold at least "
-            f"{columns + 2}, and for a verdict hundreds; raise `n_draws`."
+            f"{least}, and for a verdict hundreds; raise `n_draws`."
         )
     if method.kind == "point" and "latents" not in model.offers:
         others = ", ".join(name for name in model.methods if METHODS.load(name).kind != "point")

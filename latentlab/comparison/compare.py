@@ -17,12 +17,12 @@ from latentlab.compare.co_assignment import co_assignment
 from latentlab.compare.label_units import UnitsOfLabels
 from latentlab.compare.metric import Metric, needed
 from latentlab.compare.neighbors import N_RECALLED, Search
-from latentlab.comparison.choice import alignments_of, check_spread, metrics_of
+from latentlab.comparison.choice import alignments_of, check_spread, metrics_of, orientation_notes
 from latentlab.comparison.known_labels import clusters_and_labels, positions_and_labels
 from latentlab.comparison.result import Comparison, Scores, judged_data, named, score_data, score_frame, verdict_frame
 from latentlab.comparison.rows import Row, fewest_units, rows_of
-from latentlab.comparison.scores import RECALLS, in_part, lifted_over, recalls, scored
-from latentlab.comparison.verdicts import N_NAMED, Judged, borderline, judged_labels, judged_positions
+from latentlab.comparison.scores import RECALLS, in_part, lifted_over, n_scores, recalls, scored
+from latentlab.comparison.verdicts import N_NAMED, Judged, borderline, judged_labels, judged_positions, n_verdicts
 from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import ConfigError
 from latentlab.fit import Fit
@@ -77,15 +77,16 @@ def compare(  # one keyword for each user option; calls the stages in order
     Raises:
         DataError: An embedding lacks units of the fit, or is not finite.
         ModelError: The method gives the positions no posterior spread.
-        ConfigError: An unknown or repeated metric or alignment, an option out of its range, or too few draws.
+        ConfigError: An unknown or repeated metric, alignment or label, an option out of its range, or too few draws.
     """
     numbers = {"n_neighbors": n_neighbors, "n_draws": n_draws, "n_pairs": n_pairs, "n_permutations": n_permutations}
     checked("compare", keyword_types(compare), {**numbers, "alpha": alpha, "neighbor_search": neighbor_search})
     chosen = metrics_of(metrics, fit)
     ways = alignments_of(alignments, fit)
-    if isinstance(embeddings, Embedding) or not all(isinstance(one, Embedding) for one in embeddings):
-        single = isinstance(embeddings, Embedding)
-        odd = embeddings if single else next(one for one in embeddings if not isinstance(one, Embedding))
+    single = isinstance(embeddings, Embedding)
+    embeddings = list(embeddings) if not single else embeddings
+    odd = embeddings if single else next((one for one in embeddings if not isinstance(one, Embedding)), None)
+    if odd is not None:
         raise ConfigError(
             "`embeddings` must be a list of `Embedding`s, such as `[embed('pca', dataset), Embedding(name, values, units)]`; "
             f"got {'' if single else 'a list with '}{type(odd).__name__}."
@@ -102,17 +103,17 @@ def compare(  # one keyword for each user option; calls the stages in order
         kind: {"n_neighbors": min(n_neighbors, max(1, (len(units) - 1) // 2)), "neighbor_search": neighbor_search}
         for kind, units in names.items()
     }
-    seeds, n_steps = Seeds(fit.seed).child("comparison"), 3 * len(rows)
-    for kind in kinds:
-        n_steps += len(some[kind]) * next(iter(some[kind].values()))[..., 0].size // len(names[kind])
+    seeds = Seeds(fit.seed).child("comparison")
     own = {kind: [i for i, row in enumerate(rows) if row.units == kind] for kind in kinds}
+    n_steps = sum(n_scores([rows[i] for i in which], chosen, some[kind]) for kind, which in own.items())
+    n_steps += len(rows) if fit.model.is_discrete else n_verdicts(rows, draws, ways) + len(rows)
     with tqdm(total=n_steps, desc="compare", disable=None if progress else True, leave=False) as bar:
         tables: dict[str, Scores] = {
             kind: scored([rows[i] for i in which], chosen, some[kind], near[kind], (n_pairs, n_permutations), seeds, bar)
             for kind, which in own.items()
         }
         texts = {kind: [str(unit) for unit in units] for kind, units in names.items()}
-        partition = _Partition(fit, draws[kinds[0]][..., 0], names[kinds[0]]) if _is_discrete(fit) else None
+        partition = _Partition(fit, draws[kinds[0]][..., 0], names[kinds[0]]) if fit.model.is_discrete else None
         if partition is not None:
             judged = judged_labels(rows, partition.draws, texts[kinds[0]], partition.common, alpha, seeds, bar)
         else:
@@ -120,6 +121,7 @@ def compare(  # one keyword for each user option; calls the stages in order
             judged = judged_positions(rows, draws, positions, texts, ways, alpha, near, seeds, bar)
     fewest, n_units = fewest_units(fit.model), {kind: len(fit.dataset.kinds[kind]) for kind in fit.model.kinds}
     remarks = [f"{k}s are not compared: there are {n}, and {fewest} are needed" for k, n in n_units.items() if n < fewest]
+    remarks += orientation_notes(chosen, fit.model)
     if len(n_units) > 1:
         remarks.append("scores are of one kind of units alone, and do not see how it lies to the others; verdicts do")
     parts = {}
@@ -212,7 +214,7 @@ def _known_labels(
     labels = fit.dataset.labels_of(kind)
     if labels is None or len(np.unique(labels)) < 2:
         return xr.Dataset()
-    if _is_discrete(fit):
+    if fit.model.is_discrete:
         return clusters_and_labels(rows, draws[..., 0], data["point_estimate"].values, labels)
     return positions_and_labels(rows, draws, labels, near["n_neighbors"], seeds)
 
@@ -220,12 +222,8 @@ def _known_labels(
 def _symmetry(fit: Fit) -> dict[str, str]:
     """Names of the model's symmetry and of the transformations that metrics of its positions must ignore."""
     group, dims = fit.model.exchanges, fit.model.dims[fit.model.position.site]
-    ignored = "the names of labels" if _is_discrete(fit) else ", ".join(sorted(needed(group, dims))) or "nothing"
+    ignored = "the names of labels" if fit.model.is_discrete else ", ".join(sorted(needed(group, dims))) or "nothing"
     return {"symmetry": type(group).__name__, "ignores": ignored}
-
-
-def _is_discrete(fit: Fit) -> bool:
-    return fit.model.position.kind == "discrete"
 
 
 def _unsettled(data: xr.Dataset, units: np.ndarray) -> list[str]:

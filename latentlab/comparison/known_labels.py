@@ -9,8 +9,9 @@ import xarray as xr
 
 from latentlab.compare.labels import downstream_accuracy, folds, label_agreement, largest_class
 from latentlab.compare.positions import Positions
-from latentlab.comparison.rows import Row, thinned
+from latentlab.comparison.rows import Row
 from latentlab.registry import METRICS
+from latentlab.results.assemble import thinned
 from latentlab.seeds import Seeds
 
 LABEL_METRICS = ("adjusted_rand", "matched_accuracy")

@@ -46,7 +46,15 @@ class Comparison:
 
     @property
     def data(self) -> xr.Dataset:
-        """Dataset of the first kind of units, which is the only one for a table."""
+        """Dataset of the only kind of units that was compared, as of a table.
+
+        Raises:
+            ConfigError: Several kinds were compared: take one by `to_dataset`.
+        """
+        return self.to_dataset()
+
+    @property
+    def _first(self) -> xr.Dataset:
         return next(iter(self.parts.values()))
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -57,13 +65,16 @@ class Comparison:
         """Returns scores over draws, ceilings, floors, coverage, disagreement by unit, and scores against known labels.
 
         Args:
-            units: Kind of units; the first if None.
+            units: Kind of units; may be left out if only one was compared.
 
         Raises:
-            ConfigError: This kind was not compared.
+            ConfigError: This kind was not compared, or several were and none is named.
         """
+        if units is None and len(self.parts) > 1:
+            kinds = ", ".join(map(repr, self.parts))
+            raise ConfigError(f"several kinds of units were compared: name one, of {kinds}, as in `to_dataset(units)`.")
         if units is None:
-            return self.data
+            return self._first
         if units not in self.parts:
             raise ConfigError(unknown("kind of units", units, self.parts))
         return self.parts[units]
@@ -99,7 +110,7 @@ class Comparison:
         """Remarks on the comparison: a fit that did not converge, ties, subsamples and approximations."""
         every = [str(data.attrs.get(name, "")) for data in self.parts.values() for name in ("ties", "notes")]
         parts = dict.fromkeys(part for text in every for part in text.split("; "))
-        return tuple(filter(None, [not_converged(self.data), *parts]))
+        return tuple(filter(None, [not_converged(self._first), *parts]))
 
     def sentences(self) -> dict[str, str]:
         """Returns the verdict on each compared array in words, under its first alignment; omits arrays without a verdict."""
@@ -107,14 +118,14 @@ class Comparison:
         for kind, data in self.parts.items():
             said, of = data["sentence"], f", {kind}s" if len(self.parts) > 1 else ""
             every |= {f"{label}{of}": said.sel(embedding=label).values.astype(str).tolist() for label in said["embedding"].values}
-        doubt = not_converged(self.data)
+        doubt = not_converged(self._first)
         return {label: " ".join(filter(None, [next(filter(None, ways)), doubt])) for label, ways in every.items() if any(ways)}
 
     def __repr__(self) -> str:
-        n_arrays, n_metrics = sum(part.sizes["embedding"] for part in self.parts.values()), self.data.sizes["metric"]
+        n_arrays, n_metrics = sum(part.sizes["embedding"] for part in self.parts.values()), self._first.sizes["metric"]
         words = (self.verdicts["alignment"] + ": " + self.verdicts["verdict"]).value_counts(sort=False)
         said = "; ".join(f"{n} {word}" for word, n in words.items())
-        state = "; the fit did NOT converge" if not_converged(self.data) else ""
+        state = "; the fit did NOT converge" if not_converged(self._first) else ""
         return f"Comparison({n_arrays} arrays, {n_metrics} metrics; verdicts {said}{state})"
 
 

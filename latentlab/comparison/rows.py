@@ -60,13 +60,9 @@ def rows_of(fit: Fit, embeddings: Sequence[Embedding]) -> list[Row]:
     """Returns the rows of the embeddings, joined with the fit by unit.
 
     Raises:
-        ConfigError: Two embeddings have the same label.
+        ConfigError: Two compared arrays have the same name in tables.
         DataError: An embedding lacks units of the fit, or has a kind of units that the model does not have.
     """
-    labels = [embedding.label for embedding in embeddings]
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"two embeddings have the label {twice!r}; give each its own.")
     units = {kind: names for kind, names in fit.dataset.kinds.items() if kind in fit.model.kinds}
     found = []
     for embedding in embeddings:
@@ -77,6 +73,10 @@ def rows_of(fit: Fit, embeddings: Sequence[Embedding]) -> list[Row]:
             found += _of_kinds(embedding.label, seed, "raw", each)
             if claim is not None and claim.map is not None:
                 found += _of_kinds(embedding.label, seed, "mapped", {k: claim.map(v, fit.dataset) for k, v in each.items()})
+    names = [(row.label, row.units) for row in found]
+    twice = next((label for label, kind in names if names.count((label, kind)) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two compared arrays have the name {twice!r}; give each embedding a `label` of its own.")
     return found
 
 
@@ -87,7 +87,7 @@ def _of_kinds(label: str, seed: str, way: str, arrays: Mapping[str, np.ndarray])
 
 def fewest_units(model: LatentModel) -> int:
     """Smallest number of units of a kind that can be compared."""
-    return LABELLED if model.position.kind == "discrete" else MIN_UNITS
+    return LABELLED if model.is_discrete else MIN_UNITS
 
 
 def joined(embedding: Embedding, units: Mapping[str, np.ndarray], model: LatentModel) -> dict[str, np.ndarray]:
@@ -127,11 +127,3 @@ def joined(embedding: Embedding, units: Mapping[str, np.ndarray], model: LatentM
 def is_wide(row: Row, n_latent: int) -> bool:
     """Whether a row has more columns than the positions, so that only a linear map can align it."""
     return bool(row.values.shape[1] > n_latent)
-
-
-def thinned(draws: np.ndarray, n: int) -> np.ndarray:
-    """Returns about n of the draws `(chain, draw, ...)`, evenly spaced in each chain."""
-    each = max(1, min(draws.shape[1], n // draws.shape[0]))
-    if each == draws.shape[1]:
-        return draws
-    return draws[:, np.unique(np.linspace(0, draws.shape[1] - 1, each).astype(int))]

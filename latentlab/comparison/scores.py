@@ -10,8 +10,9 @@ from latentlab.compare.lift import ceiling_table, floor_table, score_table
 from latentlab.compare.metric import Metric
 from latentlab.compare.neighbors import recall
 from latentlab.compare.positions import Positions
-from latentlab.comparison.rows import Row, thinned
+from latentlab.comparison.rows import Row
 from latentlab.fit import Fit
+from latentlab.results.assemble import thinned
 from latentlab.seeds import Seeds
 
 MOST_NUMBERS = 2**24
@@ -24,11 +25,24 @@ RECALLS = {"neighbor_recall": "embeddings", "neighbor_recall_draws": "draws"}
 
 def lifted_over(fit: Fit, draws: np.ndarray, n_draws: int) -> dict[str, np.ndarray]:
     """Returns the draws for scores by kind of metric: `positions`; or `labels`, with their probabilities as `positions`."""
-    if fit.model.position.kind != "discrete":
+    if not fit.model.is_discrete:
         return {"positions": thinned(draws, n_draws)}
     n_draws = min(n_draws, max(2, MOST_NUMBERS // (draws[0, 0].size * fit.model.n_labels())))
     soft = fit.probabilities(n_draws=n_draws).values
     return {"positions": soft, "labels": thinned(draws[..., 0], n_draws)}
+
+
+def _usable(rows: Sequence[Row], kind: str, some: dict[str, np.ndarray]) -> dict[int, np.ndarray]:
+    """Arrays that metrics of this kind take, by number of the row; only clusterings have labels."""
+    if kind == "labels":
+        return {j: labels for j, row in enumerate(rows) if (labels := row.labels) is not None}
+    return {j: row.columns if "labels" in some else row.values for j, row in enumerate(rows)}
+
+
+def n_scores(rows: Sequence[Row], chosen: Sequence[Metric], some: dict[str, np.ndarray]) -> int:
+    """Number of steps that `scored` reports: each draw, and each row's floor."""
+    kinds = {metric.of for metric in chosen}
+    return sum(int(np.prod(a.shape[:2])) + len(_usable(rows, kind, some)) for kind, a in some.items() if kind in kinds)
 
 
 def scored(
@@ -52,13 +66,9 @@ def scored(
     for kind, draws in some.items():
         which = [i for i, metric in enumerate(chosen) if metric.of == kind]
         those = [chosen[i] for i in which]
-        if kind == "labels":
-            usable = {j: row.labels for j, row in enumerate(rows)}
-        else:
-            usable = {j: row.columns if "labels" in some else row.values for j, row in enumerate(rows)}
-        arrays = {j: array for j, array in usable.items() if array is not None}
         if not those:
             continue
+        arrays = _usable(rows, kind, some)
         options = {name: value for name, value in near.items() if any(name in m.options for m in those)}
         at = np.ix_(which, list(arrays))
         scores[at] = score_table(those, list(arrays.values()), draws, tick=bar.update, **options)

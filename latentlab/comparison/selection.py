@@ -26,6 +26,7 @@ import pandas as pd
 import xarray as xr
 
 from latentlab.compare.clustering import n_clusters
+from latentlab.comparison.same_data import check_same_data
 from latentlab.errors import ConfigError, DataError, InferenceError, LatentLabError, ModelError
 from latentlab.fit import Fit
 from latentlab.results.loo import Loo, loo
@@ -35,8 +36,6 @@ SMALL = 4.0
 """Difference in nats below which its standard error is unreliable (Sivula et al. 2020)."""
 FEW = 100
 """Number of points below which the standard error of every difference is unreliable."""
-SAME = 1e-9
-"""Relative difference up to which two values of the data are equal."""
 
 UNEQUAL = (
     "standardised columns have unequal noise, which PPCA fits by further dimensions: compare factor_analysis, or raw data "
@@ -101,7 +100,7 @@ def loo_table(fits: Mapping[str, Fit | Candidate]) -> pd.DataFrame:
     candidates = {name: one if isinstance(one, Candidate) else Candidate(one.data, one.converged) for name, one in fits.items()}
     if len(candidates) < 2:
         raise ConfigError(f"comparing needs at least two fits; got {len(candidates)}.")
-    check_same_data(candidates)
+    check_same_data({name: one.data for name, one in candidates.items()})
     common = with_common_points(candidates)
     return table_of(common, {name: loo_of(name, one) for name, one in common.items()})
 
@@ -130,70 +129,6 @@ def loo_of(name: str, candidate: Candidate) -> Loo:
         raise type(error)(f"{name!r}: {error}") from error
 
 
-def check_same_data(candidates: Mapping[str, Candidate]) -> None:
-    """Checks that all fits have the same data on the same scale.
-
-    Raises:
-        DataError: Two fits differ; the message names them and the difference.
-    """
-    (first, one), *others = candidates.items()
-    for name, other in others:
-        differs = data_difference(one, other)
-        if differs:
-            raise DataError(f"{first!r} and {name!r} cannot be compared: {differs}.")
-
-
-def _point_names(observed: xr.DataArray, points: str) -> np.ndarray:
-    """Returns the names of the points: those of a table's units, or of the units that each point refers to."""
-    others = [
-        coord.values.astype(str).tolist() for name, coord in observed.coords.items() if coord.dims == (points,) and name != points
-    ]
-    if points == "unit" or not others:
-        return observed[points].values.astype(str)
-    return np.array([" – ".join(names) for names in zip(*others, strict=True)])
-
-
-def data_difference(a: Candidate, b: Candidate) -> str:
-    """Returns the reason why the data of two fits differ; empty if they are the same."""
-    x, y = (next(iter(one.data["observed_data"].data_vars.values())) for one in (a, b))
-    if x.name != y.name or x.dims != y.dims:
-        return f"different data: {x.name} {tuple(map(str, x.dims))} and {y.name} {tuple(map(str, y.dims))}"
-    if x.shape != y.shape:
-        return f"different data: shapes {x.shape} and {y.shape}"
-    points = str(a.data.attrs.get("points", "unit"))
-    units = [_point_names(one, points) for one in (x, y)]
-    if (units[0] != units[1]).any():
-        i = int((units[0] != units[1]).argmax())
-        return f"different data: {points} {i} is {str(units[0][i])!r} in one and {str(units[1][i])!r} in the other"
-    if not np.allclose(x.values, y.values, rtol=SAME, atol=0, equal_nan=True):
-        if (np.isnan(x.values) != np.isnan(y.values)).any():
-            return "different data: entries that are missing in one were observed in the other"
-        columns = [np.moveaxis(v.values, v.dims.index(points), 0).reshape(v.sizes[points], -1) for v in (x, y)]
-        if _rescaled(*columns):
-            return (
-                "the same data on different scales (standardised and raw, say), where densities are of different quantities; "
-                "fit all with the same `standardize`"
-            )
-        return f"different data: {int((x.values != y.values).sum())} of {x.size} values differ"
-    fixed = [arrays(one.data, "constant_data") for one in (a, b)]
-    for name in sorted(set(fixed[0]) & set(fixed[1])):
-        if not np.array_equal(fixed[0][name], fixed[1][name]):
-            return f"different data: {name!r} differs"
-    return ""
-
-
-def _rescaled(x: np.ndarray, y: np.ndarray) -> bool:
-    """Whether each column of y is a + b x for the same column x, up to rounding."""
-    for u, v in zip(x.T, y.T, strict=True):
-        seen = ~np.isnan(u)
-        u, v = (w[seen] - w[seen].mean() if seen.any() else w[seen] for w in (u, v))
-        size = float(u @ u)
-        left = v - (float(u @ v) / size) * u if size else v
-        if np.abs(left).max(initial=0.0) > 1e-6 * np.abs(v).max(initial=0.0) + 1e-12:
-            return False
-    return True
-
-
 def with_common_points(candidates: Mapping[str, Candidate]) -> dict[str, Candidate]:
     """Converts the points of all candidates to sequences if one of them leaves out sequences.
 
@@ -210,9 +145,10 @@ def with_common_points(candidates: Mapping[str, Candidate]) -> dict[str, Candida
     for name in names[1:]:
         a, b = (known[n][known[n].dims[-1]].values.astype(str) for n in (names[0], name))
         if a.shape != b.shape or (a != b).any():
+            whats = ["sequence" if (dim := known[n].dims[-1]) == "left_out" else dim for n in (names[0], name)]
             raise DataError(
-                f"{names[0]!r} and {name!r} cannot be compared: one leaves out {len(a)} {known[names[0]].dims[-1]}s, the "
-                f"other {len(b)} {known[name].dims[-1]}s.".replace("left_outs", "sequences")
+                f"{names[0]!r} and {name!r} cannot be compared: one leaves out {len(a)} {whats[0]}s, the other {len(b)} "
+                f"{whats[1]}s."
             )
     return found
 
@@ -392,7 +328,7 @@ def lenient_table(candidates: Mapping[str, Candidate], problems: Mapping[str, st
     """
     said, scores = dict(problems), {}
     if candidates:
-        check_same_data(candidates)
+        check_same_data({name: one.data for name, one in candidates.items()})
     common = with_common_points(candidates)
     for name, one in common.items():
         try:

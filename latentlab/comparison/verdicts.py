@@ -14,7 +14,8 @@ from latentlab.compare.label_units import UnitsOfLabels
 from latentlab.compare.partition_verdict import PartitionReference
 from latentlab.compare.units import Disagreement, UnitsOfPositions
 from latentlab.compare.verdict import Reference
-from latentlab.comparison.rows import Row, is_wide, thinned
+from latentlab.comparison.rows import Row, is_wide
+from latentlab.results.assemble import thinned
 from latentlab.seeds import Seeds
 
 N_UNIT_DRAWS = 100
@@ -89,6 +90,11 @@ def judged_labels(
         regions.append(None if row.labels is None else common.coverage(row.labels))
         bar.update()
     return Judged(verdicts, regions, found)
+
+
+def n_verdicts(rows: Sequence[Row], draws: Mapping[str, np.ndarray], ways: tuple[Alignment, ...]) -> int:
+    """Number of verdicts on rows of positions: one for each alignment, or one for a row that only `affine` can align."""
+    return sum(1 if is_wide(row, draws[row.units].shape[3]) else len(ways) for row in rows)
 
 
 def borderline(rows: Sequence[Row], verdicts: Mapping[str, list[Verdict | None]]) -> list[str]:

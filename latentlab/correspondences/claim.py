@@ -3,7 +3,7 @@ r"""Claims that an embedding estimates a model's latent positions, each with a n
 To add a claim, write its check, which returns `Evidence`, and add an entry to `registry.CORRESPONDENCES`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,11 +56,6 @@ class Correspondence:
     map: Map | None = None
     options: tuple[tuple[str, Any], ...] = ()
     unless: tuple[tuple[str, Any], ...] = ()
-
-    def applies(self, options: Mapping[str, Any]) -> bool:
-        """Whether the claim holds for an embedding with these options."""
-        excluded = any(name in options and options[name] == value for name, value in self.unless)
-        return not excluded and all(options.get(name) == value for name, value in self.options)
 
 
 def below_limit(value: float, threshold: float, what: str) -> Evidence:

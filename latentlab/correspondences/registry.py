@@ -41,7 +41,9 @@ def find(embedding: str, model: str, options: Mapping[str, Any] | None = None) -
     # Options read from a file have lists where claims have tuples.
     made = {k: tuple(v) if isinstance(v, list) else v for k, v in (options or {}).items()}
     for entry in CORRESPONDENCES:
-        if (entry.embedding, entry.model) == (embedding, model) and entry.applies(made):
+        excluded = any(name in made and made[name] == value for name, value in entry.unless)
+        required = all(made.get(name) == value for name, value in entry.options)
+        if (entry.embedding, entry.model) == (embedding, model) and required and not excluded:
             return entry
     return None
 

@@ -106,7 +106,7 @@ def _named_units(name: str, units: Any, coords: Mapping[str, Any]) -> Mapping[st
         return coords
     own = convert.names(coords["unit"], f"{name}: coordinate 'unit'") if "unit" in coords else names
     if not np.array_equal(own.astype(str), names.astype(str)):
-        raise DataError(f"{name}: `units` and the coordinate 'unit' have different names; give one of them.")
+        raise DataError(f"{name}: `units` and the coordinate 'unit' have different names; give only one of them.")
     return {**coords, "unit": own}
 
 

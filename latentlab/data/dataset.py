@@ -285,7 +285,7 @@ class Dataset:
         raw = other.raw().complete()
         if self.index:
             units, labels = self.units, self.labels
-            return replace(raw, index=relation.recoded(raw, self), units=units, labels=labels, directed=self.directed)
+            return replace(raw, index=relation.recoded(raw, self), units=units, labels=labels)
         if self.x.ndim == 1 and raw.x.ndim == 1:
             return raw
         ours, theirs = self.features.tolist(), raw.features.tolist()

@@ -45,7 +45,9 @@ def checked_units(name: str, units: Any, index: Any, points: str) -> dict[str, n
         if kind in (points, "unit", "latent", "chain", "draw"):
             raise DataError(f"{name}: a kind of units cannot be called {kind!r}: give it the name of what it is, such as 'user'.")
         given, what = units[kind], f"{name}: units of the kind {kind!r}"
-        if isinstance(given, int | np.integer) and not isinstance(given, bool) and given > 0:
+        if isinstance(given, int | np.integer) and not isinstance(given, bool):
+            if given < 1:
+                raise DataError(f"{what}: their number must be at least 1; got {given}.")
             given = np.arange(given)
         names = convert.names(given, what)
         if not len(names):
@@ -200,13 +202,19 @@ def recoded(new: Any, training: Any) -> dict[str, Index]:
     """Indices of the `new` points with the numbering of the units of `training`, matched by name (as text).
 
     Raises:
-        DataError: The indices differ, or a unit is not in the training data.
+        DataError: The indices differ, one graph has directions and the other not, or a unit is not in the training data.
     """
-    if list(new.index) != list(training.index):
+    if set(new.index) != set(training.index):
         raise DataError(f"{new.name}: its points must have the indices {_joined(training.index)}; got {_joined(new.index)}.")
+    if new.directed != training.directed:
+        have = {True: "have a direction", False: "have none"}
+        raise DataError(
+            f"{new.name}: its {new.points}s {have[new.directed]}, and those of the fit {have[training.directed]}; set "
+            f"`directed` to {training.directed}."
+        )
     found = {}
-    for key, one in new.index.items():
-        kind = training.index[key].kind
+    for key in training.index:
+        one, kind = new.index[key], training.index[key].kind
         known = {unit: i for i, unit in enumerate(training.units[kind].astype(str).tolist())}
         names = new.units[one.kind].astype(str)
         places = np.array([known.get(unit, -1) for unit in names.tolist()])

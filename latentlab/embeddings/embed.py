@@ -5,7 +5,8 @@ The form of the data is chosen by an argument's name: `x` (a table without missi
 `adjacency` (the sparse matrix of a graph) or `dataset`. Other arguments that `embed` supplies are `n_latent`, `seed` (for random
 starts) and `notes` (a list to append to). All further arguments are options; annotations such as `Annotated[int, Ge(1)]` declare
 their types and ranges. An entry itself checks only requirements that depend on the data. For data with several kinds of units it
-returns a dict with an array for each kind that it embeds.
+returns a dict with an array for each kind that it embeds; an entry that takes `matrix` returns the pair of arrays of its rows and
+of its columns.
 """
 
 import inspect
@@ -95,15 +96,16 @@ def embed(
         given["x"] = _table(name, dataset, impute, notes)
     if "matrix" in takes:
         given["matrix"] = _matrix(name, dataset)
+    pair = [one.kind for one in dataset.index.values()] if "matrix" in takes else []
     if "adjacency" in takes:
         given["adjacency"] = _adjacency(name, dataset, notes)
     arguments = {key: value for key, value in given.items() if key in takes} | chosen
     if "seed" in takes:
         runs = tuple(seeds.child(i).integer() for i in range(n_seeds or N_SEEDS))
-        each = [_oriented(_run(name, entry, arguments | {"seed": run}, notes)) for run in runs]
+        each = [_oriented(_run(name, entry, arguments | {"seed": run}, notes, pair)) for run in runs]
         values: Any = {k: np.stack([e[k] for e in each]) for k in each[0]} if isinstance(each[0], dict) else np.stack(each)
     else:
-        runs, values = (), _run(name, entry, arguments, notes)
+        runs, values = (), _run(name, entry, arguments, notes, pair)
     units = _units(name, dataset, values)
     if isinstance(values, Embedding):
         found = values.reindexed(units)
@@ -196,7 +198,9 @@ def _adjacency(name: str, dataset: Dataset, notes: list[str]) -> Any:
         raise DataError(f"embedding {name!r} takes a graph; {dataset.name} is {_called(dataset)}.")
     n = dataset.sizes[next(iter(dataset.kinds))]
     unknown_pairs = (n * (n - 1) if dataset.directed else n * (n - 1) // 2) - dataset.n_points
-    if dataset.absent == "unobserved" and unknown_pairs:
+    if dataset.absent == "zero":
+        unknown_pairs = int(np.isnan(dataset.x).sum())
+    if unknown_pairs:
         notes.append(f"{unknown_pairs} pairs of nodes are not known, and were taken as not joined")
     return dataset.adjacency()
 
@@ -236,8 +240,11 @@ def _n_rows(embedding: Embedding) -> int:
     return sum(len(embedding.of(kind).units) for kind in embedding.kinds or ("",))
 
 
-def _run(name: str, entry: Any, arguments: dict[str, Any], notes: list[str]) -> Any:
-    """Runs the entry, then restores NumPy's random state and the warning filters."""
+def _run(name: str, entry: Any, arguments: dict[str, Any], notes: list[str], pair: list[str]) -> Any:
+    """Runs the entry, then restores NumPy's random state and the warning filters.
+
+    A pair of arrays, of the rows and the columns of a matrix, becomes a dict by the kinds `pair` of their units.
+    """
     state = np.random.get_state()
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -255,6 +262,8 @@ def _run(name: str, entry: Any, arguments: dict[str, Any], notes: list[str]) -> 
         np.random.set_state(state)
     # Other warnings concern how a library was called, not its result.
     notes += [" ".join(str(one.message).split()) for one in caught if one.category.__name__ == "ConvergenceWarning"]
+    if pair and isinstance(result, tuple) and len(result) == 2:
+        result = dict(zip(pair, result, strict=True))
     arrays = [] if isinstance(result, Embedding) else list(result.values()) if isinstance(result, Mapping) else [result]
     odd = next((one for one in arrays if np.ndim(one) != 2), None)
     if odd is not None:

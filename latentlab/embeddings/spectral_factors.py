@@ -12,12 +12,13 @@ DENSE = 2000
 """Smaller dimension up to which a matrix is decomposed densely; larger ones use an iterative solver."""
 
 
-def truncated_svd(matrix: Any, n_latent: int, *, center: bool = True, notes: list[str]) -> dict[str, np.ndarray]:
+def truncated_svd(matrix: Any, n_latent: int, *, center: bool = True, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     r"""Truncated singular value decomposition of a matrix of ratings.
 
-    Let $R - \bar r = A S B'$, with unobserved cells set to 0 after the mean of the observed ones is subtracted. Users are the
-    rows of $A_q S_q^{1/2}$ and items the rows of $B_q S_q^{1/2}$; their inner products are the best rank-q approximation of that
-    matrix. Setting unobserved cells to the mean shrinks positions with few observations towards 0.
+    Let $R - \bar r = A S B'$, with unobserved cells set to 0 after the mean of the observed ones is subtracted. Users (the rows
+    of R) are at the rows of $A_q S_q^{1/2}$, and items (its columns) at the rows of $B_q S_q^{1/2}$. Their inner products are the
+    best rank-q approximation of that matrix. Setting unobserved cells to the mean shrinks positions with few observations
+    towards 0.
 
     Args:
         matrix: Sparse matrix of ratings `(user, item)`.
@@ -45,7 +46,7 @@ def truncated_svd(matrix: Any, n_latent: int, *, center: bool = True, notes: lis
         u, s, vt = svds(centred, k=n_latent, v0=np.ones(min(n, m)), tol=1e-12)
         u, s, vt = u[:, ::-1], s[::-1], vt[::-1]
     root = np.sqrt(s[:n_latent])
-    return {"user": u[:, :n_latent] * root, "item": vt[:n_latent].T * root}
+    return u[:, :n_latent] * root, vt[:n_latent].T * root
 
 
 def adjacency_spectral(adjacency: Any, n_latent: int, *, notes: list[str]) -> np.ndarray:

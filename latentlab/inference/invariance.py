@@ -249,7 +249,7 @@ class _Joint:
     def _moved(self, group: Group, element: np.ndarray, point: Sites) -> Sites:
         """The values after an element has acted; labels go with what they name."""
         moved = group.act(element, point, self.dims)
-        if self.model.position.kind == "discrete" and self.position in point and isinstance(group, Permutation):
+        if self.model.is_discrete and self.position in point and isinstance(group, Permutation):
             moved[self.position] = renamed(element, point[self.position])
         return moved
 

@@ -114,6 +114,11 @@ class LatentModel(ABC):
         self.positions = (position,)
 
     @property
+    def is_discrete(self) -> bool:
+        """Whether the positions are labels."""
+        return self.position.kind == "discrete"
+
+    @property
     def kinds(self) -> dict[str, Position]:
         """Position of each kind of units, by kind; a table has the one kind `unit`."""
         return {next(iter(self.dims[position.site]), ""): position for position in self.positions}
@@ -216,14 +221,14 @@ class LatentModel(ABC):
         site, group = self.position.site, self.exchanges
         dims = {**self.dims, **self.parameters}
         turned = group.act(elements, {n: v for n, v in values.items()}, {n: tuple(dims[n]) for n in values})
-        if self.position.kind == "discrete" and site in values and not group.is_trivial():
+        if self.is_discrete and site in values and not group.is_trivial():
             turned[site] = renamed(elements, values[site])
         return {name: turned[name] for name in values}
 
     def position_columns(self) -> int | None:
         """Columns of embeddings like the positions, where they are known before there are data: `n_latent`, a column for each
         value of a discrete position, or 1 where each is one number."""
-        if self.position.kind == "discrete":
+        if self.is_discrete:
             return self.n_labels()
         if len(self.dims[self.position.site]) == 1:
             return 1

@@ -34,12 +34,10 @@ def check_declaration(model: LatentModel) -> None:
     for position in model.positions:
         if position.site not in model.dims:
             sites = ", ".join(model.dims)
-            raise ModelError(f"the position of {model.name!r}, {position.site!r}, is not among its dims: {sites}.")
+            raise ModelError(f"{model.name!r}: the position {position.site!r} must be one of the sites in `dims`: {sites}.")
     kinds = [next(iter(model.dims[position.site]), "") for position in model.positions]
     if len(set(kinds)) < len(kinds):
-        raise ModelError(
-            f"{model.name!r} has two positions of one kind of units: {', '.join(kinds)}; each needs a kind of its own."
-        )
+        raise ModelError(f"{model.name!r}: each of `positions` must be of another kind of units; got {', '.join(kinds)}.")
     position = model.position
     if group.is_trivial():
         return
@@ -47,12 +45,12 @@ def check_declaration(model: LatentModel) -> None:
     if other is not None:
         text = ", ".join(map(repr, kinds)) + ("," if len(kinds) == 1 else "")
         raise ModelError(
-            f"{model.name!r}: its symmetry must know the kinds of units that have positions; declare "
+            f"{model.name!r}: `symmetry` must name the kinds of units that have positions; declare "
             f"{type(group).__name__}({group.dim!r}, units=({text}))."
         )
     along = [site for site, dims in model.dims.items() if group.dim in [str(dim).removeprefix(NEXT) for dim in dims]]
     if not along or (position.kind != "discrete" and position.site not in along):
-        lacks = f"the position {position.site!r} has not" if along else "no site has"
+        lacks = f"the position {position.site!r} does not have" if along else "no site has"
         raise ModelError(
             f"{model.name!r}: {type(group).__name__}({group.dim!r}) acts on the dim {group.dim!r}, which {lacks}; "
             "name another dim, or declare Identity()."

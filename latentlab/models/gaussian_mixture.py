@@ -49,7 +49,7 @@ class GaussianMixture(MixtureModel):
         sigma_prior: `log_normal`, or `half_normal` of scale `sigma_scale`, whose mode can be without bound.
         sigma_scale: Median of the standard deviations a priori: one number, or one for each component.
         sigma_spread: Standard deviation of their logs; 0 fixes them at `sigma_scale`.
-        corr_concentration: Concentration of the LKJ prior of the correlations; 1 is uniform, above 1 weak correlations are likelier.
+        corr_concentration: Concentration of the LKJ prior of the correlations; 1 is uniform, more prefers weak correlations.
         ordered: Hold the means of a single feature in increasing order; the prior is not renormalised.
 
     Raises:

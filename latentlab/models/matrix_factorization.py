@@ -71,7 +71,7 @@ class MatrixFactorization(LatentModel):
         Raises:
             DataError: Names the arrays and indices of the data.
         """
-        if list(dataset.arrays) != ["rating"] or dataset.x.ndim != 1 or list(dataset.index) != ["user", "item"]:
+        if list(dataset.arrays) != ["rating"] or dataset.x.ndim != 1 or set(dataset.index) != {"user", "item"}:
             raise DataError(
                 f"{type(self).__name__}: {dataset.name} must have one array 'rating' with dims ('cell',) and the indices 'user' "
                 f"and 'item', as `ratings` makes them; it has {', '.join(map(repr, [*dataset.arrays, *dataset.index]))}."
@@ -88,7 +88,8 @@ class MatrixFactorization(LatentModel):
             f"{dataset.n_points} ratings can be fitted exactly by {free} free parameters, so that the density has no maximum "
             "in sigma: do not trust a point estimate or an SVI; sample by ChEES or NUTS, or take fewer dimensions"
         )
-        return [Caution("identification", text, float(dataset.n_points), f"> {free} (K (n_user + n_item - K) + 1)")]
+        formula = f"K (n_user + n_item - K){' + 1' if self.mu_scale else ''}"
+        return [Caution("identification", text, float(dataset.n_points), f"> {free} ({formula})")]
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Truncated SVD of the centred ratings, 0 in unobserved cells, after a random orthogonal transformation."""

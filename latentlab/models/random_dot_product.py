@@ -6,6 +6,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from scipy.special import expit
 
 from latentlab.data.dataset import Dataset
 from latentlab.errors import DataError
@@ -63,7 +64,7 @@ class RandomDotProduct(LatentModel):
             DataError: Names the arrays and indices of the data, or the pair and its value.
         """
         what = f"{type(self).__name__}: {dataset.name}"
-        if list(dataset.arrays) != ["edge"] or dataset.x.ndim != 1 or list(dataset.index) != ["source", "target"]:
+        if list(dataset.arrays) != ["edge"] or dataset.x.ndim != 1 or set(dataset.index) != {"source", "target"}:
             raise DataError(
                 f"{what} must have one array 'edge' with dims ('pair',) and the indices 'source' and 'target' of nodes, as "
                 f"`edges` makes them; it has {', '.join(map(repr, [*dataset.arrays, *dataset.index]))}."
@@ -77,9 +78,10 @@ class RandomDotProduct(LatentModel):
         """Adjacency spectral embedding of the centred graph, randomly rotated or reflected; alpha fits the density of edges."""
         y, i, j, n, K = *(arrays[name].numpy() for name in ("edge", "source", "target")), arrays["n_node"], self.n_latent
         density = float(np.clip(y.mean(), 1 / (len(y) + 1), 1 - 1 / (len(y) + 1)))
-        table = np.zeros((n, n))
-        np.add.at(table, (i, j), (y - density) / 2)
-        values, vectors = np.linalg.eigh(table + table.T)
+        table, listed = np.zeros((n, n)), np.zeros((n, n))
+        np.add.at(table, (i, j), y - density)
+        np.add.at(listed, (i, j), 1.0)
+        values, vectors = np.linalg.eigh((table + table.T) / np.maximum(listed + listed.T, 1.0))
         k = min(K, n)
         turn, _ = np.linalg.qr(rng.standard_normal((K, K)))
         z = np.zeros((n, K))
@@ -91,8 +93,7 @@ class RandomDotProduct(LatentModel):
         alpha = self.alpha_scale * rng.standard_normal()
         z = self.z_scale * rng.standard_normal((n_units, self.n_latent))
         i, j = np.triu_indices(n_units, 1)
-        odds = np.exp(-(alpha + (z[i] * z[j]).sum(axis=1)))
-        edge = (rng.random(len(i)) < 1 / (1 + odds)).astype(np.float64)
+        edge = (rng.random(len(i)) < expit(alpha + (z[i] * z[j]).sum(axis=1))).astype(np.float64)
         return Dataset(
             {"edge": edge},
             dims={"edge": ("pair",)},

@@ -9,7 +9,7 @@ from latentlab.models.base import LatentModel
 from latentlab.report.figure import BLUE, GREY, HEAVY, INK, RED, drawn
 from latentlab.report.items import Figure, Item, Table, Text, count, shown
 from latentlab.report.source import Source
-from latentlab.results.assemble import thinned
+from latentlab.results.assemble import thinned_sites
 from latentlab.results.new_points import impute
 from latentlab.results.tree import arrays
 from latentlab.seeds import Seeds
@@ -48,7 +48,7 @@ def imputations(source: Source, model: LatentModel, where: np.ndarray) -> np.nda
     sites = {str(name): array.values for name, array in source.tree["posterior"].data_vars.items()}
     seeds = Seeds(int(source.config.get("seed", 0))).child("imputations")
     parameters = arrays(source.tree, "parameters")
-    return impute(model, source.fitted, thinned(sites, N_IMPUTED), seeds, where, parameters).reshape(-1, len(where))
+    return impute(model, source.fitted, thinned_sites(sites, N_IMPUTED), seeds, where, parameters).reshape(-1, len(where))
 
 
 def _hidden(source: Source, where: np.ndarray) -> np.ndarray | None:

@@ -175,7 +175,7 @@ class Source:
     def is_discrete(self) -> bool:
         """Whether the positions are labels."""
         if self.model is not None:
-            return self.model.position.kind == "discrete"
+            return self.model.is_discrete
         return self.tree["latents"][self.site].dtype.kind in "iub"
 
     @property

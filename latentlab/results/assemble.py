@@ -89,11 +89,16 @@ def draw_positions(
     return lifted(one, values)
 
 
-def thinned(values: Mapping[str, np.ndarray], n_draws: int) -> dict[str, np.ndarray]:
-    """Selects about `n_draws` draws, evenly spaced within each chain; all draws if there are no more."""
-    n_chains, each = next(iter(values.values())).shape[:2]
-    keep = np.unique(np.linspace(0, each - 1, max(1, min(each, n_draws // n_chains))).astype(int))
-    return {name: array[:, keep] for name, array in values.items()}
+def thinned(draws: np.ndarray, n_draws: int) -> np.ndarray:
+    """Selects about `n_draws` of the draws `(chain, draw, ...)`, evenly spaced in each chain; all if there are no more."""
+    n_chains, each = draws.shape[:2]
+    kept = max(1, min(each, n_draws // n_chains))
+    return draws if kept == each else draws[:, np.unique(np.linspace(0, each - 1, kept).astype(int))]
+
+
+def thinned_sites(sites: Mapping[str, np.ndarray], n_draws: int) -> dict[str, np.ndarray]:
+    """Selects the same draws of every site, as `thinned` does."""
+    return {name: thinned(array, n_draws) for name, array in sites.items()}
 
 
 def assemble(  # long: builds each group of the result in turn
@@ -197,7 +202,7 @@ def _predictives(density: Density, values: Mapping[str, np.ndarray]) -> dict[str
     """
     model, names = density.model, [s.name for s in density.sites]
     keeps = model.position.site not in names and model.position.site in values and "replicated" in model.offers
-    some = thinned(values if keeps else globals(values, names), N_PREDICTIVE)
+    some = thinned_sites(values if keeps else globals(values, names), N_PREDICTIVE)
     lead = next(iter(some.values())).shape[:2]
 
     def replicated(sites: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

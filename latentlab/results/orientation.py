@@ -31,7 +31,7 @@ def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool =
     on, on_dims = np.asarray(values[site]), dims[site]
     others = [position.site for position in model.positions[1:] if dims[position.site][1:] == on_dims[1:] == (group.dim,)]
     on = np.concatenate([on, *(values[other] for other in others)], axis=2) if others else on
-    if model.position.kind == "discrete" and not group.is_trivial():
+    if model.is_discrete and not group.is_trivial():
         few = max(1, MOST_NUMBERS // (on[..., 0].size * model.n_labels()))
         some = np.unique(np.linspace(0, on.shape[-1] - 1, min(few, on.shape[-1])).astype(int))
         on, on_dims = indicators(on[..., some], model.n_labels()), (*on_dims, group.dim)

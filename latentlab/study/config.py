@@ -322,7 +322,7 @@ def _check_files(problems: Problems, data: dict[str, Any]) -> None:
 def _resolved(config: Config) -> Config:
     try:
         model = config.build_model()
-        n_latent, of_labels = model.position_columns(), model.position.kind == "discrete"
+        n_latent, of_labels = model.position_columns(), model.is_discrete
     except LatentLabError:  # which is said where the model is built to be used
         n_latent, of_labels = None, False
     filled = []

@@ -85,12 +85,12 @@ class Job:
         """Estimates the largest size of the run's directory in bytes: result, checkpoints and page."""
         model, sample, point = self.model, self.training.sample, self.method.kind == "point"
         sites = {str(name): array.size for name, array in self.outline["posterior"].data_vars.items()}
-        columns = 1 if model.position.kind == "discrete" else model.position_columns() or 1
+        columns = 1 if model.is_discrete else model.position_columns() or 1
         position = sum(sites.pop(one.site, sample.sizes[kind] * columns) for kind, one in model.kinds.items() if kind)
         acted = sum(size for name, size in sites.items() if model.exchanges.dim in model.dims[name])
         n_draws = getattr(self.method, "n_chains", 1) * self.method.n_draws
         drawn = model.position.site in self.outline["posterior"]
-        each = 2 * position * (LABEL_BYTES / 8 if model.position.kind == "discrete" else 1)
+        each = 2 * position * (LABEL_BYTES / 8 if model.is_discrete else 1)
         if not point:  # the constant draws of a point estimate compress to almost nothing
             pointwise = sample.n_points * ("bound" not in model.offers) * (1 + ("leave_one_out" in model.offers))
             checkpoints = 2 * (sum(sites.values()) + position * drawn)

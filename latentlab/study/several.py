@@ -12,7 +12,8 @@ from latentlab.compare.clustering import minimum_binder
 from latentlab.compare.lift import ceiling
 from latentlab.compare.metric import Metric, minds
 from latentlab.comparison.rows import fewest_units
-from latentlab.comparison.selection import data_difference, loo_of, loo_table
+from latentlab.comparison.same_data import data_difference
+from latentlab.comparison.selection import loo_of, loo_table
 from latentlab.errors import ConfigError, LatentLabError
 from latentlab.registry import METRICS
 from latentlab.report.source import Source
@@ -112,13 +113,13 @@ def _loo(sources: dict[str, Source], notes: list[str]) -> list[pd.DataFrame]:
         except LatentLabError as error:
             notes.append(f"LOO: {error}")
             continue
-        group = next((group for group in groups if not data_difference(candidates[group[0]], one)), None)
+        group = next((group for group in groups if not data_difference(candidates[group[0]].data, one.data)), None)
         if group is None:
             groups.append([name])
         else:
             group.append(name)
     for group, other in itertools.combinations(groups, 2):
-        why = data_difference(candidates[group[0]], candidates[other[0]])
+        why = data_difference(candidates[group[0]].data, candidates[other[0]].data)
         notes.append(f"LOO: {', '.join(group)} and {', '.join(other)} cannot be compared: {why}")
     tables = []
     for group in groups:
@@ -159,7 +160,7 @@ def _pair(sources: dict[str, Source], name: str, other: str, notes: list[str]) -
         notes.append(f"positions: {name} and {other} have {len(a.units)} {a.unit}s, too few to compare their positions")
         return []
     rng = Seeds(0).child("several", name, other).numpy()
-    discrete = [_is_discrete(source) for source in (a, b)]
+    discrete = [source.is_discrete for source in (a, b)]
     draws = [source.positions.values for source in (a, b)]
     draws[1] = draws[1][:, :, order]
     metrics = _metrics(a, b, discrete)
@@ -182,12 +183,6 @@ def _pair(sources: dict[str, Source], name: str, other: str, notes: list[str]) -
             row[column] = float(np.mean(ceiling(metric, array, rng, N_PAIRS))) if array[..., 0].size > len(points[0]) else np.nan
         rows.append(row)
     return rows
-
-
-def _is_discrete(source: Source) -> bool:
-    if source.model is not None:
-        return source.model.position.kind == "discrete"
-    return source.tree["latents"][source.site].dtype.kind in "iu"
 
 
 def _metrics(a: Source, b: Source, discrete: list[bool]) -> list[Metric]:

@@ -198,6 +198,27 @@ def test_new_points_are_matched_to_the_units_of_the_fit_by_name():
         films.conform([1.0, 2.0])
 
 
+def test_new_points_are_matched_by_the_names_of_the_indices_not_their_order():
+    films = made(RATINGS)
+    swapped = made(RATINGS, index={name: RATINGS["index"][name] for name in ("item", "user")})
+    found = films.align_features(swapped)
+    assert list(found.index) == ["user", "item"]
+    assert {name: names.tolist() for name, names in found.point_names().items()} == {
+        name: names.tolist() for name, names in films.point_names().items()
+    }
+
+
+def test_new_pairs_have_a_direction_only_if_those_of_the_fit_do():
+    with pytest.raises(DataError, match="friends: its pairs have a direction, and those of the fit have none; set `directed`"):
+        made(GRAPH).align_features(made(GRAPH, directed=True))
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_kind_has_at_least_one_unit(number):
+    with pytest.raises(DataError, match=f"'item': their number must be at least 1; got {number}"):
+        made(RATINGS, units={"user": ["ann", "bob"], "item": number})
+
+
 def test_units_without_points_and_classes_are_noted():
     assert made(GRAPH).notes() == ["no pair refers to 1 of 4 nodes ('d'): all that is known of them are zeros."]
     assert made(GRAPH, absent="unobserved").notes() == ["no pair refers to 1 of 4 nodes ('d'): only the prior places them."]

@@ -1,5 +1,7 @@
 """Tests of truncated SVD and the adjacency spectral embedding against their definitions, and of their errors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -26,6 +28,22 @@ def test_the_product_is_the_best_approximation_of_the_centred_matrix():
     assert (both[np.abs(both).argmax(axis=0), np.arange(3)] > 0).all()
 
 
+def test_units_have_their_kind_whatever_the_order_and_names_of_the_indices():
+    given = grunfeld()
+    (user, item) = (given.index[name] for name in ("user", "item"))
+    swapped = replace(given, index={"item": item, "user": user})
+    found, expected = embed("truncated_svd", swapped), embed("truncated_svd", given)
+    for kind in ("user", "item"):
+        np.testing.assert_allclose(found.values[kind], expected.values[kind], atol=1e-10)
+    renamed = Dataset(
+        given.arrays,
+        dims=given.dims,
+        units={"firm": given.units["user"], "year": given.units["item"]},
+        index={"firm": ("cell", user.values), "year": ("cell", item.values)},
+    )
+    np.testing.assert_allclose(embed("truncated_svd", renamed).values["firm"], expected.values["user"], atol=1e-10)
+
+
 def test_unobserved_cells_are_at_the_mean_and_counted(rng):
     training, _ = grunfeld().split(0.25, rng)
     found = embed("truncated_svd", training)
@@ -48,6 +66,10 @@ def test_nodes_are_at_the_scaled_leading_eigenvectors():
 def test_pairs_that_are_not_known_are_counted(rng):
     training, _ = karate().split(0.1, rng)
     assert "56 pairs of nodes are not known, and were taken as not joined" in embed("adjacency_spectral", training).notes
+    values = karate().x.copy()
+    values[[3, 5]] = np.nan
+    hidden = replace(karate(), arrays={"edge": values})
+    assert "2 pairs of nodes are not known, and were taken as not joined" in embed("adjacency_spectral", hidden).notes
 
 
 def test_large_matrices_are_iterated_to_the_same_vectors(monkeypatch, rng):

@@ -1,0 +1,87 @@
+"""Whether two fits have the same data on the same scale, so that their densities may be compared."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+
+from latentlab.errors import DataError
+from latentlab.results.tree import arrays
+
+SAME = 1e-9
+"""Relative difference up to which two values of the data are equal."""
+
+
+def check_same_data(trees: Mapping[str, xr.DataTree]) -> None:
+    """Checks that all fits have the same data on the same scale.
+
+    Raises:
+        DataError: Two fits differ; the message names them and the difference.
+    """
+    (first, one), *others = trees.items()
+    for name, other in others:
+        differs = data_difference(one, other)
+        if differs:
+            raise DataError(f"{first!r} and {name!r} cannot be compared: {differs}.")
+
+
+def _point_names(observed: xr.DataArray, points: str) -> np.ndarray:
+    """Returns the names of the points: those of a table's units, or of the units that each point refers to."""
+    others = [
+        coord.values.astype(str).tolist() for name, coord in observed.coords.items() if coord.dims == (points,) and name != points
+    ]
+    if points == "unit" or not others:
+        return observed[points].values.astype(str)
+    return np.array([" – ".join(names) for names in zip(*others, strict=True)])
+
+
+def data_difference(a: xr.DataTree, b: xr.DataTree) -> str:
+    """Returns the reason why the data of two fits differ; empty if they are the same."""
+    x, y = (next(iter(one["observed_data"].data_vars.values())) for one in (a, b))
+    if x.name != y.name or x.dims != y.dims:
+        return f"different data: {x.name} {tuple(map(str, x.dims))} and {y.name} {tuple(map(str, y.dims))}"
+    if x.shape != y.shape:
+        return f"different data: shapes {x.shape} and {y.shape}"
+    points = str(a.attrs.get("points", "unit"))
+    units = [_point_names(one, points) for one in (x, y)]
+    if (units[0] != units[1]).any():
+        i = int((units[0] != units[1]).argmax())
+        return f"different data: {points} {i} is {str(units[0][i])!r} in one and {str(units[1][i])!r} in the other"
+    if not np.allclose(x.values, y.values, rtol=SAME, atol=0, equal_nan=True):
+        if (np.isnan(x.values) != np.isnan(y.values)).any():
+            return "different data: entries that are missing in one were observed in the other"
+        columns = [np.moveaxis(v.values, v.dims.index(points), 0).reshape(v.sizes[points], -1) for v in (x, y)]
+        if _rescaled(*columns):
+            return (
+                "the same data on different scales (standardised and raw, say), where densities are of different quantities; "
+                "fit all with the same `standardize`"
+            )
+        same = np.isclose(x.values, y.values, rtol=SAME, atol=0, equal_nan=True)
+        return f"different data: {int((~same).sum())} of {x.size} values differ"
+    fixed = [arrays(one, "constant_data") for one in (a, b)]
+    for name in sorted(set(fixed[0]) & set(fixed[1])):
+        u, v = fixed[0][name], fixed[1][name]
+        if u.shape != v.shape or not (
+            np.allclose(u, v, rtol=SAME, atol=0, equal_nan=True) if u.dtype.kind == "f" else (u == v).all()
+        ):
+            return f"different data: {name!r} differs"
+    return ""
+
+
+def _same(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether two arrays are equal, numbers up to rounding."""
+    if x.shape != y.shape or x.dtype.kind != "f" or y.dtype.kind != "f":
+        return np.array_equal(x, y)
+    return np.allclose(x, y, rtol=SAME, atol=0, equal_nan=True)
+
+
+def _rescaled(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether each column of y is a + b x for the same column x, up to rounding."""
+    for u, v in zip(x.T, y.T, strict=True):
+        seen = ~np.isnan(u)
+        u, v = (w[seen] - w[seen].mean() if seen.any() else w[seen] for w in (u, v))
+        size = float(u @ u)
+        left = v - (float(u @ v) / size) * u if size else v
+        if np.abs(left).max(initial=0.0) > 1e-6 * np.abs(v).max(initial=0.0) + 1e-12:
+            return False
+    return True
