@@ -178,7 +178,9 @@ class Fit:
         Raises:
             ModelError: The positions are not discrete.
             DataError: New data that the fit cannot take.
+            ConfigError: `n_draws` is not at least 1.
         """
+        checked("probabilities", {"n_draws": Count}, {"n_draws": n_draws})
         site, dim = self.model.position.site, self.model.exchanges.dim
         if not self.model.is_discrete:
             raise ModelError(f"the positions of {self.model.name!r} are {self.model.position.kind}: they have no labels.")
@@ -245,6 +247,7 @@ class Fit:
 
         Raises:
             DataError: An index is missing or unknown, lengths differ, a unit was not in the fit, or a node is paired with itself.
+            ModelError: The program takes a further array of the points, which are not known at others.
             ConfigError: `n_draws` is not at least 1.
         """
         checked("predict", {"n_draws": Count}, {"n_draws": n_draws})
@@ -255,6 +258,12 @@ class Fit:
             )
         if set(given) != set(dataset.index):
             raise DataError(f"predict: give a name for each of {', '.join(dataset.index)}; got {', '.join(given) or 'none'}.")
+        further = [name for name in dataset.arrays if name != dataset.observed and dataset.points in dataset.dims[name]]
+        if further:
+            raise ModelError(
+                f"predict: {self.model.name!r} takes {further[0]!r} of each {dataset.points}, which is not known at others; use "
+                "`log_likelihood`, or the draws in `fit.data`."
+            )
         sizes = {len(names) for names in given.values()}
         if len(sizes) > 1:
             raise DataError(
@@ -276,6 +285,7 @@ class Fit:
                 same = str(next(iter(given.values()))[loops[0]])
                 raise DataError(f"predict: {dataset.points} {loops[0]} joins {same!r} with itself, of which nothing is known.")
         arrays = {**tensors(self.model, dataset), **{name: torch.tensor(places) for name, places in index.items()}}
+        arrays |= {"mask": None} if "mask" in arrays else {}
         arrays[dataset.observed] = torch.zeros(sizes.pop(), dtype=torch.float64)
         density = Density(self.model, arrays, dataset.array_dims, parameter_tensors(self.parameters))
         values = thinned_sites(globals(self.sites(), [site.name for site in density.sites]), n_draws)
@@ -297,7 +307,9 @@ class Fit:
         Raises:
             DataError: No entry is missing.
             ModelError: The model does not say what missing entries were.
+            ConfigError: `n_draws` is not at least 1.
         """
+        checked("imputations", {"n_draws": Count}, {"n_draws": n_draws})
         dataset, where = self.dataset, np.argwhere(np.isnan(self.dataset.x))
         if not len(where):
             raise DataError(f"{dataset.name}: no entry is missing, so that nothing can be filled in.")

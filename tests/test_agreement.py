@@ -10,11 +10,11 @@ pytestmark = pytest.mark.long  # as what it serves, tests/test_other_cpus.py
 SMALL = {"n_draws": 20, "n_pairs": 10, "n_permutations": 4, "n_neighbors": 5}
 
 
-def made(folder, *, seed=0, n_units=40, scale=1.0, method=None):
+def made(folder, *, seed=0, n_units=40, scale=1.0, method=None, data_seed=0):
     config = {
         "name": "small",
         "seed": seed,
-        "dataset": {"name": "linear_gaussian", "n_units": n_units, "n_features": 4, "n_latent": 2},
+        "dataset": {"name": "linear_gaussian", "n_units": n_units, "n_features": 4, "n_latent": 2, "seed": data_seed},
         "model": {"name": "ppca", "n_latent": 2, "sigma_scale": scale},
         "inference": method or {"name": "svi", "guide": "full_rank", "n_steps": 300, "n_draws": 400},
         "embeddings": [{"name": "pca"}],
@@ -40,7 +40,9 @@ def test_another_posterior_does_not_agree(first, tmp_path):
 
 
 def test_other_data_are_named(first, tmp_path):
-    assert disagreements(first, made(tmp_path / "run", n_units=41)) == ["the data differ"]
+    assert disagreements(first, made(tmp_path / "run", n_units=41)) == ["the data differ in shape, or in what is missing"]
+    other = made(tmp_path / "other", data_seed=1)
+    assert [line.split(" by ")[0] for line in disagreements(first, other)] == ["the data differ"]
 
 
 def test_point_estimates_agree_to_rounding_and_no_further(tmp_path):

@@ -71,6 +71,25 @@ def test_metric_mds_is_not_taken_for_classical():
     assert registry.find("pca", "nothing") is None
 
 
+def test_whitened_scores_and_linear_codes_have_no_claim_that_is_not_theirs():
+    """Whitened axes lose the variances that the map shrinks by; a linear code is no deep VAE's."""
+    assert registry.find("pca", "ppca", {"whiten": False}).grade == "exact"
+    assert registry.find("pca", "ppca", {"whiten": True}) is None
+    assert registry.find("pca", "linear_vae", {"whiten": True}) is None
+    assert registry.find("autoencoder", "vae", {"hidden": (16,)}) is not None
+    assert registry.find("autoencoder", "vae", {"hidden": ()}) is None
+    assert registry.find("autoencoder", "vae", {"hidden": []}) is None  # as read from a file
+
+
+def test_as_many_scores_as_features_are_not_shrunk():
+    """With q = D there is no noise: the posterior mean is the scores, each divided by its standard deviation."""
+    dataset = load_dataset("iris")
+    left, sizes, _ = np.linalg.svd(dataset.x - dataset.x.mean(axis=0), full_matrices=False)
+    scores = left * sizes
+    found = maps.shrunk_axes(scores, dataset)
+    np.testing.assert_allclose(np.abs(found), np.abs(scores / scores.std(axis=0)), atol=1e-6)
+
+
 def test_a_claim_that_is_false_fails():
     wrong = replace(registry.find("pca", "ppca"), check=lambda: linear._mapped_scores_are_the_posterior_mean("isomap"))
     assert not wrong.check().passed

@@ -22,6 +22,7 @@ from latentlab.inference.arrays import tensors
 from latentlab.inference.chees import ChEES
 from latentlab.inference.density import Density
 from latentlab.inference.exact import Exact
+from latentlab.inference.map import MAP
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
 from latentlab.models.base import LatentModel, Position
@@ -160,6 +161,27 @@ class Counts(LatentModel):
 class Bits(Counts):
     name = "bits"
     likelihood = dist.Bernoulli
+
+
+class Compositions(LatentModel):
+    """Rows of whole numbers that sum to 4: Multinomial(4, softmax(z)) of each unit."""
+
+    name = "compositions"
+    dims = {"z": ("unit", "latent")}
+    position = Position("z")
+    symmetry = Identity()
+    methods = ("map",)
+
+    def model(self, x):
+        with pyro.plate("unit", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(x.shape[1]), 1.0).to_event(1))
+            pyro.sample("x", dist.Multinomial(4, logits=z, validate_args=None), obs=x)
+
+
+def test_a_row_outside_of_a_multivariate_support_is_named():
+    dataset = Dataset({"x": [[1, 3], [2, 2], [0, 5]]}, dims={"x": ("unit", "feature")})
+    with pytest.raises(ModelError, match=r"'x' is \[0, 5\] at position \(2,\), outside of the support of .*Multinomial"):
+        fit(Compositions(), dataset, MAP(), progress=False)
 
 
 @pytest.mark.parametrize(("model", "what"), [(Counts(), "Poisson"), (Bits(), "Bernoulli")])

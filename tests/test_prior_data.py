@@ -10,7 +10,7 @@ from scipy.stats import norm
 import latentlab as ll
 from latentlab.inference.arrays import tensors
 from latentlab.inference.density import Density
-from latentlab.results.prior_data import LIMIT, _placed, prior_rows
+from latentlab.results.prior_data import LIMIT, _measured, _placed, prior_rows
 from latentlab.results.tree import build
 from latentlab.seeds import Seeds, isolated
 from latentlab.study.config import load_config
@@ -108,6 +108,14 @@ def test_missing_entries_take_no_part(rng):
     x[rng.random(x.shape) < 0.3] = np.nan
     assert checked(M.PPCA(1), table(x))["verdict"] == "pass"
     assert checked(M.PPCA(1), table(x + 1e4))["verdict"] == "warn"
+
+
+def test_draws_that_overflow_take_no_part(rng):
+    """Of an unstable prior three draws in ten are infinite; the others still say that the data lie far away."""
+    y = rng.normal(size=(100, 50, 1))
+    y[:30] = np.inf
+    assert float(_measured(np.full((50, 1), 40.0) + rng.normal(size=(50, 1)), y)["location"][3][0]) > LIMIT
+    assert float(_measured(rng.normal(size=(50, 1)), y)["location"][3][0]) == 0.0
 
 
 def test_counts_are_compared_by_their_mean_alone(rng):

@@ -16,7 +16,9 @@ tests below take 50 data sets):
 False alarms: tables are at 1 in 1000 each. A sound model that fails is checked once more from another seed: 4e-6 for two tables.
 """
 
+import itertools
 import random
+import sys
 from dataclasses import replace
 from functools import wraps
 from types import SimpleNamespace
@@ -37,9 +39,11 @@ from latentlab.calibration.sbc import _by_chains, _most_added, added_variance, s
 from latentlab.calibration.simulated import MOMENTS, stacked_truth
 from latentlab.calibration.uniformity import ecdf_band, ecdf_p_value
 from latentlab.data.dataset import Dataset
+from latentlab.distributions.components import GaussianComponents
+from latentlab.distributions.hidden_markov_series import HiddenMarkovSeries
 from latentlab.distributions.low_rank_gaussian import LowRankGaussian
 from latentlab.distributions.mixture import Mixture
-from latentlab.errors import ConfigError, ModelError
+from latentlab.errors import ConfigError, DataError, ModelError
 from latentlab.inference.density import Density
 from latentlab.inference.map import MAP
 from latentlab.inference.nuts import NUTS
@@ -50,6 +54,7 @@ from latentlab.models.base import LatentModel, Position
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.gaussian_mixture import GaussianMixture
+from latentlab.models.hidden_markov import begins
 from latentlab.models.ppca import PPCA
 from latentlab.seeds import Seeds
 from latentlab.symmetry.groups import Permutation
@@ -204,7 +209,8 @@ HMM = GaussianHMM(2, "spherical", initial_concentration=0.0, mu_scale=1.5, sigma
 
 @pytest.mark.long
 @pytest.mark.parametrize(("model", "n_units"), [(MIXTURE, 8), (HMM, 10)], ids=["mixture", "hidden Markov model"])
-def test_sound_models_of_labels_pass(model, n_units):
+def test_sound_models_of_labels_pass(model, n_units, monkeypatch):
+    everywhere(monkeypatch, "latentlab.calibration", "MOST_THIN", 64)  # states that are hardly visited return slowly
     sampler = NUTS(n_warmup=100, max_tree_depth=5)
     ranks = sbc(model, sampler, n_replications=200, n_units=n_units, n_ranks=20, progress=False)
     assert ranks.passed, ranks.table
@@ -238,15 +244,33 @@ class SpreadSquared(GaussianMixture):
             pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)
 
 
+def spherical_chain(model, n_features):
+    """The sites of a spherical hidden Markov model, by their priors."""
+    K = model.n_states
+    initial = pyro.deterministic("initial", torch.full((K,), 1 / K, dtype=torch.float64))
+    transition = pyro.sample("transition", dist.Dirichlet(torch.ones(K, K, dtype=torch.float64)).to_event(1))
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(K, n_features), model.mu_scale).to_event(2))
+    sigma = pyro.sample("sigma", dist.LogNormal(torch.log(model.emission.median(n_features)), model.sigma_spread).to_event(1))
+    return initial, transition, mu, sigma
+
+
+def series(initial, transition, mu, sigma, n_steps):
+    starts = begins(None, n_steps)
+    return HiddenMarkovSeries(torch.log(initial), torch.log(transition), GaussianComponents(mu, sigma[:, None]), starts, None)
+
+
 class TransitionsIgnored(GaussianHMM):
-    def _series(self, arrays, values):
-        even = torch.full_like(values["transition"], 1 / self.n_states)
-        return super()._series(arrays, {**values, "transition": even})
+    def model(self, x, mask=None, sequence=None):
+        initial, transition, mu, sigma = spherical_chain(self, x.shape[1])
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", series(initial, torch.full_like(transition, 1 / self.n_states), mu, sigma, len(x)), obs=x)
 
 
 class StatesSpreadSquared(GaussianHMM):
-    def _series(self, arrays, values):
-        return super()._series(arrays, {**values, "sigma": values["sigma"] ** 2})
+    def model(self, x, mask=None, sequence=None):
+        initial, transition, mu, sigma = spherical_chain(self, x.shape[1])
+        with pyro.plate("unit", len(x)):
+            pyro.sample("x", series(initial, transition, mu, sigma**2, len(x)), obs=x)
 
 
 @pytest.mark.long
@@ -262,7 +286,7 @@ class StatesSpreadSquared(GaussianHMM):
 )
 def test_planted_faults_in_models_of_labels_are_seen(broken, sound, check, monkeypatch):
     everywhere(monkeypatch, "latentlab.calibration", "MOST_THIN", 4)
-    options = {"n_chains": 100, "n_sweeps": 40} if check is geweke else {"n_replications": 100, "n_ranks": 20}
+    options = {"n_chains": 400, "n_sweeps": 40} if check is geweke else {"n_replications": 100, "n_ranks": 20}
     model = broken(**sound.hyperparameters())
     model.simulate = sound.simulate
     assert not check(model, NUTS(n_warmup=100, max_tree_depth=5), n_units=10, progress=False, **options).passed
@@ -444,6 +468,36 @@ def test_what_cannot_be_checked_is_refused(monkeypatch):
     monkeypatch.setattr(PPCA, "simulate", LatentModel.simulate)
     with pytest.raises(ModelError, match="it has no `simulate`"):
         sbc(SOUND, SAMPLER)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("check", [sbc, geweke])
+def test_a_level_is_between_0_and_1(check, level):
+    with pytest.raises(ConfigError, match="`level` must be a finite number above 0 and below 1"):
+        check(SOUND, SAMPLER, level=level)
+
+
+def test_data_sets_of_different_shapes_are_refused():
+    class Growing(TwoGroups):
+        sizes = itertools.count(6)
+
+        def simulate(self, rng, n_units):
+            return super().simulate(rng, next(self.sizes))
+
+    with pytest.raises(DataError, match="must return data sets of one shape; got"):
+        sbc(Growing(), SAMPLER, n_replications=2, n_units=6)
+
+
+def test_calibrate_refuses_what_geweke_cannot_check_before_it_runs_the_first_check(monkeypatch):
+    class Renamed(TwoGroups):
+        def model(self, x):
+            c = pyro.sample("c", dist.Normal(torch.zeros(2), 2.0).to_event(1))
+            with pyro.plate("unit", len(x)):
+                pyro.sample("y", dist.Normal(c.sum(), 1.0), obs=x[:, 0])
+
+    monkeypatch.setattr(sys.modules["latentlab.calibration.calibrate"], "sbc", lambda *_, **__: pytest.fail("it ran"))
+    with pytest.raises(ModelError, match="must have the name of an array"):
+        calibrate(Renamed(), SAMPLER, n_units=8, progress=False)
 
 
 def test_geweke_refuses_a_site_that_is_no_array():

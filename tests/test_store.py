@@ -20,7 +20,7 @@ from latentlab.results.netcdf import save
 from latentlab.results.tree import build
 from latentlab.store import directory as directory_module
 from latentlab.store.data import data_tree
-from latentlab.store.directory import RunDirectory, place
+from latentlab.store.directory import RUN_JSON, RunDirectory, place
 from latentlab.store.read import Run, differences, read
 
 CONFIG = "name: toy\nseed: 0\n"
@@ -28,12 +28,15 @@ SCORES = pd.DataFrame(
     {
         "metric": ["knn", "NA", "1e3"],
         "embedding": ["01", "null", "pca"],
+        "units": ["unit", "user", "item"],
         "seed": ["0", "", ""],
         "mean": [0.1 + 0.2, np.nan, -np.inf],
         "sd": [1, 2, 3],
     }
 )
-VERDICTS = pd.DataFrame({"embedding": ["01"], "verdict": ["distinct"], "delta": [np.pi], "worst_units": ["3 17"]})
+VERDICTS = pd.DataFrame(
+    {"embedding": ["01"], "units": ["unit"], "verdict": ["distinct"], "delta": [np.pi], "worst_units": ["3 17"]}
+)
 DIAGNOSTICS = [
     {"check": "R-hat", "quantity": "W", "value": math.nan, "threshold": "< 1.01", "verdict": "fail"},
     {"check": "k-hat", "quantity": "q", "value": math.inf, "threshold": "< 0.7", "verdict": "fail"},
@@ -101,6 +104,15 @@ def vouch(run: Path, name: str) -> None:
 
 
 # -- what is written reads back
+
+
+def test_tables_of_older_runs_are_about_the_units_of_a_table(run: Path):
+    """Runs once had one kind of units, and their tables no column for it."""
+    info = json.loads((run / RUN_JSON).read_text())
+    VERDICTS.drop(columns="units").to_csv(run / "verdicts.csv", index=False)
+    info["files"]["verdicts.csv"]["sha256"] = sha256(run / "verdicts.csv")
+    (run / RUN_JSON).write_text(json.dumps(info))
+    assert read(run).verdicts["units"].tolist() == ["unit"]
 
 
 def test_every_part_reads_back_exactly(run: Path):

@@ -561,5 +561,73 @@ def test_runs_of_ratings_are_compared_by_kind_and_by_points(tmp_path):
     whole = [ll.run({**plain, "seed": seed, "held_out": 0.0}, out=tmp_path / f"whole-{seed}", progress=False) for seed in (0, 1)]
     found = compare_runs([part.path, *(run.path for run in whole)])
     assert set(found.positions["units"]) == {"user", "item"}
+    assert set(found.runs["units"]) == {"11 users, 20 items"}
     assert any("different data: shapes" in note for note in found.notes)  # some cells were held out
     assert [len(table) for table in found.loo] == [2]
+
+
+def test_an_interrupted_run_still_gives_its_embeddings(tmp_path, monkeypatch):
+    """The kind of units is read from the file itself, since there is no posterior yet."""
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("latentlab.study.stages.fit", stopped)
+    graph = config(
+        "graph",
+        dataset={"name": "karate", "standardize": False},
+        model={"name": "random_dot_product", "n_latent": 2},
+        embeddings=[{"name": "adjacency_spectral"}],
+    )
+    table = config("table", dataset={"name": "wine"}, model={"name": "ppca", "n_latent": 2}, embeddings=[{"name": "pca"}])
+    for given, kind in ((graph, "node"), (table, "unit")):
+        with pytest.raises(KeyboardInterrupt):
+            ll.run(given, out=tmp_path / kind, progress=False)
+        assert list(read(tmp_path / kind).embeddings_by_kind) == [kind]
+        assert read(tmp_path / kind).embeddings.sizes[kind] > 0
+
+
+def test_a_run_that_compares_items_alone_says_so(tmp_path):
+    """Three users are too few to be compared; the only part is that of the second kind of units."""
+    names = [f"i{j}" for j in range(8)]
+    rows = [f"u{i},{name},{(3 * i + j) % 5 + j}" for i in range(3) for j, name in enumerate(names)]
+    (tmp_path / "few.csv").write_text("\n".join(["user,item,rating", *rows]))
+    dataset = {"name": "ratings", "path": str(tmp_path / "few.csv"), "standardize": False}
+    given = {**RATED, "dataset": dataset, "model": {"name": "matrix_factorization", "n_latent": 1}, "held_out": 0.0}
+    given["embeddings"] = [{"name": "truncated_svd", "n_latent": 1}]
+    run = ll.run(given, out=tmp_path / "run", progress=False)
+    assert list(read(run.path).comparison_by_kind) == ["item"]
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert "users are not compared: there are 3, and 4 are needed" in page
+    assert "Which units disagree? (items)" in page
+
+
+class WithCovariate(MatrixFactorization):
+    """A rating depends on its year, too."""
+
+    name = "with_covariate"
+
+    def model(self, rating, year, user, item, n_user, n_item, mask=None):
+        super().model(rating - 0.1 * year, user, item, n_user, n_item)
+
+    def check(self, dataset):
+        pass
+
+
+def test_points_with_further_arrays_are_not_predicted(ratings, rng):
+    """What a new cell's year is cannot be known; the fit's own years are those of other cells."""
+    dataset = replace(
+        ratings, arrays={**ratings.arrays, "year": rng.normal(size=ratings.n_points)}, dims={**ratings.dims, "year": ("cell",)}
+    )
+    fit = ll.fit(WithCovariate(1), dataset, ll.MAP(n_restarts=1), seed=0, progress=False)
+    with pytest.raises(ModelError, match="predict: 'with_covariate' takes 'year' of each cell, which is not known at others"):
+        fit.predict(user=[dataset.units["user"][0]], item=[dataset.units["item"][0]])
+
+
+def test_coordinates_of_the_points_are_in_the_result(ratings):
+    when = np.arange(1900, 1900 + ratings.n_points)
+    fit = ll.fit(MatrixFactorization(1), replace(ratings, coords={"when": when}), ll.MAP(n_restarts=1), seed=0, progress=False)
+    found = fit.data["observed_data"]["rating"].coords
+    assert found["when"].dims == ("cell",)
+    assert found["when"].values.tolist() == when.tolist()
+    assert found["user"].dims == ("cell",)

@@ -116,7 +116,8 @@ def least_binder(draws: Any, candidates: Any = None) -> np.ndarray:
         array([0, 0, 1])
     """
     codes = flat_labels(draws)
-    return _best(codes, codes if candidates is None else flat_labels(np.asarray(candidates)[None]), "binder")
+    among = codes if candidates is None else flat_labels(np.asarray(candidates)[None])
+    return _first(among, _losses(codes, among, "binder"))
 
 
 def minimum_binder(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
@@ -124,8 +125,7 @@ def minimum_binder(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
 
     Were units free to be alone, those that could be in several clusters would be: pieces that no draw has.
     """
-    codes = flat_labels(draws)
-    return improved(_best(codes, codes, "binder"), codes, "binder", n_sweeps)
+    return _local_minimum(flat_labels(draws), "binder", n_sweeps)
 
 
 def unsettled(draws: Any, centre: np.ndarray) -> np.ndarray:
@@ -167,9 +167,10 @@ def unsettled(draws: Any, centre: np.ndarray) -> np.ndarray:
 def minimum_vi(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
     """A partition of small posterior expected variation of information, `(unit,)`, codes from 0.
 
-    The best draw, then moves of single units between its clusters while one lowers the loss: a local minimum, never worse
-    than any draw, with no more clusters than the best. Moves are left out where the tables would take more than 512 MB.
-    Clusters that overlap tend to be merged.
+    Two searches move single units between the clusters of a draw while a move lowers the loss: from the best draw, and from the
+    best of those with the most probable number of clusters. The better local minimum is returned. It is never worse than any
+    draw. The second search is there since the best of many draws is an extreme, whose number of clusters is partly chance.
+    Moves are left out where the tables would take more than 512 MB. Clusters that overlap tend to be merged.
 
     Args:
         draws: Labels, `(chain, draw, unit)`.
@@ -178,8 +179,7 @@ def minimum_vi(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
     Raises:
         DataError: Not draws of labels.
     """
-    codes = flat_labels(draws)
-    return improved(_best(codes, codes, "vi"), codes, "vi", n_sweeps)
+    return _local_minimum(flat_labels(draws), "vi", n_sweeps)
 
 
 def improved(y: np.ndarray, codes: np.ndarray, distance: Distance, n_sweeps: int = N_SWEEPS) -> np.ndarray:
@@ -295,14 +295,26 @@ def _sparse(y: Labels, draw: np.ndarray, phi: np.ndarray, own: float) -> float:
     return max(float(own + phi[np.bincount(draw)].sum() - 2 * phi[cells].sum()), 0.0)
 
 
-def _best(codes: np.ndarray, candidates: np.ndarray, distance: Distance) -> np.ndarray:
-    """The candidate of least expected loss; the first of equals."""
+def _losses(codes: np.ndarray, candidates: np.ndarray, distance: Distance) -> np.ndarray:
+    """Expected loss of each candidate, `(candidate,)`."""
     n = candidates.shape[1]
     if distance == "binder":
-        losses = misplaced(candidates, together(codes)).sum(axis=1) / (n * (n - 1))
-    else:
-        losses = np.array([distances(one, codes, distance).mean() for one in candidates])
+        return misplaced(candidates, together(codes)).sum(axis=1) / (n * (n - 1))
+    return np.array([distances(one, codes, distance).mean() for one in candidates])
+
+
+def _first(candidates: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """The candidate of least loss; the first of equals."""
     return candidates[np.flatnonzero(losses <= losses.min() + SAME)[0]]
+
+
+def _local_minimum(codes: np.ndarray, distance: Distance, n_sweeps: int) -> np.ndarray:
+    """The better end of the two searches that `minimum_vi` describes, codes from 0."""
+    losses, sizes = _losses(codes, codes, distance), codes.max(axis=1)
+    usual = sizes == np.bincount(sizes).argmax()
+    starts = np.stack([_first(codes, losses), _first(codes[usual], losses[usual])])
+    ends = np.stack([improved(start, codes, distance, n_sweeps) for start in np.unique(starts, axis=0)])
+    return _first(ends, np.array([distances(end, codes, distance).mean() for end in ends]))
 
 
 def canonical(codes: np.ndarray) -> np.ndarray:

@@ -82,7 +82,8 @@ class Comparison:
     def to_tree(self) -> xr.DataTree:
         """Returns the content of comparison.nc: the dataset at the root, or a group for each of several kinds of units."""
         if len(self.parts) == 1:
-            return xr.DataTree(self.data)
+            ((kind, data),) = self.parts.items()
+            return xr.DataTree(data.assign_attrs(units=kind))
         return xr.DataTree.from_dict(dict(self.parts))
 
     @property

@@ -1,6 +1,7 @@
 """Whether two fits have the same data on the same scale, so that their densities may be compared."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import xarray as xr
@@ -25,12 +26,10 @@ def check_same_data(trees: Mapping[str, xr.DataTree]) -> None:
             raise DataError(f"{first!r} and {name!r} cannot be compared: {differs}.")
 
 
-def _point_names(observed: xr.DataArray, points: str) -> np.ndarray:
-    """Returns the names of the points: those of a table's units, or of the units that each point refers to."""
-    others = [
-        coord.values.astype(str).tolist() for name, coord in observed.coords.items() if coord.dims == (points,) and name != points
-    ]
-    if points == "unit" or not others:
+def _point_names(observed: xr.DataArray, points: str, index: Collection[str]) -> np.ndarray:
+    """Returns the names of the points: those of a table's units, or of the units that each point refers to by `index`."""
+    others = [observed[name].values.astype(str).tolist() for name in index]
+    if not others:
         return observed[points].values.astype(str)
     return np.array([" – ".join(names) for names in zip(*others, strict=True)])
 
@@ -43,7 +42,7 @@ def data_difference(a: xr.DataTree, b: xr.DataTree) -> str:
     if x.shape != y.shape:
         return f"different data: shapes {x.shape} and {y.shape}"
     points = str(a.attrs.get("points", "unit"))
-    units = [_point_names(one, points) for one in (x, y)]
+    units = [_point_names(one, points, json.loads(str(a.attrs.get("index", "{}")))) for one in (x, y)]
     if (units[0] != units[1]).any():
         i = int((units[0] != units[1]).argmax())
         return f"different data: {points} {i} is {str(units[0][i])!r} in one and {str(units[1][i])!r} in the other"

@@ -168,6 +168,8 @@ def _truth(
         raise DataError(f"{name}: `truth_dims` names {absent[0]!r}, which is not in `truth`.")
     result = {}
     for key, value in truth.items():
+        if not isinstance(key, str) or not NAME.fullmatch(key):
+            raise DataError(f"{name}: truth cannot be called {key!r}: begin with a letter, and leave out '/'.")
         array, what = np.asarray(value), f"{name}: truth {key!r}"
         if key in dims:
             named.setdefault(key, dims[key])

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from latentlab.models.base import LatentModel
 from latentlab.report.figure import BLUE, GREY, HEAVY, INK, RED, drawn
@@ -53,15 +52,8 @@ def imputations(source: Source, model: LatentModel, where: np.ndarray) -> np.nda
 
 def _hidden(source: Source, where: np.ndarray) -> np.ndarray | None:
     """Returns the true values of missing entries in the scale of the fit; None if they are unknown."""
-    if source.raw is None or source.raw.observed not in source.raw.truth:
-        return None
-    params = source.run.params
-    truth = source.raw.truth[source.raw.observed]
-    index = pd.Index(source.raw.features.astype(str)).get_indexer(source.features)
-    truth = truth[:, index]
-    if "transform.loc" in params:
-        truth = (truth - params["transform.loc"]) / params["transform.scale"]
-    return np.asarray(truth[tuple(where.T)])
+    truth = source.fitted.truth.get(source.fitted.observed)
+    return None if truth is None else np.asarray(truth[tuple(where.T)])
 
 
 def _imputed_words(truth: np.ndarray | None, naive: np.ndarray, mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> Text:

@@ -51,8 +51,12 @@ class Source:
         return self.kinds[0] if self.chosen is None else self.chosen
 
     def of(self, kind: str) -> "Source":
-        """Returns the source of the same run for another kind of units."""
-        return Source(self.run, kind)
+        """Returns the source of the same run for a kind of units, the same one at each call."""
+        return self if kind == self.unit else self._others.setdefault(kind, Source(self.run, kind))
+
+    @cached_property
+    def _others(self) -> dict[str, "Source"]:
+        return {}
 
     @property
     def points(self) -> str:
@@ -86,7 +90,7 @@ class Source:
     def scores(self) -> pd.DataFrame:
         """Rows of comparison.csv for this kind of units."""
         table = self.run.scores
-        return table[table["units"] == self.unit].reset_index(drop=True) if "units" in table else table
+        return table[table["units"] == self.unit].reset_index(drop=True)
 
     @property
     def config(self) -> Mapping[str, Any]:

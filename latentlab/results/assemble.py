@@ -41,13 +41,20 @@ def outline(problem: Problem, dataset: Dataset) -> xr.DataTree:
         {"posterior": {name: value[None, None].numpy() for name, value in sites.items()}, **_given(density, dataset)},
         dims={**density.observed, **{name: tuple(own) for name, own in problem.model.dims.items()}, **dataset.dims},
         coords=_coords(dataset),
-        along={dataset.points: dataset.point_names()},
+        along=_along(dataset),
     )
 
 
 def _coords(dataset: Dataset) -> dict[str, np.ndarray]:
     """Labels along the dims of a result."""
-    return {**dataset.coords, **(dataset.kinds if dataset.index else {})}
+    dims = {dim for named in (*dataset.dims.values(), *dataset.truth_dims.values()) for dim in named}
+    return {**{dim: names for dim, names in dataset.coords.items() if dim in dims}, **(dataset.kinds if dataset.index else {})}
+
+
+def _along(dataset: Dataset) -> dict[str, dict[str, np.ndarray]]:
+    """Further coordinates along the points: names of their units, and coordinates such as `time`."""
+    dims = {dim for named in (*dataset.dims.values(), *dataset.truth_dims.values()) for dim in named}
+    return {dataset.points: {**dataset.point_names(), **{n: v for n, v in dataset.coords.items() if n not in dims}}}
 
 
 def _given(density: Density, dataset: Dataset) -> dict[str, dict[str, np.ndarray]]:
@@ -171,7 +178,7 @@ def assemble(  # long: builds each group of the result in turn
             LEFT_OUT: ("left_out",) if several else (dataset.points,),
         },
         coords={**_coords(dataset), **several},
-        along={dataset.points: dataset.point_names()},
+        along=_along(dataset),
         attrs=attrs,
     )
 

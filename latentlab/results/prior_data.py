@@ -13,6 +13,7 @@ keeps the component means near 0 although the data lie near 100.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -77,7 +78,8 @@ def _measured(x: np.ndarray, y: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]
     found = {"location": _placed(np.nanmean(x, 0), y.reshape(-1, y.shape[-1]))}
     whole = all(bool((a[np.isfinite(a)] == np.floor(a[np.isfinite(a)])).all()) for a in (x, y))
     if not whole and len(x) > 1:
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Degrees of freedom", RuntimeWarning)  # draws without any finite value
             value, low, high, distance = _placed(np.log(np.nanstd(x, 0)), np.log(np.nanstd(y, 1)), least=LEAST_WIDTH)
         narrow = np.where(value < low, distance, 0.0)
         found["spread"] = value, low, high, np.where(value < low, np.minimum(narrow, np.median(narrow)), distance)

@@ -104,7 +104,8 @@ class Run:
         """Returns the groups of a file by kind of units; its root if there is one kind."""
         tree = load(self._part(name), groups=())
         if not tree.children:
-            return {kinds(self.posterior)[0]: tree.to_dataset()}
+            written = str(tree.attrs.get("units", ""))  # older runs have none
+            return {written or kinds(self.posterior)[0]: tree.to_dataset()}
         return {str(kind): node.to_dataset(inherit=False) for kind, node in tree.children.items()}
 
     @cached_property
@@ -146,7 +147,6 @@ def _some(names: Sequence[str], most: int = 3) -> str:
 def _verdict_lines(table: pd.DataFrame) -> list[str]:
     """Returns a line for each embedding, raw or mapped: verdict and delta under each alignment, over its seeds."""
     lines = []
-    table = table if "units" in table else table.assign(units="unit")  # older runs have no such column
     several = table["units"].nunique() > 1
     for (label, units, way), rows in table.groupby(["embedding", "units", "map"], sort=False):
         judged: dict[str, list[str]] = {}
@@ -232,6 +232,7 @@ def _read_diagnostics(path: Path) -> pd.DataFrame:
 def _read_table(path: Path) -> pd.DataFrame:
     """Reads a CSV file with exact numbers; an empty cell is NaN in a column of numbers."""
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = table if "units" in table else table.assign(units="unit")  # older runs have no such column
     return table.assign(**{name: _numbers(table[name]) for name in table.columns if name not in TEXT})
 
 

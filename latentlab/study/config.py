@@ -87,7 +87,7 @@ class Config(BaseModel):
 
         dataset = load_dataset(**dict(self.dataset))
         if self.dataset.standardize and dataset.n_points < 2:  # type: ignore[attr-defined]
-            raise DataError(f"{dataset.name}: standardising needs at least 2 units; got {dataset.n_points}.")
+            raise DataError(f"{dataset.name}: standardising needs at least 2 {dataset.points}s; got {dataset.n_points}.")
         return dataset
 
     def build_model(self) -> Any:

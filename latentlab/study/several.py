@@ -36,7 +36,7 @@ class Several:
     """What can be said of several runs together.
 
     Args:
-        runs: A row a run: run, model, method, dataset, n_units, status.
+        runs: A row a run: run, model, method, dataset, units (how many of each kind), status.
         loo: A table as of `loo_table` for each set of data that two or more runs share.
         positions: One row for each pair of runs, kind of units and metric. `of_points` compares their point estimates (posterior
             means; for labels the partitions of least expected Binder loss). `of_draws` is the mean between a draw of one run and
@@ -93,7 +93,7 @@ def _runs(sources: dict[str, Source]) -> pd.DataFrame:
                 "model": model,
                 "method": config["inference"]["name"],
                 "dataset": config["dataset"]["name"],
-                "n_units": len(source.units),
+                "units": ", ".join(f"{len(source.of(kind).units)} {kind}s" for kind in source.kinds),
                 "status": info["status"].replace("_", " "),
             }
         )

@@ -173,11 +173,12 @@ def _note(directory: RunDirectory, note: str) -> None:
 def _compare(job: Job, directory: RunDirectory, fitted: Fit, embeddings: list[Embedding], *, progress: bool) -> None:
     comparison = compare(fitted, embeddings, **job.config.compare.options(), progress=progress)
     asked = int(job.config.compare.options().get("n_neighbors", 0))
-    taken = min(int(part.attrs.get("n_neighbors", asked)) for part in comparison.parts.values())
-    if taken < asked:
-        note = f"n_neighbors was lowered from {asked} to {taken}: fewer than half of the units can be neighbours"
-        directory.logger.info("%s", note)
-        _note(directory, note)
+    for kind, part in comparison.parts.items():
+        taken = int(part.attrs.get("n_neighbors", asked))
+        if taken < asked:
+            note = f"n_neighbors was lowered from {asked} to {taken}: fewer than half of the {kind}s can be neighbours"
+            directory.logger.info("%s", note)
+            _note(directory, note)
     for row in comparison.verdicts.itertuples():
         seed = str(getattr(row, "seed", ""))
         name = f"{row.embedding} #{seed}" if seed else str(row.embedding)

@@ -20,7 +20,8 @@ def embeddings_tree(embeddings: Sequence[Embedding], kinds: Mapping[str, np.ndar
     """
     if len(kinds) == 1:
         (kind,) = kinds
-        return xr.DataTree(_of_kind([embedding.of(kind) for embedding in embeddings], kind, kinds[kind], n_latent))
+        only = _of_kind([embedding.of(kind) for embedding in embeddings], kind, kinds[kind], n_latent)
+        return xr.DataTree(only.assign_attrs(units=kind))
     placing = {kind: [e.of(kind) for e in embeddings if kind in e.kinds] for kind in kinds}
     return xr.DataTree.from_dict({kind: _of_kind(of, kind, kinds[kind], n_latent) for kind, of in placing.items() if of})
 

@@ -165,6 +165,22 @@ def test_no_single_move_improves_an_estimate(estimate, distance, rng):
     assert expected_loss(estimate(draws, n_sweeps=0), draws, distance) > loss
 
 
+def test_the_number_of_clusters_is_not_that_of_one_lucky_draw(rng):
+    """Two large groups and a pair; in each draw four units of the large ones are in the other one.
+
+    A draw without these, but with the pair in a large group, is the best, and no move of a unit opens a cluster again.
+    """
+    base = np.repeat([0, 1, 2], [12, 12, 2])
+    draws = np.tile(base, (2, 100, 1))
+    for draw in draws.reshape(-1, 26):
+        astray = rng.choice(24, 4, replace=False)
+        draw[astray] = 1 - draw[astray]
+    draws[0, 0] = np.repeat([0, 1, 0], [12, 12, 2])
+    every = draws.reshape(-1, 26)
+    assert int(np.argmin([expected_loss(z, draws, "binder") for z in every])) == 0
+    assert same(minimum_binder(draws), base)
+
+
 def test_estimates_do_not_depend_on_names(rng):
     draws, _ = mixture(rng)
     other = renamed(draws, rng)

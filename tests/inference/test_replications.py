@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from latentlab.calibration.simulated import simulated
+from latentlab.data.dataset import Dataset
 from latentlab.errors import DataError
 from latentlab.inference import replications
 from latentlab.inference.arrays import tensors
@@ -14,6 +15,7 @@ from latentlab.inference.density import Density
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.replications import Chains, Replications
 from latentlab.models.ppca import PPCA
+from latentlab.models.random_dot_product import RandomDotProduct
 from latentlab.seeds import Seeds, isolated
 
 MODEL = PPCA(n_latent=1, mu_scale=1.0)
@@ -86,3 +88,19 @@ def test_chains_go_on_where_they_were():
 def test_data_sets_of_different_shapes_are_refused():
     with pytest.raises(DataError, match=r"equal shapes; got .*6, 4.*5, 4"):
         Replications(MODEL, [*simulated(MODEL, 1, 6, Seeds(0)), *simulated(MODEL, 1, 5, Seeds(0))])
+
+
+def test_graphs_of_different_numbers_of_nodes_are_refused():
+    """As many edges, and another number of nodes: what is no tensor is compared too."""
+    pair = np.array([0, 1, 2])
+    sets = [
+        Dataset(
+            {"edge": [1.0, 0.0, 1.0]},
+            dims={"edge": ("pair",)},
+            units={"node": n},
+            index={"source": ("pair", pair, "node"), "target": ("pair", pair + 1, "node")},
+        )
+        for n in (4, 5)
+    ]
+    with pytest.raises(DataError, match=r"equal shapes; got .*'n_node': 4.*'n_node': 5"):
+        Replications(RandomDotProduct(1), sets)

@@ -15,7 +15,7 @@ from torch.distributions import constraints
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
-from latentlab.errors import ModelError
+from latentlab.errors import DataError, ModelError
 from latentlab.fit import fit
 from latentlab.inference.adam import pack, with_slopes
 from latentlab.inference.capture import capture
@@ -259,6 +259,30 @@ def test_the_steps_of_a_series_are_not_divided(field):
     data = Dataset({"x": np.arange(20.0)}, dims={"x": ("unit",)})
     with pytest.raises(ModelError, match=f"{field} does not go with 'encoded': the steps of a series"):
         fit(Walk(), data, SVI(guide="model", **{field: 0.5 if field == "held_out" else 5}), progress=False)
+
+
+class Columns(LatentModel):
+    """Units are the columns of x: N(z_n, 1) for each unit n and row."""
+
+    name, position, symmetry, methods = "columns", Position("z"), Identity(), ("svi",)
+    dims = {"z": ("unit",)}
+
+    def model(self, x):
+        with pyro.plate("unit", x.shape[1]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z[..., None], torch.ones(len(x))).to_event(1), obs=x.T)
+
+    def guide(self, x):
+        with pyro.plate("unit", x.shape[1]):
+            pyro.sample("z", dist.Normal(pyro.param("slope", torch.tensor(0.5)) * x.mean(0), 0.7))
+
+
+@pytest.mark.parametrize("field", ["held_out", "batch_size"])
+def test_units_that_are_not_the_first_dim_are_not_divided(field, rng):
+    """Batches are rows: those of features would be silently taken for units."""
+    data = Dataset({"x": rng.normal(size=(3, 20))}, dims={"x": ("feature", "unit")})
+    with pytest.raises(DataError, match=rf"`{field}` needs 'unit' as the first dim of 'x'; its dims are \('feature', 'unit'\)"):
+        fit(Columns(), data, SVI(guide="model", **{field: 0.5 if field == "held_out" else 5}), progress=False)
 
 
 LOADINGS = torch.tensor([[1.0, 0.2], [-0.3, 0.8], [0.5, -0.5]], dtype=torch.float64)
