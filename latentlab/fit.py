@@ -224,7 +224,7 @@ class Fit:
 
         The sum is called `elpd`, or `bound` if the model has only a bound, with `n_samples` samples from its encoder. Units are
         those of a table, or the sequences of a series; `n_units` is their number. For ratings and graphs the points are scored,
-        and `n_points` is their number.
+        and `n_points` is their number. The standard error assumes independent terms; points that share units are not.
         """
         pointwise = self.log_likelihood(dataset, n_samples=n_samples).values
         flat = pointwise.reshape(-1, pointwise.shape[-1])
@@ -381,4 +381,5 @@ def _point_coords(array: np.ndarray, dataset: Dataset) -> dict[str, Any]:
 
 
 def _with_latent_dim(z: xr.DataArray) -> xr.DataArray:
-    return z if "latent" in z.dims else z.expand_dims("latent", axis=-1)
+    """Adds a dim `latent` of size 1 to positions of one number each, `(chain, draw, unit)`."""
+    return z if z.ndim > 3 else z.expand_dims("latent", axis=-1)

@@ -207,6 +207,15 @@ def test_a_metric_that_minds_rotation_is_left_out_unless_asked_for(result, plant
     assert not any("depends on" in note for note in comparison.notes)
 
 
+def test_an_alignment_that_leaves_the_symmetry_free_is_said(result, planted):
+    few = {"n_draws": 4, "n_pairs": 4, "n_permutations": 2, "metrics": ("cka",), "progress": False}
+    found = compare(result, planted[1:2], alignments=("fixed", "orthogonal"), **few)
+    assert [note for note in found.notes if "depends on" in note] == [
+        "alignment fixed depends on rotation of the positions, which the model does not identify: its results are those of the "
+        "orientation in which the draws were aligned"
+    ]
+
+
 @pytest.mark.parametrize("ways", [None, ("orthogonal", "similarity", "affine")])
 def test_the_progress_bar_ends_where_the_work_does(result, planted, wine, ways, monkeypatch):
     bars = []

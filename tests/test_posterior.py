@@ -637,6 +637,38 @@ def test_power_sensitivity_of_two_normals_is_the_integral(rng, prior, likelihood
     assert table["diagnosis"][0] == diagnosis
 
 
+@pytest.mark.parametrize("sd", [5.0, 20.0])
+def test_variable_weights_alone_are_no_sensitivity(sd, rng):
+    """Densities that are independent of the quantity, with a standard deviation as of 50 or 800 parameters.
+
+    A quantity is diagnosed by chance in less than 1 of 50 cases; of 20, four or more in less than 1 of 10^3.
+    """
+    mu = rng.normal(size=(4, 250, 20))
+    tree = build(
+        {
+            "posterior": {"mu": mu},
+            "log_likelihood": {"log_likelihood": sd * rng.normal(size=(4, 250, 1))},
+            "log_prior": {"mu": sd * rng.normal(size=(4, 250))},
+        },
+        dims={"mu": ("k",), "log_likelihood": ("unit",)},
+    )
+    assert (power_sensitivity(tree, {"mu": mu})["diagnosis"] != "").sum() < 4
+
+
+def test_weights_with_a_heavy_tail_are_said(rng):
+    mu = rng.normal(size=(4, 250))
+    tree = build(
+        {
+            "posterior": {"sigma": mu},
+            "log_likelihood": {"log_likelihood": rng.normal(size=(4, 250, 1))},
+            "log_prior": {"sigma": 100 * rng.exponential(size=(4, 250)) * 4},
+        },
+        dims=DIMS,
+    )
+    (said,) = power_sensitivity(tree, {"sigma": mu})["diagnosis"]
+    assert said.startswith("unreliable: k-hat of prior")
+
+
 def test_power_sensitivity_names_what_is_missing(rng):
     mu = rng.normal(size=(2, 50))
     with pytest.raises(ModelError, match="'log_prior'"):

@@ -118,6 +118,21 @@ def test_draws_that_overflow_take_no_part(rng):
     assert float(_measured(rng.normal(size=(50, 1)), y)["location"][3][0]) == 0.0
 
 
+def test_a_prior_that_mostly_overflows_warns(rng):
+    x = rng.normal(size=(50, 1))
+    for n_infinite, verdict in ((20, "pass"), (60, "warn")):
+        y = rng.normal(size=(1, 100, 50, 1))
+        y[0, :n_infinite, 3] = np.inf
+        data = build(
+            {"posterior": {"a": np.zeros((1, 100))}, "prior_predictive": {"x": y}, "observed_data": {"x": x}},
+            dims={"x": ("unit", "feature"), "a": ()},
+            attrs={"inference": "mcmc", "method": "nuts", "hyperparameters": "mu_scale"},
+        )
+        (row,) = prior_rows(data)
+        assert row[4] == verdict
+    assert row[1] == "60% of the prior predictive data sets have values that are not finite; choose narrower priors"
+
+
 def test_counts_are_compared_by_their_mean_alone(rng):
     assert checked(M.PoissonMixture(2), table(rng.poisson(4.0, size=(100, 2))))["verdict"] == "pass"
     row = checked(M.PoissonMixture(2), table(rng.poisson(5000.0, size=(100, 2))))

@@ -101,6 +101,16 @@ def test_what_stands_against_a_row_is_never_hidden(rng):
     assert table.index[0] == "sound"
 
 
+def test_points_that_depend_on_each_other_are_said(rng):
+    """Steps of a series and ratings of one user: the standard error of independent differences is too small."""
+    ll = draws(rng, np.zeros(120))
+    series = {name: made_up(ll + shift, coords={"time": np.arange(120)}) for name, shift in (("a", 0.0), ("b", 0.1))}
+    said = "steps of a series depend on each other, so that standard errors tend to be too small"
+    assert all(said in note for note in loo_table(series)["note"])
+    table = {name: made_up(ll + shift) for name, shift in (("a", 0.0), ("b", 0.1))}
+    assert not any("depend on each other" in note for note in loo_table(table)["note"])
+
+
 def test_a_khat_that_is_not_known_counts_as_too_high():
     x = np.zeros(4)
     score = Loo(elpd=0.0, se=0.0, p_loo=0.0, pointwise=x, khat=np.array([np.nan, 0.1, 0.7, 0.9]), limit=0.7, conditional=False)

@@ -477,6 +477,12 @@ def test_a_level_is_between_0_and_1(check, level):
         check(SOUND, SAMPLER, level=level)
 
 
+@pytest.mark.parametrize("n_units", [0, -1, 2.5, "a", True])
+def test_calibrate_checks_the_number_of_units_first(n_units):
+    with pytest.raises(ConfigError, match="`n_units` must be a whole number of at least 1"):
+        calibrate(SOUND, SAMPLER, n_units=n_units)
+
+
 def test_data_sets_of_different_shapes_are_refused():
     class Growing(TwoGroups):
         sizes = itertools.count(6)

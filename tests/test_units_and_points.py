@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
@@ -14,9 +16,10 @@ from scipy.stats import halfnorm, norm
 
 import latentlab as ll
 from latentlab.comparison.result import Comparison
+from latentlab.comparison.same_data import data_difference
 from latentlab.data.dataset import Dataset
 from latentlab.data.points import grunfeld, karate
-from latentlab.errors import ConfigError, DataError, ModelError
+from latentlab.errors import ConfigError, DataError, InferenceError, ModelError
 from latentlab.inference.arrays import tensors
 from latentlab.inference.density import Density
 from latentlab.models.declaration import check_declaration
@@ -631,3 +634,46 @@ def test_coordinates_of_the_points_are_in_the_result(ratings):
     assert found["when"].dims == ("cell",)
     assert found["when"].values.tolist() == when.tolist()
     assert found["user"].dims == ("cell",)
+
+
+def test_fits_with_other_indices_are_of_other_data(fitted):
+    fit, _ = fitted
+    other = fit.data.copy()
+    renamed = other["observed_data"].to_dataset().rename({"user": "person"})
+    other["observed_data"] = xr.DataTree(renamed)
+    other.attrs["index"] = json.dumps({"person": "person", "item": "item"})
+    for a, b in ((fit.data, other), (other, fit.data)):
+        assert "cells with the indices" in data_difference(a, b)
+    assert data_difference(fit.data, fit.data) == ""
+
+
+@pytest.mark.parametrize(("n", "ok"), [(2, True), (3, False)])
+def test_an_embedding_of_a_matrix_gives_a_pair(n, ok, monkeypatch):
+    def halves(matrix, n_latent):
+        return [np.arange(2.0 * size).reshape(size, 2) for size in (*matrix.shape, 4)[:n]]
+
+    monkeypatch.setattr("latentlab.registry.EMBEDDINGS.load", lambda _: halves)
+    if ok:
+        assert ll.embed("truncated_svd", grunfeld()).kinds == ("user", "item")
+    else:
+        with pytest.raises(InferenceError, match="must give a pair of arrays, of rows and of columns; got 3"):
+            ll.embed("truncated_svd", grunfeld())
+
+
+class Factors(ll.LatentModel):
+    """Factor analysis whose latent dim has another name."""
+
+    name, position, symmetry, methods = "factors", ll.Position("z"), Orthogonal("factor"), ("svi",)
+    dims = {"W": ("feature", "factor"), "z": ("unit", "factor")}
+
+    def model(self, x):
+        W = pyro.sample("W", dist.Normal(torch.zeros(x.shape[1], 2), 1.0).to_event(2))
+        with pyro.plate("unit", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ W.T, 0.5).to_event(1), obs=x)
+
+
+def test_a_latent_dim_may_have_another_name():
+    fit = ll.fit(Factors(), ll.load_dataset("iris"), ll.SVI(n_steps=300, n_draws=400), progress=False)
+    assert fit.latents().dims == ("chain", "draw", "unit", "factor")
+    assert set(compared(fit, ll.embed("pca", fit.dataset)).verdicts["alignment"]) == {"orthogonal", "similarity"}

@@ -57,6 +57,7 @@ from latentlab.inference.nuts import NUTS
 from latentlab.inference.replications import Replications
 from latentlab.models.base import LatentModel
 from latentlab.seeds import Seeds
+from latentlab.settings import Count, checked
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def calibrate(
     method: Method,
     *,
     n_replications: int | None = None,
-    n_units: int = 10,
+    n_units: Count = 10,
     seed: int = 0,
     progress: bool = True,
 ) -> Calibration:
@@ -131,6 +132,7 @@ def calibrate(
     Raises:
         ModelError, ConfigError, DataError, InferenceError: Under the conditions given in `sbc` and `geweke`.
     """
+    checked("calibrate", {"n_units": Count}, {"n_units": n_units})
     n_sets = n_replications if n_replications is not None else 200 if isinstance(method, NUTS) else 40
     if isinstance(method, NUTS):  # before the first check, whose result a refusal would lose
         check_simulated(model, method)

@@ -71,7 +71,7 @@ def _largest(x: np.ndarray) -> np.ndarray:
     return np.maximum(x.max(axis=(-2, -1)), -x.min(axis=(-2, -1)))
 
 
-def aligner(alignment: str, reference: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+def aligner(alignment: str, reference: np.ndarray, *, series: bool = False) -> Callable[[np.ndarray], np.ndarray]:
     """The function that carries positions `(..., unit, p)` to the reference: `(..., unit, latent)`.
 
     With fewer columns than the reference has, p < d, zeros are added. With more only `affine` is possible: the columns are
@@ -80,6 +80,8 @@ def aligner(alignment: str, reference: np.ndarray) -> Callable[[np.ndarray], np.
     Args:
         alignment: `fixed`, `orthogonal`, `similarity` or `affine`.
         reference: Mean position M, `(unit, latent)`.
+        series: Whether units are in the order of time. The fifths are then contiguous, since neighbours are alike: a map fitted
+            to both neighbours of a unit would predict it from any smooth columns.
 
     Raises:
         ConfigError: No such alignment.
@@ -96,26 +98,27 @@ def aligner(alignment: str, reference: np.ndarray) -> Callable[[np.ndarray], np.
     if alignment not in ALIGNMENTS:
         raise ConfigError(unknown("alignment", alignment, ALIGNMENTS))
     if alignment == "fixed":
-        return lambda x: _with_columns(x, reference, alignment)
+        return lambda x: _with_columns(x, reference, alignment, series=series)
     mean = centred(reference)
     carry = {"orthogonal": _turned, "similarity": _scaled, "affine": _regressed}[alignment]
 
     def align(x: np.ndarray) -> np.ndarray:
-        return carry(centred(_with_columns(x, mean, alignment)), mean)
+        return carry(centred(_with_columns(x, mean, alignment, series=series)), mean)
 
     return align
 
 
-def scales(x: np.ndarray, reference: np.ndarray, alignment: str = "similarity") -> np.ndarray:
+def scales(x: np.ndarray, reference: np.ndarray, alignment: str = "similarity", *, series: bool = False) -> np.ndarray:
     r"""The factor $b = |M|^2 / \langle M, x R \rangle$ `(...,)` by which positions would have to grow to meet the reference.
 
     Args:
         x: Positions, `(..., unit, p)`, with columns added or mapped as `aligner` does; infinite where they are constant.
         reference: Mean position M, `(unit, latent)`.
         alignment: Under `fixed`, R is the identity.
+        series: Whether units are in the order of time, as in `aligner`.
     """
     mean = centred(reference)
-    return _factor(centred(_with_columns(x, mean, "affine")), mean, turn=alignment != "fixed")
+    return _factor(centred(_with_columns(x, mean, "affine", series=series)), mean, turn=alignment != "fixed")
 
 
 def _turned(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -139,7 +142,7 @@ def _regressed(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return x @ np.linalg.pinv(np.linalg.pinv(mean) @ x, rcond=1e-10)
 
 
-def _with_columns(x: np.ndarray, mean: np.ndarray, alignment: str) -> np.ndarray:
+def _with_columns(x: np.ndarray, mean: np.ndarray, alignment: str, *, series: bool) -> np.ndarray:
     x = np.asarray(x, dtype=np.float64)
     (n, d), p = mean.shape, x.shape[-1]
     if x.ndim < 2 or x.shape[-2] != n:
@@ -150,13 +153,13 @@ def _with_columns(x: np.ndarray, mean: np.ndarray, alignment: str) -> np.ndarray
         return x
     if alignment != "affine" or x.ndim > 2:
         raise DataError(f"an embedding of {p} columns meets {d} latent ones by alignment='affine' only; got {alignment!r}.")
-    return _cross_fitted(x, mean)
+    return _cross_fitted(x, mean, series=series)
 
 
-def _cross_fitted(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+def _cross_fitted(x: np.ndarray, mean: np.ndarray, *, series: bool) -> np.ndarray:
     """Least-squares predictions `(unit, d)` of the mean from x `(unit, p)`, each fold's from the other folds."""
     design = np.column_stack([x, np.ones(len(x))])
-    fold = np.arange(len(x)) % N_FOLDS
+    fold = np.arange(len(x)) * N_FOLDS // len(x) if series else np.arange(len(x)) % N_FOLDS
     out = np.empty_like(mean)
     for k in range(N_FOLDS):
         rest = fold != k

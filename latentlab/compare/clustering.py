@@ -131,8 +131,9 @@ def minimum_binder(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
 def unsettled(draws: Any, centre: np.ndarray) -> np.ndarray:
     """The units `(n,)` for which another cluster of a point estimate is as good within two Monte Carlo standard errors.
 
-    What a unit's own cluster saves in expected Binder loss against the next best is a mean over draws; its standard error is by
-    the chains' means, or, of fewer than `BATCHED` chains, by batches of the square root of a chain's length.
+    What a unit's own cluster saves in expected Binder loss against the next best is a mean over draws. Its standard error is that
+    of the chains' means; with fewer than `BATCHED` chains the larger of this and that of batches of the square root of a chain's
+    length.
 
     Args:
         draws: Labels, `(chain, draw, unit)`.
@@ -159,6 +160,8 @@ def unsettled(draws: Any, centre: np.ndarray) -> np.ndarray:
         saved = (gain[:, own] - gain[:, int(mean.argmax())]).reshape(n_chains, n_draws)
         batches = np.concatenate([part.mean(axis=1) for part in np.array_split(saved, n_batches, axis=1)])
         error = batches.std(ddof=1) / math.sqrt(len(batches))
+        if n_chains > 1:
+            error = max(error, saved.mean(axis=1).std(ddof=1) / math.sqrt(n_chains))
         if saved.mean() <= 2 * error + n * SAME:
             near.append(i)
     return np.array(near, dtype=int)

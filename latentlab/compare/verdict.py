@@ -53,6 +53,7 @@ class Reference:
         rng: For the shuffled means and draws, and landmarks where there are many units.
         halves: The draws' halves, if `split` has made them: they are the same under every alignment.
         judged: Units that the verdicts are about; all units enter the alignment.
+        series: Whether units are in the order of time (`align.aligner`).
     """
 
     def __init__(
@@ -63,20 +64,22 @@ class Reference:
         *,
         halves: tuple[np.ndarray, np.ndarray] | None = None,
         judged: slice = slice(None),
+        series: bool = False,
     ) -> None:
         reference, held_out = split(draws) if halves is None else halves
         self.alignment = alignment
-        self._judged = judged
+        self._judged, self._series = judged, series
         self._whole = mean_of(reference.reshape(-1, *reference.shape[2:]), alignment)
-        self._carry = aligner(alignment, self._whole)
+        self._carry = aligner(alignment, self._whole, series=series)
         self.mean = self._whole[judged]
         self.regions = Regions(reference, held_out, self.align)
         self._whiten = inverse_root(_shrunk(self.regions.covariance, self.regions.n_draws))
-        self._functions, self._values = structure(self.mean, rng, shift=alignment == "fixed")
+        shift = alignment == "fixed" or len(self.mean) < len(self._whole)  # centred with others, these can be displaced
+        self._functions, self._values = structure(self.mean, rng, shift=shift)
         self._sd = _floored(self._sums(reference).std(axis=0))
         self._chains = held_out.shape[:2]
         self._statistics = np.concatenate([self._of(self._errors(block)) for block in blocks(held_out)])
-        self._scales = np.concatenate([scales(block, self._whole, alignment) for block in blocks(held_out)])
+        self._scales = np.concatenate([scales(block, self._whole, alignment, series=series) for block in blocks(held_out)])
         overall = self._statistics[:, 0]
         self.ess_low = ess(np.log(overall).reshape(self._chains))
         self.ess_guard = ess(_unusual(self._statistics).reshape(self._chains))
@@ -157,7 +160,7 @@ class Reference:
         errors = self._errors(y)
         statistics = self._of(errors[None])[0]
         below = float((self._statistics[:, 0] <= statistics[0]).mean())
-        scale = float(scales(y, self._whole, self.alignment))
+        scale = float(scales(y, self._whole, self.alignment, series=self._series))
         found = self.regions.coverage(y)
         worst = np.argsort(-(errors**2).sum(axis=1), kind="stable")[:N_WORST]
         p, d = y.shape[1], self.mean.shape[1]

@@ -47,14 +47,26 @@ def metrics_of(names: Sequence[str] | None, fit: Fit) -> list[Metric]:
     return found
 
 
-def orientation_notes(chosen: Sequence[Metric], model: LatentModel) -> list[str]:
-    """A note on each metric whose scores depend on the orientation of the draws, which the model's symmetry leaves free."""
+COVERED: dict[Alignment, frozenset[str]] = {
+    "fixed": frozenset(),
+    "orthogonal": frozenset({"rotation", "translation"}),
+    "similarity": frozenset({"rotation", "translation", "scale"}),
+    "affine": frozenset({"rotation", "translation", "scale", "linear"}),
+}
+"""Transformations that each alignment removes."""
+
+
+def orientation_notes(chosen: Sequence[Metric], ways: Sequence[Alignment], model: LatentModel) -> list[str]:
+    """A note on each metric and alignment that depends on the orientation of the draws, which the symmetry leaves free."""
     group, dims = model.exchanges, model.dims[model.position.site]
+    free = needed(group, dims)
+    depends = {metric.name: minds(metric, group, dims) for metric in chosen}
+    depends |= {f"alignment {way}": free - COVERED[way] for way in ways if not model.is_discrete}
     return [
-        f"{metric.name} depends on {' and '.join(sorted(free))} of the positions, which the model does not identify: its scores "
-        "are those of the orientation in which the draws were aligned"
-        for metric in chosen
-        if (free := minds(metric, group, dims))
+        f"{name} depends on {' and '.join(sorted(on))} of the positions, which the model does not identify: its results are "
+        "those of the orientation in which the draws were aligned"
+        for name, on in depends.items()
+        if on
     ]
 
 

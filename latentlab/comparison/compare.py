@@ -118,12 +118,12 @@ def compare(  # one keyword for each user option; calls the stages in order
             judged = judged_labels(rows, partition.draws, texts[kinds[0]], partition.common, alpha, seeds, bar)
         else:
             positions = {kind: one["positions"] for kind, one in some.items()}
-            judged = judged_positions(rows, draws, positions, texts, ways, alpha, near, seeds, bar)
+            judged = judged_positions(rows, draws, positions, texts, ways, alpha, near, seeds, bar, series=_is_series(fit))
     fewest, n_units = fewest_units(fit.model), {kind: len(fit.dataset.kinds[kind]) for kind in fit.model.kinds}
     remarks = [f"{k}s are not compared: there are {n}, and {fewest} are needed" for k, n in n_units.items() if n < fewest]
-    remarks += orientation_notes(chosen, fit.model)
+    remarks += orientation_notes(chosen, ways, fit.model)
     if len(n_units) > 1:
-        remarks.append("scores are of one kind of units alone, and do not see how it lies to the others; verdicts do")
+        remarks.append("each score uses one kind of units alone, while verdicts depend on relative positions of all kinds")
     parts = {}
     for kind, which in own.items():
         those, found = [rows[i] for i in which], judged.only(which)
@@ -224,6 +224,11 @@ def _symmetry(fit: Fit) -> dict[str, str]:
     group, dims = fit.model.exchanges, fit.model.dims[fit.model.position.site]
     ignored = "the names of labels" if fit.model.is_discrete else ", ".join(sorted(needed(group, dims))) or "nothing"
     return {"symmetry": type(group).__name__, "ignores": ignored}
+
+
+def _is_series(fit: Fit) -> bool:
+    """Whether the units are in the order of time."""
+    return "leave_one_out" in fit.model.offers or not {"time", "sequence"}.isdisjoint(fit.dataset.coords)
 
 
 def _unsettled(data: xr.Dataset, units: np.ndarray) -> list[str]:

@@ -42,7 +42,10 @@ def data_difference(a: xr.DataTree, b: xr.DataTree) -> str:
     if x.shape != y.shape:
         return f"different data: shapes {x.shape} and {y.shape}"
     points = str(a.attrs.get("points", "unit"))
-    units = [_point_names(one, points, json.loads(str(a.attrs.get("index", "{}")))) for one in (x, y)]
+    index, other = (list(json.loads(str(one.attrs.get("index", "{}")))) for one in (a, b))
+    if sorted(index) != sorted(other) or points != str(b.attrs.get("points", "unit")):
+        return f"different data: {points}s with the indices {', '.join(index) or 'none'} and {', '.join(other) or 'none'}"
+    units = [_point_names(one, points, index) for one in (x, y)]
     if (units[0] != units[1]).any():
         i = int((units[0] != units[1]).argmax())
         return f"different data: {points} {i} is {str(units[0][i])!r} in one and {str(units[1][i])!r} in the other"
@@ -59,10 +62,7 @@ def data_difference(a: xr.DataTree, b: xr.DataTree) -> str:
         return f"different data: {int((~same).sum())} of {x.size} values differ"
     fixed = [arrays(one, "constant_data") for one in (a, b)]
     for name in sorted(set(fixed[0]) & set(fixed[1])):
-        u, v = fixed[0][name], fixed[1][name]
-        if u.shape != v.shape or not (
-            np.allclose(u, v, rtol=SAME, atol=0, equal_nan=True) if u.dtype.kind == "f" else (u == v).all()
-        ):
+        if not _same(fixed[0][name], fixed[1][name]):
             return f"different data: {name!r} differs"
     return ""
 

@@ -42,6 +42,9 @@ UNEQUAL = (
     "(`standardize: false`)"
 )
 
+DEPENDENT = "{points} depend on each other, so that standard errors tend to be too small"
+"""Note on fits whose points are steps of a series, or share units."""
+
 COLUMNS = ("model", "elpd_loo", "se", "p_loo", "elpd_diff", "se_diff", "n_points", "bad_khat", "converged")
 CLUSTERS = ("n_clusters", "n_clusters_q05", "n_clusters_q95")
 HELD_OUT = ("held_out", "held_out_se")
@@ -262,6 +265,8 @@ def _notes(
     notes = {}
     for name in dict.fromkeys([*candidates, *problems]):
         said = [problems[name]] if name in problems else []
+        if name in scores and (points := _dependent(candidates[name])):
+            said.append(DEPENDENT.format(points=points))
         if unequal and name in ppca:
             said.append(UNEQUAL)
         if name in candidates and not candidates[name].converged:
@@ -295,6 +300,17 @@ def _against(score: Loo, best: Loo) -> list[str]:
     if n < FEW:
         said.append(f"fewer than {FEW} points: se_diff may be too small")
     return said
+
+
+def _dependent(candidate: Candidate) -> str:
+    """What the points are, if they are not independent: steps of a series, or points that share units; empty otherwise."""
+    points = _points(candidate)
+    if points.dims[-1] == "left_out":  # whole sequences
+        return ""
+    if str(candidate.data.attrs.get("index", "{}")) != "{}":
+        return f"{points.dims[-1]}s that share a unit"
+    series = "leave_one_out" in candidate.data.children or not {"time", "sequence"}.isdisjoint(map(str, points.coords))
+    return "steps of a series" if series else ""
 
 
 def _is_standardised(candidate: Candidate) -> bool:

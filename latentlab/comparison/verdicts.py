@@ -52,6 +52,8 @@ def judged_positions(  # one argument for each input of a verdict
     near: Mapping[str, dict[str, Any]],
     seeds: Seeds,
     bar: Any,
+    *,
+    series: bool,
 ) -> Judged:
     """Returns verdicts, coverage and disagreement of rows of positions.
 
@@ -65,8 +67,9 @@ def judged_positions(  # one argument for each input of a verdict
         near: Kind of units -> options of the neighbour search.
         seeds: Seeds of the shuffled positions and of the pairs of draws.
         bar: Progress bar, updated after each step.
+        series: Whether the units are in the order of time.
     """
-    references, verdicts = _verdicts(rows, draws, names, ways, alpha, seeds, bar)
+    references, verdicts = _verdicts(rows, draws, names, ways, alpha, seeds, bar, series=series)
     found = _units(rows, references, some, near, seeds, bar)
     regions: list[Coverage | None] = []
     for i, row in enumerate(rows):
@@ -119,7 +122,7 @@ def _place(draws: Mapping[str, np.ndarray], kinds: tuple[str, ...], kind: str) -
     return slice(before, before + draws[kind].shape[2])
 
 
-def _verdicts(
+def _verdicts(  # one argument for each input of a verdict
     rows: Sequence[Row],
     draws: Mapping[str, np.ndarray],
     names: Mapping[str, list[str]],
@@ -127,6 +130,8 @@ def _verdicts(
     alpha: float,
     seeds: Seeds,
     bar: Any,
+    *,
+    series: bool,
 ) -> tuple[dict[Key, Reference], dict[str, list[Verdict | None]]]:
     """Returns the references, and by alignment the rows' verdicts with Holm's adjustment; None if a row does not take it.
 
@@ -148,7 +153,8 @@ def _verdicts(
             if key not in references:
                 own = seeds.child("verdict", way) if len(draws) == 1 else seeds.child("verdict", way, row.units)
                 place = _place(draws, row.kinds, row.units)
-                references[key] = Reference(whole[row.kinds], way, own.numpy(), halves=halves[row.kinds], judged=place)
+                options: dict[str, Any] = {"halves": halves[row.kinds], "judged": place, "series": series}
+                references[key] = Reference(whole[row.kinds], way, own.numpy(), **options)
             judged.append(references[key].judge(row.whole, alpha=alpha, units=names[row.units]))
             bar.update()
         adjusted = iter(holm(judged))

@@ -169,7 +169,7 @@ def _truth(
     result = {}
     for key, value in truth.items():
         if not isinstance(key, str) or not NAME.fullmatch(key):
-            raise DataError(f"{name}: truth cannot be called {key!r}: begin with a letter, and leave out '/'.")
+            raise DataError(f"{name}: truth cannot be called {key!r}: begin with a letter, digit or '_', and leave out '/'.")
         array, what = np.asarray(value), f"{name}: truth {key!r}"
         if key in dims:
             named.setdefault(key, dims[key])

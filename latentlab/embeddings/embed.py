@@ -262,7 +262,9 @@ def _run(name: str, entry: Any, arguments: dict[str, Any], notes: list[str], pai
         np.random.set_state(state)
     # Other warnings concern how a library was called, not its result.
     notes += [" ".join(str(one.message).split()) for one in caught if one.category.__name__ == "ConvergenceWarning"]
-    if pair and isinstance(result, tuple) and len(result) == 2:
+    if pair and isinstance(result, tuple | list):
+        if len(result) != 2:
+            raise InferenceError(f"embedding {name!r} must give a pair of arrays, of rows and of columns; got {len(result)}.")
         result = dict(zip(pair, result, strict=True))
     arrays = [] if isinstance(result, Embedding) else list(result.values()) if isinstance(result, Mapping) else [result]
     odd = next((one for one in arrays if np.ndim(one) != 2), None)

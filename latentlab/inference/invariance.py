@@ -24,8 +24,8 @@ from latentlab.inference.density import Density
 from latentlab.models.base import LatentModel
 from latentlab.seeds import Seeds, isolated
 from latentlab.symmetry.action import site_dims
-from latentlab.symmetry.group import Group
-from latentlab.symmetry.groups import GROUPS, GeneralLinear, Permutation, SignedPermutation, larger_groups
+from latentlab.symmetry.group import NEXT, Group
+from latentlab.symmetry.groups import GROUPS, GeneralLinear, Identity, Permutation, SignedPermutation, larger_groups
 from latentlab.symmetry.labels import renamed
 
 N_POINTS = 2
@@ -89,7 +89,7 @@ def _checked(
     group = model.symmetry
     joint = _Joint(model, density, values, parameters)
     if not joint.acted(group):
-        return {}
+        return _elsewhere(joint, group, rng) if group.is_trivial() and joint.points else {}
     if any(IN_MODULE in name for name in joint.acted(group)):
         return {"symmetry_note": "not checked: the parameters that the group acts on are those of a module"}
     if not joint.points:
@@ -101,6 +101,17 @@ def _checked(
         if change.counts:
             return found | {"symmetry_holds": _largest_that_holds(joint, group, rng)}
     return found | _larger(joint, group, rng)
+
+
+def _elsewhere(joint: "_Joint", group: Group, rng: np.random.Generator) -> dict[str, Any]:
+    """A symmetry along a dim that the declared trivial group does not name; empty if there is none."""
+    known = {*group.units, *(dim for own in joint.density.dims.values() for dim in own)}
+    dims = [dim for own in joint.dims.values() for dim in own if dim not in known and not dim.startswith(NEXT)]
+    for dim in dict.fromkeys(dims):
+        found = _larger(joint, Identity(dim, group.units), rng)
+        if found:
+            return {"symmetry": f"{type(group).__name__}({group.dim!r})", "symmetry_dim": dim} | found
+    return {}
 
 
 def _largest_that_holds(joint: "_Joint", group: Group, rng: np.random.Generator) -> str:
@@ -232,13 +243,18 @@ class _Joint:
         return True
 
     def _elements(self, group: Group, rng: np.random.Generator) -> np.ndarray:
-        """Two random elements, the first of which moves every axis where the group is finite; neither is the identity."""
+        """Two random elements; of a finite group its generators (a cycle, a transposition, a sign) and a random one.
+
+        The identity is left out.
+        """
         size = self.size(group)
         found = group.random(rng, size, (2,))
         if isinstance(group, Permutation | SignedPermutation):
-            signs = np.where(rng.random(size) < 0.5, -1.0, 1.0) if isinstance(group, SignedPermutation) else np.ones(size)
-            signs = -np.ones(size) if size == 1 and isinstance(group, SignedPermutation) else signs
-            found[0] = np.roll(np.eye(size), 1, axis=1) * signs
+            swapped = np.eye(size)[[1, 0, *range(2, size)]] if size > 1 else np.eye(1)
+            generators = [np.roll(np.eye(size), 1, axis=1), swapped]
+            if isinstance(group, SignedPermutation):
+                generators.append(np.diag(np.where(np.arange(size) == 0, -1.0, 1.0)))
+            found = np.concatenate([generators, found[1:]])
         unit = np.eye(found.shape[-1])
         return found[[not np.array_equal(element, unit) for element in found]]
 

@@ -17,6 +17,8 @@ from latentlab.compare.clustering import minimum_binder
 from latentlab.correspondences.claim import Correspondence
 from latentlab.correspondences.registry import find
 from latentlab.data.dataset import Dataset
+from latentlab.data.load import load_dataset
+from latentlab.data.transform import Transform
 from latentlab.errors import ConfigError, LatentLabError
 from latentlab.files import sha256
 from latentlab.models.base import LatentModel
@@ -242,9 +244,9 @@ class Source:
 
     @cached_property
     def fitted(self) -> Dataset:
-        """Fitted data set; without labels and truth in a run without data.nc."""
-        if self.run.data is not None:
-            return self.run.data
+        """Fitted data set; without labels and truth if `data_problem` says so."""
+        if self._data is not None:
+            return self._data
         x = self.observed
         dims = tuple(map(str, x.dims))
         coords = {str(name): array.values for name, array in x.coords.items() if array.dims in {(dim,) for dim in dims}}
@@ -260,15 +262,35 @@ class Source:
 
     @cached_property
     def raw(self) -> Dataset | None:
-        """Fitted data set in raw values, with labels and truth; None in a run without data.nc."""
-        return None if self.run.data is None else self.run.data.raw()
+        """Fitted data set in raw values, with labels and truth; None if `data_problem` says so."""
+        return None if self._data is None else self._data.raw()
+
+    @cached_property
+    def _data(self) -> Dataset | None:
+        """Contents of data.nc; for an older run without it, the data set loaded again if its hash is that of the run."""
+        if self.run.data is not None:
+            return self.run.data
+        try:
+            dataset = load_dataset(**self.config["dataset"])
+        except LatentLabError:
+            return None
+        if dataset.digest() != self.run.info["data"]["sha256"]:
+            return None
+        raw, scale = dataset.sample.raw(), self.run.params
+        if raw.index:
+            return raw
+        kept = raw.subset(pd.Index(raw.units.astype(str)).get_indexer(self.units))
+        return kept.transformed(Transform(scale["transform.loc"], scale["transform.scale"])) if "transform.loc" in scale else kept
 
     @property
     def data_problem(self) -> str:
         """Why there is no `raw`; empty where there is."""
         if self.raw is not None:
             return ""
-        return "The run was written before runs kept their data, so labels, raw values and hidden truth are not shown."
+        return (
+            "The run has no data.nc, and its data could not be loaded again or were changed, so labels, raw values and hidden "
+            "truth are not shown."
+        )
 
     @cached_property
     def labels(self) -> np.ndarray | None:

@@ -68,6 +68,8 @@ GRADIENT = 1e-3
 """Largest absolute derivative at a point estimate: of the log density, or of the mean log likelihood per unit."""
 DENSITIES = ("lp", "log_q", "log_q_averaged")
 """Arrays of `sample_stats` that must be finite; the energy of a divergent trajectory need not be."""
+COARSE = 1.0
+"""Tolerance of the symmetry check, in nats, above which a pass says little."""
 COLUMNS = ("check", "quantity", "value", "threshold", "verdict")
 
 
@@ -178,9 +180,13 @@ def _symmetry(data: xr.DataTree) -> list[Row]:
         if not change <= limit:
             text += f"; site {attrs['symmetry_site']}; declare {attrs['symmetry_holds']}"
         rows.append(check_row(check, text, change, f"<= {limit:.2g}", ok=change <= limit))
+        if change <= limit and limit > COARSE:
+            coarse = f"a change of the log joint below {limit:.2g} nats could not be told from rounding"
+            rows.append((check, coarse, limit, f"<= {COARSE:g}", "warn"))
     if "symmetry_larger" in attrs:
         larger = attrs["symmetry_larger"]
-        text = f"{larger} leaves the log joint unchanged too; declare {larger} in place of {attrs['symmetry']}"
+        declare = f"{larger}({attrs['symmetry_dim']!r})" if "symmetry_dim" in attrs else str(larger)
+        text = f"{larger} leaves the log joint unchanged too; declare {declare} in place of {attrs['symmetry']}"
         rows.append((check, text, float(attrs["symmetry_larger_change"]), "no larger symmetry", "warn"))
     if "symmetry_signs" in attrs:
         text = f"the log joint is unchanged where the sign of axis {attrs['symmetry_signs']} changes"

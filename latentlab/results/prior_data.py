@@ -26,6 +26,8 @@ LOW, HIGH = 0.25, 0.75
 LIMIT = 3.0
 LEAST_WIDTH = math.log(2.0)
 """Least width of the interval of the log spread."""
+MOST_INFINITE = 0.25
+"""Share of prior predictive data sets with values that are not finite, above which quartiles are not known."""
 MOST = 2**21
 """Largest number of prior predictive values used; of more units, an evenly spaced subset is used."""
 
@@ -61,6 +63,10 @@ def _compared(observed: xr.DataArray, predicted: xr.DataArray, points: str, hype
     x = observed.transpose(points, ..., missing_dims="ignore").values.astype(np.float64)
     y = predicted.transpose(*LEAD, points, ..., missing_dims="ignore").values.astype(np.float64)
     x, y = x.reshape(len(x), -1), y.reshape(y.shape[0] * y.shape[1], len(x), -1)
+    overflow = float((~np.isfinite(y[:, ~np.isnan(x)])).any(axis=1).mean())
+    if overflow > MOST_INFINITE:
+        text = f"{overflow:.0%} of the prior predictive data sets have values that are not finite; choose narrower priors"
+        return CHECK, text, overflow, f"<= {MOST_INFINITE:g}", "warn"
     n_looked_at = max(2, min(len(x), MOST // max(1, y[:, 0].size)))
     y = y[:, np.unique(np.linspace(0, len(x) - 1, n_looked_at).astype(int))]
     several = len(names) == 1 and names[0] in observed.coords

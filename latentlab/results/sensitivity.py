@@ -19,6 +19,12 @@ from latentlab.results.tree import arrays, kinds
 
 SENSITIVE = 0.05
 """Sensitivity from which a quantity counts as sensitive to the prior or the likelihood (Kallioinen et al.)."""
+N_SHIFTS = 4
+"""Shifts of the weights along the draws that estimate the sensitivity of a quantity that does not depend on them."""
+NOISE = 2.0
+"""Multiple of that sensitivity, in the mean over shifts, below which a sensitivity is Monte Carlo error."""
+K_HAT = 0.7
+"""Pareto k-hat of the weights above which sensitivities are not reliable."""
 
 
 def power_sensitivity(tree: xr.DataTree, quantities: Mapping[str, np.ndarray], *, delta: float = 0.01) -> pd.DataFrame:
@@ -28,6 +34,10 @@ def power_sensitivity(tree: xr.DataTree, quantities: Mapping[str, np.ndarray], *
     The sensitivity is the cumulative Jensen-Shannon distance of the weighted from the unweighted distribution, divided by
     $|\log_2 \alpha|$ and averaged over both powers. Priors of the positions (sites with a dim of units) are part of the model
     and are not scaled.
+
+    Variable weights alone give a positive distance in finite samples. Its size is estimated by shifting the weights along the
+    draws, which removes any dependence on the quantity and keeps autocorrelation. A sensitivity below `NOISE` times this size
+    counts as none. If the k-hat of the weights is above `K_HAT`, the diagnosis says so.
 
     Args:
         tree: A result with the groups `log_prior` and `log_likelihood`.
@@ -40,7 +50,8 @@ def power_sensitivity(tree: xr.DataTree, quantities: Mapping[str, np.ndarray], *
     Raises:
         ModelError: A group is missing, or numbers of draws differ.
     """
-    weights = {part: _powered(_component(tree, part), delta) for part in ("prior", "likelihood")}
+    powered = {part: _powered(_component(tree, part), delta) for part in ("prior", "likelihood")}
+    weights = {part: found[0] for part, found in powered.items()}
     names, columns = [], []
     for name, values in quantities.items():
         flat = np.asarray(values, dtype=np.float64)
@@ -52,9 +63,11 @@ def power_sensitivity(tree: xr.DataTree, quantities: Mapping[str, np.ndarray], *
         columns.append(flat)
     x = np.concatenate(columns, axis=1)
     table = {part: _sensitivity(x, both, delta) for part, both in weights.items()}
+    counts = {part: _counts(table[part], x, both, delta) for part, both in weights.items()}
+    unreliable = " and ".join(f"{part} {k:.2g}" for part, (_, k) in powered.items() if not k <= K_HAT)
     diagnosis = np.select(
-        [(table["prior"] >= SENSITIVE) & (table["likelihood"] >= SENSITIVE), table["prior"] >= SENSITIVE],
-        ["prior and data may conflict", "strong prior or weak likelihood"],
+        [np.full(len(names), bool(unreliable)), counts["prior"] & counts["likelihood"], counts["prior"]],
+        [f"unreliable: k-hat of {unreliable}", "prior and data may conflict", "strong prior or weak likelihood"],
         default="",
     )
     return pd.DataFrame({"quantity": names, **table, "diagnosis": diagnosis})
@@ -71,10 +84,18 @@ def _component(tree: xr.DataTree, part: str) -> np.ndarray:
     return np.asarray(sum(term.reshape(math.prod(term.shape[:2]), -1).sum(axis=1) for term in terms))
 
 
-def _powered(component: np.ndarray, delta: float) -> np.ndarray:
-    """Pareto-smoothed weights `(2, draw)` for the lower and the upper power."""
+def _powered(component: np.ndarray, delta: float) -> tuple[np.ndarray, float]:
+    """Pareto-smoothed weights `(2, draw)` for the lower and the upper power, and the larger of their k-hats."""
     alphas = np.array([1 / (1 + delta), 1 + delta])[:, None]
-    return np.exp(pareto_smoothed((alphas - 1) * component, 1.0)[0])
+    smoothed, khat = pareto_smoothed((alphas - 1) * component, 1.0)[:2]
+    return np.exp(smoothed), float(np.max(khat))
+
+
+def _counts(found: np.ndarray, x: np.ndarray, weights: np.ndarray, delta: float) -> np.ndarray:
+    """Whether each sensitivity is at least `SENSITIVE`, and more than Monte Carlo error."""
+    shifts = [(i + 1) * len(x) // (N_SHIFTS + 1) for i in range(N_SHIFTS)]
+    noise = np.mean([_sensitivity(x, np.roll(weights, shift, axis=1), delta) for shift in shifts], axis=0)
+    return (found >= SENSITIVE) & (found > NOISE * noise)
 
 
 def _sensitivity(x: np.ndarray, weights: np.ndarray, delta: float) -> np.ndarray:

@@ -28,7 +28,7 @@ def data_tree(dataset: Dataset) -> xr.DataTree:
         "index": {name: ((one.dim,), one.values) for name, one in dataset.index.items()},
         "coords": {name: ((name if name in dims else dataset.points,), values) for name, values in dataset.coords.items()},
         "labels": {kind: ((kind,), values) for kind, values in labels.items()},
-        "truth": {name: (dataset.truth_dims.get(name, _axes(name, v)), v) for name, v in dataset.truth.items()},
+        "truth": {name: (_axes(name, v), v) for name, v in dataset.truth.items()},
         "transform": {name: (_axes(name, array), array) for name, array in scale.items()},
     }
     attrs = {name: json.dumps(getattr(dataset, name)) for name in ATTRIBUTES}
@@ -67,5 +67,5 @@ def dataset_of(tree: xr.DataTree) -> Dataset:
 
 
 def _axes(name: str, array: np.ndarray) -> tuple[str, ...]:
-    """Returns generated dims for an array without named dims."""
+    """Returns generated dims, since those of a true value may repeat one; `truth_dims` keeps them."""
     return tuple(f"{name}_axis_{i}" for i in range(array.ndim))

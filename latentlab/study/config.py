@@ -108,7 +108,11 @@ class Config(BaseModel):
 
 
 def load_config(
-    source: str | Path | Mapping[str, Any] | Config, overrides: Sequence[str] = (), plugins: Sequence[str | Path] = ()
+    source: str | Path | Mapping[str, Any] | Config,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    *,
+    files: bool = True,
 ) -> Config:
     """The config in a file or mapping, with overrides applied, checked and resolved. No data are read.
 
@@ -116,6 +120,7 @@ def load_config(
         source: A YAML file, or its content as a mapping.
         overrides: `KEY=VALUE`, such as `inference.n_draws=500`, `embeddings.0.label=axes`, `inference.name=svi`.
         plugins: Files with entries of one's own, in addition to the config's `plugins`.
+        files: Whether the files that it names must exist.
 
     Raises:
         ConfigError: With every problem that was found, each by its path in the config, what was found and what is valid.
@@ -130,7 +135,7 @@ def load_config(
     data = absolute(override(data, overrides), Path.cwd())
     data["plugins"] = _plugins(data.get("plugins", []), plugins, what)
     with registry.plugins(data["plugins"]):
-        return _resolved(_checked(data, what))
+        return _resolved(_checked(data, what, files=files))
 
 
 def json_schema(plugins: Sequence[str | Path] = ()) -> dict[str, Any]:
@@ -187,7 +192,7 @@ def _plugins(found: Any, given: Sequence[str | Path], what: str) -> list[str]:
 # -- what is checked
 
 
-def _checked(data: dict[str, Any], what: str) -> Config:
+def _checked(data: dict[str, Any], what: str, *, files: bool) -> Config:
     problems = Problems(data, Config)
     chosen: dict[str, list[type[Section]]] = {key: [] for key in TABLES}
     for key in TABLES:
@@ -204,7 +209,8 @@ def _checked(data: dict[str, Any], what: str) -> Config:
     _check_pair(problems, data, chosen)
     _check_labels(problems, data)
     _check_metrics(problems, data)
-    _check_files(problems, data)
+    if files:
+        _check_files(problems, data)
     problems.raise_all(what)
     return config  # type: ignore[return-value]
 

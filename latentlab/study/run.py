@@ -119,7 +119,7 @@ def load_fit(run: Run) -> Fit:
     for path, digest in run.info.get("plugins", {}).items():
         if not Path(path).is_file() or sha256(Path(path)) != digest:
             raise StoreError(f"{run.path}: the plugin {path} is gone or was changed since the run; bring it back, or run again.")
-    config = load_config(run.config)
+    config = load_config(run.config, files=run.data is None)
     with plugged(config.plugins):
         if run.data is not None:
             return Fit(config.build_model(), run.data, config.build_method(), config.seed, run.posterior)

@@ -296,6 +296,13 @@ def test_units_whose_place_depends_on_which_draws_there_are_are_told():
     assert unsettled(draws, np.zeros(5, dtype=int)).tolist() == []
 
 
+def test_chains_that_disagree_leave_a_unit_unsettled():
+    """Three of four chains have unit 4 with the first cluster, the fourth with the second: .75 with a standard error of .25."""
+    first, second = np.array([0, 0, 1, 1, 0]), np.array([0, 0, 1, 1, 1])
+    draws = np.stack([np.tile(own, (400, 1)) for own in (first, first, first, second)])
+    assert unsettled(draws, minimum_binder(draws)).tolist() == [4]
+
+
 @pytest.mark.parametrize(("n_beyond", "told"), [(50, True), (45, True), (20, False)])
 def test_a_unit_is_unsettled_within_two_standard_errors(n_beyond, told):
     """Unit 6 is with the second cluster in so many of 100 chains of one draw, by hand: 50 +- 5 have it with either."""

@@ -75,6 +75,36 @@ def test_known_embeddings_are_called_by_name(k, case):
     assert found == {name: labels[k] for name, (_, *labels) in KNOWN.items()}
 
 
+def smooth(rng, n_columns, length=15.0, n=200):
+    """Gaussian processes over n steps."""
+    t = np.arange(n)
+    kernel = np.exp(-((t[:, None] - t) ** 2) / (2 * length**2)) + 1e-8 * np.eye(n)
+    return np.linalg.cholesky(kernel) @ rng.normal(size=(n, n_columns))
+
+
+def test_smooth_columns_do_not_predict_a_series_that_they_are_independent_of(rng):
+    """With interleaved folds, 40 smooth columns interpolate any smooth series; contiguous ones hold out what they must."""
+    z = smooth(rng, 2)
+    draws = z + 0.2 * rng.normal(size=(4, 200, 200, 2))
+    reference = Reference(draws, "affine", rng, series=True)
+    assert reference.judge(smooth(rng, 40)).verdict == "distinct"
+    assert reference.judge(z).verdict == "summary-like"
+    wide = np.column_stack([z, 0.01 * rng.normal(size=(200, 3))])
+    assert reference.judge(wide).verdict == "summary-like"
+
+
+def test_units_that_are_displaced_from_those_they_are_aligned_with_are_distinct(rng):
+    """A draw of 200 units, of which the judged half is moved by one standard deviation: 1 of 20 would be called so by chance."""
+    z = rng.normal(size=(200, 2))
+    draws = z + 0.3 * rng.normal(size=(4, 400, 200, 2))
+    reference = Reference(draws, "orthogonal", rng, judged=slice(100, 200))
+    moved = np.zeros((200, 2))
+    moved[100:, 0] = 0.45
+    found = reference.judge(z + moved)
+    assert (found.verdict, "a shift of all units" in found.component) == ("distinct", True)
+    assert reference.judge(z).verdict == "summary-like"
+
+
 FIXED = {
     "posterior mean": (lambda case: case.mean, "summary-like"),
     "fresh draw": (lambda case: case.draw(), "draw-like"),

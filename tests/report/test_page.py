@@ -264,7 +264,7 @@ def test_a_page_is_the_same_twice_and_leaves_nothing_behind(any_run: Run):
 
 
 def test_a_page_needs_the_files_of_its_run_alone(hostile: Run, tmp_path: Path):
-    """The data of the config may be gone or other ones: the run keeps what was fitted. Older runs go without labels."""
+    """The data of the config may be gone: the run keeps what was fitted. Older runs load their data, or go without labels."""
     moved = _copy(hostile, tmp_path)
     before = (hostile.path / "report.html").read_text(encoding="utf-8")
     gone = {**moved.config, "dataset": {**moved.config["dataset"], "path": str(tmp_path / "gone.csv")}}
@@ -273,8 +273,11 @@ def test_a_page_needs_the_files_of_its_run_alone(hostile: Run, tmp_path: Path):
     assert table(moved, "positions") == table(hostile, "positions")
     assert len((moved.path / "report.html").read_text(encoding="utf-8")) > 0.9 * len(before)
     files = {name: entry for name, entry in moved.info["files"].items() if name != "data.nc"}
-    write(Run(moved.path, moved.config, {**moved.info, "files": files}))
-    assert "The run was written before runs kept their data" in words(moved)
+    older = {**moved.info, "files": files}
+    write(Run(moved.path, hostile.config, older))
+    assert table(moved, "positions") == table(hostile, "positions")
+    write(Run(moved.path, gone, older))
+    assert "The run has no data.nc, and its data could not be loaded again or were changed" in words(moved)
     assert "label" not in table(moved, "positions")[0]
 
 

@@ -55,3 +55,13 @@ def test_data_come_back_as_they_were(make, tmp_path):
         np.testing.assert_array_equal(found.kinds[kind], dataset.kinds[kind])
     for name, values in dataset.truth.items():
         np.testing.assert_array_equal(found.truth[name], values)
+
+
+def test_true_values_may_repeat_a_dim_or_have_any_names_of_dims():
+    """Transitions are `(state, state)`; warnings are errors here."""
+    truth = {"A": np.eye(2), "B": np.ones(4), "C": np.ones(3)}
+    dims = {"A": ("state", "state"), "B": ("C_axis_0",)}
+    dataset = Dataset({"x": np.ones((3, 2)) * [1, 2]}, dims={"x": ("unit", "feature")}, truth=truth, truth_dims=dims)
+    again = dataset_of(data_tree(dataset))
+    assert again.digest() == dataset.digest()
+    assert again.truth_dims["A"] == ("state", "state")

@@ -185,6 +185,22 @@ def test_a_fit_is_not_rebuilt_on_other_data(complete: Path, tmp_path: Path):
     assert before.dataset.digest() == after.dataset.digest()
 
 
+def test_a_fit_is_read_without_the_files_it_came_from(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    for name, columns in (("data", 4), ("vectors", 2)):
+        table = pd.DataFrame(rng.normal(size=(30, columns)), index=[f"u{i}" for i in range(30)])
+        table.to_csv(tmp_path / f"{name}.csv", index_label="id")
+    dataset = {"name": "file", "path": str(tmp_path / "data.csv"), "unit": "id"}
+    mine = {"name": "file", "path": str(tmp_path / "vectors.csv"), "unit": "id"}
+    done = go({**TOY, "dataset": dataset, "embeddings": [mine]}, tmp_path / "run")
+    before = load_fit(done)
+    for name in ("data", "vectors"):
+        (tmp_path / f"{name}.csv").unlink()
+    after = load_run(done.path).fit
+    assert after.dataset.digest() == before.dataset.digest()
+    assert np.array_equal(after.latents().values, before.latents().values)
+
+
 def test_held_out_units_are_scored_and_not_fitted(tmp_path: Path):
     found = go(TOY, tmp_path / "toy", "held_out=0.2")
     assert found.posterior["latents"]["z"].sizes["unit"] == 24
