@@ -1,4 +1,4 @@
-"""Every command and every piece of code in the README runs, the long ones at small size."""
+"""Every command and every piece of code in the documents runs, the long ones at small size."""
 
 import re
 import shlex
@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import yaml
 from patching import everywhere
+from PIL import Image
 
+from experiments.report_picture import sections
 from latentlab import cli
 from latentlab.calibration.geweke import geweke
 from latentlab.correspondences import registry
@@ -20,7 +22,12 @@ from latentlab.study.config import load_config
 pytestmark = pytest.mark.fixed
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+DOCUMENTS = [README, *(ROOT / "docs" / f"{name}.md" for name in ("fit", "models", "data", "command_line", "verdicts", "plugins"))]
+ALL = [*DOCUMENTS, *(ROOT / name for name in ("CONTRIBUTING.md", "experiments/README.md", "experiments/benchmarks/README.md"))]
+TEXT = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
+MOST_LINES = 150
+"""Of the README."""
 SMALL = {
     "nuts": ["inference.n_warmup=30", "inference.n_draws=40", "inference.n_chains=2"],
     "chees": ["inference.n_warmup=30", "inference.n_draws=10", "inference.n_chains=8", "inference.n_superchains=2"],
@@ -42,7 +49,7 @@ def commands():
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("readme")
     (path / "configs").symlink_to(ROOT / "configs")
-    for name in ("my_model.py", "my_parts.py"):
+    for name in ("my_model.py", "my_network.py", "my_parts.py"):
         (path / name).write_text(next(block for block in blocks("python") if block.startswith(f"# {name}")))
     config = {"name": "mine", "dataset": {"name": "iris"}, "model": {"name": "trait"}, "inference": {"name": "nuts"}}
     (path / "my_config.yaml").write_text(yaml.safe_dump({**config, "embeddings": [{"name": "pca", "n_latent": 1}]}))
@@ -90,9 +97,12 @@ def test_every_command_runs(folder, monkeypatch, capsys):
         code = cli.main(arguments_of(command, folder))
         said = capsys.readouterr()
         assert code == 0, f"{command}\n{said.out}\n{said.err}"
-    for name in ("ppca-wine", "ppca-wine-svi", "mine", "ring"):
+    for name in ("ppca-wine", "ppca-wine-svi", "mine", "curve", "ring"):
         page = folder / "runs" / name / "report.html"
         assert page.stat().st_size > 10_000
+    shown = Image.open(ROOT / "docs" / "report.png").text["sections"].splitlines()
+    page = (folder / "runs" / "ppca-wine" / "report.html").read_text(encoding="utf-8")
+    assert sections(page) == shown, "run `make run` and `python experiments/report_picture.py runs/ppca-wine`"
 
 
 def test_the_make_targets_do_what_is_said():
@@ -138,6 +148,24 @@ def test_the_tables_name_all_that_there_is():
             assert f"`{name}`" in TEXT, name
 
 
-def test_links_and_pictures_exist():
-    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT):
-        assert (ROOT / target).is_file(), target
+@pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_pictures_exist(path):
+    targets = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (path.parent / target).is_file()] == []
+
+
+def test_every_document_is_read_and_the_readme_is_short():
+    known = {path.resolve() for path in ALL}
+    assert {path.resolve() for path in ROOT.glob("docs/**/*.md")} <= known
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+def test_commands_of_experiments_and_targets_of_make_exist():
+    """They take minutes to hours: what each prints is in the document beside the command."""
+    said = "\n".join(path.read_text(encoding="utf-8") for path in ALL)
+    scripts = set(re.findall(r"experiments/\w+\.py", said))
+    assert {path for path in scripts if not (ROOT / path).is_file()} == set()
+    targets = set(re.findall(r"`make\s+([\w-]+)", said))
+    rules = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert len(targets) > 3
+    assert targets <= rules
