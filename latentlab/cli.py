@@ -1,4 +1,4 @@
-"""The command line: `latentlab COMMAND`. What a command needs is imported when it runs, so that help and lists are quick."""
+"""Command line: `latentlab COMMAND`. Libraries are imported when a command runs, so that help and lists are fast."""
 
 import argparse
 import contextlib
@@ -24,7 +24,7 @@ exit codes: 0 done; 1 the run, or a check, failed; 2 the config, data or usage i
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code; errors are said in one line (several, where a config has several)."""
+    """Run a command and return its exit code; an error is printed in one line (a config can have several)."""
     arguments = _parsed(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -38,7 +38,7 @@ def _code(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        exec("")  # an interrupt of code in text, which libraries run, would make Python end by the signal: this clears its flag
+        exec("")  # clears the flag of an interrupt in code that libraries execute from text, which would end Python by the signal
         print("latentlab: interrupted; the same command with --resume goes on.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
@@ -53,9 +53,9 @@ def _code(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM end the command by KeyboardInterrupt; a second signal ends the process at once.
+    """Convert SIGINT and SIGTERM to KeyboardInterrupt within a `with` block; a second signal ends the process at once.
 
-    Files are written whole or not at all, so that a run can be resumed after either.
+    Files are written atomically, so that a run can be resumed after either.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -234,7 +234,7 @@ def _print_table(table: Any) -> None:
 
 
 def _table_lines(table: Any) -> list[str]:
-    """A data frame as lines: numbers to two decimals, nothing where there is none."""
+    """Format a data frame as lines: numbers with two decimals, NaN as an empty cell."""
 
     def cell(value: Any) -> str:
         if isinstance(value, float):
@@ -251,7 +251,7 @@ def _print_rows(rows: Sequence[Sequence[str]], indent: str = "") -> None:
 
 
 def _lines(rows: Sequence[Sequence[str]], indent: str) -> list[str]:
-    """Columns, as wide as they must be; the last is free."""
+    """Align columns to their widest cell; the last column is not padded."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)] if rows else []
     cells = [[cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)] for row in rows]
     return [indent + "  ".join([*some, row[-1]]).rstrip() for some, row in zip(cells, rows, strict=True)]
@@ -261,7 +261,7 @@ def _lines(rows: Sequence[Sequence[str]], indent: str) -> list[str]:
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments; overrides may stand among the options."""
+    """Parse the arguments; overrides may appear between options."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     options = [text for text in rest if text.startswith("-") or not hasattr(arguments, "overrides")]

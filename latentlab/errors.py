@@ -1,47 +1,47 @@
-"""The errors that latentlab raises: one line saying what, where, what was expected and what was found."""
+"""Errors of latentlab; their one-line messages name the problem, its place, the expected and the actual value."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class LatentLabError(Exception):
-    """Base of every error that latentlab raises on purpose; `exit_code` is what the command line ends with."""
+    """Base class of all errors that latentlab raises; `exit_code` is the exit code of the command line."""
 
     exit_code = 1
 
 
 class ConfigError(LatentLabError, ValueError):
-    """A config, an override or a command that cannot be understood; nothing was started."""
+    """Error for an invalid config, override, setting or command; nothing was started."""
 
     exit_code = 2
 
 
 class DataError(LatentLabError, ValueError):
-    """Data that a loader or a model cannot take; the message names the file, column or unit."""
+    """Error for data that are invalid for a loader or a model; the message names the file, column or unit."""
 
     exit_code = 2
 
 
 class ModelError(LatentLabError, ValueError):
-    """A model, guide or declaration that contradicts itself or its data; the message names the site."""
+    """Error for an inconsistent model, guide or declaration, or one that contradicts its data; the message names the site."""
 
     exit_code = 2
 
 
 class StoreError(LatentLabError, OSError):
-    """A run directory or file that cannot be read, or must not be written; the message names the path."""
+    """Error for a run directory or file that cannot be read or written; the message names the path."""
 
     exit_code = 2
 
 
 class InferenceError(LatentLabError, RuntimeError):
-    """Inference that cannot go on; the message names site and step."""
+    """Error for inference that failed; the message names site and step."""
 
     exit_code = 1
 
 
 class MissingDependencyError(LatentLabError, ImportError):
-    """An optional library that is not installed; the message names the library and the extra that brings it."""
+    """Error for a missing optional library; the message names the library and the extra that installs it."""
 
     exit_code = 2
 
@@ -50,7 +50,7 @@ class MissingDependencyError(LatentLabError, ImportError):
 
 
 def unknown(kind: str, name: object, valid: Iterable[str]) -> str:
-    """Message for a name that is not in a table: the closest valid one, and all of them.
+    """Message for an unknown name, with the closest valid name and all valid names.
 
     Example:
         >>> unknown("model", "pca", ["ppca", "factor_analysis"])

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and a lock that lets one process write at a time."""
+"""Atomic writing of files, and a lock for one writing process at a time."""
 
 import contextlib
 import errno
@@ -17,29 +17,29 @@ from latentlab.errors import StoreError
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601."""
+    """Return the current time in UTC, in ISO 8601 with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 digest of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write(path: Path, data: bytes | memoryview, check: Callable[[Path], None] | None = None) -> None:
-    """Writes a file whole or not at all: under another name, flushed to the disk, read back, and only then put in place.
+    """Write a file atomically: to a temporary name, flushed to the disk and read back, before it is renamed to `path`.
 
     A link at `path` is replaced, not followed.
 
     Args:
         path: The file.
         data: Content of the file.
-        check: Reads the file at the path that it is called with, and raises an error if the content differs. If None, bytes are
+        check: Function that reads the file at a given path, and raises an error if the content differs. If None, bytes are
             compared.
 
     Raises:
-        StoreError: The disk is full, the folder is gone, or it must not be written; what was at `path` is then unharmed.
+        StoreError: The disk is full, the folder does not exist, or there is no permission; the file at `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -62,10 +62,10 @@ def write(path: Path, data: bytes | memoryview, check: Callable[[Path], None] | 
 
 
 def append(path: Path, data: bytes) -> None:
-    """Appends to a file, made where it is not there; a link is refused.
+    """Append to a file, which is created if it does not exist; a link is refused.
 
     Raises:
-        StoreError: It is a link, or cannot be written.
+        StoreError: The file is a link, or cannot be written.
     """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -79,12 +79,12 @@ def append(path: Path, data: bytes) -> None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Temporary files of processes that were killed while they wrote."""
+    """Temporary files in a folder, such as those of processes that were killed while writing."""
     return [path for path in folder.glob(".*.tmp") if not path.is_dir()]
 
 
 def sync(folder: Path) -> None:
-    """Makes the names in a folder survive a loss of power."""
+    """Flush the entries of a folder to the disk, so that they survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -93,7 +93,7 @@ def sync(folder: Path) -> None:
 
 
 def explained(path: Path, error: OSError, n_bytes: int = 0) -> StoreError:
-    """The error of a write in words that say what to do."""
+    """Convert an error on writing to a `StoreError` with a remedy."""
     if isinstance(error, StoreError):
         return error
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -108,13 +108,13 @@ def explained(path: Path, error: OSError, n_bytes: int = 0) -> StoreError:
 
 
 class Lock:
-    """One writer at a time: a locked file that says who holds it.
+    """Lock for one writer at a time: a locked file that contains process, host and time of its holder.
 
-    The system drops the lock of a process that ends, however it ends. Where a file system has no locks, or another host
-    holds one, what the file says decides: it is stale if its process is gone, or its host was started again since.
+    The operating system releases the lock when a process ends. If the file system has no locks, the content of the file decides:
+    it is stale if its process does not exist, or this host was restarted since. A holder on another host is never stale.
 
     Raises:
-        StoreError: Another process holds it; names its number and host.
+        StoreError: Another process holds the lock; names its number and host.
     """
 
     def __init__(self, path: Path) -> None:
@@ -142,7 +142,7 @@ class Lock:
         os.close(self._descriptor)
 
     def _obtained(self) -> bool:
-        """Whether the open file is ours now; False where its holder has just removed it."""
+        """Whether this process now holds the lock; False if the previous holder has just removed the file."""
         held_by_system = True
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -199,7 +199,7 @@ def _gone(holder: Mapping[str, Any], *, held_by_system: bool) -> bool:
 
 
 def _boot() -> str:
-    """What changes each time this machine is started; empty where the system does not say."""
+    """Identifier of the current boot of this machine; empty if the system has none."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""

@@ -35,7 +35,7 @@ from latentlab.settings import Count, checked
 from latentlab.symmetry.group import Aligned
 
 N_BOUND = 500
-"""Samples of the encoder for a bound on the log likelihood of units."""
+"""Number of samples from the encoder for a bound on the log likelihood of units."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,7 +63,7 @@ class Fit:
         return f"Fit({self.model!r}, {self.dataset!r}, {self.method!r}, seed={self.seed}: {draws}, {state})"
 
     def to_arviz(self) -> Any:
-        """The result as the installed ArviZ line takes it: InferenceData before 1.0, the DataTree from then on."""
+        """Result in the type of the installed ArviZ: InferenceData before version 1.0, a DataTree from 1.0 on."""
         return to_arviz(self.data)
 
     @property
@@ -102,16 +102,16 @@ class Fit:
         return loo(self.data)
 
     def sites(self) -> dict[str, np.ndarray]:
-        """Draws of every site `(chain, draw, *site)`, as drawn."""
+        """Draws of every site `(chain, draw, *site)`, without alignment."""
         return {str(name): array.values for name, array in self.data["posterior"].data_vars.items()}
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
-        """The model's parameters, one value each; none where it has no others than sites."""
+        """Point estimates of the model's parameters by name; empty if the model has only sites."""
         return arrays(self.data, "parameters")
 
     def frozen(self) -> LatentModel:
-        """The model with its parameters fixed at the fit's: `fit(this, units, NUTS())` samples their positions exactly."""
+        """Model with parameters fixed at their estimates: `fit(this, units, NUTS())` samples the exact posterior of positions."""
         return self.model.frozen(self.parameters, self._classes)
 
     def activity(self) -> pd.DataFrame:
@@ -136,13 +136,13 @@ class Fit:
         """Aligned positions `(chain, draw, unit, latent)`; the dim `unit` is named after the kind of units.
 
         Args:
-            dataset: Units that were not in the fit, as a Dataset, a DataFrame, a DataArray or an array of raw values; the
-                training transform is applied, columns are matched by name. The fit's own units if None. Or the name of one
-                of the model's positions, such as `"V"`; the first one by default.
+            dataset: New units, as a Dataset, a DataFrame, a DataArray or an array of raw values. The training transform is
+                applied, and columns are matched by name. If None, the units of the fit. Or the name of one of the model's
+                positions, such as `"V"`; the first one by default.
 
         Raises:
             ModelError: The model cannot place new units, or has no such position.
-            DataError: Columns are missing or too many, or entries that the model cannot do without.
+            DataError: Columns are missing or too many, or entries that the model requires are missing.
         """
         site = self.model.position.site
         if isinstance(dataset, str):
@@ -168,16 +168,16 @@ class Fit:
     def probabilities(self, dataset: Any = None, *, n_draws: int = 400) -> xr.DataArray:
         """Probabilities of each unit's labels given each draw of the other sites, `(chain, draw, unit, component or state)`.
 
-        Responsibilities of a mixture, smoothed marginals of a hidden Markov model, with the symmetry removed; their mean over
-        draws is the share of draws in which a unit has a label, with less noise.
+        They are responsibilities of a mixture, or smoothed marginals of a hidden Markov model, aligned modulo the symmetry. Their
+        mean over draws estimates the posterior probability of a label with a smaller Monte Carlo error than the sampled labels.
 
         Args:
-            dataset: Units that were not in the fit, as in `latents`; the fit's own where None.
-            n_draws: About so many draws, spread evenly over the chains.
+            dataset: New units, as in `latents`; the units of the fit if None.
+            n_draws: Approximate number of draws, spread evenly over the chains.
 
         Raises:
             ModelError: The positions are not discrete.
-            DataError: New data that the fit cannot take.
+            DataError: The new data do not match the training data.
             ConfigError: `n_draws` is not at least 1.
         """
         checked("probabilities", {"n_draws": Count}, {"n_draws": n_draws})
@@ -198,7 +198,7 @@ class Fit:
         return xr.DataArray(p, dims=("chain", "draw", "unit", dim), coords=_lead_coords(p, new), name=f"p({site})")
 
     def log_likelihood(self, dataset: Any, *, n_samples: int = N_BOUND) -> xr.DataArray:
-        """log p(point | draw) `(chain, draw, point)` of points (in a table: units) that were not in the fit.
+        """log p(point | draw) `(chain, draw, point)` of new points (units of a table).
 
         Positions of a table's units are marginalised; points of ratings or of a graph must refer to units of the fit. A model
         with only a lower bound returns the array `bound` with one draw, since parameters have no posterior draws.
@@ -220,11 +220,11 @@ class Fit:
         return xr.DataArray(array, dims=("chain", "draw", new.points), coords=_point_coords(array, new), name=name)
 
     def held_out_score(self, dataset: Any, *, n_samples: int = N_BOUND) -> dict[str, float]:
-        r"""$\sum_n \log \frac1S \sum_s p(x_n \mid \theta_s)$ of held-out units with its standard error; larger is better.
+        r"""Held-out log predictive density $\sum_n \log \frac1S \sum_s p(x_n \mid \theta_s)$ and its standard error.
 
-        The sum is called `elpd`, or `bound` if the model has only a bound, with `n_samples` samples from its encoder. Units are
-        those of a table, or the sequences of a series; `n_units` is their number. For ratings and graphs the points are scored,
-        and `n_points` is their number. The standard error assumes independent terms; points that share units are not.
+        Larger is better. The key is `elpd`, or `bound` if the model has only a bound, with `n_samples` samples from its encoder.
+        Units are those of a table, or the sequences of a series; `n_units` is their number. For ratings and graphs the points are
+        scored, and `n_points` is their number. The standard error assumes independent terms; points that share units are not.
         """
         pointwise = self.log_likelihood(dataset, n_samples=n_samples).values
         flat = pointwise.reshape(-1, pointwise.shape[-1])
@@ -247,7 +247,7 @@ class Fit:
 
         Raises:
             DataError: An index is missing or unknown, lengths differ, a unit was not in the fit, or a node is paired with itself.
-            ModelError: The program takes a further array of the points, which are not known at others.
+            ModelError: The program requires a further array of the points, whose values at these points are unknown.
             ConfigError: `n_draws` is not at least 1.
         """
         checked("predict", {"n_draws": Count}, {"n_draws": n_draws})
@@ -297,16 +297,16 @@ class Fit:
         return xr.DataArray(found, dims=("chain", "draw", dataset.points), coords=coords, name=dataset.observed)
 
     def imputations(self, *, n_draws: int = 400) -> xr.DataArray:
-        """Missing entries of the data as the model fills them in: posterior draws `(chain, draw, entry)`, in raw units.
+        """Posterior draws of the missing entries `(chain, draw, entry)`, in raw units.
 
-        The coordinates `unit` and `feature` along `entry` say which entries; draws are spread evenly over the chains.
+        The coordinates `unit` and `feature` along `entry` identify the entries.
 
         Args:
-            n_draws: About so many draws, over all chains.
+            n_draws: Approximate number of draws, spread evenly over the chains.
 
         Raises:
             DataError: No entry is missing.
-            ModelError: The model does not say what missing entries were.
+            ModelError: The model does not define `imputation`.
             ConfigError: `n_draws` is not at least 1.
         """
         checked("imputations", {"n_draws": Count}, {"n_draws": n_draws})
@@ -335,27 +335,27 @@ def fit(
     checkpoint: str | Path | None = None,
     log: Callable[[str], object] | None = None,
 ) -> Fit:
-    """Fits a model to a dataset: the same call for every method.
+    """Fit a model to a dataset by an inference method.
 
     Args:
         model: The model.
-        dataset: The data; missing entries are NaN or masked. Of data that stay on disk, which SVI takes with a `batch_size`, the
-            fit's `dataset`, positions and log likelihood are those of `dataset.sample`.
-        method: How: `NUTS`, `ChEES`, `SVI`, `MAP`, `Exact`, with their settings.
-        seed: The same seed gives the same arrays.
-        progress: Bars on a terminal.
-        checkpoint: Folder for what is finished, and for chains and optimisers that are interrupted: the same call goes on from
-            there. Draws are written before results are assembled, so that a failure after the fit costs no second one.
-        log: Called with a line now and then that says how the fit stands.
+        dataset: The data; missing entries are NaN or masked. For data on disk, which SVI fits with a `batch_size`, the fit's
+            `dataset`, positions and log likelihood are those of `dataset.sample`.
+        method: Inference method with its settings: `NUTS`, `ChEES`, `SVI`, `MAP` or `Exact`.
+        seed: Random seed; equal seeds give equal arrays.
+        progress: Whether to show progress bars on a terminal.
+        checkpoint: Folder for finished results and for the state of interrupted chains and optimisers, from which the same call
+            resumes. Draws are written before results are assembled, so that a later failure does not require a new fit.
+        log: Function that is called occasionally with a line on the progress of the fit.
 
     Returns:
-        The fit. Torch, Pyro, the random states and the working folder are left as they were.
+        The fit. Torch, Pyro, the random states and the working folder are left unchanged.
 
     Raises:
-        ConfigError: Something else than a model, a dataset and a method was given.
-        ModelError: Model, data and method do not go together; names the site or setting.
-        DataError: Data that the model cannot take.
-        InferenceError: Something became non-finite; names the site and step.
+        ConfigError: An argument is not a model, a dataset or a method.
+        ModelError: Model, data and method are incompatible; names the site or setting.
+        DataError: The model cannot be fitted to the data.
+        InferenceError: A value became non-finite; names the site and step.
     """
     seeds = Seeds(seed)
     dataset = dataset.complete() if isinstance(dataset, Dataset) else dataset
@@ -373,7 +373,7 @@ def _lead_coords(array: np.ndarray, dataset: Dataset) -> dict[str, np.ndarray]:
 
 
 def _point_coords(array: np.ndarray, dataset: Dataset) -> dict[str, Any]:
-    """Coordinates of an array `(chain, draw, point)`: the names of a table's units, or of the units that each point refers to."""
+    """Coordinates of an array `(chain, draw, point)`: the names of a table's units, or of the units of each point."""
     if not dataset.index:
         return _lead_coords(array, dataset)
     lead = {"chain": np.arange(array.shape[0]), "draw": np.arange(array.shape[1])}

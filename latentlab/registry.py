@@ -1,9 +1,9 @@
-"""The tables of models, datasets, embeddings, metrics and methods.
+"""Tables of models, datasets, embeddings, metrics and methods.
 
-An entry is a string `module:name`, resolved when it is first used, so that listing a table imports nothing heavy. To add
+An entry is a string `module:name`, which is resolved on first use, so that listing a table imports no large library. To add
 an entry to latentlab, write its file and one line here. An installed package adds entries by the entry-point group of the
 table (`latentlab.models`, `latentlab.datasets`, ...). A plugin file adds entries while `plugins` is active: every subclass of
-`LatentModel` under its `name`, and what its tables `datasets`, `embeddings` and `metrics` hold, dicts of name and object.
+`LatentModel` under its `name`, and the entries of its dicts `datasets`, `embeddings` and `metrics` of name and object.
 """
 
 import ast
@@ -41,10 +41,10 @@ class Table:
         return name in self._all()
 
     def load(self, name: str) -> Any:
-        """The object called `name`.
+        """Load the object called `name`.
 
         Raises:
-            ConfigError: No such entry; lists the valid names.
+            ConfigError: The entry does not exist; lists the valid names.
         """
         entries = self._all()
         if name not in entries:
@@ -53,18 +53,18 @@ class Table:
         return resolve(entry) if isinstance(entry, str) else entry
 
     def classes(self) -> dict[str, str]:
-        """The built-in entries by the name of their object: object -> module."""
+        """Modules of the built-in entries by the name of their object."""
         return {name: module for module, _, name in (entry.partition(":") for entry in self._entries.values())}
 
     def describe(self, name: str) -> str:
-        """First line of the entry's docstring, read without importing its module."""
+        """First line of the entry's docstring, read from the source file without importing the module if possible."""
         entry = self._all()[name]
         doc = _docstring(entry) if isinstance(entry, str) else entry.__doc__
         return (doc or "").strip().split("\n")[0]
 
     @contextlib.contextmanager
     def added(self, entries: dict[str, Any]) -> Iterator[None]:
-        """The table with further entries, for the time of a `with` block."""
+        """Add entries to the table within a `with` block."""
         clash = sorted(set(entries) & set(self._entries))
         if clash:
             raise ConfigError(f"a plugin's {self.kind} may not take the built-in name {clash[0]!r}.")
@@ -77,7 +77,7 @@ class Table:
 
 
 def resolve(entry: str) -> Any:
-    """The object that a `module:name` string names."""
+    """Import the object of a `module:name` string."""
     module, _, name = entry.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -102,15 +102,15 @@ def _docstring(entry: str) -> str | None:
 
 
 PLUGIN = "latentlab_plugin_"
-"""How the names of plugins' modules begin."""
+"""Prefix of the module names of plugins."""
 
 
 @contextlib.contextmanager
 def plugins(paths: Sequence[str | Path]) -> Iterator[None]:
-    """Models, datasets, embeddings and metrics of the files are known by their names inside the block.
+    """Add the models, datasets, embeddings and metrics of plugin files to the tables within a `with` block.
 
     Raises:
-        ConfigError: A file is missing, cannot be imported, or defines nothing.
+        ConfigError: A file is missing, cannot be imported, defines nothing, or uses a name that is taken.
     """
     found: dict[str, dict[str, Any]] = {kind: {} for kind in PLUGIN_TABLES}
     for path in paths:
@@ -126,7 +126,7 @@ def plugins(paths: Sequence[str | Path]) -> Iterator[None]:
 
 
 def plugin_line(error: BaseException) -> str:
-    """Where in a plugin an error was raised, `FILE, line N`; empty where it was not."""
+    """Position `FILE, line N` in a plugin at which an error was raised; empty if it was raised elsewhere."""
     seen: BaseException | None = error
     while seen is not None:
         frames = [(frame, line) for frame, line in traceback.walk_tb(seen.__traceback__)]
@@ -138,7 +138,7 @@ def plugin_line(error: BaseException) -> str:
 
 
 def _plugin(path: Path) -> dict[str, dict[str, Any]]:
-    """What a plugin adds to each table."""
+    """Import a plugin and return its entries for each table."""
     if not path.is_file():
         raise ConfigError(f"plugin {str(path)!r}: no such file.")
     name = f"{PLUGIN}{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
@@ -309,4 +309,4 @@ METRICS = Table(
 )
 
 PLUGIN_TABLES = {"model": MODELS, "dataset": DATASETS, "embedding": EMBEDDINGS, "metric": METRICS}
-"""The tables that a plugin can add to."""
+"""Tables to which a plugin can add entries."""

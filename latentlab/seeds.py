@@ -1,7 +1,7 @@
-"""One tree of seeds for everything random, and a scope that leaves no random or Pyro state behind.
+"""Tree of seeds for all random numbers, and contexts that restore random and Pyro states.
 
-Every consumer takes its own named branch of the tree, so that adding a consumer never changes what the others draw, and
-chain 3 draws the same whether one worker or many run it.
+Every consumer uses a separate named branch of the tree. A new consumer therefore does not change the draws of others, and the
+draws of a chain do not depend on the number of workers.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Seeds:
-    """A node of the seed tree; `child` names a branch.
+    """Node of the seed tree; `child` returns a named branch.
 
     Example:
         >>> a, b = Seeds(0).child("chain", 0), Seeds(0).child("chain", 1)
@@ -34,7 +34,7 @@ class Seeds:
         self._path = _path
 
     def child(self, *names: str | int) -> "Seeds":
-        """The branch called `names`; the same names give the same branch."""
+        """Return the branch called `names`; equal names give equal branches."""
         keys = tuple(zlib.crc32(f"{type(name).__name__}:{name}".encode()) for name in names)
         return Seeds(self.seed, self._path + keys)
 
@@ -42,27 +42,27 @@ class Seeds:
         return np.random.SeedSequence(self.seed, spawn_key=self._path)
 
     def numpy(self) -> np.random.Generator:
-        """A new numpy generator of this branch."""
+        """Return a new NumPy generator of this branch."""
         return np.random.default_rng(self._sequence())
 
     def torch(self) -> "torch.Generator":
-        """A new torch generator of this branch."""
+        """Return a new torch generator of this branch."""
         import torch
 
         return torch.Generator().manual_seed(int(self._sequence().generate_state(1, np.uint64)[0] >> 1))
 
     def integer(self) -> int:
-        """A 32-bit seed of this branch, for libraries that take a number."""
+        """Return a 32-bit seed of this branch, for libraries with integer seeds."""
         return int(self._sequence().generate_state(1, np.uint32)[0])
 
 
 def double() -> contextlib.AbstractContextManager[None]:
-    """Torch's default dtype is float64 inside the block: a model's own constants are computed in float64 too."""
+    """Set torch's default dtype to float64 within a `with` block, also for the constants of a model."""
     return _default_dtype("float64")
 
 
 def single() -> contextlib.AbstractContextManager[None]:
-    """Torch's default dtype is float32 inside the block."""
+    """Set torch's default dtype to float32 within a `with` block."""
     return _default_dtype("float32")
 
 
@@ -80,10 +80,10 @@ def _default_dtype(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Runs torch and the BLAS of NumPy with one thread inside the block; also a decorator.
+    """Run torch and the BLAS of NumPy with one thread within a `with` block, or as a decorator.
 
-    The operations of these models are small: a second thread gains nothing, waits for its turn on a busy machine (5 to 50
-    times slower where others work too), and would make the last digits depend on the number of threads.
+    The operations of these models are small, so that further threads give no speed-up. On a busy machine they are 5 to 50 times
+    slower, and rounding errors would depend on the number of threads.
     """
     import torch
     from threadpoolctl import threadpool_limits
@@ -100,25 +100,25 @@ def one_thread() -> Iterator[None]:
 
 
 _before: list[int] = []
-"""Threads that torch had before each block of `one_thread` that is open, the outermost first."""
+"""Numbers of torch threads before each open block of `one_thread`, the outermost first."""
 
 
 def n_threads() -> int:
-    """Threads for what is large enough to be shared: as many as torch has, or had before `one_thread`."""
+    """Number of threads for large operations: that of torch, or that before the outermost open `one_thread`."""
     import torch
 
     return _before[0] if _before else torch.get_num_threads()
 
 
 def forked(device: str = "cpu") -> contextlib.AbstractContextManager[None]:
-    """Torch's random states, of the CPU and of this device, are after the block what they were before."""
+    """Restore torch's random states of the CPU and of this device after a `with` block."""
     import torch
 
     return torch.random.fork_rng(devices=[] if device == "cpu" else [device])
 
 
 def reseed(seed: int, device: str = "cpu") -> None:
-    """Seeds torch on the CPU, and on one more device; `torch.manual_seed` would seed all that there are."""
+    """Seed torch on the CPU and on one more device; `torch.manual_seed` would seed all devices."""
     import torch
 
     torch.default_generator.manual_seed(seed)
@@ -129,9 +129,9 @@ def reseed(seed: int, device: str = "cpu") -> None:
 
 @contextlib.contextmanager
 def isolated(seeds: Seeds, device: str = "cpu") -> Iterator[None]:
-    """Seed torch (CPU and this device), numpy and random from `seeds`, in float64 and with an empty Pyro store; put all back.
+    """Seed torch (CPU and this device), NumPy and `random` within a `with` block, in float64 and with an empty Pyro store.
 
-    What is put back: the random states, the parameter store, torch's default dtype and validation.
+    After the block the random states, the parameter store, torch's default dtype and validation are restored.
     """
     import pyro
     import torch

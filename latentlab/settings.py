@@ -1,4 +1,4 @@
-"""Settings as annotated fields: the hyper-parameters of models, the options of methods and of functions, checked in one place.
+"""Settings as annotated fields: hyper-parameters of models and options of methods and functions, with validation.
 
 ```python
 @settings
@@ -7,8 +7,8 @@ class PPCA(LatentModel):
     W_scale: NonNegative = 1.0
 ```
 
-The fields are the arguments of the constructor, in this order. Their types and ranges are checked before `__post_init__`; the
-config schema, the command line and the documentation read the same fields.
+The fields are the arguments of the constructor, in this order. Their types and ranges are checked before `__post_init__`. The
+config schema, the command line and the documentation use the same fields.
 """
 
 import inspect
@@ -53,17 +53,17 @@ WORDS = {bool: "true or false", str: "text", NoneType: "null"}
 
 @dataclass_transform(eq_default=False)
 def settings(cls: type[T]) -> type[T]:
-    """Make the annotated fields of a class its constructor's arguments, each checked.
+    """Make the annotated fields of a class the checked arguments of its constructor.
 
     Raises:
-        ConfigError: By the constructor: names the class, the field, what it must be and what was given.
+        ConfigError: By the constructor: names the class, the field, the required type and the value.
     """
     return _made(cls, frozen=False)
 
 
 @dataclass_transform(eq_default=True, frozen_default=True)
 def frozen_settings(cls: type[T]) -> type[T]:
-    """Do the same as `settings`; instances cannot be changed, and are equal where their fields are."""
+    """Apply `settings` with immutable instances, which are equal if their fields are equal."""
     return _made(cls, frozen=True)
 
 
@@ -92,11 +92,11 @@ def field_types(cls: Any) -> Mapping[str, Any]:
 
 
 def checked(owner: str, types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of these types; whole numbers become floats where floats are meant, NumPy's numbers become Python's.
+    """Check values against types; whole numbers become floats for float types, and NumPy numbers become Python numbers.
 
     Args:
-        owner: What the values are settings of, for messages.
-        types: The type of each, with its range as annotation.
+        owner: Name of the class or function of the settings, for messages.
+        types: Type of each value, with its range as annotation.
         values: The values by name.
 
     Raises:
@@ -123,7 +123,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def described(kind: Any, ranges: Iterable[Any] = ()) -> str:
-    """Say in words what values of a type are.
+    """Describe the values of a type in words.
 
     Args:
         kind: A type, with its range as annotation.

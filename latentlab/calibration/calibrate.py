@@ -1,7 +1,7 @@
 r"""Self-consistency of a model and a method: simulation-based calibration, and Geweke's joint-distribution test.
 
 Neither check needs a reference posterior. `simulate` draws $(\theta, x)$ from the joint density. The method draws
-$\theta \mid x$ by the density of the program. Where the two densities differ, or the method is wrong, one of the checks fails.
+$\theta \mid x$ by the density of the program. If the two densities differ, or the method is wrong, one of the checks fails.
 
 *Simulation-based calibration.* Given x, the truth $\theta$ and L independent posterior draws are exchangeable. The rank of any
 $f(\theta, x)$ of the truth among those of the draws is therefore uniform on 0, ..., L; ties are broken at random.

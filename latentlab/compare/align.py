@@ -1,16 +1,16 @@
-r"""One alignment of draws, embedding and truth with the posterior's mean position.
+r"""Alignment of draws, embeddings and known positions with the posterior mean of the positions.
 
 The mean M of draws of positions is their centred generalised orthogonal Procrustes mean in principal axes
-(`procrustes_mean`). Under the alignment `fixed`, for models without a symmetry, it is their plain mean, and a = x. Otherwise
-what is compared with it is centred and then carried by the element of a group that the alignment names, the same function
-for draws, embeddings and a known truth, so that what the fit takes from one it takes from all:
+(`procrustes_mean`). Under the alignment `fixed`, for models without a symmetry, M is the arithmetic mean, and a = x. Under the
+other alignments, positions x are centred and then transformed by an element of a group. The same function aligns draws,
+embeddings and a known truth, so that alignment reduces the errors of all of them in the same way:
 
 * `orthogonal`: a = x R, R = U V' from the singular value decomposition U S V' of x'M;
 * `similarity`: a = b x R, with the same R and $b = |M|^2 / \langle M, x R \rangle$;
 * `affine`: $a = x C^{-1}$ with $C = (M'M)^{-1} M'x$.
 
-Scale and affine map are those of the regression of x on M, not of M on x: least squares towards M would shrink each draw
-by the noise that it carries, and a mean that was stretched would then look no worse than a draw.
+Scale and affine map are those of the regression of x on M, not of M on x. Regression of M on x would shrink each draw because of
+its noise (attenuation), and a stretched mean could then not be distinguished from a draw.
 
 References:
     Gower (1975), Generalized Procrustes analysis, Psychometrika 40:33.
@@ -29,11 +29,11 @@ ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
 
 N_FOLDS = 5
 ROUND_OFF = 1e-12
-"""An array that departs from its mean by less than this part of its size is constant."""
+"""Largest deviation from the mean, relative to the largest value, up to which an array counts as constant."""
 
 
 def procrustes_mean(draws: np.ndarray) -> np.ndarray:
-    """The mean `(unit, latent)` of draws after each was centred and turned to it, in its principal axes.
+    """Compute the generalised orthogonal Procrustes mean `(unit, latent)` of centred draws, in its principal axes.
 
     Args:
         draws: Positions, `(draw, unit, latent)`.
@@ -48,18 +48,18 @@ def procrustes_mean(draws: np.ndarray) -> np.ndarray:
 
 
 def mean_of(draws: np.ndarray, alignment: str) -> np.ndarray:
-    """The mean position M `(unit, latent)` of draws `(draw, unit, latent)` that goes with an alignment."""
+    """Compute the mean position M `(unit, latent)` of draws `(draw, unit, latent)` for an alignment."""
     return draws.mean(axis=0) if alignment == "fixed" else procrustes_mean(draws)
 
 
 def principal_axes(values: np.ndarray) -> np.ndarray:
-    """Positions `(unit, p)` centred and turned to their principal axes, largest variance first, largest entry positive."""
+    """Centre positions `(unit, p)` and rotate them to principal axes: largest variance first, largest entry positive."""
     x = centred(values)
     return x @ consensus.principal_axes(x)
 
 
 def centred(x: np.ndarray) -> np.ndarray:
-    """Positions `(..., unit, p)` less their mean over units; exactly zero where they are constant but for round-off."""
+    """Subtract the mean over units from positions `(..., unit, p)`; exactly zero if they are constant up to round-off."""
     x = np.asarray(x, dtype=np.float64)
     less = x - x.mean(axis=-2, keepdims=True)
     less[_largest(less) <= ROUND_OFF * _largest(x)] = 0.0
@@ -67,15 +67,15 @@ def centred(x: np.ndarray) -> np.ndarray:
 
 
 def _largest(x: np.ndarray) -> np.ndarray:
-    """The largest absolute value `(...,)` of each array `(..., unit, p)`."""
+    """Largest absolute value `(...,)` of each array `(..., unit, p)`."""
     return np.maximum(x.max(axis=(-2, -1)), -x.min(axis=(-2, -1)))
 
 
 def aligner(alignment: str, reference: np.ndarray, *, series: bool = False) -> Callable[[np.ndarray], np.ndarray]:
-    """The function that carries positions `(..., unit, p)` to the reference: `(..., unit, latent)`.
+    """Return the function that aligns positions `(..., unit, p)` with a reference, `(..., unit, latent)`.
 
-    With fewer columns than the reference has, p < d, zeros are added. With more only `affine` is possible: the columns are
-    first mapped to d linearly, each fifth of the units by a map fitted to the others.
+    If the positions have fewer columns than the reference, p < d, columns of zeros are added. p > d is possible for `affine`
+    only: the columns are first mapped to d columns linearly, each fifth of the units by a map fitted to the others.
 
     Args:
         alignment: `fixed`, `orthogonal`, `similarity` or `affine`.
@@ -84,8 +84,8 @@ def aligner(alignment: str, reference: np.ndarray, *, series: bool = False) -> C
             to both neighbours of a unit would predict it from any smooth columns.
 
     Raises:
-        ConfigError: No such alignment.
-        DataError: By the function, if the number of units differs or p > d where that is not possible.
+        ConfigError: The alignment does not exist.
+        DataError: Raised by the returned function if the number of units differs, or p > d is not possible.
 
     Example:
         >>> square = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
@@ -109,12 +109,14 @@ def aligner(alignment: str, reference: np.ndarray, *, series: bool = False) -> C
 
 
 def scales(x: np.ndarray, reference: np.ndarray, alignment: str = "similarity", *, series: bool = False) -> np.ndarray:
-    r"""The factor $b = |M|^2 / \langle M, x R \rangle$ `(...,)` by which positions would have to grow to meet the reference.
+    r"""Compute the factor $b = |M|^2 / \langle M, x R \rangle$ `(...,)` that scales positions to the reference.
+
+    The factor is infinite for constant positions.
 
     Args:
-        x: Positions, `(..., unit, p)`, with columns added or mapped as `aligner` does; infinite where they are constant.
+        x: Positions, `(..., unit, p)`; columns are added or mapped as in `aligner`.
         reference: Mean position M, `(unit, latent)`.
-        alignment: Under `fixed`, R is the identity.
+        alignment: Alignment; under `fixed`, R is the identity.
         series: Whether units are in the order of time, as in `aligner`.
     """
     mean = centred(reference)
@@ -157,7 +159,7 @@ def _with_columns(x: np.ndarray, mean: np.ndarray, alignment: str, *, series: bo
 
 
 def _cross_fitted(x: np.ndarray, mean: np.ndarray, *, series: bool) -> np.ndarray:
-    """Least-squares predictions `(unit, d)` of the mean from x `(unit, p)`, each fold's from the other folds."""
+    """Cross-fitted least-squares predictions `(unit, d)` of the mean from x `(unit, p)`: each fold from the other folds."""
     design = np.column_stack([x, np.ones(len(x))])
     fold = np.arange(len(x)) * N_FOLDS // len(x) if series else np.arange(len(x)) % N_FOLDS
     out = np.empty_like(mean)

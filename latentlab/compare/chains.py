@@ -1,9 +1,9 @@
-r"""How much chains of draws are worth, and their split into a reference half and a held-out half.
+r"""Effective sample size of chains, and their split into a reference half and a held-out half.
 
-The effective sample size of a series is that of Geyer's initial monotone sequence over all chains, on the values
-themselves: M N / tau, tau = -1 + 2 sum_k (rho_2k + rho_2k+1), rho_t = 1 - (W - mean_m s_m(t)) / var+, with W the mean
-variance within chains, s_m(t) a chain's autocovariance and var+ the variance that also counts the chains' differences.
-It is never said to be more than the number of draws.
+The effective sample size of a series is computed by Geyer's initial monotone sequence over all chains, from the values
+themselves, without ranks: M N / tau, tau = -1 + 2 sum_k (rho_2k + rho_2k+1), rho_t = 1 - (W - mean_m s_m(t)) / var+. W is the
+mean variance within chains, s_m(t) the autocovariance of a chain, and var+ the variance including differences between chains.
+The estimate is at most the number of draws.
 
 References:
     Geyer (1992), Practical Markov chain Monte Carlo, Statistical Science 7:473. Gelman et al. (2013), Bayesian Data
@@ -20,15 +20,17 @@ from latentlab.data import memory
 from latentlab.errors import DataError
 
 GAP = 5
-"""Autocorrelation times between the two parts of a single chain."""
+"""Length of the gap between the two parts of a single chain, in autocorrelation times."""
 NUMBERS = 2**26
-"""Numbers in a half above which its draws are thinned (512 MB)."""
+"""Size of a half, in floating-point numbers, above which its draws are thinned (512 MB)."""
 ENOUGH = 400
-"""Draws below which a half is never thinned."""
+"""Number of draws up to which a half is never thinned."""
 
 
 def ess(x: np.ndarray) -> float:
-    """Effective sample size of a series `(chain, draw)`, or that of several `(chain, draw, ...)` together; 1 if constant.
+    """Compute the effective sample size of a series `(chain, draw)`, or of several series `(chain, draw, ...)` jointly.
+
+    It is 1 for a constant series, and the number of chains if they have fewer than 4 draws.
 
     Example:
         >>> ess(np.random.default_rng(0).normal(size=(4, 250))) > 800
@@ -55,17 +57,17 @@ def ess(x: np.ndarray) -> float:
 
 
 def split(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reference and held-out draws, each `(chain, draw, unit, latent)`, that do not depend on each other.
+    """Split draws into an independent reference half and held-out half, each `(chain, draw, unit, latent)`.
 
-    Every second chain is held out. Of a single chain the first part is the reference and the last is held out, with a
-    gap of 5 autocorrelation times between (at most a third of the chain). Draws whose numbers would fill more than
-    512 MB a half are thinned, to no fewer than 400.
+    Every second chain is held out. With a single chain, the first part is the reference and the last part is held out. The gap
+    between them is 5 autocorrelation times, at most a third of the chain. A half of more than 512 MB is thinned if it has more
+    than 400 draws.
 
     Args:
         draws: Positions, `(chain, draw, unit, latent)`.
 
     Raises:
-        DataError: Another shape, values that are not finite, fewer than latent + 2 draws in a half, or too few units.
+        DataError: The shape is wrong, a value is not finite, a half has fewer than latent + 2 draws, or there are too few units.
     """
     draws = _checked(draws)
     return halves(draws, _series, draws.shape[3] + 2, f"draws of {draws.shape[3]} latent columns")
@@ -74,16 +76,17 @@ def split(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def halves(
     draws: np.ndarray, series: Callable[[np.ndarray], Sequence[np.ndarray]], least: int, what: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reference and held-out draws of anything, as `split` makes them of positions.
+    """Split draws of any quantity into a reference half and a held-out half, as `split` does for positions.
 
     Args:
-        draws: `(chain, draw, ...)`.
-        series: Of a chain `(draw, ...)`, series `(step,)` by whose slowest the gap in a single chain is set.
+        draws: Draws, `(chain, draw, ...)`.
+        series: Maps a chain `(draw, ...)` to series `(step,)`. The gap in a single chain depends on the series with the longest
+            autocorrelation time.
         least: Fewest draws of a half.
-        what: What messages call the draws.
+        what: Name of the draws in error messages.
 
     Raises:
-        DataError: Too few draws in a half.
+        DataError: A half has too few draws.
     """
     if len(draws) > 1:
         reference, held_out = draws[::2], draws[1::2]
@@ -103,18 +106,18 @@ def halves(
 
 
 def leading_score(x: np.ndarray) -> np.ndarray:
-    """The score `(draw,)` along the direction in which arrays `(draw, ...)` vary most, found from up to 400 of them."""
+    """Compute the leading principal component score `(draw,)` of arrays `(draw, ...)`; its direction uses at most 400 draws."""
     mean, leading = _leading(x[_spread(len(x))])
     return (x.reshape(len(x), -1) - mean) @ leading
 
 
 def _spread(n_draws: int) -> np.ndarray:
-    """Up to 400 draws, evenly spaced."""
+    """Indices of at most 400 draws, evenly spaced."""
     return np.unique(np.linspace(0, n_draws - 1, min(n_draws, ENOUGH)).astype(int))
 
 
 def _leading(few: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of arrays `(draw, ...)` and the direction in which they vary most, flat, the latter of no particular length."""
+    """Mean and leading principal direction of arrays `(draw, ...)`, both flat; the direction is not normalised."""
     flat = few.reshape(len(few), -1)
     mean = flat.mean(axis=0)
     less = flat - mean
@@ -135,7 +138,7 @@ def _checked(draws: np.ndarray) -> np.ndarray:
 
 
 def _series(chain: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Of a chain `(draw, unit, latent)`: its distance from its mean and its leading score."""
+    """Squared distance from the mean and leading score of a chain `(draw, unit, latent)`, `(draw,)` each."""
     mean = procrustes_mean(chain)
     align = aligner("orthogonal", mean)
     middle, leading = _leading(align(chain[_spread(len(chain))]) - mean)

@@ -1,12 +1,14 @@
-r"""What a posterior over partitions says: who is together, one partition that sums it up, and a ball around it.
+r"""Point estimates and credible balls of a posterior over partitions.
 
-Draws are labels `(chain, draw, unit)`; their names mean nothing. Distances between partitions x and y of N units come from
-the counts n_kl of their contingency table, and differ in one function phi:
+Draws are labels `(chain, draw, unit)`; results do not depend on the values of the labels. Distances between partitions x and y
+of N units are functions of the counts n_kl of their contingency table, and differ in a function phi and a factor c:
 
-    d(x, y) = c (sum_k phi(n_k.) + sum_l phi(n_.l) - 2 sum_kl phi(n_kl)),
+    d(x, y) = c (sum_k phi(n_k.) + sum_l phi(n_.l) - 2 sum_kl phi(n_kl)).
 
-`vi`, the variation of information in nats: phi(n) = n log n, c = 1 / N; `binder`, the share of pairs that are together in one
-and not in the other: phi(n) = n^2, c = 1 / (N (N - 1)). The expected loss of a partition is its mean distance to the draws.
+* `vi`, the variation of information in nats: phi(n) = n log n, c = 1 / N;
+* `binder`, the share of pairs that are together in one partition only: phi(n) = n^2, c = 1 / (N (N - 1)).
+
+The expected loss of a partition is its mean distance to the draws.
 
 References:
     Binder (1978), Bayesian cluster analysis, Biometrika 65:31. Wade and Ghahramani (2018), Bayesian cluster analysis: point
@@ -25,22 +27,22 @@ from latentlab.errors import ConfigError, DataError, unknown
 
 Distance = Literal["vi", "binder"]
 SPARSE = 4
-"""Cells per unit above which tables are kept as lists of the cells that are not empty."""
+"""Cells per unit above which contingency tables are stored as lists of non-empty cells."""
 MOST_CELLS = 2**26
-"""Cells of all tables above which an estimate is not improved by moves."""
+"""Number of cells of all contingency tables above which an estimate is not improved by moves (512 MB)."""
 N_SWEEPS = 20
 
 
 @dataclass(frozen=True)
 class CredibleBall:
-    """The smallest ball about a partition that holds a share of the posterior, and the partitions at its edge.
+    """Smallest ball around a partition that contains a given share of the posterior, with the partitions at its edge.
 
     Attributes:
-        radius: Its radius.
+        radius: Radius of the ball, in the unit of the distance.
         mass: Share of the draws inside; at least the level.
-        upper: Of the draws inside with the fewest clusters those farthest out, `(bound, unit)`, codes from 0.
-        lower: Of the draws inside with the most clusters those farthest out.
-        horizontal: Of all draws inside those farthest out.
+        upper: Draws farthest from the centre among those inside with the fewest clusters, `(bound, unit)`, codes from 0.
+        lower: Draws farthest from the centre among those inside with the most clusters, `(bound, unit)`.
+        horizontal: Draws farthest from the centre among all draws inside, `(bound, unit)`.
     """
 
     radius: float
@@ -51,14 +53,14 @@ class CredibleBall:
 
 
 def misplaced(codes: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    r"""Sum over the others j of |1[y_i = y_j] - pi_ij| for each unit i of partitions y.
+    r"""Compute the sum over the other units j of |1[y_i = y_j] - pi_ij|, for each unit i of each partition y.
 
     Args:
         codes: Partitions `(draw, unit)`, codes from 0.
         mean: Co-assignment pi, `(unit, unit)`.
 
     Returns:
-        `(draw, unit)`; its sum over units, over N (N - 1), is the expected Binder loss.
+        Sums `(draw, unit)`; their sum over units, divided by N (N - 1), is the expected Binder loss.
     """
     weight = 1 - 2 * mean
     np.fill_diagonal(weight, 0.0)
@@ -68,15 +70,15 @@ def misplaced(codes: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 def distances(y: Any, codes: np.ndarray, distance: Distance = "vi") -> np.ndarray:
-    """Distance of a partition to each of others.
+    """Compute the distance of a partition to each of several others.
 
     Args:
-        y: Labels, `(unit,)`, or `Labels`.
+        y: Labels, `(unit,)`, or a `Labels` object.
         codes: Partitions `(draw, unit)`, codes from 0.
         distance: `vi` or `binder`.
 
     Returns:
-        `(draw,)`.
+        Distances, `(draw,)`.
     """
     y = y if isinstance(y, Labels) else Labels(y, "y")
     phi, factor = _formula(distance, y.n_units)
@@ -102,14 +104,14 @@ def expected_loss(y: Any, draws: Any, distance: Distance = "vi") -> float:
 
 
 def least_binder(draws: Any, candidates: Any = None) -> np.ndarray:
-    """The partition of least expected Binder loss among candidates, `(unit,)`, codes from 0; the first of equals.
+    """Return the candidate partition of least expected Binder loss, `(unit,)`, codes from 0; the first in case of ties.
 
     Args:
         draws: Labels, `(chain, draw, unit)`.
-        candidates: Partitions, `(candidate, unit)`; the draws where None.
+        candidates: Partitions, `(candidate, unit)`; by default the draws.
 
     Raises:
-        DataError: Not draws of labels.
+        DataError: The draws or candidates are not labels of the required shape.
 
     Example:
         >>> least_binder([[[0, 0, 1], [1, 1, 0], [0, 1, 1], [2, 2, 0]]])
@@ -121,26 +123,26 @@ def least_binder(draws: Any, candidates: Any = None) -> np.ndarray:
 
 
 def minimum_binder(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
-    """A partition of small posterior expected Binder loss; as `minimum_vi`.
+    """Return a partition of small posterior expected Binder loss, found by the searches of `minimum_vi`.
 
-    Were units free to be alone, those that could be in several clusters would be: pieces that no draw has.
+    Moves do not open new clusters. Otherwise units with several probable clusters would become singletons that no draw has.
     """
     return _local_minimum(flat_labels(draws), "binder", n_sweeps)
 
 
 def unsettled(draws: Any, centre: np.ndarray) -> np.ndarray:
-    """The units `(n,)` for which another cluster of a point estimate is as good within two Monte Carlo standard errors.
+    """Find the units for which another cluster of a point estimate is as good within two Monte Carlo standard errors.
 
-    What a unit's own cluster saves in expected Binder loss against the next best is a mean over draws. Its standard error is that
-    of the chains' means; with fewer than `BATCHED` chains the larger of this and that of batches of the square root of a chain's
-    length.
+    The difference in expected Binder loss between the second-best cluster and a unit's own is a mean over draws. Its standard
+    error is computed from the means of the chains. With fewer than `BATCHED` chains, the larger of this and the standard error
+    from batch means is used, with about sqrt(draws) batches per chain.
 
     Args:
         draws: Labels, `(chain, draw, unit)`.
-        centre: The estimate by `minimum_binder`, codes from 0.
+        centre: Estimate by `minimum_binder`, codes from 0, `(unit,)`.
 
     Returns:
-        Numbers of the units; none where the tables would take more than 512 MB, or there is a single cluster or batch.
+        Indices of the units; empty if the tables would take more than 512 MB, or if there is a single cluster or batch.
     """
     codes = partitions(draws)
     n_chains, n_draws, n = codes.shape
@@ -168,34 +170,34 @@ def unsettled(draws: Any, centre: np.ndarray) -> np.ndarray:
 
 
 def minimum_vi(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
-    """A partition of small posterior expected variation of information, `(unit,)`, codes from 0.
+    """Return a partition of small posterior expected variation of information, `(unit,)`, codes from 0.
 
-    Two searches move single units between the clusters of a draw while a move lowers the loss: from the best draw, and from the
-    best of those with the most probable number of clusters. The better local minimum is returned. It is never worse than any
-    draw. The second search is there since the best of many draws is an extreme, whose number of clusters is partly chance.
-    Moves are left out where the tables would take more than 512 MB. Clusters that overlap tend to be merged.
+    Two searches move single units between the clusters of a draw while a move lowers the loss. One starts at the best draw, the
+    other at the best draw with the most probable number of clusters. The better local minimum is returned; it is never worse than
+    any draw. The second search is needed because the best of many draws is an extreme value, and its number of clusters is partly
+    random. No moves are made if the tables would take more than 512 MB. Overlapping clusters tend to be merged.
 
     Args:
         draws: Labels, `(chain, draw, unit)`.
-        n_sweeps: Most sweeps of moves over the units.
+        n_sweeps: Largest number of sweeps of moves over the units.
 
     Raises:
-        DataError: Not draws of labels.
+        DataError: The draws are not labels of this shape.
     """
     return _local_minimum(flat_labels(draws), "vi", n_sweeps)
 
 
 def improved(y: np.ndarray, codes: np.ndarray, distance: Distance, n_sweeps: int = N_SWEEPS) -> np.ndarray:
-    """A partition after moves of single units between its clusters that lower its expected loss, until none does.
+    """Improve a partition by moves of single units between its clusters, until no move lowers the expected loss.
 
     Args:
         y: Codes from 0, `(unit,)`.
         codes: Partitions `(draw, unit)`, codes from 0.
         distance: `vi` or `binder`.
-        n_sweeps: Most sweeps over the units.
+        n_sweeps: Largest number of sweeps over the units.
 
     Returns:
-        Codes from 0, `(unit,)`; y itself where the tables would take more than 512 MB.
+        Codes from 0, `(unit,)`; a copy of y if the tables would take more than 512 MB.
     """
     phi, _ = _formula(distance, len(y))
     step = np.diff(phi, append=0.0)
@@ -224,17 +226,17 @@ def improved(y: np.ndarray, codes: np.ndarray, distance: Distance, n_sweeps: int
 
 
 def credible_ball(draws: Any, centre: Any, level: float = 0.95, distance: Distance = "vi") -> CredibleBall:
-    """The smallest ball about a partition that holds `level` of the draws, with its bounds (Wade and Ghahramani 2018).
+    """Compute the smallest ball around a partition that contains a share `level` of the draws (Wade and Ghahramani 2018).
 
     Args:
         draws: Labels, `(chain, draw, unit)`.
-        centre: Labels, `(unit,)`, as from `minimum_vi`.
-        level: Share of the posterior.
+        centre: Labels, `(unit,)`, for example from `minimum_vi`.
+        level: Share of the posterior inside the ball.
         distance: `vi` or `binder`.
 
     Raises:
-        DataError: Not labels of the same units.
-        ConfigError: A level outside (0, 1], or no such distance.
+        DataError: The draws or the centre are not labels, or their numbers of units differ.
+        ConfigError: The level is outside (0, 1], or the distance does not exist.
     """
     if not 0 < level <= 1:
         raise ConfigError(f"`level` must be above 0 and at most 1; got {level!r}.")
@@ -261,12 +263,12 @@ def credible_ball(draws: Any, centre: Any, level: float = 0.95, distance: Distan
 
 
 def n_clusters(draws: Any) -> np.ndarray:
-    """How many clusters are occupied in each draw, `(chain, draw)`."""
+    """Number of occupied clusters in each draw, `(chain, draw)`."""
     return partitions(draws).max(axis=2) + 1
 
 
 def n_clusters_probabilities(draws: Any) -> np.ndarray:
-    """Posterior probability of each number of occupied clusters; entry k is that of k clusters.
+    """Posterior probability of each number of occupied clusters, from 0 to the largest; entry k is that of k clusters.
 
     Example:
         >>> n_clusters_probabilities([[[0, 0, 1], [1, 1, 1], [0, 4, 4], [2, 2, 0]]])
@@ -277,7 +279,7 @@ def n_clusters_probabilities(draws: Any) -> np.ndarray:
 
 
 def _formula(distance: str, n: int) -> tuple[np.ndarray, float]:
-    """phi of 0 to n, and the factor c."""
+    """Values of phi at 0 to n, `(n + 1,)`, and the factor c."""
     counts = np.arange(n + 1.0)
     if distance == "vi":
         return counts * np.log(np.maximum(counts, 1.0)), 1 / n
@@ -307,12 +309,12 @@ def _losses(codes: np.ndarray, candidates: np.ndarray, distance: Distance) -> np
 
 
 def _first(candidates: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """The candidate of least loss; the first of equals."""
+    """Candidate of least loss, `(unit,)`; the first in case of ties."""
     return candidates[np.flatnonzero(losses <= losses.min() + SAME)[0]]
 
 
 def _local_minimum(codes: np.ndarray, distance: Distance, n_sweeps: int) -> np.ndarray:
-    """The better end of the two searches that `minimum_vi` describes, codes from 0."""
+    """Better local minimum of the two searches described in `minimum_vi`, codes from 0, `(unit,)`."""
     losses, sizes = _losses(codes, codes, distance), codes.max(axis=1)
     usual = sizes == np.bincount(sizes).argmax()
     starts = np.stack([_first(codes, losses), _first(codes[usual], losses[usual])])
@@ -321,6 +323,6 @@ def _local_minimum(codes: np.ndarray, distance: Distance, n_sweeps: int) -> np.n
 
 
 def canonical(codes: np.ndarray) -> np.ndarray:
-    """Codes in order of first appearance: the same for the same partition."""
+    """Renumber codes in order of first appearance, so that equal partitions have equal codes."""
     first = np.unique(codes, return_index=True)[1]
     return np.argsort(np.argsort(first))[codes]

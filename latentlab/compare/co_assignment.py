@@ -42,7 +42,7 @@ class CoAssignment:
 
 
 def co_assignment(draws: Any) -> CoAssignment:
-    """Computes the posterior probability that two units are in the same cluster.
+    """Compute the posterior probability that two units are in the same cluster.
 
     Memory grows with unit^2, not with the number of draws.
 
@@ -94,7 +94,7 @@ def _standard_error(squares: np.ndarray, mean: np.ndarray, n: int) -> np.ndarray
 
 
 def label_indicators(codes: np.ndarray) -> Iterator[tuple[csr_matrix, np.ndarray]]:
-    """Yields, for blocks of draws, indicators `(unit, cluster of a draw)` and the column of each unit `(draw, unit)`."""
+    """Yield, for blocks of draws, indicators `(unit, cluster of a draw)` and the column of each unit `(draw, unit)`."""
     n_draws, n = codes.shape
     width = int(codes.max()) + 1
     for part in np.array_split(codes, math.ceil(n_draws * width * n / CELLS)):

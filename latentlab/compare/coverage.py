@@ -1,16 +1,15 @@
-r"""Do the posterior's credible regions cover an embedding, a known truth, or further draws?
+r"""Coverage of an embedding, of known positions, or of further draws by the posterior's credible regions.
 
-The region of a unit at level p is the ellipsoid of positions a with
+The credible region of a unit at level p is the ellipsoid of positions a with
 
 $$ (a - m_i)' S_i^{-1} (a - m_i) \le r^2, \quad r^2 = \frac{(S+1)(S-1)\,d}{S\,(S-d)}\, F_{d,\,S-d}(p) $$
 
-with mean m_i and covariance S_i of the unit's S aligned draws (Hotelling): the radius counts that both are estimated, so
-that a further draw of a Gaussian posterior is covered with probability p however small S is. Everything compared, the
-draws, the embedding and a known truth, is carried to the posterior's mean by one function; aligning only the truth would
-cover too much.
+with mean m_i and covariance S_i of the unit's S aligned draws (Hotelling). The radius accounts for the estimation of both, so
+that a further draw of a Gaussian posterior is covered with probability p for every S. Draws, embedding and known positions are
+aligned with the posterior mean by the same function; aligning only the known positions would make their coverage too high.
 
-A deterministic embedding near the posterior mean is covered nearly everywhere, so its share is read beside that of
-held-out draws, never against the level. A known truth is read against the level.
+A deterministic embedding near the posterior mean is covered at nearly all units. Its coverage should therefore be compared with
+that of held-out draws, and not with the level. The coverage of known positions should be compared with the level.
 
 References:
     Hotelling (1931), The generalization of Student's ratio, Annals of Mathematical Statistics 2:360.
@@ -29,7 +28,7 @@ from latentlab.errors import DataError
 
 LEVELS = (0.5, 0.8, 0.95)
 N_SERIES = 100
-"""Units whose draws tell how many effective ones there are."""
+"""Largest number of units from whose draws the effective sample size is estimated."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,10 @@ class Coverage:
 
     Args:
         levels: Nominal levels.
-        pointwise: Share of units whose position lies in its unit's region, by level.
-        draws: The same share for held-out draws, on average.
-        simultaneous: Whether all units lie at once in regions made large enough for that share of held-out draws, by level.
+        pointwise: Share of units whose position is in the unit's region, by level.
+        draws: The same share for held-out draws, averaged over draws.
+        simultaneous: Whether all units are in simultaneous regions, by level. These contain all units of a held-out draw with
+            the probability of the level.
         distances: Mahalanobis distance of each unit's position from its mean, `(unit,)`.
     """
 
@@ -52,11 +52,11 @@ class Coverage:
 
 
 class Regions:
-    """Credible ellipsoids of each unit, from draws of the reference half, and how held-out draws lie in them.
+    """Credible ellipsoids of each unit from the reference half of the draws, with their coverage of held-out draws.
 
     Args:
-        reference: Draws `(chain, draw, unit, latent)` that make the regions.
-        held_out: Draws `(chain, draw, unit, latent)` that are counted in them.
+        reference: Draws `(chain, draw, unit, latent)` from which the regions are computed.
+        held_out: Draws `(chain, draw, unit, latent)` whose coverage is computed.
         align: Aligns positions `(..., unit, p)` with the mean `(..., unit, latent)`; may return a subset of the units.
         levels: Nominal levels.
     """
@@ -92,12 +92,12 @@ class Regions:
         return np.sqrt((self._errors(x) ** 2).sum(axis=-1))
 
     def _effective(self, half: np.ndarray) -> float:
-        """Effective draws of a unit's position, on average over units: one series alone would tell it too roughly."""
+        """Effective sample size of a unit's position, jointly over up to `N_SERIES` units; one series would be too noisy."""
         few = np.unique(np.linspace(0, len(self.mean) - 1, N_SERIES).astype(int))
         return ess(np.concatenate([self._errors(block)[:, few] for block in blocks(half)]).reshape(*half.shape[:2], -1))
 
     def coverage(self, y: np.ndarray) -> Coverage:
-        """How positions `(unit, p)` lie in the regions."""
+        """Compute the coverage of positions `(unit, p)` by the regions."""
         distances = self._distances(y)
         inside = (distances[:, None] <= self._radii).mean(axis=0)
         return Coverage(
@@ -110,12 +110,12 @@ class Regions:
 
 
 def coverage(draws: np.ndarray, y: np.ndarray, *, alignment: str = "orthogonal", levels: tuple[float, ...] = LEVELS) -> Coverage:
-    """How positions lie in the credible regions that half of the draws make, beside the other half of the draws.
+    """Compute the coverage of positions by credible regions from half of the draws, with that of the other half.
 
     Args:
         draws: Posterior draws, `(chain, draw, unit, latent)`.
         y: An embedding or known positions, `(unit, p)`.
-        alignment: What may be done to both: `fixed` (nothing), `orthogonal`, `similarity` or `affine`.
+        alignment: Transformation applied to both: `fixed` (none), `orthogonal`, `similarity` or `affine`.
         levels: Nominal levels, between 0 and 1.
 
     Example:
@@ -131,15 +131,15 @@ def coverage(draws: np.ndarray, y: np.ndarray, *, alignment: str = "orthogonal",
 
 
 def hotelling_radius(n_draws: float, d: int, level: float) -> float:
-    """Mahalanobis radius r of the region that covers a further draw with probability `level`.
+    """Compute the Mahalanobis radius r of the region that covers a further draw with probability `level`.
 
     Args:
-        n_draws: Draws (or effective draws) S from which mean and covariance are estimated, more than d.
-        d: Latent columns.
+        n_draws: Number S of draws (or effective draws) from which mean and covariance are estimated, more than d.
+        d: Number of latent columns.
         level: Probability, above 0 and below 1.
 
     Raises:
-        DataError: A level or a number of draws outside these.
+        DataError: The level or the number of draws is out of its range.
 
     Example:
         >>> round(hotelling_radius(30, 2, 0.95), 4), round(hotelling_radius(10**9, 2, 0.95), 4)
@@ -154,10 +154,10 @@ def hotelling_radius(n_draws: float, d: int, level: float) -> float:
 
 
 def positions(y: np.ndarray) -> np.ndarray:
-    """An embedding's values as float64 `(unit, p)`.
+    """Return the values of an embedding as float64 `(unit, p)`.
 
     Raises:
-        DataError: Another number of axes, or values that are not finite.
+        DataError: The array does not have two axes, is empty, or has values that are not finite.
     """
     y = np.asarray(y, dtype=np.float64)
     if y.ndim != 2 or not y.size:
@@ -173,14 +173,14 @@ def _first(bad: np.ndarray) -> str:
 
 
 def blocks(half: np.ndarray) -> Iterator[np.ndarray]:
-    """The draws of `(chain, draw, unit, latent)` chain after chain, as blocks `(draw, unit, latent)` of some 16 MB."""
+    """Yield draws `(chain, draw, unit, latent)` chain after chain, as blocks `(draw, unit, latent)` of about 16 MB."""
     for chain in half:
         for part in memory.blocks(len(chain), chain[0].size):
             yield chain[part]
 
 
 def moments(half: np.ndarray, align: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean `(unit, latent)` and covariance (ddof 1) `(unit, latent, latent)` of aligned draws."""
+    """Compute mean `(unit, latent)` and covariance (ddof 1) `(unit, latent, latent)` of the draws after alignment."""
     n_draws, total, square = half.shape[0] * half.shape[1], np.zeros(()), np.zeros(())
     for block in blocks(half):
         total = total + align(block).sum(axis=0)
@@ -192,10 +192,10 @@ def moments(half: np.ndarray, align: Callable[[np.ndarray], np.ndarray]) -> tupl
 
 
 def inverse_root(covariance: np.ndarray) -> np.ndarray:
-    """Symmetric V^(-1/2) of covariances `(unit, d, d)`.
+    """Compute the symmetric inverse square roots V^(-1/2) of covariances `(unit, d, d)`.
 
     Raises:
-        DataError: A unit does not vary.
+        DataError: A covariance is singular: the draws of a unit do not vary in all latent columns.
     """
     values, vectors = np.linalg.eigh(covariance)
     least = values[:, 0]
@@ -207,5 +207,5 @@ def inverse_root(covariance: np.ndarray) -> np.ndarray:
 
 
 def whitened(root: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """V_i^(-1/2) e_i for errors `(..., unit, d)`."""
+    """Compute whitened errors V_i^(-1/2) e_i, `(..., unit, d)`, from errors of this shape."""
     return np.einsum("nij,...nj->...ni", root, errors)

@@ -12,7 +12,7 @@ TRIVIAL = {"positions": "shuffled means or the constant", "labels": "shuffled la
 NEAR_ENOUGH = 1.05
 """Ratio of effective to required draws below which another sample of draws may be too small."""
 CLEAR = 0.25
-"""Effective number of draws beyond a statistic up to which the statistic counts as outside all draws."""
+"""Effective number of draws beyond a statistic at or below which the statistic counts as outside all draws."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """The verdict in words."""
+        """Verdict as a sentence, with delta and the p-value."""
         middle, what = ("centre", "labels") if self.alignment == "labels" else ("mean", "positions")
         size = f"delta {self.delta:.2g}, where 0 is the posterior {middle} and 1 a draw"
         inside = "Inside the posterior, as"
@@ -77,7 +77,7 @@ class Verdict:
 
 
 def holm(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """Labels verdicts so that the probability of any false alarm among them is at most alpha (Holm).
+    """Label several verdicts so that the probability of any false alarm among them is at most alpha (Holm).
 
     In the result, p_low and p_guard are Holm's adjusted p-values over all verdicts. With n verdicts, 2 n / alpha - 1 effective
     draws are needed; with fewer, all are `undetermined`.
@@ -97,7 +97,7 @@ def holm(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 
 def _borderline(v: Verdict, adjusted: Verdict, n: int) -> str:
-    """Returns a note if another sample of draws may change the label; empty otherwise.
+    """Return a note if another sample of draws may change the label; an empty string otherwise.
 
     Args:
         v: The verdict with unadjusted p-values.
@@ -138,7 +138,7 @@ def _is_near(p: float, threshold: float, effective: float) -> bool:
 
 
 def labelled(v: Verdict, n: int) -> Verdict:
-    """Returns the verdict with its label, given p-values adjusted for n verdicts."""
+    """Return the verdict with its label, given p-values adjusted for n verdicts."""
     half = v.alpha / 2
     needed = n / half - 1
     gates = {"summary-like": v.gate_summary * n, "draw-like": v.gate_draw * n}

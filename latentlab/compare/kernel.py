@@ -1,12 +1,12 @@
-r"""Agreement of the relations between units: inner products, kernels, distances.
+r"""Agreement of pairwise similarities of units: inner products, kernels, distances.
 
 Three of the four are unbiased: with matrices K of x and L of y, their diagonals set to 0, the inner product of the U-centred
 matrices is
 
     <K, L> = tr(K L) + (1'K1)(1'L1) / ((n-1)(n-2)) - 2 (1'K L1) / (n-2),
 
-and the score is <K, L> / sqrt(<K, K> <L, L>). Its expectation is 0 for unrelated positions, however many columns they have;
-single values may be negative.
+and the score is <K, L> / sqrt(<K, K> <L, L>). Its expectation is 0 for unrelated positions with any number of columns; single
+values may be negative.
 
 | metric | K_ij |
 |---|---|
@@ -14,8 +14,8 @@ single values may be negative.
 | `cka_rbf` | exp(-d_ij^2 / (2 m^2)), m the median distance |
 | `distance_correlation` | d_ij |
 
-`rsa` is the rank correlation of the d_ij instead. All but `cka` use the mutual distances of at most 500 units
-(`latentlab.compare.positions.paired`). Positions all at the same distance from each other hold no relation: 0.
+`rsa` is the rank correlation of the d_ij instead. All except `cka` use the pairwise distances of at most 500 units
+(`latentlab.compare.positions.paired`). The score is 0 if all pairs of units have the same distance.
 
 References:
     Song, Smola, Gretton, Bedo and Borgwardt (2012), Feature selection via dependence maximization, JMLR 13:1393 (HSIC_1).
@@ -34,23 +34,23 @@ from latentlab.compare.positions import EQUAL, Positions, n_paired, squared_dist
 
 _IGNORES = ("rotation", "translation", "scale")
 FLAT = 1e-12
-"""Relative size of <K, K> at or below which K is the same for all pairs, up to rounding."""
+"""Relative size of <K, K> at or below which K counts as equal for all pairs."""
 
 
 @metric(direction="higher", range=(-1.0, 1.0), ignores=_IGNORES, void=0.0)
 def cka(x: Positions, y: Positions) -> float:
     """Debiased linear centred kernel alignment (CKA) of embedding and draw.
 
-    Higher is closer, in [-1, 1], 0 for unrelated positions. All units, without an n x n matrix.
+    Higher is closer, in [-1, 1], 0 for unrelated positions. Uses all units, without an n x n matrix.
     """
     return _cosine(_linear(x, y), x.derived(_linear_norm), y.derived(_linear_norm))
 
 
 @metric(direction="higher", range=(-1.0, 1.0), ignores=_IGNORES, void=0.0, n_used=n_paired)
 def cka_rbf(x: Positions, y: Positions) -> float:
-    """Debiased centred kernel alignment with Gaussian kernels as wide as the median distance.
+    """Debiased centred kernel alignment with Gaussian kernels whose width is the median distance.
 
-    Higher is closer, in [-1, 1], 0 for unrelated positions. Weighs near pairs more than `cka`.
+    Higher is closer, in [-1, 1], 0 for unrelated positions. Gives near pairs more weight than `cka`.
     """
     return _cosine(_inner(x.derived(_kernel), y.derived(_kernel)), x.derived(_kernel_norm), y.derived(_kernel_norm))
 
@@ -68,13 +68,13 @@ def distance_correlation(x: Positions, y: Positions) -> float:
 def rsa(x: Positions, y: Positions) -> float:
     """Representational similarity: Spearman correlation of the distances between units.
 
-    Higher is closer, in [-1, 1], 0 for unrelated positions. Also ignores what keeps the order of all distances.
+    Higher is closer, in [-1, 1], 0 for unrelated positions. Invariant under all maps that preserve the order of the distances.
     """
     return float(x.derived(_ranked_distances) @ y.derived(_ranked_distances))
 
 
 def average_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0, ties given their mean; what `scipy.stats.rankdata` gives, less 1, in a sixth of the time.
+    """Compute ranks from 0, with mean ranks for ties: `scipy.stats.rankdata` minus 1, in a sixth of the time.
 
     Example:
         >>> average_ranks(np.array([3.0, 1.0, 3.0, 7.0]))
@@ -90,7 +90,7 @@ def average_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _linear(x: Positions, y: Positions) -> float:
-    """<K, L> of inner products: x and y are centred, so that rows of K and L sum to less their diagonal entry."""
+    """Inner product <K, L> of the linear kernels; as x and y are centred, a row of K or L sums to minus its diagonal entry."""
     n = x.n_units
     cross = x.centered.T @ y.centered
     diagonals = x.derived(_squares) @ y.derived(_squares)
@@ -127,7 +127,7 @@ def _kernel_norm(x: Positions) -> float:
 
 
 def _ranked_distances(x: Positions) -> np.ndarray:
-    """Centred ranks of the distances, of length 1; zeros where all are tied."""
+    """Centred ranks of the distances `(pair,)`, of Euclidean norm 1; zeros if all are tied."""
     squared = x.derived(squared_distances)[_above_diagonal(n_paired(x.n_units))]
     ranks = average_ranks(np.rint(squared / (EQUAL * 2.0 * x.size / x.n_units)))
     ranks -= (len(ranks) - 1) / 2

@@ -1,13 +1,14 @@
-r"""Unit by unit: which units a clustering puts elsewhere than the posterior does, and whether the posterior knew.
+r"""Disagreement of a clustering with posterior draws of labels, unit by unit, and its correlation with the posterior spread.
 
 With $\pi_{ij}$ the share of draws in which units i and j are together, and $e_i(y) = \sum_{j \ne i} |1[y_i = y_j] - \pi_{ij}|$,
 
-    distance_i     e_i(y) / (n - 1), the share of the other units about which y is wrong, on average over draws
-    mahalanobis_i  e_i(y) over the mean of e_i over draws: 0 where the posterior is sure and y agrees, about 1 for a draw
-    spread_i       the mean of e_i over draws, over (n - 1): how unsure the posterior is of the unit
-    neighbors_i    the mean share of a unit's companions in a draw that are not its companions in y
+    distance_i     e_i(y) / (n - 1), the mean share of the other units whose co-assignment with unit i differs from a draw's
+    mahalanobis_i  e_i(y) over the mean of e_i over draws; 0 if the posterior is certain and y agrees, about 1 for a draw
+    spread_i       the mean of e_i over draws, over (n - 1): posterior uncertainty about the unit
+    neighbors_i    share of the co-members of unit i, over all draws, that are not in its cluster in y
 
-A unit's credible set at a level holds its most probable labels until their probabilities sum to the level.
+The credible set of a unit at a level contains its most probable labels, in descending order, until their probabilities sum to
+the level.
 """
 
 import numpy as np
@@ -20,20 +21,20 @@ from latentlab.compare.units import Disagreement, rank_correlation
 from latentlab.symmetry.labels import indicators
 
 N_DRAWS = 200
-"""Draws over which a unit's own misplacement is averaged."""
+"""Largest number of draws over which the misplacement e_i of a unit is averaged."""
 SURE = 1e-9
-"""Mean misplacement of draws below which the posterior has no doubt of a unit."""
+"""Least mean misplacement of draws, as a share of the units; smaller values are raised to it in the denominator."""
 ROUNDING = 1e-9
-"""Probabilities of a set that sum to the level but for this much reach it."""
+"""Tolerance below the level within which the probabilities of a credible set reach it."""
 
 
 class UnitsOfLabels:
-    """What the clusterings that are compared with one posterior have in common.
+    """Quantities of the draws of labels that are shared by all clusterings compared with them.
 
     Args:
-        draws: Labels with the symmetry removed, `(chain, draw, unit)`.
-        co_assignment: How often each pair of units is together `(unit, unit)`.
-        n_labels: How many values a label can have.
+        draws: Labels after removal of the label-switching symmetry, `(chain, draw, unit)`.
+        co_assignment: Share of draws in which each pair of units is in the same cluster, `(unit, unit)`.
+        n_labels: Number of values that a label can have.
     """
 
     def __init__(self, draws: np.ndarray, co_assignment: np.ndarray, n_labels: int) -> None:
@@ -52,12 +53,12 @@ class UnitsOfLabels:
         np.put_along_axis(self._before, order, before, axis=1)
 
     def _lost(self, codes: np.ndarray) -> np.ndarray:
-        """Share of a unit's companions over draws that are not its companions in a partition `(unit,)`."""
+        """Share of each unit's co-members, over all draws, that are not in its cluster in a partition `(unit,)`."""
         together = codes[:, None] == codes[None]
         return ((self._others * ~together).sum(axis=1)) / np.maximum(self._others.sum(axis=1), 1e-300)
 
     def disagreement(self, y: np.ndarray) -> Disagreement:
-        """Of a clustering `(unit,)` with the draws."""
+        """Compute the disagreement of a clustering `(unit,)` with the draws."""
         codes = Labels(y).codes
         error, n = misplaced(codes[None], self.pi)[0], len(codes)
         spread, lost = self._own / (n - 1), self._lost(codes)
@@ -72,20 +73,20 @@ class UnitsOfLabels:
         )
 
     def coverage(self, y: np.ndarray) -> Coverage:
-        """Shares of units whose label is in the unit's credible set, clusters being matched to labels one to one."""
+        """Compute the share of units whose label is in their credible set, after one-to-one matching of clusters to labels."""
         own = self._shares(self._matched(y)[None])[0]
         drawn = self._shares(self.draws.reshape(-1, self.draws.shape[-1])[self._some]).mean(axis=0)
         nothing = np.full(len(y), np.nan)
         return Coverage(LEVELS, tuple(own.tolist()), tuple(drawn.tolist()), tuple(bool(share == 1) for share in own), nothing)
 
     def _shares(self, labels: np.ndarray) -> np.ndarray:
-        """Share of units in their credible sets, `(draw, level)`; labels that are none of the posterior's are outside."""
+        """Share of units in their credible sets, `(draw, level)`; labels that the posterior does not have are outside."""
         known = labels < self._before.shape[1]
         before = np.where(known, self._before[np.arange(labels.shape[1]), np.where(known, labels, 0)], np.inf)
         return np.stack([(before < level - ROUNDING).mean(axis=1) for level in LEVELS], axis=1)
 
     def _matched(self, y: np.ndarray) -> np.ndarray:
-        """Labels of a clustering in the posterior's names; clusters beyond the match have names of their own."""
+        """Labels of a clustering `(unit,)`, matched to those of the posterior; unmatched clusters get new labels."""
         codes = Labels(y).codes
         weight = indicators(codes, int(codes.max()) + 1).T @ self.probabilities
         names = self.probabilities.shape[1] + np.arange(len(weight))
@@ -95,7 +96,7 @@ class UnitsOfLabels:
 
 
 def as_labels(values: np.ndarray) -> np.ndarray | None:
-    """Labels `(unit,)` of an embedding that is a clustering: rows of zeros and a one, or one column of whole numbers; else None.
+    """Return the labels `(unit,)` of an embedding of one-hot rows or of one column of whole numbers; None for other embeddings.
 
     Example:
         >>> as_labels(np.array([[0.0, 1.0], [1.0, 0.0]])), as_labels(np.array([[0.5], [2.0]]))

@@ -1,13 +1,14 @@
-r"""What positions say about labels that no model was shown: agreement, and accuracy of a classifier.
+r"""Agreement of positions with labels that the models did not use, and classification accuracy.
 
 | score | formula | range |
 |---|---|---|
 | `label_agreement` | share of the k nearest units that have the unit's own label, mean over units | [0, 1] |
 | `silhouette` | mean of (b - a) / max(a, b); a, b: mean distance to the own and to the nearest other class | [-1, 1] |
-| `downstream_accuracy` | share of units whose label a classifier predicts that has not seen their fold | [0, 1] |
+| `downstream_accuracy` | share of units whose label is predicted by a classifier trained on the other folds | [0, 1] |
 
-Higher is better in all. `label_scores` takes one of them to the embedding, to the posterior mean and to each draw; the folds are
-drawn once (`folds`), so that the differences are not those of the folds. Chance is `largest_class` for accuracy.
+Higher is better for all three. `label_scores` computes one of them for the embedding, the posterior mean and each draw. The folds
+are drawn once (`folds`), so that differences between scores are not due to the folds. The chance level of the accuracy is
+`largest_class`.
 
 References:
     Rousseeuw (1987), Silhouettes, Journal of Computational and Applied Mathematics 20:53.
@@ -31,17 +32,17 @@ Classifier = Literal["neighbors", "linear"]
 
 N_FOLDS = 5
 RIDGE = 1e-9
-"""Least variance within classes, as a share of the whole: classes that are points each are told apart."""
+"""Ridge on the covariance within classes, relative to the total; classes without variance remain separable."""
 
 
 @dataclass(frozen=True)
 class LabelScores:
-    """One score of an embedding and of the posterior.
+    """Score of an embedding, of the posterior mean and of each draw.
 
     Attributes:
-        embedding: Of the embedding.
-        posterior_mean: Of the mean of the draws.
-        draws: Of each draw, `(chain, draw)`.
+        embedding: Score of the embedding.
+        posterior_mean: Score of the mean of the draws.
+        draws: Score of each draw, `(chain, draw)`.
     """
 
     embedding: float
@@ -50,15 +51,15 @@ class LabelScores:
 
 
 def label_scores(score: Callable[[Any], float], y: Any, draws: Any) -> LabelScores:
-    r"""A score of positions taken to an embedding, to the posterior mean and to each draw.
+    r"""Compute a score of positions for an embedding, the posterior mean and each draw.
 
     Args:
-        score: Of positions, labels and folds bound: `partial(downstream_accuracy, labels=labels, folds=fixed)`.
-        y: The embedding, `(unit, p)`.
-        draws: Positions with the symmetry removed, `(chain, draw, unit, latent)`: without that their mean means nothing.
+        score: Function of positions, with labels and folds bound: `partial(downstream_accuracy, labels=labels, folds=fixed)`.
+        y: Embedding, `(unit, p)`.
+        draws: Aligned positions, `(chain, draw, unit, latent)`; the mean of unaligned draws is meaningless.
 
     Raises:
-        DataError: Not positions.
+        DataError: The embedding or the draws are not positions.
     """
     n_chains, n_draws = shape(draws)
     of_draws, mean = np.empty((n_chains, n_draws)), np.zeros(np.shape(draws[0, 0]))
@@ -70,15 +71,17 @@ def label_scores(score: Callable[[Any], float], y: Any, draws: Any) -> LabelScor
 
 
 def label_agreement(x: Any, labels: Any, *, n_neighbors: int = N_NEIGHBORS) -> float:
-    """Share of each unit's nearest units that have its label, in [0, 1]; the sum of squared class shares by chance.
+    """Compute the mean share of a unit's nearest units that have its label, in [0, 1].
+
+    The chance level is the sum of the squared class shares.
 
     Args:
         x: Positions, `(unit, p)`.
-        labels: `(unit,)`, at least two different.
-        n_neighbors: How many nearest units.
+        labels: Labels, `(unit,)`, at least two different.
+        n_neighbors: Number of nearest units.
 
     Raises:
-        DataError: Not positions, or labels that do not fit them.
+        DataError: x is not an array of positions, or the labels do not fit them.
         ConfigError: `n_neighbors` is not from 1 to below half of the units.
     """
     x = _positions(x)
@@ -87,16 +90,18 @@ def label_agreement(x: Any, labels: Any, *, n_neighbors: int = N_NEIGHBORS) -> f
 
 
 def silhouette(x: Any, labels: Any) -> float:
-    """Mean silhouette of the labels as clusters, in [-1, 1]; units alone in their class count 0, as do those on one point.
+    """Compute the mean silhouette of the labels as clusters, in [-1, 1].
 
-    Above 1024 units the mean is over some of them (`latentlab.compare.positions.ranked`), the distances over all.
+    A unit that is alone in its class has silhouette 0, as does a unit with distance 0 to its own and to the nearest other class.
+    Above 1024 units the mean is over a subsample, with distances to all units up to 65 536
+    (`latentlab.compare.positions.ranked`).
 
     Args:
         x: Positions, `(unit, p)`.
-        labels: `(unit,)`, at least two different.
+        labels: Labels, `(unit,)`, at least two different.
 
     Raises:
-        DataError: Not positions, or labels that do not fit them.
+        DataError: x is not an array of positions, or the labels do not fit them.
     """
     x = _positions(x)
     anchors, others = ranked(x.n_units)
@@ -114,10 +119,10 @@ def silhouette(x: Any, labels: Any) -> float:
 
 
 def folds(labels: Any, rng: np.random.Generator, n_folds: int = N_FOLDS) -> np.ndarray:
-    """Which fold each unit is held out in, `(unit,)` from 0; each class is spread over the folds as evenly as it can be.
+    """Draw stratified folds: the fold in which each unit is held out, `(unit,)` from 0, balanced within each class.
 
     Raises:
-        DataError: Labels that are no classes.
+        DataError: The labels are not one-dimensional and finite, or there is only one class.
         ConfigError: `n_folds` is not from 2 to the number of units.
 
     Example:
@@ -138,19 +143,20 @@ def folds(labels: Any, rng: np.random.Generator, n_folds: int = N_FOLDS) -> np.n
 def downstream_accuracy(
     x: Any, labels: Any, folds: np.ndarray, *, classifier: Classifier = "neighbors", n_neighbors: int = N_NEIGHBORS
 ) -> float:
-    """Share of units whose label is predicted by a classifier trained on the other folds, in [0, 1].
+    """Compute the share of units whose label is predicted by a classifier trained on the other folds, in [0, 1].
 
     Args:
         x: Positions, `(unit, p)`.
-        labels: `(unit,)`, at least two different.
-        folds: The fold of each unit, `(unit,)`, as from `folds`.
-        classifier: `neighbors`, a vote of the nearest units (ignores rotation, translation, scale), or `linear`, linear
-            discriminant analysis (ignores affine maps).
-        n_neighbors: How many nearest units vote.
+        labels: Labels, `(unit,)`, at least two different.
+        folds: Fold of each unit, `(unit,)`, for example from `folds`.
+        classifier: `neighbors`, the majority label of the nearest units (invariant under rotation, translation, scale), or
+            `linear`, linear discriminant analysis (invariant under affine maps).
+        n_neighbors: Number of nearest units that vote.
 
     Raises:
-        DataError: Not positions, or labels or folds that do not fit them, or fewer units outside a fold than vote.
-        ConfigError: No such classifier.
+        DataError: x is not an array of positions, labels or folds do not fit it, or fewer than `n_neighbors` units are outside a
+            fold.
+        ConfigError: The classifier does not exist.
     """
     x = _positions(x)
     codes = _codes(labels, x.n_units)
@@ -166,7 +172,7 @@ def downstream_accuracy(
 
 
 def largest_class(labels: Any) -> float:
-    """Share of the most frequent label: the accuracy of a classifier that knows nothing else."""
+    """Compute the share of the most frequent label: the accuracy of a classifier that does not use the positions."""
     return float(np.bincount(_codes(labels, len(labels))).max() / len(labels))
 
 
@@ -183,7 +189,7 @@ def _trained(name: str, rows: np.ndarray, codes: np.ndarray, n_neighbors: int) -
 
 
 def _linear(rows: np.ndarray, codes: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Linear discriminant analysis, in coordinates of covariance 1, so that collinear columns and empty variances do no harm."""
+    """Linear discriminant analysis in whitened coordinates; collinear columns and zero variances are allowed."""
     classes, counts = np.unique(codes, return_counts=True)
     mean = rows.mean(axis=0)
     _, size, vt = np.linalg.svd(rows - mean, full_matrices=False)
@@ -202,7 +208,7 @@ def _positions(x: Any) -> Positions:
 
 
 def _codes(labels: Any, n_units: int) -> np.ndarray:
-    """Labels as numbers from 0, in their sorted order."""
+    """Return labels as numbers from 0, in their sorted order, `(unit,)`."""
     values = np.asarray(labels)
     if values.shape != (n_units,):
         raise DataError(f"labels must have shape ({n_units},); got {values.shape}.")

@@ -1,15 +1,15 @@
-"""Metrics lifted over draws: a score that is a posterior, with its ceiling and its floor.
+"""Metrics over posterior draws: the posterior distribution of a score, with its ceiling and its floor.
 
 * scores: the metric between an embedding and each draw;
 * ceiling: the metric between draws of different chains, the posterior's similarity to itself; in a single chain, between draws
-  half the chain apart or more;
-* floor: the metric between the embedding with its units permuted and a draw, what chance gives.
+  at least half the chain apart;
+* floor: the metric between the embedding with permuted units and a draw, the chance level.
 
-Several metrics (and embeddings) are best lifted together, by the functions named `..._table`: the lists of neighbours and the
-distances of a draw are then found once. Draws are read one at a time, `draws[chain, draw]`, so that anything which is indexed
-like an array serves, a memory-mapped or Zarr array too, and memory does not grow with the number of draws.
+For several metrics or embeddings, the functions named `..._table` are faster: they compute neighbour lists and distances of a
+draw once. Draws are read one at a time, `draws[chain, draw]`. Any object that is indexed like an array can be used, including
+memory-mapped and Zarr arrays, and memory does not grow with the number of draws.
 
-Metrics of labels are lifted in the same way: embeddings `(unit,)`, draws `(chain, draw, unit)`.
+Metrics of labels use embeddings `(unit,)` and draws `(chain, draw, unit)`.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,31 +27,31 @@ N_PERMUTATIONS = 100
 
 
 def scores(metric: Metric, y: Any, draws: Any, **options: Any) -> np.ndarray:
-    r"""The metric between an embedding and each draw.
+    r"""Compute the metric between an embedding and each draw.
 
     Args:
         metric: The metric.
-        y: The embedding, `(unit, p)`.
+        y: Embedding, `(unit, p)`.
         draws: Positions, `(chain, draw, unit, latent)`.
-        options: The metric's own.
+        options: Options of the metric.
 
     Returns:
-        `(chain, draw)`.
+        Scores, `(chain, draw)`.
 
     Raises:
-        DataError: Not positions, or not of the same units.
-        ConfigError: An option that the metric does not have, or that the positions do not allow.
+        DataError: The embedding or a draw is not an array of positions, or the numbers of units differ.
+        ConfigError: The metric does not have the option, or the positions do not allow its value.
     """
     return score_table([metric], [y], draws, **options)[0, 0]
 
 
 def ceiling(metric: Metric, draws: Any, rng: np.random.Generator, n_pairs: int = N_PAIRS, **options: Any) -> np.ndarray:
-    """The metric between draws of different chains, `(pair,)`; arguments and errors as in `scores` and `draw_pairs`."""
+    """Compute the metric between draws of different chains, `(pair,)`; arguments and errors as in `scores` and `draw_pairs`."""
     return ceiling_table([metric], draws, rng, n_pairs, **options)[0]
 
 
 def floor(metric: Metric, y: Any, draws: Any, rng: np.random.Generator, n: int = N_PERMUTATIONS, **options: Any) -> np.ndarray:
-    """The metric between the embedding with its units permuted and a random draw, `(n,)`; see `scores`."""
+    """Compute the metric between the embedding with permuted units and a random draw, `(n,)`; see `scores`."""
     return floor_table([metric], y, draws, rng, n, **options)[0]
 
 
@@ -63,21 +63,21 @@ def score_table(
     tick: Callable[[], object] | None = None,
     **options: Any,
 ) -> np.ndarray:
-    r"""Several metrics between several embeddings and each draw.
+    r"""Compute several metrics between several embeddings and each draw.
 
     Args:
         metrics: The metrics.
         embeddings: Positions, `(unit, p)` each.
         draws: Positions, `(chain, draw, unit, latent)`.
-        tick: Called after each draw, for a progress bar.
-        options: Each goes to those metrics that have it.
+        tick: Function called after each draw, for a progress bar.
+        options: Options; each is passed to the metrics that have it.
 
     Returns:
-        `(metric, embedding, chain, draw)`.
+        Scores, `(metric, embedding, chain, draw)`.
 
     Raises:
-        DataError: Not positions, or not of the same units.
-        ConfigError: An option that no metric has, or that the positions do not allow.
+        DataError: An embedding or a draw is not an array of positions, or the numbers of units differ.
+        ConfigError: No metric has the option, or the positions do not allow its value.
     """
     bound, kind = _bound(metrics, options)
     n_chains, n_draws = shape(draws, kind)
@@ -100,7 +100,7 @@ def ceiling_table(
     tick: Callable[[], object] | None = None,
     **options: Any,
 ) -> np.ndarray:
-    """Several metrics between draws of different chains, `(metric, pair)`; see `score_table` and `draw_pairs`."""
+    """Compute several metrics between draws of different chains, `(metric, pair)`; see `score_table` and `draw_pairs`."""
     bound, kind = _bound(metrics, options)
     table = np.empty((len(bound), n_pairs))
     for j, pair in enumerate(draw_pairs(*shape(draws, kind), rng, n_pairs)):
@@ -120,7 +120,7 @@ def floor_table(
     tick: Callable[[], object] | None = None,
     **options: Any,
 ) -> np.ndarray:
-    """Several metrics between the embedding with its units permuted and a random draw, `(metric, n)`; see `score_table`."""
+    """Compute several metrics between the embedding with permuted units and a random draw, `(metric, n)`; see `score_table`."""
     bound, kind = _bound(metrics, options)
     n_chains, n_draws = shape(draws, kind)
     embedding = kind(y, "the embedding")
@@ -135,15 +135,15 @@ def floor_table(
 
 
 def draw_pairs(n_chains: int, n_draws: int, rng: np.random.Generator, n_pairs: int) -> np.ndarray:
-    """Random pairs of draws that have as little to do with each other as the chains allow.
+    """Draw random pairs of draws with as little dependence as the chains allow.
 
-    Draws of two different chains; with one chain, draws n_draws // 2 steps apart or more.
+    The two draws are from different chains; with one chain, they are at least n_draws // 2 steps apart.
 
     Returns:
-        `(pair, 2, 2)`: for each of the two its chain and its draw.
+        Chain and draw of both members of each pair, `(pair, 2, 2)`.
 
     Raises:
-        DataError: A single draw: there is no second one.
+        DataError: There is only one draw.
 
     Example:
         >>> pairs = draw_pairs(1, 100, np.random.default_rng(0), 500)
@@ -165,7 +165,7 @@ def draw_pairs(n_chains: int, n_draws: int, rng: np.random.Generator, n_pairs: i
 
 
 def _bound(metrics: Sequence[Metric], options: dict[str, Any]) -> tuple[list[Metric], type[Positions] | type[Labels]]:
-    """The metrics with their options, and the kind of thing that they compare."""
+    """Return the metrics with their options, and the class of their arguments."""
     known = {name for metric in metrics for name in metric.options}
     for name in options:
         if name not in known:
@@ -178,10 +178,10 @@ def _bound(metrics: Sequence[Metric], options: dict[str, Any]) -> tuple[list[Met
 
 
 def shape(draws: Any, kind: type[Positions] | type[Labels] = Positions) -> tuple[int, int]:
-    """Numbers of chains and of draws.
+    """Return the number of chains and of draws per chain.
 
     Raises:
-        DataError: The draws are not `(chain, draw, unit, latent)`, or of labels `(chain, draw, unit)`.
+        DataError: The draws do not have the shape `(chain, draw, unit, latent)`, or `(chain, draw, unit)` for labels.
     """
     dims = ("chain", "draw", *kind.dims)
     sizes = tuple(draws.shape) if hasattr(draws, "shape") else np.shape(draws)
@@ -191,7 +191,7 @@ def shape(draws: Any, kind: type[Positions] | type[Labels] = Positions) -> tuple
 
 
 def draw_positions(draws: Any, chain: int, draw: int) -> Positions:
-    """One draw."""
+    """Return one draw as `Positions`."""
     return Positions(draws[chain, draw], _name(chain, draw))
 
 

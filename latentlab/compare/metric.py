@@ -1,21 +1,21 @@
-"""A metric: a pure function of two arrays of positions, or of labels, with what it claims declared as data.
+"""Metrics: pure functions of two arrays of positions, or of labels, with declared properties.
 
-`metric(x, y, **options)` compares an embedding x `(unit, p)` with a draw of the latent positions y `(unit, q)`, units in the
-same order; a metric `of` labels compares a clustering x `(unit,)` with a draw of the labels y `(unit,)`. A function becomes one
-by the decorator `metric`, and is known to latentlab by its line in `latentlab.registry.METRICS`. Everything declared is tested
-over that table, and so is that nothing undeclared holds.
+`metric(x, y, **options)` compares an embedding x `(unit, p)` with a draw of the latent positions y `(unit, q)`. Both have the
+units in the same order. A metric `of` labels compares a clustering x `(unit,)` with a draw of the labels y `(unit,)`. The
+decorator `metric` makes a metric of a function; a line in `latentlab.registry.METRICS` registers it. The tests check that every
+registered metric has the declared properties, and that it has no undeclared ones.
 
-What a metric may ignore (done to x, to y, or to both, each by its own):
+Transformations that a metric may ignore, applied to x, to y, or to both with different elements:
 
 | transformation | of positions z `(unit, q)` |
 |---|---|
 | `rotation` | z R, R orthogonal (reflections included) |
 | `translation` | z + t |
 | `scale` | b z, b > 0 |
-| `linear` | z A, A invertible; holds `rotation` and `scale` |
+| `linear` | z A, A invertible; includes `rotation` and `scale` |
 
-Columns: the narrower of x and y counts as filled up with zeros. Where all units of x or of y are at one point there is nothing
-to compare, and the score is `void` by definition.
+If x and y have different numbers of columns, the narrower array is treated as padded with zeros. If all units of x or of y are
+at one point, the score is `void` by definition.
 
 A metric of labels may ignore `relabelling`, any renaming of the labels of x, of y, or of both. No partition is void.
 """
@@ -38,28 +38,29 @@ Direction = Literal["higher", "lower"]
 Of = Literal["positions", "labels"]
 
 TRANSFORMATIONS = {"positions": frozenset({"rotation", "translation", "scale", "linear"}), "labels": frozenset({"relabelling"})}
-"""What a metric of each kind may ignore."""
+"""Transformations that a metric of each kind may ignore."""
 
 ROUNDING = 1e-6
-"""Relative excess over a bound of the range that is rounding, and removed."""
+"""Largest relative excess over a bound of the range that counts as rounding error; the value is clipped to the range."""
 
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """A function of two arrays of positions, or of labels, and what it declares.
+    """A function of two arrays of positions, or of labels, with its declared properties.
 
     Attributes:
-        name: Its name, the function's.
-        of: What it compares, `positions` or `labels`.
-        direction: Whether `higher` or `lower` values mean more alike.
-        range: Smallest and largest value, infinite where there is none; the better end is the value of identical arguments.
-        ignores: Transformations of either argument that leave the value as it is.
+        name: Name of the function.
+        of: Type of the arguments, `positions` or `labels`.
+        direction: Whether `higher` or `lower` values mean more similar arguments.
+        range: Smallest and largest possible value, infinite if unbounded; the better end is the value of identical arguments.
+        ignores: Transformations of either argument under which the value is invariant.
         symmetric: Whether x and y may be exchanged when they have equally many columns.
-        void: The value, by definition, where there is nothing to compare: all units of an argument are at one point, or what
-            else the metric says. NaN for metrics of labels, which have none.
-        by_default: Whether it is taken where no metrics are named; slow ones are not.
-        n_used: Of so many units, how many it looks at (or at whose neighbours); fewer where all would cost too much.
-        function: The formula, of two `Positions` or two `Labels`.
+        void: Value by definition if all units of an argument are at one point; metrics may define further void cases. NaN for
+            metrics of labels, which have no void case.
+        by_default: Whether the metric is computed if no metrics are named; False for slow ones.
+        n_used: Maps the number of units to the number that the metric uses (or whose neighbours it uses); smaller if all units
+            would cost too much.
+        function: The formula, a function of two `Positions` or two `Labels`.
     """
 
     name: str
@@ -75,12 +76,12 @@ class Metric:
 
     @property
     def best(self) -> float:
-        """The value of identical arguments."""
+        """Value of identical arguments."""
         return self.range[self.direction == "higher"]
 
     @property
     def kind(self) -> type[Positions] | type[Labels]:
-        """The class that checks an argument and keeps what metrics have in common."""
+        """Class that checks an argument and caches the quantities that several metrics use."""
         return Labels if self.of == "labels" else Positions
 
     @property
@@ -90,10 +91,10 @@ class Metric:
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
     def bind(self, **options: Any) -> "Metric":
-        """The metric with other defaults for its options.
+        """Return the metric with other defaults for its options.
 
         Raises:
-            ConfigError: It has no such option.
+            ConfigError: The metric has no such option.
         """
         for name in options:
             if name not in self.options:
@@ -101,18 +102,18 @@ class Metric:
         return replace(self, function=partial(self.function, **options))
 
     def __call__(self, x: Any, y: Any, **options: Any) -> float:
-        r"""The score of x against y.
+        r"""Compute the score of x against y.
 
         Args:
-            x: Positions of the embedding, `(unit, p)`, or `Positions`, which keep what metrics have in common; for a metric
-                of labels those of the clustering, `(unit,)`, or `Labels`.
-            y: Positions or labels drawn from the posterior, `(unit, q)` or `(unit,)`, likewise.
-            options: The metric's own.
+            x: Positions of the embedding, `(unit, p)`, or a `Positions` object, which caches shared quantities. For a metric of
+                labels: labels of the clustering, `(unit,)`, or a `Labels` object.
+            y: Posterior draw of the positions, `(unit, q)`, or of the labels, `(unit,)`; a `Positions` or `Labels` object too.
+            options: Options of the metric.
 
         Raises:
-            DataError: Not positions or labels (see `Positions`, `Labels`), or not of equally many units.
-            ConfigError: An option that the metric does not have, or that the positions do not allow.
-            InferenceError: Its function failed, or its value is no number in its range; names the metric.
+            DataError: x or y is not an array of positions or labels (see `Positions`, `Labels`), or the numbers of units differ.
+            ConfigError: The metric does not have the option, or the positions do not allow its value.
+            InferenceError: The function failed, or its value is not a number in the range; the message names the metric.
         """
         x = x if isinstance(x, self.kind) else self.kind(x, "x")
         y = y if isinstance(y, self.kind) else self.kind(y, "y")
@@ -146,7 +147,7 @@ def metric(  # one keyword for each declared property
     by_default: bool = True,
     n_used: Callable[[int], int] = int,
 ) -> Callable[[Callable[..., float]], Metric]:
-    """Decorator: makes a `Metric` of a function of two `Positions` (or two `Labels`) and keyword-only options.
+    """Return a decorator that makes a `Metric` of a function of two `Positions` (or two `Labels`) and keyword-only options.
 
     Example:
         >>> @metric(direction="lower", range=(0.0, float("inf")), ignores={"rotation", "translation"}, void=1.0)
@@ -174,11 +175,11 @@ def metric(  # one keyword for each declared property
 
 
 def needed(group: Group, dims: tuple[str, ...] = ("unit", "latent")) -> frozenset[str]:
-    """What a metric must ignore so that the choice of an element of the model's symmetry does not change it.
+    """Return the transformations that a metric must ignore to be invariant under the model's symmetry group.
 
     Args:
-        group: The model's symmetry.
-        dims: The dims of the model's positions; a group along another dim leaves positions as they are.
+        group: Symmetry group of the model.
+        dims: Dims of the model's positions; a group along another dim does not change positions.
 
     Example:
         >>> from latentlab.symmetry.groups import Identity, SignedPermutation
@@ -197,8 +198,8 @@ def needed(group: Group, dims: tuple[str, ...] = ("unit", "latent")) -> frozense
 
 
 def minds(metric: Metric, group: Group, dims: tuple[str, ...] = ("unit", "latent")) -> frozenset[str]:
-    """The transformations that the model's symmetry leaves free and the metric does not ignore; none: it may be used.
+    """Return the transformations of the model's symmetry that the metric does not ignore; if there are none, it may be used.
 
-    Rotations hold every (signed) permutation, so a metric that ignores rotation is enough for those groups.
+    Rotations include all (signed) permutations, so a metric that ignores rotation is sufficient for those groups.
     """
     return needed(group, dims) - metric.ignores

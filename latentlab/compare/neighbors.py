@@ -1,4 +1,6 @@
-r"""Agreement of neighbourhoods. N_i(k) are the k nearest units of unit i, and r_ij the rank of j among them, from 1.
+r"""Agreement of neighbourhoods.
+
+N_i(k) are the k nearest units of unit i, and r_ij is the rank of j among all units by distance from i, from 1.
 
 | metric | formula |
 |---|---|
@@ -7,15 +9,15 @@ r"""Agreement of neighbourhoods. N_i(k) are the k nearest units of unit i, and r
 | `continuity` | the same with x and y exchanged |
 | `co_ranking` | sum_K R(K) / K over sum_K 1 / K, R(K) = ((n - 1) Q_NX(K) - K) / (n - 1 - K), K = 1, ..., n - 2 |
 
-Trustworthiness is low where the embedding puts units together that are far apart in the draw; continuity is low where it tears
-neighbours apart. Co-ranking needs no k: R(K) is the overlap above chance as a share of what is possible, and small
-neighbourhoods weigh more. The overlap looks at all units; the other three, above 1024 units, at the neighbours of some
-(`latentlab.compare.positions.ranked`).
+Trustworthiness is low if units that are near in the embedding are far apart in the draw. Continuity is low if units that are near
+in the draw are far apart in the embedding. Co-ranking does not depend on k: R(K) is the overlap above chance relative to its
+largest possible value, and small neighbourhoods have more weight. The overlap uses all units. The other three use a subsample of
+the units if there are more than 1024 (`latentlab.compare.positions.ranked`).
 
-Neighbours are exact: of many units in the plane by strips (`latentlab.compare.plane`), else by a k-d tree in few columns and by
-all distances, in blocks, in more. For many units in many columns they
-can be asked for as `approximate`: by descent in a graph of neighbours, with the same seed for all positions. How many of them are
-true neighbours `recall` tells.
+By default neighbours are exact. For many units in at most two columns they are found by strips (`latentlab.compare.plane`).
+Otherwise a k-d tree is used in up to 6 columns, and all distances in more. For many units in many columns the search can be
+`approximate`: nearest-neighbour descent, with the same seed for all positions. `recall` computes the share of true neighbours
+that it finds.
 
 References:
     Venna and Kaski (2001), Neighborhood preservation in nonlinear projection methods, ICANN (trustworthiness, continuity).
@@ -42,25 +44,25 @@ SEARCHES: tuple[Search, ...] = get_args(Search)
 
 N_NEIGHBORS = 15
 TREE_COLUMNS = 6
-"""Columns up to which a k-d tree finds neighbours sooner than all distances do (2000 and 10 000 normal units)."""
+"""Number of columns up to which a k-d tree is faster than all distances (for 2000 and 10 000 normal units)."""
 LEAF = 32
 MANY = 1000
-"""Units from which loops in machine code repay that they are loaded, in some hundred draws."""
+"""Number of units from which compiled loops save more time than they take to load, over some hundred draws."""
 N_RECALLED = 500
-"""Units at whose neighbours approximate ones are held against exact ones."""
+"""Largest number of units for which approximate neighbours are compared with exact ones."""
 _IGNORES = ("rotation", "translation", "scale")
 
 
 @metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, void=0.0)
 def neighbor_overlap(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBORS, neighbor_search: Search = "exact") -> float:
-    """Share of each unit's nearest neighbours in the draw that are its nearest neighbours in the embedding too.
+    """Mean share of a unit's nearest neighbours in the draw that are also its nearest neighbours in the embedding.
 
-    Higher is closer, in [0, 1]; k / (n - 1) for unrelated positions. By `approximate` neighbours it is too low, by about the
-    share of them that is missed.
+    Higher is closer, in [0, 1]; k / (n - 1) for unrelated positions. With `approximate` neighbours it is biased downwards by
+    about the share of neighbours that the search misses.
 
     Raises:
-        ConfigError: `n_neighbors` is not from 1 to below half of the units, or there is no such search.
-        MissingDependencyError: Approximate neighbours, and pynndescent is not installed.
+        ConfigError: `n_neighbors` is not from 1 to below half of the units, or the search does not exist.
+        MissingDependencyError: Approximate neighbours need pynndescent, which is not installed.
     """
     found = (side.derived(neighbors, n_neighbors, neighbor_search) for side in (x, y))
     return float(overlap(*found).mean())
@@ -68,7 +70,7 @@ def neighbor_overlap(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBO
 
 @metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, void=0.0, n_used=n_ranked, symmetric=False)
 def trustworthiness(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBORS) -> float:
-    """Whether neighbours in the embedding are neighbours in the draw, by how far down its ranking they are.
+    """Trustworthiness: penalises neighbours in the embedding by how far their rank in the draw exceeds k.
 
     Higher is closer, in [0, 1]; about 1/2 for unrelated positions.
 
@@ -80,7 +82,7 @@ def trustworthiness(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBOR
 
 @metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, void=0.0, n_used=n_ranked, symmetric=False)
 def continuity(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBORS) -> float:
-    """Whether neighbours in the draw are neighbours in the embedding, by how far down its ranking they are.
+    """Continuity: penalises neighbours in the draw by how far their rank in the embedding exceeds k.
 
     Higher is closer, in [0, 1]; about 1/2 for unrelated positions.
 
@@ -92,7 +94,7 @@ def continuity(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBORS) ->
 
 @metric(direction="higher", range=(-1.0, 1.0), ignores=_IGNORES, void=0.0, n_used=n_ranked)
 def co_ranking(x: Positions, y: Positions) -> float:
-    """Neighbourhood agreement above chance at all sizes at once: area under the co-ranking curve R_NX over log K.
+    """Agreement above chance of neighbourhoods of all sizes: area under the co-ranking curve R_NX over log K.
 
     Higher is closer, in [-1, 1], 0 for unrelated positions.
     """
@@ -106,11 +108,13 @@ def co_ranking(x: Positions, y: Positions) -> float:
 
 
 def neighbors(x: Positions, n_neighbors: int, search: Search = "exact") -> np.ndarray:
-    """The nearest units of each unit, itself left out, in no particular order, `(unit, n_neighbors)`; ties arbitrarily broken.
+    """Find the nearest units of each unit, without the unit itself, `(unit, n_neighbors)`, in arbitrary order.
+
+    Ties are broken arbitrarily.
 
     Raises:
-        ConfigError: `n_neighbors` is not from 1 to below half of the units, or there is no such search.
-        MissingDependencyError: Approximate neighbours, and pynndescent is not installed.
+        ConfigError: `n_neighbors` is not from 1 to below half of the units, or the search does not exist.
+        MissingDependencyError: Approximate neighbours need pynndescent, which is not installed.
     """
     _check(n_neighbors, x.n_units)
     if search not in SEARCHES:
@@ -123,30 +127,30 @@ def neighbors(x: Positions, n_neighbors: int, search: Search = "exact") -> np.nd
 
 
 def recall(x: Positions, n_neighbors: int) -> float:
-    """Share of the nearest neighbours that the approximate search finds, at 500 units at most."""
+    """Compute the share of the nearest neighbours that the approximate search finds, for at most 500 units."""
     some = ranked(x.n_units)[1][:N_RECALLED]
     exact = _without(_nearest(x.centered, x.centered[some], n_neighbors + 1), some)
     return float(overlap(exact, x.derived(neighbors, n_neighbors, "approximate")[some]).mean())
 
 
 def _plane(lists: np.ndarray) -> Any:
-    """The loops for many units; None where they are few, or there is no Numba."""
+    """Return the module of compiled loops; None for fewer than `MANY` units or without Numba."""
     return loops.load("compare.plane") if len(lists) >= MANY else None
 
 
 def _without(found: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """Lists of nearest units less the unit whose list it is."""
+    """Remove each unit from its own list of nearest units `(unit, k + 1)`."""
     others = found != units[:, None]
-    # Among more than k units at one point a unit may not find itself; then its last neighbour goes.
+    # Among more than k units at one point, a unit may be missing in its own list; then the last neighbour is removed.
     others[others.all(axis=1), -1] = False
     return found[others].reshape(len(found), -1)
 
 
 def _nearest(rows: np.ndarray, at: np.ndarray, k: int) -> np.ndarray:
-    """The k rows nearest to each point, nearest first, by memory that grows with neither number's product."""
+    """Find the k rows nearest to each point, nearest first, without a matrix of all distances."""
     if rows.shape[1] <= TREE_COLUMNS:
         return np.asarray(cKDTree(rows, leafsize=LEAF).query(at, k=k)[1])
-    from sklearn.neighbors import NearestNeighbors  # a second of imports, which a config's check does not need
+    from sklearn.neighbors import NearestNeighbors  # takes a second to import, and is not needed to check a config
 
     found = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(rows).kneighbors(at, return_distance=False)
     return np.asarray(found)
@@ -165,7 +169,7 @@ def _descended(rows: np.ndarray, k: int) -> np.ndarray:
 
 
 def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Share of common entries in two lists of neighbours `(unit, k)`, none of them twice in a list, for each unit.
+    """Compute the share of common entries of two lists of neighbours `(unit, k)`, without repeated entries, for each unit.
 
     Example:
         >>> overlap(np.array([[1, 2], [0, 2]]), np.array([[2, 1], [3, 0]]))
@@ -181,9 +185,9 @@ def overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def ranks(x: Positions) -> np.ndarray:
-    """Rank of each unit by its distance from each anchor, `(anchor, unit)`: 0 the anchor itself, then 1, 2, ...
+    """Compute the rank of each unit by its distance from each anchor, `(anchor, unit)`: 0 for the anchor itself, then 1, 2, ...
 
-    Ties go to the unit that comes first in the shuffled order.
+    Ties are broken by the shuffled order of the units.
     """
     anchors, others = ranked(x.n_units)
     rows = x.centered[others]
@@ -199,10 +203,11 @@ def ranks(x: Positions) -> np.ndarray:
 
 
 def _argsort(values: np.ndarray) -> np.ndarray:
-    """Order of each row of values >= 0, ties by column; destroys the values.
+    """Sort order of each row of values >= 0, with ties broken by column; overwrites the values.
 
-    The bits of such a number order as it does. The last of them give way to the column, so that one sort of whole numbers
-    does, in a third of the time of `argsort`; numbers that agree to 12 digits (1024 columns; 10 for 65536) are ties.
+    The bit patterns of non-negative floats, read as integers, have the order of the floats. Their lowest bits are replaced by the
+    column, so that one sort of integers is sufficient, in a third of the time of `argsort`. Numbers that agree to 12 digits are
+    ties (for 1024 columns; 10 digits for 65536).
     """
     keys = values.view(np.int64)
     columns = np.int64((1 << (values.shape[1] - 1).bit_length()) - 1)

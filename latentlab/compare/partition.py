@@ -1,7 +1,7 @@
-"""Labels of units, checked once: a partition of the units into clusters, whatever the clusters are called.
+"""Labels of units as a partition into clusters, independent of the values of the labels.
 
-Codes run from 0 over the labels that occur, in their sorted order. Any whole number is a label: that of noise, -1, is one
-cluster like the others.
+Codes number the labels that occur from 0, in sorted order. Any whole number is a label. The label -1, often used for noise, is
+an ordinary cluster.
 """
 
 from collections.abc import Callable, Hashable
@@ -15,20 +15,20 @@ from latentlab.errors import DataError
 T = TypeVar("T")
 
 MIN_UNITS = 2
-"""Fewest units: partitions are about pairs."""
+"""Fewest units; partitions are compared by pairs of units."""
 LARGEST = 2**53
-"""Of a label: beyond it floating-point numbers do not tell whole numbers apart."""
+"""Bound on the absolute value of a label; above it not every whole number has its own floating-point number."""
 
 
 class Labels:
-    """Labels `(unit,)` as a partition.
+    """Checked labels `(unit,)`, as a partition.
 
     Attributes:
-        values: The labels in int64, `(unit,)`.
-        codes: The same as numbers from 0, each of which occurs, `(unit,)`.
-        n_units: How many units.
-        n_clusters: How many different labels.
-        dims: The dims of the values.
+        values: Labels as int64, `(unit,)`.
+        codes: Labels renumbered as 0, 1, ..., without gaps, `(unit,)`.
+        n_units: Number of units.
+        n_clusters: Number of different labels.
+        dims: Dims of the values.
 
     Example:
         >>> x = Labels([7, 7, -1, 3, 3, 3])
@@ -43,10 +43,10 @@ class Labels:
 
         Args:
             values: Whole numbers, `(unit,)`.
-            what: What messages call them.
+            what: Name of the labels in error messages.
 
         Raises:
-            DataError: Not `MIN_UNITS` or more whole numbers in one row.
+            DataError: The values are not a one-dimensional array of `MIN_UNITS` or more whole numbers.
         """
         array = np.asarray(values)
         if array.ndim != 1:
@@ -59,7 +59,7 @@ class Labels:
         self._derived: dict[Hashable, Any] = {}
 
     def derived(self, quantity: Callable[..., T], *arguments: Hashable) -> T:
-        """`quantity(self, *arguments)`, computed when it is first asked for and kept."""
+        """Return `quantity(self, *arguments)`, computed at the first call and cached."""
         key = (quantity, *arguments)
         if key not in self._derived:
             self._derived[key] = quantity(self, *arguments)
@@ -67,7 +67,7 @@ class Labels:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """Units in each cluster, `(cluster,)`."""
+        """Number of units in each cluster, `(cluster,)`."""
         return np.bincount(self.codes)
 
     @cached_property
@@ -77,15 +77,15 @@ class Labels:
 
     @cached_property
     def n_pairs(self) -> float:
-        """How many pairs of units are together, sum_k n_k (n_k - 1) / 2."""
+        """Number of pairs of units in the same cluster, sum_k n_k (n_k - 1) / 2."""
         return pairs(self.sizes)
 
 
 def whole_numbers(array: np.ndarray, what: str) -> np.ndarray:
-    """An array of whole numbers as int64.
+    """Return an array of whole numbers as int64.
 
     Raises:
-        DataError: Numbers that are not whole, or no numbers.
+        DataError: A value is not a number, not whole, or not below `LARGEST` in absolute value.
     """
     if array.dtype.kind not in "biuf":
         raise DataError(f"{what}: labels must be whole numbers; got {array.dtype}.")
@@ -99,7 +99,7 @@ def whole_numbers(array: np.ndarray, what: str) -> np.ndarray:
 
 
 def contingency(x: Labels, y: Labels) -> np.ndarray:
-    """How many units are in cluster k of x and l of y, `(cluster of x, cluster of y)`.
+    """Contingency table: the number of units in cluster k of x and l of y, `(cluster of x, cluster of y)`.
 
     Example:
         >>> contingency(Labels([0, 0, 1, 1]), Labels([5, 6, 6, 6]))
@@ -111,26 +111,26 @@ def contingency(x: Labels, y: Labels) -> np.ndarray:
 
 
 def overlaps(x: Labels, y: Labels) -> np.ndarray:
-    """The numbers above 0 in the contingency table, which need no table where the clusters are many."""
+    """Counts above 0 of the contingency table, `(cell,)`, computed without the table, which is large for many clusters."""
     return np.unique(x.codes * y.n_clusters + y.codes, return_counts=True)[1]
 
 
 def entropy(sizes: np.ndarray) -> float:
-    """Entropy in nats of the shares of counts above 0."""
+    """Entropy in nats of the distribution given by counts, all above 0."""
     share = sizes / sizes.sum()
     return float(np.abs((share * np.log(share)).sum()))
 
 
 def pairs(sizes: np.ndarray) -> float:
-    """Sum of m (m - 1) / 2 over counts."""
+    """Number of pairs within clusters: the sum of m (m - 1) / 2 over counts m."""
     return float((sizes * (sizes - 1) // 2).sum())
 
 
 def partitions(draws: Any) -> np.ndarray:
-    """Draws of labels `(chain, draw, unit)` as codes that run from 0 in each draw.
+    """Return draws of labels `(chain, draw, unit)` as codes that start at 0 in each draw.
 
     Raises:
-        DataError: Another shape, fewer than `MIN_UNITS` units, or labels that are not whole numbers.
+        DataError: The shape differs, there are fewer than `MIN_UNITS` units, or a label is not a whole number.
     """
     array = np.asarray(draws)
     if array.ndim != 3 or 0 in array.shape or array.shape[2] < MIN_UNITS:

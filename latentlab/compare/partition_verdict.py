@@ -1,31 +1,33 @@
-r"""The verdict on a clustering: is it an estimate of these labels?
+r"""Verdict on a clustering: test whether it is an estimate of the latent labels.
 
-As for positions (`latentlab.compare.verdict`), with partitions for positions. Draws are split by chain into B, which makes
-the reference, and A, which is held out. From B come the co-assignment pi, the draw c* of least expected Binder loss, whose
-clusters are called blocks, and the centre, c* improved by moves of single units between its clusters. For any partition
-y of n units let e_i(y) = sum_{j != i} |1[y_i = y_j] - pi_ij|. Then
+The test is that of `latentlab.compare.verdict`, with partitions in place of positions. Draws are split by chain into the
+reference half B and the held-out half A. B determines the co-assignment pi and the draw c* of least expected Binder loss, whose
+clusters are called blocks. The centre is c* improved by moves of single units between its clusters. For any partition y of n
+units let e_i(y) = sum_{j != i} |1[y_i = y_j] - pi_ij|. Then
 
-* **primary**: the expected Binder loss T = sum_i e_i / (n (n - 1)), the mean share of pairs that y and a draw of B see
-  differently; p_low is its lower rank among A's, and the effect size
-  $\delta = \sqrt{(T(y) - T(centre)) / \mathrm{mean}_A (T - T(centre))}$: 0 the centre, 1 a typical draw (the mean, since most
-  draws may be the centre). Where all draws are the centre it is 0 for that, and infinite for all else;
-* **guard**: the largest z = (statistic - median) / sd, within A and y, of T; of C, the largest shortfall of co-assignment
-  within a block or excess between two blocks, (mean_B - y) / sd_B and (y - mean_B) / sd_B; of the worst unit, max_i e_i; of
-  pieces, the share of all pairs that y puts apart; and of the surprise, log(1 + sum_i max(0, (e_i - mean_B) / sd_B)^2), which
-  weighs a unit by how sure the posterior is of it (sd_B at least n / sqrt(draws of B), as if one draw had it elsewhere). p_guard
-  is its upper rank. C and the surprise are one-sided: the centre keeps blocks together more than draws do, and apart more, and
-  is not unusual for that. Pieces are seen because a unit that leaves its cluster in a draw joins another: a cluster cut in two
-  is no further from pi than a draw, but has fewer pairs than any. The surprise is a log: else the few draws in which a unit is
-  where it hardly ever is would hide what is wrong elsewhere;
-* **gate**: shuffled c*, one cluster, single units and shuffled draws go through the same, and must be told apart.
+* **primary**: the expected Binder loss T = sum_i e_i / (n (n - 1)), the mean share of pairs that are together in only one of
+  y and a draw of B. p_low is the lower rank of T(y) among the draws of A. The effect size is
+  $\delta = \sqrt{(T(y) - T(centre)) / \mathrm{mean}_A (T - T(centre))}$: 0 for the centre, 1 for a typical draw. It uses the
+  mean over A, since most draws may equal the centre. If all draws do, it is 0 for the centre and infinite for other partitions;
+* **guard**: the largest z = (statistic - median) / sd, within A and y, of five statistics; p_guard is its upper rank:
+  - T;
+  - C, the largest shortfall of co-assignment within a block, (mean_B - y) / sd_B, or excess between two blocks,
+    (y - mean_B) / sd_B. C is one-sided, since the centre separates the blocks more clearly than draws do;
+  - the worst unit, max_i e_i;
+  - pieces, the share of all pairs that are in different clusters of y. In a draw, a unit that leaves its cluster joins another.
+    A cluster cut in two is therefore no farther from pi than a draw, but has fewer pairs than any draw;
+  - the surprise, log(1 + sum_i max(0, (e_i - mean_B) / sd_B)^2), which gives units of small posterior uncertainty more weight.
+    sd_B is at least n / sqrt(draws of B), as if one draw had the unit in another cluster. It is one-sided like C. The logarithm
+    limits the effect of the few draws that have a unit in a very improbable cluster, which would mask other errors;
+* **gate**: shuffled c*, one cluster, single units and shuffled draws are tested in the same way, and must be rejected.
 
-Labels, levels and the correction for autocorrelated draws are those of the verdict on positions, and so is `holm`. A fresh
-draw, and the truth under a true model, are exchangeable with the held-out draws: a share of alpha of those at most is not
-`draw-like`. How many clusters y has is no part of the test; a note says so where no draw has as many: a small cluster cut in
-two may pass, and is to be seen there.
+Labels, levels, the correction for autocorrelated draws and `holm` are those of the verdict on positions. A fresh draw, and the
+truth under a true model, are exchangeable with the held-out draws; at most a share alpha of them is not `draw-like`. The number
+of clusters of y is not tested. A note states it if no draw has as many; a small cluster cut in two may pass the test, but is
+visible in this note.
 
-The loss is Binder's and not the variation of information, whose minimum may merge the blocks of every draw where they
-overlap: then nothing tells the estimate from clusters that were merged wrongly.
+The test uses Binder's loss. The variation of information may have its minimum at a partition that merges overlapping blocks,
+although no draw merges them. Such an estimate could not be distinguished from wrongly merged clusters.
 """
 
 from collections.abc import Sequence
@@ -41,24 +43,24 @@ from latentlab.compare.verdict import GATE_SHARE, N_WORST, RECOMMENDED, SHUFFLED
 from latentlab.errors import DataError
 
 LEAST = 4
-"""Draws of a half."""
+"""Fewest draws of a half."""
 DECIMALS = 9
-"""Of the statistics: equal partitions must be ties, whatever their clusters are called."""
+"""Decimals to which the statistics are rounded, so that equal partitions with different labels are ties."""
 CANDIDATES = 100
-"""Draws of a single chain that its centre is chosen from."""
+"""Largest number of draws of a single chain from which its centre is chosen."""
 SURPRISING = 3.0
-"""Sds beyond the usual from which a unit is named."""
+"""Standard deviations of e_i above its mean beyond which a unit is named in the verdict."""
 USUAL = 0.05
-"""Level at which a note says that nothing can be summary-like."""
+"""Level of the note that no estimate can be `summary-like`."""
 FLOOR = 1e-300
 
 
 class PartitionReference:
-    """What the verdicts on many clusterings of one fit have in common.
+    """Reference quantities shared by the verdicts on many clusterings of one fit.
 
     Args:
         draws: Posterior draws of the labels, `(chain, draw, unit)`.
-        rng: For the shuffled partitions.
+        rng: Random generator for the shuffled partitions.
 
     Example:
         >>> rng = np.random.default_rng(1)
@@ -97,11 +99,11 @@ class PartitionReference:
 
     @property
     def _together(self) -> np.ndarray:
-        """Which entries of a table of blocks are within a block."""
+        """Mask `(block, block)` of the entries within a block."""
         return np.eye(len(self._sizes), dtype=bool)
 
     def _shares(self, codes: np.ndarray) -> np.ndarray:
-        """Share of the pairs within each block, and between each two, that are together, `(draw, block, block)`."""
+        """Share of the pairs within a block, or between two blocks, that are in the same cluster, `(draw, block, block)`."""
         found = []
         for y in codes:
             counts = tables(self.blocks, y[None], len(self._sizes), int(y.max()) + 1)[0].astype(np.float64)
@@ -110,7 +112,7 @@ class PartitionReference:
         return (np.array(found) - np.diag(self._sizes)) / np.maximum(possible, 1)
 
     def _step(self) -> np.ndarray:
-        """Least sd of the shares: as if one draw of all had one unit elsewhere."""
+        """Least standard deviation of the shares `(block, block)`, as if one draw had one unit in another cluster."""
         step = 1 / np.maximum(self._sizes[:, None], self._sizes)
         return np.where(self._together, 2 * step, step) / np.sqrt(len(self._reference))
 
@@ -120,11 +122,11 @@ class PartitionReference:
         return np.where(self._together, -excess, excess)
 
     def _surprises(self, by_unit: np.ndarray) -> np.ndarray:
-        """How much more than usual each unit is misplaced, in its own sds `(draw, unit)`; 0 where it is less."""
+        """Excess of each unit's e_i over its mean, in its standard deviations, `(draw, unit)`; 0 if it is below the mean."""
         return np.maximum((by_unit - self._usual) / self._own_sd, 0.0)
 
     def _of(self, codes: np.ndarray) -> np.ndarray:
-        """T, C, the worst unit, the share of pairs apart and the surprise `(draw, 5)`."""
+        """Statistics T, C, worst unit, share of pairs in different clusters, and surprise, `(draw, 5)`."""
         by_unit = misplaced(codes, self.co_assignment)
         n = by_unit.shape[1]
         structured = self._errors(codes).max(axis=(1, 2))
@@ -168,15 +170,15 @@ class PartitionReference:
         return float((self._statistics[:, 0] <= loss).mean())
 
     def judge(self, y: np.ndarray, *, alpha: float = 0.05, units: Sequence[str] | None = None) -> Verdict:
-        """The verdict on a clustering.
+        """Return the verdict on a clustering.
 
         Args:
             y: Labels, `(unit,)`.
-            alpha: Level.
-            units: Names of the units; their numbers, unless given.
+            alpha: Level of the test.
+            units: Names of the units; by default their numbers.
 
         Raises:
-            DataError: Not labels of the draws' units, or an alpha outside (0, 1).
+            DataError: y does not contain labels of the draws' units, or alpha is outside (0, 1).
         """
         if not 0 < alpha < 1:
             raise DataError(f"`alpha` must lie between 0 and 1; got {alpha!r}.")
@@ -247,7 +249,7 @@ NOT_OF_LABELS = (
     *("scale", "scale_rank", "coverage_50", "coverage_80", "coverage_95"),
     *("draw_coverage_50", "draw_coverage_80", "draw_coverage_95"),
 )
-"""What a verdict says of positions only: NaN."""
+"""Fields of a verdict that are defined for positions only; NaN for labels."""
 
 
 def _named(those: np.ndarray, names: list[str]) -> str:
@@ -263,19 +265,19 @@ def _flat(half: np.ndarray) -> np.ndarray:
 
 
 def _series(chain: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Of a chain `(draw, unit)`: distances from its first draw, its last, and its centre."""
+    """Distances of the draws of a chain `(draw, unit)` from its first draw, its last draw, and its centre."""
     some = chain[np.unique(np.linspace(0, len(chain) - 1, min(len(chain), CANDIDATES)).astype(int))]
     middle = least_binder(some[None])
     return distances(chain[0], chain)[1:], distances(chain[-1], chain)[:-1], distances(middle, chain)
 
 
 def _effective(series: np.ndarray) -> float:
-    """Effective draws of a statistic `(chain, draw)`; all, where they are the same."""
+    """Effective sample size of a statistic `(chain, draw)`; the number of draws if it is constant."""
     return float(series.size) if np.ptp(series) == 0 else ess(series)
 
 
 def _z(pool: np.ndarray) -> np.ndarray:
-    """(statistic - median) / sd of each statistic `(S, 5)` within its pool."""
+    """Standardise each statistic `(S, 5)` within its pool: (statistic - median) / sd."""
     less = pool - np.median(pool, axis=0)
     return less / np.maximum(pool.std(axis=0), FLOOR)
 

@@ -1,12 +1,12 @@
-r"""Exact nearest neighbours of points in the plane, all at once, compiled by Numba.
+r"""Exact nearest neighbours of all points in the plane, compiled by Numba.
 
-The points are cut into strips of m by their first coordinate, and ordered by the second within a strip. What is nearer than r to
-a point is then in a stretch of its own strip, and of those beside it whose edge is nearer than r. About sqrt(nk / 3) points a
-strip make the stretches short and the strips few: n k steps of a few operations, and n^(3/2) where the points of a strip lie
-beside each other.
+The points are divided into strips of m points by their first coordinate, and sorted by the second within a strip. Points nearer
+than r to a point are in an interval of its own strip, and of the neighbouring strips whose edge is nearer than r. With about
+sqrt(nk / 3) points per strip, the intervals are short and the strips few. The search takes about n k steps of a few operations,
+and n^(3/2) if the points of a strip have nearly equal second coordinates.
 
-A point begins with the neighbours of the one before it in its strip, most of which are its own, so that r is small from the
-start, and few points that are met have to be taken up.
+The search for a point starts with the neighbours of the previous point in its strip. Most of them are also its own neighbours, so
+that r is small from the start and few candidates are inserted.
 """
 
 import math
@@ -18,11 +18,13 @@ from latentlab.distributions.loops import compiled
 
 
 def nearest(rows: np.ndarray, k: int) -> np.ndarray:
-    """The k rows nearest to each row, itself left out, `(unit, k)`, in no particular order; ties arbitrarily broken.
+    """Find the k rows nearest to each row, without the row itself, `(unit, k)`, in arbitrary order.
+
+    Ties are broken arbitrarily.
 
     Args:
-        rows: `(unit, 1)` or `(unit, 2)`, about 0.
-        k: Below the number of rows.
+        rows: Centred points, `(unit, 1)` or `(unit, 2)`.
+        k: Number of neighbours, below the number of rows.
     """
     n = len(rows)
     if rows.shape[1] == 1:
@@ -50,19 +52,19 @@ def nearest(rows: np.ndarray, k: int) -> np.ndarray:
 def _sweep(  # a compiled loop takes each array and index as an argument
     x: Any, y: Any, q: int, middle: int, first: int, end: int, near: Any, who: Any, seen: Any, worst: int
 ) -> int:
-    """Looks at the points from `first` to `end` outwards from `middle`; which of the neighbours of q is now the farthest."""
+    """Search the points from `first` to `end` outwards from `middle`; return the index of the farthest neighbour of q."""
     limit = near[worst]
     for step in (1, -1):
         j = middle if step == 1 else middle - 1
         while first <= j < end:
-            i = np.uintp(j)  # which needs no look at whether it counts from the end
+            i = np.uintp(j)  # unsigned, so that no check for negative indices is compiled
             across = y[i] - y[q]
             squared = across * across
             if squared >= limit:
                 break
             along = x[i] - x[q]
             squared += along * along
-            if (squared < limit) & (seen[i] != q):  # one branch: the processor guesses it better than two
+            if (squared < limit) & (seen[i] != q):  # one branch is predicted better than two
                 near[worst], who[worst] = squared, j
                 limit, worst = near[0], 0
                 for other in range(1, len(near)):
@@ -75,21 +77,21 @@ def _sweep(  # a compiled loop takes each array and index as an argument
 
 @compiled
 def _nearest(x: Any, y: Any, starts: Any, lowest: Any, highest: Any, found: Any) -> None:
-    """The neighbours of each point of the strips into `found` `(point, k)`, as their places in the strips.
+    """Write the neighbours of each point into `found` `(point, k)`, as indices in the order of the strips.
 
     Args:
         x: First coordinate of the points, strip after strip.
         y: Second coordinate, ascending within a strip.
-        starts: Where each strip begins, and the last ends.
-        lowest: The least x of each strip.
-        highest: The largest.
-        found: The result.
+        starts: Index of the first point of each strip, and the number of points.
+        lowest: Smallest x of each strip.
+        highest: Largest x of each strip.
+        found: Output array.
     """
     n_strips, k = len(lowest), found.shape[1]
     near, seen, level = np.empty(k), np.full(len(x), -1, np.int32), np.empty(n_strips, np.int64)
     before, head = -1, -1
     for s in range(n_strips):
-        level[:] = starts[:-1]  # of each strip the first point that is not below the present one
+        level[:] = starts[:-1]  # first point of each strip whose y is not below that of the current point
         for q in range(starts[s], starts[s + 1]):
             if q == starts[s]:
                 before, head = head, q
@@ -128,7 +130,7 @@ def _named(found: Any, order: Any, out: Any) -> None:
 
 @compiled
 def shared(first: Any, second: Any, out: Any) -> None:
-    """How many entries two lists of neighbours `(unit, k)` have in common, of each unit, into `out` `(unit,)`."""
+    """Write the number of common entries of two lists of neighbours `(unit, k)` into `out` `(unit,)`."""
     of = np.full(len(first), -1)
     for unit in range(len(first)):
         for j in first[unit]:

@@ -1,13 +1,13 @@
-"""Positions of units, checked once, with what several metrics derive from them computed once.
+"""Checked positions of units, with a cache of quantities that several metrics use.
 
-A metric of n units that looks at pairs needs n^2 numbers. Up to 1024 units all are used. Above, two fixed subsamples keep
-memory and time flat; they depend on n alone, so that an embedding and every draw are looked at in the same units:
+A metric of pairs of n units needs n^2 numbers. For many units, two fixed subsamples bound memory and time. They depend on n
+only, so that the same units are used for an embedding and every draw:
 
-* `paired`: the units whose mutual distances are used, `PAIRED` at most;
-* `ranked`: units (anchors) whose distances to all others are ranked, n_anchors x n at most `TABLE` numbers, or `ANCHORS` units
-  where that would be fewer; the others are all units up to `OTHERS`.
+* `paired`: the units whose pairwise distances are used, at most `PAIRED`;
+* `ranked`: units (anchors) whose distances to all others are ranked. The table of n_anchors x n has at most `TABLE` numbers (all
+  units are anchors up to n = 1024), but at least `ANCHORS` rows. The others are all units, at most `OTHERS`.
 
-The subsamples come in shuffled order, so that ties are not broken in the order of the data.
+The subsamples are in shuffled order, so that ties are not broken by the order of the data.
 """
 
 from collections.abc import Callable, Hashable
@@ -24,24 +24,24 @@ T = TypeVar("T")
 MIN_UNITS = 4
 """Fewest units for which every metric is defined (the unbiased estimators divide by n - 3)."""
 LARGEST = 1e70
-"""Of a position's coordinates; their fourth powers are summed."""
+"""Bound on the absolute value of a coordinate, since fourth powers are summed."""
 PAIRED = 500
 TABLE = 2**20
 ANCHORS = 100
 OTHERS = 2**16
 CONSTANT = 1e-12
-"""Spread, relative to the largest value, at or below which all units are at one point."""
+"""Largest deviation from the mean, relative to the largest value, up to which all units count as one point."""
 EQUAL = 1e-12
-"""Squared distances that differ by less than this share of their mean are ties: rounding must not break them."""
+"""Relative tolerance within which squared distances are ties, as a share of their mean; rounding must not break ties."""
 
 
 class Positions:
-    """Positions `(unit, p)` in float64.
+    """Checked positions `(unit, p)` in float64.
 
     Attributes:
-        values: As given, `(unit, p)`.
-        n_units: How many units.
-        dims: The dims of the values.
+        values: Positions as given, `(unit, p)`.
+        n_units: Number of units.
+        dims: Dims of the values.
 
     Example:
         >>> x = Positions([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
@@ -56,10 +56,11 @@ class Positions:
 
         Args:
             values: Positions, `(unit, p)`.
-            what: What messages call them.
+            what: Name of the positions in error messages.
 
         Raises:
-            DataError: Not a finite table of numbers with at least one column and `MIN_UNITS` units.
+            DataError: The values are no table of numbers with at least one column and `MIN_UNITS` units, or a number is not
+                finite and below `LARGEST`.
         """
         try:
             array = np.asarray(values, dtype=np.float64)
@@ -79,7 +80,7 @@ class Positions:
         self._derived: dict[Hashable, Any] = {}
 
     def derived(self, quantity: Callable[..., T], *arguments: Hashable) -> T:
-        """`quantity(self, *arguments)`, computed when it is first asked for and kept."""
+        """Return `quantity(self, *arguments)`, computed at the first call and cached."""
         key = (quantity, *arguments)
         if key not in self._derived:
             self._derived[key] = quantity(self, *arguments)
@@ -87,7 +88,7 @@ class Positions:
 
     @cached_property
     def centered(self) -> np.ndarray:
-        """Positions less their mean, `(unit, p)`."""
+        """Positions minus their mean over units, `(unit, p)`."""
         mean = np.ones(self.n_units) @ self.values / self.n_units  # a tenth of the time of `mean(axis=0)`
         return np.asarray(self.values - mean)
 
@@ -108,22 +109,22 @@ def _shuffled(n_units: int) -> np.ndarray:
 
 
 def paired(n_units: int) -> np.ndarray:
-    """Indices of the units whose mutual distances are used."""
+    """Return the indices of the units whose pairwise distances are used, at most `PAIRED`."""
     return _shuffled(n_units)[:PAIRED]
 
 
 def n_paired(n_units: int) -> int:
-    """How many units' mutual distances are used."""
+    """Return the number of units whose pairwise distances are used."""
     return len(paired(n_units))
 
 
 def n_ranked(n_units: int) -> int:
-    """How many units' neighbours are looked at."""
+    """Return the number of units whose neighbours are ranked."""
     return len(ranked(n_units)[0])
 
 
 def ranked(n_units: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the units whose neighbours are looked at, and of the units among which they are; the former lead the latter.
+    """Return the indices of the units whose neighbours are ranked, and of all ranked units; the former come first in the latter.
 
     Example:
         >>> [[len(part) for part in ranked(n)] for n in (150, 1797, 20_000)]
@@ -134,6 +135,6 @@ def ranked(n_units: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def squared_distances(x: Positions) -> np.ndarray:
-    """Squared distances between the `paired` units, `(m, m)`."""
+    """Compute squared distances between the `paired` units, `(m, m)`."""
     rows = x.centered[paired(x.n_units)]
     return cdist(rows, rows, "sqeuclidean")

@@ -1,14 +1,14 @@
-r"""Procrustes distances: the share of the draw's spread that is left when the embedding is carried onto it.
+r"""Procrustes distances: residual sum of squares of the embedding, after alignment with the draw, relative to the draw's spread.
 
     distance = min_T sum_i |T(x_i) - y_i|^2 / sum_i |y_i - mean(y)|^2
 
-0 is a perfect fit; 1 is what a single point, the mean of y, would reach. The maps T are nested, so for the same x and y
+0 is a perfect fit; 1 is the value of a single point at the mean of y. The maps T are nested, so that for the same x and y
 
     affine <= similarity <= orthogonal <= displacement.
 
 | metric | T(x) | the minimum, x and y centred, X'Y = U S V' |
 |---|---|---|
-| `displacement` | x | as it stands, not centred |
+| `displacement` | x | without alignment, x and y not centred |
 | `procrustes_orthogonal` | x R + t, R orthogonal | (abs(X)^2 + abs(Y)^2 - 2 tr S) / abs(Y)^2 |
 | `procrustes_similarity` | b x R + t | 1 - (tr S)^2 / (abs(X)^2 abs(Y)^2) |
 | `procrustes_affine` | x A + t | 1 - abs(P Y)^2 / abs(Y)^2, P the projector onto the columns of X |
@@ -28,9 +28,9 @@ from latentlab.compare.subspace import basis, overfits
 
 @metric(direction="lower", range=(0.0, math.inf), ignores=(), void=1.0, symmetric=False)
 def displacement(x: Positions, y: Positions) -> float:
-    """Squared distance between an embedding and a draw as they stand, as a share of the draw's spread.
+    """Squared distance between an embedding and a draw without alignment, relative to the draw's spread.
 
-    Lower is closer, in [0, inf). For models whose axes are identified; it ignores nothing.
+    Lower is closer, in [0, inf). Suitable for models whose axes are identified; it ignores no transformation.
     """
     columns = max(x.values.shape[1], y.values.shape[1])
     difference = _padded(x.values, columns) - _padded(y.values, columns)
@@ -39,29 +39,28 @@ def displacement(x: Positions, y: Positions) -> float:
 
 @metric(direction="lower", range=(0.0, math.inf), ignores=("rotation", "translation"), void=1.0, symmetric=False)
 def procrustes_orthogonal(x: Positions, y: Positions) -> float:
-    """Share of the draw's spread left after the embedding is rotated and moved onto it.
+    """Residual share of the draw's spread after the best rotation and translation of the embedding.
 
-    Lower is closer, in [0, inf); above 1 the embedding is too large.
+    Lower is closer, in [0, inf); the embedding is too large if the value is above 1.
     """
     return (x.size + y.size - 2.0 * _overlap(x, y)) / y.size
 
 
 @metric(direction="lower", range=(0.0, 1.0), ignores=("rotation", "translation", "scale"), void=1.0)
 def procrustes_similarity(x: Positions, y: Positions) -> float:
-    """Share of the draw's spread left after the embedding is rotated, scaled and moved onto it.
+    """Residual share of the draw's spread after the best rotation, scaling and translation of the embedding.
 
-    Lower is closer, in [0, 1]. The same as `scipy.spatial.procrustes`' disparity.
+    Lower is closer, in [0, 1]. Equal to the disparity of `scipy.spatial.procrustes`.
     """
     return 1.0 - _overlap(x, y) ** 2 / (x.size * y.size)
 
 
 @metric(direction="lower", range=(0.0, 1.0), ignores=("rotation", "translation", "scale"), void=1.0, symmetric=False)
 def procrustes_affine(x: Positions, y: Positions) -> float:
-    """Share of the draw's spread left after the embedding is carried onto it by an affine map (1 - R^2).
+    """Residual share of the draw's spread after the best affine map of the embedding (1 - R^2).
 
-    Lower is closer, in [0, 1]. Of x it also ignores linear maps, of y only what is declared. With many columns least squares
-    fits noise too: read it beside the floor. Where the dimensions of x and y together are as many as the units or more, any x
-    would fit, and it is 1.
+    Lower is closer, in [0, 1]. It is also invariant under linear maps of x, but not of y. With many columns, least squares
+    overfits; compare the value with the floor. It is 1 if x and y together have as many dimensions as units or more.
     """
     if overfits(x, y):
         return 1.0
@@ -70,7 +69,7 @@ def procrustes_affine(x: Positions, y: Positions) -> float:
 
 
 def _overlap(x: Positions, y: Positions) -> float:
-    """tr S: the sum of the singular values of X'Y, the most that a rotation can make of sum_i x_i R y_i'."""
+    """Sum of the singular values of X'Y, tr S: the maximum of sum_i x_i R y_i' over rotations R."""
     return float(np.linalg.svd(x.centered.T @ y.centered, compute_uv=False).sum())
 
 

@@ -1,25 +1,28 @@
-"""Functions of the mean position along which an embedding's error could be structured: linear, quadratic, smooth.
+"""Functions of the mean position that detect structured errors of an embedding: linear, quadratic, smooth.
 
-An error that is small at every unit can still be no error of the posterior's kind: a stretched axis errs in proportion to
-the position, a bend in proportion to its square. Sums of errors weighted by such functions of the position show it.
+Errors that are small at every unit can still be improbable under the posterior if they depend on the position. The errors of a
+stretched axis are proportional to the position, those of a bent axis to its square. Sums of the errors weighted by such functions
+of the position detect this.
 """
 
 import numpy as np
 
 N_SMOOTH = 8
 LANDMARKS = 400
-"""Units from which the kernel's eigenfunctions are found, and carried to the others by Nystroem's formula."""
+"""Largest number of units from which the eigenfunctions of the kernel are computed; the Nystroem formula extends them."""
 QUADRATIC_AXES = 10
-"""Axes whose products are taken: their number grows with the square."""
+"""Largest number of axes whose products are used; the number of products grows with its square."""
 
 
 def structure(mean: np.ndarray, rng: np.random.Generator, *, shift: bool = False) -> tuple[list[str], np.ndarray]:
-    """The functions' names, and their values `(unit, function)`, of mean square 1; centred, but for the constant.
+    """Return the names of the functions and their values `(unit, function)`, with mean square 1.
+
+    All functions except the constant have mean 0. Functions that do not vary over the units are omitted.
 
     Args:
         mean: Mean positions M in principal axes, `(unit, latent)`.
-        rng: Chooses the landmarks where there are more than 400 units.
-        shift: Whether the constant is among them: for positions that are not centred before they are compared.
+        rng: Random generator for the landmarks, used if there are more than 400 units.
+        shift: Whether to include the constant function, for positions that are not centred before comparison.
     """
     d = mean.shape[1]
     axes = [f"axis {j + 1}" for j in range(d)]
@@ -37,7 +40,7 @@ def structure(mean: np.ndarray, rng: np.random.Generator, *, shift: bool = False
 
 
 def _smooth(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Leading eigenfunctions `(unit, q)`, up to a constant, of a centred Gaussian kernel whose width is the median distance."""
+    """Leading eigenfunctions `(unit, q)`, up to a constant, of a centred Gaussian kernel with the median distance as width."""
     marks = mean if len(mean) <= LANDMARKS else mean[np.sort(rng.choice(len(mean), LANDMARKS, replace=False))]
     square = _squared_distances(marks, marks)
     width = np.median(square[np.triu_indices(len(marks), 1)])

@@ -1,9 +1,9 @@
-r"""How much of the draw's column space the embedding holds, whatever the basis of either.
+r"""Agreement of the column spaces of embedding and draw, independent of their bases.
 
-With orthonormal bases U of the centred x and V of the centred y, the singular values of U'V are the canonical correlations,
-the cosines of the principal angles. There are as many as y has linearly independent columns; where x has fewer, the missing
-correlations are 0, and where it has more, the further ones are not held against it. With as many dimensions of x and y together
-as units, or more, some correlation is 1 for any data: that says nothing, and the value is that of unrelated positions.
+Let U and V be orthonormal bases of the centred x and y. The singular values of U'V are the canonical correlations, the cosines of
+the principal angles. Their number is the rank of y. If x has a smaller rank, the missing correlations are 0; if it
+has a larger rank, its further dimensions do not change the value. If x and y together have as many dimensions as units or more,
+some correlation is 1 for any data. The metric then returns the value of unrelated positions.
 
 References:
     Björck and Golub (1973), Numerical methods for computing angles between linear subspaces, Mathematics of Computation 27:579.
@@ -17,12 +17,12 @@ from latentlab.compare.metric import metric
 from latentlab.compare.positions import Positions
 
 RANK = 1e-10
-"""Singular values below this share of the largest are zero."""
+"""Singular values up to this share of the largest count as zero."""
 
 
 @metric(direction="higher", range=(0.0, 1.0), ignores=("linear", "translation"), void=0.0)
 def cca(x: Positions, y: Positions) -> float:
-    """Mean canonical correlation between embedding and draw, over the draw's dimensions.
+    """Mean canonical correlation between embedding and draw, averaged over the draw's dimensions.
 
     Higher is closer, in [0, 1].
     """
@@ -35,8 +35,8 @@ def cca(x: Positions, y: Positions) -> float:
 def principal_angle(x: Positions, y: Positions) -> float:
     """Largest principal angle, in degrees, between the column space of the draw and that of the embedding.
 
-    Lower is closer, in [0, 90]. It is the angle by which the worst recovered axis of the draw is missed; the angle is taken
-    from sine and cosine, so that small ones are exact.
+    Lower is closer, in [0, 90]. It is the angle between the worst recovered axis of the draw and the embedding's column space. It
+    is computed from both sine and cosine, so that small angles are accurate.
     """
     if overfits(x, y):
         return 90.0
@@ -47,13 +47,13 @@ def principal_angle(x: Positions, y: Positions) -> float:
 
 
 def basis(x: Positions) -> np.ndarray:
-    """An orthonormal basis of the centred columns, `(unit, rank)`."""
+    """Compute an orthonormal basis of the centred columns, `(unit, rank)`."""
     u, size, _ = np.linalg.svd(x.centered, full_matrices=False)
     return u[:, size > RANK * size[0]]
 
 
 def overfits(x: Positions, y: Positions) -> bool:
-    """Whether x and y together have as many dimensions as there are units, or more."""
+    """Check whether x and y together have as many dimensions as units or more."""
     return x.derived(basis).shape[1] + y.derived(basis).shape[1] >= x.n_units
 
 

@@ -1,12 +1,12 @@
-r"""Gromov-Wasserstein: are the distances between units alike, whichever unit of the embedding is taken for which of the draw?
+r"""Gromov-Wasserstein distance: agreement of the distances between units under the best coupling of the units.
 
 $$ \min_G \sum_{ijkl} (d_{ij} - e_{kl})^2 \, G_{ik} G_{jl} \Big/ \frac{1}{m^2} \sum_{kl} e_{kl}^2, \qquad
    \sum_k G_{ik} = \sum_i G_{ik} = 1/m, $$
 
-d the distances between m units in x, e those in y. 0 is one shape; 1 is what a single point would reach. The coupling G may
-exchange units, so that units permuted cost next to nothing: the floor of this metric lies at its better end, and what it says
-is about shape alone. The problem is not convex: G descends by conditional gradient from the coupling of each unit with itself,
-and the value is that of the minimum found from there, never above the mean squared difference of the distances.
+with d the distances between m units in x and e those in y. 0 means equal shapes; 1 is the value of a single point. The coupling
+G may exchange units, so that permuting the units hardly changes the value. The floor of this metric is therefore at its better
+end, and the metric compares shapes only. The problem is not convex. Conditional gradient descent starts at the coupling of each
+unit with itself and finds a local minimum, which is at most the mean squared difference of the distances.
 
 References:
     Mémoli (2011), Gromov-Wasserstein distances and the metric approach to object matching, Foundations of Computational
@@ -24,7 +24,7 @@ from latentlab.compare.positions import Positions, paired
 from latentlab.errors import MissingDependencyError
 
 MATCHED = 100
-"""Units that are matched at most: the time grows with their number's cube."""
+"""Largest number of units that are coupled; the time grows with its cube."""
 
 
 @metric(
@@ -37,10 +37,10 @@ MATCHED = 100
     n_used=lambda n_units: min(n_units, MATCHED),
 )
 def gromov_wasserstein(x: Positions, y: Positions) -> float:
-    """Squared Gromov-Wasserstein distance of embedding and draw, as a share of the draw's squared distances.
+    """Squared Gromov-Wasserstein distance between embedding and draw, relative to the draw's mean squared distance of units.
 
-    Lower is closer, in [0, inf). Compares shapes, not units: any of them may be matched with any other. Up to 100 units;
-    slow, so taken only when asked for by name.
+    Lower is closer, in [0, inf). It compares shapes, not units: any unit may be matched with any other. It uses at most 100
+    units. As it is slow, it is computed only if requested by name.
 
     Raises:
         MissingDependencyError: POT is not installed.

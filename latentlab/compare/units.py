@@ -1,18 +1,18 @@
-r"""Which units an embedding disagrees about with the posterior, and whether the posterior knew.
+r"""Disagreement of an embedding with the posterior, unit by unit, and its correlation with the posterior spread.
 
-All of it in one frame: the embedding a and the draws have been aligned by one function. With M_i and V_i the mean and
-covariance of unit i's draws z_is, s = 1..S, and V the mean of the V_i,
+The embedding a and the draws have been aligned by the same function. With M_i and V_i the mean and covariance of unit i's
+draws z_is, s = 1..S, and V the mean of the V_i,
 
     mahalanobis_i = sqrt((a_i - M_i)' W_i^-1 (a_i - M_i) / d),   W_i = ((S - 1) V_i + (d + 2) c_i V) / (S + d + 1),
     distance_i    = |a_i - M_i|,                                 c_i = tr(V^-1 V_i) / d,
     spread_i      = sqrt(tr V_i / d),
     neighbors_i   = 1 - mean_s |N_i^a(k) and N_i^s(k)| / k,      neighbors_own_i: the same between draws.
 
-V_i is shrunk to the shape that the V_i have in common, not to their size: units of which the posterior is sure, beside others
-of which it is not, would otherwise seem less sure.
+V_i is shrunk to the common shape of the V_i, but not to their common size. Shrinking the size would inflate the covariance of
+units with a small posterior spread if other units have a large one.
 
-`mahalanobis` is 0 at the posterior mean and about 1 (root mean square) at a draw. The posterior knew if its spread is larger
-for the units about which it and the embedding disagree more: the rank correlation of the two.
+`mahalanobis` is 0 at the posterior mean and about 1 (root mean square) at a draw. `knew_distance` and `knew_neighbors` are rank
+correlations of the posterior spread with the disagreement: positive if the spread is larger for units with more disagreement.
 """
 
 import math
@@ -32,19 +32,18 @@ from latentlab.errors import DataError
 
 N_PAIRS = 100
 SAME = 1e-9
-"""Relative range at or below which all units count as equally spread."""
+"""Relative range at or below which a quantity counts as constant over the units."""
 KEPT = 2**26
-"""Numbers up to which the draws' lists of neighbours are kept (256 MB); above, a pair's are made anew."""
+"""Largest total size of the draws' neighbour lists that are cached (256 MB); larger ones are recomputed at each use."""
 
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """Spearman's correlation.
+    """Spearman's rank correlation with its one-sided p-value.
 
     Attributes:
-        value: In [-1, 1]; 0 by definition where one side is constant.
-        p: Chance of one as large or larger if the two had nothing to do with each other, by the t approximation, units taken as
-            exchangeable.
+        value: Correlation in [-1, 1]; 0 by definition if one of the two quantities is constant.
+        p: One-sided p-value of independence, by the t approximation with exchangeable units; 1 if a quantity is constant.
     """
 
     value: float
@@ -53,16 +52,16 @@ class RankCorrelation:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """Per unit, `(unit,)` each (formulas in `latentlab.compare.units`), and whether the posterior knew.
+    """Disagreement of an embedding with the draws by unit, `(unit,)` each; formulas in `latentlab.compare.units`.
 
     Attributes:
-        mahalanobis: Distance from the posterior mean in the posterior's own units, per dimension: 1 is a draw's.
-        distance: The same in latent units.
-        spread: The posterior's standard deviation, root mean square over dimensions.
-        neighbors: Share of neighbours in the draws that are none in the embedding.
-        neighbors_own: Share of neighbours in one draw that are none in another: what `neighbors` is measured against.
-        knew_distance: Of spread with distance.
-        knew_neighbors: Of spread with neighbors.
+        mahalanobis: Mahalanobis distance from the posterior mean per dimension; 0 at the mean, about 1 for a draw.
+        distance: Euclidean distance from the posterior mean, in latent units.
+        spread: Posterior standard deviation, root mean square over dimensions.
+        neighbors: Share of neighbours in the draws that are not neighbours in the embedding, averaged over draws.
+        neighbors_own: Share of neighbours in one draw that are not neighbours in another, the baseline of `neighbors`.
+        knew_distance: Rank correlation of `spread` with `distance`.
+        knew_neighbors: Rank correlation of `spread` with `neighbors`.
     """
 
     mahalanobis: np.ndarray
@@ -77,34 +76,34 @@ class Disagreement:
 def disagreement(
     y: Any, draws: Any, rng: np.random.Generator, *, n_neighbors: int = N_NEIGHBORS, n_pairs: int = N_PAIRS
 ) -> Disagreement:
-    r"""Per-unit disagreement of an aligned embedding with aligned draws.
+    r"""Compute the disagreement of an aligned embedding with aligned draws, unit by unit.
 
     Args:
-        y: The embedding in the draws' frame, `(unit, latent)`.
+        y: Embedding aligned with the draws, `(unit, latent)`.
         draws: Aligned positions, `(chain, draw, unit, latent)`.
-        rng: Chooses the pairs of draws of `neighbors_own`.
-        n_neighbors: How many nearest units count as neighbours.
-        n_pairs: How many pairs of draws.
+        rng: Random generator for the pairs of draws of `neighbors_own`.
+        n_neighbors: Number of nearest units that count as neighbours.
+        n_pairs: Number of pairs of draws.
 
     Raises:
-        DataError: Not positions of the same units and dimensions; fewer than 2 draws, or a unit that does not vary.
+        DataError: The units or dimensions differ, there are fewer than 2 draws, or a unit does not vary over the draws.
         ConfigError: `n_neighbors` is not from 1 to below half of the units.
     """
     return UnitsOfPositions(draws, rng, n_neighbors=n_neighbors, n_pairs=n_pairs).disagreement(y)
 
 
 class UnitsOfPositions:
-    """What the embeddings that are compared with the same aligned draws have in common.
+    """Quantities of aligned draws that are shared by all embeddings compared with them.
 
     Args:
         draws: Aligned positions, `(chain, draw, unit, latent)`.
-        rng: Chooses the pairs of draws of `neighbors_own`.
-        n_neighbors: How many nearest units count as neighbours.
-        n_pairs: How many pairs of draws.
-        neighbor_search: Whether neighbours are `exact` or `approximate`.
+        rng: Random generator for the pairs of draws of `neighbors_own`.
+        n_neighbors: Number of nearest units that count as neighbours.
+        n_pairs: Number of pairs of draws.
+        neighbor_search: Search for neighbours, `exact` or `approximate`.
 
     Raises:
-        DataError: Not positions; fewer than 2 draws.
+        DataError: The draws are not positions, or there are fewer than 2.
         ConfigError: `n_neighbors` is not from 1 to below half of the units.
     """
 
@@ -139,10 +138,10 @@ class UnitsOfPositions:
         return found
 
     def disagreement(self, y: Any) -> Disagreement:
-        """Of an embedding in the draws' frame, `(unit, latent)`, with the draws.
+        """Compute the disagreement of an aligned embedding `(unit, latent)` with the draws.
 
         Raises:
-            DataError: Not positions of the same units and dimensions, or a unit of the draws does not vary.
+            DataError: The units or dimensions differ from those of the draws, or a unit does not vary over the draws.
         """
         embedding = Positions(y, "the embedding")
         if embedding.values.shape != self._mean.shape:
@@ -168,7 +167,7 @@ class UnitsOfPositions:
 
 
 def rank_correlation(spread: np.ndarray, disagreement: np.ndarray) -> RankCorrelation:
-    """Spearman's correlation of two quantities `(unit,)`, with its one-sided p.
+    """Compute Spearman's correlation of two quantities `(unit,)` and its one-sided p-value; 0 and 1 if one is constant.
 
     Example:
         >>> rank_correlation(np.arange(20.0), np.arange(20.0) ** 3).value
@@ -183,7 +182,7 @@ def rank_correlation(spread: np.ndarray, disagreement: np.ndarray) -> RankCorrel
 
 
 def _whitened(deviation: np.ndarray, covariance: np.ndarray, n_draws: int) -> np.ndarray:
-    """W_i^(-1/2) (a_i - M_i), `(unit, latent)`."""
+    """Compute the whitened deviations W_i^(-1/2) (a_i - M_i), `(unit, latent)`."""
     d = deviation.shape[1]
     pooled = covariance.mean(axis=0)
     root = inverse_root(pooled[None])[0]

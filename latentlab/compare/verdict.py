@@ -1,22 +1,27 @@
-r"""The verdict: is this embedding an estimate of these latent positions?
+r"""Verdict on an embedding: test whether it is an estimate of the latent positions.
 
-Draws are split by chain into B, which makes the reference, and A, which is held out. M is the Procrustes mean of B, V_i the
-covariance of unit i's aligned draws of B, shrunk to the pooled one with weight d + 2. Any positions Y are carried to M by
-the alignment (`latentlab.compare.align`), a = align(Y), and their errors whitened, $u_i = V_i^{-1/2} (a_i - M_i)$. Then
+Draws are split by chain into the reference half B and the held-out half A. M is the Procrustes mean of B. V_i is the covariance
+of unit i's aligned draws of B, shrunk to the pooled covariance with weight d + 2. Any positions Y are aligned with M
+(`latentlab.compare.align`), a = align(Y), and their errors are whitened, $u_i = V_i^{-1/2} (a_i - M_i)$. Then
 
-* **primary**: $D^2 = \sum_i |u_i|^2 / (n d)$; p_low is its lower rank among A's, $\delta = \sqrt{D^2(Y) / \mathrm{median}_A D^2}$
-  the effect size: 0 the posterior mean, 1 a draw;
+* **primary**: $D^2 = \sum_i |u_i|^2 / (n d)$. p_low is its lower rank among the draws of A. The effect size is
+  $\delta = \sqrt{D^2(Y) / \mathrm{median}_A D^2}$: 0 for the posterior mean, 1 for a draw;
 * **guard**: the largest z = (log statistic - median) / MAD, within A and Y, of D^2, of C = max |F' u| / sd_B over functions
   F of M (`latentlab.compare.structure`) and columns of u, and of max_i |u_i|^2; p_guard is its upper rank;
-* **gate**: shuffled means, the constant and shuffled draws go through the same, and must be told apart.
+* **gate**: shuffled means, the constant embedding and shuffled draws are tested in the same way, and must be rejected.
 
-With a = ALPHA / 2: p_guard <= a is `distinct`; else p_low <= a is `summary-like`, if shuffled means and the constant are
-distinct; else `draw-like`, if shuffled draws are; else, and where the held-out draws are worth too few (under 2 / ALPHA - 1
-effective draws), `undetermined`. Ranks are taken as (1 + ESS f) / (1 + ESS), f the share of A in the tail and ESS the
-effective size of the statistic's own series in A.
+The label is determined as follows, with a = alpha / 2:
 
-Of fresh draws, and of true positions where the model is true, a share of ALPHA at most is not `draw-like`. Any fixed error
-is `distinct` once there are units enough, so delta is always to be read beside the word.
+1. `undetermined` if the held-out draws are worth fewer than 2 / alpha - 1 effective draws;
+2. else `distinct` if p_guard <= a;
+3. else `summary-like` if p_low <= a, provided that shuffled means and the constant are distinct, and `undetermined` if not;
+4. else `draw-like`, provided that shuffled draws are distinct, and `undetermined` if not.
+
+Ranks are computed as (1 + ESS f) / (1 + ESS), with f the share of A in the tail and ESS the effective sample size of the
+statistic's series in A.
+
+At most a share alpha of fresh draws, and of true positions under a true model, is not `draw-like`. With sufficiently many units
+any fixed error is `distinct`, so delta should always be reported with the label.
 """
 
 import math
@@ -37,22 +42,22 @@ GATE_SHARE = 0.95
 WARN_BELOW = 100.0
 RECOMMENDED = 200
 TWO_MODES_BELOW = 1.8
-"""Kurtosis of the uniform distribution; two equal modes are near 1. 40 Gaussian draws are below it in 0.3 % of cases."""
+"""Kurtosis of the uniform distribution; two equal modes have a value near 1. Of samples of 40 Gaussian draws 0.3 % are below."""
 N_WORST = 5
 FLOOR = 1e-300
 ROUND_OFF = 1e-6
-"""A function of the positions whose error varies by less than this part of the largest is fixed by the alignment."""
+"""Floor of the standard deviations of the structured errors, relative to the largest; the alignment fixes smaller ones."""
 
 
 class Reference:
-    """What the verdicts on many embeddings of one fit under one alignment have in common.
+    """Reference quantities shared by the verdicts on many embeddings of one fit under one alignment.
 
     Args:
         draws: Posterior draws of the positions, `(chain, draw, unit, latent)`.
-        alignment: What may be done to an embedding: `fixed` (nothing), `orthogonal`, `similarity` or `affine`.
-        rng: For the shuffled means and draws, and landmarks where there are many units.
-        halves: The draws' halves, if `split` has made them: they are the same under every alignment.
-        judged: Units that the verdicts are about; all units enter the alignment.
+        alignment: Transformation applied to an embedding: `fixed` (none), `orthogonal`, `similarity` or `affine`.
+        rng: Random generator for the shuffled means and draws, and for landmarks if there are many units.
+        halves: Reference and held-out draws if `split` has already made them; they are the same under every alignment.
+        judged: Units that the verdicts are about; the alignment uses all units.
         series: Whether units are in the order of time (`align.aligner`).
     """
 
@@ -87,7 +92,7 @@ class Reference:
         self.notes = self._remarks(reference, held_out)
 
     def align(self, x: np.ndarray) -> np.ndarray:
-        """Aligns positions of all units `(..., unit, p)` with the mean; returns the judged units `(..., unit, latent)`."""
+        """Align positions of all units `(..., unit, p)` with the mean; return the judged units `(..., unit, latent)`."""
         return self._carry(x)[..., self._judged, :]
 
     def _errors(self, x: np.ndarray) -> np.ndarray:
@@ -98,7 +103,7 @@ class Reference:
         return np.concatenate([self._values.T @ self._errors(block) for block in blocks(half)])
 
     def _of(self, errors: np.ndarray) -> np.ndarray:
-        """D^2, C and the largest |u_i|^2 `(..., 3)`."""
+        """Statistics D^2, C and the largest |u_i|^2, `(..., 3)`."""
         square = (errors**2).sum(axis=-1)
         structured = (np.abs(self._values.T @ errors) / self._sd).max(axis=(-2, -1))
         found = np.stack([square.sum(axis=-1) / errors[0].size, structured, square.max(axis=-1)], axis=-1)
@@ -141,15 +146,15 @@ class Reference:
         return tuple(notes)
 
     def judge(self, y: np.ndarray, *, alpha: float = 0.05, units: Sequence[str] | None = None) -> Verdict:
-        """The verdict on an embedding.
+        """Return the verdict on an embedding.
 
         Args:
             y: Embedding of all units, `(unit, p)`; p may exceed the number of latent columns under `affine` only.
-            alpha: Level.
-            units: Names of the units; their numbers, unless given.
+            alpha: Level of the test.
+            units: Names of the judged units; by default their numbers.
 
         Raises:
-            DataError: A wrong shape, values that are not finite, or an alpha outside (0, 1).
+            DataError: The shape is wrong, a value is not finite, or alpha is outside (0, 1).
         """
         if not 0 < alpha < 1:
             raise DataError(f"`alpha` must lie between 0 and 1; got {alpha!r}.")
@@ -218,15 +223,17 @@ def verdict(
     rng: np.random.Generator,
     units: Sequence[str] | None = None,
 ) -> Verdict:
-    """The verdict on one embedding; for several of one fit make a `Reference` and let it judge each, then `holm`.
+    """Return the verdict on one embedding.
+
+    For several embeddings of one fit, make a `Reference`, call `judge` for each, and adjust the verdicts with `holm`.
 
     Args:
         draws: Posterior draws of the positions, `(chain, draw, unit, latent)`.
         y: Embedding, `(unit, p)`.
-        alignment: What may be done to the embedding: `fixed` (nothing), `orthogonal`, `similarity` or `affine`.
-        alpha: Level: a fresh draw is called something else than `draw-like` this often.
-        rng: For the shuffled means and draws.
-        units: Names of the units.
+        alignment: Transformation applied to the embedding: `fixed` (none), `orthogonal`, `similarity` or `affine`.
+        alpha: Level of the test: the probability at most that a fresh draw is not `draw-like`.
+        rng: Random generator for the shuffled means and draws.
+        units: Names of the units; by default their numbers.
 
     Example:
         >>> rng = np.random.default_rng(1)
@@ -239,7 +246,7 @@ def verdict(
 
 
 def _z(pool: np.ndarray) -> np.ndarray:
-    """(log statistic - median) / MAD of each statistic `(S, 3)` within its pool."""
+    """Standardise each statistic `(S, 3)` within its pool: (log statistic - median) / MAD."""
     logs = np.log(pool)
     less = logs - np.median(logs, axis=0)
     return less / np.maximum(np.median(np.abs(less), axis=0), FLOOR)
@@ -250,7 +257,7 @@ def _unusual(pool: np.ndarray) -> np.ndarray:
 
 
 def _shrunk(covariance: np.ndarray, n_draws: int) -> np.ndarray:
-    """Each unit's covariance, shrunk to the pooled one with weight d + 2."""
+    """Covariance of each unit, shrunk to the pooled covariance with weight d + 2, `(unit, d, d)`."""
     weight = covariance.shape[-1] + 2
     return (n_draws * covariance + weight * covariance.mean(axis=0)) / (n_draws + weight)
 
@@ -260,6 +267,6 @@ def _floored(sd: np.ndarray) -> np.ndarray:
 
 
 def _few(half: np.ndarray) -> np.ndarray:
-    """Up to 200 or so draws `(draw, unit, latent)` of a half, evenly spaced."""
+    """At most 200 draws `(draw, unit, latent)` of a half, evenly spaced."""
     every = half.reshape(-1, *half.shape[2:])
     return every[:: math.ceil(len(every) / RECOMMENDED)]

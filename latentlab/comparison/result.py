@@ -46,10 +46,10 @@ class Comparison:
 
     @property
     def data(self) -> xr.Dataset:
-        """Dataset of the only kind of units that was compared, as of a table.
+        """Dataset of the only kind of units that was compared.
 
         Raises:
-            ConfigError: Several kinds were compared: take one by `to_dataset`.
+            ConfigError: Several kinds were compared; `to_dataset` returns one of them.
         """
         return self.to_dataset()
 
@@ -103,7 +103,7 @@ class Comparison:
 
     @property
     def units(self) -> xr.Dataset:
-        """Distances, lost neighbours and posterior spread by unit; `knew` is the rank correlation of spread and distance."""
+        """Distances, lost neighbours and posterior spread by unit, and the rank correlation of spread and distance."""
         return self.data[["mahalanobis", "distance", "lost_neighbors", "own_lost_neighbors", "spread", "knew", "knew_p"]]
 
     @property

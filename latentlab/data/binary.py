@@ -1,4 +1,4 @@
-"""Tables in NPY, NPZ and Parquet files: what they declare is checked before it is read, and nothing is unpickled."""
+"""Tables in NPY, NPZ and Parquet files: headers are checked before data are read, and nothing is unpickled."""
 
 import contextlib
 import math
@@ -20,7 +20,7 @@ FEATURES = "feature"
 
 
 def read_npy(path: Path, wanted: Wanted, budget: Budget) -> Table:
-    """A matrix (unit, feature) whose columns are called 0, 1, 2, ..."""
+    """Read a matrix (unit, feature) whose columns are named 0, 1, 2, ..."""
 
     def accept(shape: tuple[int, ...], _: np.dtype) -> None:
         if len(shape) != 2:
@@ -31,9 +31,9 @@ def read_npy(path: Path, wanted: Wanted, budget: Budget) -> Table:
 
 
 def read_npz(path: Path, wanted: Wanted, budget: Budget) -> Table:
-    """The matrix called `x` (or the only one), its columns called as `feature` says; or vectors, each a column.
+    """Read the matrix `x` (or the only one) with the names of columns in `feature`, or vectors as columns.
 
-    What is said of the units (label, unit, ...) are vectors of the archive, or columns of the matrix.
+    Labels, names and other attributes of the units are vectors of the archive, or columns of the matrix.
     """
     with opened(path, budget) as members:
         matrices = [name for name, (shape, dtype) in members.headers.items() if len(shape) == 2 and dtype.kind in "biufc"]
@@ -46,7 +46,7 @@ def read_npz(path: Path, wanted: Wanted, budget: Budget) -> Table:
 
 @contextlib.contextmanager
 def opened(path: Path, budget: Budget) -> Iterator["Members"]:
-    """The arrays of an NPZ file, as long as the block lasts."""
+    """Open an NPZ file in a `with` block."""
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
@@ -56,7 +56,7 @@ def opened(path: Path, budget: Budget) -> Iterator["Members"]:
 
 
 def array(path: Path, accept: Callable[[tuple[int, ...], np.dtype], None], budget: Budget) -> np.ndarray:
-    """The array of an NPY file, once `accept` has raised nothing about the shape and dtype that it declares."""
+    """Read the array of an NPY file, after `accept` has checked its declared shape and dtype."""
     with path.open("rb") as stream:
         accept(*_header(stream, path.stat().st_size, str(path), budget))
         stream.seek(0)
@@ -64,9 +64,9 @@ def array(path: Path, accept: Callable[[tuple[int, ...], np.dtype], None], budge
 
 
 def read_parquet(path: Path, wanted: Wanted, budget: Budget) -> Table:
-    """The wanted columns of a Parquet file; features must be numbers, nulls in them are missing entries.
+    """Read the requested columns of a Parquet file; features must be numbers, and nulls are missing entries.
 
-    The index that pandas keeps beside the columns gives the units' names.
+    A single index column of a pandas DataFrame gives the units' names.
     """
     try:
         import pyarrow as pa
@@ -141,14 +141,14 @@ def _from_matrix(matrix: np.ndarray, names: list[str], wanted: Wanted, what: str
 
 
 def _whole(values: np.ndarray) -> np.ndarray:
-    """Labels kept in a matrix of floats are whole numbers as a rule."""
+    """Convert floats that are all whole numbers to integers, since labels in a float matrix usually are."""
     if values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.round(values)).all():
         return values.astype(np.int64)
     return values
 
 
 class Members:
-    """The arrays of an NPZ archive: headers first, contents on demand."""
+    """Arrays of an NPZ archive: headers are read first, contents on demand."""
 
     def __init__(self, archive: zipfile.ZipFile, path: Path, budget: Budget) -> None:
         self._archive, self._path = archive, path
@@ -223,10 +223,10 @@ class Members:
 
 
 def declared(stream: IO[bytes], n_bytes: int, what: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether columns come first, and dtype of an NPY array that a stream of so many bytes really holds.
+    """Shape, Fortran order and dtype of an NPY array in a stream of `n_bytes` bytes.
 
     Raises:
-        DataError: It is no plain array, or holds less than it declares.
+        DataError: The array is not plain, or the stream is shorter than declared.
     """
     try:
         version = np.lib.format.read_magic(stream)
@@ -250,7 +250,7 @@ def declared(stream: IO[bytes], n_bytes: int, what: str) -> tuple[tuple[int, ...
 
 
 def _header(stream: IO[bytes], n_bytes: int, what: str, budget: Budget) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of an array that `stream` really holds and that memory can."""
+    """Shape and dtype of the array in `stream`, after checks of its length and of the free memory."""
     shape, _, dtype = declared(stream, n_bytes, what)
     if not dtype.hasobject:
         budget.need(COPIES * math.prod(shape) * dtype.itemsize, what)

@@ -1,4 +1,4 @@
-"""What makes the parts of a dataset fit together; what does not is refused by name before anything is computed."""
+"""Validation of the parts of a dataset and of their consistency."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,10 @@ from latentlab.data import convert, labelled, relation
 from latentlab.errors import DataError
 
 RESERVED = ("chain", "draw", "sample", "mask")
-"""Names that results and models use themselves."""
+"""Names that are reserved for results and models."""
 
 NAME = re.compile(r"\w[^/\x00-\x1f]*")
-"""Names of arrays, dims and coordinates that a netCDF file can hold."""
+"""Names of arrays, dims and coordinates that are valid in a netCDF file."""
 
 Dims = dict[str, tuple[str, ...]]
 
@@ -34,10 +34,10 @@ def checked(  # one keyword for each part of a dataset
     absent: str,
     directed: bool,
 ) -> dict[str, Any]:
-    """The parts of a dataset as read-only numpy arrays, each checked against the others.
+    """Check the parts of a dataset against each other, and return them as read-only NumPy arrays.
 
     Raises:
-        DataError: A shape, a type or a value that cannot be used; names the array and the column.
+        DataError: A shape, a type or a value is invalid; names the array and the column.
     """
     if not isinstance(name, str) or not name:
         raise DataError(f"a dataset's `name` must be text; got {name!r}.")
@@ -93,7 +93,7 @@ def _check_options(name: str, index: Any, absent: Any, directed: Any) -> None:
 
 
 def _named_units(name: str, units: Any, coords: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Coordinates with the names of a table's units added; units numbered 0, 1, ... stay unnamed."""
+    """Add the names of a table's units to the coordinates; units numbered 0, 1, ... stay unnamed."""
     if isinstance(units, Mapping):
         other = next((kind for kind in units if kind != "unit"), None)
         if other is not None:
@@ -228,7 +228,7 @@ def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> np.ndarray | None:
 def _values(
     given: np.ndarray, dims: Sequence[str], coords: Mapping[str, np.ndarray], what: str, mask: np.ndarray | None
 ) -> np.ndarray:
-    """The array in float64, NaN where the mask says that nothing was observed."""
+    """Convert the array to float64, with NaN for the entries that the mask marks as missing."""
     values = convert.numbers(given, dims, coords, what)
     if mask is not None:
         values[~mask] = np.nan
@@ -273,7 +273,7 @@ def _labels_by_kind(name: str, labels: Any, kinds: Mapping[str, np.ndarray]) -> 
 
 
 def like(dataset: Any, data: Any) -> dict[str, Any]:
-    """The observed array, by name, of new data given as raw values with the dims of `dataset`.
+    """Return the observed array, by name, of new data given as raw values with the dims of `dataset`.
 
     Raises:
         DataError: The data are not an array, or `dataset` has further arrays or an index.

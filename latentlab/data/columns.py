@@ -1,4 +1,4 @@
-"""Which columns of a file are features and which say something of the units; what a reader of files hands back."""
+"""Choice of the columns of a file: features and attributes of the units; and the result of a file reader."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +12,9 @@ from latentlab.errors import DataError
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asks of a file: names of the features (all others by default), and of what is said of the units.
+    """Requested columns of a file: names of the features (all other columns by default) and of attributes of the units.
 
-    `texts` maps names for further columns of text to the names of these columns in the file.
+    `texts` maps names of further text columns to their names in the file.
     """
 
     columns: Sequence[Any] | None = None
@@ -26,20 +26,20 @@ class Wanted:
 
     @property
     def others(self) -> dict[str, Any]:
-        """Option -> name of its column, of the options that are given."""
+        """Name of the column of each given option."""
         options = {"label": self.label, "unit": self.unit, "sequence": self.sequence, "time": self.time}
         options |= self.texts
         return {option: name for option, name in options.items() if name is not None}
 
     def without(self, options: Mapping[str, Any]) -> "Wanted":
-        """The same, these options not given."""
+        """Return a copy without these options."""
         texts = {name: column for name, column in self.texts.items() if name not in options}
         return replace(self, texts=texts, **dict.fromkeys([name for name in options if name not in self.texts]))
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Positions of the columns in a file: of the features, and of the others by option."""
+    """Positions of columns in a file: of the features, and of the other columns by option."""
 
     features: list[int]
     others: dict[str, int]
@@ -51,7 +51,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Table:
-    """A file's content: the features' names, `x` (unit, feature), and by option what is said of each unit."""
+    """Content of a file: names of the features, `x` (unit, feature), and attributes of the units by option."""
 
     features: list[str]
     x: Any
@@ -59,7 +59,7 @@ class Table:
 
 
 def choose(names: Sequence[str], wanted: Wanted, what: str) -> Chosen:
-    """Positions of the wanted columns among `names`.
+    """Positions of the requested columns among `names`.
 
     Example:
         >>> choose(["id", "a", "b", "kind"], Wanted(label="kind", unit="id"), "toy.csv")

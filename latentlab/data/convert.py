@@ -1,4 +1,4 @@
-"""Values as given, turned into numpy arrays that nobody can change, or refused by name."""
+"""Conversion of input values to read-only NumPy arrays, with checks."""
 
 import datetime
 import decimal
@@ -15,24 +15,24 @@ from latentlab.errors import DataError, unknown
 SHOWN = 40
 """Largest number of names that a message lists."""
 EXACT = 2**53
-"""The largest whole number up to which float64 holds every whole number."""
+"""Largest integer up to which every integer is exact in float64."""
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
-    """A read-only copy (the array itself where it is already read-only and owns its memory)."""
+    """Return a read-only copy, or the array itself if it is read-only and owns its memory."""
     if not array.flags.writeable and array.base is None:
         return array
     return sealed(np.array(array, order="C", copy=True))
 
 
 def sealed(array: np.ndarray) -> np.ndarray:
-    """The array itself, made read-only."""
+    """Make the array itself read-only and return it."""
     array.flags.writeable = False
     return array
 
 
 def shaped(value: Any, dims: Sequence[str], what: str) -> np.ndarray:
-    """`value` as an array with one axis per dim; `what` names it in messages."""
+    """Convert `value` to an array with one axis per dim; `what` names it in messages."""
     array = as_array(value, dims, what)
     if array.ndim != len(dims):
         expected = ", ".join(f"n_{dim}s" for dim in dims) + ("," if len(dims) == 1 else "")
@@ -45,10 +45,10 @@ def shaped(value: Any, dims: Sequence[str], what: str) -> np.ndarray:
 
 
 def as_array(value: Any, dims: Sequence[str], what: str) -> np.ndarray:
-    """`value` as an array, its whole numbers unchanged; NaN where it is masked.
+    """Convert `value` to an array with unchanged whole numbers, and NaN for masked entries.
 
     Raises:
-        DataError: Its rows differ in length, or it cannot be made an array.
+        DataError: Its rows differ in length, or it cannot be converted to an array.
     """
     if isinstance(value, np.ma.MaskedArray):
         hidden = np.ma.getmaskarray(value)
@@ -57,7 +57,7 @@ def as_array(value: Any, dims: Sequence[str], what: str) -> np.ndarray:
     try:
         array = np.asarray(value)
         if array.dtype.kind == "f" and isinstance(value, list | tuple) and (np.abs(array) >= EXACT).any():
-            return np.asarray(value, dtype=object)  # a whole number among floats has lost its digits already
+            return np.asarray(value, dtype=object)  # a large integer among floats is already rounded
     except ValueError as error:
         raise DataError(f"{what} is ragged: its rows differ in length.") from error
     except (TypeError, RuntimeError) as error:
@@ -66,9 +66,9 @@ def as_array(value: Any, dims: Sequence[str], what: str) -> np.ndarray:
 
 
 def numbers(array: np.ndarray, dims: Sequence[str], coords: Mapping[str, np.ndarray], what: str) -> np.ndarray:
-    """A new float64 array with the numbers of `array`, none of them changed by the cast but for their last digits.
+    """Convert to a new float64 array; integers that float64 cannot represent are refused.
 
-    Objects are taken one by one: numbers and truth values; None, NaN and pandas' NA are missing.
+    Objects are converted one by one: numbers and booleans; None, NaN and pandas' NA are missing.
     """
     if array.dtype.kind == "O":
         return _from_objects(array, dims, coords, what)
@@ -84,10 +84,10 @@ def numbers(array: np.ndarray, dims: Sequence[str], coords: Mapping[str, np.ndar
 
 
 def column_numbers(series: Any, what: str) -> np.ndarray:
-    """A pandas Series as float64, NaN where missing; of any dtype that holds numbers or truth values.
+    """Convert a pandas Series of numbers or booleans of any dtype to float64, with NaN for missing entries.
 
     Raises:
-        DataError: It holds something else; names the type and what to do.
+        DataError: The Series has values of another type; names the type and a remedy.
     """
     import pandas as pd
 
@@ -101,7 +101,7 @@ def column_numbers(series: Any, what: str) -> np.ndarray:
     if isinstance(dtype, pd.SparseDtype):
         return column_numbers(series.sparse.to_dense(), what)
     held = getattr(dtype, "kind", "O")
-    # Of other objects only Arrow's decimals and nulls may be numbers.
+    # Among extension dtypes of kind O, only Arrow's decimals and nulls can be numbers.
     if held not in "biufO" or (held == "O" and not (isinstance(dtype, np.dtype) or str(dtype).startswith(("decimal", "null")))):
         raise DataError(f"{what} has dtype {dtype}, no numbers; {_REMEDY}")
     if held == "f":
@@ -113,7 +113,7 @@ def column_numbers(series: Any, what: str) -> np.ndarray:
 
 
 def names(value: Any, what: str) -> np.ndarray:
-    """`value` as a read-only 1-d array of text, finite numbers or truth values, all of one type; dates become ISO text.
+    """Convert to a read-only 1-d array of text, finite numbers or booleans, all of one type; dates become ISO text.
 
     Example:
         >>> names(np.array(["2024-02-01", "2024-03-01"], dtype="M8[ns]"), "times").tolist()
@@ -145,7 +145,7 @@ def names(value: Any, what: str) -> np.ndarray:
 
 
 def iso(dates: np.ndarray) -> np.ndarray:
-    """Dates and times `datetime64` as ISO text, all in one form: as coarse as says all there is.
+    """Convert `datetime64` values to ISO text in the coarsest common form that is exact.
 
     Example:
         >>> iso(np.array(["2024-02-01", "2024-03-01T06:30"], dtype="M8[ns]")).tolist()
@@ -163,7 +163,7 @@ def first(flags: np.ndarray) -> tuple[int, ...]:
 
 
 def column(position: Sequence[int], dims: Sequence[str], coords: Mapping[str, np.ndarray]) -> str:
-    """How a message calls the column that `position` is in; empty where the array has no dim but `unit`."""
+    """Name for messages of the column at `position`; empty if `unit` is the only dim."""
     parts = [
         f"{'column' if dim == 'feature' else dim} {_plain(coords[dim][i] if dim in coords else i)!r}"
         for i, dim in zip(position, dims, strict=True)
@@ -173,7 +173,7 @@ def column(position: Sequence[int], dims: Sequence[str], coords: Mapping[str, np
 
 
 def listed(values: Sequence[Any] | np.ndarray, most: int = 5) -> str:
-    """The first few values, as a message shows them.
+    """Text of the first few values for messages.
 
     Example:
         >>> listed(["a", "b", "c"], most=2)
@@ -184,7 +184,7 @@ def listed(values: Sequence[Any] | np.ndarray, most: int = 5) -> str:
 
 
 def repeated(values: Iterable[Any]) -> Any:
-    """The first value that is there more than once, or None.
+    """First value that occurs more than once, or None.
 
     Example:
         >>> repeated(["a", "b", "a"])
@@ -251,7 +251,7 @@ def _from_objects(array: np.ndarray, dims: Sequence[str], coords: Mapping[str, n
 
 
 def is_missing(value: Any) -> bool:
-    """Whether an object says that there is no value: None, NaN, pandas' NA and NaT.
+    """Whether an object is a missing value: None, NaN, pandas' NA or NaT.
 
     Example:
         >>> is_missing(None), is_missing(float("nan")), is_missing(0)
@@ -265,7 +265,7 @@ def is_missing(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    """Whether it was written as a whole number: a float is what is left of one."""
+    """Whether the value is an exact integer; a float is not, since it may be rounded."""
     return isinstance(value, abstract.Integral) or (isinstance(value, decimal.Decimal) and value == value.to_integral_value())
 
 
@@ -275,7 +275,7 @@ def _refuse_missing(missing: np.ndarray, what: str) -> None:
 
 
 def _uniform(values: list[Any], what: str) -> np.ndarray:
-    """Objects of one kind as an array of text, numbers, truth values or `datetime64`."""
+    """Convert objects of one kind to an array of text, numbers, booleans or `datetime64`."""
     _refuse_missing(np.array([is_missing(value) for value in values]), what)
     kinds = {_kind(value) for value in values}
     if kinds <= {"text"}:
@@ -300,12 +300,12 @@ def _kind(value: Any) -> str:
         return "number"
     if isinstance(value, datetime.date | np.datetime64):
         return "date" if getattr(value, "tzinfo", None) is None else "date with a time zone"
-    # Periods and intervals of pandas are written as text says them.
+    # Periods and intervals of pandas are converted to text.
     return "text" if type(value).__name__ in ("Period", "Interval") else type(value).__name__
 
 
 def _zoned(values: list[Any]) -> np.ndarray:
-    """Times with a time zone: the days where all are midnight in it; or else ISO text in UTC, which ends in Z."""
+    """Convert times with a time zone to days if all are at midnight, or else to ISO text in UTC with the suffix Z."""
     if all((value.hour, value.minute, value.second, value.microsecond) == (0, 0, 0, 0) for value in values):
         return np.array([np.datetime64(value.date()) for value in values])
     there = iso(_uniform([value.astimezone(datetime.UTC).replace(tzinfo=None) for value in values], ""))

@@ -1,4 +1,4 @@
-"""What is observed: arrays by name with every dim named, and what else is known of the units."""
+"""Datasets: observed arrays with named dims, and the names, coordinates and labels of the units."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -17,34 +17,34 @@ from latentlab.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Observed arrays by name, every dim named, and the units that get positions.
+    """Observed arrays with named dims, and the units whose positions are inferred.
 
     In a table or a series the units are along the dim `unit` of the observed array. Ratings and graphs have named kinds of units
-    instead; their points (cells, pairs of nodes) refer to units by `index`. Everything is checked and copied to read-only numpy
-    arrays; numbers are float64.
+    instead; their points (cells, pairs of nodes) refer to units by `index`. All values are validated and copied to read-only
+    NumPy arrays; numbers are float64.
 
     Args:
-        arrays: Name -> array. A table's is `x`, `(unit, feature)`. The first is the observed one; `mask` is about it. A pandas
-            DataFrame gives units and features their names, an xarray DataArray is taken by its own dims.
-        dims: Name -> dims, e.g. `{"x": ("unit", "feature")}`: those of a DataFrame unless said. A DataArray has its own.
+        arrays: Name -> array. The array of a table is `x`, `(unit, feature)`. The first array is the observed one, to which
+            `mask` refers. Names of units and features are taken from a pandas DataFrame, and dims from an xarray DataArray.
+        dims: Name -> dims, such as `{"x": ("unit", "feature")}`, the default for a DataFrame. A DataArray has its own.
         units: Names of a table's units, equivalent to the coordinate `unit`. With an `index`: kind of units -> their names,
             or their number.
-        index: Name -> (dim of the points, number of each point's unit, kind of units). The kind defaults to the index's own
-            name. The observed array's first dim must be that of the points.
-        coords: Dim, or a further coordinate along the points (`time`, `sequence`) -> labels. Counting from 0 without any.
-        mask: True where the first array was observed; None where it was throughout. NaN in it is taken as missing.
+        index: Name -> (dim of the points, number of each point's unit, kind of units). The kind defaults to the name of the
+            index. The first dim of the observed array must be that of the points.
+        coords: Dim, or a further coordinate along the points (`time`, `sequence`) -> labels. Numbers from 0 by default.
+        mask: True for observed entries of the first array; None if all are observed. NaN entries are missing.
         labels: A label for each unit, `(unit,)`; by kind if there are several kinds of units.
-        truth: True values of sites (from a simulator), e.g. `z`, `W`; under the first array's name, its hidden values.
-        truth_dims: Dims of what is in `truth`. Known without it: `z` is `(unit, latent)`, and the names of the arrays.
-        name: Used in messages, reports and files.
-        transform: What standardised the first array, if anything did.
-        dropped: Columns left out because they were constant.
-        preparation: What was done to the rows before, such as sorting them by time; the first of the `notes`.
+        truth: True values of sites from a simulator, such as `z`, `W`; under the first array's name, its hidden values.
+        truth_dims: Dims of the arrays in `truth`. The defaults are `(unit, latent)` for `z`, and the dims of observed arrays.
+        name: Name for messages, reports and files.
+        transform: Standardisation that was applied to the first array, or None.
+        dropped: Names of constant columns that were removed.
+        preparation: Notes on changes of the rows, such as sorting by time; they precede the other `notes`.
         absent: Meaning of a point that is not listed: `unobserved` (ratings), or `zero` (graphs, counts).
         directed: Whether the pairs of a graph have a direction; if not, each pair is listed once, in either order.
 
     Raises:
-        DataError: A shape, a type or a value that cannot be used; names the array and the column.
+        DataError: A shape, a type or a value is invalid; names the array and the column.
 
     Example:
         >>> dataset = Dataset({"x": [[1, 2], [3, float("nan")], [5, 9]]}, dims={"x": ("unit", "feature")},
@@ -88,23 +88,23 @@ class Dataset:
 
     @property
     def observed(self) -> str:
-        """Name of the first array, the one that may have missing entries."""
+        """Name of the first array, which may have missing entries."""
         return next(iter(self.arrays))
 
     @property
     def x(self) -> np.ndarray:
-        """The observed array; NaN where missing."""
+        """The observed array; NaN for missing entries."""
         return self.arrays[self.observed]
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Size of each dim, over all arrays, and number of units of each kind."""
+        """Size of each dim of all arrays, and number of units of each kind."""
         found = {d: n for name, dims in self.dims.items() for d, n in zip(dims, self.arrays[name].shape, strict=True)}
         return found | {kind: len(names) for kind, names in self.kinds.items()}
 
     @property
     def points(self) -> str:
-        """Dim of the observations, the factors of the likelihood: `unit` in a table, otherwise that of the index."""
+        """Dim of the observations (factors of the likelihood): `unit` in a table, otherwise the dim of the index."""
         return self.dims[self.observed][0] if self.index else "unit"
 
     @property
@@ -113,7 +113,7 @@ class Dataset:
 
     @property
     def kinds(self) -> dict[str, np.ndarray]:
-        """Names (or numbers) of the units of each kind; a table has the one kind `unit`."""
+        """Names (or numbers) of the units of each kind; the only kind of a table is `unit`."""
         return dict(self.units) if self.index else {"unit": self.units}
 
     @property
@@ -129,12 +129,12 @@ class Dataset:
 
     @property
     def features(self) -> np.ndarray:
-        """The columns' names, or their numbers; of a table only."""
+        """Names of a table's columns, or their numbers."""
         return np.asarray(self.coords.get(self._feature_dim(), np.arange(self.x.shape[1 - self.point_axis])))
 
     @property
     def array_dims(self) -> dict[str, tuple[str, ...]]:
-        """Dims of the arrays, and of the indices."""
+        """Dims of the arrays and of the indices."""
         return {**self.dims, **{name: (one.dim,) for name, one in self.index.items()}}
 
     def labels_of(self, kind: str) -> np.ndarray | None:
@@ -146,14 +146,15 @@ class Dataset:
         return {name: self.units[one.kind][one.values] for name, one in self.index.items()}
 
     def standardize(self, *, ddof: int = 0, drop_constant: bool = False) -> "Dataset":
-        """Each column centred and scaled to standard deviation 1 over its observed entries; the transform is kept.
+        """Centre each column and scale it to standard deviation 1 over its observed entries; the transform is kept.
 
         Args:
             ddof: The sum of squares is divided by the number of observed entries minus `ddof`.
-            drop_constant: Leave constant columns out; without it they are an error.
+            drop_constant: Remove constant columns instead of raising an error.
 
         Raises:
-            DataError: A column is constant, or nothing of it was observed; names it. Or `absent` is `zero`.
+            DataError: A column is constant or has too few observed entries (names it), `absent` is `zero`, or the data are
+                standardised already.
         """
         if self.transform is not None:
             raise DataError(f"{self.name}: already standardised.")
@@ -168,7 +169,7 @@ class Dataset:
         return kept.transformed(Transform(loc, scale, ddof))
 
     def drop_constant(self) -> "Dataset":
-        """The dataset without the columns that are constant, whose names are kept in `dropped`."""
+        """Remove constant columns; their names are kept in `dropped`."""
         need_entries(self, 0)
         constant = constant_columns(self)
         if not constant.any():
@@ -180,20 +181,20 @@ class Dataset:
         return replace(kept, dropped=self.dropped + tuple(str(name) for name in self.features[constant]))
 
     def raw(self) -> "Dataset":
-        """The dataset before it was standardised."""
+        """Return the dataset with raw values, as before standardisation."""
         if self.transform is None:
             return self
         return self._mapped(self.transform.inverse, None)
 
     def transformed(self, transform: Transform | None) -> "Dataset":
-        """The dataset with its raw values put through `transform`."""
+        """Apply `transform` to the raw values."""
         raw = self.raw()
         return raw if transform is None else raw._mapped(transform, transform)
 
     def subset(self, index: np.ndarray | Sequence[int] | Sequence[bool]) -> "Dataset":
-        """Selects points (units of a table) by number, in the order given, or by a boolean mask.
+        """Select points (units of a table) by number, in the given order, or by a boolean mask.
 
-        The units keep their names (or numbers), and the transform stays that of the whole.
+        The units keep their names (or numbers), and the transform is unchanged.
 
         Raises:
             DataError: A point does not exist, or `absent` is `zero`, so that omitted points would mean 0.
@@ -214,7 +215,7 @@ class Dataset:
         return self._take(self.points, chosen)
 
     def complete(self) -> "Dataset":
-        """Lists all possible points if `absent` is `zero`, leaving out missing ones; returns `self` otherwise.
+        """List all possible points except missing ones if `absent` is `zero`; return `self` otherwise.
 
         Raises:
             DataError: The points do not fit into memory, or there are other arrays or coordinates.
@@ -225,7 +226,7 @@ class Dataset:
         return replace(self, arrays={self.observed: values}, index=index, mask=None, absent="unobserved")
 
     def matrix(self, rows: str, columns: str) -> Any:
-        """The observed values as a sparse matrix (`scipy.sparse.csr_array`), units of the index `rows` by those of `columns`.
+        """Sparse matrix of observed values (`scipy.sparse.csr_array`): units of the index `rows` by those of `columns`.
 
         Raises:
             DataError: An index does not exist.
@@ -233,7 +234,7 @@ class Dataset:
         return relation.matrix(self, rows, columns)
 
     def adjacency(self) -> Any:
-        """A graph's values as a sparse matrix `(node, node)` without zeros, symmetric if the graph is undirected.
+        """Sparse adjacency matrix of a graph `(node, node)` without zeros, symmetric if the graph is undirected.
 
         Raises:
             DataError: The points are not pairs of units of one kind.
@@ -245,10 +246,10 @@ class Dataset:
         return found if self.directed else found + found.T
 
     def split(self, fraction: float, rng: np.random.Generator, along: str | None = None) -> tuple["Dataset", "Dataset"]:
-        """Splits the points (units of a table) at random into training and held-out ones; `fraction` is held out.
+        """Split the points (units of a table) at random into training and held-out points; `fraction` is held out.
 
         Series (with a coordinate `sequence`) are split by whole sequences. With a kind of units as `along`, units are drawn and
-        all their points are held out. A standardised dataset is standardised anew, by a transform fitted to the training points.
+        all their points are held out. For a standardised dataset the transform is refitted to the training points.
 
         Raises:
             DataError: A part would be empty, or the kind does not exist.
@@ -263,10 +264,10 @@ class Dataset:
         return split(self, fraction, rng, along)
 
     def select_features(self, columns: Sequence[Any] | np.ndarray) -> "Dataset":
-        """Some of the columns, by name (by number where they have no names), in the order given.
+        """Select columns by name (by number if they have no names), in the given order.
 
         Raises:
-            DataError: No such column, with the closest one; or a column is asked for twice.
+            DataError: A column does not exist (names the closest one), is requested twice, or the data are standardised.
         """
         dim = self._feature_dim()
         if self.transform is not None:
@@ -274,13 +275,13 @@ class Dataset:
         return self._take(dim, np.array(convert.positions(columns, self.features.tolist(), self.name)))
 
     def align_features(self, other: "Dataset") -> "Dataset":
-        """`other` in raw values, with this dataset's columns in this dataset's order, matched by name.
+        """Return raw values of `other` with this dataset's columns in this dataset's order, matched by name.
 
-        `training.align_features(new).transformed(training.transform)` is new data as a fit on `training` takes them.
-        Columns that this dataset dropped as constant are left out. If `other.absent` is `zero`, all its points are listed.
+        `training.align_features(new).transformed(training.transform)` prepares new data for a fit to `training`.
+        Columns in `dropped` are removed. If `other.absent` is `zero`, all its points are listed.
 
         Raises:
-            DataError: `other` lacks a column, or has one too many; names them.
+            DataError: `other` lacks a column, or has additional columns; names them.
         """
         raw = other.raw().complete()
         if self.index:
@@ -304,13 +305,13 @@ class Dataset:
         return raw if ours == theirs else raw.select_features(ours)
 
     def conform(self, data: Any) -> "Dataset":
-        """New data in the form of this dataset: its columns in its order, matched by name, and its transform applied.
+        """Convert new data to the columns, their order and the transform of this dataset; columns are matched by name.
 
         Args:
-            data: A Dataset; or raw values with this dataset's dims, as a DataFrame, a DataArray or an array.
+            data: A Dataset, or raw values with this dataset's dims as a DataFrame, a DataArray or an array.
 
         Raises:
-            DataError: Something else, or other columns; names them.
+            DataError: The type or the columns of the data are different; names them.
 
         Example:
             >>> dataset = Dataset({"x": [[0, 1], [2, 5]]}, dims={"x": ("unit", "feature")}).standardize()
@@ -322,7 +323,7 @@ class Dataset:
         return self.align_features(data).transformed(self.transform)
 
     def notes(self) -> list[str]:
-        """Notes on the data for readers of results: identical columns and rows, unusual labels, missing entries."""
+        """Notes for the report, such as on identical columns and rows, unusual labels and missing entries."""
         if self.index:
             labels = [note for kind in self.kinds for note in notes.on_labels(self.labels_of(kind))]
             return [*self.preparation, *relation.notes(self), *labels]
@@ -336,7 +337,7 @@ class Dataset:
         ]
 
     def digest(self) -> str:
-        """SHA-256 over all but the name: the same for equal data in every process and on every machine."""
+        """SHA-256 digest of all parts except the name; equal data have equal digests on every machine."""
         digest = hashlib.sha256()
         for key, array in content(self):
             body = plain_bytes(array)
@@ -345,7 +346,7 @@ class Dataset:
 
     @property
     def sample(self) -> "Dataset":
-        """The units that results are about: all of them."""
+        """Dataset of the units that results refer to: all units."""
         return self
 
     @property

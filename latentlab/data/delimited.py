@@ -1,8 +1,8 @@
-"""Tables in text (CSV, TSV): read as a stream in blocks, every cell strictly, every fault with its line.
+"""Strict parser of text tables (CSV, TSV): files are read in blocks, and each error has its line.
 
-A reader that guesses is worse than none: pandas renames duplicated columns, shifts the columns when rows are longer
-than the header, fills short rows and takes the category `None` for a missing value, all in silence. Arrow reads `"3"4`
-as 34, takes an open quote and NUL, skips blank lines, and numbers rows, not lines.
+Other readers accept malformed files silently. pandas renames duplicated columns, shifts the columns when rows are longer
+than the header, fills short rows and reads the category `None` as missing. Arrow reads `"3"4` as 34, accepts an open quote
+and NUL, skips blank lines, and counts rows instead of lines.
 """
 
 import csv
@@ -24,11 +24,11 @@ from latentlab.errors import DataError
 
 DELIMITERS = (",", ";", "\t", "|")
 BLANK = " "
-"""Delimits columns by one or more blanks or tabulators."""
+"""Delimiter for columns separated by one or more blanks or tabulators."""
 INDEX = re.compile(r"|Unnamed: \d+")
-"""Column names of an unnamed index in a file that pandas writes, or reads and writes again."""
+"""Column names of an unnamed index in a file written by pandas once or repeatedly."""
 BLOCK = 2**17
-"""Cells read before they are turned into numbers."""
+"""Number of cells that are read before they are converted to numbers."""
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 WHOLE = re.compile(r"[+-]?\d+")
@@ -61,12 +61,12 @@ def read(  # one argument for each option of the file
     budget: Budget,
     decimal: str = ".",
 ) -> Table:
-    """The wanted columns of a text table; features as numbers, all else as text.
+    """Read the requested columns of a text table: features as numbers, all others as text.
 
-    The index that pandas writes, a first column without a name, gives the units' names, unless it counts from 0.
+    An unnamed index column of a file written by pandas gives the units' names, unless it counts from 0.
 
     Raises:
-        DataError: The file is not a table of that form; names line and column.
+        DataError: The file is not a valid table; names line and column.
     """
     lines = text.lines(path, encoding, budget)
     opening = list(itertools.islice(lines, 2))
@@ -83,7 +83,7 @@ def read(  # one argument for each option of the file
     reader = csv.reader(source, delimiter=sign, strict=True, skipinitialspace=sign == BLANK)
     rows = _rows(path, reader)
     titles = next(rows)[1]
-    if sign == BLANK and len(_words(opening[-1])) == len(titles) + 1:  # as R writes a table with the names of its rows
+    if sign == BLANK and len(_words(opening[-1])) == len(titles) + 1:  # R writes no header for row names
         titles = ["", *titles]
         rows = _rows(path, reader, len(titles), 2)
     names = _header(path, titles, sign)
@@ -125,7 +125,7 @@ def read(  # one argument for each option of the file
 
 
 class _Parser:
-    """Turns blocks of rows into numbers and text, checking them against the budget as they grow."""
+    """Converter of blocks of rows to numbers and text, with a check of the memory budget after each block."""
 
     def __init__(
         self, path: Path, names: list[str], chosen: Chosen, missing: frozenset[str], budget: Budget, decimal: str
@@ -157,10 +157,10 @@ class _Parser:
         return Table([self.names[i] for i in self.chosen.features], x, others)
 
     def _quick(self, cells: list[str]) -> np.ndarray | None:
-        """All cells at once, or None where one of them needs a closer look."""
+        """Convert all cells at once; None if a cell needs the careful conversion."""
         missing, nan = self.missing, np.nan
         text = "".join(cells)
-        if "_" in text or (self.decimal == "," and "." in text):  # float() takes 1_000 for a number
+        if "_" in text or (self.decimal == "," and "." in text):  # float() accepts 1_000
             return None
         if self.decimal == ",":
             cells = [cell if cell in missing else cell.replace(",", ".") for cell in cells]
@@ -221,14 +221,14 @@ def _picker(features: list[int], n_columns: int) -> Callable[[list[str]], Sequen
 
 
 def _need(path: Path, n_header: int, n_columns: int, chosen: Chosen, budget: Budget) -> None:
-    """Refuse a file whose rows, as long as its first ones, would fill the budget."""
+    """Refuse a file whose estimated size exceeds the budget; row lengths are extrapolated from the first 64 kB."""
     n_bytes = path.stat().st_size
     with path.open("rb") as stream:
         sample = stream.read(2**16)
     if path.suffix.lower() == ".gz" or len(sample) == n_bytes:
         return
     rows = sample[n_header:]
-    # A row longer than the sample leaves no line end in it; its cells then take two bytes each at least.
+    # Without a line end in the sample, each cell is assumed to take its minimum of two bytes.
     per_row = len(rows) / rows.count(b"\n") if rows.count(b"\n") else 2 * n_columns
     n_rows = n_bytes / max(per_row, 1)
     n_cells = n_rows * len(chosen.all)
@@ -236,14 +236,14 @@ def _need(path: Path, n_header: int, n_columns: int, chosen: Chosen, budget: Bud
 
 
 def _without_numbers(table: Table) -> Table:
-    """The table without columns that count the rows from 0, the index of an earlier export."""
+    """Remove unnamed columns that count the rows from 0, which are indices of earlier exports."""
     numbers = np.arange(len(table.x))
     kept = [i for i, one in enumerate(table.features) if not (INDEX.fullmatch(one) and np.array_equal(table.x[:, i], numbers))]
     return replace(table, features=[table.features[i] for i in kept], x=table.x[:, kept])
 
 
 def _words(line: str) -> list[str]:
-    """The cells of a line that blanks delimit; none where it is no such line."""
+    """Cells of a line delimited by blanks; empty if it cannot be parsed."""
     try:
         return next(csv.reader([line.expandtabs(1).strip()], delimiter=BLANK, skipinitialspace=True), [])
     except csv.Error:
@@ -251,7 +251,7 @@ def _words(line: str) -> list[str]:
 
 
 def _rows(path: Path, reader: Any, width: int = 0, start: int = 1) -> Iterator[tuple[int, list[str]]]:
-    """Line and cells of each row; blank lines at the end are no rows."""
+    """Yield line number and cells of each row; trailing blank lines are ignored."""
     blank = 0
     while True:
         try:
@@ -306,7 +306,7 @@ def _valid_delimiter(delimiter: str) -> str:
 
 
 def _delimiter(path: Path, opening: list[str], decimal: str) -> str:
-    """The delimiter that the header has, in the same number as the first row where several come into question."""
+    """Detect the delimiter in the header; among several, the one with equal counts in header and first row."""
     if path.name.lower().removesuffix(".gz").endswith((".tsv", ".tab")):
         return "\t"
     header, *rows = (re.sub(r'"[^"]*"?', "", line) for line in opening)

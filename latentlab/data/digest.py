@@ -7,7 +7,7 @@ import numpy as np
 
 
 def content(dataset: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields all parts of a `Dataset` except its name, each with a key."""
+    """Yield all parts of a `Dataset` except its name, each with a key."""
     for name, array in dataset.arrays.items():
         yield f"array {name} {dataset.dims[name]}", array
     for name, (dim, values, kind) in sorted(dataset.index.items()):

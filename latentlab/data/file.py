@@ -1,4 +1,4 @@
-"""One's own table in a file."""
+"""Reader of tables in files."""
 
 import os
 from collections.abc import Mapping
@@ -40,31 +40,32 @@ def file(  # one keyword for each user option
 ) -> Dataset | StoredDataset:
     r"""A table in a CSV, TSV, NPY, NPZ or Parquet file; text may be compressed (.csv.gz).
 
-    A text table has a header. Its features are plain numbers; label and unit are kept as text, so that a category may be
-    called None. The index that pandas writes beside the columns gives the units' names, unless it counts from 0. An NPY matrix
+    A text table has a header. Its features are plain numbers. Label and unit are kept as text, so that a category may be
+    called None. The index column of a file written by pandas gives the units' names, unless it counts from 0. An NPY matrix
     has columns 0, 1, 2, ...; an NPZ file has a matrix `x` with the columns' names in `feature`, or a vector for each column.
-    Nothing is unpickled. A series has a row for each time step, and columns that say when and of which sequence it is (`time`,
-    `sequence`).
+    Nothing is unpickled. A series has a row for each time step, and the columns `sequence` and `time` of its sequence and time.
 
     Args:
-        path: The file, relative to the working directory. `~` is one's home; variables such as `$HOME` stay as they are.
-        columns: The features, by name and in this order; all columns but label and unit if not given.
-        label: The column with a label for each unit.
-        unit: The column with the units' names, each of them different.
-        missing_values: Text that means a missing entry in a feature; an empty cell always does.
-        delimiter: What separates the columns (`tab` for a tabulator, `blank` for blanks); seen from the first lines if not given.
-        encoding: The text's encoding.
-        max_bytes: Refuse a table that takes more memory; half of the free memory if not given.
-        decimal: What numbers in text have before their fraction, `.` or `,`.
-        sequence: The column that says which sequence a row is a time step of.
-        time: The column with the times of the rows, by which they are sorted; units without names are called after it.
-        fill_gaps: Whether time steps that a sequence leaves out become rows of missing entries.
-        in_memory: Read the table into memory; or leave it on disk, an NPY matrix or a Zarr array (a folder `.zarr`), of which SVI
-            reads its minibatches (`latentlab.data.stored`).
+        path: Path of the file, relative to the working directory. `~` is the home directory; variables such as `$HOME` are not
+            expanded.
+        columns: Names of the features, in this order; by default all columns that no other option names.
+        label: Name of the column with a label for each unit.
+        unit: Name of the column with the units' names, all distinct.
+        missing_values: Texts that mark a missing entry of a feature; an empty cell always does.
+        delimiter: Separator of the columns (`tab` for a tabulator, `blank` for blanks); detected from the first lines if not
+            given.
+        encoding: Encoding of the text.
+        max_bytes: Largest memory of the table in bytes; half of the free memory if not given.
+        decimal: Decimal separator of numbers in text, `.` or `,`.
+        sequence: Name of the column with the sequence of each row.
+        time: Name of the column with the times of the rows, by which they are sorted; it names units without names.
+        fill_gaps: Whether omitted time steps of a sequence become rows of missing entries.
+        in_memory: Whether to read the table into memory. If false, an NPY matrix or a Zarr array (a folder `.zarr`) stays on
+            disk, and SVI reads minibatches of it (`latentlab.data.stored`).
 
     Raises:
-        DataError: The file cannot be used; names line and column, or what it declares, or the unit that is out of order.
-        MissingDependencyError: A Parquet file, and pyarrow is not installed; or a Zarr array, and zarr.
+        DataError: The file is invalid; names line and column, or the declared shape, or the unit that is out of order.
+        MissingDependencyError: pyarrow (for a Parquet file) or zarr (for a Zarr array) is not installed.
 
     Example:
         >>> import tempfile
@@ -101,7 +102,7 @@ def table(  # one argument for each option of the file
     max_bytes: int | None,
     decimal: str,
 ) -> tuple[Table, str]:
-    """Reads the wanted columns of a file; returns them and the name of the data. Arguments and errors are those of `file`."""
+    """Read the requested columns of a file; return them and the name of the data. Arguments and errors are those of `file`."""
     where = found(path)
     name, title, budget = where.name.lower(), where.name.split(".")[0] or where.name, Budget.of(max_bytes)
     try:
@@ -129,7 +130,7 @@ def table(  # one argument for each option of the file
 
 
 def _stored(path: str, columns: list[str] | None, said: Mapping[str, str | None], max_bytes: int | None) -> StoredDataset:
-    """The table that stays on disk, whose file holds the features alone."""
+    """Open a table that stays on disk; its file contains only features."""
     where = found(path, folder=ZARR)
     given = next((option for option, value in said.items() if value is not None), None)
     if given is not None:
@@ -147,10 +148,10 @@ def _stored(path: str, columns: list[str] | None, said: Mapping[str, str | None]
 
 
 def found(path: str, folder: str | None = None) -> Path:
-    """The regular file (or a folder whose name ends so) that `path` names, `~` replaced.
+    """Path of a regular file, or of a directory with the suffix `folder`, with `~` expanded.
 
     Raises:
-        DataError: There is none; says what is there instead.
+        DataError: It does not exist or is of another kind; names the kind.
     """
     if not isinstance(path, str | os.PathLike) or not str(path).strip() or "\0" in str(path):
         found = (

@@ -1,4 +1,4 @@
-"""The real series that come with statsmodels, as raw values; the units are their time steps."""
+"""Real time series of the package statsmodels, as raw values; the units are time steps."""
 
 import importlib
 from typing import Any
@@ -11,22 +11,22 @@ from latentlab.data.simulators import counts, number
 from latentlab.errors import DataError, MissingDependencyError
 
 LEVELS = ("realgdp", "realcons", "realinv", "realgovt", "realdpi", "cpi", "m1", "pop")
-"""Columns of `macrodata` that grow."""
+"""Columns of `macrodata` that are levels."""
 RATES = ("tbilrate", "unemp", "infl", "realint")
 """Columns of `macrodata` that are rates, in percent."""
 USUAL = ("realgdp", "realcons", "realinv", "realgovt", "realdpi", "m1", "tbilrate", "unemp", "infl")
-"""Without those that the others determine: the growth of `cpi` is `infl`, `realint` is `tbilrate` less `infl`."""
+"""Default columns of `macrodata`, without redundant ones: the growth of `cpi` is `infl`; `realint` is `tbilrate` minus `infl`."""
 
 
 def sunspots(*, whole: bool = False, n_levels: int | None = None) -> Dataset:
     """Yearly numbers of sunspots from 1700 to 2008: one series of 309 steps.
 
     Args:
-        whole: Round them, means of daily numbers as they are, to counts.
-        n_levels: Symbols in their place: 0 for the fewest spots to `n_levels` - 1 for the most, each in about as many years.
+        whole: Round the numbers, which are means of daily numbers, to counts.
+        n_levels: Replace the numbers by symbols of about equal frequency, from 0 (fewest spots) to `n_levels` - 1 (most).
 
     Raises:
-        DataError: `n_levels` is not from 2 to 20, or `whole` is asked for too.
+        DataError: `n_levels` is not from 2 to 20, or `whole` is set too.
 
     References:
         National Geophysical Data Center; in the public domain.
@@ -52,7 +52,7 @@ def sunspots(*, whole: bool = False, n_levels: int | None = None) -> Dataset:
 def nile() -> Dataset:
     """Yearly flow of the Nile at Aswan from 1871 to 1970, in 10^8 cubic metres: one series of 100 steps.
 
-    Its level falls once, about 1899.
+    The level drops once, in about 1899.
 
     References:
         Cobb (1978), The problem of the Nile, Biometrika 65:243; Durbin & Koopman (2012), Time Series Analysis by State Space
@@ -67,17 +67,17 @@ def nile() -> Dataset:
 
 
 def macrodata(columns: list[str] | None = None, *, growth: bool = True) -> Dataset:
-    r"""The United States' economy by quarters from 1959 to 2009: one series, its times `1959Q1` to `2009Q3`.
+    r"""Quarterly macroeconomic data of the United States from 1959 to 2009: one series with times `1959Q1` to `2009Q3`.
 
-    With `growth`, columns that are levels (real product, consumption, investment, government spending and disposable income, the
-    consumer price index, money and population) become their growth in percent a year, $400 (\log x_t - \log x_{t-1})$, and the
-    first quarter, which has none, is left out: 202 steps. Columns that are rates (the Treasury bill's, unemployment, inflation
-    and the real rate of interest) stay as they are. Without it all are as published: 203 steps, levels that mostly rise.
+    With `growth`, levels (real product, consumption, investment, government spending and disposable income, the consumer price
+    index, money and population) become growth rates in percent per year, $400 (\log x_t - \log x_{t-1})$. The first quarter has
+    no growth rate and is removed: 202 steps. Rates (of Treasury bills, unemployment, inflation and real interest) are unchanged.
+    Without `growth` all columns are as published: 203 steps, with mostly increasing levels.
 
     Args:
         columns: Some of `realgdp`, `realcons`, `realinv`, `realgovt`, `realdpi`, `cpi`, `m1`, `pop` and `tbilrate`, `unemp`,
-            `infl`, `realint`; all but `cpi`, `pop` and `realint` if not given (the growth of `cpi` is `infl`).
-        growth: Whether levels become growth.
+            `infl`, `realint`; all except `cpi`, `pop` and `realint` if not given (the growth of `cpi` is `infl`).
+        growth: Whether levels become growth rates.
 
     References:
         Federal Reserve Bank of St. Louis, FRED; in the public domain.

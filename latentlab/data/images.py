@@ -1,4 +1,4 @@
-"""Images in files as MNIST's are, each image a row of pixels; what a file declares is checked before it is read."""
+"""Reader of images in the formats of MNIST; each image becomes a row of pixels, and headers are checked before data are read."""
 
 import math
 import struct
@@ -15,7 +15,7 @@ from latentlab.data.memory import COPIES, Budget, size
 from latentlab.errors import DataError
 
 TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-"""Of the entries of an IDX file, by the third byte of the file."""
+"""Data type of the entries of an IDX file, by the third byte of the file."""
 FORMATS = (".idx", "ubyte", ".idx.gz", "ubyte.gz", ".npy", ".npz")
 
 Accept = Callable[[tuple[int, ...], np.dtype], None]
@@ -28,21 +28,21 @@ def images(
     member: str | None = None,
     max_bytes: int | None = None,
 ) -> Dataset:
-    """Images of one size in an IDX, NPY or NPZ file: a column `pixel_ROW_COLUMN` for each pixel, values as they are.
+    """Images of one size in an IDX, NPY or NPZ file: a column `pixel_ROW_COLUMN` of unscaled values for each pixel.
 
-    MNIST's files and their like are IDX, plain or compressed (train-images-idx3-ubyte.gz); nothing is downloaded or unpickled. An
-    NPY file, or an array of an NPZ file, has shape (n_images, n_rows, n_columns). Standardising needs `drop_constant` where a
-    pixel is the same in every image.
+    Files of MNIST and similar data sets are IDX, plain or compressed (train-images-idx3-ubyte.gz). Nothing is downloaded or
+    unpickled. An NPY file, or an array of an NPZ file, has shape (n_images, n_rows, n_columns). Standardising requires
+    `drop_constant` if a pixel is constant over all images.
 
     Args:
-        path: The file; its name ends in .idx, ubyte, .npy or .npz, the first two perhaps in .gz after that.
-        labels: A file of those formats with a whole number for each image; of an NPZ file, or one of its arrays.
-        n_units: Take so many images, from the first on; all if not given.
-        member: The array of an NPZ file; the one of three dims if not given.
-        max_bytes: Refuse what takes more memory; half of the free memory if not given.
+        path: Path of the file; its name ends in .idx, ubyte, .npy or .npz, or in .idx.gz or ubyte.gz.
+        labels: A file of these formats with a whole number for each image; or, for an NPZ file, the name of one of its arrays.
+        n_units: Number of images, from the first on; all if not given.
+        member: Name of the array in an NPZ file; the only array of three dims if not given.
+        max_bytes: Largest memory in bytes; half of the free memory if not given.
 
     Raises:
-        DataError: The file cannot be used, holds more or less than it declares, or other labels than images; names both.
+        DataError: The file is invalid, its size differs from the declared size, or the numbers of labels and images differ.
 
     Example:
         >>> import tempfile
@@ -84,7 +84,7 @@ def images(
 
 
 def _labels(labels: str, images: Path, n_images: int, budget: Budget) -> np.ndarray:
-    """The label of each image of the file, from a file, or from another array of an NPZ file."""
+    """Read a label for each image, from a file or from another array of an NPZ file."""
     member, where = None, images
     if not (_kind(images) == ".npz" and isinstance(labels, str) and not Path(labels).exists()):
         where = found(labels)
@@ -132,7 +132,7 @@ def _member(path: Path, accept: Accept, budget: Budget, member: str | None) -> n
 
 
 def _idx(stream: IO[bytes], path: Path, accept: Accept, *, packed: bool) -> np.ndarray:
-    """The array of an IDX file: two zeros, type, number of dims, sizes (32 bits each, the high byte first), entries."""
+    """Read the array of an IDX file: two zeros, type, number of dims, sizes (32-bit big-endian), entries."""
     zeros, kind, n_dims = struct.unpack(">HBB", _exactly(stream, 4, path))
     if zeros or kind not in TYPES:
         raise DataError(f"{path}: not an IDX file: it begins with {struct.pack('>HBB', zeros, kind, n_dims).hex(' ')}.")

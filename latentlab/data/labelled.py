@@ -1,7 +1,7 @@
-"""Arrays that carry names (pandas, xarray, Arrow) or leave zeros out (SciPy): taken by their own names, as plain arrays.
+"""Conversion of labelled arrays (pandas, xarray, Arrow) and sparse arrays (SciPy) to plain arrays and names.
 
-The first array that has names along a dim gives them; every other one is put in their order. None of these libraries is
-imported here before a value of theirs is given.
+The first array with names along a dim determines their order; every other array is reordered. The libraries are imported only
+if a value of theirs is given.
 """
 
 import re
@@ -17,7 +17,7 @@ from latentlab.errors import DataError
 Names = dict[str, np.ndarray]
 
 UNNAMED = re.compile(r"Unnamed: \d+")
-"""Name that pandas gives to a column without one, such as the index in a file that it writes."""
+"""Name that pandas assigns to an unnamed column, such as the index in a file."""
 
 
 def plain(
@@ -28,10 +28,10 @@ def plain(
     mask: Any,
     labels: Any,
 ) -> tuple[dict[str, Any], dict[str, Any], Any, Any]:
-    """Arrays, coordinates, mask and labels without names of their own, all in one order along each dim.
+    """Convert arrays, coordinates, mask and labels to plain values in a common order along each dim.
 
     Raises:
-        DataError: Names that contradict each other or `coords`, dims that are not those declared, a column of no numbers.
+        DataError: Names contradict each other or `coords`, dims differ from those declared, or a column is not numeric.
     """
     known: dict[str, Any] = {key: convert.names(value, f"{name}: coordinate {key!r}") for key, value in coords.items()}
     sizes: dict[str, int] = {}
@@ -42,7 +42,7 @@ def plain(
         values = convert.shaped(values, dims[key], what)
         result[key] = _placed(values, dims[key], own, known, sizes, what, fixed=coords)
         for other, value in further.items():
-            implied = value is own.get("unit")  # the dates of an index, which `coords` may replace
+            implied = value is own.get("unit")  # dates of an index, which `coords` may replace
             if other in coords and not implied and known[other].astype(str).tolist() != value.astype(str).tolist():
                 raise DataError(f"{what} has its own coordinate {other!r}, and `coords` has another: leave one of them out.")
         known = {**further, **known}
@@ -58,7 +58,7 @@ def plain(
 
 
 def own_dims(value: Any) -> tuple[str, ...] | None:
-    """The dims of an array that has dims of its own, or is a DataFrame; None of any other."""
+    """Dims of an xarray object or a DataFrame; None for other values."""
     library = _library(value)
     if library == "xarray":
         return tuple(map(str, getattr(value, "dims", ())))
@@ -66,13 +66,13 @@ def own_dims(value: Any) -> tuple[str, ...] | None:
 
 
 def opened(value: Any, dims: Sequence[str], what: str, *, numbers: bool = True) -> tuple[Any, Names, Names]:
-    """The values in the order of `dims`, the names that they carry by dim, and their further coordinates along `unit`.
+    """Values in the order of `dims`, their names by dim, and their further coordinates along `unit`.
 
     Args:
-        value: What was given: of pandas, xarray, SciPy or Arrow, or anything else, which is handed on as it is.
-        dims: The dims that are expected.
-        what: How messages call it.
-        numbers: Whether the columns of a DataFrame are turned into float64, each by itself.
+        value: An object of pandas, xarray, SciPy or Arrow; others are returned unchanged.
+        dims: Expected dims.
+        what: Name of the value in messages.
+        numbers: Whether the columns of a DataFrame are converted to float64, each separately.
     """
     library = _library(value)
     if library is None and hasattr(value, "to_pandas"):
@@ -128,7 +128,7 @@ def _placed(
     *,
     fixed: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The values in the order of the names known along each dim; names along a dim without any are taken from them."""
+    """Reorder values by the known names along each dim; for a dim without names, those of the values are adopted."""
     for axis, dim in enumerate(dims):
         if dim not in own:
             continue
@@ -159,7 +159,7 @@ def _placed(
 
 
 def _library(value: Any) -> str | None:
-    """Which of the libraries a value's type, or a type that it is made from, comes from."""
+    """Name of the library (pandas, xarray or scipy) that defines the value's type or one of its base classes; None otherwise."""
     roots = {base.__module__.split(".")[0] for base in type(value).__mro__}
     if "scipy" in roots and not hasattr(value, "toarray"):
         return None
@@ -167,7 +167,7 @@ def _library(value: Any) -> str | None:
 
 
 def _axis(index: Any, what: str) -> tuple[np.ndarray | None, Names]:
-    """Names of an index, None where it only counts from 0; and what it says of sequence and time, by its levels or as dates."""
+    """Names of an index, or None if it counts from 0; and its sequence and time, from its levels or its dates."""
     import pandas as pd
 
     if isinstance(index, pd.MultiIndex):
@@ -215,7 +215,7 @@ def _is_level(value: Any, key: Any) -> bool:
 
 
 def _dense(value: Any, what: str) -> np.ndarray:
-    """A sparse array with its zeros, where memory holds it."""
+    """Convert a sparse array to a dense one, if it fits into half of the free memory."""
     needed, free = COPIES * 8 * int(np.prod([int(n) for n in value.shape])), Budget.of(None).n_bytes
     if needed > free:
         raise DataError(

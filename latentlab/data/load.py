@@ -1,4 +1,4 @@
-"""One call for every dataset: an entry of the table `DATASETS`, its options checked, entries hidden, standardised."""
+"""Loading of datasets by name: check of options, simulated missing entries, and standardisation."""
 
 import inspect
 from typing import Any, Literal, overload
@@ -45,20 +45,20 @@ def load_dataset(
     missing_seed: int = 0,
     **options: Any,
 ) -> Dataset | StoredDataset:
-    """The dataset called `name`, standardised (ddof 0) unless `standardize=False`.
+    """Load the dataset called `name`, standardised (ddof 0) unless `standardize=False`.
 
     Args:
-        name: An entry of `latentlab list datasets`; `file` is one's own file.
-        standardize: Centre each column and scale it to standard deviation 1 over its observed entries. A single unit, which a
-            fit may place among its own, stays raw.
-        drop_constant: Leave out constant columns, which cannot be standardised and are an error otherwise.
-        missing: Share of the entries to hide, at random; what they were is kept in `truth`.
-        missing_seed: Seed of which entries are hidden.
-        options: The entry's own options, such as `columns`.
+        name: Name of a dataset in `latentlab list datasets`; `file` reads a user's file.
+        standardize: Centre each column and scale it to standard deviation 1 over its observed entries. A single unit stays raw;
+            a fit to other units can place it.
+        drop_constant: Remove constant columns, which cannot be standardised and raise an error otherwise.
+        missing: Share of the entries that are hidden at random; their values are kept in `truth`.
+        missing_seed: Seed of the choice of hidden entries.
+        options: Options of the dataset, such as `columns`.
 
     Raises:
-        ConfigError: No such dataset or option; names the closest one.
-        DataError: The data cannot be used.
+        ConfigError: The dataset or option does not exist; names the closest one.
+        DataError: The data are invalid.
 
     Example:
         >>> load_dataset("wine")
@@ -94,7 +94,7 @@ def load_dataset(
 
 
 def dataset_options(name: str) -> dict[str, inspect.Parameter]:
-    """The options of the entry `name`, from its signature.
+    """Options of the dataset `name`, from its signature.
 
     Example:
         >>> sorted(dataset_options("linear_gaussian"))

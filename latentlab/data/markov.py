@@ -1,4 +1,4 @@
-"""Sequences drawn from a hidden Markov model, with the states that were hidden."""
+"""Simulated sequences from a hidden Markov model, with their hidden states."""
 
 import numpy as np
 
@@ -21,27 +21,27 @@ def hidden_markov(  # one keyword for each user option
     *,
     unequal: bool = True,
 ) -> Dataset:
-    r"""Sequences whose steps are Gaussian around the mean of a hidden state, which mostly stays as it is.
+    r"""Simulated sequences from a hidden Markov model with Gaussian emissions and persistent states.
 
     $$z_1 \sim \mathrm{Categorical}(\rho), \; z_t \sim \mathrm{Categorical}(A_{z_{t-1}}), \; x_t \sim N(\mu_{z_t}, \sigma^2 I)$$
 
-    A state stays with probability `stay` and goes to the next one (after the last, to the first) twice as often as to each of
-    the others; the initial states are in the ratio K, K - 1, ..., 1. The means are those of `gaussian_mixture`: the nearest other
-    mean of every state is exactly `separation` standard deviations (sigma = 0.5) away.
+    A self-transition has probability `stay`. A transition to the next state (from the last to the first) is twice as probable as
+    one to each other state. Initial probabilities are in the ratio K, K - 1, ..., 1. The means are those of `gaussian_mixture`:
+    the distance of every mean to the nearest other mean is exactly `separation` standard deviations (sigma = 0.5).
 
-    Units are time steps, called `SEQUENCE:TIME`, with the coordinates `sequence` and `time`. `truth` holds `z` (unit,),
-    `initial` (state,), `transition` (state, next_state), `mu` and `sigma` (state, feature), on the scale of the raw values;
-    `labels` the states as text.
+    Units are time steps with the names `SEQUENCE:TIME` and the coordinates `sequence` and `time`. `truth` contains `z` (unit,),
+    `initial` (state,), `transition` (state, next_state), `mu` and `sigma` (state, feature), on the scale of the raw values.
+    `labels` are the states as text.
 
     Args:
-        n_sequences: Number of sequences, each with an initial state of its own.
+        n_sequences: Number of sequences, each with an independent initial state.
         n_steps: Length of the longest sequence.
         n_states: Number of states K.
         n_features: Number of columns.
         separation: Distance of neighbouring means in standard deviations within a state, at least 0.
-        stay: Probability that a state stays, from 0 to 1.
-        seed: Seed of everything that is drawn.
-        unequal: Whether lengths go down evenly to half of `n_steps`; all are `n_steps` otherwise.
+        stay: Probability of a self-transition, from 0 to 1.
+        seed: Random seed.
+        unequal: Whether lengths decrease evenly to half of `n_steps`; all are `n_steps` otherwise.
 
     Example:
         >>> dataset = hidden_markov(n_sequences=3, n_steps=4)
@@ -90,7 +90,7 @@ def _transition(n_states: int, stay: float) -> np.ndarray:
 
 
 def _path(initial: np.ndarray, transition: np.ndarray, n_steps: int, rng: np.random.Generator) -> np.ndarray:
-    """A draw of the states, one uniform number for each."""
+    """Draw the states of a sequence, from one uniform number each."""
     first, rest = np.cumsum(initial), np.cumsum(transition, axis=1)
     last = len(initial) - 1
     path = np.empty(n_steps, dtype=int)

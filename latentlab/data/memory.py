@@ -1,4 +1,4 @@
-"""How much memory is taken: by reading a file, decided before it is read; by going through large arrays, in blocks."""
+"""Limits on memory: a budget that is checked before a file is read, and blocks for operations on large arrays."""
 
 import contextlib
 import os
@@ -9,23 +9,23 @@ from pathlib import Path
 from latentlab.errors import DataError
 
 SHARE = 0.5
-"""Of the memory that is free, the rest being left to inference."""
+"""Share of the free memory that data may take; the rest is for inference."""
 
 COPIES = 3
-"""A table is in memory so many times while it is read: as blocks, joined, and checked."""
+"""Number of copies of a table in memory while it is read: as blocks, joined, and checked."""
 
 RATIO = 500
-"""Deflate packs at most 1032 to 1; no table that was met comes near half of it, a decompression bomb does."""
+"""Largest compression ratio; deflate reaches 1032, and tables stay far below half of it, unlike decompression bombs."""
 
 SMALL = 2**26
-"""Below 64 MB the ratio says nothing."""
+"""Size in bytes (64 MB) below which the compression ratio is not checked."""
 
 BLOCK = 2**21
-"""Numbers in a block of an array that is gone through in parts: 16 MB, which the cache still holds."""
+"""Number of values in a block of a large array: 16 MB, which fits into the cache."""
 
 
 def blocks(n: int, numbers: int) -> Iterator[slice]:
-    """Slices of n things, of so many numbers each, that cut them into blocks.
+    """Slices that divide n items of `numbers` values each into blocks.
 
     Example:
         >>> list(blocks(5, BLOCK // 2))
@@ -37,14 +37,14 @@ def blocks(n: int, numbers: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class Budget:
-    """So many bytes may be taken; `given` if the user said so."""
+    """Largest number of bytes; `given` is True if the user set it."""
 
     n_bytes: int
     given: bool
 
     @classmethod
     def of(cls, max_bytes: int | None) -> "Budget":
-        """The user's number, or half of the memory that is free now."""
+        """Budget of `max_bytes`, or of half of the memory that is free now if None."""
         if max_bytes is None:
             return cls(int(SHARE * _available()), given=False)
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
@@ -52,7 +52,7 @@ class Budget:
         return cls(max_bytes, given=True)
 
     def need(self, n_bytes: int, what: str) -> None:
-        """Refuse what needs more than the budget."""
+        """Refuse data that need more than the budget."""
         if n_bytes > self.n_bytes:
             whence = "`max_bytes`" if self.given else "half of the free memory"
             raise DataError(
@@ -61,7 +61,7 @@ class Budget:
             )
 
     def unpack(self, n_packed: int, n_bytes: int, what: str) -> None:
-        """Refuse what unpacks to more than the budget, or to many times its size."""
+        """Refuse a file whose unpacked size exceeds the budget, or `RATIO` times its size unless the user set the budget."""
         self.need(n_bytes, f"{what}, unpacked,")
         if not self.given and n_bytes > SMALL and n_bytes > RATIO * max(n_packed, 1):
             raise DataError(
@@ -71,7 +71,7 @@ class Budget:
 
 
 def size(n_bytes: int) -> str:
-    """A number of bytes for people.
+    """Format a number of bytes with a unit.
 
     Example:
         >>> size(8 * 10**12), size(128)
@@ -86,7 +86,7 @@ def size(n_bytes: int) -> str:
 
 
 def _available() -> int:
-    """Bytes that this process can still take: the machine's, the container's and its own limit."""
+    """Bytes that this process can still allocate: the smallest limit of machine, container and process."""
     return max(0, min(_limits(), default=2**33))
 
 

@@ -1,4 +1,4 @@
-"""Entries hidden on purpose, so that what a model says of missing ones can be held against what they were."""
+"""Hiding of observed entries, so that imputations can be compared with the true values."""
 
 from dataclasses import replace
 
@@ -9,14 +9,14 @@ from latentlab.errors import DataError
 
 
 def hide(dataset: Dataset, fraction: float, rng: np.random.Generator) -> Dataset:
-    """The dataset with a share of its observed entries hidden, completely at random.
+    """Hide a share of the observed entries completely at random.
 
-    What they were is kept in `truth`, under the name of the observed array (all of it; NaN where nobody knows).
+    `truth` keeps the whole observed array under its name, with NaN for entries that were missing before.
 
     Args:
-        dataset: Raw values: hiding comes before standardising, so that the transform does not know what is hidden.
+        dataset: Dataset with raw values; it is standardised later, so that the transform does not depend on hidden entries.
         fraction: Share of the observed entries, from 0 to below 1; rounded to whole entries.
-        rng: Source of randomness.
+        rng: Random generator.
 
     Example:
         >>> whole = Dataset({"x": np.arange(20.0).reshape(5, 4)}, dims={"x": ("unit", "feature")})

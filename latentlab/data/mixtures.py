@@ -1,4 +1,4 @@
-"""Data drawn from mixtures, each unit from one component, with the components and what they are."""
+"""Simulated data from mixtures, with the components of the units and their parameters."""
 
 import itertools
 import math
@@ -19,29 +19,29 @@ ERUPTIONS = {
     "sigma": ((0.26, 5.8), (0.41, 6.0)),
     "correlation": (0.28, 0.38),
 }
-"""Short and long eruptions of `geyser`: shares, means and sds of minutes of eruption and waiting, and their correlation."""
+"""Parameters of short and long eruptions of `geyser`: weights; means and standard deviations in minutes; correlations."""
 
 
 def gaussian_mixture(
     n_units: int = 300, n_components: int = 3, n_features: int = 2, separation: float = 4.0, seed: int = 0
 ) -> Dataset:
-    r"""Spherical Gaussian clusters of unequal size, as far apart as `separation` says.
+    r"""Simulated spherical Gaussian clusters of unequal size, with a given separation.
 
     $$z_n \sim \mathrm{Categorical}(\pi), \; x_n \sim N(\mu_{z_n}, \sigma^2 I), \; \pi_k \propto K - k \; (k = 0, ..., K - 1)$$
 
-    The means lie on a square grid, turned and moved at random. Its spacing is `separation` times sigma = 0.5: the nearest other
-    mean of every component is exactly so many standard deviations away. Two components of equal size would be told apart with
-    an error of $\Phi(-\mathrm{separation} / 2)$: 31 % at 1, 16 % at 2, 2.3 % at 4.
+    The means lie on a square grid, rotated and shifted at random. Its spacing is `separation` times sigma = 0.5, so that the
+    distance of every mean to the nearest other mean is exactly `separation` standard deviations. The error of the optimal
+    classification of two components of equal size is $\Phi(-\mathrm{separation} / 2)$: 31 % at 1, 16 % at 2, 2.3 % at 4.
 
-    `truth` holds `z` (unit,), `weights` (component,), `mu` (component, feature) and `sigma` (component, feature), on the scale
-    of the raw values; `labels` the components as text.
+    `truth` contains `z` (unit,), `weights` (component,), `mu` (component, feature) and `sigma` (component, feature), on the scale
+    of the raw values. `labels` are the components as text.
 
     Args:
         n_units: Number of units.
         n_components: Number of components K; 3 have weights 1/2, 1/3 and 1/6.
         n_features: Number of columns.
         separation: Distance of neighbouring means in standard deviations within a component, at least 0.
-        seed: Seed of everything that is drawn.
+        seed: Random seed.
 
     Example:
         >>> dataset = gaussian_mixture(n_units=60)
@@ -60,17 +60,17 @@ def gaussian_mixture(
 
 
 def geyser(n_units: int = 272, seed: int = 0) -> Dataset:
-    r"""Simulated eruptions of a geyser, much like Old Faithful's: minutes of an eruption, and of waiting for the next one.
+    r"""Simulated eruptions of a geyser similar to Old Faithful: durations of eruptions and waiting times, in minutes.
 
-    These are not the data of Azzalini and Bowman, but draws from a mixture of two correlated Gaussians, short and long eruptions,
-    whose parameters have about the size of those that such a mixture has when it is fitted to the 272 eruptions of that name.
+    These are not the data of Azzalini and Bowman, but draws from a mixture of two correlated Gaussians, for short and long
+    eruptions. The parameters are close to those of such a mixture fitted to the 272 eruptions of Old Faithful.
 
-    `truth` holds `z` (unit,), `weights` (component,), `mu` and `sigma` (component, feature), `correlation` (component,) of the
-    two columns; `labels` the components as text. Raw values are minutes.
+    `truth` contains `z` (unit,), `weights` (component,), `mu` and `sigma` (component, feature), and `correlation` (component,) of
+    the two columns. `labels` are the components as text. Raw values are minutes.
 
     Args:
         n_units: Number of eruptions.
-        seed: Seed of everything that is drawn.
+        seed: Random seed.
 
     References:
         Azzalini & Bowman (1990), A look at some data on the Old Faithful geyser, Applied Statistics 39:357.
@@ -92,21 +92,22 @@ def geyser(n_units: int = 272, seed: int = 0) -> Dataset:
 
 
 def poisson_mixture(n_units: int = 300, n_components: int = 3, n_features: int = 2, ratio: float = 3.0, seed: int = 0) -> Dataset:
-    r"""Counts whose rates depend on the component that a unit belongs to.
+    r"""Simulated counts from a mixture of independent Poisson distributions.
 
     $$z_n \sim \mathrm{Categorical}(\pi), \; x_{nd} \sim \mathrm{Poisson}(\lambda_{z_n d}), \; \pi_k \propto K - k$$
 
-    In each column the rates are 2 times 1, `ratio`, `ratio` squared, ... in an order of its own, the first column's increasing.
+    In each column the rates are 2 times 1, `ratio`, `ratio` squared, ...; their order is increasing in the first column and
+    random in the others.
 
-    `truth` holds `z` (unit,), `weights` (component,) and `rate` (component, feature), of the raw values; `labels` the components
-    as text.
+    `truth` contains `z` (unit,), `weights` (component,) and `rate` (component, feature) of the raw values. `labels` are the
+    components as text.
 
     Args:
         n_units: Number of units.
         n_components: Number of components K.
         n_features: Number of columns.
-        ratio: Of a rate to the next smaller one of its column, at least 1.
-        seed: Seed of everything that is drawn.
+        ratio: Ratio of each rate to the next smaller rate of its column, at least 1.
+        seed: Random seed.
 
     Example:
         >>> poisson_mixture(n_features=1).truth["rate"].tolist()
@@ -127,20 +128,20 @@ def poisson_mixture(n_units: int = 300, n_components: int = 3, n_features: int =
 def latent_classes(
     n_units: int = 300, n_components: int = 3, n_features: int = 12, certainty: float = 0.85, seed: int = 0
 ) -> Dataset:
-    r"""Yes-or-no answers that are independent given the class that a unit belongs to.
+    r"""Simulated binary answers from a latent class model: answers are independent given the class.
 
     $$z_n \sim \mathrm{Categorical}(\pi), \; x_{nd} \sim \mathrm{Bernoulli}(p_{z_n d}), \; \pi_k \propto K - k$$
 
-    In each column one class, the columns taking turns, says yes with probability `certainty`, all others with 1 - `certainty`.
+    In column d, class d modulo K answers 1 with probability `certainty`, and all others with probability 1 - `certainty`.
 
-    `truth` holds `z` (unit,), `weights` (component,) and `probability` (component, feature); `labels` the classes as text.
+    `truth` contains `z` (unit,), `weights` (component,) and `probability` (component, feature). `labels` are the classes as text.
 
     Args:
         n_units: Number of units.
         n_components: Number of classes K.
         n_features: Number of columns.
-        certainty: Probability of a class's own answer, from 0.5 (the classes are alike) to 1.
-        seed: Seed of everything that is drawn.
+        certainty: Probability of the typical answer of a class, from 0.5 (identical classes) to 1.
+        seed: Random seed.
 
     References:
         Lazarsfeld & Henry (1968), Latent Structure Analysis, Houghton Mifflin.
@@ -160,7 +161,7 @@ def latent_classes(
     return _dataset("latent_classes", x, z, weights=weights, probability=probability)
 
 
-# -- what these simulators share
+# -- functions of these simulators
 
 
 def unequal(n_components: int) -> np.ndarray:
@@ -170,10 +171,10 @@ def unequal(n_components: int) -> np.ndarray:
 
 
 def means(n_components: int, n_features: int, spacing: float, rng: np.random.Generator) -> np.ndarray:
-    """Points of a square grid `(component, feature)`, turned and moved at random, the nearest one of each at that distance."""
+    """Points `(component, feature)` of a randomly rotated and shifted square grid; nearest neighbours are `spacing` apart."""
     n_dims = min(n_features, max(1, math.ceil(math.log2(n_components))))
     side = next(side for side in itertools.count(1) if side**n_dims >= n_components)
-    # Points nearest to the corner first: each but the corner then has a neighbour among those before it.
+    # Points nearest to the corner come first, so that each has a neighbour among the earlier ones.
     points = sorted(itertools.product(range(side), repeat=n_dims), key=lambda point: (sum(point), point))[:n_components]
     grid = np.zeros((n_components, n_features))
     grid[:, :n_dims] = points

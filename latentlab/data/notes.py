@@ -1,4 +1,4 @@
-"""Notes on unusual properties of the data, for the report: they are no errors, but explain unusual results."""
+"""Notes for the report on unusual properties of the data, which are not errors but can explain unusual results."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ import numpy as np
 
 SHOWN = 5
 FAR = 20.0
-"""Distance of one value from the mean of the others, in their standard deviations, that a note names."""
+"""Smallest distance of an outlier from the mean of the other values, in their standard deviations."""
 FEWEST = 8
-"""Observed values of a column from which such a distance is computed."""
+"""Smallest number of observed values of a column that is examined for outliers."""
 
 
 def on_values(x: np.ndarray, units: Sequence[Any], columns: Sequence[Any] | None) -> list[str]:
@@ -26,7 +26,7 @@ def on_values(x: np.ndarray, units: Sequence[Any], columns: Sequence[Any] | None
 
 
 def on_outliers(x: np.ndarray, units: Sequence[Any], columns: Sequence[Any]) -> list[str]:
-    """A note on the value that is farthest from the others of its column, if it is more than `FAR` standard deviations away.
+    """Note on the most extreme outlier, if it is more than `FAR` standard deviations from the mean of its column's other values.
 
     Example:
         >>> on_outliers(np.array([[1.0], [3], [2], [4], [2], [3], [1], [-999]]), list("abcdefgh"), ["p"])[0][:48]
@@ -55,7 +55,7 @@ def on_outliers(x: np.ndarray, units: Sequence[Any], columns: Sequence[Any]) -> 
 
 
 def on_labels(labels: np.ndarray | None) -> list[str]:
-    """Notes on labels that cannot tell units apart, or tell all of them apart.
+    """Notes on labels with a single class, with one class for each unit, or with classes of one unit.
 
     Example:
         >>> on_labels(np.array(["a", "a"]))

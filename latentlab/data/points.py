@@ -31,13 +31,13 @@ def ratings(  # one keyword for each user option
         item: The column with the names of the items.
         rating: The column with the ratings, as numbers.
         missing_values: Texts that mark a missing rating; such rows are left out.
-        delimiter: What separates the columns; seen from the first lines if not given.
-        encoding: The text's encoding.
-        max_bytes: Refuse a table that takes more memory; half of the free memory if not given.
-        decimal: What numbers in text have before their fraction, `.` or `,`.
+        delimiter: Separator of the columns; detected from the first lines if not given.
+        encoding: Encoding of the text.
+        max_bytes: Largest memory of the table in bytes; half of the free memory if not given.
+        decimal: Decimal separator of numbers in text, `.` or `,`.
 
     Raises:
-        DataError: The file cannot be used, or a cell is listed twice; names line and column, or user and item.
+        DataError: The file is invalid, or a cell is listed twice; names line and column, or user and item.
 
     Example:
         >>> import tempfile, pathlib
@@ -81,14 +81,14 @@ def edges(  # one keyword for each user option
         target: The column with the name of each edge's second node.
         weight: The column with the edges' values; all are 1 if not given, and a missing value means an unobserved pair.
         missing_values: Texts that mark a missing weight.
-        delimiter: What separates the columns; seen from the first lines if not given.
-        encoding: The text's encoding.
-        max_bytes: Refuse a table that takes more memory; half of the free memory if not given.
+        delimiter: Separator of the columns; detected from the first lines if not given.
+        encoding: Encoding of the text.
+        max_bytes: Largest memory of the table in bytes; half of the free memory if not given.
         directed: Whether edges have a direction; if not, each pair is listed once, in either order.
-        decimal: What numbers in text have before their fraction, `.` or `,`.
+        decimal: Decimal separator of numbers in text, `.` or `,`.
 
     Raises:
-        DataError: The file cannot be used, or an edge joins a node with itself or is listed twice; names it.
+        DataError: The file is invalid, or an edge joins a node with itself or is listed twice; names it.
 
     Example:
         >>> import tempfile, pathlib

@@ -1,6 +1,6 @@
-"""Data whose points refer to units by index: the cells of a table of ratings, the pairs of nodes of a graph.
+"""Relational data, whose points refer to units by index: cells of a table of ratings, or pairs of nodes of a graph.
 
-A point is an observation, a factor of the likelihood. Points are held out, cross-validated and drawn into minibatches. A
+A point is an observation, which is a factor of the likelihood. Points are held out, cross-validated and drawn into minibatches. A
 unit is an object with a latent position. Points are listed sparsely, each with the numbers of its units.
 """
 
@@ -18,7 +18,7 @@ ABSENT = ("unobserved", "zero")
 
 
 class Index(NamedTuple):
-    """Number of each point's unit among the units of `kind`, from 0: `values` `(point,)`; the points are along `dim`."""
+    """Index from points along `dim` to units of `kind`: `values` `(point,)` are the numbers of the units, from 0."""
 
     dim: str
     values: np.ndarray
@@ -26,10 +26,10 @@ class Index(NamedTuple):
 
 
 def checked_units(name: str, units: Any, index: Any, points: str) -> dict[str, np.ndarray]:
-    """Names of the units by kind; 0, 1, ... if only their number is given.
+    """Check and return the names of the units by kind; 0, 1, ... if only their number is given.
 
     Raises:
-        DataError: A kind without units, duplicate names, or a kind that no index refers to.
+        DataError: A kind has no units, duplicate names, or no index.
     """
     kinds = dict.fromkeys(_parts(name, key, given)[2] for key, given in index.items())
     if not isinstance(units, Mapping):
@@ -62,10 +62,10 @@ def checked_units(name: str, units: Any, index: Any, points: str) -> dict[str, n
 def checked_index(
     name: str, index: Any, units: Mapping[str, np.ndarray], points: str, n_points: int, *, directed: bool
 ) -> dict[str, Index]:
-    """The indices of the points, each checked against its units.
+    """Check the indices of the points against the units, and return them.
 
     Raises:
-        DataError: A wrong dim or length, numbers that are not whole or out of range, or a point that is listed twice.
+        DataError: A dim or length is wrong, numbers are not integers or are out of range, or a point is listed twice.
     """
     found = {}
     n_possible = math.prod(len(units[_parts(name, key, given)[2]]) for key, given in index.items())
@@ -96,7 +96,7 @@ def checked_index(
 
 
 def _parts(name: str, key: Any, given: Any) -> tuple[str, Any, str]:
-    """Dim, values and kind of an index; by default the kind is the index's own name."""
+    """Dim, values and kind of an index; the kind defaults to the name of the index."""
     if not isinstance(given, tuple | list) or len(given) not in (2, 3) or not isinstance(given[0], str):
         raise DataError(
             f'{name}: index {key!r} must be a dim, numbers and, where it has another name, a kind of units, as ("cell", [0, 1]) '
@@ -128,7 +128,7 @@ def is_graph(index: Mapping[str, Index]) -> bool:
 
 
 def keys_of(index: Mapping[str, Index], sizes: Mapping[str, int], *, directed: bool) -> np.ndarray:
-    """A key for each point, equal for the same units; in an undirected graph, for either order of them."""
+    """Integer key of each point, equal for equal units; in an undirected graph, for either order of the nodes."""
     columns = [one.values for one in index.values()]
     if is_graph(index) and not directed:
         columns = [np.minimum(*columns), np.maximum(*columns)]
@@ -174,10 +174,10 @@ def completed(dataset: Any) -> tuple[np.ndarray, dict[str, Index]]:
 
 
 def matrix(dataset: Any, rows: str, columns: str) -> Any:
-    """The observed values as a sparse matrix, units of the index `rows` by units of the index `columns`.
+    """Sparse matrix of the observed values, units of the index `rows` by units of the index `columns`.
 
     Raises:
-        DataError: No such index.
+        DataError: An index does not exist.
     """
     for name in (rows, columns):
         if name not in dataset.index:
@@ -191,7 +191,7 @@ def matrix(dataset: Any, rows: str, columns: str) -> Any:
 
 
 def not_standardised(dataset: Any) -> str:
-    """Message that a graph or counts are not standardised, with the remedy."""
+    """Error message that a graph or counts cannot be standardised, with the remedy."""
     return (
         f"{dataset.name}: a graph or counts are not standardised, since {dataset.points}s that are not listed are 0; take them "
         "as they are by `standardize: false`."
@@ -199,10 +199,10 @@ def not_standardised(dataset: Any) -> str:
 
 
 def recoded(new: Any, training: Any) -> dict[str, Index]:
-    """Indices of the `new` points with the numbering of the units of `training`, matched by name (as text).
+    """Indices of the `new` points in the numbering of the units of `training`, matched by name (as text).
 
     Raises:
-        DataError: The indices differ, one graph has directions and the other not, or a unit is not in the training data.
+        DataError: The indices differ, only one graph is directed, or a unit is not in the training data.
     """
     if set(new.index) != set(training.index):
         raise DataError(f"{new.name}: its points must have the indices {_joined(training.index)}; got {_joined(new.index)}.")
@@ -229,7 +229,7 @@ def recoded(new: Any, training: Any) -> dict[str, Index]:
 
 
 def notes(dataset: Any) -> list[str]:
-    """Notes on units without any point."""
+    """Notes on units without points."""
     said = []
     for kind, names in dataset.units.items():
         used = np.zeros(len(names), dtype=bool)

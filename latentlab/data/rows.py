@@ -1,7 +1,7 @@
-"""Rows of a matrix that stays on disk, read when they are asked for.
+"""Rows of a matrix that stays on disk, read on demand.
 
-A row is read by its place in the file, not through a memory map: what is mapped counts as this process's memory, and a file that
-is cut short under a map ends the process. A file that changed since it was opened is refused.
+Rows are read by their offset in the file, not through a memory map: mapped pages count as memory of the process, and a truncated
+file under a map ends the process. A file that changed since it was opened is refused.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from latentlab.data.memory import blocks
 from latentlab.errors import DataError
 
 SPAN = 2**20
-"""Bytes that are read at once at most."""
+"""Largest number of bytes in one read."""
 
 REACH = 2**14
-"""Bytes between two rows that are wanted up to which reading on is quicker than reading anew."""
+"""Largest gap in bytes between two requested rows over which one read is faster than two."""
 
 Read = Callable[[int, int], np.ndarray]
-"""The rows from one number to before another, in the file's own dtype; they may change with the next call."""
+"""Function from start and stop (exclusive) to these rows, in the file's dtype; the next call may overwrite them."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Rows(ABC):
 
     Args:
         path: The file, or the folder of an array.
-        shape: Units and features, all that the file has.
-        dtype: The file's.
-        columns: The columns that are taken, by number.
+        shape: Numbers of units and features in the file.
+        dtype: Data type of the file.
+        columns: Numbers of the selected columns.
     """
 
     path: Path
@@ -47,19 +47,19 @@ class Rows(ABC):
     @property
     @abstractmethod
     def span(self) -> int:
-        """Rows of a block of the file, that are read at once where all are wanted."""
+        """Number of rows in a block of the file, which is read at once if all its rows are requested."""
 
     @property
     @abstractmethod
     def reach(self) -> int:
-        """Rows between two of a block that are wanted up to which the block is read on."""
+        """Largest gap in rows between two requested rows of a block that are read together."""
 
     @abstractmethod
     def reading(self) -> contextlib.AbstractContextManager[Read]:
-        """A function that reads, as long as the block lasts.
+        """Open the file in a `with` block, and return a function that reads rows.
 
         Raises:
-            DataError: The file is gone, was changed since it was opened, or is cut short.
+            DataError: The file does not exist any more, was changed since it was opened, or is truncated.
         """
 
     def __len__(self) -> int:
@@ -67,23 +67,23 @@ class Rows(ABC):
 
     @property
     def row_bytes(self) -> int:
-        """Of the columns that are taken."""
+        """Number of bytes of the selected columns in a row."""
         return len(self.columns) * self.dtype.itemsize
 
     def select(self, columns: np.ndarray) -> "Rows":
-        """Some of the columns, by their number among those that are taken."""
+        """Select columns by their number among the columns selected so far."""
         return replace(self, columns=tuple(self.columns[i] for i in columns))
 
     def take(self, index: np.ndarray, given_up: Callable[[], bool] = lambda: False) -> np.ndarray:
-        """Rows by their numbers, in that order, in the file's own dtype.
+        """Read rows by their numbers, in the given order, in the file's dtype.
 
         Args:
-            index: The numbers, `(n,)`.
-            given_up: Whether nobody waits for them any more.
+            index: Numbers of the rows, `(n,)`.
+            given_up: Function that returns True if the rows are not needed any more.
 
         Raises:
-            DataError: As `reading`.
-            CancelledError: Nobody waits for them any more.
+            DataError: The file does not exist any more, was changed since it was opened, or is truncated.
+            CancelledError: The rows are not needed any more.
         """
         order = np.argsort(index)
         rows = index[order]
@@ -101,13 +101,13 @@ class Rows(ABC):
         return found
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All rows, in the file's own dtype, a block after the other."""
+        """Iterate over all rows in blocks, in the file's dtype."""
         chosen = self._columns()
         for part in blocks(len(self), len(self.columns)):
             with self.reading() as read:
                 rows = np.empty((part.stop - part.start, len(self.columns)), self.dtype)
                 start = part.start
-                while start < part.stop:  # as far as the file's own block goes
+                while start < part.stop:  # up to the end of the file's block
                     stop = min((start // self.span + 1) * self.span, part.stop)
                     rows[start - part.start : stop - part.start] = read(start, stop)[:, chosen]
                     start = stop
@@ -118,7 +118,7 @@ class Rows(ABC):
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Errors of the system as those of the data."""
+        """Convert errors of the system to `DataError`."""
         try:
             yield
         except OSError as error:
@@ -127,7 +127,7 @@ class Rows(ABC):
 
 @dataclass(frozen=True)
 class NpyRows(Rows):
-    """The rows of an NPY file, in either order of its axes; one that has its columns first takes a read for each of them."""
+    """Rows of an NPY file in C or Fortran order; in Fortran order each column needs a separate read."""
 
     fortran: bool
     offset: int
@@ -186,10 +186,10 @@ def _bytes_of(array: np.ndarray) -> memoryview:
 
 
 def npy_rows(path: Path) -> NpyRows:
-    """The rows of an NPY file, which is not read yet but for what it declares.
+    """Open the rows of an NPY file; only its header is read.
 
     Raises:
-        DataError: It is no plain matrix of numbers, or holds less than it declares.
+        DataError: The file is not a plain matrix of numbers, or is shorter than declared.
     """
     with path.open("rb") as stream:
         status = os.fstat(stream.fileno())
@@ -200,7 +200,7 @@ def npy_rows(path: Path) -> NpyRows:
 
 
 def check_matrix(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Refuses what is no matrix of real numbers.
+    """Refuse arrays that are empty or not matrices of real numbers.
 
     Raises:
         DataError: Names the shape, or the dtype.
@@ -216,5 +216,5 @@ def check_matrix(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
-    """What changes where a file is replaced or written to."""
+    """Device, inode, size and modification time of a file, which change if it is replaced or written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,8 +1,8 @@
-"""Series of observations in time: several sequences, of unequal length, in one dataset.
+"""Time series: several sequences of possibly unequal length in one dataset.
 
-A unit is a time step. Which sequence it belongs to, and when it was, are the coordinates `sequence` and `time` along `unit`; the
-steps of a sequence stand together and in order: rows are sorted where their times are named. A step at which nothing was observed
-is a row of missing entries, not a row left out: what a model says of the steps beside it depends on how far apart they are.
+A unit is a time step. The coordinates `sequence` and `time` along `unit` are its sequence and its time. The steps of a sequence
+are contiguous and in order; rows are sorted if their times are given. A step without observations must be a row of missing
+entries, because the distribution of neighbouring steps depends on the distance between them.
 """
 
 from collections.abc import Sequence
@@ -28,24 +28,24 @@ def series(
     name: str = "series",
     fill_gaps: bool = True,
 ) -> Dataset:
-    """One dataset of sequences, whose units are the time steps, called `SEQUENCE:TIME`.
+    """Make a dataset of sequences; its units are time steps with the names `SEQUENCE:TIME`.
 
-    A row of NaN is a time step at which nothing was observed. Steps that the times leave out become such rows too, since the
-    step before and the step after a gap are not neighbours. Of whole numbers one step is 1, so number the steps if one takes
-    longer (0, 1, 2 for 1900, 1910, 1920); of dates it is the longest span that divides every gap (`latentlab.data.times`).
-    Fractions, and text that is no date, have no known step, and nothing is filled in. Rows are sorted by time, but for such text.
+    A row of NaN is a time step without observations. Omitted time steps become such rows too, since the steps before and after
+    a gap are not neighbours. For integer times one step is 1, so number the steps if a step is longer (0, 1, 2 for 1900, 1910,
+    1920). For dates a step is the longest span that divides every gap (`latentlab.data.times`). Fractions, and text that is not
+    a date, have no known step, and gaps are not filled. Rows are sorted by time, except for text without a known order.
 
     Args:
         sequences: An array `(n_steps, n_features)` or `(n_steps,)` for each sequence.
-        names: A name of each sequence; 0, 1, 2, ... if not given.
-        times: For each sequence the times of its steps, all different; 0, 1, 2, ... if not given.
+        names: A name for each sequence; 0, 1, 2, ... if not given.
+        times: Times of the steps of each sequence, all distinct; 0, 1, 2, ... if not given.
         features: Names of the columns.
-        labels: For each sequence its label, or the labels of its steps.
-        name: The dataset's.
-        fill_gaps: Whether steps that the times leave out become rows of missing entries.
+        labels: A label for each sequence, or labels of the steps of each sequence.
+        name: Name of the dataset.
+        fill_gaps: Whether omitted time steps become rows of missing entries.
 
     Raises:
-        DataError: A sequence of no length, or of other columns than the first; a time that is there twice; names it.
+        DataError: A sequence is empty or has a different number of columns, or a time occurs twice; names it.
 
     Example:
         >>> dataset = series([[1.0, 2.0, 4.0], [5.0]], names=["a", "b"], times=[[7, 8, 10], [7]])
@@ -79,13 +79,13 @@ def series(
 
 
 def boundaries(dataset: Dataset) -> np.ndarray:
-    """The number of the sequence that each unit belongs to, `(unit,)`, counting from 0 in the order of the units.
+    """Number of each unit's sequence, `(unit,)`, counted from 0 in the order of the units.
 
-    A dataset without the coordinate `sequence` is one sequence. Only the order is checked: units that were taken out of the
-    middle of a sequence leave its other steps side by side.
+    A dataset without the coordinate `sequence` is one sequence. Only the order is checked: if units were removed from the
+    middle of a sequence, the remaining steps count as neighbours.
 
     Raises:
-        DataError: A sequence whose units do not stand together, or whose times do not increase; names sequence and unit.
+        DataError: The units of a sequence are not contiguous, or its times do not increase; names sequence and unit.
 
     Example:
         >>> boundaries(series([[1.0, 2.0], [3.0], [4.0, 5.0]])).tolist()
@@ -105,21 +105,21 @@ def assemble(  # one keyword for each part of a series
     labels: np.ndarray | None = None,
     fill_gaps: bool = True,
 ) -> Dataset:
-    """A dataset of time steps, sorted by sequence and time, gaps filled in as `series` says.
+    """Make a dataset of time steps, sorted by sequence and time, with gaps filled as in `series`.
 
     Args:
-        x: `(unit, feature)`, NaN where missing.
+        x: Data `(unit, feature)`; NaN for missing entries.
         features: Names of the columns.
-        name: The dataset's.
-        sequence: The sequence that each step belongs to.
-        time: When each step was.
-        units: The steps' names; `SEQUENCE:TIME` if not given and there are times.
+        name: Name of the dataset.
+        sequence: Sequence of each step.
+        time: Time of each step.
+        units: Names of the steps; `SEQUENCE:TIME` if not given and there are times.
         labels: A label for each step.
-        fill_gaps: Whether steps that the times leave out become rows of missing entries.
+        fill_gaps: Whether omitted time steps become rows of missing entries.
 
     Raises:
-        DataError: Steps that do not stand together or in order, and no times to sort them by; a time that is there twice; a label
-            of each step, and steps to be filled in.
+        DataError: Steps are not contiguous or not in order and cannot be sorted by time. A time occurs twice. Gaps are to be
+            filled in a sequence whose steps have different labels.
     """
     sequence, time, units, labels = (
         None if value is None else convert.names(value, f"{name}: {what}")
@@ -179,11 +179,11 @@ def assemble(  # one keyword for each part of a series
     )
 
 
-# -- what is given
+# -- checks of the arguments
 
 
 def _list(value: Any, what: str) -> list[Any]:
-    """The sequences, one by one; a single one must be in a list, or it would be read as many of one step."""
+    """Convert to a list of sequences; a single array is refused, since it would be read as many sequences of one step."""
     if isinstance(value, np.ndarray) and value.ndim < 2 and value.dtype != object:
         raise DataError(f"{what} must be a list of arrays, one for each sequence; got one array of shape {value.shape}.")
     if not isinstance(value, list | tuple | np.ndarray):
@@ -276,7 +276,7 @@ def _codes(n: int, sequence: np.ndarray | None, time: np.ndarray | None, units: 
 
 
 def _first_disorder(codes: np.ndarray, time: np.ndarray, name: str) -> int | None:
-    """The first unit whose time is not after that of the unit before it in its sequence; of text without order, one repeated."""
+    """First unit whose time is not later than the previous one in its sequence; for unordered text, that repeats a time."""
     key = read(time, f"{name}: coordinate 'time'").key
     if key is None:
         pairs = np.stack([codes, np.unique(time, return_inverse=True)[1]], axis=1)
@@ -289,7 +289,7 @@ def _first_disorder(codes: np.ndarray, time: np.ndarray, name: str) -> int | Non
 
 
 def _numbers(sequence: np.ndarray | None, n: int) -> np.ndarray:
-    """The number of each unit's sequence, in the order in which they first appear."""
+    """Number of each unit's sequence, in order of first appearance."""
     if sequence is None:
         return np.zeros(n, dtype=int)
     _, first, which = np.unique(sequence, return_index=True, return_inverse=True)
@@ -303,7 +303,7 @@ def _names(sequence: np.ndarray | None, time: np.ndarray) -> np.ndarray:
 
 
 def _spans(codes: np.ndarray, ticks: np.ndarray, step: int) -> list[int]:
-    """Steps of each sequence, those left out included."""
+    """Number of steps of each sequence, including omitted ones."""
     starts = np.flatnonzero(np.r_[True, np.diff(codes) != 0])
     ends = np.r_[starts[1:], len(codes)] - 1
     return [(int(ticks[end]) - int(ticks[start])) // step + 1 for start, end in zip(starts, ends, strict=True)]
@@ -312,7 +312,7 @@ def _spans(codes: np.ndarray, ticks: np.ndarray, step: int) -> list[int]:
 def _steps(
     codes: np.ndarray, ticks: np.ndarray, step: int, spans: Sequence[int], n_features: int, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the row of each unit once every step of its sequence has a row, and the tick of each row."""
+    """Row of each unit after gaps are filled, and the tick of each row."""
     what = f"{name}: the series with a row for each of {sum(spans)} time steps, of which {len(ticks)} are given (`fill_gaps`),"
     Budget.of(None).need(COPIES * 8 * sum(spans) * (n_features + 1), what)
     starts = np.flatnonzero(np.r_[True, np.diff(codes) != 0])
@@ -323,7 +323,7 @@ def _steps(
 
 
 def _filled_labels(labels: np.ndarray | None, codes: np.ndarray, source: np.ndarray, name: str) -> np.ndarray | None:
-    """The label of each row where all steps of a sequence have the same one; what a step in a gap is nobody knows otherwise."""
+    """Label of each row after gaps are filled; sequences with several labels are refused, since a gap would have no label."""
     if labels is None:
         return None
     starts = np.flatnonzero(np.r_[True, np.diff(codes) != 0])

@@ -1,4 +1,4 @@
-"""Data drawn from a known process, with the values it was drawn from."""
+"""Simulated data from a linear-Gaussian model, with the true values of its sites."""
 
 import math
 from typing import Any
@@ -11,11 +11,11 @@ from latentlab.seeds import Seeds
 
 
 def linear_gaussian(n_units: int = 200, n_features: int = 10, n_latent: int = 2, noise: float = 0.5, seed: int = 0) -> Dataset:
-    r"""Units on a plane through the feature space, with noise of the same size in every column.
+    r"""Simulated data from a linear-Gaussian latent-variable model with equal noise in every column.
 
     $$z_n \sim N(0, I_q), \; W_{dk}, \mu_d, \varepsilon_{nd} \sim N(0, 1), \; x_n = W z_n + \mu + \sigma \varepsilon_n$$
 
-    `truth` holds `z` (unit, latent), `W` (feature, latent), `mu` (feature,) and `sigma`; the latter three are on the
+    `truth` contains `z` (unit, latent), `W` (feature, latent), `mu` (feature,) and `sigma`. The latter three are on the
     scale of the raw values, so compare them with a fit to raw values (`standardize: false`).
 
     Args:
@@ -23,7 +23,7 @@ def linear_gaussian(n_units: int = 200, n_features: int = 10, n_latent: int = 2,
         n_features: Number of columns.
         n_latent: Number of latent dimensions `q`.
         noise: Standard deviation `sigma` of the noise, at least 0.
-        seed: Seed of everything that is drawn.
+        seed: Random seed.
 
     Example:
         >>> dataset = linear_gaussian(n_units=50, n_features=4, noise=0.0)
@@ -46,18 +46,18 @@ def linear_gaussian(n_units: int = 200, n_features: int = 10, n_latent: int = 2,
     )
 
 
-# -- what simulators share
+# -- checks of options for all simulators
 
 
 def counts(name: str, **options: Any) -> None:
-    """Refuses options that are not whole numbers of at least 1."""
+    """Refuse options that are not whole numbers of at least 1."""
     for option, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise DataError(f"{name}: `{option}` must be a whole number of at least 1; got {value!r}.")
 
 
 def number(name: str, option: str, value: Any, least: float, most: float) -> None:
-    """Refuses what is no finite number in the range, its ends included."""
+    """Refuse an option that is not a finite number in the range, including its ends."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not (least <= value <= most and math.isfinite(value)):
         bounds = f"from {least}" if most == np.inf else f"from {least} to {most}"
         raise DataError(f"{name}: `{option}` must be a finite number {bounds}; got {value!r}.")

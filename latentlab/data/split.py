@@ -8,7 +8,7 @@ from latentlab.errors import DataError
 
 
 def split(dataset: Any, fraction: float, rng: np.random.Generator, along: str | None = None) -> tuple[Any, Any]:
-    """Training and held-out points; arguments and errors as in `Dataset.split`."""
+    """Split a dataset into training and held-out points; arguments and errors are those of `Dataset.split`."""
     if not isinstance(rng, np.random.Generator):
         raise DataError(f"split: `rng` must be a numpy Generator, such as `np.random.default_rng(0)`; got {rng!r:.60}.")
     if dataset.absent == "zero":

@@ -1,4 +1,4 @@
-"""A table that stays on disk: what its columns are like is known, its rows are read when they are asked for."""
+"""Tables that stay on disk: summaries of the columns are in memory, and rows are read on demand."""
 
 import hashlib
 import math
@@ -18,61 +18,58 @@ from latentlab.errors import DataError
 from latentlab.seeds import Seeds
 
 N_SAMPLE = 1000
-"""Units that positions, log likelihood and predictions are kept of."""
+"""Number of units whose positions, log likelihood and predictions are stored."""
 
 DIMS = ("unit", "feature")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What one pass over the rows finds of each column, `(feature,)`.
-
-    Args:
-        n_seen: Entries that were observed.
-        low: Smallest one.
-        high: Largest one.
-        loc: Mean of the observed ones.
-        scale: Their standard deviation, ddof 0.
-        witnesses: Numbers of the rows where smallest, largest, first missing and first broken number are, without repetition.
-    """
+    """Summary statistics of each column, `(feature,)`, from one pass over the rows."""
 
     n_seen: np.ndarray
+    """Number of observed entries."""
     low: np.ndarray
+    """Smallest observed entry."""
     high: np.ndarray
+    """Largest observed entry."""
     loc: np.ndarray
+    """Mean of the observed entries."""
     scale: np.ndarray
+    """Standard deviation of the observed entries, ddof 0."""
     witnesses: np.ndarray
+    """Distinct row numbers of each column's smallest, largest, first missing and first fractional entry."""
 
     @property
     def constant(self) -> np.ndarray:
-        """Whether a column holds one value, up to rounding, as `Dataset.standardize` has it."""
+        """Whether each column is constant up to rounding, as in `Dataset.standardize`."""
         largest = np.maximum(np.abs(self.low), np.abs(self.high))
         with np.errstate(invalid="ignore"):
             return np.asarray((self.scale == 0) | (self.scale / np.where(largest > 0, largest, 1.0) <= NOISE))
 
     def select(self, kept: np.ndarray) -> "Columns":
-        """Those of some columns; the witnesses stay."""
+        """Select columns; the row numbers are unchanged."""
         parts = {name: getattr(self, name)[kept] for name in ("n_seen", "low", "high", "loc", "scale")}
         return replace(self, **parts)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StoredDataset:
-    """A table in a file of which only as many rows as are worked with are in memory; fitted by SVI in minibatches.
+    """A table in a file, of which only the rows in use are in memory; it is fitted by SVI in minibatches.
 
-    One pass when it is made checks every entry, and finds mean and standard deviation of each column. Results are about `sample`:
-    positions of 10 million units for each draw would be more than the data.
+    One pass at construction checks every entry and computes the mean and standard deviation of each column. Results refer to
+    `sample`, since positions of 10 million units for each draw would need more memory than the data.
 
     Args:
-        rows: The matrix in its file; NaN where an entry is missing.
-        name: Used in messages, reports and files.
-        features: The columns' names; their numbers if not given.
-        transform: What standardises the rows as they are read, if anything does.
-        dropped: Columns left out because they were constant.
-        columns: What is known of the columns; found by a pass over the rows if not given.
+        rows: The matrix in its file; NaN for missing entries.
+        name: Name for messages, reports and files.
+        features: Names of the columns; their numbers if not given.
+        transform: Standardisation that is applied to rows when they are read, or None.
+        dropped: Names of constant columns that were removed.
+        columns: Summary statistics of the columns; computed by a pass over the rows if not given.
 
     Raises:
-        DataError: An entry that cannot be used, or a file that cannot be read; names it.
+        DataError: An entry is invalid, or the file cannot be read; names it.
 
     Example:
         >>> import tempfile
@@ -119,34 +116,36 @@ class StoredDataset:
 
     @property
     def n_points(self) -> int:
-        """Number of rows: the points of a table are its units."""
+        """Number of rows, since the points of a table are its units."""
         return self.n_units
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Dim -> size."""
+        """Size of each dim."""
         return dict(zip(DIMS, (self.n_units, len(self._features)), strict=True))
 
     @property
     def n_missing(self) -> int:
-        """Entries that are missing."""
+        """Number of missing entries."""
         return int((self.n_units - self._columns.n_seen).sum())
 
     @cached_property
     def sample(self) -> Dataset:
-        """The units that results are about, in memory: `N_SAMPLE` drawn at random, the same for the same number of units."""
+        """Dataset in memory of the units that results refer to: `N_SAMPLE` random units, equal for equal numbers of units."""
         return self._numbered(self._sampled())
 
     @cached_property
     def witnesses(self) -> Dataset:
-        """The sample, with units added so that every column has its smallest and largest entry, one that is missing, if any is,
-        and one that is no whole number: what a model refuses shows in them."""
+        """Dataset for the checks of a model: the sample and the units with extreme entries.
+
+        The added units contain each column's smallest, largest, first missing and first fractional entry.
+        """
         if self.n_units <= N_SAMPLE:
             return self.sample
         return self._numbered(np.union1d(self._sampled(), self._columns.witnesses))
 
     def standardize(self, *, ddof: int = 0, drop_constant: bool = False) -> "StoredDataset":
-        """As `Dataset.standardize`, by the moments that the first pass found; rows are transformed as they are read."""
+        """Standardise the columns as `Dataset.standardize` does, by the moments of the first pass, when rows are read."""
         if self.transform is not None:
             raise DataError(f"{self.name}: already standardised.")
         kept = self.drop_constant() if drop_constant else self
@@ -163,7 +162,7 @@ class StoredDataset:
         return replace(kept, transform=Transform(columns.loc, scale, ddof))
 
     def drop_constant(self) -> "StoredDataset":
-        """The table without the columns that are constant, whose names are kept in `dropped`."""
+        """Remove constant columns; their names are kept in `dropped`."""
         self._need_entries(0)
         constant = self._columns.constant
         if not constant.any():
@@ -180,7 +179,7 @@ class StoredDataset:
         )
 
     def subset(self, index: np.ndarray | Sequence[int]) -> Dataset:
-        """Some of the units in memory, by their numbers and in that order; the transform stays that of the whole."""
+        """Load units into memory by their numbers, in the given order; the transform is unchanged."""
         chosen = np.asarray(index)
         if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or not len(chosen):
             raise DataError(f"{self.name}: units are chosen by whole numbers, at least one; got {chosen.dtype} {chosen.shape}.")
@@ -189,20 +188,20 @@ class StoredDataset:
         return self._numbered(chosen)
 
     def read(self, index: np.ndarray, given_up: Callable[[], bool] = lambda: False) -> np.ndarray:
-        """Rows by their numbers, as the file holds them; `values` says what they mean. Arguments and errors of `Rows.take`."""
+        """Read rows by number, in the file's dtype; `values` converts them. Arguments and errors are those of `Rows.take`."""
         return self.rows.take(index, given_up)
 
     def values(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of the file in float64, standardised, NaN where missing."""
+        """Convert rows of the file to float64, standardised if there is a transform; NaN for missing entries."""
         x = np.array(rows, dtype=np.float64, order="C")
         return x if self.transform is None else self.transform(x)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """The values of all rows, a block after the other."""
+        """Iterate over the values of all rows in blocks."""
         return map(self.values, self.rows.blocks())
 
     def notes(self) -> list[str]:
-        """Notes on the data for readers of results."""
+        """Notes on the data for the report."""
         n_entries, n_units = self.n_units * len(self._features), self.n_units
         said = [f"the data stay on disk, in {self.rows.path.name}, and were fitted in minibatches."]
         if n_units > N_SAMPLE:
@@ -215,7 +214,7 @@ class StoredDataset:
         return said
 
     def digest(self) -> str:
-        """The digest of the same table in memory; one more pass over the rows."""
+        """SHA-256 digest, equal to that of the same table in memory; needs one more pass over the rows."""
         digest = hashlib.sha256()
         float64 = np.dtype(np.float64)
         shape = (self.n_units, len(self._features))
@@ -243,7 +242,7 @@ class StoredDataset:
         return np.sort(rng.choice(self.n_units, N_SAMPLE, replace=False))
 
     def _numbered(self, index: np.ndarray) -> Dataset:
-        """Units in memory; called by their numbers, unless they are all of them."""
+        """Load units into memory; they are named by their numbers, unless they are all units in order."""
         whole = len(index) == self.n_units and bool((np.diff(index) > 0).all())
         coords: dict[str, Any] = {"feature": self._features, **({} if whole else {"unit": index})}
         x = self.values(self.read(index))
@@ -262,7 +261,7 @@ class StoredDataset:
             raise DataError(f"{self.name}, column {name!r}: {n} observed entries are too few for ddof = {ddof}.")
 
     def _scanned(self) -> Columns:
-        """One pass over all entries."""
+        """Check all entries and compute the summary statistics in one pass."""
         what, coords = f"{self.name}: array 'x'", {"feature": self._features}
         parts, at = [], 0
         for raw in self.rows.blocks():
@@ -280,11 +279,14 @@ class StoredDataset:
 
 
 def _scanned_block(x: np.ndarray, at: int) -> tuple[Columns, np.ndarray]:
-    """Of a block's columns, whose rows are numbered from `at`; and its witnesses by column: `(4, feature)`, -1 for none."""
+    """Summary statistics of a block whose rows are numbered from `at`, and the row numbers of four entries in each column.
+
+    These are the smallest, largest, first missing and first fractional entry, `(4, feature)`; -1 for none.
+    """
     missing = np.isnan(x)
     n_seen = len(x) - missing.sum(0)
     empty = n_seen == 0
-    given = np.where(empty, 0.0, x)  # of no moment: they count for nothing where blocks are joined
+    given = np.where(empty, 0.0, x)  # columns without observed entries have weight 0 when blocks are joined
     loc, scale, _ = moments(given, 0, 0)
     smallest, largest = (
         (np.argmin(np.where(missing, np.inf, x), axis=0), np.argmax(np.where(missing, -np.inf, x), axis=0))
@@ -300,7 +302,7 @@ def _scanned_block(x: np.ndarray, at: int) -> tuple[Columns, np.ndarray]:
 
 
 def _joined(parts: Sequence[tuple[Columns, np.ndarray]]) -> Columns:
-    r"""Of all rows: mean $\sum_b n_b m_b / n$ and variance $\sum_b n_b (s_b^2 + (m_b - m)^2) / n$, scaled as in `moments`."""
+    r"""Combine blocks: mean $\sum_b n_b m_b / n$ and variance $\sum_b n_b (s_b^2 + (m_b - m)^2) / n$, scaled as in `moments`."""
     columns, rows = [part[0] for part in parts], np.stack([part[1] for part in parts])
     n_seen, low, high, loc, scale = (
         np.stack([getattr(one, name) for one in columns]) for name in ("n_seen", "low", "high", "loc", "scale")

@@ -1,4 +1,4 @@
-"""The real tables that come with scikit-learn, as raw values: its files are read without importing it, which takes longer."""
+"""Real tables of scikit-learn, as raw values; its files are read without importing it, which would be slower."""
 
 import importlib.util
 from pathlib import Path
@@ -37,7 +37,7 @@ def wine(columns: list[str] | None = None) -> Dataset:
 
 
 def iris(columns: list[str] | None = None) -> Dataset:
-    """Sepals and petals of 150 irises of three species: 4 columns.
+    """Lengths and widths of sepals and petals of 150 irises of three species: 4 columns.
 
     References:
         Fisher, The use of multiple measurements in taxonomic problems (1936).
@@ -57,11 +57,11 @@ def breast_cancer(columns: list[str] | None = None) -> Dataset:
 def digits(columns: list[str] | None = None, *, dequantize: bool = False, seed: int = 0) -> Dataset:
     """Handwritten digits, 1797 images of 8 by 8 pixels: 64 columns `pixel_ROW_COLUMN`, three of them constant.
 
-    Standardising needs `drop_constant`, for the pixels that are blank in every image.
+    Standardising requires `drop_constant`, since some pixels are blank in every image.
 
-    A pixel x is a whole number from 0 to 16, and a density has no upper bound on such data: it can pile up on the numbers.
-    Dequantised pixels are (x + u) / 17 with u uniform from 0 to 1, spread evenly over the unit interval; a density of them bounds
-    the probabilities of the whole numbers from below, and no pixel is constant.
+    A pixel x is a whole number from 0 to 16. The likelihood of a density is unbounded on such data, since it can concentrate on
+    these numbers. Dequantised pixels are (x + u) / 17 with u uniform from 0 to 1. Up to a constant, the log density averaged over
+    u is a lower bound on the log probability of the whole numbers. No dequantised pixel is constant.
 
     Args:
         columns: Some of the pixels; all if not given.
@@ -69,7 +69,7 @@ def digits(columns: list[str] | None = None, *, dequantize: bool = False, seed: 
         seed: Seed of the noise.
 
     Raises:
-        DataError: No such column; an option of another type.
+        DataError: A column does not exist, or an option has a wrong type.
 
     References:
         Alpaydin and Kaynak, Cascading classifiers (1998); UCI, CC BY 4.0. Theis, van den Oord & Bethge (2016), A
@@ -92,7 +92,7 @@ def digits(columns: list[str] | None = None, *, dequantize: bool = False, seed: 
 
 
 def _path(file: str) -> Path:
-    """Of a file of scikit-learn's, which is found without being imported."""
+    """Path of a data file of scikit-learn, which is located without importing it."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:
         raise DataError(f"{file} comes with scikit-learn, which is not installed.")
@@ -100,7 +100,7 @@ def _path(file: str) -> Path:
 
 
 def _classified(file: str) -> tuple[np.ndarray, np.ndarray]:
-    """Data and names of classes; the first line has numbers of rows and columns and the classes, the last column is the class."""
+    """Read data and classes; the first line contains numbers of rows and columns and the classes, the last column the class."""
     path = _path(file)
     with path.open(encoding="utf-8") as lines:
         classes = next(lines).strip().split(",")[2:]

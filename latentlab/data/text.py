@@ -1,4 +1,4 @@
-"""The lines of a text file, plain or compressed, decoded strictly."""
+"""Reading of lines of a text file, plain or compressed, with strict decoding."""
 
 import codecs
 import gzip
@@ -13,11 +13,11 @@ from latentlab.data.memory import Budget
 from latentlab.errors import DataError
 
 LONGEST = 2**23
-"""Characters of a line at most: half a million columns have room, and a file without line ends is refused at once."""
+"""Largest number of characters of a line: enough for half a million columns; a file without line ends is refused early."""
 
 
 class _Unpacked(io.BufferedIOBase):
-    """The bytes of a compressed file, which end in an error where it grows beyond the budget."""
+    """Stream of the unpacked bytes of a compressed file; it raises an error if they exceed the budget."""
 
     def __init__(self, path: Path, budget: Budget) -> None:
         self._path, self._budget = path, budget
@@ -47,15 +47,16 @@ class _Unpacked(io.BufferedIOBase):
 
 
 def opened(path: Path, budget: Budget) -> Any:
-    """The bytes of a file, unpacked if its name ends in .gz."""
+    """Open a file as a stream of bytes, unpacked if its name ends in .gz."""
     return _Unpacked(path, budget) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def lines(path: Path, encoding: str, budget: Budget) -> Iterator[str]:
-    """The lines of a text file, plain or compressed, decoded strictly.
+    """Yield the lines of a text file, plain or compressed, with strict decoding.
 
     Raises:
-        DataError: A byte that is no text in that encoding, by its offset; NUL; damage; more than the budget; an endless line.
+        DataError: A byte is invalid in the encoding (gives its offset) or NUL, the file is damaged or exceeds the budget, or a
+            line is longer than `LONGEST`.
     """
     try:
         codec = codecs.lookup(encoding).name
@@ -79,7 +80,7 @@ def lines(path: Path, encoding: str, budget: Budget) -> Iterator[str]:
 
 
 def _undecodable(path: Path, encoding: str, budget: Budget) -> str:
-    """Where the first byte is that the encoding does not know, found by a second pass."""
+    """Message on the first byte that is invalid in the encoding, which is found by a second pass."""
     decoder, offset = codecs.getincrementaldecoder(encoding)(), 0
     with opened(path, budget) as stream:
         while True:

@@ -1,8 +1,8 @@
-"""Times as whole numbers that can be sorted and counted: numbers, dates, and text that is dates, by one rule.
+"""Conversion of times (numbers, dates and text) to integers that can be sorted and counted.
 
-Whole numbers count steps. Of dates, a step is the longest span that divides every gap: of months where all are at the same place
-in theirs (the same day, the end, the first or last working day), of working days where no weekend is among them, of days
-otherwise. Times of day have a step where their shortest gap divides all others.
+Whole numbers count steps. For dates, a step is the longest span that divides every gap. It is counted in months if all dates have
+the same place in their month (the same day, the end, the first or last working day). It is counted in working days if no date is
+on a weekend and a weekend is skipped, and in days otherwise. Times of day have a step if their shortest gap divides all others.
 """
 
 import re
@@ -20,21 +20,21 @@ WHOLE = re.compile(r"[+-]?\d{1,15}")
 FRACTION = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 QUARTER = re.compile(r"(\d{4})([- ]?)[Qq]([1-4])")
 TURNED = re.compile(r"^(Q[1-4])[- ]?(\d{4})$", re.IGNORECASE)
-"""A quarter before its year."""
+"""Pattern of a quarter followed by its year."""
 WEEK = re.compile(r"\d{4}-W\d\d")
 SORTED = re.compile(r"\d{4}(\D.*)?")
-"""Text that begins with a year is in order of time if sorted, provided that all of it has one form."""
+"""Pattern of text that begins with a year; alphabetical order is chronological if all texts have one form."""
 ISO = re.compile(r"(\d{4}-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d{1,9})?)?)?)?)?)(Z|[+-]\d\d:?\d\d)?")
 SLASHED = re.compile(r"(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)([T ]\d\d:\d\d(:\d\d)?)?")
 WORDED = (
     *("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%Y-%m", "%Y/%m", "%Y %b", "%Y-%b", "%Y %B", "%b %Y", "%B %Y", "%b-%Y"),
     *("%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%b %d, %Y", "%B %d, %Y"),
 )
-"""Further forms that say which number is what."""
+"""Further unambiguous formats of dates."""
 SPANS = {"month": ((12, "year"), (3, "quarter")), "day": ((7, "week"),)}
-"""Larger spans of calendars, by the span that ticks count."""
+"""Larger calendar units, by the unit of a tick."""
 ROUNDING = 1e-6
-"""Gaps between fractions that differ by no larger share of the longest are equal."""
+"""Relative tolerance for equal gaps between fractions, as a share of the longest gap."""
 CLOCK = ((3_600_000_000, "hour"), (60_000_000, "minute"), (1_000_000, "second"), (1000, "millisecond"), (1, "microsecond"))
 
 
@@ -43,11 +43,11 @@ class Times:
     """Times of units.
 
     Args:
-        written: As a dataset keeps them: whole numbers, fractions or text.
-        key: What they are sorted by, ticks where they can be counted; None of text whose order is not known.
-        tick: What one tick is: a `step`, `month`, `working day`, `day` or `microsecond`; empty where nothing can be counted.
-        name: Ticks as they are written.
-        note: What was decided in reading them.
+        written: Times as stored in a dataset: whole numbers, fractions or text.
+        key: Sort keys, which are ticks if they can be counted; None for text without a known order.
+        tick: Unit of a tick: `step`, `month`, `working day`, `day` or `microsecond`; empty if times cannot be counted.
+        name: Function from ticks to times as stored.
+        note: Note on the interpretation of the times.
     """
 
     written: np.ndarray
@@ -57,7 +57,7 @@ class Times:
     note: str = ""
 
     def step(self, codes: np.ndarray) -> int:
-        """Ticks between two neighbouring steps, the units in order; 0 where there is no regular step."""
+        """Number of ticks between two neighbouring steps, for units in order; 0 without a regular step."""
         if not self.tick or self.key is None:
             return 0
         if self.tick == "step":
@@ -81,10 +81,10 @@ class Times:
 
 
 def read(times: np.ndarray, what: str) -> Times:
-    """The times of units, of one type, as `convert.names` gives them.
+    """Interpret times of one type, as returned by `convert.names`.
 
     Raises:
-        DataError: Dates that can be read in two ways, that do not exist, or of several forms; `what` names them.
+        DataError: Dates are ambiguous, do not exist, or have several forms; `what` names them.
 
     Example:
         >>> read(np.array(["31/12/2019", "01/02/2020"]), "times").written.tolist()
@@ -117,7 +117,7 @@ def read(times: np.ndarray, what: str) -> Times:
 
 
 def on_gaps(times: Times, codes: np.ndarray) -> list[str]:
-    """A note on steps that the times leave out, or on times without a step; `codes` numbers the sequences.
+    """Note on omitted time steps, or on times without a regular step; `codes` are the numbers of the sequences.
 
     Example:
         >>> on_gaps(read(np.array([1, 2, 5]), "times"), np.zeros(3))
@@ -138,7 +138,7 @@ def on_gaps(times: Times, codes: np.ndarray) -> list[str]:
 
 
 def _numbered(times: np.ndarray, what: str) -> Times:
-    """Whole numbers; those that are all dates written as 20200131, or months as 202001, are not counted as they stand."""
+    """Interpret whole numbers: as dates if all have the form 20200131, as months if 202001, and as steps otherwise."""
     for digits, form, unit in ((8, "%Y%m%d", "D"), (6, "%Y%m", "M")):
         if len(times) > 1 and (times >= 18 * 10 ** (digits - 2)).all() and (times < 22 * 10 ** (digits - 2)).all():
             try:
@@ -249,7 +249,7 @@ def _parsed(words: list[str], unit: str, what: str) -> np.ndarray:
 
 
 def _dated(when: np.ndarray, *, zone: str = "", note: str = "") -> Times:
-    """Dates, or times of day, by the largest calendar that they are regular in."""
+    """Interpret dates or times of day in the coarsest calendar unit in which they are regular."""
     day = when.astype("M8[D]")
     if not zone and (day != when).any() and len(set((when - day).tolist())) == 1:  # every day, or month, at the same time of day
         dates, clock = _dated(day, note=note), convert.iso(when[:1])[0][len("1970-01-01") :]
@@ -287,7 +287,7 @@ def _by(dates: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.
 
 
 def _places(first: int) -> tuple[Callable[[np.ndarray], np.ndarray], ...]:
-    """Dates within months that a monthly series may have: a fixed day, the last day, the last or first working day."""
+    """Functions from months to dates of a monthly series: a fixed day, the last day, the last or first working day."""
 
     def end(months: np.ndarray) -> np.ndarray:
         return (months + 1).astype("M8[D]") - 1
@@ -301,5 +301,5 @@ def _places(first: int) -> tuple[Callable[[np.ndarray], np.ndarray], ...]:
 
 
 def _weekday(days: np.ndarray) -> np.ndarray:
-    """Days of the week, Monday being 0."""
+    """Days of the week, from 0 for Monday."""
     return (days.astype(int) + 3) % 7

@@ -14,7 +14,7 @@ NOISE = 16 * np.finfo(np.float64).eps
 
 @dataclass(frozen=True)
 class Transform:
-    """Column-wise `(x - loc) / scale`, as fitted on the training data (`scale` with ddof 0 by default)."""
+    """Column-wise `(x - loc) / scale`, fitted to the training data (`scale` with ddof 0 by default)."""
 
     loc: np.ndarray
     scale: np.ndarray
@@ -44,7 +44,7 @@ def moments(x: np.ndarray, axis: int, ddof: int) -> tuple[np.ndarray, np.ndarray
 
 
 def need_entries(dataset: Any, ddof: int) -> None:
-    """Refuses a dataset whose columns have too few observed entries to be standardised.
+    """Refuse a dataset whose columns have too few observed entries to be standardised.
 
     Raises:
         DataError: Names the column.
@@ -69,7 +69,7 @@ def constant_columns(dataset: Any) -> np.ndarray:
 
 
 def constant_message(dataset: Any, constant: np.ndarray) -> str:
-    """Message that a dataset with constant columns is not standardised, with the remedy."""
+    """Error message that a dataset with constant columns cannot be standardised, with the remedy."""
     column, n_constant = _column(dataset, constant).removeprefix(", ") or "the array", int(constant.sum())
     low, high = (np.atleast_1d(of(dataset.x, dataset.point_axis)) for of in (np.nanmin, np.nanmax))
     others, rounded = "", " up to rounding" if bool((low < high)[constant].any()) else ""

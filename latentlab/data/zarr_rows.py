@@ -1,7 +1,6 @@
-"""Rows of a Zarr array that stays on disk: what it declares is checked before anything is unpacked, and nothing is unpickled.
+"""Rows of a Zarr array that stays on disk: metadata are checked before anything is unpacked, and nothing is unpickled.
 
-A chunk whose file is not there would be read as the fill value, and a chunk that was replaced as if it had always been so: both
-are refused.
+Zarr reads a missing chunk as the fill value, and does not detect a replaced chunk. Both are refused here.
 """
 
 import contextlib
@@ -22,30 +21,30 @@ from latentlab.data.rows import Read, Rows, check_matrix
 from latentlab.errors import DataError, MissingDependencyError
 
 METADATA = {3: "zarr.json", 2: ".zarray"}
-"""The file that says what an array is, by the format's version."""
+"""File with the metadata of an array, by version of the format."""
 
 MOST_METADATA = 2**20
-"""Bytes of such a file that are read."""
+"""Largest number of bytes of a metadata file."""
 
 CODECS = ("bytes", "transpose", "gzip", "zstd", "blosc", "crc32c", "sharding_indexed")
-"""What format 3 may be packed by; any other codec would be a library that is loaded by name, and one of them unpickles."""
+"""Codecs that are accepted in format 3; others would be loaded as libraries by name, and one of them unpickles."""
 
 COMPRESSORS = ("blosc", "zstd", "zlib", "gzip", "lz4", "bz2", "lzma")
-"""Likewise in format 2."""
+"""Compressors that are accepted in format 2."""
 
 Files = Mapping[str, tuple[int, ...]]
-"""Size, time and number of each file, by its name inside the folder."""
+"""Inode, size and modification time of each file, by its name inside the folder."""
 
 
 @dataclass(frozen=True)
 class ZarrRows(Rows):
-    """The rows of a Zarr array.
+    """Rows of a Zarr array.
 
     Args:
-        chunks: Shape of what a file of the folder holds, a chunk or a shard.
-        separator: Between the numbers in the name of such a file.
-        prefix: What the name begins with.
-        files: What the folder held when it was opened.
+        chunks: Shape of the part of the array in one file, a chunk or a shard.
+        separator: Separator of the numbers in the name of such a file.
+        prefix: Prefix of the name.
+        files: Files in the folder when it was opened.
     """
 
     chunks: tuple[int, int]
@@ -72,7 +71,7 @@ class ZarrRows(Rows):
                 rows = np.asarray(array[start:stop])
             except (DataError, CancelledError, MemoryError):
                 raise
-            except Exception as error:  # whatever a codec makes of a damaged chunk
+            except Exception as error:  # codecs raise various errors for a damaged chunk
                 said = " ".join(str(error).split())[:200]
                 raise DataError(f"{self.path}: units {start} to {stop - 1} cannot be unpacked: {said}") from error
             self._check(names)
@@ -96,10 +95,10 @@ class ZarrRows(Rows):
 
 
 def zarr_rows(path: Path, budget: Budget) -> ZarrRows:
-    """The rows of a Zarr array, of which only what it declares is read.
+    """Open the rows of a Zarr array; only its metadata are read.
 
     Raises:
-        DataError: It is no plain matrix of numbers, is packed by what is not known, or lacks a chunk.
+        DataError: The array is not a plain matrix of numbers, its codec is not accepted, or a chunk is missing.
         MissingDependencyError: zarr is not installed.
     """
     version = next((version for version, name in METADATA.items() if (path / name).is_file()), None)
@@ -136,7 +135,7 @@ def _opened(path: Path) -> Any:
         raise MissingDependencyError(f"reading {path}", "zarr", "zarr") from error
     try:
         return zarr.open_array(path, mode="r")
-    except Exception as error:  # whatever zarr makes of what it does not understand
+    except Exception as error:  # zarr raises various errors for invalid arrays
         raise DataError(f"{path}: not a readable Zarr array: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -153,7 +152,7 @@ def _metadata(file: Path) -> dict[str, Any]:
 
 
 def _of_format_3(about: dict[str, Any], path: Path) -> tuple[tuple[int, ...], str, str]:
-    """Shape of a chunk, separator and prefix of the names of chunks; codecs that are not known are refused."""
+    """Shape of a chunk, and separator and prefix of the names of chunks, in format 3; unaccepted codecs are refused."""
     if about.get("node_type") != "array":
         raise DataError(f"{path}: is a Zarr {about.get('node_type')}; name one of its arrays.")
     if about.get("storage_transformers"):
@@ -174,7 +173,7 @@ def _of_format_3(about: dict[str, Any], path: Path) -> tuple[tuple[int, ...], st
 
 
 def _codecs(given: Any) -> Iterator[str]:
-    """Names of codecs, those inside of shards too."""
+    """Yield the names of codecs, including those inside shards."""
     for codec in given:
         yield str(codec["name"])
         for inner in ("codecs", "index_codecs"):
@@ -182,7 +181,7 @@ def _codecs(given: Any) -> Iterator[str]:
 
 
 def _of_format_2(about: dict[str, Any], path: Path) -> tuple[tuple[int, ...], str, str]:
-    """As `_of_format_3`."""
+    """Shape of a chunk, and separator and prefix of the names of chunks, in format 2; unaccepted compressors are refused."""
     try:
         if about.get("filters"):
             raise DataError(f"{path}: has the filters {[one['id'] for one in about['filters']]}, which are not read.")

@@ -1,22 +1,21 @@
 r"""The scaled forward-backward pass and the scores of Gaussian emissions, compiled by Numba.
 
-The log likelihood of a chain and its gradient by Fisher's identity: the gradient is the posterior expectation of the
-complete-data score. With weights $w_t(j) \propto_j b_t(j)$, the largest of them 1, the filter
-$\alpha_t(j) = p(z_t = j \mid x_{\le t})$, its levels $c_t = \sum_{ij} \alpha_{t-1}(i) A_{ij} w_t(j)$ and $\beta$, up to a
-constant a step,
+The gradient of the log likelihood of a chain is the posterior expectation of the complete-data score (Fisher's identity). It is
+computed from weights $w_t(j) \propto_j b_t(j)$ with maximum 1, the filter $\alpha_t(j) = p(z_t = j \mid x_{\le t})$, its
+normalising constants ("levels") $c_t = \sum_{ij} \alpha_{t-1}(i) A_{ij} w_t(j)$, and $\beta$, up to a constant per step:
 $$ \log p(x) = \sum_t [\log c_t + \max_j \log b_t(j)], \quad \beta_{t-1}(i) \propto \sum_j A_{ij} w_t(j) \beta_t(j), \quad
    \gamma_t(j) = \frac{\alpha_t(j) \beta_t(j)}{S_t}, \quad
-   \xi_t(i, j) = \frac{\alpha_{t-1}(i) A_{ij} w_t(j) \beta_t(j)}{c_t S_t}, \quad S_t = \sum_j \alpha_t(j) \beta_t(j), $$
-are all that is needed: $\partial / \partial \log b_t(j) = \gamma_t(j)$,
-$\partial / \partial \log A_{ij} = \sum_t \xi_t(i, j)$ and $\partial / \partial \log \pi_j = \gamma_1(j)$. A mixture is the
-chain in which every unit begins a sequence: its $\gamma$ are the responsibilities.
+   \xi_t(i, j) = \frac{\alpha_{t-1}(i) A_{ij} w_t(j) \beta_t(j)}{c_t S_t}, \quad S_t = \sum_j \alpha_t(j) \beta_t(j). $$
+The gradients are $\partial / \partial \log b_t(j) = \gamma_t(j)$, $\partial / \partial \log A_{ij} = \sum_t \xi_t(i, j)$ and
+$\partial / \partial \log \pi_j = \gamma_1(j)$. A mixture is a chain in which every unit begins a sequence; its $\gamma$ are the
+responsibilities.
 
-Probabilities that are too small for a float are lost in both passes, an error of less than 1e-303 beside sums of at least 1e-100.
-It matters as much as the other pass says: while $S \ge 10^{-180}$ the error is far below the last digit. A sequence that is
-outside of these bounds (a path comes back from where the data had ruled it out) is done again in log space, several times slower.
+Underflow in the passes causes errors below 1e-303 in sums of at least 1e-100. If $S \ge 10^{-180}$, these errors are far below
+the last digit of the results. A sequence outside these bounds is recomputed in log space, several times slower. An example is a
+path through states that earlier data had excluded.
 
-All loops run in one thread and in a fixed order: the digits do not depend on the number of threads. The interpreter's lock is
-released.
+All loops run in one thread and in a fixed order, so that results do not depend on the number of threads. They release the
+interpreter's lock.
 
 References:
     Rabiner (1989), A tutorial on hidden Markov models and selected applications in speech recognition, Proc. IEEE 77:257.
@@ -36,7 +35,7 @@ LEAST_LEVEL, MOST_LEVEL, LEAST_SHARED = 1e-100, 1e100, 1e-180
 
 @compiled
 def _weights(log_b: Any, first: int, weight: Any) -> float:
-    """exp of the n columns of `log_b` from `first`, each over its largest, into `weight` `(state, n)`; the largest's log sum."""
+    """Write exp(log b_t(j) - max_j log b_t(j)) of n steps from `first` to `weight` `(state, n)`; return the sum of the maxima."""
     n_states, n = weight.shape
     top = log_b[0][first : first + n].copy()
     for j in range(1, n_states):
@@ -58,10 +57,10 @@ def _weights(log_b: Any, first: int, weight: Any) -> float:
 def _recursions(  # one argument for each array of a compiled loop
     states: Any, initial: Any, transition: Any, weight: Any, a: Any, b: Any, v: Any, inverse_level: Any
 ) -> tuple[float, bool]:
-    """The sum of log c, and whether all levels are within bounds; fills a, b, v `(state, n)` and 1 / c.
+    """Run both passes; return the sum of log c and whether all levels are within bounds; fill a, b, v `(state, n)` and 1 / c.
 
-    The two passes need nothing of each other, and the processor works on both at once. Each divides by the level of the step
-    before, which then need not be waited for: a is that of its own step too large, c alpha.
+    The two passes are independent and run in the same loop, so that the processor can execute both at once. Each step divides by
+    the level of the previous step, which avoids a wait for its own. Therefore a is c alpha, not alpha.
     """
     n_states = len(states) if len(states) > 0 else len(initial)
     n = weight.shape[1]
@@ -106,7 +105,7 @@ def _recursions(  # one argument for each array of a compiled loop
 def _expectations(  # one argument for each array of a compiled loop
     a: Any, b: Any, v: Any, inverse_level: Any, transition: Any, gamma: Any, first: int, pairs: Any
 ) -> bool:
-    """Whether S is within bounds, and all divisors; fills the n columns of `gamma` from `first`, and `pairs`; destroys a."""
+    """Fill n columns of `gamma` from `first`, and `pairs`; overwrite a; return whether S and all divisors are within bounds."""
     n_states, n = a.shape
     share = np.zeros(n)
     for j in range(n_states):
@@ -158,7 +157,7 @@ def _log_sum(terms: Any) -> float:
 def _in_logs(  # one argument for each array of a compiled loop
     log_initial: Any, log_transition: Any, log_b: Any, first: int, alpha: Any, weight: Any, gamma: Any, pairs: Any
 ) -> float:
-    """The log likelihood, with all as logs: exact always. Fills what `_expectations` does, with zeros if x is impossible."""
+    """Log likelihood in log space, without underflow; fills the outputs of `_expectations`, with zeros if p(x) = 0."""
     n_states, n = alpha.shape
     terms, beta = np.empty(n_states), np.zeros(n_states)
     fill(pairs, 0.0)
@@ -208,7 +207,7 @@ def _longest(starts: Any) -> int:
 
 @compiled
 def _end(starts: Any, first: int) -> int:
-    """Where the sequence that begins in `first` has ended."""
+    """Index after the last step of the sequence that begins at `first`."""
     end = first + 1
     while end < len(starts) and not starts[end]:
         end += 1
@@ -226,7 +225,7 @@ def chain_kernel(  # one argument for each array of a compiled loop
     d_transition: Any,
     gamma: Any,
 ) -> float:
-    """`hidden_markov` with the emissions' log densities, and gamma, as `(state, unit)`."""
+    """Compute `hidden_markov` with the log densities of the emissions, and gamma, as `(state, unit)`."""
     n_states, n_units = log_b.shape
     initial, transition, pairs = np.exp(log_initial), np.exp(log_transition), np.empty((n_states, n_states))
     size = n_states * _longest(starts)
@@ -266,15 +265,15 @@ def hidden_markov(  # one argument for each array of a compiled loop
     d_transition: Any,
     d_emission: Any,
 ) -> float:
-    """Log likelihood; its gradients for three arguments are added to the last three.
+    """Log likelihood of a hidden Markov model; adds its gradients to the last three arguments.
 
     Args:
-        states: A tuple of as many numbers as there are states, for a loop of their own; or an empty one.
-        log_initial: `(state,)`.
-        log_transition: `(state, next_state)`.
-        log_emission: `(unit, state)`.
-        starts: `(unit,)`.
-        d_initial, d_transition, d_emission: Of the same shapes.
+        states: Tuple with one number per state, for a loop compiled for this number of states; or an empty tuple.
+        log_initial: Log probabilities of the first states, `(state,)`.
+        log_transition: Log transition probabilities, `(state, next_state)`.
+        log_emission: Log densities of the emissions, `(unit, state)`.
+        starts: True where a sequence begins, `(unit,)`.
+        d_initial, d_transition, d_emission: Gradients, of the shapes of the corresponding arguments.
     """
     gamma = np.empty(log_emission.T.shape)
     log_b = np.ascontiguousarray(log_emission.T)
@@ -287,9 +286,9 @@ def hidden_markov(  # one argument for each array of a compiled loop
 
 @compiled
 def responsibility_kernel(log_weights: Any, joint: Any, d_weights: Any) -> float:
-    """Log likelihood of a mixture; `joint`, the log densities `(component, unit)`, becomes the responsibilities.
+    """Log likelihood of a mixture; replaces the log densities `joint` `(component, unit)` by the responsibilities.
 
-    Their sums are added to `d_weights`. Units that are impossible have responsibilities of 0.
+    The sums of the responsibilities are added to `d_weights`. Units of density 0 have responsibilities of 0.
     """
     n_components, n_units = joint.shape
     top, total = np.full(n_units, -np.inf), np.zeros(n_units)

@@ -1,23 +1,23 @@
 r"""The square-root information filter of linear-Gaussian chains and its gradient, compiled by Numba.
 
-`kernels` loads this module at the first call. With $Q = L L'$, $P = L_0 L_0'$, every density of a chain is a sum of squares
+`kernels` loads this module at the first call. With $Q = L L'$, $P = L_0 L_0'$, every log density of a chain contains the squares
 of whitened rows,
 $$ w_1 = L_0^{-1} (z_1 - m), \quad w_t = L^{-1} (z_t - A z_{t-1}), \quad
    \varepsilon_{td} = (x_{td} - \mu_d - C_d z_t) / \sigma_d, $$
-of what was observed. Step by step the rows that have $z_t$ in them are turned into a triangle,
+over the observed entries. At each step, the rows that contain $z_t$ are rotated to a triangular system,
 $$ R_t z_t + H_t z_{t+1} = f_t + \eta_t, \quad \eta_t \sim N(0, I), $$
-and rows without it, which are $z_{t+1}$ given the past, or numbers $\rho$ that no state can explain. Therefore
+and to rows without $z_t$. The latter describe $z_{t+1}$ given the past, or are residuals $\rho$ without states. Therefore
 $$ \log p(x) = -\tfrac12 \sum \rho^2 - \sum_t \log |R_t| - \log |L_0| - (T - 1) \log |L|
    - \sum_{td} \log \sigma_d \sqrt{2 \pi}. $$
-Where all of a step was observed, its rows are q rows, the same triangle for every step, and what no state explains. States are
-measured from a rough estimate, so that nothing large cancels where the noise is small.
-No covariance is made, updated or inverted: it would have the square of the factors' condition, and lose its smallest
-directions, or its sign, where a small noise meets a diffuse prior. Rows are turned by Givens rotations, which keep small rows
-beside large ones; reflections let the large ones swamp them.
+The rows of completely observed steps are first compressed to q rows, with the same triangle for every step, and residuals. States
+are measured from a rough estimate, which avoids cancellation of large terms if the noise is small.
+No covariance is computed, updated or inverted. Its condition number is the square of that of the factors; with small noise and a
+diffuse prior, its smallest eigenvalues would be lost or become negative. Rows are rotated by Givens rotations, which are accurate
+for rows of different magnitude; Householder reflections would lose the small rows.
 
-Backward, by substitution, $z_t = R_t^{-1} (f_t + \eta_t - H_t z_{t+1})$ has the smoothed mean $R_t^{-1} (f_t - H_t E z_{t+1})$
-and, with a triangle $U_t' U_t = I + H_t V_{t+1} H_t'$, the variance $V_t = R_t^{-1} U_t' U_t R_t'^{-1}$: again sums of squares.
-Fisher's identity makes the gradient of them,
+In the backward pass, $z_t = R_t^{-1} (f_t + \eta_t - H_t z_{t+1})$ has the smoothed mean $R_t^{-1} (f_t - H_t E z_{t+1})$. With a
+triangle $U_t' U_t = I + H_t V_{t+1} H_t'$ its variance is $V_t = R_t^{-1} U_t' U_t R_t'^{-1}$, again a sum of squares. The
+gradients follow from Fisher's identity,
 $$ \partial_A = L'^{-1} \sum E[w_t z_{t-1}'], \quad \partial_L = L'^{-1} \sum (E[w_t w_t'] - I), \quad
    \partial_m = L_0'^{-1} E w_1, \quad \partial_{L_0} = L_0'^{-1} (E[w_1 w_1'] - I), $$
 $$ \partial_{C_d} = \sum_t E[\varepsilon_{td} z_t] / \sigma_d, \quad \partial_{\mu_d} = \sum_t E \varepsilon_{td} / \sigma_d,
@@ -51,17 +51,17 @@ MOST_DETERMINANT, LEAST_DETERMINANT = 1e100, 1e-100
 
 @compiled
 def _compress(loadings: Any, columns: Any, triangle: Any, basis: Any, turned: Any) -> float:
-    """Rows that are the same for many steps are turned into a triangle, $\\Psi^{-1/2} C = B T$ with $B' B = I$ if it began as 0.
+    """Rotate rows that many steps share to a triangle, $\\Psi^{-1/2} C = B T$ with $B' B = I$ if the triangle was 0 before.
 
     Args:
         loadings: The rows, `(feature, latent)`.
-        columns: The scaled data, `(feature, unit)`; the work leaves other numbers in it.
-        triangle: What there was before; becomes T `(latent, latent)`.
-        basis: Becomes B `(feature, latent)`.
-        turned: Becomes B' columns `(latent, unit)`.
+        columns: Scaled data, `(feature, unit)`; overwritten.
+        triangle: Triangle before the rotation; replaced by T `(latent, latent)`.
+        basis: Output B, `(feature, latent)`.
+        turned: Output, B' times the data, `(latent, unit)`.
 
     Returns:
-        The sum of squares of what is left of the data.
+        The residual sum of squares of the data.
     """
     (n_features, n), q = columns.shape, len(triangle)
     unit, row, left = np.empty(n_features), np.empty(q), 0.0
@@ -94,7 +94,7 @@ def _compress(loadings: Any, columns: Any, triangle: Any, basis: Any, turned: An
 
 @compiled
 def _pulls(R: Any, upper: Any, rows: Any, out: Any) -> None:
-    """`out` = rows R^-1 U', whose products are the rows' covariances: by substitution, never through V."""
+    """Write rows R^-1 U' to `out`, by substitution without V; the products of its rows are the covariances of the rows."""
     q = len(upper)
     for d in range(len(rows)):
         for i in range(q):
@@ -111,7 +111,7 @@ def _pulls(R: Any, upper: Any, rows: Any, out: Any) -> None:
 
 @compiled
 def _rough(loadings: Any, scaled: Any, observed: Any, whole: Any) -> Any:
-    """An estimate of each state from its own row, as if of variance I, `(latent, unit)`; no density depends on it."""
+    """Estimate each state from its own row with prior variance I, `(latent, unit)`; no density depends on the estimate."""
     (n_features, n_units), q = scaled.shape, loadings.shape[1]
     triangle, states, row = np.eye(q), np.empty((q, n_units)), np.empty(q + 1)
     _compress(loadings, scaled.copy(), triangle, np.empty((n_features, q)), states)
@@ -147,15 +147,15 @@ def _filter(  # one argument for each array of a compiled loop
     turned: Any,
     triangles: Any,
 ) -> float:
-    """Of one sequence: fills `triangles` `(unit, q, 2 q + 1)`, (R, H, f); returns -sum rho^2 / 2 - sum log |R|.
+    """Filter one sequence: fill `triangles` `(unit, q, 2 q + 1)`, (R, H, f); return -sum rho^2 / 2 - sum log |R|.
 
     Args:
         into, across, first: L^-1, -L^-1 A, L_0^-1.
-        begins, gaps: w_1 and, `(latent, unit)`, the others at the rough states.
-        loadings, scaled, observed: Of the rows where something is missing.
-        whole: Where nothing is `(unit,)`.
-        compressed, turned: Those rows, from `_compress`.
-        triangles: The result.
+        begins, gaps: w_1 `(latent,)` and the other w_t `(latent, unit)` at the rough states.
+        loadings, scaled, observed: Loadings, scaled data and observed entries, for steps with missing entries.
+        whole: True for completely observed steps, `(unit,)`.
+        compressed, turned: Rows of completely observed steps, from `_compress`.
+        triangles: Output.
     """
     (n, n_features), q = observed.shape, len(begins)
     row, value, determinant = np.empty(2 * q + 1), 0.0, 1.0
@@ -196,7 +196,10 @@ def _filter(  # one argument for each array of a compiled loop
 def _add_residuals(  # one argument for each array of a compiled loop
     loadings: Any, scaled: Any, observed: Any, scale: Any, rough: Any, states: Any, d_C: Any, d_loc: Any, d_scale: Any
 ) -> None:
-    """What the residuals at the means `rough` + `states` `(latent, unit)` add to the gradients; `scaled` has those at `rough`."""
+    """Add the terms of the residuals at the means `rough` + `states` `(latent, unit)` to the gradients.
+
+    `scaled` contains the residuals at `rough`.
+    """
     residual = np.empty(states.shape[1])
     for d in range(len(loadings)):
         residual[:] = scaled[d]
@@ -240,17 +243,17 @@ def linear_gaussian(  # one argument for each array, and a loop whose parts shar
     d_mean: Any,
     d_L_0: Any,
 ) -> float:
-    """Log density of rows; its gradients for the first seven arguments are added to the last seven, which are zeros.
+    """Log density of the rows; adds its gradients for the first seven arguments to the last seven, which are zeros.
 
     Args:
-        A: `(next_latent, latent)`.
-        L: The lower factor of the noise's covariance `(latent, latent)`.
-        C: `(feature, latent)`.
-        loc, scale: `(feature,)`.
-        mean, L_0: Of the first state of a sequence, `(latent,)`, and the lower factor of its covariance.
-        x, observed: `(unit, feature)`.
-        starts: `(unit,)`; the first is taken to be true.
-        d_A, d_L, d_C, d_loc, d_scale, d_mean, d_L_0: Of the shapes of the first seven.
+        A: Transition matrix, `(next_latent, latent)`.
+        L: Lower factor of the covariance of the state noise, `(latent, latent)`.
+        C: Loadings, `(feature, latent)`.
+        loc, scale: Mean of the rows at state 0 and standard deviations of their noise, `(feature,)`.
+        mean, L_0: Mean of the first state of a sequence, `(latent,)`, and lower factor of its covariance, `(latent, latent)`.
+        x, observed: Rows and whether their entries were observed, `(unit, feature)`.
+        starts: True where a sequence begins, `(unit,)`; the first unit always begins one.
+        d_A, d_L, d_C, d_loc, d_scale, d_mean, d_L_0: Gradients, of the shapes of the first seven arguments.
     """
     (n_units, n_features), q = x.shape, len(A)
     into, first, across = np.eye(q), np.eye(q), np.zeros((q, q))
@@ -283,9 +286,9 @@ def linear_gaussian(  # one argument for each array, and a loop whose parts shar
     value -= 0.5 * _compress(loadings, columns, compressed, basis, turned)
 
     triangles = np.empty((_longest(starts), q, 2 * q + 1))
-    state, root, upper = np.empty((q, 1)), np.empty((q, q)), np.empty((q, q))  # from the rough one: mean, a factor, and U
-    place = np.empty((q, 1))  # the state's mean itself
-    after, after_root = np.empty((q, 1)), np.empty((q, q))  # mean and factor of the step after
+    state, root, upper = np.empty((q, 1)), np.empty((q, q)), np.empty((q, q))  # mean and factor of deviations; U
+    place = np.empty((q, 1))  # mean of the state
+    after, after_root = np.empty((q, 1)), np.empty((q, q))  # mean and factor of the next step
     noise, noise_root = np.empty((q, 1)), np.empty((q, 2 * q))  # mean and factor of w
     own_root, moved, row, pull = np.empty((q, 2 * q)), np.empty((q, q)), np.empty(q), np.empty((q, q))
     of_A, of_L, of_L_0 = np.zeros((q, q)), np.zeros((q, q)), np.zeros((q, q))

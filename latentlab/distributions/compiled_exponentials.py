@@ -17,13 +17,13 @@ FACTORIALS = tuple(float(math.factorial(n)) for n in range(12, -1, -1))
 
 @compiled
 def exponential(x: float) -> float:
-    """Computes exp(x), or 0 if x is below -700: results near the smallest float are far slower to compute."""
+    """Compute exp(x), or 0 if x is below -700, since results near the smallest float are far slower to compute."""
     return 0.0 if x < LEAST_EXPONENT else math.exp(x)
 
 
 @compiled
 def exp_all(x: Any, n: int) -> None:
-    r"""Replaces the first n entries of x, none above 700, by their exponentials, or by 0 where they are below -700.
+    r"""Replace the first n entries of x, none above 700, by their exponentials; entries below -700 become 0.
 
     $e^x = 2^m e^r$ with integer m and $|r| \le \log(2) / 2$, and $e^r$ by its Taylor series; the relative error is about 1e-15.
     A float of 2^52 or more has no fractional bits. Adding ROUNDING therefore rounds to m and leaves m in the last bits, which

@@ -12,7 +12,7 @@ from latentlab.distributions.loops import compiled
 
 @compiled
 def inverses(lower: Any, out: Any) -> None:
-    """Computes L^-1 of each component.
+    """Compute L^-1 of each component.
 
     Args:
         lower: Cholesky factors L, `(component, feature, feature)`; or standard deviations, `(component, feature, 1)`.
@@ -32,7 +32,7 @@ def inverses(lower: Any, out: Any) -> None:
 
 @compiled
 def _standardise(columns: Any, mu: Any, inverse: Any, k: int, s: Any) -> None:
-    """Writes L_k^-1 (x - mu_k) to `s` `(feature, unit)`."""
+    """Write L_k^-1 (x - mu_k) to `s` `(feature, unit)`."""
     for d in range(len(s)):
         own = d if inverse.shape[2] > 1 else 0
         slope, shift = inverse[k, d, own], mu[k, d]
@@ -46,7 +46,7 @@ def _standardise(columns: Any, mu: Any, inverse: Any, k: int, s: Any) -> None:
 
 @compiled
 def _gaussian_log_density(columns: Any, mu: Any, inverse: Any, s: Any, out: Any) -> None:
-    """Writes log N(x | mu_k, L_k L_k') to `out` `(component, unit)`.
+    """Write log N(x | mu_k, L_k L_k') to `out` `(component, unit)`.
 
     Args:
         columns: Data x, `(feature, unit)`.
@@ -71,7 +71,7 @@ def _gaussian_log_density(columns: Any, mu: Any, inverse: Any, s: Any, out: Any)
 
 @compiled
 def _gaussian_score(columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, d_mu: Any, d_lower: Any) -> None:
-    r"""Adds the gradients of $\sum_{nk} \gamma_{nk} \log N(x_n \mid \mu_k, L_k L_k')$ to `d_mu` and `d_lower`.
+    r"""Add the gradients of $\sum_{nk} \gamma_{nk} \log N(x_n \mid \mu_k, L_k L_k')$ to `d_mu` and `d_lower`.
 
     With $s = L_k^{-1} (x - \mu_k)$ the score for $\mu_k$ is $L_k'^{-1} s$. The score for $L_k$ is the lower triangle of
     $L_k'^{-1} s s' - \text{diag}(1 / L_{k,dd})$. The sums of $\gamma$, $\gamma s$ and $\gamma s s'$ over units are sufficient.

@@ -8,7 +8,7 @@ from latentlab.distributions.loops import compiled
 
 @compiled
 def rotate(upper: Any, row: Any, n: int) -> None:
-    """Adds `row` to the upper-triangular factor `upper` of a QR decomposition, by Givens rotations.
+    """Add `row` to the upper-triangular factor `upper` of a QR decomposition, by Givens rotations.
 
     The first n entries of `row` are eliminated, but zeros are not stored in them. Both may have further columns, which are
     rotated along. `row` is used as work space.
@@ -31,7 +31,7 @@ def rotate(upper: Any, row: Any, n: int) -> None:
 
 @compiled
 def solve_lower(lower: Any, b: Any) -> None:
-    """Replaces `b` `(q, m)` by L^-1 b."""
+    """Replace `b` `(q, m)` by L^-1 b."""
     for i in range(len(lower)):
         for k in range(b.shape[1]):
             total = b[i, k]
@@ -42,7 +42,7 @@ def solve_lower(lower: Any, b: Any) -> None:
 
 @compiled
 def solve_upper(upper: Any, b: Any) -> None:
-    """Replaces `b` `(q, m)` by R^-1 b, with R the first q columns of `upper`."""
+    """Replace `b` `(q, m)` by R^-1 b, with R the first q columns of `upper`."""
     for i in range(len(upper) - 1, -1, -1):
         for k in range(b.shape[1]):
             total = b[i, k]
@@ -53,7 +53,7 @@ def solve_upper(upper: Any, b: Any) -> None:
 
 @compiled
 def add_product(a: Any, b: Any, factor: float, out: Any) -> None:
-    """Adds factor a b to `out`."""
+    """Add factor a b to `out`."""
     for i in range(a.shape[0]):
         for j in range(a.shape[1]):
             scaled = factor * a[i, j]
@@ -63,7 +63,7 @@ def add_product(a: Any, b: Any, factor: float, out: Any) -> None:
 
 @compiled
 def add_outer(a: Any, b: Any, out: Any) -> None:
-    """Adds a b' to `out`."""
+    """Add a b' to `out`."""
     for i in range(a.shape[0]):
         for k in range(b.shape[0]):
             total = 0.0

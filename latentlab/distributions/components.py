@@ -1,7 +1,7 @@
-r"""What each of K components says of an observation: log densities `(unit, component)`, and draws given labels.
+r"""Emission distributions of K components: log densities `(unit, component)`, and draws given labels.
 
-The components of a mixture and the states of a hidden Markov chain emit alike; these are their emissions. Missing entries
-do not count: `observed` is True where an entry was observed, `(unit, feature)`, or None where all were.
+They are used for the components of a mixture and for the states of a hidden Markov chain. Missing entries are marginalised out:
+`observed` is True where an entry was observed, `(unit, feature)`, or None if all were.
 """
 
 import math
@@ -13,7 +13,7 @@ from latentlab.distributions.low_rank_gaussian import cholesky_or_nan
 
 LOG_2PI = math.log(2 * math.pi)
 AT_ONCE = 2**17
-"""Numbers of residuals, unit x component x feature, above which correlated components are taken one after the other."""
+"""Number of residuals, unit x component x feature, above which correlated components are evaluated one after the other."""
 
 
 class Components(ABC):
@@ -24,20 +24,23 @@ class Components(ABC):
 
     @abstractmethod
     def log_prob(self, x: torch.Tensor, observed: torch.Tensor | None = None) -> torch.Tensor:
-        """log p(observed entries of x_n | component k): `(unit, component)`."""
+        """Log densities log p(observed entries of x_n | component k), `(unit, component)`."""
 
     @abstractmethod
     def sample(self, labels: torch.Tensor) -> torch.Tensor:
-        """A draw `(unit, feature)` from the component that each unit's label `(unit,)` names."""
+        """Draw `(unit, feature)` from the component given by each unit's label `(unit,)`."""
 
 
 class GaussianComponents(Components):
-    r"""$N(\mu_k, \Sigma_k)$, $\Sigma_k = S_k R_k R_k' S_k$: $S_k$ the standard deviations, $R_k$ a factor of the correlations.
+    r"""Gaussian emissions $N(\mu_k, \Sigma_k)$, $\Sigma_k = S_k R_k R_k' S_k$.
+
+    $S_k$ is the diagonal matrix of standard deviations, and $R_k$ a factor of the correlation matrix.
 
     Args:
         mu: Means `(component, feature)`.
         sigma: Standard deviations `(component, feature)`, or of a shape that broadcasts to it.
-        corr: Cholesky factors of the correlations `(component, feature, feature)` or `(feature, feature)`; None: none.
+        corr: Cholesky factors of the correlations, `(component, feature, feature)` or `(feature, feature)`; None for
+            independent features.
     """
 
     def __init__(self, mu: torch.Tensor, sigma: torch.Tensor, corr: torch.Tensor | None = None) -> None:
@@ -51,7 +54,7 @@ class GaussianComponents(Components):
         return self.sigma[..., None] * self.corr
 
     def factor(self) -> torch.Tensor:
-        """`scale_tril`; or `(component, feature, 1)`, the standard deviations, where there are no correlations."""
+        """Lower factors as in `scale_tril`; standard deviations `(component, feature, 1)` for independent features."""
         return self.sigma[..., None] if self.corr is None else self.scale_tril()
 
     def log_prob(self, x: torch.Tensor, observed: torch.Tensor | None = None) -> torch.Tensor:
@@ -64,7 +67,7 @@ class GaussianComponents(Components):
         return torch.cat(each, dim=-1)
 
     def _independent(self, x: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor:
-        """By products of matrices: nothing of size unit x component x feature is made. Centred, so that little cancels."""
+        """Log densities by matrix products, without arrays of size unit x component x feature; centring limits cancellation."""
         if observed is None:
             centre = x.mean(0)
             x = x - centre
@@ -100,10 +103,10 @@ class GaussianComponents(Components):
         return self.mu[labels] + (lower @ noise[..., None])[..., 0]
 
     def completed(self, labels: torch.Tensor, x: torch.Tensor, observed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Means and lower factors of the missing entries of x given the observed ones and the labels.
+        """Compute means and lower factors of the missing entries of x given the observed ones and the labels.
 
         Returns:
-            `(unit, feature)` and `(unit, feature, feature)`; the rows of observed entries hold x itself and zeros.
+            Means `(unit, feature)` and factors `(unit, feature, feature)`; for observed entries the values of x and zeros.
         """
         lower = self.scale_tril()
         lower = lower[labels] if lower.dim() == 3 else lower.expand(len(labels), *lower.shape)
@@ -119,14 +122,14 @@ class GaussianComponents(Components):
 
 
 def gaussian_log_density(x: torch.Tensor, mu: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """log densities `(unit, component)` by means and what `GaussianComponents.factor` gives."""
+    """Compute log densities `(unit, component)` from means and factors as returned by `GaussianComponents.factor`."""
     if factor.shape[-1] == 1:
         return GaussianComponents(mu, factor[..., 0]).log_prob(x)
     return GaussianComponents(mu, torch.ones_like(mu), factor).log_prob(x)
 
 
 def _observed_factor(lower: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
-    """Factors `(unit, component, feature, feature)` of the observed parts of covariances, 1 on the diagonal elsewhere."""
+    """Factors `(unit, component, feature, feature)` of the covariances of observed entries; identity for missing entries."""
     seen = observed.to(lower.dtype)
     covariance = (lower @ lower.mT).expand(len(observed), *torch.broadcast_shapes(lower.shape, (1, 1, 1)))
     both = seen[:, None, :, None] * seen[:, None, None, :]
@@ -134,10 +137,10 @@ def _observed_factor(lower: torch.Tensor, observed: torch.Tensor) -> torch.Tenso
 
 
 class BernoulliComponents(Components):
-    r"""Independent yes-or-no features, $\Pr(x_{nd} = 1) = p_{kd}$.
+    r"""Independent binary features, $\Pr(x_{nd} = 1) = p_{kd}$.
 
     Args:
-        probability: `(component, feature)`, inside (0, 1).
+        probability: Probabilities of 1, `(component, feature)`, in (0, 1).
     """
 
     def __init__(self, probability: torch.Tensor) -> None:
@@ -158,7 +161,7 @@ class PoissonComponents(Components):
     r"""Independent counts, $x_{nd} \sim \mathrm{Poisson}(\lambda_{kd})$.
 
     Args:
-        rate: `(component, feature)`, positive.
+        rate: Rates, `(component, feature)`, positive.
     """
 
     def __init__(self, rate: torch.Tensor) -> None:
@@ -176,10 +179,10 @@ class PoissonComponents(Components):
 
 
 class CategoricalComponents(Components):
-    r"""Independent symbols, $\Pr(x_{nd} = c) = p_{kdc}$, coded by whole numbers from 0.
+    r"""Independent categorical features, $\Pr(x_{nd} = c) = p_{kdc}$, coded by whole numbers from 0.
 
     Args:
-        probability: `(component, feature, category)`, each row of categories on the simplex.
+        probability: Probabilities, `(component, feature, category)`, with sum 1 over categories.
     """
 
     def __init__(self, probability: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Missing entries given the observed ones of the same unit, when the features of a unit are correlated."""
+"""Conditional distribution of missing entries given the observed ones of the same unit, for correlated features."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from torch.distributions import constraints
 
 
 class Filled(TorchDistribution):
-    """Rows with some entries known: Gaussian in the others, jointly.
+    """Rows with some known entries; the others are jointly Gaussian.
 
     Args:
-        mean: Means `(unit, feature)`; what is known where it is known.
-        factor: Lower factors of the covariances `(unit, feature, feature)`, rows of zeros where an entry is known.
+        mean: Means `(unit, feature)`; the values of known entries.
+        factor: Lower factors of the covariances `(unit, feature, feature)`; rows of known entries are zero.
     """
 
     arg_constraints = {}
@@ -31,6 +31,6 @@ class Filled(TorchDistribution):
         return self.loc + (self.factor @ noise)[..., 0]
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """Of each entry by itself `(unit, feature)`; infinite where it is known."""
+        """Marginal log density of each entry, `(unit, feature)`; infinite for known entries."""
         spread = torch.linalg.vector_norm(self.factor, dim=-1)
         return torch.distributions.Normal(self.loc, spread, validate_args=False).log_prob(value)

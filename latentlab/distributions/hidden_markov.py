@@ -1,24 +1,24 @@
 r"""Exact inference in hidden Markov chains, $z_1 \sim \pi$, $z_t \mid z_{t-1} \sim A_{z_{t-1}}$, $x_t \mid z_t \sim b_{z_t}$.
 
-The first state of a sequence emits its first observation. Several sequences of unequal length lie one after another; each
-begins anew from $\pi$. Emissions come in as their log densities at the data, so that every kind of them is served.
+The first state of a sequence emits its first observation. Several sequences of unequal length are concatenated; the first state
+of each has the distribution $\pi$. Emissions are given by their log densities at the data, so that any kind can be used.
 
 With the matrices $E_t(i, j) = A_{ij} b_t(j)$, and $E_t(i, j) = \pi_j b_t(j)$ where a sequence begins, the likelihood of all
-sequences is $\sum_j (E_1 E_2 \cdots E_T)_{ij}$ for any row i: a row of constants forgets what came before and keeps its
-probability. Products of matrices can be taken in any grouping, so that T steps need a graph that is only log T deep; a
-forward message $e_1' E_1 \cdots E_t$ for every t, and the backward messages $E_{t+1} \cdots E_T 1$, cost no more than twice as
-much. Sums are taken in log space: nothing underflows, and a transition that is forbidden (log 0) is a very negative number,
-whose derivatives are zeros rather than NaN.
+sequences is $\sum_j (E_1 E_2 \cdots E_T)_{ij}$ for any row i. All rows of the first matrix of a sequence are equal, so that its
+states do not depend on earlier sequences. The likelihood of these remains a factor of the product. Matrix products are
+associative, so that T steps need a graph of depth log T. The forward messages $e_1' E_1 \cdots E_t$ for every t, and the backward
+messages $E_{t+1} \cdots E_T 1$, cost at most twice as much. Sums are computed in log space, without underflow. A forbidden
+transition (log 0) is represented by a very negative number, whose derivatives are zeros rather than NaN.
 
-All functions take the same four tensors (float64):
+All functions have the same four arguments (float64):
 
     log_initial     $\log \pi$, `(state,)`
     log_transition  $\log A$, rows from, columns to, `(state, next_state)`
     log_emission    $\log b_t(k)$, `(unit, state)`; a row of zeros where the time step is missing
-    starts          True where a sequence begins, `(unit,)`; the first unit begins one whatever it says
+    starts          True where a sequence begins, `(unit,)`; the first unit always begins one
 
-Entries may be -inf. The functions are differentiable, and work under `torch.vmap`. Where the data are impossible their
-log likelihood is -inf, and probabilities given them are undefined.
+Entries may be -inf. The functions are differentiable, and work under `torch.vmap`. If the likelihood is 0, its log is -inf, and
+conditional probabilities are undefined.
 
 References:
     Rabiner (1989), A tutorial on hidden Markov models and selected applications in speech recognition, Proc. IEEE 77:257.
@@ -35,16 +35,16 @@ from latentlab.distributions import kernels
 from latentlab.distributions.scan import Elements, product, scan
 
 LOG_ZERO = -1e30
-"""Stands for log 0: no sum of finite terms comes near it, and 10^5 of it are still finite."""
+"""Substitute for log 0: sums of finite log densities are far above it, and the sum of 10^5 such terms is finite."""
 
 
 def log_likelihood(
     log_initial: torch.Tensor, log_transition: torch.Tensor, log_emission: torch.Tensor, starts: torch.Tensor
 ) -> torch.Tensor:
-    r"""$\log p(x)$ of all sequences together: a scalar.
+    r"""Compute $\log p(x)$ of all sequences jointly, a scalar.
 
-    Its derivatives are expected counts: the pair probs summed over t for $\log A$, the smoothed probabilities for
-    $\log b$, and those at the starts summed for $\log \pi$.
+    Its derivatives are expected counts. For $\log A$ they are the pair marginals summed over t, for $\log b$ the smoothed
+    probabilities, and for $\log \pi$ the sum of these at the starts.
 
     Example:
         >>> log_half = torch.full((2,), 0.5, dtype=torch.float64).log()
@@ -59,7 +59,7 @@ def log_likelihood(
 def log_likelihood_by_scan(
     log_initial: torch.Tensor, log_transition: torch.Tensor, log_emission: torch.Tensor, starts: torch.Tensor
 ) -> torch.Tensor:
-    """`log_likelihood` in operations of torch, in a graph of log depth: on any device, and with all derivatives."""
+    """Compute `log_likelihood` by operations of torch in a graph of log depth, on any device and with all derivatives."""
     initial, transition, emission = _finite(log_initial, log_transition, log_emission)
     (whole,) = product(_compose, (_matrices(initial, transition, emission, _begins(starts)),))
     return _impossible_to_inf(torch.logsumexp(whole[0, 0], dim=-1))
@@ -72,11 +72,11 @@ _by_kernel = kernels.operation(*_KERNEL, log_likelihood_by_scan)
 def expected_counts(
     log_initial: torch.Tensor, log_transition: torch.Tensor, log_emission: torch.Tensor, starts: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    r"""`log_likelihood` and its derivatives: what a step of EM needs, in one pass forward and one back.
+    r"""Compute `log_likelihood` and its derivatives by one forward-backward pass, the E step of EM.
 
     Returns:
-        $\log p(x)$; the numbers of sequences that begin in each state `(state,)` and of transitions `(state, next_state)` to be
-        expected given x; the smoothed probabilities `(unit, state)`.
+        $\log p(x)$; the expected numbers given x of sequences that begin in each state `(state,)` and of transitions
+        `(state, next_state)`; the smoothed probabilities `(unit, state)`.
     """
     chain = (log_initial, log_transition, log_emission, starts)
     if kernels.serves(*chain[:3]):
@@ -92,7 +92,7 @@ def expected_counts(
 def log_predictive(
     log_initial: torch.Tensor, log_transition: torch.Tensor, log_emission: torch.Tensor, starts: torch.Tensor
 ) -> torch.Tensor:
-    r"""$\log p(x_t \mid x_{<t})$ given the earlier steps of its sequence, `(unit,)`; the sum is `log_likelihood`."""
+    r"""Compute $\log p(x_t \mid x_{<t})$ given the earlier steps of its sequence, `(unit,)`; the sum is `log_likelihood`."""
     prior, _ = _forward(log_initial, log_transition, log_emission, starts)
     return _impossible_to_inf(torch.logsumexp(prior + torch.clamp(log_emission, min=LOG_ZERO), dim=-1))
 
@@ -100,7 +100,7 @@ def log_predictive(
 def sequence_log_likelihood(
     log_initial: torch.Tensor, log_transition: torch.Tensor, log_emission: torch.Tensor, starts: torch.Tensor
 ) -> torch.Tensor:
-    r"""$\log p(x)$ of each sequence, `(sequence,)`."""
+    r"""Compute $\log p(x)$ of each sequence, `(sequence,)`."""
     terms = log_predictive(log_initial, log_transition, log_emission, starts)
     begins = _begins(starts)
     return terms.new_zeros(int(begins.sum())).index_add(0, torch.cumsum(begins, 0) - 1, terms)
@@ -109,14 +109,14 @@ def sequence_log_likelihood(
 def filtered(
     log_initial: torch.Tensor, log_transition: torch.Tensor, log_emission: torch.Tensor, starts: torch.Tensor
 ) -> torch.Tensor:
-    r"""$p(z_t = k \mid x_{\le t})$ given its sequence so far, `(unit, state)`."""
+    r"""Compute $p(z_t = k \mid x_{\le t})$ given the steps of its sequence up to t, `(unit, state)`."""
     return torch.exp(_forward(log_initial, log_transition, log_emission, starts)[1])
 
 
 def smoothed(
     log_initial: torch.Tensor, log_transition: torch.Tensor, log_emission: torch.Tensor, starts: torch.Tensor
 ) -> torch.Tensor:
-    r"""$p(z_t = k \mid x)$ given its whole sequence, `(unit, state)`."""
+    r"""Compute $p(z_t = k \mid x)$ given its complete sequence, `(unit, state)`."""
     _, forward = _forward(log_initial, log_transition, log_emission, starts)
     return torch.softmax(forward + _backward(log_initial, log_transition, log_emission, starts), dim=-1)
 
@@ -124,7 +124,7 @@ def smoothed(
 def pair_marginals(
     log_initial: torch.Tensor, log_transition: torch.Tensor, log_emission: torch.Tensor, starts: torch.Tensor
 ) -> torch.Tensor:
-    r"""$p(z_{t-1} = i, z_t = j \mid x)$, `(unit, state, next_state)`; zeros where a sequence begins."""
+    r"""Compute $p(z_{t-1} = i, z_t = j \mid x)$, `(unit, state, next_state)`; zeros where a sequence begins."""
     _, forward = _forward(log_initial, log_transition, log_emission, starts)
     _, transition, emission = _finite(log_initial, log_transition, log_emission)
     onward = emission + _backward(log_initial, log_transition, log_emission, starts)
@@ -136,7 +136,7 @@ def pair_marginals(
 def leave_one_out(
     log_initial: torch.Tensor, log_transition: torch.Tensor, log_emission: torch.Tensor, starts: torch.Tensor
 ) -> torch.Tensor:
-    r"""$\log p(x_t \mid x_{-t})$ given all other steps of its sequence, `(unit,)`."""
+    r"""Compute $\log p(x_t \mid x_{-t})$ given all other steps of its sequence, `(unit,)`."""
     prior, _ = _forward(log_initial, log_transition, log_emission, starts)
     others = prior + _backward(log_initial, log_transition, log_emission, starts)
     with_own = torch.logsumexp(others + torch.clamp(log_emission, min=LOG_ZERO), dim=-1)
@@ -146,9 +146,9 @@ def leave_one_out(
 def viterbi(
     log_initial: torch.Tensor, log_transition: torch.Tensor, log_emission: torch.Tensor, starts: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""The most probable path of all sequences, `(unit,)` long, and $\log p(z, x)$ of it: a scalar.
+    r"""Compute the most probable path of all sequences, `(unit,)`, and its log joint density $\log p(z, x)$, a scalar.
 
-    Of several that are equally probable it is one.
+    If several paths are equally probable, one of them is returned.
     """
     initial, transition, emission = _finite(log_initial, log_transition, log_emission)
     begins = _begins(starts)
@@ -159,7 +159,7 @@ def viterbi(
 
 
 class HiddenPath(torch.distributions.Distribution):
-    r"""The states of hidden Markov chains given the data, $p(z_1, \dots, z_T \mid x)$, with event shape `(unit,)`.
+    r"""Posterior of the states of hidden Markov chains, $p(z_1, \dots, z_T \mid x)$, with event shape `(unit,)`.
 
     Args:
         log_initial: Log probabilities of the first states `(state,)`.
@@ -182,12 +182,12 @@ class HiddenPath(torch.distributions.Distribution):
 
     @cached_property
     def probs(self) -> torch.Tensor:
-        """Probabilities of each step's state `(unit, state)`."""
+        """Smoothed probabilities of each step's state, `(unit, state)`."""
         return smoothed(*self._chain)
 
     @property
     def mode(self) -> torch.Tensor:
-        """The most probable path `(unit,)`."""
+        """Most probable path, `(unit,)`."""
         return viterbi(*self._chain)[0]
 
     @cached_property
@@ -195,13 +195,13 @@ class HiddenPath(torch.distributions.Distribution):
         return log_likelihood(*self._chain)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """Log probability of the whole path `(..., unit)`, of any number type: `(...)`."""
+        """Compute the log probabilities `(...)` of complete paths `(..., unit)`, of any number type."""
         return _log_joint(*self._chain, value.long()) - self._log_likelihood
 
     def sample(self, sample_shape: Any = ()) -> torch.Tensor:
-        """Paths `(*sample_shape, unit)` by forward filtering and backward sampling.
+        """Draw paths `(*sample_shape, unit)` by forward filtering and backward sampling.
 
-        A uniform number a step says for every possible next state where the path came from; these maps are then composed.
+        A uniform number per step determines the previous state for every possible next state; these maps are then composed.
         """
         log_initial, log_transition, log_emission, starts = self._chain
         initial, transition, _ = _finite(log_initial, log_transition, log_emission)
@@ -230,30 +230,30 @@ def _begins(starts: torch.Tensor) -> torch.Tensor:
 
 
 def _steps(initial: torch.Tensor, transition: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
-    """Log probabilities of z_t given z_{t-1}, those of a first state where a sequence begins: `(unit, state, next_state)`."""
+    """Log probabilities of z_t given z_{t-1}, or of the first state of a sequence, `(unit, state, next_state)`."""
     return torch.where(begins[:, None, None], initial, transition)
 
 
 def _matrices(initial: torch.Tensor, transition: torch.Tensor, emission: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
-    """log E_t, `(unit, state, next_state)`."""
+    """Log matrices log E_t, `(unit, state, next_state)`."""
     return _steps(initial, transition, begins) + emission[:, None, :]
 
 
 def _compose(first: Elements, then: Elements, reduce: Any = torch.logsumexp) -> Elements:
-    """Products of log matrices `(n, k, k)`, or of log row vectors `(n, 1, k)` with them."""
+    """Products of log matrices `(n, k, k)`, or of log row vectors `(n, 1, k)` with log matrices."""
     return (reduce(first[0][..., :, :, None] + then[0][..., None, :, :], dim=-2),)
 
 
 def _messages(matrices: torch.Tensor, resets: torch.Tensor, before: torch.Tensor, reduce: Any = torch.logsumexp) -> torch.Tensor:
-    r"""The row vectors $v' E_1 \cdots E_t$ for every t, each up to a constant, `(n, state)`, from $v$ = `before`.
+    r"""Row vectors $v' E_1 \cdots E_t$ for every t, each up to a constant, `(n, state)`, with $v$ = `before`.
 
-    A matrix that is a reset has equal rows, and what comes before it is left out: it would only count if it were impossible.
+    A matrix that is a reset has equal rows. Earlier factors are omitted, since they only change the constant unless they are 0.
     """
 
     def compose(first: Elements, then: Elements) -> Elements:
         (matrix,) = _compose(first[:1], then[:1], reduce)
         matrix = torch.where(then[1][:, None, None], then[0], matrix)
-        # Levels of 10^6 would cost the digits of the differences, which are all that counts.
+        # Subtraction of the maximum preserves the digits of the differences if levels are near 10^6.
         return matrix - matrix.amax((-2, -1), keepdim=True).detach(), first[1] | then[1]
 
     def apply(state: Elements, step: Elements) -> Elements:
@@ -266,7 +266,7 @@ def _messages(matrices: torch.Tensor, resets: torch.Tensor, before: torch.Tensor
 def _forward(
     log_initial: torch.Tensor, log_transition: torch.Tensor, log_emission: torch.Tensor, starts: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log probabilities of each state given the past, and given past and present, of its sequence: `(unit, state)` both."""
+    """Log probabilities of each state given the past of its sequence, and given past and present, `(unit, state)` each."""
     initial, transition, emission = _finite(log_initial, log_transition, log_emission)
     begins = _begins(starts)
     messages = torch.log_softmax(_messages(_matrices(initial, transition, emission, begins), begins, initial), dim=-1)
@@ -277,11 +277,11 @@ def _forward(
 def _backward(
     log_initial: torch.Tensor, log_transition: torch.Tensor, log_emission: torch.Tensor, starts: torch.Tensor
 ) -> torch.Tensor:
-    """Log densities of the rest of the sequence given each state, up to a constant a step: `(unit, state)`."""
+    """Log densities of the later steps of the sequence given each state, up to a constant per step, `(unit, state)`."""
     _, transition, emission = _finite(log_initial, log_transition, log_emission)
     resets = starts[1:].flip(0)
     onward = (transition + emission[1:, None, :]).mT.flip(0)
-    onward = torch.where(resets[:, None, None], torch.zeros_like(onward), onward)  # a sequence ends: nothing follows
+    onward = torch.where(resets[:, None, None], torch.zeros_like(onward), onward)  # last step of a sequence
     last = torch.zeros_like(transition[0])
     return torch.cat([_messages(onward, resets, last).flip(0), last[None]])
 
@@ -290,7 +290,7 @@ def _backward(
 
 
 def _trace_back(origins: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """The path `(n + 1, ...)` that ends in `last` `(...)` and comes from `origins[t, ..., j]` when it is in j at t + 1."""
+    """Path `(n + 1, ...)` that ends in `last` `(...)`; its state at t is `origins[t, ..., j]` if its state at t + 1 is j."""
 
     def compose(first: Elements, then: Elements) -> Elements:
         return (torch.gather(then[0], -1, first[0]),)
@@ -302,9 +302,9 @@ def _trace_back(origins: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
 
 
 def _quantile(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Indices by inverting the distribution over dim 1 of `(n, state, k)` at `(n, m)` numbers in [0, 1): `(n, m, k)`.
+    """Indices `(n, m, k)` by inversion of the distribution over dim 1 of `(n, state, k)` at `(n, m)` numbers in [0, 1).
 
-    Divided by its last value, the cumulative sum ends in 1 exactly: no state of probability 0 is ever met.
+    The cumulative sum is divided by its last value and ends in exactly 1, so that no state of probability 0 is drawn.
     """
     cumulative = torch.cumsum(probabilities, 1)
     cumulative = cumulative / cumulative[:, -1:]
@@ -318,7 +318,7 @@ def _log_joint(
     starts: torch.Tensor,
     path: torch.Tensor,
 ) -> torch.Tensor:
-    """log p(z, x) of paths `(..., unit)`."""
+    """Log joint densities log p(z, x) of paths `(..., unit)`, `(...)`."""
     came_from = log_transition[path.roll(1, -1), path]
     steps = torch.where(_begins(starts), log_initial[path], came_from)
     emitted = torch.gather(log_emission.expand(*path.shape, -1), -1, path[..., None])[..., 0]

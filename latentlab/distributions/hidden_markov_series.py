@@ -1,4 +1,4 @@
-r"""Series emitted by a hidden Markov chain, its states summed out."""
+r"""Series emitted by a hidden Markov chain, with the states marginalised out."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ from latentlab.distributions.hidden_markov import HiddenPath, log_likelihood, lo
 class HiddenMarkovSeries(TorchDistribution):
     r"""Steps of one or several sequences: $z_1 \sim \pi$, $z_t \mid z_{t-1} \sim A_{z_{t-1}}$, $x_t \mid z_t = k \sim p_k$.
 
-    `log_prob` is that of each step given the steps before it in its sequence, `(unit,)`; the sum is that of the series.
+    `log_prob` is the log density of each step given the earlier steps of its sequence, `(unit,)`; the sum is that of the series.
 
     Args:
         log_initial: Log probabilities of the first states `(state,)`.
         log_transition: Log probabilities of the transitions `(state, next_state)`; -inf where forbidden.
-        components: What each state emits.
+        components: Emission distributions of the states.
         starts: True where a sequence begins `(unit,)`.
-        observed: True where an entry was observed, `(unit, feature)`; None where all were.
+        observed: True where an entry was observed, `(unit, feature)`; None if all were.
     """
 
     arg_constraints = {}
@@ -43,14 +43,14 @@ class HiddenMarkovSeries(TorchDistribution):
         return HiddenMarkovSeries(self.log_initial, self.log_transition, self.components, self.starts, self.observed)
 
     def chain(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What the functions of `hidden_markov` take."""
+        """Return the arguments of the functions of `hidden_markov`."""
         return self.log_initial, self.log_transition, self.components.log_prob(value, self.observed), self.starts
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         return log_predictive(*self.chain(value))
 
     def log_prob_sum(self, value: torch.Tensor) -> torch.Tensor:
-        """`log_prob(value).sum()`, by far less work."""
+        """Compute `log_prob(value).sum()` with far fewer operations."""
         components = self.components
         if isinstance(components, GaussianComponents) and self.observed is None and kernels.serves(components.mu, value):
             emission = (components.mu, components.factor(), value.mT.contiguous())
@@ -58,7 +58,7 @@ class HiddenMarkovSeries(TorchDistribution):
         return log_likelihood(*self.chain(value))
 
     def conditional(self, value: torch.Tensor) -> HiddenPath:
-        """The distribution of the states given the observed entries of `value`."""
+        """Return the distribution of the states given the observed entries of `value`."""
         return HiddenPath(*self.chain(value))
 
     def sample(self, sample_shape: Any = ()) -> torch.Tensor:

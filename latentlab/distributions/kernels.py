@@ -1,12 +1,12 @@
-r"""Log likelihoods of chains and mixtures whose gradients are written down: one pass over the data, and no graph behind it.
+r"""Log likelihoods of chains and mixtures with explicit gradients: one pass over the data, without an autograd graph.
 
 By Fisher's identity the gradient of a log likelihood is the posterior expectation of the complete-data score,
 $$ \nabla_\theta \log p(x) = E[\nabla_\theta \log p(x, z) \mid x], $$
-so that the forward-backward pass, or the responsibilities, give value and gradient at once. `compiled` has the loops. Here they
-become operations of torch, one node in any graph, each with this gradient. Under `torch.vmap` the batch is one call, with the
-memory of one member; second derivatives are those of the same log likelihood written in operations of torch.
+so that the forward-backward pass, or the responsibilities, give value and gradient at once. The module `compiled` contains the
+loops. This module makes them operations of torch, each a single node of a graph with this gradient. Under `torch.vmap` a batch is
+one call with the memory of one member. Second derivatives are those of the same log likelihood written in operations of torch.
 
-Without Numba, and for what is not in float64 on the CPU, `serves` says no.
+`serves` returns False without Numba, and for tensors that are not float64 on the CPU.
 
 References:
     Cappé, Moulines & Rydén (2005), Inference in Hidden Markov Models, chapter 10 (Fisher's identity).
@@ -25,11 +25,11 @@ from latentlab.distributions import loops
 from latentlab.seeds import n_threads
 
 AT_ONCE = 4096
-"""Units of a mixture that are worked on together: what they need stays in the processor's cache."""
+"""Number of units of a mixture per block, such that the work arrays stay in the processor's cache."""
 SHARED = 1000
-"""Numbers that a member of a batch is about from which several threads share them."""
+"""Size of the arguments of a batch member from which several threads share the members."""
 UNROLLED = 6
-"""States of a chain up to which their number is known to the compiler."""
+"""Largest number of states of a chain for which a loop is compiled for this number."""
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -39,7 +39,7 @@ def _compiled(module: str = "compiled") -> Any:
 
 
 def serves(*tensors: torch.Tensor) -> bool:
-    """Whether there are kernels for these tensors."""
+    """Check whether there are kernels for these tensors."""
     return all(one.dtype == torch.float64 and one.device.type == "cpu" for one in tensors) and _compiled() is not None
 
 
@@ -47,22 +47,25 @@ def serves(*tensors: torch.Tensor) -> bool:
 
 
 def hidden_markov(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
-    """Of a chain: log_initial, log_transition, log_emission; starts."""
+    """Log likelihood of a chain; parameters log_initial, log_transition, log_emission; data starts."""
     return _compiled().hidden_markov(_states(parameters), *parameters, *data, *gradients)
 
 
 def gaussian_hidden_markov(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
-    """Of a chain with Gaussian emissions: log_initial, log_transition, mu, lower; the features as rows, starts."""
+    """Log likelihood of a chain with Gaussian emissions.
+
+    The parameters are log_initial, log_transition, mu, lower; the data are x `(feature, unit)` and starts.
+    """
     return _compiled("compiled_gaussians").gaussian_hidden_markov(_states(parameters), *parameters, *data, *gradients)
 
 
 def gaussian_mixture(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
-    """Of a Gaussian mixture: log_weights, mu, lower; the features as rows."""
+    """Log likelihood of a Gaussian mixture; parameters log_weights, mu, lower; data x `(feature, unit)`."""
     return _compiled("compiled_gaussians").gaussian_mixture(AT_ONCE, *parameters, *data, *gradients)
 
 
 def _states(parameters: Arrays) -> tuple[int, ...]:
-    """For few states a loop that knows how many there are, compiled for each number of them: it takes half the time."""
+    """Tuple that selects a loop compiled for the number of states, which takes half the time; empty for many states."""
     n_states = len(parameters[0])
     return (0,) * n_states if n_states <= UNROLLED else ()
 
@@ -70,9 +73,9 @@ def _states(parameters: Arrays) -> tuple[int, ...]:
 def value_and_gradients(
     member: Callable[[Arrays, Arrays, Arrays], float], dims: tuple[int, ...], n_parameters: int, *arguments: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """What a kernel finds: the value, and its gradient for each parameter; arguments as in `operation`.
+    """Compute the value of a kernel and its gradient for each parameter; arguments as in `operation`.
 
-    The members of a batch are shared among threads where they are large. Each has its numbers from one thread alone.
+    Several threads share the members of a batch if the members are large. One thread computes each member completely.
     """
     arrays = [argument.detach().contiguous().numpy() for argument in arguments]
     batch = arrays[0].shape[: arrays[0].ndim - dims[0]]
@@ -98,12 +101,15 @@ def value_and_gradients(
 
 @functools.cache
 def _threads(process: int, n: int) -> ThreadPoolExecutor:
-    """Threads for kernels, of this process: a forked one has none of its parent's."""
+    """Threads for kernels in this process; a forked process cannot use those of its parent."""
     return ThreadPoolExecutor(n - 1, thread_name_prefix="latentlab")
 
 
 def linear_gaussian(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
-    """Of a linear-Gaussian chain: A, L, C, loc, scale, initial_mean, L_0; the rows, what was observed of them, starts."""
+    """Log density of a linear-Gaussian chain.
+
+    The parameters are A, L, C, loc, scale, initial_mean, L_0; the data are the rows, their observed entries, and starts.
+    """
     return _compiled("compiled_chain").linear_gaussian(*parameters, *data, *gradients)
 
 
@@ -119,15 +125,15 @@ def operation(  # the implementation, shapes, gradients and batching of one oper
     n_parameters: int,
     plain: Callable[..., torch.Tensor],
 ) -> Callable[..., torch.Tensor]:
-    """A kernel as a function of tensors, parameters first and then data.
+    """Return a kernel as a function of tensors, parameters first and then data.
 
-    Parameters may have batch dims in front, all the same ones; each of the data may have them or not.
+    All parameters may have the same leading batch dims; each of the data may have them or not.
 
     Args:
-        member: The kernel of one member of a batch: adds gradients for the parameters to zeros, and returns the value.
+        member: Kernel of one member of a batch; adds gradients for the parameters to zeros, and returns the value.
         dims: Number of dims of each argument, without those of the batch.
-        n_parameters: How many of the arguments are parameters.
-        plain: The same function of one member in operations of torch: for second derivatives.
+        n_parameters: Number of arguments that are parameters.
+        plain: The same function of one member in operations of torch, used for second derivatives.
     """
 
     def evaluate(*arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -196,7 +202,7 @@ def _curvature(
     arguments: tuple[torch.Tensor, ...],
     along: tuple[torch.Tensor | None, ...],
 ) -> tuple[torch.Tensor, ...]:
-    """Second derivatives of `plain` for the parameters times `along`, which has a tensor for each of them, or None."""
+    """Product of the second derivatives of `plain` for the parameters with `along`, a tensor or None for each parameter."""
     n_parameters = len(along)
     in_dims = tuple(0 if argument.dim() > d else None for argument, d in zip(arguments, dims, strict=True))
     for _ in range(arguments[0].dim() - dims[0]):

@@ -1,20 +1,20 @@
 r"""Exact inference in linear-Gaussian chains, $z_1 \sim N(m, P)$, $z_t \sim N(A z_{t-1}, Q)$, $x_t \sim N(C z_t + \mu, \Psi)$.
 
-The noise of the features is independent, $\Psi = \mathrm{diag}(\psi^2)$. Several sequences of unequal length lie one after
-another, and entries may be missing. One step is a function of two states,
+The noise of the features is independent, $\Psi = \mathrm{diag}(\psi^2)$. Several sequences of unequal length are concatenated,
+and entries may be missing. One step is a function of two states,
 $$ \phi_t(a, b) = N(b; A a, Q) \, p(x_t \mid b) = \exp\left\{-\tfrac12 a' J_{aa} a - a' J_{ab} b - \tfrac12 b' J_{bb} b
    + h_a' a + h_b' b + c\right\}, $$
 and $N(b; m, P) \, p(x_t \mid b)$ where a sequence begins. The likelihood is the integral of their product over all states.
-With $M = J_{bb} + \bar J_{aa}$ the state between two neighbours is integrated out,
+With $M = J_{bb} + \bar J_{aa}$ the state between two steps is marginalised out,
 $$ \int \phi(a, s) \bar\phi(s, b) \, ds: \quad J_{aa} - J_{ab} M^{-1} J_{ba}, \quad -J_{ab} M^{-1} \bar J_{ab}, \quad
    \bar J_{bb} - \bar J_{ba} M^{-1} \bar J_{ab}, \quad \dots $$
-which is again such a function, so that the order of integration is free: T steps need a graph that is log T deep. This is
-the elimination of a positive definite matrix, and as stable. States are measured from a rough estimate, so that nothing
-large cancels where the noise is small.
+which is again such a function. The order of integration is therefore arbitrary, and T steps need a graph of depth log T. This is
+elimination in a positive definite matrix, with the same numerical stability. States are measured from a rough estimate, which
+avoids cancellation of large terms if the noise is small.
 
-The sum over all rows, which is what is fitted, is taken by the square-root filter of `compiled_chain` where there are kernels.
-It keeps its digits where the precisions above lose theirs: where directions of a state are known to very different degrees, a
-condition above 1e8 or so (fewer features than states, or one of them nearly without noise, beside a diffuse prior).
+The sum over all rows, the objective of fits, is computed by the square-root filter of `compiled_chain` if kernels exist. It is
+also accurate for precision matrices of a condition number above about 1e8, for which the formulas above are not. Examples are
+fewer features than states, or a feature nearly without noise, with a diffuse prior.
 
 References:
     Särkkä & García-Fernández (2021), Temporal parallelization of Bayesian smoothers, IEEE Trans. Automat. Contr. 66:299.
@@ -37,20 +37,21 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 class LinearGaussianChain(TorchDistribution):
-    r"""Rows of one or several series with the states integrated out, batch `(unit,)`, event `(feature,)`.
+    r"""Rows of one or several series with the states marginalised out, batch `(unit,)`, event `(feature,)`.
 
-    Rows depend on each other: `log_prob` of a row is given the earlier rows of its sequence, so that the sum is the joint's.
+    Rows are dependent: `log_prob` of a row is conditional on the earlier rows of its sequence, so that the sum is the joint log
+    density.
 
     Args:
-        A: Transition, of $z_t = A z_{t-1} + \dots$, `(next_latent, latent)`.
-        Q: Covariance of its noise, positive definite `(latent, latent)`.
+        A: Transition matrix of $z_t = A z_{t-1} + \dots$, `(next_latent, latent)`.
+        Q: Covariance of the state noise, positive definite `(latent, latent)`.
         C: Loadings `(feature, latent)`.
-        loc: The mean of the rows where the state is 0, `(feature,)`.
-        scale: Standard deviations of the rows' noise: one, or `(feature,)`.
+        loc: Mean of the rows at state 0, `(feature,)`.
+        scale: Standard deviations of the noise of the rows, a scalar or `(feature,)`.
         initial_mean: Mean of the first state of a sequence `(latent,)`.
-        initial_covariance: Its covariance, positive definite `(latent, latent)`.
-        starts: True where a sequence begins `(unit,)`; the first unit begins one whatever it says.
-        observed: True where an entry was observed, `(unit, feature)`; None where all were. Entries that were not do not count.
+        initial_covariance: Covariance of the first state, positive definite `(latent, latent)`.
+        starts: True where a sequence begins `(unit,)`; the first unit always begins one.
+        observed: True where an entry was observed, `(unit, feature)`; None if all were. Missing entries are marginalised out.
     """
 
     arg_constraints = {
@@ -89,11 +90,11 @@ class LinearGaussianChain(TorchDistribution):
     # -- densities
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """log p(x_t | x_1 ... x_{t-1} of its sequence), `(unit,)`."""
+        """Compute log p(x_t | x_1 ... x_{t-1} of its sequence), `(unit,)`."""
         return self._log_density(value, *self._predicted(value))
 
     def log_prob_sum(self, value: torch.Tensor) -> torch.Tensor:
-        """`log_prob(value).sum()`, by far less work."""
+        """Compute `log_prob(value).sum()` with far fewer operations."""
         tensors = (self.A, self.C, self.loc, self.scale, self.initial_mean)
         if not kernels.serves(value, *tensors):
             return self._log_prob_sum_by_scan(value)
@@ -103,19 +104,19 @@ class LinearGaussianChain(TorchDistribution):
         return _by_kernel(A, root, C, loc, scale, mean, initial_root, value, observed, self.starts)
 
     def _log_prob_sum_by_scan(self, value: torch.Tensor) -> torch.Tensor:
-        """`log_prob_sum` in operations of torch, in a graph of log depth: no state is asked for on the way."""
+        """Compute `log_prob_sum` by operations of torch in a graph of log depth, without distributions of single states."""
         _, _, J, _, h, c = product(_compose, self._potentials(value))
         lower = cholesky_or_nan(J[0])
         root = torch.linalg.solve_triangular(lower, h[0][:, None], upper=False)
         return c[0] + 0.5 * (len(h[0]) * LOG_2PI + (root**2).sum()) - torch.log(torch.diagonal(lower)).sum()
 
     def sequence_log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """log p of each sequence `(sequence,)`."""
+        """Compute the log density of each sequence, `(sequence,)`."""
         terms = self.log_prob(value)
         return terms.new_zeros(int(self.starts.sum())).index_add(0, torch.cumsum(self.starts, 0) - 1, terms)
 
     def leave_one_out(self, value: torch.Tensor) -> torch.Tensor:
-        """log p(x_t | all other rows of its sequence), `(unit,)`."""
+        """Compute log p(x_t | all other rows of its sequence), `(unit,)`."""
         mean, covariance = self._predicted(value)
         J, h = self._backward(value)
         lower = cholesky_or_nan(covariance)
@@ -125,7 +126,7 @@ class LinearGaussianChain(TorchDistribution):
         return self._log_density(value, mean + self._rough(value), covariance)
 
     def _log_density(self, value: torch.Tensor, mean: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
-        """log N(x; C m + mu, C V C' + psi^2) of each row over its observed entries, by a sum of squares."""
+        """Log density log N(x; C m + mu, C V C' + psi^2) of each row's observed entries by a sum of squares, `(unit,)`."""
         L = cholesky_or_nan(covariance)
         weights = self._weights()
         residual = self._residual(value, mean)
@@ -141,12 +142,12 @@ class LinearGaussianChain(TorchDistribution):
     # -- states
 
     def filtered(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Means `(unit, latent)` and covariances `(unit, latent, latent)` of z_t given the rows of its sequence up to t."""
+        """Compute means `(unit, latent)` and covariances `(unit, latent, latent)` of z_t given its sequence up to t."""
         covariance, mean = _moments(*self._forward(value))
         return mean + self._rough(value), covariance
 
     def conditional(self, value: torch.Tensor) -> "LinearGaussianPath":
-        """The distribution of all states given all rows."""
+        """Return the distribution of all states given all rows."""
         return LinearGaussianPath(self, value)
 
     def rsample(self, sample_shape: Any = ()) -> torch.Tensor:
@@ -164,7 +165,7 @@ class LinearGaussianChain(TorchDistribution):
     # -- parts of the potentials
 
     def _weights(self) -> torch.Tensor:
-        """1 / psi^2, and 0 where an entry is missing: `(feature,)`, or `(unit, feature)` under a mask."""
+        """Precisions 1 / psi^2, 0 for missing entries: `(feature,)`, or `(unit, feature)` with a mask."""
         weights = self.scale**-2
         return weights if self.observed is None else self.observed * weights
 
@@ -173,7 +174,7 @@ class LinearGaussianChain(TorchDistribution):
         return constants.sum(-1) if self.observed is None else (self.observed * constants).sum(-1)
 
     def _information(self) -> torch.Tensor:
-        """C' R^-1 C over the observed entries, `(latent, latent)`, or `(unit, latent, latent)` under a mask."""
+        """Information matrix C' Psi^-1 C of the observed entries, `(latent, latent)`, or `(unit, latent, latent)` with a mask."""
         scaled = self.C * (self.scale**-2)[:, None]
         if self.observed is None:
             return self.C.mT @ scaled
@@ -181,16 +182,16 @@ class LinearGaussianChain(TorchDistribution):
         return (self.observed.to(self.C.dtype) @ outer).reshape(-1, *2 * self.C.shape[1:])
 
     def _residual(self, value: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """x - mu - C z, 0 where missing."""
+        """Residuals x - mu - C z, `(unit, feature)`; 0 for missing entries."""
         residual = value - self.loc - states @ self.C.mT
         return residual if self.observed is None else torch.where(self.observed, residual, torch.zeros_like(residual))
 
     def _rough(self, value: torch.Tensor) -> torch.Tensor:
-        """An estimate of each state from its own row, which states are measured from; no density depends on it."""
+        """Estimate of each state from its own row, the origin of its deviations; no density depends on it."""
         return LowRankGaussian(self.loc, self.C, self.scale, self.observed).conditional(value).mean.detach()
 
     def _potentials(self, value: torch.Tensor) -> Elements:
-        """(J_aa, J_ab, J_bb, h_a, h_b, c) of every step, in deviations from the rough states."""
+        """Coefficients (J_aa, J_ab, J_bb, h_a, h_b, c) of every step, for deviations from the rough states."""
         rough, starts = self._rough(value), self.starts
         root, initial_root = cholesky_or_nan(self.Q), cholesky_or_nan(self.initial_covariance)
         precision, initial_precision = torch.cholesky_inverse(root), torch.cholesky_inverse(initial_root)
@@ -209,14 +210,14 @@ class LinearGaussianChain(TorchDistribution):
         return J_aa, J_ab, J_bb, h_a, pull + weighted @ self.C, c - torch.where(starts, initial_log_det, log_det)
 
     def _forward(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Precision and its product with the mean, of each state given past and present, from the rough states."""
+        """Precision J and shift h = J m of each state's deviation from the rough state, given past and present rows."""
         q = len(self.A)
         before = torch.eye(q, dtype=self.A.dtype), torch.zeros_like(self.A[0])
         J, h = scan(_compose, _apply, self._potentials(value), before)
         return J, h
 
     def _backward(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same of the future's likelihood as a function of each state: zeros at the end of a sequence."""
+        """Precision and shift of the likelihood of later rows as a function of each state; zeros at the end of a sequence."""
         J_aa, J_ab, J_bb, h_a, h_b, c = (part[1:].flip(0) for part in self._potentials(value))
         after = torch.zeros_like(self.A), torch.zeros_like(self.A[0])
         found = scan(_compose, _apply, (J_bb, J_ab.mT, J_aa, h_b, h_a, c), after)
@@ -224,7 +225,7 @@ class LinearGaussianChain(TorchDistribution):
         return J, h
 
     def _predicted(self, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Means and covariances of z_t given the rows of its sequence before t."""
+        """Means and covariances of z_t given the earlier rows of its sequence."""
         mean, covariance = self.filtered(value)
         moved = self.A @ covariance.roll(1, 0) @ self.A.mT + self.Q
         return (
@@ -253,14 +254,13 @@ _by_kernel = kernels.operation(kernels.linear_gaussian, (2, 2, 2, 1, 1, 1, 2, 2,
 
 
 class LinearGaussianPath(torch.distributions.Distribution):
-    r"""The states of linear-Gaussian chains given the data, with event shape `(unit, latent)`.
+    r"""Posterior of the states of linear-Gaussian chains, with event shape `(unit, latent)`.
 
-    Backward in time it is a chain again, $z_t \mid z_{t+1}, x \sim N(G_t z_{t+1} + k_t, V_t)$, with $G_t = 0$ where a sequence
-    ends.
+    It is a chain backward in time, $z_t \mid z_{t+1}, x \sim N(G_t z_{t+1} + k_t, V_t)$, with $G_t = 0$ where a sequence ends.
 
     Args:
         chain: The chain.
-        value: Its rows `(unit, feature)`.
+        value: Rows of the chain, `(unit, feature)`.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
@@ -272,7 +272,7 @@ class LinearGaussianPath(torch.distributions.Distribution):
 
     @cached_property
     def _reversed(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """G, k and the Cholesky factors of V."""
+        """Slopes G, offsets k and Cholesky factors of V of the chain backward in time."""
         A = self._chain.A
         J, h = self._chain._forward(self._value)
         mean = self._chain._rough(self._value) + _moments(J, h)[1]
@@ -291,31 +291,31 @@ class LinearGaussianPath(torch.distributions.Distribution):
 
     @property
     def mean(self) -> torch.Tensor:
-        """Means of the states `(unit, latent)`."""
+        """Posterior means of the states, `(unit, latent)`."""
         return self._smoothed[0]
 
     @property
     def mode(self) -> torch.Tensor:
-        """The mean."""
+        """Posterior mode, equal to the mean."""
         return self.mean
 
     @property
     def variance(self) -> torch.Tensor:
-        """Variances of the states `(unit, latent)`."""
+        """Posterior variances of the states, `(unit, latent)`."""
         return torch.diagonal(self.covariance_matrix, dim1=-2, dim2=-1)
 
     @property
     def covariance_matrix(self) -> torch.Tensor:
-        """Covariances of each step's state `(unit, latent, latent)`."""
+        """Posterior covariance of each step's state, `(unit, latent, latent)`."""
         return self._smoothed[1]
 
     @property
     def lag_one_covariance(self) -> torch.Tensor:
-        """Cov(z_{t-1}, z_t), `(unit, latent, next_latent)`; zeros where a sequence begins."""
+        """Posterior covariances Cov(z_{t-1}, z_t), `(unit, latent, next_latent)`; zeros where a sequence begins."""
         return (self._reversed[0] @ self.covariance_matrix.roll(-1, 0)).roll(1, 0)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """Log density of the whole path `(..., unit, latent)`: `(...)`."""
+        """Compute the log densities `(...)` of complete paths `(..., unit, latent)`."""
         G, k, root = self._reversed
         residual = value - k - (G @ value.roll(-1, -2)[..., None])[..., 0]
         scaled = torch.linalg.solve_triangular(root, residual[..., None], upper=False)[..., 0]
@@ -323,7 +323,7 @@ class LinearGaussianPath(torch.distributions.Distribution):
         return -0.5 * ((scaled**2).sum((-2, -1)) + self.event_shape.numel() * LOG_2PI) - log_det
 
     def sample(self, sample_shape: Any = ()) -> torch.Tensor:
-        """Paths `(*sample_shape, unit, latent)`, from their ends backward."""
+        """Draw paths `(*sample_shape, unit, latent)`, backward from their ends."""
         with torch.no_grad():
             G, k, root = self._reversed
             shape = torch.Size(sample_shape)
@@ -336,7 +336,7 @@ class LinearGaussianPath(torch.distributions.Distribution):
 
 
 def _compose(first: Elements, then: Elements) -> Elements:
-    """Two steps as one, the state between them integrated out."""
+    """Combine two steps by marginalising out the state between them."""
     J_aa, J_ab, J_bb, h_a, h_b, c = first
     K_aa, K_ab, K_bb, g_a, g_b, d = then
     q = J_bb.shape[-1]
@@ -356,7 +356,7 @@ def _compose(first: Elements, then: Elements) -> Elements:
 
 
 def _apply(state: Elements, step: Elements) -> Elements:
-    """A function of the earlier state, as (J, h), to one of the later, up to a constant."""
+    """Propagate a Gaussian function (J, h) of the earlier state to one of the later state, up to a constant."""
     J, h = state
     K_aa, K_ab, K_bb, g_a, g_b, _ = step
     known = torch.cat([K_ab, (h + g_a)[..., None]], dim=-1)
@@ -366,13 +366,13 @@ def _apply(state: Elements, step: Elements) -> Elements:
 
 
 def _moments(precision: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Covariance and mean of exp(-z' J z / 2 + h' z)."""
+    """Covariance and mean of the Gaussian proportional to exp(-z' J z / 2 + h' z)."""
     lower = cholesky_or_nan(precision)
     return torch.cholesky_inverse(lower), torch.cholesky_solve(shift[..., None], lower)[..., 0]
 
 
 def _affine_path(slopes: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """$y_t = G_t y_{t-1} + k_t$ from $y_0 = 0$, with slopes `(n, q, q)` and offsets `(n, q, m)`: `(n, q, m)`."""
+    """Path $y_t = G_t y_{t-1} + k_t$, `(n, q, m)`, from $y_0 = 0$, with slopes `(n, q, q)` and offsets `(n, q, m)`."""
 
     def compose(first: Elements, then: Elements) -> Elements:
         return then[0] @ first[0], then[0] @ first[1] + then[1]

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Compiles a function to machine code, cached on disk between runs if a cache folder is writable.
+    """Compile a function to machine code, cached on disk between runs if a cache folder is writable.
 
     The compiled function runs in one thread and releases the interpreter's lock.
     """
@@ -21,13 +21,13 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 
 
 def summing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles a function whose sums the compiler may reorder, to vectorise them; the order is the same in every run."""
+    """Compile a function whose sums the compiler may reorder, to vectorise them; the order is the same in every run."""
     return compiled(function, fastmath={"reassoc"})
 
 
 @functools.cache
 def load(module: str) -> Any:
-    """Imports a module of compiled loops; None if Numba is absent or does not support the installed NumPy."""
+    """Import a module of compiled loops; return None if Numba is absent or does not support the installed NumPy."""
     try:
         return importlib.import_module(f"latentlab.{module}")
     except ImportError:

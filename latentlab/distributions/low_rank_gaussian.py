@@ -1,15 +1,15 @@
 r"""Gaussians whose covariance is of low rank plus a diagonal, $N(\mu, W W' + \mathrm{diag}(\psi^2))$, with missing entries.
 
 With $r = x - \mu$ over the observed entries o, $M = I + W_o' \Psi_o^{-1} W_o$ and $\hat z = M^{-1} W_o' \Psi_o^{-1} r_o$
-(Woodbury, and the determinant lemma),
+(Woodbury identity and matrix determinant lemma),
 $$ \log p(x_o) = -\tfrac12 \left[ |o| \log 2\pi + \log|\Psi_o| + \log|M|
    + (r_o - W_o \hat z)' \Psi_o^{-1} (r_o - W_o \hat z) + \hat z' \hat z \right], $$
-and $z \mid x_o \sim N(\hat z, M^{-1})$. Nothing of size feature x feature is made, and the quadratic form is a sum of
-squares, so that nothing cancels where the noise is small.
+and $z \mid x_o \sim N(\hat z, M^{-1})$. No matrix of size feature x feature is computed. The quadratic form is a sum of squares,
+which avoids cancellation if the noise is small.
 
-The sum over N units needs few of such forms. Units with the same observed entries share M. For n such units with d observed
-entries, take the QR decomposition $X - 1 \bar x' = QR$: the d rows of R and $\sqrt n (\bar x - \mu)$ have the same sum of any
-quadratic form as the n residuals. They replace the units wherever n > d + 1.
+The sum over N units needs few such forms. Units with the same observed entries have the same M. For n such units with d observed
+entries, let $X - 1 \bar x' = QR$ be the QR decomposition. The d rows of R and $\sqrt n (\bar x - \mu)$ have the same sum of any
+quadratic form as the n residuals. They replace the units if n > d + 1.
 """
 
 import math
@@ -24,13 +24,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class LowRankGaussian(TorchDistribution):
-    r"""Rows $x_n = W z_n + \mu + \psi \varepsilon_n$, with $z_n$ and $\varepsilon_n$ standard normal and z integrated out.
+    r"""Rows $x_n = W z_n + \mu + \psi \varepsilon_n$, with $z_n$ and $\varepsilon_n$ standard normal and z marginalised out.
 
     Args:
-        loc: The mean `(feature,)`.
+        loc: Mean `(feature,)`.
         W: Loadings `(feature, latent)`.
-        scale: Standard deviations of the noise: one, or `(feature,)`.
-        observed: True where an entry was observed, `(unit, feature)`; None where all were. Entries that were not do not count.
+        scale: Standard deviations of the noise, a scalar or `(feature,)`.
+        observed: True where an entry was observed, `(unit, feature)`; None if all were. Missing entries are marginalised out.
     """
 
     arg_constraints = {"loc": constraints.real_vector, "W": constraints.real, "scale": constraints.positive}
@@ -63,7 +63,7 @@ class LowRankGaussian(TorchDistribution):
         return self.loc + z @ self.W.mT + self.scale * torch.randn(shape, dtype=self.W.dtype)
 
     def _factor(self, observed: torch.Tensor | None) -> torch.Tensor:
-        """The Cholesky factor of M, `(latent, latent)`, or one for each row of `observed`."""
+        """Cholesky factor of M, `(latent, latent)`, or one for each row of `observed`."""
         whitened = self._whitened
         if observed is None:
             M = whitened.mT @ whitened
@@ -75,7 +75,7 @@ class LowRankGaussian(TorchDistribution):
     def _quadratic(
         self, residual: torch.Tensor, lower: torch.Tensor, observed: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The quadratic form of each row of residuals (0 where missing), and the conditional means of z `(unit, latent)`."""
+        """Quadratic form of each row of residuals (0 for missing entries), and conditional means of z `(unit, latent)`."""
         whitened, rows = self._whitened, residual * self._precision
         mean = _cholesky_solve(rows @ whitened, lower)
         fitted = mean @ whitened.mT
@@ -94,7 +94,7 @@ class LowRankGaussian(TorchDistribution):
         return -0.5 * (constants + _log_det(lower) + quadratic)
 
     def log_prob_sum(self, value: torch.Tensor) -> torch.Tensor:
-        """`log_prob(value).sum()`, by the patterns of missing entries: in time that does not grow with the units of a pattern."""
+        """Compute `log_prob(value).sum()` by pattern of missing entries; the time does not grow with the units of a pattern."""
         few = _summary(value, self.observed)
         lower = self._factor(few.patterns)
         residual = (few.rows - few.share * self.loc) * few.weight
@@ -105,7 +105,7 @@ class LowRankGaussian(TorchDistribution):
         return -0.5 * (constants + (few.n_units * _log_det(lower)).sum() + quadratic.sum())
 
     def conditional(self, value: torch.Tensor) -> MultivariateNormal:
-        """The distribution of z given the observed entries of `value`: batch `(unit,)`, event `(latent,)`."""
+        """Return the distribution of z given the observed entries of `value`, with batch `(unit,)` and event `(latent,)`."""
         lower = self._factor(self.observed)
         _, mean = self._quadratic(self._residual(value), lower, self.observed)
         return multivariate_normal(mean, torch.linalg.cholesky_ex(torch.cholesky_inverse(lower))[0])
@@ -120,11 +120,11 @@ class _MultivariateNormal(MultivariateNormal):
 
 
 def multivariate_normal(loc: torch.Tensor, scale_tril: torch.Tensor) -> MultivariateNormal:
-    """Pyro's distribution, made as its `expand` makes one: its constructor imports SymPy, for half a second.
+    """Return Pyro's distribution without a call of its constructor, which imports SymPy and takes half a second.
 
     Args:
-        loc: `(*batch, event)`.
-        scale_tril: `(event, event)`, or one for each of the batch.
+        loc: Means, `(*batch, event)`.
+        scale_tril: Cholesky factor, `(event, event)`, or one for each member of the batch.
 
     Example:
         >>> multivariate_normal(torch.zeros(5, 2), torch.eye(2)).sample((3,)).shape
@@ -138,17 +138,17 @@ def multivariate_normal(loc: torch.Tensor, scale_tril: torch.Tensor) -> Multivar
 
 @dataclass(frozen=True)
 class _Summary:
-    """Rows with the same sum of quadratic forms as the residuals of the data, and what else the log density needs.
+    """Rows with the same sum of quadratic forms as the residuals of the data, and counts for the log density.
 
     Args:
-        rows: `(row, feature)`; the residuals are `weight * (rows - share * loc)` over the observed entries.
+        rows: Rows `(row, feature)`; the residuals are `weight * (rows - share * loc)` over the observed entries.
         share: 1 for a unit or a mean of units, 0 for a row of R; `(row, 1)`.
-        weight: `(row, 1)`.
-        observed: The observed entries of each row; None where nothing is missing.
-        pattern: The number of each row's pattern; None where nothing is missing, or where row i has pattern i.
-        patterns: The observed entries of each pattern; None where nothing is missing.
-        n_units: Units of each pattern.
-        n_observed: Units in which each feature was observed.
+        weight: Weight of each row, `(row, 1)`.
+        observed: Observed entries of each row; None if nothing is missing.
+        pattern: Index of each row's pattern; None if nothing is missing, or if row i has pattern i.
+        patterns: Observed entries of each pattern; None if nothing is missing.
+        n_units: Number of units of each pattern.
+        n_observed: Number of units in which each feature was observed.
     """
 
     rows: torch.Tensor
@@ -162,11 +162,11 @@ class _Summary:
 
 
 _SUMMARIES = WeakIdKeyDictionary()
-"""Data that were summed over before: what was observed, and the summary, for as long as the data exist."""
+"""Cache by data tensor, for as long as the tensor exists: the mask of observed entries and the summary."""
 
 
 def _summary(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:
-    """The summary of x `(unit, feature)`; units of which nothing was observed take no part."""
+    """Return the cached summary of x `(unit, feature)`; units without observed entries are omitted."""
     known = _SUMMARIES.get(x)
     if known is None or known[0] is not observed:
         known = _SUMMARIES[x] = (observed, _summarised(x, observed))
@@ -174,7 +174,7 @@ def _summary(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:
 
 
 def _summarised(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:
-    """Rows of R and the mean for patterns of many units, the units themselves for the others."""
+    """Compute the summary: rows of R and the mean for patterns with many units, the units for other patterns."""
     values = x.detach().cpu().numpy()
     seen = np.ones(values.shape, dtype=bool) if observed is None else observed.cpu().numpy().astype(bool)
     units = np.flatnonzero(seen.any(1))
@@ -215,11 +215,11 @@ def _summarised(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:
 
 
 UNROLLED = 6
-"""Latent dimensions up to which matrices are factored entry by entry, all of a batch at once: LAPACK takes them in turn."""
+"""Largest number of latent dimensions for entrywise factorisation of a complete batch; LAPACK processes matrices one by one."""
 
 
 def _cholesky(matrix: torch.Tensor) -> torch.Tensor:
-    """The lower Cholesky factor, NaN where there is none."""
+    """Lower Cholesky factor; NaN if the matrix is not positive definite."""
     n = matrix.shape[-1]
     if n > UNROLLED:
         return cholesky_or_nan(matrix)
@@ -233,7 +233,7 @@ def _cholesky(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def _cholesky_solve(b: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
-    """Rows of b `(row, n)` after division by the matrix of the factor, or by each row's own."""
+    """Solve for rows of b `(row, n)` with the matrix of the Cholesky factor, or with one matrix per row."""
     n = lower.shape[-1]
     if n > UNROLLED:
         own = lower.dim() > 2
@@ -255,11 +255,11 @@ def _cholesky_solve(b: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
 
 
 def _log_det(lower: torch.Tensor) -> torch.Tensor:
-    """Log determinant of the matrix of the factor."""
+    """Log determinant of the matrix with this Cholesky factor."""
     return 2 * torch.log(torch.diagonal(lower, dim1=-2, dim2=-1)).sum(-1)
 
 
 def cholesky_or_nan(matrix: torch.Tensor) -> torch.Tensor:
-    """The lower Cholesky factor, NaN for those of a batch that have none (torch's own raises for the whole batch)."""
+    """Compute the lower Cholesky factor; NaN for matrices of a batch that are not positive definite, for which torch raises."""
     lower, info = torch.linalg.cholesky_ex(matrix)
     return torch.where((info > 0)[..., None, None], torch.full_like(lower, math.nan), lower)

@@ -1,4 +1,4 @@
-r"""Mixtures with the assignments summed out: $p(x_n) = \sum_k w_k \, p_k(x_n)$."""
+r"""Mixtures with the assignments marginalised out: $p(x_n) = \sum_k w_k \, p_k(x_n)$."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from latentlab.distributions.components import Components, GaussianComponents, g
 
 
 class Labels(TorchDistribution):
-    """Independent labels of units, from log probabilities `(unit, label)`, normalised here.
+    """Independent labels of units, from log probabilities `(unit, label)` up to a constant.
 
-    Unlike torch's Categorical it draws by inversion, so that draws can be batched over parameters.
+    Unlike torch's Categorical it samples by inversion, so that draws can be batched over parameters.
     """
 
     arg_constraints = {}
@@ -39,12 +39,12 @@ class Labels(TorchDistribution):
 
 
 class Mixture(TorchDistribution):
-    """Rows drawn from one of K components each, the choice summed out.
+    """Mixture distribution of rows, with the component of each row marginalised out.
 
     Args:
         log_weights: Log mixing weights `(component,)`, normalised.
-        components: What each component emits.
-        observed: True where an entry was observed, `(unit, feature)`; None where all were.
+        components: Distributions of the components.
+        observed: True where an entry was observed, `(unit, feature)`; None if all were.
     """
 
     arg_constraints = {}
@@ -65,14 +65,14 @@ class Mixture(TorchDistribution):
         return Mixture(self.log_weights, self.components, self.observed, batch=tuple(batch_shape))
 
     def _joint(self, x: torch.Tensor) -> torch.Tensor:
-        """log p(z_n = k, x_n) `(unit, component)`."""
+        """Log joint densities log p(z_n = k, x_n), `(unit, component)`."""
         return self.log_weights + self.components.log_prob(x, self.observed)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         return torch.logsumexp(self._joint(value), dim=-1)
 
     def log_prob_sum(self, value: torch.Tensor) -> torch.Tensor:
-        """`log_prob(value).sum()`, in one pass over the data where there is one."""
+        """Compute `log_prob(value).sum()`, by a compiled kernel with one pass over the data if possible."""
         components = self.components
         complete = self.observed is None and value.dim() == 2
         if isinstance(components, GaussianComponents) and complete and kernels.serves(components.mu, value):
@@ -80,7 +80,7 @@ class Mixture(TorchDistribution):
         return self.log_prob(value).sum()
 
     def conditional(self, value: torch.Tensor) -> Labels:
-        """The distribution of the labels given the observed entries of `value`: responsibilities are its `probs`."""
+        """Return the distribution of the labels given the observed entries of `value`; its `probs` are the responsibilities."""
         return Labels(self._joint(value))
 
     def sample(self, sample_shape: Any = ()) -> torch.Tensor:

@@ -1,4 +1,4 @@
-r"""Normals held in increasing order, $\mu_1 < \dots < \mu_K$: the density is that of independent normals, not renormalised."""
+r"""Normals restricted to increasing order, $\mu_1 < \dots < \mu_K$, with the density of independent normals, not renormalised."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.distributions.transforms import Transform
 
 
 class _Increasing(constraints.Constraint):
-    """Matrices `(component, 1)` whose rows increase."""
+    """Constraint to matrices `(component, 1)` with increasing rows."""
 
     event_dim = 2
 
@@ -21,7 +21,7 @@ increasing = _Increasing()
 
 
 class _Accumulated(Transform):
-    """The first coordinate, then the logs of the steps."""
+    """Map from the first coordinate and the logs of the increments to increasing rows."""
 
     domain = constraints.independent(constraints.real, 2)
     codomain = increasing

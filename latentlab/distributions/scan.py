@@ -1,7 +1,7 @@
-r"""Products of many elements in a graph of log depth, for whatever can be multiplied in any grouping.
+r"""Products of many elements in a graph of log depth, for any associative product.
 
-An element is a tuple of tensors with a leading axis over the n factors. Multiplying neighbours halves their number, so that
-log n rounds make the whole product; one more step a round gives the products $v E_1 \cdots E_t$ for every t.
+An element is a tuple of tensors with a leading axis over the n factors. The product of neighbours halves their number, so that
+the total product takes log n rounds. One further step per round gives the products $v E_1 \cdots E_t$ for every t.
 
 References:
     Blelloch (1990), Prefix sums and their applications, CMU-CS-90-190.
@@ -13,11 +13,11 @@ import torch
 
 Elements = tuple[torch.Tensor, ...]
 Product = Callable[[Elements, Elements], Elements]
-"""Two batches of elements, earlier and later, to the batch of their products."""
+"""Function from two batches of elements, earlier and later, to the batch of their products."""
 
 
 def product(compose: Product, elements: Elements) -> Elements:
-    """$E_1 \\cdots E_n$, with a leading axis of length 1."""
+    """Compute $E_1 \\cdots E_n$, with a leading axis of length 1."""
     while len(elements[0]) > 1:
         pairs = compose(_every(elements, slice(None, -1, 2)), _every(elements, slice(1, None, 2)))
         odd_one = _every(elements, slice(len(elements[0]) // 2 * 2, None))
@@ -26,13 +26,13 @@ def product(compose: Product, elements: Elements) -> Elements:
 
 
 def scan(compose: Product, apply: Product, elements: Elements, before: Elements) -> Elements:
-    """$v E_1 \\cdots E_t$ for every t = 1 ... n.
+    """Compute $v E_1 \\cdots E_t$ for every t = 1 ... n.
 
     Args:
-        compose: Products of elements.
-        apply: Products of batches of v with elements.
-        elements: E, n of them; n may be 0.
-        before: v, without a leading axis.
+        compose: Function for products of elements.
+        apply: Function for products of batches of v with elements.
+        elements: Elements E, with n along the leading axis; n may be 0.
+        before: Start v, without a leading axis.
     """
     first = tuple(v[None] for v in before)
     n = len(elements[0])
@@ -52,6 +52,6 @@ def _every(elements: Elements, which: slice) -> Elements:
 
 
 def _interleaved(even: torch.Tensor, odd: torch.Tensor) -> torch.Tensor:
-    """Rows 0, 2, 4, ... and 1, 3, 5, ... in their order."""
+    """Interleave the rows 0, 2, 4, ... and 1, 3, 5, ..."""
     both = torch.stack([even[: len(odd)], odd], dim=1).flatten(0, 1)
     return torch.cat([both, even[len(odd) :]])

@@ -1,4 +1,4 @@
-r"""The map from the reals to the simplex, in few operations."""
+r"""Map from the reals to the simplex with few operations."""
 
 import math
 from typing import Any
@@ -9,18 +9,18 @@ from torch.distributions.transforms import IndependentTransform, StickBreakingTr
 from torch.nn.functional import logsigmoid, pad
 
 WIDE = 32
-"""Parts above which sums of those before are cumulated, instead of products with a triangle of zeros and ones."""
+"""Number of entries above which partial sums use `cumsum` instead of a product with a triangular matrix."""
 
 
 class ToSimplex(StickBreakingTransform):
-    r"""torch's stick-breaking map, on the log scale: $v_k$ is the share of what is left of the stick that part k takes.
+    r"""Stick-breaking map of torch, on the log scale; $v_k$ is the share of the remaining stick that part k takes.
 
     With $a_k = u_k - \log(K - k)$, $k < K$,
     $$ \log v_k = -\log(1 + e^{-a_k}), \quad \log(1 - v_k) = \log v_k - a_k, \quad
        \log w_k = \log v_k + \sum_{j<k} \log(1 - v_j), \quad \log |J| = \sum_{k<K} [\log w_k + \log(1 - v_k)], $$
-    and $v_K = 1$. Products of $1 - v_k$ would need a scan, its derivative two more, each of which takes longer than all the rest;
-    and 1 - v has no digits left where v is near 1, for which torch clips it. Here w alone is clipped, at the least float with
-    all its digits (2e-308 in float64), so that its log is finite.
+    and $v_K = 1$. Products of $1 - v_k$ would need a scan, and their derivatives two further scans, each slower than all other
+    operations. If v is near 1, 1 - v has no significant digits, and torch therefore clips it. This class clips w only, at the
+    smallest normal float (2e-308 in float64), so that its log is finite.
 
     Example:
         >>> ToSimplex()(torch.zeros(3))
@@ -32,7 +32,7 @@ class ToSimplex(StickBreakingTransform):
         return torch.exp((pad(taken, [0, 1]) + _before(left)).clamp(min=math.log(torch.finfo(x.dtype).tiny)))
 
     def _inverse(self, y: torch.Tensor) -> torch.Tensor:
-        after = y.flip(-1).cumsum(-1).flip(-1)[..., 1:]  # from the small end
+        after = y.flip(-1).cumsum(-1).flip(-1)[..., 1:]  # summed from the last, usually small, entries
         own, rest = (part.clamp(min=torch.finfo(y.dtype).tiny).log() for part in (y[..., :-1], after))
         return own - rest + _offset(after)
 
@@ -42,7 +42,7 @@ class ToSimplex(StickBreakingTransform):
 
 
 def transform_of(support: Any) -> Transform:
-    """The map from the reals to a support: torch's, but for simplices."""
+    """Return the map from the reals to a support: that of torch, except for simplices."""
     found = biject_to(support)
     if isinstance(found, IndependentTransform) and isinstance(found.base_transform, StickBreakingTransform):
         return IndependentTransform(ToSimplex(), found.reinterpreted_batch_ndims)
@@ -50,20 +50,20 @@ def transform_of(support: Any) -> Transform:
 
 
 def _offset(x: torch.Tensor) -> torch.Tensor:
-    """log(K - k), which makes all parts equal at 0."""
+    """Offsets log(K - k), for which all parts are equal at u = 0."""
     n = x.shape[-1]
     return torch.arange(n, 0, -1, dtype=x.dtype, device=x.device).log()
 
 
 def _shares(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """log v and log(1 - v)."""
+    """Logs log v and log(1 - v)."""
     a = x - _offset(x)
     taken = logsigmoid(a)
     return taken, taken - a
 
 
 def _before(left: torch.Tensor) -> torch.Tensor:
-    """Sums of the entries before each, `(..., K)` of `(..., K - 1)`."""
+    """Sums of the entries before each part, `(..., K)`, from entries `(..., K - 1)`."""
     n = left.shape[-1]
     if n > WIDE:
         return pad(left.cumsum(-1), [1, 0])

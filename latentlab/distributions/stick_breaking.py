@@ -8,14 +8,14 @@ from torch.distributions import constraints
 
 
 class StickBreaking(TorchDistribution):
-    r"""Weights on the simplex.
+    r"""Distribution of truncated stick-breaking weights on the simplex.
 
-    With $r_k = 1 - \sum_{j<k} w_j$, what is left of the stick, $v_k = w_k / r_k$ and $|dw / dv| = \prod_k r_k$, so that
+    With $r_k = 1 - \sum_{j<k} w_j$ the remaining stick, $v_k = w_k / r_k$ and $|dw / dv| = \prod_k r_k$, so that
     $$ \log p(w) = \sum_{k<K} \left[ \log \alpha + (\alpha - 1) \log(1 - v_k) - \log r_k \right]. $$
 
     Args:
         alpha: Concentration, a number above 0.
-        n_components: K, at least 2.
+        n_components: Number K of weights, at least 2.
     """
 
     arg_constraints = {}
@@ -26,7 +26,7 @@ class StickBreaking(TorchDistribution):
         super().__init__(torch.Size(), torch.Size((n_components,)), validate_args=False)
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        after = value.flip(-1).cumsum(-1).flip(-1)[..., 1:]  # r_2, ..., r_K, summed from the small end
+        after = value.flip(-1).cumsum(-1).flip(-1)[..., 1:]  # r_2, ..., r_K, summed from the last, usually small, weights
         before = torch.cat([torch.ones_like(after[..., :1]), after[..., :-1]], dim=-1)
         left = torch.log(after) - torch.log(before)  # log(1 - v_k)
         terms = torch.log(self.alpha) + (self.alpha - 1) * left - torch.log(before)

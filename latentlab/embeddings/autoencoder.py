@@ -1,4 +1,4 @@
-"""A deterministic autoencoder: the code through which a network can put the data back together."""
+"""Deterministic autoencoder: the low-dimensional code from which a network reconstructs the data."""
 
 import itertools
 import math
@@ -13,11 +13,11 @@ from latentlab.errors import ConfigError, InferenceError
 from latentlab.seeds import Seeds, isolated, one_thread
 
 MAX_ITER = 5000
-"""Steps of L-BFGS for the linear one, which ends by itself much earlier."""
+"""Largest number of L-BFGS steps of the linear autoencoder, which converges much earlier."""
 TOLERANCE = 1e-10
-"""Gradient at which the linear one has converged, the data scaled to mean variance 1."""
+"""Largest gradient at which L-BFGS stops for the linear autoencoder, with the data scaled to mean variance 1."""
 RANK = 1e-10
-"""Share of the largest singular value below which there is rounding and no variation."""
+"""Share of the largest singular value below which a singular value counts as zero."""
 
 Widths = list[Annotated[int, Ge(1)]] | tuple[Annotated[int, Ge(1)], ...]
 
@@ -34,27 +34,28 @@ def autoencoder(  # one keyword for each user option
     learning_rate: Annotated[float, Gt(0)] = 1e-3,
     activation: Literal["relu", "tanh", "softplus", "elu"] = "relu",
 ) -> np.ndarray:
-    r"""The code of an autoencoder: what a bottleneck of `n_latent` numbers keeps of each unit.
+    r"""Code of an autoencoder: the `n_latent` numbers of the bottleneck layer for each unit.
 
-    $\min_{f, g} \sum_n |x_n - g(f(x_n))|^2$ with networks f (encoder) and g (decoder) that mirror each other: layers of the
-    widths `hidden` on the way in, the same in reverse on the way out, an activation after each of them and none after the code.
-    Columns are centred and all are scaled by one number, so that neither origin nor unit of measurement matters. Adam with steps
-    of `learning_rate` on shuffled batches, `n_epochs` times through the data, which stops before it converges; all in float64.
+    $\min_{f, g} \sum_n |x_n - g(f(x_n))|^2$ with an encoder network f and a decoder network g of mirrored architecture. The
+    encoder has hidden layers of the widths `hidden`, the decoder the same in reverse order. An activation follows each hidden
+    layer, but not the code. Columns are centred and scaled by one common factor, so that origin and unit do not matter. The
+    optimiser is Adam with step size `learning_rate` on shuffled batches, in float64. It stops after `n_epochs` epochs, before
+    convergence.
 
-    Without hidden layers (`hidden: []`) it is linear and fitted to convergence by L-BFGS, to all units at once: the code then
-    spans the subspace of the first `n_latent` principal components, in axes that are neither orthogonal nor in order.
-    `n_epochs`, `batch_size`, `learning_rate` and `activation` do not matter then.
+    Without hidden layers (`hidden: []`) the network is linear, and L-BFGS fits it to all units until convergence. The code then
+    spans the subspace of the first `n_latent` principal components, with axes that are neither orthogonal nor ordered. In this
+    case `n_epochs`, `batch_size`, `learning_rate` and `activation` have no effect.
 
     Args:
         x: Table `(unit, feature)`.
-        n_latent: Columns, fewer than features.
-        seed: Of the first weights and of the batches.
-        notes: Is told if the linear one did not converge.
+        n_latent: Number of columns, smaller than the numbers of features and units.
+        seed: Seed of the initial weights and of the batches.
+        notes: List to which a note is appended if the linear network did not converge.
         hidden: Widths of the encoder's layers between data and code.
-        n_epochs: Times through the data.
-        batch_size: Units in a step.
-        learning_rate: Of Adam.
-        activation: Between the layers: `relu`, `tanh`, `softplus` or `elu`.
+        n_epochs: Number of passes over the data.
+        batch_size: Number of units in a step.
+        learning_rate: Step size of Adam.
+        activation: Activation between the layers: `relu`, `tanh`, `softplus` or `elu`.
 
     References:
         Baldi & Hornik (1989), Neural networks and principal component analysis, Neural Networks 2:53. Hinton & Salakhutdinov
@@ -90,7 +91,7 @@ def autoencoder(  # one keyword for each user option
 
 
 def _whitened(x: np.ndarray) -> np.ndarray:
-    """The columns of `x` uncorrelated and of one variance: a linear encoder of them is one of `x`, and is found sooner."""
+    """Whiten the columns of `x`; linear encoders of them are linear encoders of `x`, and converge faster."""
     u, s, _ = np.linalg.svd(x, full_matrices=False)
     return u[:, s > RANK * s[0]] * np.sqrt(len(x))
 

@@ -1,7 +1,7 @@
-"""Hard clusterings as embeddings: a column for each cluster, 1 where the unit belongs to it and 0 elsewhere.
+"""Hard clusterings as embeddings: one column for each cluster, with 1 for its units and 0 for the others.
 
-Clusters are in the order of their sizes, the largest first, so that a column means the same in every run as far as it can; of
-clusters of one size the one with the earlier first unit comes first.
+Clusters are ordered by size, the largest first, so that columns of different runs correspond as far as possible. Clusters of
+equal size are ordered by their first unit.
 """
 
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ from latentlab.embeddings.entry import all_pairs, at_most, clustering
 from latentlab.embeddings.manifold import neighbors, note_pieces
 
 MAX_ITER = 10_000
-"""Steps of k-means, which ends by itself when no unit changes its cluster."""
+"""Largest number of k-means steps; the algorithm stops when no unit changes its cluster."""
 
 
 @clustering
@@ -25,18 +25,19 @@ def kmeans(
     output: Literal["labels", "distances"] = "labels",
     n_init: Annotated[int, Ge(1)] = 10,
 ) -> np.ndarray:
-    r"""K-means: clusters around centres, each unit in that of the nearest one.
+    r"""K-means: each unit is assigned to the cluster with the nearest centre.
 
-    $\min_{c, \mu} \sum_n |x_n - \mu_{c_n}|^2$ by Lloyd's steps until no unit moves, the best of `n_init` starts by k-means++. It
-    is the limit of maximum likelihood under a mixture of spherical Gaussians with equal weights and one variance, as that
-    variance tends to 0; it keeps which group a unit is in, and with `distances` how far it is from each.
+    $\min_{c, \mu} \sum_n |x_n - \mu_{c_n}|^2$ by Lloyd's algorithm until no unit changes its cluster; the best of `n_init`
+    restarts with k-means++. It is the limit of maximum likelihood under a mixture of spherical Gaussians with equal weights and
+    a common variance, as the variance tends to 0. It preserves the cluster of a unit and, with `distances`, its distance to each
+    centre.
 
     Args:
         x: Table `(unit, feature)`.
-        n_latent: Clusters, no more than there are distinct units.
-        seed: Of the starts.
-        output: A unit's cluster as 0 and 1 (`labels`), or its Euclidean distance to each centre (`distances`).
-        n_init: Starts.
+        n_latent: Number of clusters, at most the number of distinct units.
+        seed: Seed of the restarts.
+        output: Cluster of a unit as 0 and 1 (`labels`), or its Euclidean distance to each centre (`distances`).
+        n_init: Number of restarts.
 
     References:
         Lloyd (1982), IEEE Trans. Inf. Theory 28:129. Arthur & Vassilvitskii (2007), k-means++, SODA. Kulis & Jordan (2012),
@@ -55,16 +56,16 @@ def spectral_clustering(
 ) -> np.ndarray:
     r"""Spectral clustering: k-means on the slowest modes of a random walk on the graph of nearest neighbours.
 
-    The graph is that of `spectral`: an edge weighs 1 between units that are nearest neighbours of each other, 1/2 where only one
-    is of the other. The first `n_latent` eigenvectors of its normalised Laplacian, the constant one included, are clustered,
-    which relaxes the least normalised cut. It keeps groups that are connected, whatever their shape.
+    The graph is that of `spectral`: an edge has weight 1 if both units are nearest neighbours of each other, and 1/2 if only one
+    is. K-means clusters the first `n_latent` eigenvectors of its normalised Laplacian, including the constant one. This is a
+    relaxation of the minimal normalised cut. It preserves connected groups of any shape.
 
     Args:
         x: Table `(unit, feature)`.
-        n_latent: Clusters, no more than there are distinct units.
-        seed: Of k-means' starts.
-        n_neighbors: Neighbours of each unit, the unit itself not counted; 10, or all others where they are fewer, if None.
-        notes: Is told if the graph is in pieces, and if so many clusters were not found.
+        n_latent: Number of clusters, at most the number of distinct units.
+        seed: Seed of the restarts of k-means.
+        n_neighbors: Number of neighbours of each unit, without the unit itself; by default 10, or all others if they are fewer.
+        notes: List to which a note is appended if the graph is not connected, or fewer clusters were found.
 
     References:
         Shi & Malik (2000), IEEE Trans. PAMI 22:888. von Luxburg (2007), A tutorial on spectral clustering, Stat. Comput. 17:395.
@@ -88,15 +89,15 @@ def spectral_clustering(
 def agglomerative(
     x: np.ndarray, n_latent: int, *, linkage: Literal["ward", "average", "complete", "single"] = "ward"
 ) -> np.ndarray:
-    r"""Agglomerative clustering: the two nearest clusters are joined until `n_latent` are left.
+    r"""Agglomerative clustering: the two nearest clusters are merged until `n_latent` remain.
 
-    How far clusters A and B are apart is the linkage: the growth of the sum of squares within them,
-    $\frac{|A| |B|}{|A| + |B|} |\bar x_A - \bar x_B|^2$ (`ward`), or the mean (`average`), the largest (`complete`) or the least
-    (`single`) Euclidean distance of their units. Nothing is random.
+    The linkage is the distance between clusters A and B: the increase of the sum of squares within clusters,
+    $\frac{|A| |B|}{|A| + |B|} |\bar x_A - \bar x_B|^2$ (`ward`), or the mean (`average`), the largest (`complete`) or the
+    smallest (`single`) Euclidean distance between their units. The algorithm is deterministic.
 
     Args:
         x: Table `(unit, feature)`.
-        n_latent: Clusters, no more than there are distinct units.
+        n_latent: Number of clusters, at most the number of distinct units.
         linkage: `ward`, `average`, `complete` or `single`.
 
     References:
@@ -109,16 +110,16 @@ def agglomerative(
     return one_hot(AgglomerativeClustering(n_latent, linkage=linkage).fit_predict(x), n_latent)
 
 
-# -- what clusterings share
+# -- functions shared by the clusterings
 
 
 def lloyd(x: np.ndarray, n_clusters: int, seed: int, n_init: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and centres of k-means, the clusters in the order of their sizes."""
+    """Compute the labels `(unit,)` and centres `(cluster, feature)` of k-means, with clusters ordered by size."""
     from sklearn.cluster import KMeans
 
-    # Several threads would add up in an order of their own, and change the last digits.
+    # With several threads, the order of summation and the last digits vary.
     with _one_thread():
-        # The seed is 32 bits, as scikit-learn takes it; a tolerance of 0 goes on until no unit moves.
+        # The seed has 32 bits, as scikit-learn requires. A tolerance of 0 iterates until no unit changes its cluster.
         found = KMeans(n_clusters, n_init=n_init, max_iter=MAX_ITER, tol=0.0, random_state=seed).fit(x)
     order = _by_size(found.labels_, n_clusters)
     labels = np.argsort(order)[found.labels_]
@@ -126,7 +127,7 @@ def lloyd(x: np.ndarray, n_clusters: int, seed: int, n_init: int) -> tuple[np.nd
 
 
 def one_hot(labels: np.ndarray, n_clusters: int) -> np.ndarray:
-    """A column for each cluster, `(unit, n_clusters)`, the largest first.
+    """Convert labels to one column for each cluster, `(unit, n_clusters)`, the largest first.
 
     Example:
         >>> one_hot(np.array([2, 0, 2]), 3).tolist()
@@ -136,13 +137,13 @@ def one_hot(labels: np.ndarray, n_clusters: int) -> np.ndarray:
 
 
 def distinct(name: str, x: np.ndarray, n_clusters: int, what: str = "units") -> None:
-    """Refuses more clusters than there are rows that differ."""
+    """Refuse more clusters than there are distinct rows."""
     n_distinct = len(np.unique(x, axis=0))
     at_most(name, "n_latent", n_clusters, n_distinct, f"{n_distinct} of the {len(x)} {what} are distinct")
 
 
 def _by_size(labels: np.ndarray, n_clusters: int) -> np.ndarray:
-    """The clusters in decreasing order of size, of one size by their first unit."""
+    """Return the clusters in decreasing order of size, `(cluster,)`; those of equal size by their first unit."""
     sizes = np.bincount(labels, minlength=n_clusters)
     first = np.full(n_clusters, len(labels))
     np.minimum.at(first, labels, np.arange(len(labels)))

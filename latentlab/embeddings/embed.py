@@ -49,7 +49,7 @@ def embed(
     impute: Literal["mean", "error"] = "mean",
     **options: Any,
 ) -> Embedding:
-    """Computes an embedding of the dataset by an entry of the registry.
+    """Compute an embedding of the dataset by an entry of the registry.
 
     The sign of each computed column makes its entry of largest magnitude positive. An algorithm with random starts runs `n_seeds`
     times; the seed of a run depends only on `seed`, the entry and the number of the run.
@@ -68,7 +68,7 @@ def embed(
         ConfigError: The embedding or an option does not exist, or an option is out of its range.
         DataError: The embedding does not accept these data.
         InferenceError: The embedding's algorithm or library failed.
-        MissingDependencyError: A library is not installed; names package and extra.
+        MissingDependencyError: A library is not installed; the message names package and extra.
 
     Example:
         >>> from latentlab.data.load import load_dataset
@@ -121,7 +121,7 @@ def embed(
 
 
 def embedding_options(name: str) -> dict[str, inspect.Parameter]:
-    """Options of an entry, from its signature.
+    """Return the options of an entry, from its signature.
 
     Example:
         >>> sorted(embedding_options("isomap"))
@@ -147,14 +147,14 @@ def _options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(name: str, parameter: inspect.Parameter, value: Any) -> Any:
-    """Checks a value against the option's type, with paths converted to text as in a config."""
+    """Check a value against the option's type, with paths converted to text as in a config."""
     plain = os.fspath(value) if isinstance(value, os.PathLike) else value
     kind = Any if isinstance(parameter.annotation, str) or parameter.annotation is parameter.empty else parameter.annotation
     return checked(f"embedding {name!r}", {parameter.name: kind}, {parameter.name: plain})[parameter.name]
 
 
 def _table(name: str, dataset: Dataset, impute: str, notes: list[str]) -> np.ndarray:
-    """The observed table `(unit, feature)`, missing entries imputed."""
+    """Return the observed table `(unit, feature)`, with missing entries imputed."""
     x, dims = dataset.x, dataset.dims[dataset.observed]
     if len(dims) != 2 or dims[0] != "unit":
         raise DataError(f"embedding {name!r} takes a table (unit, feature); {dataset.name} has dims ({', '.join(dims)}).")
@@ -182,7 +182,7 @@ def _table(name: str, dataset: Dataset, impute: str, notes: list[str]) -> np.nda
 
 
 def _matrix(name: str, dataset: Dataset) -> Any:
-    """The sparse matrix of points that refer to two kinds of units."""
+    """Return the sparse matrix of points that refer to two kinds of units."""
     kinds = {one.kind for one in dataset.index.values()}
     if len(dataset.index) != 2 or len(kinds) != 2 or dataset.x.ndim != 1:
         raise DataError(
@@ -193,7 +193,7 @@ def _matrix(name: str, dataset: Dataset) -> Any:
 
 
 def _adjacency(name: str, dataset: Dataset, notes: list[str]) -> Any:
-    """The sparse adjacency matrix of a graph; unobserved pairs count as not joined."""
+    """Return the sparse adjacency matrix of a graph; unobserved pairs count as not joined."""
     if not is_graph(dataset.index):
         raise DataError(f"embedding {name!r} takes a graph; {dataset.name} is {_called(dataset)}.")
     n = dataset.sizes[next(iter(dataset.kinds))]
@@ -241,7 +241,7 @@ def _n_rows(embedding: Embedding) -> int:
 
 
 def _run(name: str, entry: Any, arguments: dict[str, Any], notes: list[str], pair: list[str]) -> Any:
-    """Runs the entry, then restores NumPy's random state and the warning filters.
+    """Run the entry, then restore NumPy's random state and the warning filters.
 
     A pair of arrays, of the rows and the columns of a matrix, becomes a dict by the kinds `pair` of their units.
     """
@@ -274,7 +274,7 @@ def _run(name: str, entry: Any, arguments: dict[str, Any], notes: list[str], pai
 
 
 def _oriented(values: Any) -> Any:
-    """Flips signs so that each column's entry of largest magnitude, over all kinds of units, is positive."""
+    """Flip signs so that each column's entry of largest magnitude, over all kinds of units, is positive."""
     if isinstance(values, Mapping):
         turned = _oriented(np.concatenate(list(values.values())))
         ends = np.cumsum([len(one) for one in values.values()])

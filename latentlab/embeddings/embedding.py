@@ -12,21 +12,21 @@ from latentlab.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """Vectors of units, computed from the data or brought along.
+    """Vectors of units, computed from the data or supplied by the user.
 
     Args:
-        name: What made it: an entry of the table, or a name of one's own.
-        values: `(unit, p)`; `(seed, unit, p)` for an algorithm that starts at random. A dict with an array for each
-            embedded kind of units if the data have several.
-        units: The units' names, in the order of the values; by default those of a DataFrame's index or a DataArray. By kind if
-            the values are.
-        label: Its name in tables and plots; `name` unless said.
-        options: The options it was made with, defaults included.
+        name: Entry of the registry that computed it, or a name chosen by the user.
+        values: Values `(unit, p)`, or `(seed, unit, p)` for an algorithm with random starts. A dict with an array for each
+            embedded kind of units if the data have several kinds.
+        units: Names of the units, in the order of the values; by default those of a DataFrame's index or a DataArray. A dict by
+            kind if the values are one.
+        label: Name in tables and plots; `name` by default.
+        options: Options with which it was computed, defaults included.
         seeds: Seed of each run, if there are several.
-        notes: What a reader should know: missing entries filled in, a parameter lowered, a graph in pieces.
+        notes: Remarks for the reader, such as imputed missing entries, a lowered parameter, or an unconnected graph.
 
     Raises:
-        DataError: Values that are not finite numbers, of another shape, or units that are not all different.
+        DataError: A value is not a finite number, the shape is wrong, or the units are not all different.
 
     Example:
         >>> mine = Embedding("mine", [[0.0, 1.0], [2.0, 3.0]], units=["a", "b"])
@@ -65,7 +65,7 @@ class Embedding:
             object.__setattr__(self, attribute, value)
 
     def _take_kinds(self, label: str) -> None:
-        """Checks the array of each kind as an embedding, and that all have the same numbers of columns and runs."""
+        """Check the array of each kind as an embedding, and that all have the same numbers of columns and runs."""
         units = {} if self.units is None else self.units
         if not self.values or not isinstance(units, Mapping) or not set(units) <= set(self.values):
             kinds = ", ".join(map(repr, self.values)) or "none"
@@ -100,7 +100,7 @@ class Embedding:
         return tuple(self.values) if isinstance(self.values, dict) else ()
 
     def of(self, kind: str) -> "Embedding":
-        """The embedding of one kind of units; `self` if there is only one array."""
+        """Return the embedding of one kind of units; `self` if there is only one array."""
         if not self.kinds:
             return self
         return replace(self, values=self.values[kind], units=self.units[kind])
@@ -113,10 +113,13 @@ class Embedding:
         return f"Embedding({self.label!r}, {', '.join(f'{d}: {n}' for d, n in zip(dims, self.values.shape, strict=True))})"
 
     def reindexed(self, units: Any) -> "Embedding":
-        """The embedding of these units in this order (by kind, if it has kinds), matched by name, never by position.
+        """Return the embedding of these units in this order, matched by name and not by position.
+
+        Args:
+            units: Names of the units; a dict by kind if the embedding has kinds.
 
         Raises:
-            DataError: Units are missing; names them.
+            DataError: Units are missing; the message names them.
         """
         if self.kinds:
             parts = {kind: self.of(kind).reindexed(units[kind]) for kind in self.kinds}
@@ -135,7 +138,7 @@ class Embedding:
 
 
 def _named(given: Any, units: Any, what: str) -> tuple[Any, Any]:
-    """Values without names of their own, and the units' names, theirs unless said."""
+    """Separate values from the names of units; names in the values are used if `units` is None."""
     dims = ("seed", "unit", "latent") if getattr(given, "ndim", 2) == 3 else ("unit", "latent")
     values, own, _ = labelled.opened(given, dims, what)
     if "unit" not in own:
@@ -153,7 +156,7 @@ def _named(given: Any, units: Any, what: str) -> tuple[Any, Any]:
 
 
 def _values(given: Any, what: str) -> np.ndarray:
-    """Values as a read-only float64 array of two or three dims."""
+    """Convert values to a read-only float64 array of two or three dims."""
     array = convert.as_array(given, ("unit", "latent"), what)
     if array.ndim not in (2, 3) or not array.size:
         raise DataError(f"{what}: its values must have shape (unit, p) or (seed, unit, p); got {array.shape}.")

@@ -14,13 +14,13 @@ COPIES = 5
 
 
 def clustering(entry: T) -> T:
-    """Marks an entry as a clustering: its `n_latent` is the number of clusters."""
+    """Mark an entry as a clustering, whose `n_latent` is the number of clusters."""
     entry.clustering = True  # type: ignore[attr-defined]
     return entry
 
 
 def makes_clusters(name: str) -> bool:
-    """Whether the entry is marked as a clustering.
+    """Check whether the entry is marked as a clustering.
 
     Example:
         >>> makes_clusters("kmeans"), makes_clusters("pca")
@@ -30,10 +30,10 @@ def makes_clusters(name: str) -> bool:
 
 
 def at_most(name: str, option: str, value: float, most: float, because: str) -> None:
-    """Refuses an option that is too large for the data; the entry's signature declares its lower bound.
+    """Refuse an option that is too large for the data; the entry's signature declares its lower bound.
 
     Raises:
-        ConfigError: Names the embedding, the option, its upper bound with the reason, and the value.
+        ConfigError: The value is too large; the message names embedding, option, upper bound with its reason, and value.
     """
     if most < 1 and option == "n_latent":
         raise ConfigError(
@@ -46,7 +46,7 @@ def at_most(name: str, option: str, value: float, most: float, because: str) -> 
 def at_most_by_data(
     name: str, option: str, given: float | None, usual: float, most: float, because: str, notes: list[str]
 ) -> Any:
-    """Lowers the default of an option that is too large for the data, with a note, and refuses a given value.
+    """Lower the default of an option if it is too large for the data, with a note, and refuse a given value that is.
 
     Raises:
         ConfigError: The given value is too large.
@@ -60,10 +60,10 @@ def at_most_by_data(
 
 
 def all_pairs(name: str, n_units: int) -> None:
-    """Refuses data whose matrix of all pairs of units does not fit into memory.
+    """Refuse data whose matrix of all pairs of units does not fit into memory.
 
     Raises:
-        DataError: Names the number of units, the memory needed and the memory allowed.
+        DataError: The memory is too small; the message names the number of units, the memory needed and the memory allowed.
     """
     needed, free = 8 * COPIES * n_units**2, Budget.of(None).n_bytes
     if needed > free:

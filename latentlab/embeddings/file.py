@@ -1,4 +1,4 @@
-"""One's own vectors from a file."""
+"""User-supplied vectors from a file."""
 
 from pathlib import Path
 
@@ -8,18 +8,18 @@ from latentlab.errors import DataError
 
 
 def file(path: str, *, unit: str | None = None, columns: list[str] | None = None, kind: str | None = None) -> Embedding:
-    """Vectors of one's own, a row for each unit, joined with the data by the unit's name.
+    """User-supplied vectors from a file, one row for each unit, joined with the data by the name of the unit.
 
-    They are taken as they are: neither centred nor scaled, and no column's sign is changed.
+    The vectors are not changed: neither centred nor scaled, and no sign is flipped.
 
     Args:
-        path: CSV, TSV, NPY, NPZ or Parquet, as for data.
-        unit: The column with the units' names; without it rows are numbered from 0, as the units of data without names are.
-        columns: The vectors' columns, in this order; all but `unit` if not given.
-        kind: Kind of units in the rows, such as `user`, if the data have several.
+        path: CSV, TSV, NPY, NPZ or Parquet file, as for data.
+        unit: Column with the names of the units; by default rows are numbered from 0, like the units of data without names.
+        columns: Columns of the vectors, in this order; by default all except `unit`.
+        kind: Kind of the units in the rows, such as `user`, if the data have several kinds.
 
     Raises:
-        DataError: The file cannot be used, or a value is missing.
+        DataError: The file cannot be read, or a value is missing.
     """
     dataset = read_table(path, columns=columns, unit=unit)
     if dataset.mask is not None:

@@ -1,4 +1,4 @@
-"""Linear embeddings, and PCA in a kernel's feature space."""
+"""Linear embeddings, and PCA in the feature space of a kernel."""
 
 from typing import Annotated, Literal
 
@@ -10,23 +10,23 @@ from latentlab.embeddings.entry import all_pairs, at_most
 from latentlab.errors import ConfigError, DataError
 
 HEYWOOD = 1e-3
-"""Share of a feature's variance below which its noise, which EM brings down slowly, counts as 0."""
+"""Share of a feature's variance below which its noise variance counts as 0; EM approaches 0 slowly."""
 NONE_NEAR = 18.0
-"""Times gamma, the least squared distance above which no kernel value of two units is above 2e-8: the rest is rounding."""
+"""Bound on gamma times the least squared distance; above it all kernel values of two units are below 2e-8 (rounding error)."""
 ALL_NEAR = 1e-12
-"""Times gamma, the largest squared distance below which no kernel value is further from 1: the rest is rounding."""
+"""Bound on gamma times the largest squared distance; below it all kernel values differ from 1 by less than this."""
 
 
 def pca(x: np.ndarray, n_latent: int, *, whiten: bool = False) -> np.ndarray:
-    r"""Principal component scores: the projection that keeps the most variance.
+    r"""Principal component scores: the linear projection of maximal variance.
 
-    $T = (X - \bar X) V_q = U_q S_q$ from the singular value decomposition $X - \bar X = U S V'$: columns are uncorrelated, the
-    first has the largest variance, and distances between units are kept as well as a projection can. Columns are centred,
-    and not scaled unless whitened: then each is divided by its standard deviation (ddof 0).
+    $T = (X - \bar X) V_q = U_q S_q$ from the singular value decomposition $X - \bar X = U S V'$. Columns are uncorrelated, in
+    decreasing order of variance. Among linear projections it preserves distances between units best. Columns of the data are
+    centred, but not scaled. If whitened, each column of T is divided by its standard deviation (ddof 0).
 
     Args:
         x: Table `(unit, feature)`.
-        n_latent: Columns q, fewer than features.
+        n_latent: Number of columns q, smaller than the numbers of features and units.
         whiten: Scale each column to variance 1.
 
     References:
@@ -48,14 +48,14 @@ def factor_analysis(
     r"""Factor scores by regression: the posterior mean of the factors at maximum likelihood.
 
     $E[z \mid x] = (I + W'\Psi^{-1}W)^{-1} W' \Psi^{-1} (x - \bar x)$ with loadings W and noise variances $\Psi$ of
-    $x \sim N(\mu, W W' + \Psi)$, from scikit-learn's EM. It keeps what the features have in common, whatever the noise of
-    each; scaling a feature does not change the scores. Columns are centred, their variances below 1.
+    $x \sim N(\mu, W W' + \Psi)$, from scikit-learn's EM. It preserves the covariance of the features and removes their noise
+    variances. Scaling a feature does not change the scores. Columns have mean 0 and variance below 1.
 
     Args:
-        x: Table `(unit, feature)`, no column constant.
-        n_latent: Factors, fewer than features.
-        rotation: Towards loadings (of features scaled to variance 1) that are large or small: None, `varimax`, `quartimax`.
-        notes: Is told of noise variances at 0 (a Heywood case).
+        x: Table `(unit, feature)` without constant columns.
+        n_latent: Number of factors, smaller than the numbers of features and units.
+        rotation: Rotation to simple structure of the loadings (of features scaled to variance 1): None, `varimax`, `quartimax`.
+        notes: List to which a note on noise variances of 0 (a Heywood case) is appended.
 
     References:
         Rubin & Thayer (1982), EM algorithms for ML factor analysis, Psychometrika 47:69.
@@ -68,7 +68,7 @@ def factor_analysis(
     if constant.size:
         where = f"column {constant[0]} (counting from 0) is constant"
         raise DataError(f"embedding 'factor_analysis': {where}, so its noise has no estimate; leave it out.")
-    # The likelihood does not depend on the features' scales; where EM stands when it stops does.
+    # The likelihood is invariant under scaling of features, but the point at which EM stops is not.
     scaled = (x - x.mean(axis=0)) / scale
     fitted = FactorAnalysis(n_latent, svd_method="lapack", tol=1e-8, max_iter=20_000, rotation=rotation).fit(scaled)
     n_zero = int((fitted.noise_variance_ < HEYWOOD).sum())
@@ -80,14 +80,14 @@ def factor_analysis(
 def kernel_pca(x: np.ndarray, n_latent: int, *, gamma: Annotated[float, Gt(0)] | None = None) -> np.ndarray:
     r"""PCA in the feature space of a Gaussian kernel.
 
-    The kernel is $k(x, y) = \exp(-\gamma |x - y|^2)$; the columns are the first eigenvectors of the centred kernel matrix
-    $H K H$, each times the root of its eigenvalue. It keeps the distances $2 - 2 k(x, y)$, in which all units far apart are
-    equally far; as $\gamma$ tends to 0 it becomes PCA, scaled.
+    The kernel is $k(x, y) = \exp(-\gamma |x - y|^2)$. The columns are the first eigenvectors of the centred kernel matrix
+    $H K H$, each times the square root of its eigenvalue. It preserves the squared distances $2 - 2 k(x, y)$, which are nearly
+    equal for all distant units. As $\gamma$ tends to 0, it becomes PCA up to scale.
 
     Args:
         x: Table `(unit, feature)`.
-        n_latent: Columns, fewer than units.
-        gamma: Inverse squared width; 1 over the number of features where None.
+        n_latent: Number of columns, smaller than the number of units.
+        gamma: Inverse squared width; by default 1 divided by the number of features.
 
     References:
         Schölkopf, Smola & Müller (1998), Nonlinear component analysis as a kernel eigenvalue problem, Neural

@@ -1,9 +1,9 @@
-r"""Embeddings of distances and of neighbour graphs, none of which starts at random.
+r"""Embeddings of distances and of neighbour graphs, all without random starts.
 
-With D the distances between units and $H = I - 1 1'/n$, classical scaling takes the first eigenvectors of
-$-\frac12 H D^{(2)} H$ (squares entry by entry), each times the root of its eigenvalue: the positions whose inner products are
-nearest to those that the distances imply. Isomap does so with distances along a graph; the others minimise a quadratic form
-of the graph of nearest neighbours, whose solutions are its last eigenvectors.
+With D the distances between units and $H = I - 1 1'/n$, classical scaling uses the first eigenvectors of
+$-\frac12 H D^{(2)} H$ (squares entry by entry), each times the square root of its eigenvalue. These are the positions whose inner
+products are closest to those implied by the distances. Isomap applies it to distances along a graph. The other graph methods
+minimise a quadratic form of the graph of nearest neighbours; the solutions are its last eigenvectors.
 """
 
 from typing import Annotated, Literal
@@ -16,9 +16,9 @@ from scipy.spatial.distance import pdist, squareform
 from latentlab.embeddings.entry import all_pairs, at_most, at_most_by_data
 
 N_NEIGHBORS = 10
-"""Default number of neighbours; lowered where there are fewer other units."""
+"""Default number of neighbours; lowered if there are fewer other units."""
 SEED = 0
-"""Of the iterative eigensolver's starting vector, on which its result depends by rounding only."""
+"""Seed of the starting vector of the iterative eigensolver; the result depends on it by rounding error only."""
 STRESS_TOLERANCE = 1e-6
 """Majorisation stops when a step lowers the stress by less than this share of the layout's sum of squared distances."""
 
@@ -26,15 +26,16 @@ STRESS_TOLERANCE = 1e-6
 def isomap(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] | None = None, notes: list[str]) -> np.ndarray:
     r"""Classical scaling of distances along the graph of nearest neighbours.
 
-    The distance of two units is the length of the shortest path between them in the graph that joins each unit with its
-    `n_neighbors` nearest ones, edges as long as Euclidean distances. It keeps distances within a curved sheet. With all
+    The graph connects each unit with its `n_neighbors` nearest units by edges whose lengths are Euclidean distances. The distance
+    of two units is the length of the shortest path between them. It preserves geodesic distances within a manifold. With all
     other units as neighbours it is PCA.
 
     Args:
         x: Table `(unit, feature)`.
-        n_latent: Columns.
-        n_neighbors: Neighbours of each unit, the unit itself not counted; 10, or all others where they are fewer, if None.
-        notes: Is told if the graph is in pieces, which are then joined at their nearest units.
+        n_latent: Number of columns.
+        n_neighbors: Number of neighbours of each unit, without the unit itself; by default 10, or all others if they are fewer.
+        notes: List to which a note is appended if the graph is not connected; its components are then joined at their nearest
+            units.
 
     References:
         Tenenbaum, de Silva & Langford (2000), Science 290:2319.
@@ -48,18 +49,18 @@ def isomap(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] |
 
 
 def lle(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] | None = None, notes: list[str]) -> np.ndarray:
-    r"""Locally linear embedding: each unit stays the same mixture of its neighbours.
+    r"""Locally linear embedding: positions that preserve the linear reconstruction of each unit from its neighbours.
 
-    Weights W, each row summing to 1, minimise $\sum_i |x_i - \sum_j W_{ij} x_j|^2$ over the nearest neighbours j of i (with a
-    ridge of 0.001 of the local covariance's trace); positions minimise $\sum_i |y_i - \sum_j W_{ij} y_j|^2$ with columns of
-    mean 0 and variance 1, uncorrelated: the last eigenvectors of $(I - W)'(I - W)$ but for the constant one.
+    Weights W, with rows that sum to 1, minimise $\sum_i |x_i - \sum_j W_{ij} x_j|^2$ over the nearest neighbours j of i (with a
+    ridge of 0.001 times the trace of the local covariance). Positions minimise $\sum_i |y_i - \sum_j W_{ij} y_j|^2$ with
+    uncorrelated columns of mean 0 and variance 1. They are the last eigenvectors of $(I - W)'(I - W)$ except the constant one.
 
     Args:
         x: Table `(unit, feature)`.
-        n_latent: Columns, fewer than neighbours.
-        n_neighbors: Neighbours that a unit is mixed of, the unit itself not counted; 10, or all others where they are fewer, if
-            None.
-        notes: Is told if the graph of neighbours is in pieces, or their number was lowered.
+        n_latent: Number of columns, smaller than the number of neighbours.
+        n_neighbors: Number of neighbours that reconstruct a unit, without the unit itself; by default 10, or all others if they
+            are fewer.
+        notes: List to which a note is appended if the graph of neighbours is not connected, or their number was lowered.
 
     References:
         Roweis & Saul (2000), Science 290:2323.
@@ -77,15 +78,16 @@ def lle(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] | No
 def spectral(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] | None = None, notes: list[str]) -> np.ndarray:
     r"""Laplacian eigenmaps: the slowest modes of a random walk on the graph of nearest neighbours.
 
-    Positions minimise $\sum_{ij} A_{ij} |y_i - y_j|^2$ with $Y' \Delta Y = n I$: $A_{ij}$ is 1 if i and j are nearest
-    neighbours of each other, 1/2 if one is of the other, and $\Delta$ holds its row sums, scaled to mean 1. They are the
-    last eigenvectors of $L y = \lambda \Delta y$, $L = \Delta - A$, but for the constant one. It keeps neighbours together.
+    Positions minimise $\sum_{ij} A_{ij} |y_i - y_j|^2$ with $Y' \Delta Y = n I$. $A_{ij}$ is 1 if i and j are nearest neighbours
+    of each other, and 1/2 if only one is. The diagonal matrix $\Delta$ contains its row sums, scaled to mean 1. The positions are
+    the last eigenvectors of $L y = \lambda \Delta y$, $L = \Delta - A$, except the constant one. It preserves neighbourhoods.
 
     Args:
         x: Table `(unit, feature)`.
-        n_latent: Columns.
-        n_neighbors: Neighbours of each unit, the unit itself not counted; 10, or all others where they are fewer, if None.
-        notes: Is told if the graph is in pieces: the first columns then only say in which a unit is.
+        n_latent: Number of columns.
+        n_neighbors: Number of neighbours of each unit, without the unit itself; by default 10, or all others if they are fewer.
+        notes: List to which a note is appended if the graph is not connected; the first columns then only indicate the component
+            of a unit.
 
     References:
         Belkin & Niyogi (2003), Neural Computation 15:1373.
@@ -112,16 +114,16 @@ def mds(
 ) -> np.ndarray:
     r"""Multidimensional scaling of Euclidean distances.
 
-    `classical`: classical scaling, which for Euclidean distances gives the PCA scores. `stress`: positions that minimise
-    $\sum_{i<j} (|y_i - y_j| - |x_i - x_j|)^2$ by majorisation (SMACOF), starting at the classical solution, so that nothing
-    is random (on wine, six random starts all ended at a larger stress). Both keep distances, the large ones best.
+    `classical` is classical scaling, which equals the PCA scores for Euclidean distances. `stress` minimises
+    $\sum_{i<j} (|y_i - y_j| - |x_i - x_j|)^2$ by majorisation (SMACOF). It starts at the classical solution and is therefore
+    deterministic (on wine, six random starts all had a larger final stress). Both preserve distances, large ones best.
 
     Args:
         x: Table `(unit, feature)`.
-        n_latent: Columns, fewer than units.
+        n_latent: Number of columns, smaller than the number of units.
         method: `stress` or `classical`.
-        max_iter: Most steps of majorisation.
-        notes: Is told if that was not enough.
+        max_iter: Largest number of majorisation steps.
+        notes: List to which a note is appended if `max_iter` steps are not sufficient.
 
     References:
         Gower (1966), Biometrika 53:325. Borg & Groenen (2005), Modern Multidimensional Scaling, Springer.
@@ -143,7 +145,7 @@ def mds(
 
 
 def note_pieces(x: np.ndarray, n_neighbors: int, notes: list[str]) -> None:
-    """Notes if the graph of nearest neighbours (the unit itself not counted) is in pieces."""
+    """Append a note if the graph of nearest neighbours (without the unit itself) is not connected."""
     from scipy.sparse.csgraph import connected_components
     from sklearn.neighbors import kneighbors_graph
 
@@ -162,7 +164,7 @@ def _classical(distances: np.ndarray, n_latent: int) -> np.ndarray:
 
 
 def neighbors(name: str, x: np.ndarray, n_latent: int, given: int | None, notes: list[str]) -> int:
-    """The number of neighbours of each unit, the unit itself not counted."""
+    """Return the checked number of neighbours of each unit, without the unit itself."""
     n_units = len(x)
     because = f"fewer than the {n_units} units"
     found = int(at_most_by_data(name, "n_neighbors", given, N_NEIGHBORS, n_units - 1, because, notes))

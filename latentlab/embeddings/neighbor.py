@@ -1,4 +1,4 @@
-"""Embeddings that keep neighbours and start at random: t-SNE and UMAP."""
+"""Embeddings that preserve neighbourhoods, with random starts: t-SNE and UMAP."""
 
 import contextlib
 import functools
@@ -12,17 +12,17 @@ from latentlab.embeddings.manifold import note_pieces
 from latentlab.errors import ConfigError, MissingDependencyError
 
 PERPLEXITY = 30.0
-"""Unless said; as in openTSNE and scikit-learn."""
+"""Default perplexity, as in openTSNE and scikit-learn."""
 N_NEIGHBORS = 15
-"""Default number of neighbours of UMAP, the unit itself included."""
+"""Default number of neighbours of UMAP, including the unit itself."""
 SPREAD = 1e-4
-"""Standard deviation of the first column at the start: small, so that nothing repels yet."""
+"""Standard deviation of the first column at the start; small, so that repulsion is negligible at first."""
 NOISE = 0.1
-"""Of the spread, added to the principal components: what differs between seeds."""
+"""Standard deviation of the noise added to the principal components, relative to `SPREAD`; it differs between seeds."""
 ALL_PAIRS = 4096
 """Number of units below which neighbours are found exactly, as in UMAP's library."""
 EXACT = 3000
-"""Up to so many units repulsion is summed over a tree (Barnes-Hut), beyond over a grid, which is faster there."""
+"""Number of units below which repulsion is computed by a tree (Barnes-Hut), and from which by a grid, which is then faster."""
 
 
 def tsne(
@@ -35,22 +35,22 @@ def tsne(
     n_iter: Annotated[int, Ge(1)] = 500,
     initialization: Literal["pca", "random"] = "pca",
 ) -> np.ndarray:
-    r"""t-SNE: the chance of being neighbours is made alike in the data and in the layout.
+    r"""t-SNE: a layout whose neighbour probabilities match those of the data.
 
     $\min_Y \mathrm{KL}(P \| Q)$ with $q_{ij} \propto 1 / (1 + |y_i - y_j|^2)$ and $p_{ij} = (p_{j|i} + p_{i|j}) / 2n$,
-    $p_{j|i} \propto \exp(-|x_i - x_j|^2 / 2\sigma_i^2)$, each $\sigma_i$ such that the entropy of $p_{\cdot|i}$ is the log of
-    the perplexity. It keeps near neighbours; distances between groups, their sizes and their densities mean little. By
-    openTSNE: 250 steps of exaggeration 12, then `n_iter`; exact neighbours.
+    $p_{j|i} \propto \exp(-|x_i - x_j|^2 / 2\sigma_i^2)$. Each $\sigma_i$ is such that the entropy of $p_{\cdot|i}$ is the log of
+    the perplexity. It preserves near neighbours; distances between groups, their sizes and their densities are hardly
+    interpretable. The implementation is openTSNE: 250 steps with exaggeration 12, then `n_iter` steps; exact neighbours.
 
     Args:
         x: Table `(unit, feature)`.
-        n_latent: Columns, 1 or 2.
-        seed: Of the noise at the start.
-        notes: Is told if the perplexity was lowered.
-        perplexity: Effective number of neighbours, at most a third of the other units; 30, or that third where it is less, if
-            None.
-        n_iter: Steps after the exaggeration.
-        initialization: Start at the first principal components and a little noise (`pca`), or at noise alone (`random`).
+        n_latent: Number of columns, 1 or 2.
+        seed: Seed of the noise at the start.
+        notes: List to which a note is appended if the perplexity was lowered.
+        perplexity: Effective number of neighbours, at most a third of the other units; by default 30, or that third if it is
+            smaller.
+        n_iter: Number of steps after the exaggeration.
+        initialization: Start at the first principal components with little noise (`pca`), or at noise only (`random`).
 
     References:
         van der Maaten & Hinton (2008), JMLR 9:2579. Poličar, Stražar & Zupan (2024), openTSNE, J. Stat. Softw. 109(3).
@@ -84,22 +84,22 @@ def umap(
     min_dist: Annotated[float, Ge(0), Le(1)] = 0.1,
     n_epochs: Annotated[int, Ge(1)] | None = None,
 ) -> np.ndarray:
-    r"""UMAP: a fuzzy graph of neighbours laid out by attraction and repulsion.
+    r"""UMAP: a layout of a weighted graph of nearest neighbours by attraction and repulsion.
 
-    Edges $v_{j|i} = \exp(-\max(0, |x_i - x_j| - \rho_i) / \sigma_i)$ to the nearest neighbours, $\rho_i$ the distance of the
-    nearest one, joined to $v = v_{j|i} + v_{i|j} - v_{j|i} v_{i|j}$; the layout lowers the cross-entropy of v and
-    $w = 1 / (1 + a |y_i - y_j|^{2b})$ by sampled steps, from the graph's spectral layout and noise. It keeps near neighbours;
-    distances between groups mean little.
+    Edges to the nearest neighbours have weights $v_{j|i} = \exp(-\max(0, |x_i - x_j| - \rho_i) / \sigma_i)$, with $\rho_i$ the
+    distance of the nearest one, and are symmetrised to $v = v_{j|i} + v_{i|j} - v_{j|i} v_{i|j}$. The layout starts at the
+    spectral layout of the graph with noise. Stochastic gradient steps lower the cross-entropy of v and
+    $w = 1 / (1 + a |y_i - y_j|^{2b})$. It preserves near neighbours; distances between groups are hardly interpretable.
 
     Args:
         x: Table `(unit, feature)`.
-        n_latent: Columns.
-        seed: Of the noise at the start and of the sampling.
-        notes: Is told if the graph is in pieces.
-        n_neighbors: Neighbours of each unit, the unit itself counted, as in the library; 15, or one less than the units where
-            they are fewer, if None.
-        min_dist: How near the layout packs neighbours, from 0 to 1; sets a and b.
-        n_epochs: Passes over the edges; the library's choice where None.
+        n_latent: Number of columns.
+        seed: Seed of the noise at the start and of the sampling.
+        notes: List to which a note is appended if the graph is not connected.
+        n_neighbors: Number of neighbours of each unit, including the unit itself, as in the library; by default 15, or the number
+            of units minus 1 if it is smaller.
+        min_dist: Smallest distance of neighbours in the layout, from 0 to 1; determines a and b.
+        n_epochs: Number of passes over the edges; by default chosen by the library.
 
     References:
         McInnes, Healy & Melville (2018), arXiv:1802.03426.
@@ -128,7 +128,7 @@ def umap(
 
 @functools.cache
 def _cache_machine_code() -> None:
-    """Keeps the library's loops between runs, as its own `cache=True` would: compiling them takes seconds in each process."""
+    """Cache the compiled loops of the library on disk, since compilation takes seconds in each process."""
     from umap import layouts, umap_
 
     for module, name in (
@@ -136,12 +136,12 @@ def _cache_machine_code() -> None:
         (umap_, "compute_membership_strengths"),
         (layouts, "_nb_optimize_layout_euclidean_single_epoch"),
     ):
-        with contextlib.suppress(AttributeError, RuntimeError):  # another version's loops, or no folder for the cache
+        with contextlib.suppress(AttributeError, RuntimeError):  # another version of the library, or no folder for the cache
             getattr(module, name).enable_caching()
 
 
 def _nearest(x: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest units and their distances, bit for bit as UMAP finds them: its own search takes seconds to compile."""
+    """Nearest units and their distances, bit-identical to those of UMAP, whose own search takes seconds to compile."""
     from latentlab.embeddings.pairs import distances
 
     found = distances(x.astype(np.float32))

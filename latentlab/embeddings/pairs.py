@@ -1,4 +1,4 @@
-"""Distances between all units in machine code, rounded as UMAP's library rounds them."""
+"""Distances between all units by compiled loops, with the same rounding as in UMAP's library."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from latentlab.distributions.loops import compiled
 
 
 def distances(x: np.ndarray) -> np.ndarray:
-    """Euclidean distances `(unit, unit)` of a table `(unit, feature)`."""
+    """Compute the Euclidean distances `(unit, unit)` of a table `(unit, feature)`."""
     found = np.zeros((len(x), len(x)), x.dtype)
     for i in range(len(x)):
         for j in range(i):

@@ -1,4 +1,4 @@
-"""Hard assignments of the steps of series that know of their order: the most probable path of a hidden Markov model."""
+"""Hard assignments of the steps of series that use their order: the most probable path of a hidden Markov model."""
 
 from typing import Annotated, Literal
 
@@ -22,20 +22,20 @@ def viterbi(
     covariance: Literal["diagonal", "full", "spherical", "tied"] = "diagonal",
     n_restarts: Annotated[int, Ge(1)] = 5,
 ) -> np.ndarray:
-    r"""The Viterbi path of a Gaussian hidden Markov model at its maximum likelihood, as 0 and 1.
+    r"""Viterbi path of a Gaussian hidden Markov model at its maximum likelihood, as 0 and 1.
 
-    $\arg\max_z p(z_1, ..., z_T \mid x, \hat\theta)$ with $\hat\theta$ the highest of `n_restarts` maxima of the likelihood, of
-    those with nothing amiss (a state at the floor of the variances, or hardly visited) if there are any. It is one path, the
-    most probable as a whole: not the most probable state of each step, and no word of how sure either is. Missing entries are
-    left out of the likelihood, none is filled in.
+    $\arg\max_z p(z_1, ..., z_T \mid x, \hat\theta)$ with $\hat\theta$ the highest of `n_restarts` local maxima of the likelihood.
+    Maxima without problems (a state at the variance floor, or hardly visited) are preferred if there are any. The path is the
+    most probable sequence of states jointly, not the most probable state of each step, and has no measure of uncertainty.
+    Missing entries are marginalised out of the likelihood, not imputed.
 
     Args:
-        dataset: Table `(unit, feature)`, its units time steps; says which of them are a sequence.
-        n_latent: States, no more than there are steps.
-        seed: Of the starts.
-        notes: Is told what is amiss with the maximum.
-        covariance: Of what a state emits, as in `gaussian_hmm`.
-        n_restarts: Starts of the climb, by k-means.
+        dataset: Table `(unit, feature)` whose units are time steps, with the sequence of each step.
+        n_latent: Number of states, at most the number of steps.
+        seed: Seed of the restarts.
+        notes: List to which problems of the maximum are appended.
+        covariance: Covariance of the emissions, as in `gaussian_hmm`.
+        n_restarts: Number of restarts, initialised by k-means.
 
     References:
         Viterbi (1967), IEEE Trans. Inf. Theory 13:260. Rabiner (1989), Proc. IEEE 77:257. Juang & Rabiner (1990), The segmental

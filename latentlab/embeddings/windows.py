@@ -1,8 +1,8 @@
-"""Embeddings of the steps of series by what is around them: windows of steps, then PCA or k-means.
+"""Embeddings of the steps of series by PCA or k-means of windows around them.
 
-A window is centred on its step: a position in a model of a series is inferred from what came before and after it, and so is
-this. Windows stay within their sequence; beyond its ends the first and the last step are repeated. A window that trails its
-step instead would say the same of positions (`window` - 1) / 2 steps earlier.
+A window is centred on its step, since the position of a step in a model of a series depends on both earlier and later steps.
+Windows stay within their sequence; the first and the last step are repeated beyond its ends. A window that ends at its step would
+give the positions of (`window` - 1) / 2 steps earlier.
 """
 
 from typing import Annotated
@@ -19,17 +19,17 @@ from latentlab.errors import ConfigError
 
 
 def window_pca(x: np.ndarray, dataset: Dataset, n_latent: int, *, window: Annotated[int, Ge(1)] = 5) -> np.ndarray:
-    r"""PCA of windows of a series, a delay embedding: each time step by the steps around it.
+    r"""PCA of windows of a series around each time step, a delay embedding.
 
-    $w_t = (x_{t-h}, ..., x_t, ..., x_{t+h})$ with `window` = 2h + 1, edges repeated, then the principal component scores of all
-    windows of all sequences. Singular spectrum analysis does the same: the columns are trends and pairs of waves that fit into
-    a window. With a window of 1 it is PCA.
+    The windows are $w_t = (x_{t-h}, ..., x_t, ..., x_{t+h})$ with `window` = 2h + 1 and repeated edges. The columns are the
+    principal component scores of all windows of all sequences. As in singular spectrum analysis, they are trends and pairs of
+    waves with periods within a window. With a window of 1 it is PCA.
 
     Args:
         x: Table `(unit, feature)`.
-        dataset: Says which units are a sequence.
-        n_latent: Columns, fewer than a window has entries.
-        window: Steps, an odd number, no more than the longest sequence has.
+        dataset: Data, with the sequence of each unit.
+        n_latent: Number of columns, smaller than the number of entries of a window and the number of units.
+        window: Number of steps, odd and at most the length of the longest sequence.
 
     References:
         Takens (1981), Detecting strange attractors in turbulence, Springer. Broomhead & King (1986), Physica D 20:217.
@@ -51,18 +51,18 @@ def window_kmeans(
     window: Annotated[int, Ge(1)] = 5,
     n_init: Annotated[int, Ge(1)] = 10,
 ) -> np.ndarray:
-    """K-means of windows of a series: each time step by the cluster of the steps around it, as 0 and 1.
+    """K-means of windows of a series: the cluster of the window around each time step, as 0 and 1.
 
-    A window averages over noise, so that clusters last longer than those of single steps do; it also blurs when they change.
-    With a window of 1 it is k-means.
+    A window averages over noise, so that clusters persist longer than those of single steps. It also blurs the times of
+    transitions. With a window of 1 it is k-means.
 
     Args:
         x: Table `(unit, feature)`.
-        dataset: Says which units are a sequence.
-        n_latent: Clusters, no more than there are distinct windows.
-        seed: Of the starts.
-        window: Steps, an odd number, no more than the longest sequence has.
-        n_init: Starts.
+        dataset: Data, with the sequence of each unit.
+        n_latent: Number of clusters, at most the number of distinct windows.
+        seed: Seed of the restarts.
+        window: Number of steps, odd and at most the length of the longest sequence.
+        n_init: Number of restarts.
     """
     rows = _windows("window_kmeans", x, dataset, window)
     distinct("window_kmeans", rows, n_latent, "windows")
@@ -70,7 +70,7 @@ def window_kmeans(
 
 
 def _windows(name: str, x: np.ndarray, dataset: Dataset, window: int) -> np.ndarray:
-    """The window of each step, `(unit, window * feature)`, step by step."""
+    """Return the window of each step, `(unit, window * feature)`, ordered by step and then by feature."""
     if window % 2 == 0:
         raise ConfigError(f"embedding {name!r}: `window` must be odd, since it is centred on its step; got {window}.")
     codes = boundaries(dataset)

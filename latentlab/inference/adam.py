@@ -1,9 +1,9 @@
-r"""Adam's steps for one fit or for several in one batch, with what both a user and a failing fit need to be told.
+r"""Adam for one fit or several fits in one batch, with progress, log lines and errors that describe a failed fit.
 
 With the gradient $g_t$ and the running means $m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t$ and
 $v_t = \beta_2 v_{t-1} + (1 - \beta_2) g_t^2$,
 $$ \theta_t = \theta_{t-1} - \frac{\eta_t}{1 - \beta_1^t} \, \frac{m_t}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}. $$
-The parameters of a fit are one vector, so that loss, gradient and this are one graph of operations (`whole_step`).
+The parameters of a fit are one vector, so that loss, gradient and update are one graph of operations (`whole_step`).
 
 References:
     Kingma & Ba (2015), Adam: A Method for Stochastic Optimization, ICLR.
@@ -22,7 +22,7 @@ from latentlab.errors import InferenceError
 from latentlab.inference.recorder import on
 
 EVERY = 50
-"""Steps between two looks at the loss: at the units that are held out, and at whether it still falls."""
+"""Steps between two evaluations of the held-out loss and of the stopping rule (`stalled`)."""
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 Shapes = Sequence[torch.Size]
@@ -30,12 +30,12 @@ Step = Callable[..., tuple[torch.Tensor, ...]]
 
 
 def pack(parameters: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The parameters of a fit as one vector."""
+    """Concatenate the parameters of a fit into one vector."""
     return torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
 
 
 def unpack(vector: torch.Tensor, shapes: Shapes) -> tuple[torch.Tensor, ...]:
-    """The parameters of these shapes that a vector holds.
+    """Split a vector into parameters of these shapes.
 
     Example:
         >>> [part.tolist() for part in unpack(torch.arange(3.0), [torch.Size([2]), torch.Size([])])]
@@ -46,7 +46,7 @@ def unpack(vector: torch.Tensor, shapes: Shapes) -> tuple[torch.Tensor, ...]:
 
 
 def with_slopes(losses: Callable[..., torch.Tensor]) -> Step:
-    """The losses `(fit,)` of vectors `(fit, size)`, and their gradients."""
+    """Return a function of vectors `(fit, size)` that computes their losses `(fit,)` and gradients."""
 
     @torch.enable_grad()
     def both(vectors: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -59,11 +59,13 @@ def with_slopes(losses: Callable[..., torch.Tensor]) -> Step:
 
 
 def whole_step(losses: Callable[..., torch.Tensor], shapes: Shapes, rates: Sequence[float]) -> Step:
-    """A step, to be captured: `(vectors, m, v, scale, *rest)` to the losses, the gradients' sums, and the first three anew.
+    """Return one step of Adam as a function that can be captured.
+
+    It maps `(vectors, m, v, scale, *rest)` to the losses, the sums of the gradients, and the updated vectors, m and v.
 
     Args:
-        losses: Of vectors `(fit, size)` and `rest`: `(fit,)`, each of a row of the vectors.
-        shapes: Of the parameters of a fit.
+        losses: Function of vectors `(fit, size)` and `rest`; loss `i` of its result `(fit,)` depends on row `i` only.
+        shapes: Shapes of the parameters of a fit.
         rates: Multiples of the learning rate, one for each parameter.
     """
     slopes_of = with_slopes(losses)
@@ -83,18 +85,18 @@ def whole_step(losses: Callable[..., torch.Tensor], shapes: Shapes, rates: Seque
 
 @dataclass(frozen=True)
 class Descent:
-    """Fits between two steps: with their batches and random states, enough to go on with them bit for bit.
+    """State of the fits between two steps; with their batches and random states, a fit is resumed bit for bit.
 
     Args:
-        n_done: Steps that are done.
+        n_done: Number of completed steps.
         vectors: Parameters `(fit, size)`.
         m: Running means of the gradients.
         v: Running means of their squares.
-        losses: `(step, fit)`; only the first `n_done` rows count, further ones are filled as the fits go on.
-        stopped: Steps and parameters of each fit that has stopped.
-        least: Least loss that `watch` has seen.
-        at: The step where it was.
-        best: The parameters there.
+        losses: Losses `(step, fit)`; rows from `n_done` on are not filled yet.
+        stopped: Number of steps and final parameters of each fit that has stopped.
+        least: Least loss returned by `watch`.
+        at: Step of the least loss.
+        best: Parameters at the least loss.
     """
 
     n_done: int
@@ -108,7 +110,7 @@ class Descent:
     best: torch.Tensor
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it as arrays by name."""
+        """Return the whole state as arrays by name."""
         numbers = [self.n_done, self.at, *(self.stopped[k][0] if k in self.stopped else 0 for k in range(len(self.vectors)))]
         ends = torch.stack([self.stopped[k][1] if k in self.stopped else vector for k, vector in enumerate(self.vectors)])
         tensors = {"vectors": self.vectors, "m": self.m, "v": self.v, "best": self.best, "ends": ends}
@@ -137,18 +139,18 @@ class Descent:
 
 @dataclass(frozen=True)
 class Adam:
-    """How long and how fast to descend.
+    """Settings of a descent.
 
     Args:
-        n_steps: Steps.
-        learning_rate: At the beginning; constant for half of the steps, it then falls to a hundredth of itself.
-        patience: Stop once the smoothed loss has not fallen for this many steps; never where None.
-        title: Of the progress bar.
-        progress: Show it.
-        device: Where the steps are computed.
+        n_steps: Number of steps.
+        learning_rate: Initial learning rate; constant for half of the steps, then it falls to a hundredth of this value.
+        patience: Stop once the smoothed loss has not fallen for this many steps; None never stops early.
+        title: Title of the progress bar.
+        progress: Whether to show the progress bar.
+        device: Device of the computation.
         log: Called with a line for each fit at every tenth of its steps.
-        before: Steps that another descent did before this one.
-        total: All steps, those of other descents included; `n_steps` where 0.
+        before: Number of steps of the preceding descent.
+        total: Number of steps of all descents; `n_steps` if 0.
     """
 
     n_steps: int
@@ -162,12 +164,12 @@ class Adam:
     total: int = 0
 
     def rate(self, step: int) -> float:
-        """Share of the learning rate at a step."""
+        """Return the learning rate at a step, as a fraction of the initial one."""
         half = self.n_steps / 2
         return 1.0 if step < half else 0.01 ** ((step - half) / max(half, 1.0))
 
     def scale(self, step: int) -> torch.Tensor:
-        """What m and the root of v are multiplied with at a step, counted from 0."""
+        """Return the factors of m and of the root of v at a step, counted from 0."""
         first = self.learning_rate * self.rate(step) / (1 - BETA_1 ** (step + 1))
         return torch.tensor([first, 1 / math.sqrt(1 - BETA_2 ** (step + 1))], dtype=torch.float64)
 
@@ -183,18 +185,18 @@ class Adam:
         under_way: Descent | None = None,
         keep: Callable[[Descent], object] | None = None,
     ) -> tuple[torch.Tensor, list[np.ndarray]]:
-        """The parameters of each fit at the end, `(fit, size)`, and its losses.
+        """Run the steps; return the final parameters `(fit, size)` and the losses of each fit.
 
         Args:
-            vectors: Where the fits begin, `(fit, size)`.
-            step: From `whole_step`; the last arguments are a batch.
-            batches: Those arguments.
-            numbers: The fits' numbers, to name one that fails.
-            sites: What is not finite in the n-th of them, given its vector.
-            watch: A loss that is looked at now and then: the parameters at its least are the result. For a single fit.
-            patient_from: First step from which `patience` counts, with `watch`.
-            under_way: Where to go on, in place of the beginning.
-            keep: Called with how the fits stand after each step.
+            vectors: Initial parameters, `(fit, size)`.
+            step: Result of `whole_step`; its last arguments are a batch.
+            batches: Batches, one for each step.
+            numbers: Numbers of the fits, for error messages.
+            sites: Sites that are not finite in the n-th fit, given its vector.
+            watch: Loss evaluated every `EVERY` steps; the parameters at its least value are the result. For a single fit.
+            patient_from: With `watch`, first step from which `patience` counts.
+            under_way: State to resume from, instead of `vectors`.
+            keep: Called with the state after each step.
 
         Raises:
             InferenceError: A loss or gradient is not finite; names the fit, the step and the sites.
@@ -246,7 +248,7 @@ class Adam:
         return torch.stack([end for _, end in each]).cpu(), [history[:n, k] for k, (n, _) in enumerate(each)]
 
     def _tell(self, n_done: int, history: np.ndarray, numbers: Sequence[int], *, early: bool) -> None:
-        """Writes to the log how the fits stand, at every tenth of all steps and at an early end."""
+        """Write the mean ELBO of each fit to the log at every tenth of all steps, and at an early end."""
         total, done = self.total or self.n_steps, self.before + n_done
         if self.log is None or not (early or done * 10 // total > (done - 1) * 10 // total):
             return
@@ -264,7 +266,11 @@ class Adam:
         sites: Callable[[int, torch.Tensor], list[str]],
         stopped: Mapping[int, object],
     ) -> None:
-        """Refuses a fit whose loss or gradient is not finite: then its running mean is not (a sum of finite ones may be)."""
+        """Refuse a fit whose loss or gradient is not finite.
+
+        The sum of a finite gradient can overflow. The running mean `m` is therefore checked too: it is not finite either, if an
+        entry of the gradient is not.
+        """
         for k, number in enumerate(numbers):
             finite = math.isfinite(history[step, k]) and (math.isfinite(sums[k]) or bool(torch.isfinite(m[k]).all()))
             if k in stopped or finite:

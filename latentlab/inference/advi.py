@@ -1,9 +1,9 @@
-r"""A Gaussian guide on the flat vector, fitted by ascending the evidence lower bound; several restarts in one batch.
+r"""Gaussian guides on the flat vector, fitted by maximising the evidence lower bound; several restarts in one batch.
 
-The gradient of $\mathbb E_q[\log \tilde p(u) - \log q(u)]$ is taken along the draws alone (the score of q, whose mean is 0, is
-left out). One step of one restart is a graph of tensor operations. Where these are small, most of the time goes into starting
-them, and all restarts are one batch: seen for 8 restarts, 2 to 5 times as fast as one after another. Where they are large
-(mixtures of a few hundred units and more) a batch is no faster, and the restarts take turns.
+The gradient of $\mathbb E_q[\log \tilde p(u) - \log q(u)]$ is the pathwise one: the score of q, whose mean is 0, is left out.
+One step of one restart is a graph of tensor operations. If these are small, most of the time is overhead, and all restarts are
+one batch: 8 restarts took half to a fifth of the time of separate runs. If they are large (mixtures of a few hundred units and
+more), a batch is no faster, and the restarts run one after another.
 
 References:
     Kucukelbir et al. 2017, Automatic Differentiation Variational Inference, JMLR 18(14).
@@ -30,25 +30,25 @@ from latentlab.models.base import NOTHING
 from latentlab.seeds import double, isolated
 
 N_CURVATURES = 8
-"""Draws at which the gradient is looked at; the curvature too, where there are few coordinates."""
+"""Number of draws at which the gradient is evaluated, and the curvature too if there are few coordinates."""
 N_DIRECTIONS = 400
-"""Coordinates times pairs of draws for which the curvature is computed: in many coordinates one pair is near the mean."""
+"""Largest number of coordinates times pairs of draws for the curvature: in many coordinates one pair is near the mean."""
 SETTLED = 0.1
-"""Nats that Newton's step must promise for the curvature to be computed anew after it."""
+"""Predicted gain of a Newton step, in nats, below which the curvature is not computed again."""
 N_NEWTON = 4
 STEP = 1e-5
-"""Of the central differences."""
+"""Step of the one-sided differences of the gradient."""
 LEAST_CURVATURE = 1e-4
 SMALL = 2000
-"""Numbers that an operation of one restart works on, in the mean, below which restarts are run in one batch."""
+"""Mean number of entries of an operation's result below which the restarts are run in one batch."""
 MOST_TOGETHER = 64
-"""Restarts in one batch."""
+"""Largest number of restarts in one batch."""
 MORE_BATCHES = 3
-"""Than steps: an example for each guide, and the one at which the curvature is looked at."""
+"""Number of batches beyond one for each step: an example for each guide, and one for the curvature."""
 
 
 class Settings(Protocol):
-    """What of `SVI`'s settings is asked for here."""
+    """Settings of `SVI` that the Gaussian guides use."""
 
     @property
     def guide(self) -> str: ...
@@ -71,7 +71,7 @@ class Settings(Protocol):
 
 
 class _Restart:
-    """A guide, its noise and its minibatches: each restart has its own, so that it is the same alone and among others."""
+    """A guide with its own noise and minibatches, so that a restart's result does not depend on the other restarts."""
 
     def __init__(self, problem: Problem, settings: Settings, number: int) -> None:
         self.number = number
@@ -93,32 +93,32 @@ class _Restart:
         return batches(problem, settings.batch_size, rng, n_steps=n_steps, skip=self.n_batches)
 
     def next_batch(self) -> tuple[torch.Tensor, ...]:
-        """The next minibatch; `()` for all the data."""
+        """Return the next minibatch; `()` stands for all the data."""
         self.n_batches += 1
         return next(self._rows)
 
     def stand(self) -> tuple[int, torch.Tensor]:
-        """Number of batches taken and state of the random generator."""
+        """Return the number of batches taken and the state of the random generator."""
         return self.n_batches, self.random.get_state()
 
     def go_on(self, problem: Problem, settings: Settings, n_batches: int, random: np.ndarray) -> None:
-        """Puts batches and random numbers where they stood."""
+        """Restore the position in the batches and the state of the random generator."""
         self.n_batches = n_batches
         self._rows = self._batches(problem, settings)
         self.random.set_state(torch.from_numpy(random))
 
     def location(self) -> torch.Tensor:
-        """The guide's centre in the program's coordinates."""
+        """Return the guide's mean in the program's coordinates."""
         center = self.guide.loc.detach()
         return self.frame(center) if self.frame else center
 
     def fixed(self) -> tuple[torch.Tensor, ...]:
-        """The frame as arguments of a step."""
+        """Return the frame as arguments of a step; `()` without a frame."""
         return (self.frame.center, self.frame.matrix, self.frame.log_det) if self.frame else ()
 
 
 def fit_restarts(problem: Problem, settings: Settings) -> list[dict[str, np.ndarray]]:
-    """The guide's parameters, draws `u` with `lp` and `log_q`, and the losses of each restart."""
+    """Fit all restarts; return each one's guide parameters, draws `u` with `lp` and `log_q`, and losses."""
     with double():
         together = settings.n_restarts > 1 and _small(problem, settings)
     size = MOST_TOGETHER if together else 1
@@ -134,9 +134,9 @@ def fit_restarts(problem: Problem, settings: Settings) -> list[dict[str, np.ndar
 
 
 def _small(problem: Problem, settings: Settings) -> bool:
-    """Whether the operations of one restart's step are so small that starting them takes most of the time.
+    """Whether the operations of one restart's step are so small that overhead takes most of the time.
 
-    Never of data on disk: each restart has its own window of rows.
+    False for data on disk, since each restart has its own window of rows.
     """
     if problem.stored is not None:
         return False
@@ -148,9 +148,9 @@ def _small(problem: Problem, settings: Settings) -> bool:
 
 
 def _fitted(problem: Problem, settings: Settings, numbers: Sequence[int], name: str) -> dict[str, np.ndarray]:
-    """Some restarts in one batch: their arrays `(restart, ...)`, losses padded with NaN.
+    """Fit restarts in one batch; return their arrays `(restart, ...)`, losses padded with NaN.
 
-    A fit that was interrupted goes on where it stood.
+    An interrupted fit is resumed from its checkpoint.
     """
     found = kept(problem, f"{name}-under-way") or {}
     with double(), UnderWay(problem, f"{name}-under-way", SAVED_EVERY) as under_way:
@@ -159,9 +159,8 @@ def _fitted(problem: Problem, settings: Settings, numbers: Sequence[int], name: 
         losses: list[list[np.ndarray]] = []
         extra: dict[str, np.ndarray] = {}
         if settings.guide == "full_rank":
-            # A mean-field guide for a quarter of the steps; the rest in coordinates that its mean curvature makes round. In the
-            # coordinates of the program the entries of a factor of the covariance are of very different sizes, and Adam, whose
-            # steps are of one size, can make it singular (seen with 184 coordinates). The family is the same in any coordinates.
+            # A mean-field fit for a quarter of the steps gives whitened coordinates for the rest. Without them the entries of the
+            # covariance factor differ in scale, and Adam's equal steps can make it singular (observed with 184 coordinates).
             before = max(1, n_steps // 4)
             n_steps = max(1, n_steps - before)
             if "rough" not in found:
@@ -208,17 +207,19 @@ def _descend(  # long: objective, batches and checkpoints share the variables of
     before: int = 0,
     extra: Mapping[str, np.ndarray] = NOTHING,
 ) -> list[np.ndarray]:
-    """Fits the restarts' guides, each in its frame; the losses of each. The step is captured once for all groups of a size.
+    """Fit the restarts' guides, each in its frame; return the losses of each.
+
+    The step is captured once for all batches with the same number of restarts.
 
     Args:
         problem: The problem.
-        settings: The method's.
-        restarts: What is fitted.
-        n_steps: Steps.
-        under_way: Keeps how the fits stand.
-        found: How they stood where they were interrupted; empty at the beginning.
-        before: Steps that came before these.
-        extra: What belongs to how they stand, beside the descent itself.
+        settings: Settings of the method.
+        restarts: The restarts.
+        n_steps: Number of steps.
+        under_way: Saves checkpoints of the fits.
+        found: Arrays of a checkpoint to resume from; empty for a new fit.
+        before: Number of steps of the preceding descent.
+        extra: Further arrays of the checkpoint.
     """
     density, device, first = problem.density, settings.device, restarts[0]
     n, framed = settings.n_particles, first.frame is not None
@@ -252,7 +253,7 @@ def _descend(  # long: objective, batches and checkpoints share the variables of
         noise(),
         *fixed,
         *next(rows),
-    )  # drawn in every group: the same alone
+    )  # drawn in every group, so that results do not depend on the grouping
     if key not in density.captured:
         whole = whole_step(_losses(density.placed(device), first.guide, framed=framed), shapes, first.guide.rates)
         density.captured[key] = capture(whole, *(argument.to(device) for argument in example), plan=density.plan)
@@ -295,7 +296,7 @@ def _title(restarts: Sequence[_Restart], settings: Settings) -> str:
 
 
 def _losses(density: Density, guide: GaussianGuide, *, framed: bool) -> Callable[..., torch.Tensor]:
-    """A function of vectors of parameters, noise, the frames and batches, a row for each restart: their losses."""
+    """Return a function of parameter vectors, noise, frames and batches, a row for each restart, that computes their losses."""
     n_fixed, shapes = 3 if framed else 0, [p.shape for p in guide.parameters]
 
     def loss(vector: torch.Tensor, noise: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
@@ -312,7 +313,7 @@ def _losses(density: Density, guide: GaussianGuide, *, framed: bool) -> Callable
 
 
 def log_p_of(density: Density, rows: tuple[torch.Tensor, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The flat log density; with a minibatch's rows, its unbiased estimate from them."""
+    """Return the flat log density; with the rows of a minibatch, its unbiased estimate from them."""
     arrays = density.with_points(rows) if rows else None
     scale = density.n_points / len(rows[0]) if rows else 1.0
 
@@ -323,17 +324,18 @@ def log_p_of(density: Density, rows: tuple[torch.Tensor, ...]) -> Callable[[torc
 
 
 def round_frame(density: Density, restart: _Restart) -> Frame:
-    r"""Coordinates about the guide in which $\mathbb E_q[-\nabla^2 \log \tilde p]$ is the identity, curvatures without sign.
+    r"""Compute coordinates about the guide in which $\mathbb E_q[-\nabla^2 \log \tilde p]$ is the identity.
 
-    A curvature counts as at least 1e-4 of the median, so that directions that nothing holds, such as a symmetry's, are not much
-    wider than the others. With all the data at hand the centre is first moved by Newton's steps, where they raise log p: what is
-    near in the program's coordinates can be many sds away in these.
+    The absolute values of the curvatures are used. A curvature is at least 1e-4 of the median, so that unidentified directions,
+    such as those of a symmetry, are not much wider than the others. Without minibatches, the centre is first moved by Newton
+    steps as long as they raise log p: a point near the mode in the program's coordinates can be many standard deviations away in
+    these.
     """
     guide, rows = restart.guide, restart.next_batch()
     log_p = log_p_of(density, rows)
     center, root = guide.loc.detach(), torch.eye(len(guide.loc), dtype=guide.loc.dtype)
     half = guide.sample(N_CURVATURES // 2, restart.random) - center
-    spread = torch.cat([half, -half])  # of mean 0: else Newton's step would undo a chance displacement of the draws
+    spread = torch.cat([half, -half])  # of mean 0: otherwise the Newton step would undo the draws' random mean
     n_pairs = max(1, min(len(half), N_DIRECTIONS // len(center)))
     for _ in range(1 if rows else N_NEWTON):
         gradient, curvature = _derivatives(log_p, center + spread, n_pairs)
@@ -356,9 +358,9 @@ def round_frame(density: Density, restart: _Restart) -> Frame:
 def _derivatives(
     log_p: Callable[[torch.Tensor], torch.Tensor], draws: torch.Tensor, n_pairs: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean gradient `(size,)` at all draws, and mean curvature, minus the Hessian, `(size, size)`, at the first pairs of them.
+    """Compute the mean gradient `(size,)` at all draws, and the mean of minus the Hessian `(size, size)` at the first pairs.
 
-    Draws number i and n/2 + i are a pair. The curvature is by differences of the gradient to one side.
+    Draws i and n/2 + i are a pair. The Hessian is computed by one-sided differences of the gradient.
     """
     size, half = draws.shape[1], len(draws) // 2
     steps = STEP * torch.eye(size, dtype=draws.dtype)

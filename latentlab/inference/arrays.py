@@ -1,4 +1,4 @@
-"""Data and parameters as the tensors that a program takes."""
+"""Conversion of data and parameters to a program's tensors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = N
     Args:
         model: The model.
         dataset: The data.
-        classes: Labels that the columns of `labels` stand for; where None, the model's own, or else those of the dataset.
+        classes: Label of each column of `labels`; if None, the model's own, or else those of the dataset.
 
     Raises:
         DataError: Entries are missing and the model has no `mask` argument; names columns and count. Or the model takes labels,

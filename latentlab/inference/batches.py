@@ -1,8 +1,8 @@
-"""Minibatches of units: which rows a step is made with, and how they get there.
+"""Minibatches of units, from memory or from disk.
 
-An epoch is a permutation of all units, cut into batches, whether the rows are in memory or on disk: a batch is a simple random
-sample, and the same rows in the same order come from either. From disk they are read a window of batches at a time: the rows of a
-window in the order of the file, so that most of it is read in one go, and in a thread while the window before it is used.
+An epoch is a permutation of all units, cut into batches, so that each batch is a simple random sample. Data in memory and on disk
+give the same rows in the same order. From disk, one window of batches is read at a time. Its rows are read in the order of the
+file, mostly sequentially, by a thread that runs while the previous window is used.
 """
 
 import itertools
@@ -22,22 +22,22 @@ from latentlab.inference.draws import Problem
 from latentlab.inference.lift import over_draws
 
 WINDOW = 2**27
-"""Bytes of rows that are read ahead, as the file holds them; another such window is in use."""
+"""Largest size in bytes, as in the file, of the window that is read ahead; another window of this size is in use."""
 
 GROWTH = 8
-"""Times as many batches as the window before it."""
+"""Largest ratio of the numbers of batches in consecutive windows."""
 
 THREAD = "latentlab-rows"
-"""What the name of a thread that reads begins with."""
+"""Prefix of the names of reading threads."""
 
 MOST_DRAWS = 256
-"""Draws whose densities are computed in one call."""
+"""Largest number of draws whose densities are computed in one call."""
 
 ROOM = 4 * BLOCK
-"""Numbers that an operation of such a call may make."""
+"""Largest number of entries of an operation's result in such a call."""
 
 SOME_ROWS = 2**12
-"""Rows on which it is seen how many it makes."""
+"""Largest number of rows on which the operations' sizes are measured."""
 
 
 def batches(
@@ -49,15 +49,15 @@ def batches(
     n_steps: int | None = None,
     skip: int = 0,
 ) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Minibatches of the arrays that have the dim `unit`, epoch by epoch without replacement; `()` for all the data.
+    """Yield minibatches of the arrays with a row for each point, epoch by epoch without replacement; `()` for all the data.
 
     Args:
-        problem: Whose units.
-        batch_size: Units of a batch; all where None.
-        rng: For their order.
-        units: Batches are of these only, where they are given: then all of these are a batch without a size.
-        n_steps: About so many batches will be asked for: more are not read ahead.
-        skip: Batches at the beginning that are left out, without being read.
+        problem: The problem with the data.
+        batch_size: Number of units in a batch; None for one batch of all units.
+        rng: Random generator of the permutations.
+        units: Numbers of the units to take batches from; None for all.
+        n_steps: Approximate number of batches that will be used; no more than these are read ahead.
+        skip: Number of batches to skip at the beginning, without reading them.
     """
     density = problem.density
     if problem.stored is not None and batch_size is not None:
@@ -74,7 +74,7 @@ def batches(
 
 
 def _epochs(units: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """The numbers of the units of each batch; what is left at the end of an epoch is left out."""
+    """Yield the numbers of the units of each batch; an incomplete batch at the end of an epoch is dropped."""
     while True:
         order = rng.permutation(units)
         for first in range(0, len(order) - batch_size + 1, batch_size):
@@ -84,7 +84,10 @@ def _epochs(units: np.ndarray, batch_size: int, rng: np.random.Generator) -> Ite
 def _from_disk(
     problem: Problem, stored: StoredDataset, batch_size: int, indices: Iterator[np.ndarray], n_steps: int | None
 ) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The rows of each batch; where rows can be read singly, windows begin with one batch, so that a fit begins at once."""
+    """Yield the rows of each batch.
+
+    If single rows can be read, the first window is one batch, so that a fit starts at once.
+    """
     given_up = threading.Event()
     pool = ThreadPoolExecutor(1, thread_name_prefix=THREAD)
 
@@ -115,7 +118,7 @@ def _from_disk(
 
 
 def row_tensors(density: Density, x: np.ndarray) -> tuple[torch.Tensor, ...]:
-    """Converts rows of a table to the tensors of `density.point_arrays`: 0 where missing, and a mask if the density has one."""
+    """Convert rows of a table to the tensors of `density.point_arrays`: 0 for missing entries, and a mask if it has one."""
     if "mask" not in density.point_arrays():
         return (torch.from_numpy(x),)
     seen = ~np.isnan(x)
@@ -123,7 +126,7 @@ def row_tensors(density: Density, x: np.ndarray) -> tuple[torch.Tensor, ...]:
 
 
 def log_prob_of_draws(problem: Problem, u: np.ndarray) -> np.ndarray:
-    """The flat log density `(draw,)` of flat vectors `(draw, size)` on all the data: of rows on disk, a block after the other."""
+    """Compute the flat log density `(draw,)` of flat vectors `(draw, size)` on all the data; rows on disk are read in blocks."""
     density, stored = problem.density, problem.stored
     if stored is None:
         return over_draws(lambda values: density.log_prob(values["u"]), {"u": u})
@@ -150,7 +153,7 @@ def log_prob_of_draws(problem: Problem, u: np.ndarray) -> np.ndarray:
 
 
 def _at_once(density: Density, rows: tuple[torch.Tensor, ...], u: np.ndarray) -> int:
-    """How many draws' densities one call may compute, by what a further draw adds to its largest operation."""
+    """Return the number of draws for one call, from the size that each draw adds to the largest operation."""
     spread = torch.linspace(0, len(rows[0]) - 1, min(SOME_ROWS, len(rows[0]))).long()  # missing entries may come last
     some = tuple(row[spread] for row in rows)
     own, draw = density.on(density.with_points(some)), torch.from_numpy(u[:1])

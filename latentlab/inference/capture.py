@@ -1,14 +1,14 @@
-r"""A function of tensors as one graph of operations, run without Python: by TorchScript, or as machine code.
+r"""Capture of a tensor function as one graph of operations that runs without Python: by TorchScript, or as machine code.
 
-The function runs once, and what torch does to its arguments is written down: derivatives and batches are taken apart by then.
-What depends on no argument is a constant of the graph, and standard normal numbers become arguments, so that they are drawn
-where the function would draw them, from the same random state. (`make_fx` of torch does much the same, and imports its compiler:
-a second that every process would wait.)
+The function runs once, and its torch operations are recorded after derivatives and batches have been expanded. Results that
+depend on no argument are constants of the graph. Standard normal numbers become arguments, drawn in the same order and from the
+same random state as in the function. Torch's `make_fx` is similar, but it imports torch's compiler, which takes a second in
+every process.
 
-TorchScript runs such a graph at once. Machine code, made by Inductor, needs a C++ compiler and some ten seconds; then a call
-takes a quarter to a half of the time, as neighbouring operations become one loop. It is kept in a folder, so that the next
-process has it within a second. Both are checked against the function before they are used, and differ from each other in the
-last digits: which of them runs depends on nothing but settings and sizes, never on a clock or on what the folder holds.
+TorchScript needs no compilation. Machine code, compiled by Inductor, needs a C++ compiler and about ten seconds. A call then
+takes a quarter to a half of the time, since neighbouring operations are fused into one loop. The code is cached in a folder, from
+which a later process loads it within a second. Both are checked against the function before use; their results differ in the last
+digits. The choice between them depends only on settings and sizes, never on timing or on the content of the cache.
 """
 
 import logging
@@ -26,18 +26,18 @@ from latentlab.seeds import double, forked, reseed
 
 logger = logging.getLogger(__name__)
 WORTH = 10_000_000
-"""Operations, over all calls, from which machine code repays its ten seconds: it saves about 1 us on each."""
+"""Number of operations over all calls from which compilation, about ten seconds, pays off: it saves about 1 us on each."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a method intends with a graph.
+    """Intended use of a graph.
 
     Args:
-        n_calls: About how many calls it will make.
-        compiled: Whether to make machine code of it; where None, if so many calls are worth it.
-        single: Whether it computes in float32.
-        device: Where its arguments are.
+        n_calls: Approximate number of calls.
+        compiled: Whether to compile to machine code; if None, when the number of calls makes it worthwhile.
+        single: Whether the computation is in float32.
+        device: Device of the arguments.
     """
 
     n_calls: float = 0
@@ -46,22 +46,23 @@ class Plan:
     device: str = "cpu"
 
     def is_compiled(self, n_operations: int) -> bool:
-        """Whether a graph of so many operations is to be compiled."""
+        """Whether a graph with this number of operations is compiled."""
         return n_operations * self.n_calls >= WORTH if self.compiled is None else self.compiled
 
 
 def capture(function: Function, *example: torch.Tensor, otherwise: Function | None = None, plan: Plan = Plan()) -> Function:
-    """The function as one graph of tensor operations without Python in it; `otherwise`, or itself, where that fails.
+    """Return the function as one graph of tensor operations; if this fails, return `otherwise` or the function itself.
 
-    The graph is checked against the function at the example and beside it: a branch on a value would be frozen otherwise.
+    The graph is checked against the function at the example and at a second point near it. This detects a branch on a value,
+    which the graph would freeze.
 
     Args:
-        function: Of tensors; gives a tuple of tensors.
-        example: Arguments of the shapes that it will be called with.
-        otherwise: What runs in its place where it cannot be captured.
-        plan: What for.
+        function: Maps tensors to a tuple of tensors.
+        example: Example arguments; later calls have the same shapes.
+        otherwise: Replacement if the function cannot be captured.
+        plan: Intended use of the graph.
     """
-    example = tuple(argument.clone() for argument in example)  # a tensor that is two arguments would be one in the graph
+    example = tuple(argument.clone() for argument in example)  # a tensor passed twice would be one argument of the graph
     try:
         with warnings.catch_warnings(), double():
             warnings.simplefilter("ignore")
@@ -89,17 +90,17 @@ def _said(error: Exception) -> str:
 
 
 def mean_size(function: Function, *example: torch.Tensor) -> float:
-    """How many numbers an operation of the function makes, in the mean; infinity where it cannot be captured."""
+    """Return the mean number of entries of the function's operations; infinity if it cannot be captured."""
     made = sizes(function, *example)
     return math.inf if made is None else sum(made) / max(len(made), 1)
 
 
 def sizes(function: Function, *example: torch.Tensor) -> list[int] | None:
-    """How many numbers each operation of the function makes; None where it cannot be captured."""
+    """Return the number of entries of each operation's result; None if the function cannot be captured."""
     try:
         with double():
             return RecordedGraph(function, example).sizes
-    except Exception:  # whatever a program raises: `capture` says what
+    except Exception:  # a program can raise any exception, and `capture` logs it
         return None
 
 
@@ -111,9 +112,10 @@ def _numbers(function: Function, arguments: Sequence[torch.Tensor], device: str)
 
 
 def _check(fast: Function, expected: Sequence[tuple[Sequence[torch.Tensor], list[np.ndarray]]], plan: Plan) -> None:
-    """Compares what `fast` finds with what is expected, given arguments and results.
+    """Compare results of `fast` with the expected ones, given pairs of arguments and results.
 
-    In single precision sums lose digits by the order of their terms: entries are then compared by the largest of their tensor.
+    In single precision, rounding depends on the order of summation. The tolerance is then relative to the largest entry of the
+    tensor.
 
     Raises:
         AssertionError: They differ.

@@ -1,20 +1,19 @@
-r"""Many chains at once: Hamiltonian Monte Carlo whose step size, metric and trajectory length all chains adapt together.
+r"""Hamiltonian Monte Carlo with many chains, whose step size, metric and trajectory length are adapted across all chains.
 
-All chains make the same number of leapfrog steps in an iteration, so that one batched gradient serves them all. In the
-coordinates v that the metric makes round, with v', p' the end of a trajectory of length $t = h T$, h of a Halton sequence, T
-ascends, by stochastic gradients, how much the distance to the centre changes, for a price on the trajectory: with
-D coordinates and $f(v) = \log(1 + \|v - \bar v\|^2 / D)$,
+All chains make the same number of leapfrog steps in an iteration, so that their gradients are one batched call. Let v be the
+coordinates whitened by the metric, D their number, and v', p' the end of a trajectory of length $t = h T$, with h from a Halton
+sequence. With $f(v) = \log(1 + \|v - \bar v\|^2 / D)$, stochastic gradient ascent in T maximises
 $$ T^{-1/2} \, C, \qquad C = \tfrac12 \, \mathbb E \big(f(v') - f(v)\big)^2, \qquad
 \frac{d}{dt} f(v') = \frac{2 \, (v' - \bar v)' p'}{D + \|v' - \bar v\|^2} . $$
-The published criterion has the squared distance itself: with heavy tails a few chains far out then decide alone, and T runs away.
-Without a price T grows without end where some direction is slow (seen for PPCA: 23 sds, a sixth of the effective draws a
-gradient); with the full price, C / T, it is short of what the slowest quantity needs. A normal density has its optimum at 1.95.
-With each metric T begins anew: where it ran away under an early one, an iteration would take a hundred steps from then on.
+The published criterion uses the squared distance instead of f. With heavy tails a few distant chains then dominate it, and T
+diverges. Without the factor $T^{-1/2}$, T grows without bound if some direction mixes slowly. (For PPCA it reached 23 standard
+deviations, with a sixth of the effective draws per gradient.) With the factor $1 / T$, it is too short for the slowest quantity.
+The optimum for a normal density is 1.95. T is reset with each metric: if it diverged under an early metric, every later iteration
+would take a hundred steps.
 
-Why this one: MEADS adapts without trajectories, and makes many correlated draws of which each has to be kept or thinned; the
-microcanonical sampler (MCLMC) is without a correction biased by its step size, and with one needs another tuning of its own.
-Here draws are few, nearly independent and exact, and the statistics above are means over chains, which are ready after a few
-iterations where one chain needs hundreds.
+Alternatives: MEADS adapts without trajectories, and makes many correlated draws that have to be stored or thinned. The
+microcanonical sampler (MCLMC) is biased by its step size without a correction, and with one needs further tuning. Here draws are
+few, nearly independent and unbiased. The statistics above are means over chains, and need a few iterations instead of hundreds.
 
 References:
     Hoffman, Radul & Sountsov 2021, An Adaptive-MCMC Scheme for Setting Trajectory Lengths in Hamiltonian Monte Carlo, AISTATS.
@@ -41,20 +40,20 @@ from latentlab.settings import Count, Fraction, Several, Whole, frozen_settings
 
 @frozen_settings
 class ChEES:
-    """Hamiltonian Monte Carlo with many chains in one batch, adapted together, for many short chains.
+    """Hamiltonian Monte Carlo with many short chains in one batch, adapted jointly.
 
-    The chains of a superchain start at one point, and superchains at over-dispersed ones (as NUTS's chains do), so that nested
-    R-hat tells whether the chains have forgotten their starts: plain R-hat needs long chains.
+    The chains of a superchain start at one point, and the points of the superchains are over-dispersed, like the starts of
+    NUTS's chains. Nested R-hat then detects chains that still depend on their starts; plain R-hat needs long chains.
 
     Args:
         n_chains: Chains, a multiple of `n_superchains`.
-        n_superchains: Starting points.
-        n_warmup: Iterations that adapt, not kept.
-        n_draws: Kept iterations a chain.
-        target_accept: Harmonic mean of the chains' acceptance that the step size is adapted to, in (0, 1).
-        max_steps: At most this many leapfrog steps an iteration.
-        compiled: Whether to compile the density to machine code, which takes some ten seconds the first time and is kept for
-            later processes; where None, if the run is long enough to gain by it. It changes the last digits.
+        n_superchains: Number of starting points.
+        n_warmup: Number of warm-up iterations, which are not kept.
+        n_draws: Number of draws of each chain.
+        target_accept: Target of the step size's adaptation for the harmonic mean of the chains' acceptance, in (0, 1).
+        max_steps: Largest number of leapfrog steps in an iteration.
+        compiled: Whether to compile the density to machine code. This takes about ten seconds the first time, is cached for
+            later processes, and changes the last digits. If None, the density is compiled when the run is long enough.
     """
 
     n_chains: Several = 64
@@ -75,7 +74,7 @@ class ChEES:
             )
 
     def plan(self) -> Plan:
-        """What the density is used for."""
+        """Return the intended use of the density's graphs."""
         return Plan(STEPS * (self.n_warmup + self.n_draws), self.compiled)
 
     def run(self, problem: Problem) -> Draws:
@@ -138,5 +137,5 @@ def _piece(first: int) -> str:
 
 
 def _stacked(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Draws `(chain, draw, ...)` by name."""
+    """Stack rows into draws `(chain, draw, ...)` by name."""
     return {name: np.stack([row[name] for row in rows], axis=1) for name in rows[0]}

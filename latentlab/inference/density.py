@@ -1,10 +1,10 @@
-r"""A Pyro program and a dataset as a flat log density of one unconstrained vector.
+r"""Flat log density of a Pyro program and a dataset: a function of one unconstrained vector.
 
 For sites $\theta_1, \dots, \theta_k$ with supports mapped from the reals by $T_i$, and $u$ the concatenation of the
 flattened $u_i$,
 $$ \log \tilde p(u) = \log p(T(u), x) + \sum_i \log |\det J_{T_i}(u_i)|. $$
-The program is traced once into this function; its value and gradient are then captured as one graph of tensor operations
-that runs without Python (`capture`). What cannot be captured runs as it stands, and the log says so once.
+Value and gradient of this function are captured as one graph of tensor operations that runs without Python (`capture`). If this
+fails, the program itself is run, and a warning is logged.
 """
 
 import copy
@@ -45,7 +45,7 @@ Gradient = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Site:
-    """A latent site of the program: where it lies in the flat vector and how it gets there."""
+    """A latent site of the program, with its position in the flat vector and the transform from there to its support."""
 
     name: str
     shape: torch.Size
@@ -65,13 +65,14 @@ class Density:
         model: The model.
         arrays: Its data, from `tensors`.
         dims: Dims of the arrays by name, the observed array first; where None, the points are the units of a table.
-        parameters: Values of the model's parameters; those left out are what the program starts them with.
-        plan: How often the method will ask for gradients, and whether machine code was asked for.
+        parameters: Values of the model's parameters; others have the program's initial values.
+        plan: Approximate number of gradients, and whether to compile to machine code.
         n_points: Number of points, if the arrays have only a sample of them; where None, the size of the points' plate.
 
     Raises:
         ModelError: A site's log density does not have the shape of its plates (data of shape (N, 1) in a plate of N would
-            silently give a wrong posterior), a site is not declared in `model.dims`, or has another shape than declared.
+            silently give a wrong posterior), a site is not declared in `model.dims`, or has another shape than declared. Or the
+            density is random at fixed values of the sites.
     """
 
     def __init__(
@@ -110,14 +111,14 @@ class Density:
         self._forget()
 
     def _forget(self) -> None:
-        """Begins without graphs: they hold the data and the parameters."""
+        """Discard the captured graphs, which contain data and parameters as constants."""
         self._single: Gradient | None = None
         self._descent: Gradient | None = None
-        self.captured: dict[Any, Callable[..., Any]] = {}  # what methods captured of this density, to be used by all restarts
+        self.captured: dict[Any, Callable[..., Any]] = {}  # graphs that a method's restarts share
         self._batched: dict[int, Gradient] = {}
 
     def _check_determined(self) -> None:
-        """Refuses a program whose density is random: it draws something that is no site, or takes some of the units at random."""
+        """Refuse a program whose density is random at fixed sites: it has other random draws, or subsamples a plate."""
         levels = []
         with forked():
             reseed(1)
@@ -133,7 +134,7 @@ class Density:
             )
 
     def at(self, parameters: Tensors) -> "Density":
-        """The same density with these parameters."""
+        """Return a copy of the density with these parameters."""
         other = copy.copy(self)
         other.parameters = {**self.parameters, **parameters}
         other._forget()
@@ -142,11 +143,11 @@ class Density:
     # -- between the flat vector and the sites
 
     def constrain(self, u: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Sites' values of a flat vector `(size,)`."""
+        """Map a flat vector `(size,)` to the sites' values."""
         return {s.name: s.transform(u[s.start : s.stop].reshape(s.unconstrained)) for s in self.sites}
 
     def unconstrain(self, values: Mapping[str, Any]) -> torch.Tensor:
-        """The flat vector of the sites' values.
+        """Map the sites' values to the flat vector `(size,)`.
 
         Raises:
             ModelError: A site is missing, or has another shape.
@@ -162,18 +163,18 @@ class Density:
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
     def unconstrain_fast(self, values: Tensors) -> torch.Tensor:
-        """`unconstrain` without its checks, for values that come from `constrain`."""
+        """Map the sites' values to the flat vector without checks, for values from `constrain`."""
         return torch.cat([site.transform.inv(values[site.name]).reshape(-1) for site in self.sites])
 
     def on(self, arrays: Arrays) -> "Density":
-        """The density of the same model on other data of the same shapes, without the checks of a new one."""
+        """Return the density of the same model on other data of the same shapes, without the checks of a new density."""
         other = copy.copy(self)
         other.arrays = arrays
         other._forget()
         return other
 
     def placed(self, device: str) -> "Density":
-        """The same density with data and parameters on a device; itself for the CPU."""
+        """Return a copy with data and parameters on a device; for the CPU, the density itself."""
         if device == "cpu":
             return self
         other = self.on({n: a.to(device) if isinstance(a, torch.Tensor) else a for n, a in self.arrays.items()})
@@ -190,7 +191,7 @@ class Density:
         return {**self.arrays, **dict(zip(self.point_arrays(), rows, strict=True))}
 
     def log_jacobian(self, u: torch.Tensor) -> torch.Tensor:
-        """Sum of the log Jacobian determinants of the sites' transforms at `u`."""
+        """Compute the sum of the log Jacobian determinants of the sites' transforms at `u`."""
         total = u.new_zeros(())
         for site in self.sites:
             part = u[site.start : site.stop].reshape(site.unconstrained)
@@ -201,7 +202,7 @@ class Density:
 
     @unchecked()
     def log_joint(self, values: Tensors, arrays: Arrays | None = None, point_scale: float = 1.0) -> torch.Tensor:
-        """log p(values, data) on the constrained scale, every constant kept, no Jacobian.
+        """Compute log p(values, data) on the constrained scale, with all constants and without Jacobian.
 
         `point_scale` multiplies the terms inside the points' plate: N / n for a minibatch of n of N points.
         """
@@ -213,19 +214,19 @@ class Density:
         return total
 
     def log_prob(self, u: torch.Tensor, arrays: Arrays | None = None, *, jacobian: bool = True) -> torch.Tensor:
-        """The flat log density at `u` `(size,)`; without the Jacobian it is the joint on the constrained scale."""
+        """Compute the flat log density at `u` `(size,)`; without the Jacobian it is the log joint on the constrained scale."""
         value = self.log_joint(self.constrain(u), arrays)
         return value + self.log_jacobian(u) if jacobian else value
 
     @unchecked()
     def log_prior(self, values: Tensors, arrays: Arrays | None = None) -> dict[str, torch.Tensor]:
-        """log prior of each latent site, summed over the site."""
+        """Compute the log prior of each latent site, summed over the site."""
         nodes = self._trace(values, arrays).nodes
         return {site.name: site_log_prob(nodes[site.name]).sum() for site in self.sites}
 
     @unchecked()
     def log_terms(self, values: Tensors) -> dict[str, tuple[float, float]]:
-        """The log density of each site, latent or observed: its sum, and the sum of the absolute values of its terms."""
+        """Compute, for each latent or observed site, the sum of its log density and the sum of the terms' absolute values."""
         found = {}
         for name, site in self._trace(values).nodes.items():
             if has_density(site):
@@ -254,20 +255,20 @@ class Density:
 
     @unchecked()
     def deterministics(self, values: Tensors, arrays: Arrays | None = None) -> dict[str, torch.Tensor]:
-        """The deterministic sites at `values`."""
+        """Compute the deterministic sites at `values`."""
         nodes = self._trace(values, arrays).nodes
         return {name: torch.as_tensor(nodes[name]["value"]) for name in self.deterministic}
 
     @unchecked()
     def predict(self, values: Tensors, arrays: Arrays | None = None) -> dict[str, torch.Tensor]:
-        """New data given the sites' values, by running the program with its observations released."""
+        """Draw new data given the sites' values, by running the program with its observed sites sampled."""
         with Released(self.observed):
             nodes = self._trace(values, arrays).nodes
         return {name: torch.as_tensor(nodes[name]["value"]) for name in self.observed}
 
     @unchecked()
     def prior(self) -> dict[str, torch.Tensor]:
-        """A draw of the sites from the prior (torch's random state is used)."""
+        """Draw the sites from the prior, with torch's random state."""
         with Fixed(self.parameters):
             nodes = poutine.trace(self.model.model).get_trace(**self.arrays).nodes
         return {site.name: torch.as_tensor(nodes[site.name]["value"]) for site in self.sites}
@@ -280,16 +281,15 @@ class Density:
     # -- the fast path
 
     def value_and_grad(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`log_prob(u)` and its gradient, by the captured graph where there is one."""
+        """Compute `log_prob(u)` and its gradient by the captured graph; by the program if it cannot be captured."""
         if self._single is None:
             self._single = capture(self.eager_value_and_grad, u, plan=self.plan)
         return self._single(u)
 
     def batch_value_and_grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`value_and_grad` of `(batch, size)` points in one call; of each in turn where the program cannot be batched.
+        """Compute `value_and_grad` of points `(batch, size)` in one call; one by one if the program cannot be batched.
 
-        A point at which a decomposition fails has the value NaN, and takes no other with it: those have the numbers that they
-        have in a batch without it.
+        A point at which a matrix decomposition fails has value and gradient NaN, and does not change the results of the others.
         """
         u = torch.from_numpy(points)
         if len(u) not in self._batched:
@@ -304,7 +304,7 @@ class Density:
         return values.numpy(), gradients.numpy()
 
     def _without_failures(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The batch with another point in place of each at which a decomposition fails, whose numbers become NaN."""
+        """Evaluate a batch with each point at which a decomposition fails replaced by a valid one, and its results by NaN."""
         sound = torch.isfinite(self._one_by_one(u)[0])
         if not bool(sound.any()):
             return torch.full_like(u[:, 0], math.nan), torch.full_like(u, math.nan)
@@ -312,7 +312,7 @@ class Density:
         return torch.where(sound, values, math.nan), torch.where(sound[:, None], gradients, math.nan)
 
     def descent(self, u: torch.Tensor) -> Gradient:
-        """Minus the log joint on the constrained scale (no Jacobian) and its gradient, captured once for all restarts."""
+        """Return minus the log joint on the constrained scale and its gradient as a function, captured once for all restarts."""
         if self._descent is None:
             self._descent = capture(value_and_grad(lambda v: -self.log_prob(v, jacobian=False)), u, plan=self.plan)
         return self._descent
@@ -330,14 +330,15 @@ class Density:
             return u.new_tensor(math.nan), torch.full_like(u, math.nan)
 
     def eager_value_and_grad(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`log_prob(u)` and its gradient, by running the program."""
+        """Compute `log_prob(u)` and its gradient by running the program."""
         return value_and_grad(self.log_prob)(u)
 
 
 def value_and_grad(function: Callable[[torch.Tensor], torch.Tensor]) -> Gradient:
-    """The function and its gradient; where it gives several values, `(batch,)`, each of a row of its argument, of all of them.
+    """Return a function that computes the value of `function` and its gradient.
 
-    `torch.func` would import torch's compiler for this.
+    For a batch, value `i` of the result `(batch,)` depends on row `i` of the argument only, and the gradient has a row for each.
+    `torch.func` is not used here, since it would import torch's compiler.
     """
 
     @torch.enable_grad()
@@ -351,5 +352,5 @@ def value_and_grad(function: Callable[[torch.Tensor], torch.Tensor]) -> Gradient
 
 
 def _is_decomposition(error: RuntimeError) -> bool:
-    """Whether a matrix had no decomposition; the interpreter of captured graphs passes on the message only."""
+    """Whether an error is a failed matrix decomposition; from captured graphs only its message is available."""
     return isinstance(error, torch.linalg.LinAlgError) or "linalg." in str(error)

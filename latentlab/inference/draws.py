@@ -1,4 +1,4 @@
-"""What an inference method is given, and what it gives back."""
+"""Input, output and checkpoints of an inference method."""
 
 import contextlib
 import hashlib
@@ -21,19 +21,20 @@ from latentlab.models.base import Arrays, LatentModel
 from latentlab.seeds import Seeds
 
 HASH = hashlib.sha256().digest_size
-"""Bytes of the hash that a checkpoint begins with."""
+"""Number of bytes of the hash at the beginning of a checkpoint."""
 ALIGNMENT = 64
 FORMAT = "2"
 """Version of the checkpoints' content; part of their hash."""
 DRAWS = "draws"
-"""The part that holds what a method gave back."""
+"""Name of the checkpoint with a method's result."""
 
 
 @dataclass(frozen=True)
 class Draws:
     """Draws of the program's sites, `(chain, draw, *site)`; a point estimate is one chain of equal draws.
 
-    `restarts` says where each restart of an optimiser ended, `(restart, *site)`; `parameters` are the model's, one value each.
+    `restarts` contains the final values of each restart of an optimiser, `(restart, *site)`. `parameters` contains one value of
+    each of the model's parameters.
     """
 
     values: dict[str, np.ndarray]
@@ -48,9 +49,9 @@ class Draws:
 class Problem:
     """A model with its data, ready for any method.
 
-    `checkpoint` is a folder for what is finished, if one is wanted; `identity` tells the fit from others that keep theirs there.
-    Of data that stay on disk (`stored`) arrays and density are those of a sample of units, but for the density's `n_points`.
-    `resources` are closed when the fit ends, however it does. `log` is called with what a log should have, as it happens.
+    `checkpoint` is the folder for checkpoints, if any; `identity` distinguishes the fit from others with checkpoints there. For
+    data on disk (`stored`), arrays and density are those of a sample of units, but the density's `n_points` is that of all units.
+    `resources` are closed when the fit ends, with or without an error. `log` is called with each line for the log.
     """
 
     model: LatentModel
@@ -66,19 +67,19 @@ class Problem:
 
 
 class Method(Protocol):
-    """A frozen dataclass of settings with a name, and one function."""
+    """An inference method: a frozen dataclass of settings with a name and one function."""
 
     name: ClassVar[str]
     kind: ClassVar[str]
     n_draws: int
 
     def run(self, problem: Problem) -> Draws:
-        """Draws from (an approximation of) the posterior."""
+        """Return draws from the posterior or an approximation of it."""
         ...
 
 
 def finished(problem: Problem, part: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays of `part` (the chains, a restart): read back where an earlier run finished it, computed and kept otherwise."""
+    """Return the arrays of `part` (the chains, a restart): from its checkpoint, or else computed and saved."""
     found = kept(problem, part)
     if found is not None:
         return found
@@ -97,7 +98,7 @@ def finished_draws(problem: Problem, method: Method) -> Draws:
 
 
 def _packed(draws: Draws) -> dict[str, np.ndarray]:
-    """All of the draws as arrays by name, attributes as JSON."""
+    """Return the draws as arrays by name, with the attributes as JSON."""
     parts = {one.name: getattr(draws, one.name) for one in fields(draws)}
     attrs = json.dumps(parts.pop("attrs"), default=lambda value: value.tolist())
     arrays = {f"{part}/{name}": aligned(array) for part, named in parts.items() for name, array in named.items()}
@@ -122,12 +123,12 @@ def keep(problem: Problem, part: str, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 class UnderWay:
-    """Keeps how a part stands, once a minute and where the block is interrupted; the latest state is the last one given.
+    """Saves the latest state of a part at intervals, and when the block is interrupted by the user.
 
     Args:
-        problem: Where.
+        problem: The problem, with the folder for checkpoints.
         part: Name of the part.
-        every: Seconds between two times.
+        every: Seconds between two checkpoints.
     """
 
     def __init__(self, problem: Problem, part: str, every: float) -> None:
@@ -155,7 +156,10 @@ class UnderWay:
 
 
 def kept(problem: Problem, part: str) -> dict[str, np.ndarray] | None:
-    """Reads what `keep` wrote, in its order; None without it, and with a warning if it is damaged or of another fit."""
+    """Read the arrays written by `keep`, in their order; None if there are none.
+
+    A checkpoint that is damaged or of another fit also gives None, with a warning.
+    """
     path = problem.checkpoint / f"{part}.safetensors" if problem.checkpoint else None
     if path is None or not path.is_file():
         return None
@@ -169,7 +173,7 @@ def kept(problem: Problem, part: str) -> dict[str, np.ndarray] | None:
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """The array in rows, beginning at a multiple of 64 bytes as torch's own do: the last digits of products depend on it."""
+    """Return the array in C order and aligned to 64 bytes, as torch's own are: the last digits of products depend on it."""
     rows = np.asarray(array, order="C")
     if rows.ctypes.data % ALIGNMENT == 0 and rows.flags.writeable:
         return rows

@@ -1,7 +1,7 @@
-r"""What an encoder $q(z_n \mid x_n)$ does unit by unit and dimension by dimension.
+r"""Importance weights of units and activity of dimensions under an encoder $q(z_n \mid x_n)$.
 
-A dimension that the encoder leaves at the prior carries nothing of the data (posterior collapse). Its activity is the variance
-over units of the encoder's mean; it is active above `ACTIVE`.
+A dimension in which the encoder equals the prior has no information about the data (posterior collapse). The activity of a
+dimension is the variance over units of the encoder's mean. A dimension with an activity above `ACTIVE` is active.
 
 References:
     Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, ICLR.
@@ -23,15 +23,15 @@ ACTIVE = 0.01
 
 
 def is_amortised(density: Density) -> bool:
-    """Whether every site belongs to a unit: with the model's own guide, each unit then has importance weights of its own."""
+    """Whether every site belongs to a unit, so that with the model's own guide each unit has its own importance weights."""
     return bool(density.sites) and len(density.point_sites) == len(density.sites)
 
 
 def log_weights(density: Density, z: np.ndarray) -> np.ndarray:
-    r"""$\log p(x_n, z_n) - \log q(z_n \mid x_n)$ of each unit, at draws of the positions: `(chain, draw, unit)`.
+    r"""Compute $\log p(x_n, z_n) - \log q(z_n \mid x_n)$ of each unit, at draws of the positions: `(chain, draw, unit)`.
 
     Args:
-        density: Of the model with its parameters.
+        density: Density of the model with its parameters.
         z: Positions `(chain, draw, unit, latent)`.
     """
     model = density.model
@@ -46,7 +46,7 @@ def log_weights(density: Density, z: np.ndarray) -> np.ndarray:
 
 
 def activity(model: LatentModel, arrays: Arrays, parameters: Mapping[str, torch.Tensor]) -> pd.DataFrame:
-    """A row a dimension, in the encoder's own axes: dimension, activity, kl (mean over units, nats), active."""
+    """Tabulate the dimensions in the encoder's axes, with columns dimension, activity, kl (mean over units, nats), active."""
     with torch.no_grad(), double():
         q = model.latents(arrays, **parameters)
         mean, variance = q.mean.numpy(), q.variance.numpy()

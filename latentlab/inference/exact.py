@@ -1,4 +1,4 @@
-"""Maximum likelihood without sampling or descent: closed form, or EM, as the model knows it."""
+"""Maximum likelihood by the model's own algorithm: a closed form, or EM."""
 
 from typing import ClassVar
 
@@ -17,19 +17,18 @@ TIE = 1e-6
 
 @frozen_settings
 class Exact:
-    """The maximum of the likelihood, with draws of the positions from their exact conditional.
+    """Maximum likelihood in closed form or by EM, with draws of the positions from their exact conditional.
 
-    The sites have no spread here, so positions are given the estimate: their uncertainty is too small by what the estimate
-    itself is uncertain.
+    All draws of the sites equal the estimate. The positions are drawn given the estimate, so that their uncertainty does not
+    include that of the estimate.
 
-    Where there is no closed form the climb begins at several starts; where each ended is kept, and the best is the estimate, of
-    those with nothing amiss (no component at the floor of the variances, none that is empty) if there are any. Of starts that
-    tie the first is the estimate. Data on which every start collapses, such as a column that is the sum of others under full
-    covariances, are refused.
+    Without a closed form, EM runs from several starts, and the end of each is kept. The best run is the estimate; runs with a
+    component that is empty or at the variance floor are used only if all runs have one. Among tied runs the first is taken. Data
+    on which every start collapses are refused, such as a column that is the sum of others under full covariances.
 
     Args:
-        n_restarts: Starts.
-        n_draws: Draws of the positions.
+        n_restarts: Number of starts.
+        n_draws: Number of draws of the positions.
     """
 
     n_restarts: Count = 10

@@ -1,7 +1,7 @@
 r"""Gaussian guides $q(u)$ on the flat unconstrained vector: mean field, full rank, low rank.
 
-Each is a pure function of a tuple of parameters and of standard normal noise, so that its reparameterised draws and its
-density can be captured together with the model's.
+Draws and log density are pure functions of the parameters and of standard normal noise, so that they can be captured in one graph
+with the model's density.
 """
 
 import math
@@ -27,7 +27,7 @@ class Frame:
 
 
 class GaussianGuide:
-    """N(loc, scale scale') with a parametrisation of `scale` that the subclass gives."""
+    """Gaussian guide N(loc, scale scale'); a subclass parametrises `scale`."""
 
     names: ClassVar[tuple[str, ...]]
 
@@ -36,13 +36,13 @@ class GaussianGuide:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
-        """The guide whose parameters `arrays` holds."""
+        """Restore a guide from its parameters by name."""
         guide = cls.__new__(cls)
         guide.parameters = [torch.tensor(arrays[name]) for name in cls.names]
         return guide
 
     def arrays(self) -> dict[str, torch.Tensor]:
-        """The parameters by name."""
+        """Return the parameters by name."""
         return dict(zip(self.names, self.parameters, strict=True))
 
     @property
@@ -51,27 +51,27 @@ class GaussianGuide:
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """The learning rate of each parameter, as a multiple of what was asked for."""
+        """Return the learning rate of each parameter, as a multiple of the method's."""
         return (1.0,) * len(self.names)
 
     def initial(self, loc: torch.Tensor) -> Parameters:
-        """Parameters centred at `loc`, narrow."""
+        """Return initial parameters: mean `loc` and a small scale."""
         raise NotImplementedError
 
     def noise(self, n: int, random: torch.Generator | None = None) -> torch.Tensor:
-        """Standard normal noise for `n` draws."""
+        """Draw the standard normal noise of `n` draws."""
         return torch.randn(n, len(self.loc), generator=random)
 
     def transform(self, parameters: Parameters, noise: torch.Tensor) -> torch.Tensor:
-        """Draws `(n, size)` from noise."""
+        """Compute draws `(n, size)` from noise."""
         raise NotImplementedError
 
     def log_density(self, parameters: Parameters, u: torch.Tensor) -> torch.Tensor:
-        """log q of draws `(n, size)`."""
+        """Compute log q of draws `(n, size)`."""
         raise NotImplementedError
 
     def sample(self, n: int, random: torch.Generator | None = None) -> torch.Tensor:
-        """Draws `(n, size)`."""
+        """Draw a sample `(n, size)`."""
         with torch.no_grad():
             return self.transform(tuple(self.parameters), self.noise(n, random))
 
@@ -80,7 +80,7 @@ class GaussianGuide:
 
 
 class MeanField(GaussianGuide):
-    """Independent coordinates: `u = loc + exp(log_scale) * noise`."""
+    """Mean-field guide with independent coordinates: `u = loc + exp(log_scale) * noise`."""
 
     names = ("loc", "log_scale")
 
@@ -98,7 +98,7 @@ class MeanField(GaussianGuide):
 
 
 class FullRank(GaussianGuide):
-    """`u = loc + exp(log_scale) * (L noise)`, L unit lower triangular."""
+    """Full-rank guide: `u = loc + exp(log_scale) * (L noise)`, with L unit lower triangular."""
 
     names = ("loc", "log_scale", "lower")
 
@@ -107,11 +107,14 @@ class FullRank(GaussianGuide):
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """A row of L has as many entries as there are coordinates, which Adam moves alike: their joint step is not to grow."""
+        """Return rates with a factor 1 / sqrt(size) for L.
+
+        Adam moves all entries of a row of L by similar steps; the factor keeps their joint step independent of the size.
+        """
         return 1.0, 1.0, len(self.loc) ** -0.5
 
     def moved(self, frame: Frame) -> "FullRank":
-        """The same distribution in the coordinates u of a frame, this guide being of its v."""
+        """Return the distribution of `u = frame(v)` as a guide, where this guide is the distribution of v."""
         loc, log_scale, lower = (p.detach() for p in self.parameters)
         root = frame.matrix @ (log_scale.exp()[:, None] * self._factor(lower))
         triangular = torch.linalg.qr(root.mT, mode="r")[1].mT
@@ -135,7 +138,7 @@ class FullRank(GaussianGuide):
 
 
 class LowRank(GaussianGuide):
-    """Covariance `diag(exp(log_scale))^2 + F F'` with F `(size, rank)`, rank about the root of the size."""
+    """Low-rank guide with covariance `diag(exp(log_scale))^2 + F F'`, F `(size, rank)`, rank about the root of the size."""
 
     names = ("loc", "log_scale", "factor")
 

@@ -1,15 +1,15 @@
-r"""Whether a model's log joint density is invariant under the symmetry that the model declares, and under no larger group.
+r"""Check that a model's log joint density is invariant under its declared symmetry, and under no larger group.
 
-At some draws of the fit and at one of the prior, elements g of a group act on all sites together, positions that are integrated
-out included: the log joint is then $\log p(\theta, x) + \log p(z \mid \theta, x)$. It is taken on the constrained scale, without
-Jacobians. A change counts where it exceeds the rounding error of the density,
+Elements g of a group act on all sites at some draws of the fit and at one draw of the prior. If positions are integrated out,
+they are included, and the log joint is $\log p(\theta, x) + \log p(z \mid \theta, x)$. It is computed on the constrained scale,
+without Jacobians. A change counts if it exceeds the rounding error of the density,
 
     RELATIVE * (sum of the absolute log densities of the compared sites) + ROUNDING * (that sum for the observed sites)
     + NOISE * |log p(v g g^-1) - log p(v)|,
 
-which grows with the scale of the data as the density does. ROUNDING matters only for the positions: log p(z | theta, x) is a
-difference of log likelihoods, and has their rounding error even where it is near 0. The draw of the prior matters where the
-scale of the data is so small that the prior is flat over the posterior.
+which grows with the scale of the data, as the density does. ROUNDING matters only for the positions: log p(z | theta, x) is a
+difference of log likelihoods, and has their rounding error even if it is near 0. The draw of the prior matters if the scale of
+the data is so small that the prior is flat over the posterior.
 """
 
 import math
@@ -29,16 +29,16 @@ from latentlab.symmetry.groups import GROUPS, GeneralLinear, Identity, Permutati
 from latentlab.symmetry.labels import renamed
 
 N_POINTS = 2
-"""Draws of the fit at which the log joint is evaluated; one of the prior comes in addition."""
+"""Number of draws of the fit at which the log joint is evaluated, in addition to one draw of the prior."""
 RELATIVE = 1e-9
 ROUNDING = 1e-13
 NOISE = 1000.0
-"""Factor on the rounding error seen when an element acts and is undone: three such errors are all a thousandth of what is usual
-in about one of 10^9 cases."""
+"""Factor on the rounding error after an element and its inverse have acted. Three such errors are all a thousandth of the usual
+size in about one of 10^9 cases."""
 TELLING = 0.01
-"""Nats: a group counts as a symmetry only where a change of this size would have been seen."""
+"""Size of a change, in nats, that must be detectable for a group to count as a symmetry."""
 MOST_SIGNS = 8
-"""Axes whose signs are changed one by one."""
+"""Largest number of axes for which sign changes of single axes are tested."""
 IN_MODULE = "$$$"
 """Part of the names that `pyro.module` gives to parameters; the program reads their values from the module itself."""
 
@@ -48,7 +48,7 @@ Terms = dict[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Change:
-    """Change of the log joint under a group: the largest in nats, the tolerance there, and the site that changes most."""
+    """Largest change of the log joint under a group, in nats, with its tolerance and the site that changes most."""
 
     nats: float
     tolerance: float
@@ -56,26 +56,26 @@ class Change:
 
     @property
     def counts(self) -> bool:
-        """Whether it is more than rounding."""
+        """Whether the change exceeds the rounding error."""
         return self.nats > self.tolerance
 
 
 def check_symmetry(
     model: LatentModel, density: Density, values: Mapping[str, np.ndarray], parameters: Mapping[str, np.ndarray], seeds: Seeds
 ) -> dict[str, Any]:
-    """What the fit's attributes record of the declared symmetry (`symmetry_...`); nothing where no site has the group's dim.
+    """Check the declared symmetry; return attributes `symmetry_...` of the fit, none if no site has the group's dim.
 
     Args:
         model: The model.
         density: Its density with the fit's parameters.
-        values: Draws of all sites, positions included, `(chain, draw, *site)`.
+        values: Draws of all sites, including positions, `(chain, draw, *site)`.
         parameters: The model's parameters.
-        seeds: For the elements and the prior's draw.
+        seeds: Seeds for the elements and the draw of the prior.
     """
     try:
         with isolated(seeds), torch.no_grad():
             return _checked(model, density, values, parameters, seeds.child("elements").numpy())
-    except Exception as error:  # whatever a program raises: draws are never lost by a check of them
+    except Exception as error:  # a program can raise any exception; a failed check must not lose the draws
         return {"symmetry_note": f"could not be checked: {type(error).__name__}: {' '.join(str(error).split())[:200]}"}
 
 
@@ -115,14 +115,17 @@ def _elsewhere(joint: "_Joint", group: Group, rng: np.random.Generator) -> dict[
 
 
 def _largest_that_holds(joint: "_Joint", group: Group, rng: np.random.Generator) -> str:
-    """The name of the largest group of the table within a group that leaves the log joint unchanged."""
+    """Return the name of the largest subgroup in `GROUPS` that leaves the log joint unchanged; `Identity` if there is none."""
     every = [entry(group.dim, group.units) for entry in GROUPS.values()]  # type: ignore[call-arg]
     smaller = [one for one in every if one in group and group not in one and not one.is_trivial()]
     return next((type(one).__name__ for one in reversed(smaller) if not joint.change(one, rng).counts), "Identity")
 
 
 def _larger(joint: "_Joint", group: Group, rng: np.random.Generator) -> dict[str, Any]:
-    """The largest group of the table beyond the declared one that leaves the log joint unchanged; else the axes that may flip."""
+    """Return the largest group in `GROUPS` beyond the declared one that leaves the log joint unchanged.
+
+    If there is none, return the axes whose sign can change alone.
+    """
     size = joint.size(group)
     changed: list[Group] = []
     holds: tuple[Group, Change] | None = None
@@ -147,8 +150,8 @@ class _Joint:
     """The log joint density of a model at a few values of all its sites.
 
     Attributes:
-        points: The values at which it is finite.
-        dims: Own dims of all sites and parameters.
+        points: Values at which it is finite.
+        dims: Dims of all sites and parameters.
     """
 
     def __init__(
@@ -180,7 +183,7 @@ class _Joint:
                 self._terms.append(terms)
 
     def _prior(self) -> list[Sites]:
-        """A draw of the program's sites from the prior; none where the prior cannot be drawn from."""
+        """Draw the program's sites from the prior; empty if the prior cannot be sampled."""
         try:
             drawn = self.density.prior()
         except NotImplementedError:
@@ -188,11 +191,11 @@ class _Joint:
         return [{**{name: value.numpy() for name, value in drawn.items()}, **self.parameters}]
 
     def acted(self, group: Group) -> list[str]:
-        """The sites and parameters that a group acts on."""
+        """Return the sites and parameters that a group acts on."""
         return [name for name, own in self.dims.items() if group.dim in own]
 
     def size(self, group: Group) -> int:
-        """The size of the group's dim."""
+        """Return the size of the group's dim; 1 if no site has it."""
         for name, value in self.points[0].items():
             own = site_dims(name, value, self.dims)
             if group.dim in own:
@@ -200,7 +203,7 @@ class _Joint:
         return 1
 
     def change(self, group: Group, rng: np.random.Generator) -> Change:
-        """How much elements of a group change the log joint: the first change that counts, else the largest."""
+        """Return the first change of the log joint under elements of a group that counts, else the largest change."""
         found: list[Change] = []
         for point, before in zip(self.points, self._terms, strict=True):
             elements = self._elements(group, rng)
@@ -214,15 +217,15 @@ class _Joint:
         return max(found, key=lambda change: change.nats, default=Change(0.0, 0.0, ""))
 
     def _parts(self, group: Group, terms: Terms) -> list[list[str]]:
-        """The sites whose summed log density is invariant: all of them, and positions that are integrated out by themselves.
+        """Return the sets of sites whose summed log density must be invariant: all sites, and integrated-out positions alone.
 
-        A group that keeps volumes leaves the integral over the positions unchanged, and so their conditional density too.
+        A group that preserves volume does not change the integral over the positions, nor therefore their conditional density.
         """
         alone = self.conditional and self.position in terms and not isinstance(group, GeneralLinear)
         return [list(terms), *([[self.position]] if alone else [])]
 
     def _compared(self, part: list[str], before: Terms, after: Terms | None, back: Terms | None) -> Change:
-        """The change of one part of the log joint; infinite where the log joint does not exist afterwards."""
+        """Return the change of one part of the log joint; infinite if the log joint is undefined afterwards."""
         noise = 0.0 if back is None else abs(_total(back, part) - _total(before, part))
         size = RELATIVE * sum(before[name][1] for name in part)
         size += ROUNDING * sum(before[name][1] for name in before if name in self.density.observed)
@@ -243,7 +246,7 @@ class _Joint:
         return True
 
     def _elements(self, group: Group, rng: np.random.Generator) -> np.ndarray:
-        """Two random elements; of a finite group its generators (a cycle, a transposition, a sign) and a random one.
+        """Return two random elements; for a finite group its generators (a cycle, a transposition, a sign) and a random one.
 
         The identity is left out.
         """
@@ -263,14 +266,14 @@ class _Joint:
         return self._evaluated(self._moved(group, group.inverse(element), moved) if undone else moved)
 
     def _moved(self, group: Group, element: np.ndarray, point: Sites) -> Sites:
-        """The values after an element has acted; labels go with what they name."""
+        """Return the values after an element has acted; discrete labels are permuted with their components."""
         moved = group.act(element, point, self.dims)
         if self.model.is_discrete and self.position in point and isinstance(group, Permutation):
             moved[self.position] = renamed(element, point[self.position])
         return moved
 
     def _evaluated(self, point: Sites) -> Terms | None:
-        """The terms of the log joint; None outside of the support of a site, or where the density cannot be computed."""
+        """Return the terms of the log joint; None outside the support of a site, or if the density cannot be computed."""
         tensors = {name: torch.tensor(np.asarray(value), dtype=torch.float64) for name, value in point.items()}
         for site in self.density.sites:
             value = tensors[site.name]

@@ -1,4 +1,4 @@
-"""Maximum a posteriori on the constrained scale, by L-BFGS from several starts."""
+"""Maximum a posteriori estimation on the constrained scale, by L-BFGS from several starts."""
 
 from typing import ClassVar
 
@@ -16,22 +16,22 @@ from latentlab.seeds import isolated
 from latentlab.settings import Count, frozen_settings
 
 EDGE = 12.0
-"""Unconstrained value, of a site with a bounded or positive support, from which it counts as at the edge (e^-12 = 6e-6)."""
+"""Absolute unconstrained value above which a constrained site counts as at the edge of its support (e^-12 = 6e-6)."""
 
 
 @frozen_settings
 class MAP:
     r"""The mode of the posterior density on the constrained scale, by L-BFGS from several starts.
 
-    $\log p(\theta, x)$ is maximised over the sites as they are written: no Jacobian.
+    $\log p(\theta, x)$ is maximised over the constrained sites, without Jacobian.
 
-    The first restart begins at the model's `initialize`, the others at it plus uniform noise in each unconstrained
-    coordinate, as wide as the model says; all are kept in the group `optimization`, the best is the estimate. They take turns:
-    each line search asks for points of its own, and a start takes less than a second.
+    The first restart begins at the model's `initialize`. The others begin there plus uniform noise in each unconstrained
+    coordinate, of the width `jitter` of the model. All are kept in the group `optimization`, and the best is the estimate. They
+    run one after another: each line search needs its own points, and a restart takes less than a second.
 
     Args:
-        n_restarts: Starts.
-        n_draws: Draws of the positions from their conditional at the estimate (the sites themselves are constant).
+        n_restarts: Number of starts.
+        n_draws: Number of draws of the positions from their conditional at the estimate; the sites themselves are constant.
     """
 
     n_restarts: Count = 4
@@ -84,7 +84,7 @@ class MAP:
 
 
 def _at_an_edge(density: Density, u: np.ndarray) -> str:
-    """Which sites have an entry that ran to the edge of what it can be: there the density may have no bound, and no mode."""
+    """Describe the sites with an entry at the edge of its support, where the density may be unbounded and have no mode."""
     found = []
     for site in density.sites:
         own = u[site.start : site.stop]

@@ -1,4 +1,4 @@
-"""The No-U-Turn sampler on the flat density of the program, its chains run in lock step."""
+"""The No-U-Turn sampler on the flat density of the program, with its chains in lock step."""
 
 import time
 from typing import ClassVar
@@ -17,27 +17,27 @@ from latentlab.settings import Count, Fraction, Whole, frozen_settings
 
 UNDER_WAY = "chains-under-way"
 STEPS = 15
-"""Leapfrog steps an iteration, about."""
+"""Approximate number of leapfrog steps in an iteration."""
 SAVED_EVERY = 60.0
-"""Seconds between checkpoints of chains that are under way; they are also kept when a run is interrupted."""
+"""Seconds between checkpoints of a run; a further one is saved when the run is interrupted."""
 
 
 @frozen_settings
 class NUTS:
-    """Hamiltonian Monte Carlo with the No-U-Turn criterion, multinomial sampling, diagonal metric, dual averaging.
+    """Hamiltonian Monte Carlo with the No-U-Turn criterion, multinomial sampling, diagonal metric and dual averaging.
 
-    The chains are independent, and their gradients are evaluated together in one batched call. Every chain starts at the
-    model's `initialize` plus uniform noise in each unconstrained coordinate, as wide as the model says (`jitter`, mostly 2), so
-    that the starts are over-dispersed, and has its own branch of the seed tree.
+    The chains are independent, and their gradients are evaluated in one batched call. Each chain starts at the model's
+    `initialize` plus uniform noise in each unconstrained coordinate. The width of the noise is the model's `jitter`, mostly 2, so
+    that the starts are over-dispersed. Each chain has its own branch of the seed tree.
 
     Args:
-        n_chains: Chains; at least 2 for R-hat, 4 for a sound one.
-        n_warmup: Iterations that adapt step size and metric, not kept.
-        n_draws: Kept iterations a chain.
-        target_accept: Mean acceptance that the step size is adapted to, in (0, 1).
-        max_tree_depth: At most `2**max_tree_depth - 1` leapfrog steps an iteration.
-        compiled: Whether to compile the density to machine code, which takes some ten seconds the first time and is kept for
-            later processes; where None, if the run is long enough to gain by it. It changes the last digits.
+        n_chains: Number of chains; at least 2 for R-hat, 4 for a reliable one.
+        n_warmup: Number of iterations that adapt step size and metric, and are not kept.
+        n_draws: Number of draws of each chain.
+        target_accept: Target of the step size's adaptation for the mean acceptance, in (0, 1).
+        max_tree_depth: Largest tree depth; an iteration has at most `2**max_tree_depth - 1` leapfrog steps.
+        compiled: Whether to compile the density to machine code. This takes about ten seconds the first time, is cached for
+            later processes, and changes the last digits. If None, the density is compiled when the run is long enough.
 
     References:
         Hoffman & Gelman 2014, The No-U-Turn Sampler, JMLR 15:1593.
@@ -54,7 +54,7 @@ class NUTS:
     kind: ClassVar[str] = "mcmc"
 
     def plan(self) -> Plan:
-        """What the density is used for."""
+        """Return the intended use of the density's graphs."""
         return Plan(STEPS * (self.n_warmup + self.n_draws), self.compiled)
 
     def run(self, problem: Problem) -> Draws:
@@ -108,7 +108,7 @@ class NUTS:
         return {"u": np.stack([c.u for c in chains]), **stats}
 
     def _under_way(self, problem: Problem) -> dict[int, Snapshot]:
-        """Where an earlier run was stopped, by chain; empty where none was."""
+        """Return the snapshots of an interrupted run by chain; empty if there are none."""
         found = kept(problem, UNDER_WAY) or {}
         of: dict[int, dict[str, np.ndarray]] = {}
         for key, array in found.items():
@@ -118,6 +118,6 @@ class NUTS:
 
 
 def starting_point(density: Density, seeds: Seeds) -> np.ndarray:
-    """Where a chain starts, `(size,)`."""
+    """Return the starting point of a chain, `(size,)`."""
     with isolated(seeds):
         return start(density, seeds.child("start").numpy(), jitter=density.model.jitter).numpy()

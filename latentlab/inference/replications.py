@@ -1,7 +1,7 @@
-"""One model on many data sets of one shape: their densities in one captured graph, their chains in lock step.
+"""One model on many data sets of one shape, with their densities in one captured graph and their chains in lock step.
 
-The data are arguments of the graph, and the graph is batched over replications, so that a data set more costs no more than
-its own arithmetic. A replication's result does not depend on its chain's neighbours but in the last digits of batched sums.
+The data are arguments of the graph, which is batched over replications, so that a further data set adds only its own arithmetic.
+Other replications change a replication's result only in the last digits of batched sums.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +23,9 @@ from latentlab.models.base import LatentModel
 from latentlab.seeds import Seeds
 
 WIDE = 64
-"""From so many data sets on it pays to capture a second, narrower graph, for when few chains are under way."""
+"""Number of data sets from which a second, narrower graph is captured, for use when few chains are still running."""
 NARROWER = 8
-"""By this factor."""
+"""Ratio of the widths of the two graphs."""
 
 
 class Replications:
@@ -33,12 +33,12 @@ class Replications:
 
     Args:
         model: The model.
-        datasets: At least one. Where entries are missing in some, the others get a mask too.
+        datasets: Data sets, at least one. If one has missing entries, all get a mask.
 
     Attributes:
         density: The density on the first data set.
-        likelihood: The same with the positions integrated out, where the model can be written so.
-        data: The arrays of all data sets by name, `(replication, *array)`; what is put here is used from then on.
+        likelihood: Density on the first data set with the positions integrated out; `density` if the model has no such form.
+        data: Arrays of all data sets by name, `(replication, *array)`; they can be replaced between calls.
 
     Raises:
         DataError: The data sets have different arrays or shapes.
@@ -67,14 +67,14 @@ class Replications:
         return len(next(iter(self.data.values())))
 
     def arrays(self, replication: int) -> dict[str, Any]:
-        """The arrays of one data set."""
+        """Return the arrays of one data set."""
         return self._named([array[replication] for array in self.data.values()])
 
     def _named(self, rows: Sequence[torch.Tensor]) -> dict[str, Any]:
         return {**self._rest, **dict(zip(self.data, rows, strict=True))}
 
     def value_and_grad(self, points: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log densities `(n,)` and gradients `(n, size)` at `points` `(n, size)`, of the replications `which` `(n,)`."""
+        """Compute log densities `(n,)` and gradients `(n, size)` of the replications `which` `(n,)` at `points` `(n, size)`."""
         n = len(which)
         width = next(w for w in self._widths if w >= n)
         fill = np.resize(np.arange(n), width)
@@ -97,7 +97,7 @@ class Replications:
         return torch.stack(values), torch.stack(gradients)
 
     def lifted(self, function: Callable[[dict[str, torch.Tensor], dict[str, Any]], Any], values: Mapping[str, np.ndarray]) -> Any:
-        """A function of one draw's values and its data set's arrays, over values `(replication, draw, *site)`."""
+        """Apply a function of one draw's values and its data set's arrays to values `(replication, draw, *site)`."""
         lead = next(iter(values.values())).shape[:2]
         flat = {("site", n): v.reshape(-1, *v.shape[2:]) for n, v in values.items()}
         flat |= {("data", n): np.repeat(a.numpy(), lead[1], axis=0) for n, a in self.data.items()}
@@ -113,12 +113,12 @@ class Replications:
 
 
 class Chains:
-    """A chain of NUTS for each replication, started, adapted and drawn as the method does, that can be made longer.
+    """A NUTS chain for each replication, with the starts and adaptation of the method, that can be extended.
 
     Args:
         replications: The densities.
-        method: Its warm-up, target acceptance and tree depth are used.
-        seeds: A branch for each replication.
+        method: Method whose warm-up, target acceptance and tree depth are used.
+        seeds: Seeds, with a branch for each replication.
     """
 
     def __init__(self, replications: Replications, method: NUTS, seeds: Seeds) -> None:
@@ -127,7 +127,7 @@ class Chains:
         self.latest: dict[int, Snapshot] = {}
 
     def draws(self, n_draws: int, *, what: str, progress: bool) -> np.ndarray:
-        """The first `n_draws` draws of each chain, `(replication, draw, size)`; what was drawn before is not drawn again."""
+        """Return the first `n_draws` draws of each chain, `(replication, draw, size)`; existing draws are reused."""
         replications, method = self.replications, self.method
         bar = tqdm(
             total=len(replications) * (method.n_warmup + n_draws),

@@ -1,9 +1,9 @@
-r"""Stochastic variational inference: a guide $q(u)$ fitted by ascending the evidence lower bound.
+r"""Stochastic variational inference: a guide $q(u)$ fitted by maximising the evidence lower bound.
 
 $$ \mathrm{ELBO}(q) = \mathbb E_{q}[\log \tilde p(u) - \log q(u)] \le \log p(x), $$
-with $u$ on the unconstrained scale. Gaussian guides live in `guides.py`; a model's own guide is Pyro's business, and only
-with it are a model's parameters estimated. Where every site belongs to a unit, each unit n has importance weights
-$w_{nk} = p(x_n, z_{nk}) / q(z_{nk} \mid x_n)$ of its own, and the objective may be the importance-weighted bound
+with $u$ on the unconstrained scale. Gaussian guides are in `guides.py`. A model's own guide is a Pyro program, and only with it
+are a model's parameters estimated. If every site belongs to a unit, each unit n has its own importance weights
+$w_{nk} = p(x_n, z_{nk}) / q(z_{nk} \mid x_n)$, and the objective can be the importance-weighted bound
 $$ \sum_n \mathbb E_q\Big[\log \frac1K \sum_{k=1}^K w_{nk}\Big], $$
 which is the ELBO for K = 1 and rises to $\log p(x)$ with K.
 """
@@ -46,9 +46,9 @@ from latentlab.seeds import forked, isolated, reseed, single
 from latentlab.settings import Count, Positive, Whole, frozen_settings
 
 PARAMETER = "parameter "
-"""What the names of parameters begin with among the arrays of a restart."""
+"""Prefix of the parameters' names among the arrays of a restart."""
 N_HELD_OUT_DRAWS = 8
-"""Draws of the guide for the loss of the held-out units, with the same random numbers each time."""
+"""Number of draws of the guide for the loss of the held-out units; the random numbers are the same in each evaluation."""
 GuideName = Literal["model", "mean_field", "full_rank", "low_rank"]
 Objective = Literal["elbo", "iwae"]
 Precision = Literal["double", "single"]
@@ -56,30 +56,30 @@ Precision = Literal["double", "single"]
 
 @frozen_settings
 class SVI:
-    """Variational inference with a Gaussian guide on the unconstrained scale, or with the guide that the model brings.
+    """Variational inference with a Gaussian guide on the unconstrained scale, or with the model's own guide.
 
-    Adam, with a learning rate that is constant for the first half of the steps and then falls to a hundredth of itself. The
-    full-rank guide begins as a mean-field one, for a quarter of the steps, and goes on in coordinates of equal curvature.
+    The optimiser is Adam. Its learning rate is constant for the first half of the steps, and then falls to a hundredth. The
+    full-rank guide is a mean-field one for the first quarter of the steps, and is then fitted in coordinates of equal curvature.
 
     Args:
         guide: `model` (the model's own), `mean_field`, `full_rank` or `low_rank`.
-        n_steps: Steps of the optimiser.
-        learning_rate: Of Adam, at the beginning.
-        n_particles: Draws of the guide a step.
-        batch_size: Units a step; all where None. Needs positions that are integrated out, or an amortised guide.
-        n_restarts: Independent fits, in one batch where that is faster; all losses are kept, the best ELBO is the result.
-        patience: Stop once the smoothed ELBO has not risen for this many steps; never where None.
-        n_draws: Draws from the fitted guide, one chain.
+        n_steps: Number of steps of the optimiser.
+        learning_rate: Initial learning rate of Adam.
+        n_particles: Number of draws of the guide in a step.
+        batch_size: Number of units in a step; all if None. Needs positions that are integrated out, or an amortised guide.
+        n_restarts: Number of independent fits, in one batch if that is faster. All losses are kept; the best ELBO is the result.
+        patience: Stop once the smoothed ELBO has not risen for this many steps; None never stops early.
+        n_draws: Number of draws from the fitted guide, in one chain.
         objective: `elbo`, or `iwae`: the importance-weighted bound with `n_particles` samples for each unit.
-        kl_warmup: Steps over which the terms of the units' own sites grow to their full weight (with the model's own guide).
-        held_out: Share of the units that are kept out of the steps: the best parameters by their ELBO are the result, and
-            `patience` is about it (with the model's own guide).
-        compiled: Whether to compile the step to machine code, which takes some ten seconds the first time and is kept for
-            later processes; where None, if the run is long enough to gain by it. It changes the last digits.
-        precision: Of the loss and its gradient in a step. `single` (float32) is for models all of whose sites belong to units,
-            with their own guide: the noise of minibatches is far larger. Parameters, and all that is reported, stay in float64.
-        device: Where the steps are computed: `cpu`, `cuda` or `cuda:1`, there without machine code. All else is on the CPU,
-            results among it.
+        kl_warmup: Number of steps in which the weight of the units' latent sites grows to its full value (`guide="model"` only).
+        held_out: Fraction of the units that are held out of the steps (`guide="model"` only). The result has the parameters with
+            the best ELBO of these units, to which `patience` then applies.
+        compiled: Whether to compile the step to machine code. This takes about ten seconds the first time, is cached for later
+            processes, and changes the last digits. If None, the step is compiled when the run is long enough.
+        precision: Precision of the loss and its gradient in a step. `single` (float32) needs the model's own guide, and a model
+            whose sites all belong to units: minibatch noise is far larger there. Parameters and results stay in float64.
+        device: Device of the steps: `cpu`, `cuda` or a numbered one such as `cuda:1`; machine code is for the CPU only. All else,
+            including the results, is on the CPU.
 
     References:
         Kucukelbir et al. 2017, Automatic Differentiation Variational Inference, JMLR 18(14).
@@ -115,7 +115,7 @@ class SVI:
                 raise ConfigError(f"SVI: `{field}` goes with guide='model' only; the guide is {self.guide!r}.")
 
     def plan(self) -> Plan:
-        """What a step is used for."""
+        """Return the intended use of the graph of a step."""
         return Plan(self.n_steps * self.n_restarts, self.compiled, single=self.precision == "single", device=self.device)
 
     def run(self, problem: Problem) -> Draws:
@@ -138,7 +138,7 @@ class SVI:
         return Draws(values, stats, {"loss": losses, "elbo": elbo}, restarts, attrs, parameters)
 
     def check(self, problem: Problem) -> None:
-        """Refuses a guide or a batch that does not go with the model and the data."""
+        """Refuse settings that do not fit the model, the data or the available devices."""
         density = problem.density
         number = int(self.device.partition(":")[2] or 0)
         if self.device != "cpu" and number >= (n_devices := torch.cuda.device_count()):
@@ -191,14 +191,14 @@ class SVI:
                 )
 
     def _check_particles(self, problem: Problem) -> None:
-        """Refuses a program that cannot take all particles at once, where this is how they are drawn."""
+        """Refuse a program that cannot be vectorised over particles, if particles are drawn in one batch."""
         if not is_amortised(problem.density) or (self.n_particles == 1 and not self.held_out):
             return
         rows = tuple(problem.density.arrays[name][:2] for name in problem.density.point_arrays())
         try:
             with isolated(problem.seeds.child("check")), pyro.validation_enabled(False):
                 self._pyro_loss(problem, problem.density.with_points(rows), 1.0, 1.0, 3)
-        except Exception as error:  # whatever a program raises
+        except Exception as error:  # a program can raise any exception
             said = " ".join(str(error).split())[:200]
             raise ModelError(
                 f"{problem.model.name!r} does not take a further leading axis, of several particles at once; write it with "
@@ -206,7 +206,7 @@ class SVI:
             ) from error
 
     def _averaged(self, problem: Problem, best: dict[str, np.ndarray], values: dict[str, np.ndarray]) -> np.ndarray | None:
-        """log q of the draws, averaged over the model's symmetry; None where that cannot be."""
+        """Compute log q of the draws, averaged over the model's symmetry; None if this is impossible."""
         if self.guide == "model":
             return best.get("log_q_averaged")
         density = problem.density
@@ -301,14 +301,14 @@ class SVI:
                 drawn |= {} if own is None else {"log_q_averaged": own}
                 if problem.stored is not None and not density.point_sites:
                     drawn["lp"] = log_prob_of_draws(problem, drawn["u"])
-            if restart + 1 < self.n_restarts:  # a module would begin the next where this one ends
+            if restart + 1 < self.n_restarts:  # reset modules, so that the next restart does not begin at this end
                 found.write(unpack(vectors[0], shapes))
             return {"loss": losses, **estimated, **drawn}
 
     def _losses(
         self, problem: Problem, found: "GuideParameters", n_training: int, shapes: Sequence[torch.Size]
     ) -> Callable[..., torch.Tensor]:
-        """A function of unconstrained parameters `(1, size)`, the weight of the units' sites and a batch: the loss `(1,)`."""
+        """Return a function of unconstrained parameters `(1, size)`, the KL weight and a batch that computes the loss `(1,)`."""
         density = problem.density.placed(self.device)
 
         def losses(vectors: torch.Tensor, warm: torch.Tensor, *batch: torch.Tensor) -> torch.Tensor:
@@ -327,13 +327,13 @@ class SVI:
     def _pyro_loss(
         self, problem: Problem, arrays: Mapping[str, Any], scale: float, kl_weight: Any, n_particles: int
     ) -> torch.Tensor:
-        """Computes minus the objective: terms in the points' plate times `scale`, of latent sites there times `kl_weight` too.
+        """Compute minus the objective: terms in the points' plate times `scale`, of latent sites there times `kl_weight` too.
 
-        Where every site belongs to a unit, all particles are one call, in a plate of their own outside the units. Where a draw
-        has no derivative, the loss is Pyro's, with its scores.
+        If every site belongs to a unit, all particles are one call, in a plate outside that of the units. If a draw is not
+        reparameterised, the loss is Pyro's, with score-function gradients.
 
         Raises:
-            ModelError: A draw has no derivative, and the objective is `iwae`.
+            ModelError: A draw is not reparameterised, and the objective is `iwae`.
         """
         model = problem.model
         points = problem.density.points
@@ -356,7 +356,7 @@ class SVI:
 
 
 def _random_states(device: str) -> dict[str, np.ndarray]:
-    """Torch's random states, of the CPU and of this device."""
+    """Return torch's random states of the CPU and of this device."""
     states = {"random": torch.get_rng_state()}
     if device != "cpu":
         states["random of device"] = torch.cuda.get_rng_state(device)
@@ -370,7 +370,7 @@ def _set_random_states(states: Mapping[str, np.ndarray], device: str) -> None:
 
 
 def _divided(n_units: int, share: float, rng: np.random.Generator) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The numbers of the units that steps are made with, and of those that are kept out of them; None where none are."""
+    """Split the units at random into training and held-out ones; return their sorted numbers, or two None without a split."""
     if not share:
         return None, None
     order, n_held_out = rng.permutation(n_units), round(share * n_units)

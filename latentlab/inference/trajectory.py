@@ -1,8 +1,8 @@
-r"""The No-U-Turn transition and its adaptation for one chain, as coroutines that ask for gradients.
+r"""The No-U-Turn transition and its adaptation for one chain, as coroutines that request gradients.
 
-A coroutine yields a point $u$ and is sent $(\log p(u), \nabla \log p(u))$. Whoever drives several chains can so evaluate
-their points in one batched call, while the chains stay independent: each has its own random numbers, step size and metric.
-Between iterations a chain yields a snapshot of itself, from which it can go on later.
+A coroutine yields a point $u$ and is sent $(\log p(u), \nabla \log p(u))$. A driver can therefore evaluate the points of several
+chains in one batched call. The chains stay independent: each has its own random numbers, step size and metric. Between iterations
+a chain yields a snapshot of its state, from which it can be resumed.
 
 The transition samples multinomially from the trajectory with Stan's biased progressive scheme and its U-turn checks across
 subtrees (Betancourt 2017, A Conceptual Introduction to Hamiltonian Monte Carlo, arXiv:1701.02434, appendix A). Warm-up is
@@ -23,14 +23,14 @@ Asking = Generator[np.ndarray, Answer, "Tree"]
 BatchGradient = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Points `(chain, size)` -> log densities `(chain,)` and gradients `(chain, size)`."""
 ActiveGradient = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""The same, of some of the chains, given with their numbers `(chain,)`."""
+"""Points `(active, size)` and chain numbers `(active,)` -> log densities `(active,)` and gradients `(active, size)`."""
 Result = TypeVar("Result")
 
 MAX_ENERGY_ERROR = 1000.0
 
 
 class State(NamedTuple):
-    """A point of phase space with the gradient there; the momentum is that of the coordinates that the metric makes round."""
+    """A point of phase space with the gradient there; the momentum belongs to the coordinates whitened by the metric."""
 
     u: np.ndarray
     p: np.ndarray
@@ -39,7 +39,7 @@ class State(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """A piece of trajectory: its ends, momentum sum, log weight, one state drawn from it, and what happened in it."""
+    """A piece of trajectory: its ends, momentum sum, log weight, one state drawn from it, and its statistics."""
 
     left: State
     right: State
@@ -65,19 +65,19 @@ class Transition(NamedTuple):
 
 @dataclass
 class Tuning:
-    """What adaptation sets: the step size and the diagonal of the inverse metric (the posterior variances)."""
+    """Adapted quantities: the step size and the diagonal of the inverse metric (the posterior variances)."""
 
     step_size: float
     variance: np.ndarray
 
     def leap(self, *, forward: bool) -> "Leap":
-        """A step forward or back in time."""
+        """Return a leapfrog step forward or back in time."""
         push = (self.step_size if forward else -self.step_size) * np.sqrt(self.variance)
         return Leap(forward, push, 0.5 * push)
 
 
 class Leap(NamedTuple):
-    """A leapfrog step: what the momentum adds to the point, and a gradient to the momentum in half of the step."""
+    """A leapfrog step: the factors of the momentum in the point's update, and of the gradient in half a momentum update."""
 
     forward: bool
     push: np.ndarray
@@ -87,7 +87,7 @@ class Leap(NamedTuple):
 def transition(
     state: State, tuning: Tuning, max_depth: int, rng: np.random.Generator
 ) -> Generator[np.ndarray, Answer, Transition]:
-    """One NUTS iteration from `state` (its momentum is drawn anew)."""
+    """Make one NUTS iteration from `state`, with a new momentum."""
     p = rng.standard_normal(len(state.u))
     first = state._replace(p=p)
     energy = _energy(first)
@@ -111,7 +111,7 @@ def transition(
 
 
 def _build(start: State, depth: int, leap: Leap, energy: float, rng: np.random.Generator) -> Asking:
-    """The piece of 2**depth steps that begins beside `start`."""
+    """Build the piece of 2**depth steps that begins one step from `start`; it is shorter if it stops early."""
     if depth == 0:
         return (yield from _leaf(start, leap, energy))
     near = yield from _build(start, depth - 1, leap, energy, rng)
@@ -126,7 +126,7 @@ def _build(start: State, depth: int, leap: Leap, energy: float, rng: np.random.G
 
 
 def _leaf(start: State, leap: Leap, energy: float) -> Asking:
-    """One leapfrog step."""
+    """Make one leapfrog step."""
     p = start.p + leap.half_pull * start.gradient
     u = start.u + leap.push * p
     log_prob, gradient = yield u
@@ -138,11 +138,11 @@ def _leaf(start: State, leap: Leap, energy: float) -> Asking:
 
 
 def _join(near: Tree, far: Tree, proposal: State, log_weight: float, *, forward: bool) -> Tree:
-    """Two neighbouring pieces as one, stopped where the whole or a piece with its neighbour's end makes a U-turn."""
+    """Join two neighbouring pieces; stop if the whole, or a piece with the adjacent end of the other, makes a U-turn."""
     left, right = (near, far) if forward else (far, near)
     first, last, rho = left.left.p, right.right.p, left.rho + right.rho
     turning = not (first.dot(rho) > 0 and last.dot(rho) > 0)
-    if not turning and not (near.left is near.right and far.left is far.right):  # of two points the three are the same
+    if not turning and not (near.left is near.right and far.left is far.right):  # for two points the three checks are equal
         begin, end = right.left.p, left.right.p
         rho_left, rho_right = left.rho + begin, right.rho + end
         inside = first.dot(rho_left) > 0 and begin.dot(rho_left) > 0 and end.dot(rho_right) > 0 and last.dot(rho_right) > 0
@@ -152,7 +152,7 @@ def _join(near: Tree, far: Tree, proposal: State, log_weight: float, *, forward:
 
 
 def _log_sum(one: float, other: float) -> float:
-    """log(exp(one) + exp(other)) of numbers that are not both minus infinity."""
+    """Compute log(exp(one) + exp(other)) of numbers that are not both minus infinity."""
     return max(one, other) + math.log1p(math.exp(-abs(one - other)))
 
 
@@ -161,7 +161,7 @@ def _energy(state: State) -> float:
 
 
 def reasonable_step_size(state: State, tuning: Tuning, rng: np.random.Generator) -> Generator[np.ndarray, Answer, float]:
-    """A step size whose single leapfrog step is accepted with probability near 0.8, by doubling or halving."""
+    """Double or halve the step size until a single leapfrog step has acceptance probability near 0.8."""
     change = 0
     while True:
         first = state._replace(p=rng.standard_normal(len(state.u)))
@@ -175,7 +175,7 @@ def reasonable_step_size(state: State, tuning: Tuning, rng: np.random.Generator)
 
 @dataclass
 class DualAveraging:
-    """Step sizes whose acceptance approaches `target`."""
+    """Dual averaging of the step size, so that the acceptance approaches `target`."""
 
     target: float
     step_size: float
@@ -191,7 +191,7 @@ class DualAveraging:
         self._mu = math.log(10 * self.step_size)
 
     def update(self, acceptance: float) -> float:
-        """The next step size to try."""
+        """Return the step size of the next iteration."""
         self._count += 1
         weight = 1 / (self._count + self.t0)
         self._error = (1 - weight) * self._error + weight * (self.target - acceptance)
@@ -202,22 +202,26 @@ class DualAveraging:
 
     @property
     def final(self) -> float:
-        """The step size to keep."""
+        """Return the averaged step size, for use after warm-up."""
         return math.exp(self._log_average) if self._count else self.step_size
 
     def numbers(self) -> list[float]:
-        """What it was made with and what it has come to, for `from_numbers`."""
+        """Return the state as numbers, for `from_numbers`."""
         return [self.target, self.step_size, self._count, self._error, self._log_average]
 
     @classmethod
     def from_numbers(cls, numbers: Sequence[float]) -> "DualAveraging":
-        """The averaging that `numbers` holds."""
+        """Restore the state from its numbers."""
         target, step_size, count, error, log_average = numbers
         return cls(target, step_size, _count=int(count), _error=error, _log_average=log_average)
 
 
 def windows(n_warmup: int) -> list[int]:
-    """Iterations after which the metric is set anew: 75 to begin, doubling windows from 25, 50 to end (less if short)."""
+    """Return the iterations after which the metric is updated.
+
+    There are 75 initial iterations, doubling windows from 25 on, and 50 final ones. A warm-up below 150 has one window and
+    shorter phases, one below 20 no window.
+    """
     if n_warmup < 20:
         return []
     begin, end, size = (75, 50, 25) if n_warmup >= 150 else (int(0.15 * n_warmup), int(0.1 * n_warmup), 0)
@@ -233,7 +237,7 @@ def windows(n_warmup: int) -> list[int]:
 
 
 STATISTICS = ("lp", "energy", "diverging", "acceptance_rate", "n_steps", "tree_depth", "step_size")
-"""Of each kept draw, under ArviZ's names."""
+"""Statistics of each kept draw, under ArviZ's names."""
 
 
 class Chain(NamedTuple):
@@ -244,7 +248,11 @@ class Chain(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """A chain between two iterations: enough to go on with it bit for bit. Its lists grow on; only their beginnings count."""
+    """State of a chain between two iterations, from which it is resumed bit for bit.
+
+    The chain goes on appending to the lists `window` and `rows`; the snapshot consists of their first `n_window` and `n_rows`
+    entries.
+    """
 
     iteration: int
     state: State
@@ -257,7 +265,7 @@ class Snapshot(NamedTuple):
     random: dict[str, Any]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it as arrays by name."""
+        """Return the whole state as arrays by name."""
         size = len(self.state.u)
         u, *statistics = zip(*self.rows[: self.n_rows], strict=True) if self.n_rows else ((), *((),) * len(STATISTICS))
         return {
@@ -275,7 +283,7 @@ class Snapshot(NamedTuple):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Snapshot":
-        """The snapshot that `arrays` holds."""
+        """Restore a snapshot from its arrays."""
         u, gradient = arrays["state"]
         window, rows = list(arrays["window"]), list(zip(arrays["u"], *arrays["statistics"], strict=True))
         return cls(
@@ -294,7 +302,7 @@ class Snapshot(NamedTuple):
 def chain(
     start: np.ndarray | Snapshot, *, n_warmup: int, n_draws: int, target_accept: float, max_depth: int, rng: np.random.Generator
 ) -> Generator[np.ndarray | Snapshot, Answer, Chain]:
-    """A whole chain, or the rest of one; yields a snapshot after each iteration, so that its driver can count and keep."""
+    """Run a chain from a point, or resume one from a snapshot; yield a snapshot after each iteration."""
     if isinstance(start, Snapshot):
         done, state, tuning, averaging = start.iteration, start.state, start.tuning, start.averaging
         window, rows = start.window, start.rows
@@ -336,12 +344,12 @@ def drive(
     value_and_grad: BatchGradient,
     watch: Callable[[int, Snapshot], None] | None = None,
 ) -> list[Result]:
-    """Runs chains in lock step: one batched gradient call answers all of them; a finished chain's row is idle.
+    """Run chains in lock step, with one batched gradient call for all of them; the row of a finished chain is a filler.
 
     Args:
-        chains: From `chain`, or other coroutines that ask for gradients.
-        value_and_grad: Of a point for each chain.
-        watch: Told which chain ended an iteration, and how it stands.
+        chains: Results of `chain`, or other coroutines that request gradients.
+        value_and_grad: Log densities and gradients at one point for each chain.
+        watch: Called with the number of a chain and its snapshot after each of its iterations.
     """
 
     def whole(points: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -360,7 +368,7 @@ def drive_active(
     value_and_grad: ActiveGradient,
     watch: Callable[[int, Snapshot], None] | None = None,
 ) -> list[Result]:
-    """`drive` with gradients that are asked for the chains under way only, whose numbers are said."""
+    """Run chains in lock step, like `drive`, but request gradients of the running chains only, with their numbers."""
     points: dict[int, np.ndarray] = {}
     results: dict[int, Result] = {}
 
@@ -376,7 +384,7 @@ def drive_active(
             results[i] = stop.value
             points.pop(i, None)
 
-    with np.errstate(all="ignore"):  # a diverging trajectory may overflow: its energy is then infinite, and it is refused
+    with np.errstate(all="ignore"):  # a diverging trajectory may overflow; its energy is then infinite, and it is rejected
         for i in range(len(chains)):
             advance(i, None)
         while points:

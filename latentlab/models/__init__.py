@@ -1,4 +1,4 @@
-"""The models, by class name: `latentlab.models.PPCA`. Each is loaded when it is first used."""
+"""The models, by class name: `latentlab.models.PPCA`. Each is imported on first access."""
 
 import importlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""The contract of a model: what a class declares and defines to be fitted, checked, compared and reported."""
+"""Base class of the models: the attributes and methods that fits, checks, comparisons and reports use."""
 
 import hashlib
 import inspect
@@ -22,9 +22,9 @@ from latentlab.symmetry.groups import Identity
 from latentlab.symmetry.labels import renamed
 
 Arrays = Mapping[str, Any]
-"""The dataset's arrays by name as float64 tensors, and `mask` (bool, or None): what `model` takes as keywords.
+"""Keyword arguments of `model`: the dataset's arrays by name as float64 tensors, and `mask` (bool, or None).
 
-A model with an argument `labels` gets the units' labels too, as `(unit, label)` of zeros and a one.
+A model with an argument `labels` also receives the units' labels, one-hot encoded `(unit, label)`.
 """
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 OPTIONAL = ("guide", "latents", "imputation", "replicated", "bound", "leave_one_out")
@@ -32,13 +32,13 @@ OPTIONAL = ("guide", "latents", "imputation", "replicated", "bound", "leave_one_
 
 `guide` is a variational guide. `latents` is the distribution of positions that are marginalised or amortised. `imputation` is the
 distribution of missing entries, and `replicated` draws whole data sets, both given the positions. `bound` is a lower bound on the
-log likelihood where positions are amortised. `leave_one_out` is for series, whose units depend on each other given the sites.
+log likelihood for amortised positions. `leave_one_out` is for series, whose units are dependent given the sites.
 """
 
 
 @dataclass(frozen=True)
 class Position:
-    """A site that holds the latent positions of units, and the type of its values; its first dim is the kind of units."""
+    """A site of latent positions and the type of its values; the first dim of the site is the kind of units."""
 
     site: str
     kind: Literal["real", "discrete", "simplex"] = "real"
@@ -46,11 +46,11 @@ class Position:
 
 @dataclass(frozen=True)
 class MaximumLikelihood:
-    """A maximum of the likelihood: `values` by site, `how` it was found, and how well.
+    """A maximum of the likelihood: `values` by site, the algorithm `how`, and measures of convergence.
 
-    `unique` says that other starts are of no use: a closed form, or the best of several starts. `gradient` is the largest
-    absolute derivative of the mean log likelihood per unit at the end; `trace` holds the log likelihood after each step (one
-    value for a closed form).
+    `gradient` is the largest absolute derivative of the mean log likelihood per unit at the end. `trace` holds the log likelihood
+    after each step (one value for a closed form). `unique` is True if restarts are unnecessary: for a closed form, or for the
+    best of several starts.
     """
 
     values: dict[str, np.ndarray]
@@ -62,7 +62,7 @@ class MaximumLikelihood:
 
 
 class Caution(NamedTuple):
-    """A warning among the diagnostics: the row's check, quantity, value and threshold."""
+    """A warning in the table of diagnostics: check, quantity, value and threshold of its row."""
 
     check: str
     quantity: str
@@ -71,7 +71,7 @@ class Caution(NamedTuple):
 
 
 class LatentModel(ABC):
-    """A latent-variable model as a Pyro program; subclasses are final and say the generative process in their docstring.
+    """A latent-variable model as a Pyro program; subclasses are final and state the generative process in their docstring.
 
     `positions` holds one `Position` for each kind of units that the model embeds; a model with only one may declare it as
     `position`. The plate of the likelihood is named after the points of the data: `unit` in a table, `cell` or `pair` elsewhere.
@@ -79,9 +79,9 @@ class LatentModel(ABC):
     A subclass's constructor arguments are its hyper-parameters; each is kept as an attribute of the same name. With the decorator
     `latentlab.settings.settings` they are annotated fields, whose types and ranges are checked.
 
-    Parameters are arrays that are estimated as points and have no posterior, such as the weights of a network: program and guide
-    declare them by `pyro.param`, the attribute `parameters` gives their dims, and `latents`, `imputation` and `bound` take them
-    beside the sites.
+    Parameters are arrays with point estimates and no posterior, such as the weights of a network. The program and the guide
+    declare them by `pyro.param`, and the attribute `parameters` gives their dims. `latents`, `imputation` and `bound` take them
+    in addition to the sites.
     """
 
     name: ClassVar[str]
@@ -91,11 +91,11 @@ class LatentModel(ABC):
     methods: tuple[str, ...]
     parameters: Mapping[str, tuple[str, ...]] = NOTHING
     kl_weight: float = 1.0
-    """What a variational objective multiplies the positions' Kullback-Leibler term by; the density does not know of it."""
+    """Weight of the positions' Kullback-Leibler term in a variational objective; it does not affect the log joint density."""
     classes: np.ndarray | None = None
-    """The labels that the columns of `labels` stand for; those of the dataset where None."""
+    """Label of each column of `labels`; those of the dataset if None."""
     jitter: float = 2.0
-    """Half width of the noise about `initialize`, in each unconstrained coordinate, at which MCMC's chains start."""
+    """Half width of the noise added to `initialize` for the starts of MCMC chains, in each unconstrained coordinate."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -120,104 +120,109 @@ class LatentModel(ABC):
 
     @property
     def kinds(self) -> dict[str, Position]:
-        """Position of each kind of units, by kind; a table has the one kind `unit`."""
+        """Position of each kind of units, by kind; the only kind of a table is `unit`."""
         return {next(iter(self.dims[position.site]), ""): position for position in self.positions}
 
     @property
     def exchanges(self) -> Group:
-        """The group modulo which draws are aligned and chains compared: the symmetry, unless parts are told apart by their
-        prior alone and change places all the same (a stick-breaking mixture)."""
+        """Group modulo which draws are aligned and chains compared.
+
+        It is the symmetry, unless chains exchange components that differ only in their prior (a stick-breaking mixture).
+        """
         return self.symmetry
 
     @abstractmethod
     def model(self, *args: Any, **arrays: Any) -> None:
-        """The Pyro program; its arguments are the dataset's arrays and indices by name, and `mask` if it allows missing entries.
+        """Pyro program of the model.
 
-        An argument `n_KIND`, such as `n_user`, is the number of units of a kind.
+        Its arguments are the dataset's arrays and indices by name, and `mask` if it allows missing entries. An argument `n_KIND`,
+        such as `n_user`, is the number of units of a kind.
         """
 
     def latents(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
         """Distribution of the positions given one draw of the other sites, batch shape `(unit,)`.
 
-        Exact, or an encoder's where the model has a `bound`.
+        It is exact, or that of the encoder if the model has a `bound`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no `latents`: its positions are the site itself.")
 
     def imputation(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
-        """Distribution of the observed array's missing entries given one draw of all sites, of the array's shape.
+        """Distribution of the missing entries given one draw of all sites, in the shape of the observed array.
 
-        Where entries were observed it may be anything.
+        Its values at observed entries are not used.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what missing entries were.")
 
     def replicated(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
-        """A new observed array of the same units, drawn given one draw of all sites, positions included.
+        """Draw a new observed array of the same units given one draw of all sites, including the positions.
 
-        The posterior predictive is made of these: it is the same whether the program has the positions or integrates them out.
+        These draws form the posterior predictive. It is the same whether the program samples the positions or marginalises them.
         """
         raise NotImplementedError(f"{type(self).__name__} does not draw data given positions.")
 
     def bound(self, arrays: Arrays, n_samples: int, **values: torch.Tensor) -> torch.Tensor:
-        """Lower bound on log p(unit | values), `(unit,)`, in expectation, where positions cannot be integrated out exactly."""
+        """Lower bound in expectation on log p(unit | values), `(unit,)`, for positions that cannot be marginalised exactly."""
         raise NotImplementedError(f"{type(self).__name__} has no bound on its log likelihood.")
 
     def leave_one_out(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
-        """log p(x_n | all the other data, values) where units depend on each other given the sites: `(unit,)`, or `(sequence,)`
-        where there are several sequences, which are then what is left out."""
+        """log p(x_n | all other data, values) for units that are dependent given the sites, `(unit,)`.
+
+        With several sequences, whole sequences are left out: `(sequence,)`.
+        """
         raise NotImplementedError(f"{type(self).__name__}'s units do not depend on each other given the other sites.")
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
-        """Starting values by site, on the constrained scale; sites left out start at a draw from the prior."""
+        """Starting values by site, on the constrained scale; other sites start at a draw from the prior."""
         return {}
 
     def simulate(self, rng: np.random.Generator, n_units: int) -> Dataset:
-        """A dataset drawn from the model, with the values it was drawn from as `truth`."""
+        """Draw a dataset from the model; its `truth` holds the values of the sites."""
         raise NotImplementedError(f"{type(self).__name__} cannot simulate.")
 
     def maximum_likelihood(self, arrays: Arrays, rng: np.random.Generator) -> MaximumLikelihood:
-        """The maximum of the likelihood over all sites but the positions, for the method `exact`."""
+        """Maximise the likelihood over all sites except the positions, for the method `exact`."""
         raise NotImplementedError(f"{type(self).__name__} has no exact maximum likelihood.")
 
     def marginal(self) -> "LatentModel":
-        """The same model with its positions integrated out, where it can be written so; itself otherwise."""
+        """Return the model with its positions marginalised, or the model itself if that is not possible."""
         return self
 
     def frozen(self, parameters: Mapping[str, Any], classes: np.ndarray | None = None) -> "LatentModel":
-        """The same program with its parameters fixed at these values: what is left are sites, which any sampler can draw.
+        """Return the program with its parameters fixed at these values; only sites remain, which any sampler can draw.
 
         Args:
-            parameters: Name -> value, as `Fit.parameters` has them.
-            classes: The labels of the data that they were fitted to, for a model that takes labels.
+            parameters: Name -> value, as in `Fit.parameters`.
+            classes: Labels of the training data, for a model that takes labels.
         """
         return Frozen(self, parameters, classes)
 
     def check(self, dataset: Dataset) -> None:  # noqa: B027
-        """Refuses data that the model has no sensible answer for, naming both numbers (`n_latent` and features, say)."""
+        """Refuse data that the model cannot be fitted to; the message names both numbers (such as `n_latent` and features)."""
 
     def check_maximum(self, dataset: Dataset) -> None:  # noqa: B027
-        """Refuses data whose likelihood has no maximum, from whatever start, for the method `exact`."""
+        """Refuse data whose likelihood has no maximum from any start, for the method `exact`."""
 
     def remarks(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
-        """What is arbitrary, or without bound, at a point estimate of the sites: notes for the diagnostics."""
+        """Notes for the diagnostics on arbitrary values or an unbounded likelihood at a point estimate of the sites."""
         return []
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuses units that were not in the fit and whose values the density cannot take.
+        """Refuse new units whose values are outside the support of the density.
 
-        As strict as `check` unless overridden, which a model does where units need less than a fit (one unit will do).
+        The default is `check`; a model overrides it if new units have weaker requirements than a fit, such as one unit only.
         """
         self.check(dataset)
 
     def cautions(self, dataset: Dataset) -> list[Caution]:
-        """Warnings that every fit to these data shows among its diagnostics, such as that the model is not identified."""
+        """Warnings for the diagnostics of every fit to these data, such as an unidentified model."""
         return []
 
     def n_labels(self) -> int:
-        """How many values a discrete position can have."""
+        """Number of values of a discrete position."""
         raise NotImplementedError(f"{type(self).__name__} does not say how many values its positions can have.")
 
     def act(self, elements: np.ndarray, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The sites `(..., *site)` after elements `(..., k, k)` of `exchanges` have acted; labels go with what they name."""
+        """Apply elements `(..., k, k)` of `exchanges` to the sites `(..., *site)`; labels are renamed with their components."""
         site, group = self.position.site, self.exchanges
         dims = {**self.dims, **self.parameters}
         turned = group.act(elements, {n: v for n, v in values.items()}, {n: tuple(dims[n]) for n in values})
@@ -226,8 +231,10 @@ class LatentModel(ABC):
         return {name: turned[name] for name in values}
 
     def position_columns(self) -> int | None:
-        """Columns of embeddings like the positions, where they are known before there are data: `n_latent`, a column for each
-        value of a discrete position, or 1 where each is one number."""
+        """Number of columns of the positions as an embedding; None if it depends on the data.
+
+        It is the number of values of a discrete position, 1 for scalar positions, and `n_latent` otherwise.
+        """
         if self.is_discrete:
             return self.n_labels()
         if len(self.dims[self.position.site]) == 1:
@@ -255,17 +262,17 @@ class LatentModel(ABC):
 
 
 def outliers(dataset: Dataset) -> list[Caution]:
-    """A warning for models of Gaussian noise: a value far from all others of its column moves every estimate."""
+    """Warn of outliers in models with Gaussian noise: a value far from all others of its column affects every estimate."""
     raw = dataset.raw()
     found = on_outliers(raw.x, raw.units.tolist(), raw.features.tolist())
     return [Caution("data", note, 1.0, "no note") for note in found]
 
 
 def require_table(what: str, dataset: Dataset, hint: str = "") -> None:
-    """Refuses data without an array `x` of dims (unit, feature).
+    """Refuse data without an array `x` of dims (unit, feature).
 
     Raises:
-        DataError: Names the array that there is.
+        DataError: Names the first array and its dims.
     """
     if dataset.observed != "x" or dataset.dims["x"] != ("unit", "feature"):
         raise DataError(
@@ -275,33 +282,33 @@ def require_table(what: str, dataset: Dataset, hint: str = "") -> None:
 
 
 def normal(site: str, scale: float, shape: tuple[int, ...]) -> torch.Tensor:
-    """Sample a site of independent N(0, scale) entries; it is fixed at 0 where the scale is 0."""
+    """Sample a site of independent N(0, scale) entries; fixed at 0 if the scale is 0."""
     if scale == 0:
         return pyro.deterministic(site, torch.zeros(shape))
     return pyro.sample(site, dist.Normal(torch.zeros(shape), scale).to_event(len(shape)))
 
 
 def log_normal(site: str, median: torch.Tensor, spread: float) -> torch.Tensor:
-    """Sample a site of independent entries, their logs N(log median, spread); it is fixed at the median where the spread is 0."""
+    """Sample a site of independent log-normal entries, logs N(log median, spread); fixed at the median if the spread is 0."""
     if spread == 0:
         return pyro.deterministic(site, median.clone())
     return pyro.sample(site, dist.LogNormal(torch.log(median), spread).to_event(median.dim()))
 
 
 def dirichlet(site: str, concentration: torch.Tensor) -> torch.Tensor:
-    """Sample a site of probabilities, a row for each row of the concentrations; they are fixed at 1 where a row has one entry."""
+    """Sample a site of probabilities, one row for each row of concentrations; fixed at 1 if a row has one entry."""
     if concentration.shape[-1] == 1:
         return pyro.deterministic(site, torch.ones_like(concentration))
     return pyro.sample(site, dist.Dirichlet(concentration).to_event(concentration.dim() - 1))
 
 
 def here(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that a model keeps, where tensors are made now: steps may be computed on another device."""
+    """Move a tensor stored by a model to the default device, since steps may be computed on another device."""
     return tensor.to(torch.get_default_device())
 
 
 class Fixed(poutine.messenger.Messenger):
-    """Gives the parameters of a program these values; Pyro's store is neither read nor written for them."""
+    """Pyro handler that fixes the parameters of a program at these values, without reading or writing the parameter store."""
 
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
@@ -313,7 +320,7 @@ class Fixed(poutine.messenger.Messenger):
 
 
 class Frozen(LatentModel):
-    """A model whose parameters are fixed (`LatentModel.frozen`): its positions are sites, without any symmetry."""
+    """Model with fixed parameters (`LatentModel.frozen`): its positions are sites, without symmetry."""
 
     symmetry = Identity()
     methods = ("nuts", "chees", "svi", "map")
@@ -332,14 +339,14 @@ class Frozen(LatentModel):
         return self.base.imputation(arrays, **self.values, **values)
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
-        """Where an encoder has the positions, if there is one."""
+        """Start the positions at the encoder's means, or at the start of the base model if it has no encoder."""
         if "latents" not in self.base.offers:
             return self.base.initialize(arrays, rng)
         with torch.no_grad():
             return {self.position.site: self.base.latents(arrays, **self.values).mean}
 
     def check(self, dataset: Dataset) -> None:
-        """As the model that it was made from; and data of the size that the parameters are made for.
+        """Refuse data that the base model refuses, or whose size does not match the parameters.
 
         Raises:
             DataError: Names both sizes.
@@ -353,15 +360,15 @@ class Frozen(LatentModel):
                     )
 
     def check_new(self, dataset: Dataset) -> None:
-        """As the model that it was made from."""
+        """Refuse the new units that the base model refuses."""
         self.base.check_new(dataset)
 
     def position_columns(self) -> int | None:
-        """As the model that it was made from."""
+        """Number of columns of the base model's positions."""
         return self.base.position_columns()
 
     def takes(self, argument: str) -> bool:
-        """As the model that it was made from."""
+        """Whether the base model's program has an argument of this name."""
         return self.base.takes(argument)
 
     @property
@@ -370,7 +377,7 @@ class Frozen(LatentModel):
         return self.base.offers & {"imputation"}
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Those of the model that it was made from."""
+        """The base model's constructor arguments and their values."""
         return self.base.hyperparameters()
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-r"""Hidden Markov models that emit symbols, or counts."""
+r"""Hidden Markov models with categorical or Poisson emissions."""
 
 import pyro
 import pyro.distributions as dist
@@ -15,25 +15,25 @@ from latentlab.settings import Count, NonNegative, Positive, Several, settings
 
 @settings
 class CategoricalHMM(HiddenMarkovModel):
-    r"""Hidden Markov model that emits symbols.
+    r"""Hidden Markov model with categorical emissions.
 
     $$ \pi \sim \text{Dirichlet}(\text{initial\_concentration}), \quad
        A_k \sim \text{Dirichlet}(\text{transition\_concentration} + \text{sticky} \, e_k), \quad
        p_{kd} \sim \text{Dirichlet}(\text{probability\_concentration}) $$
     $$ z_1 \sim \pi, \quad z_t \mid z_{t-1} \sim A_{z_{t-1}}, \quad x_{td} \mid z_t = k \sim \text{Categorical}(p_{kd}) $$
 
-    initial (state,), transition (state, next_state), probability (state, feature, category), z (unit,); x holds whole numbers
-    from 0 to `n_categories` - 1. The first state of each sequence emits its first observation. z is summed out. The other sites
+    initial (state,), transition (state, next_state), probability (state, feature, category), z (unit,); x contains whole numbers
+    from 0 to `n_categories` - 1. The first state of each sequence emits its first observation. z is marginalised. The other sites
     are identified up to the order of the states, unless `left_to_right` fixes it.
 
     Args:
         n_states: States K.
-        n_categories: Categories C that a symbol can have.
+        n_categories: Number C of categories.
         initial_concentration: Concentration of the Dirichlet prior of the first state; 0 fixes it at 1 / K for each.
         transition_concentration: Concentration of the Dirichlet prior of each row of the transitions.
-        sticky: Added to the concentration of staying in the state.
-        left_to_right: The first state begins, and a state can only stay or go to the next one.
-        probability_concentration: Concentration of the Dirichlet prior of the emissions; above 1 they keep off 0.
+        sticky: Addition to the concentration of self-transitions.
+        left_to_right: Start each sequence in the first state, and allow only self-transitions and transitions to the next state.
+        probability_concentration: Concentration of the Dirichlet prior of the emissions; above 1 its density is 0 at 0.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -68,25 +68,25 @@ class CategoricalHMM(HiddenMarkovModel):
 
 @settings
 class PoissonHMM(HiddenMarkovModel):
-    r"""Hidden Markov model that emits counts.
+    r"""Hidden Markov model with Poisson emissions.
 
     $$ \pi \sim \text{Dirichlet}(\text{initial\_concentration}), \quad
        A_k \sim \text{Dirichlet}(\text{transition\_concentration} + \text{sticky} \, e_k), \quad
        \lambda_{kd} \sim \text{Gamma}(a, a / m), \; a = \text{rate\_shape}, \; m = \text{rate\_mean} $$
     $$ z_1 \sim \pi, \quad z_t \mid z_{t-1} \sim A_{z_{t-1}}, \quad x_{td} \mid z_t = k \sim \text{Poisson}(\lambda_{kd}) $$
 
-    initial (state,), transition (state, next_state), rate (state, feature), z (unit,); x holds counts. The first state emits the
-    first observation. z is summed out; the other sites are identified up to the order of the states, unless their priors differ
-    or `left_to_right` fixes it.
+    initial (state,), transition (state, next_state), rate (state, feature), z (unit,); x contains counts. The first state of each
+    sequence emits its first observation. z is marginalised. The other sites are identified up to the order of the states, unless
+    their priors differ or `left_to_right` fixes it.
 
     Args:
         n_states: States K.
         initial_concentration: Concentration of the Dirichlet prior of the first state; 0 fixes it at 1 / K for each.
         transition_concentration: Concentration of the Dirichlet prior of each row of the transitions.
-        sticky: Added to the concentration of staying in the state.
-        left_to_right: The first state begins, and a state can only stay or go to the next one.
-        rate_shape: a of the gamma prior of the rates.
-        rate_mean: m, their prior mean, in counts: one number, or one for each state.
+        sticky: Addition to the concentration of self-transitions.
+        left_to_right: Start each sequence in the first state, and allow only self-transitions and transitions to the next state.
+        rate_shape: Shape a of the gamma prior of the rates.
+        rate_mean: Prior mean m of the rates, in counts: one number, or one for each state.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -121,7 +121,7 @@ class PoissonHMM(HiddenMarkovModel):
 def _markov_prior(model: CategoricalHMM | PoissonHMM) -> tuple[torch.Tensor, torch.Tensor]:
     """Sample the initial probabilities `(state,)` and the transitions `(state, next_state)` from their priors."""
     K = model.n_states
-    if model.left_to_right:  # the first state begins
+    if model.left_to_right:  # each sequence starts in the first state
         initial = pyro.deterministic("initial", torch.eye(K, dtype=torch.float64)[0])
     elif model.initial_concentration == 0:
         initial = pyro.deterministic("initial", torch.full((K,), 1 / K, dtype=torch.float64))
@@ -129,7 +129,7 @@ def _markov_prior(model: CategoricalHMM | PoissonHMM) -> tuple[torch.Tensor, tor
         initial = dirichlet("initial", torch.full((K,), model.initial_concentration, dtype=torch.float64))
     counts = torch.full((K, K), model.transition_concentration, dtype=torch.float64)
     counts = counts + model.sticky * torch.eye(K, dtype=torch.float64)
-    if model.left_to_right:  # a state can only stay or go to the next one
+    if model.left_to_right:  # only self-transitions and transitions to the next state
         stay = pyro.sample("stay", dist.Beta(counts[0, 0].expand(K - 1), counts[0, 1]).to_event(1))
         transition = pyro.deterministic("transition", forward(stay))
     else:

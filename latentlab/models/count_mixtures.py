@@ -1,4 +1,4 @@
-r"""Mixtures of independent yes-or-no features (latent classes) and of independent counts."""
+r"""Mixtures of independent binary features (latent class analysis) and of independent counts."""
 
 import pyro
 import pyro.distributions as dist
@@ -15,19 +15,19 @@ from latentlab.settings import Count, Positive, settings
 
 @settings
 class BernoulliMixture(MixtureModel):
-    r"""Mixture of Bernoullis, or latent class analysis: within a class the yes-or-no features are independent.
+    r"""Bernoulli mixture, or latent class analysis: the binary features are independent given the class.
 
     $$ w \sim \text{Dirichlet}(\text{weights\_concentration}), \quad
        p_{kd} \sim \text{Beta}(a, a), \; a = \text{probability\_concentration} $$
     $$ z_n \sim w, \quad x_{nd} \mid z_n = k \sim \text{Bernoulli}(p_{kd}) $$
 
-    weights (component,), probability (component, feature), z (unit,); x holds 0 and 1. z is summed out. The other sites are
-    identified up to the order of the components, if at all: with few features several mixtures have the same likelihood.
+    weights (component,), probability (component, feature), z (unit,); x contains 0 and 1. z is marginalised. The other sites are
+    identified up to the order of the components, or not at all: with few features several mixtures have the same likelihood.
 
     Args:
         n_components: Components (classes) K.
         weights_concentration: Concentration of the Dirichlet prior of the weights: one number, or one for each component.
-        probability_concentration: a of the beta prior of the probabilities; above 1 they keep off 0 and 1.
+        probability_concentration: Parameter a of the beta prior of the probabilities; above 1 its density is 0 at 0 and 1.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -59,20 +59,20 @@ class BernoulliMixture(MixtureModel):
 
 @settings
 class PoissonMixture(MixtureModel):
-    r"""Mixture of Poissons: within a component the counts are independent.
+    r"""Poisson mixture: the counts are independent given the component.
 
     $$ w \sim \text{Dirichlet}(\text{weights\_concentration}), \quad
        \lambda_{kd} \sim \text{Gamma}(a, a / m), \; a = \text{rate\_shape}, \; m = \text{rate\_mean} $$
     $$ z_n \sim w, \quad x_{nd} \mid z_n = k \sim \text{Poisson}(\lambda_{kd}) $$
 
-    weights (component,), rate (component, feature), z (unit,); x holds counts. z is summed out. The other sites are identified up
-    to the order of the components.
+    weights (component,), rate (component, feature), z (unit,); x contains counts. z is marginalised. The other sites are
+    identified up to the order of the components.
 
     Args:
         n_components: Components K.
         weights_concentration: Concentration of the Dirichlet prior of the weights: one number, or one for each component.
-        rate_shape: a of the gamma prior of the rates.
-        rate_mean: m, their prior mean, in counts: one number, or one for each component.
+        rate_shape: Shape a of the gamma prior of the rates.
+        rate_mean: Prior mean m of the rates, in counts: one number, or one for each component.
 
     Raises:
         ConfigError: A setting is out of its range.

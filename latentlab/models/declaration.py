@@ -8,7 +8,7 @@ from latentlab.symmetry.group import NEXT, Group
 
 
 def check_declaration(model: LatentModel) -> None:
-    """Refuses a model whose attributes are missing, of a wrong type, or inconsistent with each other.
+    """Refuse a model whose attributes are missing, of a wrong type, or inconsistent with each other.
 
     Raises:
         ModelError: Names the attribute, what it must be, and its value.

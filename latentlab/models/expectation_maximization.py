@@ -1,9 +1,10 @@
-r"""Climbing a likelihood by EM, the last steps extrapolated, and by L-BFGS where a derivative says that the top is not reached.
+r"""Maximum likelihood by EM with Anderson acceleration, followed by L-BFGS if the gradient is not yet small.
 
 A step of EM is a map $u \mapsto u + f(u)$ of the unconstrained values of the sites. Near its fixed point f is almost linear, so
-that a few of its values tell where it is 0 (Anderson's mixing): with the last points $u_i$,
+that a few values of f determine its root (Anderson mixing): with the last points $u_i$,
 $$ u \leftarrow \sum_i \alpha_i (u_i + f(u_i)), \quad \alpha = \arg\min_{\sum \alpha_i = 1} \| \sum_i \alpha_i f(u_i) \|. $$
-A point that lost likelihood, or lies at an edge, is given up for a plain step from the one before: the climb stays monotone.
+A point with a lower likelihood or with further entries on the boundary is discarded for a plain EM step from the previous point.
+The likelihood therefore never decreases.
 
 References:
     Walker & Ni (2011), Anderson acceleration for fixed-point iterations, SIAM J. Numer. Anal. 49:1715. Henderson & Varadhan
@@ -24,24 +25,24 @@ from latentlab.models.base import MaximumLikelihood
 
 Values = Mapping[str, torch.Tensor]
 Step = Callable[[Values], tuple[float, dict[str, torch.Tensor]]]
-"""Values of the sites to their log likelihood, and the values after a step of EM."""
+"""Step of EM: from values of the sites to their log likelihood and the updated values."""
 Edge = Callable[[Values], Mapping[str, torch.Tensor]]
-"""Values of the sites to which of their entries are held at a bound."""
+"""Function from values of the sites to masks of the entries at a bound."""
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
-"""A point to what is to be made small, and its gradient."""
+"""Function from a point to the objective to be minimised and its gradient."""
 
 MOST_STEPS = 5000
 GAIN = 1e-10
-"""Relative rise of the log likelihood in a step at which EM hands over."""
+"""Relative increase of the log likelihood in a step below which plain EM ends."""
 EXTRAPOLATED, REMEMBERED = 30, 6
-"""Extrapolated steps at most, and the points that each is made from."""
+"""Largest number of accelerated steps, and of previous points in each."""
 STILL = 1e-9
-"""Largest move of an unconstrained value in a step of EM from which on the derivative is looked at."""
+"""The gradient is evaluated if an EM step changes every unconstrained value by at most this."""
 GRADIENT = 1e-9
 EDGE = 1e-5
-"""Distance from 0 within which a probability counts as on the edge."""
+"""Distance from 0 or 1 within which a probability counts as on the boundary."""
 LEAST = 2e-3
-"""The same of a rate."""
+"""Rate below which it counts as on the boundary."""
 
 SUPPORTS: dict[str, constraints.Constraint] = {
     "weights": constraints.simplex,
@@ -63,15 +64,15 @@ def climb(
     fixed: tuple[str, ...] = (),
     edge: Edge = lambda values: {},
 ) -> MaximumLikelihood:
-    """A local maximum of a likelihood.
+    """Find a local maximum of a likelihood.
 
     Args:
         step: A step of EM.
-        log_likelihood: Of values, differentiable.
-        start: Values to begin with.
-        n_units: Units, over which the gradient is averaged.
-        fixed: Sites that are not moved.
-        edge: Which entries are held at a bound that the steps respect, beside probabilities and rates near 0.
+        log_likelihood: Log likelihood of values, differentiable.
+        start: Starting values.
+        n_units: Number of units, over which the gradient is averaged.
+        fixed: Sites that are not estimated.
+        edge: Masks of the entries at a bound that the steps respect, in addition to probabilities and rates near 0.
     """
     values: Values = {name: value.clone() for name, value in start.items()}
     trace: list[float] = []
@@ -93,17 +94,16 @@ def climb(
 
 @dataclass(frozen=True)
 class _Free:
-    """The values of the sites as a vector of what moves, unconstrained.
+    """Conversion between the values of the sites and a vector of their free entries on the unconstrained scale.
 
-    Entries at the edge of what they can be (a standard deviation at its floor, a probability of 0) stay as they are, on a
-    simplex the whole row.
+    Entries on the boundary (a standard deviation at its floor, a probability of 0) stay fixed; on a simplex, the whole row.
     """
 
     values: Values
     inside: dict[str, torch.Tensor]
-    """Which entries move, of each site that is not fixed."""
+    """Mask of the free entries of each site that is not fixed."""
     transforms: dict[str, Transform]
-    """From unconstrained values, of each site that has an entry that moves."""
+    """Transform from the unconstrained scale for each site with a free entry."""
     bound: Edge
 
     @staticmethod
@@ -113,7 +113,7 @@ class _Free:
 
     @property
     def edge(self) -> list[str]:
-        """Sites with an entry that does not move."""
+        """Sites with an entry on the boundary."""
         return [name for name, own in self.inside.items() if not own.all()]
 
     def vector(self, values: Values) -> torch.Tensor:
@@ -127,7 +127,7 @@ class _Free:
         return new
 
     def holds(self, values: Values) -> bool:
-        """Whether the same entries are inside."""
+        """Whether the free entries at these values are the same."""
         there = _inside({name: values[name] for name in self.transforms}, self.bound(values))
         return all(torch.equal(own, self.inside[name]) for name, own in there.items())
 
@@ -137,11 +137,11 @@ class _Free:
 
     @cached_property
     def _moves(self) -> dict[str, torch.Tensor]:
-        """Which of the unconstrained values of a site move: a simplex has one less in each row, which move together."""
+        """Masks of the free unconstrained values of each site; a row of a simplex has one value less and is free as a whole."""
         found = {}
         for name, part in self._unconstrained.items():
             own = self.inside[name]
-            if name == "corr":  # a factor moves as a whole
+            if name == "corr":  # a Cholesky factor is free or fixed as a whole
                 own = own.flatten(-2)[..., :1].expand(part.shape)
             elif part.dim():
                 own = own[..., : part.shape[-1]]
@@ -161,9 +161,10 @@ def _finished(
     trace: list[float],
     n_units: int,
 ) -> tuple[Values, float, str]:
-    """The values where the derivative is 0, if that is near and higher; the largest derivative there; how it was found.
+    """Refine the result of EM until the gradient vanishes, by accelerated EM and L-BFGS.
 
-    The levels on the way are added to `trace`.
+    Returns the values, their largest derivative and a description. The values of EM are kept if the refined likelihood is lower
+    or other entries reach the boundary. The log likelihoods of the refinement are appended to `trace`.
     """
 
     def objective(point: np.ndarray) -> tuple[float, np.ndarray]:
@@ -192,9 +193,9 @@ def _finished(
 def _extrapolated(
     step: Step, objective: Objective, free: _Free, after: Values, trace: list[float]
 ) -> tuple[np.ndarray, float, np.ndarray]:
-    """The last point on the way to where steps of EM come to rest, with the objective and its gradient there.
+    """Run Anderson-accelerated EM; return the last point with the objective and its gradient.
 
-    The first steps are from the free values to those `after`.
+    The first step leads from the values in `free` to those in `after`.
     """
     points = [free.vector(free.values).numpy()]
     moves = [free.vector(after).numpy() - points[0]]
@@ -228,18 +229,18 @@ def _support(name: str, value: torch.Tensor) -> constraints.Constraint:
 
 
 def _inside(values: Values, edge: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Which entries of each site are neither at the edge of the support nor held at a bound."""
+    """Masks of the entries of each site that are neither on the boundary of the support nor at a bound."""
     found = {name: _free(name, value) for name, value in values.items()}
     return {name: own & ~edge[name] if name in edge else own for name, own in found.items()}
 
 
 def _is_one(name: str, value: torch.Tensor) -> bool:
-    """Whether it is the weight of a single component."""
+    """Whether the values are probabilities of a single component, which are 1."""
     return _support(name, value) is constraints.simplex and value.shape[-1] == 1
 
 
 def _free(name: str, value: torch.Tensor) -> torch.Tensor:
-    """Which entries are inside the support: each by itself, on a simplex by rows."""
+    """Mask of the entries inside the support: elementwise, and by rows on a simplex."""
     support = _support(name, value)
     if support is constraints.simplex:
         return (value > EDGE).all(-1, keepdim=True).expand(value.shape)

@@ -12,7 +12,7 @@ from latentlab.settings import Count, NonNegative, Positive, settings
 
 @settings
 class FactorAnalysis(LinearGaussian):
-    r"""Factor analysis: positions on a plane through the feature space, and noise of its own size in each feature.
+    r"""Factor analysis: a linear map from latent positions to features, with a separate noise variance for each feature.
 
     $$ W_{dk} \sim N(0, \text{W\_scale}), \quad \mu_d \sim N(0, \text{mu\_scale}), \quad
        \psi_d \sim \text{HalfNormal}(\text{psi\_scale}) $$
@@ -20,17 +20,17 @@ class FactorAnalysis(LinearGaussian):
 
     W (feature, latent) are the loadings, mu (feature,) the mean, psi (feature,) the standard deviations of the noise, z
     (unit, latent) the positions, or factor scores. Scales are standard deviations, in the units of the features. With z
-    integrated out, $x_n \sim N(\mu, W W' + \mathrm{diag}(\psi^2))$. Identified are W W' + diag(psi^2), mu and, where
-    (D - q)^2 >= D + q, as a rule psi; W and z only up to one common rotation or reflection, O(q). Beyond this bound, named after
-    Ledermann, data of any number leave psi, W W' and the positions open, and the diagnostics of every fit warn. A psi near 0 (a
-    Heywood case) makes one feature a factor; the posterior can have several modes.
+    marginalised, $x_n \sim N(\mu, W W' + \mathrm{diag}(\psi^2))$. W W' + diag(psi^2) and mu are identified. psi is identified as
+    a rule if (D - q)^2 >= D + q (the Ledermann bound). W and z are identified up to one common rotation or reflection, O(q).
+    Beyond the bound no number of units identifies psi, W W' and the positions, and the diagnostics of every fit warn. A psi near
+    0 (a Heywood case) makes one feature a factor. The posterior can have several modes.
 
     Args:
         n_latent: Latent dimensions q, fewer than features.
         W_scale: Prior standard deviation of each loading; 0 fixes W at 0.
         mu_scale: Prior standard deviation of each mean; 0 fixes mu at 0.
-        psi_scale: Scale of the half-normal prior of each noise.
-        marginalize: Integrate z out (the default), or keep it as a site of the program.
+        psi_scale: Scale of the half-normal prior of each noise standard deviation.
+        marginalize: Marginalise z (the default), or keep it as a site of the program.
 
     Raises:
         ConfigError: A setting is out of its range.

@@ -27,24 +27,24 @@ class GaussianHMM(HiddenMarkovModel):
        \Sigma_k = \text{diag}(\sigma_k) \, R_k R_k' \, \text{diag}(\sigma_k) $$
 
     initial (state,), transition (state, next_state), mu (state, feature), sigma and corr by `covariance` as in
-    `GaussianMixture`, z (unit,), the units being time steps. The first state of each sequence emits its first observation. The
-    paths z are summed out. The other sites are identified up to the order of the states, unless their priors differ, or `ordered`
-    or `left_to_right` fixes it.
+    `GaussianMixture`, z (unit,); the units are time steps. The first state of each sequence emits its first observation. The
+    paths z are marginalised. The other sites are identified up to the order of the states, unless their priors differ, or
+    `ordered` or `left_to_right` fixes it.
 
     Args:
         n_states: States K.
         covariance: `diagonal`, `full`, `spherical` or `tied`.
         initial_concentration: Concentration of the Dirichlet prior of the first state; 0 fixes it at 1 / K for each.
         transition_concentration: Concentration of the Dirichlet prior of each row of the transitions.
-        sticky: Added to the concentration of staying in the state.
-        left_to_right: The first state begins, and a state can only stay or go to the next one.
+        sticky: Addition to the concentration of self-transitions.
+        left_to_right: Start each sequence in the first state, and allow only self-transitions and transitions to the next state.
         mu_loc: Prior mean of the means: one number, or one for each state.
         mu_scale: Prior standard deviation of the means: one number, or one for each state.
-        sigma_prior: `log_normal`, or `half_normal` of scale `sigma_scale`, whose mode can be without bound.
-        sigma_scale: Median of the standard deviations a priori: one number, or one for each state.
+        sigma_prior: `log_normal`, or `half_normal` of scale `sigma_scale`, under which the posterior density can be unbounded.
+        sigma_scale: Prior median of the standard deviations: one number, or one for each state.
         sigma_spread: Standard deviation of their logs; 0 fixes them at `sigma_scale`.
         corr_concentration: Concentration of the LKJ prior of the correlations.
-        ordered: Hold the means of a single feature in increasing order; the prior is not renormalised.
+        ordered: Constrain the means of a single feature to increasing order; the prior is not renormalised.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -87,7 +87,7 @@ class GaussianHMM(HiddenMarkovModel):
 
     def model(self, x: torch.Tensor, mask: torch.Tensor | None = None, sequence: torch.Tensor | None = None) -> None:
         K, D = self.n_states, x.shape[1]
-        if self.left_to_right:  # the first state begins
+        if self.left_to_right:  # each sequence starts in the first state
             initial = pyro.deterministic("initial", torch.eye(K, dtype=torch.float64)[0])
         elif self.initial_concentration == 0:
             initial = pyro.deterministic("initial", torch.full((K,), 1 / K, dtype=torch.float64))
@@ -95,7 +95,7 @@ class GaussianHMM(HiddenMarkovModel):
             initial = dirichlet("initial", torch.full((K,), self.initial_concentration, dtype=torch.float64))
         counts = torch.full((K, K), self.transition_concentration, dtype=torch.float64)
         counts = counts + self.sticky * torch.eye(K, dtype=torch.float64)
-        if self.left_to_right:  # a state can only stay or go to the next one
+        if self.left_to_right:  # only self-transitions and transitions to the next state
             stay = pyro.sample("stay", dist.Beta(counts[0, 0].expand(K - 1), counts[0, 1]).to_event(1))
             transition = pyro.deterministic("transition", forward(stay))
         else:

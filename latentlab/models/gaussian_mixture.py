@@ -1,4 +1,4 @@
-r"""Mixtures of Gaussians, with a fixed number of components or one that the data choose."""
+r"""Mixtures of Gaussians, with a fixed number of components or a Dirichlet-process prior."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ from latentlab.symmetry.group import Group
 from latentlab.symmetry.groups import Identity, Permutation
 
 START_CLUSTERS = 10
-"""Clusters with which a mixture of unknown size starts, at most."""
+"""Largest number of clusters at the start of a Dirichlet-process mixture."""
 
 
 @settings
@@ -37,8 +37,8 @@ class GaussianMixture(MixtureModel):
     `diagonal` sigma (component, feature); `full` sigma (component, feature) and corr, the Cholesky factors of the correlations
     (component, feature, next_feature); `tied` one covariance for all, sigma (feature,) and corr (feature, next_feature). Scales
     are standard deviations in the units of the features; the defaults are meant for standardised data. The assignments z are
-    summed out; the other sites are identified up to the order of the components, unless their priors differ or `ordered` fixes
-    it. The log-normal prior keeps components from shrinking onto one unit, where the likelihood has no bound.
+    marginalised. The other sites are identified up to the order of the components, unless their priors differ or `ordered` fixes
+    it. The log-normal prior prevents components from collapsing onto one unit, where the likelihood is unbounded.
 
     Args:
         n_components: Components K.
@@ -46,11 +46,11 @@ class GaussianMixture(MixtureModel):
         weights_concentration: Concentration of the Dirichlet prior of the weights: one number, or one for each component.
         mu_loc: Prior mean of the means: one number, or one for each component.
         mu_scale: Prior standard deviation of the means: one number, or one for each component.
-        sigma_prior: `log_normal`, or `half_normal` of scale `sigma_scale`, whose mode can be without bound.
-        sigma_scale: Median of the standard deviations a priori: one number, or one for each component.
+        sigma_prior: `log_normal`, or `half_normal` of scale `sigma_scale`, under which the posterior density can be unbounded.
+        sigma_scale: Prior median of the standard deviations: one number, or one for each component.
         sigma_spread: Standard deviation of their logs; 0 fixes them at `sigma_scale`.
-        corr_concentration: Concentration of the LKJ prior of the correlations; 1 is uniform, more prefers weak correlations.
-        ordered: Hold the means of a single feature in increasing order; the prior is not renormalised.
+        corr_concentration: Concentration of the LKJ prior of the correlations; 1 is uniform, larger favours weak correlations.
+        ordered: Constrain the means of a single feature to increasing order; the prior is not renormalised.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -114,7 +114,7 @@ class GaussianMixture(MixtureModel):
 
 @settings
 class DPMixture(MixtureModel):
-    r"""Dirichlet-process mixture of Gaussians, truncated: the data say how many of its components they need.
+    r"""Truncated Dirichlet-process mixture of Gaussians: the number of occupied components is inferred from the data.
 
     $$ \alpha \sim \text{Gamma}(\text{alpha\_shape}, \text{alpha\_rate}), \quad v_k \sim \text{Beta}(1, \alpha), \quad
        w_k = v_k \prod_{j<k} (1 - v_j), \quad v_K = 1 $$
@@ -124,19 +124,20 @@ class DPMixture(MixtureModel):
     $$ z_n \sim w, \quad x_n \mid z_n = k \sim N(\mu_k, \Sigma_k), \quad
        \Sigma_k = \text{diag}(\sigma_k) \, R_k R_k' \, \text{diag}(\sigma_k) $$
 
-    alpha the concentration, weights (component,), the rest as in `GaussianMixture`. A priori about $\alpha \log(1 + N / \alpha)$
-    components hold N units. Identified are the partition of the units, the number of components that hold any, and the density
-    of x. The sticks prefer an order of the components, so that exchanging them changes the density a little, and chains exchange
-    them all the same: draws are aligned, and chains compared, modulo their order.
+    alpha is the concentration, weights (component,); the other sites are as in `GaussianMixture`. The prior expectation of the
+    number of occupied components for N units is about $\alpha \log(1 + N / \alpha)$. The partition of the units, the number of
+    occupied components, and the density of x are identified. Components are not exchangeable under the stick-breaking prior:
+    permuting them changes the joint density slightly. Chains permute them nevertheless. Draws are therefore aligned, and chains
+    compared, modulo their order.
 
     Args:
-        n_components: Components K at which the process is cut; the last ones should be empty.
+        n_components: Truncation level K of the process; the last components should be empty.
         covariance: `diagonal`, `full`, `spherical` or `tied`.
         alpha_shape: Shape of the concentration's gamma prior; 0 fixes alpha at `1 / alpha_rate`.
-        alpha_rate: Its rate.
+        alpha_rate: Rate of the concentration's gamma prior.
         mu_loc: Prior mean of the means.
         mu_scale: Prior standard deviation of the means.
-        sigma_scale: Median of the standard deviations a priori.
+        sigma_scale: Prior median of the standard deviations.
         sigma_spread: Standard deviation of their logs; 0 fixes them at `sigma_scale`.
         corr_concentration: Concentration of the LKJ prior of the correlations.
 
@@ -202,10 +203,13 @@ class DPMixture(MixtureModel):
             pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)  # z is marginalised
 
     def remarks(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
-        return [note for note in super().remarks(arrays, values) if "is empty" not in note]  # the last ones should be
+        return [note for note in super().remarks(arrays, values) if "is empty" not in note]  # empty components are expected
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, object]:
-        """As many clusters of k-means as there may well be, by size; the other components beside random units."""
+        """Start from k-means with a random number of clusters, sorted by size; the means of other components are random units.
+
+        The number is uniform from 1 to the smallest of `START_CLUSTERS`, the number of components and that of distinct units.
+        """
         distinct = len(np.unique(arrays["x"].numpy(), axis=0))
         near = Units.of(self.emission, arrays).arrays
         labels = k_means(near, int(rng.integers(1, min(START_CLUSTERS, self.n_components, distinct) + 1)), rng)

@@ -1,8 +1,8 @@
-r"""What the hidden Markov models share, the states summed out.
+r"""Base class of hidden Markov models, with the states marginalised.
 
 $$ z_1 \sim \pi, \quad z_t \mid z_{t-1} \sim A_{z_{t-1}}, \quad x_t \mid z_t = k \sim p_k $$
-The units are time steps; the coordinate `sequence` says which sequence a step belongs to, each beginning anew from the initial
-probabilities. The first state of a sequence emits its first observation. Given the other sites the paths are exact.
+The units are time steps. The coordinate `sequence` assigns each step to a sequence. Each sequence starts from the initial
+probabilities, and its first state emits its first observation. The distribution of the paths given the other sites is exact.
 """
 
 from collections.abc import Mapping
@@ -35,13 +35,13 @@ from latentlab.models.mixture import (
 from latentlab.symmetry.groups import Identity, Permutation
 
 LEAST_COUNT = 0.1
-"""Of each transition that is not forbidden, at the start."""
+"""Pseudo-count of each transition at the start, unless `left_to_right` forbids it."""
 FEW_MOVES = 1e-3
-"""Expected transitions from a state below which none was observed."""
+"""Expected number of transitions from a state below which its row of `transition` counts as unobserved."""
 
 
 class HiddenMarkovModel(LatentModel):
-    """Base class of hidden Markov models: everything but the program and the emission, which a subclass defines."""
+    """Base class of hidden Markov models; a subclass defines the program and the emission."""
 
     positions = (Position("z", kind="discrete"),)
     methods: tuple[str, ...] = ("nuts", "chees", "svi", "map", "exact")
@@ -71,7 +71,7 @@ class HiddenMarkovModel(LatentModel):
     def n_labels(self) -> int:
         return self.n_states
 
-    # -- what is exact
+    # -- exact conditional distributions
 
     def _series(self, arrays: Arrays, values: Mapping[str, torch.Tensor]) -> HiddenMarkovSeries:
         starts = begins(arrays.get("sequence"), len(arrays["x"]))
@@ -79,21 +79,21 @@ class HiddenMarkovModel(LatentModel):
         return HiddenMarkovSeries(initial, transition, self.emission.components(values), starts, arrays.get("mask"))
 
     def latents(self, arrays: Arrays, **values: torch.Tensor) -> chains.HiddenPath:
-        """The paths given x and the other sites; `probs` are the smoothed probabilities, `mode` is the Viterbi path."""
+        """Distribution of the paths given x and the other sites; `probs` are smoothed probabilities, `mode` the Viterbi path."""
         return self._series(arrays, values).conditional(arrays["x"])
 
     def filtered(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
-        """Probabilities of each step's state given the data up to then `(unit, state)`."""
+        """Filtered probabilities `(unit, state)`: of each step's state given the data up to and including this step."""
         return chains.filtered(*self._series(arrays, values).chain(arrays["x"]))
 
     def leave_one_out(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
-        """log p of each step given all others, or of each sequence where there are several."""
+        """log p of each step given all others `(unit,)`; for several sequences, log p of each sequence `(sequence,)`."""
         chain = self._series(arrays, values).chain(arrays["x"])
         several = arrays.get("sequence") is not None and int(arrays["sequence"].max()) > 0
         return chains.sequence_log_likelihood(*chain) if several else chains.leave_one_out(*chain)
 
     def imputation(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
-        """x given z, the other sites and what was observed of the step."""
+        """Distribution of x given z, the other sites and the observed entries of the step."""
         return imputed(self.emission, arrays, values)
 
     def replicated(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
@@ -146,7 +146,7 @@ class HiddenMarkovModel(LatentModel):
     # -- data
 
     def check(self, dataset: Dataset) -> None:
-        """Refuses what is no series, or has fewer steps than states.
+        """Refuse data that are not a series, have fewer steps than states, or cannot be emitted.
 
         Raises:
             DataError: Names both numbers, the column or the sequence.
@@ -159,7 +159,7 @@ class HiddenMarkovModel(LatentModel):
         self.emission.check(what, dataset)
 
     def check_maximum(self, dataset: Dataset) -> None:
-        """Refuses data on which every state can be narrow without end.
+        """Refuse data for which the likelihood of every state is unbounded.
 
         Raises:
             DataError: Names the columns.
@@ -172,7 +172,7 @@ class HiddenMarkovModel(LatentModel):
         return [Caution("data", note, 1.0, "no note") for note in alone + self.emission.cautions(dataset)]
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuses values that the states cannot emit.
+        """Refuse values that the states cannot emit.
 
         Raises:
             DataError: Names column, unit and value.
@@ -180,7 +180,7 @@ class HiddenMarkovModel(LatentModel):
         check_new_table(f"{type(self).__name__}: {dataset.name}", dataset, self.emission)
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
-        """Clusters of k-means as states; where states follow one another, equal parts of each sequence."""
+        """Start from the clusters of k-means as states, or from equal parts of each sequence if `left_to_right`."""
         starts = begins(arrays.get("sequence"), len(arrays["x"])).numpy()
         near = Units.of(self.emission, arrays).arrays
         labels = _parts(starts, self.n_states) if self.left_to_right else k_means(near, self.n_states, rng)
@@ -205,9 +205,9 @@ class HiddenMarkovModel(LatentModel):
         return {**values, "z": torch.from_numpy(labels)}
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_features: int | None = None) -> Dataset:
-        """Data and truth drawn from the model, priors included: two sequences of unequal length where there are 6 steps or more.
+        """Draw the sites from their priors, and the data from the model: two sequences if there are at least 6 steps.
 
-        One feature where None; two where features are correlated.
+        The second sequence has a third of the steps. `n_features` None means one feature, or two if features are correlated.
         """
         K = self.n_states
         n_features = (2 if "corr" in self.dims else 1) if n_features is None else n_features
@@ -243,13 +243,13 @@ def begins(sequence: torch.Tensor | None, n_units: int) -> torch.Tensor:
 
 
 def log_probability(p: torch.Tensor) -> torch.Tensor:
-    """log p, -inf where p is 0, with derivatives that are finite everywhere."""
+    """log p, or -inf if p is 0, with finite derivatives everywhere."""
     possible = p > 0
     return torch.where(possible, torch.log(torch.where(possible, p, torch.ones_like(p))), torch.full_like(p, -torch.inf))
 
 
 def forward(stay: torch.Tensor) -> torch.Tensor:
-    """Transitions `(state, next_state)` that stay, with these probabilities, or go to the next state; the last one stays."""
+    """Transitions `(state, next_state)`: a state stays with probability `stay`, else the next follows; the last is absorbing."""
     one, none = torch.ones_like(stay[..., :1]), torch.zeros_like(stay[..., :1])
     stays, leaves = torch.cat([stay, one], -1), torch.cat([1 - stay, none], -1)
     up = torch.diag_embed(torch.ones(len(stay), dtype=stay.dtype), offset=1)
@@ -257,7 +257,7 @@ def forward(stay: torch.Tensor) -> torch.Tensor:
 
 
 def _parts(starts: np.ndarray, n_states: int) -> np.ndarray:
-    """Each sequence cut into as many equal parts as there are states `(unit,)`."""
+    """Labels `(unit,)` of equal parts of each sequence, one part for each state."""
     lengths = np.diff(np.append(np.flatnonzero(starts), len(starts)))
     return np.concatenate([np.arange(n) * n_states // n for n in lengths])
 

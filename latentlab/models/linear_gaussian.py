@@ -1,7 +1,7 @@
-r"""What PPCA and factor analysis share: $x_n = W z_n + \mu + \text{noise}$ with positions that are Gaussian given the rest.
+r"""Base class of PPCA and factor analysis: $x_n = W z_n + \mu + \text{noise}$ with Gaussian positions.
 
-Positions are integrated out exactly, missing entries by leaving their rows of W out (`distributions/low_rank_gaussian.py`);
-with `marginalize=False` they are a site of the program, with an amortised linear-Gaussian encoder as the guide.
+Positions are marginalised exactly; rows of W for missing entries are left out (`distributions/low_rank_gaussian.py`). With
+`marginalize=False` they are a site of the program, with an amortised linear-Gaussian encoder as the guide.
 """
 
 import math
@@ -24,7 +24,7 @@ from latentlab.models.linear_gaussian_optimum import best_optimum, principal_axe
 from latentlab.symmetry.groups import Orthogonal
 
 GUIDE_SCALE = 0.05
-"""Standard deviation that the guide starts with, on the unconstrained scale."""
+"""Standard deviation of the guide at the start, on the unconstrained scale."""
 
 
 LEAST_SHARE = 1e-4
@@ -32,10 +32,10 @@ LEAST_SHARE = 1e-4
 
 
 class LinearGaussian(LatentModel):
-    """Base of the two models: a subclass writes the generative process, of the sites W, mu, z and its noise."""
+    """Base class of PPCA and factor analysis; a subclass defines the program with the sites W, mu, z and its noise."""
 
     noise: str
-    """The site of the noise; `(feature,)` where each feature has its own."""
+    """Name of the noise site; its shape is `(feature,)` if each feature has its own noise."""
     n_latent: int
     W_scale: float
     mu_scale: float
@@ -50,9 +50,9 @@ class LinearGaussian(LatentModel):
         return self.dims[self.noise]
 
     def guide(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-        """Independent normals for W, mu and the log noise; for z, where it is a site, a linear-Gaussian encoder.
+        """Guide with independent normals for W, mu and the log noise, and a linear-Gaussian encoder for z if it is a site.
 
-        The encoder is $z_n \\sim N(A x_n + B m_n + c, L L')$ with m the mask and missing entries 0, shared by all units.
+        The encoder is $z_n \\sim N(A x_n + B m_n + c, L L')$ with m the mask and missing entries 0. All units share it.
         """
         arrays = {"x": x, "mask": mask}
         start = cache(lambda: _principal_start(arrays, self.n_latent, self.noise_dims))
@@ -74,15 +74,15 @@ class LinearGaussian(LatentModel):
         with pyro.plate("unit", len(x)):
             pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=L))
 
-    # -- what is exact
+    # -- exact conditional distributions
 
     def latents(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
-        """z given x and the other sites: Gaussian, exactly, also where entries are missing."""
+        """Exact Gaussian distribution of z given the observed entries of x and the other sites."""
         given = LowRankGaussian(values["mu"], values["W"], values[self.noise], arrays.get("mask"))
         return given.conditional(arrays["x"])
 
     def imputation(self, arrays: Arrays, **values: torch.Tensor) -> dist.Normal:
-        """x given z and the other sites: the features are independent, so that observed entries add nothing."""
+        """Distribution of x given z and the other sites; the features are independent, so that observed entries do not matter."""
         loc = values["z"] @ values["W"].mT + values["mu"]
         return dist.Normal(loc, values[self.noise].expand(loc.shape[-1]))
 
@@ -106,7 +106,10 @@ class LinearGaussian(LatentModel):
     # -- data
 
     def check(self, dataset: Dataset) -> None:
-        """Refuses what is no table of several units and more than `n_latent` features.
+        """Refuse data that are not a table with at least `n_latent` + 1 features and max(2, `n_latent` + 1) units.
+
+        Columns without observed entries and tables of identical rows are refused. A constant column is refused if each feature
+        has its own noise.
 
         Raises:
             DataError: Names both numbers, or the column.
@@ -132,7 +135,7 @@ class LinearGaussian(LatentModel):
             )
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuses what is no table.
+        """Refuse data that are not a table.
 
         Raises:
             DataError: Names the array.
@@ -140,7 +143,7 @@ class LinearGaussian(LatentModel):
         require_table(f"{type(self).__name__}: {dataset.name}", dataset)
 
     def cautions(self, dataset: Dataset) -> list[Caution]:
-        """Values far from all others; noise of each feature beyond the Ledermann bound, where equal covariances differ in it."""
+        """Warn of outliers, and of unidentified feature noise beyond the Ledermann bound."""
         d, q = dataset.x.shape[1], self.n_latent
         if not self.noise_dims or self.W_scale == 0 or (d - q) ** 2 >= d + q:
             return outliers(dataset)
@@ -154,7 +157,7 @@ class LinearGaussian(LatentModel):
         return [bound, *outliers(dataset)]
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
-        """The principal subspace, turned at random; the noise from what it leaves."""
+        """Start from the principal subspace after a random orthogonal transformation, with the residual noise."""
         start = _principal_start(arrays, self.n_latent, self.noise_dims)
         turn, _ = np.linalg.qr(rng.standard_normal((self.n_latent, self.n_latent)))
         start["W"] = start["W"] @ torch.from_numpy(turn)
@@ -162,7 +165,7 @@ class LinearGaussian(LatentModel):
         return {"W": start["W"], "mu": start["mu"], self.noise: start["noise"], "z": z}
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 10) -> Dataset:
-        """Data and truth drawn from the model, priors included."""
+        """Draw the sites from their priors, and the data from the model."""
         W = self.W_scale * rng.standard_normal((n_features, self.n_latent))
         mu = self.mu_scale * rng.standard_normal(n_features)
         noise_scale = getattr(self, f"{self.noise}_scale")
@@ -175,7 +178,7 @@ class LinearGaussian(LatentModel):
 
 
 def _parameter(name: str, start: Callable[[], torch.Tensor], constraint: Any = constraints.real) -> torch.Tensor:
-    """A parameter of the guide; its start is computed once, and copied, since Pyro would make a given tensor the parameter."""
+    """Register a parameter of the guide; its start is computed once and copied, since Pyro would use the tensor itself."""
     return pyro.param(name, lambda: start().detach().clone(memory_format=torch.contiguous_format), constraint=constraint)
 
 
@@ -184,7 +187,7 @@ def _spread(site: str, loc: torch.Tensor) -> torch.Tensor:
 
 
 def _encoder(W: torch.Tensor, mu: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Slope `(feature, latent)`, offset `(latent,)` and Cholesky factor of the exact conditional of z given a whole x."""
+    """Slope `(feature, latent)`, offset `(latent,)` and Cholesky factor of the exact conditional of z given a complete x."""
     exact = LowRankGaussian(mu, W, noise)
     at_zero = exact.conditional(torch.zeros_like(mu)[None])
     slope = exact.conditional(torch.eye(len(mu), dtype=mu.dtype)).mean - at_zero.mean
@@ -192,9 +195,9 @@ def _encoder(W: torch.Tensor, mu: torch.Tensor, noise: torch.Tensor) -> tuple[to
 
 
 def _principal_start(arrays: Arrays, n_latent: int, noise_dims: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """PPCA's closed form on the data with missing entries at their column's mean.
+    """Closed-form PPCA estimate on the data with missing entries at their column's mean.
 
-    Where each feature has its own noise, it is that of the standardised columns, and the noise is each feature's residual.
+    If each feature has its own noise, the columns are standardised, and the noise is the residual of each feature.
     """
     x, mask = arrays["x"], arrays.get("mask")
     seen = torch.ones_like(x, dtype=torch.bool) if mask is None else mask

@@ -1,15 +1,15 @@
-r"""Maximum likelihood of the linear-Gaussian models: the closed form where there is one, else EM ended by Newton's method.
+r"""Maximum likelihood of the linear-Gaussian models: in closed form, or by EM followed by Newton's method.
 
 Closed form (PPCA, nothing missing): with $\lambda_1 \ge \dots \ge \lambda_D$ and $U$ the eigenvalues and eigenvectors of
 $S = \frac1N \sum_n (x_n - \hat\mu)(x_n - \hat\mu)'$,
 $$ \hat\mu = \bar x, \quad \hat\sigma^2 = \frac{1}{D - q} \sum_{j > q} \lambda_j, \quad
    \hat W = U_q (\Lambda_q - \hat\sigma^2 I)^{1/2} R, $$
-any orthogonal R; reported in principal axes with each axis's largest loading positive.
+for any orthogonal R. W is reported in principal axes with the largest loading of each axis positive.
 
 EM (missing entries, or a noise for each feature): with $\tilde z = (z, 1)$ and sums over the units in which feature d was
 observed, $(w_d, \mu_d) = \sum_n x_{nd} E[\tilde z_n]' (\sum_n E[\tilde z_n \tilde z_n'])^{-1}$, and the noise variance is
-the mean of $E[(x_{nd} - w_d' z_n - \mu_d)^2]$. EM is slow at the end, so a damped Newton iteration on $(W, \mu, \log\psi)$
-takes over; the directions along which W only turns are left alone by the pseudo-inverse.
+the mean of $E[(x_{nd} - w_d' z_n - \mu_d)^2]$. EM converges slowly, so a damped Newton iteration on $(W, \mu, \log\psi)$ follows.
+The gradient is 0 along rotations of W, so that Newton steps do not change them.
 
 References:
     Tipping & Bishop (1999), Probabilistic Principal Component Analysis, JRSS B 61:611.
@@ -28,14 +28,14 @@ from latentlab.errors import InferenceError
 from latentlab.models.base import MaximumLikelihood
 
 Derivative = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""A vector to gradient and value."""
+"""Function from a vector to gradient and value."""
 
 TOLERANCE = 1e-8
 """Largest derivative of the mean log likelihood per unit at the end."""
 ROUNDING = 1e-10
-"""Nats a unit that a further Newton step may promise: at a small noise the derivative has a rounding error above `TOLERANCE`."""
+"""Largest predicted gain of a further Newton step, in nats per unit; small noise rounds the derivative to above `TOLERANCE`."""
 FLOOR = 1e-6
-"""A feature's noise variance is kept above this share of the feature's variance (a Heywood case ends there)."""
+"""Lower bound on the noise variance, as a share of the feature's variance (a Heywood case ends there)."""
 N_STARTS = 5
 N_EM = 400
 N_NEWTON = 200
@@ -43,7 +43,7 @@ N_NEWTON = 200
 
 @dataclass(frozen=True)
 class _Problem:
-    """Data and what is estimated: `x` with zeros where missing, `mask` or None."""
+    """Data and the choice of parameters: `x` with 0 for missing entries, `mask` or None."""
 
     x: torch.Tensor
     mask: torch.Tensor | None
@@ -90,24 +90,24 @@ def best_optimum(
     fixed_mean: bool,
     rng: np.random.Generator,
 ) -> MaximumLikelihood:
-    """The maximum of the likelihood over W, mu and the noise, in principal axes.
+    """Maximise the likelihood over W, mu and the noise; W has principal axes.
 
-    It is sought in units of the features' standard deviations (of their root mean square where they share one noise), in which
-    the derivative is measured too: a column in other units changes nothing but its own parameters.
+    Features are first divided by their standard deviations, or by the root mean square of these if they share one noise. The
+    derivative refers to these units, so that a change of a column's unit affects only its own parameters.
 
     Args:
         x: Data `(unit, feature)`.
-        mask: True where observed, or None.
-        n_latent: Columns of W.
+        mask: True for observed entries, or None.
+        n_latent: Number of columns of W.
         noise: Name of the noise site.
         own_noise: Whether each feature has its own noise.
-        fixed_mean: Whether mu is 0 rather than estimated.
-        rng: For the starts.
+        fixed_mean: Whether mu is fixed at 0.
+        rng: Random generator of the starts.
 
     Raises:
-        InferenceError: The likelihood has no maximum (no noise is left), or it was not reached; says how far it is.
+        InferenceError: The likelihood has no maximum (no noise is left), or it was not reached; gives the remaining derivative.
     """
-    middle = _Problem(x, mask, n_latent, own_noise, fixed_mean).mean()  # an offset far beyond the spread would cost its digits
+    middle = _Problem(x, mask, n_latent, own_noise, fixed_mean).mean()  # avoids rounding errors from large offsets
     raw = _Problem(x - middle, mask, n_latent, own_noise, fixed_mean)
     scale = torch.sqrt(raw.variance() if own_noise else raw.variance().mean().expand(x.shape[1]))
     problem = replace(raw, x=raw.x / scale)
@@ -139,8 +139,8 @@ def best_optimum(
 
 
 def principal_axes(W: np.ndarray) -> np.ndarray:
-    """W turned so that its columns are orthogonal, longest first, each with its largest loading positive."""
-    turned = W @ np.linalg.svd(W, full_matrices=False)[2].T  # each row keeps its digits, whatever the others' scale
+    """Rotate W to orthogonal columns, longest first, each with its largest loading positive."""
+    turned = W @ np.linalg.svd(W, full_matrices=False)[2].T  # keeps the precision of each row for any scale of the others
     largest = np.take_along_axis(turned, np.abs(turned).argmax(axis=0)[None], axis=0)
     return turned * np.where(largest < 0, -1.0, 1.0)
 
@@ -161,7 +161,7 @@ def _closed_form(problem: _Problem) -> _Point:
 
 
 def _starts(problem: _Problem, rng: np.random.Generator) -> list[_Point]:
-    """The principal subspace of the data with missing entries at their mean, and that with noise added, times over."""
+    """Starts: the principal subspace of the data with missing entries at their mean, and `N_STARTS` - 1 noisy variants."""
     mu, seen = problem.mean(), problem.seen()
     filled = seen * (problem.x - mu)
     _, s, vt = torch.linalg.svd(filled, full_matrices=False)
@@ -179,7 +179,7 @@ def _starts(problem: _Problem, rng: np.random.Generator) -> list[_Point]:
 
 
 def _climb(problem: _Problem, point: _Point) -> tuple[_Point, list[float]]:
-    """EM, with its log likelihoods; stops early once a step gains less than 1e-9 of the total."""
+    """Run EM; return the last point and the log likelihoods. It ends early if a step gains less than 1e-9 of the total."""
     trace = [_total(problem, point)]
     for _ in range(N_EM):
         point = _em_step(problem, point)
@@ -215,7 +215,7 @@ def _total(problem: _Problem, point: _Point) -> float:
 
 
 class _Flat:
-    """Points as vectors of (W, mu unless fixed, log noise variance where it is free)."""
+    """Conversion between points and vectors of (W, mu unless fixed, log noise variances above the floor)."""
 
     def __init__(self, problem: _Problem, point: _Point) -> None:
         self.problem, self.like = problem, point
@@ -249,10 +249,10 @@ def _gradient(problem: _Problem, point: _Point) -> float:
 
 
 def _newton(problem: _Problem, point: _Point) -> tuple[_Point, float, float, int]:
-    """Damped Newton ascent to `TOLERANCE`, or until no step gains.
+    """Run damped Newton ascent to 1% of `TOLERANCE`, or until no step gains.
 
     Returns:
-        The point, its largest derivative, the gain that a further step promises, and the steps taken.
+        The point, its largest derivative, the predicted gain of the last Newton step, and the number of steps.
     """
     flat = _Flat(problem, point)
     v = flat.pack(point)
@@ -284,7 +284,7 @@ def _newton(problem: _Problem, point: _Point) -> tuple[_Point, float, float, int
 def _search(
     derivative: Derivative, v: torch.Tensor, direction: torch.Tensor, value: float
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-    """The longest of the steps 1, 1/2, 1/4, ... along `direction` that does not lose; None where all do."""
+    """Backtracking line search: the longest step 1, 1/2, 1/4, ... along `direction` that does not decrease the value, or None."""
     for shift in range(30):
         candidate = v + direction * 0.5**shift
         gradient, new = derivative(candidate)

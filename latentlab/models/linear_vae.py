@@ -1,4 +1,4 @@
-r"""The linear variational autoencoder, whose bound is known in closed form and whose optimum is PPCA's."""
+r"""The linear variational autoencoder; its bound has a closed form, and its optimum is that of PPCA."""
 
 import math
 from collections.abc import Mapping
@@ -20,32 +20,32 @@ from latentlab.settings import Count, Positive, settings
 from latentlab.symmetry.groups import Orthogonal
 
 TOLERANCE = 1e-5
-"""Largest derivative of the mean bound of a unit that still counts as its maximum, in units of the data's spread."""
+"""Convergence threshold: largest derivative of the mean bound per unit, for data scaled to a root mean square of 1."""
 
 
 @settings
 class LinearVAE(LatentModel):
-    r"""Linear variational autoencoder: PPCA, with a linear encoder in place of the exact conditional of the positions.
+    r"""Linear variational autoencoder: PPCA with a linear encoder instead of the exact conditional of the positions.
 
     $$ z_n \sim N(0, I_q), \quad x_n \mid z_n \sim N(W z_n + \mu, \sigma^2 I_D), \qquad
        q(z_n \mid x_n) = N(V (x_n - \mu), \text{diag}\, D) $$
 
     W (feature, latent), mu (feature,) and sigma belong to the decoder, V (latent, feature) and the variances D (axis,) to the
-    encoder; all are parameters, estimated as points. z (unit, latent) are the positions. With S the data's covariance about mu,
+    encoder. All are parameters with point estimates. z (unit, latent) are the positions. With S the data's covariance about mu,
     the evidence lower bound of N units is N times
 
     $$ -\tfrac1{2\sigma^2} \left[ \text{tr}\, D\, \text{diag}(W'W) + \text{tr}\, (I - WV) S (I - WV)' \right]
        - \tfrac{D_x}{2} \log 2\pi\sigma^2
        - \tfrac12 \left[ \text{tr}\, V S V' + \text{tr}\, D - q - \log |D| \right]. $$
 
-    Its maximum is PPCA's log likelihood. The data identify W W' and W z_n only, since the joint density stays as it is under
-    O(q); but a diagonal D fits the exact conditional only where the columns of W are orthogonal, so that the maximum of the bound
-    is identified up to the order and signs of the axes. With sigma fixed, a dimension is used only where its eigenvalue of S is
-    larger than sigma^2: such a collapse is the likelihood's doing, not the bound's.
+    Its maximum is PPCA's log likelihood. The data identify only W W' and W z_n, since the joint density is invariant under O(q).
+    A diagonal D equals the exact conditional covariance only if the columns of W are orthogonal. The maximum of the bound is
+    therefore identified up to the order and signs of the axes. With sigma fixed, a dimension is used only if its eigenvalue of S
+    exceeds sigma^2. This collapse is a property of the likelihood, not of the bound.
 
     Args:
         n_latent: Latent dimensions q, fewer than features.
-        sigma: The standard deviation of the noise where it is fixed; estimated where None.
+        sigma: Fixed standard deviation of the noise; estimated if None.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -86,7 +86,7 @@ class LinearVAE(LatentModel):
             pyro.sample("x", dist.Normal(z @ W.mT + mu, sigma).to_event(1), obs=x)
 
     def guide(self, x: torch.Tensor) -> None:
-        """The encoder."""
+        """Sample the positions from the encoder."""
         q, d = self.n_latent, x.shape[1]
         V = pyro.param("V", lambda: torch.randn(q, d) / math.sqrt(d))
         D = pyro.param("D", lambda: torch.ones(q), constraints.positive)
@@ -95,7 +95,7 @@ class LinearVAE(LatentModel):
             pyro.sample("z", self.latents({"x": x}, V=V, D=D, mu=mu))
 
     def _decoder(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Registers W, mu and sigma as Pyro parameters; they start at random, at the mean and at the spread of the data."""
+        """Register W, mu and sigma as Pyro parameters, starting at random, at the mean and at the spread of the data."""
         spread = x.var(0).mean().sqrt() if len(x) > 1 else torch.ones(())
         W = pyro.param("W", lambda: spread * torch.randn(x.shape[1], self.n_latent) / math.sqrt(self.n_latent))
         mu = pyro.param("mu", lambda: x.mean(0))
@@ -103,14 +103,14 @@ class LinearVAE(LatentModel):
             return W, mu, torch.tensor(float(self.sigma))
         return W, mu, pyro.param("sigma", lambda: spread.clone(), constraints.positive)
 
-    # -- what is known exactly
+    # -- exact distributions and bounds
 
     def latents(self, arrays: Arrays, **values: torch.Tensor) -> dist.TorchDistribution:
-        """The encoder's N(V (x - mu), diag D) of each unit, new or not."""
+        """Encoder distribution N(V (x - mu), diag D) of each unit, of the training data or new."""
         return dist.Normal((arrays["x"] - values["mu"]) @ values["V"].mT, torch.sqrt(values["D"])).to_event(1)
 
     def elbo(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
-        """The evidence lower bound of all units, exactly."""
+        """Exact evidence lower bound, summed over all units."""
         x = arrays["x"]
         centred = x - values["mu"]
         S = centred.mT @ centred / len(x)
@@ -120,10 +120,10 @@ class LinearVAE(LatentModel):
         return _Integrated(self.n_latent, self.sigma)
 
     def maximum_likelihood(self, arrays: Arrays, rng: np.random.Generator) -> MaximumLikelihood:
-        """The maximum of the bound, which is that of the likelihood, by L-BFGS from a random start.
+        """Maximise the bound, whose maximum equals that of the likelihood, by L-BFGS from a random start.
 
-        mu is the mean of the data, at which the bound has its maximum whatever the others are; the rest is sought in units of the
-        data's spread.
+        mu is the mean of the data, which maximises the bound for any values of the others. The others are estimated on data
+        scaled to a root mean square of 1.
         """
         x = arrays["x"]
         q, (n, d) = self.n_latent, x.shape
@@ -180,7 +180,7 @@ class LinearVAE(LatentModel):
         return outliers(dataset)
 
     def check(self, dataset: Dataset) -> None:
-        """Refuses what is no table of several units and more than `n_latent` features.
+        """Refuse data that are not a table, have at most `n_latent` features, or have several identical rows only.
 
         Raises:
             DataError: Names both numbers.
@@ -194,7 +194,7 @@ class LinearVAE(LatentModel):
             raise DataError(f"{what}: all {n_units} rows are identical, so there is nothing to place.")
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuses what is no table.
+        """Refuse data that are not a table.
 
         Raises:
             DataError: Names the array.
@@ -202,7 +202,7 @@ class LinearVAE(LatentModel):
         require_table(f"LinearVAE: {dataset.name}", dataset)
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 10) -> Dataset:
-        """Data and truth drawn from a random decoder; the encoder of the truth is the best that there is for it."""
+        """Draw data from a random decoder; the encoder in the truth is optimal for this decoder."""
         W, mu = rng.standard_normal((n_features, self.n_latent)), rng.standard_normal(n_features)
         sigma = float(rng.uniform(0.3, 1.0)) if self.sigma is None else float(self.sigma)
         z = rng.standard_normal((n_units, self.n_latent))
@@ -216,7 +216,7 @@ class LinearVAE(LatentModel):
 
 
 class _Integrated(LinearVAE):
-    """The linear VAE's decoder with the positions integrated out: the encoder takes no part."""
+    """Decoder of the linear VAE with the positions marginalised; the encoder is not used."""
 
     def model(self, x: torch.Tensor) -> None:
         W, mu, sigma = self._decoder(x)
@@ -224,7 +224,7 @@ class _Integrated(LinearVAE):
             pyro.sample("x", LowRankGaussian(mu, W, sigma), obs=x)
 
     def latents(self, arrays: Arrays, **values: torch.Tensor) -> dist.TorchDistribution:
-        """z given x, exactly."""
+        """Exact conditional distribution of z given x."""
         return LowRankGaussian(values["mu"], values["W"], self._noise(values)).conditional(arrays["x"])
 
     def marginal(self) -> LatentModel:
@@ -232,7 +232,7 @@ class _Integrated(LinearVAE):
 
 
 def _bound(S: torch.Tensor, W: torch.Tensor, V: torch.Tensor, D: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
-    """The bound of a unit on average, for data of covariance S about mu."""
+    """Mean bound per unit, for data of covariance S about mu."""
     d, q = W.shape
     left = torch.eye(d, dtype=W.dtype) - W @ V
     misfit = (D * (W**2).sum(0)).sum() + ((left @ S) * left).sum()

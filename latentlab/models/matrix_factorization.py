@@ -66,7 +66,7 @@ class MatrixFactorization(LatentModel):
             pyro.sample("rating", dist.Normal(mu + (U[user] * V[item]).sum(-1), sigma), obs=rating)
 
     def check(self, dataset: Dataset) -> None:
-        """Refuses data that are not ratings of items by users.
+        """Refuse data that are not ratings of items by users.
 
         Raises:
             DataError: Names the arrays and indices of the data.
@@ -78,7 +78,7 @@ class MatrixFactorization(LatentModel):
             )
 
     def cautions(self, dataset: Dataset) -> list[Caution]:
-        """Warns if the parameters can fit all ratings exactly: the density is then unbounded as sigma tends to 0."""
+        """Warn if the parameters can fit all ratings exactly: the density is then unbounded as sigma tends to 0."""
         n, m = (len(dataset.units[kind]) for kind in ("user", "item"))
         k = min(self.n_latent, n, m)
         free = k * (n + m - k) + (self.mu_scale > 0)
@@ -108,7 +108,7 @@ class MatrixFactorization(LatentModel):
         return {"mu": torch.tensor(mu), "sigma": torch.tensor(sigma), "U": torch.tensor(U @ turn), "V": torch.tensor(V @ turn)}
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_items: int = 5, share: float = 0.8) -> Dataset:
-        """Draws the sites from their priors, and ratings of `n_items` items by `n_units` users in a `share` of the cells."""
+        """Draw the sites from their priors, and ratings of `n_items` items by `n_units` users in a `share` of the cells."""
         mu = self.mu_scale * rng.standard_normal()
         sigma = np.abs(self.sigma_scale * rng.standard_normal())
         U = self.U_scale * rng.standard_normal((n_units, self.n_latent))

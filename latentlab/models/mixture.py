@@ -1,7 +1,7 @@
-r"""What the mixture models share: $z_n \sim w$, $x_n \mid z_n = k \sim p_k$, the assignments summed out.
+r"""Base class of mixture models: $z_n \sim w$, $x_n \mid z_n = k \sim p_k$, with the assignments marginalised.
 
-Given the other sites the assignments are exact, also where entries are missing: their probabilities are the responsibilities
-$r_{nk} = w_k p_k(x_n) / \sum_j w_j p_j(x_n)$.
+The distribution of the assignments given the other sites is exact, also with missing entries. Its probabilities are the
+responsibilities $r_{nk} = w_k p_k(x_n) / \sum_j w_j p_j(x_n)$.
 """
 
 from collections.abc import Mapping
@@ -23,15 +23,15 @@ from latentlab.seeds import forked, reseed
 from latentlab.symmetry.groups import Identity, Permutation
 
 LEAST_WEIGHT = 1e-3
-"""Of a component at the start."""
+"""Weight added to each component at the start, before normalisation."""
 N_STARTS = 4
-"""Runs of k-means of which the likeliest is the start: one run often divides a wide cluster and joins two narrow ones."""
+"""Runs of k-means; that of highest likelihood is the start, since one run often splits a wide cluster and merges two narrow."""
 COINCIDE = 0.01
-"""Difference of the log densities of every unit below which components coincide, in nats."""
+"""Components coincide if the log densities of every unit differ by less than this, in nats."""
 
 
 class MixtureModel(LatentModel):
-    """Base class of mixtures: everything but the program and the emission, which a subclass defines."""
+    """Base class of mixtures; a subclass defines the program and the emission."""
 
     positions = (Position("z", kind="discrete"),)
     methods: tuple[str, ...] = ("nuts", "chees", "svi", "map", "exact")
@@ -49,17 +49,17 @@ class MixtureModel(LatentModel):
     def n_labels(self) -> int:
         return self.n_components
 
-    # -- what is exact
+    # -- exact conditional distributions
 
     def _mixture(self, arrays: Arrays, values: Mapping[str, torch.Tensor]) -> Mixture:
         return Mixture(torch.log(values["weights"]), self.emission.components(values), arrays.get("mask"))
 
     def latents(self, arrays: Arrays, **values: torch.Tensor) -> Labels:
-        """z given x and the other sites: independent labels, whose `probs` are the responsibilities."""
+        """Distribution of z given x and the other sites: independent labels, whose `probs` are the responsibilities."""
         return self._mixture(arrays, values).conditional(arrays["x"])
 
     def imputation(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
-        """x given z, the other sites and what was observed of the unit."""
+        """Distribution of x given z, the other sites and the observed entries of the unit."""
         return imputed(self.emission, arrays, values)
 
     def replicated(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
@@ -99,7 +99,7 @@ class MixtureModel(LatentModel):
     # -- data
 
     def check(self, dataset: Dataset) -> None:
-        """Refuses what is no table of at least as many different units as components.
+        """Refuse data that are not a table, have fewer distinct units than components, or cannot be emitted.
 
         Raises:
             DataError: Names both numbers, or the column.
@@ -117,7 +117,7 @@ class MixtureModel(LatentModel):
         self.emission.check(what, dataset)
 
     def check_maximum(self, dataset: Dataset) -> None:
-        """Refuses data on which every component can be narrow without end.
+        """Refuse data for which the likelihood of every component is unbounded.
 
         Raises:
             DataError: Names the columns.
@@ -128,7 +128,7 @@ class MixtureModel(LatentModel):
         return [Caution("data", note, 1.0, "no note") for note in self.emission.cautions(dataset)]
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuses values that the components cannot emit.
+        """Refuse values that the components cannot emit.
 
         Raises:
             DataError: Names column, unit and value.
@@ -136,13 +136,13 @@ class MixtureModel(LatentModel):
         check_new_table(f"{type(self).__name__}: {dataset.name}", dataset, self.emission)
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
-        """Shares, means and spreads of the clusters of k-means, the likeliest of `N_STARTS` runs that differ by `rng`."""
+        """Start from the cluster shares, means and spreads of the k-means run of highest likelihood among `N_STARTS`."""
         units = Units.of(self.emission, arrays).arrays
         starts = [self._from_labels(arrays, k_means(units, self.n_components, rng)) for _ in range(N_STARTS)]
         return max(starts, key=lambda start: self._level(arrays, start))
 
     def _level(self, arrays: Arrays, values: Mapping[str, Any]) -> float:
-        """Return the log likelihood to 1e-6, so that rounding does not choose among starts that are the same."""
+        """Log likelihood rounded to 1e-6, so that rounding errors do not decide between identical starts."""
         given = {name: torch.as_tensor(value) for name, value in values.items()}
         return round(float(self._mixture(arrays, given).log_prob_sum(arrays["x"])), 6)
 
@@ -156,7 +156,7 @@ class MixtureModel(LatentModel):
         return {"weights": weights, **values, "z": given.argmax(-1)}
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 2) -> Dataset:
-        """Data and truth drawn from the model, priors included."""
+        """Draw the sites from their priors, and the data from the model."""
         weights = self._draw_weights(rng)
         values = self.emission.draw(rng, n_features)
         z = rng.choice(self.n_components, size=n_units, p=weights["weights"] / weights["weights"].sum())
@@ -168,11 +168,11 @@ class MixtureModel(LatentModel):
         return {"weights": rng.dirichlet(self.concentration.numpy())}
 
 
-# -- what mixtures and hidden Markov models share
+# -- functions of mixtures and hidden Markov models
 
 
 def check_table(what: str, dataset: Dataset) -> None:
-    """Refuses what has no array `x` of dims (unit, feature), or a column of which nothing was observed.
+    """Refuse data without an array `x` of dims (unit, feature), or with a column without observed entries.
 
     Raises:
         DataError: Names the array, or the column.
@@ -184,7 +184,7 @@ def check_table(what: str, dataset: Dataset) -> None:
 
 
 def check_new_table(what: str, dataset: Dataset, emission: Emission) -> None:
-    """Refuses units that were not in the fit and hold values that no component can emit.
+    """Refuse new units with values that no component can emit.
 
     Raises:
         DataError: Names the array, or column, unit and value.
@@ -194,9 +194,9 @@ def check_new_table(what: str, dataset: Dataset, emission: Emission) -> None:
 
 
 def k_means(arrays: Arrays, n_clusters: int, rng: np.random.Generator) -> np.ndarray:
-    """Labels `(unit,)` of one run of k-means (k-means++ starts), missing entries at their column's mean.
+    """Labels `(unit,)` of one run of k-means (k-means++ starts), with missing entries at their column's mean.
 
-    At random where there are fewer different rows than clusters (symbols, which states tell apart by what follows them).
+    With fewer distinct rows than clusters the labels are random (symbols, whose states differ in the transitions).
     """
     from sklearn.cluster import KMeans
 
@@ -210,7 +210,7 @@ def k_means(arrays: Arrays, n_clusters: int, rng: np.random.Generator) -> np.nda
 
 
 def matching_order(emission: Emission, values: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """The order of components in which their values suit the priors best; of the first feature where that is prescribed."""
+    """Order of the components `(component,)` with the highest prior density; by the mean of the first feature if `ordered`."""
     from scipy.optimize import linear_sum_assignment
 
     if getattr(emission, "ordered", False):
@@ -220,7 +220,7 @@ def matching_order(emission: Emission, values: Mapping[str, torch.Tensor]) -> np
 
 
 def imputed(emission: Emission, arrays: Arrays, values: Mapping[str, torch.Tensor]) -> torch.distributions.Distribution:
-    """x given z, the other sites, and what was observed of the unit."""
+    """Distribution of x given z, the other sites and the observed entries of the unit."""
     components = emission.components(values)
     labels = values["z"].long()
     if isinstance(components, GaussianComponents) and components.corr is not None and arrays.get("mask") is not None:
@@ -231,9 +231,10 @@ def imputed(emission: Emission, arrays: Arrays, values: Mapping[str, torch.Tenso
 
 @dataclass(frozen=True)
 class Units:
-    """The data in units of their columns' spread, in which a maximum is sought: floors and tolerances are relative to the data.
+    """Data standardised by column for maximum likelihood, so that floors and tolerances are relative to the data.
 
-    `emission` is that of such data, `log_volume` the log likelihood's change.
+    `emission` is the emission for standardised data. `log_volume` is the log Jacobian, which is subtracted from the log
+    likelihood of standardised data to obtain that of the original data.
     """
 
     emission: Any
@@ -254,7 +255,7 @@ class Units:
         return Units(emission.in_units(scale), {**arrays, "x": (x - loc) / scale}, loc, scale, volume)
 
     def into(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Values of the sites in these units."""
+        """Convert values of the sites to standardised data."""
         if self.loc is None or self.scale is None:
             return dict(values)
         found = {**values, "mu": (values["mu"] - self.loc) / self.scale}
@@ -262,7 +263,7 @@ class Units:
         return found
 
     def out(self, found: MaximumLikelihood) -> MaximumLikelihood:
-        """A maximum that was found in these units, of the data as they are."""
+        """Convert a maximum from standardised to original data."""
         if self.loc is None or self.scale is None:
             return found
         mu, sigma = (torch.as_tensor(found.values[name]) for name in ("mu", "sigma"))
@@ -271,13 +272,13 @@ class Units:
 
     def _of_sigma(self, sigma: torch.Tensor) -> torch.Tensor:
         scale: Any = self.scale
-        return scale if sigma.shape[-1:] == scale.shape else scale[0]  # of a spherical one all are equal
+        return scale if sigma.shape[-1:] == scale.shape else scale[0]  # all scales are equal for a spherical covariance
 
 
 def degenerate(
     emission: Emission, arrays: Arrays, values: Mapping[str, torch.Tensor], probs: torch.Tensor, what: str
 ) -> list[str]:
-    """Which components sit at the floor of the variances, and whether the likelihood has no bound there."""
+    """Notes on the components at the floor of the variances, and on whether the likelihood is unbounded there."""
     units = Units.of(emission, arrays)
     components = units.emission.components(units.into(values))
     if not isinstance(components, GaussianComponents) or emission.given():
@@ -304,7 +305,7 @@ def _floor_reason(emission: Emission, x: torch.Tensor, observed: torch.Tensor | 
 
 
 def coinciding(emission: Emission, arrays: Arrays, values: Mapping[str, torch.Tensor], which: np.ndarray) -> list[list[int]]:
-    """Groups of the components `which` whose log densities of every unit differ by less than `COINCIDE`."""
+    """Groups of coinciding components among `which`: log densities of every unit differ by less than `COINCIDE`."""
     density = emission.components(values).log_prob(arrays["x"], arrays.get("mask"))
     groups: list[list[int]] = []
     for k in which.tolist():
@@ -318,7 +319,7 @@ def coinciding(emission: Emission, arrays: Arrays, values: Mapping[str, torch.Te
 
 
 def listed(numbers: list[int]) -> str:
-    """Numbers in a line.
+    """Join numbers by commas.
 
     Example:
         >>> listed([0, 1, 2])
@@ -328,7 +329,7 @@ def listed(numbers: list[int]) -> str:
 
 
 def drawn(emission: Emission, values: Mapping[str, np.ndarray], labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Data `(unit, feature)` emitted by the components that the labels name, `rng` giving the random numbers."""
+    """Draw data `(unit, feature)` from the components given by the labels."""
     components = emission.components({name: torch.as_tensor(value) for name, value in values.items()})
     with forked():
         reseed(int(rng.integers(2**63)))

@@ -12,24 +12,24 @@ from latentlab.settings import Count, NonNegative, Positive, settings
 
 @settings
 class PPCA(LinearGaussian):
-    r"""Probabilistic PCA: positions on a plane through the feature space, and noise of one size in all features.
+    r"""Probabilistic PCA: a linear map from latent positions to features, with the same noise variance in all features.
 
     $$ W_{dk} \sim N(0, \text{W\_scale}), \quad \mu_d \sim N(0, \text{mu\_scale}), \quad
        \sigma \sim \text{HalfNormal}(\text{sigma\_scale}) $$
     $$ z_n \sim N(0, I_q), \quad x_n \mid z_n \sim N(W z_n + \mu, \sigma^2 I_D) $$
 
     W (feature, latent) are the loadings, mu (feature,) the mean, sigma the standard deviation of the noise, z (unit, latent)
-    the positions. Scales are standard deviations, in the units of the features. With z integrated out,
-    $x_n \sim N(\mu, W W' + \sigma^2 I)$. Identified are W W', mu, sigma, and W z_n; W and z only up to one common rotation
-    or reflection, O(q). Standardising columns makes equal noise unequal, which more latent dimensions then fit: choose q on
-    raw columns of one unit, or by factor analysis.
+    the positions. Scales are standard deviations, in the units of the features. With z marginalised,
+    $x_n \sim N(\mu, W W' + \sigma^2 I)$. W W', mu, sigma and W z_n are identified. W and z are identified up to one common
+    rotation or reflection, O(q). Standardising columns makes equal noise variances unequal, and additional latent dimensions then
+    fit the difference. Choose q on raw columns of one unit, or by factor analysis.
 
     Args:
         n_latent: Latent dimensions q, fewer than features.
         W_scale: Prior standard deviation of each loading; 0 fixes W at 0.
         mu_scale: Prior standard deviation of each mean; 0 fixes mu at 0.
-        sigma_scale: Scale of the noise's half-normal prior.
-        marginalize: Integrate z out (the default), or keep it as a site of the program.
+        sigma_scale: Scale of the half-normal prior of the noise's standard deviation.
+        marginalize: Marginalise z (the default), or keep it as a site of the program.
 
     Raises:
         ConfigError: A setting is out of its range.

@@ -1,4 +1,4 @@
-r"""Random dot product graph: the log odds of an edge are an intercept plus the inner product of its nodes' positions."""
+r"""Random dot product graph: the log-odds of an edge are an intercept plus the inner product of its nodes' positions."""
 
 from typing import Any
 
@@ -22,14 +22,14 @@ class RandomDotProduct(LatentModel):
     $$ \alpha \sim N(0, \text{alpha\_scale}), \quad z_i \sim N(0, \text{z\_scale}^2 I_K), \quad
        y_{ij} \mid z \sim \text{Bernoulli}(\text{logit}^{-1}(\alpha + z_i' z_j)) $$
 
-    z (node, latent), alpha (); y_ij is 1 where the nodes i and j are joined, for each pair i < j (i != j in a directed graph).
+    z (node, latent), alpha (); y_ij is 1 if the nodes i and j are joined, for each pair i < j (i != j in a directed graph).
     Scales are standard deviations. alpha and the products z z' are identified; z is identified up to an orthogonal
     transformation. z z' is positive semi-definite, so the model describes only assortative graphs, whose groups are densely
     joined within themselves.
 
     Args:
         n_latent: Latent dimensions K.
-        alpha_scale: Prior standard deviation of alpha, the log odds of an edge between nodes at the origin.
+        alpha_scale: Prior standard deviation of alpha, the log-odds of an edge between nodes at the origin.
         z_scale: Prior standard deviation of the positions.
 
     Raises:
@@ -58,7 +58,7 @@ class RandomDotProduct(LatentModel):
             pyro.sample("edge", dist.Bernoulli(logits=alpha + (z[source] * z[target]).sum(-1)), obs=edge)
 
     def check(self, dataset: Dataset) -> None:
-        """Refuses data that are not a graph, or whose edges have values other than 0 and 1.
+        """Refuse data that are not a graph, or whose edges have values other than 0 and 1.
 
         Raises:
             DataError: Names the arrays and indices of the data, or the pair and its value.
@@ -89,7 +89,7 @@ class RandomDotProduct(LatentModel):
         return {"alpha": torch.tensor(np.log(density / (1 - density))), "z": torch.tensor(z @ turn)}
 
     def simulate(self, rng: np.random.Generator, n_units: int) -> Dataset:
-        """Draws the sites from their priors and an undirected graph of `n_units` nodes."""
+        """Draw the sites from their priors, and an undirected graph of `n_units` nodes."""
         alpha = self.alpha_scale * rng.standard_normal()
         z = self.z_scale * rng.standard_normal((n_units, self.n_latent))
         i, j = np.triu_indices(n_units, 1)

@@ -1,4 +1,4 @@
-r"""The linear-Gaussian state-space model: positions that move linearly in time, with the path integrated out."""
+r"""The linear-Gaussian state-space model: positions with linear dynamics, marginalised by the Kalman filter."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,22 +20,22 @@ from latentlab.symmetry.groups import Orthogonal
 
 @settings
 class LinearGaussianStateSpace(LatentModel):
-    r"""Linear-Gaussian state space (a dynamic factor model): positions that move linearly in time, and rows that show them.
+    r"""Linear-Gaussian state-space model (a dynamic factor model): positions with linear dynamics, observed with Gaussian noise.
 
     $$ A_{ij} \sim N(0, \text{A\_scale}), \quad C_{dj} \sim N(0, \text{C\_scale}), \quad \mu_d \sim N(0, \text{mu\_scale}), \quad
        \sigma_d \sim \text{HalfNormal}(\text{sigma\_scale}) $$
     $$ z_1 \sim N(0, \text{initial\_scale}^2 I_q), \quad z_t \sim N(A z_{t-1}, I_q), \quad
        x_t \sim N(C z_t + \mu, \text{diag}(\sigma^2)) $$
 
-    A (next_latent, latent) the transition, C (feature, latent) loadings, mu (feature,) the mean, sigma (feature,) standard
-    deviations of the noise, z (unit, latent) the positions: a unit is a time step. Scales are standard deviations, in the
-    units of the features. A dataset's coordinate `sequence` says which steps belong together; each sequence begins anew. That
-    z moves by noise of covariance I fixes its scale. Identified are sigma, mu, C z_t, and $C A^k C'$ for every k; A, C and z
-    only up to one common rotation or reflection, O(q), which takes A to R'AR. Nothing keeps A from being unstable.
+    A (next_latent, latent) is the transition, C (feature, latent) the loadings, mu (feature,) the mean, sigma (feature,) the
+    standard deviations of the noise, z (unit, latent) the positions. A unit is a time step. Scales are standard deviations, in
+    the units of the features. A dataset's coordinate `sequence` assigns steps to sequences, which are independent. The scale of z
+    is fixed by its innovations of covariance I. sigma, mu, C z_t, and $C A^k C'$ for every k are identified. A, C and z are
+    identified up to one common rotation or reflection, O(q), which maps A to R'AR. A can be unstable.
 
     Args:
-        n_latent: Latent dimensions q; there may be more than features.
-        A_scale: Prior standard deviation of each entry of A; 0 fixes A at 0, and steps are independent.
+        n_latent: Latent dimensions q; they may exceed the number of features.
+        A_scale: Prior standard deviation of each entry of A; 0 fixes A at 0, so that steps are independent.
         C_scale: Prior standard deviation of each loading.
         mu_scale: Prior standard deviation of each mean; 0 fixes mu at 0.
         sigma_scale: Scale of the half-normal prior of the noise.
@@ -99,14 +99,14 @@ class LinearGaussianStateSpace(LatentModel):
             arrays.get("mask"),
         )
 
-    # -- what is exact
+    # -- exact conditional distributions
 
     def latents(self, arrays: Arrays, **values: torch.Tensor) -> LinearGaussianPath:
-        """The path z given x and the other sites: Gaussian, exactly, also where entries are missing."""
+        """Exact Gaussian distribution of the path z given the observed entries of x and the other sites."""
         return self._chain(arrays, **values).conditional(arrays["x"])
 
     def imputation(self, arrays: Arrays, **values: torch.Tensor) -> dist.Normal:
-        """x given z and the other sites: the entries are independent, so that observed ones add nothing."""
+        """Distribution of x given z and the other sites; its entries are independent, also of the observed ones."""
         loc = values["z"] @ values["C"].mT + values["mu"]
         return dist.Normal(loc, values["sigma"].expand(loc.shape[-1]))
 
@@ -114,7 +114,7 @@ class LinearGaussianStateSpace(LatentModel):
         return self.imputation(arrays, **values).sample()
 
     def leave_one_out(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
-        """log p(x_t | all other steps) of one sequence `(unit,)`; of several, log p of each `(sequence,)`."""
+        """log p(x_t | all other steps) for one sequence, `(unit,)`; for several, log p of each sequence, `(sequence,)`."""
         chain = self._chain(arrays, **values)
         several = int(chain.starts.sum()) > 1
         return chain.sequence_log_prob(arrays["x"]) if several else chain.leave_one_out(arrays["x"])
@@ -136,7 +136,7 @@ class LinearGaussianStateSpace(LatentModel):
         return outliers(dataset)
 
     def check(self, dataset: Dataset) -> None:
-        """Refuses what is no table of at least three steps, or has a constant column.
+        """Refuse data that are not a table, have fewer than three steps, or have a constant column.
 
         Raises:
             DataError: Names the number of steps, or the column.
@@ -153,7 +153,7 @@ class LinearGaussianStateSpace(LatentModel):
             )
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuses what is no table.
+        """Refuse data that are not a table.
 
         Raises:
             DataError: Names the array.
@@ -161,13 +161,13 @@ class LinearGaussianStateSpace(LatentModel):
         require_table(f"{type(self).__name__}: {dataset.name}", dataset)
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
-        """Principal components and their regression on the step before, turned at random."""
+        """Start from principal components and their regression on the previous step, after a random orthogonal transformation."""
         found = start(arrays["x"], arrays.get("mask"), _starts(arrays), self.n_latent, rng)
         turn = torch.from_numpy(np.linalg.qr(rng.standard_normal((self.n_latent, self.n_latent)))[0])
         return {**found, "A": turn.mT @ found["A"] @ turn, "C": found["C"] @ turn}
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 5, n_sequences: int = 1) -> Dataset:
-        """Data and truth drawn from the model, priors included; the sequences are as equally long as can be."""
+        """Draw the sites from their priors, and the data from the model; lengths of sequences differ by at most one step."""
         q = self.n_latent
         A = self.A_scale * rng.standard_normal((q, q))
         C = self.C_scale * rng.standard_normal((n_features, q))

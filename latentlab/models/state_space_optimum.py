@@ -1,8 +1,8 @@
 r"""Maximum likelihood of the linear-Gaussian state-space model: EM, then L-BFGS and Newton's method.
 
 EM: with the smoothed moments of the positions,
-$A = \sum E[z_t z_{t-1}'] (\sum E[z_{t-1} z_{t-1}'])^{-1}$ over the steps that follow another, and each feature regressed on
-$(z_t, 1)$ over the steps in which it was observed. EM is slow at the end, so descent on $(A, C, \mu, \log\sigma)$ takes over.
+$A = \sum E[z_t z_{t-1}'] (\sum E[z_{t-1} z_{t-1}'])^{-1}$ over the steps with a predecessor. Each feature is regressed on
+$(z_t, 1)$ over the steps in which it was observed. EM converges slowly, so descent on $(A, C, \mu, \log\sigma)$ follows.
 
 References:
     Shumway & Stoffer (1982), An approach to time series smoothing and forecasting using the EM algorithm, J. Time Series
@@ -22,15 +22,18 @@ from latentlab.models.base import MaximumLikelihood
 
 Values = dict[str, torch.Tensor]
 Derivative = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""A vector to gradient and value."""
+"""Function from a vector to gradient and value."""
 
 TOLERANCE = 1e-8
-"""Largest derivative of the mean log likelihood per step at the end; by an entry's own size where that is above 1, so that a
-ridge on which A grows for ever, flatter and flatter, has no end."""
+"""Largest derivative of the mean log likelihood per step at the end.
+
+It is multiplied by the entry's absolute value if this exceeds 1, so that a ridge of flattening slope along which A diverges does
+not pass.
+"""
 FLOOR = 1e-6
-"""The variance of a feature's noise is kept above this share of the feature's variance (a Heywood case ends there)."""
+"""Lower bound on a feature's noise variance, as a share of the feature's variance (a Heywood case ends there)."""
 LARGE = 5.0
-"""Of an entry of A: no process that moves so from step to step stays where data are."""
+"""Absolute value of an entry of A above which the likelihood is reported as unbounded."""
 N_STARTS = 3
 N_EM = 100
 N_NEWTON = 50
@@ -38,7 +41,7 @@ N_NEWTON = 50
 
 @dataclass(frozen=True)
 class Problem:
-    """Data `(unit, feature)` with zeros where missing, mask or None, starts `(unit,)`, and what is not estimated."""
+    """Data `(unit, feature)` with 0 for missing entries, mask or None, starts `(unit,)`, and fixed sites."""
 
     x: torch.Tensor
     mask: torch.Tensor | None
@@ -77,21 +80,21 @@ def best_optimum(
     fixed: tuple[str, ...],
     rng: np.random.Generator,
 ) -> MaximumLikelihood:
-    """The maximum of the likelihood over A, C, mu and sigma, turned so that C has principal axes.
+    """Maximise the likelihood over A, C, mu and sigma, rotated so that C has principal axes.
 
-    It is sought in units of the features' standard deviations, in which the derivative is measured too.
+    Features are first divided by their standard deviations; the derivative refers to these units.
 
     Args:
         x: Data `(unit, feature)`.
-        mask: True where observed, or None.
-        starts: True where a sequence begins `(unit,)`.
-        n_latent: Latent dimensions.
+        mask: True for observed entries, or None.
+        starts: True at the first step of each sequence, `(unit,)`.
+        n_latent: Number of latent dimensions.
         initial_scale: Standard deviation of a sequence's first position.
-        fixed: Sites that are 0 rather than estimated.
-        rng: For the starts.
+        fixed: Sites that are fixed at 0.
+        rng: Random generator of the starts.
 
     Raises:
-        InferenceError: The maximum was not reached; says how far it is.
+        InferenceError: The maximum was not reached; gives the remaining derivative.
     """
     middle, scale = _standard(x, mask)
     if "mu" in fixed:
@@ -130,7 +133,10 @@ def start(
     *,
     jitter: float = 0.0,
 ) -> Values:
-    """Principal components as positions, regressed on the step before; further positions, and `jitter`, by chance."""
+    """Starting values from principal components and their regression on the previous step.
+
+    Loadings of further latent dimensions are random; `jitter` is the scale of random noise added to A and C.
+    """
     mu, scale = _standard(x, mask)
     seen = torch.ones_like(x) if mask is None else mask.to(x.dtype)
     filled = seen * (x - mu) / scale
@@ -165,7 +171,7 @@ def _standard(x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor,
 
 
 def climb(problem: Problem, values: Values, n_steps: int = N_EM) -> tuple[Values, list[float]]:
-    """EM from `values`, with its log likelihoods; stops early once a step gains less than 1e-9 of the total."""
+    """Run EM; return the last values and the log likelihoods. It ends early if a step gains less than 1e-9 of the total."""
     trace = [float(problem.log_likelihood(values))]
     for _ in range(n_steps):
         values = em_step(problem, values)
@@ -176,7 +182,7 @@ def climb(problem: Problem, values: Values, n_steps: int = N_EM) -> tuple[Values
 
 
 def em_step(problem: Problem, values: Values) -> Values:
-    """The values at which the expected joint log density is largest, given the path's distribution at `values`."""
+    """One step of EM: maximise the expected joint log density under the path's distribution at `values`."""
     x, seen, fixed = problem.x, problem.seen(), problem.fixed
     path = problem.chain(values).conditional(x)
     mean, second = path.mean, path.covariance_matrix + path.mean[:, :, None] * path.mean[:, None, :]
@@ -200,7 +206,7 @@ def em_step(problem: Problem, values: Values) -> Values:
 
 
 class _Descent:
-    """From where EM has come to the top: the free values as one vector, with log sigma for sigma."""
+    """Descent from the result of EM to the maximum; the free values form one vector, which contains log sigma for sigma."""
 
     def __init__(self, problem: Problem, values: Values) -> None:
         self.problem, self.values = problem, values
@@ -213,7 +219,7 @@ class _Descent:
         return dict(zip(self.names, torch.split(u, self.sizes), strict=True))
 
     def at(self, u: torch.Tensor) -> Values:
-        """The values of a vector."""
+        """Convert a vector to values of the sites."""
         parts = self.parts(u)
         parts["sigma"] = torch.exp(parts["sigma"])
         return {**self.values, **{name: part.reshape(self.values[name].shape) for name, part in parts.items()}}
@@ -222,7 +228,7 @@ class _Descent:
         return -self.problem.log_likelihood(self.at(u)) / len(self.problem.x)
 
     def quasi_newton(self) -> torch.Tensor:
-        """L-BFGS with the noise held above its floor."""
+        """Run L-BFGS with the noise bounded below by its floor; return the vector."""
         derivative = torch.func.grad_and_value(self.objective)
 
         def function(u: np.ndarray) -> tuple[float, np.ndarray]:
@@ -241,7 +247,7 @@ class _Descent:
         return torch.from_numpy(found.x)
 
     def newton(self, u: torch.Tensor) -> tuple[torch.Tensor, float, int]:
-        """Damped Newton steps over what is not at its floor; directions without curvature (turns) are left alone.
+        """Run damped Newton steps over the entries above their floor, without directions of zero curvature (rotations).
 
         Returns:
             The vector, its largest derivative, and the number of steps.
@@ -270,8 +276,11 @@ class _Descent:
 def _search(
     derivative: Derivative, v: torch.Tensor, direction: torch.Tensor, slope: float, value: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """The longest of the steps 1, 1/2, 1/4, ... along `direction` that gains, or, where the value's digits are used up, brings
-    the largest derivative below `slope`: where, gradient, value; None if there is none."""
+    """Backtracking line search: the longest step 1, 1/2, 1/4, ... against `direction` that improves.
+
+    A step improves if it decreases the value or, up to rounding errors of the value, the largest derivative to below 0.9 `slope`.
+    Returns the point, gradient and value, or None.
+    """
     blur = 1e-11 * max(1.0, abs(value))
     for shift in range(20):
         candidate = v - direction * 0.5**shift
@@ -283,7 +292,7 @@ def _search(
 
 
 def _principal(A: np.ndarray, C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A and C turned so that C's columns are orthogonal, longest first, each with its largest loading positive."""
+    """Rotate A and C so that C's columns are orthogonal, longest first, each with its largest loading positive."""
     turn = np.linalg.svd(C)[2].T
     turned = C @ turn
     largest = np.take_along_axis(turned, np.abs(turned).argmax(axis=0)[None], axis=0)[0]
@@ -292,7 +301,7 @@ def _principal(A: np.ndarray, C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unbounded(values: Values) -> str:
-    """What a very large A says."""
+    """Message on an unbounded A if one of its entries exceeds `LARGE`; empty otherwise."""
     largest = float(values["A"].abs().max())
     grows = f"; A has an entry of size {largest:.3g}, and grows without bound where fewer dimensions move by noise"
     return grows if largest > LARGE else ""

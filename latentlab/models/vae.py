@@ -1,4 +1,4 @@
-r"""Variational autoencoders: positions that a network decodes, and another one infers."""
+r"""Variational autoencoders: a network decodes positions, and another network infers them."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -27,11 +27,11 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 BLOCK = 20_000
-"""Positions that are decoded at once, so that a bound with many samples does not fill the memory."""
+"""Number of positions decoded at once, which limits the memory of a bound with many samples."""
 LEAST = 1e-2
-"""Share of the data's standard deviation that the noise starts with at least; and the rate of counts, or share of ones."""
+"""Lower bound at the start: on the noise, as a share of the data's standard deviation; on rates; on probabilities and 1 - p."""
 N_CLASSES = 3
-"""Labels of simulated data."""
+"""Largest number of labels in simulated data."""
 
 
 @settings
@@ -41,26 +41,26 @@ class VAE(LatentModel):
     $$ z_n \sim N(0, I_q), \quad x_n \mid z_n \sim p(x \mid f(z_n)) $$
 
     f is a network with the hidden layers `hidden`; p is $N(f(z_n), \sigma^2 I)$ (`gaussian`), Bernoulli with logits $f(z_n)$,
-    or Poisson with log rates $f(z_n)$. z (unit, latent) are the positions; the weights of both networks and sigma are parameters,
-    estimated as points. The encoder is the guide, $q(z_n \mid x_n) = N(m(x_n), \text{diag}\, s(x_n)^2)$: a missing entry is 0
-    in its input, beside an input that says that it is missing. With `conditional` the units' labels are further inputs of both
-    networks, so that the positions need not hold what the labels say.
+    or Poisson with log rates $f(z_n)$. z (unit, latent) are the positions. The weights of both networks and sigma are parameters
+    with point estimates. The encoder is the guide, $q(z_n \mid x_n) = N(m(x_n), \text{diag}\, s(x_n)^2)$. Its input contains 0
+    for a missing entry and an indicator of missing entries. With `conditional` the units' labels are further inputs of both
+    networks, so that the positions need not encode the labels.
 
-    The joint density of z and the parameters stays as it is when positions and the decoder's first layer are turned together,
-    O(q). Beyond that, a flexible decoder can undo any smooth map that takes N(0, I) to itself, so that positions are not
-    identified, nor are distances between them; the encoder's diagonal covariance prefers some of these, by the bound alone. What
-    the data identify is the distribution of x, and which units are hard to tell apart. Dimensions that the encoder leaves at the
-    prior carry nothing (`Fit.activity`).
+    The joint density of z and the parameters is invariant under common rotations and reflections, O(q), of the positions and the
+    decoder's first layer. In addition, a flexible decoder can invert any smooth map that preserves N(0, I). Positions and the
+    distances between them are therefore not identified. The encoder's diagonal covariance favours some of these maps through the
+    bound only. The distribution of x is identified, and which units are difficult to distinguish. Dimensions whose encoder
+    distribution equals the prior contain no information (`Fit.activity`).
 
     Args:
         n_latent: Latent dimensions q.
-        hidden: Sizes of the decoder's hidden layers; none makes it linear.
+        hidden: Sizes of the decoder's hidden layers; without any the decoder is linear.
         likelihood: `gaussian`, `bernoulli` (zeros and ones) or `poisson` (counts).
         activation: `relu`, `tanh` or `softplus`.
-        beta: Weight of the Kullback-Leibler term in the objective; 1 is the evidence lower bound.
-        encoder_hidden: Sizes of the encoder's hidden layers; the decoder's in reverse where None.
-        noise: Whether the Gaussian noise is `shared` by the features or each `feature` has its own.
-        conditional: Whether the networks are given the units' labels.
+        beta: Weight of the Kullback-Leibler term in the objective; 1 gives the evidence lower bound.
+        encoder_hidden: Sizes of the encoder's hidden layers; those of the decoder in reverse order if None.
+        noise: Standard deviation of the Gaussian noise: one `shared` by all features, or one for each `feature`.
+        conditional: Whether the units' labels are inputs of both networks.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -96,7 +96,7 @@ class VAE(LatentModel):
         self.kl_weight = self.beta
         self.parameters = {**self._decoder_dims(), **self._encoder_dims()}
 
-    # -- what the layers are called: `LAYER_INPUT` are weights, `LAYER_b` offsets
+    # -- names of the layers: `LAYER_INPUT` are weights, `LAYER_b` offsets
 
     def _decoder_dims(self) -> dict[str, tuple[str, ...]]:
         inputs = {"z": "latent", **({"labels": "label"} if self.conditional else {})}
@@ -129,7 +129,7 @@ class VAE(LatentModel):
             pyro.sample("x", (given if mask is None else given.mask(mask)).to_event(1), obs=x)
 
     def guide(self, x: torch.Tensor, mask: torch.Tensor | None = None, labels: torch.Tensor | None = None) -> None:
-        """The encoder."""
+        """Sample the positions from the encoder."""
         values = self._declared(self._encoder_dims(), x, mask, labels)
         with pyro.plate("unit", len(x)):
             pyro.sample("z", self.latents({"x": x, "mask": mask, "labels": labels}, **values))
@@ -137,7 +137,7 @@ class VAE(LatentModel):
     def _declared(
         self, dims: Mapping[str, tuple[str, ...]], x: torch.Tensor, mask: torch.Tensor | None, labels: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """Parameters in Pyro's hands: weights start at random, the decoder's last offset and sigma at what the data are like."""
+        """Register Pyro parameters; weights start at random, the decoder's last offset and sigma at moments of the data."""
         sizes = self._dim_sizes(x.shape[1], 0 if labels is None else labels.shape[1])
         last = f"decoder_{len(self.hidden) + 1}_b"
 
@@ -155,7 +155,7 @@ class VAE(LatentModel):
         return {name: pyro.param(name, partial(start, name), bounds.get(name, constraints.real)) for name in dims}
 
     def _given(self, z: torch.Tensor, labels: torch.Tensor | None, values: Tensors) -> dist.TorchDistribution:
-        """The distribution of the data given positions, feature by feature."""
+        """Distribution of the data given positions and labels; the features are independent."""
         h: dict[str, torch.Tensor] = {"z": z, **({} if labels is None or not self.conditional else {"labels": labels})}
         h = self._through("decoder", h, len(self.hidden), values)
         out = _affine(f"decoder_{len(self.hidden) + 1}", h, values)
@@ -171,7 +171,7 @@ class VAE(LatentModel):
     # -- the encoder
 
     def latents(self, arrays: Arrays, **values: torch.Tensor) -> dist.Independent:
-        """The encoder's N(m(x), diag s(x)^2) of each unit, new or not."""
+        """Encoder distribution N(m(x), diag s(x)^2) of each unit, of the training data or new."""
         x, mask, labels = arrays["x"], arrays.get("mask"), arrays.get("labels")
         seen = torch.log1p(x) if self.likelihood == "poisson" else x
         h = {"x": seen} if mask is None else {"x": torch.where(mask, seen, 0.0), "missing": (~mask).to(x.dtype)}
@@ -182,9 +182,9 @@ class VAE(LatentModel):
         return dist.Normal(loc, torch.exp(log_scale)).to_event(1)
 
     def bound(self, arrays: Arrays, n_samples: int, **values: torch.Tensor) -> torch.Tensor:
-        r"""The importance-weighted bound $\log \frac1S \sum_s p(x_n, z_{ns}) / q(z_{ns} \mid x_n)$, $z_{ns} \sim q$: `(unit,)`.
+        r"""Importance-weighted bound $\log \frac1S \sum_s p(x_n, z_{ns}) / q(z_{ns} \mid x_n)$, $z_{ns} \sim q$, `(unit,)`.
 
-        Its expectation is at most log p(x_n), and comes nearer with every sample.
+        Its expectation is at most log p(x_n), and increases with the number of samples.
         """
         x, mask, labels = arrays["x"], arrays.get("mask"), arrays.get("labels")
         q, prior = self.latents(arrays, **values), dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1)
@@ -197,20 +197,20 @@ class VAE(LatentModel):
         return torch.logsumexp(torch.cat(parts), dim=0) - math.log(n_samples)
 
     def imputation(self, arrays: Arrays, **values: torch.Tensor) -> dist.TorchDistribution:
-        """x given z: the features are independent, so that observed entries add nothing."""
+        """Distribution of x given z; the features are independent, so that observed entries do not matter."""
         return self._given(values["z"], arrays.get("labels"), values)
 
     # -- data
 
     def takes(self, argument: str) -> bool:
-        """Labels only with `conditional`."""
+        """Whether the program has an argument of this name; `labels` only with `conditional`."""
         return super().takes(argument) and (argument != "labels" or self.conditional)
 
     def cautions(self, dataset: Dataset) -> list[Caution]:
         return outliers(dataset) if self.likelihood == "gaussian" else []
 
     def check(self, dataset: Dataset) -> None:
-        """Refuses what is no table, values that the likelihood gives no probability, and columns without any spread.
+        """Refuse data that are not a table, values outside the support, and constant columns that make the noise zero.
 
         Raises:
             DataError: Names the entry, or what is needed instead.
@@ -231,7 +231,7 @@ class VAE(LatentModel):
             )
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuses what is no table, and values that the likelihood gives no probability.
+        """Refuse data that are not a table, and values outside the support of the likelihood.
 
         Raises:
             DataError: Names the entry.
@@ -253,7 +253,7 @@ class VAE(LatentModel):
             )
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 10) -> Dataset:
-        """Data and truth drawn from a decoder with random weights; the truth holds its parameters too."""
+        """Draw data from a decoder with random weights; the truth contains the positions and the decoder's parameters."""
         classes = np.arange(min(N_CLASSES, n_units))
         sizes = self._dim_sizes(n_features, len(classes))
         dims = self._decoder_dims()
@@ -284,7 +284,7 @@ def _layer(name: str, inputs: Mapping[str, str], size: str) -> dict[str, tuple[s
 
 
 def _layers(side: str, inputs: Mapping[str, str], n_layers: int) -> tuple[dict[str, tuple[str, ...]], Mapping[str, str]]:
-    """Dims of the hidden layers of a side, and what the layer after them is given."""
+    """Dims of the hidden layers of the encoder or decoder, and the inputs of the layer after them."""
     found: dict[str, tuple[str, ...]] = {}
     for i in range(1, n_layers + 1):
         found |= _layer(f"{side}_{i}", inputs, f"{side}_{i}")
@@ -305,13 +305,13 @@ def _mean(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 
 def _spread(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Variance of each feature, at least a small share of what is usual."""
+    """Variance of each feature, at least `LEAST`^2 of the mean variance."""
     variance = _mean((x - _mean(x, mask)) ** 2, mask)
     return torch.maximum(variance, LEAST**2 * variance.mean()) + 1e-300
 
 
 def _link(likelihood: str, mean: torch.Tensor) -> torch.Tensor:
-    """The decoder's output under which the data have this mean, kept from the edges."""
+    """Decoder output at which the data have this mean, clipped to the interior of the support."""
     if likelihood == "bernoulli":
         return torch.logit(mean.clamp(LEAST, 1.0 - LEAST))
     return torch.log(mean.clamp(min=LEAST)) if likelihood == "poisson" else mean.clone()

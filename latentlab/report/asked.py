@@ -1,4 +1,4 @@
-"""Section 1: what was asked, of which data, by which model and method."""
+"""Section 1: data, model, method and settings of the run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from latentlab.report.source import Source
 
 
 def section(source: Source) -> Section:
-    """Data, model, method, embeddings, and every setting."""
+    """Build the section: data, model, method, embeddings, and all settings."""
     items: list[Item] = [Text((data_sentence(source),)), *_notes(source)]
     items += _model(source)
     items += [Text((method_sentence(source),)), *_embeddings(source)]
@@ -22,7 +22,7 @@ def section(source: Source) -> Section:
 
 
 def data_sentence(source: Source) -> str:
-    """The data in a sentence."""
+    """Describe the data in one sentence."""
     data, section = source.run.info["data"], source.config["dataset"]
     sizes = listed([count(int(n), dim) for dim, n in data.items() if dim not in ("name", "sha256")])
     what = "" if source.index else " each column"
@@ -37,7 +37,7 @@ def data_sentence(source: Source) -> str:
 
 
 def method_sentence(source: Source) -> str:
-    """How inference was done, in a sentence."""
+    """Describe the inference in one sentence."""
     section = dict(source.config["inference"])
     name = section.pop("name")
     posterior = source.tree["posterior"].sizes
@@ -52,7 +52,7 @@ def method_sentence(source: Source) -> str:
 
 
 def method_name(source: Source) -> str:
-    """The method as it is written."""
+    """Return the method's name in its usual spelling."""
     name = str(source.config["inference"]["name"])
     return METHODS.load(name).__name__ if name in METHODS else name
 

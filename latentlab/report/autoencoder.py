@@ -1,4 +1,4 @@
-"""What an autoencoder's parts do: which dimensions carry anything, how units are reconstructed, walks through the decoder."""
+"""Parts of an autoencoder: active dimensions, reconstructions of units, and walks through the decoder."""
 
 import re
 from collections.abc import Mapping
@@ -18,16 +18,16 @@ from latentlab.results.tree import arrays
 from latentlab.seeds import double
 
 N_EACH = 5
-"""Units that are reconstructed best, and worst, that are shown."""
+"""Largest number of best, and of worst, reconstructed units that are shown."""
 N_DRAWS = 50
 STEPS = np.linspace(-2, 2, 7)
-"""Of a walk, in standard deviations."""
+"""Steps of a walk, in standard deviations."""
 MOST_WALKS = 4
 PIXEL = re.compile(r"pixel_(\d+)_(\d+)")
 
 
 def parts(source: Source) -> list[Item]:
-    """Active dimensions, reconstructions and walks; nothing where the model has no parameters or is not there."""
+    """Return active dimensions, reconstructions and walks; empty if the model has no parameters or is not available."""
     model = source.model
     if model is None or not model.parameters or not arrays(source.tree, "parameters"):
         return []
@@ -57,7 +57,7 @@ class _Machine:
         self.pixels = _grid(source.features)
 
     def decode(self, z: np.ndarray, unit: int | None = None) -> np.ndarray:
-        """Means of the data given positions `(unit, latent)`; given labels those of all units, or of one."""
+        """Compute means of the data given positions `(unit, latent)`; labels are those of all units, or of one unit for all."""
         at = torch.from_numpy(np.ascontiguousarray(z))
         given: Mapping[str, Any] = self.given
         if unit is not None and given.get("labels") is not None:
@@ -68,7 +68,7 @@ class _Machine:
             return np.asarray((at @ self.parameters["W"].mT + self.parameters["mu"]).numpy())
 
     def raw(self, x: np.ndarray) -> np.ndarray:
-        """Values as they were before the data were standardised."""
+        """Convert standardised values to raw values."""
         return x * self.scale + self.loc
 
     def _raw_scale(self) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +108,7 @@ def _activity(machine: _Machine) -> list[Item]:
 
 
 def _chosen(machine: _Machine) -> tuple[np.ndarray, np.ndarray]:
-    """Units that are reconstructed best, and worst."""
+    """Return the indices of the best and of the worst reconstructed units."""
     order = np.argsort(machine.error, kind="stable")
     n = min(N_EACH, max(1, len(order) // 2))
     return order[:n], order[::-1][:n]
@@ -227,7 +227,7 @@ def _walks(machine: _Machine) -> Figure:
 
 
 def _grid(features: list[str]) -> np.ndarray | None:
-    """Row and column of each feature `(feature, 2)`, where all are pixels."""
+    """Return row and column of each feature, `(feature, 2)`; None if not all are pixels."""
     found = [PIXEL.fullmatch(feature) for feature in features]
     if not found or any(match is None for match in found):
         return None
@@ -235,7 +235,7 @@ def _grid(features: list[str]) -> np.ndarray | None:
 
 
 def _image(values: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Values of features as an image; pixels that are no feature are blank."""
+    """Arrange values of features as an image; pixels without a feature are blank."""
     image = np.full(pixels.max(axis=0) + 1, np.nan)
     image[pixels[:, 0], pixels[:, 1]] = values
     return image

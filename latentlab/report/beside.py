@@ -1,15 +1,15 @@
-"""Section 4: posterior and embeddings side by side, the same units marked in all of them.
+"""Section 4: posterior and embeddings side by side, with the same units marked in all panels.
 
-The page's script draws what is here. Its data:
+The page's script draws the panels from these data:
 
-* `units`, `labels` (None without), `classes` with `names`, `codes` (of each unit), `colors` and `markers`;
-* `panels`: `title`, `note`, `aligned` and `raw`, each a list of columns, `worst` (disagreement of each unit), and where the positions
-  are labels `codes`, classes of the panel's own;
-* `covariance`: of each unit's position, `[k][l][unit]`, for the ellipses of marked units; None with many dimensions;
-* `radius`: of the ellipse, in standard deviations; `spread` of each unit, and what it is `called`.
+* `units`, `labels` (or None), `classes` with `names`, `codes` (of each unit), `colors` and `markers`;
+* `panels`: `title`, `note`, `aligned` and `raw`, each a list of columns, `worst` (disagreement of each unit), and, if the
+  positions are labels, `codes`, the panel's own classes;
+* `covariance`: covariance of each unit's position, `[k][l][unit]`, for the ellipses of marked units; None with many dimensions;
+* `radius`: radius of the ellipse, in standard deviations; `spread` of each unit, and its name, `called`.
 
-Where the positions are labels every panel is the same map of the units, coloured by a clustering; an embedding that is none is
-drawn in its own coordinates, coloured by the point estimate.
+If the positions are labels, every panel is the same map of the units, coloured by a clustering. An embedding that is no
+clustering is drawn in its own coordinates, coloured by the point estimate.
 """
 
 from typing import Any
@@ -27,12 +27,12 @@ from latentlab.report.rows import Row, matched
 from latentlab.report.source import Source
 
 DIGITS = 4
-"""Of coordinates: a pixel in a thousand."""
+"""Significant digits of coordinates; the error is below a pixel in a thousand."""
 MOST_DIMENSIONS = 6
 
 
 def section(source: Source) -> Section:
-    """The panels, and how to read them."""
+    """Build the section: the panels, and a text on their use."""
     title = "Embeddings beside the posterior"
     if source.is_discrete:
         return Section("beside", "Clusterings beside the posterior", (Text((_of_labels(source),)), Brush(label_panels(source))))
@@ -45,7 +45,7 @@ def section(source: Source) -> Section:
 
 
 def panels(source: Source) -> dict[str, Any]:
-    """What the script needs."""
+    """Return the data of the page's script."""
     classes = Classes(source.labels, len(source.units))
     q = source.mean.shape[1]
     mean = columns(source.mean)
@@ -89,7 +89,7 @@ def _of_labels(source: Source) -> str:
 
 
 def label_panels(source: Source) -> dict[str, Any]:
-    """What the script needs where the positions are labels: the map of the units, once for each clustering."""
+    """Return the data of the page's script for positions that are labels: a map of the units for each clustering."""
     parts = Parts(source)
     at = _map(source)
     rows = source.first_rows if source.compared else []
@@ -125,7 +125,7 @@ def label_panels(source: Source) -> dict[str, Any]:
 
 
 def _paired(source: Source, classes: Classes, used: list[int]) -> list[int]:
-    """Codes of the known labels, each with the colour of the component that suits it; labels beyond them that of none."""
+    """Return codes of the known labels: those of their matched components, and new codes for surplus labels."""
     names = known_as(source, classes)
     for name in sorted(set(names.values()) - set(used)):
         used.append(name)
@@ -133,9 +133,9 @@ def _paired(source: Source, classes: Classes, used: list[int]) -> list[int]:
 
 
 def _map(source: Source) -> list[list[float]]:
-    """Where units are on the map: as in section 3, or their one feature by their order, or their order alone.
+    """Return the map's coordinates of the units: those of section 3, or the single feature by order, or the order alone.
 
-    Features are stretched to the same width, principal axes are not.
+    Features are scaled to the same width; principal axes are not.
     """
     found = plane(source)
     if found is not None:
@@ -172,12 +172,12 @@ def _panel(source: Source, row: Row, where: list[list[float]] | None = None) -> 
 
 
 def columns(values: np.ndarray) -> list[list[float]]:
-    """Coordinates, a list for each column, with as many digits as a screen can show."""
+    """Return coordinates as one list for each column, rounded to the resolution of a screen."""
     return [rounded(values[:, k]) for k in range(values.shape[1])]
 
 
 def rounded(values: np.ndarray) -> list[float]:
-    """Numbers with four significant digits of the largest; those that are not finite are 0.
+    """Round numbers to four significant digits of the largest; replace numbers that are not finite by 0.
 
     Example:
         >>> rounded(np.array([123.456, 0.0123456, float("nan")]))

@@ -1,4 +1,4 @@
-"""Clusterings held against the point estimate of the labels, cluster by cluster."""
+"""Contingency tables of clusterings and the point estimate of the labels."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from latentlab.report.rows import Row, matched
 from latentlab.report.source import Source
 
 MOST_CLUSTERS = 20
-"""Columns of a table; of more clusters the largest are shown."""
+"""Largest number of columns of a table; if there are more clusters, the largest are shown."""
 
 
 def items(source: Source) -> list[Item]:
-    """How clusters match the labels, and a contingency table of each clustering (of its first seed)."""
+    """Return a table of the match of clusters with labels, and a contingency table of each clustering's first seed."""
     rows = [(row, row.labels) for row in source.judged_rows]
     found = [(row, labels) for row, labels in rows if labels is not None]
     if not found:

@@ -1,4 +1,4 @@
-"""What a docstring says: the description, the arguments, the references, of a model, a metric or an embedding."""
+"""Parsing of the docstrings of models, metrics and embeddings into description, arguments and references."""
 
 import inspect
 import re
@@ -15,10 +15,10 @@ class Docs:
     """Parts of a docstring.
 
     Args:
-        summary: Its first paragraph, as plain text.
-        paragraphs: Those that follow, before the first heading, with formulas and marks of code.
-        arguments: What it says of each argument, as plain text.
-        references: The references as one text.
+        summary: First paragraph, as plain text.
+        paragraphs: Further paragraphs before the first heading, with formulas and backticks.
+        arguments: Description of each argument, as plain text.
+        references: References as one text.
     """
 
     summary: str
@@ -28,7 +28,7 @@ class Docs:
 
 
 def docs(documented: Any) -> Docs:
-    """Reads an object's docstring, in the form that this package's have; whatever else is there is a paragraph.
+    """Parse an object's docstring in this package's format; text in other formats becomes paragraphs.
 
     Example:
         >>> def square(x):
@@ -55,7 +55,7 @@ def docs(documented: Any) -> Docs:
 
 
 def _plain(text: str) -> str:
-    """Text without the marks of code."""
+    """Remove the backticks from a text."""
     return text.replace("`", "")
 
 

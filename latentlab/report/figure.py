@@ -1,7 +1,7 @@
-"""Drawings as SVG text that can stand in a page: legible, without an outside resource, the same for the same numbers.
+"""Figures as SVG text for a page: without external resources, and reproducible byte by byte.
 
-Colours are those of Okabe & Ito, which most colour-blind readers tell apart, each with a marker shape of its own, so that
-more classes than colours stay distinct, and a print in black and white does too.
+Colours are those of Okabe & Ito, which most colour-blind readers can distinguish. Classes also differ in marker shape, so that
+they stay distinct with more classes than colours, and in black and white.
 """
 
 import io
@@ -24,12 +24,12 @@ from latentlab.report.items import Figure
 BLUE, ORANGE, GREEN, RED, SKY, PURPLE, GREY, YELLOW = COLORS = (
     *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#6B6B6B", "#C9BC1F"),
 )
-"""Okabe & Ito; its black is a grey here, black being the text's, and its yellow darker, to be seen on white."""
+"""Colours of Okabe & Ito, with grey instead of black, which is the colour of text, and a darker yellow, visible on white."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p", "h")
 INK = "#1b1b1b"
 BAND, EDGE = "#cfe3f1", "#8fbcdc"
 HEAVY = 600
-"""More marks than this are drawn as pixels inside the SVG."""
+"""Number of marks above which they are drawn as pixels inside the SVG."""
 MOST_CLASSES = 12
 OTHER = "other"
 
@@ -67,9 +67,9 @@ STYLE = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The settings that all drawings share, whatever the user's own are; they are back afterwards."""
+    """Use the common settings of all figures inside the block, independent of the user's own, which are restored afterwards."""
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # glyphs that the font lacks are the browser's to find
+        warnings.simplefilter("ignore")  # the browser substitutes glyphs that the font lacks
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)  # type: ignore[arg-type]
         yield
@@ -78,15 +78,15 @@ def style() -> Iterator[None]:
 def drawn(
     name: str, caption: str, alt: str, size: tuple[float, float], draw: Callable[[Any], None], *, tight: bool = True
 ) -> Figure:
-    """A drawing, made by a function of a matplotlib figure.
+    """Draw a figure by a function of an empty matplotlib figure.
 
     Args:
-        name: Its name, an ASCII word.
-        caption: What stands below it.
-        alt: What it shows, for those who do not see it.
+        name: Name of the figure, an ASCII word.
+        caption: Caption below it.
+        alt: Text alternative for screen readers.
         size: Width and height in inches; 10 is the width of the page.
-        draw: Fills the figure.
-        tight: Let matplotlib lay the parts out.
+        draw: Draws into the figure.
+        tight: Whether matplotlib's constrained layout is used.
     """
     with style():
         canvas = Canvas(figsize=size, layout="constrained" if tight else None)
@@ -95,9 +95,9 @@ def drawn(
 
 
 def svg(canvas: Any, name: str, alt: str) -> str:
-    """A matplotlib figure as an `<svg>` element: no header, no metadata, ids of its own."""
+    """Convert a matplotlib figure to an `<svg>` element without header and metadata, and with ids prefixed by the name."""
     stream, onto = io.StringIO(), FigureCanvasSVG(canvas)
-    if (layout := canvas.get_layout_engine()) is not None:  # `savefig` draws everything once more for it
+    if (layout := canvas.get_layout_engine()) is not None:  # `savefig` would draw the figure a second time for the layout
         canvas.dpi = onto.fixed_dpi
         layout.execute(canvas)
         canvas.set_layout_engine("none")
@@ -120,9 +120,9 @@ HASHED = re.compile(r'(\bid="|href="#|url\(#)([A-Za-z])[0-9a-f]{10}(?=["\)])')
 
 
 def _own_ids(tag: str, name: str, numbers: dict[str, str]) -> str:
-    """The tag with ids that are the drawing's own, those of clips and marks counted.
+    """Prefix the ids in a tag by the figure's name, and number those of clips and marks.
 
-    Matplotlib makes them of coordinates to the last digit, which its layout does not repeat from one drawing to the next.
+    Matplotlib derives these ids from coordinates, whose last digits differ between runs of the layout.
     """
 
     def counted(match: re.Match[str]) -> str:
@@ -146,8 +146,8 @@ class Classes:
     """Colour and shape of each unit by its label.
 
     Args:
-        labels: A label for each unit; None where there are none.
-        n_units: How many units.
+        labels: Label of each unit; None if there are none.
+        n_units: Number of units.
     """
 
     def __init__(self, labels: np.ndarray | None, n_units: int) -> None:
@@ -164,15 +164,15 @@ class Classes:
         self.codes = np.array([where[label] if label in kept else len(self.names) - 1 for label in labels.tolist()])
 
     def color(self, code: int) -> str:
-        """Its colour."""
+        """Return the colour of a class."""
         return COLORS[code % len(COLORS)]
 
     def marker(self, code: int) -> str:
-        """Its shape."""
+        """Return the marker of a class."""
         return MARKERS[code % len(MARKERS)]
 
     def scatter(self, axes: Any, x: np.ndarray, y: np.ndarray, *, size: float = 14.0, alpha: float = 0.85) -> None:
-        """The units as points."""
+        """Draw the units as points."""
         for code in np.unique(self.codes).tolist():
             chosen = self.codes == code
             axes.scatter(
@@ -183,7 +183,7 @@ class Classes:
             )
 
     def legend(self, canvas: Any, axes: Any) -> None:
-        """The names, if there are any, beside the drawing."""
+        """Add a legend with the names, if there are any, beside the axes."""
         if self.names:
             handles, names = axes.get_legend_handles_labels()
             canvas.legend(handles, names, loc="outside right upper", title="label", markerscale=1.5)
@@ -197,12 +197,12 @@ def _natural(label: str) -> tuple[bool, float, str]:
 
 
 def shortened(text: str, most: int = 28) -> str:
-    """A text short enough for an axis."""
+    """Truncate a text for use on an axis."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def feature(name: str, most: int = 28) -> str:
-    """A feature's name, short enough for an axis, where a number alone would be taken for a value.
+    """Return a feature's name for use on an axis; a number is prefixed, since it would look like a value.
 
     Example:
         >>> feature("0"), feature("proline")
@@ -212,19 +212,19 @@ def feature(name: str, most: int = 28) -> str:
 
 
 def log_axis(axis: Any) -> None:
-    """Powers of ten written out: formulas are not typeset in drawings, where users' own words stand."""
+    """Write the ticks of a logarithmic axis as plain numbers, since formulas are not typeset in figures."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
 
 
 def grid(n: int, across: int) -> tuple[int, int]:
-    """Rows and columns for n panels."""
+    """Return the numbers of rows and columns for n panels."""
     columns = max(1, min(n, across))
     return -(-n // columns), columns
 
 
 def panels(canvas: Any, n: int, across: int, **options: Any) -> Sequence[Any]:
-    """n axes in rows of at most `across`; the places left over are empty."""
+    """Create n axes in rows of at most `across`; the remaining cells are empty."""
     rows, columns = grid(n, across)
     axes = np.ravel(canvas.subplots(rows, columns, squeeze=False, **options))
     for empty in axes[n:]:

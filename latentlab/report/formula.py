@@ -1,4 +1,4 @@
-"""Formulas of docstrings as drawings in the line of the text, by matplotlib's mathematical typesetting; nothing is fetched."""
+"""Formulas of docstrings as inline SVG, typeset by matplotlib without external resources."""
 
 import re
 from html import escape
@@ -9,12 +9,12 @@ import matplotlib
 from latentlab.report.figure import style
 
 SIZE = 15
-"""Of the letters, in CSS pixels."""
+"""Font size, in CSS pixels."""
 _FORMULA = re.compile(r"(\$\$.+?\$\$|\$.+?\$|`[^`]+`)", re.DOTALL)
 
 
 def typeset(text: str) -> str:
-    r"""A paragraph as HTML: formulas (between dollar signs) drawn, words in backticks as code, the rest escaped."""
+    r"""Convert a paragraph to HTML: formulas (between dollar signs) as SVG, words in backticks as code, the rest escaped."""
     return "".join(_piece(piece) for piece in _FORMULA.split(text))
 
 
@@ -31,7 +31,7 @@ def _piece(piece: str) -> str:
 
 
 def _drawn(tex: str) -> str | None:
-    """The formula as an inline `<svg>`, standing on the line; None where it is beyond matplotlib's typesetting."""
+    """Return the formula as an inline `<svg>` on the text's baseline; None if matplotlib cannot typeset it."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.mathtext import MathTextParser
     from matplotlib.textpath import TextPath

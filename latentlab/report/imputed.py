@@ -14,7 +14,7 @@ from latentlab.results.tree import arrays
 from latentlab.seeds import Seeds
 
 N_IMPUTED = 400
-"""Posterior draws used for imputation, about."""
+"""Approximate number of posterior draws used for imputation."""
 
 
 def imputed_items(source: Source) -> list[Item]:

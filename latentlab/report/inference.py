@@ -1,4 +1,4 @@
-"""Section 2: did inference work."""
+"""Section 2: diagnostics of the inference."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -17,11 +17,11 @@ from latentlab.results.loo import loo
 from latentlab.results.modes import chain_modes, restart_modes
 
 NEAR = 0.06
-"""Units so near to each other, as a share of all, have their names on different sides."""
+"""Distance of two units, as a share of all, below which their names are on different sides."""
 
 
 def section(source: Source) -> Section:
-    """The diagnostics, and what chains, steps and units look like."""
+    """Build the section: diagnostics, modes, plots of chains and optimisers, and LOO."""
     table = source.run.diagnostics
     items: list[Item] = [Text((sentence(source),)), *_caveats(source)]
     counted = table[table["verdict"] != "not applicable"]
@@ -36,7 +36,7 @@ def section(source: Source) -> Section:
     if source.kind == "mcmc":
         try:
             items += chain_items(source)
-        except OverflowError:  # ArviZ's density of numbers that are hardly above 0
+        except OverflowError:  # from ArviZ's density estimate of numbers close to 0
             items.append(
                 Text(("The chains are not drawn: some of their values are too small for an estimate of their density.",))
             )
@@ -46,7 +46,7 @@ def section(source: Source) -> Section:
 
 
 def sentence(source: Source) -> str:
-    """The diagnostics in a sentence."""
+    """Summarise the diagnostics in one sentence."""
     table = source.run.diagnostics
     by = {verdict: table[table["verdict"] == verdict] for verdict in ("pass", "warn", "fail")}
     n = sum(map(len, by.values()))
@@ -87,7 +87,7 @@ def _caveats(source: Source) -> list[Item]:
 
 
 def modes(source: Source) -> pd.DataFrame | None:
-    """The modes that chains or restarts sit in; None with a single one, or without the model."""
+    """Return the modes of the chains or restarts; None with a single mode, or without the model."""
     if source.model is None:
         return None
     if source.kind == "mcmc":
@@ -191,7 +191,7 @@ def _left_out(source: Source, n: int) -> tuple[list[str], str]:
 
 
 def places(chosen: Sequence[int], n: int) -> list[tuple[tuple[int, int], Literal["left", "right"]]]:
-    """Where the names of up to three of n units stand, so that neighbours' do not lie on each other: offset and alignment.
+    """Return offset and alignment of the names of up to three of n units, so that names of neighbours do not overlap.
 
     Example:
         >>> places([10, 11, 70], 100)

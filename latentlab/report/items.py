@@ -1,4 +1,4 @@
-"""What a page is made of: sections of texts, tables and figures, the same things for the page and for report.json."""
+"""Parts of a page: sections of texts, tables and figures, common to the page and report.json."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,20 +18,20 @@ MARKS = {
     "distinct": "✗",
     "undetermined": "?",
 }
-"""A sign beside each word of judgement, so that no colour is needed to see it."""
+"""Sign of each verdict, so that verdicts do not depend on colour."""
 
 
 ROUND_OFF = 1e-12
-"""Smaller numbers are shown as 0."""
+"""Magnitude below which numbers are shown as 0."""
 
 
 SPACE = "\N{NO-BREAK SPACE}"
-"""Between the thousands of a number, which is never parted at the end of a line."""
+"""Thousands separator, at which no line is broken."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph, or a list where there are several lines; `kind` is the box it stands in."""
+    """A paragraph, or a list if there are several lines; `kind` is the style of its box."""
 
     lines: tuple[str, ...]
     kind: str = "plain"
@@ -42,7 +42,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of numbers (shown to so many digits) and texts; `folded` ones are opened by a click, and on paper."""
+    """A table of numbers (shown with `digits` digits) and texts; a `folded` table is opened by a click, and open in print."""
 
     name: str
     caption: str
@@ -55,13 +55,13 @@ class Table:
     def of(
         cls, name: str, caption: str, records: Sequence[Mapping[Any, Any]], *, folded: bool = False, digits: int = 3
     ) -> "Table":
-        """A table of records that all have the same keys, which are its columns."""
+        """Build a table from records with the same keys, which are its columns."""
         columns = tuple(records[0]) if records else ()
         return cls(name, caption, columns, tuple(tuple(record[key] for key in columns) for record in records), folded, digits)
 
     @cached_property
     def numeric(self) -> tuple[bool, ...]:
-        """Which columns hold numbers only."""
+        """Whether each column contains only numbers."""
         return tuple(all(_is_number(row[i]) for row in self.rows) for i in range(len(self.columns)))
 
     def record(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing: `svg` as text, `alt` what it shows for those who do not see it."""
+    """A figure: `svg` is its SVG text, `alt` the text alternative for screen readers."""
 
     name: str
     caption: str
@@ -84,7 +84,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Formulas:
-    """Text with formulas between dollar signs, as docstrings have them; a paragraph each."""
+    """Paragraphs with formulas between dollar signs, as in docstrings."""
 
     paragraphs: tuple[str, ...]
 
@@ -94,7 +94,7 @@ class Formulas:
 
 @dataclass(frozen=True)
 class Brush:
-    """Panels of the same units beside each other, for the page's script; see `latentlab.report.beside`."""
+    """Panels of the same units side by side, drawn by the page's script; see `latentlab.report.beside`."""
 
     data: Mapping[str, Any]
     name: str = "brush"
@@ -119,7 +119,7 @@ class Section:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON holds it: NaN is null, an infinity the text `inf` or `-inf`.
+    """Convert a value for JSON: NaN becomes null, an infinity the text `inf` or `-inf`.
 
     Example:
         >>> plain([np.float64(0.5), float("nan"), np.inf, np.array([1, 2])])
@@ -137,7 +137,7 @@ def plain(value: Any) -> Any:
 
 
 def shown(value: Any, digits: int = 3) -> str:
-    """A value as a reader wants it: numbers to so many digits, nothing for none.
+    """Format a value for display: numbers with `digits` digits, an en dash for None and NaN, yes or no for a truth value.
 
     Example:
         >>> [shown(v) for v in (0.123456, 1234567.0, 12.0, 3, 1e-7, float("nan"), float("inf"), "word", None, True)]
@@ -175,7 +175,7 @@ def _is_number(value: Any) -> bool:
 
 
 def count(n: int, noun: str, plural: str = "") -> str:
-    """A number with its noun.
+    """Format a number with its noun.
 
     Example:
         >>> count(1, "unit"), count(12, "unit"), count(2, "class", "classes")
@@ -185,7 +185,7 @@ def count(n: int, noun: str, plural: str = "") -> str:
 
 
 def listed(words: Sequence[Any], most: int = 5) -> str:
-    """Words as a sentence has them.
+    """Join words for a sentence; if there are more than `most`, the number of the others is added.
 
     Example:
         >>> listed(["a", "b", "c"]), listed(range(7), most=2)

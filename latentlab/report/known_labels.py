@@ -16,7 +16,7 @@ CLUSTER_SCORES = {
     "label_adjusted_rand": "adjusted Rand index with the labels",
     "label_matched_accuracy": "accuracy, clusters matched to the labels",
 }
-"""Scores by known labels where the positions are discrete."""
+"""Scores by known labels, if the positions are discrete."""
 HEIGHT = 0.2
 """Height of a row of a plot, in inches."""
 

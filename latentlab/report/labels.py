@@ -1,4 +1,4 @@
-"""Section 3 where the positions are labels: which component or state each unit is in, and what those are."""
+"""Section 3 if the positions are labels: the component or state of each unit, and its parameters."""
 
 from typing import Any
 
@@ -13,29 +13,29 @@ from latentlab.report.parts import Parts, occupied, opacity, rgba_of
 from latentlab.report.source import POINT, Source
 
 SURE = 0.95
-"""Probability from which on a unit is said to be sure of its label."""
+"""Probability from which a unit's label counts as certain."""
 MOST_LISTED = 300
 LEAST_SURE = 50
 
 
 def section_title(source: Source) -> str:
-    """The section's."""
+    """Return the title of the section."""
     unit = "step" if source.sequences is not None else "unit"
     return f"Which {source.label_dim} is each {unit} in?"
 
 
 def overview(source: Source, parts: Parts) -> list[Item]:
-    """How many labels, how sure the units are of theirs, how many labels are in use."""
+    """Return a summary of the labels and their certainty, and the posterior of the number of occupied labels."""
     return [Text((_sentence(source, parts),)), *_occupied(source)]
 
 
 def components(source: Source, parts: Parts) -> list[Item]:
-    """Where the components are, how large, and what their features are like."""
+    """Return a map of the components, a table of their sizes, and profiles of their features."""
     return [*_map(source, parts), _table(source, parts), *profiles(source, parts)]
 
 
 def who_is_with_whom(source: Source, parts: Parts) -> list[Item]:
-    """Co-assignment, known labels, and the labels of each unit."""
+    """Return the co-assignment, the comparison with known labels, and the labels of each unit."""
     return [pair_figure(source, parts), *known_label_items(source, parts), _units(source, parts)]
 
 
@@ -90,10 +90,10 @@ def _occupied(source: Source) -> list[Item]:
 
 
 def plane(source: Source) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]] | None:
-    """Where the units are on a plane: coordinates `(unit, 2)`, centre, axes `(2, feature)`, names of the axes.
+    """Project the units onto a plane: coordinates `(unit, 2)`, centre, axes `(2, feature)`, names of the axes.
 
-    The two features, or the first two principal axes of the data; entries that are missing are put at their column's mean.
-    None where the data are no table of two features or more.
+    The axes are the two features, or the first two principal axes of the data. Missing entries are replaced by the column's mean.
+    None if the data are no table with at least two features.
     """
     if not source.is_table or len(source.features) < 2:
         return None

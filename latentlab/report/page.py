@@ -1,4 +1,4 @@
-"""The page of a run: report.html, which needs nothing but itself, and report.json, the same numbers."""
+"""The page of a run: report.html, a self-contained file, and report.json with the same numbers."""
 
 import json
 from dataclasses import replace
@@ -18,7 +18,7 @@ from latentlab.store.directory import REPORT
 from latentlab.store.read import Run
 
 SECTIONS = (asked, inference, positions, beside, scores, units, provenance)
-"""In the order of the page."""
+"""Modules of the sections, in the order of the page."""
 BY_KIND = (positions, beside, scores, units)
 """Sections that the page repeats for each kind of units."""
 
@@ -27,25 +27,25 @@ FORMAT = 1
 
 
 MOST_PRINTED = 60
-"""Rows of the longest table that goes on paper."""
+"""Largest number of rows of a table that is printed."""
 
 
 def write(run: Run, *, progress: bool = False) -> Path:
-    """Writes report.html and report.json into the run's directory.
+    """Write report.html and report.json into the run's directory.
 
-    What a run does not have (labels, embeddings, a posterior's spread, predictive draws) is said in a sentence. The same run
+    A sentence replaces each part that a run lacks (labels, embeddings, a posterior's spread, predictive draws). The same run
     gives the same page, byte by byte.
 
     Args:
-        run: A run whose posterior and diagnostics are there.
-        progress: A bar on a terminal.
+        run: A run with posterior and diagnostics.
+        progress: Whether to show a progress bar on a terminal.
 
     Returns:
         Path of the page.
 
     Raises:
         MissingDependencyError: jinja2 is not installed.
-        StoreError: Posterior or diagnostics are not there yet, or the directory cannot be written.
+        StoreError: Posterior or diagnostics are missing, or the directory cannot be written.
     """
     template = _template()
     for name in ("posterior.nc", "diagnostics.json"):
@@ -95,7 +95,7 @@ def _record(source: Source, top: Section, sections: list[Section]) -> dict[str, 
 
 
 def _template() -> Any:
-    """The page's template; jinja2 escapes whatever is not said to be HTML."""
+    """Return the page's template; jinja2 escapes all text that is not marked as HTML."""
     try:
         import jinja2
         from markupsafe import Markup
@@ -113,7 +113,7 @@ def _template() -> Any:
 
 
 def embedded(data: Any) -> str:
-    r"""JSON that can stand in a `<script>` element: nothing in it ends the element or begins a comment.
+    r"""Convert data to JSON for a `<script>` element, with characters escaped that could end the element or begin a comment.
 
     Example:
         >>> embedded({"unit": "</script>"})

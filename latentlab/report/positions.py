@@ -1,4 +1,4 @@
-"""Section 3: where the positions are, how sure that is, and whether the model fits what it was shown."""
+"""Section 3: positions with their uncertainty, and the fit of the model to the data."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from latentlab.results.diagnostics import sensitivity
 from latentlab.results.sensitivity import SENSITIVE
 
 LEVEL = 0.8
-"""Of the credible ellipses."""
+"""Probability content of the credible ellipses."""
 MOST_AXES = 4
 MOST_ELLIPSES = 200
 MOST_LOADINGS = 30
@@ -25,7 +25,7 @@ MOST_SENSITIVE = 10
 
 
 def section(source: Source) -> Section:
-    """Positions, loadings, or labels and what they name; predictive checks, sensitivity, imputations."""
+    """Build the section: positions and loadings, or labels and components; predictive checks, sensitivity, imputations."""
     title = "Where are the positions?"
     items: list[Item] = []
     if source.is_discrete:

@@ -1,4 +1,4 @@
-"""Section 7: how the numbers were obtained."""
+"""Section 7: provenance of the numbers."""
 
 import shlex
 from typing import Any
@@ -10,7 +10,7 @@ HALVES = {
     True: "Every second chain is held out",
     False: "The first draws are a reference and the last are held out, with a gap between where they depend on each other",
 }
-"""How the draws are split, by whether there are several chains."""
+"""Description of the split of the draws; the key is whether there are several chains."""
 TERMS = (
     (
         "Verdict",
@@ -72,7 +72,7 @@ OF_LABELS = (
         "The share of the units that are together with a unit in the draws and are not in the clustering.",
     ),
 )
-"""`TERMS` where the positions are labels."""
+"""`TERMS` if the positions are labels."""
 LABEL_REFERENCES = (
     "Binder (1978), Bayesian cluster analysis, Biometrika 65:31.",
     "Wade & Ghahramani (2018), Bayesian cluster analysis: point estimation and credible balls, Bayesian Analysis 13:559.",
@@ -90,11 +90,11 @@ REFERENCES = (
 )
 
 OF_POSITIONS = ("Gower", "Hotelling")
-"""Whom a page about labels does not refer to."""
+"""Authors of references that a page about labels does not cite."""
 
 
 def section(source: Source) -> Section:
-    """Terms, versions, times, files, references."""
+    """Build the section: terms, versions, times, files, references."""
     info = source.run.info
     items: list[Item] = [
         Table("terms", "Terms", ("term", "meaning"), _terms(source)),

@@ -1,4 +1,4 @@
-"""Section 5: how each embedding compares with the posterior."""
+"""Section 5: comparison of each embedding with the posterior."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ from latentlab.report.known_labels import HEIGHT, label_items
 from latentlab.report.source import Source
 
 LEAST_DELTA = 1e-3
-"""The left end of a scale of deltas: a logarithmic one has no 0."""
+"""Left end of the logarithmic scale of deltas, which has no 0."""
 WIDE = 50
-"""A score whose values differ by more than this factor is drawn on a log scale."""
+"""Ratio of the largest to the smallest value above which a score is drawn on a log scale."""
 
 
 def section(source: Source) -> Section:
-    """Verdicts, scores with ceiling and floor, coverage, labels, and what is claimed of each pair."""
+    """Build the section: verdicts, scores with ceiling and floor, coverage, labels, and known correspondences."""
     if not source.compared:
         return Section("scores", "How does each embedding compare?", (Text((nothing(source),)),))
     items: list[Item] = [Text(tuple(_how(source)))]
@@ -119,7 +119,7 @@ def _verdicts(source: Source) -> list[Item]:
 
 
 def first_aligned(data: xr.Dataset, name: str) -> np.ndarray:
-    """A quantity of each compared array under the first alignment that takes it."""
+    """Return a quantity of each compared array, under the first alignment that applies to it."""
     first = (data["verdict"].values != "").argmax(axis=0)
     return np.asarray(data[name].values[first, np.arange(len(first))])
 
@@ -152,7 +152,7 @@ def _deltas(source: Source) -> Figure:
             )
             axes.set_xscale("log")
             log_axis(axes.xaxis)
-            if (of["delta"].values <= LEAST_DELTA).any():  # at the end of the scale, which says so
+            if (of["delta"].values <= LEAST_DELTA).any():  # clipped to the end of the scale
                 axes.xaxis.set_major_formatter(lambda value, _: f"≤ {value:g}" if value <= 1.01 * LEAST_DELTA else f"{value:g}")
             axes.set_xlim(min(0.03, 0.7 * least), None)
             axes.set_yticks(y, [shortened(label) for label in labels])
@@ -173,7 +173,7 @@ def _deltas(source: Source) -> Figure:
 
 
 def in_part(notes: str) -> list[Item]:
-    """What metrics looked at in part only, or approximately, as the comparison says it.
+    """Return a note on metrics that were computed on a subset or approximately; empty without such metrics.
 
     Example:
         >>> in_part("rsa: at 500 of 1797 units")[0].record()["lines"]

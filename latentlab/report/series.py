@@ -1,4 +1,4 @@
-"""Section 3 where the units are steps in time: the course of the states, or of the positions, and how states follow each other."""
+"""Section 3 if the units are steps in time: states or positions over time, and transitions between states."""
 
 from typing import Any
 
@@ -11,29 +11,29 @@ from latentlab.report.parts import Parts
 from latentlab.report.source import POINT, Source
 
 LEVEL = 0.8
-"""Of the bands about positions."""
+"""Probability content of the bands about positions."""
 MOST_SEQUENCES = 4
 MOST_FEATURES = 6
 MOST_PANELS = 12
-"""Of features, over all sequences, unless each has one only."""
+"""Largest number of panels of features over all sequences; each sequence has at least one."""
 MOST_AXES = 4
 MOST_NUMBERED = 12
-"""States up to which the drawing of the transitions holds numbers."""
+"""Largest number of states for which the figure of the transitions contains numbers."""
 MOST_TICKS = 8
 
 
 def course_of_states(source: Source, parts: Parts) -> list[Item]:
-    """The series with the probabilities of the states beneath; nothing where the data are no series."""
+    """Return a figure of the series above the probabilities of the states; empty if the data are no table of a series."""
     return [_ribbon(source, parts)] if source.sequences is not None and source.is_table else []
 
 
 def course_of_positions(source: Source) -> list[Item]:
-    """Each latent axis over time, with bands; nothing where the data are no series."""
+    """Return a figure of each latent axis over time with bands; empty if the data are no series."""
     return [] if source.sequences is None else [_course(source)]
 
 
 def transitions(source: Source, parts: Parts) -> list[Item]:
-    """Transitions, how long states last, how sequences begin; nothing of a model that has none."""
+    """Return transition probabilities, durations of states and initial states; empty for a model without transitions."""
     draws = draws_of(source, "transition")
     if draws is None or draws.ndim != 3:
         return []
@@ -44,7 +44,7 @@ def transitions(source: Source, parts: Parts) -> list[Item]:
 
 
 def _some(source: Source) -> tuple[list[np.ndarray], str]:
-    """The sequences that are drawn, and what is said of the others."""
+    """Return the sequences that are drawn, and a sentence about the others."""
     every = source.sequences or []
     if len(every) <= MOST_SEQUENCES:
         return every, ""
@@ -57,7 +57,7 @@ def _name(source: Source, of: np.ndarray) -> str:
 
 
 def _clock(source: Source, of: np.ndarray) -> tuple[np.ndarray, list[str] | None]:
-    """Where steps are along the axis, and their names if they are no numbers."""
+    """Return the coordinates of the steps on the time axis, and their names if times are no numbers."""
     if "time" not in source.observed.coords:
         return np.arange(len(of)), None
     time = source.observed["time"].values[of]
@@ -73,7 +73,7 @@ def _ticks(axes: Any, names: list[str] | None) -> None:
 
 
 def _edges(x: np.ndarray) -> np.ndarray:
-    """Where a step begins and the last one ends."""
+    """Return the beginning of each step and the end of the last one."""
     if len(x) == 1:
         return np.array([x[0] - 0.5, x[0] + 0.5])
     middle = (x[1:] + x[:-1]) / 2

@@ -32,7 +32,7 @@ POINT = "point"
 
 @dataclass(frozen=True)
 class Source:
-    """A run with what its sections have in common, each found once.
+    """A run with the quantities that its sections share, each computed once.
 
     Args:
         run: The run.
@@ -100,28 +100,28 @@ class Source:
 
     @property
     def tree(self) -> xr.DataTree:
-        """posterior.nc."""
+        """Contents of posterior.nc."""
         return self.run.posterior
 
     def group(self, name: str) -> xr.Dataset | None:
-        """A group of posterior.nc; None where it has none."""
+        """Return a group of posterior.nc; None if there is no such group."""
         return self.tree[name].to_dataset() if name in self.tree.children else None
 
     @property
     def kind(self) -> str:
-        """How the draws were made: `mcmc`, `vi` or `point`."""
+        """Kind of inference: `mcmc`, `vi` or `point`."""
         return POINT if self.tree.attrs.get("point_estimate") else str(self.tree.attrs.get("inference", "mcmc"))
 
     @cached_property
     def unconverged(self) -> str:
-        """A remark for each verdict of a fit whose checks failed; empty where none did."""
+        """Remark on verdicts of a fit with failed checks; empty if no check failed."""
         return "the fit did not converge" if (self.run.diagnostics["verdict"] == "fail").any() else ""
 
     # -- the model
 
     @cached_property
     def model(self) -> LatentModel | None:
-        """The model; None where it is a plugin's that is not there as it was."""
+        """The model; None if it is from a plugin that is missing or was changed."""
         section = dict(self.config["model"])
         name = section.pop("name")
         with contextlib.ExitStack() as stack:
@@ -175,7 +175,7 @@ class Source:
     def units(self) -> list[str]:
         return [str(unit) for unit in self.positions[self.unit].values]
 
-    # -- labels, where the positions are such
+    # -- positions that are labels
 
     @cached_property
     def is_discrete(self) -> bool:
@@ -186,12 +186,12 @@ class Source:
 
     @property
     def called(self) -> str:
-        """What the positions are called: `positions`, or `labels`."""
+        """Name of the positions in texts: `positions` or `labels`."""
         return "labels" if self.is_discrete else "positions"
 
     @cached_property
     def label_dim(self) -> str:
-        """What the labels name: `component`, `state`; `label` where that is not known."""
+        """Dim that the labels index, such as `component` or `state`; `label` if it is not known."""
         dims = {str(dim) for array in self.tree["posterior"].data_vars.values() for dim in array.dims}
         return next((dim for dim in ("component", "state") if dim in dims), "label")
 
@@ -202,7 +202,7 @@ class Source:
 
     @cached_property
     def n_labels(self) -> int:
-        """How many values a label can have."""
+        """Number of values of a label."""
         return int(self.tree["posterior"].sizes.get(self.label_dim, self.label_draws.max() + 1))
 
     @cached_property
@@ -213,7 +213,7 @@ class Source:
 
     @cached_property
     def estimate(self) -> np.ndarray:
-        """The point estimate: a partition of least expected Binder loss, named by the labels that suit it best `(unit,)`."""
+        """Point estimate `(unit,)`: a partition of least expected Binder loss, its clusters matched with the model's labels."""
         if self.compared and "point_estimate" in self.comparison:
             codes = self.comparison["point_estimate"].values.astype(np.int64)
         else:
@@ -222,13 +222,13 @@ class Source:
 
     @cached_property
     def certainty(self) -> np.ndarray:
-        """Probability of the label that the point estimate gives to each unit `(unit,)`."""
+        """Probability of each unit's label in the point estimate, `(unit,)`."""
         known = np.hstack([self.probabilities, np.zeros((len(self.units), int(self.estimate.max()) + 1))])
         return np.asarray(known[np.arange(len(self.units)), self.estimate])
 
     @cached_property
     def sequences(self) -> list[np.ndarray] | None:
-        """Indices of the units of each sequence, in order; None where the data are no series."""
+        """Indices of the units of each sequence, in order; None if the data are no series."""
         coords = self.observed.coords
         if "sequence" not in coords and "time" not in coords:
             return None if self.model is None or "leave_one_out" not in self.model.offers else [np.arange(len(self.units))]
@@ -239,7 +239,7 @@ class Source:
 
     @cached_property
     def observed(self) -> xr.DataArray:
-        """What the model was fitted to; NaN where missing."""
+        """Observed array of the fit, with NaN for missing entries."""
         return next(iter(self.tree["observed_data"].data_vars.values()))
 
     @cached_property
@@ -284,7 +284,7 @@ class Source:
 
     @property
     def data_problem(self) -> str:
-        """Why there is no `raw`; empty where there is."""
+        """Reason why `raw` is None; empty if it is not."""
         if self.raw is not None:
             return ""
         return (
@@ -294,7 +294,7 @@ class Source:
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """A label for each unit as text; None where there are none, or as many as units."""
+        """Known label of each unit as text; None without labels, with a single one, or with as many labels as units."""
         known = None if self.raw is None else self.raw.labels_of(self.unit)
         if known is None:
             return None
@@ -310,7 +310,7 @@ class Source:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """What was compared, in the order of comparison.nc; without a row whose map cannot be had again."""
+        """Compared arrays, in the order of comparison.nc, except mapped ones whose map is not available."""
         found = []
         data = self.comparison
         columns = (data[c].values.astype(str).tolist() for c in ("embedding", "name", "seed", "map"))
@@ -326,7 +326,7 @@ class Source:
 
     @cached_property
     def first_rows(self) -> list[Row]:
-        """The rows of each embedding's first seed."""
+        """Rows of each embedding's first seed."""
         first: dict[str, str] = {}
         for row in self.rows:
             first.setdefault(row.embedding, row.seed)
@@ -334,12 +334,12 @@ class Source:
 
     @cached_property
     def judged(self) -> list[str]:
-        """Titles of the rows that got a verdict."""
+        """Titles of the rows with a verdict."""
         return [title for title, has in zip(self.titles.values(), self._has_verdict, strict=True) if has]
 
     @cached_property
     def unjudged(self) -> list[str]:
-        """Embeddings that got none, their seeds taken together: where the positions are labels, those that are no clusterings."""
+        """Embeddings without a verdict, once for all seeds: if the positions are labels, those that are no clusterings."""
         data = self.comparison
         names = zip(
             data["name"].values.astype(str).tolist(), data["map"].values.astype(str).tolist(), self._has_verdict, strict=True
@@ -352,12 +352,12 @@ class Source:
 
     @cached_property
     def judged_rows(self) -> list[Row]:
-        """Those of `first_rows` that got a verdict."""
+        """Rows of `first_rows` with a verdict."""
         return [row for row in self.first_rows if row.title in self.judged]
 
     @cached_property
     def titles(self) -> dict[str, str]:
-        """What the page calls each compared array, by its label in comparison.nc: seeds are counted, not spelt out."""
+        """Label in comparison.nc -> title of the compared array on the page, in which seeds are numbered from 1."""
         data = self.comparison
         found: dict[str, str] = {}
         seeds: dict[str, list[str]] = {}
@@ -378,15 +378,16 @@ class Source:
         return np.asarray(array.values[order], dtype=np.float64)
 
     def claim(self, embedding: str) -> Correspondence | None:
-        """The registry's claim about an embedding (by its label) and the model."""
+        """Return the known correspondence of an embedding (given by its label) with the model; None if there is none."""
         attrs = self.embeddings[embedding].attrs
         options = json.loads(str(attrs.get("options", "{}")))
         return find(str(attrs.get("name", embedding)), str(self.config["model"]["name"]), options)
 
     def aligned(self, values: np.ndarray) -> np.ndarray:
-        """Positions turned, moved and scaled onto the posterior mean `(unit, latent)`; more columns linearly mapped.
+        """Align positions with the posterior mean `(unit, latent)`, by a similarity transformation.
 
-        As they are where the model has no symmetry.
+        The map is affine if there are more columns, or if the symmetry includes linear maps. Positions are unchanged if the model
+        has no symmetry.
         """
         way = "affine" if values.shape[1] > self.mean.shape[1] or "linear" in self.ignored else "similarity"
         if way == "similarity" and self.ignored == "nothing":
@@ -395,5 +396,5 @@ class Source:
 
     @property
     def ignored(self) -> str:
-        """What the model's symmetry leaves free, in words."""
+        """Transformations that the model's symmetry leaves free, in words; empty without a comparison."""
         return str(self.comparison.attrs.get("ignores", "")) if self.compared else ""

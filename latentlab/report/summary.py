@@ -1,4 +1,4 @@
-"""The top of the page: the answer in words."""
+"""Summary at the top of the page, in words."""
 
 import re
 from typing import Any
@@ -32,11 +32,11 @@ OF_LABELS = {
     "distinct": "not an estimate of these labels",
     "undetermined": "nothing can be said",
 }
-"""`MEANING` where the positions are labels."""
+"""`MEANING` if the positions are labels."""
 
 
 def section(source: Source) -> Section:
-    """Data, model and method, whether it converged, and a verdict for each embedding."""
+    """Build the section: data, model and method, convergence, and a verdict for each embedding."""
     model = source.config["model"]
     sizes = {"n_latent": "latent dimension", "n_components": "component", "n_states": "state"}
     latent = next((f" with {count(int(model[key]), noun)}" for key, noun in sizes.items() if key in model), "")
@@ -67,7 +67,7 @@ def every_verdict(source: Source) -> list[dict[str, Any]]:
 
 
 def verdict_records(source: Source) -> list[dict[str, Any]]:
-    """Verdict, delta and sentence of each embedding, its seeds taken together, under each alignment."""
+    """Return verdict, delta and sentence of each embedding under each alignment, with its seeds combined."""
     data = source.comparison
     pairs = dict.fromkeys(zip(data["name"].values.astype(str).tolist(), data["map"].values.astype(str).tolist(), strict=True))
     records = []
@@ -77,7 +77,7 @@ def verdict_records(source: Source) -> list[dict[str, Any]]:
             of = data.sel(alignment=alignment).isel(embedding=chosen)
             words, deltas = of["verdict"].values.astype(str).tolist(), of["delta"].values
             if not words[0]:
-                continue  # not aligned so
+                continue  # this alignment does not apply
             records.append(
                 {
                     "embedding": name if way == "raw" else f"{name} (mapped)",
@@ -122,7 +122,7 @@ def _answer(source: Source) -> list[str]:
 
 
 def _reason(sentence: str) -> str:
-    """Why a verdict is undetermined, out of its sentence; empty for another verdict."""
+    """Extract from its sentence the reason why a verdict is undetermined; empty for other verdicts."""
     found = re.match(r"Nothing can be said: (.*) \(delta", sentence)
     return found.group(1) if found else ""
 

@@ -1,4 +1,4 @@
-"""Section 6: which units disagree, and whether the posterior knew."""
+"""Section 6: disagreement of units with the posterior, and its relation to the posterior spread."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from latentlab.report.source import Source
 TOP = 10
 MOST_FEATURES = 15
 KNEW = 0.05
-"""The p below which the posterior is said to have known."""
+"""Largest p-value at which a positive rank correlation of disagreement and posterior spread counts."""
 
 
 def section(source: Source) -> Section:
-    """Units by disagreement, with their raw values where those are few."""
+    """Build the section: units by disagreement, with their raw values if there are few features."""
     title = "Which units disagree?"
     if not source.compared:
         return Section("units", title, (Text((nothing(source),)),))
@@ -41,7 +41,7 @@ def _spread(source: Source) -> str:
 
 
 def _ranks(source: Source) -> np.ndarray:
-    """Mean rank of each unit's disagreement over the embeddings, from 0, least, to 1 `(unit,)`."""
+    """Compute the mean rank of each unit's disagreement over the embeddings, from 0 (least) to 1, `(unit,)`."""
     labels = [row.label for row in source.judged_rows]
     found = source.comparison["mahalanobis"].sel(embedding=labels).values
     return np.asarray(np.argsort(np.argsort(found, axis=1), axis=1).mean(axis=0) / max(1, found.shape[1] - 1))

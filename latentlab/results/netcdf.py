@@ -158,7 +158,7 @@ def _declared(array: h5py.Dataset, where: str) -> int:
 def _opened(path: Path) -> Iterator[h5netcdf.File]:
     try:
         file = h5netcdf.File(path, "r")
-    except Exception as error:  # whatever a damaged file makes the libraries raise
+    except Exception as error:  # a damaged file can make the libraries raise any error
         raise StoreError(f"{path}: damaged, cannot be read: {_line(error)}") from error
     with file:
         yield file
@@ -174,7 +174,7 @@ def _read(file: h5netcdf.File, path: Path, group: str, *, drawn: bool) -> xr.Dat
         arrays = {n: xr.Variable(v.dimensions, v._h5ds[()], dict(v.attrs)) for n, v in node.variables.items()}
         with warnings.catch_warnings():  # xarray adds a warning filter
             dataset = xr.decode_cf(xr.Dataset(arrays, attrs=dict(node.attrs)))
-    except Exception as error:  # whatever a damaged file makes the libraries raise
+    except Exception as error:  # a damaged file can make the libraries raise any error
         raise StoreError(f"{path}, group {group!r}: damaged, cannot be read: {_line(error)}") from error
     draws = drawn and group not in (*FIXED, "optimization", "") and "chain" in dataset.dims
     odd = next((n for n, v in dataset.data_vars.items() if draws and v.dims[:2] != LEAD), None)

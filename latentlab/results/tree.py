@@ -16,7 +16,7 @@ FIXED = ("observed_data", "constant_data", "parameters")
 RESTARTS = "restarts"
 """Group of the sites' values at the end of each restart of an optimiser."""
 SCALARS = ("sample_stats", "log_prior")
-"""Groups with one number per draw, whatever the dims of the site."""
+"""Groups with one number per draw, independent of the site's dims."""
 OPTIMIZATION = {
     "loss": ("restart", "step"),
     "elbo": ("restart",),

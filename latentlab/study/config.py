@@ -1,15 +1,14 @@
-"""The config of a run: read, checked whole before anything is computed, and resolved so that it says everything.
+"""The config of a run: read, checked completely before any computation, and resolved to explicit values of all options.
 
 A config is a YAML file or a mapping with these keys: `name` (of the run and its folder), `seed`, `dataset`, `model`,
-`inference`, `embeddings` (a list), `compare`, `held_out` (share of the units that are kept out of the fit and scored) and
-`plugins` (files with models, datasets, embeddings or metrics of one's own). The options of each section are those of what its
-`name` says (`schema.py`).
+`inference`, `embeddings` (a list), `compare`, `held_out` (fraction of the units that are held out of the fit and scored) and
+`plugins` (files with the user's models, datasets, embeddings or metrics). The `name` of a section determines its options
+(`schema.py`).
 
-Paths. A `path` option and `plugins` are relative to the config file's folder, and to the working directory where they come
-from an override, the command line or a mapping; `~` is one's home; variables such as `$HOME` are not replaced. The resolved
-config has absolute paths. What is resolved beyond that: an embedding's `label` is its name, its `n_latent` the model's (where
-the model's positions are labels, only that of a clustering), and the `seed` of embeddings and comparison the run's, unless they
-say otherwise.
+Paths. A `path` option and `plugins` are relative to the config file's folder; from an override, the command line or a mapping,
+they are relative to the working directory. `~` is the user's home; variables such as `$HOME` are not replaced. The resolved
+config has absolute paths. Other defaults are resolved too. An embedding's `label` is its name. Its `n_latent` is the model's; if
+the model's positions are labels, this is so for clusterings only. The `seed` of embeddings and comparison is the run's.
 """
 
 import json
@@ -35,15 +34,16 @@ from latentlab.study.yaml import dump, read
 
 NAME_LENGTH = 100
 DIMS = {"unit", "latent", "chain", "draw", "metric", "embedding", "alignment"}
-"""Dims of the files that hold embeddings and comparisons."""
+"""Dims of the files with embeddings and comparisons."""
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 
 def run_name(name: str) -> str:
-    """The name of a run, which is that of its folder on every system.
+    """Check the name of a run, which must be valid as a folder's name on every system.
 
     Raises:
-        ConfigError: Anything but ASCII letters, digits, dots, dashes and underscores; too long; a name of a device.
+        ConfigError: The name has other characters than ASCII letters, digits, dots, dashes and underscores, does not begin and
+            end with a letter or digit, is too long, or is that of a device.
 
     Example:
         >>> run_name("ppca-wine")
@@ -64,7 +64,7 @@ digit, and has at most 100 characters; got '../elsewhere'.
 
 
 class Config(BaseModel):
-    """A checked and resolved config; the sections are attributes, with their options as theirs."""
+    """A checked and resolved config; its sections are attributes, and their options are the sections' attributes."""
 
     model_config = STRICT
 
@@ -82,7 +82,7 @@ class Config(BaseModel):
         return isinstance(other, Config) and self.to_dict() == other.to_dict()
 
     def build_dataset(self) -> Dataset | StoredDataset:
-        """The data set, loaded (or left on disk), its entries hidden and standardised as the config says."""
+        """Load the data set, or open it on disk, with entries hidden and standardised according to the config."""
         from latentlab.data.load import load_dataset
 
         dataset = load_dataset(**dict(self.dataset))
@@ -91,19 +91,19 @@ class Config(BaseModel):
         return dataset
 
     def build_model(self) -> Any:
-        """The model."""
+        """Build the model."""
         return type(self.model).build(**self.model.options())  # type: ignore[misc]
 
     def build_method(self) -> Any:
-        """The method of inference."""
+        """Build the inference method."""
         return type(self.inference).build(**self.inference.options())  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values; `load_config` of it gives the same config."""
+        """Convert the config to plain values, from which `load_config` restores it."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        """Everything as YAML; `load_config` of such a file gives the same config."""
+        """Convert the config to YAML, from which `load_config` restores it."""
         return dump(self.to_dict())
 
 
@@ -114,16 +114,16 @@ def load_config(
     *,
     files: bool = True,
 ) -> Config:
-    """The config in a file or mapping, with overrides applied, checked and resolved. No data are read.
+    """Read a config from a file or mapping, apply overrides, check and resolve it; no data are read.
 
     Args:
         source: A YAML file, or its content as a mapping.
         overrides: `KEY=VALUE`, such as `inference.n_draws=500`, `embeddings.0.label=axes`, `inference.name=svi`.
-        plugins: Files with entries of one's own, in addition to the config's `plugins`.
+        plugins: Files with the user's entries, in addition to the config's `plugins`.
         files: Whether the files that it names must exist.
 
     Raises:
-        ConfigError: With every problem that was found, each by its path in the config, what was found and what is valid.
+        ConfigError: The config is invalid. The message lists all problems, each with its path, the value and the valid values.
 
     Example:
         >>> config = load_config({"name": "toy", "dataset": {"name": "iris"}, "model": {"name": "ppca", "n_latent": 2},
@@ -139,7 +139,7 @@ def load_config(
 
 
 def json_schema(plugins: Sequence[str | Path] = ()) -> dict[str, Any]:
-    """JSON schema of a config, with every entry of every table; editors complete and check with it."""
+    """Return the JSON schema of a config, with every entry of every table, for completion and checks in editors."""
     with registry.plugins([str(path) for path in plugins]):
         return _model({key: tuple(section(key, name) for name in table) for key, table in TABLES.items()}).model_json_schema()
 
@@ -148,7 +148,7 @@ def json_schema(plugins: Sequence[str | Path] = ()) -> dict[str, Any]:
 
 
 def _content(source: str | Path | Mapping[str, Any] | Config) -> tuple[dict[str, Any], str]:
-    """Plain values with paths made absolute, and what to call them in messages."""
+    """Return plain values with absolute paths, and their name in messages."""
     if isinstance(source, str | os.PathLike):
         if not str(source).strip():
             raise ConfigError("the config's path is empty; expected a YAML file.")
@@ -163,7 +163,7 @@ def _content(source: str | Path | Mapping[str, Any] | Config) -> tuple[dict[str,
 
 
 def _plain(mapping: Any) -> Any:
-    """A mapping from Python as YAML could have held it: paths as text, tuples as lists, numpy's numbers as numbers."""
+    """Convert a Python mapping to plain values as from YAML: paths to text, tuples to lists, NumPy numbers to numbers."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, os.PathLike):
@@ -243,14 +243,17 @@ def _chosen(problems: Problems, key: str, where: Where, one: Any) -> type[Sectio
 
 @cache
 def _one_of(sections: tuple[type[Section], ...]) -> Any:
-    """A section that is one of these, told apart by `name`; anything where there are none, a problem being known then."""
+    """Return the type of a section that is one of these, distinguished by `name`.
+
+    Without any, it is `Any`: a problem has then been recorded.
+    """
     if len(sections) < 2:
         return sections[0] if sections else Any
     return Annotated[Union[sections], Field(discriminator="name")]  # noqa: UP007
 
 
 def _model(chosen: Mapping[str, tuple[type[Section], ...]]) -> type[Config]:
-    """The pydantic model of a config whose sections are among the chosen ones."""
+    """Return the pydantic model of a config whose sections are among the chosen ones."""
     return _model_of(tuple(chosen.items()), section("compare"))
 
 
@@ -263,7 +266,7 @@ def _model_of(chosen: tuple[tuple[str, tuple[type[Section], ...]], ...], compare
 
 
 def _check_pair(problems: Problems, data: dict[str, Any], chosen: Mapping[str, list[type[Section]]]) -> None:
-    """Refuses a method that is none of the model's, also where other sections have problems of their own."""
+    """Refuse a method that the model does not support, even if other sections have problems too."""
     try:
         model, method = (
             type(one).build(**one.options())  # type: ignore[misc]
@@ -329,7 +332,7 @@ def _resolved(config: Config) -> Config:
     try:
         model = config.build_model()
         n_latent, of_labels = model.position_columns(), model.is_discrete
-    except LatentLabError:  # which is said where the model is built to be used
+    except LatentLabError:  # the error is reported when the model is built for use
         n_latent, of_labels = None, False
     filled = []
     for one in config.embeddings:
@@ -340,7 +343,7 @@ def _resolved(config: Config) -> Config:
 
 
 def _with(one: Section, values: Mapping[str, Any]) -> Section:
-    """The section with values for those of its options that the config is silent about."""
+    """Return the section with these values for options that the config does not set, or sets to null."""
     fields = type(one).model_fields
     update = {k: v for k, v in values.items() if k in fields and (k not in one.model_fields_set or getattr(one, k) is None)}
     return one.model_copy(update=update)

@@ -1,4 +1,4 @@
-"""What a run depends on and where it would run, found without importing any of it."""
+"""Dependencies and environment of a run, determined without importing the dependencies."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from pathlib import Path
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 DEVELOPMENT = ("test",)
-"""Extras that a run never needs."""
+"""Extras that no run needs."""
 
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(\[.*?\])?\s*(?P<bounds>[^;]*?)\s*(;\s*(?P<marker>.*))?")
 _EXTRA = re.compile(r"extra == ['\"]([\w-]+)['\"]")
@@ -16,7 +16,7 @@ _PYTHON = re.compile(r"python_version (<|>=) ['\"](\d+)\.(\d+)['\"]")
 
 
 def findings() -> tuple[list[tuple[str, str, str]], bool]:
-    """Rows (what, found, remark), and whether everything that is required is there."""
+    """Return rows (subject, value, remark), and whether all requirements are fulfilled."""
     rows = [
         ("python", platform.python_version(), platform.platform()),
         ("cores", str(_cores()), f"of {os.cpu_count()} in the machine"),
@@ -68,7 +68,7 @@ def _version(name: str) -> str | None:
 
 
 def _requirements() -> list[tuple[str, str, str | None]]:
-    """What the installed package declares: (name, bounds, extra), for this version of Python, development tools left out."""
+    """Return the installed package's requirements (name, bounds, extra) for this version of Python, without development tools."""
     try:
         lines = requires("latentlab") or []
     except PackageNotFoundError:

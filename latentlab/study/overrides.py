@@ -1,4 +1,4 @@
-"""Dotted overrides of a config, `inference.n_draws=500`, and the paths in it made absolute."""
+"""Dotted overrides of a config, such as `inference.n_draws=500`, and its conversion to absolute paths."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,16 +9,16 @@ from latentlab.study.schema import TABLES
 from latentlab.study.yaml import parse
 
 LISTS = ("embeddings",)
-"""The sections that are lists: their items have a name and options."""
+"""Sections that are lists, whose items have a name and options."""
 
 
 def override(data: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
-    """A copy of `data` with `a.b=value` overrides applied in order; values are YAML.
+    """Return a copy of `data` with `a.b=value` overrides applied in order; values are YAML.
 
-    Overriding the `name` of a section drops what the file says of its other keys, not what other overrides say.
+    An override of the `name` of a section removes its other keys, except those set by earlier overrides.
 
     Raises:
-        ConfigError: An override without a key, `=` or value, with a value that is no YAML, or into what is no section.
+        ConfigError: An override has no key, `=` or value, its value is no YAML, or its path leads into a value without keys.
 
     Example:
         >>> override({"inference": {"name": "nuts", "n_chains": 2}}, ["inference.name=svi", "inference.n_steps=10"])
@@ -60,7 +60,7 @@ def _split(text: str) -> tuple[tuple[str, ...], Any]:
 
 
 def _holder(data: dict[str, Any], path: tuple[str, ...], text: str) -> Any:
-    """The mapping or list that holds the last part of the path, made where it is not there."""
+    """Return the mapping or list that contains the last part of the path; missing mappings are created."""
     here: Any = data
     for i, part in enumerate(path[:-1]):
         here = here[_index(here, part, path[:i], text)] if isinstance(here, list) else here.setdefault(part, {})
@@ -79,9 +79,9 @@ def _index(items: list[Any], part: str, path: tuple[str, ...], text: str) -> int
 
 
 def absolute(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A copy of `data` whose `path`s (of any section) and `plugins` do not depend on the working directory.
+    """Return a copy of `data` in which `plugins` and the `path` of each section are absolute.
 
-    `~` is one's home; variables such as `$HOME` stay as they are.
+    `~` is the user's home; variables such as `$HOME` are not replaced.
 
     Raises:
         ConfigError: No home directory is known for a `~`.

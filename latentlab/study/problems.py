@@ -1,4 +1,4 @@
-"""Everything that is wrong with a config, each problem by its path, in words."""
+"""Collection of all problems of a config, each with its path and a message."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +9,14 @@ from latentlab.errors import ConfigError, unknown
 from latentlab.settings import described
 
 Where = tuple[str | int, ...]
-"""A path in a config: keys, and positions in lists."""
+"""A path in a config: keys, and indices in lists."""
 
 MAPPING = ("dict_type", "model_type", "model_attributes_type")
-"""pydantic's error types where a section is not a mapping."""
+"""Error types of pydantic for a section that is no mapping."""
 
 
 class Problems:
-    """Collects problems; a second one about a key whose section could not be told is left out."""
+    """Collects the problems of a config; pydantic's errors at a path with another problem are left out."""
 
     def __init__(self, data: Mapping[str, Any], config: type[BaseModel]) -> None:
         self._data = data
@@ -24,17 +24,17 @@ class Problems:
         self._found: dict[Where, list[str]] = {}
 
     def choose(self, where: Where, kind: str, section: type[BaseModel]) -> None:
-        """The section at `where` takes the fields of `section`; `kind` is what an unknown one is called."""
+        """Set the valid fields of the section at `where`; `kind` is the name of a field in messages about unknown ones."""
         self._valid[where] = (kind, section)
 
     def add(self, where: Where, message: str) -> None:
-        """A problem at a path."""
+        """Add a problem at a path."""
         messages = self._found.setdefault(where, [])
         if message not in messages:
             messages.append(message)
 
     def take(self, error: ValidationError) -> None:
-        """What pydantic found; a path that already has a problem keeps that one alone."""
+        """Add pydantic's errors, except at paths that already have a problem."""
         known = set(self._found)
         for one in error.errors(include_url=False):
             where = self._where(one["loc"], missing=one["type"] == "missing")
@@ -50,7 +50,7 @@ class Problems:
                 self.add(where, f"must be {must}; got {_shown(self._value(where))}.")
 
     def raise_all(self, what: str) -> None:
-        """Raises one error with all problems, in the order of the config's keys, if there are any."""
+        """Raise one error with all problems, if there are any, in the order of the config's keys."""
         lines = [f"{'.'.join(map(str, where))}: {message}" for where, messages in self._ordered() for message in messages]
         if len(lines) == 1:
             raise ConfigError(f"{what}: {lines[0]}")
@@ -62,7 +62,7 @@ class Problems:
         return sorted(self._found.items(), key=lambda found: keys.index(str(found[0][0])) if found[0][0] in keys else len(keys))
 
     def _where(self, loc: Where, *, missing: bool) -> Where:
-        """pydantic's location without the names of union members, which are no keys of the config."""
+        """Remove the names of union members, which are no keys of the config, from pydantic's location."""
         here: Any = self._data
         where: Where = ()
         for i, part in enumerate(loc):
@@ -81,7 +81,7 @@ class Problems:
         return here
 
     def _option(self, where: Where) -> tuple[Where, str]:
-        """The path of the option that a path is inside of, and what the option must be."""
+        """Return the path of the option that contains a path, and a description of the option's valid values."""
         n = max(i for i in range(len(where)) if where[:i] in self._valid)
         field = self._valid[where[:n]][1].model_fields[str(where[n])]
         return where[: n + 1], described(field.annotation, field.metadata)

@@ -1,6 +1,6 @@
-"""A run: a config becomes a fit, embeddings, a comparison, a report, and a directory that keeps them.
+"""A run: fit, embeddings, comparison and report of a config, and the directory with the results.
 
-What is finished is written before the next stage begins, so that nothing that took long is lost to what comes after it.
+The results of a stage are written before the next stage begins, so that a later failure does not lose them.
 """
 
 import contextlib
@@ -35,27 +35,28 @@ def run(  # one keyword for each user option
     plugins: Sequence[str | Path] = (),
     progress: bool = True,
 ) -> "FittedRun":
-    """Runs a config from data to report.
+    """Run a config from data to report.
 
     Args:
         config: A YAML file, a mapping, or a `Config`.
-        overrides: Dotted changes, `inference.n_draws=500`.
-        out: The run directory; `runs/NAME` where None.
-        overwrite: Replace the run that is there; it comes back if this one fails.
-        resume: Go on with the run that is there; a complete one is left as it is.
+        overrides: Dotted overrides, such as `inference.n_draws=500`.
+        out: The run directory; `runs/NAME` if None.
+        overwrite: Replace an existing run, which is restored if the new one fails.
+        resume: Resume an existing run; a complete one is left unchanged.
         force: Resume despite other versions, another number of threads, or a changed plugin.
-        strict: Raise an error where a diagnostic failed, once everything is written.
+        strict: Raise an error if a diagnostic failed, after all results are written.
         plugins: Files that define models, datasets, embeddings or metrics.
-        progress: Bars on a terminal, and a summary of a few lines at the end.
+        progress: Whether to show progress bars on a terminal, and a summary of a few lines at the end.
 
     Returns:
-        The run, as its directory holds it.
+        The run, read from its directory.
 
     Raises:
         ConfigError, DataError, ModelError: The config or the data is wrong; nothing was started.
-        StoreError: The directory holds a run, is being written by another process, or cannot be written.
-        InferenceError: Inference could not go on; `run.json` says where, and what was finished is kept. Or `strict`.
-        KeyboardInterrupt: By SIGINT or SIGTERM; `resume=True` goes on.
+        StoreError: The directory contains a run, is being written by another process, or cannot be written.
+        InferenceError: Inference failed; `run.json` has the stage, and finished files are kept. Or a diagnostic failed, with
+            `strict`.
+        KeyboardInterrupt: On SIGINT or SIGTERM; the run can be resumed.
     """
     if force and not resume:
         raise ConfigError("--force goes with --resume: it goes on despite a changed version or thread count.")
@@ -88,33 +89,33 @@ def run(  # one keyword for each user option
 
 
 class FittedRun(Run):
-    """A run directory as it was read, with its fit."""
+    """A run read from its directory, with its fit."""
 
     @cached_property
     def fit(self) -> Fit:
-        """The fit, which does all that it did before it was written: the same arrays, places for new units, scores.
+        """Fit of the run, with the same arrays and functions as before it was written, such as positions of new units and scores.
 
         Raises:
-            StoreError: A plugin was changed since the run; or, for an older run without data.nc, its data set was.
+            StoreError: A plugin was changed since the run; or, in an older run without data.nc, the data set was.
         """
         return load_fit(self)
 
 
 def load_run(path: str | Path) -> FittedRun:
-    """Reads a run directory, and checks every file that it lists.
+    """Read a run directory, and check every file that it lists.
 
     Raises:
-        StoreError: No run is there, a newer latentlab wrote it, or a file is missing or damaged; names it.
+        StoreError: There is no run, a newer latentlab wrote it, or a file is missing or damaged; the message names it.
     """
     found = read(path)
     return FittedRun(found.path, found.config, found.info)
 
 
 def load_fit(run: Run) -> Fit:
-    """The fit of a run, as it was before it was written: `load_fit(run).latents(new)` places new units.
+    """Restore the fit of a run; for example, `load_fit(run).latents(new)` gives positions of new units.
 
     Raises:
-        StoreError: A plugin was changed since the run; or, for an older run without data.nc, its data set was.
+        StoreError: A plugin was changed since the run; or, in an older run without data.nc, the data set was.
     """
     for path, digest in run.info.get("plugins", {}).items():
         if not Path(path).is_file() or sha256(Path(path)) != digest:
@@ -130,7 +131,7 @@ def load_fit(run: Run) -> Fit:
 
 
 def report(path: str | Path) -> Path:
-    """Builds the page of a run anew.
+    """Build the page of a run again.
 
     Raises:
         StoreError: The run cannot be read, is being written, or has no comparison yet.
@@ -140,7 +141,7 @@ def report(path: str | Path) -> Path:
     with RunDirectory(path) as directory, contextlib.ExitStack() as stack:
         directory.info = read_info(directory.path)
         found = read(path)
-        with contextlib.suppress(ConfigError):  # a plugin that is gone: the page has what needs none
+        with contextlib.suppress(ConfigError):  # without a missing plugin, the page has all parts that do not need it
             stack.enter_context(plugged(found.config.get("plugins", [])))
         page = write_page(found)
         directory.list(*REPORT)
@@ -154,10 +155,10 @@ def _has_page(run: Run) -> bool:
 def _check_same(
     folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], config: Config, *, force: bool, whole: bool
 ) -> None:
-    """Refuses to resume what would not come out as it would have.
+    """Refuse to resume a run whose result could differ from that of an uninterrupted run.
 
     Raises:
-        StoreError: Config or data differ; or, without `force`, plugins, and where the run is not `whole`, versions or threads.
+        StoreError: Config or data differ; or, without `force`, plugins, or for a run that is not `whole`, versions or threads.
     """
     if CONFIG not in old["files"]:
         return

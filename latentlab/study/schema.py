@@ -1,8 +1,8 @@
-"""The sections of a config as pydantic models, derived from the signatures of what they name.
+"""The sections of a config as pydantic models, derived from the signatures of their entries.
 
-No option and no default is written here: a section's fields are the arguments of the entry's constructor or function, with
-their types and ranges, and for data sets, embeddings and the comparison the keyword arguments of the one call that serves them
-all. What a constructor refuses beyond that is refused too.
+No option and no default is defined here. A section's fields are the arguments of the entry's constructor or function, with their
+types and ranges. For data sets, embeddings and the comparison, they also include the keyword arguments of the common call.
+Options that the constructor refuses are refused too.
 """
 
 import inspect
@@ -21,39 +21,39 @@ from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, MODELS, Table, plu
 from latentlab.study.signature import keyword_only
 
 TABLES: dict[str, Table] = {"dataset": DATASETS, "model": MODELS, "inference": METHODS, "embeddings": EMBEDDINGS}
-"""The sections whose `name` chooses an entry, and its table."""
+"""Section -> table of the entries that its `name` selects from."""
 
 COMMON = {
     "dataset": "latentlab.data.load:load_dataset",
     "embeddings": "latentlab.embeddings.embed:embed",
     "compare": "latentlab.comparison.compare:compare",
 }
-"""The call whose keyword arguments are options of every entry of a section."""
+"""Section -> common call, whose keyword arguments are options of every entry."""
 
 OWN = {
     "dataset": "latentlab.data.load:dataset_options",
     "embeddings": "latentlab.embeddings.embed:embedding_options",
 }
-"""What gives the options of one entry, where they are not simply the arguments of its constructor."""
+"""Section -> function that returns the options of an entry, if they are not the arguments of its constructor."""
 
 NEEDED = {"embeddings": {"n_latent": "n_latent", "seed": "seed", "n_seeds": "seed", "impute": "x"}}
-"""Options of the common call that an entry has only if its function takes this argument."""
+"""Options of the common call that an entry has only if its function takes the given argument."""
 
 NOT_SETTINGS = frozenset({"progress", "rng"})
-"""Keyword arguments that are no part of what a run computes, or that the run itself gives."""
+"""Keyword arguments that do not affect the results, or that are set by the run itself."""
 
 STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-"""What is written is what is meant: no key that nobody reads, no text for a number, no true for 1, no NaN."""
+"""Strict settings of pydantic: no unknown key, no text as a number, no true as 1, no NaN."""
 
 
 class Section(BaseModel):
-    """A section: `name` chooses an entry of a table (`compare` has none), the other fields are its options."""
+    """A section of a config: `name` selects an entry of a table (`compare` has none), the other fields are its options."""
 
     model_config = STRICT
     build: ClassVar[Callable[..., Any] | None] = None
 
     def options(self) -> dict[str, Any]:
-        """The options by name, defaults included."""
+        """Return the options by name, including defaults."""
         return {key: value for key, value in self if key != "name"}
 
     @model_validator(mode="after")
@@ -65,7 +65,7 @@ class Section(BaseModel):
 
     @classmethod
     def _refusals(cls, options: Mapping[str, Any], given: set[str]) -> list[tuple[str, str]]:
-        """What the constructor refuses, as (option, message): of all options together, and of each of those given alone."""
+        """Return the constructor's errors as (option, message): for all options, and for each given option alone."""
         if cls.build is None or (first := _refusal(cls.build, options)) is None:
             return []
         required = {key for key, field in cls.model_fields.items() if field.is_required()}
@@ -86,13 +86,13 @@ def _refusal(build: Callable[..., Any], options: Mapping[str, Any]) -> str | Non
 
 
 def _option_of(message: str, options: Mapping[str, Any]) -> str:
-    """The option that a message is about: the one it names first; none if it names none."""
+    """Return the option that occurs first in a message; empty if there is none."""
     named = re.findall(r"\w+", message)
     return next((word for word in named if word in options), "")
 
 
 def section(key: str, name: str | None = None) -> type[Section]:
-    """The pydantic model of the section `key` whose `name` is that entry.
+    """Return the pydantic model of the section `key` for the entry `name`.
 
     Example:
         >>> sorted(section("inference", "exact").model_fields)
@@ -141,7 +141,7 @@ def _signature(function: Any) -> dict[str, inspect.Parameter]:
 
 
 def _writable(default: Any) -> bool:
-    """Whether a config can hold the value; an option whose default it cannot hold is not one of the config."""
+    """Whether a config can contain the value; an argument whose default it cannot contain is no option."""
     if isinstance(default, list | tuple):
         return all(map(_writable, default))
     if isinstance(default, dict):

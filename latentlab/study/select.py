@@ -1,4 +1,4 @@
-"""How many components, states or latent dimensions: a config run once a value, and the runs compared by leave-one-out."""
+"""Selection of the number of components, states or latent dimensions, by leave-one-out comparison of a run for each value."""
 
 import io
 import json
@@ -25,7 +25,7 @@ from latentlab.study.yaml import parse
 
 TABLE, PLOT = "selection.csv", "selection.png"
 VARIED = ("model", "inference", "seed")
-"""Sections of a config whose values can be compared: all others change the data, or nothing that is scored."""
+"""Sections of a config whose values can be compared; all others change the data, or nothing that affects the scores."""
 
 
 def select(  # one keyword for each user option
@@ -41,31 +41,31 @@ def select(  # one keyword for each user option
     with_embeddings: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Runs a config once for each value of a key, and compares the runs by leave-one-out predictive accuracy.
+    """Run a config once for each value of a key, and compare the runs by leave-one-out predictive accuracy.
 
-    Each run has a directory `DIR/NAME-KEY-VALUE` of its own; the table is also `DIR/selection.csv`, and drawn in
-    `DIR/selection.png`. A run that fails is a row that says why, and the others go on. Of PPCA on standardised columns too many
-    latent dimensions are best, for the reason in `latentlab.comparison.selection`; the rows say so.
+    Each run has its own directory `DIR/NAME-KEY-VALUE`. The table is also written to `DIR/selection.csv`, and plotted in
+    `DIR/selection.png`. The row of a failed run has the error, and the other runs continue. For PPCA on standardised columns, too
+    many latent dimensions score best, for the reason in `latentlab.comparison.selection`; the rows have a note about this.
 
     Args:
         config: A YAML file, a mapping, or a `Config`.
-        key: What is varied, `model.n_components`.
-        values: At least two of its values.
-        overrides: Further changes, the same for all, `inference.n_draws=500`.
-        out: The directory DIR; `runs/NAME-select` where None.
+        key: Varied key, such as `model.n_components`.
+        values: Values of the key, at least two.
+        overrides: Further overrides for all runs, such as `inference.n_draws=500`.
+        out: The directory DIR; `runs/NAME-select` if None.
         plugins: Files that define models, datasets, embeddings or metrics.
-        overwrite: Replace the runs that are there.
-        resume: Go on with the runs that are there; complete ones are left as they are.
-        with_embeddings: Compute and compare the config's embeddings in every run, which the choice does not need.
-        progress: Bars on a terminal, and a line for each run.
+        overwrite: Replace existing runs.
+        resume: Resume existing runs; complete ones are left unchanged.
+        with_embeddings: Compute and compare the config's embeddings in every run; the selection does not need them.
+        progress: Whether to show progress bars on a terminal, and a line for each run.
 
     Returns:
-        The table of `loo_table`, with `value` in place of `model`, and `run`, the name of the run's folder. Where no model has
-        LOO, the best held-out score is first. `attrs["written"]` holds the paths of the table and the drawing.
+        The table of `loo_table`, with `value` instead of `model`, and `run`, the name of the run's folder. If no model has LOO,
+        the best held-out score is first. `attrs["written"]` contains the paths of the table and the plot.
 
     Raises:
-        ConfigError, DataError, ModelError: Fewer than two values can be run and compared at all; nothing was started.
-        StoreError: A run is there already.
+        ConfigError, DataError, ModelError: Fewer than two values can be run and compared; nothing was started.
+        StoreError: A run exists already.
     """
     values = list(values)
     told = [_said(value) for value in values]
@@ -90,7 +90,7 @@ def select(  # one keyword for each user option
         try:
             done = run(one, out=folder / one.name, overwrite=overwrite, resume=resume, progress=progress)
             candidates[said] = candidate(done)
-        except Exception as error:  # whatever stops one value is said in its row: the others go on
+        except Exception as error:  # the row of this value has the error, and the others continue
             problems[said] = _one_line(error)
             if progress:
                 print(f"{folder / one.name}: {problems[said]}")
@@ -107,21 +107,21 @@ def select(  # one keyword for each user option
 
 
 def candidate(done: Run) -> Candidate:
-    """What is compared of a run."""
+    """Return the parts of a run that are compared."""
     return Candidate(done.posterior, done.info["status"] == "done", done.info.get("held_out") or {})
 
 
 def n_compared(table: pd.DataFrame) -> int:
-    """Of how many rows the table has a score that can be held against others'."""
+    """Count the rows of the table with a score, by leave-one-out or on held-out units."""
     scored = table["elpd_loo"].notna()
     return int((scored | table["held_out"].notna() if "held_out" in table else scored).sum())
 
 
 def values_of(text: str) -> tuple[str, list[Any]]:
-    """The key and the values of `KEY=V1,V2,V3`, `KEY=[V1, V2]`, or of a range of whole numbers, both ends included, `KEY=1:6`.
+    """Parse `KEY=V1,V2,V3`, `KEY=[V1, V2]`, or a range of whole numbers with both ends, `KEY=1:6`, into key and values.
 
     Raises:
-        ConfigError: No key, no value, or no YAML.
+        ConfigError: The key or the values are missing, the values are no YAML, or a range does not rise.
 
     Example:
         >>> values_of("model.n_components=1:4")
@@ -170,10 +170,10 @@ def _config(  # one argument for each user option
     *,
     with_embeddings: bool,
 ) -> Config:
-    """The config of one value, which has LOO or held-out scores as far as can be told.
+    """Return the config of one value, after a check that its method allows LOO or held-out scores.
 
     Raises:
-        LatentLabError: It cannot be run, or not compared.
+        LatentLabError: It cannot be run or compared.
     """
     own = [] if with_embeddings else ["embeddings=[]"]
     found = load_config(source, [*overrides, f"{key}={json.dumps(_plain(value))}", *own], plugins)
@@ -194,7 +194,7 @@ def _config(  # one argument for each user option
 
 
 def _slug(text: str) -> str:
-    """A name that a run can have."""
+    """Convert a text to a valid name of a run."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:NAME_LENGTH].strip("-._")
 
 
@@ -211,7 +211,7 @@ def _plain(value: Any) -> Any:
 
 
 def _said(value: Any) -> str:
-    """A value as tables say it."""
+    """Format a value for tables."""
     value = _plain(value)
     try:
         return value if isinstance(value, str) else json.dumps(value)
@@ -236,7 +236,7 @@ def _check_free(folder: Path, configs: Mapping[str, Config], *, overwrite: bool,
 
 
 def drawn(table: pd.DataFrame, key: str, told: Sequence[str]) -> bytes:
-    """Differences to the best by value with 1 and 2 standard errors, as PNG; hollow: not converged, a cross: failed."""
+    """Plot differences to the best by value with 1 and 2 standard errors, as PNG; hollow: not converged, cross: failed."""
     places = {said: i for i, said in enumerate(told)}
     with style():
         canvas = Figure(figsize=(6.4, 4.0), layout="constrained")

@@ -1,4 +1,4 @@
-"""Several runs in one table, and against each other: scores, positions, verdicts; what cannot be compared is said."""
+"""Comparison of several runs: scores, positions and verdicts, with notes on parts that cannot be compared."""
 
 import itertools
 from collections.abc import Sequence
@@ -24,26 +24,26 @@ from latentlab.study.select import candidate
 from latentlab.symmetry.labels import indicators
 
 N_PAIRS = 200
-"""Pairs of draws by which positions are compared."""
+"""Number of pairs of draws for the comparison of positions."""
 OF_POSITIONS = ("procrustes_similarity", "cka")
 OF_LINEAR = ("cca",)
-"""Where a symmetry leaves a linear map free."""
+"""Metrics for models whose symmetry leaves a linear map free."""
 POSITIONS = ("run", "other", "units", "metric", "of_points", "of_draws", "within_run", "within_other")
 
 
 @dataclass(frozen=True)
 class Several:
-    """What can be said of several runs together.
+    """Comparison of several runs.
 
     Args:
-        runs: A row a run: run, model, method, dataset, units (how many of each kind), status.
-        loo: A table as of `loo_table` for each set of data that two or more runs share.
+        runs: One row for each run: run, model, method, dataset, units (the number of each kind), status.
+        loo: Table of `loo_table` for each data set that two or more runs share.
         positions: One row for each pair of runs, kind of units and metric. `of_points` compares their point estimates (posterior
             means; for labels the partitions of least expected Binder loss). `of_draws` is the mean between a draw of one run and
             a draw of the other. `within_run` and `within_other` are the same between draws of one run, the most that `of_draws`
             can be expected to reach.
-        verdicts: The rows of verdicts.csv of all runs.
-        notes: What could not be compared, and why.
+        verdicts: Rows of verdicts.csv of all runs.
+        notes: Parts that could not be compared, with the reasons.
     """
 
     runs: pd.DataFrame
@@ -54,11 +54,11 @@ class Several:
 
 
 def compare_runs(paths: Sequence[str | Path]) -> Several:
-    """Compares run directories as far as their data allow.
+    """Compare run directories as far as their data allow.
 
     Raises:
-        ConfigError: Fewer than two, or one twice.
-        StoreError: One is no run, is not complete, or is damaged.
+        ConfigError: There are fewer than two directories, one is given twice, or a run is not complete.
+        StoreError: A directory is no run, or is damaged.
     """
     folders = [Path(path) for path in paths]
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
@@ -104,7 +104,7 @@ def _runs(sources: dict[str, Source]) -> pd.DataFrame:
 
 
 def _loo(sources: dict[str, Source], notes: list[str]) -> list[pd.DataFrame]:
-    """Tables of the runs that share data; runs without LOO, and those that are alone with their data, are noted."""
+    """Return a table for each data set that runs share; add notes on runs without LOO and on differences between data sets."""
     candidates = {name: candidate(source.run) for name, source in sources.items()}
     groups: list[list[str]] = []
     for name, one in candidates.items():
@@ -135,7 +135,7 @@ def _loo(sources: dict[str, Source], notes: list[str]) -> list[pd.DataFrame]:
 
 
 def _pairs(sources: dict[str, Source], name: str, other: str, notes: list[str]) -> list[dict[str, object]]:
-    """Returns the rows of two runs for each kind of units that both place."""
+    """Return the rows of two runs for each kind of units that has positions in both."""
     common = [kind for kind in sources[name].kinds if kind in sources[other].kinds]
     if not common:
         kinds = (", ".join(sources[one].kinds) for one in (name, other))
@@ -186,7 +186,10 @@ def _pair(sources: dict[str, Source], name: str, other: str, notes: list[str]) -
 
 
 def _metrics(a: Source, b: Source, discrete: list[bool]) -> list[Metric]:
-    """Those that ignore what the symmetry of either model leaves free; all linear maps where a model is not there."""
+    """Return the metrics that are invariant under the symmetries of both models.
+
+    If there are none, or a model is not available, these are metrics that are invariant under all linear maps.
+    """
     if all(discrete):
         return [METRICS.load("adjusted_rand")]
     models = [one.model for one, labels in zip((a, b), discrete, strict=True) if not labels]

@@ -1,4 +1,4 @@
-"""A function's keyword-only parameters read from its source, so that a config is checked without importing what runs it."""
+"""Keyword-only parameters of a function, read from its source, so that checks of a config import no other libraries."""
 
 import ast
 import builtins
@@ -12,7 +12,7 @@ from latentlab.registry import resolve
 
 
 def keyword_only(entry: str) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of the function `module:name`, as `inspect.signature` gives them.
+    """Return the keyword-only parameters of the function `module:name`, as from `inspect.signature`.
 
     The module is imported only if a default is no literal, or an annotation uses a name that its module defines itself.
 
@@ -47,7 +47,7 @@ def _declared(entry: str) -> dict[str, inspect.Parameter]:
 
 
 class _Names(dict[str, Any]):
-    """The names that a module imports, each imported when it is asked for."""
+    """Names that a module imports, each imported at its first use."""
 
     def __init__(self, tree: ast.Module) -> None:
         super().__init__(vars(builtins))

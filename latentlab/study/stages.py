@@ -30,7 +30,7 @@ from latentlab.study.written import bar_lines, embeddings_of, embeddings_tree, p
 COMPARISON = ("comparison.nc", "comparison.csv", "verdicts.csv")
 PLAIN_HANDLERS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
 N_STAGES = 6
-"""Data, embeddings, fit, diagnostics, comparison, report."""
+"""Number of stages: data, embeddings, fit, diagnostics, comparison, report."""
 BAR = "{desc}: {n_fmt}/{total_fmt} stages [{elapsed}]"
 
 

@@ -1,8 +1,8 @@
-"""Strict YAML: mappings, lists, numbers, text, true, false and null, and nothing that is read in two ways.
+"""Strict YAML: mappings, lists, numbers, text, true, false and null, without ambiguous values.
 
-What YAML 1.1 and 1.2 read differently, or what is rarely meant, is an error that says what it would have become: `no`
-(False), `1:30` (90), `010` (8), `1_000`, `0x1F`, dates. `1e-3` is a number. A key that is there twice, a tag, an alias, a
-merge key, more than `MAX_BYTES` or `MAX_DEPTH` are errors. A file is UTF-8, with or without a byte order mark.
+Values that YAML 1.1 and 1.2 read differently, or that are rarely intended, are errors: `no` (False), `1:30` (90), `010` (8),
+`1_000`, `0x1F`, dates. The message contains the value that YAML 1.1 reads. `1e-3` is a number. A repeated key, a tag, an alias, a
+merge key, and more than `MAX_BYTES` or `MAX_DEPTH` are errors. A file is UTF-8, with or without a byte order mark.
 """
 
 import codecs
@@ -38,20 +38,20 @@ _MARKS = {
 
 
 def read(path: Path) -> Any:
-    """What a YAML file holds.
+    """Read a YAML file.
 
     Raises:
-        ConfigError: The file is not there or not readable, is no text in UTF-8, or is not what this module reads; names
-            the file, and the byte or line and column.
+        ConfigError: The file is missing or not readable, is no text in UTF-8, or is no strict YAML; the message names the file,
+            and the byte or line and column.
     """
     return parse(_decoded(_content(path), path), str(path))
 
 
 def parse(text: str, what: str) -> Any:
-    """What a YAML text holds; `what` it is called in messages.
+    """Parse a YAML text; `what` is its name in messages.
 
     Raises:
-        ConfigError: As `read`.
+        ConfigError: The text is no strict YAML; the message contains the line and column.
 
     Example:
         >>> parse("{rate: 1e-3, names: [a, 'no'], flag: true}", "example")
@@ -73,7 +73,7 @@ def parse(text: str, what: str) -> Any:
 
 
 def dump(value: Any) -> str:
-    """YAML that `parse` reads back as `value`.
+    """Convert a value to YAML that `parse` reads back as `value`.
 
     Example:
         >>> print(dump({"label": "1e-3", "rate": 1e-3, "sizes": (1, 2)}), end="")
@@ -126,7 +126,7 @@ def _decoded(content: bytes, path: Path) -> str:
 
 
 class _Reader:
-    """Builds plain values from the parser's events, so that depth, aliases and tags are refused before they cost anything."""
+    """Builds plain values from the parser's events, so that depth, aliases and tags are refused before values are built."""
 
     def __init__(self, text: str, what: str) -> None:
         self._what = what
@@ -194,7 +194,7 @@ class _Reader:
 
 
 def plain(text: str) -> Any:
-    """The value of a scalar without quotes.
+    """Return the value of a scalar without quotes.
 
     Raises:
         ValueError: Versions of YAML read it differently.
@@ -220,7 +220,7 @@ def plain(text: str) -> Any:
 
 
 def _old_tag(text: str) -> str:
-    """What PyYAML takes a plain scalar for: str, int, bool, ..."""
+    """Return the type that PyYAML assigns to a plain scalar: str, int, bool, ..."""
     return str(yaml.resolver.Resolver().resolve(yaml.ScalarNode, text, (True, False))).rpartition(":")[2]
 
 

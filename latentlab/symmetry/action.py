@@ -1,4 +1,4 @@
-"""How matrices reach the axes of named arrays: every axis whose dim is the group's, whatever else the site has."""
+"""Action of matrices on named arrays: along every axis of a site that is the group's dim."""
 
 import math
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from latentlab.errors import InferenceError, ModelError
 from latentlab.symmetry.group import NEXT, Dims, Values
 
 Transform = Callable[[np.ndarray], np.ndarray]
-"""Takes rows `(..., m, q)` to rows; may add leading axes."""
+"""Function from rows `(..., m, q)` to rows; may add leading axes."""
 
 
 def site_dims(site: str, value: np.ndarray, dims: Dims) -> tuple[str, ...]:
-    """The dims of a site, which its array must have at the end; `next_state` counts as `state`.
+    """Return the dims of a site, which are the last axes of its array; `next_state` counts as `state`.
 
     Raises:
-        ModelError: The site has no dims, or its array fewer axes than dims.
+        ModelError: The site has no dims, or its array has fewer axes than dims.
     """
     if site not in dims:
         raise ModelError(f"site '{site}' has no dims; `dims` names {', '.join(sorted(dims)) or 'nothing'}.")
@@ -26,15 +26,15 @@ def site_dims(site: str, value: np.ndarray, dims: Dims) -> tuple[str, ...]:
 
 
 def acted(values: Values, dims: Dims, dim: str) -> list[str]:
-    """The sites that have `dim`, in the order of `values`."""
+    """Return the sites that have `dim`, in the order of `values`."""
     return [site for site, value in values.items() if dim in site_dims(site, np.asarray(value), dims)]
 
 
 def through_axes(site: str, value: np.ndarray, dims: Dims, dim: str, size: int, transform: Transform) -> np.ndarray:
-    """`transform` applied along every axis of the site that is `dim`, as rows `(*lead, m, q)`.
+    """Apply `transform` along every axis of the site that is `dim`, to rows `(*lead, m, q)`.
 
     Raises:
-        ModelError: The axis has another size than the element.
+        ModelError: The sizes of the axis and of the element differ.
     """
     names = site_dims(site, value, dims)
     for axis, name in enumerate(names):
@@ -52,10 +52,10 @@ def through_axes(site: str, value: np.ndarray, dims: Dims, dim: str, size: int, 
 
 
 def rows(site: str, values: Values, dims: Dims, dim: str) -> np.ndarray:
-    """A site as float64 rows `(*lead, m, q)`: its axis `dim` last, its other dims flattened.
+    """Return a site as float64 rows `(*lead, m, q)`: the axis `dim` last, the other dims flattened.
 
     Raises:
-        ModelError: There is no such site, or it has not exactly one axis `dim`.
+        ModelError: The site does not exist, or does not have exactly one axis `dim`.
     """
     if site not in values:
         raise ModelError(f"there is no site '{site}' to align on; there are {', '.join(sorted(values)) or 'none'}.")
@@ -69,10 +69,10 @@ def rows(site: str, values: Values, dims: Dims, dim: str) -> np.ndarray:
 
 
 def finite_rows(site: str, values: Values, dims: Dims, dim: str) -> np.ndarray:
-    """`rows`, refusing values that are not finite.
+    """Return a site as `rows` does, and refuse values that are not finite.
 
     Raises:
-        InferenceError: NaN or inf in the site.
+        InferenceError: The site contains NaN or inf.
     """
     x = rows(site, values, dims, dim)
     if not np.isfinite(x).all():
@@ -81,7 +81,7 @@ def finite_rows(site: str, values: Values, dims: Dims, dim: str) -> np.ndarray:
 
 
 def site_shape(x: np.ndarray, site: str, values: Values, dims: Dims, dim: str) -> np.ndarray:
-    """Rows `(m, q)` back in the shape of the site."""
+    """Reshape rows `(m, q)` to the shape of the site."""
     names = site_dims(site, np.asarray(values[site]), dims)
     own = np.asarray(values[site]).shape[-len(names) :]
     rest = [n for n, name in zip(own, names, strict=True) if name != dim]

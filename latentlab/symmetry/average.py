@@ -1,28 +1,28 @@
 r"""A variational log density averaged over a symmetry group.
 
-A guide q sits near one of the orientations that the posterior cannot tell apart, so log p - log q varies along the group
-however good the guide is elsewhere. What can be compared with the posterior is the average over the compact group G,
+A guide q concentrates near one of several orientations that are equally probable under the posterior. Therefore log p - log q
+varies along the group even for a good guide. The density to compare with the posterior is the average over the compact group G,
 
-    log qbar(v) = log integral q(g v) dHaar(g),
+    log qbar(v) = log integral q(g v) dHaar(g).
 
-a density that G leaves as it is, and whose invariants are distributed as q's. The integrand is sharply peaked, so plain
-draws from Haar measure do not do. Finite groups are summed. For O(q) each draw is first turned to the guide's centre, once
-with determinant +1 and once with -1, and the two components are integrated from there:
+It is invariant under G, and invariants have the same distribution under it as under q. The integrand has sharp peaks, so that
+simple Monte Carlo with draws from Haar measure is inefficient. Finite groups are summed. For O(q) each draw is first rotated to
+the guide's centre, once with determinant +1 and once with -1. The integrals over the two components start there:
 
-* q = 1: the two signs.
-* q = 2: log q(angle) is smooth however narrow q is (a trigonometric polynomial of degree 2 for a Gaussian guide). It is
-  interpolated from 16 angles or more, until its Fourier coefficients have died out, and the exponential of the
-  interpolant is summed on a grid finer than its peak.
-* q >= 3: importance sampling in R exp(A), A antisymmetric, with a Student t whose centre and scale come from one Newton
-  step and the Hessian of log q. In these coordinates Haar measure has the density J(A) / V, with, for A's angles t_a,
+* q = 1: the sum over the two signs.
+* q = 2: log q(angle) is smooth even for a narrow q (a trigonometric polynomial of degree 2 for a Gaussian guide). It is
+  interpolated from 16 angles or more, until its Fourier coefficients are negligible. The exponential of the interpolant is
+  summed on a grid finer than its peak.
+* q >= 3: importance sampling of R exp(A), A antisymmetric, with a Student t proposal. Its centre is found by two Newton steps,
+  its scale by the Hessian of log q. In these coordinates Haar measure has the density J(A) / V, with t_a the angles of A,
 
       J = prod_{a<b} s(t_a - t_b) s(t_a + t_b)  [ prod_a s(t_a) if q is odd ],   s(t) = (2 sin(t / 2) / t)^2,
 
-  on the A all of whose angles are below pi, and V the product of the areas of the spheres S^1, ..., S^(q-1).
+  for A with all angles below pi; V is the product of the areas of the spheres S^1, ..., S^(q-1).
 
 References:
     Helgason (1978), Differential Geometry, Lie Groups, and Symmetric Spaces, II.1.7 (J). Yao, Vehtari, Simpson and Gelman
-    (2018), Yes, but did it work?, ICML, arXiv:1802.02538 (the k-hat that this density is for).
+    (2018), Yes, but did it work?, ICML, arXiv:1802.02538 (k-hat, the application of this density).
 """
 
 import math
@@ -36,29 +36,29 @@ from latentlab.symmetry.group import Dims, Group, Values
 from latentlab.symmetry.groups import Euclidean, GeneralLinear, Identity, Orthogonal, Permutation, SignedPermutation
 
 LogDensity = Callable[[dict[str, np.ndarray]], np.ndarray]
-"""Sites with one leading axis `(n, ...)` to log densities `(n,)`."""
+"""Function from sites with one leading axis `(n, ...)` to log densities `(n,)`."""
 Evaluate = Callable[[np.ndarray, slice | np.ndarray], np.ndarray]
-"""Elements `(b, n, q, q)` and the draws `(b,)` that they act on, to log densities `(b, n)`."""
+"""Function from elements `(b, n, q, q)` and the indices of the draws `(b,)` that they act on to log densities `(b, n)`."""
 
 ENUMERATED = 720
-"""Largest finite group that is summed whole; of larger ones the elements near the aligning one."""
+"""Largest order of a finite group that is summed completely; for larger groups only elements near the aligning one are."""
 NUMBERS = 2**22
-"""Numbers handed to the density at once (32 MB)."""
+"""Largest number of floating-point values per call of the density (32 MB)."""
 ANGLES = (16, 32, 64, 128, 256, 512, 1024)
 DEGREES_OF_FREEDOM = 8.0
-"""Of the proposal: heavier tails than the density along the group, which decays like a Gaussian."""
+"""Degrees of freedom of the Student t proposal; its tails are heavier than those of the density, which are Gaussian."""
 STEP = 1e-3
-"""Of the central differences, in radians: log q bends on the scale of a radian however narrow q is."""
+"""Step of the central differences in radians; log q varies on the scale of a radian even for a narrow q."""
 LEAST_CURVATURE = 0.4
-"""The proposal is nowhere wider than 1.6 radians, beyond which most of it would miss the coordinates' domain."""
+"""Least curvature of the proposal: its scale is at most 1.6 radians, so that most of it is inside the coordinates' domain."""
 SHARPEST = 1e12
-"""Curvature of log q along a turn, per square radian, above which q is no density that could have been fitted."""
+"""Curvature of log q along a rotation, per square radian, above which the guide is close to singular and is refused."""
 FLAT = 1e-3
-"""Curvature below which log q counts as constant."""
+"""Curvature per square radian below which log q counts as constant."""
 
 
 def compact(group: Group) -> Group:
-    """The group itself, or its rotations where it has no finite invariant measure (translations, linear maps)."""
+    """Return the group, or its rotations if it has no finite invariant measure (translations, linear maps)."""
     return Orthogonal(group.dim, group.units) if isinstance(group, Euclidean | GeneralLinear) else group
 
 
@@ -73,26 +73,26 @@ def log_average(  # one argument each for the density, its draws and the group's
     rng: np.random.Generator,
     n: int = 512,
 ) -> np.ndarray:
-    r"""log of the average of q over the group's Haar measure, at each draw.
+    r"""Compute the log of the average of q over the group's Haar measure, at each draw.
 
-    Never above the largest log q on the orbit; equal to log q where q is invariant itself.
+    The result is at most the largest log q on the orbit, and equal to log q if q is invariant.
 
     Args:
         group: A compact group: `Identity`, `Permutation`, `SignedPermutation` or `Orthogonal`.
-        log_q: The log density, for sites with one leading axis.
+        log_q: Log density, for sites with one leading axis.
         values: Draws, `(m, *site's own)`.
-        dims: The own dims of each site.
-        on: The site by which draws are turned to the centre.
-        center: Where q sits: the sites by name, without leading axes; only `on` is read.
-        rng: For the importance samples, which all draws share (q >= 3).
-        n: Importance samples per draw and component (q >= 3), rounded up to a power of two.
+        dims: Dims of each site, without leading axes.
+        on: Site by which draws are aligned with the centre.
+        center: Centre of q: sites by name, without leading axes; only `on` is used.
+        rng: Random generator for the importance samples, which are the same for all draws (q >= 3).
+        n: Number of importance samples per draw and component (q >= 3), rounded up to a power of two.
 
     Returns:
-        `(m,)`.
+        Log densities, `(m,)`.
 
     Raises:
         ModelError: The group has no finite Haar measure (`Euclidean`, `GeneralLinear`), or `on` lacks its dim.
-        InferenceError: `log_q` is NaN or +inf somewhere on the orbit.
+        InferenceError: `log_q` is NaN or +inf at a point of the orbit.
 
     Example:
         >>> density = lambda v: -((v["z"] - 3.0) ** 2).sum(axis=1) / 2  # one mode, at +3
@@ -118,7 +118,7 @@ def log_average(  # one argument each for the density, its draws and the group's
 
 
 def _evaluator(group: Group, log_q: LogDensity, sites: dict[str, np.ndarray], dims: Dims) -> Evaluate:
-    """`log_q` at elements acting on draws, in blocks of at most `NUMBERS` numbers."""
+    """Return a function that evaluates `log_q` at transformed draws, in blocks of at most `NUMBERS` values."""
     own = {site: value.shape[1:] for site, value in sites.items()}
     per_draw = sum(math.prod(shape) for shape in own.values())
 
@@ -153,7 +153,7 @@ def _checked(log_density: np.ndarray, size: int) -> np.ndarray:
 
 
 def _finite(group: Permutation | SignedPermutation | Orthogonal, evaluate: Evaluate, cross: np.ndarray) -> np.ndarray:
-    """The average over all elements, or the sum over those near the aligning one divided by the group's order."""
+    """Log of the average of q over all elements; for large groups only elements near the aligning one enter the sum."""
     m, q = cross.shape[:2]
     signed = not isinstance(group, Permutation)
     order = math.factorial(q) * (2**q if signed else 1)
@@ -167,7 +167,7 @@ def _finite(group: Permutation | SignedPermutation | Orthogonal, evaluate: Evalu
 
 
 def _words(q: int, *, signed: bool) -> np.ndarray:
-    """The distinct products of up to two exchanges of axes (and changes of sign) `(n, q, q)`."""
+    """Distinct products of up to two exchanges of axes (and sign changes), `(n, q, q)`."""
     swaps = [np.eye(q)[[j if k == i else i if k == j else k for k in range(q)]] for j in range(q) for i in range(j)]
     flips = [np.diag(np.where(np.arange(q) == k, -1.0, 1.0)) for k in range(q)] if signed else []
     letters = np.stack([np.eye(q), *swaps, *flips])
@@ -182,7 +182,7 @@ def _log_sum(x: np.ndarray) -> np.ndarray:
 
 
 def polar_with_determinant(cross: np.ndarray, sign: float) -> np.ndarray:
-    """The orthogonal R `(..., q, q)` with determinant `sign` that maximises tr(R' C)."""
+    """Compute the orthogonal R `(..., q, q)` with determinant `sign` that maximises tr(R' C)."""
     u, _, vt = np.linalg.svd(cross)
     flip = np.where(np.linalg.det(u @ vt) * sign < 0, -1.0, 1.0)
     u[..., :, -1] *= flip[..., None]
@@ -190,7 +190,7 @@ def polar_with_determinant(cross: np.ndarray, sign: float) -> np.ndarray:
 
 
 def _circle(evaluate: Evaluate, start: np.ndarray) -> np.ndarray:
-    """log of the mean of q over R exp(A), q = 2, for starts R `(m, 2, 2)`."""
+    """Log of the mean of q over R exp(A), q = 2, for starts R `(m, 2, 2)`."""
     m = len(start)
     result, left = np.empty(m), np.arange(m)
     for n in ANGLES:
@@ -212,7 +212,7 @@ def _circle(evaluate: Evaluate, start: np.ndarray) -> np.ndarray:
 
 
 def _log_mean_exp_of_series(coefficients: np.ndarray) -> np.ndarray:
-    """log of the mean over the circle of exp(f), f a real Fourier series by its coefficients of e^(ikt), k >= 0."""
+    """Log of the mean over the circle of exp(f), `(m,)`; f is a real Fourier series with coefficients of e^(ikt), k >= 0."""
     curvature = 2 * (np.abs(coefficients) * np.arange(coefficients.shape[1]) ** 2).sum(axis=1)
     if curvature.max(initial=0.0) > SHARPEST:
         change = np.abs(coefficients[:, 1:]).max()
@@ -230,7 +230,7 @@ def _log_mean_exp_of_series(coefficients: np.ndarray) -> np.ndarray:
 
 
 def _lie_algebra(q: int, rng: np.random.Generator, n: int) -> Callable[[Evaluate, np.ndarray], np.ndarray]:
-    """log of the mean of q over R exp(A) by importance sampling, for starts R `(m, q, q)`."""
+    """Return a function for the log of the mean of q over R exp(A) by importance sampling, for starts R `(m, q, q)`."""
     base, tail = _student_points(q * (q - 1) // 2, rng, n)
 
     def integrate(evaluate: Evaluate, start: np.ndarray) -> np.ndarray:
@@ -260,13 +260,13 @@ def _importance(evaluate: Evaluate, start: np.ndarray, draws: slice, base: np.nd
     coordinates = np.einsum("pk,mlk->mpl", base, scale)
     angles, turns = _exponential(antisymmetric(coordinates, q))
     log_weight = log_haar(angles, q) - log_base + np.log(np.abs(np.linalg.det(scale)))[:, None]
-    # A constant q must come out exactly, so where nothing bends the weights are normalised by their own mean.
+    # The average of a constant q must be exact, so weights are normalised by their mean if log q is flat.
     log_mean_weight = np.where(flat, _log_sum(log_weight) - math.log(len(base)), 0.0)
     return _log_sum(evaluate(start[:, None] @ turns, draws) + log_weight) - math.log(len(base)) - log_mean_weight
 
 
 def _laplace(evaluate: Evaluate, start: np.ndarray, draws: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centre `(m, q, q)` and scale `(m, k, k)` of the proposal by two Newton steps, and whether log q is flat there."""
+    """Centre `(m, q, q)` of the proposal after two Newton steps, its scale `(m, k, k)`, and whether log q is flat `(m,)`."""
     q = start.shape[-1]
     for _ in range(2):
         gradient, hessian = _derivatives(evaluate, start, draws)
@@ -303,31 +303,33 @@ def _derivatives(evaluate: Evaluate, start: np.ndarray, draws: slice) -> tuple[n
 
 
 def antisymmetric(coordinates: np.ndarray, q: int) -> np.ndarray:
-    """Antisymmetric matrices `(..., q, q)` from their entries above the diagonal `(..., q (q - 1) / 2)`."""
+    """Build antisymmetric matrices `(..., q, q)` from their entries above the diagonal `(..., q (q - 1) / 2)`."""
     a = np.zeros((*coordinates.shape[:-1], q, q))
     a[..., *np.triu_indices(q, 1)] = coordinates
     return a - a.swapaxes(-1, -2)
 
 
 def _exponential(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The angles `(..., q)` (each also with the other sign) of antisymmetric matrices, and their exponentials."""
+    """Angles `(..., q)` of antisymmetric matrices, in pairs of opposite sign, and their exponentials `(..., q, q)`."""
     angles, vectors = np.linalg.eigh(1j * a)
     turns = (vectors * np.exp(-1j * angles)[..., None, :]) @ vectors.conj().swapaxes(-1, -2)
     return angles, turns.real
 
 
 def log_haar(angles: np.ndarray, q: int) -> np.ndarray:
-    """log density of Haar measure on SO(q) at exp(A), in A's entries above the diagonal; -inf from an angle of pi on.
+    """Compute the log density of Haar measure on SO(q) at exp(A), with respect to the entries of A above the diagonal.
+
+    It is -inf if an angle is pi or more.
 
     Args:
         angles: The q eigenvalues `(..., q)` of iA in ascending order.
-        q: The size.
+        q: Size of the matrices.
     """
     from scipy.special import gammaln
 
     log_volume = sum(math.log(2) + d / 2 * math.log(math.pi) - gammaln(d / 2) for d in range(2, q + 1))
-    # The roots of so(q) are the sums and differences of angles; iA's eigenvalues come as +t and -t, so every pair of
-    # eigenvalues meets each root twice, and a pair +t, -t gives 2t, which is none.
+    # The roots of so(q) are sums and differences of angles. As eigenvalues of iA are +t and -t, pairs of eigenvalues contain each
+    # root twice, and the pairs +t, -t must be excluded.
     first, second = np.triu_indices(q, 1)
     keep = first + second != q - 1
     difference = angles[..., first[keep]] - angles[..., second[keep]]

@@ -1,15 +1,14 @@
-r"""A consensus of draws modulo a group that does not depend on any reference draw.
+r"""Consensus of draws modulo a group, independent of any reference draw.
 
-Draws X_s `(m, q)`, s = 1..S, are turned by elements g_s to minimise
+Draws X_s `(m, q)`, s = 1..S, are transformed by elements g_s that minimise
 
-    sum_s |X_s g_s - M|^2,    M = (1/S) sum_s X_s g_s,
+    sum_s |X_s g_s - M|^2,    M = (1/S) sum_s X_s g_s.
 
-which for groups that keep norms is to maximise |M|^2. The two halves alternate: given M each g_s depends on the
-cross product X_s' M alone (`polar`, `assignment`), given the g_s the mean is M. The start of the iteration is a
-function of what the group leaves as it is: for rotations the leading eigenvectors of the mean Gram matrix
-(1/S) sum_s X_s X_s', for permutations whole draws that are chosen by an invariant, the best end counting. The outcome
-is then the same, up to one element common to all draws, however each draw was turned before and in whatever order the
-draws come; `principal_axes` and `by_size` fix that last element.
+For groups that preserve norms, this maximises |M|^2. Two steps alternate. Given M, each g_s is a function of the cross product
+X_s' M (`polar`, `assignment`). Given the g_s, M is the mean. The start of the iteration is an invariant of the group. For
+rotations it consists of the leading eigenvectors of the mean Gram matrix (1/S) sum_s X_s X_s'. For permutations several draws
+are starts, chosen by an invariant, and the best result is kept. The result therefore depends neither on the orientation of each
+draw nor on the order of the draws, up to one element common to all draws; `principal_axes` and `by_size` fix this element.
 
 References:
     Gower (1975), Generalized Procrustes analysis, Psychometrika 40:33. Ten Berge (1977), Orthogonal Procrustes rotation
@@ -28,24 +27,24 @@ import numpy as np
 from latentlab.data import memory
 
 Nearest = Callable[[np.ndarray], np.ndarray]
-"""Cross products X' M `(..., q, q)` to the elements `(..., q, q)` that bring X closest to M."""
+"""Function from cross products X' M `(..., q, q)` to the elements `(..., q, q)` that bring X closest to M."""
 
 TOLERANCE = 1e-10
 TIE = 1e-9
-"""Sizes that differ by less than this part of the largest are equal: rounding must not choose among them."""
+"""Relative tolerance within which sizes are ties, so that rounding does not choose among them."""
 MAX_ITERATIONS = 1000
 KEPT = 2**27
-"""Numbers up to which the transposed blocks are kept between steps (1 GiB); above, they are made anew."""
+"""Largest number of values for which the transposed blocks are cached between steps (1 GiB); otherwise they are recomputed."""
 ENUMERATED = 6
-"""Largest q whose permutations are tried one by one (6! = 720)."""
+"""Largest q for which all permutations are tried (6! = 720)."""
 
 
 class Blocks:
-    """Draws `(S, m, q)` as transposed blocks `(n q, m)`, on which a step is two plain matrix products.
+    """Draws `(S, m, q)` as transposed blocks `(n q, m)`, for which a step consists of two matrix products.
 
     Args:
-        x: The draws.
-        prepare: Done to each block `(n, m, q)`, so that no second copy of the draws is made.
+        x: Draws, `(S, m, q)`.
+        prepare: Function applied to each block `(n, m, q)`, which avoids a second copy of the draws.
     """
 
     def __init__(self, x: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray] = np.asarray) -> None:
@@ -62,12 +61,12 @@ class Blocks:
         return iter(self._kept) if self._kept is not None else map(self._transposed, self._slices)
 
     def elements(self, target: np.ndarray, nearest: Nearest) -> np.ndarray:
-        """The element `(S, q, q)` of each draw that brings it closest to `target`."""
+        """Compute the elements `(S, q, q)` that bring each draw closest to `target`."""
         q = self.shape[2]
         return np.concatenate([nearest((block @ target).reshape(-1, q, q)) for block in self])
 
     def mean(self, target: np.ndarray, nearest: Nearest) -> np.ndarray:
-        """The mean `(m, q)` of the draws after each was brought closest to `target`."""
+        """Compute the mean `(m, q)` of the draws after each is brought closest to `target`."""
         q = self.shape[2]
         total = np.zeros((self.shape[1], q))
         for block in self:
@@ -76,7 +75,7 @@ class Blocks:
 
 
 def consensus(blocks: Blocks, start: np.ndarray, nearest: Nearest) -> np.ndarray:
-    """The fixed point `(m, q)` that the alternation reaches from `start`."""
+    """Iterate from `start` to a fixed point `(m, q)`, for at most `MAX_ITERATIONS` steps."""
     mean = start
     for _ in range(MAX_ITERATIONS):
         before, mean = mean, blocks.mean(mean, nearest)
@@ -86,10 +85,10 @@ def consensus(blocks: Blocks, start: np.ndarray, nearest: Nearest) -> np.ndarray
 
 
 def spectral_start(blocks: Blocks) -> np.ndarray:
-    """Leading eigenvectors `(m, q)` of the mean Gram matrix, times the root of their eigenvalues.
+    """Compute leading eigenvectors `(m, q)` of the mean Gram matrix, times the square roots of their eigenvalues.
 
-    By subspace iteration from a fixed start: the m x m matrix is never formed, and what is left of the error depends on
-    that matrix only, so that the result stays independent of how each draw is turned.
+    Subspace iteration from a fixed start avoids the m x m matrix. Its remaining error is a function of that matrix only, so that
+    the result does not depend on the orientation of each draw.
     """
     n_draws, m, q = blocks.shape
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(m, min(m, q + 8))))[0]
@@ -105,14 +104,14 @@ def spectral_start(blocks: Blocks) -> np.ndarray:
 
 
 def typical_draws(x: np.ndarray, n: int = 5) -> list[np.ndarray]:
-    """`n` draws at evenly spaced ranks of their size |X|^2, which no permutation or change of sign alters."""
+    """Choose at most `n` draws at evenly spaced ranks of |X|^2, which is invariant under permutations and sign changes."""
     size = np.sort(np.einsum("smq,smq->sq", x, x), axis=1).sum(axis=1)
     ranks = np.unique(np.linspace(0, len(x) - 1, n + 2)[1:-1].round().astype(int))
     return [x[s] for s in np.argsort(size, kind="stable")[ranks]]
 
 
 def rotation_consensus(x: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray] = np.asarray) -> tuple[np.ndarray, np.ndarray]:
-    """Orthogonal elements `(S, q, q)` of prepared draws `(S, m, q)` and their consensus `(m, q)`, in its principal axes."""
+    """Compute orthogonal elements `(S, q, q)` of prepared draws `(S, m, q)` and their consensus `(m, q)` in principal axes."""
     blocks = Blocks(x, prepare)
     mean = consensus(blocks, spectral_start(blocks), polar)
     turn = principal_axes(mean)
@@ -120,7 +119,7 @@ def rotation_consensus(x: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray
 
 
 def matching_consensus(x: np.ndarray, nearest: Nearest) -> tuple[np.ndarray, np.ndarray]:
-    """Permutations (with signs where `nearest` gives signs) `(S, q, q)` of draws `(S, m, q)`, and their consensus."""
+    """Compute the permutations (or signed permutations) `(S, q, q)` of draws `(S, m, q)` and their consensus `(m, q)`."""
     blocks = Blocks(x)
     means = [consensus(blocks, start, nearest) for start in typical_draws(x)]
     norms = np.array([np.linalg.norm(one) for one in means])
@@ -130,13 +129,13 @@ def matching_consensus(x: np.ndarray, nearest: Nearest) -> tuple[np.ndarray, np.
 
 
 def polar(cross: np.ndarray) -> np.ndarray:
-    """The orthogonal R `(..., q, q)` that maximises tr(R' C)."""
+    """Compute the orthogonal R `(..., q, q)` that maximises tr(R' C)."""
     u, _, vt = np.linalg.svd(cross)
     return u @ vt
 
 
 def assignment(cross: np.ndarray) -> np.ndarray:
-    """The permutation matrix P `(..., q, q)` that maximises tr(P' C)."""
+    """Compute the permutation matrix P `(..., q, q)` that maximises tr(P' C)."""
     q = cross.shape[-1]
     flat = cross.reshape(-1, q, q)
     matrices = permutation_matrices(q)[_best(flat)] if q <= ENUMERATED else np.stack([_hungarian(c) for c in flat])
@@ -144,7 +143,7 @@ def assignment(cross: np.ndarray) -> np.ndarray:
 
 
 def signed_assignment(cross: np.ndarray) -> np.ndarray:
-    """The signed permutation matrix P `(..., q, q)` that maximises tr(P' C)."""
+    """Compute the signed permutation matrix P `(..., q, q)` that maximises tr(P' C)."""
     return assignment(np.abs(cross)) * np.where(cross < 0, -1.0, 1.0)
 
 
@@ -163,15 +162,15 @@ def _hungarian(cross: np.ndarray) -> np.ndarray:
 
 
 def permutation_matrices(q: int) -> np.ndarray:
-    """All q! permutation matrices `(q!, q, q)`."""
+    """Return all q! permutation matrices, `(q!, q, q)`."""
     return np.eye(q)[np.array(list(itertools.permutations(range(q))), dtype=int).reshape(math.factorial(q), q)]
 
 
 def principal_axes(mean: np.ndarray) -> np.ndarray:
-    """The orthogonal matrix that turns a consensus to its principal axes, each axis's largest entry positive.
+    """Compute the orthogonal matrix `(q, q)` that rotates a consensus to its principal axes; largest entries are positive.
 
-    Among axes of equal variance (to a relative `TIE`) the rows decide: the largest row lies along the first of them, what is left
-    of the next largest along the second, so that rounding never turns them.
+    Axes of equal variance (up to a relative `TIE`) are determined by the rows, so that rounding does not rotate them. The largest
+    row is along the first of these axes, the residual of the next largest along the second, and so on.
     """
     turn, values, _ = np.linalg.svd(mean.T @ mean)
     for start, stop in _tied(values[values > TIE * values[:1].max(initial=0.0)]):
@@ -180,9 +179,10 @@ def principal_axes(mean: np.ndarray) -> np.ndarray:
 
 
 def by_size(mean: np.ndarray, *, signed: bool) -> np.ndarray:
-    """The permutation that orders a consensus's columns by decreasing norm; `signed`: their largest entry positive.
+    """Compute the permutation matrix that orders the columns of a consensus by decreasing norm.
 
-    Columns of equal norm (to a relative `TIE`) are ordered by their entries, the first row in which they differ deciding.
+    If `signed`, the largest entry of each column is also made positive. Columns of equal norm (up to a relative `TIE`) are
+    ordered by their entries in the first row in which they differ.
     """
     norms = np.linalg.norm(mean, axis=0)
     order = np.argsort(-norms, kind="stable")
@@ -200,21 +200,21 @@ def by_size(mean: np.ndarray, *, signed: bool) -> np.ndarray:
 
 
 def signs(mean: np.ndarray) -> np.ndarray:
-    """The sign `(q,)` of each column's largest entry: of the first of those that are equal in size to a relative `TIE`."""
+    """Return the sign `(q,)` of each column's entry of largest magnitude; of the first one in case of ties (relative `TIE`)."""
     size = np.abs(mean)
     first = (size >= (1 - TIE) * size.max(axis=0)).argmax(axis=0)
     return np.where(np.take_along_axis(mean, first[None], axis=0)[0] < 0, -1.0, 1.0)
 
 
 def _tied(values: np.ndarray) -> list[tuple[int, int]]:
-    """Runs `start:stop` of two and more values, in decreasing order, that are equal to a `TIE` of the largest."""
+    """Runs `start:stop` of two or more consecutive values, sorted in decreasing order, that are ties (relative `TIE`)."""
     breaks = np.flatnonzero(values[:-1] - values[1:] > TIE * values[:1].max(initial=0.0)) + 1
     edges = [0, *breaks.tolist(), len(values)]
     return [(start, stop) for start, stop in itertools.pairwise(edges) if stop - start > 1]
 
 
 def _by_rows(x: np.ndarray) -> np.ndarray:
-    """The orthogonal matrix that turns rows `(m, g)` so that the largest lies along the first axis, and so on."""
+    """Orthogonal matrix `(g, g)` that rotates rows `(m, g)`: the largest to the first axis, and so on by Gram-Schmidt."""
     g = x.shape[1]
     axes = np.zeros((g, 0))
     for _ in range(g):

@@ -1,11 +1,11 @@
-"""What a symmetry is: a group that acts on sites along a dim and leaves the joint density as it is.
+"""Symmetry of a model: a group that acts on sites along a dim and leaves the joint density unchanged.
 
-Arrays in, arrays out: values are numpy arrays by site name with any number of leading axes (chain, draw) in front of
-the site's own dims; `dims` names the latter, e.g. `{"W": ("feature", "latent"), "z": ("unit", "latent"), "sigma": ()}`.
+Values are numpy arrays by site name, with any number of leading axes (chain, draw) before the dims of the site. `dims` contains
+the names of the latter, e.g. `{"W": ("feature", "latent"), "z": ("unit", "latent"), "sigma": ()}`.
 
-An element is an array of square matrices `(..., k, k)` that act from the right on rows, so that acting with `g` and
-then with `h` is acting with `g @ h`; its leading axes broadcast with those of the values. k is the size of the dim (one
-more for `Euclidean`, whose last row is the translation).
+An element is an array of square matrices `(..., k, k)` that act on rows from the right: the action of `g` followed by that of `h`
+is the action of `g @ h`. Its leading axes broadcast with those of the values. k is the size of the dim (one more for `Euclidean`,
+whose last row is the translation).
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ Values = Mapping[str, np.ndarray]
 Dims = Mapping[str, tuple[str, ...]]
 
 NEXT = "next_"
-"""Arrays cannot have one dim twice: a matrix over `state` has the dims `state` and `next_state`, and a group acts on both."""
+"""Prefix of a second dim of the same kind. A matrix over `state` has the dims `state` and `next_state`; a group acts on both."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Aligned:
     """Draws after alignment.
 
     Attributes:
-        values: The sites by name, turned.
-        elements: What was applied to each draw, `(chain, draw, k, k)`; `group.act(elements, ...)` turns other sites of
-            the same draws, such as the positions of held-out units.
-        reference: The consensus of the site that the draws were aligned on, of that site's own shape.
+        values: Aligned sites by name.
+        elements: Element applied to each draw, `(chain, draw, k, k)`. `group.act(elements, ...)` aligns other sites of the same
+            draws, such as the positions of held-out units.
+        reference: Consensus of the site on which the draws were aligned, in the shape of that site.
     """
 
     values: dict[str, np.ndarray]
@@ -38,48 +38,48 @@ class Aligned:
 
 
 class Group(ABC):
-    """A symmetry acting along one dim of every site that has it."""
+    """Symmetry group that acts along one dim of every site with that dim."""
 
     dim: str = "latent"
     units: tuple[str, ...] = ("unit",)
     """Dims of units. A site with one of these dims is a position; some groups act differently on positions."""
 
     def is_position(self, dims: Iterable[str]) -> bool:
-        """Whether a site with these dims is a position."""
+        """Check whether a site with these dims is a position."""
         return not set(self.units).isdisjoint(dims)
 
     @abstractmethod
     def random(self, rng: np.random.Generator, size: int, shape: tuple[int, ...] = ()) -> np.ndarray:
-        """A random element for a dim of `size` (Haar measure where the group is compact), `shape` of them."""
+        """Draw random elements for a dim of `size`, `(*shape, k, k)`; from Haar measure if the group is compact."""
 
     def compose(self, first: np.ndarray, then: np.ndarray) -> np.ndarray:
-        """The element that acts like `first` followed by `then`."""
+        """Return the element whose action is that of `first` followed by that of `then`."""
         return first @ then
 
     def inverse(self, element: np.ndarray) -> np.ndarray:
-        """The element that undoes `element`."""
+        """Return the inverse of an element."""
         return np.linalg.inv(element)
 
     @abstractmethod
     def act(self, element: np.ndarray, values: Values, dims: Dims) -> dict[str, np.ndarray]:
-        """The sites after the group's element has acted; sites without the group's dim are passed on."""
+        """Apply an element to the sites; sites without the group's dim are unchanged."""
 
     @abstractmethod
     def align(self, values: Values, dims: Dims, *, on: str) -> Aligned:
-        """Draws `(chain, draw, ...)` turned to a consensus of site `on` that does not depend on a reference draw."""
+        """Align draws `(chain, draw, ...)` with their consensus of site `on`, which does not depend on a reference draw."""
 
     @abstractmethod
     def align_to(self, reference: np.ndarray, values: Values, dims: Dims, *, on: str) -> Aligned:
-        """Draws each turned as close as the group can bring site `on` to a given `reference` of that site's shape."""
+        """Align each draw by the element that brings site `on` closest to a `reference` of that site's shape."""
 
     @abstractmethod
     def invariants(self, values: Values, dims: Dims) -> dict[str, np.ndarray]:
-        """Functions of the draws that the group leaves as they are, by name; leading axes are kept."""
+        """Compute invariants of the group by name; leading axes are preserved."""
 
     def is_trivial(self) -> bool:
-        """Whether the identity is the only element, along whatever dim."""
+        """Check whether the identity is the only element."""
         return False
 
     @abstractmethod
     def __contains__(self, other: object) -> bool:
-        """Whether the group `other` is a subgroup of this one (a group contains itself)."""
+        """Check whether the group `other` is a subgroup of this one (a group contains itself)."""

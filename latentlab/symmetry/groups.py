@@ -1,10 +1,10 @@
-r"""The groups: how each acts on named sites, aligns draws, and what it leaves invariant.
+r"""Symmetry groups: their action on named sites, alignment of draws, and invariants.
 
-All act along one dim, `latent` unless said. With an element g (a matrix, acting from the right on rows) loadings W
-`(feature, latent)` become W g, positions z `(unit, latent)` z g, a vector `(latent,)` v g, a matrix
-`(latent, latent)` g' S g. Positions are the sites with a dim of units (`units`, by default `unit`). Two groups act
-differently on positions: `Euclidean` translates them only, and `GeneralLinear` maps z to z A and other sites to W A^-T, so that
-the product z W' is unchanged.
+A group acts along one dim, by default `latent`. An element g is a matrix that acts on rows from the right. It maps loadings W
+`(feature, latent)` to W g, positions z `(unit, latent)` to z g, a vector v `(latent,)` to v g, and a matrix S
+`(latent, latent)` to g' S g. Positions are the sites with a dim of units (`units`, by default `unit`). Two groups act
+differently on positions: `Euclidean` translates only positions, and `GeneralLinear` maps z to z A and other sites to W A^-T, so
+that the product z W' is unchanged.
 
 Subgroups, each contained in those to its right:
 
@@ -24,31 +24,31 @@ from latentlab.symmetry.matrix_group import MatrixGroup
 
 @dataclass(frozen=True)
 class Identity(Group):
-    """No symmetry: nothing is turned, and every site is its own invariant."""
+    """Trivial group of a model without symmetry: draws are unchanged, and every site is invariant."""
 
     dim: str = "latent"
     units: tuple[str, ...] = field(default=("unit",), repr=False)
 
     def is_trivial(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def random(self, rng: np.random.Generator, size: int, shape: tuple[int, ...] = ()) -> np.ndarray:
-        """The identity matrix, `shape` of them."""
+        """Return identity matrices `(*shape, size, size)`."""
         return np.broadcast_to(np.eye(size), (*shape, size, size))
 
     def act(self, element: np.ndarray, values: Values, dims: Dims) -> dict[str, np.ndarray]:
-        """The sites as they are."""
+        """Return the sites unchanged."""
         return {site: np.asarray(value) for site, value in values.items()}
 
     def align(self, values: Values, dims: Dims, *, on: str) -> Aligned:
-        """The draws as they are; the reference is the mean of `on`, which need not have the group's dim."""
+        """Return the draws unchanged; the reference is the mean of `on`, which need not have the group's dim."""
         value = np.asarray(values[on], dtype=np.float64)
         n_lead = value.ndim - len(action.site_dims(on, value, dims))
         return self.align_to(value.mean(axis=tuple(range(n_lead))), values, dims, on=on)
 
     def align_to(self, reference: np.ndarray, values: Values, dims: Dims, *, on: str) -> Aligned:
-        """The draws as they are."""
+        """Return the draws unchanged."""
         value = np.asarray(values[on])
         names = action.site_dims(on, value, dims)
         n_lead = value.ndim - len(names)
@@ -57,7 +57,7 @@ class Identity(Group):
         return Aligned(self.act(elements, values, dims), elements, np.asarray(reference))
 
     def invariants(self, values: Values, dims: Dims) -> dict[str, np.ndarray]:
-        """The sites themselves."""
+        """Return the sites."""
         return {site: np.asarray(value) for site, value in values.items()}
 
     def __contains__(self, other: object) -> bool:
@@ -66,7 +66,7 @@ class Identity(Group):
 
 @dataclass(frozen=True)
 class Permutation(MatrixGroup):
-    """Exchange of the q components: all q! permutations (label switching).
+    """Permutations of the q components, q! elements (label switching).
 
     Example:
         >>> swap = np.array([[0.0, 1.0], [1.0, 0.0]])
@@ -80,16 +80,16 @@ class Permutation(MatrixGroup):
     keeps_diagonals: ClassVar[bool] = True
 
     def random(self, rng: np.random.Generator, size: int, shape: tuple[int, ...] = ()) -> np.ndarray:
-        """Permutation matrices `(*shape, size, size)`, each permutation equally likely."""
+        """Draw permutation matrices `(*shape, size, size)` uniformly."""
         order = rng.permuted(np.broadcast_to(np.arange(size), (*shape, size)), axis=-1)
         return np.eye(size)[order]
 
     def elements(self, size: int) -> np.ndarray:
-        """All `size`! elements `(size!, size, size)`."""
+        """Return all `size`! elements, `(size!, size, size)`."""
         return consensus.permutation_matrices(size)
 
     def inverse(self, element: np.ndarray) -> np.ndarray:
-        """The transpose."""
+        """Return the inverse, which is the transpose."""
         return element.swapaxes(-1, -2)
 
     def _transformed(self, element: np.ndarray, x: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
@@ -112,23 +112,23 @@ class Permutation(MatrixGroup):
 
 @dataclass(frozen=True)
 class SignedPermutation(MatrixGroup):
-    """Exchange of the q axes and change of their signs: q! 2^q elements."""
+    """Permutations and sign changes of the q axes, q! 2^q elements."""
 
     dim: str = "latent"
     units: tuple[str, ...] = field(default=("unit",), repr=False)
     subgroups: ClassVar[tuple[type[Group], ...]] = (Identity, Permutation)
 
     def random(self, rng: np.random.Generator, size: int, shape: tuple[int, ...] = ()) -> np.ndarray:
-        """Signed permutation matrices `(*shape, size, size)`, each equally likely."""
+        """Draw signed permutation matrices `(*shape, size, size)` uniformly."""
         return Permutation(self.dim).random(rng, size, shape) * rng.choice([-1.0, 1.0], size=(*shape, 1, size))
 
     def elements(self, size: int) -> np.ndarray:
-        """All size! 2^size elements `(size! 2^size, size, size)`."""
+        """Return all size! 2^size elements, `(size! 2^size, size, size)`."""
         signs = 1.0 - 2.0 * (np.arange(2**size)[:, None] >> np.arange(size) & 1)
         return (consensus.permutation_matrices(size)[:, None] * signs[None, :, None, :]).reshape(-1, size, size)
 
     def inverse(self, element: np.ndarray) -> np.ndarray:
-        """The transpose."""
+        """Return the inverse, which is the transpose."""
         return element.swapaxes(-1, -2)
 
     def _transformed(self, element: np.ndarray, x: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
@@ -164,7 +164,7 @@ class Orthogonal(MatrixGroup):
     subgroups: ClassVar[tuple[type[Group], ...]] = (Identity, Permutation, SignedPermutation)
 
     def random(self, rng: np.random.Generator, size: int, shape: tuple[int, ...] = ()) -> np.ndarray:
-        """Orthogonal matrices `(*shape, size, size)` from Haar measure, both signs of the determinant.
+        """Draw orthogonal matrices `(*shape, size, size)` from Haar measure, with both signs of the determinant.
 
         References:
             Mezzadri (2007), How to generate random matrices from the classical compact groups, Notices AMS 54:592.
@@ -173,7 +173,7 @@ class Orthogonal(MatrixGroup):
         return q * np.where(np.diagonal(r, axis1=-2, axis2=-1) < 0, -1.0, 1.0)[..., None, :]
 
     def inverse(self, element: np.ndarray) -> np.ndarray:
-        """The transpose."""
+        """Return the inverse, which is the transpose."""
         return element.swapaxes(-1, -2)
 
     def _transformed(self, element: np.ndarray, x: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
@@ -193,8 +193,8 @@ class Orthogonal(MatrixGroup):
 class Euclidean(MatrixGroup):
     """Rotations, reflections and translations, E(q).
 
-    The translation moves positions only (sites with a dim of `units`); everything else is rotated. An element is a matrix
-    `(..., q + 1, q + 1)`: the rotation, and in its last row the translation that follows it.
+    The translation acts on positions only (sites with a dim of `units`); other sites are only rotated. An element is a matrix
+    `(..., q + 1, q + 1)` of the rotation and, in its last row, the translation that follows it.
     """
 
     dim: str = "latent"
@@ -202,11 +202,11 @@ class Euclidean(MatrixGroup):
     subgroups: ClassVar[tuple[type[Group], ...]] = (Identity, Permutation, SignedPermutation, Orthogonal)
 
     def random(self, rng: np.random.Generator, size: int, shape: tuple[int, ...] = ()) -> np.ndarray:
-        """A Haar rotation and a standard normal translation."""
+        """Draw Haar rotations with standard normal translations, `(*shape, size + 1, size + 1)`."""
         return _motion(Orthogonal(self.dim).random(rng, size, shape), rng.normal(size=(*shape, size)))
 
     def inverse(self, element: np.ndarray) -> np.ndarray:
-        """The rotation undone, and the translation."""
+        """Return the inverse rigid motion: the transposed rotation with the opposite translation, rotated back."""
         back = element[..., :-1, :-1].swapaxes(-1, -2)
         return _motion(back, -(element[..., -1:, :-1] @ back)[..., 0, :])
 
@@ -247,10 +247,10 @@ class Euclidean(MatrixGroup):
 
 @dataclass(frozen=True)
 class GeneralLinear(MatrixGroup):
-    """Invertible linear maps, GL(q): positions z (sites with a dim of `units`) to z A, all others W to W A^-T.
+    """Invertible linear maps, GL(q): they map positions z (sites with a dim of `units`) to z A, other sites W to W A^-T.
 
-    The product z W' stays. Alignment first gives every draw of the site orthogonal columns of mean square 1, so that
-    only its span counts, and then rotates; the consensus is an orthogonal basis of the draws' common subspace.
+    The product z W' is unchanged. Alignment first transforms every draw of the site to orthogonal columns of mean square 1, so
+    that only its column space matters, and then rotates. The consensus is an orthogonal basis of the draws' common subspace.
     """
 
     dim: str = "latent"
@@ -258,7 +258,7 @@ class GeneralLinear(MatrixGroup):
     subgroups: ClassVar[tuple[type[Group], ...]] = (Identity, Permutation, SignedPermutation, Orthogonal)
 
     def random(self, rng: np.random.Generator, size: int, shape: tuple[int, ...] = ()) -> np.ndarray:
-        """Invertible matrices with Haar singular vectors and log-normal singular values (the group is not compact)."""
+        """Draw invertible matrices with Haar singular vectors and log-normal singular values (the group is not compact)."""
         rotation = Orthogonal(self.dim).random(rng, size, (2, *shape))
         return rotation[0] * np.exp(0.5 * rng.normal(size=(*shape, 1, size))) @ rotation[1]
 
@@ -304,19 +304,19 @@ GROUPS: dict[str, type[Group]] = {
     "euclidean": Euclidean,
     "general_linear": GeneralLinear,
 }
-"""The groups by name."""
+"""Groups by name."""
 
 
 def larger_groups(group: Group, dims: Dims, *, size: int = 2) -> list[Group]:
-    """The groups of the table that contain `group`, along the same dim, and do more to sites with these dims.
+    """Return the groups of the table that contain `group` and act differently on sites with these dims.
 
-    A translation does nothing to a model without explicit positions, so there `Euclidean` is no larger than
-    `Orthogonal`; with one latent axis a rotation is no more than a sign.
+    Without explicit positions, translations have no effect, and `Euclidean` is equivalent to `Orthogonal`. With one latent axis,
+    rotations are equivalent to sign changes.
 
     Args:
-        group: The group that is declared.
-        dims: The own dims of the sites.
-        size: The number of latent axes.
+        group: The declared group.
+        dims: Dims of each site, without leading axes.
+        size: Number of latent axes.
 
     Example:
         >>> [type(g).__name__ for g in larger_groups(Orthogonal(), {"W": ("feature", "latent"), "sigma": ()})]
@@ -330,7 +330,7 @@ def larger_groups(group: Group, dims: Dims, *, size: int = 2) -> list[Group]:
 
 
 def _reach(group: Group, dims: Dims, size: int) -> str:
-    """A name for what a group does to sites with these dims; equal names, equal action."""
+    """Name of a group's action on sites with these dims; equal names mean equal actions."""
     moves = any(group.is_position(names) and group.dim in names for names in dims.values())
     name = type(group).__name__
     if name == "Euclidean" and not moves:
@@ -341,7 +341,7 @@ def _reach(group: Group, dims: Dims, size: int) -> str:
 
 
 def _gathered(permutation: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Rows times a permutation matrix, by picking columns: exact, and safe for infinite values."""
+    """Product of rows and a permutation matrix by indexing of columns: exact, also for infinite values."""
     source = permutation.argmax(axis=-2)[..., None, :]
     lead = np.broadcast_shapes(x.shape[:-2], source.shape[:-2])
     return np.take_along_axis(

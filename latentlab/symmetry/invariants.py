@@ -1,11 +1,11 @@
-r"""Functions of draws that a group leaves as they are, on which R-hat, ESS and MCSE can rest.
+r"""Invariants of draws under a group, for which R-hat, ESS and MCSE are meaningful.
 
-A site is a matrix of rows X `(*lead, m, q)`, q the group's dim. Up to `MAX_ENTRIES` entries a product such as X X' is
-given whole (the upper triangle, row by row); above, by its spectrum, diagonal and `N_PROJECTIONS` numbers a' X X' b.
-The directions a and b are standard normal over root m, from a generator of fixed seed, so that the same numbers are
-looked at in every fit. Everything keeps the leading axes and has one axis after them.
+A site is a matrix of rows X `(*lead, m, q)`, with q the size of the group's dim. A product such as X X' with up to `MAX_ENTRIES`
+entries is returned completely (the upper triangle, row by row). Larger products are summarised by their spectrum, their diagonal
+and `N_PROJECTIONS` numbers a' X X' b. The directions a and b are standard normal divided by sqrt(m), from a generator of fixed
+seed, so that every fit has the same invariants. All invariants have the leading axes and one further axis.
 
-What a group may not change, beyond what a larger group keeps:
+Invariants of each group, in addition to those of larger groups:
 
 | group | invariants of X (and of pairs X, Y) |
 |---|---|
@@ -23,24 +23,27 @@ import numpy as np
 Invariants = dict[str, np.ndarray]
 
 MAX_ENTRIES = 300
-"""Entries of a product that are followed one by one."""
+"""Largest number of entries of a product for which each entry is an invariant of its own."""
 N_PROJECTIONS = 16
 _SEED = 20_070_415
 
 
 def directions(m: int) -> np.ndarray:
-    """The fixed directions `(2, N_PROJECTIONS, m)` along which large products are looked at."""
+    """Return the fixed directions `(2, N_PROJECTIONS, m)` on which large products are projected."""
     return np.random.default_rng(_SEED).normal(size=(2, N_PROJECTIONS, m)) / np.sqrt(m)
 
 
 def is_small(x: np.ndarray, y: np.ndarray | None = None) -> bool:
-    """Whether X X' (its upper triangle), or X Y', is followed entry by entry."""
+    """Check whether X X' (its upper triangle), or X Y', has at most `MAX_ENTRIES` entries."""
     m = x.shape[-2]
     return (m * (m + 1) // 2 if y is None else m * y.shape[-2]) <= MAX_ENTRIES
 
 
 def gram(name: str, x: np.ndarray, *, positions: bool) -> Invariants:
-    """X X': whole where small, else spectrum, diagonal and projections; of positions always these, spectrum over m."""
+    """Compute invariants of X X': all entries if it is small and X is no position; else spectrum, diagonal and projections.
+
+    The spectrum of positions is divided by m.
+    """
     m = x.shape[-2]
     if is_small(x) and not positions:
         return {f"{name} {name}'": (x @ x.swapaxes(-1, -2))[..., *np.triu_indices(m)]}
@@ -54,7 +57,7 @@ def gram(name: str, x: np.ndarray, *, positions: bool) -> Invariants:
 
 
 def cross(name: str, x: np.ndarray, other: str, y: np.ndarray, *, positions: bool) -> Invariants:
-    """X Y': whole where small and neither holds positions, else projections."""
+    """Compute invariants of X Y': all entries if it is small and neither site is a position; else projections."""
     if is_small(x, y) and not positions:
         product = x @ y.swapaxes(-1, -2)
         return {f"{name} {other}'": product.reshape(*product.shape[:-2], -1)}
@@ -63,7 +66,7 @@ def cross(name: str, x: np.ndarray, other: str, y: np.ndarray, *, positions: boo
 
 
 def crosses(sites: dict[str, np.ndarray], positions: set[str]) -> Invariants:
-    """X Y' of every pair of sites."""
+    """Compute the invariants X Y' of every pair of sites."""
     found: Invariants = {}
     for (name, x), (other, y) in itertools.combinations(sites.items(), 2):
         found |= cross(name, x, other, y, positions=bool(positions & {name, other}))
@@ -71,7 +74,7 @@ def crosses(sites: dict[str, np.ndarray], positions: set[str]) -> Invariants:
 
 
 def power_sums(name: str, x: np.ndarray, power: int, *, positions: bool) -> Invariants:
-    """sum_k x_ik^p for every row i where they are few, else for fixed mixtures of rows."""
+    """Compute sum_k x_ik^p for every row i; for many rows, or positions, for fixed linear combinations of rows."""
     label = f"sum {name}" if power == 1 else f"sum {name}^{power}"
     if positions or x.shape[-2] > MAX_ENTRIES:
         return {f"{label} projected": ((directions(x.shape[-2])[0] @ x) ** power).sum(axis=-1)}
@@ -79,12 +82,12 @@ def power_sums(name: str, x: np.ndarray, power: int, *, positions: bool) -> Inva
 
 
 def sorted_norms(name: str, x: np.ndarray) -> Invariants:
-    """The squared norms of the columns, largest first."""
+    """Compute the squared norms of the columns, largest first."""
     return {f"sorted |{name}|^2": np.sort((x**2).sum(axis=-2))[..., ::-1]}
 
 
 def sorted_columns(name: str, x: np.ndarray) -> Invariants:
-    """The distances between columns, smallest first; for a site of one row its values, largest first."""
+    """Compute the distances between columns, smallest first; for a site of one row return its values, largest first."""
     m, q = x.shape[-2:]
     if m == 1:
         return {f"sorted {name}": np.sort(x[..., 0, :])[..., ::-1]}
@@ -97,7 +100,7 @@ def sorted_columns(name: str, x: np.ndarray) -> Invariants:
 
 
 def projector(name: str, x: np.ndarray, *, positions: bool) -> Invariants:
-    """X (X'X)^-1 X', the projector on the span of the columns; nothing where q columns span all m rows."""
+    """Compute invariants of the projector X (X'X)^-1 X' on the column space; none if m <= q."""
     m, q = x.shape[-2:]
     if m <= q:
         return {}
@@ -109,7 +112,7 @@ def projector(name: str, x: np.ndarray, *, positions: bool) -> Invariants:
 
 
 def traces(name: str, value: np.ndarray) -> Invariants:
-    """tr(X^p), p = 1..q, of sites `(*lead, m, q, q)` on both of whose axes the group acts; `(*lead, m q)`."""
+    """Compute tr(X^p), p = 1..q, `(*lead, m q)`, of sites `(*lead, m, q, q)` with the group acting on both last axes."""
     q = value.shape[-1]
     powers = list(itertools.accumulate([value] * q, np.matmul))
     found = np.stack([np.trace(power, axis1=-2, axis2=-1) for power in powers], axis=-1)

@@ -1,10 +1,10 @@
-"""Labels, the values of discrete positions: numbers that name the components along a group's dim."""
+"""Labels of units: indices of the components along a group's dim, the values of discrete positions."""
 
 import numpy as np
 
 
 def renamed(elements: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Labels `(..., unit)` after the components they name were exchanged by permutation matrices `(..., k, k)`.
+    """Rename labels `(..., unit)` after permutation matrices `(..., k, k)` have permuted the components.
 
     Example:
         >>> swap = np.array([[0, 1], [1, 0]])
@@ -18,5 +18,5 @@ def renamed(elements: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def indicators(labels: np.ndarray, n_labels: int) -> np.ndarray:
-    """Labels `(..., unit)` as rows of zeros and a one `(..., unit, n_labels)`."""
+    """Convert labels `(..., unit)` to one-hot rows `(..., unit, n_labels)`."""
     return np.eye(n_labels)[np.asarray(labels).astype(np.int64)]

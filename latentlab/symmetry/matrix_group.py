@@ -1,4 +1,4 @@
-"""What the groups of matrices have in common: sites as rows, alignment by the elements found on one site."""
+"""Base class of groups of matrices: action on sites as rows, and alignment of all sites by one site."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -11,11 +11,11 @@ from latentlab.symmetry.group import Aligned, Dims, Group, Values
 
 
 class MatrixGroup(Group):
-    """A group of matrices; a subclass says how they act on rows, which element is nearest, and the invariants."""
+    """Group of matrices; subclasses define the action on rows, the nearest element, and the invariants."""
 
     subgroups: ClassVar[tuple[type[Group], ...]]
     keeps_diagonals: ClassVar[bool] = False
-    """Whether the diagonal of a matrix goes to that of the turned one, so that it is acted on like a site of one row."""
+    """Whether elements map the diagonal of a matrix to that of the transformed matrix, like a site of one row."""
 
     def __contains__(self, other: object) -> bool:
         if not isinstance(other, Group):
@@ -24,7 +24,7 @@ class MatrixGroup(Group):
 
     @abstractmethod
     def _transformed(self, element: np.ndarray, x: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-        """Rows `(*lead, m, q)` of a site with dims `names` after the element."""
+        """Rows `(*lead, m, q)` of a site with dims `names` after the action of the element."""
 
     @abstractmethod
     def _consensus(self, x: np.ndarray, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -38,18 +38,18 @@ class MatrixGroup(Group):
         return int(element.shape[-1])
 
     def act(self, element: np.ndarray, values: Values, dims: Dims) -> dict[str, np.ndarray]:
-        """The sites after the element has acted through every axis that is the group's dim.
+        """Apply an element to the sites, along every axis that is the group's dim.
 
         Args:
             element: Matrices `(..., k, k)`; leading axes broadcast with those of the values.
             values: Sites by name, `(..., *site's own)`.
-            dims: The own dims of each site.
+            dims: Dims of each site, without leading axes.
 
         Returns:
-            All sites; those without the dim as they were.
+            All sites; those without the dim are unchanged.
 
         Raises:
-            ModelError: A site's size along the dim is not the element's, or `dims` does not name it.
+            ModelError: The sizes of a site along the dim and of the element differ, or `dims` does not contain the site.
         """
         element = np.asarray(element, dtype=np.float64)
         return {site: self._acted(element, site, value, dims) for site, value in values.items()}
@@ -64,16 +64,16 @@ class MatrixGroup(Group):
         )
 
     def align(self, values: Values, dims: Dims, *, on: str) -> Aligned:
-        """Draws turned to their consensus on site `on`; all sites go along.
+        """Align draws with their consensus of site `on`; the same elements act on all sites.
 
         Args:
             values: Sites by name, `(..., *site's own)`; all leading axes (chain, draw) count as draws.
-            dims: The own dims of each site.
-            on: The site whose agreement decides; any site with the group's dim.
+            dims: Dims of each site, without leading axes.
+            on: Site whose agreement is maximised; any site with the group's dim.
 
         Returns:
-            The sites turned, the elements applied, and the consensus of `on`. The same, to rounding, for draws that
-            were turned beforehand, each by an element of its own, and for draws in any order.
+            The aligned sites, the elements applied, and the consensus of `on`. Up to rounding, the result depends neither on
+            the order of the draws nor on elements of the group applied to each draw before.
 
         Raises:
             ModelError: `on` is missing or lacks the group's dim.
@@ -84,16 +84,16 @@ class MatrixGroup(Group):
         return self._aligned(elements.reshape(*x.shape[:-2], *elements.shape[1:]), reference, values, dims, on)
 
     def align_to(self, reference: np.ndarray, values: Values, dims: Dims, *, on: str) -> Aligned:
-        """Draws each turned as close as the group can bring site `on` to `reference`; all sites go along.
+        """Align each draw by the element that brings site `on` closest to `reference`; it acts on all sites.
 
         Args:
-            reference: A value of site `on`, without leading axes.
+            reference: Value of site `on`, without leading axes.
             values: Sites by name, `(..., *site's own)`.
-            dims: The own dims of each site.
-            on: The site that is compared.
+            dims: Dims of each site, without leading axes.
+            on: Site that is compared with the reference.
 
         Raises:
-            ModelError: `on` is missing, lacks the group's dim, or has another shape than `reference`.
+            ModelError: `on` is missing, lacks the group's dim, or differs in shape from `reference`.
             InferenceError: `on` or `reference` is not finite.
         """
         x = action.finite_rows(on, values, dims, self.dim)
@@ -108,9 +108,9 @@ class MatrixGroup(Group):
         return Aligned(self.act(elements, values, dims), elements, shaped)
 
     def invariants(self, values: Values, dims: Dims) -> dict[str, np.ndarray]:
-        """Functions of the draws that the group leaves as they are: name -> `(..., n)`; `invariants.py` lists them.
+        """Compute invariants of the group: name -> `(..., n)`; the module `invariants` lists them.
 
-        Sites that the group does not act on stand for themselves, in their own shape.
+        Sites on which the group does not act are invariants in their original shape.
         """
         sites = {site: np.asarray(value) for site, value in values.items()}
         moved = action.acted(sites, dims, self.dim)
@@ -128,7 +128,7 @@ class MatrixGroup(Group):
         return found | self._of_rows(single, {site for site in single if self.is_position(dims.get(site, ()))})
 
     def _matrices(self, site: str, value: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-        """A site with two axes of the group as matrices `(*lead, m, q, q)`."""
+        """Reshape a site with two axes of the group to matrices `(*lead, m, q, q)`."""
         if names.count(self.dim) != 2:
             raise ModelError(f"site '{site}' has the dim '{self.dim}' more than twice: {names}; no invariants are known.")
         n_lead = value.ndim - len(names)

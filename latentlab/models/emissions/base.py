@@ -69,7 +69,7 @@ class Emission(ABC):
 
         Args:
             x: Data `(unit, feature)`; missing entries may hold any value.
-            observed: True where an entry was observed; None if all were.
+            observed: True for observed entries; None if all were observed.
             weights: Weight of each unit in each component, `(unit, component)`, such as responsibilities.
             current: Current values, used to impute missing entries and for components without weight; None at the start.
             shrink: Pseudo-count of units with the pooled estimate in each component, for a start inside the support.
@@ -77,7 +77,7 @@ class Emission(ABC):
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
-        """Draws values of the sites from their priors."""
+        """Draw values of the sites from their priors."""
 
     def given(self) -> tuple[str, ...]:
         """Sites that are fixed by settings, not estimated."""
@@ -104,10 +104,10 @@ class Emission(ABC):
         raise NotImplementedError
 
     def check(self, what: str, dataset: Dataset) -> None:  # noqa: B027
-        """Refuses data that the emission cannot generate; `what` names the model and the data in messages."""
+        """Refuse data that the emission cannot generate; `what` names the model and the data in messages."""
 
     def check_bound(self, what: str, dataset: Dataset) -> None:  # noqa: B027
-        """Refuses data for which the likelihood is unbounded."""
+        """Refuse data for which the likelihood is unbounded."""
 
     def cautions(self, dataset: Dataset) -> list[str]:
         """Notes on properties of the data that the emission describes badly."""
@@ -127,7 +127,7 @@ def column_means(x: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor
 
 
 def column_variance(x: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor:
-    """Variance of each feature over its observed entries; for a constant one its squared mean, or 1, so that it is positive."""
+    """Variance of each feature over its observed entries; for a constant feature its squared mean, or 1 if the mean is 0."""
     mean = column_means(x, observed)
     found = column_means((x - mean) ** 2, observed)
     return torch.where(found > (NOISE * mean) ** 2, found, torch.where(mean == 0, torch.ones_like(mean), mean**2))
@@ -171,7 +171,7 @@ def refuse(what: str, dataset: Dataset, bad: np.ndarray, must: str) -> None:
 
 
 def per_component(owner: str, name: str, value: PerComponent, n: int) -> torch.Tensor:
-    """Expands one number, or a list of n, to `(component,)`.
+    """Expand one number, or a list of n, to `(component,)`.
 
     Raises:
         ConfigError: The length of the list is not n.

@@ -39,7 +39,7 @@ from latentlab.models.emissions.base import (
 class Gaussian(Emission):
     r"""Gaussian features, $\mu_k \sim N(m_k, s_k)$; $\sigma$ log-normal or half-normal; LKJ correlations.
 
-    The likelihood is unbounded where a component shrinks onto one unit. The log-normal prior bounds the posterior density there;
+    The likelihood is unbounded if a component collapses onto one unit. The log-normal prior bounds the posterior density there;
     the half-normal prior does not, although its posterior is proper.
     """
 
@@ -116,7 +116,7 @@ class Gaussian(Emission):
         return dependent(x.numpy()) is not None
 
     def check_bound(self, what: str, dataset: Dataset) -> None:
-        """Refuses data with an unbounded likelihood: constant or linearly dependent columns, or too few units for the covariance.
+        """Refuse data with an unbounded likelihood: constant or linearly dependent columns, or too few units for the covariance.
 
         Raises:
             DataError: Names the column, or the numbers of units and columns.
@@ -329,7 +329,7 @@ class Gaussian(Emission):
 
 
 def _lkj_factor(rng: np.random.Generator, n: int, concentration: float) -> np.ndarray:
-    """Draws the Cholesky factor of an LKJ correlation matrix by the onion method (Lewandowski et al. 2009, section 3.2)."""
+    """Draw the Cholesky factor of an LKJ correlation matrix by the onion method (Lewandowski et al. 2009, section 3.2)."""
     lower = np.zeros((n, n))
     lower[0, 0] = 1.0
     for i in range(1, n):
