@@ -19,10 +19,11 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY) ## Fit PPCA to the wine data, compare it with embeddings, write a report
 	$(BIN)/latentlab run configs/ppca_wine.yaml --overwrite
 
-lint: $(READY) ## Lint, format and types
+lint: $(READY) ## Lint, format, types and words
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tests/words.py
 
 test: lint ## Everything but the long statistical checks; SEED=1 runs it with other random data
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(if $(SEED),--seed $(SEED)) -m "not long"

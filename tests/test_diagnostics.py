@@ -116,7 +116,11 @@ UNSOUND = {
     "constant energy": ({"sample_stats__energy": np.ones_like}, "E-BFMI", "chain 0"),
     "full trees": ({"sample_stats__tree_depth": lambda d: np.where(d > 4, 10, d)}, "tree depth", "depth 10"),
     "slow mixing": ({"posterior__sigma": lambda s: np.repeat(s[:, ::50], 50, axis=1)}, "tail ESS", "sigma"),
-    "another level": ({"sample_stats__lp": edited(lambda lp: np.add(lp[3], 0.6, out=lp[3]))}, "level of log density", "chain 3"),
+    "another level": (
+        {"sample_stats__lp": edited(lambda lp: np.add(lp[3], 0.6, out=lp[3]))},
+        "equal mean log density",
+        "chain 3",
+    ),
 }
 
 
@@ -197,7 +201,7 @@ def test_coassignment_does_not_depend_on_the_labels(rng):
 
 def test_one_chain_has_no_rhat_and_says_why(rng):
     table = judged(sampled(rng, n_chains=1, n_draws=4000))
-    for check in ("R-hat", "level of log density"):
+    for check in ("R-hat", "equal mean log density"):
         assert row(table, check)["verdict"] == "not applicable"
         assert "one chain" in row(table, check)["value"]
     assert row(table, "bulk ESS")["verdict"] == "pass"
@@ -219,7 +223,7 @@ def test_a_level_that_rhat_does_not_see_is_seen(rng):
     lp[2] += 0.15
     table = judged(sampled(rng, n_draws=4000, sample_stats__lp=lambda _: lp))
     assert row(table, "R-hat")["verdict"] == "pass"
-    assert row(table, "level of log density", "chain 2")["verdict"] == "fail"
+    assert row(table, "equal mean log density", "chain 2")["verdict"] == "fail"
     assert not converged(table)
 
 
@@ -241,11 +245,11 @@ def test_the_level_is_of_what_exchanged_sticks_leave_as_it_is(rng):
     groups = {"posterior": values, "sample_stats": {"lp": lp}, "log_likelihood": {"log_likelihood": pointwise}}
     data = build(groups, dims={**model.dims, "log_likelihood": ("unit",)})
     table = Fit(model, dataset, NUTS(), 0, data).diagnostics()
-    assert row(table, "level of log density", "of the log likelihood")["verdict"] == "pass"
+    assert row(table, "equal mean log density", "of the log likelihood")["verdict"] == "pass"
     assert converged(table), table
     moved = groups | {"log_likelihood": {"log_likelihood": pointwise + 0.5 * (np.arange(4) == 2)[:, None, None]}}
     table = Fit(model, dataset, NUTS(), 0, build(moved, dims={**model.dims, "log_likelihood": ("unit",)})).diagnostics()
-    assert row(table, "level of log density", "chain 2")["verdict"] == "fail"
+    assert row(table, "equal mean log density", "chain 2")["verdict"] == "fail"
 
 
 def test_same_level_is_welchs_test_with_the_effective_numbers(rng):

@@ -14,8 +14,8 @@ from latentlab.registry import EMBEDDINGS, PLUGIN_TABLES, plugins
 from latentlab.study.config import load_config
 from latentlab.study.run import load_run
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-PARTS = next(block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if block.startswith("# my_parts.py"))
+PLUGINS = (Path(__file__).resolve().parents[1] / "docs" / "plugins.md").read_text(encoding="utf-8")
+PARTS = next(block for block in re.findall(r"```python\n(.*?)```", PLUGINS, flags=re.DOTALL) if block.startswith("# my_parts.py"))
 CONFIG = {
     "name": "ring",
     "dataset": {"name": "ring", "n_units": 20, "noise": 0.3},

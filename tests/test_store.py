@@ -115,6 +115,18 @@ def test_tables_of_older_runs_are_about_the_units_of_a_table(run: Path):
     assert read(run).verdicts["units"].tolist() == ["unit"]
 
 
+def test_former_names_of_variables_are_read_with_a_warning(run: Path):
+    info = json.loads((run / RUN_JSON).read_text())
+    data = read(run).comparison.assign(knew=("embedding", [0.5]), knew_p=("embedding", [0.1]))
+    save(xr.DataTree(data.isel(embedding=[0]) if data.sizes.get("embedding", 1) > 1 else data), run / "comparison.nc")
+    info["files"]["comparison.nc"]["sha256"] = sha256(run / "comparison.nc")
+    (run / RUN_JSON).write_text(json.dumps(info))
+    with pytest.warns(FutureWarning, match="'knew' is now 'uncertainty_correlation'"):
+        found = read(run).comparison
+    assert found["uncertainty_correlation"].item() == 0.5
+    assert "knew" not in found
+
+
 def test_every_part_reads_back_exactly(run: Path):
     found = read(run)
     assert found.config == {"name": "toy", "seed": 0}

@@ -68,8 +68,8 @@ class UnitsOfLabels:
             spread=spread,
             neighbors=lost,
             neighbors_own=self._own_lost,
-            knew_distance=rank_correlation(spread, error / (n - 1)),
-            knew_neighbors=rank_correlation(spread, lost),
+            uncertainty_correlation=rank_correlation(spread, error / (n - 1)),
+            uncertainty_correlation_of_neighbors=rank_correlation(spread, lost),
         )
 
     def coverage(self, y: np.ndarray) -> Coverage:

@@ -174,7 +174,7 @@ def metric(  # one keyword for each declared property
     return decorate
 
 
-def needed(group: Group, dims: tuple[str, ...] = ("unit", "latent")) -> frozenset[str]:
+def required_invariances(group: Group, dims: tuple[str, ...] = ("unit", "latent")) -> frozenset[str]:
     """Return the transformations that a metric must ignore to be invariant under the model's symmetry group.
 
     Args:
@@ -183,7 +183,7 @@ def needed(group: Group, dims: tuple[str, ...] = ("unit", "latent")) -> frozense
 
     Example:
         >>> from latentlab.symmetry.groups import Identity, SignedPermutation
-        >>> [sorted(needed(g)) for g in (Identity(), SignedPermutation(), Euclidean(), GeneralLinear())]
+        >>> [sorted(required_invariances(g)) for g in (Identity(), SignedPermutation(), Euclidean(), GeneralLinear())]
         [[], ['rotation'], ['rotation', 'translation'], ['linear']]
     """
     if group.is_trivial() or group.dim not in dims:
@@ -197,9 +197,9 @@ def needed(group: Group, dims: tuple[str, ...] = ("unit", "latent")) -> frozense
     return frozenset({"linear", "translation"})
 
 
-def minds(metric: Metric, group: Group, dims: tuple[str, ...] = ("unit", "latent")) -> frozenset[str]:
+def missing_invariances(metric: Metric, group: Group, dims: tuple[str, ...] = ("unit", "latent")) -> frozenset[str]:
     """Return the transformations of the model's symmetry that the metric does not ignore; if there are none, it may be used.
 
     Rotations include all (signed) permutations, so a metric that ignores rotation is sufficient for those groups.
     """
-    return needed(group, dims) - metric.ignores
+    return required_invariances(group, dims) - metric.ignores

@@ -11,8 +11,9 @@ draws z_is, s = 1..S, and V the mean of the V_i,
 V_i is shrunk to the common shape of the V_i, but not to their common size. Shrinking the size would inflate the covariance of
 units with a small posterior spread if other units have a large one.
 
-`mahalanobis` is 0 at the posterior mean and about 1 (root mean square) at a draw. `knew_distance` and `knew_neighbors` are rank
-correlations of the posterior spread with the disagreement: positive if the spread is larger for units with more disagreement.
+`mahalanobis` is 0 at the posterior mean and about 1 (root mean square) at a draw. `uncertainty_correlation` and
+`uncertainty_correlation_of_neighbors` are rank correlations over units. They show whether the posterior spread is larger for
+units with more disagreement.
 """
 
 import math
@@ -60,8 +61,8 @@ class Disagreement:
         spread: Posterior standard deviation, root mean square over dimensions.
         neighbors: Share of neighbours in the draws that are not neighbours in the embedding, averaged over draws.
         neighbors_own: Share of neighbours in one draw that are not neighbours in another, the baseline of `neighbors`.
-        knew_distance: Rank correlation of `spread` with `distance`.
-        knew_neighbors: Rank correlation of `spread` with `neighbors`.
+        uncertainty_correlation: Rank correlation of `spread` with `distance`.
+        uncertainty_correlation_of_neighbors: Rank correlation of `spread` with `neighbors`.
     """
 
     mahalanobis: np.ndarray
@@ -69,8 +70,8 @@ class Disagreement:
     spread: np.ndarray
     neighbors: np.ndarray
     neighbors_own: np.ndarray
-    knew_distance: RankCorrelation
-    knew_neighbors: RankCorrelation
+    uncertainty_correlation: RankCorrelation
+    uncertainty_correlation_of_neighbors: RankCorrelation
 
 
 def disagreement(
@@ -161,8 +162,8 @@ class UnitsOfPositions:
             spread=self._spread,
             neighbors=missed,
             neighbors_own=1.0 - self._own,
-            knew_distance=rank_correlation(self._spread, distance),
-            knew_neighbors=rank_correlation(self._spread, missed),
+            uncertainty_correlation=rank_correlation(self._spread, distance),
+            uncertainty_correlation_of_neighbors=rank_correlation(self._spread, missed),
         )
 
 

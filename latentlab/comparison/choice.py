@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from latentlab.compare.align import ALIGNMENTS, Alignment
-from latentlab.compare.metric import Metric, minds, needed
+from latentlab.compare.metric import Metric, missing_invariances, required_invariances
 from latentlab.compare.partition_verdict import LEAST
 from latentlab.errors import ConfigError, ModelError, unknown
 from latentlab.fit import Fit
@@ -34,7 +34,7 @@ def metrics_of(names: Sequence[str] | None, fit: Fit) -> list[Metric]:
     discrete = fit.model.is_discrete
     if names is None:
         every = [METRICS.load(name) for name in METRICS]
-        kept = [m for m in every if m.by_default and not minds(m, group, dims)]
+        kept = [m for m in every if m.by_default and not missing_invariances(m, group, dims)]
         return [m for m in kept if m.of == ("labels" if discrete else "positions") or (discrete and m.name in SOFT_METRICS)]
     _distinct("metrics", names)
     for name in names:
@@ -59,8 +59,8 @@ COVERED: dict[Alignment, frozenset[str]] = {
 def orientation_notes(chosen: Sequence[Metric], ways: Sequence[Alignment], model: LatentModel) -> list[str]:
     """A note on each metric and alignment that depends on the orientation of the draws, which the symmetry leaves free."""
     group, dims = model.exchanges, model.dims[model.position.site]
-    free = needed(group, dims)
-    depends = {metric.name: minds(metric, group, dims) for metric in chosen}
+    free = required_invariances(group, dims)
+    depends = {metric.name: missing_invariances(metric, group, dims) for metric in chosen}
     depends |= {f"alignment {way}": free - COVERED[way] for way in ways if not model.is_discrete}
     return [
         f"{name} depends on {' and '.join(sorted(on))} of the positions, which the model does not identify: its results are "
@@ -71,7 +71,7 @@ def orientation_notes(chosen: Sequence[Metric], ways: Sequence[Alignment], model
 
 
 def alignments_of(names: Sequence[str] | None, fit: Fit) -> tuple[Alignment, ...]:
-    free = needed(fit.model.exchanges, fit.model.dims[fit.model.position.site])
+    free = required_invariances(fit.model.exchanges, fit.model.dims[fit.model.position.site])
     if fit.model.is_discrete and names is not None:
         raise ConfigError(f"compare: `alignments` are of positions; those of {fit.model.name!r} are labels, which have none.")
     if names is None:

@@ -15,7 +15,7 @@ from latentlab.compare.align import Alignment
 from latentlab.compare.clustering import credible_ball, minimum_binder, n_clusters, unsettled
 from latentlab.compare.co_assignment import co_assignment
 from latentlab.compare.label_units import UnitsOfLabels
-from latentlab.compare.metric import Metric, needed
+from latentlab.compare.metric import Metric, required_invariances
 from latentlab.compare.neighbors import N_RECALLED, Search
 from latentlab.comparison.choice import alignments_of, check_spread, metrics_of, orientation_notes
 from latentlab.comparison.known_labels import clusters_and_labels, positions_and_labels
@@ -222,7 +222,9 @@ def _known_labels(
 def _symmetry(fit: Fit) -> dict[str, str]:
     """Names of the model's symmetry and of the transformations that metrics of its positions must ignore."""
     group, dims = fit.model.exchanges, fit.model.dims[fit.model.position.site]
-    ignored = "the names of labels" if fit.model.is_discrete else ", ".join(sorted(needed(group, dims))) or "nothing"
+    ignored = (
+        "the names of labels" if fit.model.is_discrete else ", ".join(sorted(required_invariances(group, dims))) or "nothing"
+    )
     return {"symmetry": type(group).__name__, "ignores": ignored}
 
 

@@ -26,6 +26,9 @@ VERDICT_COLUMNS = (
     *("ess", "worst_units"),
 )
 
+UNCERTAINTY = ("uncertainty_correlation", "uncertainty_correlation_p")
+"""Variables of a comparison: rank correlation of posterior spread with distance over units, and its one-sided p-value."""
+
 Scores = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Scores `(metric, embedding, chain, draw)`, ceilings `(metric, pair)`, floors `(metric, embedding, permutation)`."""
 
@@ -104,7 +107,7 @@ class Comparison:
     @property
     def units(self) -> xr.Dataset:
         """Distances, lost neighbours and posterior spread by unit, and the rank correlation of spread and distance."""
-        return self.data[["mahalanobis", "distance", "lost_neighbors", "own_lost_neighbors", "spread", "knew", "knew_p"]]
+        return self.data[["mahalanobis", "distance", "lost_neighbors", "own_lost_neighbors", "spread", *UNCERTAINTY]]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -247,8 +250,8 @@ def _unit_data(rows: Sequence[Row], found: Sequence[Disagreement | None], units:
             "lost_neighbors": (by_unit, each("neighbors")),
             "own_lost_neighbors": (("unit",), nothing if common is None else common.neighbors_own),
             "spread": (("unit",), nothing if common is None else common.spread),
-            "knew": (("embedding",), np.array([np.nan if d is None else d.knew_distance.value for d in found])),
-            "knew_p": (("embedding",), np.array([np.nan if d is None else d.knew_distance.p for d in found])),
+            UNCERTAINTY[0]: (("embedding",), np.array([np.nan if d is None else d.uncertainty_correlation.value for d in found])),
+            UNCERTAINTY[1]: (("embedding",), np.array([np.nan if d is None else d.uncertainty_correlation.p for d in found])),
         },
         coords={"embedding": [row.label for row in rows], "unit": units},
     )

@@ -129,7 +129,7 @@ def _parquet_names(column: Any, option: str, what: str) -> np.ndarray:
         column = column.cast(column.type.value_type)
     values = column.to_pylist()
     if any(isinstance(value, list | dict | bytes) for value in values):
-        raise DataError(f"{what} holds {column.type}; its values must be text, numbers or dates.")
+        raise DataError(f"{what}: values must be text, numbers or dates; got {column.type}.")
     return np.array(values)
 
 
@@ -211,8 +211,8 @@ class Members:
         odd = next((name for name in taken if lengths[name] != lengths[taken[0]]), None)
         if odd is not None:
             raise DataError(
-                f"{self._path}: {odd!r} has {lengths[odd]} entries, {taken[0]!r} has {lengths[taken[0]]}; "
-                "columns must be of one length."
+                f"{self._path}: columns must have one length; got {lengths[taken[0]]} for {taken[0]!r} and {lengths[odd]} for "
+                f"{odd!r}."
             )
         for name in features:
             if self.headers[name][1].kind not in "biuf":

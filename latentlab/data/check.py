@@ -144,7 +144,7 @@ def _dims(name: str, arrays: Mapping[str, Any], dims: Mapping[str, Sequence[str]
             if not isinstance(key, str) or not NAME.fullmatch(key) or key in used or key in result or key in RESERVED:
                 raise DataError(f"{name}: an index cannot be called {key!r}: that is an array's or a dim's name, or reserved.")
     elif "unit" not in result[observed]:
-        raise DataError(f"{name}: array {observed!r} has dims {result[observed]}; `unit`, of the rows, must be one of them.")
+        raise DataError(f"{name}: the dims of array {observed!r} must include `unit`, that of the rows; got {result[observed]}.")
     return result
 
 

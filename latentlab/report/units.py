@@ -11,7 +11,7 @@ from latentlab.report.source import Source
 
 TOP = 10
 MOST_FEATURES = 15
-KNEW = 0.05
+CORRELATED = 0.05
 """Largest p-value at which a positive rank correlation of disagreement and posterior spread counts."""
 
 
@@ -24,7 +24,7 @@ def section(source: Source) -> Section:
         said = "No clustering was compared, and units can be compared with labels by their clusters only."
         return Section("units", title, (Text((said,)),))
     items: list[Item] = [Text((_overall(source),)), _top(source), *_raw(source), _by_embedding(source), _scatter(source)]
-    items.append(_knew(source))
+    items.append(_uncertainty(source))
     return Section("units", title, tuple(items))
 
 
@@ -136,7 +136,7 @@ def _scatter(source: Source) -> Figure:
             classes.scatter(one, spread, of["distance"].values, size=7 if len(spread) < HEAVY else 4, alpha=0.7)
             one.set_title(shortened(row.title))
             one.set_ylim(0, None)
-            value = float(of["knew"])
+            value = float(of["uncertainty_correlation"])
             one.text(0.98, 0.95, f"ρ = {value:.2f}", transform=one.transAxes, ha="right", va="top", fontsize=8.5)
             one.grid()
         across = "the posterior's doubt about the unit" if source.is_discrete else "posterior standard deviation of the unit"
@@ -155,18 +155,17 @@ def _scatter(source: Source) -> Figure:
     return drawn("disagreement", caption, f"Scatters of distance against spread for {len(rows)} arrays.", (10, height), draw)
 
 
-def _knew(source: Source) -> Table:
+def _uncertainty(source: Source) -> Table:
     data = source.comparison
     records = []
     for row in source.judged_rows:
         of = data.sel(embedding=row.label)
-        value, p = float(of["knew"]), float(of["knew_p"])
-        word = "yes" if p < KNEW and value > 0 else "no sign of it"
-        records.append({"embedding": row.title, "did the posterior know?": word, "rank correlation": value, "p": p})
+        value, p = float(of["uncertainty_correlation"]), float(of["uncertainty_correlation_p"])
+        word = "yes" if p < CORRELATED and value > 0 else "no evidence"
+        records.append({"embedding": row.title, "larger uncertainty?": word, "rank correlation": value, "p": p})
     own = shown(float(data["own_lost_neighbors"].mean()))
-    doubt = "is its doubt" if source.is_discrete else "is its spread"
     caption = (
-        f"Whether the posterior knew: {doubt} larger for the units that the {_what(source)} places elsewhere? The p is one-sided, units "
-        f"taken as exchangeable. Between two draws the units lose {own} of their {_others(source)} on average"
+        f"Posterior uncertainty and disagreement: is the uncertainty larger for the units that the {_what(source)} places elsewhere? "
+        f"One-sided p-values for exchangeable units. Between two posterior draws, units lose {own} of their {_others(source)} on average"
     )
-    return Table.of("knew", caption, records)
+    return Table.of("uncertainty", caption, records)

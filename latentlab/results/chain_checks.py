@@ -105,14 +105,14 @@ def _relative(error: Any, flat: np.ndarray) -> np.ndarray:
 
 
 def level_rows(data: xr.DataTree, *, lp: bool) -> list[Row]:
-    check, judged = "level of log density", "lp" if lp else "log likelihood"
+    check, judged = "equal mean log density", "lp" if lp else "log likelihood"
     level = density_draws(data, lp=lp).get(judged)
     if level is None:
         return not_applicable([check], "no log density was kept")
     if level.shape[0] == 1:
         return not_applicable([check], "one chain: nothing to compare it with")
     p, off = same_level(level), np.abs(np.median(level, axis=1) - np.median(level))
-    which = "" if lp else " of the log likelihood, which exchanges leave as it is"
+    which = "" if lp else " of the log likelihood, which is invariant under permutations"
     return [check_row(check, f"p-value{which}; chain {int(off.argmax())} is farthest off", p, f">= {LEVEL:g}", ok=p >= LEVEL)]
 
 

@@ -196,7 +196,7 @@ def _symmetry(data: xr.DataTree) -> list[Row]:
 
 
 def _point(data: xr.DataTree) -> list[Row]:
-    rows = not_applicable(["R-hat", "bulk ESS", "tail ESS", "level of log density"], "a point estimate has no spread")
+    rows = not_applicable(["R-hat", "bulk ESS", "tail ESS", "equal mean log density"], "a point estimate has no spread")
     gradient = float(data.attrs.get("gradient", math.nan))
     how = str(data.attrs.get("how", "optimiser"))
     rows.append(check_row("gradient", f"largest derivative; {how}", gradient, f"< {GRADIENT:g}", ok=gradient < GRADIENT))

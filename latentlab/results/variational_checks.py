@@ -23,7 +23,7 @@ BLOCK = 2000
 
 def variational_rows(data: xr.DataTree) -> list[Row]:
     rows = not_applicable(
-        ["R-hat", "bulk ESS", "tail ESS", "level of log density"], "independent draws of an approximation, no Markov chain"
+        ["R-hat", "bulk ESS", "tail ESS", "equal mean log density"], "independent draws of an approximation, no Markov chain"
     )
     stats = arrays(data, "sample_stats")
     if "log_weights" in data.children:

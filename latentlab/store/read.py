@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,8 @@ from latentlab.results.tree import kinds
 from latentlab.store.data import DATA, dataset_of
 from latentlab.store.directory import COMPLETE, CONFIG, NOT_FINITE, REBUILT, REPORT, RUN_JSON, read_info
 
+RENAMED = {"knew": "uncertainty_correlation", "knew_p": "uncertainty_correlation_p"}
+"""Former names of variables in comparison.nc -> present ones."""
 TEXT = ("metric", "embedding", "units", "seed", "map", "direction", "alignment", "verdict", "component", "worst_units")
 """Columns of the CSV files that are always read as text."""
 
@@ -105,8 +108,16 @@ class Run:
         tree = load(self._part(name), groups=())
         if not tree.children:
             written = str(tree.attrs.get("units", ""))  # older runs have none
-            return {written or kinds(self.posterior)[0]: tree.to_dataset()}
-        return {str(kind): node.to_dataset(inherit=False) for kind, node in tree.children.items()}
+            return {written or kinds(self.posterior)[0]: self._renamed(tree.to_dataset(), name)}
+        return {str(kind): self._renamed(node.to_dataset(inherit=False), name) for kind, node in tree.children.items()}
+
+    def _renamed(self, data: xr.Dataset, name: str) -> xr.Dataset:
+        """Replaces former names of variables, with a warning."""
+        former = {old: new for old, new in RENAMED.items() if name == "comparison.nc" and old in data}
+        if former:
+            changes = ", ".join(f"{old!r} is now {new!r}" for old, new in former.items())
+            warnings.warn(f"{self.path / name} has former names of variables: {changes}.", FutureWarning, stacklevel=4)
+        return data.rename(former)
 
     @cached_property
     def scores(self) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from latentlab.compare.clustering import minimum_binder
 from latentlab.compare.lift import ceiling
-from latentlab.compare.metric import Metric, minds
+from latentlab.compare.metric import Metric, missing_invariances
 from latentlab.comparison.rows import fewest_units
 from latentlab.comparison.same_data import data_difference
 from latentlab.comparison.selection import loo_of, loo_table
@@ -196,6 +196,6 @@ def _metrics(a: Source, b: Source, discrete: list[bool]) -> list[Metric]:
     found = [METRICS.load(name) for name in (OF_POSITIONS if not any(discrete) else ("cka",))]
 
     def fits(metric: Metric) -> bool:
-        return all(m is not None and not minds(metric, m.exchanges, m.dims[m.position.site]) for m in models)
+        return all(m is not None and not missing_invariances(metric, m.exchanges, m.dims[m.position.site]) for m in models)
 
     return [metric for metric in found if fits(metric)] or [METRICS.load(name) for name in OF_LINEAR]

@@ -6,7 +6,7 @@ What is about positions alone runs over their metrics (`each`), what is about an
 import numpy as np
 import pytest
 
-from latentlab.compare.metric import TRANSFORMATIONS, metric, minds, needed
+from latentlab.compare.metric import TRANSFORMATIONS, metric, missing_invariances, required_invariances
 from latentlab.compare.partition import Labels
 from latentlab.compare.positions import Positions
 from latentlab.errors import ConfigError, DataError, InferenceError
@@ -277,14 +277,14 @@ def test_a_metric_minds_a_symmetry_exactly_if_its_random_elements_change_the_val
         x, y = pair(rng)
         turned = group.act(group.random(rng, 3), {"z": y}, dims)["z"]
         changes.append(abs(each(x, turned) - each(x, y)))
-    if minds(each, group):
+    if missing_invariances(each, group):
         assert max(changes) > CHANGED
     else:
         assert max(changes) < SAME
 
 
 def test_what_each_symmetry_needs():
-    assert {name: set(needed(group())) for name, group in GROUPS.items()} == {
+    assert {name: set(required_invariances(group())) for name, group in GROUPS.items()} == {
         "identity": set(),
         "permutation": {"rotation"},
         "signed_permutation": {"rotation"},
@@ -295,15 +295,15 @@ def test_what_each_symmetry_needs():
 
 
 def test_a_group_along_another_dim_asks_for_nothing():
-    assert needed(Permutation("component")) == frozenset()
-    assert needed(Permutation("component"), ("unit", "component")) == {"rotation"}
+    assert required_invariances(Permutation("component")) == frozenset()
+    assert required_invariances(Permutation("component"), ("unit", "component")) == {"rotation"}
 
 
 def test_the_table_has_a_metric_for_every_symmetry_and_one_for_none():
     for group in (Identity(), Permutation(), Orthogonal(), Euclidean(), GeneralLinear()):
-        assert any(not minds(m, group) for m in TABLE.values())
-    assert {name for name, m in TABLE.items() if minds(m, Orthogonal())} == {"displacement"}
-    assert {name for name, m in TABLE.items() if not minds(m, GeneralLinear())} == {"cca", "principal_angle"}
+        assert any(not missing_invariances(m, group) for m in TABLE.values())
+    assert {name for name, m in TABLE.items() if missing_invariances(m, Orthogonal())} == {"displacement"}
+    assert {name for name, m in TABLE.items() if not missing_invariances(m, GeneralLinear())} == {"cca", "principal_angle"}
 
 
 @pytest.mark.parametrize("value", [np.nan, -3.0, 1.1, np.inf])

@@ -1,4 +1,4 @@
-"""Per-unit disagreement against loops and known laws, and a false-alarm rate for what the posterior knew."""
+"""Per-unit disagreement against loops and known laws, and a false-alarm rate for the uncertainty correlation."""
 
 import numpy as np
 import pytest
@@ -91,11 +91,11 @@ def test_lost_neighbours_single_out_the_units_that_moved(rng):
     assert excess[:5].min() > np.quantile(excess[5:], 0.95)
 
 
-def test_the_posterior_knew(rng):
+def test_uncertainty_correlates_with_disagreement(rng):
     y, draws = posterior(rng, n=200, scale=np.exp(rng.normal(size=200)))
     found = disagreement(y, draws, rng)
-    assert found.knew_distance.value > 0.5
-    assert found.knew_distance.p < 1e-6
+    assert found.uncertainty_correlation.value > 0.5
+    assert found.uncertainty_correlation.p < 1e-6
 
 
 def test_the_posterior_did_not_know(rng):
@@ -104,7 +104,7 @@ def test_the_posterior_did_not_know(rng):
     off = np.zeros((200, 2))
     off[rng.permutation(200)[:100]] = 20.0
     found = disagreement(draws.mean(axis=(0, 1)) + off + 1e-6 * rng.normal(size=(200, 2)), draws, rng)
-    assert found.knew_distance.p > 1e-5
+    assert found.uncertainty_correlation.p > 1e-5
 
 
 def test_spreads_that_do_not_differ_tell_nothing(rng):
@@ -112,7 +112,7 @@ def test_spreads_that_do_not_differ_tell_nothing(rng):
     shifts = np.concatenate([rng.normal(size=(1, 10, 1, 2)), rng.normal(size=(1, 10, 1, 2))])
     found = disagreement(z + rng.normal(size=(50, 2)), z + shifts, rng)
     assert np.ptp(found.spread) < 1e-9
-    assert (found.knew_distance.value, found.knew_distance.p) == (0.0, 1.0)
+    assert (found.uncertainty_correlation.value, found.uncertainty_correlation.p) == (0.0, 1.0)
 
 
 def test_rank_correlation_by_its_formula(rng):
@@ -127,7 +127,7 @@ def test_rank_correlation_by_its_formula(rng):
 
 
 @pytest.mark.chance(1e-4)
-def test_false_alarms_of_what_the_posterior_knew(rng):
+def test_false_alarms_of_the_uncertainty_correlation(rng):
     """Disagreement without relation to the spread, 1000 times: 5 % of p below 0.05, within 4 binomial standard deviations."""
     p = np.array([rank_correlation(rng.gamma(3, size=40), rng.gamma(2, size=40)).p for _ in range(1000)])
     assert abs((p < 0.05).mean() - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 1000)

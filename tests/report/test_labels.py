@@ -350,7 +350,7 @@ def test_units_are_those_of_clusterings(mixture: Run):
     worst = table(mixture, "worst-units")[0]
     assert set(worst) >= CLUSTERINGS
     assert not {"pca", "distances, seed 1"} & set(worst)
-    assert {row["embedding"] for row in table(mixture, "knew")} == CLUSTERINGS
+    assert {row["embedding"] for row in table(mixture, "uncertainty")} == CLUSTERINGS
     first = table(mixture, "units-by-embedding")[0]
     own = mixture.comparison["mahalanobis"].values[0]
     assert first["disagreement"] == pytest.approx(own.max(), rel=1e-12)
