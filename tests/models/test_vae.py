@@ -545,7 +545,7 @@ def test_several_particles_need_a_program_that_takes_them():
 def test_parameters_without_a_prior_cannot_be_calibrated():
     from latentlab.calibration.calibrate import calibrate
 
-    with pytest.raises(ModelError, match="the parameters of 'vae' have neither"):
+    with pytest.raises(ModelError, match="parameters of 'vae' without one: decoder_1_z"):
         calibrate(VAE(2, (4,)), QUICK, n_replications=5)
 
 
