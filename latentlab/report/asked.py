@@ -17,38 +17,38 @@ def section(source: Source) -> Section:
     if source.config.get("held_out"):
         what = "sequences" if len(source.sequences or []) > 1 else f"{source.points}s"
         items.append(Text((f"{source.config['held_out']:.0%} of the {what} were held out of the fit and scored afterwards.",)))
-    items.append(Table.of("settings", "The config in full, defaults included", _settings(source.config), folded=True))
-    return Section("asked", "What was asked", tuple(items))
+    items.append(Table.of("settings", "Full configuration, with defaults", _settings(source.config), folded=True))
+    return Section("asked", "Data, model and settings", tuple(items))
 
 
 def data_sentence(source: Source) -> str:
-    """Describe the data in one sentence."""
+    """Describe the data: name, sizes, scale, sequences, missing entries."""
     data, section = source.run.info["data"], source.config["dataset"]
     sizes = listed([count(int(n), dim) for dim, n in data.items() if dim not in ("name", "sha256")])
-    what = "" if source.index else " each column"
-    how = f",{what} centred and scaled to standard deviation 1" if section.get("standardize") else ""
+    what = "The data were" if source.index else "Each column was"
+    how = f" {what} centred and scaled to standard deviation 1." if section.get("standardize") else ""
     missing = float(source.observed.isnull().mean()) if source.observed.dtype.kind == "f" else 0.0
-    gaps = f"; {missing:.1%} of the entries are missing" if missing else ""
+    gaps = f" {missing:.1%} of the entries are missing." if missing else ""
     n = len(source.units)
-    fitted = f"; {count(n, 'unit')} were fitted" if n != data.get("unit", n) else ""
+    fitted = f" The model was fitted to {count(n, 'unit')}." if n != data.get("unit", n) else ""
     n_sequences = len(source.sequences or [])
-    of = "; the units are steps in time" + (f", in {n_sequences} sequences" if n_sequences > 1 else "") if n_sequences else ""
-    return f"The data set “{data['name']}”: {sizes}{how}{of}{gaps}{fitted}."
+    of = f" The units are time steps{f' in {n_sequences} sequences' if n_sequences > 1 else ''}." if n_sequences else ""
+    return f"The data set is “{data['name']}”, with {sizes}.{how}{of}{gaps}{fitted}"
 
 
 def method_sentence(source: Source) -> str:
-    """Describe the inference in one sentence."""
+    """Describe the inference: method, draws, seed."""
     section = dict(source.config["inference"])
     name = section.pop("name")
     posterior = source.tree["posterior"].sizes
     draws = f"{count(posterior['chain'], 'chain')} of {count(posterior['draw'], 'draw')}"
     kind = {
-        "mcmc": f"Here {draws}",
-        "vi": f"Here an approximation of which {count(posterior['draw'], 'draw')} were taken",
-        "point": f"Here a point estimate of all but the {source.called}, of which {count(posterior['draw'], 'draw')} were taken",
+        "mcmc": f"The posterior has {draws}.",
+        "vi": f"The posterior is represented by {count(posterior['draw'], 'draw')} from the approximation.",
+        "point": f"The posterior has {count(posterior['draw'], 'draw')} of the {source.called}, given a point estimate of all other parameters.",
     }[source.kind]
     summary = f" {docs(METHODS.load(name)).summary}" if name in METHODS else ""
-    return f"The method is {method_name(source)}.{summary} {kind}; the seed is {source.config.get('seed', 0)}."
+    return f"The method is {method_name(source)}.{summary} {kind} The seed is {source.config.get('seed', 0)}."
 
 
 def method_name(source: Source) -> str:
@@ -68,7 +68,7 @@ def _model(source: Source) -> list[Item]:
     section = dict(source.config["model"])
     name = section.pop("name")
     if source.model is None:
-        text = f"The model “{name}” comes from a plugin that is not there as it was, so that its description cannot be shown."
+        text = f"The model “{name}” comes from a plugin that is missing or was changed. Its description is not available."
         return [Text((text,)), *_hyperparameters(section, {})]
     said = docs(type(source.model))
     items: list[Item] = [Text((f"The model is {name}. {said.summary}",))]
@@ -87,7 +87,7 @@ def _hyperparameters(values: Mapping[str, Any], meanings: Mapping[str, str]) -> 
 def _embeddings(source: Source) -> list[Item]:
     sections: Sequence[Mapping[str, Any]] = source.config.get("embeddings") or []
     if not sections:
-        return [Text(("No embedding was asked for, so that the posterior is compared with nothing.",))]
+        return [Text(("The configuration has no embedding.",))]
     rows = []
     for one in sections:
         own = {k: v for k, v in one.items() if k not in ("name", "label", "n_latent", "seed", "impute") and v is not None}
@@ -95,11 +95,11 @@ def _embeddings(source: Source) -> list[Item]:
         rows.append(
             {
                 "embedding": one.get("label") or one["name"],
-                "what it is": docs(EMBEDDINGS.load(one["name"])).summary if known else one["name"],
+                "description": docs(EMBEDDINGS.load(one["name"])).summary if known else one["name"],
                 "options": ", ".join(f"{k} = {shown(v)}" for k, v in own.items()),
             }
         )
-    return [Table.of("embeddings", "Embeddings of the same units", rows)]
+    return [Table.of("embeddings", "Embeddings of the units, with their options", rows)]
 
 
 def _settings(config: Mapping[str, Any], prefix: str = "") -> list[dict[str, Any]]:

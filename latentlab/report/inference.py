@@ -1,4 +1,4 @@
-"""Section 2: diagnostics of the inference."""
+"""Section 2: convergence of the inference."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -18,6 +18,105 @@ from latentlab.results.modes import chain_modes, restart_modes
 
 NEAR = 0.06
 """Distance of two units, as a share of all, below which their names are on different sides."""
+CHECKS = {
+    "finite": (
+        "All draws and densities are finite numbers.",
+        "Look for overflow in the model, and use tighter priors or standardised data.",
+    ),
+    "R-hat": (
+        "The largest ratio of the total to the within-chain standard deviation (rank-normalised) is close to 1.",
+        "Run longer chains with more warm-up, or reparameterise the model.",
+    ),
+    "nested R-hat": (
+        "The largest R-hat between groups of chains with a common start is close to 1.",
+        "Increase the warm-up, or the number of draws of each chain.",
+    ),
+    "bulk ESS": (
+        "The smallest effective sample size for the centre of a distribution is large enough.",
+        "Take more draws, or reparameterise the model to reduce the autocorrelation.",
+    ),
+    "tail ESS": (
+        "The smallest effective sample size for the 5 % and 95 % quantiles is large enough.",
+        "Take more draws; interval ends are less accurate than means.",
+    ),
+    "MCSE of the mean / sd": (
+        "The largest Monte Carlo standard error of a posterior mean, relative to the posterior standard deviation, is small.",
+        "Take more draws; the error decreases with the root of the effective sample size.",
+    ),
+    "MCSE of the sd / sd": (
+        "The largest Monte Carlo standard error of a posterior standard deviation, relative to that standard deviation, is small.",
+        "Take more draws; the error decreases with the root of the effective sample size.",
+    ),
+    "equal mean log density": (
+        "The chains have the same mean log density (p-value of Welch's analysis of variance).",
+        "Look at the modes, run longer chains, or start the chains from other values.",
+    ),
+    "modes": (
+        "All chains are in one mode up to the model's symmetry, or several restarts ended in the best mode.",
+        "Run longer chains or more restarts, and compare the modes in their table.",
+    ),
+    "divergences": (
+        "No trajectory of Hamiltonian Monte Carlo diverged.",
+        "Increase the target acceptance rate, or reparameterise the model; the draws may be biased.",
+    ),
+    "E-BFMI": (
+        "In every chain, the energy changes enough between draws (Bayesian fraction of missing information).",
+        "Reparameterise the model or use lighter tails; the tails are explored slowly.",
+    ),
+    "tree depth": (
+        "No trajectory of NUTS was stopped at the maximum tree depth.",
+        "Increase the maximum tree depth, or rescale the parameters; the draws are valid but less efficient.",
+    ),
+    "active units": (
+        "Every latent dimension of the encoder varies over the units.",
+        "Use fewer latent dimensions, or a lower weight of the KL term at the start; the others are at the prior.",
+    ),
+    "symmetry": (
+        "The log joint density is invariant under the declared symmetry, and under no larger group that was tested.",
+        "Correct the symmetry that the model declares; alignment and verdicts depend on it.",
+    ),
+    "gradient": (
+        "The largest derivative at the point estimate is close to 0.",
+        "Run more steps or restarts; the estimate is not at an optimum.",
+    ),
+    "estimate": (
+        "The estimation algorithm reported no problem.",
+        "Read the note, and change the model or the data accordingly.",
+    ),
+    "identification": (
+        "The number of parameters does not exceed the number of moments or observations that identify them.",
+        "Use fewer latent dimensions, or interpret only the identified quantities.",
+    ),
+    "data": (
+        "The data have no property that is known to affect this model.",
+        "Read the note, and correct or transform the data.",
+    ),
+    "prior and data": (
+        "Location and scale of the data agree with the prior predictive distribution.",
+        "Standardise the data, or set the prior scales as the row suggests.",
+    ),
+    "LOO k-hat": (
+        "Importance sampling is reliable for every left-out observation.",
+        "Look at the observations with a large k-hat, or use held-out data instead of LOO.",
+    ),
+    "k-hat": (
+        "Importance weights can correct the approximation to the posterior (shape of the Pareto tail of the weights).",
+        "Use a more flexible guide or MCMC; means and intervals may be biased.",
+    ),
+    "ELBO gap": (
+        "The importance-weighted bound on the marginal likelihood is close to the ELBO.",
+        "Use a more flexible guide or MCMC; the approximation differs from the posterior.",
+    ),
+    "ELBO drift": (
+        "The ELBO did not change over the last quarter of the steps.",
+        "Run more steps, or use a smaller learning rate.",
+    ),
+    "held_out_score": (
+        "The log predictive density of the held-out observations, without a verdict.",
+        "Compare it with the score of another model on the same observations.",
+    ),
+}
+"""Name of a check in the diagnostics -> its meaning (what holds if it passes), and what to do if it fails or warns."""
 
 
 def section(source: Source) -> Section:
@@ -26,61 +125,73 @@ def section(source: Source) -> Section:
     items: list[Item] = [Text((sentence(source),)), *_caveats(source)]
     counted = table[table["verdict"] != "not applicable"]
     items.append(
-        Table.of("diagnostics", "Checks, on what the model's symmetry leaves identified", counted.to_dict("records"), digits=4)
+        Table.of("diagnostics", "Convergence checks of the identified quantities", counted.to_dict("records"), digits=4)
     )
     rest = table[table["verdict"] == "not applicable"]
     if len(rest):
         records = rest[["check", "quantity", "value"]].to_dict("records")
-        items.append(Table.of("not-applicable", "Shown without a verdict, and checks that do not apply", records, folded=True))
+        items.append(Table.of("not-applicable", "Values without a verdict, and checks that do not apply", records, folded=True))
+    meanings = check_meanings(table["check"].tolist())
+    items += [Table.of("check-meanings", "What each check means", meanings, folded=True)] if meanings else []
     items += _modes(source)
     if source.kind == "mcmc":
         try:
             items += chain_items(source)
         except OverflowError:  # from ArviZ's density estimate of numbers close to 0
             items.append(
-                Text(("The chains are not drawn: some of their values are too small for an estimate of their density.",))
+                Text(("The chains are not drawn: some values are too small for a density estimate.",))
             )
     items += optimization_items(source)
     items += _loo(source)
-    return Section("inference", "Did inference work?", tuple(items))
+    return Section("inference", "Convergence of the inference", tuple(items))
+
+
+def check_meanings(checks: Sequence[str]) -> list[dict[str, str]]:
+    """Return meaning and remedy of each check, in the order of first occurrence; checks of plugins have none.
+
+    Example:
+        >>> [record["check"] for record in check_meanings(["k-hat", "finite", "k-hat", "own check"])]
+        ['k-hat', 'finite']
+    """
+    known = [check for check in dict.fromkeys(checks) if check in CHECKS]
+    return [{"check": check, "meaning": CHECKS[check][0], "if it fails": CHECKS[check][1]} for check in known]
 
 
 def sentence(source: Source) -> str:
-    """Summarise the diagnostics in one sentence."""
+    """Summarise the diagnostics: number and names of the checks that failed or warned."""
     table = source.run.diagnostics
     by = {verdict: table[table["verdict"] == verdict] for verdict in ("pass", "warn", "fail")}
     n = sum(map(len, by.values()))
     named = {v: listed([f"{c} ({q})" if q else c for c, q in zip(t["check"], t["quantity"], strict=True)]) for v, t in by.items()}
     if len(by["fail"]):
-        return f"Inference did not pass: {len(by['fail'])} of {count(n, 'check')} failed, {named['fail']}. Read on with care."
+        return f"{len(by['fail'])} of {count(n, 'check')} failed: {named['fail']}. Interpret all results with caution."
     if len(by["warn"]):
-        return f"No check failed; {count(len(by['warn']), 'warning')} of {count(n, 'check')}: {named['warn']}."
-    which = {1: "the one check was", 2: "both checks were"}.get(n, f"all {n} checks were")
-    return f"Inference passed: {which} fulfilled."
+        return f"No check failed, and {len(by['warn'])} of {count(n, 'check')} gave a warning: {named['warn']}."
+    return f"{ {1: 'The only check', 2: 'Both checks'}.get(n, f'All {n} checks')} passed."
 
 
 def _caveats(source: Source) -> list[Item]:
     if source.kind == POINT:
         how = source.tree.attrs.get("how", "")
         lines = [
-            f"{method_name(source)} gives a point estimate{f' ({how})' if how else ''}: the model's other parameters are fixed at it, and only "
-            f"the {source.called} have a spread, given that estimate.",
-            "What the estimate itself is uncertain of is missing from every interval below, so that the intervals are too narrow, "
-            "and an embedding is called distinct sooner than by the full posterior.",
-            "R-hat, effective sample sizes, LOO and the sensitivity to the prior need a posterior, and are not given.",
+            f"{method_name(source)} gives a point estimate{f' ({how})' if how else ''}. Only the {source.called} have a posterior "
+            "distribution, given this estimate.",
+            "The intervals omit the uncertainty of the point estimate, so they are too narrow. The verdict “distinct” is therefore more "
+            "frequent than with the full posterior.",
+            "R-hat, effective sample sizes, LOO and prior sensitivity require a full posterior and are not reported.",
         ]
         return [Text(tuple(lines), "caution")]
     if source.kind == "vi":
         text = (
-            "A variational approximation has no chains to compare; k-hat says how far its draws can be corrected to the posterior "
-            "by importance weights."
+            "A variational approximation has no chains to compare. The diagnostic k-hat measures whether importance weights can "
+            "correct its draws to the posterior."
         )
         if source.tree.attrs.get("averaged", 1):
-            text += " It is averaged over the model's symmetry, whose copies of one answer a single optimum cannot know."
+            text += " The approximation is averaged over the model's symmetry, because a single optimum covers only one of the equivalent modes."
         if "parameters" in source.tree.children:
             text += (
-                " The model's parameters are points, fitted to these units: only positions have a spread, given the parameters, and "
-                "what the parameters themselves are uncertain of is missing from it."
+                " The model's parameters are point estimates from these units. Only the positions have a posterior distribution, "
+                "given the parameters. It omits the uncertainty of the parameters."
             )
         return [Text((text,))]
     return []
@@ -109,35 +220,36 @@ def _modes(source: Source) -> list[Item]:
     n = int(table["n"].sum())
     level = "mean log density" if what == "chain" else LEVELS.get(level_name(source), "level")
     if len(table) == 1:
-        lines, kind = f"The {n} {what}s found the same mode.", "plain"
+        lines, kind = f"All {n} {what}s are in the same mode.", "plain"
     elif what == "chain":
         lines, kind = (
-            f"The {n} chains sit in {len(table)} different modes: no chain went from one to another, so that the draws do not say how "
-            "much each of them weighs, and what is averaged over all chains below is an average over modes in arbitrary shares.",
+            f"The {n} chains are in {len(table)} different modes. No chain moved between modes, so the draws do not estimate the mass of "
+            "each mode. Every average over chains on this page weights the modes arbitrarily.",
             "caution",
         )
     else:
         best = float(table["share"].iloc[0])
         lines, kind = (
-            f"The {n} restarts ended in {len(table)} different modes; what follows is from the best one, which {best:.0%} of them found.",
+            f"The {n} restarts ended in {len(table)} different modes. The results are from the best mode, in which {best:.0%} of the "
+            "restarts ended.",
             "plain",
         )
     records = [
         {
             "mode": int(row["mode"]) + 1,
             f"{what}s": str(row["members"]),
-            "how many": int(row["n"]),
+            "number": int(row["n"]),
             "share": float(row["share"]),
             level: float(row["level"]),
-            "how it differs from the first": str(row["differs in"]),
+            "difference from the first mode": str(row["differs in"]),
         }
         for row in table.to_dict("records")
     ]
-    caption = f"Modes, up to what the model leaves open: sets of {what}s that found the same"
+    caption = f"Modes of the {what}s, up to the model's symmetry. "
     caption += (
-        "; a share of chains says nothing of a mode's mass"
+        "The share of chains does not estimate the mass of a mode"
         if what == "chain"
-        else "; a share is that of a mode's basin, not its mass"
+        else "The share of restarts estimates the size of the basin of attraction, not the mass of a mode"
     )
     return [Text((lines,), kind), Table.of("modes", caption, records, folded=len(table) == 1, digits=4)]
 
@@ -148,16 +260,16 @@ def _loo(source: Source) -> list[Item]:
     try:
         found = loo(source.tree)
     except (ModelError, InferenceError) as error:
-        return [Text((f"There is no leave-one-out score: {error}",))]
+        return [Text((f"The leave-one-out score is not available: {error}",))]
     bad = found.khat >= found.limit
     names, noun = _left_out(source, len(bad))
     said = (
-        f"Leave-one-out predictive score: {shown(found.elpd)} nats with standard error {shown(found.se)}; "
-        f"{shown(found.p_loo)} effective parameters; {int(bad.sum())} of {count(len(bad), noun)} with k-hat of "
-        f"{found.limit:.2f} or more."
+        f"The leave-one-out log predictive density is {shown(found.elpd)} nats (standard error {shown(found.se)}), with "
+        f"{shown(found.p_loo)} effective parameters. The diagnostic k-hat is {found.limit:.2f} or more for {int(bad.sum())} of "
+        f"{count(len(bad), noun)}."
     )
     if found.conditional:
-        said += " Units were scored given their own positions, so that the score is too high."
+        said += " Each unit was scored given its own position, so the score is too high."
     worst = np.argsort(-found.khat, kind="stable")[:3]
 
     def draw(canvas: Any) -> None:
@@ -171,12 +283,12 @@ def _loo(source: Source) -> list[Item]:
         axes.text(1.005, found.limit, f"{found.limit:.2f}", va="center", ha="left", color=GREY, transform=beside)
         for i, (offset, side) in zip(worst, places(worst.tolist(), len(bad)), strict=True):
             axes.annotate(names[i], (i, found.khat[i]), xytext=offset, ha=side, textcoords="offset points", fontsize=8)
-        axes.set_xlabel(f"{noun}, in the order of the data")
+        axes.set_xlabel(f"{noun} (order of the data)")
         axes.set_ylabel("Pareto k-hat")
 
     caption = (
-        f"How much the posterior changes when a {noun} is left out. Above the dashed line the {noun}'s own score is not to be relied on: "
-        "it is one that the model did not expect. The three largest are named."
+        f"Pareto k-hat of each {noun}, which measures the change of the posterior when the {noun} is left out. Above the dashed line, the "
+        f"leave-one-out score of the {noun} is unreliable. The three largest values are labelled."
     )
     return [Text((said,)), drawn("khat", caption, f"Pareto k-hat of each of {len(bad)} {noun}s.", (10, 2.8), draw)]
 

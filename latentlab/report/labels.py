@@ -12,16 +12,11 @@ from latentlab.report.pairs import known_label_items, pair_figure
 from latentlab.report.parts import Parts, occupied, opacity, rgba_of
 from latentlab.report.source import POINT, Source
 
+TITLE = "Posterior of the labels"
 SURE = 0.95
 """Probability from which a unit's label counts as certain."""
 MOST_LISTED = 300
 LEAST_SURE = 50
-
-
-def section_title(source: Source) -> str:
-    """Return the title of the section."""
-    unit = "step" if source.sequences is not None else "unit"
-    return f"Which {source.label_dim} is each {unit} in?"
 
 
 def overview(source: Source, parts: Parts) -> list[Item]:
@@ -44,17 +39,17 @@ def _sentence(source: Source, parts: Parts) -> str:
     least = int(np.argmin(certainty))
     n_sure = int((certainty >= SURE).sum())
     said = [
-        f"Each of {count(n, 'unit')} has one of {count(source.n_labels, 'label')}, the {parts.dim}s of the model.",
-        f"{count(n_sure, 'unit is', 'units are')} sure of {'its' if n_sure == 1 else 'theirs'}, with a probability of {SURE:g} or more; the least "
-        f"sure, {source.units[least]}, has {shown(float(certainty[least]), 2)} for its most probable {parts.dim}.",
+        f"{count(n, 'unit has', 'units have')} labels, which are the {source.n_labels} {parts.dim}s of the model.",
+        f"{count(n_sure, 'unit has', 'units have')} a most probable {parts.dim} with probability {SURE:g} or more.",
+        f"The least certain unit is {source.units[least]}, with probability {shown(float(certainty[least]), 2)}.",
         _number_occupied(source, parts),
         _ball(source, parts),
     ]
     group = None if source.model is None else source.model.exchanges
     if group is not None and not group.is_trivial():
         said.append(
-            f"The order of the {parts.dim}s means nothing (symmetry {type(group).__name__}): the {parts.dim}s of every draw were "
-            "renamed to agree with those of the others as to who is in which."
+            f"The order of the {parts.dim}s is not identified (symmetry {type(group).__name__}). The {parts.dim}s of all draws were "
+            "relabelled to agree with each other."
         )
     return " ".join(said)
 
@@ -63,21 +58,22 @@ def _number_occupied(source: Source, parts: Parts) -> str:
     values, share = occupied(source)
     if len(values) == 1:
         return (
-            f"In every draw {values[0]} of the {parts.dim}s hold units." if values[0] > 1 else f"One {parts.dim} holds all units."
+            f"In every draw, {values[0]} of the {parts.dim}s contain units."
+            if values[0] > 1
+            else f"In every draw, one {parts.dim} contains all units."
         )
     most = int(share.argmax())
     return (
-        f"How many of the {parts.dim}s hold units is not certain: from {values[0]} to {values[-1]}, most often {values[most]} "
-        f"({share[most]:.0%} of the draws)."
+        f"The number of {parts.dim}s that contain units ranges from {values[0]} to {values[-1]} over the draws. The most frequent number "
+        f"is {values[most]} ({share[most]:.0%} of the draws)."
     )
 
 
 def _ball(source: Source, parts: Parts) -> str:
     ball = credible_ball(source.label_draws, source.estimate)
     return (
-        f"The point estimate is the partition into {count(len(np.unique(source.estimate)), parts.dim)} of least expected Binder loss, the share of pairs "
-        f"of units about which it and a draw differ; {ball.mass:.0%} of the draws lie within {shown(ball.radius, 2)} nats of it (variation "
-        "of information)."
+        f"The point estimate is the partition with the smallest expected Binder loss; it has {count(len(np.unique(source.estimate)), parts.dim)}. "
+        f"The credible ball around it contains {ball.mass:.0%} of the draws and has radius {shown(ball.radius, 2)} nats (variation of information)."
     )
 
 
@@ -85,8 +81,8 @@ def _occupied(source: Source) -> list[Item]:
     values, share = occupied(source)
     if len(values) == 1:
         return []
-    rows = [{f"{source.label_dim}s that hold units": int(v), "probability": float(s)} for v, s in zip(values, share, strict=True)]
-    return [Table.of("occupied", f"Posterior of the number of {source.label_dim}s that hold units", rows)]
+    rows = [{f"{source.label_dim}s with units": int(v), "probability": float(s)} for v, s in zip(values, share, strict=True)]
+    return [Table.of("occupied", f"Posterior of the number of {source.label_dim}s that contain units", rows)]
 
 
 def plane(source: Source) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]] | None:
@@ -133,16 +129,16 @@ def _map(source: Source, parts: Parts) -> list[Item]:
         axes.grid()
         canvas.legend(*axes.get_legend_handles_labels(), loc="outside right upper", markerscale=1.5)
 
-    what = "their two features" if len(source.features) == 2 else "the first two principal axes of the data"
-    gaps = ", missing entries put at their column's mean" if np.isnan(source.observed.values).any() else ""
+    what = "the two features" if len(source.features) == 2 else "the first two principal axes of the data"
+    gaps = " Missing entries are replaced by the mean of their column." if np.isnan(source.observed.values).any() else ""
     rings = (
         ""
         if shapes is None
-        else f" Ellipses hold {LEVEL:.0%} of a {parts.dim}, at the posterior mean of its mean and covariance."
+        else f" Each ellipse contains {LEVEL:.0%} of a {parts.dim}, at the posterior mean of its mean and covariance."
     )
     caption = (
-        f"The units on {what}{gaps}, coloured and shaped by the {parts.dim} that the point estimate gives them; the paler a unit, the less "
-        f"probable that {parts.dim} is (full from 1, palest from 0.5 down).{rings}"
+        f"Map of the units on {what}. Colours and shapes are the {parts.dim}s of the point estimate. Paler units have a lower probability "
+        f"of that {parts.dim}: full colour at 1, palest at 0.5 or less.{rings}{gaps}"
     )
     return [drawn("map", caption, f"Scatter of {len(at)} units coloured by {parts.dim}.", (10, 6.0), draw)]
 
@@ -152,10 +148,10 @@ def _table(source: Source, parts: Parts) -> Table:
     records = []
     for k in parts.kept:
         size = parts.sizes[:, k]
-        record: dict[str, Any] = {parts.dim: k, "in the estimate": int((source.estimate == k).sum())}
+        record: dict[str, Any] = {parts.dim: k, "units in the point estimate": int((source.estimate == k).sum())}
         record |= {"units, mean": float(size.mean())}
         record |= {f"units, q{q:02}": float(np.quantile(size, q / 100)) for q in (5, 95)}
-        record["sure units"] = int((source.probabilities[:, k] >= SURE).sum())
+        record["certain units"] = int((source.probabilities[:, k] >= SURE).sum())
         if weights is not None and weights.ndim == 2:
             record["weight, mean"] = float(weights[:, k].mean())
             if source.kind != POINT:
@@ -163,9 +159,10 @@ def _table(source: Source, parts: Parts) -> Table:
                 record |= {"weight, q05": float(low), "weight, q95": float(high)}
         records.append(record)
     left = source.n_labels - len(parts.kept)
-    out = "" if not left else f"; {left} that hold next to no unit are left out"
-    said = f"The {parts.dim}s: units in each, over draws (mean and 90 % interval), of which sure (probability {SURE:g} or more)"
-    return Table.of("components", said + ("" if weights is None else ", and its weight in the model") + out, records)
+    out = "" if not left else f". {count(left, f'almost empty {parts.dim} is', f'almost empty {parts.dim}s are')} omitted"
+    said = f"Number of units in each {parts.dim} over the draws (mean and 90 % interval)"
+    said += ". " if weights is None else f", and weight of the {parts.dim} in the model. "
+    return Table.of("components", f"{said}Certain units have probability {SURE:g} or more{out}", records)
 
 
 def _units(source: Source, parts: Parts) -> Table:
@@ -175,13 +172,13 @@ def _units(source: Source, parts: Parts) -> Table:
         record: dict[str, Any] = {"unit": unit}
         if source.labels is not None:
             record["label"] = str(source.labels[i])
-        record |= {"in the estimate": int(source.estimate[i]), f"most probable {parts.dim}": int(order[i, 0])}
+        record |= {"point estimate": int(source.estimate[i]), f"most probable {parts.dim}": int(order[i, 0])}
         record["probability"] = float(source.probabilities[i, order[i, 0]])
         if source.n_labels > 1:
-            record |= {"next": int(order[i, 1]), "probability of the next": float(source.probabilities[i, order[i, 1]])}
+            record |= {f"second {parts.dim}": int(order[i, 1]), "second probability": float(source.probabilities[i, order[i, 1]])}
         records.append(record)
-    caption = f"The units' {parts.dim}s; probabilities are shares of {count(source.label_draws[..., 0].size, 'draw')}"
+    caption = f"Posterior probabilities of the {parts.dim}s of each unit, from {count(source.label_draws[..., 0].size, 'draw')}"
     if len(records) > MOST_LISTED:
         least = np.argsort(source.probabilities.max(axis=1), kind="stable")[:LEAST_SURE]
-        return Table.of("positions", f"{caption}. The {LEAST_SURE} least sure", [records[i] for i in least], folded=True)
+        return Table.of("positions", f"{caption}. The {LEAST_SURE} least certain units are listed", [records[i] for i in least], folded=True)
     return Table.of("positions", caption, records, folded=True)

@@ -26,11 +26,11 @@ MOST_SENSITIVE = 10
 
 def section(source: Source) -> Section:
     """Build the section: positions and loadings, or labels and components; predictive checks, sensitivity, imputations."""
-    title = "Where are the positions?"
+    title = "Posterior of the positions"
     items: list[Item] = []
     if source.is_discrete:
         parts = Parts(source)
-        title = labels.section_title(source)
+        title = labels.TITLE
         items += [*labels.overview(source, parts), *series.course_of_states(source, parts), *labels.components(source, parts)]
         items += [*series.transitions(source, parts), *labels.who_is_with_whom(source, parts)]
     else:
@@ -50,13 +50,14 @@ def _sentence(source: Source) -> str:
         ""
         if source.model is None or source.model.symmetry.is_trivial()
         else (
-            f" The model leaves its coordinates open (symmetry {type(source.model.symmetry).__name__}): every draw was carried to one "
-            "common frame, along the principal axes of the consensus, before means and spreads were taken."
+            f" The model identifies the positions up to its symmetry ({type(source.model.symmetry).__name__}). All draws were aligned to one "
+            "frame, the principal axes of the consensus, before means and standard deviations were computed."
         )
     )
     return (
-        f"{count(n, source.unit)} have positions in {count(q, 'dimension')}. Their posterior means are {shown(between)} apart (standard "
-        f"deviation between {source.unit}s), and each is known to {shown(within)} (posterior standard deviation).{turned}"
+        f"{count(n, source.unit)} have positions in {count(q, 'dimension')}. The standard deviation of the posterior means over "
+        f"{source.unit}s is {shown(between)}. The posterior standard deviation of a position is {shown(within)} (root mean square over "
+        f"{source.unit}s and dimensions).{turned}"
     )
 
 
@@ -78,7 +79,7 @@ def _line(source: Source, classes: Classes) -> Figure:
         colors = [classes.color(code) for code in classes.codes.tolist()]
         axes.vlines(rank, low, high, colors=colors, lw=1, alpha=0.5, rasterized=len(mean) > HEAVY)
         classes.scatter(axes, rank, mean)
-        axes.set_xlabel("units in the order of their means")
+        axes.set_xlabel("units, ordered by posterior mean")
         axes.set_ylabel("position")
         axes.grid(axis="y")
         classes.legend(canvas, axes)
@@ -99,8 +100,8 @@ def _plane(source: Source, classes: Classes) -> Figure:
         classes.legend(canvas, axes)
 
     caption = (
-        f"Posterior mean of each unit's position with its {LEVEL:.0%} credible ellipse{_some(len(source.units))} (of the Gaussian with the draws' covariance)"
-        f"{_by_label(source, classes)}. Only what the symmetry leaves identified can be read off: distances and shapes, not the axes."
+        f"Posterior mean of each unit's position with its {LEVEL:.0%} credible ellipse (Gaussian with the covariance of the draws)"
+        f"{_by_label(source, classes)}.{_some(len(source.units))} Interpret only quantities that are invariant under the model's symmetry."
     )
     return drawn("positions", caption, f"Scatter of {len(source.units)} positions on a plane with ellipses.", (10, 6.6), draw)
 
@@ -140,23 +141,23 @@ def _pairs(source: Source, classes: Classes) -> Figure:
                     axes[i, j].set_xlabel(f"axis {j + 1}")
         classes.legend(canvas, axes[0, 0])
 
-    some = "" if q == source.mean.shape[1] else f" The first {q} of {source.mean.shape[1]} axes."
+    some = "" if q == source.mean.shape[1] else f" The first {q} of {source.mean.shape[1]} axes are drawn."
     sds = np.sqrt(np.einsum("nkk->nk", source.covariance)[:, :q].mean(axis=0))
     caption = (
-        f"Posterior means of the units' positions with {LEVEL:.0%} credible ellipses{_some(len(source.units))}, each pair of "
-        f"axes{_by_label(source, classes)}.{some} Posterior standard deviations, "
-        f"root mean square over units: {', '.join(f'{sd:.2g}' for sd in sds)}."
+        f"Posterior means of the units' positions with {LEVEL:.0%} credible ellipses, for each pair of "
+        f"axes{_by_label(source, classes)}.{_some(len(source.units))}{some} The posterior standard deviations of the axes are "
+        f"{', '.join(f'{sd:.2g}' for sd in sds)} (root mean square over units)."
     )
     return drawn("positions", caption, f"Matrix of scatters of {len(source.units)} positions.", (10, 2.6 * (q - 1) + 0.6), draw)
 
 
 def _some(n_units: int) -> str:
-    return "" if n_units <= MOST_ELLIPSES else f", drawn for {MOST_ELLIPSES} units spread evenly over the data"
+    return "" if n_units <= MOST_ELLIPSES else f" Ellipses are drawn for {MOST_ELLIPSES} units, evenly spaced in the data."
 
 
 def _by_label(source: Source, classes: Classes) -> str:
     told = source.model is not None and source.model.takes("labels")
-    return f", coloured and shaped by label, which the model was {'' if told else 'not '}shown" if classes.names else ""
+    return f". Colours and shapes are the labels, which the model {'used' if told else 'did not use'}" if classes.names else ""
 
 
 def _table(source: Source) -> Table:
@@ -170,10 +171,13 @@ def _table(source: Source) -> Table:
             record |= {f"mean {k + 1}": float(source.mean[i, k]), f"sd {k + 1}": float(sd[i, k])}
         records.append(record)
     least, most = np.argsort(source.spread, kind="stable")[[0, -1]]
-    caption = f"The positions; the surest is {source.units[least]}, the least sure {source.units[most]}"
+    caption = (
+        "Posterior means and standard deviations of the positions. "
+        f"The most certain {source.unit} is {source.units[least]}, and the least certain is {source.units[most]}"
+    )
     if len(records) > 300:
         order = np.argsort(-source.spread, kind="stable")[:50]
-        return Table.of("positions", f"{caption}. The 50 least sure", [records[i] for i in order], folded=True)
+        return Table.of("positions", f"{caption}. The 50 least certain {source.unit}s are listed", [records[i] for i in order], folded=True)
     return Table.of("positions", caption, records, folded=True)
 
 
@@ -197,15 +201,15 @@ def _loadings(source: Source) -> list[Item]:
             axes.set_title(f"{found.name}, latent axis {k + 1}")
             axes.grid(axis="x")
 
-    some = "" if len(order) == len(mean) else f", the {len(order)} longest of {len(mean)}"
-    flat = "; a point estimate has no intervals" if source.kind == POINT else ", posterior mean and 90 % interval"
-    caption = f"Loadings of the features in the common frame{some}{flat}. The sign and the turn of the axes are a convention."
+    some = "" if len(order) == len(mean) else f" The {len(order)} features with the largest norm, of {len(mean)}, are drawn."
+    flat = "at the point estimate" if source.kind == POINT else "posterior mean and 90 % credible interval"
+    caption = f"Aligned loadings of the features: {flat}. The sign and rotation of the axes are a convention.{some}"
     records = [
         {"feature": source.features[i]} | {f"{e} {k + 1}": float(v[i, k]) for k in range(q) for e, v in _ends(mean, low, high)}
         for i in range(len(mean))
     ]
     figure = drawn("loadings", caption, "Interval plot of loadings by feature.", (10, 0.8 + 0.2 * len(order)), draw)
-    return [figure, Table.of("loadings", "Loadings", records, folded=True)]
+    return [figure, Table.of("loadings", "Aligned loadings of the features", records, folded=True)]
 
 
 def _ends(mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -219,14 +223,15 @@ def _sensitivity(source: Source) -> list[Item]:
     try:
         table = sensitivity(source.tree, group=model.exchanges, dims=model.dims, position=source.site)
     except ModelError as error:
-        return [Text((f"The sensitivity to the prior cannot be told: {error}",))]
+        return [Text((f"The prior sensitivity is not available: {error}",))]
     n = int((table["prior"] >= SENSITIVE).sum())
     said = (
-        f"Sensitivity to the prior: {n} of {count(len(table), 'quantity', 'quantities')} change noticeably ({SENSITIVE:g} or more) when "
-        "the prior is made slightly stronger or weaker; those that change with the likelihood alone are led by the data."
+        f"The prior sensitivity is {SENSITIVE:g} or more for {n} of {count(len(table), 'quantity', 'quantities')}. It measures the "
+        "change of the posterior when the prior is slightly strengthened or weakened. Quantities that are sensitive to the likelihood "
+        "only are determined by the data."
     )
     rows = table.head(MOST_SENSITIVE).to_dict("records")
-    caption = "Sensitivity to a power of the prior and of the likelihood, the largest first"
+    caption = "Power-scaling sensitivity to the prior and to the likelihood. The quantities are ordered by prior sensitivity"
     return [Text((said,)), Table.of("sensitivity", caption, rows, folded=True)]
 
 
@@ -236,10 +241,9 @@ def _held_out(source: Source) -> list[Item]:
         return []
     noun = "sequence" if source.model is not None and "leave_one_out" in source.model.offers else source.points
     n = int(score["n_units" if "n_units" in score else "n_points"])
-    total, what = (float(score["elpd"]), "of") if "elpd" in score else (float(score["bound"]), "of at least, by a bound,")
+    total, what = (float(score["elpd"]), "The") if "elpd" in score else (float(score["bound"]), "A lower bound on the")
     text = (
-        f"{count(n, noun)} that {'was' if n == 1 else 'were'} kept out of the fit {'has' if n == 1 else 'have'} a log "
-        f"predictive density {what} {shown(total)} nats in all (standard error {shown(score['se'])}), {shown(total / n)} a "
-        f"{noun}; larger is better."
+        f"{count(n, noun)} {'was' if n == 1 else 'were'} held out of the fit. {what} held-out log predictive density is "
+        f"{shown(total)} nats (standard error {shown(score['se'])}), or {shown(total / n)} nats per {noun}. Larger is better."
     )
     return [Text((text,))]
