@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "report.png"
-SIZE = 1100, 1190
+SIZE = 1100, 1300
 """Width and height in pixels: the summary and the list of sections."""
 OPTIONS = (
     "--headless",

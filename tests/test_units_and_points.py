@@ -444,10 +444,14 @@ def test_a_run_of_ratings_keeps_all_kinds_and_its_page_shows_them(tmp_path):
     assert done.embeddings_by_kind["item"]["truncated_svd"].dims == ("item", "latent")
     assert done.comparison_by_kind["user"]["mahalanobis"].dims == ("embedding", "user")
     page = (done.path / "report.html").read_text(encoding="utf-8")
-    for title in ("Where are the positions? (users)", "Where are the positions? (items)", "Which units disagree? (items)"):
+    for title in (
+        "Posterior of the positions (users)",
+        "Posterior of the positions (items)",
+        "Units with the largest disagreement (items)",
+    ):
         assert title in page
     assert page.count('class="brush"') == 2
-    assert "22 cells that were kept out of the fit" in page
+    assert "22 cells were held out of the fit" in page
     again = ll.load_run(done.path).fit
     xr.testing.assert_identical(again.latents("V"), done.fit.latents("V"))
     record = json.loads((done.path / "report.json").read_text())
@@ -529,7 +533,7 @@ def test_runs_with_too_few_items_are_written_and_compared(tmp_path, rng):
     assert set(runs[0].verdicts["units"]) == {"user"}
     page = (runs[0].path / "report.html").read_text(encoding="utf-8")
     assert "items are not compared: there are 3" in page
-    assert "none places items, or there are too few of them" in page
+    assert "no embedding has items, or there are too few items" in page
     found = compare_runs([run.path for run in runs])
     assert set(found.positions["units"]) == {"user"}
     assert any("have 3 items, too few to compare their positions" in note for note in found.notes)
@@ -602,7 +606,7 @@ def test_a_run_that_compares_items_alone_says_so(tmp_path):
     assert list(read(run.path).comparison_by_kind) == ["item"]
     page = (run.path / "report.html").read_text(encoding="utf-8")
     assert "users are not compared: there are 3, and 4 are needed" in page
-    assert "Which units disagree? (items)" in page
+    assert "Units with the largest disagreement (items)" in page
 
 
 class WithCovariate(MatrixFactorization):

@@ -25,7 +25,7 @@ def data_sentence(source: Source) -> str:
     """Describe the data: name, sizes, scale, sequences, missing entries."""
     data, section = source.run.info["data"], source.config["dataset"]
     sizes = listed([count(int(n), dim) for dim, n in data.items() if dim not in ("name", "sha256")])
-    what = "The data were" if source.index else "Each column was"
+    what = "The data were" if source.index or len(source.features) < 2 else "Each column was"
     how = f" {what} centred and scaled to standard deviation 1." if section.get("standardize") else ""
     missing = float(source.observed.isnull().mean()) if source.observed.dtype.kind == "f" else 0.0
     gaps = f" {missing:.1%} of the entries are missing." if missing else ""

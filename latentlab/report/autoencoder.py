@@ -34,7 +34,7 @@ def parts(source: Source) -> list[Item]:
     try:
         machine = _Machine(source, model)
     except LatentLabError as error:
-        return [Text((f"What the encoder and the decoder do is not shown: {error}",))]
+        return [Text((f"Encoder and decoder are not shown: {error}",))]
     return [*_activity(machine), _reconstructions(machine), _walks(machine)]
 
 
@@ -86,25 +86,25 @@ def _activity(machine: _Machine) -> list[Item]:
     table = machine.table
     active = int(table["active"].sum())
     dead = [str(k + 1) for k in table.loc[~table["active"], "dimension"]]
-    said = f"{active} of {count(len(table), 'dimension')} carry something of the data"
+    said = f"{active} of {count(len(table), 'latent dimension')} {'is' if active == 1 else 'are'} active."
     kind = "plain"
     if dead:
-        said += f"; the encoder leaves {listed(dead)} at the prior (posterior collapse)"
+        said += f" {'Dimension' if len(dead) == 1 else 'Dimensions'} {listed(dead)} stayed at the prior (posterior collapse)."
         kind = "caution"
     records = [
         {
             "dimension": int(row["dimension"]) + 1,
             "activity": float(row["activity"]),
-            "KL from the prior, nats a unit": float(row["kl"]),
+            "KL from the prior, nats per unit": float(row["kl"]),
             "active": "yes" if row["active"] else "no",
         }
         for row in table.to_dict("records")
     ]
     caption = (
-        "Dimensions in the encoder's own axes; activity is the variance over units of the encoder's mean, and counts as active above "
-        f"{ACTIVE:g}"
+        "Latent dimensions in the axes of the encoder. Activity is the variance of the encoder's mean over units. A dimension is active "
+        f"above {ACTIVE:g}"
     )
-    return [Text((said + ".",), kind), Table.of("active-dimensions", caption, records)]
+    return [Text((said,), kind), Table.of("active-dimensions", caption, records)]
 
 
 def _chosen(machine: _Machine) -> tuple[np.ndarray, np.ndarray]:
@@ -151,15 +151,13 @@ def _reconstructions(machine: _Machine) -> Figure:
             axes.grid(axis="y")
 
     what = (
-        "above, decoded below, and the standard deviation of what the posterior's draws decode to"
+        "The rows are the data, the mean of the decoded posterior draws, and their standard deviation."
         if machine.pixels is not None
-        else (
-            "as dots, decoded as a line with two standard deviations of what the posterior's draws decode to, features in their order"
-        )
+        else ("Dots are the data. Lines and bands are the mean of the decoded posterior draws and two standard deviations.")
     )
     caption = (
-        f"Reconstructions: the data {what}. The {len(best)} units that are decoded best, and the {len(worst)} that are decoded worst "
-        "(root mean square error in brackets, in the scale of the fit)."
+        f"Reconstructions of the {len(best)} units with the smallest and the {len(worst)} with the largest error. {what} The root mean "
+        "square error is in brackets, in the scale of the fit."
     )
     height = 4.0 if machine.pixels is not None else 2.2 * -(-len(units) // N_EACH) + 0.4
     return drawn(
@@ -182,7 +180,7 @@ def _walks(machine: _Machine) -> Figure:
         ):
             z = np.repeat(machine.mean[unit][None], len(STEPS), axis=0)
             z[:, k] = points
-            walks.append((f"axis {k + 1}, {what}", machine.decode(z, unit)))
+            walks.append((f"axis {k + 1}, {what} sd", machine.decode(z, unit)))
 
     pixels = np.empty((0, 2), dtype=int) if machine.pixels is None else machine.pixels
 
@@ -211,11 +209,11 @@ def _walks(machine: _Machine) -> Figure:
             axes.grid(axis="y")
 
     caption = (
-        f"Walks through the decoder from the posterior mean of a typical unit, {machine.source.units[unit]}, along its most active axes: "
-        "over two of the unit's posterior standard deviations to each side, which is what the data leave open, and over two of the "
-        "prior's, which is what the axis means"
+        f"Decoded positions along the most active axes, through the posterior mean of the typical unit {machine.source.units[unit]}. The range "
+        "of two posterior standard deviations shows the uncertainty of the unit. The range of two prior standard deviations shows the "
+        "meaning of the axis."
     )
-    caption += "." if machine.pixels is not None else " (blue: below, red: above, features in their order)."
+    caption += "" if machine.pixels is not None else " Blue lines are below the mean, and red lines are above it."
     height = 0.75 * len(walks) + 0.4 if machine.pixels is not None else 2.0 * -(-len(walks) // 2) + 0.3
     return drawn(
         "walks",

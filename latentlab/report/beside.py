@@ -1,4 +1,4 @@
-"""Section 4: posterior and embeddings side by side, with the same units marked in all panels.
+"""Section 4: posterior and embeddings next to each other, with the same units marked in all panels.
 
 The page's script draws the panels from these data:
 
@@ -23,7 +23,7 @@ from latentlab.report.labels import plane
 from latentlab.report.pairs import known_as
 from latentlab.report.parts import Parts
 from latentlab.report.positions import LEVEL
-from latentlab.report.rows import Row, matched
+from latentlab.report.rows import ALIGNMENTS, Row, matched
 from latentlab.report.source import Source
 
 DIGITS = 4
@@ -33,14 +33,14 @@ MOST_DIMENSIONS = 6
 
 def section(source: Source) -> Section:
     """Build the section: the panels, and a text on their use."""
-    title = "Embeddings beside the posterior"
+    title = "Embeddings next to the posterior"
     if source.is_discrete:
-        return Section("beside", "Clusterings beside the posterior", (Text((_of_labels(source),)), Brush(label_panels(source))))
-    lines = ["Drag a rectangle in any panel to mark units: the same units are marked in every panel, and listed below."]
+        return Section("beside", "Clusterings next to the posterior", (Text((_of_labels(source),)), Brush(label_panels(source))))
+    lines = ["Drag a rectangle in any panel to mark units. The same units are marked in every panel and listed below."]
     if source.compared:
-        lines[0] += " Embeddings are turned, moved and scaled onto the posterior mean, or shown in their raw coordinates."
+        lines[0] += " Embeddings are shown aligned to the posterior mean or in their raw coordinates."
     else:
-        lines.append("No embedding was compared, so that only the posterior is shown.")
+        lines.append("No embedding was compared, so only the posterior is shown.")
     return Section("beside", title, (Text((" ".join(lines),)), Brush(panels(source))))
 
 
@@ -50,7 +50,13 @@ def panels(source: Source) -> dict[str, Any]:
     q = source.mean.shape[1]
     mean = columns(source.mean)
     found = [
-        {"title": "posterior mean", "note": f"{LEVEL:.0%} regions of marked units", "aligned": mean, "raw": mean, "worst": None}
+        {
+            "title": "posterior mean",
+            "note": f"{LEVEL:.0%} credible regions of marked units",
+            "aligned": mean,
+            "raw": mean,
+            "worst": None,
+        }
     ]
     found += [_panel(source, row) for row in (source.first_rows if source.compared else [])]
     covariance = None
@@ -69,22 +75,22 @@ def panels(source: Source) -> dict[str, Any]:
         "covariance": covariance,
         "radius": float(np.sqrt(chi2.ppf(LEVEL, min(q, 2)))),
         "spread": rounded(source.spread),
-        "called": "posterior sd",
+        "called": "posterior standard deviation",
     }
 
 
 def _of_labels(source: Source) -> str:
-    said = "Drag a rectangle in any panel to mark units: the same units are marked in every panel, and listed below."
+    said = "Drag a rectangle in any panel to mark units. The same units are marked in every panel and listed below."
     if len(source.features) == 1:
-        said += " Units are in their order from left to right, and up by what was observed of them."
+        said += " The horizontal axis is the order of the units, and the vertical axis is the observed value."
     if not source.compared:
-        return f"{said} No embedding was compared, so that only the posterior is shown."
+        return f"{said} No embedding was compared, so only the posterior is shown."
     said += (
-        f" Colours and shapes are those of the {source.label_dim}s; clusters have that of the {source.label_dim} to which they are matched, one to "
-        "one, whatever they are called, and clusters beyond the match have their own."
+        f" Colours and shapes are the {source.label_dim}s. Clusters are matched one to one with the {source.label_dim}s and have the same colours. "
+        "Unmatched clusters have their own colours."
     )
     if source.unjudged:
-        said += " Embeddings that are no clusterings are shown in their own coordinates, coloured by the point estimate."
+        said += " Embeddings that are not clusterings are shown in their own coordinates, with the colours of the point estimate."
     return said
 
 
@@ -101,7 +107,7 @@ def label_panels(source: Source) -> dict[str, Any]:
     if source.labels is not None:
         classes = Classes(source.labels, len(source.units))
         to = _paired(source, classes, used)
-        note = f"coloured by the {source.label_dim} that suits them best"
+        note = f"colours of the matched {source.label_dim}s"
         found.append({"title": "known labels", "note": note, "aligned": at, "raw": at, "worst": None, "codes": to})
     for row in rows:
         panel = _panel(source, row, where=at if row.label in own else columns(row.values))
@@ -111,7 +117,7 @@ def label_panels(source: Source) -> dict[str, Any]:
         "units": source.units,
         "labels": None if source.labels is None else source.labels.tolist(),
         "classes": {
-            "names": [parts.name(k) for k in parts.kept] + [f"cluster beyond {i + 1}" for i in range(len(beyond))],
+            "names": [parts.name(k) for k in parts.kept] + [f"unmatched cluster {i + 1}" for i in range(len(beyond))],
             "codes": estimate,
             "colors": [COLORS[i % len(COLORS)] for i in range(len(used))],
             "markers": [i % len(MARKERS) for i in range(len(used))],
@@ -120,7 +126,7 @@ def label_panels(source: Source) -> dict[str, Any]:
         "covariance": None,
         "radius": 0.0,
         "spread": rounded(source.certainty),
-        "called": f"probability of its {source.label_dim}",
+        "called": f"probability of the {source.label_dim}",
     }
 
 
@@ -157,7 +163,7 @@ def _panel(source: Source, row: Row, where: list[list[float]] | None = None) -> 
     data = source.comparison.sel(embedding=row.label)
     verdicts = zip(data["alignment"].values, data["verdict"].values, data["delta"].values, strict=True)
     notes = [
-        f"{'' if way == 'labels' else f'{way}: '}{verdict}, delta {shown(float(delta))}"
+        f"{'' if way == 'labels' else f'{ALIGNMENTS[way]}: '}{verdict}, delta {shown(float(delta))}"
         for way, verdict, delta in verdicts
         if verdict
     ]

@@ -53,7 +53,7 @@ def _drawn_series(source: Source) -> dict[str, np.ndarray]:
 def chain_items(source: Source) -> list[Item]:
     series = _drawn_series(source)
     if not series:
-        return [Text(("There is nothing here whose chains could be drawn.",))]
+        return [Text(("No quantity has chains that could be drawn.",))]
     what = listed(list(series), most=9)
     n = source.tree["posterior"].sizes["chain"]
     n_superchains = int(source.tree.attrs.get("n_superchains", 1))
@@ -64,13 +64,13 @@ def chain_items(source: Source) -> list[Item]:
     items: list[Item] = [
         arviz_figure(
             *("trace", "plot_trace", _tree({name: x[:: n // n_shown] for name, x in series.items()})),
-            caption=f"Draws {first} in order, for {what} (of each invariant the entry with the largest R-hat). Chains that "
-            "have found the same distribution lie over each other and show no trend.",
+            caption=f"Trace plots {first}, for {what} (the entry of each invariant with the largest R-hat). Converged chains "
+            "overlap and have no trend.",
             alt=f"Trace plots of {n_shown} chains for {what}.",
         ),
         arviz_figure(
             *("rank", "plot_rank", _tree({name: x.reshape(n_shown, -1) for name, x in series.items()})),
-            caption=f"Ranks of the draws by {by}. Sound chains have even ranks: level bars, or curves inside their envelope.",
+            caption=f"Rank plots of the draws by {by}. Converged chains have uniform ranks: level bars, or curves inside the envelope.",
             alt=f"Rank plots of {n_shown} {'superchains' if grouped else 'chains'} for {what}.",
         ),
     ]
@@ -79,8 +79,8 @@ def chain_items(source: Source) -> list[Item]:
         items.append(
             arviz_figure(
                 *("energy", "plot_energy", source.tree),
-                caption="Energy of the Hamiltonian and its change from draw to draw. Where the change is much narrower than the energy "
-                "itself, the tails are explored slowly (E-BFMI below 0.3).",
+                caption="Energy of the Hamiltonian, and its change between consecutive draws. If the change is much narrower than the "
+                "energy, the tails are explored slowly (E-BFMI below 0.3).",
                 alt="Distributions of the sampler's energy and of its transitions.",
                 most=3.2,
             )

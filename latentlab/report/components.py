@@ -82,8 +82,10 @@ def histogram_figure(source: Source, parts: Parts) -> Figure:
         axes.set_ylabel("units")
         canvas.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
 
-    curves = "" if shapes is None else f" Lines: each {parts.dim}'s Gaussian at the posterior mean, times its size."
-    caption = f"Histogram of the data, each bar split by the probabilities that its units are in each {parts.dim}.{curves}"
+    curves = (
+        "" if shapes is None else f" Each line is the Gaussian of a {parts.dim} at the posterior mean, multiplied by its size."
+    )
+    caption = f"Histogram of the data. Each bar is split by the posterior probabilities of the {parts.dim}s of its units.{curves}"
     return drawn("map", caption, f"Histogram of {int(seen.sum())} values, split by {parts.dim}.", (10, 3.4), draw)
 
 
@@ -129,7 +131,7 @@ def profiles(source: Source, parts: Parts) -> list[Item]:
     order = np.arange(len(features))
     if len(features) > MOST_ROWS:
         order = np.sort(np.argsort(-np.ptp(mean, axis=0), kind="stable")[:MOST_ROWS])
-    some = "" if len(order) == len(features) else f", the {len(order)} of {len(features)} features in which they differ most"
+    some = "" if len(order) == len(features) else f" (the {len(order)} of {len(features)} features with the largest differences)"
     what = "Means" if name == "mu" else "Rates" if name == "rate" else "Probabilities"
     draw_them = _intervals if len(order) * len(kept) <= MOST_INTERVALS else _heat_map
     figure = draw_them(
@@ -143,8 +145,13 @@ def profiles(source: Source, parts: Parts) -> list[Item]:
                 low, high = np.quantile(own[:, i, j], (0.05, 0.95))
                 record |= {"q05": float(low), "q95": float(high)}
             records.append(record)
-    listed_as = f"{what} of the features by {parts.dim}{some}" + (", in the data's own values" if name != "probability" else "")
-    return [figure, Table.of("profiles", listed_as + (", 90 % intervals" if source.kind != POINT else ""), records, folded=True)]
+    listed_as = f"{what} of the features by {parts.dim}{some}" + (", in the original scale" if name != "probability" else "")
+    return [
+        figure,
+        Table.of(
+            "profiles", listed_as + (", with 90 % credible intervals" if source.kind != POINT else ""), records, folded=True
+        ),
+    ]
 
 
 def _comparable(source: Source, name: str, draws: np.ndarray) -> tuple[np.ndarray, str]:
@@ -155,7 +162,9 @@ def _comparable(source: Source, name: str, draws: np.ndarray) -> tuple[np.ndarra
         return draws, f"{name}{_scale(source)}"
     x = source.observed.values
     sd = np.nanstd(x, axis=0)
-    return (draws - np.nanmean(x, axis=0)) / np.where(sd > 0, sd, 1.0), "standard deviations of the data from their mean"
+    return (draws - np.nanmean(x, axis=0)) / np.where(
+        sd > 0, sd, 1.0
+    ), "distance from the mean of the data, in standard deviations"
 
 
 def _intervals(parts: Parts, draws: np.ndarray, features: list[str], what: str, unit: str) -> Figure:
@@ -177,7 +186,11 @@ def _intervals(parts: Parts, draws: np.ndarray, features: list[str], what: str, 
         axes.grid(axis="x")
         canvas.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
 
-    caption = f"{what}, posterior mean and 90 % interval." if np.ptp(draws, axis=0).any() else f"{what}, at the point estimate."
+    caption = (
+        f"{what}: posterior mean and 90 % credible interval."
+        if np.ptp(draws, axis=0).any()
+        else f"{what}, at the point estimate."
+    )
     return drawn("profiles", caption, f"Interval plot of {len(features)} features.", (10, 0.9 + wide * len(features)), draw)
 
 
@@ -195,5 +208,5 @@ def _heat_map(parts: Parts, draws: np.ndarray, features: list[str], what: str, u
         )
         canvas.colorbar(drawing, ax=axes, label=unit, shrink=0.7)
 
-    caption = f"{what}, posterior means; the table below has the numbers."
+    caption = f"{what}: posterior means. The table below has the numbers."
     return drawn("profiles", caption, f"Heat map of {len(features)} features.", (10, 1.2 + 0.17 * len(features)), draw)

@@ -6,6 +6,7 @@ import numpy as np
 
 from latentlab.compare.agreement import adjusted_rand
 from latentlab.report.items import Item, Table, listed
+from latentlab.report.labels import SURE
 from latentlab.report.parts import Parts
 from latentlab.report.rows import Row, matched
 from latentlab.report.source import Source
@@ -23,8 +24,8 @@ def items(source: Source) -> list[Item]:
     parts = Parts(source)
     overview = [_matched(source, row, labels) for row, labels in found]
     caption = (
-        f"Clusterings beside the point estimate: adjusted Rand index, and units whose cluster, matched one to one, is their {parts.dim} "
-        "in the estimate"
+        f"Clusterings and the point estimate: adjusted Rand index, and number of units whose matched cluster differs from their {parts.dim} "
+        f"in the point estimate. Certain units have probability {SURE:g} or more"
     )
     tables: list[Item] = [Table.of("matched", caption, overview)]
     for i, (row, labels) in enumerate(found):
@@ -40,9 +41,9 @@ def _matched(source: Source, row: Row, labels: np.ndarray) -> dict[str, Any]:
         "embedding": row.title,
         "clusters": len(np.unique(labels)),
         "adjusted Rand": float(adjusted_rand(labels, source.estimate)),
-        "units elsewhere": len(wrong),
-        "of which sure": int((source.certainty[wrong] >= 0.95).sum()),
-        "surest of them": listed([source.units[i] for i in surest[:3]], 3) if len(surest) else "",
+        "units that differ": len(wrong),
+        "certain units that differ": int((source.certainty[wrong] >= SURE).sum()),
+        "most certain of them": listed([source.units[i] for i in surest[:3]], 3) if len(surest) else "",
     }
 
 
@@ -52,10 +53,12 @@ def _table(source: Source, parts: Parts, name: str, row: Row, labels: np.ndarray
     left = ""
     if len(clusters) > MOST_CLUSTERS:
         largest = set(np.argsort(-np.bincount(labels), kind="stable")[:MOST_CLUSTERS].tolist())
-        left = f"; the {MOST_CLUSTERS} largest of {len(clusters)} clusters"
+        left = f" (the {MOST_CLUSTERS} largest of {len(clusters)} clusters)"
         clusters = [c for c in clusters if c in largest]
     records = [
         {parts.dim: int(k)} | {f"cluster {c}": int(((source.estimate == k) & (labels == c)).sum()) for c in clusters}
         for k in np.unique(source.estimate)
     ]
-    return Table.of(name, f"{row.title}: units by {parts.dim} in the point estimate and by cluster{left}", records, folded=True)
+    return Table.of(
+        name, f"Number of units by {parts.dim} in the point estimate and by cluster of {row.title}{left}", records, folded=True
+    )

@@ -21,7 +21,7 @@ def imputed_items(source: Source) -> list[Item]:
     if not source.is_table or not np.isnan(source.observed.values).any():
         return []
     if source.model is None or "imputation" not in source.model.offers:
-        return [Text(("Missing entries were integrated over; this model does not say what they were.",))]
+        return [Text(("Missing entries are marginalised. This model does not impute them.",))]
     where = np.argwhere(np.isnan(source.observed.values))
     draws = imputations(source, source.model, where)
     mean, sd = draws.mean(axis=0), draws.std(axis=0)
@@ -32,9 +32,9 @@ def imputed_items(source: Source) -> list[Item]:
     for i in order[:50] if len(order) > 300 else range(len(order)):
         u, f = where[i]
         record = {"unit": source.units[u], "feature": source.features[f], "mean": mean[i], "q05": low[i], "q95": high[i]}
-        records.append(record | ({} if truth is None else {"hidden truth": truth[i]}))
-    some = "Missing entries as the model fills them in" + (", the 50 least sure" if len(order) > 300 else "")
-    scale = "in standardised values" if source.config["dataset"].get("standardize") else "in the data's own values"
+        records.append(record | ({} if truth is None else {"true value": truth[i]}))
+    some = "Imputed values of the missing entries" + (" (the 50 least certain)" if len(order) > 300 else "")
+    scale = "in standardised values" if source.config["dataset"].get("standardize") else "in the original scale"
     naive = np.nanmean(source.observed.values, axis=0)[where[:, 1]]
     items: list[Item] = [_imputed_words(truth, naive, mean, low, high)]
     if truth is not None and np.isfinite(truth).any():
@@ -57,7 +57,7 @@ def _hidden(source: Source, where: np.ndarray) -> np.ndarray | None:
 
 
 def _imputed_words(truth: np.ndarray | None, naive: np.ndarray, mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> Text:
-    said = f"{count(len(mean), 'entry was', 'entries were')} missing; the model integrates over them, and says what may have stood there."
+    said = f"{count(len(mean), 'entry is', 'entries are')} missing. The model marginalises the missing entries and imputes them afterwards."
     if truth is None:
         return Text((said,))
     known = np.isfinite(truth)
@@ -65,8 +65,8 @@ def _imputed_words(truth: np.ndarray | None, naive: np.ndarray, mean: np.ndarray
     error, of_naive = (float(np.sqrt(((truth - guess)[known] ** 2).mean())) for guess in (mean, naive))
     return Text(
         (
-            f"{said} They were hidden on purpose: {inside:.0%} of the true values lie in their 90 % intervals, and the root mean square "
-            f"error of the posterior mean is {shown(error)} (of the column's mean: {shown(of_naive)}).",
+            f"{said} The true values are known: {inside:.0%} of them are in their 90 % credible intervals. The root mean square error of "
+            f"the posterior mean is {shown(error)}, and that of the column mean is {shown(of_naive)}.",
         )
     )
 
@@ -81,9 +81,9 @@ def _imputed_figure(mean: np.ndarray, low: np.ndarray, high: np.ndarray, truth: 
             heavy = len(truth) > HEAVY
             axes.vlines(truth[chosen], low[chosen], high[chosen], color=color, lw=0.6, alpha=0.35, rasterized=heavy)
             axes.scatter(truth[chosen], mean[chosen], s=10, color=color, marker=marker, lw=0, rasterized=heavy)
-        axes.set_xlabel(f"hidden truth, {scale}", color=INK)
+        axes.set_xlabel(f"true value, {scale}", color=INK)
         axes.set_ylabel("imputed")
         axes.grid()
 
-    caption = "Missing entries: posterior mean and 90 % interval against what was hidden; crosses are missed by their interval."
+    caption = "Imputed values: posterior mean and 90 % credible interval against the true value. Crosses are true values outside their interval."
     return drawn("imputed", caption, f"Scatter of {len(truth)} imputed values against the truth.", (10, 4.0), draw)

@@ -69,7 +69,7 @@ CHECKS = {
     ),
     "active units": (
         "Every latent dimension of the encoder varies over the units.",
-        "Use fewer latent dimensions, or a lower weight of the KL term at the start; the others are at the prior.",
+        "Use fewer latent dimensions, or a longer warm-up of the KL term; inactive dimensions are at the prior.",
     ),
     "symmetry": (
         "The log joint density is invariant under the declared symmetry, and under no larger group that was tested.",
@@ -124,9 +124,7 @@ def section(source: Source) -> Section:
     table = source.run.diagnostics
     items: list[Item] = [Text((sentence(source),)), *_caveats(source)]
     counted = table[table["verdict"] != "not applicable"]
-    items.append(
-        Table.of("diagnostics", "Convergence checks of the identified quantities", counted.to_dict("records"), digits=4)
-    )
+    items.append(Table.of("diagnostics", "Convergence checks of the identified quantities", counted.to_dict("records"), digits=4))
     rest = table[table["verdict"] == "not applicable"]
     if len(rest):
         records = rest[["check", "quantity", "value"]].to_dict("records")
@@ -138,9 +136,7 @@ def section(source: Source) -> Section:
         try:
             items += chain_items(source)
         except OverflowError:  # from ArviZ's density estimate of numbers close to 0
-            items.append(
-                Text(("The chains are not drawn: some values are too small for a density estimate.",))
-            )
+            items.append(Text(("The chains are not drawn: some values are too small for a density estimate.",)))
     items += optimization_items(source)
     items += _loo(source)
     return Section("inference", "Convergence of the inference", tuple(items))
@@ -167,7 +163,7 @@ def sentence(source: Source) -> str:
         return f"{len(by['fail'])} of {count(n, 'check')} failed: {named['fail']}. Interpret all results with caution."
     if len(by["warn"]):
         return f"No check failed, and {len(by['warn'])} of {count(n, 'check')} gave a warning: {named['warn']}."
-    return f"{ {1: 'The only check', 2: 'Both checks'}.get(n, f'All {n} checks')} passed."
+    return f"{ {1: 'The only check', 2: 'Both checks'}.get(n, f'All {n} checks') } passed."
 
 
 def _caveats(source: Source) -> list[Item]:

@@ -24,8 +24,7 @@ HEIGHT = 0.2
 def label_items(source: Source) -> list[Item]:
     data, scored = source.comparison, _label_scores(source)
     if not all(name in data for name in scored):
-        what = "known labels to hold the clusterings against" if source.is_discrete else "labels to hold the positions against"
-        return [Text((f"The units have no {what}.",))]
+        return [Text(("The units have no known labels.",))]
     centre = _centre(source)
     records = []
     for name, title in scored.items():
@@ -40,12 +39,16 @@ def label_items(source: Source) -> list[Item]:
             records.append(told | own)
     chance = float(data["largest_class"])
     said = (
-        "Does it matter for the labels, which neither the model nor the embeddings were shown? The largest class alone gives an accuracy "
-        f"of {shown(chance)}."
+        "Neither the model nor the embeddings used the known labels. The accuracy of always predicting the largest class is "
+        f"{shown(chance)}."
     )
-    said += " Only clusterings are held against them." if source.is_discrete else " Folds of the classifier are the same for all."
+    said += (
+        " Only clusterings are compared with the known labels."
+        if source.is_discrete
+        else " All rows use the same folds of the classifier."
+    )
     what = "clustering" if source.is_discrete else "embedding"
-    caption = f"Scores by labels: of each {what}, the {centre}, and draws (90 % interval)"
+    caption = f"Scores by known labels of each {what}, the {centre} and the posterior draws (90 % interval)"
     return [Text((said,)), _label_figure(source), Table.of("labels", caption, records, folded=True)]
 
 
@@ -78,10 +81,10 @@ def _label_figure(source: Source) -> Figure:
             axes.set_yticks(y, [shortened(label) for label in labels])
             axes.grid(axis="x")
 
-    chance = "an index of 0" if source.is_discrete else "units picked at random"
+    chance = "an index of 0" if source.is_discrete else "random neighbours"
     caption = (
-        f"Labels: each {what} (dots), the {_centre(source)} (square) and draws (diamond with 90 % interval, repeated as a band). "
-        f"The dashed lines are chance: {chance}, and always the largest class."
+        f"Scores by known labels of each {what} (dots), the {_centre(source)} (square) and the posterior draws (diamond and band, 90 % "
+        f"interval). The dashed lines are the chance level: {chance} (left), and the largest class (right)."
     )
     return drawn("labels", caption, "Dot plots of agreement with the labels.", (10, 1.1 + HEIGHT * len(labels)), draw)
 

@@ -39,7 +39,7 @@ def _sentence(source: Source, parts: Parts) -> str:
     least = int(np.argmin(certainty))
     n_sure = int((certainty >= SURE).sum())
     said = [
-        f"{count(n, 'unit has', 'units have')} labels, which are the {source.n_labels} {parts.dim}s of the model.",
+        f"The labels of {count(n, 'unit')} are the {count(source.n_labels, parts.dim)} of the model.",
         f"{count(n_sure, 'unit has', 'units have')} a most probable {parts.dim} with probability {SURE:g} or more.",
         f"The least certain unit is {source.units[least]}, with probability {shown(float(certainty[least]), 2)}.",
         _number_occupied(source, parts),
@@ -180,5 +180,7 @@ def _units(source: Source, parts: Parts) -> Table:
     caption = f"Posterior probabilities of the {parts.dim}s of each unit, from {count(source.label_draws[..., 0].size, 'draw')}"
     if len(records) > MOST_LISTED:
         least = np.argsort(source.probabilities.max(axis=1), kind="stable")[:LEAST_SURE]
-        return Table.of("positions", f"{caption}. The {LEAST_SURE} least certain units are listed", [records[i] for i in least], folded=True)
+        return Table.of(
+            "positions", f"{caption}. The {LEAST_SURE} least certain units are listed", [records[i] for i in least], folded=True
+        )
     return Table.of("positions", caption, records, folded=True)

@@ -32,7 +32,9 @@ def optimization_items(source: Source) -> list[Item]:
         best = float(restarts.max())
         same = int((restarts > best - 0.1).sum())
         return [
-            Text((f"{same} of {count(restarts.size, 'start')} ended within 0.1 nats of the best log density, {shown(best)}.",))
+            Text(
+                (f"{same} of {count(restarts.size, 'restart')} ended within 0.1 nats of the largest log density, {shown(best)}.",)
+            )
         ]
     return []
 
@@ -58,14 +60,14 @@ def _elbo(elbo: np.ndarray) -> Figure:
         low = np.quantile(elbo[:, n_steps // 20 :], 0.02)
         whole.set_ylim(low - 0.1 * (elbo.max() - low), elbo.max() + 0.05 * (elbo.max() - low))
         whole.set_ylabel("ELBO, nats")
-        whole.set_title("whole course")
+        whole.set_title("all steps")
         end.set_title("last quarter")
         if len(elbo) > 1:
             whole.legend()
 
     caption = (
-        "Evidence lower bound by step, noisy values pale and their running mean drawn over them; the first steps may lie below "
-        "the frame. It should have stopped rising."
+        "Evidence lower bound (ELBO) by step. Pale lines are the noisy values, and dark lines are running means. The first steps may be "
+        "below the frame. A converged curve is level at the end."
     )
     return drawn("elbo", caption, f"Curve of the ELBO over {n_steps} steps.", (10, 3.0), draw)
 
@@ -77,8 +79,8 @@ def _climb(values: np.ndarray) -> Figure:
         axes.semilogy(np.arange(len(gap)), gap, color=BLUE, lw=1.8)
         axes.set_xlabel("step")
         log_axis(axes.yaxis)
-        axes.set_ylabel("nats below the end")
+        axes.set_ylabel("nats below the final value")
         axes.grid(axis="y")
 
-    caption = f"Log likelihood that was still to be gained at each step; it ended at {shown(float(values[-1]))}."
+    caption = f"Difference of the log likelihood at each step from its final value, {shown(float(values[-1]))}."
     return drawn("climb", caption, f"Convergence of the likelihood over {len(values)} steps.", (10, 2.6), draw)

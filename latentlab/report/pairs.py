@@ -48,7 +48,7 @@ def pair_figure(source: Source, parts: Parts) -> Figure:
         middle = [(a + b) / 2 for a, b in pairwise(ends)]
         axes.set_xticks(middle, [str(estimate[int(np.ceil(a))]) for a in ends[:-1]])
         axes.set_xlabel(f"units, by {parts.dim}")
-        canvas.colorbar(drawing, ax=axes, label="probability of being together", shrink=0.75)
+        canvas.colorbar(drawing, ax=axes, label="co-assignment probability", shrink=0.75)
         for i, (name, values, colors) in enumerate(strips):
             strip = canvas.add_subplot(grid[0, i])
             picture = np.array([rgba_of(colors[value], np.ones(1))[0] for value in values])[:, None]
@@ -60,28 +60,28 @@ def pair_figure(source: Source, parts: Parts) -> Figure:
             canvas.legend(handles=marks, loc="outside right upper", title="label")
 
     known = (
-        f" The second strip is the label, which the model was not shown, in the colour of the {parts.dim} that suits it best."
+        f" The second strip is the known label, in the colour of the matched {parts.dim}. The model did not use the labels."
         if source.labels is not None
         else ""
     )
     some = (
         ""
         if len(order) == len(source.units)
-        else f" {len(order)} of {len(source.units)} units are drawn, spread evenly over this order."
+        else f" {len(order)} of {len(source.units)} units are drawn, evenly spaced in this order."
     )
     error = found.standard_error
     off = ~np.eye(len(error), dtype=bool)
     precise = (
-        f" Monte Carlo standard error: {shown(float(error[off].mean()), 2)} on average, {shown(float(error[off].max()), 2)} at most."
+        f" The Monte Carlo standard error is {shown(float(error[off].mean()), 2)} on average and {shown(float(error[off].max()), 2)} at most."
         if len(order) > 1 and np.isfinite(error).all()
         else ""
     )
     caption = (
-        f"Co-assignment: the share of draws in which two units are in the same {parts.dim}, whatever it is called. Units by their {parts.dim} in the "
-        f"point estimate (coloured strip, lines), within each the surest first: blocks are sure, pale margins are not.{known}{some}{precise}"
+        f"Co-assignment probabilities: the share of draws in which two units are in the same {parts.dim}. Units are ordered by their {parts.dim} in "
+        f"the point estimate (coloured strip, lines), and by decreasing certainty within it. Dark blocks are certain.{known}{some}{precise}"
     )
     return drawn(
-        "co-assignment", caption, f"Heat map of how often {len(order)} units are together.", (7.6 + 0.9 * len(strips), 6.2), draw
+        "co-assignment", caption, f"Heat map of the co-assignment of {len(order)} units.", (7.6 + 0.9 * len(strips), 6.2), draw
     )
 
 
@@ -109,6 +109,8 @@ def known_label_items(source: Source, parts: Parts) -> list[Item]:
     ]
     return [
         Table.of(
-            "known-labels", f"Units by {parts.dim} in the point estimate and by label, which the model was not shown", records
+            "known-labels",
+            f"Number of units by {parts.dim} in the point estimate and by known label. The model did not use the labels",
+            records,
         )
     ]

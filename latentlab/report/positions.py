@@ -177,7 +177,9 @@ def _table(source: Source) -> Table:
     )
     if len(records) > 300:
         order = np.argsort(-source.spread, kind="stable")[:50]
-        return Table.of("positions", f"{caption}. The 50 least certain {source.unit}s are listed", [records[i] for i in order], folded=True)
+        return Table.of(
+            "positions", f"{caption}. The 50 least certain {source.unit}s are listed", [records[i] for i in order], folded=True
+        )
     return Table.of("positions", caption, records, folded=True)
 
 

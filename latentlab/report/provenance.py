@@ -1,4 +1,4 @@
-"""Section 7: provenance of the numbers."""
+"""Section 7: terms, settings and files that reproduce the numbers."""
 
 import shlex
 from typing import Any
@@ -7,69 +7,70 @@ from latentlab.report.items import Item, Section, Table, Text, count, shown
 from latentlab.report.source import Source
 
 HALVES = {
-    True: "Every second chain is held out",
-    False: "The first draws are a reference and the last are held out, with a gap between where they depend on each other",
+    True: "Every second chain is held out, and the other chains are the reference",
+    False: "The first draws are the reference and the last draws are held out, with a gap if the draws are autocorrelated",
 }
 """Description of the split of the draws; the key is whether there are several chains."""
 TERMS = (
     (
         "Verdict",
-        "{halves}; one half gives the posterior mean and each unit's covariance, the other half is ranked with the "
-        "embedding. An embedding is distinct if it is more unusual than the held-out draws (in its overall distance, in an error that is "
-        "a function of the positions, or in single units), summary-like if it lies nearer to the mean than draws do, and draw-like "
-        "otherwise; undetermined if there are too few draws, or if shuffled positions would pass as well.",
+        "{halves}. The reference gives the posterior mean and the covariance of each unit. An embedding is distinct if it is more unusual "
+        "than the held-out draws. The test uses its overall distance, errors that depend on the positions, and single units. It is "
+        "summary-like if it is nearer to the posterior mean than the draws. Otherwise it is draw-like. It is undetermined if there are "
+        "too few draws, or if positions with permuted units pass the same test.",
     ),
     (
         "Delta",
-        "The root of the embedding's mean squared distance from the posterior mean, in the posterior's own units, over that of a typical "
-        "held-out draw. 0 is the posterior mean and 1 a draw; it does not grow with the number of units, as the verdict's power does.",
+        "The root mean squared Mahalanobis distance of the embedding from the posterior mean, relative to that of a typical held-out draw. "
+        "It is 0 at the posterior mean and 1 at a typical draw. Unlike the power of the verdict, delta does not increase with the number "
+        "of units.",
     ),
     (
         "Ceiling",
-        "The same score between draws of different chains (in a single chain, between draws half of it apart). No embedding needs to be "
-        "more like a draw than draws are like each other, though a posterior mean often is.",
+        "The same score between draws of different chains, or between draws half a chain apart if there is a single chain. A posterior "
+        "mean often exceeds the ceiling.",
     ),
     (
         "Floor",
-        "The same score after the embedding's units were shuffled at random, against a random draw. It is what a score of this kind "
-        "gives when there is nothing to find.",
+        "The score of the embedding with randomly permuted units against a random draw. It is the value of the score without any "
+        "agreement.",
     ),
     (
         "Coverage",
-        "The share of units whose embedded point lies in the unit's credible ellipsoid, whose radius allows for the number of draws "
-        "(Hotelling). Its yardstick is the same share of held-out draws.",
+        "The share of units whose embedded point is in the unit's credible ellipsoid. The radius accounts for the number of draws "
+        "(Hotelling). The reference value is the same share of held-out draws.",
     ),
     (
         "Lost neighbours",
-        "The share of a unit's nearest units in the draws that are not among its nearest units in the embedding.",
+        "The share of a unit's nearest neighbours in the draws that are not among its nearest neighbours in the embedding.",
     ),
 )
 OF_LABELS = (
     (
         "Verdict",
-        "{halves}; one half gives the share of draws in which each two units are together, the other half is ranked "
-        "with the clustering. A clustering is distinct if it is more unusual than the held-out draws (in its expected loss, in what it puts "
-        "together or apart, or in single units), summary-like if it lies nearer to all draws than draws do, and draw-like otherwise; "
-        "undetermined if there are too few draws, or if shuffled labels would pass as well.",
+        "{halves}. The reference gives the co-assignment probability of each pair of units. A clustering is distinct if it is more unusual "
+        "than the held-out draws. The test uses its expected loss, the pairs that it joins or separates, and single units. It is summary-like if "
+        "it is nearer to all draws than the draws are. Otherwise it is draw-like. It is undetermined if there are too few draws, or if "
+        "labels with permuted units pass the same test.",
     ),
     (
         "Delta",
-        "The root of the clustering's expected Binder loss less that of the centre, over the same for a typical held-out draw. 0 is the "
-        "centre, a partition of least expected loss, and 1 a draw.",
+        "The root of the clustering's expected Binder loss minus that of the centre, relative to a typical held-out draw. It is 0 at the "
+        "centre, the partition with the smallest expected loss, and 1 at a typical draw.",
     ),
     (
         "Binder loss",
-        "The share of pairs of units that two partitions see differently: together in one and not in the other.",
+        "The share of pairs of units that are in the same cluster in one of two partitions and not in the other.",
     ),
     *(term for term in TERMS if term[0] in ("Ceiling", "Floor")),
     (
         "Coverage",
-        "The share of units whose cluster, matched to a label one to one, is among the unit's most probable labels that hold so much "
-        "probability. Its yardstick is the same share of held-out draws.",
+        "The share of units whose cluster, matched one to one with a label, is in the unit's credible set of labels. The reference value is "
+        "the same share of held-out draws.",
     ),
     (
         "Lost companions",
-        "The share of the units that are together with a unit in the draws and are not in the clustering.",
+        "The share of the units in the same cluster as a unit in the draws that are in another cluster of the clustering.",
     ),
 )
 """`TERMS` if the positions are labels."""
@@ -97,31 +98,31 @@ def section(source: Source) -> Section:
     """Build the section: terms, versions, times, files, references."""
     info = source.run.info
     items: list[Item] = [
-        Table("terms", "Terms", ("term", "meaning"), _terms(source)),
+        Table("terms", "Terms of this page", ("term", "meaning"), _terms(source)),
         *_reproduce(source),
     ]
     seconds = info.get("seconds", {})
     rows: list[dict[str, Any]] = [
-        {"what": "run", "value": source.run.path.name},
-        {"what": "status", "value": str(info["status"]).replace("_", " ")},
+        {"quantity": "run", "value": source.run.path.name},
+        {"quantity": "status", "value": str(info["status"]).replace("_", " ")},
     ]
-    rows += [{"what": key, "value": info.get(key)} for key in ("seed", "commit", "started") if info.get(key) is not None]
-    rows += [{"what": f"seconds for {stage}", "value": float(value)} for stage, value in seconds.items()]
-    rows += [{"what": f"version of {name}", "value": value} for name, value in info.get("versions", {}).items()]
-    rows += [{"what": f"threads, {name}", "value": value} for name, value in info.get("threads", {}).items()]
-    rows += [{"what": f"hardware, {name}", "value": value} for name, value in info.get("hardware", {}).items()]
-    items.append(Table.of("circumstances", "Versions, times, hardware", rows, folded=True))
+    rows += [{"quantity": key, "value": info.get(key)} for key in ("seed", "commit", "started") if info.get(key) is not None]
+    rows += [{"quantity": f"seconds for {stage}", "value": float(value)} for stage, value in seconds.items()]
+    rows += [{"quantity": f"version of {name}", "value": value} for name, value in info.get("versions", {}).items()]
+    rows += [{"quantity": f"threads, {name}", "value": value} for name, value in info.get("threads", {}).items()]
+    rows += [{"quantity": f"hardware, {name}", "value": value} for name, value in info.get("hardware", {}).items()]
+    items.append(Table.of("circumstances", "Versions, times and hardware", rows, folded=True))
     hashes = [{"file": "data", "SHA-256": info["data"]["sha256"], "bytes": None}]
     hashes += [{"file": path, "SHA-256": value, "bytes": None} for path, value in info.get("plugins", {}).items()]
     rebuilt = ("run.log", "events.jsonl", "report.html", "report.json")
     files = {name: entry for name, entry in info["files"].items() if name not in rebuilt}
     hashes += [{"file": name, "SHA-256": entry["sha256"], "bytes": entry["bytes"]} for name, entry in sorted(files.items())]
-    items.append(Table.of("hashes", "Hashes of the data and of the run's files", hashes, folded=True))
+    items.append(Table.of("hashes", "Hashes of the data and of the files of the run", hashes, folded=True))
     if info.get("warnings"):
-        items.append(Text(("Warnings while it ran:", *map(str, info["warnings"])), "list"))
+        items.append(Text(("Warnings during the run:", *map(str, info["warnings"])), "list"))
     those = (*(r for r in REFERENCES if not r.startswith(OF_POSITIONS)), *LABEL_REFERENCES) if source.is_discrete else REFERENCES
     items.append(Text(those, "references"))
-    return Section("provenance", "How were the numbers obtained?", tuple(items))
+    return Section("provenance", "Reproducibility", tuple(items))
 
 
 def _terms(source: Source) -> tuple[tuple[str, str], ...]:
@@ -134,11 +135,11 @@ def _reproduce(source: Source) -> list[Item]:
     command = shlex.join([str(part) for part in info.get("command", [])])
     total = sum(map(float, info.get("seconds", {}).values()))
     lines = [
-        f"It took {shown(total)} seconds in {count(len(info.get('seconds', {})), 'stage')}. Every number on this page is in report.json "
-        "beside it, and the draws and embeddings are in posterior.nc, embeddings.nc and comparison.nc.",
-        "To have the same arrays again: latentlab run config.yaml --out ANOTHER, with the config.yaml of the run directory, the versions "
-        "below and the same number of threads.",
+        f"The run took {shown(total)} seconds in {count(len(info.get('seconds', {})), 'stage')}. The file report.json contains every number of "
+        "this page. The files posterior.nc, embeddings.nc and comparison.nc contain the draws, embeddings and scores.",
+        "The command latentlab run config.yaml --out ANOTHER reproduces the arrays, with the config.yaml of the run directory. It requires "
+        "the versions below and the same number of threads.",
     ]
     if command:
-        lines.append(f"It was started as: {command}")
+        lines.append(f"Command of this run: {command}")
     return [Text(tuple(lines), "list")]

@@ -1,4 +1,4 @@
-"""Compared arrays of positions, and the matching of clusters with labels."""
+"""Compared arrays of positions, names of their alignments, and the matching of clusters with labels."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,15 @@ from scipy.optimize import linear_sum_assignment
 
 from latentlab.compare.label_units import as_labels
 from latentlab.symmetry.labels import indicators
+
+ALIGNMENTS = {
+    "fixed": "no transformation",
+    "orthogonal": "rotation, reflection and translation",
+    "similarity": "rotation, reflection, translation and scaling",
+    "affine": "affine map",
+    "labels": "one-to-one matching of clusters",
+}
+"""Alignment of an embedding before its verdict -> the transformation in words."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""Section 5: comparison of each embedding with the posterior."""
+"""Section 5: agreement of each embedding with the posterior."""
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from latentlab.report.docs import docs
 from latentlab.report.figure import BAND, BLUE, EDGE, GREY, INK, ORANGE, drawn, log_axis, panels, shortened
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
 from latentlab.report.known_labels import HEIGHT, label_items
+from latentlab.report.rows import ALIGNMENTS
 from latentlab.report.source import Source
 
 LEAST_DELTA = 1e-3
@@ -23,7 +25,7 @@ WIDE = 50
 def section(source: Source) -> Section:
     """Build the section: verdicts, scores with ceiling and floor, coverage, labels, and known correspondences."""
     if not source.compared:
-        return Section("scores", "How does each embedding compare?", (Text((nothing(source),)),))
+        return Section("scores", "Agreement of each embedding with the posterior", (Text((nothing(source),)),))
     items: list[Item] = [Text(tuple(_how(source)))]
     if source.judged:
         items += [*_verdicts(source), _deltas(source), *_notes(source), _coverage(source)]
@@ -33,15 +35,15 @@ def section(source: Source) -> Section:
     ties = [part for part in str(source.comparison.attrs.get("ties", "")).split("; ") if part.startswith("tie: ")]
     items += [Text(tuple(f"{part[5:6].upper()}{part[6:]}." for part in ties))] if ties else []
     items += label_items(source)
-    return Section("scores", "How does each embedding compare?", tuple(items))
+    return Section("scores", "Agreement of each embedding with the posterior", tuple(items))
 
 
 def nothing(source: Source) -> str:
     """Returns a sentence with the reason for a missing comparison of these units."""
     why = (
-        f"none places {source.unit}s, or there are too few of them"
+        f"no embedding has {source.unit}s, or there are too few {source.unit}s"
         if source.config.get("embeddings")
-        else "the config names none"
+        else "the configuration has no embedding"
     )
     return f"No embedding was compared: {why}."
 
@@ -51,17 +53,12 @@ def _how(source: Source) -> list[str]:
         return _how_labels(source)
     data = source.comparison
     ways = [str(way) for way in data["alignment"].values]
-    said = {
-        "fixed": "left as it is",
-        "orthogonal": "turned, mirrored and moved",
-        "similarity": "turned, mirrored, moved and scaled",
-        "affine": "carried over by any affine map",
-    }
-    what = listed([f"{said[way]} ({way})" for way in ways])
+    what = "; ".join(f"{ALIGNMENTS[way]} ({way})" for way in ways)
     return [
-        f"Before the verdict each embedding may be {what}; the model's symmetry leaves {source.ignored} open. p-values are "
-        f"Holm's over {count(data.sizes['embedding'], 'compared array')}, the level is {shown(float(data.attrs['alpha']))}. "
-        "A row “(mapped)” is the same embedding carried into latent coordinates by a known correspondence with the model."
+        f"Before the verdict, each embedding is aligned to the posterior mean. Alignments: {what}. The model's symmetry requires "
+        f"invariance under {source.ignored}. p-values are adjusted by Holm's method over {count(data.sizes['embedding'], 'compared array')}. The "
+        f"level is {shown(float(data.attrs['alpha']))}. Rows with “(mapped)” are embeddings that a known correspondence maps to latent "
+        "coordinates."
     ]
 
 
@@ -70,13 +67,14 @@ def _how_labels(source: Source) -> list[str]:
     said = []
     if judged:
         said.append(
-            "The verdict compares partitions: who is with whom, whatever the clusters are called. A clustering may have any number of "
-            f"clusters. p-values are Holm's over {count(len(judged), 'clustering')}, the level is {shown(float(data.attrs['alpha']))}."
+            "The verdict compares partitions and is invariant under relabelling of the clusters. A clustering may have any number of "
+            f"clusters. p-values are adjusted by Holm's method over {count(len(judged), 'clustering')}. The level is "
+            f"{shown(float(data.attrs['alpha']))}."
         )
     if others:
         said.append(
-            f"{listed(others, 8)} {'is no clustering' if len(others) == 1 else 'are no clusterings'}: scored against the "
-            f"probabilities of the labels below, but without a verdict."
+            f"{listed(others, 8)} {'is not a clustering' if len(others) == 1 else 'are not clusterings'}. "
+            f"{'It has' if len(others) == 1 else 'They have'} scores against the label probabilities, but no verdict."
         )
     return [" ".join(said)]
 
@@ -91,9 +89,9 @@ def _verdicts(source: Source) -> list[Item]:
                 "embedding": source.titles[str(label)],
                 "verdict": str(of["verdict"].values[i]),
                 "delta": float(of["delta"].values[i]),
-                "what is most unusual": str(of["component"].values[i]),
+                "largest deviation": str(of["component"].values[i]),
                 "p (nearer than draws)": float(of["p_low"].values[i]),
-                "p (as unusual)": float(of["p_guard"].values[i]),
+                "p (at least as unusual as draws)": float(of["p_guard"].values[i]),
                 **({} if source.is_discrete else {"scale": float(of["scale"].values[i])}),
                 "effective draws": float(of["ess"].values[i]),
                 **({"remark": source.unconverged} if source.unconverged else {}),
@@ -101,19 +99,23 @@ def _verdicts(source: Source) -> list[Item]:
             for i, label in enumerate(data["embedding"].values)
             if of["verdict"].values[i]
         ]
-        caption = "Verdicts on the clusterings" if source.is_discrete else f"Verdicts, alignment {way}"
+        caption = (
+            "Verdicts on the clusterings"
+            if source.is_discrete
+            else f"Verdicts for the alignment “{way}” ({ALIGNMENTS[str(way)]})"
+        )
         tables.append(Table.of(f"verdicts-{way}", caption, records))
     gates = [float(data[name].isel(alignment=0).max()) for name in ("gate_summary", "gate_draw")]
     text = (
-        "Delta is the root of the expected Binder loss beyond that of the centre, in that of a typical draw: 0 the centre, 1 a draw, ∞ for "
-        "all else where the draws are all the centre. With many units even a few that are fixed in the wrong place are found out as "
-        "distinct, so read the word and delta together. Shuffled centres and shuffled draws, put through the same test, reach p "
-        f"{shown(gates[0])} and {shown(gates[1])}: small values say that the test can tell clusterings from nonsense here."
+        "Delta is the root of the excess expected Binder loss over the centre, relative to that of a typical posterior draw. It is 0 at "
+        "the centre and 1 at a typical draw. It is ∞ for every other partition if all draws equal the centre. With many units, a few "
+        "misplaced units suffice for the verdict “distinct”, so interpret the verdict together with delta. In the same test, centres and "
+        f"draws with permuted units have p-values up to {shown(gates[0])} and {shown(gates[1])}. Small values show that the test has power."
         if source.is_discrete
-        else "Delta is the distance from the posterior mean in that of a typical draw: 0 the mean, 1 a draw. With many units even a small "
-        "error that is fixed is found out as distinct, so read the word and delta together. Scale is the factor by which the embedding "
-        f"would have to grow to meet the mean. Shuffled means and shuffled draws, put through the same test, reach p {shown(gates[0])} "
-        f"and {shown(gates[1])}: small values say that the test can tell positions from nonsense here."
+        else "Delta is the distance from the posterior mean, relative to that of a typical posterior draw. It is 0 at the posterior mean "
+        "and 1 at a typical draw. With many units, a small systematic error suffices for the verdict “distinct”, so interpret the verdict "
+        "together with delta. Scale is the factor that fits the embedding to the posterior mean. In the same test, posterior means and "
+        f"draws with permuted units have p-values up to {shown(gates[0])} and {shown(gates[1])}. Small values show that the test has power."
     )
     return [*tables, Text((text,))]
 
@@ -148,7 +150,7 @@ def _deltas(source: Source) -> Figure:
                         axes.annotate("∞", (most, y[i]), xytext=(6, -4), textcoords="offset points")
             axes.axvline(1, color=INK, lw=0.9)
             axes.annotate(
-                "a draw", (1, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points", fontsize=8
+                "typical draw", (1, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points", fontsize=8
             )
             axes.set_xscale("log")
             log_axis(axes.xaxis)
@@ -157,15 +159,19 @@ def _deltas(source: Source) -> Figure:
             axes.set_xlim(min(0.03, 0.7 * least), None)
             axes.set_yticks(y, [shortened(label) for label in labels])
             axes.set_ylim(-0.7, len(labels) - 0.3)
-            axes.set_xlabel(f"delta (left: towards the {centre})")
-            axes.set_title("\n" if source.is_discrete else f"{way}\n")
+            axes.set_xlabel(f"delta (0 at the {centre})")
+            words = textwrap.fill(ALIGNMENTS[str(way)], 24)
+            axes.set_title("\n" if source.is_discrete else f"{words}\n")
             axes.grid()
         seen = [label for label in shapes if (data["verdict"].values == label).any()]
         marks = [Line2D([], [], ls="", marker=shapes[label], color=colors[label], ms=7) for label in seen]
         canvas.legend(marks, seen, loc="outside lower center", ncols=len(seen))
 
-    caption = f"Delta of each {what} on a log scale, its shape saying the verdict. At 1 it is as far from the {centre} as a typical draw."
-    caption += f" Read with care: {source.unconverged}." if source.unconverged else ""
+    caption = (
+        f"Delta of each {what} on a log scale. The shape of a mark is the verdict. At delta 1, the distance from the {centre} is that of "
+        "a typical posterior draw."
+    )
+    caption += f" Interpret with caution: {source.unconverged}." if source.unconverged else ""
     alt = "Dot plot of delta: " + "; ".join(
         f"{n} {shown(float(d))}" for n, d in zip(labels, first_aligned(data, "delta"), strict=True)
     )
@@ -177,9 +183,9 @@ def in_part(notes: str) -> list[Item]:
 
     Example:
         >>> in_part("rsa: at 500 of 1797 units")[0].record()["lines"]
-        ['Looked at in part: rsa: at 500 of 1797 units.']
+        ['Metrics computed on a subset or approximately: rsa: at 500 of 1797 units.']
     """
-    return [Text((f"Looked at in part: {notes}.",))] if notes else []
+    return [Text((f"Metrics computed on a subset or approximately: {notes}.",))] if notes else []
 
 
 def _notes(source: Source) -> list[Item]:
@@ -190,7 +196,9 @@ def _notes(source: Source) -> list[Item]:
             data["embedding"].values.astype(str), data["notes"].sel(alignment=way).values.astype(str), strict=True
         ):
             if text:
-                notes.setdefault(text if source.is_discrete else f"alignment {way}: {text}", []).append(source.titles[str(label)])
+                notes.setdefault(text if source.is_discrete else f"{ALIGNMENTS[way]}: {text}", []).append(
+                    source.titles[str(label)]
+                )
     lines = [f"{listed(titles, 4)}{':' if source.is_discrete else ','} {text}." for text, titles in notes.items()]
     return [Text(tuple(lines), "list")] if lines else []
 
@@ -206,13 +214,13 @@ def _coverage(source: Source) -> Table:
         for j, level in enumerate(data["level"].values.tolist()):
             record[f"{level:.0%} {region}"] = float(data["coverage"].values[i, j])
             record[f"draws, {level:.0%}"] = float(data["draw_coverage"].values[i, j])
-        records.append(record | {"all units at once, 95 %": bool(data["simultaneous"].values[i, -1])})
+        records.append(record | {"all units, simultaneous 95 %": bool(data["simultaneous"].values[i, -1])})
     caption = (
-        "Coverage: share of units whose cluster, matched to a label, is in the unit's credible set (its most probable labels that hold so "
-        "much probability), beside the share for held-out draws, which is the yardstick"
+        "Coverage of the credible sets: share of units whose cluster, matched to a label, is in the unit's credible set. A credible set "
+        "contains the most probable labels of a unit up to the given probability. Compare each share with that of held-out draws"
         if source.is_discrete
-        else "Coverage: share of units whose embedded point lies in the unit's credible region, beside the share for held-out draws. "
-        "A posterior mean is covered nearly everywhere, so the yardstick is the draws' share, not the level"
+        else "Coverage of the credible regions: share of units whose embedded point is in the unit's credible region. Compare each share "
+        "with that of held-out draws, not with the level. A posterior mean is covered for almost all units"
     )
     return Table.of("coverage", caption, records)
 
@@ -222,11 +230,15 @@ def _claims(source: Source) -> list[Item]:
     for name in dict.fromkeys(row.embedding for row in source.rows):
         claim = source.claim(name)
         if claim is not None:
-            texts = {"holds when": claim.conditions, "breaks when": claim.breaks, "source": claim.citation}
+            texts = {"conditions": claim.conditions, "fails if": claim.breaks, "source": claim.citation}
             records.append({"embedding": name, "grade": claim.grade, "claim": claim.claim} | texts)
     if not records:
-        return [Text(("No correspondence between these embeddings and this model is on record.",))]
-    return [Table.of("claims", f"What is claimed of these embeddings and {source.config['model']['name']}", records, folded=True)]
+        return [Text(("No correspondence between these embeddings and this model is known.",))]
+    return [
+        Table.of(
+            "claims", f"Known correspondences of these embeddings with {source.config['model']['name']}", records, folded=True
+        )
+    ]
 
 
 def _scores(source: Source) -> list[Item]:
@@ -235,28 +247,33 @@ def _scores(source: Source) -> list[Item]:
     n_draws, n_pairs = data.sizes["chain"] * data.sizes["draw"], data.sizes["pair"]
     metrics = [str(name) for name in data["metric"].values]
     said = (
-        f"Scores describe, they do not judge. Each is taken against {count(n_draws, 'draw')}, which gives it an interval; the ceiling "
-        f"is the same score between {count(n_pairs, 'pair')} of draws, the posterior's likeness to itself, and the floor that of the "
-        "embedding with its units shuffled."
+        f"Scores are descriptive and have no verdict. Each score is computed against {count(n_draws, 'posterior draw')}, which gives an "
+        f"interval. The ceiling is the same score between {count(n_pairs, 'pair')} of posterior draws. The floor is the score of the "
+        "embedding with permuted units."
     )
     if source.is_discrete:
         said += (
-            " Scores of partitions (adjusted Rand index and the like) are between a clustering and the draws of the labels; the others are "
-            "between an embedding and the probabilities of the labels given each draw."
+            " Scores of partitions, including the adjusted Rand index, compare a clustering with the draws of the labels. The other "
+            "scores compare an embedding with the label probabilities of each draw."
         )
     else:
-        said += f" Neighbours are the {data.attrs['n_neighbors']} nearest."
+        said += f" Scores of neighbours use the {data.attrs['n_neighbors']} nearest neighbours."
     records = table.to_dict("records")
     meanings = [
-        {"metric": name, "better": str(data["direction"].values[i]), "what it is": _meaning(name)}
+        {"metric": name, "better": str(data["direction"].values[i]), "description": _meaning(name)}
         for i, name in enumerate(metrics)
     ]
     return [
         Text((said,)),
         _score_figure(source),
         *_seeds(source),
-        Table.of("metrics", "The metrics", meanings, folded=True),
-        Table.of("scores", "All scores: mean, sd and quantiles over draws, ceiling and floor", records, folded=True),
+        Table.of("metrics", "Metrics, with the direction of better agreement", meanings, folded=True),
+        Table.of(
+            "scores",
+            "All scores: mean, standard deviation and quantiles over posterior draws, ceiling and floor",
+            records,
+            folded=True,
+        ),
     ]
 
 
@@ -298,11 +315,12 @@ def _score_figure(source: Source) -> Figure:
             axes.grid(axis="x")
 
     caption = (
-        "Scores by metric: median over draws (dot) and 90 % interval (blue line), which may be narrower than the dot. Pale blue band: the ceiling, 90 % of pairs of draws. "
-        "Thick grey line: the floor, the embedding with its units shuffled. In the band an embedding is as like a draw as draws are like each other."
+        "Scores by metric: median over posterior draws (dot) and 90 % interval (blue line), which may be narrower than the dot. The pale "
+        "blue band is the ceiling, for 90 % of the pairs of draws. The thick grey line is the floor, for permuted units. Within the band, an "
+        "embedding agrees with a draw as well as two draws agree with each other."
     )
     if source.is_discrete and source.unjudged:
-        caption += " Embeddings that are no clusterings have no scores of partitions."
+        caption += " Embeddings that are not clusterings have no scores of partitions."
     return drawn("scores", caption, f"Interval plots of {len(metrics)} scores of {len(labels)} arrays.", (10, height), draw)
 
 
@@ -324,13 +342,13 @@ def _seeds(source: Source) -> list[Item]:
                 "embedding": name if way == "raw" else f"{name} (mapped)",
                 "seeds": int(chosen.sum()),
                 **({"verdicts": listed(list(words))} if any(words) else {"verdicts": "none"}),
-                "least delta": float(deltas.min()),
+                "smallest delta": float(deltas.min()),
                 "largest delta": float(deltas.max()),
-                "spread over seeds / over draws": float(spread.median()),
+                "sd over seeds / sd over draws": float(spread.median()),
             }
         )
     caption = (
-        "Algorithms that start at random: how much the seed alone changes. The last column is the standard deviation of a score over "
-        "seeds in that over draws, the median over metrics"
+        "Variation over seeds of the embeddings with a random start. The last column is the standard deviation of a score over seeds, "
+        "relative to that over draws (median over metrics)"
     )
     return [Table.of("seeds", caption, records)]

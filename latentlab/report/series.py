@@ -127,12 +127,12 @@ def _ribbon(source: Source, parts: Parts) -> Figure:
         grid[-1].set_xlabel("time" if "time" in source.observed.coords else "step")
         canvas.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper", markerscale=2)
 
-    line = "" if levels is None else f" Black line: the feature's level in the {parts.dim} of the point estimate."
-    few = "" if n_drawn == len(source.features) else f" The first {n_drawn} of {len(source.features)} features."
+    line = "" if levels is None else f" The black line is the level of the feature in the {parts.dim} of the point estimate."
+    few = "" if n_drawn == len(source.features) else f" The first {n_drawn} of {len(source.features)} features are drawn."
     caption = (
-        f"The course of the {parts.dim}s. Above, what was observed, coloured and shaped by the {parts.dim} that the point estimate gives "
-        f"the step.{line} Ribbon beneath: the posterior probability of each {parts.dim} at each step, adding up to 1; where it is of several "
-        f"colours the {parts.dim} is not certain.{some}{few}"
+        f"Data and {parts.dim}s over time. The upper panels show the data, with the colour and shape of the {parts.dim} in the point "
+        f"estimate.{line} The ribbon below shows the posterior probability of each {parts.dim} at each step. Several colours at a step "
+        f"indicate an uncertain {parts.dim}.{some}{few}"
     )
     alt = f"Series of {len(source.units)} steps with the probabilities of {len(parts.kept)} {parts.dim}s."
     height = sum(heights) * (1.05 if n_drawn > 1 or len(sequences) > 1 else 1.7) + 0.9
@@ -160,10 +160,10 @@ def _course(source: Source) -> Figure:
         grid[-1].set_xlabel("time" if "time" in source.observed.coords else "step")
         canvas.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper")
 
-    few = "" if q == z.shape[2] else f" The first {q} of {z.shape[2]} axes."
+    few = "" if q == z.shape[2] else f" The first {q} of {z.shape[2]} axes are drawn."
     caption = (
-        f"Positions over time: posterior mean of each latent axis with its pointwise {LEVEL:.0%} band. Only what the symmetry leaves identified "
-        f"can be read off: the axes may be turned into one another.{some}{few}"
+        f"Positions over time: posterior mean of each latent axis with its pointwise {LEVEL:.0%} credible band. "
+        f"Interpret only quantities that are invariant under the model's symmetry.{some}{few}"
     )
     alt = f"Lines of {q} latent axes over {len(source.units)} steps."
     return drawn("course", caption, alt, (10, 0.8 + (2.0 if len(sequences) > 1 else 2.8) * len(sequences)), draw)
@@ -191,10 +191,10 @@ def _transitions(source: Source, parts: Parts, draws: np.ndarray) -> Figure:
         axes.set_ylabel(f"from {parts.dim}")
         canvas.colorbar(drawing, ax=axes, label="probability", shrink=0.8)
 
-    how = "at the point estimate" if source.kind == POINT else "posterior mean and 90 % interval"
-    caption = f"Transitions: the probability that a step in one {parts.dim} is followed by one in another, {how}."
+    how = "at the point estimate" if source.kind == POINT else "posterior mean and 90 % credible interval"
+    caption = f"Transition probabilities between {parts.dim}s from one step to the next: {how}."
     side = min(7.0, 1.6 + 0.85 * len(kept))
-    alt = "Heat map of transitions; staying: " + listed([f"{k} {mean[i, i]:.2f}" for i, k in enumerate(kept)], 12)
+    alt = "Heat map of transition probabilities; staying: " + listed([f"{k} {mean[i, i]:.2f}" for i, k in enumerate(kept)], 12)
     return drawn("transitions", caption, alt, (side + 1.4, side), draw)
 
 
@@ -206,7 +206,7 @@ def _stays(source: Source, parts: Parts, draws: np.ndarray) -> list[Item]:
     for k in parts.kept:
         with np.errstate(divide="ignore"):
             stay = 1 / (1 - draws[:, k, k])
-        record: dict[str, Any] = {parts.dim: k, "steps in a row, median": float(np.median(stay))}
+        record: dict[str, Any] = {parts.dim: k, "duration in steps, median": float(np.median(stay))}
         if source.kind != POINT:
             low, high = np.quantile(stay, (0.05, 0.95), method="nearest")
             record |= {"q05": float(low), "q95": float(high)}
@@ -222,9 +222,10 @@ def _stays(source: Source, parts: Parts, draws: np.ndarray) -> list[Item]:
                 low, high = np.quantile(draws[:, k, m], (0.05, 0.95))
                 move |= {"q05": float(low), "q95": float(high)}
             moves.append(move)
-    caption = f"How long a {parts.dim} is expected to last once it is entered, 1 / (1 - the probability of staying), in steps"
-    caption += ", and the probability that a sequence begins in it" if told else ""
+    caption = f"Expected duration of each {parts.dim} in steps, 1 / (1 - probability of staying)"
+    caption += ", with 90 % credible intervals" if source.kind != POINT else ""
+    caption += ". The initial probability is that of the first step of a sequence" if told else ""
     return [
-        Table.of("stays", caption + ("; 90 % intervals" if source.kind != POINT else ""), records),
-        Table.of("transitions", "Transitions, in numbers", moves, folded=True),
+        Table.of("stays", caption, records),
+        Table.of("transitions", "Transition probabilities", moves, folded=True),
     ]

@@ -17,12 +17,11 @@ from latentlab.compare.clustering import minimum_binder
 from latentlab.correspondences.claim import Correspondence
 from latentlab.correspondences.registry import find
 from latentlab.data.dataset import Dataset
-from latentlab.data.load import load_dataset
-from latentlab.data.transform import Transform
 from latentlab.errors import ConfigError, LatentLabError
 from latentlab.files import sha256
 from latentlab.models.base import LatentModel
 from latentlab.registry import MODELS, plugins
+from latentlab.report.older import reloaded
 from latentlab.report.rows import Row, matched
 from latentlab.results.tree import kinds
 from latentlab.store.read import Run
@@ -270,17 +269,7 @@ class Source:
         """Contents of data.nc; for an older run without it, the data set loaded again if its hash is that of the run."""
         if self.run.data is not None:
             return self.run.data
-        try:
-            dataset = load_dataset(**self.config["dataset"])
-        except LatentLabError:
-            return None
-        if dataset.digest() != self.run.info["data"]["sha256"]:
-            return None
-        raw, scale = dataset.sample.raw(), self.run.params
-        if raw.index:
-            return raw
-        kept = raw.subset(pd.Index(raw.units.astype(str)).get_indexer(self.units))
-        return kept.transformed(Transform(scale["transform.loc"], scale["transform.scale"])) if "transform.loc" in scale else kept
+        return reloaded(self.config["dataset"], self.run.info["data"]["sha256"], self.observed, self.run.params)
 
     @property
     def data_problem(self) -> str:
@@ -288,8 +277,8 @@ class Source:
         if self.raw is not None:
             return ""
         return (
-            "The run has no data.nc, and its data could not be loaded again or were changed, so labels, raw values and hidden "
-            "truth are not shown."
+            "The run has no data.nc, and its data could not be loaded again or were changed. Labels, raw values and true values of "
+            "missing entries are therefore not shown."
         )
 
     @cached_property

@@ -7,30 +7,22 @@ import numpy as np
 
 from latentlab.report import asked, inference
 from latentlab.report.items import Item, Section, Table, Text, count, listed, shown
+from latentlab.report.rows import ALIGNMENTS
 from latentlab.report.source import POINT, Source
 
 MEANING = {
-    "summary-like": "an estimate of the positions, as their posterior mean is",
-    "draw-like": "as typical as a draw of the posterior",
-    "distinct, near": "nearer to the mean than a draw is, and yet off in a way that no draw is",
+    "summary-like": "an estimate of the positions, like their posterior mean",
+    "draw-like": "as typical as a posterior draw",
+    "distinct, near": "nearer to the posterior mean than a typical draw, but with an error that no draw has",
     "distinct": "not an estimate of these positions",
-    "undetermined": "nothing can be said",
-}
-
-
-ALLOWED = {
-    "fixed": "In fixed coordinates",
-    "orthogonal": "Up to rotation and reflection",
-    "similarity": "Up to rotation, reflection and scale",
-    "affine": "Up to a linear map",
-    "labels": "As a partition",
+    "undetermined": "no verdict is possible",
 }
 OF_LABELS = {
-    "summary-like": "an estimate of the labels, as their point estimate is",
-    "draw-like": "as typical as a draw of the posterior",
-    "distinct, near": "nearer to the centre than a draw is, and yet off in a way that no draw is",
+    "summary-like": "an estimate of the labels, like their point estimate",
+    "draw-like": "as typical as a posterior draw",
+    "distinct, near": "nearer to the centre than a typical draw, but with an error that no draw has",
     "distinct": "not an estimate of these labels",
-    "undetermined": "nothing can be said",
+    "undetermined": "no verdict is possible",
 }
 """`MEANING` if the positions are labels."""
 
@@ -40,11 +32,14 @@ def section(source: Source) -> Section:
     model = source.config["model"]
     sizes = {"n_latent": "latent dimension", "n_components": "component", "n_states": "state"}
     latent = next((f" with {count(int(model[key]), noun)}" for key, noun in sizes.items() if key in model), "")
-    lines = [asked.data_sentence(source), f"Model: {model['name']}{latent}. {asked.method_sentence(source)}"]
+    lines = [asked.data_sentence(source), f"The model is {model['name']}{latent}. {asked.method_sentence(source)}"]
     items: list[Item] = [Text((*lines, inference.sentence(source)))]
     if source.kind == POINT:
         items.append(
-            Text(("The parameters are a point estimate: intervals are too narrow, and verdicts too severe.",), "caution")
+            Text(
+                ("The parameters are a point estimate. Intervals are too narrow, and the verdict “distinct” is too frequent.",),
+                "caution",
+            )
         )
     compared = [of for of in map(source.of, source.kinds) if of.compared]
     if not compared:
@@ -53,8 +48,8 @@ def section(source: Source) -> Section:
         several = len(source.kinds) > 1
         items += [Text((f"The {of.unit}s:",))] if several else []
         items.append(Text(tuple(_answer(of)), "list"))
-        name, whose = (f"verdicts-{of.unit}", f" on the {of.unit}s") if several else ("verdicts", "")
-        items += [Table.of(name, f"The verdicts{whose} at a glance", _glance(of))] if of.judged else []
+        name, whose = (f"verdicts-{of.unit}", f" of the {of.unit}s") if several else ("verdicts", "")
+        items += [Table.of(name, f"Verdict and delta of each embedding{whose}", _glance(of))] if of.judged else []
     return Section("summary", "Summary", tuple(items))
 
 
@@ -92,7 +87,7 @@ def verdict_records(source: Source) -> list[dict[str, Any]]:
 
 
 def _answer(source: Source) -> list[str]:
-    lines, remark = [], f" ({source.unconverged})" if source.unconverged else ""
+    lines, remark = [], f"; {source.unconverged}" if source.unconverged else ""
     for alignment in source.comparison["alignment"].values.astype(str).tolist():
         by: dict[str, list[str]] = {}
         for record in verdict_records(source):
@@ -102,22 +97,22 @@ def _answer(source: Source) -> list[str]:
                 by.setdefault(record["verdict"] + near, []).append(named)
         meanings = OF_LABELS if source.is_discrete else MEANING
         for key, names in sorted(by.items(), key=lambda entry: [*meanings, entry[0]].index(entry[0])):
-            word, meaning = key.partition(",")[0], meanings.get(key, "it depends on the seed")
+            word, meaning = key.partition(",")[0], meanings.get(key, "the verdict depends on the seed")
             if word == "undetermined":
                 reasons = [record["sentence"] for record in verdict_records(source) if record["alignment"] == alignment]
                 meaning = next(filter(None, map(_reason, reasons)), meaning)
             lines.append(
-                f"{ALLOWED[alignment]}, {listed(names, 20)} {'is' if len(names) == 1 else 'are'} {word}: {meaning}{remark}."
+                f"{_up_to(alignment)}: {listed(names, 20)} {'is' if len(names) == 1 else 'are'} {word} ({meaning}{remark})."
             )
     if source.is_discrete and source.unjudged:
         n = len(source.unjudged)
-        what = "is no clustering, so that it has scores" if n == 1 else "are no clusterings, so that they have scores"
-        lines.append(f"{listed(source.unjudged, 20)} {what} but no verdict.")
+        what = "is not a clustering; it has" if n == 1 else "are not clusterings; they have"
+        lines.append(f"{listed(source.unjudged, 20)} {what} scores but no verdict.")
     if not source.judged:
         return lines
     return [
         *lines,
-        f"Delta is 0 at the {'centre' if source.is_discrete else 'posterior mean'} and 1 at a typical draw of the posterior.",
+        f"Delta is 0 at the {'centre' if source.is_discrete else 'posterior mean'} and 1 at a typical posterior draw.",
     ]
 
 
@@ -130,6 +125,13 @@ def _reason(sentence: str) -> str:
 def _range(delta: list[float]) -> str:
     low, high = (shown(float(d)) for d in delta)
     return low if low == high else f"{low} to {high}"
+
+
+def _up_to(alignment: str) -> str:
+    """Transformations that a verdict ignores, with the name of the alignment in tables."""
+    if alignment in ("labels", "fixed"):
+        return "Partition" if alignment == "labels" else "Without transformation (fixed)"
+    return f"Up to {'an ' * (alignment == 'affine')}{ALIGNMENTS[alignment]} ({alignment})"
 
 
 def _way(alignment: str) -> str:

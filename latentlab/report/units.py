@@ -17,11 +17,11 @@ CORRELATED = 0.05
 
 def section(source: Source) -> Section:
     """Build the section: units by disagreement, with their raw values if there are few features."""
-    title = "Which units disagree?"
+    title = "Units with the largest disagreement"
     if not source.compared:
         return Section("units", title, (Text((nothing(source),)),))
     if not source.judged:
-        said = "No clustering was compared, and units can be compared with labels by their clusters only."
+        said = "No clustering was compared. Units can be compared with labels by clusters only."
         return Section("units", title, (Text((said,)),))
     items: list[Item] = [Text((_overall(source),)), _top(source), *_raw(source), _by_embedding(source), _scatter(source)]
     items.append(_uncertainty(source))
@@ -37,7 +37,7 @@ def _others(source: Source) -> str:
 
 
 def _spread(source: Source) -> str:
-    return "doubt of the posterior" if source.is_discrete else "posterior sd"
+    return "posterior uncertainty" if source.is_discrete else "posterior sd"
 
 
 def _ranks(source: Source) -> np.ndarray:
@@ -55,14 +55,14 @@ def _overall(source: Source) -> str:
     names = [source.units[i] for i in _order(source)[:5]]
     if source.is_discrete:
         return (
-            "A unit's disagreement is the share of the other units that a clustering puts together with it where draws do not, or apart "
-            "where draws do not, over the same share between a draw and the others: about 1 for a draw, 0 where the posterior is sure and the "
-            f"clustering agrees. Over all clusterings the units that disagree most are {listed(names)}."
+            "The disagreement of a unit is the share of other units whose co-assignment with it differs between the clustering and a draw. "
+            "It is relative to the same share between a draw and the other draws. It is about 1 for a draw, and 0 if the posterior is certain "
+            f"and the clustering agrees. The units with the largest disagreement over all clusterings are {listed(names)}."
         )
     return (
-        "A unit's disagreement is its distance from the posterior mean, after the embedding was turned, moved and, where that was "
-        "allowed, scaled onto it, in the posterior's own units and per dimension: 0 at the mean, "
-        f"about 1 for a draw. Over all embeddings the units that disagree most are {listed(names)}."
+        "The disagreement of a unit is the Mahalanobis distance of its aligned position from the posterior mean, per dimension. It is 0 at "
+        "the mean and about 1 for a posterior draw. The units with the largest disagreement over all embeddings are "
+        f"{listed(names)}."
     )
 
 
@@ -78,8 +78,8 @@ def _top(source: Source) -> Table:
             record[row.title] = float(data["mahalanobis"].sel(embedding=row.label).values[i])
         records.append(record)
     caption = (
-        f"The {len(records)} units that disagree most over all {_what(source)}s (mean rank: 1 is the most disagreeing unit), with their "
-        f"disagreement by {_what(source)}"
+        f"The {len(records)} units with the largest disagreement over all {_what(source)}s, with their disagreement by {_what(source)}. A "
+        "mean rank of 1 is the largest disagreement"
     )
     return Table.of("worst-units", caption, records)
 
@@ -89,11 +89,11 @@ def _raw(source: Source) -> list[Item]:
         return []
     raw = source.raw
     values = source.observed.values
-    what = "as they were fitted"
+    what = "in the scale of the fit"
     if raw is not None and set(source.features) <= set(raw.features.astype(str)):
-        values, what = raw.x[:, [raw.features.astype(str).tolist().index(f) for f in source.features]], "raw"
+        values, what = raw.x[:, [raw.features.astype(str).tolist().index(f) for f in source.features]], "in raw values"
     records = [{"unit": source.units[i]} | dict(zip(source.features, values[i].tolist(), strict=True)) for i in _order(source)]
-    return [Table.of("worst-units-values", f"What was observed of them ({what})", records, folded=True)]
+    return [Table.of("worst-units-values", f"Data of these units ({what})", records, folded=True)]
 
 
 def _by_embedding(source: Source) -> Table:
@@ -113,13 +113,14 @@ def _by_embedding(source: Source) -> Table:
                     _spread(source): float(data["spread"].values[i]),
                 }
             )
-    caption = "The five units of each embedding that disagree most; lost neighbours are the share of a draw's nearest units that are not the "
-    caption += "embedding's, beside the same share between two draws"
+    caption = "The five units with the largest disagreement of each embedding. Lost neighbours are the share of a unit's nearest neighbours in "
+    caption += "a draw that are not its nearest neighbours in the embedding"
     if source.is_discrete:
         caption = (
-            "The five units of each clustering that disagree most; lost companions are the share of the units that are together with it in a "
-            "draw and not in the clustering, beside the same share between two draws"
+            "The five units with the largest disagreement of each clustering. Lost companions are the share of the units in "
+            "the same cluster in a draw that are in another cluster of the clustering"
         )
+    caption += ". “Lost between draws” is the same share between two draws"
     return Table.of("units-by-embedding", caption, records, folded=True)
 
 
@@ -139,17 +140,17 @@ def _scatter(source: Source) -> Figure:
             value = float(of["uncertainty_correlation"])
             one.text(0.98, 0.95, f"ρ = {value:.2f}", transform=one.transAxes, ha="right", va="top", fontsize=8.5)
             one.grid()
-        across = "the posterior's doubt about the unit" if source.is_discrete else "posterior standard deviation of the unit"
+        across = "posterior uncertainty of the unit" if source.is_discrete else "posterior standard deviation of the unit"
         canvas.supxlabel(across, fontsize=9)
         canvas.supylabel("disagreement" if source.is_discrete else "distance from the posterior mean", fontsize=9)
 
     caption = (
-        "Each unit's disagreement (the share of the other units about which the clustering differs from a draw) against the posterior's own "
-        "doubt (the same share between draws), by clustering; ρ is their rank correlation. If it is large, the clustering goes wrong where "
-        "the posterior is unsure."
+        "Disagreement of each unit against its posterior uncertainty, by clustering. The disagreement is the share of other units whose "
+        "co-assignment differs between the clustering and a draw; the uncertainty is the same share between draws. The rank correlation is ρ. "
+        "If ρ is large, the clustering differs most for the units with a large posterior uncertainty."
         if source.is_discrete
-        else "Each unit's distance from the posterior mean against the posterior's own spread, by embedding; ρ is their rank correlation. "
-        "If it is large, the embedding goes wrong where the posterior is unsure."
+        else "Distance of each unit from the posterior mean against its posterior standard deviation, by embedding. The rank correlation is "
+        "ρ. If ρ is large, the embedding differs most for the units with a large posterior uncertainty."
     )
     height = 0.5 + 2.3 * -(-len(rows) // 4)
     return drawn("disagreement", caption, f"Scatters of distance against spread for {len(rows)} arrays.", (10, height), draw)
@@ -162,10 +163,10 @@ def _uncertainty(source: Source) -> Table:
         of = data.sel(embedding=row.label)
         value, p = float(of["uncertainty_correlation"]), float(of["uncertainty_correlation_p"])
         word = "yes" if p < CORRELATED and value > 0 else "no evidence"
-        records.append({"embedding": row.title, "larger uncertainty?": word, "rank correlation": value, "p": p})
+        records.append({"embedding": row.title, "larger uncertainty": word, "rank correlation": value, "p": p})
     own = shown(float(data["own_lost_neighbors"].mean()))
     caption = (
-        f"Posterior uncertainty and disagreement: is the uncertainty larger for the units that the {_what(source)} places elsewhere? "
-        f"One-sided p-values for exchangeable units. Between two posterior draws, units lose {own} of their {_others(source)} on average"
+        f"Rank correlation of disagreement and posterior uncertainty over units, by {_what(source)}. The p-values are one-sided, for "
+        f"exchangeable units. Between two posterior draws, the mean share of lost {_others(source)} is {own}"
     )
     return Table.of("uncertainty", caption, records)

@@ -143,7 +143,7 @@ def test_marking_in_one_panel_marks_in_all(fixture: str, request: pytest.Fixture
     assert all(out["changed"])
     assert out["all"] == n
     assert out["cleared"] == [0, "No unit is marked."]
-    assert re.sub(r" · (disagreement|posterior sd|probability of its \w+) \S+$", "", out["named"]) in names
+    assert re.sub(r" · (disagreement|posterior standard deviation|probability of the \w+) \S+$", "", out["named"]) in names
     assert (out["one"], out["after"]) == (1, 0)
     assert out["found"] == [names[4]]
     if data["classes"]["names"]:

@@ -122,8 +122,8 @@ def test_sizes_and_weights_are_those_of_the_draws(mixture: Run):
         size = (z == k).sum(axis=1)
         assert row["units, mean"] == pytest.approx(size.mean(), rel=1e-12)
         assert (row["units, q05"], row["units, q95"]) == pytest.approx(tuple(np.quantile(size, (0.05, 0.95))))
-        assert row["in the estimate"] == (Source(mixture).estimate == k).sum()
-        assert row["sure units"] == ((z == k).mean(axis=0) >= 0.95).sum()
+        assert row["units in the point estimate"] == (Source(mixture).estimate == k).sum()
+        assert row["certain units"] == ((z == k).mean(axis=0) >= 0.95).sum()
         assert row["weight, mean"] == pytest.approx(weights[:, k].mean(), rel=1e-12)
         assert row["weight, q95"] == pytest.approx(np.quantile(weights[:, k], 0.95), rel=1e-12)
 
@@ -144,7 +144,7 @@ def test_each_units_two_most_probable_labels(mixture: Run):
     assert [row["unit"] for row in rows] == Source(mixture).units
     for row, own in zip(rows, p, strict=True):
         first, second = np.sort(own)[::-1][:2]
-        assert (row["probability"], row["probability of the next"]) == pytest.approx((first, second), abs=1e-12)
+        assert (row["probability"], row["second probability"]) == pytest.approx((first, second), abs=1e-12)
         assert own[row["most probable component"]] == first
         assert "mean 1" not in row
 
@@ -182,7 +182,7 @@ def test_clusterings_are_held_against_the_estimate(mixture: Run):
         assert rows[row.title]["clusters"] == len(set(y.tolist()))
         assert rows[row.title]["adjusted Rand"] == pytest.approx(rand(y, source.estimate), abs=1e-12)
     y = next(row.labels for row in source.judged_rows if row.title == "kmeans, seed 1")
-    assert rows["kmeans, seed 1"]["units elsewhere"] >= len(y) - best_match(source.estimate, y, 3)
+    assert rows["kmeans, seed 1"]["units that differ"] >= len(y) - best_match(source.estimate, y, 3)
     for one, row in zip(contingency_tables(source)[1:], source.judged_rows, strict=True):
         record = one.record()["rows"]
         assert sum(v for r in record for key, v in r.items() if key != "component") == len(source.units)
@@ -259,7 +259,7 @@ def test_the_units_of_the_co_assignment_are_in_order(mixture: Run):
     assert sorted(order.tolist()) == list(range(len(source.units)))
     keys = [(source.estimate[i], -source.certainty[i]) for i in order]
     assert keys == sorted(keys)
-    error = re.search(r"standard error: ([\d.]+) on average, ([\d.]+) at most", captions(mixture)["co-assignment"])
+    error = re.search(r"standard error is ([\d.]+) on average and ([\d.]+) at most", captions(mixture)["co-assignment"])
     assert error, "the drawing says how precise it is"
     own = mixture.comparison["co_assignment_se"].values
     off = ~np.eye(len(own), dtype=bool)
@@ -280,7 +280,7 @@ def test_many_features_are_a_heat_map_of_those_that_differ(mixture: Run, monkeyp
     monkeypatch.setattr(components, "MOST_INTERVALS", 3)
     monkeypatch.setattr(components, "MOST_ROWS", 2)
     figure, rows = components.profiles(source, Parts(source))
-    assert "the 2 of 3 features in which they differ most" in figure.caption
+    assert "the 2 of 3 features with the largest differences" in figure.caption
     assert figure.alt.startswith("Heat map")
     mean = location(source)[1].mean(axis=0)
     told, _ = components._comparable(source, "mu", location(source)[1])
@@ -313,7 +313,7 @@ def test_panels_are_the_map_coloured_by_each_clustering(mixture: Run):
         y = next(row.labels for row in source.judged_rows if row.title == title)
         assert rand(np.array(panel[title]["codes"]), y) == pytest.approx(1), "one colour a cluster"
     assert len(set(panel["agglomerative"]["codes"])) == 5
-    assert sum(name.startswith("cluster beyond") for name in data["classes"]["names"]) == 2
+    assert sum(name.startswith("unmatched cluster") for name in data["classes"]["names"]) == 2
     agree = np.mean(np.array(panel["kmeans, seed 1"]["codes"]) == np.array(data["classes"]["codes"]))
     y = next(row.labels for row in source.judged_rows if row.title == "kmeans, seed 1")
     assert agree <= best_match(source.estimate, y, 3) / len(y) + 1e-12
@@ -331,7 +331,7 @@ def test_embeddings_that_are_no_clusterings_have_scores_and_no_verdict(mixture: 
     assert [row["delta"] for row in rows] == pytest.approx(of["delta"].values[of["verdict"].values != ""], rel=1e-12)
     assert {row["embedding"] for row in table(mixture, "coverage")} == {row["embedding"] for row in rows}
     said = words(mixture)
-    assert "distances and pca are no clusterings, so that they have scores but no verdict" in said
+    assert "distances and pca are not clusterings; they have scores but no verdict" in said
     told = [row["embedding"] for row in table(mixture, "verdicts")]
     assert told == ["kmeans, 2 seeds", "distances (mapped), 2 seeds", "agglomerative"]
     assert list(table(mixture, "verdicts")[0]) == ["embedding", "verdict", "delta", "remark"]  # its checks failed
@@ -374,13 +374,13 @@ def test_words_are_those_of_labels(mixture: Run, answers: Run):
     for found in (mixture, answers):
         said = words(found) + " ".join(captions(found).values())
         assert "latent axis" not in said
-        assert "turned, moved" not in said
+        assert "aligned to the posterior mean" not in said
         assert "posterior mean of each unit" not in said
         assert "symmetry Permutation" in said
     terms = {row["term"] for row in table(mixture, "terms")}
     assert {"Binder loss", "Lost companions"} <= terms
     assert "Hotelling" not in words(mixture)
-    assert "only the labels have a spread" in words(answers)
+    assert "Only the labels have a posterior distribution" in words(answers)
     assert "positions" not in captions(mixture)
     assert {"map", "profiles", "co-assignment"} <= set(captions(mixture))
 
@@ -431,9 +431,9 @@ def test_chains_in_different_modes_are_said_aloud(mixture: Run):
     assert table_of["members"].tolist() in (["0", "1"], ["1", "0"])
     found = inference_section(moved)
     cautions = [line for item in found.items if getattr(item, "kind", "") == "caution" for line in item.lines]
-    assert any("2 chains sit in 2 different modes" in line for line in cautions)
+    assert any("2 chains are in 2 different modes" in line for line in cautions)
     rows = next(item.record()["rows"] for item in found.items if getattr(item, "name", "") == "modes")
-    assert "mu" in rows[1]["how it differs from the first"]
+    assert "mu" in rows[1]["difference from the first mode"]
     assert [row["share"] for row in rows] == [0.5, 0.5]
 
 
@@ -446,7 +446,7 @@ def replace_posterior(found: Run, tree: Any) -> Run:
 def test_restarts_are_listed_by_mode(answers: Run):
     rows = table(answers, "modes")
     sites = answers.posterior["restarts"].to_dataset()
-    assert sum(row["how many"] for row in rows) == sites["weights"].shape[0]
+    assert sum(row["number"] for row in rows) == sites["weights"].shape[0]
     assert sum(row["share"] for row in rows) == pytest.approx(1)
 
 
@@ -464,7 +464,7 @@ def test_only_embeddings_that_are_no_clusterings(tmp_path):
     }
     found = run(config, out=tmp_path / "run", progress=False)
     said = words(found)
-    assert "pca is no clustering, so that it has scores but no verdict" in said
+    assert "pca is not a clustering; it has scores but no verdict" in said
     assert "No clustering was compared" in said
     assert "dp_mixture with 6 components" in said
     assert not {"deltas", "disagreement"} & set(captions(found))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
+from latentlab.data.load import load_dataset
 from latentlab.errors import MissingDependencyError, StoreError
 from latentlab.report import positions
 from latentlab.report.items import MARKS, shown
@@ -167,7 +168,7 @@ def test_the_summary_says_the_verdict_of_each_embedding(hostile: Run):
     seeds = hostile.comparison.sel(embedding=hostile.comparison["name"] == "tsne").isel(alignment=0)["delta"].values
     low, high = shown(float(seeds.min())), shown(float(seeds.max()))
     assert told["tsne, 2 seeds"]["delta, orthogonal"] == (low if low == high else f"{low} to {high}")
-    assert "Inference did not pass" in words(hostile), "120 draws are too few"
+    assert "Interpret all results with caution" in words(hostile), "120 draws are too few"
 
 
 def test_all_that_was_asked_for_is_there(hostile: Run):
@@ -177,7 +178,7 @@ def test_all_that_was_asked_for_is_there(hostile: Run):
         *("deltas", "scores", "labels", "disagreement"),
     }
     said = words(hostile)
-    for phrase in ("kept out of the fit", "1 entry was missing", "Sensitivity to the prior", "largest class alone"):
+    for phrase in ("held out of the fit", "1 entry is missing", "The prior sensitivity", "predicting the largest class"):
         assert phrase in said
     assert table(hostile, "worst-units-values")[0].keys() >= {"<b>bold</b>", "it's", "c\\d", "e"}
     assert [row["seeds"] for row in table(hostile, "seeds")] == [2]
@@ -186,15 +187,15 @@ def test_all_that_was_asked_for_is_there(hostile: Run):
 def test_what_a_run_lacks_is_said_in_a_sentence(bare: Run, wide: Run):
     said = words(bare)
     for phrase in (
-        "intervals are too narrow",
-        "No embedding was asked for",
+        "Intervals are too narrow",
+        "The configuration has no embedding",
         "No embedding was compared",
-        "R-hat, effective sample sizes, LOO and the sensitivity to the prior need a posterior",
+        "R-hat, effective sample sizes, LOO and prior sensitivity require a full posterior",
     ):
         assert phrase in said
     assert "energy" not in {item["name"] for item in items(bare, "figure")}
     assert record(bare)["verdicts"] == []
-    assert "The units have no labels" in words(wide)
+    assert "The units have no known labels" in words(wide)
     assert "elbo" in {item["name"] for item in items(wide, "figure")}
 
 
@@ -215,8 +216,8 @@ def test_a_verdict_stands_beside_the_remark_that_the_fit_did_not_converge(hostil
 
 def test_terms_say_how_the_draws_of_this_fit_were_split(hostile: Run, wide: Run):
     verdict = {run.path: table(run, "terms")[0]["meaning"] for run in (hostile, wide)}
-    assert verdict[hostile.path].startswith("Every second chain is held out; one half gives the posterior mean")
-    assert verdict[wide.path].startswith("The first draws are a reference and the last are held out")
+    assert verdict[hostile.path].startswith("Every second chain is held out, and the other chains are the reference")
+    assert verdict[wide.path].startswith("The first draws are the reference and the last draws are held out")
 
 
 def test_meanings_of_hyper_parameters_have_no_marks_of_code(any_run: Run):
@@ -225,12 +226,20 @@ def test_meanings_of_hyper_parameters_have_no_marks_of_code(any_run: Run):
     assert not [row for row in rows if "`" in str(row)]
 
 
+def test_every_check_has_a_meaning_and_a_remedy(any_run: Run):
+    """The folded table has one row for each check in the diagnostics of the run."""
+    rows = table(any_run, "check-meanings")
+    assert {row["check"] for row in rows} == set(any_run.diagnostics["check"])
+    assert len({row["check"] for row in rows}) == len(rows)
+    assert all(row["meaning"] and row["if it fails"] for row in rows)
+
+
 def test_held_out_sequences_are_called_so():
     info = {"held_out": {"elpd": -30.0, "se": 1.0, "n_units": 3.0}}
     source: Any = SimpleNamespace(run=SimpleNamespace(info=info), model=SimpleNamespace(offers={"leave_one_out"}))
-    assert positions._held_out(source)[0].record()["lines"][0].startswith("3 sequences that were kept out of the fit have")
+    assert positions._held_out(source)[0].record()["lines"][0].startswith("3 sequences were held out of the fit")
     info["held_out"]["n_units"] = 1.0
-    assert positions._held_out(source)[0].record()["lines"][0].startswith("1 sequence that was kept out of the fit has")
+    assert positions._held_out(source)[0].record()["lines"][0].startswith("1 sequence was held out of the fit")
 
 
 def test_the_page_is_well_made(any_run: Run):
@@ -279,6 +288,21 @@ def test_a_page_needs_the_files_of_its_run_alone(hostile: Run, tmp_path: Path):
     write(Run(moved.path, gone, older))
     assert "The run has no data.nc, and its data could not be loaded again or were changed" in words(moved)
     assert "label" not in table(moved, "positions")[0]
+
+
+def test_an_older_run_whose_training_data_lack_a_column_has_a_page(hostile: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A column that was constant in the training units alone is in the data set, and not in the fit."""
+    moved = _copy(hostile, tmp_path)
+    dataset = load_dataset(**hostile.config["dataset"]).raw()
+    names = [*dataset.features.astype(str), "one more"]
+    x = np.column_stack([dataset.x, np.arange(len(dataset.x)) == 0])
+    wider = replace(dataset, arrays={"x": x}, mask=None, truth={}, truth_dims={}, coords={**dataset.coords, "feature": names})
+    monkeypatch.setattr("latentlab.report.older.load_dataset", lambda **_: wider)
+    files = {name: entry for name, entry in moved.info["files"].items() if name != "data.nc"}
+    write(
+        Run(moved.path, hostile.config, {**moved.info, "files": files, "data": {**moved.info["data"], "sha256": wider.digest()}})
+    )
+    assert table(moved, "positions") == table(hostile, "positions")
 
 
 def test_a_plugin_that_is_gone_leaves_a_page_without_its_description(hostile: Run, tmp_path: Path):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latentlab.report import labels, series
+from latentlab.report import positions, series
 from latentlab.report.parts import Parts
 from latentlab.report.predictive import autocorrelation
 from latentlab.report.source import Source
@@ -131,9 +131,9 @@ def test_how_long_a_state_lasts(flow: Run, sequences: Run):
     a = flow.posterior["posterior"]["transition"].values.reshape(-1, 2, 2)
     n = np.arange(1, 20_000)
     stay = np.array([(n * p ** (n - 1.0) * (1 - p)).sum() for p in a[:, 0, 0]])
-    assert rows[0]["steps in a row, median"] == pytest.approx(np.median(stay), rel=1e-6)
-    assert stay.min() <= rows[0]["q05"] <= rows[0]["steps in a row, median"] <= rows[0]["q95"] <= stay.max()
-    assert rows[1]["steps in a row, median"] == "inf", "the last state never ends"
+    assert rows[0]["duration in steps, median"] == pytest.approx(np.median(stay), rel=1e-6)
+    assert stay.min() <= rows[0]["q05"] <= rows[0]["duration in steps, median"] <= rows[0]["q95"] <= stay.max()
+    assert rows[1]["duration in steps, median"] == "inf", "the last state never ends"
     assert "initial, mean" not in rows[0], "the first state is fixed"
     told = table(sequences, "stays")
     initial = sequences.posterior["latents"]["initial"].values[0, 0]
@@ -150,7 +150,7 @@ def test_symbols_have_a_course_and_profiles_of_categories(symbols: Run):
     assert {row["feature"] for row in rows} == {f"symbol = {c}" for c in range(3)}
     for k in range(2):
         assert sum(row["mean"] for row in rows if row["state"] == k) == pytest.approx(1, rel=1e-9)
-    assert "Black line" not in captions(symbols)["course"], "a symbol has no level"
+    assert "black line" not in captions(symbols)["course"], "a symbol has no level"
     source = Source(symbols)
     _, names = series._clock(source, source.sequences[0])
     assert names is not None
@@ -193,6 +193,6 @@ def test_the_predictive_check_of_series_has_their_autocorrelation(flow: Run, mix
     )
 
 
-def test_the_section_is_named_after_what_is_asked(flow: Run, mixture: Run):
-    assert labels.section_title(Source(flow)) == "Which state is each step in?"
-    assert labels.section_title(Source(mixture)) == "Which component is each unit in?"
+def test_the_section_is_named_after_labels_or_positions(flow: Run, path: Run):
+    assert positions.section(Source(flow)).title == "Posterior of the labels"
+    assert positions.section(Source(path)).title == "Posterior of the positions"

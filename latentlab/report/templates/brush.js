@@ -204,7 +204,7 @@
     element("p", box, { className: "note" }).textContent = given.note;
     const canvas = element("canvas", box, { tabIndex: 0 });
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", given.title + ", " + given.note + ". " + n + " units. Arrow keys go from unit to unit, Enter marks, Escape clears.");
+    canvas.setAttribute("aria-label", given.title + ", " + given.note + ". " + n + " units. Arrow keys move between units, Enter marks a unit, Escape clears all marks.");
     const tip = element("div", box, { className: "tip", hidden: true });
     const panel = { data: given, canvas, tip, context: canvas.getContext("2d"), box: null };
     const at = e => { const r = canvas.getBoundingClientRect(); return [(e.clientX - r.left) * panel.side / r.width, (e.clientY - r.top) * panel.side / r.height]; };
@@ -260,9 +260,9 @@
     both[1].setAttribute("aria-pressed", false);
   }
   const q = data.panels[0].aligned.length;
-  if (q > 2) ["across", "up"].forEach((where, k) => {
+  if (q > 2) ["horizontal", "vertical"].forEach((where, k) => {
     const label = element("label", tools);
-    label.append("axis " + where + " ");
+    label.append(where + " axis ");
     const select = element("select", label);
     for (let j = 0; j < q; j++) element("option", select, { value: j, textContent: j + 1, selected: j === axes[k] });
     select.addEventListener("change", () => { axes[k] = +select.value; all.forEach(lay); redraw(); });
