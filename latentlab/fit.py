@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 
 from latentlab.data.dataset import Dataset
+from latentlab.data.memory import thinned
 from latentlab.data.relation import is_graph
 from latentlab.data.series import boundaries
 from latentlab.data.stored import StoredDataset
@@ -22,7 +23,7 @@ from latentlab.inference.draws import Method, finished_draws
 from latentlab.inference.encoder import activity
 from latentlab.models.base import LatentModel
 from latentlab.results.arviz import to_arviz
-from latentlab.results.assemble import assemble, draw_positions, globals, lifted, thinned, thinned_sites
+from latentlab.results.assemble import assemble, draw_positions, globals, lifted, thinned_sites
 from latentlab.results.diagnostics import converged, diagnose, sensitivity
 from latentlab.results.loo import Loo, loo
 from latentlab.results.modes import chain_modes, restart_modes

@@ -33,7 +33,7 @@ def disagreements(first: Path, second: Path) -> list[str]:
 
 
 def _data(a: Source, b: Source) -> list[str]:
-    """What differs between the fitted data, which simulators compute by the machine's own functions."""
+    """Differences between the fitted data; those of simulators may differ by the rounding of the machine."""
     x, y = a.fitted.x, b.fitted.x
     if x.shape != y.shape or (np.isnan(x) != np.isnan(y)).any():
         return ["the data differ in shape, or in what is missing"]

@@ -1,6 +1,9 @@
 """Monkeypatching of a name in all modules of a package, since each module keeps its own reference to an import."""
 
+import io
 import sys
+
+from tqdm import tqdm
 
 
 def everywhere(patch, package, name, value):
@@ -9,3 +12,16 @@ def everywhere(patch, package, name, value):
     assert modules, f"no module of {package} has {name}"
     for module in modules:
         patch.setattr(module, name, value)
+
+
+def recorded_bars(patch, module):
+    """Replaces the progress bar of a module by one that writes to memory; returns the list of bars that are made."""
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **{**options, "disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    patch.setattr(module, "tqdm", Bar)
+    return bars

@@ -1,12 +1,11 @@
 """A fit against embeddings: tables as promised, rows with and without the map, verdicts that see what was planted."""
 
-import io
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from tqdm import tqdm
+from patching import recorded_bars
 
 from latentlab.compare import neighbors
 from latentlab.comparison import scores as module
@@ -16,6 +15,7 @@ from latentlab.comparison.scores import in_part
 from latentlab.correspondences.maps import shrunk_axes
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
+from latentlab.data.memory import thinned
 from latentlab.embeddings.embed import embed
 from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import ConfigError, DataError
@@ -24,7 +24,6 @@ from latentlab.inference.exact import Exact
 from latentlab.inference.svi import SVI
 from latentlab.models.ppca import PPCA
 from latentlab.registry import METRICS
-from latentlab.results.assemble import thinned
 
 module_of_compare = sys.modules["latentlab.comparison.compare"]
 
@@ -218,14 +217,7 @@ def test_an_alignment_that_leaves_the_symmetry_free_is_said(result, planted):
 
 @pytest.mark.parametrize("ways", [None, ("orthogonal", "similarity", "affine")])
 def test_the_progress_bar_ends_where_the_work_does(result, planted, wine, ways, monkeypatch):
-    bars = []
-
-    class Bar(tqdm):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **{**options, "disable": False, "file": io.StringIO()})
-            bars.append(self)
-
-    monkeypatch.setattr(module_of_compare, "tqdm", Bar)
+    bars = recorded_bars(monkeypatch, module_of_compare)
     few = {"n_draws": 6, "n_pairs": 2, "n_permutations": 2}
     wide = embed("pca", wine, n_latent=3, label="wide")
     compare(result, (one for one in [planted[0], planted[-1], wide]), alignments=ways, **few)  # a generator will do

@@ -1,13 +1,12 @@
 """A mixture's labels against clusterings and other embeddings: rows, verdicts, soft metrics, true labels, what has no number."""
 
-import io
 import itertools
 import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from tqdm import tqdm
+from patching import recorded_bars
 
 from latentlab.compare.clustering import minimum_binder
 from latentlab.comparison.choice import SOFT_METRICS, check_spread
@@ -220,14 +219,7 @@ def test_the_same_seed_gives_the_same_comparison(result, planted, comparison):
 
 
 def test_the_progress_bar_ends_where_the_work_does(result, planted, monkeypatch):
-    bars = []
-
-    class Bar(tqdm):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **{**options, "disable": False, "file": io.StringIO()})
-            bars.append(self)
-
-    monkeypatch.setattr(module_of_compare, "tqdm", Bar)
+    bars = recorded_bars(monkeypatch, module_of_compare)
     compare(result, planted[:3], n_draws=6, n_pairs=2, n_permutations=2)
     compare(result, planted[:3], metrics=("cka",), n_draws=6, n_pairs=2, n_permutations=2)
     assert [bar.n for bar in bars] == [bar.total for bar in bars]

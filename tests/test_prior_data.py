@@ -111,7 +111,7 @@ def test_missing_entries_take_no_part(rng):
 
 
 def test_draws_that_overflow_take_no_part(rng):
-    """Of an unstable prior three draws in ten are infinite; the others still say that the data lie far away."""
+    """Three draws in ten of an unstable prior are infinite; the finite ones still show that the data are far away."""
     y = rng.normal(size=(100, 50, 1))
     y[:30] = np.inf
     assert float(_measured(np.full((50, 1), 40.0) + rng.normal(size=(50, 1)), y)["location"][3][0]) > LIMIT

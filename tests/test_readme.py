@@ -27,7 +27,7 @@ DOCUMENTS = [README, *(ROOT / "docs" / f"{name}.md" for name in ("fit", "models"
 ALL = [*DOCUMENTS, *(ROOT / name for name in ("CONTRIBUTING.md", "experiments/README.md", "experiments/benchmarks/README.md"))]
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
 MOST_LINES = 150
-"""Of the README."""
+"""Largest number of lines of the README."""
 SMALL = {
     "nuts": ["inference.n_warmup=30", "inference.n_draws=40", "inference.n_chains=2"],
     "chees": ["inference.n_warmup=30", "inference.n_draws=10", "inference.n_chains=8", "inference.n_superchains=2"],

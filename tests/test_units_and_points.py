@@ -314,7 +314,7 @@ def test_a_model_is_not_fitted_to_other_kinds_of_units(model, dataset, message):
 
 
 def test_ratings_may_name_items_first(rng):
-    """The same density, whatever the order of the indices."""
+    """The density does not depend on the order of the indices."""
     given = grunfeld().standardize()
     swapped = replace(given, index={name: given.index[name] for name in ("item", "user")})
     model = MatrixFactorization(2)
@@ -622,7 +622,7 @@ class WithCovariate(MatrixFactorization):
 
 
 def test_points_with_further_arrays_are_not_predicted(ratings, rng):
-    """What a new cell's year is cannot be known; the fit's own years are those of other cells."""
+    """The year of a new cell is unknown, and the years in the fit belong to other cells."""
     dataset = replace(
         ratings, arrays={**ratings.arrays, "year": rng.normal(size=ratings.n_points)}, dims={**ratings.dims, "year": ("cell",)}
     )

@@ -10,8 +10,8 @@ import xarray as xr
 from latentlab.compare.labels import downstream_accuracy, folds, label_agreement, largest_class
 from latentlab.compare.positions import Positions
 from latentlab.comparison.rows import Row
+from latentlab.data.memory import thinned
 from latentlab.registry import METRICS
-from latentlab.results.assemble import thinned
 from latentlab.seeds import Seeds
 
 LABEL_METRICS = ("adjusted_rand", "matched_accuracy")

@@ -11,8 +11,8 @@ from latentlab.compare.metric import Metric
 from latentlab.compare.neighbors import recall
 from latentlab.compare.positions import Positions
 from latentlab.comparison.rows import Row
+from latentlab.data.memory import thinned
 from latentlab.fit import Fit
-from latentlab.results.assemble import thinned
 from latentlab.seeds import Seeds
 
 MOST_NUMBERS = 2**24

@@ -303,7 +303,7 @@ def _against(score: Loo, best: Loo) -> list[str]:
 
 
 def _dependent(candidate: Candidate) -> str:
-    """What the points are, if they are not independent: steps of a series, or points that share units; empty otherwise."""
+    """Description of points that are not independent: steps of a series, or points that share a unit; empty otherwise."""
     points = _points(candidate)
     if points.dims[-1] == "left_out":  # whole sequences
         return ""

@@ -15,7 +15,7 @@ from latentlab.compare.partition_verdict import PartitionReference
 from latentlab.compare.units import Disagreement, UnitsOfPositions
 from latentlab.compare.verdict import Reference
 from latentlab.comparison.rows import Row, is_wide
-from latentlab.results.assemble import thinned
+from latentlab.data.memory import thinned
 from latentlab.seeds import Seeds
 
 N_UNIT_DRAWS = 100

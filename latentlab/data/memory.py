@@ -1,10 +1,12 @@
-"""Limits on memory: a budget that is checked before a file is read, and blocks for operations on large arrays."""
+"""Limits on memory: a budget checked before a file is read, blocks of large arrays, and a subset of posterior draws."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from latentlab.errors import DataError
 
@@ -105,3 +107,10 @@ def _limits() -> Iterator[int]:
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         if limit != resource.RLIM_INFINITY:
             yield limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def thinned(draws: np.ndarray, n_draws: int) -> np.ndarray:
+    """Selects about `n_draws` of the draws `(chain, draw, ...)`, evenly spaced in each chain; all if there are no more."""
+    n_chains, each = draws.shape[:2]
+    kept = max(1, min(each, n_draws // n_chains))
+    return draws if kept == each else draws[:, np.unique(np.linspace(0, each - 1, kept).astype(int))]

@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 
 from latentlab.data.dataset import Dataset
+from latentlab.data.memory import thinned
 from latentlab.data.series import boundaries
 from latentlab.errors import InferenceError
 from latentlab.inference.arrays import parameter_tensors
@@ -94,13 +95,6 @@ def draw_positions(
         return model.latents(arrays, **fixed, **sites).sample()
 
     return lifted(one, values)
-
-
-def thinned(draws: np.ndarray, n_draws: int) -> np.ndarray:
-    """Selects about `n_draws` of the draws `(chain, draw, ...)`, evenly spaced in each chain; all if there are no more."""
-    n_chains, each = draws.shape[:2]
-    kept = max(1, min(each, n_draws // n_chains))
-    return draws if kept == each else draws[:, np.unique(np.linspace(0, each - 1, kept).astype(int))]
 
 
 def thinned_sites(sites: Mapping[str, np.ndarray], n_draws: int) -> dict[str, np.ndarray]:

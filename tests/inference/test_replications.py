@@ -91,7 +91,7 @@ def test_data_sets_of_different_shapes_are_refused():
 
 
 def test_graphs_of_different_numbers_of_nodes_are_refused():
-    """As many edges, and another number of nodes: what is no tensor is compared too."""
+    """The numbers of pairs agree, and those of nodes do not: arguments that are not tensors are compared too."""
     pair = np.array([0, 1, 2])
     sets = [
         Dataset(
