@@ -23,12 +23,11 @@ from latentlab.inference.draws import Method, finished_draws
 from latentlab.inference.encoder import activity
 from latentlab.models.base import LatentModel
 from latentlab.results.arviz import to_arviz
-from latentlab.results.assemble import assemble, draw_positions, globals, lifted, thinned_sites
+from latentlab.results.assemble import align, assemble, draw_positions, globals, lifted, one_orientation, thinned_sites
 from latentlab.results.diagnostics import converged, diagnose, sensitivity
 from latentlab.results.loo import Loo, loo
 from latentlab.results.modes import chain_modes, restart_modes
 from latentlab.results.new_points import classes_of, density_of_new, impute, tensors_of_new
-from latentlab.results.orientation import align, one_orientation
 from latentlab.results.prepare import prepared
 from latentlab.results.tree import arrays
 from latentlab.seeds import Seeds, isolated, one_thread

@@ -11,7 +11,7 @@ from patching import recorded_bars
 from latentlab.compare.clustering import minimum_binder
 from latentlab.comparison.choice import SOFT_METRICS, check_spread
 from latentlab.comparison.compare import compare
-from latentlab.comparison.known_labels import LABEL_METRICS
+from latentlab.comparison.scores import LABEL_METRICS
 from latentlab.data.load import load_dataset
 from latentlab.embeddings.embed import embed
 from latentlab.embeddings.embedding import Embedding

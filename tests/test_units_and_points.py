@@ -22,11 +22,11 @@ from latentlab.data.points import grunfeld, karate
 from latentlab.errors import ConfigError, DataError, InferenceError, ModelError
 from latentlab.inference.arrays import tensors
 from latentlab.inference.density import Density
-from latentlab.models.declaration import check_declaration
+from latentlab.inference.program import check_declaration
 from latentlab.models.matrix_factorization import MatrixFactorization
 from latentlab.models.random_dot_product import RandomDotProduct
+from latentlab.results.assemble import align
 from latentlab.results.convergence import ess_mean
-from latentlab.results.orientation import align
 from latentlab.results.sensitivity import power_sensitivity
 from latentlab.store.read import read
 from latentlab.study.several import compare_runs

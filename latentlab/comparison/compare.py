@@ -18,10 +18,18 @@ from latentlab.compare.label_units import UnitsOfLabels
 from latentlab.compare.metric import Metric, required_invariances
 from latentlab.compare.neighbors import N_RECALLED, Search
 from latentlab.comparison.choice import alignments_of, check_spread, metrics_of, orientation_notes
-from latentlab.comparison.known_labels import clusters_and_labels, positions_and_labels
 from latentlab.comparison.result import Comparison, Scores, judged_data, named, score_data, score_frame, verdict_frame
 from latentlab.comparison.rows import Row, fewest_units, rows_of
-from latentlab.comparison.scores import RECALLS, in_part, lifted_over, n_scores, recalls, scored
+from latentlab.comparison.scores import (
+    RECALLS,
+    clusters_and_labels,
+    in_part,
+    lifted_over,
+    n_scores,
+    positions_and_labels,
+    recalls,
+    scored,
+)
 from latentlab.comparison.verdicts import N_NAMED, Judged, borderline, judged_labels, judged_positions, n_verdicts
 from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import ConfigError

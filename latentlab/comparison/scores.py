@@ -1,11 +1,13 @@
-"""Scores of each row against posterior draws, with ceilings and floors."""
+"""Scores of each row: against posterior draws, with ceilings and floors, and against known labels, which no method used."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from latentlab.compare.labels import downstream_accuracy, folds, label_agreement, largest_class
 from latentlab.compare.lift import ceiling_table, floor_table, score_table
 from latentlab.compare.metric import Metric
 from latentlab.compare.neighbors import recall
@@ -13,12 +15,17 @@ from latentlab.compare.positions import Positions
 from latentlab.comparison.rows import Row
 from latentlab.data.memory import thinned
 from latentlab.fit import Fit
+from latentlab.registry import METRICS
 from latentlab.seeds import Seeds
 
 MOST_NUMBERS = 2**24
 """Largest size of the array of label probabilities used for scores (128 MB)."""
 N_RECALL_DRAWS = 5
 """Draws for which the recall of approximate neighbours is computed."""
+LABEL_METRICS = ("adjusted_rand", "matched_accuracy")
+"""Metrics between a clustering and known labels."""
+N_LABEL_DRAWS = 100
+"""Draws of labels that are scored against known labels; half as many draws of positions."""
 RECALLS = {"neighbor_recall": "embeddings", "neighbor_recall_draws": "draws"}
 """Variables of the dataset that hold the recall -> the name of their subject in notes."""
 
@@ -96,4 +103,36 @@ def recalls(rows: Sequence[Row], draws: np.ndarray, k: int) -> xr.Dataset:
         "neighbor_recall": (("embedding",), np.array([recall(Positions(row.values), k) for row in rows])),
         "neighbor_recall_draws": (("recall_draw",), np.array([recall(Positions(draw), k) for draw in flat])),
     }
+    return xr.Dataset(arrays, coords={"embedding": [row.label for row in rows]})
+
+
+def clusters_and_labels(rows: Sequence[Row], draws: np.ndarray, centre: np.ndarray, labels: np.ndarray) -> xr.Dataset:
+    """Computes the agreement of each clustering, the point estimate and some draws with known labels."""
+    known = np.unique(labels.astype(str), return_inverse=True)[1]
+    few = thinned(draws, N_LABEL_DRAWS)
+    arrays: dict[str, Any] = {"largest_class": ((), largest_class(labels))}
+    for metric in (METRICS.load(name) for name in LABEL_METRICS):
+        of_rows = [np.nan if row.labels is None else metric(row.labels, known) for row in rows]
+        arrays[f"label_{metric.name}"] = (("embedding",), np.array(of_rows))
+        arrays[f"label_{metric.name}_posterior_mean"] = ((), metric(centre, known))
+        of_draws = [[metric(draw, known) for draw in chain] for chain in few]
+        arrays[f"label_{metric.name}_draws"] = (("chain", "label_draw"), np.array(of_draws))
+    return xr.Dataset(arrays, coords={"embedding": [row.label for row in rows]})
+
+
+def positions_and_labels(rows: Sequence[Row], draws: np.ndarray, labels: np.ndarray, k: int, seeds: Seeds) -> xr.Dataset:
+    """Computes label agreement and downstream accuracy of each row, the posterior mean and some draws."""
+    few = thinned(draws, N_LABEL_DRAWS // 2)
+    fixed = folds(labels, seeds.child("folds").numpy())
+    tasks = {
+        "label_agreement": partial(label_agreement, labels=labels, n_neighbors=k),
+        "downstream_accuracy": partial(downstream_accuracy, labels=labels, folds=fixed, n_neighbors=k),
+    }
+    arrays: dict[str, Any] = {}
+    for name, score in tasks.items():
+        arrays[name] = (("embedding",), np.array([score(Positions(row.values)) for row in rows]))
+        arrays[f"{name}_posterior_mean"] = ((), score(Positions(draws.mean(axis=(0, 1)))))
+        of_draws = [[score(Positions(draw)) for draw in chain] for chain in few]
+        arrays[f"{name}_draws"] = (("chain", "label_draw"), np.array(of_draws))
+    arrays["largest_class"] = ((), largest_class(labels))
     return xr.Dataset(arrays, coords={"embedding": [row.label for row in rows]})

@@ -1,18 +1,22 @@
-"""A recorded graph as a function: run by TorchScript's interpreter, or as machine code."""
+"""A recorded graph as a function: redundant operations are removed, then it is interpreted or compiled to machine code."""
 
 import logging
+import math
+import operator
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from latentlab.inference.machine_code import compile_graph, folder, graph_key, load_code
-from latentlab.inference.recorder import Function, graph_operations, recorded
-from latentlab.inference.shorten import failures_as_nan, held_outside, shorten
+from latentlab.inference.recorder import ATEN, NEUTRAL, SAME, Function, graph_operations, recorded
 from latentlab.seeds import double, forked
 
 logger = logging.getLogger(__name__)
+SMALL = 64
+"""Largest number of entries of a constant tensor whose values are compared."""
 
 
 class RecordedGraph:
@@ -105,3 +109,102 @@ class _Interpreted(torch.nn.Module):
 
     def forward(self, *arguments: torch.Tensor) -> Any:
         return self._run(*arguments)
+
+
+def shorten(graph: Any) -> None:
+    """Merges equal operations on the same arguments (common subexpressions), and removes identities.
+
+    The graph must not change tensors in place. Operations that are outputs are kept, so that no two outputs share memory.
+    """
+    known: dict[str, Any] = {}
+    outputs = set(next(reversed(graph.nodes)).all_input_nodes)
+    for node in graph_operations(graph):
+        if torch.Tag.nondeterministic_seeded in node.target.tags or node in outputs:
+            continue
+        same = known.setdefault(repr((node.target, node.args, node.kwargs)), node)  # in `repr`, 1, 1.0 and -0.0 differ
+        if _changes_nothing(node):
+            same = node.args[0]
+        if same is not node:
+            node.replace_all_uses_with(same)
+
+
+def _changes_nothing(node: Any) -> bool:
+    """Whether an operation returns its first argument: a view of the same shape, or x + 0, x - 0, x * 1, x / 1 or x ** 1."""
+    if not isinstance(node.args[0], torch.fx.Node) or node.meta.get("kind") != node.args[0].meta.get("kind", ()):
+        return False
+    if node.target in NEUTRAL:
+        return not isinstance(node.args[1], torch.fx.Node) and node.args[1] == NEUTRAL[node.target]
+    return node.target in SAME or (node.target is ATEN.permute.default and node.args[1] == sorted(node.args[1]))
+
+
+def failures_as_nan(graph: Any) -> None:
+    """Replaces the results of failed matrix decompositions by NaN, where the program would raise.
+
+    `torch.linalg.cholesky` and similar functions compute the decomposition and a code `info` for each matrix of the batch. A
+    separate operation raises if a code is not 0, and TorchScript drops it, since no result depends on it. The density could
+    then be finite where it is undefined.
+
+    Raises:
+        ValueError: A decomposition is checked in another way.
+    """
+    for check in [node for node in graph.nodes if node.target is torch.ops.aten._linalg_check_errors.default]:
+        info = check.args[0]
+        if info.target is not operator.getitem:
+            raise ValueError("it checks a decomposition in a way of its own")
+        for result in [node for node in info.args[0].users if node is not info]:
+            if not result.meta["is_number"] or not result.users:
+                continue
+            with graph.inserting_after(max(result, info)):
+                masked = graph.call_function(_masked, (result, info, result.meta["n_dims"]))
+            result.replace_all_uses_with(masked, delete_user_cb=lambda user, own=masked: user is not own)
+        graph.erase_node(check)
+
+
+def _masked(result: torch.Tensor, info: torch.Tensor, n_dims: int) -> torch.Tensor:
+    """Replaces results whose code `info` is not 0 by NaN."""
+    return torch.where((info != 0)[(..., *[None] * (n_dims - info.dim()))], torch.nan, result)
+
+
+def held_outside(module: Any, own: Any, *, numbers: bool = False) -> tuple[Any, list[torch.Tensor]]:
+    """Returns the graph with its constant tensors, except scalars, as its last arguments, and the list of these tensors.
+
+    Each argument costs time in every call, so equal small tensors share one. With `numbers`, small tensors filled with one
+    whole or infinite number become an operation instead, which a compiler reduces to a number.
+    """
+    graph = torch.fx.Graph()
+    copies: dict[Any, Any] = {}
+    held: list[torch.Tensor] = []
+    known: dict[Any, Any] = {}
+    full: dict[Any, tuple[torch.Tensor, float]] = {}
+    nodes = list(own.nodes)
+    for node in nodes:
+        if node.op == "placeholder":
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+    for node in nodes:
+        if node.op == "get_attr" and node.users and getattr(module, node.target).dim():
+            tensor = getattr(module, node.target).detach().contiguous()
+            number = _repeated(tensor) if numbers else None
+            if number is not None:
+                full[node] = tensor, number
+                continue
+            content = tensor.cpu().numpy().tobytes() if tensor.numel() <= SMALL else node
+            key = tensor.shape, tensor.dtype, content
+            if key not in known:
+                known[key] = graph.placeholder(f"held_{len(held)}")
+                held.append(tensor)
+            copies[node] = known[key]
+    for node, (tensor, number) in full.items():
+        copies[node] = graph.call_function(ATEN.full.default, (list(tensor.shape), number), {"dtype": tensor.dtype})
+    for node in nodes:
+        if node not in copies and (node.users or node.op == "output" or node.is_impure()):
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+    return graph, held
+
+
+def _repeated(tensor: torch.Tensor) -> float | None:
+    """Returns the number that fills a small tensor, if it is whole or infinite, else None: others may come from the data."""
+    if tensor.dtype != torch.float64 or not 0 < tensor.numel() <= SMALL:
+        return None
+    number = float(tensor.flatten()[0])
+    same = tensor.cpu().numpy().tobytes() == np.full(tensor.shape, number).tobytes()  # the bytes of 0.0 and -0.0 differ
+    return number if same and (math.isinf(number) or number.is_integer()) and number.hex() != (-0.0).hex() else None

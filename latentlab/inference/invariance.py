@@ -23,8 +23,7 @@ import torch
 from latentlab.inference.density import Density
 from latentlab.models.base import LatentModel
 from latentlab.seeds import Seeds, isolated
-from latentlab.symmetry.action import site_dims
-from latentlab.symmetry.group import NEXT, Group
+from latentlab.symmetry.group import NEXT, Group, site_dims
 from latentlab.symmetry.groups import GROUPS, GeneralLinear, Identity, Permutation, SignedPermutation, larger_groups
 from latentlab.symmetry.labels import renamed
 

@@ -263,9 +263,10 @@ class LatentModel(ABC):
 
 def outliers(dataset: Dataset) -> list[Caution]:
     """Warn of outliers in models with Gaussian noise: a value far from all others of its column affects every estimate."""
-    raw = dataset.raw()
-    found = on_outliers(raw.x, raw.units.tolist(), raw.features.tolist())
-    return [Caution("data", note, 1.0, "no note") for note in found]
+    units, columns = dataset.units.tolist(), dataset.features.tolist()
+    if not on_outliers(dataset.x, units, columns):  # a distance in standard deviations is that of the raw values
+        return []
+    return [Caution("data", note, 1.0, "no note") for note in on_outliers(dataset.raw().x, units, columns)]
 
 
 def require_table(what: str, dataset: Dataset, hint: str = "") -> None:

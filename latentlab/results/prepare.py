@@ -15,8 +15,8 @@ from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Method, Problem
 from latentlab.inference.encoder import is_amortised
+from latentlab.inference.program import check_declaration
 from latentlab.models.base import LatentModel
-from latentlab.models.declaration import check_declaration
 from latentlab.results.assemble import outline
 from latentlab.seeds import Seeds
 

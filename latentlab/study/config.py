@@ -275,7 +275,7 @@ def _check_pair(problems: Problems, data: dict[str, Any], chosen: Mapping[str, l
         )
     except (ValidationError, IndexError):
         return
-    from latentlab.models.declaration import check_declaration
+    from latentlab.inference.program import check_declaration
 
     try:
         check_declaration(model)

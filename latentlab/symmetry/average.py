@@ -31,8 +31,8 @@ from collections.abc import Callable
 import numpy as np
 
 from latentlab.errors import InferenceError, ModelError
-from latentlab.symmetry import action, consensus
-from latentlab.symmetry.group import Dims, Group, Values
+from latentlab.symmetry import consensus
+from latentlab.symmetry.group import Dims, Group, Values, finite_rows
 from latentlab.symmetry.groups import Euclidean, GeneralLinear, Identity, Orthogonal, Permutation, SignedPermutation
 
 LogDensity = Callable[[dict[str, np.ndarray]], np.ndarray]
@@ -107,8 +107,8 @@ def log_average(  # one argument each for the density, its draws and the group's
         return _checked(log_q(sites), next(iter(sites.values())).shape[0])
     if not isinstance(group, Permutation | SignedPermutation | Orthogonal):
         raise ModelError(f"log q cannot be averaged over {type(group).__name__}: it has no finite invariant measure.")
-    x = action.finite_rows(on, sites, dims, group.dim)
-    target = action.finite_rows(on, {on: np.asarray(center[on])}, {on: dims[on]}, group.dim)
+    x = finite_rows(on, sites, dims, group.dim)
+    target = finite_rows(on, {on: np.asarray(center[on])}, {on: dims[on]}, group.dim)
     cross = x.swapaxes(-1, -2) @ target
     if isinstance(group, Orthogonal) and cross.shape[-1] > 1:
         integrate = _circle if cross.shape[-1] == 2 else _lie_algebra(cross.shape[-1], rng, n)

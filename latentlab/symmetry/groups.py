@@ -17,8 +17,8 @@ from typing import ClassVar
 import numpy as np
 
 from latentlab.errors import ModelError
-from latentlab.symmetry import action, consensus, invariants
-from latentlab.symmetry.group import Aligned, Dims, Group, Values
+from latentlab.symmetry import consensus, invariants
+from latentlab.symmetry.group import Aligned, Dims, Group, Values, site_dims
 from latentlab.symmetry.matrix_group import MatrixGroup
 
 
@@ -44,13 +44,13 @@ class Identity(Group):
     def align(self, values: Values, dims: Dims, *, on: str) -> Aligned:
         """Return the draws unchanged; the reference is the mean of `on`, which need not have the group's dim."""
         value = np.asarray(values[on], dtype=np.float64)
-        n_lead = value.ndim - len(action.site_dims(on, value, dims))
+        n_lead = value.ndim - len(site_dims(on, value, dims))
         return self.align_to(value.mean(axis=tuple(range(n_lead))), values, dims, on=on)
 
     def align_to(self, reference: np.ndarray, values: Values, dims: Dims, *, on: str) -> Aligned:
         """Return the draws unchanged."""
         value = np.asarray(values[on])
-        names = action.site_dims(on, value, dims)
+        names = site_dims(on, value, dims)
         n_lead = value.ndim - len(names)
         size = value.shape[n_lead + names.index(self.dim)] if self.dim in names else 1
         elements = np.broadcast_to(np.eye(size), (*value.shape[:n_lead], size, size))

@@ -6,8 +6,8 @@ from typing import ClassVar
 import numpy as np
 
 from latentlab.errors import ModelError
-from latentlab.symmetry import action, invariants
-from latentlab.symmetry.group import Aligned, Dims, Group, Values
+from latentlab.symmetry import invariants
+from latentlab.symmetry.group import Aligned, Dims, Group, Values, acted, finite_rows, rows, site_dims, site_shape, through_axes
 
 
 class MatrixGroup(Group):
@@ -56,12 +56,10 @@ class MatrixGroup(Group):
 
     def _acted(self, element: np.ndarray, site: str, value: np.ndarray, dims: Dims) -> np.ndarray:
         value = np.asarray(value)
-        names = action.site_dims(site, value, dims)
+        names = site_dims(site, value, dims)
         if self.dim not in names:
             return value
-        return action.through_axes(
-            site, value, dims, self.dim, self._size(element), lambda x: self._transformed(element, x, names)
-        )
+        return through_axes(site, value, dims, self.dim, self._size(element), lambda x: self._transformed(element, x, names))
 
     def align(self, values: Values, dims: Dims, *, on: str) -> Aligned:
         """Align draws with their consensus of site `on`; the same elements act on all sites.
@@ -79,7 +77,7 @@ class MatrixGroup(Group):
             ModelError: `on` is missing or lacks the group's dim.
             InferenceError: `on` is not finite.
         """
-        x = action.finite_rows(on, values, dims, self.dim)
+        x = finite_rows(on, values, dims, self.dim)
         elements, reference = self._consensus(x.reshape(-1, *x.shape[-2:]), tuple(dims[on]))
         return self._aligned(elements.reshape(*x.shape[:-2], *elements.shape[1:]), reference, values, dims, on)
 
@@ -96,15 +94,15 @@ class MatrixGroup(Group):
             ModelError: `on` is missing, lacks the group's dim, or differs in shape from `reference`.
             InferenceError: `on` or `reference` is not finite.
         """
-        x = action.finite_rows(on, values, dims, self.dim)
-        target = action.finite_rows(on, {on: np.asarray(reference)}, {on: dims[on]}, self.dim)
+        x = finite_rows(on, values, dims, self.dim)
+        target = finite_rows(on, {on: np.asarray(reference)}, {on: dims[on]}, self.dim)
         if target.shape != x.shape[-2:]:
             raise ModelError(f"the reference of site '{on}' has rows {target.shape}; the draws have {x.shape[-2:]}.")
         elements = self._nearest(x.reshape(-1, *x.shape[-2:]), target, tuple(dims[on]))
         return self._aligned(elements.reshape(*x.shape[:-2], *elements.shape[1:]), target, values, dims, on)
 
     def _aligned(self, elements: np.ndarray, reference: np.ndarray, values: Values, dims: Dims, on: str) -> Aligned:
-        shaped = action.site_shape(reference, on, values, dims, self.dim)
+        shaped = site_shape(reference, on, values, dims, self.dim)
         return Aligned(self.act(elements, values, dims), elements, shaped)
 
     def invariants(self, values: Values, dims: Dims) -> dict[str, np.ndarray]:
@@ -113,13 +111,13 @@ class MatrixGroup(Group):
         Sites on which the group does not act are invariants in their original shape.
         """
         sites = {site: np.asarray(value) for site, value in values.items()}
-        moved = action.acted(sites, dims, self.dim)
+        moved = acted(sites, dims, self.dim)
         found = {site: value for site, value in sites.items() if site not in moved}
         single = {}
         for site in moved:
-            names = action.site_dims(site, sites[site], dims)
+            names = site_dims(site, sites[site], dims)
             if names.count(self.dim) == 1:
-                single[site] = action.rows(site, sites, dims, self.dim)
+                single[site] = rows(site, sites, dims, self.dim)
             else:
                 matrix = self._matrices(site, sites[site], names)
                 found |= self._of_matrix(site, matrix)

@@ -19,10 +19,9 @@ from latentlab.inference.arrays import tensors
 from latentlab.inference.capture import WORTH, Plan, capture
 from latentlab.inference.chees import ChEES
 from latentlab.inference.density import Density
-from latentlab.inference.graph import RecordedGraph, _Interpreted
+from latentlab.inference.graph import RecordedGraph, _Interpreted, held_outside
 from latentlab.inference.machine_code import CACHE, folder
 from latentlab.inference.nuts import NUTS
-from latentlab.inference.shorten import held_outside
 from latentlab.inference.svi import SVI
 from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.gaussian_mixture import GaussianMixture
