@@ -27,7 +27,7 @@ def positions_given(x, mu, W, noise_variance):
 
 
 def ppca_optimum(x, q):
-    """Tipping and Bishop's closed form: log likelihood, sigma^2, W W', the mean of z in principal axes, its covariance."""
+    """Tipping and Bishop's closed form: log likelihood, sigma^2, W W^T, the mean of z in principal axes, its covariance."""
     n, d = x.shape
     S = np.cov(x.T, ddof=0)
     values, vectors = np.linalg.eigh(S)

@@ -101,7 +101,7 @@ def frozen(array):
 
 
 UNSOUND = {
-    "a chain elsewhere": ({"posterior__W": edited(shifted)}, "R-hat", "W W'"),
+    "a chain elsewhere": ({"posterior__W": edited(shifted)}, "R-hat", "W W^T"),
     "a frozen chain": ({"posterior__W": edited(frozen)}, "R-hat", "W (chain 1 does not move)"),
     "one frozen entry": ({"posterior__z": edited(lambda z: z[:, :, 3, 1].__setitem__(slice(None), 0.7))}, "R-hat", "z (chain 0"),
     "all chains frozen alike": ({"posterior__sigma": lambda s: np.full_like(s, 2.0)}, "R-hat", "sigma (chain 0"),

@@ -259,8 +259,8 @@ def test_sensitivity_names_what_the_prior_moves(wine):
     result = fit(PPCA(1, W_scale=0.02, mu_scale=0), wine, SVI(n_steps=800, n_draws=1000), seed=0, progress=False)
     table = result.sensitivity()
     assert table.columns.tolist() == ["quantity", "prior", "likelihood", "diagnosis"]
-    assert table["quantity"].str.fullmatch(r"W W'\[\w.*, \w.*\]|sigma").all()
-    assert "W W'[flavanoids, flavanoids]" in set(table["quantity"])
+    assert table["quantity"].str.fullmatch(r"W W\^T\[\w.*, \w.*\]|sigma").all()
+    assert "W W^T[flavanoids, flavanoids]" in set(table["quantity"])
     assert table["prior"].is_monotonic_decreasing
     assert table["prior"].iloc[0] > 0.05
     wide = fit(PPCA(1, W_scale=20.0, mu_scale=0), wine, SVI(n_steps=800, n_draws=1000), seed=0, progress=False)
@@ -361,7 +361,7 @@ def test_raw_coordinates_are_shown_as_raw_and_a_stuck_chain_fails_all_the_same()
 
 @pytest.mark.slow
 def test_the_explicit_and_the_integrated_form_are_one_model():
-    """W W', sigma and the positions' moments by both: z-tests of means and sds, Bonferroni at a total of 1e-5.
+    """W W^T, sigma and the positions' moments by both: z-tests of means and sds, Bonferroni at a total of 1e-5.
 
     Moments of one form with draws that are an eighth narrower would be seen.
     """

@@ -32,7 +32,7 @@ def test_a_mixture_s_quantities_are_sums_over_components(rng):
         "sum_k weights[k]^2",
         "sum_k weights[k]^4",
         "sum_k weights[k] mu[k, hue]",
-        "mu mu'[ash, hue]",
+        "mu mu^T[ash, hue]",
         "sum_k mu[k, ash]",
         "sum_k mu[k, ash]^3",
         "weights[k], rank 1",
@@ -54,9 +54,9 @@ def test_large_products_are_called_by_what_they_are(group, rng):
     dims = {"W": ("feature", "latent"), "z": ("unit", "latent")}
     found = names(group, values, dims, {"W": [f"f{i}" for i in range(40)], "z": [f"u{i}" for i in range(60)]})
     assert len(set(found)) == len(found)
-    assert "random projection 1 of W z'" in found or "random projection 1 of z W'" in found
+    assert "random projection 1 of W z^T" in found or "random projection 1 of z W^T" in found
     if isinstance(group, Orthogonal):
-        assert {"eigenvalue 1 of W W'", "W W'[f3, f3]", "|z|^2[u7]"} <= set(found)
+        assert {"eigenvalue 1 of W W^T", "W W^T[f3, f3]", "|z[u7]|^2"} <= set(found)
 
 
 def test_the_log_density_has_its_name():

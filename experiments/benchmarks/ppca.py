@@ -1,7 +1,7 @@
 r"""The density of the benchmarks of PPCA, written for each library: q positions integrated out.
 
-$W_{dk} \sim N(0, 1)$, $\mu_d \sim N(0, 10)$, $\sigma \sim \text{HalfNormal}(1)$, $x_n \sim N(\mu, W W' + \sigma^2 I)$. What is
-compared are $W W'$ and $\sigma$, which no rotation of W changes.
+$W_{dk} \sim N(0, 1)$, $\mu_d \sim N(0, 10)$, $\sigma \sim \text{HalfNormal}(1)$, $x_n \sim N(\mu, W W^T + \sigma^2 I)$. What is
+compared are $W W^T$ and $\sigma$, which no rotation of W changes.
 """
 
 from typing import Any
@@ -50,7 +50,7 @@ def pymc_model(x: np.ndarray) -> Any:
 
 
 def identified(values: Values) -> np.ndarray:
-    """The entries of W W' on and above the diagonal, and sigma, `(chain, draw, quantity)`."""
+    """The entries of W W^T on and above the diagonal, and sigma, `(chain, draw, quantity)`."""
     W, sigma = values["W"], values["sigma"]
     gram = (W @ W.swapaxes(-1, -2))[..., *np.triu_indices(W.shape[-2])]
     return np.concatenate([gram, sigma[..., None]], axis=-1)

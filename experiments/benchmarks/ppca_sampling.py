@@ -1,4 +1,4 @@
-"""PPCA on wine: a gradient, and the least bulk ESS of W W' and sigma per second, against NumPyro's NUTS.
+"""PPCA on wine: a gradient, and the least bulk ESS of W W^T and sigma per second, against NumPyro's NUTS.
 
 With 64 vectorised chains NumPyro makes a third as many effective draws a second as with 4, and takes minutes: it is left out.
 """
@@ -27,7 +27,7 @@ def rows(size: str) -> list[Row]:
         dataset,
         ppca.numpyro_model,
         ppca.identified,
-        what="W W' and sigma",
+        what="W W^T and sigma",
         check_means=size == "full",
         **options,
     )

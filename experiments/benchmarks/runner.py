@@ -2,7 +2,7 @@
 
 * the gradient: Pyro's program traced and differentiated anew at each point, against the captured graph, one point and a batch;
 * the sum over units by moments, against unit by unit;
-* NUTS: seconds per effective draw of W W' and sigma, Pyro's kernel on the same captured potential against chains in lock step.
+* NUTS: seconds per effective draw of W W^T and sigma, Pyro's kernel on the same captured potential against chains in lock step.
 
     python experiments/benchmarks/runner.py --dataset wine
 """
@@ -53,7 +53,7 @@ def gradients(density: Density) -> dict[str, float]:
 
 
 def least_ess(values: dict[str, np.ndarray]) -> float:
-    """The smallest effective number of draws over W W' and sigma."""
+    """The smallest effective number of draws over W W^T and sigma."""
     W = values["W"]
     gram = (W @ W.swapaxes(-1, -2))[..., *np.triu_indices(W.shape[-2])]
     return float(min(ess_bulk(gram).min(), ess_bulk(values["sigma"])))

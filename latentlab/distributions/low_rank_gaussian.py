@@ -1,4 +1,4 @@
-r"""Gaussians whose covariance is of low rank plus a diagonal, $N(\mu, W W' + \mathrm{diag}(\psi^2))$, with missing entries.
+r"""Gaussians whose covariance is of low rank plus a diagonal, $N(\mu, W W^T + \mathrm{diag}(\psi^2))$, with missing entries.
 
 With $r = x - \mu$ over the observed entries o, $M = I + W_o' \Psi_o^{-1} W_o$ and $\hat z = M^{-1} W_o' \Psi_o^{-1} r_o$
 (Woodbury identity and matrix determinant lemma),

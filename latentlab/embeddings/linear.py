@@ -48,7 +48,7 @@ def factor_analysis(
     r"""Factor scores by regression: the posterior mean of the factors at maximum likelihood.
 
     $E[z \mid x] = (I + W'\Psi^{-1}W)^{-1} W' \Psi^{-1} (x - \bar x)$ with loadings W and noise variances $\Psi$ of
-    $x \sim N(\mu, W W' + \Psi)$, from scikit-learn's EM. It preserves the covariance of the features and removes their noise
+    $x \sim N(\mu, W W^T + \Psi)$, from scikit-learn's EM. It preserves the covariance of the features and removes their noise
     variances. Scaling a feature does not change the scores. Columns have mean 0 and variance below 1.
 
     Args:

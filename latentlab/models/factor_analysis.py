@@ -20,9 +20,9 @@ class FactorAnalysis(LinearGaussian):
 
     W (feature, latent) are the loadings, mu (feature,) the mean, psi (feature,) the standard deviations of the noise, z
     (unit, latent) the positions, or factor scores. Scales are standard deviations, in the units of the features. With z
-    marginalised, $x_n \sim N(\mu, W W' + \mathrm{diag}(\psi^2))$. W W' + diag(psi^2) and mu are identified. psi is identified as
-    a rule if (D - q)^2 >= D + q (the Ledermann bound). W and z are identified up to one common rotation or reflection, O(q).
-    Beyond the bound no number of units identifies psi, W W' and the positions, and the diagnostics of every fit warn. A psi near
+    marginalised, $x_n \sim N(\mu, W W^T + \mathrm{diag}(\psi^2))$. W W^T + diag(psi^2) and mu are identified. psi is generically
+    identified if (D - q)^2 >= D + q (the Ledermann bound). W and z are identified up to one common rotation or reflection, O(q).
+    Beyond the bound no number of units identifies psi, W W^T and the positions, and the diagnostics of every fit warn. A psi near
     0 (a Heywood case) makes one feature a factor. The posterior can have several modes.
 
     Args:

@@ -38,7 +38,7 @@ class LinearVAE(LatentModel):
        - \tfrac{D_x}{2} \log 2\pi\sigma^2
        - \tfrac12 \left[ \text{tr}\, V S V' + \text{tr}\, D - q - \log |D| \right]. $$
 
-    Its maximum is PPCA's log likelihood. The data identify only W W' and W z_n, since the joint density is invariant under O(q).
+    Its maximum is PPCA's log likelihood. The data identify only W W^T and W z_n, since the joint density is invariant under O(q).
     A diagonal D equals the exact conditional covariance only if the columns of W are orthogonal. The maximum of the bound is
     therefore identified up to the order and signs of the axes. With sigma fixed, a dimension is used only if its eigenvalue of S
     exceeds sigma^2. This collapse is a property of the likelihood, not of the bound.

@@ -20,7 +20,7 @@ class PPCA(LinearGaussian):
 
     W (feature, latent) are the loadings, mu (feature,) the mean, sigma the standard deviation of the noise, z (unit, latent)
     the positions. Scales are standard deviations, in the units of the features. With z marginalised,
-    $x_n \sim N(\mu, W W' + \sigma^2 I)$. W W', mu, sigma and W z_n are identified. W and z are identified up to one common
+    $x_n \sim N(\mu, W W^T + \sigma^2 I)$. W W^T, mu, sigma and W z_n are identified. W and z are identified up to one common
     rotation or reflection, O(q). Standardising columns makes equal noise variances unequal, and additional latent dimensions then
     fit the difference. Choose q on raw columns of one unit, or by factor analysis.
 

@@ -23,8 +23,8 @@ class RandomDotProduct(LatentModel):
        y_{ij} \mid z \sim \text{Bernoulli}(\text{logit}^{-1}(\alpha + z_i' z_j)) $$
 
     z (node, latent), alpha (); y_ij is 1 if the nodes i and j are joined, for each pair i < j (i != j in a directed graph).
-    Scales are standard deviations. alpha and the products z z' are identified; z is identified up to an orthogonal
-    transformation. z z' is positive semi-definite, so the model describes only assortative graphs, whose groups are densely
+    Scales are standard deviations. alpha and the products z z^T are identified; z is identified up to an orthogonal
+    transformation. z z^T is positive semi-definite, so the model describes only assortative graphs, whose groups are densely
     joined within themselves.
 
     Args:

@@ -74,9 +74,9 @@ def entry(name: str, index: tuple[int, ...], labels: Labels, single: Collection[
 
     Example:
         >>> labels = {"W": ["ash", "hue", "proline"], "sigma": ["ash", "hue", "proline"]}
-        >>> entry("W W'", (4,), labels), entry("diag W W'", (1,), labels), entry("spectrum W", (1,), labels)
-        ("W W'[hue, proline]", "W W'[hue, hue]", "eigenvalue 2 of W W'")
-        >>> entry("sum sigma^4", (0,), labels), entry("w w'", (0,), labels, ["w"]), entry("w sigma'", (1,), labels, ["w"])
+        >>> entry("W W^T", (4,), labels), entry("diag W W^T", (1,), labels), entry("spectrum W", (1,), labels)
+        ('W W^T[hue, proline]', 'W W^T[hue, hue]', 'eigenvalue 2 of W W^T')
+        >>> entry("sum sigma^4", (0,), labels), entry("w w^T", (0,), labels, ["w"]), entry("w sigma^T", (1,), labels, ["w"])
         ('sum_k sigma[k, ash]^4', 'sum_k w[k]^2', 'sum_k w[k] sigma[k, hue]')
     """
     number = f"[{', '.join(map(str, index))}]" if index else ""
@@ -96,7 +96,7 @@ def entry(name: str, index: tuple[int, ...], labels: Labels, single: Collection[
             return text.format(**parts, at=at, rank=at + 1)
     if found := re.fullmatch(r"sum (?P<site>.+?)(?P<power>\^\d)?", name):
         return f"sum_k {of(found['site'])}{found['power'] or ''}"
-    if found := re.fullmatch(r"(?P<site>.+) (?P<other>.+)'", name):
+    if found := re.fullmatch(r"(?P<site>.+) (?P<other>.+)\^T", name):
         site, other = found["site"], found["other"]
         if site == other and site in single:
             return f"sum_k {site}[k]^2"
@@ -105,15 +105,17 @@ def entry(name: str, index: tuple[int, ...], labels: Labels, single: Collection[
         if site == other and site in labels:
             i, j = (int(side[at]) for side in np.triu_indices(len(labels[site])))
             return f"{name}[{labels[site][i]}, {labels[site][j]}]"
-    if found := re.fullmatch(r"diag (?P<site>.+) (?P=site)'", name):
-        return f"{found['site']} {found['site']}'[{row(found['site'])}, {row(found['site'])}]"
-    site = name.removeprefix("|").removesuffix("|^2")
-    return f"{name}[{row(site)}]"
+    if found := re.fullmatch(r"diag (?P<site>.+) (?P=site)\^T", name):
+        return f"{found['site']} {found['site']}^T[{row(found['site'])}, {row(found['site'])}]"
+    if name.startswith("|"):
+        site = name.removeprefix("|").removesuffix("|^2")
+        return f"|{site}[{row(site)}]|^2"
+    return f"{name}[{row(name)}]"
 
 
 FORMULAS = {"lp": "log joint density"}
 PATTERNS = (
-    (r"spectrum (?P<x>.+)", "eigenvalue {rank} of {x} {x}'"),
+    (r"spectrum (?P<x>.+)", "eigenvalue {rank} of {x} {x}^T"),
     (r"sum (?P<x>.+) projected", "random projection {rank} of sum_k {x}[k]"),
     (r"(?P<x>.+) projected", "random projection {rank} of {x}"),
     (r"sorted \|(?P<x>.+)\|\^2", "|{x}[k]|^2, rank {rank}"),
@@ -138,6 +140,6 @@ def entries(quantities: Mapping[str, np.ndarray], labels: Labels, sizes: Mapping
 
 
 def _is_single(name: str, array: np.ndarray) -> bool:
-    """Whether a quantity is x x' for a site x with a single row."""
+    """Whether a quantity is x x^T for a site x with a single row."""
     site = name.partition(" ")[0]
-    return name == f"{site} {site}'" and array.ndim == 3 and array.shape[-1] == 1
+    return name == f"{site} {site}^T" and array.ndim == 3 and array.shape[-1] == 1

@@ -4,7 +4,7 @@ A group acts along one dim, by default `latent`. An element g is a matrix that a
 `(feature, latent)` to W g, positions z `(unit, latent)` to z g, a vector v `(latent,)` to v g, and a matrix S
 `(latent, latent)` to g' S g. Positions are the sites with a dim of units (`units`, by default `unit`). Two groups act
 differently on positions: `Euclidean` translates only positions, and `GeneralLinear` maps z to z A and other sites to W A^-T, so
-that the product z W' is unchanged.
+that the product z W^T is unchanged.
 
 Subgroups, each contained in those to its right:
 
@@ -155,7 +155,7 @@ class Orthogonal(MatrixGroup):
         >>> aligned = group.align(draws, dims, on="W")
         >>> aligned.values["W"].shape, float(aligned.values["W"].std(axis=(0, 1)).max().round(12))
         ((4, 50, 3, 2), 0.0)
-        >>> group.invariants(draws, dims)["W W'"][0, 0].round(12)
+        >>> group.invariants(draws, dims)["W W^T"][0, 0].round(12)
         array([ 4.,  2.,  0.,  2., -1.,  1.])
     """
 
@@ -249,7 +249,7 @@ class Euclidean(MatrixGroup):
 class GeneralLinear(MatrixGroup):
     """Invertible linear maps, GL(q): they map positions z (sites with a dim of `units`) to z A, other sites W to W A^-T.
 
-    The product z W' is unchanged. Alignment first transforms every draw of the site to orthogonal columns of mean square 1, so
+    The product z W^T is unchanged. Alignment first transforms every draw of the site to orthogonal columns of mean square 1, so
     that only its column space matters, and then rotates. The consensus is an orthogonal basis of the draws' common subspace.
     """
 

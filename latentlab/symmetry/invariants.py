@@ -1,16 +1,16 @@
 r"""Invariants of draws under a group, for which R-hat, ESS and MCSE are meaningful.
 
-A site is a matrix of rows X `(*lead, m, q)`, with q the size of the group's dim. A product such as X X' with up to `MAX_ENTRIES`
+A site is a matrix of rows X `(*lead, m, q)`, with q the size of the group's dim. A product such as X X^T with up to `MAX_ENTRIES`
 entries is returned completely (the upper triangle, row by row). Larger products are summarised by their spectrum, their diagonal
-and `N_PROJECTIONS` numbers a' X X' b. The directions a and b are standard normal divided by sqrt(m), from a generator of fixed
+and `N_PROJECTIONS` numbers a^T X X^T b. The directions a and b are standard normal divided by sqrt(m), from a generator of fixed
 seed, so that every fit has the same invariants. All invariants have the leading axes and one further axis.
 
 Invariants of each group, in addition to those of larger groups:
 
 | group | invariants of X (and of pairs X, Y) |
 |---|---|
-| `GeneralLinear` | projector X (X'X)^-1 X'; z W' |
-| `Orthogonal` | X X', its spectrum; X Y' |
+| `GeneralLinear` | projector X (X^T X)^-1 X^T; z W^T |
+| `Orthogonal` | X X^T, its spectrum; X Y^T |
 | `Euclidean` | those, positions centred |
 | `SignedPermutation` | those of `Orthogonal`; sum_k x_ik^4; sorted squared column norms |
 | `Permutation` | those; sum_k x_ik, sum_k x_ik^3; sorted distances between columns |
@@ -34,39 +34,39 @@ def directions(m: int) -> np.ndarray:
 
 
 def is_small(x: np.ndarray, y: np.ndarray | None = None) -> bool:
-    """Check whether X X' (its upper triangle), or X Y', has at most `MAX_ENTRIES` entries."""
+    """Check whether X X^T (its upper triangle), or X Y^T, has at most `MAX_ENTRIES` entries."""
     m = x.shape[-2]
     return (m * (m + 1) // 2 if y is None else m * y.shape[-2]) <= MAX_ENTRIES
 
 
 def gram(name: str, x: np.ndarray, *, positions: bool) -> Invariants:
-    """Compute invariants of X X': all entries if it is small and X is no position; else spectrum, diagonal and projections.
+    """Compute invariants of X X^T: all entries if it is small and X is no position; else spectrum, diagonal and projections.
 
     The spectrum of positions is divided by m.
     """
     m = x.shape[-2]
     if is_small(x) and not positions:
-        return {f"{name} {name}'": (x @ x.swapaxes(-1, -2))[..., *np.triu_indices(m)]}
+        return {f"{name} {name}^T": (x @ x.swapaxes(-1, -2))[..., *np.triu_indices(m)]}
     spectrum = np.linalg.eigvalsh(x.swapaxes(-1, -2) @ x)[..., ::-1]
     a, b = directions(m)
     return {
         f"spectrum {name}": spectrum / m if positions else spectrum,
-        f"|{name}|^2" if positions else f"diag {name} {name}'": np.einsum("...mq,...mq->...m", x, x),
-        f"{name} {name}' projected": np.einsum("...pq,...pq->...p", a @ x, b @ x),
+        f"|{name}|^2" if positions else f"diag {name} {name}^T": np.einsum("...mq,...mq->...m", x, x),
+        f"{name} {name}^T projected": np.einsum("...pq,...pq->...p", a @ x, b @ x),
     }
 
 
 def cross(name: str, x: np.ndarray, other: str, y: np.ndarray, *, positions: bool) -> Invariants:
-    """Compute invariants of X Y': all entries if it is small and neither site is a position; else projections."""
+    """Compute invariants of X Y^T: all entries if it is small and neither site is a position; else projections."""
     if is_small(x, y) and not positions:
         product = x @ y.swapaxes(-1, -2)
-        return {f"{name} {other}'": product.reshape(*product.shape[:-2], -1)}
+        return {f"{name} {other}^T": product.reshape(*product.shape[:-2], -1)}
     a, b = directions(x.shape[-2])[0], directions(y.shape[-2])[1]
-    return {f"{name} {other}' projected": np.einsum("...pq,...pq->...p", a @ x, b @ y)}
+    return {f"{name} {other}^T projected": np.einsum("...pq,...pq->...p", a @ x, b @ y)}
 
 
 def crosses(sites: dict[str, np.ndarray], positions: set[str]) -> Invariants:
-    """Compute the invariants X Y' of every pair of sites."""
+    """Compute the invariants X Y^T of every pair of sites."""
     found: Invariants = {}
     for (name, x), (other, y) in itertools.combinations(sites.items(), 2):
         found |= cross(name, x, other, y, positions=bool(positions & {name, other}))
@@ -100,14 +100,14 @@ def sorted_columns(name: str, x: np.ndarray) -> Invariants:
 
 
 def projector(name: str, x: np.ndarray, *, positions: bool) -> Invariants:
-    """Compute invariants of the projector X (X'X)^-1 X' on the column space; none if m <= q."""
+    """Compute invariants of the projector X (X^T X)^-1 X^T on the column space; none if m <= q."""
     m, q = x.shape[-2:]
     if m <= q:
         return {}
     basis = np.linalg.qr(x)[0]
     found = gram("P", basis, positions=positions)
-    names = {"P P'": f"projector {name}", "diag P P'": f"diag projector {name}", "|P|^2": f"diag projector {name}"}
-    names["P P' projected"] = f"projector {name} projected"
+    names = {"P P^T": f"projector {name}", "diag P P^T": f"diag projector {name}", "|P|^2": f"diag projector {name}"}
+    names["P P^T projected"] = f"projector {name} projected"
     return {names[key]: value for key, value in found.items() if not key.startswith("spectrum")}
 
 

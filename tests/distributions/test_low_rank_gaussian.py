@@ -43,7 +43,7 @@ def test_small_noise_does_not_cancel(parts):
     W, mu, _, _, _ = parts
     x = torch.tensor(np.ones((1, 2)) @ W.T + mu)
     found = float(distribution(W, mu, 1e-7).log_prob(x))
-    # x lies on the plane, at z = (1, 1): the quadratic form is |z|^2 to first order, and W W' + s^2 I has determinant |W'W| s^8
+    # x lies on the plane, at z = (1, 1): the quadratic form is |z|^2 to first order; det(W W^T + s^2 I) is |W^T W| s^8
     expected = -0.5 * (6 * np.log(2 * np.pi) + 8 * np.log(1e-7) + np.linalg.slogdet(W.T @ W)[1] + 2)
     assert found == pytest.approx(expected, rel=1e-9)
 

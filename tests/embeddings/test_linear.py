@@ -127,7 +127,7 @@ def test_rotated_scores_are_a_rotation_towards_simple_loadings(wine, fitted):
     def varimax(loadings):
         return (loadings**2).var(axis=0).sum()
 
-    # E[z z'] = I at the maximum, so that loadings are cov(x, z), z being the scores and their posterior's spread.
+    # E[z z^T] = I at the maximum, so that loadings are cov(x, z), z being the scores and their posterior's spread.
     w, psi = fitted
     inner = np.eye(2) + w.T @ (w / psi[:, None])
     spread = np.linalg.inv(inner)

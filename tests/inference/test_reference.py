@@ -28,7 +28,7 @@ def iris():
 
 
 def quantities(sites, names):
-    """The reported quantities `(chain, draw)` by name; eigenvalues of W W' ascending."""
+    """The reported quantities `(chain, draw)` by name; eigenvalues of W W^T ascending."""
     W, sigma = sites["W"], sites["sigma"]
     C = W @ W.swapaxes(-1, -2) + sigma[..., None, None] ** 2 * np.eye(4)
     eigenvalues = np.linalg.eigvalsh(W.swapaxes(-1, -2) @ W)

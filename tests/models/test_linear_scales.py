@@ -26,7 +26,7 @@ def table(x):
 
 
 def identified(sites, scale):
-    """W W' and the noise, in units of the columns."""
+    """W W^T and the noise, in units of the columns."""
     loadings, noise = (next(sites[n] for n in names if n in sites) for names in (("W", "C"), ("psi", "sigma")))
     scale = np.broadcast_to(scale, 4)
     return loadings @ loadings.T / np.outer(scale, scale), np.broadcast_to(noise, 4) / scale

@@ -32,7 +32,7 @@ def test_means_and_ellipses_are_those_of_the_draws(wide: Run):
 
 
 def test_imputations_are_the_conditional_of_the_joint_gaussian(bare: Run):
-    """Given the point estimate, x is N(mu, W W' + Psi): missing entries have the textbook conditional on those observed.
+    """Given the point estimate, x is N(mu, W W^T + Psi): missing entries have the textbook conditional on those observed.
 
     400 draws of 20 entries: each mean is within 5.1 standard errors, each sd within 20 % (5.7 of its own): 1e-5 false alarms.
     """

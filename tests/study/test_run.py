@@ -156,7 +156,7 @@ def test_params_are_the_estimate_and_the_transform(complete: Path):
     assert meaning["dims"]["W"] == ["feature", "latent"]
     W, sigma = found.params["W"], found.params["sigma"]
     top = np.linalg.svd(fit.dataset.x, compute_uv=False)[:2] ** 2 / fit.dataset.n_units
-    # Tipping & Bishop 1999, eq. 15: W W' has the largest eigenvalues of the covariance, less sigma^2
+    # Tipping & Bishop 1999, eq. 15: W W^T has the largest eigenvalues of the covariance, less sigma^2
     assert np.linalg.svd(W, compute_uv=False) ** 2 == pytest.approx(top - sigma**2)
     assert np.allclose(fit.dataset.raw().x, fit.dataset.x * found.params["transform.scale"] + found.params["transform.loc"])
 
