@@ -1,6 +1,6 @@
 """PPCA on wine, whole process: from the start of Python to draws with R-hat < 1.01 and bulk and tail ESS > 400.
 
-On all entries of W W^T and sigma, with each library's own threads, from four chains, or from 16 of latentlab's many-chain sampler:
+On all entries of W W^T and sigma, with each library's own threads, from four chains, or from 16 chains of latentlab's ChEES:
 with a density that TorchScript runs, and with machine code that an earlier process compiled. How many draws are enough is found
 first: the least of a ladder with which the draws of every round meet the criterion; the seconds are those of these processes. The
 criterion is computed by one function outside of the measured processes. Each process reads the data from a file and writes its
