@@ -34,6 +34,10 @@ class StoreError(LatentLabError, OSError):
     exit_code = 2
 
 
+class LockError(StoreError):
+    """Error for a directory that another process is writing; the message names the process and its host."""
+
+
 class InferenceError(LatentLabError, RuntimeError):
     """Error for inference that failed; the message names site and step."""
 

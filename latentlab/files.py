@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from latentlab.errors import StoreError
+from latentlab.errors import LockError, StoreError
 
 
 def now() -> str:
@@ -172,9 +172,9 @@ class Lock:
                 time.sleep(0.02)
         return None
 
-    def _refusal(self, holder: dict[str, Any] | None) -> StoreError:
+    def _refusal(self, holder: dict[str, Any] | None) -> LockError:
         who = f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}" if holder else "another process"
-        return StoreError(
+        return LockError(
             f"{_owner(self.path)} is being written by {who}; wait for it, or choose another --out "
             f"(if that process is gone for certain, remove {self.path})."
         )

@@ -31,6 +31,8 @@ COMPLETE = ("done", "not_converged")
 """States of a complete run; the others are running, failed and interrupted."""
 RUN_JSON, CONFIG, LOG, EVENTS = "run.json", "config.yaml", "run.log", "events.jsonl"
 CHECKPOINTS, PARAMS = "checkpoints", "params"
+SUMMARY = "summary.json"
+"""File with the row of the run in a table of runs; it is made anew when it is missing."""
 REPORT = ("report.html", "report.json")
 REBUILT = (LOG, EVENTS, *REPORT)
 """Files without a check on reading: they may be trimmed or rebuilt."""
@@ -316,7 +318,7 @@ def is_run(folder: Path) -> bool:
     try:
         read_info(folder)
     except StoreError:
-        own = {RUN_JSON, CONFIG, *REBUILT, f"{LOG}.1", CHECKPOINTS, PARAMS, *ARRAYS}
+        own = {RUN_JSON, CONFIG, *REBUILT, f"{LOG}.1", CHECKPOINTS, PARAMS, SUMMARY, *ARRAYS}
         return {entry.name for entry in folder.iterdir()} - {entry.name for entry in leftovers(folder)} <= own
     return True
 

@@ -131,7 +131,7 @@ def load_config(
         >>> config.inference.n_draws, config.dataset.standardize, config.build_model()
         (10, True, PPCA(n_latent=2, W_scale=1.0, mu_scale=10.0, sigma_scale=1.0, marginalize=True))
     """
-    data, what = _content(source)
+    data, what = content(source)
     data = absolute(override(data, overrides), Path.cwd())
     data["plugins"] = _plugins(data.get("plugins", []), plugins, what)
     with registry.plugins(data["plugins"]):
@@ -147,7 +147,7 @@ def json_schema(plugins: Sequence[str | Path] = ()) -> dict[str, Any]:
 # -- what is read
 
 
-def _content(source: str | Path | Mapping[str, Any] | Config) -> tuple[dict[str, Any], str]:
+def content(source: str | Path | Mapping[str, Any] | Config) -> tuple[dict[str, Any], str]:
     """Return plain values with absolute paths, and their name in messages."""
     if isinstance(source, str | os.PathLike):
         if not str(source).strip():

@@ -34,6 +34,7 @@ def run(  # one keyword for each user option
     strict: bool = False,
     plugins: Sequence[str | Path] = (),
     progress: bool = True,
+    sweep: Mapping[str, Any] | None = None,
 ) -> "FittedRun":
     """Run a config from data to report.
 
@@ -47,6 +48,7 @@ def run(  # one keyword for each user option
         strict: Raise an error if a diagnostic failed, after all results are written.
         plugins: Files that define models, datasets, embeddings or metrics.
         progress: Whether to show progress bars on a terminal, and a summary of a few lines at the end.
+        sweep: For a point of a sweep: the entry `sweep` of `run.json`, with the values of the swept keys.
 
     Returns:
         The run, read from its directory.
@@ -68,7 +70,7 @@ def run(  # one keyword for each user option
         old = directory.found(overwrite=overwrite, resume=resume)
         bar.stage("data")
         job = Job(resolved)
-        info = job.description()
+        info = job.description() | ({"sweep": dict(sweep)} if sweep is not None else {})
         whole = old is not None and directory.is_whole(old)
         if old is not None:
             _check_same(directory.path, old, info, resolved, force=force, whole=whole)

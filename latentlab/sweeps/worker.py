@@ -1,0 +1,78 @@
+"""One point of a sweep, as a task of an executor: arguments and result are small and plain, all else is in files."""
+
+import contextlib
+import io
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+THREADS = "OMP_NUM_THREADS"
+SECONDS_OF_LOCK = 10
+"""Longest time for which a point waits for the lock of its directory, such as that of a worker that is about to end."""
+
+
+def run_point(config: Mapping[str, Any], folder: str, sweep: Mapping[str, Any], n_threads: int = 1) -> dict[str, Any]:
+    """Run one point in its directory, resume it if it was begun, and write its summary.
+
+    Errors do not end the sweep: they are returned.
+
+    Args:
+        config: The resolved config.
+        folder: The run directory.
+        sweep: Entry `sweep` of `run.json`.
+        n_threads: Threads of torch and BLAS.
+
+    Returns:
+        `status` (of the run, `failed` or `interrupted`), `error` (one line) and `headline` (text for the live table).
+    """
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    from latentlab.sweeps.rows import row_of
+
+    before, variable = torch.get_num_threads(), os.environ.get(THREADS)
+    torch.set_num_threads(n_threads)
+    os.environ[THREADS] = str(n_threads)  # `run.json` has it, and a run is resumed with the same number only
+    try:
+        with threadpool_limits(n_threads), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")  # they are in the run's log
+            _run(config, Path(folder), sweep)
+            row = row_of(Path(folder))
+        return {"status": row.results["status"], "error": "", "headline": headline(row.results)}
+    except KeyboardInterrupt:
+        return {"status": "interrupted", "error": "interrupted", "headline": ""}
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        return {"status": "failed", "error": f"{type(error).__name__}: {text}", "headline": ""}
+    finally:
+        torch.set_num_threads(before)
+        if variable is None:
+            del os.environ[THREADS]
+        else:
+            os.environ[THREADS] = variable
+
+
+def _run(config: Mapping[str, Any], folder: Path, sweep: Mapping[str, Any]) -> None:
+    from latentlab.errors import LockError
+    from latentlab.study.run import run
+
+    begin = time.monotonic()
+    while True:
+        try:
+            run(config, out=folder, resume=folder.exists(), progress=False, sweep=sweep)
+            return
+        except LockError:
+            if time.monotonic() - begin > SECONDS_OF_LOCK:
+                raise
+            time.sleep(0.2)
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """Format the main number of a run: its held-out score, else its LOO score, else its largest R-hat."""
+    for score, name in (("held_out", "held-out"), ("elpd_loo", "elpd_loo")):
+        if results.get(score) is not None:
+            return f"{name} {results[score]:.1f} ± {results[f'{score}_se'] or float('nan'):.1f}"
+    return f"R-hat {results['rhat_max']:.3f}" if results.get("rhat_max") is not None else ""
