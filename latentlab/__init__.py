@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from latentlab.models.base import LatentModel, MaximumLikelihood, Position
     from latentlab.study.run import load_run, run
     from latentlab.study.select import select
+    from latentlab.sweeps.sweep import Sweep, load_sweep, sweep
 
 __version__ = "0.1.0"
 
@@ -44,10 +45,13 @@ _PUBLIC = {
     "fit": "latentlab.fit",
     "load_dataset": "latentlab.data.load",
     "load_run": "latentlab.study.run",
+    "load_sweep": "latentlab.sweeps.sweep",
     "log_joint": "latentlab.inference.joint",
     "loo_table": "latentlab.comparison.selection",
     "run": "latentlab.study.run",
     "select": "latentlab.study.select",
+    "sweep": "latentlab.sweeps.sweep",
+    "Sweep": "latentlab.sweeps.sweep",
 } | METHODS.classes()
 
 __all__ = [*sorted(_PUBLIC), "models"]

@@ -132,6 +132,31 @@ def _select(arguments: argparse.Namespace) -> int:
     return 0 if n_compared(table) > 1 else 1
 
 
+def _sweep(arguments: argparse.Namespace) -> int:
+    from latentlab.sweeps.points import plan_of
+    from latentlab.sweeps.sweep import dry_run, folder_of, sweep
+
+    plan = plan_of(arguments.config, arguments.overrides, arguments.plugin)
+    if arguments.dry_run:
+        table, cost = dry_run(plan, folder_of(plan, arguments.out))
+        _print_table(table)
+        print(f"\n{cost}")
+        return 0
+    found = sweep(
+        plan,
+        executor=arguments.executor,
+        n_workers=arguments.workers,
+        n_threads=arguments.threads,
+        out=arguments.out,
+        retry_failed=arguments.retry_failed,
+        max_failures=arguments.max_failures,
+        progress=not arguments.quiet,
+    )
+    if not arguments.quiet:
+        print(f"{found}\nWritten: {', '.join(str(path) for path in found.written())}")
+    return 0 if found.is_complete() else 1
+
+
 def _compare(arguments: argparse.Namespace) -> int:
     from latentlab.study.several import compare_runs
 
@@ -169,10 +194,19 @@ def _calibrate(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from latentlab.study.run import report
+    from pathlib import Path
+
+    from latentlab.sweeps.sweep import is_sweep, load_sweep
 
     with plugins(arguments.plugin):
-        print(report(arguments.run))
+        if is_sweep(arguments.run):
+            from latentlab.sweeps.page import write
+
+            print(write(load_sweep(Path(arguments.run))))
+        else:
+            from latentlab.study.run import report
+
+            print(report(arguments.run))
     return 0
 
 
@@ -302,6 +336,17 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("--with-embeddings", action="store_true", help="compute and compare the embeddings too")
     select.add_argument("--quiet", action="store_true", help="no progress bars, the table only")
 
+    sweep = _command(commands, "sweep", _sweep, "run a config at every point of its `sweep` block, in parallel")
+    _takes_config(sweep)
+    sweep.add_argument("--executor", metavar="NAME", help="serial, process, dask:ADDRESS, ray:ADDRESS, submitit (process)")
+    sweep.add_argument("--workers", metavar="N", type=int, help="workers on this machine (the number of CPUs)")
+    sweep.add_argument("--threads", metavar="N", type=int, default=1, help="threads of each worker (1)")
+    sweep.add_argument("--out", metavar="DIR", help="the sweep's directory (runs/NAME)")
+    sweep.add_argument("--retry-failed", action="store_true", help="run points again that failed in an earlier call")
+    sweep.add_argument("--max-failures", metavar="N", type=int, help="stop after this number of failed points")
+    sweep.add_argument("--dry-run", action="store_true", help="print the points and the estimated cost, and run nothing")
+    sweep.add_argument("--quiet", action="store_true", help="print errors only")
+
     compare = _command(commands, "compare", _compare, "several runs in one table, and against each other")
     compare.add_argument("runs", metavar="RUN", nargs="+", help="run directories, at least two")
 
@@ -312,8 +357,8 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--out", metavar="DIR", help="write calibration.csv and calibration.png there")
     calibrate.add_argument("--quiet", action="store_true", help="no progress bars")
 
-    report = _command(commands, "report", _report, "rebuild the page of a run")
-    report.add_argument("run", metavar="RUN", help="a run directory")
+    report = _command(commands, "report", _report, "rebuild the page of a run or of a sweep")
+    report.add_argument("run", metavar="RUN", help="the directory of a run or of a sweep")
 
     lists = _command(commands, "list", _list, "what a config can name")
     lists.add_argument("kind", metavar="KIND", nargs="?", choices=[*KINDS], help=", ".join(KINDS) + " (all of them)")

@@ -37,6 +37,7 @@ ORDER = [
         "store",
         "report",
         "study",
+        "sweeps",
         "cli",
     ),
 ]

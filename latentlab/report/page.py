@@ -47,7 +47,7 @@ def write(run: Run, *, progress: bool = False) -> Path:
         MissingDependencyError: jinja2 is not installed.
         StoreError: Posterior or diagnostics are missing, or the directory cannot be written.
     """
-    template = _template()
+    source_of_page = template()
     for name in ("posterior.nc", "diagnostics.json"):
         if name not in run.info["files"]:
             raise StoreError(f"{run.path} has no {name}: there is nothing to report yet.")
@@ -55,14 +55,14 @@ def write(run: Run, *, progress: bool = False) -> Path:
     top = summary.section(source)
     bar = tqdm(SECTIONS, desc="report", disable=None if progress else True, leave=False)
     sections = [section for module in bar for section in _sections(module, source)]
-    page = template.render(
+    page = source_of_page.render(
         name=run.info.get("name", run.path.name),
         status=str(run.info["status"]).replace("_", " "),
         converged=run.info["status"] != "not_converged",
         top=top,
         sections=sections,
-        css=_text("page.css"),
-        script=_text("brush.js"),
+        css=text("page.css"),
+        script=text("brush.js"),
     )
     record = {"format": FORMAT, "name": run.info.get("name", run.path.name), **_record(source, top, sections)}
     write_file(run.path / REPORT[1], (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
@@ -94,8 +94,8 @@ def _record(source: Source, top: Section, sections: list[Section]) -> dict[str, 
     )
 
 
-def _template() -> Any:
-    """Return the page's template; jinja2 escapes all text that is not marked as HTML."""
+def template(name: str = "page.html") -> Any:
+    """Return a page's template; jinja2 escapes all text that is not marked as HTML."""
     try:
         import jinja2
         from markupsafe import Markup
@@ -109,7 +109,7 @@ def _template() -> Any:
     environment.filters["embedded"] = lambda data: Markup(embedded(data))
     environment.filters["raw"] = Markup
     environment.globals.update(MARKS=MARKS, MOST_PRINTED=MOST_PRINTED)
-    return environment.from_string(_text("page.html"))
+    return environment.from_string(text(name))
 
 
 def embedded(data: Any) -> str:
@@ -123,5 +123,5 @@ def embedded(data: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _text(name: str) -> str:
+def text(name: str) -> str:
     return files("latentlab.report").joinpath("templates", name).read_text(encoding="utf-8")

@@ -133,6 +133,8 @@ def load_config(
     """
     data, what = content(source)
     data = absolute(override(data, overrides), Path.cwd())
+    if "sweep" in data:
+        raise ConfigError(f"{what}: the config has a `sweep`; run it by `latentlab sweep`.")
     data["plugins"] = _plugins(data.get("plugins", []), plugins, what)
     with registry.plugins(data["plugins"]):
         return _resolved(_checked(data, what, files=files))

@@ -5,6 +5,7 @@ A sweep's directory has a run directory for each point (`point-0007`), `sweep.js
 skips complete points and resumes the others.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
@@ -27,6 +28,8 @@ from latentlab.sweeps.rows import Row, is_run, row_of
 from latentlab.sweeps.worker import run_point
 
 SWEEP_JSON, TABLE, PARQUET, TIMES = "sweep.json", "sweep.csv", "sweep.parquet", "times.csv"
+FAILED = "failed.json"
+"""File with the error of each point that failed, by its name; a point can fail before its directory exists."""
 FORMAT = 1
 DEFAULT = "process"
 TRIES = 2
@@ -39,10 +42,12 @@ class Sweep:
 
     Args:
         path: The directory.
+        name: Name of the sweep.
         points: Values of the swept keys by name of the point.
     """
 
     path: Path
+    name: str
     points: Mapping[str, Values]
 
     def __repr__(self) -> str:
@@ -54,9 +59,12 @@ class Sweep:
 
     @cached_property
     def _rows(self) -> dict[str, Row]:
-        return {
-            name: row_of(self.path / name) if is_run(self.path / name) else Row({"status": "not run"}) for name in self.points
-        }
+        failed, folders = _failed(self.path), {name: self.path / name for name in self.points}
+
+        def without(name: str) -> Row:
+            return Row({"status": "failed", "error": failed[name]} if name in failed else {"status": "not run"})
+
+        return {name: row_of(folder) if is_run(folder) else without(name) for name, folder in folders.items()}
 
     def to_dataframe(self) -> pd.DataFrame:
         """Table with a row for each point: its name, swept values and results (`latentlab.sweeps.rows.Row.results`).
@@ -68,6 +76,14 @@ class Sweep:
     def times(self) -> pd.DataFrame:
         """Table with a row for each point: its elapsed times in seconds, and the effective draws per second of the fit."""
         return _frame({name: {**_cells(values), **self._rows[name].times} for name, values in self.points.items()})
+
+    def is_complete(self) -> bool:
+        """Whether every point has been run without an error."""
+        return all(row.results["status"] in COMPLETE for row in self._rows.values())
+
+    def written(self) -> list[Path]:
+        """Paths of the tables."""
+        return [self.path / name for name in (TABLE, PARQUET, TIMES) if (self.path / name).is_file()]
 
     def run(self, point: str | int) -> FittedRun:
         """Read the run of a point, given by its name or number.
@@ -84,7 +100,7 @@ class Sweep:
 
 
 def sweep(  # one keyword for each user option
-    config: str | Path | Mapping[str, Any],
+    config: str | Path | Mapping[str, Any] | Plan,
     overrides: Sequence[str] = (),
     *,
     executor: str | None = None,
@@ -102,7 +118,7 @@ def sweep(  # one keyword for each user option
     skipped, and interrupted ones are resumed. The results depend neither on the executor nor on the number of workers.
 
     Args:
-        config: A YAML file or a mapping, with a `sweep` block.
+        config: A YAML file or a mapping, with a `sweep` block; or its points, from `plan_of`.
         overrides: Dotted overrides for all points, such as `inference.n_draws=500`; `sweep.seeds=2` changes the sweep itself.
         executor: `serial`, `process`, `dask:local`, `dask:ADDRESS`, `ray:local`, `ray:ADDRESS`, `submitit` (Slurm) or
             `submitit:local`; if None, the config's `executor`, or else `process`.
@@ -123,18 +139,19 @@ def sweep(  # one keyword for each user option
         InferenceError: More than `max_failures` points failed, or the executor was lost; finished points are kept.
         KeyboardInterrupt: On SIGINT or SIGTERM; the same call resumes the sweep.
     """
-    plan = plan_of(config, overrides, plugins)
+    plan = config if isinstance(config, Plan) else plan_of(config, overrides, plugins)
     name = executor or plan.executor or DEFAULT
     parsed(name, n_workers)
     for option, value in (("n_threads", n_threads), ("max_failures", max_failures)):
         if value is not None and value < 1:
             raise ConfigError(f"{option}: must be at least 1; got {value}.")
-    folder = place(plan.name) if out is None else Path(out)
+    folder = folder_of(plan, out)
     _make(folder)
     with Lock(folder / ".sweep.lock"):
         _record(folder, plan)
-        todo = [point for point in plan.points if _is_open(folder / point.name, retry_failed=retry_failed)]
-        states = {point.name: _status(folder / point.name) for point in plan.points}
+        states = {point.name: _status(folder, point.name) for point in plan.points}
+        ended = COMPLETE if retry_failed else (*COMPLETE, "failed")
+        todo = [point for point in plan.points if states[point.name] not in ended]
         begun = len(plan.points) - len(todo)
         with display(plan, states, folder, progress=progress) as shown:
             try:
@@ -143,7 +160,7 @@ def sweep(  # one keyword for each user option
                         shown.log(f"{plan.name}: {len(plan.points)} points, {begun} complete or failed before; {engine.text}")
                         _work(engine, todo, folder, plan, n_threads, max_failures, shown)
             finally:
-                found = Sweep(folder, {point.name: point.values for point in plan.points})
+                found = load_sweep(folder)
                 _write_tables(found)
     return found
 
@@ -155,7 +172,7 @@ def load_sweep(path: str | Path) -> Sweep:
         StoreError: There is no sweep, a newer latentlab wrote it, or `sweep.json` is damaged.
     """
     folder = Path(path)
-    return Sweep(folder, {name: values for name, values in _points(folder).items()})
+    return Sweep(folder, *_recorded(folder))
 
 
 def is_sweep(path: str | Path) -> bool:
@@ -163,12 +180,19 @@ def is_sweep(path: str | Path) -> bool:
     return (Path(path) / SWEEP_JSON).is_file()
 
 
+def folder_of(plan: Plan, out: str | Path | None = None) -> Path:
+    """Directory of a sweep: `out`, or `runs/NAME`."""
+    return place(plan.name) if out is None else Path(out)
+
+
 def dry_run(plan: Plan, folder: Path) -> tuple[pd.DataFrame, str]:
     """Table of the points with their states, and an estimate of the remaining time from the complete points."""
-    states = {point.name: _status(folder / point.name) for point in plan.points}
+    states = {point.name: _status(folder, point.name) for point in plan.points}
     frame = _frame({point.name: {**_cells(point.values), "status": states[point.name]} for point in plan.points})
     seconds = [sum(read_info(folder / name)["seconds"].values()) for name, state in states.items() if state in COMPLETE]
     n_open = len(states) - len(seconds)
+    if not n_open:
+        return frame, f"all {len(states)} points are complete"
     if not seconds:
         return frame, f"{len(states)} points; the cost is estimated once a point is complete"
     mean, error = np.mean(seconds), np.std(seconds) / np.sqrt(len(seconds))
@@ -212,6 +236,7 @@ def _work(  # one argument for each part of a call
                     waiting.insert(0, point)
                     continue
                 shown.finish(point.name, result)
+                _note(folder, point.name, result["error"] if result["status"] == "failed" else None)
                 if result["status"] == "interrupted":
                     raise KeyboardInterrupt(point.name)
                 failures += result["status"] == "failed"
@@ -251,13 +276,10 @@ def _result(future: Future, point: Point, tries: int) -> dict[str, Any] | None:
         return {"status": "failed", "error": text, "headline": ""}
 
 
-def _status(folder: Path) -> str:
-    return str(read_info(folder)["status"]) if is_run(folder) else "not run"
-
-
-def _is_open(folder: Path, *, retry_failed: bool) -> bool:
-    status = _status(folder)
-    return status not in COMPLETE and (status != "failed" or retry_failed)
+def _status(folder: Path, name: str) -> str:
+    if is_run(folder / name):
+        return str(read_info(folder / name)["status"])
+    return "failed" if name in _failed(folder) else "not run"
 
 
 # -- files
@@ -275,27 +297,28 @@ def _make(folder: Path) -> None:
         raise StoreError(f"{folder} is not empty and holds no sweep ({names[0]!r} is there); choose another --out.")
 
 
-def _points(folder: Path) -> dict[str, Values]:
+def _recorded(folder: Path) -> tuple[str, dict[str, Values]]:
+    """Name and points of `sweep.json`."""
     path = folder / SWEEP_JSON
     if not path.is_file():
         raise StoreError(f"{folder} holds no sweep: it has no {SWEEP_JSON}.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        points, version = dict(found["points"]), int(found["format"])
+        name, points, version = str(found["name"]), dict(found["points"]), int(found["format"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{path} is damaged: {' '.join(str(error).split())[:200]}; remove it, and call the sweep again."
         ) from error
     if version > FORMAT:
         raise StoreError(f"{path} has format {version}; this latentlab reads up to {FORMAT}. Use a newer one.")
-    return points
+    return name, points
 
 
 def _record(folder: Path, plan: Plan) -> None:
     """Write `sweep.json`; refuse a directory with other points, unless these are added at the end."""
     points = {point.name: point.values for point in plan.points}
     if is_sweep(folder):
-        old = _points(folder)
+        _, old = _recorded(folder)
         for number, (before, after) in enumerate(zip(old.values(), points.values(), strict=False)):
             if json.dumps(before, sort_keys=True) != json.dumps(after, sort_keys=True):
                 raise StoreError(
@@ -308,6 +331,21 @@ def _record(folder: Path, plan: Plan) -> None:
             )
     content = {"format": FORMAT, "name": plan.name, "points": points}
     write(folder / SWEEP_JSON, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _failed(folder: Path) -> dict[str, str]:
+    """Errors of the failed points by name."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return dict(json.loads((folder / FAILED).read_text(encoding="utf-8")))
+    return {}
+
+
+def _note(folder: Path, name: str, error: str | None) -> None:
+    """Note the error of a point, or that it has none."""
+    failed = _failed(folder)
+    if failed.pop(name, None) != error:
+        content = failed if error is None else {**failed, name: error}
+        write(folder / FAILED, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _write_tables(found: Sweep) -> None:

@@ -46,7 +46,7 @@ def run_point(config: Mapping[str, Any], folder: str, sweep: Mapping[str, Any], 
         return {"status": "interrupted", "error": "interrupted", "headline": ""}
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        return {"status": "failed", "error": f"{type(error).__name__}: {text}", "headline": ""}
+        return {"status": "failed", "error": text, "headline": ""}
     finally:
         torch.set_num_threads(before)
         if variable is None:

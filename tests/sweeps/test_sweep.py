@@ -1,0 +1,210 @@
+"""Sweeps: the same table by every executor, after kills and second calls; directories and failures."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import yaml
+
+from latentlab.cli import main
+from latentlab.errors import ConfigError, InferenceError, StoreError
+from latentlab.sweeps.sweep import load_sweep, sweep
+
+pytestmark = [pytest.mark.fixed, pytest.mark.filterwarnings("ignore")]
+
+BASE = {
+    "name": "toy",
+    "dataset": {"name": "iris"},
+    "model": {"name": "ppca", "n_latent": 1},
+    "inference": {"name": "exact", "n_draws": 40},
+    "embeddings": [{"name": "pca"}],
+    "compare": {"metrics": ["cka"]},
+}
+GRID = {"grid": {"model.name": ["ppca", "factor_analysis"]}, "seeds": 2}
+FRAGILE = """
+import os, signal
+from pathlib import Path
+import latentlab as ll
+
+class Fragile(ll.models.PPCA):
+    '''PPCA whose first fit kills its process, or fails, as the file beside this one says.'''
+
+    name = "fragile"
+
+    def check(self, dataset):
+        flag = Path(__file__).with_name(f"flag-{self.n_latent}")
+        if flag.is_file():
+            text = flag.read_text()
+            if text != "always":
+                flag.unlink()
+            if text == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ll.errors.DataError(f"refused at n_latent {self.n_latent}")
+        super().check(dataset)
+"""
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    """The sweep by `serial`."""
+    folder = tmp_path_factory.mktemp("serial") / "toy"
+    return sweep({**BASE, "sweep": GRID}, executor="serial", out=folder, progress=False)
+
+
+def files(folder):
+    return {name: (folder / name).read_bytes() for name in ("sweep.csv", "sweep.parquet", "sweep.json")}
+
+
+def test_the_table_has_a_row_for_each_run(serial):
+    table = serial.to_dataframe()
+    assert list(table["point"]) == [f"point-000{i}" for i in range(4)]
+    assert list(table["model.name"]) == ["ppca", "factor_analysis"] * 2
+    assert list(table["seed"]) == [0, 0, 1, 1]
+    assert set(table["status"]) == {"done"}
+    run = serial.run(1)
+    verdicts = run.verdicts.query("map == 'raw' and alignment == 'similarity'")
+    assert table.loc[1, "pca.similarity.verdict"] == verdicts["verdict"].item()
+    assert table.loc[1, "pca.similarity.delta"] == verdicts["delta"].item()
+    assert table.loc[1, "pca.cka.q95"] == run.scores.query("map == 'raw'")["q95"].item()
+    assert run.info["sweep"] == {"name": "toy", "point": "point-0001", "values": serial.points["point-0001"]}
+    times = serial.times()
+    assert (times["seconds"] > 0).all()
+    assert not {"seconds", "ess_per_second"} & set(table)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["process", "dask:local", "ray:local", "submitit:local"])
+def test_every_executor_gives_the_same_bytes(engine, serial, tmp_path):
+    found = sweep({**BASE, "sweep": GRID}, executor=engine, n_workers=2, out=tmp_path / "toy", progress=False)
+    assert files(found.path) == files(serial.path)
+    for name in found.points:
+        one, other = (json.loads((s.path / name / "run.json").read_text())["files"] for s in (found, serial))
+        assert one["posterior.nc"] == other["posterior.nc"]
+
+
+def test_a_second_call_runs_nothing_and_more_seeds_extend_the_sweep(serial, tmp_path, monkeypatch):
+    import shutil
+
+    folder = tmp_path / "toy"
+    shutil.copytree(serial.path, folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("point-*/run.json")}
+    sweep({**BASE, "sweep": GRID}, executor="serial", out=folder, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("point-*/run.json")} == before
+    assert files(folder) == files(serial.path)
+    more = sweep({**BASE, "sweep": {**GRID, "seeds": 3}}, executor="serial", out=folder, progress=False)
+    assert len(more.points) == 6
+    pd.testing.assert_frame_equal(more.to_dataframe()[:4], serial.to_dataframe())
+    with pytest.raises(StoreError, match="holds a sweep of 6 points, and now there are 4"):
+        sweep({**BASE, "sweep": GRID}, executor="serial", out=folder, progress=False)
+    other = {**BASE, "sweep": {"grid": {"model.name": ["ppca", "ppca"][:1]}, "seeds": 6}}
+    with pytest.raises(StoreError, match=r"another sweep: point 1 has model.name=factor_analysis, seed=0, and now"):
+        sweep(other, executor="serial", out=folder, progress=False)
+
+
+@pytest.fixture
+def fragile(tmp_path):
+    (tmp_path / "fragile.py").write_text(FRAGILE)
+
+    def config(**flags):
+        for n, text in flags.items():
+            (tmp_path / f"flag-{n.removeprefix('n')}").write_text(text)
+        values = {**BASE, "model": {"name": "fragile", "n_latent": 1}, "plugins": [str(tmp_path / "fragile.py")]}
+        return {**values, "sweep": {"grid": {"model.n_latent": [1, 2, 3]}}}
+
+    return config
+
+
+def test_a_point_whose_worker_is_killed_is_started_once_more(fragile, tmp_path, capsys):
+    found = sweep(fragile(n2="kill"), executor="process", n_workers=2, out=tmp_path / "s")
+    assert list(found.to_dataframe()["status"]) == ["done"] * 3
+    assert "point-0001: its worker died; it is started once more" in capsys.readouterr().out
+
+
+def test_a_failed_point_leaves_the_others_and_is_retried_when_asked(fragile, tmp_path):
+    config = fragile(n2="fail")
+    found = sweep(config, executor="serial", out=tmp_path / "s", progress=False)
+    for _ in range(2):
+        table = found.to_dataframe()
+        assert list(table["status"]) == ["done", "failed", "done"]
+        assert table["error"][1] == "refused at n_latent 2"
+        assert not found.is_complete()
+        found = sweep(config, executor="serial", out=tmp_path / "s", progress=False)
+    again = sweep(config, executor="serial", out=tmp_path / "s", retry_failed=True, progress=False)
+    assert list(again.to_dataframe()["status"]) == ["done", "done", "done"]
+    assert again.is_complete()
+
+
+def test_too_many_failures_end_the_sweep(fragile, tmp_path):
+    config = fragile(n1="always", n2="always")
+    with pytest.raises(InferenceError, match=r"2 points failed \(max_failures 2\), the last of them point-0001.*1 points? w"):
+        sweep(config, executor="serial", out=tmp_path / "s", max_failures=2, progress=False)
+    assert list(load_sweep(tmp_path / "s").to_dataframe()["status"])[2] == "not run"
+
+
+@pytest.mark.slow
+def test_a_killed_driver_loses_nothing(serial, tmp_path):
+    """The driver is killed while points run; workers end with it, and the same call completes the same table."""
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump({**BASE, "sweep": GRID}))
+    code = "import sys; from latentlab.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["sweep", str(tmp_path / "toy.yaml"), "--out", str(tmp_path / "s"), "--workers", "2"]
+    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    begin = time.monotonic()
+    while not list((tmp_path / "s").glob("point-*/posterior.nc")) and time.monotonic() - begin < 120:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "s") == files(serial.path)
+
+
+def test_directories_that_cannot_take_a_sweep_are_refused(tmp_path):
+    config = {**BASE, "sweep": GRID}
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("x")
+    with pytest.raises(StoreError, match=r"is not empty and holds no sweep \('mine.txt' is there\)"):
+        sweep(config, executor="serial", out=tmp_path / "full", progress=False)
+    with pytest.raises(StoreError, match="is a file; a sweep needs a directory"):
+        sweep(config, executor="serial", out=tmp_path / "full" / "mine.txt", progress=False)
+    with pytest.raises(StoreError, match="holds no sweep"):
+        load_sweep(tmp_path / "full")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "sweep.json").write_text("{")
+    with pytest.raises(StoreError, match=r"sweep\.json is damaged"):
+        load_sweep(tmp_path / "bad")
+    with pytest.raises(ConfigError, match="max_failures: must be at least 1; got 0"):
+        sweep(config, out=tmp_path / "x", max_failures=0)
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_command_line_prints_points_costs_and_the_page(serial, tmp_path, capsys):
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump({**BASE, "sweep": {**GRID, "seeds": 3}}))
+    assert main(["sweep", str(tmp_path / "toy.yaml"), "--dry-run", "--out", str(serial.path)]) == 0
+    out = capsys.readouterr().out
+    assert "point-0005" in out
+    assert "6 points, 4 complete in" in out
+    assert "the other 2 need about" in out
+    assert main(["report", str(serial.path)]) == 0
+    page = (serial.path / "sweep.html").read_text(encoding="utf-8")
+    assert 'href="point-0003/report.html"' in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert main(["sweep", str(tmp_path / "toy.yaml"), "--executor", "procces"]) == 2
+    assert "executor: must be one of" in capsys.readouterr().err
+
+
+def test_a_thousand_points_are_checked_and_a_table_of_many_is_read_quickly(serial, tmp_path):
+    """The row of a complete run is read from its summary, without its arrays."""
+    for name in ("point-0000", "point-0001"):
+        target = tmp_path / "s" / name
+        target.mkdir(parents=True)
+        for file in ("run.json", "summary.json"):
+            (target / file).write_bytes((serial.path / name / file).read_bytes())
+    (tmp_path / "s" / "sweep.json").write_bytes((serial.path / "sweep.json").read_bytes())
+    table = load_sweep(tmp_path / "s").to_dataframe()
+    pd.testing.assert_frame_equal(table[:2], serial.to_dataframe()[:2])
+    assert list(table["status"])[2:] == ["not run", "not run"]
