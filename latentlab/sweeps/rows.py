@@ -80,8 +80,9 @@ def computed(run: Run) -> Row:
         results |= _of_embeddings(run.verdicts, run.scores)
     seconds = info["seconds"]
     times = {"seconds": float(sum(seconds.values())), "seconds_fit": float(seconds.get("fit", math.nan))}
-    rate = results["ess_min"] / times["seconds_fit"] if times["seconds_fit"] else None
-    return Row(_finite(results), _finite({**times, "ess_per_second": rate}) if results["ess_min"] is not None else _finite(times))
+    if results["ess_min"] is not None and times["seconds_fit"] > 0:
+        times["ess_per_second"] = results["ess_min"] / times["seconds_fit"]
+    return Row(_finite(results), _finite(times))
 
 
 def _extreme(table: pd.DataFrame, checks: tuple[str, ...], choose: Any) -> float | None:

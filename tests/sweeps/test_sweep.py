@@ -24,7 +24,8 @@ BASE = {
     "embeddings": [{"name": "pca"}],
     "compare": {"metrics": ["cka"]},
 }
-GRID = {"grid": {"model.name": ["ppca", "factor_analysis"]}, "seeds": 2}
+MODELS = [{"name": name, "n_latent": 1} for name in ("ppca", "factor_analysis")]
+GRID = {"grid": {"model": MODELS}, "seeds": 2}
 FRAGILE = """
 import os, signal
 from pathlib import Path
@@ -62,7 +63,7 @@ def files(folder):
 def test_the_table_has_a_row_for_each_run(serial):
     table = serial.to_dataframe()
     assert list(table["point"]) == [f"point-000{i}" for i in range(4)]
-    assert list(table["model.name"]) == ["ppca", "factor_analysis"] * 2
+    assert list(table["model"]) == ["ppca(n_latent=1)", "factor_analysis(n_latent=1)"] * 2
     assert list(table["seed"]) == [0, 0, 1, 1]
     assert set(table["status"]) == {"done"}
     run = serial.run(1)
@@ -100,8 +101,8 @@ def test_a_second_call_runs_nothing_and_more_seeds_extend_the_sweep(serial, tmp_
     pd.testing.assert_frame_equal(more.to_dataframe()[:4], serial.to_dataframe())
     with pytest.raises(StoreError, match="holds a sweep of 6 points, and now there are 4"):
         sweep({**BASE, "sweep": GRID}, executor="serial", out=folder, progress=False)
-    other = {**BASE, "sweep": {"grid": {"model.name": ["ppca", "ppca"][:1]}, "seeds": 6}}
-    with pytest.raises(StoreError, match=r"another sweep: point 1 has model.name=factor_analysis, seed=0, and now"):
+    other = {**BASE, "sweep": {"grid": {"model": MODELS[:1]}, "seeds": 6}}
+    with pytest.raises(StoreError, match=r"another sweep: point 1 has model=factor_analysis\(n_latent=1\), seed=0, and now"):
         sweep(other, executor="serial", out=folder, progress=False)
 
 
