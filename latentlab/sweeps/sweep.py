@@ -24,7 +24,7 @@ from latentlab.study.run import FittedRun, load_run
 from latentlab.sweeps.display import Display, display
 from latentlab.sweeps.executors import Engine, opened, parsed
 from latentlab.sweeps.points import Plan, Point, Values, plan_of, text_of, value_text
-from latentlab.sweeps.rows import Row, is_run, row_of
+from latentlab.study.rows import Row, is_run, row_of
 from latentlab.sweeps.worker import run_point
 
 SWEEP_JSON, TABLE, PARQUET, TIMES = "sweep.json", "sweep.csv", "sweep.parquet", "times.csv"
@@ -67,7 +67,7 @@ class Sweep:
         return {name: row_of(folder) if is_run(folder) else without(name) for name, folder in folders.items()}
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Table with a row for each point: its name, swept values and results (`latentlab.sweeps.rows.Row.results`).
+        """Table with a row for each point: its name, swept values and results (`latentlab.study.rows.Row.results`).
 
         It is the same for every executor, number of workers and order of the points.
         """

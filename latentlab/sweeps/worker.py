@@ -31,7 +31,7 @@ def run_point(config: Mapping[str, Any], folder: str, sweep: Mapping[str, Any], 
     import torch
     from threadpoolctl import threadpool_limits
 
-    from latentlab.sweeps.rows import row_of
+    from latentlab.study.rows import row_of
 
     before, variable = torch.get_num_threads(), os.environ.get(THREADS)
     torch.set_num_threads(n_threads)
