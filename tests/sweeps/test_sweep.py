@@ -1,11 +1,11 @@
 """Sweeps: the same table by every executor, after kills and second calls; directories and failures."""
 
-import json
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -83,8 +83,14 @@ def test_every_executor_gives_the_same_bytes(engine, serial, tmp_path):
     found = sweep({**BASE, "sweep": GRID}, executor=engine, n_workers=2, out=tmp_path / "toy", progress=False)
     assert files(found.path) == files(serial.path)
     for name in found.points:
-        one, other = (json.loads((s.path / name / "run.json").read_text())["files"] for s in (found, serial))
-        assert one["posterior.nc"] == other["posterior.nc"]
+        one, other = (s.run(list(found.points).index(name)).posterior for s in (found, serial))
+        for group, node in other.children.items():
+            for variable, array in node.data_vars.items():
+                assert np.array_equal(one[group][variable].values, array.values, equal_nan=array.dtype.kind == "f"), (
+                    name,
+                    group,
+                    variable,
+                )
 
 
 def test_a_second_call_runs_nothing_and_more_seeds_extend_the_sweep(serial, tmp_path, monkeypatch):
@@ -149,7 +155,7 @@ def test_too_many_failures_end_the_sweep(fragile, tmp_path):
 @pytest.mark.slow
 def test_a_killed_driver_loses_nothing(serial, tmp_path):
     """The driver is killed while points run; workers end with it, and the same call completes the same table."""
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump({**BASE, "sweep": GRID}))
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(sort_keys=False, data={**BASE, "sweep": GRID}))
     code = "import sys; from latentlab.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["sweep", str(tmp_path / "toy.yaml"), "--out", str(tmp_path / "s"), "--workers", "2"]
     command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
@@ -184,7 +190,7 @@ def test_directories_that_cannot_take_a_sweep_are_refused(tmp_path):
 
 
 def test_the_command_line_prints_points_costs_and_the_page(serial, tmp_path, capsys):
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump({**BASE, "sweep": {**GRID, "seeds": 3}}))
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(sort_keys=False, data={**BASE, "sweep": {**GRID, "seeds": 3}}))
     assert main(["sweep", str(tmp_path / "toy.yaml"), "--dry-run", "--out", str(serial.path)]) == 0
     out = capsys.readouterr().out
     assert "point-0005" in out
@@ -193,7 +199,7 @@ def test_the_command_line_prints_points_costs_and_the_page(serial, tmp_path, cap
     assert main(["report", str(serial.path)]) == 0
     page = (serial.path / "sweep.html").read_text(encoding="utf-8")
     assert 'href="point-0003/report.html"' in page
-    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "://" not in page.replace("http://www.w3.org/2000/svg", "")
     assert main(["sweep", str(tmp_path / "toy.yaml"), "--executor", "procces"]) == 2
     assert "executor: must be one of" in capsys.readouterr().err
 
@@ -207,5 +213,5 @@ def test_a_thousand_points_are_checked_and_a_table_of_many_is_read_quickly(seria
             (target / file).write_bytes((serial.path / name / file).read_bytes())
     (tmp_path / "s" / "sweep.json").write_bytes((serial.path / "sweep.json").read_bytes())
     table = load_sweep(tmp_path / "s").to_dataframe()
-    pd.testing.assert_frame_equal(table[:2], serial.to_dataframe()[:2])
+    pd.testing.assert_frame_equal(table[:2], serial.to_dataframe()[:2], check_dtype=False)
     assert list(table["status"])[2:] == ["not run", "not run"]
