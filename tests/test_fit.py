@@ -116,7 +116,7 @@ def test_new_data_are_taken_in_every_form_and_matched_by_name(exact, wine):
                 method(given)
     with pytest.raises(ModelError, match=r"unknown position of 'ppca' 'wine\.csv'"):
         exact.latents("wine.csv")
-    with pytest.raises(DataError, match="lacks 'alcohol'"):
+    with pytest.raises(DataError, match="missing 'alcohol'"):
         exact.latents(table.drop(columns="alcohol"))
 
 

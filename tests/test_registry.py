@@ -82,7 +82,7 @@ def test_a_failing_metric_gives_its_name_and_line_and_costs_no_second_fit(run, m
     ("was", "is_now", "message"),
     [
         ("np.log1p(np.abs(x[:, :n_latent]))", '{}["a"]', "embeddings.0: embedding 'log_sizes' failed: KeyError: 'a'"),
-        ("np.cos(angle)", "np.cosinus(angle)", "the dataset 'ring' failed: AttributeError"),
+        ("np.cos(angle)", "np.cosinus(angle)", "dataset 'ring' cannot be loaded: AttributeError"),
         ('datasets = {"ring": ring}', "datasets = {rings}", "cannot be imported: NameError: name 'rings' is not defined"),
     ],
     ids=["embedding", "dataset", "import"],

@@ -69,10 +69,10 @@ def choose(names: Sequence[str], wanted: Wanted, what: str) -> Chosen:
     if wanted.columns is None:
         features = [i for i in range(len(names)) if i not in others.values()]
         if not features:
-            raise DataError(f"{what}: no column is left beside {' and '.join(others)}.")
+            raise DataError(f"{what}: no columns remain for the features; all are used by {' and '.join(others)}.")
         return Chosen(features, others)
     features = positions(wanted.columns, names, what) if len(wanted.columns) or not wanted.texts else []
     for option, position in others.items():
         if position in features:
-            raise DataError(f"{what}: {names[position]!r} is among `columns` and is the `{option}` too.")
+            raise DataError(f"{what}: column {names[position]!r} is in `columns` and is also the `{option}`; remove it from one.")
     return Chosen(features, others)

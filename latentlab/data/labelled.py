@@ -44,7 +44,7 @@ def plain(
         for other, value in further.items():
             implied = value is own.get("unit")  # dates of an index, which `coords` may replace
             if other in coords and not implied and known[other].astype(str).tolist() != value.astype(str).tolist():
-                raise DataError(f"{what} has its own coordinate {other!r}, and `coords` has another: leave one of them out.")
+                raise DataError(f"{what}: its coordinate {other!r} differs from the one in `coords`; leave one of them out.")
         known = {**further, **known}
         sizes.update(zip(dims[key], values.shape, strict=True))
     observed = next(iter(arrays))
@@ -95,8 +95,8 @@ def opened(value: Any, dims: Sequence[str], what: str, *, numbers: bool = True) 
         counter = next((name for name in value.columns if UNNAMED.fullmatch(str(name)) and _counts(value[name])), None)
         if counter is not None:
             raise DataError(
-                f"{what}, column {counter!r} only counts the rows: an index that was read as data. Leave the column out, or "
-                "read the file with `index_col=0`."
+                f"{what}, column {counter!r} has the row numbers, so it is probably an index that was read as data. Leave the "
+                "column out, or read the file with `index_col=0`."
             )
         kinds = {dtype if isinstance(dtype, np.dtype) else None for dtype in value.dtypes}
         if not numbers or (len(kinds) == 1 and None not in kinds and value.dtypes.iloc[0].kind in "biuf"):
@@ -141,16 +141,16 @@ def _placed(
             continue
         if fixed is not None and dim in fixed:
             raise DataError(
-                f"{what} has its own {dim}s ({convert.listed(theirs, 3)}), and `coords` has others ({convert.listed(ours, 3)}): "
-                f"leave {dim!r} out of `coords`, or rename the array's own."
+                f"{what}: its {dim}s ({convert.listed(theirs, 3)}) differ from those in `coords` ({convert.listed(ours, 3)}); "
+                f"leave {dim!r} out of `coords`, or rename the {dim}s of the array."
             )
         if sorted(theirs) != sorted(ours):
             if dim not in known and len(theirs) == len(ours):
                 known[dim] = own[dim]
                 continue
             raise DataError(
-                f"{what} has other {dim}s ({convert.listed(theirs, 3)}) than the arrays before it ({convert.listed(ours, 3)}): "
-                "give the same ones, in any order."
+                f"{what}: its {dim}s ({convert.listed(theirs, 3)}) differ from those of the arrays before it "
+                f"({convert.listed(ours, 3)}); use the same {dim}s, in any order."
             )
         where = {one: i for i, one in enumerate(theirs)}
         if len(where) == len(theirs):
@@ -189,12 +189,17 @@ def _from_xarray(value: Any, dims: Sequence[str], what: str) -> tuple[Any, Names
     if isinstance(value, xr.Variable):
         value = xr.DataArray(value)
     if not isinstance(value, xr.DataArray):
-        raise DataError(f"{what} is an xarray {type(value).__name__}; take one of its arrays, or `.to_dataarray()`.")
+        raise DataError(
+            f"{what} must be a DataArray; got an xarray {type(value).__name__}. Select one of its arrays, "
+            "or call `.to_dataarray()`."
+        )
     own = [str(dim) for dim in value.dims]
     if own == [f"dim_{i}" for i in range(len(dims))]:
         value = value.rename(dict(zip(value.dims, dims, strict=True)))
     elif sorted(own) != sorted(dims):
-        raise DataError(f"{what} has dims ({', '.join(own)}); expected ({', '.join(dims)}), in any order: `.rename` them.")
+        raise DataError(
+            f"{what} has dims ({', '.join(own)}); expected ({', '.join(dims)}), in any order; rename them by `.rename`."
+        )
     value = value.transpose(*dims)
     names: Names = {}
     further: Names = {}
@@ -219,7 +224,7 @@ def _dense(value: Any, what: str) -> np.ndarray:
     needed, free = COPIES * 8 * int(np.prod([int(n) for n in value.shape])), Budget.of(None).n_bytes
     if needed > free:
         raise DataError(
-            f"{what} is sparse, of shape {tuple(value.shape)}; with its zeros it takes about {size(needed)}, and half of the "
-            f"free memory is {size(free)}. Take fewer columns, or reduce them first, as by sklearn's TruncatedSVD."
+            f"{what} is a sparse array of shape {tuple(value.shape)}. As a dense array it needs about {size(needed)}, but half "
+            f"of the free memory is {size(free)}. Select fewer columns, or reduce their number, as by sklearn's TruncatedSVD."
         )
     return np.asarray(value.toarray())

@@ -16,8 +16,8 @@ LONGEST = 2**23
 """Largest number of characters of a line: enough for half a million columns; a file without line ends is refused early."""
 
 
-class _Unpacked(io.BufferedIOBase):
-    """Stream of the unpacked bytes of a compressed file; it raises an error if they exceed the budget."""
+class _Decompressed(io.BufferedIOBase):
+    """Stream of the decompressed bytes of a compressed file; it raises an error if they exceed the budget."""
 
     def __init__(self, path: Path, budget: Budget) -> None:
         self._path, self._budget = path, budget
@@ -34,7 +34,7 @@ class _Unpacked(io.BufferedIOBase):
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{self._path}: the compressed file is damaged: {error}") from error
         self._n_bytes += len(chunk)
-        self._budget.unpack(self._raw.tell(), self._n_bytes, str(self._path))
+        self._budget.decompress(self._raw.tell(), self._n_bytes, str(self._path))
         return chunk
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -47,8 +47,8 @@ class _Unpacked(io.BufferedIOBase):
 
 
 def opened(path: Path, budget: Budget) -> Any:
-    """Open a file as a stream of bytes, unpacked if its name ends in .gz."""
-    return _Unpacked(path, budget) if path.suffix.lower() == ".gz" else path.open("rb")
+    """Open a file as a stream of bytes, decompressed if its name ends in .gz."""
+    return _Decompressed(path, budget) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def lines(path: Path, encoding: str, budget: Budget) -> Iterator[str]:

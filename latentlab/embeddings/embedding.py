@@ -166,9 +166,9 @@ def _values(given: Any, what: str) -> np.ndarray:
 def _check_units(values: np.ndarray, units: np.ndarray, what: str) -> None:
     if len(units) != values.shape[-2]:
         raise DataError(f"{what}: values of {values.shape[-2]} units, and names of {len(units)}.")
-    twice = convert.repeated(units.astype(str).tolist())
-    if twice is not None:
-        raise DataError(f"{what}: unit {twice!r} is there more than once.")
+    duplicate = convert.first_duplicate(units.astype(str).tolist())
+    if duplicate is not None:
+        raise DataError(f"{what}: unit {duplicate!r} occurs more than once; give each unit a unique name.")
     bad = ~np.isfinite(values).all(axis=-1).reshape(-1, len(units)).all(axis=0)
     if bad.any():
         raise DataError(f"{what}: {bad.sum()} units have values that are not finite: {convert.listed(units[bad])}.")

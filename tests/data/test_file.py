@@ -69,13 +69,17 @@ def test_blanks_and_decimal_commas(tmp_path):
         assert read(tmp_path, "a.csv", text, decimal=",").x.tolist() == PLAIN
     np.testing.assert_array_equal(read(tmp_path, "a.csv", "a;b\n1,5;NA\n;2\n", decimal=",").x, [[1.5, np.nan], [np.nan, 2]])
     for content, options, message in (
-        ("a;b\n1.000,5;2\n", {"decimal": ","}, "line 2, column 'a': '1.000,5' is no number: it looks like thousands separators"),
-        ("a;b\n1.5;2\n", {"decimal": ","}, "it has a decimal point, and `decimal` is a comma"),
-        ("a,b\n1,2\n", {"decimal": ",", "delimiter": ","}, "both `delimiter` and `decimal`"),
+        (
+            "a;b\n1.000,5;2\n",
+            {"decimal": ","},
+            "line 2, column 'a': '1.000,5' is not a number; it looks like thousands separators",
+        ),
+        ("a;b\n1.5;2\n", {"decimal": ","}, "it has a decimal point, but `decimal` is ','"),
+        ("a,b\n1,2\n", {"decimal": ",", "delimiter": ","}, "`delimiter` and `decimal` must differ; got ',' for both"),
         ("a;b\n1;2\n", {"decimal": "'"}, "`decimal` must be '.' or ','"),
-        ("a,b\n1,2\n", {"decimal": ","}, "the header has commas, and `decimal` is one"),
-        ("a b\n1 2 3 4\n", {"delimiter": "blank"}, "line 2: 4 fields where the header has 2"),
-        ("a b\n1 2 3\n4 5\n", {}, "line 3: 2 fields where the header has 3"),
+        ("a,b\n1,2\n", {"decimal": ","}, "the header has commas, but `decimal` is ','; set `delimiter`"),
+        ("a b\n1 2 3 4\n", {"delimiter": "blank"}, "line 2: 4 fields, but the header has 2"),
+        ("a b\n1 2 3\n4 5\n", {}, "line 3: 2 fields, but the header has 3"),
         ("a;b\n1,5;2\n", {}, "decimal comma.*`decimal: ','`"),
     ):
         with pytest.raises(DataError, match=message):
@@ -113,7 +117,7 @@ def test_an_unnamed_column_is_an_index_where_it_can_be(tmp_path):
     assert (kept.features.tolist(), kept.x.tolist()) == (["Unnamed: 0", "a"], [[7, 1], [7, 3]])
     asked = read(tmp_path, "a.csv", "Unnamed: 0,a\n0,1\n1,3\n", columns=["Unnamed: 0", "a"])
     assert asked.x.tolist() == [[0, 1], [1, 3]]
-    with pytest.raises(DataError, match=r"line 1: column 1 of 2 has no name, and cannot be the units' names \('7' is there more"):
+    with pytest.raises(DataError, match=r"line 1: column 1 of 2 has no name. .* units' names either, because '7' occurs more"):
         read(tmp_path, "a.csv", ",a\n7,1\n7,3\n")
     with pytest.raises(DataError, match="line 1: column 2 of 2 has no name"):
         read(tmp_path, "a.csv", "a,\n7,1\n7,3\n")
@@ -145,7 +149,7 @@ def parquet(**columns):
     ],
 )
 def test_whole_numbers_that_would_lose_digits_are_refused_by_every_reader(tmp_path, name, content):
-    with pytest.raises(DataError, match=r"whole number.* beyond 2\*\*53"):
+    with pytest.raises(DataError, match=r"whole number.* exceeds 2\*\*53"):
         read(tmp_path, name, content, **({"decimal": ","} if isinstance(content, str) and ";" in content else {}))
 
 
@@ -211,26 +215,31 @@ def test_arrays_and_parquet_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("a.csv", "a,a\n1,2\n", {}, "line 1: 2 columns are called 'a': columns 1 and 2"),
-        ("a.csv", "a,b\n1,2,3\n3,4\n", {}, "line 2: 3 fields where the header has 2"),
-        ("a.csv", "a,b,c\n1,2,3\n3,4\n", {}, "line 3: 2 fields where the header has 3"),
+        ("a.csv", "a,a\n1,2\n", {}, "line 1: 2 columns have the name 'a', such as columns 1 and 2"),
+        ("a.csv", "a,b\n1,2,3\n3,4\n", {}, "line 2: 3 fields, but the header has 2"),
+        ("a.csv", "a,b,c\n1,2,3\n3,4\n", {}, "line 3: 2 fields, but the header has 3"),
         ("a.csv", "", {}, "the file is empty"),
         ("a.csv", "a,b\n", {}, "a header, but no rows"),
-        ("a.csv", "1.5,2.5\n3,4\n", {}, "look like data, not like column names: no header"),
+        ("a.csv", "1.5,2.5\n3,4\n", {}, "look like data, not column names; add a header"),
         ("a.csv", "a;b\n1,5;2\n", {}, "line 2, column 'a': '1,5'.*decimal comma"),
         ("a.csv", "a;b\n1.000,5;2\n", {}, "line 2, column 'a'.*thousands separators"),
-        ("a.csv", "a,b\n1,x\n", {}, "line 2, column 'b': 'x' is no number"),
+        ("a.csv", "a,b\n1,x\n", {}, "line 2, column 'b': 'x' is neither a number nor one of `missing_values`"),
         ("a.csv", "a,b\n1,inf\n", {}, "line 2, column 'b': 'inf' is infinite"),
-        ("a.csv", "a,b\nkg,m\n1,2\n", {}, "line 2, column 'a': 'kg' is no number.* or delete the line if it is no row of data"),
-        ("a.csv", "a,b\n1,2\n# end\n", {}, "line 3: 1 field where the header has 2; delete a line that is no row of data"),
-        ("a.csv", "a,b,\n1,2,\n", {}, "line 1: column 3 of 3 has no name .*with no delimiter at the end"),
+        (
+            "a.csv",
+            "a,b\nkg,m\n1,2\n",
+            {},
+            "line 2, column 'a': 'kg' is neither a number .* or delete the line if it is not a row of data",
+        ),
+        ("a.csv", "a,b\n1,2\n# end\n", {}, "line 3: 1 field, but the header has 2; delete the line if it is not a row of data"),
+        ("a.csv", "a,b,\n1,2,\n", {}, "line 1: column 3 of 3 has no name .*with no delimiter at its end"),
         (
             "a.csv",
             "a;b\n1.000,5;2\n",
             {"decimal": ","},
-            "'1.000,5' is no number: it looks like thousands separators: write plain",
+            r"'1.000,5' is not a number; it looks like thousands separators \(write 1234,5\)",
         ),
-        ("a.csv", "a,b\n1,12.5%\n", {}, "'12.5%' is no number: it looks like a percentage"),
+        ("a.csv", "a,b\n1,12.5%\n", {}, "'12.5%' is not a number; it looks like a percentage"),
         ("a.csv", "a,b\n1,$2.50\n", {}, "an amount of money"),
         ("a.csv", "a,b\n1,3 \u20ac\n", {}, "an amount of money"),
         ("a.csv", "a,b\n1,\u22122.5\n", {}, "a typographic minus sign"),
@@ -238,18 +247,28 @@ def test_arrays_and_parquet_are_read(tmp_path):
         ("a.csv", b"a,b\n1,\x00\n", {}, "line 2: a NUL byte"),
         ("a.csv", b"a,k\n1,x\n2,\x00y\n", {"label": "k"}, "line 3: a NUL byte"),
         ("a.csv", "a,b\n1,2\n\n3,4\n", {}, "line 3 is blank, but rows follow it"),
-        ("a.csv", "a\n1\n\n3\n", {}, "line 3 is blank, but rows follow it; a missing entry is written NA"),
-        ("a.csv", 'a,b\n1,2\n3,"4\n', {}, "line 3: .*is a quote not closed"),
+        ("a.csv", "a\n1\n\n3\n", {}, "line 3 is blank, but rows follow it; delete the line, or write NA for missing entries"),
+        ("a.csv", 'a,b\n1,2\n3,"4\n', {}, "line 3: .*unclosed quote"),
         ("a.csv", 'a,b\n1,2\n"3"4,5\n', {}, "line 3: ',' expected after '\"'"),
-        ("a.csv", 'id,a\n"u\nv",1\nw,x\n', {"unit": "id"}, "line 4, column 'a': 'x' is no number"),
-        ("a.csv", "a,b\n1,2\n3,1_000\n", {}, "line 3, column 'b': '1_000' is no number"),
-        ("a.csv", "id,a\nu,1\nu,3\n", {"unit": "id"}, "unit 'u' is there 2 times"),
+        (
+            "a.csv",
+            'id,a\n"u\nv",1\nw,x\n',
+            {"unit": "id"},
+            "line 4, column 'a': 'x' is neither a number nor one of `missing_values`",
+        ),
+        ("a.csv", "a,b\n1,2\n3,1_000\n", {}, "line 3, column 'b': '1_000' is neither a number"),
+        ("a.csv", "id,a\nu,1\nu,3\n", {"unit": "id"}, "unit 'u' occurs 2 times"),
         ("a.csv", "a,b\n1,2\n", {"columns": ["a", "c"]}, "unknown column 'c'"),
         ("a.csv", "a,b\n1,2\n", {"label": "kind"}, "`label`: unknown column 'kind'"),
         ("a.npy", npy(np.ones((3, 2, 2))), {}, r"expected shape \(n_units, n_features\); got \(3, 2, 2\)"),
         ("a.npy", npy(np.ones((3, 2), complex)), {}, "complex128; expected real numbers"),
-        ("a.npy", npy(np.zeros(1)).replace(b"(1,), }", b"(999999999999,), }"), {}, "declares shape .* 8.0 TB, but holds"),
-        ("a.xyz", "1", {}, "cannot tell its format"),
+        (
+            "a.npy",
+            npy(np.zeros(1)).replace(b"(1,), }", b"(999999999999,), }"),
+            {},
+            r"declares shape .* \(8.0 TB\), but contains only",
+        ),
+        ("a.xyz", "1", {}, "the file format is unknown"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_place(tmp_path, name, content, options, message):
@@ -309,5 +328,5 @@ def test_many_columns_are_read(tmp_path):
     values = ",".join("1" for _ in range(30_000))
     assert len(names) > 131_072, "more than Python's csv takes for one field"
     assert read(tmp_path, "wide.csv", f"{names}\n{values}\n{values}\n").x.shape == (2, 30_000)
-    with pytest.raises(DataError, match=r"line 1: .*field"):
+    with pytest.raises(DataError, match=r"line 1: .*very long field"):
         read(tmp_path, "wide.csv", "a" * 200_000 + "\n1\n")

@@ -80,9 +80,9 @@ def test_the_first_images_are_taken_and_the_array_of_an_archive_is_named(tmp_pat
     path = str(tmp_path / "parts.npz")
     assert images(path, member="x_test").n_units == 1
     assert images(path, member="x_train", labels="y_train", n_units=3).labels.tolist() == [3, 0, 9]
-    with pytest.raises(DataError, match=r"several arrays are of three dims \(x_test, x_train\).*by `member`"):
+    with pytest.raises(DataError, match=r"several arrays have three dims \(x_test, x_train\).*Set `member`"):
         images(path)
-    with pytest.raises(DataError, match="no array is called 'x'; it has x_test, x_train, y_train"):
+    with pytest.raises(DataError, match="no array has the name 'x'; the file contains x_test, x_train, y_train"):
         images(path, member="x")
     assert load_dataset("images", path=path, member="x_train", standardize=True).sizes == {"unit": 4, "feature": 6}
 
@@ -90,16 +90,16 @@ def test_the_first_images_are_taken_and_the_array_of_an_archive_is_named(tmp_pat
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("a.png", b"x", {}, "cannot tell its format; the name must end in one of .idx, ubyte"),
-        ("a.idx", b"", {}, "not an IDX file, but holds 0 B"),
-        ("a.idx", b"\x00\x00\x08", {}, "not an IDX file"),
-        ("a.idx", b"\x89PNG" + bytes(40), {}, "not an IDX file: it begins with 89 50 4e 47"),
-        ("a.idx", idx(PIXELS).replace(b"\x00\x00\x08", b"\x00\x00\x07", 1), {}, "begins with 00 00 07 03"),
-        ("a.idx", idx(PIXELS)[:-1], {}, r"declares shape \(4, 2, 3\), 24 B, but holds 23 B"),
-        ("a.idx", idx(PIXELS) + b"\x00", {}, r"declares shape \(4, 2, 3\), 24 B, but holds 25 B"),
-        ("a.idx", idx(PIXELS, shape=(2**32 - 1, 2**32 - 1, 2**32 - 1)), {}, "declares shape .*EB, but holds 24 B"),
-        ("a.idx.gz", gzip.compress(idx(PIXELS)[:-1], mtime=0), {}, r"declares shape \(4, 2, 3\), 24 B, but holds 23 B"),
-        ("a.idx.gz", gzip.compress(idx(PIXELS) + b"\x00", mtime=0), {}, "but holds more"),
+        ("a.png", b"x", {}, "the file format is unknown; the file name must end in one of .idx, ubyte"),
+        ("a.idx", b"", {}, "not a valid IDX file; it contains 0 B"),
+        ("a.idx", b"\x00\x00\x08", {}, "not a valid IDX file"),
+        ("a.idx", b"\x89PNG" + bytes(40), {}, "not a valid IDX file; its first bytes are 89 50 4e 47"),
+        ("a.idx", idx(PIXELS).replace(b"\x00\x00\x08", b"\x00\x00\x07", 1), {}, "first bytes are 00 00 07 03"),
+        ("a.idx", idx(PIXELS)[:-1], {}, r"declares shape \(4, 2, 3\) \(24 B\), but contains 23 B"),
+        ("a.idx", idx(PIXELS) + b"\x00", {}, r"declares shape \(4, 2, 3\) \(24 B\), but contains 25 B"),
+        ("a.idx", idx(PIXELS, shape=(2**32 - 1, 2**32 - 1, 2**32 - 1)), {}, r"declares shape .*EB\), but contains 24 B"),
+        ("a.idx.gz", gzip.compress(idx(PIXELS)[:-1], mtime=0), {}, r"declares shape \(4, 2, 3\) \(24 B\), but contains 23 B"),
+        ("a.idx.gz", gzip.compress(idx(PIXELS) + b"\x00", mtime=0), {}, "but contains more data"),
         ("a.idx.gz", gzip.compress(idx(PIXELS), mtime=0)[:-12], {}, "damaged"),
         ("a.idx.gz", idx(PIXELS), {}, "damaged"),
         ("a.idx", idx(PIXELS[0]), {}, r"expected numbers of shape \(n_images, n_rows, n_columns\); got uint8 of \(2, 3\)"),
@@ -110,12 +110,12 @@ def test_the_first_images_are_taken_and_the_array_of_an_archive_is_named(tmp_pat
             "a.npy",
             npy(PIXELS).replace(b"(4, 2, 3), }", b"(9, 9, 9), }"),
             {},
-            r"declares shape \(9, 9, 9\), 5.8 kB, but holds 192 B",
+            r"declares shape \(9, 9, 9\) \(5.8 kB\), but contains 192 B",
         ),
-        ("a.npz", b"PK", {}, "not an NPZ file"),
+        ("a.npz", b"PK", {}, "not a valid NPZ file"),
         ("a.idx", idx(PIXELS), {"n_units": 5}, r"`n_units` must be at most 4 \(its images\); got 5"),
         ("a.idx", idx(PIXELS), {"n_units": 0}, "`n_units` must be a whole number of at least 1; got 0"),
-        ("a.idx", idx(PIXELS), {"member": "x"}, "`member` is for NPZ files"),
+        ("a.idx", idx(PIXELS), {"member": "x"}, "`member` applies only to NPZ files"),
         ("a.idx", idx(PIXELS), {"labels": "nowhere.idx"}, "nowhere.idx: no such file"),
     ],
 )
@@ -130,7 +130,7 @@ def test_what_is_no_images_is_refused(tmp_path, name, content, options, message)
     [
         (idx(KINDS[:3]), "3 labels for the 4 images of"),
         (idx(PIXELS), r"expected labels, whole numbers of shape \(n_images,\); got uint8 of \(4, 2, 3\)"),
-        (idx(KINDS, ">f4"), "expected labels, whole numbers .*; got >f4"),
+        (idx(KINDS, ">f4"), "expected labels as integers .*; got >f4"),
     ],
 )
 def test_labels_that_are_no_labels_of_these_images_are_refused(tmp_path, labels, message):
@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path):
     refused_without_reading(packed, r"100 images of 100 by 100 pixels needs about 124.0 MB", max_bytes=10**8, n_units=100)
     # The header is modest, what follows is not.
     liar = put(tmp_path, "liar.idx.gz", gzip.compress(struct.pack(">HBB3I", 0, 8, 3, 1, 2, 3) + bytes(10**8), compresslevel=1))
-    refused_without_reading(liar, "but holds more")
+    refused_without_reading(liar, "but contains more data")
 
 
 def test_pixels_that_unpack_to_far_more_than_was_packed_are_a_bomb(tmp_path):

@@ -196,7 +196,7 @@ def test_times_in_text_are_numbers_where_all_are(tmp_path, cells, times):
     [
         ("s,t,a\np,1,1\nq,1,2\np,1,3\n", "the time '1' of sequence 'p' is there twice"),
         ("s,t,a\np,b,1\nq,b,2\np,a,3\n", "sequence 'p' is not contiguous: unit 'p:a'"),
-        ("s,t,a\np,,1\n", "line 2, column 't': no time is given"),
+        ("s,t,a\np,,1\n", "line 2, column 't': the time is missing"),
         ("s,a\np,1\n", "`time`: unknown column 't'"),
     ],
 )

@@ -237,7 +237,7 @@ def test_levels_of_sunspots_hold_about_as_many_years_each_and_rise_with_the_spot
     for options, message in (
         ({"n_levels": 1}, "from 2 to 20"),
         ({"n_levels": 2.5}, "whole"),
-        ({"n_levels": 4, "whole": True}, "together"),
+        ({"n_levels": 4, "whole": True}, "cannot be combined"),
     ):
         with pytest.raises(DataError, match=f"^sunspots: .*{message}"):
             sunspots(**options)

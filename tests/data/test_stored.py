@@ -152,7 +152,7 @@ def test_what_needs_the_table_in_memory_says_so(saved):
         with pytest.raises(DataError, match=f"mine stays on disk, and `{attribute}` needs it in memory.*subset"):
             getattr(lazy, attribute)
     assert not hasattr(lazy, "nonsense")
-    with pytest.raises(DataError, match="`missing` hides entries of data in memory only"):
+    with pytest.raises(DataError, match="`missing` requires data in memory"):
         load_dataset("file", path=saved(table()), in_memory=False, missing=0.1)
     with pytest.raises(DataError, match="numbered 0 to 59; got 3 to 60"):
         lazy.subset([3, 60])
@@ -218,7 +218,7 @@ def test_a_file_cut_short_is_refused_before_and_after_it_is_opened(saved):
     os.truncate(path, size - 9)
     with pytest.raises(DataError, match="was changed since it was opened"):
         lazy.subset([0, 59])
-    with pytest.raises(DataError, match=r"declares shape .* but holds"):
+    with pytest.raises(DataError, match=r"declares shape .* but contains"):
         load_dataset("file", path=path, in_memory=False)
 
 
@@ -259,10 +259,10 @@ def test_a_file_that_changes_while_it_is_read_is_refused(saved, change, said, mo
 def test_options_that_need_more_than_features_are_refused(saved, tmp_path):
     path = saved(table())
     for option in ("label", "unit", "sequence", "time", "delimiter"):
-        with pytest.raises(DataError, match=f"`{option}` does not go with `in_memory: false`"):
+        with pytest.raises(DataError, match=f"`{option}` cannot be combined with `in_memory: false`"):
             load_dataset("file", path=path, in_memory=False, **{option: "1"})
     (tmp_path / "mine.csv").write_text("a,b\n1,2\n3,5\n")
-    with pytest.raises(DataError, match=r"only \.npy and \.zarr can stay on disk"):
+    with pytest.raises(DataError, match=r"only \.npy and \.zarr data can stay on disk"):
         load_dataset("file", path=str(tmp_path / "mine.csv"), in_memory=False)
     with pytest.raises(DataError, match="unknown column '9'"):
         load_dataset("file", path=path, in_memory=False, columns=["9"])

@@ -156,7 +156,7 @@ def test_a_folder_that_is_none_is_named(tmp_path, saved):
     (tmp_path / "empty.zarr").mkdir()
     with pytest.raises(DataError, match="is a directory, and no Zarr array"):
         opened(tmp_path / "empty.zarr")
-    with pytest.raises(DataError, match="a Zarr array stays on disk: `in_memory: false`"):
+    with pytest.raises(DataError, match="For a Zarr array, set `in_memory: false`"):
         file(str(saved()))
 
 

@@ -104,7 +104,7 @@ GOOD = [[0.0, 1.0], [2.0, 3.0]]
     [
         ({"values": [1.0, 2.0]}, r"must have shape \(unit, p\) or \(seed, unit, p\); got \(2,\)"),
         ({"values": np.zeros((2, 0))}, r"got \(2, 0\)"),
-        ({"values": [[1.0], [1.0, 2.0]]}, "is ragged: its rows differ in length"),
+        ({"values": [[1.0], [1.0, 2.0]]}, "is ragged; all rows must have the same length"),
         ({"values": [[1.0, 2.0]]}, "values of 1 units, and names of 2"),
         ({"values": [["1", "2"], ["3", "4"]]}, "expected real numbers"),
         ({"values": [[1j, 2], [3, 4]]}, "complex128; expected real numbers"),
@@ -112,9 +112,9 @@ GOOD = [[0.0, 1.0], [2.0, 3.0]]
         ({"values": [[0.0, 1.0], [2.0, -np.inf]]}, "1 units have values that are not finite: 'b'"),
         ({"values": [[[0.0], [1.0]], [[2.0], [np.nan]]]}, "1 units have values that are not finite: 'b'"),
         ({"values": np.ma.masked_equal(GOOD, 2.0)}, "1 units have values that are not finite: 'b'"),
-        ({"units": ["a", "a"]}, "unit 'a' is there more than once"),
+        ({"units": ["a", "a"]}, "unit 'a' occurs more than once"),
         ({"units": [["a", "b"]]}, "`units` must be one-dimensional"),
-        ({"units": ["a", 1]}, "`units` mixes"),
+        ({"units": ["a", 1]}, "`units` has values of several types"),
         ({"units": [0.0, np.nan]}, "1 missing or infinite"),
         ({"name": ""}, "name must be text; got ''"),
         ({"label": 3}, "label must be text; got 3"),
@@ -145,7 +145,7 @@ def test_missing_units_are_named():
         mine.reindexed(["a", "x", "y"])
     with pytest.raises(DataError, match="no values for 3 of 3 units"):
         mine.reindexed([0, 1, 2])
-    with pytest.raises(DataError, match="unit 'a' is there more than once"):
+    with pytest.raises(DataError, match="unit 'a' occurs more than once"):
         mine.reindexed(["a", "a"])
 
 

@@ -101,7 +101,7 @@ def test_names_that_differ_only_in_kind_are_the_same_unit(frame, tmp_path):
         (lambda f: f.assign(one=["x", "1", "2", "3", "4"]), "'one'"),
         (lambda f: f.assign(one=[np.inf, 1, 2, 3, 4]), "(?i)inf"),
         (lambda f: f.rename(columns={"id": "name"}), "unknown column 'id'"),
-        (lambda f: f[["id"]], "no column is left"),
+        (lambda f: f[["id"]], "no columns remain"),
         (lambda f: f.iloc[:0], "no rows"),
     ],
 )
