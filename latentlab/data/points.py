@@ -49,13 +49,14 @@ def ratings(  # one keyword for each user option
     wanted = Wanted([rating], texts={"user": user, "item": item})
     found, name = table(path, wanted, missing_values, delimiter, encoding, max_bytes, decimal)
     r = found.x[:, 0]
-    seen = ~np.isnan(r)
-    if not seen.any():
-        raise DataError(f"{name}: the column {rating!r} has no number.")
-    left_out = int((~seen).sum())
-    users, u = coded(found.others["user"][seen])
-    items, i = coded(found.others["item"][seen])
-    return _cells(r[seen], users, u, items, i, name, [f"{left_out} rows without a rating were left out."] if left_out else [])
+    observed = ~np.isnan(r)
+    if not observed.any():
+        raise DataError(f"{name}: the column {rating!r} has no numbers.")
+    n_removed = int((~observed).sum())
+    users, u = coded(found.others["user"][observed])
+    items, i = coded(found.others["item"][observed])
+    removed = "1 row without a rating was" if n_removed == 1 else f"{n_removed} rows without a rating were"
+    return _cells(r[observed], users, u, items, i, name, [f"{removed} removed."] if n_removed else [])
 
 
 def edges(  # one keyword for each user option

@@ -32,7 +32,7 @@ class _Decompressed(io.BufferedIOBase):
         try:
             chunk = self._source.read1(size)
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{self._path}: the compressed file is damaged: {error}") from error
+            raise DataError(f"{self._path}: the compressed file is damaged: {error}.") from error
         self._n_bytes += len(chunk)
         self._budget.decompress(self._raw.tell(), self._n_bytes, str(self._path))
         return chunk
@@ -67,11 +67,11 @@ def lines(path: Path, encoding: str, budget: Budget) -> Iterator[str]:
             for number, line in enumerate(iter(partial(decoded.readline, LONGEST + 1), ""), 1):
                 if len(line) > LONGEST:
                     raise DataError(
-                        f"{path}, line {number}: more than {LONGEST} characters without a line end; a table so wide is read from "
-                        "NPY or Parquet."
+                        f"{path}, line {number}: the line has more than {LONGEST} characters; save such a wide table as NPY or "
+                        "Parquet."
                     )
                 if "\0" in line:
-                    raise DataError(f"{path}, line {number}: a NUL byte; a text table has none (is it UTF-16?).")
+                    raise DataError(f"{path}, line {number}: the line has a NUL byte; check whether `encoding` is utf-16.")
                 yield line
     except LookupError as error:
         raise DataError(f"{path}: unknown text encoding {encoding!r}.") from error
@@ -92,9 +92,9 @@ def _undecodable(path: Path, encoding: str, budget: Budget) -> str:
                 at = offset - len(pending) + error.start
                 value = (pending + chunk)[error.start]
                 guess = "utf-16" if at == 0 and chunk[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin-1"
-                return f"byte {at} (0x{value:02x}) is not {encoding}; name the file's `encoding`, perhaps {guess}."
+                return f"byte {at} (0x{value:02x}) is not valid {encoding}; set `encoding`, for example to {guess}."
             except UnicodeError as error:
-                return f"not {encoding}: {error}; name the file's `encoding`."
+                return f"the file is not valid {encoding} ({error}); set `encoding`."
             if not chunk:
-                return f"not {encoding}; name the file's `encoding`."
+                return f"the file is not valid {encoding}; set `encoding`."
             offset += len(chunk)

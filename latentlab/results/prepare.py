@@ -91,8 +91,8 @@ def _checked(model: LatentModel, dataset: Dataset | StoredDataset) -> dict[str, 
     if isinstance(dataset, Dataset):
         model.check(dataset)
         return tensors(model, dataset)
-    model.check(dataset.witnesses)
-    tensors(model, dataset.witnesses)
+    model.check(dataset.extremes)
+    tensors(model, dataset.extremes)
     arrays = tensors(model, dataset.sample)
     if dataset.n_missing and arrays["mask"] is None:
         arrays["mask"] = torch.ones(dataset.sample.x.shape, dtype=torch.bool)

@@ -168,10 +168,10 @@ def test_the_digest_is_the_same_in_every_process_and_sees_every_part():
 def test_what_is_odd_is_said():
     x = np.array([[1.0, 2, 1], [3, 2, 3], [1, 2, 1]])
     notes = table(x, coords={"feature": ["a", "b", "c"]}, labels=["k", "k", "k"]).notes()
-    assert "column 'b' is constant." in notes
-    assert "columns 'a' and 'c' are identical." in notes
+    assert "Column 'b' is constant." in notes
+    assert "Columns 'a' and 'c' are identical." in notes
     assert any("have identical rows" in note for note in notes)
-    assert any("there is one class only" in note for note in notes)
+    assert any("so there is only one class" in note for note in notes)
 
 
 def test_the_simulator_gives_the_truth_it_drew_from():

@@ -60,7 +60,7 @@ def test_a_table_is_its_own_points_and_its_units_have_one_kind(rng):
         (
             RATINGS,
             {"index": {"user": ("cell", [0, 1, 2]), "item": ("cell", [0, 0, 1])}},
-            "index 'user' is 2 at cell 2; .* 0 to 1",
+            "index 'user' is 2 at cell 2, .* numbered 0 to 1",
         ),
         (RATINGS, {"index": {"user": ("cell", [0, 1, -1]), "item": ("cell", [0, 0, 1])}}, "index 'user' is -1 at cell 2"),
         (
@@ -68,27 +68,39 @@ def test_a_table_is_its_own_points_and_its_units_have_one_kind(rng):
             {"index": {"user": ("cell", [0, 1, 1]), "item": ("cell", [0, 0, 0])}},
             r"the cell \(user 'bob', item 'alien'\) is listed more than once, at 1 and 2",
         ),
-        (RATINGS, {"units": {"user": ["ann", "ann"], "item": 2}}, "units of the kind 'user': 'ann' is there more than once"),
-        (RATINGS, {"units": {"user": 2}}, "refers to units of the kind 'item', and `units` has only 'user'"),
+        (RATINGS, {"units": {"user": ["ann", "ann"], "item": 2}}, "units of the kind 'user': 'ann' occurs more than once"),
+        (RATINGS, {"units": {"user": 2}}, "refers to units of the kind 'item', but `units` has only 'user'"),
         (RATINGS, {"units": {"user": 2, "item": 2, "film": 3}}, "no index refers to the kind 'film' in `units`"),
-        (RATINGS, {"units": None}, "`units` must map each kind"),
-        (RATINGS, {"units": {"user": 2, "item": []}}, "there is none"),
+        (
+            RATINGS,
+            {"units": None},
+            "`units` must be a dict of the names, or the number, of the units of each kind, .*; got NoneType",
+        ),
+        (RATINGS, {"units": {"user": 2, "item": []}}, "the list of names is empty"),
         (RATINGS, {"coords": {"time": ("cell", [1, 2, 3])}}, "'time'.* must be one-dimensional; got"),
         (
             RATINGS,
             {"units": {"latent": 2, "item": 2}, "index": {"latent": ("cell", [0, 1, 1]), "item": ("cell", [0, 0, 1])}},
-            "a kind of units cannot be called 'latent'",
+            "'latent' is not a valid name of a kind of units",
         ),
         (
             RATINGS,
             {"units": {kind: 10**4 for kind in "abcde"}, "index": {kind: ("cell", [0, 1, 1]) for kind in "abcde"}},
-            r"1e\+20 cells are possible, too many to be numbered",
+            r"the number of possible cells is 1e\+20, which exceeds",
         ),
         (RATINGS, {"arrays": {"rating": [5, np.nan, 1]}}, "cell 1 has no value; list only observed cells"),
-        (RATINGS, {"index": {"user": ("cell", [0, 1, 0.5]), "item": ("cell", [0, 0, 1])}}, "must hold whole numbers"),
+        (
+            RATINGS,
+            {"index": {"user": ("cell", [0, 1, 0.5]), "item": ("cell", [0, 0, 1])}},
+            "must be integers, the positions of units",
+        ),
         (RATINGS, {"index": {"user": ("cell", [0, 1]), "item": ("cell", [0, 0, 1])}}, r"must have shape \(3,\)"),
-        (RATINGS, {"index": {"user": ("row", [0, 1, 1]), "item": ("cell", [0, 0, 1])}}, "along 'row'; the points .* 'cell'"),
-        (RATINGS, {"index": {"user": [0, 1, 1], "item": ("cell", [0, 0, 1])}}, "must be a dim, numbers"),
+        (
+            RATINGS,
+            {"index": {"user": ("row", [0, 1, 1]), "item": ("cell", [0, 0, 1])}},
+            "must have the dim of the points, 'cell'; got 'row'",
+        ),
+        (RATINGS, {"index": {"user": [0, 1, 1], "item": ("cell", [0, 0, 1])}}, r"must be \(dim, numbers\)"),
         (
             RATINGS,
             {"index": {"rating": ("cell", [0, 1, 1], "user"), "item": ("cell", [0, 0, 1])}},
@@ -100,7 +112,7 @@ def test_a_table_is_its_own_points_and_its_units_have_one_kind(rng):
         (RATINGS, {"labels": {"film": [0, 1]}}, "`labels` has the unknown kind 'film'"),
         (RATINGS, {"absent": "nothing"}, "`absent` must be 'unobserved' or 'zero'"),
         (RATINGS, {"directed": 1}, "`directed` must be true or false"),
-        (GRAPH, {"index": {"source": ("pair", [0, 1], "node"), "target": ("pair", [1, 1], "node")}}, "joins 'b' with itself"),
+        (GRAPH, {"index": {"source": ("pair", [0, 1], "node"), "target": ("pair", [1, 1], "node")}}, "connects 'b' with itself"),
         (GRAPH, {"index": {"source": ("pair", [0, 1], "node"), "target": ("pair", [1, 0], "node")}}, "listed more than once"),
     ],
 )
@@ -127,7 +139,7 @@ def test_matrix_and_adjacency_are_sparse_and_hold_what_was_listed():
     np.testing.assert_array_equal(made(GRAPH).adjacency().toarray(), expected)
     one_way = made(GRAPH, directed=True).adjacency().toarray()
     np.testing.assert_array_equal(one_way, [[0, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
-    with pytest.raises(DataError, match="no index 'film'"):
+    with pytest.raises(DataError, match="unknown index 'film'"):
         made(RATINGS).matrix("user", "film")
     with pytest.raises(DataError, match="no adjacency matrix"):
         made(RATINGS).adjacency()
@@ -194,7 +206,7 @@ def test_new_points_are_matched_to_the_units_of_the_fit_by_name():
     found = films.conform(new)
     assert (found.index["user"].values.tolist(), found.index["item"].values.tolist()) == ([1], [0])
     strange = made(RATINGS, units={"user": ["ann", "eve"], "item": ["alien", "brazil"]})
-    with pytest.raises(DataError, match="1 units of the kind 'user' were not in the fit, and have no positions: 'eve'"):
+    with pytest.raises(DataError, match="1 units of the kind 'user' were not in the fit and have no positions: 'eve'"):
         films.conform(strange)
     with pytest.raises(DataError, match="must have the indices 'user', 'item'; got 'source', 'target'"):
         films.conform(made(GRAPH))
@@ -213,7 +225,7 @@ def test_new_points_are_matched_by_the_names_of_the_indices_not_their_order():
 
 
 def test_new_pairs_have_a_direction_only_if_those_of_the_fit_do():
-    with pytest.raises(DataError, match="friends: its pairs have a direction, and those of the fit have none; set `directed`"):
+    with pytest.raises(DataError, match="friends: its pairs are directed, but those of the fit are undirected; set `directed`"):
         made(GRAPH).align_features(made(GRAPH, directed=True))
 
 
@@ -224,9 +236,11 @@ def test_a_kind_has_at_least_one_unit(number):
 
 
 def test_units_without_points_and_classes_are_noted():
-    assert made(GRAPH).notes() == ["no pair refers to 1 of 4 nodes ('d'): all that is known of them are zeros."]
-    assert made(GRAPH, absent="unobserved").notes() == ["no pair refers to 1 of 4 nodes ('d'): only the prior places them."]
-    assert "there is one class only" in made(GRAPH, labels=["x"] * 4).notes()[1]
+    assert made(GRAPH).notes() == ["1 of 4 nodes has only pairs with the value 0 ('d')."]
+    assert made(GRAPH, absent="unobserved").notes() == [
+        "1 of 4 nodes has no observed pairs, so only the prior determines the position ('d')."
+    ]
+    assert "so there is only one class" in made(GRAPH, labels=["x"] * 4).notes()[1]
     assert made(GRAPH, labels=["x", "x", "y", "y"]).labels_of("node").tolist() == ["x", "x", "y", "y"]
     assert made(RATINGS).labels_of("user") is None
 
@@ -255,7 +269,7 @@ def test_ratings_and_edges_are_read_by_name(tmp_path):
     films.write_text("item,when,rating,user\nalien,1,5,ann\nbrazil,2,NA,ann\nalien,3,4,bob\n")
     found = ratings(str(films))
     assert (found.x.tolist(), found.units["user"].tolist(), found.units["item"].tolist()) == ([5, 4], ["ann", "bob"], ["alien"])
-    assert found.notes()[0] == "1 rows without a rating were left out."
+    assert found.notes()[0] == "1 row without a rating was removed."
     network = tmp_path / "friends.tsv"
     network.write_text("from\tto\tstrength\nb\ta\t2.5\na\tc\t1\n")
     found = edges(str(network), "from", "to", "strength")
@@ -283,7 +297,7 @@ def test_edges_without_weights_are_read_from_binary_files(tmp_path, suffix):
 def test_nothing_makes_unlisted_points_other_than_zero():
     """Standardising and subsetting are refused: unlisted points would become the mean, and omitted points zeros."""
     for graph in (made(GRAPH), made(RATINGS, absent="zero")):
-        with pytest.raises(DataError, match=r"not standardised, since (pairs|cells) that are not listed are 0"):
+        with pytest.raises(DataError, match=r"cannot be standardised, because (pairs|cells) that are not listed are 0"):
             graph.standardize()
         with pytest.raises(DataError, match=r"left out would count as 0; list all .* by `complete"):
             graph.subset([0])
@@ -305,7 +319,7 @@ def test_a_split_needs_a_generator():
 
 
 def test_a_graph_is_not_standardised():
-    with pytest.raises(DataError, match=r"karate: a graph or counts are not standardised, .* `standardize: false`"):
+    with pytest.raises(DataError, match=r"karate: a graph or counts cannot be standardised, .* `standardize: false`"):
         load_dataset("karate")
     assert load_dataset("karate", standardize=False).n_points == 78
     with pytest.raises(DataError, match="`column` must be 'invest', 'value' or 'capital'"):

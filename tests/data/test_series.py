@@ -66,18 +66,18 @@ def test_labels_are_of_sequences_or_of_steps():
     assert series(parts, labels=[["x", "z"], ["y"]]).labels.tolist() == ["x", "z", "y"]
     gap = {"times": [[0, 2], [0]]}
     assert series(parts, labels=["x", "y"], **gap).labels.tolist() == ["x", "x", "x", "y"]
-    with pytest.raises(DataError, match=r"time steps that are left out would have no label.*fill_gaps"):
+    with pytest.raises(DataError, match=r"rows added for omitted time steps would have no label.*fill_gaps"):
         series(parts, labels=[["x", "z"], ["y"]], **gap)
 
 
 @pytest.mark.parametrize(
     ("given", "options", "message"),
     [
-        ([], {}, "there is no sequence"),
+        ([], {}, "has no sequences; expected at least one"),
         ([[1.0], []], {"names": ["a", "b"]}, "sequence 'b' has no time steps; leave it out"),
         ([np.zeros((0, 2))], {}, "sequence 0 has no time steps"),
         ([np.zeros((2, 0))], {}, "sequence 0 has no columns"),
-        ([np.zeros((2, 2)), np.zeros((2, 3))], {}, "sequence 1 has 3 columns where the first one has 2"),
+        ([np.zeros((2, 2)), np.zeros((2, 3))], {}, "sequence 1 has 3 columns, but the first sequence has 2"),
         ([np.zeros((2, 2, 2))], {}, r"sequence 0 must have shape .*; got \(2, 2, 2\)"),
         ([[[1.0, 2.0], [3.0]]], {}, "sequence 0 is ragged"),
         ([["a", "b"]], {}, "sequence 0 has dtype <U1; expected real numbers"),
@@ -85,14 +85,14 @@ def test_labels_are_of_sequences_or_of_steps():
         ([1.0, 2.0], {}, "got a list of single values"),
         ({"a": [1.0]}, {}, "got dict"),
         ([[1.0], [2.0]], {"names": ["a"]}, "`names` has 1 entries for 2 sequences"),
-        ([[1.0], [2.0]], {"names": ["a", "a"]}, "two sequences are called 'a'"),
+        ([[1.0], [2.0]], {"names": ["a", "a"]}, "two sequences have the name 'a'"),
         ([[1.0], [2.0]], {"times": [[1]]}, "`times` has 1 entries for 2 sequences"),
         ([[1.0, 2.0]], {"times": [[1]]}, "sequence 0: 1 times for 2 time steps"),
-        ([[1.0], [2.0]], {"times": [[1], ["x"]]}, "`times` are of several types"),
+        ([[1.0], [2.0]], {"times": [[1], ["x"]]}, "`times` have several types"),
         ([[1.0, 2.0]], {"labels": [["x"]]}, "sequence 0: 1 labels for 2 time steps"),
-        ([[1.0, 2.0]], {"times": [[3, 3]]}, "the time '3' of sequence 0 is there twice, again in unit '0:3'"),
-        ([[1.0, 2.0]], {"times": [["Monday", "Monday"]]}, "the time 'Monday' of sequence 0 is there twice"),
-        ([[np.nan], [np.nan]], {}, "has no observed entry"),
+        ([[1.0, 2.0]], {"times": [[3, 3]]}, "the time '3' of sequence 0 occurs twice, the second time in unit '0:3'"),
+        ([[1.0, 2.0]], {"times": [["Monday", "Monday"]]}, "the time 'Monday' of sequence 0 occurs twice"),
+        ([[np.nan], [np.nan]], {}, "has no observed entries"),
         ([[1.0, np.inf]], {}, "infinite"),
     ],
 )
@@ -109,7 +109,7 @@ def test_text_that_does_not_sort_as_time_does_must_not_repeat_and_no_more():
 
 
 def test_a_gap_that_memory_cannot_hold_is_refused_before_it_is_filled():
-    with pytest.raises(DataError, match=r"a row for each of 1000000000000001 time steps, of which 2 are given.*needs about"):
+    with pytest.raises(DataError, match=r"a row for each of 1000000000000001 time steps, 2 of them in the data.*needs about"):
         series([[1.0, 2.0]], times=[[0, 10**15]])
     assert series([[1.0, 2.0]], times=[[0, 10**15]], fill_gaps=False).n_units == 2
 
@@ -127,13 +127,13 @@ def test_boundaries_count_what_stands_together():
 @pytest.mark.parametrize(
     ("coords", "message"),
     [
-        ({"sequence": ["a", "b", "a"]}, "toy: sequence 'a' is not contiguous: unit 2 goes on with it"),
+        ({"sequence": ["a", "b", "a"]}, "toy: sequence 'a' is not contiguous: unit 2 belongs to it"),
         ({"sequence": [1, 2, 1], "unit": ["u", "v", "w"]}, "sequence 1 is not contiguous: unit 'w'"),
         (
             {"sequence": ["a", "a", "b"], "time": [2, 1, 0]},
             "the times of sequence 'a' do not increase: unit 1 has time '1' after '2'",
         ),
-        ({"time": [0, 1, 1]}, "the time '1' is there twice, again in unit 2"),
+        ({"time": [0, 1, 1]}, "the time '1' occurs twice, the second time in unit 2"),
         ({"time": [0.5, 1.5, 0.7]}, "the times do not increase: unit 2 has time '0.7' after '1.5'"),
     ],
 )
@@ -194,7 +194,7 @@ def test_times_in_text_are_numbers_where_all_are(tmp_path, cells, times):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("s,t,a\np,1,1\nq,1,2\np,1,3\n", "the time '1' of sequence 'p' is there twice"),
+        ("s,t,a\np,1,1\nq,1,2\np,1,3\n", "the time '1' of sequence 'p' occurs twice"),
         ("s,t,a\np,b,1\nq,b,2\np,a,3\n", "sequence 'p' is not contiguous: unit 'p:a'"),
         ("s,t,a\np,,1\n", "line 2, column 't': the time is missing"),
         ("s,a\np,1\n", "`time`: unknown column 't'"),

@@ -123,7 +123,7 @@ def test_constant_columns_are_named_or_dropped(saved):
         assert lazy.digest() == whole.digest()
 
 
-# -- the sample and its witnesses
+# -- the sample and the extremes
 
 
 def test_the_sample_is_some_of_the_units_by_their_numbers(saved, monkeypatch):
@@ -137,19 +137,19 @@ def test_the_sample_is_some_of_the_units_by_their_numbers(saved, monkeypatch):
 
 
 @pytest.mark.usefixtures("in_small_blocks")
-def test_witnesses_have_every_extreme_and_oddity(saved, monkeypatch):
+def test_extremes_have_every_extreme_and_oddity(saved, monkeypatch):
     monkeypatch.setattr(stored, "N_SAMPLE", 2)
     x = np.zeros((60, 5))
     x[41, 0], x[33, 1], x[27, 2], x[50, 3] = 1.0, -1.0, np.nan, 0.5
     lazy = StoredDataset(npy_rows(Path(saved(x))))
-    assert {41, 33, 27, 50} <= set(lazy.witnesses.units.tolist())
-    assert lazy.witnesses.n_units <= 2 + 4 * 5
+    assert {41, 33, 27, 50} <= set(lazy.extremes.units.tolist())
+    assert lazy.extremes.n_units <= 2 + 4 * 5
 
 
 def test_what_needs_the_table_in_memory_says_so(saved):
     lazy = load_dataset("file", path=saved(table()), in_memory=False)
     for attribute in ("x", "split", "raw", "arrays", "mask", "labels", "align_features"):
-        with pytest.raises(DataError, match=f"mine stays on disk, and `{attribute}` needs it in memory.*subset"):
+        with pytest.raises(DataError, match=f"mine stays on disk, but `{attribute}` requires data in memory.*subset"):
             getattr(lazy, attribute)
     assert not hasattr(lazy, "nonsense")
     with pytest.raises(DataError, match="`missing` requires data in memory"):
@@ -167,9 +167,9 @@ def test_what_needs_the_table_in_memory_says_so(saved):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda x: x.__setitem__((31, 2), np.inf), "column '2' has infinite values, the first at unit 31"),
-        (lambda x: x.fill(np.nan), "no observed entry"),
-        (lambda x: x.__setitem__((slice(None), 3), np.nan), "nothing was observed, column '3'"),
+        (lambda x: x.__setitem__((31, 2), np.inf), "column '2' has infinite values; the first is at unit 31"),
+        (lambda x: x.fill(np.nan), "no observed entries"),
+        (lambda x: x.__setitem__((slice(None), 3), np.nan), "column '3' has no observed entries"),
     ],
     ids=["infinite", "all missing", "a column missing"],
 )
@@ -190,7 +190,7 @@ def test_entries_that_cannot_be_used_are_refused(saved, change, said):
         (np.ones((2, 3, 4)), "expected shape"),
         (np.ones((0, 3)), "has no units"),
         (np.ones((3, 0)), "has no features"),
-        (np.array([[2**53 + 1, 1], [2, 3]]), r"beyond 2\*\*53"),
+        (np.array([[2**53 + 1, 1], [2, 3]]), r"exceeds 2\*\*53"),
     ],
     ids=["pickle", "complex", "text", "vector", "cube", "no units", "no features", "large whole number"],
 )
@@ -206,7 +206,7 @@ def test_a_pickle_is_not_run(tmp_path):
             return os.mkdir, (str(tmp_path / "canary"),)
 
     np.save(tmp_path / "bomb.npy", np.array([[Bomb(), 1]], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="never read"):
+    with pytest.raises(DataError, match="never loaded"):
         load_dataset("file", path=str(tmp_path / "bomb.npy"), in_memory=False)
     assert not (tmp_path / "canary").exists()
 
@@ -216,7 +216,7 @@ def test_a_file_cut_short_is_refused_before_and_after_it_is_opened(saved):
     lazy = load_dataset("file", path=path, in_memory=False)
     size = os.path.getsize(path)
     os.truncate(path, size - 9)
-    with pytest.raises(DataError, match="was changed since it was opened"):
+    with pytest.raises(DataError, match="was changed after it was opened"):
         lazy.subset([0, 59])
     with pytest.raises(DataError, match=r"declares shape .* but contains"):
         load_dataset("file", path=path, in_memory=False)
@@ -227,9 +227,9 @@ def test_a_file_that_changed_is_refused(saved):
     lazy = load_dataset("file", path=path, in_memory=False)
     saved(table(seed=1))  # of the same size
     os.utime(path, ns=(0, 0))
-    with pytest.raises(DataError, match="was changed since it was opened; load it anew"):
+    with pytest.raises(DataError, match="was changed after it was opened; load the data again"):
         lazy.subset([0])
-    with pytest.raises(DataError, match="was changed since it was opened; load it anew"):
+    with pytest.raises(DataError, match="was changed after it was opened; load the data again"):
         lazy.digest()
     os.unlink(path)
     with pytest.raises(DataError, match="cannot be read: No such file"):
@@ -238,7 +238,7 @@ def test_a_file_that_changed_is_refused(saved):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [(lambda path: os.utime(path, ns=(0, 0)), "was changed"), (lambda path: os.truncate(path, 800), "is cut short")],
+    [(lambda path: os.utime(path, ns=(0, 0)), "was changed"), (lambda path: os.truncate(path, 800), "is truncated")],
     ids=["written to", "cut short"],
 )
 def test_a_file_that_changes_while_it_is_read_is_refused(saved, change, said, monkeypatch):

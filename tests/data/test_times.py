@@ -84,12 +84,12 @@ def test_rows_are_sorted_and_steps_left_out_are_filled_in(given, written, rows, 
     assert boundaries(dataset).tolist() == [0] * len(times)
     notes = " ".join(dataset.notes())
     assert ("sorted" in notes) == (sorted(filter(str.isdigit, rows.split()), key=int) != list(filter(str.isdigit, rows.split())))
-    assert ("filled in as missing entries" in notes) == ("." in rows)
+    assert (" of missing entries (`fill_gaps`)" in notes) == ("." in rows)
     assert (f"one step is {step}." in notes) == bool(step)
     # What a dataset keeps is read as the same times again.
     again = series([dataset.x], times=[times])
     assert again.coords["time"].tolist() == times
-    assert again.preparation == tuple(one for one in again.preparation if "sorted" not in one and "filled" not in one)
+    assert again.preparation == tuple(one for one in again.preparation if "sorted" not in one and "fill_gaps" not in one)
 
 
 def test_filled_times_have_their_own_dates():
@@ -126,14 +126,14 @@ def test_times_without_a_step_are_taken_as_neighbours_and_a_note_says_so(given):
 def test_text_without_an_order_is_taken_as_it_stands():
     dataset = taken(["Monday", "Tuesday", "Friday"])
     assert dataset.x[:, 0].tolist() == [0, 1, 2]
-    assert any("order is not known" in note for note in dataset.notes())
+    assert any("text of unknown order" in note for note in dataset.notes())
 
 
 def test_gaps_are_left_on_request():
     dataset = taken(["2020-01-04", "2020-01-01", "2020-01-02"], fill_gaps=False)
     assert dataset.x[:, 0].tolist() == [1, 2, 0]
     assert any(
-        "1 time step is left out (one step is 1 day): the steps before and after count as neighbours" in one
+        "1 time step is omitted (one step is 1 day); the steps before and after a gap are treated as consecutive" in one
         for one in dataset.notes()
     )
 
@@ -143,17 +143,17 @@ def test_gaps_are_left_on_request():
     [
         (["01/01/2020", "01/02/2020"], r"'01/02/2020' may be day/month/year or month/day/year; write dates as 2020-01-31"),
         (["3-4-2020", "5-6-2020"], "'3-4-2020' may be"),
-        (["13/01/20", "14/01/20"], "day, month and year of '13/01/20' cannot be told apart"),
-        (["2020-02-30", "2020-03-01"], "'2020-02-30' is no date"),
-        (["13/13/2020", "14/13/2020"], "is no date"),
-        (["2020-01-01", "soon"], "'soon' is no date in the form of '2020-01-01'"),
-        (["2020-01-01", "02/01/2020"], "'02/01/2020' is no date in the form of '2020-01-01'; write all as 2020-01-31"),
-        (["2020Q1", "2020-04-01"], "'2020-04-01' is no date in the form of '2020Q1'"),
-        (["2020-01-01", "2020-02"], "dates of several forms"),
-        (["2020-01-01T00:00Z", "2020-01-01T01:00"], "dates of several forms"),
-        (["2020-01-01", "2020-01-01"], "the time '2020-01-01' of sequence 0 is there twice"),
-        ([2, 1, 2], "the time '2' of sequence 0 is there twice"),
-        (["Monday", "Monday"], "the time 'Monday' of sequence 0 is there twice"),
+        (["13/01/20", "14/01/20"], "the order of day, month and year in '13/01/20' is ambiguous"),
+        (["2020-02-30", "2020-03-01"], "'2020-02-30' is not a valid date"),
+        (["13/13/2020", "14/13/2020"], "is not a valid date"),
+        (["2020-01-01", "soon"], "'soon' is not a date in the form of '2020-01-01'"),
+        (["2020-01-01", "02/01/2020"], "'02/01/2020' is not a date in the form of '2020-01-01'; write all dates as 2020-01-31"),
+        (["2020Q1", "2020-04-01"], "'2020-04-01' is not a date in the form of '2020Q1'"),
+        (["2020-01-01", "2020-02"], "the dates have several forms"),
+        (["2020-01-01T00:00Z", "2020-01-01T01:00"], "the dates have several forms"),
+        (["2020-01-01", "2020-01-01"], "the time '2020-01-01' of sequence 0 occurs twice"),
+        ([2, 1, 2], "the time '2' of sequence 0 occurs twice"),
+        (["Monday", "Monday"], "the time 'Monday' of sequence 0 occurs twice"),
     ],
 )
 def test_what_can_be_read_in_two_ways_is_refused(given, message):
@@ -179,13 +179,13 @@ def test_gaps_between_the_rows_of_a_frame_are_noted():
     days = pd.DatetimeIndex(["2020-01-01", "2020-01-02", "2020-01-05"])
     dataset = Dataset({"x": pd.DataFrame({"a": [1.0, 2.0, 3.0]}, index=days)})
     assert dataset.coords["time"].tolist() == dataset.units.tolist() == ["2020-01-01", "2020-01-02", "2020-01-05"]
-    assert dataset.notes()[0].startswith("2 time steps are left out (one step is 1 day)")
+    assert dataset.notes()[0].startswith("2 time steps are omitted (one step is 1 day)")
     assert boundaries(dataset).tolist() == [0, 0, 0]
     with pytest.raises(DataError, match="do not increase: unit '2020-01-02'"):
         boundaries(dataset.subset([2, 1, 0]))
     numbered = Dataset({"x": pd.DataFrame({"a": [1.0, 2.0, 3.0]}, index=days)}, coords={"time": [1, 2, 3]})
     assert numbered.coords["time"].tolist() == [1, 2, 3]
-    assert not any("left out" in note for note in numbered.notes())
+    assert not any("omitted" in note for note in numbered.notes())
 
 
 def test_rows_of_a_file_are_sorted_by_sequence_and_time(tmp_path):
