@@ -357,7 +357,7 @@ class {name}(ll.LatentModel):
     [
         ("pass", "the model Mine has no `name`"),
         ("sys.exit(3)", "cannot be imported: SystemExit: 3"),
-        ("name = 'mine'\nclass Other(ll.LatentModel):\n    name = 'mine'", "two models are named 'mine', Mine and Other"),
+        ("name = 'mine'\nclass Other(ll.LatentModel):\n    name = 'mine'", "two models have the name 'mine', Mine and Other"),
     ],
 )
 def test_a_plugin_that_is_not_in_order_is_refused(body, message, tmp_path):
@@ -372,7 +372,7 @@ def test_two_plugins_of_one_name_are_refused(tmp_path):
     paths = [tmp_path / "a.py", tmp_path / "b.py"]
     for path in paths:
         path.write_text(PLUGIN.format(name="Mine", body="name = 'mine'"))
-    with pytest.raises(ConfigError, match="another plugin has a model named 'mine' too"), plugins(paths):
+    with pytest.raises(ConfigError, match="another plugin also has a model named 'mine'"), plugins(paths):
         pass
 
 

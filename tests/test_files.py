@@ -62,7 +62,7 @@ def test_a_write_replaces_the_file_and_leaves_nothing_else(target: Path):
 
 
 def test_a_full_disk_names_path_and_bytes_and_leaves_the_old_file(target: Path, little_room: int):
-    with pytest.raises(StoreError, match=rf"{target}: no room on the disk for the {little_room + 1} bytes"):
+    with pytest.raises(StoreError, match=rf"{target}: there is not enough disk space for {little_room + 1} bytes"):
         write(target, b"x" * (little_room + 1))
     assert target.read_bytes() == OLD
     assert [path.name for path in target.parent.iterdir()] == ["file"]
@@ -90,7 +90,7 @@ def test_an_interrupted_write_leaves_the_old_file(target: Path, monkeypatch: pyt
 
 
 def test_a_folder_that_is_gone_is_named(tmp_path: Path):
-    with pytest.raises(StoreError, match=rf"the folder {tmp_path}/gone is gone"):
+    with pytest.raises(StoreError, match=rf"the folder {tmp_path}/gone does not exist"):
         write(tmp_path / "gone" / "file", NEW)
 
 

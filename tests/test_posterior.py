@@ -301,7 +301,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(rng, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(StoreError, match=r"posterior\.nc: no room on the disk for the \d+ bytes it needs"):
+        with pytest.raises(StoreError, match=r"posterior\.nc: there is not enough disk space for \d+ bytes"):
             save(new, path)
     with monkeypatch.context() as patch:
         patch.setattr(netcdf, "_read", lambda *_, **__: xr.Dataset())
@@ -309,7 +309,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(rng, tmp_path, monke
             save(new, path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["posterior.nc"]
-    with pytest.raises(StoreError, match=r"folder\.nc: the folder .* is gone"):
+    with pytest.raises(StoreError, match=r"folder\.nc: the folder .* does not exist"):
         save(new, tmp_path / "no" / "folder.nc")
 
 

@@ -98,12 +98,12 @@ def test_an_error_in_a_plugin_gives_file_and_line(was, is_now, message, run):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"defines nothing: no subclass of latentlab\.LatentModel, and none of the tables datasets"),
-        ("embeddings = [len]", "`embeddings` must be a dict of name and embedding; got list"),
-        ("embeddings = {1: len}", "must have names and functions; got 1"),
-        ("datasets = {'a': 3}", "must have names and functions; got 'a': 3"),
-        ("metrics = {'len': len}", "'len' must be a function of that name with the decorator"),
-        ("embeddings = {'pca': len}", "may not take the built-in name 'pca'"),
+        ("", r"defines no subclass of latentlab\.LatentModel, and none of the dicts `datasets`"),
+        ("embeddings = [len]", "`embeddings` must be a dict from names to functions; got list"),
+        ("embeddings = {1: len}", "must be a dict from names to functions; got 1"),
+        ("datasets = {'a': 3}", "must be a dict from names to functions; got 'a': 3"),
+        ("metrics = {'len': len}", "'len' must be a function with this name and the decorator"),
+        ("embeddings = {'pca': len}", "'pca' is the name of a built-in embedding; rename"),
     ],
 )
 def test_what_is_no_plugin_is_refused(content, message, tmp_path):

@@ -662,7 +662,7 @@ def test_an_embedding_of_a_matrix_gives_a_pair(n, ok, monkeypatch):
     if ok:
         assert ll.embed("truncated_svd", grunfeld()).kinds == ("user", "item")
     else:
-        with pytest.raises(InferenceError, match="must give a pair of arrays, of rows and of columns; got 3"):
+        with pytest.raises(InferenceError, match="must return a pair of arrays, of rows and of columns; got 3 arrays"):
             ll.embed("truncated_svd", grunfeld())
 
 

@@ -144,8 +144,8 @@ def _dims(name: str, arrays: Mapping[str, Any], dims: Mapping[str, Sequence[str]
     if index:
         if not result[observed] or "unit" in used:
             raise DataError(
-                f"{name}: array {observed!r} has dims {result[observed]}; with an `index`, its first dim must be the dim of the "
-                "points, such as 'cell' or 'pair', and no dim may have the name 'unit'."
+                f"{name}: with an `index`, the first dim of array {observed!r} must be the dim of the points, such as 'cell' or "
+                f"'pair', and no dim may have the name 'unit'; got {result[observed]}."
             )
         for key in index:
             if not isinstance(key, str) or not NAME.fullmatch(key) or key in used or key in result or key in RESERVED:

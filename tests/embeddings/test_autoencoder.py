@@ -74,7 +74,7 @@ def test_one_that_was_stopped_early_says_so_and_is_seen(wine, monkeypatch):
     notes = []
     code = autoencoder(wine, 2, seed=0, hidden=(), notes=notes)
     assert len(notes) == 1
-    assert notes[0].startswith("the linear autoencoder did not converge: a gradient of ")
+    assert notes[0].startswith("the linear autoencoder did not converge; the largest gradient is ")
     assert error(wine, code) > 1.001 * error(wine, pca(wine, 2))
 
 
@@ -146,7 +146,7 @@ def test_the_seed_alone_decides(wine):
 
 def test_steps_that_are_too_large_end_in_an_error_and_not_in_nan():
     dataset = Dataset({"x": np.random.default_rng(0).standard_normal((20, 4))}, dims={"x": ("unit", "feature")})
-    with pytest.raises(InferenceError, match=r"the error is (inf|nan) in epoch \d+ of 200; take a smaller `learning_rate`"):
+    with pytest.raises(InferenceError, match=r"the loss is (inf|nan) in epoch \d+ of 200; set a smaller `learning_rate`"):
         embed("autoencoder", dataset, learning_rate=1e200)
 
 

@@ -173,7 +173,7 @@ def test_groups_that_are_connected_are_found_where_k_means_cuts_through_them():
     x, which = rings()
     made = embed("spectral_clustering", Dataset({"x": x}, dims={"x": ("unit", "feature")}), n_neighbors=4)
     assert [adjusted_rand_score(which, run.argmax(axis=1)) for run in made.values] == [1, 1, 1]
-    assert made.notes == ("the graph of 4 nearest neighbours is in 2 pieces",)
+    assert made.notes == ("the graph of 4 nearest neighbours has 2 connected components",)
     assert adjusted_rand_score(which, agglomerative(x, 2, linkage="single").argmax(axis=1)) == 1
     assert adjusted_rand_score(which, kmeans(x, 2, seed=0).argmax(axis=1)) < 0.2
     assert adjusted_rand_score(which, agglomerative(x, 2).argmax(axis=1)) < 0.5
@@ -196,7 +196,7 @@ def test_clusters_that_were_not_found_are_said(wine, monkeypatch):
     monkeypatch.setattr(sklearn.cluster, "SpectralClustering", Merged)
     notes = []
     made = spectral_clustering(wine, 3, seed=0, notes=notes)
-    assert notes == ["2 clusters were found where 3 were asked for: the other columns are 0"]
+    assert notes == ["only 2 of 3 requested clusters were found; the other columns are 0"]
     assert made.shape == (178, 3)
     assert made[:, 2].sum() == 0
     assert (made.sum(axis=1) == 1).all()

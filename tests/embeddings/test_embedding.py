@@ -22,7 +22,7 @@ import latentlab as ll
 from latentlab.data.dataset import Dataset
 from latentlab.data.memory import Budget
 from latentlab.embeddings import embed as embed_module
-from latentlab.embeddings.embed import GIVEN, N_SEEDS, embed, embedding_options
+from latentlab.embeddings.embed import N_SEEDS, SUPPLIED, embed, embedding_options
 from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import ConfigError, DataError, InferenceError
 from latentlab.registry import EMBEDDINGS
@@ -105,7 +105,7 @@ GOOD = [[0.0, 1.0], [2.0, 3.0]]
         ({"values": [1.0, 2.0]}, r"must have shape \(unit, p\) or \(seed, unit, p\); got \(2,\)"),
         ({"values": np.zeros((2, 0))}, r"got \(2, 0\)"),
         ({"values": [[1.0], [1.0, 2.0]]}, "is ragged; all rows must have the same length"),
-        ({"values": [[1.0, 2.0]]}, "values of 1 units, and names of 2"),
+        ({"values": [[1.0, 2.0]]}, "`values` has 1 units, but `units` has 2 names"),
         ({"values": [["1", "2"], ["3", "4"]]}, "expected real numbers"),
         ({"values": [[1j, 2], [3, 4]]}, "complex128; expected real numbers"),
         ({"values": [[0.0, np.nan], [2.0, 3.0]]}, "1 units have values that are not finite: 'a'"),
@@ -116,8 +116,8 @@ GOOD = [[0.0, 1.0], [2.0, 3.0]]
         ({"units": [["a", "b"]]}, "`units` must be one-dimensional"),
         ({"units": ["a", 1]}, "`units` has values of several types"),
         ({"units": [0.0, np.nan]}, "1 missing or infinite"),
-        ({"name": ""}, "name must be text; got ''"),
-        ({"label": 3}, "label must be text; got 3"),
+        ({"name": ""}, "`name` of an embedding must be nonempty text; got ''"),
+        ({"label": 3}, "`label` of an embedding must be nonempty text; got 3"),
         ({"seeds": (1,)}, r"1 seeds for values of shape \(2, 2\)"),
         ({"values": [GOOD, GOOD], "seeds": (1,)}, r"1 seeds for values of shape \(2, 2, 2\)"),
     ],
@@ -141,7 +141,7 @@ def test_units_are_joined_by_name_and_never_by_position():
 
 def test_missing_units_are_named():
     mine = Embedding("mine", np.zeros((3, 2)), list("abc"))
-    with pytest.raises(DataError, match=r"no values for 2 of 3 units: 'x', 'y'; its own are called 'a', 'b' and 1 more"):
+    with pytest.raises(DataError, match=r"no values for 2 of 3 units: 'x', 'y'. The names of its units are 'a', 'b' and 1 more"):
         mine.reindexed(["a", "x", "y"])
     with pytest.raises(DataError, match="no values for 3 of 3 units"):
         mine.reindexed([0, 1, 2])
@@ -332,7 +332,7 @@ def test_missing_entries_are_put_at_their_columns_mean_and_said():
     filled = np.where(np.isnan(x), np.nanmean(x, axis=0), x)
     made = embed("pca", dataset(x))
     assert np.allclose(made.values, embed("pca", dataset(filled)).values, atol=1e-12)
-    assert made.notes == ("3 missing entries (0.9%) were put at their column's mean",)
+    assert made.notes == ("3 missing entries (0.9%) were imputed by the column mean",)
     assert embed("pca", dataset(filled)).notes == ()
 
 
@@ -340,7 +340,7 @@ def test_missing_entries_can_be_refused():
     x = table()
     x[3, 1] = np.nan
     named = dataset(x, coords={"feature": list("abcdefgh")})
-    with pytest.raises(DataError, match=r"1 entries are missing, in 'b'; `impute: mean` fills them in"):
+    with pytest.raises(DataError, match=r"1 entries are missing, in 'b'; set `impute: mean`"):
         embed("isomap", named, impute="error")
     assert embed("pca", dataset(table()), impute="error").values.shape == (40, 2)
 
@@ -348,7 +348,7 @@ def test_missing_entries_can_be_refused():
 def test_a_column_that_was_never_observed_is_named():
     x = table()
     x[:, 2] = np.nan
-    with pytest.raises(DataError, match="nothing was observed of 'c'; leave it out"):
+    with pytest.raises(DataError, match="no entries of 'c' were observed; leave out"):
         embed("pca", dataset(x, coords={"feature": list("abcdefgh")}))
 
 
@@ -357,7 +357,7 @@ def test_a_column_that_was_never_observed_is_named():
 
 @pytest.mark.parametrize("name", QUICK)
 def test_units_that_are_all_the_same_are_refused(name):
-    with pytest.raises(DataError, match="all 9 units of data are the same"):
+    with pytest.raises(DataError, match="all 9 units of data are identical"):
         embed(name, dataset(np.full((9, 3), 0.1)))
 
 
@@ -380,7 +380,7 @@ TYPOS = [
     ("pcaa", {}, r"unknown embedding 'pcaa'; did you mean 'pca'\?"),
     ("isomap", {"n_neighbours": 3}, r"unknown option of the embedding 'isomap' 'n_neighbours'; did you mean 'n_neighbors'\?"),
     ("pca", {"n_laten": 3}, r"did you mean 'n_latent'\?"),
-    ("file", {}, "embedding 'file' needs the option `path`"),
+    ("file", {}, "embedding 'file' requires the option `path`"),
 ]
 RANGES = [
     ("pca", {"n_latent": 0}, "`n_latent` must be a whole number of at least 1; got 0"),
@@ -392,7 +392,7 @@ RANGES = [
     ("pca", {"label": 7}, "`label` must be text, or null; got 7"),
     ("pca", {"impute": "median"}, "`impute` must be one of mean, error; got 'median'"),
     ("pca", {"seed": -1}, r"`seed` must be a whole number .*; got -1"),
-    ("pca", {"n_seeds": 2}, "'pca' does not start at random; leave out `n_seeds` = 2"),
+    ("pca", {"n_seeds": 2}, "'pca' has no random starts; leave out `n_seeds` = 2"),
     ("tsne", {"n_seeds": 0}, r"`n_seeds` must be a \w+ number of at least 1.*; got 0"),
     ("factor_analysis", {"rotation": "promax"}, "`rotation` must be one of varimax, quartimax, or null; got 'promax'"),
     ("kernel_pca", {"n_latent": 40}, "`n_latent` must be at most 39 .*40 units.*; got 40"),
@@ -417,7 +417,7 @@ RANGES = [
     ("spectral_clustering", {"n_latent": 39}, "`n_latent` must be at most 38 .*40 units.*; got 39"),
     ("agglomerative", {"n_latent": 41}, r"`n_latent` must be at most 40 \(40 of the 40 units are distinct\); got 41"),
     ("agglomerative", {"linkage": "median"}, "`linkage` must be one of ward, average, complete, single; got 'median'"),
-    ("agglomerative", {"n_seeds": 2}, "'agglomerative' does not start at random; leave out `n_seeds` = 2"),
+    ("agglomerative", {"n_seeds": 2}, "'agglomerative' has no random starts; leave out `n_seeds` = 2"),
     ("window_pca", {"window": 4}, "`window` must be odd, since it is centred on its step; got 4"),
     ("window_pca", {"window": 41}, r"`window` must be at most 40 \(the longest sequence has 40 steps\); got 41"),
     ("window_pca", {"window": 3, "n_latent": 24}, "`n_latent` must be at most 23 .*40 units and windows of 24 entries.*; got 24"),
@@ -462,15 +462,17 @@ def test_vectors_of_ones_own_keep_the_names_that_they_have():
     np.testing.assert_array_equal(Embedding("mine", array).reindexed(["b", "a"]).values, mine.values)
     assert Embedding("mine", frame.reset_index(drop=True)).units.tolist() == [0, 1]
     assert Embedding("mine", frame, ["b", "a"]).units.tolist() == ["b", "a"]
-    with pytest.raises(DataError, match="units of their own, and `units` names others, or in another order"):
+    with pytest.raises(DataError, match="`units` differs from the names of units in the values, or has another order; leave out"):
         Embedding("mine", frame, ["a", "b"])
-    with pytest.raises(DataError, match="`units` must name the units"):
+    with pytest.raises(DataError, match="`units` is missing; pass the names of the units"):
         Embedding("mine", frame.to_numpy())
 
 
 def test_no_column_left_is_said_in_words():
     one = Dataset({"x": np.arange(9.0)[:, None]}, dims={"x": ("unit", "feature")}, name="one")
-    with pytest.raises(ConfigError, match=r"embedding 'window_pca' has no column left to give \(.*1 entries.*\); leave it out"):
+    with pytest.raises(
+        ConfigError, match=r"embedding 'window_pca' cannot have even one column for these data \(.*1 entries.*\)\. Leave it out"
+    ):
         embed("window_pca", one, n_latent=1, window=1)
 
 
@@ -496,7 +498,7 @@ def test_few_units_lower_what_was_not_asked_for_and_refuse_what_was(name, rng, m
     most = 2 if name == "tsne" else 6
     once = {} if name in ("isomap", "lle", "spectral") else {"n_seeds": 1}
     made = embed(name, few, **once)
-    assert any(note.startswith(f"{option} {usual} was lowered to {most}, ") for note in made.notes)
+    assert any(note.startswith(f"{option} was lowered from {usual} to {most} (") for note in made.notes)
     asked = embed(name, few, **{option: most}, **once)
     assert not any("lowered" in note for note in asked.notes)
     np.testing.assert_array_equal(made.values, asked.values)
@@ -515,7 +517,7 @@ def test_a_spread_whose_square_float64_does_not_hold_is_refused(name, scale, toy
 
 @pytest.mark.parametrize("given", [np.eye(3), pd.DataFrame(np.eye(3)), None])
 def test_what_is_no_dataset_is_refused_in_a_line(given):
-    with pytest.raises(DataError, match=rf"embedding 'pca' takes a Dataset, .*; got {type(given).__name__}\.$"):
+    with pytest.raises(DataError, match=rf"embedding 'pca': `dataset` must be a Dataset, .*; got {type(given).__name__}\.$"):
         embed("pca", given)
 
 
@@ -543,6 +545,6 @@ def test_every_option_has_a_type_and_all_but_the_files_path_a_default():
     empty = inspect.Parameter.empty
     for name in EMBEDDINGS:
         options = embedding_options(name)
-        assert not {*options} & {*GIVEN}
+        assert not {*options} & {*SUPPLIED}
         assert all(p.annotation not in (empty, object) and not isinstance(p.annotation, str) for p in options.values())
         assert [key for key, p in options.items() if p.default is empty] == (["path"] if name == "file" else [])

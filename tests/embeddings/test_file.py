@@ -42,7 +42,7 @@ def test_vectors_are_joined_by_the_units_name(name, dataset, frame, tmp_path):
     assert made.values.tolist() == EXPECTED
     assert made.units.tolist() == UNITS
     assert (made.name, made.seeds) == ("file", ())
-    assert made.notes == ("1 of 5 rows matches no unit of the data and was left out: 'e'",)
+    assert made.notes == ("1 of 5 rows does not match any unit of the data, and was removed: 'e'",)
     assert made.options == {"path": str(tmp_path / name), "unit": "id", "columns": None, "kind": None}
 
 
@@ -74,7 +74,9 @@ def test_rows_that_match_no_unit_are_counted_and_named(dataset, frame, tmp_path)
     more = pd.DataFrame({"id": [f"f{i}" for i in range(7)], "one": 1.0, "two": 2.0})
     written(pd.concat([frame, more]), path)
     made = embed("file", dataset, path=str(path), unit="id")
-    assert made.notes == ("8 of 12 rows match no unit of the data and were left out: 'e', 'f0', 'f1', 'f2', 'f3' and 3 more",)
+    assert made.notes == (
+        "8 of 12 rows do not match any unit of the data, and were removed: 'e', 'f0', 'f1', 'f2', 'f3' and 3 more",
+    )
     frame.set_index("id").rename_axis(None).to_csv(path)
     assert embed("file", dataset, path=str(path)).values.tolist() == EXPECTED, "the index that pandas writes names the rows"
 
@@ -83,7 +85,7 @@ def test_units_without_vectors_are_named_whatever_their_position(dataset, frame,
     path = str(written(frame[frame["id"] != "b"], tmp_path / "mine.csv"))
     with pytest.raises(DataError, match=r"embedding 'mine' has no values for 1 of 4 units: 'b'"):
         embed("file", dataset, path=path, unit="id")
-    with pytest.raises(DataError, match=r"no values for 4 of 4 units: 'a', 'b', 'c', 'd'; its own are called '0', '1'"):
+    with pytest.raises(DataError, match=r"no values for 4 of 4 units: 'a', 'b', 'c', 'd'. The names of its units are '0', '1'"):
         embed("file", dataset, path=path, columns=["one", "two"])
 
 

@@ -126,7 +126,7 @@ def test_stress_of_what_lies_in_a_plane_is_zero(rng):
 def test_majorisation_that_was_stopped_says_so(wine):
     notes = []
     mds(wine, 2, max_iter=3, notes=notes)
-    assert notes == ["majorisation was stopped after 3 steps, before the stress settled"]
+    assert notes == ["majorisation stopped after 3 steps, before the stress converged"]
 
 
 # -- graphs
@@ -181,7 +181,7 @@ def test_a_graph_in_pieces_is_embedded_and_noted(name):
     for n_blobs in (2, 3):
         data = Dataset({"x": blobs(n_blobs)}, dims={"x": ("unit", "feature")})
         made = embed(name, data, n_latent=2, n_neighbors=5)
-        assert made.notes == (f"the graph of 5 nearest neighbours is in {n_blobs} pieces",)
+        assert made.notes == (f"the graph of 5 nearest neighbours has {n_blobs} connected components",)
         assert np.isfinite(made.values).all()
 
 
@@ -192,7 +192,7 @@ def test_pieces_are_counted_without_the_unit_itself():
         apart, whole = [], []
         embedding(x, 1, n_neighbors=2, notes=apart)
         embedding(x, 1, n_neighbors=3, notes=whole)
-        assert apart == ["the graph of 2 nearest neighbours is in 2 pieces"]
+        assert apart == ["the graph of 2 nearest neighbours has 2 connected components"]
         assert whole == []
 
 

@@ -112,7 +112,7 @@ def test_runs_from_random_starts_differ_more_than_runs_from_the_principal_compon
 def test_a_default_perplexity_too_large_for_the_data_is_lowered_and_said(some, iris):
     few = dataset(some[:31])
     made = embed("tsne", few, n_seeds=2)
-    assert made.notes == ("perplexity 30 was lowered to 10, a third of the other 30 units",)
+    assert made.notes == ("perplexity was lowered from 30 to 10 (a third of the other 30 units)",)
     asked = embed("tsne", few, n_seeds=2, perplexity=10.0)
     assert asked.notes == ()
     assert (made.values == asked.values).all()
@@ -216,7 +216,7 @@ def test_umap_leaves_threads_random_state_and_warnings_as_they_were(iris, layout
 def test_umap_notes_a_graph_in_pieces(rng):
     x = np.concatenate([rng.standard_normal((25, 3)), 100 + rng.standard_normal((25, 3))])
     made = embed("umap", dataset(x), n_seeds=1, n_neighbors=6)
-    assert made.notes == ("the graph of 5 nearest neighbours is in 2 pieces",)
+    assert made.notes == ("the graph of 5 nearest neighbours has 2 connected components",)
     for number in (50, 1):
         with pytest.raises(ConfigError, match="`n_neighbors` must be"):
             embed("umap", dataset(x), n_neighbors=number)

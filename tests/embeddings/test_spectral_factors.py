@@ -47,7 +47,7 @@ def test_units_have_their_kind_whatever_the_order_and_names_of_the_indices():
 def test_unobserved_cells_are_at_the_mean_and_counted(rng):
     training, _ = grunfeld().split(0.25, rng)
     found = embed("truncated_svd", training)
-    assert found.notes == ("55 of 220 cells were not observed and were put at the mean",)
+    assert found.notes == ("55 of 220 cells were unobserved and were set to the mean",)
     plain = embed("truncated_svd", training, center=False)
     assert not np.allclose(plain.values["user"], found.values["user"])
 
@@ -59,17 +59,17 @@ def test_nodes_are_at_the_scaled_leading_eigenvectors():
     found = embed("adjacency_spectral", karate(), n_latent=3)
     best = (vectors[:, order] * values[order]) @ vectors[:, order].T
     np.testing.assert_allclose(found.values @ np.diag(np.sign(values[order])) @ found.values.T, best, atol=1e-10)
-    assert found.notes == ("1 of the 3 leading eigenvalues are negative: nodes are joined to unlike ones",)
+    assert found.notes == ("1 of the 3 leading eigenvalues is negative, because edges connect dissimilar nodes",)
     assert found.units.tolist() == [str(i) for i in range(34)]
 
 
 def test_pairs_that_are_not_known_are_counted(rng):
     training, _ = karate().split(0.1, rng)
-    assert "56 pairs of nodes are not known, and were taken as not joined" in embed("adjacency_spectral", training).notes
+    assert "56 unobserved pairs of nodes were treated as unconnected" in embed("adjacency_spectral", training).notes
     values = karate().x.copy()
     values[[3, 5]] = np.nan
     hidden = replace(karate(), arrays={"edge": values})
-    assert "2 pairs of nodes are not known, and were taken as not joined" in embed("adjacency_spectral", hidden).notes
+    assert "2 unobserved pairs of nodes were treated as unconnected" in embed("adjacency_spectral", hidden).notes
 
 
 def test_large_matrices_are_iterated_to_the_same_vectors(monkeypatch, rng):
@@ -87,8 +87,8 @@ def test_large_matrices_are_iterated_to_the_same_vectors(monkeypatch, rng):
         ("truncated_svd", karate, "karate is a graph with the kinds of units 'node'"),
         ("truncated_svd", lambda: load_dataset("iris"), "iris is a table"),
         ("adjacency_spectral", grunfeld, "grunfeld is a list of cells with the kinds of units 'user', 'item'"),
-        ("pca", karate, r"takes a table \(unit, feature\)"),
-        ("umap", grunfeld, r"takes a table \(unit, feature\)"),
+        ("pca", karate, r"requires a table \(unit, feature\)"),
+        ("umap", grunfeld, r"requires a table \(unit, feature\)"),
     ],
 )
 def test_data_of_another_kind_are_refused(name, dataset, message):
@@ -109,9 +109,9 @@ def test_what_the_matrices_cannot_give_is_refused():
         absent="zero",
         directed=True,
     )
-    with pytest.raises(DataError, match="the graph has directions"):
+    with pytest.raises(DataError, match="the graph is directed; expected an undirected graph"):
         embed("adjacency_spectral", one_way)
-    with pytest.raises(DataError, match="the graph has no edge"):
+    with pytest.raises(DataError, match="the graph has no edges"):
         spectral_factors.adjacency_spectral(scipy.sparse.csr_array((3, 3)), 1, notes=[])
     same = Dataset(
         {"rating": [2.0, 2.0, 2.0, 2.0]},
@@ -119,7 +119,7 @@ def test_what_the_matrices_cannot_give_is_refused():
         units={"user": 2, "item": 2},
         index={"user": ("cell", [0, 0, 1, 1]), "item": ("cell", [0, 1, 0, 1])},
     )
-    with pytest.raises(DataError, match="all ratings are the same"):
+    with pytest.raises(DataError, match="all ratings are equal"):
         embed("truncated_svd", same, n_latent=1)
 
 
@@ -130,7 +130,7 @@ def test_an_embedding_of_several_kinds_is_checked_kind_by_kind():
     assert mine.of("item").values.tolist() == [[2.0]]
     with pytest.raises(DataError, match="has no values for 1 of 1 units: 'c'"):
         mine.reindexed({"user": ["c"], "item": ["x"]})
-    with pytest.raises(DataError, match=r"same columns and runs; got the shapes user \(2, 1\) and item \(1, 2\)"):
+    with pytest.raises(DataError, match=r"equal numbers of columns and runs; got the shapes user \(2, 1\) and item \(1, 2\)"):
         Embedding("mine", {"user": users, "item": [[1.0, 2.0]]}, {"user": ["a", "b"], "item": ["x"]})
-    with pytest.raises(DataError, match="`units` must map the kinds of the values"):
+    with pytest.raises(DataError, match="`units` must be a dict of names for the kinds of the values"):
         Embedding("mine", {"user": users}, ["a", "b"])

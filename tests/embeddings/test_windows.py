@@ -90,7 +90,7 @@ def test_missing_steps_are_at_their_columns_mean_and_said():
     filled = series([[1.0, 2.0, 4.0, 9.0, 4.0]])
     made = embed("window_pca", gap, window=3)
     np.testing.assert_allclose(made.values, embed("window_pca", filled, window=3).values)
-    assert made.notes == ("1 missing entries (20.0%) were put at their column's mean",)
+    assert made.notes == ("1 missing entries (20.0%) were imputed by the column mean",)
     with pytest.raises(DataError, match="1 entries are missing"):
         embed("window_pca", gap, window=3, impute="error")
 
