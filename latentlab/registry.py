@@ -160,8 +160,8 @@ def _plugin(path: Path) -> dict[str, dict[str, Any]]:
         found[kind] = _plugin_table(path, module, kind)
     if not any(found.values()):
         raise ConfigError(
-            f"plugin {str(path)!r} defines no subclass of latentlab.LatentModel, and none of the dicts `datasets`, `embeddings` and "
-            '`metrics`, such as `embeddings = {"name": function}`.'
+            f"plugin {str(path)!r} defines no subclass of latentlab.LatentModel, and none of the dicts `datasets`, `embeddings` "
+            'and `metrics`, such as `embeddings = {"name": function}`.'
         )
     return found
 

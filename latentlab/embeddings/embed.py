@@ -113,7 +113,8 @@ def embed(
         if extra:
             rows, do = f"{len(extra)} of {_n_rows(values)} rows", "do" if len(extra) > 1 else "does"
             notes.append(
-                f"{rows} {do} not match any unit of the data, and {'were' if len(extra) > 1 else 'was'} removed: {convert.listed(extra)}"
+                f"{rows} {do} not match any unit of the data, and "
+                f"{'were' if len(extra) > 1 else 'was'} removed: {convert.listed(extra)}"
             )
         return replace(found, label=label or values.label, options=chosen, notes=(*values.notes, *notes))
     values = values if runs else _oriented(values)
@@ -223,8 +224,8 @@ def _units(name: str, dataset: Dataset, values: Any) -> Any:
         return {kind: kinds[kind] for kind in embedded}
     if len(kinds) > 1:
         raise DataError(
-            f"embedding {name!r} has a single array, but {dataset.name} is {_described(dataset)}; return a dict with an array for "
-            "each embedded kind."
+            f"embedding {name!r} has a single array, but {dataset.name} is {_described(dataset)}; return a dict with an array "
+            "for each embedded kind."
         )
     return next(iter(kinds.values()))
 

@@ -74,7 +74,8 @@ class Embedding:
                     f"embedding {label!r}: `values` is an empty dict; expected an array for each embedded kind of units."
                 )
             raise DataError(
-                f"embedding {label!r}: `units` must be a dict of names for the kinds of the values ({kinds}); got {str(units)[:60]}."
+                f"embedding {label!r}: `units` must be a dict of names for the kinds of the values ({kinds}); "
+                f"got {str(units)[:60]}."
             )
         parts = {}
         for kind, array in self.values.items():
