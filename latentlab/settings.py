@@ -84,11 +84,11 @@ def _as_dataclass(cls: type[T], *, frozen: bool) -> type[T]:
 @cache
 def field_types(cls: Any) -> Mapping[str, Any]:
     """The types of a class's fields, ranges included, in their order."""
-    own = {field.name: field.type for field in fields(cls)}
-    if any(isinstance(kind, str) for kind in own.values()):
+    types = {field.name: field.type for field in fields(cls)}
+    if any(isinstance(kind, str) for kind in types.values()):
         hints = get_type_hints(cls, include_extras=True)
-        return {name: hints[name] for name in own}
-    return own
+        return {name: hints[name] for name in types}
+    return types
 
 
 def checked(owner: str, types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

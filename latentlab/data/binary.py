@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from latentlab.data.columns import Table, Wanted, choose
+from latentlab.data.columns import Requested, Table, choose
 from latentlab.data.convert import column_numbers, first_duplicate, numbers
 from latentlab.data.memory import COPIES, Budget, size
 from latentlab.errors import DataError, MissingDependencyError
@@ -19,7 +19,7 @@ MATRIX = "x"
 FEATURES = "feature"
 
 
-def read_npy(path: Path, wanted: Wanted, budget: Budget) -> Table:
+def read_npy(path: Path, requested: Requested, budget: Budget) -> Table:
     """Read a matrix (unit, feature) whose columns are named 0, 1, 2, ..."""
 
     def accept(shape: tuple[int, ...], _: np.dtype) -> None:
@@ -27,10 +27,10 @@ def read_npy(path: Path, wanted: Wanted, budget: Budget) -> Table:
             raise DataError(f"{path}: expected shape (n_units, n_features); got {shape}.")
 
     matrix = array(path, accept, budget)
-    return _from_matrix(matrix, [str(i) for i in range(matrix.shape[1])], wanted, str(path))
+    return _from_matrix(matrix, [str(i) for i in range(matrix.shape[1])], requested, str(path))
 
 
-def read_npz(path: Path, wanted: Wanted, budget: Budget) -> Table:
+def read_npz(path: Path, requested: Requested, budget: Budget) -> Table:
     """Read the matrix `x` (or the only one) with the names of columns in `feature`, or vectors as columns.
 
     Labels, names and other attributes of the units are vectors of the archive, or columns of the matrix.
@@ -38,12 +38,12 @@ def read_npz(path: Path, wanted: Wanted, budget: Budget) -> Table:
     with opened(path, budget) as members:
         matrices = [name for name, (shape, dtype) in members.headers.items() if len(shape) == 2 and dtype.kind in "biufc"]
         if MATRIX in members.headers or len(matrices) == 1:
-            return members.matrix(MATRIX if MATRIX in members.headers else matrices[0], wanted)
+            return members.matrix(MATRIX if MATRIX in members.headers else matrices[0], requested)
         if matrices:
             raise DataError(
                 f"{path}: the file has several matrices ({', '.join(sorted(matrices))}); rename the data matrix to {MATRIX!r}."
             )
-        return members.vectors(wanted)
+        return members.vectors(requested)
 
 
 @contextlib.contextmanager
@@ -65,7 +65,7 @@ def array(path: Path, accept: Callable[[tuple[int, ...], np.dtype], None], budge
         return _array(stream, str(path))
 
 
-def read_parquet(path: Path, wanted: Wanted, budget: Budget) -> Table:
+def read_parquet(path: Path, requested: Requested, budget: Budget) -> Table:
     """Read the requested columns of a Parquet file; features must be numbers, and nulls are missing entries.
 
     A single index column of a pandas DataFrame gives the units' names.
@@ -81,13 +81,13 @@ def read_parquet(path: Path, wanted: Wanted, budget: Budget) -> Table:
         duplicate = first_duplicate(names)
         if duplicate is not None:
             raise DataError(f"{path}: several columns have the name {duplicate!r}; give each column a different name.")
-        requested = {str(name) for name in (*(wanted.columns or ()), *wanted.others.values())}
+        requested_names = {str(name) for name in (*(requested.columns or ()), *requested.others.values())}
         index = [one for one in (source.schema_arrow.pandas_metadata or {}).get("index_columns", ()) if one in names]
-        if len(index) == 1 and wanted.unit is None and index[0] not in requested:
-            wanted = replace(wanted, unit=index[0])
-            requested.add(index[0])
-        names = [name for name in names if name not in index or name in requested]
-        chosen = choose(names, wanted, str(path))
+        if len(index) == 1 and requested.unit is None and index[0] not in requested_names:
+            requested = replace(requested, unit=index[0])
+            requested_names.add(index[0])
+        names = [name for name in names if name not in index or name in requested_names]
+        chosen = choose(names, requested, str(path))
         taken = [names[i] for i in chosen.all]
         n_rows = source.metadata.num_rows
         if n_rows == 0:
@@ -135,8 +135,8 @@ def _parquet_names(column: Any, option: str, what: str) -> np.ndarray:
     return np.array(values)
 
 
-def _from_matrix(matrix: np.ndarray, names: list[str], wanted: Wanted, what: str) -> Table:
-    chosen = choose(names, wanted, what)
+def _from_matrix(matrix: np.ndarray, names: list[str], requested: Requested, what: str) -> Table:
+    chosen = choose(names, requested, what)
     others = {option: _whole(np.ascontiguousarray(matrix[:, i])) for option, i in chosen.others.items()}
     taken = matrix if chosen.features == list(range(len(names))) else matrix[:, chosen.features]
     return Table([names[i] for i in chosen.features], taken, others)
@@ -188,7 +188,7 @@ class Members:
         with self._open(name) as stream:
             return _array(stream, f"{self._path}, member {name!r}")
 
-    def matrix(self, name: str, wanted: Wanted) -> Table:
+    def matrix(self, name: str, requested: Requested) -> Table:
         shape, dtype = self.headers[name]
         if len(shape) != 2 or dtype.kind not in "biufc":
             what = f"{self._path}, member {name!r}"
@@ -201,15 +201,15 @@ class Members:
                     f"{self._path}: {FEATURES!r} must be {shape[1]} distinct names; got {len(names)} names, "
                     f"{len(set(names))} of them distinct."
                 )
-        apart = {option: str(value) for option, value in wanted.others.items() if str(value) in self.headers}
-        table = _from_matrix(self.read(name), names, wanted.without(apart), str(self._path))
+        apart = {option: str(value) for option, value in requested.others.items() if str(value) in self.headers}
+        table = _from_matrix(self.read(name), names, requested.without(apart), str(self._path))
         return Table(table.features, table.x, table.others | {option: self.read(vector) for option, vector in apart.items()})
 
-    def vectors(self, wanted: Wanted) -> Table:
+    def vectors(self, requested: Requested) -> Table:
         names = [name for name, (shape, _) in self.headers.items() if len(shape) == 1]
         if not names:
             raise DataError(f"{self._path}: expected a matrix {MATRIX!r} or vectors; got the arrays {sorted(self.headers)}.")
-        chosen = choose(names, wanted, str(self._path))
+        chosen = choose(names, requested, str(self._path))
         features = [names[i] for i in chosen.features]
         taken = [names[i] for i in chosen.all]
         lengths = {name: self.headers[name][0][0] for name in taken}

@@ -106,18 +106,18 @@ def _named_units(name: str, units: Any, coords: Mapping[str, Any]) -> Mapping[st
     names = convert.names(units, f"{name}: `units`")
     if names.dtype.kind in "iu" and np.array_equal(names, np.arange(len(names))):
         return coords
-    own = convert.names(coords["unit"], f"{name}: coordinate 'unit'") if "unit" in coords else names
-    if not np.array_equal(own.astype(str), names.astype(str)):
+    unit_names = convert.names(coords["unit"], f"{name}: coordinate 'unit'") if "unit" in coords else names
+    if not np.array_equal(unit_names.astype(str), names.astype(str)):
         raise DataError(f"{name}: `units` and the coordinate 'unit' have different names; give only one of them.")
-    return {**coords, "unit": own}
+    return {**coords, "unit": unit_names}
 
 
 def _dims(name: str, arrays: Mapping[str, Any], dims: Mapping[str, Sequence[str]], index: Mapping[str, Any]) -> Dims:
     if not isinstance(arrays, Mapping) or not arrays:
         raise DataError(f'{name}: `arrays` must be a nonempty dict such as {{"x": x}}; got {type(arrays).__name__}.')
     if isinstance(dims, Mapping):
-        own = {key: labelled.own_dims(value) for key, value in arrays.items() if key not in dims}
-        dims = {**dims, **{key: one for key, one in own.items() if one}}
+        implied = {key: labelled.own_dims(value) for key, value in arrays.items() if key not in dims}
+        dims = {**dims, **{key: one for key, one in implied.items() if one}}
     if not isinstance(dims, Mapping) or set(dims) != set(arrays):
         raise DataError(
             f"{name}: `dims` must list the dims of each array ({', '.join(arrays)}), "
@@ -125,8 +125,8 @@ def _dims(name: str, arrays: Mapping[str, Any], dims: Mapping[str, Sequence[str]
         )
     result: Dims = {}
     for key in arrays:
-        given = dims[key]
-        result[key] = (given,) if isinstance(given, str) else tuple(given)
+        names = dims[key]
+        result[key] = (names,) if isinstance(names, str) else tuple(names)
     for what in (*result, *(dim for named in result.values() for dim in named if isinstance(dim, str))):
         if not isinstance(what, str) or not NAME.fullmatch(what) or what != what.strip():
             raise DataError(
@@ -239,10 +239,10 @@ def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _values(
-    given: np.ndarray, dims: Sequence[str], coords: Mapping[str, np.ndarray], what: str, mask: np.ndarray | None
+    array: np.ndarray, dims: Sequence[str], coords: Mapping[str, np.ndarray], what: str, mask: np.ndarray | None
 ) -> np.ndarray:
     """Convert the array to float64, with NaN for the entries that the mask marks as missing."""
-    values = convert.numbers(given, dims, coords, what)
+    values = convert.numbers(array, dims, coords, what)
     if mask is not None:
         values[~mask] = np.nan
         _refuse_nan(np.isnan(values) & mask, dims, coords, what, "entries that the mask marks as observed must not be missing")

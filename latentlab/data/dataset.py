@@ -292,19 +292,19 @@ class Dataset:
             return replace(raw, index=relation.recoded(raw, self), units=units, labels=labels)
         if self.x.ndim == 1 and raw.x.ndim == 1:
             return raw
-        ours, theirs = self.features.tolist(), raw.features.tolist()
+        columns, new_columns = self.features.tolist(), raw.features.tolist()
         unnamed = self._feature_dim() not in self.coords or raw._feature_dim() not in raw.coords
-        if unnamed and len(ours) != len(theirs):
-            raise DataError(f"{raw.name} has {len(theirs)} columns, but {self.name} has {len(ours)}; name the columns.")
-        if unnamed and {*map(str, ours)} != {*map(str, theirs)}:  # equal names are numbers, and can be matched
+        if unnamed and len(columns) != len(new_columns):
+            raise DataError(f"{raw.name} has {len(new_columns)} columns, but {self.name} has {len(columns)}; name the columns.")
+        if unnamed and {*map(str, columns)} != {*map(str, new_columns)}:  # equal names are numbers, and can be matched
             return raw
-        known, present = {*map(str, ours), *self.dropped}, {*map(str, theirs)}
-        missing, extra = [n for n in ours if str(n) not in present], [n for n in theirs if str(n) not in known]
+        known, present = {*map(str, columns), *self.dropped}, {*map(str, new_columns)}
+        missing, extra = [n for n in columns if str(n) not in present], [n for n in new_columns if str(n) not in known]
         if missing or extra:
             parts = (("missing", missing), ("unexpected", extra))
             differences = "; ".join(f"{what} {convert.listed(names)}" for what, names in parts if names)
             raise DataError(f"{raw.name}: the columns differ from those of {self.name}: {differences}.")
-        return raw if ours == theirs else raw.select_features(ours)
+        return raw if columns == new_columns else raw.select_features(columns)
 
     def conform(self, data: Any) -> "Dataset":
         """Convert new data to the columns, their order and the transform of this dataset; columns are matched by name.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from latentlab.data import text
-from latentlab.data.columns import Chosen, Table, Wanted, choose
+from latentlab.data.columns import Chosen, Requested, Table, choose
 from latentlab.data.convert import EXACT, first_duplicate
 from latentlab.data.memory import COPIES, Budget
 from latentlab.errors import DataError
@@ -53,7 +53,7 @@ HINTS = (
 
 def read(  # one argument for each option of the file
     path: Path,
-    wanted: Wanted,
+    requested: Requested,
     *,
     missing_values: Iterable[str],
     delimiter: str | None,
@@ -88,11 +88,11 @@ def read(  # one argument for each option of the file
         rows = _rows(path, reader, len(titles), 2)
     names = _header(path, titles, sign)
     index = next((i for i, name in enumerate(names) if INDEX.fullmatch(name)), None)
-    requested_names = {str(name) for name in (*(wanted.columns or ()), *wanted.others.values())}
-    if index is None or wanted.unit is not None or wanted.columns is not None or names[index] in requested_names:
+    requested_names = {str(name) for name in (*(requested.columns or ()), *requested.others.values())}
+    if index is None or requested.unit is not None or requested.columns is not None or names[index] in requested_names:
         index = None
-    given, wanted = wanted, wanted if index is None else replace(wanted, unit=names[index])
-    chosen = choose(names, wanted, str(path))
+    original, requested = requested, requested if index is None else replace(requested, unit=names[index])
+    chosen = choose(names, requested, str(path))
     _need(path, len(opening[0]), len(names), chosen, budget)
     parser = _Parser(path, names, chosen, frozenset({"", *missing_values}), budget, decimal)
     n_rows = max(1, BLOCK // len(names))
@@ -112,10 +112,10 @@ def read(  # one argument for each option of the file
             f"{path}, line 1: column {index + 1} of {len(names)} has no name. It cannot be the units' names either, because "
             f"{duplicate!r} occurs more than once; name the column, or leave it out."
         )
-    columns = [name for name in names if name not in given.others.values()]
+    columns = [name for name in names if name not in original.others.values()]
     return read(
         path,
-        replace(given, columns=columns),
+        replace(original, columns=columns),
         missing_values=missing_values,
         delimiter=delimiter,
         encoding=encoding,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from latentlab.data import binary, delimited
-from latentlab.data.columns import Table, Wanted, choose
+from latentlab.data.columns import Requested, Table, choose
 from latentlab.data.dataset import Dataset
 from latentlab.data.memory import Budget
 from latentlab.data.rows import npy_rows
@@ -78,8 +78,8 @@ def file(  # one keyword for each user option
     if not in_memory:
         excluded = {"label": label, "unit": unit, "sequence": sequence, "time": time, "delimiter": delimiter}
         return _stored(path, columns, excluded, max_bytes)
-    wanted = Wanted(columns, label, unit, sequence, time)
-    read, name = table(path, wanted, missing_values, delimiter, encoding, max_bytes, decimal)
+    requested = Requested(columns, label, unit, sequence, time)
+    read, name = table(path, requested, missing_values, delimiter, encoding, max_bytes, decimal)
     others = read.others
     return assemble(
         read.x,
@@ -95,7 +95,7 @@ def file(  # one keyword for each user option
 
 def table(  # one argument for each option of the file
     path: str,
-    wanted: Wanted,
+    requested: Requested,
     missing_values: tuple[str, ...],
     delimiter: str | None,
     encoding: str,
@@ -110,7 +110,7 @@ def table(  # one argument for each option of the file
             markers = _markers(missing_values)
             return delimited.read(
                 where,
-                wanted,
+                requested,
                 missing_values=markers,
                 delimiter=delimiter,
                 encoding=encoding,
@@ -122,7 +122,7 @@ def table(  # one argument for each option of the file
         readers = {".npy": binary.read_npy, ".npz": binary.read_npz, ".parquet": binary.read_parquet}
         if where.suffix.lower() not in readers:
             raise DataError(f"{where}: the file format is unknown; the file name must end in one of {', '.join(FORMATS)}.")
-        return readers[where.suffix.lower()](where, wanted, budget), title
+        return readers[where.suffix.lower()](where, requested, budget), title
     except MemoryError as error:
         raise DataError(f"{where}: the table does not fit into memory; select fewer `columns`.") from error
     except OSError as error:
@@ -143,7 +143,7 @@ def _stored(path: str, columns: list[str] | None, excluded: Mapping[str, str | N
     except OSError as error:
         raise DataError(f"{where}: cannot be read: {error.strerror or error}.") from error
     names = [str(i) for i in range(rows.shape[1])]
-    chosen = choose(names, Wanted(columns), str(where)).features
+    chosen = choose(names, Requested(columns), str(where)).features
     return StoredDataset(rows.select(np.array(chosen)), name=where.name.split(".")[0] or where.name)
 
 

@@ -33,28 +33,28 @@ def plain(
     Raises:
         DataError: Names contradict each other or `coords`, dims differ from those declared, or a column is not numeric.
     """
-    known: dict[str, Any] = {key: convert.names(value, f"{name}: coordinate {key!r}") for key, value in coords.items()}
+    common: dict[str, Any] = {key: convert.names(value, f"{name}: coordinate {key!r}") for key, value in coords.items()}
     sizes: dict[str, int] = {}
     result = {}
-    for key, given in arrays.items():
+    for key, value_of_array in arrays.items():
         what = f"{name}: array {key!r}"
-        values, own, further = opened(given, dims[key], what)
+        values, own_names, further = opened(value_of_array, dims[key], what)
         values = convert.shaped(values, dims[key], what)
-        result[key] = _placed(values, dims[key], own, known, sizes, what, fixed=coords)
+        result[key] = _placed(values, dims[key], own_names, common, sizes, what, fixed=coords)
         for other, value in further.items():
-            implied = value is own.get("unit")  # dates of an index, which `coords` may replace
-            if other in coords and not implied and known[other].astype(str).tolist() != value.astype(str).tolist():
+            implied = value is own_names.get("unit")  # dates of an index, which `coords` may replace
+            if other in coords and not implied and common[other].astype(str).tolist() != value.astype(str).tolist():
                 raise DataError(f"{what}: its coordinate {other!r} differs from the one in `coords`; leave one of them out.")
-        known = {**further, **known}
+        common = {**further, **common}
         sizes.update(zip(dims[key], values.shape, strict=True))
     observed = next(iter(arrays))
     if mask is not None:
-        values, own, _ = opened(mask, dims[observed], f"{name}: `mask`")
-        mask = _placed(values, dims[observed], own, known, sizes, f"{name}: `mask`")
+        values, own_names, _ = opened(mask, dims[observed], f"{name}: `mask`")
+        mask = _placed(values, dims[observed], own_names, common, sizes, f"{name}: `mask`")
     if labels is not None:
-        values, own, _ = opened(labels, ("unit",), f"{name}: `labels`", numbers=False)
-        labels = _placed(values, ("unit",), own, known, sizes, f"{name}: `labels`") if own else values
-    return result, known, mask, labels
+        values, own_names, _ = opened(labels, ("unit",), f"{name}: `labels`", numbers=False)
+        labels = _placed(values, ("unit",), own_names, common, sizes, f"{name}: `labels`") if own_names else values
+    return result, common, mask, labels
 
 
 def own_dims(value: Any) -> tuple[str, ...] | None:
@@ -121,40 +121,40 @@ def _counts(column: Any) -> bool:
 def _placed(
     values: Any,
     dims: Sequence[str],
-    own: Names,
-    known: dict[str, Any],
+    own_names: Names,
+    common: dict[str, Any],
     sizes: Mapping[str, int],
     what: str,
     *,
     fixed: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Reorder values by the known names along each dim; for a dim without names, those of the values are adopted."""
+    """Reorder values by the common names along each dim; for a dim without names, those of the values are adopted."""
     for axis, dim in enumerate(dims):
-        if dim not in own:
+        if dim not in own_names:
             continue
-        theirs = own[dim].astype(str).tolist()
-        if dim not in known and dim not in sizes:
-            known[dim] = own[dim]
+        names = own_names[dim].astype(str).tolist()
+        if dim not in common and dim not in sizes:
+            common[dim] = own_names[dim]
             continue
-        ours = known[dim].astype(str).tolist() if dim in known else [str(i) for i in range(sizes[dim])]
-        if theirs == ours:
+        expected = common[dim].astype(str).tolist() if dim in common else [str(i) for i in range(sizes[dim])]
+        if names == expected:
             continue
         if fixed is not None and dim in fixed:
             raise DataError(
-                f"{what}: its {dim}s ({convert.listed(theirs, 3)}) differ from those in `coords` ({convert.listed(ours, 3)}); "
+                f"{what}: its {dim}s ({convert.listed(names, 3)}) differ from those in `coords` ({convert.listed(expected, 3)}); "
                 f"leave {dim!r} out of `coords`, or rename the {dim}s of the array."
             )
-        if sorted(theirs) != sorted(ours):
-            if dim not in known and len(theirs) == len(ours):
-                known[dim] = own[dim]
+        if sorted(names) != sorted(expected):
+            if dim not in common and len(names) == len(expected):
+                common[dim] = own_names[dim]
                 continue
             raise DataError(
-                f"{what}: its {dim}s ({convert.listed(theirs, 3)}) differ from those of the arrays before it "
-                f"({convert.listed(ours, 3)}); use the same {dim}s, in any order."
+                f"{what}: its {dim}s ({convert.listed(names, 3)}) differ from those of the arrays before it "
+                f"({convert.listed(expected, 3)}); use the same {dim}s, in any order."
             )
-        where = {one: i for i, one in enumerate(theirs)}
-        if len(where) == len(theirs):
-            values = np.take(np.asarray(values), [where[one] for one in ours], axis=axis)
+        where = {one: i for i, one in enumerate(names)}
+        if len(where) == len(names):
+            values = np.take(np.asarray(values), [where[one] for one in expected], axis=axis)
     return values
 
 
@@ -193,12 +193,12 @@ def _from_xarray(value: Any, dims: Sequence[str], what: str) -> tuple[Any, Names
             f"{what} must be a DataArray; got an xarray {type(value).__name__}. Select one of its arrays, "
             "or call `.to_dataarray()`."
         )
-    own = [str(dim) for dim in value.dims]
-    if own == [f"dim_{i}" for i in range(len(dims))]:
+    actual = [str(dim) for dim in value.dims]
+    if actual == [f"dim_{i}" for i in range(len(dims))]:
         value = value.rename(dict(zip(value.dims, dims, strict=True)))
-    elif sorted(own) != sorted(dims):
+    elif sorted(actual) != sorted(dims):
         raise DataError(
-            f"{what} has dims ({', '.join(own)}); expected ({', '.join(dims)}), in any order; rename them by `.rename`."
+            f"{what} has dims ({', '.join(actual)}); expected ({', '.join(dims)}), in any order; rename them by `.rename`."
         )
     value = value.transpose(*dims)
     names: Names = {}

@@ -31,7 +31,7 @@ def checked_units(name: str, units: Any, index: Any, points: str) -> dict[str, n
     Raises:
         DataError: A kind has no units, duplicate names, or no index.
     """
-    kinds = dict.fromkeys(_parts(name, key, given)[2] for key, given in index.items())
+    kinds = dict.fromkeys(_parts(name, key, entry)[2] for key, entry in index.items())
     if not isinstance(units, Mapping):
         example = ", ".join(f'"{kind}": ...' for kind in kinds)
         raise DataError(
@@ -49,12 +49,12 @@ def checked_units(name: str, units: Any, index: Any, points: str) -> dict[str, n
             raise DataError(
                 f"{name}: {kind!r} is not a valid name of a kind of units, because it is reserved; use a name such as 'user'."
             )
-        given, what = units[kind], f"{name}: units of the kind {kind!r}"
-        if isinstance(given, int | np.integer) and not isinstance(given, bool):
-            if given < 1:
-                raise DataError(f"{what}: their number must be at least 1; got {given}.")
-            given = np.arange(given)
-        names = convert.names(given, what)
+        names_or_number, what = units[kind], f"{name}: units of the kind {kind!r}"
+        if isinstance(names_or_number, int | np.integer) and not isinstance(names_or_number, bool):
+            if names_or_number < 1:
+                raise DataError(f"{what}: their number must be at least 1; got {names_or_number}.")
+            names_or_number = np.arange(names_or_number)
+        names = convert.names(names_or_number, what)
         if not len(names):
             raise DataError(f"{what}: the list of names is empty; expected at least one.")
         duplicate = convert.first_duplicate(names.astype(str).tolist())
@@ -73,11 +73,11 @@ def checked_index(
         DataError: A dim or length is wrong, numbers are not integers or are out of range, or a point is listed twice.
     """
     found = {}
-    n_possible = math.prod(len(units[_parts(name, key, given)[2]]) for key, given in index.items())
+    n_possible = math.prod(len(units[_parts(name, key, entry)[2]]) for key, entry in index.items())
     if n_possible > np.iinfo(np.int64).max:
         raise DataError(f"{name}: the number of possible {points}s is {n_possible:.2g}, which exceeds 2**63; select fewer units.")
-    for key, given in index.items():
-        dim, values, kind = _parts(name, key, given)
+    for key, entry in index.items():
+        dim, values, kind = _parts(name, key, entry)
         what = f"{name}: index {key!r}"
         if key in units and key != kind:
             raise DataError(f"{what} refers to the kind {kind!r}, but {key!r} is the name of another kind; rename the index.")
@@ -102,14 +102,14 @@ def checked_index(
     return found
 
 
-def _parts(name: str, key: Any, given: Any) -> tuple[str, Any, str]:
+def _parts(name: str, key: Any, entry: Any) -> tuple[str, Any, str]:
     """Dim, values and kind of an index; the kind defaults to the name of the index."""
-    if not isinstance(given, tuple | list) or len(given) not in (2, 3) or not isinstance(given[0], str):
+    if not isinstance(entry, tuple | list) or len(entry) not in (2, 3) or not isinstance(entry[0], str):
         raise DataError(
             f'{name}: index {key!r} must be (dim, numbers) or (dim, numbers, kind of units), such as ("cell", [0, 1]) '
-            f'or ("pair", [0, 1], "node"); got {str(given)[:60]}.'
+            f'or ("pair", [0, 1], "node"); got {str(entry)[:60]}.'
         )
-    return given[0], given[1], str(given[2]) if len(given) == 3 else str(key)
+    return entry[0], entry[1], str(entry[2]) if len(entry) == 3 else str(key)
 
 
 def _refuse_duplicates(name: str, index: Mapping[str, Index], units: Mapping[str, np.ndarray], *, directed: bool) -> None:

@@ -50,7 +50,7 @@ class Embedding:
                 raise DataError(f"`{what}` of an embedding must be nonempty text; got {text!r}.")
         label = self.label or self.name
         if isinstance(self.values, Mapping):
-            self._take_kinds(label)
+            self._set_kinds(label)
             return
         raw, units = _named(self.values, self.units, f"embedding {label!r}")
         values = _values(raw, f"embedding {label!r}")
@@ -64,7 +64,7 @@ class Embedding:
         for attribute, value in {**checked, "notes": tuple(self.notes)}.items():
             object.__setattr__(self, attribute, value)
 
-    def _take_kinds(self, label: str) -> None:
+    def _set_kinds(self, label: str) -> None:
         """Check the array of each kind as an embedding, and that all have the same numbers of columns and runs."""
         units = {} if self.units is None else self.units
         if not self.values or not isinstance(units, Mapping) or not set(units) <= set(self.values):
@@ -85,8 +85,8 @@ class Embedding:
                 raise DataError(f"kind {kind!r} of {error}") from error
         first, *others = parts.values()
         for part in others:
-            ours, theirs = ((*one.values.shape[:-2], one.values.shape[-1]) for one in (first, part))
-            if ours != theirs:
+            expected, actual = ((*one.values.shape[:-2], one.values.shape[-1]) for one in (first, part))
+            if expected != actual:
                 shapes = " and ".join(f"{one} {part.values.shape}" for one, part in parts.items())
                 raise DataError(
                     f"embedding {label!r}: all kinds must have equal numbers of columns and runs; got the shapes {shapes}."

@@ -240,7 +240,7 @@ def test_sparse_arrays_are_taken_where_memory_holds_their_zeros(monkeypatch):
     x = np.array([[0.0, 2.0], [3.0, 0.0]])
     for given in (scipy.sparse.csr_matrix(x), scipy.sparse.coo_array(x)):
         assert table(given).x.tolist() == x.tolist()
-    monkeypatch.setattr(Budget, "of", classmethod(lambda cls, _: cls(10**9, given=False)))
+    monkeypatch.setattr(Budget, "of", classmethod(lambda cls, _: cls(10**9, set_by_user=False)))
     with pytest.raises(
         DataError, match=r"is a sparse array of shape \(100000, 100000\). As a dense array it needs about 240.0 GB.*TruncatedSVD"
     ):

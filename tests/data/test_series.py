@@ -223,7 +223,7 @@ def test_arrays_and_parquet_name_them_too(tmp_path):
 
 
 def test_memory_is_asked_for_by_the_filled_series(monkeypatch):
-    monkeypatch.setattr(Budget, "of", classmethod(lambda cls, _: cls(100, given=False)))
+    monkeypatch.setattr(Budget, "of", classmethod(lambda cls, _: cls(100, set_by_user=False)))
     assert series([[1.0, 2.0]], times=[[0, 1]]).n_units == 2
     with pytest.raises(DataError, match="needs about 144 B of memory"):
         series([[1.0, 2.0]], times=[[0, 2]])

@@ -371,7 +371,7 @@ def test_only_tables_of_three_units_or_more_are_embedded():
 
 @pytest.mark.parametrize("name", ["kernel_pca", "isomap", "lle", "mds", "agglomerative"])
 def test_more_pairs_than_memory_are_refused_before_they_are_made(name, toy, monkeypatch):
-    monkeypatch.setattr(Budget, "of", classmethod(lambda cls, _: cls(8 * 5 * 40**2 - 1, given=False)))
+    monkeypatch.setattr(Budget, "of", classmethod(lambda cls, _: cls(8 * 5 * 40**2 - 1, set_by_user=False)))
     with pytest.raises(DataError, match=r"all pairs of 40 units, which needs about 64.0 kB of memory"):
         embed(name, toy)
 
