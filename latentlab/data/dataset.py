@@ -124,10 +124,8 @@ class Dataset:
             DataError: The data are not a table, but have an `index`.
         """
         if self.index:
-            raise DataError(
-                f"{self.name}: `n_units` is defined only for tables; use `n_points`, or `sizes` of the kinds of units "
-                f"({', '.join(self.kinds)})."
-            )
+            kinds = ", ".join(self.kinds)
+            raise DataError(f"{self.name}: `n_units` is defined only for tables; use `n_points`, or `sizes` of kinds ({kinds}).")
         return self.n_points
 
     @property
