@@ -236,7 +236,7 @@ def test_what_needs_all_units_at_once_is_refused(saved, monkeypatch):
         fit(PPCA(2, marginalize=False), lazy, replace(METHOD, guide="model"), progress=False)
     with pytest.raises(ConfigError, match="at most the 300 units; got 301"):
         fit(PPCA(2), lazy, replace(METHOD, batch_size=301), progress=False)
-    with pytest.raises(DataError, match="needs it in memory"):
+    with pytest.raises(DataError, match="mine stays on disk, but `x` requires data in memory"):
         ll.embed("pca", lazy)
 
 

@@ -212,7 +212,7 @@ def test_a_table_on_disk_runs_to_a_page_that_says_what_it_is_about(tmp_path: Pat
     done = run(config, out=tmp_path / "large", progress=False)
     assert done.info["data"]["unit"] == 500
     assert done.posterior["latents"].sizes["unit"] == done.embeddings.sizes["unit"] == 60
-    said = "positions, log likelihood, predictions and embeddings are those of 60 of the 500 units"
+    said = "Positions, log likelihood, predictions and embeddings refer to 60 of the 500 units, drawn at random"
     page = (done.path / "report.html").read_text()
     assert said in page
     assert said in (done.path / "run.log").read_text()
@@ -221,6 +221,6 @@ def test_a_table_on_disk_runs_to_a_page_that_says_what_it_is_about(tmp_path: Pat
     np.testing.assert_array_equal(again.dataset.units, done.posterior["latents"]["unit"])
     np.save(tmp_path / "large.npy", x[::-1].astype(np.float32))
     assert load_fit(load_run(done.path)).dataset.digest() == again.dataset.digest()
-    with pytest.raises(DataError, match="`split` needs it in memory"):
+    with pytest.raises(DataError, match="`split` requires data in memory"):
         run({**config, "held_out": 0.1}, out=tmp_path / "other", progress=False)
     assert not (tmp_path / "other").exists()
