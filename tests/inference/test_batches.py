@@ -209,7 +209,7 @@ def test_results_are_about_the_sample_and_parameters_about_all(saved, monkeypatc
     new = lazy.subset([7, 250])
     assert two.latents(new).sizes["unit"] == 2
     assert len(two.loo().pointwise) == 50
-    with pytest.raises(ModelError, match="log likelihood of all 300 units; it was kept of 50"):
+    with pytest.raises(ModelError, match="log likelihood of all 300 units; it is stored for 50"):
         two.sensitivity()
     assert len(one.sensitivity())
 
