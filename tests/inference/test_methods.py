@@ -366,7 +366,7 @@ def test_a_learning_rate_that_explodes_stops_with_step_and_site():
 def test_a_method_that_does_not_go_with_the_model_is_refused():
     model = PPCA(2)
     model.methods = ("nuts",)
-    with pytest.raises(ModelError, match="method 'svi' does not go with model 'ppca'; methods: nuts"):
+    with pytest.raises(ModelError, match="model 'ppca' does not support the method 'svi'; supported: nuts"):
         fit(model, load_dataset("iris"), SVI(), seed=0)
 
 
