@@ -13,7 +13,7 @@ from latentlab import cli
 from latentlab.errors import ConfigError, DataError, InferenceError, ModelError, StoreError
 from latentlab.results.loo import loo
 from latentlab.study.run import load_run
-from latentlab.study.select import drawn, n_compared, select, values_of
+from latentlab.study.select import n_compared, plotted, select, values_of
 
 TOY = {
     "name": "toy",
@@ -140,7 +140,7 @@ def test_failed_and_unconverged_points_are_hollow(monkeypatch):
 
     monkeypatch.setattr(Axes, "plot", spy)
     rows = {"value": ["1", "2", "3"], "elpd_diff": [0.0, -2.0, np.nan], "se_diff": [0.0, 1.0, np.nan]}
-    drawn(pd.DataFrame({**rows, "converged": [True, False, False]}), "k", ["1", "2", "3"])
+    plotted(pd.DataFrame({**rows, "converged": [True, False, False]}), "k", ["1", "2", "3"])
     assert [face for face in faces if face] == [("o", "#0072B2"), ("o", "white"), ("x", None)]
 
 
