@@ -243,8 +243,8 @@ def with_many_arrays(file: h5py.File, other: Path) -> None:
 
 
 FORGERIES = {
-    with_link: "'W' is a link",
-    with_soft_loop: "'loop' is a link",
+    with_link: "'W' is a soft or external link",
+    with_soft_loop: "'loop' is a soft or external link",
     with_hard_loop: "'again' is a duplicate, or neither a group nor an array",
     with_virtual_data: "the data are in other files",
     with_external_data: "the data are in other files",
