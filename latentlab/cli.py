@@ -311,6 +311,12 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("--with-embeddings", action="store_true", help="compute and compare the embeddings too")
     select.add_argument("--quiet", action="store_true", help="no progress bars, only the table")
 
+    _add_inspection(commands)
+    return parser
+
+
+def _add_inspection(commands: Any) -> None:
+    """Add the commands that compare, check or describe runs, configs and entries."""
     compare = _command(commands, "compare", _compare, "compare several runs: leave-one-out, positions and verdicts")
     compare.add_argument("runs", metavar="RUN", nargs="+", help="run directories, at least two")
 
@@ -344,7 +350,6 @@ def _parser() -> argparse.ArgumentParser:
     schema.add_argument("config", metavar="CONFIG", nargs="?", help="include the entries of this config's plugins")
 
     _command(commands, "doctor", _doctor, "show versions, threads, device and optional packages")
-    return parser
 
 
 def _command(commands: Any, name: str, function: Callable[[argparse.Namespace], int], what: str) -> argparse.ArgumentParser:

@@ -388,7 +388,7 @@ def test_positions_of_one_number_are_compared_with_embeddings_of_one_column(tmp_
     ("call", "message"),
     [
         (lambda iris: ll.fit("ppca", iris, ll.Exact()), "`model` must be a `LatentModel`; got 'ppca'"),
-        (lambda iris: ll.fit(ll.models.PPCA, iris, ll.Exact()), "got the class PPCA: call it, with its arguments"),
+        (lambda iris: ll.fit(ll.models.PPCA, iris, ll.Exact()), "got the class PPCA; call it with its arguments"),
         (lambda iris: ll.fit(ll.models.PPCA(2), iris.x, ll.Exact()), "`dataset` must be a `Dataset`"),
         (lambda iris: ll.fit(ll.models.PPCA(2), iris, ll.Exact), "`method` must be a method with its settings"),
         (
