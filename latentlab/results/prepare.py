@@ -38,7 +38,7 @@ def prepared(
         if not isinstance(value, kinds):
             given = repr(value) if isinstance(value, str) else type(value).__name__
             if isinstance(value, type):
-                given = f"the class {value.__name__}. Call it with its arguments"
+                given = f"the class {value.__name__}; call it with its arguments"
             how = ', such as `Dataset({"x": x}, dims={"x": ("unit", "feature")})`' if name == "dataset" else ""
             raise ConfigError(f"fit: `{name}` must be a `{kinds[0].__name__}`{how}; got {given}.")
     if isinstance(method, type | str) or not hasattr(method, "run"):
