@@ -113,8 +113,8 @@ def strict_failure():
         (StoreError("a"), 2, "latentlab: error: a\n"),
         (InferenceError("site 'W', step 3"), 1, "latentlab: error: site 'W', step 3\n"),
         (strict_failure(), 3, "latentlab: error: not converged\n"),
-        (ZeroDivisionError("x"), 1, "latentlab: error: ZeroDivisionError: x (unexpected; --debug shows where)\n"),
-        (KeyboardInterrupt(), 130, "latentlab: interrupted; the same command with --resume goes on.\n"),
+        (ZeroDivisionError("x"), 1, "latentlab: error: ZeroDivisionError: x (unexpected error; --debug shows the traceback)\n"),
+        (KeyboardInterrupt(), 130, "latentlab: interrupted; repeat the command with --resume to continue.\n"),
         (
             MissingDependencyError("the embedding 'umap'", "umap-learn", "embed"),
             2,
@@ -143,7 +143,7 @@ def test_an_interrupt_within_code_of_a_library_ends_with_130_too():
     """Libraries run code that they make as text; Python would then end by the signal whatever the exit code."""
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
     assert done.returncode == 130, done
-    assert "--resume goes on" in done.stderr
+    assert "with --resume to continue" in done.stderr
 
 
 def test_what_an_error_notes_is_said_too(fake_run, config, capsys):
@@ -303,7 +303,7 @@ def claims(monkeypatch):
 def test_correspondences_are_shown_and_checked(claims, capsys):
     claims(("pca", True), ("umap", True))
     assert cli.main(["correspondences"]) == 0
-    assert "pca ~ ppca: exact\n  it is\n  if: c\n  breaks: b\n  source: s\n" in capsys.readouterr().out
+    assert "pca ~ ppca: exact\n  it is\n  conditions: c\n  fails with: b\n  source: s\n" in capsys.readouterr().out
     assert cli.main(["correspondences", "--check"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "holds  pca   ppca  exact  measured for pca",

@@ -150,7 +150,7 @@ def test_what_others_keep_beside_or_in_place_of_a_run_is_not_touched(place, tmp_
     if place == "failed":
         run(config, out=tmp_path / "x", progress=False)
         with RunDirectory(tmp_path / "x") as directory:
-            assert directory.found(overwrite=True) is None
+            assert directory.existing(overwrite=True) is None
             directory.begin({"name": "x"}, "name: x\n")
             kept = directory.stop("failed", RuntimeError("no good"))
         assert kept.name == "x.failed-2"
@@ -158,7 +158,7 @@ def test_what_others_keep_beside_or_in_place_of_a_run_is_not_touched(place, tmp_
     else:
         if place == "in place":
             (tmp_path / "x" / "run.json").write_text('{"my": "tool"}')
-        with pytest.raises(StoreError, match=r"run.json that no run of latentlab wrote|\.x\.previous is in the way"):
+        with pytest.raises(StoreError, match=r"run.json not written by latentlab|\.x\.previous is not a run of latentlab"):
             run(config, out=tmp_path / "x", overwrite=True, progress=False)
     assert thesis.read_text() == "years of work"
 
@@ -326,9 +326,9 @@ def test_ruined_draws_still_have_a_report(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["compare.metrics=[]"], r"compare\.metrics: the list is empty"),
-        (["compare.metrics=[cca, cca]"], r"compare\.metrics\.1: 'cca' is named twice"),
-        (["compare.alignments=[]"], r"compare\.alignments: the list is empty"),
+        (["compare.metrics=[]"], r"compare\.metrics: the list must not be empty"),
+        (["compare.metrics=[cca, cca]"], r"compare\.metrics\.1: 'cca' is listed twice"),
+        (["compare.alignments=[]"], r"compare\.alignments: the list must not be empty"),
         (["inference={name: nuts, n_chains: 2, n_draws: 1}"], "2 x 1 draws are too few to compare embeddings with"),
         (["inference={name: svi, batch_size: 151}"], "`batch_size` must be at most the 150 units; got 151"),
         (["embeddings=[{name: isomap, n_neighbors: 150}]"], r"embeddings\.0: .*n_neighbors.*150"),
@@ -388,7 +388,7 @@ def test_positions_of_one_number_are_compared_with_embeddings_of_one_column(tmp_
     ("call", "message"),
     [
         (lambda iris: ll.fit("ppca", iris, ll.Exact()), "`model` must be a `LatentModel`; got 'ppca'"),
-        (lambda iris: ll.fit(ll.models.PPCA, iris, ll.Exact()), "got the class PPCA: call it, with its arguments"),
+        (lambda iris: ll.fit(ll.models.PPCA, iris, ll.Exact()), "got the class PPCA; call it with its arguments"),
         (lambda iris: ll.fit(ll.models.PPCA(2), iris.x, ll.Exact()), "`dataset` must be a `Dataset`"),
         (lambda iris: ll.fit(ll.models.PPCA(2), iris, ll.Exact), "`method` must be a method with its settings"),
         (

@@ -1,4 +1,4 @@
-"""Modes of chains and of restarts: planted ones are found with names and levels, labels' names make none."""
+"""Modes of chains and of restarts: planted ones are found with names and log densities, labels' names make none."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from latentlab.inference.map import MAP
 from latentlab.inference.svi import SVI
 from latentlab.models.gaussian_mixture import GaussianMixture
 from latentlab.results.diagnostics import diagnose
-from latentlab.results.modes import COLUMNS, _modes, chain_modes, images, restart_modes, said
+from latentlab.results.modes import COLUMNS, _modes, chain_modes, describe_modes, images, restart_modes
 from latentlab.results.tree import build
 from latentlab.symmetry.groups import Identity, Permutation
 
@@ -35,9 +35,9 @@ def test_two_planted_modes_are_found_the_higher_first(rng):
     assert table["members"].tolist() == ["1, 3", "0, 2"]
     assert table["n"].tolist() == [2, 2]
     assert table["share"].tolist() == [0.5, 0.5]
-    assert table["level"].to_numpy() == pytest.approx([-5, -10], abs=0.1)
+    assert table["log_density"].to_numpy() == pytest.approx([-5, -10], abs=0.1)
     assert table["differs in"].tolist() == ["", "mu[0]"]
-    assert said(table, "chains") == "chains 1, 3 at -5.0 | chains 0, 2 at -10.0, differing in mu[0]"
+    assert describe_modes(table, "chain", "lp") == "chains 1, 3: lp -5.0 | chains 0, 2: lp -10.0, differing in mu[0]"
 
 
 @pytest.mark.parametrize(("off", "n_modes"), [(2.5, 1), (3.5, 2)])
@@ -84,7 +84,7 @@ def test_one_chain_is_one_mode_and_no_level_is_none(rng):
     table = chains([[0, 0]], rng)
     assert table["members"].tolist() == ["0"]
     assert table["share"].tolist() == [1.0]
-    assert np.isnan(table["level"]).all()
+    assert np.isnan(table["log_density"]).all()
 
 
 def test_draws_that_are_not_finite_are_no_mode(rng):
@@ -125,7 +125,7 @@ def test_restarts_of_two_levels_are_two_modes_and_permuted_ones_are_one():
     table = restarts(mu, [-10, -10, -14, -10], group=Permutation("component"))
     assert table["members"].tolist() == ["0, 1, 3", "2"]
     assert table["share"].tolist() == [0.75, 0.25]
-    assert table["level"].tolist() == [-10, -14]
+    assert table["log_density"].tolist() == [-10, -14]
     assert "mu" in table["differs in"].iloc[1]
     assert len(restarts(mu, [-10, -10, -14, -10])) == 3
 
@@ -179,14 +179,14 @@ def test_every_method_keeps_all_its_restarts_with_their_levels(method, level, gr
     np.testing.assert_allclose(kept["weights"].values.sum(-1), 1, rtol=1e-6)
     table = found.modes()
     assert table["n"].sum() == method.n_restarts
-    assert table["level"].iloc[0] == pytest.approx(levels.max())
+    assert table["log_density"].iloc[0] == pytest.approx(levels.max())
     if found.method.kind == "point":
         best = int(table["members"].iloc[0].split(", ")[0])
         at = np.sort(kept["mu"].values[best].ravel())
         np.testing.assert_allclose(at, np.sort(found.sites()["mu"][0, 0].ravel()), atol=0.05)
     rows = found.diagnostics().query("check == 'modes'")
     assert len(rows) == 1
-    assert rows["quantity"].str.startswith(f"of {method.n_restarts} restarts, ").all()
+    assert rows["quantity"].str.contains(rf"^\d of {method.n_restarts} restarts ended in the best mode(?:;|$)").all()
 
 
 class Shuffled(GaussianMixture):
@@ -209,7 +209,7 @@ def test_restarts_that_end_in_other_names_of_the_labels_are_one_mode(method, gro
     assert table["n"].tolist() == [4]
     row = found.diagnostics().query("check == 'modes'").iloc[0]
     assert row["verdict"] == "pass"
-    assert row["quantity"] == "of 4 restarts, 4 found the best one"
+    assert row["quantity"] == "4 of 4 restarts ended in the best mode"
 
 
 @pytest.mark.parametrize(("starts", "verdict"), [("good, bad, bad", "warn"), ("good, bad, good", "pass")])

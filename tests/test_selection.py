@@ -172,7 +172,7 @@ def test_what_has_no_loo_is_refused(rng):
     for other, said in (
         (made_up(ll, point_estimate=1, method="map"), r"'other': a point estimate \(map\) has no posterior.*nuts or svi"),
         (made_up(ll, conditional_log_likelihood=1), "'other' and 'one' cannot be compared: .* own positions"),
-        (made_up(ll[:, :5]), "'other': LOO needs at least 25 draws"),
+        (made_up(ll[:, :5]), "'other': LOO requires at least 25 draws"),
     ):
         with pytest.raises(Exception, match=said):
             loo_table({"one": made_up(ll), "other": other})

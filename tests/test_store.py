@@ -74,7 +74,7 @@ def fill(directory: RunDirectory, seed: int = 0) -> None:
 
 def made(path: Path, seed: int = 0) -> Path:
     with RunDirectory(path) as directory:
-        directory.found()
+        directory.existing()
         begun(directory, seed)
         fill(directory, seed)
         directory.finish("done")
@@ -217,7 +217,7 @@ def test_a_log_may_be_deleted(name: str, run: Path):
 def test_a_newer_format_is_refused(run: Path):
     info = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({"format": info["format"] + 1, "parts": "of which nothing is known"}))
-    with pytest.raises(StoreError, match=r"run\.json has format 2, this latentlab reads up to 1"):
+    with pytest.raises(StoreError, match=r"run\.json has format 2, and this version of latentlab reads up to 1"):
         read(run)
 
 
@@ -231,7 +231,7 @@ def test_a_damaged_run_json_is_named(content: str, run: Path):
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path):
-    with pytest.raises(StoreError, match=f"{tmp_path} is no run directory"):
+    with pytest.raises(StoreError, match=f"{tmp_path} is not a run directory"):
         read(tmp_path)
 
 
@@ -249,7 +249,7 @@ def test_a_posterior_with_nan_names_file_group_and_site(run: Path):
     bad["latents"]["W"].values[0, 0] = np.nan
     save(bad, run / "posterior.nc")
     vouch(run, "posterior.nc")
-    with pytest.raises(StoreError, match=r"posterior\.nc, group 'latents': 'W' holds values that are not finite"):
+    with pytest.raises(StoreError, match=r"posterior\.nc, group 'latents': 'W' contains non-finite values"):
         _ = read(run).posterior
 
 
@@ -260,14 +260,14 @@ def test_data_that_no_run_wrote_are_named(run: Path):
         del changed[group]
         save(changed, run / "data.nc")
         vouch(run, "data.nc")
-        with pytest.raises(StoreError, match=rf"data\.nc: holds no data that a run wrote: KeyError: '{group}'"):
+        with pytest.raises(StoreError, match=rf"data\.nc: not the data of a run: KeyError: '{group}'"):
             _ = read(run).data
 
 
 def test_a_posterior_without_a_group_names_it(run: Path):
     save(xr.DataTree.from_dict({"posterior": tree()["posterior"].to_dataset()}), run / "posterior.nc")
     vouch(run, "posterior.nc")
-    with pytest.raises(StoreError, match=r"posterior\.nc: has no group 'latents'"):
+    with pytest.raises(StoreError, match=r"posterior\.nc: group 'latents' is missing"):
         _ = read(run).posterior
 
 
@@ -302,8 +302,8 @@ def test_a_pickle_in_place_of_any_file_is_never_read(name: str, run: Path, tmp_p
 
 def test_a_run_is_neither_replaced_nor_resumed_unasked(run: Path):
     before = contents(run)
-    with RunDirectory(run) as directory, pytest.raises(StoreError, match=r"holds a run \(done\): --overwrite .* --resume"):
-        directory.found()
+    with RunDirectory(run) as directory, pytest.raises(StoreError, match=r"contains a run \(done\); --overwrite .* --resume"):
+        directory.existing()
     assert contents(run) == before
 
 
@@ -313,21 +313,21 @@ def test_a_directory_of_something_else_is_refused_even_to_overwrite(overwrite: b
     (tmp_path / "mine" / "thesis.tex").write_text("all of it")
     with (
         RunDirectory(tmp_path / "mine") as directory,
-        pytest.raises(StoreError, match=r"holds no run \('thesis\.tex' is there\)"),
+        pytest.raises(StoreError, match=r"contains 'thesis\.tex' but no run"),
     ):
-        directory.found(overwrite=overwrite)
+        directory.existing(overwrite=overwrite)
 
 
 def test_a_file_is_no_run_directory(tmp_path: Path):
     (tmp_path / "toy").write_text("")
     with RunDirectory(tmp_path / "toy") as directory, pytest.raises(StoreError, match="is a file"):
-        directory.found()
+        directory.existing()
 
 
 def test_the_old_run_waits_until_the_new_one_is_complete(run: Path):
     before = contents(run)
     with RunDirectory(run) as directory:
-        assert directory.found(overwrite=True) is None
+        assert directory.existing(overwrite=True) is None
         begun(directory, seed=1)
         fill(directory, seed=1)
         assert contents(directory.previous) == before
@@ -339,7 +339,7 @@ def test_the_old_run_waits_until_the_new_one_is_complete(run: Path):
 def test_the_old_run_comes_back_if_the_new_one_fails(run: Path):
     before = contents(run)
     with RunDirectory(run) as directory:
-        directory.found(overwrite=True)
+        directory.existing(overwrite=True)
         begun(directory, seed=1)
         fill(directory, seed=1)
         kept = directory.stop("failed", RuntimeError("no"))
@@ -357,7 +357,7 @@ def test_the_old_run_comes_back_if_the_new_one_cannot_begin(run: Path, monkeypat
 
     monkeypatch.setattr(directory_module, "write", full)
     with RunDirectory(run) as directory:
-        directory.found(overwrite=True)
+        directory.existing(overwrite=True)
         with pytest.raises(StoreError, match="no room"):
             begun(directory, seed=1)
     assert contents(run) == before
@@ -372,18 +372,18 @@ def killed(directory: RunDirectory) -> None:
 def test_an_overwrite_that_was_killed_can_be_resumed_or_repeated(run: Path):
     before = contents(run)
     first = RunDirectory(run).__enter__()
-    first.found(overwrite=True)
+    first.existing(overwrite=True)
     begun(first, seed=1)
     killed(first)
     with RunDirectory(run) as second:
-        with pytest.raises(StoreError, match=r"holds a run \(running, but its process is gone\)"):
-            second.found()
-        assert second.found(overwrite=True) is None
+        with pytest.raises(StoreError, match=r"contains a run \(running, but its process has ended\)"):
+            second.existing()
+        assert second.existing(overwrite=True) is None
         begun(second, seed=2)
         assert contents(second.previous) == before, "what waits is the complete run, not the attempt that was killed"
         second.stop("interrupted", KeyboardInterrupt())
     with RunDirectory(run) as third:
-        begun(third, seed=2, old=third.found(resume=True))
+        begun(third, seed=2, old=third.existing(resume=True))
         fill(third, seed=2)
         third.finish("done")
     assert read(run).info["seed"] == 2
@@ -415,11 +415,11 @@ def test_resuming_keeps_what_is_intact_and_says_what_is_not(tmp_path: Path):
     (tmp_path / "toy" / "embeddings.nc").write_bytes(b"")
     (tmp_path / "toy" / ".posterior.nc.123.tmp").write_bytes(b"half of it")
     with RunDirectory(tmp_path / "toy") as directory:
-        begun(directory, old=directory.found(resume=True))
+        begun(directory, old=directory.existing(resume=True))
         assert directory.has("posterior.nc")
         assert not directory.has("embeddings.nc")
         assert not list(directory.path.glob(".*"))
-    assert "embeddings.nc is missing or damaged, and is made anew" in (tmp_path / "toy" / "run.log").read_text()
+    assert "embeddings.nc is missing or damaged; it will be recreated" in (tmp_path / "toy" / "run.log").read_text()
 
 
 # -- links, logs, places
@@ -432,7 +432,7 @@ def test_a_log_that_is_a_link_is_refused(name: str, tmp_path: Path):
     (tmp_path / "toy" / name).symlink_to(tmp_path / "elsewhere")
     (tmp_path / "toy" / "run.json").write_text('{"format": 1, "status": "interrupted", "stage": "fit", "files": {}}')
     with RunDirectory(tmp_path / "toy") as directory, pytest.raises(StoreError, match=rf"{name} is a link"):  # noqa: PT012
-        begun(directory, old=directory.found(resume=True))
+        begun(directory, old=directory.existing(resume=True))
         directory.logger.info("hello")
     assert (tmp_path / "elsewhere").read_text() == "precious"
 
@@ -444,7 +444,7 @@ def test_a_folder_that_is_a_link_is_refused(name: str, tmp_path: Path):
     (tmp_path / "toy" / name).symlink_to(tmp_path / "elsewhere")
     (tmp_path / "toy" / "run.json").write_text('{"format": 1, "status": "interrupted", "stage": "fit", "files": {}}')
     with RunDirectory(tmp_path / "toy") as directory, pytest.raises(StoreError, match=f"{name} is a link"):
-        begun(directory, old=directory.found(resume=True))
+        begun(directory, old=directory.existing(resume=True))
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
@@ -500,14 +500,14 @@ def test_a_directory_that_is_deleted_meanwhile_is_an_error(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "..", ".", ""])
 def test_a_name_that_leads_out_of_the_root_is_refused(name: str, tmp_path: Path):
-    with pytest.raises(StoreError, match="leads out of"):
+    with pytest.raises(StoreError, match="must be inside of"):
         place(name, tmp_path / "runs")
 
 
 def test_a_link_that_leads_out_of_the_root_is_refused(tmp_path: Path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "toy").symlink_to(tmp_path)
-    with pytest.raises(StoreError, match="leads out of"):
+    with pytest.raises(StoreError, match="must be inside of"):
         place("toy", tmp_path / "runs")
 
 
@@ -522,8 +522,8 @@ def test_differences_are_named_by_their_path():
     assert differences({"a": {"b": 1}, "c": None}, {"a": {"b": 1}, "c": None}) == []
     assert differences({"a": {"b": 1}, "c": 1}, {"a": {"b": [2]}, "d": None}) == [
         "a.b: 1 -> [2]",
-        "c: 1 -> nothing",
-        "d: nothing -> None",
+        "c: 1 -> not set",
+        "d: not set -> None",
     ]
 
 

@@ -229,7 +229,7 @@ def test_unlisted_pairs_of_new_data_count_as_not_joined(graph_fit):
 
 def test_a_node_is_not_predicted_to_be_joined_with_itself(graph_fit):
     assert graph_fit.predict(source=["0", "1"], target=["1", "0"], n_draws=16).shape == (16, 1, 2)
-    with pytest.raises(DataError, match="pair 1 joins '3' with itself"):
+    with pytest.raises(DataError, match="pair 1 joins '3' with itself; the model has no self-loops"):
         graph_fit.predict(source=["0", "3"], target=["1", "3"])
     with pytest.raises(ConfigError, match="`n_draws` must be a whole number of at least 1; got 0"):
         graph_fit.predict(source=["0"], target=["1"], n_draws=0)
@@ -274,10 +274,10 @@ def test_new_points_are_predicted_in_raw_values(fitted):
     raw, spread = fit.dataset.transform.inverse(mean), np.hypot(mean.std(), sites["sigma"].mean()) * fit.dataset.transform.scale
     assert abs(found.values[..., 0].mean() - raw.mean()) < 6 * spread / np.sqrt(found.values[..., 0].size)
     for wrong, message in (
-        ({"user": ["Tesla"], "item": ["1940"]}, "user 'Tesla' was not in the fit"),
-        ({"user": ["IBM"]}, "give a name for each of user, item"),
-        ({"user": [], "item": []}, "no cell is given"),
-        ({"user": ["IBM"], "item": ["1940", "1941"]}, "as many names for each index; got user: 1, item: 2"),
+        ({"user": ["Tesla"], "item": ["1940"]}, "user 'Tesla' is not a unit of the fit"),
+        ({"user": ["IBM"]}, "the arguments must be user, item"),
+        ({"user": [], "item": []}, "at least one cell is required"),
+        ({"user": ["IBM"], "item": ["1940", "1941"]}, "all indices must have the same length; got user: 1, item: 2"),
     ):
         with pytest.raises(DataError, match=message):
             fit.predict(**wrong)
@@ -302,10 +302,18 @@ def test_other_methods_fit_ratings_too(ratings, method):
 @pytest.mark.parametrize(
     ("model", "dataset", "message"),
     [
-        (MatrixFactorization(2), karate, "places units of the kind 'user'; the data have units of the kind 'node'"),
-        (RandomDotProduct(2), grunfeld, "places units of the kind 'node'; the data have units of the kind 'user', 'item'"),
-        (ll.models.PPCA(2), grunfeld, "places units of the kind 'unit'; the data have units of the kind 'user', 'item'"),
-        (MatrixFactorization(2), lambda: ll.load_dataset("iris"), "places units of the kind 'user'"),
+        (MatrixFactorization(2), karate, "has positions for units of the kind 'user'; the data have units of the kind 'node'"),
+        (
+            RandomDotProduct(2),
+            grunfeld,
+            "has positions for units of the kind 'node'; the data have units of the kind 'user', 'item'",
+        ),
+        (
+            ll.models.PPCA(2),
+            grunfeld,
+            "has positions for units of the kind 'unit'; the data have units of the kind 'user', 'item'",
+        ),
+        (MatrixFactorization(2), lambda: ll.load_dataset("iris"), "has positions for units of the kind 'user'"),
     ],
 )
 def test_a_model_is_not_fitted_to_other_kinds_of_units(model, dataset, message):
@@ -629,7 +637,7 @@ def test_points_with_further_arrays_are_not_predicted(ratings, rng):
         ratings, arrays={**ratings.arrays, "year": rng.normal(size=ratings.n_points)}, dims={**ratings.dims, "year": ("cell",)}
     )
     fit = ll.fit(WithCovariate(1), dataset, ll.MAP(n_restarts=1), seed=0, progress=False)
-    with pytest.raises(ModelError, match="predict: 'with_covariate' takes 'year' of each cell, which is not known at others"):
+    with pytest.raises(ModelError, match="predict: 'with_covariate' requires 'year' of each cell, which is unknown for new ones"):
         fit.predict(user=[dataset.units["user"][0]], item=[dataset.units["item"][0]])
 
 

@@ -30,7 +30,7 @@ from latentlab.comparison.same_data import check_same_data
 from latentlab.errors import ConfigError, DataError, InferenceError, LatentLabError, ModelError
 from latentlab.fit import Fit
 from latentlab.results.loo import Loo, loo
-from latentlab.results.tree import LEAD, LEFT_OUT, arrays
+from latentlab.results.tree import LEFT_OUT, SAMPLE_DIMS, arrays
 
 SMALL = 4.0
 """Difference in nats below which its standard error is unreliable (Sivula et al. 2020)."""
@@ -74,7 +74,7 @@ class Candidate:
         """Draws of the labels `(chain, draw, unit)`; None if the positions are not discrete."""
         found = arrays(self.data, "latents")
         dims = {name: self.data["latents"][name].dims for name in found}
-        return next((a for n, a in found.items() if dims[n] == (*LEAD, "unit") and a.dtype.kind in "iu"), None)
+        return next((a for n, a in found.items() if dims[n] == (*SAMPLE_DIMS, "unit") and a.dtype.kind in "iu"), None)
 
 
 def loo_table(fits: Mapping[str, Fit | Candidate]) -> pd.DataFrame:
@@ -176,8 +176,8 @@ def _by_sequence(candidate: Candidate) -> Candidate:
     names = units["sequence"].values
     first = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
     summed = np.add.reduceat(units.values, first, axis=2)
-    coords = {dim: units[dim].values for dim in LEAD} | {"left_out": names[first]}
-    group = xr.Dataset({LEFT_OUT: ((*LEAD, "left_out"), summed)}, coords=coords)
+    coords = {dim: units[dim].values for dim in SAMPLE_DIMS} | {"left_out": names[first]}
+    group = xr.Dataset({LEFT_OUT: ((*SAMPLE_DIMS, "left_out"), summed)}, coords=coords)
     groups = {name: node.to_dataset(inherit=False) for name, node in candidate.data.children.items()}
     root = candidate.data.to_dataset(inherit=False)
     data = xr.DataTree.from_dict({"/": root, **groups, "leave_one_out": group})

@@ -236,7 +236,7 @@ def _modes(source: Source) -> list[Item]:
             f"{what}s": str(row["members"]),
             "number": int(row["n"]),
             "share": float(row["share"]),
-            level: float(row["level"]),
+            level: float(row["log_density"]),
             "difference from the first mode": str(row["differs in"]),
         }
         for row in table.to_dict("records")

@@ -209,7 +209,7 @@ def test_results_are_about_the_sample_and_parameters_about_all(saved, monkeypatc
     new = lazy.subset([7, 250])
     assert two.latents(new).sizes["unit"] == 2
     assert len(two.loo().pointwise) == 50
-    with pytest.raises(ModelError, match="log likelihood of all 300 units; it was kept of 50"):
+    with pytest.raises(ModelError, match="log likelihood of all 300 units; it is stored for 50"):
         two.sensitivity()
     assert len(one.sensitivity())
 
@@ -228,7 +228,7 @@ def test_a_vaes_drift_is_that_of_a_unit_of_all(saved, monkeypatch):
 def test_what_needs_all_units_at_once_is_refused(saved, monkeypatch):
     lazy = both(saved())[1]
     for method in (ll.NUTS(), ll.MAP(), ll.Exact(), SVI(guide="mean_field")):
-        with pytest.raises(ConfigError, match="mine stays on disk: it is fitted by `SVI` with a `batch_size`"):
+        with pytest.raises(ConfigError, match="mine is on disk, so the method must be `SVI` with a `batch_size`; got"):
             fit(PPCA(2), lazy, method, progress=False)
     with pytest.raises(ConfigError, match="keep held-out units in a file of their own"):
         fit(FITS["vae"][0], lazy, replace(FITS["vae"][1], held_out=0.1), progress=False)

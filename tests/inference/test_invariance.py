@@ -168,14 +168,14 @@ def test_the_change_is_that_of_the_log_joint():
 def test_too_small_a_symmetry_warns_of_the_larger_one(model, larger):
     found = rows(model, data(), draws(model, data()))
     row = found[found["verdict"] == "warn"].iloc[0]
-    assert f"declare {larger} in place of" in row["quantity"]
+    assert f"declare {larger} instead of" in row["quantity"]
     assert not (found["verdict"] == "fail").any()
 
 
 def test_axes_that_flip_one_by_one_are_named():
     found = rows(Factors(Identity()), data(), draws(Factors(), data()))
     assert found["verdict"].tolist() == ["warn"]
-    assert "sign of axis 0, 1 changes" in found["quantity"].iloc[0]
+    assert "sign change of axis 0, 1" in found["quantity"].iloc[0]
 
 
 def test_components_of_one_prior_that_change_places_are_no_fault(rng):
@@ -219,7 +219,7 @@ class Named(Factors):
 def test_a_symmetry_along_a_dim_that_the_declared_one_does_not_name_is_found():
     found = rows(Named(Identity(), (1.0, 1.0)), data(), draws(Factors(), data()))
     assert found["verdict"].tolist() == ["warn"]
-    assert "declare Orthogonal('factor') in place of Identity('latent')" in found["quantity"].iloc[0]
+    assert "declare Orthogonal('factor') instead of Identity('latent')" in found["quantity"].iloc[0]
 
 
 class Ring(LatentModel):
@@ -249,7 +249,7 @@ def test_a_tolerance_of_nats_is_a_warning():
     values = draws(Factors(), data())  # of data a billion times smaller
     found = rows(Factors(), data(scale=1e9), values)
     assert "fail" not in set(found["verdict"])
-    assert any("could not be told from rounding" in text for text in found["quantity"])
+    assert any("cannot be distinguished from rounding error" in text for text in found["quantity"])
 
 
 def test_what_cannot_be_checked_is_a_warning(rng):

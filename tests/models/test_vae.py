@@ -201,7 +201,7 @@ def test_the_fit_has_its_parameters_once_and_its_positions_by_draw(fitted):
     assert fitted.data["parameters"]["decoder_2_b"]["feature"].values[0] == "sepal length (cm)"
     assert fitted.latents().dims == ("chain", "draw", "unit", "latent")
     assert "log_likelihood" not in fitted.data.children
-    with pytest.raises(ModelError, match="parameters that are points have no LOO"):
+    with pytest.raises(ModelError, match="LOO requires draws of all parameters; here they are point estimates"):
         fitted.loo()
 
 
@@ -587,7 +587,7 @@ def test_data_of_the_wrong_form_are_refused(fitted, iris):
 def test_images_of_another_size_than_the_networks_are_refused(fitted):
     with pytest.raises(DataError, match="toy has 5 along 'feature'; the parameters are of 4"):
         fit(fitted.frozen(), table(np.random.default_rng(0).normal(size=(3, 5))), NUTS(n_chains=1, n_warmup=5, n_draws=5))
-    with pytest.raises(ModelError, match="method 'nuts' does not go with model 'vae'"):
+    with pytest.raises(ModelError, match="model 'vae' does not support the method 'nuts'"):
         fit(VAE(2), table(np.eye(5)), NUTS())
 
 

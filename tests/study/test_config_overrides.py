@@ -62,12 +62,12 @@ def test_values_are_yaml():
         ("inference.n_draws=010", "as 8"),
         ("inference.n_draws=no", "as False"),
         ("inference.n_draws=!!int 3", "tag"),
-        ("embeddings.2.label=x", "embeddings has 2 items, counted from 0; got '2'"),
+        ("embeddings.2.label=x", "embeddings has 2 items, numbered from 0; got '2'"),
         ("embeddings.-1.label=x", "got '-1'"),
         ("embeddings.x=1", "got 'x'"),
         ("embeddings.٣.label=1", "got '٣'"),
         ("seed.x=1", "seed is"),
-        ("inference.n_draws.x=1", "inference.n_draws is 50, which has no keys"),
+        ("inference.n_draws.x=1", "inference.n_draws is 50 and has no keys"),
     ],
 )
 def test_a_malformed_override_is_refused_by_its_text(text, part):

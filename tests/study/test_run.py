@@ -177,7 +177,7 @@ def test_a_fit_is_not_rebuilt_on_other_data(complete: Path, tmp_path: Path):
     load_fit(load_run(path))  # the run has its data
     del content["files"]["data.nc"]  # as in a run that was written before runs kept them
     (path / "run.json").write_text(json.dumps(content))
-    with pytest.raises(StoreError, match="no longer the one that was fitted"):
+    with pytest.raises(StoreError, match="was changed since the fit"):
         load_fit(load_run(path))
     content["data"] = info(complete)["data"]
     (path / "run.json").write_text(json.dumps(content))
@@ -271,7 +271,7 @@ def test_overwrite_and_resume_together_are_refused(tmp_path: Path):
 
 def test_a_run_that_is_there_is_not_touched_unasked(complete: Path):
     before = arrays(complete)
-    with pytest.raises(StoreError, match=r"holds a run \(done\): --overwrite replaces it, --resume goes on") as caught:
+    with pytest.raises(StoreError, match=r"contains a run \(done\); --overwrite replaces it, --resume continues it") as caught:
         go(TOY, complete)
     assert caught.value.exit_code == 2
     assert arrays(complete) == before
@@ -281,7 +281,7 @@ def test_too_little_room_is_said_before_anything_is_computed(tmp_path: Path, mon
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     everywhere(monkeypatch, "latentlab.study", "fit", failing(AssertionError("computed")))
-    with pytest.raises(StoreError, match=r"needs about 2\.\d MB of disk, 1\.0 MB are free") as caught:
+    with pytest.raises(StoreError, match=r"requires about 2\.\d MB of disk space; 1\.0 MB are free") as caught:
         go(TOY, tmp_path / "toy")
     assert caught.value.exit_code == 2
     assert not list(tmp_path.iterdir())
@@ -324,7 +324,7 @@ def test_names_become_directories_below_runs(tmp_path: Path, monkeypatch: pytest
     assert run(TOY, progress=False).path.resolve() == tmp_path / "runs" / "toy"
     shutil.rmtree(tmp_path / "runs" / "toy")
     (tmp_path / "runs" / "toy").symlink_to(tmp_path)
-    with pytest.raises(StoreError, match="leads out of runs/"):
+    with pytest.raises(StoreError, match="must be inside of runs/"):
         run(TOY, progress=False)
 
 
@@ -426,7 +426,7 @@ def test_two_signals_end_the_command_with_130_and_a_run_to_resume(tmp_path: Path
     done = subprocess.run([sys.executable, "-c", STOPPED, str(config), str(path)], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (130, ""), done
     assert "interrupted twice" in done.stderr
-    assert "--resume goes on" in done.stderr
+    assert "with --resume to continue" in done.stderr
     assert info(path)["status"] == "running"
     computed = []
     with pytest.MonkeyPatch.context() as patch:
@@ -493,7 +493,7 @@ def test_a_config_that_was_tampered_with_is_not_resumed(tmp_path: Path, monkeypa
     stopped(tmp_path / "toy", monkeypatch)
     with (tmp_path / "toy" / "config.yaml").open("a") as stream:
         stream.write("# harmless\n")
-    with pytest.raises(StoreError, match=r"config\.yaml is missing or was changed.*--overwrite begins anew"):
+    with pytest.raises(StoreError, match=r"config\.yaml is missing or was changed.*--overwrite replaces it"):
         go(TOY, tmp_path / "toy", resume=True)
 
 
@@ -502,7 +502,7 @@ def test_a_damaged_posterior_is_made_anew_on_resuming(complete: Path, tmp_path: 
     (tmp_path / "toy" / "posterior.nc").write_bytes((complete / "posterior.nc").read_bytes()[:-1])
     go(TOY, tmp_path / "toy", resume=True)
     assert arrays(tmp_path / "toy") == arrays(complete)
-    assert "posterior.nc is missing or damaged, and is made anew" in (tmp_path / "toy" / "run.log").read_text()
+    assert "posterior.nc is missing or damaged; it will be recreated" in (tmp_path / "toy" / "run.log").read_text()
 
 
 PLUGIN = """
@@ -528,7 +528,7 @@ def test_a_plugin_is_kept_with_its_hash_and_must_not_change(tmp_path: Path, monk
     fit = load_run(tmp_path / "toy").fit
     assert fit.latents(fit.dataset.subset([0])).sizes["unit"] == 1
     plugin.write_text(PLUGIN)
-    with pytest.raises(StoreError, match=r"the plugin .*mine\.py is gone or was changed since the run"):
+    with pytest.raises(StoreError, match=r"the plugin .*mine\.py is missing or was changed since the run"):
         _ = load_run(tmp_path / "toy").fit
 
 
@@ -552,7 +552,7 @@ def test_a_failure_is_recorded_keeps_what_is_finished_and_can_be_resumed(
         with pytest.raises(ModelError, match="no good") as caught:
             go(TOY, path)
     assert caught.value.exit_code == 1, "it had started"
-    assert caught.value.__notes__ == [f"What was finished is kept in {path}; --resume goes on with it."]
+    assert caught.value.__notes__ == [f"Finished results are kept in {path}; --resume continues the run."]
     found = load_run(path)
     assert found.info["status"] == "failed"
     assert found.info["error"] == {"type": "ModelError", "message": "no good", "stage": stage}
@@ -650,7 +650,7 @@ def test_a_run_that_fails_while_it_overwrites_gives_the_old_one_back(
         everywhere(patch, "latentlab.study", "compare", failing(RuntimeError("no good")))
         with pytest.raises(RuntimeError) as caught:
             go(TOY, path, "seed=1", overwrite=True)
-    assert caught.value.__notes__[0] == f"The run before it is back in {path}."
+    assert caught.value.__notes__[0] == f"The previous run was restored in {path}."
     assert arrays(path) == arrays(complete)
     assert go(TOY, tmp_path / "toy.failed", "seed=1", resume=True).info["seed"] == 1
     assert go(TOY, path, "seed=1", overwrite=True).info["seed"] == 1
@@ -727,7 +727,7 @@ def test_what_did_not_converge_says_so_and_fails_only_if_asked_to(tmp_path: Path
     lines = repr(found).splitlines()
     assert lines[0] == f"{tmp_path}/toy: done, not converged"
     failed = found.diagnostics.query("verdict == 'fail'")
-    assert [line.split(" (")[0] for line in lines[1:-2]] == [f"  not passed: {check}" for check in failed["check"].unique()]
+    assert [line.split(" (")[0] for line in lines[1:-2]] == [f"  failed: {check}" for check in failed["check"].unique()]
     assert all(len(line) < 200 for line in lines)
     with pytest.raises(InferenceError, match=r"not converged .*R-hat") as caught:
         go({**TOY, "inference": inference}, tmp_path / "toy", resume=True, strict=True)

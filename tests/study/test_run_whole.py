@@ -168,7 +168,7 @@ def test_the_command_ends_with_the_code_of_what_happened(config: Path, capsys: p
     assert main(["run", str(config), "--out", str(out)]) == 0
     assert f"report: {out}/report.html" in capsys.readouterr().out
     assert main(["run", str(config), "--out", str(out)]) == 2
-    assert "--overwrite replaces it, --resume goes on" in capsys.readouterr().err
+    assert "--overwrite replaces it, --resume continues it" in capsys.readouterr().err
     assert main(["run", str(config), "--out", str(out), "--resume", "--strict"]) == 0
     assert main(["run", str(config), "seed=-1", "--out", str(out), "--overwrite"]) == 2
     nuts = ["inference.name=nuts", "inference.n_chains=2", "inference.n_warmup=5", "inference.n_draws=5"]

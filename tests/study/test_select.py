@@ -13,7 +13,7 @@ from latentlab import cli
 from latentlab.errors import ConfigError, DataError, InferenceError, ModelError, StoreError
 from latentlab.results.loo import loo
 from latentlab.study.run import load_run
-from latentlab.study.select import drawn, n_compared, select, values_of
+from latentlab.study.select import n_compared, plotted, select, values_of
 
 TOY = {
     "name": "toy",
@@ -75,7 +75,7 @@ def test_embeddings_are_left_out_and_the_plot_is_there(folder):
 
 def test_runs_that_are_there_are_kept_only_when_resumed(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("posterior.nc")}
-    with pytest.raises(StoreError, match=r"toy-n_latent-1 is there already: --resume"):
+    with pytest.raises(StoreError, match=r"toy-n_latent-1 exists already; --resume"):
         select(TOY, "model.n_latent", [1, 2], overrides=["held_out=0.25"], out=folder, progress=False)
     again = select(TOY, "model.n_latent", [2, 1], overrides=["held_out=0.25"], out=folder, resume=True, progress=False)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("posterior.nc")}
@@ -85,14 +85,20 @@ def test_runs_that_are_there_are_kept_only_when_resumed(folder):
 @pytest.mark.parametrize(
     ("key", "values", "overrides", "error", "said"),
     [
-        ("model.n_latent", [2], [], ConfigError, "needs at least two values to compare; got 2"),
-        ("model.n_latent", [2, 2], [], ConfigError, "the value 2 twice"),
+        ("model.n_latent", [2], [], ConfigError, "must have at least two values; got 2"),
+        ("model.n_latent", [2, 2], [], ConfigError, "must have different values; got 2 twice"),
         ("dataset.n_units", [20, 30], [], ConfigError, "changes the data"),
         ("held_out", [0.1, 0.2], [], ConfigError, "changes the data"),
         ("compare.alpha", [0.1, 0.2], [], ConfigError, "neither the model nor how"),
         ("model.n_lat", [1, 2], [], ConfigError, "did you mean 'n_latent'"),
-        ("model.n_latent", [1, 2], ["inference.name=exact"], ModelError, "'exact' gives a point estimate.*nuts or svi"),
-        ("seed", [1, 2], ["held_out=0.2"], ConfigError, "the seed also chooses the held-out units"),
+        (
+            "model.n_latent",
+            [1, 2],
+            ["inference.name=exact"],
+            ModelError,
+            "'exact' gives a point estimate.*LOO.*nuts or svi",
+        ),
+        ("seed", [1, 2], ["held_out=0.2"], ConfigError, "the seed also determines the held-out units"),
     ],
 )
 def test_what_cannot_be_compared_starts_nothing(key, values, overrides, error, said, tmp_path):
@@ -134,7 +140,7 @@ def test_failed_and_unconverged_points_are_hollow(monkeypatch):
 
     monkeypatch.setattr(Axes, "plot", spy)
     rows = {"value": ["1", "2", "3"], "elpd_diff": [0.0, -2.0, np.nan], "se_diff": [0.0, 1.0, np.nan]}
-    drawn(pd.DataFrame({**rows, "converged": [True, False, False]}), "k", ["1", "2", "3"])
+    plotted(pd.DataFrame({**rows, "converged": [True, False, False]}), "k", ["1", "2", "3"])
     assert [face for face in faces if face] == [("o", "#0072B2"), ("o", "white"), ("x", None)]
 
 
@@ -164,8 +170,8 @@ def test_the_command_prints_the_table(config, capsys, tmp_path, monkeypatch):
 def test_the_command_says_that_embeddings_are_left_out_and_ends_with_1_where_nothing_is_compared(config, capsys, tmp_path):
     assert cli.main(["select", config, "model.n_latent=2,8,9", "--out", str(tmp_path / "x")]) == 1
     out = capsys.readouterr().out
-    assert "embeddings are left out" in out
-    assert f"Written: {tmp_path / 'x' / 'selection.csv'} and the runs beside." in out.splitlines()
+    assert "embeddings are not computed" in out
+    assert f"Written: {tmp_path / 'x' / 'selection.csv'}, and the run directories." in out.splitlines()
     assert out.count("failed: ") == 4  # as each happens, and in the table
 
 

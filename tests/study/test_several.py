@@ -114,7 +114,7 @@ def test_units_in_another_order_are_matched_by_name(runs, tmp_path):
 def test_what_is_no_complete_run_or_only_one_is_refused(runs, tmp_path):
     with pytest.raises(ConfigError, match="at least two different runs"):
         compare_runs([runs / "one", runs / "one"])
-    with pytest.raises(StoreError, match="no run directory"):
+    with pytest.raises(StoreError, match="is not a run directory"):
         compare_runs([runs / "one", tmp_path])
     shutil.copytree(runs / "one", tmp_path / "copy")
     text = (tmp_path / "copy" / "run.json").read_text()
@@ -129,9 +129,9 @@ def test_the_command_prints_what_can_be_said(runs, capsys):
     for part in (
         "runs\n",
         "leave-one-out\n",
-        "positions against each other\n",
+        "agreement of positions\n",
         "verdicts on embeddings\n",
-        "not compared, or with care\n",
+        "notes\n",
     ):
         assert part in out
     assert cli.main(["compare", str(runs / "one")]) == 2
