@@ -155,11 +155,11 @@ def test_missing_entries_in_a_model_without_a_mask_are_refused():
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.ones((5, 1)), "1 features; n_latent must be smaller, and is 2"),
+        (np.ones((5, 1)), "below the number of features, 1; got 2"),
         (np.ones(5), r"must have an array 'x' with dims \(unit, feature\)"),
         (np.random.default_rng(0).normal(size=(2, 5)), "2 units; n_latent = 2 needs at least 3"),
         (np.ones((5, 4)), "all 5 rows are identical"),
-        (np.random.default_rng(0).normal(size=(6, 2)), "2 features; n_latent must be smaller, and is 2"),
+        (np.random.default_rng(0).normal(size=(6, 2)), "below the number of features, 2; got 2"),
     ],
 )
 def test_data_that_ppca_cannot_take_are_refused(x, message):

@@ -337,7 +337,7 @@ def test_labels_reach_both_networks_and_keep_their_columns(iris):
 def test_labels_that_are_missing_or_new_are_refused(iris):
     model = VAE(2, (8,), conditional=True)
     bare = replace(iris, labels=None)
-    with pytest.raises(DataError, match="has no labels, which `conditional` needs"):
+    with pytest.raises(DataError, match="`conditional` needs a label for each unit; the data have no labels"):
         fit(model, bare, QUICK)
     result = fit(model, iris, QUICK, seed=0, progress=False)
     strange = replace(iris.raw().subset([0, 60]), labels=np.array(["setosa", "rosa"]))
@@ -557,10 +557,18 @@ def table(x):
 @pytest.mark.parametrize(
     ("likelihood", "x", "message"),
     [
-        ("poisson", [[1, 2], [3, -1], [0, 2]], "takes counts, whole numbers from 0; unit 1, column '1' has -1"),
-        ("poisson", [[1, 2], [0.5, 1], [0, 2]], "unit 1, column '0' has 0.5"),
-        ("bernoulli", [[1, 0], [0, 1.2], [0, 1]], "takes zeros and ones; unit 1, column '1' has 1.2"),
-        ("bernoulli", [[1, 0], [0, 0.5], [0, 1]], "column '1' has 0.5"),
+        (
+            "poisson",
+            [[1, 2], [3, -1], [0, 2]],
+            "must be counts .whole numbers from 0. for the likelihood 'poisson'; got -1 for unit 1, column '1'",
+        ),
+        ("poisson", [[1, 2], [0.5, 1], [0, 2]], "got 0.5 for unit 1, column '0'"),
+        (
+            "bernoulli",
+            [[1, 0], [0, 1.2], [0, 1]],
+            "must be 0 or 1 for the likelihood 'bernoulli'; got 1.2 for unit 1, column '1'",
+        ),
+        ("bernoulli", [[1, 0], [0, 0.5], [0, 1]], "got 0.5 for unit 1, column '1'"),
         ("gaussian", np.ones((4, 3)), "column '0' is constant"),
     ],
 )
@@ -571,11 +579,11 @@ def test_values_that_the_likelihood_does_not_know_are_refused(likelihood, x, mes
 
 def test_data_of_the_wrong_form_are_refused(fitted, iris):
     images = Dataset({"x": np.zeros((5, 4, 4))}, dims={"x": ("unit", "row", "column")})
-    with pytest.raises(DataError, match=r"an image as one row; .*\('unit', 'row', 'column'\), shape \(5, 4, 4\)"):
+    with pytest.raises(DataError, match=r"an image as one row; .*\('unit', 'row', 'column'\) and shape \(5, 4, 4\)"):
         fit(VAE(2), images, QUICK)
     with pytest.raises(DataError, match=r"5 columns where|has also|not those"):
         fitted.latents(table(np.zeros((3, 5))))
-    with pytest.raises(DataError, match="say `standardize: false`"):
+    with pytest.raises(DataError, match="load the data with `standardize: false`"):
         fit(VAE(2, likelihood="poisson"), iris, QUICK)
     constant = np.random.default_rng(0).normal(size=(9, 3))
     constant[:, 1] = 2.0
@@ -585,7 +593,7 @@ def test_data_of_the_wrong_form_are_refused(fitted, iris):
 
 
 def test_images_of_another_size_than_the_networks_are_refused(fitted):
-    with pytest.raises(DataError, match="toy has 5 along 'feature'; the parameters are of 4"):
+    with pytest.raises(DataError, match=r"dim 'feature' must have size 4, as in the parameter '\w+'; got 5"):
         fit(fitted.frozen(), table(np.random.default_rng(0).normal(size=(3, 5))), NUTS(n_chains=1, n_warmup=5, n_draws=5))
     with pytest.raises(ModelError, match="method 'nuts' does not go with model 'vae'"):
         fit(VAE(2), table(np.eye(5)), NUTS())
