@@ -107,7 +107,7 @@ SERVED = one_of_each(WITH_KERNELS)
 
 @pytest.fixture
 def no_kernels(monkeypatch):
-    monkeypatch.setattr(kernels, "serves", lambda *tensors: False)
+    monkeypatch.setattr(kernels, "available_for", lambda *tensors: False)
 
 
 def check_paths(model, missing):

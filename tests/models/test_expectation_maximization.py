@@ -125,7 +125,7 @@ def test_without_kernels_the_climb_is_the_same(rng, monkeypatch, missing):
     arrays = tensors(model, data)
     with double():
         found = model.maximum_likelihood(arrays, np.random.default_rng(0))
-        monkeypatch.setattr("latentlab.distributions.kernels.serves", lambda *tensors: False)
+        monkeypatch.setattr("latentlab.distributions.kernels.available_for", lambda *tensors: False)
         slow = model.maximum_likelihood(arrays, np.random.default_rng(0))
     assert len(found.trace) == len(slow.trace)
     np.testing.assert_allclose(found.trace, slow.trace, rtol=1e-11)
