@@ -37,9 +37,11 @@ def folder() -> Path:
     except (OSError, RuntimeError):  # no home directory, or no permission to create the folder
         path = Path(tempfile.gettempdir()) / f"latentlab-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.lstat()
-        if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022 or path.is_symlink()):
-            raise PermissionError(f"{path} can be written to by others; set {CACHE} to a folder of your own") from None
+        status = path.lstat()
+        if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022 or path.is_symlink()):
+            raise PermissionError(
+                f"other users can write to {path}; set {CACHE} to a folder that only you can write to"
+            ) from None
     return path
 
 
@@ -57,8 +59,8 @@ def _processor() -> str:
     """Returns the processor's name and, where available, its instruction sets, for which the code is compiled."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-        told = [line for line in lines if line.startswith(("model name", "flags", "CPU", "Features"))]
-        return "\n".join([platform.machine(), *told])
+        relevant = [line for line in lines if line.startswith(("model name", "flags", "CPU", "Features"))]
+        return "\n".join([platform.machine(), *relevant])
     return f"{platform.machine()} {platform.processor()}"
 
 
@@ -77,15 +79,15 @@ def compile_graph(module: Any, arguments: tuple[torch.Tensor, ...], path: Path) 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
     """Limits a logger to errors, and suppresses warnings, inside the block."""
-    own = logging.getLogger(name)
-    before = own.level
-    own.setLevel(logging.ERROR)
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        own.setLevel(before)
+        logger.setLevel(before)
 
 
 def load_code(path: Path) -> Any:
@@ -95,7 +97,7 @@ def load_code(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as package:
             if package.testzip():  # torch does not verify checksums, and would run damaged code
-                raise ValueError("a part is not what was written")
+                raise ValueError("the checksum of a part is wrong")
         return torch._inductor.aoti_load_package(str(path))
     except Exception:  # a truncated file can raise any exception
         path.unlink(missing_ok=True)

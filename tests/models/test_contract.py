@@ -220,7 +220,11 @@ class TalkativeGuide(PPCA):
 
 
 @pytest.mark.parametrize(
-    ("model", "message"), [(ForgetfulGuide(2), "lacks the site mu"), (TalkativeGuide(2), "the extra site extra")]
+    ("model", "message"),
+    [
+        (ForgetfulGuide(2), r"must have the latent sites of the model.* \(missing: mu\)"),
+        (TalkativeGuide(2), r"must have the latent sites of the model.* \(not in the model: extra\)"),
+    ],
 )
 def test_a_guide_with_other_sites_is_caught(model, message):
     with pytest.raises(ModelError, match=message):

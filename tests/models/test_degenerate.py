@@ -141,7 +141,7 @@ def test_components_that_coincide_are_named():
     x = np.array([0.0] + [1.0] * 8 + [2.0])[:, None].repeat(4, 0)
     x = np.concatenate([x, x])
     found = fit(PoissonMixture(3), table(x), ONE_START, seed=0, progress=False)
-    assert noted(found) == ["components 0, 1, 2 coincide: their weights are arbitrary"]
+    assert noted(found) == ["components 0, 1, 2 coincide: their weights are not identified"]
     assert (found.diagnostics().query("check == 'estimate'")["verdict"] == "warn").all()
     apart = np.repeat([[1.0], [40.0], [300.0]], 20, axis=0)
     assert not any("coincide" in note for note in noted(fit(PoissonMixture(3), table(apart), ONE_START, seed=0, progress=False)))
@@ -179,7 +179,7 @@ def test_data_on_which_every_start_collapses_are_refused_by_exact_at_once(rng):
         for data in (total, total * [1e-9, 1.0, 1e9], np.column_stack([x, x[:, 0]])):
             with pytest.raises(DataError, match=r"column '2' is a linear combination of the others.*unbounded"):
                 fit(model, table(data), method)
-        with pytest.raises(DataError, match=r"has 20 units and 30 columns; covariance '.*' needs more units than columns"):
+        with pytest.raises(DataError, match=r"has 20 units and 30 columns. With covariance '.*' the likelihood is unbounded"):
             fit(model, table(rng.standard_normal((20, 30))), method)
     constant = np.column_stack([x, np.full(100, 7.0)])
     with pytest.raises(DataError, match="column '2' is constant, so the likelihood is unbounded"):

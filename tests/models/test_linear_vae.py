@@ -228,7 +228,7 @@ def test_settings_out_of_range_are_refused(make, message):
 def test_data_without_an_answer_are_refused(wine):
     with pytest.raises(DataError, match="n_latent must be below the number of features, 13; got 13"):
         fit(LinearVAE(13), wine, Exact())
-    with pytest.raises(DataError, match="takes none"):
+    with pytest.raises(DataError, match="does not allow missing entries"):
         fit(LinearVAE(2), load_dataset("wine", missing=0.1), Exact())
     flat = Dataset({"x": np.outer(np.arange(9.0), np.ones(4))}, dims={"x": ("unit", "feature")})
     with pytest.raises(InferenceError, match="lie exactly in 1 dimensions"):

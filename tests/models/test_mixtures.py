@@ -529,7 +529,7 @@ def test_the_log_normal_prior_keeps_equal_units_from_collapse_and_the_half_norma
     assert not notes(sound)
     loose = GaussianMixture(2, covariance="diagonal", sigma_prior="half_normal")
     collapsed = fit(loose, data(x), MAP(n_draws=4), seed=0, progress=False)
-    assert any("'sigma' ran to the edge of its support" in note for note in notes(collapsed))
+    assert any("'sigma' converged to the boundary of its support" in note for note in notes(collapsed))
 
 
 class Empty(BernoulliMixture):
