@@ -235,7 +235,7 @@ ODD_DATA = Dataset({"x": np.array([0.3, -1.0, 2.0, 0.4, 1.0])}, dims={"x": ("uni
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("noise", "random beyond its sites: the same values have log densities"),
+        ("noise", "the log density of 'odd' is random: .* at the same values"),
         ("plate", "has no observed site in a plate named 'unit'"),
         ("unseen", "'x' is not declared|has no observed site"),
         ("error", "fails on these data: KeyError: 'weights'"),

@@ -54,13 +54,13 @@ def over_symmetry(
         return None
 
 
-def guide_averaged(problem: Problem, guide: Callable[..., Any], drawn: Mapping[str, np.ndarray]) -> np.ndarray | None:
+def guide_averaged(problem: Problem, guide: Callable[..., Any], guide_sample: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """Computes log q of draws of a Pyro guide, averaged over the model's symmetry.
 
     None if the model has parameters, which may share the symmetry, the guide has auxiliary draws, or it would take too long.
     """
     density = problem.density
-    if problem.model.parameters or drawn["u"].size * LEAST_ELEMENTS > MOST_AVERAGED:
+    if problem.model.parameters or guide_sample["u"].size * LEAST_ELEMENTS > MOST_AVERAGED:
         return None
     nodes: Any = poutine.trace(guide).get_trace(**density.arrays).nodes
     names = [site.name for site in density.sites]
@@ -75,9 +75,11 @@ def guide_averaged(problem: Problem, guide: Callable[..., Any], drawn: Mapping[s
         with torch.no_grad():
             return np.asarray(over_draws(one, sites, block=4096))
 
-    sites = {name: array[0] for name, array in constrain_draws(density, drawn["u"][None]).items()}
-    best = int(np.argmax(drawn["log_q"]))
-    return over_symmetry(problem, log_q, sites, drawn["u"], drawn["log_q"], {name: a[best] for name, a in sites.items()})
+    sites = {name: array[0] for name, array in constrain_draws(density, guide_sample["u"][None]).items()}
+    best = int(np.argmax(guide_sample["log_q"]))
+    return over_symmetry(
+        problem, log_q, sites, guide_sample["u"], guide_sample["log_q"], {name: a[best] for name, a in sites.items()}
+    )
 
 
 def guide_draws(density: Density, guide: Callable[..., Any], n_draws: int) -> dict[str, np.ndarray]:

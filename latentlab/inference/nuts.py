@@ -112,11 +112,11 @@ class NUTS:
     def _under_way(self, problem: Problem) -> dict[int, Snapshot]:
         """Return the snapshots of an interrupted run by chain; empty if there are none."""
         checkpoint = read_checkpoint(problem, CHAINS_CHECKPOINT) or {}
-        of: dict[int, dict[str, np.ndarray]] = {}
+        by_chain: dict[int, dict[str, np.ndarray]] = {}
         for key, array in checkpoint.items():
             chain, _, name = key.partition(".")
-            of.setdefault(int(chain), {})[name] = array
-        return {i: Snapshot.from_arrays(arrays) for i, arrays in of.items()}
+            by_chain.setdefault(int(chain), {})[name] = array
+        return {i: Snapshot.from_arrays(arrays) for i, arrays in by_chain.items()}
 
 
 def starting_point(density: Density, seeds: Seeds) -> np.ndarray:

@@ -201,17 +201,17 @@ class LatentModel(ABC):
         return Frozen(self, parameters, classes)
 
     def check(self, dataset: Dataset) -> None:  # noqa: B027
-        """Refuse data that the model cannot be fitted to; the message names both numbers (such as `n_latent` and features)."""
+        """Reject data that the model cannot be fitted to; the message names both numbers (such as `n_latent` and features)."""
 
     def check_maximum(self, dataset: Dataset) -> None:  # noqa: B027
-        """Refuse data whose likelihood has no maximum from any start, for the method `exact`."""
+        """Reject data whose likelihood has no maximum from any start, for the method `exact`."""
 
     def remarks(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
         """Notes for the diagnostics on arbitrary values or an unbounded likelihood at a point estimate of the sites."""
         return []
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuse new units whose values are outside the support of the density.
+        """Reject new units whose values are outside the support of the density.
 
         The default is `check`; a model overrides it if new units have weaker requirements than a fit, such as one unit only.
         """
@@ -274,7 +274,7 @@ def outliers(dataset: Dataset) -> list[Caution]:
 
 
 def require_table(what: str, dataset: Dataset, hint: str = "") -> None:
-    """Refuse data without an array `x` of dims (unit, feature).
+    """Reject data without an array `x` of dims (unit, feature).
 
     Raises:
         DataError: Names the first array and its dims.
@@ -351,7 +351,7 @@ class Frozen(LatentModel):
             return {self.position.site: self.base.latents(arrays, **self.values).mean}
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that the base model refuses, or whose size does not match the parameters.
+        """Reject data that the base model rejects, or whose size does not match the parameters.
 
         Raises:
             DataError: Names both sizes.
@@ -363,7 +363,7 @@ class Frozen(LatentModel):
                     raise DataError(f"{dataset.name}: dim {dim!r} must have size {size}, as in the parameter {name!r}; got {n}.")
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuse the new units that the base model refuses."""
+        """Reject the new units that the base model rejects."""
         self.base.check_new(dataset)
 
     def position_columns(self) -> int | None:

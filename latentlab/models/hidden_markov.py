@@ -148,7 +148,7 @@ class HiddenMarkovModel(LatentModel):
     # -- data
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that are not a series, have fewer steps than states, or cannot be emitted.
+        """Reject data that are not a series, have fewer steps than states, or cannot be emitted.
 
         Raises:
             DataError: Names both numbers, the column or the sequence.
@@ -161,7 +161,7 @@ class HiddenMarkovModel(LatentModel):
         self.emission.check(what, dataset)
 
     def check_maximum(self, dataset: Dataset) -> None:
-        """Refuse data for which the likelihood of every state is unbounded.
+        """Reject data for which the likelihood of every state is unbounded.
 
         Raises:
             DataError: Names the columns.
@@ -174,7 +174,7 @@ class HiddenMarkovModel(LatentModel):
         return [Caution("data", note, 1.0, "no note") for note in notes + self.emission.cautions(dataset)]
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuse values that the states cannot emit.
+        """Reject values that the states cannot emit.
 
         Raises:
             DataError: Names column, unit and value.

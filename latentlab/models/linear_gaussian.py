@@ -106,9 +106,9 @@ class LinearGaussian(LatentModel):
     # -- data
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table with at least `n_latent` + 1 features and max(2, `n_latent` + 1) units.
+        """Reject data that are not a table with at least `n_latent` + 1 features and max(2, `n_latent` + 1) units.
 
-        Columns without observed entries and tables of identical rows are refused. A constant column is refused if each feature
+        Columns without observed entries and tables of identical rows are rejected. A constant column is rejected if each feature
         has a separate noise variance.
 
         Raises:
@@ -121,9 +121,9 @@ class LinearGaussian(LatentModel):
             raise DataError(f"{what}: n_latent must be below the number of features, {n_features}; got {self.n_latent}.")
         if n_units < self.n_latent + 1 or n_units < 2:
             raise DataError(f"{what} has {n_units} units; n_latent = {self.n_latent} needs at least {max(2, self.n_latent + 1)}.")
-        seen = ~np.isnan(dataset.x)
-        if not seen.any(0).all():
-            raise DataError(f"{what}: column {str(dataset.features[~seen.any(0)][0])!r} has no observed entry; remove it.")
+        observed = ~np.isnan(dataset.x)
+        if not observed.any(0).all():
+            raise DataError(f"{what}: column {str(dataset.features[~observed.any(0)][0])!r} has no observed entry; remove it.")
         low, high = np.nanmin(dataset.x, 0), np.nanmax(dataset.x, 0)
         if (low == high).all():
             raise DataError(f"{what}: all {n_units} rows are identical, so positions cannot be estimated.")
@@ -135,7 +135,7 @@ class LinearGaussian(LatentModel):
             )
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table.
+        """Reject data that are not a table.
 
         Raises:
             DataError: Names the array.
@@ -200,9 +200,9 @@ def _principal_start(arrays: Arrays, n_latent: int, noise_dims: tuple[str, ...])
     If each feature has a separate noise variance, the columns are standardised, and the noise is the residual of each feature.
     """
     x, mask = arrays["x"], arrays.get("mask")
-    seen = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
-    mu = torch.where(seen, x, 0.0).sum(0) / seen.sum(0).clamp(min=1)
-    centred = torch.where(seen, x - mu, 0.0)
+    observed = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+    mu = torch.where(observed, x, 0.0).sum(0) / observed.sum(0).clamp(min=1)
+    centred = torch.where(observed, x - mu, 0.0)
     scale = torch.linalg.vector_norm(centred, dim=0) / math.sqrt(len(x))
     if not noise_dims:
         scale = torch.linalg.vector_norm(scale).expand(len(scale)) / math.sqrt(len(scale))

@@ -180,7 +180,7 @@ class LinearVAE(LatentModel):
         return outliers(dataset)
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table, have at most `n_latent` features, or have several identical rows only.
+        """Reject data that are not a table, have at most `n_latent` features, or have several identical rows only.
 
         Raises:
             DataError: Names both numbers.
@@ -194,7 +194,7 @@ class LinearVAE(LatentModel):
             raise DataError(f"{what}: all {n_units} rows are identical, so positions cannot be estimated.")
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table.
+        """Reject data that are not a table.
 
         Raises:
             DataError: Names the array.

@@ -66,7 +66,7 @@ class MatrixFactorization(LatentModel):
             pyro.sample("rating", dist.Normal(mu + (U[user] * V[item]).sum(-1), sigma), obs=rating)
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that are not ratings of items by users.
+        """Reject data that are not ratings of items by users.
 
         Raises:
             DataError: Names the arrays and indices of the data.

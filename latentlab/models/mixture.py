@@ -101,7 +101,7 @@ class MixtureModel(LatentModel):
     # -- data
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table, have fewer distinct units than components, or cannot be emitted.
+        """Reject data that are not a table, have fewer distinct units than components, or cannot be emitted.
 
         Raises:
             DataError: Names both numbers, or the column.
@@ -119,7 +119,7 @@ class MixtureModel(LatentModel):
         self.emission.check(what, dataset)
 
     def check_maximum(self, dataset: Dataset) -> None:
-        """Refuse data for which the likelihood of every component is unbounded.
+        """Reject data for which the likelihood of every component is unbounded.
 
         Raises:
             DataError: Names the columns.
@@ -130,7 +130,7 @@ class MixtureModel(LatentModel):
         return [Caution("data", note, 1.0, "no note") for note in self.emission.cautions(dataset)]
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuse values that the components cannot emit.
+        """Reject values that the components cannot emit.
 
         Raises:
             DataError: Names column, unit and value.
@@ -174,19 +174,19 @@ class MixtureModel(LatentModel):
 
 
 def check_table(what: str, dataset: Dataset) -> None:
-    """Refuse data without an array `x` of dims (unit, feature), or with a column without observed entries.
+    """Reject data without an array `x` of dims (unit, feature), or with a column without observed entries.
 
     Raises:
         DataError: Names the array, or the column.
     """
     require_table(what, dataset)
-    seen = ~np.isnan(dataset.x)
-    if not seen.any(0).all():
-        raise DataError(f"{what}: column {str(dataset.features[~seen.any(0)][0])!r} has no observed entry; remove it.")
+    observed = ~np.isnan(dataset.x)
+    if not observed.any(0).all():
+        raise DataError(f"{what}: column {str(dataset.features[~observed.any(0)][0])!r} has no observed entry; remove it.")
 
 
 def check_new_table(what: str, dataset: Dataset, emission: Emission) -> None:
-    """Refuse new units with values that no component can emit.
+    """Reject new units with values that no component can emit.
 
     Raises:
         DataError: Names the array, or column, unit and value.
@@ -204,8 +204,8 @@ def k_means(arrays: Arrays, n_clusters: int, rng: np.random.Generator) -> np.nda
 
     x, mask = arrays["x"].numpy(), arrays.get("mask")
     if mask is not None:
-        seen = mask.numpy()
-        x = np.where(seen, x, (x * seen).sum(0) / np.maximum(seen.sum(0), 1))
+        observed = mask.numpy()
+        x = np.where(observed, x, (x * observed).sum(0) / np.maximum(observed.sum(0), 1))
     if all(len(np.unique(column)) < n_clusters for column in x.T) and len(np.unique(x, axis=0)) < n_clusters:
         return rng.permutation(np.arange(len(x)) % n_clusters)
     return KMeans(n_clusters, n_init=1, random_state=int(rng.integers(2**31))).fit(x).labels_

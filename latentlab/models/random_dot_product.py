@@ -58,7 +58,7 @@ class RandomDotProduct(LatentModel):
             pyro.sample("edge", dist.Bernoulli(logits=alpha + (z[source] * z[target]).sum(-1)), obs=edge)
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that are not a graph, or whose edges have values other than 0 and 1.
+        """Reject data that are not a graph, or whose edges have values other than 0 and 1.
 
         Raises:
             DataError: Names the arrays and indices of the data, or the pair and its value.

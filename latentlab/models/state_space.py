@@ -136,7 +136,7 @@ class LinearGaussianStateSpace(LatentModel):
         return outliers(dataset)
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table, have fewer than three steps, or have a constant column.
+        """Reject data that are not a table, have fewer than three steps, or have a constant column.
 
         Raises:
             DataError: Names the number of steps, or the column.
@@ -153,7 +153,7 @@ class LinearGaussianStateSpace(LatentModel):
             )
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table.
+        """Reject data that are not a table.
 
         Raises:
             DataError: Names the array.

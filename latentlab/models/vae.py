@@ -173,8 +173,8 @@ class VAE(LatentModel):
     def latents(self, arrays: Arrays, **values: torch.Tensor) -> dist.Independent:
         """Encoder distribution N(m(x), diag s(x)^2) of each unit, of the training data or new."""
         x, mask, labels = arrays["x"], arrays.get("mask"), arrays.get("labels")
-        seen = torch.log1p(x) if self.likelihood == "poisson" else x
-        h = {"x": seen} if mask is None else {"x": torch.where(mask, seen, 0.0), "missing": (~mask).to(x.dtype)}
+        inputs = torch.log1p(x) if self.likelihood == "poisson" else x
+        h = {"x": inputs} if mask is None else {"x": torch.where(mask, inputs, 0.0), "missing": (~mask).to(x.dtype)}
         if self.conditional:
             h["labels"] = labels
         h = self._hidden_output("encoder", h, len(self._encoder_sizes()), values)
@@ -210,16 +210,16 @@ class VAE(LatentModel):
         return outliers(dataset) if self.likelihood == "gaussian" else []
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table, values outside the support, and constant columns that make the noise zero.
+        """Reject data that are not a table, values outside the support, and constant columns that make the noise zero.
 
         Raises:
             DataError: Names the entry, or what is needed instead.
         """
         self.check_new(dataset)
         what, x = f"VAE: {dataset.name}", dataset.x
-        seen = ~np.isnan(x)
-        if not seen.any(0).all():
-            raise DataError(f"{what}: column {str(dataset.features[~seen.any(0)][0])!r} has no observed entry; remove it.")
+        observed = ~np.isnan(x)
+        if not observed.any(0).all():
+            raise DataError(f"{what}: column {str(dataset.features[~observed.any(0)][0])!r} has no observed entry; remove it.")
         if self.conditional and dataset.labels is None:
             raise DataError(f"{what}: `conditional` needs a label for each unit; the data have no labels.")
         constant = (np.nanmin(x, 0) == np.nanmax(x, 0)) & (self.likelihood == "gaussian" and dataset.n_units > 1)
@@ -231,18 +231,18 @@ class VAE(LatentModel):
             )
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table, and values outside the support of the likelihood.
+        """Reject data that are not a table, and values outside the support of the likelihood.
 
         Raises:
             DataError: Names the entry.
         """
         what, x = f"VAE: {dataset.name}", dataset.x
         require_table(what, dataset, hint=", an image as one row")
-        seen = ~np.isnan(x)
+        observed = ~np.isnan(x)
         support, invalid = {
-            "gaussian": ("numbers", np.zeros_like(seen)),
-            "bernoulli": ("0 or 1", seen & (x != 0) & (x != 1)),
-            "poisson": ("counts (whole numbers from 0)", seen & ((x < 0) | (x != np.round(x)))),
+            "gaussian": ("numbers", np.zeros_like(observed)),
+            "bernoulli": ("0 or 1", observed & (x != 0) & (x != 1)),
+            "poisson": ("counts (whole numbers from 0)", observed & ((x < 0) | (x != np.round(x)))),
         }[self.likelihood]
         if invalid.any():
             i, j = np.argwhere(invalid)[0]
@@ -300,8 +300,8 @@ def _affine(layer: str, inputs: Tensors, values: Tensors) -> torch.Tensor:
 
 
 def _mean(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    seen = torch.ones_like(x) if mask is None else mask.to(x.dtype)
-    return (seen * x).sum(0) / seen.sum(0).clamp(min=1.0)
+    observed = torch.ones_like(x) if mask is None else mask.to(x.dtype)
+    return (observed * x).sum(0) / observed.sum(0).clamp(min=1.0)
 
 
 def _spread(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -294,7 +294,7 @@ def test_a_column_in_a_plate_of_units_is_refused():
     column = type(dataset)({"x": dataset.x[:, :1]}, dims={"x": ("unit", "feature")})
     model = Scalar(1)
     model.dims = {"mu": ("feature",)}
-    with pytest.raises(ModelError, match=r"site 'x' has a log density of shape \(7, 7\).*\(7,\).*\(N, 1\)"):
+    with pytest.raises(ModelError, match=r"the log density of site 'x' must have the shape \(7,\).*got \(7, 7\).*\(N, 1\)"):
         Density(model, tensors(model, column), column.array_dims)
 
 

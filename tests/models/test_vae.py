@@ -341,7 +341,7 @@ def test_labels_that_are_missing_or_new_are_refused(iris):
         fit(model, bare, QUICK)
     result = fit(model, iris, QUICK, seed=0, progress=False)
     strange = replace(iris.raw().subset([0, 60]), labels=np.array(["setosa", "rosa"]))
-    with pytest.raises(DataError, match="the label of unit 60 must be a label of the fit, setosa.*; got 'rosa'"):
+    with pytest.raises(DataError, match=r"the label of unit 60 must be a label of the fit, setosa.*; got 'rosa'"):
         result.latents(strange)
     with pytest.raises(DataError, match="needs a label for each unit"):
         result.latents(bare.raw())

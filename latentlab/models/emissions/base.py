@@ -104,10 +104,10 @@ class Emission(ABC):
         raise NotImplementedError
 
     def check(self, what: str, dataset: Dataset) -> None:  # noqa: B027
-        """Refuse data that the emission cannot generate; `what` names the model and the data in messages."""
+        """Reject data that the emission cannot generate; `what` names the model and the data in messages."""
 
     def check_bound(self, what: str, dataset: Dataset) -> None:  # noqa: B027
-        """Refuse data for which the likelihood is unbounded."""
+        """Reject data for which the likelihood is unbounded."""
 
     def cautions(self, dataset: Dataset) -> list[str]:
         """Notes on properties of the data for which the emission is a poor model."""

@@ -104,11 +104,11 @@ class Gaussian(Emission):
     def unbounded(self, x: torch.Tensor, observed: torch.Tensor | None) -> bool:
         if self._fixed:
             return False
-        seen = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
-        count = seen.sum(0).clamp(min=1)
-        mean = (x * seen).sum(0) / count
-        spread = torch.sqrt(((x - mean) ** 2 * seen).sum(0) / count)
-        constant_columns = spread <= NOISE * torch.where(seen, x.abs(), 0.0).amax(0)
+        observed_mask = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
+        count = observed_mask.sum(0).clamp(min=1)
+        mean = (x * observed_mask).sum(0) / count
+        spread = torch.sqrt(((x - mean) ** 2 * observed_mask).sum(0) / count)
+        constant_columns = spread <= NOISE * torch.where(observed_mask, x.abs(), 0.0).amax(0)
         if self.covariance == "spherical":
             return bool(constant_columns.all())
         if not self._correlated or observed is not None or bool(constant_columns.any()):
@@ -116,7 +116,7 @@ class Gaussian(Emission):
         return dependent_column(x.numpy()) is not None
 
     def check_bound(self, what: str, dataset: Dataset) -> None:
-        """Refuse data with an unbounded likelihood: constant or linearly dependent columns, or too few units for the covariance.
+        """Reject data with an unbounded likelihood: constant or linearly dependent columns, or too few units for the covariance.
 
         Raises:
             DataError: Names the column, or the numbers of units and columns.
