@@ -343,8 +343,8 @@ def _compose(first: Elements, then: Elements) -> Elements:
     K_aa, K_ab, K_bb, g_a, g_b, d = then
     q = J_bb.shape[-1]
     lower = cholesky_or_nan(J_bb + K_aa)
-    known = torch.cat([J_ab.mT, K_ab, (h_b + g_a)[..., None]], dim=-1)
-    root = torch.linalg.solve_triangular(lower, known, upper=False)
+    right_side = torch.cat([J_ab.mT, K_ab, (h_b + g_a)[..., None]], dim=-1)
+    root = torch.linalg.solve_triangular(lower, right_side, upper=False)
     gram = root.mT @ root
     log_det = torch.log(torch.diagonal(lower, dim1=-2, dim2=-1)).sum(-1)
     return (
@@ -361,8 +361,8 @@ def _apply(state: Elements, step: Elements) -> Elements:
     """Propagate a Gaussian function (J, h) of the earlier state to one of the later state, up to a constant."""
     J, h = state
     K_aa, K_ab, K_bb, g_a, g_b, _ = step
-    known = torch.cat([K_ab, (h + g_a)[..., None]], dim=-1)
-    root = torch.linalg.solve_triangular(cholesky_or_nan(J + K_aa), known, upper=False)
+    right_side = torch.cat([K_ab, (h + g_a)[..., None]], dim=-1)
+    root = torch.linalg.solve_triangular(cholesky_or_nan(J + K_aa), right_side, upper=False)
     across = root[..., :-1].mT @ root
     return K_bb - across[..., :-1], g_b - across[..., -1]
 

@@ -130,10 +130,10 @@ def multivariate_normal(loc: torch.Tensor, scale_tril: torch.Tensor) -> Multivar
         >>> multivariate_normal(torch.zeros(5, 2), torch.eye(2)).sample((3,)).shape
         torch.Size([3, 5, 2])
     """
-    made = _MultivariateNormal.__new__(_MultivariateNormal)
-    made.loc, made._unbroadcasted_scale_tril = loc, scale_tril
-    torch.distributions.Distribution.__init__(made, loc.shape[:-1], loc.shape[-1:], validate_args=False)
-    return made
+    result = _MultivariateNormal.__new__(_MultivariateNormal)
+    result.loc, result._unbroadcasted_scale_tril = loc, scale_tril
+    torch.distributions.Distribution.__init__(result, loc.shape[:-1], loc.shape[-1:], validate_args=False)
+    return result
 
 
 @dataclass(frozen=True)
@@ -186,11 +186,11 @@ def _summarised(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:
     single = order[~compressed[pattern[order]]]
     parts = [(values[units[single]], np.ones(len(single)), np.ones(len(single)), pattern[single])]
     for number in np.flatnonzero(compressed):
-        own = values[units[order[first[number] : first[number] + counts[number]]]]
+        group = values[units[order[first[number] : first[number] + counts[number]]]]
         where = np.flatnonzero(patterns[number])
-        mean = own.mean(0)
+        mean = group.mean(0)
         rows = np.zeros((len(where) + 1, values.shape[1]))
-        rows[:-1, where] = np.linalg.qr((own - mean)[:, where], mode="r")
+        rows[:-1, where] = np.linalg.qr((group - mean)[:, where], mode="r")
         rows[-1] = mean
         last = np.r_[np.zeros(len(where)), 1.0]
         parts.append((rows, last, np.where(last, np.sqrt(counts[number]), 1.0), np.full(len(rows), number)))
@@ -199,8 +199,8 @@ def _summarised(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:
     own_pattern = len(patterns) == len(numbers) and bool((numbers == np.arange(len(numbers))).all())
 
     def tensor(array: np.ndarray) -> torch.Tensor:
-        made = torch.from_numpy(np.ascontiguousarray(array))
-        return made.to(x.device, x.dtype) if made.is_floating_point() else made.to(x.device)
+        result = torch.from_numpy(np.ascontiguousarray(array))
+        return result.to(x.device, x.dtype) if result.is_floating_point() else result.to(x.device)
 
     return _Summary(
         tensor(rows),
@@ -236,8 +236,8 @@ def _cholesky_solve(b: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
     """Solve for rows of b `(row, n)` with the matrix of the Cholesky factor, or with one matrix per row."""
     n = lower.shape[-1]
     if n > UNROLLED:
-        own = lower.dim() > 2
-        return torch.cholesky_solve(b[..., None], lower)[..., 0] if own else torch.cholesky_solve(b.mT, lower).mT
+        per_row = lower.dim() > 2
+        return torch.cholesky_solve(b[..., None], lower)[..., 0] if per_row else torch.cholesky_solve(b.mT, lower).mT
     entries = [row.unbind(-1) for row in lower.unbind(-2)]
     inverse = [1 / row[j] for j, row in enumerate(entries)]
     y: list[torch.Tensor] = []

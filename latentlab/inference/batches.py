@@ -107,9 +107,9 @@ def _from_disk(
         while True:
             rows = ahead.result()
             n_read += size
-            left = most if n_steps is None else n_steps - n_read
-            size = max(1, min(GROWTH * size, most, left))
-            next_window = pool.submit(window, size) if left > 0 else None
+            n_remaining = most if n_steps is None else n_steps - n_read
+            size = max(1, min(GROWTH * size, most, n_remaining))
+            next_window = pool.submit(window, size) if n_remaining > 0 else None
             for first in range(0, len(rows), batch_size):
                 yield row_tensors(problem.density, stored.values(rows[first : first + batch_size]))
             ahead = next_window or pool.submit(window, size)
@@ -138,10 +138,10 @@ def log_prob_of_draws(problem: Problem, u: np.ndarray) -> np.ndarray:
     for x in tqdm(stored.blocks(), desc="densities", disable=None if problem.progress else True, leave=False):
         rows = row_tensors(density, x)
         at_once = at_once or _at_once(density, rows, u)
-        own = density.on(density.with_points(rows))
+        block_density = density.on(density.with_points(rows))
 
-        def on_block(values: Mapping[str, torch.Tensor], own: Density = own) -> torch.Tensor:
-            return own.log_prob(values["u"])
+        def on_block(values: Mapping[str, torch.Tensor], block_density: Density = block_density) -> torch.Tensor:
+            return block_density.log_prob(values["u"])
 
         block_sum = over_draws(on_block, {"u": u}, block=at_once)
         if not len(total):
@@ -156,8 +156,8 @@ def _at_once(density: Density, rows: tuple[torch.Tensor, ...], u: np.ndarray) ->
     """Return the number of draws for one call, from the size that each draw adds to the largest operation."""
     spread = torch.linspace(0, len(rows[0]) - 1, min(SAMPLE_SIZE, len(rows[0]))).long()  # missing entries may come last
     sampled_rows = tuple(row[spread] for row in rows)
-    own, draw = density.on(density.with_points(sampled_rows)), torch.from_numpy(u[:1])
-    operation_sizes = [sizes(torch.vmap(own.log_prob), draw.repeat(n, 1)) for n in (1, 3)]
+    block_density, draw = density.on(density.with_points(sampled_rows)), torch.from_numpy(u[:1])
+    operation_sizes = [sizes(torch.vmap(block_density.log_prob), draw.repeat(n, 1)) for n in (1, 3)]
     if operation_sizes[0] is None or operation_sizes[1] is None:
         return 1
     added = (max(operation_sizes[1]) - max(operation_sizes[0])) / 2 * len(rows[0]) / len(sampled_rows[0])

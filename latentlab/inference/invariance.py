@@ -104,8 +104,10 @@ def _checked(
 
 def _along_other_dim(joint: "_Joint", group: Group, rng: np.random.Generator) -> dict[str, Any]:
     """A symmetry along a dim other than that of the declared trivial group; empty if there is none."""
-    known = {*group.units, *(dim for own in joint.density.dims.values() for dim in own)}
-    dims = [dim for own in joint.dims.values() for dim in own if dim not in known and not dim.startswith(NEXT)]
+    excluded = {*group.units, *(dim for dims_of_site in joint.density.dims.values() for dim in dims_of_site)}
+    dims = [
+        dim for dims_of_site in joint.dims.values() for dim in dims_of_site if dim not in excluded and not dim.startswith(NEXT)
+    ]
     for dim in dict.fromkeys(dims):
         found = _larger(joint, Identity(dim, group.units), rng)
         if found:
@@ -166,9 +168,9 @@ class _Joint:
         self.position = model.position.site
         self.conditional = "latents" in model.offers and "bound" not in model.offers and self.position not in self.names
         declared = {**model.dims, **{name: model.parameters[name] for name in self.parameters}}
-        self.dims = {name: tuple(own) for name, own in declared.items()}
-        kept = [*self.names, *([self.position] if self.conditional else [])]
-        flat = {name: values[name].reshape(-1, *values[name].shape[2:]) for name in kept}
+        self.dims = {name: tuple(dims_of_site) for name, dims_of_site in declared.items()}
+        site_names = [*self.names, *([self.position] if self.conditional else [])]
+        flat = {name: values[name].reshape(-1, *values[name].shape[2:]) for name in site_names}
         n = len(next(iter(flat.values()))) if flat else 1
         thinned_draws = np.unique(np.linspace(0, n - 1, N_POINTS).astype(int))
         every = [{**{name: array[i] for name, array in flat.items()}, **self.parameters} for i in thinned_draws]
@@ -184,21 +186,21 @@ class _Joint:
     def _prior(self) -> list[Sites]:
         """Draw the program's sites from the prior; empty if the prior cannot be sampled."""
         try:
-            drawn = self.density.prior()
+            prior_draw = self.density.prior()
         except NotImplementedError:
             return []
-        return [{**{name: value.numpy() for name, value in drawn.items()}, **self.parameters}]
+        return [{**{name: value.numpy() for name, value in prior_draw.items()}, **self.parameters}]
 
     def acted(self, group: Group) -> list[str]:
         """Return the sites and parameters that a group acts on."""
-        return [name for name, own in self.dims.items() if group.dim in own]
+        return [name for name, dims_of_site in self.dims.items() if group.dim in dims_of_site]
 
     def size(self, group: Group) -> int:
         """Return the size of the group's dim; 1 if no site has it."""
         for name, value in self.points[0].items():
-            own = site_dims(name, value, self.dims)
-            if group.dim in own:
-                return int(value.shape[own.index(group.dim)])
+            dims_of_site = site_dims(name, value, self.dims)
+            if group.dim in dims_of_site:
+                return int(value.shape[dims_of_site.index(group.dim)])
         return 1
 
     def change(self, group: Group, rng: np.random.Generator) -> Change:
@@ -286,8 +288,8 @@ class _Joint:
             terms = density.log_terms(sites)
             if self.conditional and self.position in point:
                 others = {**sites, **density.deterministics(sites), **density.parameters}
-                given: Any = self.model.latents(density.arrays, **others)
-                each = given.log_prob(tensors[self.position])
+                conditional: Any = self.model.latents(density.arrays, **others)
+                each = conditional.log_prob(tensors[self.position])
                 terms[self.position] = float(each.sum()), float(each.abs().sum())
         except (RuntimeError, ValueError):
             return None

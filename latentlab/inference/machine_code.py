@@ -29,10 +29,10 @@ def folder() -> Path:
     Raises:
         PermissionError: The folder among the temporary files belongs to another user, or others can write to it.
     """
-    given = os.environ.get(CACHE)
+    folder_name = os.environ.get(CACHE)
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        path = Path(given) if given else home / "latentlab"
+        path = Path(folder_name) if folder_name else home / "latentlab"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # no home directory, or no permission to create the folder
         path = Path(tempfile.gettempdir()) / f"latentlab-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
@@ -69,11 +69,11 @@ def compile_graph(module: Any, arguments: tuple[torch.Tensor, ...], path: Path) 
     import torch._inductor
 
     with tempfile.TemporaryDirectory(dir=path.parent) as work, _quiet("torch._inductor"):
-        made = Path(work) / "made.pt2"
+        package = Path(work) / "made.pt2"
         with torch.no_grad(), double(), forked():
             program = torch.export.export(module, tuple(arguments))
-            torch._inductor.aoti_compile_and_package(program, package_path=str(made))
-        os.replace(made, path)
+            torch._inductor.aoti_compile_and_package(program, package_path=str(package))
+        os.replace(package, path)
 
 
 @contextlib.contextmanager

@@ -56,8 +56,8 @@ class MAP:
         )
 
     def _remarks(self, problem: Problem, values: dict[str, np.ndarray]) -> list[str]:
-        given = {name: torch.from_numpy(np.asarray(value)) for name, value in values.items()}
-        fixed = {name: value.numpy() for name, value in problem.density.deterministics(given).items()}
+        tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in values.items()}
+        fixed = {name: value.numpy() for name, value in problem.density.deterministics(tensors).items()}
         return problem.model.remarks(problem.arrays, {**values, **fixed})
 
     def _restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:

@@ -87,8 +87,8 @@ def is_latent(site: Any) -> bool:
 def observed_dims(name: str, site: Any, points: str) -> tuple[str, ...]:
     """Returns dims of an observed site that shares no array's name: the points' dim if in their plate, then numbered dims."""
     shape = tuple(site["value"].shape)
-    lead = (points,) if shape and in_plate(site, points) else ()
-    return (*lead, *(f"{name}_dim_{i}" for i in range(len(shape) - len(lead))))
+    leading = (points,) if shape and in_plate(site, points) else ()
+    return (*leading, *(f"{name}_dim_{i}" for i in range(len(shape) - len(leading))))
 
 
 def in_plate(site: Mapping[str, Any], name: str) -> bool:
@@ -133,12 +133,12 @@ def _outside(model: LatentModel, arrays: Arrays, parameters: Tensors) -> str | N
                 fn: Any = site["fn"]
                 while hasattr(fn, "base_dist"):
                     fn = fn.base_dist
-                bad = ~fn.support.check(value)  # of rows, if the distribution is multivariate
-                if bad.any():
-                    where = tuple(torch.nonzero(bad)[0].tolist())
-                    shown = "[" + ", ".join(f"{v:.6g}" for v in value[where].reshape(-1)) + "]"
+                outside = ~fn.support.check(value)  # of rows, if the distribution is multivariate
+                if outside.any():
+                    where = tuple(torch.nonzero(outside)[0].tolist())
+                    text = "[" + ", ".join(f"{v:.6g}" for v in value[where].reshape(-1)) + "]"
                     return (
-                        f"{name!r} is {shown if bad.dim() < value.dim() else shown[1:-1]} at position {where}, outside of the "
+                        f"{name!r} is {text if outside.dim() < value.dim() else text[1:-1]} at position {where}, outside of the "
                         f"support of its distribution, {type(fn).__name__} ({fn.support})."
                     )
     except Exception:  # the caller then reports the original error

@@ -234,7 +234,7 @@ class _Integrated(LinearVAE):
 def _bound(S: torch.Tensor, W: torch.Tensor, V: torch.Tensor, D: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
     """Mean bound per unit, for data of covariance S about mu."""
     d, q = W.shape
-    left = torch.eye(d, dtype=W.dtype) - W @ V
-    misfit = (D * (W**2).sum(0)).sum() + ((left @ S) * left).sum()
+    residual_map = torch.eye(d, dtype=W.dtype) - W @ V
+    misfit = (D * (W**2).sum(0)).sum() + ((residual_map @ S) * residual_map).sum()
     kl = ((V @ S) * V).sum() + D.sum() - q - torch.log(D).sum()
     return -misfit / (2 * variance) - d / 2 * torch.log(2 * math.pi * variance) - kl / 2

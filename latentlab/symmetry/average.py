@@ -192,21 +192,21 @@ def polar_with_determinant(cross: np.ndarray, sign: float) -> np.ndarray:
 def _circle(evaluate: Evaluate, start: np.ndarray) -> np.ndarray:
     """Log of the mean of q over R exp(A), q = 2, for starts R `(m, 2, 2)`."""
     m = len(start)
-    result, left = np.empty(m), np.arange(m)
+    result, remaining = np.empty(m), np.arange(m)
     for n in ANGLES:
         angle = 2 * math.pi * np.arange(n) / n
         rotations = np.stack([np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)], axis=-1).reshape(n, 2, 2)
-        found = evaluate(start[left, None] @ rotations, left)
+        found = evaluate(start[remaining, None] @ rotations, remaining)
         if n == ANGLES[-1]:
-            result[left] = _log_sum(found) - math.log(n)
+            result[remaining] = _log_sum(found) - math.log(n)
             break
         finite = np.asarray(np.isfinite(found).all(axis=1))
         coefficients = np.fft.rfft(np.where(finite[:, None], found, 0.0), axis=1) / n
         size = np.abs(coefficients)
         done = finite & (size[:, n // 4 :].sum(axis=1) <= 1e-8 + 1e-12 * size.max(axis=1))
-        result[left[done]] = _log_mean_exp_of_series(coefficients[done, : n // 4])
-        left = left[~done]
-        if not left.size:
+        result[remaining[done]] = _log_mean_exp_of_series(coefficients[done, : n // 4])
+        remaining = remaining[~done]
+        if not remaining.size:
             break
     return result
 

@@ -593,7 +593,7 @@ def test_odd_data_have_finite_answers(model, rng):
     if "exact" in model.methods:
         maximum = model.maximum_likelihood(tensors(model, data(x)), np.random.default_rng(0))
         assert all(np.isfinite(array).all() for array in maximum.values.values())
-        assert any("floor of the variances" in note for note in maximum.notes)
+        assert any("lower bound of the variances" in note for note in maximum.notes)
 
 
 def test_one_component_is_a_gaussian(rng):
