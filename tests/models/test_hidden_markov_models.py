@@ -450,7 +450,7 @@ def test_sequences_of_one_step(lengths):
         (np.zeros((1, 1)), GaussianHMM(2), "has 1 steps; n_states = 2 needs at least 2"),
         (np.array([[0.0], [-1.0], [2.0]]), PoissonHMM(2), "must be a count, a whole number from 0; got -1"),
         (np.array([[0.0], [0.5], [2.0]]), PoissonHMM(2), "must be a count.*got 0.5"),
-        (np.array([[0.0], [5.0], [2.0]]), CategoricalHMM(2, 3), r"whole numbers from 0 to 2 \(`n_categories` - 1\); got 5"),
+        (np.array([[0.0], [5.0], [2.0]]), CategoricalHMM(2, 3), r"a whole number from 0 to 2 \(`n_categories` - 1\); got 5"),
         (np.array([[0.0], [1.0], [2.0]]), GaussianHMM(2, covariance="full"), "has one feature; covariance 'full'"),
     ],
 )
