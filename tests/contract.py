@@ -80,7 +80,7 @@ def joint_or_nothing(model, dataset, values):
     try:
         return log_joint(model, dataset, values)
     except ModelError as error:
-        if "outside (or on the edge) of its support" in str(error):
+        if "not in the interior of its support" in str(error):
             return -np.inf
         raise
 

@@ -357,7 +357,7 @@ def test_edges_are_0_or_1():
         index={"source": ("pair", [0, 1], "node"), "target": ("pair", [1, 2], "node")},
         absent="zero",
     )
-    with pytest.raises(DataError, match="edges must be 0 or 1; that of 'b' and 'c' is 2"):
+    with pytest.raises(DataError, match="edges must be 0 or 1; got 2 for 'b' and 'c'"):
         ll.fit(RandomDotProduct(1), weighted, ll.MAP())
 
 

@@ -266,7 +266,7 @@ def test_the_gradient_is_the_expected_counts(parts):
 @pytest.mark.parametrize("by_kernel", [True, False], ids=["kernel", "scan"])
 def test_expected_counts_are_sums_of_the_smoothed_probabilities(parts, monkeypatch, by_kernel):
     if not by_kernel:
-        monkeypatch.setattr(hm.kernels, "serves", lambda *tensors: False)
+        monkeypatch.setattr(hm.kernels, "available_for", lambda *tensors: False)
     exact = Enumerated(*parts)
     smoothed = exact.probs(past_only=False)
     with torch.no_grad():

@@ -33,7 +33,7 @@ def value_and_grad(function, parameters):
 
 
 def no_kernels(monkeypatch):
-    monkeypatch.setattr(kernels, "serves", lambda *tensors: False)
+    monkeypatch.setattr(kernels, "available_for", lambda *tensors: False)
 
 
 def begins(lengths):
@@ -350,11 +350,11 @@ def test_the_data_have_no_derivative(rng):
 
 
 def test_kernels_serve_float64_on_the_cpu_only(monkeypatch):
-    assert kernels.serves(torch.zeros(1, dtype=torch.float64))
-    assert not kernels.serves(torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float32))
-    assert not kernels.serves(torch.zeros(1, dtype=torch.float64, device="meta"))
+    assert kernels.available_for(torch.zeros(1, dtype=torch.float64))
+    assert not kernels.available_for(torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float32))
+    assert not kernels.available_for(torch.zeros(1, dtype=torch.float64, device="meta"))
     monkeypatch.setattr(kernels, "_compiled", lambda: None)
-    assert not kernels.serves(torch.zeros(1, dtype=torch.float64))
+    assert not kernels.available_for(torch.zeros(1, dtype=torch.float64))
 
 
 def in_a_new_process(code, **environment):

@@ -45,7 +45,7 @@ def chain(arrays):
 def sums(request, monkeypatch):
     """`log_prob_sum` by the kernel, and by the scan."""
     if request.param == "scan":
-        monkeypatch.setattr(kernels, "serves", lambda *tensors: False)
+        monkeypatch.setattr(kernels, "available_for", lambda *tensors: False)
     else:
         pytest.importorskip("numba")
 
@@ -304,5 +304,5 @@ def test_it_is_not_expanded_to_another_number_of_steps(rng):
     arrays, _ = parameters(rng, 1, [4])
     found = chain(arrays)
     assert found.expand([4]) is found
-    with pytest.raises(ValueError, match=r"a chain of 4 steps cannot be expanded to batch shape \(5,\)"):
+    with pytest.raises(ValueError, match=r"the batch shape of a chain must be \(4,\), its number of steps; got \(5,\)"):
         found.expand([5])

@@ -75,7 +75,7 @@ def test_sequences_run_together_and_missing_entries_filled_in_are_another(plante
 def test_the_highest_maximum_with_nothing_amiss_is_taken(monkeypatch):
     left = {"initial": INITIAL[:2] / 0.9, "transition": np.full((2, 2), 0.5), "mu": MU[:2, :1], "sigma": SIGMA[:2, :1]}
     right = {**left, "mu": MU[:2, :1] + 100}
-    runs = iter([at(left, 1.0), at(right, 2.0), at(left, 3.0, ("state 1 sits at the floor",))])
+    runs = iter([at(left, 1.0), at(right, 2.0), at(left, 3.0, ("state 1 is at the lower bound",))])
     monkeypatch.setattr(GaussianHMM, "maximum_likelihood", lambda *_: next(runs))
     notes = []
     made = viterbi(series([[-1.0, -1.0, 0.5, 0.5]]), 2, seed=0, notes=notes, n_restarts=3)
@@ -107,7 +107,7 @@ def test_a_state_at_the_floor_is_said():
     x[:, 0] = np.random.default_rng(0).standard_normal(20)
     x[10] = 1e4
     made = embed("viterbi", series([x]), n_seeds=1, n_restarts=2)
-    assert any("sits at the floor of the variances" in note for note in made.notes)
+    assert any("is at the lower bound of the variances" in note for note in made.notes)
     assert made.values[0].sum(axis=0).tolist() == [19, 1]
 
 

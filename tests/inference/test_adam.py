@@ -56,7 +56,7 @@ def test_the_fit_that_is_not_finite_is_named(where):
 
     seen = []
     adam = Adam(n_steps=9, learning_rate=0.1, patience=None, title="", progress=False)
-    with pytest.raises(InferenceError, match=r"restart 7, step 4: .* not finite: site of 1; last finite losses"):
+    with pytest.raises(InferenceError, match=r"restart 7, step 4: .* not finite: site of 1; last losses"):
         adam.descend(torch.zeros(2, 3), step, itertools.repeat(()), [3, 7], lambda k, _: [f"site of {k}"])
 
 
@@ -86,12 +86,12 @@ def test_fits_that_stopped_stay_where_they_were_when_others_go_on():
 
     adam = Adam(300, 0.1, 50, "", progress=False)
     arguments = (torch.zeros(2, 3), step, itertools.repeat(()), [0, 1], lambda *_: [])
-    ends, losses = adam.descend(*arguments, keep=lambda now: kept.append(now) if now.n_done == 170 else None)
+    ends, losses = adam.descend(*arguments, save=lambda now: kept.append(now) if now.n_done == 170 else None)
     assert [len(one) for one in losses] == [100, 300]
     assert ends[:, 0].tolist() == [100.0, 300.0]
     n_done = itertools.count(170)
     again = Descent.from_arrays(kept[0].arrays(), 300)
-    ends_again, losses_again = adam.descend(*arguments, under_way=again)
+    ends_again, losses_again = adam.descend(*arguments, resumed=again)
     assert torch.equal(ends, ends_again)
     for one, other in zip(losses, losses_again, strict=True):
         np.testing.assert_array_equal(one, other)

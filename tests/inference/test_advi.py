@@ -99,7 +99,7 @@ def test_the_frame_of_a_normal_density_is_its_own(monkeypatch):
     monkeypatch.setattr(advi, "log_p_of", lambda density, rows: lambda u: -0.5 * (u - mean) @ precision @ (u - mean))
     with double():
         restart = SimpleNamespace(guide=MeanField(torch.zeros(3)), random=None, next_batch=tuple)
-        frame = advi.round_frame(None, restart)
+        frame = advi.whitening_frame(None, restart)
     torch.testing.assert_close(frame.center, mean, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(frame.matrix @ frame.matrix.mT, covariance, rtol=1e-4, atol=1e-6)
 
@@ -117,7 +117,7 @@ def test_the_frame_of_many_coordinates_takes_a_fifth_of_the_gradients(monkeypatc
     monkeypatch.setattr(advi, "over_draws", counted)
     with double():
         restart = SimpleNamespace(guide=MeanField(torch.zeros(660)), random=None, next_batch=tuple)
-        frame = advi.round_frame(None, restart)
+        frame = advi.whitening_frame(None, restart)
     assert sum(n_points) <= 2 * 10_560 / 5
     torch.testing.assert_close(frame.center, torch.full_like(scale, 3.0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(frame.matrix @ frame.matrix.mT, torch.diag(scale**2), rtol=1e-3, atol=1e-3)

@@ -249,7 +249,7 @@ def test_what_a_model_refuses_shows_in_units_outside_of_the_sample(tmp_path, mon
         np.save(tmp_path / "bits.npy", x)
         lazy = load_dataset("file", path=str(tmp_path / "bits.npy"), in_memory=False, standardize=False)
         assert 123 not in lazy.sample.units
-        with pytest.raises(DataError, match="'bernoulli' takes zeros and ones; unit 123, column '2'"):
+        with pytest.raises(DataError, match=r"must be 0 or 1 for the likelihood 'bernoulli'; got .* for unit 123, column '2'"):
             prepared(model, lazy, method, progress=False)
 
 

@@ -84,7 +84,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_bytes(whole, n_calls, tmp_path, 
 
 
 def test_a_fit_that_is_killed_goes_on_from_what_was_saved_in_time(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(nuts, "SAVED_EVERY", 0.0)
+    monkeypatch.setattr(nuts, "CHECKPOINT_SECONDS", 0.0)
     interrupted(monkeypatch, tmp_path, 900, error=MemoryError)  # nothing is written on the way out
     assert (tmp_path / "chains-under-way.safetensors").is_file()
     again = arrays_of(fit(PPCA(2), load_dataset("iris"), METHOD, seed=3, progress=False, checkpoint=tmp_path))
@@ -111,7 +111,7 @@ def test_what_another_fit_left_is_not_taken_for_ones_own(other, tmp_path):
     small = {"model": PPCA(2), "dataset": load_dataset("iris"), "method": SVI(n_steps=30, n_draws=20), "seed": 3}
     fit(**small, progress=False, checkpoint=tmp_path)
     mine = {**small, **other}
-    with pytest.warns(UserWarning, match=r"(draws|restart-0).safetensors is damaged or of another fit"):
+    with pytest.warns(UserWarning, match=r"the checkpoint (draws|restart-0).safetensors is damaged or belongs to another fit"):
         found = arrays_of(fit(**mine, progress=False, checkpoint=tmp_path))
     for name, array in arrays_of(fit(**mine, progress=False)).items():
         assert array.tobytes() == found[name].tobytes(), name
@@ -165,7 +165,7 @@ def test_restarts_that_are_killed_go_on_from_what_was_saved_in_time(tmp_path, mo
             raise MemoryError  # nothing is written on the way out
         return on(device)
 
-    monkeypatch.setattr(advi, "SAVED_EVERY", 0.0)
+    monkeypatch.setattr(advi, "CHECKPOINT_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(adam, "on", killed)
         with pytest.raises(MemoryError):

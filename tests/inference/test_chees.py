@@ -213,7 +213,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_bytes(whole, n_calls, iris, tmp_
 
         with monkeypatch.context() as patch:
             patch.setattr(Density, "batch_value_and_grad", stopped)
-            patch.setattr(chees_module, "SAVED_EVERY", 0.0)
+            patch.setattr(chees_module, "CHECKPOINT_SECONDS", 0.0)
             with pytest.raises(KeyboardInterrupt):
                 fit(PPCA(2), iris, METHOD, seed=3, progress=False, checkpoint=tmp_path)
 

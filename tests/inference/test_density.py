@@ -143,23 +143,23 @@ def test_a_program_that_branches_runs_as_it_stands(caplog):
         value, _ = density.batch_value_and_grad(u)
         z = u[0] * (1 if sign > 0 else 2)
         assert value[0] == pytest.approx(stats.norm(0, 1).logpdf(u).sum() + stats.norm(z, 1).logpdf(x).sum())
-    assert "running the program as it stands" in caplog.text
+    assert "the program is run directly, since it cannot be captured as a graph" in caplog.text
 
 
 def test_missing_entries_in_a_model_without_a_mask_are_refused():
     x = np.array([0.5, np.nan, 1.0])
-    with pytest.raises(DataError, match=r"1 missing entries.*'branching' takes none"):
+    with pytest.raises(DataError, match=r"1 missing entries.*'branching' does not allow missing"):
         flat(Branching(), Dataset({"x": x}, dims={"x": ("unit",)}))
 
 
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.ones((5, 1)), "1 features; n_latent must be smaller, and is 2"),
+        (np.ones((5, 1)), "below the number of features, 1; got 2"),
         (np.ones(5), r"must have an array 'x' with dims \(unit, feature\)"),
         (np.random.default_rng(0).normal(size=(2, 5)), "2 units; n_latent = 2 needs at least 3"),
         (np.ones((5, 4)), "all 5 rows are identical"),
-        (np.random.default_rng(0).normal(size=(6, 2)), "2 features; n_latent must be smaller, and is 2"),
+        (np.random.default_rng(0).normal(size=(6, 2)), "below the number of features, 2; got 2"),
     ],
 )
 def test_data_that_ppca_cannot_take_are_refused(x, message):
@@ -197,5 +197,10 @@ def test_a_start_with_no_density_names_the_site():
     from latentlab.errors import InferenceError
 
     density = flat(Impossible(), Dataset({"x": np.array([0.5, 1.0])}, dims={"x": ("unit",)}))
-    with isolated(Seeds(0)), pytest.raises(InferenceError, match="no finite starting point in 100 tries; not finite: 'wall'"):
+    with (
+        isolated(Seeds(0)),
+        pytest.raises(
+            InferenceError, match="no starting point with finite density and gradient in 100 tries; not finite: 'wall'"
+        ),
+    ):
         start(density, np.random.default_rng(0), jitter=1.0)

@@ -16,7 +16,7 @@ from latentlab.inference.advi import _losses
 from latentlab.inference.guides import GUIDES, FullRank
 from latentlab.inference.recorder import on
 from latentlab.inference.svi import SVI
-from latentlab.inference.svi_loss import started
+from latentlab.inference.svi_loss import register_parameters
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.gaussian_mixture import GaussianMixture
 from latentlab.models.ppca import PPCA
@@ -72,7 +72,7 @@ def test_a_step_of_a_vae_is_on_its_device(iris, precision, kl_warmup):
     method = SVI(guide="model", batch_size=20, precision=precision, kl_warmup=kl_warmup, n_particles=2)
     problem = prepared(VAE(2), iris, method, progress=False)
     with double(), pyro.get_param_store().scope():
-        found = started(problem.model, problem.arrays)
+        found = register_parameters(problem.model, problem.arrays)
     shapes = [leaf.shape for leaf in found.leaves]
     vectors = pack(found.leaves)[None]
     object.__setattr__(method, "device", "meta")
@@ -99,7 +99,7 @@ def test_a_density_is_moved_with_its_data_and_parameters(iris):
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "mps", 0, ""])
 def test_a_device_that_no_step_is_for_is_refused(device):
-    with pytest.raises(ConfigError, match=r"SVI: `device` must be (cpu, cuda, or a numbered one|text)"):
+    with pytest.raises(ConfigError, match=r"SVI: `device` must be (cpu, cuda, or cuda:N with|text)"):
         SVI(device=device)
 
 
@@ -110,7 +110,9 @@ def test_machine_code_is_for_the_cpu(iris):
 
 @pytest.mark.parametrize("device", ["cuda:99", *([] if CUDA else ["cuda"])])
 def test_a_device_that_is_not_there_is_refused_before_the_fit(iris, device):
-    with pytest.raises(ConfigError, match=f"`device` is '{device}', and torch sees {torch.cuda.device_count()} such devices"):
+    with pytest.raises(
+        ConfigError, match=f"`device` '{device}' does not exist; torch finds {torch.cuda.device_count()} CUDA devices"
+    ):
         fit(PPCA(1), iris, SVI(device=device), progress=False)
 
 

@@ -21,7 +21,7 @@ from latentlab.inference.adam import pack, with_slopes
 from latentlab.inference.capture import capture
 from latentlab.inference.encoder import is_amortised
 from latentlab.inference.svi import SVI
-from latentlab.inference.svi_loss import started
+from latentlab.inference.svi_loss import register_parameters
 from latentlab.models.base import LatentModel, Position
 from latentlab.models.linear_vae import LinearVAE
 from latentlab.models.ppca import PPCA
@@ -180,7 +180,7 @@ def test_bound_and_gradients_are_pyros(make, n_particles, iris, monkeypatch):
     problem = prepared(model, iris, method, seed=0, progress=False)
     arrays, weight = problem.density.arrays, torch.tensor(1.0, dtype=torch.float64)
     with isolated(problem.seeds), pyro.validation_enabled(False):
-        found = started(model, arrays)
+        found = register_parameters(model, arrays)
         vectors = pack(found.leaves)[None]
         losses = with_slopes(method._losses(problem, found, len(iris.x), [leaf.shape for leaf in found.leaves]))
         step = losses if found.in_modules else capture(losses, vectors, weight)
@@ -229,13 +229,13 @@ def test_draws_without_a_derivative_have_scores():
     problem = prepared(Angles(), data, method, seed=0, progress=False)
     shift = torch.tensor([[0.5]], dtype=torch.float64)
     with isolated(problem.seeds), pyro.validation_enabled(False):
-        found = started(problem.model, problem.arrays)
+        found = register_parameters(problem.model, problem.arrays)
         step = with_slopes(method._losses(problem, found, 50, [torch.Size([])]))
         slopes = torch.cat([step(shift, torch.tensor(1.0))[1][0] for _ in range(100)])
     ratio = i1(4.0) / i0(4.0)  # of the mean resultant length; the shift is against the observations alone, but for 0.1
     expected = 50 * 5.0 * ratio * math.sin(0.5)
     assert float(slopes.mean()) == pytest.approx(expected, rel=0.2)
-    with pytest.raises(ModelError, match="objective 'iwae' needs draws with a derivative"):
+    with pytest.raises(ModelError, match="objective 'iwae' needs reparameterised draws"):
         fit(Angles(), data, SVI(guide="model", n_steps=5, objective="iwae"), progress=False)
 
 
@@ -257,7 +257,7 @@ class Walk(Encoded):
 @pytest.mark.parametrize("field", ["held_out", "batch_size"])
 def test_the_steps_of_a_series_are_not_divided(field):
     data = Dataset({"x": np.arange(20.0)}, dims={"x": ("unit",)})
-    with pytest.raises(ModelError, match=f"{field} does not go with 'encoded': the steps of a series"):
+    with pytest.raises(ModelError, match=f"`{field}` is not available for 'encoded': the steps of a series"):
         fit(Walk(), data, SVI(guide="model", **{field: 0.5 if field == "held_out" else 5}), progress=False)
 
 
@@ -281,7 +281,7 @@ class Columns(LatentModel):
 def test_units_that_are_not_the_first_dim_are_not_divided(field, rng):
     """Batches are rows: those of features would be silently taken for units."""
     data = Dataset({"x": rng.normal(size=(3, 20))}, dims={"x": ("feature", "unit")})
-    with pytest.raises(DataError, match=rf"`{field}` needs 'unit' as the first dim of 'x'; its dims are \('feature', 'unit'\)"):
+    with pytest.raises(DataError, match=rf"`{field}` needs 'unit' as the first dim of 'x'; got \('feature', 'unit'\)"):
         fit(Columns(), data, SVI(guide="model", **{field: 0.5 if field == "held_out" else 5}), progress=False)
 
 

@@ -107,7 +107,7 @@ SERVED = one_of_each(WITH_KERNELS)
 
 @pytest.fixture
 def no_kernels(monkeypatch):
-    monkeypatch.setattr(kernels, "serves", lambda *tensors: False)
+    monkeypatch.setattr(kernels, "available_for", lambda *tensors: False)
 
 
 def check_paths(model, missing):
@@ -220,7 +220,11 @@ class TalkativeGuide(PPCA):
 
 
 @pytest.mark.parametrize(
-    ("model", "message"), [(ForgetfulGuide(2), "lacks the site mu"), (TalkativeGuide(2), "the extra site extra")]
+    ("model", "message"),
+    [
+        (ForgetfulGuide(2), r"must have the latent sites of the model.* \(missing: mu\)"),
+        (TalkativeGuide(2), r"must have the latent sites of the model.* \(not in the model: extra\)"),
+    ],
 )
 def test_a_guide_with_other_sites_is_caught(model, message):
     with pytest.raises(ModelError, match=message):
@@ -290,7 +294,7 @@ def test_a_column_in_a_plate_of_units_is_refused():
     column = type(dataset)({"x": dataset.x[:, :1]}, dims={"x": ("unit", "feature")})
     model = Scalar(1)
     model.dims = {"mu": ("feature",)}
-    with pytest.raises(ModelError, match=r"site 'x' has a log density of shape \(7, 7\).*\(7,\).*\(N, 1\)"):
+    with pytest.raises(ModelError, match=r"the log density of site 'x' must have the shape \(7,\).*got \(7, 7\).*\(N, 1\)"):
         Density(model, tensors(model, column), column.array_dims)
 
 

@@ -122,7 +122,7 @@ def test_a_narrow_group_is_no_collapse(covariance, rng):
 def test_a_group_narrower_than_the_floor_is_not_said_to_have_no_bound(rng):
     x = np.vstack([1e-8 * rng.standard_normal((30, 2)), 5 + rng.standard_normal((30, 2))])
     (note,) = maximum(GaussianMixture(2, covariance="diagonal"), x).notes
-    assert "sits at the floor of the variances with 30 units, 1e-05 of the spread of the data" in note
+    assert "(30 units) is at the lower bound of the variances, a standard deviation of 1e-05 times that of the data" in note
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES[:3])
@@ -130,7 +130,7 @@ def test_a_group_of_equal_units_has_no_bound_at_any_scale(covariance, rng):
     x = np.vstack([np.full((30, 2), 3.0), 50 + rng.standard_normal((30, 2))])
     for scale in (1e-9, 1.0):
         (note,) = maximum(GaussianMixture(2, covariance=covariance), x * scale).notes
-        assert "with 30 units: the likelihood has no bound there" in note
+        assert "(30 units) is at the lower bound of the variances: the likelihood is unbounded there" in note
 
 
 # -- what the data leave arbitrary
@@ -141,7 +141,7 @@ def test_components_that_coincide_are_named():
     x = np.array([0.0] + [1.0] * 8 + [2.0])[:, None].repeat(4, 0)
     x = np.concatenate([x, x])
     found = fit(PoissonMixture(3), table(x), ONE_START, seed=0, progress=False)
-    assert noted(found) == ["components 0, 1, 2 coincide: their weights are arbitrary"]
+    assert noted(found) == ["components 0, 1, 2 coincide: their weights are not identified"]
     assert (found.diagnostics().query("check == 'estimate'")["verdict"] == "warn").all()
     apart = np.repeat([[1.0], [40.0], [300.0]], 20, axis=0)
     assert not any("coincide" in note for note in noted(fit(PoissonMixture(3), table(apart), ONE_START, seed=0, progress=False)))
@@ -150,13 +150,13 @@ def test_components_that_coincide_are_named():
 @pytest.mark.parametrize("method", [ONE_START, MAP(n_restarts=1, n_draws=4)])
 def test_states_that_coincide_are_named(method):
     found = fit(PoissonHMM(2), table(np.zeros((30, 1))), method, seed=0, progress=False)
-    assert "states 0, 1 coincide: only transitions could tell them apart" in noted(found)
+    assert "states 0, 1 coincide: only their transitions can differ" in noted(found)
 
 
 def test_a_state_that_is_only_a_last_one_has_no_transitions():
     x = np.concatenate([np.zeros(20), np.full(1, 50.0)])
     found = fit(PoissonHMM(2), table(x[:, None]), ONE_START, seed=0, progress=False)
-    assert any("no transition from state" in note and "is arbitrary" in note for note in noted(found))
+    assert any("no transition from state" in note and "is not identified" in note for note in noted(found))
 
 
 @pytest.mark.parametrize("method", [ONE_START, NUTS(n_chains=1, n_warmup=5, n_draws=5, max_tree_depth=2)])
@@ -177,12 +177,12 @@ def test_data_on_which_every_start_collapses_are_refused_by_exact_at_once(rng):
     total = np.column_stack([x, x.sum(1)])
     for model in (GaussianMixture(2), GaussianMixture(2, covariance="tied"), GaussianHMM(2, covariance="full")):
         for data in (total, total * [1e-9, 1.0, 1e9], np.column_stack([x, x[:, 0]])):
-            with pytest.raises(DataError, match=r"column '2' is a linear combination of the others.*no bound"):
+            with pytest.raises(DataError, match=r"column '2' is a linear combination of the others.*unbounded"):
                 fit(model, table(data), method)
-        with pytest.raises(DataError, match=r"has 20 units and 30 columns; covariance '.*' needs more units than columns"):
+        with pytest.raises(DataError, match=r"has 20 units and 30 columns. With covariance '.*' the likelihood is unbounded"):
             fit(model, table(rng.standard_normal((20, 30))), method)
     constant = np.column_stack([x, np.full(100, 7.0)])
-    with pytest.raises(DataError, match="column '2' is constant, so that the likelihood has no bound"):
+    with pytest.raises(DataError, match="column '2' is constant, so the likelihood is unbounded"):
         fit(GaussianMixture(2, covariance="diagonal"), table(constant), method)
     GaussianMixture(2, covariance="diagonal").check_maximum(table(total))
     GaussianMixture(2, covariance="spherical").check_maximum(table(constant))
@@ -192,19 +192,21 @@ def test_data_on_which_every_start_collapses_are_refused_by_exact_at_once(rng):
 def test_a_collapse_ends_the_climb_in_few_steps(rng):
     """As many columns as make every component singular: variances stop at their floor, and no descent follows for minutes."""
     found = maximum(GaussianMixture(3), rng.standard_normal((40, 30)))
-    assert any("the likelihood has no bound there" in note for note in found.notes)
+    assert any("the likelihood is unbounded there" in note for note in found.notes)
     assert len(found.trace) < 200
 
 
 def test_notes_on_the_data_are_in_the_diagnostics_of_every_method(rng):
     x = np.column_stack([rng.integers(2, size=40), rng.standard_normal(40)])
     model = GaussianMixture(2, covariance="diagonal")
-    expected = ["column '0' has 2 different values: a density describes it badly, and components collapse on them"]
+    expected = [
+        "column '0' has 2 distinct values: a continuous density fits it poorly, and components can collapse onto single values"
+    ]
     for method in (ONE_START, MAP(n_restarts=1, n_draws=4), NUTS(n_chains=1, n_warmup=3, n_draws=4, max_tree_depth=1)):
         found = fit(model, table(x), method, seed=0, progress=False)
         assert noted(found, "data") == expected
-    assert "components collapse on them" in cautions(GaussianHMM(2), table(x))[0]
-    assert "components collapse on them" in cautions(DPMixture(4), table(x))[0]
+    assert "components can collapse onto single values" in cautions(GaussianHMM(2), table(x))[0]
+    assert "components can collapse onto single values" in cautions(DPMixture(4), table(x))[0]
 
 
 def test_each_kind_of_doubt_has_its_note(rng):
@@ -213,9 +215,9 @@ def test_each_kind_of_doubt_has_its_note(rng):
     assert cautions(model, table(np.column_stack([x, x.sum(1)]))) == [
         "column '2' is a linear combination of the others: the covariance is singular"
     ]
-    assert cautions(model, table(np.column_stack([x, x[:, 1]])))[0] == "columns '1' and '2' are equal"
+    assert cautions(model, table(np.column_stack([x, x[:, 1]])))[0] == "columns '1' and '2' are identical"
     assert "column '2' is constant" in cautions(model, table(np.column_stack([x, np.ones(40)])))[0]
-    assert "2 units are no more than 3 columns" in cautions(model, table(rng.standard_normal((2, 3))))[0]
+    assert "2 units for 3 columns: the covariances depend on the prior" in cautions(model, table(rng.standard_normal((2, 3))))[0]
     assert cautions(PoissonMixture(2), table(np.arange(40)[:, None] % 2)) == []
 
 

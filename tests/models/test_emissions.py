@@ -97,7 +97,7 @@ def test_a_component_without_weight_keeps_its_values(rng):
 def test_a_standard_deviation_that_is_a_setting_is_no_estimate(covariance, rng):
     x = torch.from_numpy(rng.standard_normal((20, 2)))
     emission = gaussian(covariance, sigma_scale=0.7, sigma_spread=0.0)
-    assert emission.given() == ("sigma",)
+    assert emission.fixed_sites() == ("sigma",)
     found = emission.maximum(x, None, torch.full((20, 2), 0.5, dtype=torch.float64))
     assert (found["sigma"] == 0.7).all()
-    assert gaussian(covariance).given() == ()
+    assert gaussian(covariance).fixed_sites() == ()

@@ -60,7 +60,7 @@ def test_no_step_begins_at_an_edge():
     def edge(values):
         return {"sigma": values["sigma"] < 2e-3}
 
-    found = em.climb(step, log_likelihood, {"sigma": torch.tensor([1.0], dtype=torch.float64)}, 1, edge=edge)
+    found = em.climb(step, log_likelihood, {"sigma": torch.tensor([1.0], dtype=torch.float64)}, 1, at_bound=edge)
     assert min(met) > 2e-3
     assert found.values["sigma"] > em.LEAST
 
@@ -99,9 +99,9 @@ def test_a_slow_climb_ends_where_the_descent_does(rng, monkeypatch):
         monkeypatch.setattr(em, "EXTRAPOLATED", 0)
         descended = model.maximum_likelihood(arrays, np.random.default_rng(0))
     assert found.gradient <= em.GRADIENT
-    assert "extrapolated" in found.how
+    assert "accelerated" in found.how
     assert "L-BFGS" not in found.how
-    assert "extrapolated" not in descended.how
+    assert "accelerated" not in descended.how
     assert "L-BFGS" in descended.how
     assert found.trace[-1] == pytest.approx(descended.trace[-1], rel=1e-11)
     for name, value in found.values.items():
@@ -125,7 +125,7 @@ def test_without_kernels_the_climb_is_the_same(rng, monkeypatch, missing):
     arrays = tensors(model, data)
     with double():
         found = model.maximum_likelihood(arrays, np.random.default_rng(0))
-        monkeypatch.setattr("latentlab.distributions.kernels.serves", lambda *tensors: False)
+        monkeypatch.setattr("latentlab.distributions.kernels.available_for", lambda *tensors: False)
         slow = model.maximum_likelihood(arrays, np.random.default_rng(0))
     assert len(found.trace) == len(slow.trace)
     np.testing.assert_allclose(found.trace, slow.trace, rtol=1e-11)

@@ -429,7 +429,7 @@ def test_a_state_that_is_never_visited_is_flagged():
     model = started(GaussianHMM(3), **far)
     found = fit(model, series(x), Exact(n_restarts=1, n_draws=3), seed=0, progress=False)
     notes = found.diagnostics().query("check == 'estimate'")["quantity"].tolist()
-    assert any(note.startswith("state 2 is hardly visited") for note in notes)
+    assert any(note.startswith("state 2 is almost never visited") for note in notes)
     assert all(np.isfinite(a).all() for a in found.sites().values())
     np.testing.assert_allclose(found.sites()["transition"].sum(-1), 1, rtol=1e-9)
 
@@ -447,10 +447,10 @@ def test_sequences_of_one_step(lengths):
 @pytest.mark.parametrize(
     ("x", "model", "message"),
     [
-        (np.zeros((1, 1)), GaussianHMM(2), "has 1 steps; n_states = 2 needs at least as many"),
-        (np.array([[0.0], [-1.0], [2.0]]), PoissonHMM(2), "must hold counts, whole numbers from 0; got -1"),
-        (np.array([[0.0], [0.5], [2.0]]), PoissonHMM(2), "must hold counts.*got 0.5"),
-        (np.array([[0.0], [5.0], [2.0]]), CategoricalHMM(2, 3), r"whole numbers from 0 to 2 \(`n_categories` - 1\); got 5"),
+        (np.zeros((1, 1)), GaussianHMM(2), "has 1 steps; n_states = 2 needs at least 2"),
+        (np.array([[0.0], [-1.0], [2.0]]), PoissonHMM(2), "must be a count, a whole number from 0; got -1"),
+        (np.array([[0.0], [0.5], [2.0]]), PoissonHMM(2), "must be a count.*got 0.5"),
+        (np.array([[0.0], [5.0], [2.0]]), CategoricalHMM(2, 3), r"a whole number from 0 to 2 \(`n_categories` - 1\); got 5"),
         (np.array([[0.0], [1.0], [2.0]]), GaussianHMM(2, covariance="full"), "has one feature; covariance 'full'"),
     ],
 )

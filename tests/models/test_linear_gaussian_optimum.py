@@ -124,5 +124,5 @@ def test_a_heywood_case_is_said():
 
 def test_data_without_noise_have_no_maximum(rng):
     x = rng.standard_normal((20, 2)) @ rng.standard_normal((2, 5))
-    with pytest.raises(InferenceError, match="lie in 2 dimensions exactly"):
+    with pytest.raises(InferenceError, match="lie exactly in 2 dimensions"):
         optimum(PPCA(2), Dataset({"x": x}, dims={"x": ("unit", "feature")}))

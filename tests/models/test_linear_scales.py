@@ -54,8 +54,8 @@ def test_the_maximum_turns_with_the_units_of_the_data(case):
         return identified({name: a[0, 0] for name, a in fit.sites().items()} | dict(fit.parameters), scale)
 
     expected = fitted(1.0, 0.0)
-    own_noise = "factor" in case or case == "state space"
-    scales = [(1e-12, 0.0), (1e12, 0.0), (1.0, 1e6)] + [(COLUMNS, 0.0)] * own_noise
+    noise_per_feature = "factor" in case or case == "state space"
+    scales = [(1e-12, 0.0), (1e12, 0.0), (1.0, 1e6)] + [(COLUMNS, 0.0)] * noise_per_feature
     for scale, offset in scales[-1:] if case == "state space" else scales:
         if offset and "fixed" in case:
             continue

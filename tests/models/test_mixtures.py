@@ -497,7 +497,7 @@ def test_a_component_on_one_datum_is_flagged(rng):
     """The likelihood has no bound there: the standard deviation stops at its floor, and it is said of which component."""
     dataset = data(np.vstack([rng.standard_normal((40, 2)), [[30.0, 30.0]]]))
     found = fit(GaussianMixture(2, covariance="diagonal"), dataset, Exact(n_restarts=1, n_draws=4), seed=0, progress=False)
-    assert any("sits at the floor of the variances with 1 units" in note for note in notes(found))
+    assert any("(1 units) is at the lower bound of the variances" in note for note in notes(found))
     assert all(np.isfinite(array).all() for array in found.sites().values())
 
 
@@ -529,7 +529,7 @@ def test_the_log_normal_prior_keeps_equal_units_from_collapse_and_the_half_norma
     assert not notes(sound)
     loose = GaussianMixture(2, covariance="diagonal", sigma_prior="half_normal")
     collapsed = fit(loose, data(x), MAP(n_draws=4), seed=0, progress=False)
-    assert any("'sigma' ran to the edge of its support" in note for note in notes(collapsed))
+    assert any("'sigma' converged to the boundary of its support" in note for note in notes(collapsed))
 
 
 class Empty(BernoulliMixture):
@@ -553,13 +553,13 @@ def test_an_empty_component_is_flagged(rng):
 @pytest.mark.parametrize(
     ("x", "model", "message"),
     [
-        (np.eye(3), GaussianMixture(4), "has 3 units; n_components = 4 needs at least as many"),
-        (np.repeat(np.eye(3), 4, axis=0), GaussianMixture(4), "has 3 different units; n_components = 4 needs"),
-        (np.ones((5, 1)), GaussianMixture(1), "has one feature; covariance 'full' needs two or more: take 'diagonal'"),
-        (np.ones((5, 1)) * np.arange(5)[:, None] - 1, PoissonMixture(2), "must hold counts, whole numbers from 0; got -1"),
-        (np.ones((5, 1)) * np.arange(5)[:, None] + 0.5, PoissonMixture(2), "must hold counts, .* got 0.5 .5 such entries."),
-        (np.array([[0.0], [1.0], [2.0]]), BernoulliMixture(2), r"must hold 0 and 1 .* got 2 \(1 such entries\)"),
-        (np.array([[0.0, np.nan], [1.0, np.nan]]), BernoulliMixture(2), "nothing was observed in column"),
+        (np.eye(3), GaussianMixture(4), "has 3 units; n_components = 4 needs at least 4"),
+        (np.repeat(np.eye(3), 4, axis=0), GaussianMixture(4), "has 3 distinct units; n_components = 4 needs at least 4"),
+        (np.ones((5, 1)), GaussianMixture(1), "has one feature; covariance 'full' needs at least two; use 'diagonal'"),
+        (np.ones((5, 1)) * np.arange(5)[:, None] - 1, PoissonMixture(2), "must be a count, a whole number from 0; got -1"),
+        (np.ones((5, 1)) * np.arange(5)[:, None] + 0.5, PoissonMixture(2), "must be a count, .* got 0.5 .invalid entries: 5."),
+        (np.array([[0.0], [1.0], [2.0]]), BernoulliMixture(2), r"must be 0 or 1, or missing; got 2 \(invalid entries: 1\)"),
+        (np.array([[0.0, np.nan], [1.0, np.nan]]), BernoulliMixture(2), "column .* has no observed entry"),
         (np.random.default_rng(0).normal(size=(9, 2)), GaussianMixture(2, ordered=True), "one"),
     ],
 )
@@ -593,7 +593,7 @@ def test_odd_data_have_finite_answers(model, rng):
     if "exact" in model.methods:
         maximum = model.maximum_likelihood(tensors(model, data(x)), np.random.default_rng(0))
         assert all(np.isfinite(array).all() for array in maximum.values.values())
-        assert any("floor of the variances" in note for note in maximum.notes)
+        assert any("lower bound of the variances" in note for note in maximum.notes)
 
 
 def test_one_component_is_a_gaussian(rng):
@@ -616,7 +616,7 @@ def test_a_derivative_is_looked_at_wherever_there_is_one(constant):
     data = Dataset({"x": x}, dims={"x": ("unit", "feature")})
     found = fit(BernoulliMixture(1), data, Exact(n_draws=5), seed=0, progress=False)
     row = found.diagnostics().query("check == 'gradient'").iloc[0]
-    assert "but for values at the edge of probability" in row["quantity"]
+    assert "; values of probability on the boundary are fixed" in row["quantity"]
     if constant == 4:
         assert np.isnan(row["value"])
         assert row["verdict"] == "fail"

@@ -258,7 +258,7 @@ def test_settings_out_of_range_are_refused(settings, message):
 def test_data_that_cannot_be_fitted_are_refused(rng):
     model = LinearGaussianStateSpace(1)
     x = rng.standard_normal((2, 3))
-    with pytest.raises(DataError, match="has 2 time steps; at least 3 are needed"):
+    with pytest.raises(DataError, match="must have at least 3 time steps; got 2"):
         model.check(Dataset({"x": x}, dims={"x": ("unit", "feature")}))
     x = np.column_stack([rng.standard_normal(9), np.ones(9)])
     with pytest.raises(DataError, match="column 'b' is constant"):
@@ -273,5 +273,5 @@ def test_a_likelihood_without_a_maximum_is_said_to_have_none(monkeypatch):
     for t in range(2, 82):
         z[t] = 1.2 * z[t - 1] - 0.6 * z[t - 2] + rng.standard_normal()
     x = z[2:] * [1.0, 0.5] + 0.3 * rng.standard_normal((80, 2))
-    with double(), pytest.raises(InferenceError, match=r"was not reached.*A has an entry of size .* grows without bound"):
+    with double(), pytest.raises(InferenceError, match=r"did not converge.*an entry of A has absolute value .*: A diverges"):
         model.maximum_likelihood(tensors(model, Dataset({"x": x}, dims={"x": ("unit", "feature")})), rng)

@@ -220,11 +220,11 @@ def test_which_group_contains_which():
 
 def test_what_cannot_be_is_refused_by_name(rng):
     values = sites(rng, (2, 3))
-    with pytest.raises(ModelError, match="'W' has no dims"):
+    with pytest.raises(ModelError, match="'W' is not in `dims`"):
         Orthogonal().act(np.eye(Q), {"W": values["W"]}, {"z": ("unit", "latent")})
-    with pytest.raises(ModelError, match="'W' has 3 along 'latent', the group's element 2"):
+    with pytest.raises(ModelError, match="'W' has size 3 along 'latent'; the group's element has size 2"):
         Orthogonal().act(np.eye(2), {"W": values["W"]}, DIMS)
-    with pytest.raises(ModelError, match="no site 'y' to align on"):
+    with pytest.raises(ModelError, match=r"the site to align on must be one of .*; got 'y'"):
         Orthogonal().align(values, DIMS, on="y")
     with pytest.raises(ModelError, match="'sigma' must have one axis 'latent'"):
         Orthogonal().align(values, DIMS, on="sigma")
