@@ -35,7 +35,7 @@ RANDOM = ("tsne", "umap", "kmeans", "spectral_clustering", "window_kmeans", "vit
 DISCRETE = ("mixture", "hmm")
 
 
-def once(path):
+def one_seed_overrides(path):
     """Overrides that run each algorithm that starts at random once."""
     sections = load_config(path).embeddings
     return [f"embeddings.{i}.n_seeds=1" for i, section in enumerate(sections) if dict(section)["name"] in RANDOM]
@@ -46,7 +46,7 @@ def are_labels(config):
     return dict(config.model)["name"].endswith(DISCRETE)
 
 
-def test_there_are_the_promised_configs():
+def test_the_documented_configs_exist():
     names = {path.stem for path in CONFIGS}
     assert {"ppca_wine", "ppca_digits", "ppca_breast_cancer", "factor_analysis_wine", "ppca_wine_missing"} <= names
     models = {dict(load_config(path).model)["name"] for path in CONFIGS}
@@ -65,7 +65,7 @@ def described(path):
     return config["model"]["name"], config["inference"]["name"]
 
 
-def others():
+def configs_with_other_methods():
     """The first config of each model by the kind of method, sampling or variational, by which no config of the model runs."""
     kinds = {"nuts": "sampling", "chees": "sampling", "svi": "variational"}
     known = {(model, kinds.get(method)) for model, method in map(described, CONFIGS)}
@@ -99,7 +99,7 @@ def test_a_config_runs_from_data_to_report(path, tmp_path, monkeypatch):
     for name, step in EVERY.items():
         monkeypatch.setattr(tables, name, thinned(getattr(tables, name), step))
     shipped = load_config(path)
-    overrides = [*small(path, described(path)[1]), *COMPARE, *once(path)]
+    overrides = [*small(path, described(path)[1]), *COMPARE, *one_seed_overrides(path)]
     if path.stem not in PAGES:
         overrides.append(f"compare.metrics=[{'adjusted_rand' if are_labels(shipped) else 'displacement'}, cka]")
     done = run(path, overrides, out=tmp_path / "run", progress=False)
@@ -115,8 +115,8 @@ def test_a_config_runs_from_data_to_report(path, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.fixed
-@pytest.mark.parametrize(("path", "method"), list(others()))
-def test_a_model_runs_by_the_other_kind_of_method(path, method, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("path", "method"), list(configs_with_other_methods()))
+def test_models_run_with_the_other_kind_of_method(path, method, tmp_path, monkeypatch):
     """Comparison and page do not ask for the method, but for the draws of a chain in a state-space model, which no config has."""
     whole = method == "nuts"
     if not whole:

@@ -26,7 +26,7 @@ def finished(config, folder, *prefix):
 
 @pytest.mark.long
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_config_gives_the_same_on_other_cpus(config, tmp_path):
+def test_a_config_gives_the_same_results_on_other_cpus(config, tmp_path):
     """False alarms: below 1e-5 a comparison (`agreement.FALSE_ALARMS`), 1e-4 together."""
     here = finished(config, tmp_path / "here" / "run")
     for name in CPUS:

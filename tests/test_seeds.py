@@ -9,7 +9,7 @@ def blas_threads():
     return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
 
-def test_one_thread_holds_for_blas_too():
+def test_one_thread_limits_blas():
     """Products of small matrices wait for a second thread: a comparison took five times as long on a busy machine."""
     with threadpool_limits(2, user_api="blas"):
         outside = blas_threads()

@@ -27,7 +27,7 @@ DISTINCT = {"shuffled", "constant", "mean, axis stretched 2", "mean bent by 0.6"
 DISTINCT_UNLESS_SCALED = {"PCA raw", "mean x 0.5"}
 
 
-def test_rows_say_what_they_must(experiment):
+def test_rows_of_the_verdict_table_have_the_expected_verdicts(experiment):
     """20 data sets. More than 5 of 20 draws at a rate of 5 %: 3e-4 a row, 3e-3 over the eight; clear rows are 98 % or more."""
     table = experiment.shares(experiment.simulate_verdicts(20, seed=1))
     for alignment in ("orthogonal", "similarity"):
@@ -62,7 +62,7 @@ def test_correlated_chains_are_stationary(experiment):
     assert (error[:, 1:] * error[:, :-1]).mean() == pytest.approx(0.9, abs=0.05)
 
 
-def test_the_table_is_printed_with_what_is_stated(experiment, capsys):
+def test_verdict_table_prints_its_table_with_the_settings(experiment, capsys):
     experiment.main(["--n-datasets", "2", "--seed", "5"])
     text = capsys.readouterr().out
     line = next(line for line in text.splitlines() if line.startswith("shuffled ") and "orthogonal" in line)

@@ -35,7 +35,7 @@ def moments(guide, n=200_000):
 
 
 @pytest.mark.parametrize("name", sorted(GUIDES))
-def test_the_density_is_the_gaussian_of_the_draws(name, rng):
+def test_guide_density_matches_scipy(name, rng):
     with double():
         guide = jittered(name, rng)
         mean, covariance = moments(guide)
@@ -44,7 +44,7 @@ def test_the_density_is_the_gaussian_of_the_draws(name, rng):
     np.testing.assert_allclose(found, multivariate_normal(mean, covariance).logpdf(u), rtol=1e-10)
 
 
-def test_a_full_rank_guide_in_another_frame_is_the_same_distribution(rng):
+def test_a_full_rank_guide_is_the_same_in_any_frame(rng):
     with double():
         guide = jittered("full_rank", rng)
         frame = Frame(torch.tensor(rng.normal(size=5)), torch.tensor(rng.normal(size=(5, 5))))
@@ -70,7 +70,7 @@ class Regression(LatentModel):
 
 
 @pytest.mark.slow
-def test_a_full_rank_guide_of_many_coordinates_is_the_exact_posterior(rng):
+def test_a_full_rank_guide_of_many_coordinates_matches_the_posterior(rng):
     """150 weights whose posterior sds along principal axes differ a thousandfold. In the program's own coordinates Adam drives
     the factor to be singular: the ELBO then rises without bound."""
     n, d = 400, 150
@@ -92,7 +92,7 @@ def test_a_full_rank_guide_of_many_coordinates_is_the_exact_posterior(rng):
     assert result.diagnostics().query("check == 'k-hat' and verdict == 'pass'").shape[0] == 1
 
 
-def test_a_learning_rate_is_scaled_down_for_the_long_rows_of_a_factor():
+def test_the_learning_rate_decreases_for_long_factor_rows():
     with double():
         assert FullRank(torch.zeros(16)).rates == (1.0, 1.0, 0.25)
         assert GUIDES["mean_field"](torch.zeros(16)).rates == (1.0, 1.0)

@@ -54,7 +54,7 @@ def assert_agrees(found, reference):
 
 
 @pytest.mark.slow
-def test_nuts_agrees_with_the_reference(iris, reference):
+def test_ppca_by_nuts_matches_the_reference(iris, reference):
     """On machine code; the other test is on the captured graph. Draws that are a tenth too narrow would be seen."""
     method = NUTS(n_chains=4, n_warmup=500, n_draws=1500, target_accept=0.9, compiled=True)
     result = fit(PPCA(2, mu_scale=0), iris, method, seed=1, progress=False)
@@ -64,10 +64,10 @@ def test_nuts_agrees_with_the_reference(iris, reference):
         assert rhat(x) < 1.01, name
         assert min(ess_bulk(x), ess_tail(x)) > 1000, name
     assert result.converged, result.diagnostics().query("verdict == 'fail'")
-    assert_sees(found, reference, narrower=0.9)
+    assert_detects_errors(found, reference, narrower=0.9)
 
 
-def assert_sees(found, reference, narrower):
+def assert_detects_errors(found, reference, narrower):
     """The check sees a wrong posterior: sigma's square instead of sigma, and draws that are so much narrower."""
     with pytest.raises(AssertionError, match="mean of"):
         assert_agrees({"sigma": found["sigma"] ** 2}, reference)
@@ -77,14 +77,14 @@ def assert_sees(found, reference, narrower):
 
 
 @pytest.mark.slow
-def test_many_chains_agree_with_the_reference(iris, reference):
+def test_ppca_by_chees_matches_the_reference(iris, reference):
     """Draws that are a tenth too narrow would be seen."""
     result = fit(PPCA(2, mu_scale=0), iris, ChEES(), seed=1, progress=False)
     found = quantities(result.sites(), reference)
     assert_agrees(found, reference)
     assert min(ess_bulk(x) for x in found.values()) > 2500  # of 12 800 draws
     assert result.converged, result.diagnostics().query("verdict == 'fail'")
-    assert_sees(found, reference, narrower=0.9)
+    assert_detects_errors(found, reference, narrower=0.9)
 
 
 def sd_ratios(result, reference):
@@ -93,7 +93,7 @@ def sd_ratios(result, reference):
 
 
 @pytest.mark.slow
-def test_full_rank_svi_has_the_references_spread_and_mean_field_has_not(iris, reference):
+def test_full_rank_svi_matches_the_reference_sds_and_mean_field_does_not(iris, reference):
     fits = {
         guide: fit(PPCA(2, mu_scale=0), iris, SVI(guide=guide, n_steps=3000, n_draws=20_000), seed=0, progress=False)
         for guide in ("full_rank", "mean_field", "low_rank")

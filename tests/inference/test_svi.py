@@ -63,7 +63,7 @@ class Constrained(Encoded):
             pyro.sample("z", dist.MultivariateNormal(slope * (x @ START.mT) + share[:2] - share[2], scale_tril=root))
 
 
-class AskedAgain(Encoded):
+class DeclaredTwice(Encoded):
     """The second time without the constraint."""
 
     def guide(self, x):
@@ -159,13 +159,13 @@ def iris():
         lambda: PPCA(2, marginalize=False),
         Spread,
         Constrained,
-        AskedAgain,
+        DeclaredTwice,
         WithModule,
         WithPyroModule,
     ],
     ids=["linear_vae", "vae", "ppca", "ppca with positions", "spread", "constrained", "asked again", "module", "pyro module"],
 )
-def test_bound_and_gradients_are_pyros(make, n_particles, iris, monkeypatch):
+def test_elbo_and_gradients_match_pyro(make, n_particles, iris, monkeypatch):
     """With the same noise, drawn site by site for all particles; the captured graph, where there is one."""
     noise, calls = [], itertools.count()
 
@@ -199,8 +199,8 @@ def test_bound_and_gradients_are_pyros(make, n_particles, iris, monkeypatch):
     np.testing.assert_allclose(slopes, pack(flat), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("make", [AskedAgain, WithModule, WithPyroModule])
-def test_however_a_guide_has_its_parameters_the_fit_is_the_same(make, iris):
+@pytest.mark.parametrize("make", [DeclaredTwice, WithModule, WithPyroModule])
+def test_fits_do_not_depend_on_how_a_guide_stores_parameters(make, iris):
     """Restarts too: a module begins each where it was at first."""
     method = SVI(guide="model", n_steps=60, n_particles=2, n_draws=5, n_restarts=2, held_out=0.2)
     plain, other = (fit(model, iris, method, progress=False).data["optimization"] for model in (Encoded(), make()))
@@ -208,14 +208,14 @@ def test_however_a_guide_has_its_parameters_the_fit_is_the_same(make, iris):
     np.testing.assert_allclose(other["elbo"], plain["elbo"], rtol=1e-9)
 
 
-def test_a_module_is_trained_and_keeps_what_it_learned(iris):
+def test_a_torch_module_keeps_its_trained_parameters(iris):
     model = WithModule()
     fit(model, iris, SVI(guide="model", n_steps=400, n_particles=1, n_draws=5, learning_rate=0.05), progress=False)
     best = torch.cat([torch.eye(2), torch.eye(2)], 1) * 4 / (1 + 2 * 4)  # of z given x
     np.testing.assert_allclose(model.net.weight.detach(), best, atol=0.1)  # START is 0.5 away
 
 
-def test_running_means_of_a_guide_move(iris):
+def test_running_means_of_a_guide_are_updated(iris):
     """Batch normalisation is refused by the recorder of graphs, which would leave them where they are."""
     model = WithModule()
     model.net = torch.nn.Sequential(torch.nn.BatchNorm1d(4, affine=False), model.net).double()
@@ -223,7 +223,7 @@ def test_running_means_of_a_guide_move(iris):
     assert int(model.net[0].num_batches_tracked) > 20
 
 
-def test_draws_without_a_derivative_have_scores():
+def test_draws_without_reparameterisation_use_score_gradients():
     data = Dataset({"x": np.random.default_rng(0).uniform(-3, 3, 50)}, dims={"x": ("unit",)})
     method = SVI(guide="model", n_particles=2)
     problem = prepared(Angles(), data, method, seed=0, progress=False)
@@ -255,7 +255,7 @@ class Walk(Encoded):
 
 
 @pytest.mark.parametrize("field", ["held_out", "batch_size"])
-def test_the_steps_of_a_series_are_not_divided(field):
+def test_minibatches_of_a_series_are_refused(field):
     data = Dataset({"x": np.arange(20.0)}, dims={"x": ("unit",)})
     with pytest.raises(ModelError, match=f"{field} does not go with 'encoded': the steps of a series"):
         fit(Walk(), data, SVI(guide="model", **{field: 0.5 if field == "held_out" else 5}), progress=False)
@@ -278,7 +278,7 @@ class Columns(LatentModel):
 
 
 @pytest.mark.parametrize("field", ["held_out", "batch_size"])
-def test_units_that_are_not_the_first_dim_are_not_divided(field, rng):
+def test_minibatches_need_units_as_first_dim(field, rng):
     """Batches are rows: those of features would be silently taken for units."""
     data = Dataset({"x": rng.normal(size=(3, 20))}, dims={"x": ("feature", "unit")})
     with pytest.raises(DataError, match=rf"`{field}` needs 'unit' as the first dim of 'x'; its dims are \('feature', 'unit'\)"):
@@ -288,7 +288,7 @@ def test_units_that_are_not_the_first_dim_are_not_divided(field, rng):
 LOADINGS = torch.tensor([[1.0, 0.2], [-0.3, 0.8], [0.5, -0.5]], dtype=torch.float64)
 
 
-class Turned(LatentModel):
+class RotatedLoadings(LatentModel):
     """Loadings without a preferred orientation, and a guide about one orientation: W ~ N(LOADINGS, 0.4)."""
 
     name, position, symmetry, methods = "turned", Position("z"), Orthogonal(), ("svi",)
@@ -308,10 +308,10 @@ class Turned(LatentModel):
             pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
 
-def test_the_own_guides_density_is_averaged_over_the_symmetry(rng):
+def test_the_density_of_the_models_guide_is_averaged_over_the_symmetry(rng):
     """Against the mean over 4000 angles of rotations and reflections, of the loadings' density alone: that of z is round."""
     dataset = Dataset({"x": rng.normal(size=(5, 3))}, dims={"x": ("unit", "feature")})
-    found = fit(Turned(), dataset, SVI(guide="model", n_steps=3, n_draws=20), progress=False)
+    found = fit(RotatedLoadings(), dataset, SVI(guide="model", n_steps=3, n_draws=20), progress=False)
     W, stats = found.sites()["W"][0], found.data["sample_stats"]
     angle = np.linspace(0, 2 * np.pi, 4000, endpoint=False)
     turns = np.stack([np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)], -1).reshape(-1, 2, 2)
@@ -324,7 +324,7 @@ def test_the_own_guides_density_is_averaged_over_the_symmetry(rng):
     assert "q averaged over the symmetry" in rows["quantity"].iloc[0]
 
 
-class Pinned(Turned):
+class PointGuide(RotatedLoadings):
     """A guide that is a point in the loadings: it has no density along the orbit."""
 
     dims = {"W": ("feature", "latent"), "sigma": (), "z": ("unit", "latent")}
@@ -346,9 +346,9 @@ class Pinned(Turned):
             pyro.sample("z", dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1))
 
 
-def test_draws_are_kept_where_the_guides_density_has_no_average(rng):
+def test_draws_are_kept_if_the_guide_density_cannot_be_averaged(rng):
     dataset = Dataset({"x": rng.normal(size=(5, 3))}, dims={"x": ("unit", "feature")})
-    found = fit(Pinned(), dataset, SVI(guide="model", n_steps=3, n_draws=20), progress=False)
+    found = fit(PointGuide(), dataset, SVI(guide="model", n_steps=3, n_draws=20), progress=False)
     stats = found.data["sample_stats"]
     np.testing.assert_array_equal(stats["log_q_averaged"], stats["log_q"])
     assert "averaged" not in found.diagnostics().query("check == 'k-hat'")["quantity"].iloc[0]
