@@ -308,11 +308,11 @@ def test_some_metric_suits_every_symmetry():
 
 @pytest.mark.parametrize("value", [np.nan, -3.0, 1.1, np.inf])
 def test_values_outside_the_declared_range_are_refused(value, rng):
-    def above_range(x, y):
+    def odd(x, y):
         """Odd."""
         return value
 
-    found = metric(direction="lower", range=(0.0, 1.0), ignores=(), void=1.0)(above_range)
+    found = metric(direction="lower", range=(0.0, 1.0), ignores=(), void=1.0)(odd)
     with pytest.raises(InferenceError, match=rf"metric 'odd' must return a number from 0 to 1, its `range`; got {value:g}\."):
         found(*related_positions(rng))
 
