@@ -1,4 +1,4 @@
-"""What `agreement` finds: it is silent about two runs of one posterior, and names what differs."""
+"""Tests of `agreement`, which compares two runs."""
 
 import pytest
 from agreement import disagreements
@@ -34,7 +34,7 @@ def test_a_run_agrees_with_itself(first):
 
 
 def test_a_run_with_another_posterior_disagrees(first, tmp_path):
-    """A prior that holds sigma near 0 moves means by many Monte Carlo errors."""
+    """A prior with sigma near 0 changes means by many Monte Carlo errors."""
     found = disagreements(first, run_of(tmp_path / "run", scale=0.01))
     assert any(line.startswith("mean of sigma") for line in found)
 

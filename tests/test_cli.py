@@ -1,4 +1,4 @@
-"""The command line: exit codes, one-line errors, quick answers, and nothing of the machine in the results."""
+"""Tests of the command line: exit codes, one-line errors and speed."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def command(*arguments, **environment):
 
 @pytest.mark.parametrize("arguments", [("--help",), ("list",), ("doctor",), ("run", "--help"), ("--version",)])
 def test_help_list_and_doctor_are_fast(arguments):
-    """Without the libraries that take seconds to import."""
+    """No library is imported that takes seconds to load."""
     code, output, errors, modules = command(*arguments)
     assert (code, errors) == (0, "")
     assert output
@@ -85,7 +85,7 @@ def test_unreadable_files_are_refused_without_importing_torch(text, config):
 
 @pytest.fixture
 def fake_runner(monkeypatch):
-    """Stands in for the runner: keeps what it was called with, and raises what it is told to."""
+    """Replaces the runner: stores its arguments and raises a given error."""
     calls = SimpleNamespace(error=None, config=None, options=None)
 
     def run(config, **options):
@@ -140,7 +140,7 @@ sys.exit(cli.main(["doctor"]))
 
 
 def test_an_interrupt_in_library_code_ends_with_130():
-    """Libraries run code that they make as text; Python would then end by the signal whatever the exit code."""
+    """Libraries run generated code, in which Python would end by the signal regardless of the exit code."""
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
     assert done.returncode == 130, done
     assert "--resume goes on" in done.stderr

@@ -1,4 +1,4 @@
-"""A fit against embeddings: tables as promised, rows with and without the map, verdicts that see what was planted."""
+"""Tests of the comparison of a fit with embeddings: tables, rows and verdicts of planted embeddings."""
 
 import sys
 
@@ -106,7 +106,7 @@ def test_verdicts_of_planted_embeddings(comparison, name, way, carried, expected
 
 @pytest.mark.parametrize("way", ["orthogonal", "similarity"])
 def test_p_values_are_adjusted_for_the_number_of_embeddings(result, planted, comparison, way):
-    """Holm's smallest p-value is n times what it would be alone."""
+    """Holm's smallest p-value is n times the unadjusted one."""
     (shuffled,) = (one for one in planted if one.label == "shuffled")
     alone = compare(result, [shuffled], alignments=(way,), metrics=("cka",), n_draws=20, progress=False).verdicts.iloc[0]
     judged = comparison.verdicts[comparison.verdicts.alignment == way]
@@ -253,7 +253,7 @@ def test_wider_embeddings_are_aligned_by_an_affine_map(result, wine):
 
 
 def test_wide_embeddings_of_a_series_are_mapped_with_contiguous_folds():
-    """Smooth columns that are independent of the data: neighbours in time on both sides would let any map interpolate.
+    """Smooth columns are independent of the data; with interleaved folds a map could interpolate between neighbours in time.
 
     The data are fixed: delta is above 6 for 25 of 25 such data sets, and 1.2 with interleaved folds.
     """
@@ -291,7 +291,7 @@ def test_subsampling_of_units_is_noted(result, planted):
 
 
 def test_approximate_neighbours_are_reported_with_their_recall(result, planted, monkeypatch):
-    """A search that looks for the nearest in the first column alone finds some of them."""
+    """A search in the first column only finds some of the neighbours."""
     monkeypatch.setattr(neighbors, "_descended", lambda rows, k: neighbors._nearest(rows[:, :1], rows[:, :1], k))
     exact, rough = (compare(result, planted[:2], neighbor_search=search, **FEW) for search in ("exact", "approximate"))
     assert "neighbor_recall" not in exact.data

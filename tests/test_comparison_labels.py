@@ -1,4 +1,4 @@
-"""A mixture's labels against clusterings and other embeddings: rows, verdicts, soft metrics, true labels, what has no number."""
+"""Tests of the comparison of a mixture's labels with clusterings and other embeddings."""
 
 import itertools
 import sys
@@ -36,13 +36,13 @@ def dataset():
 
 @pytest.fixture(scope="module")
 def result(dataset):
-    """Draws of the labels at the maximum of the likelihood: units between the groups change sides."""
+    """Draws of labels at the maximum likelihood estimate; units between the groups change cluster."""
     return fit(GaussianMixture(3, covariance="tied"), dataset, Exact(n_draws=1500), seed=1, progress=False)
 
 
 @pytest.fixture(scope="module")
 def planted_clusterings(result, dataset):
-    """Clusterings whose relation is known, in another order and with other names, and embeddings that are none."""
+    """Clusterings with known verdicts, with reordered units and other names, and other embeddings."""
     rng = np.random.default_rng(0)
     z = result.latents().values[..., 0]
     draw, centre = z[0, -1].astype(int), minimum_binder(z)
@@ -74,7 +74,7 @@ def comparison(result, planted_clusterings):
 
 
 def of(array, name, carried="raw"):
-    """The rows of an embedding, all its seeds."""
+    """Selects the rows of an embedding, for all its seeds."""
     return array.isel(embedding=np.flatnonzero((array["name"].values == name) & (array["map"].values == carried)))
 
 
@@ -112,7 +112,7 @@ def test_verdicts_of_planted_clusterings(comparison, name, expected):
 
 
 def test_p_values_are_adjusted_for_the_number_of_clusterings(result, planted_clusterings, comparison):
-    """Holm's smallest p-value is n times what it would be alone."""
+    """Holm's smallest p-value is n times the unadjusted one."""
     (shuffled,) = (one for one in planted_clusterings if one.label == "shuffled")
     alone = compare(result, [shuffled], metrics=("adjusted_rand",), **FEW).verdicts.iloc[0]
     among = comparison.verdicts[comparison.verdicts.embedding == "shuffled"].iloc[0]
@@ -133,7 +133,7 @@ def test_undefined_values_are_nan_and_absent_from_tables(comparison):
 
 
 def test_results_ignore_cluster_names_and_order_of_units(comparison):
-    """A draw as indicators, and as one column of other numbers, in the same scores and verdict."""
+    """A draw given as indicators and as one column of other numbers has the same scores and verdict."""
     table = comparison.to_dataframe().set_index(["embedding", "metric"])
     for metric in set(comparison.to_dataframe().metric):
         assert table.loc[("draw", metric), "mean"] == pytest.approx(table.loc[("one column", metric), "mean"]), metric

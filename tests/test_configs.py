@@ -1,4 +1,4 @@
-"""The shipped configs run from data to report at small size."""
+"""Tests that the shipped configs run from data to report at a small size."""
 
 import functools
 from pathlib import Path
@@ -36,13 +36,13 @@ DISCRETE = ("mixture", "hmm")
 
 
 def one_seed_overrides(path):
-    """Overrides that run each algorithm that starts at random once."""
+    """Overrides that run each randomised embedding with one seed."""
     sections = load_config(path).embeddings
     return [f"embeddings.{i}.n_seeds=1" for i, section in enumerate(sections) if dict(section)["name"] in RANDOM]
 
 
 def are_labels(config):
-    """Whether the model's positions are labels, of which clusterings alone get a verdict."""
+    """Returns whether the positions of the model are labels."""
     return dict(config.model)["name"].endswith(DISCRETE)
 
 
@@ -66,7 +66,7 @@ def described(path):
 
 
 def configs_with_other_methods():
-    """The first config of each model by the kind of method, sampling or variational, by which no config of the model runs."""
+    """The first config of each model with the kind of method (sampling, variational) that no config of the model uses."""
     kinds = {"nuts": "sampling", "chees": "sampling", "svi": "variational"}
     known = {(model, kinds.get(method)) for model, method in map(described, CONFIGS)}
     for path in CONFIGS:
@@ -117,7 +117,7 @@ def test_a_config_runs_from_data_to_report(path, tmp_path, monkeypatch):
 @pytest.mark.fixed
 @pytest.mark.parametrize(("path", "method"), list(configs_with_other_methods()))
 def test_models_run_with_the_other_kind_of_method(path, method, tmp_path, monkeypatch):
-    """Comparison and page do not ask for the method, but for the draws of a chain in a state-space model, which no config has."""
+    """Comparison and page depend on the method only for chains of state-space models, which no config has."""
     whole = method == "nuts"
     if not whole:
         everywhere(monkeypatch, "latentlab.study", "write_page", lambda found, **_: found.path)

@@ -1,4 +1,4 @@
-"""Every claim of the registry is measured, and a claim that is false is seen to fail."""
+"""Tests that every registered correspondence holds and that false ones fail."""
 
 from dataclasses import replace
 
@@ -58,7 +58,7 @@ def test_the_map_ignores_rotation_of_the_scores(rng):
 
 
 def test_the_exact_correspondence_fails_with_missing_entries():
-    """The catch of the entry: with a fifth missing, mean-imputed PCA is no longer the posterior mean."""
+    """With a fifth of the entries missing, mean-imputed PCA is no longer the posterior mean."""
     dataset = load_dataset("wine", missing=0.2)
     mean = estimates.posterior_mean("ppca", dataset, 2)
     mapped = maps.shrunk_axes(embed("pca", dataset, n_latent=2).values, dataset)
@@ -72,7 +72,7 @@ def test_correspondence_of_classical_scaling_excludes_stress_mds():
 
 
 def test_whitened_scores_and_linear_codes_have_no_other_correspondence():
-    """Whitened axes lose the variances that the map shrinks by; a linear code is no deep VAE's."""
+    """Whitened axes lack the variances that the map needs; a linear code does not correspond to a deep VAE."""
     assert registry.find("pca", "ppca", {"whiten": False}).grade == "exact"
     assert registry.find("pca", "ppca", {"whiten": True}) is None
     assert registry.find("pca", "linear_vae", {"whiten": True}) is None
@@ -127,7 +127,7 @@ def test_other_soft_assignments_and_farthest_centres_fail(monkeypatch):
 
 
 def test_k_means_is_a_limit_of_the_mixture():
-    """With a variance that does not vanish the centres are others, and they come nearer as it does."""
+    """Centres differ for a finite variance and converge as it vanishes."""
     dataset = load_dataset("wine")
     centres = clusters._centres(dataset, estimates.cluster_labels("kmeans", dataset, 3))
     away = [clusters._distance_of_centres(clusters._mixture_centres(dataset, 3, sigma), centres) for sigma in (1.0, 0.5, 0.3)]
@@ -211,7 +211,7 @@ def test_a_wrong_power_of_eigenvalues_fails_as_encoder_mean(monkeypatch, power):
 
 
 def test_a_rotated_map_matches_ppca_but_not_the_encoder(monkeypatch):
-    """What the linear VAE identifies beyond PPCA."""
+    """The linear VAE identifies axes, which PPCA does not."""
     right, turn = maps.shrunk_axes, np.array([[0.8, 0.6], [-0.6, 0.8]])
     everywhere(monkeypatch, "latentlab.correspondences", "shrunk_axes", lambda values, dataset: right(values, dataset) @ turn)
     assert registry.find("pca", "ppca").check().passed
@@ -242,7 +242,7 @@ def test_a_loose_bound_or_an_active_axis_fails(monkeypatch):
 
 
 def code(values):
-    """What `embed` gives back of an algorithm that starts at random, run once."""
+    """Returns an embedding with one seed, as from `embed`."""
     return Embedding("autoencoder", values[None], units=np.arange(len(values)))
 
 
@@ -275,7 +275,7 @@ def test_deep_autoencoder_codes_need_the_same_units_and_dimensions(monkeypatch, 
 
 
 def test_the_autoencoder_is_a_limit_of_the_deep_vae(monkeypatch):
-    """With a large weight the means are no map of the code: a check that saw no difference would not be of a limit."""
+    """With a large weight the means are no function of the code, so that the check must fail."""
     claim, means = registry.find("autoencoder", "vae"), networks._means_on_a_sheet
     assert claim.grade == "limit"
     for beta in (0.1, 20.0):

@@ -1,4 +1,4 @@
-"""Sound fits pass, unsound ones fail, each by the check that is there for it."""
+"""Tests that correct fits pass the diagnostics and that each planted fault fails its check."""
 
 import math
 
@@ -27,7 +27,7 @@ DIMS = {"W": ("feature", "latent"), "z": ("unit", "latent"), "sigma": (), "mu": 
 
 
 def sampler_result(rng, n_chains=4, n_draws=1000, *, attrs=None, **changes):
-    """A sound sampler's result: PPCA-like loadings, each draw turned at random about where its chain began."""
+    """Result of a correct sampler: PPCA-like loadings, with a random rotation of each draw."""
     lead = (n_chains, n_draws)
     W = np.array([[2.0, 0], [1, 1], [0, -1]]) + 0.1 * rng.normal(size=(*lead, 3, 2))
     angle = np.linspace(0, 3, n_chains)[:, None] + 0.1 * rng.normal(size=lead)
@@ -61,7 +61,7 @@ def row(table, check, quantity=""):
 
 
 def edited(function):
-    """A change made in place on a copy."""
+    """Applies an in-place change to a copy."""
 
     def change(array):
         copy = array.copy()
@@ -133,7 +133,7 @@ def test_each_planted_fault_fails_its_check(rng, case):
 
 
 def test_ebfmi_uses_the_mean_of_each_chain(rng):
-    """E-BFMI by its formula in each chain; the chains are at levels of their own, and the least of them is shown."""
+    """Computes E-BFMI by its formula for chains at different levels; the smallest is shown."""
     energy = rng.normal(size=(4, 1000)) + 5.0 * np.arange(4)[:, None]
     energy[2] = 10 + np.convolve(rng.normal(size=1009), np.ones(10) / 10, mode="valid")
     found = row(diagnosed(sampler_result(rng, sample_stats__energy=lambda _: energy)), "E-BFMI")
@@ -228,7 +228,7 @@ def test_a_lower_density_level_missed_by_rhat_is_detected(rng):
 
 
 def test_the_density_level_detects_exchanged_sticks(rng):
-    """Chains of the same draws in orders of their own; one has its first two sticks exchanged: a density of another level."""
+    """Chains have the same draws in different orders; in one, exchanged sticks change the density level."""
     model, shape = DPMixture(3, alpha_shape=0.0), (4, 300)
     mu = np.array([-3.0, 0.0, 3.0])[:, None] + 0.02 * rng.standard_normal((300, 3, 1))
     values = {"weights": rng.dirichlet([600, 200, 50], 300), "mu": mu, "sigma": np.exp(0.02 * rng.standard_normal((300, 3, 1)))}
@@ -253,7 +253,7 @@ def test_the_density_level_detects_exchanged_sticks(rng):
 
 
 def test_same_level_is_welchs_test_with_effective_sample_sizes(rng):
-    """Chains that alternate have more effective draws than draws: then each counts its draws, as scipy does."""
+    """For antithetic chains the effective size is limited to the number of draws, as in scipy."""
     lp = (-1.0) ** np.arange(12) * (1 + 0.3 * rng.normal(size=(5, 12))) * np.arange(1, 6)[:, None]
     lp[2] += 3
     assert (ess_mean(lp.T[None]) > 12).all()
@@ -266,7 +266,7 @@ def test_same_level_is_welchs_test_with_effective_sample_sizes(rng):
 
 
 def test_the_false_alarm_rate_matches_the_level(rng):
-    """600 sound fits, autocorrelated gamma levels: at 5 % nominal 12 to 54 alarms (central 1 - 1e-5 at 3 to 7 %)."""
+    """600 sound fits, autocorrelated gamma levels: at 5% nominal 12 to 54 alarms (central 1 - 1e-5 at 3 to 7%)."""
     noise = rng.normal(size=(600, 4, 500))
     for t in range(1, 500):
         noise[..., t] = 0.5 * noise[..., t - 1] + math.sqrt(0.75) * noise[..., t]
@@ -299,7 +299,7 @@ def variational_result(rng, rho, n_pairs=1, *, loss=None, shift=0.0):
 
 
 def test_mean_field_fits_fail_for_strong_correlation_only(rng):
-    """Weights so heavy understate the gap, but in 4 % of cases: the median of 11 does not in 2e-6."""
+    """Heavy-tailed weights can understate the gap; the median of 11 fails with probability 2e-6."""
     table = diagnosed(variational_result(rng, 0.0))
     assert row(table, "k-hat")["value"] == 0.0
     assert converged(table), table
@@ -342,7 +342,7 @@ def test_the_elbo_gap_is_the_kl_divergence(rng):
 
 
 def test_khat_and_gap_of_an_encoder_are_means_over_units(rng):
-    """Units whose conditional is the encoder's, moved by d sds: KL(q || p) = d^2 / 2 of each, by 5 Monte Carlo errors."""
+    """The encoder is shifted by d sds: KL(q || p) = d^2 / 2 for each unit, within 5 Monte Carlo errors."""
     d, u = np.array([0.0, 0.5, 1.0]), rng.normal(size=(4000, 3))
     log_weights = stats.norm(d).logpdf(u) - stats.norm.logpdf(u) - 7.0  # p is not normalised
     groups = {"posterior": {"mu": u[None]}, "log_weights": {"log_weight": log_weights[None]}}

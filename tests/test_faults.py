@@ -1,6 +1,6 @@
-"""Where each fault of configuration, paths, data and inference is tested, which do not apply, and those with no other home.
+"""Lists the test of each fault of configuration, paths, data and inference, and tests the remaining ones.
 
-A row is a fault of the list that this project holds itself to; `TESTED` names a test for it, `ABSENT` says why there is none.
+`TESTED` names a test for each fault; `ABSENT` states why a fault has none.
 """
 
 import ast
@@ -178,7 +178,7 @@ def test_duplicate_columns_and_rows_give_finite_results_or_are_refused(rng):
 
 
 def test_a_large_offset_changes_only_the_mean():
-    """1e8 with sd 1, in factor analysis: the loadings are those of the centred data, to the digits that the offset leaves."""
+    """Factor analysis with an offset of 1e8 and sd 1: loadings match those of centred data up to lost digits."""
     x = load_dataset("wine").x
     near, far = (Dataset({"x": x + offset}, dims={"x": ("unit", "feature")}) for offset in (0.0, 1e8))
     one, two = (fit(ll.models.FactorAnalysis(2), data, ll.Exact(n_draws=2), seed=0).sites() for data in (near, far))
@@ -242,7 +242,7 @@ ODD_DATA = Dataset({"x": np.array([0.3, -1.0, 2.0, 0.4, 1.0])}, dims={"x": ("uni
     ],
 )
 def test_programs_with_undeclared_randomness_are_refused(fault, message):
-    """And one whose units have no likelihood, that fails, or that starts at a site it has not."""
+    """Further faults: units without likelihood, a failing program, and a start for an unknown site."""
     with pytest.raises(ModelError, match=message):
         fit(FaultyModel(fault), ODD_DATA, ll.NUTS(n_chains=2, n_warmup=5, n_draws=5), seed=0, progress=False)
 
@@ -296,7 +296,7 @@ def test_a_point_estimate_of_the_explicit_form_draws_its_positions():
 
 
 def test_a_mode_at_the_boundary_of_the_support_is_flagged():
-    """More features than units: the noise of one feature runs to 0, and the density with it without bound."""
+    """With more features than units the noise of one feature goes to 0 and the density is unbounded."""
     x = np.random.default_rng(0).normal(size=(10, 30))
     few = Dataset({"x": x}, dims={"x": ("unit", "feature")}).standardize()
     table = fit(ll.models.FactorAnalysis(2), few, ll.MAP(), seed=0, progress=False).diagnostics()
@@ -307,7 +307,7 @@ def test_a_mode_at_the_boundary_of_the_support_is_flagged():
 
 @pytest.mark.slow
 def test_a_run_with_constant_draws_has_a_report(tmp_path, monkeypatch):
-    """Nothing varies, as after a learning rate that is far too large: the run says that it did not converge, on a page."""
+    """All draws are constant, as after a far too large learning rate: the run has a page and a failed diagnosis."""
     sound = ll.SVI.run
 
     def ruined(self, problem):

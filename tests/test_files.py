@@ -1,4 +1,4 @@
-"""Writes are whole or not at all, and a lock admits one process at a time, however the one before it ended."""
+"""Tests of atomic writes and of the lock of a run directory."""
 
 import errno
 import fcntl
@@ -31,7 +31,7 @@ def target(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def little_room() -> Iterator[int]:
-    """No file may grow beyond so many bytes, as on a disk that is full."""
+    """Limits the size of files, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
@@ -136,7 +136,7 @@ def test_sha256_matches_hashlib(target: Path):
 
 
 def python_process(code: str, path: Path) -> subprocess.Popen[str]:
-    """A Python process that runs `code` with `path` as its argument; talks by lines."""
+    """Starts a Python process that runs `code` with `path` as argument and communicates by lines."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", f"import sys\nfrom pathlib import Path\n{code}", str(path)], **pipes)
 

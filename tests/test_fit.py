@@ -1,4 +1,4 @@
-"""What a fit gives back: groups, positions of old and new units, held-out scores, both forms of a model."""
+"""Tests of fits: groups of the result, new units, held-out scores, and both forms of a model."""
 
 from dataclasses import replace
 
@@ -293,7 +293,7 @@ def test_the_held_out_score_is_the_log_of_the_mean_density(wine):
 
 
 def test_held_out_sequences_are_scored_as_wholes(rng):
-    """Three draws of the sites, two sequences that are held out: the forward recursion of each by loops."""
+    """Recomputes the scores of two held-out sequences by the forward recursion, for three draws."""
     model = GaussianHMM(2)
     dataset = model.simulate(rng, 12)
     truths = [model.simulate(rng, 6).truth for _ in range(3)]
@@ -363,7 +363,7 @@ def test_raw_coordinates_have_no_verdict_and_stuck_chains_fail():
 def test_explicit_and_marginalised_forms_agree():
     """W W^T, sigma and the positions' moments by both: z-tests of means and sds, Bonferroni at a total of 1e-5.
 
-    Moments of one form with draws that are an eighth narrower would be seen.
+    Draws with sds smaller by an eighth would be detected.
     """
     rng = np.random.default_rng(5)
     z, W = rng.standard_normal((25, 1)), np.array([[1.5, -1.0, 0.8, 0.5]])
@@ -380,7 +380,7 @@ def test_explicit_and_marginalised_forms_agree():
         assert min(float(ess_bulk(q)) for q in quantities) > 1000
 
     def worst(narrower=1.0):
-        """The largest z, where the draws of the explicit form are so much narrower."""
+        """The largest z if the draws of the explicit form are narrowed by this factor."""
         means = [(x.mean() - y.mean()) / np.hypot(mcse_mean(x), mcse_mean(y)) for x, y in zip(*found, strict=True)]
         sds = [(x.std() - narrower * y.std()) / np.hypot(mcse_sd(x), mcse_sd(y)) for x, y in zip(*found, strict=True)]
         return np.abs([*means, *sds]).max()
@@ -390,7 +390,7 @@ def test_explicit_and_marginalised_forms_agree():
 
 
 def test_elbos_of_the_guides_have_the_expected_order(wine):
-    """The encoder's form has a looser bound than the integrated one, and both lie under the full-rank guide's."""
+    """The ELBO of the explicit form is below that of the marginalised form, and both are below the full-rank guide's."""
     method = SVI(guide="model", n_steps=1500, n_draws=500)
     integrated = fit(PPCA(2), wine, method, seed=0, progress=False).data.attrs["elbo"]
     explicit = fit(PPCA(2, marginalize=False), wine, method, seed=0, progress=False).data.attrs["elbo"]

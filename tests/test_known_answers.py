@@ -1,4 +1,4 @@
-"""Whole fits whose answers are known: eight schools as a user's own model, and a factor analysis with three modes."""
+"""Tests of fits with known results: eight schools as a plugin, and a factor analysis with three modes."""
 
 import json
 from pathlib import Path

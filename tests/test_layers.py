@@ -1,4 +1,4 @@
-"""The house holds: imports go upwards only, nothing unsafe is called, importing the package does nothing."""
+"""Tests of the source code: import layers, unsafe calls, side effects of importing, and lengths."""
 
 import ast
 import graphlib
@@ -95,7 +95,7 @@ def module_name(path):
 
 
 def import_order(sources):
-    """The modules in an order in which each comes after those that it imports; a cycle is an error."""
+    """Sorts modules so that each comes after its imports; raises an error for cycles."""
     graph = {name: {found for found, _ in imports(source) if found in sources} for name, source in sources.items()}
     return list(graphlib.TopologicalSorter(graph).static_order())
 
@@ -147,7 +147,7 @@ def test_numerical_folders_do_not_import_data_structures(folder):
 
 
 def unsafe(source):
-    """Calls that run what a file says, and checks that `python -O` would drop."""
+    """Yields calls that execute file content, and asserts, which `python -O` drops."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Assert):
@@ -207,7 +207,7 @@ print(heavy, same == (state, filters, handlers, before))
 
 
 def test_a_closed_form_fit_imports_no_slow_library():
-    """What such a fit must not import: each takes as long as the fit."""
+    """Importing one of these libraries takes as long as the fit."""
     code = """
 import sys
 import latentlab as ll

@@ -1,4 +1,4 @@
-"""Modes of chains and of restarts: planted ones are found with names and levels, labels' names make none."""
+"""Tests of the detection of modes among chains and restarts."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ DIMS = {"mu": ("component",), "z": ("unit",)}
 
 
 def chains(centres, rng, *, group=None, n_draws=400, levels=None, z=None):
-    """Chains about the given means `(chain, component)`, and the modes that are found."""
+    """Simulates chains with the given means `(chain, component)` and returns their modes."""
     centres = np.asarray(centres, dtype=float)
     mu = centres[:, None] + rng.standard_normal((len(centres), n_draws, centres.shape[1]))
     groups = {"posterior": {"mu": mu} | ({} if z is None else {"z": z})}
@@ -47,7 +47,7 @@ def test_chains_three_sds_apart_are_different_modes(off, n_modes, rng):
 
 
 def test_modes_are_found_by_single_linkage(rng):
-    """Single linkage: 0 and 5 are apart, and both are near what lies between."""
+    """Means 0 and 5 differ, but both are close to a chain between them."""
     assert len(chains([[0, 0], [5, 0]], rng)) == 2
     table = chains([[0, 0], [5, 0], [2.5, 0]], rng)
     assert table["members"].tolist() == ["0, 1, 2"]
@@ -62,7 +62,7 @@ def test_chains_with_permuted_labels_are_one_mode(rng):
 
 
 def test_chains_with_different_partitions_are_two_modes(rng):
-    """The sites agree; who is with whom does not."""
+    """Sites agree, and partitions differ."""
     one = (np.arange(12) < 6).astype(int)
     other = (np.arange(12) % 2).astype(int)
     z = np.stack([np.tile(row, (400, 1)) for row in (one, other)])
@@ -88,14 +88,14 @@ def test_one_chain_is_one_mode_without_level(rng):
 
 
 def test_non_finite_draws_join_no_mode(rng):
-    """A chain that is not finite is near nothing, and does not join those that are apart."""
+    """A non-finite chain is close to no other and does not link separate modes."""
     for group in (Identity("component"), Permutation("component")):
         table = chains([[np.nan, 0], [0, 0], [0, 0], [9, 0]], rng, group=group)
         assert set(table["members"]) == {"0", "1, 2", "3"}
 
 
 def test_constant_chains_at_different_values_are_different_modes():
-    """No spread and another value: infinitely far; no spread and the same value: none."""
+    """Constant chains are infinitely far apart if their values differ, and equal otherwise."""
     mu = np.zeros((3, 50, 1))
     mu[2] = 1.0
     data = build({"posterior": {"mu": mu}}, dims=DIMS, attrs={"inference": "mcmc"})
@@ -169,7 +169,7 @@ def groups():
     ids=["map", "exact", "svi"],
 )
 def test_every_method_stores_all_restarts_with_their_levels(method, level, groups):
-    """Two components to three groups have several optima; where each restart ended is there, and the best is the estimate."""
+    """Two components for three groups have several optima; all restarts are stored and the best is the estimate."""
     found = fit(GaussianMixture(2, covariance="diagonal"), groups, method, seed=1, progress=False)
     kept, levels = found.data["restarts"], found.data["optimization"][level].values
     assert levels.shape == (method.n_restarts,)
@@ -190,7 +190,7 @@ def test_every_method_stores_all_restarts_with_their_levels(method, level, group
 
 
 class ShuffledStarts(GaussianMixture):
-    """Starts at the clusters in another order each time."""
+    """Starts with the clusters in a new random order each time."""
 
     jitter = 0.0
 
@@ -214,7 +214,7 @@ def test_restarts_with_permuted_labels_are_one_mode(method, groups):
 
 @pytest.mark.parametrize(("starts", "verdict"), [("good, bad, bad", "warn"), ("good, bad, good", "pass")])
 def test_a_best_optimum_found_only_once_warns(starts, verdict, rng):
-    """The spread being 1, the groups of 20 and 10 are merged, or those of 30 and 20: the first is the better."""
+    """With sd 1, either the groups of 20 and 10 or those of 30 and 20 are merged; the first is better."""
     x = np.repeat([-6.0, 0.0, 6.0], [30, 20, 10])[:, None] + 0.3 * rng.standard_normal((60, 1))
     groups = Dataset({"x": x}, dims={"x": ("unit", "feature")})
     means = iter({"good": [-6.0, 2.0], "bad": [-3.6, 6.0]}[start] for start in starts.split(", "))
@@ -245,7 +245,7 @@ def test_a_best_optimum_found_only_once_warns(starts, verdict, rng):
     ids=["permuted", "mirrored", "rotated", "at other levels", "elsewhere"],
 )
 def test_symmetric_images_of_modes_are_noted(centres, levels, expected, rng):
-    """Chains of 400 draws of sd 0.1 about two points that only a larger group than the declared one joins."""
+    """Chains of 400 draws with sd 0.1 about two points that are equivalent only under a larger group than declared."""
     mu = np.asarray(centres, dtype=float)[:, None] + 0.1 * rng.standard_normal((2, 400, 2))
     lp = np.asarray(levels, dtype=float)[:, None] + 0.1 * rng.standard_normal((2, 400))
     groups = {"posterior": {"mu": mu}, "sample_stats": {"lp": lp}}

@@ -1,4 +1,4 @@
-"""Shipped configs with the kernels of CPUs that have fewer vector instructions: nothing but rounding and chance may differ."""
+"""Tests that shipped configs give the same results on CPUs with fewer vector instructions."""
 
 import os
 import subprocess

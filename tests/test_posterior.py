@@ -1,4 +1,4 @@
-"""The tree, its file, and the statistics, against formulas of their own."""
+"""Tests of the result tree, its file, and diagnostic statistics against independent formulas."""
 
 import math
 import os
@@ -179,7 +179,7 @@ def test_a_flipped_bit_is_detected_and_its_group_named(rng, tmp_path):
 
 
 def test_lost_blocks_raise_a_store_error_or_are_harmless(rng, tmp_path):
-    """Zeros in place of 64 bytes: nothing but StoreError may come out, and no draw may change unnoticed."""
+    """Replaces 64 bytes by zeros: only StoreError may be raised, and no draw may change unnoticed."""
     path = tmp_path / "posterior.nc"
     tree = build({"posterior": {"sigma": rng.normal(size=(2, 20))}}, dims=DIMS)
     save(tree, path)
@@ -379,7 +379,7 @@ def test_errors_of_mean_and_sd_match_replications(rng):
 
 
 def test_tail_ess_detects_clustered_extremes(rng):
-    """The log of their ratio is -3.3 in the mean, and 0.3 its sd over data sets: a quarter is 6 of them away."""
+    """The log ratio has mean -3.3 and sd 0.3 over data sets; the limit of a quarter is 6 sd away."""
     x = rng.normal(size=(4, 4000)) * np.exp(autoregressive(rng, 0.99, (4, 4000)))
     assert convergence.ess_tail(x) < convergence.ess_bulk(x) / 4
 
@@ -548,7 +548,7 @@ def smoothed(log_ratios, reff=1.0):
 
 
 def test_loo_weights_are_pareto_smoothed():
-    """The terms of a unit far out and of some near ones; by the weights as they are the first would be another."""
+    """Compares the terms of an outlier and of other units; raw weights would change that of the outlier."""
     rng = np.random.default_rng(20_240_229)
     x = np.r_[4.0, rng.normal(size=4)]
     mu, _, _ = conjugate(rng, x, (1, 400))
@@ -562,7 +562,7 @@ def test_loo_weights_are_pareto_smoothed():
 
 
 def test_autocorrelation_lengthens_the_smoothed_tail(rng):
-    """By the effective share of the draws, the mean over units of that of the likelihood."""
+    """The tail length uses the relative efficiency, averaged over the likelihoods of units."""
     x = np.r_[4.0, rng.normal(size=4)]
     mu = autoregressive(rng, 0.9, (2, 1000)) / np.sqrt(5) + x.mean()
     each = stats.norm.logpdf(x, mu.reshape(-1, 1))
@@ -589,7 +589,7 @@ def test_loo_reports_why_it_is_unavailable(rng):
 
 
 def exact_sensitivity(prior, likelihood, part, delta=0.01):
-    """The same quantity for a normal prior and likelihood (mean, sd), by quadrature over the two normal posteriors."""
+    """Exact sensitivity for a normal prior and likelihood (mean, sd), by quadrature."""
 
     def normal(alpha, beta):
         a, b = alpha / prior[1] ** 2, beta / likelihood[1] ** 2

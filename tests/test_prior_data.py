@@ -1,4 +1,4 @@
-"""The check `prior and data`: it warns where the prior's scale is not the data's, and not on what is shipped."""
+"""Tests of the check `prior and data`, which warns if prior and data differ in scale."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -111,7 +111,7 @@ def test_missing_entries_are_ignored(rng):
 
 
 def test_overflowing_prior_draws_are_ignored(rng):
-    """Three draws in ten of an unstable prior are infinite; the finite ones still show that the data are far away."""
+    """Three of ten draws of an unstable prior are infinite; the finite ones show that the data are far away."""
     y = rng.normal(size=(100, 50, 1))
     y[:30] = np.inf
     assert float(_measured(np.full((50, 1), 40.0) + rng.normal(size=(50, 1)), y)["location"][3][0]) > LIMIT
@@ -167,7 +167,7 @@ def test_models_without_priors_are_not_checked():
 
 
 class Heights(ll.LatentModel):
-    """A plugin's model: one number for each unit, in a site of a name of its own."""
+    """A plugin model with one number for each unit, at a site that is not a data array."""
 
     name = "heights"
     dims = {"z": ("unit",)}

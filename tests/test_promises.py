@@ -1,4 +1,4 @@
-"""What a fit promises of its parts, each by a number that a plausible slip would change."""
+"""Tests of parts of a fit, each by a number that a plausible bug would change."""
 
 import numpy as np
 import oracles
@@ -28,7 +28,7 @@ def iris():
 
 @pytest.fixture(scope="module")
 def nuts_fit(iris):
-    """Chains of two axes, each turned as it happened to be."""
+    """A NUTS fit of PPCA with two axes."""
     return fit(ll.models.PPCA(2), iris, ll.NUTS(n_chains=4, n_warmup=60, n_draws=60, max_tree_depth=5), seed=0, progress=False)
 
 
@@ -76,7 +76,7 @@ def test_the_held_out_score_averages_densities_over_draws(nuts_fit, iris):
 
 
 def test_new_units_are_aligned_with_their_draw(nuts_fit, iris):
-    """Residuals from the conditional given the aligned loadings, in its own sds: of mean square 1 over 240 x 150 x 2 of them."""
+    """Standardised residuals from the conditional given the aligned loadings have mean square 1."""
     new = nuts_fit.latents(iris.raw()).values
     W = nuts_fit.data["latents"]["W"].values
     squares = []
@@ -90,7 +90,7 @@ def test_new_units_are_aligned_with_their_draw(nuts_fit, iris):
 
 
 def test_a_comparison_uses_the_aligned_draws(nuts_fit, iris):
-    """The draws as drawn may be anything: here they are replaced by noise."""
+    """Replacing the unaligned draws by noise changes nothing."""
     few = {"n_draws": 8, "n_pairs": 4, "n_permutations": 2, "progress": False}
     pca = embed("pca", iris)
     tree = nuts_fit.data.copy(deep=True)
@@ -168,7 +168,7 @@ def test_the_mode_is_on_the_constrained_scale():
 
 @pytest.mark.parametrize("batch_size", [None, 10])
 def test_a_guide_of_one_scale_matches_quadrature(batch_size):
-    """log s given 40 numbers: without the Jacobian, or without the weight of a minibatch, mean or sd are far off."""
+    """Posterior of log s for 40 numbers; without Jacobian or minibatch scale, mean or sd would be wrong."""
     x = stats.norm(0, 0.7).rvs(40, random_state=3)
     dataset = Dataset({"x": x}, dims={"x": ("unit",)})
     problem = prepared(Scale(), dataset, ll.SVI(guide="mean_field", batch_size=batch_size))
@@ -184,7 +184,7 @@ def test_a_guide_of_one_scale_matches_quadrature(batch_size):
 
 
 def test_the_metric_is_the_window_variance_regularised_as_in_stan():
-    """A warm-up of 100: the window is iterations 15 to 89, and the metric after it the rule of Stan."""
+    """For a warm-up of 100 the window is iterations 15 to 89; the metric follows Stan's rule."""
     seen = {}
 
     def watch(_, snapshot):

@@ -1,4 +1,4 @@
-"""Names of what is compared across chains: formulas that a reader can look up, and none that only the code writes."""
+"""Tests of the names of quantities that are compared across chains."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Every command and every piece of code in the documents runs, the long ones at small size."""
+"""Tests that all commands and code in the documents run, long ones at a small size."""
 
 import re
 import shlex
@@ -79,7 +79,7 @@ def arguments_of(command, folder):
 
 @pytest.mark.slow
 def test_every_documented_command_runs(folder, monkeypatch, capsys):
-    """In order, since some use what others made; in this process, the first also as a program of its own.
+    """Commands run in order, since some depend on others; in this process, and the first also in a separate one.
 
     Of the registry one claim is measured: `test_correspondence` measures all. Geweke's test has few chains and sweeps:
     `test_self_consistency` has enough of them.
@@ -161,7 +161,7 @@ def test_every_document_is_checked_and_the_readme_is_short():
 
 
 def test_documented_experiments_and_make_targets_exist():
-    """They take minutes to hours: what each prints is in the document beside the command."""
+    """They take minutes to hours and are not run; their output is in the document."""
     said = "\n".join(path.read_text(encoding="utf-8") for path in ALL)
     scripts = set(re.findall(r"experiments/\w+\.py", said))
     assert {path for path in scripts if not (ROOT / path).is_file()} == set()

@@ -1,4 +1,4 @@
-"""Plugins: models, datasets, embeddings and metrics of one's own, and errors that lead to their lines."""
+"""Tests of plugins with models, datasets, embeddings and metrics, and of their errors."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ CONFIG = {
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Runs the command with plugins of these contents: its exit code, what it printed, and where the run is."""
+    """Runs the command with the given plugin code; returns exit code, output and path of the run."""
     (tmp_path / "ring.yaml").write_text(yaml.safe_dump(CONFIG))
 
     def go(parts, *arguments):
@@ -114,7 +114,7 @@ def test_invalid_plugin_files_are_refused(content, message, tmp_path):
 
 
 def test_options_belong_to_the_loaded_plugin(tmp_path):
-    """Two files in one process give one name to functions of different options."""
+    """Two plugin files in one process use the same name for functions with different options."""
     for name, option in (("one", "width"), ("two", "height")):
         (tmp_path / f"{name}.py").write_text(f"def mine(x, n_latent, {option}: int = 1): ...\nembeddings = {{'mine': mine}}\n")
         embeddings = [{"name": "mine", option: 2}]

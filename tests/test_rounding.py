@@ -1,4 +1,4 @@
-"""Data that differ in their last digits give the same positions, partitions and verdicts: rounding decides nothing."""
+"""Tests that rounding of the data does not change positions, partitions or verdicts."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Threads of what is small."""
+"""Tests of thread limits."""
 
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -10,7 +10,7 @@ def blas_threads():
 
 
 def test_one_thread_limits_blas():
-    """Products of small matrices wait for a second thread: a comparison took five times as long on a busy machine."""
+    """Waiting for a second thread made products of small matrices five times slower on a busy machine."""
     with threadpool_limits(2, user_api="blas"):
         outside = blas_threads()
         with one_thread():

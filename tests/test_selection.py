@@ -1,4 +1,4 @@
-"""Models compared by leave-one-out: against direct computation, and against exact answers by enumeration."""
+"""Tests of model comparison by leave-one-out, against direct computation and enumeration."""
 
 import itertools
 from types import SimpleNamespace
@@ -48,7 +48,7 @@ def draws(rng, means, sd=0.1):
 
 @pytest.fixture
 def three_models(rng):
-    """Three models whose points are hard or easy alike: 120 points of elpd between -12 and 0."""
+    """Three models with correlated pointwise values: 120 points with elpd between -12 and 0."""
     common = -(rng.standard_normal(120) ** 2) * 3
     shifts = {"middle": -0.3, "top": 0.0, "poor": -1.0}
     return {name: made_up(draws(rng, common + shift + 0.2 * rng.standard_normal(120))) for name, shift in shifts.items()}
@@ -184,7 +184,7 @@ def test_fits_without_loo_are_refused(rng):
 
 
 def test_fits_to_equal_data_with_other_names_are_compared(rng):
-    """What is scored is the data; their name, labels and truth are not."""
+    """Scores depend on the data, not on their name, labels and true values."""
     x = rng.standard_normal((20, 2)) * [1, 5]
     raw = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name="a")
     told = Dataset({"x": x}, dims={"x": ("unit", "feature")}, labels=["u"] * 20, name="b")
@@ -322,7 +322,7 @@ def test_enumerated_probabilities_sum_to_1():
 
 @pytest.mark.parametrize("name", ["hmm", "mixture"])
 def test_loo_matches_exact_leave_one_out(steps, name):
-    """Of the series each step is left out given those before and after it."""
+    """In the series, each step is left out given all other steps."""
     within_error(steps.fits[name], steps.exact[name].sum(), name)
     np.testing.assert_allclose(steps.fits[name].loo().pointwise, steps.exact[name], atol=0.15)
 
@@ -360,7 +360,7 @@ def test_with_several_sequences_each_sequence_is_a_point():
 
 
 def test_three_clear_clusters_are_selected():
-    """60 units, 8 standard deviations apart: 1 and 2 components are far off, a fourth is of no use."""
+    """60 units in three clusters 8 standard deviations apart: 1 and 2 components fit badly, a fourth does not help."""
     dataset = load_dataset("gaussian_mixture", n_units=60, separation=8.0)
     method = NUTS(n_chains=4, n_warmup=80, n_draws=60, max_tree_depth=5)
     fits = {str(k): fit(GaussianMixture(k, covariance="spherical"), dataset, method, progress=False) for k in (1, 2, 3, 4)}

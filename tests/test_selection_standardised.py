@@ -1,4 +1,4 @@
-"""Why PPCA of standardised columns wants more dimensions than the data have: standardising makes equal noise unequal."""
+"""Tests that standardising makes equal noise unequal, so that PPCA selects too many dimensions."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,6 @@
-"""A model with a method against itself: sound ones pass, and planted faults are seen.
+"""Tests of self-consistency checks (SBC, Geweke): correct models pass and planted faults are detected.
 
-Which check sees which fault, in PPCA with 4 features (100 data sets of 10 units; 100 chains of 40 sweeps at 6 units; the
+Faults that each check detects, in PPCA with 4 features (100 data sets of 10 units; 100 chains of 40 sweeps at 6 units; the
 tests below take 50 data sets):
 
 | fault                                               | SBC | by                     | Geweke | by                         |
@@ -73,7 +73,7 @@ def counts(ranks, n_ranks):
 
 @pytest.mark.chance(3e-4)
 def test_the_p_value_matches_simulated_uniform_ranks(rng):
-    """P(p <= level) is at most the level, and near it where the statistic is nearly continuous; binomial tests at 1e-4."""
+    """P(p <= level) is at most the level, and close to it for nearly continuous statistics; binomial tests at 1e-4."""
     n, n_ranks = 80, 20
     p = np.array([ecdf_p_value(counts(rng.integers(0, n_ranks + 1, n), n_ranks), n) for _ in range(3000)])
     for level in (0.01, 0.1, 0.5):
@@ -107,7 +107,7 @@ def test_non_uniform_ranks_are_detected(shape, rng):
 @pytest.mark.chance(1e-3)
 def test_dependence_of_draws_is_estimated_from_ranks(rng):
     """Of normal chains of order one: whether two draws of correlation r are below the truth has correlation
-    6 (1/4 + arcsin((1 + r) / 2) / (2 pi) - 1/3). The median of five: one is off by more in 3 % of cases."""
+    6 (1/4 + arcsin((1 + r) / 2) / (2 pi) - 1/3). The median of five: one is off by more in 3% of cases."""
     n, n_ranks = 16_000, 50
     for rho in (0.0, 0.5):
         found = []
@@ -122,7 +122,7 @@ def test_dependence_of_draws_is_estimated_from_ranks(rng):
 
 
 def test_means_are_compared_by_welchs_test_at_the_table_level(rng, monkeypatch):
-    """Of means of chains with reference draws, by SciPy; the functions are found from a quarter of these, and not compared."""
+    """Compares means of chains and reference draws with SciPy; a quarter of the reference selects the functions."""
     everywhere(monkeypatch, "latentlab.calibration", "N_REFERENCE", 40)
     chains = 0.3 + rng.normal(size=(4, 6, 1)) + rng.normal(size=(4, 6, 5))
     columns = np.concatenate([rng.normal(size=(4, 40)), chains.reshape(4, 30)], axis=1)
@@ -148,7 +148,7 @@ def test_p_values_of_a_table_are_adjusted_for_all_quantities(monkeypatch):
 
 
 def test_ranked_draws_are_thinned_until_independent(monkeypatch):
-    """Of iterations 0, 1, 2, ...: every second at first, every fourth where these are too dependent."""
+    """Draws are numbered by iteration: every second is used at first, every fourth if these are too dependent."""
     everywhere(monkeypatch, "latentlab.calibration", "MOST_THIN", 4)
     chains = SimpleNamespace(draws=lambda n, **_: np.arange(float(n))[None, :, None])
     everywhere(monkeypatch, "latentlab.calibration", "Chains", lambda *_: chains)
@@ -184,14 +184,14 @@ def test_geweke_draws_new_data_in_each_sweep():
 
 
 def small_check(check, **sizes):
-    """The check at other sizes, with the annotations that its arguments are checked by."""
+    """Returns the check with other default sizes and the same annotations."""
     return wraps(check)(lambda *args, **options: check(*args, **options, **sizes))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [SOUND, FactorAnalysis(n_latent=1, mu_scale=1.0)], ids=lambda m: m.name)
 def test_a_sound_model_and_sampler_pass(model, monkeypatch):
-    """On more data sets and about as many chains as show the faults that are planted below."""
+    """Uses more data sets than the tests of planted faults, and about as many chains."""
     everywhere(monkeypatch, "latentlab.calibration", "geweke", small_check(geweke, n_chains=80, n_sweeps=40))
     n_replications = 60
     for seed in (0, 1):
@@ -444,7 +444,7 @@ def test_labels_are_ranked_by_label_free_quantities():
 
 
 def test_other_methods_run_on_one_data_set_at_a_time():
-    """A guide that is stopped after two steps is nothing like the posterior."""
+    """A guide after two steps is far from the posterior, so that the checks fail."""
     few_steps = SVI(guide="mean_field", n_steps=2, n_draws=60)
     found = calibrate(TwoGroups(), few_steps, n_replications=20, n_units=8, progress=False)
     assert found.geweke is None

@@ -1,4 +1,4 @@
-"""Settings as annotated fields: types and ranges are checked by one mechanism, for models, methods and functions."""
+"""Tests of settings as annotated fields, whose types and ranges are checked."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""A run directory: what is written reads back exactly, what is damaged is named, and a run that was there is never lost."""
+"""Tests of run directories: exact reading, damaged files, and protection of existing runs."""
 
 import json
 import math
@@ -88,7 +88,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(original: Path, tmp_path: Path) -> Path:
-    """A complete run of one's own."""
+    """A copy of a complete run."""
     return Path(shutil.copytree(original, tmp_path / "toy"))
 
 
@@ -97,7 +97,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def update_hash(run: Path, name: str) -> None:
-    """Lists a file with the hash that it has now, as one would who wants it to be believed."""
+    """Updates the stored hash of a file, as after deliberate tampering."""
     info = json.loads((run / "run.json").read_text())
     info["files"][name] = {"sha256": sha256(run / name), "bytes": (run / name).stat().st_size}
     (run / "run.json").write_text(json.dumps(info))
@@ -107,7 +107,7 @@ def update_hash(run: Path, name: str) -> None:
 
 
 def test_tables_of_older_runs_have_one_kind_of_units(run: Path):
-    """Runs once had one kind of units, and their tables no column for it."""
+    """Tables of older runs have no column for the kind of units."""
     info = json.loads((run / RUN_JSON).read_text())
     VERDICTS.drop(columns="units").to_csv(run / "verdicts.csv", index=False)
     info["files"]["verdicts.csv"]["sha256"] = sha256(run / "verdicts.csv")
@@ -365,7 +365,7 @@ def test_the_old_run_is_restored_if_the_new_one_cannot_begin(run: Path, monkeypa
 
 
 def simulate_kill(directory: RunDirectory) -> None:
-    """What a process leaves that is killed: nothing is undone, but the system drops its lock."""
+    """Simulates a killed process: no cleanup, and the system releases its lock."""
     os.close(directory.lock._descriptor)
 
 

@@ -1,4 +1,4 @@
-"""Tests of points that refer to units, from density to report: ratings with two kinds of units, and a graph."""
+"""Tests of ratings and graphs, from density to report."""
 
 import json
 from dataclasses import replace
@@ -76,7 +76,7 @@ def test_the_density_of_a_graph_factorises_over_pairs(rng):
 
 
 def test_scaled_batches_of_cells_average_to_the_full_density(ratings, rng):
-    """The log joint is the mean over batches that partition the cells, each scaled to the full size."""
+    """The mean of the scaled log joint over batches that partition the cells is the full log joint."""
     model, values = (
         MatrixFactorization(2),
         {"U": rng.normal(size=(11, 2)), "V": rng.normal(size=(20, 2)), "mu": 0.1, "sigma": 0.5},
@@ -94,7 +94,7 @@ def test_scaled_batches_of_cells_average_to_the_full_density(ratings, rng):
 
 
 def gibbs(r, i, j, n, m, K, rng, n_sweeps):
-    """Returns draws of U V', mu and sigma by Gibbs sampling; sigma, with a half-normal prior, is drawn on a grid."""
+    """Returns draws of U V^T, mu and sigma by Gibbs sampling; sigma, with a half-normal prior, is drawn on a grid."""
     U, V, mu, sigma = rng.normal(size=(n, K)), rng.normal(size=(m, K)), 0.0, 1.0
     grid = np.exp(np.linspace(np.log(0.02), np.log(5), 4000))
     kept = []
@@ -198,7 +198,7 @@ def test_all_kinds_of_units_are_aligned_by_one_element(fitted):
 
 
 def test_draws_are_aligned_by_all_kinds_together(rng):
-    """The items determine the rotation of a draw where the users carry no information on it."""
+    """The items determine the rotation of a draw if the users carry no information on it."""
     angle = rng.uniform(0, 2 * np.pi, (2, 50))
     turn = np.stack([np.stack([np.cos(angle), np.sin(angle)], -1), np.stack([-np.sin(angle), np.cos(angle)], -1)], -1)
     values = {

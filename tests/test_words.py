@@ -1,4 +1,4 @@
-"""The check of words finds each kind of offence, and none in the project."""
+"""Tests that the check of words finds each kind of offence and that the project has none."""
 
 import subprocess
 import sys

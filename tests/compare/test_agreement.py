@@ -1,4 +1,4 @@
-"""Agreement of partitions: against scikit-learn, plain loops and known values, over all partitions of a few units."""
+"""Tests of the agreement of partitions against scikit-learn, plain loops and known values."""
 
 import itertools
 import math
@@ -68,7 +68,7 @@ def test_matched_accuracy_is_the_best_over_all_matchings(rng):
 
 
 def test_metric_properties_over_all_pairs_of_partitions_of_5_units():
-    """Best for identical partitions and for them alone; VI is a distance; ranges hold and adjusted Rand's end is met."""
+    """Only identical partitions have the best value; VI is a distance; all values are in range."""
     every = all_partitions(5)
     assert len(every) == 52
     tables = {m.name: np.array([[m(x, y) for y in every] for x in every]) for m in METRICS}
@@ -85,7 +85,7 @@ def test_metric_properties_over_all_pairs_of_partitions_of_5_units():
 
 
 def test_the_smallest_adjusted_rand_is_minus_one_half():
-    """Met by 4 units in two pairs, crossed: (0 - 2/3) / (2 - 2/3); in no case of up to 6 units is it less."""
+    """Two crossed pairings of 4 units have (0 - 2/3) / (2 - 2/3), the minimum over partitions of up to 6 units."""
     assert adjusted_rand([0, 0, 1, 1], [0, 1, 0, 1]) == pytest.approx(-0.5)
     for n in (2, 3, 4, 5, 6):
         every = [adjusted_rand.kind(p) for p in all_partitions(n)]

@@ -1,4 +1,4 @@
-"""One alignment for draws, embedding and truth: it undoes its group, regresses the right way, and treats all alike."""
+"""Tests of the alignment of draws, embeddings and true positions to the posterior mean."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def mean(rng):
 
 
 def transformed_mean(alignment, mean, rng):
-    """The mean after an element of the alignment's group and a shift."""
+    """Transforms the mean by an element of the alignment's group and a shift."""
     if alignment == "fixed":
         return mean
     element = {
@@ -138,7 +138,7 @@ def test_invalid_alignments_and_shapes_are_refused(mean):
 
 
 def test_the_mean_of_draws_equals_the_mean_of_centred_copies(rng, monkeypatch):
-    """By the formula with copies, and in blocks of one draw; draws at one point but for round-off count as nothing."""
+    """Compares with centred copies, also in blocks of one draw; draws constant up to rounding become 0."""
     draws = 1e3 + rng.normal(size=(30, 12, 3)) + 5 * rng.normal(size=(12, 3))
     draws[4] = 0.1 + 1e-15 * rng.normal(size=(12, 3))
     less = draws - draws.mean(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Effective draws of a series, and halves of the draws that do not depend on each other."""
+"""Tests of effective sample sizes and of the split of draws into independent halves."""
 
 import tracemalloc
 
@@ -24,7 +24,7 @@ def autoregressive(rng, rho, *shape):
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
 def test_ess_of_an_autoregression_matches_the_formula(rho, rng):
-    """tau = (1 + rho) / (1 - rho). The estimate's sd is about 4 % here: 20 % is 5 sd."""
+    """tau = (1 + rho) / (1 - rho). The estimate's sd is about 4% here: 20% is 5 sd."""
     found = ess(autoregressive(rng, rho, 4, 20_000))
     assert found == pytest.approx(80_000 * (1 - rho) / (1 + rho), rel=0.2)
 
@@ -36,9 +36,9 @@ def test_ess_is_close_to_arviz(rng):
 
 
 def test_ess_of_several_series_is_more_precise_than_of_one(rng):
-    """40 draws, independent: one series is said to be worth 35 in the mean, by chance, 200 together 40.
+    """For 40 independent draws, the mean estimate is 35 from one series and 40 from 200 series together.
 
-    The mean of 500 has standard error 0.4; that of 50 series of an autoregression 2 % of the known number.
+    The mean of 500 has standard error 0.4; that of 50 series of an autoregression 2% of the known number.
     """
     every = [rng.normal(size=(2, 20, 200)) for _ in range(50)]
     assert np.mean([ess(x[..., j]) for x in every for j in range(10)]) < 38

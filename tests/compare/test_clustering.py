@@ -1,4 +1,4 @@
-"""What a posterior over partitions says: against all partitions of 5 units, loops, and posteriors known exactly."""
+"""Tests of summaries of posterior partitions against enumeration, loops and exact posteriors."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ def all_partitions(n):
 
 
 def binder(x, y):
-    """Share of pairs that are together in one of the two only, by a loop."""
+    """Share of pairs that are together in only one of the two partitions, by a loop."""
     pairs = list(itertools.combinations(range(len(x)), 2))
     return sum((x[i] == x[j]) != (y[i] == y[j]) for i, j in pairs) / len(pairs)
 
@@ -47,7 +47,7 @@ def mixture(rng, n=40, n_chains=4, n_draws=50, overlap=1.0):
 
 
 def with_random_names(draws, rng):
-    """Each draw's labels under names of its own."""
+    """Renames the clusters of each draw at random."""
     out = draws.copy()
     for index in np.ndindex(draws.shape[:2]):
         out[index] = (rng.permutation(int(draws.max()) + 1) * 3 - 4)[draws[index]]
@@ -108,7 +108,7 @@ def test_co_assignment_matches_an_enumerated_posterior(rng):
 
 
 def test_standard_errors_grow_with_disagreeing_chains_and_repeated_draws(rng):
-    """One chain without the posterior's structure: its pairs' error is that of 4 chains, not of 800 draws."""
+    """One of 4 chains samples random labels, so that the error is that of 4 chains, not of 800 draws."""
     draws, _ = mixture(rng, n_draws=200)
     before = co_assignment(draws)
     noisy = draws.copy()
@@ -132,7 +132,7 @@ def test_standard_errors_of_a_single_chain_and_a_single_draw(rng):
 
 
 def test_the_estimate_minimises_the_loss_over_all_partitions_of_5_units(rng):
-    """52 partitions, a posterior on them by draws: the least loss is found, by loops, and moves reach it."""
+    """Compares the estimate with the smallest expected loss over all 52 partitions, computed by loops."""
     every = all_partitions(5)
     for _ in range(4):
         weights = rng.dirichlet(np.full(52, 0.2))
@@ -166,9 +166,9 @@ def test_no_move_of_a_single_unit_improves_an_estimate(estimate, distance, rng):
 
 
 def test_the_estimated_number_of_clusters_does_not_depend_on_one_draw(rng):
-    """Two large groups and a pair; in each draw four units of the large ones are in the other one.
+    """Two large groups and a pair; in each draw four units of the large groups are exchanged.
 
-    A draw without these, but with the pair in a large group, is the best, and no move of a unit opens a cluster again.
+    The best single draw has no exchanged units but lacks the pair as cluster, and no move of one unit opens it again.
     """
     base = np.repeat([0, 1, 2], [12, 12, 2])
     draws = np.tile(base, (2, 100, 1))
@@ -285,7 +285,7 @@ def test_mismatched_units_and_invalid_options_are_refused(rng):
 
 
 def test_units_whose_cluster_differs_between_chains_are_unsettled():
-    """Unit 4 is with one cluster in the first chain, with the other in the second; the labels' names differ by chain."""
+    """Unit 4 is in one cluster in the first chain, in the other in the second; cluster names differ between chains."""
     first, second = np.array([0, 0, 1, 1, 0]), np.array([1, 1, 0, 0, 0])
     draws = np.stack([np.tile(first, (20, 1)), np.tile(second, (20, 1))])
     centre = minimum_binder(draws)
@@ -297,7 +297,7 @@ def test_units_whose_cluster_differs_between_chains_are_unsettled():
 
 
 def test_between_chain_spread_makes_a_unit_unsettled():
-    """Three of four chains have unit 4 with the first cluster, the fourth with the second: .75 with a standard error of .25."""
+    """Unit 4 is in the first cluster in three of four chains: a share of .75 with a standard error of .25."""
     first, second = np.array([0, 0, 1, 1, 0]), np.array([0, 0, 1, 1, 1])
     draws = np.stack([np.tile(own, (400, 1)) for own in (first, first, first, second)])
     assert unsettled(draws, minimum_binder(draws)).tolist() == [4]
@@ -305,7 +305,7 @@ def test_between_chain_spread_makes_a_unit_unsettled():
 
 @pytest.mark.parametrize(("n_beyond", "told"), [(50, True), (45, True), (20, False)])
 def test_a_unit_is_unsettled_within_two_standard_errors(n_beyond, told):
-    """Unit 6 is with the second cluster in so many of 100 chains of one draw, by hand: 50 +- 5 have it with either."""
+    """Unit 6 is in the second cluster in the given number of 100 chains of one draw; the standard error of 50 is 5."""
     base = np.array([0, 0, 0, 1, 1, 1, 0])
     draws = np.tile(base, (100, 1, 1))
     draws[:n_beyond, 0, 6] = 1
@@ -313,7 +313,7 @@ def test_a_unit_is_unsettled_within_two_standard_errors(n_beyond, told):
 
 
 def test_ties_between_clusters_go_to_the_first(rng):
-    """A unit that is with either of two clusters equally often, under a loss of logarithms, whose rounding decides otherwise."""
+    """A unit is equally often in two clusters, and rounding of the logarithmic loss would decide."""
     base = np.repeat([0, 1, 2], 7)
     for _ in range(5):
         order = rng.permutation(40)

@@ -1,4 +1,4 @@
-"""Credible regions cover further draws and a known truth as often as they say, also from few draws of few units."""
+"""Tests that credible regions cover new draws and true positions at the nominal rate."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_the_region_covers_a_new_draw_at_the_nominal_rate(rng):
 def test_a_known_truth_is_covered_at_the_nominal_rate(alignment, n, d, n_draws, n_datasets, rng):
     """|mean - nominal| < 4 sd_between / sqrt(R): a false alarm in 6e-5 of cases a level, 6e-4 over the nine.
 
-    Scaled draws are not quite Gaussian, so 1 % more is allowed there; for held-out draws, of which there are many, 1 % alone.
+    Scaled draws are not exactly Gaussian, so that the limit is wider by 1%; for held-out draws the limit is 1%.
     """
     found = (
         coverage(draws, truth, alignment=alignment) for truth, _, draws in (exact(rng, n, d, n_draws) for _ in range(n_datasets))
@@ -57,7 +57,7 @@ def test_a_known_truth_is_covered_at_the_nominal_rate(alignment, n, d, n_draws, 
 
 @pytest.mark.chance(2e-4)
 def test_simultaneous_regions_cover_all_true_positions_at_once(rng):
-    """300 data sets, level by level: binomial sd 0.029 at most; 4 sd, a rate of 2e-4 over the levels."""
+    """For 300 data sets the binomial sd is 0.029 at most; the limit is 4 sd, a false alarm rate of 2e-4 over the levels."""
     found = np.array([coverage(draws, truth).simultaneous for truth, _, draws in (exact(rng, 30, 2, 400) for _ in range(300))])
     for level, share in zip(LEVELS, found.mean(axis=0), strict=True):
         assert share == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / 300) + 1 / 200)
@@ -85,7 +85,7 @@ def test_coverage_counts_units_by_mahalanobis_distance(rng):
 
 
 def test_the_radius_uses_the_effective_number_of_draws(rng):
-    """Each draw ten times over is worth no more than once: the radius, and so the share of the draws, stays."""
+    """Repeating each draw ten times does not change the effective number, so that the radius remains the same."""
     _, _, draws = exact(rng, 200, 2, 80)
     once, ten = (coverage(x, draws[0, 0]) for x in (draws, np.repeat(draws, 10, axis=1)))
     np.testing.assert_allclose(ten.draws, once.draws, atol=0.02)

@@ -1,4 +1,4 @@
-"""Kernel and distance metrics against sums over index quadruples, U-centring written out, and scipy."""
+"""Tests of kernel and distance metrics against sums over index quadruples, explicit U-centring and scipy."""
 
 import itertools
 
@@ -115,7 +115,7 @@ def test_cka_uses_all_units(rng):
 
 @pytest.mark.parametrize("metric", [cka, cka_rbf, distance_correlation, rsa])
 def test_equidistant_units_give_0(metric, rng):
-    """The vertices of a simplex: nothing to correlate, also with itself and where rounding leaves something; defined as 0."""
+    """The distances between vertices of a simplex have no variance, so that correlations are defined as 0."""
     turned = 3.3 * np.eye(12) @ np.linalg.qr(rng.normal(size=(12, 12)))[0] + 1
     for simplex in (np.eye(12), turned):
         assert metric(simplex, rng.normal(size=(12, 2))) == pytest.approx(0.0, abs=1e-12)

@@ -1,4 +1,4 @@
-"""Units of clusterings by hand on a tiny case, and in general by loops."""
+"""Tests of the unit tables of clusterings on a small example and against loops."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_disagreement_in_a_small_example():
 
 
 def test_label_coverage_in_a_small_example():
-    """Unit 1 has label 0 in 3 of 4 draws: its set at 50 % holds label 0 alone, at 80 % both."""
+    """Unit 1 has label 0 in 3 of 4 draws: its 50% set has label 0 only, its 80% set both labels."""
     reference = units_of(TINY)
     np.testing.assert_allclose(reference.probabilities, [[1, 0], [0.75, 0.25], [0, 1]])
     usual, odd = (reference.coverage(np.array(y)) for y in ([7, 7, 2], [2, 7, 7]))
@@ -47,7 +47,7 @@ def test_cluster_names_are_ignored_and_extra_clusters_lie_outside():
 
 
 def test_rounding_does_not_enlarge_a_credible_set():
-    """0.7 + 0.1 is below 0.8 in floating-point numbers, and the set at 80 % holds these two labels only."""
+    """0.7 + 0.1 is below 0.8 in floating-point numbers; the 80% set still has these two labels only."""
     first = np.repeat([0, 1, 2, 3], [7, 1, 1, 1])
     draws = np.stack([first, np.full(10, 1), np.full(10, 2), np.full(10, 3)], -1)[None]
     reference = units_of(draws, 4)

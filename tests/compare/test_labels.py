@@ -1,4 +1,4 @@
-"""Label scores against scikit-learn and loops; folds are fixed, hold out, and spread the classes."""
+"""Tests of label scores against scikit-learn and loops, and of cross-validation folds."""
 
 from functools import partial
 
@@ -97,7 +97,7 @@ def test_accuracy_matches_scikit_learns_cross_validation(data, name, model, rng)
 
 
 def test_a_units_own_label_does_not_enter_its_prediction(rng):
-    """Labels without any relation: with one neighbour a leak would give accuracy 1. Binomial 1/2, 4 standard deviations."""
+    """Labels are independent of positions; a leak would give accuracy 1. Limits: 4 sd of the binomial with 1/2."""
     x, labels = rng.normal(size=(400, 2)), rng.integers(0, 2, size=400)
     found = downstream_accuracy(x, labels, folds(labels, rng), n_neighbors=1)
     assert abs(found - 0.5) < 4 * np.sqrt(0.25 / 400)

@@ -1,4 +1,4 @@
-"""Scores, ceilings and floors against loops and known values; draws are read one at a time and prepared once."""
+"""Tests of scores, ceilings and floors against loops and known values."""
 
 import itertools
 import tracemalloc
@@ -15,7 +15,7 @@ from latentlab.errors import ConfigError, DataError
 
 
 class StoredDraws:
-    """Draws as a file gives them: a shape, and one draw at a time, made when it is asked for."""
+    """Imitates draws in a file: has a shape and creates one draw at a time when it is read."""
 
     def __init__(self, shape, seed=0):
         self.shape, self.seed, self.reads = shape, seed, []
@@ -65,7 +65,7 @@ def test_score_tables_equal_single_metrics(draws, rng):
 
 
 def test_distances_of_posterior_mean_and_ceiling_match_theory(rng):
-    """Errors of sd s about positions of sd 1: mean to draw s^2 / (1 + s^2), draw to draw twice that; 2 % are 5 s.e.."""
+    """Errors of sd s about positions of sd 1: mean to draw s^2 / (1 + s^2), draw to draw twice that; 2% are 5 s.e.."""
     m, s = rng.normal(size=(4000, 2)), 0.5
     m = (m - m.mean(axis=0)) / m.std(axis=0)
     draws = m + s * rng.normal(size=(2, 10, 4000, 2))
@@ -75,7 +75,7 @@ def test_distances_of_posterior_mean_and_ceiling_match_theory(rng):
 
 
 def test_ceiling_compares_different_chains_only(rng):
-    """Chains stuck at two configurations: any pair within a chain would have distance 0."""
+    """Each chain is constant, so that pairs within a chain would have distance 0."""
     modes = rng.normal(size=(2, 20, 2))
     draws = np.repeat(modes[:, None], 5, axis=1)
     found = ceiling(displacement, draws, rng, 100)
@@ -114,7 +114,7 @@ def test_pairs_within_a_single_chain_are_far_apart(n_draws, rng):
 
 @pytest.mark.chance(1e-4)
 def test_floor_is_the_chance_level(draws, rng):
-    """The embedding is a draw itself: unpermuted its overlap with that draw would be 1. 4 standard errors."""
+    """The embedding is a draw: its unpermuted overlap with that draw would be 1. Limit: 4 standard errors."""
     found = floor(neighbor_overlap, draws[0, 0], draws[:1, :1], rng, 200, n_neighbors=5)
     assert abs(found.mean() - 5 / 29) < 4 * found.std() / np.sqrt(200)
     assert found.max() < 1

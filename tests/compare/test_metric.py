@@ -1,6 +1,6 @@
-"""What every metric of the table declares holds, and nothing that it does not declare; seen to find a liar.
+"""Tests that each metric has the invariances it declares and no others.
 
-What is about positions alone runs over their metrics (`each`), what is about any metric over all (`any_metric`).
+The fixture `each` runs over metrics of positions, `any_metric` over all metrics.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ def any_metric(request):
 
 
 def related_arguments(rng, m, n=60):
-    """Two arguments of a metric that have much, not all, in common."""
+    """Creates two strongly related arguments of a metric."""
     if m.of == "positions":
         return related_positions(rng, n)
     y = rng.integers(4, size=n)
@@ -37,7 +37,7 @@ def related_arguments(rng, m, n=60):
 
 
 def related_positions(rng, n=60, p=3, q=3, noise=0.7):
-    """An embedding and a draw that have much, not all, in common; neither centred, isotropic or of one scale."""
+    """Creates a strongly related embedding and draw; neither is centred or isotropic, and scales differ."""
     z = rng.standard_t(5, size=(n, max(p, q))) * np.linspace(2.0, 0.6, max(p, q)) + 1.0
     return 1.3 * (z + noise * rng.normal(size=z.shape))[:, :p] - 0.5, z[:, :q]
 
@@ -71,7 +71,7 @@ def largest_change(m, name, rng):
 
 
 def false_claims(m, rng):
-    """Transformations about which the metric says the wrong thing."""
+    """Returns the transformations whose declaration is wrong."""
     return {name for name in TRANSFORMATIONS[m.of] if (largest_change(m, name, rng) < CHANGED) != (name in m.ignores)}
 
 
@@ -114,7 +114,7 @@ def test_identical_positions_give_the_best_value(each, rng):
 
 
 def test_the_unclipped_formula_stays_within_the_range(each, rng):
-    """The formula itself, not what `Metric` clips off for rounding."""
+    """Calls the formula without the clipping by `Metric`."""
     low, high = each.range
     for n, noise in [(33, 0.0), (33, 0.3), (33, 30.0), (200, 1e4)]:
         for p, q in [(2, 2), (5, 2), (2, 5)]:
@@ -148,7 +148,7 @@ def test_missing_columns_count_as_zeros(each, rng):
 
 
 def test_a_missing_latent_dimension_lowers_the_score(each, rng):
-    """The one along which units lie three times as far apart."""
+    """The dimension with three times the spread is dropped."""
     z = rng.normal(size=(100, 2)) * [1.0, 3.0]
     assert abs(each(z[:, :1], z) - each.best) > 0.1
 
@@ -170,7 +170,7 @@ def test_constant_positions_give_the_declared_value(each, rng):
 
 
 def test_degenerate_positions_give_finite_values(each):
-    """A simplex (all distances equal), units at two points only, repeated units: a finite value in the range, no warning."""
+    """Equidistant units, units at two points and duplicate units give a finite value in the range without warning."""
     line = np.arange(40.0)[:, None]
     for x in (np.eye(40)[:, :20], np.repeat([[0.0, 1.0], [2.0, 0.0]], 20, axis=0), np.repeat(line[:20], 2, axis=0)):
         for left, right in [(x, line), (line, x), (x, x)]:

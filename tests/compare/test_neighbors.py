@@ -1,4 +1,4 @@
-"""Neighbourhood metrics against scikit-learn and double loops; ties, subsamples and bounds."""
+"""Tests of neighbourhood metrics against scikit-learn and loops, with ties, subsamples and bounds."""
 
 import sys
 
@@ -73,7 +73,7 @@ def test_co_ranking_scores_match_the_co_ranking_matrix(data):
 
 
 def test_trustworthiness_detects_gluing_and_continuity_tearing(rng):
-    """Two far groups laid over each other are not to be trusted but continuous; a ring cut open is the other way round."""
+    """Overlaying two distant groups lowers trustworthiness only; cutting a ring open lowers continuity only."""
     groups = rng.normal(size=(100, 2)) + np.repeat([[0.0, 0.0], [30.0, 0.0]], 50, axis=0)
     glued = groups - np.repeat([[0.0, 0.0], [30.0, 0.0]], 50, axis=0)
     assert trustworthiness(glued, groups) < continuity(glued, groups) - 0.1
@@ -190,7 +190,7 @@ def test_missing_pynndescent_is_reported_with_its_extra(rng, monkeypatch):
 
 
 class InexactDescent:
-    """In place of pynndescent's: exact neighbours, of which each list's last few were exchanged or not found."""
+    """Replaces pynndescent: exact neighbours, with the last few of each list wrong or missing."""
 
     def __init__(self, rows, n_neighbors, random_state, n_jobs):
         found = NearestNeighbors(n_neighbors=n_neighbors + 2).fit(rows).kneighbors(rows, return_distance=False)
@@ -200,7 +200,7 @@ class InexactDescent:
 
 
 def test_recall_is_the_share_of_true_neighbours_found(rng, monkeypatch):
-    """Two of ten are wrong, but for the seventh of the lists that have a gap: these are made anew, and exact."""
+    """Two of ten neighbours are wrong in each list; lists with missing entries (one in seven) are recomputed exactly."""
     monkeypatch.setitem(sys.modules, "pynndescent", type("module", (), {"NNDescent": InexactDescent}))
     x = Positions(rng.normal(size=(350, 2)))
     near = neighbors(x, 10, "approximate")
@@ -215,7 +215,7 @@ def test_recall_is_the_share_of_true_neighbours_found(rng, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.fixed
 def test_the_approximate_search_finds_nearly_all_neighbours(rng):
-    """Marked slow for its compilation, which takes minutes more as another processor."""
+    """Slow because of compilation, which takes longer on emulated CPUs."""
     pytest.importorskip("pynndescent")
     x = rng.normal(size=(2000, 10))
     y = x + 0.5 * rng.normal(size=x.shape)

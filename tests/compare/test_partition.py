@@ -1,4 +1,4 @@
-"""Labels as a partition: codes, sizes, tables of counts, and what is refused."""
+"""Tests of label partitions: codes, sizes, contingency tables and errors."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_one_cluster_and_singletons():
 
 
 def test_many_clusters_need_no_dense_table():
-    """A table of 100 000 x 100 000 numbers would take 80 GB."""
+    """A dense table of 100 000 x 100 000 numbers would need 80 GB."""
     alone = Labels(np.arange(100_000))
     assert len(overlaps(alone, alone)) == 100_000
 

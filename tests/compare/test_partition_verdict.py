@@ -1,4 +1,4 @@
-"""The verdict on clusterings in mixtures whose posterior is exact, its statistics by loops, its gates, and planted bugs."""
+"""Tests of the verdict on clusterings: exact mixture posteriors, statistics by loops, gates and planted bugs."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ class Exact:
         return (self.rng.random((*shape, len(self.p), 1)) > self.p.cumsum(axis=1)[:, :-1]).sum(axis=-1)
 
     def chains(self, n_chains=4, n_draws=200, stay=0.0):
-        """Draws in which each unit keeps its label with probability `stay`: of the same law, correlated."""
+        """Returns correlated draws with the same distribution; each unit keeps its label with probability `stay`."""
         draws = self.draw(n_chains, n_draws)
         for t in range(1, n_draws):
             kept = self.rng.random((n_chains, len(self.p))) < stay
@@ -50,7 +50,7 @@ def merge_clusters(y):
 
 
 def split_cluster(case):
-    """The largest cluster cut in two."""
+    """Splits the largest cluster in two."""
     y = case.best.copy()
     units = np.flatnonzero(y == np.bincount(y).argmax())
     y[units[np.argsort(case.x[units])][: len(units) // 2]] = K
@@ -79,7 +79,7 @@ KNOWN = {
 
 
 def test_known_clusterings_get_their_verdicts(rng):
-    """In most of 7 data sets: in one of them 1 % are called otherwise, so that 4 of 7 are in fewer than 1e-6 of cases a row."""
+    """Verdicts hold in most of 7 data sets. One differs with probability 1%, 4 of 7 with less than 1e-6 a row."""
     called = {name: 0 for name in KNOWN} | {"centre": 0}
     for _ in range(7):
         case = Exact(rng)
@@ -102,13 +102,13 @@ def false_alarms(rng, n, stay=0.0, n_draws=100):
 
 @pytest.mark.chance(2e-3)
 def test_new_draws_and_true_labels_are_draw_like_at_the_level(rng):
-    """60 data sets: more than so many at a rate of 5 % in 1e-3 of cases, 2e-3 over the two."""
+    """The limit for 60 data sets is exceeded at a rate of 5% with probability 1e-3, 2e-3 over both rows."""
     assert (false_alarms(rng, 60) <= binom.isf(1e-3, 60, 0.05)).all()
 
 
 @pytest.mark.chance(2e-3)
 def test_new_draws_are_draw_like_for_slowly_mixing_chains_of_labels(rng):
-    """Units keep their labels with probability 0.9. More than so many of 20 at a rate of 5 %: 1e-3 of cases a row."""
+    """Units keep their labels with probability 0.9. The limit of 20 is exceeded at a rate of 5% with probability 1e-3 a row."""
     assert (false_alarms(rng, 20, stay=0.9, n_draws=500) <= binom.isf(1e-3, 20, 0.05)).all()
 
 
@@ -161,7 +161,7 @@ def test_clustering_statistics_match_loops(rng):
 
 
 def test_the_verdict_ignores_cluster_names(case):
-    """Neither the draws' nor the clustering's: every number and word is the same."""
+    """Renaming clusters of the draws or of the clustering changes nothing in the verdict."""
     draws = case.chains()
     other = draws.copy()
     for index in np.ndindex(draws.shape[:2]):
@@ -180,7 +180,7 @@ def test_delta_is_0_for_the_point_estimate_and_1_for_a_draw(case):
 
 
 def test_only_the_partition_of_a_certain_posterior_is_draw_like(rng):
-    """All draws are the same: nothing can be nearer than draws are, so its partition is draw-like, and delta 0."""
+    """All draws are equal, so that their partition is draw-like with delta 0 and all others are distinct."""
     truth = np.arange(30) % 3
     reference = PartitionReference(np.tile(truth, (2, 60, 1)), rng)
     same, other = reference.judge(2 - truth), reference.judge(np.where(np.arange(30) == 4, 2, truth))
@@ -195,9 +195,9 @@ def test_only_the_partition_of_a_certain_posterior_is_draw_like(rng):
 
 
 def test_an_uninformative_posterior_of_labels_gives_undetermined(rng):
-    """Labels independent of the units: every clustering would do, or none.
+    """The posterior labels are uniform, so that no clustering can be distinguished from another.
 
-    Of 40 fresh draws at most 9 are distinct, and at most 9 nearer than draws are, in all but 1e-6 of cases (rates of 0.025).
+    Of 40 new draws more than 9 are distinct, or closer than draws, with probability below 1e-6 (rates of 0.025).
     """
     reference = PartitionReference(rng.integers(2, size=(4, 1000, 30)), rng)
     assert reference.gate_draw > 0.025
@@ -298,14 +298,14 @@ def test_invalid_clusterings_and_options_are_refused(case):
 
 
 class TwoSided(PartitionReference):
-    """A planted bug: keeping blocks together, and apart, more than draws do is unusual too."""
+    """A planted bug: the guard is two-sided, so that agreement above that of draws counts as unusual."""
 
     def _errors(self, codes):
         return np.abs((self._shares(codes) - self._share) / self._sd)
 
 
 class Unguarded(PartitionReference):
-    """A planted bug: only the distance counts."""
+    """A planted bug: no guard, only the distance is tested."""
 
     def _of(self, codes):
         return super()._of(codes)[:, [0, 0, 0, 0]]
@@ -337,9 +337,9 @@ def test_without_the_guard_split_clusters_and_moved_units_pass(rng):
 
 @pytest.mark.chance(1e-3)
 def test_ranked_draws_must_be_independent_of_the_reference(rng, monkeypatch):
-    """A planted bug: with every draw in both halves, draws are nearer to the reference than a fresh one is.
+    """A planted bug: all draws are in both halves, so that they are closer to the reference than new draws.
 
-    The mean rank of 80 fresh draws has a standard error of 0.032: 4 of them on each side.
+    The mean rank of 80 new draws has a standard error of 0.032; the limits are 4 of them.
     """
 
     def ranks(n):

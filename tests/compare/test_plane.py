@@ -1,4 +1,4 @@
-"""Neighbours in the plane against all distances."""
+"""Tests of neighbour search in the plane against all distances."""
 
 import numpy as np
 import pytest

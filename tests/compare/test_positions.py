@@ -1,4 +1,4 @@
-"""Subsamples are fixed by the number of units; quantities are computed once; a constant is one up to rounding."""
+"""Tests of subsamples of units, cached quantities and constant positions."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_subsamples_are_distinct_and_reproducible(n):
 
 
 def test_subsamples_cover_the_data_evenly():
-    """With 500 of 5000 units the mean index has standard error 61; 4 of them."""
+    """The mean index of 500 of 5000 units has standard error 61; the limit is 4 of them."""
     assert abs(paired(5000).mean() - 2499.5) < 4 * 61
     assert (np.diff(ranked(200)[1]) < 0).any()
 

@@ -1,4 +1,4 @@
-"""Procrustes distances against scipy, an optimiser over all rotations, least squares, and each other."""
+"""Tests of Procrustes distances against scipy, an optimiser over rotations and least squares."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Functions of the positions: named, centred, of one size, and the same from landmarks as from all units."""
+"""Tests of the functions of positions that describe structured errors."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""CCA and principal angles against scipy, an eigenvalue problem and constructed angles."""
+"""Tests of CCA and principal angles against scipy, an eigenvalue problem and constructed angles."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Gromov-Wasserstein against all permutations of a few units, against its bounds, and blind to which unit is which."""
+"""Tests of the Gromov-Wasserstein distance against permutations of a few units and its bounds."""
 
 import itertools
 import sys
@@ -17,7 +17,7 @@ def mismatch(x, y, order):
 
 
 def test_gromov_wasserstein_is_at_most_the_best_permutation(rng):
-    """With one unit for one, the minimum is over permutations; couplings that split units can only be lower, and hardly are."""
+    """The minimum over permutations is an upper bound; couplings that split units are only slightly lower."""
     y = rng.normal(size=(6, 2)) * [3.0, 1.0]
     x = y + 0.02 * rng.normal(size=y.shape)
     best = min(mismatch(x, y, order) for order in itertools.permutations(range(6)))

@@ -1,4 +1,4 @@
-"""Per-unit disagreement against loops and known laws, and a false-alarm rate for the uncertainty correlation."""
+"""Tests of per-unit disagreement against loops and known distributions."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from latentlab.errors import ConfigError, DataError
 
 
 def posterior(rng, n=60, d=2, scale=None, shape=(2, 50)):
-    """True positions, their sds, and draws whose mean is off the truth as a posterior's is."""
+    """Returns true positions and posterior draws whose means deviate from the truth by a posterior sd."""
     z = 2 * rng.normal(size=(n, d))
     scale = np.ones(n) if scale is None else scale
     mean = z + scale[:, None] * rng.normal(size=(n, d))
@@ -58,7 +58,7 @@ def test_mahalanobis_is_0_at_the_mean_and_1_on_average_at_draws(rng):
     assert disagreement(draws.mean(axis=(0, 1)), draws, rng).mahalanobis.max() < 1e-9
     noise = rng.normal(size=(500, 2))
     fresh = draws.mean(axis=(0, 1)) + scale[:, None] * noise / np.sqrt((noise**2).mean())
-    # 200 draws estimate a unit's covariance to 10 %, so that their standard error over 500 units is 0.01, and move it by 0.02
+    # 200 draws estimate a unit's covariance to 10%, so that their standard error over 500 units is 0.01, and move it by 0.02
     assert (disagreement(fresh, draws, rng).mahalanobis ** 2).mean() == pytest.approx(1.0, abs=0.1)
 
 
@@ -71,7 +71,7 @@ def test_mahalanobis_is_invariant_to_linear_maps(rng):
 
 
 def test_a_moved_unit_is_detected(rng):
-    """By distance where it is moved far, by Mahalanobis where it is moved far for a unit that the posterior is sure of."""
+    """A large shift is detected by distance; a shift that is large relative to the posterior sd, by Mahalanobis distance."""
     scale = np.where(np.arange(60) < 30, 0.1, 2.0)
     _, draws = posterior(rng, scale=scale)
     y = draws.mean(axis=(0, 1)) + scale[:, None] * rng.normal(size=(60, 2)) * 0.5
@@ -99,7 +99,7 @@ def test_uncertainty_correlates_with_disagreement(rng):
 
 
 def test_p_is_uniform_when_disagreement_is_unrelated_to_spread(rng):
-    """Spread by unit as before, but the embedding is off where the posterior is as sure as anywhere: p is uniform."""
+    """Disagreement is independent of the posterior spread, so that p is uniform."""
     _, draws = posterior(rng, n=200, scale=np.exp(rng.normal(size=200)), shape=(2, 200))
     off = np.zeros((200, 2))
     off[rng.permutation(200)[:100]] = 20.0
@@ -128,7 +128,7 @@ def test_rank_correlation_matches_its_formula(rng):
 
 @pytest.mark.chance(1e-4)
 def test_false_alarm_rate_of_the_uncertainty_correlation(rng):
-    """Disagreement without relation to the spread, 1000 times: 5 % of p below 0.05, within 4 binomial standard deviations."""
+    """Disagreement without relation to the spread, 1000 times: 5% of p below 0.05, within 4 binomial standard deviations."""
     p = np.array([rank_correlation(rng.gamma(3, size=40), rng.gamma(2, size=40)).p for _ in range(1000)])
     assert abs((p < 0.05).mean() - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 1000)
     assert rank_correlation(np.arange(20.0), -np.arange(20.0)).p > 0.99

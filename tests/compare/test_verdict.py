@@ -1,4 +1,4 @@
-"""The verdict calls known embeddings by their name, at its level, and says nothing where nothing can be said."""
+"""Tests of the verdict on embeddings: known cases, its level, its statistics and undetermined cases."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ class Exact:
         return self.mean + self.sd * self.rng.normal(size=self.mean.shape)
 
     def chains(self, n_chains=4, n_draws=200, rho=0.0):
-        """Independent draws, unless rho is given; of 2 chains of 100 that are held out 1 in 1000 are worth fewer than 39."""
+        """Returns independent draws, or AR(1) chains if rho is given; 2 chains of 100 rarely (1e-3) have an ESS below 39."""
         noise = self.rng.normal(size=(n_chains, n_draws, *self.mean.shape))
         noise[:, 1:] *= np.sqrt(1 - rho**2)
         return self.mean + self.sd * lfilter([1.0], [1.0, -rho], noise, axis=1)
@@ -83,7 +83,7 @@ def smooth_columns(rng, n_columns, length=15.0, n=200):
 
 
 def test_independent_smooth_columns_do_not_predict_a_series(rng):
-    """With interleaved folds, 40 smooth columns interpolate any smooth series; contiguous ones hold out what they must."""
+    """With interleaved folds, 40 smooth columns interpolate any smooth series; contiguous folds prevent this."""
     z = smooth_columns(rng, 2)
     draws = z + 0.2 * rng.normal(size=(4, 200, 200, 2))
     reference = Reference(draws, "affine", rng, series=True)
@@ -94,7 +94,7 @@ def test_independent_smooth_columns_do_not_predict_a_series(rng):
 
 
 def test_units_displaced_from_the_other_kind_are_distinct(rng):
-    """A draw of 200 units, of which the judged half is moved by one standard deviation: 1 of 20 would be called so by chance."""
+    """Half of the 200 units of a draw are shifted by one standard deviation; 1 of 20 draws is called distinct by chance."""
     z = rng.normal(size=(200, 2))
     draws = z + 0.3 * rng.normal(size=(4, 400, 200, 2))
     reference = Reference(draws, "orthogonal", rng, judged=slice(100, 200))
@@ -121,9 +121,9 @@ FIXED = {
 
 
 def test_without_symmetry_rotations_and_shifts_are_distinct():
-    """Positions without a symmetry: what is turned or moved is distinct; under `orthogonal` it is not.
+    """Without symmetry, rotated or shifted positions are distinct; under `orthogonal` they are not.
 
-    The generator is fixed: a fresh draw is draw-like in 95 of 100 cases.
+    The generator is fixed, since a new draw is draw-like in only 95 of 100 cases.
     """
     case = Exact(np.random.default_rng(5))
     case.mean = case.mean + np.array([2.0, -1.0])  # nothing is centred, so that the place of the positions counts
@@ -142,7 +142,7 @@ def test_without_symmetry_rotations_and_shifts_are_distinct():
 @pytest.mark.parametrize("alignment", ["orthogonal", "similarity", "affine"])
 @pytest.mark.chance(2e-3)
 def test_new_draws_and_true_positions_are_draw_like_at_the_level(alignment, rng):
-    """120 data sets each: more than so many at a rate of 5 % in 1e-3 of cases, 6e-3 over the six."""
+    """The limit for 120 data sets is exceeded at a rate of 5% with probability 1e-3, 6e-3 over six rows."""
     most = binom.isf(1e-3, 120, 0.05)
     other = np.zeros(2)
     for _ in range(120):
@@ -154,7 +154,7 @@ def test_new_draws_and_true_positions_are_draw_like_at_the_level(alignment, rng)
 
 @pytest.mark.chance(7e-4)
 def test_new_draws_are_draw_like_for_slowly_mixing_chains(rng):
-    """AR(1), rho 0.98: a quarter would not be, counted as independent. More than 7 of 40 at a rate of 5 %: 7e-4 of cases."""
+    """AR(1), rho 0.98: a quarter would fail if counted as independent. More than 7 of 40 have probability 7e-4."""
     labels = []
     for _ in range(40):
         case = Exact(rng, n=15)
@@ -165,7 +165,7 @@ def test_new_draws_are_draw_like_for_slowly_mixing_chains(rng):
 
 @pytest.mark.chance(1e-3)
 def test_the_truth_ranks_uniformly_among_draws(rng):
-    """Kolmogorov-Smirnov over 200 data sets, refused at 1e-3; the mean of a posterior ranks lowest in all."""
+    """Kolmogorov-Smirnov test over 200 data sets at 1e-3; the posterior mean always has the lowest rank."""
     ranks = []
     for _ in range(200):
         case = Exact(rng, n=40)
@@ -207,7 +207,7 @@ def test_verdict_statistics_match_loops(case):
 
 
 def test_the_guard_matches_loops():
-    """C by the sd of draws of the reference, z of logs by median and MAD, the effective number of the largest z: by loops."""
+    """Recomputes all parts of the guard by loops: C, robust z of logs, and the effective number of the largest z."""
     rng = np.random.default_rng(20_240_229)  # draws of middling ranks, so that another statistic would show
     case = Exact(rng, n=30)
     draws = case.chains(n_draws=80, rho=0.8)
@@ -246,7 +246,7 @@ def test_the_guard_matches_loops():
 
 
 def test_p_values_count_effective_draws(case):
-    """Nothing is nearer than the mean, so p_low is 1 / (1 + ESS); correlated draws are worth fewer than there are."""
+    """No draw is closer than the mean, so that p_low is 1 / (1 + ESS), with an ESS below the number of correlated draws."""
     found = verdict(case.chains(n_draws=2000, rho=0.95), case.mean, rng=case.rng)
     assert 80 < found.ess < 1000
     reference = Reference(case.chains(n_draws=500, rho=0.95), "orthogonal", case.rng)
@@ -287,7 +287,7 @@ def test_the_scale_is_ranked_among_draws(case):
 
 
 def test_coverage_is_reported_with_that_of_the_draws(case):
-    """From 1600 draws the shares of 1600 others have standard deviation 0.0013 at most; 7 of them."""
+    """Shares of 1600 held-out draws have standard deviation 0.0013 at most; the limit is 7 of them."""
     found = verdict(case.chains(n_draws=800), case.mean, rng=case.rng)
     assert (found.coverage_50, found.coverage_80, found.coverage_95) == (1.0, 1.0, 1.0)
     draws = (found.draw_coverage_50, found.draw_coverage_80, found.draw_coverage_95)
@@ -314,7 +314,7 @@ def test_many_noise_columns_are_distinct_and_signal_columns_are_not(case):
 
 
 def test_too_few_draws_give_undetermined(case):
-    """30 held-out draws cannot give a p-value of 0.025; a level at which they can, can. 10 chains are worth 10 of them."""
+    """30 held-out draws cannot give a p-value of 0.025, but suffice at a larger level; 10 constant chains count as 10 draws."""
     reference = Reference(case.chains(n_chains=20, n_draws=3), "orthogonal", case.rng)
     for y in (case.mean, case.rng.permutation(case.mean)):
         found = reference.judge(y)
@@ -326,7 +326,7 @@ def test_too_few_draws_give_undetermined(case):
 
 
 def test_an_uninformative_posterior_gives_undetermined(rng):
-    """Positions known to 0.99 of their variance: shuffled means and the constant look like the mean."""
+    """The posterior variance is 0.99 of the prior's: shuffled means and a constant cannot be distinguished from the mean."""
     case = Exact(rng, n=60, variance=0.99)
     reference = Reference(case.chains(), "orthogonal", rng)
     assert reference.gate_summary > 0.025
@@ -339,7 +339,7 @@ def test_an_uninformative_posterior_gives_undetermined(rng):
 
 
 def test_the_gate_includes_the_constant_embedding(rng):
-    """Where little is known shuffled means are sometimes told apart more easily than the constant."""
+    """For weak posteriors, shuffled means can be easier to distinguish than the constant."""
     for seed in range(5):
         case = Exact(np.random.default_rng(seed), n=60, variance=0.8)
         reference = Reference(case.chains(), "similarity", case.rng)
@@ -378,7 +378,7 @@ def test_holm_adjusts_p_values_and_updates_verdicts(case):
 
 
 def test_holm_needs_more_draws_for_more_embeddings(case):
-    """5 verdicts at 5 % need 199 effective draws; 20 chains of 19 leave at most 190 held out."""
+    """5 verdicts at 5% need 199 effective draws; 20 chains of 19 leave at most 190 held out."""
     reference = Reference(case.chains(n_chains=20, n_draws=19), "orthogonal", case.rng)
     judged = [reference.judge(case.mean)] * 5
     assert judged[0].verdict == "summary-like"
@@ -388,7 +388,7 @@ def test_holm_needs_more_draws_for_more_embeddings(case):
 
 
 def test_holm_adjusts_the_gate_for_the_number_of_verdicts(case):
-    """A gate that one verdict passes at 0.02 is shut for two: what is trivial has as many chances as there are verdicts."""
+    """A gate p-value of 0.02 passes for one verdict and fails for two, since it is adjusted as well."""
     one = replace(Reference(case.chains(), "orthogonal", case.rng).judge(case.mean), ess=400.0, p_guard=0.9)
     for p_low, gates, label in ((1e-4, (0.02, 0.0), "summary-like"), (0.5, (0.0, 0.02), "draw-like")):
         judged = replace(one, p_low=p_low, gate_summary=gates[0], gate_draw=gates[1])
@@ -438,7 +438,7 @@ def test_invalid_arguments_of_a_verdict_are_refused(case):
     ],
 )
 def test_a_borderline_verdict_is_noted(p_low, p_guard, n, borderline, case):
-    """400 effective draws: at 0.025 nine of them lie beyond, with a standard error of three."""
+    """With 400 effective draws, 0.025 corresponds to nine draws with a standard error of three."""
     v = replace(Reference(case.chains(), "orthogonal", case.rng).judge(case.mean), p_low=p_low, p_guard=p_guard, ess=400.0)
     v = replace(v, gate_summary=1 / 401, gate_draw=1 / 401, notes=())
     others = [replace(v, p_low=0.9, p_guard=0.9)] * (n - 1)

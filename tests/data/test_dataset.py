@@ -1,4 +1,4 @@
-"""A dataset is checked, standardised, split, aligned by name and hashed; what is odd about it is said."""
+"""Tests of datasets: checks, standardising, splits, matching by name, hashes and notes."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A user's own file: read as it stands, or refused with the line, the column or what it declares.
+"""Tests of reading user files, and of errors that name line, column or declared size.
 
 Faults of data that do not apply yet, since no model or loader has such data: sequences (ragged, of no length), graphs (loops,
 duplicate edges), counts and ratings (negative, fractional, out of scale), HDF5 as a data file, categories unseen in training,

@@ -1,4 +1,4 @@
-"""Images in IDX, NPY and NPZ files: read as they stand, or refused for what they declare before they are read."""
+"""Tests of reading images from IDX, NPY and NPZ files, and of refusing invalid ones unread."""
 
 import gzip
 import io
@@ -18,7 +18,7 @@ KINDS = np.array([3, 0, 9, 3])
 
 
 def idx(array, dtype="u1", shape=None):
-    """An IDX file, as its description has it."""
+    """Returns the bytes of an IDX file, by the specification."""
     shape = array.shape if shape is None else shape
     return struct.pack(f">HBB{len(shape)}I", 0, CODES[dtype], len(shape), *shape) + array.astype(dtype).tobytes()
 

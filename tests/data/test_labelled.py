@@ -1,4 +1,4 @@
-"""Arrays that carry names keep them, and are matched by them; columns of every type that holds numbers are taken."""
+"""Tests of labelled arrays: names are kept and matched, and numeric columns of every type are accepted."""
 
 import datetime
 import decimal

@@ -1,4 +1,4 @@
-"""Tests of data whose points refer to units: their attributes, and errors that name the cause in one line."""
+"""Tests of relational data, whose points refer to units."""
 
 import networkx as nx
 import numpy as np
@@ -151,7 +151,7 @@ def test_a_pair_with_a_missing_value_is_left_out():
 
 
 def test_all_pairs_of_held_out_nodes_are_held_out(rng):
-    """A drawn node is held out as the source and as the target of a pair."""
+    """All pairs of a held-out node are held out, whether it is source or target."""
     training, held_out = karate().split(0.2, rng, along="node")
     left = {int(i) for one in training.index.values() for i in one.values}
     assert len(left) == 34 - 7

@@ -1,4 +1,4 @@
-"""Sequences in one dataset: unequal lengths, gaps, what is out of order, and series in files."""
+"""Tests of series: sequences of unequal length, gaps, order, and series in files."""
 
 import numpy as np
 import pandas as pd

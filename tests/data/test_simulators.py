@@ -1,7 +1,7 @@
-"""Data sets against the truth they carry: shares, moments and transitions within sampling error, and slips that are seen.
+"""Tests of simulated data against their true parameters, and that planted errors are detected.
 
-Every check is the largest of at most a few hundred standard scores, held to 5: by the normal tail a right simulator fails one of
-them with a chance below 1e-4 a seed, and the seeds are fixed.
+Each check limits the largest of at most a few hundred standard scores to 5: a correct simulator fails with probability below
+1e-4 for a random seed, and seeds are fixed.
 """
 
 import sys
@@ -37,13 +37,13 @@ def share_scores(found, weights):
 
 
 def score_shares(dataset):
-    """Standard scores of how many units each component has."""
+    """Standard scores of the number of units in each component."""
     z, weights = dataset.truth["z"].astype(int), dataset.truth["weights"]
     return share_scores(np.bincount(z, minlength=len(weights)), weights)
 
 
 def score_gaussians(dataset, states="mu"):
-    """Standard scores of means, variances and correlations within components, and of what should not depend on them."""
+    """Standard scores of means, variances and correlations within components."""
     scores = []
     for part, mu, sigma, k in zip(
         by_component(dataset), dataset.truth[states], dataset.truth["sigma"], range(len(dataset.truth["sigma"])), strict=True
@@ -78,7 +78,7 @@ def score_classes(dataset):
 
 
 def score_transitions(dataset):
-    """Standard scores of initial states, of transitions within sequences, and of noise at one step and the next."""
+    """Standard scores of initial states, transitions within sequences and noise autocorrelation."""
     z, codes = dataset.truth["z"].astype(int), boundaries(dataset)
     initial, transition = dataset.truth["initial"], dataset.truth["transition"]
     starts, same = np.r_[True, codes[1:] != codes[:-1]], codes[1:] == codes[:-1]

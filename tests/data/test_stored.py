@@ -1,4 +1,4 @@
-"""Tables that stay on disk: the same as in memory, entry by entry and in what is refused."""
+"""Tests that tables on disk equal tables in memory, including their errors."""
 
 import os
 import pickle
@@ -23,7 +23,7 @@ def table(n_units=60, *, missing=0.0, seed=0):
 
 @pytest.fixture
 def saved(tmp_path):
-    """Saves a matrix, and says where."""
+    """Saves a matrix and returns the path."""
 
     def save(x, name="mine.npy"):
         np.save(tmp_path / name, x)

@@ -1,4 +1,4 @@
-"""Times of every kind are sorted and their gaps filled by one rule; what can be read in two ways is refused."""
+"""Tests of time coordinates: sorting, filling of gaps, and ambiguous times."""
 
 import numpy as np
 import pandas as pd

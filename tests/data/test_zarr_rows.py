@@ -1,4 +1,4 @@
-"""Zarr arrays that stay on disk: the rows of the same matrix in memory; what is packed oddly or damaged is refused."""
+"""Tests that Zarr arrays on disk equal arrays in memory and that damaged ones are refused."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def table(dtype="<f4"):
 
 @pytest.fixture
 def saved(tmp_path):
-    """Saves a matrix as an array and as an NPY file, and says where."""
+    """Saves a matrix as Zarr array and as NPY file and returns the paths."""
 
     def save(x=None, **options):
         x = table() if x is None else x
@@ -70,7 +70,7 @@ def test_every_numeric_type_of_a_zarr_array_is_read(saved, kind, version):
 
 
 def with_edited_metadata(path, change):
-    """The array with what it says of itself changed."""
+    """Changes the metadata of an array."""
     name = path / ("zarr.json" if (path / "zarr.json").exists() else ".zarray")
     about = json.loads(name.read_text())
     change(about)

@@ -1,4 +1,4 @@
-"""The square-root filter of linear-Gaussian chains against the dense Gaussian of all rows, and where covariances give way."""
+"""Tests of the square-root filter of linear-Gaussian chains against the dense Gaussian of all rows."""
 
 import itertools
 
@@ -48,7 +48,7 @@ def by_kernel(x, starts, observed=None):
 
 
 def dense(x, starts, observed=None):
-    """log N of the observed entries: mean and covariance written out, sequence by sequence, and left to torch."""
+    """Log density of the observed entries by torch, from the dense mean and covariance of each sequence."""
     seen = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
     edges = [*torch.nonzero(starts)[:, 0].tolist(), len(x)]
 
@@ -139,7 +139,7 @@ def test_derivatives_are_correct_for_zero_transitions_and_loadings(which, rng):
 
 
 def test_extreme_units_of_measurement_do_not_overflow(rng):
-    """Rows in units of 1e-60 or 1e60 of the states': the log density moves by the volume, and nothing overflows."""
+    """Rescaling rows by 1e-60 or 1e60 changes the log density by the log volume."""
     values, starts = parameters(rng, 2, 3), sequence_starts([40])
     x = torch.from_numpy(rng.standard_normal((40, 3)))
     A, Q, C, loc, scale, mean, P = values
@@ -183,7 +183,7 @@ def exact_log_density(x, values):
 
 
 def by_covariances(x, values):
-    """The Kalman filter as it is usually written: the log density, and the least eigenvalue that a covariance had."""
+    """Log density by the standard Kalman filter, and the smallest eigenvalue of its covariances."""
     A, Q, C, loc, scale, mean, P = (value.numpy() for value in values)
     level, least = 0.0, np.inf
     for t, row in enumerate(x.numpy()):
@@ -198,7 +198,7 @@ def by_covariances(x, values):
 
 
 def diffuse_case(rng, n_features, scale, initial_scale, noise):
-    """Two states, one precise feature, and what else there is of noise 1; the data are drawn from the model."""
+    """Draws data with two states, one precise feature, and other features with noise 1."""
     A, Q, C, loc, _, mean, _ = parameters(rng, 2, n_features)
     scale = torch.tensor([scale, *[1.0] * (n_features - 1)]).double()
     Q, P = noise**2 * Q, initial_scale**2 * torch.eye(2).double()
@@ -212,7 +212,7 @@ def diffuse_case(rng, n_features, scale, initial_scale, noise):
 @pytest.mark.parametrize("n_features", [1, 3])
 @pytest.mark.parametrize(("scale", "initial_scale", "noise"), [(1e-8, 1e8, 1.0), (1e-6, 1e6, 1e-6), (1e-8, 1e8, 1e-6)])
 def test_small_noise_with_a_diffuse_prior_is_accurate(n_features, scale, initial_scale, noise, rng):
-    """Covariances of condition 1e24 to 1e32: written as such they lose their sign or all but two digits of the density."""
+    """At condition numbers of 1e24 to 1e32 the standard filter loses positive definiteness or all but two digits."""
     x, values = diffuse_case(rng, n_features, scale, initial_scale, noise)
     expected, starts = exact_log_density(x, values), sequence_starts([6])
     found = float(by_kernel(x, starts)(*values))
@@ -229,7 +229,7 @@ def test_small_noise_with_a_diffuse_prior_is_accurate(n_features, scale, initial
 
 @pytest.mark.parametrize("n_features", [1, 3])
 def test_gradients_with_small_noise_are_accurate(n_features, rng):
-    """Against differences of the log density in 100 digits; to the rounding of the data, |x| / scale units in the last place."""
+    """Compares with differences of the log density in 100 digits, up to the rounding of the data."""
     x, values = diffuse_case(rng, n_features, 1e-6, 1e6, 1.0)
     _, gradients = value_and_grad(by_kernel(x, sequence_starts([6])), values)
     for i, name in enumerate(NAMES):
@@ -318,7 +318,7 @@ def test_nan_parameters_give_nan(name, rng):
 
 
 def test_a_chain_of_100000_steps_is_accurate(rng):
-    """Many of which end or begin a sequence, with gradients that are those of the scan."""
+    """Many sequences; gradients match those of the scan."""
     values, starts = parameters(rng, 1, 2), torch.from_numpy(rng.random(100_000) < 0.01)
     x = torch.from_numpy(rng.standard_normal((100_000, 2)))
     scan = lambda *v: LinearGaussianChain(*symmetric(v), starts)._log_prob_sum_by_scan(x)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Emissions against scipy, by component and kind, whole and with entries missing; draws against the densities.
+"""Tests of emission densities against scipy, with and without missing entries, and of draws.
 
 Tests of draws: two-sided z-tests of moments over 20 000 draws, Bonferroni at a total of 1e-5 a test.
 """
@@ -45,7 +45,7 @@ def gaussian(rng, form):
 
 
 def observed_mask(rng):
-    """Which entries were observed, of one unit none and of another all."""
+    """A mask of observed entries: none for one unit, all for another."""
     seen = rng.random((N, D)) < 0.6
     seen[0], seen[1] = False, True
     return seen

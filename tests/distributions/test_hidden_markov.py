@@ -1,4 +1,4 @@
-"""Hidden Markov chains against the enumeration of all paths, hmmlearn, and a recursion that is scaled rather than in logs."""
+"""Tests of hidden Markov chains against enumeration of paths, hmmlearn and a scaled recursion."""
 
 import itertools
 
@@ -44,7 +44,7 @@ def parts(request, rng):
 
 
 class Enumerated:
-    """Everything by summing over all K^T paths of all sequences together."""
+    """Computes all quantities by sums over all K^T paths of all sequences."""
 
     def __init__(self, log_initial, log_transition, log_emission, starts):
         self.log_b, self.starts = log_emission.numpy(), starts.numpy()

@@ -1,4 +1,4 @@
-"""Series of a hidden Markov chain: densities against enumerated paths, draws against the density, what starts anew."""
+"""Tests of the distribution of series of a hidden Markov chain."""
 
 import itertools
 

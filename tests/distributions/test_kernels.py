@@ -1,4 +1,4 @@
-"""Kernels against the same log likelihoods written in operations of torch: values at 1e-10, gradients at 1e-9."""
+"""Tests of kernels against log likelihoods in torch: values at 1e-10, gradients at 1e-9."""
 
 import os
 import subprocess
@@ -92,7 +92,7 @@ def test_kernel_of_a_hidden_markov_chain_equals_the_scan(case, rng):
 
 @pytest.mark.parametrize("drops", [[5000], [400, 303], [200, 200, 200, 103], [800], [60] * 12], ids=str)
 def test_paths_with_tiny_probabilities_can_recover(drops):
-    """State 0 has probability e^-701 for a while; each state stays for good, so that nothing refills it."""
+    """State 0 has probability e^-701 at first, and states never change."""
     never = -torch.inf
     initial, transition = torch.tensor([0.5, 0.5]).double().log(), torch.tensor([[0.0, never], [never, 0.0]]).double()
     log_b = torch.tensor([[-701.0, 0.0], [0.0, 0.0], *[[0.0, -float(drop)] for drop in drops]]).double()
@@ -105,7 +105,7 @@ def test_paths_with_tiny_probabilities_can_recover(drops):
 
 
 def test_products_that_overflow_are_computed_in_logs():
-    """Each within its bounds: two levels of e^-216, and a share of e^-334 that both passes have in common."""
+    """Each factor is representable, but their product in forward and backward pass is not."""
     never = -torch.inf
     initial = torch.tensor([0.5, 0.5, 0.0]).double().log()
     rows = [[0.0, -288.0, 0.0], [-216.0, -216.0, 0.0], [-216.0, -216.0, 0.0], [-190.0, -138.0, 0.0], [-144.0, 0.0, never]]
@@ -117,7 +117,7 @@ def test_products_that_overflow_are_computed_in_logs():
 
 
 def test_many_small_likelihoods_in_a_row_do_not_underflow():
-    """The only state that is possible is e^-220 times less likely than one of the others, at each step."""
+    """At each step the only possible state has a likelihood e^-220 times that of another state."""
     never = -torch.inf
     initial, transition = torch.tensor([never, never, 0.0]).double(), torch.eye(3).double().log()
     log_b = torch.tensor([[0.0, -400.0, -220.0], [-400.0, 0.0, -220.0]] * 3).double()
@@ -392,7 +392,7 @@ print(float(hm.log_likelihood(half[0], half, half, torch.tensor([True, False])))
 
 
 def test_kernels_work_without_a_writable_cache():
-    """Neither beside the source, nor in the user's folder, nor where the user said."""
+    """No folder for the cache of compiled code is writable."""
     code = """
 import numba.core.caching as caching
 caching._CacheLocator.ensure_cache_path = lambda self: (_ for _ in ()).throw(OSError("read-only"))
@@ -466,7 +466,7 @@ def test_an_error_in_a_thread_is_raised_by_the_call():
 
 
 def test_batch_results_do_not_depend_on_the_number_of_threads(rng, monkeypatch):
-    """Those that torch had before `one_thread`, in which every fit runs."""
+    """The number of threads is that of torch outside `one_thread`, in which every fit runs."""
     *parameters, starts = chain(rng, 3, [500, 200])
     shifts = 0.1 * torch.from_numpy(rng.standard_normal((5, 1, 1)))
     before, found, asked = torch.get_num_threads(), [], []

@@ -1,4 +1,4 @@
-"""Linear-Gaussian chains against dense conditioning of the joint Gaussian of all states and rows."""
+"""Tests of linear-Gaussian chains against the dense joint Gaussian of all states and rows."""
 
 import numpy as np
 import pytest

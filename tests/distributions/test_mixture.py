@@ -1,4 +1,4 @@
-"""Mixtures: what is summed out against the sum, labels against their probabilities."""
+"""Tests of mixtures with labels summed out, and of drawn labels."""
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ def test_density_and_responsibilities_match_scipy(rng):
 
 
 def test_labels_are_drawn_with_their_probabilities():
-    """z-tests at a total of 1e-5; a label of probability 0 never comes up."""
+    """z-tests at a total of 1e-5; labels of probability 0 are never drawn."""
     p = np.array([[0.2, 0.0, 0.5, 0.3], [0.0, 1.0, 0.0, 0.0], [0.97, 0.01, 0.01, 0.01]])
     with np.errstate(divide="ignore"):
         labels = Labels(torch.from_numpy(np.log(p) + 3.0))
@@ -43,7 +43,7 @@ def test_labels_are_drawn_with_their_probabilities():
 
 
 def test_draws_follow_the_density(rng):
-    """Of one feature, the distribution function: Kolmogorov-Smirnov at 1e-5."""
+    """Kolmogorov-Smirnov test of one feature at 1e-5."""
     found, w, mu, sigma = mixture(rng)
     torch.manual_seed(0)
     drawn = found.expand((20_000,)).sample().numpy()

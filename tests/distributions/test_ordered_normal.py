@@ -1,4 +1,4 @@
-"""Normals in increasing order: the density, the map from the reals and its Jacobian, draws."""
+"""Tests of ordered normals: density, map from the reals, Jacobian and draws."""
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ def test_the_map_is_invertible_and_its_jacobian_is_correct(rng):
 
 
 def test_the_unconstrained_density_integrates_to_the_probability_of_the_order():
-    """Two normals: the integral over the reals of density times Jacobian is P(x1 < x2), the prior not being renormalised."""
+    """For two normals the integral of density times Jacobian is P(x1 < x2), since the prior is not renormalised."""
     transform, prior = biject_to(increasing), OrderedNormal(LOC[:2], SCALE[:2])
     a, b = torch.meshgrid(torch.linspace(-9, 9, 700), torch.linspace(-14, 4, 700), indexing="ij")
     u = torch.stack([a, b], -1).double()[..., None]

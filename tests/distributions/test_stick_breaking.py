@@ -1,4 +1,4 @@
-"""Stick-breaking weights: the density by change of variables and quadrature, draws by their moments."""
+"""Tests of stick-breaking weights: density by change of variables and quadrature, and draws."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_sticks_of_drawn_weights_follow_beta_distributions(alpha):
 
 
 def test_small_weights_are_accurate():
-    """The rest of a stick is summed from the small end: no 1 - (1 - 1e-20)."""
+    """The remaining stick is summed from the small end, which avoids 1 - (1 - 1e-20)."""
     w = torch.tensor([1.0, 1e-20, 1e-30], dtype=torch.float64)
     found = float(StickBreaking(torch.tensor(2.0, dtype=torch.float64), 3).log_prob(w))
     # sum of log alpha + (alpha - 1) log(1 - v) - log r: v1 = 1 - 1e-20, r2 = 1e-20, 1 - v2 = 1e-10

@@ -1,4 +1,4 @@
-"""The autoencoder: without hidden layers it is PCA up to the axes, with them it follows what bends."""
+"""Tests of the autoencoder: linear ones span the principal components, others follow curves."""
 
 import math
 
@@ -23,13 +23,13 @@ def wine():
 
 
 def linear_residual(x, code):
-    """What the best linear map from the code leaves of the data."""
+    """Returns the squared residual of the best linear map from code to data."""
     x, code = x - x.mean(axis=0), code - code.mean(axis=0)
     return ((x - code @ np.linalg.lstsq(code, x, rcond=None)[0]) ** 2).sum()
 
 
 def arc(n=80, seed=0):
-    """Three quarters of a circle, and how far along it each unit is."""
+    """Points on three quarters of a circle, and their arc lengths."""
     t = np.random.default_rng(seed).permutation(np.linspace(0, 1.5 * np.pi, n))
     return np.column_stack([np.cos(t), np.sin(t)]), t
 

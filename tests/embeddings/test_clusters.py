@@ -1,4 +1,4 @@
-"""Clusterings against enumeration, scipy and the mixture that k-means is a limit of."""
+"""Tests of clusterings against enumeration, scipy and the limiting mixture of k-means."""
 
 import itertools
 
@@ -22,7 +22,7 @@ LINKAGES = ("ward", "average", "complete", "single")
 
 
 def rings(n=60, seed=0):
-    """Two circles about one centre, and which of them each unit is on."""
+    """Points on two concentric circles, and the circle of each point."""
     rng = np.random.default_rng(seed)
     angles = np.linspace(0, 2 * np.pi, n, endpoint=False)
     circle = np.column_stack([np.cos(angles), np.sin(angles)])

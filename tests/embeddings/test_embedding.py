@@ -1,4 +1,4 @@
-"""The one call: what it promises of every entry, what it refuses, and vectors of one's own."""
+"""Tests of `embed` for every registered embedding, and of user vectors."""
 
 import hashlib
 import inspect

@@ -1,4 +1,4 @@
-"""Vectors from files of every format, joined by unit."""
+"""Tests of user vectors from files, matched by unit."""
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ def dataset():
 
 @pytest.fixture
 def frame():
-    """In another order than the data's, with a unit more."""
+    """The units are in another order than in the data, with one extra unit."""
     return pd.DataFrame({"id": ["d", "b", "e", "a", "c"], "one": [3.0, 1.0, 9.0, 0.0, -2.0], "two": [7.0, 5.0, 9.0, 4.0, 6.0]})
 
 

@@ -1,4 +1,4 @@
-"""PCA, factor analysis and kernel PCA against their closed forms, an EM of our own and scikit-learn."""
+"""Tests of PCA, factor analysis and kernel PCA against closed forms, EM and scikit-learn."""
 
 import re
 
@@ -158,7 +158,7 @@ def test_factor_analysis_refuses_a_constant_column(wine):
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_a_heywood_case_is_noted(rng):
-    """Correlations of .8, .8 and .5 ask for a noise variance of 1 - .8 .8 / .5 < 0 of the first feature."""
+    """Correlations of .8, .8 and .5 imply a noise variance of 1 - .8 .8 / .5 < 0 for the first feature."""
     correlations = np.array([[1.0, 0.8, 0.8], [0.8, 1.0, 0.5], [0.8, 0.5, 1.0]])
     e = rng.standard_normal((100, 3))
     white = (e - e.mean(axis=0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(e.T))).T

@@ -1,4 +1,4 @@
-"""Classical scaling, Isomap, LLE, Laplacian eigenmaps and stress against formulas written anew, and on a curve of known shape."""
+"""Tests of classical scaling, Isomap, LLE, Laplacian eigenmaps and stress against formulas and on a known curve."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""t-SNE against its divergence written anew and scikit-learn's, UMAP against its library; seeds, ranges, missing packages."""
+"""Tests of t-SNE against its divergence and scikit-learn, and of UMAP against its library."""
 
 import hashlib
 import os
@@ -27,7 +27,7 @@ def iris():
 
 @pytest.fixture(scope="module")
 def flowers(iris):
-    """Sixty flowers of three kinds, no two the same."""
+    """Sixty distinct flowers of three species."""
     return np.unique(iris.x, axis=0)[np.random.default_rng(0).permutation(147)[:60]]
 
 

@@ -1,4 +1,4 @@
-"""The Viterbi path against all paths, missing steps and several sequences included, at a maximum that is one."""
+"""Tests of the Viterbi path against enumeration, with missing steps and several sequences."""
 
 import itertools
 
@@ -29,7 +29,7 @@ def fitted_at(values, level=0.0, notes=()):
 
 @pytest.fixture
 def fixed_maximum(monkeypatch):
-    """The maximum of the likelihood is where the test says."""
+    """Replaces the maximum likelihood estimate by fixed parameters."""
     values = {"initial": INITIAL, "transition": TRANSITION, "mu": MU, "sigma": SIGMA}
     monkeypatch.setattr(GaussianHMM, "maximum_likelihood", lambda *_: fitted_at(values))
 
@@ -65,7 +65,7 @@ def test_viterbi_is_the_best_of_all_paths_of_each_sequence(fixed_maximum):
 
 
 def test_joined_sequences_or_zeros_for_missing_entries_give_other_paths(fixed_maximum):
-    """The check above can fail: by a chain through the ends of sequences, and by zeros where nothing was observed."""
+    """Shows that the test above can fail: for joined sequences and for zeros in place of missing entries."""
     joined = [agreements(sequences(seed), series([np.concatenate(sequences(seed))])) for seed in range(8)]
     filled = [agreements(sequences(seed), series([np.nan_to_num(p) for p in sequences(seed)])) for seed in range(8)]
     assert not all(joined)
@@ -102,7 +102,7 @@ def test_viterbi_is_reproducible_and_changes_no_global_state():
 
 
 def test_a_state_at_the_variance_floor_is_noted():
-    """One step far from all others, and nothing else to tell: its state has no variance."""
+    """One outlying step forms its own state, without variance."""
     x = np.zeros((20, 1))
     x[:, 0] = np.random.default_rng(0).standard_normal(20)
     x[10] = 1e4

@@ -1,4 +1,4 @@
-"""Windows of series against a loop over steps, edges and sequences included."""
+"""Tests of windows of series against a loop over steps."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from latentlab.errors import DataError
 
 
 def looped(sequences, window):
-    """Each step's window, by its definition."""
+    """Computes the window of each step by its definition."""
     rows = []
     for sequence in sequences:
         last = len(sequence) - 1
@@ -42,7 +42,7 @@ def test_windows_match_a_loop_within_each_sequence(parts, window):
 
 
 def test_trailing_windows_and_joined_sequences_give_other_results(parts):
-    """The check above can fail."""
+    """Shows that the test above can fail."""
     dataset = series(parts)
     made = window_pca(dataset.x, dataset, 2, window=5)
     joined = looped([np.concatenate(parts)], 5)
@@ -74,7 +74,7 @@ def test_a_table_without_sequences_is_treated_as_one_series(parts):
 
 
 def test_windows_of_a_sine_wave_form_a_circle():
-    """Steps t of sin(2 pi t / 12): away from the edges two columns hold all of a window, and turn by a twelfth a step."""
+    """For sin(2 pi t / 12), two columns describe windows exactly and rotate by a twelfth of a turn each step."""
     wave = np.sin(2 * np.pi * np.arange(240) / 12)
     dataset = series([wave])
     inner = slice(10, -10)

@@ -1,4 +1,4 @@
-"""The benchmarks run, check what they compare, and say which peer is not there: at a tiny size, with the peers of the tests."""
+"""Tests that the benchmarks run at a small size, check their results and report missing peers."""
 
 import importlib
 import json
@@ -19,14 +19,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def part(monkeypatch):
-    """A module of the benchmarks by its name."""
+    """Imports a module of the benchmarks by name."""
     monkeypatch.syspath_prepend(ROOT)
     return lambda name: importlib.import_module(f"experiments.benchmarks.{name}")
 
 
 @pytest.fixture
 def without_peers(part, monkeypatch):
-    """As in an environment that has none of the peers that the tests are not installed with."""
+    """Simulates an environment without the benchmark peers."""
     peers = {"numpyro", "dynamax", "pymc", "nutpie"}
     here = part("harness").is_here
     for name in ("harness", "sampling", "ppca_converged"):

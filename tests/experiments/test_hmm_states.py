@@ -19,7 +19,7 @@ def experiment():
 
 @pytest.fixture(scope="module")
 def table_and_figure(experiment, tmp_path_factory):
-    """A data set of strong signal and one of weak, by maximum likelihood: the table, and where the figure is."""
+    """The table and figure for one data set with strong and one with weak signal, by maximum likelihood."""
     out = tmp_path_factory.mktemp("hmm_states") / "figure.png"
     rows = experiment.run(separations=(2.0, 6.0), n_datasets=1, method="exact")
     table = experiment.table(rows)

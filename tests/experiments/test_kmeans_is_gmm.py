@@ -19,7 +19,7 @@ def experiment():
 
 
 def test_distances_between_means_match_the_design(experiment):
-    """An sd of 300 numbers is within a sixth of the true one in all but 1e-4 of cases, at worst of the three cases."""
+    """The sd of 300 numbers is within a sixth of the true one with probability 1 - 1e-4 in each of three cases."""
     for case, (weights, widths) in experiment.CASES.items():
         dataset = experiment.simulate(case, 4.0, seed=1)
         z, mu = dataset.truth["z"].astype(int), dataset.truth["mu"]
@@ -41,7 +41,7 @@ def test_kmeans_is_gmm_prints_its_table_and_draws_its_figure(experiment, tmp_pat
 
 @pytest.mark.slow
 def test_kmeans_matches_the_mixture_only_for_equal_variances(experiment):
-    """With the parameters at their estimate, in every one of three data sets."""
+    """Parameters are point estimates; the verdicts hold in all of three data sets."""
     rows = experiment.run(separations=(4.0,), n_datasets=3, method="exact")
     found = experiment.table(rows).set_index("case")
     assert found.loc["equal", "delta"] < 0.5

@@ -22,7 +22,7 @@ def experiment():
 
 @pytest.fixture
 def without_descent(monkeypatch):
-    """Its compilation takes longer than all the rest."""
+    """Compilation of pynndescent takes longer than the rest of the tests."""
     monkeypatch.setitem(sys.modules, "pynndescent", None)
 
 

@@ -1,4 +1,4 @@
-"""The table of the verdict on clusterings, small: each row says what it must, and its posteriors are right."""
+"""Tests of the table of verdicts on clusterings at a small size, and of its posteriors."""
 
 import importlib.util
 import itertools
@@ -23,7 +23,7 @@ def experiment():
 
 
 def test_rows_of_the_clustering_table_have_the_expected_verdicts(experiment):
-    """5 data sets of two designs. More than 2 of 5 draws at a rate of 5 %: 1e-3 a row; clear rows are 92 % or more."""
+    """5 data sets of two designs. More than 2 of 5 draws at a rate of 5%: 1e-3 a row; clear rows are 92% or more."""
     designs = [experiment.DESIGNS[1], experiment.DESIGNS[4]]
     table = experiment.shares(experiment.simulate_verdicts(5, seed=3, designs=designs))
     for design in designs:
@@ -35,7 +35,7 @@ def test_rows_of_the_clustering_table_have_the_expected_verdicts(experiment):
 
 
 def test_the_surprise_detects_moves_of_certain_units(experiment, monkeypatch):
-    """At rates of 42 % with it and 2 % without, 20 data sets show fewer than two more in 3 runs of 10 000."""
+    """Detection rates are 42% with the surprise and 2% without; for 20 data sets the limit fails in 3 of 10 000 runs."""
 
     def n_seen():
         table = experiment.shares(experiment.simulate_verdicts(20, seed=0, designs=[experiment.DESIGNS[2]]))

@@ -1,4 +1,4 @@
-"""The verdict's table, small: each row says what it must."""
+"""Tests of the table of verdicts on embeddings at a small size."""
 
 import importlib.util
 from pathlib import Path
@@ -28,7 +28,7 @@ DISTINCT_UNLESS_SCALED = {"PCA raw", "mean x 0.5"}
 
 
 def test_rows_of_the_verdict_table_have_the_expected_verdicts(experiment):
-    """20 data sets. More than 5 of 20 draws at a rate of 5 %: 3e-4 a row, 3e-3 over the eight; clear rows are 98 % or more."""
+    """20 data sets. More than 5 of 20 draws at a rate of 5%: 3e-4 a row, 3e-3 over the eight; clear rows are 98% or more."""
     table = experiment.shares(experiment.simulate_verdicts(20, seed=1))
     for alignment in ("orthogonal", "similarity"):
         at = table.xs(alignment, level="alignment")
@@ -44,7 +44,7 @@ def test_rows_of_the_verdict_table_have_the_expected_verdicts(experiment):
 
 
 def test_mapped_scores_are_the_posterior_mean_at_maximum_likelihood(experiment):
-    """E[z | x] = M^-1 W'(x - mean), W = U (L - s2 I)^(1/2), M = W'W + s2 I, from the eigenvectors of the covariance."""
+    """E[z | x] = M^-1 W^T (x - mean), W = U (L - s2 I)^(1/2), M = W^T W + s2 I, from the eigenvectors of the covariance."""
     case = experiment.simulate(np.random.default_rng(0))
     x = case.x - case.x.mean(axis=0)
     values, vectors = np.linalg.eigh(x.T @ x / len(x))
@@ -55,7 +55,7 @@ def test_mapped_scores_are_the_posterior_mean_at_maximum_likelihood(experiment):
 
 
 def test_correlated_chains_are_stationary(experiment):
-    """Variance of 4 x 1000 correlated draws of 200 numbers: worth about 100 x 200, so within 5 % in all but 1e-6 of cases."""
+    """Variance of 4 x 1000 correlated draws of 200 numbers: worth about 100 x 200, so within 5% in all but 1e-6 of cases."""
     case = experiment.simulate(np.random.default_rng(0))
     error = (case.chains(1000, 0.9) - case.mean) / case.sd
     assert (error**2).mean() == pytest.approx(1, abs=0.05)

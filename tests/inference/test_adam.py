@@ -1,4 +1,4 @@
-"""Adam's step: the optimiser of torch, written as a function of vectors."""
+"""Tests of Adam as a function of vectors, against torch."""
 
 import itertools
 
@@ -45,7 +45,7 @@ def test_steps_match_torchs_adam(rates):
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_fit_with_a_non_finite_loss_is_named(where):
-    """And a sum of finite gradients that overflows is no failure."""
+    """An overflowing sum of finite gradients is no failure."""
 
     def step(vectors, m, v, scale):
         losses, slope = torch.ones(2), torch.full((2, 3), 1e308, dtype=torch.float64)
@@ -61,7 +61,7 @@ def test_a_fit_with_a_non_finite_loss_is_named(where):
 
 
 def test_log_lines_are_written_during_the_descent():
-    """At tenths of all steps, of a descent that others come before too; when the fit is interrupted they are there."""
+    """Lines are written at tenths of all steps and are kept when the fit is interrupted."""
     lines, steps = [], itertools.count(1)
 
     def step(vectors, m, v, scale):
@@ -77,7 +77,7 @@ def test_log_lines_are_written_during_the_descent():
 
 
 def test_stopped_fits_do_not_change_while_others_continue():
-    """The loss of the second falls; the first stalls, and is kept as it was also from a snapshot."""
+    """The first fit stalls and is kept, also in a snapshot; the second continues."""
     kept = []
     n_done = itertools.count()
 

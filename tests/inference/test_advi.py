@@ -1,4 +1,4 @@
-"""Restarts in one batch: the same as one after another, each with its own noise, failure and end."""
+"""Tests that batched restarts equal sequential ones, each with its own noise, failure and stopping time."""
 
 import math
 from dataclasses import replace
@@ -93,7 +93,7 @@ def test_each_restart_stops_when_its_loss_no_longer_decreases(iris):
 
 
 def test_the_frame_of_a_normal_density_is_its_mean_and_covariance(monkeypatch):
-    """Centre and covariance of N(mean, C), from a guide that is far away: Newton's step goes there, the frame is a root of C."""
+    """From a distant guide, Newton's step finds the mean and covariance of a normal density."""
     covariance = torch.tensor([[1.0, 1.8, 0.0], [1.8, 4.0, 0.05], [0.0, 0.05, 0.01]], dtype=torch.float64)
     mean, precision = torch.tensor([3.0, -40.0, 0.5], dtype=torch.float64), torch.linalg.inv(covariance)
     monkeypatch.setattr(advi, "log_p_of", lambda density, rows: lambda u: -0.5 * (u - mean) @ precision @ (u - mean))
@@ -105,7 +105,7 @@ def test_the_frame_of_a_normal_density_is_its_mean_and_covariance(monkeypatch):
 
 
 def test_the_frame_of_many_coordinates_needs_few_gradients(monkeypatch):
-    """By central differences at all draws 660 coordinates took 10 560 gradients a round, of which there are two here."""
+    """Central differences at all draws would need 10 560 gradients in each of two rounds for 660 coordinates."""
     scale, n_points = torch.linspace(0.1, 10.0, 660, dtype=torch.float64), []
     monkeypatch.setattr(advi, "log_p_of", lambda density, rows: lambda u: -0.5 * ((u - 3.0) / scale).square().sum())
     over_draws = advi.over_draws
@@ -124,7 +124,7 @@ def test_the_frame_of_many_coordinates_needs_few_gradients(monkeypatch):
 
 
 def test_the_density_includes_the_jacobian_and_scales_minibatches(iris):
-    """The sum of all terms with the Jacobian, by the flat density; the mean over the batches of an epoch is the whole."""
+    """Compares with the unconstrained density; the mean over the batches of an epoch is the full density."""
     density = problem_of(PPCA(2), iris).density
     u = torch.linspace(-1, 1, density.size, dtype=torch.float64)
     whole = float(advi.log_p_of(density, ())(u))
@@ -136,7 +136,7 @@ def test_the_density_includes_the_jacobian_and_scales_minibatches(iris):
 
 
 def test_the_loss_is_the_mean_of_log_q_minus_log_p_in_any_frame(monkeypatch):
-    """Of a normal density and a full-rank guide in a frame, by SciPy's densities of the draws."""
+    """Compares with SciPy's densities, for a normal density and a full-rank guide in a frame."""
     rng = np.random.default_rng(0)
     center, matrix, noise, lower = (rng.normal(size=size) for size in (2, (2, 2), (5, 2), (2, 2)))
     guide = FullRank.from_arrays({"loc": rng.normal(size=2), "log_scale": rng.normal(size=2), "lower": lower})

@@ -1,4 +1,4 @@
-"""Minibatches: which rows, in which order, from memory and from disk; fits of tables that stay there."""
+"""Tests of minibatches from memory and disk, and of fits of tables on disk."""
 
 import os
 import threading
@@ -182,7 +182,7 @@ def test_blockwise_densities_equal_those_of_all_units(saved, model, missing, mon
 
 @pytest.mark.parametrize(("missing", "at_once"), [("none", module.MOST_DRAWS), ("one", module.MOST_DRAWS), ("many", 10)])
 def test_draws_are_computed_in_batches_that_fit_into_memory(missing, at_once, monkeypatch):
-    """PPCA's sum over rows with the same missing entries needs no more than their moments, whatever the number of draws."""
+    """PPCA needs only the moments of rows with the same missing entries, for any number of draws."""
     x = np.random.default_rng(0).normal(size=(8192, 20))
     if missing == "one":
         x[0, 0] = np.nan

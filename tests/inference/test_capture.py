@@ -1,4 +1,4 @@
-"""A function as a graph: what is folded, what is drawn outside, and machine code that is made once and kept."""
+"""Tests of capturing functions as graphs, and of cached machine code."""
 
 import hashlib
 import logging
@@ -65,7 +65,7 @@ def test_operations_on_constants_are_folded():
 
 
 def test_equal_operations_are_merged_and_no_ops_removed():
-    """Outputs stay tensors of their own, and what is changed in place is left as it is."""
+    """Outputs remain separate tensors, and in-place changes are kept."""
 
     def function(x):
         return torch.exp(torch.sin(x) * 1.0 + torch.sin(x).view(4) + 0.0), torch.cos(x), torch.cos(x)
@@ -145,7 +145,7 @@ def test_random_numbers_are_drawn_anew_in_every_call():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc")
 def test_unused_graphs_release_the_data():
-    """TorchScript keeps every graph; constants in it would be the data of every fit that a process has made."""
+    """TorchScript keeps every graph, so that constants in graphs would keep the data of every fit in memory."""
     code = """
 import gc, torch
 from latentlab.inference.capture import capture
@@ -171,7 +171,7 @@ print(held() - before)
 
 @pytest.mark.parametrize("part", [True, False], ids=["a part", "used before"])
 def test_unsupported_in_place_changes_are_not_captured(part, caplog):
-    """The result is right all the same: the function runs as it stands."""
+    """The function then runs without a graph, with the same result."""
 
     def function(x):
         total = torch.zeros(3, dtype=torch.float64)
@@ -193,7 +193,7 @@ def test_reading_a_number_from_a_tensor_is_not_captured(caplog):
 
 @pytest.mark.parametrize("look", [lambda x: x.numpy(), lambda x: x.tolist(), np.asarray], ids=["numpy", "list", "array"])
 def test_conversion_to_numpy_or_lists_is_not_captured(look, caplog):
-    """A branch on them would be frozen, unseen by the check, since both its points are on the same side."""
+    """A branch on such numbers would be fixed in the graph, and the check at two points could miss it."""
 
     def function(x):
         return (x * (2.0 if max(look(x.detach())) > 2 else 1.0),)
@@ -223,7 +223,7 @@ def test_value_dependent_shapes_are_not_captured(count, caplog):
 
 
 def test_custom_checks_of_decompositions_are_not_captured(caplog):
-    """Else it would not be known whose code it is, and which numbers are to be NaN."""
+    """Otherwise it is unknown which members of a batch must become NaN."""
 
     def function(x):
         root, info = torch.linalg.cholesky_ex(x)
@@ -235,7 +235,7 @@ def test_custom_checks_of_decompositions_are_not_captured(caplog):
 
 
 def test_functions_with_internal_state_are_not_captured(caplog):
-    """Running means, a counter, the place of a result: a graph would never change them again."""
+    """A graph would not update running means, counters and output tensors."""
     x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     calls, means, place = torch.zeros(()), torch.nn.BatchNorm1d(3, affine=False).double(), torch.zeros_like(x)
     functions = (
@@ -328,7 +328,7 @@ def test_the_code_folder_is_the_given_one_or_the_users_cache(tmp_path, monkeypat
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="files have no modes")
 def test_folders_writable_by_others_are_not_used_for_machine_code(tmp_path, monkeypatch):
-    """Anyone can make the one among the temporary files, whose name is known."""
+    """Anyone can create a folder of a known name in the temporary directory."""
     (tmp_path / "file").write_text("")
     monkeypatch.delenv(CACHE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -347,7 +347,7 @@ def test_folders_writable_by_others_are_not_used_for_machine_code(tmp_path, monk
 
 
 def test_in_place_changes_through_views_are_kept():
-    """The node has no users: its effect is on a tensor of which it has a part."""
+    """The node has no users, but changes a tensor through a view."""
     by = torch.tensor([2.0, 3.0], dtype=torch.float64)
 
     def function(x):
@@ -366,7 +366,7 @@ def test_in_place_changes_through_views_are_kept():
 
 
 def test_equal_constants_become_one_argument_and_integers_none():
-    """Each takes time in every call. Large tensors are the data, and another data set is to find the same code."""
+    """Each argument costs time. Large tensors are data, which are passed as arguments so that other data use the same code."""
     numbers = [[0.5, 1.5], [0.5, 1.5], [0.5, 0.5], [2.0, 2.0], [0.0, 0.0], [-0.0, -0.0], [-torch.inf, -torch.inf], [0.0, -0.0]]
     tensors_held = [torch.tensor(own, dtype=torch.float64) for own in numbers]
     large = torch.ones(1000, dtype=torch.float64)
@@ -411,7 +411,7 @@ def test_non_normal_random_numbers_stay_in_the_graph(code_folder, caplog):
 
 @pytest.mark.slow
 def test_machine_code_is_cached_and_reused(code_folder, caplog, monkeypatch):
-    """Also with other constants of the same shapes, and again where what was kept is damaged."""
+    """Cached code is reused for other constants of the same shapes, and compiled again if it is damaged."""
     caplog.set_level(logging.INFO)
     x = torch.linspace(-1.0, 1.0, 4, dtype=torch.float64)
 
@@ -487,7 +487,7 @@ print(t.digest(t.fitted(compiled=True)))
 
 @pytest.mark.slow
 def test_compiled_fits_are_reproducible_and_match_the_graph(code_folder, caplog):
-    """Another process compiles, this one reads; both draw the same numbers."""
+    """Another process compiles and this one loads the code; both give the same draws."""
     caplog.set_level(logging.INFO)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])}
     command = [sys.executable, "-W", "ignore", "-c", FITTED]
@@ -507,7 +507,7 @@ def iris():
 
 
 def test_steps_of_a_guide_are_equal_with_and_without_a_graph(iris, monkeypatch):
-    """Same noise, same batches, same Adam: with particles, a weight that grows, and units held out."""
+    """Noise, batches and optimiser are the same; particles, a growing weight and held-out units are included."""
     from latentlab.inference import svi
 
     method = SVI(guide="model", n_steps=60, batch_size=40, n_draws=5, n_particles=3, kl_warmup=30, held_out=0.2)
@@ -520,7 +520,7 @@ def test_steps_of_a_guide_are_equal_with_and_without_a_graph(iris, monkeypatch):
 
 
 def test_single_precision_affects_the_steps_only(iris, monkeypatch, caplog):
-    """With the same noise each step, the losses are those of float64 to its digits; what comes out is float64."""
+    """With the same noise, losses match float64 to single precision, and results are float64."""
 
     def standard_normal(shape, dtype, device):
         return torch.from_numpy(np.random.default_rng(0).standard_normal(tuple(shape))).to(dtype)

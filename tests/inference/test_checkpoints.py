@@ -1,4 +1,4 @@
-"""Fits that are stopped and go on: the same bytes as without the stop, wherever it came."""
+"""Tests that interrupted fits resume to exactly the same result."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def chains(starts, rngs):
 
 @pytest.mark.parametrize("stop", [1, 80, 100, 110, 159, 160, 161, 189])
 def test_a_chain_resumes_from_a_snapshot_exactly(stop):
-    """In the first window, at its end, in the last window, at the end of the warm-up, among the draws."""
+    """Snapshots: in and at the end of the first window, in the last window, at the end of warm-up, and while sampling."""
     starts = [np.array([0.1, -0.3]), np.array([1.0, 0.2])]
     whole = drive(chains(starts, [np.random.default_rng(i) for i in range(2)]), skewed)
     seen = {}
@@ -131,7 +131,7 @@ ITERATED = [
 
 @pytest.mark.parametrize(("model", "method", "part", "stops"), ITERATED, ids=["full rank", "mean field", "model"])
 def test_interrupted_restarts_resume_to_the_same_result(model, method, part, stops, tmp_path, monkeypatch):
-    """Alone and in one batch, in either half of a full-rank fit, among minibatches; the random numbers of the step were drawn."""
+    """Single and batched restarts, interrupted in either half of a full-rank fit or between minibatches."""
     iris = load_dataset("iris")
     expected = all_arrays(fit(model, iris, method, seed=3, progress=False))
     on, n_calls = adam.on, 0

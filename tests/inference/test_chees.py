@@ -1,4 +1,4 @@
-"""Many chains in one batch: exact on a known density, tuned, resumable bit for bit, one chain's fault its own."""
+"""Tests of ChEES with many chains in one batch: correctness, tuning, resuming and failing chains."""
 
 from dataclasses import replace
 
@@ -123,7 +123,7 @@ def test_the_variance_is_about_each_chains_own_mean(rng):
 
 
 def test_trajectory_lengths_vary(rng):
-    """A part of the length, by Halton's sequence: a length in common would resonate with the density."""
+    """Lengths are varied by Halton's sequence, since a constant length can resonate with the density."""
     state = State.at(rng.normal(size=(2, 3)) + MEAN, 0.8)
     state.lp, state.gradient = normal(state.u)
     state.step_size, state.length = 0.013, 2.0
@@ -134,7 +134,7 @@ def test_trajectory_lengths_vary(rng):
 
 
 def test_the_trajectory_length_is_reset_with_each_metric(rng, monkeypatch):
-    """A length that ran away under an early metric would cost PPCA 230 steps an iteration instead of 10."""
+    """Without the reset, an early metric can lead to 230 steps an iteration for PPCA instead of 10."""
     monkeypatch.setattr(many_chains, "_lengthen", lambda state, *_, **__: setattr(state, "length", 6.0))
     state = State.at(rng.normal(size=(4, 3)), 0.8)
     rows = sample(state, normal, rng, ChEES(n_chains=4, n_superchains=1, n_warmup=100, n_draws=1))
@@ -242,7 +242,7 @@ def test_the_result_has_the_required_statistics(whole):
 
 @pytest.mark.slow
 def test_ppca_sampled_by_chees_matches_nuts(iris):
-    """With one axis, on which chains of NUTS need few steps; two are held against a reference (`test_reference`)."""
+    """With one axis, for which NUTS is fast; two axes are compared with a reference in `test_reference`."""
     from latentlab.inference.nuts import NUTS
 
     many = fit(PPCA(1), iris, ChEES(n_chains=32, n_superchains=4, n_draws=150), seed=0, progress=False)

@@ -1,4 +1,4 @@
-"""The flat density: equal to independent formulas, fast path equal to the plain one, shapes refused, nothing left behind."""
+"""Tests of the unconstrained density against independent formulas, and of its batched and captured versions."""
 
 import json
 
@@ -86,7 +86,7 @@ def test_batched_and_captured_densities_equal_the_plain_one(rng, model, missing)
 
 
 def test_the_density_on_other_data_uses_its_own_graph():
-    """A graph holds the data; SBC runs its method on one data set after the other."""
+    """A graph contains the data, and SBC runs one method on many data sets."""
     model, iris = PPCA(2), load_dataset("iris")
     arrays = tensors(model, iris)
     density = Density(model, arrays, iris.array_dims)
@@ -109,7 +109,7 @@ def test_the_density_on_other_data_uses_its_own_graph():
 
 
 def test_constants_of_a_model_are_float64_in_the_captured_graph():
-    """0.7 is not a float32 number: a graph that is run under another default dtype gives log 0.7 to 1e-8 only."""
+    """0.7 is not exact in float32: under another default dtype a graph would give log 0.7 to 1e-8 only."""
     density = flat(PPCA(1, W_scale=0.7, sigma_scale=0.3), load_dataset("iris"))
     assert torch.get_default_dtype() == torch.float32
     u = torch.zeros(density.size, dtype=torch.float64)
@@ -124,7 +124,7 @@ def test_the_density_includes_the_jacobian():
 
 
 class Branching(LatentModel):
-    """A model that branches on a value: it cannot be captured and has to run as it stands."""
+    """A model that branches on a value and cannot be captured."""
 
     name, position, symmetry, methods = "branching", Position("z"), Identity(), ("nuts",)
     dims = {"z": ("unit",)}

@@ -1,4 +1,4 @@
-"""Steps on another device: everything in them is on it, which tensors without numbers tell; and on a GPU where there is one."""
+"""Tests of steps on another device, by meta tensors, and on a GPU if available."""
 
 import contextlib
 import logging
@@ -33,13 +33,13 @@ def iris():
 
 
 def on_the_device(step, example, inside=on):
-    """What a step gives for arguments on a device without numbers: shapes, and an error where two devices meet."""
+    """Runs a step on the meta device, which raises an error if tensors are on different devices."""
     with double(), torch.no_grad(), pyro.validation_enabled(False), inside("meta"):
         return step(*(one.to("meta") for one in example))
 
 
 def gaussian(problem, name, *, framed):
-    """A step of a Gaussian guide, as on the device, and its arguments on the CPU."""
+    """Returns a step of a Gaussian guide for another device, with its arguments on the CPU."""
     density = problem.density
     start = torch.zeros(density.size, dtype=torch.float64)
     with double():

@@ -1,4 +1,4 @@
-"""Gaussian guides: densities against scipy's, a full-rank fit in many coordinates against the exact Gaussian posterior."""
+"""Tests of Gaussian guides against scipy and an exact Gaussian posterior."""
 
 import numpy as np
 import pyro
@@ -25,7 +25,7 @@ def jittered(name, rng, size=5):
 
 
 def moments(guide, n=200_000):
-    """Mean and covariance by a linear map of the noise: exact, since a draw is linear in it."""
+    """Exact mean and covariance of a guide, since draws are linear in the noise."""
     with torch.no_grad():
         parameters = tuple(guide.parameters)
         k = guide.noise(1).shape[1]
@@ -58,7 +58,7 @@ def test_a_full_rank_guide_is_the_same_in_any_frame(rng):
 
 
 class Regression(LatentModel):
-    """Weights w ~ N(0, 1) of columns that are nearly one another, y ~ N(X w, 0.1): a Gaussian posterior, exactly known."""
+    """Weights w ~ N(0, 1) of nearly collinear columns, y ~ N(X w, 0.1): the posterior is Gaussian and known."""
 
     name, position, symmetry, methods = "regression", Position("w"), Identity(), ("svi",)
     dims = {"w": ("feature",)}
@@ -71,8 +71,8 @@ class Regression(LatentModel):
 
 @pytest.mark.slow
 def test_a_full_rank_guide_of_many_coordinates_matches_the_posterior(rng):
-    """150 weights whose posterior sds along principal axes differ a thousandfold. In the program's own coordinates Adam drives
-    the factor to be singular: the ELBO then rises without bound."""
+    """The posterior sds of 150 weights along principal axes differ by a factor of 1000. In the coordinates of the program Adam
+    makes the factor singular, and the ELBO increases without bound."""
     n, d = 400, 150
     common = rng.normal(size=(n, 3)) @ rng.normal(size=(3, d))
     X = common + 0.1 * rng.normal(size=(n, d))

@@ -1,4 +1,4 @@
-"""The declared symmetry is held against the log joint: false ones fail by site, too small ones warn, rounding is no change."""
+"""Tests of the check of the declared symmetry against the log joint."""
 
 from dataclasses import replace
 
@@ -63,7 +63,7 @@ class Translated(PPCA):
 
 
 class PositionsNotRotated(PPCA):
-    """The positions given the loadings do not turn with these."""
+    """The positions are not rotated with the loadings."""
 
     def latents(self, arrays, **values):
         right = super().latents(arrays, **values)
@@ -114,7 +114,7 @@ SCALES = [1e-12, 1e-4, 1.0, 1e4, 1e12]
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("model", [PPCA(2), PPCA(2, marginalize=False), Factors(scales=(1.0, 1.0))], ids=lambda m: m.name)
 def test_a_true_symmetry_passes_at_every_data_scale(model, scale):
-    """On the largest scale priors of order 1 make a log joint of 10^24 nats, whose rounding is said."""
+    """On the largest scale, priors of order 1 give a log joint of 10^24 nats, whose rounding is noted."""
     found = rows(model, data(scale=scale), draws(model, data(scale=scale)))
     assert found["verdict"].tolist() == (["pass"] if scale < 1e12 else ["pass", "warn"])
     assert "Orthogonal" in found["quantity"].iloc[0]
@@ -133,7 +133,7 @@ def test_a_true_symmetry_passes_at_every_data_scale(model, scale):
     ids=["unequal scales", "linear maps", "translations", "positions", "unequal scales exchanged"],
 )
 def test_a_false_symmetry_fails_and_names_the_site(model, site, holds, scale):
-    """At data of any scale: where the prior is flat over the posterior, its own draw still shows it."""
+    """Fails at any data scale: if the prior is flat over the posterior, a prior draw still shows the change."""
     found = rows(model, data(scale=scale), draws(model, data(scale=scale)))
     assert found["verdict"].iloc[0] == "fail"
     assert re_site(found["quantity"].iloc[0]) in (site, *(["z"] if isinstance(model, TooLarge) else []))
@@ -179,7 +179,7 @@ def test_sign_flips_of_single_axes_are_named():
 
 
 def test_permuted_stick_breaking_components_pass(rng):
-    """Stick-breaking weights: draws are compared modulo permutations, which are no symmetry of the joint."""
+    """Draws of stick-breaking mixtures are compared modulo permutations, although these are no symmetry of the joint."""
     truth = DPMixture(3).simulate(rng, 40)
     values = {name: np.asarray(value)[None, None] for name, value in truth.truth.items() if name in DPMixture(3).dims}
     model = DPMixture(3)
@@ -188,7 +188,7 @@ def test_permuted_stick_breaking_components_pass(rng):
 
 
 def test_labels_must_be_permuted_with_their_components(rng):
-    """A mixture's joint with its labels is symmetric; with labels that stay behind it is not."""
+    """The joint of a mixture is symmetric only if labels are permuted with the components."""
     model = GaussianMixture(3)
     truth = model.simulate(rng, 40)
     values = {name: np.asarray(value)[None, None] for name, value in truth.truth.items() if name in model.dims}
@@ -201,7 +201,7 @@ def test_labels_must_be_permuted_with_their_components(rng):
 
 
 def test_certain_labels_pass_the_symmetry_check():
-    """log p(z | theta, x) is near 0, and changes by the rounding error of the joint densities that it is a difference of."""
+    """log p(z | theta, x) is near 0 and changes by the rounding error of two joint densities."""
     model = GaussianMixture(3)
     for seed in range(600, 640):
         truth = model.simulate(np.random.default_rng(seed), 40)
@@ -211,7 +211,7 @@ def test_certain_labels_pass_the_symmetry_check():
 
 
 class Named(Factors):
-    """Loadings whose dim is called `factor`; the declared group is along `latent`, which no site has."""
+    """The dim of the loadings is `factor`; the declared group acts along `latent`, which no site has."""
 
     dims = {"W": ("feature", "factor"), "sigma": (), "z": ("unit", "factor")}
 
@@ -223,7 +223,7 @@ def test_a_symmetry_along_an_undeclared_dim_is_found():
 
 
 class Ring(LatentModel):
-    """A density that is unchanged if three components move on by one place, and not if two of them are exchanged."""
+    """A density that is invariant to cyclic shifts of three components but not to transpositions."""
 
     name, dims, position, methods = "ring", {"mu": ("component",), "z": ("unit", "component")}, Position("z"), ("nuts",)
     symmetry = Permutation("component")

@@ -1,4 +1,4 @@
-"""What every method keeps: the same bytes for the same seed, no state left behind, faults that name what is wrong.
+"""Tests of all methods: reproducibility, global state and errors.
 
 Faults of inference that are tested elsewhere: guides with other sites (`models/test_contract.py`), starts without density
 (`test_density.py`), a posterior with several modes (`test_known_answers.py`), divergences, stuck chains, NaN and tree depth
@@ -110,7 +110,7 @@ def test_failing_fits_leave_no_global_state(method, breaks, monkeypatch, tmp_pat
 
 
 class Broken(PPCA):
-    """Runs once, and is NaN from the second call on."""
+    """Has NaN density from the second call on."""
 
     calls = 0
 
@@ -134,7 +134,7 @@ def test_a_parameter_store_with_the_same_names_does_not_leak():
 
 
 class Scalar(LatentModel):
-    """One number a unit: a column (N, 1) in its plate of N broadcasts to N x N where nobody looks."""
+    """One number for each unit: a column (N, 1) in its plate of N would broadcast to N x N."""
 
     name, position, symmetry = "scalar", Position("z"), Identity()
     methods = ("nuts", "chees", "svi", "map", "exact")
@@ -165,7 +165,7 @@ def test_every_sampler_matches_a_conjugate_gaussian_posterior():
 
 
 class Positive(LatentModel):
-    """s ~ LogNormal(0, 1), and data that say nothing of it."""
+    """s ~ LogNormal(0, 1), independent of the data."""
 
     name, position, symmetry, methods = "positive", Position("s"), Identity(), ("map", "svi")
     dims = {"s": ()}
@@ -199,7 +199,7 @@ def test_map_restarts_begin_at_or_around_the_models_start(monkeypatch):
 
 
 class Climbing(Positive):
-    """Restarts that end at given log likelihoods, each with its number as the estimate and the notes that are given."""
+    """Restarts with given log likelihoods and notes; the estimate of each is its number."""
 
     name, methods = "climbing", ("exact",)
 
@@ -223,7 +223,7 @@ class Climbing(Positive):
     ids=["tie", "no tie", "collapsed", "rounding of a large one"],
 )
 def test_the_first_of_tied_restarts_is_the_estimate(ends, best):
-    """Rounding, which another processor does otherwise, does not choose among them."""
+    """Rounding, which differs between CPUs, must not decide."""
     dataset = Dataset({"x": np.array([-1.0, 0.2, 3.0])}, dims={"x": ("unit",)})
     found = fit(Climbing(ends), dataset, Exact(n_restarts=len(ends), n_draws=2), seed=0, progress=False)
     assert found.sites()["s"].flat[0] == best
@@ -240,7 +240,7 @@ def test_densities_of_the_models_guide_are_on_the_unconstrained_scale():
 
 
 class Pair(LatentModel):
-    """Two positions, jointly normal with sd 1 and a correlation; the data say nothing of them."""
+    """Two correlated normal positions with sd 1, independent of the data."""
 
     name, position, symmetry, methods = "pair", Position("z"), Identity(), ("svi",)
     dims = {"z": ("unit",)}
@@ -257,7 +257,7 @@ class Pair(LatentModel):
 
 @pytest.mark.parametrize(("correlation", "passes"), [(0.0, True), (0.99, False)])
 def test_khat_flags_a_too_narrow_mean_field_guide(correlation, passes):
-    """The best independent normals have sd sqrt(1 - rho^2) = 0.14 where the posterior has 1: k-hat sees it, the means do not."""
+    """The best independent normals have sd sqrt(1 - rho^2) = 0.14 for a posterior sd of 1, which k-hat detects."""
     dataset = Dataset({"x": np.zeros(2)}, dims={"x": ("unit",)})
     method = SVI(guide="mean_field", n_steps=2000, n_draws=20_000)
     result = fit(Pair(correlation), dataset, method, seed=0, progress=False)
@@ -304,7 +304,7 @@ class OwnGuide(LatentModel):
 
 
 def test_minibatches_are_scaled_with_the_models_guide():
-    """The posterior's sd is 1 / sqrt(400) = 0.05; a batch of 20 that counted for itself alone would give 0.22."""
+    """The posterior sd is 1 / sqrt(400) = 0.05; without scaling, a batch of 20 would give 0.22."""
     dataset = Dataset({"x": np.random.default_rng(0).normal(size=400)}, dims={"x": ("unit",)})
     method = SVI(guide="model", n_steps=3000, learning_rate=0.01, batch_size=20, n_draws=2000)
     mu = fit(OwnGuide(), dataset, method, seed=0, progress=False).sites()["mu"]
@@ -401,7 +401,7 @@ def test_missing_checkpoints_are_recomputed_and_others_reused(tmp_path):
 
 
 def test_a_guide_is_averaged_over_permutations_of_states():
-    """Two states of one feature: the 2 x 2 transitions, which have two axes of the symmetry's, are larger than the means."""
+    """For two states of one feature, the largest site is the 2 x 2 transition matrix, which has two state axes."""
     dataset = hidden_markov(1, 40, 2, 1, 4.0)
     found = fit(GaussianHMM(2), dataset, SVI(guide="full_rank", n_steps=200, n_draws=100), progress=False)
     stats = found.data["sample_stats"]

@@ -1,4 +1,4 @@
-"""Methods against posteriors with known answers: a Bayesian PPCA of iris, sampled by another program."""
+"""Tests of methods against a reference: Bayesian PPCA of iris, sampled by another program."""
 
 import json
 
@@ -55,7 +55,7 @@ def assert_agrees(found, reference):
 
 @pytest.mark.slow
 def test_ppca_by_nuts_matches_the_reference(iris, reference):
-    """On machine code; the other test is on the captured graph. Draws that are a tenth too narrow would be seen."""
+    """Uses machine code; ChEES below uses the captured graph. Draws with 10% too small sds would be detected."""
     method = NUTS(n_chains=4, n_warmup=500, n_draws=1500, target_accept=0.9, compiled=True)
     result = fit(PPCA(2, mu_scale=0), iris, method, seed=1, progress=False)
     found = quantities(result.sites(), reference)
@@ -68,7 +68,7 @@ def test_ppca_by_nuts_matches_the_reference(iris, reference):
 
 
 def assert_detects_errors(found, reference, narrower):
-    """The check sees a wrong posterior: sigma's square instead of sigma, and draws that are so much narrower."""
+    """Checks that wrong posteriors are detected: sigma^2 in place of sigma, and narrower draws."""
     with pytest.raises(AssertionError, match="mean of"):
         assert_agrees({"sigma": found["sigma"] ** 2}, reference)
     narrow = {name: x.mean() + narrower * (x - x.mean()) for name, x in found.items()}
@@ -78,7 +78,7 @@ def assert_detects_errors(found, reference, narrower):
 
 @pytest.mark.slow
 def test_ppca_by_chees_matches_the_reference(iris, reference):
-    """Draws that are a tenth too narrow would be seen."""
+    """Draws with 10% too small sds would be detected."""
     result = fit(PPCA(2, mu_scale=0), iris, ChEES(), seed=1, progress=False)
     found = quantities(result.sites(), reference)
     assert_agrees(found, reference)

@@ -1,4 +1,4 @@
-"""Many data sets in one graph: the same numbers as each data set by itself."""
+"""Tests that many data sets in one graph give the results of each data set alone."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def datasets(n, n_missing=0):
 @pytest.mark.parametrize("n_missing", [0, 2])
 @pytest.mark.parametrize("which", [np.arange(9), np.array([1]), np.array([8, 1, 3])])
 def test_batched_densities_and_gradients_equal_those_of_each_data_set(n_missing, which, rng, monkeypatch):
-    """The whole batch, the narrow one, and some rows; with a mask where one data set has missing entries."""
+    """Tests the whole batch and parts of it, with a mask if one data set has missing entries."""
     monkeypatch.setattr(replications, "WIDE", 2)
     sets = datasets(9, n_missing)
     together = Replications(MODEL, sets)
@@ -45,7 +45,7 @@ def test_batched_densities_and_gradients_equal_those_of_each_data_set(n_missing,
 
 
 class Branching(PPCA):
-    """A program that cannot be batched over data: it looks at a value of them."""
+    """A program that cannot be batched over data, since it branches on a value."""
 
     def model(self, x, mask=None):
         super().model(x if float(x[0, 0]) < 1e9 else -x, mask)
@@ -91,7 +91,7 @@ def test_replications_with_different_shapes_are_refused():
 
 
 def test_graphs_with_different_numbers_of_nodes_are_refused():
-    """The numbers of pairs agree, and those of nodes do not: arguments that are not tensors are compared too."""
+    """The numbers of pairs agree and those of nodes differ: arguments that are not tensors are compared as well."""
     pair = np.array([0, 1, 2])
     sets = [
         Dataset(

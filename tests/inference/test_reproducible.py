@@ -1,7 +1,7 @@
-"""The fast path (captured graphs, kernels, many chains in one batch) keeps the promises of the plain one.
+"""Tests of reproducibility with captured graphs, kernels and batched chains.
 
-Same seed, same bytes: in another process, with another number of threads, after an interrupt, for a prefix. One chain's fault is
-its own. What was set in the process before a fit is set after it.
+The same seed gives the same result in another process, with another number of threads, after an interrupt, and for a shorter
+run. A failing chain does not affect others. Global state is restored after a fit.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ def fitted(model, method, **settings):
 
 
 def digests():
-    """Of each model and method, a line: what a process prints."""
+    """Returns one line for each model and method, as printed by another process."""
     lines = []
     for model in MODELS:
         for method in METHODS:
@@ -89,7 +89,7 @@ def in_a_new_process(threads, hash_seed):
 
 @pytest.mark.slow
 def test_fits_are_equal_in_another_process_and_with_other_threads():
-    """One thread here and two there, where the order of Python's sets is another; all models and methods."""
+    """One thread here and two in the other process, whose hash seed differs; all models and methods."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -148,11 +148,11 @@ def test_interrupted_fits_of_all_models_resume_to_the_same_draws(model, method, 
 
 
 class Correlated(LatentModel):
-    """A covariance [[1, r], [r, 1]] with r free on the real line: positive definite where |r| < 1 only; torch raises beyond.
+    """A covariance [[1, r], [r, 1]] with unbounded r: positive definite for |r| < 1 only; torch raises an error otherwise.
 
     Args:
-        how: `density` takes the density of the root L, whose diagonal says what has failed; `mean` only multiplies by L, and what
-            has failed looks like any other number; `singular values` raises while it computes, in a captured graph too.
+        how: `density` uses the density with the root L, whose diagonal shows a failure; `mean` multiplies by L, where failures are
+            not visible; `singular values` raises an error while it computes, in a captured graph as well.
     """
 
     name, position, symmetry = "correlated", Position("z"), Identity()
@@ -230,7 +230,7 @@ def nuts_chains(density, starts, n):
 
 @pytest.mark.parametrize("fault", ["cholesky", "nan"])
 def test_a_diverging_nuts_chain_does_not_affect_the_others(correlated, fault, rng):
-    """Chain 1 begins beside the wall; its steps beyond it are divergences of its own."""
+    """Chain 1 starts next to the wall, and only it diverges."""
     density, _ = correlated
     at = next(s.start for s in density.sites if s.name == "r")
     starts = 0.1 * rng.standard_normal((3, density.size))
@@ -252,7 +252,7 @@ def test_a_diverging_nuts_chain_does_not_affect_the_others(correlated, fault, rn
 
 @pytest.mark.parametrize("fault", ["cholesky", "nan"])
 def test_a_diverging_chees_proposal_is_rejected_and_reported(correlated, fault, rng, monkeypatch):
-    """A fixed step, so that the chains have nothing in common but the batch: one is thrown over the wall at the third draw."""
+    """With a fixed step size, one chain crosses the wall at the third draw; the others are not affected."""
     density, _ = correlated
     at = next(s.start for s in density.sites if s.name == "r")
     starts = 0.1 * rng.standard_normal((4, density.size))
@@ -288,7 +288,7 @@ def test_a_diverging_chees_proposal_is_rejected_and_reported(correlated, fault, 
 
 @pytest.mark.parametrize("method", [METHODS["nuts"], METHODS["chees"]], ids=["nuts", "chees"])
 def test_fits_with_failing_decompositions_finish(correlated, method):
-    """With so wide a first step that points beyond the wall are met: they are refused, and the fit goes on."""
+    """The first step size is so large that proposals cross the wall; they are rejected."""
     dataset = correlated[1]
     met = []
 
@@ -323,7 +323,7 @@ def state_of_the_process():
 
 
 class Doomed(LinearGaussianStateSpace):
-    """By the kernels; NaN from the second call on."""
+    """Uses the kernels; has NaN density from the second call on."""
 
     name, calls = "doomed", 0
 

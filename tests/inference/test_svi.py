@@ -1,4 +1,4 @@
-"""The model's own guide: Pyro's bound and gradients, whatever parameters the guide has, and each restart for itself."""
+"""Tests of SVI with the model's guide against Pyro, for guides with parameters of all kinds."""
 
 import itertools
 import math
@@ -52,7 +52,7 @@ class Encoded(LatentModel):
 
 
 class Constrained(Encoded):
-    """Parameters of every kind, and one that nothing depends on."""
+    """Has constrained and unused parameters."""
 
     def guide(self, x):
         pyro.param("unused", torch.tensor(3.0), constraints.positive)
@@ -64,7 +64,7 @@ class Constrained(Encoded):
 
 
 class DeclaredTwice(Encoded):
-    """The second time without the constraint."""
+    """Declares a parameter twice, the second time without its constraint."""
 
     def guide(self, x):
         weight, offset = pyro.param("weight", START), pyro.param("offset", torch.zeros(2))
@@ -82,7 +82,7 @@ def linear(kind):
 
 
 class WithModule(Encoded):
-    """The encoder is a module of torch."""
+    """Has a torch module as encoder."""
 
     def __init__(self):
         self.net = linear(torch.nn.Linear)
@@ -106,7 +106,7 @@ class Encoder(PyroModule):
 
 
 class WithPyroModule(Encoded):
-    """The guide is a module of Pyro."""
+    """Has a Pyro module as guide."""
 
     def __init__(self):
         self.encoder = Encoder()
@@ -116,7 +116,7 @@ class WithPyroModule(Encoded):
 
 
 class Spread(Encoded):
-    """One scale for all units, whose draws cannot be batched."""
+    """Has a guide with one scale for all units, whose draws cannot be batched."""
 
     dims, position = {"s": ()}, Position("s")
 
@@ -130,7 +130,7 @@ class Spread(Encoded):
 
 
 class Angles(Encoded):
-    """Positions whose draws have no derivative."""
+    """Has positions without reparameterised draws."""
 
     dims = {"z": ("unit",)}
 
@@ -166,7 +166,7 @@ def iris():
     ids=["linear_vae", "vae", "ppca", "ppca with positions", "spread", "constrained", "asked again", "module", "pyro module"],
 )
 def test_elbo_and_gradients_match_pyro(make, n_particles, iris, monkeypatch):
-    """With the same noise, drawn site by site for all particles; the captured graph, where there is one."""
+    """Uses the same noise, drawn site by site for all particles, with and without a captured graph."""
     noise, calls = [], itertools.count()
 
     def of_a_particle(shape, dtype, device):
@@ -201,7 +201,7 @@ def test_elbo_and_gradients_match_pyro(make, n_particles, iris, monkeypatch):
 
 @pytest.mark.parametrize("make", [DeclaredTwice, WithModule, WithPyroModule])
 def test_fits_do_not_depend_on_how_a_guide_stores_parameters(make, iris):
-    """Restarts too: a module begins each where it was at first."""
+    """Each restart of a module begins at its initial parameters."""
     method = SVI(guide="model", n_steps=60, n_particles=2, n_draws=5, n_restarts=2, held_out=0.2)
     plain, other = (fit(model, iris, method, progress=False).data["optimization"] for model in (Encoded(), make()))
     np.testing.assert_allclose(other["loss"], plain["loss"], rtol=1e-9)
@@ -216,7 +216,7 @@ def test_a_torch_module_keeps_its_trained_parameters(iris):
 
 
 def test_running_means_of_a_guide_are_updated(iris):
-    """Batch normalisation is refused by the recorder of graphs, which would leave them where they are."""
+    """Batch normalisation is not captured, since a graph would not update running means."""
     model = WithModule()
     model.net = torch.nn.Sequential(torch.nn.BatchNorm1d(4, affine=False), model.net).double()
     fit(model, iris, SVI(guide="model", n_steps=20, n_particles=1, n_draws=5), progress=False)
@@ -279,7 +279,7 @@ class Columns(LatentModel):
 
 @pytest.mark.parametrize("field", ["held_out", "batch_size"])
 def test_minibatches_need_units_as_first_dim(field, rng):
-    """Batches are rows: those of features would be silently taken for units."""
+    """Batches are rows, so that features would be mistaken for units."""
     data = Dataset({"x": rng.normal(size=(3, 20))}, dims={"x": ("feature", "unit")})
     with pytest.raises(DataError, match=rf"`{field}` needs 'unit' as the first dim of 'x'; its dims are \('feature', 'unit'\)"):
         fit(Columns(), data, SVI(guide="model", **{field: 0.5 if field == "held_out" else 5}), progress=False)
@@ -309,7 +309,7 @@ class RotatedLoadings(LatentModel):
 
 
 def test_the_density_of_the_models_guide_is_averaged_over_the_symmetry(rng):
-    """Against the mean over 4000 angles of rotations and reflections, of the loadings' density alone: that of z is round."""
+    """Compares with the mean over 4000 angles of rotations and reflections of the loadings."""
     dataset = Dataset({"x": rng.normal(size=(5, 3))}, dims={"x": ("unit", "feature")})
     found = fit(RotatedLoadings(), dataset, SVI(guide="model", n_steps=3, n_draws=20), progress=False)
     W, stats = found.sites()["W"][0], found.data["sample_stats"]
@@ -325,7 +325,7 @@ def test_the_density_of_the_models_guide_is_averaged_over_the_symmetry(rng):
 
 
 class PointGuide(RotatedLoadings):
-    """A guide that is a point in the loadings: it has no density along the orbit."""
+    """Has a point mass for the loadings, without density along the orbit."""
 
     dims = {"W": ("feature", "latent"), "sigma": (), "z": ("unit", "latent")}
 

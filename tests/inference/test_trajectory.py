@@ -24,7 +24,7 @@ def gaussian(mean, covariance):
 
 
 def skewed(points):
-    """log of an Exp(1) variable: density exp(u - exp(u)); asymmetric, so that a sign error shows."""
+    """Log density of the log of an Exp(1) variable, exp(u - exp(u)); its asymmetry shows sign errors."""
     return (points - np.exp(points)).sum(-1), 1 - np.exp(points)
 
 
@@ -109,7 +109,7 @@ def test_zero_density_is_reported_as_divergence():
 
 
 def trajectory_piece(*momenta):
-    """A piece of trajectory through points of these momenta, in time's order."""
+    """Returns a piece of trajectory with these momenta, in order of time."""
     states = [State(np.zeros(1), np.array([p]), np.zeros(1), 0.0) for p in momenta]
     rho = np.array([sum(momenta)])
     return Tree(states[0], states[-1], rho, 0.0, states[0], stop=False, diverging=False, accept=0.0, n_steps=len(momenta))
@@ -131,7 +131,7 @@ def test_u_turns_are_checked_across_subtrees(earlier, later, turns):
 
 
 def test_a_trajectory_does_not_retrace_a_circle():
-    """A step is 1 / 3.7 of a turn of a normal pair: four points close the circle, and the ends alone would not show it."""
+    """A step is 1 / 3.7 of a period: four points close the circle, which the end points alone do not show."""
     value_and_grad, rng = gaussian(np.zeros(2), np.eye(2)), np.random.default_rng(0)
     tuning = Tuning(np.sqrt(2 - 2 * np.cos(2 * np.pi / 3.7)), np.ones(2))
     most = 0
@@ -149,7 +149,7 @@ def test_acceptance_is_slightly_above_the_target(target):
 
 
 def test_the_step_size_matches_pyros_nuts():
-    """The same algorithm by other hands; and the acceptance it gives lies a little above the target, as it does there.
+    """Compares with Pyro's NUTS; its acceptance is slightly above the target, too.
 
     The log step of a chain has a standard deviation of 0.08 about its mean: 5 of those of the difference of 8 and 4 chains.
     """
@@ -173,7 +173,7 @@ def test_metric_windows_double_and_fill_the_warm_up():
 
 
 def test_warm_up_step_size_and_metric_match_their_formulas():
-    """The metric from the draws of each window alone; the step size kept is the averaged one, begun anew after each window."""
+    """The metric uses the draws of each window; the step size is averaged, with a restart after each window."""
     size, n_warmup = 3, 200
     rng, snapshots = np.random.default_rng(0), {}
     made = chain(np.zeros(size), n_warmup=n_warmup, n_draws=2, target_accept=0.8, max_depth=6, rng=rng)

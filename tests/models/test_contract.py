@@ -1,4 +1,4 @@
-"""Every model of the table keeps the contract, and a model that declares something false is caught."""
+"""Tests that every model keeps the contract and that false declarations are detected."""
 
 import contract
 import numpy as np
@@ -97,7 +97,7 @@ WITH_KERNELS = ("gaussian_mixture", "dp_mixture", "gaussian_hmm", "categorical_h
 
 
 def one_case_of_each(names):
-    """The cases of these models; all but the first of each take minutes together, and are for the long run."""
+    """Cases of these models; all but the first of each model are marked long."""
     cases = [(m, i) for name in names for i, m in enumerate(CASES[name])]
     return [pytest.param(m, id=repr(m), marks=[pytest.mark.long] if i else []) for m, i in cases]
 
@@ -228,7 +228,7 @@ def test_a_guide_with_other_sites_is_detected(model, message):
 
 
 class VarianceForSd(PPCA):
-    """Simulates with the square of the noise's standard deviation."""
+    """Simulates with the noise variance in place of its standard deviation."""
 
     def simulate(self, rng, n_units, n_features=10):
         dataset = super().simulate(rng, n_units, n_features)
@@ -277,7 +277,7 @@ def test_a_wrong_imputation_is_detected():
 
 
 class Scalar(PPCA):
-    """A model of one number a unit, to which a column (N, 1) is given."""
+    """Has one number for each unit, and is given a column (N, 1)."""
 
     def model(self, x, mask=None):
         mu = pyro.sample("mu", dist.Normal(torch.zeros(1), 1.0).to_event(1))

@@ -1,4 +1,4 @@
-"""Maxima of the likelihood at every scale of the data; estimates and data that leave something arbitrary or without bound."""
+"""Tests of degenerate data and estimates, and of scale equivariance of maximum likelihood."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def cautions(model, dataset):
 @pytest.mark.parametrize("covariance", COVARIANCES)
 @pytest.mark.parametrize("kind", [GaussianMixture, GaussianHMM])
 def test_the_maximum_is_equivariant_to_scale_and_offset(kind, covariance, missing, rng):
-    """Groups far apart have one maximum, which is found to 1e-9 in units of the data; an offset costs its digits."""
+    """The maximum for separated groups is found to 1e-9 in data units; a large offset loses its own digits."""
     x = two_groups(rng)
     if missing:
         x[::7, 0] = np.nan
@@ -190,7 +190,7 @@ def test_data_on_which_every_start_collapses_are_refused(rng):
 
 
 def test_em_stops_soon_after_a_collapse(rng):
-    """As many columns as make every component singular: variances stop at their floor, and no descent follows for minutes."""
+    """With many columns every component is singular; variances stop at their floor and no long descent follows."""
     found = maximum(GaussianMixture(3), rng.standard_normal((40, 30)))
     assert any("the likelihood has no bound there" in note for note in found.notes)
     assert len(found.trace) < 200

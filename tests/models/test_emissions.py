@@ -1,4 +1,4 @@
-"""What components emit: correlation factors drawn by hand against LKJ's density and margins, weighted maxima by hand."""
+"""Tests of emissions: drawn LKJ correlation factors and weighted maxima."""
 
 import numpy as np
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""The climb: extrapolated steps end where plain ones and L-BFGS do, never lose likelihood, and leave the edges alone."""
+"""Tests of EM with extrapolated steps."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from latentlab.seeds import double
 
 
 def linear(rates, top):
-    """A quadratic and a map that approaches its top at these rates: a climb without its last steps would be far from it."""
+    """A quadratic and a linear map that converges to its maximum at these rates."""
     top = torch.tensor([top], dtype=torch.float64)
 
     def log_likelihood(values):
@@ -47,7 +47,7 @@ def test_small_steps_do_not_end_the_climb():
 
 
 def test_steps_are_not_extrapolated_to_the_edge():
-    """Steps that would lead, were they extrapolated, to a standard deviation below what counts as one."""
+    """Extrapolated steps would lead to a standard deviation below the floor."""
     met = []
 
     def log_likelihood(values):
@@ -66,7 +66,7 @@ def test_steps_are_not_extrapolated_to_the_edge():
 
 
 def test_extrapolations_that_lose_likelihood_are_rejected():
-    """A map whose moves hardly shrink from afar: extrapolated it goes beyond the top, where the likelihood falls off a cliff."""
+    """Extrapolation overshoots the maximum, beyond which the likelihood drops sharply."""
     levels = []
 
     def log_likelihood(values):

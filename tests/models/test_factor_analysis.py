@@ -1,4 +1,4 @@
-"""Factor analysis beyond the Ledermann bound: the data leave the noise open, and every fit warns."""
+"""Tests of factor analysis beyond the Ledermann bound, where the noise is not identified."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_a_warning_is_given_beyond_the_ledermann_bound(rng, n_features, n_latent
 
 
 def test_noise_is_not_identified_beyond_the_ledermann_bound():
-    """4 features and 3 factors: a covariance less another diagonal is of rank 3 too, without a negative eigenvalue."""
+    """For 4 features and 3 factors, another diagonal noise leaves a positive semi-definite remainder of rank 3."""
     rng = np.random.default_rng(0)
     W, psi2 = rng.normal(size=(4, 3)), rng.uniform(0.5, 1.0, 4)
     covariance = W @ W.T + np.diag(psi2)

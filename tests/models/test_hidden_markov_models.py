@@ -1,4 +1,4 @@
-"""Hidden Markov models against enumeration, hmmlearn and a reference; forbidden transitions, wrong modes, odd series."""
+"""Tests of hidden Markov models against enumeration, hmmlearn and a reference."""
 
 import itertools
 import json
@@ -115,7 +115,7 @@ MODELS = [
 @pytest.mark.parametrize("model", MODELS, ids=repr)
 @pytest.mark.parametrize("missing", [False, True])
 def test_joint_of_path_and_data_and_its_sum_match_scipy(model, missing):
-    """Two sequences, of 4 and 2 steps, the first state of each by the initial probabilities: no transition before it."""
+    """Two sequences of 4 and 2 steps; each begins with the initial probabilities."""
     dataset = model.simulate(np.random.default_rng(SEED), 6, n_features=2)
     assert dataset.coords["sequence"].tolist() == ["s0"] * 4 + ["s1"] * 2
     truth = dataset.truth
@@ -159,7 +159,7 @@ def sum_of(steps, pi, A, emission):
 
 @pytest.mark.parametrize("model", MODELS[:3], ids=repr)
 def test_the_density_of_a_step_given_all_others_matches_enumeration(model):
-    """p(x_t | x_-t) = p(x) / p(x without step t), both by the sum over paths; not the same as given the past."""
+    """p(x_t | x_-t) = p(x) / p(x without step t), by sums over paths; differs from the prediction given the past."""
     whole = model.simulate(np.random.default_rng(SEED), 5, n_features=2)
     truth = whole.truth
     emission = log_emission(model, truth, whole.x)
@@ -244,7 +244,7 @@ def test_scores_smoothing_and_viterbi_match_hmmlearn(model, d):
 
 
 def with_start(model, **values):
-    """The model, starting at given values."""
+    """Returns the model with given starting values."""
 
     class FixedStart(type(model)):
         def initialize(self, arrays, rng):
@@ -255,7 +255,7 @@ def with_start(model, **values):
 
 @pytest.mark.parametrize(("model", "d"), TWINS, ids=repr)
 def test_baum_welch_reaches_hmmlearns_likelihood(model, d):
-    """From the same start; the likelihood never falls on the way."""
+    """Both begin at the same start; the likelihood never decreases."""
     dataset = model.simulate(np.random.default_rng(2), 150, n_features=d)
     truth = {name: dataset.truth[name] for name in model.dims if name != "z"}
     ours = with_start(model, **truth).maximum_likelihood(tensors(model, dataset), np.random.default_rng(0))
@@ -278,7 +278,7 @@ def test_baum_welch_with_missing_entries_never_decreases_likelihood(model):
 
 
 def test_a_baum_welch_step_matches_expected_counts(monkeypatch):
-    """Over two sequences: the means of the first states, the shares of the transitions, the weighted means of x."""
+    """Compares initial probabilities, transitions and means with expected counts over two sequences."""
 
     def captured_step(step, *_, **__):
         steps.append(step)
@@ -303,7 +303,7 @@ def test_a_baum_welch_step_matches_expected_counts(monkeypatch):
 
 
 def test_starting_transitions_are_counted_from_rows_to_columns():
-    """States that follow one another in a cycle, far apart, in two sequences: 8 and 3 transitions, and 0.1 of each."""
+    """Two sequences of well separated cyclic states, with 8 and 3 transitions and pseudo-counts of 0.1."""
     x = np.r_[np.tile([0.0, 10.0, 20.0], 3), [10.0, 20.0, 0.0, 10.0]][:, None]
     dataset = series(x, [9, 4])
     model = GaussianHMM(3)
@@ -386,7 +386,7 @@ def test_hmm_by_nuts_matches_the_reference(hmm_example):
 
 
 def test_chains_in_different_modes_are_flagged_and_not_averaged():
-    """Three levels, two states of fixed spread: -5 | 0, 5 merged, or -5, 0 merged | 5."""
+    """Three groups and two states with fixed sd: either 0 and 5 or -5 and 0 are merged."""
     rng = np.random.default_rng(6)
     level = np.repeat(np.tile([-6.0, 0.0, 6.0], 4), 5)
     dataset = series(level[:, None] + 0.3 * rng.standard_normal((60, 1)))
@@ -494,7 +494,7 @@ def test_100000_steps_are_finite_and_take_linear_time():
 
 
 def test_the_initial_probabilities_are_optimised_with_many_sequences(monkeypatch):
-    """A start whose first state is off, and EM that leaves it there: the descent after it must mend it."""
+    """EM is limited to one step from a poor start, so that the descent must optimise the initial probabilities."""
     rng = np.random.default_rng(0)
     model = GaussianHMM(2, sigma_scale=1.0, sigma_spread=0.0)
     z = rng.integers(2, size=(30, 4))

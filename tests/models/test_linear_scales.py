@@ -1,4 +1,4 @@
-"""The linear-Gaussian models on data in any units: estimates and starts turn with the data, and lose no digits to an offset."""
+"""Tests that linear-Gaussian models are equivariant to scale and offset of the data."""
 
 import numpy as np
 import pytest
@@ -79,7 +79,7 @@ def test_starting_values_are_equivariant_to_rescaling(case, scale):
 
 
 def test_small_noise_ends_em_at_rounding_without_failure():
-    """At the floor of a noise the derivative has a rounding error above the tolerance: that is no failure."""
+    """At the floor of the noise, the rounding error of the derivative exceeds the tolerance, which is no failure."""
     x = linear_gaussian(n_units=2200, n_features=8, n_latent=2, noise=0.5, seed=2).x[:200]
     fitted = ll.fit(M.FactorAnalysis(3), table(x).standardize(), ll.Exact(n_draws=2), progress=False)
     assert fitted.converged

@@ -1,4 +1,4 @@
-"""The linear VAE against PPCA: the bound in closed form, its optimum, what is identified, and whose doing a collapse is."""
+"""Tests of the linear VAE against PPCA: ELBO, optimum, identification and collapse."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_the_elbo_matches_the_formula(rng):
 
 
 def test_the_elbo_is_the_mean_of_log_joint_minus_log_guide(rng):
-    """The objective of SVI at the same parameters, by 20 000 draws: within 5 standard errors, also with a weighted KL."""
+    """Compares with 20 000 draws of the SVI objective within 5 standard errors, also with a weighted KL term."""
     x = rng.normal(size=(9, 4))
     values = non_optimal_parameters(rng, 4, 2)
     model = LinearVAE(2)
@@ -113,7 +113,7 @@ def losses(problem, method, values, weight, *, n, n_particles=500):
 
 
 def test_every_start_reaches_ppcas_maximum(wine):
-    """Eight of eight random starts: PPCA's log likelihood, the same W but for the order and the signs of its columns."""
+    """All of eight random starts reach PPCA's log likelihood and W up to order and signs of columns."""
     expected, s2, WW, _, _ = ppca_optimum(wine.x, 3)
     columns = None
     for seed in range(8):
@@ -146,7 +146,7 @@ def test_rescaling_data_shifts_the_likelihood_only():
 
 
 def test_a_rotated_decoder_lowers_the_elbo_by_the_divergence(wine, fitted):
-    """The likelihood is the same; the best bound falls by N KL(q || p(z | x)), diagonal D against the full covariance."""
+    """A rotation keeps the likelihood and lowers the best ELBO by N KL(q || p(z | x)), since q is diagonal."""
     values = {name: np.asarray(value) for name, value in fitted.parameters.items()}
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
     W = values["W"] @ turn
@@ -160,7 +160,7 @@ def test_a_rotated_decoder_lowers_the_elbo_by_the_divergence(wine, fitted):
 
 
 def test_collapsed_dimensions_are_those_of_the_likelihood(wine):
-    """With sigma fixed, the dimensions in use are the eigenvalues above sigma^2, and no bound does better than the likelihood."""
+    """With fixed sigma, active dimensions are the eigenvalues above sigma^2, for the ELBO as for the likelihood."""
     S = np.cov(wine.x.T, ddof=0)
     eigenvalues, vectors = np.linalg.eigh(S)
     eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]

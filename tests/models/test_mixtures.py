@@ -1,4 +1,4 @@
-"""Mixtures against enumeration, quadrature, scikit-learn and references; label switching, empty components, odd data.
+"""Tests of mixtures against enumeration, quadrature, scikit-learn and references.
 
 A model's exact posterior over seven units and two components, spread known, is known from the sum over all 128 assignments.
 """
@@ -60,7 +60,7 @@ def limit(n):
 
 
 def test_the_start_is_the_most_likely_of_several_k_means_runs(rng, monkeypatch):
-    """One run finds the two groups and the others divide them at random: the start is the former, whatever its place."""
+    """The k-means run that finds the two groups is used, in whatever order the runs are made."""
     model, groups = GaussianMixture(2, covariance="spherical"), np.arange(60) % 2
     arrays = tensors(model, two_groups(rng, apart=8.0))
     for at in range(N_STARTS):
@@ -269,7 +269,7 @@ def test_em_reaches_the_best_known_likelihood_of_wine():
 
 
 class FixedStart(GaussianMixture):
-    """Starts where it is told."""
+    """Has a fixed start."""
 
     def initialize(self, arrays, rng):
         return {name: torch.from_numpy(value) for name, value in self.given.items()}
@@ -280,7 +280,7 @@ SKLEARN = {"full": "full", "tied": "tied", "diagonal": "diag", "spherical": "sph
 
 @pytest.mark.parametrize("covariance", sorted(SKLEARN))
 def test_the_optimum_matches_scikit_learn(covariance):
-    """Started at its solution, EM stays: no better optimum is near, and the likelihoods are equal."""
+    """Started at scikit-learn's solution, EM stays there with an equal likelihood."""
     x = load_dataset("iris").x
     theirs = Sklearn(3, covariance_type=SKLEARN[covariance], tol=1e-12, max_iter=10_000, reg_covar=0.0, random_state=0).fit(x)
     model = FixedStart(3, covariance=covariance)
@@ -352,7 +352,7 @@ def test_em_of_counts_never_decreases_likelihood(model, missing, rng):
 
 
 class PermutedStarts(GaussianMixture):
-    """Each chain starts at another order of the components."""
+    """Starts each chain with a different order of the components."""
 
     jitter = 0.1
 
@@ -371,7 +371,7 @@ def switched_fit():
 
 
 def test_switched_labels_are_aligned_across_chains(switched_fit):
-    """Raw means disagree between chains that converged; aligned ones agree, with the labels, weights and scales that go along."""
+    """Raw means differ between converged chains; aligned means, labels, weights and scales agree."""
     raw, aligned = switched_fit.sites(), switched_fit.data["latents"]
     assert rhat(raw["mu"])[:, 0].min() > 1.5, "no chain was switched: the seed plants nothing"
     assert {"mu", "weights", "sigma", "z"} <= set(aligned.data_vars)
@@ -494,7 +494,7 @@ def notes(found):
 
 
 def test_a_component_on_one_unit_is_flagged(rng):
-    """The likelihood has no bound there: the standard deviation stops at its floor, and it is said of which component."""
+    """The likelihood is unbounded there: the standard deviation stops at its floor and the component is named."""
     dataset = data(np.vstack([rng.standard_normal((40, 2)), [[30.0, 30.0]]]))
     found = fit(GaussianMixture(2, covariance="diagonal"), dataset, Exact(n_restarts=1, n_draws=4), seed=0, progress=False)
     assert any("sits at the floor of the variances with 1 units" in note for note in notes(found))
@@ -503,7 +503,7 @@ def test_a_component_on_one_unit_is_flagged(rng):
 
 @pytest.mark.parametrize("starts", ["collapsed, sound", "sound, collapsed"])
 def test_restarts_without_collapse_are_preferred(starts, rng):
-    """Fifteen equal units: on them the likelihood has no bound, and that end is the higher one."""
+    """The likelihood is unbounded at fifteen equal units, so that the collapsed restart has the higher value."""
     x = np.vstack([np.full((15, 1), 0.3), rng.standard_normal((25, 1)), rng.standard_normal((40, 1)) + 6])
     places = iter({"collapsed": (0.3, 0.01), "sound": (0.0, 1.0)}[start] for start in starts.split(", "))
 
@@ -533,7 +533,7 @@ def test_log_normal_prior_prevents_collapse_and_half_normal_does_not(rng):
 
 
 class Empty(BernoulliMixture):
-    """Starts with a class that nobody belongs to."""
+    """Starts with an empty class."""
 
     def initialize(self, arrays, rng):
         values = super().initialize(arrays, rng)
@@ -581,7 +581,7 @@ def test_standardised_counts_are_refused_by_mixtures_with_advice(model, rng):
     ids=repr,
 )
 def test_degenerate_data_give_finite_results(model, rng):
-    """A constant column, a column twice, rows twice, a row of which nothing was observed."""
+    """A constant column, duplicate columns, duplicate rows, and a row without observations."""
     x = two_groups(rng, n=30, d=2).x
     x = np.column_stack([x, x[:, 0], np.ones(30)])
     x[10:15] = x[5]
@@ -597,7 +597,7 @@ def test_degenerate_data_give_finite_results(model, rng):
 
 
 def test_one_component_equals_a_gaussian(rng):
-    """Its maximum has the sample's moments, and all units have the one label."""
+    """The maximum has the moments of the sample, and all units have one label."""
     dataset = two_groups(rng, n=50)
     found = fit(GaussianMixture(1), dataset, Exact(n_draws=3), seed=0, progress=False)
     sites = found.sites()
@@ -610,7 +610,7 @@ def test_one_component_equals_a_gaussian(rng):
 
 @pytest.mark.parametrize("constant", [1, 4])
 def test_gradient_check_ignores_probabilities_at_the_edge(constant):
-    """Features that are 0 throughout have probabilities at the edge; the others' derivative counts, and without any it is NaN."""
+    """Constant features have probabilities at the edge and are ignored; without other features the gradient is NaN."""
     x = np.random.default_rng(0).integers(2, size=(40, 4)).astype(float)
     x[:, :constant] = 0
     data = Dataset({"x": x}, dims={"x": ("unit", "feature")})

@@ -1,4 +1,4 @@
-"""The state-space model: its contract, its path against the joint written out, and maximum likelihood."""
+"""Tests of the state-space model: contract, joint density and maximum likelihood."""
 
 from dataclasses import replace
 
@@ -113,7 +113,7 @@ def test_the_joint_with_its_path_matches_the_written_out_process(rng, n_sequence
 
 
 def local_level(x, sigma, scale, initial_scale):
-    """Log density of a random walk of unit steps, times `scale`, seen with noise: dense, each sequence by itself."""
+    """Dense log density of scaled random walks with unit steps and noise, sequence by sequence."""
     n = len(x)
     walk = initial_scale**2 + np.minimum.outer(np.arange(n), np.arange(n))
     return multivariate_normal(np.zeros(n), scale**2 * walk + sigma**2 * np.eye(n)).logpdf(x)
@@ -148,7 +148,7 @@ def test_the_local_level_model_matches_a_dense_gaussian(rng):
 
 
 def stable_dataset(model, seed, n_units, **more):
-    """The first dataset of a stable process with eigenvalues that matter."""
+    """Simulates the first dataset with a stable transition of large eigenvalues."""
     rng = np.random.default_rng(seed)
     while True:
         dataset = model.simulate(rng, n_units, **more)
@@ -232,7 +232,7 @@ def test_parameters_with_prior_scale_0_stay_0(rng):
         found = model.maximum_likelihood(tensors(model, dataset), rng)
     assert not found.values["A"].any()
     assert not found.values["mu"].any()
-    # Without movement it is factor analysis without a mean: rows are independent, N(0, C C' + sigma^2).
+    # Without movement it is factor analysis without a mean: rows are independent, N(0, C C^T + sigma^2).
     C, sigma = found.values["C"], found.values["sigma"]
     level = multivariate_normal(np.zeros(4), C @ C.T + np.diag(sigma**2)).logpdf(dataset.x).sum()
     assert found.trace[-1] == pytest.approx(level, rel=1e-10)

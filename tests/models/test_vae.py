@@ -1,4 +1,4 @@
-"""Variational autoencoders: densities by hand, the bound, the encoder, labels, missing entries, and what is refused."""
+"""Tests of variational autoencoders: densities, bound, encoder, labels, missing entries and errors."""
 
 import itertools
 import json
@@ -122,7 +122,7 @@ def test_the_encoder_matches_numpy_and_ignores_missing_entries(rng):
 
 
 def linear(rng, n_units=30, n_features=6, q=1):
-    """A linear decoder with one latent dimension, whose exact conditional a linear encoder can be: data and parameters."""
+    """Data and parameters of a linear decoder with one latent dimension, whose exact conditional is a linear encoder."""
     model = VAE(q, (), encoder_hidden=())
     dataset = model.simulate(rng, n_units, n_features)
     W, mu, s2 = dataset.truth["decoder_1_z"].T, dataset.truth["decoder_1_b"], dataset.truth["sigma"] ** 2
@@ -151,7 +151,7 @@ def test_the_elbo_is_exact_with_the_exact_encoder(rng):
 
 
 def test_the_importance_weighted_bound_increases_to_the_likelihood(rng):
-    """An encoder twice too wide and half an sd off: known gap, KL(q || p(z | x)), for one sample; none for many."""
+    """For an encoder with twice the sd and a shift, the gap is KL(q || p(z | x)) with one sample and vanishes with many."""
     model, dataset, values, exact = linear(rng, n_units=1600)
     sd = float(np.exp(values["encoder_scale_b"][0]))
     values["encoder_loc_b"] = values["encoder_loc_b"] + 0.5 * sd
@@ -386,7 +386,7 @@ def test_held_out_units_stop_an_overfitting_vae():
 
 
 def test_the_parameters_with_the_best_held_out_loss_are_the_result():
-    """A parameter that moves by the learning rate each step, and a look that likes it best at 0.7, steps 50 to 100."""
+    """A parameter changes by the learning rate at each step; the held-out loss is lowest at 0.7."""
     seen = []
 
     def step(p, m, v, scale):
@@ -405,7 +405,7 @@ def test_the_parameters_with_the_best_held_out_loss_are_the_result():
 
 
 def test_held_out_units_do_not_affect_training(iris):
-    """Whatever their values are, the steps are the same."""
+    """Changing the values of held-out units does not change the steps."""
     from latentlab.inference.svi import _divided
     from latentlab.seeds import Seeds
 
@@ -492,7 +492,7 @@ class MissingParameter(Shifted):
 
 
 class OneParticleOnly(Shifted):
-    """A program that cannot take several particles at once."""
+    """A program that supports only one particle."""
 
     dims = {"z": ("unit",)}
 

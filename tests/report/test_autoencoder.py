@@ -1,4 +1,4 @@
-"""The page of autoencoders: active dimensions, reconstructions, walks through the decoder."""
+"""Tests of the page of autoencoders: active dimensions, reconstructions and decoder walks."""
 
 import json
 

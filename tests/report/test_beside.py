@@ -1,4 +1,4 @@
-"""The data of the linked panels, and the script that draws them."""
+"""Tests of the linked panels: their data and their script."""
 
 import html
 import json
@@ -93,7 +93,7 @@ def test_every_panel_contains_every_unit(any_run: Run):
 
 
 def test_panels_are_aligned_to_the_posterior_mean(hostile: Run):
-    """No turn, move or scale of the aligned panel comes nearer to the mean in angle: its cross-product with it is symmetric."""
+    """The alignment is optimal: the cross-product of the aligned panel and the posterior mean is symmetric."""
     source = Source(hostile)
     data = panels(source)
     mean = source.mean - source.mean.mean(axis=0)

@@ -1,4 +1,4 @@
-"""What is drawn of chains."""
+"""Tests of plots of chains."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from latentlab.report import chains
 
 @pytest.fixture
 def plotted_chains(monkeypatch, rng):
-    """Draws `(chain, draw)` of the log density, and what the page hands to ArviZ for them, by the drawing's name."""
+    """Draws `(chain, draw)` of the log density, and the data passed to ArviZ by name of the plot."""
 
     def of(n_chains, n_superchains):
         lp = rng.normal(size=(n_chains, 6))
@@ -34,7 +34,7 @@ def plotted_chains(monkeypatch, rng):
 
 
 def test_many_chains_are_plotted_by_superchain(plotted_chains):
-    """Traces of the first chain of each, ranks of all of each together: chains next to each other are of one superchain."""
+    """Traces show the first chain of each superchain, ranks all of its chains; adjacent chains form a superchain."""
     lp, found = plotted_chains(12, 4)
     values, caption = found["trace"]
     np.testing.assert_array_equal(values, lp[[0, 3, 6, 9]])

@@ -1,4 +1,4 @@
-"""Drawings, formulas, docstrings and words."""
+"""Tests of figures, formulas, docstrings and text."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The page where positions are labels: its numbers against direct computations, and what it says of what it lacks."""
+"""Tests of the page for labels: numbers against direct computations, and missing parts."""
 
 import itertools
 import json
@@ -50,7 +50,7 @@ def draws(found: Run) -> np.ndarray:
 
 
 def rand(a: np.ndarray, b: np.ndarray) -> float:
-    """Adjusted Rand index by the pairs themselves; 1 where both are one cluster, or each unit alone, which gives 0 / 0."""
+    """Adjusted Rand index by pairs; 1 if both partitions are trivial, which gives 0 / 0."""
     pairs = np.array(list(itertools.combinations(range(len(a)), 2)))
     x, y = (v[pairs[:, 0]] == v[pairs[:, 1]] for v in (a, b))
     chance = x.sum() * y.sum() / len(pairs)
@@ -59,7 +59,7 @@ def rand(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def best_match(a: np.ndarray, b: np.ndarray, n: int) -> int:
-    """Most units that agree under any one-to-one names of b's clusters, by trying all."""
+    """Largest number of agreeing units over all one-to-one matchings of clusters."""
     return max(int((a == np.array(p)[b]).sum()) for p in itertools.permutations(range(n)))
 
 
@@ -208,7 +208,7 @@ def test_the_map_shows_the_first_two_principal_components(mixture: Run):
 
 
 def test_ellipses_contain_their_nominal_share(mixture: Run):
-    """Draws of a component's Gaussian, projected: 80 % lie inside, within 5 standard errors (one false alarm in a million)."""
+    """80% of projected draws of a component lie inside, within 5 standard errors (one false alarm in a million)."""
     source = Source(mixture)
     means, covariances = components.gaussians(source)
     tree = source.tree["latents"]

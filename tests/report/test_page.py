@@ -1,4 +1,4 @@
-"""The page and report.json: self-contained, safe, complete, the same numbers."""
+"""Tests of the page and report.json: self-contained, escaped, complete and consistent."""
 
 import json
 import re
@@ -29,7 +29,7 @@ HEAD = ("!DOCTYPE", "html", "head", "meta", "title", "style", "body")
 
 
 class Page(HTMLParser):
-    """A page taken apart: tags with attributes, and the text of tables, paragraphs, script and style."""
+    """Parses a page into tags with attributes and text of tables, paragraphs, script and style."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -273,7 +273,7 @@ def test_pages_are_reproducible_and_leave_no_global_state(any_run: Run):
 
 
 def test_a_page_needs_only_the_files_of_its_run(hostile: Run, tmp_path: Path):
-    """The data of the config may be gone: the run keeps what was fitted. Older runs load their data, or go without labels."""
+    """Data files may be missing, since a run stores the fitted data. Older runs load their data or lack labels."""
     moved = copy_of_run(hostile, tmp_path)
     before = (hostile.path / "report.html").read_text(encoding="utf-8")
     gone = {**moved.config, "dataset": {**moved.config["dataset"], "path": str(tmp_path / "gone.csv")}}
@@ -291,7 +291,7 @@ def test_a_page_needs_only_the_files_of_its_run(hostile: Run, tmp_path: Path):
 
 
 def test_older_runs_with_dropped_columns_have_a_page(hostile: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A column that was constant in the training units alone is in the data set, and not in the fit."""
+    """A column that is constant in the training units only is in the data set but not in the fit."""
     moved = copy_of_run(hostile, tmp_path)
     dataset = load_dataset(**hostile.config["dataset"]).raw()
     names = [*dataset.features.astype(str), "one more"]

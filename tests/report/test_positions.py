@@ -1,4 +1,4 @@
-"""Numbers of the section about positions, against formulas of their own."""
+"""Tests of the section on positions against independent formulas."""
 
 import itertools
 
@@ -34,7 +34,7 @@ def test_means_and_ellipses_match_the_draws(wide: Run):
 def test_imputations_match_the_conditional_gaussian(bare: Run):
     """Given the point estimate, x is N(mu, W W^T + Psi): missing entries have the textbook conditional on those observed.
 
-    400 draws of 20 entries: each mean is within 5.1 standard errors, each sd within 20 % (5.7 of its own): 1e-5 false alarms.
+    400 draws of 20 entries: each mean is within 5.1 standard errors, each sd within 20% (5.7 of its own): 1e-5 false alarms.
     """
     source = Source(bare)
     x = source.observed.values
@@ -65,7 +65,7 @@ def test_imputations_are_compared_with_hidden_entries(bare: Run):
 
 @pytest.mark.parametrize("fixture", ["hostile", "wide"])
 def test_mapped_and_raw_rows_reproduce_the_scores(fixture: str, request: pytest.FixtureRequest):
-    """A row's values give the run's own scores again: procrustes_similarity of one draw, by an independent formula."""
+    """Recomputes the scores of the run from the rows, by an independent formula for procrustes_similarity."""
     found: Run = request.getfixturevalue(fixture)
     source, data = Source(found), found.comparison
     z = found.posterior["latents"]["z"].values

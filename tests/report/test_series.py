@@ -1,4 +1,4 @@
-"""The page of series: the course of states and of positions, transitions, how long states last."""
+"""Tests of the page of series: time courses, transitions and durations of states."""
 
 import json
 from typing import Any
@@ -33,7 +33,7 @@ def words(found: Run) -> str:
 
 @pytest.fixture(scope="module")
 def flow(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One sequence of one feature by NUTS, states that follow one another: the last one never ends."""
+    """One sequence of one feature by NUTS with a left-to-right chain."""
     config = {
         "name": "flow",
         "dataset": {"name": "nile"},
@@ -45,7 +45,7 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def symbols(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Symbols with times that are no numbers, in one sequence."""
+    """One sequence of symbols whose times are not numbers."""
     rng = np.random.default_rng(1)
     folder = tmp_path_factory.mktemp("symbols")
     state = np.repeat([0, 1, 0], 20)
@@ -62,7 +62,7 @@ def symbols(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Real positions of steps in time: a model that knows no time, of six sequences."""
+    """Real positions of six sequences, from a model without time."""
     config = {
         "name": "path",
         "dataset": {"name": "hidden_markov", "n_sequences": 6, "n_steps": 20, "n_features": 4},
@@ -102,7 +102,7 @@ def test_the_time_course_notes_omitted_sequences(sequences: Run, flow: Run, monk
 
 
 def test_stacked_state_probabilities_sum_to_1(sequences: Run):
-    """What is stacked: the probabilities of the states shown, which are all."""
+    """The stacked probabilities of all states sum to 1."""
     source = Source(sequences)
     kept = Parts(source).kept
     assert np.allclose(source.probabilities[:, kept].sum(axis=1), 1, atol=1e-12)

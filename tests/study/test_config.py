@@ -1,4 +1,4 @@
-"""Configs: derived from constructors, resolved, and every fault named by its path before anything is computed."""
+"""Tests of configs: sections, resolved values and errors with their path."""
 
 import inspect
 import json

@@ -1,4 +1,4 @@
-"""Dotted overrides: where they go, what they drop, and which are refused."""
+"""Tests of dotted overrides of configs."""
 
 import pytest
 

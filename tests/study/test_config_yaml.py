@@ -1,4 +1,4 @@
-"""Strict YAML: what is read, and what is refused with its place (the faults of config files)."""
+"""Tests of strict YAML: accepted values, and errors with their position."""
 
 import math
 import random
@@ -213,7 +213,7 @@ def test_a_file_without_permission_is_refused_by_its_path(tmp_path, monkeypatch)
 
 
 def test_written_text_is_read_back():
-    """20 texts of every trap, 3000 random ones, in values and in keys."""
+    """20 special and 3000 random texts, as values and as keys."""
     rng = random.Random(0)
     pool = "ab01eE.:-+_ \n\t'\"#[]{},&*!|>%@`~nofyes\x85\u2028é😀\x07"
     texts = [

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, changed or broken: nothing that was finished is lost, and a resumed run gives equal bytes.
+"""Tests of runs that are interrupted, killed, changed or damaged, and resumed.
 
 The comparison and the page are stand-ins here; `test_run_whole.py` runs the real ones.
 """
@@ -51,7 +51,7 @@ ARRAYS = ("data.nc", "posterior.nc", "embeddings.nc", "comparison.nc", "comparis
 
 @dataclass
 class Correlation:
-    """A stand-in for a comparison whose number depends on the posterior and on the embedding."""
+    """Replaces a comparison; its value depends on the posterior and the embedding."""
 
     value: float
 
@@ -94,7 +94,7 @@ def go(config: dict[str, Any], out: Path, *overrides: str, **options: Any) -> Ru
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete run of TOY, which nothing stopped."""
+    """A complete run of TOY without interruption."""
     with pytest.MonkeyPatch.context() as patch:
         everywhere(patch, "latentlab.study", "compare", correlation)
         everywhere(patch, "latentlab.study", "write_page", page)
@@ -118,7 +118,7 @@ def failing(error: BaseException) -> Callable[..., Any]:
 
 
 def interrupted_run(out: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any] = TOY, **options: Any) -> None:
-    """A run interrupted after its posterior was written."""
+    """Makes a run that is interrupted after its posterior is written."""
     with monkeypatch.context() as patch:
         everywhere(patch, "latentlab.study", "compare", failing(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
@@ -300,7 +300,7 @@ NUTS = {"name": "nuts", "n_chains": 2, "n_warmup": 10, "n_draws": 150, "max_tree
     ids=["exact", "explicit", "encoder"],
 )
 def test_the_estimated_disk_space_matches_the_used_space(model: dict, inference: dict, tmp_path: Path, monkeypatch: Any):
-    """Within a factor of two, beside the page, whose size is a constant."""
+    """The estimate is within a factor of two, apart from the constant size of the page."""
     dataset = {"name": "linear_gaussian", "n_units": 150, "n_features": 5, "n_latent": 2}
     config = {**TOY, "dataset": dataset, "model": model, "inference": inference, "embeddings": []}
     everywhere(monkeypatch, "latentlab.study", "write_page", failing(RuntimeError("stops before the checkpoints go")))
@@ -420,7 +420,7 @@ sys.exit(cli.main(["run", config, "--out", out, "--quiet"]))
 
 
 def test_two_signals_end_the_command_with_130_and_leave_a_resumable_run(tmp_path: Path):
-    """The second comes while the first is being written down: the process ends at once, and every file is whole."""
+    """The second signal arrives while the first is handled: the process ends at once and files are complete."""
     path, config = tmp_path / "toy", tmp_path / "toy.yaml"
     config.write_text(json.dumps(RESTARTS))
     done = subprocess.run([sys.executable, "-c", STOPPED, str(config), str(path)], capture_output=True, text=True, timeout=300)

@@ -1,4 +1,4 @@
-"""The real pipeline at small size: config to report, by function and by command, with its exit codes."""
+"""Tests of the whole pipeline at a small size, by function and by command."""
 
 import json
 import signal
@@ -82,7 +82,7 @@ class Mine(PPCA):
 
 
 def all_outputs(fit: Fit, new: Dataset) -> dict[str, Any]:
-    """Everything that a fit can be asked for; of what it refuses the words."""
+    """Returns all outputs of a fit; for refused ones the message."""
     asked = {
         "repr": lambda: repr(fit),
         "diagnostics": fit.diagnostics,

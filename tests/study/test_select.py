@@ -1,4 +1,4 @@
-"""How many: a config run once a value; what fails is a row, what cannot be compared is refused before anything starts."""
+"""Tests of `select`, which runs a config for several values."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def _no_pages(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """`n_latent` 1, 2 and 3, the last of which 3 features cannot have; with held-out units."""
+    """Runs with `n_latent` 1, 2 and 3, of which 3 fails for 3 features; with held-out units."""
     out = tmp_path_factory.mktemp("select")
     with pytest.MonkeyPatch.context() as patch:
         everywhere(patch, "latentlab.study", "write_page", lambda run, **_: run.path)

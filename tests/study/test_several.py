@@ -1,4 +1,4 @@
-"""Several runs against each other: scores where data are shared, positions where units are, and what cannot be is said."""
+"""Tests of comparing runs with each other: scores for shared data, positions for shared units."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""A density averaged over a group, against quadrature, full sums and Monte Carlo."""
+"""Tests of densities averaged over a group against quadrature, full sums and Monte Carlo."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ def test_haar_measure_integrates_to_1():
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_average_over_three_axes_matches_monte_carlo(rng, scale):
-    """At a broad density, where draws from Haar measure do: 5 standard errors of 200 000 draws."""
+    """For a broad density, compared with 200 000 draws from Haar measure within 5 standard errors."""
     center = rng.standard_normal((4, 3))
     W = center @ Orthogonal().random(rng, 3, (3,)) + 0.5 * rng.standard_normal((3, 4, 3))
     log_q = gaussian(center, scale)
@@ -100,7 +100,7 @@ def test_averages_over_finite_groups_are_sums(rng, group):
 
 
 def test_sums_over_large_groups_are_restricted_to_near_elements(rng):
-    """All 5040 permutations of 7 axes, of which those beyond two exchanges add nothing."""
+    """Of all 5040 permutations of 7 axes, those beyond two transpositions are negligible."""
     center = 3 * rng.standard_normal((6, 7))
     W = center @ Permutation().random(rng, 7, (3,)) + 0.3 * rng.standard_normal((3, 6, 7))
     log_q = gaussian(center, 0.5)
@@ -132,7 +132,7 @@ def test_a_nan_density_is_refused(rng):
 
 
 def test_a_degenerate_density_is_refused(rng):
-    """A covariance that has become singular: log q falls by 1e30 within a turn."""
+    """For a singular covariance, log q changes by 1e30 within a rotation."""
     center = rng.standard_normal((4, 2))
     with pytest.raises(InferenceError, match=r"guide's covariance is close to singular"):
         average(Orthogonal(), gaussian(center, 1e-15), center[None], center)

@@ -1,4 +1,4 @@
-"""Ties in a consensus are broken by its rows, not by rounding: input that differs in the last digits has the same axes."""
+"""Tests that ties in a consensus are broken by its rows, not by rounding."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ SQUARE = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0], [0.0, 0.0
 
 
 def perturbed(x, rng, share=1e-13):
-    """The same numbers but for a relative perturbation of each."""
+    """Perturbs each number by a relative rounding error."""
     return x * (1 + share * rng.standard_normal(x.shape))
 
 

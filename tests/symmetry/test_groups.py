@@ -1,4 +1,4 @@
-"""Groups act, align draws without a reference that matters, and leave invariant what they say; larger groups change it."""
+"""Tests of symmetry groups: action, alignment and invariants."""
 
 import itertools
 
@@ -73,7 +73,7 @@ def test_the_product_of_loadings_and_positions_is_invariant(rng):
 
 
 def test_positions_of_all_kinds_of_units_transform_as_positions(rng):
-    """Senders and receivers both move and turn with the group; loadings turn the other way, and do not move."""
+    """Senders and receivers are translated and rotated by the group; loadings are only rotated."""
     dims = {"s": ("sender", "latent"), "r": ("receiver", "latent"), "W": ("feature", "latent")}
     values = {"s": rng.normal(size=(5, 2)), "r": rng.normal(size=(4, 2)), "W": rng.normal(size=(3, 2))}
     linear = GeneralLinear(units=("sender", "receiver"))

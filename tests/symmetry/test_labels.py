@@ -1,4 +1,4 @@
-"""Labels go with what they name."""
+"""Tests of permutations of labels."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_label_indicators_and_names(rng):
     ("model", "sites"), [(GaussianMixture(4), ("weights", "mu")), (GaussianHMM(4), ("initial", "mu"))], ids=["mixture", "hmm"]
 )
 def test_permutations_move_labels_with_their_components(model, sites, rng):
-    """Of four labels, where a permutation is not its own inverse; renaming is the action on the indicators' columns."""
+    """Four labels, so that permutations differ from their inverses; renaming equals permuting indicator columns."""
     dim = model.symmetry.dim
     draws = [model.simulate(np.random.default_rng(i), 9).truth for i in range(6)]
     values = {name: np.stack([draw[name] for draw in draws])[None] for name in (*sites, "z")}
