@@ -15,6 +15,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import numpy as np
 import pytest
 
+from latentlab.data.dataset import Dataset
+from latentlab.data.load import load_dataset
+
 SEED = 20_240_229
 REFERENCES = Path(__file__).resolve().parents[2] / "shared" / "references"
 
@@ -65,3 +68,13 @@ def references() -> Path:
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator with the seed of the run (`--seed`); tests must pass with any seed."""
     return np.random.default_rng(request.config.getoption("--seed"))
+
+
+@pytest.fixture(scope="session")
+def iris() -> Dataset:
+    return load_dataset("iris")
+
+
+@pytest.fixture(scope="session")
+def wine() -> Dataset:
+    return load_dataset("wine")

@@ -14,7 +14,6 @@ from latentlab.comparison.result import SCORE_COLUMNS, VERDICT_COLUMNS, Comparis
 from latentlab.comparison.scores import in_part
 from latentlab.correspondences.maps import shrunk_axes
 from latentlab.data.dataset import Dataset
-from latentlab.data.load import load_dataset
 from latentlab.data.memory import thinned
 from latentlab.embeddings.embed import embed
 from latentlab.embeddings.embedding import Embedding
@@ -32,11 +31,6 @@ COLUMNS = (
     "embedding,units,seed,map,alignment,verdict,delta,p_low,p_guard,component,scale,coverage_50,coverage_80,coverage_95,"
     "draw_coverage_50,draw_coverage_80,draw_coverage_95,ess,worst_units",
 )
-
-
-@pytest.fixture(scope="module")
-def wine():
-    return load_dataset("wine")
 
 
 @pytest.fixture(scope="module")

@@ -42,11 +42,6 @@ from latentlab.symmetry.groups import Identity
 
 
 @pytest.fixture(scope="module")
-def wine():
-    return load_dataset("wine")
-
-
-@pytest.fixture(scope="module")
 def exact(wine):
     return fit(PPCA(2), wine, Exact(n_draws=400), seed=0)
 

@@ -12,18 +12,12 @@ import latentlab as ll
 from latentlab.compare.labels import label_agreement
 from latentlab.comparison.compare import compare
 from latentlab.data.dataset import Dataset
-from latentlab.data.load import load_dataset
 from latentlab.embeddings.embed import embed
 from latentlab.fit import fit
 from latentlab.inference import nuts
 from latentlab.inference.trajectory import chain, drive
 from latentlab.results.prepare import prepared
 from latentlab.symmetry.groups import Identity
-
-
-@pytest.fixture(scope="module")
-def iris():
-    return load_dataset("iris")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers import all_partitions
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from latentlab.compare.agreement import (
@@ -18,14 +19,6 @@ from latentlab.compare.procrustes import displacement
 from latentlab.errors import ConfigError, DataError
 
 METRICS = (adjusted_rand, normalized_mutual_information, variation_of_information, matched_accuracy)
-
-
-def all_partitions(n):
-    """All partitions of n units, as labels in order of first appearance."""
-    found = [(0,)]
-    for _ in range(n - 1):
-        found = [(*p, k) for p in found for k in range(max(p) + 2)]
-    return np.array(found)
 
 
 def random_pairs(rng, n=40):

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers import all_partitions
 
 from latentlab.compare import clustering
 from latentlab.compare.agreement import variation_of_information
@@ -23,13 +24,6 @@ from latentlab.compare.clustering import (
 )
 from latentlab.compare.co_assignment import co_assignment, together
 from latentlab.errors import ConfigError, DataError
-
-
-def all_partitions(n):
-    found = [(0,)]
-    for _ in range(n - 1):
-        found = [(*p, k) for p in found for k in range(max(p) + 2)]
-    return np.array(found)
 
 
 def binder(x, y):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import memory_and_disk
 
 from latentlab.data import memory, rows, stored
 from latentlab.data.load import load_dataset
@@ -36,10 +37,6 @@ def saved(tmp_path):
 def small_blocks(monkeypatch):
     monkeypatch.setattr(memory, "BLOCK", 5 * 7)
     monkeypatch.setattr(rows, "SPAN", 5 * 4 * 3)
-
-
-def memory_and_disk(path, **options):
-    return load_dataset("file", path=path, **options), load_dataset("file", path=path, in_memory=False, **options)
 
 
 # -- what is read

@@ -6,6 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from helpers import sequence_starts
 
 from latentlab.distributions.linear_gaussian_chain import LinearGaussianChain, _in_torch
 from latentlab.inference.capture import capture
@@ -29,12 +30,6 @@ def parameters(rng, q, n_features):
         roots[1] @ roots[1].T,
     )
     return tuple(map(torch.from_numpy, values))
-
-
-def sequence_starts(lengths):
-    starts = torch.zeros(sum(lengths), dtype=torch.bool)
-    starts[np.cumsum([0, *lengths[:-1]])] = True
-    return starts
 
 
 def symmetric(values):

@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from helpers import sequence_starts
 
 from latentlab.distributions import hidden_markov as hm
 from latentlab.distributions import kernels
@@ -34,12 +35,6 @@ def value_and_grad(function, parameters):
 
 def no_kernels(monkeypatch):
     monkeypatch.setattr(kernels, "serves", lambda *tensors: False)
-
-
-def sequence_starts(lengths):
-    starts = torch.zeros(sum(lengths), dtype=torch.bool)
-    starts[np.cumsum([0, *lengths[:-1]])] = True
-    return starts
 
 
 def chain(rng, n_states, lengths, *, sharpness=1.5, kind="dense", missing=()):

@@ -17,11 +17,6 @@ from latentlab.embeddings.linear import pca
 from latentlab.errors import InferenceError
 
 
-@pytest.fixture(scope="module")
-def wine():
-    return load_dataset("wine").x
-
-
 def linear_residual(x, code):
     """Returns the squared residual of the best linear map from code to data."""
     x, code = x - x.mean(axis=0), code - code.mean(axis=0)

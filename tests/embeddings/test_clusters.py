@@ -30,11 +30,6 @@ def rings(n=60, seed=0):
     return x, np.repeat([0, 1], [n // 2, n])
 
 
-@pytest.fixture(scope="module")
-def wine():
-    return load_dataset("wine").x
-
-
 def inertia(x, labels):
     return sum(((x[labels == k] - x[labels == k].mean(axis=0)) ** 2).sum() for k in np.unique(labels))
 

@@ -14,11 +14,6 @@ from latentlab.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
-def wine():
-    return load_dataset("wine").x
-
-
-@pytest.fixture(scope="module")
 def raw():
     return load_dataset("wine", standardize=False).x
 

@@ -7,18 +7,12 @@ from scipy.spatial.distance import pdist, squareform
 from sklearn.manifold import MDS, SpectralEmbedding
 
 from latentlab.data.dataset import Dataset
-from latentlab.data.load import load_dataset
 from latentlab.embeddings.embed import embed
 from latentlab.embeddings.linear import pca
 from latentlab.embeddings.manifold import isomap, lle, mds, spectral
 
 IN_PIECES = pytest.mark.filterwarnings("ignore")
 """`embed` keeps these warnings to itself; the entries are called directly here."""
-
-
-@pytest.fixture(scope="module")
-def wine():
-    return load_dataset("wine").x
 
 
 def up_to_sign(a, b, **tolerance):

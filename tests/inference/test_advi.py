@@ -10,7 +10,6 @@ import torch
 from scipy.stats import multivariate_normal
 
 from latentlab.data.dataset import Dataset
-from latentlab.data.load import load_dataset
 from latentlab.errors import InferenceError
 from latentlab.fit import fit
 from latentlab.inference import advi, svi
@@ -29,11 +28,6 @@ from latentlab.seeds import Seeds, double
 def problem_of(model, dataset, checkpoint=None):
     arrays = tensors(model, dataset)
     return Problem(model, arrays, Density(model, arrays, dataset.array_dims), Seeds(0), progress=False, checkpoint=checkpoint)
-
-
-@pytest.fixture(scope="module")
-def iris() -> Dataset:
-    return load_dataset("iris")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import memory_and_disk
 
 import latentlab as ll
 from latentlab.data import memory, rows, stored
@@ -36,11 +37,6 @@ FITS = {
 }
 
 
-@pytest.fixture(scope="module")
-def iris() -> Dataset:
-    return load_dataset("iris")
-
-
 @pytest.fixture
 def saved(tmp_path):
     """A table of 300 units in a file."""
@@ -53,10 +49,6 @@ def saved(tmp_path):
         return str(tmp_path / "mine.npy")
 
     return save
-
-
-def memory_and_disk(path, **options):
-    return load_dataset("file", path=path, **options), load_dataset("file", path=path, in_memory=False, **options)
 
 
 def reading():

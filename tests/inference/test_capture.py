@@ -501,11 +501,6 @@ def test_compiled_fits_are_reproducible_and_match_the_graph(code_folder, caplog)
     np.testing.assert_allclose(here[0], fitted(compiled=False)[0], rtol=1e-9)
 
 
-@pytest.fixture
-def iris():
-    return load_dataset("iris")
-
-
 def test_steps_of_a_guide_are_equal_with_and_without_a_graph(iris, monkeypatch):
     """Noise, batches and optimiser are the same; particles, a growing weight and held-out units are included."""
     from latentlab.inference import svi

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import all_arrays
 from safetensors.numpy import load, save
 
 from latentlab.data.load import load_dataset
@@ -47,10 +48,6 @@ def test_a_chain_resumes_from_a_snapshot_exactly(stop):
         assert one.u.tobytes() == two.u.tobytes()
         for name, values in one.stats.items():
             assert values.tobytes() == two.stats[name].tobytes(), name
-
-
-def all_arrays(result):
-    return {f"{group.name}/{name}": a.values for group in result.data.children.values() for name, a in group.data_vars.items()}
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers import all_arrays
 
-from latentlab.data.load import load_dataset
 from latentlab.errors import ConfigError
 from latentlab.fit import fit
 from latentlab.inference import chees as chees_module
@@ -183,15 +183,6 @@ def test_the_metric_of_constant_chains_is_positive():
 
 
 METHOD = ChEES(n_chains=8, n_superchains=2, n_warmup=40, n_draws=20)
-
-
-def all_arrays(result):
-    return {f"{group.name}/{name}": a.values for group in result.data.children.values() for name, a in group.data_vars.items()}
-
-
-@pytest.fixture(scope="module")
-def iris():
-    return load_dataset("iris")
 
 
 @pytest.fixture(scope="module")

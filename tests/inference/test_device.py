@@ -8,7 +8,6 @@ import pyro
 import pytest
 import torch
 
-from latentlab.data.load import load_dataset
 from latentlab.errors import ConfigError
 from latentlab.fit import fit
 from latentlab.inference.adam import Adam, pack, whole_step
@@ -25,11 +24,6 @@ from latentlab.results.prepare import prepared
 from latentlab.seeds import double
 
 CUDA = torch.cuda.is_available()
-
-
-@pytest.fixture(scope="module")
-def iris():
-    return load_dataset("iris")
 
 
 def on_the_device(step, example, inside=on):

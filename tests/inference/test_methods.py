@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import all_arrays
 from scipy.stats import norm
 from torch.distributions import constraints
 
@@ -49,10 +50,6 @@ SMALL = [
     Exact(n_draws=10),
 ]
 IDS = [f"{m.name}-{getattr(m, 'guide', '')}" for m in SMALL]
-
-
-def all_arrays(result):
-    return {f"{group.name}/{name}": a.values for group in result.data.children.values() for name, a in group.data_vars.items()}
 
 
 def test_every_registered_method_is_tested():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from latentlab.data.load import load_dataset
 from latentlab.fit import fit
 from latentlab.inference.chees import ChEES
 from latentlab.inference.nuts import NUTS
@@ -20,11 +19,6 @@ FALSE_ALARM = 1e-5  # of one test, over all its quantities
 @pytest.fixture(scope="module")
 def reference(references):
     return json.loads((references / "bppca_iris_q2" / "reference.json").read_text())["params"]
-
-
-@pytest.fixture(scope="module")
-def iris():
-    return load_dataset("iris")
 
 
 def quantities(sites, names):

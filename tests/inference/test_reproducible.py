@@ -16,6 +16,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import all_arrays
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
@@ -52,10 +53,6 @@ def dataset_of(model):
     """60 rows of iris: for a chain, steps of one series."""
     iris = load_dataset("iris").subset(range(60))
     return Dataset({"x": iris.x}, dims={"x": ("unit", "feature")}, name="rows")
-
-
-def all_arrays(result):
-    return {f"{group.name}/{name}": a.values for group in result.data.children.values() for name, a in group.data_vars.items()}
 
 
 def fitted(model, method, **settings):
@@ -151,8 +148,8 @@ class Correlated(LatentModel):
     """A covariance [[1, r], [r, 1]] with unbounded r: positive definite for |r| < 1 only; torch raises an error otherwise.
 
     Args:
-        how: `density` uses the density with the root L, whose diagonal shows a failure; `mean` multiplies by L, where failures are
-            not visible; `singular values` raises an error while it computes, in a captured graph as well.
+        how: `density` uses the density with the root L, whose diagonal shows a failure; `mean` multiplies by L, where it
+            is not visible; `singular values` raises an error while it computes, in a captured graph as well.
     """
 
     name, position, symmetry = "correlated", Position("z"), Identity()

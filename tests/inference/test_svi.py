@@ -14,7 +14,6 @@ from scipy.special import i0, i1
 from torch.distributions import constraints
 
 from latentlab.data.dataset import Dataset
-from latentlab.data.load import load_dataset
 from latentlab.errors import DataError, ModelError
 from latentlab.fit import fit
 from latentlab.inference.adam import pack, with_slopes
@@ -142,11 +141,6 @@ class Angles(Encoded):
     def guide(self, x):
         with pyro.plate("unit", len(x)):
             pyro.sample("z", dist.VonMises(x + pyro.param("shift", torch.tensor(0.5)), 4.0))
-
-
-@pytest.fixture(scope="module")
-def iris():
-    return load_dataset("iris")
 
 
 @pytest.mark.parametrize("n_particles", [1, 3])

@@ -22,11 +22,6 @@ from latentlab.seeds import Seeds, double, isolated
 
 
 @pytest.fixture(scope="module")
-def wine():
-    return load_dataset("wine")
-
-
-@pytest.fixture(scope="module")
 def fitted(wine):
     return fit(LinearVAE(3), wine, Exact(n_draws=400), seed=0)
 

@@ -182,11 +182,6 @@ def test_the_elbo_integrates_out_missing_entries(rng):
 
 
 @pytest.fixture(scope="module")
-def iris():
-    return load_dataset("iris")
-
-
-@pytest.fixture(scope="module")
 def fitted(iris):
     return fit(VAE(2, (16,), activation="tanh"), iris, QUICK, seed=0, progress=False)
 

@@ -1,13 +1,13 @@
 """Tests of the page for labels: numbers against direct computations, and missing parts."""
 
 import itertools
-import json
 import re
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import captions, items, table, words
 from scipy.stats import chi2
 
 from latentlab.report import components, pairs, parts, scores
@@ -25,23 +25,6 @@ from latentlab.study.run import run
 
 CLUSTERINGS = {"kmeans, seed 1", "distances, seed 1 (mapped)", "agglomerative"}
 """Of the first seeds; distances to centres are no labels, but are carried into some by the correspondence with the mixture."""
-
-
-def items(found: Run, kind: str) -> list[dict[str, Any]]:
-    told = json.loads((found.path / "report.json").read_text(encoding="utf-8"))
-    return [item for part in [told["summary"], *told["sections"]] for item in part["items"] if item["kind"] == kind]
-
-
-def table(found: Run, name: str) -> list[dict[str, Any]]:
-    return next(item["rows"] for item in items(found, "table") if item["name"] == name)
-
-
-def words(found: Run) -> str:
-    return "\n".join(line for item in items(found, "text") for line in item["lines"])
-
-
-def captions(found: Run) -> dict[str, str]:
-    return {item["name"]: item["caption"] for item in items(found, "figure")}
 
 
 def draws(found: Run) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from helpers import items, table, words
 from matplotlib import pyplot
 
 from latentlab.data.load import load_dataset
@@ -70,19 +71,6 @@ def taken_apart(found: Run) -> Page:
 
 def record(found: Run) -> dict[str, Any]:
     return json.loads((found.path / "report.json").read_text(encoding="utf-8"))
-
-
-def items(found: Run, kind: str) -> list[dict[str, Any]]:
-    told = record(found)
-    return [item for part in [told["summary"], *told["sections"]] for item in part["items"] if item["kind"] == kind]
-
-
-def words(found: Run) -> str:
-    return "\n".join(line for item in items(found, "text") for line in item["lines"])
-
-
-def table(found: Run, name: str) -> list[dict[str, Any]]:
-    return next(item["rows"] for item in items(found, "table") if item["name"] == name)
 
 
 def test_the_page_fetches_nothing(any_run: Run):

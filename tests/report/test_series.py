@@ -1,10 +1,8 @@
 """Tests of the page of series: time courses, transitions and durations of states."""
 
-import json
-from typing import Any
-
 import numpy as np
 import pytest
+from helpers import captions, table, words
 
 from latentlab.report import positions, series
 from latentlab.report.parts import Parts
@@ -12,23 +10,6 @@ from latentlab.report.predictive import autocorrelation
 from latentlab.report.source import Source
 from latentlab.store.read import Run
 from latentlab.study.run import run
-
-
-def items(found: Run, kind: str) -> list[dict[str, Any]]:
-    told = json.loads((found.path / "report.json").read_text(encoding="utf-8"))
-    return [item for part in [told["summary"], *told["sections"]] for item in part["items"] if item["kind"] == kind]
-
-
-def table(found: Run, name: str) -> list[dict[str, Any]]:
-    return next(item["rows"] for item in items(found, "table") if item["name"] == name)
-
-
-def captions(found: Run) -> dict[str, str]:
-    return {item["name"]: item["caption"] for item in items(found, "figure")}
-
-
-def words(found: Run) -> str:
-    return "\n".join(line for item in items(found, "text") for line in item["lines"])
 
 
 @pytest.fixture(scope="module")
