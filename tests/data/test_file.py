@@ -1,4 +1,4 @@
-"""A user's own file: read as it stands, or refused with the line, the column or what it declares.
+"""Tests of reading user files, and of errors that name line, column or declared size.
 
 Faults of data that do not apply yet, since no model or loader has such data: sequences (ragged, of no length), graphs (loops,
 duplicate edges), counts and ratings (negative, fractional, out of scale), HDF5 as a data file, categories unseen in training,
@@ -53,13 +53,13 @@ PLAIN = [[1.0, 2.0], [3.0, 4.0]]
         ("scientific.csv", "a,b\n1e0,2.0\n+3,4E0\n"),
     ],
 )
-def test_dialects_are_read(tmp_path, name, content):
+def test_csv_dialects_are_read(tmp_path, name, content):
     dataset = read(tmp_path, name, content)
     assert dataset.x.tolist() == PLAIN
     assert dataset.features.tolist() == ["a", "b"]
 
 
-def test_blanks_and_decimal_commas(tmp_path):
+def test_blanks_and_decimal_commas_are_read(tmp_path):
     assert read(tmp_path, "a.txt", "a   b\n1 2\n 3\t 4 \n").x.tolist() == PLAIN
     assert read(tmp_path, "a.txt", '"the a" b\n1 2\n3 4\n', delimiter="blank").features.tolist() == ["the a", "b"]
     assert read(tmp_path, "a.csv", "petal length\n1\n3\n").features.tolist() == ["petal length"]
@@ -87,7 +87,7 @@ def test_blanks_and_decimal_commas(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
-def test_what_pandas_writes_is_read_with_its_index_as_units(tmp_path, form):
+def test_a_csv_written_by_pandas_keeps_its_index_as_units(tmp_path, form):
     frame = pd.DataFrame({"a": [1.5, 2.0, np.nan], "b": [4, 5, 6]}, index=["u", "v", "w"])
 
     def back(frame, **options):
@@ -107,7 +107,7 @@ def test_what_pandas_writes_is_read_with_its_index_as_units(tmp_path, form):
     assert back(frame.assign(t=[3, 1, 2]), time="t").units.tolist() == ["v", "w", "u"]
 
 
-def test_an_unnamed_column_is_an_index_where_it_can_be(tmp_path):
+def test_an_unnamed_first_column_is_read_as_index(tmp_path):
     for text in (",a,b\n0,1,2\n1,3,4\n", "Unnamed: 0,a,b\n0,1,2\n1,3,4\n"):
         dataset = read(tmp_path, "a.csv", text)
         assert (dataset.features.tolist(), dataset.x.tolist(), dataset.units.tolist()) == (["a", "b"], PLAIN, [0, 1])
@@ -148,7 +148,7 @@ def parquet(**columns):
         ("a.parquet", parquet(a=np.array([2**64 - 1], np.uint64))),
     ],
 )
-def test_whole_numbers_that_would_lose_digits_are_refused_by_every_reader(tmp_path, name, content):
+def test_integers_that_would_lose_digits_are_refused_by_every_reader(tmp_path, name, content):
     with pytest.raises(DataError, match=r"whole number.* exceeds 2\*\*53"):
         read(tmp_path, name, content, **({"decimal": ","} if isinstance(content, str) and ";" in content else {}))
 
@@ -161,11 +161,11 @@ def test_whole_numbers_that_would_lose_digits_are_refused_by_every_reader(tmp_pa
         ("a.parquet", parquet(a=[BIG - 1, 1 - BIG])),
     ],
 )
-def test_the_last_whole_number_that_float64_holds_is_taken(tmp_path, name, content):
+def test_the_largest_exact_integer_of_float64_is_accepted(tmp_path, name, content):
     assert read(tmp_path, name, content).x[:, 0].tolist() == [2.0**53, -(2.0**53)]
 
 
-def test_columns_of_parquet_that_hold_numbers_are_taken(tmp_path):
+def test_numeric_parquet_columns_are_accepted(tmp_path):
     content = parquet(
         a=pd.array([1, None], dtype="Int8"),
         b=pd.array([True, None], dtype="boolean"),
@@ -179,14 +179,14 @@ def test_columns_of_parquet_that_hold_numbers_are_taken(tmp_path):
     assert dataset.labels.tolist() == ["x", "y"]
 
 
-def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
+def test_an_overlong_line_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("latentlab.data.text.LONGEST", 1000)
     with pytest.raises(DataError, match=r"line 2: the line has more than 1000 characters; .*NPY or Parquet"):
         read(tmp_path, "a.csv", "a,b\n" + "1," * 2000)
     assert read(tmp_path, "a.csv", "a" * 999 + "\n1\n").x.tolist() == [[1.0]]
 
 
-def test_units_labels_and_missing_markers(tmp_path):
+def test_units_labels_and_missing_markers_are_read(tmp_path):
     text = "id,a,b,kind\nu,NA,1,None\nv,3,,null\nw,?,2,x\n"
     dataset = read(tmp_path, "mine.csv", text, unit="id", label="kind")
     np.testing.assert_array_equal(dataset.x, [[np.nan, 1], [3, np.nan], [np.nan, 2]])
@@ -197,12 +197,12 @@ def test_units_labels_and_missing_markers(tmp_path):
     assert np.isnan(own.x[0, 0])
 
 
-def test_columns_are_chosen_and_ordered_by_name(tmp_path):
+def test_columns_of_a_file_are_selected_and_ordered_by_name(tmp_path):
     dataset = read(tmp_path, "mine.csv", "a,b,c\n1,x,3\n4,y,6\n", columns=["c", "a"])
     assert dataset.x.tolist() == [[3.0, 1.0], [6.0, 4.0]]
 
 
-def test_arrays_and_parquet_are_read(tmp_path):
+def test_npy_npz_and_parquet_files_are_read(tmp_path):
     x = np.arange(6.0).reshape(3, 2)
     assert read(tmp_path, "x.npy", npy(x)).x.tolist() == x.tolist()
     assert read(tmp_path, "v.npz", npz(a=x[:, 0], b=x[:, 1])).features.tolist() == ["a", "b"]
@@ -271,12 +271,12 @@ def test_arrays_and_parquet_are_read(tmp_path):
         ("a.xyz", "1", {}, "the file format is unknown"),
     ],
 )
-def test_what_cannot_be_read_is_refused_by_place(tmp_path, name, content, options, message):
+def test_unreadable_entries_are_refused_with_their_position(tmp_path, name, content, options, message):
     with pytest.raises(DataError, match=message):
         read(tmp_path, name, content, **options)
 
 
-def test_files_that_are_not_there(tmp_path):
+def test_missing_files_and_directories_are_refused(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         file(str(tmp_path / "none.csv"))
     with pytest.raises(DataError, match="is a directory"):
@@ -289,7 +289,7 @@ class Canary:
 
 
 @pytest.mark.parametrize("form", ["npy", "npz"])
-def test_pickles_are_refused_and_not_run(tmp_path, monkeypatch, form):
+def test_pickles_are_refused_and_not_executed(tmp_path, monkeypatch, form):
     monkeypatch.chdir(tmp_path)
     objects = np.array([[Canary(), 1], [2, 3]], dtype=object)
     content = npy(objects, allow_pickle=True) if form == "npy" else npz(x=objects)
@@ -298,12 +298,12 @@ def test_pickles_are_refused_and_not_run(tmp_path, monkeypatch, form):
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_table_that_takes_too_much_memory_is_refused_before_it_is_read(tmp_path):
+def test_a_table_too_large_for_memory_is_refused_unread(tmp_path):
     with pytest.raises(DataError, match=r"needs about .* MB of memory; `max_bytes` is 10.0 MB"):
         read(tmp_path, "bomb.csv.gz", gzip.compress(b"a,b\n" + b"1,2\n" * 2_000_000), max_bytes=10_000_000)
 
 
-def test_a_packed_array_that_declares_more_than_it_holds_is_refused(tmp_path):
+def test_an_array_with_a_false_declared_size_is_refused(tmp_path):
     lying = npy(np.zeros(1)).replace(b"(1,), }", b"(99999999999,), }")
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -312,7 +312,7 @@ def test_a_packed_array_that_declares_more_than_it_holds_is_refused(tmp_path):
         read(tmp_path, "a.npz", stream.getvalue())
 
 
-def test_members_that_would_leave_the_folder_are_nowhere_written(tmp_path):
+def test_archive_members_outside_the_folder_are_not_written(tmp_path):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("../../escaped.npy", npy(np.ones(3)))
@@ -323,7 +323,7 @@ def test_members_that_would_leave_the_folder_are_nowhere_written(tmp_path):
     assert set(tmp_path.parent.iterdir()) == before
 
 
-def test_many_columns_are_read(tmp_path):
+def test_files_with_many_columns_are_read(tmp_path):
     names = ",".join(f"c{i}" for i in range(30_000))
     values = ",".join("1" for _ in range(30_000))
     assert len(names) > 131_072, "more than Python's csv takes for one field"

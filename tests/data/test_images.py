@@ -1,4 +1,4 @@
-"""Images in IDX, NPY and NPZ files: read as they stand, or refused for what they declare before they are read."""
+"""Tests of reading images from IDX, NPY and NPZ files, and of refusing invalid ones unread."""
 
 import gzip
 import io
@@ -18,7 +18,7 @@ KINDS = np.array([3, 0, 9, 3])
 
 
 def idx(array, dtype="u1", shape=None):
-    """An IDX file, as its description has it."""
+    """Returns the bytes of an IDX file, by the specification."""
     shape = array.shape if shape is None else shape
     return struct.pack(f">HBB{len(shape)}I", 0, CODES[dtype], len(shape), *shape) + array.astype(dtype).tobytes()
 
@@ -45,7 +45,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_formats_are_read(tmp_path, name):
+def test_image_formats_are_read(tmp_path, name):
     dataset = images(put(tmp_path, name, FILES[name]))
     assert dataset.x.tolist() == PIXELS.reshape(4, 6).tolist()
     assert dataset.features.tolist() == [f"pixel_{i}_{j}" for i in range(2) for j in range(3)]
@@ -53,7 +53,7 @@ def test_formats_are_read(tmp_path, name):
 
 
 @pytest.mark.parametrize("dtype", CODES)
-def test_every_type_of_entry_is_read(tmp_path, dtype):
+def test_every_pixel_type_is_read(tmp_path, dtype):
     given = PIXELS if dtype == "u1" else PIXELS - 12
     assert images(put(tmp_path, "a.idx", idx(given, dtype))).x.tolist() == given.reshape(4, 6).tolist()
 
@@ -71,7 +71,7 @@ def test_labels_come_from_a_file_or_an_array(tmp_path):
     assert images(str(tmp_path / "both.npz"), labels=str(tmp_path / "l.npy")).labels.tolist() == [3, 0, 9, 3]
 
 
-def test_the_first_images_are_taken_and_the_array_of_an_archive_is_named(tmp_path):
+def test_number_of_images_and_array_of_an_archive_are_selected(tmp_path):
     path = put(tmp_path, "images.idx", idx(PIXELS))
     some = images(path, labels=put(tmp_path, "l.idx", idx(KINDS)), n_units=2)
     assert some.x.tolist() == PIXELS[:2].reshape(2, 6).tolist()
@@ -119,7 +119,7 @@ def test_the_first_images_are_taken_and_the_array_of_an_archive_is_named(tmp_pat
         ("a.idx", idx(PIXELS), {"labels": "nowhere.idx"}, "nowhere.idx: no such file"),
     ],
 )
-def test_what_is_no_images_is_refused(tmp_path, name, content, options, message):
+def test_files_that_hold_no_images_are_refused(tmp_path, name, content, options, message):
     with pytest.raises(DataError, match=message) as caught:
         images(put(tmp_path, name, content), **options)
     assert "\n" not in str(caught.value)
@@ -133,7 +133,7 @@ def test_what_is_no_images_is_refused(tmp_path, name, content, options, message)
         (idx(KINDS, ">f4"), "expected labels as integers .*; got >f4"),
     ],
 )
-def test_labels_that_are_no_labels_of_these_images_are_refused(tmp_path, labels, message):
+def test_labels_that_do_not_match_the_images_are_refused(tmp_path, labels, message):
     path = put(tmp_path, "images.idx", idx(PIXELS))
     with pytest.raises(DataError, match=message):
         images(path, labels=put(tmp_path, "labels.idx", labels))
@@ -149,7 +149,7 @@ def refused_without_reading(path, message, **options):
         tracemalloc.stop()
 
 
-def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path):
+def test_images_too_large_for_memory_are_refused_unread(tmp_path):
     shape = (10_000, 100, 100)
     header = struct.pack(">HBB3I", 0, 8, 3, *shape)
     packed = put(tmp_path, "bomb.idx.gz", gzip.compress(header + bytes(100_000_000), compresslevel=1))
@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path):
     refused_without_reading(liar, "but contains more data")
 
 
-def test_pixels_that_unpack_to_far_more_than_was_packed_are_a_bomb(tmp_path):
+def test_compression_bombs_are_refused(tmp_path):
     shape = (1000, 1000, 100)
     content = gzip.compress(struct.pack(">HBB3I", 0, 8, 3, *shape) + bytes(100_000_000))
     with pytest.raises(DataError, match=r"decompression bomb|of memory; half of the free memory"):

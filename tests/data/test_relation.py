@@ -1,4 +1,4 @@
-"""Tests of data whose points refer to units: their attributes, and errors that name the cause in one line."""
+"""Tests of relational data, whose points refer to units."""
 
 import networkx as nx
 import numpy as np
@@ -33,7 +33,7 @@ def made(base, **changes):
     return Dataset(given.pop("arrays"), **given)
 
 
-def test_points_and_kinds_of_units_are_two_things():
+def test_points_and_kinds_of_units_are_distinguished():
     films = made(RATINGS)
     assert (films.points, films.n_points, films.sizes) == ("cell", 3, {"cell": 3, "user": 2, "item": 2})
     assert {kind: names.tolist() for kind, names in films.kinds.items()} == RATINGS["units"]
@@ -45,7 +45,7 @@ def test_points_and_kinds_of_units_are_two_things():
         _ = films.n_units
 
 
-def test_a_table_is_its_own_points_and_its_units_have_one_kind(rng):
+def test_the_points_of_a_table_are_its_units(rng):
     table = Dataset({"x": rng.normal(size=(3, 2))}, dims={"x": ("unit", "feature")}, units=["u", "v", "w"])
     assert (table.points, table.n_points, table.n_units, list(table.kinds)) == ("unit", 3, 3, ["unit"])
     by_coordinate = Dataset(table.arrays, dims=table.dims, coords={"unit": ["u", "v", "w"]})
@@ -116,12 +116,12 @@ def test_a_table_is_its_own_points_and_its_units_have_one_kind(rng):
         (GRAPH, {"index": {"source": ("pair", [0, 1], "node"), "target": ("pair", [1, 0], "node")}}, "listed more than once"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(base, changes, message):
+def test_invalid_relational_data_are_refused(base, changes, message):
     with pytest.raises(DataError, match=message):
         made(base, **changes)
 
 
-def test_absent_and_units_of_other_kinds_do_not_go_with_a_table():
+def test_options_of_relational_data_are_refused_for_a_table():
     x = {"x": [[1.0], [2.0]]}
     with pytest.raises(DataError, match="a table has no index"):
         Dataset(x, dims={"x": ("unit", "feature")}, absent="zero")
@@ -131,7 +131,7 @@ def test_absent_and_units_of_other_kinds_do_not_go_with_a_table():
         Dataset(x, dims={"x": ("unit", "feature")}, units=["a", "b"], coords={"unit": ["b", "a"]})
 
 
-def test_matrix_and_adjacency_are_sparse_and_hold_what_was_listed():
+def test_matrix_and_adjacency_are_sparse_and_hold_the_listed_values():
     np.testing.assert_array_equal(made(RATINGS).matrix("user", "item").toarray(), [[5, 0], [3, 1]])
     np.testing.assert_array_equal(made(RATINGS).matrix("item", "user").toarray(), [[5, 3], [0, 1]])
     expected = np.zeros((4, 4))
@@ -145,7 +145,7 @@ def test_matrix_and_adjacency_are_sparse_and_hold_what_was_listed():
         made(RATINGS).adjacency()
 
 
-def test_a_graph_is_completed_by_zeros_whatever_the_order_of_its_list():
+def test_a_graph_is_completed_by_zeros_for_any_order_of_edges():
     graph, other = (
         made(GRAPH),
         made(GRAPH, index={"source": ("pair", [1, 1], "node"), "target": ("pair", [2, 0], "node")}),
@@ -160,14 +160,14 @@ def test_a_graph_is_completed_by_zeros_whatever_the_order_of_its_list():
     assert made(RATINGS).complete().n_points == 3
 
 
-def test_a_pair_that_is_not_known_is_left_out():
+def test_a_pair_with_a_missing_value_is_left_out():
     whole = made(GRAPH, arrays={"edge": [1, np.nan]}).complete()
     assert (whole.n_points, whole.x.sum()) == (5, 1)
     assert (1, 2) not in set(zip(*(one.values.tolist() for one in whole.index.values()), strict=True))
 
 
-def test_all_pairs_of_the_nodes_that_are_drawn_are_held_out(rng):
-    """A drawn node is held out as the source and as the target of a pair."""
+def test_all_pairs_of_held_out_nodes_are_held_out(rng):
+    """All pairs of a held-out node are held out, whether it is source or target."""
     training, held_out = karate().split(0.2, rng, along="node")
     left = {int(i) for one in training.index.values() for i in one.values}
     assert len(left) == 34 - 7
@@ -175,7 +175,7 @@ def test_all_pairs_of_the_nodes_that_are_drawn_are_held_out(rng):
     assert held_out.n_points == 34 * 33 / 2 - training.n_points
 
 
-def test_points_are_held_out_and_units_are_kept(rng):
+def test_holding_out_points_keeps_all_units(rng):
     films = grunfeld().standardize()
     training, held_out = films.split(0.25, rng)
     assert (training.n_points, held_out.n_points) == (165, 55)
@@ -192,7 +192,7 @@ def test_points_are_held_out_and_units_are_kept(rng):
     assert (graph.n_points + pairs.n_points, graph.sizes["node"]) == (34 * 33 // 2, 34)
 
 
-def test_new_points_are_matched_to_the_units_of_the_fit_by_name():
+def test_units_of_new_points_are_matched_by_name():
     films = made(RATINGS)
     new = made(
         RATINGS,
@@ -214,7 +214,7 @@ def test_new_points_are_matched_to_the_units_of_the_fit_by_name():
         films.conform([1.0, 2.0])
 
 
-def test_new_points_are_matched_by_the_names_of_the_indices_not_their_order():
+def test_indices_of_new_points_are_matched_by_name_not_order():
     films = made(RATINGS)
     swapped = made(RATINGS, index={name: RATINGS["index"][name] for name in ("item", "user")})
     found = films.align_features(swapped)
@@ -224,13 +224,13 @@ def test_new_points_are_matched_by_the_names_of_the_indices_not_their_order():
     }
 
 
-def test_new_pairs_have_a_direction_only_if_those_of_the_fit_do():
+def test_new_pairs_must_be_directed_as_in_the_fit():
     with pytest.raises(DataError, match="friends: its pairs are directed, but those of the fit are undirected; set `directed`"):
         made(GRAPH).align_features(made(GRAPH, directed=True))
 
 
 @pytest.mark.parametrize("number", [0, -1])
-def test_a_kind_has_at_least_one_unit(number):
+def test_a_kind_without_units_is_refused(number):
     with pytest.raises(DataError, match=f"'item': their number must be at least 1; got {number}"):
         made(RATINGS, units={"user": ["ann", "bob"], "item": number})
 
@@ -245,7 +245,7 @@ def test_units_without_points_and_classes_are_noted():
     assert made(RATINGS).labels_of("user") is None
 
 
-def test_the_digest_sees_every_part():
+def test_the_digest_covers_every_part_of_relational_data():
     changed = [
         made(RATINGS),
         made(RATINGS, arrays={"rating": [5, 3, 2]}),
@@ -258,7 +258,7 @@ def test_the_digest_sees_every_part():
     assert made(RATINGS).digest() == made(RATINGS).digest()
 
 
-def test_karate_is_networkxs():
+def test_the_karate_graph_equals_that_of_networkx():
     graph = nx.karate_club_graph()
     np.testing.assert_array_equal(karate().adjacency().toarray(), nx.to_numpy_array(graph, weight=None))
     assert karate().labels["node"].tolist() == [graph.nodes[i]["club"] for i in graph]
@@ -294,7 +294,7 @@ def test_edges_without_weights_are_read_from_binary_files(tmp_path, suffix):
     assert (found.x.tolist(), found.units["node"].tolist()) == ([1, 1], ["a", "b", "c"])
 
 
-def test_nothing_makes_unlisted_points_other_than_zero():
+def test_unlisted_points_remain_zero():
     """Standardising and subsetting are refused: unlisted points would become the mean, and omitted points zeros."""
     for graph in (made(GRAPH), made(RATINGS, absent="zero")):
         with pytest.raises(DataError, match=r"cannot be standardised, because (pairs|cells) that are not listed are 0"):

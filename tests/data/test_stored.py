@@ -1,4 +1,4 @@
-"""Tables that stay on disk: the same as in memory, entry by entry and in what is refused."""
+"""Tests that tables on disk equal tables in memory, including their errors."""
 
 import os
 import pickle
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import memory_and_disk
 
 from latentlab.data import memory, rows, stored
 from latentlab.data.load import load_dataset
@@ -23,7 +24,7 @@ def table(n_units=60, *, missing=0.0, seed=0):
 
 @pytest.fixture
 def saved(tmp_path):
-    """Saves a matrix, and says where."""
+    """Saves a matrix and returns the path."""
 
     def save(x, name="mine.npy"):
         np.save(tmp_path / name, x)
@@ -33,13 +34,9 @@ def saved(tmp_path):
 
 
 @pytest.fixture
-def in_small_blocks(monkeypatch):
+def small_blocks(monkeypatch):
     monkeypatch.setattr(memory, "BLOCK", 5 * 7)
     monkeypatch.setattr(rows, "SPAN", 5 * 4 * 3)
-
-
-def both(path, **options):
-    return load_dataset("file", path=path, **options), load_dataset("file", path=path, in_memory=False, **options)
 
 
 # -- what is read
@@ -47,9 +44,9 @@ def both(path, **options):
 
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 @pytest.mark.parametrize("standardize", [True, False])
-def test_it_is_the_table_in_memory(saved, missing, standardize):
+def test_a_table_on_disk_equals_the_table_in_memory(saved, missing, standardize):
     path = saved(table(missing=missing))
-    whole, lazy = both(path, standardize=standardize)
+    whole, lazy = memory_and_disk(path, standardize=standardize)
     assert lazy.digest() == whole.digest()
     assert lazy.sizes == whole.sizes
     np.testing.assert_array_equal(lazy.features, whole.features)
@@ -66,11 +63,11 @@ def test_it_is_the_table_in_memory(saved, missing, standardize):
     ids=["float32", "big endian", "float16", "int", "int64", "uint8", "bool"],
 )
 @pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.usefixtures("in_small_blocks")
-def test_every_number_type_in_either_order(saved, kind, order):
+@pytest.mark.usefixtures("small_blocks")
+def test_every_numeric_type_and_memory_order_is_read(saved, kind, order):
     x = np.random.default_rng(1).integers(0, 2 if kind == "?" else 100, (60, 5)).astype(kind)
     path = saved(np.asarray(x, order=order))
-    whole, lazy = both(path, standardize=False)
+    whole, lazy = memory_and_disk(path, standardize=False)
     assert lazy.rows.fortran == (order == "F")
     assert lazy.digest() == whole.digest()
     index = np.random.default_rng(0).permutation(60)
@@ -78,11 +75,11 @@ def test_every_number_type_in_either_order(saved, kind, order):
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.4])
-@pytest.mark.usefixtures("in_small_blocks")
-def test_moments_joined_over_blocks_are_those_of_the_whole(saved, missing):
+@pytest.mark.usefixtures("small_blocks")
+def test_blockwise_moments_equal_those_of_the_whole_table(saved, missing):
     x = table(missing=missing)
     x[:14, 2] = np.nan  # two blocks without any
-    whole, lazy = both(saved(x))
+    whole, lazy = memory_and_disk(saved(x))
     np.testing.assert_allclose(lazy.transform.loc, whole.transform.loc, rtol=1e-14)
     np.testing.assert_allclose(lazy.transform.scale, whole.transform.scale, rtol=1e-13)
     found = lazy.columns
@@ -92,33 +89,34 @@ def test_moments_joined_over_blocks_are_those_of_the_whole(saved, missing):
 
 
 @pytest.mark.parametrize("size", [1e300, 1e-300])
-@pytest.mark.usefixtures("in_small_blocks")
-def test_moments_of_extreme_values_stay_in_range(saved, size):
-    whole, lazy = both(saved(table().astype(np.float64) * size))  # of a column whose mean is 10 000 sds 4 digits are lost
+@pytest.mark.usefixtures("small_blocks")
+def test_moments_of_extreme_values_do_not_overflow(saved, size):
+    # a column whose mean is 10 000 sds loses 4 digits
+    whole, lazy = memory_and_disk(saved(table().astype(np.float64) * size))
     np.testing.assert_allclose(lazy.transform.scale, whole.transform.scale, rtol=1e-12)
 
 
-def test_ddof_is_that_of_the_table_in_memory(saved):
-    whole, lazy = both(saved(table()), standardize=False)
+def test_ddof_is_applied_as_for_a_table_in_memory(saved):
+    whole, lazy = memory_and_disk(saved(table()), standardize=False)
     np.testing.assert_allclose(lazy.standardize(ddof=1).transform.scale, whole.standardize(ddof=1).transform.scale, rtol=1e-15)
 
 
-def test_columns_are_chosen_by_name_and_in_order(saved):
+def test_columns_on_disk_are_selected_by_name_in_order(saved):
     path = saved(table())
-    whole, lazy = both(path, columns=["3", "0"])
+    whole, lazy = memory_and_disk(path, columns=["3", "0"])
     assert lazy.features.tolist() == ["3", "0"]
     assert lazy.digest() == whole.digest()
     np.testing.assert_array_equal(lazy.subset([5, 2]).x, whole.subset([5, 2]).x)
 
 
-def test_constant_columns_are_named_or_dropped(saved):
+def test_constant_columns_on_disk_are_reported_or_dropped(saved):
     x = table()
     x[:, 1] = 4.0
     path = saved(x)
     with pytest.raises(DataError, match=r"column '1' is constant .*drop_constant"):
         load_dataset("file", path=path, in_memory=False)
     for columns in (None, ["3", "1", "0"]):
-        whole, lazy = both(path, drop_constant=True, columns=columns)
+        whole, lazy = memory_and_disk(path, drop_constant=True, columns=columns)
         assert lazy.dropped == whole.dropped == ("1",)
         assert lazy.digest() == whole.digest()
 
@@ -126,9 +124,9 @@ def test_constant_columns_are_named_or_dropped(saved):
 # -- the sample and the extremes
 
 
-def test_the_sample_is_some_of_the_units_by_their_numbers(saved, monkeypatch):
+def test_the_sample_is_a_sorted_subset_of_units(saved, monkeypatch):
     monkeypatch.setattr(stored, "N_SAMPLE", 20)
-    whole, lazy = both(saved(table()))
+    whole, lazy = memory_and_disk(saved(table()))
     assert lazy.sample.n_units == 20
     assert (np.diff(lazy.sample.units) > 0).all()
     np.testing.assert_array_equal(lazy.sample.x, whole.subset(lazy.sample.units).x)
@@ -136,8 +134,8 @@ def test_the_sample_is_some_of_the_units_by_their_numbers(saved, monkeypatch):
     assert "20 of the 60 units" in " ".join(lazy.notes())
 
 
-@pytest.mark.usefixtures("in_small_blocks")
-def test_extremes_have_every_extreme_and_oddity(saved, monkeypatch):
+@pytest.mark.usefixtures("small_blocks")
+def test_extreme_rows_include_extremes_missing_and_fractional_entries(saved, monkeypatch):
     monkeypatch.setattr(stored, "N_SAMPLE", 2)
     x = np.zeros((60, 5))
     x[41, 0], x[33, 1], x[27, 2], x[50, 3] = 1.0, -1.0, np.nan, 0.5
@@ -146,7 +144,7 @@ def test_extremes_have_every_extreme_and_oddity(saved, monkeypatch):
     assert lazy.extremes.n_units <= 2 + 4 * 5
 
 
-def test_what_needs_the_table_in_memory_says_so(saved):
+def test_operations_that_need_the_table_in_memory_are_refused(saved):
     lazy = load_dataset("file", path=saved(table()), in_memory=False)
     for attribute in ("x", "split", "raw", "arrays", "mask", "labels", "align_features"):
         with pytest.raises(DataError, match=f"mine stays on disk, but `{attribute}` requires data in memory.*subset"):
@@ -163,7 +161,7 @@ def test_what_needs_the_table_in_memory_says_so(saved):
 # -- faults
 
 
-@pytest.mark.usefixtures("in_small_blocks")
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -173,7 +171,7 @@ def test_what_needs_the_table_in_memory_says_so(saved):
     ],
     ids=["infinite", "all missing", "a column missing"],
 )
-def test_entries_that_cannot_be_used_are_refused(saved, change, said):
+def test_invalid_entries_on_disk_are_refused(saved, change, said):
     x = table()
     change(x)
     with pytest.raises(DataError, match=said):
@@ -194,13 +192,13 @@ def test_entries_that_cannot_be_used_are_refused(saved, change, said):
     ],
     ids=["pickle", "complex", "text", "vector", "cube", "no units", "no features", "large whole number"],
 )
-def test_what_is_no_matrix_of_numbers_is_refused(tmp_path, x, said):
+def test_arrays_that_are_not_numeric_matrices_are_refused(tmp_path, x, said):
     np.save(tmp_path / "odd.npy", x, allow_pickle=True)
     with pytest.raises(DataError, match=said):
         load_dataset("file", path=str(tmp_path / "odd.npy"), in_memory=False)
 
 
-def test_a_pickle_is_not_run(tmp_path):
+def test_a_pickle_is_not_executed(tmp_path):
     class Bomb:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "canary"),)
@@ -211,7 +209,7 @@ def test_a_pickle_is_not_run(tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_file_cut_short_is_refused_before_and_after_it_is_opened(saved):
+def test_a_truncated_file_is_refused_before_and_after_opening(saved):
     path = saved(table())
     lazy = load_dataset("file", path=path, in_memory=False)
     size = os.path.getsize(path)
@@ -222,7 +220,7 @@ def test_a_file_cut_short_is_refused_before_and_after_it_is_opened(saved):
         load_dataset("file", path=path, in_memory=False)
 
 
-def test_a_file_that_changed_is_refused(saved):
+def test_a_changed_file_is_refused(saved):
     path = saved(table())
     lazy = load_dataset("file", path=path, in_memory=False)
     saved(table(seed=1))  # of the same size
@@ -241,7 +239,7 @@ def test_a_file_that_changed_is_refused(saved):
     [(lambda path: os.utime(path, ns=(0, 0)), "was changed"), (lambda path: os.truncate(path, 800), "is truncated")],
     ids=["written to", "cut short"],
 )
-def test_a_file_that_changes_while_it_is_read_is_refused(saved, change, said, monkeypatch):
+def test_a_file_changed_during_reading_is_refused(saved, change, said, monkeypatch):
     monkeypatch.setattr(rows, "REACH", 1)
     path = saved(table())
     lazy = load_dataset("file", path=path, in_memory=False)
@@ -256,7 +254,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(saved, change, said, mo
         lazy.read(np.array([0, 59]), after_the_first)
 
 
-def test_options_that_need_more_than_features_are_refused(saved, tmp_path):
+def test_options_for_tables_in_memory_are_refused_on_disk(saved, tmp_path):
     path = saved(table())
     for option in ("label", "unit", "sequence", "time", "delimiter"):
         with pytest.raises(DataError, match=f"`{option}` cannot be combined with `in_memory: false`"):

@@ -1,4 +1,4 @@
-"""Times of every kind are sorted and their gaps filled by one rule; what can be read in two ways is refused."""
+"""Tests of time coordinates: sorting, filling of gaps, and ambiguous times."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from latentlab.errors import DataError
 NAN = np.nan
 
 
-def taken(times, **options):
+def series_at(times, **options):
     """A series whose rows hold 0, 1, 2, ... in the order given."""
     return series([np.arange(len(times), dtype=float)], times=[times], name="toy", **options)
 
@@ -70,8 +70,8 @@ def taken(times, **options):
         ([0.5, 2.5, 1.0], [0.5, 2.5, 1.0], "0 2 1", ""),
     ],
 )
-def test_rows_are_sorted_and_steps_left_out_are_filled_in(given, written, rows, step):
-    dataset = taken(given)
+def test_rows_are_sorted_by_time_and_gaps_are_filled(given, written, rows, step):
+    dataset = series_at(given)
     expected = [NAN if one == "." else float(one) for one in rows.split()]
     np.testing.assert_array_equal(dataset.x[:, 0], expected)
     times = dataset.coords["time"].tolist()
@@ -92,22 +92,22 @@ def test_rows_are_sorted_and_steps_left_out_are_filled_in(given, written, rows, 
     assert again.preparation == tuple(one for one in again.preparation if "sorted" not in one and "fill_gaps" not in one)
 
 
-def test_filled_times_have_their_own_dates():
-    assert taken(["2020-01-31", "2020-02-28", "2020-05-29"]).coords["time"].tolist() == [
+def test_filled_rows_get_the_missing_dates():
+    assert series_at(["2020-01-31", "2020-02-28", "2020-05-29"]).coords["time"].tolist() == [
         "2020-01-31",
         "2020-02-28",
         "2020-03-31",
         "2020-04-30",
         "2020-05-29",
     ]
-    assert taken(["2019-12-30", "2020-01-30", "2020-04-30"]).coords["time"].tolist()[2:4] == ["2020-02-29", "2020-03-30"]
-    assert taken(["1959Q1", "1959Q2", "1960Q1"]).coords["time"].tolist() == ["1959Q1", "1959Q2", "1959Q3", "1959Q4", "1960Q1"]
-    assert taken([202011, 202012, 202102]).coords["time"].tolist() == [202011, 202012, 202101, 202102]
-    hours = taken(["2020-01-01T01:00+01:00", "2020-01-01T02:00+01:00", "2020-01-01T04:00+01:00"])
+    assert series_at(["2019-12-30", "2020-01-30", "2020-04-30"]).coords["time"].tolist()[2:4] == ["2020-02-29", "2020-03-30"]
+    assert series_at(["1959Q1", "1959Q2", "1960Q1"]).coords["time"].tolist() == ["1959Q1", "1959Q2", "1959Q3", "1959Q4", "1960Q1"]
+    assert series_at([202011, 202012, 202102]).coords["time"].tolist() == [202011, 202012, 202101, 202102]
+    hours = series_at(["2020-01-01T01:00+01:00", "2020-01-01T02:00+01:00", "2020-01-01T04:00+01:00"])
     assert hours.coords["time"].tolist() == [f"2020-01-01T0{hour}:00:00Z" for hour in range(4)]
 
 
-def test_the_step_is_that_of_all_sequences():
+def test_the_time_step_is_common_to_all_sequences():
     dataset = series(
         [[1.0, 2.0], [3.0, 4.0, 5.0]], times=[["2020-01-02", "2020-01-04"], ["2020-01-01", "2020-01-03", "2020-01-04"]]
     )
@@ -117,20 +117,20 @@ def test_the_step_is_that_of_all_sequences():
 
 
 @pytest.mark.parametrize("given", [[0.5, 1.0, 2.5], ["2020-01-01T10:00:01", "2020-01-01T10:00:03", "2020-01-01T10:00:06"]])
-def test_times_without_a_step_are_taken_as_neighbours_and_a_note_says_so(given):
-    dataset = taken(given)
+def test_times_without_a_regular_step_are_noted(given):
+    dataset = series_at(given)
     assert dataset.x[:, 0].tolist() == [0, 1, 2]
     assert any("no regular step" in note for note in dataset.notes())
 
 
-def test_text_without_an_order_is_taken_as_it_stands():
-    dataset = taken(["Monday", "Tuesday", "Friday"])
+def test_times_in_unordered_text_keep_their_order():
+    dataset = series_at(["Monday", "Tuesday", "Friday"])
     assert dataset.x[:, 0].tolist() == [0, 1, 2]
     assert any("text of unknown order" in note for note in dataset.notes())
 
 
-def test_gaps_are_left_on_request():
-    dataset = taken(["2020-01-04", "2020-01-01", "2020-01-02"], fill_gaps=False)
+def test_gaps_can_be_left_unfilled():
+    dataset = series_at(["2020-01-04", "2020-01-01", "2020-01-02"], fill_gaps=False)
     assert dataset.x[:, 0].tolist() == [1, 2, 0]
     assert any(
         "1 time step is omitted (one step is 1 day); the steps before and after a gap are treated as consecutive" in one
@@ -156,13 +156,13 @@ def test_gaps_are_left_on_request():
         (["Monday", "Monday"], "the time 'Monday' of sequence 0 occurs twice"),
     ],
 )
-def test_what_can_be_read_in_two_ways_is_refused(given, message):
+def test_ambiguous_and_duplicate_times_are_refused(given, message):
     with pytest.raises(DataError, match=message) as caught:
-        taken(given)
+        series_at(given)
     assert "\n" not in str(caught.value)
 
 
-def test_times_of_a_dataset_are_held_to_the_same_rule():
+def test_times_of_a_dataset_follow_the_same_rules():
     def dataset(times):
         return Dataset({"x": np.arange(2.0)[:, None]}, dims={"x": ("unit", "feature")}, coords={"time": times})
 

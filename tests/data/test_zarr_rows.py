@@ -1,4 +1,4 @@
-"""Zarr arrays that stay on disk: the rows of the same matrix in memory; what is packed oddly or damaged is refused."""
+"""Tests that Zarr arrays on disk equal arrays in memory and that damaged ones are refused."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def table(dtype="<f4"):
 
 @pytest.fixture
 def saved(tmp_path):
-    """Saves a matrix as an array and as an NPY file, and says where."""
+    """Saves a matrix as Zarr array and as NPY file and returns the paths."""
 
     def save(x=None, **options):
         x = table() if x is None else x
@@ -51,7 +51,7 @@ def opened(path, **options):
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_it_is_the_table_in_memory(saved, kind):
+def test_a_zarr_array_equals_the_table_in_memory(saved, kind):
     path = saved(**KINDS[kind])
     whole, lazy = file(str(path.with_suffix(".npy"))), opened(path)
     assert lazy.digest() == whole.digest()
@@ -64,13 +64,13 @@ def test_it_is_the_table_in_memory(saved, kind):
 
 @pytest.mark.parametrize("kind", [">f8", "<f2", "<i4", "u1", "bool"])
 @pytest.mark.parametrize("version", [2, 3])
-def test_every_number_type(saved, kind, version):
+def test_every_numeric_type_of_a_zarr_array_is_read(saved, kind, version):
     path = saved(table(kind), zarr_format=version)
     assert opened(path).digest() == file(str(path.with_suffix(".npy"))).digest()
 
 
-def edited(path, change):
-    """The array with what it says of itself changed."""
+def with_edited_metadata(path, change):
+    """Changes the metadata of an array."""
     name = path / ("zarr.json" if (path / "zarr.json").exists() else ".zarray")
     about = json.loads(name.read_text())
     change(about)
@@ -120,8 +120,8 @@ class Bomb:
         ({"zarr_format": 2}, lambda a: a.update(dtype="|O"), "not a valid Zarr array|Python objects"),
     ],
 )
-def test_what_it_says_of_itself_is_checked_before_it_is_unpacked(saved, tmp_path, options, change, said):
-    path = edited(saved(**options), change)
+def test_zarr_metadata_are_checked_before_unpacking(saved, tmp_path, options, change, said):
+    path = with_edited_metadata(saved(**options), change)
     for chunk in [found for found in path.rglob("*") if found.is_file() and "zarr" not in found.name and found.name[0] != "."]:
         chunk.write_bytes(pickle.dumps(Bomb(tmp_path / "canary")))
     with pytest.raises(DataError, match=said):
@@ -129,14 +129,14 @@ def test_what_it_says_of_itself_is_checked_before_it_is_unpacked(saved, tmp_path
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_chunk_that_is_not_there_is_no_zeros(saved):
+def test_a_missing_chunk_is_refused_not_read_as_zeros(saved):
     path = saved()
     (path / "c" / "2" / "0").unlink()
     with pytest.raises(DataError, match=r"the chunk c/2/0 is missing and would be read as the fill value 0\.0"):
         opened(path)
 
 
-def test_a_chunk_that_is_damaged_is_named(saved):
+def test_a_damaged_chunk_is_named(saved):
     path = saved()
     chunk = path / "c" / "2" / "0"
     chunk.write_bytes(chunk.read_bytes()[:-7])
@@ -144,7 +144,7 @@ def test_a_chunk_that_is_damaged_is_named(saved):
         opened(path)
 
 
-def test_a_chunk_that_changed_is_refused(saved):
+def test_a_changed_chunk_is_refused(saved):
     path = saved()
     lazy = opened(path)
     os.utime(path / "c" / "2" / "0", ns=(0, 0))
@@ -159,12 +159,12 @@ def test_a_chunk_that_changed_is_refused(saved):
         lazy.read(np.array([5]))
 
 
-def test_a_row_of_chunks_must_fit_into_memory(saved):
+def test_chunks_too_large_for_memory_are_refused(saved):
     with pytest.raises(DataError, match="a row of chunks needs about 780 B of memory; `max_bytes` is 500 B"):
         opened(saved(), max_bytes=500)
 
 
-def test_a_folder_that_is_none_is_named(tmp_path, saved):
+def test_a_folder_without_a_zarr_array_is_refused(tmp_path, saved):
     (tmp_path / "empty.zarr").mkdir()
     with pytest.raises(DataError, match="the directory is not a Zarr array"):
         opened(tmp_path / "empty.zarr")
@@ -172,7 +172,7 @@ def test_a_folder_that_is_none_is_named(tmp_path, saved):
         file(str(saved()))
 
 
-def test_without_zarr_the_extra_is_named(saved, monkeypatch):
+def test_missing_zarr_is_reported_with_its_extra(saved, monkeypatch):
     import sys
 
     path = saved()

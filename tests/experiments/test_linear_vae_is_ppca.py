@@ -15,7 +15,7 @@ def experiment():
     return module
 
 
-def test_it_prints_its_result_and_draws_its_figure(experiment, tmp_path, capsys):
+def test_linear_vae_is_ppca_prints_its_result_and_draws_its_figure(experiment, tmp_path, capsys):
     out = tmp_path / "figure.png"
     experiment.main(["--datasets", "iris", "--n-starts", "3", "--n-noises", "3", "--out", str(out)])
     said = capsys.readouterr().out
@@ -25,7 +25,7 @@ def test_it_prints_its_result_and_draws_its_figure(experiment, tmp_path, capsys)
     assert out.with_suffix(".csv").is_file()
 
 
-def test_the_distance_sees_a_rotation_and_no_order_or_sign(experiment):
+def test_the_distance_ignores_order_and_sign_but_not_rotation(experiment):
     W = np.array([[3.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     assert experiment.distance(W[:, ::-1] * [-1, 1], W) < 1e-12
     turn = np.array([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])

@@ -1,4 +1,4 @@
-"""The page of autoencoders: active dimensions, reconstructions, walks through the decoder."""
+"""Tests of the page of autoencoders: active dimensions, reconstructions and decoder walks."""
 
 import json
 
@@ -46,7 +46,7 @@ def digits(tmp_path_factory):
     return made(tmp_path_factory.mktemp("digits"), "digits", model, dataset, SHORT)
 
 
-def test_dimensions_are_those_of_the_encoder_and_a_collapse_is_loud(linear):
+def test_active_dimensions_are_listed_and_a_collapse_is_highlighted(linear):
     fit = load_fit(linear)
     rows = named(linear, "table")["active-dimensions"]["rows"]
     expected = fit.activity()
@@ -57,7 +57,7 @@ def test_dimensions_are_those_of_the_encoder_and_a_collapse_is_loud(linear):
     assert "at the prior (posterior collapse)" in words(linear)
 
 
-def test_what_is_decoded_is_what_the_decoder_says(linear):
+def test_decoded_walks_match_the_decoder(linear):
     machine = autoencoder._Machine(Source(linear), Source(linear).model)
     W, mu = (torch.as_tensor(machine.parameters[name]).numpy() for name in ("W", "mu"))
     z = linear.posterior["posterior"]["z"].values[0].mean(axis=0)
@@ -70,7 +70,7 @@ def test_what_is_decoded_is_what_the_decoder_says(linear):
     assert machine.error[worst].min() == np.sort(machine.error)[-5]
 
 
-def test_images_are_put_together_from_their_pixels(digits):
+def test_images_are_assembled_from_pixels(digits):
     source = Source(digits)
     grid = autoencoder._grid(source.features)
     image = autoencoder._image(np.arange(len(source.features), dtype=float), grid)
@@ -91,11 +91,11 @@ def test_images_are_put_together_from_their_pixels(digits):
     ],
     ids=["with labels", "with missing entries"],
 )
-def test_labels_and_missing_entries_do_not_break_the_page(model, dataset, tmp_path):
+def test_the_page_handles_labels_and_missing_entries(model, dataset, tmp_path):
     found = made(tmp_path, "other", model, dataset, SHORT)
     assert {"reconstructions", "walks"} <= set(named(found, "figure"))
 
 
-def test_other_models_have_none_of_it(tmp_path):
+def test_other_models_have_no_autoencoder_section(tmp_path):
     found = made(tmp_path, "ppca", {"name": "ppca", "n_latent": 2}, {"name": "iris"}, {"name": "exact", "n_draws": 40})
     assert "active-dimensions" not in named(found, "table")

@@ -1,4 +1,4 @@
-"""How many: a config run once a value; what fails is a row, what cannot be compared is refused before anything starts."""
+"""Tests of `select`, which runs a config for several values."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def _no_pages(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """`n_latent` 1, 2 and 3, the last of which 3 features cannot have; with held-out units."""
+    """Runs with `n_latent` 1, 2 and 3, of which 3 fails for 3 features; with held-out units."""
     out = tmp_path_factory.mktemp("select")
     with pytest.MonkeyPatch.context() as patch:
         everywhere(patch, "latentlab.study", "write_page", lambda run, **_: run.path)
@@ -44,7 +44,7 @@ def table(folder):
     return pd.read_csv(folder / "selection.csv", dtype={"value": str}).set_index("value")
 
 
-def test_the_table_is_that_of_the_runs(folder, table):
+def test_the_selection_table_matches_the_runs(folder, table):
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["toy-n_latent-1", "toy-n_latent-2"]
     points = {value: loo(load_run(folder / f"toy-n_latent-{value}").posterior).pointwise for value in "12"}
     best = max(points, key=lambda value: points[value].sum())
@@ -59,7 +59,7 @@ def test_the_table_is_that_of_the_runs(folder, table):
     assert table.n_points.tolist() == [18, 18, 0]
 
 
-def test_a_value_that_fails_is_a_row_and_the_others_go_on(table):
+def test_a_failing_value_becomes_a_row_and_the_others_run(table):
     assert table.index[-1] == "7"
     assert table.note["7"].startswith("failed: ")
     assert "7" in table.note["7"]
@@ -68,12 +68,12 @@ def test_a_value_that_fails_is_a_row_and_the_others_go_on(table):
     assert n_compared(table) == 2
 
 
-def test_embeddings_are_left_out_and_the_plot_is_there(folder):
+def test_selection_skips_embeddings_and_writes_the_plot(folder):
     assert "embeddings.nc" not in load_run(folder / "toy-n_latent-1").info["files"]
     assert (folder / "selection.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_runs_that_are_there_are_kept_only_when_resumed(folder):
+def test_existing_runs_are_reused_only_when_resumed(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("posterior.nc")}
     with pytest.raises(StoreError, match=r"toy-n_latent-1 exists already; --resume"):
         select(TOY, "model.n_latent", [1, 2], overrides=["held_out=0.25"], out=folder, progress=False)
@@ -101,13 +101,13 @@ def test_runs_that_are_there_are_kept_only_when_resumed(folder):
         ("seed", [1, 2], ["held_out=0.2"], ConfigError, "the seed also determines the held-out units"),
     ],
 )
-def test_what_cannot_be_compared_starts_nothing(key, values, overrides, error, said, tmp_path):
+def test_values_that_cannot_be_compared_start_no_run(key, values, overrides, error, said, tmp_path):
     with pytest.raises(error, match=said):
         select(TOY, key, values, overrides=overrides, out=tmp_path / "x", progress=False)
     assert not (tmp_path / "x").exists()
 
 
-def test_an_error_of_any_kind_stops_its_own_value_only(monkeypatch, tmp_path):
+def test_any_error_stops_only_its_own_value(monkeypatch, tmp_path):
     def run(config, **_):
         raise {"1": InferenceError("site 'W'"), "2": ZeroDivisionError("x"), "3": DataError("y")}[config.name[-1]]
 
@@ -118,7 +118,7 @@ def test_an_error_of_any_kind_stops_its_own_value_only(monkeypatch, tmp_path):
     assert not (tmp_path / "selection.png").exists()
 
 
-def test_values_as_they_are_written():
+def test_values_are_parsed_from_text():
     assert values_of("a.b=1,2") == ("a.b", [1, 2])
     assert values_of("a.b=[1, 2.5, x]") == ("a.b", [1, 2.5, "x"])
     assert values_of("a=-1:1") == ("a", [-1, 0, 1])
@@ -129,7 +129,7 @@ def test_values_as_they_are_written():
             values_of(text)
 
 
-def test_failed_and_unconverged_points_are_hollow(monkeypatch):
+def test_failed_and_unconverged_fits_are_hollow_points(monkeypatch):
     from matplotlib.axes import Axes
 
     faces, plot = [], Axes.plot
@@ -157,7 +157,7 @@ def config(tmp_path):
     return str(path)
 
 
-def test_the_command_prints_the_table(config, capsys, tmp_path, monkeypatch):
+def test_the_select_command_prints_the_table(config, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["select", config, "--quiet", "model.n_latent=1:2", "inference.n_draws=31"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -167,7 +167,7 @@ def test_the_command_prints_the_table(config, capsys, tmp_path, monkeypatch):
     assert load_run("runs/toy-select/toy-n_latent-2").posterior["posterior"].sizes["draw"] == 31
 
 
-def test_the_command_says_that_embeddings_are_left_out_and_ends_with_1_where_nothing_is_compared(config, capsys, tmp_path):
+def test_the_select_command_ends_with_1_if_nothing_is_compared(config, capsys, tmp_path):
     assert cli.main(["select", config, "model.n_latent=2,8,9", "--out", str(tmp_path / "x")]) == 1
     out = capsys.readouterr().out
     assert "embeddings are not computed" in out
@@ -175,7 +175,7 @@ def test_the_command_says_that_embeddings_are_left_out_and_ends_with_1_where_not
     assert out.count("failed: ") == 4  # as each happens, and in the table
 
 
-def test_wrong_usage_of_the_command_ends_with_2(config, capsys):
+def test_wrong_usage_of_the_select_command_ends_with_2(config, capsys):
     assert cli.main(["select", config, "model.n_latent=2"]) == 2
     assert "at least two values" in capsys.readouterr().err
     assert cli.main(["select", config, "model.n_latent"]) == 2
