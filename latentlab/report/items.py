@@ -94,7 +94,7 @@ class Formulas:
 
 @dataclass(frozen=True)
 class Brush:
-    """Panels of the same units side by side, drawn by the page's script; see `latentlab.report.beside`."""
+    """Panels of the same units side by side, drawn by the page's script; see `latentlab.report.linked_panels`."""
 
     data: Mapping[str, Any]
     name: str = "brush"

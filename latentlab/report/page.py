@@ -10,16 +10,16 @@ from tqdm.auto import tqdm
 
 from latentlab.errors import MissingDependencyError, StoreError
 from latentlab.files import write as write_file
-from latentlab.report import asked, beside, inference, positions, provenance, scores, summary, units
+from latentlab.report import inference, linked_panels, overview, positions, provenance, scores, summary, units
 from latentlab.report.formula import typeset
 from latentlab.report.items import MARKS, Section, plain, shown
 from latentlab.report.source import Source
 from latentlab.store.directory import REPORT
 from latentlab.store.read import Run
 
-SECTIONS = (asked, inference, positions, beside, scores, units, provenance)
+SECTIONS = (overview, inference, positions, linked_panels, scores, units, provenance)
 """Modules of the sections, in the order of the page."""
-BY_KIND = (positions, beside, scores, units)
+BY_KIND = (positions, linked_panels, scores, units)
 """Sections that the page repeats for each kind of units."""
 
 FORMAT = 1

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from latentlab.report.figure import BLUE, HEAVY, INK, RED, drawn, feature, panels
+from latentlab.report.figure import BLUE, HEAVY, INK, RED, draw_figure, feature, panels
 from latentlab.report.items import Figure, Item, Table, Text, listed
 from latentlab.report.source import Source
 
@@ -67,8 +67,8 @@ def predictive_items(source: Source) -> list[Item]:
     group = source.group("posterior_predictive")
     name = str(source.observed.name)
     if group is None or name not in group or not (source.is_table or (source.index and source.observed.ndim == 1)):
-        why = "no predictive draws were kept" if group is None else "the data are not a numeric table"
-        return [Text((f"The posterior predictive check is not available: {why}.",))]
+        reason = "no predictive draws were stored" if group is None else "the data are not a numeric table"
+        return [Text((f"The posterior predictive check is not available: {reason}.",))]
     x = source.observed.values
     replicated = group[name].values.reshape(-1, *x.shape)
     replicated = np.where(np.isnan(x), np.nan, replicated)
@@ -83,17 +83,17 @@ def predictive_items(source: Source) -> list[Item]:
             {
                 "statistic": f"{key} of each {statistics[key].noun}" if source.is_table else key,
                 "number": len(p),
-                "outside 95 %": float(np.mean(p <= 0.05)),
+                "outside 95%": float(np.mean(p <= 0.05)),
                 "largest deviation": statistics[key].names[worst],
                 "observed": float(seen[worst]),
                 "replicated": float(again[:, worst].mean()),
-                "tail p": float(p[worst]),
+                "predictive p": float(p[worst]),
             }
         )
-    of = "features (or pairs)" if source.is_table else "units"
+    nouns_of_share = "features (or pairs)" if source.is_table else "units"
     caption = (
-        f"Posterior predictive check: statistics of the data against {n} replicated data sets. “Outside 95 %” is the share of {of} outside the "
-        f"95 % interval of the replicates. It is about 0.05 or less if the model fits. The tail p is two-sided and at least {2 / (n + 1):.2g}"
+        f"Posterior predictive check: statistics of the data compared with {n} replicated data sets. “Outside 95%” is the share of {nouns_of_share} outside the "
+        f"95% interval of the replicates. It is about 0.05 or less if the model fits. The predictive p-value is two-sided and at least {2 / (n + 1):.2g}"
     )
     shown_of = {k: v for k, v in found.items() if source.is_table or len(v[0]) > 1}
     nouns = {k: statistics[k].noun for k in shown_of}
@@ -162,16 +162,16 @@ def _predictive_figure(found: dict[str, tuple[np.ndarray, np.ndarray]], nouns: d
             axes.set_xlim(-0.05 * len(seen) - 0.5, 1.05 * len(seen) - 0.5)
             if len(seen) <= FEW:
                 axes.set_xticks(np.arange(len(seen)))
-            axes.set_xlabel(f"{nouns[name]}s, ordered")
+            axes.set_xlabel(f"{nouns[name]}s, in increasing order")
         canvas.axes[0].set_ylabel("replicated − observed")
 
-    of = "feature (or pair)" if {*nouns.values()} <= {"feature", "pair"} else " and ".join(dict.fromkeys(nouns.values()))
+    noun = "feature (or pair)" if {*nouns.values()} <= {"feature", "pair"} else " and ".join(dict.fromkeys(nouns.values()))
     caption = (
-        f"Posterior predictive check: a statistic of each {of} in the replicated data minus that in the data (median and 95 % interval). "
-        "Above 0, the model overestimates the statistic. Crosses mark intervals that exclude 0."
+        f"Posterior predictive check: statistic of each {noun} in the replicated data minus its observed value (median and 95% interval). "
+        "Values above 0 mean that the model overestimates the statistic. Crosses mark intervals that exclude 0."
     )
     if "autocorrelation" in found:
         caption += " The autocorrelation is at lag 1 within a sequence."
-    return drawn(
-        "predictive", caption, f"Replicated minus observed {listed(list(found))}, by {of.partition(' (')[0]}.", (10, 2.9), draw
+    return draw_figure(
+        "predictive", caption, f"Replicated minus observed {listed(list(found))}, by {noun.partition(' (')[0]}.", (10, 2.9), draw
     )

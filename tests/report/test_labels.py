@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from latentlab.report import components, pairs, parts, scores
-from latentlab.report.beside import columns, label_panels
+from latentlab.report import co_assignment, components, parts, scores
 from latentlab.report.components import location
 from latentlab.report.contingency import items as contingency_tables
 from latentlab.report.inference import modes
 from latentlab.report.inference import section as inference_section
 from latentlab.report.labels import plane
+from latentlab.report.linked_panels import columns, label_panels
 from latentlab.report.parts import Parts, opacity
 from latentlab.report.rows import matched
 from latentlab.report.source import Source
@@ -255,7 +255,7 @@ def test_opacity_says_certainty():
 
 def test_the_units_of_the_co_assignment_are_in_order(mixture: Run):
     source = Source(mixture)
-    order = pairs.ordered(source)
+    order = co_assignment.ordered(source)
     assert sorted(order.tolist()) == list(range(len(source.units)))
     keys = [(source.estimate[i], -source.certainty[i]) for i in order]
     assert keys == sorted(keys)
@@ -268,11 +268,11 @@ def test_the_units_of_the_co_assignment_are_in_order(mixture: Run):
 
 
 def test_many_units_are_thinned_and_that_is_said(mixture: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pairs, "MOST_PAIRED", 20)
+    monkeypatch.setattr(co_assignment, "MOST_PAIRED", 20)
     source = Source(mixture)
-    assert len(pairs.ordered(source)) == 20
-    assert set(source.estimate[pairs.ordered(source)].tolist()) == set(source.estimate.tolist())
-    assert f"20 of {len(source.units)} units are drawn" in pairs.pair_figure(source, Parts(source)).caption
+    assert len(co_assignment.ordered(source)) == 20
+    assert set(source.estimate[co_assignment.ordered(source)].tolist()) == set(source.estimate.tolist())
+    assert f"20 of {len(source.units)} units are shown" in co_assignment.pair_figure(source, Parts(source)).caption
 
 
 def test_many_features_are_a_heat_map_of_those_that_differ(mixture: Run, monkeypatch: pytest.MonkeyPatch):

@@ -297,7 +297,7 @@ def test_an_older_run_whose_training_data_lack_a_column_has_a_page(hostile: Run,
     names = [*dataset.features.astype(str), "one more"]
     x = np.column_stack([dataset.x, np.arange(len(dataset.x)) == 0])
     wider = replace(dataset, arrays={"x": x}, mask=None, truth={}, truth_dims={}, coords={**dataset.coords, "feature": names})
-    monkeypatch.setattr("latentlab.report.older.load_dataset", lambda **_: wider)
+    monkeypatch.setattr("latentlab.report.reload.load_dataset", lambda **_: wider)
     files = {name: entry for name, entry in moved.info["files"].items() if name != "data.nc"}
     write(
         Run(moved.path, hostile.config, {**moved.info, "files": files, "data": {**moved.info["data"], "sha256": wider.digest()}})
