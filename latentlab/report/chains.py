@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from latentlab.report.figure import HEAVY, style, svg
-from latentlab.report.items import Figure, Item, Text, listed
+from latentlab.report.items import Figure, Item, Text, listed, mathematics
 from latentlab.report.source import Source
 from latentlab.results.arviz import installed_arviz, to_arviz
 from latentlab.results.convergence import rhat
@@ -54,7 +54,7 @@ def chain_items(source: Source) -> list[Item]:
     series = _plotted_series(source)
     if not series:
         return [Text(("No quantity is available for trace and rank plots.",))]
-    names = listed(list(series), most=9)
+    names = listed([mathematics(name) for name in series], most=9)
     n = source.tree["posterior"].sizes["chain"]
     n_superchains = int(source.tree.attrs.get("n_superchains", 1))
     grouped = 1 < n_superchains < n
@@ -99,7 +99,7 @@ def _tree(series: Mapping[str, np.ndarray]) -> xr.DataTree:
 
 def _variable(name: str) -> str:
     """Returns a valid name for a variable of a tree: neither a dim's name nor a path."""
-    return "dim " + name if name in ("chain", "draw") else name.replace("/", "\u2215")
+    return "dim " + name if name in ("chain", "draw") else mathematics(name).replace("/", "\u2215")
 
 
 def _without_long_legend(axes: Any) -> None:

@@ -12,7 +12,7 @@ from latentlab.errors import MissingDependencyError, StoreError
 from latentlab.files import write as write_file
 from latentlab.report import inference, linked_panels, overview, positions, provenance, scores, summary, units
 from latentlab.report.formula import typeset
-from latentlab.report.items import MARKS, Section, plain, shown
+from latentlab.report.items import MARKS, Section, mathematics, plain, shown
 from latentlab.report.source import Source
 from latentlab.store.directory import REPORT
 from latentlab.store.read import Run
@@ -105,6 +105,7 @@ def _template() -> Any:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["shown"] = shown
+    environment.filters["mathematics"] = mathematics
     environment.filters["typeset"] = lambda text: Markup(typeset(text))
     environment.filters["embedded"] = lambda data: Markup(embedded(data))
     environment.filters["raw"] = Markup

@@ -289,7 +289,7 @@ def test_many_features_are_a_heat_map_of_those_that_differ(mixture: Run, monkeyp
     assert mean.shape == (3, 3)
 
 
-# -- beside
+# -- linked panels
 
 
 def test_panels_are_the_map_coloured_by_each_clustering(mixture: Run):
@@ -304,8 +304,8 @@ def test_panels_are_the_map_coloured_by_each_clustering(mixture: Run):
     assert panel["pca"]["aligned"] == columns(own), "its own coordinates"
     assert panel["pca"]["aligned"] != panel["point estimate"]["aligned"]
     assert panel["pca"]["codes"] == data["classes"]["codes"] == panel["point estimate"]["codes"]
-    assert panel["pca"]["worst"] is None, "no disagreement of what is no clustering"
-    assert panel["kmeans, seed 1"]["worst"] is not None
+    assert panel["pca"]["disagreement"] is None, "only clusterings have a disagreement"
+    assert panel["kmeans, seed 1"]["disagreement"] is not None
     assert "labels:" not in panel["kmeans, seed 1"]["note"]
     for one in panel.values():
         assert max(one["codes"]) < len(data["classes"]["colors"])
@@ -331,7 +331,7 @@ def test_embeddings_that_are_no_clusterings_have_scores_and_no_verdict(mixture: 
     assert [row["delta"] for row in rows] == pytest.approx(of["delta"].values[of["verdict"].values != ""], rel=1e-12)
     assert {row["embedding"] for row in table(mixture, "coverage")} == {row["embedding"] for row in rows}
     said = words(mixture)
-    assert "distances and pca are not clusterings; they have scores but no verdict" in said
+    assert "distances and pca are not clusterings: they have scores but no verdict" in said
     told = [row["embedding"] for row in table(mixture, "verdicts")]
     assert told == ["kmeans, 2 seeds", "distances (mapped), 2 seeds", "agglomerative"]
     assert list(table(mixture, "verdicts")[0]) == ["embedding", "verdict", "delta", "remark"]  # its checks failed
@@ -365,9 +365,9 @@ def test_scores_by_labels_are_those_of_partitions(mixture: Run):
     assert {row["embedding"] for row in rows} == CLUSTERINGS | others
     for row in rows:
         if "Rand" in row["score"]:
-            assert row["of point estimate"] == pytest.approx(rand(source.estimate, known), abs=1e-12)
+            assert row["point estimate"] == pytest.approx(rand(source.estimate, known), abs=1e-12)
     kmeans = next(row.labels for row in source.judged_rows if row.title == "kmeans, seed 1")
-    assert rows[0]["of embedding"] == pytest.approx(rand(kmeans, known), abs=1e-12)
+    assert rows[0]["value"] == pytest.approx(rand(kmeans, known), abs=1e-12)
 
 
 def test_words_are_those_of_labels(mixture: Run, answers: Run):
@@ -376,7 +376,7 @@ def test_words_are_those_of_labels(mixture: Run, answers: Run):
         assert "latent axis" not in said
         assert "aligned to the posterior mean" not in said
         assert "posterior mean of each unit" not in said
-        assert "symmetry Permutation" in said
+        assert "symmetry group Permutation" in said
     terms = {row["term"] for row in table(mixture, "terms")}
     assert {"Binder loss", "Lost companions"} <= terms
     assert "Hotelling" not in words(mixture)
@@ -417,7 +417,7 @@ def test_weights_that_are_hardly_numbers_do_not_stop_the_page(mixture: Run):
     tiny = Source(mixture)
     object.__setattr__(tiny, "run", replace_posterior(mixture, tree))
     said = [line for item in inference_section(tiny).items for line in getattr(item, "lines", ())]
-    assert any("The chains are not drawn" in line for line in said)
+    assert any("Trace and rank plots are not available" in line for line in said)
 
 
 def test_chains_in_different_modes_are_said_aloud(mixture: Run):
@@ -464,7 +464,7 @@ def test_only_embeddings_that_are_no_clusterings(tmp_path):
     }
     found = run(config, out=tmp_path / "run", progress=False)
     said = words(found)
-    assert "pca is not a clustering; it has scores but no verdict" in said
+    assert "pca is not a clustering: it has scores but no verdict" in said
     assert "No clustering was compared" in said
     assert "dp_mixture with 6 components" in said
     assert not {"deltas", "disagreement"} & set(captions(found))

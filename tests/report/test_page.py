@@ -18,7 +18,7 @@ from matplotlib import pyplot
 from latentlab.data.load import load_dataset
 from latentlab.errors import MissingDependencyError, StoreError
 from latentlab.report import positions
-from latentlab.report.items import MARKS, shown
+from latentlab.report.items import MARKS, mathematics, shown
 from latentlab.report.page import embedded, write
 from latentlab.report.source import Source
 from latentlab.store.read import Run, read
@@ -134,6 +134,7 @@ def test_the_json_holds_the_numbers_of_the_page(any_run: Run):
             for (column, value), cell in zip(record_row.items(), row, strict=True):
                 infinite = {"inf": "∞", "-inf": "−∞"}
                 expected = infinite.get(value) if isinstance(value, str) and value in infinite else shown(value, digits)
+                expected = mathematics(value) if column == "quantity" and isinstance(value, str) else expected
                 marked = column.startswith("verdict") and value in MARKS
                 assert " ".join(cell.split()) == (f"{MARKS[value]} {value}" if marked else " ".join(str(expected).split())), (
                     column
@@ -216,7 +217,7 @@ def test_a_verdict_stands_beside_the_remark_that_the_fit_did_not_converge(hostil
 
 def test_terms_say_how_the_draws_of_this_fit_were_split(hostile: Run, wide: Run):
     verdict = {run.path: table(run, "terms")[0]["meaning"] for run in (hostile, wide)}
-    assert verdict[hostile.path].startswith("Every second chain is held out, and the other chains are the reference")
+    assert verdict[hostile.path].startswith("Every second chain is held out; the other chains are the reference half")
     assert verdict[wide.path].startswith("The first draws are the reference and the last draws are held out")
 
 
@@ -286,7 +287,7 @@ def test_a_page_needs_the_files_of_its_run_alone(hostile: Run, tmp_path: Path):
     write(Run(moved.path, hostile.config, older))
     assert table(moved, "positions") == table(hostile, "positions")
     write(Run(moved.path, gone, older))
-    assert "The run has no data.nc, and its data could not be loaded again or were changed" in words(moved)
+    assert "The run has no data.nc, and its data set could not be loaded or has changed" in words(moved)
     assert "label" not in table(moved, "positions")[0]
 
 
