@@ -1,17 +1,17 @@
-r"""Amortisation gap and approximation gap of a variational autoencoder, by image, with positions compared with MCMC and quadrature.
+r"""Amortisation and approximation gap of a variational autoencoder by image, and its positions against MCMC and quadrature.
 
 A variational autoencoder with two latent dimensions and a small decoder is fitted to images. Its parameters are then fixed. The
 posterior of the position is computed for some training images and some held-out images, in four ways:
 
 * by the encoder, N(m(x), diag s(x)^2);
 * by the optimal Gaussian of this form for each image, from variational inference with the decoder fixed;
-* by MCMC with the decoder fixed, from dispersed starting values. If R-hat shows that the four chains are in different modes, the
-  pooled moments are not an estimate, and the image is counted and omitted;
+* by MCMC with the decoder fixed, from dispersed starting values. If R-hat shows that the four chains are in different modes,
+  the pooled moments are not an estimate, and the image is counted and omitted;
 * on a fine grid in the plane, which gives the evidence log p(x) and the posterior mean and standard deviation to high accuracy.
 
-The inference gap is the evidence minus the ELBO of the encoder. It is the sum of the amortisation gap (ELBO of the optimal Gaussian
-minus ELBO of the encoder) and the approximation gap (evidence minus ELBO of the optimal Gaussian). The approximation gap is due to
-the Gaussian form and not to the encoder.
+The inference gap is the evidence minus the ELBO of the encoder. It is the sum of the amortisation gap (ELBO of the optimal
+Gaussian minus ELBO of the encoder) and the approximation gap (evidence minus ELBO of the optimal Gaussian). The approximation
+gap is due to the Gaussian form and not to the encoder.
 
     python experiments/amortisation_gap.py           # the figure in figures/, two minutes
 
@@ -122,7 +122,7 @@ def moments(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:
-    """Compute means of the gaps over units, and medians of the errors of positions, in standard deviations of the exact posterior."""
+    """Compute means of the gaps over units, and median errors of the positions in sds of the exact posterior."""
     rows = []
     for kind, part in found.groupby("units", sort=False):
         row: dict[str, object] = {"units": kind, "n": len(part)}

@@ -1,9 +1,9 @@
-r"""Held-out log density of a deep variational autoencoder and of PPCA, with the same number of latent dimensions and form of noise.
+r"""Held-out log density of a deep variational autoencoder and of PPCA with the same latent dimensions and form of noise.
 
-The data are dequantised images of handwritten digits, a tenth of them held out. For PPCA at maximum likelihood the log density of
-the held-out images is exact. For the autoencoder, trained on the same images, it is a lower bound: the log mean of the importance
-weights of its encoder. Both models have Gaussian noise with the same variance in all pixels. If the bound exceeds the exact density,
-the nonlinear decoder predicts better.
+The data are dequantised images of handwritten digits, a tenth of them held out. For PPCA at maximum likelihood the log density
+of the held-out images is exact. For the autoencoder, trained on the same images, it is a lower bound: the log mean of the
+importance weights of its encoder. Both models have Gaussian noise with the same variance in all pixels. If the bound exceeds
+the exact density, the nonlinear decoder predicts better.
 
 Example:
     python experiments/deep_vae.py --n-latent 2 8 16
@@ -34,7 +34,7 @@ def run(
     n_samples: int = N_SAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return, per number of latent dimensions, the mean log density of held-out images in nats, of both models and of their difference."""
+    """Return held-out log densities of both models and their difference, in nats per image, by number of latent dimensions."""
     dataset = ll.load_dataset("digits", dequantize=True, standardize=False)
     training, held_out = dataset.split(HELD_OUT, Seeds(seed).child("deep_vae").numpy())
     svi = ll.SVI(guide="model", n_steps=n_steps, learning_rate=0.002, n_particles=1, batch_size=128, n_draws=20)

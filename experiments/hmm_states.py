@@ -1,14 +1,15 @@
-r"""Recovery of hidden states by embeddings of a series: agreement with the true path and the posterior, by strength of the signal.
+r"""Recovery of hidden states by embeddings of a series: agreement with the true path and the posterior, by separation.
 
-Data are drawn from a hidden Markov model with three states in the plane and probability 0.9 of remaining in a state, as one sequence
-of 250 steps. The nearest means are `separation` standard deviations apart. For each separation the model is fitted and compared with
+Data are drawn from a hidden Markov model with three states in the plane and probability 0.9 of remaining in a state, as one
+sequence of 250 steps. The nearest means are `separation` standard deviations apart. For each separation the model is fitted and
+compared with
 
 * the Viterbi path at maximum likelihood, which models transitions;
 * k-means of windows of 5 steps, and k-means of the first two principal components of such windows, which smooth the series;
 * k-means of single steps, which ignores their order.
 
-Each clustering is compared with the true path and with posterior draws. So are the point estimate (the partition of least expected
-Binder loss) and other draws; the agreement between draws is the ceiling.
+Each clustering is compared with the true path and with posterior draws. So are the point estimate (the partition of least
+expected Binder loss) and other draws; the agreement between draws is the ceiling.
 
     python experiments/hmm_states.py                   # the figure in figures/, many short chains, several minutes
     python experiments/hmm_states.py --method nuts     # takes longer
@@ -73,7 +74,7 @@ def clusterings(dataset: Dataset, seed: int) -> dict[str, np.ndarray]:
 
 
 def model(separation: float) -> ll.models.GaussianHMM:
-    """Return a model with persistent states. The priors are as wide as the distance of the means, which keeps every state occupied."""
+    """Return a model with persistent states, and priors as wide as the distance of the means, which keep all states occupied."""
     return ll.models.GaussianHMM(
         N_STATES, sticky=10.0, transition_concentration=2.0, mu_scale=SIGMA * separation, sigma_scale=SIGMA, sigma_spread=0.25
     )

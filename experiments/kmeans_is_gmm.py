@@ -72,8 +72,7 @@ def simulate(case: str, separation: float, seed: int) -> Dataset:
 def model(case: str, separation: float) -> ll.models.GaussianMixture:
     """Return the mixture that generates the data, with fixed weights and variance in the equal case.
 
-    The priors of the other cases keep every component occupied, because the heavy-tailed prior of an empty component needs very long
-    chains.
+    In the other cases the priors keep every component occupied: the heavy-tailed prior of an empty one needs very long chains.
     """
     sigma = SIDE / separation
     concentration, spread = PRIORS[case]

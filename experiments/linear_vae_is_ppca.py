@@ -1,9 +1,10 @@
-r"""The optimal ELBO of the linear variational autoencoder equals PPCA's log likelihood; posterior collapse at fixed noise variances.
+r"""The optimal ELBO of the linear VAE equals PPCA's log likelihood; posterior collapse at fixed noise variances.
 
-For each data set the ELBO is maximised from random starts and compared with PPCA's log likelihood in closed form. The script reports
-the difference, and the distance of W from the principal axes up to order and signs of the columns. The noise variance sigma^2 is then
-fixed at a sequence of values. The encoder uses the dimensions whose eigenvalue of the data's covariance exceeds sigma^2, as does the
-maximum of the likelihood. Posterior collapse is therefore a property of the likelihood and not of the ELBO.
+For each data set the ELBO is maximised from random starts and compared with PPCA's log likelihood in closed form. The script
+reports the difference, and the distance of W from the principal axes up to order and signs of the columns. The noise variance
+sigma^2 is then fixed at a sequence of values. The encoder uses the dimensions whose eigenvalue of the data's covariance exceeds
+sigma^2, as does the maximum of the likelihood. Posterior collapse is therefore a property of the likelihood and not of the
+ELBO.
 
     python experiments/linear_vae_is_ppca.py           # the figure in figures/, a minute
 
@@ -52,7 +53,7 @@ def distance(loadings: np.ndarray, reference: np.ndarray) -> float:
 
 
 def collapse(dataset: Dataset, q: int, *, n_noises: int, seed: int) -> pd.DataFrame:
-    """Return a row per noise variance and dimension, by descending activity: activity, KL, and number of eigenvalues above sigma^2."""
+    """Return activity, KL and the number of eigenvalues above sigma^2, by noise variance and dimension (most active first)."""
     eigenvalues = np.linalg.eigvalsh(np.cov(dataset.x.T, ddof=0))[::-1]
     middle = np.sqrt(
         eigenvalues[:q] * eigenvalues[1 : q + 1]
@@ -116,12 +117,12 @@ def main(arguments: list[str] | None = None) -> None:
     for name, rows in found.groupby("dataset", sort=False):
         reached = (rows["difference"].abs() < 1e-6) & (rows["W"] < 1e-3)
         print(
-            f"{name}: {int(reached.sum())} of {len(rows)} starts reach PPCA's maximum; the largest relative distance of W is {rows['W'].max():.1e}"
+            f"{name}: {int(reached.sum())} of {len(rows)} starts reach PPCA's maximum; largest relative distance of W: {rows['W'].max():.1e}"
         )
     counts = used.groupby("sigma2").agg(active=("active", "sum"), expected=("expected", "first"))
     same = int((counts["active"] == counts["expected"]).sum())
     print(
-        f"{last.name}: at {same} of {len(counts)} noise variances, the number of active dimensions is that of the eigenvalues above it"
+        f"{last.name}: at {same} of {len(counts)} noise variances, the active dimensions are as many as the eigenvalues above it"
     )
     eigenvalues = np.linalg.eigvalsh(np.cov(last.x.T, ddof=0))[::-1]
     figure(found, used, eigenvalues, options.out)

@@ -1,11 +1,11 @@
 r"""Frequencies of the verdicts on clusterings, for mixtures whose posterior is exact or sampled by Gibbs steps.
 
-The data are x = m_z + e from a mixture of three Gaussians with equal weights and variance 1, in one or two dimensions. Neighbouring
-means m are `separation` apart. In the designs `known` the means are known: the labels are independent given the data,
-P(z_i = k | x) = N(x_i; m_k, 1) / sum_l N(x_i; m_l, 1), and draws are exact. In the designs `unknown` the means have the prior
-N(0, 5^2), and four chains of a Gibbs sampler alternate z | m and m | z from different starts. Verdicts are given to clusterings
-whose relation to this posterior is known. The column `unguarded` is the share of data sets in which a clustering is nearer to the
-posterior than draws are, without the test of unusual deviations.
+The data are x = m_z + e from a mixture of three Gaussians with equal weights and variance 1, in one or two dimensions.
+Neighbouring means m are `separation` apart. In the designs `known` the means are known: the labels are independent given the
+data, P(z_i = k | x) = N(x_i; m_k, 1) / sum_l N(x_i; m_l, 1), and draws are exact. In the designs `unknown` the means have the
+prior N(0, 5^2), and four chains of a Gibbs sampler alternate z | m and m | z from different starts. Verdicts are given to
+clusterings whose relation to this posterior is known. The column `unguarded` is the share of data sets in which a clustering is
+nearer to the posterior than draws are, without the test of unusual deviations.
 
 Example:
     python experiments/partition_verdict_table.py --n-datasets 60 --seed 0
@@ -84,7 +84,7 @@ def gibbs(x: np.ndarray, rng: np.random.Generator, n_draws: int) -> tuple[np.nda
 
 @dataclass(frozen=True)
 class Case:
-    """A data set with true labels, draws `(chain, draw, unit)`, an additional independent draw, the MAP labels, and the reference."""
+    """A data set, true labels, draws `(chain, draw, unit)`, an additional draw, the MAP labels, and the reference."""
 
     x: np.ndarray
     truth: np.ndarray

@@ -1,7 +1,7 @@
 r"""Agreement of PCA with the posterior positions of PPCA, by noise and number of units.
 
-Data are drawn from PPCA, $x_n = W z_n + \mu + \sigma \varepsilon_n$ with $W_{dk}, \mu_d \sim N(0, 1)$, so the true
-positions are known. For each noise and number of units the model is fitted, and its posterior is compared with
+Data are drawn from PPCA, $x_n = W z_n + \mu + \sigma \varepsilon_n$ with $W_{dk}, \mu_d \sim N(0, 1)$, so the true positions
+are known. For each noise and number of units the model is fitted, and its posterior is compared with
 
 * PCA scores, raw and mapped by the known correspondence: verdict and delta (0 at the posterior mean, 1 at a typical draw);
 * the true positions: verdict, and the share of them in their 50%, 80% and 95% credible regions.

@@ -1,11 +1,11 @@
 r"""Frequencies of the verdicts on embeddings, for PPCA with known parameters, whose posterior is exact.
 
-The data are x = W z + e with z ~ N(0, I_2), e ~ N(0, I_10), and known loadings W with two orthogonal columns of length sqrt(SIGNAL).
-The posterior of each unit's position is Gaussian in closed form, z_i | x_i ~ N(m_i, V) with V = I / (1 + SIGNAL) and
-m_i = V W^T x_i. Draws are exact: independent, or AR(1) series with this stationary distribution in the rows with correlated chains.
-Verdicts are given to embeddings whose relation to this posterior is known, under two alignments. The column `stated` has the
-frequencies of the verdict's specification. They were measured in another design, whose noise, bend and Isomap settings differ, so
-those rows agree only qualitatively.
+The data are x = W z + e with z ~ N(0, I_2), e ~ N(0, I_10), and known loadings W with two orthogonal columns of length
+sqrt(SIGNAL). The posterior of each unit's position is Gaussian in closed form, z_i | x_i ~ N(m_i, V) with V = I / (1 + SIGNAL)
+and m_i = V W^T x_i. Draws are exact: independent, or AR(1) series with this stationary distribution in the rows with correlated
+chains. Verdicts are given to embeddings whose relation to this posterior is known, under two alignments. The column `stated`
+has the frequencies of the verdict's specification. They were measured in another design, whose noise, bend and Isomap settings
+differ, so those rows agree only qualitatively.
 
 Example:
     python experiments/verdict_table.py --n-datasets 400 --seed 0
@@ -67,7 +67,7 @@ def pca(case: Case) -> np.ndarray:
 
 
 def mapped_pca(case: Case) -> np.ndarray:
-    """Compute the scores t_j sqrt(lambda_j - s2) / lambda_j, the posterior mean at maximum likelihood (Tipping and Bishop, 1999)."""
+    """Compute t_j sqrt(lambda_j - s2) / lambda_j, the posterior mean at maximum likelihood (Tipping and Bishop, 1999)."""
     variances = principal_axes(case.x).var(axis=0)
     leading, noise = variances[:N_LATENT], variances[N_LATENT:].mean()
     return pca(case) * np.sqrt(leading - noise) / leading
