@@ -117,7 +117,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name, rows in found.groupby("dataset", sort=False):
         reached = (rows["difference"].abs() < 1e-6) & (rows["W"] < 1e-3)
         print(
-            f"{name}: {int(reached.sum())} of {len(rows)} starts reach PPCA's maximum; largest relative distance of W: {rows['W'].max():.1e}"
+            f"{name}: {int(reached.sum())} of {len(rows)} starts reach PPCA's maximum; largest relative distance of W "
+            f"{rows['W'].max():.1e}"
         )
     counts = used.groupby("sigma2").agg(active=("active", "sum"), expected=("expected", "first"))
     same = int((counts["active"] == counts["expected"]).sum())

@@ -135,7 +135,7 @@ def test_latentlab_alone_where_the_peers_are_absent(part, without_peers, name):
 def test_a_whole_process_and_the_criterion_of_its_draws(part, without_peers):
     rows = {(row.side, row.what): row for row in part("ppca_converged").rows("tiny")}
     assert ("PyMC with nutpie", "not measured: pymc, nutpie is not installed") in rows
-    assert rows["latentlab NUTS", "not yet enough with 5 draws a chain"].value > 0
+    assert rows["latentlab NUTS", "criterion not met with 5 draws per chain"].value > 0
 
 
 def test_the_criterion_asks_for_mixing_and_for_draws(part):
