@@ -72,7 +72,7 @@ def _number_occupied(source: Source, parts: Parts) -> str:
 def _ball(source: Source, parts: Parts) -> str:
     ball = credible_ball(source.label_draws, source.estimate)
     return (
-        f"The point estimate is the partition with the smallest expected Binder loss, with {count(len(np.unique(source.estimate)), parts.dim)}. "
+        f"The point estimate is the partition with the smallest expected Binder loss. It has {count(len(np.unique(source.estimate)), parts.dim)}. "
         f"The credible ball around it contains {ball.mass:.0%} of the draws and has radius {shown(ball.radius, 2)} nats (variation of information)."
     )
 

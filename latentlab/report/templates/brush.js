@@ -177,7 +177,7 @@
     }
     part("told").textContent = text;
     const list = part("marked");
-    list.replaceChildren(...some.slice(0, MOST).map(i => { const item = element("li"); item.textContent = name(i); return item; }));
+    list.replaceChildren(...units.slice(0, MOST).map(i => { const item = element("li"); item.textContent = name(i); return item; }));
     if (units.length > MOST) element("li", list).textContent = "and " + (units.length - MOST) + " more";
     root.dataset.marked = units.length;
   }
