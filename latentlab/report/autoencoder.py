@@ -45,8 +45,8 @@ class _Autoencoder:
     def __init__(self, source: Source, model: LatentModel) -> None:
         self.source, self.model = source, model
         self.parameters = parameter_tensors(arrays(source.tree, "parameters"))
-        self.given = tensors(model, source.fitted)
-        self.table = activity(model, self.given, self.parameters)
+        self.arguments = tensors(model, source.fitted)
+        self.table = activity(model, self.arguments, self.parameters)
         z = arrays(source.tree, "posterior")[source.site].reshape(-1, len(source.units), len(self.table))
         self.mean, self.sd = z.mean(axis=0), z.std(axis=0)
         thinned_draws = z[np.unique(np.linspace(0, len(z) - 1, min(len(z), N_DRAWS)).astype(int))]
@@ -60,12 +60,12 @@ class _Autoencoder:
     def decode(self, z: np.ndarray, unit: int | None = None) -> np.ndarray:
         """Compute means of the data given positions `(unit, latent)`; labels are those of all units, or of one unit for all."""
         at = torch.from_numpy(np.ascontiguousarray(z))
-        given: Mapping[str, Any] = self.given
-        if unit is not None and given.get("labels") is not None:
-            given = {**given, "labels": given["labels"][unit].expand(len(z), -1)}
+        arguments: Mapping[str, Any] = self.arguments
+        if unit is not None and arguments.get("labels") is not None:
+            arguments = {**arguments, "labels": arguments["labels"][unit].expand(len(z), -1)}
         with torch.no_grad(), double():
             if "imputation" in self.model.offers:
-                return np.asarray(self.model.imputation(given, z=at, **self.parameters).mean.numpy())
+                return np.asarray(self.model.imputation(arguments, z=at, **self.parameters).mean.numpy())
             return np.asarray((at @ self.parameters["W"].mT + self.parameters["mu"]).numpy())
 
     def raw(self, x: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ MANY_CHAINS = 8
 
 
 def invariants(source: Source) -> dict[str, np.ndarray]:
-    """Returns the quantities that are comparable across chains, `(chain, draw, ...)` by name; none without the model."""
+    """Return the quantities that are comparable across chains, `(chain, draw, ...)` by name; none without the model."""
     model = source.model
     if model is None:
         return {}
@@ -30,12 +30,12 @@ def invariants(source: Source) -> dict[str, np.ndarray]:
 
 
 def row_labels(source: Source) -> Labels:
-    """Returns the labels of the rows of the model's sites; none without the model."""
+    """Return the labels of the rows of the model's sites; none without the model."""
     return {} if source.model is None else labels_of(source.tree, source.model.dims, source.model.exchanges)
 
 
 def _plotted_series(source: Source) -> dict[str, np.ndarray]:
-    """Returns the log density, and the entry with the largest R-hat of each of the `MOST_INVARIANTS` invariants that mix worst."""
+    """Return the log density, and the entry with the largest R-hat of each of the `MOST_INVARIANTS` invariants that mix worst."""
     stats = source.group("sample_stats")
     series = {} if stats is None or "lp" not in stats else {"log density": stats["lp"].values}
     found = {}
@@ -90,7 +90,7 @@ def chain_items(source: Source) -> list[Item]:
 
 
 def _tree(series: Mapping[str, np.ndarray]) -> xr.DataTree:
-    """Builds a tree of scalar quantities `(chain, draw)` by name."""
+    """Build a tree of scalar quantities `(chain, draw)` by name."""
     names = {f"q{i}": name for i, name in enumerate(series)}
     tree = build({"posterior": {k: series[v] for k, v in names.items()}}, dims={k: () for k in names})
     tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset().rename({k: _variable(v) for k, v in names.items()}))
@@ -98,12 +98,12 @@ def _tree(series: Mapping[str, np.ndarray]) -> xr.DataTree:
 
 
 def _variable(name: str) -> str:
-    """Returns a valid name for a variable of a tree: neither a dim's name nor a path."""
+    """Return a valid name for a variable of a tree: neither a dim's name nor a path."""
     return "dim " + name if name in ("chain", "draw") else mathematics(name).replace("/", "\u2215")
 
 
 def _without_long_legend(axes: Any) -> None:
-    """Removes the entries of single chains from a legend with more than `MANY_CHAINS` of them."""
+    """Remove the entries of single chains from a legend with more than `MANY_CHAINS` of them."""
     handles, names = axes.get_legend_handles_labels()
     kept = [(handle, name) for handle, name in zip(handles, names, strict=True) if not name.startswith("chain ")]
     if axes.get_legend() is not None and len(names) - len(kept) > MANY_CHAINS:
@@ -111,7 +111,7 @@ def _without_long_legend(axes: Any) -> None:
 
 
 def arviz_figure(name: str, function: str, tree: xr.DataTree, *, caption: str, alt: str, most: float = 9.0) -> Figure:
-    """Draws a figure by the ArviZ function of that name, with any supported ArviZ; it is at most `most` inches high."""
+    """Draw a figure by the ArviZ function of that name, with any supported ArviZ; it is at most `most` inches high."""
     from matplotlib import pyplot
 
     before = pyplot.get_fignums()

@@ -18,7 +18,7 @@ MOST_PAIRED = 400
 
 
 def ordered(source: Source) -> np.ndarray:
-    """Returns units sorted by label in the point estimate, then by falling certainty; evenly thinned to `MOST_PAIRED`."""
+    """Return units sorted by label in the point estimate, then by falling certainty; evenly thinned to `MOST_PAIRED`."""
     order = np.lexsort((-source.certainty, source.estimate))
     return order[np.unique(np.linspace(0, len(order) - 1, min(len(order), MOST_PAIRED)).astype(int))]
 
@@ -87,7 +87,7 @@ def pair_figure(source: Source, parts: Parts) -> Figure:
 
 
 def matched_labels(source: Source, classes: Classes) -> dict[int, int]:
-    """Matches classes of known labels one to one with the model's labels; surplus classes get further numbers."""
+    """Match classes of known labels one to one with the model's labels; surplus classes get further numbers."""
     names = matched(classes.codes, source.probabilities)
     return {code: int(names[classes.codes == code][0]) for code in np.unique(classes.codes).tolist()}
 
@@ -99,7 +99,7 @@ def _patch(color: str, name: str) -> Any:
 
 
 def known_label_items(source: Source, parts: Parts) -> list[Item]:
-    """Returns the contingency table of the point estimate and the known labels, if there are any."""
+    """Return the contingency table of the point estimate and the known labels, if there are any."""
     if source.labels is None:
         return []
     classes = Classes(source.labels, len(source.units))

@@ -23,7 +23,7 @@ LOCATIONS = ("mu", "rate", "probability")
 
 
 def gaussians(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns posterior means of the means `(label, feature)` and covariances `(label, feature, feature)`, if there are any."""
+    """Return posterior means of the means `(label, feature)` and covariances `(label, feature, feature)`, if there are any."""
     mu, sigma = draws_of(source, "mu"), draws_of(source, "sigma")
     if mu is None or sigma is None or source.model is None or mu.shape[1:] != (source.n_labels, len(source.features)):
         return None
@@ -38,7 +38,7 @@ def gaussians(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def draws_of(source: Source, name: str) -> np.ndarray | None:
-    """Returns the aligned draws of a site `(draw, ...)`; None without such a site."""
+    """Return the aligned draws of a site `(draw, ...)`; None without such a site."""
     groups = (source.tree[group].to_dataset() for group in ("latents", "posterior"))
     array = next((group[name] for group in groups if name in group), None)
     return None if array is None else np.asarray(array.values.reshape(-1, *array.shape[2:]))
@@ -53,7 +53,7 @@ def ellipse(axes: Any, centre: np.ndarray, covariance: np.ndarray, color: str) -
 
 
 def histogram_figure(source: Source, parts: Parts) -> Figure:
-    """Draws the histogram of a single feature, each bar split by the units' label probabilities."""
+    """Draw the histogram of a single feature, each bar split by the units' label probabilities."""
     x = source.observed.values[:, 0]
     observed = ~np.isnan(x)
     values = np.unique(x[observed])
@@ -96,7 +96,7 @@ def _scale(source: Source) -> str:
 
 
 def _transform(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns location and scale of the standardisation of each feature; None for data in raw values."""
+    """Return location and scale of the standardisation of each feature; None for data in raw values."""
     params = source.run.params
     if "transform.loc" not in params or "feature" not in source.observed.dims:
         return None
@@ -105,7 +105,7 @@ def _transform(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def location(source: Source) -> tuple[str, np.ndarray, list[str]] | None:
-    """Returns the location parameters: name of the site, draws `(draw, label, feature)`, names of the features."""
+    """Return the location parameters: name of the site, draws `(draw, label, feature)`, names of the features."""
     for name in LOCATIONS:
         groups = (source.tree[group].to_dataset() for group in ("latents", "posterior"))
         array = next((group[name] for group in groups if name in group), None)
@@ -120,7 +120,7 @@ def location(source: Source) -> tuple[str, np.ndarray, list[str]] | None:
 
 
 def profiles(source: Source, parts: Parts) -> list[Item]:
-    """Returns a figure and a table of the location parameters of each component."""
+    """Return a figure and a table of the location parameters of each component."""
     found = location(source)
     if found is None:
         return []
@@ -133,11 +133,13 @@ def profiles(source: Source, parts: Parts) -> list[Item]:
     order = np.arange(len(features))
     if len(features) > MOST_ROWS:
         order = np.sort(np.argsort(-np.ptp(mean, axis=0), kind="stable")[:MOST_ROWS])
-    some = "" if len(order) == len(features) else f" (the {len(order)} of {len(features)} features with the largest differences)"
+    selection = (
+        "" if len(order) == len(features) else f" (the {len(order)} of {len(features)} features with the largest differences)"
+    )
     what = "Means" if name == "mu" else "Rates" if name == "rate" else "Probabilities"
     draw_them = _intervals if len(order) * len(kept) <= MOST_INTERVALS else _heat_map
     figure = draw_them(
-        parts, comparable[..., order], [features[i] for i in order], f"{what} of the features by {parts.dim}{some}", unit
+        parts, comparable[..., order], [features[i] for i in order], f"{what} of the features by {parts.dim}{selection}", unit
     )
     records = []
     for j in order.tolist():
@@ -147,7 +149,7 @@ def profiles(source: Source, parts: Parts) -> list[Item]:
                 low, high = np.quantile(original[:, i, j], (0.05, 0.95))
                 record |= {"q05": float(low), "q95": float(high)}
             records.append(record)
-    listed_as = f"{what} of the features by {parts.dim}{some}" + (", in the original scale" if name != "probability" else "")
+    listed_as = f"{what} of the features by {parts.dim}{selection}" + (", in the original scale" if name != "probability" else "")
     return [
         figure,
         Table.of("profiles", listed_as + (", with 90% credible intervals" if source.kind != POINT else ""), records, folded=True),
@@ -155,7 +157,7 @@ def profiles(source: Source, parts: Parts) -> list[Item]:
 
 
 def _comparable(source: Source, name: str, draws: np.ndarray) -> tuple[np.ndarray, str]:
-    """Returns draws on a scale common to all features, and the label of its axis."""
+    """Return draws on a scale common to all features, and the label of its axis."""
     if name == "probability":
         return draws, "probability"
     if draws.shape[2] == 1 or not source.is_table:

@@ -43,7 +43,7 @@ def imputed_items(source: Source) -> list[Item]:
 
 
 def imputations(source: Source, model: LatentModel, where: np.ndarray) -> np.ndarray:
-    """Returns draws of missing entries `(draw, entry)`, in the scale of the fit."""
+    """Return draws of missing entries `(draw, entry)`, in the scale of the fit."""
     sites = {str(name): array.values for name, array in source.tree["posterior"].data_vars.items()}
     seeds = Seeds(int(source.config.get("seed", 0))).child("imputations")
     parameters = arrays(source.tree, "parameters")
@@ -51,7 +51,7 @@ def imputations(source: Source, model: LatentModel, where: np.ndarray) -> np.nda
 
 
 def _hidden(source: Source, where: np.ndarray) -> np.ndarray | None:
-    """Returns the true values of missing entries in the scale of the fit; None if they are unknown."""
+    """Return the true values of missing entries in the scale of the fit; None if they are unknown."""
     truth = source.fitted.truth.get(source.fitted.observed)
     return None if truth is None else np.asarray(truth[tuple(where.T)])
 

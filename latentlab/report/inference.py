@@ -298,7 +298,7 @@ def _loo(source: Source) -> list[Item]:
 
 
 def _left_out(source: Source, n: int) -> tuple[list[str], str]:
-    """Returns names and noun of the left-out observations: points (units in a table), or sequences if there are several."""
+    """Return names and noun of the left-out observations: points (units in a table), or sequences if there are several."""
     group = source.group("leave_one_out")
     array = None if group is None else next(iter(group.data_vars.values()))
     if array is None or array.dims[-1] == source.points or array.shape[-1] != n:

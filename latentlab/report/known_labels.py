@@ -98,7 +98,7 @@ def _centre(source: Source) -> str:
 
 
 def _agreement_by_chance(source: Source) -> dict[str, float]:
-    """Returns the chance level of label agreement, the sum of squared class shares; empty without labels."""
+    """Return the chance level of label agreement, the sum of squared class shares; empty without labels."""
     if source.labels is None:
         return {}
     counts = np.unique(source.labels, return_counts=True)[1]

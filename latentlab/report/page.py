@@ -71,7 +71,7 @@ def write(run: Run, *, progress: bool = False) -> Path:
 
 
 def _sections(module: Any, source: Source) -> list[Section]:
-    """Returns the module's section; or several, one for each kind of units and named after it."""
+    """Return the module's section; or several, one for each kind of units and named after it."""
     if module not in BY_KIND or len(source.kinds) == 1:
         return [module.section(source)]
     found = []

@@ -26,7 +26,7 @@ class Statistic:
 
 
 def _statistics(source: Source) -> dict[str, Statistic]:
-    """Returns the statistics of the predictive check: by feature of a table; else over all points, and by unit."""
+    """Return the statistics of the predictive check: by feature of a table; else over all points, and by unit."""
     x = source.observed.values
     if not source.is_table:
         return _statistics_of_points(source)
@@ -76,8 +76,8 @@ def predictive_items(source: Source) -> list[Item]:
     found = {k: (s.function(x), np.stack([s.function(one) for one in replicated])) for k, s in statistics.items()}
     n = len(replicated)
     rows = []
-    for key, (seen, again) in found.items():
-        p = tail(seen, again)
+    for key, (observed, replicated_values) in found.items():
+        p = tail(observed, replicated_values)
         worst = int(np.nanargmin(p)) if np.isfinite(p).any() else 0
         rows.append(
             {
@@ -85,8 +85,8 @@ def predictive_items(source: Source) -> list[Item]:
                 "number": len(p),
                 "outside 95%": float(np.mean(p <= 0.05)),
                 "largest deviation": statistics[key].names[worst],
-                "observed": float(seen[worst]),
-                "replicated": float(again[:, worst].mean()),
+                "observed": float(observed[worst]),
+                "replicated": float(replicated_values[:, worst].mean()),
                 "predictive p": float(p[worst]),
             }
         )
@@ -100,27 +100,27 @@ def predictive_items(source: Source) -> list[Item]:
     return [_predictive_figure(shown_of, nouns), Table.of("predictive", caption, rows)]
 
 
-def tail(seen: np.ndarray, again: np.ndarray) -> np.ndarray:
-    r"""Computes the two-sided tail p of each observed statistic among its replicates.
+def tail(observed: np.ndarray, replicated_values: np.ndarray) -> np.ndarray:
+    r"""Compute the two-sided tail p of each observed statistic among its replicates.
 
     $$ p = \min\{1, 2 \min(r, R + 2 - r') / (R + 1)\} $$ Of the $R$ replicates, $r - 1$ are at most the observed value and
     $r' - 1$ are below it, so that ties favour neither side. NaN where the observed statistic is NaN.
 
     Args:
-        seen: Observed statistics, `(n,)`.
-        again: Replicated statistics, `(replicate, n)`.
+        observed: Observed statistics, `(n,)`.
+        replicated_values: Replicated statistics, `(replicate, n)`.
 
     Example:
         >>> tail(np.array([0.0, 5.0]), np.arange(9.0)[:, None] + [1.0, 0.0]).tolist()
         [0.2, 1.0]
     """
-    above, below = (again >= seen).sum(axis=0), (again <= seen).sum(axis=0)
-    p = np.minimum(1.0, 2 * (1 + np.minimum(above, below)) / (1 + len(again)))
-    return np.where(np.isnan(seen), np.nan, p)
+    above, below = (replicated_values >= observed).sum(axis=0), (replicated_values <= observed).sum(axis=0)
+    p = np.minimum(1.0, 2 * (1 + np.minimum(above, below)) / (1 + len(replicated_values)))
+    return np.where(np.isnan(observed), np.nan, p)
 
 
 def autocorrelation(x: np.ndarray, sequences: Sequence[np.ndarray]) -> np.ndarray:
-    """Computes the lag-1 autocorrelation of each column, `(feature,)`.
+    """Compute the lag-1 autocorrelation of each column, `(feature,)`.
 
     Pairs of steps are within one sequence; pairs with a missing value are left out. NaN for a constant column.
 
@@ -148,20 +148,20 @@ def _correlations(x: np.ndarray) -> np.ndarray:
 
 def _predictive_figure(found: dict[str, tuple[np.ndarray, np.ndarray]], nouns: dict[str, str]) -> Figure:
     def draw(canvas: Any) -> None:
-        for axes, (name, (seen, again)) in zip(panels(canvas, len(found), 5), found.items(), strict=True):
-            low, middle, high = np.quantile(again - seen, (0.025, 0.5, 0.975), axis=0)
+        for axes, (name, (observed, replicated_values)) in zip(panels(canvas, len(found), 5), found.items(), strict=True):
+            low, middle, high = np.quantile(replicated_values - observed, (0.025, 0.5, 0.975), axis=0)
             out = (low > 0) | (high < 0)
             rank = np.argsort(np.argsort(middle, kind="stable"), kind="stable")
             axes.axhline(0, color=INK, lw=0.8)
             for chosen, color, marker in ((~out, BLUE, "o"), (out, RED, "X")):
-                heavy = len(seen) > HEAVY
+                heavy = len(observed) > HEAVY
                 axes.vlines(rank[chosen], low[chosen], high[chosen], color=color, lw=0.8, alpha=0.5, rasterized=heavy)
                 axes.scatter(rank[chosen], middle[chosen], s=12, color=color, marker=marker, lw=0, rasterized=heavy)
             axes.set_title(name)
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            axes.set_xlim(-0.05 * len(seen) - 0.5, 1.05 * len(seen) - 0.5)
-            if len(seen) <= FEW:
-                axes.set_xticks(np.arange(len(seen)))
+            axes.set_xlim(-0.05 * len(observed) - 0.5, 1.05 * len(observed) - 0.5)
+            if len(observed) <= FEW:
+                axes.set_xticks(np.arange(len(observed)))
             axes.set_xlabel(f"{nouns[name]}s, in increasing order")
         canvas.axes[0].set_ylabel("replicated − observed")
 

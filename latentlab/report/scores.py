@@ -39,7 +39,7 @@ def section(source: Source) -> Section:
 
 
 def no_comparison(source: Source) -> str:
-    """Returns a sentence with the reason for a missing comparison of these units."""
+    """Return a sentence with the reason for a missing comparison of these units."""
     reason = (
         f"no embedding contains {source.unit}s, or there are too few {source.unit}s"
         if source.config.get("embeddings")
@@ -184,8 +184,8 @@ def approximation_note(notes: str) -> list[Item]:
     """Return a note on metrics that were computed on a subset or approximately; empty without such metrics.
 
     Example:
-        >>> approximation_note("rsa: at 500 of 1797 units")[0].record()["lines"]
-        ['Metrics computed on a subset or approximately: rsa: at 500 of 1797 units.']
+        >>> approximation_note("rsa: computed on 500 of 1797 units")[0].record()["lines"]
+        ['Metrics computed on a subset or approximately: rsa: computed on 500 of 1797 units.']
     """
     return [Text((f"Metrics computed on a subset or approximately: {notes}.",))] if notes else []
 

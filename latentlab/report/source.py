@@ -52,7 +52,7 @@ class Source:
         return self.kinds[0] if self.chosen is None else self.chosen
 
     def of(self, kind: str) -> "Source":
-        """Returns the source of the same run for a kind of units, the same one at each call."""
+        """Return the source of the same run for a kind of units, the same one at each call."""
         return self if kind == self.unit else self._others.setdefault(kind, Source(self.run, kind))
 
     @cached_property

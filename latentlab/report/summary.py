@@ -54,7 +54,7 @@ def section(source: Source) -> Section:
 
 
 def every_verdict(source: Source) -> list[dict[str, Any]]:
-    """Returns the verdict records of all kinds of units; each has its kind if there are several."""
+    """Return the verdict records of all kinds of units; each has its kind if there are several."""
     every = [of for of in map(source.of, source.kinds) if of.compared]
     if len(source.kinds) == 1:
         return [record for of in every for record in verdict_records(of)]
@@ -66,8 +66,8 @@ def verdict_records(source: Source) -> list[dict[str, Any]]:
     data = source.comparison
     pairs = dict.fromkeys(zip(data["name"].values.astype(str).tolist(), data["map"].values.astype(str).tolist(), strict=True))
     records = []
-    for name, way in pairs:
-        chosen = np.flatnonzero((data["name"].values == name) & (data["map"].values == way))
+    for name, map_name in pairs:
+        chosen = np.flatnonzero((data["name"].values == name) & (data["map"].values == map_name))
         for alignment in data["alignment"].values.astype(str).tolist():
             of = data.sel(alignment=alignment).isel(embedding=chosen)
             words, deltas = of["verdict"].values.astype(str).tolist(), of["delta"].values
@@ -75,7 +75,7 @@ def verdict_records(source: Source) -> list[dict[str, Any]]:
                 continue  # this alignment does not apply
             records.append(
                 {
-                    "embedding": name if way == "raw" else f"{name} (mapped)",
+                    "embedding": name if map_name == "raw" else f"{name} (mapped)",
                     "alignment": alignment,
                     "verdict": words[0] if len(set(words)) == 1 else " / ".join(dict.fromkeys(words)),
                     "delta": [float(deltas.min()), float(deltas.max())],
@@ -118,7 +118,7 @@ def _verdict_lines(source: Source) -> list[str]:
 
 def _reason(sentence: str) -> str:
     """Extract from its sentence the reason why a verdict is undetermined; empty for other verdicts."""
-    match = re.match(r"(?:Nothing can be said|Undetermined|No verdict is possible): (.*) \(delta", sentence)
+    match = re.match(r"(?:The verdict is undetermined|Nothing can be said): (.*) \(delta", sentence)
     return match.group(1) if match else ""
 
 
