@@ -46,4 +46,4 @@ def test_it_prints_times_and_memory(experiment, without_descent, capsys):
     assert "latentlab, all 20 draws" in printed
     assert "recall nan" in printed
     assert "ll.compare, 200 units, 150 draws of 2 columns" in printed
-    assert "MB more" in printed
+    assert "MB additional memory" in printed
