@@ -543,7 +543,7 @@ def test_runs_with_too_few_items_are_written_and_compared(tmp_path, rng):
     assert set(runs[0].verdicts["units"]) == {"user"}
     page = (runs[0].path / "report.html").read_text(encoding="utf-8")
     assert "items are not compared: there are 3" in page
-    assert "no embedding has items, or there are too few items" in page
+    assert "no embedding contains items, or there are too few items" in page
     found = compare_runs([run.path for run in runs])
     assert set(found.positions["units"]) == {"user"}
     assert any("have 3 items, too few to compare their positions" in note for note in found.notes)

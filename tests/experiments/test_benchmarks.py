@@ -135,7 +135,7 @@ def test_benchmarks_run_without_peers(part, without_peers, name):
 def test_a_whole_process_is_timed_and_its_draws_are_checked(part, without_peers):
     rows = {(row.side, row.what): row for row in part("ppca_converged").rows("tiny")}
     assert ("PyMC with nutpie", "not measured: pymc, nutpie is not installed") in rows
-    assert rows["latentlab NUTS", "not yet enough with 5 draws a chain"].value > 0
+    assert rows["latentlab NUTS", "criterion not met with 5 draws per chain"].value > 0
 
 
 def test_the_criterion_requires_mixing_and_enough_effective_draws(part):

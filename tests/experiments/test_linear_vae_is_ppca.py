@@ -20,7 +20,7 @@ def test_linear_vae_is_ppca_prints_its_result_and_draws_its_figure(experiment, t
     experiment.main(["--datasets", "iris", "--n-starts", "3", "--n-noises", "3", "--out", str(out)])
     said = capsys.readouterr().out
     assert "iris: 3 of 3 starts reach PPCA's maximum" in said
-    assert "at 5 of 5 noises the dimensions in use are the eigenvalues above the noise's variance" in said
+    assert "at 5 of 5 noise variances, the active dimensions are as many as the eigenvalues above it" in said
     assert out.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert out.with_suffix(".csv").is_file()
 

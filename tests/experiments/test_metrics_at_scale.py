@@ -46,4 +46,4 @@ def test_metrics_at_scale_prints_times_and_memory(experiment, without_descent, c
     assert "latentlab, all 20 draws" in printed
     assert "recall nan" in printed
     assert "ll.compare, 200 units, 150 draws of 2 columns" in printed
-    assert "MB more" in printed
+    assert "MB additional memory" in printed

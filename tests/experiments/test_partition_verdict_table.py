@@ -39,7 +39,7 @@ def test_the_surprise_detects_moves_of_certain_units(experiment, monkeypatch):
 
     def n_seen():
         table = experiment.shares(experiment.simulate_verdicts(20, seed=0, designs=[experiment.DESIGNS[2]]))
-        return table.loc[(experiment.DESIGNS[2].name, "c*, 3 % sure ones moved"), "distinct"] / 5
+        return table.loc[(experiment.DESIGNS[2].name, "c*, 3% certain moved"), "distinct"] / 5
 
     with_it = n_seen()
     monkeypatch.setattr(experiment.PartitionReference, "_surprises", lambda self, by_unit: np.zeros_like(by_unit))
@@ -79,7 +79,7 @@ def test_frequencies_of_exact_draws_match_their_probabilities(experiment):
     """100 000 draws: a standard error of 0.0016 at most; 5 of them."""
     rng = np.random.default_rng(0)
     p = experiment.probabilities(rng.normal(size=(4, 2)), experiment.DESIGNS[2].means)
-    found = np.stack([(experiment.drawn(p, rng, 100_000) == k).mean(axis=0) for k in range(3)], axis=1)
+    found = np.stack([(experiment.draw_labels(p, rng, 100_000) == k).mean(axis=0) for k in range(3)], axis=1)
     np.testing.assert_allclose(found, p, atol=0.008)
     sides = np.linalg.norm(experiment.DESIGNS[2].means[:, None] - experiment.DESIGNS[2].means, axis=2)
     assert sides[np.triu_indices(3, 1)] == pytest.approx(2.5)

@@ -23,7 +23,7 @@ def experiment():
 
 SUMMARY = {"posterior mean", "PCA mapped", "mean, axis stretched 1.1", "posterior mean; chains rho 0.9"}
 DRAW = {"fresh draw", "truth", "fresh draw; chains rho 0.9", "truth; chains rho 0.9"}
-DISTINCT = {"shuffled", "constant", "mean, axis stretched 2", "mean bent by 0.6", "mean with 3 % outliers"}
+DISTINCT = {"shuffled", "constant", "mean, axis stretched 2", "mean bent by 0.6", "mean with 3% outliers"}
 DISTINCT_UNLESS_SCALED = {"PCA raw", "mean x 0.5"}
 
 
@@ -68,4 +68,4 @@ def test_verdict_table_prints_its_table_with_the_settings(experiment, capsys):
     line = next(line for line in text.splitlines() if line.startswith("shuffled ") and "orthogonal" in line)
     assert line.split()[:3] == ["shuffled", "orthogonal", "0/0/100"]
     assert "0/0/100" in line.split()[4]
-    assert "truth covered, orthogonal" in text
+    assert "coverage of the truth, orthogonal" in text

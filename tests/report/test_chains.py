@@ -41,7 +41,7 @@ def test_many_chains_are_plotted_by_superchain(plotted_chains):
     assert "first chain of each of 4 superchains" in caption
     values, caption = found["rank"]
     np.testing.assert_array_equal(values, [lp[0:3].ravel(), lp[3:6].ravel(), lp[6:9].ravel(), lp[9:12].ravel()])
-    assert "superchain, each with 3 of the 12 chains" in caption
+    assert "superchain (3 of the 12 chains each)" in caption
 
 
 @pytest.mark.parametrize("n_superchains", [None, 1, 4])

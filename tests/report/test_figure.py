@@ -8,8 +8,8 @@ import pytest
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.ppca import PPCA
 from latentlab.registry import METHODS, METRICS, MODELS
-from latentlab.report.docs import docs
-from latentlab.report.figure import COLORS, MARKERS, MOST_CLASSES, OTHER, Classes, drawn, feature
+from latentlab.report.docstrings import docs
+from latentlab.report.figure import COLORS, MARKERS, MOST_CLASSES, OTHER, Classes, draw_figure, feature
 from latentlab.report.formula import typeset
 from latentlab.report.inference import places
 from latentlab.report.items import Table, shown
@@ -53,7 +53,7 @@ def test_text_in_figures_is_not_changed():
         axes.set_xlabel("漢字")
         axes.legend()
 
-    svg = drawn("one", "", 'alt "quoted" <tag>', (3, 2), draw).svg
+    svg = draw_figure("one", "", 'alt "quoted" <tag>', (3, 2), draw).svg
     assert svg.startswith('<svg class="drawing" role="img" aria-label="alt &quot;quoted&quot; &lt;tag&gt;" viewBox="0 0 216 144"')
     assert svg.endswith("</svg>")
     assert "<b>" not in svg

@@ -10,13 +10,13 @@ import pytest
 from helpers import captions, items, table, words
 from scipy.stats import chi2
 
-from latentlab.report import components, pairs, parts, scores
-from latentlab.report.beside import columns, label_panels
+from latentlab.report import co_assignment, components, parts, scores
 from latentlab.report.components import location
 from latentlab.report.contingency import items as contingency_tables
 from latentlab.report.inference import modes
 from latentlab.report.inference import section as inference_section
 from latentlab.report.labels import plane
+from latentlab.report.linked_panels import columns, label_panels
 from latentlab.report.parts import Parts, opacity
 from latentlab.report.rows import matched
 from latentlab.report.source import Source
@@ -238,7 +238,7 @@ def test_opacity_shows_certainty():
 
 def test_co_assignment_units_are_ordered_by_cluster(mixture: Run):
     source = Source(mixture)
-    order = pairs.ordered(source)
+    order = co_assignment.ordered(source)
     assert sorted(order.tolist()) == list(range(len(source.units)))
     keys = [(source.estimate[i], -source.certainty[i]) for i in order]
     assert keys == sorted(keys)
@@ -251,11 +251,11 @@ def test_co_assignment_units_are_ordered_by_cluster(mixture: Run):
 
 
 def test_many_units_are_thinned_and_noted(mixture: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pairs, "MOST_PAIRED", 20)
+    monkeypatch.setattr(co_assignment, "MOST_PAIRED", 20)
     source = Source(mixture)
-    assert len(pairs.ordered(source)) == 20
-    assert set(source.estimate[pairs.ordered(source)].tolist()) == set(source.estimate.tolist())
-    assert f"20 of {len(source.units)} units are drawn" in pairs.pair_figure(source, Parts(source)).caption
+    assert len(co_assignment.ordered(source)) == 20
+    assert set(source.estimate[co_assignment.ordered(source)].tolist()) == set(source.estimate.tolist())
+    assert f"20 of {len(source.units)} units are shown" in co_assignment.pair_figure(source, Parts(source)).caption
 
 
 def test_many_features_are_shown_as_a_heat_map_of_the_most_different(mixture: Run, monkeypatch: pytest.MonkeyPatch):
@@ -272,7 +272,7 @@ def test_many_features_are_shown_as_a_heat_map_of_the_most_different(mixture: Ru
     assert mean.shape == (3, 3)
 
 
-# -- beside
+# -- linked panels
 
 
 def test_panels_show_the_map_coloured_by_each_clustering(mixture: Run):
@@ -287,8 +287,8 @@ def test_panels_show_the_map_coloured_by_each_clustering(mixture: Run):
     assert panel["pca"]["aligned"] == columns(own), "its own coordinates"
     assert panel["pca"]["aligned"] != panel["point estimate"]["aligned"]
     assert panel["pca"]["codes"] == data["classes"]["codes"] == panel["point estimate"]["codes"]
-    assert panel["pca"]["worst"] is None, "no disagreement of what is no clustering"
-    assert panel["kmeans, seed 1"]["worst"] is not None
+    assert panel["pca"]["disagreement"] is None, "only clusterings have a disagreement"
+    assert panel["kmeans, seed 1"]["disagreement"] is not None
     assert "labels:" not in panel["kmeans, seed 1"]["note"]
     for one in panel.values():
         assert max(one["codes"]) < len(data["classes"]["colors"])
@@ -314,7 +314,7 @@ def test_other_embeddings_have_scores_without_verdict(mixture: Run):
     assert [row["delta"] for row in rows] == pytest.approx(of["delta"].values[of["verdict"].values != ""], rel=1e-12)
     assert {row["embedding"] for row in table(mixture, "coverage")} == {row["embedding"] for row in rows}
     said = words(mixture)
-    assert "distances and pca are not clusterings; they have scores but no verdict" in said
+    assert "distances and pca are not clusterings: they have scores but no verdict" in said
     told = [row["embedding"] for row in table(mixture, "verdicts")]
     assert told == ["kmeans, 2 seeds", "distances (mapped), 2 seeds", "agglomerative"]
     assert list(table(mixture, "verdicts")[0]) == ["embedding", "verdict", "delta", "remark"]  # its checks failed
@@ -348,9 +348,9 @@ def test_scores_by_labels_use_partition_metrics(mixture: Run):
     assert {row["embedding"] for row in rows} == CLUSTERINGS | others
     for row in rows:
         if "Rand" in row["score"]:
-            assert row["of point estimate"] == pytest.approx(rand(source.estimate, known), abs=1e-12)
+            assert row["point estimate"] == pytest.approx(rand(source.estimate, known), abs=1e-12)
     kmeans = next(row.labels for row in source.judged_rows if row.title == "kmeans, seed 1")
-    assert rows[0]["of embedding"] == pytest.approx(rand(kmeans, known), abs=1e-12)
+    assert rows[0]["value"] == pytest.approx(rand(kmeans, known), abs=1e-12)
 
 
 def test_the_text_uses_terms_for_labels(mixture: Run, answers: Run):
@@ -359,7 +359,7 @@ def test_the_text_uses_terms_for_labels(mixture: Run, answers: Run):
         assert "latent axis" not in said
         assert "aligned to the posterior mean" not in said
         assert "posterior mean of each unit" not in said
-        assert "symmetry Permutation" in said
+        assert "symmetry group Permutation" in said
     terms = {row["term"] for row in table(mixture, "terms")}
     assert {"Binder loss", "Lost companions"} <= terms
     assert "Hotelling" not in words(mixture)
@@ -400,7 +400,7 @@ def test_the_page_handles_tiny_weights(mixture: Run):
     tiny = Source(mixture)
     object.__setattr__(tiny, "run", replace_posterior(mixture, tree))
     said = [line for item in inference_section(tiny).items for line in getattr(item, "lines", ())]
-    assert any("The chains are not drawn" in line for line in said)
+    assert any("Trace and rank plots are not available" in line for line in said)
 
 
 def test_chains_in_different_modes_are_reported(mixture: Run):
@@ -447,7 +447,7 @@ def test_the_page_without_clusterings(tmp_path):
     }
     found = run(config, out=tmp_path / "run", progress=False)
     said = words(found)
-    assert "pca is not a clustering; it has scores but no verdict" in said
+    assert "pca is not a clustering: it has scores but no verdict" in said
     assert "No clustering was compared" in said
     assert "dp_mixture with 6 components" in said
     assert not {"deltas", "disagreement"} & set(captions(found))

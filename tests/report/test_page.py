@@ -19,7 +19,7 @@ from matplotlib import pyplot
 from latentlab.data.load import load_dataset
 from latentlab.errors import MissingDependencyError, StoreError
 from latentlab.report import positions
-from latentlab.report.items import MARKS, shown
+from latentlab.report.items import MARKS, mathematics, shown
 from latentlab.report.page import embedded, write
 from latentlab.report.source import Source
 from latentlab.store.read import Run, read
@@ -122,6 +122,7 @@ def test_the_json_contains_the_numbers_of_the_page(any_run: Run):
             for (column, value), cell in zip(record_row.items(), row, strict=True):
                 infinite = {"inf": "∞", "-inf": "−∞"}
                 expected = infinite.get(value) if isinstance(value, str) and value in infinite else shown(value, digits)
+                expected = mathematics(value) if column == "quantity" and isinstance(value, str) else expected
                 marked = column.startswith("verdict") and value in MARKS
                 assert " ".join(cell.split()) == (f"{MARKS[value]} {value}" if marked else " ".join(str(expected).split())), (
                     column
@@ -176,7 +177,7 @@ def test_missing_parts_of_a_run_are_explained(bare: Run, wide: Run):
     said = words(bare)
     for phrase in (
         "Intervals are too narrow",
-        "The configuration has no embedding",
+        "The configuration contains no embedding",
         "No embedding was compared",
         "R-hat, effective sample sizes, LOO and prior sensitivity require a full posterior",
     ):
@@ -204,8 +205,8 @@ def test_verdicts_carry_a_note_if_the_fit_did_not_converge(hostile: Run, mixture
 
 def test_the_glossary_states_how_draws_were_split(hostile: Run, wide: Run):
     verdict = {run.path: table(run, "terms")[0]["meaning"] for run in (hostile, wide)}
-    assert verdict[hostile.path].startswith("Every second chain is held out, and the other chains are the reference")
-    assert verdict[wide.path].startswith("The first draws are the reference and the last draws are held out")
+    assert verdict[hostile.path].startswith("Every second chain is held out; the other chains are the reference half")
+    assert verdict[wide.path].startswith("The first draws are the reference half and the last draws are held out")
 
 
 def test_descriptions_of_hyperparameters_have_no_code_marks(any_run: Run):
@@ -219,7 +220,7 @@ def test_every_check_has_a_meaning_and_a_remedy(any_run: Run):
     rows = table(any_run, "check-meanings")
     assert {row["check"] for row in rows} == set(any_run.diagnostics["check"])
     assert len({row["check"] for row in rows}) == len(rows)
-    assert all(row["meaning"] and row["if it fails"] for row in rows)
+    assert all(row["meaning"] and row["if it fails or warns"] for row in rows)
 
 
 def test_held_out_sequences_are_named_as_sequences():
@@ -274,7 +275,7 @@ def test_a_page_needs_only_the_files_of_its_run(hostile: Run, tmp_path: Path):
     write(Run(moved.path, hostile.config, older))
     assert table(moved, "positions") == table(hostile, "positions")
     write(Run(moved.path, gone, older))
-    assert "The run has no data.nc, and its data could not be loaded again or were changed" in words(moved)
+    assert "The run has no data.nc, and its data set could not be loaded or has changed" in words(moved)
     assert "label" not in table(moved, "positions")[0]
 
 
@@ -285,7 +286,7 @@ def test_older_runs_with_dropped_columns_have_a_page(hostile: Run, tmp_path: Pat
     names = [*dataset.features.astype(str), "one more"]
     x = np.column_stack([dataset.x, np.arange(len(dataset.x)) == 0])
     wider = replace(dataset, arrays={"x": x}, mask=None, truth={}, truth_dims={}, coords={**dataset.coords, "feature": names})
-    monkeypatch.setattr("latentlab.report.older.load_dataset", lambda **_: wider)
+    monkeypatch.setattr("latentlab.report.reload.load_dataset", lambda **_: wider)
     files = {name: entry for name, entry in moved.info["files"].items() if name != "data.nc"}
     write(
         Run(moved.path, hostile.config, {**moved.info, "files": files, "data": {**moved.info["data"], "sha256": wider.digest()}})
@@ -297,7 +298,7 @@ def test_a_missing_plugin_leaves_the_page_without_its_description(hostile: Run, 
     moved = copy_of_run(hostile, tmp_path)
     changed = {**moved.config, "model": {"name": "elsewhere", "n_latent": 2}}
     write(replace(moved, config=changed))
-    assert "“elsewhere” comes from a plugin" in words(moved)
+    assert "“elsewhere” is from a plugin" in words(moved)
     assert "pca (mapped)" not in [panel["title"] for panel in items(moved, "panels")[0]["panels"]]
 
 

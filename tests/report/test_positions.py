@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from latentlab.report.imputed import imputations
+from latentlab.report.imputations import imputations
 from latentlab.report.predictive import tail
 from latentlab.report.source import Source
 from latentlab.store.read import Run

@@ -71,8 +71,8 @@ def test_correspondence_maps_receive_sequences_and_times(sequences: Run):
 
 
 def test_the_time_course_notes_omitted_sequences(sequences: Run, flow: Run, monkeypatch: pytest.MonkeyPatch):
-    assert "The first 4 of 6 sequences are drawn" in captions(sequences)["course"]
-    assert "sequences are drawn" not in captions(flow)["course"]
+    assert "The first 4 of 6 sequences are shown" in captions(sequences)["course"]
+    assert "sequences are shown" not in captions(flow)["course"]
     assert "The first" not in captions(flow)["course"]
     monkeypatch.setattr(series, "MOST_FEATURES", 1)
     source = Source(sequences)
@@ -108,7 +108,7 @@ def test_transitions_match_the_aligned_draws(flow: Run, sequences: Run):
 
 def test_state_durations_match_the_geometric_mean(flow: Run, sequences: Run):
     """The mean of a geometric distribution, by its definition: sum of n a^(n-1) (1 - a)."""
-    rows = table(flow, "stays")
+    rows = table(flow, "durations")
     a = flow.posterior["posterior"]["transition"].values.reshape(-1, 2, 2)
     n = np.arange(1, 20_000)
     stay = np.array([(n * p ** (n - 1.0) * (1 - p)).sum() for p in a[:, 0, 0]])
@@ -116,7 +116,7 @@ def test_state_durations_match_the_geometric_mean(flow: Run, sequences: Run):
     assert stay.min() <= rows[0]["q05"] <= rows[0]["duration in steps, median"] <= rows[0]["q95"] <= stay.max()
     assert rows[1]["duration in steps, median"] == "inf", "the last state never ends"
     assert "initial, mean" not in rows[0], "the first state is fixed"
-    told = table(sequences, "stays")
+    told = table(sequences, "durations")
     initial = sequences.posterior["latents"]["initial"].values[0, 0]
     assert [row["initial, mean"] for row in told] == pytest.approx(initial.tolist(), rel=1e-12)
 
@@ -143,7 +143,7 @@ def test_real_positions_are_plotted_over_time(path: Run, wide: Run):
     assert "80%" in captions(path)["course"]
     assert "The first 4 of 6 sequences" in captions(path)["course"]
     assert "course" not in captions(wide), "no series"
-    assert "mean 1" in table(path, "positions")[0], "the table of positions stays"
+    assert "mean 1" in table(path, "positions")[0], "the table of positions is kept"
 
 
 def test_edges_lie_between_steps():

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentlab.report.beside import panels, rounded, section
+from latentlab.report.linked_panels import panels, rounded, section
 from latentlab.report.source import Source
 from latentlab.store.read import Run
 
