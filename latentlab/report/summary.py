@@ -118,7 +118,7 @@ def _answer(source: Source) -> list[str]:
 
 def _reason(sentence: str) -> str:
     """Extract from its sentence the reason why a verdict is undetermined; empty for other verdicts."""
-    found = re.match(r"Nothing can be said: (.*) \(delta", sentence)
+    found = re.match(r"The verdict is undetermined: (.*) \(delta", sentence)
     return found.group(1) if found else ""
 
 

@@ -142,9 +142,9 @@ def test_what_cannot_be_measured_is_named(rng):
         disagreement(y[1:], draws, rng, n_neighbors=5)
     with pytest.raises(DataError, match="at least 2 are needed; got 1"):
         disagreement(y, draws[:1, :1], rng, n_neighbors=5)
-    with pytest.raises(DataError, match="draws must vary"):
+    with pytest.raises(DataError, match="draws of each unit must vary"):
         disagreement(y, np.repeat(draws[:, :1], 4, axis=1)[:1], rng, n_neighbors=5)
-    with pytest.raises(DataError, match="draws must vary"):
+    with pytest.raises(DataError, match="draws of each unit must vary"):
         disagreement(y, draws * [1.0, 0.0], rng, n_neighbors=5)
     with pytest.raises(ConfigError, match="`n_neighbors` must be from 1 to below half of the 20 units; got 10"):
         disagreement(y, draws, rng, n_neighbors=10)
