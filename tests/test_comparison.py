@@ -11,7 +11,7 @@ from latentlab.compare import neighbors
 from latentlab.comparison import scores as module
 from latentlab.comparison.compare import compare
 from latentlab.comparison.result import SCORE_COLUMNS, VERDICT_COLUMNS, Comparison
-from latentlab.comparison.scores import in_part
+from latentlab.comparison.scores import subset_notes
 from latentlab.correspondences.maps import shrunk_axes
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
@@ -202,16 +202,16 @@ def test_a_metric_that_minds_rotation_is_left_out_unless_asked_for(result, plant
     assert "displacement" not in set(comparison.to_dataframe().metric)
     asked = compare(result, planted[:1], metrics=("displacement",), n_draws=4, n_pairs=4, n_permutations=2, progress=False)
     assert set(asked.to_dataframe().metric) == {"displacement"}
-    assert any("displacement depends on rotation of the positions" in note for note in asked.notes)
-    assert not any("depends on" in note for note in comparison.notes)
+    assert any("metric displacement is not invariant under rotation of the positions" in note for note in asked.notes)
+    assert not any("is not invariant" in note for note in comparison.notes)
 
 
 def test_an_alignment_that_leaves_the_symmetry_free_is_said(result, planted):
     few = {"n_draws": 4, "n_pairs": 4, "n_permutations": 2, "metrics": ("cka",), "progress": False}
     found = compare(result, planted[1:2], alignments=("fixed", "orthogonal"), **few)
-    assert [note for note in found.notes if "depends on" in note] == [
-        "alignment fixed depends on rotation of the positions, which the model does not identify: its results are those of the "
-        "orientation in which the draws were aligned"
+    assert [note for note in found.notes if "is not invariant" in note] == [
+        "alignment fixed is not invariant under rotation of the positions, which the model does not identify: its results hold "
+        "for the orientation of the aligned draws only"
     ]
 
 
@@ -286,8 +286,11 @@ def test_what_is_looked_at_in_part_is_said(result, planted):
     assert compare(result, planted[:1], **FEW).notes == ()
     names = ("cka", "rsa", "cka_rbf", "trustworthiness", "neighbor_overlap")
     chosen = [METRICS.load(name) for name in names]
-    assert in_part(chosen, 10_000) == ["trustworthiness: at 104 of 10000 units", "rsa, cka_rbf: at 500 of 10000 units"]
-    assert in_part(chosen, 500) == []
+    assert subset_notes(chosen, 10_000) == [
+        "trustworthiness: computed on 104 of 10000 units",
+        "rsa, cka_rbf: computed on 500 of 10000 units",
+    ]
+    assert subset_notes(chosen, 500) == []
 
 
 def test_approximate_neighbours_come_with_their_recall(result, planted, monkeypatch):
@@ -301,7 +304,7 @@ def test_approximate_neighbours_come_with_their_recall(result, planted, monkeypa
     assert 0 < float(of_rows.min()) <= float(of_rows.max()) < 0.9
     (note,) = rough.notes
     shares = f"{float(of_rows.mean()):.3f} in embeddings, {float(of_draws.mean()):.3f} in draws"
-    assert note == f"approximate neighbours: share of true ones {shares}, at 178 units"
+    assert note == f"approximate neighbours: recall {shares} (computed on 178 units)"
     scores = [one.to_dataframe().set_index(["metric", "embedding", "map"])["mean"] for one in (exact, rough)]
     changed = (scores[0] != scores[1]).groupby("metric").any()
     assert changed[changed].index.tolist() == ["neighbor_overlap"]
@@ -330,10 +333,13 @@ def test_a_comparison_of_a_fit_that_did_not_converge_says_so(comparison, result)
     data = comparison.data.copy()
     data.attrs = {**data.attrs, "failed_checks": "R-hat, modes"}
     doubted = Comparison(comparison.scores, comparison.verdicts, {"unit": data})
-    expected = "The fit did not converge (failed: R-hat, modes): the draws, and so the verdicts, may not be the posterior's."
+    expected = (
+        "The fit did not converge (failed checks: R-hat, modes): the draws may not represent the posterior, and the verdicts may "
+        "be wrong."
+    )
     assert doubted.notes[0] == expected
     assert all(sentence.endswith(expected) for sentence in doubted.sentences().values())
-    assert "the fit did NOT converge" in repr(doubted)
+    assert "the fit did not converge" in repr(doubted)
     data.attrs["failed_checks"] = ""
     assert "converge" not in repr(doubted) + " ".join(doubted.sentences().values())
     assert not any("converge" in note for note in doubted.notes)

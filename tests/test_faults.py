@@ -284,7 +284,9 @@ def test_a_symmetry_along_a_dim_that_the_position_lacks_is_refused():
 def test_positions_without_a_spread_are_not_compared():
     point = fit(Odd(), ODD_DATA, ll.MAP(n_draws=20), seed=0, progress=False)
     mine = ll.Embedding("mine", np.arange(5.0)[:, None], units=ODD_DATA.units)
-    with pytest.raises(ModelError, match=r"'map' gives the positions of 'odd' no spread.*methods that do: nuts, svi"):
+    with pytest.raises(
+        ModelError, match=r"'map' gives point estimates of the positions of 'odd'.*methods that give it: nuts, svi"
+    ):
         compare(point, [mine], progress=False)
 
 

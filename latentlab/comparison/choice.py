@@ -30,7 +30,7 @@ def metrics_of(names: Sequence[str] | None, fit: Fit) -> list[Metric]:
     """Metrics of these names; by default those that are invariant under the model's symmetry, except slow ones.
 
     Raises:
-        ConfigError: The list is empty; or a metric is unknown, repeated, or compares labels although the positions are continuous.
+        ConfigError: The list is empty; or a metric is unknown, repeated, or compares labels of a model without labels.
     """
     group, dims = fit.model.exchanges, fit.model.dims[fit.model.position.site]
     discrete = fit.model.is_discrete
@@ -46,8 +46,8 @@ def metrics_of(names: Sequence[str] | None, fit: Fit) -> list[Metric]:
     for metric in chosen:
         if metric.of == "labels" and not discrete:
             raise ConfigError(
-                f"metric {metric.name!r} compares labels, but the positions of {fit.model.name!r} are continuous; choose a metric "
-                "of positions."
+                f"metric {metric.name!r} compares labels, but the positions of {fit.model.name!r} are continuous; choose a "
+                "metric of positions."
             )
     return chosen
 
@@ -68,10 +68,10 @@ def orientation_notes(chosen: Sequence[Metric], alignments: Sequence[Alignment],
     missing = {f"metric {metric.name}": missing_invariances(metric, group, dims) for metric in chosen}
     missing |= {f"alignment {name}": required - COVERED[name] for name in alignments if not model.is_discrete}
     return [
-        f"{name} is not invariant under {' and '.join(sorted(transformations))} of the positions, which the "
-        "model does not identify: its results hold for the orientation of the aligned draws only"
-        for name, transformations in missing.items()
-        if transformations
+        f"{name} is not invariant under {' and '.join(sorted(names)).replace('linear', 'linear transformation')} of the "
+        "positions, which the model does not identify: its results hold for the orientation of the aligned draws only"
+        for name, names in missing.items()
+        if names
     ]
 
 
@@ -108,6 +108,6 @@ def check_spread(model: LatentModel, method: Method) -> None:
     if method.kind == "point" and "latents" not in model.offers:
         others = ", ".join(name for name in model.methods if METHODS.load(name).kind != "point")
         raise ModelError(
-            f"method {method.name!r} gives point estimates of the positions of {model.name!r}, which has no `latents`. A comparison "
-            f"needs their posterior distribution; methods that give it: {others or 'none'}."
+            f"method {method.name!r} gives point estimates of the positions of {model.name!r}, which has no `latents`. "
+            f"A comparison needs their posterior distribution; methods that give it: {others or 'none'}."
         )

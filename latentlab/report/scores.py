@@ -182,8 +182,8 @@ def in_part(notes: str) -> list[Item]:
     """Return a note on metrics that were computed on a subset or approximately; empty without such metrics.
 
     Example:
-        >>> in_part("rsa: at 500 of 1797 units")[0].record()["lines"]
-        ['Metrics computed on a subset or approximately: rsa: at 500 of 1797 units.']
+        >>> in_part("rsa: computed on 500 of 1797 units")[0].record()["lines"]
+        ['Metrics computed on a subset or approximately: rsa: computed on 500 of 1797 units.']
     """
     return [Text((f"Metrics computed on a subset or approximately: {notes}.",))] if notes else []
 
