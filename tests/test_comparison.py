@@ -295,7 +295,7 @@ def test_what_is_looked_at_in_part_is_said(result, planted):
 
 def test_approximate_neighbours_come_with_their_recall(result, planted, monkeypatch):
     """A search that looks for the nearest in the first column alone finds some of them."""
-    monkeypatch.setattr(neighbors, "_descended", lambda rows, k: neighbors._nearest(rows[:, :1], rows[:, :1], k))
+    monkeypatch.setattr(neighbors, "_approximate", lambda rows, k: neighbors._nearest(rows[:, :1], rows[:, :1], k))
     exact, rough = (compare(result, planted[:2], neighbor_search=search, **FEW) for search in ("exact", "approximate"))
     assert "neighbor_recall" not in exact.data
     of_rows, of_draws = rough.data["neighbor_recall"], rough.data["neighbor_recall_draws"]
