@@ -331,7 +331,7 @@ def test_ruined_draws_still_have_a_report(tmp_path, monkeypatch):
         (["compare.metrics=[]"], r"compare\.metrics: the list is empty"),
         (["compare.metrics=[cca, cca]"], r"compare\.metrics\.1: 'cca' is named twice"),
         (["compare.alignments=[]"], r"compare\.alignments: the list is empty"),
-        (["inference={name: nuts, n_chains: 2, n_draws: 1}"], "2 x 1 draws are too few to compare embeddings with"),
+        (["inference={name: nuts, n_chains: 2, n_draws: 1}"], "2 chain\\(s\\) of 1 draws are too few for a comparison"),
         (["inference={name: svi, batch_size: 151}"], "`batch_size` must be at most the 150 units; got 151"),
         (["embeddings=[{name: isomap, n_neighbors: 150}]"], r"embeddings\.0: .*n_neighbors.*150"),
         (["embeddings=[{name: pca, n_latent: 9}]"], r"embeddings\.0: .*n_latent.*9"),
