@@ -11,7 +11,7 @@ from latentlab.compare import neighbors
 from latentlab.comparison import scores as module
 from latentlab.comparison.compare import compare
 from latentlab.comparison.result import SCORE_COLUMNS, VERDICT_COLUMNS, Comparison
-from latentlab.comparison.scores import in_part
+from latentlab.comparison.scores import subset_notes
 from latentlab.correspondences.maps import shrunk_axes
 from latentlab.data.dataset import Dataset
 from latentlab.data.memory import thinned
@@ -196,16 +196,16 @@ def test_rotation_dependent_metrics_are_used_on_request_only(result, planted, co
     assert "displacement" not in set(comparison.to_dataframe().metric)
     asked = compare(result, planted[:1], metrics=("displacement",), n_draws=4, n_pairs=4, n_permutations=2, progress=False)
     assert set(asked.to_dataframe().metric) == {"displacement"}
-    assert any("displacement depends on rotation of the positions" in note for note in asked.notes)
-    assert not any("depends on" in note for note in comparison.notes)
+    assert any("metric displacement is not invariant under rotation of the positions" in note for note in asked.notes)
+    assert not any("is not invariant" in note for note in comparison.notes)
 
 
 def test_an_alignment_smaller_than_the_symmetry_is_noted(result, planted):
     few = {"n_draws": 4, "n_pairs": 4, "n_permutations": 2, "metrics": ("cka",), "progress": False}
     found = compare(result, planted[1:2], alignments=("fixed", "orthogonal"), **few)
-    assert [note for note in found.notes if "depends on" in note] == [
-        "alignment fixed depends on rotation of the positions, which the model does not identify: its results are those of the "
-        "orientation in which the draws were aligned"
+    assert [note for note in found.notes if "is not invariant" in note] == [
+        "alignment fixed is not invariant under rotation of the positions, which the model does not identify: its results hold "
+        "for the orientation of the aligned draws only"
     ]
 
 
@@ -280,13 +280,16 @@ def test_subsampling_of_units_is_noted(result, planted):
     assert compare(result, planted[:1], **FEW).notes == ()
     names = ("cka", "rsa", "cka_rbf", "trustworthiness", "neighbor_overlap")
     chosen = [METRICS.load(name) for name in names]
-    assert in_part(chosen, 10_000) == ["trustworthiness: at 104 of 10000 units", "rsa, cka_rbf: at 500 of 10000 units"]
-    assert in_part(chosen, 500) == []
+    assert subset_notes(chosen, 10_000) == [
+        "trustworthiness: computed on 104 of 10000 units",
+        "rsa, cka_rbf: computed on 500 of 10000 units",
+    ]
+    assert subset_notes(chosen, 500) == []
 
 
 def test_approximate_neighbours_are_reported_with_their_recall(result, planted, monkeypatch):
     """A search in the first column only finds some of the neighbours."""
-    monkeypatch.setattr(neighbors, "_descended", lambda rows, k: neighbors._nearest(rows[:, :1], rows[:, :1], k))
+    monkeypatch.setattr(neighbors, "_approximate", lambda rows, k: neighbors._nearest(rows[:, :1], rows[:, :1], k))
     exact, rough = (compare(result, planted[:2], neighbor_search=search, **FEW) for search in ("exact", "approximate"))
     assert "neighbor_recall" not in exact.data
     of_rows, of_draws = rough.data["neighbor_recall"], rough.data["neighbor_recall_draws"]
@@ -295,7 +298,7 @@ def test_approximate_neighbours_are_reported_with_their_recall(result, planted, 
     assert 0 < float(of_rows.min()) <= float(of_rows.max()) < 0.9
     (note,) = rough.notes
     shares = f"{float(of_rows.mean()):.3f} in embeddings, {float(of_draws.mean()):.3f} in draws"
-    assert note == f"approximate neighbours: share of true ones {shares}, at 178 units"
+    assert note == f"approximate neighbours: recall {shares} (computed on 178 units)"
     scores = [one.to_dataframe().set_index(["metric", "embedding", "map"])["mean"] for one in (exact, rough)]
     changed = (scores[0] != scores[1]).groupby("metric").any()
     assert changed[changed].index.tolist() == ["neighbor_overlap"]
@@ -324,10 +327,13 @@ def test_a_comparison_notes_failed_convergence(comparison, result):
     data = comparison.data.copy()
     data.attrs = {**data.attrs, "failed_checks": "R-hat, modes"}
     doubted = Comparison(comparison.scores, comparison.verdicts, {"unit": data})
-    expected = "The fit did not converge (failed: R-hat, modes): the draws, and so the verdicts, may not be the posterior's."
+    expected = (
+        "The fit did not converge (failed checks: R-hat, modes): the draws may not represent the posterior, and the verdicts may "
+        "be wrong."
+    )
     assert doubted.notes[0] == expected
     assert all(sentence.endswith(expected) for sentence in doubted.sentences().values())
-    assert "the fit did NOT converge" in repr(doubted)
+    assert "the fit did not converge" in repr(doubted)
     data.attrs["failed_checks"] = ""
     assert "converge" not in repr(doubted) + " ".join(doubted.sentences().values())
     assert not any("converge" in note for note in doubted.notes)

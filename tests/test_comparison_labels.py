@@ -92,7 +92,7 @@ def test_clusterings_get_verdicts_and_other_embeddings_scores_only(comparison):
     assert all("" not in of(said, name).values for name in CLUSTERINGS)
     words = comparison.sentences()
     assert "pca" not in words
-    assert words["draw"].startswith("Inside the posterior, as typical as a draw of it")
+    assert words["draw"].startswith("The clustering is not distinguishable from a posterior draw (p = ")
 
 
 def test_distances_from_centres_are_mapped_to_the_nearest_cluster(comparison):
@@ -205,10 +205,12 @@ def test_without_labels_there_are_no_label_scores(result, dataset, planted_clust
 
 
 def test_metrics_and_alignments_of_positions_are_refused_for_labels(result, planted_clusterings, dataset):
-    with pytest.raises(ConfigError, match="`alignments` are of positions; those of 'gaussian_mixture' are labels"):
+    with pytest.raises(
+        ConfigError, match="`alignments` apply to continuous positions, but the positions of 'gaussian_mixture' are labels"
+    ):
         compare(result, planted_clusterings[:1], alignments=("orthogonal",), **FEW)
     rotated = fit(PPCA(1), dataset, Exact(n_draws=60), seed=0, progress=False)
-    with pytest.raises(ConfigError, match="'adjusted_rand' compares labels; the positions of 'ppca' are not discrete"):
+    with pytest.raises(ConfigError, match="'adjusted_rand' compares labels, but the positions of 'ppca' are continuous"):
         compare(rotated, planted_clusterings[:1], metrics=("adjusted_rand",), **FEW)
 
 
@@ -229,5 +231,5 @@ def test_each_half_needs_four_draws_of_labels():
     """Positions in q columns need q + 2 draws in a half, labels four whatever the number of components."""
     model = GaussianMixture(12)
     check_spread(model, NUTS(n_chains=2, n_draws=4))
-    with pytest.raises(ConfigError, match="a half must hold at least 4"):
+    with pytest.raises(ConfigError, match="each half needs at least 4 draws"):
         check_spread(GaussianMixture(1), NUTS(n_chains=2, n_draws=3))

@@ -44,7 +44,7 @@ def test_entries_are_registered_unique_and_complete():
 
 def test_raw_scores_and_a_wrong_map_fail(monkeypatch):
     entry = registry.find("pca", "ppca")
-    everywhere(monkeypatch, "latentlab.correspondences", "shrunk_axes", maps.as_it_is)
+    everywhere(monkeypatch, "latentlab.correspondences", "shrunk_axes", maps.centred_values)
     assert not entry.check().passed  # raw scores are not the posterior mean
     everywhere(monkeypatch, "latentlab.correspondences", "shrunk_axes", lambda values, dataset: values / values.std(0))
     assert not entry.check().passed  # nor are whitened ones, at finite noise
@@ -62,7 +62,7 @@ def test_the_exact_correspondence_fails_with_missing_entries():
     dataset = load_dataset("wine", missing=0.2)
     mean = estimates.posterior_mean("ppca", dataset, 2)
     mapped = maps.shrunk_axes(embed("pca", dataset, n_latent=2).values, dataset)
-    assert estimates.turned_residual(mapped, mean) > 0.05
+    assert estimates.rotated_residual(mapped, mean) > 0.05
 
 
 def test_correspondence_of_classical_scaling_excludes_stress_mds():

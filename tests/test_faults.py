@@ -283,7 +283,9 @@ def test_a_symmetry_along_a_dim_missing_from_the_position_is_refused():
 def test_positions_without_posterior_spread_are_not_compared():
     point = fit(FaultyModel(), ODD_DATA, ll.MAP(n_draws=20), seed=0, progress=False)
     mine = ll.Embedding("mine", np.arange(5.0)[:, None], units=ODD_DATA.units)
-    with pytest.raises(ModelError, match=r"'map' gives the positions of 'odd' no spread.*methods that do: nuts, svi"):
+    with pytest.raises(
+        ModelError, match=r"'map' gives point estimates of the positions of 'odd'.*methods that give it: nuts, svi"
+    ):
         compare(point, [mine], progress=False)
 
 
@@ -328,7 +330,7 @@ def test_a_run_with_constant_draws_has_a_report(tmp_path, monkeypatch):
         (["compare.metrics=[]"], r"compare\.metrics: the list must not be empty"),
         (["compare.metrics=[cca, cca]"], r"compare\.metrics\.1: 'cca' is listed twice"),
         (["compare.alignments=[]"], r"compare\.alignments: the list must not be empty"),
-        (["inference={name: nuts, n_chains: 2, n_draws: 1}"], "2 x 1 draws are too few to compare embeddings with"),
+        (["inference={name: nuts, n_chains: 2, n_draws: 1}"], "2 chain\\(s\\) of 1 draws are too few for a comparison"),
         (["inference={name: svi, batch_size: 151}"], "`batch_size` must be at most the 150 units; got 151"),
         (["embeddings=[{name: isomap, n_neighbors: 150}]"], r"embeddings\.0: .*n_neighbors.*150"),
         (["embeddings=[{name: pca, n_latent: 9}]"], r"embeddings\.0: .*n_latent.*9"),

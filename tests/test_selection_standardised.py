@@ -53,7 +53,7 @@ def test_the_selection_table_shows_more_dimensions_for_standardised_data(standar
     method = ll.SVI("mean_field", n_steps=20, n_draws=100)
     fits = {f"ppca {q}": ll.fit(M.PPCA(q), dataset, method, progress=False) for q in (1, 2)}
     table = loo_table(fits)
-    assert table["note"].str.contains("standardised columns have unequal noise").all() == standardised
+    assert table["note"].str.contains("standardised columns have unequal noise variances").all() == standardised
     assert table["note"].str.contains("standardised").any() == standardised
     only = fits | {"factor analysis": ll.fit(M.FactorAnalysis(1), dataset, method, progress=False)}
     notes = loo_table({name: only[name] for name in ("ppca 1", "factor analysis")}).set_index("model")["note"]

@@ -399,7 +399,7 @@ def test_each_kind_has_scores_and_verdicts_under_one_alignment(fitted):
     with pytest.raises(ConfigError, match="unknown kind of units 'film'"):
         together.to_dataset("film")
     for of_one_kind in (Comparison.data.fget, Comparison.ceiling.fget, Comparison.coverage.fget, Comparison.to_dataset):
-        with pytest.raises(ConfigError, match="several kinds of units were compared: name one, of 'user', 'item'"):
+        with pytest.raises(ConfigError, match="several kinds of units were compared \\('user', 'item'\\); choose one"):
             of_one_kind(together)
     assert list(together.to_tree().children) == ["user", "item"]
     assert repr(together).startswith("Comparison(2 arrays")
@@ -410,8 +410,11 @@ def test_embeddings_of_other_kinds_or_units_are_refused(fitted):
     units = {kind: fit.dataset.units[kind] for kind in ("user", "item")}
     U, V = (fit.latents(name).values[0, 0] for name in ("U", "V"))
     for embedding, message in (
-        (ll.Embedding("mine", U, units["user"]), "has one array, and the model .* places units of the kinds 'user', 'item'"),
-        (ll.Embedding("mine", {"film": U}, {"film": units["user"]}), "places units of the kind 'film'; .* only 'user', 'item'"),
+        (ll.Embedding("mine", U, units["user"]), "has one array, but the model .* has positions of 'user', 'item'"),
+        (
+            ll.Embedding("mine", {"film": U}, {"film": units["user"]}),
+            "has units of the kind 'film', but .* has positions of 'user', 'item' only",
+        ),
         (
             ll.Embedding("mine", {"user": U[1:], "item": V}, {"user": units["user"][1:], "item": units["item"]}),
             "has no values for 1 of 11 units",
@@ -528,7 +531,7 @@ def test_kinds_of_too_few_units_are_left_out_of_a_comparison(rng):
     assert list(found.parts) == ["user"]
     assert "items are not compared: there are 3, and 4 are needed" in found.parts["user"].attrs["notes"]
     alone = ll.Embedding("mine", {"item": np.ones((3, 1))}, {"item": ["i0", "i1", "i2"]})
-    with pytest.raises(DataError, match="compared over at least 4 units; there are 3 of the kind 'item'"):
+    with pytest.raises(DataError, match="needs at least 4 units; there are 3 of the kind 'item'"):
         compared(fit, alone)
 
 

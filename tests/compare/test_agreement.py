@@ -125,9 +125,11 @@ def test_label_metrics_are_evaluated_on_every_draw(rng):
 
 def test_invalid_labels_and_draws_of_labels_are_refused(rng):
     y, draws = rng.integers(3, size=30), rng.integers(3, size=(2, 5, 30))
-    with pytest.raises(ConfigError, match="adjusted_rand, displacement: some compare positions, some labels"):
+    with pytest.raises(ConfigError, match="adjusted_rand, displacement: all must compare positions, or all labels"):
         score_table([adjusted_rand, displacement], [y], draws)
-    with pytest.raises(DataError, match=r"draws must have shape \(chain, draw, unit\), none of size 0; got \(5, 30\)"):
+    with pytest.raises(
+        DataError, match=r"draws must have shape \(chain, draw, unit\), without dimensions of size 0; got \(5, 30\)"
+    ):
         scores(adjusted_rand, y, draws[0])
     with pytest.raises(DataError, match=r"the embedding: labels must be whole numbers; got 0\.5"):
         scores(adjusted_rand, np.where(y == 1, 0.5, y), draws)
@@ -135,5 +137,5 @@ def test_invalid_labels_and_draws_of_labels_are_refused(rng):
     spoilt[1, 3, 2] = np.nan
     with pytest.raises(DataError, match="draw 3 of chain 1: labels must be whole"):
         scores(adjusted_rand, y, spoilt)
-    with pytest.raises(DataError, match="compares the same units; got 29 in x and 30 in y"):
+    with pytest.raises(DataError, match="x and y must have the same units; got 29 units in x and 30 in y"):
         scores(adjusted_rand, y[1:], draws)

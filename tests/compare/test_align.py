@@ -92,7 +92,7 @@ def test_a_constant_embedding_is_aligned_to_the_origin(alignment, value, mean, r
 def test_affine_alignment_maps_extra_columns_linearly(mean, rng):
     np.testing.assert_allclose(aligner("affine", mean)(mean @ rng.normal(size=(3, 7)) + 1), mean, atol=1e-8)
     for alignment in ("orthogonal", "similarity"):
-        with pytest.raises(DataError, match="7 columns meets 3 latent ones by alignment='affine' only"):
+        with pytest.raises(DataError, match="must be 'affine' for an embedding with 7 columns and 3 latent dimensions"):
             aligner(alignment, mean)(rng.normal(size=(40, 7)))
 
 

@@ -94,9 +94,9 @@ def test_leading_score_separates_two_modes(rng):
     ("draws", "message"),
     [
         (np.zeros((4, 10, 5)), r"shape \(chain, draw, unit, latent\); got \(4, 10, 5\)"),
-        (np.zeros((4, 10, 2, 2)), "more units than latent columns; got 2 units"),
-        (np.full((4, 10, 5, 2), np.nan), "finite; got 400 values"),
-        (np.ones((2, 3, 5, 2)), "at least 4 in the reference half and 4 held out; got 2 chain"),
+        (np.zeros((4, 10, 2, 2)), "more units than latent dimensions; got 2 units"),
+        (np.full((4, 10, 5, 2), np.nan), "finite; got 400 non-finite values"),
+        (np.ones((2, 3, 5, 2)), "the held-out half need at least 4 draws each; got 2 chain"),
     ],
 )
 def test_draws_that_cannot_be_split_are_refused(draws, message):

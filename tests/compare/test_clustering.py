@@ -251,8 +251,8 @@ def test_memory_of_co_assignment_does_not_grow_with_the_number_of_draws(rng):
 @pytest.mark.parametrize(
     ("draws", "says"),
     [
-        (np.zeros((4, 10)), r"shape \(chain, draw, unit\), of 2 units or more; got \(4, 10\)"),
-        (np.zeros((4, 10, 1)), "of 2 units or more"),
+        (np.zeros((4, 10)), r"shape \(chain, draw, unit\) with at least 2 units; got \(4, 10\)"),
+        (np.zeros((4, 10, 1)), "with at least 2 units"),
         (np.zeros((4, 0, 5)), r"got \(4, 0, 5\)"),
         (np.full((2, 3, 4), 0.5), r"draws: labels must be whole numbers; got 0\.5 for \(0, 0, 0\)"),
         (np.full((2, 3, 4), np.nan), "whole numbers; got nan"),
@@ -267,9 +267,9 @@ def test_arrays_that_are_not_label_draws_are_refused(draws, says):
 
 def test_mismatched_units_and_invalid_options_are_refused(rng):
     draws, _ = mixture(rng)
-    with pytest.raises(DataError, match="39 in y and 40 in the draws"):
+    with pytest.raises(DataError, match="39 units in y and 40 in the draws"):
         expected_loss(draws[0, 0, :39], draws)
-    with pytest.raises(DataError, match="got 39 of 40"):
+    with pytest.raises(DataError, match="must label the 40 units of the draws; got 39 labels"):
         credible_ball(draws, draws[0, 0, :39])
     for level in (0, 1.1, math.nan):
         with pytest.raises(ConfigError, match="`level`"):

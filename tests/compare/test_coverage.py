@@ -103,7 +103,7 @@ def test_invalid_positions_and_draws_are_refused(rng):
         coverage(draws, mean[:, 0])
     bad = mean.copy()
     bad[[3, 5], 1] = np.inf
-    with pytest.raises(DataError, match="units 3, 5 are not"):
+    with pytest.raises(DataError, match="non-finite values for units 3, 5"):
         positions(bad)
-    with pytest.raises(DataError, match="draws must vary at each unit"):
+    with pytest.raises(DataError, match="draws of each unit must vary"):
         coverage(np.broadcast_to(mean, draws.shape), mean)

@@ -155,9 +155,9 @@ def test_label_scores_cover_embedding_mean_and_draws(data, rng):
 def test_invalid_class_labels_are_refused(data, rng):
     x, labels = data
     for score in (label_agreement, silhouette, lambda x, y: downstream_accuracy(x, y, folds(y, rng))):
-        with pytest.raises(DataError, match="all 80 are a"):
+        with pytest.raises(DataError, match="80 labels that are all a"):
             score(x, ["a"] * 80)
-        with pytest.raises(DataError, match="labels must be finite; unit 3 has none"):
+        with pytest.raises(DataError, match="labels must be finite; got a non-finite label for unit 3"):
             score(x, np.where(np.arange(80) == 3, np.nan, np.arange(80) % 2))
     with pytest.raises(DataError, match=r"labels must have shape \(80,\); got \(79,\)"):
         silhouette(x, labels[1:])
@@ -171,9 +171,9 @@ def test_invalid_folds_and_classifiers_are_refused(data, rng):
         with pytest.raises(ConfigError, match=f"`n_folds` must be from 2 to the 80 units; got {n_folds}"):
             folds(labels, rng, n_folds)
     for wrong in (np.zeros(80), np.zeros(79)):
-        with pytest.raises(DataError, match="folds must name 2 or more folds for 80 units"):
+        with pytest.raises(DataError, match=r"`folds` must have shape \(80,\) with at least 2 different values; got shape"):
             downstream_accuracy(x, labels, wrong)
-    with pytest.raises(DataError, match="70 neighbours cannot vote: outside a fold there are 64 units"):
+    with pytest.raises(DataError, match="`n_neighbors` must be at most the number of units outside a fold, 64; got 70"):
         downstream_accuracy(x, labels, folds(labels, rng), n_neighbors=70)
     with pytest.raises(ConfigError, match="unknown classifier 'lda'"):
         downstream_accuracy(x, labels, folds(labels, rng), classifier="lda")

@@ -179,7 +179,7 @@ def test_invalid_positions_and_draws_are_refused_by_scores(draws, rng):
     for wrong in (draws[0], draws[:, :0], np.zeros((2, 2))):
         with pytest.raises(DataError, match=r"draws must have shape \(chain, draw, unit, latent\)"):
             scores(cka, y, wrong)
-    with pytest.raises(DataError, match="got 29 in x and 30 in y"):
+    with pytest.raises(DataError, match="got 29 units in x and 30 in y"):
         scores(cka, y[1:], draws)
     with pytest.raises(DataError, match="the embedding: positions must be finite"):
         scores(cka, y * np.nan, draws)
@@ -187,7 +187,7 @@ def test_invalid_positions_and_draws_are_refused_by_scores(draws, rng):
     spoilt[2, 5, 11, 1] = np.nan
     with pytest.raises(DataError, match=r"draw 5 of chain 2: positions must be finite.*unit 11, column 1"):
         scores(cka, y, spoilt)
-    with pytest.raises(DataError, match="at least 2 are needed"):
+    with pytest.raises(DataError, match="needs at least 2 draws; got 1"):
         ceiling(cka, draws[:1, :1], rng)
     with pytest.raises(ConfigError, match=r"metrics cka: unknown option 'n_neighbors'. Valid: none"):
         scores(cka, y, draws, n_neighbors=5)

@@ -214,14 +214,14 @@ def test_the_registry_describes_each_metric(any_metric):
     [
         (np.full((10, 2), np.nan), "x: positions must be finite"),
         (np.array([[0.0, 1.0]] * 9 + [[2.0, np.inf]]), "got inf for unit 9, column 1"),
-        (np.full((10, 2), 1e80), "below 1e\\+70"),
-        (np.zeros((3, 2)), "at least 4 units; got 3"),
-        (np.zeros((1, 2)), "at least 4 units; got 1"),
+        (np.full((10, 2), 1e80), "below 1e\\+70 in absolute value"),
+        (np.zeros((3, 2)), "at least 4 units are needed; got 3"),
+        (np.zeros((1, 2)), "at least 4 units are needed; got 1"),
         (np.zeros(10), r"shape \(unit, p\)"),
         (np.zeros((10, 0)), r"shape \(unit, p\)"),
         (np.zeros((2, 10, 2)), r"shape \(unit, p\)"),
         ([["a", "b"]] * 10, "must be numbers"),
-        (np.zeros((11, 2)), "got 11 in x and 10 in y"),
+        (np.zeros((11, 2)), "got 11 units in x and 10 in y"),
     ],
 )
 def test_invalid_positions_are_refused(each, x, says, rng):
@@ -265,7 +265,7 @@ def test_an_unknown_transformation_cannot_be_declared():
 
 
 def test_a_position_metric_must_declare_its_void_value():
-    with pytest.raises(ConfigError, match="state `void`"):
+    with pytest.raises(ConfigError, match="`void` of a metric of positions must be a number"):
         metric(direction="lower", range=(0.0, 1.0), ignores=())
 
 

@@ -166,7 +166,7 @@ def test_block_size_does_not_change_ranks(rng, monkeypatch):
 @pytest.mark.parametrize("k", [0, -1, 10, 25])
 def test_too_many_neighbours_are_refused(metric, k, rng):
     x, y = rng.normal(size=(2, 20, 2))
-    with pytest.raises(ConfigError, match=f"`n_neighbors` must be from 1 to below half of the 20 units; got {k}"):
+    with pytest.raises(ConfigError, match=f"`n_neighbors` must be at least 1 and below half of the 20 units; got {k}"):
         metric(x, y, n_neighbors=k)
     assert 0 <= metric(x, y, n_neighbors=9) <= 1
 

@@ -65,7 +65,7 @@ def test_integers_of_any_type_are_accepted_as_labels(values):
         ([0, 1, 1e17], "whole numbers; got 1e\\+17 for unit 2"),
         (["a", "b"], "whole numbers; got <U1"),
         ([1 + 2j, 0], "whole numbers; got complex128"),
-        ([0], "at least 2 units; got 1"),
+        ([0], "clustering: at least 2 units are needed; got 1"),
         ([[0, 1], [1, 0]], r"shape \(unit,\); got \(2, 2\)"),
         (3, r"shape \(unit,\); got \(\)"),
     ],

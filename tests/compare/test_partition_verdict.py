@@ -169,7 +169,7 @@ def test_the_verdict_ignores_cluster_names(case):
     reference, again = (PartitionReference(x, np.random.default_rng(3)) for x in (draws, other))
     for y in (case.draw(), merge_clusters(case.best)):
         assert str(reference.judge(y)) == str(again.judge(5 - 2 * y))
-    assert reference.judge(merge_clusters(case.best)).component.startswith("too much together, the ")
+    assert reference.judge(merge_clusters(case.best)).component.startswith("too many pairs in the same cluster between the ")
 
 
 def test_delta_is_0_for_the_point_estimate_and_1_for_a_draw(case):
@@ -186,12 +186,12 @@ def test_only_the_partition_of_a_certain_posterior_is_draw_like(rng):
     same, other = reference.judge(2 - truth), reference.judge(np.where(np.arange(30) == 4, 2, truth))
     assert (same.verdict, same.delta) == ("draw-like", 0)
     assert (other.verdict, other.delta) == ("distinct", math.inf)
-    assert "the posterior is sure, or its chains stand still" in same.notes[-1]
+    assert "either the posterior is concentrated on one partition, or the chains do not move" in same.notes[-1]
     nearly = np.tile(truth, (4, 100, 1))
     nearly[:, ::10, 4] = 0
     found = PartitionReference(nearly, rng).judge(truth)
     assert found.verdict == "draw-like"
-    assert "90% of the draws are as near as the centre" in found.notes[-1]
+    assert "90% of the held-out draws have an expected loss at most that of the centre" in found.notes[-1]
 
 
 def test_an_uninformative_posterior_of_labels_gives_undetermined(rng):
@@ -205,7 +205,8 @@ def test_an_uninformative_posterior_of_labels_gives_undetermined(rng):
     assert {v.verdict for v in judged} <= {"undetermined", "distinct"}
     reasons = [v.reason for v in judged if v.verdict == "undetermined"]
     assert len(reasons) > 30
-    assert sum("shuffled draws: the posterior tells too little about labels" in why for why in reasons) > 20
+    expected = "posterior draws with permuted units could pass the same test; the posterior has too little information about the"
+    assert sum(f"{expected} labels" in reason for reason in reasons) > 20
     found = reference.judge(reference.centre)
     assert found.verdict != "summary-like"
 
@@ -214,30 +215,34 @@ def test_too_few_draws_of_labels_give_undetermined(case):
     found = PartitionReference(case.chains(n_draws=15), case.rng).judge(case.best)
     assert found.verdict == "undetermined"
     assert "take more draws" in found.reason
-    assert found.notes[0].startswith("few draws")
+    assert found.notes[0].startswith("few draws: the effective sample size is ")
 
 
 def test_a_different_number_of_clusters_is_noted(case):
     reference = PartitionReference(case.chains(), case.rng)
-    assert reference.judge(split_cluster(case)).notes == ("it has 4 clusters; the draws have 3",)
+    assert reference.judge(split_cluster(case)).notes == ("the clustering has 4 clusters, but the draws have 3",)
     assert reference.judge(case.best).notes == ()
     draws = case.chains()
     draws[:, ::9] = merge_clusters(draws[:, ::9])
-    assert "it has 4 clusters; the draws have 2 to 3" in PartitionReference(draws, case.rng).judge(split_cluster(case)).notes
+    assert (
+        "the clustering has 4 clusters, but the draws have 2 to 3" in PartitionReference(draws, case.rng).judge(split_cluster(case)).notes
+    )
 
 
 def test_the_component_and_the_worst_units_are_named(case):
     reference = PartitionReference(case.chains(), case.rng)
     names = [f"u{i}" for i in range(N)]
     found = reference.judge(merge_clusters(case.best), units=names)
-    assert found.component.startswith("too much together, the ")
+    assert found.component.startswith("too many pairs in the same cluster between the ")
     assert found.component.count(" units u") == 2
-    assert "Not an estimate of these labels: too much together" in found.sentence
+    assert "The clustering is not compatible with the posterior; largest deviation: too many pairs in the same" in found.sentence
     pieces = reference.judge(split_cluster(case), units=names)
-    assert pieces.component.startswith("clusters in pieces: ")
+    assert pieces.component.startswith("fragmented clusters, with ")
     torn = reference.judge(np.where((case.best == 1) & (np.arange(N) % 2 == 0), 2, case.best), units=names)
     assert torn.verdict == "distinct"
-    assert torn.component.startswith(("too little together, the ", "too much together, the "))
+    assert torn.component.startswith(
+        ("too few pairs in the same cluster among the ", "too many pairs in the same cluster between the ")
+    )
     odd = reference.judge(move_units(case, 1), units=names)
     sure = names[np.argmax(case.p.max(axis=1))]
     assert odd.worst_units[0] == sure
@@ -284,14 +289,14 @@ def test_the_clustering_verdict_depends_on_the_seed_only(case):
 def test_invalid_clusterings_and_options_are_refused(case):
     reference = PartitionReference(case.chains(), case.rng)
     for y, options, says in [
-        (case.best[1:], {}, "must label the 150 units of the draws; got 149"),
+        (case.best[1:], {}, "must label the 150 units of the draws; got 149 labels"),
         (np.full(N, 0.5), {}, r"the clustering: labels must be whole numbers; got 0\.5 for unit 0"),
-        (case.best, {"alpha": 1.0}, "`alpha` must lie between 0 and 1"),
-        (case.best, {"units": ["a"]}, "must name the 150 units of the draws; got 1 names"),
+        (case.best, {"alpha": 1.0}, "`alpha` must be between 0 and 1"),
+        (case.best, {"units": ["a"]}, "must contain the names of the 150 units of the draws; got 1 names"),
     ]:
         with pytest.raises(DataError, match=says):
             reference.judge(y, **options)
-    with pytest.raises(DataError, match="draws of labels need at least 4 in the reference half"):
+    with pytest.raises(DataError, match="draws of labels: the reference half and the held-out half need at least 4 draws each"):
         PartitionReference(case.chains(n_draws=1), case.rng)
     with pytest.raises(DataError, match=r"shape \(chain, draw, unit\)"):
         PartitionReference(case.draw(5), case.rng)
@@ -301,7 +306,7 @@ class TwoSided(PartitionReference):
     """A planted bug: the guard is two-sided, so that agreement above that of draws counts as unusual."""
 
     def _errors(self, codes):
-        return np.abs((self._shares(codes) - self._share) / self._sd)
+        return np.abs((self._shares(codes) - self._mean_share) / self._sd)
 
 
 class Unguarded(PartitionReference):

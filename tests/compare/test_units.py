@@ -140,13 +140,13 @@ def test_invalid_embeddings_and_draws_are_refused(rng):
         disagreement(np.zeros((20, 3)), draws, rng, n_neighbors=5)
     with pytest.raises(DataError, match=r"shape \(unit, latent\) = \(20, 2\); got \(19, 2\)"):
         disagreement(y[1:], draws, rng, n_neighbors=5)
-    with pytest.raises(DataError, match="at least 2 are needed; got 1"):
+    with pytest.raises(DataError, match="needs at least 2 draws; got 1"):
         disagreement(y, draws[:1, :1], rng, n_neighbors=5)
-    with pytest.raises(DataError, match="draws must vary"):
+    with pytest.raises(DataError, match="draws of each unit must vary"):
         disagreement(y, np.repeat(draws[:, :1], 4, axis=1)[:1], rng, n_neighbors=5)
-    with pytest.raises(DataError, match="draws must vary"):
+    with pytest.raises(DataError, match="draws of each unit must vary"):
         disagreement(y, draws * [1.0, 0.0], rng, n_neighbors=5)
-    with pytest.raises(ConfigError, match="`n_neighbors` must be from 1 to below half of the 20 units; got 10"):
+    with pytest.raises(ConfigError, match="`n_neighbors` must be at least 1 and below half of the 20 units; got 10"):
         disagreement(y, draws, rng, n_neighbors=10)
     spoilt = draws.copy()
     spoilt[0, 1] = np.nan
@@ -154,9 +154,9 @@ def test_invalid_embeddings_and_draws_are_refused(rng):
         disagreement(y, spoilt, rng, n_neighbors=5)
 
 
-@pytest.mark.parametrize("kept", [units.KEPT, 0])
+@pytest.mark.parametrize("kept", [units.MOST_CACHED, 0])
 def test_units_of_many_embeddings_equal_those_of_each(kept, rng, monkeypatch):
-    monkeypatch.setattr(units, "KEPT", kept)
+    monkeypatch.setattr(units, "MOST_CACHED", kept)
     y, draws = posterior(rng, n=40, shape=(2, 5))
     common = UnitsOfPositions(draws, np.random.default_rng(1), n_neighbors=6, n_pairs=9)
     near = [[neighbors(Positions(draw), 6) for draw in chain] for chain in draws]

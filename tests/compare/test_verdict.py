@@ -319,7 +319,7 @@ def test_too_few_draws_give_undetermined(case):
     for y in (case.mean, case.rng.permutation(case.mean)):
         found = reference.judge(y)
         assert (found.verdict, found.ess <= 30) == ("undetermined", True)
-        assert "39 are needed" in found.reason
+        assert "at least 39 is required" in found.reason
         assert found.reason in found.sentence
     assert "few draws" in found.notes[0]
     assert reference.judge(case.rng.permutation(case.mean), alpha=0.2).verdict == "distinct"
@@ -334,7 +334,7 @@ def test_an_uninformative_posterior_gives_undetermined(rng):
     for y, label in ((case.mean, "summary-like"), (case.mean * 0, "summary-like"), (case.draw(), "draw-like")):
         found = reference.judge(y)
         assert found.verdict == "undetermined"
-        assert f"it would be {label}" in found.reason
+        assert f"the result would be {label}" in found.reason
     assert reference.judge(case.mean * 100).verdict == "distinct"
 
 
@@ -352,9 +352,9 @@ def test_few_effective_draws_and_two_modes_are_noted(rng):
     modes = case.chains(n_draws=1000) + side * np.outer(np.arange(N) % 2 - 0.5, [1.0, 0.0])
     notes = Reference(modes, "orthogonal", rng).notes
     assert len(notes) == 1
-    assert notes[0].startswith("two modes: the draws' leading score has kurtosis 1")
+    assert notes[0].startswith("two modes: the first principal component score of the draws has kurtosis 1")
     assert Reference(case.chains(n_draws=1000), "orthogonal", rng).notes == ()
-    assert "few draws: worth" in Reference(case.chains(n_draws=40), "orthogonal", rng).notes[0]
+    assert "few draws: the effective sample size is " in Reference(case.chains(n_draws=40), "orthogonal", rng).notes[0]
 
 
 def test_a_single_chain_is_enough(case):
@@ -384,7 +384,7 @@ def test_holm_needs_more_draws_for_more_embeddings(case):
     assert judged[0].verdict == "summary-like"
     for v in holm(judged):
         assert v.verdict == "undetermined"
-        assert "199 are needed" in v.reason
+        assert "at least 199 is required" in v.reason
 
 
 def test_holm_adjusts_the_gate_for_the_number_of_verdicts(case):
@@ -395,7 +395,7 @@ def test_holm_adjusts_the_gate_for_the_number_of_verdicts(case):
         assert holm([judged])[0].verdict == label
         for v in holm([judged, judged]):
             assert v.verdict == "undetermined"
-            assert f"it would be {label}" in v.reason
+            assert f"the result would be {label}" in v.reason
 
 
 def test_the_verdict_depends_on_the_generator_only(case):
@@ -411,15 +411,15 @@ def test_invalid_arguments_of_a_verdict_are_refused(case):
     with pytest.raises(ConfigError, match="unknown alignment 'procrustes'"):
         Reference(draws, "procrustes", case.rng)
     reference = Reference(draws, "orthogonal", case.rng)
-    with pytest.raises(DataError, match="`alpha` must lie between 0 and 1; got 5"):
+    with pytest.raises(DataError, match="`alpha` must be between 0 and 1; got 5"):
         reference.judge(case.mean, alpha=5)
-    with pytest.raises(DataError, match="name the 100 units that are judged; got 2 names"):
+    with pytest.raises(DataError, match="contain the names of the 100 tested units; got 2 names"):
         reference.judge(case.mean, units=["a", "b"])
     with pytest.raises(DataError, match="100 units"):
         reference.judge(case.mean[1:])
-    with pytest.raises(DataError, match="finite; units 4 are not"):
+    with pytest.raises(DataError, match="finite; got non-finite values for units 4"):
         reference.judge(np.where(np.arange(N)[:, None] == 4, np.nan, case.mean))
-    with pytest.raises(DataError, match="vary at each unit"):
+    with pytest.raises(DataError, match="draws of each unit must vary"):
         Reference(np.broadcast_to(case.mean, draws.shape), "orthogonal", case.rng)
 
 
@@ -444,11 +444,16 @@ def test_a_borderline_verdict_is_noted(p_low, p_guard, n, borderline, case):
     others = [replace(v, p_low=0.9, p_guard=0.9)] * (n - 1)
     notes = holm([v, *others])[0].notes
     assert len(notes) == bool(borderline)
-    assert not borderline or notes[0].startswith(f"borderline: {borderline} is within its Monte Carlo error of 0.025")
+    assert not borderline or notes[0].startswith(
+        f"borderline: {borderline} is within two Monte Carlo standard errors of the threshold 0.025"
+    )
 
 
 def test_a_borderline_gate_and_barely_enough_draws_are_noted(case):
     v = replace(Reference(case.chains(), "orthogonal", case.rng).judge(case.mean), p_low=0.5, p_guard=0.5, ess=400.0, notes=())
-    assert "the gate 0.02" in holm([replace(v, gate_draw=0.02)])[0].notes[0]
+    assert (
+        "borderline: gate_draw 0.02 is within two Monte Carlo standard errors of the threshold 0.025"
+        in holm([replace(v, gate_draw=0.02)])[0].notes[0]
+    )
     assert holm([replace(v, gate_draw=1 / 401)])[0].notes == ()
     assert "close to the required 39" in holm([replace(v, gate_draw=1 / 401, ess=39.5)])[0].notes[0]

@@ -57,8 +57,8 @@ def test_runs_with_shared_data_are_compared_in_a_table(found):
     (table,) = found.loo
     assert set(table["model"]) == {"one", "two", "mixture", "pair"}
     said = "\n".join(found.notes)
-    assert "'point': a point estimate (exact)" in said
-    assert "and raw cannot be compared: the same data on different scales" in said
+    assert "'point': LOO needs posterior draws, but the fit is a point estimate (exact)" in said
+    assert "and raw cannot be compared: the data are on different scales" in said
     assert "and other cannot be compared: different data: shapes (30, 3) and (20, 3)" in said
 
 
