@@ -225,7 +225,8 @@ def test_a_different_number_of_clusters_is_noted(case):
     draws = case.chains()
     draws[:, ::9] = merge_clusters(draws[:, ::9])
     assert (
-        "the clustering has 4 clusters, but the draws have 2 to 3" in PartitionReference(draws, case.rng).judge(split_cluster(case)).notes
+        "the clustering has 4 clusters, but the draws have 2 to 3"
+        in PartitionReference(draws, case.rng).judge(split_cluster(case)).notes
     )
 
 
