@@ -64,11 +64,8 @@ def pair_figure(source: Source, parts: Parts) -> Figure:
         if source.labels is not None
         else ""
     )
-    selection = (
-        ""
-        if len(order) == len(source.units)
-        else f" {len(order)} of {len(source.units)} units are shown, evenly spaced in this order."
-    )
+    n, n_shown = len(source.units), len(order)
+    selection = "" if n_shown == n else f" {n_shown} of {n} units are shown, evenly spaced in this order."
     error = found.standard_error
     off = ~np.eye(len(error), dtype=bool)
     precision = (

@@ -127,11 +127,8 @@ def _ribbon(source: Source, parts: Parts) -> Figure:
         grid[-1].set_xlabel("time" if "time" in source.observed.coords else "step")
         canvas.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper", markerscale=2)
 
-    line = (
-        ""
-        if levels is None
-        else f" The black line is the posterior mean of the feature's level in the {parts.dim} of the point estimate."
-    )
+    state = f"the {parts.dim} of the point estimate"
+    line = "" if levels is None else f" The black line is the posterior mean of the feature's level in {state}."
     few = "" if n_drawn == len(source.features) else f" The first {n_drawn} of {len(source.features)} features are shown."
     caption = (
         f"Data and {parts.dim}s over time. The upper panels show the data, with the colour and shape of the {parts.dim} in the point "
