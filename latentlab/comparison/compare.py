@@ -234,7 +234,9 @@ def _symmetry(fit: Fit) -> dict[str, str]:
     """Names of the model's symmetry and of the transformations that metrics of its positions must ignore."""
     group, dims = fit.model.exchanges, fit.model.dims[fit.model.position.site]
     ignored = (
-        "permutations of the labels" if fit.model.is_discrete else ", ".join(sorted(required_invariances(group, dims))) or "nothing"
+        "permutations of the labels"
+        if fit.model.is_discrete
+        else ", ".join(sorted(required_invariances(group, dims))) or "nothing"
     )
     return {"symmetry": type(group).__name__, "ignores": ignored}
 
