@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pyro
 import pyro.distributions as dist
-import pytest
 import torch
 
 import latentlab as ll
+import pytest
 from latentlab.comparison.compare import compare
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
