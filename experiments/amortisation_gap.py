@@ -1,16 +1,17 @@
-r"""What an encoder loses, unit by unit: its positions against MCMC and quadrature, and the gap in nats split in two.
+r"""Amortisation and approximation gap of a variational autoencoder by image, and its positions against MCMC and quadrature.
 
-A variational autoencoder with two latent dimensions and a small decoder is fitted to images. Its parameters are then fixed, and
-for a few images, some that were in the fit and some that were not, the positions are found in four ways:
+A variational autoencoder with two latent dimensions and a small decoder is fitted to images. Its parameters are then fixed. The
+posterior of the position is computed for some training images and some held-out images, in four ways:
 
-* the encoder's N(m(x), diag s(x)^2);
-* the best normal of this form for the image itself, by variational inference on the frozen decoder;
-* MCMC on the frozen decoder, from starts that lie far apart: where R-hat says that the four chains sit in different modes of an
-  image's posterior, their pooled moments are no estimate, and the image is counted and left out;
-* a fine grid on the plane, which gives the evidence log p(x) and the posterior's mean and sd exactly.
+* by the encoder, N(m(x), diag s(x)^2);
+* by the optimal Gaussian of this form for each image, from variational inference with the decoder fixed;
+* by MCMC with the decoder fixed, from dispersed starting values. If R-hat shows that the four chains are in different modes,
+  the pooled moments are not an estimate, and the image is counted and omitted;
+* on a fine grid in the plane, which gives the evidence log p(x) and the posterior mean and standard deviation to high accuracy.
 
-The evidence less the encoder's ELBO is what inference loses. It is split into the amortisation gap, from the encoder to the best
-normal, and the approximation gap, from the best normal to the evidence; the latter is the form's, not the encoder's, fault.
+The inference gap is the evidence minus the ELBO of the encoder. It is the sum of the amortisation gap (ELBO of the optimal
+Gaussian minus ELBO of the encoder) and the approximation gap (evidence minus ELBO of the optimal Gaussian). The approximation
+gap is due to the Gaussian form and not to the encoder.
 
     python experiments/amortisation_gap.py           # the figure in figures/, two minutes
 
@@ -42,7 +43,7 @@ COLORS = {"training": "#0072B2", "held out": "#D55E00"}
 
 
 def fitted(*, n_steps: int, hidden: int, seed: int) -> tuple[Fit, Dataset]:
-    """The autoencoder of nine tenths of the digits, and the last tenth."""
+    """Return the fit of the autoencoder to nine tenths of the digits, and the remaining tenth."""
     digits = ll.load_dataset("digits", standardize=False, dequantize=True)
     training, held_out = digits.split(0.1, Seeds(seed).child("held_out").numpy())
     model = ll.models.VAE(n_latent=2, hidden=(hidden,), encoder_hidden=(128,), activation="tanh")
@@ -51,7 +52,7 @@ def fitted(*, n_steps: int, hidden: int, seed: int) -> tuple[Fit, Dataset]:
 
 
 class Decoder:
-    """The Gaussian decoder with its parameters, as a function of positions."""
+    """Gaussian decoder with fixed parameters, as a function of positions."""
 
     def __init__(self, fit: Fit) -> None:
         self.fit = fit
@@ -59,7 +60,7 @@ class Decoder:
         self.sigma = float(fit.parameters["sigma"])
 
     def log_joint(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """log p(x_n, z_g) `(unit, position)` for all pairs."""
+        """Compute log p(x_n, z_g) `(unit, position)` for all pairs."""
         with torch.no_grad(), double():
             loc = self.fit.model.imputation({}, z=torch.from_numpy(z), **self.parameters).mean.numpy()
         squares = (x**2).sum(1)[:, None] - 2 * x @ loc.T + (loc**2).sum(1)
@@ -67,7 +68,7 @@ class Decoder:
         return -0.5 * (squares / self.sigma**2 + (z**2).sum(1) + constant)
 
     def posterior(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Evidence `(unit,)`, and mean and sd of the positions `(unit, 2)`, by a grid on the plane."""
+        """Compute the evidence `(unit,)`, and mean and sd of the positions `(unit, 2)`, on a grid in the plane."""
         axis = np.arange(-HALF_WIDTH, HALF_WIDTH + STEP / 2, STEP)
         grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
         levels = np.concatenate([self.log_joint(x, grid[i : i + BLOCK]) for i in range(0, len(grid), BLOCK)], axis=1)
@@ -77,7 +78,7 @@ class Decoder:
         return total[:, 0] + 2 * np.log(STEP), mean, np.sqrt(weights @ grid**2 - mean**2)
 
     def elbo(self, x: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
-        """ELBO `(unit,)` of independent normals, by quadrature."""
+        """Compute the ELBO `(unit,)` of independent normals by quadrature."""
         nodes, weights = np.polynomial.hermite_e.hermegauss(N_NODES)
         plane = np.stack(np.meshgrid(nodes, nodes), -1).reshape(-1, 2)
         mass = np.outer(weights, weights).ravel() / weights.sum() ** 2
@@ -86,24 +87,24 @@ class Decoder:
 
 
 def run(*, n_units: int, n_steps: int = 3000, hidden: int = 32, n_draws: int = 500, seed: int = 0) -> pd.DataFrame:
-    """A row a unit: evidence, ELBOs, gaps, and where each method has the position."""
+    """Return a row per unit: evidence, ELBOs, gaps, and mean and sd of the position by each method."""
     fit, held_out = fitted(n_steps=n_steps, hidden=hidden, seed=seed)
     decoder, rows = Decoder(fit), []
     for kind, dataset in (("training", fit.dataset), ("held out", held_out)):
         chosen = Seeds(seed).child("units", kind).numpy().choice(dataset.n_units, n_units, replace=False)
-        few = dataset.subset(np.sort(chosen))
+        subset = dataset.subset(np.sort(chosen))
         frozen = fit.frozen()
-        mcmc = ll.fit(frozen, few, ll.NUTS(n_chains=4, n_warmup=300, n_draws=n_draws), seed=seed)
-        best = ll.fit(frozen, few, ll.SVI(guide="mean_field", n_steps=2000, n_particles=16, n_draws=4000), seed=seed)
+        mcmc = ll.fit(frozen, subset, ll.NUTS(n_chains=4, n_warmup=300, n_draws=n_draws), seed=seed)
+        best = ll.fit(frozen, subset, ll.SVI(guide="mean_field", n_steps=2000, n_particles=16, n_draws=4000), seed=seed)
         with torch.no_grad(), double():
-            q = fit.model.latents(tensors(fit.model, few), **decoder.parameters)
+            q = fit.model.latents(tensors(fit.model, subset), **decoder.parameters)
             encoder = (q.mean.numpy(), q.stddev.numpy())
-        evidence, *exact = decoder.posterior(few.x)
+        evidence, *exact = decoder.posterior(subset.x)
         by = {"encoder": encoder, "best": moments(best), "mcmc": moments(mcmc), "exact": tuple(exact)}
-        elbo = {name: decoder.elbo(few.x, *by[name]) for name in ("encoder", "best")}
-        bound = fit.log_likelihood(few, n_samples=5000).values[0, 0]
+        elbo = {name: decoder.elbo(subset.x, *by[name]) for name in ("encoder", "best")}
+        bound = fit.log_likelihood(subset, n_samples=5000).values[0, 0]
         table = {
-            "units": kind, "unit": few.units, "label": few.labels, "evidence": evidence, "bound": bound,
+            "units": kind, "unit": subset.units, "label": subset.labels, "evidence": evidence, "bound": bound,
             "elbo": elbo["encoder"], "gap": evidence - elbo["encoder"], "amortisation": elbo["best"] - elbo["encoder"],
             "approximation": evidence - elbo["best"], "rhat": rhat(mcmc.sites()["z"]).max(-1),
         }  # fmt: skip
@@ -115,13 +116,13 @@ def run(*, n_units: int, n_steps: int = 3000, hidden: int = 32, n_draws: int = 5
 
 
 def moments(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sd over draws of the positions, in the decoder's own axes."""
+    """Compute mean and sd of the positions over draws, in the axes of the decoder."""
     z = fit.sites()["z"]
     return z.mean((0, 1)), z.std((0, 1))
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:
-    """Means over units of the gaps, and medians of how far positions are off, in sds of the exact posterior."""
+    """Compute means of the gaps over units, and median errors of the positions in sds of the exact posterior."""
     rows = []
     for kind, part in found.groupby("units", sort=False):
         row: dict[str, object] = {"units": kind, "n": len(part)}
@@ -132,32 +133,32 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
         row["mcmc_agrees"] = len(agree)
         for name in ("encoder", "best", "mcmc"):
             part = agree if name == "mcmc" else part
-            off = [(part[f"{name}_mean_{k}"] - part[f"exact_mean_{k}"]).abs() / part[f"exact_sd_{k}"] for k in range(2)]
+            errors = [(part[f"{name}_mean_{k}"] - part[f"exact_mean_{k}"]).abs() / part[f"exact_sd_{k}"] for k in range(2)]
             ratio = [part[f"{name}_sd_{k}"] / part[f"exact_sd_{k}"] for k in range(2)]
-            row |= {f"{name}_off": np.median(np.concatenate(off)), f"{name}_sd_ratio": np.median(np.concatenate(ratio))}
+            row |= {f"{name}_off": np.median(np.concatenate(errors)), f"{name}_sd_ratio": np.median(np.concatenate(ratio))}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def figure(found: pd.DataFrame, path: Path) -> None:
-    """The two gaps of each unit, and the means and sds of encoder and MCMC beside the exact ones."""
+    """Plot the two gaps of each unit, and means and sds by the encoder and by MCMC against the exact ones."""
     with matplotlib.rc_context({"backend": "Agg", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         from matplotlib.figure import Figure
 
         picture = Figure(figsize=(10, 3.5), layout="constrained")
         gaps, means, sds = picture.subplots(1, 3)
         for kind, part in found.groupby("units", sort=False):
-            own = {"color": COLORS[kind], "s": 16, "alpha": 0.8, "lw": 0}
+            style = {"color": COLORS[kind], "s": 16, "alpha": 0.8, "lw": 0}
             x, y = part["approximation"].clip(lower=1e-3), part["amortisation"].clip(lower=1e-3)
-            gaps.scatter(x, y, label=kind, **own)
+            gaps.scatter(x, y, label=kind, **style)
             for k in range(2):
                 for axes, what in ((means, "mean"), (sds, "sd")):
                     exact = part[f"exact_{what}_{k}"]
-                    axes.scatter(exact, part[f"encoder_{what}_{k}"], label="encoder" if not k else None, **own)
+                    axes.scatter(exact, part[f"encoder_{what}_{k}"], label="encoder" if not k else None, **style)
                     agree = part["rhat"] < RHAT
                     axes.scatter(exact[agree], part[f"mcmc_{what}_{k}"][agree], marker="x", color="black", s=12, lw=0.7)
         gaps.set(
-            xscale="log", yscale="log", xlabel="approximation gap, nats", ylabel="amortisation gap, nats", title="loss by unit"
+            xscale="log", yscale="log", xlabel="approximation gap, nats", ylabel="amortisation gap, nats", title="gaps by image"
         )
         low, high = gaps.get_xlim()[0], max(gaps.get_xlim()[1], gaps.get_ylim()[1])
         gaps.plot([low, high], [low, high], color="black", lw=0.6, ls=":")
@@ -165,19 +166,21 @@ def figure(found: pd.DataFrame, path: Path) -> None:
         for axes, what in ((means, "mean"), (sds, "sd")):
             low, high = axes.get_xlim()
             axes.plot([low, high], [low, high], color="black", lw=0.6, ls=":")
-            axes.set(xlabel=f"{what} by quadrature", ylabel=f"{what} by the encoder (x: by MCMC)", title=f"positions: {what}")
+            axes.set(
+                xlabel=f"{what} by quadrature", ylabel=f"{what} by the encoder (crosses: MCMC)", title=f"{what} of the positions"
+            )
         sds.set(xscale="log", yscale="log")
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.savefig(path, dpi=150)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prints the summary, and saves the figure and the table by unit beside it."""
+    """Print the summary, and save the figure and the table by unit."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--n-units", type=int, default=30, help="images of each kind")
+    parser.add_argument("--n-units", type=int, default=30, help="number of training images, and of held-out images")
     parser.add_argument("--n-steps", type=int, default=3000)
     parser.add_argument("--hidden", type=int, default=32, help="size of the decoder's hidden layer")
-    parser.add_argument("--n-draws", type=int, default=500, help="of each of four chains")
+    parser.add_argument("--n-draws", type=int, default=500, help="draws of each of the four chains")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "figures" / "amortisation_gap.png")
     options = parser.parse_args(arguments)

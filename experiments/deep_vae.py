@@ -1,9 +1,9 @@
-r"""A deep variational autoencoder against PPCA of the same size and form of noise, by held-out images.
+r"""Held-out log density of a deep variational autoencoder and of PPCA with the same latent dimensions and form of noise.
 
-Images of handwritten digits, dequantised, a tenth of them held out. PPCA's maximum of the likelihood gives the held-out images
-their exact density; the autoencoder, trained on the same images, a bound from below: the log mean of importance weights of its
-encoder. Both have Gaussian noise of one size in all pixels. Where the bound is above the
-exact density, the curved decoder is the better model.
+The data are dequantised images of handwritten digits, a tenth of them held out. For PPCA at maximum likelihood the log density
+of the held-out images is exact. For the autoencoder, trained on the same images, it is a lower bound: the log mean of the
+importance weights of its encoder. Both models have Gaussian noise with the same variance in all pixels. If the bound exceeds
+the exact density, the nonlinear decoder predicts better.
 
 Example:
     python experiments/deep_vae.py --n-latent 2 8 16
@@ -23,7 +23,7 @@ N_LATENT = (2, 8, 16)
 HELD_OUT = 0.1
 HIDDEN = (128,)
 N_SAMPLES = 1000
-"""Importance samples an image."""
+"""Importance samples per image."""
 
 
 def run(
@@ -34,7 +34,7 @@ def run(
     n_samples: int = N_SAMPLES,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """A row a size: log density of a held-out image in nats with its standard error, of both models, and of their difference."""
+    """Return held-out log densities of both models and their difference, in nats per image, by number of latent dimensions."""
     dataset = ll.load_dataset("digits", dequantize=True, standardize=False)
     training, held_out = dataset.split(HELD_OUT, Seeds(seed).child("deep_vae").numpy())
     svi = ll.SVI(guide="model", n_steps=n_steps, learning_rate=0.002, n_particles=1, batch_size=128, n_draws=20)
@@ -53,22 +53,22 @@ def run(
 
 
 def figure(table: pd.DataFrame, path: Path) -> None:
-    """Both models by size."""
+    """Plot the log densities of both models by number of latent dimensions."""
     from matplotlib.figure import Figure
 
     picture = Figure(figsize=(5.0, 3.6), layout="constrained")
     axes = picture.subplots()
-    for name, color, marker, label in (("vae", "#0072B2", "o", "VAE (bound)"), ("ppca", "#D55E00", "s", "PPCA (exact)")):
+    for name, color, marker, label in (("vae", "#0072B2", "o", "VAE (lower bound)"), ("ppca", "#D55E00", "s", "PPCA (exact)")):
         error = 2 * table[f"{name} se"]
         axes.errorbar(table["n_latent"], table[name], yerr=error, color=color, marker=marker, label=label)
-    axes.set(xlabel="latent dimensions", ylabel="held-out log density, nats an image", xticks=table["n_latent"])
+    axes.set(xlabel="latent dimensions", ylabel="held-out log density, nats per image", xticks=table["n_latent"])
     axes.grid(color="#e4e4e4")
     axes.legend(frameon=False)
     picture.savefig(path, dpi=150)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the experiment, print its table, save it and its figure."""
+    """Run the experiment, print its table, and save table and figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n-latent", type=int, nargs="+", default=list(N_LATENT))
     parser.add_argument("--n-steps", type=int, default=6000)

@@ -1,17 +1,18 @@
-r"""Which embeddings of a series find its hidden states? Agreement with path and posterior as the signal weakens.
+r"""Recovery of hidden states by embeddings of a series: agreement with the true path and the posterior, by separation.
 
-Data are drawn from a hidden Markov model with three states in the plane, which stay with probability 0.9, one sequence of 250
-steps. The nearest means are `separation` standard deviations apart. For each separation the model is fitted, and asked about
+Data are drawn from a hidden Markov model with three states in the plane and probability 0.9 of remaining in a state, as one
+sequence of 250 steps. The nearest means are `separation` standard deviations apart. For each separation the model is fitted and
+compared with
 
-* the Viterbi path at the maximum of the likelihood, which knows of transitions;
-* k-means of windows of 5 steps, and k-means of the first two principal components of such windows, which smooth;
-* k-means of single steps, which ignores that steps follow each other.
+* the Viterbi path at maximum likelihood, which models transitions;
+* k-means of windows of 5 steps, and k-means of the first two principal components of such windows, which smooth the series;
+* k-means of single steps, which ignores their order.
 
-Each is held against the true path, as are the posterior's estimate (the partition of least expected Binder loss) and its draws;
-and against the draws, which agree with each other only as far as the data tell: the ceiling.
+Each clustering is compared with the true path and with posterior draws. So are the point estimate (the partition of least
+expected Binder loss) and other draws; the agreement between draws is the ceiling.
 
-    python experiments/hmm_states.py                   # the figure in figures/, by many chains, some minutes
-    python experiments/hmm_states.py --method nuts     # longer
+    python experiments/hmm_states.py                   # the figure in figures/, many short chains, several minutes
+    python experiments/hmm_states.py --method nuts     # takes longer
 """
 
 import argparse
@@ -58,29 +59,29 @@ DRAWS = "posterior draws"
 
 
 def clusterings(dataset: Dataset, seed: int) -> dict[str, np.ndarray]:
-    """Labels `(unit,)` by what made them."""
+    """Return labels `(unit,)` by method."""
 
-    def made(name: str, **options: int) -> np.ndarray:
+    def labels(name: str, **options: int) -> np.ndarray:
         return ll.embed(name, dataset, n_latent=N_STATES, n_seeds=1, seed=seed, **options).values[0].argmax(axis=1)
 
     plane = ll.embed("window_pca", dataset, n_latent=2, window=WINDOW).values
     return {
-        "viterbi": made("viterbi"),
-        "window k-means": made("window_kmeans", window=WINDOW),
+        "viterbi": labels("viterbi"),
+        "window k-means": labels("window_kmeans", window=WINDOW),
         "window PCA, k-means": kmeans(plane, N_STATES, seed=seed).argmax(axis=1),
-        "k-means": made("kmeans"),
+        "k-means": labels("kmeans"),
     }
 
 
 def model(separation: float) -> ll.models.GaussianHMM:
-    """Three states that stay; priors as wide as the means are apart, which keep every state occupied at a weak signal."""
+    """Return a model with persistent states, and priors as wide as the distance of the means, which keep all states occupied."""
     return ll.models.GaussianHMM(
         N_STATES, sticky=10.0, transition_concentration=2.0, mu_scale=SIGMA * separation, sigma_scale=SIGMA, sigma_spread=0.25
     )
 
 
 def converged_fit(prior: ll.models.GaussianHMM, dataset: Dataset, method: str, seed: int) -> ll.Fit:
-    """The fit; by many chains, with four times the draws, and again, where a diagnostic failed."""
+    """Return the fit; with `chees`, it is repeated with 4 and 16 times the draws while a diagnostic fails."""
     fit = ll.fit(prior, dataset, METHODS[method], seed=seed, progress=False)
     for factor in (4, 16) if method == "chees" else ():
         if not fit.converged:
@@ -90,40 +91,40 @@ def converged_fit(prior: ll.models.GaussianHMM, dataset: Dataset, method: str, s
 
 
 def one(separation: float, method: str, seed: int) -> list[dict[str, object]]:
-    """A data set's rows: each clustering, the posterior's estimate, and its draws."""
+    """Return the rows of a data set: each clustering, the point estimate, and the draws."""
     dataset = hidden_markov(1, N_STEPS, N_STATES, 2, separation, 0.9, seed)
     fit = converged_fit(model(separation), dataset, method, seed)
     draws, truth = fit.latents().values[..., 0], dataset.truth["z"]
     reference = PartitionReference(draws, Seeds(seed).child("verdict").numpy())
     flat = draws.reshape(-1, draws.shape[-1])
-    some = flat[np.linspace(0, len(flat) - 1, 2 * N_PAIRS).astype(int)]
-    own = {"separation": separation, "seed": seed, "converged": fit.converged}
+    thinned_draws = flat[np.linspace(0, len(flat) - 1, 2 * N_PAIRS).astype(int)]
+    design = {"separation": separation, "seed": seed, "converged": fit.converged}
     rows: list[dict[str, object]] = []
     for name, labels in {"posterior estimate": reference.centre, **clusterings(dataset, seed)}.items():
         verdict = reference.judge(labels)
-        with_draws = np.mean([adjusted_rand(labels, draw) for draw in some[:N_PAIRS]])
+        with_draws = np.mean([adjusted_rand(labels, draw) for draw in thinned_draws[:N_PAIRS]])
         scores = {"ari_truth": adjusted_rand(labels, truth), "ari_draws": with_draws}
-        rows.append({**own, "labels": name, **scores, "verdict": verdict.verdict, "delta": verdict.delta})
-    of_truth = np.mean([adjusted_rand(draw, truth) for draw in some[:N_PAIRS]])
-    ceiling = np.mean([adjusted_rand(a, b) for a, b in zip(some, some[N_PAIRS:], strict=False)])
-    return [*rows, {**own, "labels": DRAWS, "ari_truth": of_truth, "ari_draws": ceiling, "verdict": "", "delta": np.nan}]
+        rows.append({**design, "labels": name, **scores, "verdict": verdict.verdict, "delta": verdict.delta})
+    of_truth = np.mean([adjusted_rand(draw, truth) for draw in thinned_draws[:N_PAIRS]])
+    ceiling = np.mean([adjusted_rand(a, b) for a, b in zip(thinned_draws, thinned_draws[N_PAIRS:], strict=False)])
+    return [*rows, {**design, "labels": DRAWS, "ari_truth": of_truth, "ari_draws": ceiling, "verdict": "", "delta": np.nan}]
 
 
 def run(
     *, separations: tuple[float, ...] = SEPARATIONS, n_datasets: int = 5, method: str = "chees", seed: int = 0
 ) -> pd.DataFrame:
-    """All rows of the grid; a data set whose fit fails is named and left out."""
+    """Return all rows of the grid; a data set whose fit fails is reported and omitted."""
     rows = []
     for separation, i in tqdm([(s, i) for i in range(n_datasets) for s in separations], desc="hmm_states", disable=None):
         try:
             rows += one(separation, method, seed + 1000 * i)
         except LatentLabError as error:
-            print(f"left out: separation {separation:g}, data set {i}: {error}")
+            print(f"omitted: separation {separation:g}, data set {i}: {error}")
     return pd.DataFrame(rows)
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over data sets with standard errors, the median delta, and the share of each verdict."""
+    """Compute means over data sets with standard errors, the median delta, and the share of each verdict."""
     grouped = rows.groupby(["labels", "separation"], sort=False)
     found = grouped.agg(
         n=("ari_truth", "size"),
@@ -140,7 +141,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(found: pd.DataFrame, path: Path) -> None:
-    """Agreement with the true path, and with draws, beside that of draws themselves; and the verdicts."""
+    """Plot the agreement with the true path and with posterior draws, and the share of distinct verdicts."""
     with matplotlib.rc_context({"backend": "Agg", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         from matplotlib.figure import Figure
 
@@ -153,9 +154,9 @@ def figure(found: pd.DataFrame, path: Path) -> None:
             axes[1].errorbar(line.separation, line.ari_draws, 2 * line.ari_draws_se, **style)
             if name != DRAWS:
                 axes[2].plot(line.separation, line.distinct, **style)
-        axes[0].set(title="the true path", ylabel="adjusted Rand index with the true path", ylim=(0, 1.03))
-        axes[1].set(title="the posterior", ylabel="adjusted Rand index with posterior draws", ylim=(0, 1.03))
-        axes[2].set(title="verdict", ylabel="share of data sets: distinct", ylim=(-0.03, 1.03))
+        axes[0].set(title="agreement with the true path", ylabel="adjusted Rand index with the true path", ylim=(0, 1.03))
+        axes[1].set(title="agreement with the posterior", ylabel="adjusted Rand index with posterior draws", ylim=(0, 1.03))
+        axes[2].set(title="verdict", ylabel="share of data sets with verdict distinct", ylim=(-0.03, 1.03))
         for axis in axes:
             axis.set_xlabel("separation (standard deviations)")
             separations = sorted(found.separation.unique())
@@ -170,10 +171,10 @@ def figure(found: pd.DataFrame, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prints the table and saves the figure and the table beside it."""
+    """Print the table, and save figure and table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--method", choices=sorted(METHODS), default="chees")
-    parser.add_argument("--n-datasets", type=int, default=5, help="data sets a cell")
+    parser.add_argument("--n-datasets", type=int, default=5, help="data sets per cell")
     parser.add_argument("--separations", type=float, nargs="+", default=list(SEPARATIONS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "figures" / "hmm_states.png")

@@ -1,17 +1,17 @@
-r"""When is k-means an estimate of a mixture's assignments? Its agreement with the posterior as clusters move together.
+r"""Agreement of k-means with the posterior assignments of a Gaussian mixture, by separation of the clusters.
 
-Data are drawn from three spherical Gaussians at the corners of an equilateral triangle in the plane, whose sides are `separation`
-standard deviations long: with the sides fixed, the variance tends to 0 as the separation grows. There are three cases:
+Data are drawn from three spherical Gaussians at the corners of an equilateral triangle in the plane. Its sides are `separation`
+standard deviations long; they are fixed, so the variance tends to 0 as the separation grows. There are three cases:
 
-* `equal`: equal weights and one variance, both known to the model: the case whose limit is k-means;
-* `unequal sizes`: weights 0.7, 0.2 and 0.1; the model has to find them, and the variances;
-* `unequal widths`: standard deviations 1/2, 1 and 2 times the usual one; the same model.
+* `equal`: equal weights and one variance, both fixed in the model; k-means is the limit of this case;
+* `unequal sizes`: weights 0.7, 0.2 and 0.1; weights and variances are inferred;
+* `unequal widths`: standard deviations of 1/2, 1 and 2 times the common one; the same model.
 
-For each, k-means' labels are judged against the posterior of the assignments, and its centres are compared with the posterior's
-means: by how far they are apart, which needs no names of clusters.
+For each case, the labels of k-means receive a verdict against the posterior of the assignments. The mean distance between the
+centres is compared with that of the posterior; it does not depend on the order of the clusters.
 
-    python experiments/kmeans_is_gmm.py                   # the figure in figures/, by many chains, some minutes
-    python experiments/kmeans_is_gmm.py --method nuts     # longer
+    python experiments/kmeans_is_gmm.py                   # the figure in figures/, many short chains, several minutes
+    python experiments/kmeans_is_gmm.py --method nuts     # takes longer
 """
 
 import argparse
@@ -43,7 +43,7 @@ CASES = {
 }
 """Weights, and widths in units of sigma."""
 PRIORS = {"equal": (1e4, 0.0), "unequal sizes": (10.0, 0.12), "unequal widths": (10.0, 0.25)}
-"""Concentration of the weights, and spread of the log standard deviations about the usual one."""
+"""Concentration of the weights, and spread of the log standard deviations about the common one."""
 METHODS: dict[str, Any] = {
     "chees": ll.ChEES(n_chains=32, n_superchains=8, n_warmup=300, n_draws=200),
     "nuts": ll.NUTS(n_chains=4, n_warmup=300, n_draws=400),
@@ -58,7 +58,7 @@ MARKERS = {"equal": "o", "unequal sizes": "s", "unequal widths": "^"}
 
 
 def simulate(case: str, separation: float, seed: int) -> Dataset:
-    """Units of three clusters, which they came from, and the clusters' means."""
+    """Simulate units of three clusters, with their true labels and the means of the clusters."""
     rng = Seeds(seed).child("kmeans_is_gmm", case).numpy()
     weights, widths = CASES[case]
     z = rng.choice(3, N_UNITS, p=weights)
@@ -70,28 +70,30 @@ def simulate(case: str, separation: float, seed: int) -> Dataset:
 
 
 def model(case: str, separation: float) -> ll.models.GaussianMixture:
-    """The mixture that the data are from; in the equal case its weights and its variance are known.
+    """Return the mixture that generates the data, with fixed weights and variance in the equal case.
 
-    Otherwise its priors keep every component occupied: an empty one has its prior's heavy tails, which take very long chains.
+    In the other cases the priors keep every component occupied: the heavy-tailed prior of an empty one needs very long chains.
     """
     sigma = SIDE / separation
     concentration, spread = PRIORS[case]
-    given = {"weights_concentration": concentration, "sigma_spread": spread}
-    return ll.models.GaussianMixture(3, "spherical", mu_loc=SIDE / 2, mu_scale=SIDE / 2, sigma_scale=sigma, **given)
+    options = {"weights_concentration": concentration, "sigma_spread": spread}
+    return ll.models.GaussianMixture(3, "spherical", mu_loc=SIDE / 2, mu_scale=SIDE / 2, sigma_scale=sigma, **options)
 
 
 def agreement(draws: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Mean adjusted Rand index of labels with draws `(chain, draw, unit)`, and of distant draws with each other."""
+    """Compute the mean adjusted Rand index of labels with draws `(chain, draw, unit)`, and between distant draws."""
     flat = draws.reshape(-1, draws.shape[-1])
-    some = flat[np.linspace(0, len(flat) - 1, 2 * N_PAIRS).astype(int)]
-    own = [adjusted_rand(labels, draw) for draw in some[:N_PAIRS]]
-    return float(np.mean(own)), float(np.mean([adjusted_rand(a, b) for a, b in zip(some, some[N_PAIRS:], strict=False)]))
+    thinned_draws = flat[np.linspace(0, len(flat) - 1, 2 * N_PAIRS).astype(int)]
+    with_draws = [adjusted_rand(labels, draw) for draw in thinned_draws[:N_PAIRS]]
+    return float(np.mean(with_draws)), float(
+        np.mean([adjusted_rand(a, b) for a, b in zip(thinned_draws, thinned_draws[N_PAIRS:], strict=False)])
+    )
 
 
 def converged_fit(prior: ll.models.GaussianMixture, dataset: Dataset, method: str, seed: int) -> ll.Fit:
-    """The fit; by many chains again, longer and from other starts, where a diagnostic failed.
+    """Return the fit; with `chees`, it is repeated with longer chains from other starts while a diagnostic fails.
 
-    A chain can be caught during its warm-up in a mode of no weight.
+    A chain can remain in a mode of negligible mass after its warm-up.
     """
     fit = ll.fit(prior, dataset, METHODS[method], seed=seed, progress=False)
     for attempt, factor in enumerate((4, 16, 16), 1) if method == "chees" else ():
@@ -102,7 +104,7 @@ def converged_fit(prior: ll.models.GaussianMixture, dataset: Dataset, method: st
 
 
 def one(case: str, separation: float, method: str, seed: int) -> dict[str, object]:
-    """A data set's row."""
+    """Return the row of a data set."""
     dataset = simulate(case, separation, seed)
     fit = converged_fit(model(case, separation), dataset, method, seed)
     draws = fit.latents().values[..., 0]
@@ -111,7 +113,7 @@ def one(case: str, separation: float, method: str, seed: int) -> dict[str, objec
     verdict = reference.judge(labels)
     with_draws, ceiling = agreement(draws, labels)
     centres = np.stack([dataset.x[labels == k].mean(axis=0) for k in range(3)])
-    usual = pdist(dataset.truth["mu"]).mean()
+    true_distance = pdist(dataset.truth["mu"]).mean()
     means = fit.sites()["mu"].reshape(-1, 3, 2)
     return {
         "case": case,
@@ -121,8 +123,8 @@ def one(case: str, separation: float, method: str, seed: int) -> dict[str, objec
         "posterior_truth": adjusted_rand(reference.centre, dataset.truth["z"]),
         "ari_draws": with_draws,
         "ceiling": ceiling,
-        "spread": pdist(centres).mean() / usual,
-        "posterior_spread": np.mean([pdist(mu).mean() for mu in means[:: max(1, len(means) // 200)]]) / usual,
+        "spread": pdist(centres).mean() / true_distance,
+        "posterior_spread": np.mean([pdist(mu).mean() for mu in means[:: max(1, len(means) // 200)]]) / true_distance,
         "verdict": verdict.verdict,
         "delta": verdict.delta,
         "converged": fit.converged,
@@ -132,14 +134,14 @@ def one(case: str, separation: float, method: str, seed: int) -> dict[str, objec
 def run(
     *, separations: tuple[float, ...] = SEPARATIONS, n_datasets: int = 6, method: str = "chees", seed: int = 0
 ) -> pd.DataFrame:
-    """All rows of the grid; a data set whose fit fails is named and left out."""
+    """Return all rows of the grid; a data set whose fit fails is reported and omitted."""
     cells = [(case, s, i) for i in range(n_datasets) for case in CASES for s in separations]
     rows = []
     for case, separation, i in tqdm(cells, desc="kmeans_is_gmm", disable=None):
         try:
             rows.append(one(case, separation, method, seed + 1000 * i))
         except LatentLabError as error:
-            print(f"left out: {case}, separation {separation:g}, data set {i}: {error}")
+            print(f"omitted: {case}, separation {separation:g}, data set {i}: {error}")
     return pd.DataFrame(rows)
 
 
@@ -147,7 +149,7 @@ MEANS = ("ari_truth", "posterior_truth", "ari_draws", "ceiling", "spread", "post
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over data sets with standard errors, the median delta, and the share of each verdict."""
+    """Compute means over data sets with standard errors, the median delta, and the share of each verdict."""
     grouped = rows.groupby(["case", "separation"], sort=False)
     found = grouped.agg(
         n=("delta", "size"),
@@ -162,7 +164,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(found: pd.DataFrame, path: Path) -> None:
-    """Agreement with draws beside that of draws with each other, the spread of the centres, and delta, hollow where distinct."""
+    """Plot the agreement with draws and its ceiling, the distance between centres, and delta (hollow marks: mostly distinct)."""
     with matplotlib.rc_context({"backend": "Agg", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         from matplotlib.figure import Figure
 
@@ -180,10 +182,10 @@ def figure(found: pd.DataFrame, path: Path) -> None:
             axes[2].scatter(line.separation, line.delta, s=24, c=faces, edgecolors=color, marker=marker, zorder=3)
         axes[1].axhline(1, color="black", lw=0.6, ls=":")
         axes[0].set(title="agreement of the labels", ylabel="adjusted Rand index with posterior draws", ylim=(0, 1.03))
-        axes[1].set(title="distance between the centres", ylabel="mean distance / true one")
+        axes[1].set(title="distance between the centres", ylabel="mean distance / true mean distance")
         axes[2].axhline(1, color="black", lw=0.6, ls=":")
         axes[2].set(
-            title="k-means' labels (hollow: distinct)", ylabel="delta (0: posterior's estimate, 1: a draw)", ylim=(-0.05, None)
+            title="labels of k-means (hollow: distinct)", ylabel="delta (0: point estimate, 1: typical draw)", ylim=(-0.05, None)
         )
         for axis in axes:
             axis.set_xlabel("separation (standard deviations)")
@@ -197,10 +199,10 @@ def figure(found: pd.DataFrame, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prints the table and saves the figure and the table beside it."""
+    """Print the table, and save figure and table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--method", choices=sorted(METHODS), default="chees")
-    parser.add_argument("--n-datasets", type=int, default=6, help="data sets a cell")
+    parser.add_argument("--n-datasets", type=int, default=6, help="data sets per cell")
     parser.add_argument("--separations", type=float, nargs="+", default=list(SEPARATIONS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "figures" / "kmeans_is_gmm.png")

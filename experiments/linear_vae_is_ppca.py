@@ -1,9 +1,10 @@
-r"""The linear variational autoencoder is PPCA: its bound at the maximum, from every start, and whose doing a collapse is.
+r"""The optimal ELBO of the linear VAE equals PPCA's log likelihood; posterior collapse at fixed noise variances.
 
-For each data set the bound is maximised from random starts, and set beside PPCA's log likelihood in closed form: the difference,
-and how far W is from the principal axes up to the order and signs of its columns. Then the noise is fixed at one value after the
-other: the dimensions that the encoder uses are those whose eigenvalue of the data's covariance is larger than sigma^2, as for the
-likelihood itself, so that what collapses does so by no fault of the bound.
+For each data set the ELBO is maximised from random starts and compared with PPCA's log likelihood in closed form. The script
+reports the difference, and the distance of W from the principal axes up to order and signs of the columns. The noise variance
+sigma^2 is then fixed at a sequence of values. The encoder uses the dimensions whose eigenvalue of the data's covariance exceeds
+sigma^2, as does the maximum of the likelihood. Posterior collapse is therefore a property of the likelihood and not of the
+ELBO.
 
     python experiments/linear_vae_is_ppca.py           # the figure in figures/, a minute
 
@@ -31,7 +32,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
 def starts(name: str, *, n_starts: int, seed: int) -> list[dict[str, object]]:
-    """A row a start: the bound less PPCA's log likelihood, and the distance of W from the principal axes."""
+    """Return a row per start: the ELBO minus PPCA's log likelihood, and the distance of W from the principal axes."""
     dataset, q = ll.load_dataset(name), N_LATENT[name]
     ppca = ll.fit(ll.models.PPCA(n_latent=q), dataset, ll.Exact(n_draws=1), seed=seed)
     W, level = ppca.sites()["W"][0, 0], float(ppca.data["log_likelihood"]["log_likelihood"].values.sum())
@@ -43,18 +44,20 @@ def starts(name: str, *, n_starts: int, seed: int) -> list[dict[str, object]]:
     return rows
 
 
-def distance(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Relative distance of loadings after the best order and signs of the columns."""
-    products = ours.T @ theirs
+def distance(loadings: np.ndarray, reference: np.ndarray) -> float:
+    """Compute the relative distance of loadings up to order and signs of the columns."""
+    products = loadings.T @ reference
     i, j = linear_sum_assignment(-np.abs(products))
-    turned = ours[:, i] * np.sign(products[i, j])
-    return float(np.linalg.norm(turned - theirs[:, j]) / np.linalg.norm(theirs))
+    aligned = loadings[:, i] * np.sign(products[i, j])
+    return float(np.linalg.norm(aligned - reference[:, j]) / np.linalg.norm(reference))
 
 
 def collapse(dataset: Dataset, q: int, *, n_noises: int, seed: int) -> pd.DataFrame:
-    """A row a fixed noise and dimension, by descending activity: activity, kl, and how many eigenvalues are above sigma^2."""
+    """Return activity, KL and the number of eigenvalues above sigma^2, by noise variance and dimension (most active first)."""
     eigenvalues = np.linalg.eigvalsh(np.cov(dataset.x.T, ddof=0))[::-1]
-    middle = np.sqrt(eigenvalues[:q] * eigenvalues[1 : q + 1])  # between neighbours the answer is one number for sure
+    middle = np.sqrt(
+        eigenvalues[:q] * eigenvalues[1 : q + 1]
+    )  # between neighbouring eigenvalues, where the expected number is certain
     grid = np.geomspace(eigenvalues[q] * 0.7, eigenvalues[0] * 1.3, n_noises)
     rows = []
     for sigma2 in tqdm(np.sort([*grid, *middle]), desc="collapse", disable=None):
@@ -70,7 +73,7 @@ def collapse(dataset: Dataset, q: int, *, n_noises: int, seed: int) -> pd.DataFr
 
 
 def figure(found: pd.DataFrame, used: pd.DataFrame, eigenvalues: np.ndarray, path: Path) -> None:
-    """The differences by start, and the divergence of each dimension over the fixed noise."""
+    """Plot the differences by start, and the KL divergence of each dimension by noise variance."""
     with matplotlib.rc_context({"backend": "Agg", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         from matplotlib.figure import Figure
 
@@ -79,7 +82,7 @@ def figure(found: pd.DataFrame, used: pd.DataFrame, eigenvalues: np.ndarray, pat
         for color, (name, rows) in zip(COLORS, found.groupby("dataset", sort=False), strict=False):
             left.semilogy(rows["start"], rows["difference"].abs().clip(lower=1e-13), "o-", color=color, lw=0.8, label=name)
         left.axhline(1e-6, color="black", lw=0.8, ls="--")
-        left.set(xlabel="random start", ylabel="|bound - PPCA's log likelihood|, nats", title="the bound at its maximum")
+        left.set(xlabel="random start", ylabel="|ELBO − PPCA's log likelihood|, nats", title="ELBO at its maximum")
         left.legend(frameon=False, loc="center right")
         for k, rows in used.groupby("dimension"):
             right.semilogx(
@@ -90,7 +93,7 @@ def figure(found: pd.DataFrame, used: pd.DataFrame, eigenvalues: np.ndarray, pat
         right.set_xticks(shown, [f"{value:g}" for value in shown])
         right.minorticks_off()
         right.set(
-            xlabel="fixed noise variance", ylabel="KL of the encoder, nats a unit", title="a dimension ends at its eigenvalue"
+            xlabel="fixed noise variance", ylabel="KL from the prior, nats per unit", title="collapse at the eigenvalues (dotted)"
         )
         right.legend(frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +101,7 @@ def figure(found: pd.DataFrame, used: pd.DataFrame, eigenvalues: np.ndarray, pat
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prints both tables and saves the figure, and the tables beside it."""
+    """Print both tables, and save the figure and the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--n-starts", type=int, default=8)
@@ -113,10 +116,15 @@ def main(arguments: list[str] | None = None) -> None:
         print(found.to_string(index=False, float_format=lambda value: f"{value:.10g}"))
     for name, rows in found.groupby("dataset", sort=False):
         reached = (rows["difference"].abs() < 1e-6) & (rows["W"] < 1e-3)
-        print(f"{name}: {int(reached.sum())} of {len(rows)} starts reach PPCA's maximum, the farthest {rows['W'].max():.1e} in W")
+        print(
+            f"{name}: {int(reached.sum())} of {len(rows)} starts reach PPCA's maximum; largest relative distance of W "
+            f"{rows['W'].max():.1e}"
+        )
     counts = used.groupby("sigma2").agg(active=("active", "sum"), expected=("expected", "first"))
     same = int((counts["active"] == counts["expected"]).sum())
-    print(f"{last.name}: at {same} of {len(counts)} noises the dimensions in use are the eigenvalues above the noise's variance")
+    print(
+        f"{last.name}: at {same} of {len(counts)} noise variances, the active dimensions are as many as the eigenvalues above it"
+    )
     eigenvalues = np.linalg.eigvalsh(np.cov(last.x.T, ddof=0))[::-1]
     figure(found, used, eigenvalues, options.out)
     found.to_csv(options.out.with_suffix(".csv"), index=False, float_format="%.10g")

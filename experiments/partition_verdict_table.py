@@ -1,11 +1,11 @@
-r"""How often the verdict on clusterings says what, in mixtures whose posterior is known or sampled.
+r"""Frequencies of the verdicts on clusterings, for mixtures whose posterior is exact or sampled by Gibbs steps.
 
-Data x = m_z + e of a mixture of three Gaussians of equal weight and variance 1, whose means m lie `SEPARATION` apart, in one
-dimension or two. In the designs `known` the means are known: the labels are independent given the data,
-P(z_i = k | x) = N(x_i; m_k, 1) / sum_l N(x_i; m_l, 1), and draws are exact. In the designs `unknown` the means have the prior
-N(0, 5^2) and four chains of a Gibbs sampler alternate z | m and m | z, from starts of their own. Clusterings whose relation
-to that posterior is known go through the verdict. The column `unguarded` says how often they are nearer to the posterior than
-draws are, whatever the guard says.
+The data are x = m_z + e from a mixture of three Gaussians with equal weights and variance 1, in one or two dimensions.
+Neighbouring means m are `separation` apart. In the designs `known` the means are known: the labels are independent given the
+data, P(z_i = k | x) = N(x_i; m_k, 1) / sum_l N(x_i; m_l, 1), and draws are exact. In the designs `unknown` the means have the
+prior N(0, 5^2), and four chains of a Gibbs sampler alternate z | m and m | z from different starts. Verdicts are given to
+clusterings whose relation to this posterior is known. The column `unguarded` is the share of data sets in which a clustering is
+nearer to the posterior than draws are, without the test of unusual deviations.
 
 Example:
     python experiments/partition_verdict_table.py --n-datasets 60 --seed 0
@@ -32,7 +32,7 @@ LABELS = ("summary-like", "draw-like", "distinct", "undetermined")
 
 @dataclass(frozen=True)
 class Design:
-    """A mixture: dimensions, distance between means, and whether the means are known."""
+    """Design of a mixture: number of features, distance between means, and whether the means are known."""
 
     name: str
     n_features: int
@@ -41,7 +41,7 @@ class Design:
 
     @property
     def means(self) -> np.ndarray:
-        """The clusters' means `(cluster, feature)`: on a line, or the corners of a triangle of equal sides."""
+        """Means of the clusters `(cluster, feature)`: on a line, or at the corners of an equilateral triangle."""
         places = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]]) if self.n_features == 2 else np.arange(3.0)[:, None]
         return self.separation * (places - places.mean(axis=0))
 
@@ -56,24 +56,24 @@ DESIGNS = (
 
 
 def probabilities(x: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """P(z_i = k | x_i, means), `(unit, cluster)`."""
+    """Compute P(z_i = k | x_i, means), `(unit, cluster)`."""
     logs = -0.5 * ((x[:, None] - means) ** 2).sum(axis=2)
     weights = np.exp(logs - logs.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def drawn(p: np.ndarray, rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Independent labels `(*shape, unit)` of probabilities `(unit, cluster)`."""
+def draw_labels(p: np.ndarray, rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Draw independent labels `(*shape, unit)` with probabilities `(unit, cluster)`."""
     return (rng.random((*shape, len(p), 1)) > p.cumsum(axis=1)[:, :-1]).sum(axis=-1)
 
 
 def gibbs(x: np.ndarray, rng: np.random.Generator, n_draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """A chain of labels `(draw, unit)` and means `(draw, cluster, feature)`; begins at distinct units."""
+    """Sample a chain of labels `(draw, unit)` and means `(draw, cluster, feature)`; the first means are distinct units."""
     means = x[rng.choice(len(x), N_CLUSTERS, replace=False)]
     labels = np.empty((n_draws, len(x)), dtype=np.int64)
     kept = np.empty((n_draws, *means.shape))
     for t in range(-N_WARMUP, n_draws):
-        z = drawn(probabilities(x, means), rng)
+        z = draw_labels(probabilities(x, means), rng)
         member = np.eye(N_CLUSTERS)[z]
         precision = member.sum(axis=0)[:, None] + PRIOR_SD**-2
         means = (member.T @ x) / precision + rng.normal(size=means.shape) / np.sqrt(precision)
@@ -84,7 +84,7 @@ def gibbs(x: np.ndarray, rng: np.random.Generator, n_draws: int) -> tuple[np.nda
 
 @dataclass(frozen=True)
 class Case:
-    """A data set, its true labels, draws `(chain, draw, unit)`, a draw that is in no chain, and what was made of them."""
+    """A data set, true labels, draws `(chain, draw, unit)`, an additional draw, the MAP labels, and the reference."""
 
     x: np.ndarray
     truth: np.ndarray
@@ -96,12 +96,12 @@ class Case:
 
 
 def simulate(design: Design, rng: np.random.Generator) -> Case:
-    """A data set of a design. With unknown means they are drawn anew: about the design's, so that the model holds nearly."""
+    """Simulate a data set of a design."""
     truth = rng.integers(N_CLUSTERS, size=N_UNITS)
     x = design.means[truth] + rng.normal(size=(N_UNITS, design.n_features))
     if design.known:
         p = probabilities(x, design.means)
-        draws, fresh, best = drawn(p, rng, N_CHAINS, N_DRAWS), drawn(p, rng), p.argmax(axis=1)
+        draws, fresh, best = draw_labels(p, rng, N_CHAINS, N_DRAWS), draw_labels(p, rng), p.argmax(axis=1)
     else:
         chains = [gibbs(x, rng, N_DRAWS) for _ in range(N_CHAINS)]
         draws = np.stack([labels for labels, _ in chains])
@@ -111,7 +111,7 @@ def simulate(design: Design, rng: np.random.Generator) -> Case:
 
 
 def most_probable(x: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """The labels of highest density p(z | x), means integrated out: from the best draw, single moves while they raise it."""
+    """Maximise p(z | x), with the means integrated out, by changes of single labels from the best draw."""
 
     def log_density(member: np.ndarray) -> float:
         precision = member.sum(axis=0)[:, None] + PRIOR_SD**-2
@@ -134,14 +134,14 @@ def most_probable(x: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def k_means(case: Case) -> np.ndarray:
-    """Labels of k-means."""
+    """Compute the labels of k-means."""
     from sklearn.cluster import KMeans
 
     return KMeans(N_CLUSTERS, n_init=5, random_state=0).fit_predict(case.x)
 
 
 def merged(case: Case) -> np.ndarray:
-    """c* with its two largest clusters made one."""
+    """Return the least-Binder draw c* with its two largest clusters merged."""
     y = case.reference.blocks.copy()
     first, second = np.argsort(-np.bincount(y), kind="stable")[:2]
     y[y == second] = first
@@ -149,7 +149,7 @@ def merged(case: Case) -> np.ndarray:
 
 
 def split(case: Case) -> np.ndarray:
-    """c* with its largest cluster cut in two at the median of the first feature."""
+    """Return c* with its largest cluster split at the median of the first feature."""
     y = case.reference.blocks.copy()
     units = np.flatnonzero(y == np.bincount(y).argmax())
     y[units[np.argsort(case.x[units, 0])][: len(units) // 2]] = y.max() + 1
@@ -157,15 +157,15 @@ def split(case: Case) -> np.ndarray:
 
 
 def moved(case: Case, share: float) -> np.ndarray:
-    """c* with a share of the units, any, put into another cluster."""
+    """Return c* with a random share of the units moved to another cluster."""
     y = case.reference.blocks.copy()
     units = case.rng.choice(N_UNITS, round(share * N_UNITS), replace=False)
     y[units] = (y[units] + case.rng.integers(1, N_CLUSTERS, size=len(units))) % N_CLUSTERS
     return y
 
 
-def moved_though_sure(case: Case) -> np.ndarray:
-    """c* with 3 % of the units put into another cluster, those of which the posterior is surest."""
+def moved_certain(case: Case) -> np.ndarray:
+    """Return c* with the 3% most certain units moved to another cluster."""
     y, pi = case.reference.blocks.copy(), case.reference.co_assignment
     units = np.argsort((pi * (1 - pi)).sum(axis=1), kind="stable")[: round(0.03 * N_UNITS)]
     y[units] = (y[units] + 1) % (y.max() + 1)
@@ -174,7 +174,7 @@ def moved_though_sure(case: Case) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Row:
-    """A clustering, and what the definition says of it: a label, or none where that depends on the design."""
+    """A clustering and the verdict that its definition implies; empty if the verdict depends on the design."""
 
     name: str
     cluster: Callable[[Case], np.ndarray]
@@ -193,9 +193,9 @@ ROWS = (
     Row("singletons", lambda case: np.arange(N_UNITS), "distinct"),
     Row("two clusters merged", merged, "distinct"),
     Row("one cluster split", split, "distinct"),
-    Row("c*, 3 % moved", lambda case: moved(case, 0.03)),
-    Row("c*, 3 % sure ones moved", moved_though_sure),
-    Row("c*, 10 % moved", lambda case: moved(case, 0.1)),
+    Row("c*, 3% moved", lambda case: moved(case, 0.03)),
+    Row("c*, 3% certain moved", moved_certain),
+    Row("c*, 10% moved", lambda case: moved(case, 0.1)),
     Row("c* shuffled", lambda case: case.rng.permutation(case.reference.blocks), "distinct"),
 )
 
@@ -203,7 +203,7 @@ ROWS = (
 def simulate_verdicts(
     n_datasets: int, seed: int, designs: Sequence[Design] = DESIGNS, rows: Sequence[Row] = ROWS
 ) -> pd.DataFrame:
-    """All verdicts on `n_datasets` data sets of each design, one line each."""
+    """Return all verdicts on `n_datasets` data sets of each design, one per row."""
     every = []
     for design in designs:
         for k in tqdm(range(n_datasets), desc=design.name, disable=None):
@@ -216,7 +216,7 @@ def simulate_verdicts(
 
 
 def shares(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Per cent of each label by design and row, the median effect size, and per cent nearer than draws, guard or not."""
+    """Compute the percentage of each verdict by design and row, median delta, and the percentage nearer than draws."""
     groups = verdicts.groupby(["design", "row"], sort=False)
     table = groups["verdict"].value_counts(normalize=True).unstack(fill_value=0.0).reindex(columns=list(LABELS), fill_value=0.0)
     nearer = verdicts.assign(nearer=verdicts["p_low"] <= 0.025).groupby(["design", "row"], sort=False)["nearer"].mean()
@@ -224,7 +224,7 @@ def shares(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def printed(table: pd.DataFrame, n_datasets: int) -> str:
-    """The table as text: % summary/draw/distinct (undetermined), the largest standard error, % nearer without the guard."""
+    """Format the table: % summary/draw/distinct (undetermined), the largest standard error, and % nearer without the guard."""
     stated = {row.name: row.stated for row in ROWS}
     lines = [f"{'design':<28}{'clustering':<26}{'%':<18}{'+-':<6}{'unguarded':<11}{'delta':<7}stated"]
     for (design, row), line in table.iterrows():
@@ -237,7 +237,7 @@ def printed(table: pd.DataFrame, n_datasets: int) -> str:
 
 
 def figure(table: pd.DataFrame, path: Path) -> None:
-    """Stacked bars of the labels by row, a panel for each design."""
+    """Plot stacked bars of the verdicts by row, with a panel for each design."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -259,7 +259,7 @@ def figure(table: pd.DataFrame, path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the experiment, print its table and save its figure."""
+    """Run the experiment, print its table, and save its figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n-datasets", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)

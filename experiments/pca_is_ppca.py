@@ -1,13 +1,13 @@
-r"""When is PCA an estimate of PPCA's latent positions? Its agreement with the posterior over noise and sample size.
+r"""Agreement of PCA with the posterior positions of PPCA, by noise and number of units.
 
-Data are drawn from PPCA itself, $x_n = W z_n + \mu + \sigma \varepsilon_n$ with $W_{dk}, \mu_d \sim N(0, 1)$, so the true
-positions are known. For each noise and number of units the model is fitted, and the posterior is asked about
+Data are drawn from PPCA, $x_n = W z_n + \mu + \sigma \varepsilon_n$ with $W_{dk}, \mu_d \sim N(0, 1)$, so the true positions
+are known. For each noise and number of units the model is fitted, and its posterior is compared with
 
-* PCA's scores as they are, and carried by the correspondence's map: verdict and delta (0 the posterior mean, 1 a draw);
-* the true positions: their verdict, and the share of them inside their 50, 80 and 95 % credible regions.
+* PCA scores, raw and mapped by the known correspondence: verdict and delta (0 at the posterior mean, 1 at a typical draw);
+* the true positions: verdict, and the share of them in their 50%, 80% and 95% credible regions.
 
-    python experiments/pca_is_ppca.py --method svi --n-datasets 6     # the figure in figures/, some fifteen minutes
-    python experiments/pca_is_ppca.py                                 # by NUTS, more than an hour: small noise takes long
+    python experiments/pca_is_ppca.py --method svi --n-datasets 6     # the figure in figures/, about fifteen minutes
+    python experiments/pca_is_ppca.py                                 # by NUTS, more than an hour; small noise is slow
 """
 
 import argparse
@@ -38,7 +38,7 @@ MARKERS = {30: "o", 100: "s", 300: "^"}
 
 
 def one(n_units: int, noise: float, method: str, seed: int) -> list[dict[str, object]]:
-    """A data set's rows: PCA raw and mapped, and the truth, each under both alignments."""
+    """Return the rows of a data set: PCA raw and mapped, and the true positions, each under both alignments."""
     dataset = linear_gaussian(n_units=n_units, n_features=N_FEATURES, n_latent=2, noise=noise, seed=seed)
     fit = ll.fit(ll.models.PPCA(n_latent=2, sigma_scale=2.0), dataset, METHODS[method], seed=seed, progress=False)
     draws = fit.latents().values
@@ -50,8 +50,8 @@ def one(n_units: int, noise: float, method: str, seed: int) -> list[dict[str, ob
         for name, y in (("PCA", pca.values), ("PCA, mapped", mapped), ("truth", dataset.truth["z"])):
             v = reference.judge(y)
             shares = {f"coverage_{level}": getattr(v, f"coverage_{level}") for level in LEVELS}
-            own = {"n_units": n_units, "noise": noise, "seed": seed, "positions": name, "alignment": alignment}
-            rows.append({**own, "verdict": v.verdict, "delta": v.delta, **shares, "converged": fit.converged})
+            design = {"n_units": n_units, "noise": noise, "seed": seed, "positions": name, "alignment": alignment}
+            rows.append({**design, "verdict": v.verdict, "delta": v.delta, **shares, "converged": fit.converged})
     return rows
 
 
@@ -63,19 +63,19 @@ def run(
     method: str = "nuts",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """All rows of the grid; a data set whose fit fails is named and left out."""
+    """Return all rows of the grid; a data set whose fit fails is reported and omitted."""
     cells = [(n, s, i) for n in sizes for s in noises for i in range(n_datasets)]
     rows = []
     for n_units, noise, i in tqdm(cells, desc="pca_is_ppca", disable=None):
         try:
             rows += one(n_units, noise, method, seed + 1000 * i + n_units)
         except LatentLabError as error:
-            print(f"left out: {n_units} units, noise {noise}, data set {i}: {error}")
+            print(f"omitted: {n_units} units, noise {noise}, data set {i}: {error}")
     return pd.DataFrame(rows)
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over data sets, with the share of each verdict and the standard error of delta and of coverage."""
+    """Compute means over data sets, the share of each verdict, and standard errors of delta and coverage."""
     keys = ["positions", "alignment", "n_units", "noise"]
     grouped = rows.groupby(keys, sort=False)
     found = grouped.agg(
@@ -92,7 +92,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(found: pd.DataFrame, path: Path) -> None:
-    """Delta of PCA over noise, hollow where most verdicts are `distinct`, and the coverage of the truth."""
+    """Plot delta of PCA by noise (hollow marks: most verdicts are `distinct`), and the coverage of the true positions."""
     with matplotlib.rc_context({"backend": "Agg", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         from matplotlib.figure import Figure
 
@@ -106,9 +106,9 @@ def figure(found: pd.DataFrame, path: Path) -> None:
                 faces = ["white" if share > 0.5 else color for share in line["distinct"]]
                 axis.scatter(line.noise, line.delta, c=faces, edgecolors=color, marker=marker, zorder=3)
             axis.axhline(1, color="black", lw=0.8, ls="--")
-            axis.annotate("a draw", (1, 1), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+            axis.annotate("typical draw", (1, 1), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
             axis.set(xscale="log", yscale="log", title=name)
-            axis.set_ylabel("delta (0: posterior mean, 1: a draw)")
+            axis.set_ylabel("delta (0: posterior mean, 1: typical draw)")
         for n, line in at[at.positions == "truth"].groupby("n_units"):
             for level in LEVELS:
                 axes[2].axhline(level / 100, color="black", lw=0.6, ls=":")
@@ -116,11 +116,11 @@ def figure(found: pd.DataFrame, path: Path) -> None:
                 axes[2].errorbar(
                     line.noise, line[f"coverage_{level}"], errors, color=COLOURS.get(n), marker=MARKERS.get(n), ms=4, lw=1
                 )
-        axes[2].set(xscale="log", ylim=(0, 1.02), title="true positions inside their regions")
-        axes[2].set_yticks([level / 100 for level in LEVELS], [f"{level} %" for level in LEVELS])
-        axes[2].set_ylabel("share covered by the region of that level")
+        axes[2].set(xscale="log", ylim=(0, 1.02), title="coverage of the true positions")
+        axes[2].set_yticks([level / 100 for level in LEVELS], [f"{level}%" for level in LEVELS])
+        axes[2].set_ylabel("share of true positions in their credible region")
         for axis in axes:
-            axis.set_xlabel("noise sigma")
+            axis.set_xlabel("standard deviation of the noise")
             noises = sorted(found.noise.unique())
             axis.set_xticks(noises, [f"{noise:g}" for noise in noises])
             axis.minorticks_off()
@@ -132,10 +132,10 @@ def figure(found: pd.DataFrame, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prints the table and saves the figure and the table beside it."""
+    """Print the table, and save figure and table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--method", choices=sorted(METHODS), default="nuts")
-    parser.add_argument("--n-datasets", type=int, default=6, help="data sets a cell")
+    parser.add_argument("--n-datasets", type=int, default=6, help="data sets per cell")
     parser.add_argument("--noises", type=float, nargs="+", default=list(NOISES))
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--seed", type=int, default=0)

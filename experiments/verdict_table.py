@@ -1,11 +1,11 @@
-r"""How often the verdict says what, where the posterior is known exactly.
+r"""Frequencies of the verdicts on embeddings, for PPCA with known parameters, whose posterior is exact.
 
-Data x = W z + e of PPCA with known loadings: z ~ N(0, I_2), e ~ N(0, I_10), W with two orthogonal columns of length
-sqrt(SIGNAL). The posterior of each unit's position is Gaussian in closed form, z_i | x_i ~ N(m_i, V) with
-V = I / (1 + SIGNAL) and m_i = V W'x_i, so that its draws are exact: independent or, in the rows that say so, AR(1) series
-of which it is the stationary law. Embeddings whose relation to that posterior is known go through the verdict under two
-alignments. Beside what was found stands what the verdict's definition was measured to give, in a design of its own: its
-size of noise, its bend and its Isomap are not known here, so those rows agree in kind only.
+The data are x = W z + e with z ~ N(0, I_2), e ~ N(0, I_10), and known loadings W with two orthogonal columns of length
+sqrt(SIGNAL). The posterior of each unit's position is Gaussian in closed form, z_i | x_i ~ N(m_i, V) with V = I / (1 + SIGNAL)
+and m_i = V W^T x_i. Draws are exact: independent, or AR(1) series with this stationary distribution in the rows with correlated
+chains. Verdicts are given to embeddings whose relation to this posterior is known, under two alignments. The column `stated`
+has the frequencies of the verdict's specification. They were measured in another design, whose noise, bend and Isomap settings
+differ, so those rows agree only qualitatively.
 
 Example:
     python experiments/verdict_table.py --n-datasets 400 --seed 0
@@ -33,7 +33,7 @@ LABELS = ("summary-like", "draw-like", "distinct", "undetermined")
 
 @dataclass(frozen=True)
 class Case:
-    """A data set, the true positions `(unit, latent)`, and the exact posterior: means `(unit, latent)` and a common sd."""
+    """A data set, true positions `(unit, latent)`, and the exact posterior: means `(unit, latent)` and a common sd."""
 
     x: np.ndarray
     truth: np.ndarray
@@ -42,11 +42,11 @@ class Case:
     rng: np.random.Generator
 
     def draw(self) -> np.ndarray:
-        """A draw of the posterior that is in no chain."""
+        """Draw from the posterior, independently of the chains."""
         return self.mean + self.sd * self.rng.normal(size=self.mean.shape)
 
     def chains(self, n_draws: int, autocorrelation: float = 0.0) -> np.ndarray:
-        """Draws `(chain, draw, unit, latent)` of stationary AR(1) chains."""
+        """Draw stationary AR(1) chains `(chain, draw, unit, latent)`."""
         noise = self.rng.normal(size=(n_draws, N_CHAINS, *self.mean.shape))
         for t in range(1, n_draws if autocorrelation else 0):
             noise[t] = autocorrelation * noise[t - 1] + np.sqrt(1 - autocorrelation**2) * noise[t]
@@ -54,7 +54,7 @@ class Case:
 
 
 def simulate(rng: np.random.Generator) -> Case:
-    """A data set of the design."""
+    """Simulate a data set of the design."""
     truth = rng.normal(size=(N_UNITS, N_LATENT))
     loadings = np.sqrt(SIGNAL) * np.linalg.qr(rng.normal(size=(N_FEATURES, N_LATENT)))[0]
     x = truth @ loadings.T + rng.normal(size=(N_UNITS, N_FEATURES))
@@ -62,37 +62,37 @@ def simulate(rng: np.random.Generator) -> Case:
 
 
 def pca(case: Case) -> np.ndarray:
-    """Principal component scores."""
+    """Compute principal component scores."""
     return principal_axes(case.x)[:, :N_LATENT]
 
 
 def mapped_pca(case: Case) -> np.ndarray:
-    """Scores t_j sqrt(lambda_j - s2) / lambda_j, the posterior mean at maximum likelihood (Tipping and Bishop, 1999)."""
+    """Compute t_j sqrt(lambda_j - s2) / lambda_j, the posterior mean at maximum likelihood (Tipping and Bishop, 1999)."""
     variances = principal_axes(case.x).var(axis=0)
     leading, noise = variances[:N_LATENT], variances[N_LATENT:].mean()
     return pca(case) * np.sqrt(leading - noise) / leading
 
 
 def isomap(case: Case) -> np.ndarray:
-    """Isomap with 5 neighbours."""
+    """Compute Isomap with 5 neighbours."""
     from sklearn.manifold import Isomap
 
     return Isomap(n_neighbors=5, n_components=N_LATENT).fit_transform(case.x)
 
 
 def stretched(y: np.ndarray, factor: float) -> np.ndarray:
-    """Positions with their first axis stretched."""
+    """Stretch the first axis of positions."""
     return y * np.array([factor, *[1.0] * (N_LATENT - 1)])
 
 
 def bent(case: Case, by: float) -> np.ndarray:
-    """The mean with `by` times the square of axis 1, over sqrt(2) (of sd 1 for a standard normal), added to axis 2."""
+    """Add `by` times the square of axis 1, divided by sqrt(2) (sd 1 for a standard normal), to axis 2 of the posterior mean."""
     square = case.mean[:, 0] ** 2 / np.sqrt(2)
     return case.mean + by * np.outer(square, np.eye(N_LATENT)[1])
 
 
 def with_outliers(case: Case) -> np.ndarray:
-    """The mean with 3 % of the units moved by 6 posterior sd, each in a direction of its own."""
+    """Move 3% of the units of the posterior mean by 6 posterior sd in independent directions."""
     y = case.mean.copy()
     moved = case.rng.choice(N_UNITS, round(0.03 * N_UNITS), replace=False)
     step = case.rng.normal(size=(len(moved), N_LATENT))
@@ -102,7 +102,7 @@ def with_outliers(case: Case) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Row:
-    """An embedding, which draws it meets, and the % summary/draw/distinct that are stated for each alignment."""
+    """An embedding, the draws it is compared with, and the stated % summary/draw/distinct for each alignment."""
 
     name: str
     embed: Callable[[Case], np.ndarray]
@@ -112,12 +112,12 @@ class Row:
 
 
 def mean(case: Case) -> np.ndarray:
-    """The exact posterior mean."""
+    """Return the exact posterior mean."""
     return case.mean
 
 
 def truth(case: Case) -> np.ndarray:
-    """The positions that made the data."""
+    """Return the true positions."""
     return case.truth
 
 
@@ -139,7 +139,7 @@ ROWS = (
     Row("mean, axis stretched 2", lambda case: stretched(case.mean, 2.0), "0/0/100", "0/0/100"),
     Row("mean bent by 0.3", lambda case: bent(case, 0.3), "27/0/73", "28/0/72"),
     Row("mean bent by 0.6", lambda case: bent(case, 0.6), "0/0/100", "0/0/100"),
-    Row("mean with 3 % outliers", with_outliers, "0/0/100", "0/0/100"),
+    Row("mean with 3% outliers", with_outliers, "0/0/100", "0/0/100"),
     Row("draw stretched 1.3", lambda case: stretched(case.draw(), 1.3), "0/2/98", "0/53/47"),
     Row("posterior mean; too few draws", mean, draws="few"),
     Row("shuffled; too few draws", lambda case: case.rng.permutation(case.mean), draws="few"),
@@ -147,7 +147,7 @@ ROWS = (
 
 
 def judge(case: Case, rows: Sequence[Row]) -> list[dict[str, object]]:
-    """The verdicts on one data set: row, alignment, verdict, delta, p_low and coverage."""
+    """Return the verdicts on one data set: row, alignment, verdict, delta, p_low and coverage."""
     shapes = {"independent": (N_DRAWS, 0.0), "correlated": (N_DRAWS_CORRELATED, AUTOCORRELATION), "few": (N_DRAWS_TOO_FEW, 0.0)}
     draws = {kind: case.chains(*shapes[kind]) for kind in {row.draws for row in rows}}
     found = []
@@ -161,7 +161,7 @@ def judge(case: Case, rows: Sequence[Row]) -> list[dict[str, object]]:
 
 
 def simulate_verdicts(n_datasets: int, seed: int, rows: Sequence[Row] = ROWS) -> pd.DataFrame:
-    """All verdicts on `n_datasets` data sets, one line each."""
+    """Return all verdicts on `n_datasets` data sets, one per row."""
     every = []
     for k in tqdm(range(n_datasets), desc="data sets", disable=None):
         case = simulate(Seeds(seed).child("verdict_table", k).numpy())
@@ -170,14 +170,14 @@ def simulate_verdicts(n_datasets: int, seed: int, rows: Sequence[Row] = ROWS) ->
 
 
 def shares(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Per cent of each label by row and alignment, and the median effect size."""
+    """Compute the percentage of each verdict by row and alignment, and the median delta."""
     groups = verdicts.groupby(["row", "alignment"], sort=False)
     table = groups["verdict"].value_counts(normalize=True).unstack(fill_value=0.0).reindex(columns=list(LABELS), fill_value=0.0)
     return 100 * table.assign(delta=groups["delta"].median() / 100)
 
 
 def printed(table: pd.DataFrame, n_datasets: int) -> str:
-    """The table as text: % summary/draw/distinct (undetermined), the largest standard error, what is stated, and delta."""
+    """Format the table: % summary/draw/distinct (undetermined), the largest standard error, the stated values, and delta."""
     stated = {(row.name, alignment): getattr(row, alignment) for row in ROWS for alignment in ALIGNMENTS}
     lines = [f"{'embedding':<32}{'alignment':<12}{'%':<16}{'+-':<7}{'stated':<12}delta"]
     for (row, alignment), line in table.iterrows():
@@ -190,7 +190,7 @@ def printed(table: pd.DataFrame, n_datasets: int) -> str:
 
 
 def covered(verdicts: pd.DataFrame) -> str:
-    """Coverage of the truth and a Kolmogorov-Smirnov test that the ranks of its distance are uniform."""
+    """Compute the coverage of the true positions, and a Kolmogorov-Smirnov test of uniform ranks of their distance."""
     from scipy.stats import kstest
 
     lines = []
@@ -201,7 +201,7 @@ def covered(verdicts: pd.DataFrame) -> str:
             x = rows[f"coverage_{level}"]
             text.append(f"{level}%: {x.mean():.4f} +- {x.std() / np.sqrt(len(x)):.4f}")
         p = kstest(rows["p_low"], "uniform").pvalue
-        lines.append(f"truth covered, {alignment:<11} {'  '.join(text)}  ranks uniform: p = {p:.2f}")
+        lines.append(f"coverage of the truth, {alignment:<11} {'  '.join(text)}  ranks uniform: p = {p:.2f}")
     return "\n".join(lines)
 
 

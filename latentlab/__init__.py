@@ -1,4 +1,4 @@
-"""latentlab: latent positions inferred, embeddings computed, and the two compared with uncertainty.
+"""latentlab: inference of latent positions, embeddings, and comparison of both with uncertainty.
 
 Importing this package is quick and changes nothing: each public name is loaded when it is first used.
 """

@@ -17,10 +17,10 @@ from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, METRICS, MODELS, p
 
 KINDS = {"models": MODELS, "datasets": DATASETS, "embeddings": EMBEDDINGS, "metrics": METRICS, "methods": METHODS}
 INTERRUPTED = 130
-INTERRUPTED_TWICE = "interrupted twice, ended at once; the same command with --resume goes on from the last checkpoint."
+INTERRUPTED_TWICE = "interrupted twice and stopped immediately; repeat the command with --resume to continue."
 EXIT_CODES = """\
-exit codes: 0 done; 1 the run, or a check, failed; 2 the config, data or usage is wrong, nothing was started;
-            3 done, but a diagnostic failed and --strict was given; 130 interrupted, --resume goes on"""
+exit codes: 0 success; 1 the run or a check failed; 2 invalid config, data or usage, nothing was started;
+            3 success, but a diagnostic failed and --strict was given; 130 interrupted, --resume continues"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def _code(arguments: argparse.Namespace) -> int:
         return code
     except KeyboardInterrupt:
         exec("")  # clears the flag of an interrupt in code that libraries execute from text, which would end Python by the signal
-        print("latentlab: interrupted; the same command with --resume goes on.", file=sys.stderr)
+        print("latentlab: interrupted; repeat the command with --resume to continue.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -47,7 +47,7 @@ def _code(arguments: argparse.Namespace) -> int:
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()
-        print(f"latentlab: error: {_said(error)}", file=sys.stderr)
+        print(f"latentlab: error: {_message(error)}", file=sys.stderr)
         return int(getattr(error, "exit_code", 1))
 
 
@@ -77,13 +77,13 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _said(error: Exception) -> str:
-    known, line = isinstance(error, LatentLabError), plugin_line(error)
-    text = str(error) if known else f"{type(error).__name__}: {error}"
+def _message(error: Exception) -> str:
+    expected, line = isinstance(error, LatentLabError), plugin_line(error)
+    text = str(error) if expected else f"{type(error).__name__}: {error}"
     if line and line not in text:
         text += f" ({line})"
-    elif not known:
-        text += " (unexpected; --debug shows where)"
+    elif not expected:
+        text += " (unexpected error; --debug shows the traceback)"
     return "\n".join([text, *getattr(error, "__notes__", [])])
 
 
@@ -127,8 +127,8 @@ def _select(arguments: argparse.Namespace) -> int:
     )
     _print_table(table)
     if not arguments.quiet:
-        print("\nelpd_diff: to the best, se_diff its standard error.")
-        print(f"Written: {', '.join(table.attrs['written'])} and the runs beside.")
+        print("\nelpd_diff is the difference from the best row; se_diff is its standard error.")
+        print(f"Written: {', '.join(table.attrs['written'])}, and the run directories.")
     return 0 if n_compared(table) > 1 else 1
 
 
@@ -163,10 +163,10 @@ def _compare(arguments: argparse.Namespace) -> int:
     with plugins(arguments.plugin):
         found = compare_runs(arguments.runs)
     tables = [("runs", found.runs), *(("leave-one-out", table) for table in found.loo)]
-    tables += [("positions against each other", found.positions), ("verdicts on embeddings", found.verdicts)]
+    tables += [("agreement of positions", found.positions), ("verdicts on embeddings", found.verdicts)]
     print("\n\n".join("\n".join([title, *_table_lines(table)]) for title, table in tables if len(table)))
     if found.notes:
-        print("\nnot compared, or with care")
+        print("\nnotes")
         print("\n".join(f"  {note}" for note in found.notes))
     return 0
 
@@ -227,7 +227,7 @@ def _correspondences(arguments: argparse.Namespace) -> int:
         if not arguments.check:
             for entry in CORRESPONDENCES:
                 print(f"{entry.embedding} ~ {entry.model}: {entry.grade}\n  {entry.claim}")
-                print(f"  if: {entry.conditions}\n  breaks: {entry.breaks}\n  source: {entry.citation}")
+                print(f"  conditions: {entry.conditions}\n  fails with: {entry.breaks}\n  source: {entry.citation}")
             return 0
         results = [(entry, entry.check()) for entry in CORRESPONDENCES]
         verdict = {True: "holds", False: "FAILS"}
@@ -258,9 +258,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from latentlab.study.doctor import findings
 
     with plugins(arguments.plugin):
-        rows, sound = findings()
+        rows, satisfied = findings()
     _print_rows(rows)
-    return 0 if sound else 1
+    return 0 if satisfied else 1
 
 
 def _print_table(table: Any) -> None:
@@ -288,7 +288,7 @@ def _lines(rows: Sequence[Sequence[str]], indent: str) -> list[str]:
     """Align columns to their widest cell; the last column is not padded."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)] if rows else []
     cells = [[cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)] for row in rows]
-    return [indent + "  ".join([*some, row[-1]]).rstrip() for some, row in zip(cells, rows, strict=True)]
+    return [indent + "  ".join([*padded, row[-1]]).rstrip() for padded, row in zip(cells, rows, strict=True)]
 
 
 # -- arguments
@@ -309,7 +309,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="latentlab",
-        description="Latent positions inferred, embeddings computed, and the two compared with uncertainty.",
+        description="Infer latent positions, compute embeddings, and compare both with uncertainty.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -317,24 +317,36 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"latentlab {version('latentlab')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = _command(commands, "run", _run, "fit a model, compute embeddings, compare, and write a run directory")
+    run = _command(commands, "run", _run, "fit a model, compute embeddings, compare both, and write a run directory")
     _takes_config(run)
-    run.add_argument("--out", metavar="DIR", help="the run directory (runs/NAME)")
-    run.add_argument("--overwrite", action="store_true", help="replace the run that is there")
-    run.add_argument("--resume", action="store_true", help="go on with the run that is there")
-    run.add_argument("--force", action="store_true", help="with --resume: despite a changed version, thread count or plugin")
+    run.add_argument("--out", metavar="DIR", help="the run directory (default: runs/NAME)")
+    run.add_argument("--overwrite", action="store_true", help="replace an existing run")
+    run.add_argument("--resume", action="store_true", help="continue an existing run")
+    run.add_argument("--force", action="store_true", help="with --resume: ignore a changed version, thread count or plugin")
     run.add_argument("--strict", action="store_true", help="exit code 3 if a diagnostic fails")
     run.add_argument("--quiet", action="store_true", help="no progress bars and no summary")
 
-    select = _command(commands, "select", _select, "how many: run a config once a value of a key, and compare by leave-one-out")
+    select = _command(
+        commands,
+        "select",
+        _select,
+        "run a config for several values of a key, and compare the runs by leave-one-out",
+    )
     select.add_argument("config", metavar="CONFIG", help="a YAML file")
-    select.add_argument("values", metavar="KEY=VALUES", help="model.n_components=1,2,3, a list, or 1:6, both ends included")
-    select.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, the same for all")
-    select.add_argument("--out", metavar="DIR", help="where runs, selection.csv and selection.png go (runs/NAME-select)")
-    select.add_argument("--overwrite", action="store_true", help="replace the runs that are there")
-    select.add_argument("--resume", action="store_true", help="go on with the runs that are there")
+    select.add_argument(
+        "values",
+        metavar="KEY=VALUES",
+        help="such as model.n_components=1,2,3 or model.n_components=1:6 (with both ends)",
+    )
+    select.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides for all runs")
+    select.add_argument("--out", metavar="DIR", help="folder of the runs, table and plot (default: runs/NAME-select)")
+    select.add_argument("--overwrite", action="store_true", help="replace existing runs")
+    select.add_argument("--resume", action="store_true", help="continue existing runs")
     select.add_argument("--with-embeddings", action="store_true", help="compute and compare the embeddings too")
-    select.add_argument("--quiet", action="store_true", help="no progress bars, the table only")
+    select.add_argument("--quiet", action="store_true", help="no progress bars, only the table")
+
+    _add_inspection(commands)
+    return parser
 
     sweep = _command(commands, "sweep", _sweep, "run a config at every point of its `sweep` block, in parallel")
     _takes_config(sweep)
@@ -347,49 +359,58 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--dry-run", action="store_true", help="print the points and the estimated cost, and run nothing")
     sweep.add_argument("--quiet", action="store_true", help="print errors only")
 
-    compare = _command(commands, "compare", _compare, "several runs in one table, and against each other")
+
+def _add_inspection(commands: Any) -> None:
+    """Add the commands that compare, check or describe runs, configs and entries."""
+    compare = _command(commands, "compare", _compare, "compare several runs: leave-one-out, positions and verdicts")
     compare.add_argument("runs", metavar="RUN", nargs="+", help="run directories, at least two")
 
-    calibrate = _command(commands, "calibrate", _calibrate, "check a config's model and method against themselves")
+    calibrate = _command(
+        commands,
+        "calibrate",
+        _calibrate,
+        "simulation-based calibration and Geweke's test of model and method",
+    )
     _takes_config(calibrate)
-    calibrate.add_argument("--n-replications", metavar="N", type=int, help="simulated data sets (200 with nuts, 40 otherwise)")
-    calibrate.add_argument("--n-units", metavar="N", type=int, default=10, help="units of each (10)")
-    calibrate.add_argument("--out", metavar="DIR", help="write calibration.csv and calibration.png there")
+    calibrate.add_argument(
+        "--n-replications", metavar="N", type=int, help="simulated data sets (default: 200 with nuts, else 40)"
+    )
+    calibrate.add_argument("--n-units", metavar="N", type=int, default=10, help="units of each data set (default: 10)")
+    calibrate.add_argument("--out", metavar="DIR", help="folder for calibration.csv and calibration.png")
     calibrate.add_argument("--quiet", action="store_true", help="no progress bars")
 
-    report = _command(commands, "report", _report, "rebuild the page of a run or of a sweep")
+    report = _command(commands, "report", _report, "rebuild the report of a run or of a sweep")
     report.add_argument("run", metavar="RUN", help="the directory of a run or of a sweep")
 
-    lists = _command(commands, "list", _list, "what a config can name")
-    lists.add_argument("kind", metavar="KIND", nargs="?", choices=[*KINDS], help=", ".join(KINDS) + " (all of them)")
+    lists = _command(commands, "list", _list, "list models, datasets, embeddings, metrics and methods")
+    lists.add_argument("kind", metavar="KIND", nargs="?", choices=[*KINDS], help=", ".join(KINDS) + " (default: all)")
 
-    claims = _command(commands, "correspondences", _correspondences, "which embeddings estimate which model's positions")
-    claims.add_argument("--check", action="store_true", help="run the check of each claim; exit code 1 if one fails")
+    claims = _command(commands, "correspondences", _correspondences, "list the embeddings that estimate the positions of a model")
+    claims.add_argument("--check", action="store_true", help="check each claim numerically; exit code 1 if one fails")
 
-    config = commands.add_parser("config", help="look at a config without running it", allow_abbrev=False)
+    config = commands.add_parser("config", help="show a config, or the schema of configs", allow_abbrev=False)
     views = config.add_subparsers(required=True, metavar="show|schema")
-    _takes_config(_command(views, "show", _config_show, "the config as resolved, every default written out"))
-    schema = _command(views, "schema", _config_schema, "JSON schema, for editors")
-    schema.add_argument("config", metavar="CONFIG", nargs="?", help="also describe what this config's plugins define")
+    _takes_config(_command(views, "show", _config_show, "show the resolved config with all defaults"))
+    schema = _command(views, "schema", _config_schema, "print the JSON schema of configs, for editors")
+    schema.add_argument("config", metavar="CONFIG", nargs="?", help="include the entries of this config's plugins")
 
-    _command(commands, "doctor", _doctor, "versions, threads, device, optional parts")
-    return parser
+    _command(commands, "doctor", _doctor, "show versions, threads, device and optional packages")
 
 
 def _command(commands: Any, name: str, function: Callable[[argparse.Namespace], int], what: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
     parser.set_defaults(command=function)
-    own = "a Python file with models, datasets, embeddings or metrics of one's own"
-    parser.add_argument("--plugin", metavar="FILE", action="append", default=[], help=own)
+    plugin = "a Python file that defines models, datasets, embeddings or metrics"
+    parser.add_argument("--plugin", metavar="FILE", action="append", default=[], help=plugin)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
 def _takes_config(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "Values of overrides are YAML; of several for one key the last applies. "
-        "An override of a section's name drops the file's other keys of that section. "
-        "A path in the file is relative to the file, in an override to the working directory; ~ is replaced, $HOME is not."
+        "Values of overrides are YAML; if a key is overridden more than once, the last value applies. "
+        "An override of the name of a section removes the other keys of that section in the file. "
+        "A path in the file is relative to the file; in an override, to the working directory. ~ is expanded, $HOME is not."
     )
     parser.add_argument("config", metavar="CONFIG", help="a YAML file")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, such as inference.n_draws=500")

@@ -51,7 +51,7 @@ def write(path: Path, data: bytes | memoryview, check: Callable[[Path], None] | 
         if check is not None:
             check(temporary)
         elif temporary.read_bytes() != data:
-            raise StoreError(f"{path}: what was written reads back differently; the disk cannot be trusted.")
+            raise StoreError(f"{path}: the written file reads back differently; the disk may be faulty.")
         temporary.replace(path)
         sync(path.parent)
     except OSError as error:
@@ -97,13 +97,13 @@ def explained(path: Path, error: OSError, n_bytes: int = 0) -> StoreError:
     if isinstance(error, StoreError):
         return error
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StoreError(f"{path}: no room on the disk for the {n_bytes} bytes it needs; what was there before is unharmed.")
+        return StoreError(f"{path}: there is not enough disk space for {n_bytes} bytes; an existing file is unchanged.")
     if error.errno == errno.ENOENT and not path.parent.exists():
-        return StoreError(f"{path}: the folder {path.parent} is gone, so nothing can be written there.")
+        return StoreError(f"{path}: the folder {path.parent} does not exist.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StoreError(f"{path}: no permission to write in {path.parent}.")
     if error.errno == errno.ELOOP:
-        return StoreError(f"{path} is a link, which is not followed on writing: remove it.")
+        return StoreError(f"{path} is a link, and links are not followed; remove it.")
     return StoreError(f"{path}: cannot be written: {error.strerror or error}.")
 
 
@@ -147,14 +147,14 @@ class Lock:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise self._refusal(self._holder(patient=True)) from None
+            raise self._locked_error(self._holder(patient=True)) from None
         except OSError:
             held_by_system = False
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(self._descriptor).st_ino == self.path.stat().st_ino:
                 holder = self._holder()
-                if holder and not _gone(holder, held_by_system=held_by_system):
-                    raise self._refusal(holder)
+                if holder and not _has_ended(holder, held_by_system=held_by_system):
+                    raise self._locked_error(holder)
                 self.taken_over = holder
                 mine = {"pid": os.getpid(), "host": socket.gethostname(), "boot": _boot(), "since": now()}
                 os.ftruncate(self._descriptor, 0)
@@ -165,18 +165,18 @@ class Lock:
     def _holder(self, *, patient: bool = False) -> dict[str, Any] | None:
         for _ in range(10 if patient else 1):
             with contextlib.suppress(ValueError):
-                found = json.loads(os.pread(self._descriptor, 4096, 0))
-                if isinstance(found, dict):
-                    return found
+                holder = json.loads(os.pread(self._descriptor, 4096, 0))
+                if isinstance(holder, dict):
+                    return holder
             if patient:
                 time.sleep(0.02)
         return None
 
-    def _refusal(self, holder: dict[str, Any] | None) -> LockError:
+    def _locked_error(self, holder: dict[str, Any] | None) -> LockError:
         who = f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}" if holder else "another process"
         return LockError(
-            f"{_owner(self.path)} is being written by {who}; wait for it, or choose another --out "
-            f"(if that process is gone for certain, remove {self.path})."
+            f"{_owner(self.path)} is being written by {who}; wait for it, or choose another --out. "
+            f"If that process no longer exists, remove {self.path}."
         )
 
 
@@ -184,7 +184,7 @@ def _owner(lock: Path) -> Path:
     return lock.with_name(lock.name.removeprefix(".").removesuffix(".lock"))
 
 
-def _gone(holder: Mapping[str, Any], *, held_by_system: bool) -> bool:
+def _has_ended(holder: Mapping[str, Any], *, held_by_system: bool) -> bool:
     if holder.get("host") != socket.gethostname():
         return False
     if held_by_system or holder.get("boot") != _boot():

@@ -23,7 +23,7 @@ from latentlab.inference.draws import Method, finished_draws
 from latentlab.inference.encoder import activity
 from latentlab.models.base import LatentModel
 from latentlab.results.arviz import to_arviz
-from latentlab.results.assemble import align, assemble, draw_positions, globals, lifted, one_orientation, thinned_sites
+from latentlab.results.assemble import align, assemble, draw_positions, one_orientation, per_draw, select, thinned_sites
 from latentlab.results.diagnostics import converged, diagnose, sensitivity
 from latentlab.results.loo import Loo, loo
 from latentlab.results.modes import chain_modes, restart_modes
@@ -94,7 +94,7 @@ class Fit:
         return sensitivity(self.data, **self._declared)
 
     def loo(self) -> Loo:
-        """Leave-one-out predictive accuracy; that of a variational fit is corrected to the posterior (`results.loo`).
+        """Leave-one-out predictive accuracy; draws of a variational fit are reweighted to the posterior (`results.loo`).
 
         Raises:
             ModelError: Sites or parameters are point estimates.
@@ -115,13 +115,13 @@ class Fit:
         return self.model.frozen(self.parameters, self._classes)
 
     def activity(self) -> pd.DataFrame:
-        """Activity of each dimension of the encoder: dimension, activity, kl (nats a unit), active (`inference.encoder`).
+        """Activity of each dimension of the encoder: dimension, activity, kl (nats per unit), active (`inference.encoder`).
 
         Raises:
             ModelError: The model has no encoder.
         """
         if not self.model.parameters:
-            raise ModelError(f"activity: {self.model.name!r} has no encoder; models that have: vae, linear_vae.")
+            raise ModelError(f"activity: {self.model.name!r} has no encoder; models with an encoder: vae, linear_vae.")
         return activity(self.model, tensors(self.model, self.dataset), parameter_tensors(self.parameters))
 
     @property
@@ -141,7 +141,7 @@ class Fit:
                 positions, such as `"V"`; the first one by default.
 
         Raises:
-            ModelError: The model cannot place new units, or has no such position.
+            ModelError: The model does not give positions of new units, or has no such position.
             DataError: Columns are missing or too many, or entries that the model requires are missing.
         """
         site = self.model.position.site
@@ -153,17 +153,17 @@ class Fit:
         if dataset is None:
             return _with_latent_dim(self.data["latents"].to_dataset()[site])
         if "latents" not in self.model.offers:
-            raise ModelError(f"{self.model.name!r} has no `latents`, so it cannot place units that were not in the fit.")
+            raise ModelError(f"{self.model.name!r} has no `latents`, so positions of new units are not available.")
         new = self._like_training(dataset)
         seeds = Seeds(self.seed).child("latents", new.digest())
         values = {name: array for name, array in self.sites().items() if name != site}
         with isolated(seeds):
-            lead = next(iter(self.sites().values())).shape[:2]
+            shape = next(iter(self.sites().values())).shape[:2]
             arrays, equal = tensors_of_new(self.model, new, self._classes), self.method.kind == "point"
-            z = draw_positions(self.model, arrays, values, self.parameters, lead, equal=equal)
+            z = draw_positions(self.model, arrays, values, self.parameters, shape, equal=equal)
         z = self.model.act(self._aligned.elements, {site: z})[site]
         dims = ("chain", "draw", *self.model.dims[site])
-        return _with_latent_dim(xr.DataArray(z, dims=dims, coords=_lead_coords(z, new), name=site))
+        return _with_latent_dim(xr.DataArray(z, dims=dims, coords=_unit_coords(z, new), name=site))
 
     def probabilities(self, dataset: Any = None, *, n_draws: int = 400) -> xr.DataArray:
         """Probabilities of each unit's labels given each draw of the other sites, `(chain, draw, unit, component or state)`.
@@ -183,19 +183,21 @@ class Fit:
         checked("probabilities", {"n_draws": Count}, {"n_draws": n_draws})
         site, dim = self.model.position.site, self.model.exchanges.dim
         if not self.model.is_discrete:
-            raise ModelError(f"the positions of {self.model.name!r} are {self.model.position.kind}: they have no labels.")
+            raise ModelError(
+                f"probabilities: the positions of {self.model.name!r} must be discrete; they are {self.model.position.kind}."
+            )
         new = self.dataset if dataset is None else self._like_training(dataset)
-        given = tensors(self.model, new) if dataset is None else tensors_of_new(self.model, new)
+        arrays = tensors(self.model, new) if dataset is None else tensors_of_new(self.model, new)
         values = thinned_sites({name: array for name, array in self.sites().items() if name != site}, n_draws)
         elements = thinned(self._aligned.elements, n_draws)
 
         def probs(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            found: Any = self.model.latents(given, **sites)
-            return found.probs
+            conditional: Any = self.model.latents(arrays, **sites)
+            return conditional.probs
 
-        found = lifted(probs, values)
+        found = per_draw(probs, values)
         p = self.model.exchanges.act(elements, {"p": found}, {"p": ("unit", dim)})["p"]
-        return xr.DataArray(p, dims=("chain", "draw", "unit", dim), coords=_lead_coords(p, new), name=f"p({site})")
+        return xr.DataArray(p, dims=("chain", "draw", "unit", dim), coords=_unit_coords(p, new), name=f"p({site})")
 
     def log_likelihood(self, dataset: Any, *, n_samples: int = N_BOUND) -> xr.DataArray:
         """log p(point | draw) `(chain, draw, point)` of new points (units of a table).
@@ -210,12 +212,12 @@ class Fit:
         new = self._like_training(dataset)
         if "bound" in self.model.offers:
             with isolated(Seeds(self.seed).child("bound", new.digest())), torch.no_grad():
-                given = tensors_of_new(self.model, new, self._classes)
-                array = self.model.bound(given, n_samples, **parameter_tensors(self.parameters)).numpy()[None, None]
+                arrays = tensors_of_new(self.model, new, self._classes)
+                array = self.model.bound(arrays, n_samples, **parameter_tensors(self.parameters)).numpy()[None, None]
         else:
             density = density_of_new(self.model, new, self.parameters, self._classes)
-            values = globals(self.sites(), [s.name for s in density.sites])
-            array = lifted(density.log_likelihood, values, (1, 1))
+            values = select(self.sites(), [s.name for s in density.sites])
+            array = per_draw(density.log_likelihood, values, (1, 1))
         name = "bound" if "bound" in self.model.offers else "log_likelihood"
         return xr.DataArray(array, dims=("chain", "draw", new.points), coords=_point_coords(array, new), name=name)
 
@@ -251,49 +253,49 @@ class Fit:
             ConfigError: `n_draws` is not at least 1.
         """
         checked("predict", {"n_draws": Count}, {"n_draws": n_draws})
-        dataset, given = self.dataset, {name: np.atleast_1d(np.asarray(names)) for name, names in units.items()}
+        dataset, names_of = self.dataset, {name: np.atleast_1d(np.asarray(names)) for name, names in units.items()}
         if not dataset.index:
             raise DataError(
-                f"{dataset.name}: predict is for points that refer to units by an index, as ratings do; this is a table."
+                f"predict: the data must be points with an index of units, such as ratings; {dataset.name} is a table."
             )
-        if set(given) != set(dataset.index):
-            raise DataError(f"predict: give a name for each of {', '.join(dataset.index)}; got {', '.join(given) or 'none'}.")
+        if set(names_of) != set(dataset.index):
+            raise DataError(f"predict: the arguments must be {', '.join(dataset.index)}; got {', '.join(names_of) or 'none'}.")
         further = [name for name in dataset.arrays if name != dataset.observed and dataset.points in dataset.dims[name]]
         if further:
             raise ModelError(
-                f"predict: {self.model.name!r} takes {further[0]!r} of each {dataset.points}, which is not known at others; use "
-                "`log_likelihood`, or the draws in `fit.data`."
+                f"predict: {self.model.name!r} requires {further[0]!r} of each {dataset.points}, which is unknown for new ones; "
+                "use `log_likelihood`, or the draws in `fit.data`."
             )
-        sizes = {len(names) for names in given.values()}
+        sizes = {len(names) for names in names_of.values()}
         if len(sizes) > 1:
             raise DataError(
-                f"predict: as many names for each index; got {', '.join(f'{n}: {len(v)}' for n, v in given.items())}."
+                f"predict: all indices must have the same length; got {', '.join(f'{n}: {len(v)}' for n, v in names_of.items())}."
             )
         index = {}
-        for name, names in given.items():
+        for name, names in names_of.items():
             kind = dataset.index[name].kind
             places = pd.Index(dataset.units[kind].astype(str)).get_indexer(names.astype(str))
             if (places < 0).any():
-                strange = str(names[places < 0][0])
-                raise DataError(f"predict: {name} {strange!r} was not in the fit; see `fit.dataset.units[{kind!r}]`.")
+                unknown_unit = str(names[places < 0][0])
+                raise DataError(f"predict: {name} {unknown_unit!r} is not a unit of the fit; see `fit.dataset.units[{kind!r}]`.")
             index[name] = places
         if sizes == {0}:
-            raise DataError(f"predict: no {dataset.points} is given.")
+            raise DataError(f"predict: at least one {dataset.points} is required; got none.")
         if is_graph(dataset.index):
             loops = np.flatnonzero(np.equal(*index.values()))
             if len(loops):
-                same = str(next(iter(given.values()))[loops[0]])
-                raise DataError(f"predict: {dataset.points} {loops[0]} joins {same!r} with itself, of which nothing is known.")
+                node = str(next(iter(names_of.values()))[loops[0]])
+                raise DataError(f"predict: {dataset.points} {loops[0]} joins {node!r} with itself; the model has no self-loops.")
         arrays = {**tensors(self.model, dataset), **{name: torch.tensor(places) for name, places in index.items()}}
         arrays |= {"mask": None} if "mask" in arrays else {}
         arrays[dataset.observed] = torch.zeros(sizes.pop(), dtype=torch.float64)
         density = Density(self.model, arrays, dataset.array_dims, parameter_tensors(self.parameters))
-        values = thinned_sites(globals(self.sites(), [site.name for site in density.sites]), n_draws)
+        values = thinned_sites(select(self.sites(), [site.name for site in density.sites]), n_draws)
         with isolated(Seeds(self.seed).child("predict")):
-            found = lifted(density.predict, values)[dataset.observed]
+            found = per_draw(density.predict, values)[dataset.observed]
         if dataset.transform is not None:
             found = dataset.transform.inverse(found)
-        coords = {name: (dataset.points, names) for name, names in given.items()}
+        coords = {name: (dataset.points, names) for name, names in names_of.items()}
         return xr.DataArray(found, dims=("chain", "draw", dataset.points), coords=coords, name=dataset.observed)
 
     def imputations(self, *, n_draws: int = 400) -> xr.DataArray:
@@ -312,7 +314,7 @@ class Fit:
         checked("imputations", {"n_draws": Count}, {"n_draws": n_draws})
         dataset, where = self.dataset, np.argwhere(np.isnan(self.dataset.x))
         if not len(where):
-            raise DataError(f"{dataset.name}: no entry is missing, so that nothing can be filled in.")
+            raise DataError(f"{dataset.name}: no entry is missing, so there is nothing to impute.")
         seeds = Seeds(self.seed).child("imputations")
         x = impute(self.model, dataset, thinned_sites(self.sites(), n_draws), seeds, where, self.parameters)
         if dataset.transform is not None:
@@ -367,7 +369,7 @@ def fit(
     return Fit(model, dataset.sample, method, seed, data)
 
 
-def _lead_coords(array: np.ndarray, dataset: Dataset) -> dict[str, np.ndarray]:
+def _unit_coords(array: np.ndarray, dataset: Dataset) -> dict[str, np.ndarray]:
     """Coordinates of an array `(chain, draw, unit, ...)`."""
     return {"chain": np.arange(array.shape[0]), "draw": np.arange(array.shape[1]), "unit": dataset.units}
 
@@ -375,9 +377,9 @@ def _lead_coords(array: np.ndarray, dataset: Dataset) -> dict[str, np.ndarray]:
 def _point_coords(array: np.ndarray, dataset: Dataset) -> dict[str, Any]:
     """Coordinates of an array `(chain, draw, point)`: the names of a table's units, or of the units of each point."""
     if not dataset.index:
-        return _lead_coords(array, dataset)
-    lead = {"chain": np.arange(array.shape[0]), "draw": np.arange(array.shape[1])}
-    return lead | {name: (dataset.points, names) for name, names in dataset.point_names().items()}
+        return _unit_coords(array, dataset)
+    draws = {"chain": np.arange(array.shape[0]), "draw": np.arange(array.shape[1])}
+    return draws | {name: (dataset.points, names) for name, names in dataset.point_names().items()}
 
 
 def _with_latent_dim(z: xr.DataArray) -> xr.DataArray:

@@ -67,7 +67,7 @@ class Table:
         """Add entries to the table within a `with` block."""
         clash = sorted(set(entries) & set(self._entries))
         if clash:
-            raise ConfigError(f"a plugin's {self.kind} may not take the built-in name {clash[0]!r}.")
+            raise ConfigError(f"{clash[0]!r} is the name of a built-in {self.kind}; rename the {self.kind} of the plugin.")
         before = self._plugins
         self._plugins = {**before, **entries}
         try:
@@ -115,9 +115,9 @@ def plugins(paths: Sequence[str | Path]) -> Iterator[None]:
     found: dict[str, dict[str, Any]] = {kind: {} for kind in PLUGIN_TABLES}
     for path in paths:
         for kind, entries in _plugin(Path(path)).items():
-            twice = sorted(set(entries) & set(found[kind]))
-            if twice:
-                raise ConfigError(f"plugin {str(path)!r}: another plugin has a {kind} named {twice[0]!r} too.")
+            duplicates = sorted(set(entries) & set(found[kind]))
+            if duplicates:
+                raise ConfigError(f"plugin {str(path)!r}: another plugin also has a {kind} named {duplicates[0]!r}; rename one.")
             found[kind].update(entries)
     with contextlib.ExitStack() as stack:
         for kind, entries in found.items():
@@ -127,13 +127,13 @@ def plugins(paths: Sequence[str | Path]) -> Iterator[None]:
 
 def plugin_line(error: BaseException) -> str:
     """Position `FILE, line N` in a plugin at which an error was raised; empty if it was raised elsewhere."""
-    seen: BaseException | None = error
-    while seen is not None:
-        frames = [(frame, line) for frame, line in traceback.walk_tb(seen.__traceback__)]
+    current: BaseException | None = error
+    while current is not None:
+        frames = [(frame, line) for frame, line in traceback.walk_tb(current.__traceback__)]
         for frame, line in reversed(frames):
             if str(frame.f_globals.get("__name__", "")).startswith(PLUGIN):
                 return f"{frame.f_code.co_filename}, line {line}"
-        seen = seen.__cause__ or seen.__context__
+        current = current.__cause__ or current.__context__
     return ""
 
 
@@ -160,8 +160,8 @@ def _plugin(path: Path) -> dict[str, dict[str, Any]]:
         found[kind] = _plugin_table(path, module, kind)
     if not any(found.values()):
         raise ConfigError(
-            f"plugin {str(path)!r} defines nothing: no subclass of latentlab.LatentModel, and none of the tables datasets, "
-            'embeddings and metrics, such as `embeddings = {"name": function}`.'
+            f"plugin {str(path)!r} defines no subclass of latentlab.LatentModel, and none of the dicts `datasets`, `embeddings` "
+            'and `metrics`, such as `embeddings = {"name": function}`.'
         )
     return found
 
@@ -175,12 +175,14 @@ def _plugin_models(path: Path, module: ModuleType) -> dict[str, Any]:
     ]
     found: dict[str, Any] = {}
     for one in classes:
-        own = getattr(one, "name", None)
-        if not isinstance(own, str):
+        name = getattr(one, "name", None)
+        if not isinstance(name, str):
             raise ConfigError(f"plugin {str(path)!r}: the model {one.__name__} has no `name`.")
-        if own in found:
-            raise ConfigError(f"plugin {str(path)!r}: two models are named {own!r}, {found[own].__name__} and {one.__name__}.")
-        found[own] = one
+        if name in found:
+            raise ConfigError(
+                f"plugin {str(path)!r}: two models have the name {name!r}, {found[name].__name__} and {one.__name__}."
+            )
+        found[name] = one
     return found
 
 
@@ -190,14 +192,14 @@ def _plugin_table(path: Path, module: ModuleType, kind: str) -> dict[str, Any]:
         return {}
     where = f"plugin {str(path)!r}: `{kind}s`"
     if not isinstance(table, dict):
-        raise ConfigError(f"{where} must be a dict of name and {kind}; got {type(table).__name__}.")
+        raise ConfigError(f"{where} must be a dict from names to functions; got {type(table).__name__}.")
     for name, entry in table.items():
         if not isinstance(name, str) or not callable(entry):
-            raise ConfigError(f"{where} must have names and functions; got {name!r}: {entry!r:.60}.")
+            raise ConfigError(f"{where} must be a dict from names to functions; got {name!r}: {entry!r:.60}.")
         if kind == "metric" and (not hasattr(entry, "direction") or entry.name != name):
             raise ConfigError(
-                f"{where}: {name!r} must be a function of that name with the decorator `latentlab.compare.metric.metric`, which "
-                f"declares what it ignores; got {entry!r:.60}."
+                f"{where}: {name!r} must be a function with this name and the decorator `latentlab.compare.metric.metric`, which "
+                f"declares its invariances; got {entry!r:.60}."
             )
     return dict(table)
 

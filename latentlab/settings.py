@@ -58,24 +58,24 @@ def settings(cls: type[T]) -> type[T]:
     Raises:
         ConfigError: By the constructor: names the class, the field, the required type and the value.
     """
-    return _made(cls, frozen=False)
+    return _as_dataclass(cls, frozen=False)
 
 
 @dataclass_transform(eq_default=True, frozen_default=True)
 def frozen_settings(cls: type[T]) -> type[T]:
     """Apply `settings` with immutable instances, which are equal if their fields are equal."""
-    return _made(cls, frozen=True)
+    return _as_dataclass(cls, frozen=True)
 
 
-def _made(cls: type[T], *, frozen: bool) -> type[T]:
-    after = getattr(cls, "__post_init__", None)
+def _as_dataclass(cls: type[T], *, frozen: bool) -> type[T]:
+    own_post_init = getattr(cls, "__post_init__", None)
 
     def __post_init__(self: Any) -> None:
         types = field_types(self.__class__)
         for name, value in checked(type(self).__name__, types, {name: getattr(self, name) for name in types}).items():
             object.__setattr__(self, name, value)
-        if after is not None:
-            after(self)
+        if own_post_init is not None:
+            own_post_init(self)
 
     cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
     return dataclass(eq=frozen, frozen=frozen, repr=frozen)(cls)
@@ -84,11 +84,11 @@ def _made(cls: type[T], *, frozen: bool) -> type[T]:
 @cache
 def field_types(cls: Any) -> Mapping[str, Any]:
     """The types of a class's fields, ranges included, in their order."""
-    own = {field.name: field.type for field in fields(cls)}
-    if any(isinstance(kind, str) for kind in own.values()):
+    types = {field.name: field.type for field in fields(cls)}
+    if any(isinstance(kind, str) for kind in types.values()):
         hints = get_type_hints(cls, include_extras=True)
-        return {name: hints[name] for name in own}
-    return own
+        return {name: hints[name] for name in types}
+    return types
 
 
 def checked(owner: str, types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,15 +106,15 @@ def checked(owner: str, types: Mapping[str, Any], values: Mapping[str, Any]) -> 
         >>> checked("PPCA", {"n_latent": Count, "W_scale": Positive}, {"n_latent": 2, "W_scale": 1})
         {'n_latent': 2, 'W_scale': 1.0}
     """
-    found = {}
+    result = {}
     for name, value in values.items():
         kind = types[name]
         plain = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
         try:
-            found[name] = _adapter(kind).validate_python(plain)
+            result[name] = _adapter(kind).validate_python(plain)
         except ValidationError as error:
             raise ConfigError(f"{owner}: `{name}` must be {described(kind)}; got {value!r}.") from error
-    return found
+    return result
 
 
 @cache
@@ -133,20 +133,20 @@ def described(kind: Any, ranges: Iterable[Any] = ()) -> str:
         >>> described(Count | None), described(Literal["full", "tied"])
         ('a whole number of at least 1, or null', 'one of full, tied')
     """
-    return _words(kind, tuple(ranges), plural=False)
+    return _description(kind, tuple(ranges), plural=False)
 
 
-def _words(kind: Any, ranges: tuple[Any, ...], *, plural: bool) -> str:
+def _description(kind: Any, ranges: tuple[Any, ...], *, plural: bool) -> str:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return _words(inner[0], (*inner[1:], *ranges), plural=plural)
+        return _description(inner[0], (*inner[1:], *ranges), plural=plural)
     if origin in (Union, UnionType):
-        parts = [_words(one, ranges, plural=plural) for one in inner]
+        parts = [_description(one, ranges, plural=plural) for one in inner]
         return ", or ".join(dict.fromkeys(parts))
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
     if origin in (tuple, list, Sequence) or kind in (tuple, list):
-        of = _words(inner[0], (), plural=True) if inner else ""
+        of = _description(inner[0], (), plural=True) if inner else ""
         return f"a list of {of}" if of and not of.startswith("a ") else "a list"
     if kind in NUMBERS:
         return NUMBERS[kind][plural] + _bounds(ranges)

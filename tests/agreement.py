@@ -1,9 +1,8 @@
-"""Whether two runs of one config agree, as on two machines: `python tests/agreement.py runs/a runs/b` prints what differs.
+"""Compares two runs of one config: `python tests/agreement.py runs/a runs/b` prints the differences.
 
-What has nothing random in it agrees to 1e-8 of its spread: the data, embeddings without seeds, point estimates. Means of draws
-agree within their Monte Carlo errors, of what the model's symmetry leaves identified. Verdicts, failed checks and partitions
-are the same, except verdicts that either run reports as borderline. Layouts of t-SNE and UMAP are not compared, since they
-amplify rounding errors; their verdicts are compared.
+Data, embeddings without seeds and point estimates must agree to 1e-8 of their spread. Posterior means of identified quantities
+must agree within their Monte Carlo errors. Verdicts, failed checks and partitions must be equal, except verdicts that either
+run reports as borderline. Layouts of t-SNE and UMAP are not compared, since they amplify rounding errors; their verdicts are.
 """
 
 import sys
@@ -25,7 +24,7 @@ KEY = ["embedding", "seed", "map", "alignment"]
 
 
 def disagreements(first: Path, second: Path) -> list[str]:
-    """What differs between two runs, a line each."""
+    """Returns the differences between two runs, one line each."""
     a, b = Source(load_run(first)), Source(load_run(second))
     if _data(a, b):
         return _data(a, b)
@@ -33,7 +32,7 @@ def disagreements(first: Path, second: Path) -> list[str]:
 
 
 def _data(a: Source, b: Source) -> list[str]:
-    """Differences between the fitted data; those of simulators may differ by the rounding of the machine."""
+    """Compares the fitted data; simulated data may differ by rounding."""
     x, y = a.fitted.x, b.fitted.x
     if x.shape != y.shape or (np.isnan(x) != np.isnan(y)).any():
         return ["the data differ in shape, or in what is missing"]

@@ -1,9 +1,9 @@
-"""Shared by all tests: a seed that can be chosen, false alarms that are counted, and nothing left behind.
+"""Shared fixtures and hooks: a seed option, repeated tests with a stated false alarm rate, and a cache folder.
 
-Tests of random numbers fail now and then by chance. Each states its rate: those marked `chance(p)` draw from `rng`, fail a sound
-program with probability p at most, and are run once more on further numbers before they fail (p squared). The others have a rate
-of 1e-5 at most, by their bound; there are fewer than 60. All together raise less than one false alarm in a thousand runs of the
-suite; the sum over the collected tests is printed before they run.
+Statistical tests fail by chance at a stated rate. Tests marked `chance(p)` draw from `rng`, fail a correct program with
+probability p at most, and are repeated once with new random numbers before they fail (p squared). The fewer than 60 others have
+a rate of 1e-5 at most. In total, less than one in a thousand runs of the suite has a false alarm; the rate of the collected
+tests is printed.
 """
 
 import os
@@ -14,6 +14,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import numpy as np
 import pytest
+
+from latentlab.data.dataset import Dataset
+from latentlab.data.load import load_dataset
 
 SEED = 20_240_229
 REFERENCES = Path(__file__).resolve().parents[2] / "shared" / "references"
@@ -46,7 +49,7 @@ def pytest_report_collectionfinish(items: list[pytest.Item]) -> str | list[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _code(tmp_path_factory) -> None:
-    """Machine code is made anew once for all workers, and is not left in the user's folder."""
+    """Compiles machine code once for all workers, in a temporary folder."""
     own = tmp_path_factory.getbasetemp()
     code = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "code"
     code.mkdir(exist_ok=True)
@@ -55,7 +58,7 @@ def _code(tmp_path_factory) -> None:
 
 @pytest.fixture(scope="session")
 def references() -> Path:
-    """The folder of posteriors with known answers."""
+    """The folder of reference posteriors."""
     if not REFERENCES.is_dir():
         pytest.skip(f"reference posteriors are not there: {REFERENCES.name} beside the checkout")
     return REFERENCES
@@ -63,5 +66,15 @@ def references() -> Path:
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
-    """A generator of the seed of the whole run (`--seed`); a test that uses it passes with any."""
+    """A generator with the seed of the run (`--seed`); tests must pass with any seed."""
     return np.random.default_rng(request.config.getoption("--seed"))
+
+
+@pytest.fixture(scope="session")
+def iris() -> Dataset:
+    return load_dataset("iris")
+
+
+@pytest.fixture(scope="session")
+def wine() -> Dataset:
+    return load_dataset("wine")

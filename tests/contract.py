@@ -1,4 +1,4 @@
-"""What every model promises, as checks that raise AssertionError; `models/test_contract.py` holds all models to them."""
+"""Checks of the contract of models; `models/test_contract.py` applies them to all models."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ def parameters_of(model, dataset):
 
 
 def truth_of(model, dataset):
-    """The truth of all sites of the joint with positions, and of the parameters; labels as whole numbers."""
+    """Returns the true values of all sites, positions and parameters; labels as integers."""
     found = {name: np.asarray(value) for name, value in dataset.truth.items() if name in dims_of(model)}
     if model.position.kind == "discrete":
         found[model.position.site] = found[model.position.site].astype(np.int64)
@@ -41,7 +41,7 @@ def truth_of(model, dataset):
 
 
 def dims_of(model):
-    """Dims of sites and parameters: the symmetry is one of the joint of both."""
+    """Returns the dims of sites and parameters, on which the symmetry acts."""
     return {**model.dims, **model.parameters}
 
 
@@ -68,7 +68,7 @@ def joint_along(model, dataset, group, n):
 
 
 def acted(model, group, element, values):
-    """The sites after an element of a group has acted; a discrete position is renamed by permutations, and has no other turn."""
+    """Applies a group element to the sites; discrete positions are only permuted."""
     found = group.act(element, values, dims_of(model))
     if model.position.kind == "discrete" and type(group).__name__ == "Permutation":
         found[model.position.site] = renamed(element, values[model.position.site])
@@ -76,17 +76,17 @@ def acted(model, group, element, values):
 
 
 def joint_or_nothing(model, dataset, values):
-    """The log joint; minus infinity where a value cannot be (weights that were rotated)."""
+    """Returns the log joint; minus infinity outside the support (for example for rotated weights)."""
     try:
         return log_joint(model, dataset, values)
     except ModelError as error:
-        if "outside (or on the edge) of its support" in str(error):
+        if "not in the interior of its support" in str(error):
             return -np.inf
         raise
 
 
 def check_symmetry(model, dataset):
-    """The declared group leaves the log joint as it is, and every larger group of the table changes it."""
+    """Checks that the declared group leaves the log joint invariant and that every larger group changes it."""
     at, moved = joint_along(model, dataset, model.symmetry, 5)
     worst = np.abs(moved - at).max()
     assert worst < 1e-8 * abs(at), f"{model.symmetry} is declared and changes the log joint by {worst:.3g}"
@@ -99,14 +99,14 @@ def check_symmetry(model, dataset):
 
 
 def check_guide_sites(model, dataset):
-    """Guide and program have the same sites."""
+    """Checks that guide and program have the same sites."""
     if "guide" in model.offers:
         arrays = tensors(model, dataset)
         check_guide(Problem(model, arrays, density_of(model, dataset), Seeds(SEED), progress=False))
 
 
 def check_start(model, dataset):
-    """The starting values have a finite density, and their gradient is the one of central differences."""
+    """Checks that the density at the start is finite and its gradient matches central differences."""
     density = density_of(model, dataset)
     with isolated(Seeds(SEED)):
         u = start(density, np.random.default_rng(SEED), jitter=0.5)
@@ -123,14 +123,14 @@ def check_start(model, dataset):
 
 
 def with_missing(dataset, share=0.25):
-    """The dataset without a share of its entries."""
+    """Returns the dataset with a share of its entries missing."""
     x = dataset.x.astype(np.float64)
     x[np.random.default_rng(SEED).random(x.shape) < share] = np.nan
     return replace(dataset, arrays={**dataset.arrays, dataset.observed: x}, mask=None)
 
 
 def pyros_own(density):
-    """Value and gradient of the flat density by the potential that Pyro's samplers use, which knows nothing of ours."""
+    """Returns value and gradient of the unconstrained density by the potential of Pyro's samplers."""
 
     def program(**arrays):
         with Fixed(density.parameters):
@@ -151,7 +151,7 @@ def pyros_own(density):
 
 
 def check_paths(model, dataset, n_points=2):
-    """One point or a batch, captured or not: value and gradient of the flat density are Pyro's own."""
+    """Checks value and gradient of the unconstrained density against Pyro, for single and batched points, captured or not."""
     density = density_of(model, dataset)
     with isolated(Seeds(SEED)):
         rng = np.random.default_rng(SEED)
@@ -194,7 +194,7 @@ def check_imputation(model, dataset):
 
 
 def scores_of(model, datasets):
-    """The gradient of the flat joint at each dataset's own truth, `(dataset, coordinate)`; one density, all datasets at once."""
+    """Returns the gradient of the unconstrained joint at the true values of each dataset, `(dataset, coordinate)`."""
     density = density_of(model, datasets[0])
     points = torch.stack([density.unconstrain({s.name: np.asarray(d.truth[s.name]) for s in density.sites}) for d in datasets])
     arrays, parameters = stacked([tensors(model, d) for d in datasets]), stacked([parameters_of(model, d) for d in datasets])
@@ -215,7 +215,7 @@ def stacked(each):
 
 
 def check_simulate(make: "type[LatentModel] | object", n_sets=400, n_units=6):
-    """`simulate` draws from the density: at its own truth, the score of the flat joint has mean 0, in every coordinate.
+    """Checks that `simulate` draws from the density: the score at the true values has mean 0 in every coordinate.
 
     E[d log p(u, x) / du] = 0 under the joint. Two-sided z-tests of each coordinate's mean over data sets, Bonferroni at a
     total of 1e-5.

@@ -1,4 +1,4 @@
-"""Answers by other formulas than the library's: dense Gaussians, eigenvalues, conditioning of a joint distribution."""
+"""Independent formulas: dense Gaussians, eigenvalues, and conditioning of a joint distribution."""
 
 import numpy as np
 from scipy.stats import multivariate_normal

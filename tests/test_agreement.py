@@ -1,4 +1,4 @@
-"""What `agreement` finds: it is silent about two runs of one posterior, and names what differs."""
+"""Tests of `agreement`, which compares two runs."""
 
 import pytest
 from agreement import disagreements
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.long  # as what it serves, tests/test_other_cpus.py
 SMALL = {"n_draws": 20, "n_pairs": 10, "n_permutations": 4, "n_neighbors": 5}
 
 
-def made(folder, *, seed=0, n_units=40, scale=1.0, method=None, data_seed=0):
+def run_of(folder, *, seed=0, n_units=40, scale=1.0, method=None, data_seed=0):
     config = {
         "name": "small",
         "seed": seed,
@@ -26,26 +26,26 @@ def made(folder, *, seed=0, n_units=40, scale=1.0, method=None, data_seed=0):
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    return made(tmp_path_factory.mktemp("first") / "run")
+    return run_of(tmp_path_factory.mktemp("first") / "run")
 
 
 def test_a_run_agrees_with_itself(first):
     assert disagreements(first, first) == []
 
 
-def test_another_posterior_does_not_agree(first, tmp_path):
-    """A prior that holds sigma near 0 moves means by many Monte Carlo errors."""
-    found = disagreements(first, made(tmp_path / "run", scale=0.01))
+def test_a_run_with_another_posterior_disagrees(first, tmp_path):
+    """A prior with sigma near 0 changes means by many Monte Carlo errors."""
+    found = disagreements(first, run_of(tmp_path / "run", scale=0.01))
     assert any(line.startswith("mean of sigma") for line in found)
 
 
-def test_other_data_are_named(first, tmp_path):
-    assert disagreements(first, made(tmp_path / "run", n_units=41)) == ["the data differ in shape, or in what is missing"]
-    other = made(tmp_path / "other", data_seed=1)
+def test_changed_data_are_named(first, tmp_path):
+    assert disagreements(first, run_of(tmp_path / "run", n_units=41)) == ["the data differ in shape, or in what is missing"]
+    other = run_of(tmp_path / "other", data_seed=1)
     assert [line.split(" by ")[0] for line in disagreements(first, other)] == ["the data differ"]
 
 
-def test_point_estimates_agree_to_rounding_and_no_further(tmp_path):
+def test_point_estimates_must_agree_to_rounding(tmp_path):
     exact = {"name": "exact", "n_draws": 400}
-    one, same = (made(tmp_path / name, method=exact) for name in "ab")
+    one, same = (run_of(tmp_path / name, method=exact) for name in "ab")
     assert disagreements(one, same) == []

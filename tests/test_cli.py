@@ -1,4 +1,4 @@
-"""The command line: exit codes, one-line errors, quick answers, and nothing of the machine in the results."""
+"""Tests of the command line: exit codes, one-line errors and speed."""
 
 import json
 import os
@@ -52,15 +52,15 @@ def command(*arguments, **environment):
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("list",), ("doctor",), ("run", "--help"), ("--version",)])
-def test_help_list_and_doctor_answer_at_once(arguments):
-    """Without the libraries that take seconds to import."""
+def test_help_list_and_doctor_are_fast(arguments):
+    """No library is imported that takes seconds to load."""
     code, output, errors, modules = command(*arguments)
     assert (code, errors) == (0, "")
     assert output
     assert not modules & {"torch", "pyro", "pandas", "sklearn", "arviz", "numba", "matplotlib"}
 
 
-def test_a_config_error_comes_soon_and_before_data_or_samplers_are_touched(config):
+def test_config_errors_are_reported_before_data_are_loaded(config):
     code, output, errors, modules = command("run", config, "inference.n_drws=3")
     assert (code, output) == (2, "")
     assert errors.startswith(
@@ -71,7 +71,7 @@ def test_a_config_error_comes_soon_and_before_data_or_samplers_are_touched(confi
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- 1", "a: no", "a: 1\na: 2"])
-def test_a_file_that_cannot_be_read_is_refused_without_importing_torch(text, config):
+def test_unreadable_files_are_refused_without_importing_torch(text, config):
     with open(config, "w") as stream:
         stream.write(text)
     code, output, errors, modules = command("run", config)
@@ -84,8 +84,8 @@ def test_a_file_that_cannot_be_read_is_refused_without_importing_torch(text, con
 
 
 @pytest.fixture
-def fake_run(monkeypatch):
-    """Stands in for the runner: keeps what it was called with, and raises what it is told to."""
+def fake_runner(monkeypatch):
+    """Replaces the runner: stores its arguments and raises a given error."""
     calls = SimpleNamespace(error=None, config=None, options=None)
 
     def run(config, **options):
@@ -97,7 +97,7 @@ def fake_run(monkeypatch):
     return calls
 
 
-def strict_failure():
+def raise_strict_failure():
     error = InferenceError("not converged")
     error.exit_code = 3
     return error
@@ -112,9 +112,9 @@ def strict_failure():
         (ModelError("a"), 2, "latentlab: error: a\n"),
         (StoreError("a"), 2, "latentlab: error: a\n"),
         (InferenceError("site 'W', step 3"), 1, "latentlab: error: site 'W', step 3\n"),
-        (strict_failure(), 3, "latentlab: error: not converged\n"),
-        (ZeroDivisionError("x"), 1, "latentlab: error: ZeroDivisionError: x (unexpected; --debug shows where)\n"),
-        (KeyboardInterrupt(), 130, "latentlab: interrupted; the same command with --resume goes on.\n"),
+        (raise_strict_failure(), 3, "latentlab: error: not converged\n"),
+        (ZeroDivisionError("x"), 1, "latentlab: error: ZeroDivisionError: x (unexpected error; --debug shows the traceback)\n"),
+        (KeyboardInterrupt(), 130, "latentlab: interrupted; repeat the command with --resume to continue.\n"),
         (
             MissingDependencyError("the embedding 'umap'", "umap-learn", "embed"),
             2,
@@ -123,8 +123,8 @@ def strict_failure():
         ),
     ],
 )
-def test_every_kind_of_error_has_its_exit_code_and_one_line(error, code, text, fake_run, config, capsys):
-    fake_run.error = error
+def test_errors_have_their_exit_code_and_one_line(error, code, text, fake_runner, config, capsys):
+    fake_runner.error = error
     assert cli.main(["run", config]) == code
     assert capsys.readouterr().err == text
 
@@ -139,22 +139,22 @@ sys.exit(cli.main(["doctor"]))
 """
 
 
-def test_an_interrupt_within_code_of_a_library_ends_with_130_too():
-    """Libraries run code that they make as text; Python would then end by the signal whatever the exit code."""
+def test_an_interrupt_in_library_code_ends_with_130():
+    """Libraries run generated code, in which Python would end by the signal regardless of the exit code."""
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
     assert done.returncode == 130, done
-    assert "--resume goes on" in done.stderr
+    assert "with --resume to continue" in done.stderr
 
 
-def test_what_an_error_notes_is_said_too(fake_run, config, capsys):
-    fake_run.error = InferenceError("stopped")
-    fake_run.error.add_note("the old run is back")
+def test_notes_of_an_error_are_printed(fake_runner, config, capsys):
+    fake_runner.error = InferenceError("stopped")
+    fake_runner.error.add_note("the old run is back")
     cli.main(["run", config])
     assert capsys.readouterr().err == "latentlab: error: stopped\nthe old run is back\n"
 
 
-def test_debug_shows_the_traceback(fake_run, config, capsys):
-    fake_run.error = InferenceError("stopped")
+def test_debug_shows_the_traceback(fake_runner, config, capsys):
+    fake_runner.error = InferenceError("stopped")
     assert cli.main(["run", config, "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
 
@@ -191,21 +191,21 @@ def test_a_missing_config_or_run_ends_with_2(capsys, tmp_path):
 # -- run
 
 
-def test_run_passes_everything_on(fake_run, config):
+def test_run_passes_all_options_to_the_runner(fake_runner, config):
     assert cli.main(["run", config, "inference.n_draws=7", "--out", "x", "--overwrite", "seed=3", "--strict", "--quiet"]) == 0
-    assert (fake_run.config.inference.n_draws, fake_run.config.seed) == (7, 3)
-    assert fake_run.options == {
+    assert (fake_runner.config.inference.n_draws, fake_runner.config.seed) == (7, 3)
+    assert fake_runner.options == {
         "out": "x", "overwrite": True, "resume": False, "force": False, "strict": True, "progress": False,
     }  # fmt: skip
     assert cli.main(["run", "--resume", "--force", config]) == 0
-    assert fake_run.options == {
+    assert fake_runner.options == {
         "out": None, "overwrite": False, "resume": True, "force": True, "strict": False, "progress": True,
     }  # fmt: skip
 
 
-def test_a_config_error_starts_nothing(fake_run, config, capsys):
+def test_a_config_error_starts_no_run(fake_runner, config, capsys):
     assert cli.main(["run", config, "inference.n_draws=0", "model.n_latent=x"]) == 2
-    assert fake_run.config is None
+    assert fake_runner.config is None
     lines = capsys.readouterr().err.split("\n")
     assert lines[0] == f"latentlab: error: {config}: 2 problems."
     assert [line.split(":")[0] for line in lines[1:3]] == ["  model.n_latent", "  inference.n_draws"]
@@ -225,7 +225,7 @@ def test_list_describes_every_entry(capsys):
     assert all(f"  {name} " in text for name in METHODS)
 
 
-def test_a_plugin_is_known_to_every_command(tmp_path, capsys):
+def test_every_command_accepts_plugins(tmp_path, capsys):
     path = tmp_path / "mine.py"
     path.write_text(
         "from latentlab.models.base import LatentModel\n"
@@ -240,14 +240,14 @@ def test_a_plugin_is_known_to_every_command(tmp_path, capsys):
         assert "none.py': no such file" in capsys.readouterr().err
 
 
-def test_config_show_prints_what_gives_the_same_config(config, capsys, tmp_path):
+def test_config_show_prints_an_equivalent_config(config, capsys, tmp_path):
     assert cli.main(["config", "show", config, "seed=5"]) == 0
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(capsys.readouterr().out)
     assert load_config(resolved) == load_config(config, ["seed=5"])
 
 
-def test_config_schema_takes_a_config_too(config, capsys):
+def test_config_schema_accepts_a_config(config, capsys):
     assert cli.main(["config", "schema", config]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "Config"
 
@@ -265,7 +265,7 @@ def test_the_resolved_config_does_not_depend_on_the_machine(environment, config)
     assert output.replace("\\xe9", "é") == load_config(config).to_yaml()
 
 
-def test_errors_are_found_without_asserts(config):
+def test_errors_are_found_with_python_optimised(config):
     code, _, errors, _ = command("run", config, "inference.n_draws=0", "held_out=2", PYTHONOPTIMIZE="1")
     assert code == 2
     assert "2 problems" in errors
@@ -285,7 +285,7 @@ def test_a_closed_pipe_is_no_error():
 
 
 @pytest.fixture
-def claims(monkeypatch):
+def fake_claims(monkeypatch):
     def claim(embedding, *, passed):
         evidence = SimpleNamespace(passed=passed, value=1.0, threshold=2.0, text=f"measured for {embedding}")
         return SimpleNamespace(
@@ -300,10 +300,10 @@ def claims(monkeypatch):
     return use
 
 
-def test_correspondences_are_shown_and_checked(claims, capsys):
-    claims(("pca", True), ("umap", True))
+def test_correspondences_are_listed_and_checked(fake_claims, capsys):
+    fake_claims(("pca", True), ("umap", True))
     assert cli.main(["correspondences"]) == 0
-    assert "pca ~ ppca: exact\n  it is\n  if: c\n  breaks: b\n  source: s\n" in capsys.readouterr().out
+    assert "pca ~ ppca: exact\n  it is\n  conditions: c\n  fails with: b\n  source: s\n" in capsys.readouterr().out
     assert cli.main(["correspondences", "--check"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "holds  pca   ppca  exact  measured for pca",
@@ -311,8 +311,8 @@ def test_correspondences_are_shown_and_checked(claims, capsys):
     ]
 
 
-def test_a_claim_that_fails_ends_with_1(claims, capsys):
-    claims(("pca", True), ("umap", False))
+def test_a_claim_that_fails_ends_with_1(fake_claims, capsys):
+    fake_claims(("pca", True), ("umap", False))
     assert cli.main(["correspondences", "--check"]) == 1
     assert "FAILS  umap" in capsys.readouterr().out
 
@@ -320,7 +320,7 @@ def test_a_claim_that_fails_ends_with_1(claims, capsys):
 # -- doctor
 
 
-def test_doctor_names_versions_and_the_extra_of_what_is_missing(monkeypatch, capsys):
+def test_doctor_lists_versions_and_extras_of_missing_packages(monkeypatch, capsys):
     found = doctor.version
 
     def version(name):
@@ -337,7 +337,7 @@ def test_doctor_names_versions_and_the_extra_of_what_is_missing(monkeypatch, cap
     assert "pytest" not in rows
 
 
-def test_doctor_fails_where_a_requirement_is_missing_or_too_old(monkeypatch, capsys):
+def test_doctor_fails_if_a_requirement_is_missing_or_too_old(monkeypatch, capsys):
     found = doctor.version
     monkeypatch.setattr(doctor, "version", lambda name: "2.9.1" if name == "torch" else found(name))
     assert cli.main(["doctor"]) == 1
@@ -349,5 +349,5 @@ def test_doctor_fails_where_a_requirement_is_missing_or_too_old(monkeypatch, cap
     [("2.13.0+cpu", ">=2.10", True), ("2.9", ">=2.10", False), ("2.10.0", ">=2.10", True), ("2.10", ">=2.10.0", True),
      ("0.23.4", "<1,>=0.22", True), ("1.0", "<1,>=0.22", False), ("1.2", "", True)],
 )  # fmt: skip
-def test_versions_are_compared_as_numbers(found, bounds, within):
+def test_versions_are_compared_numerically(found, bounds, within):
     assert doctor._within(found, bounds) is within

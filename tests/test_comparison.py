@@ -1,4 +1,4 @@
-"""A fit against embeddings: tables as promised, rows with and without the map, verdicts that see what was planted."""
+"""Tests of the comparison of a fit with embeddings: tables, rows and verdicts of planted embeddings."""
 
 import sys
 
@@ -11,10 +11,9 @@ from latentlab.compare import neighbors
 from latentlab.comparison import scores as module
 from latentlab.comparison.compare import compare
 from latentlab.comparison.result import SCORE_COLUMNS, VERDICT_COLUMNS, Comparison
-from latentlab.comparison.scores import in_part
+from latentlab.comparison.scores import subset_notes
 from latentlab.correspondences.maps import shrunk_axes
 from latentlab.data.dataset import Dataset
-from latentlab.data.load import load_dataset
 from latentlab.data.memory import thinned
 from latentlab.embeddings.embed import embed
 from latentlab.embeddings.embedding import Embedding
@@ -32,11 +31,6 @@ COLUMNS = (
     "embedding,units,seed,map,alignment,verdict,delta,p_low,p_guard,component,scale,coverage_50,coverage_80,coverage_95,"
     "draw_coverage_50,draw_coverage_80,draw_coverage_95,ess,worst_units",
 )
-
-
-@pytest.fixture(scope="module")
-def wine():
-    return load_dataset("wine")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +69,7 @@ def verdict(comparison, name, way="orthogonal", carried="raw"):
     return table[(table.embedding == name) & (table.alignment == way) & (table["map"] == carried)].iloc[0]
 
 
-def test_the_tables_have_the_promised_columns(comparison):
+def test_tables_have_the_documented_columns(comparison):
     assert ",".join(SCORE_COLUMNS) == COLUMNS[0]
     assert ",".join(VERDICT_COLUMNS) == COLUMNS[1]
     assert list(comparison.to_dataframe().columns) == list(SCORE_COLUMNS)
@@ -100,13 +94,13 @@ def test_the_tables_have_the_promised_columns(comparison):
         ("two seeds", "orthogonal", "raw", "summary-like"),
     ],
 )
-def test_verdicts_of_embeddings_whose_relation_is_known(comparison, name, way, carried, expected):
+def test_verdicts_of_planted_embeddings(comparison, name, way, carried, expected):
     assert verdict(comparison, name, way, carried).verdict == expected
 
 
 @pytest.mark.parametrize("way", ["orthogonal", "similarity"])
 def test_p_values_are_adjusted_for_the_number_of_embeddings(result, planted, comparison, way):
-    """Holm's smallest p-value is n times what it would be alone."""
+    """Holm's smallest p-value is n times the unadjusted one."""
     (shuffled,) = (one for one in planted if one.label == "shuffled")
     alone = compare(result, [shuffled], alignments=(way,), metrics=("cka",), n_draws=20, progress=False).verdicts.iloc[0]
     judged = comparison.verdicts[comparison.verdicts.alignment == way]
@@ -114,7 +108,7 @@ def test_p_values_are_adjusted_for_the_number_of_embeddings(result, planted, com
     assert judged.p_guard.min() == pytest.approx(len(judged) * alone.p_guard)
 
 
-def test_the_tables_sum_up_the_dataset(comparison):
+def test_tables_summarise_the_arrays(comparison):
     data = comparison.to_dataset()
     for name, row in comparison.to_dataframe().set_index(["metric", "embedding", "seed", "map"]).iterrows():
         at = (data["name"] == name[1]) & (data["seed"] == name[2]) & (data["map"] == name[3])
@@ -160,7 +154,7 @@ def test_scores_lie_between_floor_and_best(comparison):
     assert near.mean() > 0.7
 
 
-def test_labels_are_scored_beside_the_posterior_and_chance(comparison, wine):
+def test_labels_are_scored_with_posterior_and_chance_levels(comparison, wine):
     data = comparison.to_dataset()
     assert float(data["largest_class"]) == pytest.approx(71 / 178)
     assert float(data["downstream_accuracy"].sel(embedding="mean")) > 0.9
@@ -169,13 +163,13 @@ def test_labels_are_scored_beside_the_posterior_and_chance(comparison, wine):
     assert float(data["label_agreement"].sel(embedding="constant")) < 0.9
 
 
-def test_the_same_seed_gives_the_same_comparison(result, planted):
+def test_the_seed_determines_the_comparison(result, planted):
     one, two = (compare(result, planted[:2], n_draws=20, n_pairs=10, n_permutations=5, progress=False) for _ in range(2))
     pd.testing.assert_frame_equal(one.to_dataframe(), two.to_dataframe())
     pd.testing.assert_frame_equal(one.verdicts, two.verdicts)
 
 
-def test_units_are_joined_by_name_and_missing_ones_refused(result, wine):
+def test_missing_units_of_a_compared_embedding_are_refused(result, wine):
     lacking = Embedding("mine", np.zeros((177, 2)), units=wine.units[1:])
     with pytest.raises(DataError, match="'mine' has no values for 1 of 178 units: '0'"):
         compare(result, [lacking], progress=False)
@@ -193,30 +187,30 @@ def test_units_are_joined_by_name_and_missing_ones_refused(result, wine):
         ({"alignments": "affine"}, "`alignments` must be a list of names"),
     ],
 )
-def test_options_that_cannot_be_are_refused(result, planted, options, message):
+def test_invalid_comparison_options_are_refused(result, planted, options, message):
     with pytest.raises(ConfigError, match=message):
         compare(result, planted[:1], progress=False, **options)
 
 
-def test_a_metric_that_minds_rotation_is_left_out_unless_asked_for(result, planted, comparison):
+def test_rotation_dependent_metrics_are_used_on_request_only(result, planted, comparison):
     assert "displacement" not in set(comparison.to_dataframe().metric)
     asked = compare(result, planted[:1], metrics=("displacement",), n_draws=4, n_pairs=4, n_permutations=2, progress=False)
     assert set(asked.to_dataframe().metric) == {"displacement"}
-    assert any("displacement depends on rotation of the positions" in note for note in asked.notes)
-    assert not any("depends on" in note for note in comparison.notes)
+    assert any("metric displacement is not invariant under rotation of the positions" in note for note in asked.notes)
+    assert not any("is not invariant" in note for note in comparison.notes)
 
 
-def test_an_alignment_that_leaves_the_symmetry_free_is_said(result, planted):
+def test_an_alignment_smaller_than_the_symmetry_is_noted(result, planted):
     few = {"n_draws": 4, "n_pairs": 4, "n_permutations": 2, "metrics": ("cka",), "progress": False}
     found = compare(result, planted[1:2], alignments=("fixed", "orthogonal"), **few)
-    assert [note for note in found.notes if "depends on" in note] == [
-        "alignment fixed depends on rotation of the positions, which the model does not identify: its results are those of the "
-        "orientation in which the draws were aligned"
+    assert [note for note in found.notes if "is not invariant" in note] == [
+        "alignment fixed is not invariant under rotation of the positions, which the model does not identify: its results hold "
+        "for the orientation of the aligned draws only"
     ]
 
 
 @pytest.mark.parametrize("ways", [None, ("orthogonal", "similarity", "affine")])
-def test_the_progress_bar_ends_where_the_work_does(result, planted, wine, ways, monkeypatch):
+def test_the_progress_bar_counts_all_steps(result, planted, wine, ways, monkeypatch):
     bars = recorded_bars(monkeypatch, module_of_compare)
     few = {"n_draws": 6, "n_pairs": 2, "n_permutations": 2}
     wide = embed("pca", wine, n_latent=3, label="wide")
@@ -224,7 +218,7 @@ def test_the_progress_bar_ends_where_the_work_does(result, planted, wine, ways, 
     assert [bar.n for bar in bars] == [bar.total for bar in bars] != [0]
 
 
-def test_a_slow_metric_is_taken_when_asked_for(result, planted, comparison):
+def test_slow_metrics_are_used_on_request(result, planted, comparison):
     assert "gromov_wasserstein" not in set(comparison.to_dataframe().metric)
     few = {"n_draws": 4, "n_pairs": 4, "n_permutations": 2, "progress": False}
     asked = compare(result, planted[:1], metrics=("gromov_wasserstein", "cka"), **few).to_dataframe()
@@ -232,18 +226,18 @@ def test_a_slow_metric_is_taken_when_asked_for(result, planted, comparison):
     assert (asked["mean"] >= 0).all()
 
 
-def test_two_embeddings_with_one_label_are_refused(result, planted):
+def test_duplicate_embedding_labels_are_refused(result, planted):
     with pytest.raises(ConfigError, match="two compared arrays have the name 'pca'"):
         compare(result, [planted[0], planted[0]], progress=False)
 
 
-def test_a_label_like_that_of_a_mapped_embedding_is_refused(result, wine):
+def test_a_label_equal_to_a_mapped_embeddings_label_is_refused(result, wine):
     """PCA is compared raw and mapped, and the second is called `pca (mapped)`."""
     with pytest.raises(ConfigError, match=r"two compared arrays have the name 'pca \(mapped\)'"):
         compare(result, [embed("pca", wine), embed("isomap", wine, label="pca (mapped)")], progress=False)
 
 
-def test_more_columns_than_the_positions_are_judged_by_an_affine_map(result, wine):
+def test_wider_embeddings_are_aligned_by_an_affine_map(result, wine):
     wide = compare(
         result, [embed("pca", wine, n_latent=5, label="pca-5")], n_draws=10, n_pairs=5, n_permutations=2, progress=False
     )
@@ -253,7 +247,7 @@ def test_more_columns_than_the_positions_are_judged_by_an_affine_map(result, win
 
 
 def test_wide_embeddings_of_a_series_are_mapped_with_contiguous_folds():
-    """Smooth columns that are independent of the data: neighbours in time on both sides would let any map interpolate.
+    """Smooth columns are independent of the data; with interleaved folds a map could interpolate between neighbours in time.
 
     The data are fixed: delta is above 6 for 25 of 25 such data sets, and 1.2 with interleaved folds.
     """
@@ -269,7 +263,7 @@ def test_wide_embeddings_of_a_series_are_mapped_with_contiguous_folds():
     assert found.verdicts["delta"].item() > 2.5
 
 
-def test_few_units_and_one_dimension(rng):
+def test_few_units_and_one_dimension_can_be_compared(rng):
     x = rng.standard_normal((8, 1)) @ np.ones((1, 4)) + 0.3 * rng.standard_normal((8, 4))
     dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")})
     small = fit(PPCA(1), dataset, Exact(n_draws=400), seed=0)
@@ -282,17 +276,20 @@ def test_few_units_and_one_dimension(rng):
 FEW = {"n_draws": 8, "n_pairs": 4, "n_permutations": 2, "progress": False}
 
 
-def test_what_is_looked_at_in_part_is_said(result, planted):
+def test_subsampling_of_units_is_noted(result, planted):
     assert compare(result, planted[:1], **FEW).notes == ()
     names = ("cka", "rsa", "cka_rbf", "trustworthiness", "neighbor_overlap")
     chosen = [METRICS.load(name) for name in names]
-    assert in_part(chosen, 10_000) == ["trustworthiness: at 104 of 10000 units", "rsa, cka_rbf: at 500 of 10000 units"]
-    assert in_part(chosen, 500) == []
+    assert subset_notes(chosen, 10_000) == [
+        "trustworthiness: computed on 104 of 10000 units",
+        "rsa, cka_rbf: computed on 500 of 10000 units",
+    ]
+    assert subset_notes(chosen, 500) == []
 
 
-def test_approximate_neighbours_come_with_their_recall(result, planted, monkeypatch):
-    """A search that looks for the nearest in the first column alone finds some of them."""
-    monkeypatch.setattr(neighbors, "_descended", lambda rows, k: neighbors._nearest(rows[:, :1], rows[:, :1], k))
+def test_approximate_neighbours_are_reported_with_their_recall(result, planted, monkeypatch):
+    """A search in the first column only finds some of the neighbours."""
+    monkeypatch.setattr(neighbors, "_approximate", lambda rows, k: neighbors._nearest(rows[:, :1], rows[:, :1], k))
     exact, rough = (compare(result, planted[:2], neighbor_search=search, **FEW) for search in ("exact", "approximate"))
     assert "neighbor_recall" not in exact.data
     of_rows, of_draws = rough.data["neighbor_recall"], rough.data["neighbor_recall_draws"]
@@ -301,39 +298,42 @@ def test_approximate_neighbours_come_with_their_recall(result, planted, monkeypa
     assert 0 < float(of_rows.min()) <= float(of_rows.max()) < 0.9
     (note,) = rough.notes
     shares = f"{float(of_rows.mean()):.3f} in embeddings, {float(of_draws.mean()):.3f} in draws"
-    assert note == f"approximate neighbours: share of true ones {shares}, at 178 units"
+    assert note == f"approximate neighbours: recall {shares} (computed on 178 units)"
     scores = [one.to_dataframe().set_index(["metric", "embedding", "map"])["mean"] for one in (exact, rough)]
     changed = (scores[0] != scores[1]).groupby("metric").any()
     assert changed[changed].index.tolist() == ["neighbor_overlap"]
     assert not np.array_equal(exact.data["lost_neighbors"], rough.data["lost_neighbors"])
 
 
-def test_an_unknown_search_is_refused(result, planted):
+def test_unknown_neighbour_searches_are_refused(result, planted):
     with pytest.raises(ConfigError, match=r"compare: `neighbor_search` must be one of exact, approximate; got 'fast'"):
         compare(result, planted[:1], neighbor_search="fast", progress=False)
 
 
-def test_as_many_draws_as_asked_are_taken_whatever_their_size(result, planted, monkeypatch):
+def test_the_requested_number_of_draws_is_used(result, planted, monkeypatch):
     monkeypatch.setattr(module, "MOST_NUMBERS", 1)
     assert compare(result, planted[:1], **FEW).data.sizes["draw"] == 8
 
 
-def test_draws_that_metrics_are_lifted_over_are_spread_over_all_chains_and_iterations():
+def test_scored_draws_are_spread_over_chains_and_iterations():
     draws = np.arange(3 * 100).reshape(3, 100, 1, 1)
     found = thinned(draws, 15)[..., 0, 0]
     np.testing.assert_array_equal(found, np.array([0, 24, 49, 74, 99]) + np.array([[0], [100], [200]]))
 
 
-def test_a_comparison_of_a_fit_that_did_not_converge_says_so(comparison, result):
+def test_a_comparison_notes_failed_convergence(comparison, result):
     failed = result.diagnostics().query("verdict == 'fail'")["check"].unique()
     assert comparison.data.attrs["failed_checks"] == ", ".join(failed)
     data = comparison.data.copy()
     data.attrs = {**data.attrs, "failed_checks": "R-hat, modes"}
     doubted = Comparison(comparison.scores, comparison.verdicts, {"unit": data})
-    expected = "The fit did not converge (failed: R-hat, modes): the draws, and so the verdicts, may not be the posterior's."
+    expected = (
+        "The fit did not converge (failed checks: R-hat, modes): the draws may not represent the posterior, and the verdicts may "
+        "be wrong."
+    )
     assert doubted.notes[0] == expected
     assert all(sentence.endswith(expected) for sentence in doubted.sentences().values())
-    assert "the fit did NOT converge" in repr(doubted)
+    assert "the fit did not converge" in repr(doubted)
     data.attrs["failed_checks"] = ""
     assert "converge" not in repr(doubted) + " ".join(doubted.sentences().values())
     assert not any("converge" in note for note in doubted.notes)

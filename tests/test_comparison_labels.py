@@ -1,4 +1,4 @@
-"""A mixture's labels against clusterings and other embeddings: rows, verdicts, soft metrics, true labels, what has no number."""
+"""Tests of the comparison of a mixture's labels with clusterings and other embeddings."""
 
 import itertools
 import sys
@@ -36,13 +36,13 @@ def dataset():
 
 @pytest.fixture(scope="module")
 def result(dataset):
-    """Draws of the labels at the maximum of the likelihood: units between the groups change sides."""
+    """Draws of labels at the maximum likelihood estimate; units between the groups change cluster."""
     return fit(GaussianMixture(3, covariance="tied"), dataset, Exact(n_draws=1500), seed=1, progress=False)
 
 
 @pytest.fixture(scope="module")
-def planted(result, dataset):
-    """Clusterings whose relation is known, in another order and with other names, and embeddings that are none."""
+def planted_clusterings(result, dataset):
+    """Clusterings with known verdicts, with reordered units and other names, and other embeddings."""
     rng = np.random.default_rng(0)
     z = result.latents().values[..., 0]
     draw, centre = z[0, -1].astype(int), minimum_binder(z)
@@ -69,16 +69,16 @@ OTHERS = ["distances", "pca"]
 
 
 @pytest.fixture(scope="module")
-def comparison(result, planted):
-    return compare(result, planted, **FEW)
+def comparison(result, planted_clusterings):
+    return compare(result, planted_clusterings, **FEW)
 
 
 def of(array, name, carried="raw"):
-    """The rows of an embedding, all its seeds."""
+    """Selects the rows of an embedding, for all its seeds."""
     return array.isel(embedding=np.flatnonzero((array["name"].values == name) & (array["map"].values == carried)))
 
 
-def test_clusterings_get_verdicts_and_other_embeddings_get_scores_alone(comparison):
+def test_clusterings_get_verdicts_and_other_embeddings_scores_only(comparison):
     assert set(comparison.verdicts.query("map == 'raw'").embedding) == set(CLUSTERINGS)
     assert set(comparison.verdicts.alignment) == {"labels"}
     assert set(comparison.to_dataframe().embedding) == set(CLUSTERINGS) | set(OTHERS)
@@ -92,10 +92,10 @@ def test_clusterings_get_verdicts_and_other_embeddings_get_scores_alone(comparis
     assert all("" not in of(said, name).values for name in CLUSTERINGS)
     words = comparison.sentences()
     assert "pca" not in words
-    assert words["draw"].startswith("Inside the posterior, as typical as a draw of it")
+    assert words["draw"].startswith("The clustering is not distinguishable from a posterior draw (p = ")
 
 
-def test_distances_from_centres_are_mapped_to_the_clusters_of_the_nearest(comparison):
+def test_distances_from_centres_are_mapped_to_the_nearest_cluster(comparison):
     table = comparison.verdicts.set_index("embedding")
     assert set(table.loc["distances", "map"]) == {"mapped"}
     np.testing.assert_array_equal(table.loc["distances", "delta"].values, table.loc["kmeans", "delta"].values)
@@ -105,22 +105,22 @@ def test_distances_from_centres_are_mapped_to_the_clusters_of_the_nearest(compar
     ("name", "expected"),
     [("draw", "draw-like"), ("one column", "draw-like"), ("centre", "summary-like"), ("shuffled", "distinct")],
 )
-def test_verdicts_of_clusterings_whose_relation_is_known(comparison, name, expected):
+def test_verdicts_of_planted_clusterings(comparison, name, expected):
     row = comparison.verdicts[comparison.verdicts.embedding == name].iloc[0]
     assert row.verdict == expected
     assert comparison.verdicts[comparison.verdicts.embedding == "one cluster"].iloc[0].verdict == "distinct"
 
 
-def test_p_values_are_adjusted_for_the_number_of_clusterings(result, planted, comparison):
-    """Holm's smallest p-value is n times what it would be alone."""
-    (shuffled,) = (one for one in planted if one.label == "shuffled")
+def test_p_values_are_adjusted_for_the_number_of_clusterings(result, planted_clusterings, comparison):
+    """Holm's smallest p-value is n times the unadjusted one."""
+    (shuffled,) = (one for one in planted_clusterings if one.label == "shuffled")
     alone = compare(result, [shuffled], metrics=("adjusted_rand",), **FEW).verdicts.iloc[0]
     among = comparison.verdicts[comparison.verdicts.embedding == "shuffled"].iloc[0]
     assert among.p_guard == comparison.verdicts.p_guard.min()
     assert among.p_guard == pytest.approx(len(comparison.verdicts) * alone.p_guard)
 
 
-def test_what_has_no_number_is_nan_and_no_row_of_a_table_is(comparison):
+def test_undefined_values_are_nan_and_absent_from_tables(comparison):
     assert comparison.to_dataframe().notna().all().all()
     data = comparison.data
     for name in CLUSTERINGS + OTHERS:
@@ -132,8 +132,8 @@ def test_what_has_no_number_is_nan_and_no_row_of_a_table_is(comparison):
     assert np.isfinite(data["spread"]).all()
 
 
-def test_names_of_clusters_and_order_of_units_do_not_count(comparison):
-    """A draw as indicators, and as one column of other numbers, in the same scores and verdict."""
+def test_results_ignore_cluster_names_and_order_of_units(comparison):
+    """A draw given as indicators and as one column of other numbers has the same scores and verdict."""
     table = comparison.to_dataframe().set_index(["embedding", "metric"])
     for metric in set(comparison.to_dataframe().metric):
         assert table.loc[("draw", metric), "mean"] == pytest.approx(table.loc[("one column", metric), "mean"]), metric
@@ -146,7 +146,7 @@ def test_names_of_clusters_and_order_of_units_do_not_count(comparison):
     )  # both are found by search, from draws in another order: here and there one is better
 
 
-def test_scores_lie_between_floor_and_ceiling(comparison):
+def test_clustering_scores_lie_between_floor_and_ceiling(comparison):
     table = comparison.to_dataframe().query("metric == 'adjusted_rand'").set_index("embedding")
     assert table.loc["centre", "mean"] > table.loc["centre", "ceiling_mean"] > table.loc["centre", "floor_q95"]
     # a draw agrees with draws as they agree with each other; a shuffled clustering as units that were permuted
@@ -156,7 +156,7 @@ def test_scores_lie_between_floor_and_ceiling(comparison):
     assert table.loc["one cluster", "mean"] == pytest.approx(0, abs=1e-9)
 
 
-def test_the_partition_that_the_posterior_says(comparison, result):
+def test_the_point_estimate_minimises_the_expected_loss(comparison, result):
     data, z = comparison.data, result.latents().values[..., 0]
     np.testing.assert_allclose(data["co_assignment"].values, (z[0, :, :, None] == z[0, :, None, :]).mean(0), atol=1e-12)
     shares = np.stack([(z[0] == k).mean(0) for k in range(3)], 1)
@@ -170,7 +170,7 @@ def test_the_partition_that_the_posterior_says(comparison, result):
     assert np.abs(off[p * (1 - p) > 0.01]).max() < 5.6
 
 
-def test_true_labels_are_scored_beside_the_posterior(comparison, result, dataset):
+def test_true_labels_are_scored_with_the_posterior(comparison, result, dataset):
     data, known = comparison.data, np.unique(dataset.labels, return_inverse=True)[1]
     assert float(data["largest_class"]) == pytest.approx(np.bincount(known).max() / 120)
     for name in LABEL_METRICS:
@@ -187,7 +187,7 @@ def test_true_labels_are_scored_beside_the_posterior(comparison, result, dataset
     assert float(data["label_matched_accuracy_posterior_mean"]) == pytest.approx(matched)
 
 
-def test_units_that_were_moved_are_the_worst(result, dataset):
+def test_moved_units_are_the_worst(result, dataset):
     z = result.latents().values[..., 0]
     centre = minimum_binder(z)
     sure = np.flatnonzero((z[0] == z[0, 0]).mean(0) > 0.999)[:3]
@@ -198,36 +198,38 @@ def test_units_that_were_moved_are_the_worst(result, dataset):
     assert set(np.argsort(found.data["mahalanobis"].values[0])[-3:]) == set(sure)
 
 
-def test_without_labels_there_is_no_score_against_them(result, dataset, planted):
+def test_without_labels_there_are_no_label_scores(result, dataset, planted_clusterings):
     bare = replace(result, dataset=replace(dataset, labels=None))
-    found = compare(bare, planted[:1], **FEW)
+    found = compare(bare, planted_clusterings[:1], **FEW)
     assert "largest_class" not in found.data
 
 
-def test_metrics_and_alignments_that_do_not_go_with_labels_are_refused(result, planted, dataset):
-    with pytest.raises(ConfigError, match="`alignments` are of positions; those of 'gaussian_mixture' are labels"):
-        compare(result, planted[:1], alignments=("orthogonal",), **FEW)
+def test_metrics_and_alignments_of_positions_are_refused_for_labels(result, planted_clusterings, dataset):
+    with pytest.raises(
+        ConfigError, match="`alignments` apply to continuous positions, but the positions of 'gaussian_mixture' are labels"
+    ):
+        compare(result, planted_clusterings[:1], alignments=("orthogonal",), **FEW)
     rotated = fit(PPCA(1), dataset, Exact(n_draws=60), seed=0, progress=False)
-    with pytest.raises(ConfigError, match="'adjusted_rand' compares labels; the positions of 'ppca' are not discrete"):
-        compare(rotated, planted[:1], metrics=("adjusted_rand",), **FEW)
+    with pytest.raises(ConfigError, match="'adjusted_rand' compares labels, but the positions of 'ppca' are continuous"):
+        compare(rotated, planted_clusterings[:1], metrics=("adjusted_rand",), **FEW)
 
 
-def test_the_same_seed_gives_the_same_comparison(result, planted, comparison):
-    again = compare(result, planted, **FEW)
+def test_the_seed_determines_the_comparison_of_labels(result, planted_clusterings, comparison):
+    again = compare(result, planted_clusterings, **FEW)
     assert again.to_dataframe().equals(comparison.to_dataframe())
     assert again.verdicts.equals(comparison.verdicts)
 
 
-def test_the_progress_bar_ends_where_the_work_does(result, planted, monkeypatch):
+def test_the_progress_bar_for_labels_counts_all_steps(result, planted_clusterings, monkeypatch):
     bars = recorded_bars(monkeypatch, module_of_compare)
-    compare(result, planted[:3], n_draws=6, n_pairs=2, n_permutations=2)
-    compare(result, planted[:3], metrics=("cka",), n_draws=6, n_pairs=2, n_permutations=2)
+    compare(result, planted_clusterings[:3], n_draws=6, n_pairs=2, n_permutations=2)
+    compare(result, planted_clusterings[:3], metrics=("cka",), n_draws=6, n_pairs=2, n_permutations=2)
     assert [bar.n for bar in bars] == [bar.total for bar in bars]
 
 
-def test_a_half_must_hold_four_draws_of_labels_however_many_labels_there_are():
+def test_each_half_needs_four_draws_of_labels():
     """Positions in q columns need q + 2 draws in a half, labels four whatever the number of components."""
     model = GaussianMixture(12)
     check_spread(model, NUTS(n_chains=2, n_draws=4))
-    with pytest.raises(ConfigError, match="a half must hold at least 4"):
+    with pytest.raises(ConfigError, match="each half needs at least 4 draws"):
         check_spread(GaussianMixture(1), NUTS(n_chains=2, n_draws=3))

@@ -1,4 +1,4 @@
-"""The shipped configs run from data to report at small size."""
+"""Tests that the shipped configs run from data to report at a small size."""
 
 import functools
 from pathlib import Path
@@ -35,18 +35,18 @@ RANDOM = ("tsne", "umap", "kmeans", "spectral_clustering", "window_kmeans", "vit
 DISCRETE = ("mixture", "hmm")
 
 
-def once(path):
-    """Overrides that run each algorithm that starts at random once."""
+def one_seed_overrides(path):
+    """Overrides that run each randomised embedding with one seed."""
     sections = load_config(path).embeddings
     return [f"embeddings.{i}.n_seeds=1" for i, section in enumerate(sections) if dict(section)["name"] in RANDOM]
 
 
 def are_labels(config):
-    """Whether the model's positions are labels, of which clusterings alone get a verdict."""
+    """Returns whether the positions of the model are labels."""
     return dict(config.model)["name"].endswith(DISCRETE)
 
 
-def test_there_are_the_promised_configs():
+def test_the_documented_configs_exist():
     names = {path.stem for path in CONFIGS}
     assert {"ppca_wine", "ppca_digits", "ppca_breast_cancer", "factor_analysis_wine", "ppca_wine_missing"} <= names
     models = {dict(load_config(path).model)["name"] for path in CONFIGS}
@@ -65,8 +65,8 @@ def described(path):
     return config["model"]["name"], config["inference"]["name"]
 
 
-def others():
-    """The first config of each model by the kind of method, sampling or variational, by which no config of the model runs."""
+def configs_with_other_methods():
+    """The first config of each model with the kind of method (sampling, variational) that no config of the model uses."""
     kinds = {"nuts": "sampling", "chees": "sampling", "svi": "variational"}
     known = {(model, kinds.get(method)) for model, method in map(described, CONFIGS)}
     for path in CONFIGS:
@@ -99,7 +99,7 @@ def test_a_config_runs_from_data_to_report(path, tmp_path, monkeypatch):
     for name, step in EVERY.items():
         monkeypatch.setattr(tables, name, thinned(getattr(tables, name), step))
     shipped = load_config(path)
-    overrides = [*small(path, described(path)[1]), *COMPARE, *once(path)]
+    overrides = [*small(path, described(path)[1]), *COMPARE, *one_seed_overrides(path)]
     if path.stem not in PAGES:
         overrides.append(f"compare.metrics=[{'adjusted_rand' if are_labels(shipped) else 'displacement'}, cka]")
     done = run(path, overrides, out=tmp_path / "run", progress=False)
@@ -115,9 +115,9 @@ def test_a_config_runs_from_data_to_report(path, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.fixed
-@pytest.mark.parametrize(("path", "method"), list(others()))
-def test_a_model_runs_by_the_other_kind_of_method(path, method, tmp_path, monkeypatch):
-    """Comparison and page do not ask for the method, but for the draws of a chain in a state-space model, which no config has."""
+@pytest.mark.parametrize(("path", "method"), list(configs_with_other_methods()))
+def test_models_run_with_the_other_kind_of_method(path, method, tmp_path, monkeypatch):
+    """Comparison and page depend on the method only for chains of state-space models, which no config has."""
     whole = method == "nuts"
     if not whole:
         everywhere(monkeypatch, "latentlab.study", "write_page", lambda found, **_: found.path)

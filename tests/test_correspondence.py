@@ -1,4 +1,4 @@
-"""Every claim of the registry is measured, and a claim that is false is seen to fail."""
+"""Tests that every registered correspondence holds and that false ones fail."""
 
 from dataclasses import replace
 
@@ -27,13 +27,13 @@ SLOW = {"umap", "tsne"}
         for e in registry.CORRESPONDENCES
     ],
 )
-def test_the_claim_holds(entry):
+def test_each_correspondence_holds(entry):
     found = entry.check()
     assert found.passed, found.text
     assert np.isfinite(found.value)
 
 
-def test_entries_name_what_is_in_the_tables_and_say_what_breaks_them():
+def test_entries_are_registered_unique_and_complete():
     claimed = [(e.embedding, e.model, e.options) for e in registry.CORRESPONDENCES]
     assert len(set(claimed)) == len(claimed)
     for entry in registry.CORRESPONDENCES:
@@ -42,37 +42,37 @@ def test_entries_name_what_is_in_the_tables_and_say_what_breaks_them():
         assert all([entry.claim, entry.conditions, entry.breaks, entry.citation])
 
 
-def test_raw_scores_and_a_wrong_map_do_not_pass(monkeypatch):
+def test_raw_scores_and_a_wrong_map_fail(monkeypatch):
     entry = registry.find("pca", "ppca")
-    everywhere(monkeypatch, "latentlab.correspondences", "shrunk_axes", maps.as_it_is)
+    everywhere(monkeypatch, "latentlab.correspondences", "shrunk_axes", maps.centred_values)
     assert not entry.check().passed  # raw scores are not the posterior mean
     everywhere(monkeypatch, "latentlab.correspondences", "shrunk_axes", lambda values, dataset: values / values.std(0))
     assert not entry.check().passed  # nor are whitened ones, at finite noise
 
 
-def test_the_map_does_not_depend_on_the_scores_rotation(rng):
+def test_the_map_ignores_rotation_of_the_scores(rng):
     dataset = load_dataset("wine")
     scores = embed("pca", dataset, n_latent=3).values
     turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
     np.testing.assert_allclose(maps.shrunk_axes(scores @ turn + 5, dataset), maps.shrunk_axes(scores, dataset), atol=1e-9)
 
 
-def test_missing_entries_break_the_exact_claim():
-    """The catch of the entry: with a fifth missing, mean-imputed PCA is no longer the posterior mean."""
+def test_the_exact_correspondence_fails_with_missing_entries():
+    """With a fifth of the entries missing, mean-imputed PCA is no longer the posterior mean."""
     dataset = load_dataset("wine", missing=0.2)
     mean = estimates.posterior_mean("ppca", dataset, 2)
     mapped = maps.shrunk_axes(embed("pca", dataset, n_latent=2).values, dataset)
-    assert estimates.turned_residual(mapped, mean) > 0.05
+    assert estimates.rotated_residual(mapped, mean) > 0.05
 
 
-def test_metric_mds_is_not_taken_for_classical():
+def test_correspondence_of_classical_scaling_excludes_stress_mds():
     assert registry.find("mds", "ppca", {"method": "stress"}) is None
     assert registry.find("mds", "ppca", {"method": "classical"}).map is maps.shrunk_axes
     assert registry.find("pca", "nothing") is None
 
 
-def test_whitened_scores_and_linear_codes_have_no_claim_that_is_not_theirs():
-    """Whitened axes lose the variances that the map shrinks by; a linear code is no deep VAE's."""
+def test_whitened_scores_and_linear_codes_have_no_other_correspondence():
+    """Whitened axes lack the variances that the map needs; a linear code does not correspond to a deep VAE."""
     assert registry.find("pca", "ppca", {"whiten": False}).grade == "exact"
     assert registry.find("pca", "ppca", {"whiten": True}) is None
     assert registry.find("pca", "linear_vae", {"whiten": True}) is None
@@ -81,7 +81,7 @@ def test_whitened_scores_and_linear_codes_have_no_claim_that_is_not_theirs():
     assert registry.find("autoencoder", "vae", {"hidden": []}) is None  # as read from a file
 
 
-def test_as_many_scores_as_features_are_not_shrunk():
+def test_scores_of_all_features_are_not_shrunk():
     """With q = D there is no noise: the posterior mean is the scores, each divided by its standard deviation."""
     dataset = load_dataset("iris")
     left, sizes, _ = np.linalg.svd(dataset.x - dataset.x.mean(axis=0), full_matrices=False)
@@ -90,7 +90,7 @@ def test_as_many_scores_as_features_are_not_shrunk():
     np.testing.assert_allclose(np.abs(found), np.abs(scores / scores.std(axis=0)), atol=1e-6)
 
 
-def test_a_claim_that_is_false_fails():
+def test_a_false_correspondence_fails():
     wrong = replace(registry.find("pca", "ppca"), check=lambda: linear._mapped_scores_are_the_posterior_mean("isomap"))
     assert not wrong.check().passed
 
@@ -98,7 +98,7 @@ def test_a_claim_that_is_false_fails():
 # -- labels
 
 
-def test_distances_go_to_labels_and_labels_stay_as_they_are():
+def test_distances_are_mapped_to_labels_and_labels_are_unchanged():
     dataset = load_dataset("wine")
     made = embed("kmeans", dataset, n_latent=3, n_seeds=1, output="distances")
     claim = registry.find("kmeans", "gaussian_mixture", made.options)
@@ -109,7 +109,7 @@ def test_distances_go_to_labels_and_labels_stay_as_they_are():
     assert registry.find("agglomerative", "gaussian_mixture", {"linkage": "single"}) is None
 
 
-def test_soft_assignments_of_other_distances_or_the_farthest_centre_do_not_pass(monkeypatch):
+def test_other_soft_assignments_and_farthest_centres_fail(monkeypatch):
     claim = registry.find("kmeans", "gaussian_mixture", {"output": "distances"})
     soft = maps.soft_assignments
     everywhere(
@@ -126,8 +126,8 @@ def test_soft_assignments_of_other_distances_or_the_farthest_centre_do_not_pass(
     assert not claim.check().passed
 
 
-def test_the_limit_of_kmeans_is_one():
-    """With a variance that does not vanish the centres are others, and they come nearer as it does."""
+def test_k_means_is_a_limit_of_the_mixture():
+    """Centres differ for a finite variance and converge as it vanishes."""
     dataset = load_dataset("wine")
     centres = clusters._centres(dataset, estimates.cluster_labels("kmeans", dataset, 3))
     away = [clusters._distance_of_centres(clusters._mixture_centres(dataset, 3, sigma), centres) for sigma in (1.0, 0.5, 0.3)]
@@ -135,25 +135,25 @@ def test_the_limit_of_kmeans_is_one():
     assert away[0] > away[1] > away[2] > 1e-6
 
 
-def test_one_clustering_does_not_pass_for_another(monkeypatch):
+def test_other_clusterings_fail(monkeypatch):
     clusters = estimates.cluster_labels
 
-    def stands_in(name, **options):
+    def substitute(name, **options):
         everywhere(
             monkeypatch, "latentlab.correspondences", "cluster_labels", lambda _, *given, **__: clusters(name, *given, **options)
         )
 
-    stands_in("kmeans", n_seeds=1)
+    substitute("kmeans", n_seeds=1)
     assert not registry.find("spectral_clustering", "gaussian_mixture").check().passed
     assert not registry.find("window_kmeans", "gaussian_hmm").check().passed
-    stands_in("window_kmeans", n_seeds=1, window=9)
+    substitute("window_kmeans", n_seeds=1, window=9)
     assert not registry.find("viterbi", "gaussian_hmm").check().passed
     assert not registry.find("kmeans", "gaussian_hmm").check().passed
-    stands_in("agglomerative", linkage="single")
+    substitute("agglomerative", linkage="single")
     assert not registry.find("kmeans", "gaussian_mixture").check().passed
 
 
-def test_an_unsmoothed_path_does_not_pass_for_windows(monkeypatch):
+def test_unsmoothed_paths_fail_as_windows(monkeypatch):
     embedded = embed
     everywhere(
         monkeypatch,
@@ -174,18 +174,18 @@ def test_an_unsmoothed_path_does_not_pass_for_windows(monkeypatch):
 # -- autoencoders
 
 
-def test_widths_in_a_list_are_those_in_a_tuple_and_deep_ones_are_not_taken_for_linear():
+def test_hidden_widths_match_as_list_or_tuple_and_deep_is_not_linear():
     for hidden in ([], ()):
         assert registry.find("autoencoder", "ppca", {"hidden": hidden}).grade == "exact"
     assert registry.find("autoencoder", "ppca", {"hidden": [64]}) is None
     assert registry.find("autoencoder", "linear_vae") is None
 
 
-def test_other_codes_do_not_pass_for_a_linear_autoencoders(monkeypatch):
+def test_other_codes_fail_as_linear_autoencoder(monkeypatch):
     embedded = embed
     claims = [registry.find("autoencoder", model, {"hidden": ()}) for model in ("ppca", "linear_vae")]
 
-    def stands_in(code):
+    def substitute(code):
         everywhere(
             monkeypatch,
             "latentlab.correspondences",
@@ -195,12 +195,12 @@ def test_other_codes_do_not_pass_for_a_linear_autoencoders(monkeypatch):
         assert not any(claim.check().passed for claim in claims)
 
     dataset = load_dataset("wine")
-    stands_in(embedded("isomap", dataset).values)  # it bends the plane
-    stands_in(3 * estimates.posterior_mean("ppca", dataset, 2))  # the positions themselves, but for scale: nothing is left open
+    substitute(embedded("isomap", dataset).values)  # it bends the plane
+    substitute(3 * estimates.posterior_mean("ppca", dataset, 2))  # the positions themselves, but for scale: nothing is left open
 
 
 @pytest.mark.parametrize("power", [0.5, 1.5])
-def test_a_wrong_power_of_the_eigenvalues_is_not_the_encoders_mean(monkeypatch, power):
+def test_a_wrong_power_of_eigenvalues_fails_as_encoder_mean(monkeypatch, power):
     right = maps.shrunk_axes
 
     def wrong(values, dataset):
@@ -210,15 +210,15 @@ def test_a_wrong_power_of_the_eigenvalues_is_not_the_encoders_mean(monkeypatch, 
     assert not registry.find("pca", "linear_vae").check().passed
 
 
-def test_a_turned_map_is_ppcas_posterior_mean_and_not_the_encoders(monkeypatch):
-    """What the linear VAE identifies beyond PPCA."""
+def test_a_rotated_map_matches_ppca_but_not_the_encoder(monkeypatch):
+    """The linear VAE identifies axes, which PPCA does not."""
     right, turn = maps.shrunk_axes, np.array([[0.8, 0.6], [-0.6, 0.8]])
     everywhere(monkeypatch, "latentlab.correspondences", "shrunk_axes", lambda values, dataset: right(values, dataset) @ turn)
     assert registry.find("pca", "ppca").check().passed
     assert not registry.find("pca", "linear_vae").check().passed
 
 
-def test_a_bound_short_of_the_likelihood_or_an_axis_in_use_does_not_pass(monkeypatch):
+def test_a_loose_bound_or_an_active_axis_fails(monkeypatch):
     claim, highest = registry.find("pca", "linear_vae"), estimates.highest_log_likelihood
     everywhere(
         monkeypatch,
@@ -242,11 +242,11 @@ def test_a_bound_short_of_the_likelihood_or_an_axis_in_use_does_not_pass(monkeyp
 
 
 def code(values):
-    """What `embed` gives back of an algorithm that starts at random, run once."""
+    """Returns an embedding with one seed, as from `embed`."""
     return Embedding("autoencoder", values[None], units=np.arange(len(values)))
 
 
-def test_a_smooth_map_leaves_nothing_and_a_fold_or_a_lost_direction_does(rng):
+def test_residuals_are_small_for_smooth_maps_only(rng):
     z = rng.uniform(-0.5, 0.5, (150, 2))
     a, b = z.T
     warped = np.column_stack([np.exp(a) + 0.3 * b, np.arctan(2 * b) - 0.2 * a])
@@ -257,7 +257,7 @@ def test_a_smooth_map_leaves_nothing_and_a_fold_or_a_lost_direction_does(rng):
     assert networks._smooth_residual(z[:, :1], z) > 0.1
 
 
-def test_the_code_of_a_deep_autoencoder_must_be_trained_on_the_same_units_in_as_many_dimensions(monkeypatch, rng):
+def test_deep_autoencoder_codes_need_the_same_units_and_dimensions(monkeypatch, rng):
     claim, embedded = registry.find("autoencoder", "vae"), embed
 
     def passes(made):
@@ -274,8 +274,8 @@ def test_the_code_of_a_deep_autoencoder_must_be_trained_on_the_same_units_in_as_
     assert not passes(lambda *_, **__: code(3 * networks._means_on_a_sheet(240.0, 0.1, 0) @ turn))
 
 
-def test_the_limit_of_the_deep_vae_is_one(monkeypatch):
-    """With a large weight the means are no map of the code: a check that saw no difference would not be of a limit."""
+def test_the_autoencoder_is_a_limit_of_the_deep_vae(monkeypatch):
+    """With a large weight the means are no function of the code, so that the check must fail."""
     claim, means = registry.find("autoencoder", "vae"), networks._means_on_a_sheet
     assert claim.grade == "limit"
     for beta in (0.1, 20.0):
@@ -288,7 +288,7 @@ def test_the_limit_of_the_deep_vae_is_one(monkeypatch):
         assert not claim.check().passed
 
 
-def test_pca_stands_for_a_deep_vae_only_where_the_plane_does_not_fold(monkeypatch, rng):
+def test_pca_corresponds_to_a_deep_vae_only_without_folds(monkeypatch, rng):
     claim, sheet, means, embedded = registry.find("pca", "vae"), networks._sheet, networks._means_on_a_sheet, embed
     assert claim.grade == "approximate"
     everywhere(

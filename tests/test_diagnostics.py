@@ -1,4 +1,4 @@
-"""Sound fits pass, unsound ones fail, each by the check that is there for it."""
+"""Tests that correct fits pass the diagnostics and that each planted fault fails its check."""
 
 import math
 
@@ -14,7 +14,7 @@ from latentlab.inference.density import Density
 from latentlab.inference.lift import over_draws
 from latentlab.inference.nuts import NUTS
 from latentlab.models.gaussian_mixture import DPMixture
-from latentlab.results.chain_checks import LEVEL, same_level
+from latentlab.results.chain_checks import LEVEL, equal_means_p_value
 from latentlab.results.convergence import ess_mean
 from latentlab.results.diagnostics import converged, diagnose
 from latentlab.results.loo import khat
@@ -26,8 +26,8 @@ from latentlab.symmetry.groups import Identity, Orthogonal, Permutation
 DIMS = {"W": ("feature", "latent"), "z": ("unit", "latent"), "sigma": (), "mu": ("feature",), "log_likelihood": ("unit",)}
 
 
-def sampled(rng, n_chains=4, n_draws=1000, *, attrs=None, **changes):
-    """A sound sampler's result: PPCA-like loadings, each draw turned at random about where its chain began."""
+def sampler_result(rng, n_chains=4, n_draws=1000, *, attrs=None, **changes):
+    """Result of a correct sampler: PPCA-like loadings, with a random rotation of each draw."""
     lead = (n_chains, n_draws)
     W = np.array([[2.0, 0], [1, 1], [0, -1]]) + 0.1 * rng.normal(size=(*lead, 3, 2))
     angle = np.linspace(0, 3, n_chains)[:, None] + 0.1 * rng.normal(size=lead)
@@ -51,7 +51,7 @@ def sampled(rng, n_chains=4, n_draws=1000, *, attrs=None, **changes):
     return build(result, dims=DIMS, attrs={"inference": "mcmc", "max_tree_depth": 10, **(attrs or {})})
 
 
-def judged(data, group=None, dims=None):
+def diagnosed(data, group=None, dims=None):
     return diagnose(data, group=group or Orthogonal(), dims=dims or DIMS, position="z")
 
 
@@ -61,7 +61,7 @@ def row(table, check, quantity=""):
 
 
 def edited(function):
-    """A change made in place on a copy."""
+    """Applies an in-place change to a copy."""
 
     def change(array):
         copy = array.copy()
@@ -74,8 +74,8 @@ def edited(function):
 # -- MCMC
 
 
-def test_turned_chains_pass_on_invariants_though_the_raw_loadings_do_not_mix(rng):
-    table = judged(sampled(rng))
+def test_rotated_chains_pass_by_invariants(rng):
+    table = diagnosed(sampler_result(rng))
     raw = row(table, "R-hat", "W (raw coordinates)")
     assert raw["value"] > 1.5
     assert raw["verdict"] == "not applicable"
@@ -85,8 +85,8 @@ def test_turned_chains_pass_on_invariants_though_the_raw_loadings_do_not_mix(rng
     assert set(table["verdict"]) == {"pass", "not applicable"}
 
 
-def test_without_the_symmetry_the_same_chains_fail(rng):
-    table = judged(sampled(rng), group=Identity())
+def test_rotated_chains_fail_without_the_symmetry(rng):
+    table = diagnosed(sampler_result(rng), group=Identity())
     assert row(table, "R-hat")["verdict"] == "fail"
     assert not table["quantity"].str.contains("raw coordinates").any()
     assert not converged(table)
@@ -102,19 +102,27 @@ def frozen(array):
 
 UNSOUND = {
     "a chain elsewhere": ({"posterior__W": edited(shifted)}, "R-hat", "W W^T"),
-    "a frozen chain": ({"posterior__W": edited(frozen)}, "R-hat", "W (chain 1 does not move)"),
-    "one frozen entry": ({"posterior__z": edited(lambda z: z[:, :, 3, 1].__setitem__(slice(None), 0.7))}, "R-hat", "z (chain 0"),
-    "all chains frozen alike": ({"posterior__sigma": lambda s: np.full_like(s, 2.0)}, "R-hat", "sigma (chain 0"),
+    "a frozen chain": ({"posterior__W": edited(frozen)}, "R-hat", "W (constant in chain 1)"),
+    "one frozen entry": (
+        {"posterior__z": edited(lambda z: z[:, :, 3, 1].__setitem__(slice(None), 0.7))},
+        "R-hat",
+        "z (constant in chain 0)",
+    ),
+    "all chains frozen alike": ({"posterior__sigma": lambda s: np.full_like(s, 2.0)}, "R-hat", "sigma (constant in chain 0)"),
     "chains frozen apart": ({"posterior__sigma": lambda s: s[:, :1] + 0 * s}, "bulk ESS", "sigma"),
-    "frozen density": ({"sample_stats__lp": edited(frozen)}, "R-hat", "lp (chain 1"),
+    "frozen density": ({"sample_stats__lp": edited(frozen)}, "R-hat", "lp (constant in chain 1)"),
     "NaN in a site": ({"posterior__z": edited(lambda z: z.put(11, np.nan))}, "finite", "posterior: z"),
-    "inf in a site": ({"posterior__sigma": edited(lambda s: s.put(11, np.inf))}, "R-hat", "sigma (not finite)"),
+    "inf in a site": ({"posterior__sigma": edited(lambda s: s.put(11, np.inf))}, "R-hat", "sigma (non-finite draws)"),
     "NaN in lp": ({"sample_stats__lp": edited(lambda lp: lp.put(11, np.nan))}, "finite", "sample_stats: lp"),
     "NaN log likelihood": ({"log_likelihood__log_likelihood": edited(lambda a: a.put(3, np.nan))}, "LOO k-hat", "finite"),
-    "a divergence": ({"sample_stats__diverging": edited(lambda d: d.put(5, True))}, "divergences", "of 4000"),
+    "a divergence": ({"sample_stats__diverging": edited(lambda d: d.put(5, True))}, "divergences", "among 4000"),
     "slow energy": ({"sample_stats__energy": lambda e: np.cumsum(e - e.mean(), axis=1)}, "E-BFMI", "chain"),
     "constant energy": ({"sample_stats__energy": np.ones_like}, "E-BFMI", "chain 0"),
-    "full trees": ({"sample_stats__tree_depth": lambda d: np.where(d > 4, 10, d)}, "tree depth", "depth 10"),
+    "full trees": (
+        {"sample_stats__tree_depth": lambda d: np.where(d > 4, 10, d)},
+        "tree depth",
+        "share of draws at maximum depth 10",
+    ),
     "slow mixing": ({"posterior__sigma": lambda s: np.repeat(s[:, ::50], 50, axis=1)}, "tail ESS", "sigma"),
     "another level": (
         {"sample_stats__lp": edited(lambda lp: np.add(lp[3], 0.6, out=lp[3]))},
@@ -125,39 +133,39 @@ UNSOUND = {
 
 
 @pytest.mark.parametrize("case", UNSOUND)
-def test_an_unsound_fit_fails_by_the_check_that_is_there_for_it(rng, case):
+def test_each_planted_fault_fails_its_check(rng, case):
     changes, check, quantity = UNSOUND[case]
-    table = judged(sampled(rng, **changes))
+    table = diagnosed(sampler_result(rng, **changes))
     assert row(table, check, quantity)["verdict"] == "fail", table
     assert not converged(table)
 
 
-def test_energy_is_compared_with_the_mean_of_its_own_chain(rng):
-    """E-BFMI by its formula in each chain; the chains are at levels of their own, and the least of them is shown."""
+def test_ebfmi_uses_the_mean_of_each_chain(rng):
+    """Computes E-BFMI by its formula for chains at different levels; the smallest is shown."""
     energy = rng.normal(size=(4, 1000)) + 5.0 * np.arange(4)[:, None]
     energy[2] = 10 + np.convolve(rng.normal(size=1009), np.ones(10) / 10, mode="valid")
-    found = row(judged(sampled(rng, sample_stats__energy=lambda _: energy)), "E-BFMI")
+    found = row(diagnosed(sampler_result(rng, sample_stats__energy=lambda _: energy)), "E-BFMI")
     each = [np.sum((e[1:] - e[:-1]) ** 2) / np.sum((e - np.mean(e)) ** 2) for e in energy]
     assert found["value"] == pytest.approx(each[2])
     assert (found["quantity"], found["verdict"]) == ("chain 2", "fail")
 
 
 def test_a_few_full_trees_only_warn(rng):
-    table = judged(sampled(rng, sample_stats__tree_depth=edited(lambda d: d.put(7, 10))))
+    table = diagnosed(sampler_result(rng, sample_stats__tree_depth=edited(lambda d: d.put(7, 10))))
     assert row(table, "tree depth")["verdict"] == "warn"
     assert converged(table)
 
 
 def test_a_declared_deterministic_site_may_be_constant(rng):
     def with_mu(**attrs):
-        data = sampled(rng, attrs=attrs)
+        data = sampler_result(rng, attrs=attrs)
         groups = {name: {n: v.values for n, v in node.data_vars.items()} for name, node in data.children.items()}
         groups["posterior"]["mu"] = np.zeros((4, 1000, 3))
         return build(groups, dims=DIMS, attrs=data.attrs)
 
-    assert converged(judged(with_mu(deterministic="mu, nu")))
-    table = judged(with_mu())
-    assert row(table, "R-hat")["quantity"] == "mu (chain 0 does not move)"
+    assert converged(diagnosed(with_mu(deterministic="mu, nu")))
+    table = diagnosed(with_mu())
+    assert row(table, "R-hat")["quantity"] == "mu (constant in chain 0)"
     assert math.isnan(row(table, "R-hat")["value"])
     assert not converged(table)
 
@@ -171,7 +179,7 @@ def test_an_invariant_that_is_constant_by_construction_is_left_out(rng):
     assert converged(table), table
 
 
-def test_label_switching_is_no_fault_and_another_clustering_is(rng):
+def test_label_switching_passes_and_another_clustering_fails(rng):
     dims = {"mu": ("component",), "z": ("unit",)}
     labels = (np.arange(12) // 4)[None, None] * np.ones((4, 1000, 1), int)
     labels = np.where(rng.random(labels.shape) < 0.05, rng.integers(0, 3, labels.shape), labels)
@@ -189,7 +197,7 @@ def test_label_switching_is_no_fault_and_another_clustering_is(rng):
     assert "z" in row(table, "R-hat")["quantity"]
 
 
-def test_coassignment_does_not_depend_on_the_labels(rng):
+def test_co_assignment_quantities_ignore_label_names(rng):
     z = rng.integers(0, 3, (2, 20, 9))
     dims = {"z": ("unit",)}
     found, again = (identified({"z": labels}, dims, Identity(), "z") for labels in (z, np.array([7, 4, 5])[z]))
@@ -199,18 +207,18 @@ def test_coassignment_does_not_depend_on_the_labels(rng):
         assert again[name] == pytest.approx(array, abs=1e-12)
 
 
-def test_one_chain_has_no_rhat_and_says_why(rng):
-    table = judged(sampled(rng, n_chains=1, n_draws=4000))
+def test_rhat_of_one_chain_is_not_applicable(rng):
+    table = diagnosed(sampler_result(rng, n_chains=1, n_draws=4000))
     for check in ("R-hat", "equal mean log density"):
         assert row(table, check)["verdict"] == "not applicable"
-        assert "one chain" in row(table, check)["value"]
+        assert "at least two chains" in row(table, check)["value"]
     assert row(table, "bulk ESS")["verdict"] == "pass"
     assert converged(table)
 
 
 @pytest.mark.parametrize("n_draws", [1, 2, 3, 40])
 def test_too_few_draws_fail(rng, n_draws):
-    table = judged(sampled(rng, n_draws=n_draws))
+    table = diagnosed(sampler_result(rng, n_draws=n_draws))
     assert row(table, "bulk ESS")["verdict"] == "fail"
     assert not converged(table)
 
@@ -218,17 +226,17 @@ def test_too_few_draws_fail(rng, n_draws):
 # -- level of the log density
 
 
-def test_a_level_that_rhat_does_not_see_is_seen(rng):
+def test_a_lower_density_level_missed_by_rhat_is_detected(rng):
     lp = rng.normal(size=(4, 4000))
     lp[2] += 0.15
-    table = judged(sampled(rng, n_draws=4000, sample_stats__lp=lambda _: lp))
+    table = diagnosed(sampler_result(rng, n_draws=4000, sample_stats__lp=lambda _: lp))
     assert row(table, "R-hat")["verdict"] == "pass"
     assert row(table, "equal mean log density", "chain 2")["verdict"] == "fail"
     assert not converged(table)
 
 
-def test_the_level_is_of_what_exchanged_sticks_leave_as_it_is(rng):
-    """Chains of the same draws in orders of their own; one has its first two sticks exchanged: a density of another level."""
+def test_the_density_level_detects_exchanged_sticks(rng):
+    """Chains have the same draws in different orders; in one, exchanged sticks change the density level."""
     model, shape = DPMixture(3, alpha_shape=0.0), (4, 300)
     mu = np.array([-3.0, 0.0, 3.0])[:, None] + 0.02 * rng.standard_normal((300, 3, 1))
     values = {"weights": rng.dirichlet([600, 200, 50], 300), "mu": mu, "sigma": np.exp(0.02 * rng.standard_normal((300, 3, 1)))}
@@ -241,50 +249,50 @@ def test_the_level_is_of_what_exchanged_sticks_leave_as_it_is(rng):
     flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in values.items()}
     lp = over_draws(density.log_joint, flat).reshape(shape)
     pointwise = over_draws(density.log_likelihood, flat).reshape(*shape, 20)
-    assert same_level(lp) < LEVEL
+    assert equal_means_p_value(lp) < LEVEL
     groups = {"posterior": values, "sample_stats": {"lp": lp}, "log_likelihood": {"log_likelihood": pointwise}}
     data = build(groups, dims={**model.dims, "log_likelihood": ("unit",)})
     table = Fit(model, dataset, NUTS(), 0, data).diagnostics()
-    assert row(table, "equal mean log density", "of the log likelihood")["verdict"] == "pass"
+    assert row(table, "equal mean log density", "for the log likelihood")["verdict"] == "pass"
     assert converged(table), table
     moved = groups | {"log_likelihood": {"log_likelihood": pointwise + 0.5 * (np.arange(4) == 2)[:, None, None]}}
     table = Fit(model, dataset, NUTS(), 0, build(moved, dims={**model.dims, "log_likelihood": ("unit",)})).diagnostics()
     assert row(table, "equal mean log density", "chain 2")["verdict"] == "fail"
 
 
-def test_same_level_is_welchs_test_with_the_effective_numbers(rng):
-    """Chains that alternate have more effective draws than draws: then each counts its draws, as scipy does."""
+def test_equal_means_p_value_is_welchs_test_with_effective_sample_sizes(rng):
+    """For antithetic chains the effective size is limited to the number of draws, as in scipy."""
     lp = (-1.0) ** np.arange(12) * (1 + 0.3 * rng.normal(size=(5, 12))) * np.arange(1, 6)[:, None]
     lp[2] += 3
     assert (ess_mean(lp.T[None]) > 12).all()
-    assert same_level(lp) == pytest.approx(stats.f_oneway(*lp, equal_var=False).pvalue, rel=1e-9)
+    assert equal_means_p_value(lp) == pytest.approx(stats.f_oneway(*lp, equal_var=False).pvalue, rel=1e-9)
     slow = np.repeat(rng.normal(size=(2, 60)), 20, axis=1)
     size = ess_mean(slow.T[None])
     assert (size < 200).all()
     moments = [part for chain, n in zip(slow, size, strict=True) for part in (chain.mean(), chain.std(ddof=1), n)]
-    assert same_level(slow) == pytest.approx(stats.ttest_ind_from_stats(*moments, equal_var=False).pvalue, rel=1e-9)
+    assert equal_means_p_value(slow) == pytest.approx(stats.ttest_ind_from_stats(*moments, equal_var=False).pvalue, rel=1e-9)
 
 
-def test_the_false_alarm_rate_is_that_of_the_level(rng):
-    """600 sound fits, autocorrelated gamma levels: at 5 % nominal 12 to 54 alarms (central 1 - 1e-5 at 3 to 7 %)."""
+def test_the_false_alarm_rate_matches_the_level(rng):
+    """600 sound fits, autocorrelated gamma levels: at 5% nominal 12 to 54 alarms (central 1 - 1e-5 at 3 to 7%)."""
     noise = rng.normal(size=(600, 4, 500))
     for t in range(1, 500):
         noise[..., t] = 0.5 * noise[..., t - 1] + math.sqrt(0.75) * noise[..., t]
-    p = np.array([same_level(-stats.gamma(3).ppf(stats.norm.cdf(fit))) for fit in noise])
+    p = np.array([equal_means_p_value(-stats.gamma(3).ppf(stats.norm.cdf(fit))) for fit in noise])
     assert 12 < (p < 0.05).sum() < 54
     assert (p < 0.001).sum() <= 6
 
 
-def test_same_level_of_a_frozen_chain_is_nan(rng):
+def test_equal_means_p_value_of_a_frozen_chain_is_nan(rng):
     lp = rng.normal(size=(3, 100))
     lp[1] = 0.5
-    assert math.isnan(same_level(lp))
+    assert math.isnan(equal_means_p_value(lp))
 
 
 # -- variational
 
 
-def approximated(rng, rho, n_pairs=1, *, loss=None, shift=0.0):
+def variational_result(rng, rho, n_pairs=1, *, loss=None, shift=0.0):
     """The independent normals nearest to normal pairs with correlation rho, as SVI leaves them."""
     u = rng.normal(size=(20_000, n_pairs, 2)) * np.sqrt(1 - rho**2)
     lp = stats.multivariate_normal(cov=[[1, rho], [rho, 1]]).logpdf(u).reshape(20_000, n_pairs).sum(axis=1)
@@ -298,56 +306,56 @@ def approximated(rng, rho, n_pairs=1, *, loss=None, shift=0.0):
     return build(result, dims=DIMS, attrs={"inference": "vi"})
 
 
-def test_a_mean_field_fit_passes_without_correlation_and_fails_with_much(rng):
-    """Weights so heavy understate the gap, but in 4 % of cases: the median of 11 does not in 2e-6."""
-    table = judged(approximated(rng, 0.0))
+def test_mean_field_fits_fail_for_strong_correlation_only(rng):
+    """Heavy-tailed weights can understate the gap; the median of 11 fails with probability 2e-6."""
+    table = diagnosed(variational_result(rng, 0.0))
     assert row(table, "k-hat")["value"] == 0.0
     assert converged(table), table
-    table = judged(approximated(rng, 0.99))
-    assert row(table, "k-hat", "averaged")["verdict"] == "fail"
-    assert row(table, "k-hat", "averaged")["value"] > 0.7
+    table = diagnosed(variational_result(rng, 0.99))
+    assert row(table, "k-hat", "q averaged")["verdict"] == "fail"
+    assert row(table, "k-hat", "q averaged")["value"] > 0.7
     assert not converged(table)
-    gaps = [row(judged(approximated(rng, 0.99)), "ELBO gap")["value"] for _ in range(11)]
+    gaps = [row(diagnosed(variational_result(rng, 0.99)), "ELBO gap")["value"] for _ in range(11)]
     assert 0.3 < np.median(gaps) < -np.log(1 - 0.99**2) / 2
 
 
-def test_the_khat_is_the_mean_over_blocks_of_2000_draws(rng):
-    data = approximated(rng, 0.8)
+def test_khat_is_the_mean_over_blocks_of_2000_draws(rng):
+    data = variational_result(rng, 0.8)
     ratios = (data["sample_stats"]["lp"] - data["sample_stats"]["log_q_averaged"]).values[0]
     each = [khat(block) for block in ratios.reshape(10, 2000)]
-    found = row(judged(data), "k-hat", "mean over 10 blocks")["value"]
+    found = row(diagnosed(data), "k-hat", "mean over 10 blocks")["value"]
     assert found == pytest.approx(np.mean(each))
     assert abs(found - khat(ratios)) > 1e-3
 
 
-def test_the_raw_khat_is_shown_and_not_judged(rng):
-    table = judged(approximated(rng, 0.0, shift=-0.47))
-    assert row(table, "k-hat", "raw")["value"] > 0.7
-    assert row(table, "k-hat", "raw")["verdict"] == "not applicable"
+def test_raw_khat_is_shown_without_verdict(rng):
+    table = diagnosed(variational_result(rng, 0.0, shift=-0.47))
+    assert row(table, "k-hat", "q without averaging over the symmetry")["value"] > 0.7
+    assert row(table, "k-hat", "q without averaging over the symmetry")["verdict"] == "not applicable"
     assert converged(table)
     assert row(table, "R-hat")["verdict"] == "not applicable"
 
 
-def test_the_gap_is_the_divergence(rng):
+def test_the_elbo_gap_is_the_kl_divergence(rng):
     """KL(q || p) = -log(1 - rho^2) / 2; a nat or more of it warns. Weights have finite variance where rho < 1/2.
 
     Standard errors are 0.003 and, of 30 pairs, 0.05.
     """
-    table = judged(approximated(rng, 0.3))
+    table = diagnosed(variational_result(rng, 0.3))
     assert row(table, "ELBO gap")["value"] == pytest.approx(-np.log(1 - 0.09) / 2, abs=0.02)
     assert row(table, "ELBO gap")["verdict"] == "pass"
-    table = judged(approximated(rng, 0.3, n_pairs=30))
+    table = diagnosed(variational_result(rng, 0.3, n_pairs=30))
     assert row(table, "ELBO gap")["value"] == pytest.approx(-15 * np.log(1 - 0.09), abs=0.3)
     assert row(table, "ELBO gap")["verdict"] == "warn"
 
 
-def test_an_encoders_khat_and_gap_are_means_over_units(rng):
-    """Units whose conditional is the encoder's, moved by d sds: KL(q || p) = d^2 / 2 of each, by 5 Monte Carlo errors."""
+def test_khat_and_gap_of_an_encoder_are_means_over_units(rng):
+    """The encoder is shifted by d sds: KL(q || p) = d^2 / 2 for each unit, within 5 Monte Carlo errors."""
     d, u = np.array([0.0, 0.5, 1.0]), rng.normal(size=(4000, 3))
     log_weights = stats.norm(d).logpdf(u) - stats.norm.logpdf(u) - 7.0  # p is not normalised
     groups = {"posterior": {"mu": u[None]}, "log_weights": {"log_weight": log_weights[None]}}
     data = build(groups, dims={**DIMS, "log_weight": ("unit",)}, attrs={"inference": "vi"})
-    table = judged(data)
+    table = diagnosed(data)
     each = np.log(np.mean(np.exp(log_weights), axis=0)) - log_weights.mean(axis=0)
     assert row(table, "ELBO gap")["value"] == pytest.approx(each.mean())
     assert row(table, "ELBO gap")["value"] == pytest.approx((d**2).mean() / 2, abs=0.07)
@@ -372,19 +380,19 @@ def trendless(rng, t):
         (lambda rng, t: t[:8] * 0 + rng.normal(size=8), "fail"),  # 2 steps to look at
     ],
 )
-def test_an_elbo_that_still_moves_does_not_pass(rng, loss, verdict):
-    table = judged(approximated(rng, 0.0, loss=loss(rng, np.arange(4000.0))))
+def test_a_drifting_elbo_does_not_pass(rng, loss, verdict):
+    table = diagnosed(variational_result(rng, 0.0, loss=loss(rng, np.arange(4000.0))))
     assert row(table, "ELBO drift")["verdict"] == verdict, table
     assert converged(table) == (verdict != "fail")
 
 
-def test_drift_and_its_error_are_what_replications_show(rng):
+def test_drift_and_its_error_match_replications(rng):
     found = np.array([elbo_drift(-0.002 * np.arange(800) + rng.normal(size=800))[:2] for _ in range(1200)])
     assert found[:, 0].mean() == pytest.approx(0.4, abs=0.05)  # 7 standard errors; below, 7 too
     assert found[:, 1].mean() == pytest.approx(found[:, 0].std(), rel=0.15)
 
 
-def test_the_padding_of_a_restart_that_stopped_early_is_not_looked_at(rng):
+def test_padding_of_early_stopped_restarts_is_ignored(rng):
     rising = -0.1 * np.arange(400) + rng.normal(size=400)
     padded = np.r_[rising, np.full(3600, rising[-1])]
     assert elbo_drift(padded) == elbo_drift(rising)
@@ -395,14 +403,14 @@ def test_the_padding_of_a_restart_that_stopped_early_is_not_looked_at(rng):
 
 
 @pytest.mark.parametrize(("gradient", "verdict"), [(1e-9, "pass"), (0.1, "fail"), (math.nan, "fail")])
-def test_a_point_estimate_has_a_gradient_and_no_rhat(rng, gradient, verdict):
+def test_point_estimates_have_a_gradient_check_and_no_rhat(rng, gradient, verdict):
     values = {"posterior": {"mu": np.ones((1, 50, 3)), "z": rng.normal(size=(1, 50, 8, 2))}}
     values["log_likelihood"] = {"log_likelihood": np.full((1, 50, 8), -1.0)}
     attrs = {"inference": "point", "point_estimate": 1, "gradient": gradient, "how": "EM", "notes": "Heywood case: x; y"}
-    table = judged(build(values, dims=DIMS, attrs=attrs))
+    table = diagnosed(build(values, dims=DIMS, attrs=attrs))
     for check in ("R-hat", "bulk ESS", "tail ESS", "LOO k-hat"):
         assert row(table, check)["verdict"] == "not applicable"
-        assert "no spread" in row(table, check)["value"]
+        assert "no posterior draws" in row(table, check)["value"]
     assert row(table, "gradient")["verdict"] == verdict
     assert table[table["check"] == "estimate"]["verdict"].tolist() == ["warn", "warn"]
     assert converged(table) == (verdict == "pass")
@@ -411,10 +419,10 @@ def test_a_point_estimate_has_a_gradient_and_no_rhat(rng, gradient, verdict):
 # -- LOO and the table
 
 
-def test_loo_khat_warns_and_says_when_the_likelihood_is_conditional(rng):
+def test_loo_khat_warns_and_notes_conditional_likelihoods(rng):
     wide = edited(lambda a: np.multiply(a[..., 2], 60, out=a[..., 2]))
-    table = judged(sampled(rng, attrs={"conditional_log_likelihood": 1}, log_likelihood__log_likelihood=wide))
-    found = row(table, "LOO k-hat", "own positions")
+    table = diagnosed(sampler_result(rng, attrs={"conditional_log_likelihood": 1}, log_likelihood__log_likelihood=wide))
+    found = row(table, "LOO k-hat", "given its own position")
     assert found["value"] == 1 / 8
     assert found["verdict"] == "warn"
     assert converged(table)
@@ -424,7 +432,7 @@ def test_loo_khat_warns_and_says_when_the_likelihood_is_conditional(rng):
     ("value", "verdict", "expected"),
     [(1.0, "pass", True), (1.0, "warn", True), (1.0, "fail", False), (math.nan, "pass", False), (1.0, "unsure", False)],
 )
-def test_converged_takes_neither_a_failure_nor_nan(value, verdict, expected):
+def test_converged_is_false_for_failures_and_nan(value, verdict, expected):
     table = pd.DataFrame([("a", "", value, "", verdict), ("b", "", "why", "", "not applicable")])
     table.columns = ["check", "quantity", "value", "threshold", "verdict"]
     assert converged(table) is expected

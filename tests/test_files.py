@@ -1,4 +1,4 @@
-"""Writes are whole or not at all, and a lock admits one process at a time, however the one before it ended."""
+"""Tests of atomic writes and of the lock of a run directory."""
 
 import errno
 import fcntl
@@ -31,7 +31,7 @@ def target(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def little_room() -> Iterator[int]:
-    """No file may grow beyond so many bytes, as on a disk that is full."""
+    """Limits the size of files, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
@@ -55,20 +55,20 @@ def unprivileged() -> Iterator[None]:
         os.seteuid(0)
 
 
-def test_a_write_replaces_the_file_and_leaves_nothing_else(target: Path):
+def test_a_write_replaces_the_file_and_leaves_no_other_files(target: Path):
     write(target, NEW)
     assert target.read_bytes() == NEW
     assert [path.name for path in target.parent.iterdir()] == ["file"]
 
 
-def test_a_full_disk_names_path_and_bytes_and_leaves_the_old_file(target: Path, little_room: int):
-    with pytest.raises(StoreError, match=rf"{target}: no room on the disk for the {little_room + 1} bytes"):
+def test_a_full_disk_is_reported_and_keeps_the_old_file(target: Path, little_room: int):
+    with pytest.raises(StoreError, match=rf"{target}: there is not enough disk space for {little_room + 1} bytes"):
         write(target, b"x" * (little_room + 1))
     assert target.read_bytes() == OLD
     assert [path.name for path in target.parent.iterdir()] == ["file"]
 
 
-def test_what_reads_back_differently_is_not_put_in_place(target: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_reads_back_differently_is_not_installed(target: Path, monkeypatch: pytest.MonkeyPatch):
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read(path).replace(b"c", b"k"))
     with pytest.raises(StoreError, match="reads back differently"):
@@ -78,7 +78,7 @@ def test_what_reads_back_differently_is_not_put_in_place(target: Path, monkeypat
     assert [path.name for path in target.parent.iterdir()] == ["file"]
 
 
-def test_an_interrupted_write_leaves_the_old_file(target: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_write_keeps_the_old_file(target: Path, monkeypatch: pytest.MonkeyPatch):
     def stop(_: int) -> None:
         raise KeyboardInterrupt
 
@@ -89,13 +89,13 @@ def test_an_interrupted_write_leaves_the_old_file(target: Path, monkeypatch: pyt
     assert not leftovers(target.parent)
 
 
-def test_a_folder_that_is_gone_is_named(tmp_path: Path):
-    with pytest.raises(StoreError, match=rf"the folder {tmp_path}/gone is gone"):
+def test_a_missing_folder_is_named(tmp_path: Path):
+    with pytest.raises(StoreError, match=rf"the folder {tmp_path}/gone does not exist"):
         write(tmp_path / "gone" / "file", NEW)
 
 
 @pytest.mark.usefixtures("unprivileged")
-def test_a_folder_without_permission_is_named():
+def test_an_unwritable_folder_is_named():
     with pytest.raises(StoreError, match="/usr/file: no permission to write in /usr"):
         write(Path("/usr/file"), NEW)
 
@@ -109,7 +109,7 @@ def test_a_planted_link_is_replaced_and_not_followed(target: Path):
     assert link.read_bytes() == NEW
 
 
-def test_a_link_planted_under_the_temporary_name_is_not_followed(target: Path):
+def test_a_planted_link_with_the_temporary_name_is_not_followed(target: Path):
     written = target.with_name("written")
     target.with_name(f".written.{os.getpid()}.tmp").symlink_to(target)
     write(written, NEW)
@@ -117,7 +117,7 @@ def test_a_link_planted_under_the_temporary_name_is_not_followed(target: Path):
     assert written.read_bytes() == NEW
 
 
-def test_appending_adds_and_refuses_a_link(target: Path):
+def test_appending_extends_the_file_and_refuses_links(target: Path):
     append(target, NEW)
     assert target.read_bytes() == OLD + NEW
     link = target.with_name("link")
@@ -127,7 +127,7 @@ def test_appending_adds_and_refuses_a_link(target: Path):
     assert target.read_bytes() == OLD + NEW
 
 
-def test_sha256_is_that_of_the_standard(target: Path):
+def test_sha256_matches_hashlib(target: Path):
     target.write_bytes(b"abc")  # FIPS 180-2, appendix B.1
     assert sha256(target) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
@@ -135,8 +135,8 @@ def test_sha256_is_that_of_the_standard(target: Path):
 # -- the lock
 
 
-def in_a_process(code: str, path: Path) -> subprocess.Popen[str]:
-    """A Python process that runs `code` with `path` as its argument; talks by lines."""
+def python_process(code: str, path: Path) -> subprocess.Popen[str]:
+    """Starts a Python process that runs `code` with `path` as argument and communicates by lines."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", f"import sys\nfrom pathlib import Path\n{code}", str(path)], **pipes)
 
@@ -149,9 +149,9 @@ with Lock(Path(sys.argv[1])):
 """
 
 
-def test_the_second_is_refused_by_number_and_host_until_the_first_is_killed(tmp_path: Path):
+def test_a_lock_names_its_process_and_host_until_that_is_killed(tmp_path: Path):
     path = tmp_path / ".toy.lock"
-    first = in_a_process(HOLD, path)
+    first = python_process(HOLD, path)
     assert first.stdout.readline() == "held\n"
     with pytest.raises(StoreError, match=rf"{tmp_path}/toy is being written by process {first.pid} on {socket.gethostname()}"):
         Lock(path).__enter__()
@@ -163,7 +163,7 @@ def test_the_second_is_refused_by_number_and_host_until_the_first_is_killed(tmp_
     assert not path.exists()
 
 
-def test_a_thread_of_the_same_process_is_refused_too(tmp_path: Path):
+def test_a_lock_excludes_threads_of_the_same_process(tmp_path: Path):
     refused = []
 
     def enter() -> None:
@@ -196,16 +196,16 @@ while taken < 60:
 """
 
 
-def test_processes_that_race_are_never_inside_together(tmp_path: Path):
+def test_a_lock_excludes_concurrent_processes(tmp_path: Path):
     path = tmp_path / "lock"
     path.write_text(json.dumps({"pid": 2**22 + 1, "host": socket.gethostname(), "boot": files._boot()}))  # stale at first
-    racers = [in_a_process(TAKE_TURNS, path) for _ in range(4)]
+    racers = [python_process(TAKE_TURNS, path) for _ in range(4)]
     assert [racer.wait(timeout=60) for racer in racers] == [0, 0, 0, 0]
     for racer in racers:
         racer.communicate()
 
 
-def test_a_lock_removed_before_it_was_obtained_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_removed_lock_file_is_recreated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path, flock, removals = tmp_path / "lock", fcntl.flock, iter([True])
 
     def late(descriptor: int, operation: int) -> None:
@@ -218,7 +218,7 @@ def test_a_lock_removed_before_it_was_obtained_is_made_anew(tmp_path: Path, monk
         Lock(path).__enter__()
 
 
-def gone() -> int:
+def ended_process() -> int:
     """The number of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
@@ -235,14 +235,14 @@ def gone() -> int:
     ],
     ids=["process gone", "process alive", "other boot", "other host"],
 )
-def test_without_locks_of_the_system_the_file_decides(holder: dict, free: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_without_system_locks_the_lock_file_is_used(holder: dict, free: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "no locks available")
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     path = tmp_path / "lock"
     said = {"host": socket.gethostname(), "boot": files._boot(), **holder}
-    path.write_text(json.dumps({**said, "pid": gone() if said["pid"] == "gone" else said["pid"]}))
+    path.write_text(json.dumps({**said, "pid": ended_process() if said["pid"] == "gone" else said["pid"]}))
     if free:
         with Lock(path) as lock:
             assert lock.taken_over is not None
@@ -252,7 +252,7 @@ def test_without_locks_of_the_system_the_file_decides(holder: dict, free: bool, 
         assert path.exists()
 
 
-def test_a_planted_link_is_no_lock(target: Path):
+def test_a_planted_link_is_refused_as_lock(target: Path):
     link = target.with_name("lock")
     link.symlink_to(target)
     with pytest.raises(StoreError, match=f"{link} is a link"):

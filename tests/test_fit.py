@@ -1,4 +1,4 @@
-"""What a fit gives back: groups, positions of old and new units, held-out scores, both forms of a model."""
+"""Tests of fits: groups of the result, new units, held-out scores, and both forms of a model."""
 
 from dataclasses import replace
 
@@ -42,16 +42,11 @@ from latentlab.symmetry.groups import Identity
 
 
 @pytest.fixture(scope="module")
-def wine():
-    return load_dataset("wine")
-
-
-@pytest.fixture(scope="module")
 def exact(wine):
     return fit(PPCA(2), wine, Exact(n_draws=400), seed=0)
 
 
-def test_the_tree_has_the_groups_of_the_schema(wine):
+def test_the_result_has_the_documented_groups(wine):
     result = fit(PPCA(2), wine, SVI(n_steps=60, n_draws=40), seed=0, progress=False)
     tree = result.data
     assert {"posterior", "latents", "log_likelihood", "log_prior", "sample_stats", "optimization"} <= set(tree.children)
@@ -67,12 +62,12 @@ def test_the_tree_has_the_groups_of_the_schema(wine):
     np.testing.assert_allclose(tree["log_likelihood"]["log_likelihood"].values[0, 7], dense, rtol=1e-10)
 
 
-def test_aligned_positions_still_make_the_data(exact):
+def test_alignment_keeps_the_product_of_positions_and_loadings(exact):
     raw, turned = exact.sites(), {name: a.values for name, a in exact.data["latents"].data_vars.items()}
     np.testing.assert_allclose(turned["z"] @ turned["W"].swapaxes(-1, -2), raw["z"] @ raw["W"].swapaxes(-1, -2), atol=1e-10)
 
 
-def test_a_point_estimate_keeps_its_constant_sites_constant(exact):
+def test_sites_of_a_point_estimate_are_constant(exact):
     W = exact.data["latents"]["W"].values
     assert np.ptp(W, axis=1).max() < 1e-12
     z = exact.latents().values
@@ -85,7 +80,7 @@ def test_a_point_estimate_keeps_its_constant_sites_constant(exact):
     assert abs(off[0, 1]) < 1e-6 * off[0, 0]  # the principal axes of the mean of all draws
 
 
-def test_all_draws_of_a_point_estimate_have_its_densities_and_positions_of_their_own(exact):
+def test_draws_of_a_point_estimate_share_densities_not_positions(exact):
     sites = {name: value[0, 0] for name, value in exact.sites().items()}
     covariance = sites["W"] @ sites["W"].T + sites["sigma"] ** 2 * np.eye(13)
     dense = oracles.gaussian_log_density(exact.dataset.x, sites["mu"], covariance)
@@ -96,7 +91,7 @@ def test_all_draws_of_a_point_estimate_have_its_densities_and_positions_of_their
     assert len(np.unique(exact.sites()["z"][0, :, 0, 0])) == 400
 
 
-def test_new_data_are_taken_in_every_form_and_matched_by_name(exact, wine):
+def test_new_data_are_accepted_in_every_form_and_matched_by_name(exact, wine):
     x, features = wine.raw().x[:4], wine.features
     wanted = exact.latents(Dataset({"x": x}, dims=wine.dims)).mean("draw").values
     score = exact.held_out_score(Dataset({"x": x}, dims=wine.dims))
@@ -116,11 +111,11 @@ def test_new_data_are_taken_in_every_form_and_matched_by_name(exact, wine):
                 method(given)
     with pytest.raises(ModelError, match=r"unknown position of 'ppca' 'wine\.csv'"):
         exact.latents("wine.csv")
-    with pytest.raises(DataError, match="lacks 'alcohol'"):
+    with pytest.raises(DataError, match="missing 'alcohol'"):
         exact.latents(table.drop(columns="alcohol"))
 
 
-def test_one_unit_of_a_file_is_placed(exact, wine, tmp_path):
+def test_a_single_new_unit_is_placed(exact, wine, tmp_path):
     table = pd.DataFrame(wine.raw().x[:1], columns=wine.features)
     table.to_csv(tmp_path / "one.csv", index=False)
     one = load_dataset("file", path=str(tmp_path / "one.csv"))
@@ -130,7 +125,7 @@ def test_one_unit_of_a_file_is_placed(exact, wine, tmp_path):
         fit(PPCA(2), one, Exact(), progress=False)
 
 
-def test_a_mixture_gives_probabilities_of_new_data_in_every_form():
+def test_mixtures_give_label_probabilities_of_new_data():
     iris = load_dataset("iris", columns=["petal length (cm)", "petal width (cm)"])
     result = fit(GaussianMixture(2), iris, Exact(n_draws=20), progress=False)
     table = pd.DataFrame(iris.raw().x[:3], columns=iris.features)
@@ -178,14 +173,14 @@ class Compositions(LatentModel):
             pyro.sample("x", dist.Multinomial(4, logits=z, validate_args=None), obs=x)
 
 
-def test_a_row_outside_of_a_multivariate_support_is_named():
+def test_rows_outside_a_multivariate_support_are_named():
     dataset = Dataset({"x": [[1, 3], [2, 2], [0, 5]]}, dims={"x": ("unit", "feature")})
     with pytest.raises(ModelError, match=r"'x' is \[0, 5\] at position \(2,\), outside of the support of .*Multinomial"):
         fit(Compositions(), dataset, MAP(), progress=False)
 
 
 @pytest.mark.parametrize(("model", "what"), [(Counts(), "Poisson"), (Bits(), "Bernoulli")])
-def test_standardised_counts_are_refused_with_the_remedy(model, what):
+def test_standardised_counts_are_refused_with_advice(model, what):
     dataset = Dataset({"x": [[0, 1], [1, 0], [1, 1]]}, dims={"x": ("unit", "feature")})
     message = (
         rf"'x' is -1\.41421 at position \(0, 0\), outside of the support of its distribution, {what} .*dataset.standardize=false`"
@@ -199,7 +194,7 @@ def test_standardised_counts_are_refused_with_the_remedy(model, what):
             fit(model, Dataset({"x": [[0, 2], [1, 0]]}, dims=dataset.dims), SVI(n_steps=2, n_draws=2), progress=False)
 
 
-def test_new_units_get_the_exact_conditional_under_the_training_transform(exact, wine):
+def test_new_units_match_the_exact_conditional_in_the_training_transform(exact, wine):
     raw = wine.raw()
     order = [12, *range(12)]
     some = Dataset(
@@ -216,7 +211,7 @@ def test_new_units_get_the_exact_conditional_under_the_training_transform(exact,
     np.testing.assert_array_equal(exact.latents(some).values, new.values)  # the same units, the same draws
 
 
-def test_new_units_with_missing_entries_are_placed_too(exact, wine):
+def test_new_units_with_missing_entries_are_placed(exact, wine):
     x = wine.raw().x[:4].copy()
     x[0, :] = np.nan
     x[1, 3:] = np.nan
@@ -232,7 +227,7 @@ def test_new_units_with_other_columns_are_refused(exact, wine):
         exact.latents(other)
 
 
-def test_missing_entries_are_filled_in_raw_units():
+def test_imputations_are_in_raw_units():
     """Given the point estimate the conditional is the textbook's: 463 means of 2000 draws at 5.6 standard errors (1e-5)."""
     hidden = load_dataset("wine", missing=0.2)
     result = fit(FactorAnalysis(2), hidden, Exact(n_draws=2000), seed=0)
@@ -254,7 +249,7 @@ def test_missing_entries_are_filled_in_raw_units():
         assert 0.85 < drawn.std() / (sd * scale) < 1.15
 
 
-def test_sensitivity_names_what_the_prior_moves(wine):
+def test_sensitivity_names_the_affected_quantities(wine):
     """A prior that the data contradict moves the loadings; loadings are named by their features."""
     result = fit(PPCA(1, W_scale=0.02, mu_scale=0), wine, SVI(n_steps=800, n_draws=1000), seed=0, progress=False)
     table = result.sensitivity()
@@ -274,7 +269,7 @@ def test_a_point_estimate_has_neither_sensitivity_nor_loo(exact):
             asked()
 
 
-def test_imputations_are_refused_where_there_is_nothing_to_fill_in(exact):
+def test_imputations_are_refused_without_missing_entries(exact):
     with pytest.raises(DataError, match="no entry is missing"):
         exact.imputations()
 
@@ -292,8 +287,8 @@ def test_the_held_out_score_is_the_log_of_the_mean_density(wine):
     assert better > score["elpd"]
 
 
-def test_of_a_series_whole_sequences_are_scored(rng):
-    """Three draws of the sites, two sequences that are held out: the forward recursion of each by loops."""
+def test_held_out_sequences_are_scored_as_wholes(rng):
+    """Recomputes the scores of two held-out sequences by the forward recursion, for three draws."""
     model = GaussianHMM(2)
     dataset = model.simulate(rng, 12)
     truths = [model.simulate(rng, 6).truth for _ in range(3)]
@@ -313,7 +308,7 @@ def test_of_a_series_whole_sequences_are_scored(rng):
     assert score == pytest.approx({"elpd": terms.sum(), "se": np.sqrt(2) * terms.std(ddof=1), "n_units": 2.0})
 
 
-def test_predictive_draws_look_like_the_data(exact, wine):
+def test_predictive_draws_resemble_the_data(exact, wine):
     replicated = exact.data["posterior_predictive"]["x"].values[0]
     assert replicated.shape == (100, 178, 13)
     np.testing.assert_allclose(replicated.mean((0, 1)), 0, atol=0.05)
@@ -321,7 +316,7 @@ def test_predictive_draws_look_like_the_data(exact, wine):
     assert exact.data["prior_predictive"]["x"].values.std() > 5  # mu_scale is 10
 
 
-def test_each_predictive_draw_has_values_of_its_own(wine):
+def test_prior_predictive_draws_use_different_prior_draws(wine):
     """Means of prior predictive draws have the prior's spread: a ratio of variances outside 0.4 to 2.2 has a chance of 1e-8."""
     model = PPCA(2)
     density = Density(model, tensors(model, wine), wine.array_dims)
@@ -340,7 +335,7 @@ def test_each_predictive_draw_has_values_of_its_own(wine):
 
 
 @pytest.mark.slow
-def test_raw_coordinates_are_shown_as_raw_and_a_stuck_chain_fails_all_the_same():
+def test_raw_coordinates_have_no_verdict_and_stuck_chains_fail():
     """The machine code is that of `test_reference`."""
     method = NUTS(n_chains=4, n_warmup=400, n_draws=800, target_accept=0.9, compiled=True)
     result = fit(PPCA(2, mu_scale=0), load_dataset("iris"), method, seed=1, progress=False)
@@ -360,10 +355,10 @@ def test_raw_coordinates_are_shown_as_raw_and_a_stuck_chain_fails_all_the_same()
 
 
 @pytest.mark.slow
-def test_the_explicit_and_the_integrated_form_are_one_model():
+def test_explicit_and_marginalised_forms_agree():
     """W W^T, sigma and the positions' moments by both: z-tests of means and sds, Bonferroni at a total of 1e-5.
 
-    Moments of one form with draws that are an eighth narrower would be seen.
+    Draws with sds smaller by an eighth would be detected.
     """
     rng = np.random.default_rng(5)
     z, W = rng.standard_normal((25, 1)), np.array([[1.5, -1.0, 0.8, 0.5]])
@@ -380,7 +375,7 @@ def test_the_explicit_and_the_integrated_form_are_one_model():
         assert min(float(ess_bulk(q)) for q in quantities) > 1000
 
     def worst(narrower=1.0):
-        """The largest z, where the draws of the explicit form are so much narrower."""
+        """The largest z if the draws of the explicit form are narrowed by this factor."""
         means = [(x.mean() - y.mean()) / np.hypot(mcse_mean(x), mcse_mean(y)) for x, y in zip(*found, strict=True)]
         sds = [(x.std() - narrower * y.std()) / np.hypot(mcse_sd(x), mcse_sd(y)) for x, y in zip(*found, strict=True)]
         return np.abs([*means, *sds]).max()
@@ -389,8 +384,8 @@ def test_the_explicit_and_the_integrated_form_are_one_model():
     assert worst(narrower=7 / 8) > 5.1
 
 
-def test_the_guides_of_both_forms_are_ordered_by_their_elbo(wine):
-    """The encoder's form has a looser bound than the integrated one, and both lie under the full-rank guide's."""
+def test_elbos_of_the_guides_have_the_expected_order(wine):
+    """The ELBO of the explicit form is below that of the marginalised form, and both are below the full-rank guide's."""
     method = SVI(guide="model", n_steps=1500, n_draws=500)
     integrated = fit(PPCA(2), wine, method, seed=0, progress=False).data.attrs["elbo"]
     explicit = fit(PPCA(2, marginalize=False), wine, method, seed=0, progress=False).data.attrs["elbo"]
@@ -399,7 +394,7 @@ def test_the_guides_of_both_forms_are_ordered_by_their_elbo(wine):
     assert full - explicit < 40  # of 178 units: the encoder is close to the exact conditional
 
 
-def test_a_model_without_latents_cannot_place_new_units():
+def test_models_without_positions_cannot_place_new_units():
     from pathlib import Path
 
     from latentlab.registry import MODELS, plugins
@@ -435,7 +430,7 @@ IMPOSSIBLE = {
 
 
 @pytest.mark.parametrize("case", IMPOSSIBLE)
-def test_new_units_with_impossible_values_are_refused_by_column_unit_and_value(case):
+def test_impossible_values_of_new_units_are_refused(case):
     model, dataset, method, rows = IMPOSSIBLE[case]
     result = fit(model, dataset, method, seed=0, progress=False)
     ways = [result.latents, result.log_likelihood, result.held_out_score]
@@ -450,13 +445,13 @@ def test_new_units_with_impossible_values_are_refused_by_column_unit_and_value(c
         way(_table([good]))
 
 
-def test_held_out_units_with_impossible_values_are_refused_before_the_first_step():
-    with pytest.raises(DataError, match=r"unit '1': must hold 0 and 1 .*; got 2"):
+def test_impossible_values_of_held_out_units_are_refused_before_the_fit():
+    with pytest.raises(DataError, match=r"unit '1' must be 0 or 1, or missing; got 2"):
         density_of_new(BernoulliMixture(2), _table([[0, 1, 1], [2, 1, 1]]))
 
 
-def test_a_model_with_a_check_alone_checks_new_units_by_it():
-    class Picky(PPCA):
+def test_the_check_of_a_model_applies_to_new_units():
+    class CheckedModel(PPCA):
         check_new = LatentModel.check_new
 
         def check(self, dataset):
@@ -464,6 +459,6 @@ def test_a_model_with_a_check_alone_checks_new_units_by_it():
                 raise DataError(f"{dataset.name}: above 9.")
 
     rng = np.random.default_rng(0)
-    result = fit(Picky(1), _table(rng.normal(size=(20, 3))), ONE_START, progress=False)
+    result = fit(CheckedModel(1), _table(rng.normal(size=(20, 3))), ONE_START, progress=False)
     with pytest.raises(DataError, match="above 9"):
         result.latents(_table([[0, 1, 10]]))

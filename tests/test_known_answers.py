@@ -1,4 +1,4 @@
-"""Whole fits whose answers are known: eight schools as a user's own model, and a factor analysis with three modes."""
+"""Tests of fits with known results: eight schools as a plugin, and a factor analysis with three modes."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def schools(references):
     return model, dataset, folder
 
 
-def test_the_plugins_density_is_the_reference_density(schools):
+def test_the_density_of_the_plugin_matches_the_reference(schools):
     model, dataset, folder = schools
     for point in json.loads((folder / "log_density.json").read_text())["points"]:
         mu, tau = (np.array(point["params"][name][0]) for name in ("mu", "tau"))
@@ -41,7 +41,7 @@ def test_the_plugins_density_is_the_reference_density(schools):
 
 
 @pytest.mark.slow
-def test_eight_schools_as_a_plugin_has_its_exact_answer(schools):
+def test_eight_schools_matches_the_reference_posterior(schools):
     model, dataset, folder = schools
     exact = json.loads((folder / "exact.json").read_text())["params"]
     result = ll.fit(model, dataset, ll.NUTS(n_chains=4, n_warmup=400, n_draws=1200, target_accept=0.95), seed=0, progress=False)
@@ -62,7 +62,7 @@ def test_eight_schools_as_a_plugin_has_its_exact_answer(schools):
 
 
 @pytest.mark.slow
-def test_three_modes_are_flagged_and_never_averaged():
+def test_three_modes_are_flagged_and_not_averaged():
     columns = ["ash", "alcalinity_of_ash", "proanthocyanins", "color_intensity", "hue", "proline"]
     dataset = ll.load_dataset("wine", columns=columns)
     method = ll.NUTS(n_chains=8, n_warmup=150, n_draws=150)

@@ -1,4 +1,4 @@
-"""The house holds: imports go upwards only, nothing unsafe is called, importing the package does nothing."""
+"""Tests of the source code: import layers, unsafe calls, side effects of importing, and lengths."""
 
 import ast
 import graphlib
@@ -47,8 +47,8 @@ def modules():
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def layer(dotted):
-    parts = dotted.split(".")
+def layer(module_name):
+    parts = module_name.split(".")
     return parts[1] if len(parts) > 1 else ""
 
 
@@ -91,29 +91,29 @@ def test_a_module_imports_only_from_those_above_it():
     assert [one for path in modules() for one in offences(path, path.read_text(encoding="utf-8"))] == []
 
 
-def dotted(path):
+def module_name(path):
     return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
-def order_of(sources):
-    """The modules in an order in which each comes after those that it imports; a cycle is an error."""
+def import_order(sources):
+    """Sorts modules so that each comes after its imports; raises an error for cycles."""
     graph = {name: {found for found, _ in imports(source) if found in sources} for name, source in sources.items()}
     return list(graphlib.TopologicalSorter(graph).static_order())
 
 
-def test_there_is_no_cycle_within_a_folder_either():
-    sources = {dotted(path): path.read_text(encoding="utf-8") for path in modules()}
-    assert len(order_of(sources)) == len(sources)
+def test_there_are_no_import_cycles():
+    sources = {module_name(path): path.read_text(encoding="utf-8") for path in modules()}
+    assert len(import_order(sources)) == len(sources)
     planted = {**sources, "latentlab.compare.positions": "from latentlab.compare.metric import metric"}
     with pytest.raises(graphlib.CycleError):
-        order_of(planted)
+        import_order(planted)
 
 
-def test_every_module_has_its_place():
+def test_every_module_belongs_to_a_layer():
     assert {p.relative_to(PACKAGE).with_suffix("").parts[0] for p in modules()} <= {*ORDER, "__init__", "__main__"}
 
 
-def test_a_planted_import_is_seen():
+def test_the_imports_check_detects_a_planted_import():
     path = PACKAGE / "compare" / "metric.py"
     assert "comes later" in offences(path, "from latentlab.fit import Fit")[0]
     assert (
@@ -125,7 +125,7 @@ def test_a_planted_import_is_seen():
         offences(path, "from . import lift")
 
 
-def test_arviz_is_imported_in_one_place():
+def test_arviz_is_imported_in_one_module():
     """The import writes into the user's folders and warns once a day; `results.arviz` prevents both."""
     files = [*modules(), *Path(__file__).parent.rglob("*.py")]
     found = [path.name for path in files if "arviz" in {name.split(".")[0] for name, _ in imports(path.read_text("utf-8"))}]
@@ -141,14 +141,14 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize("folder", sorted(FORBIDDEN))
-def test_arrays_in_arrays_out(folder):
+def test_numerical_folders_do_not_import_data_structures(folder):
     for path in (PACKAGE / folder).glob("*.py"):
         roots = {name.split(".")[0] for name, _ in imports(path.read_text(encoding="utf-8"))}
         assert not roots & FORBIDDEN[folder], path.name
 
 
 def unsafe(source):
-    """Calls that run what a file says, and checks that `python -O` would drop."""
+    """Yields calls that execute file content, and asserts, which `python -O` drops."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Assert):
@@ -175,7 +175,7 @@ KNOWN = [("cli.py", "exec"), ("signature.py", "eval")]
 more than clear a flag of the interpreter."""
 
 
-def test_nothing_unsafe_is_called():
+def test_no_unsafe_function_is_called():
     found = [(path.name, call.split(": ")[1]) for path in modules() for call in unsafe(path.read_text(encoding="utf-8"))]
     assert found == KNOWN
 
@@ -183,7 +183,7 @@ def test_nothing_unsafe_is_called():
 @pytest.mark.parametrize(
     "source", ["pickle.load(f)", "np.load(p, allow_pickle=True)", "eval(x)", "assert x", "yaml.load(t, Loader)"]
 )
-def test_a_planted_unsafe_call_is_seen(source):
+def test_the_unsafe_call_check_detects_a_planted_call(source):
     assert unsafe(source)
 
 
@@ -193,7 +193,7 @@ def in_a_new_process(code):
     return done.stdout.strip()
 
 
-def test_importing_brings_nothing_heavy_and_changes_nothing():
+def test_importing_loads_no_slow_library_and_changes_no_state():
     code = """
 import random, sys, warnings, logging
 import numpy as np
@@ -207,8 +207,8 @@ print(heavy, same == (state, filters, handlers, before))
     assert in_a_new_process(code) == "[] True"
 
 
-def test_a_closed_form_needs_no_compiler_no_algebra_and_no_learner():
-    """What such a fit must not import: each takes as long as the fit."""
+def test_a_closed_form_fit_imports_no_slow_library():
+    """Importing one of these libraries takes as long as the fit."""
     code = """
 import sys
 sys.modules["dask"] = None  # if Dask is installed, xarray imports it with parts of SciPy
@@ -221,7 +221,7 @@ print(sorted(slow & set(sys.modules)))
     assert in_a_new_process(code) == "[]"
 
 
-def test_every_public_name_is_there_and_functions_are_not_hidden_by_modules():
+def test_public_names_exist_and_are_not_hidden_by_modules():
     code = """
 import latentlab as ll
 import latentlab.fit, latentlab.comparison.compare
@@ -237,7 +237,7 @@ MOST_CODE = 60
 MOST_ARGUMENTS = 7
 
 
-def test_no_module_is_long():
+def test_no_module_is_too_long():
     lengths = {str(path.relative_to(PACKAGE)): len(path.read_text(encoding="utf-8").splitlines()) for path in modules()}
     assert {name: n for name, n in lengths.items() if n > MOST_LINES} == {}
 
@@ -256,7 +256,7 @@ def long_functions(source):
                 yield node.name
 
 
-def test_long_functions_say_why():
+def test_long_functions_state_a_reason():
     found = {path.name: list(long_functions(path.read_text(encoding="utf-8"))) for path in modules()}
     assert {name: functions for name, functions in found.items() if functions} == {}
     assert list(long_functions("def f(a, b, c, d, e, f, g, h):\n    pass\n")) == ["f"]
@@ -286,7 +286,7 @@ print(count(fitting), count(comparing))
 """Counts the files of the package that a second fit and a second comparison enter; first calls also load modules."""
 
 
-def test_a_fit_and_a_comparison_stay_short_paths():
+def test_a_fit_and_a_comparison_enter_few_files():
     """Limits the number of files in the call paths of a fit of PPCA and of a comparison with one metric."""
     printed = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", ENTERED, str(PACKAGE)], capture_output=True, text=True, check=True

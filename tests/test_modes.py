@@ -1,4 +1,4 @@
-"""Modes of chains and of restarts: planted ones are found with names and levels, labels' names make none."""
+"""Tests of the detection of modes among chains and restarts."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from latentlab.inference.map import MAP
 from latentlab.inference.svi import SVI
 from latentlab.models.gaussian_mixture import GaussianMixture
 from latentlab.results.diagnostics import diagnose
-from latentlab.results.modes import COLUMNS, _modes, chain_modes, images, restart_modes, said
+from latentlab.results.modes import COLUMNS, _modes, chain_modes, describe_modes, images, restart_modes
 from latentlab.results.tree import build
 from latentlab.symmetry.groups import Identity, Permutation
 
@@ -19,7 +19,7 @@ DIMS = {"mu": ("component",), "z": ("unit",)}
 
 
 def chains(centres, rng, *, group=None, n_draws=400, levels=None, z=None):
-    """Chains about the given means `(chain, component)`, and the modes that are found."""
+    """Simulates chains with the given means `(chain, component)` and returns their modes."""
     centres = np.asarray(centres, dtype=float)
     mu = centres[:, None] + rng.standard_normal((len(centres), n_draws, centres.shape[1]))
     groups = {"posterior": {"mu": mu} | ({} if z is None else {"z": z})}
@@ -29,31 +29,31 @@ def chains(centres, rng, *, group=None, n_draws=400, levels=None, z=None):
     return chain_modes(data, group=group or Identity("component"), dims=DIMS, position="z")
 
 
-def test_two_planted_modes_are_found_the_higher_first(rng):
+def test_two_planted_modes_are_found_and_ordered_by_level(rng):
     table = chains([[0, 0], [6, 0], [0.1, 0], [6, 0.1]], rng, levels=[-10, -5, -10, -5])
     assert tuple(table.columns) == COLUMNS
     assert table["members"].tolist() == ["1, 3", "0, 2"]
     assert table["n"].tolist() == [2, 2]
     assert table["share"].tolist() == [0.5, 0.5]
-    assert table["level"].to_numpy() == pytest.approx([-5, -10], abs=0.1)
+    assert table["log_density"].to_numpy() == pytest.approx([-5, -10], abs=0.1)
     assert table["differs in"].tolist() == ["", "mu[0]"]
-    assert said(table, "chains") == "chains 1, 3 at -5.0 | chains 0, 2 at -10.0, differing in mu[0]"
+    assert describe_modes(table, "chain", "lp") == "chains 1, 3: lp -5.0 | chains 0, 2: lp -10.0, differing in mu[0]"
 
 
 @pytest.mark.parametrize(("off", "n_modes"), [(2.5, 1), (3.5, 2)])
-def test_chains_are_apart_from_three_sds_on(off, n_modes, rng):
+def test_chains_three_sds_apart_are_different_modes(off, n_modes, rng):
     """With 2000 draws a chain the means are known to 0.03 sds."""
     assert len(chains([[0, 0], [off, 0]], rng, n_draws=2000)) == n_modes
 
 
-def test_a_chain_of_chains_is_one_mode(rng):
-    """Single linkage: 0 and 5 are apart, and both are near what lies between."""
+def test_modes_are_found_by_single_linkage(rng):
+    """Means 0 and 5 differ, but both are close to a chain between them."""
     assert len(chains([[0, 0], [5, 0]], rng)) == 2
     table = chains([[0, 0], [5, 0], [2.5, 0]], rng)
     assert table["members"].tolist() == ["0, 1, 2"]
 
 
-def test_chains_that_differ_by_the_names_of_labels_are_one_mode(rng):
+def test_chains_with_permuted_labels_are_one_mode(rng):
     """Under permutations; without the symmetry they are two."""
     z = rng.integers(0, 2, (1, 400, 12))
     centres, labels = [[0, 6], [6, 0]], np.concatenate([z, 1 - z])
@@ -61,8 +61,8 @@ def test_chains_that_differ_by_the_names_of_labels_are_one_mode(rng):
     assert len(chains(centres, rng, z=labels)) == 2
 
 
-def test_chains_that_differ_in_the_partition_alone_are_two_modes(rng):
-    """The sites agree; who is with whom does not."""
+def test_chains_with_different_partitions_are_two_modes(rng):
+    """Sites agree, and partitions differ."""
     one = (np.arange(12) < 6).astype(int)
     other = (np.arange(12) % 2).astype(int)
     z = np.stack([np.tile(row, (400, 1)) for row in (one, other)])
@@ -72,7 +72,7 @@ def test_chains_that_differ_in_the_partition_alone_are_two_modes(rng):
     assert "co-assignment of z[" in table["differs in"].iloc[1]
 
 
-def test_sites_are_named_before_counts_of_labels(rng):
+def test_differing_sites_are_named_before_label_counts(rng):
     one, other = (np.arange(12) < 6).astype(int), (np.arange(12) < 2).astype(int)
     z = np.stack([np.tile(row, (400, 1)) for row in (one, other)])
     z = np.where(rng.random(z.shape) < 0.02, 1 - z, z)
@@ -80,22 +80,22 @@ def test_sites_are_named_before_counts_of_labels(rng):
     assert "mu" in table["differs in"].iloc[1].split(", ")[0]
 
 
-def test_one_chain_is_one_mode_and_no_level_is_none(rng):
+def test_one_chain_is_one_mode_without_level(rng):
     table = chains([[0, 0]], rng)
     assert table["members"].tolist() == ["0"]
     assert table["share"].tolist() == [1.0]
-    assert np.isnan(table["level"]).all()
+    assert np.isnan(table["log_density"]).all()
 
 
-def test_draws_that_are_not_finite_are_no_mode(rng):
-    """A chain that is not finite is near nothing, and does not join those that are apart."""
+def test_non_finite_draws_join_no_mode(rng):
+    """A non-finite chain is close to no other and does not link separate modes."""
     for group in (Identity("component"), Permutation("component")):
         table = chains([[np.nan, 0], [0, 0], [0, 0], [9, 0]], rng, group=group)
         assert set(table["members"]) == {"0", "1, 2", "3"}
 
 
-def test_a_chain_that_stays_where_it_is_is_apart_from_another():
-    """No spread and another value: infinitely far; no spread and the same value: none."""
+def test_constant_chains_at_different_values_are_different_modes():
+    """Constant chains are infinitely far apart if their values differ, and equal otherwise."""
     mu = np.zeros((3, 50, 1))
     mu[2] = 1.0
     data = build({"posterior": {"mu": mu}}, dims=DIMS, attrs={"inference": "mcmc"})
@@ -120,24 +120,24 @@ def restarts(mu, levels, *, group=None, kind="point", **more):
     return restart_modes(data, group=group or Identity("component"), dims=DIMS, position="z")
 
 
-def test_restarts_of_two_levels_are_two_modes_and_permuted_ones_are_one():
+def test_restarts_differ_by_level_but_not_by_permutation():
     mu = [[0.0, 6.0], [6.0, 0.0], [3.0, 3.5], [6.0 + 1e-4, 0.0]]
     table = restarts(mu, [-10, -10, -14, -10], group=Permutation("component"))
     assert table["members"].tolist() == ["0, 1, 3", "2"]
     assert table["share"].tolist() == [0.75, 0.25]
-    assert table["level"].tolist() == [-10, -14]
+    assert table["log_density"].tolist() == [-10, -14]
     assert "mu" in table["differs in"].iloc[1]
     assert len(restarts(mu, [-10, -10, -14, -10])) == 3
 
 
-def test_points_of_one_place_and_two_levels_are_two_and_so_are_two_places_of_one_level():
+def test_point_estimates_differ_by_level_or_by_position():
     assert len(restarts([[1.0, 2.0], [1.0, 2.0]], [-10, -10.5])) == 2
     assert len(restarts([[1.0, 2.0], [1.0, 2.0]], [-10, -10.005])) == 1
     assert len(restarts([[1.0, 2.0], [1.2, 2.0]], [-10, -10])) == 2
     assert len(restarts([[1.0, 2.0], [1.01, 2.0]], [-10, -10])) == 1
 
 
-def test_approximations_are_apart_by_their_own_sds(rng):
+def test_approximations_are_compared_by_their_sds(rng):
     posterior = np.array([0.0, 6.0]) + 0.1 * rng.standard_normal((1, 4000, 2))
     table = restarts([[0.0, 6.0], [0.2, 6.0], [0.5, 6.0]], [-10, -10.3, -11], kind="vi", posterior=posterior)
     assert table["members"].tolist() == ["0, 1", "2"] or table["members"].tolist() == ["0, 1, 2"]
@@ -146,7 +146,7 @@ def test_approximations_are_apart_by_their_own_sds(rng):
     assert table["members"].tolist() == ["0, 1", "2"]
 
 
-def test_a_restart_that_is_not_finite_is_a_mode_of_its_own_and_joins_no_others():
+def test_a_non_finite_restart_is_a_separate_mode():
     mean = np.array([[0.0], [np.nan], [5.0]])
     table = _modes(mean, np.ones((3, 3, 1)), 3.0, np.array([-1.0, np.nan, -2.0]), ["mu[0]"])
     assert table["members"].tolist() == ["0", "2", "1"]
@@ -168,8 +168,8 @@ def groups():
     ],
     ids=["map", "exact", "svi"],
 )
-def test_every_method_keeps_all_its_restarts_with_their_levels(method, level, groups):
-    """Two components to three groups have several optima; where each restart ended is there, and the best is the estimate."""
+def test_every_method_stores_all_restarts_with_their_levels(method, level, groups):
+    """Two components for three groups have several optima; all restarts are stored and the best is the estimate."""
     found = fit(GaussianMixture(2, covariance="diagonal"), groups, method, seed=1, progress=False)
     kept, levels = found.data["restarts"], found.data["optimization"][level].values
     assert levels.shape == (method.n_restarts,)
@@ -179,18 +179,18 @@ def test_every_method_keeps_all_its_restarts_with_their_levels(method, level, gr
     np.testing.assert_allclose(kept["weights"].values.sum(-1), 1, rtol=1e-6)
     table = found.modes()
     assert table["n"].sum() == method.n_restarts
-    assert table["level"].iloc[0] == pytest.approx(levels.max())
+    assert table["log_density"].iloc[0] == pytest.approx(levels.max())
     if found.method.kind == "point":
         best = int(table["members"].iloc[0].split(", ")[0])
         at = np.sort(kept["mu"].values[best].ravel())
         np.testing.assert_allclose(at, np.sort(found.sites()["mu"][0, 0].ravel()), atol=0.05)
     rows = found.diagnostics().query("check == 'modes'")
     assert len(rows) == 1
-    assert rows["quantity"].str.startswith(f"of {method.n_restarts} restarts, ").all()
+    assert rows["quantity"].str.contains(rf"^\d of {method.n_restarts} restarts ended in the best mode(?:;|$)").all()
 
 
-class Shuffled(GaussianMixture):
-    """Starts at the clusters in another order each time."""
+class ShuffledStarts(GaussianMixture):
+    """Starts with the clusters in a new random order each time."""
 
     jitter = 0.0
 
@@ -201,20 +201,20 @@ class Shuffled(GaussianMixture):
 
 
 @pytest.mark.parametrize("method", [MAP(n_restarts=4, n_draws=5), Exact(n_restarts=4, n_draws=5)], ids=["map", "exact"])
-def test_restarts_that_end_in_other_names_of_the_labels_are_one_mode(method, groups):
-    found = fit(Shuffled(3, covariance="diagonal"), groups, method, seed=0, progress=False)
+def test_restarts_with_permuted_labels_are_one_mode(method, groups):
+    found = fit(ShuffledStarts(3, covariance="diagonal"), groups, method, seed=0, progress=False)
     ends = found.data["restarts"]["mu"].values[..., 0]
     assert len(np.unique(ends.argsort(-1), axis=0)) > 1, "no restart was permuted: the seed plants nothing"
     table = found.modes()
     assert table["n"].tolist() == [4]
     row = found.diagnostics().query("check == 'modes'").iloc[0]
     assert row["verdict"] == "pass"
-    assert row["quantity"] == "of 4 restarts, 4 found the best one"
+    assert row["quantity"] == "4 of 4 restarts ended in the best mode"
 
 
 @pytest.mark.parametrize(("starts", "verdict"), [("good, bad, bad", "warn"), ("good, bad, good", "pass")])
-def test_a_best_optimum_that_was_found_once_is_a_warning(starts, verdict, rng):
-    """The spread being 1, the groups of 20 and 10 are merged, or those of 30 and 20: the first is the better."""
+def test_a_best_optimum_found_only_once_warns(starts, verdict, rng):
+    """With sd 1, either the groups of 20 and 10 or those of 30 and 20 are merged; the first is better."""
     x = np.repeat([-6.0, 0.0, 6.0], [30, 20, 10])[:, None] + 0.3 * rng.standard_normal((60, 1))
     groups = Dataset({"x": x}, dims={"x": ("unit", "feature")})
     means = iter({"good": [-6.0, 2.0], "bad": [-3.6, 6.0]}[start] for start in starts.split(", "))
@@ -244,8 +244,8 @@ def test_a_best_optimum_that_was_found_once_is_a_warning(starts, verdict, rng):
     ],
     ids=["permuted", "mirrored", "rotated", "at other levels", "elsewhere"],
 )
-def test_modes_that_are_images_of_one_another_are_told(centres, levels, expected, rng):
-    """Chains of 400 draws of sd 0.1 about two points that only a larger group than the declared one joins."""
+def test_symmetric_images_of_modes_are_noted(centres, levels, expected, rng):
+    """Chains of 400 draws with sd 0.1 about two points that are equivalent only under a larger group than declared."""
     mu = np.asarray(centres, dtype=float)[:, None] + 0.1 * rng.standard_normal((2, 400, 2))
     lp = np.asarray(levels, dtype=float)[:, None] + 0.1 * rng.standard_normal((2, 400))
     groups = {"posterior": {"mu": mu}, "sample_stats": {"lp": lp}}
@@ -259,7 +259,7 @@ def test_modes_that_are_images_of_one_another_are_told(centres, levels, expected
     assert ("images of one another" in row["quantity"]) == bool(expected)
 
 
-def test_chains_of_which_nothing_varies_are_not_said_to_share_a_mode():
+def test_constant_chains_are_not_reported_as_one_mode():
     data = build({"posterior": {"mu": np.ones((4, 50))}}, dims={"mu": ()}, attrs={"inference": "mcmc"})
     assert not len(chain_modes(data, group=Identity(), dims={"mu": ()}, position="mu"))
     row = diagnose(data, group=Identity(), dims={"mu": ()}, position="mu").query("check == 'modes'").iloc[0]
@@ -267,7 +267,7 @@ def test_chains_of_which_nothing_varies_are_not_said_to_share_a_mode():
     assert row["verdict"] == "fail"
 
 
-def test_modes_of_one_level_come_in_the_order_of_their_members(rng):
+def test_modes_of_equal_level_are_ordered_by_members(rng):
     for _ in range(10):
         level = -105.0 * (1 + 1e-13 * rng.standard_normal(2))
         table = _modes(np.array([[0.0], [9.0]]), np.ones((2, 2, 1)), 3.0, level, ["mu"])

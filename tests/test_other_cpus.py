@@ -1,4 +1,4 @@
-"""Shipped configs with the kernels of CPUs that have fewer vector instructions: nothing but rounding and chance may differ."""
+"""Tests that shipped configs give the same results on CPUs with fewer vector instructions."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def finished(config, folder, *prefix):
 
 @pytest.mark.long
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_config_gives_the_same_on_other_cpus(config, tmp_path):
+def test_a_config_gives_the_same_results_on_other_cpus(config, tmp_path):
     """False alarms: below 1e-5 a comparison (`agreement.FALSE_ALARMS`), 1e-4 together."""
     here = finished(config, tmp_path / "here" / "run")
     for name in CPUS:

@@ -1,4 +1,4 @@
-"""The posterior predictive is of the same units given their positions, whether the program has these or integrates them out."""
+"""Tests that posterior predictive draws use the positions of the units, in both forms of a model."""
 
 import numpy as np
 import pytest
@@ -43,8 +43,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_replicated_data_are_those_of_the_units_positions(case):
-    """What is left of x, given each draw's positions and parameters, is standard normal, exactly.
+def test_replicated_data_use_the_positions_of_the_units(case):
+    """The standardised residuals of x given positions and parameters are standard normal.
 
     100 draws of 40 units and 4 features: 16 000 numbers, whose mean has sd 0.0079 and whose mean square has sd 0.0112, and 160
     means over draws of sd 0.1. At 5, 5 and 6 sd a false alarm has a chance below 2e-6. Positions drawn anew leave a variance
@@ -60,8 +60,8 @@ def test_replicated_data_are_those_of_the_units_positions(case):
     assert np.abs(rest.mean((0, 1))).max() < 0.6
 
 
-def test_both_forms_have_the_predictive_of_the_exact_conditional(rng):
-    """Given W, mu and sigma, x_rep has mean W m + mu and covariance W C W' + sigma^2 I, with z | x ~ N(m, C), in either form."""
+def test_predictives_of_both_forms_match_the_exact_conditional(rng):
+    """Given W, mu and sigma, x_rep has mean W m + mu and covariance W C W^T + sigma^2 I, with z | x ~ N(m, C), in both forms."""
     dataset, found = table(rng, 20), {}
     for marginalize in (True, False):
         fitted = ll.fit(M.PPCA(1, marginalize=marginalize), dataset, ll.Exact(n_draws=100), progress=False)
@@ -78,13 +78,13 @@ def test_both_forms_have_the_predictive_of_the_exact_conditional(rng):
     np.testing.assert_allclose(found[True], found[False], atol=1e-6)
 
 
-class Anew(M.PPCA):
-    """A model that integrates positions out, and does not draw data given them."""
+class NewPositions(M.PPCA):
+    """A model that marginalises positions and does not draw data given them."""
 
     replicated = ll.LatentModel.replicated
 
 
-def test_a_model_without_the_hook_draws_positions_anew(rng):
-    fitted = ll.fit(Anew(1), table(rng), ll.MAP(n_restarts=1, n_draws=100), progress=False)
+def test_models_without_the_hook_draw_new_positions(rng):
+    fitted = ll.fit(NewPositions(1), table(rng), ll.MAP(n_restarts=1, n_draws=100), progress=False)
     rest = on_plane("W", "sigma")(fitted.data["posterior_predictive"]["x"].values, fitted.sites())
     assert (rest**2).mean() > 2

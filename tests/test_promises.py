@@ -1,4 +1,4 @@
-"""What a fit promises of its parts, each by a number that a plausible slip would change."""
+"""Tests of parts of a fit, each by a number that a plausible bug would change."""
 
 import numpy as np
 import oracles
@@ -12,7 +12,6 @@ import latentlab as ll
 from latentlab.compare.labels import label_agreement
 from latentlab.comparison.compare import compare
 from latentlab.data.dataset import Dataset
-from latentlab.data.load import load_dataset
 from latentlab.embeddings.embed import embed
 from latentlab.fit import fit
 from latentlab.inference import nuts
@@ -22,13 +21,8 @@ from latentlab.symmetry.groups import Identity
 
 
 @pytest.fixture(scope="module")
-def iris():
-    return load_dataset("iris")
-
-
-@pytest.fixture(scope="module")
-def sampled(iris):
-    """Chains of two axes, each turned as it happened to be."""
+def nuts_fit(iris):
+    """A NUTS fit of PPCA with two axes."""
     return fit(ll.models.PPCA(2), iris, ll.NUTS(n_chains=4, n_warmup=60, n_draws=60, max_tree_depth=5), seed=0, progress=False)
 
 
@@ -41,23 +35,23 @@ def draw(result, chain, i):
     return {name: array[chain, i] for name, array in result.sites().items()}
 
 
-def test_log_prior_and_log_likelihood_are_the_densities_of_the_draws(sampled, iris):
+def test_stored_densities_match_the_draws(nuts_fit, iris):
     for at in ((0, 0), (3, 59)):
-        sites = draw(sampled, *at)
-        prior = {name: float(a.values[at]) for name, a in sampled.data["log_prior"].data_vars.items()}
+        sites = draw(nuts_fit, *at)
+        prior = {name: float(a.values[at]) for name, a in nuts_fit.data["log_prior"].data_vars.items()}
         expected = {
             "W": stats.norm(0, 1).logpdf(sites["W"]).sum(),
             "mu": stats.norm(0, 10).logpdf(sites["mu"]).sum(),
             "sigma": stats.halfnorm(0, 1).logpdf(sites["sigma"]),
         }
         assert prior == pytest.approx(expected, rel=1e-10)
-        likelihood = sampled.data["log_likelihood"]["log_likelihood"].values[at]
+        likelihood = nuts_fit.data["log_likelihood"]["log_likelihood"].values[at]
         np.testing.assert_allclose(likelihood, dense(sites, iris.x), rtol=1e-9)
         total = sum(expected.values()) + likelihood.sum() + np.log(sites["sigma"])
-        assert float(sampled.data["sample_stats"]["lp"].values[at]) == pytest.approx(total, rel=1e-10)
+        assert float(nuts_fit.data["sample_stats"]["lp"].values[at]) == pytest.approx(total, rel=1e-10)
 
 
-def test_the_explicit_form_is_scored_with_its_positions_integrated_out(iris):
+def test_the_explicit_form_is_scored_with_positions_integrated_out(iris):
     result = fit(
         ll.models.PPCA(2, marginalize=False), iris, ll.SVI(guide="model", n_steps=50, n_draws=20), seed=0, progress=False
     )
@@ -67,51 +61,51 @@ def test_the_explicit_form_is_scored_with_its_positions_integrated_out(iris):
     np.testing.assert_allclose(result.log_likelihood(few).values[0, 7], dense(sites, iris.x[:5]), rtol=1e-9)
 
 
-def test_the_held_out_score_averages_densities_over_draws(sampled, iris):
+def test_the_held_out_score_averages_densities_over_draws(nuts_fit, iris):
     few = iris.raw().subset(range(5))
-    score = sampled.held_out_score(few)["elpd"]
-    each = np.array([dense(draw(sampled, c, i), iris.x[:5]) for c in range(4) for i in range(60)])
+    score = nuts_fit.held_out_score(few)["elpd"]
+    each = np.array([dense(draw(nuts_fit, c, i), iris.x[:5]) for c in range(4) for i in range(60)])
     assert score == pytest.approx(np.log(np.exp(each).mean(0)).sum(), rel=1e-9)
     assert score > each.mean(0).sum() + 1e-3  # the mean of logs is lower
 
 
-def test_new_units_are_turned_as_the_draw_that_places_them(sampled, iris):
-    """Residuals from the conditional given the aligned loadings, in its own sds: of mean square 1 over 240 x 150 x 2 of them."""
-    new = sampled.latents(iris.raw()).values
-    W = sampled.data["latents"]["W"].values
+def test_new_units_are_aligned_with_their_draw(nuts_fit, iris):
+    """Standardised residuals from the conditional given the aligned loadings have mean square 1."""
+    new = nuts_fit.latents(iris.raw()).values
+    W = nuts_fit.data["latents"]["W"].values
     squares = []
     for c in range(4):
         for i in range(0, 60, 6):
-            sites = draw(sampled, c, i)
+            sites = draw(nuts_fit, c, i)
             mean, covariance = oracles.positions_given(iris.x, sites["mu"], W[c, i], sites["sigma"] ** 2)
             off = np.linalg.solve(np.linalg.cholesky(covariance[0]), (new[c, i] - mean).T)
             squares.append((off**2).mean())
     assert np.mean(squares) == pytest.approx(1.0, abs=0.06)
 
 
-def test_a_comparison_uses_the_aligned_draws(sampled, iris):
-    """The draws as drawn may be anything: here they are replaced by noise."""
+def test_a_comparison_uses_the_aligned_draws(nuts_fit, iris):
+    """Replacing the unaligned draws by noise changes nothing."""
     few = {"n_draws": 8, "n_pairs": 4, "n_permutations": 2, "progress": False}
     pca = embed("pca", iris)
-    tree = sampled.data.copy(deep=True)
+    tree = nuts_fit.data.copy(deep=True)
     tree["posterior"]["z"].values[:] = np.random.default_rng(0).normal(size=tree["posterior"]["z"].shape)
-    other = ll.Fit(sampled.model, sampled.dataset, sampled.method, sampled.seed, tree)
-    one, two = compare(sampled, [pca], **few), compare(other, [pca], **few)
+    other = ll.Fit(nuts_fit.model, nuts_fit.dataset, nuts_fit.method, nuts_fit.seed, tree)
+    one, two = compare(nuts_fit, [pca], **few), compare(other, [pca], **few)
     np.testing.assert_array_equal(one.scores["mean"], two.scores["mean"])
-    agreement = label_agreement(sampled.latents().values.mean((0, 1)), iris.labels, n_neighbors=15)
+    agreement = label_agreement(nuts_fit.latents().values.mean((0, 1)), iris.labels, n_neighbors=15)
     assert float(one.data["label_agreement_posterior_mean"]) == pytest.approx(agreement, abs=1e-12)
 
 
-def test_p_values_are_holms_over_the_compared_arrays(sampled, iris):
+def test_p_values_are_adjusted_by_holm_over_the_rows(nuts_fit, iris):
     few = {"n_draws": 8, "n_pairs": 4, "n_permutations": 2, "progress": False, "alignments": ("similarity",)}
     pca, rng = embed("pca", iris), np.random.default_rng(0)
     others = [ll.Embedding(f"noise-{i}", rng.normal(size=(150, 2)), units=iris.units) for i in range(4)]
-    alone, among = (compare(sampled, [pca, *more], **few).verdicts.set_index(["embedding", "map"]) for more in ([], others))
+    alone, among = (compare(nuts_fit, [pca, *more], **few).verdicts.set_index(["embedding", "map"]) for more in ([], others))
     single, family = alone.loc[("pca", "mapped"), "p_low"], among.loc[("pca", "mapped"), "p_low"]
     assert family == pytest.approx(6 / 2 * single, rel=1e-9)  # the smallest of 6, and of 2, that are equal but for noise
 
 
-def test_chains_begin_apart_and_have_random_numbers_of_their_own(iris, monkeypatch):
+def test_chains_have_different_starts_and_random_numbers(iris, monkeypatch):
     begun = []
 
     def watched(start, *, rng, **settings):
@@ -125,7 +119,7 @@ def test_chains_begin_apart_and_have_random_numbers_of_their_own(iris, monkeypat
     assert len({state for _, state in begun}) == 4
 
 
-def test_the_best_restart_is_the_result_and_restarts_begin_apart(iris):
+def test_the_best_of_different_restarts_is_the_result(iris):
     method = ll.SVI(guide="mean_field", n_steps=40, n_draws=300, n_restarts=4)
     result = fit(ll.models.PPCA(2), iris, method, seed=1, progress=False)
     elbo = result.data["optimization"]["elbo"].values
@@ -152,7 +146,7 @@ class Scale(ll.LatentModel):
             pyro.sample("x", dist.Normal(0.0, s), obs=x)
 
 
-def test_the_mode_is_that_of_the_constrained_scale():
+def test_the_mode_is_on_the_constrained_scale():
     x = np.array([0.5, -1.0, 0.3])
     problem = prepared(Scale(), Dataset({"x": x}, dims={"x": ("unit",)}), ll.MAP(n_restarts=1))
     found = float(ll.MAP(n_restarts=1).run(problem).values["s"][0, 0])
@@ -167,8 +161,8 @@ def test_the_mode_is_that_of_the_constrained_scale():
 
 
 @pytest.mark.parametrize("batch_size", [None, 10])
-def test_a_guide_of_one_scale_is_the_posterior_by_quadrature(batch_size):
-    """log s given 40 numbers: without the Jacobian, or without the weight of a minibatch, mean or sd are far off."""
+def test_a_guide_of_one_scale_matches_quadrature(batch_size):
+    """Posterior of log s for 40 numbers; without Jacobian or minibatch scale, mean or sd would be wrong."""
     x = stats.norm(0, 0.7).rvs(40, random_state=3)
     dataset = Dataset({"x": x}, dims={"x": ("unit",)})
     problem = prepared(Scale(), dataset, ll.SVI(guide="mean_field", batch_size=batch_size))
@@ -183,8 +177,8 @@ def test_a_guide_of_one_scale_is_the_posterior_by_quadrature(batch_size):
     assert u.std() == pytest.approx(sd, rel=0.12)
 
 
-def test_the_metric_is_the_windows_variance_shrunk_by_five_draws_of_a_thousandth():
-    """A warm-up of 100: the window is iterations 15 to 89, and the metric after it the rule of Stan."""
+def test_the_metric_is_the_window_variance_regularised_as_in_stan():
+    """For a warm-up of 100 the window is iterations 15 to 89; the metric follows Stan's rule."""
     seen = {}
 
     def watch(_, snapshot):

@@ -1,4 +1,4 @@
-"""Names of what is compared across chains: formulas that a reader can look up, and none that only the code writes."""
+"""Tests of the names of quantities that are compared across chains."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def names(group, values, dims, labels):
     return entries(quantities, labels, {"chain": 2, "draw": 50})[0]
 
 
-def test_a_mixture_s_quantities_are_sums_over_components(rng):
+def test_quantities_of_a_mixture_are_sums_over_components(rng):
     values = {
         "weights": rng.dirichlet(np.ones(3), (2, 50)),
         "mu": rng.normal(size=(2, 50, 3, 2)),
@@ -49,7 +49,7 @@ def test_a_mixture_s_quantities_are_sums_over_components(rng):
 
 
 @pytest.mark.parametrize("group", [Orthogonal(), GeneralLinear()])
-def test_large_products_are_called_by_what_they_are(group, rng):
+def test_invariants_of_large_matrices_have_descriptive_names(group, rng):
     values = {"W": rng.normal(size=(2, 50, 40, 2)), "z": rng.normal(size=(2, 50, 60, 2))}
     dims = {"W": ("feature", "latent"), "z": ("unit", "latent")}
     found = names(group, values, dims, {"W": [f"f{i}" for i in range(40)], "z": [f"u{i}" for i in range(60)]})
@@ -59,7 +59,7 @@ def test_large_products_are_called_by_what_they_are(group, rng):
         assert {"eigenvalue 1 of W W^T", "W W^T[f3, f3]", "|z[u7]|^2"} <= set(found)
 
 
-def test_the_log_density_has_its_name():
+def test_the_log_density_is_named():
     assert entry("lp", (), {}) == "log joint density"
     assert entry("sigma", (), {}) == "sigma"
     assert entry("mu", (1,), {"mu": ["ash", "hue"]}) == "mu[hue]"

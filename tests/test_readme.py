@@ -1,4 +1,4 @@
-"""Every command and every piece of code in the documents runs, the long ones at small size."""
+"""Tests that all commands and code in the documents run, long ones at a small size."""
 
 import re
 import shlex
@@ -78,8 +78,8 @@ def arguments_of(command, folder):
 
 
 @pytest.mark.slow
-def test_every_command_runs(folder, monkeypatch, capsys):
-    """In order, since some use what others made; in this process, the first also as a program of its own.
+def test_every_documented_command_runs(folder, monkeypatch, capsys):
+    """Commands run in order, since some depend on others; in this process, and the first also in a separate one.
 
     Of the registry one claim is measured: `test_correspondence` measures all. Geweke's test has few chains and sweeps:
     `test_self_consistency` has enough of them.
@@ -105,7 +105,7 @@ def test_every_command_runs(folder, monkeypatch, capsys):
     assert sections(page) == shown, "run `make run` and `python experiments/report_picture.py runs/ppca-wine`"
 
 
-def test_the_make_targets_do_what_is_said():
+def test_make_targets_run_the_documented_tools():
     makes = [c for c in commands() if c.startswith("make")]
     assert makes == ["make run", "make test"]
     shown = subprocess.run(["make", "-n", "run", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -116,7 +116,7 @@ def test_the_make_targets_do_what_is_said():
 
 
 @pytest.mark.slow
-def test_the_python_example_runs(capsys):
+def test_the_python_examples_run(capsys):
     code = next(block for block in blocks("python") if block.startswith("import latentlab"))
     small = code.replace("ll.ChEES()", "ll.ChEES(n_warmup=150, n_draws=50)")
     assert small != code
@@ -125,7 +125,7 @@ def test_the_python_example_runs(capsys):
 
 
 @pytest.mark.slow
-def test_the_example_of_data_on_disk_runs(tmp_path, monkeypatch):
+def test_the_example_with_data_on_disk_runs(tmp_path, monkeypatch):
     code = next(block for block in blocks("python") if "in_memory=False" in block)
     small = code.replace("batch_size=256,", "batch_size=256, n_steps=100,")
     assert small != code
@@ -135,33 +135,33 @@ def test_the_example_of_data_on_disk_runs(tmp_path, monkeypatch):
     exec(small, {})
 
 
-def test_the_config_is_one(tmp_path, monkeypatch):
+def test_the_documented_config_loads(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("my.csv", "mine.csv"):
         Path(name).write_text("id,a,b,c,kind\nu,1,2,3,x\nv,2,1,5,y\n")
     assert load_config(yaml.safe_load(blocks("yaml")[0])).name == "my-table"
 
 
-def test_the_tables_name_all_that_there_is():
+def test_documented_tables_list_every_entry():
     for table in (MODELS, METHODS, EMBEDDINGS):
         for name in table:
             assert f"`{name}`" in TEXT, name
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_and_pictures_exist(path):
+def test_links_and_images_exist(path):
     targets = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))
     assert [target for target in targets if not (path.parent / target).is_file()] == []
 
 
-def test_every_document_is_read_and_the_readme_is_short():
+def test_every_document_is_checked_and_the_readme_is_short():
     known = {path.resolve() for path in ALL}
     assert {path.resolve() for path in ROOT.glob("docs/**/*.md")} <= known
     assert len(README.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
-def test_commands_of_experiments_and_targets_of_make_exist():
-    """They take minutes to hours: what each prints is in the document beside the command."""
+def test_documented_experiments_and_make_targets_exist():
+    """They take minutes to hours and are not run; their output is in the document."""
     said = "\n".join(path.read_text(encoding="utf-8") for path in ALL)
     scripts = set(re.findall(r"experiments/\w+\.py", said))
     assert {path for path in scripts if not (ROOT / path).is_file()} == set()

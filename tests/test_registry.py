@@ -1,4 +1,4 @@
-"""Plugins: models, datasets, embeddings and metrics of one's own, and errors that lead to their lines."""
+"""Tests of plugins with models, datasets, embeddings and metrics, and of their errors."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ CONFIG = {
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Runs the command with plugins of these contents: its exit code, what it printed, and where the run is."""
+    """Runs the command with the given plugin code; returns exit code, output and path of the run."""
     (tmp_path / "ring.yaml").write_text(yaml.safe_dump(CONFIG))
 
     def go(parts, *arguments):
@@ -46,7 +46,7 @@ def line_of(text):
     return next(i for i, line in enumerate(PARTS.splitlines(), 1) if text in line)
 
 
-def test_a_plugin_brings_data_an_embedding_and_a_metric_as_it_brings_models(run):
+def test_plugins_can_add_data_embeddings_and_metrics(run):
     code, said, out = run(PARTS)
     assert code == 0, said
     assert "log_sizes: " in said
@@ -64,7 +64,7 @@ def test_a_plugin_brings_data_an_embedding_and_a_metric_as_it_brings_models(run)
     assert cli.main(["report", str(out)]) == 0
 
 
-def test_a_failing_metric_gives_its_name_and_line_and_costs_no_second_fit(run, monkeypatch):
+def test_a_failing_metric_is_named_and_needs_no_second_fit(run, monkeypatch):
     broken = PARTS.replace("abs(np.log(x.size / y.size))", 'x.sizes["unit"]')
     code, said, out = run(broken)
     assert code == 1
@@ -82,12 +82,12 @@ def test_a_failing_metric_gives_its_name_and_line_and_costs_no_second_fit(run, m
     ("was", "is_now", "message"),
     [
         ("np.log1p(np.abs(x[:, :n_latent]))", '{}["a"]', "embeddings.0: embedding 'log_sizes' failed: KeyError: 'a'"),
-        ("np.cos(angle)", "np.cosinus(angle)", "the dataset 'ring' failed: AttributeError"),
+        ("np.cos(angle)", "np.cosinus(angle)", "dataset 'ring' cannot be loaded: AttributeError"),
         ('datasets = {"ring": ring}', "datasets = {rings}", "cannot be imported: NameError: name 'rings' is not defined"),
     ],
     ids=["embedding", "dataset", "import"],
 )
-def test_an_error_in_a_plugin_gives_file_and_line(was, is_now, message, run):
+def test_errors_in_a_plugin_state_file_and_line(was, is_now, message, run):
     code, said, out = run(PARTS.replace(was, is_now))
     assert code in (1, 2)
     assert message in said
@@ -98,23 +98,23 @@ def test_an_error_in_a_plugin_gives_file_and_line(was, is_now, message, run):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"defines nothing: no subclass of latentlab\.LatentModel, and none of the tables datasets"),
-        ("embeddings = [len]", "`embeddings` must be a dict of name and embedding; got list"),
-        ("embeddings = {1: len}", "must have names and functions; got 1"),
-        ("datasets = {'a': 3}", "must have names and functions; got 'a': 3"),
-        ("metrics = {'len': len}", "'len' must be a function of that name with the decorator"),
-        ("embeddings = {'pca': len}", "may not take the built-in name 'pca'"),
+        ("", r"defines no subclass of latentlab\.LatentModel, and none of the dicts `datasets`"),
+        ("embeddings = [len]", "`embeddings` must be a dict from names to functions; got list"),
+        ("embeddings = {1: len}", "must be a dict from names to functions; got 1"),
+        ("datasets = {'a': 3}", "must be a dict from names to functions; got 'a': 3"),
+        ("metrics = {'len': len}", "'len' must be a function with this name and the decorator"),
+        ("embeddings = {'pca': len}", "'pca' is the name of a built-in embedding; rename"),
     ],
 )
-def test_what_is_no_plugin_is_refused(content, message, tmp_path):
+def test_invalid_plugin_files_are_refused(content, message, tmp_path):
     path = tmp_path / "parts.py"
     path.write_text(content)
     with pytest.raises(ConfigError, match=message), plugins([path]):
         pass
 
 
-def test_options_are_those_of_the_plugin_that_is_loaded(tmp_path):
-    """Two files in one process give one name to functions of different options."""
+def test_options_belong_to_the_loaded_plugin(tmp_path):
+    """Two plugin files in one process use the same name for functions with different options."""
     for name, option in (("one", "width"), ("two", "height")):
         (tmp_path / f"{name}.py").write_text(f"def mine(x, n_latent, {option}: int = 1): ...\nembeddings = {{'mine': mine}}\n")
         embeddings = [{"name": "mine", option: 2}]

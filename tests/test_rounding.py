@@ -1,4 +1,4 @@
-"""Data that differ in their last digits give the same positions, partitions and verdicts: rounding decides nothing."""
+"""Tests that rounding of the data does not change positions, partitions or verdicts."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_data_that_differ_in_their_last_digits_have_the_same_verdicts(name, rng):
+def test_verdicts_are_stable_to_rounding_of_the_data(name, rng):
     """Relative perturbations of 1e-13; the optimum is found to 1e-8, so positions agree to 1e-6."""
     model, embeddings, n_draws = CASES[name]
     dataset = load_dataset(name)

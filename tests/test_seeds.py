@@ -1,4 +1,4 @@
-"""Threads of what is small."""
+"""Tests of thread limits."""
 
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -9,8 +9,8 @@ def blas_threads():
     return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
 
-def test_one_thread_holds_for_blas_too():
-    """Products of small matrices wait for a second thread: a comparison took five times as long on a busy machine."""
+def test_one_thread_limits_blas():
+    """Waiting for a second thread made products of small matrices five times slower on a busy machine."""
     with threadpool_limits(2, user_api="blas"):
         outside = blas_threads()
         with one_thread():

@@ -1,4 +1,4 @@
-"""Models compared by leave-one-out: against direct computation, and against exact answers by enumeration."""
+"""Tests of model comparison by leave-one-out, against direct computation and enumeration."""
 
 import itertools
 from types import SimpleNamespace
@@ -47,18 +47,18 @@ def draws(rng, means, sd=0.1):
 
 
 @pytest.fixture
-def three(rng):
-    """Three models whose points are hard or easy alike: 120 points of elpd between -12 and 0."""
+def three_models(rng):
+    """Three models with correlated pointwise values: 120 points with elpd between -12 and 0."""
     common = -(rng.standard_normal(120) ** 2) * 3
     shifts = {"middle": -0.3, "top": 0.0, "poor": -1.0}
     return {name: made_up(draws(rng, common + shift + 0.2 * rng.standard_normal(120))) for name, shift in shifts.items()}
 
 
-def test_differences_and_their_errors_are_those_of_the_points(three):
-    table = loo_table(three).set_index("model")
+def test_differences_and_errors_match_the_pointwise_values(three_models):
+    table = loo_table(three_models).set_index("model")
     assert list(table.index) == ["top", "middle", "poor"]
-    points = {name: loo(one.data).pointwise for name, one in three.items()}
-    for name in three:
+    points = {name: loo(one.data).pointwise for name, one in three_models.items()}
+    for name in three_models:
         d = points[name] - points["top"]
         assert table.elpd_loo[name] == pytest.approx(points[name].sum(), rel=1e-12)
         assert table.se[name] == pytest.approx(np.sqrt(120) * points[name].std(ddof=1), rel=1e-12)
@@ -74,44 +74,44 @@ def test_differences_and_their_errors_are_those_of_the_points(three):
     assert not {"n_clusters", "held_out"} & set(table.columns)
 
 
-def test_the_order_does_not_depend_on_the_order_given(three):
-    other = loo_table(dict(reversed(three.items())))
-    assert other.equals(loo_table(three))
+def test_the_ranking_ignores_the_order_of_arguments(three_models):
+    other = loo_table(dict(reversed(three_models.items())))
+    assert other.equals(loo_table(three_models))
 
 
-def test_small_differences_and_few_points_are_said(rng):
+def test_small_differences_and_few_points_are_noted(rng):
     common = rng.standard_normal(30)
     table = loo_table({"a": made_up(draws(rng, common)), "b": made_up(draws(rng, common - 0.01 * rng.random(30)))})
-    assert "difference below 4" in table.note[1]
+    assert "|elpd_diff| below 4: se_diff is unreliable" in table.note[1]
     assert "fewer than 100 points" in table.note[1]
     assert table.note[0] == ""
     common -= common.mean()
     wide = loo_table({"a": made_up(draws(rng, common)), "b": made_up(draws(rng, -common))})
-    assert "below its standard error" in wide.note[1]
+    assert "|elpd_diff| below its standard error se_diff" in wide.note[1]
 
 
-def test_what_stands_against_a_row_is_never_hidden(rng):
+def test_problems_of_a_row_are_always_noted(rng):
     sound, wild = draws(rng, np.zeros(120)), draws(rng, np.full(120, -5.0))
     wild[..., :12] = -np.exp(3 * rng.standard_normal((2, 200, 12)))  # ratios without a mean: k-hat is large
     table = loo_table({"sound": made_up(sound, converged=False), "wild": made_up(wild)}).set_index("model")
     assert not table.converged["sound"]
     assert "not converged" in table.note["sound"]
     assert table.bad_khat["wild"] >= 0.05
-    assert "k-hat too high" in table.note["wild"]
+    assert "Pareto k-hat too high for a share" in table.note["wild"]
     assert table.index[0] == "sound"
 
 
-def test_points_that_depend_on_each_other_are_said(rng):
+def test_dependent_points_are_noted(rng):
     """Steps of a series and ratings of one user: the standard error of independent differences is too small."""
     ll = draws(rng, np.zeros(120))
     series = {name: made_up(ll + shift, coords={"time": np.arange(120)}) for name, shift in (("a", 0.0), ("b", 0.1))}
-    said = "steps of a series depend on each other, so that standard errors tend to be too small"
+    said = "steps of a series are dependent: standard errors tend to be too small"
     assert all(said in note for note in loo_table(series)["note"])
     table = {name: made_up(ll + shift) for name, shift in (("a", 0.0), ("b", 0.1))}
-    assert not any("depend on each other" in note for note in loo_table(table)["note"])
+    assert not any("are dependent" in note for note in loo_table(table)["note"])
 
 
-def test_a_khat_that_is_not_known_counts_as_too_high():
+def test_an_unknown_khat_counts_as_too_high():
     x = np.zeros(4)
     score = Loo(elpd=0.0, se=0.0, p_loo=0.0, pointwise=x, khat=np.array([np.nan, 0.1, 0.7, 0.9]), limit=0.7, conditional=False)
     assert bad_share(score) == 0.75
@@ -127,7 +127,7 @@ def test_held_out_scores_and_occupied_components_have_columns(rng):
     assert table.loc["none", ["n_clusters", "held_out"]].isna().all()
 
 
-def test_densities_and_probabilities_of_counts_are_told_apart(rng):
+def test_densities_and_probabilities_are_not_compared(rng):
     x = rng.poisson(3.0, (120, 2)).astype(float)
     predicted = rng.poisson(3.0, (2, 200, 120, 2)).astype(float)
     ll = draws(rng, np.zeros(120))
@@ -153,10 +153,10 @@ def test_fits_to_different_data_are_refused(rng):
     for other, said in (
         (made_up(ll[..., :19], x[:19]), r"shapes \(20, 2\) and \(19, 2\)"),
         (made_up(ll, moved), "1 of 40 values differ"),
-        (made_up(ll, hidden), "missing in one"),
-        (made_up(ll, x, coords=names), "unit 0 is '0' in one and 'u0' in the other"),
-        (made_up(ll, (x - x.mean(0)) / x.std(0)), "the same data on different scales"),
-        (made_up(ll, -3 * x), "the same data on different scales"),
+        (made_up(ll, hidden), "missing in one fit are observed"),
+        (made_up(ll, x, coords=names), "unit 0 is '0' in the first fit and 'u0' in the second"),
+        (made_up(ll, (x - x.mean(0)) / x.std(0)), "the data are on different scales"),
+        (made_up(ll, -3 * x), "the data are on different scales"),
     ):
         with pytest.raises(DataError, match=f"'one' and 'other' cannot be compared: .*{said}"):
             loo_table({"one": one, "other": other})
@@ -167,24 +167,30 @@ def test_fits_to_different_data_are_refused(rng):
         loo_table({"one": made_up(ll, hidden), "other": made_up(ll, both)})
 
 
-def test_what_has_no_loo_is_refused(rng):
+def test_fits_without_loo_are_refused(rng):
     ll = draws(rng, np.zeros(20))
     for other, said in (
-        (made_up(ll, point_estimate=1, method="map"), r"'other': a point estimate \(map\) has no posterior.*nuts or svi"),
-        (made_up(ll, conditional_log_likelihood=1), "'other' and 'one' cannot be compared: .* own positions"),
-        (made_up(ll[:, :5]), "'other': LOO needs at least 25 draws"),
+        (
+            made_up(ll, point_estimate=1, method="map"),
+            r"'other': LOO needs posterior draws, but the fit is a point estimate \(map\).*nuts or svi",
+        ),
+        (
+            made_up(ll, conditional_log_likelihood=1),
+            "'other' and 'one' cannot be compared: elpd is conditional on the units' own positions",
+        ),
+        (made_up(ll[:, :5]), "'other': LOO requires at least 25 draws"),
     ):
         with pytest.raises(Exception, match=said):
             loo_table({"one": made_up(ll), "other": other})
     without = Candidate(made_up(ll).data.drop_nodes("log_likelihood"), True)
-    with pytest.raises(ModelError, match=r"'vae': no LOO.*held_out"):
+    with pytest.raises(ModelError, match=r"'vae': LOO is not available.*held_out"):
         loo_table({"one": made_up(ll), "vae": without})
-    with pytest.raises(ConfigError, match="at least two fits; got 1"):
+    with pytest.raises(ConfigError, match="needs at least two fits; got 1"):
         loo_table({"one": made_up(ll)})
 
 
-def test_fits_are_taken_as_they_are(rng):
-    """What is scored is the data; their name, labels and truth are not."""
+def test_fits_to_equal_data_with_other_names_are_compared(rng):
+    """Scores depend on the data, not on their name, labels and true values."""
     x = rng.standard_normal((20, 2)) * [1, 5]
     raw = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name="a")
     told = Dataset({"x": x}, dims={"x": ("unit", "feature")}, labels=["u"] * 20, name="b")
@@ -193,13 +199,13 @@ def test_fits_are_taken_as_they_are(rng):
     table = loo_table({"a": one, "b": other})
     assert table.elpd_diff.tolist() == [0.0, 0.0]
     assert table.converged.tolist() == [one.converged, other.converged]
-    with pytest.raises(ModelError, match=r"'ml': a point estimate \(exact\)"):
+    with pytest.raises(ModelError, match=r"'ml': LOO needs posterior draws, but the fit is a point estimate \(exact\)"):
         loo_table({"svi": one, "ml": fit(PPCA(1), raw.standardize(), Exact(n_draws=50))})
     with pytest.raises(DataError, match="different scales"):
         loo_table({"svi": one, "raw": fit(PPCA(1), raw, svi, progress=False)})
 
 
-def test_where_nothing_has_loo_held_out_scores_are_the_order(rng):
+def test_without_loo_fits_are_ranked_by_held_out_scores(rng):
     without = made_up(draws(rng, np.zeros(20))).data.drop_nodes("log_likelihood")
     scores = {"2": -50.0, "8": -30.0, "4": -40.0}
     table = lenient_table(
@@ -210,14 +216,14 @@ def test_where_nothing_has_loo_held_out_scores_are_the_order(rng):
     assert table.held_out.tolist()[:3] == [-30.0, -40.0, -50.0]
     assert table.elpd_diff.isna().all()
     assert table.note[0].endswith("held_out is a lower bound")
-    assert "no LOO" in table.note[0]
+    assert "LOO is not available" in table.note[0]
     assert table.note[3] == "failed: too many"
 
 
 # -- sequences
 
 
-def test_a_model_of_independent_units_is_scored_by_sequences_beside_one_of_series(rng):
+def test_unit_and_series_models_are_compared_by_sequences(rng):
     sequence = np.array(["a"] * 3 + ["b"] * 2 + ["c"] * 4)
     coords = {"sequence": sequence, "left_out": ["a", "b", "c"]}
     ll = draws(rng, np.zeros(9))
@@ -227,7 +233,7 @@ def test_a_model_of_independent_units_is_scored_by_sequences_beside_one_of_serie
     assert table.n_points.tolist() == [3, 3]
     summed = np.stack([ll[..., sequence == name].sum(-1) for name in "abc"], axis=-1)
     assert table.elpd_loo["units"] == pytest.approx(loo(made_up(summed).data).elpd, rel=1e-12)
-    with pytest.raises(DataError, match="one leaves out 3 sequences, the other 9 units"):
+    with pytest.raises(DataError, match="LOO leaves out 3 sequences in the first and 9 units in the second"):
         loo_table({"series": of_series, "units": made_up(ll)})
 
 
@@ -239,7 +245,7 @@ N = 12
 PATHS = np.array(list(itertools.product([0, 1], repeat=N)))
 
 
-def emitted(x, seen):
+def log_emissions(x, seen):
     """log p(x[seen] | z) of every assignment, the means integrated out."""
     total = np.zeros(len(PATHS))
     for k in (0, 1):
@@ -256,11 +262,11 @@ def drawn_by_dirichlet(counts):
     return gammaln(2) - gammaln(2 + counts.sum(-1)) + gammaln(1 + counts).sum(-1)
 
 
-def assigned():
+def log_assignments():
     return drawn_by_dirichlet(np.stack([np.equal(PATHS, k).sum(1) for k in (0, 1)], axis=-1))
 
 
-def walked(first):
+def log_paths(first):
     """log p(path), `first` the steps at which sequences begin."""
     starts = np.isin(np.arange(N), first)
     total = drawn_by_dirichlet(np.stack([(PATHS[:, starts] == k).sum(1) for k in (0, 1)], axis=-1))
@@ -272,8 +278,8 @@ def walked(first):
 
 def exact_loo(x, prior, points):
     """log p(point | the others) for points given as truth values over steps."""
-    whole = logsumexp(prior + emitted(x, np.ones(N, dtype=bool)))
-    return np.array([whole - logsumexp(prior + emitted(x, ~point)) for point in points])
+    whole = logsumexp(prior + log_emissions(x, np.ones(N, dtype=bool)))
+    return np.array([whole - logsumexp(prior + log_emissions(x, ~point)) for point in points])
 
 
 def error_of_elpd(found):
@@ -306,28 +312,28 @@ def steps():
         "mixture": fit(GaussianMixture(2, **SETTINGS), dataset, NUTS_SETTINGS, progress=False),
     }
     alone = np.eye(N, dtype=bool)
-    exact = {"hmm": exact_loo(X, walked([0]), alone), "mixture": exact_loo(X, assigned(), alone)}
+    exact = {"hmm": exact_loo(X, log_paths([0]), alone), "mixture": exact_loo(X, log_assignments(), alone)}
     return SimpleNamespace(fits=found, exact=exact)
 
 
-def test_the_enumeration_is_a_distribution():
-    assert logsumexp(assigned()) == pytest.approx(0, abs=1e-10)
-    assert logsumexp(walked([0])) == pytest.approx(0, abs=1e-10)
-    assert logsumexp(walked([0, 4, 7])) == pytest.approx(0, abs=1e-10)
+def test_enumerated_probabilities_sum_to_1():
+    assert logsumexp(log_assignments()) == pytest.approx(0, abs=1e-10)
+    assert logsumexp(log_paths([0])) == pytest.approx(0, abs=1e-10)
+    assert logsumexp(log_paths([0, 4, 7])) == pytest.approx(0, abs=1e-10)
     grid = np.linspace(-14, 14, 4001)
     only = np.arange(N) == 3
-    at = [logsumexp(assigned() + emitted(np.where(only, v, 0.0), only)) for v in grid[::20]]
+    at = [logsumexp(log_assignments() + log_emissions(np.where(only, v, 0.0), only)) for v in grid[::20]]
     assert np.trapezoid(np.exp(at), grid[::20]) == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["hmm", "mixture"])
-def test_loo_is_exact_leave_one_out(steps, name):
-    """Of the series each step is left out given those before and after it."""
+def test_loo_matches_exact_leave_one_out(steps, name):
+    """In the series, each step is left out given all other steps."""
     within_error(steps.fits[name], steps.exact[name].sum(), name)
     np.testing.assert_allclose(steps.fits[name].loo().pointwise, steps.exact[name], atol=0.15)
 
 
-def test_the_difference_of_two_models_is_the_exact_one(steps):
+def test_the_difference_of_two_models_is_exact(steps):
     table = loo_table(steps.fits).set_index("model")
     d = steps.exact["mixture"] - steps.exact["hmm"]
     assert table.index[0] == ("hmm" if d.sum() < 0 else "mixture")
@@ -339,7 +345,7 @@ def test_the_difference_of_two_models_is_the_exact_one(steps):
     assert table.n_clusters.between(1, 2).all()
 
 
-def test_of_several_sequences_a_sequence_is_the_point():
+def test_with_several_sequences_each_sequence_is_a_point():
     first = [0, 4, 7]
     parts = np.split(X, first[1:])
     dataset = series(parts, names=list("abc"), name="parts")
@@ -348,7 +354,7 @@ def test_of_several_sequences_a_sequence_is_the_point():
         "mixture": fit(GaussianMixture(2, **SETTINGS), dataset, NUTS_SETTINGS, progress=False),
     }
     points = np.repeat(np.arange(3), [len(part) for part in parts]) == np.arange(3)[:, None]
-    exact = {"hmm": exact_loo(X, walked(first), points), "mixture": exact_loo(X, assigned(), points)}
+    exact = {"hmm": exact_loo(X, log_paths(first), points), "mixture": exact_loo(X, log_assignments(), points)}
     table = loo_table(found).set_index("model")
     assert table.n_points.tolist() == [3, 3]
     for name in found:
@@ -359,8 +365,8 @@ def test_of_several_sequences_a_sequence_is_the_point():
 # -- how many
 
 
-def test_three_clear_clusters_are_found_to_be_three():
-    """60 units, 8 standard deviations apart: 1 and 2 components are far off, a fourth is of no use."""
+def test_three_clear_clusters_are_selected():
+    """60 units in three clusters 8 standard deviations apart: 1 and 2 components fit badly, a fourth does not help."""
     dataset = load_dataset("gaussian_mixture", n_units=60, separation=8.0)
     method = NUTS(n_chains=4, n_warmup=80, n_draws=60, max_tree_depth=5)
     fits = {str(k): fit(GaussianMixture(k, covariance="spherical"), dataset, method, progress=False) for k in (1, 2, 3, 4)}
@@ -372,7 +378,7 @@ def test_three_clear_clusters_are_found_to_be_three():
     assert table.n_clusters[["1", "2", "3"]].tolist() == pytest.approx([1, 2, 3], abs=0.01)
 
 
-def test_a_stick_breaking_mixture_says_how_many_components_are_occupied():
+def test_stick_breaking_mixtures_report_occupied_components():
     dataset = load_dataset("gaussian_mixture", n_units=40, separation=8.0)
     method = NUTS(n_chains=2, n_warmup=60, n_draws=60, max_tree_depth=5)
     one = fit(DPMixture(6, covariance="spherical"), dataset, method, progress=False)

@@ -1,4 +1,4 @@
-"""Why PPCA of standardised columns wants more dimensions than the data have: standardising makes equal noise unequal."""
+"""Tests that standardising makes equal noise unequal, so that PPCA selects too many dimensions."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def divergence(covariance, q):
     return 0.5 * (len(rest) * np.log(rest.mean()) - np.log(rest).sum())
 
 
-def test_the_covariance_of_standardised_columns_is_no_ppca_of_two_dimensions():
+def test_standardised_data_do_not_follow_ppca_with_two_dimensions():
     rng = np.random.default_rng(0)
     W, noise = rng.normal(size=(8, 2)), 0.5
     covariance = W @ W.T + noise**2 * np.eye(8)
@@ -47,13 +47,13 @@ def test_raw_data_and_factor_analysis_select_two():
 
 
 @pytest.mark.parametrize("standardised", [True, False])
-def test_the_table_says_so(standardised):
+def test_the_selection_table_shows_more_dimensions_for_standardised_data(standardised):
     dataset = linear_gaussian(n_units=40, n_features=4, n_latent=1)
     dataset = dataset.standardize() if standardised else dataset
     method = ll.SVI("mean_field", n_steps=20, n_draws=100)
     fits = {f"ppca {q}": ll.fit(M.PPCA(q), dataset, method, progress=False) for q in (1, 2)}
     table = loo_table(fits)
-    assert table["note"].str.contains("standardised columns have unequal noise").all() == standardised
+    assert table["note"].str.contains("standardised columns have unequal noise variances").all() == standardised
     assert table["note"].str.contains("standardised").any() == standardised
     only = fits | {"factor analysis": ll.fit(M.FactorAnalysis(1), dataset, method, progress=False)}
     notes = loo_table({name: only[name] for name in ("ppca 1", "factor analysis")}).set_index("model")["note"]

@@ -1,17 +1,17 @@
-"""A model with a method against itself: sound ones pass, and planted faults are seen.
+"""Tests of self-consistency checks (SBC, Geweke): correct models pass and planted faults are detected.
 
-Which check sees which fault, in PPCA with 4 features (100 data sets of 10 units; 100 chains of 40 sweeps at 6 units; the
+Faults that each check detects, in PPCA with 4 features (100 data sets of 10 units; 100 chains of 40 sweeps at 6 units; the
 tests below take 50 data sets):
 
 | fault                                               | SBC | by                     | Geweke | by                         |
 |-----------------------------------------------------|-----|------------------------|--------|----------------------------|
-| the likelihood is dropped                           | yes | log likelihood, z' x   | yes    | mu x mean of x             |
+| the likelihood is dropped                           | yes | log likelihood, z^T x  | yes    | mu x mean of x             |
 | the likelihood counts twice                         | yes | log likelihood, sigma  | yes    | sigma                      |
 | prior sds are doubled in the density alone          | yes | log prior              | yes    | mean of x^2                |
 | the noise's sd is taken as its variance             | yes | sigma                  | yes    | mean of steps^2            |
 | the Jacobian is missing                             | no  | (at 10 units)          | yes    | sigma, at 3 units          |
-| only the first unit counts                          | yes | log likelihood, z' x   | yes    | mu x mean of x, at 10      |
-| positions are drawn without the data                | yes | z' x                   | no     | (they are integrated out)  |
+| only the first unit counts                          | yes | log likelihood, z^T x  | yes    | mu x mean of x, at 10      |
+| positions are drawn without the data                | yes | z^T x                  | no     | (they are integrated out)  |
 
 False alarms: tables are at 1 in 1000 each. A sound model that fails is checked once more from another seed: 4e-6 for two tables.
 """
@@ -72,8 +72,8 @@ def counts(ranks, n_ranks):
 
 
 @pytest.mark.chance(3e-4)
-def test_the_p_value_is_that_of_simulated_uniform_ranks(rng):
-    """P(p <= level) is at most the level, and near it where the statistic is nearly continuous; binomial tests at 1e-4."""
+def test_the_p_value_matches_simulated_uniform_ranks(rng):
+    """P(p <= level) is at most the level, and close to it for nearly continuous statistics; binomial tests at 1e-4."""
     n, n_ranks = 80, 20
     p = np.array([ecdf_p_value(counts(rng.integers(0, n_ranks + 1, n), n_ranks), n) for _ in range(3000)])
     for level in (0.01, 0.1, 0.5):
@@ -83,7 +83,7 @@ def test_the_p_value_is_that_of_simulated_uniform_ranks(rng):
 
 
 @pytest.mark.parametrize(("n", "n_ranks"), [(3, 2), (4, 3)])
-def test_the_p_value_is_that_of_all_possible_ranks(n, n_ranks):
+def test_the_p_value_matches_enumeration_of_ranks(n, n_ranks):
     every = np.stack(np.meshgrid(*[np.arange(n_ranks + 1)] * n), axis=-1).reshape(-1, n)
     p = np.array([ecdf_p_value(counts(ranks, n_ranks), n) for ranks in every])
     for value in np.unique(p.round(12)):
@@ -91,23 +91,23 @@ def test_the_p_value_is_that_of_all_possible_ranks(n, n_ranks):
 
 
 @pytest.mark.chance(1e-4)
-def test_the_band_holds_all_of_an_ecdf_at_its_level(rng):
+def test_the_band_covers_whole_ecdfs_at_its_level(rng):
     low, high = ecdf_band(80, 20, 0.1)
     inside = [((c >= low) & (c <= high)).all() for c in (counts(rng.integers(0, 21, 80), 20) for _ in range(3000))]
     assert 0.88 < np.mean(inside) < 0.93  # four standard errors; the level is attained within the steps of the ECDF
 
 
 @pytest.mark.parametrize("shape", [(0.5, 0.5), (2.0, 2.0), (1.0, 1.6)], ids=["too narrow", "too wide", "biased"])
-def test_ranks_that_are_not_uniform_are_seen(shape, rng):
+def test_non_uniform_ranks_are_detected(shape, rng):
     """Of 200 ranks that are too wide a quarter has a p-value above 1e-4; of 600 the largest p-value of 100 sets was 1e-9."""
     ranks = np.minimum((rng.beta(*shape, size=600) * 51).astype(int), 50)
     assert ecdf_p_value(counts(ranks, 50), 600) < 1e-4
 
 
 @pytest.mark.chance(1e-3)
-def test_dependence_of_draws_is_measured_as_it_widens_ranks(rng):
+def test_dependence_of_draws_is_estimated_from_ranks(rng):
     """Of normal chains of order one: whether two draws of correlation r are below the truth has correlation
-    6 (1/4 + arcsin((1 + r) / 2) / (2 pi) - 1/3). The median of five: one is off by more in 3 % of cases."""
+    6 (1/4 + arcsin((1 + r) / 2) / (2 pi) - 1/3). The median of five: one is off by more in 3% of cases."""
     n, n_ranks = 16_000, 50
     for rho in (0.0, 0.5):
         found = []
@@ -121,8 +121,8 @@ def test_dependence_of_draws_is_measured_as_it_widens_ranks(rng):
         assert np.median(found) == pytest.approx(expected, abs=0.006)
 
 
-def test_means_are_compared_by_welchs_test_at_the_level_of_the_table(rng, monkeypatch):
-    """Of means of chains with reference draws, by SciPy; the functions are found from a quarter of these, and not compared."""
+def test_means_are_compared_by_welchs_test_at_the_table_level(rng, monkeypatch):
+    """Compares means of chains and reference draws with SciPy; a quarter of the reference selects the functions."""
     everywhere(monkeypatch, "latentlab.calibration", "N_REFERENCE", 40)
     chains = 0.3 + rng.normal(size=(4, 6, 1)) + rng.normal(size=(4, 6, 5))
     columns = np.concatenate([rng.normal(size=(4, 40)), chains.reshape(4, 30)], axis=1)
@@ -138,7 +138,7 @@ def test_means_are_compared_by_welchs_test_at_the_level_of_the_table(rng, monkey
     assert ((table.p < 0.5) & (table.verdict == "pass")).any()
 
 
-def test_a_table_of_ranks_holds_the_level_as_a_whole(monkeypatch):
+def test_p_values_of_a_table_are_adjusted_for_all_quantities(monkeypatch):
     """A p-value of half the level fails no quantity where there are more than two."""
     everywhere(monkeypatch, "latentlab.calibration", "ecdf_p_value", lambda *_: 0.0005)
     everywhere(monkeypatch, "latentlab.calibration", "added_variance", lambda true, drawn: np.zeros(drawn.shape[-1]))
@@ -147,8 +147,8 @@ def test_a_table_of_ranks_holds_the_level_as_a_whole(monkeypatch):
     assert set(found.table.verdict) == {"pass"}
 
 
-def test_ranked_draws_are_as_far_apart_as_thinning_says(monkeypatch):
-    """Of iterations 0, 1, 2, ...: every second at first, every fourth where these are too dependent."""
+def test_ranked_draws_are_thinned_until_independent(monkeypatch):
+    """Draws are numbered by iteration: every second is used at first, every fourth if these are too dependent."""
     everywhere(monkeypatch, "latentlab.calibration", "MOST_THIN", 4)
     chains = SimpleNamespace(draws=lambda n, **_: np.arange(float(n))[None, :, None])
     everywhere(monkeypatch, "latentlab.calibration", "Chains", lambda *_: chains)
@@ -168,7 +168,7 @@ def test_ties_are_broken_at_random(monkeypatch):
     assert set(found.ranks.ravel()) == {0, 1, 2, 3}
 
 
-def test_data_are_drawn_anew_in_each_sweep():
+def test_geweke_draws_new_data_in_each_sweep():
     datasets = [SOUND.simulate(np.random.default_rng(i), 3) for i in range(4)]
     replications = Replications(SOUND, datasets)
     first = replications.data["x"].clone()
@@ -183,16 +183,16 @@ def test_data_are_drawn_anew_in_each_sweep():
 # -- sound models
 
 
-def smaller(check, **sizes):
-    """The check at other sizes, with the annotations that its arguments are checked by."""
+def small_check(check, **sizes):
+    """Returns the check with other default sizes and the same annotations."""
     return wraps(check)(lambda *args, **options: check(*args, **options, **sizes))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [SOUND, FactorAnalysis(n_latent=1, mu_scale=1.0)], ids=lambda m: m.name)
 def test_a_sound_model_and_sampler_pass(model, monkeypatch):
-    """On more data sets and about as many chains as show the faults that are planted below."""
-    everywhere(monkeypatch, "latentlab.calibration", "geweke", smaller(geweke, n_chains=80, n_sweeps=40))
+    """Uses more data sets than the tests of planted faults, and about as many chains."""
+    everywhere(monkeypatch, "latentlab.calibration", "geweke", small_check(geweke, n_chains=80, n_sweeps=40))
     n_replications = 60
     for seed in (0, 1):
         found = calibrate(model, SAMPLER, n_replications=n_replications, seed=seed, progress=False)
@@ -209,7 +209,7 @@ HMM = GaussianHMM(2, "spherical", initial_concentration=0.0, mu_scale=1.5, sigma
 
 @pytest.mark.long
 @pytest.mark.parametrize(("model", "n_units"), [(MIXTURE, 8), (HMM, 10)], ids=["mixture", "hidden Markov model"])
-def test_sound_models_of_labels_pass(model, n_units, monkeypatch):
+def test_sound_label_models_pass(model, n_units, monkeypatch):
     everywhere(monkeypatch, "latentlab.calibration", "MOST_THIN", 64)  # states that are hardly visited return slowly
     sampler = NUTS(n_warmup=100, max_tree_depth=5)
     ranks = sbc(model, sampler, n_replications=200, n_units=n_units, n_ranks=20, progress=False)
@@ -284,7 +284,7 @@ class StatesSpreadSquared(GaussianHMM):
     ],
     ids=lambda one: getattr(one, "__name__", ""),
 )
-def test_planted_faults_in_models_of_labels_are_seen(broken, sound, check, monkeypatch):
+def test_planted_faults_in_label_models_are_detected(broken, sound, check, monkeypatch):
     everywhere(monkeypatch, "latentlab.calibration", "MOST_THIN", 4)
     options = {"n_chains": 400, "n_sweeps": 40} if check is geweke else {"n_replications": 100, "n_ranks": 20}
     model = broken(**sound.hyperparameters())
@@ -361,7 +361,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_seen(fault, monkeypatch):
+def test_a_planted_fault_is_detected(fault, monkeypatch):
     model, patches, by_ranks, by_moves = FAULTS[fault]
     everywhere(monkeypatch, "latentlab.calibration", "MOST_THIN", 4)
     for name, function in patches.items():
@@ -376,22 +376,22 @@ def test_a_planted_fault_is_seen(fault, monkeypatch):
     assert verdict(moved.table, by_moves) == "fail"
 
 
-def test_positions_drawn_without_the_data_are_seen(monkeypatch):
+def test_positions_drawn_without_the_data_are_detected(monkeypatch):
     def blind(self, arrays, **values):
         return dist.Normal(torch.zeros(len(arrays["x"]), self.n_latent), 1.0).to_event(1)
 
     monkeypatch.setattr(PPCA, "latents", blind)
     everywhere(monkeypatch, "latentlab.calibration", "MOST_THIN", 4)
     ranks = sbc(SOUND, SHORT, n_replications=50, n_ranks=20, progress=False)
-    assert ranks.table.set_index("quantity").verdict.drop("|z' x|^2").ne("fail").sum() > 5
-    assert verdict(ranks.table, "|z' x|^2") == "fail"
+    assert ranks.table.set_index("quantity").verdict.drop("|z^T x|^2").ne("fail").sum() > 5
+    assert verdict(ranks.table, "|z^T x|^2") == "fail"
 
 
 def verdict(table, quantity):
     return table.set_index("quantity").verdict[quantity]
 
 
-def test_a_chain_that_hardly_moves_is_said_to_be_too_dependent(monkeypatch):
+def test_a_slowly_mixing_chain_is_reported_as_too_dependent(monkeypatch):
     everywhere(monkeypatch, "latentlab.calibration", "MOST_THIN", 4)
     ranks = sbc(SOUND, NUTS(n_warmup=40, max_tree_depth=1), n_replications=60, progress=False)
     assert not ranks.passed
@@ -432,19 +432,19 @@ class WrongLabels(TwoGroups):
         return dist.Categorical(logits=torch.zeros(len(arrays["x"]), 2))
 
 
-def test_labels_are_ranked_by_what_does_not_depend_on_their_names():
+def test_labels_are_ranked_by_label_free_quantities():
     ranks = sbc(TwoGroups(), SAMPLER, n_replications=60, n_units=8, n_ranks=20, progress=False)
-    assert {"share of z, rank 1", "|z' x|^2"} <= set(ranks.table.quantity)
+    assert {"share of z, rank 1", "|z^T x|^2"} <= set(ranks.table.quantity)
     assert ranks.passed, ranks.table
     wrong = sbc(WrongLabels(), SAMPLER, n_replications=60, n_units=8, n_ranks=20, progress=False)
-    assert verdict(wrong.table, "|z' x|^2") == "fail"
+    assert verdict(wrong.table, "|z^T x|^2") == "fail"
     assert verdict(wrong.table, "log likelihood") != "fail"
     moved = geweke(TwoGroups(), SAMPLER, n_chains=60, n_sweeps=30, progress=False)  # whose data are a column of the array
     assert moved.passed, moved.table
 
 
-def test_other_methods_are_run_on_one_data_set_after_the_other():
-    """A guide that is stopped after two steps is nothing like the posterior."""
+def test_other_methods_run_on_one_data_set_at_a_time():
+    """A guide after two steps is far from the posterior, so that the checks fail."""
     few_steps = SVI(guide="mean_field", n_steps=2, n_draws=60)
     found = calibrate(TwoGroups(), few_steps, n_replications=20, n_units=8, progress=False)
     assert found.geweke is None
@@ -452,18 +452,18 @@ def test_other_methods_are_run_on_one_data_set_after_the_other():
     assert "left out" in str(found)
 
 
-def test_what_cannot_be_checked_is_refused(monkeypatch):
+def test_unsupported_models_are_refused_by_the_checks(monkeypatch):
     with pytest.raises(ModelError, match="got 'map', which gives a point estimate"):
         sbc(SOUND, MAP())
-    with pytest.raises(ModelError, match="is for the method 'nuts'"):
+    with pytest.raises(ModelError, match="`method` must be NUTS"):
         geweke(SOUND, SVI())
     with pytest.raises(ConfigError, match="`n_replications` must be a whole number of at least 2; got 1"):
         sbc(SOUND, SAMPLER, n_replications=1)
-    with pytest.raises(ModelError, match="must be at least 50, the draws that a true value is ranked among; got 40"):
+    with pytest.raises(ModelError, match="must be at least 50, the number of draws for each rank; got 40"):
         sbc(TwoGroups(), SVI(guide="mean_field", n_steps=2, n_draws=40), n_replications=2)
     bare = PPCA(n_latent=1)
     bare.simulate = lambda rng, n_units: replace(SOUND.simulate(rng, n_units), truth={"W": np.zeros((10, 1))}, truth_dims={})
-    with pytest.raises(ModelError, match="gives no true value of mu, sigma, z"):
+    with pytest.raises(ModelError, match="must return true values of all sites; missing: mu, sigma, z"):
         sbc(bare, SAMPLER)
     monkeypatch.setattr(PPCA, "simulate", LatentModel.simulate)
     with pytest.raises(ModelError, match="it has no `simulate`"):
@@ -472,7 +472,7 @@ def test_what_cannot_be_checked_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("check", [sbc, geweke])
-def test_a_level_is_between_0_and_1(check, level):
+def test_levels_outside_0_to_1_are_refused(check, level):
     with pytest.raises(ConfigError, match="`level` must be a finite number above 0 and below 1"):
         check(SOUND, SAMPLER, level=level)
 
@@ -490,11 +490,11 @@ def test_data_sets_of_different_shapes_are_refused():
         def simulate(self, rng, n_units):
             return super().simulate(rng, next(self.sizes))
 
-    with pytest.raises(DataError, match="must return data sets of one shape; got"):
+    with pytest.raises(DataError, match="must return data sets of the same shape; got"):
         sbc(Growing(), SAMPLER, n_replications=2, n_units=6)
 
 
-def test_calibrate_refuses_what_geweke_cannot_check_before_it_runs_the_first_check(monkeypatch):
+def test_calibrate_checks_gewekes_requirements_first(monkeypatch):
     class Renamed(TwoGroups):
         def model(self, x):
             c = pyro.sample("c", dist.Normal(torch.zeros(2), 2.0).to_event(1))
@@ -506,7 +506,7 @@ def test_calibrate_refuses_what_geweke_cannot_check_before_it_runs_the_first_che
         calibrate(Renamed(), SAMPLER, n_units=8, progress=False)
 
 
-def test_geweke_refuses_a_site_that_is_no_array():
+def test_geweke_refuses_sites_that_are_not_data_arrays():
     class Renamed(TwoGroups):
         def model(self, x):
             c = pyro.sample("c", dist.Normal(torch.zeros(2), 2.0).to_event(1))
@@ -519,14 +519,14 @@ def test_geweke_refuses_a_site_that_is_no_array():
 
     with pytest.raises(ModelError, match="must have the name of an array"):
         geweke(Renamed(), SAMPLER, n_chains=2)
-    with pytest.raises(ModelError, match=r"the site 'x' has shape \(2,\), its array \(4, 1\)"):
+    with pytest.raises(ModelError, match=r"the site 'x' must have the shape \(4, 1\) of its array; got \(2,\)"):
         geweke(Half(), SAMPLER, n_chains=3, n_units=4)
 
 
 # -- the same again, nothing left behind, and the command
 
 
-def test_the_same_seed_gives_the_same_tables_and_no_state_is_left(monkeypatch):
+def test_calibration_tables_are_reproducible(monkeypatch):
     everywhere(monkeypatch, "latentlab.calibration", "N_REFERENCE", 100)
     everywhere(monkeypatch, "latentlab.calibration", "MOST_THIN", 2)
     state = torch.get_rng_state(), str(np.random.get_state()), random.getstate(), torch.get_default_dtype()
@@ -547,11 +547,11 @@ inference: {name: nuts, n_warmup: 60, max_tree_depth: 5}
 """
 
 
-def test_the_command_prints_both_tables_and_says_by_its_exit_code_whether_all_passed(tmp_path, capsys, monkeypatch):
+def test_the_command_prints_both_tables_and_sets_its_exit_code(tmp_path, capsys, monkeypatch):
     (tmp_path / "toy.yaml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
-    everywhere(monkeypatch, "latentlab.calibration", "sbc", smaller(sbc, n_ranks=10))
-    everywhere(monkeypatch, "latentlab.calibration", "geweke", smaller(geweke, n_chains=20, n_sweeps=10))
+    everywhere(monkeypatch, "latentlab.calibration", "sbc", small_check(sbc, n_ranks=10))
+    everywhere(monkeypatch, "latentlab.calibration", "geweke", small_check(geweke, n_chains=20, n_sweeps=10))
     command = ["calibrate", "toy.yaml", "seed=3", "--n-replications", "12", "--n-units", "4", "--quiet"]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
@@ -568,7 +568,7 @@ def test_the_command_prints_both_tables_and_says_by_its_exit_code_whether_all_pa
     assert (tmp_path / "found" / "calibration.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_command_refuses_a_config_in_one_line(tmp_path, capsys):
+def test_the_command_refuses_unsuitable_configs_in_one_line(tmp_path, capsys):
     (tmp_path / "toy.yaml").write_text(CONFIG)
     assert cli.main(["calibrate", str(tmp_path / "toy.yaml"), "inference={name: map}"]) == 2
     assert "gives a point" in capsys.readouterr().err

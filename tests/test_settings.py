@@ -1,4 +1,4 @@
-"""Settings as annotated fields: types and ranges are checked by one mechanism, for models, methods and functions."""
+"""Tests of settings as annotated fields, whose types and ranges are checked."""
 
 import dataclasses
 import inspect
@@ -61,7 +61,7 @@ class Method:
         ({"n": 2, "fixed": 1}, "Toy: `fixed` must be true or false; got 1."),
     ],
 )
-def test_a_value_of_another_type_or_out_of_its_range_is_refused_in_one_line(given, message):
+def test_values_of_wrong_type_or_range_are_refused_in_one_line(given, message):
     with pytest.raises(ConfigError) as caught:
         Toy(**given)
     assert str(caught.value) == message
@@ -74,7 +74,7 @@ def test_values_are_kept_as_python_numbers_of_their_type():
     assert Toy(1, np.array([1.0, 2.0])).scale == Toy(1, (1, 2)).scale == [1.0, 2.0]
 
 
-def test_a_class_that_is_derived_is_named_in_messages():
+def test_messages_name_the_derived_class():
     class Derived(Toy):
         pass
 
@@ -103,7 +103,7 @@ def test_frozen_settings_are_equal_by_value_and_cannot_be_changed():
         (list[dict], "a list"),
     ],
 )
-def test_types_in_words(kind, words):
+def test_descriptions_of_types(kind, words):
     assert described(kind) == words
 
 
@@ -118,7 +118,7 @@ def test_options_of_a_function_are_checked_by_its_annotations():
 
 
 @pytest.mark.parametrize("table", [MODELS, METHODS], ids=lambda table: table.kind)
-def test_every_model_and_method_declares_its_settings_as_fields(table):
+def test_models_and_methods_declare_settings_as_fields(table):
     for name in table:
         one = table.load(name)
         assert list(inspect.signature(one).parameters) == [field.name for field in dataclasses.fields(one)], name

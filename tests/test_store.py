@@ -1,4 +1,4 @@
-"""A run directory: what is written reads back exactly, what is damaged is named, and a run that was there is never lost."""
+"""Tests of run directories: exact reading, damaged files, and protection of existing runs."""
 
 import json
 import math
@@ -72,9 +72,9 @@ def fill(directory: RunDirectory, seed: int = 0) -> None:
     directory.write_table("verdicts.csv", VERDICTS)
 
 
-def made(path: Path, seed: int = 0) -> Path:
+def complete_directory(path: Path, seed: int = 0) -> Path:
     with RunDirectory(path) as directory:
-        directory.found()
+        directory.existing()
         begun(directory, seed)
         fill(directory, seed)
         directory.finish("done")
@@ -83,12 +83,12 @@ def made(path: Path, seed: int = 0) -> Path:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("runs") / "toy")
+    return complete_directory(tmp_path_factory.mktemp("runs") / "toy")
 
 
 @pytest.fixture
 def run(original: Path, tmp_path: Path) -> Path:
-    """A complete run of one's own."""
+    """A copy of a complete run."""
     return Path(shutil.copytree(original, tmp_path / "toy"))
 
 
@@ -96,8 +96,8 @@ def contents(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
-def vouch(run: Path, name: str) -> None:
-    """Lists a file with the hash that it has now, as one would who wants it to be believed."""
+def update_hash(run: Path, name: str) -> None:
+    """Updates the stored hash of a file, as after deliberate tampering."""
     info = json.loads((run / "run.json").read_text())
     info["files"][name] = {"sha256": sha256(run / name), "bytes": (run / name).stat().st_size}
     (run / "run.json").write_text(json.dumps(info))
@@ -106,8 +106,8 @@ def vouch(run: Path, name: str) -> None:
 # -- what is written reads back
 
 
-def test_tables_of_older_runs_are_about_the_units_of_a_table(run: Path):
-    """Runs once had one kind of units, and their tables no column for it."""
+def test_tables_of_older_runs_have_one_kind_of_units(run: Path):
+    """Tables of older runs have no column for the kind of units."""
     info = json.loads((run / RUN_JSON).read_text())
     VERDICTS.drop(columns="units").to_csv(run / "verdicts.csv", index=False)
     info["files"]["verdicts.csv"]["sha256"] = sha256(run / "verdicts.csv")
@@ -115,7 +115,7 @@ def test_tables_of_older_runs_are_about_the_units_of_a_table(run: Path):
     assert read(run).verdicts["units"].tolist() == ["unit"]
 
 
-def test_former_names_of_variables_are_read_with_a_warning(run: Path):
+def test_former_variable_names_are_read_with_a_warning(run: Path):
     info = json.loads((run / RUN_JSON).read_text())
     data = read(run).comparison.assign(knew=("embedding", [0.5]), knew_p=("embedding", [0.1]))
     save(xr.DataTree(data.isel(embedding=[0]) if data.sizes.get("embedding", 1) > 1 else data), run / "comparison.nc")
@@ -140,7 +140,7 @@ def test_every_part_reads_back_exactly(run: Path):
     assert np.array_equal(found.params["W"], PARAMS["W"])
 
 
-def test_diagnostics_keep_numbers_texts_and_what_is_not_finite(run: Path):
+def test_diagnostics_keep_numbers_text_and_non_finite_values(run: Path):
     assert "NaN" not in (run / "diagnostics.json").read_text()
     value = read(run).diagnostics["value"].tolist()
     assert math.isnan(value[0])
@@ -154,14 +154,14 @@ def test_run_json_lists_every_file_with_its_hash(run: Path):
     assert all(entry["sha256"] == sha256(run / name) for name, entry in info["files"].items())
 
 
-def test_the_same_content_gives_the_same_bytes(run: Path, tmp_path: Path):
-    again = contents(made(tmp_path / "again"))
+def test_files_of_a_run_are_reproducible(run: Path, tmp_path: Path):
+    again = contents(complete_directory(tmp_path / "again"))
     timed = {"run.json", "run.log", "events.jsonl"}
     assert set(again) == set(contents(run))
     assert {n for n, data in contents(run).items() if again[n] != data} <= timed
 
 
-def test_checkpoints_go_when_the_run_is_complete(tmp_path: Path):
+def test_checkpoints_are_deleted_when_the_run_is_complete(tmp_path: Path):
     with RunDirectory(tmp_path / "toy") as directory:
         begun(directory)
         (directory.path / "checkpoints" / "chains.safetensors").write_bytes(b"x")
@@ -195,14 +195,14 @@ def flipped(data: bytes) -> bytes:
     [flipped, lambda data: data[: len(data) // 2], lambda _: b"", lambda data: b"garbage" + data],
     ids=["one bit flipped", "cut short", "emptied", "garbage"],
 )
-def test_a_damaged_file_is_named(name: str, damage: Callable[[bytes], bytes], run: Path):
+def test_a_damaged_file_of_a_run_is_named(name: str, damage: Callable[[bytes], bytes], run: Path):
     (run / name).write_bytes(damage((run / name).read_bytes()))
     with pytest.raises(StoreError, match=f"{run}/{name} is damaged"):
         read(run)
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_a_missing_file_is_named(name: str, run: Path):
+def test_a_missing_file_of_a_run_is_named(name: str, run: Path):
     (run / name).unlink()
     with pytest.raises(StoreError, match=f"{run}/{name} is missing"):
         read(run)
@@ -217,7 +217,7 @@ def test_a_log_may_be_deleted(name: str, run: Path):
 def test_a_newer_format_is_refused(run: Path):
     info = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({"format": info["format"] + 1, "parts": "of which nothing is known"}))
-    with pytest.raises(StoreError, match=r"run\.json has format 2, this latentlab reads up to 1"):
+    with pytest.raises(StoreError, match=r"run\.json has format 2, and this version of latentlab reads up to 1"):
         read(run)
 
 
@@ -230,12 +230,12 @@ def test_a_damaged_run_json_is_named(content: str, run: Path):
         read(run)
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path):
-    with pytest.raises(StoreError, match=f"{tmp_path} is no run directory"):
+def test_folders_that_are_not_runs_are_refused(tmp_path: Path):
+    with pytest.raises(StoreError, match=f"{tmp_path} is not a run directory"):
         read(tmp_path)
 
 
-def test_what_a_run_does_not_have_yet_is_said(tmp_path: Path):
+def test_parts_a_run_lacks_are_reported(tmp_path: Path):
     with RunDirectory(tmp_path / "toy") as directory:
         begun(directory)
         directory.stage("embeddings")
@@ -248,26 +248,26 @@ def test_a_posterior_with_nan_names_file_group_and_site(run: Path):
     bad = tree()
     bad["latents"]["W"].values[0, 0] = np.nan
     save(bad, run / "posterior.nc")
-    vouch(run, "posterior.nc")
-    with pytest.raises(StoreError, match=r"posterior\.nc, group 'latents': 'W' holds values that are not finite"):
+    update_hash(run, "posterior.nc")
+    with pytest.raises(StoreError, match=r"posterior\.nc, group 'latents': 'W' contains non-finite values"):
         _ = read(run).posterior
 
 
-def test_data_that_no_run_wrote_are_named(run: Path):
+def test_invalid_data_files_are_named(run: Path):
     assert read(run).data.digest() == load_dataset("iris").digest()
     for group in ("arrays", "truth"):
         changed = data_tree(load_dataset("iris"))
         del changed[group]
         save(changed, run / "data.nc")
-        vouch(run, "data.nc")
-        with pytest.raises(StoreError, match=rf"data\.nc: holds no data that a run wrote: KeyError: '{group}'"):
+        update_hash(run, "data.nc")
+        with pytest.raises(StoreError, match=rf"data\.nc: not the data of a run: KeyError: '{group}'"):
             _ = read(run).data
 
 
 def test_a_posterior_without_a_group_names_it(run: Path):
     save(xr.DataTree.from_dict({"posterior": tree()["posterior"].to_dataset()}), run / "posterior.nc")
-    vouch(run, "posterior.nc")
-    with pytest.raises(StoreError, match=r"posterior\.nc: has no group 'latents'"):
+    update_hash(run, "posterior.nc")
+    with pytest.raises(StoreError, match=r"posterior\.nc: group 'latents' is missing"):
         _ = read(run).posterior
 
 
@@ -287,7 +287,7 @@ def test_a_pickle_in_place_of_any_file_is_never_read(name: str, run: Path, tmp_p
 
     canary = tmp_path / "canary"
     (run / name).write_bytes(pickle.dumps(Payload(canary)))
-    vouch(run, name)
+    update_hash(run, name)
     part = {"config.yaml": "config", "posterior.nc": "posterior", "embeddings.nc": "embeddings", "comparison.nc": "comparison"}
     part |= {"data.nc": "data", "comparison.csv": "scores", "verdicts.csv": "verdicts", "diagnostics.json": "diagnostics"}
     with pytest.raises(StoreError, match=name):
@@ -300,34 +300,34 @@ def test_a_pickle_in_place_of_any_file_is_never_read(name: str, run: Path, tmp_p
 # -- a run that was there is never lost
 
 
-def test_a_run_is_neither_replaced_nor_resumed_unasked(run: Path):
+def test_a_run_is_neither_replaced_nor_resumed_without_request(run: Path):
     before = contents(run)
-    with RunDirectory(run) as directory, pytest.raises(StoreError, match=r"holds a run \(done\): --overwrite .* --resume"):
-        directory.found()
+    with RunDirectory(run) as directory, pytest.raises(StoreError, match=r"contains a run \(done\); --overwrite .* --resume"):
+        directory.existing()
     assert contents(run) == before
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_directory_of_something_else_is_refused_even_to_overwrite(overwrite: bool, tmp_path: Path):
+def test_other_directories_are_not_overwritten(overwrite: bool, tmp_path: Path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("all of it")
     with (
         RunDirectory(tmp_path / "mine") as directory,
-        pytest.raises(StoreError, match=r"holds no run \('thesis\.tex' is there\)"),
+        pytest.raises(StoreError, match=r"contains 'thesis\.tex' but no run"),
     ):
-        directory.found(overwrite=overwrite)
+        directory.existing(overwrite=overwrite)
 
 
-def test_a_file_is_no_run_directory(tmp_path: Path):
+def test_a_file_is_refused_as_run_directory(tmp_path: Path):
     (tmp_path / "toy").write_text("")
     with RunDirectory(tmp_path / "toy") as directory, pytest.raises(StoreError, match="is a file"):
-        directory.found()
+        directory.existing()
 
 
-def test_the_old_run_waits_until_the_new_one_is_complete(run: Path):
+def test_the_old_run_is_kept_until_the_new_one_is_complete(run: Path):
     before = contents(run)
     with RunDirectory(run) as directory:
-        assert directory.found(overwrite=True) is None
+        assert directory.existing(overwrite=True) is None
         begun(directory, seed=1)
         fill(directory, seed=1)
         assert contents(directory.previous) == before
@@ -336,10 +336,10 @@ def test_the_old_run_waits_until_the_new_one_is_complete(run: Path):
     assert [path.name for path in run.parent.iterdir()] == ["toy"]
 
 
-def test_the_old_run_comes_back_if_the_new_one_fails(run: Path):
+def test_the_old_run_is_restored_if_the_new_one_fails(run: Path):
     before = contents(run)
     with RunDirectory(run) as directory:
-        directory.found(overwrite=True)
+        directory.existing(overwrite=True)
         begun(directory, seed=1)
         fill(directory, seed=1)
         kept = directory.stop("failed", RuntimeError("no"))
@@ -349,7 +349,7 @@ def test_the_old_run_comes_back_if_the_new_one_fails(run: Path):
     assert np.array_equal(read(kept).posterior["posterior"]["W"].values, tree(1)["posterior"]["W"].values)
 
 
-def test_the_old_run_comes_back_if_the_new_one_cannot_begin(run: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_old_run_is_restored_if_the_new_one_cannot_begin(run: Path, monkeypatch: pytest.MonkeyPatch):
     before = contents(run)
 
     def full(path: Path, _: bytes) -> None:
@@ -357,33 +357,33 @@ def test_the_old_run_comes_back_if_the_new_one_cannot_begin(run: Path, monkeypat
 
     monkeypatch.setattr(directory_module, "write", full)
     with RunDirectory(run) as directory:
-        directory.found(overwrite=True)
+        directory.existing(overwrite=True)
         with pytest.raises(StoreError, match="no room"):
             begun(directory, seed=1)
     assert contents(run) == before
     assert [path.name for path in run.parent.iterdir()] == ["toy"]
 
 
-def killed(directory: RunDirectory) -> None:
-    """What a process leaves that is killed: nothing is undone, but the system drops its lock."""
+def simulate_kill(directory: RunDirectory) -> None:
+    """Simulates a killed process: no cleanup, and the system releases its lock."""
     os.close(directory.lock._descriptor)
 
 
 def test_an_overwrite_that_was_killed_can_be_resumed_or_repeated(run: Path):
     before = contents(run)
     first = RunDirectory(run).__enter__()
-    first.found(overwrite=True)
+    first.existing(overwrite=True)
     begun(first, seed=1)
-    killed(first)
+    simulate_kill(first)
     with RunDirectory(run) as second:
-        with pytest.raises(StoreError, match=r"holds a run \(running, but its process is gone\)"):
-            second.found()
-        assert second.found(overwrite=True) is None
+        with pytest.raises(StoreError, match=r"contains a run \(running, but its process has ended\)"):
+            second.existing()
+        assert second.existing(overwrite=True) is None
         begun(second, seed=2)
         assert contents(second.previous) == before, "what waits is the complete run, not the attempt that was killed"
         second.stop("interrupted", KeyboardInterrupt())
     with RunDirectory(run) as third:
-        begun(third, seed=2, old=third.found(resume=True))
+        begun(third, seed=2, old=third.existing(resume=True))
         fill(third, seed=2)
         third.finish("done")
     assert read(run).info["seed"] == 2
@@ -394,7 +394,7 @@ def test_a_process_killed_between_two_renames_loses_nothing(run: Path):
     before = contents(run)
     directory = RunDirectory(run).__enter__()
     run.rename(directory.previous)
-    killed(directory)
+    simulate_kill(directory)
     with RunDirectory(run):
         assert contents(run) == before
 
@@ -407,7 +407,7 @@ def test_a_process_killed_before_it_removed_the_old_run_leaves_the_new_one(run: 
     assert contents(run) == after
 
 
-def test_resuming_keeps_what_is_intact_and_says_what_is_not(tmp_path: Path):
+def test_resuming_keeps_intact_files_and_reports_damaged_ones(tmp_path: Path):
     with RunDirectory(tmp_path / "toy") as directory:
         begun(directory)
         fill(directory)
@@ -415,11 +415,11 @@ def test_resuming_keeps_what_is_intact_and_says_what_is_not(tmp_path: Path):
     (tmp_path / "toy" / "embeddings.nc").write_bytes(b"")
     (tmp_path / "toy" / ".posterior.nc.123.tmp").write_bytes(b"half of it")
     with RunDirectory(tmp_path / "toy") as directory:
-        begun(directory, old=directory.found(resume=True))
+        begun(directory, old=directory.existing(resume=True))
         assert directory.has("posterior.nc")
         assert not directory.has("embeddings.nc")
         assert not list(directory.path.glob(".*"))
-    assert "embeddings.nc is missing or damaged, and is made anew" in (tmp_path / "toy" / "run.log").read_text()
+    assert "embeddings.nc is missing or damaged; it will be recreated" in (tmp_path / "toy" / "run.log").read_text()
 
 
 # -- links, logs, places
@@ -432,7 +432,7 @@ def test_a_log_that_is_a_link_is_refused(name: str, tmp_path: Path):
     (tmp_path / "toy" / name).symlink_to(tmp_path / "elsewhere")
     (tmp_path / "toy" / "run.json").write_text('{"format": 1, "status": "interrupted", "stage": "fit", "files": {}}')
     with RunDirectory(tmp_path / "toy") as directory, pytest.raises(StoreError, match=rf"{name} is a link"):  # noqa: PT012
-        begun(directory, old=directory.found(resume=True))
+        begun(directory, old=directory.existing(resume=True))
         directory.logger.info("hello")
     assert (tmp_path / "elsewhere").read_text() == "precious"
 
@@ -444,7 +444,7 @@ def test_a_folder_that_is_a_link_is_refused(name: str, tmp_path: Path):
     (tmp_path / "toy" / name).symlink_to(tmp_path / "elsewhere")
     (tmp_path / "toy" / "run.json").write_text('{"format": 1, "status": "interrupted", "stage": "fit", "files": {}}')
     with RunDirectory(tmp_path / "toy") as directory, pytest.raises(StoreError, match=f"{name} is a link"):
-        begun(directory, old=directory.found(resume=True))
+        begun(directory, old=directory.existing(resume=True))
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
@@ -462,7 +462,7 @@ def test_a_file_that_is_a_link_is_replaced(name: str, tmp_path: Path):
     assert not (tmp_path / "toy" / name).is_symlink()
 
 
-def test_the_log_is_bounded_and_keeps_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_log_is_limited_in_size_and_keeps_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(directory_module, "LOG_BYTES", 2000)
     with RunDirectory(tmp_path / "toy") as directory:
         begun(directory)
@@ -475,7 +475,7 @@ def test_the_log_is_bounded_and_keeps_the_end(tmp_path: Path, monkeypatch: pytes
     assert len(list((tmp_path / "toy").glob("run.log*"))) == 2
 
 
-def test_a_log_that_is_deleted_is_begun_anew(tmp_path: Path):
+def test_a_deleted_log_is_started_again(tmp_path: Path):
     with RunDirectory(tmp_path / "toy") as directory:
         begun(directory)
         directory.logger.info("one")
@@ -485,7 +485,7 @@ def test_a_log_that_is_deleted_is_begun_anew(tmp_path: Path):
     assert "two" in (tmp_path / "toy" / "run.log").read_text()
 
 
-def test_a_directory_that_is_deleted_meanwhile_is_an_error(tmp_path: Path):
+def test_a_directory_deleted_while_writing_is_an_error(tmp_path: Path):
     with RunDirectory(tmp_path / "toy") as directory:
         begun(directory)
         shutil.rmtree(directory.path)
@@ -499,15 +499,15 @@ def test_a_directory_that_is_deleted_meanwhile_is_an_error(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "..", ".", ""])
-def test_a_name_that_leads_out_of_the_root_is_refused(name: str, tmp_path: Path):
-    with pytest.raises(StoreError, match="leads out of"):
+def test_names_outside_the_root_are_refused(name: str, tmp_path: Path):
+    with pytest.raises(StoreError, match="must be inside of"):
         place(name, tmp_path / "runs")
 
 
-def test_a_link_that_leads_out_of_the_root_is_refused(tmp_path: Path):
+def test_links_outside_the_root_are_refused(tmp_path: Path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "toy").symlink_to(tmp_path)
-    with pytest.raises(StoreError, match="leads out of"):
+    with pytest.raises(StoreError, match="must be inside of"):
         place("toy", tmp_path / "runs")
 
 
@@ -518,12 +518,12 @@ def test_a_second_writer_is_refused(run: Path):
         pass
 
 
-def test_differences_are_named_by_their_path():
+def test_differences_of_configs_are_named_by_path():
     assert differences({"a": {"b": 1}, "c": None}, {"a": {"b": 1}, "c": None}) == []
     assert differences({"a": {"b": 1}, "c": 1}, {"a": {"b": [2]}, "d": None}) == [
         "a.b: 1 -> [2]",
-        "c: 1 -> nothing",
-        "d: nothing -> None",
+        "c: 1 -> not set",
+        "d: not set -> None",
     ]
 
 

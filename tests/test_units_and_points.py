@@ -1,4 +1,4 @@
-"""Tests of points that refer to units, from density to report: ratings with two kinds of units, and a graph."""
+"""Tests of ratings and graphs, from density to report."""
 
 import json
 from dataclasses import replace
@@ -56,7 +56,7 @@ def graph_fit():
 # -- densities
 
 
-def test_the_density_of_ratings_is_the_product_over_cells(ratings, rng):
+def test_the_density_of_ratings_factorises_over_cells(ratings, rng):
     model = MatrixFactorization(2, U_scale=0.7, V_scale=1.3, mu_scale=0.5, sigma_scale=2.0)
     U, V, mu, sigma = rng.normal(size=(11, 2)), rng.normal(size=(20, 2)), 0.3, 0.6
     i, j = (ratings.index[name].values for name in ("user", "item"))
@@ -66,7 +66,7 @@ def test_the_density_of_ratings_is_the_product_over_cells(ratings, rng):
     assert found == pytest.approx(expected, rel=1e-12)
 
 
-def test_the_density_of_a_graph_is_the_product_over_pairs(rng):
+def test_the_density_of_a_graph_factorises_over_pairs(rng):
     z, alpha, graph = rng.normal(size=(34, 3)), -1.2, karate().complete()
     a = graph.adjacency().toarray()
     i, j = np.triu_indices(34, 1)
@@ -75,8 +75,8 @@ def test_the_density_of_a_graph_is_the_product_over_pairs(rng):
     assert ll.log_joint(RandomDotProduct(3), graph, {"alpha": alpha, "z": z}) == pytest.approx(expected, rel=1e-12)
 
 
-def test_batches_of_cells_add_up_to_the_whole(ratings, rng):
-    """The log joint is the mean over batches that partition the cells, each scaled to the full size."""
+def test_scaled_batches_of_cells_average_to_the_full_density(ratings, rng):
+    """The mean of the scaled log joint over batches that partition the cells is the full log joint."""
     model, values = (
         MatrixFactorization(2),
         {"U": rng.normal(size=(11, 2)), "V": rng.normal(size=(20, 2)), "mu": 0.1, "sigma": 0.5},
@@ -94,7 +94,7 @@ def test_batches_of_cells_add_up_to_the_whole(ratings, rng):
 
 
 def gibbs(r, i, j, n, m, K, rng, n_sweeps):
-    """Returns draws of U V', mu and sigma by Gibbs sampling; sigma, with a half-normal prior, is drawn on a grid."""
+    """Returns draws of U V^T, mu and sigma by Gibbs sampling; sigma, with a half-normal prior, is drawn on a grid."""
     U, V, mu, sigma = rng.normal(size=(n, K)), rng.normal(size=(m, K)), 0.0, 1.0
     grid = np.exp(np.linspace(np.log(0.02), np.log(5), 4000))
     kept = []
@@ -118,7 +118,7 @@ def gibbs(r, i, j, n, m, K, rng, n_sweeps):
 
 
 @pytest.mark.slow
-def test_the_posterior_of_ratings_is_that_of_gibbs_sampling(rng):
+def test_the_posterior_of_ratings_matches_gibbs_sampling(rng):
     """Compares the means of all products, mu and sigma by z-tests, with the Monte Carlo errors of both samplers."""
     model = MatrixFactorization(1)
     dataset = model.simulate(np.random.default_rng(5), 4, n_items=3, share=0.8)
@@ -134,7 +134,7 @@ def test_the_posterior_of_ratings_is_that_of_gibbs_sampling(rng):
     assert np.abs(z).max() < norm.isf(FALSE_ALARM / 2 / len(z))
 
 
-def test_the_density_of_karate_is_the_references(references):
+def test_the_density_of_karate_matches_the_reference(references):
     folder = references / "latent_dot_karate"
     graph = karate().complete()
     np.testing.assert_array_equal(graph.adjacency().toarray(), json.loads((folder / "data.json").read_text())["A"])
@@ -145,7 +145,7 @@ def test_the_density_of_karate_is_the_references(references):
 
 
 @pytest.mark.slow
-def test_the_posterior_of_karate_is_the_references(references, rng):
+def test_the_posterior_of_karate_matches_the_reference(references, rng):
     """Compares the means of alpha and all products by z-tests, with the Monte Carlo errors of both sides."""
     reference = json.loads((references / "latent_dot_karate" / "reference.json").read_text())["params"]
     method = ll.ChEES(n_chains=64, n_warmup=300, n_draws=120)
@@ -166,7 +166,7 @@ def test_the_posterior_of_karate_is_the_references(references, rng):
 # -- results of a fit
 
 
-def test_results_have_the_dims_of_points_and_kinds(fitted, graph_fit):
+def test_results_have_dims_of_points_and_kinds_of_units(fitted, graph_fit):
     fit, _ = fitted
     posterior, latents = (fit.data[group].to_dataset() for group in ("posterior", "latents"))
     assert posterior["U"].dims == latents["U"].dims == ("chain", "draw", "user", "latent")
@@ -185,7 +185,7 @@ def test_results_have_the_dims_of_points_and_kinds(fitted, graph_fit):
     assert graph_fit.latents().dims == ("chain", "draw", "node", "latent")
 
 
-def test_one_element_turns_all_kinds_of_units(fitted):
+def test_all_kinds_of_units_are_aligned_by_one_element(fitted):
     """Alignment keeps the products of users and items, and reduces the spread of the draws of both kinds."""
     fit, _ = fitted
     U, V = (fit.latents(name).values for name in ("U", "V"))
@@ -198,7 +198,7 @@ def test_one_element_turns_all_kinds_of_units(fitted):
 
 
 def test_draws_are_aligned_by_all_kinds_together(rng):
-    """The items determine the rotation of a draw where the users carry no information on it."""
+    """The items determine the rotation of a draw if the users carry no information on it."""
     angle = rng.uniform(0, 2 * np.pi, (2, 50))
     turn = np.stack([np.stack([np.cos(angle), np.sin(angle)], -1), np.stack([-np.sin(angle), np.cos(angle)], -1)], -1)
     values = {
@@ -209,7 +209,7 @@ def test_draws_are_aligned_by_all_kinds_together(rng):
     assert found.std(axis=(0, 1)).max() < 0.05  # 0.02 is expected; about 1 if aligned by the users alone
 
 
-def test_unlisted_pairs_of_new_data_count_as_not_joined(graph_fit):
+def test_unlisted_pairs_of_new_data_count_as_zeros(graph_fit):
     """A list of edges is scored on all its pairs; unknown pairs are left out."""
     score = graph_fit.held_out_score(karate())
     assert score == graph_fit.held_out_score(karate().complete())
@@ -227,15 +227,15 @@ def test_unlisted_pairs_of_new_data_count_as_not_joined(graph_fit):
     np.testing.assert_allclose(found.values, expected, rtol=1e-9)
 
 
-def test_a_node_is_not_predicted_to_be_joined_with_itself(graph_fit):
+def test_self_loops_are_not_predicted(graph_fit):
     assert graph_fit.predict(source=["0", "1"], target=["1", "0"], n_draws=16).shape == (16, 1, 2)
-    with pytest.raises(DataError, match="pair 1 joins '3' with itself"):
+    with pytest.raises(DataError, match="pair 1 joins '3' with itself; the model has no self-loops"):
         graph_fit.predict(source=["0", "3"], target=["1", "3"])
     with pytest.raises(ConfigError, match="`n_draws` must be a whole number of at least 1; got 0"):
         graph_fit.predict(source=["0"], target=["1"], n_draws=0)
 
 
-def test_priors_of_positions_of_all_kinds_keep_their_power(fitted):
+def test_power_scaling_excludes_priors_of_positions_of_all_kinds(fitted):
     fit, _ = fitted
     quantities = {"sigma": fit.sites()["sigma"]}
     found = power_sensitivity(fit.data, quantities)
@@ -244,7 +244,7 @@ def test_priors_of_positions_of_all_kinds_keep_their_power(fitted):
     pd.testing.assert_frame_equal(found, power_sensitivity(fewer, quantities))
 
 
-def test_held_out_points_are_scored_as_the_density_says(fitted):
+def test_held_out_point_scores_match_the_density(fitted):
     fit, held_out = fitted
     found = fit.log_likelihood(held_out)
     assert (found.dims, found.sizes["cell"]) == (("chain", "draw", "cell"), 22)
@@ -263,7 +263,7 @@ def test_held_out_points_are_scored_as_the_density_says(fitted):
         fit.log_likelihood(strange)
 
 
-def test_new_points_are_predicted_in_raw_values(fitted):
+def test_predictions_are_in_raw_units(fitted):
     fit, _ = fitted
     i, j = 3, 7
     names = {kind: fit.dataset.units[kind] for kind in ("user", "item")}
@@ -274,10 +274,10 @@ def test_new_points_are_predicted_in_raw_values(fitted):
     raw, spread = fit.dataset.transform.inverse(mean), np.hypot(mean.std(), sites["sigma"].mean()) * fit.dataset.transform.scale
     assert abs(found.values[..., 0].mean() - raw.mean()) < 6 * spread / np.sqrt(found.values[..., 0].size)
     for wrong, message in (
-        ({"user": ["Tesla"], "item": ["1940"]}, "user 'Tesla' was not in the fit"),
-        ({"user": ["IBM"]}, "give a name for each of user, item"),
-        ({"user": [], "item": []}, "no cell is given"),
-        ({"user": ["IBM"], "item": ["1940", "1941"]}, "as many names for each index; got user: 1, item: 2"),
+        ({"user": ["Tesla"], "item": ["1940"]}, "user 'Tesla' is not a unit of the fit"),
+        ({"user": ["IBM"]}, "the arguments must be user, item"),
+        ({"user": [], "item": []}, "at least one cell is required"),
+        ({"user": ["IBM"], "item": ["1940", "1941"]}, "all indices must have the same length; got user: 1, item: 2"),
     ):
         with pytest.raises(DataError, match=message):
             fit.predict(**wrong)
@@ -289,7 +289,7 @@ def test_new_points_are_predicted_in_raw_values(fitted):
 @pytest.mark.parametrize(
     "method", [ll.SVI(guide="mean_field", n_steps=300, batch_size=50, n_draws=50), ll.MAP(n_restarts=2, n_draws=50)]
 )
-def test_other_methods_fit_ratings_too(ratings, method):
+def test_other_methods_fit_ratings(ratings, method):
     found = ll.fit(MatrixFactorization(2), ratings, method, seed=0, progress=False)
     table = found.diagnostics()
     assert np.isfinite(found.latents("V").values).all()
@@ -302,13 +302,21 @@ def test_other_methods_fit_ratings_too(ratings, method):
 @pytest.mark.parametrize(
     ("model", "dataset", "message"),
     [
-        (MatrixFactorization(2), karate, "places units of the kind 'user'; the data have units of the kind 'node'"),
-        (RandomDotProduct(2), grunfeld, "places units of the kind 'node'; the data have units of the kind 'user', 'item'"),
-        (ll.models.PPCA(2), grunfeld, "places units of the kind 'unit'; the data have units of the kind 'user', 'item'"),
-        (MatrixFactorization(2), lambda: ll.load_dataset("iris"), "places units of the kind 'user'"),
+        (MatrixFactorization(2), karate, "has positions for units of the kind 'user'; the data have units of the kind 'node'"),
+        (
+            RandomDotProduct(2),
+            grunfeld,
+            "has positions for units of the kind 'node'; the data have units of the kind 'user', 'item'",
+        ),
+        (
+            ll.models.PPCA(2),
+            grunfeld,
+            "has positions for units of the kind 'unit'; the data have units of the kind 'user', 'item'",
+        ),
+        (MatrixFactorization(2), lambda: ll.load_dataset("iris"), "has positions for units of the kind 'user'"),
     ],
 )
-def test_a_model_is_not_fitted_to_other_kinds_of_units(model, dataset, message):
+def test_models_refuse_other_kinds_of_units(model, dataset, message):
     with pytest.raises(DataError, match=message):
         ll.fit(model, dataset(), ll.MAP())
 
@@ -326,7 +334,7 @@ def test_ratings_may_name_items_first(rng):
 
 
 @pytest.mark.parametrize("directed", [False, True])
-def test_the_start_of_a_graph_is_the_spectral_embedding_of_the_centred_graph(directed, rng):
+def test_graph_models_start_at_the_spectral_embedding(directed, rng):
     """Inner products at the start are the best positive semi-definite approximation of the adjacency less its density."""
     n = 12
     i, j = np.nonzero(~np.eye(n, dtype=bool)) if directed else np.triu_indices(n, 1)
@@ -341,7 +349,7 @@ def test_the_start_of_a_graph_is_the_spectral_embedding_of_the_centred_graph(dir
     np.testing.assert_allclose(z @ z.T, (vectors * values.clip(min=0)) @ vectors.T, atol=1e-9)
 
 
-def test_edges_are_0_or_1():
+def test_edges_must_be_0_or_1():
     weighted = Dataset(
         {"edge": [1.0, 2.0]},
         dims={"edge": ("pair",)},
@@ -349,11 +357,11 @@ def test_edges_are_0_or_1():
         index={"source": ("pair", [0, 1], "node"), "target": ("pair", [1, 2], "node")},
         absent="zero",
     )
-    with pytest.raises(DataError, match="edges must be 0 or 1; that of 'b' and 'c' is 2"):
+    with pytest.raises(DataError, match="edges must be 0 or 1; got 2 for 'b' and 'c'"):
         ll.fit(RandomDotProduct(1), weighted, ll.MAP())
 
 
-def test_a_symmetry_must_know_the_kinds_of_units():
+def test_a_symmetry_must_declare_the_kinds_of_units():
     class Forgetful(MatrixFactorization):
         symmetry = Orthogonal()
 
@@ -391,7 +399,7 @@ def test_each_kind_has_scores_and_verdicts_under_one_alignment(fitted):
     with pytest.raises(ConfigError, match="unknown kind of units 'film'"):
         together.to_dataset("film")
     for of_one_kind in (Comparison.data.fget, Comparison.ceiling.fget, Comparison.coverage.fget, Comparison.to_dataset):
-        with pytest.raises(ConfigError, match="several kinds of units were compared: name one, of 'user', 'item'"):
+        with pytest.raises(ConfigError, match="several kinds of units were compared \\('user', 'item'\\); choose one"):
             of_one_kind(together)
     assert list(together.to_tree().children) == ["user", "item"]
     assert repr(together).startswith("Comparison(2 arrays")
@@ -402,8 +410,11 @@ def test_embeddings_of_other_kinds_or_units_are_refused(fitted):
     units = {kind: fit.dataset.units[kind] for kind in ("user", "item")}
     U, V = (fit.latents(name).values[0, 0] for name in ("U", "V"))
     for embedding, message in (
-        (ll.Embedding("mine", U, units["user"]), "has one array, and the model .* places units of the kinds 'user', 'item'"),
-        (ll.Embedding("mine", {"film": U}, {"film": units["user"]}), "places units of the kind 'film'; .* only 'user', 'item'"),
+        (ll.Embedding("mine", U, units["user"]), "has one array, but the model .* has positions of 'user', 'item'"),
+        (
+            ll.Embedding("mine", {"film": U}, {"film": units["user"]}),
+            "has units of the kind 'film', but .* has positions of 'user', 'item' only",
+        ),
         (
             ll.Embedding("mine", {"user": U[1:], "item": V}, {"user": units["user"][1:], "item": units["item"]}),
             "has no values for 1 of 11 units",
@@ -413,7 +424,7 @@ def test_embeddings_of_other_kinds_or_units_are_refused(fitted):
             compared(fit, embedding)
 
 
-def test_labels_of_nodes_are_held_against_the_positions(graph_fit):
+def test_labels_of_nodes_are_compared_with_positions(graph_fit):
     found = compared(graph_fit, ll.embed("adjacency_spectral", karate()))
     assert found.data["mahalanobis"].dims == ("embedding", "node")
     assert float(found.data["downstream_accuracy"].max()) > 0.8
@@ -440,7 +451,7 @@ RATED = config(
 )
 
 
-def test_a_run_of_ratings_keeps_all_kinds_and_its_page_shows_them(tmp_path):
+def test_runs_of_ratings_store_and_show_all_kinds(tmp_path):
     done = ll.run(RATED, out=tmp_path / "rated", progress=False)
     assert set(done.verdicts["units"]) == {"user", "item"}
     assert done.embeddings_by_kind["item"]["truncated_svd"].dims == ("item", "latent")
@@ -461,7 +472,7 @@ def test_a_run_of_ratings_keeps_all_kinds_and_its_page_shows_them(tmp_path):
     assert any("truncated_svd, items" in line for line in done.summary())
 
 
-def test_a_run_of_ratings_is_resumed_with_embeddings_of_all_kinds(tmp_path, monkeypatch):
+def test_runs_of_ratings_resume_with_embeddings_of_all_kinds(tmp_path, monkeypatch):
     from latentlab.study import stages as module
 
     def broken(*_, **__):
@@ -477,7 +488,7 @@ def test_a_run_of_ratings_is_resumed_with_embeddings_of_all_kinds(tmp_path, monk
         xr.testing.assert_equal(data, done.comparison_by_kind[kind])
 
 
-def test_a_run_of_a_graph_from_a_file_with_vectors_of_ones_own(tmp_path):
+def test_a_run_of_a_graph_file_with_user_vectors(tmp_path):
     graph = karate()
     pairs = zip(*(names.tolist() for names in graph.point_names().values()), strict=True)
     (tmp_path / "friends.csv").write_text("source,target\n" + "".join(f"{a},{b}\n" for a, b in pairs))
@@ -520,7 +531,7 @@ def test_kinds_of_too_few_units_are_left_out_of_a_comparison(rng):
     assert list(found.parts) == ["user"]
     assert "items are not compared: there are 3, and 4 are needed" in found.parts["user"].attrs["notes"]
     alone = ll.Embedding("mine", {"item": np.ones((3, 1))}, {"item": ["i0", "i1", "i2"]})
-    with pytest.raises(DataError, match="compared over at least 4 units; there are 3 of the kind 'item'"):
+    with pytest.raises(DataError, match="needs at least 4 units; there are 3 of the kind 'item'"):
         compared(fit, alone)
 
 
@@ -535,7 +546,7 @@ def test_runs_with_too_few_items_are_written_and_compared(tmp_path, rng):
     assert set(runs[0].verdicts["units"]) == {"user"}
     page = (runs[0].path / "report.html").read_text(encoding="utf-8")
     assert "items are not compared: there are 3" in page
-    assert "no embedding has items, or there are too few items" in page
+    assert "no embedding contains items, or there are too few items" in page
     found = compare_runs([run.path for run in runs])
     assert set(found.positions["units"]) == {"user"}
     assert any("have 3 items, too few to compare their positions" in note for note in found.notes)
@@ -546,7 +557,7 @@ def test_runs_with_too_few_items_are_written_and_compared(tmp_path, rng):
     assert not (tmp_path / "none").exists()
 
 
-def test_so_few_ratings_that_they_can_be_fitted_exactly_are_a_caution(rng):
+def test_too_few_ratings_for_the_parameters_are_noted(rng):
     """A matrix of rank K has K (n + m - K) free parameters: 3 (8 + 4 - 3) and the mean are 28, against 32 or 28 cells."""
     dataset, model = few_items(rng, 4), MatrixFactorization(3)
     assert model.cautions(dataset) == []
@@ -558,13 +569,13 @@ def test_so_few_ratings_that_they_can_be_fitted_exactly_are_a_caution(rng):
     assert found.threshold == "> 27 (K (n_user + n_item - K))"
 
 
-def test_a_label_like_a_kind_of_units_is_refused(tmp_path):
+def test_labels_equal_to_a_kind_of_units_are_refused(tmp_path):
     labelled = {**RATED, "embeddings": [{"name": "truncated_svd", "label": "user"}]}
     with pytest.raises(ConfigError, match=r"embeddings\.0\.label: 'user' is a dim of the data"):
         ll.run(labelled, out=tmp_path / "rated", progress=False)
 
 
-def test_runs_of_ratings_are_compared_by_kind_and_by_points(tmp_path):
+def test_runs_of_ratings_are_compared_by_kinds_and_points(tmp_path):
     plain = {**RATED, "embeddings": []}
     part = ll.run(plain, out=tmp_path / "part", progress=False)
     whole = [ll.run({**plain, "seed": seed, "held_out": 0.0}, out=tmp_path / f"whole-{seed}", progress=False) for seed in (0, 1)]
@@ -575,7 +586,7 @@ def test_runs_of_ratings_are_compared_by_kind_and_by_points(tmp_path):
     assert [len(table) for table in found.loo] == [2]
 
 
-def test_an_interrupted_run_still_gives_its_embeddings(tmp_path, monkeypatch):
+def test_embeddings_of_an_interrupted_run_can_be_loaded(tmp_path, monkeypatch):
     """The kind of units is read from the file itself, since there is no posterior yet."""
 
     def stopped(*_, **__):
@@ -596,7 +607,7 @@ def test_an_interrupted_run_still_gives_its_embeddings(tmp_path, monkeypatch):
         assert read(tmp_path / kind).embeddings.sizes[kind] > 0
 
 
-def test_a_run_that_compares_items_alone_says_so(tmp_path):
+def test_a_comparison_of_items_only_is_noted(tmp_path):
     """Three users are too few to be compared; the only part is that of the second kind of units."""
     names = [f"i{j}" for j in range(8)]
     rows = [f"u{i},{name},{(3 * i + j) % 5 + j}" for i in range(3) for j, name in enumerate(names)]
@@ -623,17 +634,17 @@ class WithCovariate(MatrixFactorization):
         pass
 
 
-def test_points_with_further_arrays_are_not_predicted(ratings, rng):
+def test_prediction_with_covariates_is_refused(ratings, rng):
     """The year of a new cell is unknown, and the years in the fit belong to other cells."""
     dataset = replace(
         ratings, arrays={**ratings.arrays, "year": rng.normal(size=ratings.n_points)}, dims={**ratings.dims, "year": ("cell",)}
     )
     fit = ll.fit(WithCovariate(1), dataset, ll.MAP(n_restarts=1), seed=0, progress=False)
-    with pytest.raises(ModelError, match="predict: 'with_covariate' takes 'year' of each cell, which is not known at others"):
+    with pytest.raises(ModelError, match="predict: 'with_covariate' requires 'year' of each cell, which is unknown for new ones"):
         fit.predict(user=[dataset.units["user"][0]], item=[dataset.units["item"][0]])
 
 
-def test_coordinates_of_the_points_are_in_the_result(ratings):
+def test_results_include_coordinates_of_points(ratings):
     when = np.arange(1900, 1900 + ratings.n_points)
     fit = ll.fit(MatrixFactorization(1), replace(ratings, coords={"when": when}), ll.MAP(n_restarts=1), seed=0, progress=False)
     found = fit.data["observed_data"]["rating"].coords
@@ -642,7 +653,7 @@ def test_coordinates_of_the_points_are_in_the_result(ratings):
     assert found["user"].dims == ("cell",)
 
 
-def test_fits_with_other_indices_are_of_other_data(fitted):
+def test_fits_with_different_indices_are_not_compared(fitted):
     fit, _ = fitted
     other = fit.data.copy()
     renamed = other["observed_data"].to_dataset().rename({"user": "person"})
@@ -654,7 +665,7 @@ def test_fits_with_other_indices_are_of_other_data(fitted):
 
 
 @pytest.mark.parametrize(("n", "ok"), [(2, True), (3, False)])
-def test_an_embedding_of_a_matrix_gives_a_pair(n, ok, monkeypatch):
+def test_matrix_embeddings_must_return_a_pair(n, ok, monkeypatch):
     def halves(matrix, n_latent):
         return [np.arange(2.0 * size).reshape(size, 2) for size in (*matrix.shape, 4)[:n]]
 
@@ -662,7 +673,7 @@ def test_an_embedding_of_a_matrix_gives_a_pair(n, ok, monkeypatch):
     if ok:
         assert ll.embed("truncated_svd", grunfeld()).kinds == ("user", "item")
     else:
-        with pytest.raises(InferenceError, match="must give a pair of arrays, of rows and of columns; got 3"):
+        with pytest.raises(InferenceError, match="must return a pair of arrays, of rows and of columns; got 3 arrays"):
             ll.embed("truncated_svd", grunfeld())
 
 
@@ -679,7 +690,7 @@ class Factors(ll.LatentModel):
             pyro.sample("x", dist.Normal(z @ W.T, 0.5).to_event(1), obs=x)
 
 
-def test_a_latent_dim_may_have_another_name():
+def test_the_latent_dim_can_have_another_name():
     fit = ll.fit(Factors(), ll.load_dataset("iris"), ll.SVI(n_steps=300, n_draws=400), progress=False)
     assert fit.latents().dims == ("chain", "draw", "unit", "factor")
     assert set(compared(fit, ll.embed("pca", fit.dataset)).verdicts["alignment"]) == {"orthogonal", "similarity"}

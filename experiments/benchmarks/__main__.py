@@ -1,12 +1,12 @@
-"""Latentlab against its peers: every benchmark, or some, with a table, a CSV and a plot of what was found.
+"""Benchmarks of latentlab against other packages, with a table, a CSV and a plot of the results.
 
-    python -m experiments.benchmarks                          # all, at full size: an hour or so
-    python -m experiments.benchmarks --size small             # a few minutes: proves that all of it runs
+    python -m experiments.benchmarks                          # all, at full size: about an hour
+    python -m experiments.benchmarks --size small             # a few minutes: shows that everything runs
     python -m experiments.benchmarks --only svi_vae startup
 
-Each benchmark runs in a process of its own, in which torch, numpy and JAX have one thread each: operations are small, and a
-second thread would mostly measure the machine's other work. Whole processes are measured with each library's own defaults. A
-peer that is not installed has a row that says so; `pip install -c constraints.txt -e '.[bench]'` installs them all.
+Each benchmark runs in a separate process, in which torch, numpy and JAX have one thread each. Operations are small, and a
+second thread would mostly measure other work on the machine. Whole processes are measured with the defaults of each library. A
+package that is not installed has a row with a note; `pip install -c constraints.txt -e '.[bench]'` installs all of them.
 """
 
 import argparse
@@ -39,7 +39,7 @@ SIZES = ("tiny", "small", "full")
 
 
 def measured(name: str, size: str) -> list[Row]:
-    """A benchmark's rows, from a process of its own; a row that says why, where it fails."""
+    """Return the rows of a benchmark, run in a separate process; if it fails, one row with the error."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
         command = [sys.executable, "-m", "experiments.benchmarks", "--here", name, "--size", size, "--out", str(out)]
@@ -52,12 +52,12 @@ def measured(name: str, size: str) -> list[Row]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prints the table and writes `results.csv`, `results.md` and `results.png`; exits with 1 where a benchmark failed."""
+    """Print the table and write `results.csv`, `results.md` and `results.png`; exit with 1 if a benchmark failed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "benchmarks")
-    parser.add_argument("--here", choices=BENCHMARKS, help="one benchmark, in this process; its rows are written as JSON")
+    parser.add_argument("--here", choices=BENCHMARKS, help="run one benchmark in this process and write its rows as JSON")
     options = parser.parse_args(arguments)
     if options.here:
         rows = importlib.import_module(f"experiments.benchmarks.{options.here}").rows(options.size)
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows += measured(name, options.size)
         write(rows, options.out, about)  # after each, so that an interrupted run leaves what it has
     print(markdown(rows, about))
-    print(f"written to {options.out}")
+    print(f"results: {options.out}")
     if any(row.what.startswith("failed") for row in rows):
         raise SystemExit(1)
 

@@ -1,12 +1,12 @@
-"""What the benchmarks share: rows, timing in turn, whole processes, the machine, and the table, CSV and plot of a run.
+"""Common parts of the benchmarks: rows, alternating timing, whole processes, the machine, and the table, CSV and plot of a run.
 
-A benchmark first checks that both sides compute the same thing, and stops the run if they do not. Then the sides are measured in
-turn, several rounds, so that a busy machine slows them alike. A row's value is the median over the rounds, its spread the
-smallest and the largest. Its ratio says how many times better the best of latentlab's own sides was in the same round (the
-median over the rounds), so that above 1 latentlab is ahead; rows of latentlab's own have none.
+A benchmark first checks that both sides compute the same quantity, and stops if they do not. The sides are then measured
+alternately over several rounds, which a busy machine slows equally. The value of a row is the median over rounds, and its
+spread is the smallest and the largest value. The ratio is the median over rounds of the advantage of the fastest latentlab
+side; above 1, latentlab is faster. Rows of latentlab have no ratio.
 
-What is warm is timed in CPU seconds of its process, which has one thread: on an idle machine these are seconds, on a busy one
-they leave out the time that others had. Whole processes are timed by the clock.
+Warm code is timed in CPU seconds of its process, which has one thread. These exclude the time that other processes use on a
+busy machine. Whole processes are timed in wall-clock seconds.
 """
 
 import importlib.metadata
@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; `spread` is text, `ratio` NaN where there is nothing to compare with."""
+    """Row of the table; `spread` is a text, and `ratio` is NaN without a comparison."""
 
     benchmark: str
     side: str
@@ -54,16 +54,16 @@ class Row:
 
 
 class DisagreementError(RuntimeError):
-    """The two sides of a benchmark do not compute the same thing."""
+    """The two sides of a benchmark do not compute the same quantity."""
 
 
 def is_here(*modules: str) -> bool:
-    """Whether all modules can be imported."""
+    """Return whether all modules can be imported."""
     return all(importlib.util.find_spec(module) is not None for module in modules)
 
 
 def absent(benchmark: str, side: str, *modules: str) -> Row:
-    """The row of a peer that is not installed."""
+    """Return the row of a package that is not installed."""
     missing = ", ".join(module for module in modules if not is_here(module))
     return Row(benchmark, side, f"not measured: {missing} is not installed", math.nan, "")
 
@@ -71,10 +71,10 @@ def absent(benchmark: str, side: str, *modules: str) -> Row:
 def same_up_to_a_constant(
     benchmark: str, side: str, ours: Sequence[float], theirs: Sequence[float], *, tolerance: float = 1e-10
 ) -> Row:
-    """The check's row: how far the differences of two log densities at the same points are from one constant.
+    """Return the row of a check that two log densities differ by a constant: range of their differences at the same points.
 
     Raises:
-        DisagreementError: Further than `tolerance`, relative to the largest log density where that is above 1.
+        DisagreementError: The range exceeds `tolerance`, relative to the largest absolute log density if that is above 1.
     """
     ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)
     gap = float(np.ptp(ours - theirs)) / max(1.0, float(np.abs(ours).max()))
@@ -82,20 +82,22 @@ def same_up_to_a_constant(
 
 
 def agreed(benchmark: str, side: str, what: str, gap: float, tolerance: float, unit: str) -> Row:
-    """The check's row.
+    """Return the row of a check.
 
     Raises:
         DisagreementError: The gap is above `tolerance`, or NaN.
     """
     if not gap <= tolerance:
-        raise DisagreementError(f"{benchmark}, {side}: {what}: {gap:.3g} {unit}, and at most {tolerance:.3g} is the same.")
+        raise DisagreementError(
+            f"{benchmark}, {side}: {what}: the difference must be at most {tolerance:.3g} {unit}; got {gap:.3g}."
+        )
     return Row(benchmark, side, what, gap, unit, f"at most {tolerance:.3g}")
 
 
 def same_means(benchmark: str, side: str, ours: np.ndarray, theirs: np.ndarray, *, most: float = 5.0) -> Row:
-    """The check's row: posterior means of the same quantities `(chain, draw, quantity)`, largest gap in MCSE of the difference.
+    """Return the row of a check of posterior means `(chain, draw, quantity)`: largest difference in units of its MCSE.
 
-    With q quantities and right code a gap above 5 has a chance of at most q * 6e-7.
+    For q quantities with equal means, a difference above 5 has probability at most q * 6e-7.
 
     Raises:
         DisagreementError: The largest gap is above `most`.
@@ -116,7 +118,7 @@ def in_turn(
     n_rounds: int,
     better: Literal["less", "more"] = "less",
 ) -> list[Row]:
-    """Measures all sides in turn, `n_rounds` times; each is given the number of the round, and returns its value."""
+    """Measure all sides alternately, `n_rounds` times; each takes the number of the round and returns its value."""
     found = {side: np.full(n_rounds, np.nan) for side in sides}
     for i in range(n_rounds):
         for side, measure in sides.items():
@@ -127,7 +129,7 @@ def in_turn(
 def compared(
     benchmark: str, what: str, unit: str, found: Mapping[str, np.ndarray], *, better: Literal["less", "more"] = "less"
 ) -> list[Row]:
-    """Rows of what was measured in turn, `(round,)` for each side."""
+    """Return rows of alternating measurements, `(round,)` for each side."""
     own = [values for side, values in found.items() if side.startswith(OURS)]
     best = (np.nanmin if better == "less" else np.nanmax)(own, axis=0) if np.isfinite(own).all(1).any() else None
     rows = []
@@ -151,14 +153,14 @@ def seconds(function: Callable[[], object], *, least: float = 0.1) -> float:
 
 
 def timed(function: Callable[[], object]) -> float:
-    """CPU seconds of this one call."""
+    """Measure the CPU seconds of one call."""
     begin = time.process_time()
     function()
     return time.process_time() - begin
 
 
 def process(code: str, *arguments: str) -> float:
-    """Seconds of a whole Python process that runs `code`, with each library's own default number of threads.
+    """Measure the seconds of a whole Python process that runs `code`, with each library's own default number of threads.
 
     Raises:
         RuntimeError: It fails; the last lines of what it said.
@@ -169,7 +171,7 @@ def process(code: str, *arguments: str) -> float:
     done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False)
     spent = time.perf_counter() - begin
     if done.returncode:
-        raise RuntimeError(f"a process of the benchmarks failed: {done.stderr[-2000:]}")
+        raise RuntimeError(f"A benchmark process failed: {done.stderr[-2000:]}")
     return spent
 
 
@@ -177,7 +179,7 @@ def process(code: str, *arguments: str) -> float:
 
 
 def machine() -> dict[str, str]:
-    """Processor, cores, memory, system, versions and date."""
+    """Return processor, cores, memory, system, versions and date."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -199,12 +201,12 @@ def machine() -> dict[str, str]:
 
 
 def table(rows: Sequence[Row]) -> pd.DataFrame:
-    """The rows as a frame."""
+    """Return the rows as a DataFrame."""
     return pd.DataFrame([[getattr(row, column) for column in COLUMNS] for row in rows], columns=list(COLUMNS))
 
 
 def markdown(rows: Sequence[Row], about: Mapping[str, str]) -> str:
-    """The machine, and the rows as a Markdown table."""
+    """Format the machine and the rows in Markdown."""
 
     def text(value: object) -> str:
         return ("" if math.isnan(value) else f"{value:.3g}") if isinstance(value, float) else str(value).replace("|", "\\|")
@@ -216,7 +218,7 @@ def markdown(rows: Sequence[Row], about: Mapping[str, str]) -> str:
 
 
 def figure(rows: Sequence[Row], path: Path) -> None:
-    """How many times better latentlab was than each peer, one dot a row."""
+    """Plot the ratio of latentlab to each other package, one dot per row."""
     import matplotlib
 
     with matplotlib.rc_context({"backend": "Agg", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
@@ -231,13 +233,13 @@ def figure(rows: Sequence[Row], path: Path) -> None:
         axis.scatter([row.ratio for row in shown], at, c=colours, s=18, zorder=3)
         axis.axvline(1, color="black", lw=0.8)
         axis.set_yticks(at, [f"{row.benchmark}; {row.side}\n{row.what}" for row in shown])
-        axis.set(xscale="log", xlabel="times better than the peer")
+        axis.set(xscale="log", xlabel="ratio (above 1: latentlab is faster)")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         picture.savefig(path, dpi=150)
 
 
 def write(rows: Sequence[Row], folder: Path, about: Mapping[str, str]) -> None:
-    """`results.csv`, `results.md` and `results.png`."""
+    """Write `results.csv`, `results.md` and `results.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     table(rows).to_csv(folder / "results.csv", index=False, float_format="%.6g")
     (folder / "results.md").write_text(markdown(rows, about), encoding="utf-8")

@@ -1,9 +1,9 @@
-"""A Gaussian HMM's maximum likelihood: latentlab's `Exact` against hmmlearn, from the same start, to the same log likelihood.
+"""Maximum likelihood of a Gaussian HMM: latentlab's `Exact` against hmmlearn, from the same start, to the same log likelihood.
 
-Both fit diagonal covariances without priors: those of hmmlearn, which is not flat by default for variances, are switched off.
-Latentlab goes on until the derivative is 0 up to 1e-9. Hmmlearn climbs by EM alone until a step gains less than its tolerance; it
-is given the largest one with which it comes as close to the same maximum as `SAME` says, near enough for most purposes or to
-where the estimates have settled too. What latentlab takes at its defaults, from ten starts, is a row of its own.
+Both fit diagonal covariances without priors; the default priors of hmmlearn on variances are switched off. Latentlab stops at a
+derivative of 0 up to 1e-9. Hmmlearn uses EM until a step gains less than its tolerance. Its tolerance is the largest one that
+reaches the maximum to within `SAME` nats; the two values correspond to a typical accuracy and to converged estimates. The time
+of latentlab with its defaults, from ten starts, has a separate row.
 """
 
 from dataclasses import replace
@@ -24,13 +24,13 @@ SIZES = {"tiny": (200, 1), "small": (1000, 2), "full": (2000, 5)}
 
 
 def own_fit(problem: Problem, seed: int, n_restarts: int = 1) -> float:
-    """The log likelihood that the best of the starts ends at."""
+    """Return the log likelihood reached from the best of the starts."""
     draws = ll.Exact(n_restarts=n_restarts, n_draws=1).run(replace(problem, seeds=Seeds(seed)))
     return float(draws.optimization["log_likelihood"][-1])
 
 
 def hmmlearn_fit(problem: Problem, seed: int, tolerance: float) -> float:
-    """The same, from latentlab's start: finding it, by k-means, is in the time of both."""
+    """Fit hmmlearn from the start of latentlab; the k-means that finds it is included in both times."""
     from hmmlearn.hmm import GaussianHMM
 
     x = problem.arrays["x"]

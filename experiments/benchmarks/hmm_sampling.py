@@ -1,8 +1,8 @@
-"""A Gaussian HMM of three states on one long series: a gradient, and effective draws of label-free quantities per second.
+"""Gaussian HMM of three states on one long series: gradient, and effective draws of label-invariant quantities per second.
 
-The density is that of `ll.models.GaussianHMM` with its defaults, paths summed out. NumPyro's side is the forward algorithm by
-`lax.scan`, as in its own examples. Dynamax's is the same priors with the log likelihood that `hmm_smoother` gives, and with that
-of `hmm_filter`, which is the same number without the backward pass.
+The density is that of `ll.models.GaussianHMM` with its defaults, with the paths marginalised. The NumPyro program is the
+forward algorithm by `lax.scan`, as in the examples of NumPyro. The dynamax programs have the same priors and the log likelihood
+of `hmm_smoother`, or that of `hmm_filter`, which is the same number without the backward pass.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def series(n_steps: int) -> ll.Dataset:
 
 
 def by_scan(initial: Any, transition: Any, emitted: Any) -> Any:
-    """The forward algorithm on the log scale."""
+    """Compute the log likelihood by the forward algorithm on the log scale."""
     import jax
     from jax.scipy.special import logsumexp
 
@@ -55,7 +55,7 @@ def by_smoother(initial: Any, transition: Any, emitted: Any) -> Any:
 
 
 def program(log_likelihood: Callable[[Any, Any, Any], Any]) -> Callable[..., None]:
-    """NumPyro's program with the sum over paths made so."""
+    """NumPyro program with the sum over paths by this algorithm."""
 
     def model(x: Any) -> None:
         import jax.numpy as jnp
@@ -75,7 +75,7 @@ def program(log_likelihood: Callable[[Any, Any, Any], Any]) -> Callable[..., Non
 
 
 def label_free(values: Values) -> np.ndarray:
-    """Means, sds and probabilities of staying, in the order of the means `(chain, draw, quantity)`."""
+    """Return means, sds and self-transition probabilities, in the order of the means `(chain, draw, quantity)`."""
     mu, sigma = values["mu"][..., 0], values["sigma"][..., 0]
     stay = np.diagonal(values["transition"], axis1=-2, axis2=-1)
     order = np.argsort(mu, axis=-1)

@@ -1,6 +1,6 @@
-"""NumPyro's side of the benchmarks that sample: the same densities, by its NUTS with vectorised chains, in float64.
+"""NumPyro programs of the sampling benchmarks: the same densities, sampled by NUTS with vectorised chains in float64.
 
-Log densities are float64 as in latentlab: JAX's default, float32, is a row of its own where a whole process is timed.
+Log densities are in float64 as in latentlab. JAX's default, float32, has a separate row in the benchmark of whole processes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,28 +13,28 @@ from experiments.benchmarks.own import Sampled, Values
 
 
 def double() -> None:
-    """JAX computes in float64 from now on: in the process of a benchmark only."""
+    """Switch JAX to float64; for use in the process of a benchmark only."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
 
 
 def array(x: np.ndarray) -> Any:
-    """The data in JAX's hands."""
+    """Convert the data to JAX arrays."""
     import jax.numpy as jnp
 
     return jnp.asarray(x)
 
 
 def log_joint(model: Callable[..., None], data: tuple[Any, ...], values: Values) -> float:
-    """log p(values, data) on the constrained scale."""
+    """Compute log p(values, data) on the constrained scale."""
     from numpyro.infer.util import log_density
 
     return float(log_density(model, data, {}, dict(values))[0])
 
 
 def gradient(model: Callable[..., None], data: tuple[Any, ...], values: Values) -> Callable[[], object]:
-    """One value and gradient of the potential on the unconstrained scale, compiled."""
+    """Return a compiled function for one value and gradient of the potential on the unconstrained scale."""
     import jax
     from numpyro.infer.util import potential_energy, unconstrain_fn
 
@@ -45,7 +45,7 @@ def gradient(model: Callable[..., None], data: tuple[Any, ...], values: Values) 
 
 
 class Chains:
-    """NUTS with vectorised chains, compiled once for all rounds; the starts are those that are given."""
+    """NUTS with vectorised chains and given starts, compiled once for all rounds."""
 
     def __init__(
         self, model: Callable[..., None], data: tuple[Any, ...], starts: Sequence[Values], n_warmup: int, n_draws: int
@@ -83,7 +83,7 @@ class Chains:
         jax.block_until_ready(self.mcmc.get_samples())
 
     def sample(self, seed: int) -> Sampled:
-        """Warm-up and draws timed as one, then as many draws that go on from there, timed alone: these are the result."""
+        """Time warm-up and draws together, then time the same number of further draws, which are the result."""
         whole = timed(lambda: self._whole(seed))
         sampling = timed(lambda: self._go_on(seed))
         draws: Mapping[str, Any] = self.mcmc.get_samples(group_by_chain=True)

@@ -1,15 +1,15 @@
-r"""What a comparison over many draws of many units takes, beside a plain loop over the draws.
+"""Time and memory of a comparison over many draws of many units, against a plain loop over the draws.
 
-* a score as a posterior: neighbour overlap and debiased CKA of an embedding with every draw, against a loop with scikit-learn's
-  `NearestNeighbors` and numpy, whose CKA is either the textbook's, from two n x n Gram matrices, or that of products of columns;
-* neighbours in more columns, exact and approximate, the latter with their recall;
-* the whole comparison: the metrics, ceiling, floor, verdicts and units of PCA against PPCA's draws.
+* scores over posterior draws: neighbour overlap and debiased CKA of an embedding with every draw, against a loop with
+  scikit-learn's `NearestNeighbors` and numpy, whose CKA is computed from two n x n Gram matrices or from products of columns;
+* neighbours in more columns, exact and approximate, with the recall of the latter;
+* a whole comparison: metrics, ceiling, floor, verdicts and units of PCA against draws of PPCA.
 
-The loops must give the same numbers to 1e-10 before anything is timed. Times are the least of several rounds, taken in turn;
-memory is by how much the process grew at its most (`ru_maxrss`, on Linux since the comparison began).
+The results of the loops must agree to 1e-10 before anything is timed. Times are the smallest of several alternating rounds.
+Memory is the growth of the peak memory of the process (`ru_maxrss`; on Linux since the start of the comparison).
 
     python experiments/benchmarks/metrics_at_scale.py --size small
-    python experiments/benchmarks/metrics_at_scale.py --size full      # some minutes
+    python experiments/benchmarks/metrics_at_scale.py --size full      # several minutes
 """
 
 import argparse
@@ -38,7 +38,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Size:
-    """How many units and draws: of the two scores, of which the loop is timed on some, and of the whole comparison."""
+    """Numbers of units and draws: of the two scores (the loop is timed on a subset of draws), and of the whole comparison."""
 
     n_units: int
     n_draws: int
@@ -56,14 +56,14 @@ Cka = Callable[[np.ndarray, np.ndarray], float]
 
 
 def posterior(n_units: int, n_draws: int, n_latent: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """An embedding `(unit, latent)` and draws `(chain, draw, unit, latent)` of positions that it estimates."""
+    """Simulate an embedding `(unit, latent)` and draws `(chain, draw, unit, latent)` of positions that it estimates."""
     rng = np.random.default_rng(seed)
     embedding = rng.normal(size=(n_units, n_latent))
     return embedding, embedding + 0.1 * rng.normal(size=(1, n_draws, n_units, n_latent))
 
 
 def textbook_cka(x: np.ndarray, y: np.ndarray) -> float:
-    """Debiased CKA from Gram matrices `(unit, unit)`, as it is written down (Song et al. 2012, HSIC_1)."""
+    """Compute debiased CKA from Gram matrices `(unit, unit)` by its definition (Song et al. 2012, HSIC_1)."""
     n = len(x)
     K, L = x @ x.T, y @ y.T
     np.fill_diagonal(K, 0.0)
@@ -77,7 +77,7 @@ def textbook_cka(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def columns_cka(x: np.ndarray, y: np.ndarray) -> float:
-    """The same from products of centred columns, as a careful loop would have it."""
+    """Compute debiased CKA from products of centred columns."""
     n = len(x)
     x, y = x - x.mean(axis=0), y - y.mean(axis=0)
 
@@ -90,7 +90,7 @@ def columns_cka(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def loop(embedding: np.ndarray, draws: np.ndarray, cka_of: Cka) -> np.ndarray:
-    """Overlap and CKA `(2, draw)` by a plain loop over draws `(draw, unit, latent)`."""
+    """Compute overlap and CKA `(2, draw)` by a plain loop over draws `(draw, unit, latent)`."""
 
     def near(x: np.ndarray) -> np.ndarray:
         return np.asarray(NearestNeighbors(n_neighbors=K).fit(x).kneighbors(return_distance=False))
@@ -103,12 +103,12 @@ def loop(embedding: np.ndarray, draws: np.ndarray, cka_of: Cka) -> np.ndarray:
 
 
 def lifted(embedding: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """The same by latentlab, of draws `(chain, draw, unit, latent)`."""
+    """Compute overlap and CKA by latentlab, of draws `(chain, draw, unit, latent)`."""
     return score_table([neighbor_overlap, cka], [embedding], draws, n_neighbors=K)[:, 0, 0]
 
 
 def least(functions: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Least seconds of each function over the rounds; in each round they take turns."""
+    """Measure the smallest seconds of each function over alternating rounds."""
     found = dict.fromkeys(functions, np.inf)
     for _ in range(rounds):
         for name, function in functions.items():
@@ -119,7 +119,7 @@ def least(functions: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> d
 
 
 def scores(size: Size) -> dict[str, float]:
-    """Milliseconds a draw of both scores, having held the loops' numbers against latentlab's.
+    """Measure milliseconds per draw of both scores, after checking that the loops and latentlab agree.
 
     Raises:
         LatentLabError: They are not the same.
@@ -130,7 +130,7 @@ def scores(size: Size) -> dict[str, float]:
     for cka_of in (textbook_cka, columns_cka):
         apart = float(np.abs(loop(embedding, some[0], cka_of) - ours).max())
         if not apart <= AGREE:
-            raise LatentLabError(f"the loop with {cka_of.__name__} and latentlab are {apart:.1e} apart.")
+            raise LatentLabError(f"The loop with {cka_of.__name__} and latentlab differ by {apart:.1e}.")
     spent = least(
         {
             "latentlab": lambda: lifted(embedding, some),
@@ -145,7 +145,7 @@ def scores(size: Size) -> dict[str, float]:
 
 
 def searches(size: Size) -> tuple[dict[str, float], float]:
-    """Milliseconds of exact and approximate neighbours of a draw in more columns; their recall, NaN without pynndescent."""
+    """Measure exact and approximate neighbours in more columns, in ms per draw, and the recall (NaN without pynndescent)."""
     draw = posterior(size.whole_units, 1, size.n_columns)[1][0, 0]
     functions: dict[str, Callable[[], object]] = {"exact": lambda: neighbors(Positions(draw), K)}
     try:
@@ -157,7 +157,7 @@ def searches(size: Size) -> tuple[dict[str, float], float]:
 
 
 def whole(size: Size, n_latent: int = 2) -> tuple[ll.Comparison, float, float, float]:
-    """A comparison of PCA with all draws of PPCA's positions, its seconds, MB beyond what was held, and the draws' MB."""
+    """Compare PCA with all draws of PPCA; return the comparison, its seconds and additional MB, and the MB of the draws."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(size.whole_units, n_latent)) @ rng.normal(size=(n_latent, 20)) + rng.normal(size=(size.whole_units, 20))
     dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name="simulated")
@@ -171,7 +171,7 @@ def whole(size: Size, n_latent: int = 2) -> tuple[ll.Comparison, float, float, f
 
 
 def peak() -> float:
-    """The most memory that the process has held, MB: Linux counts in kB, macOS in bytes."""
+    """Return the peak memory of the process in MB; Linux counts in kB, macOS in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))) / 2**10
@@ -179,7 +179,7 @@ def peak() -> float:
 
 
 def _forget_peak() -> None:
-    """Where the system allows it the peak starts anew: what a fit held for a moment would hide what a comparison takes."""
+    """Reset the peak memory if the system allows it; the peak of the fit would hide that of the comparison."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     size = SIZES[options.size]
     found = scores(size)
-    print(f"{K}-neighbour overlap and CKA, {size.n_units} units, 2 columns; the same numbers to {AGREE:g}; a draw:")
+    print(f"{K}-neighbour overlap and CKA, {size.n_units} units, 2 columns; results agree to {AGREE:g}; time per draw:")
     for name, each in found.items():
         print(f"  {name:28s}{each:10.2f} ms   {each / found['latentlab']:6.1f} x")
     spent, share = searches(size)
@@ -203,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
     comparison, seconds, extra, held = whole(size, options.n_latent)
     n_lifted = comparison.data.sizes["draw"]
     print(f"ll.compare, {size.whole_units} units, {n_lifted} draws of {options.n_latent} columns ({held:.0f} MB):")
-    print(f"  {seconds:.1f} s, {extra:.0f} MB more")
+    print(f"  {seconds:.1f} s, {extra:.0f} MB additional memory")
     for note in comparison.notes:
         print(f"  {note}")
 

@@ -1,10 +1,10 @@
-"""Minibatch SVI on a table that stays on disk: what a step costs with 100 times as many rows, and the memory that a fit takes.
+"""Minibatch SVI on a table on disk: time per step with 100 times as many rows, and memory of a fit.
 
-PPCA on float32 rows of 32 features, batches of 256. Each fit is a process of its own, from loading to `Fit`, and the tables take
-turns. A step's cost is that of all steps of a fit, by their number, reading included (both threads count in CPU time), but for
-the order of an epoch, which has a row of its own: it is drawn once for all of the epoch's steps, a part of which is made here.
-Peak memory is the process's largest resident set. The file is in the system's cache, as a rule, since it was just written: a slow
-disk is not what is measured.
+PPCA on float32 rows of 32 features, with batches of 256. Each fit is a separate process, from loading to `Fit`, and the tables
+alternate. The time per step is that of all steps of a fit, including reading, divided by their number; both threads count in
+CPU time. The order of an epoch has a separate row, because it is drawn once for all steps of the epoch, of which only a part is
+run. Peak memory is the largest resident set of the process. The file was just written and is usually in the system's cache, so
+the speed of the disk is not measured.
 """
 
 import json
@@ -38,7 +38,7 @@ BLOCK = 100_000
 
 
 def write_table(path: Path, n_units: int) -> None:
-    """Rows drawn from PPCA, in float32, a block after the other."""
+    """Write float32 rows drawn from PPCA, block by block."""
     rng = np.random.default_rng(0)
     W = rng.standard_normal((N_LATENT, N_FEATURES), dtype=np.float32)
     with path.open("wb") as stream:
@@ -51,7 +51,7 @@ def write_table(path: Path, n_units: int) -> None:
 
 
 def one_fit(path: str, n_steps: int, *, in_memory: bool) -> dict[str, float]:
-    """CPU and wall seconds of the parts of a fit of this process, and its peak memory in GiB.
+    """Measure CPU and wall seconds of the parts of a fit in this process, and its peak memory in GiB.
 
     In memory the method alone is run: what a `Fit` keeps of 100 000 units in memory is 20 GB, most of it predictive draws.
     """
@@ -84,13 +84,13 @@ def one_fit(path: str, n_steps: int, *, in_memory: bool) -> dict[str, float]:
 
 
 def most_memory() -> int:
-    """Most kB that this process had in memory. `getrusage` would count those of the process that it was forked from."""
+    """Return the peak memory of this process in kB; `getrusage` would include that of the parent process."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def largest_gap(path: Path, n_batches: int = 200) -> float:
-    """Between the same batches from disk and from memory."""
+    """Compare the same batches from disk and from memory."""
     method = ll.SVI(batch_size=BATCH)
     problems = [
         prepared(ll.models.PPCA(N_LATENT), ll.load_dataset("file", path=str(path), in_memory=kept), method, progress=False)
@@ -101,7 +101,7 @@ def largest_gap(path: Path, n_batches: int = 200) -> float:
 
 
 def in_a_process(path: Path, n_steps: int, *, in_memory: bool) -> dict[str, float]:
-    """`one_fit` in a process of its own."""
+    """Run `one_fit` in a separate process."""
     code = (
         "import json, sys; from experiments.benchmarks.minibatches_on_disk import one_fit; "
         f"print(json.dumps(one_fit(sys.argv[1], {n_steps}, in_memory={in_memory})))"
@@ -109,7 +109,7 @@ def in_a_process(path: Path, n_steps: int, *, in_memory: bool) -> dict[str, floa
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
     done = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"a process of the benchmarks ended with {done.returncode}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"A benchmark process ended with exit code {done.returncode}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

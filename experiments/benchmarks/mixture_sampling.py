@@ -1,8 +1,8 @@
-r"""A mixture of three Gaussians in the plane: a gradient, and effective draws of label-free quantities per second.
+"""Mixture of three Gaussians in the plane: gradient, and effective draws of label-invariant quantities per second.
 
-The density is that of `ll.models.GaussianMixture` with its defaults, full covariances, assignments summed out. Quantities are the
-weights, means and standard deviations of the components in the order of their first mean coordinate, which the clusters'
-distances leave in no doubt, so that a chain that exchanges labels is not taken for one that does not mix.
+The density is that of `ll.models.GaussianMixture` with its defaults and full covariances, with the assignments marginalised.
+The quantities are weights, means and standard deviations of the components in the order of their first mean coordinate. The
+clusters are well separated, so this order is certain, and label switching is not mistaken for poor mixing.
 """
 
 from typing import Any
@@ -44,7 +44,7 @@ def numpyro_model(x: Any) -> None:
 
 
 def label_free(values: Values) -> np.ndarray:
-    """Weights, means and sds in the order of the first coordinate of the means `(chain, draw, quantity)`."""
+    """Return weights, means and sds in the order of the first coordinate of the means `(chain, draw, quantity)`."""
     order = np.argsort(values["mu"][..., 0], axis=-1)
     parts = [np.take_along_axis(values["weights"], order, -1)]
     parts += [np.take_along_axis(values[name], order[..., None], -2) for name in ("mu", "sigma")]

@@ -1,4 +1,4 @@
-"""Latentlab's side of the benchmarks that sample."""
+"""Latentlab's programs and samplers in the sampling benchmarks."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -20,40 +20,40 @@ from latentlab.seeds import Seeds, one_thread
 
 Values = Mapping[str, np.ndarray]
 LEAST = 0.05
-"""Share of a run below which its sampling is lost in the noise of a difference."""
+"""Share of a run below which the sampling time is smaller than the noise of a difference of times."""
 MOST_OF_MANY = 150
-"""Draws of each of many chains: their time is to be seen beside that of the warm-up."""
+"""Draws of each of many chains, enough to measure their time relative to the warm-up."""
 Quantities = Callable[[Values], np.ndarray]
-"""Draws of the sites `(chain, draw, *site)` to what is compared, `(chain, draw, quantity)`."""
+"""Function of draws of the sites `(chain, draw, *site)` that returns the compared quantities `(chain, draw, quantity)`."""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Draws, and the CPU seconds that they took without and with the warm-up; NaN where they were too few to tell."""
+    """Draws, and their CPU seconds without and with the warm-up; NaN if they are too few to measure."""
 
     values: Values
     sampling: float
     whole: float
 
     def least_ess(self, quantities: Quantities) -> float:
-        """The least bulk ESS of the quantities."""
+        """Smallest bulk ESS of the quantities."""
         return float(np.min(ess_bulk(quantities(self.values))))
 
 
 def points(density: Density, n: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
-    """Values of the sites at `n` starts of the chains, which are near the data and over-dispersed."""
+    """Return values of the sites at `n` overdispersed starts of the chains."""
     own = [starting_point(density, Seeds(seed).child("point", i)) for i in range(n)]
     return [{name: value.numpy() for name, value in density.constrain(torch.from_numpy(u)).items()} for u in own]
 
 
 def log_joint(density: Density, values: Mapping[str, np.ndarray]) -> float:
-    """log p(values, data) on the constrained scale."""
+    """Compute log p(values, data) on the constrained scale."""
     with torch.no_grad():
         return float(density.log_joint({name: torch.tensor(value) for name, value in values.items()}))
 
 
 def gradients(density: Density, *, compiled: bool) -> dict[str, Callable[[], object]]:
-    """One value and gradient, by the captured graph and, where it is asked for, by machine code."""
+    """Return a function for one value and gradient, by the recorded graph or by machine code."""
     u = torch.from_numpy(starting_point(density, Seeds(0).child("point", 0)))
     found: dict[str, Callable[[], object]] = {}
     for side, plan in (("latentlab", Plan(compiled=False)), ("latentlab, compiled", Plan(compiled=True)))[: 1 + compiled]:
@@ -65,7 +65,7 @@ def gradients(density: Density, *, compiled: bool) -> dict[str, Callable[[], obj
 
 
 class Chains:
-    """A method of latentlab's on one problem, its density captured once for all rounds.
+    """Sampler of latentlab for one problem, with its density recorded once for all rounds.
 
     The seconds of sampling are those of a run less those of the same run with a single draw: the seed is the same, and so the
     warm-up is the same to the last digit.
@@ -89,7 +89,7 @@ class Chains:
 
 
 def methods(n_warmup: int, n_draws: int, n_chains: int, n_many: int) -> dict[str, Any]:
-    """The samplers that latentlab has, by the name of their side: with a few chains, and with many where there are to be more."""
+    """Return the samplers of latentlab by the name of their side, with few and with many chains."""
     nuts = ll.NUTS(n_chains=n_chains, n_warmup=n_warmup, n_draws=n_draws, compiled=n_many > n_chains)
     many = ll.ChEES(n_many, min(8, n_many), n_warmup, min(n_draws, MOST_OF_MANY), compiled=False)
     found = {f"latentlab NUTS, {n_chains} chains": nuts, f"latentlab ChEES, {n_many} chains": many}
@@ -99,5 +99,5 @@ def methods(n_warmup: int, n_draws: int, n_chains: int, n_many: int) -> dict[str
 
 
 def draws_each(n_draws: int, n_chains: int) -> int:
-    """Draws a chain where 4 chains have `n_draws`: with more chains fewer, and enough for an ESS."""
+    """Return the draws per chain if 4 chains have `n_draws`: fewer with more chains, but enough for an ESS."""
     return n_draws if n_chains <= 4 else max(8, n_draws * 4 // n_chains, n_draws // 5)

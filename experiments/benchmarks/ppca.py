@@ -1,7 +1,7 @@
-r"""The density of the benchmarks of PPCA, written for each library: q positions integrated out.
+r"""Density of the PPCA benchmarks for each library, with q latent positions marginalised.
 
-$W_{dk} \sim N(0, 1)$, $\mu_d \sim N(0, 10)$, $\sigma \sim \text{HalfNormal}(1)$, $x_n \sim N(\mu, W W^T + \sigma^2 I)$. What is
-compared are $W W^T$ and $\sigma$, which no rotation of W changes.
+$W_{dk} \sim N(0, 1)$, $\mu_d \sim N(0, 10)$, $\sigma \sim \text{HalfNormal}(1)$, $x_n \sim N(\mu, W W^T + \sigma^2 I)$. The
+compared quantities are $W W^T$ and $\sigma$, which are invariant under rotations of W.
 """
 
 from typing import Any

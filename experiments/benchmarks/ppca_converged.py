@@ -1,10 +1,10 @@
 """PPCA on wine, whole process: from the start of Python to draws with R-hat < 1.01 and bulk and tail ESS > 400.
 
-On all entries of W W^T and sigma, with each library's own threads, from four chains, or from 16 chains of latentlab's ChEES:
-with a density that TorchScript runs, and with machine code that an earlier process compiled. How many draws are enough is found
-first: the least of a ladder with which the draws of every round meet the criterion; the seconds are those of these processes. The
-criterion is computed by one function outside of the measured processes. Each process reads the data from a file and writes its
-draws to one; that of latentlab is a whole `ll.fit`, with its diagnostics, predictions and positions.
+The criterion applies to all entries of W W^T and sigma. Each library uses its default threads and four chains; latentlab's
+ChEES also uses 16 chains, with the density in TorchScript or in machine code that an earlier process compiled. The number of
+draws is the smallest one of a ladder for which every round meets the criterion, and the seconds are those of these processes.
+One function computes the criterion outside the measured processes. Each process reads the data from a file and writes its draws
+to a file. The process of latentlab is a complete `ll.fit`, with diagnostics, predictions and positions.
 """
 
 import tempfile
@@ -111,11 +111,11 @@ def rows(size: str) -> list[Row]:
                 if met[side] or n_draws == ladder[-1]:
                     enough[side] = n_draws if met[side] else 0
     done = {side: spent[side][n] for side, n in enough.items() if n}
-    found += [Row(NAME, side, "draws a chain that are enough", float(enough[side]), "draws") for side in done]
+    found += [Row(NAME, side, "sufficient draws per chain", float(enough[side]), "draws") for side in done]
     if any(side.startswith("latentlab") for side in done):
         found += compared(NAME, "until R-hat and ESS suffice", "s", done)
     for side in sides:
         if side not in done:
             last = spent[side][ladder[-1]]
-            found.append(Row(NAME, side, f"not yet enough with {ladder[-1]} draws a chain", float(np.nanmax(last)), "s"))
+            found.append(Row(NAME, side, f"criterion not met with {ladder[-1]} draws per chain", float(np.nanmax(last)), "s"))
     return found

@@ -1,4 +1,4 @@
-"""PPCA: what a gradient costs with more and more complete rows, whose sum of quadratic forms needs only their moments."""
+"""PPCA: time of a gradient by number of complete rows, whose sum of quadratic forms depends only on their moments."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""PPCA with missing cells: what they cost, as a ratio to complete data of the same size, in CPU time."""
+"""PPCA with missing entries: CPU time as a ratio to complete data of the same size."""
 
 from dataclasses import replace
 from functools import partial

@@ -1,6 +1,7 @@
-"""PPCA on wine: a gradient, and the least bulk ESS of W W^T and sigma per second, against NumPyro's NUTS.
+"""PPCA on wine: gradient, and smallest bulk ESS of W W^T and sigma per second, against NumPyro's NUTS.
 
-With 64 vectorised chains NumPyro makes a third as many effective draws a second as with 4, and takes minutes: it is left out.
+With 64 vectorised chains NumPyro gives a third as many effective draws per second as with 4 and takes minutes, so it is
+omitted.
 """
 
 from typing import Any

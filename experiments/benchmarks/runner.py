@@ -1,8 +1,8 @@
-"""What the runner's own parts gain over Pyro as it stands, each as a ratio measured in the same run.
+"""Gains of single parts of the inference runner over plain Pyro, as ratios measured in the same run.
 
-* the gradient: Pyro's program traced and differentiated anew at each point, against the captured graph, one point and a batch;
-* the sum over units by moments, against unit by unit;
-* NUTS: seconds per effective draw of W W^T and sigma, Pyro's kernel on the same captured potential against chains in lock step.
+* gradient: Pyro's program traced and differentiated at each point, against the recorded graph, for one point and for a batch;
+* sum over units by moments, against a sum by unit;
+* NUTS: seconds per effective draw of W W^T and sigma, Pyro's kernel on the same recorded potential against chains in lock step.
 
     python experiments/benchmarks/runner.py --dataset wine
 """
@@ -60,14 +60,14 @@ def least_ess(values: dict[str, np.ndarray]) -> float:
 
 
 def own_nuts(model: ll.LatentModel, dataset: ll.Dataset, n_warmup: int, n_draws: int) -> tuple[float, float]:
-    """Seconds and least ESS of four chains in lock step."""
+    """Measure the seconds and the smallest ESS of four chains in lock step."""
     begin = time.perf_counter()
     fit = ll.fit(model, dataset, ll.NUTS(n_chains=4, n_warmup=n_warmup, n_draws=n_draws), seed=0, progress=False)
     return time.perf_counter() - begin, least_ess(fit.sites())
 
 
 def pyro_nuts(density: Density, n_warmup: int, n_draws: int) -> tuple[float, float]:
-    """Seconds and least ESS of four chains of Pyro's kernel, one after the other, on the captured gradient."""
+    """Measure the seconds and the smallest ESS of four sequential chains of Pyro's kernel on the recorded gradient."""
 
     class Potential(torch.autograd.Function):
         @staticmethod
@@ -116,7 +116,7 @@ def main() -> None:
             "Pyro's kernel, captured": pyro_nuts(density, options.n_warmup, options.n_draws),
             "in lock step": own_nuts(model, dataset, options.n_warmup, options.n_draws),
         }.items():
-            print(f"  {name:28s}{spent:10.1f} s, least ESS {ess:6.0f}: {1e3 * spent / ess:8.1f} ms an effective draw")
+            print(f"  {name:28s}{spent:10.1f} s, smallest ESS {ess:6.0f}: {1e3 * spent / ess:8.1f} ms per effective draw")
 
 
 if __name__ == "__main__":

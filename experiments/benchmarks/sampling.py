@@ -1,4 +1,4 @@
-"""What the benchmarks of sampling do: check the densities, time a gradient, then effective draws per second of each side."""
+"""Common steps of the sampling benchmarks: check the densities, time a gradient, and count effective draws per second."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,15 +13,15 @@ from latentlab.inference.density import Density
 from latentlab.seeds import one_thread
 
 N_POINTS = 5
-"""At which log densities are compared."""
+"""Number of points at which log densities are compared."""
 Programs = Mapping[str, tuple[Callable[..., None], tuple[str, ...]]]
-"""Side -> the program as NumPyro takes it, and the modules that it needs."""
+"""Side -> NumPyro program, and the modules that it requires."""
 
 
 def gradients(
     name: str, model: ll.LatentModel, dataset: ll.Dataset, programs: Programs, *, n_rounds: int, compiled: bool
 ) -> list[Row]:
-    """Checks and gradients: one value and gradient at one point, compiled by each library, one thread."""
+    """Return rows of the checks, and of one value and gradient at one point, compiled by each library, with one thread."""
     density = Density(model, tensors(model, dataset), dataset.array_dims)
     points = own.points(density, N_POINTS)
     found: list[Row] = []
@@ -56,7 +56,7 @@ def effective(
     n_rounds: int,
     check_means: bool,
 ) -> list[Row]:
-    """Least bulk ESS of the quantities per second, warm, in turn: of sampling alone, and with the warm-up.
+    """Measure the smallest bulk ESS of the quantities per second alternately, without and with the warm-up.
 
     All sides start each chain where latentlab would: NumPyro with each of `n_chains`, latentlab's NUTS with the fewest of
     these, and its many-chain sampler with `n_many`. Means are compared where the runs are long enough to have some.
@@ -87,5 +87,5 @@ def effective(
         ours = np.concatenate(draws[first])
         found += [same_means(name, side, ours, np.concatenate(draws[side])) for side in others]
     for part, values in (("sampling", alone), ("warm-up and sampling", whole)):
-        found += compared(name, f"least ESS of {what} a second of {part}", "1/s", values, better="more")
+        found += compared(name, f"smallest ESS of {what} per second of {part}", "1/s", values, better="more")
     return found

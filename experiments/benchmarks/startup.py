@@ -1,4 +1,4 @@
-"""Whole processes: importing latentlab, and a maximum likelihood fit of PPCA on wine beyond importing torch and Pyro."""
+"""Whole processes: importing latentlab, and a maximum likelihood fit of PPCA to wine, beyond importing torch and Pyro."""
 
 import numpy as np
 

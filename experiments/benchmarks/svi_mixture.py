@@ -1,8 +1,8 @@
-"""A step of SVI for a mixture of three Gaussians on wine: latentlab's mean-field guide against Pyro's `SVI.step`.
+"""SVI step for a mixture of three Gaussians on wine: latentlab's mean-field guide against Pyro's `SVI.step`.
 
-Same program, same family (Pyro's `AutoDiagonalNormal`), same number of draws a step, Adam. Pyro draws them one after another:
-its vectorised particles need a program written for a further axis. A step of latentlab's is the time of a long run less that of
-a short one, by the difference of steps; the step is captured before.
+Both use the same program, the same family (Pyro's `AutoDiagonalNormal`), the same number of draws per step, and Adam. Pyro
+draws sequentially, because its vectorised particles need a program with a further axis. The time of a step of latentlab is the
+difference of a long and a short run, divided by the difference in steps; the step is recorded before.
 """
 
 from collections.abc import Callable

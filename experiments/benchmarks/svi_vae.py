@@ -1,8 +1,8 @@
-"""A VAE on the digits, 128 hidden units, batches of 128: a step against Pyro's `SVI.step`, an epoch against a loop by hand.
+"""VAE on the digits with 128 hidden units and batches of 128: a step against Pyro's `SVI.step`, an epoch against a PyTorch loop.
 
-Same networks, same estimator of the ELBO with one draw, float64. The loop by hand is what a careful person writes: a module of
-two networks, batches by index, the Kullback-Leibler term in closed form, Adam fused; float32, which it could have, is a row of
-its own. A step of latentlab's is the time of a long run less that of a short one, by the difference of steps.
+The networks and the estimator of the ELBO, with one draw in float64, are the same. The PyTorch loop is written for speed: a
+module of two networks, batches by index, the Kullback-Leibler term in closed form, and fused Adam. Float32 has a separate row.
+The time of a step of latentlab is the difference of a long and a short run, divided by the difference in steps.
 """
 
 import math

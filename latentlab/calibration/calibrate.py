@@ -11,7 +11,7 @@ The ranked quantities are:
 * the log prior;
 * the log likelihood with the positions marginalised;
 * identified entries with their sign reversed in the data sets where a moment of the data is below its median;
-* $|Z' X|^2$ of positions Z and centred data X.
+* $|Z^T X|^2$ of positions Z and centred data X.
 
 The last three can detect a posterior that ignores the data. No function of $\theta$ alone can do so.
 
@@ -81,7 +81,7 @@ class Calibration:
             "",
         ]
         if self.geweke is None:
-            parts.append("Geweke's joint-distribution test is for nuts: left out.")
+            parts.append("Geweke's joint-distribution test was not run: it requires the method nuts.")
         else:
             parts += [
                 f"Geweke's joint-distribution test (false-alarm rate of the table: {self.geweke.level:g})",
@@ -89,8 +89,8 @@ class Calibration:
                 "",
             ]
         total = level + (self.geweke.level if self.geweke else 0.0)
-        verdict = "all passed" if self.passed else "FAILED: model, simulation and method do not belong together"
-        return "\n".join([*parts, f"{verdict} (false-alarm rate of the whole: at most {total:g})"])
+        verdict = "all passed" if self.passed else "FAILED: model, `simulate` and method are inconsistent"
+        return "\n".join([*parts, f"{verdict} (overall false-alarm rate: at most {total:g})"])
 
     def save(self, folder: str | Path) -> None:
         """Writes the tables to `calibration.csv` and the figure of the ranks to `calibration.png`.
@@ -134,7 +134,7 @@ def calibrate(
     """
     checked("calibrate", {"n_units": Count}, {"n_units": n_units})
     n_sets = n_replications if n_replications is not None else 200 if isinstance(method, NUTS) else 40
-    if isinstance(method, NUTS):  # before the first check, whose result a refusal would lose
+    if isinstance(method, NUTS):  # an error must not come after the first check, whose result would be lost
         check_simulated(model, method)
         one = simulated(model, 1, n_units, Seeds(seed))
         observed_arrays(Replications(model, one), one[0])

@@ -14,9 +14,9 @@ from latentlab.calibration.simulated import (
     LEVEL,
     MOMENTS,
     check_simulated,
-    chosen,
     data_moments,
     moments,
+    select_entries,
     simulated,
     stacked_truth,
 )
@@ -93,7 +93,7 @@ def geweke(  # one keyword for each user option
         DataError: `simulate` returns data sets of different shapes.
     """
     if not isinstance(method, NUTS):
-        raise ModelError(f"Geweke's test is for the method 'nuts', whose transitions can be frozen; got {method!r:.60}.")
+        raise ModelError(f"Geweke's test: `method` must be NUTS, whose tuning can be fixed; got {method!r:.60}.")
     numbers = {"n_chains": n_chains, "n_sweeps": n_sweeps, "n_units": n_units, "level": level}
     checked("geweke", keyword_types(geweke), numbers)
     check_simulated(model, method)  # type: ignore[arg-type]
@@ -111,13 +111,13 @@ def geweke(  # one keyword for each user option
         values = constrain_draws(replications.density, u)
     dims = {name: tuple(model.dims[name]) for name in values}
     both = {name: _joined(truth[name], value) for name, value in values.items()}
-    entries, columns = chosen(identified(both, dims, model.exchanges, model.position.site), both)
+    entries, columns = select_entries(identified(both, dims, model.exchanges, model.position.site), both)
     columns += [*_joined(moments(reference)[None], s).T[..., None].swapaxes(1, 2)]
     return Geweke(_compared([*entries, *MOMENTS], np.stack([c.reshape(-1) for c in columns]), n_chains, level), level)
 
 
 def _joined(reference: np.ndarray, chains: np.ndarray) -> np.ndarray:
-    """Concatenates draws of `simulate` and of all chains, `(1, draw, ...)`, so that `chosen` takes the same entries of both."""
+    """Concatenates draws of `simulate` and of all chains to `(1, draw, ...)`, from which the same entries are selected."""
     return np.concatenate([reference, chains.reshape(1, -1, *chains.shape[2:])], axis=1)
 
 
@@ -184,7 +184,7 @@ def _sweeps(  # one loop over the state of all chains, with the fixed settings o
             )
             if sweep >= n_sweeps // 2:
                 kept_u.append(np.stack(u))
-                kept_moments.append(data_moments(_seen(replications, next(iter(names.values())))))
+                kept_moments.append(data_moments(_observed(replications, next(iter(names.values())))))
             new = replications.lifted(density.predict, constrain_draws(density, np.stack(u)[:, None]))
             for site, name in names.items():
                 replications.data[name] = _shaped(new[site][:, 0], replications.data[name], name)
@@ -199,18 +199,18 @@ def _move(u: np.ndarray, tunings: Sequence[Tuning], depth: int, rng: np.random.G
     return new.state.u
 
 
-def _seen(replications: Replications, name: str) -> np.ndarray:
+def _observed(replications: Replications, name: str) -> np.ndarray:
     """Returns an observed array of all data sets, with NaN for missing entries."""
     x = replications.data[name].numpy()
     return np.where(replications.data["mask"].numpy(), x, np.nan) if "mask" in replications.data else x
 
 
 def _shaped(new: np.ndarray, old: torch.Tensor, name: str) -> torch.Tensor:
-    """Reshapes new data to the array's shape, from which they may differ by axes of size 1 (a program that observes a column)."""
+    """Reshapes new data to the array's shape; they may differ by axes of size 1 (a program that observes a column)."""
     if [n for n in new.shape if n > 1] != [n for n in old.shape if n > 1]:
         raise ModelError(
-            f"Geweke's test draws the data anew: the site {name!r} has shape {new.shape[1:]}, its array {tuple(old.shape[1:])}; "
-            "observe the whole array."
+            f"Geweke's test draws new data: the site {name!r} must have the shape {tuple(old.shape[1:])} of its array; got "
+            f"{new.shape[1:]}. Observe the whole array."
         )
     return torch.from_numpy(new.reshape(tuple(old.shape))).to(old.dtype)
 
@@ -221,11 +221,11 @@ def observed_arrays(replications: Replications, dataset: Dataset) -> dict[str, s
     Raises:
         ModelError: An observed site is not an array of the data set.
     """
-    strange = next((name for name in replications.density.observed if name not in replications.data), None)
-    if strange is not None or dataset.observed not in replications.density.observed:
+    unknown = next((name for name in replications.density.observed if name not in replications.data), None)
+    if unknown is not None or dataset.observed not in replications.density.observed:
         raise ModelError(
-            f"Geweke's test draws new data: each observed site must have the name of an array "
-            f"({', '.join(dataset.arrays)}), {dataset.observed!r} among them; got {', '.join(replications.density.observed)}."
+            f"Geweke's test draws new data: each observed site must have the name of an array ({', '.join(dataset.arrays)}), "
+            f"and one must be {dataset.observed!r}; got {', '.join(replications.density.observed)}."
         )
     others = [name for name in replications.density.observed if name != dataset.observed]
     return {name: name for name in (dataset.observed, *others)}

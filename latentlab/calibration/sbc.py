@@ -9,7 +9,16 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from latentlab.calibration.simulated import LEVEL, MOMENTS, N_JOINT, check_simulated, chosen, moments, simulated, stacked_truth
+from latentlab.calibration.simulated import (
+    LEVEL,
+    MOMENTS,
+    N_JOINT,
+    check_simulated,
+    moments,
+    select_entries,
+    simulated,
+    stacked_truth,
+)
 from latentlab.calibration.uniformity import ecdf_band, ecdf_p_value, rank_counts
 from latentlab.data.dataset import Dataset
 from latentlab.errors import InferenceError, ModelError
@@ -71,7 +80,7 @@ class SBC:
             axes.step(z, rank_counts(self.ranks[:, i], self.n_ranks) / n - z, where="mid", color=color)
             axes.set_title(f"{row.quantity}: p = {row.p:.2g}", fontsize=8, parse_math=False)
             axes.tick_params(labelsize=7)
-        title = f"ECDF of {n} ranks less uniform; by chance one table in {1 / self.level:.0f} leaves a band"
+        title = f"ECDF of {n} ranks minus the uniform CDF, with simultaneous bands (overall false-alarm rate {self.level:g})"
         figure.suptitle(title, fontsize=9)
         return figure
 
@@ -119,19 +128,20 @@ def sbc(  # one keyword for each user option
     with one_thread():
         replications = Replications(model, datasets)
 
-        def of(draws: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray, np.ndarray]:
+        def quantities_of(draws: Mapping[str, np.ndarray]) -> tuple[list[str], np.ndarray, np.ndarray]:
             with isolated(seeds.child("quantities")):
                 return _quantities(model, replications, datasets, truth, draws)
 
         if isinstance(method, NUTS):
-            names, true, drawn = _by_chains(replications, method, seeds, n_ranks, of, progress=progress)
+            names, true, draws = _by_chains(replications, method, seeds, n_ranks, quantities_of, progress=progress)
         else:
-            names, true, drawn = of(_one_by_one(model, method, datasets, replications, seeds, n_ranks, progress=progress))
+            values = _one_by_one(model, method, datasets, replications, seeds, n_ranks, progress=progress)
+            names, true, draws = quantities_of(values)
     rng = seeds.child("ties").numpy()
-    less, ties = (drawn < true).sum(axis=1), (drawn == true).sum(axis=1)
+    less, ties = (draws < true).sum(axis=1), (draws == true).sum(axis=1)
     ranks = less + rng.integers(0, ties + 1)
     p = [ecdf_p_value(rank_counts(ranks[:, i], n_ranks), n_replications) for i in range(len(names))]
-    added = added_variance(true, drawn) if isinstance(method, NUTS) else np.zeros(len(names))
+    added = added_variance(true, draws) if isinstance(method, NUTS) else np.zeros(len(names))
     verdicts = np.where(added > 2 * _most_added(n_replications), "autocorrelated", "pass")
     verdicts = np.where(np.array(p) < level / len(names), "fail", verdicts)
     table = pd.DataFrame({"quantity": names, "p": p, "autocorrelation": added, "verdict": verdicts})
@@ -143,7 +153,7 @@ def _by_chains(
     method: NUTS,
     seeds: Seeds,
     n_ranks: int,
-    of: Callable[[Mapping[str, np.ndarray]], tuple[list[str], np.ndarray, np.ndarray]],
+    quantities_of: Callable[[Mapping[str, np.ndarray]], tuple[list[str], np.ndarray, np.ndarray]],
     *,
     progress: bool,
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -151,9 +161,9 @@ def _by_chains(
     chains, thin = Chains(replications, method, seeds), THIN
     while True:
         u = chains.draws(n_ranks * thin, what=f"SBC, {len(replications)} chains", progress=progress)[:, thin - 1 :: thin]
-        names, true, drawn = of(constrain_draws(replications.density, u))
-        if thin >= MOST_THIN or (added_variance(true, drawn) <= _most_added(len(replications))).all():
-            return names, true, drawn
+        names, true, draws = quantities_of(constrain_draws(replications.density, u))
+        if thin >= MOST_THIN or (added_variance(true, draws) <= _most_added(len(replications))).all():
+            return names, true, draws
         thin *= 2
 
 
@@ -177,8 +187,7 @@ def _one_by_one(
         n_draws = len(next(iter(values.values())))
         if n_draws < n_ranks:
             raise ModelError(
-                f"`n_draws` of {method.name!r} must be at least {n_ranks}, the draws that a true value is ranked among; "
-                f"got {n_draws}."
+                f"`n_draws` of {method.name!r} must be at least {n_ranks}, the number of draws for each rank; got {n_draws}."
             )
         keep = np.linspace(0, n_draws - 1, n_ranks).astype(int)
         rows.append({name: array[keep] for name, array in values.items()})
@@ -207,9 +216,9 @@ def _quantities(
         rest = {name: array[:, 1:] for name, array in values.items()}
         z = replications.lifted(lambda sites, arrays: model.latents(arrays, **sites).sample(), rest)
         values[site] = np.concatenate([truth[site][:, None].astype(z.dtype), z], axis=1)
-    names, columns = chosen(identified(values, {n: tuple(model.dims[n]) for n in values}, model.exchanges, site), values)
+    names, columns = select_entries(identified(values, {n: tuple(model.dims[n]) for n in values}, model.exchanges, site), values)
     if model.dims[site][0] == datasets[0].dims[datasets[0].observed][0] == "unit":
-        names.append(f"|{site}' x|^2")
+        names.append(f"|{site}^T x|^2")
         columns.append(_positions_with_data(values[site], np.stack([dataset.x for dataset in datasets])))
     sides = np.sign(moments(datasets) - np.median(moments(datasets), axis=0))
     for i in range(min(N_JOINT, len(names))):
@@ -228,7 +237,7 @@ def _quantities(
 
 
 def _positions_with_data(z: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Computes |Z' X|^2 `(replication, draw)`: X the centred data, Z the positions (one-hot indicators for labels)."""
+    """Computes |Z^T X|^2 `(replication, draw)`, with centred data X and positions Z (one-hot indicators for labels)."""
     rows = np.nan_to_num(x - np.nanmean(x, axis=1, keepdims=True)).reshape(*x.shape[:2], -1)
     columns = z[..., None] == np.unique(z) if z.dtype.kind in "iub" else z
     return np.asarray((np.einsum("rknq,rnd->rkqd", columns.reshape(*z.shape[:3], -1).astype(float), rows) ** 2).sum(axis=(2, 3)))
@@ -238,7 +247,7 @@ def _total(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack([*terms.values()]).sum()
 
 
-def added_variance(true: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+def added_variance(true: np.ndarray, draws: np.ndarray) -> np.ndarray:
     r"""Computes $2 (\tau - 1) / L$, the fraction by which autocorrelation of the L draws increases the variance of ranks.
 
     A rank is a sum of indicators: draw below the true value, ties counted as 1/2. $\tau$ is their autocorrelation time,
@@ -247,18 +256,18 @@ def added_variance(true: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 
     Args:
         true: True values `(replication, 1, quantity)`.
-        drawn: Posterior draws `(replication, draw, quantity)`.
+        draws: Posterior draws `(replication, draw, quantity)`.
 
     Returns:
         The fractions, `(quantity,)`.
     """
-    n = drawn.shape[1]
-    below = (drawn < true) + 0.5 * (drawn == true)
+    n = draws.shape[1]
+    below = (draws < true) + 0.5 * (draws == true)
     centered = below - below.mean(axis=1, keepdims=True)
     variance = np.mean(centered**2, axis=(0, 1))
     scale = np.where(variance > 0, variance, 1.0)
     lags = np.array([(centered[:, lag:] * centered[:, : n - lag]).mean(axis=(0, 1)) / scale for lag in range(1, max(n // 2, 2))])
-    time = np.ones(drawn.shape[2])
+    time = np.ones(draws.shape[2])
     for _ in range(10):  # fixed-point iteration: the bias correction depends on the time itself
         share = lags * (1 - time / n) + time / n
         time = np.minimum(1 + 2 * np.sum(share * np.logical_and.accumulate(share > 0), axis=0), n)

@@ -66,7 +66,7 @@ def _inside(allowed: np.ndarray) -> float:
     for i in range(1, n_ranks + 1):
         after = np.flatnonzero(allowed[i - 1])
         new, left, p = after[:, None] - before, n - before, 1.0 / (n_ranks + 2 - i)
-        log_ways = log_factorial[left] - log_factorial[np.maximum(new, 0)] - log_factorial[n - after][:, None]
-        step = np.where(new >= 0, np.exp(log_ways + new * np.log(p) + (n - after)[:, None] * np.log1p(-p)), 0.0)
+        log_coefficient = log_factorial[left] - log_factorial[np.maximum(new, 0)] - log_factorial[n - after][:, None]
+        step = np.where(new >= 0, np.exp(log_coefficient + new * np.log(p) + (n - after)[:, None] * np.log1p(-p)), 0.0)
         before, weight = after, step @ weight
     return float(weight.sum())

@@ -5,9 +5,9 @@ The mean M of draws of positions is their centred generalised orthogonal Procrus
 other alignments, positions x are centred and then transformed by an element of a group. The same function aligns draws,
 embeddings and a known truth, so that alignment reduces the errors of all of them in the same way:
 
-* `orthogonal`: a = x R, R = U V' from the singular value decomposition U S V' of x'M;
+* `orthogonal`: a = x R, R = U V^T from the singular value decomposition U S V^T of x^T M;
 * `similarity`: a = b x R, with the same R and $b = |M|^2 / \langle M, x R \rangle$;
-* `affine`: $a = x C^{-1}$ with $C = (M'M)^{-1} M'x$.
+* `affine`: $a = x C^{-1}$ with $C = (M^T M)^{-1} M^T x$.
 
 Scale and affine map are those of the regression of x on M, not of M on x. Regression of M on x would shrink each draw because of
 its noise (attenuation), and a stretched mean could then not be distinguished from a draw.
@@ -61,9 +61,9 @@ def principal_axes(values: np.ndarray) -> np.ndarray:
 def centred(x: np.ndarray) -> np.ndarray:
     """Subtract the mean over units from positions `(..., unit, p)`; exactly zero if they are constant up to round-off."""
     x = np.asarray(x, dtype=np.float64)
-    less = x - x.mean(axis=-2, keepdims=True)
-    less[_largest(less) <= ROUND_OFF * _largest(x)] = 0.0
-    return less
+    deviation = x - x.mean(axis=-2, keepdims=True)
+    deviation[_largest(deviation) <= ROUND_OFF * _largest(x)] = 0.0
+    return deviation
 
 
 def _largest(x: np.ndarray) -> np.ndarray:
@@ -75,13 +75,13 @@ def aligner(alignment: str, reference: np.ndarray, *, series: bool = False) -> C
     """Return the function that aligns positions `(..., unit, p)` with a reference, `(..., unit, latent)`.
 
     If the positions have fewer columns than the reference, p < d, columns of zeros are added. p > d is possible for `affine`
-    only: the columns are first mapped to d columns linearly, each fifth of the units by a map fitted to the others.
+    only: the columns are first mapped to d columns by linear regression with 5-fold cross-fitting.
 
     Args:
         alignment: `fixed`, `orthogonal`, `similarity` or `affine`.
         reference: Mean position M, `(unit, latent)`.
-        series: Whether units are in the order of time. The fifths are then contiguous, since neighbours are alike: a map fitted
-            to both neighbours of a unit would predict it from any smooth columns.
+        series: Whether units are in the order of time. The folds are then contiguous, since neighbouring units are similar: a
+            map fitted to both neighbours of a unit would predict it from any smooth columns.
 
     Raises:
         ConfigError: The alignment does not exist.
@@ -100,10 +100,10 @@ def aligner(alignment: str, reference: np.ndarray, *, series: bool = False) -> C
     if alignment == "fixed":
         return lambda x: _with_columns(x, reference, alignment, series=series)
     mean = centred(reference)
-    carry = {"orthogonal": _turned, "similarity": _scaled, "affine": _regressed}[alignment]
+    transform = {"orthogonal": _rotated, "similarity": _scaled, "affine": _regressed}[alignment]
 
     def align(x: np.ndarray) -> np.ndarray:
-        return carry(centred(_with_columns(x, mean, alignment, series=series)), mean)
+        return transform(centred(_with_columns(x, mean, alignment, series=series)), mean)
 
     return align
 
@@ -120,24 +120,24 @@ def scales(x: np.ndarray, reference: np.ndarray, alignment: str = "similarity", 
         series: Whether units are in the order of time, as in `aligner`.
     """
     mean = centred(reference)
-    return _factor(centred(_with_columns(x, mean, "affine", series=series)), mean, turn=alignment != "fixed")
+    return _factor(centred(_with_columns(x, mean, "affine", series=series)), mean, rotate=alignment != "fixed")
 
 
-def _turned(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+def _rotated(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return x @ consensus.polar(x.swapaxes(-1, -2) @ mean)
 
 
 def _scaled(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
     factor = _factor(x, mean)[..., None, None]
-    return _turned(x, mean) * np.where(np.isfinite(factor), factor, 0.0)
+    return _rotated(x, mean) * np.where(np.isfinite(factor), factor, 0.0)
 
 
-def _factor(x: np.ndarray, mean: np.ndarray, *, turn: bool = True) -> np.ndarray:
+def _factor(x: np.ndarray, mean: np.ndarray, *, rotate: bool = True) -> np.ndarray:
     cross = x.swapaxes(-1, -2) @ mean
-    common = np.linalg.svd(cross, compute_uv=False).sum(axis=-1) if turn else np.trace(cross, axis1=-2, axis2=-1)
+    common = np.linalg.svd(cross, compute_uv=False).sum(axis=-1) if rotate else np.trace(cross, axis1=-2, axis2=-1)
     size = (mean**2).sum()
-    nothing = common <= ROUND_OFF * np.sqrt(size * (x**2).sum(axis=(-2, -1)))
-    return np.where(nothing, np.inf, size / np.where(nothing, 1.0, common))
+    is_zero = common <= ROUND_OFF * np.sqrt(size * (x**2).sum(axis=(-2, -1)))
+    return np.where(is_zero, np.inf, size / np.where(is_zero, 1.0, common))
 
 
 def _regressed(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -148,13 +148,15 @@ def _with_columns(x: np.ndarray, mean: np.ndarray, alignment: str, *, series: bo
     x = np.asarray(x, dtype=np.float64)
     (n, d), p = mean.shape, x.shape[-1]
     if x.ndim < 2 or x.shape[-2] != n:
-        raise DataError(f"positions to align must have shape (..., {n} units, columns), as the reference has; got {x.shape}.")
+        raise DataError(f"positions to align must have shape (..., {n} units, columns), like the reference; got {x.shape}.")
     if p < d:
         return np.concatenate([x, np.zeros((*x.shape[:-1], d - p))], axis=-1)
     if p == d:
         return x
     if alignment != "affine" or x.ndim > 2:
-        raise DataError(f"an embedding of {p} columns meets {d} latent ones by alignment='affine' only; got {alignment!r}.")
+        raise DataError(
+            f"`alignment` must be 'affine' for an embedding with {p} columns and {d} latent dimensions; got {alignment!r}."
+        )
     return _cross_fitted(x, mean, series=series)
 
 
@@ -164,6 +166,6 @@ def _cross_fitted(x: np.ndarray, mean: np.ndarray, *, series: bool) -> np.ndarra
     fold = np.arange(len(x)) * N_FOLDS // len(x) if series else np.arange(len(x)) % N_FOLDS
     out = np.empty_like(mean)
     for k in range(N_FOLDS):
-        rest = fold != k
-        out[~rest] = design[~rest] @ np.linalg.lstsq(design[rest], mean[rest], rcond=None)[0]
+        training = fold != k
+        out[~training] = design[~training] @ np.linalg.lstsq(design[training], mean[training], rcond=None)[0]
     return out

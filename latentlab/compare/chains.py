@@ -39,8 +39,8 @@ def ess(x: np.ndarray) -> float:
     n_chains, n_draws = x.shape[:2]
     if n_draws < 4:
         return float(n_chains)
-    less = x - x.mean(axis=1, keepdims=True)
-    spectrum = np.fft.rfft(less, n=2 * n_draws, axis=1)
+    deviation = x - x.mean(axis=1, keepdims=True)
+    spectrum = np.fft.rfft(deviation, n=2 * n_draws, axis=1)
     others = (0, *range(2, x.ndim))
     covariance = np.fft.irfft((np.abs(spectrum) ** 2).mean(axis=others), n=2 * n_draws)[:n_draws] / n_draws
     within = covariance[0] * n_draws / (n_draws - 1)
@@ -70,7 +70,7 @@ def split(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         DataError: The shape is wrong, a value is not finite, a half has fewer than latent + 2 draws, or there are too few units.
     """
     draws = _checked(draws)
-    return halves(draws, _series, draws.shape[3] + 2, f"draws of {draws.shape[3]} latent columns")
+    return halves(draws, _series, draws.shape[3] + 2, f"draws with {draws.shape[3]} latent dimensions")
 
 
 def halves(
@@ -92,38 +92,38 @@ def halves(
         reference, held_out = draws[::2], draws[1::2]
     else:
         n = draws.shape[1]
-        time = max(len(one) / ess(one[None]) for one in series(draws[0]))
-        gap = min(math.ceil(GAP * time), n // 3)
+        autocorrelation_time = max(len(values) / ess(values[None]) for values in series(draws[0]))
+        gap = min(math.ceil(GAP * autocorrelation_time), n // 3)
         first = (n - gap) // 2
         reference, held_out = draws[:, :first], draws[:, first + gap :]
     reference, held_out = _thinned(reference), _thinned(held_out)
     if min(reference.shape[0] * reference.shape[1], held_out.shape[0] * held_out.shape[1]) < least:
         raise DataError(
-            f"{what} need at least {least} in the reference half and {least} held out; "
-            f"got {draws.shape[0]} chain(s) of {draws.shape[1]}: take more draws."
+            f"{what}: the reference half and the held-out half need at least {least} draws each; "
+            f"got {draws.shape[0]} chain(s) of {draws.shape[1]} draws. Take more draws."
         )
     return reference, held_out
 
 
 def leading_score(x: np.ndarray) -> np.ndarray:
     """Compute the leading principal component score `(draw,)` of arrays `(draw, ...)`; its direction uses at most 400 draws."""
-    mean, leading = _leading(x[_spread(len(x))])
+    mean, leading = _leading(x[_thinned_indices(len(x))])
     return (x.reshape(len(x), -1) - mean) @ leading
 
 
-def _spread(n_draws: int) -> np.ndarray:
+def _thinned_indices(n_draws: int) -> np.ndarray:
     """Indices of at most 400 draws, evenly spaced."""
     return np.unique(np.linspace(0, n_draws - 1, min(n_draws, ENOUGH)).astype(int))
 
 
-def _leading(few: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _leading(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and leading principal direction of arrays `(draw, ...)`, both flat; the direction is not normalised."""
-    flat = few.reshape(len(few), -1)
+    flat = draws.reshape(len(draws), -1)
     mean = flat.mean(axis=0)
-    less = flat - mean
-    if len(less) > less.shape[1]:
-        return mean, np.linalg.eigh(less.T @ less)[1][:, -1]
-    return mean, less.T @ np.linalg.eigh(less @ less.T)[1][:, -1]
+    deviation = flat - mean
+    if len(deviation) > deviation.shape[1]:
+        return mean, np.linalg.eigh(deviation.T @ deviation)[1][:, -1]
+    return mean, deviation.T @ np.linalg.eigh(deviation @ deviation.T)[1][:, -1]
 
 
 def _checked(draws: np.ndarray) -> np.ndarray:
@@ -131,9 +131,11 @@ def _checked(draws: np.ndarray) -> np.ndarray:
     if draws.ndim != 4:
         raise DataError(f"draws must have shape (chain, draw, unit, latent); got {draws.shape}.")
     if draws.shape[2] <= draws.shape[3]:
-        raise DataError(f"draws need more units than latent columns; got {draws.shape[2]} units and {draws.shape[3]} columns.")
+        raise DataError(
+            f"draws must have more units than latent dimensions; got {draws.shape[2]} units and {draws.shape[3]} dimensions."
+        )
     if not np.isfinite(draws).all():
-        raise DataError(f"draws must be finite; got {int((~np.isfinite(draws)).sum())} values that are not.")
+        raise DataError(f"draws must be finite; got {int((~np.isfinite(draws)).sum())} non-finite values.")
     return draws
 
 
@@ -141,12 +143,12 @@ def _series(chain: np.ndarray) -> tuple[np.ndarray, ...]:
     """Squared distance from the mean and leading score of a chain `(draw, unit, latent)`, `(draw,)` each."""
     mean = procrustes_mean(chain)
     align = aligner("orthogonal", mean)
-    middle, leading = _leading(align(chain[_spread(len(chain))]) - mean)
+    error_mean, leading = _leading(align(chain[_thinned_indices(len(chain))]) - mean)
     distance, score = np.empty((2, len(chain)))
     for part in memory.blocks(len(chain), mean.size):
         error = (align(chain[part]) - mean).reshape(-1, mean.size)
         distance[part] = np.einsum("sj,sj->s", error, error)
-        score[part] = (error - middle) @ leading
+        score[part] = (error - error_mean) @ leading
     return distance, score
 
 

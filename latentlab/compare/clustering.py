@@ -84,14 +84,14 @@ def distances(y: Any, codes: np.ndarray, distance: Distance = "vi") -> np.ndarra
     phi, factor = _formula(distance, y.n_units)
     n_clusters = int(codes.max()) + 1
     width = y.n_clusters * n_clusters
-    own = phi[y.sizes].sum()
+    own_sum = phi[y.sizes].sum()
     if width > SPARSE * y.n_units:
-        return np.array([_sparse(y, draw, phi, own) for draw in codes]) * factor
-    found = []
+        return np.array([_sparse(y, draw, phi, own_sum) for draw in codes]) * factor
+    blocks = []
     for part in np.array_split(codes, math.ceil(len(codes) * width / CELLS)):
         counts = tables(y.codes, part, y.n_clusters, n_clusters)
-        found.append(own + phi[counts.sum(axis=1)].sum(axis=1) - 2 * phi[counts].sum(axis=(1, 2)))
-    return np.maximum(np.concatenate(found), 0.0) * factor
+        blocks.append(own_sum + phi[counts.sum(axis=1)].sum(axis=1) - 2 * phi[counts].sum(axis=(1, 2)))
+    return np.maximum(np.concatenate(blocks), 0.0) * factor
 
 
 def expected_loss(y: Any, draws: Any, distance: Distance = "vi") -> float:
@@ -99,7 +99,9 @@ def expected_loss(y: Any, draws: Any, distance: Distance = "vi") -> float:
     codes = flat_labels(draws)
     y = Labels(y, "y")
     if y.n_units != codes.shape[1]:
-        raise DataError(f"a partition and draws need the same units; got {y.n_units} in y and {codes.shape[1]} in the draws.")
+        raise DataError(
+            f"a partition and the draws must have the same units; got {y.n_units} units in y and {codes.shape[1]} in the draws."
+        )
     return float(distances(y, codes, distance).mean())
 
 
@@ -118,8 +120,8 @@ def least_binder(draws: Any, candidates: Any = None) -> np.ndarray:
         array([0, 0, 1])
     """
     codes = flat_labels(draws)
-    among = codes if candidates is None else flat_labels(np.asarray(candidates)[None])
-    return _first(among, _losses(codes, among, "binder"))
+    pool = codes if candidates is None else flat_labels(np.asarray(candidates)[None])
+    return _first(pool, _losses(codes, pool, "binder"))
 
 
 def minimum_binder(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
@@ -150,11 +152,11 @@ def unsettled(draws: Any, centre: np.ndarray) -> np.ndarray:
     flat, n_own, n_other = codes.reshape(-1, n), int(centre.max()) + 1, int(codes.max()) + 1
     if n_own < 2 or n_chains * n_batches < 2 or len(flat) * n_own * n_other > MOST_CELLS:
         return np.zeros(0, dtype=int)
-    step, every = np.diff(_formula("binder", n)[0], append=0.0), np.arange(len(flat))
+    step, draw_indices = np.diff(_formula("binder", n)[0], append=0.0), np.arange(len(flat))
     counts, sizes = tables(centre, flat, n_own, n_other), np.bincount(centre, minlength=n_own)
-    near = []
+    ties = []
     for i, own in enumerate(centre):
-        shared = counts[every, :, flat[:, i]]
+        shared = counts[draw_indices, :, flat[:, i]]
         shared[:, own] -= 1
         gain = 2 * step[shared] - step[sizes - (np.arange(n_own) == own)]
         mean = gain.mean(axis=0)
@@ -165,8 +167,8 @@ def unsettled(draws: Any, centre: np.ndarray) -> np.ndarray:
         if n_chains > 1:
             error = max(error, saved.mean(axis=1).std(ddof=1) / math.sqrt(n_chains))
         if saved.mean() <= 2 * error + n * SAME:
-            near.append(i)
-    return np.array(near, dtype=int)
+            ties.append(i)
+    return np.array(ties, dtype=int)
 
 
 def minimum_vi(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
@@ -242,23 +244,23 @@ def credible_ball(draws: Any, centre: Any, level: float = 0.95, distance: Distan
         raise ConfigError(f"`level` must be above 0 and at most 1; got {level!r}.")
     codes, middle = flat_labels(draws), Labels(centre, "centre")
     if middle.n_units != codes.shape[1]:
-        raise DataError(f"a centre needs the draws' units; got {middle.n_units} of {codes.shape[1]}.")
-    away = distances(middle, codes, distance)
-    radius = float(np.sort(away)[math.ceil(level * len(away) - SAME) - 1])
-    inside = away <= radius + SAME
-    held, away = codes[inside], away[inside]
-    n_clusters = held.max(axis=1) + 1
+        raise DataError(f"`centre` must label the {codes.shape[1]} units of the draws; got {middle.n_units} labels.")
+    distance_to_centre = distances(middle, codes, distance)
+    radius = float(np.sort(distance_to_centre)[math.ceil(level * len(codes) - SAME) - 1])
+    inside = distance_to_centre <= radius + SAME
+    members, member_distances = codes[inside], distance_to_centre[inside]
+    n_clusters = members.max(axis=1) + 1
 
-    def farthest(those: np.ndarray) -> np.ndarray:
-        edge = those & (away >= away[those].max() - SAME)
-        return np.unique(np.stack([canonical(one) for one in held[edge]]), axis=0)
+    def farthest(subset: np.ndarray) -> np.ndarray:
+        edge = subset & (member_distances >= member_distances[subset].max() - SAME)
+        return np.unique(np.stack([canonical(partition) for partition in members[edge]]), axis=0)
 
     return CredibleBall(
         radius=radius,
         mass=float(inside.mean()),
         upper=farthest(n_clusters == n_clusters.min()),
         lower=farthest(n_clusters == n_clusters.max()),
-        horizontal=farthest(np.ones(len(held), dtype=bool)),
+        horizontal=farthest(np.ones(len(members), dtype=bool)),
     )
 
 
@@ -295,9 +297,9 @@ def tables(y: np.ndarray, codes: np.ndarray, n_rows: int, n_columns: int) -> np.
     return np.bincount(cells.ravel(), minlength=len(codes) * width).reshape(len(codes), n_rows, n_columns)
 
 
-def _sparse(y: Labels, draw: np.ndarray, phi: np.ndarray, own: float) -> float:
+def _sparse(y: Labels, draw: np.ndarray, phi: np.ndarray, own_sum: float) -> float:
     cells = np.unique(y.codes * (int(draw.max()) + 1) + draw, return_counts=True)[1]
-    return max(float(own + phi[np.bincount(draw)].sum() - 2 * phi[cells].sum()), 0.0)
+    return max(float(own_sum + phi[np.bincount(draw)].sum() - 2 * phi[cells].sum()), 0.0)
 
 
 def _losses(codes: np.ndarray, candidates: np.ndarray, distance: Distance) -> np.ndarray:

@@ -2,7 +2,7 @@ r"""Coverage of an embedding, of known positions, or of further draws by the pos
 
 The credible region of a unit at level p is the ellipsoid of positions a with
 
-$$ (a - m_i)' S_i^{-1} (a - m_i) \le r^2, \quad r^2 = \frac{(S+1)(S-1)\,d}{S\,(S-d)}\, F_{d,\,S-d}(p) $$
+$$ (a - m_i)^T S_i^{-1} (a - m_i) \le r^2, \quad r^2 = \frac{(S+1)(S-1)\,d}{S\,(S-d)}\, F_{d,\,S-d}(p) $$
 
 with mean m_i and covariance S_i of the unit's S aligned draws (Hotelling). The radius accounts for the estimation of both, so
 that a further draw of a Gaussian posterior is covered with probability p for every S. Draws, embedding and known positions are
@@ -93,8 +93,8 @@ class Regions:
 
     def _effective(self, half: np.ndarray) -> float:
         """Effective sample size of a unit's position, jointly over up to `N_SERIES` units; one series would be too noisy."""
-        few = np.unique(np.linspace(0, len(self.mean) - 1, N_SERIES).astype(int))
-        return ess(np.concatenate([self._errors(block)[:, few] for block in blocks(half)]).reshape(*half.shape[:2], -1))
+        units = np.unique(np.linspace(0, len(self.mean) - 1, N_SERIES).astype(int))
+        return ess(np.concatenate([self._errors(block)[:, units] for block in blocks(half)]).reshape(*half.shape[:2], -1))
 
     def coverage(self, y: np.ndarray) -> Coverage:
         """Compute the coverage of positions `(unit, p)` by the regions."""
@@ -146,9 +146,9 @@ def hotelling_radius(n_draws: float, d: int, level: float) -> float:
         (2.674, 2.4477)
     """
     if not 0 < level < 1:
-        raise DataError(f"`level` must lie between 0 and 1; got {level!r}.")
+        raise DataError(f"`level` must be between 0 and 1; got {level!r}.")
     if n_draws <= d:
-        raise DataError(f"an ellipsoid in {d} columns needs more than {d} draws; got {n_draws:g}.")
+        raise DataError(f"a credible region in {d} dimensions needs more than {d} draws; got {n_draws:g}.")
     factor = (n_draws + 1) * (n_draws - 1) * d / (n_draws * (n_draws - d))
     return float(np.sqrt(factor * f_distribution.ppf(level, d, n_draws - d)))
 
@@ -163,12 +163,14 @@ def positions(y: np.ndarray) -> np.ndarray:
     if y.ndim != 2 or not y.size:
         raise DataError(f"positions to compare must have shape (unit, column); got {y.shape}.")
     if not np.isfinite(y).all():
-        raise DataError(f"positions to compare must be finite; units {_first(~np.isfinite(y).all(axis=1))} are not.")
+        raise DataError(
+            f"positions to compare must be finite; got non-finite values for units {_first(~np.isfinite(y).all(axis=1))}."
+        )
     return y
 
 
-def _first(bad: np.ndarray) -> str:
-    rows = np.flatnonzero(bad)
+def _first(mask: np.ndarray) -> str:
+    rows = np.flatnonzero(mask)
     return ", ".join(str(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
 
 
@@ -186,8 +188,8 @@ def moments(half: np.ndarray, align: Callable[[np.ndarray], np.ndarray]) -> tupl
         total = total + align(block).sum(axis=0)
     mean = total / n_draws
     for block in blocks(half):
-        less = (align(block) - mean).transpose(1, 2, 0)
-        square = square + less @ less.swapaxes(1, 2)
+        deviation = (align(block) - mean).transpose(1, 2, 0)
+        square = square + deviation @ deviation.swapaxes(1, 2)
     return mean, square / (n_draws - 1)
 
 
@@ -201,7 +203,8 @@ def inverse_root(covariance: np.ndarray) -> np.ndarray:
     least = values[:, 0]
     if (least <= 1e-14 * np.maximum(values[:, -1], np.finfo(float).tiny)).any():
         raise DataError(
-            f"draws must vary at each unit in all latent columns; units {_first(least <= 1e-14 * values[:, -1])} do not."
+            f"draws of each unit must vary in all latent dimensions; the covariance is singular for units "
+            f"{_first(least <= 1e-14 * values[:, -1])}."
         )
     return (vectors / np.sqrt(values)[:, None, :]) @ vectors.swapaxes(1, 2)
 

@@ -8,10 +8,14 @@ from typing import Literal
 import numpy as np
 
 Label = Literal["summary-like", "draw-like", "distinct", "undetermined"]
-TRIVIAL = {"positions": "shuffled means or the constant", "labels": "shuffled labels, one cluster or single units"}
-NEAR_ENOUGH = 1.05
+TRIVIAL = {
+    "positions": "the posterior mean with permuted units or a constant embedding",
+    "labels": "permuted labels, a single cluster or singletons",
+}
+"""Uninformative arrays that `summary-like` must exclude, by type of the positions."""
+CLOSE_TO_REQUIRED = 1.05
 """Ratio of effective to required draws below which another sample of draws may be too small."""
-CLEAR = 0.25
+NO_DRAWS_BEYOND = 0.25
 """Effective number of draws beyond a statistic at or below which the statistic counts as outside all draws."""
 
 
@@ -27,12 +31,12 @@ class Verdict:
         component: Most unusual component: `overall`, a function of the positions, or the units.
         scale: Factor b that scales the embedding to the mean; infinite for a constant embedding.
         scale_rank: Share of held-out draws with a smaller b.
-        coverage_50: Share of units inside their 50 % credible region; `coverage_80` and `coverage_95` likewise.
+        coverage_50: Share of units inside their 50% credible region; `coverage_80` and `coverage_95` likewise.
         draw_coverage_50: The same share for held-out draws; `draw_coverage_80` and `draw_coverage_95` likewise.
         ess: Effective sample size of the held-out draws, the smaller one of the two ranked statistics.
-        gate_summary: Upper limit of p_guard for 95 % of shuffled means, and for the constant; `summary-like` needs at most
+        gate_summary: Upper limit of p_guard for 95% of shuffled means, and for the constant; `summary-like` needs at most
             alpha / 2.
-        gate_draw: Upper limit of p_guard for 95 % of shuffled draws; `draw-like` needs at most alpha / 2.
+        gate_draw: Upper limit of p_guard for 95% of shuffled draws; `draw-like` needs at most alpha / 2.
         worst_units: Units farthest from the mean, the farthest first.
         notes: Remarks on the verdict.
         reason: Reason for `undetermined`; empty otherwise.
@@ -65,14 +69,16 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """Verdict as a sentence, with delta and the p-value."""
-        middle, what = ("centre", "labels") if self.alignment == "labels" else ("mean", "positions")
-        size = f"delta {self.delta:.2g}, where 0 is the posterior {middle} and 1 a draw"
-        inside = "Inside the posterior, as"
+        array, centre = ("clustering", "centre") if self.alignment == "labels" else ("embedding", "mean")
+        size = f"delta = {self.delta:.2g}, where 0 is the posterior {centre} and 1 is a typical posterior draw"
+        smallest = min(self.p_low, self.p_guard)
         return {
-            "summary-like": f"{inside} its {middle} is, nearer to it than draws are ({size}; p {self.p_low:.2g}).",
-            "draw-like": f"{inside} typical as a draw of it ({size}; p {min(self.p_low, self.p_guard):.2g}).",
-            "distinct": f"Not an estimate of these {what}: {self.component} (p {self.p_guard:.2g}; {size}).",
-            "undetermined": f"Nothing can be said: {self.reason} ({size}).",
+            "summary-like": f"The {array} is compatible with the posterior and closer to its {centre} than posterior draws are "
+            f"(p = {self.p_low:.2g}; {size}).",
+            "draw-like": f"The {array} is not distinguishable from a posterior draw (p = {smallest:.2g}; {size}).",
+            "distinct": f"The {array} is not compatible with the posterior; largest deviation: {self.component} "
+            f"(p = {self.p_guard:.2g}; {size}).",
+            "undetermined": f"The verdict is undetermined: {self.reason} ({size}).",
         }[self.verdict]
 
 
@@ -88,15 +94,15 @@ def holm(verdicts: Sequence[Verdict]) -> list[Verdict]:
     n = len(verdicts)
     low = _adjusted([v.p_low for v in verdicts])
     guard = _adjusted([v.p_guard for v in verdicts])
-    found = []
-    for v, a, b in zip(verdicts, low, guard, strict=True):
-        adjusted = labelled(replace(v, p_low=a, p_guard=b), n)
-        note = _borderline(v, adjusted, n)
-        found.append(replace(adjusted, notes=(*adjusted.notes, note)) if note else adjusted)
-    return found
+    result = []
+    for v, p_low, p_guard in zip(verdicts, low, guard, strict=True):
+        adjusted = labelled(replace(v, p_low=p_low, p_guard=p_guard), n)
+        note = _borderline_note(v, adjusted, n)
+        result.append(replace(adjusted, notes=(*adjusted.notes, note)) if note else adjusted)
+    return result
 
 
-def _borderline(v: Verdict, adjusted: Verdict, n: int) -> str:
+def _borderline_note(v: Verdict, adjusted: Verdict, n: int) -> str:
     """Return a note if another sample of draws may change the label; an empty string otherwise.
 
     Args:
@@ -105,8 +111,8 @@ def _borderline(v: Verdict, adjusted: Verdict, n: int) -> str:
     """
     half = v.alpha / 2
     needed = n / half - 1
-    if needed <= v.ess < NEAR_ENOUGH * needed:
-        return f"borderline: the effective number of held-out draws is {v.ess:.0f}, close to the required {needed:.0f}"
+    if needed <= v.ess < CLOSE_TO_REQUIRED * needed:
+        return f"borderline: the effective sample size of the held-out draws is {v.ess:.0f}, close to the required {needed:.0f}"
     if v.ess < needed:
         return ""
     decisive = [("p_guard", v.p_guard, adjusted.p_guard)]
@@ -114,13 +120,20 @@ def _borderline(v: Verdict, adjusted: Verdict, n: int) -> str:
         decisive.append(("p_low", v.p_low, adjusted.p_low))
     for name, p, after in decisive:
         if _is_near(p, _threshold(p, after, half, n), v.ess):
-            near = f"{name} {after:.2g} is within its Monte Carlo error of {half:g}"
-            return f"borderline: {near}, and other draws may change the verdict"
-    gate = {"summary-like": v.gate_summary, "draw-like": v.gate_draw}.get(adjusted.verdict)
-    if gate is not None and _is_near(gate, half / n, v.ess):
-        near = f"the gate {gate:.2g} is within its Monte Carlo error of {half / n:.2g}"
-        return f"borderline: {near}, and other draws may change the verdict"
+            return _borderline(f"{name} {after:.2g}", f"{half:g}")
+    gates = {"summary-like": ("gate_summary", v.gate_summary), "draw-like": ("gate_draw", v.gate_draw)}
+    if adjusted.verdict in gates:
+        name, gate = gates[adjusted.verdict]
+        if _is_near(gate, half / n, v.ess):
+            return _borderline(f"{name} {gate:.2g}", f"{half / n:.2g}")
     return ""
+
+
+def _borderline(value: str, threshold: str) -> str:
+    return (
+        f"borderline: {value} is within two Monte Carlo standard errors of the threshold {threshold}, and the verdict could "
+        "change with other draws"
+    )
 
 
 def _threshold(p: float, adjusted: float, half: float, n: int) -> float:
@@ -134,7 +147,7 @@ def _is_near(p: float, threshold: float, effective: float) -> bool:
     The number of draws beyond the statistic is taken as Poisson. With no draws beyond, the result is False.
     """
     beyond, limit = (x * (1 + effective) - 1 for x in (p, threshold))
-    return beyond > CLEAR and abs(beyond - limit) <= 2 * math.sqrt(max(limit, 1.0))
+    return beyond > NO_DRAWS_BEYOND and abs(beyond - limit) <= 2 * math.sqrt(max(limit, 1.0))
 
 
 def labelled(v: Verdict, n: int) -> Verdict:
@@ -143,19 +156,27 @@ def labelled(v: Verdict, n: int) -> Verdict:
     needed = n / half - 1
     gates = {"summary-like": v.gate_summary * n, "draw-like": v.gate_draw * n}
     if v.ess < needed - 1e-9:
-        return _undetermined(v, f"the held-out draws are worth {v.ess:.0f}, and {needed:.0f} are needed: take more draws")
+        return _undetermined(
+            v,
+            f"the effective sample size of the held-out draws is {v.ess:.0f}, and at least {needed:.0f} is required; take more "
+            "draws",
+        )
     if v.p_guard <= half:
         return replace(v, verdict="distinct", reason="")
-    found: Label = "summary-like" if v.p_low <= half else "draw-like"
-    if gates[found] > half:
+    label: Label = "summary-like" if v.p_low <= half else "draw-like"
+    if gates[label] > half:
         of = "labels" if v.alignment == "labels" else "positions"
-        what = TRIVIAL[of] if found == "summary-like" else "shuffled draws"
-        return _undetermined(v, f"it would be {found}, but so would {what}: the posterior tells too little about {of}")
-    return replace(v, verdict=found, reason="")
+        uninformative = TRIVIAL[of] if label == "summary-like" else "posterior draws with permuted units"
+        return _undetermined(
+            v,
+            f"the result would be {label}, but {uninformative} could pass the same test; the posterior has too little "
+            f"information about the {of}",
+        )
+    return replace(v, verdict=label, reason="")
 
 
-def _undetermined(v: Verdict, why: str) -> Verdict:
-    return replace(v, verdict="undetermined", reason=why)
+def _undetermined(v: Verdict, reason: str) -> Verdict:
+    return replace(v, verdict="undetermined", reason=reason)
 
 
 def _adjusted(p: list[float]) -> list[float]:

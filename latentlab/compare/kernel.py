@@ -3,7 +3,7 @@ r"""Agreement of pairwise similarities of units: inner products, kernels, distan
 Three of the four are unbiased: with matrices K of x and L of y, their diagonals set to 0, the inner product of the U-centred
 matrices is
 
-    <K, L> = tr(K L) + (1'K1)(1'L1) / ((n-1)(n-2)) - 2 (1'K L1) / (n-2),
+    <K, L> = tr(K L) + (1^T K 1)(1^T L 1) / ((n-1)(n-2)) - 2 (1^T K L 1) / (n-2),
 
 and the score is <K, L> / sqrt(<K, K> <L, L>). Its expectation is 0 for unrelated positions with any number of columns; single
 values may be negative.
@@ -102,7 +102,7 @@ def _squares(x: Positions) -> np.ndarray:
 
 
 def _linear_norm(x: Positions) -> float:
-    return _above(_linear(x, x), x.size**2)
+    return _positive_norm(_linear(x, x), x.size**2)
 
 
 def _distances(x: Positions) -> np.ndarray:
@@ -115,8 +115,8 @@ def _distance_norm(x: Positions) -> float:
 
 def _kernel(x: Positions) -> np.ndarray:
     squared = x.derived(squared_distances)
-    middle = float(np.median(squared[_above_diagonal(len(squared))]))
-    width = middle if middle > 0 else float(squared.mean())
+    median = float(np.median(squared[_above_diagonal(len(squared))]))
+    width = median if median > 0 else float(squared.mean())
     kernel = np.exp(-squared / (2.0 * width)) if width > 0 else np.zeros_like(squared)
     np.fill_diagonal(kernel, 0.0)
     return kernel
@@ -148,10 +148,10 @@ def _inner(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _norm(matrix: np.ndarray) -> float:
-    return _above(_inner(matrix, matrix), float(np.vdot(matrix, matrix)))
+    return _positive_norm(_inner(matrix, matrix), float(np.vdot(matrix, matrix)))
 
 
-def _above(norm: float, scale: float) -> float:
+def _positive_norm(norm: float, scale: float) -> float:
     return norm if norm > FLAT * scale else 0.0
 
 

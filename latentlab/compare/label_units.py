@@ -42,10 +42,10 @@ class UnitsOfLabels:
         flat = draws.reshape(-1, draws.shape[-1])
         self.probabilities = np.stack([(flat == k).mean(axis=0) for k in range(n_labels)], axis=1)
         self._others = self.pi - np.diag(np.diag(self.pi))
-        every = partitions(draws).reshape(-1, draws.shape[-1])
-        self._some = np.unique(np.linspace(0, len(every) - 1, min(len(every), N_DRAWS)).astype(int))
-        self._own = misplaced(every[self._some], self.pi).mean(axis=0)
-        self._own_lost = np.mean([self._lost(codes) for codes in every[self._some]], axis=0)
+        codes = partitions(draws).reshape(-1, draws.shape[-1])
+        self._draw_indices = np.unique(np.linspace(0, len(codes) - 1, min(len(codes), N_DRAWS)).astype(int))
+        self._own = misplaced(codes[self._draw_indices], self.pi).mean(axis=0)
+        self._own_lost = np.mean([self._lost(draw) for draw in codes[self._draw_indices]], axis=0)
         order = np.argsort(-self.probabilities, axis=1, kind="stable")
         before = np.take_along_axis(self.probabilities, order, axis=1).cumsum(axis=1)
         before = np.concatenate([np.zeros((len(before), 1)), before[:, :-1]], axis=1)
@@ -74,10 +74,12 @@ class UnitsOfLabels:
 
     def coverage(self, y: np.ndarray) -> Coverage:
         """Compute the share of units whose label is in their credible set, after one-to-one matching of clusters to labels."""
-        own = self._shares(self._matched(y)[None])[0]
-        drawn = self._shares(self.draws.reshape(-1, self.draws.shape[-1])[self._some]).mean(axis=0)
-        nothing = np.full(len(y), np.nan)
-        return Coverage(LEVELS, tuple(own.tolist()), tuple(drawn.tolist()), tuple(bool(share == 1) for share in own), nothing)
+        shares = self._shares(self._matched(y)[None])[0]
+        draw_shares = self._shares(self.draws.reshape(-1, self.draws.shape[-1])[self._draw_indices]).mean(axis=0)
+        simultaneous = tuple(bool(share == 1) for share in shares)
+        return Coverage(
+            LEVELS, tuple(shares.tolist()), tuple(draw_shares.tolist()), simultaneous, distances=np.full(len(y), np.nan)
+        )
 
     def _shares(self, labels: np.ndarray) -> np.ndarray:
         """Share of units in their credible sets, `(draw, level)`; labels that the posterior does not have are outside."""

@@ -64,9 +64,9 @@ def label_scores(score: Callable[[Any], float], y: Any, draws: Any) -> LabelScor
     n_chains, n_draws = shape(draws)
     of_draws, mean = np.empty((n_chains, n_draws)), np.zeros(np.shape(draws[0, 0]))
     for chain, draw in np.ndindex(n_chains, n_draws):
-        here = draw_positions(draws, chain, draw)
-        of_draws[chain, draw] = score(here)
-        mean += here.values / of_draws.size
+        positions = draw_positions(draws, chain, draw)
+        of_draws[chain, draw] = score(positions)
+        mean += positions.values / of_draws.size
     return LabelScores(score(Positions(y, "the embedding")), score(Positions(mean)), of_draws)
 
 
@@ -82,7 +82,7 @@ def label_agreement(x: Any, labels: Any, *, n_neighbors: int = N_NEIGHBORS) -> f
 
     Raises:
         DataError: x is not an array of positions, or the labels do not fit them.
-        ConfigError: `n_neighbors` is not from 1 to below half of the units.
+        ConfigError: `n_neighbors` is below 1, or not below half of the units.
     """
     x = _positions(x)
     codes = _codes(labels, x.n_units)
@@ -135,9 +135,9 @@ def folds(labels: Any, rng: np.random.Generator, n_folds: int = N_FOLDS) -> np.n
         raise ConfigError(f"`n_folds` must be from 2 to the {len(codes)} units; got {n_folds}.")
     shuffled = rng.permutation(len(codes))
     by_class = shuffled[np.argsort(codes[shuffled], kind="stable")]
-    found = np.empty(len(codes), dtype=np.int64)
-    found[by_class] = np.arange(len(codes)) % n_folds
-    return found
+    fold = np.empty(len(codes), dtype=np.int64)
+    fold[by_class] = np.arange(len(codes)) % n_folds
+    return fold
 
 
 def downstream_accuracy(
@@ -162,13 +162,16 @@ def downstream_accuracy(
     codes = _codes(labels, x.n_units)
     folds = np.asarray(folds)
     if folds.shape != codes.shape or len(np.unique(folds)) < 2:
-        raise DataError(f"folds must name 2 or more folds for {x.n_units} units; got shape {folds.shape}.")
-    right = 0
+        raise DataError(
+            f"`folds` must have shape ({x.n_units},) with at least 2 different values; got shape {folds.shape} with "
+            f"{len(np.unique(folds))}."
+        )
+    n_correct = 0
     for fold in np.unique(folds):
         held_out = folds == fold
-        rows, seen = x.centered[~held_out], codes[~held_out]
-        right += int((_trained(classifier, rows, seen, n_neighbors)(x.centered[held_out]) == codes[held_out]).sum())
-    return right / x.n_units
+        predict = _trained(classifier, x.centered[~held_out], codes[~held_out], n_neighbors)
+        n_correct += int((predict(x.centered[held_out]) == codes[held_out]).sum())
+    return n_correct / x.n_units
 
 
 def largest_class(labels: Any) -> float:
@@ -184,7 +187,7 @@ def _trained(name: str, rows: np.ndarray, codes: np.ndarray, n_neighbors: int) -
     if name == "linear":
         return _linear(rows, codes)
     if n_neighbors > len(rows):
-        raise DataError(f"{n_neighbors} neighbours cannot vote: outside a fold there are {len(rows)} units.")
+        raise DataError(f"`n_neighbors` must be at most the number of units outside a fold, {len(rows)}; got {n_neighbors}.")
     return KNeighborsClassifier(n_neighbors=n_neighbors).fit(rows, codes).predict
 
 
@@ -197,8 +200,8 @@ def _linear(rows: np.ndarray, codes: np.ndarray) -> Callable[[np.ndarray], np.nd
     whitening = vt[kept].T / size[kept] * np.sqrt(len(rows))
     white = (rows - mean) @ whitening
     centres = np.stack([white[codes == c].mean(axis=0) for c in classes])
-    off = white - centres[np.searchsorted(classes, codes)]
-    weights = np.linalg.solve(off.T @ off / len(rows) + RIDGE * np.eye(kept.sum()), centres.T)
+    residual = white - centres[np.searchsorted(classes, codes)]
+    weights = np.linalg.solve(residual.T @ residual / len(rows) + RIDGE * np.eye(kept.sum()), centres.T)
     constant = np.log(counts / len(rows)) - 0.5 * np.einsum("ck,kc->c", centres, weights)
     return lambda new: classes[np.argmax((new - mean) @ whitening @ weights + constant, axis=1)]
 
@@ -215,8 +218,8 @@ def _codes(labels: Any, n_units: int) -> np.ndarray:
     if values.dtype.kind == "O":
         values = values.astype(str)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise DataError(f"labels must be finite; unit {int(np.argmin(np.isfinite(values)))} has none.")
+        raise DataError(f"labels must be finite; got a non-finite label for unit {int(np.argmin(np.isfinite(values)))}.")
     classes, codes = np.unique(values, return_inverse=True)
     if len(classes) < 2:
-        raise DataError(f"labels must tell at least two classes apart; all {n_units} are {classes[0]}.")
+        raise DataError(f"labels must have at least two classes; got {n_units} labels that are all {classes[0]}.")
     return codes

@@ -151,7 +151,7 @@ def draw_pairs(n_chains: int, n_draws: int, rng: np.random.Generator, n_pairs: i
         50
     """
     if n_chains * n_draws < 2:
-        raise DataError("a ceiling compares draws with each other: at least 2 are needed; got 1.")
+        raise DataError("a ceiling compares pairs of draws and needs at least 2 draws; got 1.")
     if n_chains > 1:
         first = rng.integers(n_chains, size=n_pairs)
         second = (first + rng.integers(1, n_chains, size=n_pairs)) % n_chains
@@ -160,8 +160,8 @@ def draw_pairs(n_chains: int, n_draws: int, rng: np.random.Generator, n_pairs: i
     gap = n_draws // 2
     early = rng.integers(n_draws - gap, size=n_pairs)
     late = rng.integers(early + gap, n_draws)
-    found = rng.permuted(np.stack([early, late], axis=1), axis=1)
-    return np.stack([np.zeros_like(found), found], axis=2)
+    draws = rng.permuted(np.stack([early, late], axis=1), axis=1)
+    return np.stack([np.zeros_like(draws), draws], axis=2)
 
 
 def _bound(metrics: Sequence[Metric], options: dict[str, Any]) -> tuple[list[Metric], type[Positions] | type[Labels]]:
@@ -172,7 +172,10 @@ def _bound(metrics: Sequence[Metric], options: dict[str, Any]) -> tuple[list[Met
             raise ConfigError(f"metrics {', '.join(m.name for m in metrics)}: {unknown('option', name, known)}")
     kinds = {metric.of: metric.kind for metric in metrics}
     if len(kinds) > 1:
-        raise ConfigError(f"metrics {', '.join(m.name for m in metrics)}: some compare positions, some labels; lift them apart.")
+        raise ConfigError(
+            f"metrics {', '.join(m.name for m in metrics)}: all must compare positions, or all labels; compute the two types in "
+            "separate calls."
+        )
     bound = [metric.bind(**{name: v for name, v in options.items() if name in metric.options}) for metric in metrics]
     return bound, next(iter(kinds.values()), Positions)
 
@@ -186,7 +189,7 @@ def shape(draws: Any, kind: type[Positions] | type[Labels] = Positions) -> tuple
     dims = ("chain", "draw", *kind.dims)
     sizes = tuple(draws.shape) if hasattr(draws, "shape") else np.shape(draws)
     if len(sizes) != len(dims) or 0 in sizes:
-        raise DataError(f"draws must have shape ({', '.join(dims)}), none of size 0; got {sizes}.")
+        raise DataError(f"draws must have shape ({', '.join(dims)}), without dimensions of size 0; got {sizes}.")
     return sizes[0], sizes[1]
 
 

@@ -118,7 +118,9 @@ class Metric:
         x = x if isinstance(x, self.kind) else self.kind(x, "x")
         y = y if isinstance(y, self.kind) else self.kind(y, "y")
         if x.n_units != y.n_units:
-            raise DataError(f"metric '{self.name}' compares the same units; got {x.n_units} in x and {y.n_units} in y.")
+            raise DataError(
+                f"metric '{self.name}': x and y must have the same units; got {x.n_units} units in x and {y.n_units} in y."
+            )
         bound = self.bind(**options)
         if isinstance(x, Positions) and (x.is_constant or y.is_constant):
             return self.void
@@ -127,8 +129,8 @@ class Metric:
         except LatentLabError:
             raise
         except Exception as error:
-            why = " ".join(str(error).split())
-            raise InferenceError(f"metric {self.name!r} failed: {type(error).__name__}: {why}") from error
+            reason = " ".join(str(error).split())
+            raise InferenceError(f"metric {self.name!r} failed: {type(error).__name__}: {reason}") from error
         low, high = self.range
         if not low - ROUNDING * (1 + abs(low)) <= value <= high + ROUNDING * (1 + abs(high)):
             span = f"a number from {low:g} to {high:g}, its `range`"
@@ -162,7 +164,9 @@ def metric(  # one keyword for each declared property
         if name not in TRANSFORMATIONS[of]:
             raise ConfigError(unknown("transformation", name, TRANSFORMATIONS[of]))
     if of == "positions" and math.isnan(void):
-        raise ConfigError("a metric of positions must say its value for units that are all at one point: state `void`.")
+        raise ConfigError(
+            f"`void` of a metric of positions must be a number, its value if all units are at one point; got {void}."
+        )
     implied = {"rotation", "scale"} if "linear" in ignores else set()
 
     def decorate(function: Callable[..., float]) -> Metric:

@@ -61,7 +61,7 @@ def neighbor_overlap(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBO
     about the share of neighbours that the search misses.
 
     Raises:
-        ConfigError: `n_neighbors` is not from 1 to below half of the units, or the search does not exist.
+        ConfigError: `n_neighbors` is below 1, or not below half of the units, or the search does not exist.
         MissingDependencyError: Approximate neighbours need pynndescent, which is not installed.
     """
     found = (side.derived(neighbors, n_neighbors, neighbor_search) for side in (x, y))
@@ -75,9 +75,9 @@ def trustworthiness(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBOR
     Higher is closer, in [0, 1]; about 1/2 for unrelated positions.
 
     Raises:
-        ConfigError: `n_neighbors` is not from 1 to below half of the units.
+        ConfigError: `n_neighbors` is below 1, or not below half of the units.
     """
-    return _trust(x, y, n_neighbors)
+    return _rank_penalty_score(x, y, n_neighbors)
 
 
 @metric(direction="higher", range=(0.0, 1.0), ignores=_IGNORES, void=0.0, n_used=n_ranked, symmetric=False)
@@ -87,9 +87,9 @@ def continuity(x: Positions, y: Positions, *, n_neighbors: int = N_NEIGHBORS) ->
     Higher is closer, in [0, 1]; about 1/2 for unrelated positions.
 
     Raises:
-        ConfigError: `n_neighbors` is not from 1 to below half of the units.
+        ConfigError: `n_neighbors` is below 1, or not below half of the units.
     """
-    return _trust(y, x, n_neighbors)
+    return _rank_penalty_score(y, x, n_neighbors)
 
 
 @metric(direction="higher", range=(-1.0, 1.0), ignores=_IGNORES, void=0.0, n_used=n_ranked)
@@ -113,7 +113,7 @@ def neighbors(x: Positions, n_neighbors: int, search: Search = "exact") -> np.nd
     Ties are broken arbitrarily.
 
     Raises:
-        ConfigError: `n_neighbors` is not from 1 to below half of the units, or the search does not exist.
+        ConfigError: `n_neighbors` is below 1, or not below half of the units, or the search does not exist.
         MissingDependencyError: Approximate neighbours need pynndescent, which is not installed.
     """
     _check(n_neighbors, x.n_units)
@@ -122,15 +122,15 @@ def neighbors(x: Positions, n_neighbors: int, search: Search = "exact") -> np.nd
     rows = x.centered
     if search == "exact" and rows.shape[1] <= 2 and (plane := _plane(rows)):
         return np.asarray(plane.nearest(rows, n_neighbors))
-    found = (_nearest(rows, rows, n_neighbors + 1) if search == "exact" else _descended(rows, n_neighbors + 1)).astype(np.int32)
-    return _without(found, np.arange(x.n_units))
+    found = (_nearest(rows, rows, n_neighbors + 1) if search == "exact" else _approximate(rows, n_neighbors + 1)).astype(np.int32)
+    return _without_self(found, np.arange(x.n_units))
 
 
 def recall(x: Positions, n_neighbors: int) -> float:
     """Compute the share of the nearest neighbours that the approximate search finds, for at most 500 units."""
-    some = ranked(x.n_units)[1][:N_RECALLED]
-    exact = _without(_nearest(x.centered, x.centered[some], n_neighbors + 1), some)
-    return float(overlap(exact, x.derived(neighbors, n_neighbors, "approximate")[some]).mean())
+    subset = ranked(x.n_units)[1][:N_RECALLED]
+    exact = _without_self(_nearest(x.centered, x.centered[subset], n_neighbors + 1), subset)
+    return float(overlap(exact, x.derived(neighbors, n_neighbors, "approximate")[subset]).mean())
 
 
 def _plane(lists: np.ndarray) -> Any:
@@ -138,7 +138,7 @@ def _plane(lists: np.ndarray) -> Any:
     return loops.load("compare.plane") if len(lists) >= MANY else None
 
 
-def _without(found: np.ndarray, units: np.ndarray) -> np.ndarray:
+def _without_self(found: np.ndarray, units: np.ndarray) -> np.ndarray:
     """Remove each unit from its own list of nearest units `(unit, k + 1)`."""
     others = found != units[:, None]
     # Among more than k units at one point, a unit may be missing in its own list; then the last neighbour is removed.
@@ -146,25 +146,25 @@ def _without(found: np.ndarray, units: np.ndarray) -> np.ndarray:
     return found[others].reshape(len(found), -1)
 
 
-def _nearest(rows: np.ndarray, at: np.ndarray, k: int) -> np.ndarray:
+def _nearest(rows: np.ndarray, points: np.ndarray, k: int) -> np.ndarray:
     """Find the k rows nearest to each point, nearest first, without a matrix of all distances."""
     if rows.shape[1] <= TREE_COLUMNS:
-        return np.asarray(cKDTree(rows, leafsize=LEAF).query(at, k=k)[1])
+        return np.asarray(cKDTree(rows, leafsize=LEAF).query(points, k=k)[1])
     from sklearn.neighbors import NearestNeighbors  # takes a second to import, and is not needed to check a config
 
-    found = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(rows).kneighbors(at, return_distance=False)
+    found = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(rows).kneighbors(points, return_distance=False)
     return np.asarray(found)
 
 
-def _descended(rows: np.ndarray, k: int) -> np.ndarray:
+def _approximate(rows: np.ndarray, k: int) -> np.ndarray:
     try:
         from pynndescent import NNDescent
     except ImportError as error:
         raise MissingDependencyError("the approximate search for neighbours", "pynndescent", "embed") from error
     found = np.array(NNDescent(rows, n_neighbors=k, random_state=0, n_jobs=1).neighbor_graph[0])
-    short = (found < 0).any(axis=1)
-    if short.any():
-        found[short] = _nearest(rows, rows[short], k)
+    incomplete = (found < 0).any(axis=1)
+    if incomplete.any():
+        found[incomplete] = _nearest(rows, rows[incomplete], k)
     return found
 
 
@@ -218,14 +218,14 @@ def _argsort(values: np.ndarray) -> np.ndarray:
     return keys
 
 
-def _trust(x: Positions, y: Positions, k: int) -> float:
+def _rank_penalty_score(x: Positions, y: Positions, k: int) -> float:
     _check(k, x.n_units)
-    near, far = x.derived(ranks), y.derived(ranks)
-    m, n = near.shape
-    penalty = np.maximum(far[near <= k] - k, 0).sum(dtype=np.int64)
+    x_ranks, y_ranks = x.derived(ranks), y.derived(ranks)
+    m, n = x_ranks.shape
+    penalty = np.maximum(y_ranks[x_ranks <= k] - k, 0).sum(dtype=np.int64)
     return float(1.0 - 2.0 * penalty / (m * k * (2 * n - 3 * k - 1)))
 
 
 def _check(n_neighbors: int, n_units: int) -> None:
     if not 1 <= n_neighbors < n_units / 2:
-        raise ConfigError(f"`n_neighbors` must be from 1 to below half of the {n_units} units; got {n_neighbors}.")
+        raise ConfigError(f"`n_neighbors` must be at least 1 and below half of the {n_units} units; got {n_neighbors}.")

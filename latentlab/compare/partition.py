@@ -17,7 +17,7 @@ T = TypeVar("T")
 MIN_UNITS = 2
 """Fewest units; partitions are compared by pairs of units."""
 LARGEST = 2**53
-"""Bound on the absolute value of a label; above it not every whole number has its own floating-point number."""
+"""Bound on the absolute value of a label; larger whole numbers cannot all be represented as floating-point numbers."""
 
 
 class Labels:
@@ -52,7 +52,7 @@ class Labels:
         if array.ndim != 1:
             raise DataError(f"{what}: labels must have shape (unit,); got {array.shape}.")
         if len(array) < MIN_UNITS:
-            raise DataError(f"{what}: labels are compared over at least {MIN_UNITS} units; got {len(array)}.")
+            raise DataError(f"{what}: at least {MIN_UNITS} units are needed; got {len(array)}.")
         self.values = whole_numbers(array, what)
         found, self.codes = np.unique(self.values, return_inverse=True)
         self.n_units, self.n_clusters = len(array), len(found)
@@ -90,11 +90,11 @@ def whole_numbers(array: np.ndarray, what: str) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise DataError(f"{what}: labels must be whole numbers; got {array.dtype}.")
     with np.errstate(invalid="ignore"):
-        refused = ~((np.abs(array.astype(np.float64)) < LARGEST) & (array == np.floor(array)))
-    if refused.any():
-        where = np.argwhere(refused)[0]
-        at = f"unit {where[-1]}" if len(where) == 1 else f"{tuple(where.tolist())}"
-        raise DataError(f"{what}: labels must be whole numbers; got {array[tuple(where)]} for {at}.")
+        invalid = ~((np.abs(array.astype(np.float64)) < LARGEST) & (array == np.floor(array)))
+    if invalid.any():
+        index = np.argwhere(invalid)[0]
+        place = f"unit {index[-1]}" if len(index) == 1 else f"{tuple(index.tolist())}"
+        raise DataError(f"{what}: labels must be whole numbers; got {array[tuple(index)]} for {place}.")
     return array.astype(np.int64)
 
 
@@ -134,7 +134,9 @@ def partitions(draws: Any) -> np.ndarray:
     """
     array = np.asarray(draws)
     if array.ndim != 3 or 0 in array.shape or array.shape[2] < MIN_UNITS:
-        raise DataError(f"draws of labels must have shape (chain, draw, unit), of {MIN_UNITS} units or more; got {array.shape}.")
+        raise DataError(
+            f"draws of labels must have shape (chain, draw, unit) with at least {MIN_UNITS} units; got {array.shape}."
+        )
     codes = whole_numbers(array, "draws")
     for index in np.ndindex(codes.shape[:2]):
         codes[index] = np.unique(codes[index], return_inverse=True)[1]

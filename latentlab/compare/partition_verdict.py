@@ -50,7 +50,7 @@ CANDIDATES = 100
 """Largest number of draws of a single chain from which its centre is chosen."""
 SURPRISING = 3.0
 """Standard deviations of e_i above its mean beyond which a unit is named in the verdict."""
-USUAL = 0.05
+USUAL_LEVEL = 0.05
 """Level of the note that no estimate can be `summary-like`."""
 FLOOR = 1e-300
 
@@ -76,54 +76,54 @@ class PartitionReference:
     def __init__(self, draws: np.ndarray, rng: np.random.Generator) -> None:
         reference, held_out = halves(partitions(draws), _series, LEAST, "draws of labels")
         self._reference, self._chains = _flat(reference), held_out.shape[:2]
-        every = _flat(held_out)
+        flat_held_out = _flat(held_out)
         self.co_assignment = together(self._reference)
         self.blocks = canonical(least_binder(reference))
         self.centre = improved(self.blocks, self._reference, "binder")
         self._sizes = np.bincount(self.blocks)
         within_blocks = self._shares(self._reference)
-        self._share, self._sd = within_blocks.mean(axis=0), np.maximum(within_blocks.std(axis=0), self._step())
+        self._mean_share, self._sd = within_blocks.mean(axis=0), np.maximum(within_blocks.std(axis=0), self._least_sd())
         by_unit = misplaced(self._reference, self.co_assignment)
-        self._usual = by_unit.mean(axis=0)
-        self._own_sd = np.maximum(by_unit.std(axis=0), len(self.blocks) / np.sqrt(len(self._reference)))
+        self._mean_by_unit = by_unit.mean(axis=0)
+        self._sd_by_unit = np.maximum(by_unit.std(axis=0), len(self.blocks) / np.sqrt(len(self._reference)))
         self.n_clusters = (
-            int(min(self._reference.max(axis=1).min(), every.max(axis=1).min())) + 1,
-            int(max(self._reference.max(), every.max())) + 1,
+            int(min(self._reference.max(axis=1).min(), flat_held_out.max(axis=1).min())) + 1,
+            int(max(self._reference.max(), flat_held_out.max())) + 1,
         )
-        self._statistics = self._of(every)
+        self._statistics = self._of(flat_held_out)
         self._least = float(self._of(self.centre[None])[0, 0])
         self.ess_low = _effective(self._statistics[:, 0].reshape(self._chains))
         self.ess_guard = _effective(_unusual(self._statistics).reshape(self._chains))
-        self.gate_summary, self.gate_draw = self._gates(every, rng)
-        self.notes = self._remarks()
+        self.gate_summary, self.gate_draw = self._gates(flat_held_out, rng)
+        self.notes = self._draw_notes()
 
     @property
-    def _together(self) -> np.ndarray:
+    def _diagonal(self) -> np.ndarray:
         """Mask `(block, block)` of the entries within a block."""
         return np.eye(len(self._sizes), dtype=bool)
 
     def _shares(self, codes: np.ndarray) -> np.ndarray:
         """Share of the pairs within a block, or between two blocks, that are in the same cluster, `(draw, block, block)`."""
-        found = []
+        joined = []
         for y in codes:
             counts = tables(self.blocks, y[None], len(self._sizes), int(y.max()) + 1)[0].astype(np.float64)
-            found.append(counts @ counts.T)
+            joined.append(counts @ counts.T)
         possible = np.outer(self._sizes, self._sizes) - np.diag(self._sizes)
-        return (np.array(found) - np.diag(self._sizes)) / np.maximum(possible, 1)
+        return (np.array(joined) - np.diag(self._sizes)) / np.maximum(possible, 1)
 
-    def _step(self) -> np.ndarray:
+    def _least_sd(self) -> np.ndarray:
         """Least standard deviation of the shares `(block, block)`, as if one draw had one unit in another cluster."""
         step = 1 / np.maximum(self._sizes[:, None], self._sizes)
-        return np.where(self._together, 2 * step, step) / np.sqrt(len(self._reference))
+        return np.where(self._diagonal, 2 * step, step) / np.sqrt(len(self._reference))
 
     def _errors(self, codes: np.ndarray) -> np.ndarray:
         """Standardised shortfall within blocks and excess between them, `(draw, block, block)`."""
-        excess = (self._shares(codes) - self._share) / self._sd
-        return np.where(self._together, -excess, excess)
+        excess = (self._shares(codes) - self._mean_share) / self._sd
+        return np.where(self._diagonal, -excess, excess)
 
     def _surprises(self, by_unit: np.ndarray) -> np.ndarray:
         """Excess of each unit's e_i over its mean, in its standard deviations, `(draw, unit)`; 0 if it is below the mean."""
-        return np.maximum((by_unit - self._usual) / self._own_sd, 0.0)
+        return np.maximum((by_unit - self._mean_by_unit) / self._sd_by_unit, 0.0)
 
     def _of(self, codes: np.ndarray) -> np.ndarray:
         """Statistics T, C, worst unit, share of pairs in different clusters, and surprise, `(draw, 5)`."""
@@ -141,29 +141,35 @@ class PartitionReference:
 
     def _gates(self, held_out: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
         n = len(self.blocks)
-        some = np.linspace(0, len(held_out) - 1, SHUFFLED_DRAWS).astype(int)
+        selected = np.linspace(0, len(held_out) - 1, SHUFFLED_DRAWS).astype(int)
         shuffled = np.array([rng.permutation(self.blocks) for _ in range(SHUFFLED_MEANS)])
-        draws = np.array([rng.permutation(held_out[s]) for s in some])
+        draws = np.array([rng.permutation(held_out[s]) for s in selected])
         trivial = [self._of(y[None])[0] for y in (np.zeros(n, dtype=np.int64), np.arange(n))]
-        worst, worst_draw = (
+        limit, draw_limit = (
             float(np.quantile([self._p_guard(s) for s in self._of(y)], GATE_SHARE, method="inverted_cdf"))
             for y in (shuffled, draws)
         )
-        return max(worst, *(self._p_guard(s) for s in trivial)), worst_draw
+        return max(limit, *(self._p_guard(s) for s in trivial)), draw_limit
 
-    def _remarks(self) -> tuple[str, ...]:
+    def _draw_notes(self) -> tuple[str, ...]:
         notes = []
-        few = min(self.ess_low, self.ess_guard)
-        if few < WARN_BELOW:
+        held_out_ess = min(self.ess_low, self.ess_guard)
+        if held_out_ess < WARN_BELOW:
             notes.append(
-                f"few draws: worth {few:.0f} held out; {RECOMMENDED} in the reference and {RECOMMENDED} held out are "
-                "recommended, and a borderline verdict may flip"
+                f"few draws: the effective sample size is {held_out_ess:.0f} in the held-out half (recommended: {RECOMMENDED} "
+                "in each half), and a borderline verdict could change with other draws"
             )
         if np.ptp(self._statistics[:, 0]) == 0:
-            notes.append("all held-out draws are equally near to the reference: the posterior is sure, or its chains stand still")
-        elif rank(self._share_below(self._least), self.ess_low) > USUAL / 2:
+            notes.append(
+                "all held-out draws have the same expected loss: either the posterior is concentrated on one partition, or the "
+                "chains do not move"
+            )
+        elif rank(self._share_below(self._least), self.ess_low) > USUAL_LEVEL / 2:
             share = self._share_below(self._least)
-            notes.append(f"{share:.0%} of the draws are as near as the centre: no estimate is nearer than draws are")
+            notes.append(
+                f"{share:.0%} of the held-out draws have an expected loss at most that of the centre, and no clustering can be "
+                f"summary-like at level {USUAL_LEVEL:g}"
+            )
         return tuple(notes)
 
     def _share_below(self, loss: float) -> float:
@@ -181,28 +187,28 @@ class PartitionReference:
             DataError: y does not contain labels of the draws' units, or alpha is outside (0, 1).
         """
         if not 0 < alpha < 1:
-            raise DataError(f"`alpha` must lie between 0 and 1; got {alpha!r}.")
+            raise DataError(f"`alpha` must be between 0 and 1; got {alpha!r}.")
         codes = Labels(y, "the clustering").codes
         n = len(self.blocks)
         if len(codes) != n:
-            raise DataError(f"a clustering must label the {n} units of the draws; got {len(codes)}.")
+            raise DataError(f"a clustering must label the {n} units of the draws; got {len(codes)} labels.")
         names = [str(unit) for unit in (range(n) if units is None else units)]
         if len(names) != n:
-            raise DataError(f"`units` must name the {n} units of the draws; got {len(names)} names.")
+            raise DataError(f"`units` must contain the names of the {n} units of the draws; got {len(names)} names.")
         statistics = self._of(codes[None])[0]
         worst = np.argsort(-misplaced(codes[None], self.co_assignment)[0], kind="stable")[:N_WORST]
         k, (low, high) = int(codes.max()) + 1, self.n_clusters
         notes = [*self.notes]
         if not low <= k <= high:
-            notes.append(f"it has {k} clusters; the draws have {low if low == high else f'{low} to {high}'}")
-        none = float("nan")
+            notes.append(f"the clustering has {k} clusters, but the draws have {low if low == high else f'{low} to {high}'}")
+        undefined = float("nan")
         unlabelled = Verdict(
             verdict="undetermined",
             delta=self._delta(statistics[0]),
             p_low=rank(self._share_below(statistics[0]), self.ess_low),
             p_guard=self._p_guard(statistics),
             component=self._component(statistics, codes, names),
-            **dict.fromkeys(NOT_OF_LABELS, none),
+            **dict.fromkeys(NOT_OF_LABELS, undefined),
             ess=min(self.ess_low, self.ess_guard),
             gate_summary=self.gate_summary,
             gate_draw=self.gate_draw,
@@ -229,20 +235,22 @@ class PartitionReference:
             errors = self._errors(codes[None])[0]
             k, m = np.unravel_index(errors.argmax(), errors.shape)
             if k == m:
-                return f"too little together, {_named(np.flatnonzero(self.blocks == k), names)}"
-            of = (_named(np.flatnonzero(self.blocks == one), names) for one in (k, m))
-            return "too much together, " + " and ".join(of)
+                return f"too few pairs in the same cluster among {_described(np.flatnonzero(self.blocks == k), names)}"
+            blocks = (_described(np.flatnonzero(self.blocks == block), names) for block in (k, m))
+            return "too many pairs in the same cluster between " + " and ".join(blocks)
         if largest == 3:
-            usual = 1 - np.median(self._statistics[:, 3])
-            return f"clusters in pieces: {1 - statistics[3]:.0%} of the pairs are together, in the draws {usual:.0%}"
-        found = misplaced(codes[None], self.co_assignment)[0]
+            median = 1 - np.median(self._statistics[:, 3])
+            return (
+                f"fragmented clusters, with {1 - statistics[3]:.0%} of the pairs in the same cluster (median draw: {median:.0%})"
+            )
+        by_unit = misplaced(codes[None], self.co_assignment)[0]
         if largest == 4:
-            surprises = self._surprises(found)
-            odd = np.argsort(-surprises, kind="stable")[: max(1, int((surprises > SURPRISING).sum()))]
-            return "units elsewhere than the posterior is sure of: " + _few(odd, names)
-        beyond = np.flatnonzero(found > np.quantile(self._statistics[:, 2], GATE_SHARE))
-        odd = beyond[np.argsort(-found[beyond], kind="stable")] if beyond.size else found.argmax()[None]
-        return "units " + _few(odd, names)
+            surprises = self._surprises(by_unit)
+            outlying = np.argsort(-surprises, kind="stable")[: max(1, int((surprises > SURPRISING).sum()))]
+            return f"units in improbable clusters ({_listed(outlying, names)})"
+        beyond = np.flatnonzero(by_unit > np.quantile(self._statistics[:, 2], GATE_SHARE))
+        outlying = beyond[np.argsort(-by_unit[beyond], kind="stable")] if beyond.size else by_unit.argmax()[None]
+        return "units " + _listed(outlying, names)
 
 
 NOT_OF_LABELS = (
@@ -252,12 +260,12 @@ NOT_OF_LABELS = (
 """Fields of a verdict that are defined for positions only; NaN for labels."""
 
 
-def _named(those: np.ndarray, names: list[str]) -> str:
-    return f"the {len(those)} units {_few(those, names)}" if len(those) > 1 else f"unit {names[those[0]]}"
+def _described(units: np.ndarray, names: list[str]) -> str:
+    return f"the {len(units)} units {_listed(units, names)}" if len(units) > 1 else f"unit {names[units[0]]}"
 
 
-def _few(those: np.ndarray, names: list[str]) -> str:
-    return ", ".join(names[i] for i in those[:N_WORST]) + (", ..." if len(those) > N_WORST else "")
+def _listed(units: np.ndarray, names: list[str]) -> str:
+    return ", ".join(names[i] for i in units[:N_WORST]) + (", ..." if len(units) > N_WORST else "")
 
 
 def _flat(half: np.ndarray) -> np.ndarray:
@@ -266,9 +274,9 @@ def _flat(half: np.ndarray) -> np.ndarray:
 
 def _series(chain: np.ndarray) -> tuple[np.ndarray, ...]:
     """Distances of the draws of a chain `(draw, unit)` from its first draw, its last draw, and its centre."""
-    some = chain[np.unique(np.linspace(0, len(chain) - 1, min(len(chain), CANDIDATES)).astype(int))]
-    middle = least_binder(some[None])
-    return distances(chain[0], chain)[1:], distances(chain[-1], chain)[:-1], distances(middle, chain)
+    candidates = chain[np.unique(np.linspace(0, len(chain) - 1, min(len(chain), CANDIDATES)).astype(int))]
+    centre = least_binder(candidates[None])
+    return distances(chain[0], chain)[1:], distances(chain[-1], chain)[:-1], distances(centre, chain)
 
 
 def _effective(series: np.ndarray) -> float:
@@ -278,8 +286,8 @@ def _effective(series: np.ndarray) -> float:
 
 def _z(pool: np.ndarray) -> np.ndarray:
     """Standardise each statistic `(S, 5)` within its pool: (statistic - median) / sd."""
-    less = pool - np.median(pool, axis=0)
-    return less / np.maximum(pool.std(axis=0), FLOOR)
+    deviation = pool - np.median(pool, axis=0)
+    return deviation / np.maximum(pool.std(axis=0), FLOOR)
 
 
 def _unusual(pool: np.ndarray) -> np.ndarray:

@@ -59,8 +59,8 @@ class Positions:
             what: Name of the positions in error messages.
 
         Raises:
-            DataError: The values are no table of numbers with at least one column and `MIN_UNITS` units, or a number is not
-                finite and below `LARGEST`.
+            DataError: The values are not a table of numbers with at least one column and `MIN_UNITS` units, or a number is not
+                finite and below `LARGEST` in absolute value.
         """
         try:
             array = np.asarray(values, dtype=np.float64)
@@ -69,12 +69,12 @@ class Positions:
         if array.ndim != 2 or array.shape[1] == 0:
             raise DataError(f"{what}: positions must have shape (unit, p) with p at least 1; got {array.shape}.")
         if len(array) < MIN_UNITS:
-            raise DataError(f"{what}: positions are compared over at least {MIN_UNITS} units; got {len(array)}.")
-        refused = ~(np.abs(array) < LARGEST)
-        if refused.any():
-            row, column = np.argwhere(refused)[0]
-            found = f"{array[row, column]} for unit {row}, column {column}"
-            raise DataError(f"{what}: positions must be finite and below {LARGEST:g}; got {found}.")
+            raise DataError(f"{what}: at least {MIN_UNITS} units are needed; got {len(array)}.")
+        invalid = ~(np.abs(array) < LARGEST)
+        if invalid.any():
+            row, column = np.argwhere(invalid)[0]
+            value = f"{array[row, column]} for unit {row}, column {column}"
+            raise DataError(f"{what}: positions must be finite and below {LARGEST:g} in absolute value; got {value}.")
         self.values = array
         self.n_units = len(array)
         self._derived: dict[Hashable, Any] = {}

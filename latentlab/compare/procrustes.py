@@ -6,7 +6,7 @@ r"""Procrustes distances: residual sum of squares of the embedding, after alignm
 
     affine <= similarity <= orthogonal <= displacement.
 
-| metric | T(x) | the minimum, x and y centred, X'Y = U S V' |
+| metric | T(x) | the minimum, x and y centred, X^T Y = U S V^T |
 |---|---|---|
 | `displacement` | x | without alignment, x and y not centred |
 | `procrustes_orthogonal` | x R + t, R orthogonal | (abs(X)^2 + abs(Y)^2 - 2 tr S) / abs(Y)^2 |
@@ -69,7 +69,7 @@ def procrustes_affine(x: Positions, y: Positions) -> float:
 
 
 def _overlap(x: Positions, y: Positions) -> float:
-    """Sum of the singular values of X'Y, tr S: the maximum of sum_i x_i R y_i' over rotations R."""
+    """Sum of the singular values of X^T Y, tr S: the maximum of sum_i x_i R y_i^T over rotations R."""
     return float(np.linalg.svd(x.centered.T @ y.centered, compute_uv=False).sum())
 
 

@@ -34,16 +34,16 @@ def structure(mean: np.ndarray, rng: np.random.Generator, *, shift: bool = False
     values = np.column_stack([mean, *(mean[:, i] * mean[:, j] for i, j in products), smooth])
     values = values - values.mean(axis=0)
     size = np.sqrt((values**2).mean(axis=0))
-    moves = size > 1e-9 * size.max()
-    kept, scaled = [name for name, move in zip(names, moves, strict=True) if move], values[:, moves] / size[moves]
+    varies = size > 1e-9 * size.max()
+    kept, scaled = [name for name, varying in zip(names, varies, strict=True) if varying], values[:, varies] / size[varies]
     return (["a shift of all units", *kept], np.column_stack([np.ones(len(mean)), scaled])) if shift else (kept, scaled)
 
 
 def _smooth(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Leading eigenfunctions `(unit, q)`, up to a constant, of a centred Gaussian kernel with the median distance as width."""
-    marks = mean if len(mean) <= LANDMARKS else mean[np.sort(rng.choice(len(mean), LANDMARKS, replace=False))]
-    square = _squared_distances(marks, marks)
-    width = np.median(square[np.triu_indices(len(marks), 1)])
+    landmarks = mean if len(mean) <= LANDMARKS else mean[np.sort(rng.choice(len(mean), LANDMARKS, replace=False))]
+    square = _squared_distances(landmarks, landmarks)
+    width = np.median(square[np.triu_indices(len(landmarks), 1)])
     if width <= 0:
         return np.empty((len(mean), 0))
     kernel = np.exp(-square / (2 * width))
@@ -51,7 +51,7 @@ def _smooth(mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     values, vectors = np.linalg.eigh(kernel - column_mean - column_mean[:, None] + kernel.mean())
     values, vectors = values[::-1][:N_SMOOTH], vectors[:, ::-1][:, :N_SMOOTH]
     kept = values > 1e-9 * values[0]
-    parts = [np.exp(-_squared_distances(mean[i : i + 4096], marks) / (2 * width)) for i in range(0, len(mean), 4096)]
+    parts = [np.exp(-_squared_distances(mean[i : i + 4096], landmarks) / (2 * width)) for i in range(0, len(mean), 4096)]
     return np.concatenate([part @ (vectors[:, kept] / values[kept]) for part in parts])
 
 

@@ -1,9 +1,9 @@
 r"""Agreement of the column spaces of embedding and draw, independent of their bases.
 
-Let U and V be orthonormal bases of the centred x and y. The singular values of U'V are the canonical correlations, the cosines of
-the principal angles. Their number is the rank of y. If x has a smaller rank, the missing correlations are 0; if it
-has a larger rank, its further dimensions do not change the value. If x and y together have as many dimensions as units or more,
-some correlation is 1 for any data. The metric then returns the value of unrelated positions.
+Let U and V be orthonormal bases of the centred x and y. The singular values of U^T V are the canonical correlations, the
+cosines of the principal angles. Their number is the rank of y. If x has a smaller rank, the missing correlations are 0; if it
+has a larger rank, its additional dimensions do not change the value. If x and y together have as many dimensions as units or
+more, some correlation is 1 for any data. The metric then returns the value of unrelated positions.
 
 References:
     Björck and Golub (1973), Numerical methods for computing angles between linear subspaces, Mathematics of Computation 27:579.

@@ -3,7 +3,7 @@ r"""Disagreement of an embedding with the posterior, unit by unit, and its corre
 The embedding a and the draws have been aligned by the same function. With M_i and V_i the mean and covariance of unit i's
 draws z_is, s = 1..S, and V the mean of the V_i,
 
-    mahalanobis_i = sqrt((a_i - M_i)' W_i^-1 (a_i - M_i) / d),   W_i = ((S - 1) V_i + (d + 2) c_i V) / (S + d + 1),
+    mahalanobis_i = sqrt((a_i - M_i)^T W_i^-1 (a_i - M_i) / d),   W_i = ((S - 1) V_i + (d + 2) c_i V) / (S + d + 1),
     distance_i    = |a_i - M_i|,                                 c_i = tr(V^-1 V_i) / d,
     spread_i      = sqrt(tr V_i / d),
     neighbors_i   = 1 - mean_s |N_i^a(k) and N_i^s(k)| / k,      neighbors_own_i: the same between draws.
@@ -34,7 +34,7 @@ from latentlab.errors import DataError
 N_PAIRS = 100
 SAME = 1e-9
 """Relative range at or below which a quantity counts as constant over the units."""
-KEPT = 2**26
+MOST_CACHED = 2**26
 """Largest total size of the draws' neighbour lists that are cached (256 MB); larger ones are recomputed at each use."""
 
 
@@ -88,7 +88,7 @@ def disagreement(
 
     Raises:
         DataError: The units or dimensions differ, there are fewer than 2 draws, or a unit does not vary over the draws.
-        ConfigError: `n_neighbors` is not from 1 to below half of the units.
+        ConfigError: `n_neighbors` is below 1, or not below half of the units.
     """
     return UnitsOfPositions(draws, rng, n_neighbors=n_neighbors, n_pairs=n_pairs).disagreement(y)
 
@@ -105,7 +105,7 @@ class UnitsOfPositions:
 
     Raises:
         DataError: The draws are not positions, or there are fewer than 2.
-        ConfigError: `n_neighbors` is not from 1 to below half of the units.
+        ConfigError: `n_neighbors` is below 1, or not below half of the units.
     """
 
     def __init__(
@@ -119,9 +119,11 @@ class UnitsOfPositions:
     ) -> None:
         self._draws = draws
         self._sizes = shape(draws)
-        self._near: Callable[[Positions], np.ndarray] = partial(neighbors, n_neighbors=n_neighbors, search=neighbor_search)
+        self._neighbors_of: Callable[[Positions], np.ndarray] = partial(
+            neighbors, n_neighbors=n_neighbors, search=neighbor_search
+        )
         self._lists: dict[tuple[int, int], np.ndarray] = {}
-        self._keeps = math.prod(self._sizes) * np.shape(draws)[2] * n_neighbors <= KEPT
+        self._is_cached = math.prod(self._sizes) * np.shape(draws)[2] * n_neighbors <= MOST_CACHED
         own = np.zeros(np.shape(draws)[2])
         for pair in draw_pairs(*self._sizes, rng, n_pairs):
             own += overlap(*(self._of_draw(*one) for one in pair))
@@ -133,10 +135,10 @@ class UnitsOfPositions:
         key = (int(chain), int(draw))
         if key in self._lists:
             return self._lists[key]
-        found = self._near(draw_positions(self._draws, *key))
-        if self._keeps:
-            self._lists[key] = found
-        return found
+        lists = self._neighbors_of(draw_positions(self._draws, *key))
+        if self._is_cached:
+            self._lists[key] = lists
+        return lists
 
     def disagreement(self, y: Any) -> Disagreement:
         """Compute the disagreement of an aligned embedding `(unit, latent)` with the draws.
@@ -146,13 +148,15 @@ class UnitsOfPositions:
         """
         embedding = Positions(y, "the embedding")
         if embedding.values.shape != self._mean.shape:
-            found = self._mean.shape
-            raise DataError(f"an aligned embedding has the draws' shape (unit, latent) = {found}; got {embedding.values.shape}.")
-        near = self._near(embedding)
+            raise DataError(
+                f"an aligned embedding must have the shape of the draws, (unit, latent) = {self._mean.shape}; got "
+                f"{embedding.values.shape}."
+            )
+        embedding_neighbors = self._neighbors_of(embedding)
         n_draws = math.prod(self._sizes)
         shared = np.zeros(embedding.n_units)
         for one in np.ndindex(*self._sizes):
-            shared += overlap(near, self._of_draw(*one))
+            shared += overlap(embedding_neighbors, self._of_draw(*one))
         errors = _whitened(embedding.values - self._mean, self._covariance, n_draws)
         distance = np.linalg.norm(embedding.values - self._mean, axis=1)
         missed = 1.0 - shared / n_draws

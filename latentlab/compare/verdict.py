@@ -6,13 +6,13 @@ of unit i's aligned draws of B, shrunk to the pooled covariance with weight d + 
 
 * **primary**: $D^2 = \sum_i |u_i|^2 / (n d)$. p_low is its lower rank among the draws of A. The effect size is
   $\delta = \sqrt{D^2(Y) / \mathrm{median}_A D^2}$: 0 for the posterior mean, 1 for a draw;
-* **guard**: the largest z = (log statistic - median) / MAD, within A and Y, of D^2, of C = max |F' u| / sd_B over functions
+* **guard**: the largest z = (log statistic - median) / MAD, within A and Y, of D^2, of C = max |F^T u| / sd_B over functions
   F of M (`latentlab.compare.structure`) and columns of u, and of max_i |u_i|^2; p_guard is its upper rank;
 * **gate**: shuffled means, the constant embedding and shuffled draws are tested in the same way, and must be rejected.
 
 The label is determined as follows, with a = alpha / 2:
 
-1. `undetermined` if the held-out draws are worth fewer than 2 / alpha - 1 effective draws;
+1. `undetermined` if the effective sample size of the held-out draws is below 2 / alpha - 1;
 2. else `distinct` if p_guard <= a;
 3. else `summary-like` if p_low <= a, provided that shuffled means and the constant are distinct, and `undetermined` if not;
 4. else `draw-like`, provided that shuffled draws are distinct, and `undetermined` if not.
@@ -42,7 +42,7 @@ GATE_SHARE = 0.95
 WARN_BELOW = 100.0
 RECOMMENDED = 200
 TWO_MODES_BELOW = 1.8
-"""Kurtosis of the uniform distribution; two equal modes have a value near 1. Of samples of 40 Gaussian draws 0.3 % are below."""
+"""Kurtosis of the uniform distribution; two equal modes have a value near 1. 0.3% of samples of 40 Gaussian draws are below."""
 N_WORST = 5
 FLOOR = 1e-300
 ROUND_OFF = 1e-6
@@ -75,7 +75,7 @@ class Reference:
         self.alignment = alignment
         self._judged, self._series = judged, series
         self._whole = mean_of(reference.reshape(-1, *reference.shape[2:]), alignment)
-        self._carry = aligner(alignment, self._whole, series=series)
+        self._aligner = aligner(alignment, self._whole, series=series)
         self.mean = self._whole[judged]
         self.regions = Regions(reference, held_out, self.align)
         self._whiten = inverse_root(_shrunk(self.regions.covariance, self.regions.n_draws))
@@ -89,11 +89,11 @@ class Reference:
         self.ess_low = ess(np.log(overall).reshape(self._chains))
         self.ess_guard = ess(_unusual(self._statistics).reshape(self._chains))
         self.gate_summary, self.gate_draw = self._gates(held_out, rng)
-        self.notes = self._remarks(reference, held_out)
+        self.notes = self._draw_notes(reference, held_out)
 
     def align(self, x: np.ndarray) -> np.ndarray:
         """Align positions of all units `(..., unit, p)` with the mean; return the judged units `(..., unit, latent)`."""
-        return self._carry(x)[..., self._judged, :]
+        return self._aligner(x)[..., self._judged, :]
 
     def _errors(self, x: np.ndarray) -> np.ndarray:
         """Whitened errors u `(..., unit, latent)` of positions `(..., unit, p)`."""
@@ -106,8 +106,8 @@ class Reference:
         """Statistics D^2, C and the largest |u_i|^2, `(..., 3)`."""
         square = (errors**2).sum(axis=-1)
         structured = (np.abs(self._values.T @ errors) / self._sd).max(axis=(-2, -1))
-        found = np.stack([square.sum(axis=-1) / errors[0].size, structured, square.max(axis=-1)], axis=-1)
-        return np.maximum(found, FLOOR)
+        statistics = np.stack([square.sum(axis=-1) / errors[0].size, structured, square.max(axis=-1)], axis=-1)
+        return np.maximum(statistics, FLOOR)
 
     def _p_guard(self, statistics: np.ndarray) -> float:
         pool = _unusual(np.vstack([self._statistics, statistics]))
@@ -117,32 +117,36 @@ class Reference:
         def p(x: np.ndarray) -> float:
             return self._p_guard(self._of(self._errors(x)[None])[0])
 
-        every = held_out.reshape(-1, *held_out.shape[2:])
-        some = np.linspace(0, len(every) - 1, SHUFFLED_DRAWS).astype(int)
+        flat = held_out.reshape(-1, *held_out.shape[2:])
+        selected = np.linspace(0, len(flat) - 1, SHUFFLED_DRAWS).astype(int)
 
-        def changed(x: np.ndarray, judged: np.ndarray) -> np.ndarray:
-            found = x.copy()
-            found[self._judged] = judged
-            return found
+        def replaced(x: np.ndarray, judged: np.ndarray) -> np.ndarray:
+            copy = x.copy()
+            copy[self._judged] = judged
+            return copy
 
-        means = [p(changed(self._whole, rng.permutation(self.mean))) for _ in range(SHUFFLED_MEANS)]
-        draws = [p(changed(every[s], rng.permutation(every[s][self._judged]))) for s in some]
-        worst, worst_draw = (float(np.quantile(x, GATE_SHARE, method="inverted_cdf")) for x in (means, draws))
-        return max(worst, p(changed(self._whole, self.mean.mean(axis=0)))), worst_draw
+        means = [p(replaced(self._whole, rng.permutation(self.mean))) for _ in range(SHUFFLED_MEANS)]
+        draws = [p(replaced(flat[s], rng.permutation(flat[s][self._judged]))) for s in selected]
+        limit, draw_limit = (float(np.quantile(x, GATE_SHARE, method="inverted_cdf")) for x in (means, draws))
+        return max(limit, p(replaced(self._whole, self.mean.mean(axis=0)))), draw_limit
 
-    def _remarks(self, reference: np.ndarray, held_out: np.ndarray) -> tuple[str, ...]:
+    def _draw_notes(self, reference: np.ndarray, held_out: np.ndarray) -> tuple[str, ...]:
         notes = []
-        few = min(self.ess_low, self.ess_guard)
-        if min(few, self.regions.effective) < WARN_BELOW:
+        held_out_ess = min(self.ess_low, self.ess_guard)
+        if min(held_out_ess, self.regions.effective) < WARN_BELOW:
             notes.append(
-                f"few draws: worth {self.regions.effective:.0f} in the reference and {few:.0f} held out; "
-                f"{RECOMMENDED} and {RECOMMENDED} are recommended, and a borderline verdict may flip"
+                f"few draws: the effective sample size is {self.regions.effective:.0f} in the reference half and "
+                f"{held_out_ess:.0f} in the held-out half (recommended: {RECOMMENDED} in each), and a borderline verdict could "
+                "change with other draws"
             )
-        errors = np.concatenate([self._errors(_few(half)) for half in (reference, held_out)])
+        errors = np.concatenate([self._errors(_thinned(half)) for half in (reference, held_out)])
         score = leading_score(errors)
         kurtosis = float((score**4).mean() / (score**2).mean() ** 2)
         if kurtosis < TWO_MODES_BELOW:
-            notes.append(f"two modes: the draws' leading score has kurtosis {kurtosis:.2g} (3 if Gaussian, 1 if two points)")
+            notes.append(
+                f"two modes: the first principal component score of the draws has kurtosis {kurtosis:.2g} (3 for a Gaussian "
+                "distribution, 1 for two points)"
+            )
         return tuple(notes)
 
     def judge(self, y: np.ndarray, *, alpha: float = 0.05, units: Sequence[str] | None = None) -> Verdict:
@@ -157,23 +161,26 @@ class Reference:
             DataError: The shape is wrong, a value is not finite, or alpha is outside (0, 1).
         """
         if not 0 < alpha < 1:
-            raise DataError(f"`alpha` must lie between 0 and 1; got {alpha!r}.")
+            raise DataError(f"`alpha` must be between 0 and 1; got {alpha!r}.")
         y = positions(y)
         names = [str(unit) for unit in (range(len(self.mean)) if units is None else units)]
         if len(names) != len(self.mean):
-            raise DataError(f"`units` must name the {len(self.mean)} units that are judged; got {len(names)} names.")
+            raise DataError(f"`units` must contain the names of the {len(self.mean)} tested units; got {len(names)} names.")
         errors = self._errors(y)
         statistics = self._of(errors[None])[0]
         below = float((self._statistics[:, 0] <= statistics[0]).mean())
         scale = float(scales(y, self._whole, self.alignment, series=self._series))
-        found = self.regions.coverage(y)
+        coverage = self.regions.coverage(y)
         worst = np.argsort(-(errors**2).sum(axis=1), kind="stable")[:N_WORST]
         p, d = y.shape[1], self.mean.shape[1]
         notes = [*self.notes]
         if p < d:
-            notes.append(f"the embedding has {p} of {d} columns: filled up with zeros")
+            notes.append(f"the embedding has {p} of the {d} latent dimensions, and columns of zeros were added")
         if p > d:
-            notes.append(f"the embedding has {p} columns for {d}: mapped to them linearly, each fifth of the units by the others")
+            notes.append(
+                f"the embedding has {p} columns for {d} latent dimensions and was mapped to these by 5-fold cross-fitted "
+                "linear regression"
+            )
         unlabelled = Verdict(
             verdict="undetermined",
             delta=math.sqrt(float(statistics[0] / np.median(self._statistics[:, 0]))),
@@ -182,12 +189,12 @@ class Reference:
             component=self._component(statistics, errors, names),
             scale=scale,
             scale_rank=float((self._scales < scale).mean()),
-            coverage_50=found.pointwise[0],
-            coverage_80=found.pointwise[1],
-            coverage_95=found.pointwise[2],
-            draw_coverage_50=found.draws[0],
-            draw_coverage_80=found.draws[1],
-            draw_coverage_95=found.draws[2],
+            coverage_50=coverage.pointwise[0],
+            coverage_80=coverage.pointwise[1],
+            coverage_95=coverage.pointwise[2],
+            draw_coverage_50=coverage.draws[0],
+            draw_coverage_80=coverage.draws[1],
+            draw_coverage_95=coverage.draws[2],
             ess=min(self.ess_low, self.ess_guard),
             gate_summary=self.gate_summary,
             gate_draw=self.gate_draw,
@@ -205,13 +212,13 @@ class Reference:
         if largest == 0:
             return "overall"
         if largest == 1:
-            share = np.abs(self._values.T @ errors) / self._sd
-            function, column = np.unravel_index(share.argmax(), share.shape)
+            standardised = np.abs(self._values.T @ errors) / self._sd
+            function, column = np.unravel_index(standardised.argmax(), standardised.shape)
             return f"error along axis {column + 1}, {self._functions[function]}"
         square = (errors**2).sum(axis=1)
         beyond = np.flatnonzero(square > np.quantile(self._statistics[:, 2], GATE_SHARE))
-        odd = beyond[np.argsort(-square[beyond], kind="stable")] if beyond.size else [square.argmax()]
-        return "units " + ", ".join(names[i] for i in odd[:N_WORST]) + (", ..." if len(odd) > N_WORST else "")
+        outlying = beyond[np.argsort(-square[beyond], kind="stable")] if beyond.size else [square.argmax()]
+        return "units " + ", ".join(names[i] for i in outlying[:N_WORST]) + (", ..." if len(outlying) > N_WORST else "")
 
 
 def verdict(
@@ -248,8 +255,8 @@ def verdict(
 def _z(pool: np.ndarray) -> np.ndarray:
     """Standardise each statistic `(S, 3)` within its pool: (log statistic - median) / MAD."""
     logs = np.log(pool)
-    less = logs - np.median(logs, axis=0)
-    return less / np.maximum(np.median(np.abs(less), axis=0), FLOOR)
+    deviation = logs - np.median(logs, axis=0)
+    return deviation / np.maximum(np.median(np.abs(deviation), axis=0), FLOOR)
 
 
 def _unusual(pool: np.ndarray) -> np.ndarray:
@@ -266,7 +273,7 @@ def _floored(sd: np.ndarray) -> np.ndarray:
     return np.maximum(sd, ROUND_OFF * sd.max())
 
 
-def _few(half: np.ndarray) -> np.ndarray:
+def _thinned(half: np.ndarray) -> np.ndarray:
     """At most 200 draws `(draw, unit, latent)` of a half, evenly spaced."""
-    every = half.reshape(-1, *half.shape[2:])
-    return every[:: math.ceil(len(every) / RECOMMENDED)]
+    flat = half.reshape(-1, *half.shape[2:])
+    return flat[:: math.ceil(len(flat) / RECOMMENDED)]

@@ -15,36 +15,41 @@ SOFT_METRICS = ("cka", "distance_correlation", "procrustes_similarity")
 """Default metrics between an embedding and the probabilities of the labels."""
 
 
-def _distinct(option: str, names: Sequence[str]) -> None:
+def _check_names(option: str, names: Sequence[str]) -> None:
     """Raises `ConfigError` if the names are not a list, or if it is empty or has a duplicate."""
     if isinstance(names, str):
         raise ConfigError(f"compare: `{option}` must be a list of names, such as [{names!r}]; got {names!r}.")
-    twice = next((name for name in names if list(names).count(name) > 1), None)
-    if not names or twice is not None:
-        raise ConfigError(f"compare: `{option}` " + ("is empty." if twice is None else f"names {twice!r} twice."))
+    if not names:
+        raise ConfigError(f"compare: `{option}` must contain at least one name; got an empty list.")
+    duplicate = next((name for name in names if list(names).count(name) > 1), None)
+    if duplicate is not None:
+        raise ConfigError(f"compare: `{option}` must not repeat a name; got {duplicate!r} more than once.")
 
 
 def metrics_of(names: Sequence[str] | None, fit: Fit) -> list[Metric]:
-    """Metrics of these names; by default those that ignore the model's symmetry, but for slow ones.
+    """Metrics of these names; by default those that are invariant under the model's symmetry, except slow ones.
 
     Raises:
-        ConfigError: The list is empty, or a metric is unknown, repeated, or one of labels for positions that are none.
+        ConfigError: The list is empty; or a metric is unknown, repeated, or compares labels of a model without labels.
     """
     group, dims = fit.model.exchanges, fit.model.dims[fit.model.position.site]
     discrete = fit.model.is_discrete
     if names is None:
-        every = [METRICS.load(name) for name in METRICS]
-        kept = [m for m in every if m.by_default and not missing_invariances(m, group, dims)]
+        loaded = [METRICS.load(name) for name in METRICS]
+        kept = [m for m in loaded if m.by_default and not missing_invariances(m, group, dims)]
         return [m for m in kept if m.of == ("labels" if discrete else "positions") or (discrete and m.name in SOFT_METRICS)]
-    _distinct("metrics", names)
+    _check_names("metrics", names)
     for name in names:
         if name not in METRICS:
             raise ConfigError(unknown("metric", name, METRICS))
-    found = [METRICS.load(name) for name in names]
-    for metric in found:
+    chosen = [METRICS.load(name) for name in names]
+    for metric in chosen:
         if metric.of == "labels" and not discrete:
-            raise ConfigError(f"metric {metric.name!r} compares labels; the positions of {fit.model.name!r} are not discrete.")
-    return found
+            raise ConfigError(
+                f"metric {metric.name!r} compares labels, but the positions of {fit.model.name!r} are continuous; choose a "
+                "metric of positions."
+            )
+    return chosen
 
 
 COVERED: dict[Alignment, frozenset[str]] = {
@@ -56,50 +61,53 @@ COVERED: dict[Alignment, frozenset[str]] = {
 """Transformations that each alignment removes."""
 
 
-def orientation_notes(chosen: Sequence[Metric], ways: Sequence[Alignment], model: LatentModel) -> list[str]:
-    """A note on each metric and alignment that depends on the orientation of the draws, which the symmetry leaves free."""
+def orientation_notes(chosen: Sequence[Metric], alignments: Sequence[Alignment], model: LatentModel) -> list[str]:
+    """A note on each metric and alignment that depends on the orientation of the draws, which the model does not identify."""
     group, dims = model.exchanges, model.dims[model.position.site]
-    free = required_invariances(group, dims)
-    depends = {metric.name: missing_invariances(metric, group, dims) for metric in chosen}
-    depends |= {f"alignment {way}": free - COVERED[way] for way in ways if not model.is_discrete}
+    required = required_invariances(group, dims)
+    missing = {f"metric {metric.name}": missing_invariances(metric, group, dims) for metric in chosen}
+    missing |= {f"alignment {name}": required - COVERED[name] for name in alignments if not model.is_discrete}
     return [
-        f"{name} depends on {' and '.join(sorted(on))} of the positions, which the model does not identify: its results are "
-        "those of the orientation in which the draws were aligned"
-        for name, on in depends.items()
-        if on
+        f"{name} is not invariant under {' and '.join(sorted(names)).replace('linear', 'linear transformation')} of the "
+        "positions, which the model does not identify: its results hold for the orientation of the aligned draws only"
+        for name, names in missing.items()
+        if names
     ]
 
 
 def alignments_of(names: Sequence[str] | None, fit: Fit) -> tuple[Alignment, ...]:
-    free = required_invariances(fit.model.exchanges, fit.model.dims[fit.model.position.site])
+    required = required_invariances(fit.model.exchanges, fit.model.dims[fit.model.position.site])
     if fit.model.is_discrete and names is not None:
-        raise ConfigError(f"compare: `alignments` are of positions; those of {fit.model.name!r} are labels, which have none.")
+        raise ConfigError(
+            f"compare: `alignments` apply to continuous positions, but the positions of {fit.model.name!r} are labels; leave out "
+            "`alignments`."
+        )
     if names is None:
-        return ("fixed",) if not free else ("affine",) if "linear" in free else ("orthogonal", "similarity")
-    _distinct("alignments", names)
+        return ("fixed",) if not required else ("affine",) if "linear" in required else ("orthogonal", "similarity")
+    _check_names("alignments", names)
     for name in names:
         if name not in ALIGNMENTS:
             raise ConfigError(unknown("alignment", name, ALIGNMENTS))
-    return tuple(way for way in ALIGNMENTS if way in names)
+    return tuple(alignment for alignment in ALIGNMENTS if alignment in names)
 
 
 def check_spread(model: LatentModel, method: Method) -> None:
     """Raises an error if the positions have no posterior spread or too few draws.
 
     Raises:
-        ModelError: The method gives point estimates of the positions; the message names model and method.
+        ModelError: The method gives point estimates of the positions; the message names the model and the method.
         ConfigError: A half may hold too few draws: the number of position columns + 2, or `LEAST` draws of labels.
     """
     n_chains, least = getattr(method, "n_chains", 1), LEAST if model.is_discrete else (model.position_columns() or 1) + 2
     half = n_chains // 2 * method.n_draws if n_chains > 1 else method.n_draws // 3
     if half < least:
         raise ConfigError(
-            f"inference: {n_chains} x {method.n_draws} draws are too few to compare embeddings with: a half must hold at least "
-            f"{least}, and for a verdict hundreds; raise `n_draws`."
+            f"inference: {n_chains} chain(s) of {method.n_draws} draws are too few for a comparison: each half needs at least "
+            f"{least} draws, and a verdict needs hundreds. Increase `n_draws`."
         )
     if method.kind == "point" and "latents" not in model.offers:
         others = ", ".join(name for name in model.methods if METHODS.load(name).kind != "point")
         raise ModelError(
-            f"method {method.name!r} gives the positions of {model.name!r} no spread (it has no `latents`), so that no embedding "
-            f"can be compared with them; methods that do: {others or 'none'}."
+            f"method {method.name!r} gives point estimates of the positions of {model.name!r}, which has no `latents`. "
+            f"A comparison needs their posterior distribution; methods that give it: {others or 'none'}."
         )

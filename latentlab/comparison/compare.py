@@ -23,12 +23,12 @@ from latentlab.comparison.rows import Row, fewest_units, rows_of
 from latentlab.comparison.scores import (
     RECALLS,
     clusters_and_labels,
-    in_part,
-    lifted_over,
+    draws_for_scores,
     n_scores,
     positions_and_labels,
     recalls,
     scored,
+    subset_notes,
 )
 from latentlab.comparison.verdicts import N_NAMED, Judged, borderline, judged_labels, judged_positions, n_verdicts
 from latentlab.embeddings.embedding import Embedding
@@ -79,76 +79,82 @@ def compare(  # one keyword for each user option; calls the stages in order
         n_pairs: Pairs of draws for the ceiling.
         n_permutations: Permutations of the units for the floor.
         neighbor_search: `exact` or `approximate` nearest neighbours. The latter are faster for many units in many columns;
-            `notes` and the dataset then give their recall.
+            `notes` and the dataset then contain their recall.
         progress: Whether to show a progress bar on a terminal.
 
     Raises:
         DataError: An embedding lacks units of the fit, or is not finite.
         ModelError: The method gives the positions no posterior spread.
-        ConfigError: An unknown or repeated metric, alignment or label, an option out of its range, or too few draws.
+        ConfigError: A metric, alignment or label is unknown or repeated, an option is out of its range, or there are too few
+            draws.
     """
     numbers = {"n_neighbors": n_neighbors, "n_draws": n_draws, "n_pairs": n_pairs, "n_permutations": n_permutations}
     checked("compare", keyword_types(compare), {**numbers, "alpha": alpha, "neighbor_search": neighbor_search})
     chosen = metrics_of(metrics, fit)
-    ways = alignments_of(alignments, fit)
+    used_alignments = alignments_of(alignments, fit)
     single = isinstance(embeddings, Embedding)
     embeddings = list(embeddings) if not single else embeddings
-    odd = embeddings if single else next((one for one in embeddings if not isinstance(one, Embedding)), None)
-    if odd is not None:
+    invalid = embeddings if single else next((one for one in embeddings if not isinstance(one, Embedding)), None)
+    if invalid is not None:
         raise ConfigError(
             "`embeddings` must be a list of `Embedding`s, such as `[embed('pca', dataset), Embedding(name, values, units)]`; "
-            f"got {'' if single else 'a list with '}{type(odd).__name__}."
+            f"got {'' if single else 'a list with '}{type(invalid).__name__}."
         )
     if not embeddings:
-        raise ConfigError("`embeddings` is empty: there is nothing to compare with.")
+        raise ConfigError("`embeddings` must contain at least one embedding; got an empty list.")
     check_spread(fit.model, fit.method)
     rows = rows_of(fit, embeddings)
     kinds = [kind for kind in fit.model.kinds if any(row.units == kind for row in rows)]
     names = {kind: fit.dataset.kinds[kind] for kind in kinds}
     draws = {kind: np.ascontiguousarray(fit.latents(fit.model.kinds[kind].site).values) for kind in kinds}
-    some = {kind: lifted_over(fit, draws[kind], n_draws) for kind in kinds}
-    near: dict[str, dict[str, Any]] = {
+    thinned_draws = {kind: draws_for_scores(fit, draws[kind], n_draws) for kind in kinds}
+    neighbor_options: dict[str, dict[str, Any]] = {
         kind: {"n_neighbors": min(n_neighbors, max(1, (len(units) - 1) // 2)), "neighbor_search": neighbor_search}
         for kind, units in names.items()
     }
     seeds = Seeds(fit.seed).child("comparison")
-    own = {kind: [i for i, row in enumerate(rows) if row.units == kind] for kind in kinds}
-    n_steps = sum(n_scores([rows[i] for i in which], chosen, some[kind]) for kind, which in own.items())
-    n_steps += len(rows) if fit.model.is_discrete else n_verdicts(rows, draws, ways) + len(rows)
+    indices = {kind: [i for i, row in enumerate(rows) if row.units == kind] for kind in kinds}
+    rows_by_kind = {kind: [rows[i] for i in which] for kind, which in indices.items()}
+    n_steps = sum(n_scores(rows_by_kind[kind], chosen, thinned_draws[kind]) for kind in kinds)
+    n_steps += len(rows) if fit.model.is_discrete else n_verdicts(rows, draws, used_alignments) + len(rows)
     with tqdm(total=n_steps, desc="compare", disable=None if progress else True, leave=False) as bar:
         tables: dict[str, Scores] = {
-            kind: scored([rows[i] for i in which], chosen, some[kind], near[kind], (n_pairs, n_permutations), seeds, bar)
-            for kind, which in own.items()
+            kind: scored(
+                rows_by_kind[kind], chosen, thinned_draws[kind], neighbor_options[kind], (n_pairs, n_permutations), seeds, bar
+            )
+            for kind in kinds
         }
-        texts = {kind: [str(unit) for unit in units] for kind, units in names.items()}
+        unit_names = {kind: [str(unit) for unit in units] for kind, units in names.items()}
         partition = _Partition(fit, draws[kinds[0]][..., 0], names[kinds[0]]) if fit.model.is_discrete else None
         if partition is not None:
-            judged = judged_labels(rows, partition.draws, texts[kinds[0]], partition.common, alpha, seeds, bar)
+            judged = judged_labels(rows, partition.draws, unit_names[kinds[0]], partition.common, alpha, seeds, bar)
         else:
-            positions = {kind: one["positions"] for kind, one in some.items()}
-            judged = judged_positions(rows, draws, positions, texts, ways, alpha, near, seeds, bar, series=_is_series(fit))
+            positions = {kind: by_type["positions"] for kind, by_type in thinned_draws.items()}
+            options: dict[str, Any] = {"neighbor_options": neighbor_options, "series": _is_series(fit)}
+            judged = judged_positions(rows, draws, positions, unit_names, used_alignments, alpha, seeds, bar, **options)
     fewest, n_units = fewest_units(fit.model), {kind: len(fit.dataset.kinds[kind]) for kind in fit.model.kinds}
     remarks = [f"{k}s are not compared: there are {n}, and {fewest} are needed" for k, n in n_units.items() if n < fewest]
-    remarks += orientation_notes(chosen, ways, fit.model)
+    remarks += orientation_notes(chosen, used_alignments, fit.model)
     if len(n_units) > 1:
-        remarks.append("each score uses one kind of units alone, while verdicts depend on relative positions of all kinds")
+        remarks.append("scores use one kind of units each, and verdicts also depend on the relative positions of all kinds")
     parts = {}
-    for kind, which in own.items():
-        those, found = [rows[i] for i in which], judged.only(which)
-        data = _part(fit, those, chosen, names[kind], tables[kind], found, partition)
-        data, notes = _with_recalls(data, those, some[kind], near[kind], in_part(chosen, len(names[kind])))
-        data = data.merge(_known_labels(fit, kind, those, draws[kind], data, near[kind], seeds))
+    for kind, which in indices.items():
+        kind_rows, kind_judged, search_options = rows_by_kind[kind], judged.only(which), neighbor_options[kind]
+        data = _part(fit, kind_rows, chosen, names[kind], tables[kind], kind_judged, partition)
+        subset = subset_notes(chosen, len(names[kind]))
+        data, notes = _with_recalls(data, kind_rows, thinned_draws[kind], search_options, subset)
+        data = data.merge(_known_labels(fit, kind, kind_rows, draws[kind], data, search_options, seeds))
         data.attrs = {
-            "n_neighbors": near[kind]["n_neighbors"],
+            "n_neighbors": search_options["n_neighbors"],
             "alpha": alpha,
             **_symmetry(fit),
-            "alignments": ", ".join(found.verdicts),
+            "alignments": ", ".join(kind_judged.verdicts),
             "notes": "; ".join([*notes, *remarks]),
-            "ties": "; ".join([*_unsettled(data, names[kind]), *borderline(those, found.verdicts)]),
+            "ties": "; ".join([*_tie_notes(data, names[kind]), *borderline(kind_rows, kind_judged.verdicts)]),
             "failed_checks": _failed_checks(fit),
         }
         parts[kind] = named(data, kind)
-    scores = [score_frame([rows[i] for i in which], chosen, tables[kind]) for kind, which in own.items()]
+    scores = [score_frame(rows_by_kind[kind], chosen, tables[kind]) for kind in kinds]
     return Comparison(pd.concat(scores, ignore_index=True), verdict_frame(rows, judged.verdicts), parts)
 
 
@@ -170,7 +176,7 @@ class _Partition:
         """Returns the point estimate, label probabilities, number of clusters, credible ball and co-assignment."""
         centre = minimum_binder(self.draws)
         ball = credible_ball(self.draws, centre)
-        found: dict[str, Any] = {
+        arrays: dict[str, Any] = {
             "point_estimate": (("unit",), centre),
             "unsettled": (("unit",), np.isin(np.arange(len(centre)), unsettled(self.draws, centre))),
             "label_probability": (("unit", "label"), self.common.probabilities),
@@ -179,11 +185,11 @@ class _Partition:
             "ball_mass": ((), ball.mass),
         }
         if len(self.units) <= MOST_PAIRED:
-            found |= {
+            arrays |= {
                 "co_assignment": (("unit", "other_unit"), self.pairs.mean),
                 "co_assignment_se": (("unit", "other_unit"), self.pairs.standard_error),
             }
-        return xr.Dataset(found, coords={"unit": self.units})
+        return xr.Dataset(arrays, coords={"unit": self.units})
 
 
 def _part(
@@ -201,22 +207,19 @@ def _part(
 
 
 def _with_recalls(
-    data: xr.Dataset, rows: Sequence[Row], some: Mapping[str, np.ndarray], near: Mapping[str, Any], notes: list[str]
+    data: xr.Dataset, rows: Sequence[Row], draws: Mapping[str, np.ndarray], options: Mapping[str, Any], notes: list[str]
 ) -> tuple[xr.Dataset, list[str]]:
     """Returns data and notes, with the recall of the neighbours added if the search is approximate."""
-    if near["neighbor_search"] != "approximate":
+    if options["neighbor_search"] != "approximate":
         return data, notes
-    found = recalls(rows, some["positions"], near["n_neighbors"])
-    shares = (f"{float(found[name].mean()):.3f} in {of}" for name, of in RECALLS.items())
-    n_units = min(N_RECALLED, some["positions"].shape[2])
-    return data.merge(found), [
-        *notes,
-        f"approximate neighbours: share of true ones {', '.join(shares)}, at {n_units} units",
-    ]
+    recall = recalls(rows, draws["positions"], options["n_neighbors"])
+    means = (f"{float(recall[name].mean()):.3f} in {of}" for name, of in RECALLS.items())
+    n_units = min(N_RECALLED, draws["positions"].shape[2])
+    return data.merge(recall), [*notes, f"approximate neighbours: recall {', '.join(means)} (computed on {n_units} units)"]
 
 
 def _known_labels(
-    fit: Fit, kind: str, rows: Sequence[Row], draws: np.ndarray, data: xr.Dataset, near: Mapping[str, Any], seeds: Seeds
+    fit: Fit, kind: str, rows: Sequence[Row], draws: np.ndarray, data: xr.Dataset, options: Mapping[str, Any], seeds: Seeds
 ) -> xr.Dataset:
     """Returns scores against known labels that the fit did not use; empty without labels or with a single class."""
     labels = fit.dataset.labels_of(kind)
@@ -224,14 +227,16 @@ def _known_labels(
         return xr.Dataset()
     if fit.model.is_discrete:
         return clusters_and_labels(rows, draws[..., 0], data["point_estimate"].values, labels)
-    return positions_and_labels(rows, draws, labels, near["n_neighbors"], seeds)
+    return positions_and_labels(rows, draws, labels, options["n_neighbors"], seeds)
 
 
 def _symmetry(fit: Fit) -> dict[str, str]:
     """Names of the model's symmetry and of the transformations that metrics of its positions must ignore."""
     group, dims = fit.model.exchanges, fit.model.dims[fit.model.position.site]
     ignored = (
-        "the names of labels" if fit.model.is_discrete else ", ".join(sorted(required_invariances(group, dims))) or "nothing"
+        "permutations of the labels"
+        if fit.model.is_discrete
+        else ", ".join(sorted(required_invariances(group, dims))) or "nothing"
     )
     return {"symmetry": type(group).__name__, "ignores": ignored}
 
@@ -241,15 +246,15 @@ def _is_series(fit: Fit) -> bool:
     return "leave_one_out" in fit.model.offers or not {"time", "sequence"}.isdisjoint(fit.dataset.coords)
 
 
-def _unsettled(data: xr.Dataset, units: np.ndarray) -> list[str]:
+def _tie_notes(data: xr.Dataset, units: np.ndarray) -> list[str]:
     """Returns a note on units for which another cluster is as good within Monte Carlo error; empty if there are none."""
     if "unsettled" not in data or not data["unsettled"].values.any():
         return []
     which = units[data["unsettled"].values]
     names = ", ".join(str(unit).replace(";", ",") for unit in which[:N_NAMED]) + (", ..." if len(which) > N_NAMED else "")
     return [
-        f"tie: for {len(which)} of {len(units)} units another cluster of the point estimate is as good within Monte Carlo error "
-        f"({names}), and other draws, or another CPU, may place them there"
+        f"tie: for {len(which)} of {len(units)} units ({names}), another cluster of the point estimate has the same expected "
+        "loss within Monte Carlo error, and their cluster could change with other draws or another CPU"
     ]
 
 
@@ -257,4 +262,4 @@ def _failed_checks(fit: Fit) -> str:
     """Names of the fit's failed checks; empty if it converged."""
     table = fit.diagnostics()
     names = dict.fromkeys(table.loc[table["verdict"] == "fail", "check"])
-    return "" if fit.converged else ", ".join(names) or "a check without a number"
+    return "" if fit.converged else ", ".join(names) or "a check without a value"

@@ -75,7 +75,7 @@ class Comparison:
         """
         if units is None and len(self.parts) > 1:
             kinds = ", ".join(map(repr, self.parts))
-            raise ConfigError(f"several kinds of units were compared: name one, of {kinds}, as in `to_dataset(units)`.")
+            raise ConfigError(f"several kinds of units were compared ({kinds}); choose one with `to_dataset(units)`.")
         if units is None:
             return self._first
         if units not in self.parts:
@@ -112,25 +112,26 @@ class Comparison:
     @property
     def notes(self) -> tuple[str, ...]:
         """Remarks on the comparison: a fit that did not converge, ties, subsamples and approximations."""
-        every = [str(data.attrs.get(name, "")) for data in self.parts.values() for name in ("ties", "notes")]
-        parts = dict.fromkeys(part for text in every for part in text.split("; "))
+        texts = [str(data.attrs.get(name, "")) for data in self.parts.values() for name in ("ties", "notes")]
+        parts = dict.fromkeys(part for text in texts for part in text.split("; "))
         return tuple(filter(None, [not_converged(self._first), *parts]))
 
     def sentences(self) -> dict[str, str]:
         """Returns the verdict on each compared array in words, under its first alignment; omits arrays without a verdict."""
-        every: dict[str, list[str]] = {}
+        by_label: dict[str, list[str]] = {}
         for kind, data in self.parts.items():
-            said, of = data["sentence"], f", {kind}s" if len(self.parts) > 1 else ""
-            every |= {f"{label}{of}": said.sel(embedding=label).values.astype(str).tolist() for label in said["embedding"].values}
-        doubt = not_converged(self._first)
-        return {label: " ".join(filter(None, [next(filter(None, ways)), doubt])) for label, ways in every.items() if any(ways)}
+            suffix = f", {kind}s" if len(self.parts) > 1 else ""
+            for label in data["embedding"].values:
+                by_label[f"{label}{suffix}"] = data["sentence"].sel(embedding=label).values.astype(str).tolist()
+        remark = not_converged(self._first)
+        return {label: " ".join(filter(None, [next(filter(None, v)), remark])) for label, v in by_label.items() if any(v)}
 
     def __repr__(self) -> str:
         n_arrays, n_metrics = sum(part.sizes["embedding"] for part in self.parts.values()), self._first.sizes["metric"]
-        words = (self.verdicts["alignment"] + ": " + self.verdicts["verdict"]).value_counts(sort=False)
-        said = "; ".join(f"{n} {word}" for word, n in words.items())
-        state = "; the fit did NOT converge" if not_converged(self._first) else ""
-        return f"Comparison({n_arrays} arrays, {n_metrics} metrics; verdicts {said}{state})"
+        counts = (self.verdicts["alignment"] + ": " + self.verdicts["verdict"]).value_counts(sort=False)
+        verdicts = "; ".join(f"{n} {verdict}" for verdict, n in counts.items())
+        remark = "; the fit did not converge" if not_converged(self._first) else ""
+        return f"Comparison({n_arrays} arrays, {n_metrics} metrics; verdicts {verdicts}{remark})"
 
 
 def score_frame(rows: Sequence[Row], chosen: Sequence[Metric], table_of: Scores) -> pd.DataFrame:
@@ -144,9 +145,9 @@ def score_frame(rows: Sequence[Row], chosen: Sequence[Metric], table_of: Scores)
                 continue
             q05, q50, q95 = np.quantile(s, (0.05, 0.5, 0.95))
             sd = s.std(ddof=1) if s.size > 1 else np.nan
-            own = (metric.name, row.embedding, row.units, row.seed, row.map, s.mean(), sd, q05, q50, q95)
+            start = (metric.name, row.embedding, row.units, row.seed, row.map, s.mean(), sd, q05, q50, q95)
             table.append(
-                (*own, c.mean(), *np.quantile(c, (0.05, 0.95)), f.mean(), *np.quantile(f, (0.05, 0.95)), metric.direction)
+                (*start, c.mean(), *np.quantile(c, (0.05, 0.95)), f.mean(), *np.quantile(f, (0.05, 0.95)), metric.direction)
             )
     return pd.DataFrame(table, columns=list(SCORE_COLUMNS))
 
@@ -158,10 +159,10 @@ def verdict_frame(rows: Sequence[Row], verdicts: Mapping[str, list[Verdict | Non
         for row, v in zip(rows, judged, strict=True):
             if v is None:
                 continue
-            found = {name: getattr(v, name) for name in VERDICT_COLUMNS if hasattr(v, name)}
+            statistics = {name: getattr(v, name) for name in VERDICT_COLUMNS if hasattr(v, name)}
             worst = " ".join(v.worst_units) if all(" " not in u for u in v.worst_units) else "; ".join(v.worst_units)
-            own = {"embedding": row.embedding, "units": row.units, "seed": row.seed, "map": row.map}
-            table.append({**found, **own, "worst_units": worst})
+            identity = {"embedding": row.embedding, "units": row.units, "seed": row.seed, "map": row.map}
+            table.append({**statistics, **identity, "worst_units": worst})
     return pd.DataFrame(table, columns=list(VERDICT_COLUMNS))
 
 
@@ -204,19 +205,18 @@ def _verdict_data(
     rows: Sequence[Row], verdicts: Mapping[str, list[Verdict | None]], regions: Sequence[Coverage | None]
 ) -> xr.Dataset:
     """Returns verdicts by alignment and row; empty text and NaN for a row without a verdict under an alignment."""
-    ways = list(verdicts)
 
     def text(read: Any) -> Any:
-        every = [["" if v is None else read(v) for v in verdicts[way]] for way in ways]
-        return ("alignment", "embedding"), np.array(every, dtype=str)
+        values = [["" if v is None else read(v) for v in by_row] for by_row in verdicts.values()]
+        return ("alignment", "embedding"), np.array(values, dtype=str)
 
     def number(name: str) -> Any:
-        every = [[np.nan if v is None else getattr(v, name) for v in verdicts[way]] for way in ways]
-        return ("alignment", "embedding"), np.array(every, dtype=float)
+        values = [[np.nan if v is None else getattr(v, name) for v in by_row] for by_row in verdicts.values()]
+        return ("alignment", "embedding"), np.array(values, dtype=float)
 
     def share(name: str) -> Any:
-        every = [[np.nan] * len(LEVELS) if c is None else getattr(c, name) for c in regions]
-        return ("embedding", "level"), np.array(every, dtype=float)
+        values = [[np.nan] * len(LEVELS) if c is None else getattr(c, name) for c in regions]
+        return ("embedding", "level"), np.array(values, dtype=float)
 
     return xr.Dataset(
         {
@@ -230,28 +230,31 @@ def _verdict_data(
             "draw_coverage": share("draws"),
             "simultaneous": share("simultaneous"),
         },
-        coords={"alignment": ways, "embedding": [row.label for row in rows], "level": list(LEVELS)},
+        coords={"alignment": list(verdicts), "embedding": [row.label for row in rows], "level": list(LEVELS)},
     )
 
 
-def _unit_data(rows: Sequence[Row], found: Sequence[Disagreement | None], units: np.ndarray) -> xr.Dataset:
+def _unit_data(rows: Sequence[Row], disagreements: Sequence[Disagreement | None], units: np.ndarray) -> xr.Dataset:
     """Returns the disagreement by row and unit; NaN for a row without one (no clustering, if positions are labels)."""
     by_unit = ("embedding", "unit")
-    nothing = np.full(len(units), np.nan)
+    missing = np.full(len(units), np.nan)
 
     def each(name: str) -> np.ndarray:
-        return np.stack([nothing if d is None else getattr(d, name) for d in found])
+        return np.stack([missing if d is None else getattr(d, name) for d in disagreements])
 
-    common = next((d for d in found if d is not None), None)
+    def correlation(name: str) -> np.ndarray:
+        return np.array([np.nan if d is None else getattr(d.uncertainty_correlation, name) for d in disagreements])
+
+    common = next((d for d in disagreements if d is not None), None)
     return xr.Dataset(
         {
             "mahalanobis": (by_unit, each("mahalanobis")),
             "distance": (by_unit, each("distance")),
             "lost_neighbors": (by_unit, each("neighbors")),
-            "own_lost_neighbors": (("unit",), nothing if common is None else common.neighbors_own),
-            "spread": (("unit",), nothing if common is None else common.spread),
-            UNCERTAINTY[0]: (("embedding",), np.array([np.nan if d is None else d.uncertainty_correlation.value for d in found])),
-            UNCERTAINTY[1]: (("embedding",), np.array([np.nan if d is None else d.uncertainty_correlation.p for d in found])),
+            "own_lost_neighbors": (("unit",), missing if common is None else common.neighbors_own),
+            "spread": (("unit",), missing if common is None else common.spread),
+            UNCERTAINTY[0]: (("embedding",), correlation("value")),
+            UNCERTAINTY[1]: (("embedding",), correlation("p")),
         },
         coords={"embedding": [row.label for row in rows], "unit": units},
     )
@@ -260,4 +263,7 @@ def _unit_data(rows: Sequence[Row], found: Sequence[Disagreement | None], units:
 def not_converged(data: xr.Dataset) -> str:
     """Returns a sentence that qualifies the verdicts if the fit did not converge; empty if it did."""
     failed = str(data.attrs.get("failed_checks", ""))
-    return failed and f"The fit did not converge (failed: {failed}): the draws, and so the verdicts, may not be the posterior's."
+    return failed and (
+        f"The fit did not converge (failed checks: {failed}): the draws may not represent the posterior, and the verdicts may be "
+        "wrong."
+    )

@@ -64,25 +64,25 @@ def rows_of(fit: Fit, embeddings: Sequence[Embedding]) -> list[Row]:
         DataError: An embedding lacks units of the fit, or has a kind of units that the model does not have.
     """
     units = {kind: names for kind, names in fit.dataset.kinds.items() if kind in fit.model.kinds}
-    found = []
+    rows: list[Row] = []
     for embedding in embeddings:
         arrays = joined(embedding, units, fit.model)
         claim = find(embedding.name, fit.model.name, embedding.options) if len(units) == 1 else None
         for i, seed in enumerate([str(seed) for seed in embedding.seeds] or [""]):
             each = {kind: array[i] if array.ndim == 3 else array for kind, array in arrays.items()}
-            found += _of_kinds(embedding.label, seed, "raw", each)
+            rows += _of_kinds(embedding.label, seed, "raw", each)
             if claim is not None and claim.map is not None:
-                found += _of_kinds(embedding.label, seed, "mapped", {k: claim.map(v, fit.dataset) for k, v in each.items()})
-    names = [(row.label, row.units) for row in found]
-    twice = next((label for label, kind in names if names.count((label, kind)) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"two compared arrays have the name {twice!r}; give each embedding a `label` of its own.")
-    return found
+                rows += _of_kinds(embedding.label, seed, "mapped", {k: claim.map(v, fit.dataset) for k, v in each.items()})
+    names = [(row.label, row.units) for row in rows]
+    duplicate = next((label for label, kind in names if names.count((label, kind)) > 1), None)
+    if duplicate is not None:
+        raise ConfigError(f"two compared arrays have the name {duplicate!r}; give each embedding a different `label`.")
+    return rows
 
 
-def _of_kinds(label: str, seed: str, way: str, arrays: Mapping[str, np.ndarray]) -> list[Row]:
+def _of_kinds(label: str, seed: str, mapping: str, arrays: Mapping[str, np.ndarray]) -> list[Row]:
     whole = np.concatenate(list(arrays.values())) if len(arrays) > 1 else next(iter(arrays.values()))
-    return [Row(label, kind, seed, way, values, whole, tuple(arrays)) for kind, values in arrays.items()]
+    return [Row(label, kind, seed, mapping, values, whole, tuple(arrays)) for kind, values in arrays.items()]
 
 
 def fewest_units(model: LatentModel) -> int:
@@ -95,30 +95,31 @@ def joined(embedding: Embedding, units: Mapping[str, np.ndarray], model: LatentM
 
     Args:
         embedding: The embedding.
-        units: Kind -> names of the units that the model places.
+        units: Kind -> names of the units that have positions in the model.
         model: The model.
 
     Raises:
         DataError: The embedding lacks units, has a kind that the model does not have, has one array for several kinds, or has
             only kinds with too few units.
     """
-    strange = next((kind for kind in embedding.kinds if kind not in units), None)
-    placed = ", ".join(map(repr, units))
-    if strange is not None:
+    unknown_kind = next((kind for kind in embedding.kinds if kind not in units), None)
+    known = ", ".join(map(repr, units))
+    if unknown_kind is not None:
         raise DataError(
-            f"embedding {embedding.label!r} places units of the kind {strange!r}; the model {model.name!r} places only {placed}."
+            f"embedding {embedding.label!r} has units of the kind {unknown_kind!r}, but the model {model.name!r} has positions "
+            f"of {known} only."
         )
     if not embedding.kinds and len(units) > 1:
         example = ", ".join(f"{kind!r}: ..." for kind in units)
         raise DataError(
-            f"embedding {embedding.label!r} has one array, and the model {model.name!r} places units of the kinds {placed}: give "
-            f"an array for each, {{{example}}}; a file has the positions of one kind, which its option `kind` names."
+            f"embedding {embedding.label!r} has one array, but the model {model.name!r} has positions of {known}. Give one array "
+            f"for each kind, {{{example}}}; for a file, set its option `kind`."
         )
     kinds = [kind for kind in units if kind in embedding.kinds] or list(units)
     enough = [kind for kind in kinds if len(units[kind]) >= fewest_units(model)]
     if not enough:
         raise DataError(
-            f"embedding {embedding.label!r}: positions are compared over at least {fewest_units(model)} units; there "
+            f"embedding {embedding.label!r}: a comparison needs at least {fewest_units(model)} units; there "
             f"{'is' if len(units[kinds[0]]) == 1 else 'are'} {len(units[kinds[0]])} of the kind {kinds[0]!r}."
         )
     return {kind: embedding.of(kind).reindexed(units[kind]).values for kind in enough}

@@ -27,11 +27,11 @@ def check_same_data(trees: Mapping[str, xr.DataTree]) -> None:
 
 
 def _point_names(observed: xr.DataArray, points: str, index: Collection[str]) -> np.ndarray:
-    """Returns the names of the points: those of a table's units, or of the units that each point refers to by `index`."""
-    others = [observed[name].values.astype(str).tolist() for name in index]
-    if not others:
+    """Returns the names of the points: the units of a table, or the units that each point refers to by `index`."""
+    indexed = [observed[name].values.astype(str).tolist() for name in index]
+    if not indexed:
         return observed[points].values.astype(str)
-    return np.array([" – ".join(names) for names in zip(*others, strict=True)])
+    return np.array([" – ".join(names) for names in zip(*indexed, strict=True)])
 
 
 def data_difference(a: xr.DataTree, b: xr.DataTree) -> str:
@@ -48,15 +48,15 @@ def data_difference(a: xr.DataTree, b: xr.DataTree) -> str:
     units = [_point_names(one, points, index) for one in (x, y)]
     if (units[0] != units[1]).any():
         i = int((units[0] != units[1]).argmax())
-        return f"different data: {points} {i} is {str(units[0][i])!r} in one and {str(units[1][i])!r} in the other"
+        return f"different data: {points} {i} is {str(units[0][i])!r} in the first fit and {str(units[1][i])!r} in the second"
     if not np.allclose(x.values, y.values, rtol=SAME, atol=0, equal_nan=True):
         if (np.isnan(x.values) != np.isnan(y.values)).any():
-            return "different data: entries that are missing in one were observed in the other"
+            return "different data: entries that are missing in one fit are observed in the other"
         columns = [np.moveaxis(v.values, v.dims.index(points), 0).reshape(v.sizes[points], -1) for v in (x, y)]
         if _rescaled(*columns):
             return (
-                "the same data on different scales (standardised and raw, say), where densities are of different quantities; "
-                "fit all with the same `standardize`"
+                "the data are on different scales (for example standardised and raw), and their densities are not comparable; "
+                "use the same `standardize` in all fits"
             )
         same = np.isclose(x.values, y.values, rtol=SAME, atol=0, equal_nan=True)
         return f"different data: {int((~same).sum())} of {x.size} values differ"
@@ -77,10 +77,10 @@ def _same(x: np.ndarray, y: np.ndarray) -> bool:
 def _rescaled(x: np.ndarray, y: np.ndarray) -> bool:
     """Whether each column of y is a + b x for the same column x, up to rounding."""
     for u, v in zip(x.T, y.T, strict=True):
-        seen = ~np.isnan(u)
-        u, v = (w[seen] - w[seen].mean() if seen.any() else w[seen] for w in (u, v))
+        observed = ~np.isnan(u)
+        u, v = (w[observed] - w[observed].mean() if observed.any() else w[observed] for w in (u, v))
         size = float(u @ u)
-        left = v - (float(u @ v) / size) * u if size else v
-        if np.abs(left).max(initial=0.0) > 1e-6 * np.abs(v).max(initial=0.0) + 1e-12:
+        residual = v - (float(u @ v) / size) * u if size else v
+        if np.abs(residual).max(initial=0.0) > 1e-6 * np.abs(v).max(initial=0.0) + 1e-12:
             return False
     return True

@@ -1,4 +1,4 @@
-"""Scores of each row: against posterior draws, with ceilings and floors, and against known labels, which no method used."""
+"""Scores of each row: against posterior draws, with ceilings and floors, and against known labels that no method used."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -30,7 +30,7 @@ RECALLS = {"neighbor_recall": "embeddings", "neighbor_recall_draws": "draws"}
 """Variables of the dataset that hold the recall -> the name of their subject in notes."""
 
 
-def lifted_over(fit: Fit, draws: np.ndarray, n_draws: int) -> dict[str, np.ndarray]:
+def draws_for_scores(fit: Fit, draws: np.ndarray, n_draws: int) -> dict[str, np.ndarray]:
     """Returns the draws for scores by kind of metric: `positions`; or `labels`, with their probabilities as `positions`."""
     if not fit.model.is_discrete:
         return {"positions": thinned(draws, n_draws)}
@@ -39,24 +39,24 @@ def lifted_over(fit: Fit, draws: np.ndarray, n_draws: int) -> dict[str, np.ndarr
     return {"positions": soft, "labels": thinned(draws[..., 0], n_draws)}
 
 
-def _usable(rows: Sequence[Row], kind: str, some: dict[str, np.ndarray]) -> dict[int, np.ndarray]:
-    """Arrays that metrics of this kind take, by number of the row; only clusterings have labels."""
+def _metric_inputs(rows: Sequence[Row], kind: str, draws: dict[str, np.ndarray]) -> dict[int, np.ndarray]:
+    """Inputs of the metrics of this kind (`positions` or `labels`), by index of the row; only clusterings have labels."""
     if kind == "labels":
         return {j: labels for j, row in enumerate(rows) if (labels := row.labels) is not None}
-    return {j: row.columns if "labels" in some else row.values for j, row in enumerate(rows)}
+    return {j: row.columns if "labels" in draws else row.values for j, row in enumerate(rows)}
 
 
-def n_scores(rows: Sequence[Row], chosen: Sequence[Metric], some: dict[str, np.ndarray]) -> int:
+def n_scores(rows: Sequence[Row], chosen: Sequence[Metric], draws: dict[str, np.ndarray]) -> int:
     """Number of steps that `scored` reports: each draw, and each row's floor."""
     kinds = {metric.of for metric in chosen}
-    return sum(int(np.prod(a.shape[:2])) + len(_usable(rows, kind, some)) for kind, a in some.items() if kind in kinds)
+    return sum(int(np.prod(a.shape[:2])) + len(_metric_inputs(rows, kind, draws)) for kind, a in draws.items() if kind in kinds)
 
 
 def scored(
     rows: Sequence[Row],
     chosen: Sequence[Metric],
-    some: dict[str, np.ndarray],
-    near: dict[str, Any],
+    draws: dict[str, np.ndarray],
+    neighbor_options: dict[str, Any],
     sizes: tuple[int, int],
     seeds: Seeds,
     bar: Any,
@@ -66,39 +66,38 @@ def scored(
     Scores and floors are NaN for a metric of labels and an embedding that is not a clustering.
     """
     n_pairs, n_permutations = sizes
-    lead = next(iter(some.values())).shape[:2]
-    scores = np.full((len(chosen), len(rows), *lead), np.nan)
+    n_chains, n_draws = next(iter(draws.values())).shape[:2]
+    scores = np.full((len(chosen), len(rows), n_chains, n_draws), np.nan)
     ceiling = np.full((len(chosen), n_pairs), np.nan)
     floor = np.full((len(chosen), len(rows), n_permutations), np.nan)
-    for kind, draws in some.items():
+    for kind, values in draws.items():
         which = [i for i, metric in enumerate(chosen) if metric.of == kind]
-        those = [chosen[i] for i in which]
-        if not those:
+        metrics = [chosen[i] for i in which]
+        if not metrics:
             continue
-        arrays = _usable(rows, kind, some)
-        options = {name: value for name, value in near.items() if any(name in m.options for m in those)}
-        at = np.ix_(which, list(arrays))
-        scores[at] = score_table(those, list(arrays.values()), draws, tick=bar.update, **options)
-        ceiling[which] = ceiling_table(those, draws, seeds.child("ceiling").numpy(), n_pairs, **options)
+        arrays = _metric_inputs(rows, kind, draws)
+        options = {name: value for name, value in neighbor_options.items() if any(name in m.options for m in metrics)}
+        scores[np.ix_(which, list(arrays))] = score_table(metrics, list(arrays.values()), values, tick=bar.update, **options)
+        ceiling[which] = ceiling_table(metrics, values, seeds.child("ceiling").numpy(), n_pairs, **options)
         for j, array in arrays.items():
-            floor[which, j] = floor_table(those, array, draws, seeds.child("floor").numpy(), n_permutations, **options)
+            floor[which, j] = floor_table(metrics, array, values, seeds.child("floor").numpy(), n_permutations, **options)
             bar.update()
     return scores, ceiling, floor
 
 
-def in_part(chosen: Sequence[Metric], n_units: int) -> list[str]:
+def subset_notes(chosen: Sequence[Metric], n_units: int) -> list[str]:
     """Returns notes on the metrics that use only a subset of the units."""
     notes = []
     for n_used in sorted({metric.n_used(n_units) for metric in chosen} - {n_units}):
         names = ", ".join(metric.name for metric in chosen if metric.n_used(n_units) == n_used)
-        notes.append(f"{names}: at {n_used} of {n_units} units")
+        notes.append(f"{names}: computed on {n_used} of {n_units} units")
     return notes
 
 
 def recalls(rows: Sequence[Row], draws: np.ndarray, k: int) -> xr.Dataset:
-    """Computes the recall of approximate neighbours (share of true ones), for each row and for some draws."""
-    few = thinned(draws, N_RECALL_DRAWS)
-    flat = few.reshape(-1, *few.shape[2:])
+    """Computes the recall of approximate neighbours (share of true ones), for each row and for a subset of the draws."""
+    thinned_draws = thinned(draws, N_RECALL_DRAWS)
+    flat = thinned_draws.reshape(-1, *thinned_draws.shape[2:])
     arrays = {
         "neighbor_recall": (("embedding",), np.array([recall(Positions(row.values), k) for row in rows])),
         "neighbor_recall_draws": (("recall_draw",), np.array([recall(Positions(draw), k) for draw in flat])),
@@ -107,22 +106,22 @@ def recalls(rows: Sequence[Row], draws: np.ndarray, k: int) -> xr.Dataset:
 
 
 def clusters_and_labels(rows: Sequence[Row], draws: np.ndarray, centre: np.ndarray, labels: np.ndarray) -> xr.Dataset:
-    """Computes the agreement of each clustering, the point estimate and some draws with known labels."""
+    """Computes the agreement of each clustering, the point estimate and a subset of the draws with known labels."""
     known = np.unique(labels.astype(str), return_inverse=True)[1]
-    few = thinned(draws, N_LABEL_DRAWS)
+    thinned_draws = thinned(draws, N_LABEL_DRAWS)
     arrays: dict[str, Any] = {"largest_class": ((), largest_class(labels))}
     for metric in (METRICS.load(name) for name in LABEL_METRICS):
         of_rows = [np.nan if row.labels is None else metric(row.labels, known) for row in rows]
         arrays[f"label_{metric.name}"] = (("embedding",), np.array(of_rows))
         arrays[f"label_{metric.name}_posterior_mean"] = ((), metric(centre, known))
-        of_draws = [[metric(draw, known) for draw in chain] for chain in few]
+        of_draws = [[metric(draw, known) for draw in chain] for chain in thinned_draws]
         arrays[f"label_{metric.name}_draws"] = (("chain", "label_draw"), np.array(of_draws))
     return xr.Dataset(arrays, coords={"embedding": [row.label for row in rows]})
 
 
 def positions_and_labels(rows: Sequence[Row], draws: np.ndarray, labels: np.ndarray, k: int, seeds: Seeds) -> xr.Dataset:
-    """Computes label agreement and downstream accuracy of each row, the posterior mean and some draws."""
-    few = thinned(draws, N_LABEL_DRAWS // 2)
+    """Computes label agreement and downstream accuracy of each row, the posterior mean and a subset of the draws."""
+    thinned_draws = thinned(draws, N_LABEL_DRAWS // 2)
     fixed = folds(labels, seeds.child("folds").numpy())
     tasks = {
         "label_agreement": partial(label_agreement, labels=labels, n_neighbors=k),
@@ -132,7 +131,7 @@ def positions_and_labels(rows: Sequence[Row], draws: np.ndarray, labels: np.ndar
     for name, score in tasks.items():
         arrays[name] = (("embedding",), np.array([score(Positions(row.values)) for row in rows]))
         arrays[f"{name}_posterior_mean"] = ((), score(Positions(draws.mean(axis=(0, 1)))))
-        of_draws = [[score(Positions(draw)) for draw in chain] for chain in few]
+        of_draws = [[score(Positions(draw)) for draw in chain] for chain in thinned_draws]
         arrays[f"{name}_draws"] = (("chain", "label_draw"), np.array(of_draws))
     arrays["largest_class"] = ((), largest_class(labels))
     return xr.Dataset(arrays, coords={"embedding": [row.label for row in rows]})

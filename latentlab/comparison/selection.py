@@ -30,7 +30,7 @@ from latentlab.comparison.same_data import check_same_data
 from latentlab.errors import ConfigError, DataError, InferenceError, LatentLabError, ModelError
 from latentlab.fit import Fit
 from latentlab.results.loo import Loo, loo
-from latentlab.results.tree import LEAD, LEFT_OUT, arrays
+from latentlab.results.tree import LEFT_OUT, SAMPLE_DIMS, arrays
 
 SMALL = 4.0
 """Difference in nats below which its standard error is unreliable (Sivula et al. 2020)."""
@@ -38,11 +38,11 @@ FEW = 100
 """Number of points below which the standard error of every difference is unreliable."""
 
 UNEQUAL = (
-    "standardised columns have unequal noise, which PPCA fits by further dimensions: compare factor_analysis, or raw data "
-    "(`standardize: false`)"
+    "standardised columns have unequal noise variances, which PPCA can fit by additional dimensions: compare factor_analysis, "
+    "or use raw data (`standardize: false`)"
 )
 
-DEPENDENT = "{points} depend on each other, so that standard errors tend to be too small"
+DEPENDENT = "{points} are dependent: standard errors tend to be too small"
 """Note on fits whose points are steps of a series, or share units."""
 
 COLUMNS = ("model", "elpd_loo", "se", "p_loo", "elpd_diff", "se_diff", "n_points", "bad_khat", "converged")
@@ -72,9 +72,9 @@ class Candidate:
     @property
     def labels(self) -> np.ndarray | None:
         """Draws of the labels `(chain, draw, unit)`; None if the positions are not discrete."""
-        found = arrays(self.data, "latents")
-        dims = {name: self.data["latents"][name].dims for name in found}
-        return next((a for n, a in found.items() if dims[n] == (*LEAD, "unit") and a.dtype.kind in "iu"), None)
+        latents = arrays(self.data, "latents")
+        dims = {name: self.data["latents"][name].dims for name in latents}
+        return next((a for n, a in latents.items() if dims[n] == (*SAMPLE_DIMS, "unit") and a.dtype.kind in "iu"), None)
 
 
 def loo_table(fits: Mapping[str, Fit | Candidate]) -> pd.DataFrame:
@@ -89,20 +89,20 @@ def loo_table(fits: Mapping[str, Fit | Candidate]) -> pd.DataFrame:
     Returns:
         One row for each fit: model; elpd_loo, its standard error `se` and the effective number of parameters p_loo; elpd_diff,
         the difference to the best fit (0 for the best, else negative), with se_diff; n_points; bad_khat, the share of points
-        whose k-hat is too high; converged; n_clusters, the posterior mean number of occupied components or states with its 90 %
+        whose k-hat is too high; converged; n_clusters, the posterior mean number of occupied components or states with its 90%
         interval, if any fit has labels; held_out, the score of held-out units with held_out_se, if any is known; note, the
         reasons not to rely on the row.
 
     Raises:
         ConfigError: Fewer than two fits.
         DataError: The fits have different data, the same data on different scales, or different points.
-        ModelError: A fit has no LOO: a point estimate, parameters that are points, or no log likelihood; or some fits condition
-            on the units' own positions and others do not.
+        ModelError: A fit has no LOO, because it is a point estimate, has point estimates of parameters, or has no log likelihood;
+            or some fits condition on the units' own positions and others do not.
         InferenceError: LOO cannot be computed; the message names the fit.
     """
     candidates = {name: one if isinstance(one, Candidate) else Candidate(one.data, one.converged) for name, one in fits.items()}
     if len(candidates) < 2:
-        raise ConfigError(f"comparing needs at least two fits; got {len(candidates)}.")
+        raise ConfigError(f"a model comparison needs at least two fits; got {len(candidates)}.")
     check_same_data({name: one.data for name, one in candidates.items()})
     common = with_common_points(candidates)
     return table_of(common, {name: loo_of(name, one) for name, one in common.items()})
@@ -119,12 +119,12 @@ def loo_of(name: str, candidate: Candidate) -> Loo:
     if data.attrs.get("point_estimate"):
         method = data.attrs.get("method", "a point estimate")
         raise ModelError(
-            f"{name!r}: a point estimate ({method}) has no posterior to leave a point out of; fit by nuts or svi to compare it."
+            f"{name!r}: LOO needs posterior draws, but the fit is a point estimate ({method}); fit the model by nuts or svi."
         )
     if "parameters" in data.children or not {"log_likelihood", "leave_one_out"} & set(data.children):
         raise ModelError(
-            f"{name!r}: no LOO, since its parameters are points or its likelihood has only a bound; compare held-out scores "
-            "(`held_out: 0.2` in the config)."
+            f"{name!r}: LOO is not available, because the parameters are point estimates or only a bound of the likelihood is "
+            "known. Compare held-out scores (`held_out: 0.2` in the config)."
         )
     try:
         return loo(data)
@@ -140,20 +140,20 @@ def with_common_points(candidates: Mapping[str, Candidate]) -> dict[str, Candida
     Raises:
         DataError: The points still differ; the message names the fits and the numbers of points.
     """
-    found = dict(candidates)
-    if any(_points(one).dims[-1] == "left_out" for one in found.values() if _has_points(one)):
-        found = {name: _by_sequence(one) for name, one in found.items()}
-    known = {name: _points(one) for name, one in found.items() if _has_points(one)}
-    names = list(known)
+    common = dict(candidates)
+    if any(_points(one).dims[-1] == "left_out" for one in common.values() if _has_points(one)):
+        common = {name: _by_sequence(one) for name, one in common.items()}
+    points = {name: _points(one) for name, one in common.items() if _has_points(one)}
+    names = list(points)
     for name in names[1:]:
-        a, b = (known[n][known[n].dims[-1]].values.astype(str) for n in (names[0], name))
+        a, b = (points[n][points[n].dims[-1]].values.astype(str) for n in (names[0], name))
         if a.shape != b.shape or (a != b).any():
-            whats = ["sequence" if (dim := known[n].dims[-1]) == "left_out" else dim for n in (names[0], name)]
+            types = ["sequence" if (dim := points[n].dims[-1]) == "left_out" else dim for n in (names[0], name)]
             raise DataError(
-                f"{names[0]!r} and {name!r} cannot be compared: one leaves out {len(a)} {whats[0]}s, the other {len(b)} "
-                f"{whats[1]}s."
+                f"{names[0]!r} and {name!r} cannot be compared: LOO leaves out {len(a)} {types[0]}s in the first and {len(b)} "
+                f"{types[1]}s in the second."
             )
-    return found
+    return common
 
 
 def _has_points(candidate: Candidate) -> bool:
@@ -176,8 +176,8 @@ def _by_sequence(candidate: Candidate) -> Candidate:
     names = units["sequence"].values
     first = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
     summed = np.add.reduceat(units.values, first, axis=2)
-    coords = {dim: units[dim].values for dim in LEAD} | {"left_out": names[first]}
-    group = xr.Dataset({LEFT_OUT: ((*LEAD, "left_out"), summed)}, coords=coords)
+    coords = {dim: units[dim].values for dim in SAMPLE_DIMS} | {"left_out": names[first]}
+    group = xr.Dataset({LEFT_OUT: ((*SAMPLE_DIMS, "left_out"), summed)}, coords=coords)
     groups = {name: node.to_dataset(inherit=False) for name, node in candidate.data.children.items()}
     root = candidate.data.to_dataset(inherit=False)
     data = xr.DataTree.from_dict({"/": root, **groups, "leave_one_out": group})
@@ -198,9 +198,10 @@ def table_of(
     _check_conditional(scores)
     problems = problems or {}
     order = sorted(scores, key=lambda name: -scores[name].elpd)
-    rest = sorted((n for n in [*candidates, *problems] if n not in scores), key=lambda n: -_held_out(candidates.get(n))[0])
+    without_loo = sorted((n for n in [*candidates, *problems] if n not in scores), key=lambda n: -_held_out(candidates.get(n))[0])
     rows = [
-        _row(n, candidates.get(n), scores.get(n), scores[order[0]] if order else None) for n in dict.fromkeys([*order, *rest])
+        _row(n, candidates.get(n), scores.get(n), scores[order[0]] if order else None)
+        for n in dict.fromkeys([*order, *without_loo])
     ]
     table = pd.DataFrame(rows)
     for optional in (CLUSTERS, HELD_OUT):
@@ -211,12 +212,12 @@ def table_of(
 
 
 def _check_conditional(scores: Mapping[str, Loo]) -> None:
-    given = [name for name, one in scores.items() if one.conditional]
-    others = [name for name, one in scores.items() if not one.conditional]
-    if given and others:
+    conditional = [name for name, one in scores.items() if one.conditional]
+    marginal = [name for name, one in scores.items() if not one.conditional]
+    if conditional and marginal:
         raise ModelError(
-            f"{given[0]!r} and {others[0]!r} cannot be compared: the first scores units given their own positions, which is too "
-            "high, the second integrates positions out."
+            f"{conditional[0]!r} and {marginal[0]!r} cannot be compared: elpd is conditional on the units' own positions in the "
+            "first, and therefore too high, and marginal over the positions in the second."
         )
 
 
@@ -257,49 +258,53 @@ def bad_share(score: Loo) -> float:
 def _notes(
     candidates: Mapping[str, Candidate], scores: Mapping[str, Loo], order: list[str], problems: Mapping[str, str]
 ) -> dict[str, str]:
-    """Returns the reasons not to rely on each row, by name."""
+    """Returns the reasons why each row may be unreliable, by name."""
     discrete = {name: _predicts_counts(candidates[name]) for name in scores}
-    mixed = len({found for found in discrete.values() if found is not None}) > 1
+    mixed = len({value for value in discrete.values() if value is not None}) > 1
     ppca = {name: one.n_latent for name, one in candidates.items() if one.data.attrs.get("model") == "ppca"}
     unequal = len(set(ppca.values())) > 1 and all(_is_standardised(candidates[name]) for name in ppca)
     notes = {}
     for name in dict.fromkeys([*candidates, *problems]):
-        said = [problems[name]] if name in problems else []
+        remarks = [problems[name]] if name in problems else []
         if name in scores and (points := _dependent(candidates[name])):
-            said.append(DEPENDENT.format(points=points))
+            remarks.append(DEPENDENT.format(points=points))
         if unequal and name in ppca:
-            said.append(UNEQUAL)
+            remarks.append(UNEQUAL)
         if name in candidates and not candidates[name].converged:
-            said.append("not converged")
+            remarks.append("not converged")
         if name in scores:
-            said += _against(scores[name], scores[order[0]])
+            remarks += _score_notes(scores[name], scores[order[0]])
         if name in scores and mixed and discrete[name] is not None:
             kind = "probabilities of whole numbers" if discrete[name] else "densities"
-            said.append(f"elpd is of {kind}, that of others is not: comparable only as far as a density is one per whole number")
+            remarks.append(
+                f"elpd is of {kind}, unlike that of other fits: comparable only if densities approximate the probabilities of "
+                "whole numbers"
+            )
         if name in candidates and "bound" in candidates[name].held_out:
-            said.append("held_out is a lower bound")
-        notes[name] = "; ".join(said)
+            remarks.append("held_out is a lower bound")
+        notes[name] = "; ".join(remarks)
     return notes
 
 
-def _against(score: Loo, best: Loo) -> list[str]:
-    said, bad = [], bad_share(score)
+def _score_notes(score: Loo, best: Loo) -> list[str]:
+    """Returns the reasons why a score, or its difference to the best, may be unreliable."""
+    remarks, bad = [], bad_share(score)
     if score.conditional:
-        said.append("given the units' own positions: elpd is too high")
+        remarks.append("elpd is conditional on the units' own positions and therefore too high")
     if bad > 0:
-        said.append(f"k-hat too high at {bad:.2g} of the points: elpd is not reliable there")
+        remarks.append(f"Pareto k-hat too high for a share {bad:.2g} of the points: elpd is unreliable")
     if score is best:
-        return said
+        return remarks
     difference = score.pointwise - best.pointwise
     n = len(difference)
     se = math.sqrt(n) * float(difference.std(ddof=1)) if n > 1 else math.nan
     if abs(difference.sum()) < SMALL:
-        said.append(f"difference below {SMALL:g}: se_diff is not reliable")
+        remarks.append(f"|elpd_diff| below {SMALL:g}: se_diff is unreliable")
     if abs(difference.sum()) < se:
-        said.append("difference below its standard error")
+        remarks.append("|elpd_diff| below its standard error se_diff")
     if n < FEW:
-        said.append(f"fewer than {FEW} points: se_diff may be too small")
-    return said
+        remarks.append(f"fewer than {FEW} points: se_diff may be too small")
+    return remarks
 
 
 def _dependent(candidate: Candidate) -> str:
@@ -323,14 +328,14 @@ def _predicts_counts(candidate: Candidate) -> bool | None:
     """Whether all predictions are whole numbers; None if the data are not, or if no predictions were kept."""
     observed = next(iter(arrays(candidate.data, "observed_data").values()))
     predicted = next(iter(arrays(candidate.data, "posterior_predictive").values()), None)
-    if predicted is None or not _whole(observed):
+    if predicted is None or not _is_whole(observed):
         return None
-    return _whole(predicted)
+    return _is_whole(predicted)
 
 
-def _whole(x: np.ndarray) -> bool:
-    seen = x[~np.isnan(x)] if x.dtype.kind == "f" else x
-    return bool((seen == np.floor(seen)).all())
+def _is_whole(x: np.ndarray) -> bool:
+    observed = x[~np.isnan(x)] if x.dtype.kind == "f" else x
+    return bool((observed == np.floor(observed)).all())
 
 
 def lenient_table(candidates: Mapping[str, Candidate], problems: Mapping[str, str]) -> pd.DataFrame:
@@ -342,7 +347,7 @@ def lenient_table(candidates: Mapping[str, Candidate], problems: Mapping[str, st
         DataError: The fits have different data or different points.
         ModelError: Some scores condition on the units' own positions and others do not.
     """
-    said, scores = dict(problems), {}
+    reasons, scores = dict(problems), {}
     if candidates:
         check_same_data({name: one.data for name, one in candidates.items()})
     common = with_common_points(candidates)
@@ -350,5 +355,5 @@ def lenient_table(candidates: Mapping[str, Candidate], problems: Mapping[str, st
         try:
             scores[name] = loo_of(name, one)
         except LatentLabError as error:
-            said[name] = str(error)
-    return table_of(common, scores, said)
+            reasons[name] = str(error)
+    return table_of(common, scores, reasons)

@@ -37,22 +37,22 @@ class Judged:
 
     def only(self, which: Sequence[int]) -> "Judged":
         """Returns the results for some rows; drops alignments without a verdict on them, unless that drops all."""
-        verdicts = {way: [judged[i] for i in which] for way, judged in self.verdicts.items()}
-        kept = {way: judged for way, judged in verdicts.items() if any(v is not None for v in judged)}
+        verdicts = {alignment: [judged[i] for i in which] for alignment, judged in self.verdicts.items()}
+        kept = {alignment: judged for alignment, judged in verdicts.items() if any(v is not None for v in judged)}
         return Judged(kept or verdicts, [self.regions[i] for i in which], [self.units[i] for i in which])
 
 
 def judged_positions(  # one argument for each input of a verdict
     rows: Sequence[Row],
     draws: Mapping[str, np.ndarray],
-    some: Mapping[str, np.ndarray],
+    thinned_draws: Mapping[str, np.ndarray],
     names: Mapping[str, list[str]],
-    ways: tuple[Alignment, ...],
+    alignments: tuple[Alignment, ...],
     alpha: float,
-    near: Mapping[str, dict[str, Any]],
     seeds: Seeds,
     bar: Any,
     *,
+    neighbor_options: Mapping[str, dict[str, Any]],
     series: bool,
 ) -> Judged:
     """Returns verdicts, coverage and disagreement of rows of positions.
@@ -60,51 +60,54 @@ def judged_positions(  # one argument for each input of a verdict
     Args:
         rows: The rows.
         draws: Kind of units -> aligned draws `(chain, draw, unit, latent)`.
-        some: Kind of units -> the subset of these draws that scores use.
+        thinned_draws: Kind of units -> the subset of these draws that scores use.
         names: Kind of units -> names of its units.
-        ways: Alignments.
+        alignments: Alignments.
         alpha: Level of the verdicts.
-        near: Kind of units -> options of the neighbour search.
         seeds: Seeds of the shuffled positions and of the pairs of draws.
         bar: Progress bar, updated after each step.
+        neighbor_options: Kind of units -> options of the neighbour search.
         series: Whether the units are in the order of time.
     """
-    references, verdicts = _verdicts(rows, draws, names, ways, alpha, seeds, bar, series=series)
-    found = _units(rows, references, some, near, seeds, bar)
+    references, verdicts = _verdicts(rows, draws, names, alignments, alpha, seeds, bar, series=series)
+    disagreements = _disagreements(rows, references, thinned_draws, neighbor_options, seeds, bar)
     regions: list[Coverage | None] = []
     for i, row in enumerate(rows):
-        own = next(way for way in verdicts if verdicts[way][i] is not None)
-        regions.append(references[own, row.units, row.kinds].regions.coverage(row.whole))
-    return Judged(verdicts, regions, list(found))
+        first = next(alignment for alignment in verdicts if verdicts[alignment][i] is not None)
+        regions.append(references[first, row.units, row.kinds].regions.coverage(row.whole))
+    return Judged(verdicts, regions, list(disagreements))
 
 
 def judged_labels(
     rows: Sequence[Row], draws: np.ndarray, names: list[str], common: UnitsOfLabels, alpha: float, seeds: Seeds, bar: Any
 ) -> Judged:
-    """Returns verdicts, coverage and disagreement of clusterings against draws of labels `(chain, draw, unit)`; else None."""
+    """Returns verdicts, coverage and disagreement of clusterings against draws of labels `(chain, draw, unit)`.
+
+    The entries of other rows are None.
+    """
     reference = PartitionReference(draws, seeds.child("verdict", "labels").numpy())
     judged = [None if row.labels is None else reference.judge(row.labels, alpha=alpha, units=names) for row in rows]
     adjusted = iter(holm([v for v in judged if v is not None]))
     verdicts = {"labels": [None if v is None else next(adjusted) for v in judged]}
-    found: list[Disagreement | None] = []
+    disagreements: list[Disagreement | None] = []
     regions: list[Coverage | None] = []
     for row in rows:
-        found.append(None if row.labels is None else common.disagreement(row.labels))
+        disagreements.append(None if row.labels is None else common.disagreement(row.labels))
         regions.append(None if row.labels is None else common.coverage(row.labels))
         bar.update()
-    return Judged(verdicts, regions, found)
+    return Judged(verdicts, regions, disagreements)
 
 
-def n_verdicts(rows: Sequence[Row], draws: Mapping[str, np.ndarray], ways: tuple[Alignment, ...]) -> int:
+def n_verdicts(rows: Sequence[Row], draws: Mapping[str, np.ndarray], alignments: tuple[Alignment, ...]) -> int:
     """Number of verdicts on rows of positions: one for each alignment, or one for a row that only `affine` can align."""
-    return sum(1 if is_wide(row, draws[row.units].shape[3]) else len(ways) for row in rows)
+    return sum(1 if is_wide(row, draws[row.units].shape[3]) else len(alignments) for row in rows)
 
 
 def borderline(rows: Sequence[Row], verdicts: Mapping[str, list[Verdict | None]]) -> list[str]:
-    """Returns a note for each verdict that another sample of draws may change."""
+    """Returns a note for each verdict that could change with another sample of draws."""
     return [
-        f"{row.label}, {way}: {note}"
-        for way, judged in verdicts.items()
+        f"{row.label}, {alignment}: {note}"
+        for alignment, judged in verdicts.items()
         for row, v in zip(rows, judged, strict=True)
         for note in (() if v is None else v.notes)
         if note.startswith("borderline")
@@ -116,7 +119,7 @@ def _whole(draws: Mapping[str, np.ndarray], kinds: tuple[str, ...]) -> np.ndarra
     return draws[kinds[0]] if len(kinds) == 1 else np.concatenate([draws[kind] for kind in kinds], axis=2)
 
 
-def _place(draws: Mapping[str, np.ndarray], kinds: tuple[str, ...], kind: str) -> slice:
+def _slice_of(draws: Mapping[str, np.ndarray], kinds: tuple[str, ...], kind: str) -> slice:
     """Slice of a kind among the concatenated units of several kinds."""
     before = sum(draws[one].shape[2] for one in kinds[: kinds.index(kind)])
     return slice(before, before + draws[kind].shape[2])
@@ -126,47 +129,47 @@ def _verdicts(  # one argument for each input of a verdict
     rows: Sequence[Row],
     draws: Mapping[str, np.ndarray],
     names: Mapping[str, list[str]],
-    ways: tuple[Alignment, ...],
+    alignments: tuple[Alignment, ...],
     alpha: float,
     seeds: Seeds,
     bar: Any,
     *,
     series: bool,
 ) -> tuple[dict[Key, Reference], dict[str, list[Verdict | None]]]:
-    """Returns the references, and by alignment the rows' verdicts with Holm's adjustment; None if a row does not take it.
+    """Returns the references, and by alignment the rows' verdicts with Holm's adjustment; None for rows without this alignment.
 
-    Rows with more columns than the positions take only `affine`, even if `ways` does not include it.
+    Rows with more columns than the positions have only `affine`, even if `alignments` does not include it.
     """
     references: dict[Key, Reference] = {}
-    found: dict[str, list[Verdict | None]] = {}
+    verdicts: dict[str, list[Verdict | None]] = {}
     whole = {kinds: _whole(draws, kinds) for kinds in dict.fromkeys(row.kinds for row in rows)}
     halves = {kinds: split(one) for kinds, one in whole.items()}
-    for way in ALIGNMENTS:
-        those = [way == "affine" if is_wide(row, draws[row.units].shape[3]) else way in ways for row in rows]
-        if not any(those):
+    for alignment in ALIGNMENTS:
+        applies = [alignment == "affine" if is_wide(row, draws[row.units].shape[3]) else alignment in alignments for row in rows]
+        if not any(applies):
             continue
         judged = []
-        for row, takes in zip(rows, those, strict=True):
-            if not takes:
+        for row, is_used in zip(rows, applies, strict=True):
+            if not is_used:
                 continue
-            key = (way, row.units, row.kinds)
+            key = (alignment, row.units, row.kinds)
             if key not in references:
-                own = seeds.child("verdict", way) if len(draws) == 1 else seeds.child("verdict", way, row.units)
-                place = _place(draws, row.kinds, row.units)
-                options: dict[str, Any] = {"halves": halves[row.kinds], "judged": place, "series": series}
-                references[key] = Reference(whole[row.kinds], way, own.numpy(), **options)
+                path = ("verdict", alignment) if len(draws) == 1 else ("verdict", alignment, row.units)
+                units = _slice_of(draws, row.kinds, row.units)
+                options: dict[str, Any] = {"halves": halves[row.kinds], "judged": units, "series": series}
+                references[key] = Reference(whole[row.kinds], alignment, seeds.child(*path).numpy(), **options)
             judged.append(references[key].judge(row.whole, alpha=alpha, units=names[row.units]))
             bar.update()
         adjusted = iter(holm(judged))
-        found[way] = [next(adjusted) if takes else None for takes in those]
-    return references, found
+        verdicts[alignment] = [next(adjusted) if is_used else None for is_used in applies]
+    return references, verdicts
 
 
-def _units(
+def _disagreements(
     rows: Sequence[Row],
     references: Mapping[Key, Reference],
-    some: Mapping[str, np.ndarray],
-    near: Mapping[str, dict[str, Any]],
+    draws: Mapping[str, np.ndarray],
+    neighbor_options: Mapping[str, dict[str, Any]],
     seeds: Seeds,
     bar: Any,
 ) -> list[Disagreement]:
@@ -175,16 +178,17 @@ def _units(
     This is the first available of `similarity`, `orthogonal`, `affine`, `fixed`; for rows with more columns than the positions
     it is `affine`. `similarity` comes first because without a scale the disagreement grows with the distance from the centre.
     """
-    few = {kind: thinned(draws, N_UNIT_DRAWS) for kind, draws in some.items()}
+    unit_draws = {kind: thinned(values, N_UNIT_DRAWS) for kind, values in draws.items()}
     common: dict[Key, UnitsOfPositions] = {}
-    found = []
+    disagreements = []
     for row in rows:
-        wide = is_wide(row, some[row.units].shape[3])
+        wide = is_wide(row, draws[row.units].shape[3])
         usable: tuple[Alignment, ...] = ("affine",) if wide else ("similarity", "orthogonal", "affine", "fixed")
-        key = next((way, row.units, row.kinds) for way in usable if (way, row.units, row.kinds) in references)
+        key = next(key for alignment in usable if (key := (alignment, row.units, row.kinds)) in references)
         align = references[key].align
         if key not in common:
-            common[key] = UnitsOfPositions(align(_whole(few, row.kinds)), seeds.child("units").numpy(), **near[row.units])
-        found.append(common[key].disagreement(align(row.whole)))
+            aligned, rng = align(_whole(unit_draws, row.kinds)), seeds.child("units").numpy()
+            common[key] = UnitsOfPositions(aligned, rng, **neighbor_options[row.units])
+        disagreements.append(common[key].disagreement(align(row.whole)))
         bar.update()
-    return found
+    return disagreements

@@ -59,8 +59,8 @@ class Correspondence:
 
 
 def below_limit(value: float, threshold: float, what: str) -> Evidence:
-    return Evidence(value < threshold, value, threshold, f"{what}: {value:.3g} (holds below {threshold:g})")
+    return Evidence(value < threshold, value, threshold, f"{what}: {value:.3g} (required: below {threshold:g})")
 
 
 def above_limit(value: float, threshold: float, what: str) -> Evidence:
-    return Evidence(value > threshold, value, threshold, f"{what}: {value:.3g} (holds above {threshold:g})")
+    return Evidence(value > threshold, value, threshold, f"{what}: {value:.3g} (required: above {threshold:g})")

@@ -19,17 +19,17 @@ def _mixture_centres(dataset: Dataset, n_components: int, sigma: float, n_starts
     x, rng = dataset.x, Seeds(0).child("correspondence").numpy()
     model = MODELS.load("gaussian_mixture")(n_components=n_components, covariance="spherical")
     fixed = {"weights": np.full(n_components, 1 / n_components), "sigma": np.full(n_components, sigma)}
-    found = []
+    optima = []
     for _ in range(n_starts):
         mu = x[rng.choice(len(x), n_components, replace=False)]
-        before = np.full_like(mu, np.inf)
-        while np.abs(mu - before).max() > 1e-12:
-            before = mu
+        previous = np.full_like(mu, np.inf)
+        while np.abs(mu - previous).max() > 1e-12:
+            previous = mu
             responsibilities = latent_positions(model, dataset, mu=mu, **fixed).probs.numpy()
             mu = responsibilities.T @ x / responsibilities.sum(axis=0)[:, None]
         squares = ((x[:, None] - mu) ** 2).sum(axis=2) / (2 * sigma**2)
-        found.append((np.logaddexp.reduce(-squares, axis=1).sum(), mu))
-    return max(found, key=lambda one: one[0])[1]
+        optima.append((np.logaddexp.reduce(-squares, axis=1).sum(), mu))
+    return max(optima, key=lambda optimum: optimum[0])[1]
 
 
 def _centres(dataset: Dataset, labels: np.ndarray) -> np.ndarray:
@@ -57,12 +57,13 @@ def vanishing_variance_makes_kmeans() -> Evidence:
     centres = _centres(dataset, cluster_labels("kmeans", dataset, 3))
     distance = _distance_of_centres(_mixture_centres(dataset, 3, sigma=0.1), centres)
     labels = labels_at_maximum("gaussian_mixture", unequal, n_components=2, covariance="spherical")
-    parted = 1 - matched_accuracy(cluster_labels("kmeans", unequal, 2), labels)
+    misassigned = 1 - matched_accuracy(cluster_labels("kmeans", unequal, 2), labels)
     text = (
-        f"relative distance of k-means' centres from a mixture's with sigma 0.1 on wine: {distance:.2g} (holds below 1e-6); "
-        f"share of units labelled otherwise where clusters are of unequal size and width: {parted:.2g} (holds above 0.2)"
+        f"relative distance between the centres of k-means and of a mixture with sigma 0.1 on wine: {distance:.2g} (required: "
+        f"below 1e-6); share of units with different labels for clusters of unequal size and variance: {misassigned:.2g} "
+        "(required: above 0.2)"
     )
-    return Evidence(distance < 1e-6 and parted > 0.2, distance, 1e-6, text)
+    return Evidence(distance < 1e-6 and misassigned > 0.2, distance, 1e-6, text)
 
 
 def distances_are_responsibilities() -> Evidence:
@@ -77,40 +78,40 @@ def distances_are_responsibilities() -> Evidence:
         worst = max(worst, float(np.abs(soft_assignments(distances, sigma) - exact).max()))
         worst = max(worst, float((exact.argmax(axis=1) != labels).mean()))
     return below_limit(
-        worst, 1e-8, "largest difference of soft assignments from responsibilities at equal spherical variances on wine"
+        worst, 1e-8, "largest difference between soft assignments and responsibilities for equal spherical covariances on wine"
     )
 
 
 def _clusters_far_apart_and_near(embedding: str) -> tuple[float, float]:
     """Matched accuracy between a clustering and the maximum-likelihood mixture, at separations of 6 and 2 standard deviations."""
-    found = []
+    accuracies = []
     for separation in (6.0, 2.0):
         dataset = gaussian_mixture(n_units=300, separation=separation)
         labels = labels_at_maximum("gaussian_mixture", dataset, n_components=3, covariance="spherical")
-        found.append(float(matched_accuracy(cluster_labels(embedding, dataset, 3), labels)))
-    return found[0], found[1]
+        accuracies.append(float(matched_accuracy(cluster_labels(embedding, dataset, 3), labels)))
+    return accuracies[0], accuracies[1]
 
 
 def ward_is_a_greedy_mixture() -> Evidence:
     far, near = _clusters_far_apart_and_near("agglomerative")
     text = (
-        f"share of units labelled as by the mixture: {far:.3g} with means 6 standard deviations apart (holds above 0.99), "
-        f"{near:.3g} with 2 (holds below 0.9)"
+        f"share of units with the label of the mixture: {far:.3g} for means 6 standard deviations apart (required: above 0.99), "
+        f"{near:.3g} for 2 standard deviations (required: below 0.9)"
     )
     return Evidence(far > 0.99 and near < 0.9, far, 0.99, text)
 
 
-def rings_part_spectral_clustering_from_the_mixture() -> Evidence:
+def spectral_clustering_finds_rings() -> Evidence:
     rng = Seeds(0).child("correspondence").numpy()
     angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
     circle = np.column_stack([np.cos(angles), np.sin(angles)])
     x = np.concatenate([circle[::2], 3 * circle]) + 0.03 * rng.standard_normal((90, 2))
     dataset, ring = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name="rings"), np.repeat([0, 1], [30, 60])
     labels = cluster_labels("spectral_clustering", dataset, 2)
-    found = float(adjusted_rand(labels, labels_at_maximum("gaussian_mixture", dataset, n_components=2, covariance="full")))
-    rings = float(adjusted_rand(labels, ring))
+    with_mixture = float(adjusted_rand(labels, labels_at_maximum("gaussian_mixture", dataset, n_components=2, covariance="full")))
+    with_rings = float(adjusted_rand(labels, ring))
     text = (
-        f"adjusted Rand index of spectral clustering on two rings: {found:.2g} with the mixture (holds below 0.5), "
-        f"{rings:.2g} with the rings (holds above 0.9)"
+        f"adjusted Rand index of spectral clustering on two rings: {with_mixture:.2g} with the mixture (required: below 0.5), "
+        f"{with_rings:.2g} with the rings (required: above 0.9)"
     )
-    return Evidence(found < 0.5 and rings > 0.9, found, 0.5, text)
+    return Evidence(with_mixture < 0.5 and with_rings > 0.9, with_mixture, 0.5, text)

@@ -51,7 +51,7 @@ def cluster_labels(embedding: str, dataset: Dataset, n_clusters: int, **options:
     return (values if values.ndim == 2 else values[0]).argmax(axis=1)
 
 
-def turned_residual(y: np.ndarray, z: np.ndarray) -> float:
+def rotated_residual(y: np.ndarray, z: np.ndarray) -> float:
     """Relative distance of z from y after centring both and the best rotation or reflection of y."""
     y, z = y - y.mean(axis=0), z - z.mean(axis=0)
     u, _, vt = np.linalg.svd(y.T @ z, full_matrices=False)
@@ -61,8 +61,8 @@ def turned_residual(y: np.ndarray, z: np.ndarray) -> float:
 def linear_residual(y: np.ndarray, z: np.ndarray) -> float:
     """Fraction of the variance of z that an affine regression on y leaves unexplained."""
     design = np.column_stack([y, np.ones(len(y))])
-    rest = z - design @ np.linalg.lstsq(design, z, rcond=None)[0]
-    return float((rest**2).sum() / ((z - z.mean(axis=0)) ** 2).sum())
+    residual = z - design @ np.linalg.lstsq(design, z, rcond=None)[0]
+    return float((residual**2).sum() / ((z - z.mean(axis=0)) ** 2).sum())
 
 
 def distance_of_axes(y: np.ndarray, z: np.ndarray) -> float:
@@ -78,5 +78,5 @@ def highest_log_likelihood(model_name: str, dataset: Dataset, n_latent: int) -> 
 
     model = MODELS.load(model_name)(n_latent=n_latent)
     with double(), one_thread():
-        found = model.maximum_likelihood(tensors(model, dataset), Seeds(0).child("correspondence").numpy())
-    return float(found.trace[-1])
+        optimum = model.maximum_likelihood(tensors(model, dataset), Seeds(0).child("correspondence").numpy())
+    return float(optimum.trace[-1])

@@ -27,7 +27,7 @@ def shrunk_axes(values: np.ndarray, dataset: Dataset) -> np.ndarray:
     return scores * np.sqrt(np.maximum(variances - noise, 0.0)) / safe
 
 
-def as_it_is(values: np.ndarray, dataset: Dataset) -> np.ndarray:
+def centred_values(values: np.ndarray, dataset: Dataset) -> np.ndarray:
     """Returns the coordinates, centred."""
     return values - values.mean(axis=0)
 

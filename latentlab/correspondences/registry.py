@@ -6,22 +6,22 @@ from typing import Any
 from latentlab.correspondences.claim import Correspondence
 from latentlab.correspondences.clusters import (
     distances_are_responsibilities,
-    rings_part_spectral_clustering_from_the_mixture,
+    spectral_clustering_finds_rings,
     vanishing_variance_makes_kmeans,
     ward_is_a_greedy_mixture,
 )
 from latentlab.correspondences.linear import (
     all_neighbours_make_isomap_pca,
-    bent_positions,
     classical_mds_is_ppca,
+    nonlinear_map,
     pca_is_ppca,
     scores_are_factor_analysis,
-    unequal_noise_parts_pca_from_factor_analysis,
+    unequal_noise_separates_pca_and_factor_analysis,
     wide_kernel_is_pca,
 )
-from latentlab.correspondences.maps import as_it_is, nearest, shrunk_axes
+from latentlab.correspondences.maps import centred_values, nearest, shrunk_axes
 from latentlab.correspondences.networks import (
-    bent_sheet_parts_pca_from_the_vae,
+    curvature_separates_pca_and_the_vae,
     deep_code_is_a_map_of_the_means,
     linear_code_spans_ppca,
     linear_code_spans_the_linear_vae,
@@ -37,12 +37,12 @@ from latentlab.correspondences.series import (
 
 
 def find(embedding: str, model: str, options: Mapping[str, Any] | None = None) -> Correspondence | None:
-    """Returns the first claim about an embedding with these options and a model, or None if there is none."""
+    """Returns the first claim about an embedding with these options and a model; None without such a claim."""
     # Options read from a file have lists where claims have tuples.
-    made = {k: tuple(v) if isinstance(v, list) else v for k, v in (options or {}).items()}
+    used = {k: tuple(v) if isinstance(v, list) else v for k, v in (options or {}).items()}
     for entry in CORRESPONDENCES:
-        excluded = any(name in made and made[name] == value for name, value in entry.unless)
-        required = all(made.get(name) == value for name, value in entry.options)
+        excluded = any(name in used and used[name] == value for name, value in entry.unless)
+        required = all(used.get(name) == value for name, value in entry.options)
         if (entry.embedding, entry.model) == (embedding, model) and required and not excluded:
             return entry
     return None
@@ -50,10 +50,10 @@ def find(embedding: str, model: str, options: Mapping[str, Any] | None = None) -
 
 _TIPPING = "Tipping & Bishop (1999), JRSS B 61:611"
 _ROTATION = "rotation and reflection, O(q)"
-_NAMES = "the names of the clusters, S_K"
-_STATES = "the names of the states, S_K"
-_SUBSPACE = "linear maps, GL(q): only the subspace is comparable"
-_LINEAR = "linear maps, GL(q)"
+_NAMES = "permutations of the clusters, S_K"
+_STATES = "permutations of the states, S_K"
+_SUBSPACE = "invertible linear maps, GL(q): only the subspace can be compared"
+_LINEAR = "invertible linear maps, GL(q)"
 _KULIS = "Kulis & Jordan (2012), Revisiting k-means, ICML"
 _BALDI = "Baldi & Hornik (1989), Neural Networks 2:53"
 _DAI = "Dai, Wang, Aston, Hua & Wipf (2018), Connections with Robust PCA, JMLR 19(41)"
@@ -66,12 +66,13 @@ def _no_claim(embedding: str, title: str, citation: str) -> Correspondence:
         embedding,
         "ppca",
         "none",
-        claim=f"{title} is read as a picture of latent positions; it is not an estimate of PPCA's, even where PPCA is true.",
+        claim=f"{title} is often read as an estimate of latent positions. It does not estimate PPCA's positions, even if PPCA is "
+        "true.",
         conditions="none",
-        breaks="it keeps neighbours, not a linear map of the positions: distances between far units, and axes, have no meaning",
-        symmetry="Euclidean motions, and any change of distances that keeps neighbours",
+        breaks="it preserves neighbourhoods, but is not a linear map of the positions: large distances and axes have no meaning",
+        symmetry="Euclidean motions and all maps that preserve neighbourhoods",
         citation=citation,
-        check=bent_positions(embedding),
+        check=nonlinear_map(embedding),
     )
 
 
@@ -80,9 +81,11 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "pca",
         "ppca",
         "exact",
-        claim="PCA scores, each axis times sqrt(lambda - sigma^2) / lambda, are PPCA's posterior mean at maximum likelihood.",
+        claim="PCA scores, with each axis multiplied by sqrt(lambda - sigma^2) / lambda, are PPCA's posterior mean at the "
+        "maximum of the likelihood.",
         conditions="no missing entries; W, mu and sigma at the maximum of the likelihood (flat priors, many units)",
-        breaks="raw scores carry sqrt(lambda), which the positions do not; missing entries; strong priors; noise of unequal size",
+        breaks="raw scores, which have variances lambda, unlike the positions; missing entries; strong priors; unequal noise "
+        "variances",
         symmetry=_ROTATION,
         citation=_TIPPING,
         check=pca_is_ppca,
@@ -93,9 +96,10 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "mds",
         "ppca",
         "exact",
-        claim="Classical MDS on Euclidean distances gives the PCA scores, so the same map leads to PPCA's posterior mean.",
-        conditions='method="classical", Euclidean distances between the same columns; as for PCA',
-        breaks="metric MDS by stress (SMACOF), other distances; and what breaks it for PCA",
+        claim="Classical MDS of Euclidean distances gives the PCA scores. The same map as for PCA therefore gives PPCA's "
+        "posterior mean.",
+        conditions='method="classical"; Euclidean distances between the same columns; the conditions for PCA',
+        breaks="metric MDS by stress (SMACOF); other distances; all failures of the claim for PCA",
         symmetry=_ROTATION,
         citation="Gower (1966), Biometrika 53:325; " + _TIPPING,
         check=classical_mds_is_ppca,
@@ -106,32 +110,32 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "factor_analysis",
         "factor_analysis",
         "exact",
-        claim="Factor scores (regression method) are the posterior mean of the positions at maximum likelihood.",
+        claim="Factor scores (regression method) are the posterior mean of the positions at the maximum of the likelihood.",
         conditions="no missing entries; loadings and noise at the maximum of the likelihood; the same local maximum",
-        breaks="Bartlett scores (not shrunk); a Heywood case; a likelihood with several maxima",
+        breaks="Bartlett scores, which are not shrunk; Heywood cases; several maxima of the likelihood",
         symmetry=_ROTATION,
         citation="Rubin & Thayer (1982), Psychometrika 47:69",
         check=scores_are_factor_analysis,
-        map=as_it_is,
+        map=centred_values,
     ),
     Correspondence(
         "pca",
         "factor_analysis",
         "limit",
-        claim="PCA finds the factor positions, up to a linear map, as the noise of all features becomes equal.",
-        conditions="equal psi in all features",
-        breaks="unequal noise: a feature with large noise draws a principal axis to itself",
+        claim="As the noise variances become equal, PCA scores tend to the factor positions, up to a linear map.",
+        conditions="equal noise variances psi of all features",
+        breaks="unequal noise variances: a feature with large noise determines a principal axis",
         symmetry=_LINEAR,
         citation=_TIPPING,
-        check=unequal_noise_parts_pca_from_factor_analysis,
+        check=unequal_noise_separates_pca_and_factor_analysis,
     ),
     Correspondence(
         "kernel_pca",
         "ppca",
         "limit",
-        claim="Kernel PCA with a Gaussian kernel tends to PCA, up to the scale of its axes, as the kernel becomes wide.",
+        claim="As the width of its Gaussian kernel increases, kernel PCA tends to PCA, up to the scale of the axes.",
         conditions="gamma times the largest squared distance tends to 0",
-        breaks="any kernel of the width of the data, the usual choice: the positions are bent",
+        breaks="kernels about as wide as the data, the usual choice: the map is nonlinear",
         symmetry=_LINEAR,
         citation="Schölkopf, Smola & Müller (1998), Neural Computation 10:1299",
         check=wide_kernel_is_pca,
@@ -140,9 +144,9 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "isomap",
         "ppca",
         "limit",
-        claim="Isomap with all units as neighbours is classical MDS, and so PCA.",
+        claim="Isomap with all units as neighbours is classical MDS, and therefore PCA.",
         conditions="n_neighbors = number of units - 1",
-        breaks="few neighbours: paths along the noise are longer than the distances",
+        breaks="few neighbours: paths through noisy points are longer than the Euclidean distances",
         symmetry=_ROTATION,
         citation="Tenenbaum, de Silva & Langford (2000), Science 290:2319",
         check=all_neighbours_make_isomap_pca,
@@ -155,10 +159,11 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "kmeans",
         "gaussian_mixture",
         "exact",
-        claim="exp(-d^2 / 2 sigma^2) of the distances to the centres, made to sum to 1, are the responsibilities of a mixture "
-        "around these centres; the nearest centre is the most probable label.",
+        claim="For distances d to the centres, exp(-d^2 / 2 sigma^2), normalised to a sum of 1, are the responsibilities of a "
+        "mixture with these means. The nearest centre is the most probable label.",
         conditions='output="distances"; equal weights, one spherical covariance, means at the centres of k-means',
-        breaks="unequal weights or covariances; the mixture's own means, which k-means pulls apart where clusters overlap",
+        breaks="unequal weights or covariances; overlapping clusters, whose centres by k-means are farther apart than the "
+        "mixture's means",
         symmetry=_NAMES,
         citation="MacKay (2003), Information Theory, Inference, and Learning Algorithms, ch. 20 and 22",
         check=distances_are_responsibilities,
@@ -169,9 +174,11 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "kmeans",
         "gaussian_mixture",
         "limit",
-        claim="As the variance tends to 0, maximum likelihood has the centres and the labels of k-means.",
-        conditions="equal weights, one spherical covariance, both kept so as the variance tends to 0; the best of enough starts",
-        breaks="unequal weights or covariances: k-means cuts a wide cluster in two; overlap: it says nothing of who is unsure",
+        claim="As the variance tends to 0, the maximum-likelihood means and labels of the mixture tend to those of k-means.",
+        conditions="equal weights and one spherical covariance, fixed as the variance tends to 0; the best of sufficiently many "
+        "starts",
+        breaks="unequal weights or covariances, if k-means splits a wide cluster; overlap, as k-means gives no label "
+        "probabilities",
         symmetry=_NAMES,
         citation=_KULIS,
         check=vanishing_variance_makes_kmeans,
@@ -180,9 +187,9 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "agglomerative",
         "gaussian_mixture",
         "approximate",
-        claim="Ward's clusters are a greedy estimate of those of a mixture with equal weights and one spherical covariance.",
-        conditions='linkage="ward"; clusters far apart',
-        breaks="overlap, as what was joined is never parted; unequal covariances; other linkages, which follow chains",
+        claim="Ward's method greedily estimates the clusters of a mixture with equal weights and one spherical covariance.",
+        conditions='linkage="ward"; well-separated clusters',
+        breaks="overlapping clusters, as mergers are final; unequal covariances; other linkages, which may form chains",
         symmetry=_NAMES,
         citation="Fraley & Raftery (2002), JASA 97:611",
         check=ward_is_a_greedy_mixture,
@@ -192,20 +199,23 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "spectral_clustering",
         "gaussian_mixture",
         "none",
-        claim="Spectral clusters are read as components; they are connected groups of any shape, and no estimate of components.",
-        conditions="none; clusters so far apart that every method finds them",
-        breaks="groups that are no clouds: it finds two rings, which no two Gaussians do",
+        claim="Spectral clusters are often read as mixture components. They are connected groups of any shape and do not "
+        "estimate the components.",
+        conditions="none; agreement only for clusters so well separated that every method finds them",
+        breaks="clusters that are not Gaussian: it finds two concentric rings, which two Gaussian components cannot represent",
         symmetry=_NAMES,
         citation="von Luxburg (2007), A tutorial on spectral clustering, Stat. Comput. 17:395",
-        check=rings_part_spectral_clustering_from_the_mixture,
+        check=spectral_clustering_finds_rings,
     ),
     Correspondence(
         "viterbi",
         "gaussian_hmm",
         "limit",
-        claim="The Viterbi path is the most probable path; as the states move apart it is every step's most probable state too.",
+        claim="The Viterbi path is the most probable sequence of states. As the states separate, it tends to the most probable "
+        "state of each step.",
         conditions="parameters at the maximum of the likelihood; states many standard deviations apart",
-        breaks="weak signal: the most probable path is one of very many, and not made of the steps' most probable states",
+        breaks="overlapping states: the most probable path has a low probability and differs from the most probable state of "
+        "each step",
         symmetry=_STATES,
         citation="Rabiner (1989), Proc. IEEE 77:257",
         check=viterbi_is_the_best_path,
@@ -214,9 +224,10 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "kmeans",
         "gaussian_hmm",
         "limit",
-        claim="As the states move apart, k-means of single steps finds them: the step alone says its state.",
-        conditions="states many standard deviations apart, all of them visited often",
-        breaks="weak signal, where the steps before and after say more of a state than the step; states that differ in spread",
+        claim="As the states separate, the clusters by k-means of single steps tend to the states: each observation determines "
+        "its state.",
+        conditions="states many standard deviations apart, all visited often",
+        breaks="overlapping states, if neighbouring steps are informative about a state; states with unequal variances",
         symmetry=_STATES,
         citation=_KULIS,
         check=kmeans_ignores_transitions,
@@ -225,9 +236,9 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "window_kmeans",
         "gaussian_hmm",
         "none",
-        claim="Clusters of windows are read as states; about every change they mix two of them, however strong the signal.",
-        conditions="none; it may well be nearer than k-means of single steps where the signal is weak and states last",
-        breaks="a change within the window: its steps are those of neither state",
+        claim="Clusters of windows are often read as states. Windows around a change of state mix two states, at any separation.",
+        conditions="none; for overlapping, persistent states it may be more accurate than k-means of single steps",
+        breaks="a change of state within the window, which then belongs to neither state",
         symmetry=_STATES,
         citation="Keogh & Lin (2005), Clustering of time-series subsequences is meaningless, Knowl. Inf. Syst. 8:154",
         check=windows_blur_changes,
@@ -236,9 +247,9 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "pca",
         "state_space",
         "limit",
-        claim="As the noise vanishes, PCA of single steps spans the positions, whatever moves them.",
-        conditions="noise small beside C z; at least as many features as latent dimensions",
-        breaks="noise: the positions are smoothed over time, PCA is not; fewer features than latent dimensions",
+        claim="As the noise tends to 0, PCA of single steps spans the positions for any dynamics.",
+        conditions="noise small relative to C z; at least as many features as latent dimensions",
+        breaks="noise, as the posterior smooths over time and PCA does not; fewer features than latent dimensions",
         symmetry=_LINEAR,
         citation=_TIPPING,
         check=vanishing_noise_makes_pca_the_path,
@@ -247,9 +258,9 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "window_pca",
         "state_space",
         "approximate",
-        claim="PCA of windows is nearly a linear map of the smoothed positions where these move slowly and noise is large.",
-        conditions="windows of about the time over which the model smooths",
-        breaks="little noise, where it blurs; fast motion; the ends of a series; it gives all steps of a window a fixed weight",
+        claim="For slow dynamics and large noise, PCA of windows is approximately a linear map of the smoothed positions.",
+        conditions="windows about as long as the time over which the model smooths",
+        breaks="small noise, for which it smooths too much; fast dynamics; the ends of a series; weights of steps that are fixed",
         symmetry=_LINEAR,
         citation="Broomhead & King (1986), Physica D 20:217",
         check=windows_smooth,
@@ -258,9 +269,9 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "autoencoder",
         "ppca",
         "exact",
-        claim="The code of a linear autoencoder spans PCA's scores, and so an affine map of it is PPCA's posterior mean.",
+        claim="The code of a linear autoencoder spans the PCA scores. An affine map of it is therefore PPCA's posterior mean.",
         conditions="no hidden layers; converged; no missing entries; PPCA at the maximum of the likelihood",
-        breaks="axes, angles and distances of the code: they are not those of the positions, in any rotation and scale",
+        breaks="axes, angles and distances of the code, which differ from those of the positions after any rotation and scaling",
         symmetry=_SUBSPACE,
         citation=_BALDI,
         check=linear_code_spans_ppca,
@@ -270,9 +281,11 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "autoencoder",
         "linear_vae",
         "exact",
-        claim="The code of a linear autoencoder spans the means of a linear VAE's encoder: both span PCA's scores.",
-        conditions="no hidden layers; converged; no missing entries; the bound at its maximum, no axis collapsed",
-        breaks="axes, angles and distances of the code, which only the VAE's prior and diagonal encoder fix; a collapsed axis",
+        claim="The code of a linear autoencoder and the encoder means of a linear VAE span the same space, that of the PCA "
+        "scores.",
+        conditions="no hidden layers; converged; no missing entries; the ELBO at its maximum; no posterior collapse of an axis",
+        breaks="axes, angles and distances of the code, which only the VAE's prior and diagonal encoder determine; posterior "
+        "collapse",
         symmetry=_SUBSPACE,
         citation=_BALDI + "; " + _LUCAS,
         check=linear_code_spans_the_linear_vae,
@@ -282,11 +295,12 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "pca",
         "linear_vae",
         "exact",
-        claim="PCA scores, each axis times sqrt(lambda - sigma^2) / lambda, are the encoder's mean at the maximum of the bound, "
-        "which is PPCA's maximum of the likelihood.",
-        conditions="no missing entries; all parameters at the maximum of the bound, sigma too",
-        breaks="sigma fixed above an eigenvalue collapses that axis; raw scores carry sqrt(lambda); a bound not at its maximum",
-        symmetry="order and signs of the axes: a diagonal encoder fixes the rotation at the maximum of the bound",
+        claim="PCA scores, with each axis multiplied by sqrt(lambda - sigma^2) / lambda, are the encoder means at the maximum of "
+        "the ELBO, which equals the maximum of PPCA's likelihood.",
+        conditions="no missing entries; all parameters, including sigma, at the maximum of the ELBO",
+        breaks="sigma^2 fixed above an eigenvalue, which collapses that axis; raw scores, which have variances lambda; an ELBO "
+        "below its maximum",
+        symmetry="order and signs of the axes: a diagonal encoder determines the rotation at the maximum of the ELBO",
         citation=_LUCAS,
         check=mapped_scores_are_the_encoders_mean,
         map=shrunk_axes,
@@ -296,13 +310,13 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "autoencoder",
         "vae",
         "limit",
-        claim="As 2 beta sigma^2, the weight of the Kullback-Leibler term beside the squared error, tends to 0, the bound asks "
-        "for the least error of reconstruction, as the autoencoder does: its code is a smooth invertible map of the means.",
-        conditions="the same networks, with hidden layers and too small to fit the noise; Gaussian noise of one size for all "
-        "features; both trained to a good optimum",
-        breaks="a large weight, by much noise or a large beta: dimensions collapse; training that tears or folds the code; axes, "
-        "angles and distances of the code, of which only the VAE's prior says anything",
-        symmetry="smooth invertible maps: only what is decoded is comparable, near neighbours roughly",
+        claim="As 2 beta sigma^2, the weight of the KL divergence relative to the squared error, tends to 0, the VAE minimises "
+        "the reconstruction error, like the autoencoder. The code is then a smooth invertible map of the encoder means.",
+        conditions="the same networks, with hidden layers and too small to fit the noise; Gaussian noise with one variance for "
+        "all features; both trained to a good optimum",
+        breaks="a large weight through large noise or beta, which collapses dimensions; optima with a discontinuous or folded "
+        "code; axes, angles and distances of the code, which only the VAE's prior determines",
+        symmetry="smooth invertible maps: only reconstructions can be compared, and neighbourhoods approximately",
         citation=_GHOSH,
         check=deep_code_is_a_map_of_the_means,
         unless=(("hidden", ()),),
@@ -311,13 +325,13 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "pca",
         "vae",
         "approximate",
-        claim="Where the principal plane sees each point of a sheet once, PCA's scores are nearly a smooth invertible map of the "
-        "means of a deep VAE's encoder.",
-        conditions="data near a sheet of the dimension of the positions, which bends little; noise small beside it",
-        breaks="a sheet that bends back: the plane folds it, so that far units meet, or leaves a direction out; distances, even "
-        "on a flat sheet, which the decoder may stretch to fit the prior",
-        symmetry="smooth invertible maps; linear ones where the decoder is linear",
+        claim="If the projection of the data manifold onto the principal plane is one-to-one, the PCA scores are approximately a "
+        "smooth invertible map of a deep VAE's encoder means.",
+        conditions="data near a manifold with the dimension of the positions and small curvature; noise small relative to it",
+        breaks="a manifold with large curvature, whose projection overlaps itself or omits a direction; distances, even on a "
+        "flat manifold, as the decoder may stretch it to fit the prior",
+        symmetry="smooth invertible maps; linear maps if the decoder is linear",
         citation=_DAI,
-        check=bent_sheet_parts_pca_from_the_vae,
+        check=curvature_separates_pca_and_the_vae,
     ),
 )

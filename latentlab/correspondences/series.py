@@ -28,29 +28,29 @@ def _steps_in_the_same_state(embedding: str, separation: float) -> float:
     return float(matched_accuracy(cluster_labels(embedding, dataset, 2, n_seeds=1), states))
 
 
-def _strong_signal_makes_it_the_states(embedding: str, weak_below: float) -> Evidence:
+def _accuracy_by_separation(embedding: str, weak_below: float) -> Evidence:
     strong, weak = _steps_in_the_same_state(embedding, 6.0), _steps_in_the_same_state(embedding, 1.0)
     text = (
-        f"share of steps in their most probable state: {strong:.3g} with means 6 standard deviations apart (holds above 0.999), "
-        f"{weak:.3g} with 1 (holds below {weak_below:g})"
+        f"share of steps in their most probable state: {strong:.3g} for means 6 standard deviations apart (required: above "
+        f"0.999), {weak:.3g} for 1 standard deviation (required: below {weak_below:g})"
     )
     return Evidence(strong > 0.999 and weak < weak_below, strong, 0.999, text)
 
 
 def viterbi_is_the_best_path() -> Evidence:
-    return _strong_signal_makes_it_the_states("viterbi", 0.99)
+    return _accuracy_by_separation("viterbi", 0.99)
 
 
 def kmeans_ignores_transitions() -> Evidence:
-    return _strong_signal_makes_it_the_states("kmeans", 0.85)
+    return _accuracy_by_separation("kmeans", 0.85)
 
 
 def windows_blur_changes() -> Evidence:
     weak, strong = _steps_in_the_same_state("window_kmeans", 1.0), _steps_in_the_same_state("window_kmeans", 10.0)
     passed = strong < 0.99 and weak > _steps_in_the_same_state("kmeans", 1.0)
     text = (
-        f"share of steps in their most probable state with means 10 standard deviations apart: {strong:.3g} (holds below 0.99); "
-        f"with 1, {weak:.3g} (holds above that of k-means)"
+        f"share of steps in their most probable state: {strong:.3g} for means 10 standard deviations apart (required: below "
+        f"0.99), {weak:.3g} for 1 standard deviation (required: above the share of k-means)"
     )
     return Evidence(passed, strong, 0.99, text)
 
@@ -73,25 +73,25 @@ def _path_on_a_plane(noise: float) -> tuple[Dataset, np.ndarray]:
     return dataset, latent_positions(MODELS.load("state_space")(n_latent=2), dataset, **sites).mean.numpy()
 
 
-def _share_of_path_missed(embedding: str, noise: float, **options: Any) -> float:
+def _unexplained_variance(embedding: str, noise: float, **options: Any) -> float:
     dataset, mean = _path_on_a_plane(noise)
     return linear_residual(embed(embedding, dataset, n_latent=2, **options).values, mean)
 
 
 def vanishing_noise_makes_pca_the_path() -> Evidence:
-    small, large = _share_of_path_missed("pca", 0.1), _share_of_path_missed("pca", 10.0)
+    small, large = _unexplained_variance("pca", 0.1), _unexplained_variance("pca", 10.0)
     text = (
-        f"share of the variance of smoothed positions that PCA misses: {small:.2g} with noise 0.1 (holds below 0.001), "
-        f"{large:.2g} with noise 10 (holds above 0.2)"
+        f"share of the variance of smoothed positions that PCA does not explain: {small:.2g} with noise 0.1 (required: below "
+        f"0.001), {large:.2g} with noise 10 (required: above 0.2)"
     )
     return Evidence(small < 1e-3 and large > 0.2, small, 1e-3, text)
 
 
 def windows_smooth() -> Evidence:
-    large, small = (_share_of_path_missed("window_pca", noise, window=9) for noise in (10.0, 0.1))
-    without = _share_of_path_missed("pca", 10.0)
+    large, small = (_unexplained_variance("window_pca", noise, window=9) for noise in (10.0, 0.1))
+    without = _unexplained_variance("pca", 10.0)
     text = (
-        f"share of the variance of smoothed positions that PCA of windows of 9 misses: {large:.2g} with noise 10 (holds below "
-        f"0.25; PCA misses {without:.2g}), {small:.2g} with noise 0.1 (holds above 0.01)"
+        f"share of the variance of smoothed positions that PCA of windows of 9 steps does not explain: {large:.2g} with noise 10 "
+        f"(required: below 0.25, and below {without:.2g} of PCA), {small:.2g} with noise 0.1 (required: above 0.01)"
     )
     return Evidence(large < 0.25 < without and small > 0.01, large, 0.25, text)

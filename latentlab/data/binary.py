@@ -10,8 +10,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from latentlab.data.columns import Table, Wanted, choose
-from latentlab.data.convert import column_numbers, numbers, repeated
+from latentlab.data.columns import Requested, Table, choose
+from latentlab.data.convert import column_numbers, first_duplicate, numbers
 from latentlab.data.memory import COPIES, Budget, size
 from latentlab.errors import DataError, MissingDependencyError
 
@@ -19,7 +19,7 @@ MATRIX = "x"
 FEATURES = "feature"
 
 
-def read_npy(path: Path, wanted: Wanted, budget: Budget) -> Table:
+def read_npy(path: Path, requested: Requested, budget: Budget) -> Table:
     """Read a matrix (unit, feature) whose columns are named 0, 1, 2, ..."""
 
     def accept(shape: tuple[int, ...], _: np.dtype) -> None:
@@ -27,10 +27,10 @@ def read_npy(path: Path, wanted: Wanted, budget: Budget) -> Table:
             raise DataError(f"{path}: expected shape (n_units, n_features); got {shape}.")
 
     matrix = array(path, accept, budget)
-    return _from_matrix(matrix, [str(i) for i in range(matrix.shape[1])], wanted, str(path))
+    return _from_matrix(matrix, [str(i) for i in range(matrix.shape[1])], requested, str(path))
 
 
-def read_npz(path: Path, wanted: Wanted, budget: Budget) -> Table:
+def read_npz(path: Path, requested: Requested, budget: Budget) -> Table:
     """Read the matrix `x` (or the only one) with the names of columns in `feature`, or vectors as columns.
 
     Labels, names and other attributes of the units are vectors of the archive, or columns of the matrix.
@@ -38,10 +38,12 @@ def read_npz(path: Path, wanted: Wanted, budget: Budget) -> Table:
     with opened(path, budget) as members:
         matrices = [name for name, (shape, dtype) in members.headers.items() if len(shape) == 2 and dtype.kind in "biufc"]
         if MATRIX in members.headers or len(matrices) == 1:
-            return members.matrix(MATRIX if MATRIX in members.headers else matrices[0], wanted)
+            return members.matrix(MATRIX if MATRIX in members.headers else matrices[0], requested)
         if matrices:
-            raise DataError(f"{path}: several matrices ({', '.join(sorted(matrices))}); call the table's {MATRIX!r}.")
-        return members.vectors(wanted)
+            raise DataError(
+                f"{path}: the file has several matrices ({', '.join(sorted(matrices))}); rename the data matrix to {MATRIX!r}."
+            )
+        return members.vectors(requested)
 
 
 @contextlib.contextmanager
@@ -50,7 +52,7 @@ def opened(path: Path, budget: Budget) -> Iterator["Members"]:
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
-        raise DataError(f"{path}: not an NPZ file: {error}") from error
+        raise DataError(f"{path}: the file is not a valid NPZ file: {error}.") from error
     with archive:
         yield Members(archive, path, budget)
 
@@ -63,7 +65,7 @@ def array(path: Path, accept: Callable[[tuple[int, ...], np.dtype], None], budge
         return _array(stream, str(path))
 
 
-def read_parquet(path: Path, wanted: Wanted, budget: Budget) -> Table:
+def read_parquet(path: Path, requested: Requested, budget: Budget) -> Table:
     """Read the requested columns of a Parquet file; features must be numbers, and nulls are missing entries.
 
     A single index column of a pandas DataFrame gives the units' names.
@@ -76,24 +78,24 @@ def read_parquet(path: Path, wanted: Wanted, budget: Budget) -> Table:
     try:
         source = pq.ParquetFile(path)
         names = source.schema_arrow.names
-        twice = repeated(names)
-        if twice is not None:
-            raise DataError(f"{path}: several columns are called {twice!r}.")
-        asked = {str(name) for name in (*(wanted.columns or ()), *wanted.others.values())}
+        duplicate = first_duplicate(names)
+        if duplicate is not None:
+            raise DataError(f"{path}: several columns have the name {duplicate!r}; give each column a different name.")
+        requested_names = {str(name) for name in (*(requested.columns or ()), *requested.others.values())}
         index = [one for one in (source.schema_arrow.pandas_metadata or {}).get("index_columns", ()) if one in names]
-        if len(index) == 1 and wanted.unit is None and index[0] not in asked:
-            wanted = replace(wanted, unit=index[0])
-            asked.add(index[0])
-        names = [name for name in names if name not in index or name in asked]
-        chosen = choose(names, wanted, str(path))
+        if len(index) == 1 and requested.unit is None and index[0] not in requested_names:
+            requested = replace(requested, unit=index[0])
+            requested_names.add(index[0])
+        names = [name for name in names if name not in index or name in requested_names]
+        chosen = choose(names, requested, str(path))
         taken = [names[i] for i in chosen.all]
         n_rows = source.metadata.num_rows
         if n_rows == 0:
-            raise DataError(f"{path}: there are columns, but no rows.")
-        budget.need(COPIES * 8 * n_rows * len(taken), f"{path}: the table, {n_rows} rows,")
+            raise DataError(f"{path}: the table has columns, but no rows.")
+        budget.need(COPIES * 8 * n_rows * len(taken), f"{path}: the table with {n_rows} rows")
         table = source.read(columns=taken)
     except pa.ArrowException as error:
-        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+        raise DataError(f"{path}: the file is not a valid Parquet file: {error}.") from error
     features = [names[i] for i in chosen.features]
     columns = [_parquet_numbers(table.column(name), f"{path}, column {name!r}") for name in features]
     x = np.column_stack(columns) if columns else np.empty((n_rows, 0))
@@ -112,7 +114,7 @@ def _parquet_numbers(column: Any, what: str) -> np.ndarray:
     kind = column.type
     tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
     if not any(test(kind) for test in tests):
-        raise DataError(f"{what} holds {kind}, no numbers. Choose other `columns`, or make it the `label` or `unit`.")
+        raise DataError(f"{what} has type {kind}; expected numbers. Select other `columns`, or use it as `label` or `unit`.")
     return column_numbers(column.to_pandas(types_mapper=pd.ArrowDtype), what)
 
 
@@ -120,7 +122,7 @@ def _parquet_names(column: Any, option: str, what: str) -> np.ndarray:
     import pyarrow as pa
 
     if column.null_count:
-        raise DataError(f"{what}: {column.null_count} units have no {option}.")
+        raise DataError(f"{what}: the {option} is missing for {column.null_count} units.")
     if pa.types.is_timestamp(column.type) and column.type.tz is not None:
         return np.asarray(column.to_pandas(), dtype=object)
     if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
@@ -133,8 +135,8 @@ def _parquet_names(column: Any, option: str, what: str) -> np.ndarray:
     return np.array(values)
 
 
-def _from_matrix(matrix: np.ndarray, names: list[str], wanted: Wanted, what: str) -> Table:
-    chosen = choose(names, wanted, what)
+def _from_matrix(matrix: np.ndarray, names: list[str], requested: Requested, what: str) -> Table:
+    chosen = choose(names, requested, what)
     others = {option: _whole(np.ascontiguousarray(matrix[:, i])) for option, i in chosen.others.items()}
     taken = matrix if chosen.features == list(range(len(names))) else matrix[:, chosen.features]
     return Table([names[i] for i in chosen.features], taken, others)
@@ -157,19 +159,19 @@ class Members:
             raise DataError(f"{path}: the archive is empty.")
         for info in infos:
             self._check_name(info.filename)
-        twice = repeated(info.filename for info in infos)
-        if twice is not None:
-            raise DataError(f"{path}: the archive has several members {twice!r}.")
-        budget.unpack(sum(i.compress_size for i in infos), sum(i.file_size for i in infos), str(path))
+        duplicate = first_duplicate(info.filename for info in infos)
+        if duplicate is not None:
+            raise DataError(f"{path}: the archive has several members with the name {duplicate!r}.")
+        budget.decompress(sum(i.compress_size for i in infos), sum(i.file_size for i in infos), str(path))
         self._infos = {info.filename.removesuffix(".npy"): info for info in infos}
         self.headers = {name: self._member_header(name, budget) for name in self._infos}
 
     def _check_name(self, name: str) -> None:
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0] or "\\" in name:
-            raise DataError(f"{self._path}: the archive's member {name!r} points outside of it; not read.")
+            raise DataError(f"{self._path}: the path of the member {name!r} is outside the archive; the file was not read.")
         if not name.endswith(".npy"):
-            raise DataError(f"{self._path}: the archive's member {name!r} is no array (.npy).")
+            raise DataError(f"{self._path}: the member {name!r} of the archive is not an array (.npy).")
 
     def _member_header(self, name: str, budget: Budget) -> tuple[tuple[int, ...], np.dtype]:
         info = self._infos[name]
@@ -186,33 +188,36 @@ class Members:
         with self._open(name) as stream:
             return _array(stream, f"{self._path}, member {name!r}")
 
-    def matrix(self, name: str, wanted: Wanted) -> Table:
+    def matrix(self, name: str, requested: Requested) -> Table:
         shape, dtype = self.headers[name]
         if len(shape) != 2 or dtype.kind not in "biufc":
             what = f"{self._path}, member {name!r}"
-            raise DataError(f"{what}: expected numbers of shape (n_units, n_features); got {dtype} of {shape}.")
+            raise DataError(f"{what}: expected numbers of shape (n_units, n_features); got {dtype} of shape {shape}.")
         names = [str(i) for i in range(shape[1])]
         if FEATURES in self.headers:
             names = [str(feature) for feature in self.read(FEATURES)]
             if len(names) != shape[1] or len(set(names)) != len(names):
-                raise DataError(f"{self._path}: {FEATURES!r} must hold {shape[1]} different names; got {len(names)}.")
-        apart = {option: str(value) for option, value in wanted.others.items() if str(value) in self.headers}
-        table = _from_matrix(self.read(name), names, wanted.without(apart), str(self._path))
+                raise DataError(
+                    f"{self._path}: {FEATURES!r} must be {shape[1]} distinct names; got {len(names)} names, "
+                    f"{len(set(names))} of them distinct."
+                )
+        apart = {option: str(value) for option, value in requested.others.items() if str(value) in self.headers}
+        table = _from_matrix(self.read(name), names, requested.without(apart), str(self._path))
         return Table(table.features, table.x, table.others | {option: self.read(vector) for option, vector in apart.items()})
 
-    def vectors(self, wanted: Wanted) -> Table:
+    def vectors(self, requested: Requested) -> Table:
         names = [name for name, (shape, _) in self.headers.items() if len(shape) == 1]
         if not names:
-            raise DataError(f"{self._path}: expected a matrix {MATRIX!r} or vectors; got {sorted(self.headers)}.")
-        chosen = choose(names, wanted, str(self._path))
+            raise DataError(f"{self._path}: expected a matrix {MATRIX!r} or vectors; got the arrays {sorted(self.headers)}.")
+        chosen = choose(names, requested, str(self._path))
         features = [names[i] for i in chosen.features]
         taken = [names[i] for i in chosen.all]
         lengths = {name: self.headers[name][0][0] for name in taken}
-        odd = next((name for name in taken if lengths[name] != lengths[taken[0]]), None)
-        if odd is not None:
+        unequal = next((name for name in taken if lengths[name] != lengths[taken[0]]), None)
+        if unequal is not None:
             raise DataError(
-                f"{self._path}: columns must have one length; got {lengths[taken[0]]} for {taken[0]!r} and {lengths[odd]} for "
-                f"{odd!r}."
+                f"{self._path}: columns must have equal lengths; got {lengths[taken[0]]} for {taken[0]!r} and {lengths[unequal]} "
+                f"for {unequal!r}."
             )
         for name in features:
             if self.headers[name][1].kind not in "biuf":
@@ -232,20 +237,24 @@ def declared(stream: IO[bytes], n_bytes: int, what: str) -> tuple[tuple[int, ...
         version = np.lib.format.read_magic(stream)
         reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
         if reader is None:
-            raise DataError(f"{what}: NPY format {version} (structured arrays) is not read; save a plain matrix.")
+            raise DataError(f"{what}: NPY format {version} (structured arrays) is not supported; save a plain matrix.")
         shape, fortran, dtype = reader(stream)
     except DataError:
         raise
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{what}: not a readable NPY array: {' '.join(str(error).split())[:200]}") from error
+        raise DataError(f"{what}: the file is not a valid NPY array: {' '.join(str(error).split())[:200]}") from error
     if not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise DataError(f"{what}: declares the impossible shape {shape}.")
+        raise DataError(f"{what}: the file declares the invalid shape {shape}.")
     if dtype.names is not None:
-        raise DataError(f"{what}: a structured array; save a plain matrix, or one array a column in an NPZ file.")
+        raise DataError(
+            f"{what}: structured arrays are not supported; save a matrix, or one array for each column in an NPZ file."
+        )
     if not dtype.hasobject:
-        claimed, held = math.prod(shape) * dtype.itemsize, n_bytes - stream.tell()
-        if claimed > held:
-            raise DataError(f"{what}: declares shape {shape}, {size(claimed)}, but holds {size(max(held, 0))}.")
+        n_declared, n_present = math.prod(shape) * dtype.itemsize, n_bytes - stream.tell()
+        if n_declared > n_present:
+            raise DataError(
+                f"{what}: the file declares shape {shape} ({size(n_declared)}), but contains only {size(max(n_present, 0))}."
+            )
     return shape, fortran, dtype
 
 
@@ -262,5 +271,5 @@ def _array(stream: IO[bytes], what: str) -> np.ndarray:
         return np.lib.format.read_array(stream, allow_pickle=False)
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         pickled = "Object arrays" in str(error)
-        why = "it holds Python objects (pickle), which are never read" if pickled else f"cannot be read: {error}"
+        why = "the file contains Python objects (pickle), which are never loaded" if pickled else f"cannot be read: {error}"
         raise DataError(f"{what}: {why}.") from error

@@ -11,7 +11,7 @@ from latentlab.errors import DataError
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Requested:
     """Requested columns of a file: names of the features (all other columns by default) and of attributes of the units.
 
     `texts` maps names of further text columns to their names in the file.
@@ -31,7 +31,7 @@ class Wanted:
         options |= self.texts
         return {option: name for option, name in options.items() if name is not None}
 
-    def without(self, options: Mapping[str, Any]) -> "Wanted":
+    def without(self, options: Mapping[str, Any]) -> "Requested":
         """Return a copy without these options."""
         texts = {name: column for name, column in self.texts.items() if name not in options}
         return replace(self, texts=texts, **dict.fromkeys([name for name in options if name not in self.texts]))
@@ -58,21 +58,21 @@ class Table:
     others: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def choose(names: Sequence[str], wanted: Wanted, what: str) -> Chosen:
+def choose(names: Sequence[str], requested: Requested, what: str) -> Chosen:
     """Positions of the requested columns among `names`.
 
     Example:
-        >>> choose(["id", "a", "b", "kind"], Wanted(label="kind", unit="id"), "toy.csv")
+        >>> choose(["id", "a", "b", "kind"], Requested(label="kind", unit="id"), "toy.csv")
         Chosen(features=[1, 2], others={'label': 3, 'unit': 0})
     """
-    others = {option: positions([name], names, f"{what}: `{option}`")[0] for option, name in wanted.others.items()}
-    if wanted.columns is None:
+    others = {option: positions([name], names, f"{what}: `{option}`")[0] for option, name in requested.others.items()}
+    if requested.columns is None:
         features = [i for i in range(len(names)) if i not in others.values()]
         if not features:
-            raise DataError(f"{what}: no column is left beside {' and '.join(others)}.")
+            raise DataError(f"{what}: no columns remain for the features; all are used by {' and '.join(others)}.")
         return Chosen(features, others)
-    features = positions(wanted.columns, names, what) if len(wanted.columns) or not wanted.texts else []
+    features = positions(requested.columns, names, what) if len(requested.columns) or not requested.texts else []
     for option, position in others.items():
         if position in features:
-            raise DataError(f"{what}: {names[position]!r} is among `columns` and is the `{option}` too.")
+            raise DataError(f"{what}: column {names[position]!r} is in `columns` and is also the `{option}`; remove it from one.")
     return Chosen(features, others)

@@ -36,11 +36,11 @@ def shaped(value: Any, dims: Sequence[str], what: str) -> np.ndarray:
     array = as_array(value, dims, what)
     if array.ndim != len(dims):
         expected = ", ".join(f"n_{dim}s" for dim in dims) + ("," if len(dims) == 1 else "")
-        found = f"{array.ndim}-d shape {array.shape}" if array.ndim else f"a single {type(value).__name__}"
-        raise DataError(f"{what} has dims ({', '.join(dims)}): expected shape ({expected}); got {found}.")
+        actual = f"{array.ndim}-d shape {array.shape}" if array.ndim else f"a single {type(value).__name__}"
+        raise DataError(f"{what} has dims ({', '.join(dims)}): expected shape ({expected}); got {actual}.")
     if 0 in array.shape:
         empty = dims[array.shape.index(0)]
-        raise DataError(f"{what} has no {empty}s: shape {array.shape}; at least one is needed.")
+        raise DataError(f"{what} has no {empty}s (shape {array.shape}); expected at least one.")
     return array
 
 
@@ -59,9 +59,9 @@ def as_array(value: Any, dims: Sequence[str], what: str) -> np.ndarray:
         if array.dtype.kind == "f" and isinstance(value, list | tuple) and (np.abs(array) >= EXACT).any():
             return np.asarray(value, dtype=object)  # a large integer among floats is already rounded
     except ValueError as error:
-        raise DataError(f"{what} is ragged: its rows differ in length.") from error
+        raise DataError(f"{what} is ragged; all rows must have the same length.") from error
     except (TypeError, RuntimeError) as error:
-        raise DataError(f"{what} cannot be made an array: {' '.join(str(error).split())[:200]}") from error
+        raise DataError(f"{what} cannot be converted to an array: {' '.join(str(error).split())[:200]}") from error
     return array
 
 
@@ -100,14 +100,14 @@ def column_numbers(series: Any, what: str) -> np.ndarray:
         return np.where(missing, np.nan, table[series.cat.codes.to_numpy()]) if len(table) else np.full(len(series), np.nan)
     if isinstance(dtype, pd.SparseDtype):
         return column_numbers(series.sparse.to_dense(), what)
-    held = getattr(dtype, "kind", "O")
+    kind = getattr(dtype, "kind", "O")
     # Among extension dtypes of kind O, only Arrow's decimals and nulls can be numbers.
-    if held not in "biufO" or (held == "O" and not (isinstance(dtype, np.dtype) or str(dtype).startswith(("decimal", "null")))):
-        raise DataError(f"{what} has dtype {dtype}, no numbers; {_REMEDY}")
-    if held == "f":
+    if kind not in "biufO" or (kind == "O" and not (isinstance(dtype, np.dtype) or str(dtype).startswith(("decimal", "null")))):
+        raise DataError(f"{what} has dtype {dtype}; expected numbers. {_REMEDY}")
+    if kind == "f":
         return numbers(series.to_numpy(np.float64, na_value=np.nan), ("unit",), {}, what)
-    if held in "biu":
-        whole = series.to_numpy({"b": np.bool_, "i": np.int64, "u": np.uint64}[held], na_value=held != "b" and 0)
+    if kind in "biu":
+        whole = series.to_numpy({"b": np.bool_, "i": np.int64, "u": np.uint64}[kind], na_value=kind != "b" and 0)
         return np.where(missing, np.nan, numbers(whole, ("unit",), {}, what))
     return numbers(series.to_numpy(object), ("unit",), {}, what)
 
@@ -131,8 +131,8 @@ def names(value: Any, what: str) -> np.ndarray:
         _refuse_missing(np.isnat(array), what)
         array = iso(array)
     if array.dtype.kind not in "Ubiuf":
-        more = "; take seconds or days, as numbers" if array.dtype.kind == "m" else ""
-        raise DataError(f"{what} must be text, numbers or dates; got dtype {array.dtype}{more}.")
+        remedy = "; convert it to a number of seconds or days" if array.dtype.kind == "m" else ""
+        raise DataError(f"{what} must be text, numbers or dates; got dtype {array.dtype}{remedy}.")
     if array.dtype.kind == "f":
         _refuse_missing(~np.isfinite(array), what)
         array = array.astype(np.float64)
@@ -140,7 +140,7 @@ def names(value: Any, what: str) -> np.ndarray:
         try:
             "".join(array.tolist()).encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"{what} holds text that is no Unicode, which no file can hold: {error}.") from error
+            raise DataError(f"{what} has text that is not valid Unicode and cannot be saved: {error}.") from error
     return frozen(array)
 
 
@@ -152,8 +152,8 @@ def iso(dates: np.ndarray) -> np.ndarray:
         ['2024-02-01T00:00:00', '2024-03-01T06:30:00']
     """
     unit = np.datetime_data(dates.dtype)[0]
-    kept = [unit] if unit in ("Y", "M", "D", "h", "m") else ["D", "s", "ms", "us", unit]
-    forms = (dates.astype(f"M8[{one}]") for one in kept)
+    units = [unit] if unit in ("Y", "M", "D", "h", "m") else ["D", "s", "ms", "us", unit]
+    forms = (dates.astype(f"M8[{one}]") for one in units)
     return np.array(next(form for form in forms if (form == dates).all()).astype(str).tolist())
 
 
@@ -183,17 +183,17 @@ def listed(values: Sequence[Any] | np.ndarray, most: int = 5) -> str:
     return shown if len(values) <= most else f"{shown} and {len(values) - most} more"
 
 
-def repeated(values: Iterable[Any]) -> Any:
+def first_duplicate(values: Iterable[Any]) -> Any:
     """First value that occurs more than once, or None.
 
     Example:
-        >>> repeated(["a", "b", "a"])
+        >>> first_duplicate(["a", "b", "a"])
         'a'
     """
     return next((value for value, count in Counter(values).items() if count > 1), None)
 
 
-def positions(asked: Sequence[Any] | np.ndarray, names: Sequence[Any], what: str) -> list[int]:
+def positions(requested: Sequence[Any] | np.ndarray, names: Sequence[Any], what: str) -> list[int]:
     """Indices in `names` of the requested columns, compared as text.
 
     Raises:
@@ -203,17 +203,17 @@ def positions(asked: Sequence[Any] | np.ndarray, names: Sequence[Any], what: str
         >>> positions(["b", "a"], ["a", "b", "c"], "toy")
         [1, 0]
     """
-    if isinstance(asked, str) or not isinstance(asked, Sequence | np.ndarray) or not len(asked):
-        raise DataError(f"{what}: `columns` must be a list of column names; got {asked!r}.")
+    if isinstance(requested, str) or not isinstance(requested, Sequence | np.ndarray) or not len(requested):
+        raise DataError(f"{what}: `columns` must be a nonempty list of column names; got {requested!r}.")
     where = {str(name): i for i, name in enumerate(names)}
-    wanted = [str(name) for name in asked]
+    wanted = [str(name) for name in requested]
     for name in wanted:
         if name not in where:
             valid = where if len(where) <= SHOWN else difflib.get_close_matches(name, where, n=SHOWN)
             raise DataError(f"{what}: {unknown('column', name, valid)}")
-    twice = repeated(wanted)
-    if twice is not None:
-        raise DataError(f"{what}: column {twice!r} is asked for twice.")
+    duplicate = first_duplicate(wanted)
+    if duplicate is not None:
+        raise DataError(f"{what}: column {duplicate!r} is listed twice in `columns`.")
     return [where[name] for name in wanted]
 
 
@@ -221,13 +221,13 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-_REMEDY = "make it numbers (as by pd.to_numeric, or a column of 0 and 1 for each category), or leave it out or make it `labels`."
+_REMEDY = "Convert it to numbers (by pd.to_numeric, or to one 0/1 column for each category), leave it out, or use it as `labels`."
 
 
 def _lossy(value: Any, what: str) -> str:
     return (
-        f"{what} holds the whole number {value}, which is beyond 2**53 and would lose digits; leave the column out if it is an "
-        "identifier."
+        f"{what} has the whole number {value}, whose magnitude exceeds 2**53, so float64 cannot represent it exactly. If the "
+        "column is an identifier, leave it out."
     )
 
 
@@ -240,7 +240,7 @@ def _from_objects(array: np.ndarray, dims: Sequence[str], coords: Mapping[str, n
         real = isinstance(value, abstract.Real | np.bool_ | decimal.Decimal)
         where = f"{what}{column(position, dims, coords)}"
         if not real:
-            raise DataError(f"{where}: {str(value)[:40]!r} is {type(value).__name__}, no number; {_REMEDY}")
+            raise DataError(f"{where}: {str(value)[:40]!r} is of type {type(value).__name__}; expected a number. {_REMEDY}")
         try:
             result[position] = float(value)
         except OverflowError as error:
@@ -271,7 +271,7 @@ def _is_whole(value: Any) -> bool:
 
 def _refuse_missing(missing: np.ndarray, what: str) -> None:
     if missing.any():
-        raise DataError(f"{what} has {missing.sum()} missing or infinite values, the first at position {first(missing)[0]}.")
+        raise DataError(f"{what} has {missing.sum()} missing or infinite values; the first is at position {first(missing)[0]}.")
 
 
 def _uniform(values: list[Any], what: str) -> np.ndarray:
@@ -285,8 +285,8 @@ def _uniform(values: list[Any], what: str) -> np.ndarray:
     if kinds == {"date with a time zone"}:
         return _zoned(values)
     if len(kinds) > 1:
-        raise DataError(f"{what} mixes {' and '.join(sorted(kinds))}; expected values of one type.")
-    if kinds <= {"number", "truth value"}:
+        raise DataError(f"{what} has values of several types ({', '.join(sorted(kinds))}); expected one type.")
+    if kinds <= {"number", "boolean"}:
         return np.array(values)
     raise DataError(f"{what} must be text, numbers or dates; got {kinds.pop()}.")
 
@@ -295,7 +295,7 @@ def _kind(value: Any) -> str:
     if isinstance(value, str):
         return "text"
     if isinstance(value, bool | np.bool_):
-        return "truth value"
+        return "boolean"
     if isinstance(value, int | float | np.integer | np.floating):
         return "number"
     if isinstance(value, datetime.date | np.datetime64):
@@ -308,5 +308,5 @@ def _zoned(values: list[Any]) -> np.ndarray:
     """Convert times with a time zone to days if all are at midnight, or else to ISO text in UTC with the suffix Z."""
     if all((value.hour, value.minute, value.second, value.microsecond) == (0, 0, 0, 0) for value in values):
         return np.array([np.datetime64(value.date()) for value in values])
-    there = iso(_uniform([value.astimezone(datetime.UTC).replace(tzinfo=None) for value in values], ""))
-    return np.array([f"{one}Z" for one in there])
+    utc = iso(_uniform([value.astimezone(datetime.UTC).replace(tzinfo=None) for value in values], ""))
+    return np.array([f"{one}Z" for one in utc])

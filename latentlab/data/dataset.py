@@ -77,8 +77,8 @@ class Dataset:
 
     def __post_init__(self) -> None:
         unchecked = ("transform", "preparation")
-        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in unchecked}
-        for attribute, value in check.checked(**given).items():
+        parts = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in unchecked}
+        for attribute, value in check.checked(**parts).items():
             object.__setattr__(self, attribute, value)
 
     def __repr__(self) -> str:
@@ -99,8 +99,8 @@ class Dataset:
     @property
     def sizes(self) -> dict[str, int]:
         """Size of each dim of all arrays, and number of units of each kind."""
-        found = {d: n for name, dims in self.dims.items() for d, n in zip(dims, self.arrays[name].shape, strict=True)}
-        return found | {kind: len(names) for kind, names in self.kinds.items()}
+        sizes = {d: n for name, dims in self.dims.items() for d, n in zip(dims, self.arrays[name].shape, strict=True)}
+        return sizes | {kind: len(names) for kind, names in self.kinds.items()}
 
     @property
     def points(self) -> str:
@@ -124,7 +124,8 @@ class Dataset:
             DataError: The data are not a table, but have an `index`.
         """
         if self.index:
-            raise DataError(f"{self.name} has units of the kinds {', '.join(self.kinds)}: see `sizes`, and `n_points`.")
+            kinds = ", ".join(self.kinds)
+            raise DataError(f"{self.name}: `n_units` is defined only for tables; use `n_points`, or `sizes` of kinds ({kinds}).")
         return self.n_points
 
     @property
@@ -157,7 +158,7 @@ class Dataset:
                 standardised already.
         """
         if self.transform is not None:
-            raise DataError(f"{self.name}: already standardised.")
+            raise DataError(f"{self.name}: the data are already standardised.")
         if self.absent == "zero":
             raise DataError(relation.not_standardised(self))
         kept = self.drop_constant() if drop_constant else self
@@ -176,7 +177,7 @@ class Dataset:
             return self
         self._feature_dim()
         if constant.all():
-            raise DataError(f"{self.name}: every column is constant over the {self.n_points} {self.points}s: nothing varies.")
+            raise DataError(f"{self.name}: all columns are constant over the {self.n_points} {self.points}s.")
         kept = self.select_features(self.features[~constant])
         return replace(kept, dropped=self.dropped + tuple(str(name) for name in self.features[constant]))
 
@@ -201,14 +202,14 @@ class Dataset:
         """
         if self.absent == "zero":
             raise DataError(
-                f"{self.name}: {self.points}s that are left out would mean 0; choose among all, as `complete()` lists them."
+                f"{self.name}: {self.points}s that are left out would count as 0; list all {self.points}s by `complete()` first."
             )
         chosen, what = np.asarray(index), f"{self.points}s"
         if chosen.ndim != 1 or chosen.dtype.kind not in "biu":
-            raise DataError(f"{self.name}: {what} are chosen by whole numbers or truth values; got {chosen.dtype}.")
+            raise DataError(f"{self.name}: {what} must be selected by integers or booleans; got {chosen.dtype}.")
         if chosen.dtype.kind == "b":
             if len(chosen) != self.n_points:
-                raise DataError(f"{self.name}: {len(chosen)} truth values to choose from {self.n_points} {what}.")
+                raise DataError(f"{self.name}: a mask of the {what} must have length {self.n_points}; got {len(chosen)}.")
             chosen = np.flatnonzero(chosen)
         elif len(chosen) and not (chosen.min() >= 0 and chosen.max() < self.n_points):
             raise DataError(f"{self.name}: {what} are numbered 0 to {self.n_points - 1}; got {chosen.min()} to {chosen.max()}.")
@@ -240,10 +241,10 @@ class Dataset:
             DataError: The points are not pairs of units of one kind.
         """
         if not relation.is_graph(self.index):
-            raise DataError(f"{self.name}: its points are no pairs of units of one kind, so that it has no adjacency matrix.")
-        found = self.matrix(*self.index)
-        found.eliminate_zeros()
-        return found if self.directed else found + found.T
+            raise DataError(f"{self.name} has no adjacency matrix, because its points are not pairs of units of one kind.")
+        matrix = self.matrix(*self.index)
+        matrix.eliminate_zeros()
+        return matrix if self.directed else matrix + matrix.T
 
     def split(self, fraction: float, rng: np.random.Generator, along: str | None = None) -> tuple["Dataset", "Dataset"]:
         """Split the points (units of a table) at random into training and held-out points; `fraction` is held out.
@@ -271,7 +272,7 @@ class Dataset:
         """
         dim = self._feature_dim()
         if self.transform is not None:
-            raise DataError(f"{self.name}: choose columns before standardising.")
+            raise DataError(f"{self.name}: the data are standardised; select columns before standardising.")
         return self._take(dim, np.array(convert.positions(columns, self.features.tolist(), self.name)))
 
     def align_features(self, other: "Dataset") -> "Dataset":
@@ -289,20 +290,19 @@ class Dataset:
             return replace(raw, index=relation.recoded(raw, self), units=units, labels=labels)
         if self.x.ndim == 1 and raw.x.ndim == 1:
             return raw
-        ours, theirs = self.features.tolist(), raw.features.tolist()
+        columns, new_columns = self.features.tolist(), raw.features.tolist()
         unnamed = self._feature_dim() not in self.coords or raw._feature_dim() not in raw.coords
-        if unnamed and len(ours) != len(theirs):
-            raise DataError(f"{raw.name}: {len(theirs)} columns where {self.name} has {len(ours)}; give them names.")
-        if unnamed and {*map(str, ours)} != {*map(str, theirs)}:  # else names that are numbers
+        if unnamed and len(columns) != len(new_columns):
+            raise DataError(f"{raw.name} has {len(new_columns)} columns, but {self.name} has {len(columns)}; name the columns.")
+        if unnamed and {*map(str, columns)} != {*map(str, new_columns)}:  # equal names are numbers, and can be matched
             return raw
-        known, there = {*map(str, ours), *self.dropped}, {*map(str, theirs)}
-        missing, extra = [n for n in ours if str(n) not in there], [n for n in theirs if str(n) not in known]
+        known, present = {*map(str, columns), *self.dropped}, {*map(str, new_columns)}
+        missing, extra = [n for n in columns if str(n) not in present], [n for n in new_columns if str(n) not in known]
         if missing or extra:
-            lacks = f"lacks {convert.listed(missing)}" if missing else ""
-            has = f"has also {convert.listed(extra)}" if extra else ""
-            said = " and ".join(filter(None, (lacks, has)))
-            raise DataError(f"{raw.name}: its columns are not those of {self.name}: it {said}.")
-        return raw if ours == theirs else raw.select_features(ours)
+            parts = (("missing", missing), ("unexpected", extra))
+            differences = "; ".join(f"{what} {convert.listed(names)}" for what, names in parts if names)
+            raise DataError(f"{raw.name}: the columns differ from those of {self.name}: {differences}.")
+        return raw if columns == new_columns else raw.select_features(columns)
 
     def conform(self, data: Any) -> "Dataset":
         """Convert new data to the columns, their order and the transform of this dataset; columns are matched by name.
@@ -365,7 +365,7 @@ class Dataset:
     def _feature_dim(self) -> str:
         others = [dim for dim in self.dims[self.observed] if dim != self.points]
         if len(others) != 1:
-            raise DataError(f"{self.name}: not a table: {self.observed!r} has dims {self.dims[self.observed]}.")
+            raise DataError(f"{self.name} is not a table: array {self.observed!r} has dims {self.dims[self.observed]}.")
         return others[0]
 
     def _mapped(self, function: Any, transform: Transform | None) -> "Dataset":

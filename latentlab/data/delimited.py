@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from latentlab.data import text
-from latentlab.data.columns import Chosen, Table, Wanted, choose
-from latentlab.data.convert import EXACT, repeated
+from latentlab.data.columns import Chosen, Requested, Table, choose
+from latentlab.data.convert import EXACT, first_duplicate
 from latentlab.data.memory import COPIES, Budget
 from latentlab.errors import DataError
 
@@ -35,25 +35,25 @@ WHOLE = re.compile(r"[+-]?\d+")
 HINTS = (
     (
         re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?"),
-        "thousands separators (or a decimal comma: `decimal: ','`): write plain 1234.5",
+        "thousands separators (write 1234.5) or a decimal comma (set `decimal: ','`)",
     ),
-    (re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?"), "a decimal comma: write a decimal point, or name it by `decimal: ','`"),
-    (re.compile(r"[+-]?\d{1,3}(\.\d{3})+,\d*"), "thousands separators and a decimal comma: write plain 1234.5"),
-    (re.compile(r"[+-]?\d{1,3}([ '\u00a0\u202f\u2019]\d{3})+([.,]\d+)?"), "thousands separators: write plain 1234.5"),
-    (re.compile(r"[+-]?(inf|infinity)", re.IGNORECASE), "infinite: finite numbers are needed"),
-    (re.compile(r"true|false|yes|no", re.IGNORECASE), "a truth value: write 0 and 1"),
-    (re.compile(r"[-+\u2212]?[\d.,]+ ?%"), "a percentage: write plain 12.5, with the sign in the column's name"),
-    (re.compile(r"[\u2010-\u2015\u2212]\d[\d.,]*"), "a number with a typographic minus sign: write '-'"),
+    (re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?"), "a decimal comma (write a decimal point, or set `decimal: ','`)"),
+    (re.compile(r"[+-]?\d{1,3}(\.\d{3})+,\d*"), "thousands separators and a decimal comma (write 1234.5)"),
+    (re.compile(r"[+-]?\d{1,3}([ '\u00a0\u202f\u2019]\d{3})+([.,]\d+)?"), "thousands separators (write 1234.5)"),
+    (re.compile(r"[+-]?(inf|infinity)", re.IGNORECASE), "infinite; expected a finite number"),
+    (re.compile(r"true|false|yes|no", re.IGNORECASE), "a boolean (write 0 or 1)"),
+    (re.compile(r"[-+\u2212]?[\d.,]+ ?%"), "a percentage (write 12.5, and add the sign to the column name)"),
+    (re.compile(r"[\u2010-\u2015\u2212]\d[\d.,]*"), "a number with a typographic minus sign (write '-')"),
     (
         re.compile(r"[-+(]?([$\u20ac\u00a3\u00a5] ?\d[\d.,]*|\d[\d.,]* ?[$\u20ac\u00a3\u00a5])\)?"),
-        "an amount of money: write plain 1234.5",
+        "an amount of money (write 1234.5)",
     ),
 )
 
 
 def read(  # one argument for each option of the file
     path: Path,
-    wanted: Wanted,
+    requested: Requested,
     *,
     missing_values: Iterable[str],
     delimiter: str | None,
@@ -76,7 +76,7 @@ def read(  # one argument for each option of the file
         raise DataError(f"`decimal` must be '.' or ','; got {decimal!r}.")
     sign = _delimiter(path, opening, decimal) if delimiter is None else _valid_delimiter(delimiter)
     if sign == decimal:
-        raise DataError(f"{path}: {sign!r} is both `delimiter` and `decimal`.")
+        raise DataError(f"{path}: `delimiter` and `decimal` must differ; got {sign!r} for both.")
     source: Iterator[str] = itertools.chain(opening, lines)
     if sign == BLANK:
         source = (f"{line.expandtabs(1).rstrip()}\n" for line in source)
@@ -88,11 +88,11 @@ def read(  # one argument for each option of the file
         rows = _rows(path, reader, len(titles), 2)
     names = _header(path, titles, sign)
     index = next((i for i, name in enumerate(names) if INDEX.fullmatch(name)), None)
-    taken = {str(name) for name in (*(wanted.columns or ()), *wanted.others.values())}
-    if index is None or wanted.unit is not None or wanted.columns is not None or names[index] in taken:
+    requested_names = {str(name) for name in (*(requested.columns or ()), *requested.others.values())}
+    if index is None or requested.unit is not None or requested.columns is not None or names[index] in requested_names:
         index = None
-    given, wanted = wanted, wanted if index is None else replace(wanted, unit=names[index])
-    chosen = choose(names, wanted, str(path))
+    original, requested = requested, requested if index is None else replace(requested, unit=names[index])
+    chosen = choose(names, requested, str(path))
     _need(path, len(opening[0]), len(names), chosen, budget)
     parser = _Parser(path, names, chosen, frozenset({"", *missing_values}), budget, decimal)
     n_rows = max(1, BLOCK // len(names))
@@ -103,19 +103,19 @@ def read(  # one argument for each option of the file
         return table
     table = _without_numbers(table)
     units = table.others["unit"].tolist()
-    twice = repeated(units)
-    if twice is None:
+    duplicate = first_duplicate(units)
+    if duplicate is None:
         counted = units == [str(i) for i in range(len(units))]
         return replace(table, others={k: v for k, v in table.others.items() if k != "unit" or not counted})
     if not names[index]:
         raise DataError(
-            f"{path}, line 1: column {index + 1} of {len(names)} has no name, and cannot be the units' names ({twice!r} is there "
-            "more than once): name it, or leave it out."
+            f"{path}, line 1: column {index + 1} of {len(names)} has no name. It cannot be the units' names either, because "
+            f"{duplicate!r} occurs more than once; name the column, or leave it out."
         )
-    columns = [name for name in names if name not in given.others.values()]
+    columns = [name for name in names if name not in original.others.values()]
     return read(
         path,
-        replace(given, columns=columns),
+        replace(original, columns=columns),
         missing_values=missing_values,
         delimiter=delimiter,
         encoding=encoding,
@@ -150,7 +150,7 @@ class _Parser:
 
     def table(self) -> Table:
         if not self.blocks:
-            raise DataError(f"{self.path}: there is a header, but no rows follow it.")
+            raise DataError(f"{self.path}: the file has a header, but no rows.")
         x = np.concatenate(self.blocks)
         self.blocks.clear()
         others = {option: np.array(texts) for option, texts in self.others.items()}
@@ -185,31 +185,35 @@ class _Parser:
             lost = WHOLE.fullmatch(word) is not None and abs(values[i]) >= EXACT and word.lstrip("+-0") != str(EXACT)
             if lost or not np.isfinite(values[i]):
                 column = self.names[self.chosen.features[i % width]]
-                why = "a whole number beyond 2**53, which would lose digits" if lost else _hint(word, self.decimal)
+                problem = (
+                    "a whole number that exceeds 2**53, so float64 cannot represent it exactly"
+                    if lost
+                    else _hint(word, self.decimal)
+                )
                 raise DataError(
-                    f"{self.path}, line {lines[i // width]}, column {column!r}: {word[:40]!r} is {why}. "
-                    "Choose other `columns`, make it the `label` or `unit`, or delete the line if it is no row of data."
+                    f"{self.path}, line {lines[i // width]}, column {column!r}: {word[:40]!r} is {problem}. "
+                    "Select other `columns`, use it as `label` or `unit`, or delete the line if it is not a row of data."
                 )
         return values
 
     def _text(self, option: str, line: int, row: list[str], position: int) -> str:
         word = row[position].strip()
         if not word:
-            raise DataError(f"{self.path}, line {line}, column {self.names[position]!r}: no {option} is given.")
+            raise DataError(f"{self.path}, line {line}, column {self.names[position]!r}: the {option} is missing.")
         return word
 
 
 def _hint(word: str, decimal: str) -> str:
     if decimal == "," and re.fullmatch(r"[+-]?\d{1,3}(\.\d{3})+,\d*", word):
-        return "no number: it looks like thousands separators: write plain 1234,5"
+        return "not a number; it looks like thousands separators (write 1234,5)"
     if decimal == "," and "." in word:
-        return "no number: it has a decimal point, and `decimal` is a comma"
+        return "not a number; it has a decimal point, but `decimal` is ','"
     if NUMBER.fullmatch(word):
-        return "beyond the range of float64"
+        return "outside the range of float64"
     for pattern, what in HINTS:
         if pattern.fullmatch(word):
-            return f"no number: it looks like {what}" if "infinite" not in what else what
-    return "no number, and not among `missing_values`" if word else "blank"
+            return f"not a number; it looks like {what}" if "infinite" not in what else what
+    return "neither a number nor one of `missing_values`" if word else "blank"
 
 
 def _picker(features: list[int], n_columns: int) -> Callable[[list[str]], Sequence[str]]:
@@ -232,7 +236,7 @@ def _need(path: Path, n_header: int, n_columns: int, chosen: Chosen, budget: Bud
     per_row = len(rows) / rows.count(b"\n") if rows.count(b"\n") else 2 * n_columns
     n_rows = n_bytes / max(per_row, 1)
     n_cells = n_rows * len(chosen.all)
-    budget.need(int(COPIES * 8 * n_cells), f"{path}: the table, about {n_rows:.2g} rows,")
+    budget.need(int(COPIES * 8 * n_cells), f"{path}: the table with about {n_rows:.2g} rows")
 
 
 def _without_numbers(table: Table) -> Table:
@@ -259,16 +263,19 @@ def _rows(path: Path, reader: Any, width: int = 0, start: int = 1) -> Iterator[t
         except StopIteration:
             return
         except csv.Error as error:
-            raise DataError(f"{path}, line {start}: {error}; is a quote not closed, or a field enormous?") from error
+            raise DataError(f"{path}, line {start}: {error}; check for an unclosed quote or a very long field.") from error
         line, start = start, reader.line_num + 1
         if not row:
             blank = blank or line
             continue
         if blank:
-            raise DataError(f"{path}: line {blank} is blank, but rows follow it; a missing entry is written NA.")
+            raise DataError(
+                f"{path}: line {blank} is blank, but rows follow it; delete the line, or write NA for missing entries."
+            )
         if width and len(row) != width:
             raise DataError(
-                f"{path}, line {line}: {_fields(len(row))} where the header has {width}; delete a line that is no row of data."
+                f"{path}, line {line}: {_fields(len(row))}, but the header has {width}; "
+                "delete the line if it is not a row of data."
             )
         width = len(row)
         yield line, row
@@ -283,25 +290,28 @@ def _header(path: Path, row: list[str], delimiter: str) -> list[str]:
     for i, name in enumerate(names):
         if not name and (i or len(names) == 1):
             raise DataError(
-                f"{path}, line 1: column {i + 1} of {len(names)} has no name (delimiter {delimiter!r}): the first line must name "
-                "every column, with no delimiter at the end."
+                f"{path}, line 1: column {i + 1} of {len(names)} has no name (delimiter {delimiter!r}); the first line must name "
+                "every column, with no delimiter at its end."
             )
-    own = [name for name in names if name]
-    numbers = [NUMBER.fullmatch(name) is not None for name in own]
-    counted = [str(i) for i in range(len(own))], [str(i + 1) for i in range(len(own))]
-    if all(numbers) and own not in counted:
-        raise DataError(f"{path}, line 1: {', '.join(names[:4])} look like data, not like column names: no header?")
-    twice = repeated(names)
-    if twice is not None:
-        where = [i + 1 for i, name in enumerate(names) if name == twice]
-        raise DataError(f"{path}, line 1: {len(where)} columns are called {twice!r}: columns {where[0]} and {where[1]}.")
+    nonempty = [name for name in names if name]
+    numbers = [NUMBER.fullmatch(name) is not None for name in nonempty]
+    counted = [str(i) for i in range(len(nonempty))], [str(i + 1) for i in range(len(nonempty))]
+    if all(numbers) and nonempty not in counted:
+        raise DataError(f"{path}, line 1: {', '.join(names[:4])} look like data, not column names; add a header.")
+    duplicate = first_duplicate(names)
+    if duplicate is not None:
+        where = [i + 1 for i, name in enumerate(names) if name == duplicate]
+        raise DataError(
+            f"{path}, line 1: {len(where)} columns have the name {duplicate!r}, such as columns {where[0]} and {where[1]}; "
+            "give each column a unique name."
+        )
     return names
 
 
 def _valid_delimiter(delimiter: str) -> str:
     sign = {"tab": "\t", "\\t": "\t", "blank": BLANK}.get(delimiter, delimiter)
     if not isinstance(sign, str) or len(sign) != 1 or sign in '"\r\n':
-        raise DataError(f"`delimiter` must be one character (or 'tab', or 'blank' for blanks), and no quote; got {delimiter!r}.")
+        raise DataError(f"`delimiter` must be one character other than a quote, or 'tab', or 'blank'; got {delimiter!r}.")
     return sign
 
 
@@ -312,7 +322,7 @@ def _delimiter(path: Path, opening: list[str], decimal: str) -> str:
     header, *rows = (re.sub(r'"[^"]*"?', "", line) for line in opening)
     found = [sign for sign in DELIMITERS if sign in header and sign != decimal]
     if not found and decimal == "," and "," in header:
-        raise DataError(f"{path}: the header has commas, and `decimal` is one; name the delimiter by `delimiter`.")
+        raise DataError(f"{path}: the header has commas, but `decimal` is ','; set `delimiter`.")
     if not found and len(opening) > 1:
         n_header, n_row = len(_words(opening[0])), len(_words(opening[1]))
         if n_row > 1 and n_row - n_header in (0, 1):
@@ -320,5 +330,5 @@ def _delimiter(path: Path, opening: list[str], decimal: str) -> str:
     if len(found) > 1:
         found = [sign for sign in found if rows and rows[0].count(sign) == header.count(sign)]
         if len(found) != 1:
-            raise DataError(f"{path}: the delimiter is not clear from the first lines; name it by `delimiter`.")
+            raise DataError(f"{path}: the delimiter cannot be detected from the first lines; set `delimiter`.")
     return found[0] if found else "," if decimal != "," else ";"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from latentlab.data import binary, delimited
-from latentlab.data.columns import Table, Wanted, choose
+from latentlab.data.columns import Requested, Table, choose
 from latentlab.data.dataset import Dataset
 from latentlab.data.memory import Budget
 from latentlab.data.rows import npy_rows
@@ -76,10 +76,10 @@ def file(  # one keyword for each user option
         ([[1.5, 2.0], [nan, 3.0]], ['a', 'b'], ['x', 'y'], ['u1', 'u2'])
     """
     if not in_memory:
-        said = {"label": label, "unit": unit, "sequence": sequence, "time": time, "delimiter": delimiter}
-        return _stored(path, columns, said, max_bytes)
-    wanted = Wanted(columns, label, unit, sequence, time)
-    read, name = table(path, wanted, missing_values, delimiter, encoding, max_bytes, decimal)
+        excluded = {"label": label, "unit": unit, "sequence": sequence, "time": time, "delimiter": delimiter}
+        return _stored(path, columns, excluded, max_bytes)
+    requested = Requested(columns, label, unit, sequence, time)
+    read, name = table(path, requested, missing_values, delimiter, encoding, max_bytes, decimal)
     others = read.others
     return assemble(
         read.x,
@@ -95,7 +95,7 @@ def file(  # one keyword for each user option
 
 def table(  # one argument for each option of the file
     path: str,
-    wanted: Wanted,
+    requested: Requested,
     missing_values: tuple[str, ...],
     delimiter: str | None,
     encoding: str,
@@ -103,14 +103,14 @@ def table(  # one argument for each option of the file
     decimal: str,
 ) -> tuple[Table, str]:
     """Read the requested columns of a file; return them and the name of the data. Arguments and errors are those of `file`."""
-    where = found(path)
+    where = existing_path(path)
     name, title, budget = where.name.lower(), where.name.split(".")[0] or where.name, Budget.of(max_bytes)
     try:
         if name.endswith(TEXT) or name.removesuffix(".gz").endswith(TEXT):
             markers = _markers(missing_values)
             return delimited.read(
                 where,
-                wanted,
+                requested,
                 missing_values=markers,
                 delimiter=delimiter,
                 encoding=encoding,
@@ -118,58 +118,57 @@ def table(  # one argument for each option of the file
                 decimal=decimal,
             ), title
         if delimiter is not None:
-            raise DataError(f"{where}: `delimiter` is for text tables.")
+            raise DataError(f"{where}: `delimiter` applies only to text tables; leave it out.")
         readers = {".npy": binary.read_npy, ".npz": binary.read_npz, ".parquet": binary.read_parquet}
         if where.suffix.lower() not in readers:
-            raise DataError(f"{where}: cannot tell its format; the name must end in one of {', '.join(FORMATS)}.")
-        return readers[where.suffix.lower()](where, wanted, budget), title
+            raise DataError(f"{where}: the file format is unknown; the file name must end in one of {', '.join(FORMATS)}.")
+        return readers[where.suffix.lower()](where, requested, budget), title
     except MemoryError as error:
-        raise DataError(f"{where}: does not fit into memory; take fewer `columns`.") from error
+        raise DataError(f"{where}: the table does not fit into memory; select fewer `columns`.") from error
     except OSError as error:
         raise DataError(f"{where}: cannot be read: {error.strerror or error}.") from error
 
 
-def _stored(path: str, columns: list[str] | None, said: Mapping[str, str | None], max_bytes: int | None) -> StoredDataset:
-    """Open a table that stays on disk; its file contains only features."""
-    where = found(path, folder=ZARR)
-    given = next((option for option, value in said.items() if value is not None), None)
-    if given is not None:
-        raise DataError(f"{where}: `{given}` does not go with `in_memory: false`, which takes a matrix of features alone.")
+def _stored(path: str, columns: list[str] | None, excluded: Mapping[str, str | None], max_bytes: int | None) -> StoredDataset:
+    """Open a table that stays on disk and contains only features; options in `excluded` must be None."""
+    where = existing_path(path, folder=ZARR)
+    option = next((option for option, value in excluded.items() if value is not None), None)
+    if option is not None:
+        raise DataError(f"{where}: `{option}` cannot be combined with `in_memory: false`, which requires a matrix of features.")
     kind = where.suffix.lower()
     if kind not in (".npy", ZARR):
-        raise DataError(f"{where}: only .npy and {ZARR} can stay on disk; read it into memory by `in_memory: true`.")
+        raise DataError(f"{where}: only .npy and {ZARR} data can stay on disk; read the data into memory by `in_memory: true`.")
     try:
         rows = npy_rows(where) if kind == ".npy" else zarr_rows(where, Budget.of(max_bytes))
     except OSError as error:
         raise DataError(f"{where}: cannot be read: {error.strerror or error}.") from error
     names = [str(i) for i in range(rows.shape[1])]
-    chosen = choose(names, Wanted(columns), str(where)).features
+    chosen = choose(names, Requested(columns), str(where)).features
     return StoredDataset(rows.select(np.array(chosen)), name=where.name.split(".")[0] or where.name)
 
 
-def found(path: str, folder: str | None = None) -> Path:
+def existing_path(path: str, folder: str | None = None) -> Path:
     """Path of a regular file, or of a directory with the suffix `folder`, with `~` expanded.
 
     Raises:
         DataError: It does not exist or is of another kind; names the kind.
     """
     if not isinstance(path, str | os.PathLike) or not str(path).strip() or "\0" in str(path):
-        found = (
-            repr(path) if isinstance(path, str) else f"{type(path).__name__}; arrays and frames are data as `Dataset({{'x': x}})`"
-        )
-        raise DataError(f"`path` must name a file; got {found}.")
+        remedy = "" if isinstance(path, str) else " Convert an array or a DataFrame by `Dataset({'x': x})`."
+        got = repr(path) if isinstance(path, str) else type(path).__name__
+        raise DataError(f"`path` must be the path of a file; got {got}.{remedy}")
     try:
         where = Path(path).expanduser()
     except RuntimeError as error:
-        raise DataError(f"{path}: no home directory is known for `~`.") from error
+        raise DataError(f"{path}: the home directory for `~` cannot be determined; write the full path.") from error
     try:
         if where.is_dir():
             if folder and where.suffix.lower() == folder:
                 return where
-            hint = "; a Zarr array stays on disk: `in_memory: false`" if where.suffix.lower() == ZARR else ""
-            raise DataError(f"{where}: is a directory; expected a file{hint}.")
+            hint = " For a Zarr array, set `in_memory: false`." if where.suffix.lower() == ZARR else ""
+            raise DataError(f"{where}: is a directory; expected a file.{hint}")
         if not where.exists():
-            hint = "; variables such as $HOME are not replaced, `~` is" if "$" in str(where) else ""
+            hint = "; variables such as $HOME are not expanded, only `~` is" if "$" in str(where) else ""
             raise DataError(f"{where}: no such file (working directory {Path.cwd()}){hint}.")
     except OSError as error:
         raise DataError(f"{where}: cannot be read: {error.strerror or error}.") from error
@@ -185,5 +184,5 @@ def _markers(missing_values: tuple[str, ...]) -> list[str]:
         else [value for value in missing_values if isinstance(value, str | int | float) and not isinstance(value, bool)]
     )
     if len(texts) != len(missing_values):
-        raise DataError(f"`missing_values` must be a list of texts, in quotes; got {missing_values!r}.")
+        raise DataError(f"`missing_values` must be a list of strings, each in quotes; got {missing_values!r}.")
     return [str(value) for value in texts]

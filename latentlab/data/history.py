@@ -14,7 +14,7 @@ LEVELS = ("realgdp", "realcons", "realinv", "realgovt", "realdpi", "cpi", "m1", 
 """Columns of `macrodata` that are levels."""
 RATES = ("tbilrate", "unemp", "infl", "realint")
 """Columns of `macrodata` that are rates, in percent."""
-USUAL = ("realgdp", "realcons", "realinv", "realgovt", "realdpi", "m1", "tbilrate", "unemp", "infl")
+DEFAULT_COLUMNS = ("realgdp", "realcons", "realinv", "realgovt", "realdpi", "m1", "tbilrate", "unemp", "infl")
 """Default columns of `macrodata`, without redundant ones: the growth of `cpi` is `infl`; `realint` is `tbilrate` minus `infl`."""
 
 
@@ -43,7 +43,7 @@ def sunspots(*, whole: bool = False, n_levels: int | None = None) -> Dataset:
         number("sunspots", "n_levels", n_levels, 2, 20)
         counts("sunspots", n_levels=n_levels)
         if whole:
-            raise DataError("sunspots: `whole` numbers and `n_levels` do not go together; take one of them.")
+            raise DataError("sunspots: `whole` and `n_levels` cannot be combined; leave one of them out.")
         inner = np.quantile(numbers, np.arange(1, n_levels) / n_levels)
         numbers = np.searchsorted(inner, numbers, side="right").astype(np.float64)
     return assemble(np.round(numbers) if whole else numbers, ["sunspots"], name="sunspots", time=_whole(table["YEAR"]))
@@ -94,10 +94,10 @@ def macrodata(columns: list[str] | None = None, *, growth: bool = True) -> Datas
     x = _columns(table, names)
     time = np.array([f"{year}Q{quarter}" for year, quarter in zip(_whole(table["year"]), _whole(table["quarter"]), strict=True)])
     if growth:
-        grown = 400 * np.diff(np.log(x[:, : len(LEVELS)]), axis=0)
-        x, time = np.column_stack([grown, x[1:, len(LEVELS) :]]), time[1:]
+        rates = 400 * np.diff(np.log(x[:, : len(LEVELS)]), axis=0)
+        x, time = np.column_stack([rates, x[1:, len(LEVELS) :]]), time[1:]
     dataset = assemble(x, names, name="macrodata", time=time)
-    return dataset.select_features(USUAL if columns is None else columns)
+    return dataset.select_features(DEFAULT_COLUMNS if columns is None else columns)
 
 
 def _load(name: str) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from latentlab.data import binary, text
 from latentlab.data.dataset import Dataset
-from latentlab.data.file import found
+from latentlab.data.file import existing_path
 from latentlab.data.memory import COPIES, Budget, size
 from latentlab.errors import DataError
 
@@ -53,15 +53,15 @@ def images(
     """
     if n_units is not None and (isinstance(n_units, bool) or not isinstance(n_units, int) or n_units < 1):
         raise DataError(f"images: `n_units` must be a whole number of at least 1; got {n_units!r}.")
-    where, budget = found(path), Budget.of(max_bytes)
+    where, budget = existing_path(path), Budget.of(max_bytes)
     if member is not None and _kind(where) != ".npz":
-        raise DataError(f"{where}: `member` is for NPZ files.")
+        raise DataError(f"{where}: `member` applies only to NPZ files; leave it out.")
 
     def accept(shape: tuple[int, ...], dtype: np.dtype) -> None:
         if len(shape) != 3 or 0 in shape or dtype.kind not in "buif":
-            raise DataError(f"{where}: expected numbers of shape (n_images, n_rows, n_columns); got {dtype} of {shape}.")
+            raise DataError(f"{where}: expected numbers of shape (n_images, n_rows, n_columns); got {dtype} of shape {shape}.")
         if n_units is not None and n_units > shape[0]:
-            raise DataError(f"{where}: `n_units` must be at most {shape[0]} (its images); got {n_units}.")
+            raise DataError(f"{where}: `n_units` must be at most {shape[0]}, the number of images; got {n_units}.")
         n_bytes = math.prod(shape[1:]) * ((n_units or shape[0]) * 8 * COPIES + shape[0] * dtype.itemsize)
         budget.need(n_bytes, f"{where}: {n_units or shape[0]} images of {shape[1]} by {shape[2]} pixels")
 
@@ -69,7 +69,7 @@ def images(
         pixels = _read(where, accept, budget, member)
         named = None if labels is None else _labels(labels, where, len(pixels), budget)
     except MemoryError as error:
-        raise DataError(f"{where}: does not fit into memory; take fewer `n_units`.") from error
+        raise DataError(f"{where}: the images do not fit into memory; set a smaller `n_units`.") from error
     except OSError as error:
         raise DataError(f"{error.filename or where}: cannot be read: {error.strerror or error}.") from error
     pixels = pixels[:n_units]
@@ -87,15 +87,15 @@ def _labels(labels: str, images: Path, n_images: int, budget: Budget) -> np.ndar
     """Read a label for each image, from a file or from another array of an NPZ file."""
     member, where = None, images
     if not (_kind(images) == ".npz" and isinstance(labels, str) and not Path(labels).exists()):
-        where = found(labels)
+        where = existing_path(labels)
     else:
         member = labels
 
     def accept(shape: tuple[int, ...], dtype: np.dtype) -> None:
         if len(shape) != 1 or dtype.kind not in "bui":
-            raise DataError(f"{where}: expected labels, whole numbers of shape (n_images,); got {dtype} of {shape}.")
+            raise DataError(f"{where}: expected labels as integers of shape (n_images,); got {dtype} of shape {shape}.")
         if shape[0] != n_images:
-            raise DataError(f"{where}: {shape[0]} labels for the {n_images} images of {images}.")
+            raise DataError(f"{where}: {shape[0]} labels for the {n_images} images of {images}; expected one for each.")
 
     return _read(where, accept, budget, member).astype(np.int64)
 
@@ -104,7 +104,7 @@ def _kind(path: Path) -> str:
     name = path.name.lower()
     kind = next((ending for ending in FORMATS if name.endswith(ending)), None)
     if kind is None:
-        raise DataError(f"{path}: cannot tell its format; the name must end in one of {', '.join(FORMATS)}.")
+        raise DataError(f"{path}: the file format is unknown; the file name must end in one of {', '.join(FORMATS)}.")
     return kind
 
 
@@ -115,44 +115,47 @@ def _read(path: Path, accept: Accept, budget: Budget, member: str | None) -> np.
     if kind == ".npz":
         return _member(path, accept, budget, member)
     with text.opened(path, budget) as stream:
-        return _idx(stream, path, accept, packed=kind.endswith(".gz"))
+        return _idx(stream, path, accept, compressed=kind.endswith(".gz"))
 
 
 def _member(path: Path, accept: Accept, budget: Budget, member: str | None) -> np.ndarray:
     with binary.opened(path, budget) as members:
         names = [name for name, (shape, _) in members.headers.items() if len(shape) == 3]
         if member is None and len(names) != 1:
-            what = f"several arrays are of three dims ({', '.join(sorted(names))})" if names else "no array is of three dims"
-            raise DataError(f"{path}: {what}; it has {', '.join(sorted(members.headers))}. Name the images' array by `member`.")
+            what = f"several arrays have three dims ({', '.join(sorted(names))})" if names else "no array has three dims"
+            present = ", ".join(sorted(members.headers))
+            raise DataError(f"{path}: {what}; the file contains {present}. Set `member` to the array of images.")
         chosen = names[0] if member is None else member
         if chosen not in members.headers:
-            raise DataError(f"{path}: no array is called {chosen!r}; it has {', '.join(sorted(members.headers))}.")
+            raise DataError(f"{path}: no array has the name {chosen!r}; the file contains {', '.join(sorted(members.headers))}.")
         accept(*members.headers[chosen])
         return members.read(chosen)
 
 
-def _idx(stream: IO[bytes], path: Path, accept: Accept, *, packed: bool) -> np.ndarray:
+def _idx(stream: IO[bytes], path: Path, accept: Accept, *, compressed: bool) -> np.ndarray:
     """Read the array of an IDX file: two zeros, type, number of dims, sizes (32-bit big-endian), entries."""
     zeros, kind, n_dims = struct.unpack(">HBB", _exactly(stream, 4, path))
     if zeros or kind not in TYPES:
-        raise DataError(f"{path}: not an IDX file: it begins with {struct.pack('>HBB', zeros, kind, n_dims).hex(' ')}.")
+        first_bytes = struct.pack(">HBB", zeros, kind, n_dims).hex(" ")
+        raise DataError(f"{path}: the file is not a valid IDX file; its first bytes are {first_bytes}.")
     shape = struct.unpack(f">{n_dims}I", _exactly(stream, 4 * n_dims, path))
     dtype = np.dtype(TYPES[kind])
     n_bytes = math.prod(shape) * dtype.itemsize
-    if not packed and n_bytes != (held := path.stat().st_size - 4 - 4 * n_dims):
-        raise DataError(f"{path}: declares shape {shape}, {size(n_bytes)}, but holds {size(held)}.")
+    declared = f"the file declares shape {shape} ({size(n_bytes)})"
+    if not compressed and n_bytes != (n_present := path.stat().st_size - 4 - 4 * n_dims):
+        raise DataError(f"{path}: {declared}, but contains {size(n_present)}.")
     accept(shape, dtype)
-    content = _exactly(stream, n_bytes, path, f": declares shape {shape}, {size(n_bytes)}")
+    content = _exactly(stream, n_bytes, path, f"{declared}, but")
     if stream.read(1):
-        raise DataError(f"{path}: declares shape {shape}, {size(n_bytes)}, but holds more.")
+        raise DataError(f"{path}: {declared}, but contains more data.")
     return np.frombuffer(content, dtype).reshape(shape)
 
 
-def _exactly(stream: IO[bytes], n_bytes: int, path: Path, declares: str = ": not an IDX file") -> bytes:
+def _exactly(stream: IO[bytes], n_bytes: int, path: Path, problem: str = "the file is not a valid IDX file; it") -> bytes:
     parts, left = [], n_bytes
     while left and (part := stream.read(min(left, 2**20))):
         parts.append(part)
         left -= len(part)
     if left:
-        raise DataError(f"{path}{declares}, but holds {size(n_bytes - left)}.")
+        raise DataError(f"{path}: {problem} contains {size(n_bytes - left)}.")
     return b"".join(parts)

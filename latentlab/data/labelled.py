@@ -33,28 +33,28 @@ def plain(
     Raises:
         DataError: Names contradict each other or `coords`, dims differ from those declared, or a column is not numeric.
     """
-    known: dict[str, Any] = {key: convert.names(value, f"{name}: coordinate {key!r}") for key, value in coords.items()}
+    common: dict[str, Any] = {key: convert.names(value, f"{name}: coordinate {key!r}") for key, value in coords.items()}
     sizes: dict[str, int] = {}
     result = {}
-    for key, given in arrays.items():
+    for key, value_of_array in arrays.items():
         what = f"{name}: array {key!r}"
-        values, own, further = opened(given, dims[key], what)
+        values, own_names, further = opened(value_of_array, dims[key], what)
         values = convert.shaped(values, dims[key], what)
-        result[key] = _placed(values, dims[key], own, known, sizes, what, fixed=coords)
+        result[key] = _placed(values, dims[key], own_names, common, sizes, what, fixed=coords)
         for other, value in further.items():
-            implied = value is own.get("unit")  # dates of an index, which `coords` may replace
-            if other in coords and not implied and known[other].astype(str).tolist() != value.astype(str).tolist():
-                raise DataError(f"{what} has its own coordinate {other!r}, and `coords` has another: leave one of them out.")
-        known = {**further, **known}
+            implied = value is own_names.get("unit")  # dates of an index, which `coords` may replace
+            if other in coords and not implied and common[other].astype(str).tolist() != value.astype(str).tolist():
+                raise DataError(f"{what}: its coordinate {other!r} differs from the one in `coords`; leave one of them out.")
+        common = {**further, **common}
         sizes.update(zip(dims[key], values.shape, strict=True))
     observed = next(iter(arrays))
     if mask is not None:
-        values, own, _ = opened(mask, dims[observed], f"{name}: `mask`")
-        mask = _placed(values, dims[observed], own, known, sizes, f"{name}: `mask`")
+        values, own_names, _ = opened(mask, dims[observed], f"{name}: `mask`")
+        mask = _placed(values, dims[observed], own_names, common, sizes, f"{name}: `mask`")
     if labels is not None:
-        values, own, _ = opened(labels, ("unit",), f"{name}: `labels`", numbers=False)
-        labels = _placed(values, ("unit",), own, known, sizes, f"{name}: `labels`") if own else values
-    return result, known, mask, labels
+        values, own_names, _ = opened(labels, ("unit",), f"{name}: `labels`", numbers=False)
+        labels = _placed(values, ("unit",), own_names, common, sizes, f"{name}: `labels`") if own_names else values
+    return result, common, mask, labels
 
 
 def own_dims(value: Any) -> tuple[str, ...] | None:
@@ -95,8 +95,8 @@ def opened(value: Any, dims: Sequence[str], what: str, *, numbers: bool = True) 
         counter = next((name for name in value.columns if UNNAMED.fullmatch(str(name)) and _counts(value[name])), None)
         if counter is not None:
             raise DataError(
-                f"{what}, column {counter!r} only counts the rows: an index that was read as data. Leave the column out, or "
-                "read the file with `index_col=0`."
+                f"{what}, column {counter!r} has the row numbers, so it is probably an index that was read as data. Leave the "
+                "column out, or read the file with `index_col=0`."
             )
         kinds = {dtype if isinstance(dtype, np.dtype) else None for dtype in value.dtypes}
         if not numbers or (len(kinds) == 1 and None not in kinds and value.dtypes.iloc[0].kind in "biuf"):
@@ -121,40 +121,40 @@ def _counts(column: Any) -> bool:
 def _placed(
     values: Any,
     dims: Sequence[str],
-    own: Names,
-    known: dict[str, Any],
+    own_names: Names,
+    common: dict[str, Any],
     sizes: Mapping[str, int],
     what: str,
     *,
     fixed: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Reorder values by the known names along each dim; for a dim without names, those of the values are adopted."""
+    """Reorder values by the common names along each dim; for a dim without names, those of the values are adopted."""
     for axis, dim in enumerate(dims):
-        if dim not in own:
+        if dim not in own_names:
             continue
-        theirs = own[dim].astype(str).tolist()
-        if dim not in known and dim not in sizes:
-            known[dim] = own[dim]
+        names = own_names[dim].astype(str).tolist()
+        if dim not in common and dim not in sizes:
+            common[dim] = own_names[dim]
             continue
-        ours = known[dim].astype(str).tolist() if dim in known else [str(i) for i in range(sizes[dim])]
-        if theirs == ours:
+        expected = common[dim].astype(str).tolist() if dim in common else [str(i) for i in range(sizes[dim])]
+        if names == expected:
             continue
         if fixed is not None and dim in fixed:
             raise DataError(
-                f"{what} has its own {dim}s ({convert.listed(theirs, 3)}), and `coords` has others ({convert.listed(ours, 3)}): "
-                f"leave {dim!r} out of `coords`, or rename the array's own."
+                f"{what}: its {dim}s ({convert.listed(names, 3)}) differ from those in `coords` ({convert.listed(expected, 3)}); "
+                f"leave {dim!r} out of `coords`, or rename the {dim}s of the array."
             )
-        if sorted(theirs) != sorted(ours):
-            if dim not in known and len(theirs) == len(ours):
-                known[dim] = own[dim]
+        if sorted(names) != sorted(expected):
+            if dim not in common and len(names) == len(expected):
+                common[dim] = own_names[dim]
                 continue
             raise DataError(
-                f"{what} has other {dim}s ({convert.listed(theirs, 3)}) than the arrays before it ({convert.listed(ours, 3)}): "
-                "give the same ones, in any order."
+                f"{what}: its {dim}s ({convert.listed(names, 3)}) differ from those of the arrays before it "
+                f"({convert.listed(expected, 3)}); use the same {dim}s, in any order."
             )
-        where = {one: i for i, one in enumerate(theirs)}
-        if len(where) == len(theirs):
-            values = np.take(np.asarray(values), [where[one] for one in ours], axis=axis)
+        where = {one: i for i, one in enumerate(names)}
+        if len(where) == len(names):
+            values = np.take(np.asarray(values), [where[one] for one in expected], axis=axis)
     return values
 
 
@@ -189,12 +189,17 @@ def _from_xarray(value: Any, dims: Sequence[str], what: str) -> tuple[Any, Names
     if isinstance(value, xr.Variable):
         value = xr.DataArray(value)
     if not isinstance(value, xr.DataArray):
-        raise DataError(f"{what} is an xarray {type(value).__name__}; take one of its arrays, or `.to_dataarray()`.")
-    own = [str(dim) for dim in value.dims]
-    if own == [f"dim_{i}" for i in range(len(dims))]:
+        raise DataError(
+            f"{what} must be a DataArray; got an xarray {type(value).__name__}. Select one of its arrays, "
+            "or call `.to_dataarray()`."
+        )
+    actual = [str(dim) for dim in value.dims]
+    if actual == [f"dim_{i}" for i in range(len(dims))]:
         value = value.rename(dict(zip(value.dims, dims, strict=True)))
-    elif sorted(own) != sorted(dims):
-        raise DataError(f"{what} has dims ({', '.join(own)}); expected ({', '.join(dims)}), in any order: `.rename` them.")
+    elif sorted(actual) != sorted(dims):
+        raise DataError(
+            f"{what} has dims ({', '.join(actual)}); expected ({', '.join(dims)}), in any order; rename them by `.rename`."
+        )
     value = value.transpose(*dims)
     names: Names = {}
     further: Names = {}
@@ -219,7 +224,7 @@ def _dense(value: Any, what: str) -> np.ndarray:
     needed, free = COPIES * 8 * int(np.prod([int(n) for n in value.shape])), Budget.of(None).n_bytes
     if needed > free:
         raise DataError(
-            f"{what} is sparse, of shape {tuple(value.shape)}; with its zeros it takes about {size(needed)}, and half of the "
-            f"free memory is {size(free)}. Take fewer columns, or reduce them first, as by sklearn's TruncatedSVD."
+            f"{what} is a sparse array of shape {tuple(value.shape)}. As a dense array it needs about {size(needed)}, but half "
+            f"of the free memory is {size(free)}. Select fewer columns, or reduce their number, as by sklearn's TruncatedSVD."
         )
     return np.asarray(value.toarray())

@@ -68,8 +68,8 @@ def load_dataset(
     """
     if not isinstance(name, str):
         raise ConfigError(
-            f"load_dataset takes a dataset's name; got {type(name).__name__}. A DataFrame or an array is data as "
-            '`Dataset({"x": x}, dims={"x": ("unit", "feature")})`, standardised by its `.standardize()`.'
+            f"`name` must be a dataset's name; got {type(name).__name__}. Convert a DataFrame or an array by "
+            '`Dataset({"x": x}, dims={"x": ("unit", "feature")})`, and standardise it by `.standardize()`.'
         )
     entry = DATASETS.load(name)
     _check_options(name, options)
@@ -81,12 +81,12 @@ def load_dataset(
         line = plugin_line(error)
         if not line:
             raise
-        raise DataError(f"the dataset {name!r} failed: {type(error).__name__}: {error} ({line})") from error
+        raise DataError(f"dataset {name!r} cannot be loaded: {type(error).__name__}: {error} ({line})") from error
     if not isinstance(dataset, Dataset | StoredDataset):
-        raise DataError(f"the dataset entry {name!r} must return a Dataset; it returned {type(dataset).__name__}.")
+        raise DataError(f"the function of dataset {name!r} must return a Dataset; it returned {type(dataset).__name__}.")
     if missing:
         if isinstance(dataset, StoredDataset):
-            raise DataError(f"{dataset.name} stays on disk: `missing` hides entries of data in memory only.")
+            raise DataError(f"{dataset.name} stays on disk, but `missing` requires data in memory; set `in_memory: true`.")
         dataset = hide(dataset, missing, Seeds(missing_seed).child("missing").numpy())
     if standardize and (dataset.n_points > 1 or getattr(dataset, "absent", "") == "zero"):
         return dataset.standardize(drop_constant=drop_constant)
@@ -113,4 +113,4 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
     for option, parameter in valid.items():
         optional = parameter.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         if not optional and parameter.default is inspect.Parameter.empty and option not in options:
-            raise ConfigError(f"the dataset {name!r} needs the option {option!r}.")
+            raise ConfigError(f"dataset {name!r} requires the option {option!r}.")

@@ -39,36 +39,36 @@ def blocks(n: int, numbers: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class Budget:
-    """Largest number of bytes; `given` is True if the user set it."""
+    """Largest number of bytes; `set_by_user` is False for the default."""
 
     n_bytes: int
-    given: bool
+    set_by_user: bool
 
     @classmethod
     def of(cls, max_bytes: int | None) -> "Budget":
         """Budget of `max_bytes`, or of half of the memory that is free now if None."""
         if max_bytes is None:
-            return cls(int(SHARE * _available()), given=False)
+            return cls(int(SHARE * _available()), set_by_user=False)
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
             raise DataError(f"`max_bytes` must be a whole number of at least 1; got {max_bytes!r}.")
-        return cls(max_bytes, given=True)
+        return cls(max_bytes, set_by_user=True)
 
     def need(self, n_bytes: int, what: str) -> None:
         """Refuse data that need more than the budget."""
         if n_bytes > self.n_bytes:
-            whence = "`max_bytes`" if self.given else "half of the free memory"
+            limit = "`max_bytes`" if self.set_by_user else "half of the free memory"
             raise DataError(
-                f"{what} needs about {size(n_bytes)} of memory; {whence} is {size(self.n_bytes)}. "
-                "Take fewer `columns`, or raise `max_bytes`."
+                f"{what} needs about {size(n_bytes)} of memory; {limit} is {size(self.n_bytes)}. "
+                "Select fewer `columns`, or increase `max_bytes`."
             )
 
-    def unpack(self, n_packed: int, n_bytes: int, what: str) -> None:
-        """Refuse a file whose unpacked size exceeds the budget, or `RATIO` times its size unless the user set the budget."""
-        self.need(n_bytes, f"{what}, unpacked,")
-        if not self.given and n_bytes > SMALL and n_bytes > RATIO * max(n_packed, 1):
+    def decompress(self, n_compressed: int, n_bytes: int, what: str) -> None:
+        """Refuse a file whose decompressed size exceeds the budget, or `RATIO` times its size unless the user set the budget."""
+        self.need(n_bytes, f"{what} after decompression")
+        if not self.set_by_user and n_bytes > SMALL and n_bytes > RATIO * max(n_compressed, 1):
             raise DataError(
-                f"{what} unpacks {size(n_packed)} to {size(n_bytes)} or more, as a decompression bomb does; "
-                "if it is meant, say how large it may be by `max_bytes`."
+                f"{what} decompresses from {size(n_compressed)} to {size(n_bytes)} or more, as a decompression bomb does; "
+                "if the file is trusted, set its largest size by `max_bytes`."
             )
 
 

@@ -25,13 +25,15 @@ def hide(dataset: Dataset, fraction: float, rng: np.random.Generator) -> Dataset
         (5, True)
     """
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < 1:
-        raise DataError(f"{dataset.name}: the share of entries to hide must be from 0 to below 1; got {fraction!r}.")
+        raise DataError(
+            f"{dataset.name}: the share of entries to hide (`missing`) must be at least 0 and below 1; got {fraction!r}."
+        )
     if dataset.index and fraction:
         raise DataError(
-            f"{dataset.name}: `missing` hides entries of a table; {dataset.points}s are held out, by `held_out` in a config."
+            f"{dataset.name}: `missing` applies only to tables; hold out {dataset.points}s by `held_out` in a config."
         )
     if dataset.transform is not None:
-        raise DataError(f"{dataset.name}: hide entries before standardising.")
+        raise DataError(f"{dataset.name}: the data are standardised; hide entries before standardising.")
     observed = np.flatnonzero(~np.isnan(dataset.x))
     hidden = rng.choice(observed, size=round(fraction * len(observed)), replace=False)
     x = dataset.x.copy()

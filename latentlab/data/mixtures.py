@@ -31,7 +31,7 @@ def gaussian_mixture(
 
     The means lie on a square grid, rotated and shifted at random. Its spacing is `separation` times sigma = 0.5, so that the
     distance of every mean to the nearest other mean is exactly `separation` standard deviations. The error of the optimal
-    classification of two components of equal size is $\Phi(-\mathrm{separation} / 2)$: 31 % at 1, 16 % at 2, 2.3 % at 4.
+    classification of two components of equal size is $\Phi(-\mathrm{separation} / 2)$: 31% at 1, 16% at 2, 2.3% at 4.
 
     `truth` contains `z` (unit,), `weights` (component,), `mu` (component, feature) and `sigma` (component, feature), on the scale
     of the raw values. `labels` are the components as text.
@@ -153,8 +153,8 @@ def latent_classes(
     counts("latent_classes", n_units=n_units, n_components=n_components, n_features=n_features)
     number("latent_classes", "certainty", certainty, 0.5, 1)
     rng = Seeds(seed).child("latent_classes").numpy()
-    own = np.arange(n_features) % n_components == np.arange(n_components)[:, None]
-    probability = np.where(own, float(certainty), 1 - float(certainty))
+    is_typical = np.arange(n_features) % n_components == np.arange(n_components)[:, None]
+    probability = np.where(is_typical, float(certainty), 1 - float(certainty))
     weights = unequal(n_components)
     z = rng.choice(n_components, n_units, p=weights)
     x = rng.random((n_units, n_features)) < probability[z]

@@ -18,22 +18,21 @@ def on_values(x: np.ndarray, units: Sequence[Any], columns: Sequence[Any] | None
 
     Example:
         >>> on_values(np.array([[1.0, 2, 1], [3, 2, 3], [1, 2, 1]]), ["u", "v", "w"], ["a", "b", "c"])
-        ["column 'b' is constant.", "columns 'a' and 'c' are identical.", "units 'u' and 'w' have identical rows."]
+        ["Column 'b' is constant.", "Columns 'a' and 'c' are identical.", "Units 'u' and 'w' have identical rows."]
     """
     rows = x.reshape(len(x), -1)
-    said = _on_columns(rows, columns) if columns is not None else []
-    return [*said, *_on_rows(rows, units), *_on_missing(rows, units, columns)]
+    notes = _on_columns(rows, columns) if columns is not None else []
+    return [*notes, *_on_rows(rows, units), *_on_missing(rows, units, columns)]
 
 
 def on_outliers(x: np.ndarray, units: Sequence[Any], columns: Sequence[Any]) -> list[str]:
-    """Note on the most extreme outlier, if it is more than `FAR` standard deviations from the mean of its column's other values.
+    """Note on the most extreme outlier, if it is over `FAR` standard deviations from the mean of the other values of its column.
 
     Example:
-        >>> on_outliers(np.array([[1.0], [3], [2], [4], [2], [3], [1], [-999]]), list("abcdefgh"), ["p"])[0][:48]
-        "column 'p', unit 'h': -999 is 972 standard devia"
+        >>> on_outliers(np.array([[1.0], [3], [2], [4], [2], [3], [1], [-999]]), list("abcdefgh"), ["p"])[0][:58]
+        "column 'p', unit 'h': the value -999 is 972 standard devia"
     """
-    seen = ~np.isnan(x)
-    enough = np.flatnonzero(seen.sum(axis=0) >= FEWEST)
+    enough = np.flatnonzero((~np.isnan(x)).sum(axis=0) >= FEWEST)
     if not len(enough):
         return []
     x, every = x[:, enough], np.arange(len(enough))
@@ -47,10 +46,11 @@ def on_outliers(x: np.ndarray, units: Sequence[Any], columns: Sequence[Any]) -> 
     if not len(far):
         return []
     j = far[np.argmax(distance[far])]
-    more = f", and so is a value of {len(far) - 1} more column{'s' * (len(far) > 2)}" if len(far) > 1 else ""
+    others_too = f" ({len(far) - 1} more column{'s have' if len(far) > 2 else ' has'} an outlier)" if len(far) > 1 else ""
     return [
-        f"column {str(columns[enough[j]])!r}, unit {str(units[worst[j]])!r}: {x[worst[j], j]:g} is {distance[j]:.3g} standard "
-        f"deviations from the mean of the others{more}; check for a typing error, a total, or a code for missing values"
+        f"column {str(columns[enough[j]])!r}, unit {str(units[worst[j]])!r}: the value {x[worst[j], j]:g} is {distance[j]:.3g} "
+        f"standard deviations from the mean of the other values{others_too}; check for a typing error, a total, or a code for "
+        "missing values"
     ]
 
 
@@ -59,38 +59,39 @@ def on_labels(labels: np.ndarray | None) -> list[str]:
 
     Example:
         >>> on_labels(np.array(["a", "a"]))
-        ["all 2 labels are 'a': there is one class only."]
+        ["All 2 labels are 'a', so there is only one class."]
     """
     if labels is None:
         return []
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) == 1:
-        return [f"all {len(labels)} labels are {classes[0].item()!r}: there is one class only."]
+        return [f"All {len(labels)} labels are {classes[0].item()!r}, so there is only one class."]
     if len(classes) == len(labels):
-        return [f"each of the {len(labels)} units has a label of its own: the labels are no classes."]
+        return [f"All {len(labels)} labels are distinct, so they do not define classes."]
     single = classes[counts == 1].tolist()
     if not single:
         return []
     verb = "has" if len(single) == 1 else "have"
-    return [f"of {len(classes)} classes, {_joined(single)} {verb} one unit only."]
+    return [f"Of {len(classes)} classes, {_joined(single)} {verb} only one unit."]
 
 
 def _on_columns(rows: np.ndarray, columns: Sequence[Any]) -> list[str]:
-    seen = ~np.isnan(rows).all(axis=0)
+    observed = ~np.isnan(rows).all(axis=0)
     low, high = (
         np.min(rows, axis=0, initial=np.inf, where=~np.isnan(rows)),
         np.max(rows, axis=0, initial=-np.inf, where=~np.isnan(rows)),
     )
-    constant = [columns[i] for i in np.flatnonzero(seen & (low == high)).tolist()]
-    said = []
+    constant = [columns[i] for i in np.flatnonzero(observed & (low == high)).tolist()]
+    notes = []
     if constant:
         several = len(constant) > 1
-        said.append(f"column{'s' * several} {_joined(constant)} {'are' if several else 'is'} constant.")
+        notes.append(f"Column{'s' * several} {_joined(constant)} {'are' if several else 'is'} constant.")
     varying = [group for group in _alike(rows.T) if low[group[0]] < high[group[0]]]
-    said += [f"columns {_joined([columns[i] for i in group])} are identical." for group in varying[:SHOWN]]
+    notes += [f"Columns {_joined([columns[i] for i in group])} are identical." for group in varying[:SHOWN]]
     if len(varying) > SHOWN:
-        said.append(f"{len(varying) - SHOWN} more groups of columns are identical.")
-    return said
+        n_more = len(varying) - SHOWN
+        notes.append(f"There {'are' if n_more > 1 else 'is'} {n_more} more group{'s' * (n_more > 1)} of identical columns.")
+    return notes
 
 
 def _on_rows(rows: np.ndarray, units: Sequence[Any]) -> list[str]:
@@ -98,26 +99,29 @@ def _on_rows(rows: np.ndarray, units: Sequence[Any]) -> list[str]:
     if not groups:
         return []
     if len(groups[0]) == len(rows):
-        return [f"all {len(rows)} rows are identical."]
+        return [f"All {len(rows)} rows are identical."]
     if len(groups) == 1:
-        return [f"units {_joined([units[i] for i in groups[0]])} have identical rows."]
-    repeated = sum(len(group) - 1 for group in groups)
-    return [f"{repeated} rows repeat another unit's row, the first of them units {_joined([units[i] for i in groups[0]])}."]
+        return [f"Units {_joined([units[i] for i in groups[0]])} have identical rows."]
+    n_duplicates = sum(len(group) - 1 for group in groups)
+    return [f"{n_duplicates} rows are duplicates of other rows; the first are units {_joined([units[i] for i in groups[0]])}."]
 
 
 def _on_missing(rows: np.ndarray, units: Sequence[Any], columns: Sequence[Any] | None) -> list[str]:
     missing = np.isnan(rows)
-    said = []
+    notes = []
     if missing.any():
-        said.append(f"{missing.sum()} of {missing.size} entries are missing ({missing.mean():.1%}).")
-    nothing = [units[i] for i in np.flatnonzero(missing.all(axis=1)).tolist()]
-    if nothing:
-        said.append(f"of {_joined(nothing)} nothing was observed.")
+        notes.append(f"{missing.sum()} of {missing.size} entries are missing ({missing.mean():.1%}).")
+    empty = [units[i] for i in np.flatnonzero(missing.all(axis=1)).tolist()]
+    if empty:
+        notes.append(
+            f"{'Units' if len(empty) > 1 else 'Unit'} {_joined(empty)} {'have' if len(empty) > 1 else 'has'} no entries."
+        )
     if columns is not None:
         mostly = [columns[i] for i in np.flatnonzero(missing.mean(axis=0) > 0.5).tolist()]
         if mostly:
-            said.append(f"more than half is missing in {_joined(mostly)}.")
-    return said
+            several = len(mostly) > 1
+            notes.append(f"More than half of the entries of column{'s' * several} {_joined(mostly)} are missing.")
+    return notes
 
 
 def _alike(rows: np.ndarray) -> list[list[int]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from latentlab.data.columns import Wanted
+from latentlab.data.columns import Requested
 from latentlab.data.dataset import Dataset
 from latentlab.data.file import MISSING, table
 from latentlab.errors import DataError, MissingDependencyError
@@ -46,16 +46,17 @@ def ratings(  # one keyword for each user option
         >>> ratings(str(where))
         Dataset('mine', cell: 3, user: 2, item: 2)
     """
-    wanted = Wanted([rating], texts={"user": user, "item": item})
-    found, name = table(path, wanted, missing_values, delimiter, encoding, max_bytes, decimal)
+    requested = Requested([rating], texts={"user": user, "item": item})
+    found, name = table(path, requested, missing_values, delimiter, encoding, max_bytes, decimal)
     r = found.x[:, 0]
-    seen = ~np.isnan(r)
-    if not seen.any():
-        raise DataError(f"{name}: the column {rating!r} has no number.")
-    left_out = int((~seen).sum())
-    users, u = coded(found.others["user"][seen])
-    items, i = coded(found.others["item"][seen])
-    return _cells(r[seen], users, u, items, i, name, [f"{left_out} rows without a rating were left out."] if left_out else [])
+    observed = ~np.isnan(r)
+    if not observed.any():
+        raise DataError(f"{name}: the column {rating!r} has no numbers.")
+    n_removed = int((~observed).sum())
+    users, u = coded(found.others["user"][observed])
+    items, i = coded(found.others["item"][observed])
+    removed = "1 row without a rating was" if n_removed == 1 else f"{n_removed} rows without a rating were"
+    return _cells(r[observed], users, u, items, i, name, [f"{removed} removed."] if n_removed else [])
 
 
 def edges(  # one keyword for each user option
@@ -97,8 +98,8 @@ def edges(  # one keyword for each user option
         >>> edges(str(where)), edges(str(where)).adjacency().toarray().tolist()
         (Dataset('mine', pair: 2, node: 3), [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     """
-    wanted = Wanted([] if weight is None else [weight], texts={"source": source, "target": target})
-    found, name = table(path, wanted, missing_values, delimiter, encoding, max_bytes, decimal)
+    requested = Requested([] if weight is None else [weight], texts={"source": source, "target": target})
+    found, name = table(path, requested, missing_values, delimiter, encoding, max_bytes, decimal)
     ends = np.stack([found.others["source"], found.others["target"]], axis=1)
     nodes, codes = coded(ends.ravel())
     values = np.ones(len(ends)) if weight is None else found.x[:, 0]

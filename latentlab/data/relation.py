@@ -31,30 +31,35 @@ def checked_units(name: str, units: Any, index: Any, points: str) -> dict[str, n
     Raises:
         DataError: A kind has no units, duplicate names, or no index.
     """
-    kinds = dict.fromkeys(_parts(name, key, given)[2] for key, given in index.items())
+    kinds = dict.fromkeys(_parts(name, key, entry)[2] for key, entry in index.items())
     if not isinstance(units, Mapping):
-        wanted = ", ".join(f'"{kind}": ...' for kind in kinds)
-        raise DataError(f"{name}: `units` must map each kind of units to their names, or to their number, as {{{wanted}}}.")
+        example = ", ".join(f'"{kind}": ...' for kind in kinds)
+        raise DataError(
+            f"{name}: `units` must be a dict of the names, or the number, of the units of each kind, such as {{{example}}}; "
+            f"got {type(units).__name__}."
+        )
     unused = next((kind for kind in units if kind not in kinds), None)
     if unused is not None:
-        raise DataError(f"{name}: `units` has the kind {unused!r}, which no index refers to; they refer to {_joined(kinds)}.")
+        raise DataError(f"{name}: no index refers to the kind {unused!r} in `units`; the indices refer to {_joined(kinds)}.")
     found = {}
     for kind in kinds:
         if kind not in units:
-            raise DataError(f"{name}: an index refers to units of the kind {kind!r}, and `units` has only {_joined(units)}.")
+            raise DataError(f"{name}: an index refers to units of the kind {kind!r}, but `units` has only {_joined(units)}.")
         if kind in (points, "unit", "latent", "chain", "draw"):
-            raise DataError(f"{name}: a kind of units cannot be called {kind!r}: give it the name of what it is, such as 'user'.")
-        given, what = units[kind], f"{name}: units of the kind {kind!r}"
-        if isinstance(given, int | np.integer) and not isinstance(given, bool):
-            if given < 1:
-                raise DataError(f"{what}: their number must be at least 1; got {given}.")
-            given = np.arange(given)
-        names = convert.names(given, what)
+            raise DataError(
+                f"{name}: {kind!r} is not a valid name of a kind of units, because it is reserved; use a name such as 'user'."
+            )
+        names_or_number, what = units[kind], f"{name}: units of the kind {kind!r}"
+        if isinstance(names_or_number, int | np.integer) and not isinstance(names_or_number, bool):
+            if names_or_number < 1:
+                raise DataError(f"{what}: their number must be at least 1; got {names_or_number}.")
+            names_or_number = np.arange(names_or_number)
+        names = convert.names(names_or_number, what)
         if not len(names):
-            raise DataError(f"{what}: there is none; at least one is needed.")
-        twice = convert.repeated(names.astype(str).tolist())
-        if twice is not None:
-            raise DataError(f"{what}: {twice!r} is there more than once; give each a name of its own.")
+            raise DataError(f"{what}: the list of names is empty; expected at least one.")
+        duplicate = convert.first_duplicate(names.astype(str).tolist())
+        if duplicate is not None:
+            raise DataError(f"{what}: {duplicate!r} occurs more than once; give each unit a unique name.")
         found[kind] = names
     return found
 
@@ -68,57 +73,61 @@ def checked_index(
         DataError: A dim or length is wrong, numbers are not integers or are out of range, or a point is listed twice.
     """
     found = {}
-    n_possible = math.prod(len(units[_parts(name, key, given)[2]]) for key, given in index.items())
+    n_possible = math.prod(len(units[_parts(name, key, entry)[2]]) for key, entry in index.items())
     if n_possible > np.iinfo(np.int64).max:
-        raise DataError(f"{name}: {n_possible:.2g} {points}s are possible, too many to be numbered; take fewer units.")
-    for key, given in index.items():
-        dim, values, kind = _parts(name, key, given)
+        raise DataError(f"{name}: the number of possible {points}s is {n_possible:.2g}, which exceeds 2**63; select fewer units.")
+    for key, entry in index.items():
+        dim, values, kind = _parts(name, key, entry)
         what = f"{name}: index {key!r}"
         if key in units and key != kind:
-            raise DataError(f"{what} refers to the kind {kind!r}, and has the name of another kind.")
+            raise DataError(f"{what} refers to the kind {kind!r}, but {key!r} is the name of another kind; rename the index.")
         if dim != points:
-            raise DataError(f"{what} is along {dim!r}; the points of the data are along {points!r}.")
+            raise DataError(f"{what} must have the dim of the points, {points!r}; got {dim!r}.")
         numbers = convert.as_array(values, (dim,), what)
         if numbers.shape != (n_points,):
-            raise DataError(f"{what} must have shape ({n_points},), one number for each {points}; got {numbers.shape}.")
+            raise DataError(f"{what} must have shape ({n_points},), the number of a unit for each {points}; got {numbers.shape}.")
         if numbers.dtype.kind not in "iu":
             raise DataError(
-                f"{what} must hold whole numbers, the places of its units among `units[{kind!r}]` from 0; got {numbers.dtype}."
+                f"{what} must be integers, the positions of units in `units[{kind!r}]`, from 0; got dtype {numbers.dtype}."
             )
         n = len(units[kind])
         outside = (numbers < 0) | (numbers >= n)
         if outside.any():
             at = convert.first(outside)[0]
-            raise DataError(f"{what} is {numbers[at]} at {points} {at}; there are {n} units of the kind {kind!r}, 0 to {n - 1}.")
+            raise DataError(
+                f"{what} is {numbers[at]} at {points} {at}, but units of the kind {kind!r} are numbered 0 to {n - 1}."
+            )
         found[key] = Index(dim, convert.sealed(numbers.astype(np.int64)), kind)
-    _refuse_twice(name, found, units, directed=directed)
+    _refuse_duplicates(name, found, units, directed=directed)
     return found
 
 
-def _parts(name: str, key: Any, given: Any) -> tuple[str, Any, str]:
+def _parts(name: str, key: Any, entry: Any) -> tuple[str, Any, str]:
     """Dim, values and kind of an index; the kind defaults to the name of the index."""
-    if not isinstance(given, tuple | list) or len(given) not in (2, 3) or not isinstance(given[0], str):
+    if not isinstance(entry, tuple | list) or len(entry) not in (2, 3) or not isinstance(entry[0], str):
         raise DataError(
-            f'{name}: index {key!r} must be a dim, numbers and, where it has another name, a kind of units, as ("cell", [0, 1]) '
-            f'or ("pair", [0, 1], "node"); got {str(given)[:60]}.'
+            f'{name}: index {key!r} must be (dim, numbers) or (dim, numbers, kind of units), such as ("cell", [0, 1]) '
+            f'or ("pair", [0, 1], "node"); got {str(entry)[:60]}.'
         )
-    return given[0], given[1], str(given[2]) if len(given) == 3 else str(key)
+    return entry[0], entry[1], str(entry[2]) if len(entry) == 3 else str(key)
 
 
-def _refuse_twice(name: str, index: Mapping[str, Index], units: Mapping[str, np.ndarray], *, directed: bool) -> None:
+def _refuse_duplicates(name: str, index: Mapping[str, Index], units: Mapping[str, np.ndarray], *, directed: bool) -> None:
     if is_graph(index) and (first := next(iter(index.values()))):
         loops = np.flatnonzero(np.equal(*(one.values for one in index.values())))
         if len(loops):
             which = units[first.kind][first.values[loops[0]]]
-            raise DataError(f"{name}: {first.dim} {loops[0]} joins {str(which)!r} with itself; leave such pairs out.")
+            raise DataError(f"{name}: {first.dim} {loops[0]} connects {str(which)!r} with itself; remove such pairs.")
     keys = keys_of(index, {kind: len(names) for kind, names in units.items()}, directed=directed)
     order = np.argsort(keys, kind="stable")
     again = np.flatnonzero(np.diff(keys[order]) == 0)
     if len(again):
         i, j = sorted(order[again[0] : again[0] + 2].tolist())
         point = next(iter(index.values())).dim
-        who = ", ".join(f"{key} {str(units[one.kind][one.values[i]])!r}" for key, one in index.items())
-        raise DataError(f"{name}: the {point} ({who}) is listed more than once, at {i} and {j}; list each {point} once.")
+        units_of_point = ", ".join(f"{key} {str(units[one.kind][one.values[i]])!r}" for key, one in index.items())
+        raise DataError(
+            f"{name}: the {point} ({units_of_point}) is listed more than once, at {i} and {j}; list each {point} once."
+        )
 
 
 def is_graph(index: Mapping[str, Index]) -> bool:
@@ -152,15 +161,17 @@ def completed(dataset: Any) -> tuple[np.ndarray, dict[str, Index]]:
         DataError: The points do not fit into memory, or there are other arrays or coordinates.
     """
     if len(dataset.arrays) > 1 or dataset.x.ndim > 1 or len(dataset.coords):
-        raise DataError(f"{dataset.name}: only one array of one number for each {dataset.points} can be filled up with zeros.")
+        raise DataError(
+            f"{dataset.name}: `complete` requires a single array with one number for each {dataset.points}, and no coordinates."
+        )
     sizes = {kind: len(names) for kind, names in dataset.units.items()}
     listed = keys_of(dataset.index, sizes, directed=dataset.directed)
     shape = [sizes[one.kind] for one in dataset.index.values()]
     needed = 8 * (2 + len(shape)) * int(np.prod(shape))
     if needed > Budget.of(None).n_bytes:
         raise DataError(
-            f"{dataset.name}: all {dataset.points}s of {' x '.join(map(str, shape))} units, most of them 0, take about "
-            f"{size(needed)}; half of the free memory is {size(Budget.of(None).n_bytes)}. Take fewer units."
+            f"{dataset.name}: all {dataset.points}s of {' x '.join(map(str, shape))} units need about {size(needed)} of "
+            f"memory; half of the free memory is {size(Budget.of(None).n_bytes)}. Select fewer units."
         )
     keys = every_key(dataset.index, sizes, directed=dataset.directed)
     values = np.zeros(len(keys))
@@ -181,7 +192,7 @@ def matrix(dataset: Any, rows: str, columns: str) -> Any:
     """
     for name in (rows, columns):
         if name not in dataset.index:
-            raise DataError(f"{dataset.name}: no index {name!r}; there are {_joined(dataset.index)}.")
+            raise DataError(f"{dataset.name}: unknown index {name!r}; the indices are {_joined(dataset.index)}.")
     from scipy.sparse import csr_array  # imported here: slow to import
 
     known = ~np.isnan(dataset.x)
@@ -193,8 +204,8 @@ def matrix(dataset: Any, rows: str, columns: str) -> Any:
 def not_standardised(dataset: Any) -> str:
     """Error message that a graph or counts cannot be standardised, with the remedy."""
     return (
-        f"{dataset.name}: a graph or counts are not standardised, since {dataset.points}s that are not listed are 0; take them "
-        "as they are by `standardize: false`."
+        f"{dataset.name}: a graph or counts cannot be standardised, because {dataset.points}s that are not listed are 0; keep "
+        "raw values by `standardize: false`."
     )
 
 
@@ -207,9 +218,9 @@ def recoded(new: Any, training: Any) -> dict[str, Index]:
     if set(new.index) != set(training.index):
         raise DataError(f"{new.name}: its points must have the indices {_joined(training.index)}; got {_joined(new.index)}.")
     if new.directed != training.directed:
-        have = {True: "have a direction", False: "have none"}
+        words = {True: "directed", False: "undirected"}
         raise DataError(
-            f"{new.name}: its {new.points}s {have[new.directed]}, and those of the fit {have[training.directed]}; set "
+            f"{new.name}: its {new.points}s are {words[new.directed]}, but those of the fit are {words[training.directed]}; set "
             f"`directed` to {training.directed}."
         )
     found = {}
@@ -218,11 +229,11 @@ def recoded(new: Any, training: Any) -> dict[str, Index]:
         known = {unit: i for i, unit in enumerate(training.units[kind].astype(str).tolist())}
         names = new.units[one.kind].astype(str)
         places = np.array([known.get(unit, -1) for unit in names.tolist()])
-        strange = np.unique(one.values[places[one.values] < 0])
-        if len(strange):
+        unknown = np.unique(one.values[places[one.values] < 0])
+        if len(unknown):
             raise DataError(
-                f"{new.name}: {len(strange)} units of the kind {kind!r} were not in the fit, and have no positions: "
-                f"{convert.listed(names[strange].tolist(), 3)}."
+                f"{new.name}: {len(unknown)} units of the kind {kind!r} were not in the fit and have no positions: "
+                f"{convert.listed(names[unknown].tolist(), 3)}."
             )
         found[key] = Index(one.dim, places[one.values], kind)
     return found
@@ -230,17 +241,20 @@ def recoded(new: Any, training: Any) -> dict[str, Index]:
 
 def notes(dataset: Any) -> list[str]:
     """Notes on units without points."""
-    said = []
+    found = []
     for kind, names in dataset.units.items():
         used = np.zeros(len(names), dtype=bool)
         for one in dataset.index.values():
             if one.kind == kind:
                 used[one.values] = True
         if not used.all():
-            few = convert.listed(names[~used].astype(str).tolist(), 3)
-            then = "only the prior places them" if dataset.absent == "unobserved" else "all that is known of them are zeros"
-            said.append(f"no {dataset.points} refers to {(~used).sum()} of {len(names)} {kind}s ({few}): {then}.")
-    return said
+            examples = convert.listed(names[~used].astype(str).tolist(), 3)
+            have = f"{(~used).sum()} of {len(names)} {kind}s {'has' if (~used).sum() == 1 else 'have'}"
+            if dataset.absent == "unobserved":
+                found.append(f"{have} no observed {dataset.points}s, so only the prior determines the position ({examples}).")
+            else:
+                found.append(f"{have} only {dataset.points}s with the value 0 ({examples}).")
+    return found
 
 
 def _joined(names: Sequence[str] | Mapping[str, Any]) -> str:

@@ -74,12 +74,12 @@ class Rows(ABC):
         """Select columns by their number among the columns selected so far."""
         return replace(self, columns=tuple(self.columns[i] for i in columns))
 
-    def take(self, index: np.ndarray, given_up: Callable[[], bool] = lambda: False) -> np.ndarray:
+    def take(self, index: np.ndarray, is_cancelled: Callable[[], bool] = lambda: False) -> np.ndarray:
         """Read rows by their numbers, in the given order, in the file's dtype.
 
         Args:
             index: Numbers of the rows, `(n,)`.
-            given_up: Function that returns True if the rows are not needed any more.
+            is_cancelled: Function that returns True if the rows are not needed any more.
 
         Raises:
             DataError: The file does not exist any more, was changed since it was opened, or is truncated.
@@ -91,14 +91,14 @@ class Rows(ABC):
         ends = np.append(np.flatnonzero(apart) + 1, len(rows))
         begins = np.append(0, ends[:-1])
         lasts = (rows[ends - 1] + 1).tolist()
-        found, chosen = np.empty((len(index), len(self.columns)), self.dtype), self._columns()
+        result, chosen = np.empty((len(index), len(self.columns)), self.dtype), self._columns()
         with self.reading() as read:
             for begin, end, first, last in zip(begins.tolist(), ends.tolist(), rows[begins].tolist(), lasts, strict=True):
-                if given_up():
+                if is_cancelled():
                     raise CancelledError
-                some = read(first, last)[:, chosen]
-                found[order[begin:end]] = some if last == first + 1 else some[rows[begin:end] - first]
-        return found
+                block = read(first, last)[:, chosen]
+                result[order[begin:end]] = block if last == first + 1 else block[rows[begin:end] - first]
+        return result
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Iterate over all rows in blocks, in the file's dtype."""
@@ -151,7 +151,7 @@ class NpyRows(Rows):
 
     def _check(self, descriptor: int) -> None:
         if _identity(os.fstat(descriptor)) != self.identity:
-            raise DataError(f"{self.path}: was changed since it was opened; load it anew.")
+            raise DataError(f"{self.path}: the file was changed after it was opened; load the data again.")
 
     def _by_rows(self, descriptor: int) -> Read:
         buffer = np.empty((self.span, self.shape[1]), self.dtype)
@@ -177,7 +177,7 @@ class NpyRows(Rows):
         while n < len(view):
             more = os.preadv(descriptor, [view[n:]], offset + n)
             if more == 0:
-                raise DataError(f"{self.path}: is cut short: nothing is left at byte {offset + n}.")
+                raise DataError(f"{self.path}: the file is truncated at byte {offset + n}.")
             n += more
 
 
@@ -206,13 +206,13 @@ def check_matrix(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
         DataError: Names the shape, or the dtype.
     """
     if dtype.hasobject:
-        raise DataError(f"{path}: it holds Python objects (pickle), which are never read.")
+        raise DataError(f"{path}: the file contains Python objects (pickle), which are never loaded.")
     if dtype.kind not in "biuf":
         raise DataError(f"{path} has dtype {dtype}; expected real numbers.")
     if len(shape) != 2:
         raise DataError(f"{path}: expected shape (n_units, n_features); got {shape}.")
     if 0 in shape:
-        raise DataError(f"{path} has no {('units', 'features')[shape.index(0)]}: shape {shape}; at least one is needed.")
+        raise DataError(f"{path} has no {('units', 'features')[shape.index(0)]} (shape {shape}); expected at least one.")
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

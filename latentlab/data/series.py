@@ -54,24 +54,24 @@ def series(
         >>> boundaries(dataset).tolist()
         [0, 0, 0, 0, 1]
     """
-    given = _list(sequences, f"{name}: `sequences`")
-    called = convert.names(np.arange(len(given)) if names is None else names, f"{name}: `names`")
-    _same_number(called, given, f"{name}: `names`")
-    twice = convert.repeated(called.astype(str).tolist())
-    if twice is not None:
-        raise DataError(f"{name}: two sequences are called {twice!r}.")
-    tables = [_table(one, f"{name}: sequence {called[i].item()!r}") for i, one in enumerate(given)]
+    listed = _list(sequences, f"{name}: `sequences`")
+    keys = convert.names(np.arange(len(listed)) if names is None else names, f"{name}: `names`")
+    _check_number(keys, listed, f"{name}: `names`")
+    duplicate = convert.first_duplicate(keys.astype(str).tolist())
+    if duplicate is not None:
+        raise DataError(f"{name}: two sequences have the name {duplicate!r}; give each sequence a unique name.")
+    tables = [_table(one, f"{name}: sequence {keys[i].item()!r}") for i, one in enumerate(listed)]
     for i, table in enumerate(tables):
         if table.shape[1] != tables[0].shape[1]:
             columns, first = table.shape[1], tables[0].shape[1]
-            raise DataError(f"{name}: sequence {called[i].item()!r} has {columns} columns where the first one has {first}.")
+            raise DataError(f"{name}: sequence {keys[i].item()!r} has {columns} columns, but the first sequence has {first}.")
     lengths = [len(table) for table in tables]
-    where = [f"{name}: sequence {one.item()!r}" for one in called]
+    where = [f"{name}: sequence {one.item()!r}" for one in keys]
     return assemble(
         np.concatenate(tables),
         features,
         name=name,
-        sequence=np.repeat(called, lengths),
+        sequence=np.repeat(keys, lengths),
         time=_times(times, lengths, where, name),
         labels=_labels(labels, lengths, where, name),
         fill_gaps=fill_gaps,
@@ -133,27 +133,29 @@ def assemble(  # one keyword for each part of a series
     for value, what in ((sequence, "sequence"), (time, "time"), (units, "unit"), (labels, "label")):
         if value is not None and len(value) != len(x):
             raise DataError(f"{name}: {len(value)} values of `{what}` for {len(x)} units.")
-    said: list[str] = []
+    notes: list[str] = []
     clock = None if time is None else read(time, f"{name}: coordinate 'time'")
     if clock is not None:
         time = clock.written
-        said += [clock.note] if clock.note else []
+        notes += [clock.note] if clock.note else []
     if clock is not None and clock.key is not None:
         order = np.lexsort((clock.key, _numbers(sequence, len(x))))
         if (np.diff(order) < 0).any():
             by = "time" if sequence is None else "sequence and time"
-            said.append(f"the rows were sorted by {by}, {(order != np.arange(len(x))).sum()} of {len(x)} changed place.")
+            notes.append(f"The rows were sorted by {by}; {(order != np.arange(len(x))).sum()} of {len(x)} rows changed position.")
         x, clock, time = x[order], replace(clock, key=clock.key[order], written=clock.written[order]), clock.written[order]
         sequence, units, labels = (None if one is None else one[order] for one in (sequence, units, labels))
-    called = _names(sequence, time) if units is None and time is not None else units
-    codes = _codes(len(x), sequence, time, np.arange(len(x)) if called is None else called, name)
+    unit_names = _names(sequence, time) if units is None and time is not None else units
+    codes = _codes(len(x), sequence, time, np.arange(len(x)) if unit_names is None else unit_names, name)
     step = 0 if clock is None else clock.step(codes)
     if clock is not None and clock.key is not None and step:
         spans = _spans(codes, clock.key, step)
-        n_out, span = sum(spans) - len(x), "" if clock.tick == "step" else f"; one step is {clock.span(step)}"
-        steps = f"{n_out} time step{'s' * (n_out != 1)}"
-        if n_out and fill_gaps:
-            said.append(f"{steps} left out of the data: filled in as missing entries (`fill_gaps`){span}.")
+        n_omitted, span = sum(spans) - len(x), "" if clock.tick == "step" else f"; one step is {clock.span(step)}"
+        rows = (
+            "1 omitted time step was added as a row" if n_omitted == 1 else f"{n_omitted} omitted time steps were added as rows"
+        )
+        if n_omitted and fill_gaps:
+            notes.append(f"{rows} of missing entries (`fill_gaps`){span}.")
             place, ticks = _steps(codes, clock.key, step, spans, x.shape[1], name)
             first = place[np.r_[True, np.diff(codes) != 0]]
             source = np.searchsorted(first, np.arange(len(ticks)), side="right") - 1
@@ -167,15 +169,15 @@ def assemble(  # one keyword for each part of a series
                 filled = filled.astype(str)
             table = np.full((len(ticks), x.shape[1]), np.nan)
             table[place] = x
-            x, called = table, filled
-    coords = {"unit": called, "feature": features, "sequence": sequence, "time": time}
+            x, unit_names = table, filled
+    coords = {"unit": unit_names, "feature": features, "sequence": sequence, "time": time}
     return Dataset(
         {"x": x},
         dims={"x": ("unit", "feature")},
         coords={key: value for key, value in coords.items() if value is not None},
         labels=labels,
         name=name,
-        preparation=tuple(said),
+        preparation=tuple(notes),
     )
 
 
@@ -189,13 +191,13 @@ def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list | tuple | np.ndarray):
         raise DataError(f"{what} must be a list of arrays, one for each sequence; got {type(value).__name__}.")
     if not len(value):
-        raise DataError(f"{what}: there is no sequence.")
-    if all(map(_single, value)):
+        raise DataError(f"{what} has no sequences; expected at least one.")
+    if all(map(_is_single, value)):
         raise DataError(f"{what} must be a list of arrays, one for each sequence; got a list of single values.")
     return list(value)
 
 
-def _single(value: Any) -> bool:
+def _is_single(value: Any) -> bool:
     return isinstance(value, str | bytes) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0
 
 
@@ -210,37 +212,37 @@ def _table(value: Any, what: str) -> np.ndarray:
     return convert.numbers(array[:, None] if array.ndim == 1 else array, ("unit", "feature"), {}, what)
 
 
-def _same_number(found: Any, sequences: Sequence[Any], what: str) -> None:
-    if len(found) != len(sequences):
-        raise DataError(f"{what} has {len(found)} entries for {len(sequences)} sequences; expected one for each.")
+def _check_number(values: Any, sequences: Sequence[Any], what: str) -> None:
+    if len(values) != len(sequences):
+        raise DataError(f"{what} has {len(values)} entries for {len(sequences)} sequences; expected one for each.")
 
 
 def _times(times: Any, lengths: Sequence[int], where: Sequence[str], name: str) -> np.ndarray:
     if times is None:
         return np.concatenate([np.arange(length) for length in lengths])
-    _same_number(times, lengths, f"{name}: `times`")
-    found = [_each(one, length, what, "times") for one, length, what in zip(times, lengths, where, strict=True)]
+    _check_number(times, lengths, f"{name}: `times`")
+    found = [_for_each_step(one, length, what, "times") for one, length, what in zip(times, lengths, where, strict=True)]
     kinds = {{"u": "number", "i": "number", "f": "number"}.get(one.dtype.kind, one.dtype.kind) for one in found}
     if len(kinds) > 1:
-        raise DataError(f"{name}: `times` are of several types; expected numbers, text or dates in all sequences.")
+        raise DataError(f"{name}: `times` have several types; expected only numbers, only text or only dates.")
     return np.concatenate(found)
 
 
 def _labels(labels: Any, lengths: Sequence[int], where: Sequence[str], name: str) -> np.ndarray | None:
     if labels is None:
         return None
-    _same_number(labels, lengths, f"{name}: `labels`")
-    if all(map(_single, labels)):
+    _check_number(labels, lengths, f"{name}: `labels`")
+    if all(map(_is_single, labels)):
         return np.repeat(convert.names(labels, f"{name}: `labels`"), lengths)
-    found = [_each(one, length, what, "labels") for one, length, what in zip(labels, lengths, where, strict=True)]
+    found = [_for_each_step(one, length, what, "labels") for one, length, what in zip(labels, lengths, where, strict=True)]
     return convert.names([value for one in found for value in one.tolist()], f"{name}: `labels`")
 
 
-def _each(values: Any, length: int, what: str, called: str) -> np.ndarray:
-    found = convert.names(values, f"{what}: `{called}`")
-    if len(found) != length:
-        raise DataError(f"{what}: {len(found)} {called} for {length} time steps.")
-    return found
+def _for_each_step(values: Any, length: int, what: str, noun: str) -> np.ndarray:
+    result = convert.names(values, f"{what}: `{noun}`")
+    if len(result) != length:
+        raise DataError(f"{what}: {len(result)} {noun} for {length} time steps; expected one for each.")
+    return result
 
 
 # -- order and gaps
@@ -251,22 +253,22 @@ def _codes(n: int, sequence: np.ndarray | None, time: np.ndarray | None, units: 
     codes = np.cumsum(new)
     if sequence is not None:
         starts = np.r_[0, np.flatnonzero(new)]
-        seen: set[Any] = set()
+        previous: set[Any] = set()
         for start, one in zip(starts.tolist(), sequence[starts].tolist(), strict=True):
-            if one in seen:
+            if one in previous:
                 raise DataError(
-                    f"{name}: sequence {one!r} is not contiguous: unit {units[start].item()!r} goes on with it after another "
-                    "sequence; sort the units by sequence and time."
+                    f"{name}: sequence {one!r} is not contiguous: unit {units[start].item()!r} belongs to it, but follows "
+                    "another sequence; sort the units by sequence and time."
                 )
-            seen.add(one)
+            previous.add(one)
     if time is not None:
         late = _first_disorder(codes, time, name)
         if late is not None:
             whose = "" if sequence is None else f" of sequence {sequence[late].item()!r}"
             if time[late] == time[late - 1]:
                 raise DataError(
-                    f"{name}: the time {str(time[late])!r}{whose} is there twice, again in unit {units[late].item()!r}; "
-                    "give each step one row, and name the sequences (`sequence`) if there are several."
+                    f"{name}: the time {str(time[late])!r}{whose} occurs twice, the second time in unit {units[late].item()!r}; "
+                    "use one row for each step, and set `sequence` if there are several sequences."
                 )
             raise DataError(
                 f"{name}: the times{whose} do not increase: unit {units[late].item()!r} has time {str(time[late])!r} after "
@@ -313,7 +315,7 @@ def _steps(
     codes: np.ndarray, ticks: np.ndarray, step: int, spans: Sequence[int], n_features: int, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Row of each unit after gaps are filled, and the tick of each row."""
-    what = f"{name}: the series with a row for each of {sum(spans)} time steps, of which {len(ticks)} are given (`fill_gaps`),"
+    what = f"{name}: the series with a row for each of {sum(spans)} time steps, {len(ticks)} of them in the data (`fill_gaps`),"
     Budget.of(None).need(COPIES * 8 * sum(spans) * (n_features + 1), what)
     starts = np.flatnonzero(np.r_[True, np.diff(codes) != 0])
     offsets = np.r_[0, np.cumsum(spans)[:-1]]
@@ -329,7 +331,7 @@ def _filled_labels(labels: np.ndarray | None, codes: np.ndarray, source: np.ndar
     starts = np.flatnonzero(np.r_[True, np.diff(codes) != 0])
     if (labels != labels[starts][codes]).any():
         raise DataError(
-            f"{name}: time steps that are left out would have no label; give them as rows of missing entries with a label, or "
-            "take the steps as they are by `fill_gaps: false`."
+            f"{name}: rows added for omitted time steps would have no label, because the labels vary within a sequence. Add "
+            "labelled rows of missing entries for these steps, or set `fill_gaps: false`."
         )
     return labels[starts][source]

@@ -23,8 +23,10 @@ def split(dataset: Any, fraction: float, rng: np.random.Generator, along: str | 
         groups, what = np.arange(dataset.sizes[along]), f"{along}s"
     names = np.array(list(dict.fromkeys(groups.tolist())), dtype=groups.dtype)
     n_held_out = round(fraction * len(names)) if 0 < fraction < 1 else 0
-    drawn = names[rng.permutation(len(names))[:n_held_out]]
-    chosen = _at(dataset, along, drawn) if along not in (None, dataset.points) else np.isin(groups, drawn)
+    held_out_groups = names[rng.permutation(len(names))[:n_held_out]]
+    chosen = (
+        _points_of(dataset, along, held_out_groups) if along not in (None, dataset.points) else np.isin(groups, held_out_groups)
+    )
     if not 0 < n_held_out < len(names) or chosen.all() or not chosen.any():
         raise DataError(f"{dataset.name}: holding out {fraction} of {len(names)} {what} leaves one part empty.")
     raw = dataset.raw()
@@ -35,6 +37,6 @@ def split(dataset: Any, fraction: float, rng: np.random.Generator, along: str | 
     return training, held_out.transformed(training.transform)
 
 
-def _at(dataset: Any, kind: str | None, units: np.ndarray) -> np.ndarray:
+def _points_of(dataset: Any, kind: str | None, units: np.ndarray) -> np.ndarray:
     """Mask `(point,)` of the points that refer to any of these units of a kind."""
     return np.any([np.isin(one.values, units) for one in dataset.index.values() if one.kind == kind], axis=0)

@@ -37,7 +37,7 @@ class Columns:
     """Mean of the observed entries."""
     scale: np.ndarray
     """Standard deviation of the observed entries, ddof 0."""
-    witnesses: np.ndarray
+    extreme_rows: np.ndarray
     """Distinct row numbers of each column's smallest, largest, first missing and first fractional entry."""
 
     @property
@@ -106,8 +106,8 @@ class StoredDataset:
         if attribute.startswith("_") or (not hasattr(Dataset, attribute) and attribute not in ("arrays", "mask", "labels")):
             raise AttributeError(attribute)
         raise DataError(
-            f"{self.name} stays on disk, and `{attribute}` needs it in memory: take some units by `subset` (those that results "
-            "are about: `sample`), or load it with `in_memory: true`."
+            f"{self.name} stays on disk, but `{attribute}` requires data in memory. Load units by `subset`, use the `sample` of "
+            "the results, or set `in_memory: true`."
         )
 
     @property
@@ -135,28 +135,28 @@ class StoredDataset:
         return self._numbered(self._sampled())
 
     @cached_property
-    def witnesses(self) -> Dataset:
+    def extremes(self) -> Dataset:
         """Dataset for the checks of a model: the sample and the units with extreme entries.
 
         The added units contain each column's smallest, largest, first missing and first fractional entry.
         """
         if self.n_units <= N_SAMPLE:
             return self.sample
-        return self._numbered(np.union1d(self._sampled(), self._columns.witnesses))
+        return self._numbered(np.union1d(self._sampled(), self._columns.extreme_rows))
 
     def standardize(self, *, ddof: int = 0, drop_constant: bool = False) -> "StoredDataset":
         """Standardise the columns as `Dataset.standardize` does, by the moments of the first pass, when rows are read."""
         if self.transform is not None:
-            raise DataError(f"{self.name}: already standardised.")
+            raise DataError(f"{self.name}: the data are already standardised.")
         kept = self.drop_constant() if drop_constant else self
         kept._need_entries(ddof)
         columns = kept._columns
         if columns.constant.any():
             names = kept._features[columns.constant].tolist()
-            others = f" (likewise {convert.listed(names[1:])})" if names[1:] else ""
+            others = f" (also constant: {convert.listed(names[1:])})" if names[1:] else ""
             raise DataError(
                 f"{self.name}: column {names[0]!r} is constant over the observed units, so it cannot be standardised{others}; "
-                "leave such columns out by `drop_constant: true`, or keep raw values by `standardize: false`."
+                "remove constant columns by `drop_constant: true`, or keep raw values by `standardize: false`."
             )
         scale = columns.scale * np.sqrt(columns.n_seen / (columns.n_seen - ddof)) if ddof else columns.scale
         return replace(kept, transform=Transform(columns.loc, scale, ddof))
@@ -168,7 +168,7 @@ class StoredDataset:
         if not constant.any():
             return self
         if constant.all():
-            raise DataError(f"{self.name}: every column is constant over the {self.n_units} units: nothing varies.")
+            raise DataError(f"{self.name}: all columns are constant over the {self.n_units} units.")
         kept = np.flatnonzero(~constant)
         return replace(
             self,
@@ -182,14 +182,17 @@ class StoredDataset:
         """Load units into memory by their numbers, in the given order; the transform is unchanged."""
         chosen = np.asarray(index)
         if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or not len(chosen):
-            raise DataError(f"{self.name}: units are chosen by whole numbers, at least one; got {chosen.dtype} {chosen.shape}.")
+            raise DataError(
+                f"{self.name}: units must be selected by a nonempty vector of integers; "
+                f"got {chosen.dtype} of shape {chosen.shape}."
+            )
         if not (chosen.min() >= 0 and chosen.max() < self.n_units):
             raise DataError(f"{self.name}: units are numbered 0 to {self.n_units - 1}; got {chosen.min()} to {chosen.max()}.")
         return self._numbered(chosen)
 
-    def read(self, index: np.ndarray, given_up: Callable[[], bool] = lambda: False) -> np.ndarray:
+    def read(self, index: np.ndarray, is_cancelled: Callable[[], bool] = lambda: False) -> np.ndarray:
         """Read rows by number, in the file's dtype; `values` converts them. Arguments and errors are those of `Rows.take`."""
-        return self.rows.take(index, given_up)
+        return self.rows.take(index, is_cancelled)
 
     def values(self, rows: np.ndarray) -> np.ndarray:
         """Convert rows of the file to float64, standardised if there is a transform; NaN for missing entries."""
@@ -203,15 +206,15 @@ class StoredDataset:
     def notes(self) -> list[str]:
         """Notes on the data for the report."""
         n_entries, n_units = self.n_units * len(self._features), self.n_units
-        said = [f"the data stay on disk, in {self.rows.path.name}, and were fitted in minibatches."]
+        found = [f"The data stay on disk, in {self.rows.path.name}, and were fitted in minibatches."]
         if n_units > N_SAMPLE:
-            said.append(
-                f"positions, log likelihood, predictions and embeddings are those of {N_SAMPLE} of the {n_units} units, drawn at "
-                "random; the other sites rest on all units."
+            found.append(
+                f"Positions, log likelihood, predictions and embeddings refer to {N_SAMPLE} of the {n_units} units, drawn at "
+                "random. The other sites were inferred from all units."
             )
         if self.n_missing:
-            said.append(f"{self.n_missing} of {n_entries} entries are missing ({self.n_missing / n_entries:.1%}).")
-        return said
+            found.append(f"{self.n_missing} of {n_entries} entries are missing ({self.n_missing / n_entries:.1%}).")
+        return found
 
     def digest(self) -> str:
         """SHA-256 digest, equal to that of the same table in memory; needs one more pass over the rows."""
@@ -257,7 +260,7 @@ class StoredDataset:
         if few.any():
             name, n = str(self._features[few][0]), int(self._columns.n_seen[few][0])
             if not n:
-                raise DataError(f"{self.name}: nothing was observed, column {name!r}; leave it out.")
+                raise DataError(f"{self.name}: column {name!r} has no observed entries; leave it out.")
             raise DataError(f"{self.name}, column {name!r}: {n} observed entries are too few for ddof = {ddof}.")
 
     def _scanned(self) -> Columns:
@@ -269,12 +272,12 @@ class StoredDataset:
             infinite = np.isinf(x)
             if infinite.any():
                 column = convert.column(convert.first(infinite), DIMS, coords)
-                raise DataError(f"{what}{column} has infinite values, the first at unit {at + convert.first(infinite)[0]}.")
+                raise DataError(f"{what}{column} has infinite values; the first is at unit {at + convert.first(infinite)[0]}.")
             parts.append(_scanned_block(x, at))
             at += len(x)
         found = _joined(parts)
         if not found.n_seen.any():
-            raise DataError(f"{what} has no observed entry.")
+            raise DataError(f"{what} has no observed entries.")
         return found
 
 
@@ -286,8 +289,8 @@ def _scanned_block(x: np.ndarray, at: int) -> tuple[Columns, np.ndarray]:
     missing = np.isnan(x)
     n_seen = len(x) - missing.sum(0)
     empty = n_seen == 0
-    given = np.where(empty, 0.0, x)  # columns without observed entries have weight 0 when blocks are joined
-    loc, scale, _ = moments(given, 0, 0)
+    filled = np.where(empty, 0.0, x)  # columns without observed entries have weight 0 when blocks are joined
+    loc, scale, _ = moments(filled, 0, 0)
     smallest, largest = (
         (np.argmin(np.where(missing, np.inf, x), axis=0), np.argmax(np.where(missing, -np.inf, x), axis=0))
         if missing.any()
@@ -295,9 +298,9 @@ def _scanned_block(x: np.ndarray, at: int) -> tuple[Columns, np.ndarray]:
     )
     each = np.arange(x.shape[1])
     low, high = np.where(empty, np.inf, x[smallest, each]), np.where(empty, -np.inf, x[largest, each])
-    broken = (x != np.floor(x)) & ~missing
+    fractional = (x != np.floor(x)) & ~missing
     rows = [np.where(empty, -1, smallest + at), np.where(empty, -1, largest + at)]
-    rows += [np.where(flags.any(0), flags.argmax(0) + at, -1) for flags in (missing, broken)]
+    rows += [np.where(flags.any(0), flags.argmax(0) + at, -1) for flags in (missing, fractional)]
     return Columns(n_seen, low, high, loc, scale, np.zeros(0, dtype=int)), np.stack(rows)
 
 
@@ -310,8 +313,8 @@ def _joined(parts: Sequence[tuple[Columns, np.ndarray]]) -> Columns:
     which = np.arange(rows.shape[2])
     smallest, largest = rows[low.argmin(0), 0, which], rows[high.argmax(0), 1, which]
     first = [rows[(rows[:, kind] >= 0).argmax(0), kind, which] for kind in (2, 3)]
-    witnesses = np.unique([smallest, largest, *first])
-    found = Columns(n_seen.sum(0), low.min(0), high.max(0), loc[0], scale[0], witnesses[witnesses >= 0])
+    extreme_rows = np.unique([smallest, largest, *first])
+    found = Columns(n_seen.sum(0), low.min(0), high.max(0), loc[0], scale[0], extreme_rows[extreme_rows >= 0])
     if len(columns) == 1:
         return found
     exponent = np.frexp(np.maximum(np.abs(found.low), np.abs(found.high)))[1]

@@ -95,7 +95,7 @@ def _path(file: str) -> Path:
     """Path of a data file of scikit-learn, which is located without importing it."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:
-        raise DataError(f"{file} comes with scikit-learn, which is not installed.")
+        raise DataError(f"{file} is a file of scikit-learn, which is not installed; install scikit-learn.")
     return Path(spec.origin).parent / "datasets" / "data" / file
 
 

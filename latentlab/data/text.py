@@ -16,8 +16,8 @@ LONGEST = 2**23
 """Largest number of characters of a line: enough for half a million columns; a file without line ends is refused early."""
 
 
-class _Unpacked(io.BufferedIOBase):
-    """Stream of the unpacked bytes of a compressed file; it raises an error if they exceed the budget."""
+class _Decompressed(io.BufferedIOBase):
+    """Stream of the decompressed bytes of a compressed file; it raises an error if they exceed the budget."""
 
     def __init__(self, path: Path, budget: Budget) -> None:
         self._path, self._budget = path, budget
@@ -32,9 +32,9 @@ class _Unpacked(io.BufferedIOBase):
         try:
             chunk = self._source.read1(size)
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{self._path}: the compressed file is damaged: {error}") from error
+            raise DataError(f"{self._path}: the compressed file is damaged: {error}.") from error
         self._n_bytes += len(chunk)
-        self._budget.unpack(self._raw.tell(), self._n_bytes, str(self._path))
+        self._budget.decompress(self._raw.tell(), self._n_bytes, str(self._path))
         return chunk
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -47,8 +47,8 @@ class _Unpacked(io.BufferedIOBase):
 
 
 def opened(path: Path, budget: Budget) -> Any:
-    """Open a file as a stream of bytes, unpacked if its name ends in .gz."""
-    return _Unpacked(path, budget) if path.suffix.lower() == ".gz" else path.open("rb")
+    """Open a file as a stream of bytes, decompressed if its name ends in .gz."""
+    return _Decompressed(path, budget) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def lines(path: Path, encoding: str, budget: Budget) -> Iterator[str]:
@@ -67,11 +67,11 @@ def lines(path: Path, encoding: str, budget: Budget) -> Iterator[str]:
             for number, line in enumerate(iter(partial(decoded.readline, LONGEST + 1), ""), 1):
                 if len(line) > LONGEST:
                     raise DataError(
-                        f"{path}, line {number}: more than {LONGEST} characters without a line end; a table so wide is read from "
-                        "NPY or Parquet."
+                        f"{path}, line {number}: the line has more than {LONGEST} characters; save such a wide table as NPY or "
+                        "Parquet."
                     )
                 if "\0" in line:
-                    raise DataError(f"{path}, line {number}: a NUL byte; a text table has none (is it UTF-16?).")
+                    raise DataError(f"{path}, line {number}: the line has a NUL byte; check whether `encoding` is utf-16.")
                 yield line
     except LookupError as error:
         raise DataError(f"{path}: unknown text encoding {encoding!r}.") from error
@@ -92,9 +92,9 @@ def _undecodable(path: Path, encoding: str, budget: Budget) -> str:
                 at = offset - len(pending) + error.start
                 value = (pending + chunk)[error.start]
                 guess = "utf-16" if at == 0 and chunk[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin-1"
-                return f"byte {at} (0x{value:02x}) is not {encoding}; name the file's `encoding`, perhaps {guess}."
+                return f"byte {at} (0x{value:02x}) is not valid {encoding}; set `encoding`, for example to {guess}."
             except UnicodeError as error:
-                return f"not {encoding}: {error}; name the file's `encoding`."
+                return f"the file is not valid {encoding} ({error}); set `encoding`."
             if not chunk:
-                return f"not {encoding}; name the file's `encoding`."
+                return f"the file is not valid {encoding}; set `encoding`."
             offset += len(chunk)

@@ -19,14 +19,14 @@ from latentlab.errors import DataError
 WHOLE = re.compile(r"[+-]?\d{1,15}")
 FRACTION = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 QUARTER = re.compile(r"(\d{4})([- ]?)[Qq]([1-4])")
-TURNED = re.compile(r"^(Q[1-4])[- ]?(\d{4})$", re.IGNORECASE)
+QUARTER_AND_YEAR = re.compile(r"^(Q[1-4])[- ]?(\d{4})$", re.IGNORECASE)
 """Pattern of a quarter followed by its year."""
 WEEK = re.compile(r"\d{4}-W\d\d")
 SORTED = re.compile(r"\d{4}(\D.*)?")
 """Pattern of text that begins with a year; alphabetical order is chronological if all texts have one form."""
 ISO = re.compile(r"(\d{4}-\d\d(-\d\d([T ]\d\d(:\d\d(:\d\d(\.\d{1,9})?)?)?)?)?)(Z|[+-]\d\d:?\d\d)?")
-SLASHED = re.compile(r"(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)([T ]\d\d:\d\d(:\d\d)?)?")
-WORDED = (
+NUMERIC_DATE = re.compile(r"(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)([T ]\d\d:\d\d(:\d\d)?)?")
+DATE_FORMATS = (
     *("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%Y-%m", "%Y/%m", "%Y %b", "%Y-%b", "%Y %B", "%b %Y", "%B %Y", "%b-%Y"),
     *("%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%b %d, %Y", "%B %d, %Y"),
 )
@@ -97,23 +97,23 @@ def read(times: np.ndarray, what: str) -> Times:
     if times.dtype.kind == "f":
         return Times(times, times)
     if times.dtype.kind in "iu":
-        return _numbered(times.astype(np.int64), what)
-    words = [TURNED.sub(r"\2\1", word.strip()) for word in times.tolist()]
+        return _from_numbers(times.astype(np.int64), what)
+    words = [QUARTER_AND_YEAR.sub(r"\2\1", word.strip()) for word in times.tolist()]
     if all(map(WHOLE.fullmatch, words)):
-        return _numbered(np.array([int(word) for word in words]), what)
+        return _from_numbers(np.array([int(word) for word in words]), what)
     if all(map(FRACTION.fullmatch, words)):
         return read(np.array([float(word) for word in words]), what)
-    for form in (_quarters, _weeks, _iso, _slashed, _worded):
+    for form in (_quarters, _weeks, _iso, _numeric_dates, _formatted):
         times_read = form(words, what)
         if times_read is not None:
             return times_read
-    found = next(((word, one) for word in words for one in (QUARTER, WEEK, ISO, SLASHED) if one.fullmatch(word)), None)
+    found = next(((word, one) for word in words for one in (QUARTER, WEEK, ISO, NUMERIC_DATE) if one.fullmatch(word)), None)
     if found:
-        odd = next(word for word in words if not found[1].fullmatch(word))
-        raise DataError(f"{what}: {odd!r} is no date in the form of {found[0]!r}; write all as 2020-01-31.")
+        other = next(word for word in words if not found[1].fullmatch(word))
+        raise DataError(f"{what}: {other!r} is not a date in the form of {found[0]!r}; write all dates as 2020-01-31.")
     if all(map(SORTED.fullmatch, words)) and len({re.sub(r"\d", "0", word) for word in words}) == 1:
         return Times(times, np.unique(times, return_inverse=True)[1])
-    return Times(times, note="the times are text whose order is not known: rows are taken in the order given.")
+    return Times(times, note="The times are text of unknown order, so the order of the rows was kept.")
 
 
 def on_gaps(times: Times, codes: np.ndarray) -> list[str]:
@@ -121,7 +121,7 @@ def on_gaps(times: Times, codes: np.ndarray) -> list[str]:
 
     Example:
         >>> on_gaps(read(np.array([1, 2, 5]), "times"), np.zeros(3))
-        ['2 time steps are left out: the steps before and after count as neighbours.']
+        ['2 time steps are omitted; the steps before and after a gap are treated as consecutive.']
     """
     same = np.diff(codes) == 0
     if times.key is None or not same.any():
@@ -129,15 +129,15 @@ def on_gaps(times: Times, codes: np.ndarray) -> list[str]:
     gaps, step = np.diff(times.key)[same], times.step(codes)
     if step and (gaps > 0).all():
         n = int((gaps // step - 1).sum())
-        how = f"{n} time steps are" if n > 1 else "1 time step is"
+        steps = f"{n} time steps are" if n > 1 else "1 time step is"
         span = "" if times.tick == "step" else f" (one step is {times.span(step)})"
-        return [f"{how} left out{span}: the steps before and after count as neighbours."] if n else []
+        return [f"{steps} omitted{span}; the steps before and after a gap are treated as consecutive."] if n else []
     if np.ptp(gaps.astype(np.float64)) > ROUNDING * np.abs(gaps).max():
-        return ["the times have no regular step: they are taken as neighbours, however far apart."]
+        return ["The times have no regular step; successive times are treated as consecutive steps."]
     return []
 
 
-def _numbered(times: np.ndarray, what: str) -> Times:
+def _from_numbers(times: np.ndarray, what: str) -> Times:
     """Interpret whole numbers: as dates if all have the form 20200131, as months if 202001, and as steps otherwise."""
     for digits, form, unit in ((8, "%Y%m%d", "D"), (6, "%Y%m", "M")):
         if len(times) > 1 and (times >= 18 * 10 ** (digits - 2)).all() and (times < 22 * 10 ** (digits - 2)).all():
@@ -145,16 +145,20 @@ def _numbered(times: np.ndarray, what: str) -> Times:
                 dates = np.array([datetime.strptime(str(one), form) for one in times.tolist()], f"M8[{unit}]")
             except ValueError:
                 continue
-            found = _dated(dates.astype("M8[D]")) if unit == "D" else _monthly(dates.astype(int), lambda m: m.astype("M8[M]"))
+            found = (
+                _from_dates(dates.astype("M8[D]"))
+                if unit == "D"
+                else _from_months(dates.astype(int), lambda m: m.astype("M8[M]"))
+            )
 
             def name(ticks: np.ndarray, found: Times = found) -> np.ndarray:
                 return np.array([int(str(one).replace("-", "")) for one in found.name(ticks)])
 
-            return Times(times, found.key, found.tick, name, f"the times were read as dates, such as {found.written[0]}.")
+            return Times(times, found.key, found.tick, name, f"The times were read as dates, such as {found.written[0]}.")
     return Times(times, times, "step")
 
 
-def _monthly(months: np.ndarray, written: Callable[[np.ndarray], np.ndarray], note: str = "") -> Times:
+def _from_months(months: np.ndarray, written: Callable[[np.ndarray], np.ndarray], note: str = "") -> Times:
     def name(ticks: np.ndarray) -> np.ndarray:
         return np.array(written(ticks).astype(str).tolist())
 
@@ -167,7 +171,7 @@ def _quarters(words: list[str], what: str) -> Times | None:
         return None
     months = np.array([12 * (int(one[1]) - 1970) + 3 * (int(one[3]) - 1) for one in found if one])
     sign = found[0][2] if found[0] else ""
-    return _monthly(months, lambda m: np.array([f"{1970 + one // 12}{sign}Q{one % 12 // 3 + 1}" for one in m.tolist()]))
+    return _from_months(months, lambda m: np.array([f"{1970 + one // 12}{sign}Q{one % 12 // 3 + 1}" for one in m.tolist()]))
 
 
 def _weeks(words: list[str], what: str) -> Times | None:
@@ -192,47 +196,49 @@ def _iso(words: list[str], what: str) -> Times | None:
     depth = {sum(one[i] is not None for i in (2, 3)) for one in found}
     zones = {one[7] is not None for one in found}
     if depth == {0} and zones == {False}:
-        return _monthly(_parsed([one[1] for one in found], "M", what).astype(int), lambda m: m.astype("M8[M]"))
+        return _from_months(_parsed([one[1] for one in found], "M", what).astype(int), lambda m: m.astype("M8[M]"))
     if 0 in depth or len(zones) > 1 or (zones == {True} and depth != {2}):
-        raise DataError(f"{what}: dates of several forms, such as {words[0]!r}; write all as 2020-01-31, or all with the time.")
+        raise DataError(
+            f"{what}: the dates have several forms, such as {words[0]!r}; write all as 2020-01-31, or all with the time of day."
+        )
     if any(len(one[6] or "") > 7 for one in found):  # finer than a tick
         return Times(np.array(words), _parsed([one[1].replace(" ", "T") for one in found], "ns", what).astype(np.int64))
     when = _parsed([one[1].replace(" ", "T") for one in found], "us", what)
     if zones == {False}:
-        return _dated(when)
+        return _from_dates(when)
     ahead = [one[7].replace(":", "").replace("Z", "+0000") for one in found]
     when = when - np.array([int(f"{one[0]}1") * (60 * int(one[1:3]) + int(one[3:])) for one in ahead], "m8[m]")
-    return _dated(when, zone="Z")
+    return _from_dates(when, zone="Z")
 
 
-def _slashed(words: list[str], what: str) -> Times | None:
-    found = [one for one in map(SLASHED.fullmatch, words) if one]
+def _numeric_dates(words: list[str], what: str) -> Times | None:
+    found = [one for one in map(NUMERIC_DATE.fullmatch, words) if one]
     if len(found) < len(words):
         return None
     if any(len(one[4]) == 2 for one in found) or len({one[2] for one in found}) > 1:
-        raise DataError(f"{what}: day, month and year of {words[0]!r} cannot be told apart; write it as 2020-01-31.")
+        raise DataError(f"{what}: the order of day, month and year in {words[0]!r} is ambiguous; write dates as 2020-01-31.")
     day_first = all(int(one[3]) <= 12 for one in found)
     month_first = all(int(one[1]) <= 12 for one in found) and found[0][2] != "."
     if day_first and month_first and any(one[1] != one[3] for one in found):
-        clear = next(word for word, one in zip(words, found, strict=True) if one[1] != one[3])
-        raise DataError(f"{what}: {clear!r} may be day/month/year or month/day/year; write dates as 2020-01-31.")
+        example = next(word for word, one in zip(words, found, strict=True) if one[1] != one[3])
+        raise DataError(f"{what}: {example!r} may be day/month/year or month/day/year; write dates as 2020-01-31.")
     day, month = (1, 3) if day_first else (3, 1)
     clocks = [(one[5] or "").replace(" ", "T") for one in found]
     days = [f"{one[4]}-{int(one[month]):02d}-{int(one[day]):02d}" for one in found]
     dates = _parsed([f"{one}{clock}" for one, clock in zip(days, clocks, strict=True)], "us" if any(clocks) else "D", what)
-    return _dated(dates, note=f"the times were read as {'day/month/year' if day_first else 'month/day/year'}.")
+    return _from_dates(dates, note=f"The times were read as {'day/month/year' if day_first else 'month/day/year'}.")
 
 
-def _worded(words: list[str], what: str) -> Times | None:
-    for form in WORDED:
+def _formatted(words: list[str], what: str) -> Times | None:
+    for form in DATE_FORMATS:
         try:
             dates = np.array([datetime.strptime(word, form) for word in words], "M8[D]")
         except ValueError:
             continue
-        note = f"the times were read as dates: {words[0]!r} is {dates[0]}."
+        note = f"The times were read as dates: {words[0]!r} is {dates[0]}."
         if "%d" in form:
-            return _dated(dates, note=note)
-        return _monthly(dates.astype("M8[M]").astype(int), lambda m: m.astype("M8[M]"), note)
+            return _from_dates(dates, note=note)
+        return _from_months(dates.astype("M8[M]").astype(int), lambda m: m.astype("M8[M]"), note)
     return None
 
 
@@ -244,16 +250,18 @@ def _parsed(words: list[str], unit: str, what: str) -> np.ndarray:
             try:
                 np.array([word], f"M8[{unit}]")
             except ValueError:
-                raise DataError(f"{what}: {word!r} is no date.") from error
+                raise DataError(f"{what}: {word!r} is not a valid date.") from error
         raise
 
 
-def _dated(when: np.ndarray, *, zone: str = "", note: str = "") -> Times:
+def _from_dates(when: np.ndarray, *, zone: str = "", note: str = "") -> Times:
     """Interpret dates or times of day in the coarsest calendar unit in which they are regular."""
     day = when.astype("M8[D]")
     if not zone and (day != when).any() and len(set((when - day).tolist())) == 1:  # every day, or month, at the same time of day
-        dates, clock = _dated(day, note=note), convert.iso(when[:1])[0][len("1970-01-01") :]
-        return replace(dates, written=_after(dates.written, clock), name=lambda ticks: _after(dates.name(ticks), clock))
+        dates, clock = _from_dates(day, note=note), convert.iso(when[:1])[0][len("1970-01-01") :]
+        return replace(
+            dates, written=_at_time_of_day(dates.written, clock), name=lambda ticks: _at_time_of_day(dates.name(ticks), clock)
+        )
     if zone or (day != when).any():
         microseconds = when.astype("M8[us]")
         form = np.datetime_data(convert.iso(microseconds).astype("M8").dtype)[0]
@@ -264,29 +272,29 @@ def _dated(when: np.ndarray, *, zone: str = "", note: str = "") -> Times:
         return Times(moment(microseconds.astype(np.int64)), microseconds.astype(np.int64), "microsecond", moment, note)
     written = np.array(day.astype(str).tolist())
     months = day.astype("M8[M]")
-    for place in _places(int((day[0] - months[0].astype("M8[D]")).astype(int))):
+    for place in _days_in_month(int((day[0] - months[0].astype("M8[D]")).astype(int))):
         if len(set(months.tolist())) > 1 and (place(months) == day).all():
-            return Times(written, months.astype(int), "month", _at(place), note)
+            return Times(written, months.astype(int), "month", _in_months(place), note)
     if np.is_busday(day).all() and ((np.diff(np.unique(day)).astype(int) == 3) & (_weekday(np.unique(day))[:-1] == 4)).any():
         origin = day.min()
         ticks = np.busday_count(origin, day)
-        return Times(written, ticks, "working day", _by(lambda k: np.busday_offset(origin, k)), note)
-    return Times(written, day.astype(np.int64), "day", _by(lambda k: k.astype("M8[D]")), note)
+        return Times(written, ticks, "working day", _written(lambda k: np.busday_offset(origin, k)), note)
+    return Times(written, day.astype(np.int64), "day", _written(lambda k: k.astype("M8[D]")), note)
 
 
-def _after(dates: np.ndarray, clock: str) -> np.ndarray:
+def _at_time_of_day(dates: np.ndarray, clock: str) -> np.ndarray:
     return np.array([f"{one}{clock}" for one in dates])
 
 
-def _at(place: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    return _by(lambda months: place(months.astype("M8[M]")))
+def _in_months(place: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    return _written(lambda months: place(months.astype("M8[M]")))
 
 
-def _by(dates: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+def _written(dates: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
     return lambda ticks: np.array(dates(ticks).astype(str).tolist())
 
 
-def _places(first: int) -> tuple[Callable[[np.ndarray], np.ndarray], ...]:
+def _days_in_month(first: int) -> tuple[Callable[[np.ndarray], np.ndarray], ...]:
     """Functions from months to dates of a monthly series: a fixed day, the last day, the last or first working day."""
 
     def end(months: np.ndarray) -> np.ndarray:

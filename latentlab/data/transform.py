@@ -55,7 +55,8 @@ def need_entries(dataset: Any, ddof: int) -> None:
         raise DataError(f"{dataset.name}: standardising needs at least 2 {dataset.points}s; got {dataset.n_points}.")
     counts = np.atleast_1d((~np.isnan(dataset.x)).sum(dataset.point_axis))
     if counts.min() == 0:
-        raise DataError(f"{dataset.name}: nothing was observed{_column(dataset, counts == 0)}; leave it out.")
+        empty = _column(dataset, counts == 0).removeprefix(", ") or "the array"
+        raise DataError(f"{dataset.name}: {empty} has no observed entries; leave it out.")
     if counts.min() <= ddof:
         few = _column(dataset, counts <= ddof)
         raise DataError(f"{dataset.name}{few}: {counts.min()} observed entries are too few for ddof = {ddof}.")
@@ -72,14 +73,14 @@ def constant_message(dataset: Any, constant: np.ndarray) -> str:
     """Error message that a dataset with constant columns cannot be standardised, with the remedy."""
     column, n_constant = _column(dataset, constant).removeprefix(", ") or "the array", int(constant.sum())
     low, high = (np.atleast_1d(of(dataset.x, dataset.point_axis)) for of in (np.nanmin, np.nanmax))
-    others, rounded = "", " up to rounding" if bool((low < high)[constant].any()) else ""
+    others, rounding = "", " up to rounding" if bool((low < high)[constant].any()) else ""
     if dataset.x.ndim == 1:
         remedy = "keep raw values by `standardize: false`."
     else:
-        remedy = "leave such columns out by `drop_constant: true`, or keep raw values by `standardize: false`."
+        remedy = "remove constant columns by `drop_constant: true`, or keep raw values by `standardize: false`."
     if n_constant > 1 and constant.ndim == 1:
-        others = f" (likewise {convert.listed([str(name) for name in dataset.features[constant][1:]])})"
-    over = f"over the observed {dataset.points}s{rounded}"
+        others = f" (also constant: {convert.listed([str(name) for name in dataset.features[constant][1:]])})"
+    over = f"over the observed {dataset.points}s{rounding}"
     return f"{dataset.name}: {column} is constant {over}, so it cannot be standardised{others}; {remedy}"
 
 

@@ -1,4 +1,4 @@
-"""Rows of a Zarr array that stays on disk: metadata are checked before anything is unpacked, and nothing is unpickled.
+"""Rows of a Zarr array that stays on disk: metadata are checked before anything is decompressed, and nothing is unpickled.
 
 Zarr reads a missing chunk as the fill value, and does not detect a replaced chunk. Both are refused here.
 """
@@ -58,7 +58,7 @@ class ZarrRows(Rows):
 
     @property
     def reach(self) -> int:
-        return self.chunks[0]  # a chunk is unpacked as a whole
+        return self.chunks[0]  # a chunk is decompressed as a whole
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Read]:
@@ -72,8 +72,8 @@ class ZarrRows(Rows):
             except (DataError, CancelledError, MemoryError):
                 raise
             except Exception as error:  # codecs raise various errors for a damaged chunk
-                said = " ".join(str(error).split())[:200]
-                raise DataError(f"{self.path}: units {start} to {stop - 1} cannot be unpacked: {said}") from error
+                message = " ".join(str(error).split())[:200]
+                raise DataError(f"{self.path}: units {start} to {stop - 1} cannot be decompressed: {message}") from error
             self._check(names)
             return rows
 
@@ -91,7 +91,7 @@ class ZarrRows(Rows):
         with self._explained():
             for name in [METADATA[3] if self.prefix else METADATA[2], *names]:
                 if _identity((self.path / name).stat()) != self.files[name]:
-                    raise DataError(f"{self.path}: {name} was changed since it was opened; load it anew.")
+                    raise DataError(f"{self.path}: {name} was changed after it was opened; load the data again.")
 
 
 def zarr_rows(path: Path, budget: Budget) -> ZarrRows:
@@ -103,7 +103,7 @@ def zarr_rows(path: Path, budget: Budget) -> ZarrRows:
     """
     version = next((version for version, name in METADATA.items() if (path / name).is_file()), None)
     if version is None:
-        raise DataError(f"{path}: is a directory, and no Zarr array (it has no {METADATA[3]}, nor {METADATA[2]}).")
+        raise DataError(f"{path}: the directory is not a Zarr array; it contains neither {METADATA[3]} nor {METADATA[2]}.")
     files = {str(file.relative_to(path)): _identity(file.stat()) for file in _files(path)}
     about = _metadata(path / METADATA[version])
     chunks, separator, prefix = (_of_format_3 if version == 3 else _of_format_2)(about, path)
@@ -111,19 +111,19 @@ def zarr_rows(path: Path, budget: Budget) -> ZarrRows:
     check_matrix(path, array.shape, array.dtype)
     shape = (int(array.shape[0]), int(array.shape[1]))
     if len(chunks) != 2 or min(chunks) < 1:
-        raise DataError(f"{path}: declares the impossible chunks {chunks}.")
+        raise DataError(f"{path}: the array declares the invalid chunk shape {chunks}.")
     rows = ZarrRows(path, shape, array.dtype, tuple(range(shape[1])), chunks, separator, prefix, files)
     down = -(-shape[0] // chunks[0])
     if down * rows._across > len(files):
-        claimed = f"{size(math.prod(shape) * array.dtype.itemsize)} in {down * rows._across} chunks"
-        raise DataError(f"{path}: declares shape {shape}, {claimed}, but the folder holds {len(files)} files.")
+        declared = f"{size(math.prod(shape) * array.dtype.itemsize)} in {down * rows._across} chunks"
+        raise DataError(f"{path}: the array declares shape {shape} ({declared}), but the folder contains {len(files)} files.")
     budget.need(COPIES * chunks[0] * shape[1] * array.dtype.itemsize, f"{path}: a row of chunks")
     names = (rows._name(*numbers) for numbers in itertools.product(range(down), range(rows._across)))
     absent = next((name for name in names if name not in files), None)
     if absent is not None:
         raise DataError(
-            f"{path}: the chunk {absent} is not there, and would be read as {array.fill_value}; if all of it is that value, "
-            "write the array with `write_empty_chunks`."
+            f"{path}: the chunk {absent} is missing and would be read as the fill value {array.fill_value}; if its values equal "
+            "the fill value, write the array with `write_empty_chunks`."
         )
     return rows
 
@@ -136,45 +136,45 @@ def _opened(path: Path) -> Any:
     try:
         return zarr.open_array(path, mode="r")
     except Exception as error:  # zarr raises various errors for invalid arrays
-        raise DataError(f"{path}: not a readable Zarr array: {' '.join(str(error).split())[:200]}") from error
+        raise DataError(f"{path}: the directory is not a valid Zarr array: {' '.join(str(error).split())[:200]}") from error
 
 
 def _metadata(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
         text = stream.read(MOST_METADATA + 1)
     try:
-        found = json.loads(text) if len(text) <= MOST_METADATA else None
+        metadata = json.loads(text) if len(text) <= MOST_METADATA else None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: is no JSON: {' '.join(str(error).split())[:200]}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{file}: does not describe a Zarr array.")
-    return found
+        raise DataError(f"{file}: the file is not valid JSON: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(metadata, dict):
+        raise DataError(f"{file}: the file does not describe a Zarr array.")
+    return metadata
 
 
 def _of_format_3(about: dict[str, Any], path: Path) -> tuple[tuple[int, ...], str, str]:
     """Shape of a chunk, and separator and prefix of the names of chunks, in format 3; unaccepted codecs are refused."""
     if about.get("node_type") != "array":
-        raise DataError(f"{path}: is a Zarr {about.get('node_type')}; name one of its arrays.")
+        raise DataError(f"{path}: the directory is a Zarr {about.get('node_type')}; set `path` to one of its arrays.")
     if about.get("storage_transformers"):
-        raise DataError(f"{path}: has storage transformers, which are not read.")
+        raise DataError(f"{path}: the array has storage transformers, which are not supported.")
     try:
         for codec in _codecs(about["codecs"]):
             if codec not in CODECS:
-                raise DataError(f"{path}: is packed by {codec!r}, which is not read; these are: {', '.join(CODECS)}.")
+                raise DataError(f"{path}: the codec {codec!r} is not supported; supported codecs: {', '.join(CODECS)}.")
         if about["chunk_grid"]["name"] != "regular":
-            raise DataError(f"{path}: has a chunk grid {about['chunk_grid']['name']!r}; only a regular one is read.")
+            raise DataError(f"{path}: the chunk grid {about['chunk_grid']['name']!r} is not supported; only regular grids are.")
         encoding = about["chunk_key_encoding"]
         separator = encoding.get("configuration", {}).get("separator", "/")
         if encoding["name"] != "default" or separator not in ("/", "."):
-            raise DataError(f"{path}: names its chunks by {encoding['name']!r}, separator {separator!r}, which is not read.")
+            raise DataError(f"{path}: the chunk key encoding {encoding['name']!r} with separator {separator!r} is not supported.")
         return tuple(map(int, about["chunk_grid"]["configuration"]["chunk_shape"])), separator, f"c{separator}"
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: its {METADATA[3]} does not describe a Zarr array: {error!r}") from error
 
 
-def _codecs(given: Any) -> Iterator[str]:
+def _codecs(codecs: Any) -> Iterator[str]:
     """Yield the names of codecs, including those inside shards."""
-    for codec in given:
+    for codec in codecs:
         yield str(codec["name"])
         for inner in ("codecs", "index_codecs"):
             yield from _codecs((codec.get("configuration") or {}).get(inner, []))
@@ -184,13 +184,14 @@ def _of_format_2(about: dict[str, Any], path: Path) -> tuple[tuple[int, ...], st
     """Shape of a chunk, and separator and prefix of the names of chunks, in format 2; unaccepted compressors are refused."""
     try:
         if about.get("filters"):
-            raise DataError(f"{path}: has the filters {[one['id'] for one in about['filters']]}, which are not read.")
+            raise DataError(f"{path}: the filters {[one['id'] for one in about['filters']]} are not supported.")
         compressor = about.get("compressor")
         if compressor is not None and compressor["id"] not in COMPRESSORS:
-            raise DataError(f"{path}: is packed by {compressor['id']!r}, which is not read; these are: {', '.join(COMPRESSORS)}.")
+            supported = ", ".join(COMPRESSORS)
+            raise DataError(f"{path}: the compressor {compressor['id']!r} is not supported; supported compressors: {supported}.")
         separator = about.get("dimension_separator", ".")
         if separator not in ("/", "."):
-            raise DataError(f"{path}: the numbers of its chunks are separated by {separator!r}, which is not read.")
+            raise DataError(f"{path}: the dimension separator {separator!r} is not supported.")
         return tuple(map(int, about["chunks"])), separator, ""
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: its {METADATA[2]} does not describe a Zarr array: {error!r}") from error

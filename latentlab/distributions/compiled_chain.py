@@ -1,7 +1,7 @@
 r"""The square-root information filter of linear-Gaussian chains and its gradient, compiled by Numba.
 
-`kernels` loads this module at the first call. With $Q = L L'$, $P = L_0 L_0'$, every log density of a chain contains the squares
-of whitened rows,
+`kernels` loads this module at the first call. With $Q = L L^T$, $P = L_0 L_0^T$, every log density of a chain contains the
+squares of whitened rows,
 $$ w_1 = L_0^{-1} (z_1 - m), \quad w_t = L^{-1} (z_t - A z_{t-1}), \quad
    \varepsilon_{td} = (x_{td} - \mu_d - C_d z_t) / \sigma_d, $$
 over the observed entries. At each step, the rows that contain $z_t$ are rotated to a triangular system,
@@ -16,10 +16,10 @@ diffuse prior, its smallest eigenvalues would be lost or become negative. Rows a
 for rows of different magnitude; Householder reflections would lose the small rows.
 
 In the backward pass, $z_t = R_t^{-1} (f_t + \eta_t - H_t z_{t+1})$ has the smoothed mean $R_t^{-1} (f_t - H_t E z_{t+1})$. With a
-triangle $U_t' U_t = I + H_t V_{t+1} H_t'$ its variance is $V_t = R_t^{-1} U_t' U_t R_t'^{-1}$, again a sum of squares. The
+triangle $U_t^T U_t = I + H_t V_{t+1} H_t^T$ its variance is $V_t = R_t^{-1} U_t^T U_t R_t^{-T}$, again a sum of squares. The
 gradients follow from Fisher's identity,
-$$ \partial_A = L'^{-1} \sum E[w_t z_{t-1}'], \quad \partial_L = L'^{-1} \sum (E[w_t w_t'] - I), \quad
-   \partial_m = L_0'^{-1} E w_1, \quad \partial_{L_0} = L_0'^{-1} (E[w_1 w_1'] - I), $$
+$$ \partial_A = L^{-T} \sum E[w_t z_{t-1}^T], \quad \partial_L = L^{-T} \sum (E[w_t w_t^T] - I), \quad
+   \partial_m = L_0^{-T} E w_1, \quad \partial_{L_0} = L_0^{-T} (E[w_1 w_1^T] - I), $$
 $$ \partial_{C_d} = \sum_t E[\varepsilon_{td} z_t] / \sigma_d, \quad \partial_{\mu_d} = \sum_t E \varepsilon_{td} / \sigma_d,
    \quad \partial_{\sigma_d} = \sum_t (E \varepsilon_{td}^2 - 1) / \sigma_d. $$
 
@@ -51,14 +51,14 @@ MOST_DETERMINANT, LEAST_DETERMINANT = 1e100, 1e-100
 
 @compiled
 def _compress(loadings: Any, columns: Any, triangle: Any, basis: Any, turned: Any) -> float:
-    """Rotate rows that many steps share to a triangle, $\\Psi^{-1/2} C = B T$ with $B' B = I$ if the triangle was 0 before.
+    """Rotate rows that many steps share to a triangle, $\\Psi^{-1/2} C = B T$ with $B^T B = I$ if the triangle was 0 before.
 
     Args:
         loadings: The rows, `(feature, latent)`.
         columns: Scaled data, `(feature, unit)`; overwritten.
         triangle: Triangle before the rotation; replaced by T `(latent, latent)`.
         basis: Output B, `(feature, latent)`.
-        turned: Output, B' times the data, `(latent, unit)`.
+        turned: Output, B^T times the data, `(latent, unit)`.
 
     Returns:
         The residual sum of squares of the data.
@@ -94,7 +94,7 @@ def _compress(loadings: Any, columns: Any, triangle: Any, basis: Any, turned: An
 
 @compiled
 def _pulls(R: Any, upper: Any, rows: Any, out: Any) -> None:
-    """Write rows R^-1 U' to `out`, by substitution without V; the products of its rows are the covariances of the rows."""
+    """Write rows R^-1 U^T to `out`, by substitution without V; the products of its rows are the covariances of the rows."""
     q = len(upper)
     for d in range(len(rows)):
         for i in range(q):
@@ -292,7 +292,7 @@ def linear_gaussian(  # one argument for each array, and a loop whose parts shar
     noise, noise_root = np.empty((q, 1)), np.empty((q, 2 * q))  # mean and factor of w
     own_root, moved, row, pull = np.empty((q, 2 * q)), np.empty((q, q)), np.empty(q), np.empty((q, q))
     of_A, of_L, of_L_0 = np.zeros((q, q)), np.zeros((q, q)), np.zeros((q, q))
-    shares, reaches = np.zeros((q, q)), np.zeros((q, q))  # sums of T V_t T' and V_t T' over whole rows
+    shares, reaches = np.zeros((q, q)), np.zeros((q, q))  # sums of T V_t T^T and V_t T^T over whole rows
     states, begin, n_moves = np.empty((q, n_units)), 0, 0
     while begin < n_units:
         end = _end(starts, begin)

@@ -46,7 +46,7 @@ def _standardise(columns: Any, mu: Any, inverse: Any, k: int, s: Any) -> None:
 
 @compiled
 def _gaussian_log_density(columns: Any, mu: Any, inverse: Any, s: Any, out: Any) -> None:
-    """Write log N(x | mu_k, L_k L_k') to `out` `(component, unit)`.
+    """Write log N(x | mu_k, L_k L_k^T) to `out` `(component, unit)`.
 
     Args:
         columns: Data x, `(feature, unit)`.
@@ -71,10 +71,10 @@ def _gaussian_log_density(columns: Any, mu: Any, inverse: Any, s: Any, out: Any)
 
 @compiled
 def _gaussian_score(columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, d_mu: Any, d_lower: Any) -> None:
-    r"""Add the gradients of $\sum_{nk} \gamma_{nk} \log N(x_n \mid \mu_k, L_k L_k')$ to `d_mu` and `d_lower`.
+    r"""Add the gradients of $\sum_{nk} \gamma_{nk} \log N(x_n \mid \mu_k, L_k L_k^T)$ to `d_mu` and `d_lower`.
 
-    With $s = L_k^{-1} (x - \mu_k)$ the score for $\mu_k$ is $L_k'^{-1} s$. The score for $L_k$ is the lower triangle of
-    $L_k'^{-1} s s' - \text{diag}(1 / L_{k,dd})$. The sums of $\gamma$, $\gamma s$ and $\gamma s s'$ over units are sufficient.
+    With $s = L_k^{-1} (x - \mu_k)$ the score for $\mu_k$ is $L_k^{-T} s$. The score for $L_k$ is the lower triangle of
+    $L_k^{-T} s s^T - \text{diag}(1 / L_{k,dd})$. The sums of $\gamma$, $\gamma s$ and $\gamma s s^T$ over units are sufficient.
     """
     n_features, n_units = s.shape
     width = inverse.shape[2]
@@ -96,7 +96,7 @@ def _gaussian_score(columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, d_m
                 d_mu[k, d] += inverse[k, d, 0] * first[d]
                 d_lower[k, d, 0] += inverse[k, d, 0] * (second[d, 0] - size)
             else:
-                for c in range(d, n_features):  # multiplies by L'^-1 from the left
+                for c in range(d, n_features):  # multiplies by L^-T from the left
                     d_mu[k, d] += inverse[k, c, d] * first[c]
                     for e in range(d + 1):
                         d_lower[k, d, e] += inverse[k, c, d] * second[c, e]

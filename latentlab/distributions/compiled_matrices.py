@@ -63,7 +63,7 @@ def add_product(a: Any, b: Any, factor: float, out: Any) -> None:
 
 @compiled
 def add_outer(a: Any, b: Any, out: Any) -> None:
-    """Add a b' to `out`."""
+    """Add a b^T to `out`."""
     for i in range(a.shape[0]):
         for k in range(b.shape[0]):
             total = 0.0

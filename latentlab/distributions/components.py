@@ -32,7 +32,7 @@ class Components(ABC):
 
 
 class GaussianComponents(Components):
-    r"""Gaussian emissions $N(\mu_k, \Sigma_k)$, $\Sigma_k = S_k R_k R_k' S_k$.
+    r"""Gaussian emissions $N(\mu_k, \Sigma_k)$, $\Sigma_k = S_k R_k R_k^T S_k$.
 
     $S_k$ is the diagonal matrix of standard deviations, and $R_k$ a factor of the correlation matrix.
 

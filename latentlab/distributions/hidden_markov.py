@@ -6,9 +6,9 @@ of each has the distribution $\pi$. Emissions are given by their log densities a
 With the matrices $E_t(i, j) = A_{ij} b_t(j)$, and $E_t(i, j) = \pi_j b_t(j)$ where a sequence begins, the likelihood of all
 sequences is $\sum_j (E_1 E_2 \cdots E_T)_{ij}$ for any row i. All rows of the first matrix of a sequence are equal, so that its
 states do not depend on earlier sequences. The likelihood of these remains a factor of the product. Matrix products are
-associative, so that T steps need a graph of depth log T. The forward messages $e_1' E_1 \cdots E_t$ for every t, and the backward
-messages $E_{t+1} \cdots E_T 1$, cost at most twice as much. Sums are computed in log space, without underflow. A forbidden
-transition (log 0) is represented by a very negative number, whose derivatives are zeros rather than NaN.
+associative, so that T steps need a graph of depth log T. The forward messages $e_1^T E_1 \cdots E_t$ for every t, and the
+backward messages $E_{t+1} \cdots E_T 1$, cost at most twice as much. Sums are computed in log space, without underflow. A
+forbidden transition (log 0) is represented by a very negative number, whose derivatives are zeros rather than NaN.
 
 All functions have the same four arguments (float64):
 
@@ -53,7 +53,7 @@ def log_likelihood(
         0.125
     """
     chain = (log_initial, log_transition, log_emission, starts)
-    return _by_kernel(*chain) if kernels.serves(*chain[:3]) else log_likelihood_by_scan(*chain)
+    return _by_kernel(*chain) if kernels.available_for(*chain[:3]) else log_likelihood_by_scan(*chain)
 
 
 def log_likelihood_by_scan(
@@ -79,7 +79,7 @@ def expected_counts(
         `(state, next_state)`; the smoothed probabilities `(unit, state)`.
     """
     chain = (log_initial, log_transition, log_emission, starts)
-    if kernels.serves(*chain[:3]):
+    if kernels.available_for(*chain[:3]):
         value, first, transitions, probs = kernels.value_and_gradients(*_KERNEL, *chain)
         return value, first, transitions, probs
     with torch.enable_grad():
@@ -245,7 +245,7 @@ def _compose(first: Elements, then: Elements, reduce: Any = torch.logsumexp) -> 
 
 
 def _messages(matrices: torch.Tensor, resets: torch.Tensor, before: torch.Tensor, reduce: Any = torch.logsumexp) -> torch.Tensor:
-    r"""Row vectors $v' E_1 \cdots E_t$ for every t, each up to a constant, `(n, state)`, with $v$ = `before`.
+    r"""Row vectors $v^T E_1 \cdots E_t$ for every t, each up to a constant, `(n, state)`, with $v$ = `before`.
 
     A matrix that is a reset has equal rows. Earlier factors are omitted, since they only change the constant unless they are 0.
     """

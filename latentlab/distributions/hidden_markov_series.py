@@ -52,7 +52,7 @@ class HiddenMarkovSeries(TorchDistribution):
     def log_prob_sum(self, value: torch.Tensor) -> torch.Tensor:
         """Compute `log_prob(value).sum()` with far fewer operations."""
         components = self.components
-        if isinstance(components, GaussianComponents) and self.observed is None and kernels.serves(components.mu, value):
+        if isinstance(components, GaussianComponents) and self.observed is None and kernels.available_for(components.mu, value):
             emission = (components.mu, components.factor(), value.mT.contiguous())
             return _by_kernel(self.log_initial, self.log_transition, *emission, self.starts)
         return log_likelihood(*self.chain(value))

@@ -6,7 +6,7 @@ so that the forward-backward pass, or the responsibilities, give value and gradi
 loops. This module makes them operations of torch, each a single node of a graph with this gradient. Under `torch.vmap` a batch is
 one call with the memory of one member. Second derivatives are those of the same log likelihood written in operations of torch.
 
-`serves` returns False without Numba, and for tensors that are not float64 on the CPU.
+`available_for` returns False without Numba, and for tensors that are not float64 on the CPU.
 
 References:
     Cappé, Moulines & Rydén (2005), Inference in Hidden Markov Models, chapter 10 (Fisher's identity).
@@ -38,7 +38,7 @@ def _compiled(module: str = "compiled") -> Any:
     return loops.load(f"distributions.{module}")
 
 
-def serves(*tensors: torch.Tensor) -> bool:
+def available_for(*tensors: torch.Tensor) -> bool:
     """Check whether there are kernels for these tensors."""
     return all(one.dtype == torch.float64 and one.device.type == "cpu" for one in tensors) and _compiled() is not None
 
@@ -164,29 +164,29 @@ def operation(  # the implementation, shapes, gradients and batching of one oper
         def backward(ctx: Any, of_value: torch.Tensor | None, *of_gradients: torch.Tensor | None) -> tuple[Any, ...]:
             arguments, gradients = ctx.saved_tensors[: len(dims)], ctx.saved_tensors[len(dims) :]
             if any(ctx.needs_input_grad[n_parameters:]):
-                raise NotImplementedError(f"{name} has no derivative for the data, only for the parameters.")
-            found: list[Any] = [None] * len(dims)
+                raise NotImplementedError(f"{name}: derivatives with respect to the data are not implemented.")
+            derivatives: list[Any] = [None] * len(dims)
             if of_value is not None:
-                found[:n_parameters] = [of_value[(..., *[None] * d)] * g for g, d in zip(gradients, dims, strict=False)]
+                derivatives[:n_parameters] = [of_value[(..., *[None] * d)] * g for g, d in zip(gradients, dims, strict=False)]
             if any(along is not None for along in of_gradients):
-                curved = _curvature(plain, dims, arguments, of_gradients)
-                found[:n_parameters] = [c if f is None else f + c for f, c in zip(found, curved, strict=False)]
-            return tuple(found)
+                second_order = _curvature(plain, dims, arguments, of_gradients)
+                derivatives[:n_parameters] = [c if f is None else f + c for f, c in zip(derivatives, second_order, strict=False)]
+            return tuple(derivatives)
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: torch.Tensor) -> tuple[Any, Any]:
             moved: list[torch.Tensor] = []
             for i, (argument, dim) in enumerate(zip(arguments, in_dims, strict=True)):
-                alone = i >= n_parameters and argument.dim() == dims[i]
+                unbatched = i >= n_parameters and argument.dim() == dims[i]
                 if dim is not None:
                     argument = argument.movedim(dim, 0)
-                elif not alone:
+                elif not unbatched:
                     argument = argument.expand(info.batch_size, *argument.shape)
                 if i >= n_parameters and argument.dim() > dims[i]:
                     batch = moved[0].shape[: moved[0].dim() - dims[0]]
-                    own = argument.shape[argument.dim() - dims[i] :]
+                    shape = argument.shape[argument.dim() - dims[i] :]
                     between = [1] * (len(batch) + dims[i] - argument.dim())
-                    argument = argument.reshape(info.batch_size, *between, *argument.shape[1:]).expand(*batch, *own)
+                    argument = argument.reshape(info.batch_size, *between, *argument.shape[1:]).expand(*batch, *shape)
                 moved.append(argument)
             return Exact.apply(*moved), (0,) * (n_parameters + 1)
 

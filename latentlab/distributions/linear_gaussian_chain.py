@@ -2,8 +2,8 @@ r"""Exact inference in linear-Gaussian chains, $z_1 \sim N(m, P)$, $z_t \sim N(A
 
 The noise of the features is independent, $\Psi = \mathrm{diag}(\psi^2)$. Several sequences of unequal length are concatenated,
 and entries may be missing. One step is a function of two states,
-$$ \phi_t(a, b) = N(b; A a, Q) \, p(x_t \mid b) = \exp\left\{-\tfrac12 a' J_{aa} a - a' J_{ab} b - \tfrac12 b' J_{bb} b
-   + h_a' a + h_b' b + c\right\}, $$
+$$ \phi_t(a, b) = N(b; A a, Q) \, p(x_t \mid b) = \exp\left\{-\tfrac12 a^T J_{aa} a - a^T J_{ab} b - \tfrac12 b^T J_{bb} b
+   + h_a^T a + h_b^T b + c\right\}, $$
 and $N(b; m, P) \, p(x_t \mid b)$ where a sequence begins. The likelihood is the integral of their product over all states.
 With $M = J_{bb} + \bar J_{aa}$ the state between two steps is marginalised out,
 $$ \int \phi(a, s) \bar\phi(s, b) \, ds: \quad J_{aa} - J_{ab} M^{-1} J_{ba}, \quad -J_{ab} M^{-1} \bar J_{ab}, \quad
@@ -84,7 +84,9 @@ class LinearGaussianChain(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "LinearGaussianChain":
         if torch.Size(batch_shape) != self.batch_shape:
-            raise ValueError(f"a chain of {self.batch_shape[0]} steps cannot be expanded to batch shape {tuple(batch_shape)}.")
+            raise ValueError(
+                f"the batch shape of a chain must be ({self.batch_shape[0]},), its number of steps; got {tuple(batch_shape)}."
+            )
         return self
 
     # -- densities
@@ -96,7 +98,7 @@ class LinearGaussianChain(TorchDistribution):
     def log_prob_sum(self, value: torch.Tensor) -> torch.Tensor:
         """Compute `log_prob(value).sum()` with far fewer operations."""
         tensors = (self.A, self.C, self.loc, self.scale, self.initial_mean)
-        if not kernels.serves(value, *tensors):
+        if not kernels.available_for(value, *tensors):
             return self._log_prob_sum_by_scan(value)
         observed = torch.ones_like(value, dtype=torch.bool) if self.observed is None else self.observed
         A, C, loc, scale, mean = tensors
@@ -126,7 +128,7 @@ class LinearGaussianChain(TorchDistribution):
         return self._log_density(value, mean + self._rough(value), covariance)
 
     def _log_density(self, value: torch.Tensor, mean: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
-        """Log density log N(x; C m + mu, C V C' + psi^2) of each row's observed entries by a sum of squares, `(unit,)`."""
+        """Log density log N(x; C m + mu, C V C^T + psi^2) of each row's observed entries by a sum of squares, `(unit,)`."""
         L = cholesky_or_nan(covariance)
         weights = self._weights()
         residual = self._residual(value, mean)
@@ -174,7 +176,7 @@ class LinearGaussianChain(TorchDistribution):
         return constants.sum(-1) if self.observed is None else (self.observed * constants).sum(-1)
 
     def _information(self) -> torch.Tensor:
-        """Information matrix C' Psi^-1 C of the observed entries, `(latent, latent)`, or `(unit, latent, latent)` with a mask."""
+        """Information matrix C^T Psi^-1 C of observed entries, `(latent, latent)`, or `(unit, latent, latent)` with a mask."""
         scaled = self.C * (self.scale**-2)[:, None]
         if self.observed is None:
             return self.C.mT @ scaled
@@ -341,8 +343,8 @@ def _compose(first: Elements, then: Elements) -> Elements:
     K_aa, K_ab, K_bb, g_a, g_b, d = then
     q = J_bb.shape[-1]
     lower = cholesky_or_nan(J_bb + K_aa)
-    known = torch.cat([J_ab.mT, K_ab, (h_b + g_a)[..., None]], dim=-1)
-    root = torch.linalg.solve_triangular(lower, known, upper=False)
+    right_side = torch.cat([J_ab.mT, K_ab, (h_b + g_a)[..., None]], dim=-1)
+    root = torch.linalg.solve_triangular(lower, right_side, upper=False)
     gram = root.mT @ root
     log_det = torch.log(torch.diagonal(lower, dim1=-2, dim2=-1)).sum(-1)
     return (
@@ -359,14 +361,14 @@ def _apply(state: Elements, step: Elements) -> Elements:
     """Propagate a Gaussian function (J, h) of the earlier state to one of the later state, up to a constant."""
     J, h = state
     K_aa, K_ab, K_bb, g_a, g_b, _ = step
-    known = torch.cat([K_ab, (h + g_a)[..., None]], dim=-1)
-    root = torch.linalg.solve_triangular(cholesky_or_nan(J + K_aa), known, upper=False)
+    right_side = torch.cat([K_ab, (h + g_a)[..., None]], dim=-1)
+    root = torch.linalg.solve_triangular(cholesky_or_nan(J + K_aa), right_side, upper=False)
     across = root[..., :-1].mT @ root
     return K_bb - across[..., :-1], g_b - across[..., -1]
 
 
 def _moments(precision: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Covariance and mean of the Gaussian proportional to exp(-z' J z / 2 + h' z)."""
+    """Covariance and mean of the Gaussian proportional to exp(-z^T J z / 2 + h^T z)."""
     lower = cholesky_or_nan(precision)
     return torch.cholesky_inverse(lower), torch.cholesky_solve(shift[..., None], lower)[..., 0]
 

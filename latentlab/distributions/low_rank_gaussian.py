@@ -1,14 +1,14 @@
 r"""Gaussians whose covariance is of low rank plus a diagonal, $N(\mu, W W^T + \mathrm{diag}(\psi^2))$, with missing entries.
 
-With $r = x - \mu$ over the observed entries o, $M = I + W_o' \Psi_o^{-1} W_o$ and $\hat z = M^{-1} W_o' \Psi_o^{-1} r_o$
+With $r = x - \mu$ over the observed entries o, $M = I + W_o^T \Psi_o^{-1} W_o$ and $\hat z = M^{-1} W_o^T \Psi_o^{-1} r_o$
 (Woodbury identity and matrix determinant lemma),
 $$ \log p(x_o) = -\tfrac12 \left[ |o| \log 2\pi + \log|\Psi_o| + \log|M|
-   + (r_o - W_o \hat z)' \Psi_o^{-1} (r_o - W_o \hat z) + \hat z' \hat z \right], $$
+   + (r_o - W_o \hat z)^T \Psi_o^{-1} (r_o - W_o \hat z) + \hat z^T \hat z \right], $$
 and $z \mid x_o \sim N(\hat z, M^{-1})$. No matrix of size feature x feature is computed. The quadratic form is a sum of squares,
 which avoids cancellation if the noise is small.
 
 The sum over N units needs few such forms. Units with the same observed entries have the same M. For n such units with d observed
-entries, let $X - 1 \bar x' = QR$ be the QR decomposition. The d rows of R and $\sqrt n (\bar x - \mu)$ have the same sum of any
+entries, let $X - 1 \bar x^T = QR$ be the QR decomposition. The d rows of R and $\sqrt n (\bar x - \mu)$ have the same sum of any
 quadratic form as the n residuals. They replace the units if n > d + 1.
 """
 
@@ -95,14 +95,14 @@ class LowRankGaussian(TorchDistribution):
 
     def log_prob_sum(self, value: torch.Tensor) -> torch.Tensor:
         """Compute `log_prob(value).sum()` by pattern of missing entries; the time does not grow with the units of a pattern."""
-        few = _summary(value, self.observed)
-        lower = self._factor(few.patterns)
-        residual = (few.rows - few.share * self.loc) * few.weight
-        if few.observed is not None:
-            residual = torch.where(few.observed, residual, 0.0)
-        quadratic, _ = self._quadratic(residual, lower if few.pattern is None else lower[few.pattern], few.observed)
-        constants = (few.n_observed * (math.log(2 * math.pi) + 2 * torch.log(self.scale))).sum()
-        return -0.5 * (constants + (few.n_units * _log_det(lower)).sum() + quadratic.sum())
+        summary = _summary(value, self.observed)
+        lower = self._factor(summary.patterns)
+        residual = (summary.rows - summary.share * self.loc) * summary.weight
+        if summary.observed is not None:
+            residual = torch.where(summary.observed, residual, 0.0)
+        quadratic, _ = self._quadratic(residual, lower if summary.pattern is None else lower[summary.pattern], summary.observed)
+        constants = (summary.n_observed * (math.log(2 * math.pi) + 2 * torch.log(self.scale))).sum()
+        return -0.5 * (constants + (summary.n_units * _log_det(lower)).sum() + quadratic.sum())
 
     def conditional(self, value: torch.Tensor) -> MultivariateNormal:
         """Return the distribution of z given the observed entries of `value`, with batch `(unit,)` and event `(latent,)`."""
@@ -130,10 +130,10 @@ def multivariate_normal(loc: torch.Tensor, scale_tril: torch.Tensor) -> Multivar
         >>> multivariate_normal(torch.zeros(5, 2), torch.eye(2)).sample((3,)).shape
         torch.Size([3, 5, 2])
     """
-    made = _MultivariateNormal.__new__(_MultivariateNormal)
-    made.loc, made._unbroadcasted_scale_tril = loc, scale_tril
-    torch.distributions.Distribution.__init__(made, loc.shape[:-1], loc.shape[-1:], validate_args=False)
-    return made
+    result = _MultivariateNormal.__new__(_MultivariateNormal)
+    result.loc, result._unbroadcasted_scale_tril = loc, scale_tril
+    torch.distributions.Distribution.__init__(result, loc.shape[:-1], loc.shape[-1:], validate_args=False)
+    return result
 
 
 @dataclass(frozen=True)
@@ -167,10 +167,10 @@ _SUMMARIES = WeakIdKeyDictionary()
 
 def _summary(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:
     """Return the cached summary of x `(unit, feature)`; units without observed entries are omitted."""
-    known = _SUMMARIES.get(x)
-    if known is None or known[0] is not observed:
-        known = _SUMMARIES[x] = (observed, _summarised(x, observed))
-    return known[1]
+    cached = _SUMMARIES.get(x)
+    if cached is None or cached[0] is not observed:
+        cached = _SUMMARIES[x] = (observed, _summarised(x, observed))
+    return cached[1]
 
 
 def _summarised(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:
@@ -181,16 +181,16 @@ def _summarised(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:
     codes, pattern, counts = np.unique(np.packbits(seen[units], axis=1), axis=0, return_inverse=True, return_counts=True)
     patterns = np.unpackbits(codes, axis=1, count=values.shape[1]).astype(bool)
     pattern = pattern.reshape(-1)
-    many = counts > patterns.sum(1) + 1
+    compressed = counts > patterns.sum(1) + 1
     order, first = np.argsort(pattern, kind="stable"), np.cumsum(counts) - counts
-    single = order[~many[pattern[order]]]
+    single = order[~compressed[pattern[order]]]
     parts = [(values[units[single]], np.ones(len(single)), np.ones(len(single)), pattern[single])]
-    for number in np.flatnonzero(many):
-        own = values[units[order[first[number] : first[number] + counts[number]]]]
+    for number in np.flatnonzero(compressed):
+        group = values[units[order[first[number] : first[number] + counts[number]]]]
         where = np.flatnonzero(patterns[number])
-        mean = own.mean(0)
+        mean = group.mean(0)
         rows = np.zeros((len(where) + 1, values.shape[1]))
-        rows[:-1, where] = np.linalg.qr((own - mean)[:, where], mode="r")
+        rows[:-1, where] = np.linalg.qr((group - mean)[:, where], mode="r")
         rows[-1] = mean
         last = np.r_[np.zeros(len(where)), 1.0]
         parts.append((rows, last, np.where(last, np.sqrt(counts[number]), 1.0), np.full(len(rows), number)))
@@ -199,8 +199,8 @@ def _summarised(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:
     own_pattern = len(patterns) == len(numbers) and bool((numbers == np.arange(len(numbers))).all())
 
     def tensor(array: np.ndarray) -> torch.Tensor:
-        made = torch.from_numpy(np.ascontiguousarray(array))
-        return made.to(x.device, x.dtype) if made.is_floating_point() else made.to(x.device)
+        result = torch.from_numpy(np.ascontiguousarray(array))
+        return result.to(x.device, x.dtype) if result.is_floating_point() else result.to(x.device)
 
     return _Summary(
         tensor(rows),
@@ -236,8 +236,8 @@ def _cholesky_solve(b: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
     """Solve for rows of b `(row, n)` with the matrix of the Cholesky factor, or with one matrix per row."""
     n = lower.shape[-1]
     if n > UNROLLED:
-        own = lower.dim() > 2
-        return torch.cholesky_solve(b[..., None], lower)[..., 0] if own else torch.cholesky_solve(b.mT, lower).mT
+        per_row = lower.dim() > 2
+        return torch.cholesky_solve(b[..., None], lower)[..., 0] if per_row else torch.cholesky_solve(b.mT, lower).mT
     entries = [row.unbind(-1) for row in lower.unbind(-2)]
     inverse = [1 / row[j] for j, row in enumerate(entries)]
     y: list[torch.Tensor] = []

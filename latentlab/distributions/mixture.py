@@ -75,7 +75,7 @@ class Mixture(TorchDistribution):
         """Compute `log_prob(value).sum()`, by a compiled kernel with one pass over the data if possible."""
         components = self.components
         complete = self.observed is None and value.dim() == 2
-        if isinstance(components, GaussianComponents) and complete and kernels.serves(components.mu, value):
+        if isinstance(components, GaussianComponents) and complete and kernels.available_for(components.mu, value):
             return _by_kernel(self.log_weights, components.mu, components.factor(), value.mT.contiguous())
         return self.log_prob(value).sum()
 

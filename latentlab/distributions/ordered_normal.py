@@ -67,6 +67,6 @@ class OrderedNormal(TorchDistribution):
         if len(tuple(sample_shape)):
             return torch.stack([self.sample(tuple(sample_shape)[1:]) for _ in range(sample_shape[0])])
         while True:
-            drawn = self.loc + self.scale * torch.randn(self.loc.shape, dtype=self.loc.dtype)
-            if bool(increasing.check(drawn)):
-                return drawn
+            draw = self.loc + self.scale * torch.randn(self.loc.shape, dtype=self.loc.dtype)
+            if bool(increasing.check(draw)):
+                return draw

@@ -28,17 +28,17 @@ class ToSimplex(StickBreakingTransform):
     """
 
     def _call(self, x: torch.Tensor) -> torch.Tensor:
-        taken, left = _shares(x)
-        return torch.exp((pad(taken, [0, 1]) + _before(left)).clamp(min=math.log(torch.finfo(x.dtype).tiny)))
+        log_share, log_remaining = _shares(x)
+        return torch.exp((pad(log_share, [0, 1]) + _before(log_remaining)).clamp(min=math.log(torch.finfo(x.dtype).tiny)))
 
     def _inverse(self, y: torch.Tensor) -> torch.Tensor:
         after = y.flip(-1).cumsum(-1).flip(-1)[..., 1:]  # summed from the last, usually small, entries
-        own, rest = (part.clamp(min=torch.finfo(y.dtype).tiny).log() for part in (y[..., :-1], after))
-        return own - rest + _offset(after)
+        entries, rest = (part.clamp(min=torch.finfo(y.dtype).tiny).log() for part in (y[..., :-1], after))
+        return entries - rest + _offset(after)
 
     def log_abs_det_jacobian(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        taken, left = _shares(x)
-        return (taken + _before(left)[..., :-1] + left).sum(-1)
+        log_share, log_remaining = _shares(x)
+        return (log_share + _before(log_remaining)[..., :-1] + log_remaining).sum(-1)
 
 
 def transform_of(support: Any) -> Transform:
@@ -58,14 +58,14 @@ def _offset(x: torch.Tensor) -> torch.Tensor:
 def _shares(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Logs log v and log(1 - v)."""
     a = x - _offset(x)
-    taken = logsigmoid(a)
-    return taken, taken - a
+    log_share = logsigmoid(a)
+    return log_share, log_share - a
 
 
-def _before(left: torch.Tensor) -> torch.Tensor:
+def _before(log_remaining: torch.Tensor) -> torch.Tensor:
     """Sums of the entries before each part, `(..., K)`, from entries `(..., K - 1)`."""
-    n = left.shape[-1]
+    n = log_remaining.shape[-1]
     if n > WIDE:
-        return pad(left.cumsum(-1), [1, 0])
-    triangle = torch.ones(n + 1, n, dtype=left.dtype, device=left.device).tril(-1)
-    return (left[..., None, :] * triangle).sum(-1)
+        return pad(log_remaining.cumsum(-1), [1, 0])
+    triangle = torch.ones(n + 1, n, dtype=log_remaining.dtype, device=log_remaining.device).tril(-1)
+    return (log_remaining[..., None, :] * triangle).sum(-1)

@@ -28,12 +28,12 @@ class StickBreaking(TorchDistribution):
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         after = value.flip(-1).cumsum(-1).flip(-1)[..., 1:]  # r_2, ..., r_K, summed from the last, usually small, weights
         before = torch.cat([torch.ones_like(after[..., :1]), after[..., :-1]], dim=-1)
-        left = torch.log(after) - torch.log(before)  # log(1 - v_k)
-        terms = torch.log(self.alpha) + (self.alpha - 1) * left - torch.log(before)
+        remaining = torch.log(after) - torch.log(before)  # log(1 - v_k)
+        terms = torch.log(self.alpha) + (self.alpha - 1) * remaining - torch.log(before)
         return terms.sum(-1)
 
     def sample(self, sample_shape: Any = ()) -> torch.Tensor:
         u = torch.rand(*sample_shape, self.n_components - 1, dtype=self.alpha.dtype)
-        left = torch.cumprod(u ** (1 / self.alpha), dim=-1)  # 1 - v_k is a uniform number to the power 1 / alpha
-        before = torch.cat([torch.ones_like(left[..., :1]), left], dim=-1)
-        return before - torch.cat([left, torch.zeros_like(left[..., :1])], dim=-1)
+        remaining = torch.cumprod(u ** (1 / self.alpha), dim=-1)  # 1 - v_k is a uniform number to the power 1 / alpha
+        before = torch.cat([torch.ones_like(remaining[..., :1]), remaining], dim=-1)
+        return before - torch.cat([remaining, torch.zeros_like(remaining[..., :1])], dim=-1)

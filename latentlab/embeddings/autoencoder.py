@@ -65,28 +65,28 @@ def autoencoder(  # one keyword for each user option
 
     n_units, n_features = x.shape
     if n_features < 2:
-        raise ConfigError("embedding 'autoencoder' needs at least 2 features; the data have 1: leave it out.")
-    because = f"there are {n_units} units of {n_features} features"
-    at_most("autoencoder", "n_latent", n_latent, min(n_features, n_units) - 1, because)
+        raise ConfigError("embedding 'autoencoder' needs at least 2 features; the data have 1. Leave out the embedding.")
+    reason = f"there are {n_units} units of {n_features} features"
+    at_most("autoencoder", "n_latent", n_latent, min(n_features, n_units) - 1, reason)
     centred = x - x.mean(axis=0)
     largest = np.abs(centred).max()
     scaled = centred / largest
     scaled /= np.sqrt((scaled**2).mean())
     with isolated(Seeds(seed)), one_thread(), torch.enable_grad():
         data = torch.from_numpy(scaled)
-        seen = data if hidden else torch.from_numpy(_whitened(scaled))
+        inputs = data if hidden else torch.from_numpy(_whitened(scaled))
         widths = [*hidden, n_latent]
-        encoder = _network([seen.shape[1], *widths], activation)
+        encoder = _network([inputs.shape[1], *widths], activation)
         decoder = _network([*widths[::-1], n_features], activation)
-        both = torch.nn.Sequential(encoder, decoder)
+        network = torch.nn.Sequential(encoder, decoder)
         if hidden:
-            _adam(both, data, n_epochs, batch_size, learning_rate)
+            _adam(network, data, n_epochs, batch_size, learning_rate)
         else:
-            _lbfgs(both, seen, data, notes)
+            _lbfgs(network, inputs, data, notes)
         with torch.no_grad():
-            code = encoder(seen).numpy()
+            code = encoder(inputs).numpy()
     if not np.isfinite(code).all():
-        raise InferenceError("embedding 'autoencoder': its code is not finite; take a smaller `learning_rate`.")
+        raise InferenceError("embedding 'autoencoder': the code is not finite; set a smaller `learning_rate`.")
     return code
 
 
@@ -106,29 +106,29 @@ def _network(widths: Sequence[int], activation: str) -> Any:
     return torch.nn.Sequential(*layers[:-1])
 
 
-def _adam(both: Any, data: Any, n_epochs: int, batch_size: int, learning_rate: float) -> None:
+def _adam(network: Any, data: Any, n_epochs: int, batch_size: int, learning_rate: float) -> None:
     import torch
 
-    optimizer = torch.optim.Adam(both.parameters(), lr=learning_rate)
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     for epoch in range(n_epochs):
         for batch in torch.randperm(len(data)).split(batch_size):
-            some = data[batch]
+            rows = data[batch]
             optimizer.zero_grad()
-            loss = ((both(some) - some) ** 2).sum(dim=1).mean()
+            loss = ((network(rows) - rows) ** 2).sum(dim=1).mean()
             if not torch.isfinite(loss):
                 raise InferenceError(
-                    f"embedding 'autoencoder': the error is {loss.item()} in epoch {epoch + 1} of {n_epochs}; "
-                    "take a smaller `learning_rate`."
+                    f"embedding 'autoencoder': the loss is {loss.item()} in epoch {epoch + 1} of {n_epochs}; "
+                    "set a smaller `learning_rate`."
                 )
             loss.backward()
             optimizer.step()
 
 
-def _lbfgs(both: Any, seen: Any, data: Any, notes: list[str]) -> None:
+def _lbfgs(network: Any, inputs: Any, data: Any, notes: list[str]) -> None:
     import torch
 
     optimizer = torch.optim.LBFGS(
-        both.parameters(),
+        network.parameters(),
         max_iter=MAX_ITER,
         max_eval=2 * MAX_ITER,
         tolerance_grad=TOLERANCE,
@@ -139,12 +139,12 @@ def _lbfgs(both: Any, seen: Any, data: Any, notes: list[str]) -> None:
 
     def closure() -> Any:
         optimizer.zero_grad()
-        loss = ((both(seen) - data) ** 2).sum(dim=1).mean()
+        loss = ((network(inputs) - data) ** 2).sum(dim=1).mean()
         loss.backward()
         return loss
 
     optimizer.step(closure)
     closure()
-    steepest = max(parameter.grad.abs().max().item() for parameter in both.parameters())
-    if not steepest <= math.sqrt(TOLERANCE):
-        notes.append(f"the linear autoencoder did not converge: a gradient of {steepest:.2g} is left")
+    largest = max(parameter.grad.abs().max().item() for parameter in network.parameters())
+    if not largest <= math.sqrt(TOLERANCE):
+        notes.append(f"the linear autoencoder did not converge; the largest gradient is {largest:.2g}")

@@ -10,7 +10,7 @@ import numpy as np
 from annotated_types import Ge
 
 from latentlab.embeddings.entry import all_pairs, at_most, clustering
-from latentlab.embeddings.manifold import neighbors, note_pieces
+from latentlab.embeddings.manifold import neighbors, note_components
 
 MAX_ITER = 10_000
 """Largest number of k-means steps; the algorithm stops when no unit changes its cluster."""
@@ -75,13 +75,13 @@ def spectral_clustering(
 
     distinct("spectral_clustering", x, n_latent)
     n_neighbors = neighbors("spectral_clustering", x, n_latent, n_neighbors, notes)
-    note_pieces(x, n_neighbors, notes)
-    near = kneighbors_graph(x, n_neighbors)
+    note_components(x, n_neighbors, notes)
+    graph = kneighbors_graph(x, n_neighbors)
     with _one_thread():
-        found = SpectralClustering(n_latent, affinity="precomputed", random_state=seed).fit(0.5 * (near + near.T))
+        found = SpectralClustering(n_latent, affinity="precomputed", random_state=seed).fit(0.5 * (graph + graph.T))
     labels = np.unique(found.labels_, return_inverse=True)[1]
     if labels.max() + 1 < n_latent:
-        notes.append(f"{labels.max() + 1} clusters were found where {n_latent} were asked for: the other columns are 0")
+        notes.append(f"only {labels.max() + 1} of {n_latent} requested clusters were found; the other columns are 0")
     return one_hot(labels, n_latent)
 
 

@@ -32,9 +32,9 @@ from latentlab.settings import checked
 
 N_SEEDS = 3
 """Default number of runs of an algorithm with random starts."""
-GIVEN = ("x", "matrix", "adjacency", "dataset", "n_latent", "seed", "notes")
+SUPPLIED = ("x", "matrix", "adjacency", "dataset", "n_latent", "seed", "notes")
 """Arguments of an entry that `embed` supplies; all others are the entry's options."""
-TIED = 1e-8
+TIE_TOLERANCE = 1e-8
 """Relative tolerance within which magnitudes tie with a column's largest, so that rounding does not choose the sign."""
 
 
@@ -79,7 +79,7 @@ def embed(
     if not isinstance(dataset, Dataset):
         getattr(dataset, "x", None)  # a `StoredDataset` raises its own error here
         raise DataError(
-            f'embedding {name!r} takes a Dataset, such as Dataset({{"x": x}}, dims={{"x": ("unit", "feature")}}); '
+            f'embedding {name!r}: `dataset` must be a Dataset, such as Dataset({{"x": x}}, dims={{"x": ("unit", "feature")}}); '
             f"got {type(dataset).__name__}."
         )
     common = inspect.signature(embed).parameters
@@ -89,17 +89,17 @@ def embed(
     )
     seeds, takes = Seeds(seed).child("embedding", name), inspect.signature(entry).parameters
     if n_seeds is not None and "seed" not in takes:
-        raise ConfigError(f"embedding {name!r} does not start at random; leave out `n_seeds` = {n_seeds}.")
+        raise ConfigError(f"embedding {name!r} has no random starts; leave out `n_seeds` = {n_seeds}.")
     notes: list[str] = []
-    given: dict[str, Any] = {"dataset": dataset, "n_latent": n_latent, "notes": notes}
+    supplied: dict[str, Any] = {"dataset": dataset, "n_latent": n_latent, "notes": notes}
     if "x" in takes:
-        given["x"] = _table(name, dataset, impute, notes)
+        supplied["x"] = _table(name, dataset, impute, notes)
     if "matrix" in takes:
-        given["matrix"] = _matrix(name, dataset)
+        supplied["matrix"] = _matrix(name, dataset)
     pair = [one.kind for one in dataset.index.values()] if "matrix" in takes else []
     if "adjacency" in takes:
-        given["adjacency"] = _adjacency(name, dataset, notes)
-    arguments = {key: value for key, value in given.items() if key in takes} | chosen
+        supplied["adjacency"] = _adjacency(name, dataset, notes)
+    arguments = {key: value for key, value in supplied.items() if key in takes} | chosen
     if "seed" in takes:
         runs = tuple(seeds.child(i).integer() for i in range(n_seeds or N_SEEDS))
         each = [_oriented(_run(name, entry, arguments | {"seed": run}, notes, pair)) for run in runs]
@@ -111,9 +111,10 @@ def embed(
         found = values.reindexed(units)
         extra = _extra(values, found)
         if extra:
-            rows = f"{len(extra)} of {_n_rows(values)} rows match" if len(extra) > 1 else f"1 of {_n_rows(values)} rows matches"
+            rows, do = f"{len(extra)} of {_n_rows(values)} rows", "do" if len(extra) > 1 else "does"
             notes.append(
-                f"{rows} no unit of the data and {'were' if len(extra) > 1 else 'was'} left out: {convert.listed(extra)}"
+                f"{rows} {do} not match any unit of the data, and "
+                f"{'were' if len(extra) > 1 else 'was'} removed: {convert.listed(extra)}"
             )
         return replace(found, label=label or values.label, options=chosen, notes=(*values.notes, *notes))
     values = values if runs else _oriented(values)
@@ -127,7 +128,7 @@ def embedding_options(name: str) -> dict[str, inspect.Parameter]:
         >>> sorted(embedding_options("isomap"))
         ['n_neighbors']
     """
-    return {k: p for k, p in inspect.signature(EMBEDDINGS.load(name)).parameters.items() if k not in GIVEN}
+    return {k: p for k, p in inspect.signature(EMBEDDINGS.load(name)).parameters.items() if k not in SUPPLIED}
 
 
 def _options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def _options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(unknown(f"option of the embedding {name!r}", option, {*valid, *common}))
     for option, parameter in valid.items():
         if parameter.default is inspect.Parameter.empty and option not in options:
-            raise ConfigError(f"embedding {name!r} needs the option `{option}`.")
+            raise ConfigError(f"embedding {name!r} requires the option `{option}`.")
     return {
         option: _typed(name, parameter, options[option]) if option in options else parameter.default
         for option, parameter in valid.items()
@@ -157,26 +158,26 @@ def _table(name: str, dataset: Dataset, impute: str, notes: list[str]) -> np.nda
     """Return the observed table `(unit, feature)`, with missing entries imputed."""
     x, dims = dataset.x, dataset.dims[dataset.observed]
     if len(dims) != 2 or dims[0] != "unit":
-        raise DataError(f"embedding {name!r} takes a table (unit, feature); {dataset.name} has dims ({', '.join(dims)}).")
+        raise DataError(f"embedding {name!r} requires a table (unit, feature); {dataset.name} has dims ({', '.join(dims)}).")
     if len(x) < 3:
         raise DataError(f"embedding {name!r} needs at least 3 units; {dataset.name} has {len(x)}.")
     missing = np.isnan(x)
     if missing.any() and impute == "error":
         columns = convert.listed(dataset.features[missing.any(axis=0)])
-        raise DataError(f"embedding {name!r}: {missing.sum()} entries are missing, in {columns}; `impute: mean` fills them in.")
+        raise DataError(f"embedding {name!r}: {missing.sum()} entries are missing, in {columns}; set `impute: mean`.")
     if missing.all(axis=0).any():
         columns = convert.listed(dataset.features[missing.all(axis=0)])
-        raise DataError(f"embedding {name!r}: nothing was observed of {columns}; leave it out.")
+        raise DataError(f"embedding {name!r}: no entries of {columns} were observed; leave out such columns.")
     if missing.any():
-        notes.append(f"{missing.sum()} missing entries ({missing.mean():.1%}) were put at their column's mean")
+        notes.append(f"{missing.sum()} missing entries ({missing.mean():.1%}) were imputed by the column mean")
         x = np.where(missing, np.nanmean(x, axis=0), x)
     if (x == x[0]).all():
-        raise DataError(f"embedding {name!r}: all {len(x)} units of {dataset.name} are the same: nothing varies.")
+        raise DataError(f"embedding {name!r}: all {len(x)} units of {dataset.name} are identical.")
     spread = float(np.ptp(x / 2, axis=0).max())
     if abs(math.frexp(spread)[1]) > RANGE:
         raise DataError(
-            f"embedding {name!r}: the largest range of a column of {dataset.name} is {2 * spread:.3g}, whose square float64 does "
-            "not hold: measure it in other units, or standardise the data (`standardize: true`)."
+            f"embedding {name!r}: the largest range of a column of {dataset.name} is {2 * spread:.3g}, and its square is "
+            "outside the range of float64. Use other units of measurement, or standardise the data (`standardize: true`)."
         )
     return np.array(x)
 
@@ -186,26 +187,26 @@ def _matrix(name: str, dataset: Dataset) -> Any:
     kinds = {one.kind for one in dataset.index.values()}
     if len(dataset.index) != 2 or len(kinds) != 2 or dataset.x.ndim != 1:
         raise DataError(
-            f"embedding {name!r} takes cells of two kinds of units, such as ratings of items by users; {dataset.name} is "
-            f"{_called(dataset)}."
+            f"embedding {name!r} requires two kinds of units, such as ratings of items by users; {dataset.name} is "
+            f"{_described(dataset)}."
         )
     return dataset.matrix(*dataset.index)
 
 
 def _adjacency(name: str, dataset: Dataset, notes: list[str]) -> Any:
-    """Return the sparse adjacency matrix of a graph; unobserved pairs count as not joined."""
+    """Return the sparse adjacency matrix of a graph; unobserved pairs count as unconnected."""
     if not is_graph(dataset.index):
-        raise DataError(f"embedding {name!r} takes a graph; {dataset.name} is {_called(dataset)}.")
+        raise DataError(f"embedding {name!r} requires a graph; {dataset.name} is {_described(dataset)}.")
     n = dataset.sizes[next(iter(dataset.kinds))]
     unknown_pairs = (n * (n - 1) if dataset.directed else n * (n - 1) // 2) - dataset.n_points
     if dataset.absent == "zero":
         unknown_pairs = int(np.isnan(dataset.x).sum())
     if unknown_pairs:
-        notes.append(f"{unknown_pairs} pairs of nodes are not known, and were taken as not joined")
+        notes.append(f"{unknown_pairs} unobserved pairs of nodes were treated as unconnected")
     return dataset.adjacency()
 
 
-def _called(dataset: Dataset) -> str:
+def _described(dataset: Dataset) -> str:
     if not dataset.index:
         return "a table"
     what = "a graph" if is_graph(dataset.index) else f"a list of {dataset.points}s"
@@ -215,23 +216,23 @@ def _called(dataset: Dataset) -> str:
 def _units(name: str, dataset: Dataset, values: Any) -> Any:
     """Names of the embedded units; a dict by kind if there is an array for each kind."""
     kinds = dataset.kinds
-    placed = values.kinds if isinstance(values, Embedding) else tuple(values) if isinstance(values, Mapping) else ()
-    if placed:
-        strange = next((kind for kind in placed if kind not in kinds), None)
-        if strange is not None:
-            raise DataError(f"embedding {name!r} places units of the kind {strange!r}; {dataset.name} is {_called(dataset)}.")
-        return {kind: kinds[kind] for kind in placed}
+    embedded = values.kinds if isinstance(values, Embedding) else tuple(values) if isinstance(values, Mapping) else ()
+    if embedded:
+        other = next((kind for kind in embedded if kind not in kinds), None)
+        if other is not None:
+            raise DataError(f"embedding {name!r} has units of the kind {other!r}, but {dataset.name} is {_described(dataset)}.")
+        return {kind: kinds[kind] for kind in embedded}
     if len(kinds) > 1:
         raise DataError(
-            f"embedding {name!r} has one array, and {dataset.name} is {_called(dataset)}: give an array for each kind that it "
-            "places."
+            f"embedding {name!r} has a single array, but {dataset.name} is {_described(dataset)}; return a dict with an array "
+            "for each embedded kind."
         )
     return next(iter(kinds.values()))
 
 
-def _extra(given: Embedding, found: Embedding) -> list[Any]:
+def _extra(original: Embedding, matched: Embedding) -> list[Any]:
     """Units of an embedding that were left out when it was matched with the units of the data."""
-    pairs = [(given.of(kind), found.of(kind)) for kind in given.kinds or ("",)]
+    pairs = [(original.of(kind), matched.of(kind)) for kind in original.kinds or ("",)]
     known = [set(of.units.astype(str).tolist()) for _, of in pairs]
     return [unit for (one, _), names in zip(pairs, known, strict=True) for unit in one.units.tolist() if str(unit) not in names]
 
@@ -253,33 +254,35 @@ def _run(name: str, entry: Any, arguments: dict[str, Any], notes: list[str], pai
     except LatentLabError:
         raise
     except MemoryError as error:
-        raise DataError(f"embedding {name!r} does not fit into memory; take fewer units.") from error
+        raise DataError(f"embedding {name!r} does not fit into memory; select fewer units.") from error
     except Exception as error:
-        said, known = " ".join(str(error).split()), isinstance(error, ValueError | ArithmeticError | RuntimeError)
-        why = said if said and known else ": ".join(filter(None, [type(error).__name__, said]))
-        raise InferenceError(f"embedding {name!r} failed: {why}") from error
+        text, is_common = " ".join(str(error).split()), isinstance(error, ValueError | ArithmeticError | RuntimeError)
+        reason = text if text and is_common else ": ".join(filter(None, [type(error).__name__, text]))
+        raise InferenceError(f"embedding {name!r} failed: {reason}") from error
     finally:
         np.random.set_state(state)
     # Other warnings concern how a library was called, not its result.
     notes += [" ".join(str(one.message).split()) for one in caught if one.category.__name__ == "ConvergenceWarning"]
     if pair and isinstance(result, tuple | list):
         if len(result) != 2:
-            raise InferenceError(f"embedding {name!r} must give a pair of arrays, of rows and of columns; got {len(result)}.")
+            raise InferenceError(
+                f"embedding {name!r} must return a pair of arrays, of rows and of columns; got {len(result)} arrays."
+            )
         result = dict(zip(pair, result, strict=True))
     arrays = [] if isinstance(result, Embedding) else list(result.values()) if isinstance(result, Mapping) else [result]
-    odd = next((one for one in arrays if np.ndim(one) != 2), None)
-    if odd is not None:
-        raise InferenceError(f"embedding {name!r} must give an array (unit, latent); got one of shape {np.shape(odd)}.")
+    invalid = next((one for one in arrays if np.ndim(one) != 2), None)
+    if invalid is not None:
+        raise InferenceError(f"embedding {name!r} must return an array (unit, latent); got shape {np.shape(invalid)}.")
     return result
 
 
 def _oriented(values: Any) -> Any:
     """Flip signs so that each column's entry of largest magnitude, over all kinds of units, is positive."""
     if isinstance(values, Mapping):
-        turned = _oriented(np.concatenate(list(values.values())))
+        oriented = _oriented(np.concatenate(list(values.values())))
         ends = np.cumsum([len(one) for one in values.values()])
-        return dict(zip(values, np.split(turned, ends[:-1]), strict=True))
+        return dict(zip(values, np.split(oriented, ends[:-1]), strict=True))
     values = np.asarray(values, dtype=np.float64)
     sizes = np.abs(values)
-    first = (sizes >= (1 - TIED) * sizes.max(axis=0)).argmax(axis=0)
+    first = (sizes >= (1 - TIE_TOLERANCE) * sizes.max(axis=0)).argmax(axis=0)
     return values * np.where(values[first, np.arange(values.shape[1])] < 0, -1.0, 1.0)

@@ -47,13 +47,13 @@ class Embedding:
     def __post_init__(self) -> None:
         for what, text in (("name", self.name), ("label", self.label or self.name)):
             if not isinstance(text, str) or not text.strip():
-                raise DataError(f"an embedding's {what} must be text; got {text!r}.")
+                raise DataError(f"`{what}` of an embedding must be nonempty text; got {text!r}.")
         label = self.label or self.name
         if isinstance(self.values, Mapping):
-            self._take_kinds(label)
+            self._set_kinds(label)
             return
-        given, units = _named(self.values, self.units, f"embedding {label!r}")
-        values = _values(given, f"embedding {label!r}")
+        raw, units = _named(self.values, self.units, f"embedding {label!r}")
+        values = _values(raw, f"embedding {label!r}")
         units = convert.names(np.arange(values.shape[-2]) if units is None else units, f"embedding {label!r}: `units`")
         _check_units(values, units, f"embedding {label!r}")
         n_runs = len(values) if values.ndim == 3 else 0
@@ -64,15 +64,18 @@ class Embedding:
         for attribute, value in {**checked, "notes": tuple(self.notes)}.items():
             object.__setattr__(self, attribute, value)
 
-    def _take_kinds(self, label: str) -> None:
+    def _set_kinds(self, label: str) -> None:
         """Check the array of each kind as an embedding, and that all have the same numbers of columns and runs."""
         units = {} if self.units is None else self.units
         if not self.values or not isinstance(units, Mapping) or not set(units) <= set(self.values):
             kinds = ", ".join(map(repr, self.values)) or "none"
             if not self.values:
-                raise DataError(f"embedding {label!r}: `values` has no array; give one for each kind of units that it places.")
+                raise DataError(
+                    f"embedding {label!r}: `values` is an empty dict; expected an array for each embedded kind of units."
+                )
             raise DataError(
-                f"embedding {label!r}: `units` must map the kinds of the values ({kinds}) to names; got {str(units)[:60]}."
+                f"embedding {label!r}: `units` must be a dict of names for the kinds of the values ({kinds}); "
+                f"got {str(units)[:60]}."
             )
         parts = {}
         for kind, array in self.values.items():
@@ -82,10 +85,12 @@ class Embedding:
                 raise DataError(f"kind {kind!r} of {error}") from error
         first, *others = parts.values()
         for part in others:
-            ours, theirs = ((*one.values.shape[:-2], one.values.shape[-1]) for one in (first, part))
-            if ours != theirs:
+            expected, actual = ((*one.values.shape[:-2], one.values.shape[-1]) for one in (first, part))
+            if expected != actual:
                 shapes = " and ".join(f"{one} {part.values.shape}" for one, part in parts.items())
-                raise DataError(f"embedding {label!r}: all kinds must have the same columns and runs; got the shapes {shapes}.")
+                raise DataError(
+                    f"embedding {label!r}: all kinds must have equal numbers of columns and runs; got the shapes {shapes}."
+                )
         found = {"values": {k: part.values for k, part in parts.items()}, "units": {k: part.units for k, part in parts.items()}}
         for attribute, value in {
             **found,
@@ -126,49 +131,49 @@ class Embedding:
             values, names = ({kind: getattr(part, n) for kind, part in parts.items()} for n in ("values", "units"))
             return replace(self, values=values, units=names)
         where = {name: i for i, name in enumerate(self.units.astype(str).tolist())}
-        wanted = convert.names(units, f"embedding {self.label!r}: the units asked for")
+        wanted = convert.names(units, f"embedding {self.label!r}: the requested units")
         names = wanted.astype(str).tolist()
         missing = [name for name in names if name not in where]
         if missing:
             raise DataError(
-                f"embedding {self.label!r} has no values for {len(missing)} of {len(names)} units: {convert.listed(missing)}; "
-                f"its own are called {convert.listed(list(where), 2)}."
+                f"embedding {self.label!r} has no values for {len(missing)} of {len(names)} units: {convert.listed(missing)}. "
+                f"The names of its units are {convert.listed(list(where), 2)}."
             )
         return replace(self, values=self.values[..., [where[name] for name in names], :], units=wanted)
 
 
-def _named(given: Any, units: Any, what: str) -> tuple[Any, Any]:
+def _named(raw: Any, units: Any, what: str) -> tuple[Any, Any]:
     """Separate values from the names of units; names in the values are used if `units` is None."""
-    dims = ("seed", "unit", "latent") if getattr(given, "ndim", 2) == 3 else ("unit", "latent")
-    values, own, _ = labelled.opened(given, dims, what)
-    if "unit" not in own:
-        if units is None and values is given:
-            raise DataError(f"{what}: `units` must name the units, in the order of the values.")
+    dims = ("seed", "unit", "latent") if getattr(raw, "ndim", 2) == 3 else ("unit", "latent")
+    values, names, _ = labelled.opened(raw, dims, what)
+    if "unit" not in names:
+        if units is None and values is raw:
+            raise DataError(f"{what}: `units` is missing; pass the names of the units, in the order of the values.")
         return values, units
     if units is None:
-        return values, own["unit"]
-    theirs = convert.names(units, f"{what}: `units`").astype(str).tolist()
-    if theirs != own["unit"].astype(str).tolist():
+        return values, names["unit"]
+    requested = convert.names(units, f"{what}: `units`").astype(str).tolist()
+    if requested != names["unit"].astype(str).tolist():
         raise DataError(
-            f"{what}: its values have units of their own, and `units` names others, or in another order: leave it out."
+            f"{what}: `units` differs from the names of units in the values, or has another order; leave out `units`."
         )
     return values, units
 
 
-def _values(given: Any, what: str) -> np.ndarray:
+def _values(values: Any, what: str) -> np.ndarray:
     """Convert values to a read-only float64 array of two or three dims."""
-    array = convert.as_array(given, ("unit", "latent"), what)
+    array = convert.as_array(values, ("unit", "latent"), what)
     if array.ndim not in (2, 3) or not array.size:
-        raise DataError(f"{what}: its values must have shape (unit, p) or (seed, unit, p); got {array.shape}.")
+        raise DataError(f"{what}: `values` must have shape (unit, p) or (seed, unit, p); got {array.shape}.")
     return convert.sealed(convert.numbers(array, ("seed", "unit", "latent")[-array.ndim :], {}, what))
 
 
 def _check_units(values: np.ndarray, units: np.ndarray, what: str) -> None:
     if len(units) != values.shape[-2]:
-        raise DataError(f"{what}: values of {values.shape[-2]} units, and names of {len(units)}.")
-    twice = convert.repeated(units.astype(str).tolist())
-    if twice is not None:
-        raise DataError(f"{what}: unit {twice!r} is there more than once.")
+        raise DataError(f"{what}: `values` has {values.shape[-2]} units, but `units` has {len(units)} names.")
+    duplicate = convert.first_duplicate(units.astype(str).tolist())
+    if duplicate is not None:
+        raise DataError(f"{what}: unit {duplicate!r} occurs more than once; give each unit a unique name.")
     bad = ~np.isfinite(values).all(axis=-1).reshape(-1, len(units)).all(axis=0)
     if bad.any():
         raise DataError(f"{what}: {bad.sum()} units have values that are not finite: {convert.listed(units[bad])}.")

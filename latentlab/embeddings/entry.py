@@ -29,7 +29,7 @@ def makes_clusters(name: str) -> bool:
     return bool(getattr(EMBEDDINGS.load(name), "clustering", False))
 
 
-def at_most(name: str, option: str, value: float, most: float, because: str) -> None:
+def at_most(name: str, option: str, value: float, most: float, reason: str) -> None:
     """Refuse an option that is too large for the data; the entry's signature declares its lower bound.
 
     Raises:
@@ -37,26 +37,27 @@ def at_most(name: str, option: str, value: float, most: float, because: str) -> 
     """
     if most < 1 and option == "n_latent":
         raise ConfigError(
-            f"embedding {name!r} has no column left to give ({because}); leave it out, or take more units or features."
+            f"embedding {name!r} cannot have even one column for these data ({reason}). "
+            "Leave it out, or use more units or features."
         )
     if value > most:
-        raise ConfigError(f"embedding {name!r}: `{option}` must be at most {round(most, 4)} ({because}); got {value}.")
+        raise ConfigError(f"embedding {name!r}: `{option}` must be at most {round(most, 4)} ({reason}); got {value}.")
 
 
 def at_most_by_data(
-    name: str, option: str, given: float | None, usual: float, most: float, because: str, notes: list[str]
+    name: str, option: str, value: float | None, default: float, most: float, reason: str, notes: list[str]
 ) -> Any:
     """Lower the default of an option if it is too large for the data, with a note, and refuse a given value that is.
 
     Raises:
         ConfigError: The given value is too large.
     """
-    if given is not None:
-        at_most(name, option, given, most, because)
-        return given
-    if most < usual:
-        notes.append(f"{option} {usual:g} was lowered to {most:g}, {because}")
-    return min(usual, most)
+    if value is not None:
+        at_most(name, option, value, most, reason)
+        return value
+    if most < default:
+        notes.append(f"{option} was lowered from {default:g} to {most:g} ({reason})")
+    return min(default, most)
 
 
 def all_pairs(name: str, n_units: int) -> None:
@@ -68,6 +69,6 @@ def all_pairs(name: str, n_units: int) -> None:
     needed, free = 8 * COPIES * n_units**2, Budget.of(None).n_bytes
     if needed > free:
         raise DataError(
-            f"embedding {name!r} works on all pairs of {n_units} units, which needs about {size(needed)} of memory; "
-            f"half of the free memory is {size(free)}. Take fewer units, or pca, tsne or umap."
+            f"embedding {name!r} uses all pairs of {n_units} units, which needs about {size(needed)} of memory; "
+            f"half of the free memory is {size(free)}. Select fewer units, or use pca, tsne or umap."
         )

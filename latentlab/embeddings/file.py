@@ -24,7 +24,9 @@ def file(path: str, *, unit: str | None = None, columns: list[str] | None = None
     dataset = read_table(path, columns=columns, unit=unit)
     if dataset.mask is not None:
         n_missing = int((~dataset.mask).sum())
-        raise DataError(f"embedding file {path}: {n_missing} values are missing or no number; an embedding has all of them.")
+        raise DataError(
+            f"embedding file {path}: {n_missing} values are missing or not numbers; an embedding requires all values."
+        )
     label = Path(path).stem
     if kind is not None:
         return Embedding("file", {kind: dataset.x}, {kind: dataset.units}, label=label)

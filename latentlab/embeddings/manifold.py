@@ -1,6 +1,6 @@
 r"""Embeddings of distances and of neighbour graphs, all without random starts.
 
-With D the distances between units and $H = I - 1 1'/n$, classical scaling uses the first eigenvectors of
+With D the distances between units and $H = I - 1 1^T / n$, classical scaling uses the first eigenvectors of
 $-\frac12 H D^{(2)} H$ (squares entry by entry), each times the square root of its eigenvalue. These are the positions whose inner
 products are closest to those implied by the distances. Isomap applies it to distances along a graph. The other graph methods
 minimise a quadratic form of the graph of nearest neighbours; the solutions are its last eigenvectors.
@@ -43,7 +43,7 @@ def isomap(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] |
     from sklearn.manifold import Isomap
 
     n_neighbors = neighbors("isomap", x, n_latent, n_neighbors, notes)
-    note_pieces(x, n_neighbors, notes)
+    note_components(x, n_neighbors, notes)
     all_pairs("isomap", len(x))
     return Isomap(n_components=n_latent, n_neighbors=n_neighbors, eigen_solver="dense").fit_transform(x)
 
@@ -53,7 +53,7 @@ def lle(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] | No
 
     Weights W, with rows that sum to 1, minimise $\sum_i |x_i - \sum_j W_{ij} x_j|^2$ over the nearest neighbours j of i (with a
     ridge of 0.001 times the trace of the local covariance). Positions minimise $\sum_i |y_i - \sum_j W_{ij} y_j|^2$ with
-    uncorrelated columns of mean 0 and variance 1. They are the last eigenvectors of $(I - W)'(I - W)$ except the constant one.
+    uncorrelated columns of mean 0 and variance 1. They are the last eigenvectors of $(I - W)^T (I - W)$ except the constant one.
 
     Args:
         x: Table `(unit, feature)`.
@@ -69,7 +69,7 @@ def lle(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] | No
 
     n_neighbors = neighbors("lle", x, n_latent, n_neighbors, notes)
     at_most("lle", "n_latent", n_latent, n_neighbors - 1, f"fewer than the {n_neighbors} neighbours")
-    note_pieces(x, n_neighbors, notes)
+    note_components(x, n_neighbors, notes)
     all_pairs("lle", len(x))
     fitted = LocallyLinearEmbedding(n_components=n_latent, n_neighbors=n_neighbors, eigen_solver="dense")
     return fitted.fit_transform(x) * np.sqrt(len(x))
@@ -78,7 +78,7 @@ def lle(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] | No
 def spectral(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] | None = None, notes: list[str]) -> np.ndarray:
     r"""Laplacian eigenmaps: the slowest modes of a random walk on the graph of nearest neighbours.
 
-    Positions minimise $\sum_{ij} A_{ij} |y_i - y_j|^2$ with $Y' \Delta Y = n I$. $A_{ij}$ is 1 if i and j are nearest neighbours
+    Positions minimise $\sum_{ij} A_{ij} |y_i - y_j|^2$ with $Y^T \Delta Y = n I$. $A_{ij}$ is 1 if i and j are nearest neighbours
     of each other, and 1/2 if only one is. The diagonal matrix $\Delta$ contains its row sums, scaled to mean 1. The positions are
     the last eigenvectors of $L y = \lambda \Delta y$, $L = \Delta - A$, except the constant one. It preserves neighbourhoods.
 
@@ -96,9 +96,9 @@ def spectral(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)]
     from sklearn.neighbors import kneighbors_graph
 
     n_neighbors = neighbors("spectral", x, n_latent, n_neighbors, notes)
-    note_pieces(x, n_neighbors, notes)
-    near = kneighbors_graph(x, n_neighbors)
-    weights = 0.5 * (near + near.T)
+    note_components(x, n_neighbors, notes)
+    graph = kneighbors_graph(x, n_neighbors)
+    weights = 0.5 * (graph + graph.T)
     modes = spectral_embedding(weights, n_components=n_latent, random_state=SEED)
     degrees = np.asarray(weights.sum(axis=0)).ravel()
     return modes / np.sqrt((degrees[:, None] * modes**2).sum(axis=0) / degrees.sum())
@@ -140,18 +140,18 @@ def mds(
         distances, init=start, n_init=1, max_iter=max_iter, eps=STRESS_TOLERANCE, normalized_stress=False, return_n_iter=True
     )
     if n_steps >= max_iter:
-        notes.append(f"majorisation was stopped after {max_iter} steps, before the stress settled")
+        notes.append(f"majorisation stopped after {max_iter} steps, before the stress converged")
     return found
 
 
-def note_pieces(x: np.ndarray, n_neighbors: int, notes: list[str]) -> None:
+def note_components(x: np.ndarray, n_neighbors: int, notes: list[str]) -> None:
     """Append a note if the graph of nearest neighbours (without the unit itself) is not connected."""
     from scipy.sparse.csgraph import connected_components
     from sklearn.neighbors import kneighbors_graph
 
     n = connected_components(kneighbors_graph(x, n_neighbors), directed=False)[0]
     if n > 1:
-        notes.append(f"the graph of {n_neighbors} nearest neighbours is in {n} pieces")
+        notes.append(f"the graph of {n_neighbors} nearest neighbours has {n} connected components")
 
 
 def _classical(distances: np.ndarray, n_latent: int) -> np.ndarray:
@@ -163,10 +163,10 @@ def _classical(distances: np.ndarray, n_latent: int) -> np.ndarray:
     return (vectors * np.sqrt(np.maximum(values, 0.0)))[:, ::-1]
 
 
-def neighbors(name: str, x: np.ndarray, n_latent: int, given: int | None, notes: list[str]) -> int:
+def neighbors(name: str, x: np.ndarray, n_latent: int, requested: int | None, notes: list[str]) -> int:
     """Return the checked number of neighbours of each unit, without the unit itself."""
     n_units = len(x)
-    because = f"fewer than the {n_units} units"
-    found = int(at_most_by_data(name, "n_neighbors", given, N_NEIGHBORS, n_units - 1, because, notes))
-    at_most(name, "n_latent", n_latent, n_units - 2, f"{because}, less one")
-    return found
+    reason = f"fewer than the {n_units} units"
+    n_neighbors = int(at_most_by_data(name, "n_neighbors", requested, N_NEIGHBORS, n_units - 1, reason, notes))
+    at_most(name, "n_latent", n_latent, n_units - 2, f"at least 2 fewer than the {n_units} units")
+    return n_neighbors

@@ -8,7 +8,7 @@ import numpy as np
 from annotated_types import Ge, Le
 
 from latentlab.embeddings.entry import at_most, at_most_by_data
-from latentlab.embeddings.manifold import note_pieces
+from latentlab.embeddings.manifold import note_components
 from latentlab.errors import ConfigError, MissingDependencyError
 
 PERPLEXITY = 30.0
@@ -60,7 +60,13 @@ def tsne(
     except ImportError as error:
         raise MissingDependencyError("embedding 'tsne'", "openTSNE", "embed") from error
 
-    at_most("tsne", "n_latent", n_latent, min(2, x.shape[1]), f"of {x.shape[1]} features openTSNE makes no more")
+    at_most(
+        "tsne",
+        "n_latent",
+        n_latent,
+        min(2, x.shape[1]),
+        f"openTSNE supports at most 2 columns, and not more than the {x.shape[1]} features",
+    )
     fitted = openTSNE.TSNE(
         n_components=n_latent,
         perplexity=_perplexity(perplexity, len(x), notes),
@@ -110,10 +116,10 @@ def umap(
     except ImportError as error:
         raise MissingDependencyError("embedding 'umap'", "umap-learn", "embed") from error
 
-    because = f"fewer than the {len(x)} units"
-    n_neighbors = int(at_most_by_data("umap", "n_neighbors", n_neighbors, N_NEIGHBORS, len(x) - 1, because, notes))
-    at_most("umap", "n_latent", n_latent, len(x) - 2, f"fewer than the {len(x)} units, less one")
-    note_pieces(x, n_neighbors - 1, notes)
+    reason = f"fewer than the {len(x)} units"
+    n_neighbors = int(at_most_by_data("umap", "n_neighbors", n_neighbors, N_NEIGHBORS, len(x) - 1, reason, notes))
+    at_most("umap", "n_latent", n_latent, len(x) - 2, f"at least 2 fewer than the {len(x)} units")
+    note_components(x, n_neighbors - 1, notes)
     settings: dict[str, Any] = {"n_neighbors": n_neighbors, "min_dist": min_dist, "n_epochs": n_epochs}
     if len(x) < ALL_PAIRS:
         settings["precomputed_knn"] = _nearest(x, n_neighbors)
@@ -153,8 +159,8 @@ def _perplexity(perplexity: float | None, n_units: int, notes: list[str]) -> flo
     most = (n_units - 1) / 3
     if most < 1:
         raise ConfigError(f"embedding 'tsne' needs at least 4 units; got {n_units}.")
-    because = f"a third of the other {n_units - 1} units"
-    return float(at_most_by_data("tsne", "perplexity", perplexity, PERPLEXITY, most, because, notes))
+    reason = f"a third of the other {n_units - 1} units"
+    return float(at_most_by_data("tsne", "perplexity", perplexity, PERPLEXITY, most, reason, notes))
 
 
 def _start(x: np.ndarray, n_latent: int, rng: np.random.Generator, initialization: str) -> np.ndarray:

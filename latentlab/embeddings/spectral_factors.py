@@ -15,7 +15,7 @@ DENSE = 2000
 def truncated_svd(matrix: Any, n_latent: int, *, center: bool = True, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     r"""Truncated singular value decomposition of a matrix of ratings.
 
-    Let $R - \bar r = A S B'$, with unobserved cells set to 0 after the mean of the observed ones is subtracted. Users (the rows
+    Let $R - \bar r = A S B^T$, with unobserved cells set to 0 after the mean of the observed ones is subtracted. Users (the rows
     of R) are at the rows of $A_q S_q^{1/2}$, and items (its columns) at the rows of $B_q S_q^{1/2}$. Their inner products are the
     best rank-q approximation of that matrix. Setting unobserved cells to the mean shrinks positions with few observations
     towards 0.
@@ -34,10 +34,10 @@ def truncated_svd(matrix: Any, n_latent: int, *, center: bool = True, notes: lis
     centred = scipy.sparse.csr_array(matrix, copy=True)
     centred.data = centred.data - (centred.data.mean() if center else 0.0)
     if not np.abs(centred.data).max() > 0:
-        raise DataError("embedding 'truncated_svd': all ratings are the same: nothing varies.")
+        raise DataError("embedding 'truncated_svd': all ratings are equal.")
     unobserved = n * m - centred.nnz
     if unobserved:
-        notes.append(f"{unobserved} of {n * m} cells were not observed and were put at the mean")
+        notes.append(f"{unobserved} of {n * m} cells were unobserved and were set to {'the mean' if center else '0'}")
     if min(n, m) <= DENSE:
         u, s, vt = np.linalg.svd(centred.toarray(), full_matrices=False)
     else:
@@ -52,7 +52,7 @@ def truncated_svd(matrix: Any, n_latent: int, *, center: bool = True, notes: lis
 def adjacency_spectral(adjacency: Any, n_latent: int, *, notes: list[str]) -> np.ndarray:
     r"""Adjacency spectral embedding of an undirected graph.
 
-    Let $A = X \Lambda X'$ be the adjacency matrix and $\Lambda_q$ its q eigenvalues of largest magnitude. Nodes are the rows of
+    Let $A = X \Lambda X^T$ be the adjacency matrix and $\Lambda_q$ its q eigenvalues of largest magnitude. Nodes are the rows of
     $X_q |\Lambda_q|^{1/2}$. If these eigenvalues are positive, inner products of nodes are the best rank-q approximation of A,
     which estimates the edge probabilities of a random dot product graph.
 
@@ -68,9 +68,11 @@ def adjacency_spectral(adjacency: Any, n_latent: int, *, notes: list[str]) -> np
     n = adjacency.shape[0]
     at_most("adjacency_spectral", "n_latent", n_latent, n - 1, f"fewer than the {n} nodes")
     if not adjacency.nnz:
-        raise DataError("embedding 'adjacency_spectral': the graph has no edge: nothing varies.")
+        raise DataError("embedding 'adjacency_spectral': the graph has no edges.")
     if abs(adjacency - adjacency.T).max() > 0:
-        raise DataError("embedding 'adjacency_spectral': the graph has directions, and its matrix is not symmetric.")
+        raise DataError(
+            "embedding 'adjacency_spectral': the graph is directed; expected an undirected graph, whose matrix is symmetric."
+        )
     if n <= DENSE:
         values, vectors = np.linalg.eigh(adjacency.toarray())
     else:
@@ -80,5 +82,8 @@ def adjacency_spectral(adjacency: Any, n_latent: int, *, notes: list[str]) -> np
     order = np.argsort(-np.abs(values), kind="stable")[:n_latent]
     negative = int((values[order] < 0).sum())
     if negative:
-        notes.append(f"{negative} of the {n_latent} leading eigenvalues are negative: nodes are joined to unlike ones")
+        notes.append(
+            f"{negative} of the {n_latent} leading eigenvalues {'is' if negative == 1 else 'are'} negative, "
+            "because edges connect dissimilar nodes"
+        )
     return np.asarray(vectors[:, order] * np.sqrt(np.abs(values[order])))

@@ -36,8 +36,8 @@ def window_pca(x: np.ndarray, dataset: Dataset, n_latent: int, *, window: Annota
     """
     rows = _windows("window_pca", x, dataset, window)
     n_units, n_entries = rows.shape
-    because = f"there are {n_units} units and windows of {n_entries} entries"
-    at_most("window_pca", "n_latent", n_latent, min(n_units, n_entries) - 1, because)
+    reason = f"there are {n_units} units and windows of {n_entries} entries"
+    at_most("window_pca", "n_latent", n_latent, min(n_units, n_entries) - 1, reason)
     return pca(rows, n_latent)
 
 

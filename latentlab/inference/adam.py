@@ -51,9 +51,9 @@ def with_slopes(losses: Callable[..., torch.Tensor]) -> Step:
     @torch.enable_grad()
     def both(vectors: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, ...]:
         leaf = vectors.detach().requires_grad_()
-        found = losses(leaf, *rest)
-        (slopes,) = torch.autograd.grad(found.sum(), leaf)
-        return found.detach(), slopes
+        values = losses(leaf, *rest)
+        (slopes,) = torch.autograd.grad(values.sum(), leaf)
+        return values.detach(), slopes
 
     return both
 
@@ -71,14 +71,14 @@ def whole_step(losses: Callable[..., torch.Tensor], shapes: Shapes, rates: Seque
     slopes_of = with_slopes(losses)
 
     def step(vectors: torch.Tensor, m: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, *rest: torch.Tensor) -> Any:
-        found, slopes = slopes_of(vectors, *rest)
+        values, slopes = slopes_of(vectors, *rest)
         m = BETA_1 * m + (1 - BETA_1) * slopes
         v = BETA_2 * v + (1 - BETA_2) * slopes * slopes
         rate = scale[0]
         if set(rates) != {1.0}:
-            own = [torch.full((shape.numel(),), r, dtype=vectors.dtype) for shape, r in zip(shapes, rates, strict=True)]
-            rate = rate * torch.cat(own)
-        return found, slopes.sum(1), vectors - rate * m / (torch.sqrt(v) * scale[1] + EPSILON), m, v
+            multiples = [torch.full((shape.numel(),), r, dtype=vectors.dtype) for shape, r in zip(shapes, rates, strict=True)]
+            rate = rate * torch.cat(multiples)
+        return values, slopes.sum(1), vectors - rate * m / (torch.sqrt(v) * scale[1] + EPSILON), m, v
 
     return step
 
@@ -182,8 +182,8 @@ class Adam:
         sites: Callable[[int, torch.Tensor], list[str]],
         watch: Callable[[torch.Tensor], float] | None = None,
         patient_from: int = 0,
-        under_way: Descent | None = None,
-        keep: Callable[[Descent], object] | None = None,
+        resumed: Descent | None = None,
+        save: Callable[[Descent], object] | None = None,
     ) -> tuple[torch.Tensor, list[np.ndarray]]:
         """Run the steps; return the final parameters `(fit, size)` and the losses of each fit.
 
@@ -195,20 +195,20 @@ class Adam:
             sites: Sites that are not finite in the n-th fit, given its vector.
             watch: Loss evaluated every `EVERY` steps; the parameters at its least value are the result. For a single fit.
             patient_from: With `watch`, first step from which `patience` counts.
-            under_way: State to resume from, instead of `vectors`.
-            keep: Called with the state after each step.
+            resumed: State to resume from, instead of `vectors`.
+            save: Called with the state after each step.
 
         Raises:
             InferenceError: A loss or gradient is not finite; names the fit, the step and the sites.
         """
         zeros, losses = torch.zeros_like(vectors), np.full((self.n_steps, len(numbers)), np.nan)
-        now = under_way or Descent(0, vectors, zeros, zeros, losses, {}, math.inf, 0, vectors)
-        now = now.to(self.device)
-        vectors, m, v, history, stopped = now.vectors, now.m, now.v, now.losses, dict(now.stopped)
-        least, at, best, ended = now.least, now.at, now.best, self.n_steps
+        state = resumed or Descent(0, vectors, zeros, zeros, losses, {}, math.inf, 0, vectors)
+        state = state.to(self.device)
+        vectors, m, v, history, stopped = state.vectors, state.m, state.v, state.losses, dict(state.stopped)
+        least, at, best, n_run = state.least, state.at, state.best, self.n_steps
         bar = tqdm(
-            range(now.n_done, self.n_steps),
-            initial=now.n_done,
+            range(state.n_done, self.n_steps),
+            initial=state.n_done,
             total=self.n_steps,
             desc=self.title,
             disable=None if self.progress else True,
@@ -224,30 +224,30 @@ class Adam:
                 self._check(i, history, sums, after[1].cpu(), vectors.cpu(), numbers, sites, stopped)
             vectors, m, v = after
             if i % EVERY == 0:
-                lately = history[max(0, i - EVERY) : i + 1].mean(0)
-                bar.set_postfix(elbo=", ".join(f"{-loss:.2f}" for loss in lately[:4]), refresh=False)
+                recent = history[max(0, i - EVERY) : i + 1].mean(0)
+                bar.set_postfix(elbo=", ".join(f"{-loss:.2f}" for loss in recent[:4]), refresh=False)
             if watch is None:
                 for k in range(len(numbers)):
                     if self.patience and k not in stopped and stalled(history[: i + 1, k], self.patience):
                         stopped[k] = (i + 1, vectors[k])
             elif (i + 1) % EVERY == 0 or i + 1 == self.n_steps:
-                seen = watch(vectors[0].cpu())
-                if seen < least:
-                    least, at, best = seen, i, vectors
+                watched_loss = watch(vectors[0].cpu())
+                if watched_loss < least:
+                    least, at, best = watched_loss, i, vectors
                 if self.patience and i - max(at, patient_from) >= self.patience:
-                    ended = i + 1
-            over = ended == i + 1 or len(stopped) == len(numbers)
-            self._tell(i + 1, history, numbers, early=over and i + 1 < self.n_steps)
-            if over:
+                    n_run = i + 1
+            finished = n_run == i + 1 or len(stopped) == len(numbers)
+            self._log_progress(i + 1, history, numbers, early=finished and i + 1 < self.n_steps)
+            if finished:
                 break
-            if keep is not None:
-                keep(Descent(i + 1, vectors, m, v, history, dict(stopped), least, at, best))
+            if save is not None:
+                save(Descent(i + 1, vectors, m, v, history, dict(stopped), least, at, best))
         if watch is not None:
             vectors = best
-        each = [stopped.get(k, (ended, vectors[k])) for k in range(len(numbers))]
+        each = [stopped.get(k, (n_run, vectors[k])) for k in range(len(numbers))]
         return torch.stack([end for _, end in each]).cpu(), [history[:n, k] for k, (n, _) in enumerate(each)]
 
-    def _tell(self, n_done: int, history: np.ndarray, numbers: Sequence[int], *, early: bool) -> None:
+    def _log_progress(self, n_done: int, history: np.ndarray, numbers: Sequence[int], *, early: bool) -> None:
         """Write the mean ELBO of each fit to the log at every tenth of all steps, and at an early end."""
         total, done = self.total or self.n_steps, self.before + n_done
         if self.log is None or not (early or done * 10 // total > (done - 1) * 10 // total):
@@ -266,7 +266,7 @@ class Adam:
         sites: Callable[[int, torch.Tensor], list[str]],
         stopped: Mapping[int, object],
     ) -> None:
-        """Refuse a fit whose loss or gradient is not finite.
+        """Raise an error if the loss or the gradient of a fit is not finite.
 
         The sum of a finite gradient can overflow. The running mean `m` is therefore checked too: it is not finite either, if an
         entry of the gradient is not.
@@ -275,12 +275,12 @@ class Adam:
             finite = math.isfinite(history[step, k]) and (math.isfinite(sums[k]) or bool(torch.isfinite(m[k]).all()))
             if k in stopped or finite:
                 continue
-            found = ", ".join(sites(k, vectors[k]))
+            sites_text = ", ".join(sites(k, vectors[k]))
             raise InferenceError(
-                f"SVI, restart {number}, step {step}: loss {history[step, k]:.4g} or its gradient is not finite"
-                f"{'; not finite: ' + found if found else ''}; last finite losses "
+                f"SVI, restart {number}, step {step}: the loss ({history[step, k]:.4g}) or its gradient is not finite"
+                f"{'; not finite: ' + sites_text if sites_text else ''}; last losses: "
                 f"{[round(float(v), 3) for v in history[max(0, step - 3) : step, k]]}; "
-                f"try a learning_rate below {self.learning_rate:g} or standardised data."
+                f"use a learning_rate below {self.learning_rate:g}, or standardise the data."
             )
 
 

@@ -21,10 +21,10 @@ from latentlab.inference.adam import Adam, Descent, pack, unpack, whole_step, wi
 from latentlab.inference.batches import batches, log_prob_of_draws
 from latentlab.inference.capture import capture, mean_size
 from latentlab.inference.density import Density
-from latentlab.inference.draws import Problem, UnderWay, finished, kept
+from latentlab.inference.draws import Checkpointer, Problem, from_checkpoint, read_checkpoint
 from latentlab.inference.guides import GUIDES, Frame, FullRank, GaussianGuide, MeanField
 from latentlab.inference.lift import over_draws
-from latentlab.inference.nuts import SAVED_EVERY
+from latentlab.inference.nuts import CHECKPOINT_SECONDS
 from latentlab.inference.start import non_finite_sites, start
 from latentlab.models.base import NOTHING
 from latentlab.seeds import double, isolated
@@ -33,7 +33,7 @@ N_CURVATURES = 8
 """Number of draws at which the gradient is evaluated, and the curvature too if there are few coordinates."""
 N_DIRECTIONS = 400
 """Largest number of coordinates times pairs of draws for the curvature: in many coordinates one pair is near the mean."""
-SETTLED = 0.1
+NEWTON_GAIN = 0.1
 """Predicted gain of a Newton step, in nats, below which the curvature is not computed again."""
 N_NEWTON = 4
 STEP = 1e-5
@@ -41,9 +41,9 @@ STEP = 1e-5
 LEAST_CURVATURE = 1e-4
 SMALL = 2000
 """Mean number of entries of an operation's result below which the restarts are run in one batch."""
-MOST_TOGETHER = 64
+MAX_BATCHED = 64
 """Largest number of restarts in one batch."""
-MORE_BATCHES = 3
+EXTRA_BATCHES = 3
 """Number of batches beyond one for each step: an example for each guide, and one for the curvature."""
 
 
@@ -71,7 +71,7 @@ class Settings(Protocol):
 
 
 class _Restart:
-    """A guide with its own noise and minibatches, so that a restart's result does not depend on the other restarts."""
+    """A guide with separate noise and minibatches, so that a restart's result does not depend on the other restarts."""
 
     def __init__(self, problem: Problem, settings: Settings, number: int) -> None:
         self.number = number
@@ -89,7 +89,7 @@ class _Restart:
 
     def _batches(self, problem: Problem, settings: Settings) -> Iterator[tuple[torch.Tensor, ...]]:
         rng = problem.seeds.child("restart", self.number).child("batches").numpy()
-        n_steps = settings.n_steps + MORE_BATCHES
+        n_steps = settings.n_steps + EXTRA_BATCHES
         return batches(problem, settings.batch_size, rng, n_steps=n_steps, skip=self.n_batches)
 
     def next_batch(self) -> tuple[torch.Tensor, ...]:
@@ -97,11 +97,11 @@ class _Restart:
         self.n_batches += 1
         return next(self._rows)
 
-    def stand(self) -> tuple[int, torch.Tensor]:
+    def progress(self) -> tuple[int, torch.Tensor]:
         """Return the number of batches taken and the state of the random generator."""
         return self.n_batches, self.random.get_state()
 
-    def go_on(self, problem: Problem, settings: Settings, n_batches: int, random: np.ndarray) -> None:
+    def resume(self, problem: Problem, settings: Settings, n_batches: int, random: np.ndarray) -> None:
         """Restore the position in the batches and the state of the random generator."""
         self.n_batches = n_batches
         self._rows = self._batches(problem, settings)
@@ -121,22 +121,22 @@ def fit_restarts(problem: Problem, settings: Settings) -> list[dict[str, np.ndar
     """Fit all restarts; return each one's guide parameters, draws `u` with `lp` and `log_q`, and losses."""
     with double():
         together = settings.n_restarts > 1 and _small(problem, settings)
-    size = MOST_TOGETHER if together else 1
+    size = MAX_BATCHED if together else 1
     runs: list[dict[str, np.ndarray]] = []
     for first in range(0, settings.n_restarts, size):
         numbers = range(first, min(first + size, settings.n_restarts))
         name = f"restart-{first}" if len(numbers) == 1 else f"restarts-{first}-to-{numbers[-1]}"
-        arrays = finished(problem, name, lambda numbers=numbers, name=name: _fitted(problem, settings, numbers, name))  # type: ignore[misc]
+        arrays = from_checkpoint(problem, name, lambda numbers=numbers, name=name: _fitted(problem, settings, numbers, name))  # type: ignore[misc]
         for k in range(len(numbers)):
-            own = {name: array[k] for name, array in arrays.items()}
-            runs.append({**own, "loss": own["loss"][np.isfinite(own["loss"])]})
+            run = {name: array[k] for name, array in arrays.items()}
+            runs.append({**run, "loss": run["loss"][np.isfinite(run["loss"])]})
     return runs
 
 
 def _small(problem: Problem, settings: Settings) -> bool:
     """Whether the operations of one restart's step are so small that overhead takes most of the time.
 
-    False for data on disk, since each restart has its own window of rows.
+    False for data on disk, since each restart reads a separate window of rows.
     """
     if problem.stored is not None:
         return False
@@ -152,8 +152,8 @@ def _fitted(problem: Problem, settings: Settings, numbers: Sequence[int], name: 
 
     An interrupted fit is resumed from its checkpoint.
     """
-    found = kept(problem, f"{name}-under-way") or {}
-    with double(), UnderWay(problem, f"{name}-under-way", SAVED_EVERY) as under_way:
+    checkpoint = read_checkpoint(problem, f"{name}-under-way") or {}
+    with double(), Checkpointer(problem, f"{name}-under-way", CHECKPOINT_SECONDS) as checkpointer:
         restarts = [_Restart(problem, settings, number) for number in numbers]
         n_steps, before = settings.n_steps, 0
         losses: list[list[np.ndarray]] = []
@@ -163,24 +163,24 @@ def _fitted(problem: Problem, settings: Settings, numbers: Sequence[int], name: 
             # covariance factor differ in scale, and Adam's equal steps can make it singular (observed with 184 coordinates).
             before = max(1, n_steps // 4)
             n_steps = max(1, n_steps - before)
-            if "rough" not in found:
-                rough = _descend(problem, settings, restarts, before, under_way, found)
-                found = {}
+            if "rough" not in checkpoint:
+                rough = _descend(problem, settings, restarts, before, checkpointer, checkpoint)
+                checkpoint = {}
                 for restart in restarts:
-                    restart.frame = round_frame(problem.density, restart)
+                    restart.frame = whitening_frame(problem.density, restart)
                 extra = {
                     "rough": np.stack([np.pad(one, (0, before - len(one)), constant_values=np.nan) for one in rough]),
                     "centers": np.stack([restart.frame.center.numpy() for restart in restarts if restart.frame]),
                     "matrices": np.stack([restart.frame.matrix.numpy() for restart in restarts if restart.frame]),
                 }
             else:
-                extra = {name: found[name] for name in ("rough", "centers", "matrices")}
+                extra = {name: checkpoint[name] for name in ("rough", "centers", "matrices")}
                 for restart, center, matrix in zip(restarts, extra["centers"], extra["matrices"], strict=True):
                     restart.frame = Frame(torch.tensor(center), torch.tensor(matrix))
             losses.append([row[np.isfinite(row)] for row in extra["rough"]])
             for restart in restarts:
                 restart.guide = FullRank(torch.zeros_like(restart.guide.loc))
-        losses.append(_descend(problem, settings, restarts, n_steps, under_way, found, before, extra))
+        losses.append(_descend(problem, settings, restarts, n_steps, checkpointer, checkpoint, before, extra))
         parts = []
         for k, restart in enumerate(restarts):
             guide = restart.guide
@@ -202,8 +202,8 @@ def _descend(  # long: objective, batches and checkpoints share the variables of
     settings: Settings,
     restarts: Sequence[_Restart],
     n_steps: int,
-    under_way: UnderWay,
-    found: Mapping[str, np.ndarray],
+    checkpointer: Checkpointer,
+    checkpoint: Mapping[str, np.ndarray],
     before: int = 0,
     extra: Mapping[str, np.ndarray] = NOTHING,
 ) -> list[np.ndarray]:
@@ -216,8 +216,8 @@ def _descend(  # long: objective, batches and checkpoints share the variables of
         settings: Settings of the method.
         restarts: The restarts.
         n_steps: Number of steps.
-        under_way: Saves checkpoints of the fits.
-        found: Arrays of a checkpoint to resume from; empty for a new fit.
+        checkpointer: Saves checkpoints of the fits.
+        checkpoint: Arrays of a checkpoint to resume from; empty for a new fit.
         before: Number of steps of the preceding descent.
         extra: Further arrays of the checkpoint.
     """
@@ -225,11 +225,11 @@ def _descend(  # long: objective, batches and checkpoints share the variables of
     n, framed = settings.n_particles, first.frame is not None
     shapes = [p.shape for p in first.guide.parameters]
     vectors = torch.stack([pack(r.guide.parameters) for r in restarts])
-    fixed = [torch.stack(own) for own in zip(*(r.fixed() for r in restarts), strict=True)]
+    fixed = [torch.stack(parts) for parts in zip(*(r.fixed() for r in restarts), strict=True)]
 
     def joint_batches() -> Iterator[list[torch.Tensor]]:
         while True:
-            yield [torch.stack(own) for own in zip(*(r.next_batch() for r in restarts), strict=True)]
+            yield [torch.stack(arrays) for arrays in zip(*(r.next_batch() for r in restarts), strict=True)]
 
     rows = joint_batches()
 
@@ -255,38 +255,38 @@ def _descend(  # long: objective, batches and checkpoints share the variables of
         *next(rows),
     )  # drawn in every group, so that results do not depend on the grouping
     if key not in density.captured:
-        whole = whole_step(_losses(density.placed(device), first.guide, framed=framed), shapes, first.guide.rates)
-        density.captured[key] = capture(whole, *(argument.to(device) for argument in example), plan=density.plan)
+        adam_step = whole_step(_losses(density.placed(device), first.guide, framed=framed), shapes, first.guide.rates)
+        density.captured[key] = capture(adam_step, *(argument.to(device) for argument in example), plan=density.plan)
 
-    def put_back(k: int, vector: torch.Tensor) -> None:
+    def set_parameters(k: int, vector: torch.Tensor) -> None:
         restarts[k].guide.parameters = [p.clone() for p in unpack(vector, shapes)]
 
     def sites(k: int, vector: torch.Tensor) -> list[str]:
-        put_back(k, vector)
+        set_parameters(k, vector)
         return non_finite_sites(density, restarts[k].location())
 
-    def stand(now: Descent) -> None:
-        counts, randoms = zip(*(restart.stand() for restart in restarts), strict=True)
-        under_way(
+    def save(state: Descent) -> None:
+        counts, randoms = zip(*(restart.progress() for restart in restarts), strict=True)
+        checkpointer(
             lambda: {
-                **now.arrays(),
+                **state.arrays(),
                 **extra,
                 "n_batches": np.array(counts),
                 "random": torch.stack(randoms).numpy(),
             }
         )
 
-    begun = Descent.from_arrays(found, n_steps) if found else None
-    if found:
-        for restart, n_batches, random in zip(restarts, found["n_batches"].tolist(), found["random"], strict=True):
-            restart.go_on(problem, settings, n_batches, random)
+    resumed = Descent.from_arrays(checkpoint, n_steps) if checkpoint else None
+    if checkpoint:
+        for restart, n_batches, random in zip(restarts, checkpoint["n_batches"].tolist(), checkpoint["random"], strict=True):
+            restart.resume(problem, settings, n_batches, random)
     numbers = [restart.number for restart in restarts]
     captured = density.captured[key]
     ends, losses = adam.descend(
-        vectors, captured, arguments(), numbers, sites, under_way=begun, keep=stand if problem.checkpoint else None
+        vectors, captured, arguments(), numbers, sites, resumed=resumed, save=save if problem.checkpoint else None
     )
     for k, vector in enumerate(ends):
-        put_back(k, vector)
+        set_parameters(k, vector)
     return losses
 
 
@@ -300,12 +300,12 @@ def _losses(density: Density, guide: GaussianGuide, *, framed: bool) -> Callable
     n_fixed, shapes = 3 if framed else 0, [p.shape for p in guide.parameters]
 
     def loss(vector: torch.Tensor, noise: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        parameters, placed, rows = unpack(vector, shapes), rest[:n_fixed], rest[n_fixed:]
+        parameters, frame, rows = unpack(vector, shapes), rest[:n_fixed], rest[n_fixed:]
         v = guide.transform(parameters, noise)
         log_q = guide.log_density(tuple(p.detach() for p in parameters), v)
         u = v
-        if placed:
-            center, matrix, log_det = placed
+        if frame:
+            center, matrix, log_det = frame
             u, log_q = center + v @ matrix.mT, log_q - log_det
         return (log_q - torch.vmap(log_p_of(density, rows))(u)).mean()
 
@@ -323,7 +323,7 @@ def log_p_of(density: Density, rows: tuple[torch.Tensor, ...]) -> Callable[[torc
     return log_p
 
 
-def round_frame(density: Density, restart: _Restart) -> Frame:
+def whitening_frame(density: Density, restart: _Restart) -> Frame:
     r"""Compute coordinates about the guide in which $\mathbb E_q[-\nabla^2 \log \tilde p]$ is the identity.
 
     The absolute values of the curvatures are used. A curvature is at least 1e-4 of the median, so that unidentified directions,
@@ -347,10 +347,10 @@ def round_frame(density: Density, restart: _Restart) -> Frame:
         if rows:
             break
         step = root @ (root.mT @ gradient)
-        tried = torch.stack([center + share * step for share in (0.0, 0.1, 0.3, 1.0)])
-        level = torch.from_numpy(over_draws(lambda at: log_p(at["u"]), {"u": tried.numpy()})).nan_to_num(nan=-math.inf)
-        center = tried[int(level.argmax())]
-        if int(level.argmax()) == 0 or float(gradient @ step) < 2 * SETTLED:
+        candidates = torch.stack([center + share * step for share in (0.0, 0.1, 0.3, 1.0)])
+        level = torch.from_numpy(over_draws(lambda at: log_p(at["u"]), {"u": candidates.numpy()})).nan_to_num(nan=-math.inf)
+        center = candidates[int(level.argmax())]
+        if int(level.argmax()) == 0 or float(gradient @ step) < 2 * NEWTON_GAIN:
             break
     return Frame(center, root)
 

@@ -25,7 +25,7 @@ def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = N
 
     Raises:
         DataError: Entries are missing and the model has no `mask` argument; names columns and count. Or the model takes labels,
-            and the data have none, or one that is not among `classes`.
+            and the data have none, or one that is not in `classes`.
     """
     arrays: dict[str, Any] = {name: torch.tensor(np.nan_to_num(a, nan=0.0)) for name, a in dataset.arrays.items()}
     arrays |= {name: torch.tensor(one.values) for name, one in dataset.index.items()}
@@ -44,8 +44,8 @@ def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = N
             names = np.asarray(dataset.coords.get(dims[1], np.arange(missing.shape[1])))
             where = f" in {', '.join(map(str, names[missing.any(0)][:5]))}"
         raise DataError(
-            f"{dataset.name}: {int(missing.sum())} missing entries{where}, and the model {model.name!r} takes none "
-            "(its `model` has no argument `mask`)."
+            f"{dataset.name} has {int(missing.sum())} missing entries{where}; the model {model.name!r} does not allow missing "
+            "entries (its `model` has no argument `mask`)."
         )
     return arrays
 
@@ -58,16 +58,16 @@ def parameter_tensors(parameters: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 def _one_hot(model: LatentModel, dataset: Dataset, classes: np.ndarray | None) -> np.ndarray:
     """Returns the labels one-hot encoded, `(unit, label)`."""
     if dataset.labels is None:
-        raise DataError(f"{dataset.name}: the model {model.name!r} needs a label for each unit, and there are none.")
-    known = np.unique(dataset.labels) if classes is None else np.asarray(classes)
-    found = dataset.labels[:, None] == known
-    if not found.any(1).all():
-        strange = dataset.labels[~found.any(1)][0]
+        raise DataError(f"{dataset.name}: the model {model.name!r} needs a label for each unit; the data have no labels.")
+    labels = np.unique(dataset.labels) if classes is None else np.asarray(classes)
+    indicators = dataset.labels[:, None] == labels
+    if not indicators.any(1).all():
+        unknown = dataset.labels[~indicators.any(1)][0]
         raise DataError(
-            f"{dataset.name}: unit {dataset.units[~found.any(1)][0]} has the label {str(strange)!r}, which no unit of the fit "
-            f"had; those were {', '.join(map(str, known[:20]))}."
+            f"{dataset.name}: the label of unit {dataset.units[~indicators.any(1)][0]} must be a label of the fit, "
+            f"{', '.join(map(str, labels[:20]))}; got {str(unknown)!r}."
         )
-    return found.astype(np.float64)
+    return indicators.astype(np.float64)
 
 
 def float64_tensor(value: Any) -> torch.Tensor:
@@ -77,5 +77,5 @@ def float64_tensor(value: Any) -> torch.Tensor:
         ModelError: The value is not numeric.
     """
     if not isinstance(value, torch.Tensor) and np.asarray(value).dtype.kind not in "biuf":
-        raise ModelError(f"a site's value must be numbers; got {value!r:.60}.")
+        raise ModelError(f"the value of a site must be numeric; got {value!r:.60}.")
     return value.to(torch.float64) if isinstance(value, torch.Tensor) else torch.tensor(np.asarray(value), dtype=torch.float64)

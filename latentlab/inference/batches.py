@@ -36,7 +36,7 @@ MOST_DRAWS = 256
 ROOM = 4 * BLOCK
 """Largest number of entries of an operation's result in such a call."""
 
-SOME_ROWS = 2**12
+SAMPLE_SIZE = 2**12
 """Largest number of rows on which the operations' sizes are measured."""
 
 
@@ -88,31 +88,31 @@ def _from_disk(
 
     If single rows can be read, the first window is one batch, so that a fit starts at once.
     """
-    given_up = threading.Event()
+    stopped = threading.Event()
     pool = ThreadPoolExecutor(1, thread_name_prefix=THREAD)
 
     def close() -> None:
-        given_up.set()
+        stopped.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
     def window(n_batches: int) -> np.ndarray:
-        return stored.read(np.concatenate(list(itertools.islice(indices, n_batches))), given_up.is_set)
+        return stored.read(np.concatenate(list(itertools.islice(indices, n_batches))), stopped.is_set)
 
     most = max(1, WINDOW // (batch_size * stored.rows.row_bytes))
     problem.resources.callback(close)
     try:
-        singly = stored.rows.reach < stored.rows.span
-        size, n_read = 1 if singly else max(1, min(most, n_steps or most)), 0
+        reads_single_rows = stored.rows.reach < stored.rows.span
+        size, n_read = 1 if reads_single_rows else max(1, min(most, n_steps or most)), 0
         ahead = pool.submit(window, size)
         while True:
             rows = ahead.result()
             n_read += size
-            left = most if n_steps is None else n_steps - n_read
-            size = max(1, min(GROWTH * size, most, left))
-            begun = pool.submit(window, size) if left > 0 else None
+            n_remaining = most if n_steps is None else n_steps - n_read
+            size = max(1, min(GROWTH * size, most, n_remaining))
+            next_window = pool.submit(window, size) if n_remaining > 0 else None
             for first in range(0, len(rows), batch_size):
                 yield row_tensors(problem.density, stored.values(rows[first : first + batch_size]))
-            ahead = begun or pool.submit(window, size)
+            ahead = next_window or pool.submit(window, size)
     finally:
         close()
 
@@ -131,34 +131,34 @@ def log_prob_of_draws(problem: Problem, u: np.ndarray) -> np.ndarray:
     if stored is None:
         return over_draws(lambda values: density.log_prob(values["u"]), {"u": u})
 
-    def outside(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def log_other_terms(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return density.log_joint(density.constrain(values["u"]), point_scale=0.0) + density.log_jacobian(values["u"])
 
-    total, around, at_once = np.zeros(0), np.zeros(0), 0
+    total, other_terms, at_once = np.zeros(0), np.zeros(0), 0
     for x in tqdm(stored.blocks(), desc="densities", disable=None if problem.progress else True, leave=False):
         rows = row_tensors(density, x)
         at_once = at_once or _at_once(density, rows, u)
-        own = density.on(density.with_points(rows))
+        block_density = density.on(density.with_points(rows))
 
-        def on_block(values: Mapping[str, torch.Tensor], own: Density = own) -> torch.Tensor:
-            return own.log_prob(values["u"])
+        def on_block(values: Mapping[str, torch.Tensor], block_density: Density = block_density) -> torch.Tensor:
+            return block_density.log_prob(values["u"])
 
-        found = over_draws(on_block, {"u": u}, block=at_once)
+        block_sum = over_draws(on_block, {"u": u}, block=at_once)
         if not len(total):
-            total = found
+            total = block_sum
             continue
-        around = around if len(around) else over_draws(outside, {"u": u})
-        total = total + (found - around)
+        other_terms = other_terms if len(other_terms) else over_draws(log_other_terms, {"u": u})
+        total = total + (block_sum - other_terms)
     return total
 
 
 def _at_once(density: Density, rows: tuple[torch.Tensor, ...], u: np.ndarray) -> int:
     """Return the number of draws for one call, from the size that each draw adds to the largest operation."""
-    spread = torch.linspace(0, len(rows[0]) - 1, min(SOME_ROWS, len(rows[0]))).long()  # missing entries may come last
-    some = tuple(row[spread] for row in rows)
-    own, draw = density.on(density.with_points(some)), torch.from_numpy(u[:1])
-    made = [sizes(torch.vmap(own.log_prob), draw.repeat(n, 1)) for n in (1, 3)]
-    if made[0] is None or made[1] is None:
+    spread = torch.linspace(0, len(rows[0]) - 1, min(SAMPLE_SIZE, len(rows[0]))).long()  # missing entries may come last
+    sampled_rows = tuple(row[spread] for row in rows)
+    block_density, draw = density.on(density.with_points(sampled_rows)), torch.from_numpy(u[:1])
+    operation_sizes = [sizes(torch.vmap(block_density.log_prob), draw.repeat(n, 1)) for n in (1, 3)]
+    if operation_sizes[0] is None or operation_sizes[1] is None:
         return 1
-    added = (max(made[1]) - max(made[0])) / 2 * len(rows[0]) / len(some[0])
+    added = (max(operation_sizes[1]) - max(operation_sizes[0])) / 2 * len(rows[0]) / len(sampled_rows[0])
     return int(min(MOST_DRAWS, max(1, ROOM // max(added, 1))))

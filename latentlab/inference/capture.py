@@ -68,31 +68,31 @@ def capture(function: Function, *example: torch.Tensor, otherwise: Function | No
             warnings.simplefilter("ignore")
             graph = RecordedGraph(function, example, plan.device)
             script = graph.script(example)
-        beside = tuple(e + 1e-2 if e.is_floating_point() else e for e in example)
-        expected = [(example, graph.found), (beside, _numbers(function, beside, plan.device))]
+        second_point = tuple(e + 1e-2 if e.is_floating_point() else e for e in example)
+        expected = [(example, graph.found), (second_point, _numbers(function, second_point, plan.device))]
         _check(script, expected, plan)
     except Exception as error:
-        logger.warning("running the program as it stands, since it cannot be captured: %s", _said(error))
+        logger.warning("the program is run directly, since it cannot be captured as a graph: %s", _first_line(error))
         return otherwise or function
     if plan.device == "cpu" and plan.is_compiled(graph.n_operations):
         try:
             code = graph.machine_code(example)
             _check(code, expected, plan)
         except Exception as error:
-            logger.warning("running the graph by TorchScript, since it cannot be compiled: %s", _said(error))
+            logger.warning("the graph is run by TorchScript, since it cannot be compiled: %s", _first_line(error))
         else:
             return code
     return script
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0]
 
 
 def mean_size(function: Function, *example: torch.Tensor) -> float:
     """Return the mean number of entries of the function's operations; infinity if it cannot be captured."""
-    made = sizes(function, *example)
-    return math.inf if made is None else sum(made) / max(len(made), 1)
+    entries = sizes(function, *example)
+    return math.inf if entries is None else sum(entries) / max(len(entries), 1)
 
 
 def sizes(function: Function, *example: torch.Tensor) -> list[int] | None:
@@ -121,6 +121,6 @@ def _check(fast: Function, expected: Sequence[tuple[Sequence[torch.Tensor], list
         AssertionError: They differ.
     """
     for arguments, results in expected:
-        for quick, plain in zip(_numbers(fast, arguments, plan.device), results, strict=True):
-            atol = 1e-4 * float(np.abs(np.nan_to_num(plain)).max(initial=1.0)) if plan.single else 1e-10
-            np.testing.assert_allclose(quick, plain, rtol=1e-4 if plan.single else 1e-11, atol=atol)  # NaN is NaN
+        for value, reference in zip(_numbers(fast, arguments, plan.device), results, strict=True):
+            atol = 1e-4 * float(np.abs(np.nan_to_num(reference)).max(initial=1.0)) if plan.single else 1e-10
+            np.testing.assert_allclose(value, reference, rtol=1e-4 if plan.single else 1e-11, atol=atol)  # NaN is NaN

@@ -4,7 +4,7 @@ All chains make the same number of leapfrog steps in an iteration, so that their
 coordinates whitened by the metric, D their number, and v', p' the end of a trajectory of length $t = h T$, with h from a Halton
 sequence. With $f(v) = \log(1 + \|v - \bar v\|^2 / D)$, stochastic gradient ascent in T maximises
 $$ T^{-1/2} \, C, \qquad C = \tfrac12 \, \mathbb E \big(f(v') - f(v)\big)^2, \qquad
-\frac{d}{dt} f(v') = \frac{2 \, (v' - \bar v)' p'}{D + \|v' - \bar v\|^2} . $$
+\frac{d}{dt} f(v') = \frac{2 \, (v' - \bar v)^T p'}{D + \|v' - \bar v\|^2} . $$
 The published criterion uses the squared distance instead of f. With heavy tails a few distant chains then dominate it, and T
 diverges. Without the factor $T^{-1/2}$, T grows without bound if some direction mixes slowly. (For PPCA it reached 23 standard
 deviations, with a sixth of the effective draws per gradient.) With the factor $1 / T$, it is too short for the slowest quantity.
@@ -31,10 +31,10 @@ from tqdm.auto import tqdm
 
 from latentlab.errors import ConfigError
 from latentlab.inference.capture import Plan
-from latentlab.inference.draws import Draws, Problem, finished, keep, kept
+from latentlab.inference.draws import Draws, Problem, from_checkpoint, read_checkpoint, write_checkpoint
 from latentlab.inference.lift import constrain_draws
 from latentlab.inference.many_chains import STATISTICS, STEPS, State, sample
-from latentlab.inference.nuts import SAVED_EVERY, UNDER_WAY, starting_point
+from latentlab.inference.nuts import CHAINS_CHECKPOINT, CHECKPOINT_SECONDS, starting_point
 from latentlab.settings import Count, Fraction, Several, Whole, frozen_settings
 
 
@@ -78,25 +78,25 @@ class ChEES:
         return Plan(STEPS * (self.n_warmup + self.n_draws), self.compiled)
 
     def run(self, problem: Problem) -> Draws:
-        arrays = finished(problem, "chains", lambda: self._chains(problem))
+        arrays = from_checkpoint(problem, "chains", lambda: self._chains(problem))
         stats = {name: array for name, array in arrays.items() if name in STATISTICS}
         stats["diverging"] = stats["diverging"].astype(bool)
         attrs = {"n_superchains": self.n_superchains, "trajectory_length": float(arrays["length"])}
         return Draws(constrain_draws(problem.density, arrays["u"]), stats, attrs=attrs)
 
     def _chains(self, problem: Problem) -> dict[str, np.ndarray]:
-        found = kept(problem, UNDER_WAY)
+        checkpoint = read_checkpoint(problem, CHAINS_CHECKPOINT)
         rng = problem.seeds.child("trajectories").numpy()
-        if found:
-            state = State.from_arrays(found, rng)
+        if checkpoint:
+            state = State.from_arrays(checkpoint, rng)
         else:
             seeds = [problem.seeds.child("chain", i) for i in range(self.n_superchains)]
             starts = np.stack([starting_point(problem.density, seed) for seed in seeds])
             state = State.at(np.repeat(starts, self.n_chains // self.n_superchains, axis=0), self.target_accept)
         n, saved, first = self.n_warmup + self.n_draws, time.monotonic(), state.n_draws
-        pieces = [kept(problem, _piece(at)) or {} for at in state.pieces]
+        pieces = [read_checkpoint(problem, _piece(at)) or {} for at in state.pieces]
         rows: list[dict[str, np.ndarray]] = []
-        latest = state.still(rng)
+        latest = state.snapshot(rng)
         bar = tqdm(
             total=n, initial=state.iteration, desc=f"ChEES, {self.n_chains} chains", leave=False,
             disable=None if problem.progress else True,
@@ -106,20 +106,20 @@ class ChEES:
             nonlocal first
             if rows:
                 pieces.append(_stacked(rows))
-                keep(problem, _piece(first), pieces[-1])
+                write_checkpoint(problem, _piece(first), pieces[-1])
                 state.pieces.append(first)
                 first += len(rows)
                 rows.clear()
-            keep(problem, UNDER_WAY, replace(latest, pieces=state.pieces).arrays())
+            write_checkpoint(problem, CHAINS_CHECKPOINT, replace(latest, pieces=state.pieces).arrays())
 
         with bar:
             try:
                 for row in sample(state, problem.density.batch_value_and_grad, rng, self):
                     bar.update()
-                    latest = state.still(rng)
+                    latest = state.snapshot(rng)
                     if row is not None:
                         rows.append(row)
-                    if time.monotonic() - saved > SAVED_EVERY:
+                    if time.monotonic() - saved > CHECKPOINT_SECONDS:
                         save()
                         saved = time.monotonic()
             except KeyboardInterrupt:

@@ -108,9 +108,9 @@ class Density:
         self.observations = {name: torch.as_tensor(trace.nodes[name]["value"]).detach().numpy() for name in self.observed}
         plates = (f.size for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == self.points)
         self.n_points = next(plates, 0) if n_points is None else n_points
-        self._forget()
+        self._clear_graphs()
 
-    def _forget(self) -> None:
+    def _clear_graphs(self) -> None:
         """Discard the captured graphs, which contain data and parameters as constants."""
         self._single: Gradient | None = None
         self._descent: Gradient | None = None
@@ -118,7 +118,7 @@ class Density:
         self._batched: dict[int, Gradient] = {}
 
     def _check_determined(self) -> None:
-        """Refuse a program whose density is random at fixed sites: it has other random draws, or subsamples a plate."""
+        """Raise an error if the density is random at fixed sites: other random draws, or a subsampled plate."""
         levels = []
         with forked():
             reseed(1)
@@ -128,16 +128,16 @@ class Density:
                 levels.append(float(self.log_joint(values)))
         if levels[0] != levels[1] and not math.isnan(levels[0]):
             raise ModelError(
-                f"the program of {self.model.name!r} is random beyond its sites: the same values have log densities "
-                f"{levels[0]:.6g} and {levels[1]:.6g}. It may draw no numbers of its own, nor a part of a plate "
-                "(`subsample_size`); for minibatches use SVI's `batch_size`."
+                f"the log density of {self.model.name!r} is random: {levels[0]:.6g} and {levels[1]:.6g} at the same values. "
+                "Remove random numbers that are not sites, and `subsample_size` of plates; for minibatches use `batch_size` "
+                "of SVI."
             )
 
     def at(self, parameters: Tensors) -> "Density":
         """Return a copy of the density with these parameters."""
         other = copy.copy(self)
         other.parameters = {**self.parameters, **parameters}
-        other._forget()
+        other._clear_graphs()
         return other
 
     # -- between the flat vector and the sites
@@ -155,7 +155,7 @@ class Density:
         parts = []
         for site in self.sites:
             if site.name not in values:
-                raise ModelError(f"site {site.name!r} has no value; given: {', '.join(values)}.")
+                raise ModelError(f"site {site.name!r} has no value; got values of {', '.join(values) or 'no site'}.")
             value = float64_tensor(values[site.name])
             if value.shape != site.shape:
                 raise ModelError(f"site {site.name!r} must have shape {tuple(site.shape)}; got {tuple(value.shape)}.")
@@ -170,7 +170,7 @@ class Density:
         """Return the density of the same model on other data of the same shapes, without the checks of a new density."""
         other = copy.copy(self)
         other.arrays = arrays
-        other._forget()
+        other._clear_graphs()
         return other
 
     def placed(self, device: str) -> "Density":
@@ -227,12 +227,12 @@ class Density:
     @unchecked()
     def log_terms(self, values: Tensors) -> dict[str, tuple[float, float]]:
         """Compute, for each latent or observed site, the sum of its log density and the sum of the terms' absolute values."""
-        found = {}
+        terms = {}
         for name, site in self._trace(values).nodes.items():
             if has_density(site):
                 term = site_log_prob(site)
-                found[name] = float(term.sum()), float(term.abs().sum())
-        return found
+                terms[name] = float(term.sum()), float(term.abs().sum())
+        return terms
 
     @unchecked()
     def log_likelihood(self, values: Tensors, arrays: Arrays | None = None) -> torch.Tensor:
@@ -305,11 +305,11 @@ class Density:
 
     def _without_failures(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Evaluate a batch with each point at which a decomposition fails replaced by a valid one, and its results by NaN."""
-        sound = torch.isfinite(self._one_by_one(u)[0])
-        if not bool(sound.any()):
+        valid = torch.isfinite(self._one_by_one(u)[0])
+        if not bool(valid.any()):
             return torch.full_like(u[:, 0], math.nan), torch.full_like(u, math.nan)
-        values, gradients = self._batched[len(u)](torch.where(sound[:, None], u, u[sound][0]))
-        return torch.where(sound, values, math.nan), torch.where(sound[:, None], gradients, math.nan)
+        values, gradients = self._batched[len(u)](torch.where(valid[:, None], u, u[valid][0]))
+        return torch.where(valid, values, math.nan), torch.where(valid[:, None], gradients, math.nan)
 
     def descent(self, u: torch.Tensor) -> Gradient:
         """Return minus the log joint on the constrained scale and its gradient as a function, captured once for all restarts."""

@@ -78,22 +78,22 @@ class Method(Protocol):
         ...
 
 
-def finished(problem: Problem, part: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def from_checkpoint(problem: Problem, part: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Return the arrays of `part` (the chains, a restart): from its checkpoint, or else computed and saved."""
-    found = kept(problem, part)
-    if found is not None:
-        return found
+    checkpoint = read_checkpoint(problem, part)
+    if checkpoint is not None:
+        return checkpoint
     arrays = {name: aligned(array) for name, array in compute().items()}
-    keep(problem, part, arrays)
+    write_checkpoint(problem, part, arrays)
     return arrays
 
 
 def finished_draws(problem: Problem, method: Method) -> Draws:
-    """Returns the draws of a method, saved before results are assembled, so that a later failure costs no fit."""
-    arrays = kept(problem, DRAWS)
+    """Returns the draws of a method, saved before results are assembled, so that a later failure does not require another fit."""
+    arrays = read_checkpoint(problem, DRAWS)
     if arrays is None:
         arrays = _packed(method.run(problem))
-        keep(problem, DRAWS, arrays)
+        write_checkpoint(problem, DRAWS, arrays)
     return _unpacked(arrays)
 
 
@@ -114,7 +114,7 @@ def _unpacked(arrays: dict[str, np.ndarray]) -> Draws:
     return Draws(**{"values": {}, **parts}, attrs=attrs)
 
 
-def keep(problem: Problem, part: str, arrays: Mapping[str, np.ndarray]) -> None:
+def write_checkpoint(problem: Problem, part: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes the arrays of `part` into the problem's folder for checkpoints, if it has one."""
     if problem.checkpoint is not None:
         problem.checkpoint.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def keep(problem: Problem, part: str, arrays: Mapping[str, np.ndarray]) -> None:
         write(problem.checkpoint / f"{part}.safetensors", _digest(problem, content) + content)
 
 
-class UnderWay:
+class Checkpointer:
     """Saves the latest state of a part at intervals, and when the block is interrupted by the user.
 
     Args:
@@ -144,10 +144,10 @@ class UnderWay:
 
     def _save(self) -> None:
         if self._latest is not None:
-            keep(self._problem, self._part, self._latest())
+            write_checkpoint(self._problem, self._part, self._latest())
         self._saved = time.monotonic()
 
-    def __enter__(self) -> "UnderWay":
+    def __enter__(self) -> "Checkpointer":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -155,7 +155,7 @@ class UnderWay:
             self._save()
 
 
-def kept(problem: Problem, part: str) -> dict[str, np.ndarray] | None:
+def read_checkpoint(problem: Problem, part: str) -> dict[str, np.ndarray] | None:
     """Read the arrays written by `keep`, in their order; None if there are none.
 
     A checkpoint that is damaged or of another fit also gives None, with a warning.
@@ -163,17 +163,19 @@ def kept(problem: Problem, part: str) -> dict[str, np.ndarray] | None:
     path = problem.checkpoint / f"{part}.safetensors" if problem.checkpoint else None
     if path is None or not path.is_file():
         return None
-    written = path.read_bytes()
-    digest, content = written[:HASH], written[HASH:]
+    file_content = path.read_bytes()
+    digest, content = file_content[:HASH], file_content[HASH:]
     if digest != _digest(problem, content):
-        warnings.warn(f"{path.name} is damaged or of another fit: what it held is computed again.", stacklevel=3)
+        warnings.warn(
+            f"the checkpoint {path.name} is damaged or belongs to another fit; its results are computed again.", stacklevel=3
+        )
         return None
     numbered = sorted((int(key.partition(" ")[0]), key.partition(" ")[2], array) for key, array in load(content).items())
     return {name: aligned(array) for _, name, array in numbered}
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """Return the array in C order and aligned to 64 bytes, as torch's own are: the last digits of products depend on it."""
+    """Return the array in C order and aligned to 64 bytes, like tensors of torch: the last digits of products depend on it."""
     rows = np.asarray(array, order="C")
     if rows.ctypes.data % ALIGNMENT == 0 and rows.flags.writeable:
         return rows

@@ -23,7 +23,7 @@ ACTIVE = 0.01
 
 
 def is_amortised(density: Density) -> bool:
-    """Whether every site belongs to a unit, so that with the model's own guide each unit has its own importance weights."""
+    """Whether every site belongs to a unit, so that each unit has separate importance weights under the model's guide."""
     return bool(density.sites) and len(density.point_sites) == len(density.sites)
 
 

@@ -24,7 +24,7 @@ class Exact:
 
     Without a closed form, EM runs from several starts, and the end of each is kept. The best run is the estimate; runs with a
     component that is empty or at the variance floor are used only if all runs have one. Among tied runs the first is taken. Data
-    on which every start collapses are refused, such as a column that is the sum of others under full covariances.
+    for which the likelihood is unbounded raise an error, such as a column that is the sum of others under full covariances.
 
     Args:
         n_restarts: Number of starts.
@@ -41,15 +41,17 @@ class Exact:
     @staticmethod
     def _best(runs: list[MaximumLikelihood]) -> MaximumLikelihood:
         """Return the first run at the highest maximum, so that rounding does not choose among runs that tie."""
-        sound = [run for run in runs if not run.notes] or runs
-        highest = max(run.trace[-1] for run in sound)
+        regular = [run for run in runs if not run.notes] or runs
+        highest = max(run.trace[-1] for run in regular)
         least = highest - TIE - 1e-10 * abs(highest)
-        return next(run for run in sound if run.trace[-1] >= least)
+        return next(run for run in regular if run.trace[-1] >= least)
 
     def run(self, problem: Problem) -> Draws:
         model = problem.model
         if type(model).maximum_likelihood is LatentModel.maximum_likelihood:
-            raise ModelError(f"{model.name!r} has no exact maximum likelihood; methods: {', '.join(model.methods)}.")
+            raise ModelError(
+                f"'exact' needs `maximum_likelihood`, which {model.name!r} does not define; use {', '.join(model.methods)}."
+            )
         runs: list[MaximumLikelihood] = []
         bar = tqdm(range(self.n_restarts), desc="exact", disable=None if problem.progress else True, leave=False)
         for i in bar:
@@ -58,14 +60,14 @@ class Exact:
                 runs.append(model.maximum_likelihood(problem.arrays, seeds.child("start").numpy()))
             if runs[-1].unique:
                 break
-        found = self._best(runs)
-        lead = (1, self.n_draws)
-        sites = {name: value for name, value in found.values.items() if name not in model.parameters}
-        values = {name: np.broadcast_to(value, lead + np.shape(value)).copy() for name, value in sites.items()}
+        best = self._best(runs)
+        leading = (1, self.n_draws)
+        sites = {name: value for name, value in best.values.items() if name not in model.parameters}
+        values = {name: np.broadcast_to(value, leading + np.shape(value)).copy() for name, value in sites.items()}
         return Draws(
             values,
-            optimization={"log_likelihood": found.trace, "maxima": np.array([run.trace[-1] for run in runs])},
-            restarts={name: np.stack([run.values[name] for run in runs]) for name in found.values},
-            attrs={"how": found.how, "gradient": float(found.gradient), "notes": "; ".join(found.notes)},
-            parameters={name: np.asarray(value) for name, value in found.values.items() if name in model.parameters},
+            optimization={"log_likelihood": best.trace, "maxima": np.array([run.trace[-1] for run in runs])},
+            restarts={name: np.stack([run.values[name] for run in runs]) for name in best.values},
+            attrs={"how": best.how, "gradient": float(best.gradient), "notes": "; ".join(best.notes)},
+            parameters={name: np.asarray(value) for name, value in best.values.items() if name in model.parameters},
         )

@@ -27,21 +27,21 @@ class RecordedGraph:
 
     def __init__(self, function: Function, example: tuple[torch.Tensor, ...], device: str = "cpu") -> None:
         try:
-            recorder, found = recorded(function, example, device, folds=True)
+            recorder, results = recorded(function, example, device, folds=True)
         except ValueError:  # a folded constant is changed in place later
-            recorder, found = recorded(function, example, device, folds=False)
-        outputs = found if isinstance(found, tuple) else (found,)
+            recorder, results = recorded(function, example, device, folds=False)
+        outputs = results if isinstance(results, tuple) else (results,)
         self.found = [one.detach().cpu().numpy() for one in outputs]
         recorder.graph.output(tuple(recorder.in_graph(one) for one in outputs))
         failures_as_nan(recorder.graph)
         if not recorder.writes:
-            shorten(recorder.graph)
+            simplify(recorder.graph)
         recorder.graph.eliminate_dead_code()
         self.root, self.graph = recorder.module, recorder.graph
         self.noise, self.sizes, self.device = recorder.noise, recorder.sizes, device
         self.n_operations = len(graph_operations(self.graph))
 
-    def drawn(self) -> Iterator[torch.Tensor]:
+    def noise_tensors(self) -> Iterator[torch.Tensor]:
         """Draws the graph's standard normal numbers from torch's random state."""
         return (torch.randn(shape, dtype=dtype, device=self.device) for shape, dtype in self.noise)
 
@@ -51,15 +51,15 @@ class RecordedGraph:
         TorchScript never frees a graph, so constant tensors are passed as arguments. Its optimiser is turned off: it takes as
         long as some hundred calls, and does not make them faster.
         """
-        graph, held = held_outside(self.root, self.graph)
+        graph, constants = constants_as_arguments(self.root, self.graph)
         with forked(self.device):
-            arguments = (*example, *self.drawn(), *held)
+            arguments = (*example, *self.noise_tensors(), *constants)
         script = torch.jit.freeze(torch.jit.trace(_Interpreted(self.root, graph), arguments, check_trace=False).eval())
 
         def run(*arguments: torch.Tensor) -> Any:
             # A constant in the graph takes its dtype from the default.
             with torch.no_grad(), double(), torch.jit.optimized_execution(False):
-                return script(*arguments, *self.drawn(), *held)
+                return script(*arguments, *self.noise_tensors(), *constants)
 
         return run
 
@@ -74,28 +74,30 @@ class RecordedGraph:
         begin = time.perf_counter()
         if any(torch.Tag.nondeterministic_seeded in node.target.tags for node in graph_operations(self.graph)):
             raise ValueError("it draws random numbers that are not standard normal")
-        graph, held = held_outside(self.root, self.graph, numbers=True)
+        graph, constants = constants_as_arguments(self.root, self.graph, numbers=True)
         module = torch.fx.GraphModule(self.root, graph)
         with forked(self.device):
-            arguments = tuple(argument.contiguous() for argument in (*example, *self.drawn(), *held))
+            arguments = tuple(argument.contiguous() for argument in (*example, *self.noise_tensors(), *constants))
         path = folder() / f"{graph_key(module, arguments)}.pt2"
         loaded = load_code(path) if path.is_file() else None
-        found = loaded is not None
+        is_cached = loaded is not None
         if loaded is None:
             compile_graph(module, arguments, path)
             loaded = load_code(path)
         if loaded is None:
-            raise ValueError(f"what the compiler made cannot be loaded ({path})")
+            raise ValueError(f"the compiled code cannot be loaded ({path})")
         spent = time.perf_counter() - begin
-        logger.info("machine code of %d operations %s in %.1f s", self.n_operations, "read" if found else "compiled", spent)
+        logger.info("machine code of %d operations %s in %.1f s", self.n_operations, "read" if is_cached else "compiled", spent)
         run_all = loaded.loader.run
         expected = [(argument.shape, argument.dtype) for argument in example]
 
         def run(*arguments: torch.Tensor) -> Any:
             if [(argument.shape, argument.dtype) for argument in arguments] != expected:  # compiled code does not check it
-                raise ValueError(f"the machine code is for {expected}; got {[(a.shape, a.dtype) for a in arguments]}")
+                raise ValueError(
+                    f"the arguments of the machine code must be {expected}; got {[(a.shape, a.dtype) for a in arguments]}"
+                )
             with torch.no_grad():
-                return tuple(run_all([*(a.contiguous() for a in arguments), *self.drawn(), *held]))
+                return tuple(run_all([*(a.contiguous() for a in arguments), *self.noise_tensors(), *constants]))
 
         return run
 
@@ -111,7 +113,7 @@ class _Interpreted(torch.nn.Module):
         return self._run(*arguments)
 
 
-def shorten(graph: Any) -> None:
+def simplify(graph: Any) -> None:
     """Merges equal operations on the same arguments (common subexpressions), and removes identities.
 
     The graph must not change tensors in place. Operations that are outputs are kept, so that no two outputs share memory.
@@ -145,18 +147,18 @@ def failures_as_nan(graph: Any) -> None:
     then be finite where it is undefined.
 
     Raises:
-        ValueError: A decomposition is checked in another way.
+        ValueError: A decomposition is checked in an unknown way.
     """
     for check in [node for node in graph.nodes if node.target is torch.ops.aten._linalg_check_errors.default]:
         info = check.args[0]
         if info.target is not operator.getitem:
-            raise ValueError("it checks a decomposition in a way of its own")
+            raise ValueError("it checks a matrix decomposition in an unknown way")
         for result in [node for node in info.args[0].users if node is not info]:
             if not result.meta["is_number"] or not result.users:
                 continue
             with graph.inserting_after(max(result, info)):
                 masked = graph.call_function(_masked, (result, info, result.meta["n_dims"]))
-            result.replace_all_uses_with(masked, delete_user_cb=lambda user, own=masked: user is not own)
+            result.replace_all_uses_with(masked, delete_user_cb=lambda user, masked=masked: user is not masked)
         graph.erase_node(check)
 
 
@@ -165,7 +167,7 @@ def _masked(result: torch.Tensor, info: torch.Tensor, n_dims: int) -> torch.Tens
     return torch.where((info != 0)[(..., *[None] * (n_dims - info.dim()))], torch.nan, result)
 
 
-def held_outside(module: Any, own: Any, *, numbers: bool = False) -> tuple[Any, list[torch.Tensor]]:
+def constants_as_arguments(module: Any, original: Any, *, numbers: bool = False) -> tuple[Any, list[torch.Tensor]]:
     """Returns the graph with its constant tensors, except scalars, as its last arguments, and the list of these tensors.
 
     Each argument costs time in every call, so equal small tensors share one. With `numbers`, small tensors filled with one
@@ -173,10 +175,10 @@ def held_outside(module: Any, own: Any, *, numbers: bool = False) -> tuple[Any, 
     """
     graph = torch.fx.Graph()
     copies: dict[Any, Any] = {}
-    held: list[torch.Tensor] = []
+    constants: list[torch.Tensor] = []
     known: dict[Any, Any] = {}
     full: dict[Any, tuple[torch.Tensor, float]] = {}
-    nodes = list(own.nodes)
+    nodes = list(original.nodes)
     for node in nodes:
         if node.op == "placeholder":
             copies[node] = graph.node_copy(node, lambda n: copies[n])
@@ -190,15 +192,15 @@ def held_outside(module: Any, own: Any, *, numbers: bool = False) -> tuple[Any, 
             content = tensor.cpu().numpy().tobytes() if tensor.numel() <= SMALL else node
             key = tensor.shape, tensor.dtype, content
             if key not in known:
-                known[key] = graph.placeholder(f"held_{len(held)}")
-                held.append(tensor)
+                known[key] = graph.placeholder(f"held_{len(constants)}")
+                constants.append(tensor)
             copies[node] = known[key]
     for node, (tensor, number) in full.items():
         copies[node] = graph.call_function(ATEN.full.default, (list(tensor.shape), number), {"dtype": tensor.dtype})
     for node in nodes:
         if node not in copies and (node.users or node.op == "output" or node.is_impure()):
             copies[node] = graph.node_copy(node, lambda n: copies[n])
-    return graph, held
+    return graph, constants
 
 
 def _repeated(tensor: torch.Tensor) -> float | None:

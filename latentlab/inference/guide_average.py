@@ -18,7 +18,7 @@ from latentlab.symmetry.group import NEXT
 LEAST_ELEMENTS = 16
 """Smallest number of elements of the symmetry at which log q of each draw is evaluated."""
 MOST_AVERAGED = 2**29
-"""Largest number of entries of all draws, times `LEAST_ELEMENTS`, for which log q of a model's own guide is averaged."""
+"""Largest number of entries of all draws, times `LEAST_ELEMENTS`, for which log q of a model's guide is averaged."""
 
 
 def over_symmetry(
@@ -26,7 +26,7 @@ def over_symmetry(
     log_q: LogDensity,
     draws: dict[str, np.ndarray],
     u: np.ndarray,
-    own: np.ndarray,
+    log_q_of_draws: np.ndarray,
     center: Mapping[str, np.ndarray],
 ) -> np.ndarray | None:
     """Averages q over the model's symmetry; returns log q on the unconstrained scale, or None where this is impossible.
@@ -36,17 +36,17 @@ def over_symmetry(
         log_q: Sites with one leading axis -> log q on the constrained scale.
         draws: Draws of the sites, `(draw, *site)`.
         u: The same draws on the unconstrained scale.
-        own: log q of the draws on the unconstrained scale, not averaged.
+        log_q_of_draws: log q of the draws on the unconstrained scale, not averaged.
         center: Location of q: site -> value.
     """
     density, model = problem.density, problem.model
     dims = {name: tuple(model.dims[name]) for name in draws}
     # Draws are aligned with the centre by a site with exactly one dim of the symmetry; transitions have two.
-    acted = [name for name in draws if [dim.removeprefix(NEXT) for dim in dims[name]].count(model.symmetry.dim) == 1]
-    if not acted or model.symmetry.is_trivial():
-        return own
+    candidates = [name for name in draws if [dim.removeprefix(NEXT) for dim in dims[name]].count(model.symmetry.dim) == 1]
+    if not candidates or model.symmetry.is_trivial():
+        return log_q_of_draws
     jacobian = over_draws(lambda v: density.log_jacobian(v["u"]), {"u": u}, block=4096)
-    on = max(acted, key=lambda name: draws[name][0].size)
+    on = max(candidates, key=lambda name: draws[name][0].size)
     rng = problem.seeds.child("average").numpy()
     try:
         return log_average(compact(model.symmetry), log_q, draws, dims, on=on, center=center, rng=rng) + jacobian
@@ -54,13 +54,13 @@ def over_symmetry(
         return None
 
 
-def guide_averaged(problem: Problem, guide: Callable[..., Any], drawn: Mapping[str, np.ndarray]) -> np.ndarray | None:
+def guide_averaged(problem: Problem, guide: Callable[..., Any], guide_sample: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """Computes log q of draws of a Pyro guide, averaged over the model's symmetry.
 
     None if the model has parameters, which may share the symmetry, the guide has auxiliary draws, or it would take too long.
     """
     density = problem.density
-    if problem.model.parameters or drawn["u"].size * LEAST_ELEMENTS > MOST_AVERAGED:
+    if problem.model.parameters or guide_sample["u"].size * LEAST_ELEMENTS > MOST_AVERAGED:
         return None
     nodes: Any = poutine.trace(guide).get_trace(**density.arrays).nodes
     names = [site.name for site in density.sites]
@@ -75,9 +75,11 @@ def guide_averaged(problem: Problem, guide: Callable[..., Any], drawn: Mapping[s
         with torch.no_grad():
             return np.asarray(over_draws(one, sites, block=4096))
 
-    sites = {name: array[0] for name, array in constrain_draws(density, drawn["u"][None]).items()}
-    best = int(np.argmax(drawn["log_q"]))
-    return over_symmetry(problem, log_q, sites, drawn["u"], drawn["log_q"], {name: a[best] for name, a in sites.items()})
+    sites = {name: array[0] for name, array in constrain_draws(density, guide_sample["u"][None]).items()}
+    best = int(np.argmax(guide_sample["log_q"]))
+    return over_symmetry(
+        problem, log_q, sites, guide_sample["u"], guide_sample["log_q"], {name: a[best] for name, a in sites.items()}
+    )
 
 
 def guide_draws(density: Density, guide: Callable[..., Any], n_draws: int) -> dict[str, np.ndarray]:

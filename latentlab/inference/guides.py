@@ -27,7 +27,7 @@ class Frame:
 
 
 class GaussianGuide:
-    """Gaussian guide N(loc, scale scale'); a subclass parametrises `scale`."""
+    """Gaussian guide N(loc, scale scale^T); a subclass parametrises `scale`."""
 
     names: ClassVar[tuple[str, ...]]
 
@@ -138,7 +138,7 @@ class FullRank(GaussianGuide):
 
 
 class LowRank(GaussianGuide):
-    """Low-rank guide with covariance `diag(exp(log_scale))^2 + F F'`, F `(size, rank)`, rank about the root of the size."""
+    """Low-rank guide with covariance `diag(exp(log_scale))^2 + F F^T`, F `(size, rank)`, rank about the root of the size."""
 
     names = ("loc", "log_scale", "factor")
 

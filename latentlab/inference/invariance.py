@@ -34,7 +34,7 @@ ROUNDING = 1e-13
 NOISE = 1000.0
 """Factor on the rounding error after an element and its inverse have acted. Three such errors are all a thousandth of the usual
 size in about one of 10^9 cases."""
-TELLING = 0.01
+DETECTABLE = 0.01
 """Size of a change, in nats, that must be detectable for a group to count as a symmetry."""
 MOST_SIGNS = 8
 """Largest number of axes for which sign changes of single axes are tested."""
@@ -75,7 +75,7 @@ def check_symmetry(
         with isolated(seeds), torch.no_grad():
             return _checked(model, density, values, parameters, seeds.child("elements").numpy())
     except Exception as error:  # a program can raise any exception; a failed check must not lose the draws
-        return {"symmetry_note": f"could not be checked: {type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+        return {"symmetry_note": f"not checked: {type(error).__name__}: {' '.join(str(error).split())[:200]}"}
 
 
 def _checked(
@@ -88,9 +88,9 @@ def _checked(
     group = model.symmetry
     joint = _Joint(model, density, values, parameters)
     if not joint.acted(group):
-        return _elsewhere(joint, group, rng) if group.is_trivial() and joint.points else {}
+        return _along_other_dim(joint, group, rng) if group.is_trivial() and joint.points else {}
     if any(IN_MODULE in name for name in joint.acted(group)):
-        return {"symmetry_note": "not checked: the parameters that the group acts on are those of a module"}
+        return {"symmetry_note": "not checked: the group acts on parameters of a torch module"}
     if not joint.points:
         return {"symmetry_note": "not checked: the log joint density is not finite at the draws"}
     found: dict[str, Any] = {"symmetry": type(group).__name__}
@@ -102,10 +102,12 @@ def _checked(
     return found | _larger(joint, group, rng)
 
 
-def _elsewhere(joint: "_Joint", group: Group, rng: np.random.Generator) -> dict[str, Any]:
-    """A symmetry along a dim that the declared trivial group does not name; empty if there is none."""
-    known = {*group.units, *(dim for own in joint.density.dims.values() for dim in own)}
-    dims = [dim for own in joint.dims.values() for dim in own if dim not in known and not dim.startswith(NEXT)]
+def _along_other_dim(joint: "_Joint", group: Group, rng: np.random.Generator) -> dict[str, Any]:
+    """A symmetry along a dim other than that of the declared trivial group; empty if there is none."""
+    excluded = {*group.units, *(dim for dims_of_site in joint.density.dims.values() for dim in dims_of_site)}
+    dims = [
+        dim for dims_of_site in joint.dims.values() for dim in dims_of_site if dim not in excluded and not dim.startswith(NEXT)
+    ]
     for dim in dict.fromkeys(dims):
         found = _larger(joint, Identity(dim, group.units), rng)
         if found:
@@ -132,7 +134,7 @@ def _larger(joint: "_Joint", group: Group, rng: np.random.Generator) -> dict[str
         if any(one in larger for one in changed):
             continue
         change = joint.change(larger, rng)
-        if change.counts or not change.tolerance < TELLING:
+        if change.counts or not change.tolerance < DETECTABLE:
             changed.append(larger)
         elif holds is None or larger in larger_groups(holds[0], joint.dims, size=size):
             holds = larger, change
@@ -141,8 +143,8 @@ def _larger(joint: "_Joint", group: Group, rng: np.random.Generator) -> dict[str
         return {"symmetry_larger": type(larger).__name__, "symmetry_larger_change": change.nats}
     signs = SignedPermutation(group.dim, group.units)
     axes = [] if signs in group or size > MOST_SIGNS else list(range(size))
-    mirrored = [axis for axis in axes if joint.holds(signs, np.diag(np.where(np.arange(size) == axis, -1.0, 1.0)))]
-    return {"symmetry_signs": ", ".join(map(str, mirrored))} if mirrored else {}
+    sign_axes = [axis for axis in axes if joint.holds(signs, np.diag(np.where(np.arange(size) == axis, -1.0, 1.0)))]
+    return {"symmetry_signs": ", ".join(map(str, sign_axes))} if sign_axes else {}
 
 
 class _Joint:
@@ -166,12 +168,12 @@ class _Joint:
         self.position = model.position.site
         self.conditional = "latents" in model.offers and "bound" not in model.offers and self.position not in self.names
         declared = {**model.dims, **{name: model.parameters[name] for name in self.parameters}}
-        self.dims = {name: tuple(own) for name, own in declared.items()}
-        kept = [*self.names, *([self.position] if self.conditional else [])]
-        flat = {name: values[name].reshape(-1, *values[name].shape[2:]) for name in kept}
+        self.dims = {name: tuple(dims_of_site) for name, dims_of_site in declared.items()}
+        site_names = [*self.names, *([self.position] if self.conditional else [])]
+        flat = {name: values[name].reshape(-1, *values[name].shape[2:]) for name in site_names}
         n = len(next(iter(flat.values()))) if flat else 1
-        some = np.unique(np.linspace(0, n - 1, N_POINTS).astype(int))
-        every = [{**{name: array[i] for name, array in flat.items()}, **self.parameters} for i in some]
+        thinned_draws = np.unique(np.linspace(0, n - 1, N_POINTS).astype(int))
+        every = [{**{name: array[i] for name, array in flat.items()}, **self.parameters} for i in thinned_draws]
         every += self._prior()
         self.points: list[Sites] = []
         self._terms: list[Terms] = []
@@ -184,21 +186,21 @@ class _Joint:
     def _prior(self) -> list[Sites]:
         """Draw the program's sites from the prior; empty if the prior cannot be sampled."""
         try:
-            drawn = self.density.prior()
+            prior_draw = self.density.prior()
         except NotImplementedError:
             return []
-        return [{**{name: value.numpy() for name, value in drawn.items()}, **self.parameters}]
+        return [{**{name: value.numpy() for name, value in prior_draw.items()}, **self.parameters}]
 
     def acted(self, group: Group) -> list[str]:
         """Return the sites and parameters that a group acts on."""
-        return [name for name, own in self.dims.items() if group.dim in own]
+        return [name for name, dims_of_site in self.dims.items() if group.dim in dims_of_site]
 
     def size(self, group: Group) -> int:
         """Return the size of the group's dim; 1 if no site has it."""
         for name, value in self.points[0].items():
-            own = site_dims(name, value, self.dims)
-            if group.dim in own:
-                return int(value.shape[own.index(group.dim)])
+            dims_of_site = site_dims(name, value, self.dims)
+            if group.dim in dims_of_site:
+                return int(value.shape[dims_of_site.index(group.dim)])
         return 1
 
     def change(self, group: Group, rng: np.random.Generator) -> Change:
@@ -240,7 +242,7 @@ class _Joint:
         for point, before in zip(self.points, self._terms, strict=True):
             after = self._after(group, element, point)
             found = [self._compared(part, before, after, before) for part in self._parts(group, before)]
-            if any(one.counts or not one.tolerance < TELLING for one in found):
+            if any(one.counts or not one.tolerance < DETECTABLE for one in found):
                 return False
         return True
 
@@ -286,8 +288,8 @@ class _Joint:
             terms = density.log_terms(sites)
             if self.conditional and self.position in point:
                 others = {**sites, **density.deterministics(sites), **density.parameters}
-                given: Any = self.model.latents(density.arrays, **others)
-                each = given.log_prob(tensors[self.position])
+                conditional: Any = self.model.latents(density.arrays, **others)
+                each = conditional.log_prob(tensors[self.position])
                 terms[self.position] = float(each.sum()), float(each.abs().sum())
         except (RuntimeError, ValueError):
             return None

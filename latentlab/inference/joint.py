@@ -24,28 +24,28 @@ def log_joint(model: LatentModel, dataset: Dataset, values: Mapping[str, Any]) -
         values: Site or parameter of the program -> value; deterministic sites may be left out.
 
     Raises:
-        DataError: Data that the model cannot take.
+        DataError: The data do not fit the model.
         ModelError: A site or parameter is missing, unknown or of another shape, or a value is outside of its support.
     """
     model.check(dataset)
     arrays = tensors(model, dataset)
-    strange = next((name for name in values if name not in model.dims and name not in model.parameters), None)
-    if strange is not None:
-        raise ModelError(unknown(f"site of {model.name!r}", strange, {**model.dims, **model.parameters}))
+    unknown_site = next((name for name in values if name not in model.dims and name not in model.parameters), None)
+    if unknown_site is not None:
+        raise ModelError(unknown(f"site of {model.name!r}", unknown_site, {**model.dims, **model.parameters}))
     parameters = {name: float64_tensor(value) for name, value in values.items() if name in model.parameters}
     density = Density(model, arrays, dataset.array_dims, parameters)
-    absent = sorted(set(density.own_parameters) - set(parameters))
-    if absent:
-        raise ModelError(f"parameter {absent[0]!r} has no value; given: {', '.join(values)}.")
+    missing = sorted(set(density.own_parameters) - set(parameters))
+    if missing:
+        raise ModelError(f"parameter {missing[0]!r} has no value; got values of {', '.join(values) or 'no parameter'}.")
     u = density.unconstrain(values)
     for site in density.sites:
         if not bool(torch.isfinite(u[site.start : site.stop]).all()):
-            raise ModelError(f"site {site.name!r} has a value that is not finite, or outside (or on the edge) of its support.")
-    given = density.constrain(u)
-    total = float(density.log_joint(given))
+            raise ModelError(f"site {site.name!r} has a value that is not finite, or not in the interior of its support.")
+    constrained = density.constrain(u)
+    total = float(density.log_joint(constrained))
     position = model.position.site
-    if position in values and "latents" in model.offers and position not in given:
-        others = {**given, **density.deterministics(given), **parameters}
+    if position in values and "latents" in model.offers and position not in constrained:
+        others = {**constrained, **density.deterministics(constrained), **parameters}
         z, conditional = float64_tensor(values[position]), model.latents(arrays, **others)
         shape = conditional.batch_shape + conditional.event_shape
         if z.shape != shape:

@@ -29,17 +29,19 @@ def folder() -> Path:
     Raises:
         PermissionError: The folder among the temporary files belongs to another user, or others can write to it.
     """
-    given = os.environ.get(CACHE)
+    folder_name = os.environ.get(CACHE)
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        path = Path(given) if given else home / "latentlab"
+        path = Path(folder_name) if folder_name else home / "latentlab"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # no home directory, or no permission to create the folder
         path = Path(tempfile.gettempdir()) / f"latentlab-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.lstat()
-        if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022 or path.is_symlink()):
-            raise PermissionError(f"{path} can be written to by others; set {CACHE} to a folder of your own") from None
+        status = path.lstat()
+        if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022 or path.is_symlink()):
+            raise PermissionError(
+                f"other users can write to {path}; set {CACHE} to a folder that only you can write to"
+            ) from None
     return path
 
 
@@ -57,8 +59,8 @@ def _processor() -> str:
     """Returns the processor's name and, where available, its instruction sets, for which the code is compiled."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-        told = [line for line in lines if line.startswith(("model name", "flags", "CPU", "Features"))]
-        return "\n".join([platform.machine(), *told])
+        relevant = [line for line in lines if line.startswith(("model name", "flags", "CPU", "Features"))]
+        return "\n".join([platform.machine(), *relevant])
     return f"{platform.machine()} {platform.processor()}"
 
 
@@ -67,25 +69,25 @@ def compile_graph(module: Any, arguments: tuple[torch.Tensor, ...], path: Path) 
     import torch._inductor
 
     with tempfile.TemporaryDirectory(dir=path.parent) as work, _quiet("torch._inductor"):
-        made = Path(work) / "made.pt2"
+        package = Path(work) / "made.pt2"
         with torch.no_grad(), double(), forked():
             program = torch.export.export(module, tuple(arguments))
-            torch._inductor.aoti_compile_and_package(program, package_path=str(made))
-        os.replace(made, path)
+            torch._inductor.aoti_compile_and_package(program, package_path=str(package))
+        os.replace(package, path)
 
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
     """Limits a logger to errors, and suppresses warnings, inside the block."""
-    own = logging.getLogger(name)
-    before = own.level
-    own.setLevel(logging.ERROR)
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        own.setLevel(before)
+        logger.setLevel(before)
 
 
 def load_code(path: Path) -> Any:
@@ -95,7 +97,7 @@ def load_code(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as package:
             if package.testzip():  # torch does not verify checksums, and would run damaged code
-                raise ValueError("a part is not what was written")
+                raise ValueError("the checksum of a part is wrong")
         return torch._inductor.aoti_load_package(str(path))
     except Exception:  # a truncated file can raise any exception
         path.unlink(missing_ok=True)

@@ -26,9 +26,9 @@ METRIC_AT = (0.1, 0.2, 0.4, 0.7)
 """Fractions of the warm-up at which the metric is set to the chains' covariance since the previous one."""
 DENSE = 200
 """Largest number of coordinates for which the metric is dense."""
-FEWEST = 5
+MIN_ITERATIONS = 5
 """Smallest number of iterations from which a metric is estimated."""
-PRICE = 0.5
+COST_POWER = 0.5
 """Power of T by which the criterion is divided: 0 ignores the cost of a trajectory, 1 maximises the value per gradient."""
 STEPS = 10
 """Approximate number of leapfrog steps in an iteration."""
@@ -80,10 +80,10 @@ class State:
     def at(cls, u: np.ndarray, target_accept: float) -> "State":
         """Returns the initial state of chains that start at `u`, `(chain, size)`."""
         size = u.shape[1]
-        nothing = np.full(len(u), np.nan)
-        return cls(u, np.zeros_like(u), nothing, np.eye(size), DualAveraging(target_accept, 1.0), moments=Moments(u.shape))
+        missing = np.full(len(u), np.nan)
+        return cls(u, np.zeros_like(u), missing, np.eye(size), DualAveraging(target_accept, 1.0), moments=Moments(u.shape))
 
-    def still(self, rng: np.random.Generator) -> "State":
+    def snapshot(self, rng: np.random.Generator) -> "State":
         """Returns a snapshot that later iterations leave unchanged; arrays are shared, since they are never written to."""
         return replace(
             self, averaging=replace(self.averaging), moments=copy.copy(self.moments), random=dict(rng.bit_generator.state)
@@ -186,10 +186,10 @@ def sample(
             state.lp = np.where(taken, lp, state.lp)
             state.iteration = iteration + 1
             if iteration < n_warmup:
-                _lengthen(state, before, end, momentum, accept, n_steps, iteration - n_warmup // 2, whole=n_steps < most)
+                _adapt_length(state, before, end, momentum, accept, n_steps, iteration - n_warmup // 2, whole=n_steps < most)
                 state.step_size = state.averaging.update(_mean(accept))
                 state.moments.add(state.u)
-                if iteration + 1 in ends and state.moments.n >= FEWEST:
+                if iteration + 1 in ends and state.moments.n >= MIN_ITERATIONS:
                     state.root, state.moments = state.moments.root(), Moments(state.u.shape)
                     state.length, state.slope, state.level = FIRST_LENGTH, 0.0, 0.0
                     _restart_step(state, value_and_grad, rng, settings)
@@ -211,34 +211,34 @@ def leapfrog(
     """
     step, root = state.step_size, state.root
     u, gradient, lp = state.u, state.gradient, state.lp
-    lost = np.zeros(len(u), dtype=bool)
-    momentum = p + 0.5 * step * _pulled(gradient, root)
+    non_finite = np.zeros(len(u), dtype=bool)
+    momentum = p + 0.5 * step * _momentum_change(gradient, root)
     for i in range(n_steps):
-        u = u + step * _pushed(momentum, root)
-        lost |= ~np.isfinite(u).all(axis=1)
-        if lost.any():
-            u = np.where(lost[:, None], state.u, u)
+        u = u + step * _position_change(momentum, root)
+        non_finite |= ~np.isfinite(u).all(axis=1)
+        if non_finite.any():
+            u = np.where(non_finite[:, None], state.u, u)
         lp, gradient = value_and_grad(u)
-        lost |= ~(np.isfinite(lp) & np.isfinite(gradient).all(axis=1))
+        non_finite |= ~(np.isfinite(lp) & np.isfinite(gradient).all(axis=1))
         share = 1.0 if i < n_steps - 1 else 0.5
-        momentum = momentum + share * step * _pulled(gradient, root)
-    return u, momentum, np.where(lost, -np.inf, lp), gradient
+        momentum = momentum + share * step * _momentum_change(gradient, root)
+    return u, momentum, np.where(non_finite, -np.inf, lp), gradient
 
 
-def _pushed(momentum: np.ndarray, root: np.ndarray) -> np.ndarray:
+def _position_change(momentum: np.ndarray, root: np.ndarray) -> np.ndarray:
     return momentum @ root.T if root.ndim == 2 else momentum * root
 
 
-def _pulled(gradient: np.ndarray, root: np.ndarray) -> np.ndarray:
+def _momentum_change(gradient: np.ndarray, root: np.ndarray) -> np.ndarray:
     return gradient @ root if root.ndim == 2 else gradient * root
 
 
-def _rounded(u: np.ndarray, root: np.ndarray) -> np.ndarray:
+def _whitened(u: np.ndarray, root: np.ndarray) -> np.ndarray:
     """Computes v = R^-1 u for each chain."""
     return solve_triangular(root, u.T, lower=True, check_finite=False).T if root.ndim == 2 else u / root
 
 
-def _lengthen(  # one argument for each part of a trajectory that the criterion depends on
+def _adapt_length(  # one argument for each part of a trajectory that the criterion depends on
     state: State,
     before: np.ndarray,
     end: np.ndarray,
@@ -253,9 +253,9 @@ def _lengthen(  # one argument for each part of a trajectory that the criterion 
 
     The mean of log T over the iterations from `late` = 0 on is the final value.
     """
-    sound = np.isfinite(end).all(axis=1) & np.isfinite(momentum).all(axis=1) & (accept > 0)
-    if whole and sound.sum() > 1:
-        v, w, p, weight = _rounded(before[sound], state.root), _rounded(end[sound], state.root), momentum[sound], accept[sound]
+    valid = np.isfinite(end).all(axis=1) & np.isfinite(momentum).all(axis=1) & (accept > 0)
+    if whole and valid.sum() > 1:
+        v, w, p, weight = _whitened(before[valid], state.root), _whitened(end[valid], state.root), momentum[valid], accept[valid]
         v, w = v - v.mean(axis=0), w - (weight @ w) / weight.sum()
         away, far = (v * v).mean(axis=1) + 1, (w * w).mean(axis=1) + 1
         change, rise = np.log(far / away), 2 * (w * p).mean(axis=1) / far
@@ -263,7 +263,7 @@ def _lengthen(  # one argument for each part of a trajectory that the criterion 
         state.slope = DECAY * state.slope + (1 - DECAY) * slope
         state.level = DECAY * state.level + (1 - DECAY) * 0.5 * float(weight @ change**2)
         if math.isfinite(state.slope) and state.level > 0:
-            state.length *= math.exp(RATE * min(max(state.slope / state.level - PRICE, -1.0), 1.0))
+            state.length *= math.exp(RATE * min(max(state.slope / state.level - COST_POWER, -1.0), 1.0))
     if late >= 0:
         state.log_length += (math.log(state.length) - state.log_length) / (late + 1)
 
@@ -299,8 +299,8 @@ def halton(n: int) -> np.ndarray:
         >>> halton(5).tolist()
         [0.5, 0.25, 0.75, 0.125, 0.625]
     """
-    rest, found, place = np.arange(1, n + 1), np.zeros(n), 0.5
+    rest, values, place = np.arange(1, n + 1), np.zeros(n), 0.5
     while rest.any():
-        found += place * (rest & 1)
+        values += place * (rest & 1)
         rest, place = rest >> 1, place / 2
-    return found
+    return values

@@ -9,14 +9,14 @@ from tqdm.auto import tqdm
 
 from latentlab.errors import InferenceError
 from latentlab.inference.density import Density
-from latentlab.inference.draws import Draws, Problem, finished
+from latentlab.inference.draws import Draws, Problem, from_checkpoint
 from latentlab.inference.lift import constrain_draws, ends
 from latentlab.inference.start import non_finite_sites, start
 from latentlab.seeds import isolated
 from latentlab.settings import Count, frozen_settings
 
-EDGE = 12.0
-"""Absolute unconstrained value above which a constrained site counts as at the edge of its support (e^-12 = 6e-6)."""
+BOUNDARY = 12.0
+"""Absolute unconstrained value above which a constrained site counts as at the boundary of its support (e^-12 = 6e-6)."""
 
 
 @frozen_settings
@@ -42,11 +42,11 @@ class MAP:
 
     def run(self, problem: Problem) -> Draws:
         bar = tqdm(range(self.n_restarts), desc="MAP", disable=None if problem.progress else True, leave=False)
-        runs = [finished(problem, f"restart-{i}", lambda i=i: self._restart(problem, i)) for i in bar]  # type: ignore[misc]
+        runs = [from_checkpoint(problem, f"restart-{i}", lambda i=i: self._restart(problem, i)) for i in bar]  # type: ignore[misc]
         log_joint = np.array([float(run["log_joint"]) for run in runs])
         best = runs[int(np.argmax(log_joint))]
         point = constrain_draws(problem.density, best["u"][None, None])
-        notes = [_at_an_edge(problem.density, best["u"]), *self._remarks(problem, {n: v[0, 0] for n, v in point.items()})]
+        notes = [_boundary_note(problem.density, best["u"]), *self._remarks(problem, {n: v[0, 0] for n, v in point.items()})]
         u = np.broadcast_to(best["u"], (1, self.n_draws, best["u"].size))
         return Draws(
             constrain_draws(problem.density, u),
@@ -56,8 +56,8 @@ class MAP:
         )
 
     def _remarks(self, problem: Problem, values: dict[str, np.ndarray]) -> list[str]:
-        given = {name: torch.from_numpy(np.asarray(value)) for name, value in values.items()}
-        fixed = {name: value.numpy() for name, value in problem.density.deterministics(given).items()}
+        tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in values.items()}
+        fixed = {name: value.numpy() for name, value in problem.density.deterministics(tensors).items()}
         return problem.model.remarks(problem.arrays, {**values, **fixed})
 
     def _restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:
@@ -70,24 +70,25 @@ class MAP:
                 value, gradient = function(torch.from_numpy(v))
                 return float(value), gradient.numpy()
 
-            found = scipy.optimize.minimize(
+            optimum = scipy.optimize.minimize(
                 objective, u.numpy(), jac=True, method="L-BFGS-B",
                 options={"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-15, "gtol": 1e-7, "maxcor": 20},
             )  # fmt: skip
-            value, gradient = objective(found.x)
+            value, gradient = objective(optimum.x)
             if not np.isfinite(value) or not np.isfinite(gradient).all():
-                sites = ", ".join(non_finite_sites(density, torch.from_numpy(found.x))) or "the gradient"
+                sites = ", ".join(non_finite_sites(density, torch.from_numpy(optimum.x))) or "the gradient"
                 raise InferenceError(
-                    f"MAP, restart {restart}, step {found.nit}: not finite: {sites}; a prior that keeps scales from 0 helps."
+                    f"MAP, restart {restart}, step {optimum.nit}: not finite: {sites}; use a prior that bounds scales "
+                    "away from 0."
                 )
-        return {"u": found.x, "log_joint": np.array(-value), "gradient": np.array(np.abs(gradient).max())}
+        return {"u": optimum.x, "log_joint": np.array(-value), "gradient": np.array(np.abs(gradient).max())}
 
 
-def _at_an_edge(density: Density, u: np.ndarray) -> str:
-    """Describe the sites with an entry at the edge of its support, where the density may be unbounded and have no mode."""
-    found = []
+def _boundary_note(density: Density, u: np.ndarray) -> str:
+    """Describe the sites with an entry at the boundary of its support, where the density may be unbounded and have no mode."""
+    notes = []
     for site in density.sites:
-        own = u[site.start : site.stop]
-        if site.transform.codomain is not site.transform.domain and own.size and float(np.abs(own).max()) > EDGE:
-            found.append(f"site {site.name!r} ran to the edge of its support, where the density may be without bound")
-    return "; ".join(found)
+        values = u[site.start : site.stop]
+        if site.transform.codomain is not site.transform.domain and values.size and float(np.abs(values).max()) > BOUNDARY:
+            notes.append(f"site {site.name!r} converged to the boundary of its support, where the density may be unbounded")
+    return "; ".join(notes)

@@ -8,17 +8,17 @@ from tqdm.auto import tqdm
 
 from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density
-from latentlab.inference.draws import Draws, Problem, finished, keep, kept
+from latentlab.inference.draws import Draws, Problem, from_checkpoint, read_checkpoint, write_checkpoint
 from latentlab.inference.lift import constrain_draws
 from latentlab.inference.start import start
 from latentlab.inference.trajectory import Snapshot, chain, drive
 from latentlab.seeds import Seeds, isolated
 from latentlab.settings import Count, Fraction, Whole, frozen_settings
 
-UNDER_WAY = "chains-under-way"
+CHAINS_CHECKPOINT = "chains-under-way"
 STEPS = 15
 """Approximate number of leapfrog steps in an iteration."""
-SAVED_EVERY = 60.0
+CHECKPOINT_SECONDS = 60.0
 """Seconds between checkpoints of a run; a further one is saved when the run is interrupted."""
 
 
@@ -58,7 +58,7 @@ class NUTS:
         return Plan(STEPS * (self.n_warmup + self.n_draws), self.compiled)
 
     def run(self, problem: Problem) -> Draws:
-        arrays = finished(problem, "chains", lambda: self._chains(problem))
+        arrays = from_checkpoint(problem, "chains", lambda: self._chains(problem))
         stats = {name: array for name, array in arrays.items() if name != "u"}
         stats["diverging"] = stats["diverging"].astype(bool)
         return Draws(constrain_draws(problem.density, arrays["u"]), stats, attrs={"max_tree_depth": self.max_tree_depth})
@@ -90,13 +90,15 @@ class NUTS:
             nonlocal saved
             latest[i] = snapshot
             bar.update()
-            if time.monotonic() - saved > SAVED_EVERY:
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 save()
                 saved = time.monotonic()
 
         def save() -> None:
             if len(latest) == self.n_chains:
-                keep(problem, UNDER_WAY, {f"{i}.{k}": a for i, s in latest.items() for k, a in s.arrays().items()})
+                write_checkpoint(
+                    problem, CHAINS_CHECKPOINT, {f"{i}.{k}": a for i, s in latest.items() for k, a in s.arrays().items()}
+                )
 
         with bar:
             try:
@@ -109,12 +111,12 @@ class NUTS:
 
     def _under_way(self, problem: Problem) -> dict[int, Snapshot]:
         """Return the snapshots of an interrupted run by chain; empty if there are none."""
-        found = kept(problem, UNDER_WAY) or {}
-        of: dict[int, dict[str, np.ndarray]] = {}
-        for key, array in found.items():
+        checkpoint = read_checkpoint(problem, CHAINS_CHECKPOINT) or {}
+        by_chain: dict[int, dict[str, np.ndarray]] = {}
+        for key, array in checkpoint.items():
             chain, _, name = key.partition(".")
-            of.setdefault(int(chain), {})[name] = array
-        return {i: Snapshot.from_arrays(arrays) for i, arrays in of.items()}
+            by_chain.setdefault(int(chain), {})[name] = array
+        return {i: Snapshot.from_arrays(arrays) for i, arrays in by_chain.items()}
 
 
 def starting_point(density: Density, seeds: Seeds) -> np.ndarray:

@@ -87,8 +87,8 @@ def is_latent(site: Any) -> bool:
 def observed_dims(name: str, site: Any, points: str) -> tuple[str, ...]:
     """Returns dims of an observed site that shares no array's name: the points' dim if in their plate, then numbered dims."""
     shape = tuple(site["value"].shape)
-    lead = (points,) if shape and in_plate(site, points) else ()
-    return (*lead, *(f"{name}_dim_{i}" for i in range(len(shape) - len(lead))))
+    leading = (points,) if shape and in_plate(site, points) else ()
+    return (*leading, *(f"{name}_dim_{i}" for i in range(len(shape) - len(leading))))
 
 
 def in_plate(site: Mapping[str, Any], name: str) -> bool:
@@ -112,8 +112,8 @@ def checked_trace(model: LatentModel, arrays: Arrays, parameters: Tensors, point
     except ModelError:
         raise
     except Exception as error:  # a program can raise any exception
-        said = _outside(model, arrays, parameters) or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise ModelError(f"the model {model.name!r} does not run on this data: {said}") from error
+        reason = _outside(model, arrays, parameters) or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ModelError(f"the program of the model {model.name!r} fails on these data: {reason}") from error
     _check_dims(model, trace, points)
     return trace
 
@@ -133,12 +133,12 @@ def _outside(model: LatentModel, arrays: Arrays, parameters: Tensors) -> str | N
                 fn: Any = site["fn"]
                 while hasattr(fn, "base_dist"):
                     fn = fn.base_dist
-                bad = ~fn.support.check(value)  # of rows, if the distribution is multivariate
-                if bad.any():
-                    where = tuple(torch.nonzero(bad)[0].tolist())
-                    shown = "[" + ", ".join(f"{v:.6g}" for v in value[where].reshape(-1)) + "]"
+                outside = ~fn.support.check(value)  # of rows, if the distribution is multivariate
+                if outside.any():
+                    where = tuple(torch.nonzero(outside)[0].tolist())
+                    text = "[" + ", ".join(f"{v:.6g}" for v in value[where].reshape(-1)) + "]"
                     return (
-                        f"{name!r} is {shown if bad.dim() < value.dim() else shown[1:-1]} at position {where}, outside of the "
+                        f"{name!r} is {text if outside.dim() < value.dim() else text[1:-1]} at position {where}, outside of the "
                         f"support of its distribution, {type(fn).__name__} ({fn.support})."
                     )
     except Exception:  # the caller then reports the original error
@@ -151,23 +151,23 @@ def _check_site(name: str, site: Mapping[str, Any]) -> None:
     expected = [1] * max((-f.dim for f in frames), default=0)
     for frame in frames:
         expected[frame.dim] = frame.size
-    found = list(site["fn"].log_prob(site["value"]).shape)
-    while found and found[0] == 1 and len(found) > len(expected):
-        found.pop(0)
-    if found != expected:
+    shape = list(site["fn"].log_prob(site["value"]).shape)
+    while shape and shape[0] == 1 and len(shape) > len(expected):
+        shape.pop(0)
+    if shape != expected:
         raise ModelError(
-            f"site {name!r} has a log density of shape {tuple(found)}, and its plates "
-            f"({', '.join(f.name for f in frames) or 'none'}) say {tuple(expected)}; value {tuple(site['value'].shape)}: "
-            "data of shape (N, 1) in a plate of N, or a missing `.to_event`."
+            f"the log density of site {name!r} must have the shape {tuple(expected)} of its plates "
+            f"({', '.join(f.name for f in frames) or 'none'}); got {tuple(shape)} for a value of shape "
+            f"{tuple(site['value'].shape)}. Look for data of shape (N, 1) in a plate of N, or a missing `.to_event`."
         )
     if not site["is_observed"] and site["fn"].support.is_discrete:
-        raise ModelError(f"site {name!r} is discrete and not summed out: sum over it (enumeration) in the model's density.")
+        raise ModelError(f"site {name!r} is latent and discrete; marginalise it in the program.")
 
 
 def _check_dims(model: LatentModel, trace: Any, points: str) -> None:
     check_declaration(model)
     if not any(is_observed_site(site) and in_plate(site, points) for site in trace.nodes.values()):
-        raise ModelError(f"{model.name!r} observes nothing inside a plate named {points!r}: the {points}s have no likelihood.")
+        raise ModelError(f"{model.name!r} has no observed site in a plate named {points!r}, so the {points}s have no likelihood.")
     sizes: dict[str, tuple[int, str]] = {}
     for name, site in trace.nodes.items():
         parameter = site["type"] == "param"
@@ -177,22 +177,22 @@ def _check_dims(model: LatentModel, trace: Any, points: str) -> None:
         if name not in declared_dims:
             where = "parameters" if parameter else "dims"
             raise ModelError(
-                f"{kind} {name!r} is not declared in the {where} of {model.name!r}: {', '.join(declared_dims) or 'none'}."
+                f"{kind} {name!r} is not declared in `{where}` of {model.name!r}; declared: {', '.join(declared_dims) or 'none'}."
             )
         shape, dims = tuple(site["value"].shape), declared_dims[name]
         if len(shape) != len(dims):
-            raise ModelError(f"{kind} {name!r} is declared with dims {dims}, and has shape {shape}.")
+            raise ModelError(f"{kind} {name!r} must have an axis for each of its dims {dims}; got shape {shape}.")
         for dim, size in zip(dims, shape, strict=True):
             if sizes.setdefault(dim, (size, name))[0] != size:
                 raise ModelError(f"dim {dim!r} has size {sizes[dim][0]} in {sizes[dim][1]!r} and {size} in {name!r}.")
     declared = set(model.dims) - set(trace.nodes)
-    absent = declared - ({model.position.site} if "latents" in model.offers else set())
-    if absent:
-        raise ModelError(f"{model.name!r} declares dims of {', '.join(sorted(absent))}, and its program has no such site.")
+    missing = declared - ({model.position.site} if "latents" in model.offers else set())
+    if missing:
+        raise ModelError(f"{model.name!r} declares dims of {', '.join(sorted(missing))}; its program has no such site.")
 
 
 def check_declaration(model: LatentModel) -> None:
-    """Refuse a model whose attributes are missing, of a wrong type, or inconsistent with each other.
+    """Raise an error if attributes of a model are missing, of a wrong type, or inconsistent with each other.
 
     Raises:
         ModelError: Names the attribute, what it must be, and its value.
@@ -211,10 +211,10 @@ def check_declaration(model: LatentModel) -> None:
             raise ModelError(f"{model.name!r}: the dims of {site!r} must be a tuple of names, such as ('unit',); got {dims!r}.")
     group = model.exchanges
     if not model.positions:
-        raise ModelError(f'{model.name!r}: `positions` must hold a `Position`, such as Position("z"); it is empty.')
-    odd = next((position for position in model.positions if not isinstance(position, Position)), None)
-    if odd is not None:
-        raise ModelError(f'{model.name!r}: `position` must be a `Position`, such as Position("z"); got {odd!r}.')
+        raise ModelError(f'{model.name!r}: `positions` must have at least one `Position`, such as Position("z"); got none.')
+    invalid = next((position for position in model.positions if not isinstance(position, Position)), None)
+    if invalid is not None:
+        raise ModelError(f'{model.name!r}: `position` must be a `Position`, such as Position("z"); got {invalid!r}.')
     for position in model.positions:
         if position.site not in model.dims:
             sites = ", ".join(model.dims)

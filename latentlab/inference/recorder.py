@@ -15,7 +15,7 @@ from latentlab.seeds import forked, reseed
 Function = Callable[..., Any]
 
 
-UNSEEN = ("numpy", "tolist", "__array__", "__dlpack__")
+UNRECORDED = ("numpy", "tolist", "__array__", "__dlpack__")
 """Tensor methods that return its numbers without an operation of torch."""
 ATEN = torch.ops.aten
 SHAPED = (
@@ -35,7 +35,7 @@ class _Recorder(TorchDispatchMode):
 
     Tensors are identified by `id`, and are therefore kept alive until the end. A tensor without a node is a constant, unless it
     is changed in place. Changes are detected by storage addresses, of which there are four sets: `memory`, constants of the
-    graph; `changed`, tensors that became nodes by a change; `made`, tensors created in this call; and `shaped`, nodes that
+    graph; `changed`, tensors that became nodes by a change; `created`, tensors created in this call; and `shaped`, nodes that
     depend on the arguments only by their shapes.
 
     Raises:
@@ -49,47 +49,47 @@ class _Recorder(TorchDispatchMode):
         self.module = torch.nn.Module()
         self.nodes: dict[int, Any] = {}
         self.constants: dict[int, Any] = {}
-        self.held: list[torch.Tensor] = []
+        self.kept_alive: list[torch.Tensor] = []
         self.memory: set[int] = set()
         self.changed: set[int] = set()
-        self.made: set[int] = set()
+        self.created: set[int] = set()
         self.shaped: set[int] = set()
         self.writes = False
         self.noise: list[tuple[torch.Size, torch.dtype]] = []
         self.sizes: list[int] = []
         for i, argument in enumerate(arguments):
             self.last = self.graph.placeholder(f"argument_{i}")
-            self.know(argument, self.last)
+            self.register(argument, self.last)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """Returns False; without this method torch would import its compiler."""
         return False
 
-    def know(self, tensor: torch.Tensor, node: Any) -> None:
+    def register(self, tensor: torch.Tensor, node: Any) -> None:
         """Registers a tensor as the result of a node."""
         self.nodes[id(tensor)] = node
-        self.held.append(tensor)
+        self.kept_alive.append(tensor)
 
-    def apart(self, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
-        """Calls an operation whose result is a constant; results with new storage are added to `made` and kept alive."""
+    def constant_result(self, func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor]) -> Any:
+        """Calls an operation whose result is a constant; results with new storage are added to `created` and kept alive."""
         found = func(*args, **kwargs)
-        before = set() if func is torch.ops.aten.lift_fresh.default else {_memory(tensor) for tensor in given}
+        before = set() if func is torch.ops.aten.lift_fresh.default else {_memory(tensor) for tensor in tensors}
         for one in tree_leaves(found):
             if isinstance(one, torch.Tensor) and _memory(one) not in before:
-                self.made.add(_memory(one))
-                self.held.append(one)
+                self.created.add(_memory(one))
+                self.kept_alive.append(one)
         return found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        unknown = [tensor for tensor in given if id(tensor) not in self.nodes]
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        unknown = [tensor for tensor in tensors if id(tensor) not in self.nodes]
         if self.changed and any(_memory(tensor) in self.changed for tensor in unknown):
-            raise ValueError("it changes a tensor in place that it also uses in another place")
+            raise ValueError("it changes a tensor in place that it also uses elsewhere")
         written = _written(func, args, kwargs)
-        if any(id(tensor) not in self.nodes and _memory(tensor) not in self.made for tensor in written):
-            raise ValueError(f"it changes a tensor that is there after the call too ({func})")
+        if any(id(tensor) not in self.nodes and _memory(tensor) not in self.created for tensor in written):
+            raise ValueError(f"it changes a tensor that exists outside of the call ({func})")
         if torch.Tag.nondeterministic_seeded in func.tags:
             if func is ATEN.randn.default:
                 found = func(*args, **kwargs)
@@ -98,12 +98,12 @@ class _Recorder(TorchDispatchMode):
             if func is torch.ops.aten.normal_.default and unknown and tuple(args[1:]) in ((), (0.0, 1.0)):
                 self._noise(args[0])
                 return func(*args, **kwargs)
-        elif len(unknown) == len(given) or (not written and self._is_constant(func, given)):
-            return self.apart(func, args, kwargs, given)
+        elif len(unknown) == len(tensors) or (not written and self._is_constant(func, tensors)):
+            return self.constant_result(func, args, kwargs, tensors)
         if func in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default):
-            args = (args[0], self._counted(args[1]), *args[2:])
+            args = (args[0], self._with_positions(args[1]), *args[2:])
         if torch.Tag.dynamic_output_shape in func.tags and not _is_sized(func, args):
-            raise ValueError(f"the shape of what it makes depends on values ({func})")
+            raise ValueError(f"the shape of a result depends on values ({func})")
         self.shaped.difference_update(_memory(tensor) for tensor in written)
         self.writes |= bool(written)
         changed = {id(tensor) for tensor in written}
@@ -113,35 +113,35 @@ class _Recorder(TorchDispatchMode):
         if func is torch.ops.aten._linalg_check_errors.default:
             return found
         if not any(isinstance(one, torch.Tensor) for one in tree_leaves(found)):
-            raise ValueError(f"it takes a number out of a tensor ({func})")
+            raise ValueError(f"it reads a number from a tensor ({func})")
         if isinstance(found, torch.Tensor):
-            self._known(found, node)
+            self._register_result(found, node)
             if func in SHAPED:
                 self.shaped.add(_memory(found))
         else:
             for i, one in enumerate(found):
                 if isinstance(one, torch.Tensor):
-                    self._known(one, self.graph.call_function(operator.getitem, (node, i)))
+                    self._register_result(one, self.graph.call_function(operator.getitem, (node, i)))
         return found
 
-    def _is_constant(self, func: Any, given: list[torch.Tensor]) -> bool:
+    def _is_constant(self, func: Any, tensors: list[torch.Tensor]) -> bool:
         """Whether the result depends on the arguments only by their shapes; never for views, which may be written to later."""
         if not self.folds or func in SHAPED or any(one.alias_info is not None for one in func._schema.returns):
             return False
-        return all(id(tensor) not in self.nodes or _memory(tensor) in self.shaped for tensor in given)
+        return all(id(tensor) not in self.nodes or _memory(tensor) in self.shaped for tensor in tensors)
 
-    def _known(self, tensor: torch.Tensor, node: Any) -> None:
+    def _register_result(self, tensor: torch.Tensor, node: Any) -> None:
         node.meta["n_dims"], node.meta["is_number"] = tensor.dim(), tensor.is_floating_point()
         node.meta["kind"] = tensor.shape, tensor.dtype
         self.sizes.append(tensor.numel())
-        self.know(tensor, node)
+        self.register(tensor, node)
 
     def _noise(self, tensor: torch.Tensor) -> None:
         """Turns a tensor of standard normal numbers into an argument of the graph."""
         with self.graph.inserting_after(self.last):
             self.last = self.graph.placeholder(f"noise_{len(self.noise)}")
         self.noise.append((tensor.shape, tensor.dtype))
-        self.know(tensor, self.last)
+        self.register(tensor, self.last)
 
     def in_graph(self, leaf: Any, *, changed: bool = False) -> Any:
         """Returns the node of a tensor. A constant gets a node, and is copied if it is about to be changed in place."""
@@ -151,23 +151,23 @@ class _Recorder(TorchDispatchMode):
             return self.nodes[id(leaf)]
         memory = _memory(leaf)
         if changed and memory in self.memory:
-            raise ValueError("it changes a tensor in place that it also uses in another place")
+            raise ValueError("it changes a tensor in place that it also uses elsewhere")
         if id(leaf) in self.constants:
             return self.constants[id(leaf)]
-        name = f"constant_{len(self.held)}"
+        name = f"constant_{len(self.kept_alive)}"
         self.module.register_buffer(name, leaf.detach().clone() if changed else leaf.detach())
         node = self.graph.get_attr(name)
         if changed:
             self.changed.add(memory)
             node = self.graph.call_function(torch.ops.aten.clone.default, (node,))
-            self.know(leaf, node)
+            self.register(leaf, node)
         else:
             self.memory.add(memory)
             self.constants[id(leaf)] = node
-            self.held.append(leaf)
+            self.kept_alive.append(leaf)
         return node
 
-    def _counted(self, where: Sequence[Any]) -> list[Any]:
+    def _with_positions(self, where: Sequence[Any]) -> list[Any]:
         """Replaces constant boolean masks among indices by the positions of their true entries, whose number is then fixed."""
         found: list[Any] = []
         for index in where:
@@ -177,15 +177,15 @@ class _Recorder(TorchDispatchMode):
 
 
 class _Watch(TorchFunctionMode):
-    """Refuses calls that would read numbers from a recorded tensor without a recorded operation."""
+    """Raises an error if a call would read numbers from a recorded tensor without a recorded operation."""
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in UNSEEN and args and id(args[0]) in self.recorder.nodes:
-            raise ValueError(f"it takes a number out of a tensor ({func.__name__})")
+        if getattr(func, "__name__", "") in UNRECORDED and args and id(args[0]) in self.recorder.nodes:
+            raise ValueError(f"it reads a number from a tensor ({func.__name__})")
         return func(*args, **(kwargs or {}))
 
 

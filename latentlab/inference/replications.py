@@ -98,18 +98,18 @@ class Replications:
 
     def lifted(self, function: Callable[[dict[str, torch.Tensor], dict[str, Any]], Any], values: Mapping[str, np.ndarray]) -> Any:
         """Apply a function of one draw's values and its data set's arrays to values `(replication, draw, *site)`."""
-        lead = next(iter(values.values())).shape[:2]
+        leading = next(iter(values.values())).shape[:2]
         flat = {("site", n): v.reshape(-1, *v.shape[2:]) for n, v in values.items()}
-        flat |= {("data", n): np.repeat(a.numpy(), lead[1], axis=0) for n, a in self.data.items()}
+        flat |= {("data", n): np.repeat(a.numpy(), leading[1], axis=0) for n, a in self.data.items()}
 
         def one(both: Mapping[Any, torch.Tensor]) -> Any:
             sites = {name: value for (kind, name), value in both.items() if kind == "site"}
             return function(sites, self._named([both["data", n].to(a.dtype) for n, a in self.data.items()]))
 
-        found = over_draws(one, flat, block=1024)  # type: ignore[arg-type]
-        if isinstance(found, dict):
-            return {name: array.reshape(*lead, *array.shape[1:]) for name, array in found.items()}
-        return found.reshape(*lead, *found.shape[1:])
+        results = over_draws(one, flat, block=1024)  # type: ignore[arg-type]
+        if isinstance(results, dict):
+            return {name: array.reshape(*leading, *array.shape[1:]) for name, array in results.items()}
+        return results.reshape(*leading, *results.shape[1:])
 
 
 class Chains:

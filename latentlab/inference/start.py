@@ -18,27 +18,30 @@ def start(density: Density, rng: np.random.Generator, *, jitter: float, n_tries:
         ModelError: `initialize` returns a site that the model does not have.
         InferenceError: No try has a finite density and gradient; names the sites that were not finite.
     """
-    bad: list[str] = []
+    not_finite: list[str] = []
     for _ in range(n_tries):
         values: dict[str, Any] = density.prior()
-        given = density.model.initialize(density.arrays, rng)
-        strange = next((name for name in given if name not in density.model.dims and name not in values), None)
-        if strange is not None:
-            raise ModelError(f"`initialize` of {density.model.name!r}: {unknown('site', strange, values)}")
-        values.update({k: v for k, v in given.items() if k in values})
+        initial = density.model.initialize(density.arrays, rng)
+        unknown_site = next((name for name in initial if name not in density.model.dims and name not in values), None)
+        if unknown_site is not None:
+            raise ModelError(f"`initialize` of {density.model.name!r}: {unknown('site', unknown_site, values)}")
+        values.update({k: v for k, v in initial.items() if k in values})
         u = density.unconstrain(values)
         u = u + torch.tensor(rng.uniform(-jitter, jitter, density.size)) if jitter else u
         value, gradient = density.eager_value_and_grad(u)
         if math.isfinite(value) and bool(torch.isfinite(gradient).all()):
             return u
-        bad = non_finite_sites(density, u)
-    raise InferenceError(f"no finite starting point in {n_tries} tries; not finite: {', '.join(bad) or 'the gradient'}.")
+        not_finite = non_finite_sites(density, u)
+    raise InferenceError(
+        f"no starting point with finite density and gradient in {n_tries} tries; not finite: "
+        f"{', '.join(not_finite) or 'the gradient'}."
+    )
 
 
 def non_finite_sites(density: Density, u: torch.Tensor) -> list[str]:
     """Lists the sites whose log density is not finite at `u`, with the range of their values."""
     values = density.constrain(u)
-    found = []
+    descriptions = []
     with unchecked():
         nodes = density._trace(values).nodes
     for name, site in nodes.items():
@@ -51,5 +54,5 @@ def non_finite_sites(density: Density, u: torch.Tensor) -> list[str]:
             finite = False
         if not finite:
             span = f" (values {float(value.min()):.3g} to {float(value.max()):.3g})" if value.numel() else ""
-            found.append(f"{name!r}{span}")
-    return found
+            descriptions.append(f"{name!r}{span}")
+    return descriptions

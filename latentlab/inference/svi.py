@@ -1,8 +1,8 @@
 r"""Stochastic variational inference: a guide $q(u)$ fitted by maximising the evidence lower bound.
 
 $$ \mathrm{ELBO}(q) = \mathbb E_{q}[\log \tilde p(u) - \log q(u)] \le \log p(x), $$
-with $u$ on the unconstrained scale. Gaussian guides are in `guides.py`. A model's own guide is a Pyro program, and only with it
-are a model's parameters estimated. If every site belongs to a unit, each unit n has its own importance weights
+with $u$ on the unconstrained scale. Gaussian guides are in `guides.py`. A guide defined by the model is a Pyro program; only with
+it are a model's parameters estimated. If every site belongs to a unit, each unit n has its own importance weights
 $w_{nk} = p(x_n, z_{nk}) / q(z_{nk} \mid x_n)$, and the objective can be the importance-weighted bound
 $$ \sum_n \mathbb E_q\Big[\log \frac1K \sum_{k=1}^K w_{nk}\Big], $$
 which is the ELBO for K = 1 and rises to $\log p(x)$ with K.
@@ -26,20 +26,20 @@ from latentlab.inference.adam import Adam, Descent, pack, unpack, whole_step
 from latentlab.inference.advi import fit_restarts
 from latentlab.inference.batches import batches, log_prob_of_draws
 from latentlab.inference.capture import Plan, capture
-from latentlab.inference.draws import Draws, Problem, UnderWay, finished, kept
+from latentlab.inference.draws import Checkpointer, Draws, Problem, from_checkpoint, read_checkpoint
 from latentlab.inference.encoder import is_amortised
 from latentlab.inference.guide_average import guide_averaged, guide_draws, over_symmetry
 from latentlab.inference.guides import GUIDES
 from latentlab.inference.lift import constrain_draws, ends, over_draws
-from latentlab.inference.nuts import SAVED_EVERY
+from latentlab.inference.nuts import CHECKPOINT_SECONDS
 from latentlab.inference.svi_loss import (
     GuideParameters,
     check_guide,
-    in_single,
     is_reparameterised,
     loss_of_globals,
+    register_parameters,
     scaled_program,
-    started,
+    to_float32,
 )
 from latentlab.models.base import Fixed
 from latentlab.seeds import forked, isolated, reseed, single
@@ -56,13 +56,13 @@ Precision = Literal["double", "single"]
 
 @frozen_settings
 class SVI:
-    """Variational inference with a Gaussian guide on the unconstrained scale, or with the model's own guide.
+    """Variational inference with a Gaussian guide on the unconstrained scale, or with a guide defined by the model.
 
     The optimiser is Adam. Its learning rate is constant for the first half of the steps, and then falls to a hundredth. The
     full-rank guide is a mean-field one for the first quarter of the steps, and is then fitted in coordinates of equal curvature.
 
     Args:
-        guide: `model` (the model's own), `mean_field`, `full_rank` or `low_rank`.
+        guide: `model` (defined by the model), `mean_field`, `full_rank` or `low_rank`.
         n_steps: Number of steps of the optimiser.
         learning_rate: Initial learning rate of Adam.
         n_particles: Number of draws of the guide in a step.
@@ -76,10 +76,11 @@ class SVI:
             the best ELBO of these units, to which `patience` then applies.
         compiled: Whether to compile the step to machine code. This takes about ten seconds the first time, is cached for later
             processes, and changes the last digits. If None, the step is compiled when the run is long enough.
-        precision: Precision of the loss and its gradient in a step. `single` (float32) needs the model's own guide, and a model
-            whose sites all belong to units: minibatch noise is far larger there. Parameters and results stay in float64.
-        device: Device of the steps: `cpu`, `cuda` or a numbered one such as `cuda:1`; machine code is for the CPU only. All else,
-            including the results, is on the CPU.
+        precision: Precision of the loss and its gradient in a step. `single` (float32) needs `guide="model"`, and a model whose
+            sites all belong to units: minibatch noise is then far larger than rounding errors. Parameters and results stay in
+            float64.
+        device: Device of the steps: `cpu`, `cuda` or a numbered one such as `cuda:1`; machine code runs on the CPU only. All
+            other computations and the results are on the CPU.
 
     References:
         Kucukelbir et al. 2017, Automatic Differentiation Variational Inference, JMLR 18(14).
@@ -107,12 +108,14 @@ class SVI:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise ConfigError(f"SVI: `device` must be cpu, cuda, or a numbered one such as cuda:1; got {self.device!r}.")
+            raise ConfigError(f"SVI: `device` must be cpu, cuda, or cuda:N with a device number N; got {self.device!r}.")
         if self.compiled and self.device != "cpu":
-            raise ConfigError(f"SVI: `compiled` must be false or null on {self.device!r}: machine code is for the CPU.")
+            raise ConfigError(
+                f"SVI: `compiled` must be false or null if `device` is {self.device!r}; machine code runs on the CPU only."
+            )
         for field in ("objective", "kl_warmup", "held_out", "precision"):
             if self.guide != "model" and getattr(self, field) not in ("elbo", 0, "double"):
-                raise ConfigError(f"SVI: `{field}` goes with guide='model' only; the guide is {self.guide!r}.")
+                raise ConfigError(f"SVI: `{field}` is available with guide='model' only; got guide={self.guide!r}.")
 
     def plan(self) -> Plan:
         """Return the intended use of the graph of a step."""
@@ -121,7 +124,7 @@ class SVI:
     def run(self, problem: Problem) -> Draws:
         if self.guide == "model":
             numbers = range(self.n_restarts)
-            runs = [finished(problem, f"restart-{i}", lambda i=i: self._pyro_restart(problem, i)) for i in numbers]  # type: ignore[misc]
+            runs = [from_checkpoint(problem, f"restart-{i}", lambda i=i: self._pyro_restart(problem, i)) for i in numbers]  # type: ignore[misc]
         else:
             runs = fit_restarts(problem, self)
         elbo = np.array([float(np.mean(run["lp"] - run["log_q"])) for run in runs])
@@ -138,41 +141,46 @@ class SVI:
         return Draws(values, stats, {"loss": losses, "elbo": elbo}, restarts, attrs, parameters)
 
     def check(self, problem: Problem) -> None:
-        """Refuse settings that do not fit the model, the data or the available devices."""
+        """Raise an error if the settings are not possible with the model, the data or the available devices."""
         density = problem.density
         number = int(self.device.partition(":")[2] or 0)
         if self.device != "cpu" and number >= (n_devices := torch.cuda.device_count()):
-            raise ConfigError(f"SVI: `device` is {self.device!r}, and torch sees {n_devices} such devices here.")
+            raise ConfigError(f"SVI: `device` {self.device!r} does not exist; torch finds {n_devices} CUDA devices.")
         if self.guide == "model":
             if "guide" not in problem.model.offers:
-                raise ModelError(f"{problem.model.name!r} brings no guide; use {', '.join(GUIDES)}.")
+                raise ModelError(
+                    f"guide='model' needs a model that defines `guide`; {problem.model.name!r} has none: use {', '.join(GUIDES)}."
+                )
             check_guide(problem)
             self._check_particles(problem)
         elif problem.model.parameters:
             raise ModelError(
-                f"{problem.model.name!r} has parameters, estimated with guide='model' only; the guide is {self.guide!r}."
+                f"{problem.model.name!r} has parameters, which are estimated with guide='model' only; got guide={self.guide!r}."
             )
-        for asked, what in ((self.objective == "iwae", "objective 'iwae'"), (self.precision == "single", "precision 'single'")):
-            if asked and not is_amortised(density):
+        for selected, what in (
+            (self.objective == "iwae", "objective 'iwae'"),
+            (self.precision == "single", "precision 'single'"),
+        ):
+            if selected and not is_amortised(density):
                 others = [site.name for site in density.sites if site.name not in density.point_sites]
                 raise ModelError(
-                    f"{what} needs a model whose sites all belong to units; {problem.model.name!r} has {', '.join(others)}."
+                    f"{what} needs a model whose sites all belong to units; {problem.model.name!r} has also {', '.join(others)}."
                 )
         split = "held_out" if self.held_out else "batch_size"
-        turned = next((n for n in density.arrays if density.points in density.dims.get(n, ())[1:]), None)
-        if turned is not None and (self.held_out or self.batch_size is not None):
+        transposed = next((n for n in density.arrays if density.points in density.dims.get(n, ())[1:]), None)
+        if transposed is not None and (self.held_out or self.batch_size is not None):
             raise DataError(
-                f"SVI: `{split}` needs {density.points!r} as the first dim of {turned!r}; its dims are {density.dims[turned]}."
+                f"SVI: `{split}` needs {density.points!r} as the first dim of {transposed!r}; got {density.dims[transposed]}."
             )
         if (self.held_out or self.batch_size is not None) and (
             "leave_one_out" in problem.model.offers or problem.model.takes("sequence")
         ):
-            raise ModelError(f"{split} does not go with {problem.model.name!r}: the steps of a series depend on each other.")
+            raise ModelError(f"SVI: `{split}` is not available for {problem.model.name!r}: the steps of a series are dependent.")
         if self.held_out:
             n_held_out = round(self.held_out * density.n_points)
             if not 0 < n_held_out < density.n_points:
                 raise ConfigError(
-                    f"SVI: `held_out`: {self.held_out} of {density.n_points} {density.points}s leaves one part empty."
+                    f"SVI: `held_out` must leave a {density.points} in each part; got {self.held_out} of {density.n_points}."
                 )
             if self.batch_size is not None and self.batch_size > density.n_points - n_held_out:
                 raise ConfigError(
@@ -186,12 +194,12 @@ class SVI:
                 )
             if density.point_sites and self.guide != "model":
                 raise ModelError(
-                    f"batch_size needs a guide that is amortised over units: site {density.point_sites[0]!r} has a value for "
-                    f"each unit, and the guide {self.guide!r} would hold one parameter for each."
+                    f"SVI: `batch_size` needs a guide that is amortised over units, since site {density.point_sites[0]!r} has a "
+                    f"value for each unit; the guide {self.guide!r} is not. Marginalise the site, or use guide='model'."
                 )
 
     def _check_particles(self, problem: Problem) -> None:
-        """Refuse a program that cannot be vectorised over particles, if particles are drawn in one batch."""
+        """Raise an error if a program cannot be vectorised over particles, if particles are drawn in one batch."""
         if not is_amortised(problem.density) or (self.n_particles == 1 and not self.held_out):
             return
         rows = tuple(problem.density.arrays[name][:2] for name in problem.density.point_arrays())
@@ -199,10 +207,10 @@ class SVI:
             with isolated(problem.seeds.child("check")), pyro.validation_enabled(False):
                 self._pyro_loss(problem, problem.density.with_points(rows), 1.0, 1.0, 3)
         except Exception as error:  # a program can raise any exception
-            said = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split())[:200]
             raise ModelError(
-                f"{problem.model.name!r} does not take a further leading axis, of several particles at once; write it with "
-                f"`...`, or say n_particles=1 and no held_out: {type(error).__name__}: {said}"
+                f"{problem.model.name!r} cannot be evaluated with a leading axis of particles; index with `...`, or set "
+                f"n_particles=1 and held_out=0: {type(error).__name__}: {reason}"
             ) from error
 
     def _averaged(self, problem: Problem, best: dict[str, np.ndarray], values: dict[str, np.ndarray]) -> np.ndarray | None:
@@ -224,18 +232,18 @@ class SVI:
         draws = {site.name: values[site.name][0] for site in density.sites}
         return over_symmetry(problem, log_q, draws, best["u"], best["log_q"], center)
 
-    # -- the model's own guide
+    # -- a guide defined by the model
 
     def _pyro_restart(  # long: objective, batches and checkpoints share the variables of one restart
         self, problem: Problem, restart: int
     ) -> dict[str, np.ndarray]:
         seeds, density, model = problem.seeds.child("restart", restart), problem.density, problem.model
         part = f"restart-{restart}-under-way"
-        stood = kept(problem, part)
-        begun = Descent.from_arrays(stood, self.n_steps) if stood else None
-        n_begun = begun.n_done if begun else 0
+        checkpoint = read_checkpoint(problem, part)
+        resumed = Descent.from_arrays(checkpoint, self.n_steps) if checkpoint else None
+        n_done = resumed.n_done if resumed else 0
         scope = isolated(seeds, self.device), pyro.validation_enabled(False)
-        with scope[0], scope[1], UnderWay(problem, part, SAVED_EVERY) as under_way:
+        with scope[0], scope[1], Checkpointer(problem, part, CHECKPOINT_SECONDS) as checkpointer:
             training, held_out = _divided(density.n_points, self.held_out, seeds.child("held_out").numpy())
 
             def order() -> np.random.Generator:
@@ -243,22 +251,24 @@ class SVI:
 
             rows = batches(problem, self.batch_size, order(), training, n_steps=self.n_steps + 1)
             first = next(rows)
-            found = started(model, density.with_points(first) if first else density.arrays)
-            shapes = [leaf.shape for leaf in found.leaves]
-            vectors = pack(found.leaves)[None]
+            guide_parameters = register_parameters(model, density.with_points(first) if first else density.arrays)
+            shapes = [leaf.shape for leaf in guide_parameters.leaves]
+            vectors = pack(guide_parameters.leaves)[None]
             n_training = density.n_points if training is None else len(training)
             title = f"SVI {restart + 1}/{self.n_restarts}"
             adam = Adam(self.n_steps, self.learning_rate, self.patience, title, problem.progress, self.device, problem.log)
 
             def arguments() -> Iterator[tuple[torch.Tensor, ...]]:
-                for i, batch in enumerate(rows, n_begun + 1):
+                for i, batch in enumerate(rows, n_done + 1):
                     yield torch.tensor(min(1.0, i / self.kl_warmup) if self.kl_warmup else 1.0), *batch
 
-            step = whole_step(self._losses(problem, found, n_training, shapes), shapes, (1.0,) * len(shapes))
-            for asked, what in ((self.precision == "single", "precision 'single'"), (self.device != "cpu", "another device")):
-                if found.in_modules and asked:
-                    raise ModelError(f"{what} does not go with {problem.model.name!r}, whose parameters are in modules.")
-            if found.reparameterised and not found.in_modules:
+            step = whole_step(self._losses(problem, guide_parameters, n_training, shapes), shapes, (1.0,) * len(shapes))
+            for selected, what in ((self.precision == "single", "precision 'single'"), (self.device != "cpu", "another device")):
+                if guide_parameters.in_modules and selected:
+                    raise ModelError(
+                        f"{what} is not available for {problem.model.name!r}, whose parameters belong to torch modules."
+                    )
+            if guide_parameters.reparameterised and not guide_parameters.in_modules:
                 key = ("guide", n_training, self.n_particles, self.objective, bool(self.kl_warmup), self.precision, self.device)
                 if key not in density.captured:
                     example = vectors, vectors / 2, vectors**2, adam.scale(0), torch.tensor(1.0), *first
@@ -267,20 +277,20 @@ class SVI:
 
             watch: Callable[[torch.Tensor], float] | None = None
             if held_out is not None:
-                aside = density.with_points(tuple(density.arrays[name][held_out] for name in density.point_arrays()))
+                held_out_arrays = density.with_points(tuple(density.arrays[name][held_out] for name in density.point_arrays()))
 
                 def watch(vector: torch.Tensor) -> float:
-                    with torch.no_grad(), forked(), found.at(unpack(vector, shapes)):
+                    with torch.no_grad(), forked(), guide_parameters.at(unpack(vector, shapes)):
                         reseed(0)
-                        return float(self._pyro_loss(problem, aside, 1.0, model.kl_weight, N_HELD_OUT_DRAWS))
+                        return float(self._pyro_loss(problem, held_out_arrays, 1.0, model.kl_weight, N_HELD_OUT_DRAWS))
 
-            def stand(now: Descent) -> None:
+            def save(state: Descent) -> None:
                 random = _random_states(self.device)
-                under_way(lambda: {**now.arrays(), **random})
+                checkpointer(lambda: {**state.arrays(), **random})
 
-            if stood:
-                rows = batches(problem, self.batch_size, order(), training, n_steps=self.n_steps + 1, skip=n_begun + 1)
-                _set_random_states(stood, self.device)
+            if checkpoint:
+                rows = batches(problem, self.batch_size, order(), training, n_steps=self.n_steps + 1, skip=n_done + 1)
+                _set_random_states(checkpoint, self.device)
             (end,), (losses,) = adam.descend(
                 vectors,
                 step,
@@ -289,38 +299,38 @@ class SVI:
                 lambda *_: [],
                 watch,
                 self.kl_warmup,
-                begun,
-                stand if problem.checkpoint else None,
+                resumed,
+                save if problem.checkpoint else None,
             )
-            values = found.constrained(unpack(end, shapes))
+            values = guide_parameters.constrained(unpack(end, shapes))
             parameters = {name: value for name, value in values.items() if name in model.parameters}
             estimated = {PARAMETER + name: value.numpy() for name, value in parameters.items()}
-            with found.at(unpack(end, shapes)):
-                drawn = guide_draws(density.at(parameters), model.guide, self.n_draws)  # type: ignore[attr-defined]
-                own = guide_averaged(problem, model.guide, drawn)  # type: ignore[attr-defined]
-                drawn |= {} if own is None else {"log_q_averaged": own}
+            with guide_parameters.at(unpack(end, shapes)):
+                draws = guide_draws(density.at(parameters), model.guide, self.n_draws)  # type: ignore[attr-defined]
+                averaged = guide_averaged(problem, model.guide, draws)  # type: ignore[attr-defined]
+                draws |= {} if averaged is None else {"log_q_averaged": averaged}
                 if problem.stored is not None and not density.point_sites:
-                    drawn["lp"] = log_prob_of_draws(problem, drawn["u"])
+                    draws["lp"] = log_prob_of_draws(problem, draws["u"])
             if restart + 1 < self.n_restarts:  # reset modules, so that the next restart does not begin at this end
-                found.write(unpack(vectors[0], shapes))
-            return {"loss": losses, **estimated, **drawn}
+                guide_parameters.write(unpack(vectors[0], shapes))
+            return {"loss": losses, **estimated, **draws}
 
     def _losses(
-        self, problem: Problem, found: "GuideParameters", n_training: int, shapes: Sequence[torch.Size]
+        self, problem: Problem, guide_parameters: "GuideParameters", n_training: int, shapes: Sequence[torch.Size]
     ) -> Callable[..., torch.Tensor]:
         """Return a function of unconstrained parameters `(1, size)`, the KL weight and a batch that computes the loss `(1,)`."""
         density = problem.density.placed(self.device)
 
-        def losses(vectors: torch.Tensor, warm: torch.Tensor, *batch: torch.Tensor) -> torch.Tensor:
-            now, scale = (density.with_points(batch), n_training / len(batch[0])) if batch else (density.arrays, 1.0)
-            weight = warm * problem.model.kl_weight if self.kl_warmup else problem.model.kl_weight
+        def losses(vectors: torch.Tensor, warmup: torch.Tensor, *batch: torch.Tensor) -> torch.Tensor:
+            arrays, scale = (density.with_points(batch), n_training / len(batch[0])) if batch else (density.arrays, 1.0)
+            weight = warmup * problem.model.kl_weight if self.kl_warmup else problem.model.kl_weight
             parts = unpack(vectors[0], shapes)
             if self.precision == "single":
-                with single(), Fixed(in_single(found.constrained(parts))):
-                    return self._pyro_loss(problem, in_single(now), scale, weight, self.n_particles)[None].double()
-            with found.at(parts):
-                loss = self._pyro_loss(problem, now, scale, weight, self.n_particles)
-            return (found.attached(loss, parts) if found.in_modules else loss)[None]
+                with single(), Fixed(to_float32(guide_parameters.constrained(parts))):
+                    return self._pyro_loss(problem, to_float32(arrays), scale, weight, self.n_particles)[None].double()
+            with guide_parameters.at(parts):
+                loss = self._pyro_loss(problem, arrays, scale, weight, self.n_particles)
+            return (guide_parameters.attached(loss, parts) if guide_parameters.in_modules else loss)[None]
 
         return losses
 
@@ -341,15 +351,17 @@ class SVI:
         if not is_amortised(problem.density):
             return loss_of_globals(program, guide, arrays, n_particles)
         with pyro.plate("particle", n_particles, dim=-2) if n_particles > 1 else contextlib.nullcontext():
-            drawn = poutine.trace(guide).get_trace(**arrays)
-            whole = poutine.trace(poutine.replay(program, trace=drawn)).get_trace(**arrays)
-        if not is_reparameterised(drawn):
+            guide_trace = poutine.trace(guide).get_trace(**arrays)
+            program_trace = poutine.trace(poutine.replay(program, trace=guide_trace)).get_trace(**arrays)
+        if not is_reparameterised(guide_trace):
             if self.objective == "iwae":
-                raise ModelError(f"objective 'iwae' needs draws with a derivative, and a site of {model.name!r} has none.")
+                raise ModelError(f"objective 'iwae' needs reparameterised draws; a site in the guide of {model.name!r} has none.")
             return Trace_ELBO(num_particles=n_particles).differentiable_loss(program, guide, **arrays)
-        drawn.compute_log_prob()
-        whole.compute_log_prob()
-        terms = [[site["log_prob"] for site in trace.nodes.values() if "log_prob" in site] for trace in (whole, drawn)]
+        guide_trace.compute_log_prob()
+        program_trace.compute_log_prob()
+        terms = [
+            [site["log_prob"] for site in trace.nodes.values() if "log_prob" in site] for trace in (program_trace, guide_trace)
+        ]
         log_w = torch.as_tensor(sum(terms[0]) - sum(terms[1])).reshape(n_particles, -1) / scale
         each = log_w.mean(0) if self.objective == "elbo" else torch.logsumexp(log_w, dim=0) - math.log(n_particles)
         return -scale * each.sum()

@@ -1,4 +1,4 @@
-"""Objective and parameters of a model's own guide."""
+"""Objective and parameters of a guide defined by the model."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,14 +19,14 @@ from latentlab.models.base import Fixed, LatentModel
 from latentlab.seeds import isolated
 
 
-def in_single(arrays: Mapping[str, Any]) -> dict[str, Any]:
+def to_float32(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arrays with floating-point tensors converted to float32."""
     numbers = {n for n, array in arrays.items() if isinstance(array, torch.Tensor) and array.is_floating_point()}
     return {name: array.float() if name in numbers else array for name, array in arrays.items()}
 
 
-class _Scored(Exception):
-    """Signal that a draw of the guide is not reparameterised."""
+class _NotReparameterised(Exception):
+    """Raised if a draw of the guide is not reparameterised."""
 
 
 class _Batched(TorchFunctionMode):
@@ -45,11 +45,11 @@ def loss_of_globals(program: Callable[..., Any], guide: Callable[..., Any], arra
     """
 
     def one(_: Any) -> torch.Tensor:
-        drawn: Any = poutine.trace(guide).get_trace(**arrays)
-        if not is_reparameterised(drawn):
-            raise _Scored
-        whole = poutine.trace(poutine.replay(program, trace=drawn)).get_trace(**arrays)
-        return drawn.log_prob_sum() - whole.log_prob_sum()
+        guide_trace: Any = poutine.trace(guide).get_trace(**arrays)
+        if not is_reparameterised(guide_trace):
+            raise _NotReparameterised
+        program_trace = poutine.trace(poutine.replay(program, trace=guide_trace)).get_trace(**arrays)
+        return guide_trace.log_prob_sum() - program_trace.log_prob_sum()
 
     try:
         if n == 1:
@@ -59,7 +59,7 @@ def loss_of_globals(program: Callable[..., Any], guide: Callable[..., Any], arra
                 return torch.vmap(one, randomness="different")(torch.zeros(n)).mean()
         except (RuntimeError, ValueError, NotImplementedError, TypeError):  # raised by programs that cannot be vectorised
             return torch.stack([one(i) for i in range(n)]).mean()
-    except _Scored:
+    except _NotReparameterised:
         return Trace_ELBO(num_particles=n).differentiable_loss(program, guide, **arrays)
 
 
@@ -91,8 +91,8 @@ class GuideParameters:
 
     def constrained(self, unconstrained: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Returns the constrained values of the parameters by name."""
-        given = zip(self.names, self.constraints, unconstrained, strict=True)
-        return {name: transform_to(constraint)(value) for name, constraint, value in given}
+        items = zip(self.names, self.constraints, unconstrained, strict=True)
+        return {name: transform_to(constraint)(value) for name, constraint, value in items}
 
     @contextlib.contextmanager
     def at(self, unconstrained: Sequence[torch.Tensor]) -> Iterator[None]:
@@ -117,19 +117,21 @@ class GuideParameters:
         return loss.detach() + sum(((value - value.detach()) * slope).sum() for value, slope in pairs)
 
 
-def started(model: LatentModel, arrays: Mapping[str, Any]) -> GuideParameters:
+def register_parameters(model: LatentModel, arrays: Mapping[str, Any]) -> GuideParameters:
     """Runs guide and program, which fills Pyro's store, and returns their parameters."""
-    with poutine.trace() as seen:
+    with poutine.trace() as guide_trace:
         model.guide(**arrays)  # type: ignore[attr-defined]
-    with poutine.trace(param_only=True) as own:
+    with poutine.trace(param_only=True) as program_trace:
         if model.parameters:
             model.model(**arrays)
-    names = dict.fromkeys(n for trace in (seen.trace, own.trace) for n, s in trace.nodes.items() if s["type"] == "param")
+    names = dict.fromkeys(
+        n for trace in (guide_trace.trace, program_trace.trace) for n, s in trace.nodes.items() if s["type"] == "param"
+    )
     store = pyro.get_param_store().get_state()  # in the trace, a repeated `pyro.param(name)` has the default constraint
     leaves = tuple(store["params"][name] for name in names)
     in_modules = any(isinstance(leaf, torch.nn.Parameter) for leaf in leaves)
     constraints = tuple(store["constraints"][name] for name in names)
-    return GuideParameters(tuple(names), leaves, constraints, is_reparameterised(seen.trace), in_modules)
+    return GuideParameters(tuple(names), leaves, constraints, is_reparameterised(guide_trace.trace), in_modules)
 
 
 def scaled_program(program: Callable[..., Any], points: str, scale: float, kl_weight: Any) -> Callable[..., Any]:
@@ -158,7 +160,7 @@ class _ScalePoints(poutine.messenger.Messenger):
 
 
 def check_guide(problem: Problem) -> None:
-    """Refuses a guide whose latent sites are not exactly the model's.
+    """Raises an error if the guide's latent sites are not exactly the model's.
 
     Raises:
         ModelError: The guide lacks a latent site or has an extra one, or a declared parameter is in neither program nor guide.
@@ -166,18 +168,16 @@ def check_guide(problem: Problem) -> None:
     with isolated(problem.seeds.child("check")), pyro.validation_enabled(False):
         nodes: Any = poutine.trace(problem.model.guide).get_trace(**problem.arrays).nodes  # type: ignore[attr-defined]
     parameters = {n for n, s in nodes.items() if s["type"] == "param"} | set(problem.density.own_parameters)
-    absent = sorted(set(problem.model.parameters) - parameters)
-    if absent:
-        raise ModelError(f"{problem.model.name!r} declares the parameter {absent[0]!r}, which neither program nor guide has.")
-    has = {n for n, s in nodes.items() if s["type"] == "sample" and not poutine.util.site_is_subsample(s)}
-    has = {n for n in has if not nodes[n]["infer"].get("is_auxiliary")}
-    needs = {s.name for s in problem.density.sites}
-    if has != needs:
-        lacks, extra = ", ".join(sorted(needs - has)), ", ".join(sorted(has - needs))
+    missing = sorted(set(problem.model.parameters) - parameters)
+    if missing:
+        raise ModelError(f"{problem.model.name!r} declares the parameter {missing[0]!r}, which is in neither program nor guide.")
+    sampled = {n for n, s in nodes.items() if s["type"] == "sample" and not poutine.util.site_is_subsample(s)}
+    sampled = {n for n in sampled if not nodes[n]["infer"].get("is_auxiliary")}
+    latent = {s.name for s in problem.density.sites}
+    if sampled != latent:
+        differences = {"missing": latent - sampled, "not in the model": sampled - latent}
+        text = "; ".join(f"{label}: {', '.join(sorted(sites))}" for label, sites in differences.items() if sites)
         raise ModelError(
-            f"the guide of {problem.model.name!r} "
-            + " and ".join(
-                filter(None, [f"lacks the site {lacks}" if lacks else "", f"has the extra site {extra}" if extra else ""])
-            )
-            + f"; the model's latent sites are {', '.join(sorted(needs))}."
+            f"the guide of {problem.model.name!r} must have the latent sites of the model, {', '.join(sorted(latent))}; got "
+            f"{', '.join(sorted(sampled)) or 'none'} ({text})."
         )

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 Answer = tuple[float, np.ndarray]
-Asking = Generator[np.ndarray, Answer, "Tree"]
+TreeCoroutine = Generator[np.ndarray, Answer, "Tree"]
 BatchGradient = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Points `(chain, size)` -> log densities `(chain,)` and gradients `(chain, size)`."""
 ActiveGradient = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -110,7 +110,7 @@ def transition(
     return Transition(whole.proposal, energy, whole.diverging, rate, whole.n_steps, depth)
 
 
-def _build(start: State, depth: int, leap: Leap, energy: float, rng: np.random.Generator) -> Asking:
+def _build(start: State, depth: int, leap: Leap, energy: float, rng: np.random.Generator) -> TreeCoroutine:
     """Build the piece of 2**depth steps that begins one step from `start`; it is shorter if it stops early."""
     if depth == 0:
         return (yield from _leaf(start, leap, energy))
@@ -125,7 +125,7 @@ def _build(start: State, depth: int, leap: Leap, energy: float, rng: np.random.G
     return _join(near, far, proposal, log_weight, forward=leap.forward)
 
 
-def _leaf(start: State, leap: Leap, energy: float) -> Asking:
+def _leaf(start: State, leap: Leap, energy: float) -> TreeCoroutine:
     """Make one leapfrog step."""
     p = start.p + leap.half_pull * start.gradient
     u = start.u + leap.push * p

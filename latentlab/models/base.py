@@ -99,9 +99,9 @@ class LatentModel(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        own = cls.__dict__.get("position")
-        if own is not None and not isinstance(own, property):
-            cls.positions = (own,)
+        position = cls.__dict__.get("position")
+        if position is not None and not isinstance(position, property):
+            cls.positions = (position,)
             del cls.position
 
     @property
@@ -144,32 +144,36 @@ class LatentModel(ABC):
 
         It is exact, or that of the encoder if the model has a `bound`.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no `latents`: its positions are the site itself.")
+        raise NotImplementedError(f"{type(self).__name__} does not define `latents`; its positions are a site of the program.")
 
     def imputation(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
         """Distribution of the missing entries given one draw of all sites, in the shape of the observed array.
 
         Its values at observed entries are not used.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say what missing entries were.")
+        raise NotImplementedError(f"{type(self).__name__} does not define `imputation`; missing entries cannot be imputed.")
 
     def replicated(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
         """Draw a new observed array of the same units given one draw of all sites, including the positions.
 
         These draws form the posterior predictive. It is the same whether the program samples the positions or marginalises them.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not draw data given positions.")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define `replicated`; data cannot be drawn given the positions."
+        )
 
     def bound(self, arrays: Arrays, n_samples: int, **values: torch.Tensor) -> torch.Tensor:
         """Lower bound in expectation on log p(unit | values), `(unit,)`, for positions that cannot be marginalised exactly."""
-        raise NotImplementedError(f"{type(self).__name__} has no bound on its log likelihood.")
+        raise NotImplementedError(f"{type(self).__name__} does not define `bound`, a lower bound on its log likelihood.")
 
     def leave_one_out(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
         """log p(x_n | all other data, values) for units that are dependent given the sites, `(unit,)`.
 
         With several sequences, whole sequences are left out: `(sequence,)`.
         """
-        raise NotImplementedError(f"{type(self).__name__}'s units do not depend on each other given the other sites.")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define `leave_one_out`; its units are conditionally independent."
+        )
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Starting values by site, on the constrained scale; other sites start at a draw from the prior."""
@@ -177,11 +181,11 @@ class LatentModel(ABC):
 
     def simulate(self, rng: np.random.Generator, n_units: int) -> Dataset:
         """Draw a dataset from the model; its `truth` holds the values of the sites."""
-        raise NotImplementedError(f"{type(self).__name__} cannot simulate.")
+        raise NotImplementedError(f"{type(self).__name__} does not define `simulate`; data cannot be simulated.")
 
     def maximum_likelihood(self, arrays: Arrays, rng: np.random.Generator) -> MaximumLikelihood:
         """Maximise the likelihood over all sites except the positions, for the method `exact`."""
-        raise NotImplementedError(f"{type(self).__name__} has no exact maximum likelihood.")
+        raise NotImplementedError(f"{type(self).__name__} does not define `maximum_likelihood`.")
 
     def marginal(self) -> "LatentModel":
         """Return the model with its positions marginalised, or the model itself if that is not possible."""
@@ -197,17 +201,17 @@ class LatentModel(ABC):
         return Frozen(self, parameters, classes)
 
     def check(self, dataset: Dataset) -> None:  # noqa: B027
-        """Refuse data that the model cannot be fitted to; the message names both numbers (such as `n_latent` and features)."""
+        """Reject data that the model cannot be fitted to; the message names both numbers (such as `n_latent` and features)."""
 
     def check_maximum(self, dataset: Dataset) -> None:  # noqa: B027
-        """Refuse data whose likelihood has no maximum from any start, for the method `exact`."""
+        """Reject data whose likelihood has no maximum from any start, for the method `exact`."""
 
     def remarks(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
         """Notes for the diagnostics on arbitrary values or an unbounded likelihood at a point estimate of the sites."""
         return []
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuse new units whose values are outside the support of the density.
+        """Reject new units whose values are outside the support of the density.
 
         The default is `check`; a model overrides it if new units have weaker requirements than a fit, such as one unit only.
         """
@@ -219,16 +223,16 @@ class LatentModel(ABC):
 
     def n_labels(self) -> int:
         """Number of values of a discrete position."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how many values its positions can have.")
+        raise NotImplementedError(f"{type(self).__name__} does not define `n_labels`, the number of values of its positions.")
 
     def act(self, elements: np.ndarray, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Apply elements `(..., k, k)` of `exchanges` to the sites `(..., *site)`; labels are renamed with their components."""
         site, group = self.position.site, self.exchanges
         dims = {**self.dims, **self.parameters}
-        turned = group.act(elements, {n: v for n, v in values.items()}, {n: tuple(dims[n]) for n in values})
+        transformed = group.act(elements, {n: v for n, v in values.items()}, {n: tuple(dims[n]) for n in values})
         if self.is_discrete and site in values and not group.is_trivial():
-            turned[site] = renamed(elements, values[site])
-        return {name: turned[name] for name in values}
+            transformed[site] = renamed(elements, values[site])
+        return {name: transformed[name] for name in values}
 
     def position_columns(self) -> int | None:
         """Number of columns of the positions as an embedding; None if it depends on the data.
@@ -270,15 +274,15 @@ def outliers(dataset: Dataset) -> list[Caution]:
 
 
 def require_table(what: str, dataset: Dataset, hint: str = "") -> None:
-    """Refuse data without an array `x` of dims (unit, feature).
+    """Reject data without an array `x` of dims (unit, feature).
 
     Raises:
         DataError: Names the first array and its dims.
     """
     if dataset.observed != "x" or dataset.dims["x"] != ("unit", "feature"):
         raise DataError(
-            f"{what} must have an array 'x' with dims (unit, feature){hint}; its first array is {dataset.observed!r} "
-            f"with dims {tuple(dataset.dims[dataset.observed])}, shape {dataset.x.shape}; rename or transpose its dims."
+            f"{what} must have an array 'x' with dims (unit, feature){hint}; got the array {dataset.observed!r} with dims "
+            f"{tuple(dataset.dims[dataset.observed])} and shape {dataset.x.shape}; rename or transpose its dims."
         )
 
 
@@ -303,7 +307,7 @@ def dirichlet(site: str, concentration: torch.Tensor) -> torch.Tensor:
     return pyro.sample(site, dist.Dirichlet(concentration).to_event(concentration.dim() - 1))
 
 
-def here(tensor: torch.Tensor) -> torch.Tensor:
+def on_default_device(tensor: torch.Tensor) -> torch.Tensor:
     """Move a tensor stored by a model to the default device, since steps may be computed on another device."""
     return tensor.to(torch.get_default_device())
 
@@ -347,7 +351,7 @@ class Frozen(LatentModel):
             return {self.position.site: self.base.latents(arrays, **self.values).mean}
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that the base model refuses, or whose size does not match the parameters.
+        """Reject data that the base model rejects, or whose size does not match the parameters.
 
         Raises:
             DataError: Names both sizes.
@@ -355,13 +359,11 @@ class Frozen(LatentModel):
         self.base.check(dataset)
         for name, dims in self.base.parameters.items():
             for dim, size in zip(dims, self.values[name].shape if name in self.values else (), strict=False):
-                if dataset.sizes.get(dim, size) != size:
-                    raise DataError(
-                        f"{dataset.name} has {dataset.sizes[dim]} along {dim!r}; the parameters are of {size} ({name!r})."
-                    )
+                if (n := dataset.sizes.get(dim, size)) != size:
+                    raise DataError(f"{dataset.name}: dim {dim!r} must have size {size}, as in the parameter {name!r}; got {n}.")
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuse the new units that the base model refuses."""
+        """Reject the new units that the base model rejects."""
         self.base.check_new(dataset)
 
     def position_columns(self) -> int | None:

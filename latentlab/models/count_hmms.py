@@ -6,7 +6,7 @@ import torch
 
 from latentlab.distributions.components import CategoricalComponents, PoissonComponents
 from latentlab.distributions.hidden_markov_series import HiddenMarkovSeries
-from latentlab.models.base import dirichlet, here
+from latentlab.models.base import dirichlet, on_default_device
 from latentlab.models.emissions.base import PositivePerComponent
 from latentlab.models.emissions.counts import Categorical, Poisson
 from latentlab.models.hidden_markov import HiddenMarkovModel, begins, forward, log_probability
@@ -111,7 +111,7 @@ class PoissonHMM(HiddenMarkovModel):
     def model(self, x: torch.Tensor, mask: torch.Tensor | None = None, sequence: torch.Tensor | None = None) -> None:
         K, D = self.n_states, x.shape[1]
         initial, transition = _markov_prior(self)
-        a, m = torch.full((K, D), self.rate_shape, dtype=torch.float64), here(self.emission.mean)[:, None]
+        a, m = torch.full((K, D), self.rate_shape, dtype=torch.float64), on_default_device(self.emission.mean)[:, None]
         states = PoissonComponents(pyro.sample("rate", dist.Gamma(a, self.rate_shape / m).to_event(2)))
         chain = log_probability(initial), log_probability(transition)
         with pyro.plate("unit", len(x)):  # z is marginalised

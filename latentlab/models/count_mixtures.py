@@ -6,7 +6,7 @@ import torch
 
 from latentlab.distributions.components import BernoulliComponents, PoissonComponents
 from latentlab.distributions.mixture import Mixture
-from latentlab.models.base import dirichlet, here
+from latentlab.models.base import dirichlet, on_default_device
 from latentlab.models.emissions.base import PositivePerComponent, per_component
 from latentlab.models.emissions.counts import Bernoulli, Poisson
 from latentlab.models.mixture import MixtureModel
@@ -50,7 +50,7 @@ class BernoulliMixture(MixtureModel):
 
     def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
         K, D = self.n_components, x.shape[1]
-        weights = dirichlet("weights", here(self.concentration))
+        weights = dirichlet("weights", on_default_device(self.concentration))
         a = torch.full((K, D), self.probability_concentration, dtype=torch.float64)
         components = BernoulliComponents(pyro.sample("probability", dist.Beta(a, a).to_event(2)))
         with pyro.plate("unit", len(x)):
@@ -95,8 +95,8 @@ class PoissonMixture(MixtureModel):
 
     def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
         K, D = self.n_components, x.shape[1]
-        weights = dirichlet("weights", here(self.concentration))
-        a, m = torch.full((K, D), self.rate_shape, dtype=torch.float64), here(self.emission.mean)[:, None]
+        weights = dirichlet("weights", on_default_device(self.concentration))
+        a, m = torch.full((K, D), self.rate_shape, dtype=torch.float64), on_default_device(self.emission.mean)[:, None]
         components = PoissonComponents(pyro.sample("rate", dist.Gamma(a, self.rate_shape / m).to_event(2)))
         with pyro.plate("unit", len(x)):
             pyro.sample("x", Mixture(torch.log(weights), components, mask), obs=x)  # z is marginalised

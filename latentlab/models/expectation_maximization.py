@@ -26,7 +26,7 @@ from latentlab.models.base import MaximumLikelihood
 Values = Mapping[str, torch.Tensor]
 Step = Callable[[Values], tuple[float, dict[str, torch.Tensor]]]
 """Step of EM: from values of the sites to their log likelihood and the updated values."""
-Edge = Callable[[Values], Mapping[str, torch.Tensor]]
+AtBound = Callable[[Values], Mapping[str, torch.Tensor]]
 """Function from values of the sites to masks of the entries at a bound."""
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray]]
 """Function from a point to the objective to be minimised and its gradient."""
@@ -62,7 +62,7 @@ def climb(
     n_units: int,
     *,
     fixed: tuple[str, ...] = (),
-    edge: Edge = lambda values: {},
+    at_bound: AtBound = lambda values: {},
 ) -> MaximumLikelihood:
     """Find a local maximum of a likelihood.
 
@@ -72,7 +72,7 @@ def climb(
         start: Starting values.
         n_units: Number of units, over which the gradient is averaged.
         fixed: Sites that are not estimated.
-        edge: Masks of the entries at a bound that the steps respect, in addition to probabilities and rates near 0.
+        at_bound: Masks of the entries at a bound that the steps respect, in addition to probabilities and rates near 0.
     """
     values: Values = {name: value.clone() for name, value in start.items()}
     trace: list[float] = []
@@ -82,13 +82,13 @@ def climb(
         if len(trace) > 1 and level - trace[-2] <= GAIN * abs(level) and level >= trace[-2] - 1e-8 * abs(level):
             break
         values = {name: after.get(name, value) for name, value in values.items()}
-    free = _Free.of(values, fixed, edge)
+    free = _Free.of(values, fixed, at_bound)
     how, gradient = f"EM, {len(trace) - 1} steps", math.nan
     if free.transforms:
-        values, gradient, then = _finished(step, log_likelihood, free, after, trace, n_units)
-        how += then
-    if free.edge:
-        how += f", but for values at the edge of {', '.join(free.edge)}"
+        values, gradient, refinement = _refined(step, log_likelihood, free, after, trace, n_units)
+        how += refinement
+    if free.boundary:
+        how += f"; values of {', '.join(free.boundary)} on the boundary are fixed"
     return MaximumLikelihood({name: value.numpy() for name, value in values.items()}, how, gradient, np.array(trace))
 
 
@@ -104,56 +104,56 @@ class _Free:
     """Mask of the free entries of each site that is not fixed."""
     transforms: dict[str, Transform]
     """Transform from the unconstrained scale for each site with a free entry."""
-    bound: Edge
+    bound: AtBound
 
     @staticmethod
-    def of(values: Values, fixed: tuple[str, ...], edge: Edge) -> "_Free":
-        inside = _inside({n: value for n, value in values.items() if n not in fixed and not _is_one(n, value)}, edge(values))
-        return _Free(values, inside, {n: biject_to(_support(n, values[n])) for n, own in inside.items() if own.any()}, edge)
+    def of(values: Values, fixed: tuple[str, ...], at_bound: AtBound) -> "_Free":
+        inside = _inside({n: value for n, value in values.items() if n not in fixed and not _is_one(n, value)}, at_bound(values))
+        return _Free(values, inside, {n: biject_to(_support(n, values[n])) for n, mask in inside.items() if mask.any()}, at_bound)
 
     @property
-    def edge(self) -> list[str]:
+    def boundary(self) -> list[str]:
         """Sites with an entry on the boundary."""
-        return [name for name, own in self.inside.items() if not own.all()]
+        return [name for name, mask in self.inside.items() if not mask.all()]
 
     def vector(self, values: Values) -> torch.Tensor:
-        return torch.cat([transform.inv(values[name])[self._moves[name]] for name, transform in self.transforms.items()])
+        return torch.cat([transform.inv(values[name])[self._free_masks[name]] for name, transform in self.transforms.items()])
 
     def at(self, u: torch.Tensor) -> dict[str, torch.Tensor]:
         new = dict(self.values)
         for (name, transform), piece in zip(self.transforms.items(), u.split(self._sizes), strict=True):
-            moved = transform(self._unconstrained[name].masked_scatter(self._moves[name], piece))
+            moved = transform(self._unconstrained[name].masked_scatter(self._free_masks[name], piece))
             new[name] = torch.where(self.inside[name], moved, self.values[name])
         return new
 
-    def holds(self, values: Values) -> bool:
+    def same_free_entries(self, values: Values) -> bool:
         """Whether the free entries at these values are the same."""
-        there = _inside({name: values[name] for name in self.transforms}, self.bound(values))
-        return all(torch.equal(own, self.inside[name]) for name, own in there.items())
+        inside = _inside({name: values[name] for name in self.transforms}, self.bound(values))
+        return all(torch.equal(mask, self.inside[name]) for name, mask in inside.items())
 
     @cached_property
     def _unconstrained(self) -> dict[str, torch.Tensor]:
         return {name: transform.inv(self.values[name]) for name, transform in self.transforms.items()}
 
     @cached_property
-    def _moves(self) -> dict[str, torch.Tensor]:
+    def _free_masks(self) -> dict[str, torch.Tensor]:
         """Masks of the free unconstrained values of each site; a row of a simplex has one value less and is free as a whole."""
-        found = {}
+        masks = {}
         for name, part in self._unconstrained.items():
-            own = self.inside[name]
+            mask = self.inside[name]
             if name == "corr":  # a Cholesky factor is free or fixed as a whole
-                own = own.flatten(-2)[..., :1].expand(part.shape)
+                mask = mask.flatten(-2)[..., :1].expand(part.shape)
             elif part.dim():
-                own = own[..., : part.shape[-1]]
-            found[name] = own if own.shape == part.shape else torch.ones_like(part, dtype=torch.bool)
-        return found
+                mask = mask[..., : part.shape[-1]]
+            masks[name] = mask if mask.shape == part.shape else torch.ones_like(part, dtype=torch.bool)
+        return masks
 
     @cached_property
     def _sizes(self) -> list[int]:
-        return [int(moves.sum()) for moves in self._moves.values()]
+        return [int(moves.sum()) for moves in self._free_masks.values()]
 
 
-def _finished(
+def _refined(
     step: Step,
     log_likelihood: Callable[[Values], torch.Tensor],
     free: _Free,
@@ -175,7 +175,7 @@ def _finished(
     n_before, level = len(trace), trace[-1]
     u, value, gradient = _extrapolated(step, objective, free, after, trace)
     n_steps = len(trace) - n_before
-    how = f" and {n_steps} extrapolated" if n_steps else ""
+    how = f" and {n_steps} accelerated steps" if n_steps else ""
     if not np.abs(gradient).max() <= GRADIENT:
         options = {"maxiter": 2000, "gtol": GRADIENT, "ftol": 0.0, "maxcor": 20}
         u = scipy.optimize.minimize(objective, u, jac=True, method="L-BFGS-B", options=options).x
@@ -183,7 +183,7 @@ def _finished(
         how += ", then L-BFGS"
         trace.append(-value * n_units)
     end = free.at(torch.from_numpy(u))
-    if trace[-1] >= level - 1e-12 * abs(level) and free.holds(end):
+    if trace[-1] >= level - 1e-12 * abs(level) and free.same_free_entries(end):
         return end, float(np.abs(gradient).max()), how
     del trace[n_before:]
     _, gradient = objective(free.vector(free.values).numpy())
@@ -208,10 +208,10 @@ def _extrapolated(
                 return points[-1], value, gradient
         u = points[-1] + moves[-1]
         if len(points) > 1:
-            apart, turned = np.diff(points, axis=0), np.diff(moves, axis=0)
-            u = u - np.linalg.lstsq(turned.T, moves[-1], rcond=None)[0] @ (apart + turned)
-        there = free.at(torch.from_numpy(u))
-        level, reached = step(there) if np.isfinite(u).all() and free.holds(there) else (-math.inf, {})
+            d_points, d_moves = np.diff(points, axis=0), np.diff(moves, axis=0)
+            u = u - np.linalg.lstsq(d_moves.T, moves[-1], rcond=None)[0] @ (d_points + d_moves)
+        candidate = free.at(torch.from_numpy(u))
+        level, reached = step(candidate) if np.isfinite(u).all() and free.same_free_entries(candidate) else (-math.inf, {})
         if level >= trace[-1] - 1e-12 * abs(trace[-1]):
             trace.append(level)
             points, moves = [*points[1 - REMEMBERED :], u], [*moves[1 - REMEMBERED :], free.vector(reached).numpy() - u]
@@ -228,10 +228,10 @@ def _support(name: str, value: torch.Tensor) -> constraints.Constraint:
     return SUPPORTS[name]
 
 
-def _inside(values: Values, edge: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _inside(values: Values, at_bound: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Masks of the entries of each site that are neither on the boundary of the support nor at a bound."""
-    found = {name: _free(name, value) for name, value in values.items()}
-    return {name: own & ~edge[name] if name in edge else own for name, own in found.items()}
+    masks = {name: _free(name, value) for name, value in values.items()}
+    return {name: mask & ~at_bound[name] if name in at_bound else mask for name, mask in masks.items()}
 
 
 def _is_one(name: str, value: torch.Tensor) -> bool:

@@ -16,7 +16,7 @@ class FactorAnalysis(LinearGaussian):
 
     $$ W_{dk} \sim N(0, \text{W\_scale}), \quad \mu_d \sim N(0, \text{mu\_scale}), \quad
        \psi_d \sim \text{HalfNormal}(\text{psi\_scale}) $$
-    $$ z_n \sim N(0, I_q), \quad x_{nd} \mid z_n \sim N(w_d' z_n + \mu_d, \psi_d^2) $$
+    $$ z_n \sim N(0, I_q), \quad x_{nd} \mid z_n \sim N(w_d^T z_n + \mu_d, \psi_d^2) $$
 
     W (feature, latent) are the loadings, mu (feature,) the mean, psi (feature,) the standard deviations of the noise, z
     (unit, latent) the positions, or factor scores. Scales are standard deviations, in the units of the features. With z
@@ -64,5 +64,5 @@ class FactorAnalysis(LinearGaussian):
                 pyro.sample("x", LowRankGaussian(mu, W, psi, mask), obs=x)
             else:
                 z = pyro.sample("z", dist.Normal(torch.zeros(q), 1.0).to_event(1))
-                given = dist.Normal(z @ W.mT + mu, psi)
-                pyro.sample("x", (given if mask is None else given.mask(mask)).to_event(1), obs=x)
+                conditional = dist.Normal(z @ W.mT + mu, psi)
+                pyro.sample("x", (conditional if mask is None else conditional.mask(mask)).to_event(1), obs=x)

@@ -7,7 +7,7 @@ import torch
 from latentlab.distributions.components import GaussianComponents
 from latentlab.distributions.hidden_markov_series import HiddenMarkovSeries
 from latentlab.distributions.ordered_normal import OrderedNormal
-from latentlab.models.base import dirichlet, here, log_normal
+from latentlab.models.base import dirichlet, log_normal, on_default_device
 from latentlab.models.emissions.base import Covariance, PerComponent, PositivePerComponent, SigmaPrior
 from latentlab.models.emissions.gaussian import Gaussian
 from latentlab.models.hidden_markov import HiddenMarkovModel, begins, forward, log_probability
@@ -24,7 +24,7 @@ class GaussianHMM(HiddenMarkovModel):
        \sigma_{kd} \sim \text{LogNormal}(\log \text{sigma\_scale}, \text{sigma\_spread}), \quad
        R_k \sim \text{LKJCholesky}(\text{corr\_concentration}) $$
     $$ z_1 \sim \pi, \quad z_t \mid z_{t-1} \sim A_{z_{t-1}}, \quad x_t \mid z_t = k \sim N(\mu_k, \Sigma_k), \quad
-       \Sigma_k = \text{diag}(\sigma_k) \, R_k R_k' \, \text{diag}(\sigma_k) $$
+       \Sigma_k = \text{diag}(\sigma_k) \, R_k R_k^T \, \text{diag}(\sigma_k) $$
 
     initial (state,), transition (state, next_state), mu (state, feature), sigma and corr by `covariance` as in
     `GaussianMixture`, z (unit,); the units are time steps. The first state of each sequence emits its first observation. The
@@ -100,7 +100,10 @@ class GaussianHMM(HiddenMarkovModel):
             transition = pyro.deterministic("transition", forward(stay))
         else:
             transition = dirichlet("transition", counts)
-        loc, scale = (one[:, None].expand(K, D) for one in (here(self.emission.mu_loc), here(self.emission.mu_scale)))
+        loc, scale = (
+            one[:, None].expand(K, D)
+            for one in (on_default_device(self.emission.mu_loc), on_default_device(self.emission.mu_scale))
+        )
         mu = pyro.sample("mu", OrderedNormal(loc, scale) if self.ordered else dist.Normal(loc, scale).to_event(2))
         median = self.emission.median(D)  # `sigma_scale`, expanded to the shape of sigma
         if self.sigma_prior == "half_normal":

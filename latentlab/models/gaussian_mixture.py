@@ -11,7 +11,7 @@ from latentlab.distributions.components import GaussianComponents
 from latentlab.distributions.mixture import Mixture
 from latentlab.distributions.ordered_normal import OrderedNormal
 from latentlab.distributions.stick_breaking import StickBreaking
-from latentlab.models.base import Arrays, dirichlet, here, log_normal
+from latentlab.models.base import Arrays, dirichlet, log_normal, on_default_device
 from latentlab.models.emissions.base import Covariance, PerComponent, PositivePerComponent, SigmaPrior, per_component
 from latentlab.models.emissions.gaussian import Gaussian
 from latentlab.models.mixture import MixtureModel, Units, k_means
@@ -31,7 +31,7 @@ class GaussianMixture(MixtureModel):
     $$ \sigma_{kd} \sim \text{LogNormal}(\log \text{sigma\_scale}, \text{sigma\_spread}), \quad
        R_k \sim \text{LKJCholesky}(\text{corr\_concentration}) $$
     $$ z_n \sim w, \quad x_n \mid z_n = k \sim N(\mu_k, \Sigma_k), \quad
-       \Sigma_k = \text{diag}(\sigma_k) \, R_k R_k' \, \text{diag}(\sigma_k) $$
+       \Sigma_k = \text{diag}(\sigma_k) \, R_k R_k^T \, \text{diag}(\sigma_k) $$
 
     weights (component,), mu (component, feature), z (unit,). $\Sigma_k$ by `covariance`: `spherical` sigma (component,);
     `diagonal` sigma (component, feature); `full` sigma (component, feature) and corr, the Cholesky factors of the correlations
@@ -95,8 +95,11 @@ class GaussianMixture(MixtureModel):
 
     def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
         K, D = self.n_components, x.shape[1]
-        weights = dirichlet("weights", here(self.concentration))
-        loc, scale = (one[:, None].expand(K, D) for one in (here(self.emission.mu_loc), here(self.emission.mu_scale)))
+        weights = dirichlet("weights", on_default_device(self.concentration))
+        loc, scale = (
+            one[:, None].expand(K, D)
+            for one in (on_default_device(self.emission.mu_loc), on_default_device(self.emission.mu_scale))
+        )
         mu = pyro.sample("mu", OrderedNormal(loc, scale) if self.ordered else dist.Normal(loc, scale).to_event(2))
         median = self.emission.median(D)  # `sigma_scale`, expanded to the shape of sigma
         if self.sigma_prior == "half_normal":
@@ -122,7 +125,7 @@ class DPMixture(MixtureModel):
        \sigma_{kd} \sim \text{LogNormal}(\log \text{sigma\_scale}, \text{sigma\_spread}), \quad
        R_k \sim \text{LKJCholesky}(\text{corr\_concentration}) $$
     $$ z_n \sim w, \quad x_n \mid z_n = k \sim N(\mu_k, \Sigma_k), \quad
-       \Sigma_k = \text{diag}(\sigma_k) \, R_k R_k' \, \text{diag}(\sigma_k) $$
+       \Sigma_k = \text{diag}(\sigma_k) \, R_k R_k^T \, \text{diag}(\sigma_k) $$
 
     alpha is the concentration, weights (component,); the other sites are as in `GaussianMixture`. The prior expectation of the
     number of occupied components for N units is about $\alpha \log(1 + N / \alpha)$. The partition of the units, the number of
@@ -211,14 +214,14 @@ class DPMixture(MixtureModel):
         The number is uniform from 1 to the smallest of `START_CLUSTERS`, the number of components and that of distinct units.
         """
         distinct = len(np.unique(arrays["x"].numpy(), axis=0))
-        near = Units.of(self.emission, arrays).arrays
-        labels = k_means(near, int(rng.integers(1, min(START_CLUSTERS, self.n_components, distinct) + 1)), rng)
+        standardized = Units.of(self.emission, arrays).arrays
+        labels = k_means(standardized, int(rng.integers(1, min(START_CLUSTERS, self.n_components, distinct) + 1)), rng)
         order = np.argsort(-np.bincount(labels, minlength=self.n_components), kind="stable")
         labels = np.argsort(order)[labels]
         values = self._from_labels(arrays, labels)
         empty = np.bincount(labels, minlength=self.n_components) == 0
-        somewhere = torch.from_numpy(rng.choice(len(labels), self.n_components))
-        values["mu"] = torch.where(torch.from_numpy(empty)[:, None], arrays["x"][somewhere], values["mu"])
+        random_units = torch.from_numpy(rng.choice(len(labels), self.n_components))
+        values["mu"] = torch.where(torch.from_numpy(empty)[:, None], arrays["x"][random_units], values["mu"])
         return values
 
     def _draw_weights(self, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -26,11 +26,11 @@ from latentlab.models.mixture import (
     check_table,
     coinciding,
     degenerate,
-    drawn,
     imputed,
+    joined,
     k_means,
-    listed,
     matching_order,
+    sample_data,
 )
 from latentlab.symmetry.groups import Identity, Permutation
 
@@ -56,7 +56,7 @@ class HiddenMarkovModel(LatentModel):
     def _settings(self, emission: Emission) -> None:
         self.emission = emission
         if self.left_to_right and self.n_states < 2:
-            raise ConfigError(f"{type(self).__name__}: `left_to_right` needs at least 2 states; n_states is {self.n_states}.")
+            raise ConfigError(f"{type(self).__name__}: `left_to_right` needs at least 2 states; got n_states = {self.n_states}.")
         stay = {"stay": ("step",)} if self.left_to_right else {}
         self.dims = {
             "initial": ("state",),
@@ -65,8 +65,8 @@ class HiddenMarkovModel(LatentModel):
             **emission.dims("state"),
             "z": ("unit",),
         }
-        alike = emission.exchangeable and not self.left_to_right
-        self.symmetry = Permutation("state") if alike else Identity("state")
+        exchangeable = emission.exchangeable and not self.left_to_right
+        self.symmetry = Permutation("state") if exchangeable else Identity("state")
 
     def n_labels(self) -> int:
         return self.n_states
@@ -103,7 +103,7 @@ class HiddenMarkovModel(LatentModel):
         units = Units.of(self.emission, arrays)
         emission, x, observed = units.emission, units.arrays["x"], arrays.get("mask")
         starts = begins(arrays.get("sequence"), len(x))
-        first_is_given = self.left_to_right or self.n_states == 1 or self.initial_concentration == 0
+        initial_fixed = self.left_to_right or self.n_states == 1 or self.initial_concentration == 0
 
         def chain(values: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
             initial, transition = log_probability(values["initial"]), log_probability(values["transition"])
@@ -111,12 +111,12 @@ class HiddenMarkovModel(LatentModel):
 
         def step(values: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
             level, first, pairs, probs = chains.expected_counts(*chain(values))
-            found = emission.maximum(x, observed, probs, values)
-            if not first_is_given:
-                found["initial"] = first / starts.sum()
-            left = pairs.sum(-1, keepdim=True)
-            found["transition"] = torch.where(left > 1e-8, pairs / left.clamp(min=1e-8), values["transition"])
-            return float(level), found
+            maximum = emission.maximum(x, observed, probs, values)
+            if not initial_fixed:
+                maximum["initial"] = first / starts.sum()
+            departures = pairs.sum(-1, keepdim=True)
+            maximum["transition"] = torch.where(departures > 1e-8, pairs / departures.clamp(min=1e-8), values["transition"])
+            return float(level), maximum
 
         def log_likelihood(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
             return chains.log_likelihood(*chain(values))
@@ -124,29 +124,31 @@ class HiddenMarkovModel(LatentModel):
         start = {
             name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name not in ("z", "stay")
         }
-        given = (*(("initial",) if first_is_given else ()), *emission.given())
-        found = units.out(climb(step, log_likelihood, units.into(start), len(x), fixed=given, edge=emission.at_floor))
-        arrays_found = dict(found.values)
+        fixed = (*(("initial",) if initial_fixed else ()), *emission.fixed_sites())
+        maximum = units.to_original(
+            climb(step, log_likelihood, units.to_standardized(start), len(x), fixed=fixed, at_bound=emission.at_floor)
+        )
+        values = dict(maximum.values)
         if self.left_to_right:
-            arrays_found["stay"] = np.diagonal(found.values["transition"])[:-1].copy()
-        return replace(found, values=arrays_found, notes=(*found.notes, *self.remarks(arrays, found.values)))
+            values["stay"] = np.diagonal(maximum.values["transition"])[:-1].copy()
+        return replace(maximum, values=values, notes=(*maximum.notes, *self.remarks(arrays, maximum.values)))
 
     def remarks(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
-        given = {name: torch.as_tensor(value) for name, value in values.items()}
-        _, _, pairs, probs = chains.expected_counts(*self._series(arrays, given).chain(arrays["x"]))
+        tensors = {name: torch.as_tensor(value) for name, value in values.items()}
+        _, _, pairs, probs = chains.expected_counts(*self._series(arrays, tensors).chain(arrays["x"]))
         sizes, moves = probs.sum(0).numpy(), pairs.sum(-1).numpy()
-        notes = [f"state {k} is hardly visited: {size:.2g} steps" for k, size in enumerate(sizes) if size < 1]
+        notes = [f"state {k} is almost never visited: {size:.2g} expected steps" for k, size in enumerate(sizes) if size < 1]
         if moves.sum() > FEW_MOVES:
             unknown = [k for k in np.flatnonzero(moves < FEW_MOVES).tolist() if sizes[k] >= 1]
-            notes += [f"no transition from state {k} was observed: its row of `transition` is arbitrary" for k in unknown]
-        notes += degenerate(self.emission, arrays, given, probs, "state")
-        alike = coinciding(self.emission, arrays, given, np.flatnonzero(sizes >= 1))
-        return notes + [f"states {listed(group)} coincide: only transitions could tell them apart" for group in alike]
+            notes += [f"no transition from state {k} was observed: its row of `transition` is not identified" for k in unknown]
+        notes += degenerate(self.emission, arrays, tensors, probs, "state")
+        groups = coinciding(self.emission, arrays, tensors, np.flatnonzero(sizes >= 1))
+        return notes + [f"states {joined(group)} coincide: only their transitions can differ" for group in groups]
 
     # -- data
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that are not a series, have fewer steps than states, or cannot be emitted.
+        """Reject data that are not a series, have fewer steps than states, or cannot be emitted.
 
         Raises:
             DataError: Names both numbers, the column or the sequence.
@@ -155,11 +157,11 @@ class HiddenMarkovModel(LatentModel):
         check_table(what, dataset)
         boundaries(dataset)
         if len(dataset.x) < self.n_states:
-            raise DataError(f"{what} has {len(dataset.x)} steps; n_states = {self.n_states} needs at least as many.")
+            raise DataError(f"{what} has {len(dataset.x)} steps; n_states = {self.n_states} needs at least {self.n_states}.")
         self.emission.check(what, dataset)
 
     def check_maximum(self, dataset: Dataset) -> None:
-        """Refuse data for which the likelihood of every state is unbounded.
+        """Reject data for which the likelihood of every state is unbounded.
 
         Raises:
             DataError: Names the columns.
@@ -168,11 +170,11 @@ class HiddenMarkovModel(LatentModel):
 
     def cautions(self, dataset: Dataset) -> list[Caution]:
         starts = np.diff(boundaries(dataset), prepend=-1) != 0
-        alone = ["no transition was observed: every sequence has one step"] if starts.all() and self.n_states > 1 else []
-        return [Caution("data", note, 1.0, "no note") for note in alone + self.emission.cautions(dataset)]
+        notes = ["no transition was observed: every sequence has one step"] if starts.all() and self.n_states > 1 else []
+        return [Caution("data", note, 1.0, "no note") for note in notes + self.emission.cautions(dataset)]
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuse values that the states cannot emit.
+        """Reject values that the states cannot emit.
 
         Raises:
             DataError: Names column, unit and value.
@@ -182,14 +184,16 @@ class HiddenMarkovModel(LatentModel):
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Start from the clusters of k-means as states, or from equal parts of each sequence if `left_to_right`."""
         starts = begins(arrays.get("sequence"), len(arrays["x"])).numpy()
-        near = Units.of(self.emission, arrays).arrays
-        labels = _parts(starts, self.n_states) if self.left_to_right else k_means(near, self.n_states, rng)
-        given = torch.eye(self.n_states, dtype=torch.float64)[torch.from_numpy(labels)]
+        standardized = Units.of(self.emission, arrays).arrays
+        labels = _parts(starts, self.n_states) if self.left_to_right else k_means(standardized, self.n_states, rng)
+        indicators = torch.eye(self.n_states, dtype=torch.float64)[torch.from_numpy(labels)]
         if not self.left_to_right:
-            order = matching_order(self.emission, self.emission.maximum(arrays["x"], arrays.get("mask"), given, shrink=SHRINK))
-            given = given[:, order]
-            labels = given.argmax(-1).numpy()
-        values = self.emission.maximum(arrays["x"], arrays.get("mask"), given, shrink=SHRINK)
+            order = matching_order(
+                self.emission, self.emission.maximum(arrays["x"], arrays.get("mask"), indicators, shrink=SHRINK)
+            )
+            indicators = indicators[:, order]
+            labels = indicators.argmax(-1).numpy()
+        values = self.emission.maximum(arrays["x"], arrays.get("mask"), indicators, shrink=SHRINK)
         counts = np.full((self.n_states, self.n_states), LEAST_COUNT)
         np.add.at(counts, (labels[:-1][~starts[1:]], labels[1:][~starts[1:]]), 1.0)
         if self.left_to_right:
@@ -224,7 +228,7 @@ class HiddenMarkovModel(LatentModel):
         lengths = [n_units] if n_units < 6 else [n_units - n_units // 3, n_units // 3]
         z = np.concatenate([_path(initial, transition, n, rng) for n in lengths])
         values = self.emission.draw(rng, n_features)
-        x = drawn(self.emission, values, z, rng)
+        x = sample_data(self.emission, values, z, rng)
         coords = {
             "sequence": np.repeat([f"s{i}" for i in range(len(lengths))], lengths),
             "time": np.concatenate([np.arange(n) for n in lengths]),

@@ -35,7 +35,7 @@ class LinearGaussian(LatentModel):
     """Base class of PPCA and factor analysis; a subclass defines the program with the sites W, mu, z and its noise."""
 
     noise: str
-    """Name of the noise site; its shape is `(feature,)` if each feature has its own noise."""
+    """Name of the noise site; its shape is `(feature,)` if each feature has a separate noise variance."""
     n_latent: int
     W_scale: float
     mu_scale: float
@@ -52,7 +52,7 @@ class LinearGaussian(LatentModel):
     def guide(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
         """Guide with independent normals for W, mu and the log noise, and a linear-Gaussian encoder for z if it is a site.
 
-        The encoder is $z_n \\sim N(A x_n + B m_n + c, L L')$ with m the mask and missing entries 0. All units share it.
+        The encoder is $z_n \\sim N(A x_n + B m_n + c, L L^T)$ with m the mask and missing entries 0. All units share it.
         """
         arrays = {"x": x, "mask": mask}
         start = cache(lambda: _principal_start(arrays, self.n_latent, self.noise_dims))
@@ -78,11 +78,11 @@ class LinearGaussian(LatentModel):
 
     def latents(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
         """Exact Gaussian distribution of z given the observed entries of x and the other sites."""
-        given = LowRankGaussian(values["mu"], values["W"], values[self.noise], arrays.get("mask"))
-        return given.conditional(arrays["x"])
+        marginal = LowRankGaussian(values["mu"], values["W"], values[self.noise], arrays.get("mask"))
+        return marginal.conditional(arrays["x"])
 
     def imputation(self, arrays: Arrays, **values: torch.Tensor) -> dist.Normal:
-        """Distribution of x given z and the other sites; the features are independent, so that observed entries do not matter."""
+        """Distribution of x given z and the other sites; the features are independent, so the observed entries do not enter."""
         loc = values["z"] @ values["W"].mT + values["mu"]
         return dist.Normal(loc, values[self.noise].expand(loc.shape[-1]))
 
@@ -98,7 +98,7 @@ class LinearGaussian(LatentModel):
             arrays.get("mask"),
             n_latent=self.n_latent,
             noise=self.noise,
-            own_noise=bool(self.noise_dims),
+            noise_per_feature=bool(self.noise_dims),
             fixed_mean=self.mu_scale == 0,
             rng=rng,
         )
@@ -106,10 +106,10 @@ class LinearGaussian(LatentModel):
     # -- data
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table with at least `n_latent` + 1 features and max(2, `n_latent` + 1) units.
+        """Reject data that are not a table with at least `n_latent` + 1 features and max(2, `n_latent` + 1) units.
 
-        Columns without observed entries and tables of identical rows are refused. A constant column is refused if each feature
-        has its own noise.
+        Columns without observed entries and tables of identical rows are rejected. A constant column is rejected if each feature
+        has a separate noise variance.
 
         Raises:
             DataError: Names both numbers, or the column.
@@ -118,24 +118,24 @@ class LinearGaussian(LatentModel):
         require_table(what, dataset)
         n_units, n_features = dataset.x.shape
         if self.n_latent >= n_features:
-            raise DataError(f"{what} has {n_features} features; n_latent must be smaller, and is {self.n_latent}.")
+            raise DataError(f"{what}: n_latent must be below the number of features, {n_features}; got {self.n_latent}.")
         if n_units < self.n_latent + 1 or n_units < 2:
             raise DataError(f"{what} has {n_units} units; n_latent = {self.n_latent} needs at least {max(2, self.n_latent + 1)}.")
-        seen = ~np.isnan(dataset.x)
-        if not seen.any(0).all():
-            raise DataError(f"{what}: nothing was observed in column {str(dataset.features[~seen.any(0)][0])!r}.")
+        observed = ~np.isnan(dataset.x)
+        if not observed.any(0).all():
+            raise DataError(f"{what}: column {str(dataset.features[~observed.any(0)][0])!r} has no observed entry; remove it.")
         low, high = np.nanmin(dataset.x, 0), np.nanmax(dataset.x, 0)
         if (low == high).all():
-            raise DataError(f"{what}: all {n_units} rows are identical, so there is nothing to place.")
+            raise DataError(f"{what}: all {n_units} rows are identical, so positions cannot be estimated.")
         if self.noise_dims and (low == high).any():
             name = str(dataset.features[low == high][0])
             raise DataError(
-                f"{what}: column {name!r} is constant, so its noise has no positive estimate; "
-                "leave such columns out by `drop_constant: true`."
+                f"{what}: column {name!r} is constant, so its noise variance cannot be estimated; "
+                "drop constant columns by `drop_constant: true`."
             )
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table.
+        """Reject data that are not a table.
 
         Raises:
             DataError: Names the array.
@@ -150,8 +150,8 @@ class LinearGaussian(LatentModel):
         most = max(k for k in range(d) if (d - k) ** 2 >= d + k)
         remedy = f"use at most {most} factor{'s' * (most > 1)}" if most else "use at least 3 features"
         text = (
-            f"{self.noise}, W and the positions are not identified: {q} factor{'s' * (q > 1)} of {d} features can have the same "
-            f"covariance with different noises, which only the prior determines; {remedy}"
+            f"{self.noise}, W and the positions are not identified: with {q} factor{'s' * (q > 1)} of {d} features, different "
+            f"noise variances imply the same covariance, and only the prior distinguishes them; {remedy}"
         )
         bound = Caution("identification", text, float((d - q) ** 2), f">= {d + q} ((D - k)^2 >= D + k)")
         return [bound, *outliers(dataset)]
@@ -197,12 +197,12 @@ def _encoder(W: torch.Tensor, mu: torch.Tensor, noise: torch.Tensor) -> tuple[to
 def _principal_start(arrays: Arrays, n_latent: int, noise_dims: tuple[str, ...]) -> dict[str, torch.Tensor]:
     """Closed-form PPCA estimate on the data with missing entries at their column's mean.
 
-    If each feature has its own noise, the columns are standardised, and the noise is the residual of each feature.
+    If each feature has a separate noise variance, the columns are standardised, and the noise is the residual of each feature.
     """
     x, mask = arrays["x"], arrays.get("mask")
-    seen = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
-    mu = torch.where(seen, x, 0.0).sum(0) / seen.sum(0).clamp(min=1)
-    centred = torch.where(seen, x - mu, 0.0)
+    observed = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+    mu = torch.where(observed, x, 0.0).sum(0) / observed.sum(0).clamp(min=1)
+    centred = torch.where(observed, x - mu, 0.0)
     scale = torch.linalg.vector_norm(centred, dim=0) / math.sqrt(len(x))
     if not noise_dims:
         scale = torch.linalg.vector_norm(scale).expand(len(scale)) / math.sqrt(len(scale))

@@ -1,15 +1,15 @@
 r"""Maximum likelihood of the linear-Gaussian models: in closed form, or by EM followed by Newton's method.
 
 Closed form (PPCA, nothing missing): with $\lambda_1 \ge \dots \ge \lambda_D$ and $U$ the eigenvalues and eigenvectors of
-$S = \frac1N \sum_n (x_n - \hat\mu)(x_n - \hat\mu)'$,
+$S = \frac1N \sum_n (x_n - \hat\mu)(x_n - \hat\mu)^T$,
 $$ \hat\mu = \bar x, \quad \hat\sigma^2 = \frac{1}{D - q} \sum_{j > q} \lambda_j, \quad
    \hat W = U_q (\Lambda_q - \hat\sigma^2 I)^{1/2} R, $$
 for any orthogonal R. W is reported in principal axes with the largest loading of each axis positive.
 
-EM (missing entries, or a noise for each feature): with $\tilde z = (z, 1)$ and sums over the units in which feature d was
-observed, $(w_d, \mu_d) = \sum_n x_{nd} E[\tilde z_n]' (\sum_n E[\tilde z_n \tilde z_n'])^{-1}$, and the noise variance is
-the mean of $E[(x_{nd} - w_d' z_n - \mu_d)^2]$. EM converges slowly, so a damped Newton iteration on $(W, \mu, \log\psi)$ follows.
-The gradient is 0 along rotations of W, so that Newton steps do not change them.
+EM (missing entries, or a noise variance for each feature): with $\tilde z = (z, 1)$ and sums over the units in which feature d
+was observed, $(w_d, \mu_d) = \sum_n x_{nd} E[\tilde z_n]^T (\sum_n E[\tilde z_n \tilde z_n^T])^{-1}$, and the noise variance is
+the mean of $E[(x_{nd} - w_d^T z_n - \mu_d)^2]$. EM converges slowly, so a damped Newton iteration on $(W, \mu, \log\psi)$
+follows. The gradient is 0 along rotations of W, so that Newton steps do not change them.
 
 References:
     Tipping & Bishop (1999), Probabilistic Principal Component Analysis, JRSS B 61:611.
@@ -48,24 +48,24 @@ class _Problem:
     x: torch.Tensor
     mask: torch.Tensor | None
     n_latent: int
-    own_noise: bool
+    noise_per_feature: bool
     fixed_mean: bool
 
-    def seen(self) -> torch.Tensor:
+    def observed(self) -> torch.Tensor:
         return torch.ones_like(self.x) if self.mask is None else self.mask.to(self.x.dtype)
 
     def mean(self) -> torch.Tensor:
-        seen = self.seen()
-        return torch.zeros(self.x.shape[1]) if self.fixed_mean else (seen * self.x).sum(0) / seen.sum(0)
+        observed = self.observed()
+        return torch.zeros(self.x.shape[1]) if self.fixed_mean else (observed * self.x).sum(0) / observed.sum(0)
 
     def variance(self) -> torch.Tensor:
         """Variance of each feature over its observed entries."""
-        seen = self.seen()
-        return (seen * (self.x - self.mean()) ** 2).sum(0) / seen.sum(0)
+        observed = self.observed()
+        return (observed * (self.x - self.mean()) ** 2).sum(0) / observed.sum(0)
 
     def floor(self) -> torch.Tensor:
         variance = self.variance()
-        return FLOOR * (variance if self.own_noise else variance.mean())
+        return FLOOR * (variance if self.noise_per_feature else variance.mean())
 
     def mean_log_likelihood(self, point: "_Point") -> torch.Tensor:
         return LowRankGaussian(point.mu, point.W, torch.sqrt(point.variance), self.mask).log_prob(self.x).mean()
@@ -86,13 +86,13 @@ def best_optimum(
     *,
     n_latent: int,
     noise: str,
-    own_noise: bool,
+    noise_per_feature: bool,
     fixed_mean: bool,
     rng: np.random.Generator,
 ) -> MaximumLikelihood:
     """Maximise the likelihood over W, mu and the noise; W has principal axes.
 
-    Features are first divided by their standard deviations, or by the root mean square of these if they share one noise. The
+    Features are first divided by their standard deviations, or by the root mean square of these if they share one variance. The
     derivative refers to these units, so that a change of a column's unit affects only its own parameters.
 
     Args:
@@ -100,19 +100,19 @@ def best_optimum(
         mask: True for observed entries, or None.
         n_latent: Number of columns of W.
         noise: Name of the noise site.
-        own_noise: Whether each feature has its own noise.
+        noise_per_feature: Whether each feature has a separate noise variance.
         fixed_mean: Whether mu is fixed at 0.
         rng: Random generator of the starts.
 
     Raises:
-        InferenceError: The likelihood has no maximum (no noise is left), or it was not reached; gives the remaining derivative.
+        InferenceError: The likelihood is unbounded (noise variance 0), or the iterations did not converge; gives the derivative.
     """
-    middle = _Problem(x, mask, n_latent, own_noise, fixed_mean).mean()  # avoids rounding errors from large offsets
-    raw = _Problem(x - middle, mask, n_latent, own_noise, fixed_mean)
-    scale = torch.sqrt(raw.variance() if own_noise else raw.variance().mean().expand(x.shape[1]))
+    middle = _Problem(x, mask, n_latent, noise_per_feature, fixed_mean).mean()  # avoids rounding errors from large offsets
+    raw = _Problem(x - middle, mask, n_latent, noise_per_feature, fixed_mean)
+    scale = torch.sqrt(raw.variance() if noise_per_feature else raw.variance().mean().expand(x.shape[1]))
     problem = replace(raw, x=raw.x / scale)
-    log_volume = float((problem.seen().sum(0) * torch.log(scale)).sum())
-    if mask is None and not own_noise:
+    log_volume = float((problem.observed().sum(0) * torch.log(scale)).sum())
+    if mask is None and not noise_per_feature:
         point = _closed_form(problem)
         trace, how, gradient = [_total(problem, point)], "closed form", _gradient(problem, point)
         notes: tuple[str, ...] = ()
@@ -124,25 +124,25 @@ def best_optimum(
         notes = _notes(problem, point, [run[1][-1] for run in runs])
         if not (gradient < TOLERANCE or gain < ROUNDING):
             raise InferenceError(
-                f"maximum likelihood was not reached: after {len(trace) - 1} EM and {n_newton} Newton steps the mean log "
-                f"likelihood still has a derivative of {gradient:.2g} (needed: below {TOLERANCE:g}), and a step promises "
-                f"{gain:.2g} nats a unit (needed: below {ROUNDING:g})."
+                f"maximum likelihood did not converge in {len(trace) - 1} EM and {n_newton} Newton steps. The largest derivative "
+                f"of the mean log likelihood is {gradient:.2g} (limit {TOLERANCE:g}). The predicted gain of a further step is "
+                f"{gain:.2g} nats per unit (limit {ROUNDING:g})."
             )
         how = f"EM, {len(trace) - 1} steps, then Newton, {n_newton} steps; best of {len(runs)} starts"
-    own_scale = scale if own_noise else scale[0]
+    noise_scale = scale if noise_per_feature else scale[0]
     values = {
         "W": principal_axes((point.W * scale[:, None]).numpy()),
         "mu": (point.mu * scale + middle).numpy(),
-        noise: (torch.sqrt(point.variance) * own_scale).numpy(),
+        noise: (torch.sqrt(point.variance) * noise_scale).numpy(),
     }
     return MaximumLikelihood(values, how, gradient, np.asarray(trace) - log_volume, notes, unique=True)
 
 
 def principal_axes(W: np.ndarray) -> np.ndarray:
     """Rotate W to orthogonal columns, longest first, each with its largest loading positive."""
-    turned = W @ np.linalg.svd(W, full_matrices=False)[2].T  # keeps the precision of each row for any scale of the others
-    largest = np.take_along_axis(turned, np.abs(turned).argmax(axis=0)[None], axis=0)
-    return turned * np.where(largest < 0, -1.0, 1.0)
+    rotated = W @ np.linalg.svd(W, full_matrices=False)[2].T  # keeps the precision of each row for any scale of the others
+    largest = np.take_along_axis(rotated, np.abs(rotated).argmax(axis=0)[None], axis=0)
+    return rotated * np.where(largest < 0, -1.0, 1.0)
 
 
 def _closed_form(problem: _Problem) -> _Point:
@@ -152,9 +152,10 @@ def _closed_form(problem: _Problem) -> _Point:
     values[: len(s)] = s**2 / len(problem.x)
     rest = values[q:].mean()
     if not rest > 1e-14 * values[0]:
+        rank = int((values > 1e-14 * values[0]).sum())
         raise InferenceError(
-            f"the data lie in {q} dimensions exactly (rank {int((values > 1e-14 * values[0]).sum())}): no noise is left, and the "
-            f"likelihood has no maximum; use a smaller n_latent than {q}, or priors (nuts, svi, map)."
+            f"the data lie exactly in {q} dimensions (rank {rank}), so the noise variance is 0 and the likelihood is unbounded; "
+            f"use an n_latent below {q}, or a method with priors (nuts, svi, map)."
         )
     W = vt[:q].mT * torch.sqrt(values[:q] - rest)
     return _Point(W, mu, rest)
@@ -162,8 +163,8 @@ def _closed_form(problem: _Problem) -> _Point:
 
 def _starts(problem: _Problem, rng: np.random.Generator) -> list[_Point]:
     """Starts: the principal subspace of the data with missing entries at their mean, and `N_STARTS` - 1 noisy variants."""
-    mu, seen = problem.mean(), problem.seen()
-    filled = seen * (problem.x - mu)
+    mu, observed = problem.mean(), problem.observed()
+    filled = observed * (problem.x - mu)
     _, s, vt = torch.linalg.svd(filled, full_matrices=False)
     values = s**2 / len(filled)
     q = problem.n_latent
@@ -172,9 +173,9 @@ def _starts(problem: _Problem, rng: np.random.Generator) -> list[_Point]:
     starts = []
     for i in range(N_STARTS):
         jitter = torch.from_numpy(rng.standard_normal(W.shape)) * size[:, None]
-        own = W if i == 0 else (0.5 * W + 0.5 * jitter if i < N_STARTS - 1 else 0.5 * jitter)
-        spread = torch.maximum(problem.variance() - (own**2).sum(1), 0.2 * problem.variance())
-        starts.append(_Point(own, mu, spread if problem.own_noise else spread.mean()))
+        loadings = W if i == 0 else (0.5 * W + 0.5 * jitter if i < N_STARTS - 1 else 0.5 * jitter)
+        spread = torch.maximum(problem.variance() - (loadings**2).sum(1), 0.2 * problem.variance())
+        starts.append(_Point(loadings, mu, spread if problem.noise_per_feature else spread.mean()))
     return starts
 
 
@@ -190,7 +191,7 @@ def _climb(problem: _Problem, point: _Point) -> tuple[_Point, list[float]]:
 
 
 def _em_step(problem: _Problem, point: _Point) -> _Point:
-    x, seen, q = problem.x, problem.seen(), problem.n_latent
+    x, observed, q = problem.x, problem.observed(), problem.n_latent
     scale = torch.sqrt(point.variance)
     conditional = LowRankGaussian(point.mu, point.W, scale, problem.mask).conditional(x)
     mean = conditional.mean
@@ -200,11 +201,11 @@ def _em_step(problem: _Problem, point: _Point) -> _Point:
     second = first[:, :, None] * first[:, None, :]
     second[:, :q, :q] += covariance
     k = first.shape[1]
-    cross = (seen * x).mT @ first
-    moments = (seen.mT @ second.reshape(len(x), -1)).reshape(-1, k, k)
+    cross = (observed * x).mT @ first
+    moments = (observed.mT @ second.reshape(len(x), -1)).reshape(-1, k, k)
     solution = torch.linalg.solve(moments, cross)
-    squares = (seen * x**2).sum(0) - (solution * cross).sum(1)
-    variance = squares / seen.sum(0) if problem.own_noise else squares.sum() / seen.sum()
+    squares = (observed * x**2).sum(0) - (solution * cross).sum(1)
+    variance = squares / observed.sum(0) if problem.noise_per_feature else squares.sum() / observed.sum()
     W = solution[:, :q]
     mu = point.mu if problem.fixed_mean else solution[:, q]
     return _Point(W, mu, torch.maximum(variance, problem.floor()))
@@ -297,8 +298,8 @@ def _notes(problem: _Problem, point: _Point, ends: list[float]) -> tuple[str, ..
     notes = []
     at_floor = torch.nonzero(point.variance.reshape(-1) <= 1.001 * problem.floor().reshape(-1))[:, 0].tolist()
     if at_floor:
-        which = f"of feature {', '.join(map(str, at_floor))} " if problem.own_noise else ""
-        notes.append(f"Heywood case: the noise {which}fell to its floor, {FLOOR:g} of the feature's variance")
+        which = f" of feature {', '.join(map(str, at_floor))}" if problem.noise_per_feature else ""
+        notes.append(f"Heywood case: the noise variance{which} is at its lower bound, {FLOOR:g} of the feature's variance")
     if max(ends) - min(ends) > 1e-3 * abs(max(ends)):
         notes.append(f"starts ended at different log likelihoods, {min(ends):.2f} to {max(ends):.2f}: there are local maxima")
     return tuple(notes)

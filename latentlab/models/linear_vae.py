@@ -34,9 +34,9 @@ class LinearVAE(LatentModel):
     encoder. All are parameters with point estimates. z (unit, latent) are the positions. With S the data's covariance about mu,
     the evidence lower bound of N units is N times
 
-    $$ -\tfrac1{2\sigma^2} \left[ \text{tr}\, D\, \text{diag}(W'W) + \text{tr}\, (I - WV) S (I - WV)' \right]
+    $$ -\tfrac1{2\sigma^2} \left[ \text{tr}\, D\, \text{diag}(W^T W) + \text{tr}\, (I - WV) S (I - WV)^T \right]
        - \tfrac{D_x}{2} \log 2\pi\sigma^2
-       - \tfrac12 \left[ \text{tr}\, V S V' + \text{tr}\, D - q - \log |D| \right]. $$
+       - \tfrac12 \left[ \text{tr}\, V S V^T + \text{tr}\, D - q - \log |D| \right]. $$
 
     Its maximum is PPCA's log likelihood. The data identify only W W^T and W z_n, since the joint density is invariant under O(q).
     A diagonal D equals the exact conditional covariance only if the columns of W are orthogonal. The maximum of the bound is
@@ -135,8 +135,8 @@ class LinearVAE(LatentModel):
         eigenvalues = torch.linalg.eigvalsh(S)
         if fixed is None and not eigenvalues[: d - q].mean() > 1e-14 * eigenvalues[-1]:
             raise InferenceError(
-                f"the data lie in {q} dimensions exactly: no noise is left, and the likelihood has no maximum; use a smaller "
-                f"n_latent than {q}, or fix `sigma`."
+                f"the data lie exactly in {q} dimensions, so the noise variance is 0 and the likelihood is unbounded; use an "
+                f"n_latent below {q}, or fix `sigma`."
             )
 
         def unpack(v: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -152,23 +152,23 @@ class LinearVAE(LatentModel):
 
         trace: list[float] = []
         start = np.concatenate([rng.standard_normal(2 * d * q) / math.sqrt(d), np.zeros(q + (fixed is None))])
-        found = scipy.optimize.minimize(
+        optimum = scipy.optimize.minimize(
             objective, start, jac=True, method="L-BFGS-B", callback=lambda v: trace.append(-objective(v)[0]),
             options={"maxiter": 50_000, "maxfun": 100_000, "ftol": 0.0, "gtol": 1e-9, "maxcor": 50},
         )  # fmt: skip
-        gradient = float(np.abs(objective(found.x)[1]).max())
+        gradient = float(np.abs(objective(optimum.x)[1]).max())
         if not gradient < TOLERANCE:
             raise InferenceError(
-                f"the maximum was not reached: after {found.nit} steps of L-BFGS the mean bound of a unit still has a derivative "
-                f"of {gradient:.2g} (needed: below {TOLERANCE:g})."
+                f"L-BFGS did not converge in {optimum.nit} steps: the largest derivative of the mean bound per unit is "
+                f"{gradient:.2g} (limit {TOLERANCE:g})."
             )
-        W, V, D, variance = unpack(torch.from_numpy(found.x))
+        W, V, D, variance = unpack(torch.from_numpy(optimum.x))
         values = {"W": W * scale, "mu": mu, "V": V / scale, "D": D, "sigma": torch.sqrt(variance) * scale}
         return MaximumLikelihood(
             {name: value.numpy() for name, value in values.items() if name in self.parameters},
-            f"L-BFGS on the exact bound, {found.nit} steps",
+            f"L-BFGS on the exact bound, {optimum.nit} steps",
             gradient,
-            n * (np.asarray(trace or [-float(found.fun)]) - d * math.log(float(scale))),
+            n * (np.asarray(trace or [-float(optimum.fun)]) - d * math.log(float(scale))),
         )
 
     def _noise(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -180,7 +180,7 @@ class LinearVAE(LatentModel):
         return outliers(dataset)
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table, have at most `n_latent` features, or have several identical rows only.
+        """Reject data that are not a table, have at most `n_latent` features, or have several identical rows only.
 
         Raises:
             DataError: Names both numbers.
@@ -189,12 +189,12 @@ class LinearVAE(LatentModel):
         require_table(what, dataset)
         n_units, n_features = dataset.x.shape
         if self.n_latent >= n_features:
-            raise DataError(f"{what} has {n_features} features; n_latent must be smaller, and is {self.n_latent}.")
+            raise DataError(f"{what}: n_latent must be below the number of features, {n_features}; got {self.n_latent}.")
         if n_units > 1 and (np.nanmin(dataset.x, 0) == np.nanmax(dataset.x, 0)).all():
-            raise DataError(f"{what}: all {n_units} rows are identical, so there is nothing to place.")
+            raise DataError(f"{what}: all {n_units} rows are identical, so positions cannot be estimated.")
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table.
+        """Reject data that are not a table.
 
         Raises:
             DataError: Names the array.
@@ -234,7 +234,7 @@ class _Integrated(LinearVAE):
 def _bound(S: torch.Tensor, W: torch.Tensor, V: torch.Tensor, D: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
     """Mean bound per unit, for data of covariance S about mu."""
     d, q = W.shape
-    left = torch.eye(d, dtype=W.dtype) - W @ V
-    misfit = (D * (W**2).sum(0)).sum() + ((left @ S) * left).sum()
+    residual_map = torch.eye(d, dtype=W.dtype) - W @ V
+    misfit = (D * (W**2).sum(0)).sum() + ((residual_map @ S) * residual_map).sum()
     kl = ((V @ S) * V).sum() + D.sum() - q - torch.log(D).sum()
     return -misfit / (2 * variance) - d / 2 * torch.log(2 * math.pi * variance) - kl / 2

@@ -20,10 +20,10 @@ class MatrixFactorization(LatentModel):
 
     $$ \mu \sim N(0, \text{mu\_scale}), \quad \sigma \sim \text{HalfNormal}(\text{sigma\_scale}) $$
     $$ U_i \sim N(0, \text{U\_scale}^2 I_K), \quad V_j \sim N(0, \text{V\_scale}^2 I_K), \quad
-       r_{ij} \mid U, V \sim N(\mu + U_i' V_j, \sigma) $$
+       r_{ij} \mid U, V \sim N(\mu + U_i^T V_j, \sigma) $$
 
     U (user, latent), V (item, latent), mu and sigma (); r_ij is the rating of item j by user i. The likelihood is a product over
-    the observed cells (i, j). Scales are standard deviations. The products U V', mu and sigma are identified. U and V are
+    the observed cells (i, j). Scales are standard deviations. The products U V^T, mu and sigma are identified. U and V are
     identified up to a common orthogonal transformation, since their priors are spherical. The priors alone determine the scale
     of U relative to that of V.
 
@@ -66,7 +66,7 @@ class MatrixFactorization(LatentModel):
             pyro.sample("rating", dist.Normal(mu + (U[user] * V[item]).sum(-1), sigma), obs=rating)
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that are not ratings of items by users.
+        """Reject data that are not ratings of items by users.
 
         Raises:
             DataError: Names the arrays and indices of the data.
@@ -74,7 +74,7 @@ class MatrixFactorization(LatentModel):
         if list(dataset.arrays) != ["rating"] or dataset.x.ndim != 1 or set(dataset.index) != {"user", "item"}:
             raise DataError(
                 f"{type(self).__name__}: {dataset.name} must have one array 'rating' with dims ('cell',) and the indices 'user' "
-                f"and 'item', as `ratings` makes them; it has {', '.join(map(repr, [*dataset.arrays, *dataset.index]))}."
+                f"and 'item'; got {', '.join(map(repr, [*dataset.arrays, *dataset.index]))}; build such data by `ratings`."
             )
 
     def cautions(self, dataset: Dataset) -> list[Caution]:
@@ -85,8 +85,8 @@ class MatrixFactorization(LatentModel):
         if dataset.n_points > free:
             return []
         text = (
-            f"{dataset.n_points} ratings can be fitted exactly by {free} free parameters, so that the density has no maximum "
-            "in sigma: do not trust a point estimate or an SVI; sample by ChEES or NUTS, or take fewer dimensions"
+            f"{dataset.n_points} ratings can be fitted exactly by {free} free parameters, so the density is unbounded as sigma "
+            "tends to 0: point estimates and SVI are unreliable; sample by ChEES or NUTS, or reduce n_latent"
         )
         formula = f"K (n_user + n_item - K){' + 1' if self.mu_scale else ''}"
         return [Caution("identification", text, float(dataset.n_points), f"> {free} ({formula})")]

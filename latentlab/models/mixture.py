@@ -43,8 +43,8 @@ class MixtureModel(LatentModel):
     def _settings(self, emission: Emission, concentration: torch.Tensor) -> None:
         self.emission, self.concentration = emission, concentration
         self.dims = {"weights": ("component",), **emission.dims("component"), "z": ("unit",)}
-        alike = emission.exchangeable and concentration.unique().numel() == 1
-        self.symmetry = Permutation("component") if alike else Identity("component")
+        exchangeable = emission.exchangeable and concentration.unique().numel() == 1
+        self.symmetry = Permutation("component") if exchangeable else Identity("component")
 
     def n_labels(self) -> int:
         return self.n_components
@@ -76,30 +76,32 @@ class MixtureModel(LatentModel):
             joint = mixture_of(values)._joint(x)
             level = torch.logsumexp(joint, -1)
             responsibilities = torch.exp(joint - level[:, None])
-            found = emission.maximum(x, observed, responsibilities, values)
-            return float(level.sum()), {"weights": responsibilities.mean(0), **found}
+            maximum = emission.maximum(x, observed, responsibilities, values)
+            return float(level.sum()), {"weights": responsibilities.mean(0), **maximum}
 
         def log_likelihood(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
             return mixture_of(values).log_prob_sum(x)
 
         start = {name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name != "z"}
-        found = climb(step, log_likelihood, units.into(start), len(x), fixed=emission.given(), edge=emission.at_floor)
-        found = units.out(found)
-        return replace(found, notes=(*found.notes, *self.remarks(arrays, found.values)))
+        maximum = climb(
+            step, log_likelihood, units.to_standardized(start), len(x), fixed=emission.fixed_sites(), at_bound=emission.at_floor
+        )
+        maximum = units.to_original(maximum)
+        return replace(maximum, notes=(*maximum.notes, *self.remarks(arrays, maximum.values)))
 
     def remarks(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
-        given = {name: torch.as_tensor(value) for name, value in values.items()}
-        probs = self.latents(arrays, **given).probs
+        tensors = {name: torch.as_tensor(value) for name, value in values.items()}
+        probs = self.latents(arrays, **tensors).probs
         sizes = probs.sum(0).numpy()
-        notes = [f"component {k} is empty: it holds {size:.2g} units" for k, size in enumerate(sizes) if size < 1]
-        notes += degenerate(self.emission, arrays, given, probs, "component")
-        alike = coinciding(self.emission, arrays, given, np.flatnonzero(sizes >= 1))
-        return notes + [f"components {listed(group)} coincide: their weights are arbitrary" for group in alike]
+        notes = [f"component {k} is empty: {size:.2g} expected units" for k, size in enumerate(sizes) if size < 1]
+        notes += degenerate(self.emission, arrays, tensors, probs, "component")
+        groups = coinciding(self.emission, arrays, tensors, np.flatnonzero(sizes >= 1))
+        return notes + [f"components {joined(group)} coincide: their weights are not identified" for group in groups]
 
     # -- data
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table, have fewer distinct units than components, or cannot be emitted.
+        """Reject data that are not a table, have fewer distinct units than components, or cannot be emitted.
 
         Raises:
             DataError: Names both numbers, or the column.
@@ -108,16 +110,16 @@ class MixtureModel(LatentModel):
         check_table(what, dataset)
         n_units = len(dataset.x)
         if n_units < self.n_components:
-            raise DataError(f"{what} has {n_units} units; n_components = {self.n_components} needs at least as many.")
+            raise DataError(f"{what} has {n_units} units; n_components = {self.n_components} needs at least {self.n_components}.")
         n_distinct = len(np.unique(np.nan_to_num(dataset.x, nan=np.inf), axis=0))
         if n_distinct < self.n_components:
             raise DataError(
-                f"{what} has {n_distinct} different units; n_components = {self.n_components} needs at least as many."
+                f"{what} has {n_distinct} distinct units; n_components = {self.n_components} needs at least {self.n_components}."
             )
         self.emission.check(what, dataset)
 
     def check_maximum(self, dataset: Dataset) -> None:
-        """Refuse data for which the likelihood of every component is unbounded.
+        """Reject data for which the likelihood of every component is unbounded.
 
         Raises:
             DataError: Names the columns.
@@ -128,7 +130,7 @@ class MixtureModel(LatentModel):
         return [Caution("data", note, 1.0, "no note") for note in self.emission.cautions(dataset)]
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuse values that the components cannot emit.
+        """Reject values that the components cannot emit.
 
         Raises:
             DataError: Names column, unit and value.
@@ -143,24 +145,24 @@ class MixtureModel(LatentModel):
 
     def _level(self, arrays: Arrays, values: Mapping[str, Any]) -> float:
         """Log likelihood rounded to 1e-6, so that rounding errors do not decide between identical starts."""
-        given = {name: torch.as_tensor(value) for name, value in values.items()}
-        return round(float(self._mixture(arrays, given).log_prob_sum(arrays["x"])), 6)
+        tensors = {name: torch.as_tensor(value) for name, value in values.items()}
+        return round(float(self._mixture(arrays, tensors).log_prob_sum(arrays["x"])), 6)
 
     def _from_labels(self, arrays: Arrays, labels: np.ndarray) -> dict[str, Any]:
-        given = torch.eye(self.n_components, dtype=torch.float64)[torch.from_numpy(labels)]
-        values = self.emission.maximum(arrays["x"], arrays.get("mask"), given, shrink=SHRINK)
+        indicators = torch.eye(self.n_components, dtype=torch.float64)[torch.from_numpy(labels)]
+        values = self.emission.maximum(arrays["x"], arrays.get("mask"), indicators, shrink=SHRINK)
         order = matching_order(self.emission, values)
-        given = given[:, order]
-        values = self.emission.maximum(arrays["x"], arrays.get("mask"), given, shrink=SHRINK)
-        weights = (given.mean(0) + LEAST_WEIGHT) / (1 + LEAST_WEIGHT * self.n_components)
-        return {"weights": weights, **values, "z": given.argmax(-1)}
+        indicators = indicators[:, order]
+        values = self.emission.maximum(arrays["x"], arrays.get("mask"), indicators, shrink=SHRINK)
+        weights = (indicators.mean(0) + LEAST_WEIGHT) / (1 + LEAST_WEIGHT * self.n_components)
+        return {"weights": weights, **values, "z": indicators.argmax(-1)}
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 2) -> Dataset:
         """Draw the sites from their priors, and the data from the model."""
         weights = self._draw_weights(rng)
         values = self.emission.draw(rng, n_features)
         z = rng.choice(self.n_components, size=n_units, p=weights["weights"] / weights["weights"].sum())
-        x = drawn(self.emission, values, z, rng)
+        x = sample_data(self.emission, values, z, rng)
         dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name=f"simulated {self.name}")
         return replace(dataset, truth={**weights, **values, "z": z}, truth_dims=dict(self.dims))
 
@@ -172,19 +174,19 @@ class MixtureModel(LatentModel):
 
 
 def check_table(what: str, dataset: Dataset) -> None:
-    """Refuse data without an array `x` of dims (unit, feature), or with a column without observed entries.
+    """Reject data without an array `x` of dims (unit, feature), or with a column without observed entries.
 
     Raises:
         DataError: Names the array, or the column.
     """
     require_table(what, dataset)
-    seen = ~np.isnan(dataset.x)
-    if not seen.any(0).all():
-        raise DataError(f"{what}: nothing was observed in column {str(dataset.features[~seen.any(0)][0])!r}.")
+    observed = ~np.isnan(dataset.x)
+    if not observed.any(0).all():
+        raise DataError(f"{what}: column {str(dataset.features[~observed.any(0)][0])!r} has no observed entry; remove it.")
 
 
 def check_new_table(what: str, dataset: Dataset, emission: Emission) -> None:
-    """Refuse new units with values that no component can emit.
+    """Reject new units with values that no component can emit.
 
     Raises:
         DataError: Names the array, or column, unit and value.
@@ -202,8 +204,8 @@ def k_means(arrays: Arrays, n_clusters: int, rng: np.random.Generator) -> np.nda
 
     x, mask = arrays["x"].numpy(), arrays.get("mask")
     if mask is not None:
-        seen = mask.numpy()
-        x = np.where(seen, x, (x * seen).sum(0) / np.maximum(seen.sum(0), 1))
+        observed = mask.numpy()
+        x = np.where(observed, x, (x * observed).sum(0) / np.maximum(observed.sum(0), 1))
     if all(len(np.unique(column)) < n_clusters for column in x.T) and len(np.unique(x, axis=0)) < n_clusters:
         return rng.permutation(np.arange(len(x)) % n_clusters)
     return KMeans(n_clusters, n_init=1, random_state=int(rng.integers(2**31))).fit(x).labels_
@@ -252,25 +254,25 @@ class Units:
         loc, scale = units
         count = torch.full_like(scale, len(x)) if observed is None else observed.sum(0)
         volume = float((count * torch.log(scale)).sum())
-        return Units(emission.in_units(scale), {**arrays, "x": (x - loc) / scale}, loc, scale, volume)
+        return Units(emission.scaled(scale), {**arrays, "x": (x - loc) / scale}, loc, scale, volume)
 
-    def into(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def to_standardized(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Convert values of the sites to standardised data."""
         if self.loc is None or self.scale is None:
             return dict(values)
-        found = {**values, "mu": (values["mu"] - self.loc) / self.scale}
-        found["sigma"] = values["sigma"] / self._of_sigma(values["sigma"])
-        return found
+        standardized = {**values, "mu": (values["mu"] - self.loc) / self.scale}
+        standardized["sigma"] = values["sigma"] / self._scale_of(values["sigma"])
+        return standardized
 
-    def out(self, found: MaximumLikelihood) -> MaximumLikelihood:
+    def to_original(self, maximum: MaximumLikelihood) -> MaximumLikelihood:
         """Convert a maximum from standardised to original data."""
         if self.loc is None or self.scale is None:
-            return found
-        mu, sigma = (torch.as_tensor(found.values[name]) for name in ("mu", "sigma"))
-        values = {"mu": (mu * self.scale + self.loc).numpy(), "sigma": (sigma * self._of_sigma(sigma)).numpy()}
-        return replace(found, values={**found.values, **values}, trace=found.trace - self.log_volume)
+            return maximum
+        mu, sigma = (torch.as_tensor(maximum.values[name]) for name in ("mu", "sigma"))
+        values = {"mu": (mu * self.scale + self.loc).numpy(), "sigma": (sigma * self._scale_of(sigma)).numpy()}
+        return replace(maximum, values={**maximum.values, **values}, trace=maximum.trace - self.log_volume)
 
-    def _of_sigma(self, sigma: torch.Tensor) -> torch.Tensor:
+    def _scale_of(self, sigma: torch.Tensor) -> torch.Tensor:
         scale: Any = self.scale
         return scale if sigma.shape[-1:] == scale.shape else scale[0]  # all scales are equal for a spherical covariance
 
@@ -280,8 +282,8 @@ def degenerate(
 ) -> list[str]:
     """Notes on the components at the floor of the variances, and on whether the likelihood is unbounded there."""
     units = Units.of(emission, arrays)
-    components = units.emission.components(units.into(values))
-    if not isinstance(components, GaussianComponents) or emission.given():
+    components = units.emission.components(units.to_standardized(values))
+    if not isinstance(components, GaussianComponents) or emission.fixed_sites():
         return []
     lower, x, observed, labels = components.scale_tril(), units.arrays["x"], arrays.get("mask"), probs.argmax(-1)
     low = torch.linalg.svdvals(lower)[..., -1] < NEAR * FLOOR**0.5
@@ -289,19 +291,19 @@ def degenerate(
         if not bool(low):
             return []
         reason = _floor_reason(units.emission, x - components.mu[labels], observed)
-        return [f"the covariance that all {what}s share sits at the floor of the variances{reason}"]
+        return [f"the covariance shared by all {what}s is at the lower bound of the variances{reason}"]
     notes = []
     for k in torch.nonzero(low)[:, 0].tolist():
-        own = labels == k
-        reason = _floor_reason(units.emission, x[own], None if observed is None else observed[own])
-        notes.append(f"{what} {k} sits at the floor of the variances with {float(probs[:, k].sum()):.3g} units{reason}")
+        members = labels == k
+        reason = _floor_reason(units.emission, x[members], None if observed is None else observed[members])
+        notes.append(f"{what} {k} ({float(probs[:, k].sum()):.3g} units) is at the lower bound of the variances{reason}")
     return notes
 
 
 def _floor_reason(emission: Emission, x: torch.Tensor, observed: torch.Tensor | None) -> str:
     if len(x) and emission.unbounded(x, observed):
-        return ": the likelihood has no bound there"
-    return f", {FLOOR**0.5:.0e} of the spread of the data"
+        return ": the likelihood is unbounded there"
+    return f", a standard deviation of {FLOOR**0.5:.0e} times that of the data"
 
 
 def coinciding(emission: Emission, arrays: Arrays, values: Mapping[str, torch.Tensor], which: np.ndarray) -> list[list[int]]:
@@ -318,7 +320,7 @@ def coinciding(emission: Emission, arrays: Arrays, values: Mapping[str, torch.Te
     return [group for group in groups if len(group) > 1]
 
 
-def listed(numbers: list[int]) -> str:
+def joined(numbers: list[int]) -> str:
     """Join numbers by commas.
 
     Example:
@@ -328,7 +330,7 @@ def listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-def drawn(emission: Emission, values: Mapping[str, np.ndarray], labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def sample_data(emission: Emission, values: Mapping[str, np.ndarray], labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draw data `(unit, feature)` from the components given by the labels."""
     components = emission.components({name: torch.as_tensor(value) for name, value in values.items()})
     with forked():

@@ -62,5 +62,5 @@ class PPCA(LinearGaussian):
                 pyro.sample("x", LowRankGaussian(mu, W, sigma, mask), obs=x)
             else:
                 z = pyro.sample("z", dist.Normal(torch.zeros(q), 1.0).to_event(1))
-                given = dist.Normal(z @ W.mT + mu, sigma)
-                pyro.sample("x", (given if mask is None else given.mask(mask)).to_event(1), obs=x)
+                conditional = dist.Normal(z @ W.mT + mu, sigma)
+                pyro.sample("x", (conditional if mask is None else conditional.mask(mask)).to_event(1), obs=x)

@@ -20,12 +20,12 @@ class RandomDotProduct(LatentModel):
     r"""Random dot product graph with a logit link: the inner product of positions raises the odds of an edge.
 
     $$ \alpha \sim N(0, \text{alpha\_scale}), \quad z_i \sim N(0, \text{z\_scale}^2 I_K), \quad
-       y_{ij} \mid z \sim \text{Bernoulli}(\text{logit}^{-1}(\alpha + z_i' z_j)) $$
+       y_{ij} \mid z \sim \text{Bernoulli}(\text{logit}^{-1}(\alpha + z_i^T z_j)) $$
 
     z (node, latent), alpha (); y_ij is 1 if the nodes i and j are joined, for each pair i < j (i != j in a directed graph).
     Scales are standard deviations. alpha and the products z z^T are identified; z is identified up to an orthogonal
-    transformation. z z^T is positive semi-definite, so the model describes only assortative graphs, whose groups are densely
-    joined within themselves.
+    transformation. z z^T is positive semi-definite, so the model describes only assortative graphs, whose groups have
+    many edges within them.
 
     Args:
         n_latent: Latent dimensions K.
@@ -58,7 +58,7 @@ class RandomDotProduct(LatentModel):
             pyro.sample("edge", dist.Bernoulli(logits=alpha + (z[source] * z[target]).sum(-1)), obs=edge)
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that are not a graph, or whose edges have values other than 0 and 1.
+        """Reject data that are not a graph, or whose edges have values other than 0 and 1.
 
         Raises:
             DataError: Names the arrays and indices of the data, or the pair and its value.
@@ -66,13 +66,14 @@ class RandomDotProduct(LatentModel):
         what = f"{type(self).__name__}: {dataset.name}"
         if list(dataset.arrays) != ["edge"] or dataset.x.ndim != 1 or set(dataset.index) != {"source", "target"}:
             raise DataError(
-                f"{what} must have one array 'edge' with dims ('pair',) and the indices 'source' and 'target' of nodes, as "
-                f"`edges` makes them; it has {', '.join(map(repr, [*dataset.arrays, *dataset.index]))}."
+                f"{what} must have one array 'edge' with dims ('pair',) and the indices 'source' and 'target' of nodes; got "
+                f"{', '.join(map(repr, [*dataset.arrays, *dataset.index]))}; build such data by `edges`."
             )
-        odd = np.flatnonzero(~np.isin(dataset.x, (0, 1)))
-        if len(odd):
-            pair = " and ".join(repr(str(names[odd[0]])) for names in dataset.point_names().values())
-            raise DataError(f"{what}: edges must be 0 or 1; that of {pair} is {dataset.x[odd[0]]:g}. Weights are not modelled.")
+        invalid = np.flatnonzero(~np.isin(dataset.x, (0, 1)))
+        if len(invalid):
+            pair = " and ".join(repr(str(names[invalid[0]])) for names in dataset.point_names().values())
+            value = dataset.x[invalid[0]]
+            raise DataError(f"{what}: edges must be 0 or 1; got {value:g} for {pair}. Weighted edges are not supported.")
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Adjacency spectral embedding of the centred graph, randomly rotated or reflected; alpha fits the density of edges."""

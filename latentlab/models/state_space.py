@@ -30,8 +30,8 @@ class LinearGaussianStateSpace(LatentModel):
     A (next_latent, latent) is the transition, C (feature, latent) the loadings, mu (feature,) the mean, sigma (feature,) the
     standard deviations of the noise, z (unit, latent) the positions. A unit is a time step. Scales are standard deviations, in
     the units of the features. A dataset's coordinate `sequence` assigns steps to sequences, which are independent. The scale of z
-    is fixed by its innovations of covariance I. sigma, mu, C z_t, and $C A^k C'$ for every k are identified. A, C and z are
-    identified up to one common rotation or reflection, O(q), which maps A to R'AR. A can be unstable.
+    is fixed by its innovations of covariance I. sigma, mu, C z_t, and $C A^k C^T$ for every k are identified. A, C and z are
+    identified up to one common rotation or reflection, O(q), which maps A to R^T A R. A can be unstable.
 
     Args:
         n_latent: Latent dimensions q; they may exceed the number of features.
@@ -106,7 +106,7 @@ class LinearGaussianStateSpace(LatentModel):
         return self._chain(arrays, **values).conditional(arrays["x"])
 
     def imputation(self, arrays: Arrays, **values: torch.Tensor) -> dist.Normal:
-        """Distribution of x given z and the other sites; its entries are independent, also of the observed ones."""
+        """Distribution of x given z and the other sites; the entries are independent, so the observed ones do not enter."""
         loc = values["z"] @ values["C"].mT + values["mu"]
         return dist.Normal(loc, values["sigma"].expand(loc.shape[-1]))
 
@@ -136,7 +136,7 @@ class LinearGaussianStateSpace(LatentModel):
         return outliers(dataset)
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table, have fewer than three steps, or have a constant column.
+        """Reject data that are not a table, have fewer than three steps, or have a constant column.
 
         Raises:
             DataError: Names the number of steps, or the column.
@@ -144,16 +144,16 @@ class LinearGaussianStateSpace(LatentModel):
         what = f"{type(self).__name__}: {dataset.name}"
         check_table(what, dataset)
         if len(dataset.x) < 3:
-            raise DataError(f"{what} has {len(dataset.x)} time steps; at least 3 are needed.")
+            raise DataError(f"{what} must have at least 3 time steps; got {len(dataset.x)}.")
         low, high = np.nanmin(dataset.x, 0), np.nanmax(dataset.x, 0)
         if (low == high).any():
             raise DataError(
-                f"{what}: column {str(dataset.features[low == high][0])!r} is constant, so its noise has no positive estimate; "
-                "leave such columns out by `drop_constant: true`."
+                f"{what}: column {str(dataset.features[low == high][0])!r} is constant, so its noise variance cannot be "
+                "estimated; drop constant columns by `drop_constant: true`."
             )
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table.
+        """Reject data that are not a table.
 
         Raises:
             DataError: Names the array.
@@ -162,9 +162,9 @@ class LinearGaussianStateSpace(LatentModel):
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Start from principal components and their regression on the previous step, after a random orthogonal transformation."""
-        found = start(arrays["x"], arrays.get("mask"), _starts(arrays), self.n_latent, rng)
+        initial = start(arrays["x"], arrays.get("mask"), _starts(arrays), self.n_latent, rng)
         turn = torch.from_numpy(np.linalg.qr(rng.standard_normal((self.n_latent, self.n_latent)))[0])
-        return {**found, "A": turn.mT @ found["A"] @ turn, "C": found["C"] @ turn}
+        return {**initial, "A": turn.mT @ initial["A"] @ turn, "C": initial["C"] @ turn}
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 5, n_sequences: int = 1) -> Dataset:
         """Draw the sites from their priors, and the data from the model; lengths of sequences differ by at most one step."""

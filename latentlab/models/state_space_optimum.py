@@ -1,7 +1,7 @@
 r"""Maximum likelihood of the linear-Gaussian state-space model: EM, then L-BFGS and Newton's method.
 
 EM: with the smoothed moments of the positions,
-$A = \sum E[z_t z_{t-1}'] (\sum E[z_{t-1} z_{t-1}'])^{-1}$ over the steps with a predecessor. Each feature is regressed on
+$A = \sum E[z_t z_{t-1}^T] (\sum E[z_{t-1} z_{t-1}^T])^{-1}$ over the steps with a predecessor. Each feature is regressed on
 $(z_t, 1)$ over the steps in which it was observed. EM converges slowly, so descent on $(A, C, \mu, \log\sigma)$ follows.
 
 References:
@@ -49,7 +49,7 @@ class Problem:
     initial_scale: float
     fixed: tuple[str, ...] = ()
 
-    def seen(self) -> torch.Tensor:
+    def observed(self) -> torch.Tensor:
         return torch.ones_like(self.x) if self.mask is None else self.mask.to(self.x.dtype)
 
     def chain(self, values: Values) -> LinearGaussianChain:
@@ -112,12 +112,12 @@ def best_optimum(
     values = descent.at(u)
     if not gradient < TOLERANCE:
         raise InferenceError(
-            f"maximum likelihood was not reached: after {len(trace) - 2} steps of EM, L-BFGS and {n_newton} Newton steps the "
-            f"mean log likelihood still has a derivative of {gradient:.2g} (needed: below {TOLERANCE:g}){_unbounded(values)}; "
-            "use a smaller n_latent, or priors (nuts, svi, map)."
+            f"maximum likelihood did not converge in {len(trace) - 2} EM steps, L-BFGS and {n_newton} Newton steps: the largest "
+            f"derivative of the mean log likelihood is {gradient:.2g} (limit {TOLERANCE:g}){_unbounded(values)}; use a smaller "
+            "n_latent, or a method with priors (nuts, svi, map)."
         )
     trace.append(float(problem.log_likelihood(values)))
-    log_volume = float((problem.seen().sum(0) * torch.log(scale)).sum())
+    log_volume = float((problem.observed().sum(0) * torch.log(scale)).sum())
     A, C = _principal(values["A"].numpy(), (values["C"] * scale[:, None]).numpy())
     found = {"A": A, "C": C, "mu": (values["mu"] * scale + middle).numpy(), "sigma": (values["sigma"] * scale).numpy()}
     how = f"EM, {len(trace) - 3} steps, then L-BFGS and Newton, {n_newton} steps; best of {len(runs)} starts"
@@ -138,8 +138,8 @@ def start(
     Loadings of further latent dimensions are random; `jitter` is the scale of random noise added to A and C.
     """
     mu, scale = _standard(x, mask)
-    seen = torch.ones_like(x) if mask is None else mask.to(x.dtype)
-    filled = seen * (x - mu) / scale
+    observed = torch.ones_like(x) if mask is None else mask.to(x.dtype)
+    filled = observed * (x - mu) / scale
     _, s, vt = torch.linalg.svd(filled, full_matrices=False)
     n = min(n_latent, len(s))
     scores, loadings = filled @ vt[:n].mT, vt[:n].mT
@@ -158,16 +158,16 @@ def start(
     C[:, :n] = loadings @ root
     A = A + jitter * 0.3 * torch.from_numpy(rng.standard_normal(A.shape))
     C = C + jitter * torch.from_numpy(rng.standard_normal(C.shape))
-    left = ((filled - scores @ loadings.mT) ** 2).sum(0) / seen.sum(0).clamp(min=1)
-    return {"A": A, "C": C * scale[:, None], "mu": mu, "sigma": torch.sqrt(torch.clamp(left, min=0.1)) * scale}
+    residual_variance = ((filled - scores @ loadings.mT) ** 2).sum(0) / observed.sum(0).clamp(min=1)
+    return {"A": A, "C": C * scale[:, None], "mu": mu, "sigma": torch.sqrt(torch.clamp(residual_variance, min=0.1)) * scale}
 
 
 def _standard(x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each feature over its observed entries."""
-    seen = torch.ones_like(x) if mask is None else mask.to(x.dtype)
-    count = seen.sum(0).clamp(min=1)
-    mean = (seen * x).sum(0) / count
-    return mean, torch.sqrt((seen * (x - mean) ** 2).sum(0) / count).clamp(min=1e-300)
+    observed = torch.ones_like(x) if mask is None else mask.to(x.dtype)
+    count = observed.sum(0).clamp(min=1)
+    mean = (observed * x).sum(0) / count
+    return mean, torch.sqrt((observed * (x - mean) ** 2).sum(0) / count).clamp(min=1e-300)
 
 
 def climb(problem: Problem, values: Values, n_steps: int = N_EM) -> tuple[Values, list[float]]:
@@ -183,7 +183,7 @@ def climb(problem: Problem, values: Values, n_steps: int = N_EM) -> tuple[Values
 
 def em_step(problem: Problem, values: Values) -> Values:
     """One step of EM: maximise the expected joint log density under the path's distribution at `values`."""
-    x, seen, fixed = problem.x, problem.seen(), problem.fixed
+    x, observed, fixed = problem.x, problem.observed(), problem.fixed
     path = problem.chain(values).conditional(x)
     mean, second = path.mean, path.covariance_matrix + path.mean[:, :, None] * path.mean[:, None, :]
     follows = ~problem.starts
@@ -197,10 +197,10 @@ def em_step(problem: Problem, values: Values) -> Values:
         first = torch.cat([mean, torch.ones_like(mean[:, :1])], 1)
         second = torch.cat([torch.cat([second, mean[:, :, None]], 2), first[:, None, :]], 1)
     k = first.shape[1]
-    cross = (seen * x).mT @ first
-    moments = (seen.mT @ second.reshape(n, -1)).reshape(-1, k, k)
+    cross = (observed * x).mT @ first
+    moments = (observed.mT @ second.reshape(n, -1)).reshape(-1, k, k)
     solution = torch.linalg.solve(moments, cross)
-    variance = ((seen * x**2).sum(0) - (solution * cross).sum(1)) / seen.sum(0)
+    variance = ((observed * x**2).sum(0) - (solution * cross).sum(1)) / observed.sum(0)
     mu = values["mu"] if "mu" in fixed else solution[:, q]
     return {"A": A, "C": solution[:, :q], "mu": mu, "sigma": torch.sqrt(torch.clamp(variance, min=FLOOR))}
 
@@ -236,7 +236,7 @@ class _Descent:
             return float(value), gradient.numpy()
 
         begin = torch.cat([(torch.log(self.values[n]) if n == "sigma" else self.values[n]).reshape(-1) for n in self.names])
-        found = scipy.optimize.minimize(
+        optimum = scipy.optimize.minimize(
             function,
             begin.numpy(),
             jac=True,
@@ -244,7 +244,7 @@ class _Descent:
             bounds=scipy.optimize.Bounds(self.low, np.inf),
             options={"maxiter": 500, "maxfun": 600, "gtol": 1e-6, "ftol": 0.0, "maxcor": 20},
         )
-        return torch.from_numpy(found.x)
+        return torch.from_numpy(optimum.x)
 
     def newton(self, u: torch.Tensor) -> tuple[torch.Tensor, float, int]:
         """Run damped Newton steps over the entries above their floor, without directions of zero curvature (rotations).
@@ -294,17 +294,17 @@ def _search(
 def _principal(A: np.ndarray, C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rotate A and C so that C's columns are orthogonal, longest first, each with its largest loading positive."""
     turn = np.linalg.svd(C)[2].T
-    turned = C @ turn
-    largest = np.take_along_axis(turned, np.abs(turned).argmax(axis=0)[None], axis=0)[0]
+    rotated = C @ turn
+    largest = np.take_along_axis(rotated, np.abs(rotated).argmax(axis=0)[None], axis=0)[0]
     turn = turn * np.where(largest < 0, -1.0, 1.0)
     return turn.T @ A @ turn, C @ turn
 
 
 def _unbounded(values: Values) -> str:
-    """Message on an unbounded A if one of its entries exceeds `LARGE`; empty otherwise."""
+    """Message on a diverging A if one of its entries exceeds `LARGE`; empty otherwise."""
     largest = float(values["A"].abs().max())
-    grows = f"; A has an entry of size {largest:.3g}, and grows without bound where fewer dimensions move by noise"
-    return grows if largest > LARGE else ""
+    message = f"; an entry of A has absolute value {largest:.3g}: A diverges if fewer than n_latent dimensions have innovations"
+    return message if largest > LARGE else ""
 
 
 def _notes(values: Values, ends: list[float]) -> tuple[str, ...]:
@@ -312,12 +312,14 @@ def _notes(values: Values, ends: list[float]) -> tuple[str, ...]:
     at_floor = torch.nonzero(values["sigma"] <= 1.001 * FLOOR**0.5)[:, 0].tolist()
     if at_floor:
         which = ", ".join(map(str, at_floor))
-        notes.append(f"Heywood case: the noise of feature {which} fell to its floor, {FLOOR:g} of the feature's variance")
+        notes.append(
+            f"Heywood case: the noise variance of feature {which} is at its lower bound, {FLOOR:g} of the feature's variance"
+        )
     if max(ends) - min(ends) > 1e-3 * abs(max(ends)):
         notes.append(f"starts ended at different log likelihoods, {min(ends):.2f} to {max(ends):.2f}: there are local maxima")
     if _unbounded(values):
         notes.append(_unbounded(values).removeprefix("; "))
     radius = float(torch.linalg.eigvals(values["A"]).abs().max())
     if radius >= 1:
-        notes.append(f"the transition is not stable: its largest eigenvalue has modulus {radius:.4f}")
+        notes.append(f"the dynamics are unstable: the largest eigenvalue of A has modulus {radius:.4f}")
     return tuple(notes)

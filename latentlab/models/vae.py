@@ -100,41 +100,41 @@ class VAE(LatentModel):
 
     def _decoder_dims(self) -> dict[str, tuple[str, ...]]:
         inputs = {"z": "latent", **({"labels": "label"} if self.conditional else {})}
-        found, last = _layers("decoder", inputs, len(self.hidden))
-        found |= _layer(f"decoder_{len(self.hidden) + 1}", last, "feature")
+        layer_dims, last = _layers("decoder", inputs, len(self.hidden))
+        layer_dims |= _layer(f"decoder_{len(self.hidden) + 1}", last, "feature")
         if self.likelihood == "gaussian":
-            found["sigma"] = ("feature",) if self.noise == "feature" else ()
-        return found
+            layer_dims["sigma"] = ("feature",) if self.noise == "feature" else ()
+        return layer_dims
 
     def _encoder_dims(self) -> dict[str, tuple[str, ...]]:
         inputs = {"x": "feature", "missing": "feature", **({"labels": "label"} if self.conditional else {})}
-        found, last = _layers("encoder", inputs, len(self._encoder_sizes()))
-        return found | _layer("encoder_loc", last, "latent") | _layer("encoder_scale", last, "axis")
+        layer_dims, last = _layers("encoder", inputs, len(self._encoder_sizes()))
+        return layer_dims | _layer("encoder_loc", last, "latent") | _layer("encoder_scale", last, "axis")
 
     def _encoder_sizes(self) -> tuple[int, ...]:
         return self.hidden[::-1] if self.encoder_hidden is None else self.encoder_hidden
 
     def _dim_sizes(self, n_features: int, n_labels: int) -> dict[str, int]:
         layers = {"decoder": self.hidden, "encoder": self._encoder_sizes()}
-        sizes = {f"{side}_{i}": size for side, own in layers.items() for i, size in enumerate(own, 1)}
+        sizes = {f"{side}_{i}": size for side, widths in layers.items() for i, size in enumerate(widths, 1)}
         return {**sizes, "latent": self.n_latent, "axis": self.n_latent, "feature": n_features, "label": n_labels}
 
     # -- the program
 
     def model(self, x: torch.Tensor, mask: torch.Tensor | None = None, labels: torch.Tensor | None = None) -> None:
-        values = self._declared(self._decoder_dims(), x, mask, labels)
+        values = self._registered(self._decoder_dims(), x, mask, labels)
         with pyro.plate("unit", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1))
-            given = self._given(z, labels, values)
-            pyro.sample("x", (given if mask is None else given.mask(mask)).to_event(1), obs=x)
+            distribution = self._data_distribution(z, labels, values)
+            pyro.sample("x", (distribution if mask is None else distribution.mask(mask)).to_event(1), obs=x)
 
     def guide(self, x: torch.Tensor, mask: torch.Tensor | None = None, labels: torch.Tensor | None = None) -> None:
         """Sample the positions from the encoder."""
-        values = self._declared(self._encoder_dims(), x, mask, labels)
+        values = self._registered(self._encoder_dims(), x, mask, labels)
         with pyro.plate("unit", len(x)):
             pyro.sample("z", self.latents({"x": x, "mask": mask, "labels": labels}, **values))
 
-    def _declared(
+    def _registered(
         self, dims: Mapping[str, tuple[str, ...]], x: torch.Tensor, mask: torch.Tensor | None, labels: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         """Register Pyro parameters; weights start at random, the decoder's last offset and sigma at moments of the data."""
@@ -154,16 +154,16 @@ class VAE(LatentModel):
         bounds = {"sigma": constraints.positive}
         return {name: pyro.param(name, partial(start, name), bounds.get(name, constraints.real)) for name in dims}
 
-    def _given(self, z: torch.Tensor, labels: torch.Tensor | None, values: Tensors) -> dist.TorchDistribution:
+    def _data_distribution(self, z: torch.Tensor, labels: torch.Tensor | None, values: Tensors) -> dist.TorchDistribution:
         """Distribution of the data given positions and labels; the features are independent."""
         h: dict[str, torch.Tensor] = {"z": z, **({} if labels is None or not self.conditional else {"labels": labels})}
-        h = self._through("decoder", h, len(self.hidden), values)
+        h = self._hidden_output("decoder", h, len(self.hidden), values)
         out = _affine(f"decoder_{len(self.hidden) + 1}", h, values)
         if self.likelihood == "gaussian":
             return dist.Normal(out, values["sigma"])
         return dist.Bernoulli(logits=out) if self.likelihood == "bernoulli" else dist.Poisson(torch.exp(out))
 
-    def _through(self, side: str, h: dict[str, torch.Tensor], n_layers: int, values: Tensors) -> dict[str, torch.Tensor]:
+    def _hidden_output(self, side: str, h: dict[str, torch.Tensor], n_layers: int, values: Tensors) -> dict[str, torch.Tensor]:
         for i in range(1, n_layers + 1):
             h = {"h": ACTIVATIONS[self.activation](_affine(f"{side}_{i}", h, values))}
         return h
@@ -173,11 +173,11 @@ class VAE(LatentModel):
     def latents(self, arrays: Arrays, **values: torch.Tensor) -> dist.Independent:
         """Encoder distribution N(m(x), diag s(x)^2) of each unit, of the training data or new."""
         x, mask, labels = arrays["x"], arrays.get("mask"), arrays.get("labels")
-        seen = torch.log1p(x) if self.likelihood == "poisson" else x
-        h = {"x": seen} if mask is None else {"x": torch.where(mask, seen, 0.0), "missing": (~mask).to(x.dtype)}
+        inputs = torch.log1p(x) if self.likelihood == "poisson" else x
+        h = {"x": inputs} if mask is None else {"x": torch.where(mask, inputs, 0.0), "missing": (~mask).to(x.dtype)}
         if self.conditional:
             h["labels"] = labels
-        h = self._through("encoder", h, len(self._encoder_sizes()), values)
+        h = self._hidden_output("encoder", h, len(self._encoder_sizes()), values)
         loc, log_scale = _affine("encoder_loc", h, values), _affine("encoder_scale", h, values)
         return dist.Normal(loc, torch.exp(log_scale)).to_event(1)
 
@@ -188,17 +188,17 @@ class VAE(LatentModel):
         """
         x, mask, labels = arrays["x"], arrays.get("mask"), arrays.get("labels")
         q, prior = self.latents(arrays, **values), dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1)
-        each, parts = max(1, BLOCK // len(x)), []
-        for first in range(0, n_samples, each):
-            z = q.sample((min(each, n_samples - first),))
-            given = self._given(z, labels, values)
-            fit = (given if mask is None else given.mask(mask)).to_event(1).log_prob(x)
+        block, parts = max(1, BLOCK // len(x)), []
+        for first in range(0, n_samples, block):
+            z = q.sample((min(block, n_samples - first),))
+            distribution = self._data_distribution(z, labels, values)
+            fit = (distribution if mask is None else distribution.mask(mask)).to_event(1).log_prob(x)
             parts.append(fit + prior.log_prob(z) - q.log_prob(z))
         return torch.logsumexp(torch.cat(parts), dim=0) - math.log(n_samples)
 
     def imputation(self, arrays: Arrays, **values: torch.Tensor) -> dist.TorchDistribution:
-        """Distribution of x given z; the features are independent, so that observed entries do not matter."""
-        return self._given(values["z"], arrays.get("labels"), values)
+        """Distribution of x given z; the features are independent given z, so the observed entries do not enter."""
+        return self._data_distribution(values["z"], arrays.get("labels"), values)
 
     # -- data
 
@@ -210,46 +210,46 @@ class VAE(LatentModel):
         return outliers(dataset) if self.likelihood == "gaussian" else []
 
     def check(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table, values outside the support, and constant columns that make the noise zero.
+        """Reject data that are not a table, values outside the support, and constant columns that make the noise zero.
 
         Raises:
             DataError: Names the entry, or what is needed instead.
         """
         self.check_new(dataset)
         what, x = f"VAE: {dataset.name}", dataset.x
-        seen = ~np.isnan(x)
-        if not seen.any(0).all():
-            raise DataError(f"{what}: nothing was observed in column {str(dataset.features[~seen.any(0)][0])!r}.")
+        observed = ~np.isnan(x)
+        if not observed.any(0).all():
+            raise DataError(f"{what}: column {str(dataset.features[~observed.any(0)][0])!r} has no observed entry; remove it.")
         if self.conditional and dataset.labels is None:
-            raise DataError(f"{what} has no labels, which `conditional` needs.")
+            raise DataError(f"{what}: `conditional` needs a label for each unit; the data have no labels.")
         constant = (np.nanmin(x, 0) == np.nanmax(x, 0)) & (self.likelihood == "gaussian" and dataset.n_units > 1)
         if constant.all() or (self.noise == "feature" and constant.any()):
             name = str(dataset.features[constant][0])
             raise DataError(
-                f"{what}: column {name!r} is constant, so that its noise has no positive estimate; "
-                "leave such columns out by `drop_constant: true`."
+                f"{what}: column {name!r} is constant, so its noise variance cannot be estimated; "
+                "drop constant columns by `drop_constant: true`."
             )
 
     def check_new(self, dataset: Dataset) -> None:
-        """Refuse data that are not a table, and values outside the support of the likelihood.
+        """Reject data that are not a table, and values outside the support of the likelihood.
 
         Raises:
             DataError: Names the entry.
         """
         what, x = f"VAE: {dataset.name}", dataset.x
         require_table(what, dataset, hint=", an image as one row")
-        seen = ~np.isnan(x)
-        takes, wrong = {
-            "gaussian": ("", np.zeros_like(seen)),
-            "bernoulli": ("zeros and ones", seen & (x != 0) & (x != 1)),
-            "poisson": ("counts, whole numbers from 0", seen & ((x < 0) | (x != np.round(x)))),
+        observed = ~np.isnan(x)
+        support, invalid = {
+            "gaussian": ("numbers", np.zeros_like(observed)),
+            "bernoulli": ("0 or 1", observed & (x != 0) & (x != 1)),
+            "poisson": ("counts (whole numbers from 0)", observed & ((x < 0) | (x != np.round(x)))),
         }[self.likelihood]
-        if wrong.any():
-            i, j = np.argwhere(wrong)[0]
-            hint = ": say `standardize: false`" if dataset.transform is not None else ""
+        if invalid.any():
+            i, j = np.argwhere(invalid)[0]
+            hint = "; load the data with `standardize: false`" if dataset.transform is not None else ""
             raise DataError(
-                f"{what}: the likelihood {self.likelihood!r} takes {takes}; unit {dataset.units[i]}, column "
-                f"{str(dataset.features[j])!r} has {x[i, j]:.6g}{hint}."
+                f"{what}: values must be {support} for the likelihood {self.likelihood!r}; got {x[i, j]:.6g} for unit "
+                f"{dataset.units[i]}, column {str(dataset.features[j])!r}{hint}."
             )
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 10) -> Dataset:
@@ -258,29 +258,29 @@ class VAE(LatentModel):
         sizes = self._dim_sizes(n_features, len(classes))
         dims = self._decoder_dims()
         values = {}
-        for name, own in dims.items():
-            shape = tuple(sizes[dim] for dim in own)
+        for name, names in dims.items():
+            shape = tuple(sizes[dim] for dim in names)
             fan_in = shape[0] if len(shape) == 2 and not name.endswith(("_z", "_labels")) else 1
             values[name] = rng.uniform(0.2, 0.6, shape) if name == "sigma" else rng.standard_normal(shape) / math.sqrt(fan_in)
         z = rng.standard_normal((n_units, self.n_latent))
         which = rng.permutation(np.arange(n_units) % len(classes))
         tensors = {name: torch.tensor(value) for name, value in values.items()}
         labels = torch.tensor((which[:, None] == classes).astype(np.float64)) if self.conditional else None
-        given = self._given(torch.tensor(z), labels, tensors)
+        distribution = self._data_distribution(torch.tensor(z), labels, tensors)
         if self.likelihood == "gaussian":
-            x = given.mean.numpy() + values["sigma"] * rng.standard_normal((n_units, n_features))
+            x = distribution.mean.numpy() + values["sigma"] * rng.standard_normal((n_units, n_features))
         else:
-            mean = given.mean.numpy()
+            mean = distribution.mean.numpy()
             x = (rng.binomial(1, mean) if self.likelihood == "bernoulli" else rng.poisson(mean)).astype(np.float64)
-        found = Dataset(
+        dataset = Dataset(
             {"x": x}, dims={"x": ("unit", "feature")}, name="simulated vae", labels=which if self.conditional else None
         )
-        return replace(found, truth={"z": z, **values}, truth_dims={"z": ("unit", "latent"), **dims})
+        return replace(dataset, truth={"z": z, **values}, truth_dims={"z": ("unit", "latent"), **dims})
 
 
 def _layer(name: str, inputs: Mapping[str, str], size: str) -> dict[str, tuple[str, ...]]:
     """Dims of a layer's weights, one matrix for each input, and of its offsets."""
-    return {**{f"{name}_{given}": (dim, size) for given, dim in inputs.items()}, f"{name}_b": (size,)}
+    return {**{f"{name}_{source}": (dim, size) for source, dim in inputs.items()}, f"{name}_b": (size,)}
 
 
 def _layers(side: str, inputs: Mapping[str, str], n_layers: int) -> tuple[dict[str, tuple[str, ...]], Mapping[str, str]]:
@@ -300,8 +300,8 @@ def _affine(layer: str, inputs: Tensors, values: Tensors) -> torch.Tensor:
 
 
 def _mean(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    seen = torch.ones_like(x) if mask is None else mask.to(x.dtype)
-    return (seen * x).sum(0) / seen.sum(0).clamp(min=1.0)
+    observed = torch.ones_like(x) if mask is None else mask.to(x.dtype)
+    return (observed * x).sum(0) / observed.sum(0).clamp(min=1.0)
 
 
 def _spread(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Parts of an autoencoder: active dimensions, reconstructions of units, and walks through the decoder."""
+"""Autoencoders: active dimensions, reconstructions of units, and latent traversals of the decoder."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from latentlab.errors import LatentLabError
 from latentlab.inference.arrays import parameter_tensors, tensors
 from latentlab.inference.encoder import ACTIVE, activity
 from latentlab.models.base import LatentModel
-from latentlab.report.figure import BLUE, COLORS, GREY, ORANGE, drawn, panels, shortened
+from latentlab.report.figure import BLUE, COLORS, GREY, ORANGE, draw_figure, panels, shortened
 from latentlab.report.items import Figure, Item, Table, Text, count, listed, shown
 from latentlab.report.source import Source
 from latentlab.results.tree import arrays
@@ -21,35 +21,36 @@ N_EACH = 5
 """Largest number of best, and of worst, reconstructed units that are shown."""
 N_DRAWS = 50
 STEPS = np.linspace(-2, 2, 7)
-"""Steps of a walk, in standard deviations."""
-MOST_WALKS = 4
+"""Steps of a latent traversal, in standard deviations."""
+MOST_TRAVERSED = 4
+"""Largest number of latent axes that are traversed."""
 PIXEL = re.compile(r"pixel_(\d+)_(\d+)")
 
 
-def parts(source: Source) -> list[Item]:
-    """Return active dimensions, reconstructions and walks; empty if the model has no parameters or is not available."""
+def autoencoder_items(source: Source) -> list[Item]:
+    """Return active dimensions, reconstructions and latent traversals; empty if the model has no parameters or is not available."""
     model = source.model
     if model is None or not model.parameters or not arrays(source.tree, "parameters"):
         return []
     try:
-        machine = _Machine(source, model)
+        fitted = _Autoencoder(source, model)
     except LatentLabError as error:
-        return [Text((f"Encoder and decoder are not shown: {error}",))]
-    return [*_activity(machine), _reconstructions(machine), _walks(machine)]
+        return [Text((f"The encoder and the decoder are not shown: {error}",))]
+    return [*_activity(fitted), _reconstructions(fitted), _traversals(fitted)]
 
 
-class _Machine:
+class _Autoencoder:
     """Encoder and decoder of a fit, in the model's own axes."""
 
     def __init__(self, source: Source, model: LatentModel) -> None:
         self.source, self.model = source, model
         self.parameters = parameter_tensors(arrays(source.tree, "parameters"))
-        self.given = tensors(model, source.fitted)
-        self.table = activity(model, self.given, self.parameters)
+        self.arguments = tensors(model, source.fitted)
+        self.table = activity(model, self.arguments, self.parameters)
         z = arrays(source.tree, "posterior")[source.site].reshape(-1, len(source.units), len(self.table))
         self.mean, self.sd = z.mean(axis=0), z.std(axis=0)
-        some = z[np.unique(np.linspace(0, len(z) - 1, min(len(z), N_DRAWS)).astype(int))]
-        decoded = np.stack([self.decode(one) for one in some])
+        thinned_draws = z[np.unique(np.linspace(0, len(z) - 1, min(len(z), N_DRAWS)).astype(int))]
+        decoded = np.stack([self.decode(one) for one in thinned_draws])
         self.x = source.observed.values
         self.decoded, self.spread = decoded.mean(axis=0), decoded.std(axis=0)
         self.error = np.sqrt(np.nanmean((self.decoded - self.x) ** 2, axis=1))
@@ -59,12 +60,12 @@ class _Machine:
     def decode(self, z: np.ndarray, unit: int | None = None) -> np.ndarray:
         """Compute means of the data given positions `(unit, latent)`; labels are those of all units, or of one unit for all."""
         at = torch.from_numpy(np.ascontiguousarray(z))
-        given: Mapping[str, Any] = self.given
-        if unit is not None and given.get("labels") is not None:
-            given = {**given, "labels": given["labels"][unit].expand(len(z), -1)}
+        arguments: Mapping[str, Any] = self.arguments
+        if unit is not None and arguments.get("labels") is not None:
+            arguments = {**arguments, "labels": arguments["labels"][unit].expand(len(z), -1)}
         with torch.no_grad(), double():
             if "imputation" in self.model.offers:
-                return np.asarray(self.model.imputation(given, z=at, **self.parameters).mean.numpy())
+                return np.asarray(self.model.imputation(arguments, z=at, **self.parameters).mean.numpy())
             return np.asarray((at @ self.parameters["W"].mT + self.parameters["mu"]).numpy())
 
     def raw(self, x: np.ndarray) -> np.ndarray:
@@ -82,14 +83,14 @@ class _Machine:
         return np.nanmean(values, axis=0) - scale * np.nanmean(x, axis=0), scale
 
 
-def _activity(machine: _Machine) -> list[Item]:
-    table = machine.table
+def _activity(fitted: _Autoencoder) -> list[Item]:
+    table = fitted.table
     active = int(table["active"].sum())
-    dead = [str(k + 1) for k in table.loc[~table["active"], "dimension"]]
-    said = f"{active} of {count(len(table), 'latent dimension')} {'is' if active == 1 else 'are'} active."
+    inactive = [str(k + 1) for k in table.loc[~table["active"], "dimension"]]
+    text = f"{active} of {count(len(table), 'latent dimension')} {'is' if active == 1 else 'are'} active."
     kind = "plain"
-    if dead:
-        said += f" {'Dimension' if len(dead) == 1 else 'Dimensions'} {listed(dead)} stayed at the prior (posterior collapse)."
+    if inactive:
+        text += f" In {'dimension' if len(inactive) == 1 else 'dimensions'} {listed(inactive)}, the posterior equals the prior (posterior collapse)."
         kind = "caution"
     records = [
         {
@@ -101,30 +102,30 @@ def _activity(machine: _Machine) -> list[Item]:
         for row in table.to_dict("records")
     ]
     caption = (
-        "Latent dimensions in the axes of the encoder. Activity is the variance of the encoder's mean over units. A dimension is active "
-        f"above {ACTIVE:g}"
+        "Latent dimensions of the encoder. Activity is the variance of the encoder's mean over units. A dimension is active "
+        f"if it exceeds {ACTIVE:g}"
     )
-    return [Text((said,), kind), Table.of("active-dimensions", caption, records)]
+    return [Text((text,), kind), Table.of("active-dimensions", caption, records)]
 
 
-def _chosen(machine: _Machine) -> tuple[np.ndarray, np.ndarray]:
+def _chosen(fitted: _Autoencoder) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of the best and of the worst reconstructed units."""
-    order = np.argsort(machine.error, kind="stable")
+    order = np.argsort(fitted.error, kind="stable")
     n = min(N_EACH, max(1, len(order) // 2))
     return order[:n], order[::-1][:n]
 
 
-def _reconstructions(machine: _Machine) -> Figure:
-    best, worst = _chosen(machine)
+def _reconstructions(fitted: _Autoencoder) -> Figure:
+    best, worst = _chosen(fitted)
     units = [*best.tolist(), *worst.tolist()]
-    names = [f"{shortened(machine.source.units[i])} ({shown(float(machine.error[i]))})" for i in units]
+    names = [f"{shortened(fitted.source.units[i])} ({shown(float(fitted.error[i]))})" for i in units]
     rows = {
-        "data": machine.raw(machine.x),
-        "decoded": machine.raw(machine.decoded),
-        "spread": machine.spread * machine.scale,
+        "data": fitted.raw(fitted.x),
+        "decoded": fitted.raw(fitted.decoded),
+        "spread": fitted.spread * fitted.scale,
     }
 
-    pixels = np.empty((0, 2), dtype=int) if machine.pixels is None else machine.pixels
+    pixels = np.empty((0, 2), dtype=int) if fitted.pixels is None else fitted.pixels
 
     def images(canvas: Any) -> None:
         axes = canvas.subplots(3, len(units), squeeze=False)
@@ -140,55 +141,57 @@ def _reconstructions(machine: _Machine) -> Figure:
             axes[0, j].set_title(names[j], fontsize=7)
 
     def profiles(canvas: Any) -> None:
-        place = np.arange(len(machine.source.features))
+        place = np.arange(len(fitted.source.features))
         for axes, i, name in zip(panels(canvas, len(units), N_EACH, sharey=True), units, names, strict=True):
-            middle, sd = machine.decoded[i], machine.spread[i]
+            middle, sd = fitted.decoded[i], fitted.spread[i]
             axes.fill_between(place, middle - 2 * sd, middle + 2 * sd, color=BLUE, alpha=0.2, lw=0)
             axes.plot(place, middle, color=BLUE, lw=1.2)
-            axes.plot(place, machine.x[i], "o", color=ORANGE, ms=3)
+            axes.plot(place, fitted.x[i], "o", color=ORANGE, ms=3)
             axes.set_title(name, fontsize=8)
             axes.set_xlabel("feature")
             axes.grid(axis="y")
 
-    what = (
+    marks = (
         "The rows are the data, the mean of the decoded posterior draws, and their standard deviation."
-        if machine.pixels is not None
-        else ("Dots are the data. Lines and bands are the mean of the decoded posterior draws and two standard deviations.")
+        if fitted.pixels is not None
+        else (
+            "Dots are the data. Lines are the mean of the decoded posterior draws, and bands are two standard deviations on either side."
+        )
     )
     caption = (
-        f"Reconstructions of the {len(best)} units with the smallest and the {len(worst)} with the largest error. {what} The root mean "
-        "square error is in brackets, in the scale of the fit."
+        f"Reconstructions of the {len(best)} units with the smallest and the {len(worst)} with the largest root mean square error. {marks} "
+        "The error is in brackets, in the scale of the fit."
     )
-    height = 4.0 if machine.pixels is not None else 2.2 * -(-len(units) // N_EACH) + 0.4
-    return drawn(
+    height = 4.0 if fitted.pixels is not None else 2.2 * -(-len(units) // N_EACH) + 0.4
+    return draw_figure(
         "reconstructions",
         caption,
         f"Reconstructions of {len(units)} units.",
         (10, height),
-        images if machine.pixels is not None else profiles,
+        images if fitted.pixels is not None else profiles,
     )
 
 
-def _walks(machine: _Machine) -> Figure:
-    unit = int(np.argsort(machine.error, kind="stable")[len(machine.error) // 2])
-    order = np.argsort(-machine.table["activity"].to_numpy(), kind="stable")[: min(MOST_WALKS, len(machine.table))]
-    walks: list[tuple[str, np.ndarray]] = []
+def _traversals(fitted: _Autoencoder) -> Figure:
+    unit = int(np.argsort(fitted.error, kind="stable")[len(fitted.error) // 2])
+    order = np.argsort(-fitted.table["activity"].to_numpy(), kind="stable")[: min(MOST_TRAVERSED, len(fitted.table))]
+    traversals: list[tuple[str, np.ndarray]] = []
     for k in order.tolist():
-        for what, points in (
-            ("posterior", machine.mean[unit, k] + STEPS * machine.sd[unit, k]),
+        for distribution, points in (
+            ("posterior", fitted.mean[unit, k] + STEPS * fitted.sd[unit, k]),
             ("prior", STEPS),
         ):
-            z = np.repeat(machine.mean[unit][None], len(STEPS), axis=0)
+            z = np.repeat(fitted.mean[unit][None], len(STEPS), axis=0)
             z[:, k] = points
-            walks.append((f"axis {k + 1}, {what} sd", machine.decode(z, unit)))
+            traversals.append((f"axis {k + 1}, {distribution} sd", fitted.decode(z, unit)))
 
-    pixels = np.empty((0, 2), dtype=int) if machine.pixels is None else machine.pixels
+    pixels = np.empty((0, 2), dtype=int) if fitted.pixels is None else fitted.pixels
 
     def images(canvas: Any) -> None:
-        axes = canvas.subplots(len(walks), len(STEPS), squeeze=False)
-        values = [machine.raw(found) for _, found in walks]
+        axes = canvas.subplots(len(traversals), len(STEPS), squeeze=False)
+        values = [fitted.raw(found) for _, found in traversals]
         limits = {"vmin": min(v.min() for v in values), "vmax": max(v.max() for v in values)}
-        for row, (name, _), found in zip(axes, walks, values, strict=True):
+        for row, (name, _), found in zip(axes, traversals, values, strict=True):
             for one, x in zip(row, found, strict=True):
                 one.imshow(_image(x, pixels), cmap="gray_r", **limits)
                 one.set_xticks([])
@@ -198,8 +201,8 @@ def _walks(machine: _Machine) -> Figure:
             one.set_title(f"{step:+.1f} sd", fontsize=8)
 
     def profiles(canvas: Any) -> None:
-        place = np.arange(len(machine.source.features))
-        for axes, (name, found) in zip(panels(canvas, len(walks), 2, sharey=True), walks, strict=True):
+        place = np.arange(len(fitted.source.features))
+        for axes, (name, found) in zip(panels(canvas, len(traversals), 2, sharey=True), traversals, strict=True):
             for j, x in enumerate(found):
                 middle = j == len(STEPS) // 2
                 color = GREY if middle else COLORS[0] if j < len(STEPS) // 2 else COLORS[3]
@@ -209,18 +212,18 @@ def _walks(machine: _Machine) -> Figure:
             axes.grid(axis="y")
 
     caption = (
-        f"Decoded positions along the most active axes, through the posterior mean of the typical unit {machine.source.units[unit]}. The range "
-        "of two posterior standard deviations shows the uncertainty of the unit. The range of two prior standard deviations shows the "
-        "meaning of the axis."
+        "Latent traversals: decoded positions along the most active axes, through the posterior mean of unit "
+        f"{fitted.source.units[unit]}, whose reconstruction error is the median. A traversal covers two posterior standard deviations on "
+        "either side (uncertainty of the unit), or two prior standard deviations on either side of 0 (meaning of the axis)."
     )
-    caption += "" if machine.pixels is not None else " Blue lines are below the mean, and red lines are above it."
-    height = 0.75 * len(walks) + 0.4 if machine.pixels is not None else 2.0 * -(-len(walks) // 2) + 0.3
-    return drawn(
-        "walks",
+    caption += "" if fitted.pixels is not None else " Blue lines are below the mean, and red lines are above it."
+    height = 0.75 * len(traversals) + 0.4 if fitted.pixels is not None else 2.0 * -(-len(traversals) // 2) + 0.3
+    return draw_figure(
+        "traversals",
         caption,
-        f"Decoded walks along {len(order)} axes.",
+        f"Latent traversals along {len(order)} axes.",
         (10, height),
-        images if machine.pixels is not None else profiles,
+        images if fitted.pixels is not None else profiles,
     )
 
 

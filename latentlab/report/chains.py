@@ -7,21 +7,21 @@ import numpy as np
 import xarray as xr
 
 from latentlab.report.figure import HEAVY, style, svg
-from latentlab.report.items import Figure, Item, Text, listed
+from latentlab.report.items import Figure, Item, Text, listed, mathematics
 from latentlab.report.source import Source
 from latentlab.results.arviz import installed_arviz, to_arviz
 from latentlab.results.convergence import rhat
 from latentlab.results.quantities import Labels, entries, identified, labels_of
 from latentlab.results.tree import build
 
-SHOWN = 4
+MOST_INVARIANTS = 4
 """Largest number of invariants whose chains are drawn."""
 MANY_CHAINS = 8
 """Largest number of chains with a legend entry each."""
 
 
 def invariants(source: Source) -> dict[str, np.ndarray]:
-    """Returns the quantities that are comparable across chains, `(chain, draw, ...)` by name; none without the model."""
+    """Return the quantities that are comparable across chains, `(chain, draw, ...)` by name; none without the model."""
     model = source.model
     if model is None:
         return {}
@@ -30,12 +30,12 @@ def invariants(source: Source) -> dict[str, np.ndarray]:
 
 
 def row_labels(source: Source) -> Labels:
-    """Returns the labels of the rows of the model's sites; none without the model."""
+    """Return the labels of the rows of the model's sites; none without the model."""
     return {} if source.model is None else labels_of(source.tree, source.model.dims, source.model.exchanges)
 
 
-def _drawn_series(source: Source) -> dict[str, np.ndarray]:
-    """Returns the log density, and the entry with the largest R-hat of each of the `SHOWN` invariants that mix worst."""
+def _plotted_series(source: Source) -> dict[str, np.ndarray]:
+    """Return the log density, and the entry with the largest R-hat of each of the `MOST_INVARIANTS` invariants that mix worst."""
     stats = source.group("sample_stats")
     series = {} if stats is None or "lp" not in stats else {"log density": stats["lp"].values}
     found = {}
@@ -45,33 +45,34 @@ def _drawn_series(source: Source) -> dict[str, np.ndarray]:
             mixing = np.nan_to_num(rhat(flat))
             worst = int(np.argmax(mixing))
             found[names[worst]] = (float(mixing[worst]), flat[..., worst])
-    for name in sorted(found, key=lambda n: -found[n][0])[:SHOWN]:
+    for name in sorted(found, key=lambda n: -found[n][0])[:MOST_INVARIANTS]:
         series[name] = found[name][1]
     return series
 
 
 def chain_items(source: Source) -> list[Item]:
-    series = _drawn_series(source)
+    series = _plotted_series(source)
     if not series:
-        return [Text(("No quantity has chains that could be drawn.",))]
-    what = listed(list(series), most=9)
+        return [Text(("No quantity is available for trace and rank plots.",))]
+    names = listed([mathematics(name) for name in series], most=9)
     n = source.tree["posterior"].sizes["chain"]
     n_superchains = int(source.tree.attrs.get("n_superchains", 1))
     grouped = 1 < n_superchains < n
     n_shown = n_superchains if grouped else n
-    first = f"of the first chain of each of {n_superchains} superchains" if grouped else "of each chain"
-    by = f"superchain, each with {n // n_superchains} of the {n} chains" if grouped else "chain"
+    chains = f"of the first chain of each of {n_superchains} superchains" if grouped else "of each chain"
+    by = f"superchain ({n // n_superchains} of the {n} chains each)" if grouped else "chain"
     items: list[Item] = [
         arviz_figure(
             *("trace", "plot_trace", _tree({name: x[:: n // n_shown] for name, x in series.items()})),
-            caption=f"Trace plots {first}, for {what} (the entry of each invariant with the largest R-hat). Converged chains "
-            "overlap and have no trend.",
-            alt=f"Trace plots of {n_shown} chains for {what}.",
+            caption=f"Trace plots {chains}, with density estimates, for {names}. Of each invariant quantity, the entry with the largest "
+            "R-hat is plotted. The traces of converged chains overlap and have no trend.",
+            alt=f"Trace plots of {n_shown} chains for {names}.",
         ),
         arviz_figure(
             *("rank", "plot_rank", _tree({name: x.reshape(n_shown, -1) for name, x in series.items()})),
-            caption=f"Rank plots of the draws by {by}. Converged chains have uniform ranks: level bars, or curves inside the envelope.",
-            alt=f"Rank plots of {n_shown} {'superchains' if grouped else 'chains'} for {what}.",
+            caption=f"Rank plots of the draws by {by}. The ranks of converged chains are uniform: bars of equal height, or curves "
+            "inside the envelope.",
+            alt=f"Rank plots of {n_shown} {'superchains' if grouped else 'chains'} for {names}.",
         ),
     ]
     stats = source.group("sample_stats")
@@ -79,9 +80,9 @@ def chain_items(source: Source) -> list[Item]:
         items.append(
             arviz_figure(
                 *("energy", "plot_energy", source.tree),
-                caption="Energy of the Hamiltonian, and its change between consecutive draws. If the change is much narrower than the "
-                "energy, the tails are explored slowly (E-BFMI below 0.3).",
-                alt="Distributions of the sampler's energy and of its transitions.",
+                caption="Distributions of the energy of the Hamiltonian and of its change between consecutive draws. If the distribution of "
+                "the change is much narrower, the tails are explored slowly (E-BFMI below 0.3).",
+                alt="Distributions of the energy and of its change between draws.",
                 most=3.2,
             )
         )
@@ -89,7 +90,7 @@ def chain_items(source: Source) -> list[Item]:
 
 
 def _tree(series: Mapping[str, np.ndarray]) -> xr.DataTree:
-    """Builds a tree of scalar quantities `(chain, draw)` by name."""
+    """Build a tree of scalar quantities `(chain, draw)` by name."""
     names = {f"q{i}": name for i, name in enumerate(series)}
     tree = build({"posterior": {k: series[v] for k, v in names.items()}}, dims={k: () for k in names})
     tree["posterior"] = xr.DataTree(tree["posterior"].to_dataset().rename({k: _variable(v) for k, v in names.items()}))
@@ -97,12 +98,12 @@ def _tree(series: Mapping[str, np.ndarray]) -> xr.DataTree:
 
 
 def _variable(name: str) -> str:
-    """Returns a valid name for a variable of a tree: neither a dim's name nor a path."""
-    return "dim " + name if name in ("chain", "draw") else name.replace("/", "\u2215")
+    """Return a valid name for a variable of a tree: neither a dim's name nor a path."""
+    return "dim " + name if name in ("chain", "draw") else mathematics(name).replace("/", "\u2215")
 
 
 def _without_long_legend(axes: Any) -> None:
-    """Removes the entries of single chains from a legend with more than `MANY_CHAINS` of them."""
+    """Remove the entries of single chains from a legend with more than `MANY_CHAINS` of them."""
     handles, names = axes.get_legend_handles_labels()
     kept = [(handle, name) for handle, name in zip(handles, names, strict=True) if not name.startswith("chain ")]
     if axes.get_legend() is not None and len(names) - len(kept) > MANY_CHAINS:
@@ -110,7 +111,7 @@ def _without_long_legend(axes: Any) -> None:
 
 
 def arviz_figure(name: str, function: str, tree: xr.DataTree, *, caption: str, alt: str, most: float = 9.0) -> Figure:
-    """Draws a figure by the ArviZ function of that name, with any supported ArviZ; it is at most `most` inches high."""
+    """Draw a figure by the ArviZ function of that name, with any supported ArviZ; it is at most `most` inches high."""
     from matplotlib import pyplot
 
     before = pyplot.get_fignums()

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import chi2, norm
 
-from latentlab.report.figure import INK, drawn, feature
+from latentlab.report.figure import INK, draw_figure, feature
 from latentlab.report.items import Figure, Item, Table
 from latentlab.report.parts import Parts
 from latentlab.report.source import POINT, Source
@@ -23,7 +23,7 @@ LOCATIONS = ("mu", "rate", "probability")
 
 
 def gaussians(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns posterior means of the means `(label, feature)` and covariances `(label, feature, feature)`, if there are any."""
+    """Return posterior means of the means `(label, feature)` and covariances `(label, feature, feature)`, if there are any."""
     mu, sigma = draws_of(source, "mu"), draws_of(source, "sigma")
     if mu is None or sigma is None or source.model is None or mu.shape[1:] != (source.n_labels, len(source.features)):
         return None
@@ -38,7 +38,7 @@ def gaussians(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def draws_of(source: Source, name: str) -> np.ndarray | None:
-    """Returns the aligned draws of a site `(draw, ...)`; None without such a site."""
+    """Return the aligned draws of a site `(draw, ...)`; None without such a site."""
     groups = (source.tree[group].to_dataset() for group in ("latents", "posterior"))
     array = next((group[name] for group in groups if name in group), None)
     return None if array is None else np.asarray(array.values.reshape(-1, *array.shape[2:]))
@@ -53,20 +53,20 @@ def ellipse(axes: Any, centre: np.ndarray, covariance: np.ndarray, color: str) -
 
 
 def histogram_figure(source: Source, parts: Parts) -> Figure:
-    """Draws the histogram of a single feature, each bar split by the units' label probabilities."""
+    """Draw the histogram of a single feature, each bar split by the units' label probabilities."""
     x = source.observed.values[:, 0]
-    seen = ~np.isnan(x)
-    values = np.unique(x[seen])
+    observed = ~np.isnan(x)
+    values = np.unique(x[observed])
     whole = np.ptp(values) <= MOST_BARS and (values == np.floor(values)).all()
-    bins = min(MOST_BARS, max(len(np.histogram_bin_edges(x[seen], bins="fd")) - 1, int(seen.sum()) // 6, 1))
-    edges = np.arange(values[0] - 0.5, values[-1] + 1) if whole else np.histogram_bin_edges(x[seen], bins=bins)
+    bins = min(MOST_BARS, max(len(np.histogram_bin_edges(x[observed], bins="fd")) - 1, int(observed.sum()) // 6, 1))
+    edges = np.arange(values[0] - 0.5, values[-1] + 1) if whole else np.histogram_bin_edges(x[observed], bins=bins)
     shapes = gaussians(source)
 
     def draw(canvas: Any) -> None:
         axes = canvas.subplots()
         middle, wide, base = (edges[1:] + edges[:-1]) / 2, np.diff(edges), np.zeros(len(edges) - 1)
         for k in parts.kept:
-            height = np.histogram(x[seen], edges, weights=source.probabilities[seen, k])[0]
+            height = np.histogram(x[observed], edges, weights=source.probabilities[observed, k])[0]
             axes.bar(middle, height, 0.96 * wide, bottom=base, color=parts.color(k), alpha=0.75, label=parts.name(k))
             base = base + height
         if shapes is not None:
@@ -83,10 +83,12 @@ def histogram_figure(source: Source, parts: Parts) -> Figure:
         canvas.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
 
     curves = (
-        "" if shapes is None else f" Each line is the Gaussian of a {parts.dim} at the posterior mean, multiplied by its size."
+        ""
+        if shapes is None
+        else f" Each line is the Gaussian density of a {parts.dim} at the posterior mean, multiplied by its expected number of units."
     )
     caption = f"Histogram of the data. Each bar is split by the posterior probabilities of the {parts.dim}s of its units.{curves}"
-    return drawn("map", caption, f"Histogram of {int(seen.sum())} values, split by {parts.dim}.", (10, 3.4), draw)
+    return draw_figure("map", caption, f"Histogram of {int(observed.sum())} values, split by {parts.dim}.", (10, 3.4), draw)
 
 
 def _scale(source: Source) -> str:
@@ -94,7 +96,7 @@ def _scale(source: Source) -> str:
 
 
 def _transform(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns location and scale of the standardisation of each feature; None for data in raw values."""
+    """Return location and scale of the standardisation of each feature; None for data in raw values."""
     params = source.run.params
     if "transform.loc" not in params or "feature" not in source.observed.dims:
         return None
@@ -103,7 +105,7 @@ def _transform(source: Source) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def location(source: Source) -> tuple[str, np.ndarray, list[str]] | None:
-    """Returns the location parameters: name of the site, draws `(draw, label, feature)`, names of the features."""
+    """Return the location parameters: name of the site, draws `(draw, label, feature)`, names of the features."""
     for name in LOCATIONS:
         groups = (source.tree[group].to_dataset() for group in ("latents", "posterior"))
         array = next((group[name] for group in groups if name in group), None)
@@ -118,44 +120,44 @@ def location(source: Source) -> tuple[str, np.ndarray, list[str]] | None:
 
 
 def profiles(source: Source, parts: Parts) -> list[Item]:
-    """Returns a figure and a table of the location parameters of each component."""
+    """Return a figure and a table of the location parameters of each component."""
     found = location(source)
     if found is None:
         return []
     name, draws, features = found
     draws, kept = draws[:, parts.kept], parts.kept
     transform = _transform(source)
-    own = draws if name != "mu" or transform is None else draws * transform[1] + transform[0]
-    told, unit = _comparable(source, name, draws)
-    mean = told.mean(axis=0)
+    original = draws if name != "mu" or transform is None else draws * transform[1] + transform[0]
+    comparable, unit = _comparable(source, name, draws)
+    mean = comparable.mean(axis=0)
     order = np.arange(len(features))
     if len(features) > MOST_ROWS:
         order = np.sort(np.argsort(-np.ptp(mean, axis=0), kind="stable")[:MOST_ROWS])
-    some = "" if len(order) == len(features) else f" (the {len(order)} of {len(features)} features with the largest differences)"
+    selection = (
+        "" if len(order) == len(features) else f" (the {len(order)} of {len(features)} features with the largest differences)"
+    )
     what = "Means" if name == "mu" else "Rates" if name == "rate" else "Probabilities"
     draw_them = _intervals if len(order) * len(kept) <= MOST_INTERVALS else _heat_map
     figure = draw_them(
-        parts, told[..., order], [features[i] for i in order], f"{what} of the features by {parts.dim}{some}", unit
+        parts, comparable[..., order], [features[i] for i in order], f"{what} of the features by {parts.dim}{selection}", unit
     )
     records = []
     for j in order.tolist():
         for i, k in enumerate(kept):
-            record = {"feature": features[j], parts.dim: k, "mean": float(own[:, i, j].mean())}
+            record = {"feature": features[j], parts.dim: k, "mean": float(original[:, i, j].mean())}
             if source.kind != POINT:
-                low, high = np.quantile(own[:, i, j], (0.05, 0.95))
+                low, high = np.quantile(original[:, i, j], (0.05, 0.95))
                 record |= {"q05": float(low), "q95": float(high)}
             records.append(record)
-    listed_as = f"{what} of the features by {parts.dim}{some}" + (", in the original scale" if name != "probability" else "")
+    listed_as = f"{what} of the features by {parts.dim}{selection}" + (", in the original scale" if name != "probability" else "")
     return [
         figure,
-        Table.of(
-            "profiles", listed_as + (", with 90 % credible intervals" if source.kind != POINT else ""), records, folded=True
-        ),
+        Table.of("profiles", listed_as + (", with 90% credible intervals" if source.kind != POINT else ""), records, folded=True),
     ]
 
 
 def _comparable(source: Source, name: str, draws: np.ndarray) -> tuple[np.ndarray, str]:
-    """Returns draws on a scale common to all features, and the label of its axis."""
+    """Return draws on a scale common to all features, and the label of its axis."""
     if name == "probability":
         return draws, "probability"
     if draws.shape[2] == 1 or not source.is_table:
@@ -164,7 +166,7 @@ def _comparable(source: Source, name: str, draws: np.ndarray) -> tuple[np.ndarra
     sd = np.nanstd(x, axis=0)
     return (draws - np.nanmean(x, axis=0)) / np.where(
         sd > 0, sd, 1.0
-    ), "distance from the mean of the data, in standard deviations"
+    ), "difference from the mean of the data, in standard deviations"
 
 
 def _intervals(parts: Parts, draws: np.ndarray, features: list[str], what: str, unit: str) -> Figure:
@@ -187,11 +189,9 @@ def _intervals(parts: Parts, draws: np.ndarray, features: list[str], what: str, 
         canvas.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
 
     caption = (
-        f"{what}: posterior mean and 90 % credible interval."
-        if np.ptp(draws, axis=0).any()
-        else f"{what}, at the point estimate."
+        f"{what}: posterior mean and 90% credible interval." if np.ptp(draws, axis=0).any() else f"{what}, at the point estimate."
     )
-    return drawn("profiles", caption, f"Interval plot of {len(features)} features.", (10, 0.9 + wide * len(features)), draw)
+    return draw_figure("profiles", caption, f"Interval plot of {len(features)} features.", (10, 0.9 + wide * len(features)), draw)
 
 
 def _heat_map(parts: Parts, draws: np.ndarray, features: list[str], what: str, unit: str) -> Figure:
@@ -208,5 +208,5 @@ def _heat_map(parts: Parts, draws: np.ndarray, features: list[str], what: str, u
         )
         canvas.colorbar(drawing, ax=axes, label=unit, shrink=0.7)
 
-    caption = f"{what}: posterior means. The table below has the numbers."
-    return drawn("profiles", caption, f"Heat map of {len(features)} features.", (10, 1.2 + 0.17 * len(features)), draw)
+    caption = f"{what}: posterior means. The table below contains the values."
+    return draw_figure("profiles", caption, f"Heat map of {len(features)} features.", (10, 1.2 + 0.17 * len(features)), draw)

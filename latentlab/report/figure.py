@@ -75,7 +75,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def drawn(
+def draw_figure(
     name: str, caption: str, alt: str, size: tuple[float, float], draw: Callable[[Any], None], *, tight: bool = True
 ) -> Figure:
     """Draw a figure by a function of an empty matplotlib figure.

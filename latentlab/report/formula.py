@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 
 from latentlab.report.figure import style
+from latentlab.report.items import mathematics
 
 SIZE = 15
 """Font size, in CSS pixels."""
@@ -22,15 +23,15 @@ def _piece(piece: str) -> str:
     if piece.startswith("`") and len(piece) > 2:
         return f"<code>{escape(piece[1:-1])}</code>"
     if not piece.startswith("$") or len(piece) < 3:
-        return escape(piece)
+        return escape(mathematics(piece))
     tex = " ".join(piece.strip("$").split())
-    drawn = _drawn(tex)
-    if drawn is None:
+    image = _inline_svg(tex)
+    if image is None:
         return f"<code>{escape(tex)}</code>"
-    return f'<span class="display">{drawn}</span>' if piece.startswith("$$") else drawn
+    return f'<span class="display">{image}</span>' if piece.startswith("$$") else image
 
 
-def _drawn(tex: str) -> str | None:
+def _inline_svg(tex: str) -> str | None:
     """Return the formula as an inline `<svg>` on the text's baseline; None if matplotlib cannot typeset it."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.mathtext import MathTextParser

@@ -1,6 +1,7 @@
 """Parts of a page: sections of texts, tables and figures, common to the page and report.json."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,10 @@ ROUND_OFF = 1e-12
 
 SPACE = "\N{NO-BREAK SPACE}"
 """Thousands separator, at which no line is broken."""
+
+
+SUPERSCRIPTS = str.maketrans("T0123456789", "ᵀ⁰¹²³⁴⁵⁶⁷⁸⁹")
+_POWER = re.compile(r"(?<=[A-Za-z|)\]])\^(T|\d+)(?!\w)")
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class Formulas:
 
 @dataclass(frozen=True)
 class Brush:
-    """Panels of the same units side by side, drawn by the page's script; see `latentlab.report.beside`."""
+    """Panels of the same units side by side, drawn by the page's script; see `latentlab.report.linked_panels`."""
 
     data: Mapping[str, Any]
     name: str = "brush"
@@ -172,6 +177,16 @@ def _number(value: float, digits: int) -> str:
 
 def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_))
+
+
+def mathematics(text: str) -> str:
+    """Write transposes, powers and sums over components in a plain formula by Unicode characters.
+
+    Example:
+        >>> mathematics("W W^T[ash, hue]"), mathematics("|z[43]|^2"), mathematics("sum_k weights[k]^3")
+        ('W Wᵀ[ash, hue]', '|z[43]|²', 'Σₖ weights[k]³')
+    """
+    return _POWER.sub(lambda match: match.group(1).translate(SUPERSCRIPTS), re.sub(r"\bsum_k\b", "Σₖ", text))
 
 
 def count(n: int, noun: str, plural: str = "") -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from latentlab.report.figure import BAND, BLUE, EDGE, ORANGE, PURPLE, drawn, panels, shortened
+from latentlab.report.figure import BAND, BLUE, EDGE, ORANGE, PURPLE, draw_figure, panels, shortened
 from latentlab.report.items import Figure, Item, Table, Text, shown
 from latentlab.report.source import Source
 
@@ -13,8 +13,8 @@ LABEL_SCORES = {
     "downstream_accuracy": "accuracy of a nearest-neighbour classifier",
 }
 CLUSTER_SCORES = {
-    "label_adjusted_rand": "adjusted Rand index with the labels",
-    "label_matched_accuracy": "accuracy, clusters matched to the labels",
+    "label_adjusted_rand": "adjusted Rand index with known labels",
+    "label_matched_accuracy": "accuracy with clusters matched to labels",
 }
 """Scores by known labels, if the positions are discrete."""
 HEIGHT = 0.2
@@ -30,32 +30,32 @@ def label_items(source: Source) -> list[Item]:
     for name, title in scored.items():
         of_draws = data[f"{name}_draws"].values.ravel()
         q05, q95 = np.quantile(of_draws, (0.05, 0.95))
-        own = {"draws, median": float(np.median(of_draws)), "draws, q05": float(q05), "draws, q95": float(q95)}
+        draw_scores = {"draws, median": float(np.median(of_draws)), "draws, q05": float(q05), "draws, q95": float(q95)}
         mean = float(data[f"{name}_posterior_mean"])
         for label, score in zip(data["embedding"].values, data[name].values, strict=True):
             if np.isnan(score):
                 continue
-            told = {"score": title, "embedding": source.titles[str(label)], "of embedding": float(score), f"of {centre}": mean}
-            records.append(told | own)
+            record = {"score": title, "embedding": source.titles[str(label)], "value": float(score), centre: mean}
+            records.append(record | draw_scores)
     chance = float(data["largest_class"])
-    said = (
+    text = (
         "Neither the model nor the embeddings used the known labels. The accuracy of always predicting the largest class is "
         f"{shown(chance)}."
     )
-    said += (
+    text += (
         " Only clusterings are compared with the known labels."
         if source.is_discrete
-        else " All rows use the same folds of the classifier."
+        else " The classifier uses the same cross-validation folds in all rows."
     )
-    what = "clustering" if source.is_discrete else "embedding"
-    caption = f"Scores by known labels of each {what}, the {centre} and the posterior draws (90 % interval)"
-    return [Text((said,)), _label_figure(source), Table.of("labels", caption, records, folded=True)]
+    noun = "clustering" if source.is_discrete else "embedding"
+    caption = f"Scores by known labels of each {noun}, the {centre} and the posterior draws (90% interval)"
+    return [Text((text,)), _label_figure(source), Table.of("labels", caption, records, folded=True)]
 
 
 def _label_figure(source: Source) -> Figure:
     data, scored = source.comparison, _label_scores(source)
     data = data.isel(embedding=np.flatnonzero(~np.isnan(data[next(iter(scored))].values)))
-    what = "clustering" if source.is_discrete else "embedding"
+    noun = "clustering" if source.is_discrete else "embedding"
     labels = [*(source.titles[str(label)] for label in data["embedding"].values), _centre(source), "posterior draws"]
 
     def draw(canvas: Any) -> None:
@@ -81,12 +81,12 @@ def _label_figure(source: Source) -> Figure:
             axes.set_yticks(y, [shortened(label) for label in labels])
             axes.grid(axis="x")
 
-    chance = "an index of 0" if source.is_discrete else "random neighbours"
+    chance_level = "an index of 0" if source.is_discrete else "random neighbours"
     caption = (
-        f"Scores by known labels of each {what} (dots), the {_centre(source)} (square) and the posterior draws (diamond and band, 90 % "
-        f"interval). The dashed lines are the chance level: {chance} (left), and the largest class (right)."
+        f"Scores by known labels of each {noun} (dots), the {_centre(source)} (square) and the posterior draws (diamond and band, 90% "
+        f"interval). The dashed lines are the chance levels: {chance_level} (left), and always predicting the largest class (right)."
     )
-    return drawn("labels", caption, "Dot plots of agreement with the labels.", (10, 1.1 + HEIGHT * len(labels)), draw)
+    return draw_figure("labels", caption, "Dot plots of agreement with the known labels.", (10, 1.1 + HEIGHT * len(labels)), draw)
 
 
 def _label_scores(source: Source) -> dict[str, str]:
@@ -98,7 +98,7 @@ def _centre(source: Source) -> str:
 
 
 def _agreement_by_chance(source: Source) -> dict[str, float]:
-    """Returns the chance level of label agreement, the sum of squared class shares; empty without labels."""
+    """Return the chance level of label agreement, the sum of squared class shares; empty without labels."""
     if source.labels is None:
         return {}
     counts = np.unique(source.labels, return_counts=True)[1]

@@ -5,21 +5,21 @@ from typing import Any
 import numpy as np
 
 from latentlab.compare.clustering import credible_ball
+from latentlab.report.co_assignment import known_label_items, pair_figure
 from latentlab.report.components import LEVEL, draws_of, ellipse, gaussians, histogram_figure, profiles
-from latentlab.report.figure import HEAVY, drawn, feature
+from latentlab.report.figure import HEAVY, draw_figure, feature
 from latentlab.report.items import Item, Table, Text, count, shown
-from latentlab.report.pairs import known_label_items, pair_figure
 from latentlab.report.parts import Parts, occupied, opacity, rgba_of
 from latentlab.report.source import POINT, Source
 
 TITLE = "Posterior of the labels"
-SURE = 0.95
+CERTAIN = 0.95
 """Probability from which a unit's label counts as certain."""
 MOST_LISTED = 300
-LEAST_SURE = 50
+LEAST_CERTAIN = 50
 
 
-def overview(source: Source, parts: Parts) -> list[Item]:
+def summary(source: Source, parts: Parts) -> list[Item]:
     """Return a summary of the labels and their certainty, and the posterior of the number of occupied labels."""
     return [Text((_sentence(source, parts),)), *_occupied(source)]
 
@@ -29,7 +29,7 @@ def components(source: Source, parts: Parts) -> list[Item]:
     return [*_map(source, parts), _table(source, parts), *profiles(source, parts)]
 
 
-def who_is_with_whom(source: Source, parts: Parts) -> list[Item]:
+def co_assignment_items(source: Source, parts: Parts) -> list[Item]:
     """Return the co-assignment, the comparison with known labels, and the labels of each unit."""
     return [pair_figure(source, parts), *known_label_items(source, parts), _units(source, parts)]
 
@@ -37,34 +37,34 @@ def who_is_with_whom(source: Source, parts: Parts) -> list[Item]:
 def _sentence(source: Source, parts: Parts) -> str:
     n, certainty = len(source.units), source.probabilities.max(axis=1)
     least = int(np.argmin(certainty))
-    n_sure = int((certainty >= SURE).sum())
-    said = [
-        f"The labels of {count(n, 'unit')} are the {count(source.n_labels, parts.dim)} of the model.",
-        f"{count(n_sure, 'unit has', 'units have')} a most probable {parts.dim} with probability {SURE:g} or more.",
+    n_certain = int((certainty >= CERTAIN).sum())
+    sentences = [
+        f"The model assigns each of {count(n, 'unit')} to one of {count(source.n_labels, parts.dim)}.",
+        f"For {count(n_certain, 'unit')}, the most probable {parts.dim} has probability {CERTAIN:g} or more.",
         f"The least certain unit is {source.units[least]}, with probability {shown(float(certainty[least]), 2)}.",
         _number_occupied(source, parts),
         _ball(source, parts),
     ]
     group = None if source.model is None else source.model.exchanges
     if group is not None and not group.is_trivial():
-        said.append(
-            f"The order of the {parts.dim}s is not identified (symmetry {type(group).__name__}). The {parts.dim}s of all draws were "
-            "relabelled to agree with each other."
+        sentences.append(
+            f"The order of the {parts.dim}s is not identified (symmetry group {type(group).__name__}). The {parts.dim}s of all draws were "
+            "relabelled to a common order."
         )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def _number_occupied(source: Source, parts: Parts) -> str:
     values, share = occupied(source)
     if len(values) == 1:
         return (
-            f"In every draw, {values[0]} of the {parts.dim}s contain units."
+            f"In every draw, {values[0]} {parts.dim}s are occupied."
             if values[0] > 1
             else f"In every draw, one {parts.dim} contains all units."
         )
     most = int(share.argmax())
     return (
-        f"The number of {parts.dim}s that contain units ranges from {values[0]} to {values[-1]} over the draws. The most frequent number "
+        f"The number of occupied {parts.dim}s ranges from {values[0]} to {values[-1]} over the draws. The most frequent number "
         f"is {values[most]} ({share[most]:.0%} of the draws)."
     )
 
@@ -72,7 +72,7 @@ def _number_occupied(source: Source, parts: Parts) -> str:
 def _ball(source: Source, parts: Parts) -> str:
     ball = credible_ball(source.label_draws, source.estimate)
     return (
-        f"The point estimate is the partition with the smallest expected Binder loss; it has {count(len(np.unique(source.estimate)), parts.dim)}. "
+        f"The point estimate is the partition with the smallest expected Binder loss. It has {count(len(np.unique(source.estimate)), parts.dim)}. "
         f"The credible ball around it contains {ball.mass:.0%} of the draws and has radius {shown(ball.radius, 2)} nats (variation of information)."
     )
 
@@ -81,8 +81,8 @@ def _occupied(source: Source) -> list[Item]:
     values, share = occupied(source)
     if len(values) == 1:
         return []
-    rows = [{f"{source.label_dim}s with units": int(v), "probability": float(s)} for v, s in zip(values, share, strict=True)]
-    return [Table.of("occupied", f"Posterior of the number of {source.label_dim}s that contain units", rows)]
+    rows = [{f"occupied {source.label_dim}s": int(v), "probability": float(s)} for v, s in zip(values, share, strict=True)]
+    return [Table.of("occupied", f"Posterior distribution of the number of occupied {source.label_dim}s", rows)]
 
 
 def plane(source: Source) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]] | None:
@@ -129,18 +129,18 @@ def _map(source: Source, parts: Parts) -> list[Item]:
         axes.grid()
         canvas.legend(*axes.get_legend_handles_labels(), loc="outside right upper", markerscale=1.5)
 
-    what = "the two features" if len(source.features) == 2 else "the first two principal axes of the data"
-    gaps = " Missing entries are replaced by the mean of their column." if np.isnan(source.observed.values).any() else ""
-    rings = (
+    axes_text = "the two features" if len(source.features) == 2 else "the first two principal axes of the data"
+    imputed = " Missing entries are replaced by the mean of their column." if np.isnan(source.observed.values).any() else ""
+    ellipses = (
         ""
         if shapes is None
-        else f" Each ellipse contains {LEVEL:.0%} of a {parts.dim}, at the posterior mean of its mean and covariance."
+        else f" Each ellipse contains {LEVEL:.0%} of the probability of a {parts.dim}, at the posterior mean of its mean and covariance."
     )
     caption = (
-        f"Map of the units on {what}. Colours and shapes are the {parts.dim}s of the point estimate. Paler units have a lower probability "
-        f"of that {parts.dim}: full colour at 1, palest at 0.5 or less.{rings}{gaps}"
+        f"The units on {axes_text}. Colours and shapes show the {parts.dim} in the point estimate. Paler units have a lower probability "
+        f"of that {parts.dim} (full colour at 1, palest at 0.5 or less).{ellipses}{imputed}"
     )
-    return [drawn("map", caption, f"Scatter of {len(at)} units coloured by {parts.dim}.", (10, 6.0), draw)]
+    return [draw_figure("map", caption, f"Scatter of {len(at)} units coloured by {parts.dim}.", (10, 6.0), draw)]
 
 
 def _table(source: Source, parts: Parts) -> Table:
@@ -151,18 +151,19 @@ def _table(source: Source, parts: Parts) -> Table:
         record: dict[str, Any] = {parts.dim: k, "units in the point estimate": int((source.estimate == k).sum())}
         record |= {"units, mean": float(size.mean())}
         record |= {f"units, q{q:02}": float(np.quantile(size, q / 100)) for q in (5, 95)}
-        record["certain units"] = int((source.probabilities[:, k] >= SURE).sum())
+        record["certain units"] = int((source.probabilities[:, k] >= CERTAIN).sum())
         if weights is not None and weights.ndim == 2:
             record["weight, mean"] = float(weights[:, k].mean())
             if source.kind != POINT:
                 low, high = np.quantile(weights[:, k], (0.05, 0.95))
                 record |= {"weight, q05": float(low), "weight, q95": float(high)}
         records.append(record)
-    left = source.n_labels - len(parts.kept)
-    out = "" if not left else f". {count(left, f'almost empty {parts.dim} is', f'almost empty {parts.dim}s are')} omitted"
-    said = f"Number of units in each {parts.dim} over the draws (mean and 90 % interval)"
-    said += ". " if weights is None else f", and weight of the {parts.dim} in the model. "
-    return Table.of("components", f"{said}Certain units have probability {SURE:g} or more{out}", records)
+    n_omitted = source.n_labels - len(parts.kept)
+    omitted = f". {count(n_omitted, f'{parts.dim} is', f'{parts.dim}s are')} almost empty and omitted" if n_omitted else ""
+    caption = f"Number of units in each {parts.dim} over the draws (mean and 90% interval)"
+    caption += ". " if weights is None else f", and weight of the {parts.dim} in the model. "
+    caption += f"Certain units have probability {CERTAIN:g} or more{omitted}"
+    return Table.of("components", caption, records)
 
 
 def _units(source: Source, parts: Parts) -> Table:
@@ -179,8 +180,11 @@ def _units(source: Source, parts: Parts) -> Table:
         records.append(record)
     caption = f"Posterior probabilities of the {parts.dim}s of each unit, from {count(source.label_draws[..., 0].size, 'draw')}"
     if len(records) > MOST_LISTED:
-        least = np.argsort(source.probabilities.max(axis=1), kind="stable")[:LEAST_SURE]
+        least = np.argsort(source.probabilities.max(axis=1), kind="stable")[:LEAST_CERTAIN]
         return Table.of(
-            "positions", f"{caption}. The {LEAST_SURE} least certain units are listed", [records[i] for i in least], folded=True
+            "positions",
+            f"{caption}. The {LEAST_CERTAIN} least certain units are listed",
+            [records[i] for i in least],
+            folded=True,
         )
     return Table.of("positions", caption, records, folded=True)

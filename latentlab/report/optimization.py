@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from latentlab.report.figure import BLUE, COLORS, HEAVY, drawn, log_axis
+from latentlab.report.figure import BLUE, COLORS, HEAVY, draw_figure, log_axis
 from latentlab.report.items import Figure, Item, Text, count, shown
 from latentlab.report.source import Source
 
 MOST_POINTS = 2000
-"""Largest number of steps drawn of a curve."""
+"""Largest number of plotted steps of a curve."""
 LEVELS = {"elbo": "ELBO", "log_joint": "log density", "maxima": "log likelihood"}
 """Variable of the group `optimization` with the objective of each restart -> its name on the page."""
 
@@ -24,22 +24,24 @@ def optimization_items(source: Source) -> list[Item]:
     if found is None:
         return []
     if "loss" in found:
-        return [_elbo(-found["loss"].values)]
+        return [_elbo_figure(-found["loss"].values)]
     if "log_likelihood" in found and found["log_likelihood"].size > 1:
-        return [_climb(found["log_likelihood"].values)]
+        return [_likelihood_figure(found["log_likelihood"].values)]
     restarts = found.get("log_joint")
     if restarts is not None and restarts.size > 1:
         best = float(restarts.max())
         same = int((restarts > best - 0.1).sum())
         return [
             Text(
-                (f"{same} of {count(restarts.size, 'restart')} ended within 0.1 nats of the largest log density, {shown(best)}.",)
+                (
+                    f"{same} of {count(restarts.size, 'restart')} converged to within 0.1 nats of the largest log density, {shown(best)}.",
+                )
             )
         ]
     return []
 
 
-def _elbo(elbo: np.ndarray) -> Figure:
+def _elbo_figure(elbo: np.ndarray) -> Figure:
     n_steps = elbo.shape[1]
     keep = np.unique(np.linspace(0, n_steps - 1, min(n_steps, MOST_POINTS)).astype(int))
 
@@ -66,21 +68,21 @@ def _elbo(elbo: np.ndarray) -> Figure:
             whole.legend()
 
     caption = (
-        "Evidence lower bound (ELBO) by step. Pale lines are the noisy values, and dark lines are running means. The first steps may be "
-        "below the frame. A converged curve is level at the end."
+        "Evidence lower bound (ELBO) by step. Pale lines are stochastic estimates, and dark lines are running means. The first steps may be "
+        "below the frame. A curve that has converged is level at the end."
     )
-    return drawn("elbo", caption, f"Curve of the ELBO over {n_steps} steps.", (10, 3.0), draw)
+    return draw_figure("elbo", caption, f"Curve of the ELBO over {n_steps} steps.", (10, 3.0), draw)
 
 
-def _climb(values: np.ndarray) -> Figure:
+def _likelihood_figure(values: np.ndarray) -> Figure:
     def draw(canvas: Any) -> None:
         axes = canvas.subplots()
         gap = np.maximum(values[-1] - values[:-1], 1e-16)
         axes.semilogy(np.arange(len(gap)), gap, color=BLUE, lw=1.8)
         axes.set_xlabel("step")
         log_axis(axes.yaxis)
-        axes.set_ylabel("nats below the final value")
+        axes.set_ylabel("nats below the final log likelihood")
         axes.grid(axis="y")
 
     caption = f"Difference of the log likelihood at each step from its final value, {shown(float(values[-1]))}."
-    return drawn("climb", caption, f"Convergence of the likelihood over {len(values)} steps.", (10, 2.6), draw)
+    return draw_figure("log-likelihood", caption, f"Convergence of the log likelihood over {len(values)} steps.", (10, 2.6), draw)

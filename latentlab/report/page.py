@@ -10,16 +10,16 @@ from tqdm.auto import tqdm
 
 from latentlab.errors import MissingDependencyError, StoreError
 from latentlab.files import write as write_file
-from latentlab.report import asked, beside, inference, positions, provenance, scores, summary, units
+from latentlab.report import inference, linked_panels, overview, positions, provenance, scores, summary, units
 from latentlab.report.formula import typeset
-from latentlab.report.items import MARKS, Section, plain, shown
+from latentlab.report.items import MARKS, Section, mathematics, plain, shown
 from latentlab.report.source import Source
 from latentlab.store.directory import REPORT
 from latentlab.store.read import Run
 
-SECTIONS = (asked, inference, positions, beside, scores, units, provenance)
+SECTIONS = (overview, inference, positions, linked_panels, scores, units, provenance)
 """Modules of the sections, in the order of the page."""
-BY_KIND = (positions, beside, scores, units)
+BY_KIND = (positions, linked_panels, scores, units)
 """Sections that the page repeats for each kind of units."""
 
 FORMAT = 1
@@ -71,7 +71,7 @@ def write(run: Run, *, progress: bool = False) -> Path:
 
 
 def _sections(module: Any, source: Source) -> list[Section]:
-    """Returns the module's section; or several, one for each kind of units and named after it."""
+    """Return the module's section; or several, one for each kind of units and named after it."""
     if module not in BY_KIND or len(source.kinds) == 1:
         return [module.section(source)]
     found = []
@@ -105,6 +105,7 @@ def template(name: str = "page.html") -> Any:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters["shown"] = shown
+    environment.filters["mathematics"] = mathematics
     environment.filters["typeset"] = lambda text: Markup(typeset(text))
     environment.filters["embedded"] = lambda data: Markup(embedded(data))
     environment.filters["raw"] = Markup

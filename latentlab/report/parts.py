@@ -31,30 +31,30 @@ class Parts:
         self.kept: list[int] = np.flatnonzero(used).tolist()
 
     def name(self, label: int) -> str:
-        """Returns the label's name, such as `component 2`."""
+        """Return the label's name, such as `component 2`."""
         return f"{self.dim} {label}"
 
     def color(self, label: int) -> str:
-        """Returns the label's colour, the same in all figures of the page."""
+        """Return the label's colour, the same in all figures of the page."""
         return COLORS[self._rank(label) % len(COLORS)]
 
     def marker(self, label: int) -> str:
-        """Returns the label's marker."""
+        """Return the label's marker."""
         return MARKERS[self._rank(label) % len(MARKERS)]
 
     def _rank(self, label: int) -> int:
-        """Returns the label's index among those shown; larger indices for all others."""
+        """Return the label's index among those shown; larger indices for all others."""
         return self.kept.index(label) if label in self.kept else len(self.kept) + max(0, label - self.n_labels)
 
 
 def occupied(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the numbers of occupied labels that occur, and the share of draws with each."""
+    """Return the numbers of occupied labels that occur, and the share of draws with each."""
     values, times = np.unique(n_clusters(source.label_draws), return_counts=True)
     return values, times / times.sum()
 
 
 def opacity(certainty: np.ndarray) -> np.ndarray:
-    """Returns opacities: `FAINT` at a certainty of 0.5 or less, rising linearly to 0.9 at 1."""
+    """Return opacities: `FAINT` at a certainty of 0.5 or less, rising linearly to 0.9 at 1."""
     return FAINT + (0.9 - FAINT) * np.clip(2 * certainty - 1, 0, 1)
 
 

@@ -7,8 +7,8 @@ from scipy.stats import chi2
 
 from latentlab.errors import ModelError
 from latentlab.report import autoencoder, labels, series
-from latentlab.report.figure import COLORS, GREY, HEAVY, Classes, drawn, feature, panels
-from latentlab.report.imputed import imputed_items
+from latentlab.report.figure import COLORS, GREY, HEAVY, Classes, draw_figure, feature, panels
+from latentlab.report.imputations import imputed_items
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, shown
 from latentlab.report.parts import Parts
 from latentlab.report.predictive import predictive_items
@@ -31,12 +31,12 @@ def section(source: Source) -> Section:
     if source.is_discrete:
         parts = Parts(source)
         title = labels.TITLE
-        items += [*labels.overview(source, parts), *series.course_of_states(source, parts), *labels.components(source, parts)]
-        items += [*series.transitions(source, parts), *labels.who_is_with_whom(source, parts)]
+        items += [*labels.summary(source, parts), *series.course_of_states(source, parts), *labels.components(source, parts)]
+        items += [*series.transitions(source, parts), *labels.co_assignment_items(source, parts)]
     else:
         classes = Classes(source.labels, len(source.units))
         items += [Text((_sentence(source),)), *series.course_of_positions(source), _positions(source, classes), _table(source)]
-        items += [*_loadings(source), *autoencoder.parts(source)]
+        items += [*_loadings(source), *autoencoder.autoencoder_items(source)]
     if source.unit == source.kinds[0]:  # results about the points, shown once
         items += [*predictive_items(source), *_sensitivity(source), *_held_out(source), *imputed_items(source)]
     return Section("positions", title, tuple(items))
@@ -44,20 +44,20 @@ def section(source: Source) -> Section:
 
 def _sentence(source: Source) -> str:
     n, q = source.mean.shape
-    between = float(np.sqrt(source.mean.var(axis=0).mean()))
-    within = float(np.sqrt((source.spread**2).mean()))
-    turned = (
+    sd_of_means = float(np.sqrt(source.mean.var(axis=0).mean()))
+    posterior_sd = float(np.sqrt((source.spread**2).mean()))
+    alignment = (
         ""
         if source.model is None or source.model.symmetry.is_trivial()
         else (
-            f" The model identifies the positions up to its symmetry ({type(source.model.symmetry).__name__}). All draws were aligned to one "
-            "frame, the principal axes of the consensus, before means and standard deviations were computed."
+            f" The positions are identified up to the model's symmetry ({type(source.model.symmetry).__name__}). Before means and standard "
+            "deviations were computed, all draws were aligned to the principal axes of their consensus."
         )
     )
     return (
-        f"{count(n, source.unit)} have positions in {count(q, 'dimension')}. The standard deviation of the posterior means over "
-        f"{source.unit}s is {shown(between)}. The posterior standard deviation of a position is {shown(within)} (root mean square over "
-        f"{source.unit}s and dimensions).{turned}"
+        f"{count(n, source.unit)} {'has' if n == 1 else 'have'} positions in {count(q, 'dimension')}. The standard deviation of the posterior means over "
+        f"{source.unit}s is {shown(sd_of_means)}. The posterior standard deviation of a position is {shown(posterior_sd)} (root mean square over "
+        f"{source.unit}s and dimensions).{alignment}"
     )
 
 
@@ -85,7 +85,7 @@ def _line(source: Source, classes: Classes) -> Figure:
         classes.legend(canvas, axes)
 
     caption = f"Posterior mean of each unit's position with its {LEVEL:.0%} credible interval{_by_label(source, classes)}."
-    return drawn("positions", caption, f"Interval plot of {len(mean)} positions on a line.", (10, 4.2), draw)
+    return draw_figure("positions", caption, f"Interval plot of {len(mean)} positions on a line.", (10, 4.2), draw)
 
 
 def _plane(source: Source, classes: Classes) -> Figure:
@@ -100,23 +100,25 @@ def _plane(source: Source, classes: Classes) -> Figure:
         classes.legend(canvas, axes)
 
     caption = (
-        f"Posterior mean of each unit's position with its {LEVEL:.0%} credible ellipse (Gaussian with the covariance of the draws)"
-        f"{_by_label(source, classes)}.{_some(len(source.units))} Interpret only quantities that are invariant under the model's symmetry."
+        f"Posterior mean of each unit's position with its {LEVEL:.0%} credible ellipse (of a Gaussian with the covariance of the draws)"
+        f"{_by_label(source, classes)}.{_ellipse_text(len(source.units))} Interpret only quantities that are invariant under the model's symmetry."
     )
-    return drawn("positions", caption, f"Scatter of {len(source.units)} positions on a plane with ellipses.", (10, 6.6), draw)
+    return draw_figure(
+        "positions", caption, f"Scatter of {len(source.units)} positions on a plane with ellipses.", (10, 6.6), draw
+    )
 
 
 def _ellipses(axes: Any, source: Source, classes: Classes, *, pair: tuple[int, int] = (0, 1)) -> None:
     from matplotlib.collections import EllipseCollection
 
-    some = np.unique(np.linspace(0, len(source.mean) - 1, min(len(source.mean), MOST_ELLIPSES)).astype(int))
-    mean, covariance = source.mean[some][:, pair], source.covariance[some][:, pair][:, :, pair]
+    shown_units = np.unique(np.linspace(0, len(source.mean) - 1, min(len(source.mean), MOST_ELLIPSES)).astype(int))
+    mean, covariance = source.mean[shown_units][:, pair], source.covariance[shown_units][:, pair][:, :, pair]
     values, vectors = np.linalg.eigh(covariance)
     axis = 2 * np.sqrt(np.maximum(values, 0) * chi2.ppf(LEVEL, 2))
     angle = np.degrees(np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1]))
-    colors = [classes.color(code) for code in classes.codes[some].tolist()]
+    colors = [classes.color(code) for code in classes.codes[shown_units].tolist()]
     options: dict[str, Any] = {"units": "x", "offsets": mean, "offset_transform": axes.transData, "linewidths": 0.7}
-    options |= {"alpha": float(np.clip(40 / len(some), 0.2, 0.5)), "edgecolors": colors, "facecolors": "none"}
+    options |= {"alpha": float(np.clip(40 / len(shown_units), 0.2, 0.5)), "edgecolors": colors, "facecolors": "none"}
     axes.add_collection(EllipseCollection(axis[:, 1], axis[:, 0], angle, **options))
     reach = np.sqrt(np.einsum("nkk->nk", covariance) * chi2.ppf(LEVEL, 2))
     axes.update_datalim(np.vstack([mean - reach, mean + reach]))
@@ -141,23 +143,25 @@ def _pairs(source: Source, classes: Classes) -> Figure:
                     axes[i, j].set_xlabel(f"axis {j + 1}")
         classes.legend(canvas, axes[0, 0])
 
-    some = "" if q == source.mean.shape[1] else f" The first {q} of {source.mean.shape[1]} axes are drawn."
+    selection = "" if q == source.mean.shape[1] else f" The first {q} of {source.mean.shape[1]} axes are shown."
     sds = np.sqrt(np.einsum("nkk->nk", source.covariance)[:, :q].mean(axis=0))
     caption = (
         f"Posterior means of the units' positions with {LEVEL:.0%} credible ellipses, for each pair of "
-        f"axes{_by_label(source, classes)}.{_some(len(source.units))}{some} The posterior standard deviations of the axes are "
+        f"axes{_by_label(source, classes)}.{_ellipse_text(len(source.units))}{selection} The posterior standard deviations of the axes are "
         f"{', '.join(f'{sd:.2g}' for sd in sds)} (root mean square over units)."
     )
-    return drawn("positions", caption, f"Matrix of scatters of {len(source.units)} positions.", (10, 2.6 * (q - 1) + 0.6), draw)
+    return draw_figure(
+        "positions", caption, f"Matrix of scatters of {len(source.units)} positions.", (10, 2.6 * (q - 1) + 0.6), draw
+    )
 
 
-def _some(n_units: int) -> str:
-    return "" if n_units <= MOST_ELLIPSES else f" Ellipses are drawn for {MOST_ELLIPSES} units, evenly spaced in the data."
+def _ellipse_text(n_units: int) -> str:
+    return "" if n_units <= MOST_ELLIPSES else f" Ellipses are shown for {MOST_ELLIPSES} units, evenly spaced in the data."
 
 
 def _by_label(source: Source, classes: Classes) -> str:
-    told = source.model is not None and source.model.takes("labels")
-    return f". Colours and shapes are the labels, which the model {'used' if told else 'did not use'}" if classes.names else ""
+    used = source.model is not None and source.model.takes("labels")
+    return f". Colours and shapes show the labels, which the model {'used' if used else 'did not use'}" if classes.names else ""
 
 
 def _table(source: Source) -> Table:
@@ -203,14 +207,16 @@ def _loadings(source: Source) -> list[Item]:
             axes.set_title(f"{found.name}, latent axis {k + 1}")
             axes.grid(axis="x")
 
-    some = "" if len(order) == len(mean) else f" The {len(order)} features with the largest norm, of {len(mean)}, are drawn."
-    flat = "at the point estimate" if source.kind == POINT else "posterior mean and 90 % credible interval"
-    caption = f"Aligned loadings of the features: {flat}. The sign and rotation of the axes are a convention.{some}"
+    selection = (
+        "" if len(order) == len(mean) else f" The {len(order)} features with the largest norms, of {len(mean)}, are shown."
+    )
+    estimate = "at the point estimate" if source.kind == POINT else "posterior mean and 90% credible interval"
+    caption = f"Aligned loadings of the features: {estimate}. The signs and the rotation of the axes are a convention.{selection}"
     records = [
         {"feature": source.features[i]} | {f"{e} {k + 1}": float(v[i, k]) for k in range(q) for e, v in _ends(mean, low, high)}
         for i in range(len(mean))
     ]
-    figure = drawn("loadings", caption, "Interval plot of loadings by feature.", (10, 0.8 + 0.2 * len(order)), draw)
+    figure = draw_figure("loadings", caption, "Interval plot of loadings by feature.", (10, 0.8 + 0.2 * len(order)), draw)
     return [figure, Table.of("loadings", "Aligned loadings of the features", records, folded=True)]
 
 
@@ -227,14 +233,14 @@ def _sensitivity(source: Source) -> list[Item]:
     except ModelError as error:
         return [Text((f"The prior sensitivity is not available: {error}",))]
     n = int((table["prior"] >= SENSITIVE).sum())
-    said = (
-        f"The prior sensitivity is {SENSITIVE:g} or more for {n} of {count(len(table), 'quantity', 'quantities')}. It measures the "
-        "change of the posterior when the prior is slightly strengthened or weakened. Quantities that are sensitive to the likelihood "
-        "only are determined by the data."
+    text = (
+        f"The prior sensitivity is {SENSITIVE:g} or more for {n} of {count(len(table), 'quantity', 'quantities')}. It is the rate of "
+        "change of the posterior as the prior is raised to a power near 1. A quantity that is sensitive only to the likelihood is "
+        "determined by the data."
     )
     rows = table.head(MOST_SENSITIVE).to_dict("records")
-    caption = "Power-scaling sensitivity to the prior and to the likelihood. The quantities are ordered by prior sensitivity"
-    return [Text((said,)), Table.of("sensitivity", caption, rows, folded=True)]
+    caption = "Power-scaling sensitivity to the prior and to the likelihood, ordered by prior sensitivity"
+    return [Text((text,)), Table.of("sensitivity", caption, rows, folded=True)]
 
 
 def _held_out(source: Source) -> list[Item]:

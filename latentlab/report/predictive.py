@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from latentlab.report.figure import BLUE, HEAVY, INK, RED, drawn, feature, panels
+from latentlab.report.figure import BLUE, HEAVY, INK, RED, draw_figure, feature, panels
 from latentlab.report.items import Figure, Item, Table, Text, listed
 from latentlab.report.source import Source
 
@@ -26,7 +26,7 @@ class Statistic:
 
 
 def _statistics(source: Source) -> dict[str, Statistic]:
-    """Returns the statistics of the predictive check: by feature of a table; else over all points, and by unit."""
+    """Return the statistics of the predictive check: by feature of a table; else over all points, and by unit."""
     x = source.observed.values
     if not source.is_table:
         return _statistics_of_points(source)
@@ -67,8 +67,8 @@ def predictive_items(source: Source) -> list[Item]:
     group = source.group("posterior_predictive")
     name = str(source.observed.name)
     if group is None or name not in group or not (source.is_table or (source.index and source.observed.ndim == 1)):
-        why = "no predictive draws were kept" if group is None else "the data are not a numeric table"
-        return [Text((f"The posterior predictive check is not available: {why}.",))]
+        reason = "no predictive draws were stored" if group is None else "the data are not a numeric table"
+        return [Text((f"The posterior predictive check is not available: {reason}.",))]
     x = source.observed.values
     replicated = group[name].values.reshape(-1, *x.shape)
     replicated = np.where(np.isnan(x), np.nan, replicated)
@@ -76,51 +76,51 @@ def predictive_items(source: Source) -> list[Item]:
     found = {k: (s.function(x), np.stack([s.function(one) for one in replicated])) for k, s in statistics.items()}
     n = len(replicated)
     rows = []
-    for key, (seen, again) in found.items():
-        p = tail(seen, again)
+    for key, (observed, replicated_values) in found.items():
+        p = tail(observed, replicated_values)
         worst = int(np.nanargmin(p)) if np.isfinite(p).any() else 0
         rows.append(
             {
                 "statistic": f"{key} of each {statistics[key].noun}" if source.is_table else key,
                 "number": len(p),
-                "outside 95 %": float(np.mean(p <= 0.05)),
+                "outside 95%": float(np.mean(p <= 0.05)),
                 "largest deviation": statistics[key].names[worst],
-                "observed": float(seen[worst]),
-                "replicated": float(again[:, worst].mean()),
-                "tail p": float(p[worst]),
+                "observed": float(observed[worst]),
+                "replicated": float(replicated_values[:, worst].mean()),
+                "predictive p": float(p[worst]),
             }
         )
-    of = "features (or pairs)" if source.is_table else "units"
+    nouns_of_share = "features (or pairs)" if source.is_table else "units"
     caption = (
-        f"Posterior predictive check: statistics of the data against {n} replicated data sets. “Outside 95 %” is the share of {of} outside the "
-        f"95 % interval of the replicates. It is about 0.05 or less if the model fits. The tail p is two-sided and at least {2 / (n + 1):.2g}"
+        f"Posterior predictive check: statistics of the data compared with {n} replicated data sets. “Outside 95%” is the share of {nouns_of_share} outside the "
+        f"95% interval of the replicates. It is about 0.05 or less if the model fits. The predictive p-value is two-sided and at least {2 / (n + 1):.2g}"
     )
     shown_of = {k: v for k, v in found.items() if source.is_table or len(v[0]) > 1}
     nouns = {k: statistics[k].noun for k in shown_of}
     return [_predictive_figure(shown_of, nouns), Table.of("predictive", caption, rows)]
 
 
-def tail(seen: np.ndarray, again: np.ndarray) -> np.ndarray:
-    r"""Computes the two-sided tail p of each observed statistic among its replicates.
+def tail(observed: np.ndarray, replicated_values: np.ndarray) -> np.ndarray:
+    r"""Compute the two-sided tail p of each observed statistic among its replicates.
 
     $$ p = \min\{1, 2 \min(r, R + 2 - r') / (R + 1)\} $$ Of the $R$ replicates, $r - 1$ are at most the observed value and
     $r' - 1$ are below it, so that ties favour neither side. NaN where the observed statistic is NaN.
 
     Args:
-        seen: Observed statistics, `(n,)`.
-        again: Replicated statistics, `(replicate, n)`.
+        observed: Observed statistics, `(n,)`.
+        replicated_values: Replicated statistics, `(replicate, n)`.
 
     Example:
         >>> tail(np.array([0.0, 5.0]), np.arange(9.0)[:, None] + [1.0, 0.0]).tolist()
         [0.2, 1.0]
     """
-    above, below = (again >= seen).sum(axis=0), (again <= seen).sum(axis=0)
-    p = np.minimum(1.0, 2 * (1 + np.minimum(above, below)) / (1 + len(again)))
-    return np.where(np.isnan(seen), np.nan, p)
+    above, below = (replicated_values >= observed).sum(axis=0), (replicated_values <= observed).sum(axis=0)
+    p = np.minimum(1.0, 2 * (1 + np.minimum(above, below)) / (1 + len(replicated_values)))
+    return np.where(np.isnan(observed), np.nan, p)
 
 
 def autocorrelation(x: np.ndarray, sequences: Sequence[np.ndarray]) -> np.ndarray:
-    """Computes the lag-1 autocorrelation of each column, `(feature,)`.
+    """Compute the lag-1 autocorrelation of each column, `(feature,)`.
 
     Pairs of steps are within one sequence; pairs with a missing value are left out. NaN for a constant column.
 
@@ -148,30 +148,30 @@ def _correlations(x: np.ndarray) -> np.ndarray:
 
 def _predictive_figure(found: dict[str, tuple[np.ndarray, np.ndarray]], nouns: dict[str, str]) -> Figure:
     def draw(canvas: Any) -> None:
-        for axes, (name, (seen, again)) in zip(panels(canvas, len(found), 5), found.items(), strict=True):
-            low, middle, high = np.quantile(again - seen, (0.025, 0.5, 0.975), axis=0)
+        for axes, (name, (observed, replicated_values)) in zip(panels(canvas, len(found), 5), found.items(), strict=True):
+            low, middle, high = np.quantile(replicated_values - observed, (0.025, 0.5, 0.975), axis=0)
             out = (low > 0) | (high < 0)
             rank = np.argsort(np.argsort(middle, kind="stable"), kind="stable")
             axes.axhline(0, color=INK, lw=0.8)
             for chosen, color, marker in ((~out, BLUE, "o"), (out, RED, "X")):
-                heavy = len(seen) > HEAVY
+                heavy = len(observed) > HEAVY
                 axes.vlines(rank[chosen], low[chosen], high[chosen], color=color, lw=0.8, alpha=0.5, rasterized=heavy)
                 axes.scatter(rank[chosen], middle[chosen], s=12, color=color, marker=marker, lw=0, rasterized=heavy)
             axes.set_title(name)
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            axes.set_xlim(-0.05 * len(seen) - 0.5, 1.05 * len(seen) - 0.5)
-            if len(seen) <= FEW:
-                axes.set_xticks(np.arange(len(seen)))
-            axes.set_xlabel(f"{nouns[name]}s, ordered")
+            axes.set_xlim(-0.05 * len(observed) - 0.5, 1.05 * len(observed) - 0.5)
+            if len(observed) <= FEW:
+                axes.set_xticks(np.arange(len(observed)))
+            axes.set_xlabel(f"{nouns[name]}s, in increasing order")
         canvas.axes[0].set_ylabel("replicated − observed")
 
-    of = "feature (or pair)" if {*nouns.values()} <= {"feature", "pair"} else " and ".join(dict.fromkeys(nouns.values()))
+    noun = "feature (or pair)" if {*nouns.values()} <= {"feature", "pair"} else " and ".join(dict.fromkeys(nouns.values()))
     caption = (
-        f"Posterior predictive check: a statistic of each {of} in the replicated data minus that in the data (median and 95 % interval). "
-        "Above 0, the model overestimates the statistic. Crosses mark intervals that exclude 0."
+        f"Posterior predictive check: statistic of each {noun} in the replicated data minus its observed value (median and 95% interval). "
+        "Values above 0 mean that the model overestimates the statistic. Crosses mark intervals that exclude 0."
     )
     if "autocorrelation" in found:
         caption += " The autocorrelation is at lag 1 within a sequence."
-    return drawn(
-        "predictive", caption, f"Replicated minus observed {listed(list(found))}, by {of.partition(' (')[0]}.", (10, 2.9), draw
+    return draw_figure(
+        "predictive", caption, f"Replicated minus observed {listed(list(found))}, by {noun.partition(' (')[0]}.", (10, 2.9), draw
     )

@@ -1,4 +1,4 @@
-"""Section 7: terms, settings and files that reproduce the numbers."""
+"""Section 7: definitions, and the settings and files that reproduce the numbers."""
 
 import shlex
 from typing import Any
@@ -7,17 +7,17 @@ from latentlab.report.items import Item, Section, Table, Text, count, shown
 from latentlab.report.source import Source
 
 HALVES = {
-    True: "Every second chain is held out, and the other chains are the reference",
-    False: "The first draws are the reference and the last draws are held out, with a gap if the draws are autocorrelated",
+    True: "Every second chain is held out; the other chains are the reference half",
+    False: "The first draws are the reference half and the last draws are held out, with a gap if the draws are autocorrelated",
 }
 """Description of the split of the draws; the key is whether there are several chains."""
 TERMS = (
     (
         "Verdict",
-        "{halves}. The reference gives the posterior mean and the covariance of each unit. An embedding is distinct if it is more unusual "
-        "than the held-out draws. The test uses its overall distance, errors that depend on the positions, and single units. It is "
-        "summary-like if it is nearer to the posterior mean than the draws. Otherwise it is draw-like. It is undetermined if there are "
-        "too few draws, or if positions with permuted units pass the same test.",
+        "{halves}. The reference half gives the posterior mean and the covariance of each unit. An embedding is distinct if its "
+        "error is more extreme than those of the held-out draws: in overall distance, in an error that depends on the positions, or in single "
+        "units. An embedding that is not distinct is summary-like if it is nearer to the posterior mean than the draws, and "
+        "draw-like otherwise. The verdict is undetermined if there are too few draws, or if positions with permuted units pass the same test.",
     ),
     (
         "Delta",
@@ -27,36 +27,35 @@ TERMS = (
     ),
     (
         "Ceiling",
-        "The same score between draws of different chains, or between draws half a chain apart if there is a single chain. A posterior "
+        "The score of one posterior draw against another, from a different chain (or half a chain apart in a single chain). A posterior "
         "mean often exceeds the ceiling.",
     ),
     (
         "Floor",
-        "The score of the embedding with randomly permuted units against a random draw. It is the value of the score without any "
-        "agreement.",
+        "The score of the embedding with randomly permuted units against a random draw: the value of the score without agreement.",
     ),
     (
         "Coverage",
         "The share of units whose embedded point is in the unit's credible ellipsoid. The radius accounts for the number of draws "
-        "(Hotelling). The reference value is the same share of held-out draws.",
+        "(Hotelling). The reference value is the same share for held-out draws.",
     ),
     (
         "Lost neighbours",
-        "The share of a unit's nearest neighbours in the draws that are not among its nearest neighbours in the embedding.",
+        "The share of a unit's nearest neighbours in a draw that are not among its nearest neighbours in the embedding.",
     ),
 )
 OF_LABELS = (
     (
         "Verdict",
-        "{halves}. The reference gives the co-assignment probability of each pair of units. A clustering is distinct if it is more unusual "
-        "than the held-out draws. The test uses its expected loss, the pairs that it joins or separates, and single units. It is summary-like if "
-        "it is nearer to all draws than the draws are. Otherwise it is draw-like. It is undetermined if there are too few draws, or if "
-        "labels with permuted units pass the same test.",
+        "{halves}. The reference half gives the co-assignment probability of each pair of units. A clustering is distinct if its "
+        "error is more extreme than those of the held-out draws: in expected loss, in the pairs that it joins or separates, or in single "
+        "units. A clustering that is not distinct is summary-like if its expected loss is smaller than that of the draws, and draw-like "
+        "otherwise. The verdict is undetermined if there are too few draws, or if labels with permuted units pass the same test.",
     ),
     (
         "Delta",
-        "The root of the clustering's expected Binder loss minus that of the centre, relative to a typical held-out draw. It is 0 at the "
-        "centre, the partition with the smallest expected loss, and 1 at a typical draw.",
+        "The square root of the excess of the clustering's expected Binder loss over that of the centre, relative to a typical held-out draw. "
+        "The centre is the partition with the smallest expected loss. Delta is 0 at the centre and 1 at a typical draw.",
     ),
     (
         "Binder loss",
@@ -66,11 +65,11 @@ OF_LABELS = (
     (
         "Coverage",
         "The share of units whose cluster, matched one to one with a label, is in the unit's credible set of labels. The reference value is "
-        "the same share of held-out draws.",
+        "the same share for held-out draws.",
     ),
     (
         "Lost companions",
-        "The share of the units in the same cluster as a unit in the draws that are in another cluster of the clustering.",
+        "Of the units that are in the same cluster as a given unit in a draw, the share that the clustering places in another cluster.",
     ),
 )
 """`TERMS` if the positions are labels."""
@@ -98,7 +97,7 @@ def section(source: Source) -> Section:
     """Build the section: terms, versions, times, files, references."""
     info = source.run.info
     items: list[Item] = [
-        Table("terms", "Terms of this page", ("term", "meaning"), _terms(source)),
+        Table("terms", "Definitions", ("term", "meaning"), _terms(source)),
         *_reproduce(source),
     ]
     seconds = info.get("seconds", {})
@@ -120,8 +119,10 @@ def section(source: Source) -> Section:
     items.append(Table.of("hashes", "Hashes of the data and of the files of the run", hashes, folded=True))
     if info.get("warnings"):
         items.append(Text(("Warnings during the run:", *map(str, info["warnings"])), "list"))
-    those = (*(r for r in REFERENCES if not r.startswith(OF_POSITIONS)), *LABEL_REFERENCES) if source.is_discrete else REFERENCES
-    items.append(Text(those, "references"))
+    references = (
+        (*(r for r in REFERENCES if not r.startswith(OF_POSITIONS)), *LABEL_REFERENCES) if source.is_discrete else REFERENCES
+    )
+    items.append(Text(references, "references"))
     return Section("provenance", "Reproducibility", tuple(items))
 
 
@@ -135,10 +136,10 @@ def _reproduce(source: Source) -> list[Item]:
     command = shlex.join([str(part) for part in info.get("command", [])])
     total = sum(map(float, info.get("seconds", {}).values()))
     lines = [
-        f"The run took {shown(total)} seconds in {count(len(info.get('seconds', {})), 'stage')}. The file report.json contains every number of "
+        f"The run took {shown(total)} seconds in {count(len(info.get('seconds', {})), 'stage')}. The file report.json contains all numbers of "
         "this page. The files posterior.nc, embeddings.nc and comparison.nc contain the draws, embeddings and scores.",
-        "The command latentlab run config.yaml --out ANOTHER reproduces the arrays, with the config.yaml of the run directory. It requires "
-        "the versions below and the same number of threads.",
+        "The command latentlab run config.yaml --out DIRECTORY, with the config.yaml of the run directory, reproduces the arrays. It requires "
+        "the versions listed below and the same number of threads.",
     ]
     if command:
         lines.append(f"Command of this run: {command}")

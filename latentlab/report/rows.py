@@ -39,7 +39,7 @@ class Row:
 
 
 def matched(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Renames clusters `(unit,)` by a one-to-one match with labels.
+    """Rename clusters `(unit,)` by a one-to-one match with labels.
 
     The match has the largest total probability, from `probabilities` `(unit, label)`. Surplus clusters get further numbers.
 

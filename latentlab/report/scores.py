@@ -9,8 +9,8 @@ from matplotlib.lines import Line2D
 
 from latentlab.registry import METRICS
 from latentlab.report import contingency
-from latentlab.report.docs import docs
-from latentlab.report.figure import BAND, BLUE, EDGE, GREY, INK, ORANGE, drawn, log_axis, panels, shortened
+from latentlab.report.docstrings import docs
+from latentlab.report.figure import BAND, BLUE, EDGE, GREY, INK, ORANGE, draw_figure, log_axis, panels, shortened
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, listed, shown
 from latentlab.report.known_labels import HEIGHT, label_items
 from latentlab.report.rows import ALIGNMENTS
@@ -25,97 +25,99 @@ WIDE = 50
 def section(source: Source) -> Section:
     """Build the section: verdicts, scores with ceiling and floor, coverage, labels, and known correspondences."""
     if not source.compared:
-        return Section("scores", "Agreement of each embedding with the posterior", (Text((nothing(source),)),))
-    items: list[Item] = [Text(tuple(_how(source)))]
+        return Section("scores", "Agreement of each embedding with the posterior", (Text((no_comparison(source),)),))
+    items: list[Item] = [Text(tuple(_alignment_text(source)))]
     if source.judged:
         items += [*_verdicts(source), _deltas(source), *_notes(source), _coverage(source)]
     if source.is_discrete:
         items += contingency.items(source)
-    items += [*_claims(source), *_scores(source), *in_part(str(source.comparison.attrs.get("notes", "")))]
+    items += [*_claims(source), *_scores(source), *approximation_note(str(source.comparison.attrs.get("notes", "")))]
     ties = [part for part in str(source.comparison.attrs.get("ties", "")).split("; ") if part.startswith("tie: ")]
     items += [Text(tuple(f"{part[5:6].upper()}{part[6:]}." for part in ties))] if ties else []
     items += label_items(source)
     return Section("scores", "Agreement of each embedding with the posterior", tuple(items))
 
 
-def nothing(source: Source) -> str:
-    """Returns a sentence with the reason for a missing comparison of these units."""
-    why = (
-        f"no embedding has {source.unit}s, or there are too few {source.unit}s"
+def no_comparison(source: Source) -> str:
+    """Return a sentence with the reason for a missing comparison of these units."""
+    reason = (
+        f"no embedding contains {source.unit}s, or there are too few {source.unit}s"
         if source.config.get("embeddings")
-        else "the configuration has no embedding"
+        else "the configuration contains no embedding"
     )
-    return f"No embedding was compared: {why}."
+    return f"No embedding was compared: {reason}."
 
 
-def _how(source: Source) -> list[str]:
+def _alignment_text(source: Source) -> list[str]:
     if source.is_discrete:
-        return _how_labels(source)
+        return _clustering_text(source)
     data = source.comparison
-    ways = [str(way) for way in data["alignment"].values]
-    what = "; ".join(f"{ALIGNMENTS[way]} ({way})" for way in ways)
+    names = [str(name) for name in data["alignment"].values]
+    alignments = "; ".join(f"{ALIGNMENTS[name]} ({name})" for name in names)
     return [
-        f"Before the verdict, each embedding is aligned to the posterior mean. Alignments: {what}. The model's symmetry requires "
-        f"invariance under {source.ignored}. p-values are adjusted by Holm's method over {count(data.sizes['embedding'], 'compared array')}. The "
-        f"level is {shown(float(data.attrs['alpha']))}. Rows with “(mapped)” are embeddings that a known correspondence maps to latent "
-        "coordinates."
+        f"Each embedding is aligned to the posterior mean before it is tested. Alignments: {alignments}. The model's symmetry requires "
+        f"invariance under {source.ignored}. The p-values are adjusted over {count(data.sizes['embedding'], 'compared array')} by Holm's method. "
+        f"The significance level is {shown(float(data.attrs['alpha']))}. In rows with “(mapped)”, a known correspondence maps the embedding to "
+        "latent coordinates."
     ]
 
 
-def _how_labels(source: Source) -> list[str]:
+def _clustering_text(source: Source) -> list[str]:
     data, judged, others = source.comparison, source.judged, source.unjudged
-    said = []
+    sentences = []
     if judged:
-        said.append(
+        sentences.append(
             "The verdict compares partitions and is invariant under relabelling of the clusters. A clustering may have any number of "
-            f"clusters. p-values are adjusted by Holm's method over {count(len(judged), 'clustering')}. The level is "
+            f"clusters. The p-values are adjusted over {count(len(judged), 'clustering')} by Holm's method. The significance level is "
             f"{shown(float(data.attrs['alpha']))}."
         )
     if others:
-        said.append(
+        sentences.append(
             f"{listed(others, 8)} {'is not a clustering' if len(others) == 1 else 'are not clusterings'}. "
             f"{'It has' if len(others) == 1 else 'They have'} scores against the label probabilities, but no verdict."
         )
-    return [" ".join(said)]
+    return [" ".join(sentences)]
 
 
 def _verdicts(source: Source) -> list[Item]:
     data = source.comparison
     tables = []
-    for way in data["alignment"].values:
-        of = data.sel(alignment=way)
+    for alignment in data["alignment"].values:
+        selected = data.sel(alignment=alignment)
         records = [
             {
                 "embedding": source.titles[str(label)],
-                "verdict": str(of["verdict"].values[i]),
-                "delta": float(of["delta"].values[i]),
-                "largest deviation": str(of["component"].values[i]),
-                "p (nearer than draws)": float(of["p_low"].values[i]),
-                "p (at least as unusual as draws)": float(of["p_guard"].values[i]),
-                **({} if source.is_discrete else {"scale": float(of["scale"].values[i])}),
-                "effective draws": float(of["ess"].values[i]),
+                "verdict": str(selected["verdict"].values[i]),
+                "delta": float(selected["delta"].values[i]),
+                "largest deviation": str(selected["component"].values[i]),
+                "p (nearer than draws)": float(selected["p_low"].values[i]),
+                "p (at least as unusual as draws)": float(selected["p_guard"].values[i]),
+                **({} if source.is_discrete else {"scale": float(selected["scale"].values[i])}),
+                "effective draws": float(selected["ess"].values[i]),
                 **({"remark": source.unconverged} if source.unconverged else {}),
             }
             for i, label in enumerate(data["embedding"].values)
-            if of["verdict"].values[i]
+            if selected["verdict"].values[i]
         ]
         caption = (
             "Verdicts on the clusterings"
             if source.is_discrete
-            else f"Verdicts for the alignment “{way}” ({ALIGNMENTS[str(way)]})"
+            else f"Verdicts for the alignment “{alignment}” ({ALIGNMENTS[str(alignment)]})"
         )
-        tables.append(Table.of(f"verdicts-{way}", caption, records))
+        tables.append(Table.of(f"verdicts-{alignment}", caption, records))
     gates = [float(data[name].isel(alignment=0).max()) for name in ("gate_summary", "gate_draw")]
     text = (
-        "Delta is the root of the excess expected Binder loss over the centre, relative to that of a typical posterior draw. It is 0 at "
-        "the centre and 1 at a typical draw. It is ∞ for every other partition if all draws equal the centre. With many units, a few "
-        "misplaced units suffice for the verdict “distinct”, so interpret the verdict together with delta. In the same test, centres and "
-        f"draws with permuted units have p-values up to {shown(gates[0])} and {shown(gates[1])}. Small values show that the test has power."
+        "Delta is the square root of the excess expected Binder loss over the centre, relative to that of a typical posterior draw. It is 0 "
+        "at the centre and 1 at a typical draw. If all draws equal the centre, it is ∞ for any other partition. With many units, a few "
+        "misplaced units suffice for the verdict “distinct”, so interpret the verdict together with delta. As a check of power, the test was "
+        f"applied to centres and draws with permuted units. The largest p-values are {shown(gates[0])} and {shown(gates[1])}; small values "
+        "show that the test has power."
         if source.is_discrete
         else "Delta is the distance from the posterior mean, relative to that of a typical posterior draw. It is 0 at the posterior mean "
         "and 1 at a typical draw. With many units, a small systematic error suffices for the verdict “distinct”, so interpret the verdict "
-        "together with delta. Scale is the factor that fits the embedding to the posterior mean. In the same test, posterior means and "
-        f"draws with permuted units have p-values up to {shown(gates[0])} and {shown(gates[1])}. Small values show that the test has power."
+        "together with delta. Scale is the factor that fits the embedding to the posterior mean. As a check of power, the test was applied "
+        f"to posterior means and draws with permuted units. The largest p-values are {shown(gates[0])} and {shown(gates[1])}; small values "
+        "show that the test has power."
     )
     return [*tables, Text((text,))]
 
@@ -132,7 +134,7 @@ def _deltas(source: Source) -> Figure:
     labels = [source.titles[str(label)] for label in data["embedding"].values]
     finite = data["delta"].values[np.isfinite(data["delta"].values)]
     colors = {"summary-like": BLUE, "draw-like": BLUE, "distinct": ORANGE, "undetermined": GREY}
-    what, centre = ("clustering", "centre") if source.is_discrete else ("embedding", "posterior mean")
+    noun, centre = ("clustering", "centre") if source.is_discrete else ("embedding", "posterior mean")
     shapes = {"summary-like": "o", "draw-like": "s", "distinct": "X", "undetermined": "D"}
     least, most = max(float(finite.min(initial=1.0)), LEAST_DELTA), 2 * max(2.0, float(finite.max(initial=1.0)))
 
@@ -168,22 +170,22 @@ def _deltas(source: Source) -> Figure:
         canvas.legend(marks, seen, loc="outside lower center", ncols=len(seen))
 
     caption = (
-        f"Delta of each {what} on a log scale. The shape of a mark is the verdict. At delta 1, the distance from the {centre} is that of "
+        f"Delta of each {noun} on a log scale. The shape of a mark shows the verdict. At delta 1, the distance from the {centre} is that of "
         "a typical posterior draw."
     )
     caption += f" Interpret with caution: {source.unconverged}." if source.unconverged else ""
     alt = "Dot plot of delta: " + "; ".join(
         f"{n} {shown(float(d))}" for n, d in zip(labels, first_aligned(data, "delta"), strict=True)
     )
-    return drawn("deltas", caption, alt, (10, 1.8 + 0.27 * len(labels)), draw)
+    return draw_figure("deltas", caption, alt, (10, 1.8 + 0.27 * len(labels)), draw)
 
 
-def in_part(notes: str) -> list[Item]:
+def approximation_note(notes: str) -> list[Item]:
     """Return a note on metrics that were computed on a subset or approximately; empty without such metrics.
 
     Example:
-        >>> in_part("rsa: at 500 of 1797 units")[0].record()["lines"]
-        ['Metrics computed on a subset or approximately: rsa: at 500 of 1797 units.']
+        >>> approximation_note("rsa: computed on 500 of 1797 units")[0].record()["lines"]
+        ['Metrics computed on a subset or approximately: rsa: computed on 500 of 1797 units.']
     """
     return [Text((f"Metrics computed on a subset or approximately: {notes}.",))] if notes else []
 
@@ -214,13 +216,13 @@ def _coverage(source: Source) -> Table:
         for j, level in enumerate(data["level"].values.tolist()):
             record[f"{level:.0%} {region}"] = float(data["coverage"].values[i, j])
             record[f"draws, {level:.0%}"] = float(data["draw_coverage"].values[i, j])
-        records.append(record | {"all units, simultaneous 95 %": bool(data["simultaneous"].values[i, -1])})
+        records.append(record | {"all units, simultaneous 95%": bool(data["simultaneous"].values[i, -1])})
     caption = (
         "Coverage of the credible sets: share of units whose cluster, matched to a label, is in the unit's credible set. A credible set "
         "contains the most probable labels of a unit up to the given probability. Compare each share with that of held-out draws"
         if source.is_discrete
         else "Coverage of the credible regions: share of units whose embedded point is in the unit's credible region. Compare each share "
-        "with that of held-out draws, not with the level. A posterior mean is covered for almost all units"
+        "with that of held-out draws, not with the nominal level. A posterior mean is covered for almost all units"
     )
     return Table.of("coverage", caption, records)
 
@@ -233,11 +235,9 @@ def _claims(source: Source) -> list[Item]:
             texts = {"conditions": claim.conditions, "fails if": claim.breaks, "source": claim.citation}
             records.append({"embedding": name, "grade": claim.grade, "claim": claim.claim} | texts)
     if not records:
-        return [Text(("No correspondence between these embeddings and this model is known.",))]
+        return [Text(("No correspondence between these embeddings and this model is registered.",))]
     return [
-        Table.of(
-            "claims", f"Known correspondences of these embeddings with {source.config['model']['name']}", records, folded=True
-        )
+        Table.of("claims", f"Known correspondences of the embeddings with {source.config['model']['name']}", records, folded=True)
     ]
 
 
@@ -246,28 +246,28 @@ def _scores(source: Source) -> list[Item]:
     table = source.scores
     n_draws, n_pairs = data.sizes["chain"] * data.sizes["draw"], data.sizes["pair"]
     metrics = [str(name) for name in data["metric"].values]
-    said = (
-        f"Scores are descriptive and have no verdict. Each score is computed against {count(n_draws, 'posterior draw')}, which gives an "
-        f"interval. The ceiling is the same score between {count(n_pairs, 'pair')} of posterior draws. The floor is the score of the "
-        "embedding with permuted units."
+    text = (
+        f"Scores are descriptive and have no verdict. Each score is computed for the embedding and each of {count(n_draws, 'posterior draw')}, "
+        f"which gives a distribution. The ceiling is the same score for {count(n_pairs, 'pair')} of posterior draws. The floor is the score of "
+        "the embedding with permuted units."
     )
     if source.is_discrete:
-        said += (
-            " Scores of partitions, including the adjusted Rand index, compare a clustering with the draws of the labels. The other "
+        text += (
+            " Scores of partitions, such as the adjusted Rand index, compare a clustering with draws of the labels. The other "
             "scores compare an embedding with the label probabilities of each draw."
         )
     else:
-        said += f" Scores of neighbours use the {data.attrs['n_neighbors']} nearest neighbours."
+        text += f" Neighbourhood scores use the {data.attrs['n_neighbors']} nearest neighbours."
     records = table.to_dict("records")
     meanings = [
         {"metric": name, "better": str(data["direction"].values[i]), "description": _meaning(name)}
         for i, name in enumerate(metrics)
     ]
     return [
-        Text((said,)),
+        Text((text,)),
         _score_figure(source),
         *_seeds(source),
-        Table.of("metrics", "Metrics, with the direction of better agreement", meanings, folded=True),
+        Table.of("metrics", "Metrics, and the direction of better agreement", meanings, folded=True),
         Table.of(
             "scores",
             "All scores: mean, standard deviation and quantiles over posterior draws, ceiling and floor",
@@ -315,13 +315,15 @@ def _score_figure(source: Source) -> Figure:
             axes.grid(axis="x")
 
     caption = (
-        "Scores by metric: median over posterior draws (dot) and 90 % interval (blue line), which may be narrower than the dot. The pale "
-        "blue band is the ceiling, for 90 % of the pairs of draws. The thick grey line is the floor, for permuted units. Within the band, an "
+        "Scores by metric: median over posterior draws (dot) and 90% interval (blue line, which may be narrower than the dot). The pale "
+        "blue band is the central 90% of the ceiling. The thick grey line is the central 90% of the floor. Within the band, an "
         "embedding agrees with a draw as well as two draws agree with each other."
     )
     if source.is_discrete and source.unjudged:
-        caption += " Embeddings that are not clusterings have no scores of partitions."
-    return drawn("scores", caption, f"Interval plots of {len(metrics)} scores of {len(labels)} arrays.", (10, height), draw)
+        caption += " Embeddings that are not clusterings have no scores for partitions."
+    return draw_figure(
+        "scores", caption, f"Interval plots of {len(metrics)} scores of {len(labels)} compared arrays.", (10, height), draw
+    )
 
 
 def _seeds(source: Source) -> list[Item]:
@@ -332,23 +334,23 @@ def _seeds(source: Source) -> list[Item]:
         return []
     data = source.comparison
     records = []
-    for (name, way), of in several.groupby(["embedding", "map"], sort=False):
-        chosen = (data["name"].values == name) & (data["map"].values == way)
+    for (name, map_name), group in several.groupby(["embedding", "map"], sort=False):
+        chosen = (data["name"].values == name) & (data["map"].values == map_name)
         deltas = first_aligned(data, "delta")[chosen]
-        words = dict.fromkeys(first_aligned(data, "verdict")[chosen].astype(str))
-        spread = of.groupby("metric", sort=False)["mean"].std(ddof=1) / of.groupby("metric", sort=False)["sd"].mean()
+        verdicts = dict.fromkeys(first_aligned(data, "verdict")[chosen].astype(str))
+        spread = group.groupby("metric", sort=False)["mean"].std(ddof=1) / group.groupby("metric", sort=False)["sd"].mean()
         records.append(
             {
-                "embedding": name if way == "raw" else f"{name} (mapped)",
+                "embedding": name if map_name == "raw" else f"{name} (mapped)",
                 "seeds": int(chosen.sum()),
-                **({"verdicts": listed(list(words))} if any(words) else {"verdicts": "none"}),
+                "verdicts": listed(list(verdicts)) if any(verdicts) else "none",
                 "smallest delta": float(deltas.min()),
                 "largest delta": float(deltas.max()),
                 "sd over seeds / sd over draws": float(spread.median()),
             }
         )
     caption = (
-        "Variation over seeds of the embeddings with a random start. The last column is the standard deviation of a score over seeds, "
-        "relative to that over draws (median over metrics)"
+        "Variation over seeds of embeddings with a random start. The last column is the standard deviation of a score over seeds, "
+        "divided by the standard deviation over draws (median over metrics)"
     )
     return [Table.of("seeds", caption, records)]

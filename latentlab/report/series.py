@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from latentlab.report.components import draws_of, location
-from latentlab.report.figure import COLORS, GREY, HEAVY, INK, drawn, feature, shortened
+from latentlab.report.figure import COLORS, GREY, HEAVY, INK, draw_figure, feature, shortened
 from latentlab.report.items import Figure, Item, Table, listed
 from latentlab.report.parts import Parts
 from latentlab.report.source import POINT, Source
@@ -37,18 +37,18 @@ def transitions(source: Source, parts: Parts) -> list[Item]:
     draws = draws_of(source, "transition")
     if draws is None or draws.ndim != 3:
         return []
-    return [_transitions(source, parts, draws), *_stays(source, parts, draws)]
+    return [_transitions(source, parts, draws), *_durations(source, parts, draws)]
 
 
-# -- in time
+# -- over time
 
 
-def _some(source: Source) -> tuple[list[np.ndarray], str]:
-    """Return the sequences that are drawn, and a sentence about the others."""
+def _shown_sequences(source: Source) -> tuple[list[np.ndarray], str]:
+    """Return the sequences that are shown, and a sentence on the selection."""
     every = source.sequences or []
     if len(every) <= MOST_SEQUENCES:
         return every, ""
-    return every[:MOST_SEQUENCES], f" The first {MOST_SEQUENCES} of {len(every)} sequences are drawn."
+    return every[:MOST_SEQUENCES], f" The first {MOST_SEQUENCES} of {len(every)} sequences are shown."
 
 
 def _name(source: Source, of: np.ndarray) -> str:
@@ -57,7 +57,7 @@ def _name(source: Source, of: np.ndarray) -> str:
 
 
 def _clock(source: Source, of: np.ndarray) -> tuple[np.ndarray, list[str] | None]:
-    """Return the coordinates of the steps on the time axis, and their names if times are no numbers."""
+    """Return the coordinates of the steps on the time axis, and their names if times are not numbers."""
     if "time" not in source.observed.coords:
         return np.arange(len(of)), None
     time = source.observed["time"].values[of]
@@ -81,7 +81,7 @@ def _edges(x: np.ndarray) -> np.ndarray:
 
 
 def _ribbon(source: Source, parts: Parts) -> Figure:
-    sequences, some = _some(source)
+    sequences, selection = _shown_sequences(source)
     n_drawn = min(len(source.features), MOST_FEATURES, max(1, MOST_PANELS // len(sequences)))
     x, found = source.observed.values, location(source)
     levels = (
@@ -122,25 +122,26 @@ def _ribbon(source: Source, parts: Parts) -> Figure:
             band.set_xlim(edges[0], edges[-1])
             band.set_ylim(0, 1)
             band.set_yticks([])
-            band.set_ylabel("P", rotation=0, ha="right", va="center")
+            band.set_ylabel("probability", fontsize=8, rotation=0, ha="right", va="center")
             _ticks(band, names)
         grid[-1].set_xlabel("time" if "time" in source.observed.coords else "step")
         canvas.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper", markerscale=2)
 
-    line = "" if levels is None else f" The black line is the level of the feature in the {parts.dim} of the point estimate."
-    few = "" if n_drawn == len(source.features) else f" The first {n_drawn} of {len(source.features)} features are drawn."
+    state = f"the {parts.dim} of the point estimate"
+    line = "" if levels is None else f" The black line is the posterior mean of the feature's level in {state}."
+    few = "" if n_drawn == len(source.features) else f" The first {n_drawn} of {len(source.features)} features are shown."
     caption = (
         f"Data and {parts.dim}s over time. The upper panels show the data, with the colour and shape of the {parts.dim} in the point "
-        f"estimate.{line} The ribbon below shows the posterior probability of each {parts.dim} at each step. Several colours at a step "
-        f"indicate an uncertain {parts.dim}.{some}{few}"
+        f"estimate.{line} The lowest panel shows the posterior probability of each {parts.dim} at each step. Several colours at a step "
+        f"mean that the {parts.dim} is uncertain.{selection}{few}"
     )
     alt = f"Series of {len(source.units)} steps with the probabilities of {len(parts.kept)} {parts.dim}s."
     height = sum(heights) * (1.05 if n_drawn > 1 or len(sequences) > 1 else 1.7) + 0.9
-    return drawn("course", caption, alt, (10, height), draw)
+    return draw_figure("course", caption, alt, (10, height), draw)
 
 
 def _course(source: Source) -> Figure:
-    sequences, some = _some(source)
+    sequences, selection = _shown_sequences(source)
     z = source.positions.values.reshape(-1, *source.positions.shape[2:])
     q = min(z.shape[2], MOST_AXES)
     low, high = np.quantile(z[..., :q], ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
@@ -160,16 +161,16 @@ def _course(source: Source) -> Figure:
         grid[-1].set_xlabel("time" if "time" in source.observed.coords else "step")
         canvas.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper")
 
-    few = "" if q == z.shape[2] else f" The first {q} of {z.shape[2]} axes are drawn."
+    few = "" if q == z.shape[2] else f" The first {q} of {z.shape[2]} axes are shown."
     caption = (
         f"Positions over time: posterior mean of each latent axis with its pointwise {LEVEL:.0%} credible band. "
-        f"Interpret only quantities that are invariant under the model's symmetry.{some}{few}"
+        f"Interpret only quantities that are invariant under the model's symmetry.{selection}{few}"
     )
     alt = f"Lines of {q} latent axes over {len(source.units)} steps."
-    return drawn("course", caption, alt, (10, 0.8 + (2.0 if len(sequences) > 1 else 2.8) * len(sequences)), draw)
+    return draw_figure("course", caption, alt, (10, 0.8 + (2.0 if len(sequences) > 1 else 2.8) * len(sequences)), draw)
 
 
-# -- how states follow each other
+# -- transitions
 
 
 def _transitions(source: Source, parts: Parts, draws: np.ndarray) -> Figure:
@@ -182,26 +183,26 @@ def _transitions(source: Source, parts: Parts, draws: np.ndarray) -> Figure:
         drawing = axes.imshow(mean, cmap="Blues", vmin=0, vmax=1)
         if len(kept) <= MOST_NUMBERED:
             for i, j in np.ndindex(mean.shape):
-                between = "" if source.kind == POINT else f"\n{low[i, j]:.2f}–{high[i, j]:.2f}"
+                interval = "" if source.kind == POINT else f"\n{low[i, j]:.2f}–{high[i, j]:.2f}"
                 color = "white" if mean[i, j] > 0.55 else INK
-                axes.text(j, i, f"{mean[i, j]:.2f}{between}", ha="center", va="center", fontsize=8, color=color)
+                axes.text(j, i, f"{mean[i, j]:.2f}{interval}", ha="center", va="center", fontsize=8, color=color)
         axes.set_xticks(np.arange(len(kept)), kept)
         axes.set_yticks(np.arange(len(kept)), kept)
         axes.set_xlabel(f"to {parts.dim}")
         axes.set_ylabel(f"from {parts.dim}")
         canvas.colorbar(drawing, ax=axes, label="probability", shrink=0.8)
 
-    how = "at the point estimate" if source.kind == POINT else "posterior mean and 90 % credible interval"
-    caption = f"Transition probabilities between {parts.dim}s from one step to the next: {how}."
+    estimate = "at the point estimate" if source.kind == POINT else "posterior mean and 90% credible interval"
+    caption = f"Transition probabilities between {parts.dim}s from one step to the next: {estimate}."
     side = min(7.0, 1.6 + 0.85 * len(kept))
-    alt = "Heat map of transition probabilities; staying: " + listed([f"{k} {mean[i, i]:.2f}" for i, k in enumerate(kept)], 12)
-    return drawn("transitions", caption, alt, (side + 1.4, side), draw)
+    alt = "Heat map of transition probabilities; diagonal: " + listed([f"{k} {mean[i, i]:.2f}" for i, k in enumerate(kept)], 12)
+    return draw_figure("transitions", caption, alt, (side + 1.4, side), draw)
 
 
-def _stays(source: Source, parts: Parts, draws: np.ndarray) -> list[Item]:
+def _durations(source: Source, parts: Parts, draws: np.ndarray) -> list[Item]:
     first = draws_of(source, "initial")
     fixed = first is None or not np.ptp(first, axis=0).any()
-    told = first is not None and (not fixed or source.kind == POINT)
+    has_initial = first is not None and (not fixed or source.kind == POINT)
     records, moves = [], []
     for k in parts.kept:
         with np.errstate(divide="ignore"):
@@ -210,7 +211,7 @@ def _stays(source: Source, parts: Parts, draws: np.ndarray) -> list[Item]:
         if source.kind != POINT:
             low, high = np.quantile(stay, (0.05, 0.95), method="nearest")
             record |= {"q05": float(low), "q95": float(high)}
-        if told and first is not None:
+        if has_initial and first is not None:
             record["initial, mean"] = float(first[:, k].mean())
             if not fixed:
                 low, high = np.quantile(first[:, k], (0.05, 0.95))
@@ -222,10 +223,10 @@ def _stays(source: Source, parts: Parts, draws: np.ndarray) -> list[Item]:
                 low, high = np.quantile(draws[:, k, m], (0.05, 0.95))
                 move |= {"q05": float(low), "q95": float(high)}
             moves.append(move)
-    caption = f"Expected duration of each {parts.dim} in steps, 1 / (1 - probability of staying)"
-    caption += ", with 90 % credible intervals" if source.kind != POINT else ""
-    caption += ". The initial probability is that of the first step of a sequence" if told else ""
+    caption = f"Expected duration of each {parts.dim} in steps, 1 / (1 − probability of remaining in it)"
+    caption += ", with 90% credible intervals" if source.kind != POINT else ""
+    caption += ". The initial probability is that of the first step of a sequence" if has_initial else ""
     return [
-        Table.of("stays", caption, records),
+        Table.of("durations", caption, records),
         Table.of("transitions", "Transition probabilities", moves, folded=True),
     ]

@@ -1,4 +1,4 @@
-"""Contents of a run for its page: the files, and the model of the config."""
+"""Contents of a run that its page uses: the files, and the model of the config."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from latentlab.errors import ConfigError, LatentLabError
 from latentlab.files import sha256
 from latentlab.models.base import LatentModel
 from latentlab.registry import MODELS, plugins
-from latentlab.report.older import reloaded
+from latentlab.report.reload import reloaded
 from latentlab.report.rows import Row, matched
 from latentlab.results.tree import kinds
 from latentlab.store.read import Run
@@ -52,7 +52,7 @@ class Source:
         return self.kinds[0] if self.chosen is None else self.chosen
 
     def of(self, kind: str) -> "Source":
-        """Returns the source of the same run for a kind of units, the same one at each call."""
+        """Return the source of the same run for a kind of units, the same one at each call."""
         return self if kind == self.unit else self._others.setdefault(kind, Source(self.run, kind))
 
     @cached_property
@@ -141,7 +141,7 @@ class Source:
             return self.model.kinds[self.unit].site
         sites = [str(name) for name, array in self.tree["latents"].data_vars.items() if self.unit in array.dims]
         if not sites:
-            raise ConfigError(f"{self.run.path}: posterior.nc has no positions: no aligned site has the dim {self.unit!r}.")
+            raise ConfigError(f"{self.run.path}: posterior.nc contains no positions: no aligned site has the dim {self.unit!r}.")
         return sites[0]
 
     # -- positions
@@ -184,7 +184,7 @@ class Source:
         return self.tree["latents"][self.site].dtype.kind in "iub"
 
     @property
-    def called(self) -> str:
+    def position_noun(self) -> str:
         """Name of the positions in texts: `positions` or `labels`."""
         return "labels" if self.is_discrete else "positions"
 
@@ -243,7 +243,7 @@ class Source:
 
     @cached_property
     def fitted(self) -> Dataset:
-        """Fitted data set; without labels and truth if `data_problem` says so."""
+        """Fitted data set; without labels and truth if there is a `data_problem`."""
         if self._data is not None:
             return self._data
         x = self.observed
@@ -261,7 +261,7 @@ class Source:
 
     @cached_property
     def raw(self) -> Dataset | None:
-        """Fitted data set in raw values, with labels and truth; None if `data_problem` says so."""
+        """Fitted data set in raw values, with labels and truth; None if there is a `data_problem`."""
         return None if self._data is None else self._data.raw()
 
     @cached_property
@@ -277,7 +277,7 @@ class Source:
         if self.raw is not None:
             return ""
         return (
-            "The run has no data.nc, and its data could not be loaded again or were changed. Labels, raw values and true values of "
+            "The run has no data.nc, and its data set could not be loaded or has changed. Labels, raw values and true values of "
             "missing entries are therefore not shown."
         )
 
@@ -303,14 +303,14 @@ class Source:
         found = []
         data = self.comparison
         columns = (data[c].values.astype(str).tolist() for c in ("embedding", "name", "seed", "map"))
-        for label, name, seed, way in zip(*columns, strict=True):
+        for label, name, seed, map_name in zip(*columns, strict=True):
             values = self._values(name, seed)
             claim = self.claim(name)
-            if way == "mapped":
+            if map_name == "mapped":
                 if claim is None or claim.map is None:
                     continue
                 values = claim.map(values, self.fitted)
-            found.append(Row(label, name, seed, way, values, self.titles[label]))
+            found.append(Row(label, name, seed, map_name, values, self.titles[label]))
         return found
 
     @cached_property
@@ -328,12 +328,14 @@ class Source:
 
     @cached_property
     def unjudged(self) -> list[str]:
-        """Embeddings without a verdict, once for all seeds: if the positions are labels, those that are no clusterings."""
+        """Embeddings without a verdict, once for all seeds: if the positions are labels, those that are not clusterings."""
         data = self.comparison
         names = zip(
             data["name"].values.astype(str).tolist(), data["map"].values.astype(str).tolist(), self._has_verdict, strict=True
         )
-        return list(dict.fromkeys(f"{name}{' (mapped)' if way == 'mapped' else ''}" for name, way, has in names if not has))
+        return list(
+            dict.fromkeys(f"{name}{' (mapped)' if map_name == 'mapped' else ''}" for name, map_name, has in names if not has)
+        )
 
     @property
     def _has_verdict(self) -> np.ndarray:
@@ -351,11 +353,11 @@ class Source:
         found: dict[str, str] = {}
         seeds: dict[str, list[str]] = {}
         columns = (data[c].values.astype(str).tolist() for c in ("embedding", "name", "seed", "map"))
-        for label, name, seed, way in zip(*columns, strict=True):
+        for label, name, seed, map_name in zip(*columns, strict=True):
             known = seeds.setdefault(name, [])
             known += [] if seed in known else [seed]
             run = f", seed {known.index(seed) + 1}" if seed else ""
-            found[label] = f"{name}{run}{' (mapped)' if way == 'mapped' else ''}"
+            found[label] = f"{name}{run}{' (mapped)' if map_name == 'mapped' else ''}"
         return found
 
     def _values(self, name: str, seed: str) -> np.ndarray:
@@ -378,10 +380,10 @@ class Source:
         The map is affine if there are more columns, or if the symmetry includes linear maps. Positions are unchanged if the model
         has no symmetry.
         """
-        way = "affine" if values.shape[1] > self.mean.shape[1] or "linear" in self.ignored else "similarity"
-        if way == "similarity" and self.ignored == "nothing":
+        alignment = "affine" if values.shape[1] > self.mean.shape[1] or "linear" in self.ignored else "similarity"
+        if alignment == "similarity" and self.ignored == "nothing":
             return np.asarray(aligner("fixed", self.mean)(values))
-        return np.asarray(aligner(way, self.mean)(values)) + self.mean.mean(axis=0)
+        return np.asarray(aligner(alignment, self.mean)(values)) + self.mean.mean(axis=0)
 
     @property
     def ignored(self) -> str:

@@ -5,22 +5,22 @@ from typing import Any
 
 import numpy as np
 
-from latentlab.report import asked, inference
+from latentlab.report import inference, overview
 from latentlab.report.items import Item, Section, Table, Text, count, listed, shown
 from latentlab.report.rows import ALIGNMENTS
 from latentlab.report.source import POINT, Source
 
 MEANING = {
-    "summary-like": "an estimate of the positions, like their posterior mean",
-    "draw-like": "as typical as a posterior draw",
-    "distinct, near": "nearer to the posterior mean than a typical draw, but with an error that no draw has",
+    "summary-like": "nearer to the posterior mean than draws are, like a point estimate",
+    "draw-like": "as far from the posterior mean as a typical draw",
+    "distinct, near": "nearer to the posterior mean than a typical draw, but with an error outside the range of the draws",
     "distinct": "not an estimate of these positions",
     "undetermined": "no verdict is possible",
 }
 OF_LABELS = {
-    "summary-like": "an estimate of the labels, like their point estimate",
-    "draw-like": "as typical as a posterior draw",
-    "distinct, near": "nearer to the centre than a typical draw, but with an error that no draw has",
+    "summary-like": "nearer to the centre than draws are, like a point estimate",
+    "draw-like": "as far from the centre as a typical draw",
+    "distinct, near": "nearer to the centre than a typical draw, but with an error outside the range of the draws",
     "distinct": "not an estimate of these labels",
     "undetermined": "no verdict is possible",
 }
@@ -32,12 +32,12 @@ def section(source: Source) -> Section:
     model = source.config["model"]
     sizes = {"n_latent": "latent dimension", "n_components": "component", "n_states": "state"}
     latent = next((f" with {count(int(model[key]), noun)}" for key, noun in sizes.items() if key in model), "")
-    lines = [asked.data_sentence(source), f"The model is {model['name']}{latent}. {asked.method_sentence(source)}"]
+    lines = [overview.data_sentence(source), f"The model is {model['name']}{latent}. {overview.method_sentence(source)}"]
     items: list[Item] = [Text((*lines, inference.sentence(source)))]
     if source.kind == POINT:
         items.append(
             Text(
-                ("The parameters are a point estimate. Intervals are too narrow, and the verdict “distinct” is too frequent.",),
+                ("The parameters are point estimates. Intervals are too narrow, and the verdict “distinct” is too frequent.",),
                 "caution",
             )
         )
@@ -46,15 +46,15 @@ def section(source: Source) -> Section:
         items.append(Text(("No embedding was compared.",)))
     for of in compared:
         several = len(source.kinds) > 1
-        items += [Text((f"The {of.unit}s:",))] if several else []
-        items.append(Text(tuple(_answer(of)), "list"))
-        name, whose = (f"verdicts-{of.unit}", f" of the {of.unit}s") if several else ("verdicts", "")
-        items += [Table.of(name, f"Verdict and delta of each embedding{whose}", _glance(of))] if of.judged else []
+        items += [Text((f"Verdicts on the {of.unit}s:",))] if several else []
+        items.append(Text(tuple(_verdict_lines(of)), "list"))
+        name, suffix = (f"verdicts-{of.unit}", f" of the {of.unit}s") if several else ("verdicts", "")
+        items += [Table.of(name, f"Verdict and delta of each embedding{suffix}", _verdict_rows(of))] if of.judged else []
     return Section("summary", "Summary", tuple(items))
 
 
 def every_verdict(source: Source) -> list[dict[str, Any]]:
-    """Returns the verdict records of all kinds of units; each has its kind if there are several."""
+    """Return the verdict records of all kinds of units; each has its kind if there are several."""
     every = [of for of in map(source.of, source.kinds) if of.compared]
     if len(source.kinds) == 1:
         return [record for of in every for record in verdict_records(of)]
@@ -66,8 +66,8 @@ def verdict_records(source: Source) -> list[dict[str, Any]]:
     data = source.comparison
     pairs = dict.fromkeys(zip(data["name"].values.astype(str).tolist(), data["map"].values.astype(str).tolist(), strict=True))
     records = []
-    for name, way in pairs:
-        chosen = np.flatnonzero((data["name"].values == name) & (data["map"].values == way))
+    for name, map_name in pairs:
+        chosen = np.flatnonzero((data["name"].values == name) & (data["map"].values == map_name))
         for alignment in data["alignment"].values.astype(str).tolist():
             of = data.sel(alignment=alignment).isel(embedding=chosen)
             words, deltas = of["verdict"].values.astype(str).tolist(), of["delta"].values
@@ -75,7 +75,7 @@ def verdict_records(source: Source) -> list[dict[str, Any]]:
                 continue  # this alignment does not apply
             records.append(
                 {
-                    "embedding": name if way == "raw" else f"{name} (mapped)",
+                    "embedding": name if map_name == "raw" else f"{name} (mapped)",
                     "alignment": alignment,
                     "verdict": words[0] if len(set(words)) == 1 else " / ".join(dict.fromkeys(words)),
                     "delta": [float(deltas.min()), float(deltas.max())],
@@ -86,7 +86,7 @@ def verdict_records(source: Source) -> list[dict[str, Any]]:
     return records
 
 
-def _answer(source: Source) -> list[str]:
+def _verdict_lines(source: Source) -> list[str]:
     lines, remark = [], f"; {source.unconverged}" if source.unconverged else ""
     for alignment in source.comparison["alignment"].values.astype(str).tolist():
         by: dict[str, list[str]] = {}
@@ -102,12 +102,12 @@ def _answer(source: Source) -> list[str]:
                 reasons = [record["sentence"] for record in verdict_records(source) if record["alignment"] == alignment]
                 meaning = next(filter(None, map(_reason, reasons)), meaning)
             lines.append(
-                f"{_up_to(alignment)}: {listed(names, 20)} {'is' if len(names) == 1 else 'are'} {word} ({meaning}{remark})."
+                f"{_invariance(alignment)}: {listed(names, 20)} {'is' if len(names) == 1 else 'are'} {word} ({meaning}{remark})."
             )
     if source.is_discrete and source.unjudged:
         n = len(source.unjudged)
-        what = "is not a clustering; it has" if n == 1 else "are not clusterings; they have"
-        lines.append(f"{listed(source.unjudged, 20)} {what} scores but no verdict.")
+        predicate = "is not a clustering: it has" if n == 1 else "are not clusterings: they have"
+        lines.append(f"{listed(source.unjudged, 20)} {predicate} scores but no verdict.")
     if not source.judged:
         return lines
     return [
@@ -118,8 +118,8 @@ def _answer(source: Source) -> list[str]:
 
 def _reason(sentence: str) -> str:
     """Extract from its sentence the reason why a verdict is undetermined; empty for other verdicts."""
-    found = re.match(r"Nothing can be said: (.*) \(delta", sentence)
-    return found.group(1) if found else ""
+    match = re.match(r"(?:The verdict is undetermined|Nothing can be said): (.*) \(delta", sentence)
+    return match.group(1) if match else ""
 
 
 def _range(delta: list[float]) -> str:
@@ -127,27 +127,27 @@ def _range(delta: list[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _up_to(alignment: str) -> str:
+def _invariance(alignment: str) -> str:
     """Transformations that a verdict ignores, with the name of the alignment in tables."""
     if alignment in ("labels", "fixed"):
-        return "Partition" if alignment == "labels" else "Without transformation (fixed)"
+        return "Up to relabelling" if alignment == "labels" else "Without transformation (fixed)"
     return f"Up to {'an ' * (alignment == 'affine')}{ALIGNMENTS[alignment]} ({alignment})"
 
 
-def _way(alignment: str) -> str:
+def _suffix(alignment: str) -> str:
     return "" if alignment == "labels" else f", {alignment}"
 
 
-def _glance(source: Source) -> list[dict[str, Any]]:
+def _verdict_rows(source: Source) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     ways = source.comparison["alignment"].values.astype(str).tolist()
-    empty = {f"{what}{_way(way)}": "" for way in ways for what in ("verdict", "delta")}
+    empty = {f"{what}{_suffix(way)}": "" for way in ways for what in ("verdict", "delta")}
     for record in verdict_records(source):
         seeds = f", {record['n_seeds']} seeds" if record["n_seeds"] > 1 else ""
         row = rows.setdefault(record["embedding"], {"embedding": record["embedding"] + seeds, **empty})
         row |= {
-            f"verdict{_way(record['alignment'])}": record["verdict"],
-            f"delta{_way(record['alignment'])}": _range(record["delta"]),
+            f"verdict{_suffix(record['alignment'])}": record["verdict"],
+            f"delta{_suffix(record['alignment'])}": _range(record["delta"]),
         }
     remark = {"remark": source.unconverged} if source.unconverged else {}
     return [row | remark for row in rows.values()]

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from latentlab.report.figure import HEAVY, Classes, drawn, panels, shortened
+from latentlab.report.figure import HEAVY, Classes, draw_figure, panels, shortened
 from latentlab.report.items import Figure, Item, Section, Table, Text, listed, shown
-from latentlab.report.scores import nothing
+from latentlab.report.scores import no_comparison
 from latentlab.report.source import Source
 
 TOP = 10
@@ -19,16 +19,16 @@ def section(source: Source) -> Section:
     """Build the section: units by disagreement, with their raw values if there are few features."""
     title = "Units with the largest disagreement"
     if not source.compared:
-        return Section("units", title, (Text((nothing(source),)),))
+        return Section("units", title, (Text((no_comparison(source),)),))
     if not source.judged:
-        said = "No clustering was compared. Units can be compared with labels by clusters only."
-        return Section("units", title, (Text((said,)),))
+        text = "No clustering was compared. The disagreement of units is defined for clusterings only."
+        return Section("units", title, (Text((text,)),))
     items: list[Item] = [Text((_overall(source),)), _top(source), *_raw(source), _by_embedding(source), _scatter(source)]
     items.append(_uncertainty(source))
     return Section("units", title, tuple(items))
 
 
-def _what(source: Source) -> str:
+def _noun(source: Source) -> str:
     return "clustering" if source.is_discrete else "embedding"
 
 
@@ -56,8 +56,8 @@ def _overall(source: Source) -> str:
     if source.is_discrete:
         return (
             "The disagreement of a unit is the share of other units whose co-assignment with it differs between the clustering and a draw. "
-            "It is relative to the same share between a draw and the other draws. It is about 1 for a draw, and 0 if the posterior is certain "
-            f"and the clustering agrees. The units with the largest disagreement over all clusterings are {listed(names)}."
+            "It is divided by the same share between a draw and the other draws. It is about 1 for a draw, and 0 if the posterior is certain "
+            f"and the clustering agrees with it. The units with the largest disagreement over all clusterings are {listed(names)}."
         )
     return (
         "The disagreement of a unit is the Mahalanobis distance of its aligned position from the posterior mean, per dimension. It is 0 at "
@@ -78,8 +78,8 @@ def _top(source: Source) -> Table:
             record[row.title] = float(data["mahalanobis"].sel(embedding=row.label).values[i])
         records.append(record)
     caption = (
-        f"The {len(records)} units with the largest disagreement over all {_what(source)}s, with their disagreement by {_what(source)}. A "
-        "mean rank of 1 is the largest disagreement"
+        f"The {len(records)} units with the largest disagreement over all {_noun(source)}s, with their disagreement by {_noun(source)}. A "
+        "mean rank of 1 means the largest disagreement in all of them"
     )
     return Table.of("worst-units", caption, records)
 
@@ -89,11 +89,11 @@ def _raw(source: Source) -> list[Item]:
         return []
     raw = source.raw
     values = source.observed.values
-    what = "in the scale of the fit"
+    scale = "in the scale of the fit"
     if raw is not None and set(source.features) <= set(raw.features.astype(str)):
-        values, what = raw.x[:, [raw.features.astype(str).tolist().index(f) for f in source.features]], "in raw values"
+        values, scale = raw.x[:, [raw.features.astype(str).tolist().index(f) for f in source.features]], "in raw values"
     records = [{"unit": source.units[i]} | dict(zip(source.features, values[i].tolist(), strict=True)) for i in _order(source)]
-    return [Table.of("worst-units-values", f"Data of these units ({what})", records, folded=True)]
+    return [Table.of("worst-units-values", f"Data of these units, {scale}", records, folded=True)]
 
 
 def _by_embedding(source: Source) -> Table:
@@ -113,12 +113,12 @@ def _by_embedding(source: Source) -> Table:
                     _spread(source): float(data["spread"].values[i]),
                 }
             )
-    caption = "The five units with the largest disagreement of each embedding. Lost neighbours are the share of a unit's nearest neighbours in "
-    caption += "a draw that are not its nearest neighbours in the embedding"
+    caption = "The five units with the largest disagreement, by embedding. “Lost neighbours” is the share of a unit's nearest neighbours in "
+    caption += "a draw that are not among its nearest neighbours in the embedding"
     if source.is_discrete:
         caption = (
-            "The five units with the largest disagreement of each clustering. Lost companions are the share of the units in "
-            "the same cluster in a draw that are in another cluster of the clustering"
+            "The five units with the largest disagreement, by clustering. “Lost companions” is, of the units in the same cluster in a "
+            "draw, the share that the clustering places in another cluster"
         )
     caption += ". “Lost between draws” is the same share between two draws"
     return Table.of("units-by-embedding", caption, records, folded=True)
@@ -147,13 +147,19 @@ def _scatter(source: Source) -> Figure:
     caption = (
         "Disagreement of each unit against its posterior uncertainty, by clustering. The disagreement is the share of other units whose "
         "co-assignment differs between the clustering and a draw; the uncertainty is the same share between draws. The rank correlation is ρ. "
-        "If ρ is large, the clustering differs most for the units with a large posterior uncertainty."
+        "If ρ is large, units with a large posterior uncertainty disagree most."
         if source.is_discrete
         else "Distance of each unit from the posterior mean against its posterior standard deviation, by embedding. The rank correlation is "
-        "ρ. If ρ is large, the embedding differs most for the units with a large posterior uncertainty."
+        "ρ. If ρ is large, units with a large posterior uncertainty are farthest from the posterior mean."
     )
     height = 0.5 + 2.3 * -(-len(rows) // 4)
-    return drawn("disagreement", caption, f"Scatters of distance against spread for {len(rows)} arrays.", (10, height), draw)
+    return draw_figure(
+        "disagreement",
+        caption,
+        f"Scatter plots of distance against posterior spread for {len(rows)} embeddings.",
+        (10, height),
+        draw,
+    )
 
 
 def _uncertainty(source: Source) -> Table:
@@ -163,10 +169,10 @@ def _uncertainty(source: Source) -> Table:
         of = data.sel(embedding=row.label)
         value, p = float(of["uncertainty_correlation"]), float(of["uncertainty_correlation_p"])
         word = "yes" if p < CORRELATED and value > 0 else "no evidence"
-        records.append({"embedding": row.title, "larger uncertainty": word, "rank correlation": value, "p": p})
-    own = shown(float(data["own_lost_neighbors"].mean()))
+        records.append({"embedding": row.title, "larger for uncertain units": word, "rank correlation": value, "p": p})
+    between_draws = shown(float(data["own_lost_neighbors"].mean()))
     caption = (
-        f"Rank correlation of disagreement and posterior uncertainty over units, by {_what(source)}. The p-values are one-sided, for "
-        f"exchangeable units. Between two posterior draws, the mean share of lost {_others(source)} is {own}"
+        f"Rank correlation of disagreement and posterior uncertainty over units, by {_noun(source)}. The p-values are one-sided and assume "
+        f"exchangeable units. Between two posterior draws, the mean share of lost {_others(source)} is {between_draws}"
     )
     return Table.of("uncertainty", caption, records)

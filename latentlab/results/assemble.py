@@ -36,16 +36,16 @@ MOST_NUMBERS = 2**24
 
 
 def outline(problem: Problem, dataset: Dataset) -> xr.DataTree:
-    """Builds a result with one placeholder draw, so that names and coordinates that cannot be stored fail before the fit.
+    """Builds a result with one placeholder draw, to detect names and coordinates that cannot be stored before the fit.
 
     Raises:
-        ModelError: A result cannot have a coordinate or a name; the message names it.
+        ModelError: A coordinate or a name cannot be stored; the message names it.
     """
     density = problem.density
     sites = density.constrain(torch.zeros(density.size, dtype=torch.float64))
     return build(
-        {"posterior": {name: value[None, None].numpy() for name, value in sites.items()}, **_given(density, dataset)},
-        dims={**density.observed, **{name: tuple(own) for name, own in problem.model.dims.items()}, **dataset.dims},
+        {"posterior": {name: value[None, None].numpy() for name, value in sites.items()}, **_data_groups(density, dataset)},
+        dims={**density.observed, **{name: tuple(dims) for name, dims in problem.model.dims.items()}, **dataset.dims},
         coords=_coords(dataset),
         along=_along(dataset),
     )
@@ -63,8 +63,8 @@ def _along(dataset: Dataset) -> dict[str, dict[str, np.ndarray]]:
     return {dataset.points: {**dataset.point_names(), **{n: v for n, v in dataset.coords.items() if n not in dims}}}
 
 
-def _given(density: Density, dataset: Dataset) -> dict[str, dict[str, np.ndarray]]:
-    """Groups `observed_data` and `constant_data`, with the observed sites that are no arrays of the dataset."""
+def _data_groups(density: Density, dataset: Dataset) -> dict[str, dict[str, np.ndarray]]:
+    """Groups `observed_data` and `constant_data`, including observed sites that are not arrays of the dataset."""
     return {
         "observed_data": {
             dataset.observed: dataset.x,
@@ -79,18 +79,18 @@ def draw_positions(
     arrays: Any,
     values: Mapping[str, np.ndarray],
     parameters: Mapping[str, np.ndarray] = NOTHING,
-    lead: tuple[int, ...] = (1, 1),
+    shape: tuple[int, ...] = (1, 1),
     *,
     equal: bool = False,
 ) -> np.ndarray:
     """Draws all positions from their conditional, once for each draw of the other sites: `(chain, draw, unit, ...)`.
 
-    Without other sites, or if their draws are all `equal`, `lead` gives the numbers of chains and draws.
+    Without other sites, or if their draws are all `equal`, `shape` gives the numbers of chains and draws.
     """
     fixed = parameter_tensors(parameters)
     if equal or not values:
         fixed |= parameter_tensors({name: array[0, 0] for name, array in values.items()})
-        n_chains, n_draws = lead
+        n_chains, n_draws = shape
         with torch.no_grad():
             conditional = model.latents(arrays, **fixed)
             blocks = [min(AT_ONCE, n_draws - begin) for begin in range(0, n_draws, AT_ONCE)]
@@ -99,7 +99,7 @@ def draw_positions(
     def one(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return model.latents(arrays, **fixed, **sites).sample()
 
-    return lifted(one, values)
+    return per_draw(one, values)
 
 
 def thinned_sites(sites: Mapping[str, np.ndarray], n_draws: int) -> dict[str, np.ndarray]:
@@ -115,12 +115,12 @@ def assemble(  # long: builds each group of the result in turn
     values = dict(draws.values)
     if density.deterministic:
         names = [s.name for s in density.sites]
-        values.update(lifted(density.deterministics, globals(values, names), equal=point))
+        values.update(per_draw(density.deterministics, select(values, names), equal=point))
     if site not in values or (point and "latents" in model.offers):
-        given = {name: array for name, array in values.items() if name != site}
-        values[site] = draw_positions(model, problem.arrays, given, draws.parameters, (1, method.n_draws), equal=point)
-    for kind, found in (("site", values), ("parameter", draws.parameters)):
-        for name, array in found.items():
+        others = {name: array for name, array in values.items() if name != site}
+        values[site] = draw_positions(model, problem.arrays, others, draws.parameters, (1, method.n_draws), equal=point)
+    for kind, group in (("site", values), ("parameter", draws.parameters)):
+        for name, array in group.items():
             if not np.isfinite(array).all():
                 raise InferenceError(
                     f"{kind} {name!r}: {int((~np.isfinite(array)).sum())} of {array.size} values are not finite."
@@ -137,10 +137,10 @@ def assemble(  # long: builds each group of the result in turn
         "log_weights": {"log_weight": log_weights(density, values[site])} if encodes and method.kind == "vi" else {},
         "parameters": dict(draws.parameters),
         "leave_one_out": _left_out(model, problem.arrays, values, equal=point),
-        "log_prior": lifted(density.log_prior, globals(values, [s.name for s in density.sites]), equal=point),
+        "log_prior": per_draw(density.log_prior, select(values, [s.name for s in density.sites]), equal=point),
         "sample_stats": dict(draws.stats),
         **_predictives(density, values),
-        **_given(density, dataset),
+        **_data_groups(density, dataset),
         "optimization": dict(draws.optimization),
         "restarts": dict(draws.restarts),
     }
@@ -171,7 +171,7 @@ def assemble(  # long: builds each group of the result in turn
         {name: group for name, group in groups.items() if group},
         dims={
             **density.observed,
-            **{name: tuple(own) for name, own in {**model.dims, **model.parameters}.items()},
+            **{name: tuple(dims) for name, dims in {**model.dims, **model.parameters}.items()},
             **dataset.dims,
             **dict.fromkeys(("log_likelihood", "log_weight"), (dataset.points,)),
             LEFT_OUT: ("left_out",) if several else (dataset.points,),
@@ -184,16 +184,16 @@ def assemble(  # long: builds each group of the result in turn
 
 def _pointwise(likelihood: Density, values: Mapping[str, np.ndarray], *, equal: bool) -> dict[str, np.ndarray]:
     """Pointwise log likelihood under the density `likelihood`, `(chain, draw, point)`."""
-    own, lead = globals(values, [s.name for s in likelihood.sites]), next(iter(values.values())).shape[:2]
-    return {"log_likelihood": lifted(likelihood.log_likelihood, own, lead, equal=equal)}
+    sites, shape = select(values, [s.name for s in likelihood.sites]), next(iter(values.values())).shape[:2]
+    return {"log_likelihood": per_draw(likelihood.log_likelihood, sites, shape, equal=equal)}
 
 
 def _left_out(model: LatentModel, arrays: Any, values: Mapping[str, np.ndarray], *, equal: bool) -> dict[str, np.ndarray]:
     """log p(unit or sequence | all others, draw); empty unless units depend on each other given the sites."""
     if "leave_one_out" not in model.offers:
         return {}
-    given = {name: array for name, array in values.items() if name != model.position.site}
-    return {LEFT_OUT: lifted(lambda sites: model.leave_one_out(arrays, **sites), given, equal=equal)}
+    others = {name: array for name, array in values.items() if name != model.position.site}
+    return {LEFT_OUT: per_draw(lambda sites: model.leave_one_out(arrays, **sites), others, equal=equal)}
 
 
 def _sequence_names(dataset: Dataset) -> np.ndarray:
@@ -202,65 +202,65 @@ def _sequence_names(dataset: Dataset) -> np.ndarray:
 
 
 def _predictives(density: Density, values: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Draws from the prior predictive, and from the posterior predictive of the same units at their drawn positions.
+    """Draws from the prior predictive, and from the posterior predictive of the same units given their positions.
 
     Positions that the program marginalises are passed to `LatentModel.replicated`; without it, new positions are drawn.
     """
     model, names = density.model, [s.name for s in density.sites]
-    keeps = model.position.site not in names and model.position.site in values and "replicated" in model.offers
-    some = thinned_sites(values if keeps else globals(values, names), N_PREDICTIVE)
-    lead = next(iter(some.values())).shape[:2]
+    replicates = model.position.site not in names and model.position.site in values and "replicated" in model.offers
+    thinned_draws = thinned_sites(values if replicates else select(values, names), N_PREDICTIVE)
+    shape = next(iter(thinned_draws.values())).shape[:2]
 
     def replicated(sites: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         with double():
             return dict.fromkeys(density.observed, model.replicated(density.arrays, **density.parameters, **sites))
 
     try:
-        posterior_draws = lifted(replicated if keeps else density.predict, some)
-        prior_rows = [density.predict(density.prior()) for _ in range(lead[0] * lead[1])]
+        posterior_draws = per_draw(replicated if replicates else density.predict, thinned_draws)
+        prior_rows = [density.predict(density.prior()) for _ in range(shape[0] * shape[1])]
     except NotImplementedError as error:
-        warnings.warn(f"no predictive draws: {error}", stacklevel=2)
+        warnings.warn(f"predictive draws are left out: {error}", stacklevel=2)
         return {}
     prior = {
-        n: np.stack([row[n].numpy() for row in prior_rows]).reshape(lead + tuple(prior_rows[0][n].shape)) for n in prior_rows[0]
+        n: np.stack([row[n].numpy() for row in prior_rows]).reshape(shape + tuple(prior_rows[0][n].shape)) for n in prior_rows[0]
     }
     return {"posterior_predictive": posterior_draws, "prior_predictive": prior}
 
 
-def globals(values: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
+def select(values: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
     return {name: values[name] for name in names}
 
 
-def lifted(function: Any, values: Mapping[str, np.ndarray], without: tuple[int, ...] = (1, 1), *, equal: bool = False) -> Any:
+def per_draw(function: Any, values: Mapping[str, np.ndarray], shape: tuple[int, ...] = (1, 1), *, equal: bool = False) -> Any:
     """Evaluates a function of one draw at every `(chain, draw)`.
 
-    Without values the function is constant: its result is repeated over the leading shape `without`.
+    Without values the function is constant, and its result is repeated over the leading dims, of shape `shape`.
     If all draws are `equal`, as at a point estimate, it is evaluated once.
     """
     if not values:
         array = function({}).numpy()
-        return np.broadcast_to(array, (*without, *array.shape)).copy()
-    lead = next(iter(values.values())).shape[:2]
+        return np.broadcast_to(array, (*shape, *array.shape)).copy()
+    shape = next(iter(values.values())).shape[:2]
     flat = {name: array.reshape(-1, *array.shape[2:])[: 1 if equal else None] for name, array in values.items()}
     found = over_draws(function, flat)
 
-    def spread(array: np.ndarray) -> np.ndarray:
-        own = array.shape[1:]
-        return np.broadcast_to(array[0], (*lead, *own)).copy() if equal else array.reshape(*lead, *own)
+    def unflattened(array: np.ndarray) -> np.ndarray:
+        event = array.shape[1:]
+        return np.broadcast_to(array[0], (*shape, *event)).copy() if equal else array.reshape(*shape, *event)
 
-    return {name: spread(array) for name, array in found.items()} if isinstance(found, dict) else spread(found)
+    return {name: unflattened(array) for name, array in found.items()} if isinstance(found, dict) else unflattened(found)
 
 
 def one_orientation(model: LatentModel, method: Method) -> bool:
-    """Whether all draws lie in the same coordinates: sites or parameters are point estimates."""
+    """Whether all draws have the same coordinate system, because sites or parameters are point estimates."""
     return method.kind == "point" or bool(model.parameters)
 
 
 def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool = False) -> Aligned:
     """Aligns draws modulo the model's symmetry, by the position site; labels by their indicators `(unit, label)`.
 
-    At a point estimate all draws get the same group element. Separate elements would move the constant sites with the noise in
-    the positions.
+    At a point estimate, all draws are transformed by the same group element. Separate elements would add the noise of the
+    positions to the constant sites.
     """
     group, site = model.exchanges, model.position.site
     dims = {name: tuple(model.dims[name]) for name in values}
@@ -268,9 +268,9 @@ def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool =
     others = [position.site for position in model.positions[1:] if dims[position.site][1:] == on_dims[1:] == (group.dim,)]
     on = np.concatenate([on, *(values[other] for other in others)], axis=2) if others else on
     if model.is_discrete and not group.is_trivial():
-        few = max(1, MOST_NUMBERS // (on[..., 0].size * model.n_labels()))
-        some = np.unique(np.linspace(0, on.shape[-1] - 1, min(few, on.shape[-1])).astype(int))
-        on, on_dims = indicators(on[..., some], model.n_labels()), (*on_dims, group.dim)
+        n_units = max(1, MOST_NUMBERS // (on[..., 0].size * model.n_labels()))
+        units = np.unique(np.linspace(0, on.shape[-1] - 1, min(n_units, on.shape[-1])).astype(int))
+        on, on_dims = indicators(on[..., units], model.n_labels()), (*on_dims, group.dim)
     if point:
         on = on.mean(axis=(0, 1), keepdims=True)
     found = group.align({site: on}, {site: on_dims}, on=site)
@@ -279,9 +279,9 @@ def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool =
 
 
 def _signed(group: Group, aligned: Aligned, values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]]) -> Aligned:
-    """Makes each axis's largest mean loading positive, if the group contains sign changes and there are loadings."""
-    rows = (name for name, own in dims.items() if len(own) == 2 and own[1] == group.dim and own[0] not in group.units)
-    loadings = next(rows, None)
+    """Makes the largest mean loading of each axis positive, if the group contains sign changes and the model has loadings."""
+    candidates = (name for name, d in dims.items() if len(d) == 2 and d[1] == group.dim and d[0] not in group.units)
+    loadings = next(candidates, None)
     if loadings is None or SignedPermutation(group.dim) not in group or not isinstance(group, Orthogonal | SignedPermutation):
         return aligned
     mean = aligned.values[loadings].mean(axis=(0, 1))

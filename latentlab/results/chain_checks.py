@@ -1,4 +1,4 @@
-"""Checks of MCMC chains: convergence, levels, modes, the sampler."""
+"""Checks of MCMC chains: convergence, mean log density, modes, sampler statistics."""
 
 import math
 import re
@@ -13,7 +13,7 @@ import xarray as xr
 from latentlab.errors import InferenceError
 from latentlab.results.checks import Row, check_row, not_applicable
 from latentlab.results.convergence import ess_bulk, ess_mean, ess_tail, mcse_mean, mcse_sd, nested_rhat, rhat
-from latentlab.results.modes import chain_modes, images, restart_modes, said
+from latentlab.results.modes import chain_modes, describe_modes, images, restart_measure, restart_modes
 from latentlab.results.quantities import entries, identified, is_count, labels_of
 from latentlab.results.tree import arrays
 from latentlab.symmetry.group import Group
@@ -26,7 +26,8 @@ BFMI = 0.3
 LEVEL = 0.001
 """Significance level of the test that all chains have the same mean log density."""
 SATURATED = 0.01
-"""Share of iterations at the maximum tree depth up to which the check warns instead of failing; they cost time, not accuracy."""
+"""Largest share of iterations at the maximum tree depth for a warning; above it the check fails."""
+ONE_CHAIN = "requires at least two chains"
 
 
 def convergence_rows(
@@ -38,8 +39,7 @@ def convergence_rows(
     densities: dict[str, np.ndarray],
 ) -> list[Row]:
     declared = set(filter(None, re.split(r",\s*", str(data.attrs.get("deterministic", "")))))
-    watched = {**values, **densities}
-    stuck = _stuck(watched, declared)
+    stuck = _stuck({**values, **densities}, declared)
     quantities = {} if stuck else identified(values, dims, group, position) | densities
     names, flat = entries(quantities, labels_of(data, dims, group), data["posterior"].sizes)
     counted = [is_count(name, position) for name in names]
@@ -55,47 +55,48 @@ def convergence_rows(
     if n_superchains > 1:  # the plain R-hat of many short chains is large because they are short
         checks.insert(0, ("nested R-hat", nested_rhat(flat, n_superchains), f"< {RHAT:g}", lambda v: v < RHAT, np.argmax))
     rows: list[Row] = []
-    for check, found, threshold, ok, worst in checks:
+    for check, statistic, threshold, ok, worst in checks:
         if check == "R-hat" and n_chains == 1:
-            rows += not_applicable([check], "one chain: nothing to compare it with")
-        elif check == "R-hat" and n_superchains > 1 and len(found):
-            largest = int(np.argmax(np.nan_to_num(found, nan=np.inf)))
-            rows.append((check, f"{names[largest]} (of many short chains)", float(found[largest]), "", "not applicable"))
-        elif not len(found):
-            rows.append(check_row(check, stuck or "nothing moves", math.nan, threshold, ok=False))
+            rows += not_applicable([check], ONE_CHAIN)
+        elif check == "R-hat" and n_superchains > 1 and len(statistic):
+            largest = int(np.argmax(np.nan_to_num(statistic, nan=np.inf)))
+            quantity = f"{names[largest]} (many short chains: see nested R-hat)"
+            rows.append((check, quantity, float(statistic[largest]), "", "not applicable"))
+        elif not len(statistic):
+            rows.append(check_row(check, stuck or "no quantity varies", math.nan, threshold, ok=False))
         else:
-            index = int(worst(found)) if not np.isnan(found).any() else int(np.flatnonzero(np.isnan(found))[0])
-            rows.append(check_row(check, names[index], found[index], threshold, ok=bool(ok(found[index]))))
+            index = int(worst(statistic)) if not np.isnan(statistic).any() else int(np.flatnonzero(np.isnan(statistic))[0])
+            rows.append(check_row(check, names[index], statistic[index], threshold, ok=bool(ok(statistic[index]))))
     return rows
 
 
 def _stuck(values: Mapping[str, np.ndarray], declared: set[str]) -> str:
     """Describes the first site that is not finite, or has an entry that is constant in some chain; empty if there is none.
 
-    Integer sites and those `declared` deterministic are exempt. Entries that are 0, or 1, in all chains are constant by
-    construction (a triangular factor); they do not count unless all entries of the site are constant in a chain.
+    Integer sites and the `declared` deterministic sites are exempt. Entries that are 0 in all chains, or 1 in all chains, are
+    constant by construction (a triangular factor). They do not count, unless all entries of the site are constant in a chain.
     """
     for name, array in values.items():
         if not np.isfinite(array).all():
-            return f"{name} (not finite)"
+            return f"{name} (non-finite draws)"
         flat = array.reshape(*array.shape[:2], -1)
-        still = (flat == flat[:, :1]).all(axis=1)
+        constant = (flat == flat[:, :1]).all(axis=1)
         by_construction = (flat == flat[:1, :1]).all(axis=(0, 1)) & np.isin(flat[0, 0], (0.0, 1.0))
-        chains = still.all(axis=1) | (still & ~by_construction).any(axis=1)
+        chains = constant.all(axis=1) | (constant & ~by_construction).any(axis=1)
         if chains.any() and array.dtype.kind == "f" and name not in declared:
-            return f"{name} (chain {int(chains.argmax())} does not move)"
+            return f"{name} (constant in chain {int(chains.argmax())})"
     return ""
 
 
 def density_draws(data: xr.DataTree, *, lp: bool) -> dict[str, np.ndarray]:
-    found = {name: array for name, array in arrays(data, "sample_stats").items() if name == "lp" and lp}
+    densities = {name: array for name, array in arrays(data, "sample_stats").items() if name == "lp" and lp}
     for name, array in arrays(data, "log_likelihood").items():
-        found[name.replace("_", " ")] = array.reshape(*array.shape[:2], -1).sum(axis=-1)
-    return found
+        densities[name.replace("_", " ")] = array.reshape(*array.shape[:2], -1).sum(axis=-1)
+    return densities
 
 
 def _relative_of_sd(flat: np.ndarray, counted: list[bool]) -> np.ndarray:
-    """MCSE of the sd over the sd; 0 for counts of labels, since the sd of a rare event is of no interest."""
+    """MCSE of the sd relative to the sd; 0 for counts of labels, since the sd of a rare event is not monitored."""
     return np.where(counted, 0.0, _relative(mcse_sd, flat))
 
 
@@ -104,19 +105,19 @@ def _relative(error: Any, flat: np.ndarray) -> np.ndarray:
         return np.asarray(error(flat) / flat.std(axis=(0, 1)))
 
 
-def level_rows(data: xr.DataTree, *, lp: bool) -> list[Row]:
-    check, judged = "equal mean log density", "lp" if lp else "log likelihood"
-    level = density_draws(data, lp=lp).get(judged)
-    if level is None:
-        return not_applicable([check], "no log density was kept")
-    if level.shape[0] == 1:
-        return not_applicable([check], "one chain: nothing to compare it with")
-    p, off = same_level(level), np.abs(np.median(level, axis=1) - np.median(level))
-    which = "" if lp else " of the log likelihood, which is invariant under permutations"
-    return [check_row(check, f"p-value{which}; chain {int(off.argmax())} is farthest off", p, f">= {LEVEL:g}", ok=p >= LEVEL)]
+def mean_density_rows(data: xr.DataTree, *, lp: bool) -> list[Row]:
+    check, name = "equal mean log density", "lp" if lp else "log likelihood"
+    density = density_draws(data, lp=lp).get(name)
+    if density is None:
+        return not_applicable([check], "no log density is stored")
+    if density.shape[0] == 1:
+        return not_applicable([check], ONE_CHAIN)
+    p, deviation = equal_means_p_value(density), np.abs(np.median(density, axis=1) - np.median(density))
+    which = "" if lp else " for the log likelihood, which is invariant under permutations"
+    return [check_row(check, f"p-value{which}; chain {int(deviation.argmax())} deviates most", p, f">= {LEVEL:g}", ok=p >= LEVEL)]
 
 
-def same_level(lp: np.ndarray) -> float:
+def equal_means_p_value(lp: np.ndarray) -> float:
     r"""p-value of a common mean of chains `(chain, draw)`: Welch's analysis of variance with ESS as sample sizes.
 
     With means $m_c$, $w_c = \mathrm{ESS}_c / s_c^2$ and $h = \sum_c (1 - w_c / \sum w)^2 / (\mathrm{ESS}_c - 1)$,
@@ -138,34 +139,36 @@ def same_level(lp: np.ndarray) -> float:
 def chain_rows(data: xr.DataTree, declared: dict[str, Any]) -> list[Row]:
     check = "modes"
     if data["posterior"].sizes["chain"] == 1:
-        return not_applicable([check], "one chain: nothing to compare it with")
+        return not_applicable([check], ONE_CHAIN)
     try:
         table = chain_modes(data, **declared)
     except InferenceError as error:  # raised if draws are not finite
         return [check_row(check, str(error), math.nan, "1", ok=False)]
     if not len(table):
         return [check_row(check, "no quantity varies", math.nan, "1", ok=False)]
-    parts = [said(table, "chains"), image_rows(data, table, declared)] if len(table) > 1 else ["all chains sit in one"]
+    described = [describe_modes(table, "chain", "mean log density"), image_note(data, table, declared)]
+    parts = described if len(table) > 1 else ["all chains are in one mode"]
     text = "; ".join(filter(None, parts))
     return [check_row(check, text, len(table), "1", ok=len(table) == 1)]
 
 
-def image_rows(data: xr.DataTree, table: pd.DataFrame, declared: dict[str, Any]) -> str:
-    found = images(data, table, **declared)
-    return found and f"{found}: if the joint is symmetric so, declare it as the model's `symmetry`"
+def image_note(data: xr.DataTree, table: pd.DataFrame, declared: dict[str, Any]) -> str:
+    equivalent = images(data, table, **declared)
+    return equivalent and f"{equivalent}; if the joint density has this symmetry, declare it as the model's `symmetry`"
 
 
 def restart_rows(data: xr.DataTree, declared: dict[str, Any]) -> list[Row]:
-    """Number of modes found by the restarts; warns if the best was found only once, since there may be a better one."""
+    """Number of modes found by the restarts; warns if only one restart ended in the best mode, as there may be a better one."""
     check = "modes"
     n = next((array.shape[0] for array in arrays(data, "restarts").values()), 0)
     if n < 2:
         return []
     table = restart_modes(data, **declared)
     best = int(table["n"].iloc[0])
-    more = [said(table.head(3), "restarts"), image_rows(data, table, declared)] if len(table) > 1 else []
-    text = "; ".join(filter(None, [f"of {n} restarts, {best} found the best one", *more]))
-    return [check_row(check, text, len(table), "the best one found twice", ok=best > 1, otherwise="warn")]
+    described = [describe_modes(table.head(3), "restart", restart_measure(data)), image_note(data, table, declared)]
+    parts = [f"{best} of {n} restarts ended in the best mode", *(described if len(table) > 1 else [])]
+    text = "; ".join(filter(None, parts))
+    return [check_row(check, text, len(table), "best mode found twice", ok=best > 1, otherwise="warn")]
 
 
 def sampler_rows(data: xr.DataTree) -> list[Row]:
@@ -173,7 +176,7 @@ def sampler_rows(data: xr.DataTree) -> list[Row]:
     rows = []
     if "diverging" in stats:
         n_diverging = int(stats["diverging"].sum())
-        rows.append(check_row("divergences", f"of {stats['diverging'].size} draws", n_diverging, "0", ok=n_diverging == 0))
+        rows.append(check_row("divergences", f"among {stats['diverging'].size} draws", n_diverging, "0", ok=n_diverging == 0))
     if "energy" in stats:
         energy = stats["energy"]
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -182,7 +185,7 @@ def sampler_rows(data: xr.DataTree) -> list[Row]:
         rows.append(check_row("E-BFMI", f"chain {worst}", bfmi[worst], f">= {BFMI:g}", ok=bool(bfmi[worst] >= BFMI)))
     if "tree_depth" in stats and "max_tree_depth" in data.attrs:
         share = float((stats["tree_depth"] >= int(data.attrs["max_tree_depth"])).mean())
-        quantity = f"share of draws at depth {int(data.attrs['max_tree_depth'])}"
+        quantity = f"share of draws at maximum depth {int(data.attrs['max_tree_depth'])}"
         rows.append(
             check_row("tree depth", quantity, share, "0", ok=share == 0, otherwise="warn" if share <= SATURATED else "fail")
         )

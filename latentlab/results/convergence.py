@@ -1,7 +1,7 @@
 r"""Convergence statistics of draws.
 
 * R-hat: rank-normalised split R-hat, the maximum over the draws and the folded draws (Vehtari et al. 2021).
-* ESS: bulk ESS of the rank-normalised draws; tail ESS, the minimum over the indicators of the two 5 % tails.
+* ESS: bulk ESS of the rank-normalised draws; tail ESS, the minimum over the indicators of the two 5% tails.
 * MCSE: $s / \sqrt{\mathrm{ESS}}$ for the mean. For the sd, by the delta method, the MCSE of the mean of $(x - \bar x)^2$
   divided by $2 s$.
 
@@ -20,7 +20,7 @@ import xarray as xr
 
 from latentlab.errors import DataError
 from latentlab.results.arviz import installed_arviz
-from latentlab.results.tree import LEAD
+from latentlab.results.tree import SAMPLE_DIMS
 
 MIN_DRAWS = 4
 CONSTANT = 1e-12
@@ -30,7 +30,7 @@ CONSTANT = 1e-12
 def rhat(x: np.ndarray) -> np.ndarray:
     """Rank-normalised split R-hat of each quantity; `(chain, draw, *shape)` -> `shape`.
 
-    It is 1 at convergence, NaN with one chain, and infinite up to rounding if constant chains differ.
+    It is 1 at convergence, NaN with one chain, and very large or infinite if constant chains differ.
     """
     return _each(x, lambda flat: _per_quantity(installed_arviz().rhat, flat), n_chains=2)
 
@@ -50,12 +50,12 @@ def nested_rhat(x: np.ndarray, n_superchains: int) -> np.ndarray:
     def nested(flat: np.ndarray) -> np.ndarray:
         ranks = scipy.stats.rankdata(flat.reshape(-1, flat.shape[-1]), axis=0).reshape(flat.shape)
         z = scipy.special.ndtri((ranks - 0.375) / (flat.shape[0] * flat.shape[1] + 0.25))
-        of_chains = z.mean(axis=1).reshape(n_superchains, -1, flat.shape[-1])
-        within = z.var(axis=1, ddof=1).reshape(of_chains.shape) if flat.shape[1] > 1 else np.zeros_like(of_chains)
-        between = of_chains.var(axis=1, ddof=1) if of_chains.shape[1] > 1 else np.zeros_like(of_chains[:, 0])
-        apart = of_chains.mean(axis=1).var(axis=0, ddof=1)
+        chain_means = z.mean(axis=1).reshape(n_superchains, -1, flat.shape[-1])
+        within = z.var(axis=1, ddof=1).reshape(chain_means.shape) if flat.shape[1] > 1 else np.zeros_like(chain_means)
+        between = chain_means.var(axis=1, ddof=1) if chain_means.shape[1] > 1 else np.zeros_like(chain_means[:, 0])
+        between_superchains = chain_means.mean(axis=1).var(axis=0, ddof=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.sqrt(1 + apart / (between + within.mean(axis=1)).mean(axis=0))
+            return np.sqrt(1 + between_superchains / (between + within.mean(axis=1)).mean(axis=0))
 
     def larger(flat: np.ndarray) -> np.ndarray:
         return np.maximum(nested(flat), nested(np.abs(flat - np.median(flat, axis=(0, 1)))))
@@ -69,7 +69,7 @@ def ess_bulk(x: np.ndarray) -> np.ndarray:
 
 
 def ess_tail(x: np.ndarray) -> np.ndarray:
-    """Tail effective sample size of each quantity, the smaller of the two 5 % tails'; `(chain, draw, *shape)` -> `shape`."""
+    """Tail effective sample size of each quantity: the minimum over the two 5% tails; `(chain, draw, *shape)` -> `shape`."""
 
     def tails(flat: np.ndarray) -> np.ndarray:
         low, high = np.quantile(flat, [0.05, 0.95], axis=(0, 1))
@@ -114,19 +114,19 @@ def _each(x: np.ndarray, statistic: Any, *, n_chains: int = 1, scaled: bool = Fa
     if values.ndim < 2:
         raise DataError(f"draws must have shape (chain, draw, ...); got {values.shape}.")
     flat = values.reshape(*values.shape[:2], -1)
-    found = np.full(flat.shape[-1], np.nan)
+    result = np.full(flat.shape[-1], np.nan)
     if flat.shape[0] >= n_chains and flat.shape[1] >= MIN_DRAWS:
-        good = np.flatnonzero(np.isfinite(flat).all(axis=(0, 1)))
-        good = good[~is_constant(flat[..., good])] if len(good) else good
-        if len(good):
-            low, high = flat[..., good].min(axis=(0, 1)), flat[..., good].max(axis=(0, 1))
+        valid = np.flatnonzero(np.isfinite(flat).all(axis=(0, 1)))
+        valid = valid[~is_constant(flat[..., valid])] if len(valid) else valid
+        if len(valid):
+            low, high = flat[..., valid].min(axis=(0, 1)), flat[..., valid].max(axis=(0, 1))
             with np.errstate(divide="ignore", invalid="ignore"):
-                found[good] = statistic((flat[..., good] - low) / (high - low)) * ((high - low) if scaled else 1.0)
-    return found.reshape(values.shape[2:])
+                result[valid] = statistic((flat[..., valid] - low) / (high - low)) * ((high - low) if scaled else 1.0)
+    return result.reshape(values.shape[2:])
 
 
 def _per_quantity(function: Any, flat: np.ndarray, **options: Any) -> np.ndarray:
-    dataset = xr.Dataset({"x": ((*LEAD, "quantity"), flat)})
+    dataset = xr.Dataset({"x": ((*SAMPLE_DIMS, "quantity"), flat)})
     return np.asarray(function(dataset, **options)["x"].values, dtype=np.float64)
 
 

@@ -21,7 +21,7 @@ from latentlab.results.convergence import ess_mean
 from latentlab.results.tree import arrays
 
 MIN_RATIOS = 25
-"""Least number of importance ratios; with fewer, the tail has fewer than the 5 that its fit needs."""
+"""Smallest number of importance ratios; with fewer, the tail has fewer than the 5 values that its fit requires."""
 EQUAL = 1e-9
 """Largest difference (nats) at which log ratios count as equal up to rounding."""
 
@@ -43,7 +43,7 @@ def pareto_smoothed(log_ratios: np.ndarray, reff: float) -> tuple[np.ndarray, np
 def khat(log_ratios: np.ndarray, *, reff: float = 1.0) -> float:
     r"""Pareto k-hat of importance ratios $\log p - \log q$ at draws of q; below `khat_limit`, q is close enough to p.
 
-    0 if all ratios are equal up to rounding (q is the posterior). NaN if some are NaN, the largest is infinite, or fewer than 25.
+    0 if all ratios are equal up to rounding (q is the posterior). NaN with fewer than 25 ratios, a NaN, or an infinite maximum.
 
     Args:
         log_ratios: Shape `(draw,)` or `(chain, draw)`; minus infinity at draws of posterior density 0.
@@ -73,11 +73,11 @@ class Loo:
     Attributes:
         elpd: Sum over units of log p(unit | the others); larger is better.
         se: Its standard error over units.
-        p_loo: Effective number of parameters: log pointwise predictive density less `elpd`.
+        p_loo: Effective number of parameters: log pointwise predictive density minus `elpd`.
         pointwise: Each unit's term, `(unit,)`.
         khat: Each unit's Pareto k-hat, `(unit,)`; above `limit` its term is unreliable.
         limit: The largest reliable k-hat for this number of draws.
-        conditional: Whether units were scored given their own positions; `khat` is then large and `elpd` too high.
+        conditional: Whether units are scored given their own positions; `khat` is then large and `elpd` too high.
     """
 
     elpd: float
@@ -104,32 +104,34 @@ def loo(tree: xr.DataTree) -> Loo:
         Magnusson, Andersen, Jonasson & Vehtari (2019), Bayesian leave-one-out cross-validation for large data, ICML.
     """
     if tree.attrs.get("point_estimate"):
-        raise ModelError("a point estimate has no LOO: there is no posterior to leave a unit out of.")
+        raise ModelError("LOO requires posterior draws; this fit is a point estimate.")
     if "parameters" in tree.children:
-        raise ModelError("parameters that are points have no LOO: there is no posterior to leave a unit out of; hold units out.")
+        raise ModelError("LOO requires draws of all parameters; here they are point estimates. Use held-out units instead.")
     left_out = arrays(tree, "leave_one_out")
     draws = next(iter((left_out or arrays(tree, "log_likelihood")).values()), None)
     if draws is None:
-        raise ModelError("LOO needs the group 'log_likelihood'.")
+        raise ModelError("LOO requires the group 'log_likelihood'; the result has none.")
     log_likelihood = draws.reshape(*draws.shape[:2], -1)
     flat = np.ascontiguousarray(log_likelihood.reshape(-1, log_likelihood.shape[-1]).T)
-    base = _approximation(tree)
+    log_weights = _approximation(tree)
     if flat.shape[1] < MIN_RATIOS:
-        raise InferenceError(f"LOO needs at least {MIN_RATIOS} draws; there are {flat.shape[1]}.")
-    if not (np.isfinite(flat).all() and (base is None or np.isfinite(base).all())):
-        raise InferenceError("LOO needs a finite log likelihood (and densities of p and q): some draws have none.")
-    if base is None:
-        base, reff = np.zeros(flat.shape[1]), _efficiency(log_likelihood)
+        raise InferenceError(f"LOO requires at least {MIN_RATIOS} draws; got {flat.shape[1]}.")
+    if not (np.isfinite(flat).all() and (log_weights is None or np.isfinite(log_weights).all())):
+        raise InferenceError(
+            "LOO requires finite log densities; the log likelihood or log p - log q is not finite in some draws."
+        )
+    if log_weights is None:
+        log_weights, reff = np.zeros(flat.shape[1]), _efficiency(log_likelihood)
     else:
         reff = 1.0
-    weights, khats = pareto_smoothed(base - flat, reff)
+    weights, khats = pareto_smoothed(log_weights - flat, reff)
     pointwise = scipy.special.logsumexp(weights + flat, axis=-1)
-    whole = scipy.special.logsumexp(flat + _normalized(base), axis=-1)
+    in_sample = scipy.special.logsumexp(flat + _normalized(log_weights), axis=-1)
     n_units = len(pointwise)
     return Loo(
         elpd=float(pointwise.sum()),
         se=float(np.sqrt(n_units) * pointwise.std(ddof=1)) if n_units > 1 else math.nan,
-        p_loo=float((whole - pointwise).sum()),
+        p_loo=float((in_sample - pointwise).sum()),
         pointwise=pointwise,
         khat=khats,
         limit=khat_limit(flat.shape[1]),
@@ -150,5 +152,5 @@ def _normalized(log_weights: np.ndarray) -> np.ndarray:
 def _efficiency(log_likelihood: np.ndarray) -> float:
     """Relative efficiency of the likelihood: ESS over the number of draws, averaged over units; 1 if it is undefined."""
     likelihood = np.exp(log_likelihood - log_likelihood.max(axis=(0, 1)))
-    found = ess_mean(likelihood) / math.prod(log_likelihood.shape[:2])
-    return float(np.nanmean(found)) if np.isfinite(found).any() else 1.0
+    efficiency = ess_mean(likelihood) / math.prod(log_likelihood.shape[:2])
+    return float(np.nanmean(efficiency)) if np.isfinite(efficiency).any() else 1.0

@@ -1,10 +1,10 @@
 r"""Modes found by the chains or restarts of a fit, modulo the symmetry.
 
-Two chains are apart if the means of some identified quantity differ by more than `APART` of its standard deviations,
+Two chains are separated if the means of some identified quantity differ by more than `SEPARATED` of its standard deviations,
 $|m_a - m_b| > 3 \sqrt{(v_a + v_b) / 2}$. (With 20 effective draws each, chains in one mode differ by 0.3 of them.) Restarts of a
 variational fit are compared in the same way, with the standard deviations of the fitted approximation. Point estimates are
-apart if their levels differ by more than `SAME_LEVEL`, or a quantity by more than 5 % of its largest value. (The error of an
-optimiser enters the level to second order.) Modes are the clusters of chains, or restarts, by single linkage.
+separated if their log densities differ by more than `SAME_DENSITY`, or a quantity by more than 5% of its largest value. (The
+error of an optimiser enters the log density to second order.) Modes are the clusters of chains, or restarts, by single linkage.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,30 +20,34 @@ from latentlab.results.tree import arrays, kinds
 from latentlab.symmetry.group import Group
 from latentlab.symmetry.groups import GeneralLinear, larger_groups
 
-APART = 3.0
+SEPARATED = 3.0
+"""Smallest difference of two modes in some quantity, in standard deviations."""
 SAME_POINT = 0.05
 """Largest difference of two point estimates of one mode, as a share of the quantity's largest value."""
-SAME_LEVEL = 0.01
-"""Largest difference of their levels, in nats."""
+SAME_DENSITY = 0.01
+"""Largest difference of their log densities, in nats."""
 N_NAMED = 3
-COLUMNS = ("mode", "members", "n", "share", "level", "differs in")
+"""Largest number of quantities that are named as different."""
+COLUMNS = ("mode", "members", "n", "share", "log_density", "differs in")
+MEASURES = {"elbo": "ELBO", "log_joint": "log joint density", "maxima": "log likelihood"}
+"""Arrays of the group `optimization` that rank the restarts, in order of preference -> their names in messages."""
 
 
 def chain_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str]], position: str) -> pd.DataFrame:
     """Modes of the chains of a fit, the highest first.
 
-    `level` is the largest mean log density of a mode's chains. `share` is the share of chains, which does not estimate the
-    mode's posterior mass.
+    `log_density` is the largest mean log joint density of a mode's chains. `share` is the share of chains, which does not
+    estimate the mode's posterior mass.
 
     Args:
         data: The result of a fit by MCMC.
         group: The group modulo which chains are compared.
-        dims: Own dims of the sites.
+        dims: Dims of the sites, without chain and draw.
         position: The position site.
 
     Returns:
-        One row per mode: mode, members (chains), n, share, level, differs in (the quantities that differ most from the first
-        mode). No rows if no quantity varies.
+        One row per mode: mode, members (chains), n, share, log_density, differs in (the quantities that differ most from the
+        first mode). No rows if no quantity varies.
     """
     values = {name: array for name, array in arrays(data, "posterior").items() if name in dims}
     own = {name: tuple(dims[name]) for name in values}
@@ -53,16 +57,16 @@ def chain_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[
         return pd.DataFrame(columns=list(COLUMNS))
     mean, variance = flat.mean(axis=1), flat.var(axis=1)
     lp = arrays(data, "sample_stats").get("lp")
-    level = np.full(len(flat), np.nan) if lp is None else lp.mean(axis=1)
+    log_density = np.full(len(flat), np.nan) if lp is None else lp.mean(axis=1)
     named_last = np.array([is_count(name, position) for name in names], dtype=bool)
-    return _modes(mean, np.sqrt((variance[:, None] + variance[None]) / 2), APART, level, names, named_last=named_last)
+    return _modes(mean, np.sqrt((variance[:, None] + variance[None]) / 2), SEPARATED, log_density, names, named_last=named_last)
 
 
 def restart_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str]], position: str) -> pd.DataFrame:
     """Modes of the restarts of a fit, the highest first; one row per mode as in `chain_modes`.
 
-    `level` is the largest ELBO, log joint or log likelihood of a mode's restarts. `share` is the share of restarts, the size of
-    the mode's basin of attraction. Without sites other than the positions, restarts are compared by their levels alone.
+    `log_density` is the largest ELBO, log joint density or log likelihood of a mode's restarts. `share` is the share of restarts,
+    the size of the mode's basin of attraction. If the positions are the only sites, only these log densities are compared.
     """
     n = next((array.shape[0] for array in arrays(data, "restarts").values()), 0)
     units = set(kinds(data))
@@ -70,25 +74,27 @@ def restart_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequenc
     sites = {name: array[None] for name, array in ends if name in dims and units.isdisjoint(dims[name])}
     own = {name: tuple(dims[name]) for name in sites}
     names, flat = entries(identified(sites, own, group, position), labels_of(data, dims, group), {"chain": 1, "draw": n})
-    points, spread, most = flat[0], None, SAME_POINT
+    points, spread, limit = flat[0], None, SAME_POINT
     if data.attrs.get("inference") == "vi" and sites:
         draws = {name: array for name, array in arrays(data, "posterior").items() if name in sites}
         names, both = _both(identified(draws, own, group, position), identified(sites, own, group, position), names)
-        points, spread, most = both[1], both[0].std(axis=0), APART
+        points, spread, limit = both[1], both[0].std(axis=0), SEPARATED
     spread = np.abs(points).max(axis=0) if spread is None else spread
     optimization = arrays(data, "optimization")
-    level = next((optimization[name] for name in LEVELS if name in optimization), np.full(n, np.nan))
-    return _modes(points, np.broadcast_to(spread, (n, n, len(names))), most, level, names, exact=most == SAME_POINT or not sites)
+    log_density = next((optimization[name] for name in MEASURES if name in optimization), np.full(n, np.nan))
+    scale = np.broadcast_to(spread, (n, n, len(names)))
+    return _modes(points, scale, limit, log_density, names, exact=limit == SAME_POINT or not sites)
 
 
-LEVELS = ("elbo", "log_joint", "maxima")
-"""Arrays of the group `optimization` that rank the restarts, in order of preference."""
+def restart_measure(data: xr.DataTree) -> str:
+    """Name of the measure that ranks the restarts of a fit, for messages."""
+    return next((text for name, text in MEASURES.items() if name in arrays(data, "optimization")), "log density")
 
 
 def images(data: xr.DataTree, table: pd.DataFrame, **declared: Any) -> str:
     """Describes the modes of a table that are images of one another under a larger symmetry group; empty if none are.
 
-    Modes are images if neither an invariant of the larger group nor their level separates them.
+    Modes are images if neither an invariant of the larger group nor their log density separates them.
 
     Args:
         data: The result of the fit.
@@ -99,24 +105,24 @@ def images(data: xr.DataTree, table: pd.DataFrame, **declared: Any) -> str:
     chains = data.attrs.get("inference", "mcmc") == "mcmc"
     find = chain_modes if chains else restart_modes
     lp = arrays(data, "sample_stats").get("lp")
-    same = SAME_LEVEL if not chains else np.inf if lp is None else APART * float(lp.std(axis=1).max())
+    same = SAME_DENSITY if not chains else np.inf if lp is None else SEPARATED * float(lp.std(axis=1).max())
     present = {name: tuple(dims[name]) for name in arrays(data, "posterior") if name in dims}
     for larger in larger_groups(group, present, size=int(data["posterior"].sizes.get(group.dim, 1))):
-        if isinstance(larger, GeneralLinear):  # a span has too few invariants to tell two modes apart
+        if isinstance(larger, GeneralLinear):  # a span has too few invariants to distinguish two modes
             continue
         for members in find(data, **{**declared, "group": larger})["members"]:
             joined = set(members.split(", "))
             which = [k for k, own in enumerate(table["members"]) if set(own.split(", ")) <= joined]
-            if len(which) > 1 and np.ptp(table["level"].iloc[which]) <= same:
+            if len(which) > 1 and np.ptp(table["log_density"].iloc[which]) <= same:
                 return f"modes {', '.join(map(str, which))} are images of one another under {type(larger).__name__}"
     return ""
 
 
-def said(table: pd.DataFrame, what: str) -> str:
-    """Formats the modes as one line: `chains 0, 2 at -105.2 | chains 1, 3 at -107.9, differing in mu[0]`."""
+def describe_modes(table: pd.DataFrame, member: str, measure: str) -> str:
+    """Formats the modes as one line: `chains 0, 2: ELBO -105.2 | chain 1: ELBO -107.9, differing in mu[0]`."""
     parts = []
     for row in table.to_dict("records"):
-        part = f"{what} {row['members']} at {row['level']:.1f}"
+        part = f"{member}{'s' if row['n'] > 1 else ''} {row['members']}: {measure} {row['log_density']:.1f}"
         parts.append(part + (f", differing in {row['differs in']}" if row["differs in"] else ""))
     return " | ".join(parts)
 
@@ -137,9 +143,9 @@ def _both(draws: Any, points: Any, names: list[str]) -> tuple[list[str], tuple[n
 
 def _modes(
     mean: np.ndarray,
-    spread: np.ndarray,
-    most: float,
-    level: np.ndarray,
+    scale: np.ndarray,
+    limit: float,
+    log_density: np.ndarray,
     names: list[str],
     *,
     exact: bool = False,
@@ -147,25 +153,26 @@ def _modes(
 ) -> pd.DataFrame:
     """Clusters members by single linkage, from their means `(member, n)` and the scales of differences `(member, member, n)`.
 
-    Quantities `named_last` are named only if no others differ: counts of labels mean little to a reader.
+    Quantities `named_last`, which are counts of labels, are named only if no others differ.
     """
     n, last = len(mean), np.zeros(len(names), dtype=bool) if named_last is None else named_last
     with np.errstate(divide="ignore", invalid="ignore"):
-        apart = np.abs(mean[:, None] - mean[None]) / spread
-    apart = np.nan_to_num(apart, nan=0.0, posinf=np.inf)
-    odd = ~np.isfinite(mean)
-    apart[odd[:, None] | odd[None]] = np.inf  # linked to none, since NaN would join modes that are apart
-    near = (apart.max(axis=-1, initial=0.0) <= most) if len(names) else np.ones((n, n), dtype=bool)
+        distance = np.abs(mean[:, None] - mean[None]) / scale
+    distance = np.nan_to_num(distance, nan=0.0, posinf=np.inf)
+    invalid = ~np.isfinite(mean)
+    distance[invalid[:, None] | invalid[None]] = np.inf  # linked to none, since NaN would join separate modes
+    linked = (distance.max(axis=-1, initial=0.0) <= limit) if len(names) else np.ones((n, n), dtype=bool)
     if exact:
-        near &= np.abs(level[:, None] - level[None]) <= SAME_LEVEL
-    labels = scipy.sparse.csgraph.connected_components(near, directed=False)[1] if n else np.zeros(0, dtype=int)
+        linked &= np.abs(log_density[:, None] - log_density[None]) <= SAME_DENSITY
+    labels = scipy.sparse.csgraph.connected_components(linked, directed=False)[1] if n else np.zeros(0, dtype=int)
     groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    groups.sort(key=lambda members: -float(f"{np.nan_to_num(level[members].max(), nan=-np.inf):.9g}"))  # first of ties
+    groups.sort(key=lambda members: -float(f"{np.nan_to_num(log_density[members].max(), nan=-np.inf):.9g}"))  # first of ties
     rows = []
     for k, members in enumerate(groups):
         differs = ""
         if k:
-            gap = apart[np.ix_(groups[0], members)].min(axis=(0, 1))
-            differs = ", ".join(names[i] for i in [i for i in np.lexsort((-gap, last)) if gap[i] > most][:N_NAMED])
-        rows.append((k, ", ".join(map(str, members)), len(members), len(members) / n, float(level[members].max()), differs))
+            gap = distance[np.ix_(groups[0], members)].min(axis=(0, 1))
+            differs = ", ".join(names[i] for i in [i for i in np.lexsort((-gap, last)) if gap[i] > limit][:N_NAMED])
+        largest = float(log_density[members].max())
+        rows.append((k, ", ".join(map(str, members)), len(members), len(members) / n, largest, differs))
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -15,14 +15,14 @@ import xarray as xr
 from latentlab.data.memory import SMALL, Budget, size
 from latentlab.errors import DataError, StoreError
 from latentlab.files import write
-from latentlab.results.tree import FIXED, LEAD
+from latentlab.results.tree import SAMPLE_DIMS, WITHOUT_DRAWS
 
 DEFLATE = 1100
-"""Largest ratio of declared to stored bytes; deflate reaches at most 1032, so that a larger ratio means holes or a false size."""
+"""Largest ratio of declared to stored bytes; deflate reaches at most 1032, so a larger one indicates a false size."""
 FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
-"""HDF5 filters that are accepted on reading; any other would make HDF5 load a library by name."""
+"""HDF5 filters that are accepted on reading; for any other, HDF5 would load a library by name."""
 MOST_GROUPS, MOST_ITEMS = 100, 10_000
-"""Largest number of groups in a file, and of arrays and groups together; a result has a dozen groups with an array per site."""
+"""Largest number of groups in a file, and of arrays and groups together; a result has about twelve groups."""
 
 
 def save(tree: xr.DataTree, path: str | Path) -> None:
@@ -53,13 +53,13 @@ def load(path: str | Path, *, groups: Sequence[str] = ("posterior",)) -> xr.Data
     """
     source = Path(path)
     if not source.is_file():
-        raise StoreError(f"{source}: no such file." if not source.exists() else f"{source}: is not a regular file.")
+        raise StoreError(f"{source}: no such file." if not source.exists() else f"{source}: not a regular file.")
     found = _inspect(source)
     missing = next((group for group in groups if group not in found), None)
     if missing is not None:
-        raise StoreError(f"{source}: has no group {missing!r}; it has {', '.join(filter(None, found)) or 'none'}.")
+        raise StoreError(f"{source}: group {missing!r} is missing; groups found: {', '.join(filter(None, found)) or 'none'}.")
     with _opened(source) as file:
-        return xr.DataTree.from_dict({name or "/": _read(file, source, name, drawn="posterior" in found) for name in found})
+        return xr.DataTree.from_dict({name or "/": _read(file, source, name, has_draws="posterior" in found) for name in found})
 
 
 def _bytes(tree: xr.DataTree, target: Path) -> memoryview:
@@ -71,7 +71,7 @@ def _bytes(tree: xr.DataTree, target: Path) -> memoryview:
                 store = xr.backends.H5NetCDFStore(file, group=node.path, mode="w")
                 dataset.dump_to_store(store, encoding={str(n): _encoding(v) for n, v in dataset.variables.items()})
     except (ValueError, TypeError, RuntimeError, OSError) as error:
-        raise StoreError(f"{target}: cannot be put into netCDF: {error}") from error
+        raise StoreError(f"{target}: cannot be stored as netCDF: {error}") from error
     return buffer.getbuffer()
 
 
@@ -87,9 +87,11 @@ def _verify(written: Path, tree: xr.DataTree, target: Path) -> None:
     with _opened(written) as file:
         for node in tree.subtree:
             name = node.path.strip("/")
-            if name in groups and _read(file, written, name, drawn="posterior" in groups).equals(node.to_dataset(inherit=False)):
-                continue
-            raise StoreError(f"{target}, group {name!r}: what was written does not read back as it was; nothing was replaced.")
+            expected, has_draws = node.to_dataset(inherit=False), "posterior" in groups
+            if name not in groups or not _read(file, written, name, has_draws=has_draws).equals(expected):
+                raise StoreError(
+                    f"{target}, group {name!r}: the data read back differ from the data written; nothing was replaced."
+                )
 
 
 def _inspect(path: Path) -> list[str]:
@@ -106,51 +108,49 @@ def _inspect(path: Path) -> list[str]:
     except StoreError:
         raise
     except DataError as error:
-        raise StoreError(f"{path}: declares {size(declared)}, more than half of the free memory.") from error
+        raise StoreError(f"{path}: declares {size(declared)} of data, more than half of the free memory.") from error
     except Exception as error:  # a damaged file can make h5py raise any error
-        raise StoreError(f"{path}: not a readable netCDF (HDF5) file, or cut short: {_line(error)}") from error
+        raise StoreError(f"{path}: not a readable netCDF (HDF5) file, or truncated: {_line(error)}") from error
     return names
 
 
 def _items(group: h5py.Group, path: Path) -> Iterator[tuple[str, str, Any]]:
     """Yields all content of the file as (group, name, group or dataset); follows no link, visits nothing twice."""
-    seen = {h5py.h5o.get_info(group.id).addr}
+    visited = {h5py.h5o.get_info(group.id).addr}
     waiting, n_groups = [group], 0
     while waiting:
         parent = waiting.pop(0)
         inside = parent.name.strip("/")
-        if len(seen) > MOST_ITEMS or len(parent) > MOST_ITEMS:
-            raise StoreError(
-                f"{path}, group {inside!r}: holds more than {MOST_ITEMS} arrays and groups, as no result does; not read."
-            )
+        if len(visited) > MOST_ITEMS or len(parent) > MOST_ITEMS:
+            raise StoreError(f"{path}, group {inside!r}: more than {MOST_ITEMS} arrays and groups; not a result of latentlab.")
         for name in parent:
             if not isinstance(parent.get(name, getlink=True), h5py.HardLink):
-                raise StoreError(f"{path}, group {inside!r}: {name!r} is a link to somewhere else; not followed.")
+                raise StoreError(f"{path}, group {inside!r}: {name!r} is a soft or external link; links are not followed.")
             item = parent[name]
             address = h5py.h5o.get_info(item.id).addr
-            if address in seen or not isinstance(item, h5py.Group | h5py.Dataset):
-                raise StoreError(f"{path}, group {inside!r}: {name!r} is neither a group nor an array of its own; not read.")
-            seen.add(address)
+            if address in visited or not isinstance(item, h5py.Group | h5py.Dataset):
+                raise StoreError(f"{path}, group {inside!r}: {name!r} is a duplicate, or neither a group nor an array.")
+            visited.add(address)
             if isinstance(item, h5py.Group):
                 waiting.append(item)
                 n_groups += 1
                 if n_groups > MOST_GROUPS:
-                    raise StoreError(f"{path}: holds more than {MOST_GROUPS} groups, as no result does; not read.")
+                    raise StoreError(f"{path}: more than {MOST_GROUPS} groups; not a result of latentlab.")
             yield inside, name, item
 
 
 def _declared(array: h5py.Dataset, where: str) -> int:
     """Size in bytes that an array declares, after a check of its storage, type and filters."""
     if array.is_virtual or array.external:
-        raise StoreError(f"{where}: takes its data from other files; not followed.")
+        raise StoreError(f"{where}: the data are in other files, which are not read.")
     if array.dtype.kind not in "biufS":
-        raise StoreError(f"{where}: holds {array.dtype}; only numbers and text of fixed length are read.")
+        raise StoreError(f"{where}: the dtype must be numeric or text of fixed length; got {array.dtype}.")
     properties = array.id.get_create_plist()
     if not {properties.get_filter(i)[0] for i in range(properties.get_nfilters())} <= FILTERS:
-        raise StoreError(f"{where}: is packed by an unknown filter; not read.")
-    declared, held = math.prod(array.shape) * array.dtype.itemsize, array.id.get_storage_size()
-    if declared > SMALL and declared > DEFLATE * held:
-        raise StoreError(f"{where}: declares {size(declared)}, but the file holds only {size(held)} for it.")
+        raise StoreError(f"{where}: compressed by an unknown filter.")
+    declared, stored = math.prod(array.shape) * array.dtype.itemsize, array.id.get_storage_size()
+    if declared > SMALL and declared > DEFLATE * stored:
+        raise StoreError(f"{where}: declares {size(declared)}, but the file contains only {size(stored)} of it.")
     return declared
 
 
@@ -159,15 +159,15 @@ def _opened(path: Path) -> Iterator[h5netcdf.File]:
     try:
         file = h5netcdf.File(path, "r")
     except Exception as error:  # a damaged file can make the libraries raise any error
-        raise StoreError(f"{path}: damaged, cannot be read: {_line(error)}") from error
+        raise StoreError(f"{path}: damaged and not readable: {_line(error)}") from error
     with file:
         yield file
 
 
-def _read(file: h5netcdf.File, path: Path, group: str, *, drawn: bool) -> xr.Dataset:
+def _read(file: h5netcdf.File, path: Path, group: str, *, has_draws: bool) -> xr.Dataset:
     """Reads a group like `xr.open_dataset`, without looking up the chunks and filters of every array.
 
-    If the file has a posterior (`drawn`), arrays with draws must have chain and draw as first dims.
+    If the file has a posterior (`has_draws`), arrays with draws must have chain and draw as first dims.
     """
     try:
         node = file[group] if group else file
@@ -175,12 +175,13 @@ def _read(file: h5netcdf.File, path: Path, group: str, *, drawn: bool) -> xr.Dat
         with warnings.catch_warnings():  # xarray adds a warning filter
             dataset = xr.decode_cf(xr.Dataset(arrays, attrs=dict(node.attrs)))
     except Exception as error:  # a damaged file can make the libraries raise any error
-        raise StoreError(f"{path}, group {group!r}: damaged, cannot be read: {_line(error)}") from error
-    draws = drawn and group not in (*FIXED, "optimization", "") and "chain" in dataset.dims
-    odd = next((n for n, v in dataset.data_vars.items() if draws and v.dims[:2] != LEAD), None)
-    if odd is not None or (group == "posterior" and not draws):
-        what = f"{odd!r} has dims {dataset[odd].dims}" if odd is not None else f"dims are {tuple(dataset.dims)}"
-        raise StoreError(f"{path}, group {group!r}: {what}; expected (chain, draw, ...).")
+        raise StoreError(f"{path}, group {group!r}: damaged and not readable: {_line(error)}") from error
+    draws = has_draws and group not in (*WITHOUT_DRAWS, "optimization", "") and "chain" in dataset.dims
+    invalid = next((n for n, v in dataset.data_vars.items() if draws and v.dims[:2] != SAMPLE_DIMS), None)
+    if invalid is not None or (group == "posterior" and not draws):
+        what = f"{invalid!r}" if invalid is not None else "the arrays"
+        dims = dataset[invalid].dims if invalid is not None else tuple(dataset.dims)
+        raise StoreError(f"{path}, group {group!r}: {what} must have dims (chain, draw, ...); got {dims}.")
     text = {name: variable.astype(str) for name, variable in dataset.variables.items() if variable.dtype.kind == "O"}
     return dataset.assign_coords({n: v for n, v in text.items() if n in dataset.coords}).assign(
         {n: v for n, v in text.items() if n not in dataset.coords}

@@ -11,12 +11,12 @@ from latentlab.errors import ModelError
 from latentlab.inference.arrays import parameter_tensors, tensors
 from latentlab.inference.density import Density
 from latentlab.models.base import NOTHING, LatentModel
-from latentlab.results.assemble import lifted
+from latentlab.results.assemble import per_draw
 from latentlab.seeds import Seeds, isolated
 
 
 def classes_of(model: LatentModel, dataset: Dataset) -> np.ndarray | None:
-    """Labels of the columns of `labels` in a fit to this dataset; None if the model takes none or the data have none."""
+    """Labels of the columns of `labels` in a fit to this dataset; None if the model does not use labels or the data have none."""
     if not model.takes("labels") or dataset.labels is None:
         return None
     return np.unique(dataset.labels) if model.classes is None else model.classes
@@ -26,7 +26,7 @@ def tensors_of_new(model: LatentModel, dataset: Dataset, classes: np.ndarray | N
     """Tensors of points that were not in the fit, after a check of their values.
 
     Raises:
-        DataError: Values that the model cannot take; names column, unit and value.
+        DataError: Values are invalid for the model; names column, unit and value.
     """
     model.check_new(dataset)
     return tensors(model, dataset, classes)
@@ -38,14 +38,15 @@ def density_of_new(
     """Density of points that were not in the fit, with positions marginalised.
 
     Raises:
-        DataError: Values that the model cannot take; names column, unit and value.
+        DataError: Values are invalid for the model; names column, unit and value.
         ModelError: The model has a site for each unit that it does not marginalise.
     """
     given = tensors_of_new(model, dataset, classes)
     density = Density(model.marginal(), given, dataset.array_dims, parameter_tensors(parameters))
     if density.point_sites and "bound" not in model.offers:
         raise ModelError(
-            f"held-out units: {model.name!r} has a parameter for each unit ({density.point_sites[0]!r}): none for new units."
+            f"held-out units: {model.name!r} does not marginalise the site {density.point_sites[0]!r} of each unit, "
+            "which is unknown for new units."
         )
     return density
 
@@ -72,7 +73,7 @@ def impute(
         ModelError: The model has no `imputation`.
     """
     if "imputation" not in model.offers:
-        raise ModelError(f"{model.name!r} does not say what missing entries were: it has no `imputation`.")
+        raise ModelError(f"{model.name!r} cannot impute missing entries: it has no method `imputation`.")
     given, index = tensors(model, dataset), tuple(torch.from_numpy(where.T))
     fixed = parameter_tensors(parameters)
 
@@ -80,4 +81,4 @@ def impute(
         return model.imputation(given, **fixed, **sites).sample()[index]
 
     with isolated(seeds):
-        return lifted(one, values)
+        return per_draw(one, values)

@@ -38,14 +38,16 @@ def prepared(
         if not isinstance(value, kinds):
             given = repr(value) if isinstance(value, str) else type(value).__name__
             if isinstance(value, type):
-                given = f"the class {value.__name__}: call it, with its arguments"
+                given = f"the class {value.__name__}; call it with its arguments"
             how = ', such as `Dataset({"x": x}, dims={"x": ("unit", "feature")})`' if name == "dataset" else ""
             raise ConfigError(f"fit: `{name}` must be a `{kinds[0].__name__}`{how}; got {given}.")
     if isinstance(method, type | str) or not hasattr(method, "run"):
-        raise ConfigError(f"fit: `method` must be a method with its settings, such as `NUTS()`; got {method!r:.60}.")
+        raise ConfigError(f"fit: `method` must be an inference method, such as `NUTS()`; got {method!r:.60}.")
     check_declaration(model)
     if method.name not in model.methods:
-        raise ModelError(f"method {method.name!r} does not go with model {model.name!r}; methods: {', '.join(model.methods)}.")
+        raise ModelError(
+            f"model {model.name!r} does not support the method {method.name!r}; supported: {', '.join(model.methods)}."
+        )
     stored = dataset if isinstance(dataset, StoredDataset) else None
     dataset = dataset.complete() if isinstance(dataset, Dataset) else dataset
     check_kinds(model, dataset.sample)
@@ -60,7 +62,7 @@ def prepared(
     except ModelError as error:
         if dataset.transform is None or "outside of the support" not in str(error):
             raise
-        raise ModelError(f"{error} The data are standardised: take raw values by `dataset.standardize=false`.") from error
+        raise ModelError(f"{error} The data are standardised; use raw values by `dataset.standardize=false`.") from error
     if stored is not None:
         _check_stored(stored, density, method)
     folder = Path(checkpoint) if checkpoint else None
@@ -73,16 +75,16 @@ def prepared(
 
 
 def check_kinds(model: LatentModel, dataset: Dataset) -> None:
-    """Refuses data that lack a kind of units for which the model has positions.
+    """Raises an error if the data lack a kind of units for which the model has positions.
 
     Raises:
         DataError: A kind is missing; names the kinds of model and data.
     """
-    lacks = next((kind for kind in model.kinds if kind and kind not in dataset.sizes), None)
-    if lacks is not None:
+    missing = next((kind for kind in model.kinds if kind and kind not in dataset.sizes), None)
+    if missing is not None:
         raise DataError(
-            f"{dataset.name}: the model {model.name!r} places units of the kind {lacks!r}; the data have units of the kind "
-            f"{', '.join(map(repr, dataset.kinds))}."
+            f"{dataset.name}: the model {model.name!r} has positions for units of the kind {missing!r}; the data have units of "
+            f"the kind {', '.join(map(repr, dataset.kinds))}."
         )
 
 
@@ -91,8 +93,8 @@ def _checked(model: LatentModel, dataset: Dataset | StoredDataset) -> dict[str, 
     if isinstance(dataset, Dataset):
         model.check(dataset)
         return tensors(model, dataset)
-    model.check(dataset.witnesses)
-    tensors(model, dataset.witnesses)
+    model.check(dataset.extremes)
+    tensors(model, dataset.extremes)
     arrays = tensors(model, dataset.sample)
     if dataset.n_missing and arrays["mask"] is None:
         arrays["mask"] = torch.ones(dataset.sample.x.shape, dtype=torch.bool)
@@ -103,13 +105,13 @@ def _check_stored(dataset: StoredDataset, density: Density, method: Method) -> N
     """Refuses methods and models that need all units in memory, for data that stay on disk."""
     if getattr(method, "batch_size", None) is None:
         raise ConfigError(
-            f"{dataset.name} stays on disk: it is fitted by `SVI` with a `batch_size`; got {method!r}. Anything else needs it in "
-            "memory (`in_memory: true`), or some of its units (`subset`)."
+            f"{dataset.name} is on disk, so the method must be `SVI` with a `batch_size`; got {method!r}. "
+            "For other methods, set `in_memory: true`, or select units by `subset`."
         )
     if getattr(method, "held_out", None):
-        raise ConfigError(f"{dataset.name} stays on disk: keep held-out units in a file of their own, not by `held_out`.")
+        raise ConfigError(f"{dataset.name} is on disk, so `held_out` is not available; keep held-out units in a separate file.")
     if density.point_sites and not is_amortised(density):
         raise ModelError(
-            f"{dataset.name} stays on disk, and {density.model.name!r} has the site {density.point_sites[0]!r} of each unit "
-            "beside those of all units: take a model that integrates it out, or one whose sites all belong to units."
+            f"{dataset.name} is on disk, and {density.model.name!r} has both global sites and the site "
+            f"{density.point_sites[0]!r} of each unit; use a model that marginalises it, or a model with an encoder."
         )

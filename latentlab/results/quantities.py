@@ -21,8 +21,8 @@ def identified(
     """Invariants of the sites under the group, `(chain, draw, ...)` by name: quantities that can be compared across chains.
 
     Labels (an integer position) are identified up to renaming only. They are replaced by the sorted shares of the labels and by
-    projections of the co-assignment matrix. The projections are rounded, since their last bits depend on the labels and ranks
-    would show it.
+    projections of the co-assignment matrix. The projections are rounded, since their last bits depend on the labels, which would
+    affect ranks.
     """
     labels = position in values and values[position].dtype.kind in "iub"
     found = group.invariants({n: v for n, v in values.items() if not (labels and n == position)}, dims)
@@ -47,7 +47,7 @@ def counts(name: str) -> tuple[str, str]:
 
 
 def is_count(text: str, name: str) -> bool:
-    """Whether the formula of an entry is that of a quantity of labels."""
+    """Whether an entry is a quantity derived from a set of labels, by its formula."""
     return text.startswith((f"share of {name}, rank ", f"co-assignment of {name}["))
 
 
@@ -62,7 +62,7 @@ def labels_of(data: xr.DataTree, dims: Mapping[str, Sequence[str]], group: Group
 
 
 def entry(name: str, index: tuple[int, ...], labels: Labels, single: Collection[str] = ()) -> str:
-    """Formula of an entry of a quantity, with the names of the site's rows (pairs of rows in X X') where it has them.
+    """Formula of an entry of a quantity, with the names of the site's rows, or of pairs of rows in X X^T, where it has them.
 
     k indexes the components, states or axes that the group acts on.
 

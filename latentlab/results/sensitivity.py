@@ -35,9 +35,9 @@ def power_sensitivity(tree: xr.DataTree, quantities: Mapping[str, np.ndarray], *
     $|\log_2 \alpha|$ and averaged over both powers. Priors of the positions (sites with a dim of units) are part of the model
     and are not scaled.
 
-    Variable weights alone give a positive distance in finite samples. Its size is estimated by shifting the weights along the
+    In finite samples, variable weights alone give a positive distance. Its size is estimated by shifting the weights along the
     draws, which removes any dependence on the quantity and keeps autocorrelation. A sensitivity below `NOISE` times this size
-    counts as none. If the k-hat of the weights is above `K_HAT`, the diagnosis says so.
+    is treated as zero. If the k-hat of the weights is above `K_HAT`, the diagnosis is `unreliable`.
 
     Args:
         tree: A result with the groups `log_prior` and `log_likelihood`.
@@ -58,7 +58,7 @@ def power_sensitivity(tree: xr.DataTree, quantities: Mapping[str, np.ndarray], *
         entries = [""] if flat.ndim == 2 else [f"[{', '.join(map(str, i))}]" for i in np.ndindex(flat.shape[2:])]
         flat = flat.reshape(math.prod(flat.shape[:2]), -1)
         if len(flat) != weights["prior"].shape[1]:
-            raise ModelError(f"quantity {name!r}: {len(flat)} draws; the groups have {weights['prior'].shape[1]}.")
+            raise ModelError(f"quantity {name!r} has {len(flat)} draws; the groups have {weights['prior'].shape[1]}.")
         names += [name + entry for entry in entries]
         columns.append(flat)
     x = np.concatenate(columns, axis=1)
@@ -67,7 +67,7 @@ def power_sensitivity(tree: xr.DataTree, quantities: Mapping[str, np.ndarray], *
     unreliable = " and ".join(f"{part} {k:.2g}" for part, (_, k) in powered.items() if not k <= K_HAT)
     diagnosis = np.select(
         [np.full(len(names), bool(unreliable)), counts["prior"] & counts["likelihood"], counts["prior"]],
-        [f"unreliable: k-hat of {unreliable}", "prior and data may conflict", "strong prior or weak likelihood"],
+        [f"unreliable: k-hat of the weights, {unreliable}", "prior and data may conflict", "strong prior or weak likelihood"],
         default="",
     )
     return pd.DataFrame({"quantity": names, **table, "diagnosis": diagnosis})
@@ -76,10 +76,10 @@ def power_sensitivity(tree: xr.DataTree, quantities: Mapping[str, np.ndarray], *
 def _component(tree: xr.DataTree, part: str) -> np.ndarray:
     group = f"log_{part}"
     if group not in tree.children:
-        raise ModelError(f"power-scaling needs the group {group!r}.")
-    own = tree["posterior"].data_vars
+        raise ModelError(f"power-scaling requires the group {group!r}; the result has none.")
+    sites = tree["posterior"].data_vars
     units = set(kinds(tree)) if part == "prior" else set()
-    positions = {str(name) for name, site in own.items() if not units.isdisjoint(map(str, site.dims))}
+    positions = {str(name) for name, site in sites.items() if not units.isdisjoint(map(str, site.dims))}
     terms = [array for name, array in arrays(tree, group).items() if name not in positions]
     return np.asarray(sum(term.reshape(math.prod(term.shape[:2]), -1).sum(axis=1) for term in terms))
 

@@ -8,10 +8,11 @@ import xarray as xr
 
 from latentlab.errors import ModelError
 
-LEAD = ("chain", "draw")
+SAMPLE_DIMS = ("chain", "draw")
+"""First dims of arrays of draws."""
 LEFT_OUT = "log_p_left_out"
 """Array of the group `leave_one_out`: log p(unit | all others) in a series, or log p(sequence | all others) if several."""
-FIXED = ("observed_data", "constant_data", "parameters")
+WITHOUT_DRAWS = ("observed_data", "constant_data", "parameters")
 """Groups whose arrays have no draws."""
 RESTARTS = "restarts"
 """Group of the sites' values at the end of each restart of an optimiser."""
@@ -50,8 +51,8 @@ def build(
         attrs: Text, numbers and arrays; stored at the root and in `posterior`.
 
     Raises:
-        ModelError: A shape contradicts its dims, a name has no dims or is that of a dim, or netCDF has no such type; names
-            group, site and shape.
+        ModelError: A shape contradicts its dims, a name has no dims or is the name of a dim, or netCDF has no such type;
+            names group, site and shape.
 
     Example:
         >>> tree = build({"posterior": {"W": np.zeros((4, 10, 3, 2))}}, dims={"W": ("feature", "latent")},
@@ -78,18 +79,18 @@ def _group(
 ) -> xr.Dataset:
     variables: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     sizes: dict[str, tuple[int, str]] = {}
-    for site, given in arrays.items():
+    for site, values in arrays.items():
         where = f"group {group!r}, site {site!r}"
-        array, named = _plain(given, where), _own_dims(group, site, dims, where)
+        array, named = _plain(values, where), _site_dims(group, site, dims, where)
         if array.ndim != len(named):
-            raise ModelError(f"{where}: expected dims ({', '.join(named)}); got shape {array.shape}.")
+            raise ModelError(f"{where}: expected the dims ({', '.join(named)}); got shape {array.shape}.")
         for dim, n in zip(named, array.shape, strict=True):
             if sizes.setdefault(dim, (n, site))[0] != n:
-                raise ModelError(f"{where}: shape {array.shape} has {n} along {dim!r}; {sizes[dim][1]!r} has {sizes[dim][0]}.")
+                raise ModelError(f"{where}: shape {array.shape} has size {n} of {dim!r}; {sizes[dim][1]!r} has {sizes[dim][0]}.")
         variables[site] = (named, array)
-    every = {dim for named in dims.values() for dim in named} | set(sizes) | set(LEAD)
+    known_dims = {dim for named in dims.values() for dim in named} | set(sizes) | set(SAMPLE_DIMS)
     labels: dict[str, tuple[tuple[str, ...], np.ndarray]] = {dim: ((dim,), np.arange(n)) for dim, (n, _) in sizes.items()}
-    placed = [(key if key in every else "unit", key, values) for key, values in coords.items()]
+    placed = [(key if key in known_dims else "unit", key, values) for key, values in coords.items()]
     placed += [(dim, key, values) for dim, named in along.items() for key, values in named.items() if key not in sizes]
     for dim, key, values in placed:
         if dim in sizes:
@@ -99,24 +100,24 @@ def _group(
                     f"group {group!r}, coordinate {key!r}: expected {sizes[dim][0]} labels along {dim!r}, as in "
                     f"{sizes[dim][1]!r}; got shape {labels[key][1].shape}."
                 )
-    clash = next((name for name in variables if name in every or name in labels), None)
+    clash = next((name for name in variables if name in known_dims or name in labels), None)
     if clash is not None:
-        raise ModelError(f"group {group!r}: a site cannot be called {clash!r}, like a dim or a coordinate.")
+        raise ModelError(f"group {group!r}: a site must not have the name of a dim or a coordinate; got {clash!r}.")
     return xr.Dataset(variables, coords=labels)
 
 
-def _own_dims(group: str, site: str, dims: Mapping[str, Sequence[str]], where: str) -> tuple[str, ...]:
+def _site_dims(group: str, site: str, dims: Mapping[str, Sequence[str]], where: str) -> tuple[str, ...]:
     if group == "optimization":
         if site not in OPTIMIZATION:
-            raise ModelError(f"{where}: its dims are not known; those of {', '.join(OPTIMIZATION)} are.")
+            raise ModelError(f"{where}: unknown array; valid: {', '.join(OPTIMIZATION)}.")
         return OPTIMIZATION[site]
     if group in SCALARS:
-        return LEAD
+        return SAMPLE_DIMS
     if site not in dims:
-        raise ModelError(f"{where}: no dims are declared; those of {', '.join(sorted(dims)) or 'nothing'} are.")
+        raise ModelError(f"{where}: no dims are declared; sites with dims: {', '.join(sorted(dims)) or 'none'}.")
     if group == RESTARTS:
         return ("restart", *dims[site])
-    return tuple(dims[site]) if group in FIXED else (*LEAD, *dims[site])
+    return tuple(dims[site]) if group in WITHOUT_DRAWS else (*SAMPLE_DIMS, *dims[site])
 
 
 def _plain(value: Any, where: str) -> np.ndarray:
@@ -124,7 +125,7 @@ def _plain(value: Any, where: str) -> np.ndarray:
     if array.dtype.kind == "O" and all(isinstance(item, str) for item in array.flat):
         array = array.astype(str)
     if array.dtype.kind not in "biufU":
-        raise ModelError(f"{where}: expected numbers, truth values or text; got {array.dtype}.")
+        raise ModelError(f"{where}: expected numbers, booleans or text; got {array.dtype}.")
     return array
 
 

@@ -18,7 +18,7 @@ def data_tree(dataset: Dataset) -> xr.DataTree:
 
     Values are stored as fitted; `transform` has the location and scale of the standardisation.
     """
-    labels = {kind: found for kind in dataset.kinds if (found := dataset.labels_of(kind)) is not None}
+    labels = {kind: values for kind in dataset.kinds if (values := dataset.labels_of(kind)) is not None}
     transform = dataset.transform
     dims = {*dataset.sizes, *(dim for named in dataset.truth_dims.values() for dim in named)}
     scale = {} if transform is None else {"loc": np.asarray(transform.loc), "scale": np.asarray(transform.scale)}
@@ -42,30 +42,30 @@ def data_tree(dataset: Dataset) -> xr.DataTree:
 
 def dataset_of(tree: xr.DataTree) -> Dataset:
     """Restores the dataset from a tree that `data_tree` made."""
-    known = {name: json.loads(str(text)) for name, text in tree.attrs.items()}
+    attributes = {name: json.loads(str(text)) for name, text in tree.attrs.items()}
     groups = {str(name): node.to_dataset(inherit=False) for name, node in tree.children.items()}
     values = {group: {str(name): variable.values for name, variable in data.variables.items()} for group, data in groups.items()}
     dims = {str(name): tuple(map(str, variable.dims)) for name, variable in groups["arrays"].variables.items()}
-    scale, points = values["transform"], dims[known["order"][0]][0]
-    index = {name: (points, values["index"][name], kind) for name, kind in known["kinds"].items()}
+    scale, points = values["transform"], dims[attributes["order"][0]][0]
+    index = {name: (points, values["index"][name], kind) for name, kind in attributes["kinds"].items()}
     return Dataset(
-        {name: values["arrays"][name] for name in known["order"]},
-        dims={name: dims[name] for name in known["order"]},
+        {name: values["arrays"][name] for name in attributes["order"]},
+        dims={name: dims[name] for name in attributes["order"]},
         units=values["units"] if index else None,
         index=index,
         coords=values["coords"],
         labels=values["labels"] or None if index else values["labels"].get("unit"),
         truth=values["truth"],
-        truth_dims=known["truth_dims"],
-        name=known["name"],
-        transform=None if known["ddof"] is None else Transform(scale["loc"], scale["scale"], known["ddof"]),
-        dropped=tuple(known["dropped"]),
-        preparation=tuple(known["preparation"]),
-        absent=known["absent"],
-        directed=known["directed"],
+        truth_dims=attributes["truth_dims"],
+        name=attributes["name"],
+        transform=None if attributes["ddof"] is None else Transform(scale["loc"], scale["scale"], attributes["ddof"]),
+        dropped=tuple(attributes["dropped"]),
+        preparation=tuple(attributes["preparation"]),
+        absent=attributes["absent"],
+        directed=attributes["directed"],
     )
 
 
 def _axes(name: str, array: np.ndarray) -> tuple[str, ...]:
-    """Returns generated dims, since those of a true value may repeat one; `truth_dims` keeps them."""
+    """Returns generated dims, since the dims of a true value may contain one twice; `truth_dims` has the actual ones."""
     return tuple(f"{name}_axis_{i}" for i in range(array.ndim))

@@ -26,7 +26,7 @@ from latentlab.files import Lock, append, explained, leftovers, now, sha256, wri
 from latentlab.results.netcdf import save
 
 FORMAT = 1
-"""Format version of the run directory; newer versions are refused."""
+"""Format version of the run directory; a newer version raises an error."""
 COMPLETE = ("done", "not_converged")
 """States of a complete run; the others are running, failed and interrupted."""
 RUN_JSON, CONFIG, LOG, EVENTS = "run.json", "config.yaml", "run.log", "events.jsonl"
@@ -56,7 +56,7 @@ def place(name: str, root: str | Path = "runs") -> Path:
     """
     path = Path(root) / name
     if path.resolve().parent != Path(root).resolve():
-        raise StoreError(f"{path} leads out of {root}/, to {path.resolve()}; name another place by --out.")
+        raise StoreError(f"{path} must be inside of {root}/; got {path.resolve()}. Choose the directory by --out.")
     return path
 
 
@@ -86,7 +86,7 @@ class RunDirectory:
             raise explained(self.path, error) from error
         self.lock.__enter__()
         try:
-            self._heal()
+            self._finish_replacement()
         except BaseException:
             self.lock.__exit__()
             raise
@@ -95,30 +95,30 @@ class RunDirectory:
     def __exit__(self, *_: object) -> None:
         self.lock.__exit__()
 
-    def found(self, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any] | None:
+    def existing(self, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any] | None:
         """Returns `run.json` of the run to resume; None if a new run begins.
 
         Raises:
-            StoreError: The path holds a run, without `overwrite` or `resume`; or it holds anything else.
+            StoreError: The path contains a run, without `overwrite` or `resume`; or it contains anything else.
         """
         if not self.path.exists():
             return None
         if not self.path.is_dir():
-            raise StoreError(f"{self.path} is a file; a run needs a directory.")
+            raise StoreError(f"{self.path} is a file; choose a directory by --out.")
         names = sorted({entry.name for entry in self.path.iterdir()} - {entry.name for entry in leftovers(self.path)})
         if not names:
             return None
         if RUN_JSON not in names:
-            raise StoreError(f"{self.path} is not empty and holds no run ({names[0]!r} is there); choose another --out.")
+            raise StoreError(f"{self.path} contains {names[0]!r} but no run; choose another directory by --out.")
         if not is_run(self.path):
-            raise StoreError(f"{self.path} has a {RUN_JSON} that no run of latentlab wrote; choose another --out.")
+            raise StoreError(f"{self.path} contains a {RUN_JSON} not written by latentlab; choose another directory by --out.")
         if overwrite:
             return None
         info = read_info(self.path)
         if resume:
             return info
-        state = "running, but its process is gone" if info["status"] == "running" else info["status"]
-        raise StoreError(f"{self.path} holds a run ({state}): --overwrite replaces it, --resume goes on with it.")
+        state = "running, but its process has ended" if info["status"] == "running" else info["status"]
+        raise StoreError(f"{self.path} contains a run ({state}); --overwrite replaces it, --resume continues it.")
 
     def begin(self, info: Mapping[str, Any], config: str, *, old: Mapping[str, Any] | None = None) -> None:
         """Begins the run: writes `run.json`, `config.yaml` and the first event.
@@ -145,7 +145,7 @@ class RunDirectory:
         self.path.mkdir(exist_ok=True)
         for folder in (self.path / CHECKPOINTS, self.path / PARAMS):
             if folder.is_symlink():
-                raise StoreError(f"{folder} is a link; a run writes only inside its own directory: remove it.")
+                raise StoreError(f"{folder} is a link; a run writes only inside its directory, so remove the link.")
             folder.mkdir(exist_ok=True)
         for path in [*leftovers(self.path), *leftovers(self.path / PARAMS)]:
             path.unlink()
@@ -157,12 +157,12 @@ class RunDirectory:
             self.write(CONFIG, config.encode())
         self.event("start" if old is None else "resume")
         for name in sorted(set(listed) - set(kept)):
-            self.logger.warning("%s is missing or damaged, and is made anew", name)
+            self.logger.warning("%s is missing or damaged; it will be recreated", name)
         if self.lock.taken_over:
-            self.logger.warning("took over the lock of process %s, which is gone", self.lock.taken_over.get("pid"))
+            self.logger.warning("took over the lock of process %s, which has ended", self.lock.taken_over.get("pid"))
 
-    def is_whole(self, info: Mapping[str, Any]) -> bool:
-        """Whether a run is complete, and its files are unchanged but for `REBUILT`."""
+    def is_intact(self, info: Mapping[str, Any]) -> bool:
+        """Whether a run is complete, and its files are unchanged, except those of `REBUILT`."""
         files = ((name, entry) for name, entry in info["files"].items() if name not in REBUILT)
         return info["status"] in COMPLETE and all(self._intact(name, entry) for name, entry in files)
 
@@ -212,16 +212,16 @@ class RunDirectory:
         _remove(self.previous)
 
     def stop(self, status: str, error: BaseException) -> Path:
-        """Ends the run early: records the error, keeps finished files, and after a failure restores the run to be replaced.
+        """Ends the run early: records the error, keeps finished files, and after a failure restores the replaced run.
 
         Returns:
             The directory of the finished files.
         """
-        told = str(error) or type(error).__name__
+        message = str(error) or type(error).__name__
         self.info.update(status=status, finished=now())
-        self.info["error"] = {"type": type(error).__name__, "message": told, "stage": self.info["stage"]}
-        self.logger.error("%s at stage %s: %s", status, self.info["stage"], told)
-        self.event("error", status=status, stage=self.info["stage"], error=type(error).__name__, message=told)
+        self.info["error"] = {"type": type(error).__name__, "message": message, "stage": self.info["stage"]}
+        self.logger.error("%s at stage %s: %s", status, self.info["stage"], message)
+        self.event("error", status=status, stage=self.info["stage"], error=type(error).__name__, message=message)
         self._save_info()
         if status != "failed" or not self.previous.is_dir():
             return self.path
@@ -236,7 +236,7 @@ class RunDirectory:
         yield from (self.path.with_name(f"{self.path.name}.failed-{i}") for i in itertools.count(2))
 
     def discard(self) -> None:
-        """Removes the new run, and restores the run that it was to replace."""
+        """Removes the new run, and restores the run that it should replace."""
         _remove(self.path)
         if self.previous.is_dir():
             self.previous.rename(self.path)
@@ -261,12 +261,12 @@ class RunDirectory:
         path = self.path / name
         return path.is_file() and not path.is_symlink() and sha256(path) == entry["sha256"]
 
-    def _heal(self) -> None:
+    def _finish_replacement(self) -> None:
         """Completes or undoes the replacement of a run that a killed process left unfinished."""
         if not self.previous.is_dir():
             return
         if not is_run(self.previous):
-            raise StoreError(f"{self.previous} is in the way, and is no run of latentlab: move it elsewhere.")
+            raise StoreError(f"{self.previous} is not a run of latentlab; move it to another folder.")
         if not self.path.exists():
             self.previous.rename(self.path)
         elif (self.path / RUN_JSON).is_file() and read_info(self.path)["status"] in COMPLETE:
@@ -312,14 +312,14 @@ def _plain(value: Any) -> Any:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether the folder holds a run: `run.json` is valid, or is damaged among files of a run only."""
+    """Whether the folder contains a run: `run.json` is valid, or it is damaged and all other files are files of a run."""
     if not (folder / RUN_JSON).is_file():
         return False
     try:
         read_info(folder)
     except StoreError:
-        own = {RUN_JSON, CONFIG, *REBUILT, f"{LOG}.1", CHECKPOINTS, PARAMS, SUMMARY, *ARRAYS}
-        return {entry.name for entry in folder.iterdir()} - {entry.name for entry in leftovers(folder)} <= own
+        run_files = {RUN_JSON, CONFIG, *REBUILT, f"{LOG}.1", CHECKPOINTS, PARAMS, SUMMARY, *ARRAYS}
+        return {entry.name for entry in folder.iterdir()} - {entry.name for entry in leftovers(folder)} <= run_files
     return True
 
 
@@ -331,18 +331,18 @@ def read_info(folder: Path) -> dict[str, Any]:
     """
     path = folder / RUN_JSON
     if not path.is_file():
-        raise StoreError(f"{folder} is no run directory: it has no {RUN_JSON}.")
+        raise StoreError(f"{folder} is not a run directory: {RUN_JSON} is missing.")
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged: {' '.join(str(error).split())[:200]}; --overwrite begins the run anew.") from error
+        raise StoreError(f"{path} is damaged: {' '.join(str(error).split())[:200]}; --overwrite starts the run again.") from error
     version = info.get("format") if isinstance(info, dict) else None
     if isinstance(version, int) and version > FORMAT:
-        raise StoreError(f"{path} has format {version}, this latentlab reads up to {FORMAT}: a newer one wrote it; use that one.")
+        raise StoreError(f"{path} has format {version}, and this version of latentlab reads up to {FORMAT}; use a newer version.")
     files = info.get("files") if isinstance(info, dict) else None
     listed = isinstance(files, dict) and all(isinstance(e, dict) and {"sha256", "bytes"} <= set(e) for e in files.values())
     if not isinstance(version, int) or not listed or not {"status", "stage"} <= set(info):
         raise StoreError(
-            f"{path} is damaged: it must have format, status, stage, and files with hashes; --overwrite begins anew."
+            f"{path} is damaged: format, status, stage, or files with hashes are missing; --overwrite starts the run again."
         )
     return info

@@ -54,7 +54,7 @@ class Run:
         lines = [f"{self.path}: {state}"]
         if "diagnostics.json" in self.info["files"]:
             failed = self.diagnostics.query("verdict == 'fail'").groupby("check", sort=False)["quantity"].agg(list)
-            lines += [f"  not passed: {check} ({_some(quantities)})" for check, quantities in failed.items()]
+            lines += [f"  failed: {check} ({_first(quantities)})" for check, quantities in failed.items()]
         if "verdicts.csv" in self.info["files"]:
             lines += [f"  {line}" for line in _verdict_lines(self.verdicts)]
         page = self.path / REPORT[0]
@@ -70,7 +70,7 @@ class Run:
         try:
             return dataset_of(tree)
         except (DataError, KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{path}: holds no data that a run wrote: {type(error).__name__}: {error}") from error
+            raise StoreError(f"{path}: not the data of a run: {type(error).__name__}: {error}") from error
 
     @cached_property
     def posterior(self) -> xr.DataTree:
@@ -80,7 +80,7 @@ class Run:
         for group in ("posterior", "latents"):
             for name, array in tree[group].data_vars.items():
                 if not np.isfinite(array.values).all():
-                    raise StoreError(f"{path}, group {group!r}: {name!r} holds values that are not finite.")
+                    raise StoreError(f"{path}, group {group!r}: {name!r} contains non-finite values.")
         return tree
 
     @cached_property
@@ -144,13 +144,13 @@ class Run:
     def _part(self, name: str) -> Path:
         if name not in self.info["files"]:
             if self.info["status"] in COMPLETE:
-                raise StoreError(f"{self.path} has no {name}: its config has no embeddings to compare.")
+                raise StoreError(f"{self.path} has no {name}: the config has no embeddings.")
             state = f"{self.info['status']} at stage {self.info['stage']!r}"
-            raise StoreError(f"{self.path} has no {name}: the run is {state}; --resume goes on with it.")
+            raise StoreError(f"{self.path} has no {name}: the run is {state}; --resume continues it.")
         return self.path / name
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
+def _first(names: Sequence[str], most: int = 3) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -159,15 +159,15 @@ def _verdict_lines(table: pd.DataFrame) -> list[str]:
     """Returns a line for each embedding, raw or mapped: verdict and delta under each alignment, over its seeds."""
     lines = []
     several = table["units"].nunique() > 1
-    for (label, units, way), rows in table.groupby(["embedding", "units", "map"], sort=False):
-        judged: dict[str, list[str]] = {}
-        for alignment, own in rows.groupby("alignment", sort=False):
-            low, high = (f"{delta:.3g}" for delta in (own["delta"].min(), own["delta"].max()))
-            verdict = " / ".join(dict.fromkeys(own["verdict"]))
-            judged.setdefault(f"{verdict}, delta {low if low == high else f'{low} to {high}'}", []).append(str(alignment))
-        whole = len(judged) == 1
-        told = "; ".join(line if whole else f"{line} ({' and '.join(ways)})" for line, ways in judged.items())
-        lines.append(f"{label}{f', {units}s' if several else ''}{' (mapped)' if way == 'mapped' else ''}: {told}")
+    for (label, units, kind_of_map), rows in table.groupby(["embedding", "units", "map"], sort=False):
+        by_verdict: dict[str, list[str]] = {}
+        for alignment, seeds in rows.groupby("alignment", sort=False):
+            low, high = (f"{delta:.3g}" for delta in (seeds["delta"].min(), seeds["delta"].max()))
+            verdict = " / ".join(dict.fromkeys(seeds["verdict"]))
+            by_verdict.setdefault(f"{verdict}, delta {low if low == high else f'{low} to {high}'}", []).append(str(alignment))
+        same = len(by_verdict) == 1
+        summary = "; ".join(line if same else f"{line} ({' and '.join(names)})" for line, names in by_verdict.items())
+        lines.append(f"{label}{f', {units}s' if several else ''}{' (mapped)' if kind_of_map == 'mapped' else ''}: {summary}")
     return lines
 
 
@@ -175,7 +175,7 @@ def read(path: str | Path) -> Run:
     """Reads a run directory, complete or not, and checks every file that it lists.
 
     Raises:
-        StoreError: The path holds no run, or one of a newer latentlab; or a file is missing or changed, and is named.
+        StoreError: The path contains no run, or a run of a newer latentlab, or a file is missing or changed; names the file.
     """
     folder = Path(path)
     info = read_info(folder)
@@ -185,14 +185,14 @@ def read(path: str | Path) -> Run:
             continue
         if not file.is_file():
             raise StoreError(
-                f"{file} is missing, though {RUN_JSON} lists it; `latentlab run` with --resume makes it anew, with --overwrite "
-                "the whole run."
+                f"{file} is missing, although {RUN_JSON} lists it; `latentlab run` recreates it with --resume, and the whole run "
+                "with --overwrite."
             )
-        if (found := sha256(file)) != entry["sha256"]:
-            sizes = f"{entry['bytes']} bytes expected, {file.stat().st_size} found"
+        if (digest := sha256(file)) != entry["sha256"]:
+            sizes = f"{file.stat().st_size} bytes instead of {entry['bytes']}"
             raise StoreError(
-                f"{file} is damaged: its SHA-256 is {found[:12]}..., {RUN_JSON} lists {entry['sha256'][:12]}... ({sizes}); "
-                "`latentlab run` with --resume makes it anew, with --overwrite the whole run."
+                f"{file} is damaged: its SHA-256 is {digest[:12]}..., {RUN_JSON} lists {entry['sha256'][:12]}... ({sizes}); "
+                "`latentlab run` recreates it with --resume, and the whole run with --overwrite."
             )
     return Run(folder, read_config(folder) if CONFIG in info["files"] else {}, info)
 
@@ -204,7 +204,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise StoreError(f"{folder / CONFIG}: cannot be read: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(config, dict):
-        raise StoreError(f"{folder / CONFIG}: expected a mapping; found {type(config).__name__}.")
+        raise StoreError(f"{folder / CONFIG}: must be a mapping; got {type(config).__name__}.")
     return config
 
 
@@ -213,7 +213,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
     Example:
         >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 3, "c": 2}, "d": 4})
-        ['a.b: 1 -> 3', 'd: nothing -> 4']
+        ['a.b: 1 -> 3', 'd: not set -> 4']
     """
     lines = []
     for key in [*old, *(key for key in new if key not in old)]:
@@ -221,8 +221,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             lines += differences(a, b, f"{prefix}{key}.")
         elif a != b or (key in old) != (key in new):
-            was, is_now = (repr(side[key]) if key in side else "nothing" for side in (old, new))
-            lines.append(f"{prefix}{key}: {was} -> {is_now}")
+            before, after = (repr(side[key]) if key in side else "not set" for side in (old, new))
+            lines.append(f"{prefix}{key}: {before} -> {after}")
     return lines
 
 

@@ -6,9 +6,11 @@ A config is a YAML file or a mapping with these keys: `name` (of the run and its
 (`schema.py`).
 
 Paths. A `path` option and `plugins` are relative to the config file's folder; from an override, the command line or a mapping,
-they are relative to the working directory. `~` is the user's home; variables such as `$HOME` are not replaced. The resolved
-config has absolute paths. Other defaults are resolved too. An embedding's `label` is its name. Its `n_latent` is the model's; if
-the model's positions are labels, this is so for clusterings only. The `seed` of embeddings and comparison is the run's.
+they are relative to the working directory. `~` is expanded to the user's home; variables such as `$HOME` are not expanded. The
+resolved config has absolute paths.
+
+Other defaults are resolved too. The default `label` of an embedding is its name. The default of its `n_latent` is the model's; if
+the model's positions are labels, this holds for clusterings only. The default `seed` of embeddings and comparison is the run's.
 """
 
 import json
@@ -42,24 +44,24 @@ def run_name(name: str) -> str:
     """Check the name of a run, which must be valid as a folder's name on every system.
 
     Raises:
-        ConfigError: The name has other characters than ASCII letters, digits, dots, dashes and underscores, does not begin and
-            end with a letter or digit, is too long, or is that of a device.
+        ConfigError: The name has characters other than ASCII letters, digits, dots, dashes and underscores, does not begin and
+            end with a letter or digit, is too long, or is the name of a device.
 
     Example:
         >>> run_name("ppca-wine")
         'ppca-wine'
         >>> run_name("../elsewhere")
         Traceback (most recent call last):
-        latentlab.errors.ConfigError: a run's name has letters (a-z), digits, '.', '-', '_', begins and ends with a letter or \
-digit, and has at most 100 characters; got '../elsewhere'.
+        latentlab.errors.ConfigError: a run's name must consist of letters (a-z), digits, '.', '-' and '_', begin and end with \
+a letter or digit, and have at most 100 characters; got '../elsewhere'.
     """
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", name) or len(name) > NAME_LENGTH:
         raise ConfigError(
-            "a run's name has letters (a-z), digits, '.', '-', '_', begins and ends with a letter or digit, "
-            f"and has at most {NAME_LENGTH} characters; got {name[:120]!r}."
+            "a run's name must consist of letters (a-z), digits, '.', '-' and '_', begin and end with a letter or digit, "
+            f"and have at most {NAME_LENGTH} characters; got {name[:120]!r}."
         )
     if _RESERVED.fullmatch(name):
-        raise ConfigError(f"a run cannot be called {name!r}, which Windows reserves for a device.")
+        raise ConfigError(f"a run's name must not be {name!r}, which Windows reserves for a device.")
     return name
 
 
@@ -87,7 +89,7 @@ class Config(BaseModel):
 
         dataset = load_dataset(**dict(self.dataset))
         if self.dataset.standardize and dataset.n_points < 2:  # type: ignore[attr-defined]
-            raise DataError(f"{dataset.name}: standardising needs at least 2 {dataset.points}s; got {dataset.n_points}.")
+            raise DataError(f"{dataset.name}: standardising requires at least 2 {dataset.points}s; got {dataset.n_points}.")
         return dataset
 
     def build_model(self) -> Any:
@@ -120,7 +122,7 @@ def load_config(
         source: A YAML file, or its content as a mapping.
         overrides: `KEY=VALUE`, such as `inference.n_draws=500`, `embeddings.0.label=axes`, `inference.name=svi`.
         plugins: Files with the user's entries, in addition to the config's `plugins`.
-        files: Whether the files that it names must exist.
+        files: Whether the files named in the config must exist.
 
     Raises:
         ConfigError: The config is invalid. The message lists all problems, each with its path, the value and the valid values.
@@ -153,14 +155,14 @@ def content(source: str | Path | Mapping[str, Any] | Config) -> tuple[dict[str, 
     """Return plain values with absolute paths, and their name in messages."""
     if isinstance(source, str | os.PathLike):
         if not str(source).strip():
-            raise ConfigError("the config's path is empty; expected a YAML file.")
+            raise ConfigError("the path of the config must be a YAML file; got an empty path.")
         path = Path(source)
         data, what, folder = read(path), str(path), path.parent
     else:
         data, what, folder = _plain(source.to_dict() if isinstance(source, Config) else source), "config", Path.cwd()
     if not isinstance(data, dict):
-        found = "nothing" if data is None else "a list" if isinstance(data, list) else repr(data)[:80]
-        raise ConfigError(f"{what}: expected a mapping with the keys {', '.join(Config.model_fields)}; found {found}.")
+        content = "no content" if data is None else "a list" if isinstance(data, list) else repr(data)[:80]
+        raise ConfigError(f"{what}: must be a mapping with the keys {', '.join(Config.model_fields)}; got {content}.")
     return absolute(data, folder), what
 
 
@@ -174,7 +176,7 @@ def _plain(mapping: Any) -> Any:
             return dict(value)
         if callable(getattr(value, "item", None)) and getattr(value, "ndim", None) == 0:
             return value.item()
-        raise ConfigError(f"config: {value!r} of type {type(value).__name__} is nothing that a config can hold.")
+        raise ConfigError(f"config: {value!r} of type {type(value).__name__} cannot be serialised to YAML.")
 
     try:
         return json.loads(json.dumps(mapping, default=plain))
@@ -184,11 +186,11 @@ def _plain(mapping: Any) -> Any:
         raise ConfigError(f"config: {error or type(error).__name__}.") from error
 
 
-def _plugins(found: Any, given: Sequence[str | Path], what: str) -> list[str]:
-    if not isinstance(found, list) or not all(isinstance(path, str) for path in found):
-        raise ConfigError(f"{what}: plugins: expected a list of files; got {found!r}.")
+def _plugins(listed: Any, given: Sequence[str | Path], what: str) -> list[str]:
+    if not isinstance(listed, list) or not all(isinstance(path, str) for path in listed):
+        raise ConfigError(f"{what}: plugins: must be a list of files; got {listed!r}.")
     extra = absolute({"plugins": [str(path) for path in given]}, Path.cwd())["plugins"]
-    return list(dict.fromkeys([*found, *extra]))
+    return list(dict.fromkeys([*listed, *extra]))
 
 
 # -- what is checked
@@ -233,7 +235,7 @@ def _chosen(problems: Problems, key: str, where: Where, one: Any) -> type[Sectio
     elif "name" not in one:
         problems.add((*where, "name"), f"the key is missing. {valid}")
     elif not isinstance(one["name"], str):
-        problems.add((*where, "name"), f"expected the name of a {table.kind}; got {one['name']!r}. {valid}")
+        problems.add((*where, "name"), f"must be the name of a {table.kind}; got {one['name']!r}. {valid}")
     elif one["name"] not in table:
         problems.add((*where, "name"), unknown(table.kind, one["name"], table))
     else:
@@ -247,7 +249,7 @@ def _chosen(problems: Problems, key: str, where: Where, one: Any) -> type[Sectio
 def _one_of(sections: tuple[type[Section], ...]) -> Any:
     """Return the type of a section that is one of these, distinguished by `name`.
 
-    Without any, it is `Any`: a problem has then been recorded.
+    Without any, it is `Any`; a problem has been recorded in this case.
     """
     if len(sections) < 2:
         return sections[0] if sections else Any
@@ -268,7 +270,7 @@ def _model_of(chosen: tuple[tuple[str, tuple[type[Section], ...]], ...], compare
 
 
 def _check_pair(problems: Problems, data: dict[str, Any], chosen: Mapping[str, list[type[Section]]]) -> None:
-    """Refuse a method that the model does not support, even if other sections have problems too."""
+    """Add a problem if the model does not support the method, also if other sections have problems."""
     try:
         model, method = (
             type(one).build(**one.options())  # type: ignore[misc]
@@ -286,20 +288,21 @@ def _check_pair(problems: Problems, data: dict[str, Any], chosen: Mapping[str, l
         return
     if method.name not in model.methods:
         valid = ", ".join(model.methods)
-        problems.add(("inference", "name"), f"{method.name!r} does not go with the model {model.name!r}; its methods: {valid}.")
+        problems.add(("inference", "name"), f"the model {model.name!r} does not support {method.name!r}; supported: {valid}.")
 
 
 def _check_labels(problems: Problems, data: dict[str, Any]) -> None:
-    seen: dict[str, int] = {}
+    first_index: dict[str, int] = {}
     for (_, i), one in _sections(data, "embeddings"):
         label = (one.get("label") or one.get("name")) if isinstance(one, dict) else None
         if isinstance(label, str) and (label in DIMS or not label.strip() or set(label) & set("/\n\0")):
-            problems.add(("embeddings", i, "label"), f"{label!r} cannot name an embedding in a file: no dim's name, no '/'.")
-        elif isinstance(label, str) and label in seen:
-            at = f"embeddings.{seen[label]}"
-            problems.add(("embeddings", i, "label"), f"{label!r} is the label of {at} too; give each a `label` of its own.")
+            names = ", ".join(sorted(DIMS))
+            problems.add(("embeddings", i, "label"), f"must not be blank, contain '/', or be one of {names}; got {label!r}.")
+        elif isinstance(label, str) and label in first_index:
+            other = f"embeddings.{first_index[label]}"
+            problems.add(("embeddings", i, "label"), f"{label!r} is also the label of {other}; set a different `label`.")
         elif isinstance(label, str):
-            seen[label] = int(i)
+            first_index[label] = int(i)
 
 
 def _check_metrics(problems: Problems, data: dict[str, Any]) -> None:
@@ -309,12 +312,12 @@ def _check_metrics(problems: Problems, data: dict[str, Any]) -> None:
         if not isinstance(names, list):
             continue
         if not names:
-            problems.add(("compare", option), "the list is empty; leave the key out to have the default.")
+            problems.add(("compare", option), "the list must not be empty; remove the key to use the default.")
         for i, name in enumerate(names):
             if option == "metrics" and isinstance(name, str) and name not in registry.METRICS:
                 problems.add(("compare", option, i), unknown("metric", name, registry.METRICS))
             if name in names[:i]:
-                problems.add(("compare", option, i), f"{name!r} is named twice.")
+                problems.add(("compare", option, i), f"{name!r} is listed twice.")
 
 
 def _check_files(problems: Problems, data: dict[str, Any]) -> None:
@@ -323,7 +326,7 @@ def _check_files(problems: Problems, data: dict[str, Any]) -> None:
             path = one.get("path") if isinstance(one, dict) else None
             if isinstance(path, str) and not os.path.isfile(path):
                 kind = "is a directory" if os.path.isdir(path) else "no such file"
-                hint = "; variables such as $HOME are not replaced, `~` is" if "$" in path else ""
+                hint = "; `~` is expanded, but variables such as $HOME are not" if "$" in path else ""
                 problems.add((*where, "path"), f"{path!r}: {kind}{hint}.")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 DEVELOPMENT = ("test",)
-"""Extras that no run needs."""
+"""Extras that are not required for a run."""
 
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(\[.*?\])?\s*(?P<bounds>[^;]*?)\s*(;\s*(?P<marker>.*))?")
 _EXTRA = re.compile(r"extra == ['\"]([\w-]+)['\"]")
@@ -19,13 +19,13 @@ def findings() -> tuple[list[tuple[str, str, str]], bool]:
     """Return rows (subject, value, remark), and whether all requirements are fulfilled."""
     rows = [
         ("python", platform.python_version(), platform.platform()),
-        ("cores", str(_cores()), f"of {os.cpu_count()} in the machine"),
+        ("cores", str(_cores()), f"available of {os.cpu_count()}"),
         *((name, os.environ.get(name, "not set"), "threads of numerical libraries") for name in THREADS),
         ("device", *_device()),
         (
             "LATENTLAB_CACHE",
             os.environ.get("LATENTLAB_CACHE", "not set"),
-            "folder for machine code; else latentlab in the user's caches",
+            "folder of compiled code; default: latentlab in the user's cache folder",
         ),
         ("latentlab", *_own_version()),
     ]
@@ -35,7 +35,7 @@ def findings() -> tuple[list[tuple[str, str, str]], bool]:
         fits = found is not None and _within(found, bounds)
         if extra is None:
             sound = sound and fits
-            remark = f"needs {bounds}{'' if fits else ': NOT SATISFIED'}"
+            remark = f"requires {bounds}{'' if fits else ': NOT SATISFIED'}"
         else:
             remark = f"optional, {bounds}" if fits else f"optional, {bounds}: pip install 'latentlab[{extra}]'"
         rows.append((name, found or "not installed", remark))
@@ -51,13 +51,13 @@ def _device() -> tuple[str, str]:
     if torch is not None and torch.endswith("+cpu"):
         return "cpu", "this build of torch has no GPU support"
     if Path("/proc/driver/nvidia/version").exists():
-        return "cpu", "an NVIDIA driver is there: inference.device=cuda has the steps of svi computed on it"
+        return "cpu", "NVIDIA driver found; inference.device=cuda runs the steps of svi on the GPU"
     return "cpu", "no NVIDIA driver found"
 
 
 def _own_version() -> tuple[str, str]:
     found = _version("latentlab")
-    return (found, "") if found else ("not installed", "run from its source; what it requires is not known")
+    return (found, "") if found else ("not installed", "run from source; requirements unknown")
 
 
 def _version(name: str) -> str | None:
@@ -84,9 +84,9 @@ def _requirements() -> list[tuple[str, str, str | None]]:
 
 
 def _for_this_python(marker: str) -> bool:
-    here = tuple(map(int, platform.python_version_tuple()[:2]))
+    current = tuple(map(int, platform.python_version_tuple()[:2]))
     tests = [(operator, (int(major), int(minor))) for operator, major, minor in _PYTHON.findall(marker)]
-    return all(here < limit if operator == "<" else here >= limit for operator, limit in tests)
+    return all(current < limit if operator == "<" else current >= limit for operator, limit in tests)
 
 
 def _within(found: str, bounds: str) -> bool:

@@ -36,7 +36,7 @@ N_STATISTICS = 7
 
 
 class Job:
-    """Model, method and data of a config; a combination that does not fit together is refused here."""
+    """Model, method and data of a config; raises an error if they are incompatible."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -50,7 +50,7 @@ class Job:
             self.training, self.held_out = self.whole.split(config.held_out, rng)
         for i, one in enumerate(config.embeddings):
             if one.label in self.training.sizes:  # type: ignore[attr-defined]
-                raise ConfigError(f"embeddings.{i}.label: {one.label!r} is a dim of the data; choose another label.")  # type: ignore[attr-defined]
+                raise ConfigError(f"embeddings.{i}.label: {one.label!r} is a dim of the data; set a different label.")  # type: ignore[attr-defined]
         problem = prepared(self.model, self.training, self.method, seed=config.seed)
         self.outline = outline(problem, self.training.sample)
         _check_storable(self.outline, self.dataset.name)
@@ -89,19 +89,19 @@ class Job:
         position = sum(sites.pop(one.site, sample.sizes[kind] * columns) for kind, one in model.kinds.items() if kind)
         acted = sum(size for name, size in sites.items() if model.exchanges.dim in model.dims[name])
         n_draws = getattr(self.method, "n_chains", 1) * self.method.n_draws
-        drawn = model.position.site in self.outline["posterior"]
+        has_positions = model.position.site in self.outline["posterior"]
         each = 2 * position * (LABEL_BYTES / 8 if model.is_discrete else 1)
         if not point:  # the constant draws of a point estimate compress to almost nothing
             pointwise = sample.n_points * ("bound" not in model.offers) * (1 + ("leave_one_out" in model.offers))
-            checkpoints = 2 * (sum(sites.values()) + position * drawn)
+            checkpoints = 2 * (sum(sites.values()) + position * has_positions)
             each += sum(sites.values()) + acted + pointwise + checkpoints + len(sites) + N_STATISTICS
         predictive = 2 * min(N_PREDICTIVE, n_draws) * sample.x.size
-        given = sum(array.size for array in (*sample.arrays.values(), *sample.truth.values()))
-        return int(8 * (n_draws * each + predictive + 2 * sample.x.size + given)) + PAGE_BYTES
+        data = sum(array.size for array in (*sample.arrays.values(), *sample.truth.values()))
+        return int(8 * (n_draws * each + predictive + 2 * sample.x.size + data)) + PAGE_BYTES
 
 
 def _check_storable(tree: xr.DataTree, name: str) -> None:
-    """Writes a result's names and coordinates to a temporary file, to refuse before the fit what netCDF cannot hold.
+    """Writes a result's names and coordinates to a temporary file, to detect before the fit whether netCDF can store them.
 
     Raises:
         DataError: They are not read back unchanged.

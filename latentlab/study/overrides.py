@@ -18,7 +18,7 @@ def override(data: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
     An override of the `name` of a section removes its other keys, except those set by earlier overrides.
 
     Raises:
-        ConfigError: An override has no key, `=` or value, its value is no YAML, or its path leads into a value without keys.
+        ConfigError: An override has no key, `=` or value, its value is not valid YAML, or its path enters a value without keys.
 
     Example:
         >>> override({"inference": {"name": "nuts", "n_chains": 2}}, ["inference.name=svi", "inference.n_steps=10"])
@@ -27,19 +27,19 @@ def override(data: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
         {'embeddings': [{'name': 'pca', 'label': 'axes'}]}
     """
     result = _copy(data)
-    said: set[tuple[str, ...]] = set()
+    overridden: set[tuple[str, ...]] = set()
     for text in texts:
         path, value = _split(text)
         holder = _holder(result, path, text)
         if path[-1] == "name" and (path[:-1] in {(key,) for key in TABLES} or (len(path) == 3 and path[0] in LISTS)):
-            kept = {key: item for key, item in holder.items() if (*path[:-1], key) in said}
+            kept = {key: item for key, item in holder.items() if (*path[:-1], key) in overridden}
             holder.clear()
             holder.update(kept | {"name": value})
         elif isinstance(holder, list):
             holder[int(path[-1])] = value
         else:
             holder[path[-1]] = value
-        said.add(path)
+        overridden.add(path)
     return result
 
 
@@ -55,36 +55,36 @@ def _split(text: str) -> tuple[tuple[str, ...], Any]:
     if not equals or not all(path):
         raise ConfigError(f"override {text!r}: expected KEY=VALUE, such as inference.n_draws=500.")
     if not value.strip():
-        raise ConfigError(f"override {text!r}: the value is missing; write null for none, '' for an empty text.")
+        raise ConfigError(f"override {text!r}: the value is missing; write null for no value, '' for an empty text.")
     return path, parse(value, f"override {text!r}")
 
 
 def _holder(data: dict[str, Any], path: tuple[str, ...], text: str) -> Any:
     """Return the mapping or list that contains the last part of the path; missing mappings are created."""
-    here: Any = data
+    node: Any = data
     for i, part in enumerate(path[:-1]):
-        here = here[_index(here, part, path[:i], text)] if isinstance(here, list) else here.setdefault(part, {})
-        if not isinstance(here, dict | list):
-            raise ConfigError(f"override {text!r}: {'.'.join(path[: i + 1])} is {here!r}, which has no keys.")
-    if isinstance(here, list):
-        _index(here, path[-1], path[:-1], text)
-    return here
+        node = node[_index(node, part, path[:i], text)] if isinstance(node, list) else node.setdefault(part, {})
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"override {text!r}: {'.'.join(path[: i + 1])} is {node!r} and has no keys.")
+    if isinstance(node, list):
+        _index(node, path[-1], path[:-1], text)
+    return node
 
 
 def _index(items: list[Any], part: str, path: tuple[str, ...], text: str) -> int:
     if not (part.isascii() and part.isdecimal()) or int(part) >= len(items):
-        has = f"has {len(items)} items, counted from 0" if items else "has no items"
-        raise ConfigError(f"override {text!r}: {'.'.join(path)} {has}; got {part!r}.")
+        valid = f"has {len(items)} items, numbered from 0" if items else "has no items"
+        raise ConfigError(f"override {text!r}: {'.'.join(path)} {valid}; got {part!r}.")
     return int(part)
 
 
 def absolute(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return a copy of `data` in which `plugins` and the `path` of each section are absolute.
 
-    `~` is the user's home; variables such as `$HOME` are not replaced.
+    `~` is expanded to the user's home; variables such as `$HOME` are not expanded.
 
     Raises:
-        ConfigError: No home directory is known for a `~`.
+        ConfigError: The home directory for a `~` cannot be determined.
 
     Example:
         >>> absolute({"dataset": {"name": "file", "path": "mine.csv"}}, Path("/data"))["dataset"]["path"]
@@ -106,4 +106,4 @@ def _absolute(path: Any, folder: Path) -> Any:
     try:
         return str(folder.absolute() / Path(path).expanduser())
     except RuntimeError as error:
-        raise ConfigError(f"path {path!r}: no home directory is known for `~`.") from error
+        raise ConfigError(f"path {path!r}: the home directory for `~` cannot be determined.") from error

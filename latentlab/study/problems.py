@@ -12,7 +12,7 @@ Where = tuple[str | int, ...]
 """A path in a config: keys, and indices in lists."""
 
 MAPPING = ("dict_type", "model_type", "model_attributes_type")
-"""Error types of pydantic for a section that is no mapping."""
+"""Error types of pydantic for a section that is not a mapping."""
 
 
 class Problems:
@@ -62,23 +62,23 @@ class Problems:
         return sorted(self._found.items(), key=lambda found: keys.index(str(found[0][0])) if found[0][0] in keys else len(keys))
 
     def _where(self, loc: Where, *, missing: bool) -> Where:
-        """Remove the names of union members, which are no keys of the config, from pydantic's location."""
-        here: Any = self._data
+        """Remove the names of union members, which are not keys of the config, from pydantic's location."""
+        node: Any = self._data
         where: Where = ()
         for i, part in enumerate(loc):
-            inside = part in here if isinstance(here, dict) else isinstance(part, int) and isinstance(here, list)
+            inside = part in node if isinstance(node, dict) else isinstance(part, int) and isinstance(node, list)
             if inside:
-                here = here[part]
+                node = node[part]
             elif not (missing and i == len(loc) - 1):
                 continue
             where = (*where, part)
         return where
 
     def _value(self, where: Where) -> Any:
-        here: Any = self._data
+        value: Any = self._data
         for part in where:
-            here = here[part]
-        return here
+            value = value[part]
+        return value
 
     def _option(self, where: Where) -> tuple[Where, str]:
         """Return the path of the option that contains a path, and a description of the option's valid values."""
@@ -94,9 +94,9 @@ class Problems:
             homes = [home for home, (_, other) in self._valid.items() if home != where[:-1] and where[-1] in other.model_fields]
             if not homes:
                 return unknown(kind, where[-1], list(section.model_fields))
-            named = f"in `{'.'.join(map(str, homes[0]))}`"
-            home = named if homes[0] else f"at the top level of the config, beside `{where[0]}`"
-            return f"unknown {kind} {where[-1]!r}; it belongs {home}: move it there."
+            named = f"`{'.'.join(map(str, homes[0]))}`"
+            home = named if homes[0] else f"the top level of the config, beside `{where[0]}`"
+            return f"unknown {kind} {where[-1]!r}; move it to {home}."
         return str(one["ctx"]["error"])
 
 

@@ -20,7 +20,7 @@ from latentlab.store.directory import CONFIG, REPORT, RunDirectory, place, read_
 from latentlab.store.read import Run, differences, read, read_config
 from latentlab.study.config import Config, load_config
 from latentlab.study.job import Job
-from latentlab.study.stages import StageBar, carry_out, ending_with, write_page
+from latentlab.study.stages import StageBar, ending_with, run_stages, write_page
 
 
 def run(  # one keyword for each user option
@@ -61,32 +61,32 @@ def run(  # one keyword for each user option
         KeyboardInterrupt: On SIGINT or SIGTERM; the run can be resumed.
     """
     if force and not resume:
-        raise ConfigError("--force goes with --resume: it goes on despite a changed version or thread count.")
+        raise ConfigError("--force requires --resume: it resumes a run despite a changed version or thread count.")
     if overwrite and resume:
-        raise ConfigError("--overwrite drops the run that is there and --resume goes on with it: say one of the two.")
+        raise ConfigError("--overwrite and --resume must not be combined: one replaces an existing run, the other continues it.")
     resolved = load_config(config, overrides, plugins)
     path = place(resolved.name) if out is None else Path(out)
     with plugged(resolved.plugins), RunDirectory(path) as directory, StageBar(progress=progress) as bar:
-        old = directory.found(overwrite=overwrite, resume=resume)
+        old = directory.existing(overwrite=overwrite, resume=resume)
         bar.stage("data")
         job = Job(resolved)
         info = job.description() | ({"sweep": dict(sweep)} if sweep is not None else {})
-        whole = old is not None and directory.is_whole(old)
+        intact = old is not None and directory.is_intact(old)
         if old is not None:
-            _check_same(directory.path, old, info, resolved, force=force, whole=whole)
+            _check_same(directory.path, old, info, resolved, force=force, intact=intact)
             info["resumed"] = info["started"]
             info.update({key: old[key] for key in ("started", "warnings", "notes", "seconds") if key in old})
-        if not whole:
+        if not intact:
             _check_room(directory.path, job)
             directory.begin(info, resolved.to_yaml(), old=old)
-            carry_out(job, directory, bar, progress=progress, fresh=old is None)
+            run_stages(job, directory, bar, progress=progress, fresh=old is None)
         done = load_run(path)
     if progress:
         print("\n".join([*done.summary(), *done.info["warnings"][-1:]]) if not _has_page(done) else done)
     if strict and done.info["status"] == "not_converged":
         failed = done.diagnostics.query("verdict == 'fail'")
         what = ", ".join(f"{check} of {quantity}" for check, quantity in zip(failed["check"], failed["quantity"], strict=True))
-        raise ending_with(InferenceError(f"{path}: not converged ({what}); everything was written."), 3)
+        raise ending_with(InferenceError(f"{path}: not converged ({what}); all results were written."), 3)
     return done
 
 
@@ -95,7 +95,7 @@ class FittedRun(Run):
 
     @cached_property
     def fit(self) -> Fit:
-        """Fit of the run, with the same arrays and functions as before it was written, such as positions of new units and scores.
+        """Fit of the run, with the same arrays and functions as the original fit, such as positions of new units and scores.
 
         Raises:
             StoreError: A plugin was changed since the run; or, in an older run without data.nc, the data set was.
@@ -121,14 +121,14 @@ def load_fit(run: Run) -> Fit:
     """
     for path, digest in run.info.get("plugins", {}).items():
         if not Path(path).is_file() or sha256(Path(path)) != digest:
-            raise StoreError(f"{run.path}: the plugin {path} is gone or was changed since the run; bring it back, or run again.")
+            raise StoreError(f"{run.path}: the plugin {path} is missing or was changed since the run; restore it or rerun.")
     config = load_config(run.config, files=run.data is None)
     with plugged(config.plugins):
         if run.data is not None:
             return Fit(config.build_model(), run.data, config.build_method(), config.seed, run.posterior)
         job = Job(config)
     if job.dataset.digest() != run.info["data"]["sha256"]:
-        raise StoreError(f"{run.path}: the data set {job.dataset.name!r} is no longer the one that was fitted; its hash differs.")
+        raise StoreError(f"{run.path}: the data set {job.dataset.name!r} was changed since the fit; its hash differs.")
     return job.fit(run.posterior)
 
 
@@ -143,7 +143,7 @@ def report(path: str | Path) -> Path:
     with RunDirectory(path) as directory, contextlib.ExitStack() as stack:
         directory.info = read_info(directory.path)
         found = read(path)
-        with contextlib.suppress(ConfigError):  # without a missing plugin, the page has all parts that do not need it
+        with contextlib.suppress(ConfigError):  # if a plugin is missing, the page has all parts that do not require it
             stack.enter_context(plugged(found.config.get("plugins", [])))
         page = write_page(found)
         directory.list(*REPORT)
@@ -155,30 +155,28 @@ def _has_page(run: Run) -> bool:
 
 
 def _check_same(
-    folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], config: Config, *, force: bool, whole: bool
+    folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], config: Config, *, force: bool, intact: bool
 ) -> None:
-    """Refuse to resume a run whose result could differ from that of an uninterrupted run.
+    """Raise an error if the result of a resumed run could differ from the result of an uninterrupted run.
 
     Raises:
-        StoreError: Config or data differ; or, without `force`, plugins, or for a run that is not `whole`, versions or threads.
+        StoreError: Config or data differ; or, without `force`, plugins, or for a run that is not `intact`, versions or threads.
     """
     if CONFIG not in old["files"]:
         return
     if not (folder / CONFIG).is_file() or sha256(folder / CONFIG) != old["files"][CONFIG]["sha256"]:
-        raise StoreError(
-            f"{folder / CONFIG} is missing or was changed since the run began, so it cannot be resumed; --overwrite begins anew."
-        )
+        raise StoreError(f"{folder / CONFIG} is missing or was changed, so the run cannot be resumed; --overwrite replaces it.")
     new_config = yaml.safe_load(config.to_yaml())
     lines = differences(read_config(folder), new_config)
     lines += differences({"data": {"sha256": old["data"]["sha256"]}}, {"data": {"sha256": new["data"]["sha256"]}})
     if lines:
-        raise StoreError(f"{folder} cannot be resumed, it was begun otherwise: {'; '.join(lines)}. --overwrite begins anew.")
-    keys = ("plugins",) if whole else ("versions", "threads", "plugins")
+        raise StoreError(f"{folder} cannot be resumed, since settings differ: {'; '.join(lines)}. --overwrite replaces the run.")
+    keys = ("plugins",) if intact else ("versions", "threads", "plugins")
     lines = differences({key: old[key] for key in keys}, {key: new[key] for key in keys})
     if lines and not force:
         raise StoreError(
-            f"{folder} was begun with {'; '.join(lines)}: the result may differ; --resume --force goes on all the same, "
-            "--overwrite begins anew."
+            f"{folder}: the result may differ, since these have changed: {'; '.join(lines)}. --resume --force continues anyway, "
+            "--overwrite replaces the run."
         )
 
 
@@ -186,5 +184,5 @@ def _check_room(path: Path, job: Job) -> None:
     needed = job.n_bytes()
     free = shutil.disk_usage(path if path.exists() else path.parent).free
     if free < needed:
-        sizes = f"about {needed / 1e6:.1f} MB of disk, {free / 1e6:.1f} MB are free"
-        raise StoreError(f"{path}: the run needs {sizes}; choose another --out, or fewer draws.")
+        sizes = f"about {needed / 1e6:.1f} MB of disk space; {free / 1e6:.1f} MB are free"
+        raise StoreError(f"{path}: the run requires {sizes}. Choose another directory by --out, or fewer draws.")

@@ -2,7 +2,7 @@
 
 No option and no default is defined here. A section's fields are the arguments of the entry's constructor or function, with their
 types and ranges. For data sets, embeddings and the comparison, they also include the keyword arguments of the common call.
-Options that the constructor refuses are refused too.
+Options that raise an error in the constructor are errors of the config.
 """
 
 import inspect
@@ -60,7 +60,7 @@ class Section(BaseModel):
     def _built(self) -> "Section":
         problems = type(self)._refusals(self.options(), self.model_fields_set)
         if problems:
-            raise PydanticCustomError("refused", "refused by its constructor", {"problems": problems})
+            raise PydanticCustomError("refused", "error of the constructor", {"problems": problems})
         return self
 
     @classmethod
@@ -116,7 +116,7 @@ def _section(key: str, name: str | None, entry: Any) -> type[Section]:
 
 
 def _parameters(key: str, name: str | None, entry: Any) -> dict[str, inspect.Parameter]:
-    own = {} if name is None else resolve(OWN[key])(name) if key in OWN else _signature(entry)
+    specific = {} if name is None else resolve(OWN[key])(name) if key in OWN else _signature(entry)
     shared = keyword_only(COMMON[key]) if key in COMMON else {}
     if key in NEEDED:
         takes = inspect.signature(TABLES[key].load(str(name))).parameters
@@ -125,7 +125,7 @@ def _parameters(key: str, name: str | None, entry: Any) -> dict[str, inspect.Par
         }
     return {
         option: parameter
-        for option, parameter in {**shared, **own}.items()
+        for option, parameter in {**shared, **specific}.items()
         if parameter.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         and option not in NOT_SETTINGS
         and not option.startswith("_")
@@ -141,7 +141,7 @@ def _signature(function: Any) -> dict[str, inspect.Parameter]:
 
 
 def _writable(default: Any) -> bool:
-    """Whether a config can contain the value; an argument whose default it cannot contain is no option."""
+    """Whether a config can contain the value; an argument with any other default is not an option."""
     if isinstance(default, list | tuple):
         return all(map(_writable, default))
     if isinstance(default, dict):

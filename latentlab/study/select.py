@@ -25,7 +25,7 @@ from latentlab.study.yaml import parse
 
 TABLE, PLOT = "selection.csv", "selection.png"
 VARIED = ("model", "inference", "seed")
-"""Sections of a config whose values can be compared; all others change the data, or nothing that affects the scores."""
+"""Sections of a config whose values can be compared; other sections change the data, or do not affect the scores."""
 
 
 def select(  # one keyword for each user option
@@ -68,39 +68,39 @@ def select(  # one keyword for each user option
         StoreError: A run exists already.
     """
     values = list(values)
-    told = [_said(value) for value in values]
-    _check(key, told)
+    texts = [_formatted(value) for value in values]
+    _check(key, texts)
     problems: dict[str, str] = {}
     configs: dict[str, Config] = {}
     first: LatentLabError | None = None
     names: dict[str, str] = {}
-    for said, value in zip(told, values, strict=True):
+    for text, value in zip(texts, values, strict=True):
         try:
-            configs[said] = _config(config, key, value, said, names, overrides, plugins, with_embeddings=with_embeddings)
+            configs[text] = _config(config, key, value, text, names, overrides, plugins, with_embeddings=with_embeddings)
         except LatentLabError as error:
-            problems[said], first = _one_line(error), first or error
+            problems[text], first = _one_line(error), first or error
     if len(configs) < 2:
         raise first if first is not None else ConfigError(f"select: {key} has fewer than two values that can be compared.")
     folder = place(f"{_base(config, overrides, plugins)}-select") if out is None else Path(out)
     _check_free(folder, configs, overwrite=overwrite, resume=resume)
     if progress and not with_embeddings and _has_embeddings(config, overrides, plugins):
-        print("embeddings are left out, since the choice does not need them; --with-embeddings has them.")
+        print("The embeddings are not computed, since the selection does not require them; --with-embeddings computes them.")
     candidates: dict[str, Candidate] = {}
-    for said, one in configs.items():
+    for text, one in configs.items():
         try:
             done = run(one, out=folder / one.name, overwrite=overwrite, resume=resume, progress=progress)
-            candidates[said] = candidate(done)
+            candidates[text] = candidate(done)
         except Exception as error:  # the row of this value has the error, and the others continue
-            problems[said] = _one_line(error)
+            problems[text] = _one_line(error)
             if progress:
-                print(f"{folder / one.name}: {problems[said]}")
+                print(f"{folder / one.name}: {problems[text]}")
     table = lenient_table(candidates, problems).rename(columns={"model": "value"})
-    table.insert(1, "run", [configs[said].name if said in configs else "" for said in table["value"]])
+    table.insert(1, "run", [configs[text].name if text in configs else "" for text in table["value"]])
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / TABLE, table.to_csv(index=False, lineterminator="\n").encode())
     written = [TABLE]
     if table["elpd_diff"].notna().sum() > 1:
-        write(folder / PLOT, drawn(table, key, told))
+        write(folder / PLOT, plotted(table, key, texts))
         written.append(PLOT)
     table.attrs["written"] = [str(folder / name) for name in written]
     return table
@@ -121,7 +121,7 @@ def values_of(text: str) -> tuple[str, list[Any]]:
     """Parse `KEY=V1,V2,V3`, `KEY=[V1, V2]`, or a range of whole numbers with both ends, `KEY=1:6`, into key and values.
 
     Raises:
-        ConfigError: The key or the values are missing, the values are no YAML, or a range does not rise.
+        ConfigError: The key or the values are missing, the values are not valid YAML, or a range does not increase.
 
     Example:
         >>> values_of("model.n_components=1:4")
@@ -136,7 +136,7 @@ def values_of(text: str) -> tuple[str, list[Any]]:
     if ends:
         low, high = (int(end) for end in ends.groups())
         if low >= high:
-            raise ConfigError(f"{text!r}: the range {given} must go from a smaller to a larger number.")
+            raise ConfigError(f"{text!r}: the range {given} must increase.")
         return key, list(range(low, high + 1))
     values = parse(f"[{given}]", repr(text))
     return key, values[0] if len(values) == 1 and isinstance(values[0], list) else values
@@ -145,25 +145,25 @@ def values_of(text: str) -> tuple[str, list[Any]]:
 # -- the values and their configs
 
 
-def _check(key: str, told: Sequence[str]) -> None:
+def _check(key: str, texts: Sequence[str]) -> None:
     section = key.split(".")[0]
     if section not in VARIED:
         why = "changes the data, and fits to different data cannot be compared" if section in ("dataset", "held_out") else (
-            "changes neither the model nor how it is fitted"
+            "changes neither the model nor the inference"
         )  # fmt: skip
         raise ConfigError(f"select: {key!r} {why}; vary a key of {', '.join(VARIED)}.")
-    twice = next((said for said in told if told.count(said) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"select: {key} has the value {twice} twice.")
-    if len(told) < 2:
-        raise ConfigError(f"select: {key} needs at least two values to compare; got {', '.join(told) or 'none'}.")
+    duplicate = next((text for text in texts if texts.count(text) > 1), None)
+    if duplicate is not None:
+        raise ConfigError(f"select: {key} must have different values; got {duplicate} twice.")
+    if len(texts) < 2:
+        raise ConfigError(f"select: {key} must have at least two values; got {', '.join(texts) or 'none'}.")
 
 
 def _config(  # one argument for each user option
     source: Any,
     key: str,
     value: Any,
-    said: str,
+    text: str,
     names: dict[str, str],
     overrides: Sequence[str],
     plugins: Sequence[str | Path],
@@ -175,21 +175,21 @@ def _config(  # one argument for each user option
     Raises:
         LatentLabError: It cannot be run or compared.
     """
-    own = [] if with_embeddings else ["embeddings=[]"]
-    found = load_config(source, [*overrides, f"{key}={json.dumps(_plain(value))}", *own], plugins)
+    without = [] if with_embeddings else ["embeddings=[]"]
+    found = load_config(source, [*overrides, f"{key}={json.dumps(_plain(value))}", *without], plugins)
     if key == "seed" and found.held_out:
-        raise ConfigError("select: the seed also chooses the held-out units, and fits to different data cannot be compared.")
+        raise ConfigError("select: the seed also determines the held-out units, and fits to different data cannot be compared.")
     with plugged(found.plugins):
         method = found.build_method()
     if method.kind == "point" and not found.held_out:
         raise ModelError(
-            f"inference: {method.name!r} gives a point estimate, which has no leave-one-out; select by nuts or svi, "
-            "or by held-out units, `held_out=0.2`."
+            f"inference: {method.name!r} gives a point estimate, for which LOO is not available; use nuts or svi, "
+            "or held-out units (`held_out=0.2`)."
         )
-    name = _slug(f"{found.name}-{key.split('.')[-1]}-{said}")
+    name = _slug(f"{found.name}-{key.split('.')[-1]}-{text}")
     while name in names.values():
         name = f"{name[: NAME_LENGTH - 2]}-x"
-    names[said] = name
+    names[text] = name
     return found.model_copy(update={"name": name})
 
 
@@ -210,13 +210,13 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _said(value: Any) -> str:
+def _formatted(value: Any) -> str:
     """Format a value for tables."""
     value = _plain(value)
     try:
         return value if isinstance(value, str) else json.dumps(value)
     except TypeError as error:
-        raise ConfigError(f"select: {value!r} is nothing that a config can hold.") from error
+        raise ConfigError(f"select: {value!r} cannot be serialised to YAML.") from error
 
 
 def _one_line(error: Exception) -> str:
@@ -226,18 +226,18 @@ def _one_line(error: Exception) -> str:
 
 def _check_free(folder: Path, configs: Mapping[str, Config], *, overwrite: bool, resume: bool) -> None:
     if overwrite and resume:
-        raise ConfigError("--overwrite drops the runs that are there and --resume goes on with them: say one of the two.")
-    taken = [folder / one.name for one in configs.values() if (folder / one.name).exists()]
-    if taken and not (overwrite or resume):
-        raise StoreError(f"{taken[0]} is there already: --resume goes on with such runs, --overwrite replaces them.")
+        raise ConfigError("--overwrite and --resume must not be combined: one replaces existing runs, the other continues them.")
+    existing = [folder / one.name for one in configs.values() if (folder / one.name).exists()]
+    if existing and not (overwrite or resume):
+        raise StoreError(f"{existing[0]} exists already; --resume continues existing runs, --overwrite replaces them.")
 
 
-# -- the drawing
+# -- plot
 
 
-def drawn(table: pd.DataFrame, key: str, told: Sequence[str]) -> bytes:
-    """Plot differences to the best by value with 1 and 2 standard errors, as PNG; hollow: not converged, cross: failed."""
-    places = {said: i for i, said in enumerate(told)}
+def plotted(table: pd.DataFrame, key: str, texts: Sequence[str]) -> bytes:
+    """Plot differences from the best by value with 1 and 2 standard errors, as PNG; hollow: not converged, cross: failed."""
+    places = {text: i for i, text in enumerate(texts)}
     with style():
         canvas = Figure(figsize=(6.4, 4.0), layout="constrained")
         FigureCanvasAgg(canvas)
@@ -252,11 +252,11 @@ def drawn(table: pd.DataFrame, key: str, told: Sequence[str]) -> bytes:
             for n_se, width in ((2, 1.2), (1, 3.5)):
                 axes.plot([x, x], [y - n_se * row["se_diff"], y + n_se * row["se_diff"]], color=BLUE, linewidth=width, alpha=0.6)
             axes.plot(x, y, "o", color=BLUE, markerfacecolor=BLUE if row["converged"] else "white", markersize=7, zorder=3)
-        axes.set_xticks([*places.values()], [shortened(said) for said in told])
-        axes.set_xlim(-0.5, len(told) - 0.5)
+        axes.set_xticks([*places.values()], [shortened(text) for text in texts])
+        axes.set_xlim(-0.5, len(texts) - 0.5)
         axes.set_xlabel(key)
-        axes.set_ylabel("elpd less that of the best")
-        axes.set_title("Leave-one-out; 1 and 2 standard errors of the difference; hollow: not converged", fontsize=8.5)
+        axes.set_ylabel("elpd difference from the best")
+        axes.set_title("Leave-one-out elpd. Bars: 1 and 2 standard errors of the difference. Hollow: not converged", fontsize=8.5)
         stream = io.BytesIO()
         canvas.savefig(stream, format="png", metadata={"Software": None})
         return stream.getvalue()

@@ -54,21 +54,21 @@ class Several:
 
 
 def compare_runs(paths: Sequence[str | Path]) -> Several:
-    """Compare run directories as far as their data allow.
+    """Compare run directories; parts that cannot be compared are listed in the notes.
 
     Raises:
         ConfigError: There are fewer than two directories, one is given twice, or a run is not complete.
-        StoreError: A directory is no run, or is damaged.
+        StoreError: A directory is not a run, or is damaged.
     """
     folders = [Path(path) for path in paths]
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
-        raise ConfigError(f"comparing needs at least two different runs; got {', '.join(map(str, folders)) or 'none'}.")
+        raise ConfigError(f"compare requires at least two different runs; got {', '.join(map(str, folders)) or 'none'}.")
     labels = [folder.name for folder in folders]
     names = labels if len(set(labels)) == len(labels) and all(labels) else [str(folder) for folder in folders]
     sources = {name: Source(read(folder)) for name, folder in zip(names, folders, strict=True)}
     for name, source in sources.items():
         if source.run.info["status"] not in COMPLETE:
-            raise ConfigError(f"{name}: the run is {source.run.info['status']}; --resume goes on with it.")
+            raise ConfigError(f"{name}: the run is {source.run.info['status']}; --resume continues it.")
     notes: list[str] = []
     tables = _loo(sources, notes)
     rows = [row for pair in itertools.combinations(sources, 2) for row in _pairs(sources, *pair, notes)]
@@ -139,11 +139,11 @@ def _pairs(sources: dict[str, Source], name: str, other: str, notes: list[str]) 
     common = [kind for kind in sources[name].kinds if kind in sources[other].kinds]
     if not common:
         kinds = (", ".join(sources[one].kinds) for one in (name, other))
-        notes.append(f"positions: {name} and {other} place units of different kinds ({' and '.join(kinds)})")
+        notes.append(f"positions: {name} and {other} have units of different kinds ({' and '.join(kinds)})")
     rows = []
     for kind in common:
-        those = {one: sources[one].of(kind) for one in (name, other)}
-        rows += [{"units": kind, **row} for row in _pair(those, name, other, notes)]
+        of_kind = {one: sources[one].of(kind) for one in (name, other)}
+        rows += [{"units": kind, **row} for row in _pair(of_kind, name, other, notes)]
     return rows
 
 
@@ -153,7 +153,7 @@ def _pair(sources: dict[str, Source], name: str, other: str, notes: list[str]) -
     if len(a.units) != len(b.units) or (order < 0).any() or len(set(a.units)) < len(a.units):
         n_shared = len(set(a.units) & set(b.units))
         notes.append(
-            f"positions: {name} and {other} have different units ({len(a.units)} and {len(b.units)}, {n_shared} names in both)"
+            f"positions: {name} and {other} have different units ({len(a.units)} and {len(b.units)}, {n_shared} of them common)"
         )
         return []
     if a.model is not None and len(a.units) < fewest_units(a.model):
@@ -170,7 +170,7 @@ def _pair(sources: dict[str, Source], name: str, other: str, notes: list[str]) -
     else:
         draws = [indicators(x[..., 0], int(x.max()) + 1) if is_so else x for x, is_so in zip(draws, discrete, strict=True)]
         points = [array.mean(axis=(0, 1)) for array in draws]
-        note = "positions: labels are taken as rows of zeros and a one where they meet positions that are not labels"
+        note = "positions: labels are converted to one-hot indicators for the comparison with continuous positions"
         if any(discrete) and note not in notes:
             notes.append(note)
     rows = []

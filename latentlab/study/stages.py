@@ -55,13 +55,13 @@ class StageBar:
         self._begun = True
 
 
-def carry_out(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bool, fresh: bool) -> None:
+def run_stages(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bool, fresh: bool) -> None:
     """Runs all stages, and records an error before it is raised.
 
-    A new run is removed again if an embedding is refused.
+    A new run is removed if an embedding raises an error of usage.
     """
     try:
-        with _stoppable(), _warnings_kept(directory):
+        with _interrupts_as_errors(), _recorded_warnings(directory):
             _stages(job, directory, bar, progress=progress)
     except KeyboardInterrupt as error:
         with contextlib.suppress(StoreError):
@@ -75,8 +75,8 @@ def carry_out(job: Job, directory: RunDirectory, bar: StageBar, *, progress: boo
         with contextlib.suppress(StoreError):
             kept = directory.stop("failed", error)
             if kept != directory.path:
-                error.add_note(f"The run before it is back in {directory.path}.")
-            error.add_note(f"What was finished is kept in {kept}; --resume goes on with it.")
+                error.add_note(f"The previous run was restored in {directory.path}.")
+            error.add_note(f"Finished results are kept in {kept}; --resume continues the run.")
         raise ending_with(error, 1) from error.__cause__
 
 
@@ -140,15 +140,15 @@ def _diagnose(job: Job, directory: RunDirectory, fitted: Fit) -> None:
 def _embed(job: Job, directory: RunDirectory, *, progress: bool) -> list[Embedding]:
     sample = job.training.sample
     placed = {kind: names for kind, names in sample.kinds.items() if kind in job.model.kinds}
-    found = embeddings_of(load(directory.path / EMBEDDINGS, groups=()), placed) if directory.has(EMBEDDINGS) else {}
+    stored = embeddings_of(load(directory.path / EMBEDDINGS, groups=()), placed) if directory.has(EMBEDDINGS) else {}
     made: list[Embedding] = []
     bar = tqdm(job.config.embeddings, disable=None if progress else True, leave=False)
     for i, section in enumerate(bar):
         options = dict(section)
         label = options.get("label") or options["name"]
         bar.set_description(f"embedding {label}")
-        if label in found:
-            made.append(found[label])
+        if label in stored:
+            made.append(stored[label])
             continue
         try:
             embedding = embed(options.pop("name"), sample, **options)
@@ -172,11 +172,11 @@ def _note(directory: RunDirectory, note: str) -> None:
 
 def _compare(job: Job, directory: RunDirectory, fitted: Fit, embeddings: list[Embedding], *, progress: bool) -> None:
     comparison = compare(fitted, embeddings, **job.config.compare.options(), progress=progress)
-    asked = int(job.config.compare.options().get("n_neighbors", 0))
+    requested = int(job.config.compare.options().get("n_neighbors", 0))
     for kind, part in comparison.parts.items():
-        taken = int(part.attrs.get("n_neighbors", asked))
-        if taken < asked:
-            note = f"n_neighbors was lowered from {asked} to {taken}: fewer than half of the {kind}s can be neighbours"
+        used = int(part.attrs.get("n_neighbors", requested))
+        if used < requested:
+            note = f"n_neighbors was reduced from {requested} to {used}, since it must be less than half of the number of {kind}s"
             directory.logger.info("%s", note)
             _note(directory, note)
     for row in comparison.verdicts.itertuples():
@@ -194,7 +194,7 @@ def _report(directory: RunDirectory, status: str, *, progress: bool) -> None:
     try:
         write_page(replace(run, info={**run.info, "status": status}), progress=progress)
     except MissingDependencyError as error:
-        directory.info["warnings"].append(f"no report: {error} Then `latentlab report {directory.path}` writes it.")
+        directory.info["warnings"].append(f"no report: {error} `latentlab report {directory.path}` then writes it.")
         directory.logger.warning("no report: %s", error)
 
 
@@ -205,7 +205,7 @@ def write_page(run: Run, *, progress: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
+def _interrupts_as_errors() -> Iterator[None]:
     """Raises KeyboardInterrupt on SIGTERM, which clusters send, as on SIGINT; the user's own handlers are kept."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -226,7 +226,7 @@ def _stoppable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _warnings_kept(directory: RunDirectory) -> Iterator[None]:
+def _recorded_warnings(directory: RunDirectory) -> Iterator[None]:
     """Records warnings in the log and in `run.json`; they are shown as well."""
     with warnings.catch_warnings():
         shown = warnings.showwarning
@@ -243,7 +243,7 @@ def _warnings_kept(directory: RunDirectory) -> Iterator[None]:
 
 
 def ending_with(error: Exception, exit_code: int) -> Exception:
-    """Sets the exit code of the command line in a latentlab error, since an error after the start is no usage error."""
+    """Sets the exit code of the command line in a latentlab error, since an error after the start is not an error of usage."""
     if isinstance(error, LatentLabError):
         error.exit_code = exit_code
     return error

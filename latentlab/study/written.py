@@ -28,8 +28,8 @@ def embeddings_tree(embeddings: Sequence[Embedding], kinds: Mapping[str, np.ndar
 
 def _of_kind(embeddings: Sequence[Embedding], kind: str, units: np.ndarray, n_latent: int | None) -> xr.Dataset:
     variables, coords = {}, {kind: units}
-    for given in embeddings:
-        embedding = given.reindexed(units)
+    for original in embeddings:
+        embedding = original.reindexed(units)
         label, size = embedding.label, embedding.values.shape[-1]
         dims: tuple[str, ...] = (kind, "latent" if size == n_latent else f"latent_{label}")
         coords[dims[-1]] = np.arange(size)

@@ -41,8 +41,8 @@ def read(path: Path) -> Any:
     """Read a YAML file.
 
     Raises:
-        ConfigError: The file is missing or not readable, is no text in UTF-8, or is no strict YAML; the message names the file,
-            and the byte or line and column.
+        ConfigError: The file is missing or not readable, is not text in UTF-8, or is not strict YAML; the message names the
+            file, and the byte or line and column.
     """
     return parse(_decoded(_content(path), path), str(path))
 
@@ -51,7 +51,7 @@ def parse(text: str, what: str) -> Any:
     """Parse a YAML text; `what` is its name in messages.
 
     Raises:
-        ConfigError: The text is no strict YAML; the message contains the line and column.
+        ConfigError: The text is not strict YAML; the message contains the line and column.
 
     Example:
         >>> parse("{rate: 1e-3, names: [a, 'no'], flag: true}", "example")
@@ -102,7 +102,7 @@ def _content(path: Path) -> bytes:
             raise
         raise ConfigError(f"{str(path)!r}: cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path}: {os.stat(path).st_size} bytes are too many for a config; at most {MAX_BYTES}.")
+        raise ConfigError(f"{path}: a config must have at most {MAX_BYTES} bytes; got {os.stat(path).st_size}.")
     return content
 
 
@@ -112,13 +112,13 @@ def _decoded(content: bytes, path: Path) -> str:
             raise ConfigError(f"{path}: byte offset 0: the file is in {encoding}; save it as UTF-8.")
     nul = content.find(b"\0")
     if nul >= 0:
-        raise ConfigError(f"{path}: byte offset {nul}: a NUL byte, which text in UTF-8 has none of; save the file as UTF-8.")
+        raise ConfigError(f"{path}: byte offset {nul}: NUL bytes are not valid in text; save the file as UTF-8.")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         offset = error.start + (len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0)
         raise ConfigError(
-            f"{path}: byte offset {offset}: byte 0x{content[offset]:02x} is not UTF-8 (Latin-1, perhaps); save the file as UTF-8."
+            f"{path}: byte offset {offset}: byte 0x{content[offset]:02x} is not valid UTF-8; save the file as UTF-8."
         ) from error
 
 
@@ -126,7 +126,7 @@ def _decoded(content: bytes, path: Path) -> str:
 
 
 class _Reader:
-    """Builds plain values from the parser's events, so that depth, aliases and tags are refused before values are built."""
+    """Builds plain values from the parser's events, so that depth, aliases and tags are checked before values are built."""
 
     def __init__(self, text: str, what: str) -> None:
         self._what = what
@@ -141,18 +141,18 @@ class _Reader:
         next(self._events)
         after = next(self._events)
         if not isinstance(after, yaml.StreamEndEvent):
-            raise self._error(after, (), "a second document begins; expected one.")
+            raise self._error(after, (), "the file must contain one document; a second one begins here.")
         return value
 
     def _value(self, event: Any, path: tuple[str, ...]) -> Any:
         if isinstance(event, yaml.AliasEvent):
-            raise self._error(event, path, f"the alias *{event.anchor} is refused; write the value out.")
+            raise self._error(event, path, f"the alias *{event.anchor} is not allowed; write the value in full.")
         if event.tag is not None:
-            raise self._error(event, path, f"the tag {event.tag!r} is refused; plain values need none.")
+            raise self._error(event, path, f"the tag {event.tag!r} is not allowed; use a plain value.")
         if isinstance(event, yaml.ScalarEvent):
             return self._scalar(event, path)
         if len(path) >= MAX_DEPTH:
-            raise self._error(event, path[:3], f"nested more than {MAX_DEPTH} deep.")
+            raise self._error(event, path[:3], f"nested more than {MAX_DEPTH} levels deep.")
         return self._sequence(path) if isinstance(event, yaml.SequenceStartEvent) else self._mapping(path)
 
     def _sequence(self, path: tuple[str, ...]) -> list[Any]:
@@ -169,9 +169,9 @@ class _Reader:
                 raise self._error(event, path, "a key must be plain text.")
             key, mark = event.value, cast(yaml.Mark, event.start_mark)
             if key == "<<" and event.implicit[0]:
-                raise self._error(event, path, "the merge key << is refused; write the keys out.")
+                raise self._error(event, path, "the merge key << is not allowed; write the keys in full.")
             if key in items:
-                self._note(event, (*path, key), f"the key is there twice, first in line {lines[key]}.")
+                self._note(event, (*path, key), f"duplicate key, first used in line {lines[key]}.")
             lines.setdefault(key, mark.line + 1)
             items[key] = self._value(next(self._events), (*path, key))
         return items

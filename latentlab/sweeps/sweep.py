@@ -20,11 +20,11 @@ import pandas as pd
 from latentlab.errors import ConfigError, InferenceError, LatentLabError, StoreError
 from latentlab.files import Lock, explained, write
 from latentlab.store.directory import COMPLETE, place, read_info
+from latentlab.study.rows import Row, is_run, row_of
 from latentlab.study.run import FittedRun, load_run
 from latentlab.sweeps.display import Display, display
 from latentlab.sweeps.executors import Engine, opened, parsed
 from latentlab.sweeps.points import Plan, Point, Values, plan_of, text_of, value_text
-from latentlab.study.rows import Row, is_run, row_of
 from latentlab.sweeps.worker import run_point
 
 SWEEP_JSON, TABLE, PARQUET, TIMES = "sweep.json", "sweep.csv", "sweep.parquet", "times.csv"

@@ -52,7 +52,7 @@ STEP = 1e-3
 LEAST_CURVATURE = 0.4
 """Least curvature of the proposal: its scale is at most 1.6 radians, so that most of it is inside the coordinates' domain."""
 SHARPEST = 1e12
-"""Curvature of log q along a rotation, per square radian, above which the guide is close to singular and is refused."""
+"""Curvature of log q along a rotation, per square radian, above which the guide is close to singular, which is an error."""
 FLAT = 1e-3
 """Curvature per square radian below which log q counts as constant."""
 
@@ -119,20 +119,20 @@ def log_average(  # one argument each for the density, its draws and the group's
 
 def _evaluator(group: Group, log_q: LogDensity, sites: dict[str, np.ndarray], dims: Dims) -> Evaluate:
     """Return a function that evaluates `log_q` at transformed draws, in blocks of at most `NUMBERS` values."""
-    own = {site: value.shape[1:] for site, value in sites.items()}
-    per_draw = sum(math.prod(shape) for shape in own.values())
+    shapes = {site: value.shape[1:] for site, value in sites.items()}
+    per_draw = sum(math.prod(shape) for shape in shapes.values())
 
     def block(elements: np.ndarray, draws: dict[str, np.ndarray]) -> np.ndarray:
-        lead = elements.shape[:2]
-        turned = group.act(elements, {site: value[:, None] for site, value in draws.items()}, dims)
-        flat = {s: np.broadcast_to(v, (*lead, *own[s])).reshape(-1, *own[s]) for s, v in turned.items()}
-        return _checked(log_q(flat), lead[0] * lead[1]).reshape(lead)
+        leading = elements.shape[:2]
+        transformed = group.act(elements, {site: value[:, None] for site, value in draws.items()}, dims)
+        flat = {s: np.broadcast_to(v, (*leading, *shapes[s])).reshape(-1, *shapes[s]) for s, v in transformed.items()}
+        return _checked(log_q(flat), leading[0] * leading[1]).reshape(leading)
 
     def evaluate(elements: np.ndarray, draws: slice | np.ndarray) -> np.ndarray:
         chosen = {site: value[draws] for site, value in sites.items()}
         b, n = elements.shape[:2]
-        few = max(1, NUMBERS // max(1, per_draw))
-        across, step = min(n, few), max(1, few // n)
+        n_at_once = max(1, NUMBERS // max(1, per_draw))
+        across, step = min(n, n_at_once), max(1, n_at_once // n)
         out = np.empty((b, n))
         for i in range(0, b, step):
             part = {site: value[i : i + step] for site, value in chosen.items()}
@@ -144,12 +144,12 @@ def _evaluator(group: Group, log_q: LogDensity, sites: dict[str, np.ndarray], di
 
 
 def _checked(log_density: np.ndarray, size: int) -> np.ndarray:
-    found = np.asarray(log_density, dtype=np.float64)
-    if found.shape != (size,):
-        raise ModelError(f"log_q must return shape ({size},); got {found.shape}.")
-    if np.isnan(found).any() or (found == np.inf).any():
+    values = np.asarray(log_density, dtype=np.float64)
+    if values.shape != (size,):
+        raise ModelError(f"`log_q` must return shape ({size},); got {values.shape}.")
+    if np.isnan(values).any() or (values == np.inf).any():
         raise InferenceError("log q is NaN or +inf on the orbit of a draw; it cannot be averaged over the group.")
-    return found
+    return values
 
 
 def _finite(group: Permutation | SignedPermutation | Orthogonal, evaluate: Evaluate, cross: np.ndarray) -> np.ndarray:
@@ -162,16 +162,16 @@ def _finite(group: Permutation | SignedPermutation | Orthogonal, evaluate: Evalu
         found = evaluate(np.broadcast_to(elements, (m, *elements.shape)), slice(None))
     else:
         nearest = (consensus.signed_assignment if signed else consensus.assignment)(cross)
-        found = evaluate(nearest[:, None] @ _words(q, signed=signed), slice(None))
+        found = evaluate(nearest[:, None] @ _short_products(q, signed=signed), slice(None))
     return _log_sum(found) - math.log(order)
 
 
-def _words(q: int, *, signed: bool) -> np.ndarray:
-    """Distinct products of up to two exchanges of axes (and sign changes), `(n, q, q)`."""
-    swaps = [np.eye(q)[[j if k == i else i if k == j else k for k in range(q)]] for j in range(q) for i in range(j)]
-    flips = [np.diag(np.where(np.arange(q) == k, -1.0, 1.0)) for k in range(q)] if signed else []
-    letters = np.stack([np.eye(q), *swaps, *flips])
-    return np.unique((letters[:, None] @ letters).reshape(-1, q * q), axis=0).reshape(-1, q, q)
+def _short_products(q: int, *, signed: bool) -> np.ndarray:
+    """Distinct products of up to two transpositions of axes (or sign changes), `(n, q, q)`."""
+    transpositions = [np.eye(q)[[j if k == i else i if k == j else k for k in range(q)]] for j in range(q) for i in range(j)]
+    sign_changes = [np.diag(np.where(np.arange(q) == k, -1.0, 1.0)) for k in range(q)] if signed else []
+    generators = np.stack([np.eye(q), *transpositions, *sign_changes])
+    return np.unique((generators[:, None] @ generators).reshape(-1, q * q), axis=0).reshape(-1, q, q)
 
 
 def _log_sum(x: np.ndarray) -> np.ndarray:
@@ -182,7 +182,7 @@ def _log_sum(x: np.ndarray) -> np.ndarray:
 
 
 def polar_with_determinant(cross: np.ndarray, sign: float) -> np.ndarray:
-    """Compute the orthogonal R `(..., q, q)` with determinant `sign` that maximises tr(R' C)."""
+    """Compute the orthogonal R `(..., q, q)` with determinant `sign` that maximises tr(R^T C)."""
     u, _, vt = np.linalg.svd(cross)
     flip = np.where(np.linalg.det(u @ vt) * sign < 0, -1.0, 1.0)
     u[..., :, -1] *= flip[..., None]
@@ -192,21 +192,21 @@ def polar_with_determinant(cross: np.ndarray, sign: float) -> np.ndarray:
 def _circle(evaluate: Evaluate, start: np.ndarray) -> np.ndarray:
     """Log of the mean of q over R exp(A), q = 2, for starts R `(m, 2, 2)`."""
     m = len(start)
-    result, left = np.empty(m), np.arange(m)
+    result, remaining = np.empty(m), np.arange(m)
     for n in ANGLES:
         angle = 2 * math.pi * np.arange(n) / n
-        turns = np.stack([np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)], axis=-1).reshape(n, 2, 2)
-        found = evaluate(start[left, None] @ turns, left)
+        rotations = np.stack([np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)], axis=-1).reshape(n, 2, 2)
+        found = evaluate(start[remaining, None] @ rotations, remaining)
         if n == ANGLES[-1]:
-            result[left] = _log_sum(found) - math.log(n)
+            result[remaining] = _log_sum(found) - math.log(n)
             break
         finite = np.asarray(np.isfinite(found).all(axis=1))
         coefficients = np.fft.rfft(np.where(finite[:, None], found, 0.0), axis=1) / n
         size = np.abs(coefficients)
         done = finite & (size[:, n // 4 :].sum(axis=1) <= 1e-8 + 1e-12 * size.max(axis=1))
-        result[left[done]] = _log_mean_exp_of_series(coefficients[done, : n // 4])
-        left = left[~done]
-        if not left.size:
+        result[remaining[done]] = _log_mean_exp_of_series(coefficients[done, : n // 4])
+        remaining = remaining[~done]
+        if not remaining.size:
             break
     return result
 
@@ -217,8 +217,8 @@ def _log_mean_exp_of_series(coefficients: np.ndarray) -> np.ndarray:
     if curvature.max(initial=0.0) > SHARPEST:
         change = np.abs(coefficients[:, 1:]).max()
         raise InferenceError(
-            f"log q changes by {change:.3g} within a turn: the guide's covariance is close to singular, and its average over "
-            "rotations cannot be told; try fewer latent dimensions, or another guide."
+            f"log q changes by {change:.3g} within one rotation: the guide's covariance is close to singular, and its average "
+            "over rotations cannot be computed; use fewer latent dimensions or another guide."
         )
     need = np.maximum(64, 2 ** np.ceil(np.log2(4 * math.pi * np.sqrt(curvature) + 1))).astype(int)
     result = np.empty(len(coefficients))
@@ -258,11 +258,11 @@ def _importance(evaluate: Evaluate, start: np.ndarray, draws: slice, base: np.nd
     q = start.shape[-1]
     start, scale, flat = _laplace(evaluate, start, draws)
     coordinates = np.einsum("pk,mlk->mpl", base, scale)
-    angles, turns = _exponential(antisymmetric(coordinates, q))
+    angles, rotations = _exponential(antisymmetric(coordinates, q))
     log_weight = log_haar(angles, q) - log_base + np.log(np.abs(np.linalg.det(scale)))[:, None]
     # The average of a constant q must be exact, so weights are normalised by their mean if log q is flat.
     log_mean_weight = np.where(flat, _log_sum(log_weight) - math.log(len(base)), 0.0)
-    return _log_sum(evaluate(start[:, None] @ turns, draws) + log_weight) - math.log(len(base)) - log_mean_weight
+    return _log_sum(evaluate(start[:, None] @ rotations, draws) + log_weight) - math.log(len(base)) - log_mean_weight
 
 
 def _laplace(evaluate: Evaluate, start: np.ndarray, draws: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -271,11 +271,11 @@ def _laplace(evaluate: Evaluate, start: np.ndarray, draws: slice) -> tuple[np.nd
     for _ in range(2):
         gradient, hessian = _derivatives(evaluate, start, draws)
         curvature, axes = np.linalg.eigh(-hessian)
-        kept = np.maximum(np.abs(curvature), LEAST_CURVATURE)
-        step = (axes @ ((gradient[:, None] @ axes)[:, 0] / kept)[..., None])[..., 0]
+        bounded = np.maximum(np.abs(curvature), LEAST_CURVATURE)
+        step = (axes @ ((gradient[:, None] @ axes)[:, 0] / bounded)[..., None])[..., 0]
         step *= np.minimum(1.0, 1.0 / np.maximum(np.linalg.norm(step, axis=1), 1e-300))[:, None]
-        tried = np.array([0.0, 0.25, 0.5, 1.0])[:, None] * step[:, None]
-        candidates = start[:, None] @ _exponential(antisymmetric(tried, q))[1]
+        steps = np.array([0.0, 0.25, 0.5, 1.0])[:, None] * step[:, None]
+        candidates = start[:, None] @ _exponential(antisymmetric(steps, q))[1]
         start = candidates[np.arange(len(start)), evaluate(candidates, draws).argmax(axis=1)]
     _, hessian = _derivatives(evaluate, start, draws)
     curvature, axes = np.linalg.eigh(-hessian)
@@ -290,14 +290,14 @@ def _derivatives(evaluate: Evaluate, start: np.ndarray, draws: slice) -> tuple[n
     i, j = np.triu_indices(k, 1)
     single = STEP * np.eye(k)
     points = np.concatenate([np.zeros((1, k)), single, -single, single[i] + single[j], -single[i] - single[j]])
-    turns = _exponential(antisymmetric(points, q))[1]
-    found = evaluate(start[:, None] @ turns, draws)
+    rotations = _exponential(antisymmetric(points, q))[1]
+    found = evaluate(start[:, None] @ rotations, draws)
     if not np.isfinite(found).all():
-        raise InferenceError("log q is -inf beside a draw; its average over rotations of 3 or more axes is not defined.")
-    middle, plus, minus, both, neither = np.split(found, np.cumsum([1, k, k, len(i)]), axis=1)
+        raise InferenceError("log q is -inf near a draw; its average over rotations of 3 or more axes is not defined.")
+    middle, plus, minus, both_plus, both_minus = np.split(found, np.cumsum([1, k, k, len(i)]), axis=1)
     second = plus + minus - 2 * middle
     hessian = np.zeros((len(start), k, k))
-    hessian[:, i, j] = hessian[:, j, i] = (both + neither - 2 * middle - second[:, i] - second[:, j]) / 2
+    hessian[:, i, j] = hessian[:, j, i] = (both_plus + both_minus - 2 * middle - second[:, i] - second[:, j]) / 2
     hessian[:, np.arange(k), np.arange(k)] = second
     return (plus - minus) / (2 * STEP), hessian / STEP**2
 
@@ -312,8 +312,8 @@ def antisymmetric(coordinates: np.ndarray, q: int) -> np.ndarray:
 def _exponential(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Angles `(..., q)` of antisymmetric matrices, in pairs of opposite sign, and their exponentials `(..., q, q)`."""
     angles, vectors = np.linalg.eigh(1j * a)
-    turns = (vectors * np.exp(-1j * angles)[..., None, :]) @ vectors.conj().swapaxes(-1, -2)
-    return angles, turns.real
+    rotations = (vectors * np.exp(-1j * angles)[..., None, :]) @ vectors.conj().swapaxes(-1, -2)
+    return angles, rotations.real
 
 
 def log_haar(angles: np.ndarray, q: int) -> np.ndarray:

@@ -5,8 +5,8 @@ Draws X_s `(m, q)`, s = 1..S, are transformed by elements g_s that minimise
     sum_s |X_s g_s - M|^2,    M = (1/S) sum_s X_s g_s.
 
 For groups that preserve norms, this maximises |M|^2. Two steps alternate. Given M, each g_s is a function of the cross product
-X_s' M (`polar`, `assignment`). Given the g_s, M is the mean. The start of the iteration is an invariant of the group. For
-rotations it consists of the leading eigenvectors of the mean Gram matrix (1/S) sum_s X_s X_s'. For permutations several draws
+X_s^T M (`polar`, `assignment`). Given the g_s, M is the mean. The start of the iteration is an invariant of the group. For
+rotations it consists of the leading eigenvectors of the mean Gram matrix (1/S) sum_s X_s X_s^T. For permutations several draws
 are starts, chosen by an invariant, and the best result is kept. The result therefore depends neither on the orientation of each
 draw nor on the order of the draws, up to one element common to all draws; `principal_axes` and `by_size` fix this element.
 
@@ -27,7 +27,7 @@ import numpy as np
 from latentlab.data import memory
 
 Nearest = Callable[[np.ndarray], np.ndarray]
-"""Function from cross products X' M `(..., q, q)` to the elements `(..., q, q)` that bring X closest to M."""
+"""Function from cross products X^T M `(..., q, q)` to the elements `(..., q, q)` that bring X closest to M."""
 
 TOLERANCE = 1e-10
 TIE = 1e-9
@@ -114,8 +114,8 @@ def rotation_consensus(x: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray
     """Compute orthogonal elements `(S, q, q)` of prepared draws `(S, m, q)` and their consensus `(m, q)` in principal axes."""
     blocks = Blocks(x, prepare)
     mean = consensus(blocks, spectral_start(blocks), polar)
-    turn = principal_axes(mean)
-    return blocks.elements(mean, polar) @ turn, mean @ turn
+    rotation = principal_axes(mean)
+    return blocks.elements(mean, polar) @ rotation, mean @ rotation
 
 
 def matching_consensus(x: np.ndarray, nearest: Nearest) -> tuple[np.ndarray, np.ndarray]:
@@ -124,18 +124,18 @@ def matching_consensus(x: np.ndarray, nearest: Nearest) -> tuple[np.ndarray, np.
     means = [consensus(blocks, start, nearest) for start in typical_draws(x)]
     norms = np.array([np.linalg.norm(one) for one in means])
     mean = means[int((norms >= (1 - TIE) * norms.max()).argmax())]
-    turn = by_size(mean, signed=nearest is signed_assignment)
-    return blocks.elements(mean, nearest) @ turn, mean @ turn
+    permutation = by_size(mean, signed=nearest is signed_assignment)
+    return blocks.elements(mean, nearest) @ permutation, mean @ permutation
 
 
 def polar(cross: np.ndarray) -> np.ndarray:
-    """Compute the orthogonal R `(..., q, q)` that maximises tr(R' C)."""
+    """Compute the orthogonal R `(..., q, q)` that maximises tr(R^T C)."""
     u, _, vt = np.linalg.svd(cross)
     return u @ vt
 
 
 def assignment(cross: np.ndarray) -> np.ndarray:
-    """Compute the permutation matrix P `(..., q, q)` that maximises tr(P' C)."""
+    """Compute the permutation matrix P `(..., q, q)` that maximises tr(P^T C)."""
     q = cross.shape[-1]
     flat = cross.reshape(-1, q, q)
     matrices = permutation_matrices(q)[_best(flat)] if q <= ENUMERATED else np.stack([_hungarian(c) for c in flat])
@@ -143,7 +143,7 @@ def assignment(cross: np.ndarray) -> np.ndarray:
 
 
 def signed_assignment(cross: np.ndarray) -> np.ndarray:
-    """Compute the signed permutation matrix P `(..., q, q)` that maximises tr(P' C)."""
+    """Compute the signed permutation matrix P `(..., q, q)` that maximises tr(P^T C)."""
     return assignment(np.abs(cross)) * np.where(cross < 0, -1.0, 1.0)
 
 
@@ -172,10 +172,10 @@ def principal_axes(mean: np.ndarray) -> np.ndarray:
     Axes of equal variance (up to a relative `TIE`) are determined by the rows, so that rounding does not rotate them. The largest
     row is along the first of these axes, the residual of the next largest along the second, and so on.
     """
-    turn, values, _ = np.linalg.svd(mean.T @ mean)
+    rotation, values, _ = np.linalg.svd(mean.T @ mean)
     for start, stop in _tied(values[values > TIE * values[:1].max(initial=0.0)]):
-        turn[:, start:stop] = turn[:, start:stop] @ _by_rows(mean @ turn[:, start:stop])
-    return turn * signs(mean @ turn)
+        rotation[:, start:stop] = rotation[:, start:stop] @ _by_rows(mean @ rotation[:, start:stop])
+    return rotation * signs(mean @ rotation)
 
 
 def by_size(mean: np.ndarray, *, signed: bool) -> np.ndarray:
@@ -195,8 +195,8 @@ def by_size(mean: np.ndarray, *, signed: bool) -> np.ndarray:
 
     for start, stop in _tied(norms[order]):
         order[start:stop] = sorted(order[start:stop], key=functools.cmp_to_key(earlier))
-    turn = np.eye(mean.shape[1])[:, order]
-    return turn * signs(mean @ turn) if signed else turn
+    permutation = np.eye(mean.shape[1])[:, order]
+    return permutation * signs(mean @ permutation) if signed else permutation
 
 
 def signs(mean: np.ndarray) -> np.ndarray:
@@ -218,10 +218,10 @@ def _by_rows(x: np.ndarray) -> np.ndarray:
     g = x.shape[1]
     axes = np.zeros((g, 0))
     for _ in range(g):
-        left = x - x @ axes @ axes.T
-        size = np.linalg.norm(left, axis=1)
+        residual = x - x @ axes @ axes.T
+        size = np.linalg.norm(residual, axis=1)
         row = int((size >= (1 - TIE) * size.max()).argmax())
         if size[row] <= TIE * np.linalg.norm(x):
             return np.linalg.qr(np.column_stack([axes, np.eye(g)]))[0][:, :g] if axes.shape[1] else np.eye(g)
-        axes = np.column_stack([axes, left[row] / size[row]])
+        axes = np.column_stack([axes, residual[row] / size[row]])
     return np.linalg.qr(axes)[0]

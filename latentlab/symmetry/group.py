@@ -97,13 +97,13 @@ def site_dims(site: str, value: np.ndarray, dims: Dims) -> tuple[str, ...]:
         ModelError: The site has no dims, or its array has fewer axes than dims.
     """
     if site not in dims:
-        raise ModelError(f"site '{site}' has no dims; `dims` names {', '.join(sorted(dims)) or 'nothing'}.")
+        raise ModelError(f"site '{site}' is not in `dims`; got dims of {', '.join(sorted(dims)) or 'no site'}.")
     if value.ndim < len(dims[site]):
-        raise ModelError(f"site '{site}' has dims {tuple(dims[site])}, its array only {value.ndim} axes.")
+        raise ModelError(f"site '{site}' must have an axis for each of its dims {tuple(dims[site])}; got {value.ndim} axes.")
     return tuple(dim.removeprefix(NEXT) for dim in dims[site])
 
 
-def acted(values: Values, dims: Dims, dim: str) -> list[str]:
+def sites_with_dim(values: Values, dims: Dims, dim: str) -> list[str]:
     """Return the sites that have `dim`, in the order of `values`."""
     return [site for site, value in values.items() if dim in site_dims(site, np.asarray(value), dims)]
 
@@ -118,14 +118,14 @@ def through_axes(site: str, value: np.ndarray, dims: Dims, dim: str, size: int, 
     for axis, name in enumerate(names):
         if name != dim:
             continue
-        n_lead = value.ndim - len(names)
-        moved = np.moveaxis(value, n_lead + axis, -1)
+        n_leading = value.ndim - len(names)
+        moved = np.moveaxis(value, n_leading + axis, -1)
         if moved.shape[-1] != size:
-            raise ModelError(f"site '{site}' has {moved.shape[-1]} along '{dim}', the group's element {size}.")
-        rest = moved.shape[n_lead:-1]
-        turned = transform(moved.reshape(*moved.shape[:n_lead], math.prod(rest), size))
-        turned = turned.reshape(*turned.shape[:-2], *rest, size)
-        value = np.moveaxis(turned, -1, turned.ndim - len(names) + axis)
+            raise ModelError(f"site '{site}' has size {moved.shape[-1]} along '{dim}'; the group's element has size {size}.")
+        rest = moved.shape[n_leading:-1]
+        transformed = transform(moved.reshape(*moved.shape[:n_leading], math.prod(rest), size))
+        transformed = transformed.reshape(*transformed.shape[:-2], *rest, size)
+        value = np.moveaxis(transformed, -1, transformed.ndim - len(names) + axis)
     return value
 
 
@@ -136,18 +136,18 @@ def rows(site: str, values: Values, dims: Dims, dim: str) -> np.ndarray:
         ModelError: The site does not exist, or does not have exactly one axis `dim`.
     """
     if site not in values:
-        raise ModelError(f"there is no site '{site}' to align on; there are {', '.join(sorted(values)) or 'none'}.")
+        raise ModelError(f"the site to align on must be one of {', '.join(sorted(values)) or 'none'}; got '{site}'.")
     value = np.asarray(values[site], dtype=np.float64)
     names = site_dims(site, value, dims)
     if names.count(dim) != 1:
-        raise ModelError(f"site '{site}' must have one axis '{dim}'; its dims are {names}.")
-    n_lead = value.ndim - len(names)
-    moved = np.moveaxis(value, n_lead + names.index(dim), -1)
-    return moved.reshape(*moved.shape[:n_lead], math.prod(moved.shape[n_lead:-1]), moved.shape[-1])
+        raise ModelError(f"site '{site}' must have one axis '{dim}'; got dims {names}.")
+    n_leading = value.ndim - len(names)
+    moved = np.moveaxis(value, n_leading + names.index(dim), -1)
+    return moved.reshape(*moved.shape[:n_leading], math.prod(moved.shape[n_leading:-1]), moved.shape[-1])
 
 
 def finite_rows(site: str, values: Values, dims: Dims, dim: str) -> np.ndarray:
-    """Return a site as `rows` does, and refuse values that are not finite.
+    """Return a site as `rows` does, and raise an error if a value is not finite.
 
     Raises:
         InferenceError: The site contains NaN or inf.
@@ -161,6 +161,6 @@ def finite_rows(site: str, values: Values, dims: Dims, dim: str) -> np.ndarray:
 def site_shape(x: np.ndarray, site: str, values: Values, dims: Dims, dim: str) -> np.ndarray:
     """Reshape rows `(m, q)` to the shape of the site."""
     names = site_dims(site, np.asarray(values[site]), dims)
-    own = np.asarray(values[site]).shape[-len(names) :]
-    rest = [n for n, name in zip(own, names, strict=True) if name != dim]
+    shape = np.asarray(values[site]).shape[-len(names) :]
+    rest = [n for n, name in zip(shape, names, strict=True) if name != dim]
     return np.moveaxis(x.reshape(*rest, x.shape[-1]), -1, names.index(dim))

@@ -2,7 +2,7 @@ r"""Symmetry groups: their action on named sites, alignment of draws, and invari
 
 A group acts along one dim, by default `latent`. An element g is a matrix that acts on rows from the right. It maps loadings W
 `(feature, latent)` to W g, positions z `(unit, latent)` to z g, a vector v `(latent,)` to v g, and a matrix S
-`(latent, latent)` to g' S g. Positions are the sites with a dim of units (`units`, by default `unit`). Two groups act
+`(latent, latent)` to g^T S g. Positions are the sites with a dim of units (`units`, by default `unit`). Two groups act
 differently on positions: `Euclidean` translates only positions, and `GeneralLinear` maps z to z A and other sites to W A^-T, so
 that the product z W^T is unchanged.
 
@@ -44,16 +44,16 @@ class Identity(Group):
     def align(self, values: Values, dims: Dims, *, on: str) -> Aligned:
         """Return the draws unchanged; the reference is the mean of `on`, which need not have the group's dim."""
         value = np.asarray(values[on], dtype=np.float64)
-        n_lead = value.ndim - len(site_dims(on, value, dims))
-        return self.align_to(value.mean(axis=tuple(range(n_lead))), values, dims, on=on)
+        n_leading = value.ndim - len(site_dims(on, value, dims))
+        return self.align_to(value.mean(axis=tuple(range(n_leading))), values, dims, on=on)
 
     def align_to(self, reference: np.ndarray, values: Values, dims: Dims, *, on: str) -> Aligned:
         """Return the draws unchanged."""
         value = np.asarray(values[on])
         names = site_dims(on, value, dims)
-        n_lead = value.ndim - len(names)
-        size = value.shape[n_lead + names.index(self.dim)] if self.dim in names else 1
-        elements = np.broadcast_to(np.eye(size), (*value.shape[:n_lead], size, size))
+        n_leading = value.ndim - len(names)
+        size = value.shape[n_leading + names.index(self.dim)] if self.dim in names else 1
+        elements = np.broadcast_to(np.eye(size), (*value.shape[:n_leading], size, size))
         return Aligned(self.act(elements, values, dims), elements, np.asarray(reference))
 
     def invariants(self, values: Values, dims: Dims) -> dict[str, np.ndarray]:
@@ -218,7 +218,7 @@ class Euclidean(MatrixGroup):
         if not self.is_position(names):
             return rotated
         if names.count(self.dim) > 1:
-            raise ModelError(f"a translation along '{self.dim}' has no meaning for a position with dims {names}.")
+            raise ModelError(f"a translation along '{self.dim}' needs a position with that dim once; got dims {names}.")
         return rotated + element[..., -1:, :-1]
 
     def _consensus(self, x: np.ndarray, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -234,7 +234,7 @@ class Euclidean(MatrixGroup):
     def _centre(self, x: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
         if not self.is_position(names):
             units = " or ".join(map(repr, self.units))
-            raise ModelError(f"a Euclidean alignment needs a site with the dim {units}; got one with dims {names}.")
+            raise ModelError(f"a Euclidean alignment needs a site with the dim {units}; got dims {names}.")
         return x.mean(axis=-2, keepdims=True)
 
     def _of_rows(self, sites: dict[str, np.ndarray], positions: set[str]) -> dict[str, np.ndarray]:
@@ -280,7 +280,9 @@ class GeneralLinear(MatrixGroup):
     def _whitening(self, x: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
         values, vectors = np.linalg.eigh(x.swapaxes(-1, -2) @ x / x.shape[-2])
         if (values[..., 0] <= 1e-12 * values[..., -1]).any():
-            raise ModelError(f"a site with dims {names} has linearly dependent columns in a draw: no basis.")
+            raise ModelError(
+                f"the columns of a site with dims {names} are linearly dependent in a draw, so it cannot be aligned under GL(q)."
+            )
         return vectors / np.sqrt(values)[..., None, :]
 
     def _of_matrix(self, site: str, matrix: np.ndarray) -> dict[str, np.ndarray]:
@@ -343,9 +345,9 @@ def _reach(group: Group, dims: Dims, size: int) -> str:
 def _gathered(permutation: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Product of rows and a permutation matrix by indexing of columns: exact, also for infinite values."""
     source = permutation.argmax(axis=-2)[..., None, :]
-    lead = np.broadcast_shapes(x.shape[:-2], source.shape[:-2])
+    leading = np.broadcast_shapes(x.shape[:-2], source.shape[:-2])
     return np.take_along_axis(
-        np.broadcast_to(x, (*lead, *x.shape[-2:])), np.broadcast_to(source, (*lead, *source.shape[-2:])), axis=-1
+        np.broadcast_to(x, (*leading, *x.shape[-2:])), np.broadcast_to(source, (*leading, *source.shape[-2:])), axis=-1
     )
 
 

@@ -23,7 +23,7 @@ import numpy as np
 Invariants = dict[str, np.ndarray]
 
 MAX_ENTRIES = 300
-"""Largest number of entries of a product for which each entry is an invariant of its own."""
+"""Largest number of entries of a product for which each entry is a separate invariant."""
 N_PROJECTIONS = 16
 _SEED = 20_070_415
 

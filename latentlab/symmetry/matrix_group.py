@@ -7,7 +7,18 @@ import numpy as np
 
 from latentlab.errors import ModelError
 from latentlab.symmetry import invariants
-from latentlab.symmetry.group import Aligned, Dims, Group, Values, acted, finite_rows, rows, site_dims, site_shape, through_axes
+from latentlab.symmetry.group import (
+    Aligned,
+    Dims,
+    Group,
+    Values,
+    finite_rows,
+    rows,
+    site_dims,
+    site_shape,
+    sites_with_dim,
+    through_axes,
+)
 
 
 class MatrixGroup(Group):
@@ -97,7 +108,9 @@ class MatrixGroup(Group):
         x = finite_rows(on, values, dims, self.dim)
         target = finite_rows(on, {on: np.asarray(reference)}, {on: dims[on]}, self.dim)
         if target.shape != x.shape[-2:]:
-            raise ModelError(f"the reference of site '{on}' has rows {target.shape}; the draws have {x.shape[-2:]}.")
+            raise ModelError(
+                f"the reference of site '{on}' must have rows of shape {x.shape[-2:]}, as the draws; got {target.shape}."
+            )
         elements = self._nearest(x.reshape(-1, *x.shape[-2:]), target, tuple(dims[on]))
         return self._aligned(elements.reshape(*x.shape[:-2], *elements.shape[1:]), target, values, dims, on)
 
@@ -111,7 +124,7 @@ class MatrixGroup(Group):
         Sites on which the group does not act are invariants in their original shape.
         """
         sites = {site: np.asarray(value) for site, value in values.items()}
-        moved = acted(sites, dims, self.dim)
+        moved = sites_with_dim(sites, dims, self.dim)
         found = {site: value for site, value in sites.items() if site not in moved}
         single = {}
         for site in moved:
@@ -128,11 +141,11 @@ class MatrixGroup(Group):
     def _matrices(self, site: str, value: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
         """Reshape a site with two axes of the group to matrices `(*lead, m, q, q)`."""
         if names.count(self.dim) != 2:
-            raise ModelError(f"site '{site}' has the dim '{self.dim}' more than twice: {names}; no invariants are known.")
-        n_lead = value.ndim - len(names)
-        axes = [n_lead + axis for axis, name in enumerate(names) if name == self.dim]
+            raise ModelError(f"site '{site}' must have the dim '{self.dim}' at most twice; got dims {names}.")
+        n_leading = value.ndim - len(names)
+        axes = [n_leading + axis for axis, name in enumerate(names) if name == self.dim]
         moved = np.moveaxis(value.astype(np.float64), axes, (-2, -1))
-        return moved.reshape(*moved.shape[:n_lead], -1, *moved.shape[-2:])
+        return moved.reshape(*moved.shape[:n_leading], -1, *moved.shape[-2:])
 
     def _of_matrix(self, site: str, matrix: np.ndarray) -> dict[str, np.ndarray]:
         """Invariants of a site with two axes of the group, given as matrices `(*lead, m, q, q)`."""

@@ -1,10 +1,11 @@
-"""Agreement of partitions: against scikit-learn, plain loops and known values, over all partitions of a few units."""
+"""Tests of the agreement of partitions against scikit-learn, plain loops and known values."""
 
 import itertools
 import math
 
 import numpy as np
 import pytest
+from helpers import all_partitions
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from latentlab.compare.agreement import (
@@ -20,27 +21,19 @@ from latentlab.errors import ConfigError, DataError
 METRICS = (adjusted_rand, normalized_mutual_information, variation_of_information, matched_accuracy)
 
 
-def partitions(n):
-    """All partitions of n units, as labels in order of first appearance."""
-    found = [(0,)]
-    for _ in range(n - 1):
-        found = [(*p, k) for p in found for k in range(max(p) + 2)]
-    return np.array(found)
-
-
 def random_pairs(rng, n=40):
     for k, m, noise in itertools.product((1, 2, 5, n), (1, 3, n), (0.0, 0.3, 1.0)):
         y = rng.integers(m, size=n)
         yield np.where(rng.random(n) < noise, rng.integers(k, size=n), y), y
 
 
-def test_scikit_learn_agrees(rng):
+def test_agreement_metrics_match_scikit_learn(rng):
     for x, y in random_pairs(rng):
         assert adjusted_rand(x, y) == pytest.approx(adjusted_rand_score(y, x), abs=1e-12)
         assert normalized_mutual_information(x, y) == pytest.approx(normalized_mutual_info_score(y, x), abs=1e-10)
 
 
-def test_adjusted_rand_by_loops_over_pairs(rng):
+def test_adjusted_rand_matches_loops_over_pairs(rng):
     """(index - expected) / (max - expected), all from pairs of units."""
     x, y = next(itertools.islice(random_pairs(rng), 20, None))
     both = [(x[i] == x[j], y[i] == y[j]) for i, j in itertools.combinations(range(len(x)), 2)]
@@ -49,7 +42,7 @@ def test_adjusted_rand_by_loops_over_pairs(rng):
     assert adjusted_rand(x, y) == pytest.approx((index - expected) / ((in_x + in_y) / 2 - expected), abs=1e-12)
 
 
-def test_information_by_sums_over_the_joint_distribution(rng):
+def test_information_metrics_match_sums_over_the_joint_distribution(rng):
     for x, y in random_pairs(rng):
         p = np.array([[np.mean((x == k) & (y == m)) for m in np.unique(y)] for k in np.unique(x)])
         px, py = p.sum(axis=1), p.sum(axis=0)
@@ -60,16 +53,16 @@ def test_information_by_sums_over_the_joint_distribution(rng):
             assert normalized_mutual_information(x, y) == pytest.approx(2 * mutual / (hx + hy), abs=1e-12)
 
 
-def test_matched_accuracy_by_trying_every_matching(rng):
+def test_matched_accuracy_is_the_best_over_all_matchings(rng):
     for _ in range(20):
         x, y = rng.integers(3, size=12), rng.integers(4, size=12)
         best = max(np.mean(np.array(names)[x] == y) for names in itertools.permutations(range(4), 3))
         assert matched_accuracy(x, y) == matched_accuracy(y, x) == pytest.approx(best)
 
 
-def test_over_all_pairs_of_partitions_of_5_units():
-    """Best for identical partitions and for them alone; VI is a distance; ranges hold and adjusted Rand's end is met."""
-    every = partitions(5)
+def test_metric_properties_over_all_pairs_of_partitions_of_5_units():
+    """Only identical partitions have the best value; VI is a distance; all values are in range."""
+    every = all_partitions(5)
     assert len(every) == 52
     tables = {m.name: np.array([[m(x, y) for y in every] for x in every]) for m in METRICS}
     for m in METRICS:
@@ -84,15 +77,15 @@ def test_over_all_pairs_of_partitions_of_5_units():
     assert vi.max() == pytest.approx(math.log(5))
 
 
-def test_the_least_adjusted_rand_is_one_half_below_0():
-    """Met by 4 units in two pairs, crossed: (0 - 2/3) / (2 - 2/3); in no case of up to 6 units is it less."""
+def test_the_smallest_adjusted_rand_is_minus_one_half():
+    """Two crossed pairings of 4 units have (0 - 2/3) / (2 - 2/3), the minimum over partitions of up to 6 units."""
     assert adjusted_rand([0, 0, 1, 1], [0, 1, 0, 1]) == pytest.approx(-0.5)
     for n in (2, 3, 4, 5, 6):
-        every = [adjusted_rand.kind(p) for p in partitions(n)]
+        every = [adjusted_rand.kind(p) for p in all_partitions(n)]
         assert min(adjusted_rand.function(x, y) for x in every for y in every) >= -0.5 - 1e-12
 
 
-def test_one_cluster_and_singletons_by_their_formulas():
+def test_values_for_one_cluster_and_for_singletons():
     y, one, alone = [0, 0, 0, 1, 1, 2], [4] * 6, list(range(6))
     h = -(3 * math.log(1 / 2) + 2 * math.log(1 / 3) + math.log(1 / 6)) / 6
     for trivial in (one, alone):
@@ -107,7 +100,7 @@ def test_one_cluster_and_singletons_by_their_formulas():
     assert matched_accuracy(alone, y) == 3 / 6
 
 
-def test_adjusted_rand_is_0_in_the_mean_by_chance(rng):
+def test_mean_adjusted_rand_of_random_permutations_is_0(rng):
     """1000 permutations: the mean's standard error is about 1e-3; 5 of them."""
     x, y = rng.integers(3, size=60), rng.integers(4, size=60)
     found = [adjusted_rand(rng.permutation(x), y) for _ in range(1000)]
@@ -115,7 +108,7 @@ def test_adjusted_rand_is_0_in_the_mean_by_chance(rng):
     assert np.mean([normalized_mutual_information(rng.permutation(x), y) for _ in range(50)]) > 0.02
 
 
-def test_metrics_of_labels_are_lifted_over_draws(rng):
+def test_label_metrics_are_evaluated_on_every_draw(rng):
     y = rng.integers(3, size=30)
     draws = np.where(rng.random((2, 5, 30)) < 0.2, rng.integers(3, size=(2, 5, 30)), y)
     table = score_table(METRICS, [y, rng.permutation(y)], draws)
@@ -130,11 +123,13 @@ def test_metrics_of_labels_are_lifted_over_draws(rng):
     assert abs(by_chance.mean()) < 0.05 < own.mean() < table[0, 0].mean()
 
 
-def test_what_cannot_be_lifted_is_named(rng):
+def test_invalid_labels_and_draws_of_labels_are_refused(rng):
     y, draws = rng.integers(3, size=30), rng.integers(3, size=(2, 5, 30))
-    with pytest.raises(ConfigError, match="adjusted_rand, displacement: some compare positions, some labels"):
+    with pytest.raises(ConfigError, match="adjusted_rand, displacement: all must compare positions, or all labels"):
         score_table([adjusted_rand, displacement], [y], draws)
-    with pytest.raises(DataError, match=r"draws must have shape \(chain, draw, unit\), none of size 0; got \(5, 30\)"):
+    with pytest.raises(
+        DataError, match=r"draws must have shape \(chain, draw, unit\), without dimensions of size 0; got \(5, 30\)"
+    ):
         scores(adjusted_rand, y, draws[0])
     with pytest.raises(DataError, match=r"the embedding: labels must be whole numbers; got 0\.5"):
         scores(adjusted_rand, np.where(y == 1, 0.5, y), draws)
@@ -142,5 +137,5 @@ def test_what_cannot_be_lifted_is_named(rng):
     spoilt[1, 3, 2] = np.nan
     with pytest.raises(DataError, match="draw 3 of chain 1: labels must be whole"):
         scores(adjusted_rand, y, spoilt)
-    with pytest.raises(DataError, match="compares the same units; got 29 in x and 30 in y"):
+    with pytest.raises(DataError, match="x and y must have the same units; got 29 units in x and 30 in y"):
         scores(adjusted_rand, y[1:], draws)

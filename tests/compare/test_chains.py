@@ -1,4 +1,4 @@
-"""Effective draws of a series, and halves of the draws that do not depend on each other."""
+"""Tests of effective sample sizes and of the split of draws into independent halves."""
 
 import tracemalloc
 
@@ -23,22 +23,22 @@ def autoregressive(rng, rho, *shape):
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 0.9])
-def test_ess_of_an_autoregressive_series(rho, rng):
-    """tau = (1 + rho) / (1 - rho). The estimate's sd is about 4 % here: 20 % is 5 sd."""
+def test_ess_of_an_autoregression_matches_the_formula(rho, rng):
+    """tau = (1 + rho) / (1 - rho). The estimate's sd is about 4% here: 20% is 5 sd."""
     found = ess(autoregressive(rng, rho, 4, 20_000))
     assert found == pytest.approx(80_000 * (1 - rho) / (1 + rho), rel=0.2)
 
 
-def test_ess_is_near_arvizs_which_splits_chains(rng):
+def test_ess_is_close_to_arviz(rng):
     for rho in (0.0, 0.3, 0.8):
         x = autoregressive(rng, rho, 4, 2000)
         assert ess(x) == pytest.approx(float(installed_arviz().ess(x, method="mean")), rel=0.15)
 
 
-def test_ess_of_several_series_is_more_precise_than_that_of_one(rng):
-    """40 draws, independent: one series is said to be worth 35 in the mean, by chance, 200 together 40.
+def test_ess_of_several_series_is_more_precise_than_of_one(rng):
+    """For 40 independent draws, the mean estimate is 35 from one series and 40 from 200 series together.
 
-    The mean of 500 has standard error 0.4; that of 50 series of an autoregression 2 % of the known number.
+    The mean of 500 has standard error 0.4; that of 50 series of an autoregression 2% of the known number.
     """
     every = [rng.normal(size=(2, 20, 200)) for _ in range(50)]
     assert np.mean([ess(x[..., j]) for x in every for j in range(10)]) < 38
@@ -46,7 +46,7 @@ def test_ess_of_several_series_is_more_precise_than_that_of_one(rng):
     assert ess(autoregressive(rng, 0.9, 4, 4000, 50)) == pytest.approx(16_000 / 19, rel=0.15)
 
 
-def test_ess_sees_chains_that_disagree_and_series_that_stand_still(rng):
+def test_ess_is_low_for_disagreeing_chains_and_constant_series(rng):
     assert ess(rng.normal(size=(4, 5000))) > 16_000  # about seven standard errors
     x = rng.normal(size=(4, 500))
     assert ess(x + np.array([[0], [3], [0], [3]])) < 10
@@ -54,7 +54,7 @@ def test_ess_sees_chains_that_disagree_and_series_that_stand_still(rng):
     assert ess(-(0.9 ** np.arange(500)[None]) * np.array([1, -1] * 250)) <= 500
 
 
-def test_chains_are_held_out_whole(rng):
+def test_whole_chains_are_held_out(rng):
     draws = rng.normal(size=(5, 20, 6, 2))
     reference, held_out = split(draws)
     np.testing.assert_array_equal(reference, draws[[0, 2, 4]])
@@ -75,7 +75,7 @@ def test_a_single_chain_is_split_with_a_gap_of_five_autocorrelation_times(rng):
     assert 3000 - sum(half.shape[1] for half in independent) < 15
 
 
-def test_large_halves_are_thinned_evenly(rng, monkeypatch):
+def test_large_halves_are_thinned_evenly_over_chains(rng, monkeypatch):
     monkeypatch.setattr(chains, "NUMBERS", 1)
     draws = rng.normal(size=(4, 1000, 5, 2))
     reference, held_out = split(draws)
@@ -83,7 +83,7 @@ def test_large_halves_are_thinned_evenly(rng, monkeypatch):
     np.testing.assert_array_equal(held_out, draws[1::2, ::5])
 
 
-def test_leading_score_finds_the_direction_of_two_modes(rng):
+def test_leading_score_separates_two_modes(rng):
     side = rng.choice([-1.0, 1.0], 600)
     x = rng.normal(size=(600, 30, 2))
     x[:, :10, 0] += 2 * side[:, None]
@@ -94,9 +94,9 @@ def test_leading_score_finds_the_direction_of_two_modes(rng):
     ("draws", "message"),
     [
         (np.zeros((4, 10, 5)), r"shape \(chain, draw, unit, latent\); got \(4, 10, 5\)"),
-        (np.zeros((4, 10, 2, 2)), "more units than latent columns; got 2 units"),
-        (np.full((4, 10, 5, 2), np.nan), "finite; got 400 values"),
-        (np.ones((2, 3, 5, 2)), "at least 4 in the reference half and 4 held out; got 2 chain"),
+        (np.zeros((4, 10, 2, 2)), "more units than latent dimensions; got 2 units"),
+        (np.full((4, 10, 5, 2), np.nan), "finite; got 400 non-finite values"),
+        (np.ones((2, 3, 5, 2)), "the held-out half need at least 4 draws each; got 2 chain"),
     ],
 )
 def test_draws_that_cannot_be_split_are_refused(draws, message):
@@ -104,7 +104,7 @@ def test_draws_that_cannot_be_split_are_refused(draws, message):
         split(draws)
 
 
-def test_series_of_a_chain_are_those_of_all_its_errors_at_once(rng, monkeypatch):
+def test_blockwise_series_equal_series_from_all_errors_at_once(rng, monkeypatch):
     chain = rng.normal(size=(8, 2)) + 0.1 * rng.normal(size=(900, 8, 2)) + rng.normal(size=(900, 1, 2))
     mean = procrustes_mean(chain)
     error = aligner("orthogonal", mean)(chain) - mean
@@ -115,7 +115,7 @@ def test_series_of_a_chain_are_those_of_all_its_errors_at_once(rng, monkeypatch)
         np.testing.assert_allclose(np.abs(score), np.abs(leading_score(error)), rtol=0, atol=1e-10 * np.abs(score).max())
 
 
-def test_halves_are_made_in_little_more_memory_than_the_kept_blocks(rng, monkeypatch):
+def test_memory_of_splitting_draws_is_that_of_the_kept_blocks(rng, monkeypatch):
     """Of 16 MB of draws: 2 MB of blocks, and 400 draws by which the leading direction is found."""
     monkeypatch.setattr(memory, "BLOCK", 2**15)
     monkeypatch.setattr(consensus, "KEPT", 0)

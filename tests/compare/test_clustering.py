@@ -1,10 +1,11 @@
-"""What a posterior over partitions says: against all partitions of 5 units, loops, and posteriors known exactly."""
+"""Tests of summaries of posterior partitions against enumeration, loops and exact posteriors."""
 
 import itertools
 import math
 
 import numpy as np
 import pytest
+from helpers import all_partitions
 
 from latentlab.compare import clustering
 from latentlab.compare.agreement import variation_of_information
@@ -25,15 +26,8 @@ from latentlab.compare.co_assignment import co_assignment, together
 from latentlab.errors import ConfigError, DataError
 
 
-def every_partition(n):
-    found = [(0,)]
-    for _ in range(n - 1):
-        found = [(*p, k) for p in found for k in range(max(p) + 2)]
-    return np.array(found)
-
-
 def binder(x, y):
-    """Share of pairs that are together in one of the two only, by a loop."""
+    """Share of pairs that are together in only one of the two partitions, by a loop."""
     pairs = list(itertools.combinations(range(len(x)), 2))
     return sum((x[i] == x[j]) != (y[i] == y[j]) for i, j in pairs) / len(pairs)
 
@@ -46,19 +40,19 @@ def mixture(rng, n=40, n_chains=4, n_draws=50, overlap=1.0):
     return (rng.random((n_chains, n_draws, n, 1)) > p.cumsum(axis=1)[:, :-1]).sum(axis=-1), p
 
 
-def renamed(draws, rng):
-    """Each draw's labels under names of its own."""
+def with_random_names(draws, rng):
+    """Renames the clusters of each draw at random."""
     out = draws.copy()
     for index in np.ndindex(draws.shape[:2]):
         out[index] = (rng.permutation(int(draws.max()) + 1) * 3 - 4)[draws[index]]
     return out
 
 
-def same(x, y):
+def same_partition(x, y):
     return binder(x, y) == 0
 
 
-def test_distances_are_those_of_loops(rng):
+def test_distances_match_loops(rng):
     codes = rng.integers(4, size=(20, 15))
     codes = np.array([np.unique(c, return_inverse=True)[1] for c in codes])
     for y in (codes[3], rng.integers(3, size=15), np.zeros(15, dtype=int), np.arange(15)):
@@ -66,7 +60,7 @@ def test_distances_are_those_of_loops(rng):
         np.testing.assert_allclose(distances(y, codes), [variation_of_information(y, c) for c in codes], atol=1e-12)
 
 
-def test_tables_and_lists_of_cells_and_blocks_of_draws_give_the_same(rng, monkeypatch):
+def test_dense_sparse_and_blockwise_tables_give_the_same_results(rng, monkeypatch):
     draws, _ = mixture(rng)
     codes = clustering.partitions(draws).reshape(-1, 40)
     y, mean = codes[7], together(codes)
@@ -80,9 +74,9 @@ def test_tables_and_lists_of_cells_and_blocks_of_draws_give_the_same(rng, monkey
     np.testing.assert_allclose(distances(y, codes, "binder"), before[1], atol=1e-14)
 
 
-def test_co_assignment_is_that_of_a_loop_whatever_the_names(rng):
+def test_co_assignment_matches_a_loop_for_any_cluster_names(rng):
     draws, _ = mixture(rng, n=12, n_draws=17)
-    found, again = co_assignment(draws), co_assignment(renamed(draws, rng))
+    found, again = co_assignment(draws), co_assignment(with_random_names(draws, rng))
     loop = np.mean([one[:, None] == one for one in draws.reshape(-1, 12)], axis=0)
     np.testing.assert_allclose(found.mean, loop, atol=1e-12)
     np.testing.assert_allclose(again.mean, loop, atol=1e-12)
@@ -90,7 +84,7 @@ def test_co_assignment_is_that_of_a_loop_whatever_the_names(rng):
     np.testing.assert_array_equal(np.diag(found.mean), 1)
 
 
-def test_co_assignment_of_an_enumerated_posterior(rng):
+def test_co_assignment_matches_an_enumerated_posterior(rng):
     """P(z_i = z_j) = sum over all 3^5 labels of their probability; draws of the same, within 5 standard errors."""
     p = rng.dirichlet(np.ones(3), size=5)
     exact = np.zeros((5, 5))
@@ -107,8 +101,8 @@ def test_co_assignment_of_an_enumerated_posterior(rng):
     assert np.isnan(np.diag(found.ess)).all()
 
 
-def test_standard_errors_see_chains_that_disagree_and_draws_that_repeat(rng):
-    """One chain without the posterior's structure: its pairs' error is that of 4 chains, not of 800 draws."""
+def test_standard_errors_grow_with_disagreeing_chains_and_repeated_draws(rng):
+    """One of 4 chains samples random labels, so that the error is that of 4 chains, not of 800 draws."""
     draws, _ = mixture(rng, n_draws=200)
     before = co_assignment(draws)
     noisy = draws.copy()
@@ -123,7 +117,7 @@ def test_standard_errors_see_chains_that_disagree_and_draws_that_repeat(rng):
     assert np.median(repeated.ess[changing]) < 100
 
 
-def test_errors_of_a_single_chain_and_of_a_single_draw(rng):
+def test_standard_errors_of_a_single_chain_and_a_single_draw(rng):
     draws, _ = mixture(rng, n_chains=1, n_draws=400)
     found = co_assignment(draws)
     changing = (found.mean > 0.3) & (found.mean < 0.7)
@@ -131,9 +125,9 @@ def test_errors_of_a_single_chain_and_of_a_single_draw(rng):
     assert np.isnan(co_assignment(draws[:, :1]).standard_error).all()
 
 
-def test_expected_losses_over_all_partitions_of_5_units(rng):
-    """52 partitions, a posterior on them by draws: the least loss is found, by loops, and moves reach it."""
-    every = every_partition(5)
+def test_the_estimate_minimises_the_loss_over_all_partitions_of_5_units(rng):
+    """Compares the estimate with the smallest expected loss over all 52 partitions, computed by loops."""
+    every = all_partitions(5)
     for _ in range(4):
         weights = rng.dirichlet(np.full(52, 0.2))
         draws = every[rng.choice(52, size=(2, 100), p=weights)]
@@ -153,7 +147,7 @@ def test_expected_losses_over_all_partitions_of_5_units(rng):
 
 
 @pytest.mark.parametrize(("estimate", "distance"), [(minimum_vi, "vi"), (minimum_binder, "binder")])
-def test_no_single_move_improves_an_estimate(estimate, distance, rng):
+def test_no_move_of_a_single_unit_improves_an_estimate(estimate, distance, rng):
     draws, _ = mixture(rng, n=25, overlap=4.0)
     y = estimate(draws)
     loss = expected_loss(y, draws, distance)
@@ -165,10 +159,10 @@ def test_no_single_move_improves_an_estimate(estimate, distance, rng):
     assert expected_loss(estimate(draws, n_sweeps=0), draws, distance) > loss
 
 
-def test_the_number_of_clusters_is_not_that_of_one_lucky_draw(rng):
-    """Two large groups and a pair; in each draw four units of the large ones are in the other one.
+def test_the_estimated_number_of_clusters_does_not_depend_on_one_draw(rng):
+    """Two large groups and a pair; in each draw four units of the large groups are exchanged.
 
-    A draw without these, but with the pair in a large group, is the best, and no move of a unit opens a cluster again.
+    The best single draw has no exchanged units but lacks the pair as cluster, and no move of one unit opens it again.
     """
     base = np.repeat([0, 1, 2], [12, 12, 2])
     draws = np.tile(base, (2, 100, 1))
@@ -178,21 +172,21 @@ def test_the_number_of_clusters_is_not_that_of_one_lucky_draw(rng):
     draws[0, 0] = np.repeat([0, 1, 0], [12, 12, 2])
     every = draws.reshape(-1, 26)
     assert int(np.argmin([expected_loss(z, draws, "binder") for z in every])) == 0
-    assert same(minimum_binder(draws), base)
+    assert same_partition(minimum_binder(draws), base)
 
 
-def test_estimates_do_not_depend_on_names(rng):
+def test_estimates_do_not_depend_on_cluster_names(rng):
     draws, _ = mixture(rng)
-    other = renamed(draws, rng)
+    other = with_random_names(draws, rng)
     for estimate in (least_binder, minimum_vi, minimum_binder):
-        assert same(estimate(draws), estimate(other))
+        assert same_partition(estimate(draws), estimate(other))
     ball, again = (credible_ball(d, least_binder(d)) for d in (draws, other))
     assert ball.radius == pytest.approx(again.radius)
     for bound in ("upper", "lower", "horizontal"):
         np.testing.assert_array_equal(getattr(ball, bound), getattr(again, bound))
 
 
-def test_a_credible_ball_by_its_definition(rng):
+def test_credible_ball_matches_its_definition(rng):
     """Wade and Ghahramani (2018), section 3: radius, and bounds by number of clusters and by distance, from loops."""
     draws, _ = mixture(rng, n=20, overlap=4.0)
     draws[:, ::5, :5] = 3
@@ -212,12 +206,12 @@ def test_a_credible_ball_by_its_definition(rng):
             (ball.horizontal, sizes > 0),
         ]:
             expected = [z for z, d in zip(inside[those], far[those], strict=True) if d > far[those].max() - 1e-9]
-            assert all(any(same(z, b) for b in bound) for z in expected)
-            assert all(any(same(z, b) for z in expected) for b in bound)
+            assert all(any(same_partition(z, b) for b in bound) for z in expected)
+            assert all(any(same_partition(z, b) for z in expected) for b in bound)
             assert len(np.unique(bound, axis=0)) == len(bound)
 
 
-def test_a_ball_about_a_sure_posterior_is_a_point():
+def test_the_credible_ball_of_a_certain_posterior_has_radius_0():
     draws = np.tile([0, 0, 1, 2], (2, 10, 1))
     ball = credible_ball(draws, [5, 5, 1, 0])
     assert (ball.radius, ball.mass) == (0, 1)
@@ -225,13 +219,13 @@ def test_a_ball_about_a_sure_posterior_is_a_point():
         np.testing.assert_array_equal(bound, [[0, 0, 1, 2]])
 
 
-def test_how_many_clusters_there_are():
+def test_distribution_of_the_number_of_clusters():
     draws = [[[0, 0, 9], [4, 4, 4]], [[1, 2, 3], [0, 0, 1]]]
     np.testing.assert_array_equal(n_clusters(draws), [[2, 1], [3, 2]])
     np.testing.assert_array_equal(n_clusters_probabilities(draws), [0, 0.25, 0.5, 0.25])
 
 
-def test_draws_are_left_alone(rng):
+def test_draws_are_not_modified(rng):
     draws, _ = mixture(rng)
     before = draws.copy()
     minimum_vi(draws)
@@ -240,7 +234,7 @@ def test_draws_are_left_alone(rng):
     np.testing.assert_array_equal(draws, before)
 
 
-def test_memory_of_co_assignment_does_not_grow_with_the_draws(rng):
+def test_memory_of_co_assignment_does_not_grow_with_the_number_of_draws(rng):
     import tracemalloc
 
     def peak(n_draws):
@@ -257,25 +251,25 @@ def test_memory_of_co_assignment_does_not_grow_with_the_draws(rng):
 @pytest.mark.parametrize(
     ("draws", "says"),
     [
-        (np.zeros((4, 10)), r"shape \(chain, draw, unit\), of 2 units or more; got \(4, 10\)"),
-        (np.zeros((4, 10, 1)), "of 2 units or more"),
+        (np.zeros((4, 10)), r"shape \(chain, draw, unit\) with at least 2 units; got \(4, 10\)"),
+        (np.zeros((4, 10, 1)), "with at least 2 units"),
         (np.zeros((4, 0, 5)), r"got \(4, 0, 5\)"),
         (np.full((2, 3, 4), 0.5), r"draws: labels must be whole numbers; got 0\.5 for \(0, 0, 0\)"),
         (np.full((2, 3, 4), np.nan), "whole numbers; got nan"),
         (np.full((2, 3, 4), "a"), "whole numbers; got <U1"),
     ],
 )
-def test_what_is_no_draws_of_labels_is_refused(draws, says):
+def test_arrays_that_are_not_label_draws_are_refused(draws, says):
     for read in (co_assignment, least_binder, minimum_vi, n_clusters):
         with pytest.raises(DataError, match=says):
             read(draws)
 
 
-def test_what_does_not_fit_is_refused(rng):
+def test_mismatched_units_and_invalid_options_are_refused(rng):
     draws, _ = mixture(rng)
-    with pytest.raises(DataError, match="39 in y and 40 in the draws"):
+    with pytest.raises(DataError, match="39 units in y and 40 in the draws"):
         expected_loss(draws[0, 0, :39], draws)
-    with pytest.raises(DataError, match="got 39 of 40"):
+    with pytest.raises(DataError, match="must label the 40 units of the draws; got 39 labels"):
         credible_ball(draws, draws[0, 0, :39])
     for level in (0, 1.1, math.nan):
         with pytest.raises(ConfigError, match="`level`"):
@@ -284,8 +278,8 @@ def test_what_does_not_fit_is_refused(rng):
         credible_ball(draws, draws[0, 0], distance="bindr")
 
 
-def test_units_whose_place_depends_on_which_draws_there_are_are_told():
-    """Unit 4 is with one cluster in the first chain, with the other in the second; the labels' names differ by chain."""
+def test_units_whose_cluster_differs_between_chains_are_unsettled():
+    """Unit 4 is in one cluster in the first chain, in the other in the second; cluster names differ between chains."""
     first, second = np.array([0, 0, 1, 1, 0]), np.array([1, 1, 0, 0, 0])
     draws = np.stack([np.tile(first, (20, 1)), np.tile(second, (20, 1))])
     centre = minimum_binder(draws)
@@ -296,8 +290,8 @@ def test_units_whose_place_depends_on_which_draws_there_are_are_told():
     assert unsettled(draws, np.zeros(5, dtype=int)).tolist() == []
 
 
-def test_chains_that_disagree_leave_a_unit_unsettled():
-    """Three of four chains have unit 4 with the first cluster, the fourth with the second: .75 with a standard error of .25."""
+def test_between_chain_spread_makes_a_unit_unsettled():
+    """Unit 4 is in the first cluster in three of four chains: a share of .75 with a standard error of .25."""
     first, second = np.array([0, 0, 1, 1, 0]), np.array([0, 0, 1, 1, 1])
     draws = np.stack([np.tile(own, (400, 1)) for own in (first, first, first, second)])
     assert unsettled(draws, minimum_binder(draws)).tolist() == [4]
@@ -305,15 +299,15 @@ def test_chains_that_disagree_leave_a_unit_unsettled():
 
 @pytest.mark.parametrize(("n_beyond", "told"), [(50, True), (45, True), (20, False)])
 def test_a_unit_is_unsettled_within_two_standard_errors(n_beyond, told):
-    """Unit 6 is with the second cluster in so many of 100 chains of one draw, by hand: 50 +- 5 have it with either."""
+    """Unit 6 is in the second cluster in the given number of 100 chains of one draw; the standard error of 50 is 5."""
     base = np.array([0, 0, 0, 1, 1, 1, 0])
     draws = np.tile(base, (100, 1, 1))
     draws[:n_beyond, 0, 6] = 1
     assert unsettled(draws, base).tolist() == ([6] if told else [])
 
 
-def test_moves_between_clusters_that_tie_go_to_the_first(rng):
-    """A unit that is with either of two clusters equally often, under a loss of logarithms, whose rounding decides otherwise."""
+def test_ties_between_clusters_go_to_the_first(rng):
+    """A unit is equally often in two clusters, and rounding of the logarithmic loss would decide."""
     base = np.repeat([0, 1, 2], 7)
     for _ in range(5):
         order = rng.permutation(40)

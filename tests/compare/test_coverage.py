@@ -1,4 +1,4 @@
-"""Credible regions cover further draws and a known truth as often as they say, also from few draws of few units."""
+"""Tests that credible regions cover new draws and true positions at the nominal rate."""
 
 import numpy as np
 import pytest
@@ -20,12 +20,12 @@ def exact(rng, n, d, n_draws, signal=4.0):
 
 @pytest.mark.parametrize("n_draws", [3, 10, 200])
 @pytest.mark.parametrize("level", LEVELS)
-def test_radius_in_one_column_is_students_prediction_interval(n_draws, level):
+def test_radius_in_one_column_is_the_student_t_prediction_interval(n_draws, level):
     expected = t.ppf((1 + level) / 2, n_draws - 1) * np.sqrt(1 + 1 / n_draws)
     assert hotelling_radius(n_draws, 1, level) == pytest.approx(expected, rel=1e-10)
 
 
-def test_radius_covers_a_further_draw(rng):
+def test_the_region_covers_a_new_draw_at_the_nominal_rate(rng):
     """In 3 columns from 8 draws, 40 000 times: sd 0.0025 at most, 5 sd allowed (a rate of 2e-6 over the levels)."""
     x = rng.normal(size=(40_000, 9, 3)) @ rng.normal(size=(3, 3))
     less = x[:, 8] - x[:, :8].mean(axis=1)
@@ -42,7 +42,7 @@ def test_radius_covers_a_further_draw(rng):
 def test_a_known_truth_is_covered_at_the_nominal_rate(alignment, n, d, n_draws, n_datasets, rng):
     """|mean - nominal| < 4 sd_between / sqrt(R): a false alarm in 6e-5 of cases a level, 6e-4 over the nine.
 
-    Scaled draws are not quite Gaussian, so 1 % more is allowed there; for held-out draws, of which there are many, 1 % alone.
+    Scaled draws are not exactly Gaussian, so that the limit is wider by 1%; for held-out draws the limit is 1%.
     """
     found = (
         coverage(draws, truth, alignment=alignment) for truth, _, draws in (exact(rng, n, d, n_draws) for _ in range(n_datasets))
@@ -56,14 +56,14 @@ def test_a_known_truth_is_covered_at_the_nominal_rate(alignment, n, d, n_draws, 
 
 
 @pytest.mark.chance(2e-4)
-def test_simultaneous_regions_hold_all_units_of_the_truth_at_once(rng):
-    """300 data sets, level by level: binomial sd 0.029 at most; 4 sd, a rate of 2e-4 over the levels."""
+def test_simultaneous_regions_cover_all_true_positions_at_once(rng):
+    """For 300 data sets the binomial sd is 0.029 at most; the limit is 4 sd, a false alarm rate of 2e-4 over the levels."""
     found = np.array([coverage(draws, truth).simultaneous for truth, _, draws in (exact(rng, 30, 2, 400) for _ in range(300))])
     for level, share in zip(LEVELS, found.mean(axis=0), strict=True):
         assert share == pytest.approx(level, abs=4 * np.sqrt(level * (1 - level) / 300) + 1 / 200)
 
 
-def test_posterior_mean_is_covered_and_shuffled_units_are_not(rng):
+def test_coverage_is_full_for_the_mean_and_low_for_shuffled_units(rng):
     _, mean, draws = exact(rng, 100, 2, 400)
     assert coverage(draws, mean).pointwise == (1.0, 1.0, 1.0)
     assert all(coverage(draws, mean).simultaneous)
@@ -72,7 +72,7 @@ def test_posterior_mean_is_covered_and_shuffled_units_are_not(rng):
     assert not any(shuffled.simultaneous)
 
 
-def test_distances_are_mahalanobis_and_counted_by_unit(rng):
+def test_coverage_counts_units_by_mahalanobis_distance(rng):
     """From 1000 draws the distance of a unit has a relative standard deviation below 0.03: 5 of them, 6e-7."""
     _, mean, draws = exact(rng, 60, 2, 2000)
     y = mean.copy()
@@ -84,26 +84,26 @@ def test_distances_are_mahalanobis_and_counted_by_unit(rng):
     assert distances[7] == pytest.approx(np.sqrt((off[7] ** 2).sum() / 0.2), rel=0.15)
 
 
-def test_regions_of_correlated_draws_count_their_effective_number(rng):
-    """Each draw ten times over is worth no more than once: the radius, and so the share of the draws, stays."""
+def test_the_radius_uses_the_effective_number_of_draws(rng):
+    """Repeating each draw ten times does not change the effective number, so that the radius remains the same."""
     _, _, draws = exact(rng, 200, 2, 80)
     once, ten = (coverage(x, draws[0, 0]) for x in (draws, np.repeat(draws, 10, axis=1)))
     np.testing.assert_allclose(ten.draws, once.draws, atol=0.02)
 
 
 @pytest.mark.parametrize(("n_draws", "level"), [(2, 0.5), (30, 0.0), (30, 1.0)])
-def test_radius_refuses_what_has_none(n_draws, level):
+def test_radius_refuses_too_few_draws_and_invalid_levels(n_draws, level):
     with pytest.raises(DataError, match="draws; got 2" if n_draws == 2 else "between 0 and 1"):
         hotelling_radius(n_draws, 2, level)
 
 
-def test_errors_name_what_is_wrong(rng):
+def test_invalid_positions_and_draws_are_refused(rng):
     _, mean, draws = exact(rng, 10, 2, 40)
     with pytest.raises(DataError, match=r"shape \(unit, column\); got \(10,\)"):
         coverage(draws, mean[:, 0])
     bad = mean.copy()
     bad[[3, 5], 1] = np.inf
-    with pytest.raises(DataError, match="units 3, 5 are not"):
+    with pytest.raises(DataError, match="non-finite values for units 3, 5"):
         positions(bad)
-    with pytest.raises(DataError, match="draws must vary at each unit"):
+    with pytest.raises(DataError, match="draws of each unit must vary"):
         coverage(np.broadcast_to(mean, draws.shape), mean)

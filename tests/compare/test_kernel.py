@@ -1,4 +1,4 @@
-"""Kernel and distance metrics against sums over index quadruples, U-centring written out, and scipy."""
+"""Tests of kernel and distance metrics against sums over index quadruples, explicit U-centring and scipy."""
 
 import itertools
 
@@ -39,19 +39,19 @@ def data(rng):
     return x, x[:, :2] + rng.normal(size=(25, 2)) - 5
 
 
-def test_cka_by_u_centring(data):
+def test_cka_matches_u_centring(data):
     x, y = data
     assert cka(x, y) == pytest.approx(correlation(x @ x.T, y @ y.T), abs=1e-12)
 
 
-def test_cka_by_the_u_statistic_over_all_quadruples(rng):
+def test_cka_matches_the_u_statistic_over_all_quadruples(rng):
     x, y = rng.normal(size=(2, 7, 2))
     K, L = x @ x.T, y @ y.T
     expected = hsic_by_quadruples(K, L) / np.sqrt(hsic_by_quadruples(K, K) * hsic_by_quadruples(L, L))
     assert cka(x, y) == pytest.approx(expected, abs=1e-12)
 
 
-def test_rbf_by_u_centring(data):
+def test_rbf_cka_matches_u_centring(data):
     kernels = [np.exp(-(cdist(v, v) ** 2) / (2 * np.median(pdist(v)) ** 2)) for v in data]
     assert cka_rbf(*data) == pytest.approx(correlation(*kernels), abs=1e-3)
     # The median of an even number of squares is not the square of the median; with an odd number it is exact.
@@ -61,17 +61,17 @@ def test_rbf_by_u_centring(data):
     assert cka_rbf(x, y) == pytest.approx(correlation(*kernels), abs=1e-12)
 
 
-def test_distance_correlation_by_u_centring(data):
+def test_distance_correlation_matches_u_centring(data):
     x, y = data
     assert distance_correlation(x, y) == pytest.approx(correlation(cdist(x, x), cdist(y, y)), abs=1e-12)
 
 
-def test_rsa_is_scipys_spearman(data):
+def test_rsa_matches_scipys_spearman_correlation(data):
     x, y = data
     assert rsa(x, y) == pytest.approx(spearmanr(pdist(x), pdist(y)).statistic, abs=1e-12)
 
 
-def test_rsa_gives_ties_their_mean_rank(rng):
+def test_rsa_gives_ties_their_average_rank(rng):
     x = rng.integers(0, 3, size=(30, 2)).astype(float)
     y = rng.normal(size=(30, 2))
     assert rsa(x, y) == pytest.approx(spearmanr(np.rint(pdist(x) ** 2), pdist(y)).statistic, abs=1e-12)
@@ -79,14 +79,14 @@ def test_rsa_gives_ties_their_mean_rank(rng):
     assert rsa(x @ np.array([[c, -s], [s, c]]), y) == pytest.approx(rsa(x, y), abs=1e-12)
 
 
-def test_average_ranks_are_scipys(rng):
+def test_average_ranks_match_scipy(rng):
     for values in (rng.normal(size=50), rng.integers(0, 5, size=50).astype(float), np.zeros(3), np.array([2.0])):
         np.testing.assert_array_equal(average_ranks(values), rankdata(values) - 1)
 
 
 @pytest.mark.parametrize("metric", [cka, cka_rbf, distance_correlation])
 @pytest.mark.chance(1e-4)
-def test_unrelated_positions_of_many_columns_have_mean_zero(metric, rng):
+def test_metrics_of_independent_positions_have_mean_0(metric, rng):
     """20 units, 15 columns: the biased CKA is 0.43 in the mean. Means of 400: within 4 standard errors of 0 (rate 6e-5)."""
     x, y = rng.normal(size=(2, 400, 20, 15))
     values = np.array([metric(*pair) for pair in zip(x, y, strict=True)])
@@ -97,7 +97,7 @@ def test_unrelated_positions_of_many_columns_have_mean_zero(metric, rng):
 
 
 @pytest.mark.parametrize("metric", [cka_rbf, distance_correlation, rsa])
-def test_many_units_are_judged_by_the_stated_ones(metric, rng):
+def test_many_units_are_compared_by_the_documented_subsample(metric, rng):
     y = rng.normal(size=(800, 2))
     x = y + 0.5 * rng.normal(size=y.shape)
     chosen = paired(800)
@@ -114,8 +114,8 @@ def test_cka_uses_all_units(rng):
 
 
 @pytest.mark.parametrize("metric", [cka, cka_rbf, distance_correlation, rsa])
-def test_units_at_equal_distances_hold_no_relation(metric, rng):
-    """The vertices of a simplex: nothing to correlate, also with itself and where rounding leaves something; defined as 0."""
+def test_equidistant_units_give_0(metric, rng):
+    """The distances between vertices of a simplex have no variance, so that correlations are defined as 0."""
     turned = 3.3 * np.eye(12) @ np.linalg.qr(rng.normal(size=(12, 12)))[0] + 1
     for simplex in (np.eye(12), turned):
         assert metric(simplex, rng.normal(size=(12, 2))) == pytest.approx(0.0, abs=1e-12)

@@ -1,4 +1,4 @@
-"""Units of clusterings by hand on a tiny case, and in general by loops."""
+"""Tests of the unit tables of clusterings on a small example and against loops."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def units_of(draws, n_labels=2):
     return UnitsOfLabels(draws, co_assignment(draws).mean, n_labels)
 
 
-def test_disagreement_by_hand():
+def test_disagreement_in_a_small_example():
     found = units_of(TINY).disagreement(np.array([5, 5, 5]))
     np.testing.assert_allclose(found.distance, [1.25 / 2, 1.0 / 2, 1.75 / 2])
     # of the draws: three with e = (1/4, 1/2, 1/4), one with e = (3/4, 3/2, 3/4)
@@ -26,8 +26,8 @@ def test_disagreement_by_hand():
     np.testing.assert_allclose(units_of(TINY).disagreement(np.array([1, 1, 0])).neighbors, [0, 1 / 4, 1])
 
 
-def test_coverage_by_hand():
-    """Unit 1 has label 0 in 3 of 4 draws: its set at 50 % holds label 0 alone, at 80 % both."""
+def test_label_coverage_in_a_small_example():
+    """Unit 1 has label 0 in 3 of 4 draws: its 50% set has label 0 only, its 80% set both labels."""
     reference = units_of(TINY)
     np.testing.assert_allclose(reference.probabilities, [[1, 0], [0.75, 0.25], [0, 1]])
     usual, odd = (reference.coverage(np.array(y)) for y in ([7, 7, 2], [2, 7, 7]))
@@ -37,7 +37,7 @@ def test_coverage_by_hand():
     assert usual.draws == odd.draws == pytest.approx(((3 + 2 / 3) / 4, 1, 1))
 
 
-def test_names_of_clusters_do_not_count_and_clusters_beyond_the_labels_are_outside():
+def test_cluster_names_are_ignored_and_extra_clusters_lie_outside():
     reference = units_of(np.tile(TINY, (1, 5, 1)))
     one, other = (reference.coverage(np.array(y)) for y in ([0, 0, 1], [1, 1, 0]))
     assert one.pointwise == other.pointwise
@@ -46,8 +46,8 @@ def test_names_of_clusters_do_not_count_and_clusters_beyond_the_labels_are_outsi
     assert not alone.simultaneous[2]
 
 
-def test_a_set_whose_probabilities_sum_to_the_level_is_not_made_larger_by_rounding():
-    """0.7 + 0.1 is below 0.8 in floating-point numbers, and the set at 80 % holds these two labels only."""
+def test_rounding_does_not_enlarge_a_credible_set():
+    """0.7 + 0.1 is below 0.8 in floating-point numbers; the 80% set still has these two labels only."""
     first = np.repeat([0, 1, 2, 3], [7, 1, 1, 1])
     draws = np.stack([first, np.full(10, 1), np.full(10, 2), np.full(10, 3)], -1)[None]
     reference = units_of(draws, 4)
@@ -56,7 +56,7 @@ def test_a_set_whose_probabilities_sum_to_the_level_is_not_made_larger_by_roundi
     np.testing.assert_allclose(held, [1, 1, 0.75, 0.75])
 
 
-def test_by_loops(rng):
+def test_disagreement_and_coverage_match_loops(rng):
     draws = rng.integers(0, 4, (2, 15, 9))
     y = rng.integers(0, 3, 9)
     found, flat = units_of(draws, 4).disagreement(y), draws.reshape(30, 9)
@@ -71,7 +71,7 @@ def test_by_loops(rng):
     np.testing.assert_allclose(found.mahalanobis, errors(y) / own)
 
 
-def test_a_sure_posterior_finds_no_fault_with_itself():
+def test_the_partition_of_a_certain_posterior_has_no_disagreement():
     draws = np.tile([0, 0, 1, 1, 2], (2, 10, 1))
     found = units_of(draws, 3).disagreement(np.array([4, 4, 9, 9, 1]))
     for array in (found.distance, found.mahalanobis, found.spread, found.neighbors, found.neighbors_own):
@@ -93,6 +93,6 @@ def test_a_sure_posterior_finds_no_fault_with_itself():
         ([[0.2, 0.8], [1.0, 0.0]], None),
     ],
 )
-def test_which_arrays_are_clusterings(values, expected):
+def test_recognised_formats_of_clusterings(values, expected):
     found = as_labels(np.array(values))
     assert found is None if expected is None else found.tolist() == expected

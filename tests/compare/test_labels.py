@@ -1,4 +1,4 @@
-"""Label scores against scikit-learn and loops; folds are fixed, hold out, and spread the classes."""
+"""Tests of label scores against scikit-learn and loops, and of cross-validation folds."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ def data(rng):
     return np.array([centres[label] for label in labels]) + rng.normal(size=(80, 2)), labels
 
 
-def test_agreement_by_a_loop(data):
+def test_label_agreement_matches_a_loop(data):
     x, labels = data
     shares = []
     for i in range(80):
@@ -31,7 +31,7 @@ def test_agreement_by_a_loop(data):
 
 
 @pytest.mark.chance(1e-4)
-def test_agreement_by_chance_is_the_sum_of_squared_shares(data, rng):
+def test_label_agreement_by_chance_is_the_sum_of_squared_shares(data, rng):
     """Mean of 200 permutations; 4 standard errors; a unit is not its own neighbour."""
     x, labels = data
     sizes = np.array([40, 25, 15])
@@ -39,7 +39,7 @@ def test_agreement_by_chance_is_the_sum_of_squared_shares(data, rng):
     assert abs(values.mean() - (sizes * (sizes - 1)).sum() / (80 * 79)) < 4 * values.std() / np.sqrt(200)
 
 
-def test_silhouette_is_scikit_learns(data):
+def test_silhouette_matches_scikit_learn(data):
     assert silhouette(*data) == pytest.approx(silhouette_score(*data), abs=1e-12)
 
 
@@ -51,14 +51,14 @@ def test_silhouette_of_classes_of_one_unit(data):
     assert silhouette(x, np.arange(80)) == 0.0
 
 
-def test_silhouette_of_many_units_is_that_of_the_stated_ones(rng):
+def test_silhouette_of_many_units_uses_the_documented_subsample(rng):
     x = rng.normal(size=(1300, 2))
     labels = (x[:, 0] + 0.5 * rng.normal(size=1300) > 0).astype(int)
     anchors, _ = ranked(1300)
     assert silhouette(x, labels) == pytest.approx(silhouette_samples(x, labels)[anchors].mean(), abs=1e-12)
 
 
-def test_scores_of_one_point_are_chance(data):
+def test_scores_of_a_constant_embedding_are_at_chance_level(data):
     _, labels = data
     point = np.zeros((80, 2))
     assert silhouette(point, labels) == 0.0
@@ -67,7 +67,7 @@ def test_scores_of_one_point_are_chance(data):
 
 
 @pytest.mark.parametrize("n_folds", [2, 3, 5, 80])
-def test_folds_spread_units_and_classes_evenly(data, n_folds, rng):
+def test_folds_are_balanced_in_size_and_classes(data, n_folds, rng):
     _, labels = data
     found = folds(labels, rng, n_folds)
     sizes = np.bincount(found, minlength=n_folds)
@@ -88,7 +88,7 @@ def test_folds_are_random_and_reproducible(data):
 @pytest.mark.parametrize(
     ("name", "model"), [("neighbors", KNeighborsClassifier(15)), ("linear", LinearDiscriminantAnalysis(solver="svd"))]
 )
-def test_accuracy_is_that_of_scikit_learns_cross_validation(data, name, model, rng):
+def test_accuracy_matches_scikit_learns_cross_validation(data, name, model, rng):
     x, labels = data
     fold = folds(labels, rng)
     predicted = cross_val_predict(model, x, labels, cv=PredefinedSplit(fold))
@@ -96,14 +96,14 @@ def test_accuracy_is_that_of_scikit_learns_cross_validation(data, name, model, r
     assert 0.6 < downstream_accuracy(x, labels, fold, classifier=name) < 1
 
 
-def test_a_unit_does_not_see_its_own_label(rng):
-    """Labels without any relation: with one neighbour a leak would give accuracy 1. Binomial 1/2, 4 standard deviations."""
+def test_a_units_own_label_does_not_enter_its_prediction(rng):
+    """Labels are independent of positions; a leak would give accuracy 1. Limits: 4 sd of the binomial with 1/2."""
     x, labels = rng.normal(size=(400, 2)), rng.integers(0, 2, size=400)
     found = downstream_accuracy(x, labels, folds(labels, rng), n_neighbors=1)
     assert abs(found - 0.5) < 4 * np.sqrt(0.25 / 400)
 
 
-def test_linear_accuracy_ignores_affine_maps_and_neighbours_similarities(data, rng):
+def test_linear_accuracy_ignores_affine_maps_and_neighbour_accuracy_similarities(data, rng):
     x, labels = data
     fold = folds(labels, rng)
     A = np.array([[3.0, 1.0], [0.0, 0.01]])
@@ -124,13 +124,13 @@ def test_a_class_that_is_missing_from_training_counts_as_wrong():
     assert downstream_accuracy(x, labels, labels, n_neighbors=1) == 0.0
 
 
-def test_classes_that_are_points_are_told_apart(rng):
+def test_classes_that_are_single_points_are_classified_perfectly(rng):
     labels = np.repeat([0, 1, 2], 20)
     for x in (np.eye(3)[labels], labels[:, None]):
         assert downstream_accuracy(x, labels, folds(labels, rng), classifier="linear") == 1.0
 
 
-def test_collinear_columns_do_no_harm(data, rng):
+def test_collinear_columns_do_not_change_accuracy(data, rng):
     x, labels = data
     fold = folds(labels, rng)
     twice = np.hstack([x, x])
@@ -138,7 +138,7 @@ def test_collinear_columns_do_no_harm(data, rng):
     assert downstream_accuracy(twice, labels, fold, classifier="linear") == found
 
 
-def test_lifted_scores_are_those_of_embedding_mean_and_draws(data, rng):
+def test_label_scores_cover_embedding_mean_and_draws(data, rng):
     x, labels = data
     draws = x + 2.0 * rng.normal(size=(2, 6, 80, 2))
     score = partial(downstream_accuracy, labels=labels, folds=folds(labels, rng))
@@ -152,12 +152,12 @@ def test_lifted_scores_are_those_of_embedding_mean_and_draws(data, rng):
     assert found.posterior_mean > largest_class(labels) == 0.5
 
 
-def test_labels_that_are_no_classes_are_refused(data, rng):
+def test_invalid_class_labels_are_refused(data, rng):
     x, labels = data
     for score in (label_agreement, silhouette, lambda x, y: downstream_accuracy(x, y, folds(y, rng))):
-        with pytest.raises(DataError, match="all 80 are a"):
+        with pytest.raises(DataError, match="80 labels that are all a"):
             score(x, ["a"] * 80)
-        with pytest.raises(DataError, match="labels must be finite; unit 3 has none"):
+        with pytest.raises(DataError, match="labels must be finite; got a non-finite label for unit 3"):
             score(x, np.where(np.arange(80) == 3, np.nan, np.arange(80) % 2))
     with pytest.raises(DataError, match=r"labels must have shape \(80,\); got \(79,\)"):
         silhouette(x, labels[1:])
@@ -165,15 +165,15 @@ def test_labels_that_are_no_classes_are_refused(data, rng):
     assert label_agreement(x, labels == "a") > 0.5
 
 
-def test_folds_and_classifiers_that_do_not_fit_are_refused(data, rng):
+def test_invalid_folds_and_classifiers_are_refused(data, rng):
     x, labels = data
     for n_folds in (1, 81):
         with pytest.raises(ConfigError, match=f"`n_folds` must be from 2 to the 80 units; got {n_folds}"):
             folds(labels, rng, n_folds)
     for wrong in (np.zeros(80), np.zeros(79)):
-        with pytest.raises(DataError, match="folds must name 2 or more folds for 80 units"):
+        with pytest.raises(DataError, match=r"`folds` must have shape \(80,\) with at least 2 different values; got shape"):
             downstream_accuracy(x, labels, wrong)
-    with pytest.raises(DataError, match="70 neighbours cannot vote: outside a fold there are 64 units"):
+    with pytest.raises(DataError, match="`n_neighbors` must be at most the number of units outside a fold, 64; got 70"):
         downstream_accuracy(x, labels, folds(labels, rng), n_neighbors=70)
     with pytest.raises(ConfigError, match="unknown classifier 'lda'"):
         downstream_accuracy(x, labels, folds(labels, rng), classifier="lda")

@@ -1,4 +1,4 @@
-"""Scores, ceilings and floors against loops and known values; draws are read one at a time and prepared once."""
+"""Tests of scores, ceilings and floors against loops and known values."""
 
 import itertools
 import tracemalloc
@@ -14,8 +14,8 @@ from latentlab.compare.procrustes import displacement, procrustes_similarity
 from latentlab.errors import ConfigError, DataError
 
 
-class Stored:
-    """Draws as a file gives them: a shape, and one draw at a time, made when it is asked for."""
+class StoredDraws:
+    """Imitates draws in a file: has a shape and creates one draw at a time when it is read."""
 
     def __init__(self, shape, seed=0):
         self.shape, self.seed, self.reads = shape, seed, []
@@ -43,13 +43,13 @@ def test_scores_are_the_metric_of_each_draw(draws, rng):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_the_embedding_comes_first_in_scores(draws):
+def test_metrics_take_the_embedding_as_first_argument(draws):
     y = 2 * draws[0, 0]
     assert scores(trustworthiness, y, draws, n_neighbors=4)[1, 2] == trustworthiness(y, draws[1, 2], n_neighbors=4)
     assert trustworthiness(y, draws[1, 2], n_neighbors=4) != trustworthiness(draws[1, 2], y, n_neighbors=4)
 
 
-def test_tables_hold_what_single_metrics_give(draws, rng):
+def test_score_tables_equal_single_metrics(draws, rng):
     metrics = [cka, neighbor_overlap]
     ys = [rng.normal(size=(30, 3)), draws[0, 0], np.zeros((30, 2))]
     table = score_table(metrics, ys, draws, n_neighbors=4)
@@ -64,8 +64,8 @@ def test_tables_hold_what_single_metrics_give(draws, rng):
     )
 
 
-def test_posterior_mean_and_ceiling_have_their_known_distances(rng):
-    """Errors of sd s about positions of sd 1: mean to draw s^2 / (1 + s^2), draw to draw twice that; 2 % are 5 s.e.."""
+def test_distances_of_posterior_mean_and_ceiling_match_theory(rng):
+    """Errors of sd s about positions of sd 1: mean to draw s^2 / (1 + s^2), draw to draw twice that; 2% are 5 s.e.."""
     m, s = rng.normal(size=(4000, 2)), 0.5
     m = (m - m.mean(axis=0)) / m.std(axis=0)
     draws = m + s * rng.normal(size=(2, 10, 4000, 2))
@@ -75,7 +75,7 @@ def test_posterior_mean_and_ceiling_have_their_known_distances(rng):
 
 
 def test_ceiling_compares_different_chains_only(rng):
-    """Chains stuck at two configurations: any pair within a chain would have distance 0."""
+    """Each chain is constant, so that pairs within a chain would have distance 0."""
     modes = rng.normal(size=(2, 20, 2))
     draws = np.repeat(modes[:, None], 5, axis=1)
     found = ceiling(displacement, draws, rng, 100)
@@ -85,7 +85,7 @@ def test_ceiling_compares_different_chains_only(rng):
 
 @pytest.mark.parametrize("n_chains", [2, 3, 5])
 @pytest.mark.chance(2e-3)
-def test_pairs_are_of_different_chains_all_alike_often(n_chains, rng):
+def test_pairs_of_different_chains_are_equally_frequent(n_chains, rng):
     """Each ordered pair of chains within 4 standard deviations of its share, each draw too."""
     n = 20_000
     pairs = draw_pairs(n_chains, 10, rng, n)
@@ -100,7 +100,7 @@ def test_pairs_are_of_different_chains_all_alike_often(n_chains, rng):
 
 
 @pytest.mark.parametrize("n_draws", [2, 3, 10, 101])
-def test_pairs_of_one_chain_are_far_apart(n_draws, rng):
+def test_pairs_within_a_single_chain_are_far_apart(n_draws, rng):
     pairs = draw_pairs(1, n_draws, rng, 3000)
     gaps = np.abs(pairs[:, 0, 1] - pairs[:, 1, 1])
     assert (pairs[:, :, 0] == 0).all()
@@ -113,20 +113,20 @@ def test_pairs_of_one_chain_are_far_apart(n_draws, rng):
 
 
 @pytest.mark.chance(1e-4)
-def test_floor_is_chance(draws, rng):
-    """The embedding is a draw itself: unpermuted its overlap with that draw would be 1. 4 standard errors."""
+def test_floor_is_the_chance_level(draws, rng):
+    """The embedding is a draw: its unpermuted overlap with that draw would be 1. Limit: 4 standard errors."""
     found = floor(neighbor_overlap, draws[0, 0], draws[:1, :1], rng, 200, n_neighbors=5)
     assert abs(found.mean() - 5 / 29) < 4 * found.std() / np.sqrt(200)
     assert found.max() < 1
 
 
-def test_floor_looks_at_all_draws(rng):
-    stored = Stored((3, 4, 30, 2))
+def test_floor_uses_all_draws(rng):
+    stored = StoredDraws((3, 4, 30, 2))
     floor(cka, rng.normal(size=(30, 2)), stored, rng, 200)
     assert set(stored.reads) == set(itertools.product(range(3), range(4)))
 
 
-def test_the_generator_decides_and_nothing_else(draws):
+def test_ceiling_and_floor_depend_on_the_generator_only(draws):
     np.random.seed(3)
     state = np.random.get_state()[1].copy()
     y = draws[0, 0]
@@ -136,7 +136,7 @@ def test_the_generator_decides_and_nothing_else(draws):
     np.testing.assert_array_equal(np.random.get_state()[1], state)
 
 
-def test_each_draw_is_read_once_and_ranked_once(monkeypatch, rng):
+def test_each_draw_is_read_and_ranked_once(monkeypatch, rng):
     ranked = []
     original = neighbors.ranks
 
@@ -145,18 +145,18 @@ def test_each_draw_is_read_once_and_ranked_once(monkeypatch, rng):
         return original(x)
 
     monkeypatch.setattr(neighbors, "ranks", counted)
-    stored = Stored((2, 5, 40, 2))
+    stored = StoredDraws((2, 5, 40, 2))
     ys = [rng.normal(size=(40, 2)), rng.normal(size=(40, 3))]
     score_table([trustworthiness, continuity, co_ranking], ys, stored)
     assert stored.reads == list(itertools.product(range(2), range(5)))
     assert len(ranked) == 2 + 10
 
 
-def test_memory_does_not_grow_with_the_draws(rng):
+def test_memory_does_not_grow_with_the_number_of_draws(rng):
     def peak(n_draws):
         y = np.zeros((400, 2)) + rng.normal(size=(400, 2))
         tracemalloc.start()
-        score_table([cka, co_ranking, neighbor_overlap], [y], Stored((1, n_draws, 400, 2)))
+        score_table([cka, co_ranking, neighbor_overlap], [y], StoredDraws((1, n_draws, 400, 2)))
         top = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return top
@@ -165,7 +165,7 @@ def test_memory_does_not_grow_with_the_draws(rng):
     assert peak(40) < 1.2 * peak(5)
 
 
-def test_progress_is_told_of_each_step(draws):
+def test_progress_is_reported_for_each_step(draws):
     ticks = []
     tick = lambda: ticks.append(1)  # noqa: E731
     score_table([cka], [draws[0, 0]], draws, tick=tick)
@@ -174,12 +174,12 @@ def test_progress_is_told_of_each_step(draws):
     assert len(ticks) == 21 + 11 + 13
 
 
-def test_what_cannot_be_lifted_is_named(draws, rng):
+def test_invalid_positions_and_draws_are_refused_by_scores(draws, rng):
     y = draws[0, 0]
     for wrong in (draws[0], draws[:, :0], np.zeros((2, 2))):
         with pytest.raises(DataError, match=r"draws must have shape \(chain, draw, unit, latent\)"):
             scores(cka, y, wrong)
-    with pytest.raises(DataError, match="got 29 in x and 30 in y"):
+    with pytest.raises(DataError, match="got 29 units in x and 30 in y"):
         scores(cka, y[1:], draws)
     with pytest.raises(DataError, match="the embedding: positions must be finite"):
         scores(cka, y * np.nan, draws)
@@ -187,7 +187,7 @@ def test_what_cannot_be_lifted_is_named(draws, rng):
     spoilt[2, 5, 11, 1] = np.nan
     with pytest.raises(DataError, match=r"draw 5 of chain 2: positions must be finite.*unit 11, column 1"):
         scores(cka, y, spoilt)
-    with pytest.raises(DataError, match="at least 2 are needed"):
+    with pytest.raises(DataError, match="needs at least 2 draws; got 1"):
         ceiling(cka, draws[:1, :1], rng)
     with pytest.raises(ConfigError, match=r"metrics cka: unknown option 'n_neighbors'. Valid: none"):
         scores(cka, y, draws, n_neighbors=5)

@@ -1,6 +1,6 @@
-"""What every metric of the table declares holds, and nothing that it does not declare; seen to find a liar.
+"""Tests that each metric has the invariances it declares and no others.
 
-What is about positions alone runs over their metrics (`each`), what is about any metric over all (`any_metric`).
+The fixture `each` runs over metrics of positions, `any_metric` over all metrics.
 """
 
 import numpy as np
@@ -28,16 +28,16 @@ def any_metric(request):
     return WHOLE_TABLE[request.param]
 
 
-def alike(rng, m, n=60):
-    """Two arguments of a metric that have much, not all, in common."""
+def related_arguments(rng, m, n=60):
+    """Creates two strongly related arguments of a metric."""
     if m.of == "positions":
-        return pair(rng, n)
+        return related_positions(rng, n)
     y = rng.integers(4, size=n)
     return np.where(rng.random(n) < 0.3, rng.integers(6, size=n), y), y
 
 
-def pair(rng, n=60, p=3, q=3, noise=0.7):
-    """An embedding and a draw that have much, not all, in common; neither centred, isotropic or of one scale."""
+def related_positions(rng, n=60, p=3, q=3, noise=0.7):
+    """Creates a strongly related embedding and draw; neither is centred or isotropic, and scales differ."""
     z = rng.standard_t(5, size=(n, max(p, q))) * np.linspace(2.0, 0.6, max(p, q)) + 1.0
     return 1.3 * (z + noise * rng.normal(size=z.shape))[:, :p] - 0.5, z[:, :q]
 
@@ -55,11 +55,11 @@ def transformed(x, name, rng):
     return x @ (Orthogonal().random(rng, q) * np.geomspace(0.4, 4.0, q)) @ Orthogonal().random(rng, q)
 
 
-def change(m, name, rng):
+def largest_change(m, name, rng):
     """Largest change of the value over transforming x, y, and both, for five pairs."""
     found = 0.0
     for _ in range(5):
-        x, y = alike(rng, m)
+        x, y = related_arguments(rng, m)
         before = m(x, y)
         for left, right in [
             (transformed(x, name, rng), y),
@@ -71,31 +71,31 @@ def change(m, name, rng):
 
 
 def false_claims(m, rng):
-    """Transformations about which the metric says the wrong thing."""
-    return {name for name in TRANSFORMATIONS[m.of] if (change(m, name, rng) < CHANGED) != (name in m.ignores)}
+    """Returns the transformations whose declaration is wrong."""
+    return {name for name in TRANSFORMATIONS[m.of] if (largest_change(m, name, rng) < CHANGED) != (name in m.ignores)}
 
 
-def test_what_is_declared_ignored_is_ignored(any_metric, rng):
+def test_declared_invariances_hold(any_metric, rng):
     for name in any_metric.ignores:
-        assert change(any_metric, name, rng) < SAME, name
+        assert largest_change(any_metric, name, rng) < SAME, name
 
 
-def test_what_is_not_declared_ignored_changes_the_value(any_metric, rng):
+def test_undeclared_transformations_change_the_value(any_metric, rng):
     for name in TRANSFORMATIONS[any_metric.of] - any_metric.ignores:
-        assert change(any_metric, name, rng) > CHANGED, name
+        assert largest_change(any_metric, name, rng) > CHANGED, name
 
 
-def test_a_wrong_declaration_is_found(rng):
+def test_a_wrong_invariance_declaration_is_detected(rng):
     @metric(direction="lower", range=(0.0, 1.0), ignores={"linear"}, void=1.0)
-    def claims_too_much(x, y):
+    def declares_too_many(x, y):
         return TABLE["procrustes_similarity"].function(x, y)
 
     @metric(direction="lower", range=(0.0, 1.0), ignores={"rotation", "scale"}, void=1.0)
-    def claims_too_little(x, y):
+    def declares_too_few(x, y):
         return TABLE["procrustes_similarity"].function(x, y)
 
-    assert false_claims(claims_too_much, rng) == {"linear", "translation"}
-    assert false_claims(claims_too_little, rng) == {"translation"}
+    assert false_claims(declares_too_many, rng) == {"linear", "translation"}
+    assert false_claims(declares_too_few, rng) == {"translation"}
     assert false_claims(TABLE["procrustes_similarity"], rng) == set()
 
     @metric(of="labels", direction="higher", range=(0.0, 1.0), ignores={"relabelling"})
@@ -113,17 +113,17 @@ def test_identical_positions_give_the_best_value(each, rng):
         assert each(x, x, **options) == pytest.approx(each.best, abs=1e-7), (n, q)
 
 
-def test_the_formula_stays_within_the_range(each, rng):
-    """The formula itself, not what `Metric` clips off for rounding."""
+def test_the_unclipped_formula_stays_within_the_range(each, rng):
+    """Calls the formula without the clipping by `Metric`."""
     low, high = each.range
     for n, noise in [(33, 0.0), (33, 0.3), (33, 30.0), (200, 1e4)]:
         for p, q in [(2, 2), (5, 2), (2, 5)]:
-            x, y = pair(rng, n, p, q, noise)
+            x, y = related_positions(rng, n, p, q, noise)
             for left, right in [(x, y), (x, -y), (rng.permutation(x), y), (1e3 * x, y), (x, y**3)]:
                 assert low - 1e-9 <= each.function(Positions(left), Positions(right)) <= high + 1e-9
 
 
-def test_the_better_end_of_the_range_is_where_the_direction_says(each, rng):
+def test_the_direction_names_the_better_end_of_the_range(each, rng):
     z = rng.normal(size=(120, 2))
     values = [np.mean([each(z + s * rng.normal(size=z.shape), z) for _ in range(10)]) for s in (0.05, 0.3, 1.0)]
     values.append(np.mean([each(rng.permutation(z), z) for _ in range(10)]))
@@ -135,32 +135,32 @@ def test_the_better_end_of_the_range_is_where_the_direction_says(each, rng):
 def test_symmetry_in_x_and_y_is_as_declared(any_metric, rng):
     differences = []
     for _ in range(5):
-        x, y = alike(rng, any_metric)
+        x, y = related_arguments(rng, any_metric)
         differences.append(abs(any_metric(x, y) - any_metric(y, x)))
     assert max(differences) < 1e-9 if any_metric.symmetric else max(differences) > CHANGED
 
 
 def test_missing_columns_count_as_zeros(each, rng):
-    x, y = pair(rng, p=2, q=3)
+    x, y = related_positions(rng, p=2, q=3)
     padded = np.hstack([x, np.zeros((len(x), 1))])
     assert each(x, y) == pytest.approx(each(padded, y), abs=1e-12)
     assert each(y, x) == pytest.approx(each(y, padded), abs=1e-12)
 
 
-def test_a_missing_latent_dimension_is_seen(each, rng):
-    """The one along which units lie three times as far apart."""
+def test_a_missing_latent_dimension_lowers_the_score(each, rng):
+    """The dimension with three times the spread is dropped."""
     z = rng.normal(size=(100, 2)) * [1.0, 3.0]
     assert abs(each(z[:, :1], z) - each.best) > 0.1
 
 
 def test_the_order_of_the_units_does_not_matter(any_metric, rng):
-    x, y = alike(rng, any_metric)
+    x, y = related_arguments(rng, any_metric)
     order = rng.permutation(len(x))
     assert any_metric(x[order], y[order]) == pytest.approx(any_metric(x, y), abs=1e-9)
 
 
-def test_no_units_at_different_points_give_the_declared_value(each, rng):
-    x, y = pair(rng)
+def test_constant_positions_give_the_declared_value(each, rng):
+    x, y = related_positions(rng)
     low, high = each.range
     assert low <= each.void <= high
     assert each.void != each.best
@@ -169,24 +169,24 @@ def test_no_units_at_different_points_give_the_declared_value(each, rng):
         assert each(left, right) == each.void
 
 
-def test_what_does_not_say_something_about_positions_is_defined(each):
-    """A simplex (all distances equal), units at two points only, repeated units: a finite value in the range, no warning."""
+def test_degenerate_positions_give_finite_values(each):
+    """Equidistant units, units at two points and duplicate units give a finite value in the range without warning."""
     line = np.arange(40.0)[:, None]
     for x in (np.eye(40)[:, :20], np.repeat([[0.0, 1.0], [2.0, 0.0]], 20, axis=0), np.repeat(line[:20], 2, axis=0)):
         for left, right in [(x, line), (line, x), (x, x)]:
             assert each.range[0] <= each(left, right) <= each.range[1]
 
 
-def test_extreme_scales_do_no_harm(each, rng):
-    x, y = pair(rng)
+def test_metrics_are_stable_at_extreme_scales(each, rng):
+    x, y = related_positions(rng)
     if "scale" not in each.ignores:
         pytest.skip("not scale free")
     for factor in (1e-30, 1e30):
         assert each(x * factor, y / factor) == pytest.approx(each(x, y), abs=1e-7)
 
 
-def test_inputs_are_left_alone_and_prepared_ones_give_the_same(any_metric, rng):
-    x, y = alike(rng, any_metric)
+def test_inputs_are_not_modified_and_prepared_inputs_agree(any_metric, rng):
+    x, y = related_arguments(rng, any_metric)
     before = x.copy(), y.copy()
     left, right = any_metric.kind(x), any_metric.kind(y)
     assert any_metric(x, y) == any_metric(left, right) == any_metric(left, right)
@@ -194,13 +194,13 @@ def test_inputs_are_left_alone_and_prepared_ones_give_the_same(any_metric, rng):
     np.testing.assert_array_equal(y, before[1])
 
 
-def test_whole_numbers_and_lists_are_positions(each):
+def test_integers_and_lists_are_accepted_as_positions(each):
     x = np.arange(24).reshape(12, 2) ** 2 % 7
     options = {"n_neighbors": 3} if "n_neighbors" in each.options else {}
     assert each(x.tolist(), x, **options) == pytest.approx(each.best, abs=1e-7)
 
 
-def test_the_table_names_the_functions(any_metric):
+def test_the_registry_describes_each_metric(any_metric):
     assert WHOLE_TABLE[any_metric.name] is any_metric
     assert METRICS.describe(any_metric.name).endswith(".")
     assert METRICS.describe(any_metric.name) == any_metric.__doc__.split("\n")[0]
@@ -214,17 +214,17 @@ def test_the_table_names_the_functions(any_metric):
     [
         (np.full((10, 2), np.nan), "x: positions must be finite"),
         (np.array([[0.0, 1.0]] * 9 + [[2.0, np.inf]]), "got inf for unit 9, column 1"),
-        (np.full((10, 2), 1e80), "below 1e\\+70"),
-        (np.zeros((3, 2)), "at least 4 units; got 3"),
-        (np.zeros((1, 2)), "at least 4 units; got 1"),
+        (np.full((10, 2), 1e80), "below 1e\\+70 in absolute value"),
+        (np.zeros((3, 2)), "at least 4 units are needed; got 3"),
+        (np.zeros((1, 2)), "at least 4 units are needed; got 1"),
         (np.zeros(10), r"shape \(unit, p\)"),
         (np.zeros((10, 0)), r"shape \(unit, p\)"),
         (np.zeros((2, 10, 2)), r"shape \(unit, p\)"),
         ([["a", "b"]] * 10, "must be numbers"),
-        (np.zeros((11, 2)), "got 11 in x and 10 in y"),
+        (np.zeros((11, 2)), "got 11 units in x and 10 in y"),
     ],
 )
-def test_what_is_no_positions_is_refused(each, x, says, rng):
+def test_invalid_positions_are_refused(each, x, says, rng):
     y = rng.normal(size=(10, 2))
     with pytest.raises(DataError, match=says):
         each(x, y)
@@ -233,22 +233,22 @@ def test_what_is_no_positions_is_refused(each, x, says, rng):
 
 
 def test_unknown_options_are_refused(any_metric, rng):
-    x, y = alike(rng, any_metric)
+    x, y = related_arguments(rng, any_metric)
     with pytest.raises(ConfigError, match=f"metric '{any_metric.name}': unknown option 'k'"):
         any_metric(x, y, k=3)
 
 
-def test_a_metric_refuses_what_the_other_kind_compares(any_metric, rng):
+def test_position_metrics_refuse_labels_and_vice_versa(any_metric, rng):
     of = "labels" if any_metric.of == "positions" else "positions"
     other = next(m for m in WHOLE_TABLE.values() if m.of == of)
-    x, y = alike(rng, other)
+    x, y = related_arguments(rng, other)
     for left, right in [(x, y), (other.kind(x), other.kind(y))]:
         with pytest.raises(DataError):
             any_metric(left, right)
 
 
 def test_options_can_be_bound(rng):
-    x, y = pair(rng)
+    x, y = related_positions(rng)
     overlap = TABLE["neighbor_overlap"]
     assert overlap.options == {"n_neighbors": 15, "neighbor_search": "exact"}
     bound = overlap.bind(n_neighbors=5)
@@ -264,17 +264,17 @@ def test_an_unknown_transformation_cannot_be_declared():
         metric(of="labels", direction="lower", range=(0.0, 1.0), ignores={"rotation"})
 
 
-def test_a_metric_of_positions_must_say_what_it_is_where_there_is_nothing_to_compare():
-    with pytest.raises(ConfigError, match="state `void`"):
+def test_a_position_metric_must_declare_its_void_value():
+    with pytest.raises(ConfigError, match="`void` of a metric of positions must be a number"):
         metric(direction="lower", range=(0.0, 1.0), ignores=())
 
 
 @pytest.mark.parametrize("name", GROUPS)
-def test_a_metric_minds_a_symmetry_exactly_if_its_random_elements_change_the_value(each, name, rng):
+def test_symmetry_requirements_match_the_effect_of_random_elements(each, name, rng):
     group, dims = GROUPS[name](), {"z": ("unit", "latent")}
     changes = []
     for _ in range(10):
-        x, y = pair(rng)
+        x, y = related_positions(rng)
         turned = group.act(group.random(rng, 3), {"z": y}, dims)["z"]
         changes.append(abs(each(x, turned) - each(x, y)))
     if missing_invariances(each, group):
@@ -283,7 +283,7 @@ def test_a_metric_minds_a_symmetry_exactly_if_its_random_elements_change_the_val
         assert max(changes) < SAME
 
 
-def test_what_each_symmetry_needs():
+def test_invariances_required_by_each_symmetry():
     assert {name: set(required_invariances(group())) for name, group in GROUPS.items()} == {
         "identity": set(),
         "permutation": {"rotation"},
@@ -294,12 +294,12 @@ def test_what_each_symmetry_needs():
     }
 
 
-def test_a_group_along_another_dim_asks_for_nothing():
+def test_a_group_along_another_dim_requires_no_invariance():
     assert required_invariances(Permutation("component")) == frozenset()
     assert required_invariances(Permutation("component"), ("unit", "component")) == {"rotation"}
 
 
-def test_the_table_has_a_metric_for_every_symmetry_and_one_for_none():
+def test_some_metric_suits_every_symmetry():
     for group in (Identity(), Permutation(), Orthogonal(), Euclidean(), GeneralLinear()):
         assert any(not missing_invariances(m, group) for m in TABLE.values())
     assert {name for name, m in TABLE.items() if missing_invariances(m, Orthogonal())} == {"displacement"}
@@ -307,19 +307,19 @@ def test_the_table_has_a_metric_for_every_symmetry_and_one_for_none():
 
 
 @pytest.mark.parametrize("value", [np.nan, -3.0, 1.1, np.inf])
-def test_a_value_outside_of_the_declared_range_is_refused_by_name(value, rng):
+def test_values_outside_the_declared_range_are_refused(value, rng):
     def odd(x, y):
         """Odd."""
         return value
 
     found = metric(direction="lower", range=(0.0, 1.0), ignores=(), void=1.0)(odd)
     with pytest.raises(InferenceError, match=rf"metric 'odd' must return a number from 0 to 1, its `range`; got {value:g}\."):
-        found(*pair(rng))
+        found(*related_positions(rng))
 
 
-def test_rounding_beyond_the_range_is_removed(rng):
-    def near(x, y):
+def test_rounding_beyond_the_range_is_clipped(rng):
+    def rounded_above_range(x, y):
         """Near the best value."""
         return 1 + 1e-9
 
-    assert metric(direction="higher", range=(0.0, 1.0), ignores=(), void=0.0)(near)(*pair(rng)) == 1
+    assert metric(direction="higher", range=(0.0, 1.0), ignores=(), void=0.0)(rounded_above_range)(*related_positions(rng)) == 1

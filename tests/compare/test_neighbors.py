@@ -1,4 +1,4 @@
-"""Neighbourhood metrics against scikit-learn and double loops; ties, subsamples and bounds."""
+"""Tests of neighbourhood metrics against scikit-learn and loops, with ties, subsamples and bounds."""
 
 import sys
 
@@ -40,7 +40,7 @@ def data(rng):
 
 
 @pytest.mark.parametrize("k", [1, 5, 15, 24])
-def test_trustworthiness_and_continuity_are_scikit_learns(data, k):
+def test_trustworthiness_and_continuity_match_scikit_learn(data, k):
     x, y = data
     assert trustworthiness(x, y, n_neighbors=k) == pytest.approx(sklearn_trustworthiness(y, x, n_neighbors=k), abs=1e-12)
     assert continuity(x, y, n_neighbors=k) == pytest.approx(sklearn_trustworthiness(x, y, n_neighbors=k), abs=1e-12)
@@ -56,7 +56,7 @@ def test_overlap_is_the_share_of_common_neighbours(data, k):
     assert neighbor_overlap(*data, n_neighbors=k) == pytest.approx(np.mean(shares), abs=1e-12)
 
 
-def test_co_ranking_by_the_co_ranking_matrix(data):
+def test_co_ranking_scores_match_the_co_ranking_matrix(data):
     n = 50
     first, second = (rank_table(v) for v in data)
     Q = np.zeros((n - 1, n - 1))
@@ -72,8 +72,8 @@ def test_co_ranking_by_the_co_ranking_matrix(data):
     assert co_ranking(*data) == pytest.approx((curve * weights).sum() / weights.sum(), abs=1e-12)
 
 
-def test_trust_and_continuity_tell_gluing_from_tearing(rng):
-    """Two far groups laid over each other are not to be trusted but continuous; a ring cut open is the other way round."""
+def test_trustworthiness_detects_gluing_and_continuity_tearing(rng):
+    """Overlaying two distant groups lowers trustworthiness only; cutting a ring open lowers continuity only."""
     groups = rng.normal(size=(100, 2)) + np.repeat([[0.0, 0.0], [30.0, 0.0]], 50, axis=0)
     glued = groups - np.repeat([[0.0, 0.0], [30.0, 0.0]], 50, axis=0)
     assert trustworthiness(glued, groups) < continuity(glued, groups) - 0.1
@@ -83,7 +83,7 @@ def test_trust_and_continuity_tell_gluing_from_tearing(rng):
 
 
 @pytest.mark.chance(2e-4)
-def test_unrelated_positions_have_the_stated_values(rng):
+def test_independent_positions_have_the_documented_values(rng):
     """Mean over 100 permutations; 4 standard errors."""
     z = rng.normal(size=(120, 2))
     unranked = 1 - 104 * 105 / 119 / (2 * 120 - 3 * 15 - 1)  # a neighbour's rank beyond 15 is 104 * 105 / 2 / 119 in the mean
@@ -92,13 +92,13 @@ def test_unrelated_positions_have_the_stated_values(rng):
         assert abs(values.mean() - expected) < 4 * values.std() / 10
 
 
-def test_ranks_are_those_of_a_loop(rng):
+def test_ranks_match_a_loop(rng):
     x = rng.normal(size=(60, 2)) * [1.0, 1e-4] + 1e3
     anchors, others = ranked(60)
     np.testing.assert_array_equal(ranks(Positions(x)), rank_table(x)[np.ix_(anchors, others)])
 
 
-def test_ties_are_not_broken_by_rounding_nor_by_the_order_of_the_data(rng):
+def test_ties_do_not_depend_on_rounding_or_order(rng):
     x = np.repeat(np.eye(3), 20, axis=0)
     c, s = np.cos(0.4), np.sin(0.4)
     turned = x @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
@@ -110,7 +110,7 @@ def test_ties_are_not_broken_by_rounding_nor_by_the_order_of_the_data(rng):
         assert metric(crowd, line) == pytest.approx(chance, abs=0.08)
 
 
-def test_neighbors_leave_the_unit_out_also_among_many_at_one_point(rng):
+def test_neighbors_exclude_the_unit_itself_among_duplicates(rng):
     for x in (np.repeat([[0.0], [1.0]], 30, axis=0), rng.normal(size=(60, 20)), np.zeros((60, 2))):
         found = neighbors(Positions(x), 7)
         assert found.shape == (60, 7)
@@ -121,7 +121,7 @@ def test_neighbors_leave_the_unit_out_also_among_many_at_one_point(rng):
         np.testing.assert_allclose(np.sort(np.take_along_axis(distance, found, axis=1), axis=1), nearest, atol=1e-6)
 
 
-def test_many_units_are_judged_by_the_neighbours_of_the_stated_ones(rng):
+def test_neighbours_of_many_units_use_the_documented_subsample(rng):
     n, k = 1300, 15
     y = rng.normal(size=(n, 2))
     x = y + 0.3 * rng.normal(size=y.shape)
@@ -136,7 +136,7 @@ def test_many_units_are_judged_by_the_neighbours_of_the_stated_ones(rng):
     assert neighbor_overlap(x, y) == pytest.approx(overlap(*lists).mean(), abs=1e-12)
 
 
-def test_co_ranking_of_many_units_is_that_of_the_stated_ones(rng):
+def test_co_ranking_of_many_units_uses_the_documented_subsample(rng):
     n = 1300
     y = rng.normal(size=(n, 2))
     x = y + 0.3 * rng.normal(size=y.shape)
@@ -149,13 +149,13 @@ def test_co_ranking_of_many_units_is_that_of_the_stated_ones(rng):
     assert co_ranking(x, y) == pytest.approx((curve / sizes).sum() / (1 / sizes).sum(), abs=1e-12)
 
 
-def test_overlap_is_that_of_all_pairs_of_entries(rng):
+def test_overlap_matches_counting_all_pairs_of_entries(rng):
     first, second = (rng.permuted(np.tile(np.arange(40), (33, 1)), axis=1)[:, :6] for _ in range(2))
     pairs = (first[:, :, None] == second[:, None, :]).sum(axis=(1, 2)) / 6
     np.testing.assert_array_equal(overlap(first, second), pairs)
 
 
-def test_blocks_do_not_change_ranks(rng, monkeypatch):
+def test_block_size_does_not_change_ranks(rng, monkeypatch):
     x = rng.normal(size=(45, 2))
     whole = ranks(Positions(x))
     monkeypatch.setattr(memory, "BLOCK", 100)
@@ -164,33 +164,33 @@ def test_blocks_do_not_change_ranks(rng, monkeypatch):
 
 @pytest.mark.parametrize("metric", [neighbor_overlap, trustworthiness, continuity])
 @pytest.mark.parametrize("k", [0, -1, 10, 25])
-def test_more_neighbours_than_the_units_allow_are_refused(metric, k, rng):
+def test_too_many_neighbours_are_refused(metric, k, rng):
     x, y = rng.normal(size=(2, 20, 2))
-    with pytest.raises(ConfigError, match=f"`n_neighbors` must be from 1 to below half of the 20 units; got {k}"):
+    with pytest.raises(ConfigError, match=f"`n_neighbors` must be at least 1 and below half of the 20 units; got {k}"):
         metric(x, y, n_neighbors=k)
     assert 0 <= metric(x, y, n_neighbors=9) <= 1
 
 
 @pytest.mark.parametrize("d", [1, 2, 6, 7, 10, 20])
-def test_neighbours_by_tree_and_by_all_distances_are_scikit_learns(d, rng):
+def test_tree_and_exhaustive_neighbours_match_scikit_learn(d, rng):
     x = rng.normal(size=(700, d)) + 5.0
     expected = NearestNeighbors(n_neighbors=10, algorithm="ball_tree").fit(x).kneighbors(return_distance=False)
     np.testing.assert_array_equal(np.sort(neighbors(Positions(x), 10), axis=1), np.sort(expected, axis=1))
 
 
-def test_a_search_that_there_is_not_is_refused(rng):
+def test_an_unknown_neighbour_search_is_refused(rng):
     with pytest.raises(ConfigError, match=r"unknown neighbor search 'aproximate'; did you mean 'approximate'\?"):
         neighbor_overlap(*rng.normal(size=(2, 20, 2)), n_neighbors=5, neighbor_search="aproximate")
 
 
-def test_without_pynndescent_the_approximate_search_says_what_to_install(rng, monkeypatch):
+def test_missing_pynndescent_is_reported_with_its_extra(rng, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynndescent", None)
     with pytest.raises(MissingDependencyError, match=r"needs the package 'pynndescent'.*latentlab\[embed\]"):
         neighbor_overlap(*rng.normal(size=(2, 20, 2)), n_neighbors=5, neighbor_search="approximate")
 
 
-class Descent:
-    """In place of pynndescent's: exact neighbours, of which each list's last few were exchanged or not found."""
+class InexactDescent:
+    """Replaces pynndescent: exact neighbours, with the last few of each list wrong or missing."""
 
     def __init__(self, rows, n_neighbors, random_state, n_jobs):
         found = NearestNeighbors(n_neighbors=n_neighbors + 2).fit(rows).kneighbors(rows, return_distance=False)
@@ -199,9 +199,9 @@ class Descent:
         self.neighbor_graph = (found[:, :n_neighbors], None)
 
 
-def test_recall_is_the_share_of_true_neighbours(rng, monkeypatch):
-    """Two of ten are wrong, but for the seventh of the lists that have a gap: these are made anew, and exact."""
-    monkeypatch.setitem(sys.modules, "pynndescent", type("module", (), {"NNDescent": Descent}))
+def test_recall_is_the_share_of_true_neighbours_found(rng, monkeypatch):
+    """Two of ten neighbours are wrong in each list; lists with missing entries (one in seven) are recomputed exactly."""
+    monkeypatch.setitem(sys.modules, "pynndescent", type("module", (), {"NNDescent": InexactDescent}))
     x = Positions(rng.normal(size=(350, 2)))
     near = neighbors(x, 10, "approximate")
     assert (near >= 0).all()
@@ -215,7 +215,7 @@ def test_recall_is_the_share_of_true_neighbours(rng, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.fixed
 def test_the_approximate_search_finds_nearly_all_neighbours(rng):
-    """Marked slow for its compilation, which takes minutes more as another processor."""
+    """Slow because of compilation, which takes longer on emulated CPUs."""
     pytest.importorskip("pynndescent")
     x = rng.normal(size=(2000, 10))
     y = x + 0.5 * rng.normal(size=x.shape)

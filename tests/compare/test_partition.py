@@ -1,4 +1,4 @@
-"""Labels as a partition: codes, sizes, tables of counts, and what is refused."""
+"""Tests of label partitions: codes, sizes, contingency tables and errors."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from latentlab.compare.partition import Labels, contingency, entropy, overlaps, 
 from latentlab.errors import DataError
 
 
-def test_codes_run_from_0_over_the_labels_that_occur(rng):
+def test_codes_number_the_occurring_labels_from_0(rng):
     x = Labels([10, -3, 10, 4, 4, 4])
     np.testing.assert_array_equal(x.codes, [2, 0, 2, 1, 1, 1])
     np.testing.assert_array_equal(x.sizes, [1, 3, 2])
@@ -15,7 +15,7 @@ def test_codes_run_from_0_over_the_labels_that_occur(rng):
     assert x.entropy == pytest.approx(np.log(6) - (3 * np.log(3) + 2 * np.log(2)) / 6)
 
 
-def test_a_table_of_counts_is_that_of_a_loop(rng):
+def test_contingency_table_matches_a_loop(rng):
     x, y = rng.integers(3, size=50) - 1, rng.integers(4, size=50) * 5
     table = [[((x == k) & (y == m)).sum() for m in np.unique(y)] for k in np.unique(x)]
     np.testing.assert_array_equal(contingency(Labels(x), Labels(y)), table)
@@ -31,13 +31,13 @@ def test_one_cluster_and_singletons():
     assert entropy(np.array([3])) == 0
 
 
-def test_many_clusters_need_no_table():
-    """A table of 100 000 x 100 000 numbers would take 80 GB."""
+def test_many_clusters_need_no_dense_table():
+    """A dense table of 100 000 x 100 000 numbers would need 80 GB."""
     alone = Labels(np.arange(100_000))
     assert len(overlaps(alone, alone)) == 100_000
 
 
-def test_what_is_derived_is_computed_once():
+def test_derived_quantities_are_computed_once():
     calls = []
     x = Labels([0, 1, 1])
 
@@ -51,7 +51,7 @@ def test_what_is_derived_is_computed_once():
 
 
 @pytest.mark.parametrize("values", [[True, False, True], [1.0, 0.0, 1.0], np.array([3, 2, 3], dtype=np.uint8)])
-def test_whole_numbers_of_any_type_are_labels(values):
+def test_integers_of_any_type_are_accepted_as_labels(values):
     np.testing.assert_array_equal(Labels(values).codes, [1, 0, 1])
     assert Labels(values).values.dtype == np.int64
 
@@ -65,11 +65,11 @@ def test_whole_numbers_of_any_type_are_labels(values):
         ([0, 1, 1e17], "whole numbers; got 1e\\+17 for unit 2"),
         (["a", "b"], "whole numbers; got <U1"),
         ([1 + 2j, 0], "whole numbers; got complex128"),
-        ([0], "at least 2 units; got 1"),
+        ([0], "clustering: at least 2 units are needed; got 1"),
         ([[0, 1], [1, 0]], r"shape \(unit,\); got \(2, 2\)"),
         (3, r"shape \(unit,\); got \(\)"),
     ],
 )
-def test_what_is_no_labels_is_refused(values, says):
+def test_invalid_labels_are_refused(values, says):
     with pytest.raises(DataError, match=says):
         Labels(values, "clustering")

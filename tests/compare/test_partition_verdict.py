@@ -1,4 +1,4 @@
-"""The verdict on clusterings in mixtures whose posterior is exact, its statistics by loops, its gates, and planted bugs."""
+"""Tests of the verdict on clusterings: exact mixture posteriors, statistics by loops, gates and planted bugs."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ class Exact:
         return (self.rng.random((*shape, len(self.p), 1)) > self.p.cumsum(axis=1)[:, :-1]).sum(axis=-1)
 
     def chains(self, n_chains=4, n_draws=200, stay=0.0):
-        """Draws in which each unit keeps its label with probability `stay`: of the same law, correlated."""
+        """Returns correlated draws with the same distribution; each unit keeps its label with probability `stay`."""
         draws = self.draw(n_chains, n_draws)
         for t in range(1, n_draws):
             kept = self.rng.random((n_chains, len(self.p))) < stay
@@ -45,19 +45,19 @@ def case(rng):
     return Exact(rng)
 
 
-def merged(y):
+def merge_clusters(y):
     return np.where(y == 1, 0, y)
 
 
-def split(case):
-    """The largest cluster cut in two."""
+def split_cluster(case):
+    """Splits the largest cluster in two."""
     y = case.best.copy()
     units = np.flatnonzero(y == np.bincount(y).argmax())
     y[units[np.argsort(case.x[units])][: len(units) // 2]] = K
     return y
 
 
-def moved(case, n):
+def move_units(case, n):
     y = case.best.copy()
     sure = np.argsort(-case.p.max(axis=1))[:n]
     y[sure] = (y[sure] + 1) % K
@@ -69,17 +69,17 @@ KNOWN = {
     "MAP renamed": (lambda case: 7 - 3 * case.best, "summary-like"),
     "one cluster": (lambda case: np.zeros(N), "distinct"),
     "singletons": (lambda case: np.arange(N), "distinct"),
-    "merged": (lambda case: merged(case.best), "distinct"),
-    "split": (split, "distinct"),
-    "fifteen sure units moved": (lambda case: moved(case, 15), "distinct"),
+    "merged": (lambda case: merge_clusters(case.best), "distinct"),
+    "split": (split_cluster, "distinct"),
+    "fifteen sure units moved": (lambda case: move_units(case, 15), "distinct"),
     "shuffled": (lambda case: case.rng.permutation(case.best), "distinct"),
     "shuffled draw": (lambda case: case.rng.permutation(case.draw()), "distinct"),
     "noise": (lambda case: case.rng.integers(K, size=N), "distinct"),
 }
 
 
-def test_known_clusterings_are_called_by_name(rng):
-    """In most of 7 data sets: in one of them 1 % are called otherwise, so that 4 of 7 are in fewer than 1e-6 of cases a row."""
+def test_known_clusterings_get_their_verdicts(rng):
+    """Verdicts hold in most of 7 data sets. One differs with probability 1%, 4 of 7 with less than 1e-6 a row."""
     called = {name: 0 for name in KNOWN} | {"centre": 0}
     for _ in range(7):
         case = Exact(rng)
@@ -101,18 +101,18 @@ def false_alarms(rng, n, stay=0.0, n_draws=100):
 
 
 @pytest.mark.chance(2e-3)
-def test_fresh_draws_and_the_truth_are_draw_like_at_the_level(rng):
-    """60 data sets: more than so many at a rate of 5 % in 1e-3 of cases, 2e-3 over the two."""
+def test_new_draws_and_true_labels_are_draw_like_at_the_level(rng):
+    """The limit for 60 data sets is exceeded at a rate of 5% with probability 1e-3, 2e-3 over both rows."""
     assert (false_alarms(rng, 60) <= binom.isf(1e-3, 60, 0.05)).all()
 
 
 @pytest.mark.chance(2e-3)
-def test_fresh_draws_are_draw_like_with_chains_that_hardly_move(rng):
-    """Units keep their labels with probability 0.9. More than so many of 20 at a rate of 5 %: 1e-3 of cases a row."""
+def test_new_draws_are_draw_like_for_slowly_mixing_chains_of_labels(rng):
+    """Units keep their labels with probability 0.9. The limit of 20 is exceeded at a rate of 5% with probability 1e-3 a row."""
     assert (false_alarms(rng, 20, stay=0.9, n_draws=500) <= binom.isf(1e-3, 20, 0.05)).all()
 
 
-def test_statistics_are_those_of_their_formulas(rng):
+def test_clustering_statistics_match_loops(rng):
     """All five statistics, p_low, p_guard and delta by loops over draws and pairs, independently of the code."""
     n, case = 60, Exact(rng, n=60)
     draws, y = case.chains(n_draws=30), case.draw()
@@ -160,44 +160,44 @@ def test_statistics_are_those_of_their_formulas(rng):
     assert found.delta == pytest.approx(math.sqrt((pool[-1, 0] - least) / (pool[:-1, 0].mean() - least)), rel=1e-6)
 
 
-def test_names_do_not_matter(case):
-    """Neither the draws' nor the clustering's: every number and word is the same."""
+def test_the_verdict_ignores_cluster_names(case):
+    """Renaming clusters of the draws or of the clustering changes nothing in the verdict."""
     draws = case.chains()
     other = draws.copy()
     for index in np.ndindex(draws.shape[:2]):
         other[index] = case.rng.permutation(K)[draws[index]] * 4 - 1
     reference, again = (PartitionReference(x, np.random.default_rng(3)) for x in (draws, other))
-    for y in (case.draw(), merged(case.best)):
+    for y in (case.draw(), merge_clusters(case.best)):
         assert str(reference.judge(y)) == str(again.judge(5 - 2 * y))
-    assert reference.judge(merged(case.best)).component.startswith("too much together, the ")
+    assert reference.judge(merge_clusters(case.best)).component.startswith("too many pairs in the same cluster between the ")
 
 
-def test_delta_is_0_for_the_centre_and_1_for_a_draw(case):
+def test_delta_is_0_for_the_point_estimate_and_1_for_a_draw(case):
     reference = PartitionReference(case.chains(), case.rng)
     assert reference.judge(reference.centre).delta == 0
     assert np.mean([reference.judge(case.draw()).delta ** 2 for _ in range(100)]) == pytest.approx(1, abs=0.2)  # 5 sd
     assert reference.judge(case.rng.permutation(case.best)).delta > 2
 
 
-def test_a_sure_posterior_knows_its_partition_from_all_others(rng):
-    """All draws are the same: nothing can be nearer than draws are, so its partition is draw-like, and delta 0."""
+def test_only_the_partition_of_a_certain_posterior_is_draw_like(rng):
+    """All draws are equal, so that their partition is draw-like with delta 0 and all others are distinct."""
     truth = np.arange(30) % 3
     reference = PartitionReference(np.tile(truth, (2, 60, 1)), rng)
     same, other = reference.judge(2 - truth), reference.judge(np.where(np.arange(30) == 4, 2, truth))
     assert (same.verdict, same.delta) == ("draw-like", 0)
     assert (other.verdict, other.delta) == ("distinct", math.inf)
-    assert "the posterior is sure, or its chains stand still" in same.notes[-1]
+    assert "either the posterior is concentrated on one partition, or the chains do not move" in same.notes[-1]
     nearly = np.tile(truth, (4, 100, 1))
     nearly[:, ::10, 4] = 0
     found = PartitionReference(nearly, rng).judge(truth)
     assert found.verdict == "draw-like"
-    assert "90% of the draws are as near as the centre" in found.notes[-1]
+    assert "90% of the held-out draws have an expected loss at most that of the centre" in found.notes[-1]
 
 
-def test_nothing_is_said_where_the_posterior_tells_too_little(rng):
-    """Labels independent of the units: every clustering would do, or none.
+def test_an_uninformative_posterior_of_labels_gives_undetermined(rng):
+    """The posterior labels are uniform, so that no clustering can be distinguished from another.
 
-    Of 40 fresh draws at most 9 are distinct, and at most 9 nearer than draws are, in all but 1e-6 of cases (rates of 0.025).
+    Of 40 new draws more than 9 are distinct, or closer than draws, with probability below 1e-6 (rates of 0.025).
     """
     reference = PartitionReference(rng.integers(2, size=(4, 1000, 30)), rng)
     assert reference.gate_draw > 0.025
@@ -205,40 +205,46 @@ def test_nothing_is_said_where_the_posterior_tells_too_little(rng):
     assert {v.verdict for v in judged} <= {"undetermined", "distinct"}
     reasons = [v.reason for v in judged if v.verdict == "undetermined"]
     assert len(reasons) > 30
-    assert sum("shuffled draws: the posterior tells too little about labels" in why for why in reasons) > 20
+    expected = "posterior draws with permuted units could pass the same test; the posterior has too little information about the"
+    assert sum(f"{expected} labels" in reason for reason in reasons) > 20
     found = reference.judge(reference.centre)
     assert found.verdict != "summary-like"
 
 
-def test_too_few_draws_are_undetermined(case):
+def test_too_few_draws_of_labels_give_undetermined(case):
     found = PartitionReference(case.chains(n_draws=15), case.rng).judge(case.best)
     assert found.verdict == "undetermined"
     assert "take more draws" in found.reason
-    assert found.notes[0].startswith("few draws")
+    assert found.notes[0].startswith("few draws: the effective sample size is ")
 
 
-def test_the_number_of_clusters_is_noted(case):
+def test_a_different_number_of_clusters_is_noted(case):
     reference = PartitionReference(case.chains(), case.rng)
-    assert reference.judge(split(case)).notes == ("it has 4 clusters; the draws have 3",)
+    assert reference.judge(split_cluster(case)).notes == ("the clustering has 4 clusters, but the draws have 3",)
     assert reference.judge(case.best).notes == ()
     draws = case.chains()
-    draws[:, ::9] = merged(draws[:, ::9])
-    assert "it has 4 clusters; the draws have 2 to 3" in PartitionReference(draws, case.rng).judge(split(case)).notes
+    draws[:, ::9] = merge_clusters(draws[:, ::9])
+    assert (
+        "the clustering has 4 clusters, but the draws have 2 to 3"
+        in PartitionReference(draws, case.rng).judge(split_cluster(case)).notes
+    )
 
 
 def test_the_component_and_the_worst_units_are_named(case):
     reference = PartitionReference(case.chains(), case.rng)
     names = [f"u{i}" for i in range(N)]
-    found = reference.judge(merged(case.best), units=names)
-    assert found.component.startswith("too much together, the ")
+    found = reference.judge(merge_clusters(case.best), units=names)
+    assert found.component.startswith("too many pairs in the same cluster between the ")
     assert found.component.count(" units u") == 2
-    assert "Not an estimate of these labels: too much together" in found.sentence
-    pieces = reference.judge(split(case), units=names)
-    assert pieces.component.startswith("clusters in pieces: ")
+    assert "The clustering is not compatible with the posterior; largest deviation: too many pairs in the same" in found.sentence
+    pieces = reference.judge(split_cluster(case), units=names)
+    assert pieces.component.startswith("fragmented clusters, with ")
     torn = reference.judge(np.where((case.best == 1) & (np.arange(N) % 2 == 0), 2, case.best), units=names)
     assert torn.verdict == "distinct"
-    assert torn.component.startswith(("too little together, the ", "too much together, the "))
-    odd = reference.judge(moved(case, 1), units=names)
+    assert torn.component.startswith(
+        ("too few pairs in the same cluster among the ", "too many pairs in the same cluster between the ")
+    )
+    odd = reference.judge(move_units(case, 1), units=names)
     sure = names[np.argmax(case.p.max(axis=1))]
     assert odd.worst_units[0] == sure
     assert len(odd.worst_units) == 5
@@ -256,10 +262,10 @@ def test_label_noise_in_one_chain_lowers_the_effective_draws(case):
     assert after.judge(case.best).verdict == "undetermined"
 
 
-def test_several_are_adjusted_by_holm(case):
+def test_p_values_of_several_clusterings_are_adjusted_by_holm(case):
     reference = PartitionReference(case.chains(n_draws=200), case.rng)
     usual = max((reference.judge(case.draw()) for _ in range(9)), key=lambda one: min(one.p_low, one.p_guard))
-    judged = [reference.judge(case.best), usual, reference.judge(merged(case.best))]
+    judged = [reference.judge(case.best), usual, reference.judge(merge_clusters(case.best))]
     adjusted = holm(judged)
     assert [v.verdict for v in adjusted] == ["summary-like", "draw-like", "distinct"]
     assert adjusted[0].p_low == pytest.approx(3 * judged[0].p_low)
@@ -270,10 +276,10 @@ def test_a_single_chain_is_split_with_a_gap(case):
     reference, held_out = halves(draws, partition_verdict._series, 4, "draws")
     assert 10 < 2000 - reference.shape[1] - held_out.shape[1] < 400
     found = PartitionReference(draws, case.rng)
-    assert [found.judge(y).verdict for y in (case.best, merged(case.best))] == ["summary-like", "distinct"]
+    assert [found.judge(y).verdict for y in (case.best, merge_clusters(case.best))] == ["summary-like", "distinct"]
 
 
-def test_the_seed_decides_and_nothing_else(case):
+def test_the_clustering_verdict_depends_on_the_seed_only(case):
     draws = case.chains()
     before = draws.copy()
     first, again = (str(PartitionReference(draws, np.random.default_rng(5)).judge(case.best)) for _ in range(2))
@@ -281,37 +287,37 @@ def test_the_seed_decides_and_nothing_else(case):
     np.testing.assert_array_equal(draws, before)
 
 
-def test_what_cannot_be_judged_is_refused(case):
+def test_invalid_clusterings_and_options_are_refused(case):
     reference = PartitionReference(case.chains(), case.rng)
     for y, options, says in [
-        (case.best[1:], {}, "must label the 150 units of the draws; got 149"),
+        (case.best[1:], {}, "must label the 150 units of the draws; got 149 labels"),
         (np.full(N, 0.5), {}, r"the clustering: labels must be whole numbers; got 0\.5 for unit 0"),
-        (case.best, {"alpha": 1.0}, "`alpha` must lie between 0 and 1"),
-        (case.best, {"units": ["a"]}, "must name the 150 units of the draws; got 1 names"),
+        (case.best, {"alpha": 1.0}, "`alpha` must be between 0 and 1"),
+        (case.best, {"units": ["a"]}, "must contain the names of the 150 units of the draws; got 1 names"),
     ]:
         with pytest.raises(DataError, match=says):
             reference.judge(y, **options)
-    with pytest.raises(DataError, match="draws of labels need at least 4 in the reference half"):
+    with pytest.raises(DataError, match="draws of labels: the reference half and the held-out half need at least 4 draws each"):
         PartitionReference(case.chains(n_draws=1), case.rng)
     with pytest.raises(DataError, match=r"shape \(chain, draw, unit\)"):
         PartitionReference(case.draw(5), case.rng)
 
 
 class TwoSided(PartitionReference):
-    """A planted bug: keeping blocks together, and apart, more than draws do is unusual too."""
+    """A planted bug: the guard is two-sided, so that agreement above that of draws counts as unusual."""
 
     def _errors(self, codes):
-        return np.abs((self._shares(codes) - self._share) / self._sd)
+        return np.abs((self._shares(codes) - self._mean_share) / self._sd)
 
 
 class Unguarded(PartitionReference):
-    """A planted bug: only the distance counts."""
+    """A planted bug: no guard, only the distance is tested."""
 
     def _of(self, codes):
         return super()._of(codes)[:, [0, 0, 0, 0]]
 
 
-def test_a_guard_that_is_two_sided_flags_the_centre(rng):
+def test_a_two_sided_guard_would_flag_the_point_estimate(rng):
     labels = {PartitionReference: [], TwoSided: []}
     for _ in range(12):
         case = Exact(rng, n=150, apart=2.0)
@@ -323,23 +329,23 @@ def test_a_guard_that_is_two_sided_flags_the_centre(rng):
     assert np.median(labels[TwoSided]) < 0.1
 
 
-def test_without_a_guard_clusters_that_are_split_and_units_that_are_moved_pass(rng):
+def test_without_the_guard_split_clusters_and_moved_units_pass(rng):
     passed = dict.fromkeys((PartitionReference, Unguarded), 0)
     for _ in range(6):
         case = Exact(rng, n=100, apart=2.0)
         draws = case.chains()
         for kind in passed:
             reference = kind(draws, rng)
-            passed[kind] += sum(reference.judge(y).verdict != "distinct" for y in (split(case), moved(case, 3)))
+            passed[kind] += sum(reference.judge(y).verdict != "distinct" for y in (split_cluster(case), move_units(case, 3)))
     assert passed[Unguarded] >= 11
     assert passed[PartitionReference] <= 5
 
 
 @pytest.mark.chance(1e-3)
-def test_draws_that_are_ranked_must_not_make_the_reference(rng, monkeypatch):
-    """A planted bug: with every draw in both halves, draws are nearer to the reference than a fresh one is.
+def test_ranked_draws_must_be_independent_of_the_reference(rng, monkeypatch):
+    """A planted bug: all draws are in both halves, so that they are closer to the reference than new draws.
 
-    The mean rank of 80 fresh draws has a standard error of 0.032: 4 of them on each side.
+    The mean rank of 80 new draws has a standard error of 0.032; the limits are 4 of them.
     """
 
     def ranks(n):
@@ -355,7 +361,7 @@ def test_draws_that_are_ranked_must_not_make_the_reference(rng, monkeypatch):
     assert ranks(80) > 0.66
 
 
-def test_the_reference_is_made_of_the_first_half(case):
+def test_the_reference_uses_the_first_half_of_the_draws(case):
     draws = case.chains()
     reference = PartitionReference(draws, case.rng)
     made = draws[::2]

@@ -1,4 +1,4 @@
-"""Neighbours in the plane against all distances."""
+"""Tests of neighbour search in the plane against all distances."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ KINDS += ["a grid", "few places", "one place", "tiny", "huge", "a spiral"]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("n", "k"), [(300, 15), (301, 1), (40, 19), (5, 2), (4, 1), (997, 120)])
-def test_no_unit_is_nearer_than_those_that_are_found(kind, n, k, rng):
+def test_nearest_neighbours_match_all_distances(kind, n, k, rng):
     x = cloud(kind, n, rng)
     found = plane.nearest(x, k)
     assert found.shape == (n, k)
@@ -47,7 +47,7 @@ def test_no_unit_is_nearer_than_those_that_are_found(kind, n, k, rng):
     )
 
 
-def test_it_serves_many_units_in_the_plane_with_the_numbers_of_the_tree(rng, monkeypatch):
+def test_the_plane_search_is_used_for_many_units_and_equals_the_tree(rng, monkeypatch):
     x = rng.standard_normal((MANY, 2))
     y = x + 0.1 * rng.standard_normal(x.shape)
     asked = []
@@ -64,7 +64,7 @@ def test_it_serves_many_units_in_the_plane_with_the_numbers_of_the_tree(rng, mon
     np.testing.assert_array_equal(np.sort(near, 1), np.sort(neighbors(Positions(x), 10), 1))
 
 
-def test_common_neighbours_are_counted_as_by_sorting(rng, monkeypatch):
+def test_counts_of_common_neighbours_match_sorting(rng, monkeypatch):
     first, second = (np.array([rng.permutation(MANY)[:40] for _ in range(MANY)], dtype=np.int32) for _ in range(2))
     counted = overlap(first, second)
     assert counted.std() > 0

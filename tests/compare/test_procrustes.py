@@ -1,4 +1,4 @@
-"""Procrustes distances against scipy, an optimiser over all rotations, least squares, and each other."""
+"""Tests of Procrustes distances against scipy, an optimiser over rotations and least squares."""
 
 import itertools
 
@@ -21,14 +21,14 @@ def left(fitted, y):
     return ((fitted - y) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
 
 
-def test_displacement_by_a_loop(data):
+def test_displacement_matches_a_loop(data):
     x, y = data
     far = sum((a - b) ** 2 for row, other in zip(x, y, strict=True) for a, b in zip(row, other, strict=True))
     spread = sum((a - m) ** 2 for column, m in zip(y.T, y.mean(axis=0), strict=True) for a in column)
     assert displacement(x, y) == pytest.approx(far / spread)
 
 
-def test_orthogonal_is_the_minimum_over_rotations_and_reflections(data):
+def test_orthogonal_distance_is_the_minimum_over_rotations_and_reflections(data):
     x, y = data
     x0, y0 = x - x.mean(0), y - y.mean(0)
 
@@ -45,7 +45,7 @@ def test_orthogonal_is_the_minimum_over_rotations_and_reflections(data):
     assert procrustes_orthogonal(x, y) == pytest.approx(best, abs=1e-9)
 
 
-def test_similarity_is_scipys_disparity(data):
+def test_similarity_distance_matches_scipys_disparity(data):
     assert procrustes_similarity(*data) == pytest.approx(procrustes(*data)[2], abs=1e-12)
 
 
@@ -55,27 +55,27 @@ def test_similarity_is_the_minimum_over_scales_of_the_orthogonal_distance(data):
     assert procrustes_similarity(x, y) == pytest.approx(found.fun, abs=1e-8)
 
 
-def test_affine_is_one_less_r_squared_of_least_squares(data):
+def test_affine_distance_is_one_minus_r_squared(data):
     x, y = data
     design = np.column_stack([np.ones(len(x)), x])
     assert procrustes_affine(x, y) == pytest.approx(left(design @ np.linalg.lstsq(design, y, rcond=None)[0], y), abs=1e-12)
 
 
-def test_affine_ignores_every_linear_map_of_the_embedding_only(data, rng):
+def test_affine_distance_ignores_linear_maps_of_the_embedding_only(data, rng):
     x, y = data
     A = np.array([[1.0, 5.0], [0.0, 0.1]])
     assert procrustes_affine(x @ A, y) == pytest.approx(procrustes_affine(x, y), abs=1e-10)
     assert abs(procrustes_affine(x, y @ A) - procrustes_affine(x, y)) > 1e-3
 
 
-def test_distances_are_nested(rng):
+def test_procrustes_distances_are_nested(rng):
     for _ in range(50):
         x, y = rng.normal(size=(15, 3)) @ rng.normal(size=(3, 2)), rng.normal(size=(15, 3))
         values = [m(x, y) for m in (procrustes_affine, procrustes_similarity, procrustes_orthogonal, displacement)]
         assert values == sorted(values)
 
 
-def test_known_values_of_a_square():
+def test_distances_between_transformed_squares():
     square = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0], [-1.0, 1.0]])
     assert displacement(square + np.array([3.0, 4.0]), square) == pytest.approx(25 * 4 / 8)
     assert procrustes_orthogonal(2 * square, square) == pytest.approx(1.0)
@@ -84,14 +84,14 @@ def test_known_values_of_a_square():
     assert procrustes_similarity(turned, square) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_an_axis_aligned_stretch_has_its_known_distance():
+def test_the_distance_of_an_axis_aligned_stretch_matches_the_formula():
     """x = y with one of two uncorrelated axes stretched by b: orthogonal (b - 1)^2 share, affine none."""
     y = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]] * 3)
     assert procrustes_orthogonal(y * [1.5, 1.0], y) == pytest.approx(0.25 / 2)
     assert procrustes_affine(y * [1.5, 1.0], y) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_affine_says_nothing_where_any_embedding_would_fit(rng):
+def test_affine_distance_is_1_when_any_embedding_would_fit(rng):
     x, y = rng.normal(size=(10, 8)), rng.normal(size=(10, 2))
     assert procrustes_affine(x, y) == 1.0
     assert 0 < procrustes_affine(x[:, :7], y) < 1

@@ -1,4 +1,4 @@
-"""Functions of the positions: named, centred, of one size, and the same from landmarks as from all units."""
+"""Tests of the functions of positions that describe structured errors."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from latentlab.compare import structure as module
 from latentlab.compare.structure import structure
 
 
-def test_functions_are_centred_of_mean_square_one_and_named(rng):
+def test_functions_are_named_centred_and_have_mean_square_1(rng):
     mean = rng.normal(size=(60, 3))
     names, values = structure(mean, rng)
     assert values.shape == (60, 3 + 6 + 8)
@@ -18,14 +18,14 @@ def test_functions_are_centred_of_mean_square_one_and_named(rng):
     assert abs(np.corrcoef(at["proportional to axis 1 x axis 2"], mean[:, 0] * mean[:, 1])[0, 1]) > 1 - 1e-12
 
 
-def test_a_shift_is_a_function_of_positions_that_are_not_centred(rng):
+def test_uncentred_positions_have_a_constant_function(rng):
     names, values = structure(rng.normal(size=(60, 2)) + 5, rng, shift=True)
     assert names[0] == "a shift of all units"
     np.testing.assert_array_equal(values[:, 0], 1.0)
     np.testing.assert_allclose(values[:, 1:].mean(axis=0), 0, atol=1e-12)
 
 
-def test_smooth_functions_are_kernel_principal_components(rng):
+def test_smooth_functions_match_kernel_principal_components(rng):
     from sklearn.decomposition import KernelPCA
     from sklearn.metrics import pairwise_distances
 
@@ -37,7 +37,7 @@ def test_smooth_functions_are_kernel_principal_components(rng):
     np.testing.assert_allclose(np.abs((found * scores).mean(axis=0)), 1, atol=1e-8)
 
 
-def test_landmarks_give_nearly_the_functions_of_all_units(rng, monkeypatch):
+def test_landmark_functions_approximate_those_of_all_units(rng, monkeypatch):
     mean = rng.normal(size=(600, 2)) * [2, 1]
     some = structure(mean, np.random.default_rng(0))[1][:, 5:8]
     monkeypatch.setattr(module, "LANDMARKS", 600)
@@ -46,7 +46,7 @@ def test_landmarks_give_nearly_the_functions_of_all_units(rng, monkeypatch):
     assert angles.min() > 0.98
 
 
-def test_an_axis_that_is_empty_has_no_functions(rng):
+def test_a_zero_axis_has_no_functions(rng):
     names, values = structure(np.column_stack([rng.normal(size=50), np.zeros(50)]), rng)
     assert not any("axis 2" in name for name in names)
     assert np.isfinite(values).all()

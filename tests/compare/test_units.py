@@ -1,4 +1,4 @@
-"""Per-unit disagreement against loops and known laws, and a false-alarm rate for the uncertainty correlation."""
+"""Tests of per-unit disagreement against loops and known distributions."""
 
 import numpy as np
 import pytest
@@ -13,14 +13,14 @@ from latentlab.errors import ConfigError, DataError
 
 
 def posterior(rng, n=60, d=2, scale=None, shape=(2, 50)):
-    """True positions, their sds, and draws whose mean is off the truth as a posterior's is."""
+    """Returns true positions and posterior draws whose means deviate from the truth by a posterior sd."""
     z = 2 * rng.normal(size=(n, d))
     scale = np.ones(n) if scale is None else scale
     mean = z + scale[:, None] * rng.normal(size=(n, d))
     return z, mean + scale[:, None] * rng.normal(size=(*shape, n, d))
 
 
-def test_distances_by_loops(rng):
+def test_unit_distances_match_loops(rng):
     y, draws = posterior(rng, n=20, d=3, shape=(2, 8))
     found = disagreement(y, draws, rng, n_neighbors=4)
     flat = draws.reshape(16, 20, 3)
@@ -35,7 +35,7 @@ def test_distances_by_loops(rng):
         assert found.spread[i] == pytest.approx(np.sqrt(np.trace(covariances[i]) / 3))
 
 
-def test_lost_neighbours_by_loops(rng):
+def test_lost_neighbours_match_loops(rng):
     y, draws = posterior(rng, n=20, shape=(2, 3))
 
     def near(x):
@@ -52,17 +52,17 @@ def test_lost_neighbours_by_loops(rng):
         assert found.neighbors_own[i] == pytest.approx(np.mean(across), abs=0.125)
 
 
-def test_mahalanobis_is_nothing_at_the_mean_and_one_at_a_draw(rng):
+def test_mahalanobis_is_0_at_the_mean_and_1_on_average_at_draws(rng):
     scale = np.exp(rng.normal(size=500))
     _, draws = posterior(rng, n=500, scale=scale, shape=(2, 100))
     assert disagreement(draws.mean(axis=(0, 1)), draws, rng).mahalanobis.max() < 1e-9
     noise = rng.normal(size=(500, 2))
     fresh = draws.mean(axis=(0, 1)) + scale[:, None] * noise / np.sqrt((noise**2).mean())
-    # 200 draws estimate a unit's covariance to 10 %, so that their standard error over 500 units is 0.01, and move it by 0.02
+    # 200 draws estimate a unit's covariance to 10%, so that their standard error over 500 units is 0.01, and move it by 0.02
     assert (disagreement(fresh, draws, rng).mahalanobis ** 2).mean() == pytest.approx(1.0, abs=0.1)
 
 
-def test_mahalanobis_does_not_depend_on_the_frame(rng):
+def test_mahalanobis_is_invariant_to_linear_maps(rng):
     y, draws = posterior(rng)
     A = np.array([[2.0, 1.0], [0.0, 0.3]])
     first, second = disagreement(y, draws, rng), disagreement(y @ A + 5, draws @ A + 5, rng)
@@ -70,8 +70,8 @@ def test_mahalanobis_does_not_depend_on_the_frame(rng):
     assert np.abs(first.distance / second.distance - 1).max() > 0.1
 
 
-def test_a_unit_that_was_moved_is_found(rng):
-    """By distance where it is moved far, by Mahalanobis where it is moved far for a unit that the posterior is sure of."""
+def test_a_moved_unit_is_detected(rng):
+    """A large shift is detected by distance; a shift that is large relative to the posterior sd, by Mahalanobis distance."""
     scale = np.where(np.arange(60) < 30, 0.1, 2.0)
     _, draws = posterior(rng, scale=scale)
     y = draws.mean(axis=(0, 1)) + scale[:, None] * rng.normal(size=(60, 2)) * 0.5
@@ -81,7 +81,7 @@ def test_a_unit_that_was_moved_is_found(rng):
     assert found.distance.argmax() != 7
 
 
-def test_lost_neighbours_single_out_the_units_that_moved(rng):
+def test_lost_neighbours_identify_moved_units(rng):
     z = rng.normal(size=(100, 2))
     draws = z + 0.05 * rng.normal(size=(2, 20, 100, 2))
     y = z.copy()
@@ -98,8 +98,8 @@ def test_uncertainty_correlates_with_disagreement(rng):
     assert found.uncertainty_correlation.p < 1e-6
 
 
-def test_the_posterior_did_not_know(rng):
-    """Spread by unit as before, but the embedding is off where the posterior is as sure as anywhere: p is uniform."""
+def test_p_is_uniform_when_disagreement_is_unrelated_to_spread(rng):
+    """Disagreement is independent of the posterior spread, so that p is uniform."""
     _, draws = posterior(rng, n=200, scale=np.exp(rng.normal(size=200)), shape=(2, 200))
     off = np.zeros((200, 2))
     off[rng.permutation(200)[:100]] = 20.0
@@ -107,7 +107,7 @@ def test_the_posterior_did_not_know(rng):
     assert found.uncertainty_correlation.p > 1e-5
 
 
-def test_spreads_that_do_not_differ_tell_nothing(rng):
+def test_equal_spreads_give_no_correlation(rng):
     z = rng.normal(size=(50, 2))
     shifts = np.concatenate([rng.normal(size=(1, 10, 1, 2)), rng.normal(size=(1, 10, 1, 2))])
     found = disagreement(z + rng.normal(size=(50, 2)), z + shifts, rng)
@@ -115,7 +115,7 @@ def test_spreads_that_do_not_differ_tell_nothing(rng):
     assert (found.uncertainty_correlation.value, found.uncertainty_correlation.p) == (0.0, 1.0)
 
 
-def test_rank_correlation_by_its_formula(rng):
+def test_rank_correlation_matches_its_formula(rng):
     a, b = rng.normal(size=(2, 30))
     b = b + 0.5 * a
     gaps = rankdata(a) - rankdata(b)
@@ -127,26 +127,26 @@ def test_rank_correlation_by_its_formula(rng):
 
 
 @pytest.mark.chance(1e-4)
-def test_false_alarms_of_the_uncertainty_correlation(rng):
-    """Disagreement without relation to the spread, 1000 times: 5 % of p below 0.05, within 4 binomial standard deviations."""
+def test_false_alarm_rate_of_the_uncertainty_correlation(rng):
+    """Disagreement without relation to the spread, 1000 times: 5% of p below 0.05, within 4 binomial standard deviations."""
     p = np.array([rank_correlation(rng.gamma(3, size=40), rng.gamma(2, size=40)).p for _ in range(1000)])
     assert abs((p < 0.05).mean() - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 1000)
     assert rank_correlation(np.arange(20.0), -np.arange(20.0)).p > 0.99
 
 
-def test_what_cannot_be_measured_is_named(rng):
+def test_invalid_embeddings_and_draws_are_refused(rng):
     y, draws = posterior(rng, n=20)
     with pytest.raises(DataError, match=r"shape \(unit, latent\) = \(20, 2\); got \(20, 3\)"):
         disagreement(np.zeros((20, 3)), draws, rng, n_neighbors=5)
     with pytest.raises(DataError, match=r"shape \(unit, latent\) = \(20, 2\); got \(19, 2\)"):
         disagreement(y[1:], draws, rng, n_neighbors=5)
-    with pytest.raises(DataError, match="at least 2 are needed; got 1"):
+    with pytest.raises(DataError, match="needs at least 2 draws; got 1"):
         disagreement(y, draws[:1, :1], rng, n_neighbors=5)
-    with pytest.raises(DataError, match="draws must vary"):
+    with pytest.raises(DataError, match="draws of each unit must vary"):
         disagreement(y, np.repeat(draws[:, :1], 4, axis=1)[:1], rng, n_neighbors=5)
-    with pytest.raises(DataError, match="draws must vary"):
+    with pytest.raises(DataError, match="draws of each unit must vary"):
         disagreement(y, draws * [1.0, 0.0], rng, n_neighbors=5)
-    with pytest.raises(ConfigError, match="`n_neighbors` must be from 1 to below half of the 20 units; got 10"):
+    with pytest.raises(ConfigError, match="`n_neighbors` must be at least 1 and below half of the 20 units; got 10"):
         disagreement(y, draws, rng, n_neighbors=10)
     spoilt = draws.copy()
     spoilt[0, 1] = np.nan
@@ -154,9 +154,9 @@ def test_what_cannot_be_measured_is_named(rng):
         disagreement(y, spoilt, rng, n_neighbors=5)
 
 
-@pytest.mark.parametrize("kept", [units.KEPT, 0])
-def test_units_of_many_embeddings_are_those_of_each_alone(kept, rng, monkeypatch):
-    monkeypatch.setattr(units, "KEPT", kept)
+@pytest.mark.parametrize("kept", [units.MOST_CACHED, 0])
+def test_units_of_many_embeddings_equal_those_of_each(kept, rng, monkeypatch):
+    monkeypatch.setattr(units, "MOST_CACHED", kept)
     y, draws = posterior(rng, n=40, shape=(2, 5))
     common = UnitsOfPositions(draws, np.random.default_rng(1), n_neighbors=6, n_pairs=9)
     near = [[neighbors(Positions(draw), 6) for draw in chain] for chain in draws]

@@ -1,4 +1,4 @@
-"""The verdict calls known embeddings by their name, at its level, and says nothing where nothing can be said."""
+"""Tests of the verdict on embeddings: known cases, its level, its statistics and undetermined cases."""
 
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ class Exact:
         return self.mean + self.sd * self.rng.normal(size=self.mean.shape)
 
     def chains(self, n_chains=4, n_draws=200, rho=0.0):
-        """Independent draws, unless rho is given; of 2 chains of 100 that are held out 1 in 1000 are worth fewer than 39."""
+        """Returns independent draws, or AR(1) chains if rho is given; 2 chains of 100 rarely (1e-3) have an ESS below 39."""
         noise = self.rng.normal(size=(n_chains, n_draws, *self.mean.shape))
         noise[:, 1:] *= np.sqrt(1 - rho**2)
         return self.mean + self.sd * lfilter([1.0], [1.0, -rho], noise, axis=1)
@@ -69,32 +69,32 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("k", [0, 1, 2], ids=["orthogonal", "similarity", "affine"])
-def test_known_embeddings_are_called_by_name(k, case):
+def test_known_embeddings_get_their_verdicts(k, case):
     reference = Reference(case.chains(), ("orthogonal", "similarity", "affine")[k], case.rng)
     found = {name: reference.judge(embed(case)).verdict for name, (embed, *_) in KNOWN.items()}
     assert found == {name: labels[k] for name, (_, *labels) in KNOWN.items()}
 
 
-def smooth(rng, n_columns, length=15.0, n=200):
+def smooth_columns(rng, n_columns, length=15.0, n=200):
     """Gaussian processes over n steps."""
     t = np.arange(n)
     kernel = np.exp(-((t[:, None] - t) ** 2) / (2 * length**2)) + 1e-8 * np.eye(n)
     return np.linalg.cholesky(kernel) @ rng.normal(size=(n, n_columns))
 
 
-def test_smooth_columns_do_not_predict_a_series_that_they_are_independent_of(rng):
-    """With interleaved folds, 40 smooth columns interpolate any smooth series; contiguous ones hold out what they must."""
-    z = smooth(rng, 2)
+def test_independent_smooth_columns_do_not_predict_a_series(rng):
+    """With interleaved folds, 40 smooth columns interpolate any smooth series; contiguous folds prevent this."""
+    z = smooth_columns(rng, 2)
     draws = z + 0.2 * rng.normal(size=(4, 200, 200, 2))
     reference = Reference(draws, "affine", rng, series=True)
-    assert reference.judge(smooth(rng, 40)).verdict == "distinct"
+    assert reference.judge(smooth_columns(rng, 40)).verdict == "distinct"
     assert reference.judge(z).verdict == "summary-like"
     wide = np.column_stack([z, 0.01 * rng.normal(size=(200, 3))])
     assert reference.judge(wide).verdict == "summary-like"
 
 
-def test_units_that_are_displaced_from_those_they_are_aligned_with_are_distinct(rng):
-    """A draw of 200 units, of which the judged half is moved by one standard deviation: 1 of 20 would be called so by chance."""
+def test_units_displaced_from_the_other_kind_are_distinct(rng):
+    """Half of the 200 units of a draw are shifted by one standard deviation; 1 of 20 draws is called distinct by chance."""
     z = rng.normal(size=(200, 2))
     draws = z + 0.3 * rng.normal(size=(4, 400, 200, 2))
     reference = Reference(draws, "orthogonal", rng, judged=slice(100, 200))
@@ -120,10 +120,10 @@ FIXED = {
 }
 
 
-def test_fixed_coordinates_allow_no_turn_and_no_shift():
-    """Positions without a symmetry: what is turned or moved is distinct; under `orthogonal` it is not.
+def test_without_symmetry_rotations_and_shifts_are_distinct():
+    """Without symmetry, rotated or shifted positions are distinct; under `orthogonal` they are not.
 
-    The generator is fixed: a fresh draw is draw-like in 95 of 100 cases.
+    The generator is fixed, since a new draw is draw-like in only 95 of 100 cases.
     """
     case = Exact(np.random.default_rng(5))
     case.mean = case.mean + np.array([2.0, -1.0])  # nothing is centred, so that the place of the positions counts
@@ -141,8 +141,8 @@ def test_fixed_coordinates_allow_no_turn_and_no_shift():
 
 @pytest.mark.parametrize("alignment", ["orthogonal", "similarity", "affine"])
 @pytest.mark.chance(2e-3)
-def test_fresh_draws_and_the_truth_are_draw_like_at_the_level(alignment, rng):
-    """120 data sets each: more than so many at a rate of 5 % in 1e-3 of cases, 6e-3 over the six."""
+def test_new_draws_and_true_positions_are_draw_like_at_the_level(alignment, rng):
+    """The limit for 120 data sets is exceeded at a rate of 5% with probability 1e-3, 6e-3 over six rows."""
     most = binom.isf(1e-3, 120, 0.05)
     other = np.zeros(2)
     for _ in range(120):
@@ -153,8 +153,8 @@ def test_fresh_draws_and_the_truth_are_draw_like_at_the_level(alignment, rng):
 
 
 @pytest.mark.chance(7e-4)
-def test_fresh_draws_are_draw_like_with_chains_that_hardly_move(rng):
-    """AR(1), rho 0.98: a quarter would not be, counted as independent. More than 7 of 40 at a rate of 5 %: 7e-4 of cases."""
+def test_new_draws_are_draw_like_for_slowly_mixing_chains(rng):
+    """AR(1), rho 0.98: a quarter would fail if counted as independent. More than 7 of 40 have probability 7e-4."""
     labels = []
     for _ in range(40):
         case = Exact(rng, n=15)
@@ -165,7 +165,7 @@ def test_fresh_draws_are_draw_like_with_chains_that_hardly_move(rng):
 
 @pytest.mark.chance(1e-3)
 def test_the_truth_ranks_uniformly_among_draws(rng):
-    """Kolmogorov-Smirnov over 200 data sets, refused at 1e-3; the mean of a posterior ranks lowest in all."""
+    """Kolmogorov-Smirnov test over 200 data sets at 1e-3; the posterior mean always has the lowest rank."""
     ranks = []
     for _ in range(200):
         case = Exact(rng, n=40)
@@ -183,7 +183,7 @@ def whitening(aligned):
     return [np.linalg.inv(sqrtm((n * c + (D + 2) * pooled) / (n + D + 2))).real for c in covariances]
 
 
-def test_statistics_are_those_of_their_formulas(case):
+def test_verdict_statistics_match_loops(case):
     """D^2, the largest |u|^2 and p_low by plain loops over units and draws, independently of the code."""
     draws, y = case.chains(n_draws=40), case.draw()
     reference = Reference(draws, "similarity", np.random.default_rng(0))
@@ -206,8 +206,8 @@ def test_statistics_are_those_of_their_formulas(case):
     assert found.scale == pytest.approx(b)
 
 
-def test_the_guard_is_that_of_its_formulas():
-    """C by the sd of draws of the reference, z of logs by median and MAD, the effective number of the largest z: by loops."""
+def test_the_guard_matches_loops():
+    """Recomputes all parts of the guard by loops: C, robust z of logs, and the effective number of the largest z."""
     rng = np.random.default_rng(20_240_229)  # draws of middling ranks, so that another statistic would show
     case = Exact(rng, n=30)
     draws = case.chains(n_draws=80, rho=0.8)
@@ -246,7 +246,7 @@ def test_the_guard_is_that_of_its_formulas():
 
 
 def test_p_values_count_effective_draws(case):
-    """Nothing is nearer than the mean, so p_low is 1 / (1 + ESS); correlated draws are worth fewer than there are."""
+    """No draw is closer than the mean, so that p_low is 1 / (1 + ESS), with an ESS below the number of correlated draws."""
     found = verdict(case.chains(n_draws=2000, rho=0.95), case.mean, rng=case.rng)
     assert 80 < found.ess < 1000
     reference = Reference(case.chains(n_draws=500, rho=0.95), "orthogonal", case.rng)
@@ -263,7 +263,7 @@ def test_delta_is_0_for_the_mean_and_1_for_a_draw(case):
     assert np.mean([reference.judge(y).delta for y in half_way]) == pytest.approx(0.5, abs=0.06)
 
 
-def test_the_component_is_named(case):
+def test_the_component_that_differs_is_named(case):
     reference = Reference(case.chains(), "orthogonal", case.rng)
     units = [f"wine-{i}" for i in range(N)]
     outliers = reference.judge(with_outliers(case), units=units)
@@ -277,7 +277,7 @@ def test_the_component_is_named(case):
     assert reference.judge(case.mean + 3 * case.sd * case.rng.normal(size=(N, D))).component == "overall"
 
 
-def test_scale_has_a_rank_among_draws(case):
+def test_the_scale_is_ranked_among_draws(case):
     reference = Reference(case.chains(), "orthogonal", case.rng)
     found = reference.judge(case.mean * 0.8)
     assert found.scale == pytest.approx(1.25, abs=0.03)
@@ -286,15 +286,15 @@ def test_scale_has_a_rank_among_draws(case):
     assert reference.judge(np.zeros((N, D))).scale == np.inf
 
 
-def test_coverage_stands_beside_that_of_the_draws(case):
-    """From 1600 draws the shares of 1600 others have standard deviation 0.0013 at most; 7 of them."""
+def test_coverage_is_reported_with_that_of_the_draws(case):
+    """Shares of 1600 held-out draws have standard deviation 0.0013 at most; the limit is 7 of them."""
     found = verdict(case.chains(n_draws=800), case.mean, rng=case.rng)
     assert (found.coverage_50, found.coverage_80, found.coverage_95) == (1.0, 1.0, 1.0)
     draws = (found.draw_coverage_50, found.draw_coverage_80, found.draw_coverage_95)
     np.testing.assert_allclose(draws, [0.5, 0.8, 0.95], atol=0.01)
 
 
-def test_a_verdict_does_not_depend_on_how_the_embedding_or_the_draws_are_turned(case):
+def test_the_verdict_is_invariant_to_rotations(case):
     draws, y = case.chains(), case.draw()
     turns = np.linalg.qr(case.rng.normal(size=(4, 200, D, D)))[0]
     found = Reference(draws, "orthogonal", np.random.default_rng(1)).judge(y)
@@ -304,7 +304,7 @@ def test_a_verdict_does_not_depend_on_how_the_embedding_or_the_draws_are_turned(
     assert [getattr(other, name) for name in numbers] == pytest.approx([getattr(found, name) for name in numbers], rel=1e-6)
 
 
-def test_many_columns_of_noise_are_distinct_and_of_signal_are_not(case):
+def test_many_noise_columns_are_distinct_and_signal_columns_are_not(case):
     reference = Reference(case.chains(), "affine", case.rng)
     noise = reference.judge(case.rng.normal(size=(N, 80)))
     assert noise.verdict == "distinct"
@@ -313,20 +313,20 @@ def test_many_columns_of_noise_are_distinct_and_of_signal_are_not(case):
     assert "6 columns for 2" in signal.notes[0]
 
 
-def test_too_few_draws_leave_it_undetermined(case):
-    """30 held-out draws cannot give a p-value of 0.025; a level at which they can, can. 10 chains are worth 10 of them."""
+def test_too_few_draws_give_undetermined(case):
+    """30 held-out draws cannot give a p-value of 0.025, but suffice at a larger level; 10 constant chains count as 10 draws."""
     reference = Reference(case.chains(n_chains=20, n_draws=3), "orthogonal", case.rng)
     for y in (case.mean, case.rng.permutation(case.mean)):
         found = reference.judge(y)
         assert (found.verdict, found.ess <= 30) == ("undetermined", True)
-        assert "39 are needed" in found.reason
+        assert "at least 39 is required" in found.reason
         assert found.reason in found.sentence
     assert "few draws" in found.notes[0]
     assert reference.judge(case.rng.permutation(case.mean), alpha=0.2).verdict == "distinct"
 
 
-def test_the_gate_shuts_where_the_posterior_knows_nothing(rng):
-    """Positions known to 0.99 of their variance: shuffled means and the constant look like the mean."""
+def test_an_uninformative_posterior_gives_undetermined(rng):
+    """The posterior variance is 0.99 of the prior's: shuffled means and a constant cannot be distinguished from the mean."""
     case = Exact(rng, n=60, variance=0.99)
     reference = Reference(case.chains(), "orthogonal", rng)
     assert reference.gate_summary > 0.025
@@ -334,27 +334,27 @@ def test_the_gate_shuts_where_the_posterior_knows_nothing(rng):
     for y, label in ((case.mean, "summary-like"), (case.mean * 0, "summary-like"), (case.draw(), "draw-like")):
         found = reference.judge(y)
         assert found.verdict == "undetermined"
-        assert f"it would be {label}" in found.reason
+        assert f"the result would be {label}" in found.reason
     assert reference.judge(case.mean * 100).verdict == "distinct"
 
 
-def test_the_gate_takes_the_constant_too(rng):
-    """Where little is known shuffled means are sometimes told apart more easily than the constant."""
+def test_the_gate_includes_the_constant_embedding(rng):
+    """For weak posteriors, shuffled means can be easier to distinguish than the constant."""
     for seed in range(5):
         case = Exact(np.random.default_rng(seed), n=60, variance=0.8)
         reference = Reference(case.chains(), "similarity", case.rng)
         assert reference.gate_summary >= reference.judge(0 * case.mean).p_guard
 
 
-def test_few_draws_and_two_modes_are_noted(rng):
+def test_few_effective_draws_and_two_modes_are_noted(rng):
     case = Exact(rng)
     side = rng.choice([-1.0, 1.0], (4, 1000, 1, 1))
     modes = case.chains(n_draws=1000) + side * np.outer(np.arange(N) % 2 - 0.5, [1.0, 0.0])
     notes = Reference(modes, "orthogonal", rng).notes
     assert len(notes) == 1
-    assert notes[0].startswith("two modes: the draws' leading score has kurtosis 1")
+    assert notes[0].startswith("two modes: the first principal component score of the draws has kurtosis 1")
     assert Reference(case.chains(n_draws=1000), "orthogonal", rng).notes == ()
-    assert "few draws: worth" in Reference(case.chains(n_draws=40), "orthogonal", rng).notes[0]
+    assert "few draws: the effective sample size is " in Reference(case.chains(n_draws=40), "orthogonal", rng).notes[0]
 
 
 def test_a_single_chain_is_enough(case):
@@ -363,7 +363,7 @@ def test_a_single_chain_is_enough(case):
     assert labels == ["summary-like", "distinct"]
 
 
-def test_holm_adjusts_and_labels_anew(case):
+def test_holm_adjusts_p_values_and_updates_verdicts(case):
     """Holm's example: p = 0.01, 0.04, 0.03, 0.005 become 0.03, 0.06, 0.06, 0.02."""
     judged = Reference(case.chains(), "orthogonal", case.rng).judge(case.draw())
     open_gates = {"ess": 400.0, "gate_summary": 0.0, "gate_draw": 0.0}
@@ -378,27 +378,27 @@ def test_holm_adjusts_and_labels_anew(case):
 
 
 def test_holm_needs_more_draws_for_more_embeddings(case):
-    """5 verdicts at 5 % need 199 effective draws; 20 chains of 19 leave at most 190 held out."""
+    """5 verdicts at 5% need 199 effective draws; 20 chains of 19 leave at most 190 held out."""
     reference = Reference(case.chains(n_chains=20, n_draws=19), "orthogonal", case.rng)
     judged = [reference.judge(case.mean)] * 5
     assert judged[0].verdict == "summary-like"
     for v in holm(judged):
         assert v.verdict == "undetermined"
-        assert "199 are needed" in v.reason
+        assert "at least 199 is required" in v.reason
 
 
-def test_holm_counts_the_gate_as_often_as_there_are_verdicts(case):
-    """A gate that one verdict passes at 0.02 is shut for two: what is trivial has as many chances as there are verdicts."""
+def test_holm_adjusts_the_gate_for_the_number_of_verdicts(case):
+    """A gate p-value of 0.02 passes for one verdict and fails for two, since it is adjusted as well."""
     one = replace(Reference(case.chains(), "orthogonal", case.rng).judge(case.mean), ess=400.0, p_guard=0.9)
     for p_low, gates, label in ((1e-4, (0.02, 0.0), "summary-like"), (0.5, (0.0, 0.02), "draw-like")):
         judged = replace(one, p_low=p_low, gate_summary=gates[0], gate_draw=gates[1])
         assert holm([judged])[0].verdict == label
         for v in holm([judged, judged]):
             assert v.verdict == "undetermined"
-            assert f"it would be {label}" in v.reason
+            assert f"the result would be {label}" in v.reason
 
 
-def test_the_same_generator_gives_the_same_verdict_and_nothing_is_left_behind(case):
+def test_the_verdict_depends_on_the_generator_only(case):
     draws, y = case.chains(), case.mean
     before = np.random.get_state()[1].copy()
     one, two = (verdict(draws, y, rng=np.random.default_rng(3)) for _ in range(2))
@@ -406,20 +406,20 @@ def test_the_same_generator_gives_the_same_verdict_and_nothing_is_left_behind(ca
     np.testing.assert_array_equal(np.random.get_state()[1], before)
 
 
-def test_errors_name_what_is_wrong(case):
+def test_invalid_arguments_of_a_verdict_are_refused(case):
     draws = case.chains(n_draws=30)
     with pytest.raises(ConfigError, match="unknown alignment 'procrustes'"):
         Reference(draws, "procrustes", case.rng)
     reference = Reference(draws, "orthogonal", case.rng)
-    with pytest.raises(DataError, match="`alpha` must lie between 0 and 1; got 5"):
+    with pytest.raises(DataError, match="`alpha` must be between 0 and 1; got 5"):
         reference.judge(case.mean, alpha=5)
-    with pytest.raises(DataError, match="name the 100 units that are judged; got 2 names"):
+    with pytest.raises(DataError, match="contain the names of the 100 tested units; got 2 names"):
         reference.judge(case.mean, units=["a", "b"])
     with pytest.raises(DataError, match="100 units"):
         reference.judge(case.mean[1:])
-    with pytest.raises(DataError, match="finite; units 4 are not"):
+    with pytest.raises(DataError, match="finite; got non-finite values for units 4"):
         reference.judge(np.where(np.arange(N)[:, None] == 4, np.nan, case.mean))
-    with pytest.raises(DataError, match="vary at each unit"):
+    with pytest.raises(DataError, match="draws of each unit must vary"):
         Reference(np.broadcast_to(case.mean, draws.shape), "orthogonal", case.rng)
 
 
@@ -437,18 +437,23 @@ def test_errors_name_what_is_wrong(case):
         (0.5, 0.06, 2, ""),
     ],
 )
-def test_a_verdict_that_other_draws_may_change_is_noted(p_low, p_guard, n, borderline, case):
-    """400 effective draws: at 0.025 nine of them lie beyond, with a standard error of three."""
+def test_a_borderline_verdict_is_noted(p_low, p_guard, n, borderline, case):
+    """With 400 effective draws, 0.025 corresponds to nine draws with a standard error of three."""
     v = replace(Reference(case.chains(), "orthogonal", case.rng).judge(case.mean), p_low=p_low, p_guard=p_guard, ess=400.0)
     v = replace(v, gate_summary=1 / 401, gate_draw=1 / 401, notes=())
     others = [replace(v, p_low=0.9, p_guard=0.9)] * (n - 1)
     notes = holm([v, *others])[0].notes
     assert len(notes) == bool(borderline)
-    assert not borderline or notes[0].startswith(f"borderline: {borderline} is within its Monte Carlo error of 0.025")
+    assert not borderline or notes[0].startswith(
+        f"borderline: {borderline} is within two Monte Carlo standard errors of the threshold 0.025"
+    )
 
 
-def test_a_gate_at_its_level_and_barely_enough_draws_are_noted(case):
+def test_a_borderline_gate_and_barely_enough_draws_are_noted(case):
     v = replace(Reference(case.chains(), "orthogonal", case.rng).judge(case.mean), p_low=0.5, p_guard=0.5, ess=400.0, notes=())
-    assert "the gate 0.02" in holm([replace(v, gate_draw=0.02)])[0].notes[0]
+    assert (
+        "borderline: gate_draw 0.02 is within two Monte Carlo standard errors of the threshold 0.025"
+        in holm([replace(v, gate_draw=0.02)])[0].notes[0]
+    )
     assert holm([replace(v, gate_draw=1 / 401)])[0].notes == ()
     assert "close to the required 39" in holm([replace(v, gate_draw=1 / 401, ess=39.5)])[0].notes[0]

@@ -1,4 +1,4 @@
-"""Images in IDX, NPY and NPZ files: read as they stand, or refused for what they declare before they are read."""
+"""Tests of reading images from IDX, NPY and NPZ files, and of refusing invalid ones unread."""
 
 import gzip
 import io
@@ -18,7 +18,7 @@ KINDS = np.array([3, 0, 9, 3])
 
 
 def idx(array, dtype="u1", shape=None):
-    """An IDX file, as its description has it."""
+    """Returns the bytes of an IDX file, by the specification."""
     shape = array.shape if shape is None else shape
     return struct.pack(f">HBB{len(shape)}I", 0, CODES[dtype], len(shape), *shape) + array.astype(dtype).tobytes()
 
@@ -45,7 +45,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_formats_are_read(tmp_path, name):
+def test_image_formats_are_read(tmp_path, name):
     dataset = images(put(tmp_path, name, FILES[name]))
     assert dataset.x.tolist() == PIXELS.reshape(4, 6).tolist()
     assert dataset.features.tolist() == [f"pixel_{i}_{j}" for i in range(2) for j in range(3)]
@@ -53,7 +53,7 @@ def test_formats_are_read(tmp_path, name):
 
 
 @pytest.mark.parametrize("dtype", CODES)
-def test_every_type_of_entry_is_read(tmp_path, dtype):
+def test_every_pixel_type_is_read(tmp_path, dtype):
     given = PIXELS if dtype == "u1" else PIXELS - 12
     assert images(put(tmp_path, "a.idx", idx(given, dtype))).x.tolist() == given.reshape(4, 6).tolist()
 
@@ -71,7 +71,7 @@ def test_labels_come_from_a_file_or_an_array(tmp_path):
     assert images(str(tmp_path / "both.npz"), labels=str(tmp_path / "l.npy")).labels.tolist() == [3, 0, 9, 3]
 
 
-def test_the_first_images_are_taken_and_the_array_of_an_archive_is_named(tmp_path):
+def test_number_of_images_and_array_of_an_archive_are_selected(tmp_path):
     path = put(tmp_path, "images.idx", idx(PIXELS))
     some = images(path, labels=put(tmp_path, "l.idx", idx(KINDS)), n_units=2)
     assert some.x.tolist() == PIXELS[:2].reshape(2, 6).tolist()
@@ -80,9 +80,9 @@ def test_the_first_images_are_taken_and_the_array_of_an_archive_is_named(tmp_pat
     path = str(tmp_path / "parts.npz")
     assert images(path, member="x_test").n_units == 1
     assert images(path, member="x_train", labels="y_train", n_units=3).labels.tolist() == [3, 0, 9]
-    with pytest.raises(DataError, match=r"several arrays are of three dims \(x_test, x_train\).*by `member`"):
+    with pytest.raises(DataError, match=r"several arrays have three dims \(x_test, x_train\).*Set `member`"):
         images(path)
-    with pytest.raises(DataError, match="no array is called 'x'; it has x_test, x_train, y_train"):
+    with pytest.raises(DataError, match="no array has the name 'x'; the file contains x_test, x_train, y_train"):
         images(path, member="x")
     assert load_dataset("images", path=path, member="x_train", standardize=True).sizes == {"unit": 4, "feature": 6}
 
@@ -90,36 +90,36 @@ def test_the_first_images_are_taken_and_the_array_of_an_archive_is_named(tmp_pat
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("a.png", b"x", {}, "cannot tell its format; the name must end in one of .idx, ubyte"),
-        ("a.idx", b"", {}, "not an IDX file, but holds 0 B"),
-        ("a.idx", b"\x00\x00\x08", {}, "not an IDX file"),
-        ("a.idx", b"\x89PNG" + bytes(40), {}, "not an IDX file: it begins with 89 50 4e 47"),
-        ("a.idx", idx(PIXELS).replace(b"\x00\x00\x08", b"\x00\x00\x07", 1), {}, "begins with 00 00 07 03"),
-        ("a.idx", idx(PIXELS)[:-1], {}, r"declares shape \(4, 2, 3\), 24 B, but holds 23 B"),
-        ("a.idx", idx(PIXELS) + b"\x00", {}, r"declares shape \(4, 2, 3\), 24 B, but holds 25 B"),
-        ("a.idx", idx(PIXELS, shape=(2**32 - 1, 2**32 - 1, 2**32 - 1)), {}, "declares shape .*EB, but holds 24 B"),
-        ("a.idx.gz", gzip.compress(idx(PIXELS)[:-1], mtime=0), {}, r"declares shape \(4, 2, 3\), 24 B, but holds 23 B"),
-        ("a.idx.gz", gzip.compress(idx(PIXELS) + b"\x00", mtime=0), {}, "but holds more"),
+        ("a.png", b"x", {}, "the file format is unknown; the file name must end in one of .idx, ubyte"),
+        ("a.idx", b"", {}, "not a valid IDX file; it contains 0 B"),
+        ("a.idx", b"\x00\x00\x08", {}, "not a valid IDX file"),
+        ("a.idx", b"\x89PNG" + bytes(40), {}, "not a valid IDX file; its first bytes are 89 50 4e 47"),
+        ("a.idx", idx(PIXELS).replace(b"\x00\x00\x08", b"\x00\x00\x07", 1), {}, "first bytes are 00 00 07 03"),
+        ("a.idx", idx(PIXELS)[:-1], {}, r"declares shape \(4, 2, 3\) \(24 B\), but contains 23 B"),
+        ("a.idx", idx(PIXELS) + b"\x00", {}, r"declares shape \(4, 2, 3\) \(24 B\), but contains 25 B"),
+        ("a.idx", idx(PIXELS, shape=(2**32 - 1, 2**32 - 1, 2**32 - 1)), {}, r"declares shape .*EB\), but contains 24 B"),
+        ("a.idx.gz", gzip.compress(idx(PIXELS)[:-1], mtime=0), {}, r"declares shape \(4, 2, 3\) \(24 B\), but contains 23 B"),
+        ("a.idx.gz", gzip.compress(idx(PIXELS) + b"\x00", mtime=0), {}, "but contains more data"),
         ("a.idx.gz", gzip.compress(idx(PIXELS), mtime=0)[:-12], {}, "damaged"),
         ("a.idx.gz", idx(PIXELS), {}, "damaged"),
-        ("a.idx", idx(PIXELS[0]), {}, r"expected numbers of shape \(n_images, n_rows, n_columns\); got uint8 of \(2, 3\)"),
-        ("a.idx", idx(PIXELS[:0]), {}, r"got uint8 of \(0, 2, 3\)"),
-        ("a.npy", npy(PIXELS[0]), {}, r"got int64 of \(2, 3\)"),
+        ("a.idx", idx(PIXELS[0]), {}, r"expected numbers of shape \(n_images, n_rows, n_columns\); got uint8 of shape \(2, 3\)"),
+        ("a.idx", idx(PIXELS[:0]), {}, r"got uint8 of shape \(0, 2, 3\)"),
+        ("a.npy", npy(PIXELS[0]), {}, r"got int64 of shape \(2, 3\)"),
         ("a.npy", npy(PIXELS.astype(complex)), {}, "got complex128"),
         (
             "a.npy",
             npy(PIXELS).replace(b"(4, 2, 3), }", b"(9, 9, 9), }"),
             {},
-            r"declares shape \(9, 9, 9\), 5.8 kB, but holds 192 B",
+            r"declares shape \(9, 9, 9\) \(5.8 kB\), but contains only 192 B",
         ),
-        ("a.npz", b"PK", {}, "not an NPZ file"),
-        ("a.idx", idx(PIXELS), {"n_units": 5}, r"`n_units` must be at most 4 \(its images\); got 5"),
+        ("a.npz", b"PK", {}, "not a valid NPZ file"),
+        ("a.idx", idx(PIXELS), {"n_units": 5}, r"`n_units` must be at most 4, the number of images; got 5"),
         ("a.idx", idx(PIXELS), {"n_units": 0}, "`n_units` must be a whole number of at least 1; got 0"),
-        ("a.idx", idx(PIXELS), {"member": "x"}, "`member` is for NPZ files"),
+        ("a.idx", idx(PIXELS), {"member": "x"}, "`member` applies only to NPZ files"),
         ("a.idx", idx(PIXELS), {"labels": "nowhere.idx"}, "nowhere.idx: no such file"),
     ],
 )
-def test_what_is_no_images_is_refused(tmp_path, name, content, options, message):
+def test_files_that_hold_no_images_are_refused(tmp_path, name, content, options, message):
     with pytest.raises(DataError, match=message) as caught:
         images(put(tmp_path, name, content), **options)
     assert "\n" not in str(caught.value)
@@ -129,11 +129,11 @@ def test_what_is_no_images_is_refused(tmp_path, name, content, options, message)
     ("labels", "message"),
     [
         (idx(KINDS[:3]), "3 labels for the 4 images of"),
-        (idx(PIXELS), r"expected labels, whole numbers of shape \(n_images,\); got uint8 of \(4, 2, 3\)"),
-        (idx(KINDS, ">f4"), "expected labels, whole numbers .*; got >f4"),
+        (idx(PIXELS), r"expected labels as integers of shape \(n_images,\); got uint8 of shape \(4, 2, 3\)"),
+        (idx(KINDS, ">f4"), "expected labels as integers .*; got >f4"),
     ],
 )
-def test_labels_that_are_no_labels_of_these_images_are_refused(tmp_path, labels, message):
+def test_labels_that_do_not_match_the_images_are_refused(tmp_path, labels, message):
     path = put(tmp_path, "images.idx", idx(PIXELS))
     with pytest.raises(DataError, match=message):
         images(path, labels=put(tmp_path, "labels.idx", labels))
@@ -149,7 +149,7 @@ def refused_without_reading(path, message, **options):
         tracemalloc.stop()
 
 
-def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path):
+def test_images_too_large_for_memory_are_refused_unread(tmp_path):
     shape = (10_000, 100, 100)
     header = struct.pack(">HBB3I", 0, 8, 3, *shape)
     packed = put(tmp_path, "bomb.idx.gz", gzip.compress(header + bytes(100_000_000), compresslevel=1))
@@ -157,10 +157,10 @@ def test_what_does_not_fit_is_refused_before_it_is_read(tmp_path):
     refused_without_reading(packed, r"100 images of 100 by 100 pixels needs about 124.0 MB", max_bytes=10**8, n_units=100)
     # The header is modest, what follows is not.
     liar = put(tmp_path, "liar.idx.gz", gzip.compress(struct.pack(">HBB3I", 0, 8, 3, 1, 2, 3) + bytes(10**8), compresslevel=1))
-    refused_without_reading(liar, "but holds more")
+    refused_without_reading(liar, "but contains more data")
 
 
-def test_pixels_that_unpack_to_far_more_than_was_packed_are_a_bomb(tmp_path):
+def test_compression_bombs_are_refused(tmp_path):
     shape = (1000, 1000, 100)
     content = gzip.compress(struct.pack(">HBB3I", 0, 8, 3, *shape) + bytes(100_000_000))
     with pytest.raises(DataError, match=r"decompression bomb|of memory; half of the free memory"):

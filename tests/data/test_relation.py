@@ -1,4 +1,4 @@
-"""Tests of data whose points refer to units: their attributes, and errors that name the cause in one line."""
+"""Tests of relational data, whose points refer to units."""
 
 import networkx as nx
 import numpy as np
@@ -33,7 +33,7 @@ def made(base, **changes):
     return Dataset(given.pop("arrays"), **given)
 
 
-def test_points_and_kinds_of_units_are_two_things():
+def test_points_and_kinds_of_units_are_distinguished():
     films = made(RATINGS)
     assert (films.points, films.n_points, films.sizes) == ("cell", 3, {"cell": 3, "user": 2, "item": 2})
     assert {kind: names.tolist() for kind, names in films.kinds.items()} == RATINGS["units"]
@@ -41,11 +41,11 @@ def test_points_and_kinds_of_units_are_two_things():
         "user": ["ann", "bob", "bob"],
         "item": ["alien", "alien", "brazil"],
     }
-    with pytest.raises(DataError, match="films has units of the kinds user, item"):
+    with pytest.raises(DataError, match=r"films: `n_units` is defined only for tables; .*\(user, item\)"):
         _ = films.n_units
 
 
-def test_a_table_is_its_own_points_and_its_units_have_one_kind(rng):
+def test_the_points_of_a_table_are_its_units(rng):
     table = Dataset({"x": rng.normal(size=(3, 2))}, dims={"x": ("unit", "feature")}, units=["u", "v", "w"])
     assert (table.points, table.n_points, table.n_units, list(table.kinds)) == ("unit", 3, 3, ["unit"])
     by_coordinate = Dataset(table.arrays, dims=table.dims, coords={"unit": ["u", "v", "w"]})
@@ -60,7 +60,7 @@ def test_a_table_is_its_own_points_and_its_units_have_one_kind(rng):
         (
             RATINGS,
             {"index": {"user": ("cell", [0, 1, 2]), "item": ("cell", [0, 0, 1])}},
-            "index 'user' is 2 at cell 2; .* 0 to 1",
+            "index 'user' is 2 at cell 2, .* numbered 0 to 1",
         ),
         (RATINGS, {"index": {"user": ("cell", [0, 1, -1]), "item": ("cell", [0, 0, 1])}}, "index 'user' is -1 at cell 2"),
         (
@@ -68,54 +68,70 @@ def test_a_table_is_its_own_points_and_its_units_have_one_kind(rng):
             {"index": {"user": ("cell", [0, 1, 1]), "item": ("cell", [0, 0, 0])}},
             r"the cell \(user 'bob', item 'alien'\) is listed more than once, at 1 and 2",
         ),
-        (RATINGS, {"units": {"user": ["ann", "ann"], "item": 2}}, "units of the kind 'user': 'ann' is there more than once"),
-        (RATINGS, {"units": {"user": 2}}, "refers to units of the kind 'item', and `units` has only 'user'"),
-        (RATINGS, {"units": {"user": 2, "item": 2, "film": 3}}, "has the kind 'film', which no index refers to"),
-        (RATINGS, {"units": None}, "`units` must map each kind"),
-        (RATINGS, {"units": {"user": 2, "item": []}}, "there is none"),
+        (RATINGS, {"units": {"user": ["ann", "ann"], "item": 2}}, "units of the kind 'user': 'ann' occurs more than once"),
+        (RATINGS, {"units": {"user": 2}}, "refers to units of the kind 'item', but `units` has only 'user'"),
+        (RATINGS, {"units": {"user": 2, "item": 2, "film": 3}}, "no index refers to the kind 'film' in `units`"),
+        (
+            RATINGS,
+            {"units": None},
+            "`units` must be a dict of the names, or the number, of the units of each kind, .*; got NoneType",
+        ),
+        (RATINGS, {"units": {"user": 2, "item": []}}, "the list of names is empty"),
         (RATINGS, {"coords": {"time": ("cell", [1, 2, 3])}}, "'time'.* must be one-dimensional; got"),
         (
             RATINGS,
             {"units": {"latent": 2, "item": 2}, "index": {"latent": ("cell", [0, 1, 1]), "item": ("cell", [0, 0, 1])}},
-            "a kind of units cannot be called 'latent'",
+            "'latent' is not a valid name of a kind of units",
         ),
         (
             RATINGS,
             {"units": {kind: 10**4 for kind in "abcde"}, "index": {kind: ("cell", [0, 1, 1]) for kind in "abcde"}},
-            r"1e\+20 cells are possible, too many to be numbered",
+            r"the number of possible cells is 1e\+20, which exceeds",
         ),
-        (RATINGS, {"arrays": {"rating": [5, np.nan, 1]}}, "cell 1 has no value; list only the cells that were observed"),
-        (RATINGS, {"index": {"user": ("cell", [0, 1, 0.5]), "item": ("cell", [0, 0, 1])}}, "must hold whole numbers"),
+        (RATINGS, {"arrays": {"rating": [5, np.nan, 1]}}, "cell 1 has no value; list only observed cells"),
+        (
+            RATINGS,
+            {"index": {"user": ("cell", [0, 1, 0.5]), "item": ("cell", [0, 0, 1])}},
+            "must be integers, the positions of units",
+        ),
         (RATINGS, {"index": {"user": ("cell", [0, 1]), "item": ("cell", [0, 0, 1])}}, r"must have shape \(3,\)"),
-        (RATINGS, {"index": {"user": ("row", [0, 1, 1]), "item": ("cell", [0, 0, 1])}}, "along 'row'; the points .* 'cell'"),
-        (RATINGS, {"index": {"user": [0, 1, 1], "item": ("cell", [0, 0, 1])}}, "must be a dim, numbers"),
-        (RATINGS, {"index": {"rating": ("cell", [0, 1, 1], "user"), "item": ("cell", [0, 0, 1])}}, "cannot be called 'rating'"),
-        (RATINGS, {"dims": {"rating": ("unit",)}}, "none is called 'unit'"),
-        (RATINGS, {"coords": {"user": ["x", "y"]}}, "given by `units`"),
-        (RATINGS, {"labels": [0, 1]}, "`labels` must map kinds of units"),
-        (RATINGS, {"labels": {"film": [0, 1]}}, "`labels` has the kind 'film'"),
+        (
+            RATINGS,
+            {"index": {"user": ("row", [0, 1, 1]), "item": ("cell", [0, 0, 1])}},
+            "must have the dim of the points, 'cell'; got 'row'",
+        ),
+        (RATINGS, {"index": {"user": [0, 1, 1], "item": ("cell", [0, 0, 1])}}, r"must be \(dim, numbers\)"),
+        (
+            RATINGS,
+            {"index": {"rating": ("cell", [0, 1, 1], "user"), "item": ("cell", [0, 0, 1])}},
+            "'rating' is not a valid name of an index",
+        ),
+        (RATINGS, {"dims": {"rating": ("unit",)}}, "no dim may have the name 'unit'"),
+        (RATINGS, {"coords": {"user": ["x", "y"]}}, "pass the names of its units as `units`"),
+        (RATINGS, {"labels": [0, 1]}, r"`labels` must be a dict with a label for each unit, by kind \(user, item\); got a list"),
+        (RATINGS, {"labels": {"film": [0, 1]}}, "`labels` has the unknown kind 'film'"),
         (RATINGS, {"absent": "nothing"}, "`absent` must be 'unobserved' or 'zero'"),
         (RATINGS, {"directed": 1}, "`directed` must be true or false"),
-        (GRAPH, {"index": {"source": ("pair", [0, 1], "node"), "target": ("pair", [1, 1], "node")}}, "joins 'b' with itself"),
+        (GRAPH, {"index": {"source": ("pair", [0, 1], "node"), "target": ("pair", [1, 1], "node")}}, "connects 'b' with itself"),
         (GRAPH, {"index": {"source": ("pair", [0, 1], "node"), "target": ("pair", [1, 0], "node")}}, "listed more than once"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(base, changes, message):
+def test_invalid_relational_data_are_refused(base, changes, message):
     with pytest.raises(DataError, match=message):
         made(base, **changes)
 
 
-def test_absent_and_units_of_other_kinds_do_not_go_with_a_table():
+def test_options_of_relational_data_are_refused_for_a_table():
     x = {"x": [[1.0], [2.0]]}
-    with pytest.raises(DataError, match="a table has none"):
+    with pytest.raises(DataError, match="a table has no index"):
         Dataset(x, dims={"x": ("unit", "feature")}, absent="zero")
-    with pytest.raises(DataError, match="kind 'user', which no index refers to"):
+    with pytest.raises(DataError, match="no index refers to the kind 'user' in `units`"):
         Dataset(x, dims={"x": ("unit", "feature")}, units={"user": ["a", "b"]})
     with pytest.raises(DataError, match="`units` and the coordinate 'unit' have different names"):
         Dataset(x, dims={"x": ("unit", "feature")}, units=["a", "b"], coords={"unit": ["b", "a"]})
 
 
-def test_matrix_and_adjacency_are_sparse_and_hold_what_was_listed():
+def test_matrix_and_adjacency_are_sparse_and_hold_the_listed_values():
     np.testing.assert_array_equal(made(RATINGS).matrix("user", "item").toarray(), [[5, 0], [3, 1]])
     np.testing.assert_array_equal(made(RATINGS).matrix("item", "user").toarray(), [[5, 3], [0, 1]])
     expected = np.zeros((4, 4))
@@ -123,13 +139,13 @@ def test_matrix_and_adjacency_are_sparse_and_hold_what_was_listed():
     np.testing.assert_array_equal(made(GRAPH).adjacency().toarray(), expected)
     one_way = made(GRAPH, directed=True).adjacency().toarray()
     np.testing.assert_array_equal(one_way, [[0, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
-    with pytest.raises(DataError, match="no index 'film'"):
+    with pytest.raises(DataError, match="unknown index 'film'"):
         made(RATINGS).matrix("user", "film")
     with pytest.raises(DataError, match="no adjacency matrix"):
         made(RATINGS).adjacency()
 
 
-def test_a_graph_is_completed_by_zeros_whatever_the_order_of_its_list():
+def test_a_graph_is_completed_by_zeros_for_any_order_of_edges():
     graph, other = (
         made(GRAPH),
         made(GRAPH, index={"source": ("pair", [1, 1], "node"), "target": ("pair", [2, 0], "node")}),
@@ -144,14 +160,14 @@ def test_a_graph_is_completed_by_zeros_whatever_the_order_of_its_list():
     assert made(RATINGS).complete().n_points == 3
 
 
-def test_a_pair_that_is_not_known_is_left_out():
+def test_a_pair_with_a_missing_value_is_left_out():
     whole = made(GRAPH, arrays={"edge": [1, np.nan]}).complete()
     assert (whole.n_points, whole.x.sum()) == (5, 1)
     assert (1, 2) not in set(zip(*(one.values.tolist() for one in whole.index.values()), strict=True))
 
 
-def test_all_pairs_of_the_nodes_that_are_drawn_are_held_out(rng):
-    """A drawn node is held out as the source and as the target of a pair."""
+def test_all_pairs_of_held_out_nodes_are_held_out(rng):
+    """All pairs of a held-out node are held out, whether it is source or target."""
     training, held_out = karate().split(0.2, rng, along="node")
     left = {int(i) for one in training.index.values() for i in one.values}
     assert len(left) == 34 - 7
@@ -159,7 +175,7 @@ def test_all_pairs_of_the_nodes_that_are_drawn_are_held_out(rng):
     assert held_out.n_points == 34 * 33 / 2 - training.n_points
 
 
-def test_points_are_held_out_and_units_are_kept(rng):
+def test_holding_out_points_keeps_all_units(rng):
     films = grunfeld().standardize()
     training, held_out = films.split(0.25, rng)
     assert (training.n_points, held_out.n_points) == (165, 55)
@@ -176,7 +192,7 @@ def test_points_are_held_out_and_units_are_kept(rng):
     assert (graph.n_points + pairs.n_points, graph.sizes["node"]) == (34 * 33 // 2, 34)
 
 
-def test_new_points_are_matched_to_the_units_of_the_fit_by_name():
+def test_units_of_new_points_are_matched_by_name():
     films = made(RATINGS)
     new = made(
         RATINGS,
@@ -190,7 +206,7 @@ def test_new_points_are_matched_to_the_units_of_the_fit_by_name():
     found = films.conform(new)
     assert (found.index["user"].values.tolist(), found.index["item"].values.tolist()) == ([1], [0])
     strange = made(RATINGS, units={"user": ["ann", "eve"], "item": ["alien", "brazil"]})
-    with pytest.raises(DataError, match="1 units of the kind 'user' were not in the fit, and have no positions: 'eve'"):
+    with pytest.raises(DataError, match="1 units of the kind 'user' were not in the fit and have no positions: 'eve'"):
         films.conform(strange)
     with pytest.raises(DataError, match="must have the indices 'user', 'item'; got 'source', 'target'"):
         films.conform(made(GRAPH))
@@ -198,7 +214,7 @@ def test_new_points_are_matched_to_the_units_of_the_fit_by_name():
         films.conform([1.0, 2.0])
 
 
-def test_new_points_are_matched_by_the_names_of_the_indices_not_their_order():
+def test_indices_of_new_points_are_matched_by_name_not_order():
     films = made(RATINGS)
     swapped = made(RATINGS, index={name: RATINGS["index"][name] for name in ("item", "user")})
     found = films.align_features(swapped)
@@ -208,26 +224,28 @@ def test_new_points_are_matched_by_the_names_of_the_indices_not_their_order():
     }
 
 
-def test_new_pairs_have_a_direction_only_if_those_of_the_fit_do():
-    with pytest.raises(DataError, match="friends: its pairs have a direction, and those of the fit have none; set `directed`"):
+def test_new_pairs_must_be_directed_as_in_the_fit():
+    with pytest.raises(DataError, match="friends: its pairs are directed, but those of the fit are undirected; set `directed`"):
         made(GRAPH).align_features(made(GRAPH, directed=True))
 
 
 @pytest.mark.parametrize("number", [0, -1])
-def test_a_kind_has_at_least_one_unit(number):
+def test_a_kind_without_units_is_refused(number):
     with pytest.raises(DataError, match=f"'item': their number must be at least 1; got {number}"):
         made(RATINGS, units={"user": ["ann", "bob"], "item": number})
 
 
 def test_units_without_points_and_classes_are_noted():
-    assert made(GRAPH).notes() == ["no pair refers to 1 of 4 nodes ('d'): all that is known of them are zeros."]
-    assert made(GRAPH, absent="unobserved").notes() == ["no pair refers to 1 of 4 nodes ('d'): only the prior places them."]
-    assert "there is one class only" in made(GRAPH, labels=["x"] * 4).notes()[1]
+    assert made(GRAPH).notes() == ["1 of 4 nodes has only pairs with the value 0 ('d')."]
+    assert made(GRAPH, absent="unobserved").notes() == [
+        "1 of 4 nodes has no observed pairs, so only the prior determines the position ('d')."
+    ]
+    assert "so there is only one class" in made(GRAPH, labels=["x"] * 4).notes()[1]
     assert made(GRAPH, labels=["x", "x", "y", "y"]).labels_of("node").tolist() == ["x", "x", "y", "y"]
     assert made(RATINGS).labels_of("user") is None
 
 
-def test_the_digest_sees_every_part():
+def test_the_digest_covers_every_part_of_relational_data():
     changed = [
         made(RATINGS),
         made(RATINGS, arrays={"rating": [5, 3, 2]}),
@@ -240,7 +258,7 @@ def test_the_digest_sees_every_part():
     assert made(RATINGS).digest() == made(RATINGS).digest()
 
 
-def test_karate_is_networkxs():
+def test_the_karate_graph_equals_that_of_networkx():
     graph = nx.karate_club_graph()
     np.testing.assert_array_equal(karate().adjacency().toarray(), nx.to_numpy_array(graph, weight=None))
     assert karate().labels["node"].tolist() == [graph.nodes[i]["club"] for i in graph]
@@ -251,7 +269,7 @@ def test_ratings_and_edges_are_read_by_name(tmp_path):
     films.write_text("item,when,rating,user\nalien,1,5,ann\nbrazil,2,NA,ann\nalien,3,4,bob\n")
     found = ratings(str(films))
     assert (found.x.tolist(), found.units["user"].tolist(), found.units["item"].tolist()) == ([5, 4], ["ann", "bob"], ["alien"])
-    assert found.notes()[0] == "1 rows without a rating were left out."
+    assert found.notes()[0] == "1 row without a rating was removed."
     network = tmp_path / "friends.tsv"
     network.write_text("from\tto\tstrength\nb\ta\t2.5\na\tc\t1\n")
     found = edges(str(network), "from", "to", "strength")
@@ -263,7 +281,7 @@ def test_ratings_and_edges_are_read_by_name(tmp_path):
     with pytest.raises(DataError, match=r"the cell \(user 'ann', item 'alien'\) is listed more than once, at 0 and 1"):
         ratings(str(films))
     films.write_text("user,item,rating\nann,alien,good\n")
-    with pytest.raises(DataError, match="line 2, column 'rating': 'good' is no number"):
+    with pytest.raises(DataError, match="line 2, column 'rating': 'good' is neither a number"):
         ratings(str(films))
 
 
@@ -276,15 +294,15 @@ def test_edges_without_weights_are_read_from_binary_files(tmp_path, suffix):
     assert (found.x.tolist(), found.units["node"].tolist()) == ([1, 1], ["a", "b", "c"])
 
 
-def test_nothing_makes_unlisted_points_other_than_zero():
+def test_unlisted_points_remain_zero():
     """Standardising and subsetting are refused: unlisted points would become the mean, and omitted points zeros."""
     for graph in (made(GRAPH), made(RATINGS, absent="zero")):
-        with pytest.raises(DataError, match=r"not standardised, since (pairs|cells) that are not listed are 0"):
+        with pytest.raises(DataError, match=r"cannot be standardised, because (pairs|cells) that are not listed are 0"):
             graph.standardize()
-        with pytest.raises(DataError, match="left out would mean 0; choose among all, as `complete"):
+        with pytest.raises(DataError, match=r"left out would count as 0; list all .* by `complete"):
             graph.subset([0])
     assert made(GRAPH).complete().subset([0, 1]).n_points == 2
-    with pytest.raises(DataError, match="friends: `missing` hides entries of a table; pairs are held out"):
+    with pytest.raises(DataError, match="friends: `missing` applies only to tables; hold out pairs"):
         hide(made(GRAPH), 0.5, np.random.default_rng(0))
 
 
@@ -301,7 +319,7 @@ def test_a_split_needs_a_generator():
 
 
 def test_a_graph_is_not_standardised():
-    with pytest.raises(DataError, match=r"karate: a graph or counts are not standardised, .* `standardize: false`"):
+    with pytest.raises(DataError, match=r"karate: a graph or counts cannot be standardised, .* `standardize: false`"):
         load_dataset("karate")
     assert load_dataset("karate", standardize=False).n_points == 78
     with pytest.raises(DataError, match="`column` must be 'invest', 'value' or 'capital'"):

@@ -1,7 +1,7 @@
-"""Data sets against the truth they carry: shares, moments and transitions within sampling error, and slips that are seen.
+"""Tests of simulated data against their true parameters, and that planted errors are detected.
 
-Every check is the largest of at most a few hundred standard scores, held to 5: by the normal tail a right simulator fails one of
-them with a chance below 1e-4 a seed, and the seeds are fixed.
+Each check limits the largest of at most a few hundred standard scores to 5: a correct simulator fails with probability below
+1e-4 for a random seed, and seeds are fixed.
 """
 
 import sys
@@ -26,7 +26,7 @@ MIXTURES = (gaussian_mixture, geyser, poisson_mixture, latent_classes)
 SIMULATORS = (linear_gaussian, *MIXTURES, hidden_markov)
 
 
-def parts(dataset):
+def by_component(dataset):
     z = dataset.truth["z"].astype(int)
     return [dataset.x[z == k] for k in range(z.max() + 1)]
 
@@ -36,17 +36,17 @@ def share_scores(found, weights):
     return (found - n * weights) / np.sqrt(np.maximum(n * weights * (1 - weights), 1e-9))
 
 
-def of_shares(dataset):
-    """Standard scores of how many units each component has."""
+def score_shares(dataset):
+    """Standard scores of the number of units in each component."""
     z, weights = dataset.truth["z"].astype(int), dataset.truth["weights"]
     return share_scores(np.bincount(z, minlength=len(weights)), weights)
 
 
-def of_gaussians(dataset, states="mu"):
-    """Standard scores of means, variances and correlations within components, and of what should not depend on them."""
+def score_gaussians(dataset, states="mu"):
+    """Standard scores of means, variances and correlations within components."""
     scores = []
     for part, mu, sigma, k in zip(
-        parts(dataset), dataset.truth[states], dataset.truth["sigma"], range(len(dataset.truth["sigma"])), strict=True
+        by_component(dataset), dataset.truth[states], dataset.truth["sigma"], range(len(dataset.truth["sigma"])), strict=True
     ):
         e = (part - mu) / sigma
         n = len(e)
@@ -57,9 +57,9 @@ def of_gaussians(dataset, states="mu"):
     return np.concatenate(scores)
 
 
-def of_counts(dataset):
+def score_counts(dataset):
     scores = []
-    for part, rate in zip(parts(dataset), dataset.truth["rate"], strict=True):
+    for part, rate in zip(by_component(dataset), dataset.truth["rate"], strict=True):
         n = len(part)
         # A Poisson variable's squared deviation has variance 2 rate^2 + rate.
         spread = ((part - rate) ** 2).mean(axis=0) - rate
@@ -67,9 +67,9 @@ def of_counts(dataset):
     return np.concatenate(scores)
 
 
-def of_classes(dataset):
+def score_classes(dataset):
     scores = []
-    for part, p in zip(parts(dataset), dataset.truth["probability"], strict=True):
+    for part, p in zip(by_component(dataset), dataset.truth["probability"], strict=True):
         e = (part - p) / np.sqrt(p * (1 - p))
         scores.append(e.mean(axis=0) * np.sqrt(len(e)))
         products = e.T @ e / np.sqrt(len(e))
@@ -77,8 +77,8 @@ def of_classes(dataset):
     return np.concatenate(scores)
 
 
-def of_moves(dataset):
-    """Standard scores of initial states, of transitions within sequences, and of noise at one step and the next."""
+def score_transitions(dataset):
+    """Standard scores of initial states, transitions within sequences and noise autocorrelation."""
     z, codes = dataset.truth["z"].astype(int), boundaries(dataset)
     initial, transition = dataset.truth["initial"], dataset.truth["transition"]
     starts, same = np.r_[True, codes[1:] != codes[:-1]], codes[1:] == codes[:-1]
@@ -92,50 +92,50 @@ def of_moves(dataset):
 
 
 LARGE = {
-    "gaussian_mixture": (gaussian_mixture(n_units=20_000, n_components=4, n_features=3), (of_shares, of_gaussians)),
-    "close": (gaussian_mixture(n_units=20_000, n_features=1, separation=0.5, seed=1), (of_shares, of_gaussians)),
-    "geyser": (geyser(n_units=20_000), (of_shares, of_gaussians)),
-    "poisson_mixture": (poisson_mixture(n_units=20_000, n_features=3), (of_shares, of_counts)),
-    "latent_classes": (latent_classes(n_units=20_000), (of_shares, of_classes)),
-    "hidden_markov": (hidden_markov(n_sequences=2000, n_steps=20, n_features=2), (of_moves, of_gaussians)),
+    "gaussian_mixture": (gaussian_mixture(n_units=20_000, n_components=4, n_features=3), (score_shares, score_gaussians)),
+    "close": (gaussian_mixture(n_units=20_000, n_features=1, separation=0.5, seed=1), (score_shares, score_gaussians)),
+    "geyser": (geyser(n_units=20_000), (score_shares, score_gaussians)),
+    "poisson_mixture": (poisson_mixture(n_units=20_000, n_features=3), (score_shares, score_counts)),
+    "latent_classes": (latent_classes(n_units=20_000), (score_shares, score_classes)),
+    "hidden_markov": (hidden_markov(n_sequences=2000, n_steps=20, n_features=2), (score_transitions, score_gaussians)),
 }
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_sample_has_the_shares_and_moments_of_its_truth(name):
+def test_shares_and_moments_match_the_true_parameters(name):
     dataset, checks = LARGE[name]
     for check in checks:
         assert np.abs(check(dataset)).max() < LIMIT, check.__name__
 
 
 SLIPS = [
-    ("gaussian_mixture", "weights", lambda t: np.full(4, 0.25), of_shares),
-    ("gaussian_mixture", "sigma", lambda t: 1.1 * t["sigma"], of_gaussians),
-    ("gaussian_mixture", "mu", lambda t: t["mu"] + 0.1, of_gaussians),
-    ("gaussian_mixture", "z", lambda t: np.r_[t["z"][1:], t["z"][:1]], of_gaussians),
-    ("close", "z", lambda t: np.r_[t["z"][1:], t["z"][:1]], of_gaussians),
-    ("geyser", "correlation", lambda t: t["correlation"][::-1], of_gaussians),
-    ("geyser", "mu", lambda t: t["mu"][::-1], of_gaussians),
-    ("geyser", "sigma", lambda t: t["sigma"][::-1], of_gaussians),
-    ("poisson_mixture", "rate", lambda t: 1.05 * t["rate"], of_counts),
-    ("poisson_mixture", "rate", lambda t: t["rate"][:, ::-1], of_counts),
-    ("latent_classes", "probability", lambda t: t["probability"][::-1], of_classes),
-    ("latent_classes", "z", lambda t: np.r_[t["z"][1:], t["z"][:1]], of_classes),
-    ("hidden_markov", "transition", lambda t: t["transition"].T, of_moves),
-    ("hidden_markov", "initial", lambda t: np.full(3, 1 / 3), of_moves),
-    ("hidden_markov", "z", lambda t: np.r_[t["z"][1:], t["z"][:1]], of_gaussians),
+    ("gaussian_mixture", "weights", lambda t: np.full(4, 0.25), score_shares),
+    ("gaussian_mixture", "sigma", lambda t: 1.1 * t["sigma"], score_gaussians),
+    ("gaussian_mixture", "mu", lambda t: t["mu"] + 0.1, score_gaussians),
+    ("gaussian_mixture", "z", lambda t: np.r_[t["z"][1:], t["z"][:1]], score_gaussians),
+    ("close", "z", lambda t: np.r_[t["z"][1:], t["z"][:1]], score_gaussians),
+    ("geyser", "correlation", lambda t: t["correlation"][::-1], score_gaussians),
+    ("geyser", "mu", lambda t: t["mu"][::-1], score_gaussians),
+    ("geyser", "sigma", lambda t: t["sigma"][::-1], score_gaussians),
+    ("poisson_mixture", "rate", lambda t: 1.05 * t["rate"], score_counts),
+    ("poisson_mixture", "rate", lambda t: t["rate"][:, ::-1], score_counts),
+    ("latent_classes", "probability", lambda t: t["probability"][::-1], score_classes),
+    ("latent_classes", "z", lambda t: np.r_[t["z"][1:], t["z"][:1]], score_classes),
+    ("hidden_markov", "transition", lambda t: t["transition"].T, score_transitions),
+    ("hidden_markov", "initial", lambda t: np.full(3, 1 / 3), score_transitions),
+    ("hidden_markov", "z", lambda t: np.r_[t["z"][1:], t["z"][:1]], score_gaussians),
 ]
 
 
 @pytest.mark.parametrize(("name", "key", "slip", "check"), SLIPS)
-def test_a_slip_in_the_truth_is_seen(name, key, slip, check):
+def test_a_planted_error_in_the_true_parameters_is_detected(name, key, slip, check):
     dataset = LARGE[name][0]
     wrong = replace(dataset, truth={**dataset.truth, key: slip(dataset.truth)})
     assert np.abs(check(wrong)).max() > 2 * LIMIT
 
 
 @pytest.mark.parametrize("separation", [0.5, 1.0, 2.0, 4.0])
-def test_separation_sets_the_error_of_the_best_classifier(separation):
+def test_separation_determines_the_bayes_error(separation):
     dataset = gaussian_mixture(n_units=50_000, n_components=2, n_features=3, separation=separation)
     weights, mu, sigma = dataset.truth["weights"], dataset.truth["mu"], dataset.truth["sigma"]
     densities = [w * multivariate_normal(m, np.diag(s**2)).pdf(dataset.x) for w, m, s in zip(weights, mu, sigma, strict=True)]
@@ -147,7 +147,7 @@ def test_separation_sets_the_error_of_the_best_classifier(separation):
 
 @pytest.mark.parametrize("n_features", [1, 2, 3, 50])
 @pytest.mark.parametrize("n_components", [1, 2, 3, 4, 7, 10, 30])
-def test_the_nearest_other_mean_is_as_far_as_asked_for(n_components, n_features, rng):
+def test_the_distance_between_nearest_means_is_the_separation(n_components, n_features, rng):
     mu = means(n_components, n_features, 1.5, rng)
     assert mu.shape == (n_components, n_features)
     if n_components > 1:
@@ -156,13 +156,13 @@ def test_the_nearest_other_mean_is_as_far_as_asked_for(n_components, n_features,
 
 
 @pytest.mark.parametrize("simulator", SIMULATORS)
-def test_a_seed_is_a_dataset(simulator):
+def test_a_seed_determines_the_dataset(simulator):
     assert simulator(seed=3).digest() == simulator(seed=3).digest()
     assert simulator(seed=3).digest() != simulator(seed=4).digest()
 
 
 @pytest.mark.parametrize("simulator", [*MIXTURES, hidden_markov])
-def test_labels_are_the_components_as_text_and_every_truth_has_dims(simulator):
+def test_labels_are_component_names_and_true_values_have_dims(simulator):
     dataset = simulator()
     assert dataset.labels.tolist() == [str(int(k)) for k in dataset.truth["z"]]
     assert set(dataset.truth_dims) == set(dataset.truth)
@@ -171,7 +171,7 @@ def test_labels_are_the_components_as_text_and_every_truth_has_dims(simulator):
     assert first.truth["z"].tolist() == dataset.truth["z"][:2].tolist()
 
 
-def test_a_single_component_and_a_single_unit_will_do():
+def test_a_single_component_and_a_single_unit_are_accepted():
     assert gaussian_mixture(n_units=1, n_components=1, n_features=1).truth["weights"].tolist() == [1.0]
     assert poisson_mixture(n_units=2, n_components=1).truth["rate"].tolist() == [[2.0, 2.0]]
     assert latent_classes(n_units=1, n_components=1, n_features=1).x.shape == (1, 1)
@@ -180,7 +180,7 @@ def test_a_single_component_and_a_single_unit_will_do():
     assert alone.units.tolist() == ["0:0"]
 
 
-def test_sequences_have_the_lengths_asked_for():
+def test_sequences_have_the_requested_lengths():
     dataset = hidden_markov(n_sequences=5, n_steps=9)
     assert np.bincount(boundaries(dataset)).tolist() == [9, 8, 7, 6, 5]
     assert np.bincount(boundaries(hidden_markov(n_sequences=3, n_steps=7, unequal=False))).tolist() == [7, 7, 7]
@@ -189,7 +189,7 @@ def test_sequences_have_the_lengths_asked_for():
 
 @pytest.mark.parametrize("stay", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("n_states", [1, 2, 3, 5])
-def test_transitions_are_a_distribution_of_each_state(n_states, stay):
+def test_transition_rows_are_distributions(n_states, stay):
     A = hidden_markov(n_sequences=1, n_steps=3, n_states=n_states, stay=stay).truth["transition"]
     np.testing.assert_allclose(A.sum(axis=1), 1)
     if n_states > 1:
@@ -213,7 +213,7 @@ def test_transitions_are_a_distribution_of_each_state(n_states, stay):
         (hidden_markov, {"unequal": 1}, "`unequal` must be true or false; got 1"),
     ],
 )
-def test_what_cannot_be_simulated_is_refused(simulator, options, message):
+def test_invalid_simulator_options_are_refused(simulator, options, message):
     with pytest.raises(DataError, match=f"^{simulator.__name__}: {message}"):
         simulator(**options)
 
@@ -221,7 +221,7 @@ def test_what_cannot_be_simulated_is_refused(simulator, options, message):
 # -- what is real
 
 
-def test_the_real_series_are_those_of_their_books():
+def test_the_bundled_series_match_published_values():
     flow = nile()
     assert (flow.n_units, flow.x.mean().round(2), flow.coords["time"][[0, -1]].tolist()) == (100, 919.35, [1871, 1970])
     spots = sunspots()
@@ -230,26 +230,26 @@ def test_the_real_series_are_those_of_their_books():
     assert load_dataset("nile").x.std().round(12) == 1
 
 
-def test_levels_of_sunspots_hold_about_as_many_years_each_and_rise_with_the_spots():
+def test_sunspot_levels_are_ordered_and_of_similar_size():
     levels, spots = sunspots(n_levels=4).x[:, 0].astype(int), sunspots().x[:, 0]
     assert np.bincount(levels).tolist() == [77, 76, 78, 78]
     assert all(spots[levels == k].max() < spots[levels == k + 1].min() for k in range(3))
     for options, message in (
         ({"n_levels": 1}, "from 2 to 20"),
         ({"n_levels": 2.5}, "whole"),
-        ({"n_levels": 4, "whole": True}, "together"),
+        ({"n_levels": 4, "whole": True}, "cannot be combined"),
     ):
         with pytest.raises(DataError, match=f"^sunspots: .*{message}"):
             sunspots(**options)
 
 
-def test_without_statsmodels_its_series_say_what_to_install(monkeypatch):
+def test_missing_statsmodels_is_reported_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "statsmodels.datasets.nile", None)
     with pytest.raises(MissingDependencyError, match=r"the dataset 'nile' needs the package 'statsmodels'.*latentlab\[stats\]"):
         nile()
 
 
-def test_the_economy_grows_as_its_levels_do():
+def test_macroeconomic_growth_rates_match_the_levels():
     levels, grown = macrodata(growth=False), macrodata(["cpi", "infl", "m1", "unemp"])
     assert (levels.n_units, grown.n_units) == (203, 202)
     assert (levels.units[0], grown.units[0], grown.coords["time"][-1]) == ("1959Q1", "1959Q2", "2009Q3")
@@ -264,7 +264,7 @@ def test_the_economy_grows_as_its_levels_do():
         macrodata(["gdp"])
 
 
-def test_dequantised_pixels_are_uniform_within_their_whole_number():
+def test_dequantised_pixels_are_uniform_within_each_integer():
     whole, soft = digits(), digits(dequantize=True)
     assert (np.floor(17 * soft.x) == whole.x).all()
     u = np.sort((17 * soft.x - whole.x).ravel())

@@ -1,4 +1,4 @@
-"""Tables that stay on disk: the same as in memory, entry by entry and in what is refused."""
+"""Tests that tables on disk equal tables in memory, including their errors."""
 
 import os
 import pickle
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import memory_and_disk
 
 from latentlab.data import memory, rows, stored
 from latentlab.data.load import load_dataset
@@ -23,7 +24,7 @@ def table(n_units=60, *, missing=0.0, seed=0):
 
 @pytest.fixture
 def saved(tmp_path):
-    """Saves a matrix, and says where."""
+    """Saves a matrix and returns the path."""
 
     def save(x, name="mine.npy"):
         np.save(tmp_path / name, x)
@@ -33,13 +34,9 @@ def saved(tmp_path):
 
 
 @pytest.fixture
-def in_small_blocks(monkeypatch):
+def small_blocks(monkeypatch):
     monkeypatch.setattr(memory, "BLOCK", 5 * 7)
     monkeypatch.setattr(rows, "SPAN", 5 * 4 * 3)
-
-
-def both(path, **options):
-    return load_dataset("file", path=path, **options), load_dataset("file", path=path, in_memory=False, **options)
 
 
 # -- what is read
@@ -47,9 +44,9 @@ def both(path, **options):
 
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 @pytest.mark.parametrize("standardize", [True, False])
-def test_it_is_the_table_in_memory(saved, missing, standardize):
+def test_a_table_on_disk_equals_the_table_in_memory(saved, missing, standardize):
     path = saved(table(missing=missing))
-    whole, lazy = both(path, standardize=standardize)
+    whole, lazy = memory_and_disk(path, standardize=standardize)
     assert lazy.digest() == whole.digest()
     assert lazy.sizes == whole.sizes
     np.testing.assert_array_equal(lazy.features, whole.features)
@@ -66,11 +63,11 @@ def test_it_is_the_table_in_memory(saved, missing, standardize):
     ids=["float32", "big endian", "float16", "int", "int64", "uint8", "bool"],
 )
 @pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.usefixtures("in_small_blocks")
-def test_every_number_type_in_either_order(saved, kind, order):
+@pytest.mark.usefixtures("small_blocks")
+def test_every_numeric_type_and_memory_order_is_read(saved, kind, order):
     x = np.random.default_rng(1).integers(0, 2 if kind == "?" else 100, (60, 5)).astype(kind)
     path = saved(np.asarray(x, order=order))
-    whole, lazy = both(path, standardize=False)
+    whole, lazy = memory_and_disk(path, standardize=False)
     assert lazy.rows.fortran == (order == "F")
     assert lazy.digest() == whole.digest()
     index = np.random.default_rng(0).permutation(60)
@@ -78,11 +75,11 @@ def test_every_number_type_in_either_order(saved, kind, order):
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.4])
-@pytest.mark.usefixtures("in_small_blocks")
-def test_moments_joined_over_blocks_are_those_of_the_whole(saved, missing):
+@pytest.mark.usefixtures("small_blocks")
+def test_blockwise_moments_equal_those_of_the_whole_table(saved, missing):
     x = table(missing=missing)
     x[:14, 2] = np.nan  # two blocks without any
-    whole, lazy = both(saved(x))
+    whole, lazy = memory_and_disk(saved(x))
     np.testing.assert_allclose(lazy.transform.loc, whole.transform.loc, rtol=1e-14)
     np.testing.assert_allclose(lazy.transform.scale, whole.transform.scale, rtol=1e-13)
     found = lazy.columns
@@ -92,43 +89,44 @@ def test_moments_joined_over_blocks_are_those_of_the_whole(saved, missing):
 
 
 @pytest.mark.parametrize("size", [1e300, 1e-300])
-@pytest.mark.usefixtures("in_small_blocks")
-def test_moments_of_extreme_values_stay_in_range(saved, size):
-    whole, lazy = both(saved(table().astype(np.float64) * size))  # of a column whose mean is 10 000 sds 4 digits are lost
+@pytest.mark.usefixtures("small_blocks")
+def test_moments_of_extreme_values_do_not_overflow(saved, size):
+    # a column whose mean is 10 000 sds loses 4 digits
+    whole, lazy = memory_and_disk(saved(table().astype(np.float64) * size))
     np.testing.assert_allclose(lazy.transform.scale, whole.transform.scale, rtol=1e-12)
 
 
-def test_ddof_is_that_of_the_table_in_memory(saved):
-    whole, lazy = both(saved(table()), standardize=False)
+def test_ddof_is_applied_as_for_a_table_in_memory(saved):
+    whole, lazy = memory_and_disk(saved(table()), standardize=False)
     np.testing.assert_allclose(lazy.standardize(ddof=1).transform.scale, whole.standardize(ddof=1).transform.scale, rtol=1e-15)
 
 
-def test_columns_are_chosen_by_name_and_in_order(saved):
+def test_columns_on_disk_are_selected_by_name_in_order(saved):
     path = saved(table())
-    whole, lazy = both(path, columns=["3", "0"])
+    whole, lazy = memory_and_disk(path, columns=["3", "0"])
     assert lazy.features.tolist() == ["3", "0"]
     assert lazy.digest() == whole.digest()
     np.testing.assert_array_equal(lazy.subset([5, 2]).x, whole.subset([5, 2]).x)
 
 
-def test_constant_columns_are_named_or_dropped(saved):
+def test_constant_columns_on_disk_are_reported_or_dropped(saved):
     x = table()
     x[:, 1] = 4.0
     path = saved(x)
     with pytest.raises(DataError, match=r"column '1' is constant .*drop_constant"):
         load_dataset("file", path=path, in_memory=False)
     for columns in (None, ["3", "1", "0"]):
-        whole, lazy = both(path, drop_constant=True, columns=columns)
+        whole, lazy = memory_and_disk(path, drop_constant=True, columns=columns)
         assert lazy.dropped == whole.dropped == ("1",)
         assert lazy.digest() == whole.digest()
 
 
-# -- the sample and its witnesses
+# -- the sample and the extremes
 
 
-def test_the_sample_is_some_of_the_units_by_their_numbers(saved, monkeypatch):
+def test_the_sample_is_a_sorted_subset_of_units(saved, monkeypatch):
     monkeypatch.setattr(stored, "N_SAMPLE", 20)
-    whole, lazy = both(saved(table()))
+    whole, lazy = memory_and_disk(saved(table()))
     assert lazy.sample.n_units == 20
     assert (np.diff(lazy.sample.units) > 0).all()
     np.testing.assert_array_equal(lazy.sample.x, whole.subset(lazy.sample.units).x)
@@ -136,23 +134,23 @@ def test_the_sample_is_some_of_the_units_by_their_numbers(saved, monkeypatch):
     assert "20 of the 60 units" in " ".join(lazy.notes())
 
 
-@pytest.mark.usefixtures("in_small_blocks")
-def test_witnesses_have_every_extreme_and_oddity(saved, monkeypatch):
+@pytest.mark.usefixtures("small_blocks")
+def test_extreme_rows_include_extremes_missing_and_fractional_entries(saved, monkeypatch):
     monkeypatch.setattr(stored, "N_SAMPLE", 2)
     x = np.zeros((60, 5))
     x[41, 0], x[33, 1], x[27, 2], x[50, 3] = 1.0, -1.0, np.nan, 0.5
     lazy = StoredDataset(npy_rows(Path(saved(x))))
-    assert {41, 33, 27, 50} <= set(lazy.witnesses.units.tolist())
-    assert lazy.witnesses.n_units <= 2 + 4 * 5
+    assert {41, 33, 27, 50} <= set(lazy.extremes.units.tolist())
+    assert lazy.extremes.n_units <= 2 + 4 * 5
 
 
-def test_what_needs_the_table_in_memory_says_so(saved):
+def test_operations_that_need_the_table_in_memory_are_refused(saved):
     lazy = load_dataset("file", path=saved(table()), in_memory=False)
     for attribute in ("x", "split", "raw", "arrays", "mask", "labels", "align_features"):
-        with pytest.raises(DataError, match=f"mine stays on disk, and `{attribute}` needs it in memory.*subset"):
+        with pytest.raises(DataError, match=f"mine stays on disk, but `{attribute}` requires data in memory.*subset"):
             getattr(lazy, attribute)
     assert not hasattr(lazy, "nonsense")
-    with pytest.raises(DataError, match="`missing` hides entries of data in memory only"):
+    with pytest.raises(DataError, match="`missing` requires data in memory"):
         load_dataset("file", path=saved(table()), in_memory=False, missing=0.1)
     with pytest.raises(DataError, match="numbered 0 to 59; got 3 to 60"):
         lazy.subset([3, 60])
@@ -163,17 +161,17 @@ def test_what_needs_the_table_in_memory_says_so(saved):
 # -- faults
 
 
-@pytest.mark.usefixtures("in_small_blocks")
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda x: x.__setitem__((31, 2), np.inf), "column '2' has infinite values, the first at unit 31"),
-        (lambda x: x.fill(np.nan), "no observed entry"),
-        (lambda x: x.__setitem__((slice(None), 3), np.nan), "nothing was observed, column '3'"),
+        (lambda x: x.__setitem__((31, 2), np.inf), "column '2' has infinite values; the first is at unit 31"),
+        (lambda x: x.fill(np.nan), "no observed entries"),
+        (lambda x: x.__setitem__((slice(None), 3), np.nan), "column '3' has no observed entries"),
     ],
     ids=["infinite", "all missing", "a column missing"],
 )
-def test_entries_that_cannot_be_used_are_refused(saved, change, said):
+def test_invalid_entries_on_disk_are_refused(saved, change, said):
     x = table()
     change(x)
     with pytest.raises(DataError, match=said):
@@ -190,46 +188,46 @@ def test_entries_that_cannot_be_used_are_refused(saved, change, said):
         (np.ones((2, 3, 4)), "expected shape"),
         (np.ones((0, 3)), "has no units"),
         (np.ones((3, 0)), "has no features"),
-        (np.array([[2**53 + 1, 1], [2, 3]]), r"beyond 2\*\*53"),
+        (np.array([[2**53 + 1, 1], [2, 3]]), r"exceeds 2\*\*53"),
     ],
     ids=["pickle", "complex", "text", "vector", "cube", "no units", "no features", "large whole number"],
 )
-def test_what_is_no_matrix_of_numbers_is_refused(tmp_path, x, said):
+def test_arrays_that_are_not_numeric_matrices_are_refused(tmp_path, x, said):
     np.save(tmp_path / "odd.npy", x, allow_pickle=True)
     with pytest.raises(DataError, match=said):
         load_dataset("file", path=str(tmp_path / "odd.npy"), in_memory=False)
 
 
-def test_a_pickle_is_not_run(tmp_path):
+def test_a_pickle_is_not_executed(tmp_path):
     class Bomb:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "canary"),)
 
     np.save(tmp_path / "bomb.npy", np.array([[Bomb(), 1]], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="never read"):
+    with pytest.raises(DataError, match="never loaded"):
         load_dataset("file", path=str(tmp_path / "bomb.npy"), in_memory=False)
     assert not (tmp_path / "canary").exists()
 
 
-def test_a_file_cut_short_is_refused_before_and_after_it_is_opened(saved):
+def test_a_truncated_file_is_refused_before_and_after_opening(saved):
     path = saved(table())
     lazy = load_dataset("file", path=path, in_memory=False)
     size = os.path.getsize(path)
     os.truncate(path, size - 9)
-    with pytest.raises(DataError, match="was changed since it was opened"):
+    with pytest.raises(DataError, match="was changed after it was opened"):
         lazy.subset([0, 59])
-    with pytest.raises(DataError, match=r"declares shape .* but holds"):
+    with pytest.raises(DataError, match=r"declares shape .* but contains"):
         load_dataset("file", path=path, in_memory=False)
 
 
-def test_a_file_that_changed_is_refused(saved):
+def test_a_changed_file_is_refused(saved):
     path = saved(table())
     lazy = load_dataset("file", path=path, in_memory=False)
     saved(table(seed=1))  # of the same size
     os.utime(path, ns=(0, 0))
-    with pytest.raises(DataError, match="was changed since it was opened; load it anew"):
+    with pytest.raises(DataError, match="was changed after it was opened; load the data again"):
         lazy.subset([0])
-    with pytest.raises(DataError, match="was changed since it was opened; load it anew"):
+    with pytest.raises(DataError, match="was changed after it was opened; load the data again"):
         lazy.digest()
     os.unlink(path)
     with pytest.raises(DataError, match="cannot be read: No such file"):
@@ -238,10 +236,10 @@ def test_a_file_that_changed_is_refused(saved):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [(lambda path: os.utime(path, ns=(0, 0)), "was changed"), (lambda path: os.truncate(path, 800), "is cut short")],
+    [(lambda path: os.utime(path, ns=(0, 0)), "was changed"), (lambda path: os.truncate(path, 800), "is truncated")],
     ids=["written to", "cut short"],
 )
-def test_a_file_that_changes_while_it_is_read_is_refused(saved, change, said, monkeypatch):
+def test_a_file_changed_during_reading_is_refused(saved, change, said, monkeypatch):
     monkeypatch.setattr(rows, "REACH", 1)
     path = saved(table())
     lazy = load_dataset("file", path=path, in_memory=False)
@@ -256,13 +254,13 @@ def test_a_file_that_changes_while_it_is_read_is_refused(saved, change, said, mo
         lazy.read(np.array([0, 59]), after_the_first)
 
 
-def test_options_that_need_more_than_features_are_refused(saved, tmp_path):
+def test_options_for_tables_in_memory_are_refused_on_disk(saved, tmp_path):
     path = saved(table())
     for option in ("label", "unit", "sequence", "time", "delimiter"):
-        with pytest.raises(DataError, match=f"`{option}` does not go with `in_memory: false`"):
+        with pytest.raises(DataError, match=f"`{option}` cannot be combined with `in_memory: false`"):
             load_dataset("file", path=path, in_memory=False, **{option: "1"})
     (tmp_path / "mine.csv").write_text("a,b\n1,2\n3,5\n")
-    with pytest.raises(DataError, match=r"only \.npy and \.zarr can stay on disk"):
+    with pytest.raises(DataError, match=r"only \.npy and \.zarr data can stay on disk"):
         load_dataset("file", path=str(tmp_path / "mine.csv"), in_memory=False)
     with pytest.raises(DataError, match="unknown column '9'"):
         load_dataset("file", path=path, in_memory=False, columns=["9"])

@@ -1,4 +1,4 @@
-"""Times of every kind are sorted and their gaps filled by one rule; what can be read in two ways is refused."""
+"""Tests of time coordinates: sorting, filling of gaps, and ambiguous times."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from latentlab.errors import DataError
 NAN = np.nan
 
 
-def taken(times, **options):
+def series_at(times, **options):
     """A series whose rows hold 0, 1, 2, ... in the order given."""
     return series([np.arange(len(times), dtype=float)], times=[times], name="toy", **options)
 
@@ -70,8 +70,8 @@ def taken(times, **options):
         ([0.5, 2.5, 1.0], [0.5, 2.5, 1.0], "0 2 1", ""),
     ],
 )
-def test_rows_are_sorted_and_steps_left_out_are_filled_in(given, written, rows, step):
-    dataset = taken(given)
+def test_rows_are_sorted_by_time_and_gaps_are_filled(given, written, rows, step):
+    dataset = series_at(given)
     expected = [NAN if one == "." else float(one) for one in rows.split()]
     np.testing.assert_array_equal(dataset.x[:, 0], expected)
     times = dataset.coords["time"].tolist()
@@ -84,30 +84,30 @@ def test_rows_are_sorted_and_steps_left_out_are_filled_in(given, written, rows, 
     assert boundaries(dataset).tolist() == [0] * len(times)
     notes = " ".join(dataset.notes())
     assert ("sorted" in notes) == (sorted(filter(str.isdigit, rows.split()), key=int) != list(filter(str.isdigit, rows.split())))
-    assert ("filled in as missing entries" in notes) == ("." in rows)
+    assert (" of missing entries (`fill_gaps`)" in notes) == ("." in rows)
     assert (f"one step is {step}." in notes) == bool(step)
     # What a dataset keeps is read as the same times again.
     again = series([dataset.x], times=[times])
     assert again.coords["time"].tolist() == times
-    assert again.preparation == tuple(one for one in again.preparation if "sorted" not in one and "filled" not in one)
+    assert again.preparation == tuple(one for one in again.preparation if "sorted" not in one and "fill_gaps" not in one)
 
 
-def test_filled_times_have_their_own_dates():
-    assert taken(["2020-01-31", "2020-02-28", "2020-05-29"]).coords["time"].tolist() == [
+def test_filled_rows_get_the_missing_dates():
+    assert series_at(["2020-01-31", "2020-02-28", "2020-05-29"]).coords["time"].tolist() == [
         "2020-01-31",
         "2020-02-28",
         "2020-03-31",
         "2020-04-30",
         "2020-05-29",
     ]
-    assert taken(["2019-12-30", "2020-01-30", "2020-04-30"]).coords["time"].tolist()[2:4] == ["2020-02-29", "2020-03-30"]
-    assert taken(["1959Q1", "1959Q2", "1960Q1"]).coords["time"].tolist() == ["1959Q1", "1959Q2", "1959Q3", "1959Q4", "1960Q1"]
-    assert taken([202011, 202012, 202102]).coords["time"].tolist() == [202011, 202012, 202101, 202102]
-    hours = taken(["2020-01-01T01:00+01:00", "2020-01-01T02:00+01:00", "2020-01-01T04:00+01:00"])
+    assert series_at(["2019-12-30", "2020-01-30", "2020-04-30"]).coords["time"].tolist()[2:4] == ["2020-02-29", "2020-03-30"]
+    assert series_at(["1959Q1", "1959Q2", "1960Q1"]).coords["time"].tolist() == ["1959Q1", "1959Q2", "1959Q3", "1959Q4", "1960Q1"]
+    assert series_at([202011, 202012, 202102]).coords["time"].tolist() == [202011, 202012, 202101, 202102]
+    hours = series_at(["2020-01-01T01:00+01:00", "2020-01-01T02:00+01:00", "2020-01-01T04:00+01:00"])
     assert hours.coords["time"].tolist() == [f"2020-01-01T0{hour}:00:00Z" for hour in range(4)]
 
 
-def test_the_step_is_that_of_all_sequences():
+def test_the_time_step_is_common_to_all_sequences():
     dataset = series(
         [[1.0, 2.0], [3.0, 4.0, 5.0]], times=[["2020-01-02", "2020-01-04"], ["2020-01-01", "2020-01-03", "2020-01-04"]]
     )
@@ -117,23 +117,23 @@ def test_the_step_is_that_of_all_sequences():
 
 
 @pytest.mark.parametrize("given", [[0.5, 1.0, 2.5], ["2020-01-01T10:00:01", "2020-01-01T10:00:03", "2020-01-01T10:00:06"]])
-def test_times_without_a_step_are_taken_as_neighbours_and_a_note_says_so(given):
-    dataset = taken(given)
+def test_times_without_a_regular_step_are_noted(given):
+    dataset = series_at(given)
     assert dataset.x[:, 0].tolist() == [0, 1, 2]
     assert any("no regular step" in note for note in dataset.notes())
 
 
-def test_text_without_an_order_is_taken_as_it_stands():
-    dataset = taken(["Monday", "Tuesday", "Friday"])
+def test_times_in_unordered_text_keep_their_order():
+    dataset = series_at(["Monday", "Tuesday", "Friday"])
     assert dataset.x[:, 0].tolist() == [0, 1, 2]
-    assert any("order is not known" in note for note in dataset.notes())
+    assert any("text of unknown order" in note for note in dataset.notes())
 
 
-def test_gaps_are_left_on_request():
-    dataset = taken(["2020-01-04", "2020-01-01", "2020-01-02"], fill_gaps=False)
+def test_gaps_can_be_left_unfilled():
+    dataset = series_at(["2020-01-04", "2020-01-01", "2020-01-02"], fill_gaps=False)
     assert dataset.x[:, 0].tolist() == [1, 2, 0]
     assert any(
-        "1 time step is left out (one step is 1 day): the steps before and after count as neighbours" in one
+        "1 time step is omitted (one step is 1 day); the steps before and after a gap are treated as consecutive" in one
         for one in dataset.notes()
     )
 
@@ -143,26 +143,26 @@ def test_gaps_are_left_on_request():
     [
         (["01/01/2020", "01/02/2020"], r"'01/02/2020' may be day/month/year or month/day/year; write dates as 2020-01-31"),
         (["3-4-2020", "5-6-2020"], "'3-4-2020' may be"),
-        (["13/01/20", "14/01/20"], "day, month and year of '13/01/20' cannot be told apart"),
-        (["2020-02-30", "2020-03-01"], "'2020-02-30' is no date"),
-        (["13/13/2020", "14/13/2020"], "is no date"),
-        (["2020-01-01", "soon"], "'soon' is no date in the form of '2020-01-01'"),
-        (["2020-01-01", "02/01/2020"], "'02/01/2020' is no date in the form of '2020-01-01'; write all as 2020-01-31"),
-        (["2020Q1", "2020-04-01"], "'2020-04-01' is no date in the form of '2020Q1'"),
-        (["2020-01-01", "2020-02"], "dates of several forms"),
-        (["2020-01-01T00:00Z", "2020-01-01T01:00"], "dates of several forms"),
-        (["2020-01-01", "2020-01-01"], "the time '2020-01-01' of sequence 0 is there twice"),
-        ([2, 1, 2], "the time '2' of sequence 0 is there twice"),
-        (["Monday", "Monday"], "the time 'Monday' of sequence 0 is there twice"),
+        (["13/01/20", "14/01/20"], "the order of day, month and year in '13/01/20' is ambiguous"),
+        (["2020-02-30", "2020-03-01"], "'2020-02-30' is not a valid date"),
+        (["13/13/2020", "14/13/2020"], "is not a valid date"),
+        (["2020-01-01", "soon"], "'soon' is not a date in the form of '2020-01-01'"),
+        (["2020-01-01", "02/01/2020"], "'02/01/2020' is not a date in the form of '2020-01-01'; write all dates as 2020-01-31"),
+        (["2020Q1", "2020-04-01"], "'2020-04-01' is not a date in the form of '2020Q1'"),
+        (["2020-01-01", "2020-02"], "the dates have several forms"),
+        (["2020-01-01T00:00Z", "2020-01-01T01:00"], "the dates have several forms"),
+        (["2020-01-01", "2020-01-01"], "the time '2020-01-01' of sequence 0 occurs twice"),
+        ([2, 1, 2], "the time '2' of sequence 0 occurs twice"),
+        (["Monday", "Monday"], "the time 'Monday' of sequence 0 occurs twice"),
     ],
 )
-def test_what_can_be_read_in_two_ways_is_refused(given, message):
+def test_ambiguous_and_duplicate_times_are_refused(given, message):
     with pytest.raises(DataError, match=message) as caught:
-        taken(given)
+        series_at(given)
     assert "\n" not in str(caught.value)
 
 
-def test_times_of_a_dataset_are_held_to_the_same_rule():
+def test_times_of_a_dataset_follow_the_same_rules():
     def dataset(times):
         return Dataset({"x": np.arange(2.0)[:, None]}, dims={"x": ("unit", "feature")}, coords={"time": times})
 
@@ -179,13 +179,13 @@ def test_gaps_between_the_rows_of_a_frame_are_noted():
     days = pd.DatetimeIndex(["2020-01-01", "2020-01-02", "2020-01-05"])
     dataset = Dataset({"x": pd.DataFrame({"a": [1.0, 2.0, 3.0]}, index=days)})
     assert dataset.coords["time"].tolist() == dataset.units.tolist() == ["2020-01-01", "2020-01-02", "2020-01-05"]
-    assert dataset.notes()[0].startswith("2 time steps are left out (one step is 1 day)")
+    assert dataset.notes()[0].startswith("2 time steps are omitted (one step is 1 day)")
     assert boundaries(dataset).tolist() == [0, 0, 0]
     with pytest.raises(DataError, match="do not increase: unit '2020-01-02'"):
         boundaries(dataset.subset([2, 1, 0]))
     numbered = Dataset({"x": pd.DataFrame({"a": [1.0, 2.0, 3.0]}, index=days)}, coords={"time": [1, 2, 3]})
     assert numbered.coords["time"].tolist() == [1, 2, 3]
-    assert not any("left out" in note for note in numbered.notes())
+    assert not any("omitted" in note for note in numbered.notes())
 
 
 def test_rows_of_a_file_are_sorted_by_sequence_and_time(tmp_path):

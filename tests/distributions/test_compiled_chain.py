@@ -1,4 +1,4 @@
-"""The square-root filter of linear-Gaussian chains against the dense Gaussian of all rows, and where covariances give way."""
+"""Tests of the square-root filter of linear-Gaussian chains against the dense Gaussian of all rows."""
 
 import itertools
 
@@ -6,6 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from helpers import sequence_starts
 
 from latentlab.distributions.linear_gaussian_chain import LinearGaussianChain, _in_torch
 from latentlab.inference.capture import capture
@@ -31,12 +32,6 @@ def parameters(rng, q, n_features):
     return tuple(map(torch.from_numpy, values))
 
 
-def begins(lengths):
-    starts = torch.zeros(sum(lengths), dtype=torch.bool)
-    starts[np.cumsum([0, *lengths[:-1]])] = True
-    return starts
-
-
 def symmetric(values):
     """Q and the initial covariance as functions of all their entries."""
     A, Q, C, loc, scale, mean, P = values
@@ -48,7 +43,7 @@ def by_kernel(x, starts, observed=None):
 
 
 def dense(x, starts, observed=None):
-    """log N of the observed entries: mean and covariance written out, sequence by sequence, and left to torch."""
+    """Log density of the observed entries by torch, from the dense mean and covariance of each sequence."""
     seen = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
     edges = [*torch.nonzero(starts)[:, 0].tolist(), len(x)]
 
@@ -104,9 +99,9 @@ CASES = {
 
 @pytest.mark.parametrize("missing", [0.0, 0.3, 0.9, 1.0])
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
-def test_value_and_gradient_are_those_of_the_dense_gaussian(case, missing, rng):
+def test_value_and_gradient_match_the_dense_gaussian(case, missing, rng):
     q, n_features, lengths = case.values()
-    values, starts = parameters(rng, q, n_features), begins(lengths)
+    values, starts = parameters(rng, q, n_features), sequence_starts(lengths)
     x = torch.from_numpy(2 * rng.standard_normal((len(starts), n_features)))
     observed = torch.from_numpy(rng.random(x.shape) >= missing) if missing else None
     if missing:
@@ -115,8 +110,8 @@ def test_value_and_gradient_are_those_of_the_dense_gaussian(case, missing, rng):
     assert_close(value_and_grad(by_kernel(x, starts, observed), values), value_and_grad(expected, values))
 
 
-def test_what_was_not_observed_does_not_count_whatever_stands_there(rng):
-    values, starts = parameters(rng, 2, 3), begins([5, 4])
+def test_values_of_missing_entries_are_ignored(rng):
+    values, starts = parameters(rng, 2, 3), sequence_starts([5, 4])
     x = torch.from_numpy(rng.standard_normal((9, 3)))
     observed = torch.from_numpy(rng.random(x.shape) < 0.6)
     found = value_and_grad(by_kernel(x, starts, observed), values)
@@ -127,8 +122,8 @@ def test_what_was_not_observed_does_not_count_whatever_stands_there(rng):
 
 
 @pytest.mark.parametrize("which", ["A", "C", "both", "a column of C"])
-def test_derivatives_are_finite_where_no_state_is_seen_to_move(which, rng):
-    values, starts = list(parameters(rng, 2, 3)), begins([6])
+def test_derivatives_are_correct_for_zero_transitions_and_loadings(which, rng):
+    values, starts = list(parameters(rng, 2, 3)), sequence_starts([6])
     x = torch.from_numpy(rng.standard_normal((6, 3)))
     for i, name in ((0, "A"), (2, "C")):
         if which in (name, "both"):
@@ -138,9 +133,9 @@ def test_derivatives_are_finite_where_no_state_is_seen_to_move(which, rng):
     assert_close(value_and_grad(by_kernel(x, starts), values), value_and_grad(dense(x, starts), values))
 
 
-def test_a_unit_of_measurement_is_no_difficulty(rng):
-    """Rows in units of 1e-60 or 1e60 of the states': the log density moves by the volume, and nothing overflows."""
-    values, starts = parameters(rng, 2, 3), begins([40])
+def test_extreme_units_of_measurement_do_not_overflow(rng):
+    """Rescaling rows by 1e-60 or 1e60 changes the log density by the log volume."""
+    values, starts = parameters(rng, 2, 3), sequence_starts([40])
     x = torch.from_numpy(rng.standard_normal((40, 3)))
     A, Q, C, loc, scale, mean, P = values
     level, gradients = value_and_grad(by_kernel(x, starts), values)
@@ -154,7 +149,7 @@ def test_a_unit_of_measurement_is_no_difficulty(rng):
 # -- where covariances give way
 
 
-def exactly(x, values):
+def exact_log_density(x, values):
     """The log density of one sequence with 100 digits, from the dense covariance."""
     with mpmath.workdps(100):
         A, Q, C, P = (mpmath.matrix(values[i].tolist()) for i in (0, 1, 2, 6))
@@ -183,7 +178,7 @@ def exactly(x, values):
 
 
 def by_covariances(x, values):
-    """The Kalman filter as it is usually written: the log density, and the least eigenvalue that a covariance had."""
+    """Log density by the standard Kalman filter, and the smallest eigenvalue of its covariances."""
     A, Q, C, loc, scale, mean, P = (value.numpy() for value in values)
     level, least = 0.0, np.inf
     for t, row in enumerate(x.numpy()):
@@ -197,8 +192,8 @@ def by_covariances(x, values):
     return level, least
 
 
-def diffuse(rng, n_features, scale, initial_scale, noise):
-    """Two states, one precise feature, and what else there is of noise 1; the data are drawn from the model."""
+def diffuse_case(rng, n_features, scale, initial_scale, noise):
+    """Draws data with two states, one precise feature, and other features with noise 1."""
     A, Q, C, loc, _, mean, _ = parameters(rng, 2, n_features)
     scale = torch.tensor([scale, *[1.0] * (n_features - 1)]).double()
     Q, P = noise**2 * Q, initial_scale**2 * torch.eye(2).double()
@@ -211,12 +206,10 @@ def diffuse(rng, n_features, scale, initial_scale, noise):
 
 @pytest.mark.parametrize("n_features", [1, 3])
 @pytest.mark.parametrize(("scale", "initial_scale", "noise"), [(1e-8, 1e8, 1.0), (1e-6, 1e6, 1e-6), (1e-8, 1e8, 1e-6)])
-def test_a_tiny_noise_beside_a_diffuse_prior_keeps_its_digits_where_covariances_lose_them(
-    n_features, scale, initial_scale, noise, rng
-):
-    """Covariances of condition 1e24 to 1e32: written as such they lose their sign or all but two digits of the density."""
-    x, values = diffuse(rng, n_features, scale, initial_scale, noise)
-    expected, starts = exactly(x, values), begins([6])
+def test_small_noise_with_a_diffuse_prior_is_accurate(n_features, scale, initial_scale, noise, rng):
+    """At condition numbers of 1e24 to 1e32 the standard filter loses positive definiteness or all but two digits."""
+    x, values = diffuse_case(rng, n_features, scale, initial_scale, noise)
+    expected, starts = exact_log_density(x, values), sequence_starts([6])
     found = float(by_kernel(x, starts)(*values))
     assert found == pytest.approx(expected, rel=1e-8)
     try:
@@ -230,10 +223,10 @@ def test_a_tiny_noise_beside_a_diffuse_prior_keeps_its_digits_where_covariances_
 
 
 @pytest.mark.parametrize("n_features", [1, 3])
-def test_gradients_keep_their_digits_too(n_features, rng):
-    """Against differences of the log density in 100 digits; to the rounding of the data, |x| / scale units in the last place."""
-    x, values = diffuse(rng, n_features, 1e-6, 1e6, 1.0)
-    _, gradients = value_and_grad(by_kernel(x, begins([6])), values)
+def test_gradients_with_small_noise_are_accurate(n_features, rng):
+    """Compares with differences of the log density in 100 digits, up to the rounding of the data."""
+    x, values = diffuse_case(rng, n_features, 1e-6, 1e6, 1.0)
+    _, gradients = value_and_grad(by_kernel(x, sequence_starts([6])), values)
     for i, name in enumerate(NAMES):
         if name in ("Q", "initial_covariance"):
             continue
@@ -243,7 +236,7 @@ def test_gradients_keep_their_digits_too(n_features, rng):
         for sign in (1, -1):
             moved = list(values)
             moved[i] = values[i] + sign * step * direction
-            sides.append((moved[i], exactly(x, moved)))
+            sides.append((moved[i], exact_log_density(x, moved)))
         change = ((sides[0][0] - sides[1][0]) * gradients[i]).sum()
         assert sides[0][1] - sides[1][1] == pytest.approx(float(change), rel=2e-3, abs=1e-10), name
 
@@ -251,8 +244,8 @@ def test_gradients_keep_their_digits_too(n_features, rng):
 # -- in torch
 
 
-def test_a_batch_is_its_members_captured_or_not(rng):
-    starts = begins([7, 4])
+def test_batched_chains_equal_single_ones_captured_or_not(rng):
+    starts = sequence_starts([7, 4])
     x = torch.from_numpy(rng.standard_normal((3, 11, 3)))
     observed = torch.from_numpy(rng.random((11, 3)) < 0.8)
     batch = [torch.stack(each) for each in zip(*[parameters(rng, 2, 3) for _ in range(3)], strict=True)]
@@ -283,8 +276,8 @@ def test_a_batch_is_its_members_captured_or_not(rng):
         torch.testing.assert_close(gradients, torch.stack([p[1] for p in plain]), rtol=1e-12, atol=1e-12)
 
 
-def test_second_derivatives_are_those_of_the_dense_gaussian(rng):
-    starts = begins([4, 2])
+def test_second_derivatives_match_the_dense_gaussian(rng):
+    starts = sequence_starts([4, 2])
     x = torch.from_numpy(rng.standard_normal((6, 2)))
     observed = torch.from_numpy(rng.random((6, 2)) < 0.8)
     values = parameters(rng, 2, 2)
@@ -298,9 +291,9 @@ def test_second_derivatives_are_those_of_the_dense_gaussian(rng):
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8 * float(expected.abs().max()))
 
 
-def test_the_form_for_second_derivatives_is_the_same_function(rng):
+def test_the_torch_version_equals_the_kernel(rng):
     A, Q, C, loc, scale, mean, P = values = parameters(rng, 3, 4)
-    starts = begins([5, 2])
+    starts = sequence_starts([5, 2])
     x = torch.from_numpy(rng.standard_normal((7, 4)))
     roots = [torch.linalg.cholesky(one) for one in (Q, P)]
     seen = torch.ones_like(x, dtype=torch.bool)
@@ -309,8 +302,8 @@ def test_the_form_for_second_derivatives_is_the_same_function(rng):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_no_number_stays_none(name, rng):
-    values, starts = list(parameters(rng, 2, 3)), begins([4, 2])
+def test_nan_parameters_give_nan(name, rng):
+    values, starts = list(parameters(rng, 2, 3)), sequence_starts([4, 2])
     x = torch.from_numpy(rng.standard_normal((6, 3)))
     i = NAMES.index(name)
     broken = torch.stack([values[i], torch.full_like(values[i], torch.nan)])
@@ -319,8 +312,8 @@ def test_what_is_no_number_stays_none(name, rng):
     assert torch.isnan(levels[1])
 
 
-def test_a_hundred_thousand_steps_neither_underflow_nor_lose_digits(rng):
-    """Many of which end or begin a sequence, with gradients that are those of the scan."""
+def test_a_chain_of_100000_steps_is_accurate(rng):
+    """Many sequences; gradients match those of the scan."""
     values, starts = parameters(rng, 1, 2), torch.from_numpy(rng.random(100_000) < 0.01)
     x = torch.from_numpy(rng.standard_normal((100_000, 2)))
     scan = lambda *v: LinearGaussianChain(*symmetric(v), starts)._log_prob_sum_by_scan(x)  # noqa: E731

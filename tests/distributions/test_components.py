@@ -1,4 +1,4 @@
-"""Emissions against scipy, by component and kind, whole and with entries missing; draws against the densities.
+"""Tests of emission densities against scipy, with and without missing entries, and of draws.
 
 Tests of draws: two-sided z-tests of moments over 20 000 draws, Bonferroni at a total of 1e-5 a test.
 """
@@ -44,8 +44,8 @@ def gaussian(rng, form):
     return GaussianComponents(torch.from_numpy(mu), given, None if corr is None else torch.from_numpy(corr)), mu, covariance
 
 
-def seen_of(rng):
-    """Which entries were observed, of one unit none and of another all."""
+def observed_mask(rng):
+    """A mask of observed entries: none for one unit, all for another."""
     seen = rng.random((N, D)) < 0.6
     seen[0], seen[1] = False, True
     return seen
@@ -56,9 +56,9 @@ FORMS = ["spherical", "diagonal", "full", "tied"]
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("missing", [False, True])
-def test_gaussian_density_is_scipys_of_the_observed_entries(form, missing, rng):
+def test_gaussian_density_of_observed_entries_matches_scipy(form, missing, rng):
     components, mu, covariance = gaussian(rng, form)
-    x, seen = 2 * rng.standard_normal((N, D)), seen_of(rng) if missing else np.ones((N, D), dtype=bool)
+    x, seen = 2 * rng.standard_normal((N, D)), observed_mask(rng) if missing else np.ones((N, D), dtype=bool)
     expected = np.zeros((N, K))
     for n in range(N):
         for k in range(K):
@@ -73,7 +73,7 @@ def test_gaussian_density_is_scipys_of_the_observed_entries(form, missing, rng):
 
 
 @pytest.mark.parametrize("form", ["diagonal", "full", "tied"])
-def test_masking_is_marginalising(form, rng):
+def test_masking_an_entry_integrates_it_out(form, rng):
     """The density with an entry missing is the integral over it, by quadrature."""
     components, _, covariance = gaussian(rng, form)
     x = torch.from_numpy(rng.standard_normal((N, D)))
@@ -90,9 +90,9 @@ def test_masking_is_marginalising(form, rng):
 
 
 @pytest.mark.parametrize("form", ["full", "tied"])
-def test_missing_entries_given_the_others(form, rng):
+def test_conditional_of_missing_entries_matches_the_formula(form, rng):
     components, mu, covariance = gaussian(rng, form)
-    x, seen, labels = rng.standard_normal((N, D)), seen_of(rng), rng.integers(0, K, N)
+    x, seen, labels = rng.standard_normal((N, D)), observed_mask(rng), rng.integers(0, K, N)
     mean, factor = components.completed(torch.from_numpy(labels), torch.from_numpy(x), torch.from_numpy(seen))
     for n, k in enumerate(labels):
         o, m = np.flatnonzero(seen[n]), np.flatnonzero(~seen[n])
@@ -127,7 +127,7 @@ def assert_moments(drawn, mean, covariance):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_gaussian_draws_have_the_moments_of_their_component(form, rng):
+def test_moments_of_gaussian_draws_match_their_component(form, rng):
     components, mu, covariance = gaussian(rng, form)
     torch.manual_seed(1)
     for k in range(K):
@@ -148,17 +148,17 @@ def counts_density(kind, rng):
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "poisson", "categorical"])
-def test_densities_of_counts_and_symbols_are_scipys(kind, rng):
+def test_densities_of_counts_and_symbols_match_scipy(kind, rng):
     components, x, each = counts_density(kind, rng)
     np.testing.assert_allclose(components.log_prob(torch.from_numpy(x)).numpy(), each.sum(-1), rtol=1e-9)
-    seen = seen_of(rng)
+    seen = observed_mask(rng)
     for filling in (x, np.where(seen, x, 0.0)):
         found = components.log_prob(torch.from_numpy(filling), torch.from_numpy(seen)).numpy()
         np.testing.assert_allclose(found, (each * seen[:, None]).sum(-1), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["bernoulli", "poisson", "categorical"])
-def test_draws_of_counts_and_symbols_have_their_frequencies(kind, rng):
+def test_frequencies_of_drawn_counts_and_symbols_match_the_density(kind, rng):
     components, _, _ = counts_density(kind, rng)
     torch.manual_seed(2)
     for k in range(K):

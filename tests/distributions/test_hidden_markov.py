@@ -1,4 +1,4 @@
-"""Hidden Markov chains against the enumeration of all paths, hmmlearn, and a recursion that is scaled rather than in logs."""
+"""Tests of hidden Markov chains against enumeration of paths, hmmlearn and a scaled recursion."""
 
 import itertools
 
@@ -44,7 +44,7 @@ def parts(request, rng):
 
 
 class Enumerated:
-    """Everything by summing over all K^T paths of all sequences together."""
+    """Computes all quantities by sums over all K^T paths of all sequences."""
 
     def __init__(self, log_initial, log_transition, log_emission, starts):
         self.log_b, self.starts = log_emission.numpy(), starts.numpy()
@@ -98,7 +98,7 @@ class Enumerated:
         return self.log_prior + self.log_b[np.arange(len(self.starts)), self.paths].sum(1)
 
 
-def test_everything_is_what_enumeration_of_all_paths_gives(parts):
+def test_all_quantities_match_enumeration_of_paths(parts):
     exact = Enumerated(*parts)
     close = {"rtol": 1e-11, "atol": 1e-12}
     np.testing.assert_allclose(float(hm.log_likelihood(*parts)), exact.log_likelihood(), **close)
@@ -109,7 +109,7 @@ def test_everything_is_what_enumeration_of_all_paths_gives(parts):
     np.testing.assert_allclose(hm.leave_one_out(*parts).numpy(), exact.leave_one_out(), **close)
 
 
-def test_paths_have_the_probabilities_that_enumeration_gives(parts):
+def test_path_probabilities_and_viterbi_match_enumeration(parts):
     exact = Enumerated(*parts)
     joint = exact.log_joint()
     path, level = hm.viterbi(*parts)
@@ -125,7 +125,7 @@ def test_paths_have_the_probabilities_that_enumeration_gives(parts):
     assert hidden.log_prob(path.double()).shape == ()  # positions arrive as float64
 
 
-def test_the_best_path_of_a_sequence_does_not_depend_on_the_next():
+def test_the_viterbi_path_of_a_sequence_ignores_the_next_sequence():
     # The first sequence ends in 0, more probably; the next begins in 1, and states stay: a step from 1 to 1 would be better.
     initial, transition = torch.tensor([0.5, 0.5]).double().log(), torch.tensor([[0.99, 0.01], [0.01, 0.99]]).double().log()
     emission = torch.tensor([[0.6, 0.4], [1e-6, 1.0]]).double().log()
@@ -134,7 +134,7 @@ def test_the_best_path_of_a_sequence_does_not_depend_on_the_next():
     assert float(level) == pytest.approx(np.log(0.25 * 0.6))
 
 
-def test_viterbi_of_ties_is_one_of_the_best_paths():
+def test_viterbi_returns_one_of_tied_best_paths():
     # Either state stays for good: (0, 0, 0) and (1, 1, 1) are equally probable, and no mixture of them is possible.
     half, never = np.log(0.5), -np.inf
     initial, transition = torch.tensor([half, half]).double(), torch.tensor([[0.0, never], [never, 0.0]]).double()
@@ -143,7 +143,7 @@ def test_viterbi_of_ties_is_one_of_the_best_paths():
     assert float(level) == pytest.approx(half)
 
 
-def test_sampled_paths_have_their_exact_frequencies(rng):
+def test_frequencies_of_sampled_paths_match_enumeration(rng):
     parts = chain(rng, 3, [3, 2], missing=[1], forbidden=[(2, 0)])
     exact = Enumerated(*parts)
     probability = np.exp(exact.log_joint() - exact.log_likelihood())
@@ -163,7 +163,7 @@ def test_sampled_paths_have_their_exact_frequencies(rng):
 
 
 @pytest.mark.parametrize("u", [0.0, 1 - 2.0**-53])
-def test_the_ends_of_the_uniform_numbers_meet_no_impossible_state(rng, monkeypatch, u):
+def test_sampling_with_extreme_uniform_numbers_gives_possible_states(rng, monkeypatch, u):
     never = -np.inf
     _, _, log_b, starts = chain(rng, 4, [30], missing=range(30))
     initial = torch.tensor([never, np.log(0.1), np.log(0.9), never]).double()
@@ -175,7 +175,7 @@ def test_the_ends_of_the_uniform_numbers_meet_no_impossible_state(rng, monkeypat
     assert torch.isfinite(hidden.log_prob(hidden.sample()))
 
 
-def test_hmmlearn_agrees_on_a_long_sequence_with_lengths(rng):
+def test_long_sequences_match_hmmlearn(rng):
     hmmlearn = pytest.importorskip("hmmlearn.hmm")
     lengths = [1500, 1, 700, 2000]
     initial, transition, _, starts = chain(rng, 3, lengths)
@@ -192,7 +192,7 @@ def test_hmmlearn_agrees_on_a_long_sequence_with_lengths(rng):
     assert float(hm.viterbi(*parts)[1]) == pytest.approx(level, rel=1e-12)
 
 
-def test_a_hundred_thousand_steps_are_those_of_a_scaled_recursion(rng):
+def test_100000_steps_match_a_scaled_recursion(rng):
     parts = chain(rng, 3, [60_000, 40_000], sharpness=4.0)
     pi, A, b = (p.exp().numpy() for p in parts[:3])
     starts, terms, state = parts[3].numpy(), np.empty(100_000), None
@@ -211,7 +211,7 @@ def test_a_hundred_thousand_steps_are_those_of_a_scaled_recursion(rng):
     np.testing.assert_allclose(pairs[1:60_000].sum(2).numpy(), hidden.probs[: 60_000 - 1].numpy(), atol=1e-10)
 
 
-def test_an_unlikely_past_is_kept_however_unlikely():
+def test_very_unlikely_states_do_not_underflow():
     # State 0 is 10^-870 as likely as state 1 until t = 2, where it alone can have come from: a scaled recursion loses it.
     never = -np.inf
     log_emission = torch.tensor([[-2000.0, 0.0], [0.0, 0.0], [0.0, never]]).double()
@@ -222,7 +222,7 @@ def test_an_unlikely_past_is_kept_however_unlikely():
     np.testing.assert_allclose(smooth.numpy(), [[1, 0]] * 3, atol=1e-12)
 
 
-def test_sequences_begin_anew_and_their_log_likelihoods_sum(rng):
+def test_sequences_are_independent_and_their_log_likelihoods_add_up(rng):
     lengths = [4, 1, 6]
     parts = chain(rng, 3, lengths)
     edges = np.cumsum([0, *lengths])
@@ -236,7 +236,7 @@ def test_sequences_begin_anew_and_their_log_likelihoods_sum(rng):
     )
 
 
-def test_impossible_data_have_log_likelihood_minus_infinity_and_finite_gradients(rng):
+def test_impossible_data_have_minus_infinity_and_finite_gradients(rng):
     never = -np.inf
     initial, transition, log_b, starts = chain(rng, 2, [3, 3], forbidden=[(0, 1)])
     log_b[1, 1], log_b[2, 0] = never, never  # in 0 at t = 1, so never in 1 at t = 2
@@ -255,7 +255,7 @@ def test_impossible_data_have_log_likelihood_minus_infinity_and_finite_gradients
 # -- gradients
 
 
-def test_the_gradient_is_the_expected_counts(parts):
+def test_gradients_are_expected_counts(parts):
     of_initial, of_transition, of_emission = torch.func.grad(hm.log_likelihood, (0, 1, 2))(*parts)
     smooth = hm.smoothed(*parts)
     np.testing.assert_allclose(of_initial.numpy(), smooth[parts[3]].sum(0).numpy(), atol=1e-11)
@@ -264,9 +264,9 @@ def test_the_gradient_is_the_expected_counts(parts):
 
 
 @pytest.mark.parametrize("by_kernel", [True, False], ids=["kernel", "scan"])
-def test_expected_counts_are_sums_of_the_smoothed_probabilities(parts, monkeypatch, by_kernel):
+def test_expected_counts_are_sums_of_smoothed_probabilities(parts, monkeypatch, by_kernel):
     if not by_kernel:
-        monkeypatch.setattr(hm.kernels, "serves", lambda *tensors: False)
+        monkeypatch.setattr(hm.kernels, "available_for", lambda *tensors: False)
     exact = Enumerated(*parts)
     smoothed = exact.probs(past_only=False)
     with torch.no_grad():
@@ -278,14 +278,14 @@ def test_expected_counts_are_sums_of_the_smoothed_probabilities(parts, monkeypat
     np.testing.assert_allclose(transitions, exact.pairs().sum(0), atol=1e-12)
 
 
-def test_gradients_are_those_of_differences(rng):
+def test_gradients_of_the_hidden_markov_chain_match_differences(rng):
     *logs, starts = chain(rng, 3, [4, 1, 3], missing=[2])
     logs = tuple(log.requires_grad_() for log in logs)
     for function in (hm.log_likelihood, hm.log_predictive, hm.leave_one_out, hm.smoothed, hm.pair_marginals):
         assert torch.autograd.gradcheck(lambda *three, f=function: f(*three, starts), logs)
 
 
-def test_a_left_to_right_chain_has_finite_gradients_everywhere(rng):
+def test_a_left_to_right_chain_has_finite_gradients(rng):
     never = -np.inf
     transition = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 1.0]]).double().log()
     initial = torch.tensor([0.0, never, never]).double()
@@ -305,7 +305,7 @@ def test_a_left_to_right_chain_has_finite_gradients_everywhere(rng):
 # -- transformations of functions
 
 
-def test_batched_and_captured_are_the_plain_function(rng):
+def test_batched_and_captured_hidden_markov_chains_equal_the_plain_one(rng):
     initial, transition, log_b, starts = chain(rng, 3, [5, 8], forbidden=[(0, 1)])
     shifts = torch.from_numpy(rng.standard_normal((4, 13, 3)))
 

@@ -1,4 +1,4 @@
-"""Series of a hidden Markov chain: densities against enumerated paths, draws against the density, what starts anew."""
+"""Tests of the distribution of series of a hidden Markov chain."""
 
 import itertools
 
@@ -19,7 +19,7 @@ def series(rng, components, observed=None, starts=STARTS):
     return HiddenMarkovSeries(*logs, components, torch.from_numpy(starts), observed), pi, A
 
 
-def test_density_by_enumeration_with_entries_and_a_step_missing(rng):
+def test_density_with_missing_entries_matches_enumeration(rng):
     mu, sigma = rng.standard_normal((2, 3)), np.exp(rng.standard_normal((2, 3)))
     x, seen = rng.standard_normal((5, 3)), rng.random((5, 3)) < 0.7
     seen[1] = False
@@ -38,7 +38,7 @@ def test_density_by_enumeration_with_entries_and_a_step_missing(rng):
     np.testing.assert_allclose(found.conditional(value).log_prob(paths).numpy(), total - logsumexp(total), rtol=1e-8, atol=1e-9)
 
 
-def test_draws_have_the_probabilities_of_the_density(rng):
+def test_frequencies_of_drawn_series_match_the_density(rng):
     """All 32 series of 5 symbols of two kinds: chi-squared at 1e-5."""
     p = np.array([[[0.9, 0.1]], [[0.3, 0.7]]])
     found, _, _ = series(rng, CategoricalComponents(torch.from_numpy(p)))

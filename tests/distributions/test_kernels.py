@@ -1,4 +1,4 @@
-"""Kernels against the same log likelihoods written in operations of torch: values at 1e-10, gradients at 1e-9."""
+"""Tests of kernels against log likelihoods in torch: values at 1e-10, gradients at 1e-9."""
 
 import os
 import subprocess
@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from helpers import sequence_starts
 
 from latentlab.distributions import hidden_markov as hm
 from latentlab.distributions import kernels
@@ -20,7 +21,7 @@ from latentlab.seeds import one_thread
 pytest.importorskip("numba")
 
 
-def close(found, expected, *, value=1e-10, gradient=1e-9):
+def assert_values_close(found, expected, *, value=1e-10, gradient=1e-9):
     """Values relative; gradients relative to the largest entry of each."""
     assert float(found[0]) == pytest.approx(float(expected[0]), rel=value, abs=1e-12)
     for one, other in zip(found[1], expected[1], strict=True):
@@ -33,13 +34,7 @@ def value_and_grad(function, parameters):
 
 
 def no_kernels(monkeypatch):
-    monkeypatch.setattr(kernels, "serves", lambda *tensors: False)
-
-
-def begins(lengths):
-    starts = torch.zeros(sum(lengths), dtype=torch.bool)
-    starts[np.cumsum([0, *lengths[:-1]])] = True
-    return starts
+    monkeypatch.setattr(kernels, "available_for", lambda *tensors: False)
 
 
 def chain(rng, n_states, lengths, *, sharpness=1.5, kind="dense", missing=()):
@@ -57,7 +52,7 @@ def chain(rng, n_states, lengths, *, sharpness=1.5, kind="dense", missing=()):
     log_b = sharpness * rng.standard_normal((sum(lengths), n_states))
     log_b[list(missing)] = 0
     with np.errstate(divide="ignore"):
-        return *(torch.from_numpy(a) for a in (np.log(initial), np.log(transition), log_b)), begins(lengths)
+        return *(torch.from_numpy(a) for a in (np.log(initial), np.log(transition), log_b)), sequence_starts(lengths)
 
 
 CHAINS = {
@@ -79,10 +74,10 @@ CHAINS = {
 
 
 @pytest.mark.parametrize("case", CHAINS.values(), ids=list(CHAINS))
-def test_a_chain_has_the_value_and_gradient_of_the_scan(case, rng):
+def test_kernel_of_a_hidden_markov_chain_equals_the_scan(case, rng):
     *parameters, starts = chain(rng, **case)
     found = value_and_grad(lambda *p: hm.log_likelihood(*p, starts), parameters)
-    close(found, value_and_grad(lambda *p: hm.log_likelihood_by_scan(*p, starts), parameters))
+    assert_values_close(found, value_and_grad(lambda *p: hm.log_likelihood_by_scan(*p, starts), parameters))
     initial, transition, smoothed = found[1]
     assert float(initial.sum()) == pytest.approx(int(starts.sum()))
     assert float(transition.sum()) == pytest.approx(int((~starts).sum()))
@@ -91,12 +86,12 @@ def test_a_chain_has_the_value_and_gradient_of_the_scan(case, rng):
 
 
 @pytest.mark.parametrize("drops", [[5000], [400, 303], [200, 200, 200, 103], [800], [60] * 12], ids=str)
-def test_a_path_that_the_data_had_ruled_out_may_come_back(drops):
-    """State 0 has probability e^-701 for a while; each state stays for good, so that nothing refills it."""
+def test_paths_with_tiny_probabilities_can_recover(drops):
+    """State 0 has probability e^-701 at first, and states never change."""
     never = -torch.inf
     initial, transition = torch.tensor([0.5, 0.5]).double().log(), torch.tensor([[0.0, never], [never, 0.0]]).double()
     log_b = torch.tensor([[-701.0, 0.0], [0.0, 0.0], *[[0.0, -float(drop)] for drop in drops]]).double()
-    starts = begins([len(log_b)])
+    starts = sequence_starts([len(log_b)])
     value, gradients = value_and_grad(lambda *p: hm.log_likelihood(*p, starts), (initial, transition, log_b))
     paths = np.array([-701.0, -float(sum(drops))])
     assert float(value) == pytest.approx(np.logaddexp(*paths) + np.log(0.5), rel=1e-13)
@@ -104,29 +99,29 @@ def test_a_path_that_the_data_had_ruled_out_may_come_back(drops):
     torch.testing.assert_close(gradients[2], probability.expand(len(log_b), 2), rtol=1e-11, atol=1e-12)
 
 
-def test_divisors_that_overflow_together_are_left_to_logs():
-    """Each within its bounds: two levels of e^-216, and a share of e^-334 that both passes have in common."""
+def test_products_that_overflow_are_computed_in_logs():
+    """Each factor is representable, but their product in forward and backward pass is not."""
     never = -torch.inf
     initial = torch.tensor([0.5, 0.5, 0.0]).double().log()
     rows = [[0.0, -288.0, 0.0], [-216.0, -216.0, 0.0], [-216.0, -216.0, 0.0], [-190.0, -138.0, 0.0], [-144.0, 0.0, never]]
     log_b, transition = torch.tensor(rows).double(), torch.eye(3).double().log()
-    value, gradients = value_and_grad(lambda *p: hm.log_likelihood(*p, begins([5])), (initial, transition, log_b))
+    value, gradients = value_and_grad(lambda *p: hm.log_likelihood(*p, sequence_starts([5])), (initial, transition, log_b))
     assert float(value) == pytest.approx(-766 + np.log(0.5), rel=1e-14)
     torch.testing.assert_close(gradients[1], torch.diag(torch.tensor([4.0, 0.0, 0.0])).double())
     torch.testing.assert_close(gradients[2], torch.tensor([1.0, 0.0, 0.0]).double().expand(5, 3))
 
 
-def test_many_low_levels_in_a_row_are_counted():
-    """The only state that is possible is e^-220 times less likely than one of the others, at each step."""
+def test_many_small_likelihoods_in_a_row_do_not_underflow():
+    """At each step the only possible state has a likelihood e^-220 times that of another state."""
     never = -torch.inf
     initial, transition = torch.tensor([never, never, 0.0]).double(), torch.eye(3).double().log()
     log_b = torch.tensor([[0.0, -400.0, -220.0], [-400.0, 0.0, -220.0]] * 3).double()
-    value, gradients = value_and_grad(lambda *p: hm.log_likelihood(*p, begins([6])), (initial, transition, log_b))
+    value, gradients = value_and_grad(lambda *p: hm.log_likelihood(*p, sequence_starts([6])), (initial, transition, log_b))
     assert float(value) == -220 * 6
     torch.testing.assert_close(gradients[2], torch.tensor([0.0, 0.0, 1.0]).double().expand(6, 3))
 
 
-def test_the_exponential_is_exact_to_the_last_digits():
+def test_the_exponential_is_accurate_to_the_last_digits():
     from latentlab.distributions import compiled_exponentials
 
     x = np.concatenate(
@@ -139,7 +134,7 @@ def test_the_exponential_is_exact_to_the_last_digits():
     np.testing.assert_allclose(found[:-4], np.exp(x[:-4]), rtol=5e-16)
 
 
-def test_what_is_impossible_is_minus_infinity_and_what_is_no_number_stays_none():
+def test_impossible_data_give_minus_infinity_and_nan_stays_nan():
     never = -torch.inf
     *parameters, starts = chain(np.random.default_rng(0), 2, [4, 3])
     shut = parameters[2].clone()
@@ -153,10 +148,10 @@ def test_what_is_impossible_is_minus_infinity_and_what_is_no_number_stays_none()
         assert torch.isnan(hm.log_likelihood(*broken, starts))
 
 
-def test_a_hundred_thousand_steps_neither_underflow_nor_lose_digits(rng):
+def test_the_kernel_is_accurate_for_100000_steps(rng):
     *parameters, starts = chain(rng, 3, [100_000], sharpness=3.0)
     found = value_and_grad(lambda *p: hm.log_likelihood(*p, starts), parameters)
-    close(found, value_and_grad(lambda *p: hm.log_likelihood_by_scan(*p, starts), parameters))
+    assert_values_close(found, value_and_grad(lambda *p: hm.log_likelihood_by_scan(*p, starts), parameters))
 
 
 # -- Gaussian emissions
@@ -185,9 +180,7 @@ def weights(rng, *shape):
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
 @pytest.mark.parametrize(("n_components", "n_features", "n_units"), [(3, 2, 50), (1, 1, 1), (4, 1, 30), (2, 5, 40)])
-def test_a_gaussian_mixture_has_the_value_and_gradient_of_its_units(
-    covariance, n_components, n_features, n_units, rng, monkeypatch
-):
+def test_kernel_of_a_gaussian_mixture_equals_the_sum_over_units(covariance, n_components, n_features, n_units, rng, monkeypatch):
     monkeypatch.setattr(kernels, "AT_ONCE", 13)
     x = torch.from_numpy(3 * rng.standard_normal((n_units, n_features)))
     parameters = [weights(rng, n_components), *components(rng, covariance, n_components, n_features)]
@@ -199,14 +192,14 @@ def test_a_gaussian_mixture_has_the_value_and_gradient_of_its_units(
         return Mixture(log_weights, GaussianComponents(*emission)).log_prob_sum(x)
 
     found = value_and_grad(in_one_pass, parameters)
-    close(found, value_and_grad(by_units, parameters))
+    assert_values_close(found, value_and_grad(by_units, parameters))
     assert float(found[1][0].sum()) == pytest.approx(n_units)
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
 @pytest.mark.parametrize("lengths", [[40], [1, 20, 1, 9]], ids=str)
-def test_a_gaussian_chain_has_the_value_and_gradient_of_the_scan(covariance, lengths, rng, monkeypatch):
-    x, starts = torch.from_numpy(3 * rng.standard_normal((sum(lengths), 2))), begins(lengths)
+def test_kernel_of_a_gaussian_hidden_markov_chain_equals_the_scan(covariance, lengths, rng, monkeypatch):
+    x, starts = torch.from_numpy(3 * rng.standard_normal((sum(lengths), 2))), sequence_starts(lengths)
     parameters = [weights(rng, 3), weights(rng, 3, 3), *components(rng, covariance, 3, 2)]
 
     def series(initial, transition, *emission):
@@ -214,16 +207,16 @@ def test_a_gaussian_chain_has_the_value_and_gradient_of_the_scan(covariance, len
 
     found = value_and_grad(series, parameters)
     no_kernels(monkeypatch)
-    close(found, value_and_grad(series, parameters))
+    assert_values_close(found, value_and_grad(series, parameters))
 
 
-def test_missing_entries_and_other_emissions_go_their_own_way(rng):
+def test_missing_entries_and_other_emissions_do_not_use_the_kernel(rng):
     x = torch.from_numpy(rng.standard_normal((30, 2)))
     observed = torch.from_numpy(rng.random((30, 2)) < 0.7)
     gaussian = GaussianComponents(*components(rng, "full", 3, 2))
     yes = (x > 0).double()
     bernoulli = BernoulliComponents(torch.from_numpy(rng.uniform(0.1, 0.9, (3, 2))))
-    initial, transition, starts = weights(rng, 3), weights(rng, 3, 3), begins([20, 10])
+    initial, transition, starts = weights(rng, 3), weights(rng, 3, 3), sequence_starts([20, 10])
     for data, emission, seen in ((x, gaussian, observed), (yes, bernoulli, None), (yes, bernoulli, observed)):
         mixture = Mixture(initial, emission, seen)
         assert float(mixture.log_prob_sum(data)) == pytest.approx(float(mixture.log_prob(data).sum()), rel=1e-12)
@@ -231,12 +224,12 @@ def test_missing_entries_and_other_emissions_go_their_own_way(rng):
         assert float(series.log_prob_sum(data)) == pytest.approx(float(series.log_prob(data).sum()), rel=1e-12)
 
 
-def test_far_outliers_and_extreme_scales_are_finite(rng):
+def test_far_outliers_and_extreme_scales_give_finite_values(rng):
     x = torch.tensor([[1e6, 0.0], [0.0, 1.0], [-2e6, 3.0]]).double()  # no two whose derivatives cancel
     parameters = [weights(rng, 3), *components(rng, "full", 3, 2)]
     parameters[2] = parameters[2] * torch.tensor([1e-3, 1.0]).double()
     found = value_and_grad(lambda w, *e: Mixture(w, GaussianComponents(*e)).log_prob_sum(x), parameters)
-    close(found, value_and_grad(lambda w, *e: Mixture(w, GaussianComponents(*e)).log_prob(x).sum(), parameters))
+    assert_values_close(found, value_and_grad(lambda w, *e: Mixture(w, GaussianComponents(*e)).log_prob(x).sum(), parameters))
 
 
 # -- in torch
@@ -251,7 +244,7 @@ def batch_of(rng, n):
     return [torch.stack(each) for each in zip(*one, strict=True)]
 
 
-def test_a_batch_is_its_members_in_any_order_of_the_transforms(rng):
+def test_a_batched_kernel_equals_single_calls_for_any_order_of_transforms(rng):
     x = torch.from_numpy(rng.standard_normal((6, 20, 2)))
     parameters = batch_of(rng, 6)
     argnums = (0, 1, 2, 3)
@@ -286,8 +279,8 @@ def test_a_batch_is_its_members_in_any_order_of_the_transforms(rng):
     assert torch.equal(found, torch.stack(expected))
 
 
-def test_second_derivatives_are_those_of_the_graph(rng, monkeypatch):
-    x, starts = torch.from_numpy(rng.standard_normal((12, 2))), begins([8, 4])
+def test_second_derivatives_match_the_torch_graph(rng, monkeypatch):
+    x, starts = torch.from_numpy(rng.standard_normal((12, 2))), sequence_starts([8, 4])
     sizes = (3, 9, 6, 6)
     flat = torch.cat([p.reshape(-1) for p in (weights(rng, 3), weights(rng, 3, 3), *components(rng, "diagonal", 3, 2))])
 
@@ -323,7 +316,7 @@ def test_second_derivatives_are_those_of_the_graph(rng, monkeypatch):
     torch.testing.assert_close(batched[0], found[0], rtol=1e-10, atol=1e-10)
 
 
-def test_a_captured_graph_has_the_kernel_as_one_node(rng, caplog):
+def test_a_captured_graph_contains_the_kernel_as_one_node(rng, caplog):
     from torch.fx.experimental.proxy_tensor import make_fx
 
     x = torch.from_numpy(rng.standard_normal((50, 2)))
@@ -342,19 +335,19 @@ def test_a_captured_graph_has_the_kernel_as_one_node(rng, caplog):
     assert not any("logsumexp" in target for target in targets)
 
 
-def test_the_data_have_no_derivative(rng):
+def test_derivatives_with_respect_to_the_data_are_refused(rng):
     x = torch.from_numpy(rng.standard_normal((10, 2)))
     parameters = [p[0] for p in batch_of(rng, 1)]
     with pytest.raises(NotImplementedError, match="no derivative for the data"):
         torch.func.grad(lambda data: mixture_of(data)(*parameters))(x)
 
 
-def test_kernels_serve_float64_on_the_cpu_only(monkeypatch):
-    assert kernels.serves(torch.zeros(1, dtype=torch.float64))
-    assert not kernels.serves(torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float32))
-    assert not kernels.serves(torch.zeros(1, dtype=torch.float64, device="meta"))
+def test_kernels_support_float64_on_the_cpu_only(monkeypatch):
+    assert kernels.available_for(torch.zeros(1, dtype=torch.float64))
+    assert not kernels.available_for(torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float32))
+    assert not kernels.available_for(torch.zeros(1, dtype=torch.float64, device="meta"))
     monkeypatch.setattr(kernels, "_compiled", lambda: None)
-    assert not kernels.serves(torch.zeros(1, dtype=torch.float64))
+    assert not kernels.available_for(torch.zeros(1, dtype=torch.float64))
 
 
 def in_a_new_process(code, **environment):
@@ -369,7 +362,7 @@ def in_a_new_process(code, **environment):
     return done.stdout.split()
 
 
-def test_numba_is_imported_at_the_first_call():
+def test_numba_is_imported_at_the_first_call_only():
     code = """
 import sys, torch
 import latentlab.distributions.hidden_markov as hm, latentlab.distributions.mixture, latentlab.models.gaussian_hmm
@@ -382,7 +375,7 @@ print(float(hm.log_likelihood(half[0], half, half, torch.tensor([True, False])))
     assert float(value) == pytest.approx(np.log(0.25))
 
 
-def test_without_numba_the_scan_does_it():
+def test_without_numba_the_scan_is_used():
     code = """
 import sys, torch
 sys.modules["numba"] = None
@@ -393,8 +386,8 @@ print(float(hm.log_likelihood(half[0], half, half, torch.tensor([True, False])))
     assert float(in_a_new_process(code)[0]) == pytest.approx(np.log(0.25))
 
 
-def test_a_cache_that_cannot_be_written_is_done_without():
-    """Neither beside the source, nor in the user's folder, nor where the user said."""
+def test_kernels_work_without_a_writable_cache():
+    """No folder for the cache of compiled code is writable."""
     code = """
 import numba.core.caching as caching
 caching._CacheLocator.ensure_cache_path = lambda self: (_ for _ in ()).throw(OSError("read-only"))
@@ -408,7 +401,7 @@ print(out[0, 0, 0])
     assert in_a_new_process(code) == ["0.25"]
 
 
-def test_the_digits_do_not_depend_on_the_number_of_threads(rng):
+def test_kernel_results_do_not_depend_on_the_number_of_threads(rng):
     *parameters, starts = chain(rng, 3, [500, 200])
     x = torch.from_numpy(rng.standard_normal((9000, 2)))
     mixture = [p[0] for p in batch_of(rng, 1)]
@@ -436,7 +429,7 @@ def two_threads():
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("n_data", [10, kernels.SHARED])
-def test_members_of_a_batch_are_shared_among_threads_where_they_are_large(n_data):
+def test_large_batches_are_divided_among_threads(n_data):
     seen = {}
 
     def member(parameters, data, gradients):
@@ -455,7 +448,7 @@ def test_members_of_a_batch_are_shared_among_threads_where_they_are_large(n_data
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_what_fails_in_a_thread_fails_the_call():
+def test_an_error_in_a_thread_is_raised_by_the_call():
     caller = threading.current_thread()
 
     def member(parameters, data, gradients):
@@ -467,8 +460,8 @@ def test_what_fails_in_a_thread_fails_the_call():
         kernels.value_and_gradients(member, (1, 1), 1, torch.zeros(4, 1), torch.zeros(kernels.SHARED))
 
 
-def test_a_batch_has_the_same_digits_with_more_threads(rng, monkeypatch):
-    """Those that torch had before `one_thread`, in which every fit runs."""
+def test_batch_results_do_not_depend_on_the_number_of_threads(rng, monkeypatch):
+    """The number of threads is that of torch outside `one_thread`, in which every fit runs."""
     *parameters, starts = chain(rng, 3, [500, 200])
     shifts = 0.1 * torch.from_numpy(rng.standard_normal((5, 1, 1)))
     before, found, asked = torch.get_num_threads(), [], []

@@ -1,4 +1,4 @@
-"""Linear-Gaussian chains against dense conditioning of the joint Gaussian of all states and rows."""
+"""Tests of linear-Gaussian chains against the dense joint Gaussian of all states and rows."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def chain(arrays):
 def sums(request, monkeypatch):
     """`log_prob_sum` by the kernel, and by the scan."""
     if request.param == "scan":
-        monkeypatch.setattr(kernels, "serves", lambda *tensors: False)
+        monkeypatch.setattr(kernels, "available_for", lambda *tensors: False)
     else:
         pytest.importorskip("numba")
 
@@ -115,7 +115,7 @@ def parts(request, rng):
     return parameters(rng, q, lengths, masked=masked)
 
 
-def test_densities_are_those_of_the_dense_gaussian(parts, sums):
+def test_densities_match_the_dense_gaussian(parts, sums):
     arrays, x = parts
     found, exact = chain(arrays), Dense(**arrays, x=x)
     value = torch.from_numpy(x)
@@ -130,7 +130,7 @@ def test_densities_are_those_of_the_dense_gaussian(parts, sums):
     np.testing.assert_allclose(float(found.log_prob_sum(value)), exact.log_prob(units), **close)
 
 
-def test_states_are_those_of_the_dense_gaussian(parts):
+def test_smoothed_states_match_the_dense_gaussian(parts):
     arrays, x = parts
     value = torch.from_numpy(x)
     found, exact = chain(arrays), Dense(**arrays, x=x)
@@ -149,7 +149,7 @@ def test_states_are_those_of_the_dense_gaussian(parts):
         np.testing.assert_allclose(filtered_covariance[t].numpy(), exact.block(past_covariance, t, t), **close)
 
 
-def test_the_density_of_a_path_is_that_of_the_dense_gaussian(parts, rng):
+def test_the_density_of_a_path_matches_the_dense_gaussian(parts, rng):
     arrays, x = parts
     path = chain(arrays).conditional(torch.from_numpy(x))
     mean, covariance = Dense(**arrays, x=x).states(range(len(x)))
@@ -174,7 +174,7 @@ def assert_standard_normal(z):
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_sampled_paths_are_draws_of_the_dense_gaussian(rng, batched):
+def test_sampled_paths_follow_the_dense_gaussian(rng, batched):
     arrays, x = parameters(rng, 2, [3, 2], masked=True)
     value, n = torch.from_numpy(x), 20_000
     torch.manual_seed(0)
@@ -188,7 +188,7 @@ def test_sampled_paths_are_draws_of_the_dense_gaussian(rng, batched):
     assert_standard_normal(standardised(draws.reshape(n, -1).numpy(), mean, covariance))
 
 
-def test_simulated_rows_are_draws_of_the_dense_gaussian(rng):
+def test_simulated_rows_follow_the_dense_gaussian(rng):
     arrays, x = parameters(rng, 2, [3, 1], n_features=2)
     torch.manual_seed(0)
     draws = chain(arrays).sample((20_000,))
@@ -200,7 +200,7 @@ def test_simulated_rows_are_draws_of_the_dense_gaussian(rng):
     assert chain(arrays).sample().shape == (4, 2)
 
 
-def test_gradients_are_those_of_differences(rng, sums):
+def test_gradients_of_the_linear_gaussian_chain_match_differences(rng, sums):
     arrays, x = parameters(rng, 2, [3, 2], masked=True)
     names = [name for name in arrays if name not in ("starts", "observed")]
     given = tuple(torch.tensor(arrays[name], requires_grad=True) for name in names)
@@ -216,7 +216,7 @@ def test_gradients_are_those_of_differences(rng, sums):
     assert torch.autograd.gradcheck(lambda *v: build(*v).leave_one_out(value), given)
 
 
-def test_batched_and_captured_are_the_plain_function(rng, sums):
+def test_batched_and_captured_linear_gaussian_chains_equal_the_plain_one(rng, sums):
     arrays, x = parameters(rng, 2, [5, 8], masked=True)
     value = torch.from_numpy(x)
     A = torch.tensor(arrays["A"]) + 0.1 * torch.from_numpy(rng.standard_normal((4, 2, 2)))
@@ -247,7 +247,7 @@ def test_batched_and_captured_are_the_plain_function(rng, sums):
                 torch.testing.assert_close(found[i], expected, rtol=1e-10, atol=1e-11)
 
 
-def test_one_broken_member_of_a_batch_does_not_break_the_others(rng, sums):
+def test_nan_in_one_batched_chain_does_not_affect_the_others(rng, sums):
     arrays, x = parameters(rng, 2, [4])
     A = torch.stack([torch.tensor(arrays["A"]), torch.full((2, 2), torch.nan).double()])
     levels = torch.vmap(
@@ -260,7 +260,7 @@ def test_one_broken_member_of_a_batch_does_not_break_the_others(rng, sums):
 
 
 @pytest.mark.parametrize("scale", [1e-5, 1e-6])
-def test_small_noise_does_not_cancel(rng, scale, sums):
+def test_small_noise_of_a_chain_is_accurate(rng, scale, sums):
     arrays, _ = parameters(rng, 2, [30, 20], n_features=5)
     arrays["loc"] = 10 * arrays["loc"]
     z = np.cumsum(rng.standard_normal((50, 2)), 0)
@@ -282,7 +282,7 @@ def test_small_noise_does_not_cancel(rng, scale, sums):
     assert off(scale) == pytest.approx(off(1e-4) * (scale / 1e-4) ** 2, rel=0.1, abs=1e-7)  # the limit is reached quadratically
 
 
-def test_many_steps_are_those_of_the_kalman_filter(rng, sums):
+def test_many_steps_match_the_kalman_filter(rng, sums):
     lengths = [6000, 4000]
     arrays, x = parameters(rng, 2, lengths, n_features=3)
     A, Q, C = arrays["A"], arrays["Q"], arrays["C"]
@@ -300,9 +300,9 @@ def test_many_steps_are_those_of_the_kalman_filter(rng, sums):
     assert torch.isfinite(path.log_prob(path.sample()))
 
 
-def test_it_is_not_expanded_to_another_number_of_steps(rng):
+def test_a_chain_cannot_be_expanded_to_another_number_of_steps(rng):
     arrays, _ = parameters(rng, 1, [4])
     found = chain(arrays)
     assert found.expand([4]) is found
-    with pytest.raises(ValueError, match=r"a chain of 4 steps cannot be expanded to batch shape \(5,\)"):
+    with pytest.raises(ValueError, match=r"the batch shape of a chain must be \(4,\), its number of steps; got \(5,\)"):
         found.expand([5])

@@ -26,7 +26,7 @@ def distribution(W, mu, psi, mask=None):
 
 @pytest.mark.parametrize("one_scale", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
-def test_density_and_conditional_are_those_of_the_dense_gaussian(parts, masked, one_scale):
+def test_density_and_conditional_match_the_dense_gaussian(parts, masked, one_scale):
     W, mu, psi, x, mask = parts
     psi = psi[0] if one_scale else psi
     found = distribution(W, mu, psi, mask if masked else None)
@@ -39,7 +39,7 @@ def test_density_and_conditional_are_those_of_the_dense_gaussian(parts, masked, 
     np.testing.assert_allclose(z.covariance_matrix.expand(9, 2, 2).numpy(), covariance, atol=1e-12)
 
 
-def test_small_noise_does_not_cancel(parts):
+def test_small_noise_of_a_low_rank_gaussian_is_accurate(parts):
     W, mu, _, _, _ = parts
     x = torch.tensor(np.ones((1, 2)) @ W.T + mu)
     found = float(distribution(W, mu, 1e-7).log_prob(x))
@@ -48,7 +48,7 @@ def test_small_noise_does_not_cancel(parts):
     assert found == pytest.approx(expected, rel=1e-9)
 
 
-def test_draws_have_the_mean_and_covariance(parts):
+def test_draws_have_the_right_mean_and_covariance(parts):
     W, mu, psi, _, _ = parts
     torch.manual_seed(0)
     draws = distribution(W, mu, psi).expand([40_000]).sample().numpy()
@@ -59,7 +59,7 @@ def test_draws_have_the_mean_and_covariance(parts):
     assert (np.abs(draws.mean(0) - mu) < 5 * np.sqrt(np.diag(C) / 40_000)).all()
 
 
-def test_one_broken_member_of_a_batch_does_not_break_the_others(parts):
+def test_nan_in_one_batched_gaussian_does_not_affect_the_others(parts):
     W, mu, psi, x, _ = parts
     Ws = torch.stack([torch.from_numpy(W), torch.full((6, 2), torch.nan)])
     one = lambda w: LowRankGaussian(torch.from_numpy(mu), w, torch.from_numpy(psi)).log_prob(torch.from_numpy(x)).sum()  # noqa: E731
@@ -69,7 +69,7 @@ def test_one_broken_member_of_a_batch_does_not_break_the_others(parts):
 
 
 @pytest.mark.parametrize("one_scale", [True, False])
-def test_the_sum_over_units_by_moments_is_the_sum_over_units(parts, rng, one_scale):
+def test_the_density_from_moments_equals_the_sum_over_units(parts, rng, one_scale):
     W, mu, psi, _, _ = parts
     psi = psi[0] if one_scale else psi
     x = torch.from_numpy(1e3 + rng.standard_normal((500, 6)))  # far from mu: the mean's part counts
@@ -82,7 +82,7 @@ def test_the_sum_over_units_by_moments_is_the_sum_over_units(parts, rng, one_sca
 
 
 @pytest.mark.parametrize("each", [False, True], ids=["one covariance", "one for each"])
-def test_it_is_the_distribution_that_the_constructor_makes(rng, each):
+def test_multivariate_normal_equals_torchs(rng, each):
     loc, root = torch.from_numpy(rng.normal(size=(5, 3))), torch.from_numpy(rng.normal(size=(5, 3, 3) if each else (3, 3)))
     root = torch.linalg.cholesky(root @ root.mT + torch.eye(3))
     made, expected = multivariate_normal(loc, root), dist.MultivariateNormal(loc, scale_tril=root)
@@ -120,7 +120,7 @@ def masks(rng, n, d):
 
 @pytest.mark.parametrize("q", [1, 2, 3, low_rank_gaussian.UNROLLED + 1])
 @pytest.mark.parametrize("case", list(masks(np.random.default_rng(0), 90, 8)))
-def test_the_sum_by_patterns_and_its_gradient_are_those_of_the_units(rng, case, q):
+def test_the_density_by_missing_patterns_equals_the_sum_over_units(rng, case, q):
     mask = torch.from_numpy(masks(rng, 90, 8)[case])
     x = torch.from_numpy(5 + rng.standard_normal(mask.shape))
     x = torch.where(mask, x, 0.0)
@@ -138,7 +138,7 @@ def test_the_sum_by_patterns_and_its_gradient_are_those_of_the_units(rng, case, 
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10 * float(other.abs().max()))
 
 
-def test_units_of_one_pattern_share_one_factorisation_and_few_rows(rng):
+def test_units_of_one_missing_pattern_share_one_factorisation(rng):
     mask = np.ones((500, 6), dtype=bool)
     mask[:100, 1], mask[100:102, 2], mask[102] = False, False, False
     few = low_rank_gaussian._summary(torch.from_numpy(rng.standard_normal((500, 6))), torch.from_numpy(mask))
@@ -148,7 +148,7 @@ def test_units_of_one_pattern_share_one_factorisation_and_few_rows(rng):
     assert few.n_observed.tolist() == [499, 399, 497, 499, 499, 499]
 
 
-def test_the_summary_follows_the_mask(rng):
+def test_stored_moments_depend_on_the_mask(rng):
     W, mu, x = (torch.from_numpy(rng.standard_normal(shape)) for shape in ((4, 1), (4,), (20, 4)))
     for observed in (None, torch.from_numpy(rng.random((20, 4)) < 0.5), torch.ones(20, 4, dtype=torch.bool)):
         own = LowRankGaussian(mu, W, torch.tensor(0.5, dtype=torch.float64), observed)
@@ -156,7 +156,7 @@ def test_the_summary_follows_the_mask(rng):
 
 
 @pytest.mark.parametrize("n", [1, 3, low_rank_gaussian.UNROLLED])
-def test_small_factors_are_those_of_lapack_and_nan_without_one(rng, n):
+def test_small_cholesky_factors_match_lapack_or_are_nan(rng, n):
     root = torch.from_numpy(rng.standard_normal((5, n, n)))
     matrix = root @ root.mT + torch.eye(n)
     lower = low_rank_gaussian._cholesky(matrix)

@@ -1,4 +1,4 @@
-"""Mixtures: what is summed out against the sum, labels against their probabilities."""
+"""Tests of mixtures with labels summed out, and of drawn labels."""
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ def mixture(rng, observed=None):
     return Mixture(torch.log(torch.from_numpy(w)), components, observed), w, mu, sigma
 
 
-def test_density_and_responsibilities_by_scipy(rng):
+def test_density_and_responsibilities_match_scipy(rng):
     x, seen = rng.standard_normal((6, 2)), rng.random((6, 2)) < 0.7
     seen[3] = False
     found, w, mu, sigma = mixture(rng, torch.from_numpy(seen))
@@ -29,8 +29,8 @@ def test_density_and_responsibilities_by_scipy(rng):
     np.testing.assert_allclose(labels.log_prob(z).numpy(), expected, rtol=1e-9, atol=1e-13)
 
 
-def test_labels_are_drawn_by_their_probabilities():
-    """z-tests at a total of 1e-5; a label of probability 0 never comes up."""
+def test_labels_are_drawn_with_their_probabilities():
+    """z-tests at a total of 1e-5; labels of probability 0 are never drawn."""
     p = np.array([[0.2, 0.0, 0.5, 0.3], [0.0, 1.0, 0.0, 0.0], [0.97, 0.01, 0.01, 0.01]])
     with np.errstate(divide="ignore"):
         labels = Labels(torch.from_numpy(np.log(p) + 3.0))
@@ -42,8 +42,8 @@ def test_labels_are_drawn_by_their_probabilities():
     assert (share[p == 0] == 0).all()
 
 
-def test_draws_are_those_of_the_density(rng):
-    """Of one feature, the distribution function: Kolmogorov-Smirnov at 1e-5."""
+def test_draws_follow_the_density(rng):
+    """Kolmogorov-Smirnov test of one feature at 1e-5."""
     found, w, mu, sigma = mixture(rng)
     torch.manual_seed(0)
     drawn = found.expand((20_000,)).sample().numpy()

@@ -1,4 +1,4 @@
-"""Normals in increasing order: the density, the map from the reals and its Jacobian, draws."""
+"""Tests of ordered normals: density, map from the reals, Jacobian and draws."""
 
 import numpy as np
 import torch
@@ -10,13 +10,13 @@ from latentlab.distributions.ordered_normal import OrderedNormal, increasing
 LOC, SCALE = torch.tensor([[0.3], [-0.5], [1.0]], dtype=torch.float64), torch.tensor([[1.0], [2.0], [0.7]], dtype=torch.float64)
 
 
-def test_density_is_the_product_of_the_normals():
+def test_density_is_the_product_of_the_normal_densities():
     x = torch.tensor([[-1.0], [0.2], [0.9]], dtype=torch.float64)
     expected = stats.norm(LOC.numpy(), SCALE.numpy()).logpdf(x.numpy()).sum()
     np.testing.assert_allclose(float(OrderedNormal(LOC, SCALE).log_prob(x)), expected, rtol=1e-12)
 
 
-def test_the_map_goes_there_and_back_and_its_jacobian_is_the_derivatives(rng):
+def test_the_map_is_invertible_and_its_jacobian_is_correct(rng):
     transform = biject_to(increasing)
     u = torch.from_numpy(rng.standard_normal((4, 1)))
     x = transform(u)
@@ -26,8 +26,8 @@ def test_the_map_goes_there_and_back_and_its_jacobian_is_the_derivatives(rng):
     np.testing.assert_allclose(float(transform.log_abs_det_jacobian(u, x)), float(torch.linalg.slogdet(jacobian)[1]), rtol=1e-10)
 
 
-def test_the_flat_density_integrates_to_the_chance_of_the_order():
-    """Two normals: the integral over the reals of density times Jacobian is P(x1 < x2), the prior not being renormalised."""
+def test_the_unconstrained_density_integrates_to_the_probability_of_the_order():
+    """For two normals the integral of density times Jacobian is P(x1 < x2), since the prior is not renormalised."""
     transform, prior = biject_to(increasing), OrderedNormal(LOC[:2], SCALE[:2])
     a, b = torch.meshgrid(torch.linspace(-9, 9, 700), torch.linspace(-14, 4, 700), indexing="ij")
     u = torch.stack([a, b], -1).double()[..., None]
@@ -37,7 +37,7 @@ def test_the_flat_density_integrates_to_the_chance_of_the_order():
     np.testing.assert_allclose(value.sum() * step, stats.norm.cdf(-0.8 / np.sqrt(5)), rtol=1e-4)
 
 
-def test_draws_are_in_order_and_those_of_the_restricted_normals():
+def test_draws_are_ordered_and_follow_the_restricted_normals():
     """The smaller of two standard normals: Kolmogorov-Smirnov at 1e-5."""
     torch.manual_seed(0)
     drawn = OrderedNormal(torch.zeros(2, 1).double(), torch.ones(2, 1).double()).sample((3000,)).numpy()

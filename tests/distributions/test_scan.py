@@ -9,7 +9,7 @@ def compose(first, then):
 
 
 @pytest.mark.parametrize("n", range(1, 18))
-def test_products_in_any_number_are_those_taken_one_by_one(n):
+def test_scan_equals_sequential_products(n):
     generator = torch.Generator().manual_seed(n)
     factors = torch.randn(n, 3, 3, dtype=torch.float64, generator=generator)
     before = torch.randn(1, 3, dtype=torch.float64, generator=generator)
@@ -21,6 +21,6 @@ def test_products_in_any_number_are_those_taken_one_by_one(n):
     torch.testing.assert_close(product(compose, (factors,))[0], whole[None], rtol=1e-12, atol=1e-12)
 
 
-def test_nothing_to_multiply_gives_nothing():
+def test_scan_of_an_empty_sequence_is_empty():
     found = scan(compose, compose, (torch.zeros(0, 3, 3),), (torch.ones(1, 3),))[0]
     assert found.shape == (0, 1, 3)

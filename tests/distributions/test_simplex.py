@@ -1,4 +1,4 @@
-"""The map to the simplex: torch's where that has its digits, and right where it has not."""
+"""Tests of the map to the simplex against torch, and of its accuracy at the boundary."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from latentlab.distributions.simplex import WIDE, ToSimplex, transform_of
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (4, 5), (2, 3, 7), (WIDE + 3,)], ids=str)
-def test_it_is_torchs_with_its_jacobian_inverse_and_gradients(shape):
+def test_map_jacobian_inverse_and_gradients_match_torch(shape):
     u = 2 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = []
     for transform in (ToSimplex(), StickBreakingTransform()):
@@ -27,8 +27,8 @@ def test_it_is_torchs_with_its_jacobian_inverse_and_gradients(shape):
 
 
 @pytest.mark.parametrize("far", [38.0, 300.0, -300.0])
-def test_small_parts_keep_their_digits(far):
-    """torch clips the first share to 1 - 2e-16, and the others would have no digit right."""
+def test_small_shares_are_accurate(far):
+    """torch clips the first share to 1 - 2e-16, which makes the others inaccurate."""
     u = torch.tensor([far, 0.5], dtype=torch.float64, requires_grad=True)
     w = ToSimplex()(u)
     first, second = far - np.log(2), 0.5
@@ -46,8 +46,8 @@ def test_small_parts_keep_their_digits(far):
 
 @pytest.mark.parametrize("far", [-720.0, -5000.0, 720.0, 5000.0])
 @pytest.mark.parametrize("concentration", [0.01, 1.0, 2.0])
-def test_a_density_is_finite_however_far_out(far, concentration):
-    """Without a bound parts would be 0 there, and the Dirichlet's density infinite, with a slope of NaN."""
+def test_the_density_is_finite_for_extreme_values(far, concentration):
+    """Without a bound shares would be 0, the Dirichlet density infinite and its gradient NaN."""
     u = torch.tensor([far, 0.5], dtype=torch.float64, requires_grad=True)
     w = ToSimplex()(u)
     prior = torch.distributions.Dirichlet(torch.full((3,), concentration, dtype=torch.float64), validate_args=False)
@@ -59,8 +59,8 @@ def test_a_density_is_finite_however_far_out(far, concentration):
 
 
 @pytest.mark.parametrize("parts", [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.5, 0.5, 0.0], [0.0, 1.0, 0.0]])
-def test_parts_of_nothing_have_a_place(parts):
-    """A draw of a stick-breaking prior can have them."""
+def test_zero_shares_have_finite_preimages(parts):
+    """Draws of a stick-breaking prior can have shares of 0."""
     w = torch.tensor(parts, dtype=torch.float64)
     u = ToSimplex().inv(w)
     assert bool(torch.isfinite(u).all())
@@ -68,7 +68,7 @@ def test_parts_of_nothing_have_a_place(parts):
     torch.testing.assert_close(ToSimplex()(u), w)
 
 
-def test_other_supports_have_the_map_of_torch():
+def test_other_supports_use_torchs_map():
     assert isinstance(transform_of(constraints.simplex), ToSimplex)
     rows = transform_of(constraints.independent(constraints.simplex, 1))
     assert isinstance(rows, IndependentTransform)

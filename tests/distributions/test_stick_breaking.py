@@ -1,4 +1,4 @@
-"""Stick-breaking weights: the density by change of variables and quadrature, draws by their moments."""
+"""Tests of stick-breaking weights: density by change of variables and quadrature, and draws."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def weights_of(v):
 
 @pytest.mark.parametrize("alpha", [0.4, 1.0, 3.5])
 @pytest.mark.parametrize("n_components", [2, 3, 6])
-def test_density_is_that_of_the_betas_by_change_of_variables(alpha, n_components, rng):
+def test_density_matches_the_betas_by_change_of_variables(alpha, n_components, rng):
     """The Jacobian by differentiating the map from sticks to the first K - 1 weights."""
     v = torch.from_numpy(rng.beta(1, alpha, n_components - 1))
     jacobian = torch.autograd.functional.jacobian(lambda u: weights_of(u)[:-1], v)
@@ -39,7 +39,7 @@ def test_density_integrates_to_one_over_three_weights(alpha):
 
 
 @pytest.mark.parametrize("alpha", [0.5, 2.0])
-def test_draws_are_weights_whose_sticks_are_betas(alpha):
+def test_sticks_of_drawn_weights_follow_beta_distributions(alpha):
     """Kolmogorov-Smirnov for each of 3 sticks, at 1e-5 each; sticks are uncorrelated, at 1e-5."""
     torch.manual_seed(0)
     w = StickBreaking(torch.tensor(alpha, dtype=torch.float64), 4).sample((5000,)).numpy()
@@ -52,8 +52,8 @@ def test_draws_are_weights_whose_sticks_are_betas(alpha):
     assert abs(np.corrcoef(sticks[:, 0], sticks[:, 1])[0, 1]) < stats.norm.isf(1e-5 / 2) / np.sqrt(5000)
 
 
-def test_small_weights_keep_their_digits():
-    """The rest of a stick is summed from the small end: no 1 - (1 - 1e-20)."""
+def test_small_weights_are_accurate():
+    """The remaining stick is summed from the small end, which avoids 1 - (1 - 1e-20)."""
     w = torch.tensor([1.0, 1e-20, 1e-30], dtype=torch.float64)
     found = float(StickBreaking(torch.tensor(2.0, dtype=torch.float64), 3).log_prob(w))
     # sum of log alpha + (alpha - 1) log(1 - v) - log r: v1 = 1 - 1e-20, r2 = 1e-20, 1 - v2 = 1e-10

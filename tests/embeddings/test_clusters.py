@@ -1,4 +1,4 @@
-"""Clusterings against enumeration, scipy and the mixture that k-means is a limit of."""
+"""Tests of clusterings against enumeration, scipy and the limiting mixture of k-means."""
 
 import itertools
 
@@ -22,17 +22,12 @@ LINKAGES = ("ward", "average", "complete", "single")
 
 
 def rings(n=60, seed=0):
-    """Two circles about one centre, and which of them each unit is on."""
+    """Points on two concentric circles, and the circle of each point."""
     rng = np.random.default_rng(seed)
     angles = np.linspace(0, 2 * np.pi, n, endpoint=False)
     circle = np.column_stack([np.cos(angles), np.sin(angles)])
     x = np.concatenate([circle[::2], 3 * circle]) + 0.03 * rng.standard_normal((n + n // 2, 2))
     return x, np.repeat([0, 1], [n // 2, n])
-
-
-@pytest.fixture(scope="module")
-def wine():
-    return load_dataset("wine").x
 
 
 def inertia(x, labels):
@@ -46,7 +41,7 @@ def inertia(x, labels):
     "cluster", [lambda x, q: kmeans(x, q, seed=0), agglomerative, lambda x, q: spectral_clustering(x, q, seed=0, notes=[])]
 )
 @pytest.mark.parametrize("q", [1, 2, 3, 6])
-def test_each_unit_has_one_cluster_and_the_largest_comes_first(wine, cluster, q):
+def test_clusters_are_ordered_by_size(wine, cluster, q):
     made = cluster(wine, q)
     assert made.shape == (178, q)
     assert set(np.unique(made)) <= {0.0, 1.0}
@@ -56,19 +51,19 @@ def test_each_unit_has_one_cluster_and_the_largest_comes_first(wine, cluster, q)
     assert sizes.min() > 0
 
 
-def test_of_clusters_of_one_size_the_one_with_the_first_unit_comes_first():
+def test_clusters_of_equal_size_are_ordered_by_their_first_unit():
     assert one_hot(np.array([2, 1, 0, 0, 1, 2]), 3).argmax(axis=1).tolist() == [0, 1, 2, 2, 1, 0]
     assert one_hot(np.array([1, 0, 0]), 3).tolist() == [[0, 1, 0], [1, 0, 0], [1, 0, 0]]
 
 
-def test_the_columns_do_not_depend_on_how_a_library_numbers_its_clusters(wine):
+def test_columns_do_not_depend_on_cluster_numbers_of_the_library(wine):
     labels = lloyd(wine, 4, 0, 5)[0]
     for order in itertools.permutations(range(4)):
         assert (one_hot(np.array(order)[labels], 4) == one_hot(labels, 4)).all()
 
 
 @pytest.mark.parametrize("name", ["kmeans", "agglomerative", "spectral_clustering"])
-def test_more_clusters_than_distinct_units_are_refused_with_both_numbers(name):
+def test_more_clusters_than_distinct_units_are_refused(name):
     x = np.repeat(np.random.default_rng(0).standard_normal((5, 2)), 4, axis=0)
     dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")})
     with pytest.raises(ConfigError, match=r"`n_latent` must be at most 5 \(5 of the 20 units are distinct\); got 6"):
@@ -81,14 +76,14 @@ def test_more_clusters_than_distinct_units_are_refused_with_both_numbers(name):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_k_means_finds_the_best_of_all_partitions(seed):
+def test_k_means_finds_the_best_of_all_partitions_of_a_few_units(seed):
     x = np.random.default_rng(seed).standard_normal((9, 2))
     best = min(inertia(x, np.array(labels)) for labels in itertools.product(range(3), repeat=9) if len(set(labels)) == 3)
     labels = kmeans(x, 3, seed=seed).argmax(axis=1)
     assert inertia(x, labels) == pytest.approx(best, rel=1e-12)
 
 
-def test_units_are_in_the_cluster_of_the_nearest_centre_and_centres_are_means(wine):
+def test_k_means_solution_is_a_fixed_point_of_lloyds_algorithm(wine):
     labels, centres = lloyd(wine, 5, 0, 10)
     distances = kmeans(wine, 5, seed=0, output="distances")
     assert (kmeans(wine, 5, seed=0).argmax(axis=1) == labels).all()
@@ -98,7 +93,7 @@ def test_units_are_in_the_cluster_of_the_nearest_centre_and_centres_are_means(wi
         np.testing.assert_allclose(centres[k], wine[labels == k].mean(axis=0), atol=1e-12)
 
 
-def test_clusters_that_are_far_apart_are_found():
+def test_well_separated_clusters_are_found():
     dataset = gaussian_mixture(n_units=400, n_components=4, n_features=3, separation=12.0)
     for made in embed("kmeans", dataset, n_latent=4).values:
         assert adjusted_rand_score(dataset.labels, made.argmax(axis=1)) == 1
@@ -108,7 +103,7 @@ def test_clusters_that_are_far_apart_are_found():
     assert 0.012 < wrong < 0.036
 
 
-def test_the_number_of_threads_changes_no_digit():
+def test_k_means_does_not_depend_on_the_number_of_threads():
     x = np.random.default_rng(0).standard_normal((3000, 6))
     made = []
     for n_threads in (1, 2):
@@ -147,7 +142,7 @@ def test_k_means_is_the_limit_of_a_mixture_of_spherical_gaussians(wine):
     assert off[3] < 1e-8 < 1e-4 < off[0]
 
 
-def test_a_mixture_of_other_variances_has_not_that_limit(wine):
+def test_a_mixture_with_unequal_variances_differs_from_k_means(wine):
     """The check can fail: with one variance ten times the others' the centres are others."""
     centres = lloyd(wine, 3, 0, 10)[1]
     scale = np.array([1.0, 1.0, 10.0])
@@ -164,29 +159,29 @@ def test_a_mixture_of_other_variances_has_not_that_limit(wine):
 
 @pytest.mark.parametrize("how", LINKAGES)
 @pytest.mark.parametrize("q", [2, 3, 7])
-def test_agglomeration_is_scipys(wine, how, q):
+def test_agglomerative_clustering_matches_scipy(wine, how, q):
     theirs = fcluster(linkage(wine, how), q, "maxclust") - 1
     assert (agglomerative(wine, q, linkage=how) == one_hot(theirs, q)).all()
 
 
-def test_groups_that_are_connected_are_found_where_k_means_cuts_through_them():
+def test_spectral_clustering_finds_rings_that_k_means_splits():
     x, which = rings()
     made = embed("spectral_clustering", Dataset({"x": x}, dims={"x": ("unit", "feature")}), n_neighbors=4)
     assert [adjusted_rand_score(which, run.argmax(axis=1)) for run in made.values] == [1, 1, 1]
-    assert made.notes == ("the graph of 4 nearest neighbours is in 2 pieces",)
+    assert made.notes == ("the graph of 4 nearest neighbours has 2 connected components",)
     assert adjusted_rand_score(which, agglomerative(x, 2, linkage="single").argmax(axis=1)) == 1
     assert adjusted_rand_score(which, kmeans(x, 2, seed=0).argmax(axis=1)) < 0.2
     assert adjusted_rand_score(which, agglomerative(x, 2).argmax(axis=1)) < 0.5
 
 
-def test_the_wines_are_told_apart_by_their_neighbours(wine):
+def test_spectral_clustering_recovers_the_wine_classes(wine):
     notes = []
     labels = load_dataset("wine").labels
     assert adjusted_rand_score(labels, spectral_clustering(wine, 3, seed=0, notes=notes).argmax(axis=1)) > 0.85
     assert notes == []
 
 
-def test_clusters_that_were_not_found_are_said(wine, monkeypatch):
+def test_missing_clusters_are_noted(wine, monkeypatch):
     class Merged(sklearn.cluster.SpectralClustering):
         def fit(self, X, y=None):
             super().fit(X)
@@ -196,7 +191,7 @@ def test_clusters_that_were_not_found_are_said(wine, monkeypatch):
     monkeypatch.setattr(sklearn.cluster, "SpectralClustering", Merged)
     notes = []
     made = spectral_clustering(wine, 3, seed=0, notes=notes)
-    assert notes == ["2 clusters were found where 3 were asked for: the other columns are 0"]
+    assert notes == ["only 2 of 3 requested clusters were found; the other columns are 0"]
     assert made.shape == (178, 3)
     assert made[:, 2].sum() == 0
     assert (made.sum(axis=1) == 1).all()

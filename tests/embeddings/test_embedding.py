@@ -1,4 +1,4 @@
-"""The one call: what it promises of every entry, what it refuses, and vectors of one's own."""
+"""Tests of `embed` for every registered embedding, and of user vectors."""
 
 import hashlib
 import inspect
@@ -22,7 +22,7 @@ import latentlab as ll
 from latentlab.data.dataset import Dataset
 from latentlab.data.memory import Budget
 from latentlab.embeddings import embed as embed_module
-from latentlab.embeddings.embed import GIVEN, N_SEEDS, embed, embedding_options
+from latentlab.embeddings.embed import N_SEEDS, SUPPLIED, embed, embedding_options
 from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import ConfigError, DataError, InferenceError
 from latentlab.registry import EMBEDDINGS
@@ -62,7 +62,7 @@ def digest(embedding):
 # -- one's own vectors
 
 
-def test_vectors_of_ones_own_are_kept_and_cannot_be_changed():
+def test_user_vectors_are_copied_and_read_only():
     values, units = np.arange(6.0).reshape(3, 2), np.array(["a", "b", "c"])
     mine = ll.Embedding("mine", values, units)
     values[0, 0], units[0] = 99, "z"
@@ -84,13 +84,13 @@ def test_vectors_of_ones_own_are_kept_and_cannot_be_changed():
     ],
 )
 @pytest.mark.parametrize("units", [["a", "b"], (0, 1), pd.Index(["a", "b"]), range(2)])
-def test_lists_frames_and_tensors_will_do(values, units):
+def test_lists_frames_and_tensors_are_accepted(values, units):
     mine = Embedding("mine", values, units)
     assert mine.values.dtype == np.float64
     assert mine.values.tolist() == [[1, 2], [3, 4]]
 
 
-def test_runs_are_numbered_unless_their_seeds_are_given():
+def test_runs_are_numbered_if_no_seeds_are_given():
     values = np.arange(12.0).reshape(2, 3, 2)
     assert Embedding("mine", values, list("abc")).seeds == (0, 1)
     assert Embedding("mine", values, list("abc"), seeds=(5, 7)).seeds == (5, 7)
@@ -104,31 +104,31 @@ GOOD = [[0.0, 1.0], [2.0, 3.0]]
     [
         ({"values": [1.0, 2.0]}, r"must have shape \(unit, p\) or \(seed, unit, p\); got \(2,\)"),
         ({"values": np.zeros((2, 0))}, r"got \(2, 0\)"),
-        ({"values": [[1.0], [1.0, 2.0]]}, "is ragged: its rows differ in length"),
-        ({"values": [[1.0, 2.0]]}, "values of 1 units, and names of 2"),
+        ({"values": [[1.0], [1.0, 2.0]]}, "is ragged; all rows must have the same length"),
+        ({"values": [[1.0, 2.0]]}, "`values` has 1 units, but `units` has 2 names"),
         ({"values": [["1", "2"], ["3", "4"]]}, "expected real numbers"),
         ({"values": [[1j, 2], [3, 4]]}, "complex128; expected real numbers"),
         ({"values": [[0.0, np.nan], [2.0, 3.0]]}, "1 units have values that are not finite: 'a'"),
         ({"values": [[0.0, 1.0], [2.0, -np.inf]]}, "1 units have values that are not finite: 'b'"),
         ({"values": [[[0.0], [1.0]], [[2.0], [np.nan]]]}, "1 units have values that are not finite: 'b'"),
         ({"values": np.ma.masked_equal(GOOD, 2.0)}, "1 units have values that are not finite: 'b'"),
-        ({"units": ["a", "a"]}, "unit 'a' is there more than once"),
+        ({"units": ["a", "a"]}, "unit 'a' occurs more than once"),
         ({"units": [["a", "b"]]}, "`units` must be one-dimensional"),
-        ({"units": ["a", 1]}, "`units` mixes"),
+        ({"units": ["a", 1]}, "`units` has values of several types"),
         ({"units": [0.0, np.nan]}, "1 missing or infinite"),
-        ({"name": ""}, "name must be text; got ''"),
-        ({"label": 3}, "label must be text; got 3"),
+        ({"name": ""}, "`name` of an embedding must be nonempty text; got ''"),
+        ({"label": 3}, "`label` of an embedding must be nonempty text; got 3"),
         ({"seeds": (1,)}, r"1 seeds for values of shape \(2, 2\)"),
         ({"values": [GOOD, GOOD], "seeds": (1,)}, r"1 seeds for values of shape \(2, 2, 2\)"),
     ],
 )
-def test_what_is_no_embedding_is_refused_by_name(given, message):
+def test_invalid_embeddings_are_refused_by_name(given, message):
     with pytest.raises(DataError, match=message) as caught:
         Embedding(**{"name": "mine", "values": GOOD, "units": ["a", "b"], **given})
     assert "\n" not in str(caught.value)
 
 
-def test_units_are_joined_by_name_and_never_by_position():
+def test_units_are_matched_by_name_not_by_position():
     mine = Embedding("mine", [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], ["7", "11", "3"], label="own", options={"a": 1})
     joined = mine.reindexed([3, 7])  # numbers and text of the same name are the same unit
     assert joined.values.tolist() == [[4, 5], [0, 1]]
@@ -139,13 +139,13 @@ def test_units_are_joined_by_name_and_never_by_position():
     assert runs.seeds == (5, 6)
 
 
-def test_missing_units_are_named():
+def test_missing_units_of_an_embedding_are_named():
     mine = Embedding("mine", np.zeros((3, 2)), list("abc"))
-    with pytest.raises(DataError, match=r"no values for 2 of 3 units: 'x', 'y'; its own are called 'a', 'b' and 1 more"):
+    with pytest.raises(DataError, match=r"no values for 2 of 3 units: 'x', 'y'. The names of its units are 'a', 'b' and 1 more"):
         mine.reindexed(["a", "x", "y"])
     with pytest.raises(DataError, match="no values for 3 of 3 units"):
         mine.reindexed([0, 1, 2])
-    with pytest.raises(DataError, match="unit 'a' is there more than once"):
+    with pytest.raises(DataError, match="unit 'a' occurs more than once"):
         mine.reindexed(["a", "a"])
 
 
@@ -153,7 +153,7 @@ def test_missing_units_are_named():
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_an_embedding_is_finite_oriented_and_says_how_it_was_made(name, toy):
+def test_an_embedding_is_finite_oriented_and_documented(name, toy):
     made = embed(name, toy, n_latent=2)
     shape = (40, 2) if name in STILL else (N_SEEDS, 40, 2)
     assert (made.name, made.label, made.values.shape, made.values.dtype) == (name, name, shape, np.float64)
@@ -168,21 +168,21 @@ def test_an_embedding_is_finite_oriented_and_says_how_it_was_made(name, toy):
 
 
 @pytest.mark.parametrize("name", UNORDERED)
-def test_the_order_of_the_units_does_not_matter(name, toy):
+def test_embeddings_do_not_depend_on_the_order_of_units(name, toy):
     order = np.random.default_rng(3).permutation(40)
     there, back = embed(name, toy), embed(name, toy.subset(order)).reindexed(toy.units)
     assert np.allclose(there.values, back.values, atol=1e-6 * np.abs(there.values).max())
 
 
 @pytest.mark.parametrize("name", STILL)
-def test_moving_the_origin_changes_nothing(name):
+def test_embeddings_do_not_depend_on_the_origin(name):
     x = table()
     moved = embed(name, dataset(x + np.array([5.0, -3, 0, 20, 1, 0, 0, -7])))
     assert np.allclose(embed(name, dataset(x)).values, moved.values, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", STILL)
-def test_only_factor_analysis_depends_on_the_axes_and_it_alone_does_not_on_their_scales(name):
+def test_only_factor_analysis_is_scale_invariant_and_not_rotation_invariant(name):
     rng = np.random.default_rng(4)
     x, turn = table(), np.linalg.qr(rng.standard_normal((8, 8)))[0]
     plain = embed(name, dataset(x)).values
@@ -192,7 +192,7 @@ def test_only_factor_analysis_depends_on_the_axes_and_it_alone_does_not_on_their
     assert np.allclose(plain, scaled, atol=1e-6 * size) == (name == "factor_analysis")
 
 
-def test_the_sign_does_not_hang_on_rounding():
+def test_the_sign_does_not_depend_on_rounding():
     x = np.array([[1.0, 0.5], [-1.0, -0.5], [0.2, -0.1], [-0.2, 0.1]])
     for wobble in (1e-15, -1e-15, 1e-13, -1e-13):
         y = embed("pca", dataset(x + wobble * np.array([[0, 0], [1, 0], [0, 0], [0, 0]])), n_latent=1).values[:, 0]
@@ -203,7 +203,7 @@ def test_the_sign_does_not_hang_on_rounding():
 # -- seeds
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(toy):
+def test_the_seed_determines_the_embedding(toy):
     first = embed("tsne", toy, n_seeds=2, n_iter=50, seed=3)
     assert digest(first) == digest(embed("tsne", toy, n_seeds=2, n_iter=50, seed=3))
     other = embed("tsne", toy, n_seeds=2, n_iter=50, seed=4)
@@ -212,13 +212,13 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(toy):
     assert len({*first.seeds, *other.seeds}) == 4
 
 
-def test_a_run_does_not_depend_on_how_many_there_are(toy):
+def test_a_run_does_not_depend_on_the_number_of_runs(toy):
     few, many = (embed("tsne", toy, n_seeds=n, n_iter=20) for n in (1, 3))
     assert few.seeds == many.seeds[:1]
     assert few.values[0].tobytes() == many.values[0].tobytes()
 
 
-def test_another_entry_has_other_seeds(toy):
+def test_different_embeddings_use_different_seeds(toy):
     def noise(x: np.ndarray, n_latent: int, *, seed: int) -> np.ndarray:
         return np.random.default_rng(seed).standard_normal((len(x), n_latent))
 
@@ -238,7 +238,7 @@ print(*(digest(embed(name, dataset(table()))) for name in QUICK))
 """
 
 
-def test_another_process_gives_the_same_bytes():
+def test_embeddings_are_reproducible_in_another_process():
     program = PROGRAM.format(folder=str(Path(__file__).parent))
     environment = {**os.environ, "PYTHONHASHSEED": "77", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
@@ -269,7 +269,7 @@ def state():
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_nothing_global_is_changed_and_nothing_is_said(name, toy, caplog, capfd):
+def test_embed_changes_no_global_state_and_prints_nothing(name, toy, caplog, capfd):
     embed(name, toy)  # libraries are loaded
     before = state()
     with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.WARNING):
@@ -283,7 +283,7 @@ def test_nothing_global_is_changed_and_nothing_is_said(name, toy, caplog, capfd)
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_a_library_gives_up_on_is_noted_and_its_other_warnings_are_not(toy):
+def test_convergence_warnings_of_libraries_become_notes(toy):
     def careless(x: np.ndarray, n_latent: int, *, seed: int) -> np.ndarray:
         np.random.seed(seed)
         warnings.simplefilter("ignore")
@@ -311,7 +311,7 @@ def test_what_a_library_gives_up_on_is_noted_and_its_other_warnings_are_not(toy)
         (DataError("column 3"), DataError, "^column 3$"),
     ],
 )
-def test_a_failure_is_one_line_and_leaves_the_random_state(toy, raised, expected, message):
+def test_a_failure_raises_one_line_and_restores_the_random_state(toy, raised, expected, message):
     def broken(x: np.ndarray, n_latent: int) -> np.ndarray:
         np.random.seed(0)
         raise raised
@@ -326,13 +326,13 @@ def test_a_failure_is_one_line_and_leaves_the_random_state(toy, raised, expected
 # -- missing entries
 
 
-def test_missing_entries_are_put_at_their_columns_mean_and_said():
+def test_missing_entries_are_imputed_by_column_means_and_noted():
     x = table()
     x[3, 1] = x[4, 1] = x[7, 0] = np.nan
     filled = np.where(np.isnan(x), np.nanmean(x, axis=0), x)
     made = embed("pca", dataset(x))
     assert np.allclose(made.values, embed("pca", dataset(filled)).values, atol=1e-12)
-    assert made.notes == ("3 missing entries (0.9%) were put at their column's mean",)
+    assert made.notes == ("3 missing entries (0.9%) were imputed by the column mean",)
     assert embed("pca", dataset(filled)).notes == ()
 
 
@@ -340,15 +340,15 @@ def test_missing_entries_can_be_refused():
     x = table()
     x[3, 1] = np.nan
     named = dataset(x, coords={"feature": list("abcdefgh")})
-    with pytest.raises(DataError, match=r"1 entries are missing, in 'b'; `impute: mean` fills them in"):
+    with pytest.raises(DataError, match=r"1 entries are missing, in 'b'; set `impute: mean`"):
         embed("isomap", named, impute="error")
     assert embed("pca", dataset(table()), impute="error").values.shape == (40, 2)
 
 
-def test_a_column_that_was_never_observed_is_named():
+def test_a_column_without_observations_is_refused_by_name():
     x = table()
     x[:, 2] = np.nan
-    with pytest.raises(DataError, match="nothing was observed of 'c'; leave it out"):
+    with pytest.raises(DataError, match="no entries of 'c' were observed; leave out"):
         embed("pca", dataset(x, coords={"feature": list("abcdefgh")}))
 
 
@@ -356,12 +356,12 @@ def test_a_column_that_was_never_observed_is_named():
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_units_that_are_all_the_same_are_refused(name):
-    with pytest.raises(DataError, match="all 9 units of data are the same"):
+def test_identical_units_are_refused(name):
+    with pytest.raises(DataError, match="all 9 units of data are identical"):
         embed(name, dataset(np.full((9, 3), 0.1)))
 
 
-def test_only_tables_of_three_units_or_more_are_embedded():
+def test_fewer_than_three_units_and_non_tables_are_refused():
     with pytest.raises(DataError, match="at least 3 units; data has 2"):
         embed("pca", dataset(np.eye(2)))
     series = Dataset({"x": np.zeros(9)}, dims={"x": ("unit",)}, name="series")
@@ -370,8 +370,8 @@ def test_only_tables_of_three_units_or_more_are_embedded():
 
 
 @pytest.mark.parametrize("name", ["kernel_pca", "isomap", "lle", "mds", "agglomerative"])
-def test_more_pairs_than_memory_are_refused_before_they_are_made(name, toy, monkeypatch):
-    monkeypatch.setattr(Budget, "of", classmethod(lambda cls, _: cls(8 * 5 * 40**2 - 1, given=False)))
+def test_a_distance_matrix_too_large_for_memory_is_refused(name, toy, monkeypatch):
+    monkeypatch.setattr(Budget, "of", classmethod(lambda cls, _: cls(8 * 5 * 40**2 - 1, set_by_user=False)))
     with pytest.raises(DataError, match=r"all pairs of 40 units, which needs about 64.0 kB of memory"):
         embed(name, toy)
 
@@ -380,7 +380,7 @@ TYPOS = [
     ("pcaa", {}, r"unknown embedding 'pcaa'; did you mean 'pca'\?"),
     ("isomap", {"n_neighbours": 3}, r"unknown option of the embedding 'isomap' 'n_neighbours'; did you mean 'n_neighbors'\?"),
     ("pca", {"n_laten": 3}, r"did you mean 'n_latent'\?"),
-    ("file", {}, "embedding 'file' needs the option `path`"),
+    ("file", {}, "embedding 'file' requires the option `path`"),
 ]
 RANGES = [
     ("pca", {"n_latent": 0}, "`n_latent` must be a whole number of at least 1; got 0"),
@@ -392,7 +392,7 @@ RANGES = [
     ("pca", {"label": 7}, "`label` must be text, or null; got 7"),
     ("pca", {"impute": "median"}, "`impute` must be one of mean, error; got 'median'"),
     ("pca", {"seed": -1}, r"`seed` must be a whole number .*; got -1"),
-    ("pca", {"n_seeds": 2}, "'pca' does not start at random; leave out `n_seeds` = 2"),
+    ("pca", {"n_seeds": 2}, "'pca' has no random starts; leave out `n_seeds` = 2"),
     ("tsne", {"n_seeds": 0}, r"`n_seeds` must be a \w+ number of at least 1.*; got 0"),
     ("factor_analysis", {"rotation": "promax"}, "`rotation` must be one of varimax, quartimax, or null; got 'promax'"),
     ("kernel_pca", {"n_latent": 40}, "`n_latent` must be at most 39 .*40 units.*; got 40"),
@@ -417,7 +417,7 @@ RANGES = [
     ("spectral_clustering", {"n_latent": 39}, "`n_latent` must be at most 38 .*40 units.*; got 39"),
     ("agglomerative", {"n_latent": 41}, r"`n_latent` must be at most 40 \(40 of the 40 units are distinct\); got 41"),
     ("agglomerative", {"linkage": "median"}, "`linkage` must be one of ward, average, complete, single; got 'median'"),
-    ("agglomerative", {"n_seeds": 2}, "'agglomerative' does not start at random; leave out `n_seeds` = 2"),
+    ("agglomerative", {"n_seeds": 2}, "'agglomerative' has no random starts; leave out `n_seeds` = 2"),
     ("window_pca", {"window": 4}, "`window` must be odd, since it is centred on its step; got 4"),
     ("window_pca", {"window": 41}, r"`window` must be at most 40 \(the longest sequence has 40 steps\); got 41"),
     ("window_pca", {"window": 3, "n_latent": 24}, "`n_latent` must be at most 23 .*40 units and windows of 24 entries.*; got 24"),
@@ -437,7 +437,7 @@ RANGES = [
 
 
 @pytest.mark.parametrize(("name", "options", "message"), [*TYPOS, *RANGES])
-def test_a_wrong_name_type_or_number_is_refused_and_named(name, options, message, toy):
+def test_invalid_options_of_an_embedding_are_refused_by_name(name, options, message, toy):
     with pytest.raises(ConfigError, match=message) as caught:
         embed(name, toy, **options)
     assert "\n" not in str(caught.value)
@@ -445,14 +445,14 @@ def test_a_wrong_name_type_or_number_is_refused_and_named(name, options, message
 
 
 @pytest.mark.parametrize("name", ["pca", "factor_analysis", "autoencoder"])
-def test_one_column_is_an_embedding_already(name):
+def test_embedding_a_single_column_is_refused(name):
     one = Dataset({"x": np.arange(9.0)[:, None]}, dims={"x": ("unit", "feature")}, name="one")
     with pytest.raises(ConfigError, match=f"embedding '{name}' needs at least 2 features; the data have 1") as caught:
         embed(name, one, n_latent=1)
     assert "\n" not in str(caught.value)
 
 
-def test_vectors_of_ones_own_keep_the_names_that_they_have():
+def test_user_vectors_keep_their_unit_names():
     frame = pd.DataFrame([[0.0, 1.0], [2.0, 3.0]], index=["b", "a"])
     mine = Embedding("mine", frame)
     assert mine.units.tolist() == ["b", "a"]
@@ -462,15 +462,17 @@ def test_vectors_of_ones_own_keep_the_names_that_they_have():
     np.testing.assert_array_equal(Embedding("mine", array).reindexed(["b", "a"]).values, mine.values)
     assert Embedding("mine", frame.reset_index(drop=True)).units.tolist() == [0, 1]
     assert Embedding("mine", frame, ["b", "a"]).units.tolist() == ["b", "a"]
-    with pytest.raises(DataError, match="units of their own, and `units` names others, or in another order"):
+    with pytest.raises(DataError, match="`units` differs from the names of units in the values, or has another order; leave out"):
         Embedding("mine", frame, ["a", "b"])
-    with pytest.raises(DataError, match="`units` must name the units"):
+    with pytest.raises(DataError, match="`units` is missing; pass the names of the units"):
         Embedding("mine", frame.to_numpy())
 
 
-def test_no_column_left_is_said_in_words():
+def test_an_embedding_without_columns_is_refused():
     one = Dataset({"x": np.arange(9.0)[:, None]}, dims={"x": ("unit", "feature")}, name="one")
-    with pytest.raises(ConfigError, match=r"embedding 'window_pca' has no column left to give \(.*1 entries.*\); leave it out"):
+    with pytest.raises(
+        ConfigError, match=r"embedding 'window_pca' cannot have even one column for these data \(.*1 entries.*\)\. Leave it out"
+    ):
         embed("window_pca", one, n_latent=1, window=1)
 
 
@@ -479,7 +481,7 @@ FEW |= {"spectral_clustering": (10, "n_neighbors"), "umap": (15, "n_neighbors"),
 
 
 @pytest.mark.parametrize("name", FEW)
-def test_few_units_lower_what_was_not_asked_for_and_refuse_what_was(name, rng, monkeypatch):
+def test_few_units_lower_defaults_and_refuse_given_options(name, rng, monkeypatch):
     class UMAP:  # its own is compiled for most of a minute
         def __init__(self, **settings):
             self.settings = settings
@@ -496,7 +498,7 @@ def test_few_units_lower_what_was_not_asked_for_and_refuse_what_was(name, rng, m
     most = 2 if name == "tsne" else 6
     once = {} if name in ("isomap", "lle", "spectral") else {"n_seeds": 1}
     made = embed(name, few, **once)
-    assert any(note.startswith(f"{option} {usual} was lowered to {most}, ") for note in made.notes)
+    assert any(note.startswith(f"{option} was lowered from {usual} to {most} (") for note in made.notes)
     asked = embed(name, few, **{option: most}, **once)
     assert not any("lowered" in note for note in asked.notes)
     np.testing.assert_array_equal(made.values, asked.values)
@@ -506,7 +508,7 @@ def test_few_units_lower_what_was_not_asked_for_and_refuse_what_was(name, rng, m
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-310, 1e200, 1e308])
 @pytest.mark.parametrize("name", ["tsne", "umap", "isomap", "mds", "kmeans", "kernel_pca"])
-def test_a_spread_whose_square_float64_does_not_hold_is_refused(name, scale, toy):
+def test_a_spread_whose_square_overflows_is_refused(name, scale, toy):
     extreme = Dataset({"x": toy.x / np.abs(toy.x).max() * scale}, dims=toy.dims, name="toy")
     with pytest.raises(DataError, match=f"embedding '{name}': the largest range of a column of toy is .*standardise") as caught:
         embed(name, extreme)
@@ -514,12 +516,12 @@ def test_a_spread_whose_square_float64_does_not_hold_is_refused(name, scale, toy
 
 
 @pytest.mark.parametrize("given", [np.eye(3), pd.DataFrame(np.eye(3)), None])
-def test_what_is_no_dataset_is_refused_in_a_line(given):
-    with pytest.raises(DataError, match=rf"embedding 'pca' takes a Dataset, .*; got {type(given).__name__}\.$"):
+def test_an_argument_that_is_not_a_dataset_is_refused_in_one_line(given):
+    with pytest.raises(DataError, match=rf"embedding 'pca': `dataset` must be a Dataset, .*; got {type(given).__name__}\.$"):
         embed("pca", given)
 
 
-def test_the_largest_number_allowed_is_allowed(toy):
+def test_the_largest_allowed_numbers_are_accepted(toy):
     assert embed("pca", toy, n_latent=7).values.shape == (40, 7)
     assert embed("kernel_pca", toy, n_latent=39).values.shape == (40, 39)
     assert embed("isomap", toy, n_neighbors=39, n_latent=38).values.shape == (40, 38)
@@ -533,16 +535,16 @@ def test_the_largest_number_allowed_is_allowed(toy):
     assert embed("tsne", toy, perplexity=13, n_seeds=1, n_iter=5).options["perplexity"] == 13
 
 
-def test_numbers_of_numpy_are_numbers(toy):
+def test_numpy_numbers_are_accepted_as_options(toy):
     made = embed("isomap", toy, n_latent=np.int64(3), n_neighbors=np.int32(7), seed=np.int64(2))
     assert made.values.shape == (40, 3)
     assert type(made.options["n_neighbors"]) is int
 
 
-def test_every_option_has_a_type_and_all_but_the_files_path_a_default():
+def test_every_option_is_typed_and_has_a_default():
     empty = inspect.Parameter.empty
     for name in EMBEDDINGS:
         options = embedding_options(name)
-        assert not {*options} & {*GIVEN}
+        assert not {*options} & {*SUPPLIED}
         assert all(p.annotation not in (empty, object) and not isinstance(p.annotation, str) for p in options.values())
         assert [key for key, p in options.items() if p.default is empty] == (["path"] if name == "file" else [])

@@ -1,4 +1,4 @@
-"""PCA, factor analysis and kernel PCA against their closed forms, an EM of our own and scikit-learn."""
+"""Tests of PCA, factor analysis and kernel PCA against closed forms, EM and scikit-learn."""
 
 import re
 
@@ -11,11 +11,6 @@ from latentlab.data.load import load_dataset
 from latentlab.embeddings.linear import factor_analysis, kernel_pca, pca
 from latentlab.embeddings.manifold import mds
 from latentlab.errors import ConfigError, DataError
-
-
-@pytest.fixture(scope="module")
-def wine():
-    return load_dataset("wine").x
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +27,7 @@ def up_to_sign(a, b, **tolerance):
 
 
 @pytest.mark.parametrize("q", [1, 2, 5, 12])
-def test_pca_is_the_singular_value_decomposition_and_classical_scaling_and_scikit_learns(raw, q):
+def test_pca_matches_svd_classical_scaling_and_scikit_learn(raw, q):
     centred = raw - raw.mean(axis=0)
     u, s, vt = np.linalg.svd(centred, full_matrices=False)
     size = s[0]
@@ -43,7 +38,7 @@ def test_pca_is_the_singular_value_decomposition_and_classical_scaling_and_sciki
     assert up_to_sign(scores, PCA(q, svd_solver="full").fit_transform(raw), atol=1e-11 * size)
 
 
-def test_pca_scores_are_centred_and_their_covariance_holds_the_largest_eigenvalues(raw):
+def test_pca_scores_are_centred_with_the_largest_eigenvalues_as_variances(raw):
     scores = pca(raw, 4)
     covariance = scores.T @ scores / len(raw)
     values = np.linalg.eigvalsh(np.cov(raw.T, ddof=0))[::-1][:4]
@@ -52,7 +47,7 @@ def test_pca_scores_are_centred_and_their_covariance_holds_the_largest_eigenvalu
     assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 1e-10 * values[0]
 
 
-def test_whitened_scores_have_variance_one(wine):
+def test_whitened_scores_have_variance_1(wine):
     white = pca(wine, 3, whiten=True)
     assert np.allclose(white.T @ white / len(wine), np.eye(3), atol=1e-12)
     n = len(wine)
@@ -63,18 +58,18 @@ def test_whitened_scores_have_variance_one(wine):
 def test_data_of_low_rank_have_scores_but_cannot_be_whitened(wine):
     flat = wine[:, :2] @ np.ones((2, 5))
     assert np.abs(pca(flat, 3)[:, 1:]).max() < 1e-10
-    with pytest.raises(DataError, match="the data have rank 1; 3 columns of them cannot be whitened"):
+    with pytest.raises(DataError, match="the data have rank 1, so 3 columns cannot be whitened"):
         pca(flat, 3, whiten=True)
 
 
-def test_a_large_offset_costs_no_more_than_its_own_digits(wine):
+def test_a_large_offset_loses_only_its_own_digits(wine):
     assert up_to_sign(pca(wine + 1e8, 3), pca(wine, 3), atol=1e-5)
 
 
 # -- factor analysis
 
 
-def em(x, q, n_steps=20_000):
+def factor_analysis_em(x, q, n_steps=20_000):
     """Rubin & Thayer's EM on the covariance, from the principal axes: loadings and noise variances."""
     s = np.cov(x.T, ddof=0)
     values, vectors = np.linalg.eigh(s)
@@ -93,7 +88,7 @@ def em(x, q, n_steps=20_000):
 
 @pytest.fixture(scope="module")
 def fitted(wine):
-    return em(wine, 2)
+    return factor_analysis_em(wine, 2)
 
 
 def test_factor_scores_are_the_posterior_mean_at_maximum_likelihood(wine, fitted):
@@ -109,7 +104,7 @@ def test_factor_scores_are_the_posterior_mean_at_maximum_likelihood(wine, fitted
     assert np.allclose(found.mean(axis=0), 0, atol=1e-12)
 
 
-def test_factor_scores_are_scikit_learns_on_standardised_data_and_do_not_depend_on_the_features_scales(wine, raw):
+def test_factor_scores_match_scikit_learn_and_are_scale_invariant(wine, raw):
     theirs = FactorAnalysis(2, svd_method="lapack", tol=1e-8, max_iter=20_000).fit_transform(wine)
     ours = factor_analysis(wine, 2, notes=[])
     assert up_to_sign(ours, theirs, atol=1e-10)
@@ -117,7 +112,7 @@ def test_factor_scores_are_scikit_learns_on_standardised_data_and_do_not_depend_
         assert up_to_sign(factor_analysis(raw * scales, 2, notes=[]), ours, atol=1e-7)
 
 
-def test_rotated_scores_are_a_rotation_towards_simple_loadings(wine, fitted):
+def test_varimax_rotates_towards_simple_loadings(wine, fitted):
     plain = factor_analysis(wine, 2, notes=[])
     rotated = factor_analysis(wine, 2, rotation="varimax", notes=[])
     turn = np.linalg.lstsq(plain, rotated, rcond=None)[0]
@@ -131,7 +126,9 @@ def test_rotated_scores_are_a_rotation_towards_simple_loadings(wine, fitted):
     w, psi = fitted
     inner = np.eye(2) + w.T @ (w / psi[:, None])
     spread = np.linalg.inv(inner)
-    loadings = wine.T @ plain / len(wine) @ np.linalg.inv(plain.T @ plain / len(wine) + _turned(spread, wine, plain, fitted))
+    loadings = (
+        wine.T @ plain / len(wine) @ np.linalg.inv(plain.T @ plain / len(wine) + rotated_covariance(spread, wine, plain, fitted))
+    )
     best = max(
         varimax(loadings @ np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])) for a in np.linspace(0, np.pi, 1801)
     )
@@ -139,7 +136,7 @@ def test_rotated_scores_are_a_rotation_towards_simple_loadings(wine, fitted):
     assert varimax(loadings) < varimax(loadings @ turn) - 1e-4
 
 
-def _turned(spread, x, scores, fitted):
+def rotated_covariance(spread, x, scores, fitted):
     """The posterior covariance in the rotation of the scores."""
     w, psi = fitted
     mean = x @ np.linalg.solve(w @ w.T + np.diag(psi), w)
@@ -147,7 +144,7 @@ def _turned(spread, x, scores, fitted):
     return (u @ vt).T @ spread @ (u @ vt)
 
 
-def test_a_constant_column_has_no_noise_to_estimate(wine):
+def test_factor_analysis_refuses_a_constant_column(wine):
     x = wine.copy()
     x[:, 4] = 0.1
     with pytest.raises(DataError, match=r"column 4 \(counting from 0\) is constant"):
@@ -156,14 +153,14 @@ def test_a_constant_column_has_no_noise_to_estimate(wine):
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_a_heywood_case_is_noted(rng):
-    """Correlations of .8, .8 and .5 ask for a noise variance of 1 - .8 .8 / .5 < 0 of the first feature."""
+    """Correlations of .8, .8 and .5 imply a noise variance of 1 - .8 .8 / .5 < 0 for the first feature."""
     correlations = np.array([[1.0, 0.8, 0.8], [0.8, 1.0, 0.5], [0.8, 0.5, 1.0]])
     e = rng.standard_normal((100, 3))
     white = (e - e.mean(axis=0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(e.T))).T
     x = white @ np.linalg.cholesky(correlations).T
     notes = []
     scores = factor_analysis(x, 1, notes=notes)
-    assert notes == ["the noise of 1 features falls to 0 (a Heywood case)"]
+    assert notes == ["the noise variance of 1 feature was estimated as 0 (a Heywood case)"]
     assert abs(np.corrcoef(scores[:, 0], x[:, 0])[0, 1]) > 0.9999
     z = rng.standard_normal((100, 1))
     factor_analysis(z + rng.standard_normal((100, 5)), 1, notes=notes)
@@ -174,7 +171,7 @@ def test_a_heywood_case_is_noted(rng):
 
 
 @pytest.mark.parametrize("gamma", [None, 0.02, 0.3])
-def test_kernel_pca_is_the_eigenvectors_of_the_centred_kernel_and_scikit_learns(wine, gamma):
+def test_kernel_pca_matches_the_centred_kernel_and_scikit_learn(wine, gamma):
     n = len(wine)
     width = 1 / wine.shape[1] if gamma is None else gamma
     kernel = np.exp(-width * squareform(pdist(wine)) ** 2)
@@ -185,13 +182,13 @@ def test_kernel_pca_is_the_eigenvectors_of_the_centred_kernel_and_scikit_learns(
     assert up_to_sign(found, KernelPCA(3, kernel="rbf", gamma=gamma, eigen_solver="dense").fit_transform(wine), atol=1e-9)
 
 
-def test_a_wide_kernel_makes_it_pca_scaled_by_the_root_of_twice_gamma(wine):
+def test_kernel_pca_with_a_wide_kernel_approximates_scaled_pca(wine):
     gamma = 1e-8
     assert up_to_sign(kernel_pca(wine, 2, gamma=gamma) / np.sqrt(2 * gamma), pca(wine, 2), atol=1e-4)
     assert not up_to_sign(kernel_pca(wine, 2), pca(wine, 2) * np.sqrt(2 / 13), atol=0.1)
 
 
-@pytest.mark.parametrize(("gamma", "how"), [(1e3, "far apart"), (1e-16, "alike")])
-def test_a_kernel_that_sees_nothing_is_refused_and_a_width_named(wine, gamma, how):
-    with pytest.raises(ConfigError, match=rf"with `gamma` = {re.escape(format(gamma, '.3g'))} all units are {how}; .* is 2\d"):
+@pytest.mark.parametrize(("gamma", "limit"), [(1e3, 0), (1e-16, 1)])
+def test_a_degenerate_kernel_width_is_refused_with_a_suggestion(wine, gamma, limit):
+    with pytest.raises(ConfigError, match=rf"with `gamma` = {re.escape(format(gamma, '.3g'))} the .* nearly {limit}; .* is 2\d"):
         kernel_pca(wine, 2, gamma=gamma)

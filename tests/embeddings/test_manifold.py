@@ -1,4 +1,4 @@
-"""Classical scaling, Isomap, LLE, Laplacian eigenmaps and stress against formulas written anew, and on a curve of known shape."""
+"""Tests of classical scaling, Isomap, LLE, Laplacian eigenmaps and stress against formulas and on a known curve."""
 
 import numpy as np
 import pytest
@@ -7,18 +7,12 @@ from scipy.spatial.distance import pdist, squareform
 from sklearn.manifold import MDS, SpectralEmbedding
 
 from latentlab.data.dataset import Dataset
-from latentlab.data.load import load_dataset
 from latentlab.embeddings.embed import embed
 from latentlab.embeddings.linear import pca
 from latentlab.embeddings.manifold import isomap, lle, mds, spectral
 
 IN_PIECES = pytest.mark.filterwarnings("ignore")
 """`embed` keeps these warnings to itself; the entries are called directly here."""
-
-
-@pytest.fixture(scope="module")
-def wine():
-    return load_dataset("wine").x
 
 
 def up_to_sign(a, b, **tolerance):
@@ -32,7 +26,7 @@ def nearest(x, k):
     return np.argsort(distances, axis=1, kind="stable")[:, :k]
 
 
-def classical(distances, q):
+def scaling_scores(distances, q):
     n = len(distances)
     centre = np.eye(n) - 1 / n
     values, vectors = np.linalg.eigh(-0.5 * centre @ distances**2 @ centre)
@@ -56,16 +50,16 @@ def blobs(n_blobs=2, n_each=12):
 
 def test_classical_scaling_of_euclidean_distances_is_pca(wine):
     found = mds(wine, 3, method="classical", notes=[])
-    assert up_to_sign(found, classical(squareform(pdist(wine)), 3), atol=1e-9)
+    assert up_to_sign(found, scaling_scores(squareform(pdist(wine)), 3), atol=1e-9)
     assert up_to_sign(found, pca(wine, 3), atol=1e-9)
 
 
-def test_classical_scaling_keeps_all_distances_if_there_are_columns_enough(wine):
+def test_classical_scaling_reproduces_distances_with_enough_columns(wine):
     assert np.allclose(pdist(mds(wine, 13, method="classical", notes=[])), pdist(wine), atol=1e-8)
     assert np.allclose(mds(wine, 20, method="classical", notes=[])[:, 13:], 0, atol=1e-6), "no column more than the rank"
 
 
-def floyd(weights):
+def shortest_paths(weights):
     distances = weights.copy()
     for k in range(len(distances)):
         distances = np.minimum(distances, distances[:, [k]] + distances[[k]])
@@ -73,19 +67,19 @@ def floyd(weights):
 
 
 @pytest.mark.parametrize("k", [5, 12])
-def test_isomap_scales_the_lengths_of_paths(wine, k):
+def test_isomap_is_classical_scaling_of_path_lengths(wine, k):
     distances, near = squareform(pdist(wine)), nearest(wine, k)
     weights = np.full_like(distances, np.inf)
     for i in range(len(wine)):
         weights[i, near[i]] = weights[near[i], i] = distances[i, near[i]]
     np.fill_diagonal(weights, 0)
-    expected = classical(floyd(weights), 2)
+    expected = scaling_scores(shortest_paths(weights), 2)
     notes = []
     assert up_to_sign(isomap(wine, 2, n_neighbors=k, notes=notes), expected, atol=1e-7)
     assert notes == []
 
 
-def test_isomap_unrolls_an_arc_that_pca_does_not():
+def test_isomap_unrolls_an_arc_and_pca_does_not():
     x, along = arc()
     found = isomap(x, 1, n_neighbors=2, notes=[])[:, 0]
     assert abs(np.corrcoef(found, along)[0, 1]) > 0.99999
@@ -104,7 +98,7 @@ def stress(y, x):
     return ((pdist(y) - pdist(x)) ** 2).sum()
 
 
-def test_stress_is_at_a_minimum_below_classical_scaling_and_random_starts(wine):
+def test_stress_is_a_minimum_below_other_configurations(wine):
     notes = []
     found = mds(wine, 2, max_iter=3000, notes=notes)
     assert notes == []
@@ -118,22 +112,22 @@ def test_stress_is_at_a_minimum_below_classical_scaling_and_random_starts(wine):
         assert least < stress(random.set_params(random_state=seed).fit_transform(wine), wine)
 
 
-def test_stress_of_what_lies_in_a_plane_is_zero(rng):
+def test_stress_of_planar_data_is_0(rng):
     x = rng.standard_normal((30, 2)) @ rng.standard_normal((2, 6))
     assert stress(mds(x, 2, notes=[]), x) < 1e-20
 
 
-def test_majorisation_that_was_stopped_says_so(wine):
+def test_stopped_majorisation_is_noted(wine):
     notes = []
     mds(wine, 2, max_iter=3, notes=notes)
-    assert notes == ["majorisation was stopped after 3 steps, before the stress settled"]
+    assert notes == ["majorisation stopped after 3 steps, before the stress converged"]
 
 
 # -- graphs
 
 
 @pytest.mark.parametrize("k", [5, 12, 20])
-def test_lle_keeps_each_unit_the_mixture_of_its_neighbours(wine, k):
+def test_lle_preserves_reconstruction_weights(wine, k):
     n, near = len(wine), nearest(wine, k)
     weights = np.zeros((n, n))
     for i in range(n):
@@ -169,7 +163,7 @@ def test_laplacian_eigenmaps_solve_the_generalised_eigenproblem(wine, k):
 
 
 @pytest.mark.parametrize(("embedding", "n_neighbors"), [(lle, 4), (spectral, 3)])
-def test_graphs_put_an_arc_in_order(embedding, n_neighbors):
+def test_graph_embeddings_order_an_arc(embedding, n_neighbors):
     x, along = arc()
     found = embedding(x, 1, n_neighbors=n_neighbors, notes=[])[:, 0]
     assert (np.diff(found * np.sign(found[-1] - found[0])) > 0).mean() > 0.95
@@ -177,33 +171,33 @@ def test_graphs_put_an_arc_in_order(embedding, n_neighbors):
 
 
 @pytest.mark.parametrize("name", ["isomap", "lle", "spectral"])
-def test_a_graph_in_pieces_is_embedded_and_noted(name):
+def test_a_disconnected_graph_is_embedded_and_noted(name):
     for n_blobs in (2, 3):
         data = Dataset({"x": blobs(n_blobs)}, dims={"x": ("unit", "feature")})
         made = embed(name, data, n_latent=2, n_neighbors=5)
-        assert made.notes == (f"the graph of 5 nearest neighbours is in {n_blobs} pieces",)
+        assert made.notes == (f"the graph of 5 nearest neighbours has {n_blobs} connected components",)
         assert np.isfinite(made.values).all()
 
 
 @IN_PIECES
-def test_pieces_are_counted_without_the_unit_itself():
+def test_components_are_counted_without_self_neighbours():
     x = blobs(2, n_each=3)  # with 2 others each it falls apart, with 3 it holds
     for embedding in (isomap, spectral):
         apart, whole = [], []
         embedding(x, 1, n_neighbors=2, notes=apart)
         embedding(x, 1, n_neighbors=3, notes=whole)
-        assert apart == ["the graph of 2 nearest neighbours is in 2 pieces"]
+        assert apart == ["the graph of 2 nearest neighbours has 2 connected components"]
         assert whole == []
 
 
 @IN_PIECES
-def test_the_first_column_of_a_graph_in_two_pieces_says_in_which_a_unit_is():
+def test_the_first_column_separates_two_graph_components():
     first = spectral(blobs(), 1, n_neighbors=5, notes=[])[:, 0]
     assert np.ptp(first[:12]) < 1e-3 * np.ptp(first)
     assert np.ptp(first[12:]) < 1e-3 * np.ptp(first)
 
 
 @IN_PIECES
-def test_joined_pieces_stay_far_apart_in_isomap():
+def test_isomap_keeps_joined_components_far_apart():
     found = isomap(blobs(), 1, n_neighbors=5, notes=[])[:, 0]
     assert abs(found[:12].mean() - found[12:].mean()) > 100

@@ -1,4 +1,4 @@
-"""t-SNE against its divergence written anew and scikit-learn's, UMAP against its library; seeds, ranges, missing packages."""
+"""Tests of t-SNE against its divergence and scikit-learn, and of UMAP against its library."""
 
 import hashlib
 import os
@@ -12,7 +12,6 @@ from scipy.spatial.distance import pdist, squareform
 from sklearn.manifold import TSNE, trustworthiness
 
 from latentlab.data.dataset import Dataset
-from latentlab.data.load import load_dataset
 from latentlab.embeddings import neighbor
 from latentlab.embeddings.embed import embed
 from latentlab.embeddings.linear import pca
@@ -21,13 +20,8 @@ from latentlab.errors import ConfigError, MissingDependencyError
 
 
 @pytest.fixture(scope="module")
-def iris():
-    return load_dataset("iris")
-
-
-@pytest.fixture(scope="module")
-def some(iris):
-    """Sixty flowers of three kinds, no two the same."""
+def flowers(iris):
+    """Sixty distinct flowers of three species."""
     return np.unique(iris.x, axis=0)[np.random.default_rng(0).permutation(147)[:60]]
 
 
@@ -35,7 +29,7 @@ def dataset(x):
     return Dataset({"x": x}, dims={"x": ("unit", "feature")})
 
 
-def neighbour_chances(x, perplexity):
+def neighbour_probabilities(x, perplexity):
     """p_ij of all pairs, each unit's width found by bisection of the entropy."""
     squares = squareform(pdist(x, "sqeuclidean"))
     n = len(x)
@@ -65,24 +59,24 @@ def divergence(y, p):
 
 
 @pytest.mark.parametrize("perplexity", [5.0, 15.0])
-def test_tsne_brings_the_divergence_as_low_as_scikit_learn_does(some, perplexity):
-    p = neighbour_chances(some, perplexity)
-    ours = [divergence(tsne(some, 2, seed=s, notes=[], perplexity=perplexity), p) for s in range(3)]
-    exact = TSNE(2, perplexity=perplexity, method="exact", init="pca", random_state=0).fit(some)
+def test_tsne_reaches_the_divergence_of_scikit_learn(flowers, perplexity):
+    p = neighbour_probabilities(flowers, perplexity)
+    ours = [divergence(tsne(flowers, 2, seed=s, notes=[], perplexity=perplexity), p) for s in range(3)]
+    exact = TSNE(2, perplexity=perplexity, method="exact", init="pca", random_state=0).fit(flowers)
     assert divergence(exact.embedding_, p) == pytest.approx(exact.kl_divergence_, rel=1e-3), "the oracle is the library's"
     assert min(ours) < 1.05 * exact.kl_divergence_
     assert max(ours) < 1.3 * exact.kl_divergence_
-    assert exact.kl_divergence_ < 0.5 * divergence(pca(some, 2), p)
+    assert exact.kl_divergence_ < 0.5 * divergence(pca(flowers, 2), p)
 
 
-def test_the_perplexity_asked_for_is_the_one_taken(some):
-    of = {k: tsne(some, 2, seed=0, notes=[], perplexity=k) for k in (4.0, 15.0)}
+def test_tsne_uses_the_given_perplexity(flowers):
+    of = {k: tsne(flowers, 2, seed=0, notes=[], perplexity=k) for k in (4.0, 15.0)}
     for k, other in ((4.0, 15.0), (15.0, 4.0)):
-        p = neighbour_chances(some, k)
+        p = neighbour_probabilities(flowers, k)
         assert divergence(of[k], p) < 0.9 * divergence(of[other], p)
 
 
-def test_tsne_keeps_groups_that_are_apart(rng):
+def test_tsne_separates_well_separated_groups(rng):
     labels = np.repeat([0, 1, 2], 30)
     x = rng.standard_normal((90, 10)) + 8 * np.eye(10)[labels]
     distances = squareform(pdist(tsne(x, 2, seed=1, notes=[])))
@@ -91,28 +85,28 @@ def test_tsne_keeps_groups_that_are_apart(rng):
 
 
 @pytest.mark.parametrize("initialization", ["pca", "random"])
-def test_the_seed_changes_the_start_which_is_small(some, initialization):
-    starts = [neighbor._start(some, 2, np.random.default_rng(s), initialization) for s in (0, 0, 1)]
+def test_the_seed_perturbs_the_start_slightly(flowers, initialization):
+    starts = [neighbor._start(flowers, 2, np.random.default_rng(s), initialization) for s in (0, 0, 1)]
     assert (starts[0] == starts[1]).all()
     assert not (starts[0] == starts[2]).any()
     assert 0.9e-4 < starts[0][:, 0].std() < 1.2e-4
-    similar = abs(np.corrcoef(starts[0][:, 0], pca(some, 2)[:, 0])[0, 1])
+    similar = abs(np.corrcoef(starts[0][:, 0], pca(flowers, 2)[:, 0])[0, 1])
     assert similar > 0.98 if initialization == "pca" else similar < 0.5
 
 
-def test_runs_from_random_starts_differ_more_than_runs_from_the_principal_components(some):
+def test_runs_from_random_starts_differ_more_than_runs_from_the_principal_components(flowers):
     def spread(initialization):
-        runs = embed("tsne", dataset(some), n_seeds=3, initialization=initialization).values
+        runs = embed("tsne", dataset(flowers), n_seeds=3, initialization=initialization).values
         distances = [pdist(run) for run in runs]
         return np.mean([1 - np.corrcoef(distances[i], distances[j])[0, 1] for i, j in ((0, 1), (0, 2), (1, 2))])
 
     assert spread("random") > spread("pca") > 0
 
 
-def test_a_default_perplexity_too_large_for_the_data_is_lowered_and_said(some, iris):
-    few = dataset(some[:31])
+def test_a_too_large_default_perplexity_is_lowered_and_noted(flowers, iris):
+    few = dataset(flowers[:31])
     made = embed("tsne", few, n_seeds=2)
-    assert made.notes == ("perplexity 30 was lowered to 10, a third of the other 30 units",)
+    assert made.notes == ("perplexity was lowered from 30 to 10 (a third of the other 30 units)",)
     asked = embed("tsne", few, n_seeds=2, perplexity=10.0)
     assert asked.notes == ()
     assert (made.values == asked.values).all()
@@ -121,23 +115,23 @@ def test_a_default_perplexity_too_large_for_the_data_is_lowered_and_said(some, i
         embed("tsne", few, perplexity=10.1)
 
 
-def test_the_fewest_units_have_a_perplexity_of_one(rng):
+def test_the_smallest_data_set_has_perplexity_1(rng):
     with pytest.raises(ConfigError, match="needs at least 4 units; got 3"):
         embed("tsne", dataset(rng.standard_normal((3, 2))))
     assert embed("tsne", dataset(rng.standard_normal((4, 2))), n_seeds=1).values.shape == (1, 4, 2)
 
 
-def test_one_column_and_repeated_units_will_do(iris, rng):
+def test_one_column_and_duplicate_units_are_accepted(iris, rng):
     assert embed("tsne", iris, n_latent=1, n_seeds=1, n_iter=50).values.shape == (1, 150, 1)
     repeated = dataset(np.repeat(rng.standard_normal((10, 3)), 5, axis=0))
     assert np.isfinite(embed("tsne", repeated, n_seeds=1).values).all()
 
 
-def test_many_units_are_repelled_over_a_grid_to_the_same_divergence(some, monkeypatch):
-    p = neighbour_chances(some, 15.0)
-    tree = divergence(tsne(some, 2, seed=0, notes=[], perplexity=15.0), p)
+def test_grid_approximation_reaches_the_same_divergence(flowers, monkeypatch):
+    p = neighbour_probabilities(flowers, 15.0)
+    tree = divergence(tsne(flowers, 2, seed=0, notes=[], perplexity=15.0), p)
     monkeypatch.setattr(neighbor, "EXACT", 10)
-    grid = divergence(tsne(some, 2, seed=0, notes=[], perplexity=15.0), p)
+    grid = divergence(tsne(flowers, 2, seed=0, notes=[], perplexity=15.0), p)
     assert grid == pytest.approx(tree, rel=0.1)
 
 
@@ -157,7 +151,7 @@ def layout(iris):
 
 
 @pytest.mark.slow
-def test_umap_is_the_librarys_with_the_seed_that_is_kept(iris, layout):
+def test_umap_matches_the_library_with_the_recorded_seed(iris, layout):
     from umap import UMAP
 
     assert layout.values.shape == (2, 150, 2)
@@ -171,7 +165,7 @@ def test_umap_is_the_librarys_with_the_seed_that_is_kept(iris, layout):
 
 
 @pytest.mark.slow
-def test_umap_keeps_neighbours_and_its_options_do_what_they_say(iris, layout):
+def test_umap_preserves_neighbours_and_uses_its_options(iris, layout):
     assert min(trustworthiness(iris.x, values, n_neighbors=10) for values in layout.values) > 0.95
     packed, loose = (embed("umap", iris, n_seeds=1, min_dist=d).values[0] for d in (0.0, 1.0))
     nearest = [np.median(np.partition(squareform(pdist(y)) + 1e9 * np.eye(150), 0, axis=1)[:, 0]) for y in (packed, loose)]
@@ -180,7 +174,7 @@ def test_umap_keeps_neighbours_and_its_options_do_what_they_say(iris, layout):
 
 
 @pytest.mark.slow
-def test_umap_leaves_threads_random_state_and_warnings_as_they_were(iris, layout, capfd, monkeypatch):
+def test_umap_restores_threads_random_state_and_warnings(iris, layout, capfd, monkeypatch):
     import numba
     import umap
 
@@ -213,10 +207,10 @@ def test_umap_leaves_threads_random_state_and_warnings_as_they_were(iris, layout
 
 
 @pytest.mark.slow
-def test_umap_notes_a_graph_in_pieces(rng):
+def test_umap_notes_a_disconnected_graph(rng):
     x = np.concatenate([rng.standard_normal((25, 3)), 100 + rng.standard_normal((25, 3))])
     made = embed("umap", dataset(x), n_seeds=1, n_neighbors=6)
-    assert made.notes == ("the graph of 5 nearest neighbours is in 2 pieces",)
+    assert made.notes == ("the graph of 5 nearest neighbours has 2 connected components",)
     for number in (50, 1):
         with pytest.raises(ConfigError, match="`n_neighbors` must be"):
             embed("umap", dataset(x), n_neighbors=number)
@@ -232,7 +226,7 @@ print(hashlib.sha256(made.values.tobytes()).hexdigest())
 
 
 @pytest.mark.slow
-def test_umap_gives_the_same_bytes_in_another_process(layout):
+def test_umap_is_reproducible_in_another_process(layout):
     environment = {**os.environ, "PYTHONHASHSEED": "77"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300, check=True
@@ -241,6 +235,6 @@ def test_umap_gives_the_same_bytes_in_another_process(layout):
 
 
 @pytest.mark.slow
-def test_runs_of_umap_differ(layout):
+def test_umap_runs_differ_between_seeds(layout):
     assert len({*layout.seeds}) == 2
     assert not np.allclose(*layout.values, atol=0.1)

@@ -1,4 +1,4 @@
-"""The Viterbi path against all paths, missing steps and several sequences included, at a maximum that is one."""
+"""Tests of the Viterbi path against enumeration, with missing steps and several sequences."""
 
 import itertools
 
@@ -23,15 +23,15 @@ MU = np.array([[-1.0, 0.5], [0.5, 0.0], [1.0, -1.0]])
 SIGMA = np.array([[1.0, 0.7], [0.8, 1.2], [0.9, 0.6]])
 
 
-def at(values, level=0.0, notes=()):
+def fitted_at(values, level=0.0, notes=()):
     return MaximumLikelihood(values, "planted", 0.0, np.array([level]), notes)
 
 
 @pytest.fixture
-def planted(monkeypatch):
-    """The maximum of the likelihood is where the test says."""
+def fixed_maximum(monkeypatch):
+    """Replaces the maximum likelihood estimate by fixed parameters."""
     values = {"initial": INITIAL, "transition": TRANSITION, "mu": MU, "sigma": SIGMA}
-    monkeypatch.setattr(GaussianHMM, "maximum_likelihood", lambda *_: at(values))
+    monkeypatch.setattr(GaussianHMM, "maximum_likelihood", lambda *_: fitted_at(values))
 
 
 def log_joint(path, x):
@@ -60,22 +60,22 @@ def agreements(parts, dataset):
     return same_partition(viterbi(dataset, 3, seed=0, notes=[], n_restarts=1), np.concatenate([best_path(p) for p in parts]))
 
 
-def test_it_is_the_best_of_all_paths_of_each_sequence(planted):
+def test_viterbi_is_the_best_of_all_paths_of_each_sequence(fixed_maximum):
     assert all(agreements(sequences(seed), series(sequences(seed))) for seed in range(8))
 
 
-def test_sequences_run_together_and_missing_entries_filled_in_are_another(planted):
-    """The check above can fail: by a chain through the ends of sequences, and by zeros where nothing was observed."""
+def test_joined_sequences_or_zeros_for_missing_entries_give_other_paths(fixed_maximum):
+    """Shows that the test above can fail: for joined sequences and for zeros in place of missing entries."""
     joined = [agreements(sequences(seed), series([np.concatenate(sequences(seed))])) for seed in range(8)]
     filled = [agreements(sequences(seed), series([np.nan_to_num(p) for p in sequences(seed)])) for seed in range(8)]
     assert not all(joined)
     assert not all(filled)
 
 
-def test_the_highest_maximum_with_nothing_amiss_is_taken(monkeypatch):
+def test_the_highest_regular_maximum_is_used(monkeypatch):
     left = {"initial": INITIAL[:2] / 0.9, "transition": np.full((2, 2), 0.5), "mu": MU[:2, :1], "sigma": SIGMA[:2, :1]}
     right = {**left, "mu": MU[:2, :1] + 100}
-    runs = iter([at(left, 1.0), at(right, 2.0), at(left, 3.0, ("state 1 sits at the floor",))])
+    runs = iter([fitted_at(left, 1.0), fitted_at(right, 2.0), fitted_at(left, 3.0, ("state 1 is at the lower bound",))])
     monkeypatch.setattr(GaussianHMM, "maximum_likelihood", lambda *_: next(runs))
     notes = []
     made = viterbi(series([[-1.0, -1.0, 0.5, 0.5]]), 2, seed=0, notes=notes, n_restarts=3)
@@ -83,7 +83,7 @@ def test_the_highest_maximum_with_nothing_amiss_is_taken(monkeypatch):
     assert notes == []
 
 
-def test_states_are_found_better_than_by_clusters_and_the_largest_comes_first():
+def test_viterbi_finds_states_better_than_k_means():
     dataset = hidden_markov(n_sequences=2, n_steps=100, separation=2.0, stay=0.95, seed=3)
     path, steps = (embed(name, dataset, n_latent=3, n_seeds=1).values[0] for name in ("viterbi", "kmeans"))
     score = [adjusted_rand_score(dataset.truth["z"], one.argmax(axis=1)) for one in (path, steps)]
@@ -91,7 +91,7 @@ def test_states_are_found_better_than_by_clusters_and_the_largest_comes_first():
     assert (np.diff(path.sum(axis=0)) <= 0).all()
 
 
-def test_it_is_the_same_again_and_leaves_no_state_behind():
+def test_viterbi_is_reproducible_and_changes_no_global_state():
     dataset = hidden_markov(n_sequences=2, n_steps=30, n_states=2, seed=1)
     before = torch.get_default_dtype(), torch.random.get_rng_state().clone(), np.random.get_state()[1].copy()
     made = [embed("viterbi", dataset, n_seeds=1, n_restarts=2, seed=5).values for _ in range(2)]
@@ -101,17 +101,17 @@ def test_it_is_the_same_again_and_leaves_no_state_behind():
     assert (np.random.get_state()[1] == before[2]).all()
 
 
-def test_a_state_at_the_floor_is_said():
-    """One step far from all others, and nothing else to tell: its state has no variance."""
+def test_a_state_at_the_variance_floor_is_noted():
+    """One outlying step forms its own state, without variance."""
     x = np.zeros((20, 1))
     x[:, 0] = np.random.default_rng(0).standard_normal(20)
     x[10] = 1e4
     made = embed("viterbi", series([x]), n_seeds=1, n_restarts=2)
-    assert any("sits at the floor of the variances" in note for note in made.notes)
+    assert any("is at the lower bound of the variances" in note for note in made.notes)
     assert made.values[0].sum(axis=0).tolist() == [19, 1]
 
 
-def test_what_it_cannot_take_is_refused():
+def test_invalid_series_are_refused_by_viterbi():
     with pytest.raises(DataError, match="sequence 0 is not contiguous"):
         embed("viterbi", hidden_markov(n_sequences=2, n_steps=4).subset([0, 1, 4, 2, 3]))
     cube = Dataset({"x": np.zeros((3, 2, 2))}, dims={"x": ("unit", "row", "column")})

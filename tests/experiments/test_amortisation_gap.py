@@ -17,7 +17,7 @@ def experiment():
     return module
 
 
-def test_it_prints_its_result_and_draws_its_figure(experiment, tmp_path, capsys):
+def test_amortisation_gap_prints_its_result_and_draws_its_figure(experiment, tmp_path, capsys):
     out = tmp_path / "figure.png"
     experiment.STEP = 0.05
     experiment.main(["--n-units", "3", "--n-steps", "300", "--hidden", "8", "--n-draws", "100", "--out", str(out)])
@@ -32,7 +32,7 @@ def test_it_prints_its_result_and_draws_its_figure(experiment, tmp_path, capsys)
     assert (np.abs(table["mcmc_mean_0"] - table["exact_mean_0"]) < table["exact_sd_0"])[agree].all()
 
 
-def test_the_grid_and_the_nodes_are_exact_for_a_linear_decoder(experiment):
+def test_quadrature_is_exact_for_a_linear_decoder(experiment):
     """Evidence, mean and sd of a linear-Gaussian model by the formulas of Gaussians, and the ELBO's gap by their divergence."""
     rng = np.random.default_rng(0)
     W, sigma = rng.normal(size=(2, 5)), 0.8

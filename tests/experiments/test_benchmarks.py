@@ -1,4 +1,4 @@
-"""The benchmarks run, check what they compare, and say which peer is not there: at a tiny size, with the peers of the tests."""
+"""Tests that the benchmarks run at a small size, check their results and report missing peers."""
 
 import importlib
 import json
@@ -19,14 +19,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def part(monkeypatch):
-    """A module of the benchmarks by its name."""
+    """Imports a module of the benchmarks by name."""
     monkeypatch.syspath_prepend(ROOT)
     return lambda name: importlib.import_module(f"experiments.benchmarks.{name}")
 
 
 @pytest.fixture
 def without_peers(part, monkeypatch):
-    """As in an environment that has none of the peers that the tests are not installed with."""
+    """Simulates an environment without the benchmark peers."""
     peers = {"numpyro", "dynamax", "pymc", "nutpie"}
     here = part("harness").is_here
     for name in ("harness", "sampling", "ppca_converged"):
@@ -36,7 +36,7 @@ def without_peers(part, monkeypatch):
 # -- the harness
 
 
-def test_ratios_are_those_of_the_same_round_and_above_one_where_latentlab_is_ahead(part):
+def test_ratios_compare_the_same_round_and_exceed_1_if_latentlab_is_faster(part):
     times = {
         "latentlab NUTS": np.array([1.0, 4.0, 2.0]),
         "latentlab ChEES": np.array([2.0, 2.0, 4.0]),
@@ -51,14 +51,14 @@ def test_ratios_are_those_of_the_same_round_and_above_one_where_latentlab_is_ahe
     assert peer.ratio == 2 / 3  # the best of latentlab's by round 2, 4, 4: of 2 / 3, 4 / 4 and 4 / 8 the median is 2 / 3
 
 
-def test_sides_are_measured_in_turn(part):
+def test_programs_are_timed_alternately(part):
     seen = []
     sides = {name: (lambda i, name=name: float(seen.append((name, i)) or 1.0)) for name in ("latentlab", "peer")}
     part("harness").in_turn("b", "time", "s", sides, n_rounds=2)
     assert seen == [("latentlab", 0), ("peer", 0), ("latentlab", 1), ("peer", 1)]
 
 
-def test_sides_that_differ_are_refused(part):
+def test_programs_with_different_results_are_refused(part):
     harness = part("harness")
     row = harness.same_up_to_a_constant("b", "peer", [1.0, 2.0, 3.0], [11.0, 12.0, 13.0])
     assert row.value == 0.0
@@ -79,7 +79,7 @@ def test_posterior_means_that_differ_are_refused(part):
         harness.same_means("b", "peer", ours, theirs)
 
 
-def test_a_run_leaves_a_table_a_csv_and_a_plot_and_names_what_failed(part, tmp_path, monkeypatch, capsys):
+def test_a_benchmark_writes_table_csv_and_plot_and_reports_failures(part, tmp_path, monkeypatch, capsys):
     main, harness = part("__main__"), part("harness")
     row = harness.Row("one", "peer", "time", 2.0, "s", "1 to 3", 4.0)
     failed = harness.Row("two", "", "failed: no reason", math.nan, "")
@@ -93,7 +93,7 @@ def test_a_run_leaves_a_table_a_csv_and_a_plot_and_names_what_failed(part, tmp_p
 
 
 @pytest.mark.slow
-def test_each_benchmark_is_measured_in_a_process_of_its_own(part, tmp_path):
+def test_each_benchmark_runs_in_its_own_process(part, tmp_path):
     (row, *_) = rows = part("__main__").measured("ppca_many_rows", "tiny")
     assert row.what.startswith("check")
     assert math.isfinite(rows[-1].value)
@@ -106,7 +106,7 @@ def test_each_benchmark_is_measured_in_a_process_of_its_own(part, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_table_on_disk_is_measured_beside_a_small_one(part):
+def test_a_table_on_disk_is_compared_with_a_small_one(part):
     found = {row.what: row.value for row in part("minibatches_on_disk").rows("tiny")}
     assert found["check: batches from disk and from memory"] <= 1e-12
     for side in ("2,000 rows on disk", "20,000 rows on disk", "2,000 rows in memory"):
@@ -116,7 +116,7 @@ def test_a_table_on_disk_is_measured_beside_a_small_one(part):
 
 
 @pytest.mark.parametrize("name", ["svi_mixture", "svi_vae", "hmm_point_fit"])
-def test_against_the_peers_of_the_tests(part, name):
+def test_benchmarks_run_with_the_installed_peers(part, name):
     rows = part(name).rows("tiny")
     assert any(row.what.startswith("check") for row in rows)
     assert any(row.side.startswith("latentlab") and row.value > 0 for row in rows)
@@ -125,20 +125,20 @@ def test_against_the_peers_of_the_tests(part, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppca_sampling", "mixture_sampling", "hmm_sampling"])
-def test_latentlab_alone_where_the_peers_are_absent(part, without_peers, name):
+def test_benchmarks_run_without_peers(part, without_peers, name):
     rows = part(name).rows("tiny")
     assert any(row.what == "not measured: numpyro is not installed" for row in rows)
     assert any(row.what.endswith("warm-up and sampling") and row.value > 0 for row in rows)
 
 
 @pytest.mark.slow
-def test_a_whole_process_and_the_criterion_of_its_draws(part, without_peers):
+def test_a_whole_process_is_timed_and_its_draws_are_checked(part, without_peers):
     rows = {(row.side, row.what): row for row in part("ppca_converged").rows("tiny")}
     assert ("PyMC with nutpie", "not measured: pymc, nutpie is not installed") in rows
-    assert rows["latentlab NUTS", "not yet enough with 5 draws a chain"].value > 0
+    assert rows["latentlab NUTS", "criterion not met with 5 draws per chain"].value > 0
 
 
-def test_the_criterion_asks_for_mixing_and_for_draws(part):
+def test_the_criterion_requires_mixing_and_enough_effective_draws(part):
     rng = np.random.default_rng(0)
     values = {"W": 3 + rng.standard_normal((4, 500, 5, 2)), "sigma": rng.uniform(1, 2, (4, 500))}
     assert part("ppca_converged").is_enough(values)
@@ -147,7 +147,7 @@ def test_the_criterion_asks_for_mixing_and_for_draws(part):
     assert not part("ppca_converged").is_enough(values)
 
 
-def test_quantities_do_not_know_the_labels(part):
+def test_compared_quantities_are_label_free(part):
     rng = np.random.default_rng(0)
     values = {
         "weights": rng.dirichlet([1, 1, 1], (2, 4)),
@@ -162,7 +162,7 @@ def test_quantities_do_not_know_the_labels(part):
     np.testing.assert_array_equal(part("hmm_sampling").label_free(states), part("hmm_sampling").label_free(other))
 
 
-def test_the_closed_form_of_the_loop_by_hand_is_the_mean_over_draws(part):
+def test_the_closed_form_loss_equals_the_mean_over_draws(part):
     # 2000 draws: a gap above 5 standard errors has a chance of 6e-7
     vae = part("svi_vae")
     with torch.random.fork_rng(devices=[]):
@@ -174,7 +174,7 @@ def test_the_closed_form_of_the_loop_by_hand_is_the_mean_over_draws(part):
     assert abs(gaps.mean()) < 5 * gaps.std() / np.sqrt(len(gaps))
 
 
-def test_chains_are_timed_with_and_without_their_warm_up(part):
+def test_chains_are_timed_with_and_without_warm_up(part):
     own, ppca = part("own"), part("ppca")
     chains = own.Chains(ppca.own_model(), ppca.wine(), ll.NUTS(n_chains=2, n_warmup=3, n_draws=5))
     first, again = chains.sample(1), chains.sample(1)
@@ -184,7 +184,7 @@ def test_chains_are_timed_with_and_without_their_warm_up(part):
 
 
 @pytest.mark.slow
-def test_missing_cells_are_priced_against_none(part):
+def test_missing_and_complete_data_are_timed(part):
     rows = part("ppca_missing").rows("tiny")
     assert sum(row.what.startswith("check") for row in rows) == 4
     ratios = [row.value for row in rows if row.unit == "times"]

@@ -15,8 +15,8 @@ def experiment():
 
 
 @pytest.mark.slow
-def test_a_deep_decoder_beats_a_plane_and_many_samples_beat_one(experiment, tmp_path, capsys):
-    """At small size: the differences are many standard errors."""
+def test_deep_decoder_and_more_samples_improve_the_bound(experiment, tmp_path, capsys):
+    """Differences at a small size are many standard errors."""
     out = tmp_path / "figure.png"
     experiment.main(["--n-latent", "2", "--n-steps", "1500", "--hidden", "64", "--n-samples", "100", "--out", str(out)])
     assert "difference" in capsys.readouterr().out

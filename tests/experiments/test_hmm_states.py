@@ -18,8 +18,8 @@ def experiment():
 
 
 @pytest.fixture(scope="module")
-def found(experiment, tmp_path_factory):
-    """A data set of strong signal and one of weak, by maximum likelihood: the table, and where the figure is."""
+def table_and_figure(experiment, tmp_path_factory):
+    """The table and figure for one data set with strong and one with weak signal, by maximum likelihood."""
     out = tmp_path_factory.mktemp("hmm_states") / "figure.png"
     rows = experiment.run(separations=(2.0, 6.0), n_datasets=1, method="exact")
     table = experiment.table(rows)
@@ -28,15 +28,15 @@ def found(experiment, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_it_draws_its_figure_and_has_a_row_for_each_clustering(experiment, found):
-    table, out = found
+def test_hmm_states_has_a_figure_and_a_row_for_each_clustering(experiment, table_and_figure):
+    table, out = table_and_figure
     assert out.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert set(table.index.get_level_values("labels")) == set(experiment.STYLES)
 
 
 @pytest.mark.slow
-def test_viterbi_finds_the_path_that_windows_blur_and_steps_miss(found):
-    table, _ = found
+def test_viterbi_recovers_the_path_better_than_windows_and_steps(table_and_figure):
+    table, _ = table_and_figure
     path, steps, windows = (table.loc[name, "ari_truth"] for name in ("viterbi", "k-means", "window k-means"))
     assert path[6.0] > 0.98
     assert steps[6.0] > 0.95
@@ -46,7 +46,7 @@ def test_viterbi_finds_the_path_that_windows_blur_and_steps_miss(found):
 
 
 @pytest.mark.slow
-def test_it_prints_its_table(experiment, tmp_path, capsys):
+def test_hmm_states_prints_its_table(experiment, tmp_path, capsys):
     out = tmp_path / "figure.png"
     experiment.main(["--method", "exact", "--n-datasets", "1", "--separations", "6.0", "--out", str(out)])
     assert "window PCA, k-means" in capsys.readouterr().out

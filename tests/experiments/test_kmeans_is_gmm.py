@@ -18,8 +18,8 @@ def experiment():
     return module
 
 
-def test_the_triangles_sides_are_as_long_as_said(experiment):
-    """An sd of 300 numbers is within a sixth of the true one in all but 1e-4 of cases, at worst of the three cases."""
+def test_distances_between_means_match_the_design(experiment):
+    """The sd of 300 numbers is within a sixth of the true one with probability 1 - 1e-4 in each of three cases."""
     for case, (weights, widths) in experiment.CASES.items():
         dataset = experiment.simulate(case, 4.0, seed=1)
         z, mu = dataset.truth["z"].astype(int), dataset.truth["mu"]
@@ -31,7 +31,7 @@ def test_the_triangles_sides_are_as_long_as_said(experiment):
 
 
 @pytest.mark.slow
-def test_it_prints_its_table_and_draws_its_figure(experiment, tmp_path, capsys):
+def test_kmeans_is_gmm_prints_its_table_and_draws_its_figure(experiment, tmp_path, capsys):
     out = tmp_path / "figure.png"
     experiment.main(["--method", "exact", "--n-datasets", "2", "--separations", "3.0", "6.0", "--out", str(out)])
     assert "unequal widths" in capsys.readouterr().out
@@ -40,8 +40,8 @@ def test_it_prints_its_table_and_draws_its_figure(experiment, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_kmeans_is_the_estimate_in_the_limit_and_distinct_where_widths_differ(experiment):
-    """With the parameters at their estimate, in every one of three data sets."""
+def test_kmeans_matches_the_mixture_only_for_equal_variances(experiment):
+    """Parameters are point estimates; the verdicts hold in all of three data sets."""
     rows = experiment.run(separations=(4.0,), n_datasets=3, method="exact")
     found = experiment.table(rows).set_index("case")
     assert found.loc["equal", "delta"] < 0.5

@@ -15,17 +15,17 @@ def experiment():
     return module
 
 
-def test_it_prints_its_result_and_draws_its_figure(experiment, tmp_path, capsys):
+def test_linear_vae_is_ppca_prints_its_result_and_draws_its_figure(experiment, tmp_path, capsys):
     out = tmp_path / "figure.png"
     experiment.main(["--datasets", "iris", "--n-starts", "3", "--n-noises", "3", "--out", str(out)])
     said = capsys.readouterr().out
     assert "iris: 3 of 3 starts reach PPCA's maximum" in said
-    assert "at 5 of 5 noises the dimensions in use are the eigenvalues above the noise's variance" in said
+    assert "at 5 of 5 noise variances, the active dimensions are as many as the eigenvalues above it" in said
     assert out.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert out.with_suffix(".csv").is_file()
 
 
-def test_the_distance_sees_a_rotation_and_no_order_or_sign(experiment):
+def test_the_distance_ignores_order_and_sign_but_not_rotation(experiment):
     W = np.array([[3.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     assert experiment.distance(W[:, ::-1] * [-1, 1], W) < 1e-12
     turn = np.array([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])

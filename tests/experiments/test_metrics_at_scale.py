@@ -22,11 +22,11 @@ def experiment():
 
 @pytest.fixture
 def without_descent(monkeypatch):
-    """Its compilation takes longer than all the rest."""
+    """Compilation of pynndescent takes longer than the rest of the tests."""
     monkeypatch.setitem(sys.modules, "pynndescent", None)
 
 
-def test_the_loops_give_the_same_numbers(experiment):
+def test_loops_and_metrics_give_the_same_values(experiment):
     embedding, draws = experiment.posterior(150, 6, 3)
     ours = experiment.lifted(embedding, draws)
     assert ours.shape == (2, 6)
@@ -34,16 +34,16 @@ def test_the_loops_give_the_same_numbers(experiment):
         np.testing.assert_allclose(experiment.loop(embedding, draws[0], cka_of), ours, rtol=0, atol=1e-10)
 
 
-def test_numbers_that_differ_are_not_timed(experiment, monkeypatch):
+def test_metrics_with_different_values_are_not_timed(experiment, monkeypatch):
     monkeypatch.setattr(experiment, "columns_cka", lambda x, y: experiment.textbook_cka(x, y) + 1e-9)
     with pytest.raises(LatentLabError, match=r"1\.0e-09 apart"):
         experiment.scores(experiment.SIZES["small"])
 
 
-def test_it_prints_times_and_memory(experiment, without_descent, capsys):
+def test_metrics_at_scale_prints_times_and_memory(experiment, without_descent, capsys):
     experiment.main(["--size", "small"])
     printed = capsys.readouterr().out
     assert "latentlab, all 20 draws" in printed
     assert "recall nan" in printed
     assert "ll.compare, 200 units, 150 draws of 2 columns" in printed
-    assert "MB more" in printed
+    assert "MB additional memory" in printed

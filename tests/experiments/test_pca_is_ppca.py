@@ -15,7 +15,7 @@ def experiment():
 
 
 @pytest.mark.slow
-def test_it_prints_its_table_and_draws_its_figure(experiment, tmp_path, capsys):
+def test_pca_is_ppca_prints_its_table_and_draws_its_figure(experiment, tmp_path, capsys):
     out = tmp_path / "figure.png"
     arguments = ["--method", "exact", "--n-datasets", "3", "--noises", "0.3", "2.0", "--sizes", "60", "--out", str(out)]
     experiment.main(arguments)

@@ -1,4 +1,4 @@
-"""Adam's step: the optimiser of torch, written as a function of vectors."""
+"""Tests of Adam as a function of vectors, against torch."""
 
 import itertools
 
@@ -19,7 +19,7 @@ def loss(parameters, target):
 
 
 @pytest.mark.parametrize("rates", [(1.0, 1.0), (1.0, 0.3), (0.5, 0.5)])
-def test_the_steps_are_those_of_torch(rates):
+def test_steps_match_torchs_adam(rates):
     """Same gradients, same schedule: equal to rounding over 200 steps."""
     start = [torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64), torch.eye(2, dtype=torch.float64) + 0.5]
     adam = Adam(n_steps=200, learning_rate=0.05, patience=None, title="", progress=False)
@@ -44,8 +44,8 @@ def test_the_steps_are_those_of_torch(rates):
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_the_fit_that_is_not_finite_is_named(where):
-    """And a sum of finite gradients that overflows is no failure."""
+def test_a_fit_with_a_non_finite_loss_is_named(where):
+    """An overflowing sum of finite gradients is no failure."""
 
     def step(vectors, m, v, scale):
         losses, slope = torch.ones(2), torch.full((2, 3), 1e308, dtype=torch.float64)
@@ -56,12 +56,12 @@ def test_the_fit_that_is_not_finite_is_named(where):
 
     seen = []
     adam = Adam(n_steps=9, learning_rate=0.1, patience=None, title="", progress=False)
-    with pytest.raises(InferenceError, match=r"restart 7, step 4: .* not finite: site of 1; last finite losses"):
+    with pytest.raises(InferenceError, match=r"restart 7, step 4: .* not finite: site of 1; last losses"):
         adam.descend(torch.zeros(2, 3), step, itertools.repeat(()), [3, 7], lambda k, _: [f"site of {k}"])
 
 
-def test_the_log_has_its_lines_as_they_happen():
-    """At tenths of all steps, of a descent that others come before too; when the fit is interrupted they are there."""
+def test_log_lines_are_written_during_the_descent():
+    """Lines are written at tenths of all steps and are kept when the fit is interrupted."""
     lines, steps = [], itertools.count(1)
 
     def step(vectors, m, v, scale):
@@ -76,8 +76,8 @@ def test_the_log_has_its_lines_as_they_happen():
     assert lines == [f"restart {number}, step {n} of 100: elbo {elbo:.2f}" for number, n, elbo in expected]
 
 
-def test_fits_that_stopped_stay_where_they_were_when_others_go_on():
-    """The loss of the second falls; the first stalls, and is kept as it was also from a snapshot."""
+def test_stopped_fits_do_not_change_while_others_continue():
+    """The first fit stalls and is kept, also in a snapshot; the second continues."""
     kept = []
     n_done = itertools.count()
 
@@ -86,18 +86,18 @@ def test_fits_that_stopped_stay_where_they_were_when_others_go_on():
 
     adam = Adam(300, 0.1, 50, "", progress=False)
     arguments = (torch.zeros(2, 3), step, itertools.repeat(()), [0, 1], lambda *_: [])
-    ends, losses = adam.descend(*arguments, keep=lambda now: kept.append(now) if now.n_done == 170 else None)
+    ends, losses = adam.descend(*arguments, save=lambda now: kept.append(now) if now.n_done == 170 else None)
     assert [len(one) for one in losses] == [100, 300]
     assert ends[:, 0].tolist() == [100.0, 300.0]
     n_done = itertools.count(170)
     again = Descent.from_arrays(kept[0].arrays(), 300)
-    ends_again, losses_again = adam.descend(*arguments, under_way=again)
+    ends_again, losses_again = adam.descend(*arguments, resumed=again)
     assert torch.equal(ends, ends_again)
     for one, other in zip(losses, losses_again, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_learning_rate_falls_to_a_hundredth_in_the_second_half():
+def test_the_learning_rate_decays_to_a_hundredth_in_the_second_half():
     adam = Adam(n_steps=100, learning_rate=0.5, patience=None, title="", progress=False)
     assert [adam.rate(step) for step in (0, 49, 50, 75, 100)] == pytest.approx([1, 1, 1, 0.1, 0.01])
     first, second = adam.scale(75).tolist()

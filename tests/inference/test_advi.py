@@ -1,4 +1,4 @@
-"""Restarts in one batch: the same as one after another, each with its own noise, failure and end."""
+"""Tests that batched restarts equal sequential ones, each with its own noise, failure and stopping time."""
 
 import math
 from dataclasses import replace
@@ -10,7 +10,6 @@ import torch
 from scipy.stats import multivariate_normal
 
 from latentlab.data.dataset import Dataset
-from latentlab.data.load import load_dataset
 from latentlab.errors import InferenceError
 from latentlab.fit import fit
 from latentlab.inference import advi, svi
@@ -31,11 +30,6 @@ def problem_of(model, dataset, checkpoint=None):
     return Problem(model, arrays, Density(model, arrays, dataset.array_dims), Seeds(0), progress=False, checkpoint=checkpoint)
 
 
-@pytest.fixture(scope="module")
-def iris() -> Dataset:
-    return load_dataset("iris")
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -45,7 +39,7 @@ def iris() -> Dataset:
     ],
     ids=lambda one: one["guide"],
 )
-def test_restarts_in_one_batch_are_those_one_after_another(settings, iris, monkeypatch):
+def test_batched_restarts_equal_sequential_ones(settings, iris, monkeypatch):
     method = SVI(n_steps=60, n_draws=8, n_restarts=3, **settings)
     sizes = []
     descend = advi._descend
@@ -72,7 +66,7 @@ def test_large_operations_are_not_batched():
         assert advi._small(problem_of(PPCA(1, marginalize=False), few), method)
 
 
-def test_the_mean_size_is_that_of_the_operations():
+def test_mean_size_averages_over_operations():
     def function(x):
         return (x * 2 + 1).sum()
 
@@ -80,7 +74,7 @@ def test_the_mean_size_is_that_of_the_operations():
     assert mean_size(lambda x: x[: int(x.sum())] if float(x[0]) > 0 else x, torch.ones(3)) == np.inf
 
 
-def test_each_restart_stops_when_its_own_loss_no_longer_falls(iris):
+def test_each_restart_stops_when_its_loss_no_longer_decreases(iris):
     method = SVI(guide="mean_field", n_steps=3000, n_draws=4, n_restarts=3, patience=100, learning_rate=0.05)
     runs = fit_restarts(problem_of(PPCA(1), iris), method)
     lengths = [len(run["loss"]) for run in runs]
@@ -92,20 +86,20 @@ def test_each_restart_stops_when_its_own_loss_no_longer_falls(iris):
     np.testing.assert_allclose(alone[0]["loc"], runs[0]["loc"], rtol=1e-6, atol=1e-8)
 
 
-def test_the_frame_of_a_normal_density_is_its_own(monkeypatch):
-    """Centre and covariance of N(mean, C), from a guide that is far away: Newton's step goes there, the frame is a root of C."""
+def test_the_frame_of_a_normal_density_is_its_mean_and_covariance(monkeypatch):
+    """From a distant guide, Newton's step finds the mean and covariance of a normal density."""
     covariance = torch.tensor([[1.0, 1.8, 0.0], [1.8, 4.0, 0.05], [0.0, 0.05, 0.01]], dtype=torch.float64)
     mean, precision = torch.tensor([3.0, -40.0, 0.5], dtype=torch.float64), torch.linalg.inv(covariance)
     monkeypatch.setattr(advi, "log_p_of", lambda density, rows: lambda u: -0.5 * (u - mean) @ precision @ (u - mean))
     with double():
         restart = SimpleNamespace(guide=MeanField(torch.zeros(3)), random=None, next_batch=tuple)
-        frame = advi.round_frame(None, restart)
+        frame = advi.whitening_frame(None, restart)
     torch.testing.assert_close(frame.center, mean, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(frame.matrix @ frame.matrix.mT, covariance, rtol=1e-4, atol=1e-6)
 
 
-def test_the_frame_of_many_coordinates_takes_a_fifth_of_the_gradients(monkeypatch):
-    """By central differences at all draws 660 coordinates took 10 560 gradients a round, of which there are two here."""
+def test_the_frame_of_many_coordinates_needs_few_gradients(monkeypatch):
+    """Central differences at all draws would need 10 560 gradients in each of two rounds for 660 coordinates."""
     scale, n_points = torch.linspace(0.1, 10.0, 660, dtype=torch.float64), []
     monkeypatch.setattr(advi, "log_p_of", lambda density, rows: lambda u: -0.5 * ((u - 3.0) / scale).square().sum())
     over_draws = advi.over_draws
@@ -117,14 +111,14 @@ def test_the_frame_of_many_coordinates_takes_a_fifth_of_the_gradients(monkeypatc
     monkeypatch.setattr(advi, "over_draws", counted)
     with double():
         restart = SimpleNamespace(guide=MeanField(torch.zeros(660)), random=None, next_batch=tuple)
-        frame = advi.round_frame(None, restart)
+        frame = advi.whitening_frame(None, restart)
     assert sum(n_points) <= 2 * 10_560 / 5
     torch.testing.assert_close(frame.center, torch.full_like(scale, 3.0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(frame.matrix @ frame.matrix.mT, torch.diag(scale**2), rtol=1e-3, atol=1e-3)
 
 
-def test_the_density_has_its_jacobian_and_a_minibatch_stands_for_all(iris):
-    """The sum of all terms with the Jacobian, by the flat density; the mean over the batches of an epoch is the whole."""
+def test_the_density_includes_the_jacobian_and_scales_minibatches(iris):
+    """Compares with the unconstrained density; the mean over the batches of an epoch is the full density."""
     density = problem_of(PPCA(2), iris).density
     u = torch.linspace(-1, 1, density.size, dtype=torch.float64)
     whole = float(advi.log_p_of(density, ())(u))
@@ -135,8 +129,8 @@ def test_the_density_has_its_jacobian_and_a_minibatch_stands_for_all(iris):
     assert np.mean(parts) == pytest.approx(whole, rel=1e-12)
 
 
-def test_the_loss_is_the_mean_of_log_q_less_log_p_in_any_frame(monkeypatch):
-    """Of a normal density and a full-rank guide in a frame, by SciPy's densities of the draws."""
+def test_the_loss_is_the_mean_of_log_q_minus_log_p_in_any_frame(monkeypatch):
+    """Compares with SciPy's densities, for a normal density and a full-rank guide in a frame."""
     rng = np.random.default_rng(0)
     center, matrix, noise, lower = (rng.normal(size=size) for size in (2, (2, 2), (5, 2), (2, 2)))
     guide = FullRank.from_arrays({"loc": rng.normal(size=2), "log_scale": rng.normal(size=2), "lower": lower})
@@ -153,7 +147,7 @@ def test_the_loss_is_the_mean_of_log_q_less_log_p_in_any_frame(monkeypatch):
     assert float(found[0]) == pytest.approx(expected.mean(), rel=1e-9)
 
 
-def test_the_restart_of_the_highest_bound_is_the_result(iris, monkeypatch):
+def test_the_restart_with_the_highest_elbo_is_the_result(iris, monkeypatch):
     monkeypatch.setattr(
         svi, "fit_restarts", lambda *a: sorted(fit_restarts(*a), key=lambda run: np.mean(run["lp"] - run["log_q"]))
     )
@@ -164,7 +158,7 @@ def test_the_restart_of_the_highest_bound_is_the_result(iris, monkeypatch):
     assert found.attrs["elbo"] == bounds.max()
 
 
-def test_the_restart_that_fails_is_named(iris, monkeypatch):
+def test_a_failing_restart_is_named(iris, monkeypatch):
     monkeypatch.setattr(advi, "non_finite_sites", lambda density, u: [f"'W' at {len(u)}"])
     losses = advi._losses
 
@@ -185,7 +179,7 @@ def test_the_restart_that_fails_is_named(iris, monkeypatch):
         fit_restarts(problem, method)
 
 
-def test_finished_restarts_are_read_back(iris, tmp_path, monkeypatch):
+def test_finished_restarts_are_read_from_checkpoints(iris, tmp_path, monkeypatch):
     method = SVI(guide="mean_field", n_steps=20, n_draws=4, n_restarts=2)
     before = fit_restarts(problem_of(PPCA(1), iris, tmp_path), method)
     assert [path.name for path in tmp_path.iterdir()] == ["restarts-0-to-1.safetensors"]

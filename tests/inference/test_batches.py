@@ -1,4 +1,4 @@
-"""Minibatches: which rows, in which order, from memory and from disk; fits of tables that stay there."""
+"""Tests of minibatches from memory and disk, and of fits of tables on disk."""
 
 import os
 import threading
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import memory_and_disk
 
 import latentlab as ll
 from latentlab.data import memory, rows, stored
@@ -36,11 +37,6 @@ FITS = {
 }
 
 
-@pytest.fixture(scope="module")
-def iris() -> Dataset:
-    return load_dataset("iris")
-
-
 @pytest.fixture
 def saved(tmp_path):
     """A table of 300 units in a file."""
@@ -55,10 +51,6 @@ def saved(tmp_path):
     return save
 
 
-def both(path, **options):
-    return load_dataset("file", path=path, **options), load_dataset("file", path=path, in_memory=False, **options)
-
-
 def reading():
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(THREAD)]
 
@@ -66,7 +58,7 @@ def reading():
 # -- which rows, in which order
 
 
-def test_an_incomplete_last_batch_is_left_for_the_next_epoch(iris):
+def test_incomplete_last_batches_are_skipped(iris):
     problem = prepared(PPCA(2), iris, SVI(), progress=False)
     found = batches(problem, 149, np.random.default_rng(0))
     sizes = [len(next(found)[0]) for _ in range(4)]
@@ -76,7 +68,7 @@ def test_an_incomplete_last_batch_is_left_for_the_next_epoch(iris):
     np.testing.assert_array_equal(np.sort(seen, axis=0), np.sort(iris.arrays["x"], axis=0))
 
 
-def test_each_epoch_has_an_order_of_its_own(iris):
+def test_each_epoch_is_shuffled_anew(iris):
     found = batches(prepared(PPCA(2), iris, SVI(), progress=False), 50, np.random.default_rng(0))
     one, two = (torch.cat([next(found)[0] for _ in range(3)]) for _ in range(2))
     assert not torch.equal(one, two)
@@ -87,11 +79,11 @@ def test_each_epoch_has_an_order_of_its_own(iris):
 @pytest.mark.parametrize("reach", [1, 10**6], ids=["row by row", "block by block"])
 @pytest.mark.parametrize("missing", [0.0, 0.2])
 @pytest.mark.parametrize("n_steps", [None, 7])
-def test_batches_from_disk_are_those_from_memory(saved, window, reach, missing, n_steps, monkeypatch):
+def test_batches_from_disk_equal_those_from_memory(saved, window, reach, missing, n_steps, monkeypatch):
     monkeypatch.setattr(module, "WINDOW", window)
     monkeypatch.setattr(rows, "REACH", reach)
     monkeypatch.setattr(rows, "SPAN", 6 * 4 * 37)
-    problems = [prepared(PPCA(2), data, METHOD, progress=False) for data in both(saved(missing))]
+    problems = [prepared(PPCA(2), data, METHOD, progress=False) for data in memory_and_disk(saved(missing))]
     one, two = (batches(p, 32, np.random.default_rng(5), n_steps=n_steps) for p in problems)
     for _ in range(25):  # nine batches an epoch
         for a, b in zip(next(one), next(two), strict=True):
@@ -101,7 +93,7 @@ def test_batches_from_disk_are_those_from_memory(saved, window, reach, missing, 
     assert not reading()
 
 
-def test_no_more_is_read_ahead_than_steps_were_said(saved, monkeypatch):
+def test_no_rows_beyond_the_number_of_steps_are_read(saved, monkeypatch):
     asked = []
     take = Rows.take
 
@@ -110,7 +102,7 @@ def test_no_more_is_read_ahead_than_steps_were_said(saved, monkeypatch):
         return take(self, index, *rest)
 
     monkeypatch.setattr(Rows, "take", seen)
-    problem = prepared(PPCA(2), both(saved())[1], METHOD, progress=False)
+    problem = prepared(PPCA(2), memory_and_disk(saved())[1], METHOD, progress=False)
     asked.clear()
     found = batches(problem, 32, np.random.default_rng(0), n_steps=20)
     for _ in range(20):
@@ -119,10 +111,10 @@ def test_no_more_is_read_ahead_than_steps_were_said(saved, monkeypatch):
     assert asked == [1, 8, 11]
 
 
-def test_what_is_unpacked_as_a_whole_is_read_in_large_windows_at_once(saved, monkeypatch):
+def test_rows_of_large_chunks_are_read_in_large_windows(saved, monkeypatch):
     monkeypatch.setattr(rows, "REACH", 10**9)
     asked, take = [], Rows.take
-    problem = prepared(PPCA(2), both(saved())[1], METHOD, progress=False)
+    problem = prepared(PPCA(2), memory_and_disk(saved())[1], METHOD, progress=False)
     monkeypatch.setattr(Rows, "take", lambda self, index, *rest: asked.append(len(index) // 32) or take(self, index, *rest))
     found = batches(problem, 32, np.random.default_rng(0), n_steps=20)
     for _ in range(21):
@@ -136,9 +128,9 @@ def test_what_is_unpacked_as_a_whole_is_read_in_large_windows_at_once(saved, mon
 
 @pytest.mark.parametrize("missing", [0.0, 0.2])
 @pytest.mark.parametrize("name", sorted(FITS))
-def test_a_fit_from_disk_is_the_fit_from_memory(saved, name, missing):
+def test_a_fit_from_disk_equals_the_fit_from_memory(saved, name, missing):
     model, method = FITS[name]
-    one, two = (fit(model, data, method, seed=3, progress=False).data for data in both(saved(missing)))
+    one, two = (fit(model, data, method, seed=3, progress=False).data for data in memory_and_disk(saved(missing)))
     assert set(one.children) == set(two.children)
     for group in one.children:
         for site, array in one[group].data_vars.items():
@@ -147,7 +139,7 @@ def test_a_fit_from_disk_is_the_fit_from_memory(saved, name, missing):
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.2])
-def test_a_fit_from_zarr_is_the_fit_from_memory(saved, missing):
+def test_a_fit_from_zarr_equals_the_fit_from_memory(saved, missing):
     zarr = pytest.importorskip("zarr")
     path = Path(saved(missing))
     zarr.create_array(path.with_suffix(".zarr"), data=np.load(path), chunks=(47, 6))
@@ -159,9 +151,9 @@ def test_a_fit_from_zarr_is_the_fit_from_memory(saved, missing):
     assert not reading()
 
 
-def test_ppcas_own_guide_and_several_restarts(saved):
+def test_ppca_from_disk_with_the_models_guide_and_restarts(saved):
     method = replace(METHOD, guide="model", n_restarts=2)
-    one, two = (fit(PPCA(2), data, method, progress=False).data for data in both(saved()))
+    one, two = (fit(PPCA(2), data, method, progress=False).data for data in memory_and_disk(saved()))
     for name in ("W", "mu", "sigma"):
         assert one["posterior"][name].values.tobytes() == two["posterior"][name].values.tobytes()
     np.testing.assert_allclose(one["sample_stats"]["lp"], two["sample_stats"]["lp"], rtol=1e-12)
@@ -169,10 +161,10 @@ def test_ppcas_own_guide_and_several_restarts(saved):
 
 @pytest.mark.parametrize("model", [PPCA(2), GaussianMixture(3)], ids=["ppca", "mixture"])
 @pytest.mark.parametrize("missing", [0.0, 0.2])
-def test_densities_summed_over_blocks_are_those_of_all_units(saved, model, missing, monkeypatch):
+def test_blockwise_densities_equal_those_of_all_units(saved, model, missing, monkeypatch):
     monkeypatch.setattr(stored, "N_SAMPLE", 40)
     monkeypatch.setattr(memory, "BLOCK", 6 * 70)
-    whole, lazy = (prepared(model, data, METHOD, progress=False) for data in both(saved(missing), standardize=False))
+    whole, lazy = (prepared(model, data, METHOD, progress=False) for data in memory_and_disk(saved(missing), standardize=False))
     u = np.random.default_rng(0).normal(size=(9, whole.density.size)) / 3
     expected = over_draws(lambda v: whole.density.log_prob(v["u"]), {"u": u})
     np.testing.assert_allclose(log_prob_of_draws(lazy, u), expected, rtol=1e-12)
@@ -181,8 +173,8 @@ def test_densities_summed_over_blocks_are_those_of_all_units(saved, model, missi
 
 
 @pytest.mark.parametrize(("missing", "at_once"), [("none", module.MOST_DRAWS), ("one", module.MOST_DRAWS), ("many", 10)])
-def test_draws_are_computed_together_as_far_as_there_is_room(missing, at_once, monkeypatch):
-    """PPCA's sum over rows with the same missing entries needs no more than their moments, whatever the number of draws."""
+def test_draws_are_computed_in_batches_that_fit_into_memory(missing, at_once, monkeypatch):
+    """PPCA needs only the moments of rows with the same missing entries, for any number of draws."""
     x = np.random.default_rng(0).normal(size=(8192, 20))
     if missing == "one":
         x[0, 0] = np.nan
@@ -194,9 +186,9 @@ def test_draws_are_computed_together_as_far_as_there_is_room(missing, at_once, m
     assert module._at_once(problem.density, rows, np.zeros((1, problem.density.size))) == at_once
 
 
-def test_results_are_about_the_sample_and_parameters_about_all(saved, monkeypatch):
+def test_latents_cover_the_sample_and_parameters_use_all_units(saved, monkeypatch):
     monkeypatch.setattr(stored, "N_SAMPLE", 50)
-    whole, lazy = both(saved(), standardize=False)
+    whole, lazy = memory_and_disk(saved(), standardize=False)
     method = replace(METHOD, n_steps=1500, n_draws=200)
     one, two = (fit(PPCA(2), data, method, progress=False) for data in (whole, lazy))
     assert two.dataset is lazy.sample
@@ -209,15 +201,15 @@ def test_results_are_about_the_sample_and_parameters_about_all(saved, monkeypatc
     new = lazy.subset([7, 250])
     assert two.latents(new).sizes["unit"] == 2
     assert len(two.loo().pointwise) == 50
-    with pytest.raises(ModelError, match="log likelihood of all 300 units; it was kept of 50"):
+    with pytest.raises(ModelError, match="log likelihood of all 300 units; it is stored for 50"):
         two.sensitivity()
     assert len(one.sensitivity())
 
 
-def test_a_vaes_drift_is_that_of_a_unit_of_all(saved, monkeypatch):
+def test_elbo_drift_is_per_unit_of_the_whole_table(saved, monkeypatch):
     monkeypatch.setattr(stored, "N_SAMPLE", 50)
     model, method = FITS["vae"]
-    found = fit(model, both(saved())[1], replace(method, n_steps=400), progress=False)
+    found = fit(model, memory_and_disk(saved())[1], replace(method, n_steps=400), progress=False)
     loss = found.data["optimization"]["loss"].values[0]
     from latentlab.results.variational_checks import elbo_drift
 
@@ -225,10 +217,10 @@ def test_a_vaes_drift_is_that_of_a_unit_of_all(saved, monkeypatch):
     assert row["value"] == pytest.approx(elbo_drift(loss)[0] / 300)
 
 
-def test_what_needs_all_units_at_once_is_refused(saved, monkeypatch):
-    lazy = both(saved())[1]
+def test_methods_that_need_all_units_in_memory_are_refused(saved, monkeypatch):
+    lazy = memory_and_disk(saved())[1]
     for method in (ll.NUTS(), ll.MAP(), ll.Exact(), SVI(guide="mean_field")):
-        with pytest.raises(ConfigError, match="mine stays on disk: it is fitted by `SVI` with a `batch_size`"):
+        with pytest.raises(ConfigError, match="mine is on disk, so the method must be `SVI` with a `batch_size`; got"):
             fit(PPCA(2), lazy, method, progress=False)
     with pytest.raises(ConfigError, match="keep held-out units in a file of their own"):
         fit(FITS["vae"][0], lazy, replace(FITS["vae"][1], held_out=0.1), progress=False)
@@ -236,11 +228,11 @@ def test_what_needs_all_units_at_once_is_refused(saved, monkeypatch):
         fit(PPCA(2, marginalize=False), lazy, replace(METHOD, guide="model"), progress=False)
     with pytest.raises(ConfigError, match="at most the 300 units; got 301"):
         fit(PPCA(2), lazy, replace(METHOD, batch_size=301), progress=False)
-    with pytest.raises(DataError, match="needs it in memory"):
+    with pytest.raises(DataError, match="mine stays on disk, but `x` requires data in memory"):
         ll.embed("pca", lazy)
 
 
-def test_what_a_model_refuses_shows_in_units_outside_of_the_sample(tmp_path, monkeypatch):
+def test_invalid_values_outside_the_sample_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "N_SAMPLE", 20)
     x = np.random.default_rng(0).integers(0, 2, (300, 4)).astype(np.float32)
     model, method = VAE(1, hidden=(4,), likelihood="bernoulli"), replace(FITS["vae"][1], batch_size=20)
@@ -249,11 +241,11 @@ def test_what_a_model_refuses_shows_in_units_outside_of_the_sample(tmp_path, mon
         np.save(tmp_path / "bits.npy", x)
         lazy = load_dataset("file", path=str(tmp_path / "bits.npy"), in_memory=False, standardize=False)
         assert 123 not in lazy.sample.units
-        with pytest.raises(DataError, match="'bernoulli' takes zeros and ones; unit 123, column '2'"):
+        with pytest.raises(DataError, match=r"must be 0 or 1 for the likelihood 'bernoulli'; got .* for unit 123, column '2'"):
             prepared(model, lazy, method, progress=False)
 
 
-def test_an_entry_that_is_missing_outside_of_the_sample_is_masked(tmp_path, monkeypatch):
+def test_missing_entries_outside_the_sample_are_masked(tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "N_SAMPLE", 20)
     x = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
     x[123, 2] = np.nan
@@ -271,13 +263,13 @@ def test_an_entry_that_is_missing_outside_of_the_sample_is_masked(tmp_path, monk
 # -- the thread
 
 
-def test_the_thread_ends_with_the_fit(saved):
-    fit(PPCA(2), both(saved())[1], METHOD, progress=False)
+def test_the_reading_thread_ends_with_the_fit(saved):
+    fit(PPCA(2), memory_and_disk(saved())[1], METHOD, progress=False)
     assert not reading()
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
-def test_the_thread_ends_where_the_fit_is_stopped(saved, stop, monkeypatch):
+def test_the_reading_thread_ends_when_the_fit_is_stopped(saved, stop, monkeypatch):
     from latentlab.inference import adam
 
     plain = adam.Adam.scale
@@ -291,16 +283,16 @@ def test_the_thread_ends_where_the_fit_is_stopped(saved, stop, monkeypatch):
     monkeypatch.setattr(adam.Adam, "scale", failing)
     kept = None
     try:
-        fit(PPCA(2), both(saved())[1], METHOD, progress=False)
+        fit(PPCA(2), memory_and_disk(saved())[1], METHOD, progress=False)
     except stop as error:
         kept = error  # its traceback holds the generator of the batches
     assert kept is not None
     assert not reading()
 
 
-def test_what_goes_wrong_in_the_thread_reaches_the_fit(saved, monkeypatch):
+def test_errors_in_the_reading_thread_are_raised_by_the_fit(saved, monkeypatch):
     path = saved()
-    lazy = both(path)[1]
+    lazy = memory_and_disk(path)[1]
     monkeypatch.setattr(module, "WINDOW", 1)
     prepared_fit = prepared(PPCA(2), lazy, METHOD, progress=False)
     found = batches(prepared_fit, 32, np.random.default_rng(0))
@@ -311,8 +303,8 @@ def test_what_goes_wrong_in_the_thread_reaches_the_fit(saved, monkeypatch):
     assert not reading()
 
 
-def test_a_window_that_nobody_waits_for_is_given_up(saved):
-    lazy = both(saved())[1]
+def test_a_cancelled_read_stops_early(saved):
+    lazy = memory_and_disk(saved())[1]
     calls = []
     with pytest.raises(CancelledError):
         lazy.read(np.arange(0, 300, 2), lambda: bool(calls.append(1)) or len(calls) > 0)

@@ -1,4 +1,4 @@
-"""A function as a graph: what is folded, what is drawn outside, and machine code that is made once and kept."""
+"""Tests of capturing functions as graphs, and of cached machine code."""
 
 import hashlib
 import logging
@@ -19,7 +19,7 @@ from latentlab.inference.arrays import tensors
 from latentlab.inference.capture import WORTH, Plan, capture
 from latentlab.inference.chees import ChEES
 from latentlab.inference.density import Density
-from latentlab.inference.graph import RecordedGraph, _Interpreted, held_outside
+from latentlab.inference.graph import RecordedGraph, _Interpreted, constants_as_arguments
 from latentlab.inference.machine_code import CACHE, folder
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
@@ -33,7 +33,7 @@ COMPILED = Plan(compiled=True)
 
 
 @pytest.fixture
-def kept(tmp_path, monkeypatch):
+def code_folder(tmp_path, monkeypatch):
     """An empty folder for machine code."""
     monkeypatch.setenv(CACHE, str(tmp_path / "code"))
     return tmp_path / "code"
@@ -53,7 +53,7 @@ def operations(function, *example):
 # -- the graph
 
 
-def test_what_depends_on_no_argument_is_computed_beforehand():
+def test_operations_on_constants_are_folded():
     found = operations(small, torch.ones(4), torch.ones(4))
     assert not [name for name in found if "exp" in name or "linspace" in name or "gt" in name]
     assert "aten.index.Tensor" in found  # by numbers, of which there is a known number
@@ -64,8 +64,8 @@ def test_what_depends_on_no_argument_is_computed_beforehand():
             torch.testing.assert_close(one, two)
 
 
-def test_equal_operations_are_one_and_those_that_change_nothing_are_none():
-    """Outputs stay tensors of their own, and what is changed in place is left as it is."""
+def test_equal_operations_are_merged_and_no_ops_removed():
+    """Outputs remain separate tensors, and in-place changes are kept."""
 
     def function(x):
         return torch.exp(torch.sin(x) * 1.0 + torch.sin(x).view(4) + 0.0), torch.cos(x), torch.cos(x)
@@ -86,7 +86,7 @@ def test_equal_operations_are_one_and_those_that_change_nothing_are_none():
         assert len({one.data_ptr() for one in found}) == len(found)
 
 
-def test_a_constant_that_is_changed_in_place_is_not_folded():
+def test_constants_changed_in_place_are_not_folded():
     def function(x):
         total = torch.zeros(3)
         total.add_(x)
@@ -97,7 +97,7 @@ def test_a_constant_that_is_changed_in_place_is_not_folded():
         np.testing.assert_allclose(fast(torch.full((3,), value, dtype=torch.float64))[0], 2 * value)
 
 
-def of_a_shape(x):
+def shape_only(x):
     n = x.new_ones(4).cumsum(0)
     empty = torch.zeros_like(x)
     half = empty[:2]
@@ -105,37 +105,37 @@ def of_a_shape(x):
     return x * n.log().cumsum(0), empty + n
 
 
-def test_what_only_the_shape_of_an_argument_tells_is_computed_beforehand():
-    found = operations(of_a_shape, torch.ones(4))
+def test_operations_on_shapes_only_are_folded():
+    found = operations(shape_only, torch.ones(4))
     assert not [name for name in found if "cumsum" in name or "log" in name]
-    fast = capture(of_a_shape, torch.ones(4, dtype=torch.float64))
-    assert fast is not of_a_shape
+    fast = capture(shape_only, torch.ones(4, dtype=torch.float64))
+    assert fast is not shape_only
     for x in (torch.randn(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)):
-        for one, two in zip(fast(x), of_a_shape(x), strict=True):
+        for one, two in zip(fast(x), shape_only(x), strict=True):
             torch.testing.assert_close(one, two)
 
 
-def filled_in(x):
+def filled_constant(x):
     y = torch.zeros_like(x) + 1
     y[0] = x[0]
     return (x * y,)
 
 
-def on_a_diagonal(x):
+def filled_diagonal(x):
     y = x.new_ones(4, 4).tril(-1)
     y.diagonal().copy_(x)
     return (y @ x,)
 
 
-@pytest.mark.parametrize("function", [filled_in, on_a_diagonal])
-def test_what_only_looked_like_a_constant_is_captured_all_the_same(function, caplog):
+@pytest.mark.parametrize("function", [filled_constant, filled_diagonal])
+def test_tensors_filled_in_place_are_captured(function, caplog):
     fast = capture(function, torch.ones(4, dtype=torch.float64))
     assert not caplog.text
     x = torch.randn(4, dtype=torch.float64)
     torch.testing.assert_close(fast(x)[0], function(x)[0])
 
 
-def test_random_numbers_of_an_arguments_shape_are_drawn_in_every_call():
+def test_random_numbers_are_drawn_anew_in_every_call():
     def function(x):
         return (x + torch.randn_like(torch.zeros_like(x)),)
 
@@ -144,8 +144,8 @@ def test_random_numbers_of_an_arguments_shape_are_drawn_in_every_call():
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc")
-def test_a_graph_that_is_no_longer_used_holds_no_data():
-    """TorchScript keeps every graph; constants in it would be the data of every fit that a process has made."""
+def test_unused_graphs_release_the_data():
+    """TorchScript keeps every graph, so that constants in graphs would keep the data of every fit in memory."""
     code = """
 import gc, torch
 from latentlab.inference.capture import capture
@@ -170,8 +170,8 @@ print(held() - before)
 
 
 @pytest.mark.parametrize("part", [True, False], ids=["a part", "used before"])
-def test_changes_in_place_that_a_graph_cannot_follow_are_refused(part, caplog):
-    """The result is right all the same: the function runs as it stands."""
+def test_unsupported_in_place_changes_are_not_captured(part, caplog):
+    """The function then runs without a graph, with the same result."""
 
     def function(x):
         total = torch.zeros(3, dtype=torch.float64)
@@ -181,26 +181,26 @@ def test_changes_in_place_that_a_graph_cannot_follow_are_refused(part, caplog):
 
     one = torch.ones(3, dtype=torch.float64)
     fast = capture(function, one)
-    assert "it changes a tensor in place that it also uses in another place" in caplog.text
+    assert "it changes a tensor in place that it also uses elsewhere" in caplog.text
     np.testing.assert_allclose(fast(5 * one)[0], function(5 * one)[0])
 
 
-def test_a_number_that_is_taken_out_of_a_tensor_is_refused(caplog):
+def test_reading_a_number_from_a_tensor_is_not_captured(caplog):
     fast = capture(lambda x: (x * float(x.sum()),), torch.ones(3, dtype=torch.float64))
-    assert "takes a number out of a tensor" in caplog.text
+    assert "it reads a number from a tensor" in caplog.text
     np.testing.assert_allclose(fast(torch.full((3,), 2.0))[0], 12.0)
 
 
 @pytest.mark.parametrize("look", [lambda x: x.numpy(), lambda x: x.tolist(), np.asarray], ids=["numpy", "list", "array"])
-def test_numbers_that_torch_does_not_see_leave_are_refused(look, caplog):
-    """A branch on them would be frozen, unseen by the check, since both its points are on the same side."""
+def test_conversion_to_numpy_or_lists_is_not_captured(look, caplog):
+    """A branch on such numbers would be fixed in the graph, and the check at two points could miss it."""
 
     def function(x):
         return (x * (2.0 if max(look(x.detach())) > 2 else 1.0),)
 
     x = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
     fast = capture(function, x)
-    assert "takes a number out of a tensor" in caplog.text
+    assert "it reads a number from a tensor" in caplog.text
     np.testing.assert_allclose(fast(x / 4)[0], x / 4)
 
 
@@ -214,16 +214,16 @@ def test_numbers_that_torch_does_not_see_leave_are_refused(look, caplog):
     ],
     ids=["mask", "nonzero", "masked_select", "unique"],
 )
-def test_shapes_that_depend_on_values_are_refused(count, caplog):
+def test_value_dependent_shapes_are_not_captured(count, caplog):
     x = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
     fast = capture(lambda x: (x * count(x),), x)
-    assert "the shape of what it makes depends on values" in caplog.text
+    assert "the shape of a result depends on values" in caplog.text
     other = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     np.testing.assert_allclose(fast(other)[0], other * count(other))
 
 
-def test_a_decomposition_is_checked_by_torch_or_not_at_all(caplog):
-    """Else it would not be known whose code it is, and which numbers are to be NaN."""
+def test_custom_checks_of_decompositions_are_not_captured(caplog):
+    """Otherwise it is unknown which members of a batch must become NaN."""
 
     def function(x):
         root, info = torch.linalg.cholesky_ex(x)
@@ -231,11 +231,11 @@ def test_a_decomposition_is_checked_by_torch_or_not_at_all(caplog):
         return (root,)
 
     capture(function, torch.eye(2, dtype=torch.float64)[None])
-    assert "it checks a decomposition in a way of its own" in caplog.text
+    assert "it checks a matrix decomposition in an unknown way" in caplog.text
 
 
-def test_what_a_function_keeps_for_itself_is_not_left_behind(caplog):
-    """Running means, a counter, the place of a result: a graph would never change them again."""
+def test_functions_with_internal_state_are_not_captured(caplog):
+    """A graph would not update running means, counters and output tensors."""
     x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     calls, means, place = torch.zeros(()), torch.nn.BatchNorm1d(3, affine=False).double(), torch.zeros_like(x)
     functions = (
@@ -246,14 +246,14 @@ def test_what_a_function_keeps_for_itself_is_not_left_behind(caplog):
     for function in functions:
         caplog.clear()
         fast = capture(function, x)
-        assert "it changes a tensor that is there after the call too" in caplog.text
+        assert "it changes a tensor that exists outside of the call" in caplog.text
         fast(x)
     assert calls == 1
     np.testing.assert_allclose(means.running_mean, 0.1 * x.mean(0))
     np.testing.assert_allclose(place, x + 1)
 
 
-def test_a_result_is_put_into_a_tensor_that_the_function_makes(caplog):
+def test_out_arguments_made_by_the_function_are_captured(caplog):
     def function(x):
         place, given = torch.zeros(3, dtype=torch.float64), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
         return torch.mul(torch.add(x, x, out=place), x, out=place), given.add_(x)
@@ -266,13 +266,13 @@ def test_a_result_is_put_into_a_tensor_that_the_function_makes(caplog):
             np.testing.assert_allclose(one, two)
 
 
-def test_a_tensor_that_is_two_arguments_stays_two():
+def test_one_tensor_passed_twice_remains_two_arguments():
     same = torch.ones(3)
     fast = capture(lambda x, y: (x - 2 * y,), same, same)
     np.testing.assert_allclose(fast(torch.tensor([5.0]).expand(3), same)[0], 3.0)
 
 
-def test_normal_numbers_are_drawn_where_the_function_draws_them():
+def test_normal_numbers_are_drawn_in_the_original_order():
     def function(x):
         first = torch.empty(4).normal_()
         return x * first, torch.empty(2, 3).normal_()
@@ -291,13 +291,13 @@ def test_normal_numbers_are_drawn_where_the_function_draws_them():
         assert torch.randn(1) == after  # and the random state is where the function would leave it
 
 
-def test_capturing_leaves_the_random_state_alone():
+def test_capturing_does_not_change_the_random_state():
     before = torch.get_rng_state()
     capture(lambda x: (x * torch.empty(4).normal_(),), torch.ones(4))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_machine_code_is_for_what_is_asked_for_or_for_long_runs():
+def test_machine_code_is_used_on_request_or_for_long_runs():
     assert Plan(compiled=True).is_compiled(1)
     assert not Plan(WORTH, compiled=False).is_compiled(100)
     assert Plan(WORTH / 100).is_compiled(100)
@@ -306,7 +306,7 @@ def test_machine_code_is_for_what_is_asked_for_or_for_long_runs():
 
 
 @pytest.mark.parametrize("method", [SVI, NUTS, ChEES])
-def test_a_method_says_whether_machine_code_is_wanted(method):
+def test_methods_have_a_compiled_option(method):
     assert method(compiled=True).plan().compiled is True
     assert method().plan().compiled is None
     assert method().plan().n_calls > 0
@@ -314,7 +314,7 @@ def test_a_method_says_whether_machine_code_is_wanted(method):
         method(compiled="yes")
 
 
-def test_the_folder_is_the_one_asked_for_or_the_users(tmp_path, monkeypatch):
+def test_the_code_folder_is_the_given_one_or_the_users_cache(tmp_path, monkeypatch):
     monkeypatch.setenv(CACHE, str(tmp_path / "mine"))
     assert folder() == tmp_path / "mine"
     monkeypatch.delenv(CACHE)
@@ -327,8 +327,8 @@ def test_the_folder_is_the_one_asked_for_or_the_users(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="files have no modes")
-def test_a_folder_that_others_can_write_to_is_not_a_place_for_machine_code(tmp_path, monkeypatch):
-    """Anyone can make the one among the temporary files, whose name is known."""
+def test_folders_writable_by_others_are_not_used_for_machine_code(tmp_path, monkeypatch):
+    """Anyone can create a folder of a known name in the temporary directory."""
     (tmp_path / "file").write_text("")
     monkeypatch.delenv(CACHE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -336,7 +336,7 @@ def test_a_folder_that_others_can_write_to_is_not_a_place_for_machine_code(tmp_p
     path = folder()
     assert path.parent == tmp_path
     path.chmod(0o777)
-    with pytest.raises(PermissionError, match=f"can be written to by others; set {CACHE}"):
+    with pytest.raises(PermissionError, match=f"other users can write to .*; set {CACHE} to a folder"):
         folder()
     path.chmod(0o700)
     another = os.getuid() + 1
@@ -346,8 +346,8 @@ def test_a_folder_that_others_can_write_to_is_not_a_place_for_machine_code(tmp_p
         folder()
 
 
-def test_what_is_changed_in_place_for_others_is_kept_with_held_tensors_as_arguments():
-    """The node has no users: its effect is on a tensor of which it has a part."""
+def test_in_place_changes_through_views_are_kept():
+    """The node has no users, but changes a tensor through a view."""
     by = torch.tensor([2.0, 3.0], dtype=torch.float64)
 
     def function(x):
@@ -357,7 +357,7 @@ def test_what_is_changed_in_place_for_others_is_kept_with_held_tensors_as_argume
 
     x = torch.ones(3, dtype=torch.float64)
     graph = RecordedGraph(function, (x,))
-    outside, held = held_outside(graph.root, graph.graph)
+    outside, held = constants_as_arguments(graph.root, graph.graph)
     assert len(held) == 1
     np.testing.assert_allclose(_Interpreted(graph.root, outside)(x, *held)[0], [2.0, 4.0, 6.0])
 
@@ -365,8 +365,8 @@ def test_what_is_changed_in_place_for_others_is_kept_with_held_tensors_as_argume
 # -- machine code
 
 
-def test_equal_tensors_are_one_argument_and_whole_numbers_are_none():
-    """Each takes time in every call. Large tensors are the data, and another data set is to find the same code."""
+def test_equal_constants_become_one_argument_and_integers_none():
+    """Each argument costs time. Large tensors are data, which are passed as arguments so that other data use the same code."""
     numbers = [[0.5, 1.5], [0.5, 1.5], [0.5, 0.5], [2.0, 2.0], [0.0, 0.0], [-0.0, -0.0], [-torch.inf, -torch.inf], [0.0, -0.0]]
     tensors_held = [torch.tensor(own, dtype=torch.float64) for own in numbers]
     large = torch.ones(1000, dtype=torch.float64)
@@ -377,7 +377,7 @@ def test_equal_tensors_are_one_argument_and_whole_numbers_are_none():
 
     x = torch.tensor([3.0, -4.0], dtype=torch.float64)
     graph = RecordedGraph(function, (x,))
-    outside, held = held_outside(graph.root, graph.graph, numbers=True)
+    outside, held = constants_as_arguments(graph.root, graph.graph, numbers=True)
     assert [own.tolist() for own in held[:4]] == [[0.5, 1.5], [0.5, 0.5], [0.0, 0.0], [0.0, 0.0]]
     assert [torch.signbit(own).tolist() for own in held[2:4]] == [[True, True], [False, True]]
     assert len(held) == 5
@@ -386,20 +386,20 @@ def test_equal_tensors_are_one_argument_and_whole_numbers_are_none():
         assert torch.equal(one, two)
 
 
-def test_what_cannot_be_compiled_runs_as_a_graph(kept, monkeypatch, caplog):
+def test_compilation_failures_fall_back_to_the_graph(code_folder, monkeypatch, caplog):
     def refuse(*_):
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(graph, "compile_graph", refuse)
     x = torch.ones(4, dtype=torch.float64)
     fast = capture(small, x, x, plan=COMPILED)
-    assert "running the graph by TorchScript, since it cannot be compiled: no C++ compiler" in caplog.text
+    assert "the graph is run by TorchScript, since it cannot be compiled: no C++ compiler" in caplog.text
     with double():
         torch.testing.assert_close(fast(2 * x, x)[0], small(2 * x, x)[0])
-    assert not list(kept.iterdir())
+    assert not list(code_folder.iterdir())
 
 
-def test_other_random_numbers_stay_in_the_graph(kept, caplog):
+def test_non_normal_random_numbers_stay_in_the_graph(code_folder, caplog):
     def function(x):
         return (x * torch.empty(4).exponential_(),)
 
@@ -410,8 +410,8 @@ def test_other_random_numbers_stay_in_the_graph(kept, caplog):
 
 
 @pytest.mark.slow
-def test_machine_code_is_kept_and_read_back(kept, caplog, monkeypatch):
-    """Also with other constants of the same shapes, and again where what was kept is damaged."""
+def test_machine_code_is_cached_and_reused(code_folder, caplog, monkeypatch):
+    """Cached code is reused for other constants of the same shapes, and compiled again if it is damaged."""
     caplog.set_level(logging.INFO)
     x = torch.linspace(-1.0, 1.0, 4, dtype=torch.float64)
 
@@ -421,7 +421,7 @@ def test_machine_code_is_kept_and_read_back(kept, caplog, monkeypatch):
 
     first = capture(scaled(1.0), x, plan=COMPILED)
     assert "compiled in" in caplog.text
-    (path,) = kept.iterdir()
+    (path,) = code_folder.iterdir()
     caplog.clear()
     monkeypatch.setattr(graph, "compile_graph", None)
     second = capture(scaled(2.0), x, plan=COMPILED)
@@ -438,9 +438,9 @@ def test_machine_code_is_kept_and_read_back(kept, caplog, monkeypatch):
         torch.testing.assert_close(again(x)[1], scaled(1.0)(x)[1])
         assert path.read_bytes() == whole
     for other in (torch.ones(5, dtype=torch.float64), x.float()):  # whose memory the code would read as it is
-        with pytest.raises(ValueError, match="the machine code is for"):
+        with pytest.raises(ValueError, match="the arguments of the machine code must be"):
             first(other)
-    assert [one.name for one in kept.iterdir()] == [path.name]  # and nothing else is left
+    assert [one.name for one in code_folder.iterdir()] == [path.name]  # and nothing else is left
 
 
 @pytest.mark.slow
@@ -453,7 +453,7 @@ def test_machine_code_is_kept_and_read_back(kept, caplog, monkeypatch):
     ],
     ids=["ppca", "mixture", "hmm"],
 )
-def test_machine_code_of_a_density_is_the_density(model, name, n_points, rng, caplog):
+def test_compiled_density_equals_the_density(model, name, n_points, rng, caplog):
     """Compiled once in a run of the tests: PPCA's is the code of four chains of NUTS in `test_reference`."""
     caplog.set_level(logging.INFO)
     dataset = load_dataset(name)
@@ -486,8 +486,8 @@ print(t.digest(t.fitted(compiled=True)))
 
 
 @pytest.mark.slow
-def test_a_compiled_fit_is_the_same_in_every_process_and_that_of_the_graph_up_to_rounding(kept, caplog):
-    """Another process compiles, this one reads; both draw the same numbers."""
+def test_compiled_fits_are_reproducible_and_match_the_graph(code_folder, caplog):
+    """Another process compiles and this one loads the code; both give the same draws."""
     caplog.set_level(logging.INFO)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])}
     command = [sys.executable, "-W", "ignore", "-c", FITTED]
@@ -501,13 +501,8 @@ def test_a_compiled_fit_is_the_same_in_every_process_and_that_of_the_graph_up_to
     np.testing.assert_allclose(here[0], fitted(compiled=False)[0], rtol=1e-9)
 
 
-@pytest.fixture
-def iris():
-    return load_dataset("iris")
-
-
-def test_the_steps_of_a_guide_are_the_same_on_a_graph_and_without_one(iris, monkeypatch):
-    """Same noise, same batches, same Adam: with particles, a weight that grows, and units held out."""
+def test_steps_of_a_guide_are_equal_with_and_without_a_graph(iris, monkeypatch):
+    """Noise, batches and optimiser are the same; particles, a growing weight and held-out units are included."""
     from latentlab.inference import svi
 
     method = SVI(guide="model", n_steps=60, batch_size=40, n_draws=5, n_particles=3, kl_warmup=30, held_out=0.2)
@@ -519,8 +514,8 @@ def test_the_steps_of_a_guide_are_the_same_on_a_graph_and_without_one(iris, monk
             np.testing.assert_allclose(values, without.data[fitted][name], rtol=1e-8, atol=1e-10, err_msg=str(name))
 
 
-def test_single_precision_is_that_of_the_steps_alone(iris, monkeypatch, caplog):
-    """With the same noise each step, the losses are those of float64 to its digits; what comes out is float64."""
+def test_single_precision_affects_the_steps_only(iris, monkeypatch, caplog):
+    """With the same noise, losses match float64 to single precision, and results are float64."""
 
     def standard_normal(shape, dtype, device):
         return torch.from_numpy(np.random.default_rng(0).standard_normal(tuple(shape))).to(dtype)
@@ -538,14 +533,14 @@ def test_single_precision_is_that_of_the_steps_alone(iris, monkeypatch, caplog):
     assert torch.get_default_dtype() == torch.float32
 
 
-def test_single_precision_is_refused_where_it_is_not_safe(iris):
+def test_single_precision_is_refused_where_unsafe(iris):
     with pytest.raises(ConfigError, match="`precision` must be one of double, single"):
         SVI(guide="model", precision="half")
-    with pytest.raises(ConfigError, match="`precision` goes with guide='model' only"):
+    with pytest.raises(ConfigError, match="`precision` is available with guide='model' only"):
         SVI(guide="mean_field", precision="single")
-    with pytest.raises(ModelError, match="precision 'single' needs a model whose sites all belong to units; 'ppca' has W"):
+    with pytest.raises(ModelError, match="precision 'single' needs a model whose sites all belong to units; 'ppca' has also W"):
         fit(PPCA(2), iris, SVI(guide="model", precision="single"), progress=False)
 
 
-def test_the_folder_belongs_to_its_user(kept):
+def test_the_code_folder_belongs_to_its_user(code_folder):
     assert os.stat(folder()).st_mode & 0o077 == 0  # machine code that others could change is not to be run

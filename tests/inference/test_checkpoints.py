@@ -1,8 +1,9 @@
-"""Fits that are stopped and go on: the same bytes as without the stop, wherever it came."""
+"""Tests that interrupted fits resume to exactly the same result."""
 
 import numpy as np
 import pytest
 import torch
+from helpers import all_arrays
 from safetensors.numpy import load, save
 
 from latentlab.data.load import load_dataset
@@ -30,8 +31,8 @@ def chains(starts, rngs):
 
 
 @pytest.mark.parametrize("stop", [1, 80, 100, 110, 159, 160, 161, 189])
-def test_a_chain_goes_on_from_a_snapshot_bit_for_bit(stop):
-    """In the first window, at its end, in the last window, at the end of the warm-up, among the draws."""
+def test_a_chain_resumes_from_a_snapshot_exactly(stop):
+    """Snapshots: in and at the end of the first window, in the last window, at the end of warm-up, and while sampling."""
     starts = [np.array([0.1, -0.3]), np.array([1.0, 0.2])]
     whole = drive(chains(starts, [np.random.default_rng(i) for i in range(2)]), skewed)
     seen = {}
@@ -49,16 +50,12 @@ def test_a_chain_goes_on_from_a_snapshot_bit_for_bit(stop):
             assert values.tobytes() == two.stats[name].tobytes(), name
 
 
-def arrays_of(result):
-    return {f"{group.name}/{name}": a.values for group in result.data.children.values() for name, a in group.data_vars.items()}
-
-
 @pytest.fixture(scope="module")
 def whole():
-    return arrays_of(fit(PPCA(2), load_dataset("iris"), METHOD, seed=3, progress=False))
+    return all_arrays(fit(PPCA(2), load_dataset("iris"), METHOD, seed=3, progress=False))
 
 
-def interrupted(monkeypatch, folder, n_calls, error=KeyboardInterrupt):
+def fit_interrupted_after(monkeypatch, folder, n_calls, error=KeyboardInterrupt):
     """A fit that is stopped at the n-th gradient."""
     gradient, calls = Density.batch_value_and_grad, iter(range(n_calls))
 
@@ -74,26 +71,26 @@ def interrupted(monkeypatch, folder, n_calls, error=KeyboardInterrupt):
 
 
 @pytest.mark.parametrize("n_calls", [300, 700, 1100])
-def test_an_interrupted_fit_goes_on_to_the_same_bytes(whole, n_calls, tmp_path, monkeypatch):
-    interrupted(monkeypatch, tmp_path, n_calls)
+def test_an_interrupted_fit_resumes_to_the_same_draws(whole, n_calls, tmp_path, monkeypatch):
+    fit_interrupted_after(monkeypatch, tmp_path, n_calls)
     assert (tmp_path / "chains-under-way.safetensors").is_file()
-    interrupted(monkeypatch, tmp_path, 40)  # and is stopped once more, right after it went on
-    again = arrays_of(fit(PPCA(2), load_dataset("iris"), METHOD, seed=3, progress=False, checkpoint=tmp_path))
+    fit_interrupted_after(monkeypatch, tmp_path, 40)  # and is stopped once more, right after it went on
+    again = all_arrays(fit(PPCA(2), load_dataset("iris"), METHOD, seed=3, progress=False, checkpoint=tmp_path))
     for name, array in whole.items():
         assert array.tobytes() == again[name].tobytes(), name
 
 
-def test_a_fit_that_is_killed_goes_on_from_what_was_saved_in_time(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(nuts, "SAVED_EVERY", 0.0)
-    interrupted(monkeypatch, tmp_path, 900, error=MemoryError)  # nothing is written on the way out
+def test_a_killed_fit_resumes_from_periodic_checkpoints(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(nuts, "CHECKPOINT_SECONDS", 0.0)
+    fit_interrupted_after(monkeypatch, tmp_path, 900, error=MemoryError)  # nothing is written on the way out
     assert (tmp_path / "chains-under-way.safetensors").is_file()
-    again = arrays_of(fit(PPCA(2), load_dataset("iris"), METHOD, seed=3, progress=False, checkpoint=tmp_path))
+    again = all_arrays(fit(PPCA(2), load_dataset("iris"), METHOD, seed=3, progress=False, checkpoint=tmp_path))
     for name, array in whole.items():
         assert array.tobytes() == again[name].tobytes(), name
 
 
-def test_an_interrupt_before_the_first_iteration_leaves_nothing(tmp_path, monkeypatch):
-    interrupted(monkeypatch, tmp_path, 1)
+def test_an_interrupt_before_the_first_iteration_leaves_no_checkpoint(tmp_path, monkeypatch):
+    fit_interrupted_after(monkeypatch, tmp_path, 1)
     assert not list(tmp_path.iterdir())
 
 
@@ -107,13 +104,13 @@ def test_an_interrupt_before_the_first_iteration_leaves_nothing(tmp_path, monkey
     ],
     ids=lambda other: next(iter(other)),
 )
-def test_what_another_fit_left_is_not_taken_for_ones_own(other, tmp_path):
+def test_checkpoints_of_another_fit_are_not_used(other, tmp_path):
     small = {"model": PPCA(2), "dataset": load_dataset("iris"), "method": SVI(n_steps=30, n_draws=20), "seed": 3}
     fit(**small, progress=False, checkpoint=tmp_path)
     mine = {**small, **other}
-    with pytest.warns(UserWarning, match=r"(draws|restart-0).safetensors is damaged or of another fit"):
-        found = arrays_of(fit(**mine, progress=False, checkpoint=tmp_path))
-    for name, array in arrays_of(fit(**mine, progress=False)).items():
+    with pytest.warns(UserWarning, match=r"the checkpoint (draws|restart-0).safetensors is damaged or belongs to another fit"):
+        found = all_arrays(fit(**mine, progress=False, checkpoint=tmp_path))
+    for name, array in all_arrays(fit(**mine, progress=False)).items():
         assert array.tobytes() == found[name].tobytes(), name
 
 
@@ -130,10 +127,10 @@ ITERATED = [
 
 
 @pytest.mark.parametrize(("model", "method", "part", "stops"), ITERATED, ids=["full rank", "mean field", "model"])
-def test_restarts_go_on_where_they_were_interrupted_to_the_same_bytes(model, method, part, stops, tmp_path, monkeypatch):
-    """Alone and in one batch, in either half of a full-rank fit, among minibatches; the random numbers of the step were drawn."""
+def test_interrupted_restarts_resume_to_the_same_result(model, method, part, stops, tmp_path, monkeypatch):
+    """Single and batched restarts, interrupted in either half of a full-rank fit or between minibatches."""
     iris = load_dataset("iris")
-    expected = arrays_of(fit(model, iris, method, seed=3, progress=False))
+    expected = all_arrays(fit(model, iris, method, seed=3, progress=False))
     on, n_calls = adam.on, 0
 
     def stopped(device):
@@ -149,14 +146,14 @@ def test_restarts_go_on_where_they_were_interrupted_to_the_same_bytes(model, met
             with pytest.raises(KeyboardInterrupt):
                 fit(model, iris, method, seed=3, progress=False, checkpoint=tmp_path)
             assert (tmp_path / f"{part}-under-way.safetensors").is_file()
-        again = arrays_of(fit(model, iris, method, seed=3, progress=False, checkpoint=tmp_path))
+        again = all_arrays(fit(model, iris, method, seed=3, progress=False, checkpoint=tmp_path))
     steps = method.n_steps * (1 if "to" in part else method.n_restarts)
     assert n_calls <= steps + len(stops), "no step but the interrupted ones is made twice"
     for name, array in expected.items():
         assert array.tobytes() == again[name].tobytes(), name
 
 
-def test_restarts_that_are_killed_go_on_from_what_was_saved_in_time(tmp_path, monkeypatch):
+def test_killed_restarts_resume_from_periodic_checkpoints(tmp_path, monkeypatch):
     model, method, _, _ = ITERATED[0]
     iris, on, calls = load_dataset("iris"), adam.on, iter(range(20))
 
@@ -165,19 +162,19 @@ def test_restarts_that_are_killed_go_on_from_what_was_saved_in_time(tmp_path, mo
             raise MemoryError  # nothing is written on the way out
         return on(device)
 
-    monkeypatch.setattr(advi, "SAVED_EVERY", 0.0)
+    monkeypatch.setattr(advi, "CHECKPOINT_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(adam, "on", killed)
         with pytest.raises(MemoryError):
             fit(model, iris, method, seed=3, progress=False, checkpoint=tmp_path)
     assert (tmp_path / "restarts-0-to-2-under-way.safetensors").is_file()
-    expected = arrays_of(fit(model, iris, method, seed=3, progress=False))
-    again = arrays_of(fit(model, iris, method, seed=3, progress=False, checkpoint=tmp_path))
+    expected = all_arrays(fit(model, iris, method, seed=3, progress=False))
+    again = all_arrays(fit(model, iris, method, seed=3, progress=False, checkpoint=tmp_path))
     for name, array in expected.items():
         assert array.tobytes() == again[name].tobytes(), name
 
 
-def test_batches_that_are_skipped_are_those_of_before(tmp_path):
+def test_skipping_batches_gives_the_remaining_sequence(tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((90, 3)))
     for dataset in (load_dataset("iris"), load_dataset("file", path=str(tmp_path / "x.npy"), in_memory=False)):
         problem = prepared(PPCA(1), dataset, SVI(batch_size=20, n_steps=30))
@@ -190,7 +187,7 @@ def test_batches_that_are_skipped_are_those_of_before(tmp_path):
                 assert all(torch.equal(one, other) for one, other in zip(next(whole), next(rest), strict=True))
 
 
-def test_draws_are_kept_as_they_are_with_their_order():
+def test_draws_survive_saving_and_loading():
     given = Draws(
         values={"z": np.arange(6.0).reshape(1, 3, 2).transpose(0, 2, 1), "a": np.ones((1, 2))},
         stats={"diverging": np.array([[True, False]])},

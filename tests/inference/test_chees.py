@@ -1,11 +1,11 @@
-"""Many chains in one batch: exact on a known density, tuned, resumable bit for bit, one chain's fault its own."""
+"""Tests of ChEES with many chains in one batch: correctness, tuning, resuming and failing chains."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers import all_arrays
 
-from latentlab.data.load import load_dataset
 from latentlab.errors import ConfigError
 from latentlab.fit import fit
 from latentlab.inference import chees as chees_module
@@ -27,16 +27,16 @@ def normal(points):
     return -0.5 * (e * pulled).sum(-1), -pulled
 
 
-def drawn(settings, density, starts, seed=0):
+def run_chains(settings, density, starts, seed=0):
     state = State.at(starts, settings.target_accept)
     rows = [row for row in sample(state, density, np.random.default_rng(seed), settings) if row is not None]
     return state, {name: np.stack([row[name] for row in rows], axis=1) for name in rows[0]}
 
 
-def test_moments_of_a_correlated_normal_within_their_errors(rng):
+def test_moments_of_a_correlated_normal_are_correct(rng):
     """9 comparisons at 5 standard errors: 5e-6 false alarms."""
     settings = ChEES(n_chains=32, n_superchains=4, n_warmup=300, n_draws=300)
-    state, arrays = drawn(settings, normal, np.repeat(rng.normal(size=(4, 3)) * 3, 8, axis=0))
+    state, arrays = run_chains(settings, normal, np.repeat(rng.normal(size=(4, 3)) * 3, 8, axis=0))
     e = np.linalg.solve(FACTOR, (arrays["u"] - MEAN).reshape(-1, 3).T).T.reshape(arrays["u"].shape)
     products = np.stack([e[..., i] * e[..., j] for i in range(3) for j in range(i)], axis=-1)
     for values, mean in ((e, 0.0), (e**2, 1.0), (products, 0.0)):
@@ -49,17 +49,17 @@ def test_moments_of_a_correlated_normal_within_their_errors(rng):
     assert 1.0 < state.length < 4.0
 
 
-def test_momenta_that_are_not_pulled_into_the_metric_are_slow(rng, monkeypatch):
+def test_wrongly_scaled_momenta_sample_slowly(rng, monkeypatch):
     settings = ChEES(n_chains=32, n_superchains=4, n_warmup=100, n_draws=200)
     monkeypatch.setattr(many_chains, "_pulled", lambda gradient, root: gradient)
-    _, arrays = drawn(settings, normal, np.repeat(rng.normal(size=(4, 3)), 8, axis=0))
+    _, arrays = run_chains(settings, normal, np.repeat(rng.normal(size=(4, 3)), 8, axis=0))
     # wrong dynamics are still corrected by acceptance: it is slow, and not biased
     e = np.linalg.solve(FACTOR, (arrays["u"] - MEAN).reshape(-1, 3).T).T.reshape(arrays["u"].shape)
     assert ess_bulk(e).min() < 0.1 * e[..., 0].size
 
 
 @pytest.mark.parametrize("dense", [True, False])
-def test_leapfrog_goes_back_the_way_it_came_and_keeps_the_energy(dense, rng):
+def test_leapfrog_is_reversible_and_conserves_energy(dense, rng):
     """For a normal density, leapfrog changes the energy by at most the share step^2 / 4 times the largest curvature."""
     state = State.at(rng.normal(size=(5, 3)) + MEAN, 0.8)
     state.lp, state.gradient = normal(state.u)
@@ -76,7 +76,7 @@ def test_leapfrog_goes_back_the_way_it_came_and_keeps_the_energy(dense, rng):
     np.testing.assert_allclose(turned, -p, atol=1e-10)
 
 
-def test_a_chain_that_leaves_the_finite_numbers_is_refused_and_the_others_are_as_without_it(rng):
+def test_non_finite_proposals_of_a_chain_do_not_affect_others(rng):
     def walled(points):
         value, gradient = normal(points)
         return np.where(points[:, 0] > 1e3, np.nan, value), np.where(points[:, :1] > 1e3, np.nan, gradient)
@@ -101,17 +101,17 @@ def quartic(points):
 
 
 @pytest.mark.parametrize("harmonic", [True, False])
-def test_chains_that_start_where_it_is_steep_come_home(harmonic, rng, monkeypatch):
+def test_chains_with_distant_starts_converge(harmonic, rng, monkeypatch):
     if not harmonic:  # the mean of all is high enough where seven superchains are well, and the eighth never moves
         monkeypatch.setattr(many_chains, "_mean", lambda accept: float(np.mean(accept)))
     starts = rng.normal(size=(8, 4))
     starts[3] = 300.0
     settings = ChEES(n_chains=32, n_superchains=8, n_warmup=200, n_draws=20)
-    _, arrays = drawn(settings, quartic, np.repeat(starts, 4, axis=0))
+    _, arrays = run_chains(settings, quartic, np.repeat(starts, 4, axis=0))
     assert bool((np.abs(arrays["u"]) < 5).all()) == harmonic
 
 
-def test_scatter_is_about_each_chains_own_mean(rng):
+def test_the_variance_is_about_each_chains_own_mean(rng):
     points = rng.normal(size=(40, 6, 3)) @ FACTOR.T + 100 * rng.normal(size=(6, 3))  # six modes, far apart
     moments = Moments((6, 3))
     for at in points:
@@ -122,8 +122,8 @@ def test_scatter_is_about_each_chains_own_mean(rng):
     np.testing.assert_allclose(np.diag(root @ root.T), (np.diag(moments.scatter) + 5e-3) / (6 * 39 + 5), rtol=1e-12)
 
 
-def test_trajectories_are_of_different_lengths(rng):
-    """A part of the length, by Halton's sequence: a length in common would resonate with the density."""
+def test_trajectory_lengths_vary(rng):
+    """Lengths are varied by Halton's sequence, since a constant length can resonate with the density."""
     state = State.at(rng.normal(size=(2, 3)) + MEAN, 0.8)
     state.lp, state.gradient = normal(state.u)
     state.step_size, state.length = 0.013, 2.0
@@ -133,8 +133,8 @@ def test_trajectories_are_of_different_lengths(rng):
     ]  # 1/2, 1/4, 3/4, 1/8, 5/8 of 153.8
 
 
-def test_the_length_begins_anew_with_each_metric(rng, monkeypatch):
-    """A length that ran away under an early metric would cost PPCA 230 steps an iteration instead of 10."""
+def test_the_trajectory_length_is_reset_with_each_metric(rng, monkeypatch):
+    """Without the reset, an early metric can lead to 230 steps an iteration for PPCA instead of 10."""
     monkeypatch.setattr(many_chains, "_lengthen", lambda state, *_, **__: setattr(state, "length", 6.0))
     state = State.at(rng.normal(size=(4, 3)), 0.8)
     rows = sample(state, normal, rng, ChEES(n_chains=4, n_superchains=1, n_warmup=100, n_draws=1))
@@ -142,7 +142,7 @@ def test_the_length_begins_anew_with_each_metric(rng, monkeypatch):
     assert begun == [10, 20, 40, 70]
 
 
-def test_chains_of_a_superchain_are_neighbours_and_start_at_one_point(iris, monkeypatch):
+def test_chains_of_a_superchain_are_adjacent_and_share_a_start(iris, monkeypatch):
     seen = []
 
     def stopped(state, *_):
@@ -157,25 +157,25 @@ def test_chains_of_a_superchain_are_neighbours_and_start_at_one_point(iris, monk
     assert len(np.unique(u[:, 0, 0])) == 3
 
 
-def test_large_metrics_have_no_correlations(monkeypatch, rng):
+def test_metrics_of_many_coordinates_are_diagonal(monkeypatch, rng):
     monkeypatch.setattr(many_chains, "DENSE", 2)
     settings = ChEES(n_chains=16, n_superchains=2, n_warmup=200, n_draws=50)
-    state, arrays = drawn(settings, normal, np.repeat(rng.normal(size=(2, 3)), 8, axis=0))
+    state, arrays = run_chains(settings, normal, np.repeat(rng.normal(size=(2, 3)), 8, axis=0))
     assert state.root.shape == (3,)
     assert np.abs(arrays["u"].mean(axis=(0, 1)) - MEAN).max() < 0.3
 
 
 @pytest.mark.parametrize("n_warmup", [0, 1, 7, 20])
-def test_a_short_warm_up_is_no_fault(n_warmup, rng):
+def test_a_short_warm_up_gives_finite_draws(n_warmup, rng):
     settings = ChEES(n_chains=4, n_superchains=2, n_warmup=n_warmup, n_draws=30)
-    state, arrays = drawn(settings, normal, np.repeat(MEAN + rng.normal(size=(2, 3)) @ FACTOR.T, 2, axis=0))
+    state, arrays = run_chains(settings, normal, np.repeat(MEAN + rng.normal(size=(2, 3)) @ FACTOR.T, 2, axis=0))
     assert np.isfinite(arrays["u"]).all()
     assert np.isfinite([state.length, state.step_size]).all()
     if n_warmup in (0, 20):  # after the first iterations dual averaging tries ten times the step, and no chain need move
         assert (arrays["u"][:, 0] != arrays["u"][:, -1]).any()
 
 
-def test_chains_that_never_moved_leave_a_metric_to_go_on_with():
+def test_the_metric_of_constant_chains_is_positive():
     moments = Moments((4, 3))
     for _ in range(10):
         moments.add(np.ones((4, 3)))
@@ -185,22 +185,13 @@ def test_chains_that_never_moved_leave_a_metric_to_go_on_with():
 METHOD = ChEES(n_chains=8, n_superchains=2, n_warmup=40, n_draws=20)
 
 
-def arrays_of(result):
-    return {f"{group.name}/{name}": a.values for group in result.data.children.values() for name, a in group.data_vars.items()}
-
-
-@pytest.fixture(scope="module")
-def iris():
-    return load_dataset("iris")
-
-
 @pytest.fixture(scope="module")
 def whole(iris):
     return fit(PPCA(2), iris, METHOD, seed=3, progress=False)
 
 
 @pytest.mark.parametrize("n_calls", [60, 500])
-def test_an_interrupted_fit_goes_on_to_the_same_bytes(whole, n_calls, iris, tmp_path, monkeypatch):
+def test_an_interrupted_chees_fit_resumes_to_the_same_draws(whole, n_calls, iris, tmp_path, monkeypatch):
     gradient = Density.batch_value_and_grad
 
     def interrupted(after):
@@ -213,25 +204,25 @@ def test_an_interrupted_fit_goes_on_to_the_same_bytes(whole, n_calls, iris, tmp_
 
         with monkeypatch.context() as patch:
             patch.setattr(Density, "batch_value_and_grad", stopped)
-            patch.setattr(chees_module, "SAVED_EVERY", 0.0)
+            patch.setattr(chees_module, "CHECKPOINT_SECONDS", 0.0)
             with pytest.raises(KeyboardInterrupt):
                 fit(PPCA(2), iris, METHOD, seed=3, progress=False, checkpoint=tmp_path)
 
     interrupted(n_calls)
     assert (tmp_path / "chains-under-way.safetensors").is_file()
     interrupted(30)  # and is stopped once more, right after it went on
-    again = arrays_of(fit(PPCA(2), iris, METHOD, seed=3, progress=False, checkpoint=tmp_path))
-    for name, array in arrays_of(whole).items():
+    again = all_arrays(fit(PPCA(2), iris, METHOD, seed=3, progress=False, checkpoint=tmp_path))
+    for name, array in all_arrays(whole).items():
         assert array.tobytes() == again[name].tobytes(), name
 
 
-def test_fewer_draws_are_the_first_of_many(whole, iris):
+def test_a_short_run_gives_the_first_draws_of_a_long_run(whole, iris):
     short = fit(PPCA(2), iris, replace(METHOD, n_draws=7), seed=3, progress=False)
     for name in ("W", "sigma"):
         np.testing.assert_array_equal(short.data["posterior"][name], whole.data["posterior"][name][:, :7])
 
 
-def test_the_result_has_what_the_schema_asks_for(whole):
+def test_the_result_has_the_required_statistics(whole):
     stats = whole.data["sample_stats"]
     assert {"lp", "diverging", "energy", "n_steps", "step_size", "acceptance_rate"} <= set(stats.data_vars)
     assert stats["diverging"].dtype == bool
@@ -241,8 +232,8 @@ def test_the_result_has_what_the_schema_asks_for(whole):
 
 
 @pytest.mark.slow
-def test_ppca_is_sampled_well_and_as_by_nuts(iris):
-    """With one axis, on which chains of NUTS need few steps; two are held against a reference (`test_reference`)."""
+def test_ppca_sampled_by_chees_matches_nuts(iris):
+    """With one axis, for which NUTS is fast; two axes are compared with a reference in `test_reference`."""
     from latentlab.inference.nuts import NUTS
 
     many = fit(PPCA(1), iris, ChEES(n_chains=32, n_superchains=4, n_draws=150), seed=0, progress=False)
@@ -271,6 +262,6 @@ def test_ppca_is_sampled_well_and_as_by_nuts(iris):
         (lambda: ChEES(n_draws=0), "ChEES: `n_draws` must be a whole number of at least 1"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(make, said):
+def test_invalid_chees_settings_are_refused(make, said):
     with pytest.raises(ConfigError, match=said):
         make()

@@ -1,4 +1,4 @@
-"""The flat density: equal to independent formulas, fast path equal to the plain one, shapes refused, nothing left behind."""
+"""Tests of the unconstrained density against independent formulas, and of its batched and captured versions."""
 
 import json
 
@@ -26,7 +26,7 @@ from latentlab.seeds import Seeds, isolated
 from latentlab.symmetry.groups import Identity
 
 
-def test_the_log_joint_is_that_of_the_reference_points(references):
+def test_log_joint_matches_reference_values(references):
     folder = references / "bppca_iris_q2"
     points = json.loads((folder / "log_density.json").read_text())["points"]
     dataset, model = load_dataset("iris"), PPCA(2, mu_scale=0)
@@ -39,7 +39,7 @@ def test_the_log_joint_is_that_of_the_reference_points(references):
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.2])
-def test_the_log_joint_is_the_sum_of_priors_and_dense_gaussians(rng, missing):
+def test_log_joint_is_the_sum_of_priors_and_dense_gaussians(rng, missing):
     dataset = load_dataset("wine", missing=missing)
     W, mu, psi, z = (
         rng.standard_normal((13, 2)),
@@ -59,7 +59,7 @@ def test_the_log_joint_is_the_sum_of_priors_and_dense_gaussians(rng, missing):
     assert log_joint(model, dataset, {**values, "z": z}) == pytest.approx(with_z, rel=1e-10)
 
 
-def test_values_of_the_wrong_shape_or_absent_are_refused():
+def test_missing_values_and_wrong_shapes_are_refused():
     dataset, model = load_dataset("iris"), PPCA(2)
     values = {"W": np.zeros((4, 2)), "mu": np.zeros(4), "sigma": np.array(1.0)}
     with pytest.raises(ModelError, match=r"'W' must have shape \(4, 2\); got \(2, 4\)"):
@@ -74,7 +74,7 @@ def flat(model, dataset):
 
 @pytest.mark.parametrize("model", [PPCA(2), PPCA(2, marginalize=False), FactorAnalysis(2)], ids=repr)
 @pytest.mark.parametrize("missing", [0.0, 0.2])
-def test_the_batched_and_captured_paths_are_the_plain_one(rng, model, missing):
+def test_batched_and_captured_densities_equal_the_plain_one(rng, model, missing):
     density = flat(model, load_dataset("iris", missing=missing))
     points = 0.3 * rng.standard_normal((5, density.size))
     values, gradients = density.batch_value_and_grad(points)
@@ -85,8 +85,8 @@ def test_the_batched_and_captured_paths_are_the_plain_one(rng, model, missing):
         np.testing.assert_allclose(density.value_and_grad(point)[0], plain_value, rtol=1e-11)
 
 
-def test_the_density_on_other_data_uses_no_graph_of_these():
-    """A graph holds the data; SBC runs its method on one data set after the other."""
+def test_the_density_on_other_data_uses_its_own_graph():
+    """A graph contains the data, and SBC runs one method on many data sets."""
     model, iris = PPCA(2), load_dataset("iris")
     arrays = tensors(model, iris)
     density = Density(model, arrays, iris.array_dims)
@@ -109,7 +109,7 @@ def test_the_density_on_other_data_uses_no_graph_of_these():
 
 
 def test_constants_of_a_model_are_float64_in_the_captured_graph():
-    """0.7 is not a float32 number: a graph that is run under another default dtype gives log 0.7 to 1e-8 only."""
+    """0.7 is not exact in float32: under another default dtype a graph would give log 0.7 to 1e-8 only."""
     density = flat(PPCA(1, W_scale=0.7, sigma_scale=0.3), load_dataset("iris"))
     assert torch.get_default_dtype() == torch.float32
     u = torch.zeros(density.size, dtype=torch.float64)
@@ -117,14 +117,14 @@ def test_constants_of_a_model_are_float64_in_the_captured_graph():
     assert float(density.value_and_grad(u)[0]) == pytest.approx(expected, rel=1e-14)
 
 
-def test_the_jacobian_is_counted():
+def test_the_density_includes_the_jacobian():
     density = flat(PPCA(1), load_dataset("iris"))
     u = torch.zeros(density.size, dtype=torch.float64) + 0.4
     assert float(density.log_prob(u) - density.log_prob(u, jacobian=False)) == pytest.approx(0.4)  # sigma = exp(u)
 
 
 class Branching(LatentModel):
-    """A model that branches on a value: it cannot be captured and has to run as it stands."""
+    """A model that branches on a value and cannot be captured."""
 
     name, position, symmetry, methods = "branching", Position("z"), Identity(), ("nuts",)
     dims = {"z": ("unit",)}
@@ -135,7 +135,7 @@ class Branching(LatentModel):
             pyro.sample("x", dist.Normal(z if float(z.detach().sum()) > 0 else 2 * z, 1.0), obs=x)
 
 
-def test_a_program_that_branches_runs_as_it_stands(caplog):
+def test_a_program_with_branches_runs_without_capture(caplog):
     x = np.array([0.5, -0.2, 1.0])
     density = flat(Branching(), Dataset({"x": x}, dims={"x": ("unit",)}))
     for sign in (1.0, -1.0):
@@ -143,32 +143,32 @@ def test_a_program_that_branches_runs_as_it_stands(caplog):
         value, _ = density.batch_value_and_grad(u)
         z = u[0] * (1 if sign > 0 else 2)
         assert value[0] == pytest.approx(stats.norm(0, 1).logpdf(u).sum() + stats.norm(z, 1).logpdf(x).sum())
-    assert "running the program as it stands" in caplog.text
+    assert "the program is run directly, since it cannot be captured as a graph" in caplog.text
 
 
 def test_missing_entries_in_a_model_without_a_mask_are_refused():
     x = np.array([0.5, np.nan, 1.0])
-    with pytest.raises(DataError, match=r"1 missing entries.*'branching' takes none"):
+    with pytest.raises(DataError, match=r"1 missing entries.*'branching' does not allow missing"):
         flat(Branching(), Dataset({"x": x}, dims={"x": ("unit",)}))
 
 
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.ones((5, 1)), "1 features; n_latent must be smaller, and is 2"),
+        (np.ones((5, 1)), "below the number of features, 1; got 2"),
         (np.ones(5), r"must have an array 'x' with dims \(unit, feature\)"),
         (np.random.default_rng(0).normal(size=(2, 5)), "2 units; n_latent = 2 needs at least 3"),
         (np.ones((5, 4)), "all 5 rows are identical"),
-        (np.random.default_rng(0).normal(size=(6, 2)), "2 features; n_latent must be smaller, and is 2"),
+        (np.random.default_rng(0).normal(size=(6, 2)), "below the number of features, 2; got 2"),
     ],
 )
-def test_data_that_ppca_cannot_take_are_refused(x, message):
+def test_too_few_units_or_features_for_ppca_are_refused(x, message):
     dims = ("unit", "feature")[: x.ndim]
     with pytest.raises(DataError, match=message):
         PPCA(2).check(Dataset({"x": x}, dims={"x": dims}))
 
 
-def test_a_constant_column_is_fine_for_ppca_and_refused_by_factor_analysis(rng):
+def test_constant_columns_are_refused_by_factor_analysis_only(rng):
     x = rng.standard_normal((9, 4))
     x[:, 2] = 3.0
     dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, coords={"feature": ["a", "b", "c", "d"]})
@@ -177,7 +177,7 @@ def test_a_constant_column_is_fine_for_ppca_and_refused_by_factor_analysis(rng):
         FactorAnalysis(2).check(dataset)
 
 
-def test_the_start_is_finite_and_over_dispersed():
+def test_starting_values_are_finite_and_over_dispersed():
     density = flat(PPCA(2), load_dataset("wine"))
     with isolated(Seeds(0)):
         starts = torch.stack([start(density, np.random.default_rng(i), jitter=2.0) for i in range(6)])
@@ -193,9 +193,14 @@ class Impossible(Branching):
             pyro.factor("wall", torch.where(z > -1e9, -torch.inf, 0.0))
 
 
-def test_a_start_with_no_density_names_the_site():
+def test_a_start_without_density_names_the_site():
     from latentlab.errors import InferenceError
 
     density = flat(Impossible(), Dataset({"x": np.array([0.5, 1.0])}, dims={"x": ("unit",)}))
-    with isolated(Seeds(0)), pytest.raises(InferenceError, match="no finite starting point in 100 tries; not finite: 'wall'"):
+    with (
+        isolated(Seeds(0)),
+        pytest.raises(
+            InferenceError, match="no starting point with finite density and gradient in 100 tries; not finite: 'wall'"
+        ),
+    ):
         start(density, np.random.default_rng(0), jitter=1.0)

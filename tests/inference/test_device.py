@@ -1,4 +1,4 @@
-"""Steps on another device: everything in them is on it, which tensors without numbers tell; and on a GPU where there is one."""
+"""Tests of steps on another device, by meta tensors, and on a GPU if available."""
 
 import contextlib
 import logging
@@ -8,7 +8,6 @@ import pyro
 import pytest
 import torch
 
-from latentlab.data.load import load_dataset
 from latentlab.errors import ConfigError
 from latentlab.fit import fit
 from latentlab.inference.adam import Adam, pack, whole_step
@@ -16,7 +15,7 @@ from latentlab.inference.advi import _losses
 from latentlab.inference.guides import GUIDES, FullRank
 from latentlab.inference.recorder import on
 from latentlab.inference.svi import SVI
-from latentlab.inference.svi_loss import started
+from latentlab.inference.svi_loss import register_parameters
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.gaussian_mixture import GaussianMixture
 from latentlab.models.ppca import PPCA
@@ -27,19 +26,14 @@ from latentlab.seeds import double
 CUDA = torch.cuda.is_available()
 
 
-@pytest.fixture(scope="module")
-def iris():
-    return load_dataset("iris")
-
-
 def on_the_device(step, example, inside=on):
-    """What a step gives for arguments on a device without numbers: shapes, and an error where two devices meet."""
+    """Runs a step on the meta device, which raises an error if tensors are on different devices."""
     with double(), torch.no_grad(), pyro.validation_enabled(False), inside("meta"):
         return step(*(one.to("meta") for one in example))
 
 
 def gaussian(problem, name, *, framed):
-    """A step of a Gaussian guide, as on the device, and its arguments on the CPU."""
+    """Returns a step of a Gaussian guide for another device, with its arguments on the CPU."""
     density = problem.density
     start = torch.zeros(density.size, dtype=torch.float64)
     with double():
@@ -72,7 +66,7 @@ def test_a_step_of_a_vae_is_on_its_device(iris, precision, kl_warmup):
     method = SVI(guide="model", batch_size=20, precision=precision, kl_warmup=kl_warmup, n_particles=2)
     problem = prepared(VAE(2), iris, method, progress=False)
     with double(), pyro.get_param_store().scope():
-        found = started(problem.model, problem.arrays)
+        found = register_parameters(problem.model, problem.arrays)
     shapes = [leaf.shape for leaf in found.leaves]
     vectors = pack(found.leaves)[None]
     object.__setattr__(method, "device", "meta")
@@ -88,7 +82,7 @@ def test_a_step_of_a_vae_is_on_its_device(iris, precision, kl_warmup):
     assert {one.dtype for one in found_there} == {torch.float64}
 
 
-def test_a_density_is_moved_with_its_data_and_parameters(iris):
+def test_moving_a_density_moves_its_data_and_parameters(iris):
     density = prepared(PPCA(1), iris, SVI(), progress=False).density
     assert density.placed("cpu") is density
     moved = density.placed("meta")
@@ -98,25 +92,27 @@ def test_a_density_is_moved_with_its_data_and_parameters(iris):
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "mps", 0, ""])
-def test_a_device_that_no_step_is_for_is_refused(device):
-    with pytest.raises(ConfigError, match=r"SVI: `device` must be (cpu, cuda, or a numbered one|text)"):
+def test_an_unsupported_device_is_refused(device):
+    with pytest.raises(ConfigError, match=r"SVI: `device` must be (cpu, cuda, or cuda:N with|text)"):
         SVI(device=device)
 
 
-def test_machine_code_is_for_the_cpu(iris):
+def test_machine_code_is_refused_on_other_devices(iris):
     with pytest.raises(ConfigError, match="SVI: `compiled` must be false or null on 'cuda'"):
         SVI(device="cuda", compiled=True)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", *([] if CUDA else ["cuda"])])
-def test_a_device_that_is_not_there_is_refused_before_the_fit(iris, device):
-    with pytest.raises(ConfigError, match=f"`device` is '{device}', and torch sees {torch.cuda.device_count()} such devices"):
+def test_a_missing_device_is_refused_before_the_fit(iris, device):
+    with pytest.raises(
+        ConfigError, match=f"`device` '{device}' does not exist; torch finds {torch.cuda.device_count()} CUDA devices"
+    ):
         fit(PPCA(1), iris, SVI(device=device), progress=False)
 
 
 @pytest.mark.skipif(not CUDA, reason="no GPU")
 @pytest.mark.parametrize(("model", "guide"), [(PPCA(2), "full_rank"), (VAE(2), "model")], ids=["ppca", "vae"])
-def test_a_fit_on_a_gpu_is_that_on_the_cpu(iris, model, guide, caplog):
+def test_fits_on_gpu_and_cpu_agree(iris, model, guide, caplog):
     caplog.set_level(logging.WARNING)
     settings = {"guide": guide, "n_steps": 400, "batch_size": 50}
     before = torch.cuda.get_rng_state()

@@ -1,4 +1,4 @@
-"""Gaussian guides: densities against scipy's, a full-rank fit in many coordinates against the exact Gaussian posterior."""
+"""Tests of Gaussian guides against scipy and an exact Gaussian posterior."""
 
 import numpy as np
 import pyro
@@ -25,7 +25,7 @@ def jittered(name, rng, size=5):
 
 
 def moments(guide, n=200_000):
-    """Mean and covariance by a linear map of the noise: exact, since a draw is linear in it."""
+    """Exact mean and covariance of a guide, since draws are linear in the noise."""
     with torch.no_grad():
         parameters = tuple(guide.parameters)
         k = guide.noise(1).shape[1]
@@ -35,7 +35,7 @@ def moments(guide, n=200_000):
 
 
 @pytest.mark.parametrize("name", sorted(GUIDES))
-def test_the_density_is_the_gaussian_of_the_draws(name, rng):
+def test_guide_density_matches_scipy(name, rng):
     with double():
         guide = jittered(name, rng)
         mean, covariance = moments(guide)
@@ -44,7 +44,7 @@ def test_the_density_is_the_gaussian_of_the_draws(name, rng):
     np.testing.assert_allclose(found, multivariate_normal(mean, covariance).logpdf(u), rtol=1e-10)
 
 
-def test_a_full_rank_guide_in_another_frame_is_the_same_distribution(rng):
+def test_a_full_rank_guide_is_the_same_in_any_frame(rng):
     with double():
         guide = jittered("full_rank", rng)
         frame = Frame(torch.tensor(rng.normal(size=5)), torch.tensor(rng.normal(size=(5, 5))))
@@ -58,7 +58,7 @@ def test_a_full_rank_guide_in_another_frame_is_the_same_distribution(rng):
 
 
 class Regression(LatentModel):
-    """Weights w ~ N(0, 1) of columns that are nearly one another, y ~ N(X w, 0.1): a Gaussian posterior, exactly known."""
+    """Weights w ~ N(0, 1) of nearly collinear columns, y ~ N(X w, 0.1): the posterior is Gaussian and known."""
 
     name, position, symmetry, methods = "regression", Position("w"), Identity(), ("svi",)
     dims = {"w": ("feature",)}
@@ -70,9 +70,9 @@ class Regression(LatentModel):
 
 
 @pytest.mark.slow
-def test_a_full_rank_guide_of_many_coordinates_is_the_exact_posterior(rng):
-    """150 weights whose posterior sds along principal axes differ a thousandfold. In the program's own coordinates Adam drives
-    the factor to be singular: the ELBO then rises without bound."""
+def test_a_full_rank_guide_of_many_coordinates_matches_the_posterior(rng):
+    """The posterior sds of 150 weights along principal axes differ by a factor of 1000. In the coordinates of the program Adam
+    makes the factor singular, and the ELBO increases without bound."""
     n, d = 400, 150
     common = rng.normal(size=(n, 3)) @ rng.normal(size=(3, d))
     X = common + 0.1 * rng.normal(size=(n, d))
@@ -92,7 +92,7 @@ def test_a_full_rank_guide_of_many_coordinates_is_the_exact_posterior(rng):
     assert result.diagnostics().query("check == 'k-hat' and verdict == 'pass'").shape[0] == 1
 
 
-def test_a_learning_rate_is_scaled_down_for_the_long_rows_of_a_factor():
+def test_the_learning_rate_decreases_for_long_factor_rows():
     with double():
         assert FullRank(torch.zeros(16)).rates == (1.0, 1.0, 0.25)
         assert GUIDES["mean_field"](torch.zeros(16)).rates == (1.0, 1.0)

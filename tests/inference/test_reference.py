@@ -1,4 +1,4 @@
-"""Methods against posteriors with known answers: a Bayesian PPCA of iris, sampled by another program."""
+"""Tests of methods against a reference: Bayesian PPCA of iris, sampled by another program."""
 
 import json
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from latentlab.data.load import load_dataset
 from latentlab.fit import fit
 from latentlab.inference.chees import ChEES
 from latentlab.inference.nuts import NUTS
@@ -20,11 +19,6 @@ FALSE_ALARM = 1e-5  # of one test, over all its quantities
 @pytest.fixture(scope="module")
 def reference(references):
     return json.loads((references / "bppca_iris_q2" / "reference.json").read_text())["params"]
-
-
-@pytest.fixture(scope="module")
-def iris():
-    return load_dataset("iris")
 
 
 def quantities(sites, names):
@@ -54,8 +48,8 @@ def assert_agrees(found, reference):
 
 
 @pytest.mark.slow
-def test_nuts_agrees_with_the_reference(iris, reference):
-    """On machine code; the other test is on the captured graph. Draws that are a tenth too narrow would be seen."""
+def test_ppca_by_nuts_matches_the_reference(iris, reference):
+    """Uses machine code; ChEES below uses the captured graph. Draws with 10% too small sds would be detected."""
     method = NUTS(n_chains=4, n_warmup=500, n_draws=1500, target_accept=0.9, compiled=True)
     result = fit(PPCA(2, mu_scale=0), iris, method, seed=1, progress=False)
     found = quantities(result.sites(), reference)
@@ -64,11 +58,11 @@ def test_nuts_agrees_with_the_reference(iris, reference):
         assert rhat(x) < 1.01, name
         assert min(ess_bulk(x), ess_tail(x)) > 1000, name
     assert result.converged, result.diagnostics().query("verdict == 'fail'")
-    assert_sees(found, reference, narrower=0.9)
+    assert_detects_errors(found, reference, narrower=0.9)
 
 
-def assert_sees(found, reference, narrower):
-    """The check sees a wrong posterior: sigma's square instead of sigma, and draws that are so much narrower."""
+def assert_detects_errors(found, reference, narrower):
+    """Checks that wrong posteriors are detected: sigma^2 in place of sigma, and narrower draws."""
     with pytest.raises(AssertionError, match="mean of"):
         assert_agrees({"sigma": found["sigma"] ** 2}, reference)
     narrow = {name: x.mean() + narrower * (x - x.mean()) for name, x in found.items()}
@@ -77,14 +71,14 @@ def assert_sees(found, reference, narrower):
 
 
 @pytest.mark.slow
-def test_many_chains_agree_with_the_reference(iris, reference):
-    """Draws that are a tenth too narrow would be seen."""
+def test_ppca_by_chees_matches_the_reference(iris, reference):
+    """Draws with 10% too small sds would be detected."""
     result = fit(PPCA(2, mu_scale=0), iris, ChEES(), seed=1, progress=False)
     found = quantities(result.sites(), reference)
     assert_agrees(found, reference)
     assert min(ess_bulk(x) for x in found.values()) > 2500  # of 12 800 draws
     assert result.converged, result.diagnostics().query("verdict == 'fail'")
-    assert_sees(found, reference, narrower=0.9)
+    assert_detects_errors(found, reference, narrower=0.9)
 
 
 def sd_ratios(result, reference):
@@ -93,7 +87,7 @@ def sd_ratios(result, reference):
 
 
 @pytest.mark.slow
-def test_full_rank_svi_has_the_references_spread_and_mean_field_has_not(iris, reference):
+def test_full_rank_svi_matches_the_reference_sds_and_mean_field_does_not(iris, reference):
     fits = {
         guide: fit(PPCA(2, mu_scale=0), iris, SVI(guide=guide, n_steps=3000, n_draws=20_000), seed=0, progress=False)
         for guide in ("full_rank", "mean_field", "low_rank")

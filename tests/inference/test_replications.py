@@ -1,4 +1,4 @@
-"""Many data sets in one graph: the same numbers as each data set by itself."""
+"""Tests that many data sets in one graph give the results of each data set alone."""
 
 from dataclasses import replace
 
@@ -30,8 +30,8 @@ def datasets(n, n_missing=0):
 
 @pytest.mark.parametrize("n_missing", [0, 2])
 @pytest.mark.parametrize("which", [np.arange(9), np.array([1]), np.array([8, 1, 3])])
-def test_densities_and_gradients_are_those_of_each_data_set(n_missing, which, rng, monkeypatch):
-    """The whole batch, the narrow one, and some rows; with a mask where one data set has missing entries."""
+def test_batched_densities_and_gradients_equal_those_of_each_data_set(n_missing, which, rng, monkeypatch):
+    """Tests the whole batch and parts of it, with a mask if one data set has missing entries."""
     monkeypatch.setattr(replications, "WIDE", 2)
     sets = datasets(9, n_missing)
     together = Replications(MODEL, sets)
@@ -45,13 +45,13 @@ def test_densities_and_gradients_are_those_of_each_data_set(n_missing, which, rn
 
 
 class Branching(PPCA):
-    """A program that cannot be batched over data: it looks at a value of them."""
+    """A program that cannot be batched over data, since it branches on a value."""
 
     def model(self, x, mask=None):
         super().model(x if float(x[0, 0]) < 1e9 else -x, mask)
 
 
-def test_a_program_that_cannot_be_batched_is_run_row_by_row(rng, caplog):
+def test_programs_that_cannot_be_batched_run_row_by_row(rng, caplog):
     sets = datasets(3)
     points = rng.normal(size=(3, Replications(MODEL, sets).density.size))
     plain = Replications(MODEL, sets).value_and_grad(points, np.arange(3))
@@ -61,7 +61,7 @@ def test_a_program_that_cannot_be_batched_is_run_row_by_row(rng, caplog):
         np.testing.assert_allclose(a, b, rtol=1e-10)
 
 
-def test_functions_of_draws_see_the_data_set_of_their_draw(rng):
+def test_functions_of_draws_use_the_data_set_of_the_draw(rng):
     together = Replications(MODEL, datasets(3, n_missing=1))
     with isolated(Seeds(0)):
         prior = [[together.density.prior() for _ in range(2)] for _ in range(3)]
@@ -74,7 +74,7 @@ def test_functions_of_draws_see_the_data_set_of_their_draw(rng):
             np.testing.assert_allclose(found[i, k], expected.numpy(), rtol=1e-10)
 
 
-def test_chains_go_on_where_they_were():
+def test_chains_continue_from_their_last_state():
     sets = datasets(4)
     method = NUTS(n_warmup=20, max_tree_depth=4)
     longer = Chains(Replications(MODEL, sets), method, Seeds(1))
@@ -85,13 +85,13 @@ def test_chains_go_on_where_they_were():
     np.testing.assert_allclose(once, again, rtol=1e-6)
 
 
-def test_data_sets_of_different_shapes_are_refused():
+def test_replications_with_different_shapes_are_refused():
     with pytest.raises(DataError, match=r"equal shapes; got .*6, 4.*5, 4"):
         Replications(MODEL, [*simulated(MODEL, 1, 6, Seeds(0)), *simulated(MODEL, 1, 5, Seeds(0))])
 
 
-def test_graphs_of_different_numbers_of_nodes_are_refused():
-    """The numbers of pairs agree, and those of nodes do not: arguments that are not tensors are compared too."""
+def test_graphs_with_different_numbers_of_nodes_are_refused():
+    """The numbers of pairs agree and those of nodes differ: arguments that are not tensors are compared as well."""
     pair = np.array([0, 1, 2])
     sets = [
         Dataset(

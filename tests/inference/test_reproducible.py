@@ -1,7 +1,7 @@
-"""The fast path (captured graphs, kernels, many chains in one batch) keeps the promises of the plain one.
+"""Tests of reproducibility with captured graphs, kernels and batched chains.
 
-Same seed, same bytes: in another process, with another number of threads, after an interrupt, for a prefix. One chain's fault is
-its own. What was set in the process before a fit is set after it.
+The same seed gives the same result in another process, with another number of threads, after an interrupt, and for a shorter
+run. A failing chain does not affect others. Global state is restored after a fit.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from helpers import all_arrays
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
@@ -54,17 +55,13 @@ def dataset_of(model):
     return Dataset({"x": iris.x}, dims={"x": ("unit", "feature")}, name="rows")
 
 
-def arrays_of(result):
-    return {f"{group.name}/{name}": a.values for group in result.data.children.values() for name, a in group.data_vars.items()}
-
-
 def fitted(model, method, **settings):
     one = MODELS[model]()
-    return arrays_of(fit(one, dataset_of(one), replace(METHODS[method], **settings), seed=5, progress=False))
+    return all_arrays(fit(one, dataset_of(one), replace(METHODS[method], **settings), seed=5, progress=False))
 
 
 def digests():
-    """Of each model and method, a line: what a process prints."""
+    """Returns one line for each model and method, as printed by another process."""
     lines = []
     for model in MODELS:
         for method in METHODS:
@@ -88,8 +85,8 @@ def in_a_new_process(threads, hash_seed):
 
 
 @pytest.mark.slow
-def test_another_process_with_other_threads_has_the_same_bytes():
-    """One thread here and two there, where the order of Python's sets is another; all models and methods."""
+def test_fits_are_equal_in_another_process_and_with_other_threads():
+    """One thread here and two in the other process, whose hash seed differs; all models and methods."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -101,7 +98,7 @@ def test_another_process_with_other_threads_has_the_same_bytes():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_number_of_threads_does_not_show(method):
+def test_fits_do_not_depend_on_the_number_of_threads(method):
     before, found = torch.get_num_threads(), []
     try:
         for n in (1, 2):
@@ -116,7 +113,7 @@ def test_the_number_of_threads_does_not_show(method):
 
 @pytest.mark.parametrize("method", ["nuts", "chees"])
 @pytest.mark.parametrize("model", ["state_space", "gaussian_hmm"])
-def test_the_first_draws_of_a_long_run_are_a_short_run(model, method):
+def test_a_short_fit_gives_the_first_draws_of_a_long_fit(model, method):
     long, short = (fitted(model, method, n_draws=n) for n in (12, 6))
     for name in (n for n in long if n.startswith(("posterior/", "sample_stats/"))):
         if long[name].shape[:2] == (long[name].shape[0], 12) and name != "posterior/z":  # z is drawn anew, given the others
@@ -125,7 +122,7 @@ def test_the_first_draws_of_a_long_run_are_a_short_run(model, method):
 
 @pytest.mark.parametrize("method", ["nuts", "chees"])
 @pytest.mark.parametrize("model", ["state_space", "gaussian_hmm"])
-def test_an_interrupted_fit_goes_on_to_the_same_bytes(model, method, tmp_path, monkeypatch):
+def test_interrupted_fits_of_all_models_resume_to_the_same_draws(model, method, tmp_path, monkeypatch):
     whole, gradient, calls = fitted(model, method), Density.batch_value_and_grad, iter(range(60))
 
     def stopped(self, points):
@@ -140,7 +137,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_bytes(model, method, tmp_path, m
         with pytest.raises(KeyboardInterrupt):
             fit(**again, checkpoint=tmp_path)
     assert (tmp_path / "chains-under-way.safetensors").is_file()
-    for name, array in arrays_of(fit(**again, checkpoint=tmp_path)).items():
+    for name, array in all_arrays(fit(**again, checkpoint=tmp_path)).items():
         assert array.tobytes() == whole[name].tobytes(), name
 
 
@@ -148,11 +145,11 @@ def test_an_interrupted_fit_goes_on_to_the_same_bytes(model, method, tmp_path, m
 
 
 class Correlated(LatentModel):
-    """A covariance [[1, r], [r, 1]] with r free on the real line: positive definite where |r| < 1 only; torch raises beyond.
+    """A covariance [[1, r], [r, 1]] with unbounded r: positive definite for |r| < 1 only; torch raises an error otherwise.
 
     Args:
-        how: `density` takes the density of the root L, whose diagonal says what has failed; `mean` only multiplies by L, and what
-            has failed looks like any other number; `singular values` raises while it computes, in a captured graph too.
+        how: `density` uses the density with the root L, whose diagonal shows a failure; `mean` multiplies by L, where it
+            is not visible; `singular values` raises an error while it computes, in a captured graph as well.
     """
 
     name, position, symmetry = "correlated", Position("z"), Identity()
@@ -190,7 +187,7 @@ def correlated():
 
 @pytest.mark.parametrize("how", ["density", "mean", "singular values"])
 @pytest.mark.parametrize("captured", [True, False])
-def test_where_a_decomposition_fails_only_that_point_is_none(correlated, captured, how, rng, monkeypatch, caplog):
+def test_a_failed_decomposition_affects_only_its_own_point(correlated, captured, how, rng, monkeypatch, caplog):
     density = Density(Correlated(how), correlated[0].arrays, correlated[0].dims)
     if not captured:
         monkeypatch.setattr(
@@ -211,7 +208,7 @@ def test_where_a_decomposition_fails_only_that_point_is_none(correlated, capture
     assert np.isnan(density.batch_value_and_grad(bad)[0]).all()
 
 
-def test_an_error_that_is_no_decompositions_is_not_swallowed(correlated):
+def test_other_errors_are_raised(correlated):
     density = Density(correlated[0].model, correlated[0].arrays, correlated[0].dims)
 
     def exhausted(u):
@@ -229,8 +226,8 @@ def nuts_chains(density, starts, n):
 
 
 @pytest.mark.parametrize("fault", ["cholesky", "nan"])
-def test_a_chain_of_nuts_that_is_lost_leaves_the_others_as_they_were(correlated, fault, rng):
-    """Chain 1 begins beside the wall; its steps beyond it are divergences of its own."""
+def test_a_diverging_nuts_chain_does_not_affect_the_others(correlated, fault, rng):
+    """Chain 1 starts next to the wall, and only it diverges."""
     density, _ = correlated
     at = next(s.start for s in density.sites if s.name == "r")
     starts = 0.1 * rng.standard_normal((3, density.size))
@@ -251,8 +248,8 @@ def test_a_chain_of_nuts_that_is_lost_leaves_the_others_as_they_were(correlated,
 
 
 @pytest.mark.parametrize("fault", ["cholesky", "nan"])
-def test_a_chain_of_chees_that_is_lost_is_refused_and_said_to_diverge(correlated, fault, rng, monkeypatch):
-    """A fixed step, so that the chains have nothing in common but the batch: one is thrown over the wall at the third draw."""
+def test_a_diverging_chees_proposal_is_rejected_and_reported(correlated, fault, rng, monkeypatch):
+    """With a fixed step size, one chain crosses the wall at the third draw; the others are not affected."""
     density, _ = correlated
     at = next(s.start for s in density.sites if s.name == "r")
     starts = 0.1 * rng.standard_normal((4, density.size))
@@ -287,8 +284,8 @@ def test_a_chain_of_chees_that_is_lost_is_refused_and_said_to_diverge(correlated
 
 
 @pytest.mark.parametrize("method", [METHODS["nuts"], METHODS["chees"]], ids=["nuts", "chees"])
-def test_a_fit_with_a_wall_where_torch_raises_ends(correlated, method):
-    """With so wide a first step that points beyond the wall are met: they are refused, and the fit goes on."""
+def test_fits_with_failing_decompositions_finish(correlated, method):
+    """The first step size is so large that proposals cross the wall; they are rejected."""
     dataset = correlated[1]
     met = []
 
@@ -323,7 +320,7 @@ def state_of_the_process():
 
 
 class Doomed(LinearGaussianStateSpace):
-    """By the kernels; NaN from the second call on."""
+    """Uses the kernels; has NaN density from the second call on."""
 
     name, calls = "doomed", 0
 
@@ -336,7 +333,7 @@ class Doomed(LinearGaussianStateSpace):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("breaks", [False, True])
-def test_no_state_is_left_behind_by_the_kernels(method, breaks):
+def test_failing_fits_with_kernels_leave_no_global_state(method, breaks):
     model = Doomed(1) if breaks else LinearGaussianStateSpace(1)
     pyro.param("mine", torch.tensor(2.0))
     try:

@@ -1,4 +1,4 @@
-"""The model's own guide: Pyro's bound and gradients, whatever parameters the guide has, and each restart for itself."""
+"""Tests of SVI with the model's guide against Pyro, for guides with parameters of all kinds."""
 
 import itertools
 import math
@@ -14,14 +14,13 @@ from scipy.special import i0, i1
 from torch.distributions import constraints
 
 from latentlab.data.dataset import Dataset
-from latentlab.data.load import load_dataset
 from latentlab.errors import DataError, ModelError
 from latentlab.fit import fit
 from latentlab.inference.adam import pack, with_slopes
 from latentlab.inference.capture import capture
 from latentlab.inference.encoder import is_amortised
 from latentlab.inference.svi import SVI
-from latentlab.inference.svi_loss import started
+from latentlab.inference.svi_loss import register_parameters
 from latentlab.models.base import LatentModel, Position
 from latentlab.models.linear_vae import LinearVAE
 from latentlab.models.ppca import PPCA
@@ -52,7 +51,7 @@ class Encoded(LatentModel):
 
 
 class Constrained(Encoded):
-    """Parameters of every kind, and one that nothing depends on."""
+    """Has constrained and unused parameters."""
 
     def guide(self, x):
         pyro.param("unused", torch.tensor(3.0), constraints.positive)
@@ -63,8 +62,8 @@ class Constrained(Encoded):
             pyro.sample("z", dist.MultivariateNormal(slope * (x @ START.mT) + share[:2] - share[2], scale_tril=root))
 
 
-class AskedAgain(Encoded):
-    """The second time without the constraint."""
+class DeclaredTwice(Encoded):
+    """Declares a parameter twice, the second time without its constraint."""
 
     def guide(self, x):
         weight, offset = pyro.param("weight", START), pyro.param("offset", torch.zeros(2))
@@ -82,7 +81,7 @@ def linear(kind):
 
 
 class WithModule(Encoded):
-    """The encoder is a module of torch."""
+    """Has a torch module as encoder."""
 
     def __init__(self):
         self.net = linear(torch.nn.Linear)
@@ -106,7 +105,7 @@ class Encoder(PyroModule):
 
 
 class WithPyroModule(Encoded):
-    """The guide is a module of Pyro."""
+    """Has a Pyro module as guide."""
 
     def __init__(self):
         self.encoder = Encoder()
@@ -116,7 +115,7 @@ class WithPyroModule(Encoded):
 
 
 class Spread(Encoded):
-    """One scale for all units, whose draws cannot be batched."""
+    """Has a guide with one scale for all units, whose draws cannot be batched."""
 
     dims, position = {"s": ()}, Position("s")
 
@@ -130,7 +129,7 @@ class Spread(Encoded):
 
 
 class Angles(Encoded):
-    """Positions whose draws have no derivative."""
+    """Has positions without reparameterised draws."""
 
     dims = {"z": ("unit",)}
 
@@ -144,11 +143,6 @@ class Angles(Encoded):
             pyro.sample("z", dist.VonMises(x + pyro.param("shift", torch.tensor(0.5)), 4.0))
 
 
-@pytest.fixture(scope="module")
-def iris():
-    return load_dataset("iris")
-
-
 @pytest.mark.parametrize("n_particles", [1, 3])
 @pytest.mark.parametrize(
     "make",
@@ -159,14 +153,14 @@ def iris():
         lambda: PPCA(2, marginalize=False),
         Spread,
         Constrained,
-        AskedAgain,
+        DeclaredTwice,
         WithModule,
         WithPyroModule,
     ],
     ids=["linear_vae", "vae", "ppca", "ppca with positions", "spread", "constrained", "asked again", "module", "pyro module"],
 )
-def test_bound_and_gradients_are_pyros(make, n_particles, iris, monkeypatch):
-    """With the same noise, drawn site by site for all particles; the captured graph, where there is one."""
+def test_elbo_and_gradients_match_pyro(make, n_particles, iris, monkeypatch):
+    """Uses the same noise, drawn site by site for all particles, with and without a captured graph."""
     noise, calls = [], itertools.count()
 
     def of_a_particle(shape, dtype, device):
@@ -180,7 +174,7 @@ def test_bound_and_gradients_are_pyros(make, n_particles, iris, monkeypatch):
     problem = prepared(model, iris, method, seed=0, progress=False)
     arrays, weight = problem.density.arrays, torch.tensor(1.0, dtype=torch.float64)
     with isolated(problem.seeds), pyro.validation_enabled(False):
-        found = started(model, arrays)
+        found = register_parameters(model, arrays)
         vectors = pack(found.leaves)[None]
         losses = with_slopes(method._losses(problem, found, len(iris.x), [leaf.shape for leaf in found.leaves]))
         step = losses if found.in_modules else capture(losses, vectors, weight)
@@ -199,43 +193,43 @@ def test_bound_and_gradients_are_pyros(make, n_particles, iris, monkeypatch):
     np.testing.assert_allclose(slopes, pack(flat), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("make", [AskedAgain, WithModule, WithPyroModule])
-def test_however_a_guide_has_its_parameters_the_fit_is_the_same(make, iris):
-    """Restarts too: a module begins each where it was at first."""
+@pytest.mark.parametrize("make", [DeclaredTwice, WithModule, WithPyroModule])
+def test_fits_do_not_depend_on_how_a_guide_stores_parameters(make, iris):
+    """Each restart of a module begins at its initial parameters."""
     method = SVI(guide="model", n_steps=60, n_particles=2, n_draws=5, n_restarts=2, held_out=0.2)
     plain, other = (fit(model, iris, method, progress=False).data["optimization"] for model in (Encoded(), make()))
     np.testing.assert_allclose(other["loss"], plain["loss"], rtol=1e-9)
     np.testing.assert_allclose(other["elbo"], plain["elbo"], rtol=1e-9)
 
 
-def test_a_module_is_trained_and_keeps_what_it_learned(iris):
+def test_a_torch_module_keeps_its_trained_parameters(iris):
     model = WithModule()
     fit(model, iris, SVI(guide="model", n_steps=400, n_particles=1, n_draws=5, learning_rate=0.05), progress=False)
     best = torch.cat([torch.eye(2), torch.eye(2)], 1) * 4 / (1 + 2 * 4)  # of z given x
     np.testing.assert_allclose(model.net.weight.detach(), best, atol=0.1)  # START is 0.5 away
 
 
-def test_running_means_of_a_guide_move(iris):
-    """Batch normalisation is refused by the recorder of graphs, which would leave them where they are."""
+def test_running_means_of_a_guide_are_updated(iris):
+    """Batch normalisation is not captured, since a graph would not update running means."""
     model = WithModule()
     model.net = torch.nn.Sequential(torch.nn.BatchNorm1d(4, affine=False), model.net).double()
     fit(model, iris, SVI(guide="model", n_steps=20, n_particles=1, n_draws=5), progress=False)
     assert int(model.net[0].num_batches_tracked) > 20
 
 
-def test_draws_without_a_derivative_have_scores():
+def test_draws_without_reparameterisation_use_score_gradients():
     data = Dataset({"x": np.random.default_rng(0).uniform(-3, 3, 50)}, dims={"x": ("unit",)})
     method = SVI(guide="model", n_particles=2)
     problem = prepared(Angles(), data, method, seed=0, progress=False)
     shift = torch.tensor([[0.5]], dtype=torch.float64)
     with isolated(problem.seeds), pyro.validation_enabled(False):
-        found = started(problem.model, problem.arrays)
+        found = register_parameters(problem.model, problem.arrays)
         step = with_slopes(method._losses(problem, found, 50, [torch.Size([])]))
         slopes = torch.cat([step(shift, torch.tensor(1.0))[1][0] for _ in range(100)])
     ratio = i1(4.0) / i0(4.0)  # of the mean resultant length; the shift is against the observations alone, but for 0.1
     expected = 50 * 5.0 * ratio * math.sin(0.5)
     assert float(slopes.mean()) == pytest.approx(expected, rel=0.2)
-    with pytest.raises(ModelError, match="objective 'iwae' needs draws with a derivative"):
+    with pytest.raises(ModelError, match="objective 'iwae' needs reparameterised draws"):
         fit(Angles(), data, SVI(guide="model", n_steps=5, objective="iwae"), progress=False)
 
 
@@ -255,9 +249,9 @@ class Walk(Encoded):
 
 
 @pytest.mark.parametrize("field", ["held_out", "batch_size"])
-def test_the_steps_of_a_series_are_not_divided(field):
+def test_minibatches_of_a_series_are_refused(field):
     data = Dataset({"x": np.arange(20.0)}, dims={"x": ("unit",)})
-    with pytest.raises(ModelError, match=f"{field} does not go with 'encoded': the steps of a series"):
+    with pytest.raises(ModelError, match=f"`{field}` is not available for 'encoded': the steps of a series"):
         fit(Walk(), data, SVI(guide="model", **{field: 0.5 if field == "held_out" else 5}), progress=False)
 
 
@@ -278,17 +272,17 @@ class Columns(LatentModel):
 
 
 @pytest.mark.parametrize("field", ["held_out", "batch_size"])
-def test_units_that_are_not_the_first_dim_are_not_divided(field, rng):
-    """Batches are rows: those of features would be silently taken for units."""
+def test_minibatches_need_units_as_first_dim(field, rng):
+    """Batches are rows, so that features would be mistaken for units."""
     data = Dataset({"x": rng.normal(size=(3, 20))}, dims={"x": ("feature", "unit")})
-    with pytest.raises(DataError, match=rf"`{field}` needs 'unit' as the first dim of 'x'; its dims are \('feature', 'unit'\)"):
+    with pytest.raises(DataError, match=rf"`{field}` needs 'unit' as the first dim of 'x'; got \('feature', 'unit'\)"):
         fit(Columns(), data, SVI(guide="model", **{field: 0.5 if field == "held_out" else 5}), progress=False)
 
 
 LOADINGS = torch.tensor([[1.0, 0.2], [-0.3, 0.8], [0.5, -0.5]], dtype=torch.float64)
 
 
-class Turned(LatentModel):
+class RotatedLoadings(LatentModel):
     """Loadings without a preferred orientation, and a guide about one orientation: W ~ N(LOADINGS, 0.4)."""
 
     name, position, symmetry, methods = "turned", Position("z"), Orthogonal(), ("svi",)
@@ -308,10 +302,10 @@ class Turned(LatentModel):
             pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
 
-def test_the_own_guides_density_is_averaged_over_the_symmetry(rng):
-    """Against the mean over 4000 angles of rotations and reflections, of the loadings' density alone: that of z is round."""
+def test_the_density_of_the_models_guide_is_averaged_over_the_symmetry(rng):
+    """Compares with the mean over 4000 angles of rotations and reflections of the loadings."""
     dataset = Dataset({"x": rng.normal(size=(5, 3))}, dims={"x": ("unit", "feature")})
-    found = fit(Turned(), dataset, SVI(guide="model", n_steps=3, n_draws=20), progress=False)
+    found = fit(RotatedLoadings(), dataset, SVI(guide="model", n_steps=3, n_draws=20), progress=False)
     W, stats = found.sites()["W"][0], found.data["sample_stats"]
     angle = np.linspace(0, 2 * np.pi, 4000, endpoint=False)
     turns = np.stack([np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)], -1).reshape(-1, 2, 2)
@@ -324,8 +318,8 @@ def test_the_own_guides_density_is_averaged_over_the_symmetry(rng):
     assert "q averaged over the symmetry" in rows["quantity"].iloc[0]
 
 
-class Pinned(Turned):
-    """A guide that is a point in the loadings: it has no density along the orbit."""
+class PointGuide(RotatedLoadings):
+    """Has a point mass for the loadings, without density along the orbit."""
 
     dims = {"W": ("feature", "latent"), "sigma": (), "z": ("unit", "latent")}
 
@@ -346,9 +340,9 @@ class Pinned(Turned):
             pyro.sample("z", dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1))
 
 
-def test_draws_are_kept_where_the_guides_density_has_no_average(rng):
+def test_draws_are_kept_if_the_guide_density_cannot_be_averaged(rng):
     dataset = Dataset({"x": rng.normal(size=(5, 3))}, dims={"x": ("unit", "feature")})
-    found = fit(Pinned(), dataset, SVI(guide="model", n_steps=3, n_draws=20), progress=False)
+    found = fit(PointGuide(), dataset, SVI(guide="model", n_steps=3, n_draws=20), progress=False)
     stats = found.data["sample_stats"]
     np.testing.assert_array_equal(stats["log_q_averaged"], stats["log_q"])
     assert "averaged" not in found.diagnostics().query("check == 'k-hat'")["quantity"].iloc[0]

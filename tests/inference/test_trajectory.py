@@ -24,7 +24,7 @@ def gaussian(mean, covariance):
 
 
 def skewed(points):
-    """log of an Exp(1) variable: density exp(u - exp(u)); asymmetric, so that a sign error shows."""
+    """Log density of the log of an Exp(1) variable, exp(u - exp(u)); its asymmetry shows sign errors."""
     return (points - np.exp(points)).sum(-1), 1 - np.exp(points)
 
 
@@ -43,7 +43,7 @@ def assert_mean(x, truth, least_ess=200):
     assert abs(error) < Z_LIMIT, f"mean {x.mean():.4f}, truth {truth:.4f}, {error:.1f} standard errors, ESS {ess:.0f}"
 
 
-def test_a_correlated_gaussian_has_its_means_and_covariance():
+def test_means_and_covariance_of_a_correlated_gaussian_are_correct():
     covariance = np.array([[1.0, 1.8, 0.0], [1.8, 4.0, 0.05], [0.0, 0.05, 0.01]])
     mean = np.array([1.0, -2.0, 0.5])
     u = np.stack([c.u for c in sample(gaussian(mean, covariance), 3)])
@@ -54,7 +54,7 @@ def test_a_correlated_gaussian_has_its_means_and_covariance():
             assert_mean((u[..., i] - mean[i]) * (u[..., j] - mean[j]), covariance[i, j])
 
 
-def test_an_asymmetric_target_has_its_exact_moments():
+def test_moments_of_an_asymmetric_target_are_correct():
     u = np.stack([c.u for c in sample(skewed, 2, n_draws=6000)])
     assert_mean(u[..., 0], -np.euler_gamma)
     for i in range(2):  # a point of a subtree drawn with the wrong weight makes this 1.44
@@ -69,7 +69,7 @@ def test_a_chain_does_not_depend_on_the_chains_beside_it():
     np.testing.assert_array_equal(alone.u, beside.u)
 
 
-def test_the_first_draws_of_a_long_run_are_a_short_run():
+def test_a_short_chain_gives_the_first_draws_of_a_long_chain():
     short = sample(skewed, 2, n_warmup=60, n_draws=60)
     long = sample(skewed, 2, n_warmup=60, n_draws=120)
     for a, b in zip(short, long, strict=True):
@@ -95,7 +95,7 @@ def step(state, direction, tuning, value_and_grad):
     return stop.value.value.proposal
 
 
-def test_a_wall_of_minus_infinity_is_a_divergence_and_not_a_crash():
+def test_zero_density_is_reported_as_divergence():
     def walled(points):
         value, gradient = gaussian(np.zeros(1), np.eye(1))(points)
         outside = points[:, 0] < 0
@@ -108,8 +108,8 @@ def test_a_wall_of_minus_infinity_is_a_divergence_and_not_a_crash():
     assert only.stats["diverging"].sum() > 0
 
 
-def piece(*momenta):
-    """A piece of trajectory through points of these momenta, in time's order."""
+def trajectory_piece(*momenta):
+    """Returns a piece of trajectory with these momenta, in order of time."""
     states = [State(np.zeros(1), np.array([p]), np.zeros(1), 0.0) for p in momenta]
     rho = np.array([sum(momenta)])
     return Tree(states[0], states[-1], rho, 0.0, states[0], stop=False, diverging=False, accept=0.0, n_steps=len(momenta))
@@ -124,14 +124,14 @@ def piece(*momenta):
         ((1.0, -3.0), (1.0, 0.5), True),  # the whole
     ],
 )
-def test_a_u_turn_is_looked_for_across_the_pieces_too(earlier, later, turns):
+def test_u_turns_are_checked_across_subtrees(earlier, later, turns):
     for forward, pieces in ((True, (earlier, later)), (False, (later, earlier))):
-        near, far = (piece(*momenta) for momenta in pieces)
+        near, far = (trajectory_piece(*momenta) for momenta in pieces)
         assert _join(near, far, near.proposal, 0.0, forward=forward).stop == turns
 
 
-def test_a_trajectory_does_not_go_round_a_circle_many_times():
-    """A step is 1 / 3.7 of a turn of a normal pair: four points close the circle, and the ends alone would not show it."""
+def test_a_trajectory_does_not_retrace_a_circle():
+    """A step is 1 / 3.7 of a period: four points close the circle, which the end points alone do not show."""
     value_and_grad, rng = gaussian(np.zeros(2), np.eye(2)), np.random.default_rng(0)
     tuning = Tuning(np.sqrt(2 - 2 * np.cos(2 * np.pi / 3.7)), np.ones(2))
     most = 0
@@ -143,13 +143,13 @@ def test_a_trajectory_does_not_go_round_a_circle_many_times():
 
 
 @pytest.mark.parametrize("target", [0.6, 0.95])
-def test_the_acceptance_lies_a_little_above_the_target(target):
+def test_acceptance_is_slightly_above_the_target(target):
     found = sample(gaussian(np.zeros(20), np.eye(20)), 20, target_accept=target, n_warmup=800)
     assert -0.03 < np.mean([c.stats["acceptance_rate"].mean() for c in found]) - target < 0.15
 
 
-def test_the_step_size_is_that_of_pyros_own_kernel():
-    """The same algorithm by other hands; and the acceptance it gives lies a little above the target, as it does there.
+def test_the_step_size_matches_pyros_nuts():
+    """Compares with Pyro's NUTS; its acceptance is slightly above the target, too.
 
     The log step of a chain has a standard deviation of 0.08 about its mean: 5 of those of the difference of 8 and 4 chains.
     """
@@ -166,14 +166,14 @@ def test_the_step_size_is_that_of_pyros_own_kernel():
     assert abs(gap) < 5 * 0.08 * np.sqrt(1 / 8 + 1 / 4)
 
 
-def test_the_metric_windows_double_and_fill_the_warm_up():
+def test_metric_windows_double_and_fill_the_warm_up():
     assert windows(1000) == [100, 150, 250, 450, 950]
     assert windows(100) == [90]
     assert windows(10) == []
 
 
-def test_the_warm_up_sets_step_size_and_metric_by_their_formulas():
-    """The metric from the draws of each window alone; the step size kept is the averaged one, begun anew after each window."""
+def test_warm_up_step_size_and_metric_match_their_formulas():
+    """The metric uses the draws of each window; the step size is averaged, with a restart after each window."""
     size, n_warmup = 3, 200
     rng, snapshots = np.random.default_rng(0), {}
     made = chain(np.zeros(size), n_warmup=n_warmup, n_draws=2, target_accept=0.8, max_depth=6, rng=rng)
@@ -192,7 +192,7 @@ def test_the_warm_up_sets_step_size_and_metric_by_their_formulas():
     assert kept != snapshots[n_warmup].tuning.step_size
 
 
-def test_dual_averaging_is_that_of_hoffman_and_gelman(rng):
+def test_dual_averaging_matches_hoffman_and_gelman(rng):
     """Their algorithm 5 with gamma 0.05, t0 10, kappa 0.75, mu = log(10 epsilon): sums over all steps so far, by loops."""
     averaging, accepted = DualAveraging(0.8, 0.25), rng.uniform(size=30)
     errors, logs = [0.0], []

@@ -1,4 +1,4 @@
-"""Every model of the table keeps the contract, and a model that declares something false is caught."""
+"""Tests that every model keeps the contract and that false declarations are detected."""
 
 import contract
 import numpy as np
@@ -72,7 +72,7 @@ def simulated(model, n_units=12):
     return model.simulate(np.random.default_rng(contract.SEED), n_units, **options)
 
 
-def test_every_model_of_the_table_has_a_case():
+def test_every_registered_model_has_a_case():
     assert set(CASES) == set(MODELS)
 
 
@@ -89,25 +89,25 @@ def test_every_model_of_the_table_has_a_case():
     ],
     ids=lambda check: check.__name__,
 )
-def test_contract(model, check):
+def test_models_keep_the_contract(model, check):
     check(model, simulated(model))
 
 
 WITH_KERNELS = ("gaussian_mixture", "dp_mixture", "gaussian_hmm", "categorical_hmm", "poisson_hmm", "state_space")
 
 
-def one_of_each(names):
-    """The cases of these models; all but the first of each take minutes together, and are for the long run."""
+def one_case_of_each(names):
+    """Cases of these models; all but the first of each model are marked long."""
     cases = [(m, i) for name in names for i, m in enumerate(CASES[name])]
     return [pytest.param(m, id=repr(m), marks=[pytest.mark.long] if i else []) for m, i in cases]
 
 
-SERVED = one_of_each(WITH_KERNELS)
+SERVED = one_case_of_each(WITH_KERNELS)
 
 
 @pytest.fixture
 def no_kernels(monkeypatch):
-    monkeypatch.setattr(kernels, "serves", lambda *tensors: False)
+    monkeypatch.setattr(kernels, "available_for", lambda *tensors: False)
 
 
 def check_paths(model, missing):
@@ -118,19 +118,19 @@ def check_paths(model, missing):
 
 
 @pytest.mark.parametrize("model", MODELS_TO_CHECK)
-def test_the_density_is_pyros_own(model):
+def test_density_matches_pyro(model):
     check_paths(model, missing=False)
 
 
-@pytest.mark.parametrize("model", one_of_each(CASES))
-def test_the_density_is_pyros_own_with_missing_entries(model):
+@pytest.mark.parametrize("model", one_case_of_each(CASES))
+def test_density_with_missing_entries_matches_pyro(model):
     check_paths(model, missing=True)
 
 
 @pytest.mark.parametrize("model", SERVED)
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.usefixtures("no_kernels")
-def test_the_density_is_pyros_own_without_kernels(model, missing):
+def test_density_without_kernels_matches_pyro(model, missing):
     check_paths(model, missing)
 
 
@@ -138,17 +138,17 @@ def test_the_density_is_pyros_own_without_kernels(model, missing):
 @pytest.mark.parametrize("model", SERVED)
 @pytest.mark.usefixtures("no_kernels")
 @pytest.mark.parametrize("check", [contract.check_symmetry, contract.check_start, contract.check_conditional])
-def test_contract_without_kernels(model, check):
+def test_models_keep_the_contract_without_kernels(model, check):
     check(model, simulated(model))
 
 
 @pytest.mark.parametrize("model", MODELS_TO_CHECK)
-def test_simulate_agrees_with_the_density(model):
+def test_simulated_data_match_the_density(model):
     contract.check_simulate(model)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_docstring_says_process_and_what_is_not_identified(name):
+def test_docstrings_state_process_and_identifiability(name):
     doc = MODELS.load(name).__doc__
     assert r"\sim" in doc
     assert "dentified" in doc
@@ -170,7 +170,7 @@ class MuchTooSmall(PPCA):
     symmetry = Identity()
 
 
-class WrongGroup(FactorAnalysis):
+class PermutationDeclared(FactorAnalysis):
     symmetry = Permutation()
 
 
@@ -180,11 +180,11 @@ class WrongGroup(FactorAnalysis):
         (TooLarge(2), r"GeneralLinear.* is declared and changes the log joint"),
         (TooSmall(2), r"the larger Orthogonal.* leaves the log joint as it is too"),
         (MuchTooSmall(2), r"the larger .* leaves the log joint as it is too"),
-        (WrongGroup(2), r"the larger .* leaves the log joint as it is too"),
+        (PermutationDeclared(2), r"the larger .* leaves the log joint as it is too"),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_wrong_symmetry_is_caught(model, message):
+def test_a_wrong_symmetry_is_detected(model, message):
     with pytest.raises(AssertionError, match=message):
         contract.check_symmetry(model, simulated(model))
 
@@ -202,33 +202,37 @@ class UndeclaredSite(PPCA):
 
 
 @pytest.mark.parametrize("model", [WrongDims(2), UndeclaredSite(2)], ids=lambda m: type(m).__name__)
-def test_wrong_dims_are_caught(model):
+def test_wrong_dims_are_detected(model):
     with pytest.raises(ModelError, match=r"dim '(latent|feature)' has size|'extra' is not declared"):
         contract.check_dims(model, simulated(PPCA(2)))
 
 
-class ForgetfulGuide(PPCA):
+class GuideWithMissingSite(PPCA):
     def guide(self, x, mask=None):
         with pyro.poutine.block(hide=["mu"]):
             super().guide(x, mask)
 
 
-class TalkativeGuide(PPCA):
+class GuideWithExtraSite(PPCA):
     def guide(self, x, mask=None):
         super().guide(x, mask)
         pyro.sample("extra", dist.Normal(0.0, 1.0))
 
 
 @pytest.mark.parametrize(
-    ("model", "message"), [(ForgetfulGuide(2), "lacks the site mu"), (TalkativeGuide(2), "the extra site extra")]
+    ("model", "message"),
+    [
+        (GuideWithMissingSite(2), r"must have the latent sites of the model.* \(missing: mu\)"),
+        (GuideWithExtraSite(2), r"must have the latent sites of the model.* \(not in the model: extra\)"),
+    ],
 )
-def test_a_guide_with_other_sites_is_caught(model, message):
+def test_a_guide_with_other_sites_is_detected(model, message):
     with pytest.raises(ModelError, match=message):
         contract.check_guide_sites(model, simulated(model))
 
 
 class VarianceForSd(PPCA):
-    """Simulates with the square of the noise's standard deviation."""
+    """Simulates with the noise variance in place of its standard deviation."""
 
     def simulate(self, rng, n_units, n_features=10):
         dataset = super().simulate(rng, n_units, n_features)
@@ -237,7 +241,7 @@ class VarianceForSd(PPCA):
         return type(dataset)(dict(dataset.arrays), dims=dict(dataset.dims), truth=truth, truth_dims=dict(dataset.truth_dims))
 
 
-class MeanOff(FactorAnalysis):
+class ShiftedMean(FactorAnalysis):
     def simulate(self, rng, n_units, n_features=10):
         dataset = super().simulate(rng, n_units, n_features)
         return type(dataset)(
@@ -245,8 +249,8 @@ class MeanOff(FactorAnalysis):
         )
 
 
-@pytest.mark.parametrize("model", [VarianceForSd(2), MeanOff(2, psi_scale=0.2)], ids=lambda m: type(m).__name__)
-def test_a_simulator_that_draws_something_else_is_caught(model):
+@pytest.mark.parametrize("model", [VarianceForSd(2), ShiftedMean(2, psi_scale=0.2)], ids=lambda m: type(m).__name__)
+def test_a_wrong_simulator_is_detected(model):
     with pytest.raises(AssertionError, match="simulate does not agree"):
         contract.check_simulate(model)
 
@@ -257,7 +261,7 @@ class WrongConditional(PPCA):
         return torch.distributions.MultivariateNormal(exact.mean, covariance_matrix=exact.covariance_matrix * 1.1)
 
 
-def test_a_wrong_conditional_is_caught():
+def test_a_wrong_conditional_is_detected():
     with pytest.raises(AssertionError, match="integrated and explicit form"):
         contract.check_conditional(WrongConditional(2, marginalize=False), simulated(PPCA(2)))
 
@@ -268,7 +272,7 @@ class WrongImputation(FactorAnalysis):
         return torch.distributions.Normal(found.mean, found.variance)
 
 
-def test_a_wrong_imputation_is_caught():
+def test_a_wrong_imputation_is_detected():
     with pytest.raises(AssertionError, match="imputation"):
         contract.check_imputation(WrongImputation(2), simulated(FactorAnalysis(2)))
 
@@ -277,7 +281,7 @@ def test_a_wrong_imputation_is_caught():
 
 
 class Scalar(PPCA):
-    """A model of one number a unit, to which a column (N, 1) is given."""
+    """Has one number for each unit, and is given a column (N, 1)."""
 
     def model(self, x, mask=None):
         mu = pyro.sample("mu", dist.Normal(torch.zeros(1), 1.0).to_event(1))
@@ -285,17 +289,17 @@ class Scalar(PPCA):
             pyro.sample("x", dist.Normal(mu[0], 1.0), obs=x)
 
 
-def test_a_column_in_a_plate_of_units_is_refused():
+def test_a_column_that_broadcasts_in_a_plate_is_refused():
     dataset = PPCA(1).simulate(np.random.default_rng(0), 7, n_features=2).raw()
     column = type(dataset)({"x": dataset.x[:, :1]}, dims={"x": ("unit", "feature")})
     model = Scalar(1)
     model.dims = {"mu": ("feature",)}
-    with pytest.raises(ModelError, match=r"site 'x' has a log density of shape \(7, 7\).*\(7,\).*\(N, 1\)"):
+    with pytest.raises(ModelError, match=r"the log density of site 'x' must have the shape \(7,\).*got \(7, 7\).*\(N, 1\)"):
         Density(model, tensors(model, column), column.array_dims)
 
 
 @pytest.mark.parametrize("model", MODELS_TO_CHECK)
-def test_one_new_unit_with_a_missing_entry_is_enough(model):
+def test_a_single_new_unit_with_a_missing_entry_is_accepted(model):
     many = model.simulate(np.random.default_rng(0), 40)
     assert many.index or type(model).check_new is not LatentModel.check_new
     one = many.subset(np.array([3]))

@@ -1,4 +1,4 @@
-"""Maxima of the likelihood at every scale of the data; estimates and data that leave something arbitrary or without bound."""
+"""Tests of degenerate data and estimates, and of scale equivariance of maximum likelihood."""
 
 import numpy as np
 import pytest
@@ -56,8 +56,8 @@ def cautions(model, dataset):
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("covariance", COVARIANCES)
 @pytest.mark.parametrize("kind", [GaussianMixture, GaussianHMM])
-def test_the_maximum_moves_with_scale_and_offset_of_the_data(kind, covariance, missing, rng):
-    """Groups far apart have one maximum, which is found to 1e-9 in units of the data; an offset costs its digits."""
+def test_the_maximum_is_equivariant_to_scale_and_offset(kind, covariance, missing, rng):
+    """The maximum for separated groups is found to 1e-9 in data units; a large offset loses its own digits."""
     x = two_groups(rng)
     if missing:
         x[::7, 0] = np.nan
@@ -78,7 +78,7 @@ def test_the_maximum_moves_with_scale_and_offset_of_the_data(kind, covariance, m
             assert found.trace[-1] + n_seen @ np.log(unit) == pytest.approx(plain.trace[-1], abs=1e-4)
 
 
-def test_fixed_standard_deviations_are_in_the_units_of_the_data(rng):
+def test_fixed_standard_deviations_are_in_data_units(rng):
     x = two_groups(rng)
     for covariance in COVARIANCES:
         plain = maximum(GaussianMixture(2, covariance=covariance, sigma_scale=0.9, sigma_spread=0.0), x)
@@ -87,7 +87,7 @@ def test_fixed_standard_deviations_are_in_the_units_of_the_data(rng):
         np.testing.assert_allclose(small.values["mu"] * 1e5, plain.values["mu"], rtol=1e-6)
 
 
-def test_small_returns_have_two_volatilities(rng):
+def test_two_volatilities_of_small_returns_are_found(rng):
     """Standard deviations of 2e-4 and 8e-4 in long spells, from a start between them."""
 
     class Planted(GaussianHMM):
@@ -111,7 +111,7 @@ def test_small_returns_have_two_volatilities(rng):
 
 
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
-def test_a_narrow_group_is_no_collapse(covariance, rng):
+def test_a_narrow_group_is_not_reported_as_collapse(covariance, rng):
     narrow, wide = 1e-4 * rng.standard_normal((30, 2)), 5 + rng.standard_normal((30, 2))
     found = maximum(GaussianMixture(2, covariance=covariance), np.vstack([narrow, wide]))
     assert found.notes == ()
@@ -119,48 +119,48 @@ def test_a_narrow_group_is_no_collapse(covariance, rng):
     np.testing.assert_allclose(found.values["sigma"][k], narrow.std(0), rtol=1e-6)
 
 
-def test_a_group_narrower_than_the_floor_is_not_said_to_have_no_bound(rng):
+def test_a_group_narrower_than_the_floor_is_not_reported_as_unbounded(rng):
     x = np.vstack([1e-8 * rng.standard_normal((30, 2)), 5 + rng.standard_normal((30, 2))])
     (note,) = maximum(GaussianMixture(2, covariance="diagonal"), x).notes
-    assert "sits at the floor of the variances with 30 units, 1e-05 of the spread of the data" in note
+    assert "(30 units) is at the lower bound of the variances, a standard deviation of 1e-05 times that of the data" in note
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES[:3])
-def test_a_group_of_equal_units_has_no_bound_at_any_scale(covariance, rng):
+def test_equal_units_are_reported_as_unbounded_at_any_scale(covariance, rng):
     x = np.vstack([np.full((30, 2), 3.0), 50 + rng.standard_normal((30, 2))])
     for scale in (1e-9, 1.0):
         (note,) = maximum(GaussianMixture(2, covariance=covariance), x * scale).notes
-        assert "with 30 units: the likelihood has no bound there" in note
+        assert "(30 units) is at the lower bound of the variances: the likelihood is unbounded there" in note
 
 
 # -- what the data leave arbitrary
 
 
-def test_components_that_coincide_are_named():
+def test_coinciding_components_are_named():
     """Counts that vary less than a Poisson's: the best mixture is one Poisson, however many components it has."""
     x = np.array([0.0] + [1.0] * 8 + [2.0])[:, None].repeat(4, 0)
     x = np.concatenate([x, x])
     found = fit(PoissonMixture(3), table(x), ONE_START, seed=0, progress=False)
-    assert noted(found) == ["components 0, 1, 2 coincide: their weights are arbitrary"]
+    assert noted(found) == ["components 0, 1, 2 coincide: their weights are not identified"]
     assert (found.diagnostics().query("check == 'estimate'")["verdict"] == "warn").all()
     apart = np.repeat([[1.0], [40.0], [300.0]], 20, axis=0)
     assert not any("coincide" in note for note in noted(fit(PoissonMixture(3), table(apart), ONE_START, seed=0, progress=False)))
 
 
 @pytest.mark.parametrize("method", [ONE_START, MAP(n_restarts=1, n_draws=4)])
-def test_states_that_coincide_are_named(method):
+def test_coinciding_states_are_named(method):
     found = fit(PoissonHMM(2), table(np.zeros((30, 1))), method, seed=0, progress=False)
-    assert "states 0, 1 coincide: only transitions could tell them apart" in noted(found)
+    assert "states 0, 1 coincide: only their transitions can differ" in noted(found)
 
 
-def test_a_state_that_is_only_a_last_one_has_no_transitions():
+def test_a_state_visited_only_last_has_no_transitions():
     x = np.concatenate([np.zeros(20), np.full(1, 50.0)])
     found = fit(PoissonHMM(2), table(x[:, None]), ONE_START, seed=0, progress=False)
-    assert any("no transition from state" in note and "is arbitrary" in note for note in noted(found))
+    assert any("no transition from state" in note and "is not identified" in note for note in noted(found))
 
 
 @pytest.mark.parametrize("method", [ONE_START, NUTS(n_chains=1, n_warmup=5, n_draws=5, max_tree_depth=2)])
-def test_sequences_of_one_step_show_no_transition(method, rng):
+def test_sequences_of_one_step_are_noted(method, rng):
     x = np.concatenate([rng.standard_normal(10), 8 + rng.standard_normal(10)])[:, None]
     found = fit(GaussianHMM(2), table(x, sequence=np.arange(20)), method, seed=0, progress=False)
     assert noted(found, "data") == ["no transition was observed: every sequence has one step"]
@@ -171,58 +171,60 @@ def test_sequences_of_one_step_show_no_transition(method, rng):
 # -- data that a density describes badly
 
 
-def test_data_on_which_every_start_collapses_are_refused_by_exact_at_once(rng):
+def test_data_on_which_every_start_collapses_are_refused(rng):
     x = rng.standard_normal((100, 2))
     method = Exact(n_draws=4)
     total = np.column_stack([x, x.sum(1)])
     for model in (GaussianMixture(2), GaussianMixture(2, covariance="tied"), GaussianHMM(2, covariance="full")):
         for data in (total, total * [1e-9, 1.0, 1e9], np.column_stack([x, x[:, 0]])):
-            with pytest.raises(DataError, match=r"column '2' is a linear combination of the others.*no bound"):
+            with pytest.raises(DataError, match=r"column '2' is a linear combination of the others.*unbounded"):
                 fit(model, table(data), method)
-        with pytest.raises(DataError, match=r"has 20 units and 30 columns; covariance '.*' needs more units than columns"):
+        with pytest.raises(DataError, match=r"has 20 units and 30 columns. With covariance '.*' the likelihood is unbounded"):
             fit(model, table(rng.standard_normal((20, 30))), method)
     constant = np.column_stack([x, np.full(100, 7.0)])
-    with pytest.raises(DataError, match="column '2' is constant, so that the likelihood has no bound"):
+    with pytest.raises(DataError, match="column '2' is constant, so the likelihood is unbounded"):
         fit(GaussianMixture(2, covariance="diagonal"), table(constant), method)
     GaussianMixture(2, covariance="diagonal").check_maximum(table(total))
     GaussianMixture(2, covariance="spherical").check_maximum(table(constant))
     GaussianMixture(2, covariance="diagonal", sigma_spread=0.0).check_maximum(table(constant))
 
 
-def test_a_collapse_ends_the_climb_in_few_steps(rng):
-    """As many columns as make every component singular: variances stop at their floor, and no descent follows for minutes."""
+def test_em_stops_soon_after_a_collapse(rng):
+    """With many columns every component is singular; variances stop at their floor and no long descent follows."""
     found = maximum(GaussianMixture(3), rng.standard_normal((40, 30)))
-    assert any("the likelihood has no bound there" in note for note in found.notes)
+    assert any("the likelihood is unbounded there" in note for note in found.notes)
     assert len(found.trace) < 200
 
 
-def test_notes_on_the_data_are_in_the_diagnostics_of_every_method(rng):
+def test_data_notes_appear_in_the_diagnostics_of_every_method(rng):
     x = np.column_stack([rng.integers(2, size=40), rng.standard_normal(40)])
     model = GaussianMixture(2, covariance="diagonal")
-    expected = ["column '0' has 2 different values: a density describes it badly, and components collapse on them"]
+    expected = [
+        "column '0' has 2 distinct values: a continuous density fits it poorly, and components can collapse onto single values"
+    ]
     for method in (ONE_START, MAP(n_restarts=1, n_draws=4), NUTS(n_chains=1, n_warmup=3, n_draws=4, max_tree_depth=1)):
         found = fit(model, table(x), method, seed=0, progress=False)
         assert noted(found, "data") == expected
-    assert "components collapse on them" in cautions(GaussianHMM(2), table(x))[0]
-    assert "components collapse on them" in cautions(DPMixture(4), table(x))[0]
+    assert "components can collapse onto single values" in cautions(GaussianHMM(2), table(x))[0]
+    assert "components can collapse onto single values" in cautions(DPMixture(4), table(x))[0]
 
 
-def test_each_kind_of_doubt_has_its_note(rng):
+def test_each_kind_of_degenerate_data_has_its_note(rng):
     x, model = rng.standard_normal((40, 2)), GaussianMixture(2)
     assert cautions(model, table(x)) == []
     assert cautions(model, table(np.column_stack([x, x.sum(1)]))) == [
         "column '2' is a linear combination of the others: the covariance is singular"
     ]
-    assert cautions(model, table(np.column_stack([x, x[:, 1]])))[0] == "columns '1' and '2' are equal"
+    assert cautions(model, table(np.column_stack([x, x[:, 1]])))[0] == "columns '1' and '2' are identical"
     assert "column '2' is constant" in cautions(model, table(np.column_stack([x, np.ones(40)])))[0]
-    assert "2 units are no more than 3 columns" in cautions(model, table(rng.standard_normal((2, 3))))[0]
+    assert "2 units for 3 columns: the covariances depend on the prior" in cautions(model, table(rng.standard_normal((2, 3))))[0]
     assert cautions(PoissonMixture(2), table(np.arange(40)[:, None] % 2)) == []
 
 
 @pytest.mark.parametrize(
     "model", [PPCA(1), FactorAnalysis(1), GaussianMixture(2), GaussianHMM(2), LinearGaussianStateSpace(1), VAE(1), LinearVAE(1)]
 )
-def test_a_value_far_from_all_others_of_its_column_is_a_warning(model):
+def test_an_outlier_in_a_column_warns(model):
     x = ndtri((np.arange(1, 41)[:, None] * [7, 11, 13] % 41) / 41)  # quantiles of the normal distribution, in three orders
     odd = x.copy()
     odd[7, 1] = -999
@@ -233,7 +235,7 @@ def test_a_value_far_from_all_others_of_its_column_is_a_warning(model):
     assert not [note for note in cautions(model, table(x)) if "standard deviations" in note]
 
 
-def test_a_value_far_from_all_others_is_among_the_diagnostics(rng):
+def test_an_outlier_appears_in_the_diagnostics(rng):
     x = rng.standard_normal((40, 3))
     x[7, 1] = 1e12
     rows = fit(PPCA(1), table(x).standardize(), Exact(n_draws=10), seed=0, progress=False).diagnostics()

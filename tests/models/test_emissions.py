@@ -1,4 +1,4 @@
-"""What components emit: correlation factors drawn by hand against LKJ's density and margins, weighted maxima by hand."""
+"""Tests of emissions: drawn LKJ correlation factors and weighted maxima."""
 
 import numpy as np
 import pyro.distributions as dist
@@ -18,7 +18,7 @@ def factors(n, concentration):
 
 @pytest.mark.parametrize("concentration", [0.8, 1.0, 2.5])
 @pytest.mark.parametrize("n", [2, 4])
-def test_each_drawn_correlation_has_lkjs_margin(n, concentration):
+def test_drawn_correlations_have_the_lkj_margins(n, concentration):
     """(r + 1) / 2 is Beta(b, b), b = concentration + (n - 2) / 2: Kolmogorov-Smirnov at 1e-6 each, below 1e-5 in all."""
     lower = factors(n, concentration)
     np.testing.assert_allclose((lower**2).sum(-1), 1, rtol=1e-12)
@@ -29,7 +29,7 @@ def test_each_drawn_correlation_has_lkjs_margin(n, concentration):
             assert stats.kstest((r[:, i, j] + 1) / 2, stats.beta(b, b).cdf).pvalue > 1e-6, (i, j)
 
 
-def test_drawn_factors_weighted_by_another_density_of_pyros_have_mass_one():
+def test_drawn_factors_match_pyros_lkj_density():
     """E[p_b(L) / p_a(L)] = 1 over draws from p_a, both normalised: z-test at 1e-5; a factor drawn at b itself fails."""
     a, b = (dist.LKJCholesky(4, torch.tensor(eta, dtype=torch.float64)) for eta in (1.0, 2.5))
 
@@ -48,7 +48,7 @@ def gaussian(covariance, **changes):
 
 
 @pytest.mark.parametrize("covariance", ["spherical", "diagonal", "full", "tied"])
-def test_the_weighted_maximum_is_the_weighted_moments(covariance, rng):
+def test_the_weighted_maximum_matches_weighted_moments(covariance, rng):
     x, w = rng.standard_normal((30, 3)), rng.dirichlet(np.ones(2), 30)
     found = gaussian(covariance).maximum(torch.from_numpy(x), None, torch.from_numpy(w))
     mean = (w.T @ x) / w.sum(0)[:, None]
@@ -66,7 +66,7 @@ def test_the_weighted_maximum_is_the_weighted_moments(covariance, rng):
 
 
 @pytest.mark.parametrize("covariance", ["spherical", "diagonal"])
-def test_the_weighted_maximum_without_some_entries(covariance, rng):
+def test_the_weighted_maximum_with_missing_entries(covariance, rng):
     x, w, seen = rng.standard_normal((30, 3)), rng.dirichlet(np.ones(2), 30), rng.random((30, 3)) < 0.7
     found = gaussian(covariance).maximum(torch.from_numpy(np.where(seen, x, 99.0)), torch.from_numpy(seen), torch.from_numpy(w))
     mean, square, total = np.zeros((2, 3)), np.zeros((2, 3)), np.zeros((2, 3))
@@ -94,10 +94,10 @@ def test_a_component_without_weight_keeps_its_values(rng):
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full", "tied", "spherical"])
-def test_a_standard_deviation_that_is_a_setting_is_no_estimate(covariance, rng):
+def test_a_fixed_standard_deviation_is_not_estimated(covariance, rng):
     x = torch.from_numpy(rng.standard_normal((20, 2)))
     emission = gaussian(covariance, sigma_scale=0.7, sigma_spread=0.0)
-    assert emission.given() == ("sigma",)
+    assert emission.fixed_sites() == ("sigma",)
     found = emission.maximum(x, None, torch.full((20, 2), 0.5, dtype=torch.float64))
     assert (found["sigma"] == 0.7).all()
-    assert gaussian(covariance).given() == ()
+    assert gaussian(covariance).fixed_sites() == ()

@@ -1,4 +1,4 @@
-"""The climb: extrapolated steps end where plain ones and L-BFGS do, never lose likelihood, and leave the edges alone."""
+"""Tests of EM with extrapolated steps."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from latentlab.seeds import double
 
 
 def linear(rates, top):
-    """A quadratic and a map that approaches its top at these rates: a climb without its last steps would be far from it."""
+    """A quadratic and a linear map that converges to its maximum at these rates."""
     top = torch.tensor([top], dtype=torch.float64)
 
     def log_likelihood(values):
@@ -26,7 +26,7 @@ def linear(rates, top):
     return step, log_likelihood, {"mu": torch.zeros_like(top)}, top
 
 
-def test_a_linear_map_is_solved_in_one_step_a_dimension():
+def test_a_linear_map_is_solved_in_one_step_for_each_dimension():
     step, log_likelihood, start, top = linear([0.99, 0.9, 0.5], [1.0, -2.0, 0.5])
     found = em.climb(step, log_likelihood, start, 1)
     np.testing.assert_allclose(found.values["mu"], top.numpy(), atol=1e-6)
@@ -37,7 +37,7 @@ def test_a_linear_map_is_solved_in_one_step_a_dimension():
     assert len(found.trace) == 1 + int(found.how.split()[1]) + n_extrapolated
 
 
-def test_small_moves_are_no_sign_of_the_top():
+def test_small_steps_do_not_end_the_climb():
     step, log_likelihood, start, top = linear([1 - 1e-7], [1e-3])
     assert abs(float(step(start)[1]["mu"])) <= em.STILL
     found = em.climb(step, log_likelihood, start, 1)
@@ -46,8 +46,8 @@ def test_small_moves_are_no_sign_of_the_top():
     np.testing.assert_allclose(found.values["mu"], top.numpy(), atol=1e-5)
 
 
-def test_no_step_begins_at_an_edge():
-    """Steps that would lead, were they extrapolated, to a standard deviation below what counts as one."""
+def test_steps_are_not_extrapolated_to_the_edge():
+    """Extrapolated steps would lead to a standard deviation below the floor."""
     met = []
 
     def log_likelihood(values):
@@ -60,13 +60,13 @@ def test_no_step_begins_at_an_edge():
     def edge(values):
         return {"sigma": values["sigma"] < 2e-3}
 
-    found = em.climb(step, log_likelihood, {"sigma": torch.tensor([1.0], dtype=torch.float64)}, 1, edge=edge)
+    found = em.climb(step, log_likelihood, {"sigma": torch.tensor([1.0], dtype=torch.float64)}, 1, at_bound=edge)
     assert min(met) > 2e-3
     assert found.values["sigma"] > em.LEAST
 
 
-def test_a_point_that_lost_is_given_up():
-    """A map whose moves hardly shrink from afar: extrapolated it goes beyond the top, where the likelihood falls off a cliff."""
+def test_extrapolations_that_lose_likelihood_are_rejected():
+    """Extrapolation overshoots the maximum, beyond which the likelihood drops sharply."""
     levels = []
 
     def log_likelihood(values):
@@ -92,16 +92,16 @@ def overlapping(rng):
     return model, tensors(model, Dataset({"x": x.numpy()}, dims={"x": ("unit", "feature")}))
 
 
-def test_a_slow_climb_ends_where_the_descent_does(rng, monkeypatch):
+def test_slow_em_and_l_bfgs_reach_the_same_maximum(rng, monkeypatch):
     model, arrays = overlapping(rng)
     with double():
         found = model.maximum_likelihood(arrays, np.random.default_rng(0))
         monkeypatch.setattr(em, "EXTRAPOLATED", 0)
         descended = model.maximum_likelihood(arrays, np.random.default_rng(0))
     assert found.gradient <= em.GRADIENT
-    assert "extrapolated" in found.how
+    assert "accelerated" in found.how
     assert "L-BFGS" not in found.how
-    assert "extrapolated" not in descended.how
+    assert "accelerated" not in descended.how
     assert "L-BFGS" in descended.how
     assert found.trace[-1] == pytest.approx(descended.trace[-1], rel=1e-11)
     for name, value in found.values.items():
@@ -114,7 +114,7 @@ def test_a_slow_climb_ends_where_the_descent_does(rng, monkeypatch):
 
 
 @pytest.mark.parametrize("missing", [False, True])
-def test_without_kernels_the_climb_is_the_same(rng, monkeypatch, missing):
+def test_em_without_kernels_gives_the_same_result(rng, monkeypatch, missing):
     pytest.importorskip("numba")
     z = np.cumsum(rng.random(300) < 0.1) % 3
     x = 2.0 * z[:, None] + rng.standard_normal((300, 2))
@@ -125,7 +125,7 @@ def test_without_kernels_the_climb_is_the_same(rng, monkeypatch, missing):
     arrays = tensors(model, data)
     with double():
         found = model.maximum_likelihood(arrays, np.random.default_rng(0))
-        monkeypatch.setattr("latentlab.distributions.kernels.serves", lambda *tensors: False)
+        monkeypatch.setattr("latentlab.distributions.kernels.available_for", lambda *tensors: False)
         slow = model.maximum_likelihood(arrays, np.random.default_rng(0))
     assert len(found.trace) == len(slow.trace)
     np.testing.assert_allclose(found.trace, slow.trace, rtol=1e-11)

@@ -1,4 +1,4 @@
-"""Factor analysis beyond the Ledermann bound: the data leave the noise open, and every fit warns."""
+"""Tests of factor analysis beyond the Ledermann bound, where the noise is not identified."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def table(rng, n_features, n=60):
     (2, 1, True, 0), (3, 1, False, 0), (3, 2, True, 1), (4, 1, False, 0), (4, 2, True, 1), (4, 3, True, 1), (5, 2, False, 0),
     (5, 3, True, 2), (6, 3, False, 0), (6, 4, True, 3), (13, 8, False, 0), (13, 9, True, 8),
 ])  # fmt: skip
-def test_the_warning_is_at_the_ledermann_bound(rng, n_features, n_latent, warns, most):
+def test_a_warning_is_given_beyond_the_ledermann_bound(rng, n_features, n_latent, warns, most):
     cautions = ll.models.FactorAnalysis(n_latent).cautions(table(rng, n_features))
     assert bool(cautions) == warns == ((n_features - n_latent) ** 2 < n_features + n_latent)
     if warns:
@@ -25,8 +25,8 @@ def test_the_warning_is_at_the_ledermann_bound(rng, n_features, n_latent, warns,
     assert not ll.models.PPCA(n_latent).cautions(table(rng, n_features))
 
 
-def test_beyond_the_bound_other_noise_has_the_same_covariance():
-    """4 features and 3 factors: a covariance less another diagonal is of rank 3 too, without a negative eigenvalue."""
+def test_noise_is_not_identified_beyond_the_ledermann_bound():
+    """For 4 features and 3 factors, another diagonal noise leaves a positive semi-definite remainder of rank 3."""
     rng = np.random.default_rng(0)
     W, psi2 = rng.normal(size=(4, 3)), rng.uniform(0.5, 1.0, 4)
     covariance = W @ W.T + np.diag(psi2)
@@ -43,7 +43,7 @@ def test_beyond_the_bound_other_noise_has_the_same_covariance():
 
 
 @pytest.mark.parametrize("method", [ll.MAP(n_restarts=1), ll.Exact(n_draws=10), ll.SVI("mean_field", n_steps=20, n_draws=20)])
-def test_every_fit_warns(rng, method):
+def test_every_method_warns_beyond_the_ledermann_bound(rng, method):
     fitted = ll.fit(ll.models.FactorAnalysis(2), table(rng, 4), method, progress=False)
     row = fitted.diagnostics().set_index("check").loc["identification"]
     assert row["verdict"] == "warn"

@@ -1,4 +1,4 @@
-"""Hidden Markov models against enumeration, hmmlearn and a reference; forbidden transitions, wrong modes, odd series."""
+"""Tests of hidden Markov models against enumeration, hmmlearn and a reference."""
 
 import itertools
 import json
@@ -47,7 +47,7 @@ def limit(n):
     return stats.norm.isf(FALSE_ALARM / 2 / n)
 
 
-def holes(dataset, rng, share=0.25, steps=(1,)):
+def with_missing(dataset, rng, share=0.25, steps=(1,)):
     x = dataset.x.copy()
     x[rng.random(x.shape) < share] = np.nan
     x[list(steps)] = np.nan
@@ -114,12 +114,12 @@ MODELS = [
 
 @pytest.mark.parametrize("model", MODELS, ids=repr)
 @pytest.mark.parametrize("missing", [False, True])
-def test_joint_of_path_and_data_by_hand_and_its_sum_over_paths(model, missing):
-    """Two sequences, of 4 and 2 steps, the first state of each by the initial probabilities: no transition before it."""
+def test_joint_of_path_and_data_and_its_sum_match_scipy(model, missing):
+    """Two sequences of 4 and 2 steps; each begins with the initial probabilities."""
     dataset = model.simulate(np.random.default_rng(SEED), 6, n_features=2)
     assert dataset.coords["sequence"].tolist() == ["s0"] * 4 + ["s1"] * 2
     truth = dataset.truth
-    dataset = holes(dataset, np.random.default_rng(1)) if missing else dataset
+    dataset = with_missing(dataset, np.random.default_rng(1)) if missing else dataset
     emission = log_emission(model, truth, dataset.x)
     with np.errstate(divide="ignore"):
         pi, A = np.log(truth["initial"]), np.log(truth["transition"])
@@ -158,8 +158,8 @@ def sum_of(steps, pi, A, emission):
 
 
 @pytest.mark.parametrize("model", MODELS[:3], ids=repr)
-def test_a_step_given_all_others_of_a_single_sequence(model):
-    """p(x_t | x_-t) = p(x) / p(x without step t), both by the sum over paths; not the same as given the past."""
+def test_the_density_of_a_step_given_all_others_matches_enumeration(model):
+    """p(x_t | x_-t) = p(x) / p(x without step t), by sums over paths; differs from the prediction given the past."""
     whole = model.simulate(np.random.default_rng(SEED), 5, n_features=2)
     truth = whole.truth
     emission = log_emission(model, truth, whole.x)
@@ -225,7 +225,7 @@ TWINS = [
 
 
 @pytest.mark.parametrize(("model", "d"), TWINS, ids=repr)
-def test_scores_smoothing_and_viterbi_are_hmmlearns(model, d):
+def test_scores_smoothing_and_viterbi_match_hmmlearn(model, d):
     dataset = model.simulate(np.random.default_rng(2), 60, n_features=d)
     lengths = [40, 20]
     twin = hmmlearn_twin(model, dataset.truth)
@@ -243,22 +243,22 @@ def test_scores_smoothing_and_viterbi_are_hmmlearns(model, d):
     assert abs(twin.score(x) - twin.score(x, lengths)) > 1e-3
 
 
-def started(model, **values):
-    """The model, starting at given values."""
+def with_start(model, **values):
+    """Returns the model with given starting values."""
 
-    class Started(type(model)):
+    class FixedStart(type(model)):
         def initialize(self, arrays, rng):
             return {name: torch.from_numpy(np.array(value)) for name, value in values.items()}
 
-    return Started(**model.hyperparameters())
+    return FixedStart(**model.hyperparameters())
 
 
 @pytest.mark.parametrize(("model", "d"), TWINS, ids=repr)
-def test_baum_welch_ends_at_hmmlearns_likelihood(model, d):
-    """From the same start; the likelihood never falls on the way."""
+def test_baum_welch_reaches_hmmlearns_likelihood(model, d):
+    """Both begin at the same start; the likelihood never decreases."""
     dataset = model.simulate(np.random.default_rng(2), 150, n_features=d)
     truth = {name: dataset.truth[name] for name in model.dims if name != "z"}
-    ours = started(model, **truth).maximum_likelihood(tensors(model, dataset), np.random.default_rng(0))
+    ours = with_start(model, **truth).maximum_likelihood(tensors(model, dataset), np.random.default_rng(0))
     assert np.diff(ours.trace).min() > -1e-9 * abs(ours.trace[-1])
     assert ours.gradient < 1e-5
     x = dataset.x if model.name == "gaussian_hmm" else dataset.x.astype(int)
@@ -268,8 +268,8 @@ def test_baum_welch_ends_at_hmmlearns_likelihood(model, d):
 
 
 @pytest.mark.parametrize("model", [GaussianHMM(2), GaussianHMM(2, covariance="full"), PoissonHMM(2), CategoricalHMM(2, 3)])
-def test_baum_welch_with_missing_entries_never_falls(model):
-    dataset = holes(model.simulate(np.random.default_rng(5), 80, n_features=3), np.random.default_rng(1), steps=(0, 7, 53))
+def test_baum_welch_with_missing_entries_never_decreases_likelihood(model):
+    dataset = with_missing(model.simulate(np.random.default_rng(5), 80, n_features=3), np.random.default_rng(1), steps=(0, 7, 53))
     found = model.maximum_likelihood(tensors(model, dataset), np.random.default_rng(0))
     assert np.diff(found.trace).min() > -1e-9 * abs(found.trace[-1])
     assert found.gradient < 1e-5
@@ -277,17 +277,17 @@ def test_baum_welch_with_missing_entries_never_falls(model):
     assert float(again.log_prob_sum(torch.tensor(np.nan_to_num(dataset.x)))) == pytest.approx(found.trace[-1], rel=1e-9)
 
 
-def test_a_step_of_baum_welch_is_that_of_expected_counts(monkeypatch):
-    """Over two sequences: the means of the first states, the shares of the transitions, the weighted means of x."""
+def test_a_baum_welch_step_matches_expected_counts(monkeypatch):
+    """Compares initial probabilities, transitions and means with expected counts over two sequences."""
 
-    def caught(step, *_, **__):
+    def captured_step(step, *_, **__):
         steps.append(step)
         raise KeyboardInterrupt
 
     steps, model = [], GaussianHMM(2)
     dataset = model.simulate(np.random.default_rng(0), 12)
     arrays = tensors(model, dataset)
-    monkeypatch.setattr(hidden_markov, "climb", caught)
+    monkeypatch.setattr(hidden_markov, "climb", captured_step)
     with pytest.raises(KeyboardInterrupt):
         model.maximum_likelihood(arrays, np.random.default_rng(0))
     values = {name: torch.tensor(dataset.truth[name]) for name in ("initial", "transition", "mu", "sigma")}
@@ -302,8 +302,8 @@ def test_a_step_of_baum_welch_is_that_of_expected_counts(monkeypatch):
     torch.testing.assert_close(after["mu"] * scale + loc, smoothed.mT @ x / smoothed.sum(0)[:, None])
 
 
-def test_a_start_counts_the_transitions_from_rows_to_columns():
-    """States that follow one another in a cycle, far apart, in two sequences: 8 and 3 transitions, and 0.1 of each."""
+def test_starting_transitions_are_counted_from_rows_to_columns():
+    """Two sequences of well separated cyclic states, with 8 and 3 transitions and pseudo-counts of 0.1."""
     x = np.r_[np.tile([0.0, 10.0, 20.0], 3), [10.0, 20.0, 0.0, 10.0]][:, None]
     dataset = series(x, [9, 4])
     model = GaussianHMM(3)
@@ -317,7 +317,7 @@ def test_a_start_counts_the_transitions_from_rows_to_columns():
 # -- left to right
 
 
-def test_what_is_forbidden_stays_so_in_every_draw_and_derivatives_are_finite():
+def test_forbidden_transitions_stay_forbidden_with_finite_gradients():
     model = GaussianHMM(3, left_to_right=True)
     dataset = model.simulate(np.random.default_rng(3), 30, n_features=1)
     density = Density(model, tensors(model, dataset), dataset.array_dims)
@@ -354,7 +354,7 @@ def hmm_example(references):
 EXAMPLE = {"mu_loc": [3.0, 10.0], "mu_scale": 1.0, "sigma_scale": 1.0, "sigma_spread": 0.0, "initial_concentration": 0.0}
 
 
-def test_log_densities_are_the_references_up_to_one_constant(hmm_example):
+def test_hmm_log_densities_match_the_reference_up_to_a_constant(hmm_example):
     """The constant is log 2: the reference gives each first state weight 1, and the model probability 1/2."""
     dataset, points, _ = hmm_example
     off = []
@@ -367,7 +367,7 @@ def test_log_densities_are_the_references_up_to_one_constant(hmm_example):
 
 
 @pytest.mark.slow
-def test_nuts_agrees_with_the_reference(hmm_example):
+def test_hmm_by_nuts_matches_the_reference(hmm_example):
     """Means and sds, each within its Monte Carlo error, two-sided at 1e-4 over all twelve."""
     dataset, _, reference = hmm_example
     found = fit(GaussianHMM(2, **EXAMPLE), dataset, NUTS(n_chains=4, n_warmup=300, n_draws=750), seed=1, progress=False)
@@ -385,13 +385,13 @@ def test_nuts_agrees_with_the_reference(hmm_example):
 # -- wrong modes
 
 
-def test_chains_in_different_modes_are_flagged_by_name_and_not_averaged():
-    """Three levels, two states of fixed spread: -5 | 0, 5 merged, or -5, 0 merged | 5."""
+def test_chains_in_different_modes_are_flagged_and_not_averaged():
+    """Three groups and two states with fixed sd: either 0 and 5 or -5 and 0 are merged."""
     rng = np.random.default_rng(6)
     level = np.repeat(np.tile([-6.0, 0.0, 6.0], 4), 5)
     dataset = series(level[:, None] + 0.3 * rng.standard_normal((60, 1)))
 
-    class Wrong(GaussianHMM):
+    class SeparateModes(GaussianHMM):
         jitter = 0.05
 
         def initialize(self, arrays, rng):
@@ -401,7 +401,7 @@ def test_chains_in_different_modes_are_flagged_by_name_and_not_averaged():
             even = torch.full((2,), 0.5, dtype=torch.float64)
             return {"mu": mu, "transition": torch.tensor([[0.8, 0.2], [0.2, 0.8]], dtype=torch.float64), "initial": even, "z": z}
 
-    model = Wrong(2, mu_scale=5.0, sigma_scale=0.8, sigma_spread=0.0)
+    model = SeparateModes(2, mu_scale=5.0, sigma_scale=0.8, sigma_spread=0.0)
     found = fit(model, dataset, NUTS(n_chains=4, n_warmup=100, n_draws=150), seed=3, progress=False)
     rows = found.diagnostics().query("verdict != 'not applicable'").set_index("check")
     assert not found.converged
@@ -421,21 +421,21 @@ def test_chains_in_different_modes_are_flagged_by_name_and_not_averaged():
 # -- odd series
 
 
-def test_a_state_that_is_never_visited_is_flagged():
+def test_an_unvisited_state_is_flagged():
     x = np.concatenate([np.zeros(30), np.ones(30)])[:, None] * 8 + np.random.default_rng(0).standard_normal((60, 1)) * 0.5
     base = GaussianHMM(3).initialize(tensors(GaussianHMM(3), series(x)), np.random.default_rng(0))
     far = {name: value.numpy() for name, value in base.items() if name != "z"}
     far |= {"mu": np.array([[0.0], [8.0], [1e3]]), "sigma": np.full((3, 1), 0.5)}
-    model = started(GaussianHMM(3), **far)
+    model = with_start(GaussianHMM(3), **far)
     found = fit(model, series(x), Exact(n_restarts=1, n_draws=3), seed=0, progress=False)
     notes = found.diagnostics().query("check == 'estimate'")["quantity"].tolist()
-    assert any(note.startswith("state 2 is hardly visited") for note in notes)
+    assert any(note.startswith("state 2 is almost never visited") for note in notes)
     assert all(np.isfinite(a).all() for a in found.sites().values())
     np.testing.assert_allclose(found.sites()["transition"].sum(-1), 1, rtol=1e-9)
 
 
 @pytest.mark.parametrize("lengths", [[1], [1, 1, 1], [4, 1]])
-def test_sequences_of_one_step(lengths):
+def test_sequences_of_one_step_can_be_fitted(lengths):
     model = GaussianHMM(1) if sum(lengths) == 1 else GaussianHMM(2)
     x = np.random.default_rng(0).standard_normal((sum(lengths), 1))
     found = fit(model, series(x, lengths), NUTS(n_chains=2, n_warmup=10, n_draws=30), seed=0, progress=False)
@@ -447,19 +447,19 @@ def test_sequences_of_one_step(lengths):
 @pytest.mark.parametrize(
     ("x", "model", "message"),
     [
-        (np.zeros((1, 1)), GaussianHMM(2), "has 1 steps; n_states = 2 needs at least as many"),
-        (np.array([[0.0], [-1.0], [2.0]]), PoissonHMM(2), "must hold counts, whole numbers from 0; got -1"),
-        (np.array([[0.0], [0.5], [2.0]]), PoissonHMM(2), "must hold counts.*got 0.5"),
-        (np.array([[0.0], [5.0], [2.0]]), CategoricalHMM(2, 3), r"whole numbers from 0 to 2 \(`n_categories` - 1\); got 5"),
+        (np.zeros((1, 1)), GaussianHMM(2), "has 1 steps; n_states = 2 needs at least 2"),
+        (np.array([[0.0], [-1.0], [2.0]]), PoissonHMM(2), "must be a count, a whole number from 0; got -1"),
+        (np.array([[0.0], [0.5], [2.0]]), PoissonHMM(2), "must be a count.*got 0.5"),
+        (np.array([[0.0], [5.0], [2.0]]), CategoricalHMM(2, 3), r"a whole number from 0 to 2 \(`n_categories` - 1\); got 5"),
         (np.array([[0.0], [1.0], [2.0]]), GaussianHMM(2, covariance="full"), "has one feature; covariance 'full'"),
     ],
 )
-def test_series_that_a_model_cannot_take_are_refused(x, model, message):
+def test_invalid_series_are_refused_by_hidden_markov_models(x, model, message):
     with pytest.raises(DataError, match=message):
         fit(model, series(x), NUTS(n_chains=2, n_warmup=5, n_draws=5), seed=0, progress=False)
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_invalid_settings_of_hidden_markov_models_are_refused():
     for make, message in (
         (lambda: GaussianHMM(1, left_to_right=True), "`left_to_right` needs at least 2 states"),
         (lambda: GaussianHMM(2, sticky=-1.0), "`sticky` must be a finite number of at least 0"),
@@ -470,7 +470,7 @@ def test_settings_that_cannot_be_are_refused():
             make()
 
 
-def test_a_hundred_thousand_steps_are_finite_and_take_linear_time():
+def test_100000_steps_are_finite_and_take_linear_time():
     """Four times the steps take less than eight times the time (linear: four; quadratic: sixteen)."""
     model, took = GaussianHMM(2), {}
     rng = np.random.default_rng(0)
@@ -493,8 +493,8 @@ def test_a_hundred_thousand_steps_are_finite_and_take_linear_time():
     assert float(found.detach()) == pytest.approx(twin.score(arrays["x"].numpy()), rel=1e-9)
 
 
-def test_the_first_states_derivative_is_looked_at_where_sequences_are_many(monkeypatch):
-    """A start whose first state is off, and EM that leaves it there: the descent after it must mend it."""
+def test_the_initial_probabilities_are_optimised_with_many_sequences(monkeypatch):
+    """EM is limited to one step from a poor start, so that the descent must optimise the initial probabilities."""
     rng = np.random.default_rng(0)
     model = GaussianHMM(2, sigma_scale=1.0, sigma_spread=0.0)
     z = rng.integers(2, size=(30, 4))

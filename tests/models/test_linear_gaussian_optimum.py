@@ -32,7 +32,7 @@ def mean_gradient(x, mask, W, mu, variance, own_noise):
 
 
 @pytest.mark.parametrize("name", ["wine", "breast_cancer", "digits"])
-def test_ppca_is_the_closed_form(name):
+def test_ppca_maximum_matches_the_closed_form(name):
     dataset = load_dataset(name, drop_constant=True)
     result = fit(PPCA(n_latent=3), dataset, Exact(n_draws=2), seed=0)
     log_likelihood, s2, WW, mean, covariance = oracles.ppca_optimum(dataset.x, 3)
@@ -51,7 +51,7 @@ def test_ppca_is_the_closed_form(name):
 
 
 @pytest.mark.parametrize("model", [PPCA(2), FactorAnalysis(2)], ids=["ppca", "factor_analysis"])
-def test_missing_entries_are_a_stationary_point_with_the_exact_conditional(model):
+def test_maximum_with_missing_entries_is_stationary_with_exact_conditional(model):
     dataset = load_dataset("wine", missing=0.2)
     found = optimum(model, dataset)
     W, mu, noise = found.values["W"], found.values["mu"], found.values[model.noise]
@@ -66,7 +66,7 @@ def test_missing_entries_are_a_stationary_point_with_the_exact_conditional(model
     np.testing.assert_allclose(z.covariance_matrix.numpy(), covariance, atol=1e-9)
 
 
-def test_em_finds_the_closed_form_where_nothing_is_missing():
+def test_em_matches_the_closed_form_without_missing_entries():
     dataset = load_dataset("wine")
     masked = {"x": torch.from_numpy(dataset.x.copy()), "mask": torch.ones(dataset.x.shape, dtype=torch.bool)}
     with double():
@@ -75,7 +75,7 @@ def test_em_finds_the_closed_form_where_nothing_is_missing():
 
 
 @pytest.mark.parametrize("q", [2, 3])
-def test_factor_analysis_reaches_the_optimum_of_sklearn(q):
+def test_factor_analysis_reaches_the_optimum_of_scikit_learn(q):
     dataset = load_dataset("wine")
     found = optimum(FactorAnalysis(q), dataset)
     theirs = SklearnFactorAnalysis(q, tol=1e-12, svd_method="lapack", max_iter=100_000).fit(dataset.x)
@@ -88,7 +88,7 @@ def test_factor_analysis_reaches_the_optimum_of_sklearn(q):
     np.testing.assert_allclose(C, theirs.get_covariance(), atol=1e-4)
 
 
-def test_factor_analysis_follows_the_scale_of_a_column_and_ppca_does_not():
+def test_only_factor_analysis_is_equivariant_to_column_scales():
     dataset = load_dataset("wine", standardize=False)
     scale = np.ones(13)
     scale[0], scale[12] = 1e12, 1e-9  # whose product is not 1: the log likelihood is that of the data as they are
@@ -108,7 +108,7 @@ def test_factor_analysis_follows_the_scale_of_a_column_and_ppca_does_not():
     )
 
 
-def test_the_guides_encoder_starts_at_the_exact_conditional():
+def test_the_encoder_of_the_guide_starts_at_the_exact_conditional():
     rng = np.random.default_rng(0)
     W, mu, noise, x = (torch.from_numpy(rng.normal(size=size)) for size in ((5, 2), 5, 5, (7, 5)))
     slope, offset, root = _encoder(W, mu, noise.abs())
@@ -117,12 +117,12 @@ def test_the_guides_encoder_starts_at_the_exact_conditional():
     np.testing.assert_allclose(root @ root.mT, covariance[0], atol=1e-12)
 
 
-def test_a_heywood_case_is_said():
+def test_a_heywood_case_of_the_model_is_noted():
     found = optimum(FactorAnalysis(1), load_dataset("iris"))
     assert any("Heywood case: the noise of feature 2" in note for note in found.notes)
 
 
-def test_data_without_noise_have_no_maximum(rng):
+def test_data_without_noise_are_refused(rng):
     x = rng.standard_normal((20, 2)) @ rng.standard_normal((2, 5))
-    with pytest.raises(InferenceError, match="lie in 2 dimensions exactly"):
+    with pytest.raises(InferenceError, match="lie exactly in 2 dimensions"):
         optimum(PPCA(2), Dataset({"x": x}, dims={"x": ("unit", "feature")}))

@@ -1,4 +1,4 @@
-"""The linear-Gaussian models on data in any units: estimates and starts turn with the data, and lose no digits to an offset."""
+"""Tests that linear-Gaussian models are equivariant to scale and offset of the data."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def table(x):
     return ll.Dataset({"x": x}, dims={"x": ("unit", "feature")})
 
 
-def identified(sites, scale):
+def identified_parameters(sites, scale):
     """W W^T and the noise, in units of the columns."""
     loadings, noise = (next(sites[n] for n in names if n in sites) for names in (("W", "C"), ("psi", "sigma")))
     scale = np.broadcast_to(scale, 4)
@@ -44,18 +44,18 @@ MODELS = {
 
 
 @pytest.mark.parametrize("case", list(MODELS))
-def test_the_maximum_turns_with_the_units_of_the_data(case):
+def test_the_maximum_is_equivariant_to_rescaling(case):
     model, missing = MODELS[case]
     x = data(missing, 12 if case == "state space" else 60)
 
     def fitted(scale, offset):
         fit = ll.fit(model, table(scale * x + offset), ll.Exact(n_restarts=1, n_draws=2), progress=False)
         assert fit.converged
-        return identified({name: a[0, 0] for name, a in fit.sites().items()} | dict(fit.parameters), scale)
+        return identified_parameters({name: a[0, 0] for name, a in fit.sites().items()} | dict(fit.parameters), scale)
 
     expected = fitted(1.0, 0.0)
-    own_noise = "factor" in case or case == "state space"
-    scales = [(1e-12, 0.0), (1e12, 0.0), (1.0, 1e6)] + [(COLUMNS, 0.0)] * own_noise
+    noise_per_feature = "factor" in case or case == "state space"
+    scales = [(1e-12, 0.0), (1e12, 0.0), (1.0, 1e6)] + [(COLUMNS, 0.0)] * noise_per_feature
     for scale, offset in scales[-1:] if case == "state space" else scales:
         if offset and "fixed" in case:
             continue
@@ -65,7 +65,7 @@ def test_the_maximum_turns_with_the_units_of_the_data(case):
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12, "columns"])
 @pytest.mark.parametrize("case", [name for name in MODELS if name != "linear VAE"])
-def test_starts_turn_with_the_units_of_the_data(case, scale):
+def test_starting_values_are_equivariant_to_rescaling(case, scale):
     model, missing = MODELS[case]
     if scale == "columns" and case.startswith("PPCA"):
         pytest.skip("one noise for all columns")
@@ -73,13 +73,13 @@ def test_starts_turn_with_the_units_of_the_data(case, scale):
     values = []
     for by in (1.0, scale):
         found = model.initialize(tensors(model, table(by * x)), np.random.default_rng(0))
-        values.append(identified({name: torch.as_tensor(value).numpy() for name, value in found.items()}, by))
+        values.append(identified_parameters({name: torch.as_tensor(value).numpy() for name, value in found.items()}, by))
     for found, one in zip(values[1], values[0], strict=True):
         np.testing.assert_allclose(found, one, rtol=1e-6, atol=1e-9)
 
 
-def test_a_small_noise_ends_the_climb_where_no_step_gains_any_more():
-    """At the floor of a noise the derivative has a rounding error above the tolerance: that is no failure."""
+def test_small_noise_ends_em_at_rounding_without_failure():
+    """At the floor of the noise, the rounding error of the derivative exceeds the tolerance, which is no failure."""
     x = linear_gaussian(n_units=2200, n_features=8, n_latent=2, noise=0.5, seed=2).x[:200]
     fitted = ll.fit(M.FactorAnalysis(3), table(x).standardize(), ll.Exact(n_draws=2), progress=False)
     assert fitted.converged

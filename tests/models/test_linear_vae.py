@@ -1,4 +1,4 @@
-"""The linear VAE against PPCA: the bound in closed form, its optimum, what is identified, and whose doing a collapse is."""
+"""Tests of the linear VAE against PPCA: ELBO, optimum, identification and collapse."""
 
 import numpy as np
 import pytest
@@ -22,21 +22,16 @@ from latentlab.seeds import Seeds, double, isolated
 
 
 @pytest.fixture(scope="module")
-def wine():
-    return load_dataset("wine")
-
-
-@pytest.fixture(scope="module")
 def fitted(wine):
     return fit(LinearVAE(3), wine, Exact(n_draws=400), seed=0)
 
 
-def at(fit_or_values):
+def as_tensors(fit_or_values):
     values = fit_or_values.parameters if hasattr(fit_or_values, "parameters") else fit_or_values
     return {name: torch.tensor(np.asarray(value), dtype=torch.float64) for name, value in values.items()}
 
 
-def wrong(rng, n_features, q):
+def non_optimal_parameters(rng, n_features, q):
     """Parameters far from any optimum."""
     return {
         "W": rng.normal(size=(n_features, q)),
@@ -47,7 +42,7 @@ def wrong(rng, n_features, q):
     }
 
 
-def bound_by_hand(x, values):
+def elbo_by_hand(x, values):
     """E_q[log p(x, z) - log q(z)], unit by unit, from the means and variances of Gaussians."""
     W, mu, sigma, V, D = (np.asarray(values[name]) for name in ("W", "mu", "sigma", "V", "D"))
     total = 0.0
@@ -60,25 +55,25 @@ def bound_by_hand(x, values):
     return total
 
 
-def test_the_bound_is_the_one_by_hand(rng):
+def test_the_elbo_matches_the_formula(rng):
     x = rng.normal(size=(9, 4))
-    values = wrong(rng, 4, 2)
+    values = non_optimal_parameters(rng, 4, 2)
     with double():
-        found = float(LinearVAE(2).elbo({"x": torch.tensor(x)}, **at(values)))
-    assert found == pytest.approx(bound_by_hand(x, values), rel=1e-12)
+        found = float(LinearVAE(2).elbo({"x": torch.tensor(x)}, **as_tensors(values)))
+    assert found == pytest.approx(elbo_by_hand(x, values), rel=1e-12)
 
 
-def test_the_bound_is_the_mean_of_the_program_less_the_guide(rng):
-    """The objective of SVI at the same parameters, by 20 000 draws: within 5 standard errors, also with a weighted KL."""
+def test_the_elbo_is_the_mean_of_log_joint_minus_log_guide(rng):
+    """Compares with 20 000 draws of the SVI objective within 5 standard errors, also with a weighted KL term."""
     x = rng.normal(size=(9, 4))
-    values = wrong(rng, 4, 2)
+    values = non_optimal_parameters(rng, 4, 2)
     model = LinearVAE(2)
     dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")})
     arrays = tensors(model, dataset)
     problem = Problem(model, arrays, Density(model, arrays, dataset.array_dims), Seeds(0))
     with double():
-        exact = float(model.elbo(arrays, **at(values)))
-        q = model.latents(arrays, **at(values))
+        exact = float(model.elbo(arrays, **as_tensors(values)))
+        q = model.latents(arrays, **as_tensors(values))
         kl = float(torch.distributions.kl_divergence(q.base_dist, torch.distributions.Normal(0.0, 1.0)).sum())
     for weight in (1.0, 10.0):
         draws = losses(problem, SVI(guide="model"), values, weight, n=40)
@@ -87,9 +82,9 @@ def test_the_bound_is_the_mean_of_the_program_less_the_guide(rng):
     assert 9 * kl > 20 * error  # a weight that went nowhere would be seen
 
 
-def test_importance_weights_bring_the_objective_to_the_likelihood(rng):
+def test_the_importance_weighted_bound_approaches_the_likelihood(rng):
     x = rng.normal(size=(9, 4))
-    values = wrong(rng, 4, 2)
+    values = non_optimal_parameters(rng, 4, 2)
     values["V"] = np.linalg.solve(values["W"].T @ values["W"] + 0.49 * np.eye(2), values["W"].T)
     model = LinearVAE(2)
     dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")})
@@ -98,7 +93,7 @@ def test_importance_weights_bring_the_objective_to_the_likelihood(rng):
     covariance = values["W"] @ values["W"].T + 0.49 * np.eye(4)
     exact = gaussian_log_density(x, values["mu"], covariance).sum()
     with double():
-        elbo = float(model.elbo(arrays, **at(values)))
+        elbo = float(model.elbo(arrays, **as_tensors(values)))
     method = SVI(guide="model", objective="iwae")
     one, ten, many = (-losses(problem, method, values, 1.0, n=40, n_particles=k) for k in (1, 10, 5000))
     assert abs(one.mean() - elbo) < 5 * one.std() / np.sqrt(len(one))
@@ -108,12 +103,12 @@ def test_importance_weights_bring_the_objective_to_the_likelihood(rng):
 
 
 def losses(problem, method, values, weight, *, n, n_particles=500):
-    with isolated(Seeds(1)), Fixed(at(values)), torch.no_grad():
+    with isolated(Seeds(1)), Fixed(as_tensors(values)), torch.no_grad():
         return np.array([float(method._pyro_loss(problem, problem.arrays, 1.0, weight, n_particles)) for _ in range(n)])
 
 
-def test_the_maximum_is_ppcas_from_every_start(wine):
-    """Eight of eight random starts: PPCA's log likelihood, the same W but for the order and the signs of its columns."""
+def test_every_start_reaches_ppcas_maximum(wine):
+    """All of eight random starts reach PPCA's log likelihood and W up to order and signs of columns."""
     expected, s2, WW, _, _ = ppca_optimum(wine.x, 3)
     columns = None
     for seed in range(8):
@@ -132,7 +127,7 @@ def test_the_maximum_is_ppcas_from_every_start(wine):
     np.testing.assert_allclose(found.values["D"], s2 / np.diag(M), rtol=1e-5)
 
 
-def test_the_unit_of_the_data_changes_the_level_and_not_the_answer():
+def test_rescaling_data_shifts_the_likelihood_only():
     raw = load_dataset("iris", standardize=False)
     tenfold = Dataset({"x": 10 * raw.x + 3}, dims={"x": ("unit", "feature")})
     for dataset in (raw, tenfold):
@@ -141,12 +136,12 @@ def test_the_unit_of_the_data_changes_the_level_and_not_the_answer():
         assert found.trace[-1] == pytest.approx(expected, abs=1e-6)
         np.testing.assert_allclose(found.values["W"] @ found.values["W"].T, WW, atol=1e-5 * WW.max())
         with double():
-            elbo = float(LinearVAE(2).elbo(tensors(LinearVAE(2), dataset), **at(found.values)))
+            elbo = float(LinearVAE(2).elbo(tensors(LinearVAE(2), dataset), **as_tensors(found.values)))
         assert elbo == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_turned_decoder_pays_the_divergence_that_a_diagonal_encoder_leaves(wine, fitted):
-    """The likelihood is the same; the best bound falls by N KL(q || p(z | x)), diagonal D against the full covariance."""
+def test_a_rotated_decoder_lowers_the_elbo_by_the_divergence(wine, fitted):
+    """A rotation keeps the likelihood and lowers the best ELBO by N KL(q || p(z | x)), since q is diagonal."""
     values = {name: np.asarray(value) for name, value in fitted.parameters.items()}
     turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
     W = values["W"] @ turn
@@ -154,13 +149,13 @@ def test_a_turned_decoder_pays_the_divergence_that_a_diagonal_encoder_leaves(win
     turned = {**values, "W": W, "V": np.linalg.solve(M, W.T), "D": values["sigma"] ** 2 / np.diag(M)}
     gap = 178 * 0.5 * (np.log(np.diag(M)).sum() - np.linalg.slogdet(M)[1])
     model, arrays = LinearVAE(3), tensors(LinearVAE(3), wine)
-    best, found = (float(model.elbo(arrays, **at(v))) for v in (values, turned))
+    best, found = (float(model.elbo(arrays, **as_tensors(v))) for v in (values, turned))
     assert best - found == pytest.approx(gap, rel=1e-6)
     assert gap > 1
 
 
-def test_a_collapse_is_the_likelihoods_doing(wine):
-    """With sigma fixed, the dimensions in use are the eigenvalues above sigma^2, and no bound does better than the likelihood."""
+def test_collapsed_dimensions_are_those_of_the_likelihood(wine):
+    """With fixed sigma, active dimensions are the eigenvalues above sigma^2, for the ELBO as for the likelihood."""
     S = np.cov(wine.x.T, ddof=0)
     eigenvalues, vectors = np.linalg.eigh(S)
     eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
@@ -175,7 +170,7 @@ def test_a_collapse_is_the_likelihoods_doing(wine):
         assert result.data["optimization"]["log_likelihood"].values[-1] == pytest.approx(best, abs=1e-5)
 
 
-def test_the_likelihood_of_units_is_exact_and_the_encoder_is_the_exact_conditional(wine, fitted):
+def test_unit_likelihoods_and_the_encoder_are_exact(wine, fitted):
     ppca = fit(PPCA(3), wine, Exact(n_draws=400), seed=0)
     pointwise = fitted.data["log_likelihood"]["log_likelihood"].values
     assert pointwise.shape == (1, 400, 178)
@@ -188,7 +183,7 @@ def test_the_likelihood_of_units_is_exact_and_the_encoder_is_the_exact_condition
     np.testing.assert_allclose(z * signs, exact, atol=5 * 0.7 * np.sqrt(2 / 400))
 
 
-def test_positions_of_new_units_are_those_of_the_fit(wine, fitted):
+def test_positions_of_new_units_match_the_fit(wine, fitted):
     again = fitted.latents(wine)
     assert again.sizes == fitted.latents().sizes
     np.testing.assert_allclose(again.values.mean((0, 1)), fitted.latents().values.mean((0, 1)), atol=5 * 0.7 * np.sqrt(2 / 400))
@@ -200,12 +195,12 @@ def test_a_point_estimate_with_parameters_has_no_loo_and_passes(fitted):
         fitted.loo()
 
 
-def test_svi_comes_near_the_maximum(wine):
+def test_svi_approaches_the_maximum(wine):
     method = SVI(guide="model", n_steps=1500, learning_rate=0.02, n_particles=4, n_draws=200)
     result = fit(LinearVAE(2), wine, method, seed=0, progress=False)
     expected = ppca_optimum(wine.x, 2)[0]
     with double():
-        elbo = float(LinearVAE(2).elbo(tensors(LinearVAE(2), wine), **at(result)))
+        elbo = float(LinearVAE(2).elbo(tensors(LinearVAE(2), wine), **as_tensors(result)))
     assert expected - 3 < elbo < expected
     table = result.diagnostics().set_index("check")
     assert table.loc["LOO k-hat", "verdict"] == "not applicable"
@@ -220,24 +215,24 @@ def test_svi_comes_near_the_maximum(wine):
         (lambda: LinearVAE(2, sigma=True), "`sigma` must be a finite number"),
     ],
 )
-def test_settings_out_of_range_are_refused(make, message):
+def test_settings_of_the_linear_vae_out_of_range_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
 
 
-def test_data_without_an_answer_are_refused(wine):
-    with pytest.raises(DataError, match="13 features; n_latent must be smaller, and is 13"):
+def test_unsuitable_data_are_refused_by_the_linear_vae(wine):
+    with pytest.raises(DataError, match="n_latent must be below the number of features, 13; got 13"):
         fit(LinearVAE(13), wine, Exact())
-    with pytest.raises(DataError, match="takes none"):
+    with pytest.raises(DataError, match="does not allow missing entries"):
         fit(LinearVAE(2), load_dataset("wine", missing=0.1), Exact())
     flat = Dataset({"x": np.outer(np.arange(9.0), np.ones(4))}, dims={"x": ("unit", "feature")})
-    with pytest.raises(InferenceError, match="lie in 1 dimensions exactly"):
+    with pytest.raises(InferenceError, match="lie exactly in 1 dimensions"):
         fit(LinearVAE(1), flat, Exact())
     with pytest.raises(DataError, match="all 9 rows are identical"):
         fit(LinearVAE(1), Dataset({"x": np.ones((9, 4))}, dims={"x": ("unit", "feature")}), Exact())
 
 
-def test_the_log_joint_needs_the_programs_parameters_only(rng):
+def test_the_log_joint_needs_the_decoder_parameters_only(rng):
     model = LinearVAE(2)
     dataset = model.simulate(rng, 8)
     values = {name: dataset.truth[name] for name in ("z", "W", "mu", "sigma")}

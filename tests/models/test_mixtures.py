@@ -1,4 +1,4 @@
-"""Mixtures against enumeration, quadrature, scikit-learn and references; label switching, empty components, odd data.
+"""Tests of mixtures against enumeration, quadrature, scikit-learn and references.
 
 A model's exact posterior over seven units and two components, spread known, is known from the sum over all 128 assignments.
 """
@@ -46,7 +46,7 @@ def two_groups(rng, n=60, d=2, apart=4.0):
     return data(apart * z[:, None] * np.eye(d)[0] + rng.standard_normal((n, d)))
 
 
-def holes(rng, dataset, share=0.2):
+def with_missing(rng, dataset, share=0.2):
     x = dataset.x.copy()
     x[rng.random(x.shape) < share] = np.nan
     return data(x)
@@ -59,8 +59,8 @@ def limit(n):
 # -- starts
 
 
-def test_the_start_is_the_likeliest_of_several_runs_of_k_means(rng, monkeypatch):
-    """One run finds the two groups and the others divide them at random: the start is the former, whatever its place."""
+def test_the_start_is_the_most_likely_of_several_k_means_runs(rng, monkeypatch):
+    """The k-means run that finds the two groups is used, in whatever order the runs are made."""
     model, groups = GaussianMixture(2, covariance="spherical"), np.arange(60) % 2
     arrays = tensors(model, two_groups(rng, apart=8.0))
     for at in range(N_STARTS):
@@ -71,7 +71,7 @@ def test_the_start_is_the_likeliest_of_several_runs_of_k_means(rng, monkeypatch)
         assert next(runs, None) is None
 
 
-def test_columns_of_few_values_have_clusters_all_the_same():
+def test_columns_with_few_distinct_values_have_starting_clusters():
     patterns = np.repeat(np.array([[0, 0, 1], [0, 1, 0], [1, 1, 1]]), 20, axis=0)
     arrays = {"x": torch.from_numpy(patterns.astype(float))}
     labels = k_means(arrays, 3, np.random.default_rng(0))
@@ -157,10 +157,10 @@ def log_lkj(corr, concentration):
 
 @pytest.mark.parametrize("model", MODELS, ids=repr)
 @pytest.mark.parametrize("missing", [False, True])
-def test_the_joint_sums_over_all_assignments(model, missing, rng):
+def test_the_joint_matches_the_sum_over_all_assignments(model, missing, rng):
     """Five units: the sum over K^5 assignments of prior, weights and emissions by scipy."""
     whole = model.simulate(np.random.default_rng(SEED), 5, n_features=3)
-    dataset = replace(whole, arrays={"x": holes(rng, whole, 0.3).x}) if missing else whole
+    dataset = replace(whole, arrays={"x": with_missing(rng, whole, 0.3).x}) if missing else whole
     truth, x = whole.truth, dataset.x
     each = np.log(truth["weights"]) + log_emission(model, truth, x)
     paths = itertools.product(range(model.n_components), repeat=5)
@@ -175,7 +175,7 @@ def test_the_joint_sums_over_all_assignments(model, missing, rng):
     np.testing.assert_allclose(model.latents(tensors(model, dataset), **given).probs.numpy(), softmax(each, 1), rtol=1e-8)
 
 
-def test_the_derivative_by_the_logits_is_expected_counts_less_the_weights(rng):
+def test_weight_gradients_are_expected_minus_prior_counts(rng):
     """Fisher's identity: d log p(x) / d logit_k = N_k - N w_k."""
     model, dataset = GaussianMixture(3, covariance="diagonal"), two_groups(rng)
     truth = model.simulate(rng, 5).truth
@@ -197,7 +197,7 @@ TINY_MODEL = GaussianMixture(2, covariance="diagonal", mu_scale=3.0, sigma_scale
 EVIDENCE, WITH_FIRST, WITH_FOURTH = -16.01861202, 0.25183980, 0.74837156
 
 
-def test_the_stated_answer_is_the_sum_over_all_assignments():
+def test_the_reference_answer_matches_the_sum_over_assignments():
     """Weights integrated out, p(z) = n_1! n_2! / (N + 1)!; means integrated out, each cluster's units are jointly normal."""
     terms = {}
     for z in itertools.product(range(2), repeat=7):
@@ -214,7 +214,7 @@ def test_the_stated_answer_is_the_sum_over_all_assignments():
         assert sum(np.exp(v - evidence) for z, v in terms.items() if z[6] == z[i]) == pytest.approx(expected, abs=1e-8)
 
 
-def test_the_models_density_integrates_to_the_exact_evidence():
+def test_the_density_integrates_to_the_exact_evidence():
     """Quadrature of the model's own joint: a polynomial of degree 7 in the weight, trapezoids in the means."""
     dataset = data(TINY[:, None])
     density = Density(TINY_MODEL, tensors(TINY_MODEL, dataset), dataset.array_dims)
@@ -233,7 +233,7 @@ def tiny():
     return fit(TINY_MODEL, data(TINY[:, None]), NUTS(n_chains=4, n_warmup=300, n_draws=1000), seed=2, progress=False)
 
 
-def test_nuts_finds_the_exact_co_assignment(tiny):
+def test_co_assignment_by_nuts_is_exact(tiny):
     """By the labels drawn, and by their probabilities given each draw; z-tests at 1e-5 over all."""
     z, p = tiny.sites()["z"], tiny.probabilities(n_draws=4000).values
     for i, expected in ((0, WITH_FIRST), (3, WITH_FOURTH)):
@@ -243,7 +243,7 @@ def test_nuts_finds_the_exact_co_assignment(tiny):
     assert len(tiny.modes()) == 1
 
 
-def test_the_names_of_labels_do_not_count(tiny):
+def test_labels_are_aligned_across_draws(tiny):
     """Draws are aligned: after it unit 0 has one label, as often as its companions are with it."""
     raw, z = tiny.sites()["z"], tiny.latents().values[..., 0]
     np.testing.assert_array_equal(raw[..., :, None] == raw[..., None, :], z[..., :, None] == z[..., None, :])
@@ -260,7 +260,7 @@ def test_the_names_of_labels_do_not_count(tiny):
 # -- maximum likelihood
 
 
-def test_em_finds_the_best_known_likelihood_of_wine():
+def test_em_reaches_the_best_known_likelihood_of_wine():
     found = fit(GaussianMixture(3), load_dataset("wine"), Exact(n_draws=4), seed=0, progress=False)
     maxima = found.data["optimization"]["maxima"].values / 178
     assert maxima.max() >= -11.6191
@@ -268,8 +268,8 @@ def test_em_finds_the_best_known_likelihood_of_wine():
     assert found.converged
 
 
-class From(GaussianMixture):
-    """Starts where it is told."""
+class FixedStart(GaussianMixture):
+    """Has a fixed start."""
 
     def initialize(self, arrays, rng):
         return {name: torch.from_numpy(value) for name, value in self.given.items()}
@@ -279,11 +279,11 @@ SKLEARN = {"full": "full", "tied": "tied", "diagonal": "diag", "spherical": "sph
 
 
 @pytest.mark.parametrize("covariance", sorted(SKLEARN))
-def test_the_optimum_is_scikit_learns(covariance):
-    """Started at its solution, EM stays: no better optimum is near, and the likelihoods are equal."""
+def test_the_optimum_matches_scikit_learn(covariance):
+    """Started at scikit-learn's solution, EM stays there with an equal likelihood."""
     x = load_dataset("iris").x
     theirs = Sklearn(3, covariance_type=SKLEARN[covariance], tol=1e-12, max_iter=10_000, reg_covar=0.0, random_state=0).fit(x)
-    model = From(3, covariance=covariance)
+    model = FixedStart(3, covariance=covariance)
     c = theirs.covariances_
     model.given = {"weights": theirs.weights_, "mu": theirs.means_, "sigma": np.sqrt(c)}
     if covariance in ("full", "tied"):
@@ -313,9 +313,9 @@ def test_the_optimum_is_scikit_learns(covariance):
     ],
     ids=repr,
 )
-def test_em_never_falls_and_ends_where_the_derivative_is_zero(model, missing, rng):
+def test_em_increases_likelihood_to_a_stationary_point(model, missing, rng):
     dataset = two_groups(rng, d=3)
-    dataset = holes(rng, dataset) if missing else dataset
+    dataset = with_missing(rng, dataset) if missing else dataset
     found = model.maximum_likelihood(tensors(model, dataset), np.random.default_rng(1))
     assert len(found.trace) > 3
     assert np.diff(found.trace).min() > -1e-9 * abs(found.trace[-1])
@@ -338,9 +338,9 @@ def test_em_never_falls_and_ends_where_the_derivative_is_zero(model, missing, rn
 
 @pytest.mark.parametrize("model", [BernoulliMixture(2), PoissonMixture(2)], ids=repr)
 @pytest.mark.parametrize("missing", [False, True])
-def test_em_of_counts_never_falls(model, missing, rng):
+def test_em_of_counts_never_decreases_likelihood(model, missing, rng):
     whole = model.simulate(np.random.default_rng(3), 80, n_features=5)
-    dataset = holes(rng, whole) if missing else whole
+    dataset = with_missing(rng, whole) if missing else whole
     found = model.maximum_likelihood(tensors(model, dataset), np.random.default_rng(1))
     assert np.diff(found.trace).min() > -1e-9 * abs(found.trace[-1])
     assert found.gradient < 1e-6
@@ -351,8 +351,8 @@ def test_em_of_counts_never_falls(model, missing, rng):
 # -- labels: names, alignment, new units
 
 
-class Permuted(GaussianMixture):
-    """Each chain starts at another order of the components."""
+class PermutedStarts(GaussianMixture):
+    """Starts each chain with a different order of the components."""
 
     jitter = 0.1
 
@@ -363,16 +363,16 @@ class Permuted(GaussianMixture):
 
 
 @pytest.fixture(scope="module")
-def switched():
+def switched_fit():
     rng = np.random.default_rng(4)
     z = (np.arange(60) % 3 == 0).astype(int)
     x = data(np.column_stack([5.0 * z, np.zeros(60)]) + rng.standard_normal((60, 2)))
-    return fit(Permuted(2, covariance="diagonal"), x, NUTS(n_chains=4, n_warmup=200, n_draws=400), seed=0, progress=False)
+    return fit(PermutedStarts(2, covariance="diagonal"), x, NUTS(n_chains=4, n_warmup=200, n_draws=400), seed=0, progress=False)
 
 
-def test_switched_labels_are_aligned_across_chains(switched):
-    """Raw means disagree between chains that converged; aligned ones agree, with the labels, weights and scales that go along."""
-    raw, aligned = switched.sites(), switched.data["latents"]
+def test_switched_labels_are_aligned_across_chains(switched_fit):
+    """Raw means differ between converged chains; aligned means, labels, weights and scales agree."""
+    raw, aligned = switched_fit.sites(), switched_fit.data["latents"]
     assert rhat(raw["mu"])[:, 0].min() > 1.5, "no chain was switched: the seed plants nothing"
     assert {"mu", "weights", "sigma", "z"} <= set(aligned.data_vars)
     for name in ("mu", "weights", "sigma"):
@@ -382,35 +382,35 @@ def test_switched_labels_are_aligned_across_chains(switched):
     assert np.ptp(share, axis=0).max() < 0.25
     own = np.take_along_axis(aligned["mu"].values[..., 0], z[..., :1], -1)
     np.testing.assert_array_equal(own, np.take_along_axis(raw["mu"][..., 0], raw["z"].astype(int)[..., :1], -1))
-    table = switched.diagnostics()
+    table = switched_fit.diagnostics()
     rows = table.query("verdict != 'not applicable'").set_index("check")
     assert float(rows.loc["R-hat", "value"]) < 1.03  # of what does not depend on names: 400 draws a chain are few
     assert (rows.loc[["modes", "equal mean log density"], "verdict"] == "pass").all()
-    assert len(switched.modes()) == 1
+    assert len(switched_fit.modes()) == 1
     shown = table[table["verdict"] == "not applicable"]
     assert shown["quantity"].str.contains("raw coordinates").any()  # shown, without a verdict
 
 
-def test_new_units_have_the_exact_conditional(switched):
+def test_new_units_of_a_mixture_match_the_exact_conditional(switched_fit):
     """From the aligned sites by scipy, for each draw; with an entry missing too. Draws by z-tests at 1e-5."""
     rng = np.random.default_rng(8)
     x = np.column_stack([rng.uniform(-1, 6, 12), rng.standard_normal(12)])
     x[3, 0], x[4, 1], x[5] = np.nan, np.nan, np.nan
-    new = data(x, coords={"feature": switched.dataset.features})
-    p = switched.probabilities(new, n_draws=10**6)
-    sites = {name: switched.data["latents"][name].values for name in ("weights", "mu", "sigma")}
+    new = data(x, coords={"feature": switched_fit.dataset.features})
+    p = switched_fit.probabilities(new, n_draws=10**6)
+    sites = {name: switched_fit.data["latents"][name].values for name in ("weights", "mu", "sigma")}
     each = stats.norm(sites["mu"][:, :, None], sites["sigma"][:, :, None]).logpdf(np.nan_to_num(x)[:, None])
     joint = np.log(sites["weights"])[:, :, None] + (each * ~np.isnan(x)[:, None]).sum(-1)
     np.testing.assert_allclose(p.values, softmax(joint, -1), rtol=1e-8, atol=1e-12)
     assert p.dims == ("chain", "draw", "unit", "component")
-    z = switched.latents(new).values[..., 0]
+    z = switched_fit.latents(new).values[..., 0]
     expected = softmax(joint, -1)[..., 1]
     off = ((z == 1) - expected).sum((0, 1)) / np.sqrt((expected * (1 - expected)).sum((0, 1)))
     assert np.abs(off).max() < limit(12)
-    np.testing.assert_allclose(switched.log_likelihood(new).values, logsumexp(joint, -1), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(switched_fit.log_likelihood(new).values, logsumexp(joint, -1), rtol=1e-9, atol=1e-12)
 
 
-def test_priors_that_differ_leave_the_labels_alone(rng):
+def test_components_with_different_priors_are_not_permuted(rng):
     model = GaussianMixture(2, covariance="diagonal", mu_loc=[0.0, 4.0], mu_scale=2.0)
     assert model.symmetry == Identity("component")
     assert GaussianMixture(2).symmetry == Permutation("component")
@@ -420,7 +420,7 @@ def test_priors_that_differ_leave_the_labels_alone(rng):
     assert found.sites()["mu"][..., 0, 0].mean() < 1.0 < 3.0 < found.sites()["mu"][..., 1, 0].mean()
 
 
-def test_a_stick_breaking_mixture_is_aligned_although_its_prior_tells_labels_apart(rng):
+def test_stick_breaking_mixtures_are_aligned(rng):
     model = DPMixture(3)
     assert (model.symmetry, model.exchanges) == (Identity("component"), Permutation("component"))
     method = NUTS(n_chains=2, n_warmup=150, n_draws=240, max_tree_depth=6)
@@ -458,7 +458,7 @@ LOW_DIM = GaussianMixture(
 )
 
 
-def test_log_densities_are_the_references_up_to_one_constant(low_dim):
+def test_mixture_log_densities_match_the_reference_up_to_a_constant(low_dim):
     y, points, _ = low_dim
     dataset = data(np.array(y)[:, None])
     off = []
@@ -471,7 +471,7 @@ def test_log_densities_are_the_references_up_to_one_constant(low_dim):
 
 
 @pytest.mark.slow
-def test_nuts_agrees_with_the_reference(low_dim):
+def test_mixture_by_nuts_matches_the_reference(low_dim):
     """Means and sds, each within its Monte Carlo error, two-sided at 1e-4 over all ten."""
     y, _, reference = low_dim
     found = fit(LOW_DIM, data(np.array(y)[:, None]), NUTS(n_chains=4, n_warmup=300, n_draws=750), seed=1, progress=False)
@@ -493,17 +493,17 @@ def notes(found):
     return found.diagnostics().query("check == 'estimate'")["quantity"].tolist()
 
 
-def test_a_component_on_one_datum_is_flagged(rng):
-    """The likelihood has no bound there: the standard deviation stops at its floor, and it is said of which component."""
+def test_a_component_on_one_unit_is_flagged(rng):
+    """The likelihood is unbounded there: the standard deviation stops at its floor and the component is named."""
     dataset = data(np.vstack([rng.standard_normal((40, 2)), [[30.0, 30.0]]]))
     found = fit(GaussianMixture(2, covariance="diagonal"), dataset, Exact(n_restarts=1, n_draws=4), seed=0, progress=False)
-    assert any("sits at the floor of the variances with 1 units" in note for note in notes(found))
+    assert any("(1 units) is at the lower bound of the variances" in note for note in notes(found))
     assert all(np.isfinite(array).all() for array in found.sites().values())
 
 
 @pytest.mark.parametrize("starts", ["collapsed, sound", "sound, collapsed"])
-def test_a_restart_without_collapse_is_preferred_to_a_higher_one_with_it(starts, rng):
-    """Fifteen equal units: on them the likelihood has no bound, and that end is the higher one."""
+def test_restarts_without_collapse_are_preferred(starts, rng):
+    """The likelihood is unbounded at fifteen equal units, so that the collapsed restart has the higher value."""
     x = np.vstack([np.full((15, 1), 0.3), rng.standard_normal((25, 1)), rng.standard_normal((40, 1)) + 6])
     places = iter({"collapsed": (0.3, 0.01), "sound": (0.0, 1.0)}[start] for start in starts.split(", "))
 
@@ -520,7 +520,7 @@ def test_a_restart_without_collapse_is_preferred_to_a_higher_one_with_it(starts,
     assert found.sites()["sigma"].min() > 0.5
 
 
-def test_the_log_normal_prior_keeps_equal_units_from_collapse_and_the_half_normal_does_not(rng):
+def test_log_normal_prior_prevents_collapse_and_half_normal_does_not(rng):
     """On n equal units the mode is at sigma_scale exp(-sigma_spread^2 (n + 1))."""
     x = rng.standard_normal((40, 1))
     x[:8] = 6.0  # so far from the others that no start divides them otherwise
@@ -529,11 +529,11 @@ def test_the_log_normal_prior_keeps_equal_units_from_collapse_and_the_half_norma
     assert not notes(sound)
     loose = GaussianMixture(2, covariance="diagonal", sigma_prior="half_normal")
     collapsed = fit(loose, data(x), MAP(n_draws=4), seed=0, progress=False)
-    assert any("'sigma' ran to the edge of its support" in note for note in notes(collapsed))
+    assert any("'sigma' converged to the boundary of its support" in note for note in notes(collapsed))
 
 
 class Empty(BernoulliMixture):
-    """Starts with a class that nobody belongs to."""
+    """Starts with an empty class."""
 
     def initialize(self, arrays, rng):
         values = super().initialize(arrays, rng)
@@ -553,23 +553,23 @@ def test_an_empty_component_is_flagged(rng):
 @pytest.mark.parametrize(
     ("x", "model", "message"),
     [
-        (np.eye(3), GaussianMixture(4), "has 3 units; n_components = 4 needs at least as many"),
-        (np.repeat(np.eye(3), 4, axis=0), GaussianMixture(4), "has 3 different units; n_components = 4 needs"),
-        (np.ones((5, 1)), GaussianMixture(1), "has one feature; covariance 'full' needs two or more: take 'diagonal'"),
-        (np.ones((5, 1)) * np.arange(5)[:, None] - 1, PoissonMixture(2), "must hold counts, whole numbers from 0; got -1"),
-        (np.ones((5, 1)) * np.arange(5)[:, None] + 0.5, PoissonMixture(2), "must hold counts, .* got 0.5 .5 such entries."),
-        (np.array([[0.0], [1.0], [2.0]]), BernoulliMixture(2), r"must hold 0 and 1 .* got 2 \(1 such entries\)"),
-        (np.array([[0.0, np.nan], [1.0, np.nan]]), BernoulliMixture(2), "nothing was observed in column"),
+        (np.eye(3), GaussianMixture(4), "has 3 units; n_components = 4 needs at least 4"),
+        (np.repeat(np.eye(3), 4, axis=0), GaussianMixture(4), "has 3 distinct units; n_components = 4 needs at least 4"),
+        (np.ones((5, 1)), GaussianMixture(1), "has one feature; covariance 'full' needs at least two; use 'diagonal'"),
+        (np.ones((5, 1)) * np.arange(5)[:, None] - 1, PoissonMixture(2), "must be a count, a whole number from 0; got -1"),
+        (np.ones((5, 1)) * np.arange(5)[:, None] + 0.5, PoissonMixture(2), "must be a count, .* got 0.5 .invalid entries: 5."),
+        (np.array([[0.0], [1.0], [2.0]]), BernoulliMixture(2), r"must be 0 or 1, or missing; got 2 \(invalid entries: 1\)"),
+        (np.array([[0.0, np.nan], [1.0, np.nan]]), BernoulliMixture(2), "column .* has no observed entry"),
         (np.random.default_rng(0).normal(size=(9, 2)), GaussianMixture(2, ordered=True), "one"),
     ],
 )
-def test_data_that_a_mixture_cannot_take_are_refused(x, model, message):
+def test_invalid_data_are_refused_by_mixtures(x, model, message):
     with pytest.raises(DataError, match=message):
         fit(model, data(x), MAP(), seed=0, progress=False)
 
 
 @pytest.mark.parametrize("model", [PoissonMixture(2), BernoulliMixture(2)])
-def test_standardised_counts_are_refused_with_what_to_do(model, rng):
+def test_standardised_counts_are_refused_by_mixtures_with_advice(model, rng):
     x = data((rng.random((20, 2)) < 0.5).astype(float)).standardize()
     with pytest.raises(DataError, match="the data are standardised: load them with `standardize: false`"):
         fit(model, x, MAP(), seed=0, progress=False)
@@ -580,8 +580,8 @@ def test_standardised_counts_are_refused_with_what_to_do(model, rng):
     [GaussianMixture(2), GaussianMixture(2, covariance="tied"), GaussianMixture(2, covariance="diagonal"), DPMixture(4)],
     ids=repr,
 )
-def test_odd_data_have_finite_answers(model, rng):
-    """A constant column, a column twice, rows twice, a row of which nothing was observed."""
+def test_degenerate_data_give_finite_results(model, rng):
+    """A constant column, duplicate columns, duplicate rows, and a row without observations."""
     x = two_groups(rng, n=30, d=2).x
     x = np.column_stack([x, x[:, 0], np.ones(30)])
     x[10:15] = x[5]
@@ -593,11 +593,11 @@ def test_odd_data_have_finite_answers(model, rng):
     if "exact" in model.methods:
         maximum = model.maximum_likelihood(tensors(model, data(x)), np.random.default_rng(0))
         assert all(np.isfinite(array).all() for array in maximum.values.values())
-        assert any("floor of the variances" in note for note in maximum.notes)
+        assert any("lower bound of the variances" in note for note in maximum.notes)
 
 
-def test_one_component_is_a_gaussian(rng):
-    """Its maximum has the sample's moments, and all units have the one label."""
+def test_one_component_equals_a_gaussian(rng):
+    """The maximum has the moments of the sample, and all units have one label."""
     dataset = two_groups(rng, n=50)
     found = fit(GaussianMixture(1), dataset, Exact(n_draws=3), seed=0, progress=False)
     sites = found.sites()
@@ -609,14 +609,14 @@ def test_one_component_is_a_gaussian(rng):
 
 
 @pytest.mark.parametrize("constant", [1, 4])
-def test_a_derivative_is_looked_at_wherever_there_is_one(constant):
-    """Features that are 0 throughout have probabilities at the edge; the others' derivative counts, and without any it is NaN."""
+def test_gradient_check_ignores_probabilities_at_the_edge(constant):
+    """Constant features have probabilities at the edge and are ignored; without other features the gradient is NaN."""
     x = np.random.default_rng(0).integers(2, size=(40, 4)).astype(float)
     x[:, :constant] = 0
     data = Dataset({"x": x}, dims={"x": ("unit", "feature")})
     found = fit(BernoulliMixture(1), data, Exact(n_draws=5), seed=0, progress=False)
     row = found.diagnostics().query("check == 'gradient'").iloc[0]
-    assert "but for values at the edge of probability" in row["quantity"]
+    assert "; values of probability on the boundary are fixed" in row["quantity"]
     if constant == 4:
         assert np.isnan(row["value"])
         assert row["verdict"] == "fail"

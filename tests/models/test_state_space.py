@@ -1,4 +1,4 @@
-"""The state-space model: its contract, its path against the joint written out, and maximum likelihood."""
+"""Tests of the state-space model: contract, joint density and maximum likelihood."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ MODELS = [
 ]
 
 
-def simulated(model, n_units=12, seed=contract.SEED, **more):
+def simulated_dataset(model, n_units=12, seed=contract.SEED, **more):
     return model.simulate(np.random.default_rng(seed), n_units, **more)
 
 
@@ -44,18 +44,18 @@ def simulated(model, n_units=12, seed=contract.SEED, **more):
     ],
     ids=lambda check: check.__name__,
 )
-def test_contract(model, n_sequences, check):
-    check(model, simulated(model, n_sequences=n_sequences))
+def test_the_state_space_model_keeps_the_contract(model, n_sequences, check):
+    check(model, simulated_dataset(model, n_sequences=n_sequences))
 
 
 @pytest.mark.parametrize("model", MODELS, ids=repr)
-def test_simulate_agrees_with_the_density(model):
+def test_simulated_state_space_data_match_the_density(model):
     contract.check_simulate(model)
 
 
-def test_simulated_positions_move_by_the_transition():
+def test_simulated_positions_follow_the_transition():
     # The score cannot tell A from its transpose, whose prior is the same: what is left of a step must not depend on the last one.
-    dataset = stable(LinearGaussianStateSpace(2), 2, 4000, n_features=2, n_sequences=2)
+    dataset = stable_dataset(LinearGaussianStateSpace(2), 2, 4000, n_features=2, n_sequences=2)
     z, A = dataset.truth["z"], dataset.truth["A"]
     assert np.abs(A - A.T).max() > 0.3
     follows = np.flatnonzero(dataset.coords["sequence"][1:] == dataset.coords["sequence"][:-1]) + 1
@@ -68,11 +68,11 @@ def test_simulated_positions_move_by_the_transition():
 
 
 @pytest.mark.parametrize("group", [GeneralLinear(), SignedPermutation()], ids=repr)
-def test_a_wrong_symmetry_is_caught(group):
+def test_a_wrong_state_space_symmetry_is_detected(group):
     model = LinearGaussianStateSpace(2)
     model.symmetry = group
     with pytest.raises(AssertionError, match="is declared"):
-        contract.check_symmetry(model, simulated(model))
+        contract.check_symmetry(model, simulated_dataset(model))
 
 
 # -- densities
@@ -102,9 +102,9 @@ def joint(model, dataset, values):
 
 @pytest.mark.parametrize("n_sequences", [1, 3])
 @pytest.mark.parametrize("missing", [False, True])
-def test_the_joint_with_its_path_is_the_process_written_out(rng, n_sequences, missing):
+def test_the_joint_with_its_path_matches_the_written_out_process(rng, n_sequences, missing):
     model = LinearGaussianStateSpace(2, A_scale=0.4, C_scale=1.5, mu_scale=2.0, sigma_scale=0.7, initial_scale=1.7)
-    dataset = simulated(model, 10, n_sequences=n_sequences)
+    dataset = simulated_dataset(model, 10, n_sequences=n_sequences)
     dataset = with_missing(dataset, rng) if missing else dataset
     values = dict(dataset.truth)
     for _ in range(3):
@@ -113,13 +113,13 @@ def test_the_joint_with_its_path_is_the_process_written_out(rng, n_sequences, mi
 
 
 def local_level(x, sigma, scale, initial_scale):
-    """Log density of a random walk of unit steps, times `scale`, seen with noise: dense, each sequence by itself."""
+    """Dense log density of scaled random walks with unit steps and noise, sequence by sequence."""
     n = len(x)
     walk = initial_scale**2 + np.minimum.outer(np.arange(n), np.arange(n))
     return multivariate_normal(np.zeros(n), scale**2 * walk + sigma**2 * np.eye(n)).logpdf(x)
 
 
-def test_the_local_level_model_is_the_dense_gaussian(rng):
+def test_the_local_level_model_matches_a_dense_gaussian(rng):
     model = LinearGaussianStateSpace(1, mu_scale=0, initial_scale=3.0)
     x = np.cumsum(rng.standard_normal((30, 1)), 0)
     coords = {"sequence": np.repeat(["a", "b"], [20, 10])}
@@ -147,8 +147,8 @@ def test_the_local_level_model_is_the_dense_gaussian(rng):
 # -- maximum likelihood
 
 
-def stable(model, seed, n_units, **more):
-    """The first dataset of a stable process with eigenvalues that matter."""
+def stable_dataset(model, seed, n_units, **more):
+    """Simulates the first dataset with a stable transition of large eigenvalues."""
     rng = np.random.default_rng(seed)
     while True:
         dataset = model.simulate(rng, n_units, **more)
@@ -158,9 +158,9 @@ def stable(model, seed, n_units, **more):
 
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("fixed", [(), ("mu",), ("A",)])
-def test_em_never_loses(rng, missing, fixed):
+def test_em_of_the_state_space_model_never_decreases_likelihood(rng, missing, fixed):
     model = LinearGaussianStateSpace(2)
-    dataset = stable(model, 1, 60, n_features=4, n_sequences=2)
+    dataset = stable_dataset(model, 1, 60, n_features=4, n_sequences=2)
     arrays = tensors(model, with_missing(dataset, rng) if missing else dataset)
     starts = torch.arange(60) % 30 == 0
     problem = Problem(arrays["x"], arrays["mask"], starts, 1.0, fixed)
@@ -174,7 +174,7 @@ def test_em_never_loses(rng, missing, fixed):
         assert not values[name].any()
 
 
-def test_of_several_sequences_whole_ones_are_left_out():
+def test_loo_of_state_space_models_leaves_out_whole_sequences():
     model = LinearGaussianStateSpace(1)
     dataset = model.simulate(np.random.default_rng(0), 9, n_features=2, n_sequences=2)
     arrays = tensors(model, dataset)
@@ -184,9 +184,9 @@ def test_of_several_sequences_whole_ones_are_left_out():
     torch.testing.assert_close(found, torch.stack([rows[:5].sum(), rows[5:].sum()]))
 
 
-def test_a_step_of_em_is_at_rest_where_the_derivative_is_zero(rng):
+def test_em_steps_vanish_at_stationary_points(rng):
     model = LinearGaussianStateSpace(2, mu_scale=1.0)
-    dataset = stable(model, 3, 80, n_features=4, n_sequences=2)
+    dataset = stable_dataset(model, 3, 80, n_features=4, n_sequences=2)
     arrays = tensors(model, dataset)
     with double():
         found = model.maximum_likelihood(arrays, rng)
@@ -198,9 +198,9 @@ def test_a_step_of_em_is_at_rest_where_the_derivative_is_zero(rng):
         np.testing.assert_allclose(after[name].numpy(), value.numpy(), atol=1e-6)
 
 
-def test_maximum_likelihood_beats_the_truth_and_is_in_principal_axes(rng):
+def test_maximum_likelihood_exceeds_the_truth_and_uses_principal_axes(rng):
     model = LinearGaussianStateSpace(2)
-    dataset = stable(model, 5, 100, n_features=4)
+    dataset = stable_dataset(model, 5, 100, n_features=4)
     arrays = tensors(model, dataset)
     with double():
         found = model.maximum_likelihood(arrays, rng)
@@ -225,14 +225,14 @@ def test_maximum_likelihood_beats_the_truth_and_is_in_principal_axes(rng):
     assert other.trace[-1] == pytest.approx(found.trace[-1] - arrays["x"].numel() * np.log(100), rel=1e-9)
 
 
-def test_what_is_fixed_stays_where_it_is(rng):
+def test_parameters_with_prior_scale_0_stay_0(rng):
     model = LinearGaussianStateSpace(1, A_scale=0, mu_scale=0)
-    dataset = simulated(LinearGaussianStateSpace(1, mu_scale=0), 40, n_features=4)
+    dataset = simulated_dataset(LinearGaussianStateSpace(1, mu_scale=0), 40, n_features=4)
     with double():
         found = model.maximum_likelihood(tensors(model, dataset), rng)
     assert not found.values["A"].any()
     assert not found.values["mu"].any()
-    # Without movement it is factor analysis without a mean: rows are independent, N(0, C C' + sigma^2).
+    # Without movement it is factor analysis without a mean: rows are independent, N(0, C C^T + sigma^2).
     C, sigma = found.values["C"], found.values["sigma"]
     level = multivariate_normal(np.zeros(4), C @ C.T + np.diag(sigma**2)).logpdf(dataset.x).sum()
     assert found.trace[-1] == pytest.approx(level, rel=1e-10)
@@ -250,22 +250,22 @@ def test_what_is_fixed_stays_where_it_is(rng):
         ({"n_latent": 2, "initial_scale": np.inf}, r"`initial_scale` must be a finite number above 0; got inf"),
     ],
 )
-def test_settings_out_of_range_are_refused(settings, message):
+def test_settings_of_the_state_space_model_out_of_range_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         LinearGaussianStateSpace(**settings)
 
 
-def test_data_that_cannot_be_fitted_are_refused(rng):
+def test_unsuitable_data_are_refused_by_the_state_space_model(rng):
     model = LinearGaussianStateSpace(1)
     x = rng.standard_normal((2, 3))
-    with pytest.raises(DataError, match="has 2 time steps; at least 3 are needed"):
+    with pytest.raises(DataError, match="must have at least 3 time steps; got 2"):
         model.check(Dataset({"x": x}, dims={"x": ("unit", "feature")}))
     x = np.column_stack([rng.standard_normal(9), np.ones(9)])
     with pytest.raises(DataError, match="column 'b' is constant"):
         model.check(Dataset({"x": x}, dims={"x": ("unit", "feature")}, coords={"feature": ["a", "b"]}))
 
 
-def test_a_likelihood_without_a_maximum_is_said_to_have_none(monkeypatch):
+def test_an_unbounded_likelihood_is_reported(monkeypatch):
     monkeypatch.setattr(state_space_optimum, "N_STARTS", 1)
     # Two features of one AR(2) process: the second dimension is the first a step before, and moves without noise of its own.
     rng, model = np.random.default_rng(4), LinearGaussianStateSpace(2)
@@ -273,5 +273,5 @@ def test_a_likelihood_without_a_maximum_is_said_to_have_none(monkeypatch):
     for t in range(2, 82):
         z[t] = 1.2 * z[t - 1] - 0.6 * z[t - 2] + rng.standard_normal()
     x = z[2:] * [1.0, 0.5] + 0.3 * rng.standard_normal((80, 2))
-    with double(), pytest.raises(InferenceError, match=r"was not reached.*A has an entry of size .* grows without bound"):
+    with double(), pytest.raises(InferenceError, match=r"did not converge.*an entry of A has absolute value .*: A diverges"):
         model.maximum_likelihood(tensors(model, Dataset({"x": x}, dims={"x": ("unit", "feature")})), rng)

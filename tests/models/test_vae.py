@@ -1,4 +1,4 @@
-"""Variational autoencoders: densities by hand, the bound, the encoder, labels, missing entries, and what is refused."""
+"""Tests of variational autoencoders: densities, bound, encoder, labels, missing entries and errors."""
 
 import itertools
 import json
@@ -33,16 +33,16 @@ from latentlab.symmetry.groups import Identity
 QUICK = SVI(guide="model", n_steps=60, learning_rate=0.01, n_particles=1, batch_size=40, n_draws=60)
 
 
-def torched(values):
+def as_tensors(values):
     return {name: torch.tensor(np.asarray(value), dtype=torch.float64) for name, value in values.items()}
 
 
-def encoded(model, sizes, rng):
+def random_encoder(model, sizes, rng):
     """Random parameters of the encoder, `sizes` by dim."""
     return {name: 0.5 * rng.normal(size=[sizes[d] for d in dims]) for name, dims in model.parameters.items() if "encoder" in name}
 
 
-def network(inputs, values, side, n_layers, activation):
+def hidden_outputs(inputs, values, side, n_layers, activation):
     """The output of the hidden layers, by numpy."""
     h = inputs
     for i in range(1, n_layers + 1):
@@ -60,13 +60,13 @@ ACTIVATIONS = {"relu": lambda a: np.maximum(a, 0), "tanh": np.tanh, "softplus": 
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli", "poisson"])
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("hidden", [(), (4, 3)])
-def test_the_log_joint_is_the_one_by_hand(rng, likelihood, activation, conditional, hidden):
+def test_the_log_joint_matches_numpy(rng, likelihood, activation, conditional, hidden):
     noise = "feature" if conditional else "shared"
     model = VAE(2, hidden, likelihood, activation, noise=noise, conditional=conditional)
     dataset = model.simulate(rng, 7, n_features=5)
     values = dataset.truth
     inputs = {"z": values["z"], **({"labels": np.eye(3)[dataset.labels.astype(int)]} if conditional else {})}
-    h = network(inputs, values, "decoder", len(hidden), ACTIVATIONS[activation])
+    h = hidden_outputs(inputs, values, "decoder", len(hidden), ACTIVATIONS[activation])
     last = f"decoder_{len(hidden) + 1}"
     out = sum(v @ values[f"{last}_{n}"] for n, v in h.items()) + values[f"{last}_b"]
     fit_of = {
@@ -82,13 +82,13 @@ def test_the_log_joint_is_the_one_by_hand(rng, likelihood, activation, condition
     assert log_joint(model, missing, values) == pytest.approx(expected - fit_of[1, 2] - fit_of[4, 0], rel=1e-10)
 
 
-def test_the_score_of_the_parameters_has_mean_zero():
+def test_the_score_of_the_parameters_has_mean_0():
     """E[d log p(x, z; theta) / d theta] = 0 at the truth of every simulated set: z-tests, Bonferroni at a total of 1e-5."""
     model, rng, rows = VAE(2, (3,), activation="tanh", noise="feature"), np.random.default_rng(3), []
     with double():
         for _ in range(300):
             dataset = model.simulate(rng, 6, n_features=3)
-            values = torched({n: v for n, v in dataset.truth.items() if n in model.parameters})
+            values = as_tensors({n: v for n, v in dataset.truth.items() if n in model.parameters})
             density = Density(model, tensors(model, dataset), dataset.array_dims, values)
             z = {"z": torch.tensor(dataset.truth["z"])}
             gradients = torch.func.grad(lambda p, d=density, z=z: d.at(p).log_joint(z))(values)
@@ -101,28 +101,28 @@ def test_the_score_of_the_parameters_has_mean_zero():
 # -- the encoder
 
 
-def test_the_encoder_is_the_network_by_hand_and_does_not_see_missing_entries(rng):
+def test_the_encoder_matches_numpy_and_ignores_missing_entries(rng):
     model = VAE(2, (4, 3), activation="tanh", encoder_hidden=(5,), conditional=True)
     dataset = model.simulate(rng, 8, n_features=6)
     x = dataset.x.copy()
     x[2, 3] = x[5, 0] = np.nan
     dataset = replace(dataset, arrays={"x": x})
-    values = encoded(model, {"feature": 6, "label": 3, "encoder_1": 5, "latent": 2, "axis": 2}, rng)
+    values = random_encoder(model, {"feature": 6, "label": 3, "encoder_1": 5, "latent": 2, "axis": 2}, rng)
     assert set(values) | {n for n in dataset.truth if n != "z"} == set(model.parameters)
     given = {"x": np.nan_to_num(x), "missing": np.isnan(x).astype(float), "labels": np.eye(3)[dataset.labels.astype(int)]}
-    h = network(given, values, "encoder", 1, np.tanh)["h"]
+    h = hidden_outputs(given, values, "encoder", 1, np.tanh)["h"]
     with double():
-        found = model.latents(tensors(model, dataset), **torched(values))
+        found = model.latents(tensors(model, dataset), **as_tensors(values))
     np.testing.assert_allclose(found.mean, h @ values["encoder_loc_h"] + values["encoder_loc_b"], rtol=1e-12)
     np.testing.assert_allclose(found.stddev, np.exp(h @ values["encoder_scale_h"] + values["encoder_scale_b"]), rtol=1e-12)
     arrays = tensors(model, dataset)
     arrays["x"][2, 3] = 99.0
     with double():
-        np.testing.assert_array_equal(model.latents(arrays, **torched(values)).mean, found.mean)
+        np.testing.assert_array_equal(model.latents(arrays, **as_tensors(values)).mean, found.mean)
 
 
 def linear(rng, n_units=30, n_features=6, q=1):
-    """A linear decoder with one latent dimension, whose exact conditional a linear encoder can be: data and parameters."""
+    """Data and parameters of a linear decoder with one latent dimension, whose exact conditional is a linear encoder."""
     model = VAE(q, (), encoder_hidden=())
     dataset = model.simulate(rng, n_units, n_features)
     W, mu, s2 = dataset.truth["decoder_1_z"].T, dataset.truth["decoder_1_b"], dataset.truth["sigma"] ** 2
@@ -141,17 +141,17 @@ def linear(rng, n_units=30, n_features=6, q=1):
 def bound(model, dataset, values, n_samples):
     with double():
         torch.manual_seed(0)
-        return model.bound(tensors(model, dataset), n_samples, **torched(values)).numpy()
+        return model.bound(tensors(model, dataset), n_samples, **as_tensors(values)).numpy()
 
 
-def test_the_bound_is_exact_with_the_exact_encoder(rng):
+def test_the_elbo_is_exact_with_the_exact_encoder(rng):
     model, dataset, values, exact = linear(rng)
     for n_samples in (1, 7):
         np.testing.assert_allclose(bound(model, dataset, values, n_samples), exact, rtol=1e-9)
 
 
-def test_the_bound_rises_from_the_elbo_to_the_likelihood(rng):
-    """An encoder twice too wide and half an sd off: known gap, KL(q || p(z | x)), for one sample; none for many."""
+def test_the_importance_weighted_bound_increases_to_the_likelihood(rng):
+    """For an encoder with twice the sd and a shift, the gap is KL(q || p(z | x)) with one sample and vanishes with many."""
     model, dataset, values, exact = linear(rng, n_units=1600)
     sd = float(np.exp(values["encoder_scale_b"][0]))
     values["encoder_loc_b"] = values["encoder_loc_b"] + 0.5 * sd
@@ -167,7 +167,7 @@ def test_the_bound_rises_from_the_elbo_to_the_likelihood(rng):
     assert np.abs(bound(model, dataset.subset(range(3)), values, 20_000) - exact[:3]).max() < 0.05
 
 
-def test_the_bound_has_missing_entries_integrated_out(rng):
+def test_the_elbo_integrates_out_missing_entries(rng):
     model, dataset, values, _ = linear(rng, n_units=12)
     x = dataset.x.copy()
     x[rng.uniform(size=x.shape) < 0.3] = np.nan
@@ -182,11 +182,6 @@ def test_the_bound_has_missing_entries_integrated_out(rng):
 
 
 @pytest.fixture(scope="module")
-def iris():
-    return load_dataset("iris")
-
-
-@pytest.fixture(scope="module")
 def fitted(iris):
     return fit(VAE(2, (16,), activation="tanh"), iris, QUICK, seed=0, progress=False)
 
@@ -195,20 +190,20 @@ def contents(result):
     return {f"{g.name}/{n}": a.values for g in result.data.children.values() for n, a in g.data_vars.items()}
 
 
-def test_the_fit_has_its_parameters_once_and_its_positions_by_draw(fitted):
+def test_parameters_are_stored_once_and_positions_by_draw(fitted):
     assert set(fitted.parameters) == set(fitted.model.parameters)
     assert fitted.data["parameters"]["decoder_1_z"].dims == ("latent", "decoder_1")
     assert fitted.data["parameters"]["decoder_2_b"]["feature"].values[0] == "sepal length (cm)"
     assert fitted.latents().dims == ("chain", "draw", "unit", "latent")
     assert "log_likelihood" not in fitted.data.children
-    with pytest.raises(ModelError, match="parameters that are points have no LOO"):
+    with pytest.raises(ModelError, match="LOO requires draws of all parameters; here they are point estimates"):
         fitted.loo()
 
 
-def test_draws_are_the_encoders_and_their_densities_those_of_the_parameters(fitted, iris):
+def test_draws_follow_the_encoder_and_densities_use_the_parameters(fitted, iris):
     z = fitted.sites()["z"]
     with double():
-        q = fitted.model.latents(tensors(fitted.model, iris), **torched(fitted.parameters))
+        q = fitted.model.latents(tensors(fitted.model, iris), **as_tensors(fitted.parameters))
         log_q = q.log_prob(torch.tensor(z)).numpy()
     # 60 draws: 300 means within 5 standard errors.
     assert (np.abs(z[0].mean(0) - q.mean.numpy()) < 5 * q.stddev.numpy() / np.sqrt(60)).all()
@@ -223,7 +218,7 @@ def decoder(result):
     return {name: value for name, value in result.parameters.items() if "encoder" not in name}
 
 
-def test_same_seed_same_bytes_and_nothing_is_left_behind(fitted, iris):
+def test_vae_fits_are_reproducible_and_change_no_global_state(fitted, iris):
     pyro.clear_param_store()
     pyro.param("decoder_1_z", torch.tensor(2.0))
     again = contents(fit(VAE(2, (16,), activation="tanh"), iris, QUICK, seed=0, progress=False))
@@ -235,7 +230,7 @@ def test_same_seed_same_bytes_and_nothing_is_left_behind(fitted, iris):
     assert other.parameters["decoder_1_z"].tobytes() != fitted.parameters["decoder_1_z"].tobytes()
 
 
-def test_new_units_are_placed_by_the_encoder_in_the_fits_axes(fitted, iris):
+def test_new_units_are_encoded_in_the_axes_of_the_fit(fitted, iris):
     few = iris.raw().subset([3, 77, 140])
     z = fitted.latents(few)
     assert z.sizes == {"chain": 1, "draw": 60, "unit": 3, "latent": 2}
@@ -246,7 +241,7 @@ def test_new_units_are_placed_by_the_encoder_in_the_fits_axes(fitted, iris):
     )
 
 
-def test_held_out_units_have_a_bound(fitted, iris):
+def test_held_out_units_are_scored_by_a_bound(fitted, iris):
     few = iris.raw().subset(range(0, 150, 10))
     score = fitted.held_out_score(few, n_samples=50)
     assert set(score) == {"bound", "se", "n_units"}
@@ -286,7 +281,7 @@ def test_a_stored_run_gives_the_same_latents(tmp_path):
     assert "A lower bound on the held-out log predictive density" in (tmp_path / "v" / "report.html").read_text()
 
 
-def test_activity_is_that_of_the_encoder_and_a_dimension_at_the_prior_is_none(fitted, iris):
+def test_activity_matches_the_encoder_and_collapsed_dimensions_are_inactive(fitted, iris):
     values = dict(fitted.parameters)
     for name in ("encoder_loc_h", "encoder_scale_h"):
         values[name] = values[name].copy()
@@ -295,9 +290,9 @@ def test_activity_is_that_of_the_encoder_and_a_dimension_at_the_prior_is_none(fi
     from latentlab.inference.encoder import activity
 
     arrays = tensors(fitted.model, iris)
-    table = activity(fitted.model, arrays, torched(values))
+    table = activity(fitted.model, arrays, as_tensors(values))
     with double():
-        q = fitted.model.latents(arrays, **torched(values)).base_dist
+        q = fitted.model.latents(arrays, **as_tensors(values)).base_dist
         kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).mean(0).numpy()
     np.testing.assert_allclose(table["kl"], kl, rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(table["activity"], q.mean.numpy().var(0), rtol=1e-10, atol=1e-14)
@@ -305,7 +300,7 @@ def test_activity_is_that_of_the_encoder_and_a_dimension_at_the_prior_is_none(fi
     assert table["kl"][1] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_missing_entries_are_filled_in_and_teach_the_encoder():
+def test_missing_entries_are_imputed_and_the_encoder_is_trained_with_them():
     missing = load_dataset("iris", missing=0.2)
     result = fit(VAE(2, (16,), activation="tanh"), missing, replace(QUICK, n_steps=400), seed=0, progress=False)
     filled = result.imputations(n_draws=50)
@@ -318,7 +313,7 @@ def test_missing_entries_are_filled_in_and_teach_the_encoder():
 # -- labels
 
 
-def test_labels_reach_both_networks_and_keep_their_columns(iris):
+def test_labels_enter_both_networks_with_fixed_columns(iris):
     model = VAE(2, (8,), conditional=True, activation="tanh")
     result = fit(model, iris, QUICK, seed=0, progress=False)
     assert result.parameters["decoder_1_labels"].shape == (3, 8)
@@ -337,11 +332,11 @@ def test_labels_reach_both_networks_and_keep_their_columns(iris):
 def test_labels_that_are_missing_or_new_are_refused(iris):
     model = VAE(2, (8,), conditional=True)
     bare = replace(iris, labels=None)
-    with pytest.raises(DataError, match="has no labels, which `conditional` needs"):
+    with pytest.raises(DataError, match="`conditional` needs a label for each unit; the data have no labels"):
         fit(model, bare, QUICK)
     result = fit(model, iris, QUICK, seed=0, progress=False)
     strange = replace(iris.raw().subset([0, 60]), labels=np.array(["setosa", "rosa"]))
-    with pytest.raises(DataError, match="unit 60 has the label 'rosa', which no unit of the fit had; those were setosa"):
+    with pytest.raises(DataError, match=r"the label of unit 60 must be a label of the fit, setosa.*; got 'rosa'"):
         result.latents(strange)
     with pytest.raises(DataError, match="needs a label for each unit"):
         result.latents(bare.raw())
@@ -350,7 +345,7 @@ def test_labels_that_are_missing_or_new_are_refused(iris):
 # -- the objective
 
 
-def test_the_weight_of_the_positions_grows_to_the_models_beta(iris, monkeypatch):
+def test_the_kl_weight_increases_to_beta(iris, monkeypatch):
     weights = []
     plain = SVI._pyro_loss
 
@@ -364,7 +359,7 @@ def test_the_weight_of_the_positions_grows_to_the_models_beta(iris, monkeypatch)
     np.testing.assert_allclose(weights, 0.5 * np.minimum(1, np.arange(1, 31) / 20))
 
 
-def test_a_larger_beta_leaves_less_in_the_positions(iris):
+def test_a_larger_beta_lowers_the_kl_divergence(iris):
     kl = [
         fit(VAE(2, (8,), beta=beta), iris, replace(QUICK, n_steps=400), seed=0, progress=False).activity()["kl"].sum()
         for beta in (0.2, 5.0)
@@ -372,7 +367,7 @@ def test_a_larger_beta_leaves_less_in_the_positions(iris):
     assert kl[0] > 1.5 * kl[1]
 
 
-def test_units_that_are_held_out_stop_a_fit_that_learns_its_data_by_heart():
+def test_held_out_units_stop_an_overfitting_vae():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 12))
     dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")})
@@ -385,8 +380,8 @@ def test_units_that_are_held_out_stop_a_fit_that_learns_its_data_by_heart():
     assert stopped.held_out_score(fresh, n_samples=100)["bound"] > through.held_out_score(fresh, n_samples=100)["bound"] + 500
 
 
-def test_the_parameters_of_the_best_look_are_the_result():
-    """A parameter that moves by the learning rate each step, and a look that likes it best at 0.7, steps 50 to 100."""
+def test_the_parameters_with_the_best_held_out_loss_are_the_result():
+    """A parameter changes by the learning rate at each step; the held-out loss is lowest at 0.7."""
     seen = []
 
     def step(p, m, v, scale):
@@ -404,8 +399,8 @@ def test_the_parameters_of_the_best_look_are_the_result():
     assert len(losses) < 400  # and it does not go on for long after it
 
 
-def test_held_out_units_take_no_part_in_the_steps(iris):
-    """Whatever their values are, the steps are the same."""
+def test_held_out_units_do_not_affect_training(iris):
+    """Changing the values of held-out units does not change the steps."""
     from latentlab.inference.svi import _divided
     from latentlab.seeds import Seeds
 
@@ -422,7 +417,7 @@ def test_held_out_units_take_no_part_in_the_steps(iris):
     assert losses[0].tobytes() == losses[1].tobytes()
 
 
-def test_iwae_with_one_particle_is_the_elbo_and_with_more_is_higher(iris):
+def test_iwae_equals_the_elbo_with_one_particle_and_is_higher_with_more(iris):
     one, iwae = (
         fit(VAE(2, (8,)), iris, replace(QUICK, objective=o), seed=0, progress=False).data["optimization"]["loss"].values
         for o in ("elbo", "iwae")
@@ -436,7 +431,7 @@ def test_iwae_with_one_particle_is_the_elbo_and_with_more_is_higher(iris):
 # -- frozen parameters
 
 
-def test_frozen_positions_are_sampled_from_their_exact_posterior(rng):
+def test_positions_of_frozen_models_are_sampled_from_the_exact_posterior(rng):
     model, dataset, values, _ = linear(rng, n_units=5, q=2)
     few = model.frozen(values)
     result = fit(few, dataset, NUTS(n_chains=4, n_warmup=300, n_draws=500), seed=0, progress=False)
@@ -449,7 +444,7 @@ def test_frozen_positions_are_sampled_from_their_exact_posterior(rng):
     assert result.parameters == {}
 
 
-def test_frozen_models_are_told_apart_by_their_parameters(fitted):
+def test_frozen_models_differ_by_their_parameters(fitted):
     values = dict(fitted.parameters)
     one = repr(fitted.frozen())
     values["sigma"] = values["sigma"] * 1.01
@@ -487,12 +482,12 @@ class Undeclared(Shifted):
     parameters = {}
 
 
-class Absent(Shifted):
+class MissingParameter(Shifted):
     parameters = {"a": (), "never": ()}
 
 
-class Stiff(Shifted):
-    """A program that cannot take several particles at once."""
+class OneParticleOnly(Shifted):
+    """A program that supports only one particle."""
 
     dims = {"z": ("unit",)}
 
@@ -511,7 +506,7 @@ def column(n=400):
     return Dataset({"x": 3.0 + np.sqrt(2) * np.random.default_rng(0).normal(size=n)}, dims={"x": ("unit",)})
 
 
-def test_a_parameter_of_the_program_is_fitted_beside_sites():
+def test_program_parameters_are_fitted_with_sites():
     data = column()
     method = SVI(guide="model", n_steps=1500, learning_rate=0.02, n_particles=2, n_draws=200)
     result = fit(Shifted(), data, method, seed=0, progress=False)
@@ -521,23 +516,25 @@ def test_a_parameter_of_the_program_is_fitted_beside_sites():
     assert result.data["sample_stats"]["lp"].values[0, 3] == pytest.approx(joint, rel=1e-12)
 
 
-def test_parameters_are_declared_and_found_and_fitted_by_the_models_guide():
+def test_undeclared_and_missing_parameters_are_refused():
     method = SVI(guide="model", n_steps=5, n_draws=5, n_particles=1)
-    with pytest.raises(ModelError, match="parameter 'a' is not declared in the parameters of 'shifted': none"):
+    with pytest.raises(ModelError, match="parameter 'a' is not declared in `parameters` of 'shifted'; declared: none"):
         fit(Undeclared(), column(9), method)
-    with pytest.raises(ModelError, match="declares the parameter 'never', which neither program nor guide has"):
-        fit(Absent(), column(9), method)
-    with pytest.raises(ModelError, match="'shifted' has parameters, estimated with guide='model' only; the guide is 'full_rank'"):
+    with pytest.raises(ModelError, match="declares the parameter 'never', which is in neither program nor guide"):
+        fit(MissingParameter(), column(9), method)
+    with pytest.raises(
+        ModelError, match="'shifted' has parameters, which are estimated with guide='model' only; got guide='full_rank'"
+    ):
         fit(Shifted(), column(9), SVI(n_steps=5))
-    with pytest.raises(ModelError, match="objective 'iwae' needs a model whose sites all belong to units; 'shifted' has b"):
+    with pytest.raises(ModelError, match="objective 'iwae' needs a model whose sites all belong to units; 'shifted' has also b"):
         fit(Shifted(), column(9), replace(method, objective="iwae"))
 
 
-def test_several_particles_need_a_program_that_takes_them():
+def test_programs_limited_to_one_particle_are_refused_with_several():
     method = SVI(guide="model", n_steps=5, n_draws=5)
-    with pytest.raises(ModelError, match=r"'shifted' does not take a further leading axis.*n_particles=1"):
-        fit(Stiff(), column(9), method)
-    fit(Stiff(), column(9), replace(method, n_particles=1), progress=False)
+    with pytest.raises(ModelError, match=r"'shifted' cannot be evaluated with a leading axis of particles.*n_particles=1"):
+        fit(OneParticleOnly(), column(9), method)
+    fit(OneParticleOnly(), column(9), replace(method, n_particles=1), progress=False)
 
 
 def test_parameters_without_a_prior_cannot_be_calibrated():
@@ -557,25 +554,33 @@ def table(x):
 @pytest.mark.parametrize(
     ("likelihood", "x", "message"),
     [
-        ("poisson", [[1, 2], [3, -1], [0, 2]], "takes counts, whole numbers from 0; unit 1, column '1' has -1"),
-        ("poisson", [[1, 2], [0.5, 1], [0, 2]], "unit 1, column '0' has 0.5"),
-        ("bernoulli", [[1, 0], [0, 1.2], [0, 1]], "takes zeros and ones; unit 1, column '1' has 1.2"),
-        ("bernoulli", [[1, 0], [0, 0.5], [0, 1]], "column '1' has 0.5"),
+        (
+            "poisson",
+            [[1, 2], [3, -1], [0, 2]],
+            "must be counts .whole numbers from 0. for the likelihood 'poisson'; got -1 for unit 1, column '1'",
+        ),
+        ("poisson", [[1, 2], [0.5, 1], [0, 2]], "got 0.5 for unit 1, column '0'"),
+        (
+            "bernoulli",
+            [[1, 0], [0, 1.2], [0, 1]],
+            "must be 0 or 1 for the likelihood 'bernoulli'; got 1.2 for unit 1, column '1'",
+        ),
+        ("bernoulli", [[1, 0], [0, 0.5], [0, 1]], "got 0.5 for unit 1, column '1'"),
         ("gaussian", np.ones((4, 3)), "column '0' is constant"),
     ],
 )
-def test_values_that_the_likelihood_does_not_know_are_refused(likelihood, x, message):
+def test_values_outside_the_support_of_the_likelihood_are_refused(likelihood, x, message):
     with pytest.raises(DataError, match=message):
         fit(VAE(2, (4,), likelihood), table(x), SVI(guide="model", n_steps=2))
 
 
-def test_data_of_the_wrong_form_are_refused(fitted, iris):
+def test_data_of_the_wrong_form_are_refused_by_vaes(fitted, iris):
     images = Dataset({"x": np.zeros((5, 4, 4))}, dims={"x": ("unit", "row", "column")})
-    with pytest.raises(DataError, match=r"an image as one row; .*\('unit', 'row', 'column'\), shape \(5, 4, 4\)"):
+    with pytest.raises(DataError, match=r"an image as one row; .*\('unit', 'row', 'column'\) and shape \(5, 4, 4\)"):
         fit(VAE(2), images, QUICK)
-    with pytest.raises(DataError, match=r"5 columns where|has also|not those"):
+    with pytest.raises(DataError, match=r"has 5 columns, but|columns differ from those"):
         fitted.latents(table(np.zeros((3, 5))))
-    with pytest.raises(DataError, match="say `standardize: false`"):
+    with pytest.raises(DataError, match="load the data with `standardize: false`"):
         fit(VAE(2, likelihood="poisson"), iris, QUICK)
     constant = np.random.default_rng(0).normal(size=(9, 3))
     constant[:, 1] = 2.0
@@ -584,10 +589,10 @@ def test_data_of_the_wrong_form_are_refused(fitted, iris):
     fit(VAE(2, (4,)), table(constant), replace(QUICK, n_steps=3, batch_size=None, n_draws=30), progress=False)
 
 
-def test_images_of_another_size_than_the_networks_are_refused(fitted):
-    with pytest.raises(DataError, match="toy has 5 along 'feature'; the parameters are of 4"):
+def test_images_that_do_not_match_the_network_are_refused(fitted):
+    with pytest.raises(DataError, match=r"dim 'feature' must have size 4, as in the parameter '\w+'; got 5"):
         fit(fitted.frozen(), table(np.random.default_rng(0).normal(size=(3, 5))), NUTS(n_chains=1, n_warmup=5, n_draws=5))
-    with pytest.raises(ModelError, match="method 'nuts' does not go with model 'vae'"):
+    with pytest.raises(ModelError, match="model 'vae' does not support the method 'nuts'"):
         fit(VAE(2), table(np.eye(5)), NUTS())
 
 
@@ -605,17 +610,17 @@ def test_images_of_another_size_than_the_networks_are_refused(fitted):
         (lambda: SVI(guide="model", objective="vimco"), "SVI: `objective` must be one of elbo, iwae; got 'vimco'"),
         (lambda: SVI(guide="model", kl_warmup=-1), "SVI: `kl_warmup` must be a whole number of at least 0"),
         (lambda: SVI(guide="model", held_out=1.0), "SVI: `held_out` must be a finite number of at least 0 and below 1; got 1.0"),
-        (lambda: SVI(held_out=0.1), "SVI: `held_out` goes with guide='model' only; the guide is 'full_rank'"),
-        (lambda: SVI(objective="iwae"), "SVI: `objective` goes with guide='model' only"),
+        (lambda: SVI(held_out=0.1), "SVI: `held_out` is available with guide='model' only; got guide='full_rank'"),
+        (lambda: SVI(objective="iwae"), "SVI: `objective` is available with guide='model' only"),
     ],
 )
-def test_settings_out_of_range_are_refused_by_name(make, message):
+def test_settings_of_vaes_out_of_range_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
 
 
-def test_shares_and_batches_that_leave_nothing_are_refused(iris):
-    with pytest.raises(ConfigError, match=r"SVI: `held_out`: 0.001 of 150 units leaves one part empty"):
+def test_held_out_shares_and_batches_that_leave_no_units_are_refused(iris):
+    with pytest.raises(ConfigError, match=r"SVI: `held_out` must leave a unit in each part; got 0.001 of 150"):
         fit(VAE(2), iris, replace(QUICK, held_out=0.001))
     with pytest.raises(ConfigError, match="`batch_size` must be at most the 30 units that are not held out; got 40"):
         fit(VAE(2), iris, replace(QUICK, held_out=0.8))
@@ -625,7 +630,7 @@ def test_shares_and_batches_that_leave_nothing_are_refused(iris):
 
 
 @pytest.mark.slow
-def test_a_deep_decoder_beats_ppca_of_the_same_size_on_images_that_were_held_out():
+def test_a_deep_decoder_beats_ppca_on_held_out_images():
     digits = load_dataset("digits", standardize=False, dequantize=True)
     training, held_out = digits.split(0.1, np.random.default_rng(1))
     method = SVI(guide="model", n_steps=1500, learning_rate=0.005, n_particles=1, batch_size=128, n_draws=100)

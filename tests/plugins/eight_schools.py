@@ -1,4 +1,4 @@
-"""A user's own model: eight schools, with a column of effects and one of their standard errors."""
+"""A user's model: eight schools, with columns of effects and standard errors."""
 
 import pyro
 import pyro.distributions as dist

@@ -1,4 +1,4 @@
-"""Small real runs that differ in what they have."""
+"""Fixtures: small real runs with different content."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ SMALL = {"n_draws": 12, "n_pairs": 10, "n_permutations": 4, "n_neighbors": 4}
 
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """NUTS, units, features and labels that are HTML, missing entries, held-out units, own vectors, an algorithm with seeds."""
+    """NUTS with HTML in names, missing entries, held-out units, user vectors and an embedding with seeds."""
     rng = np.random.default_rng(7)
     folder = tmp_path_factory.mktemp("hostile")
     codes = np.arange(33) % 3
@@ -45,7 +45,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A point estimate of positions on a line, missing entries whose truth is known, no labels, nothing compared."""
+    """A point estimate with one latent dimension and missing entries with known truth; no labels or comparison."""
     config = {
         "name": "bare",
         "dataset": {"name": "linear_gaussian", "n_units": 40, "n_features": 5, "n_latent": 1, "missing": 0.1},
@@ -71,10 +71,9 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Labels by NUTS: clusterings with seeds and with more clusters than labels, embeddings that are no clusterings.
+    """A mixture by NUTS, compared with clusterings (with seeds, with extra clusters) and other embeddings.
 
-    The groups lie 4 standard deviations apart: nearer ones have draws of one to three clusters, and which of them is the
-    estimate hangs on rounding.
+    The groups are 4 standard deviations apart; for closer groups the estimate would depend on rounding.
     """
     config = {
         "name": "mixture",
@@ -95,7 +94,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Labels given a point estimate, of yes-or-no answers some of which are missing; no labels known, nothing compared."""
+    """A point estimate of a mixture of binary answers with missing entries; no labels or comparison."""
     rng = np.random.default_rng(3)
     folder = tmp_path_factory.mktemp("answers")
     x = (rng.random((60, 5)) < np.array([[0.9, 0.8, 0.9, 0.2, 0.1], [0.1, 0.3, 0.2, 0.9, 0.8]])[np.arange(60) % 2]).astype(int)
@@ -113,7 +112,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def sequences(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """States of six sequences given a point estimate, entries missing, two features."""
+    """A point estimate of a hidden Markov model for six sequences of two features with missing entries."""
     config = {
         "name": "sequences",
         "dataset": {"name": "hidden_markov", "n_sequences": 6, "n_steps": 30, "n_features": 2, "missing": 0.05},

@@ -1,4 +1,4 @@
-"""The page of autoencoders: active dimensions, reconstructions, walks through the decoder."""
+"""Tests of the page of autoencoders: active dimensions, reconstructions and latent traversals."""
 
 import json
 
@@ -46,7 +46,7 @@ def digits(tmp_path_factory):
     return made(tmp_path_factory.mktemp("digits"), "digits", model, dataset, SHORT)
 
 
-def test_dimensions_are_those_of_the_encoder_and_a_collapse_is_loud(linear):
+def test_active_dimensions_are_listed_and_a_collapse_is_highlighted(linear):
     fit = load_fit(linear)
     rows = named(linear, "table")["active-dimensions"]["rows"]
     expected = fit.activity()
@@ -54,23 +54,23 @@ def test_dimensions_are_those_of_the_encoder_and_a_collapse_is_loud(linear):
     assert [row["active"] for row in rows] == ["yes" if value > ACTIVE else "no" for value in expected["activity"]]
     collapsed = [row["dimension"] for row in rows if row["active"] == "no"]
     assert len(collapsed) == 2  # the noise is above all but the first eigenvalue
-    assert "at the prior (posterior collapse)" in words(linear)
+    assert "the posterior equals the prior (posterior collapse)" in words(linear)
 
 
-def test_what_is_decoded_is_what_the_decoder_says(linear):
-    machine = autoencoder._Machine(Source(linear), Source(linear).model)
-    W, mu = (torch.as_tensor(machine.parameters[name]).numpy() for name in ("W", "mu"))
+def test_decoded_walks_match_the_decoder(linear):
+    fitted = autoencoder._Autoencoder(Source(linear), Source(linear).model)
+    W, mu = (torch.as_tensor(fitted.parameters[name]).numpy() for name in ("W", "mu"))
     z = linear.posterior["posterior"]["z"].values[0].mean(axis=0)
-    np.testing.assert_allclose(machine.mean, z)
-    np.testing.assert_allclose(machine.decode(z), z @ W.T + mu)
+    np.testing.assert_allclose(fitted.mean, z)
+    np.testing.assert_allclose(fitted.decode(z), z @ W.T + mu)
     raw = Source(linear).raw
-    np.testing.assert_allclose(machine.raw(machine.x), raw.x, atol=1e-9)
-    best, worst = autoencoder._chosen(machine)
-    assert machine.error[best].max() == np.sort(machine.error)[4]
-    assert machine.error[worst].min() == np.sort(machine.error)[-5]
+    np.testing.assert_allclose(fitted.raw(fitted.x), raw.x, atol=1e-9)
+    best, worst = autoencoder._chosen(fitted)
+    assert fitted.error[best].max() == np.sort(fitted.error)[4]
+    assert fitted.error[worst].min() == np.sort(fitted.error)[-5]
 
 
-def test_images_are_put_together_from_their_pixels(digits):
+def test_images_are_assembled_from_pixels(digits):
     source = Source(digits)
     grid = autoencoder._grid(source.features)
     image = autoencoder._image(np.arange(len(source.features), dtype=float), grid)
@@ -78,8 +78,8 @@ def test_images_are_put_together_from_their_pixels(digits):
     assert image[0, 2] == source.features.index("pixel_0_2")
     assert np.isnan(image[0, 0])  # constant, and left out
     figures = named(digits, "figure")
-    assert {"reconstructions", "walks"} <= set(figures)
-    assert "posterior standard deviations" in figures["walks"]["caption"]
+    assert {"reconstructions", "traversals"} <= set(figures)
+    assert "posterior standard deviations" in figures["traversals"]["caption"]
     assert autoencoder._grid(["pixel_0_1", "hue"]) is None
 
 
@@ -91,11 +91,11 @@ def test_images_are_put_together_from_their_pixels(digits):
     ],
     ids=["with labels", "with missing entries"],
 )
-def test_labels_and_missing_entries_do_not_break_the_page(model, dataset, tmp_path):
+def test_the_page_handles_labels_and_missing_entries(model, dataset, tmp_path):
     found = made(tmp_path, "other", model, dataset, SHORT)
-    assert {"reconstructions", "walks"} <= set(named(found, "figure"))
+    assert {"reconstructions", "traversals"} <= set(named(found, "figure"))
 
 
-def test_other_models_have_none_of_it(tmp_path):
+def test_other_models_have_no_autoencoder_section(tmp_path):
     found = made(tmp_path, "ppca", {"name": "ppca", "n_latent": 2}, {"name": "iris"}, {"name": "exact", "n_draws": 40})
     assert "active-dimensions" not in named(found, "table")

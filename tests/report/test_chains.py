@@ -1,4 +1,4 @@
-"""What is drawn of chains."""
+"""Tests of plots of chains."""
 
 from types import SimpleNamespace
 
@@ -10,8 +10,8 @@ from latentlab.report import chains
 
 
 @pytest.fixture
-def drawn(monkeypatch, rng):
-    """Draws `(chain, draw)` of the log density, and what the page hands to ArviZ for them, by the drawing's name."""
+def plotted_chains(monkeypatch, rng):
+    """Draws `(chain, draw)` of the log density, and the data passed to ArviZ by name of the plot."""
 
     def of(n_chains, n_superchains):
         lp = rng.normal(size=(n_chains, 6))
@@ -33,27 +33,27 @@ def drawn(monkeypatch, rng):
     return of
 
 
-def test_of_many_chains_superchains_are_drawn(drawn):
-    """Traces of the first chain of each, ranks of all of each together: chains next to each other are of one superchain."""
-    lp, found = drawn(12, 4)
+def test_many_chains_are_plotted_by_superchain(plotted_chains):
+    """Traces show the first chain of each superchain, ranks all of its chains; adjacent chains form a superchain."""
+    lp, found = plotted_chains(12, 4)
     values, caption = found["trace"]
     np.testing.assert_array_equal(values, lp[[0, 3, 6, 9]])
     assert "first chain of each of 4 superchains" in caption
     values, caption = found["rank"]
     np.testing.assert_array_equal(values, [lp[0:3].ravel(), lp[3:6].ravel(), lp[6:9].ravel(), lp[9:12].ravel()])
-    assert "superchain, each with 3 of the 12 chains" in caption
+    assert "superchain (3 of the 12 chains each)" in caption
 
 
 @pytest.mark.parametrize("n_superchains", [None, 1, 4])
-def test_chains_that_are_not_grouped_are_drawn_one_by_one(drawn, n_superchains):
-    lp, found = drawn(4, n_superchains)
+def test_ungrouped_chains_are_plotted_one_by_one(plotted_chains, n_superchains):
+    lp, found = plotted_chains(4, n_superchains)
     for name in ("trace", "rank"):
         np.testing.assert_array_equal(found[name][0], lp)
         assert "superchain" not in found[name][1]
 
 
 @pytest.mark.parametrize(("n_chains", "n_lines"), [(4, 6), (64, 2)])
-def test_a_legend_of_many_chains_has_no_line_for_each(n_chains, n_lines, monkeypatch, rng):
+def test_the_legend_of_many_chains_is_shortened(n_chains, n_lines, monkeypatch, rng):
     energy = xr.Dataset({"energy": (("chain", "draw"), rng.normal(size=(n_chains, 20)))})
     tree = xr.DataTree.from_dict({"/posterior": xr.Dataset(coords={"chain": range(n_chains)}), "/sample_stats": energy})
     found = []

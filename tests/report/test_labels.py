@@ -1,22 +1,22 @@
-"""The page where positions are labels: its numbers against direct computations, and what it says of what it lacks."""
+"""Tests of the page for labels: numbers against direct computations, and missing parts."""
 
 import itertools
-import json
 import re
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import captions, items, table, words
 from scipy.stats import chi2
 
-from latentlab.report import components, pairs, parts, scores
-from latentlab.report.beside import columns, label_panels
+from latentlab.report import co_assignment, components, parts, scores
 from latentlab.report.components import location
 from latentlab.report.contingency import items as contingency_tables
 from latentlab.report.inference import modes
 from latentlab.report.inference import section as inference_section
 from latentlab.report.labels import plane
+from latentlab.report.linked_panels import columns, label_panels
 from latentlab.report.parts import Parts, opacity
 from latentlab.report.rows import matched
 from latentlab.report.source import Source
@@ -27,30 +27,13 @@ CLUSTERINGS = {"kmeans, seed 1", "distances, seed 1 (mapped)", "agglomerative"}
 """Of the first seeds; distances to centres are no labels, but are carried into some by the correspondence with the mixture."""
 
 
-def items(found: Run, kind: str) -> list[dict[str, Any]]:
-    told = json.loads((found.path / "report.json").read_text(encoding="utf-8"))
-    return [item for part in [told["summary"], *told["sections"]] for item in part["items"] if item["kind"] == kind]
-
-
-def table(found: Run, name: str) -> list[dict[str, Any]]:
-    return next(item["rows"] for item in items(found, "table") if item["name"] == name)
-
-
-def words(found: Run) -> str:
-    return "\n".join(line for item in items(found, "text") for line in item["lines"])
-
-
-def captions(found: Run) -> dict[str, str]:
-    return {item["name"]: item["caption"] for item in items(found, "figure")}
-
-
 def draws(found: Run) -> np.ndarray:
     z = found.posterior["latents"]["z"].values
     return z.reshape(-1, z.shape[-1])
 
 
 def rand(a: np.ndarray, b: np.ndarray) -> float:
-    """Adjusted Rand index by the pairs themselves; 1 where both are one cluster, or each unit alone, which gives 0 / 0."""
+    """Adjusted Rand index by pairs; 1 if both partitions are trivial, which gives 0 / 0."""
     pairs = np.array(list(itertools.combinations(range(len(a)), 2)))
     x, y = (v[pairs[:, 0]] == v[pairs[:, 1]] for v in (a, b))
     chance = x.sum() * y.sum() / len(pairs)
@@ -59,14 +42,14 @@ def rand(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def best_match(a: np.ndarray, b: np.ndarray, n: int) -> int:
-    """Most units that agree under any one-to-one names of b's clusters, by trying all."""
+    """Largest number of agreeing units over all one-to-one matchings of clusters."""
     return max(int((a == np.array(p)[b]).sum()) for p in itertools.permutations(range(n)))
 
 
 # -- the point estimate and its probabilities
 
 
-def test_probabilities_are_shares_of_draws_and_add_up(mixture: Run):
+def test_label_probabilities_are_shares_of_draws_and_sum_to_1(mixture: Run):
     source, z = Source(mixture), draws(mixture)
     assert np.allclose(source.probabilities.sum(axis=1), 1, rtol=0, atol=1e-12)
     for unit, k in itertools.product((0, 7, 30), range(3)):
@@ -75,7 +58,7 @@ def test_probabilities_are_shares_of_draws_and_add_up(mixture: Run):
     assert np.allclose(source.probabilities, own, rtol=0, atol=1e-12)
 
 
-def test_the_estimate_has_the_partition_of_the_comparison_and_the_names_of_the_draws(mixture: Run, answers: Run):
+def test_the_estimate_matches_the_comparison_with_aligned_labels(mixture: Run, answers: Run):
     source = Source(mixture)
     codes = mixture.comparison["point_estimate"].values
     assert len(set(codes.tolist())) == 3
@@ -92,7 +75,7 @@ def test_the_estimate_has_the_partition_of_the_comparison_and_the_names_of_the_d
     assert loss(alone.estimate) <= min(loss(y) for y in draws(answers)) + 1e-9, "without a comparison it is found here"
 
 
-def test_matched_names_are_one_to_one_and_the_best():
+def test_label_matching_is_one_to_one_and_optimal():
     rng = np.random.default_rng(5)
     for n_clusters in (2, 3, 4, 5):
         codes = np.concatenate([np.arange(n_clusters), rng.integers(0, n_clusters, 30)])
@@ -113,7 +96,7 @@ def test_matched_names_are_one_to_one_and_the_best():
 # -- tables
 
 
-def test_sizes_and_weights_are_those_of_the_draws(mixture: Run):
+def test_sizes_and_weights_match_the_draws(mixture: Run):
     z, rows = draws(mixture), table(mixture, "components")
     weights = mixture.posterior["latents"]["weights"].values.reshape(-1, 3)
     assert [row["component"] for row in rows] == [0, 1, 2]
@@ -128,7 +111,7 @@ def test_sizes_and_weights_are_those_of_the_draws(mixture: Run):
         assert row["weight, q95"] == pytest.approx(np.quantile(weights[:, k], 0.95), rel=1e-12)
 
 
-def test_profiles_are_in_the_datas_own_values(mixture: Run):
+def test_component_profiles_are_in_data_units(mixture: Run):
     mu = mixture.posterior["latents"]["mu"].values.reshape(-1, 3, 3)
     own = mu * mixture.params["transform.scale"] + mixture.params["transform.loc"]
     rows = table(mixture, "profiles")
@@ -139,7 +122,7 @@ def test_profiles_are_in_the_datas_own_values(mixture: Run):
         assert row["q05"] == pytest.approx(np.quantile(values, 0.05), rel=1e-10)
 
 
-def test_each_units_two_most_probable_labels(mixture: Run):
+def test_the_two_most_probable_labels_of_each_unit_are_listed(mixture: Run):
     rows, p = table(mixture, "positions"), Source(mixture).probabilities
     assert [row["unit"] for row in rows] == Source(mixture).units
     for row, own in zip(rows, p, strict=True):
@@ -157,7 +140,7 @@ def test_occupied_components_are_counted(mixture: Run):
     assert share.sum() == pytest.approx(1)
 
 
-def test_known_labels_are_counted(mixture: Run):
+def test_known_labels_are_cross_tabulated(mixture: Run):
     source, rows = Source(mixture), table(mixture, "known-labels")
     known = mixture_labels(mixture)
     for row in rows:
@@ -173,7 +156,7 @@ def mixture_labels(found: Run) -> np.ndarray:
     return raw.labels.astype(str)
 
 
-def test_clusterings_are_held_against_the_estimate(mixture: Run):
+def test_clusterings_are_compared_with_the_estimate(mixture: Run):
     source = Source(mixture)
     rows = {row["embedding"]: row for row in table(mixture, "matched")}
     assert set(rows) == CLUSTERINGS, "the first seed of each clustering, and no other embedding"
@@ -194,7 +177,7 @@ def test_clusterings_are_held_against_the_estimate(mixture: Run):
 # -- drawings
 
 
-def test_the_map_is_the_principal_plane(mixture: Run):
+def test_the_map_shows_the_first_two_principal_components(mixture: Run):
     source = Source(mixture)
     at, centre, axes, names = plane(source)
     x = source.observed.values
@@ -207,8 +190,8 @@ def test_the_map_is_the_principal_plane(mixture: Run):
     assert f"{values[0] / values.sum():.0%}" in names[0]
 
 
-def test_ellipses_hold_what_they_say(mixture: Run):
-    """Draws of a component's Gaussian, projected: 80 % lie inside, within 5 standard errors (one false alarm in a million)."""
+def test_ellipses_contain_their_nominal_share(mixture: Run):
+    """80% of projected draws of a component lie inside, within 5 standard errors (one false alarm in a million)."""
     source = Source(mixture)
     means, covariances = components.gaussians(source)
     tree = source.tree["latents"]
@@ -226,7 +209,7 @@ def test_ellipses_hold_what_they_say(mixture: Run):
     assert abs(inside - 0.8) < 5 * np.sqrt(0.16 / 20_000)
 
 
-def test_tied_and_spherical_covariances_are_read_too(tmp_path):
+def test_tied_and_spherical_covariances_are_supported(tmp_path):
     for covariance in ("spherical", "tied"):
         config = {
             "name": covariance,
@@ -247,15 +230,15 @@ def test_tied_and_spherical_covariances_are_read_too(tmp_path):
             assert np.allclose(found[0], found[1])
 
 
-def test_opacity_says_certainty():
+def test_opacity_shows_certainty():
     assert opacity(np.array([1.0]))[0] == pytest.approx(0.9)
     assert opacity(np.array([0.1, 0.5])).tolist() == [parts.FAINT] * 2
     assert np.all(np.diff(opacity(np.linspace(0.5, 1, 9))) > 0)
 
 
-def test_the_units_of_the_co_assignment_are_in_order(mixture: Run):
+def test_co_assignment_units_are_ordered_by_cluster(mixture: Run):
     source = Source(mixture)
-    order = pairs.ordered(source)
+    order = co_assignment.ordered(source)
     assert sorted(order.tolist()) == list(range(len(source.units)))
     keys = [(source.estimate[i], -source.certainty[i]) for i in order]
     assert keys == sorted(keys)
@@ -267,15 +250,15 @@ def test_the_units_of_the_co_assignment_are_in_order(mixture: Run):
     assert float(error.group(2)) == pytest.approx(own[off].max(), rel=0.06)
 
 
-def test_many_units_are_thinned_and_that_is_said(mixture: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pairs, "MOST_PAIRED", 20)
+def test_many_units_are_thinned_and_noted(mixture: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(co_assignment, "MOST_PAIRED", 20)
     source = Source(mixture)
-    assert len(pairs.ordered(source)) == 20
-    assert set(source.estimate[pairs.ordered(source)].tolist()) == set(source.estimate.tolist())
-    assert f"20 of {len(source.units)} units are drawn" in pairs.pair_figure(source, Parts(source)).caption
+    assert len(co_assignment.ordered(source)) == 20
+    assert set(source.estimate[co_assignment.ordered(source)].tolist()) == set(source.estimate.tolist())
+    assert f"20 of {len(source.units)} units are shown" in co_assignment.pair_figure(source, Parts(source)).caption
 
 
-def test_many_features_are_a_heat_map_of_those_that_differ(mixture: Run, monkeypatch: pytest.MonkeyPatch):
+def test_many_features_are_shown_as_a_heat_map_of_the_most_different(mixture: Run, monkeypatch: pytest.MonkeyPatch):
     source = Source(mixture)
     monkeypatch.setattr(components, "MOST_INTERVALS", 3)
     monkeypatch.setattr(components, "MOST_ROWS", 2)
@@ -289,10 +272,10 @@ def test_many_features_are_a_heat_map_of_those_that_differ(mixture: Run, monkeyp
     assert mean.shape == (3, 3)
 
 
-# -- beside
+# -- linked panels
 
 
-def test_panels_are_the_map_coloured_by_each_clustering(mixture: Run):
+def test_panels_show_the_map_coloured_by_each_clustering(mixture: Run):
     source = Source(mixture)
     data = label_panels(source)
     panel = {one["title"]: one for one in data["panels"]}
@@ -304,8 +287,8 @@ def test_panels_are_the_map_coloured_by_each_clustering(mixture: Run):
     assert panel["pca"]["aligned"] == columns(own), "its own coordinates"
     assert panel["pca"]["aligned"] != panel["point estimate"]["aligned"]
     assert panel["pca"]["codes"] == data["classes"]["codes"] == panel["point estimate"]["codes"]
-    assert panel["pca"]["worst"] is None, "no disagreement of what is no clustering"
-    assert panel["kmeans, seed 1"]["worst"] is not None
+    assert panel["pca"]["disagreement"] is None, "only clusterings have a disagreement"
+    assert panel["kmeans, seed 1"]["disagreement"] is not None
     assert "labels:" not in panel["kmeans, seed 1"]["note"]
     for one in panel.values():
         assert max(one["codes"]) < len(data["classes"]["colors"])
@@ -322,7 +305,7 @@ def test_panels_are_the_map_coloured_by_each_clustering(mixture: Run):
 # -- scores, units, summary
 
 
-def test_embeddings_that_are_no_clusterings_have_scores_and_no_verdict(mixture: Run):
+def test_other_embeddings_have_scores_without_verdict(mixture: Run):
     rows = table(mixture, "verdicts-labels")
     mapped = ["distances, seed 1 (mapped)", "distances, seed 2 (mapped)"]
     assert [row["embedding"] for row in rows] == ["kmeans, seed 1", "kmeans, seed 2", *mapped, "agglomerative"]
@@ -331,7 +314,7 @@ def test_embeddings_that_are_no_clusterings_have_scores_and_no_verdict(mixture: 
     assert [row["delta"] for row in rows] == pytest.approx(of["delta"].values[of["verdict"].values != ""], rel=1e-12)
     assert {row["embedding"] for row in table(mixture, "coverage")} == {row["embedding"] for row in rows}
     said = words(mixture)
-    assert "distances and pca are not clusterings; they have scores but no verdict" in said
+    assert "distances and pca are not clusterings: they have scores but no verdict" in said
     told = [row["embedding"] for row in table(mixture, "verdicts")]
     assert told == ["kmeans, 2 seeds", "distances (mapped), 2 seeds", "agglomerative"]
     assert list(table(mixture, "verdicts")[0]) == ["embedding", "verdict", "delta", "remark"]  # its checks failed
@@ -346,7 +329,7 @@ def test_embeddings_that_are_no_clusterings_have_scores_and_no_verdict(mixture: 
     }
 
 
-def test_units_are_those_of_clusterings(mixture: Run):
+def test_unit_tables_contain_clusterings_only(mixture: Run):
     worst = table(mixture, "worst-units")[0]
     assert set(worst) >= CLUSTERINGS
     assert not {"pca", "distances, seed 1"} & set(worst)
@@ -357,7 +340,7 @@ def test_units_are_those_of_clusterings(mixture: Run):
     assert all(value is not None for row in table(mixture, "worst-units") for value in row.values())
 
 
-def test_scores_by_labels_are_those_of_partitions(mixture: Run):
+def test_scores_by_labels_use_partition_metrics(mixture: Run):
     known = np.unique(mixture_labels(mixture), return_inverse=True)[1]
     source = Source(mixture)
     rows = table(mixture, "labels")
@@ -365,18 +348,18 @@ def test_scores_by_labels_are_those_of_partitions(mixture: Run):
     assert {row["embedding"] for row in rows} == CLUSTERINGS | others
     for row in rows:
         if "Rand" in row["score"]:
-            assert row["of point estimate"] == pytest.approx(rand(source.estimate, known), abs=1e-12)
+            assert row["point estimate"] == pytest.approx(rand(source.estimate, known), abs=1e-12)
     kmeans = next(row.labels for row in source.judged_rows if row.title == "kmeans, seed 1")
-    assert rows[0]["of embedding"] == pytest.approx(rand(kmeans, known), abs=1e-12)
+    assert rows[0]["value"] == pytest.approx(rand(kmeans, known), abs=1e-12)
 
 
-def test_words_are_those_of_labels(mixture: Run, answers: Run):
+def test_the_text_uses_terms_for_labels(mixture: Run, answers: Run):
     for found in (mixture, answers):
         said = words(found) + " ".join(captions(found).values())
         assert "latent axis" not in said
         assert "aligned to the posterior mean" not in said
         assert "posterior mean of each unit" not in said
-        assert "symmetry Permutation" in said
+        assert "symmetry group Permutation" in said
     terms = {row["term"] for row in table(mixture, "terms")}
     assert {"Binder loss", "Lost companions"} <= terms
     assert "Hotelling" not in words(mixture)
@@ -385,7 +368,7 @@ def test_words_are_those_of_labels(mixture: Run, answers: Run):
     assert {"map", "profiles", "co-assignment"} <= set(captions(mixture))
 
 
-def test_a_point_estimate_without_labels_or_embeddings(answers: Run):
+def test_the_page_of_a_point_estimate_without_labels_or_embeddings(answers: Run):
     assert "known-labels" not in {item["name"] for item in items(answers, "table")}
     row = table(answers, "components")[0]
     assert "weight, mean" in row
@@ -395,7 +378,7 @@ def test_a_point_estimate_without_labels_or_embeddings(answers: Run):
     assert "No embedding was compared" in words(answers)
 
 
-def test_a_delta_of_0_stands_at_the_end_of_its_scale_which_says_so(mixture: Run):
+def test_a_delta_of_0_is_drawn_at_the_marked_end_of_the_scale(mixture: Run):
     other = replace(mixture)
     other.__dict__["comparison"] = mixture.comparison.copy(deep=True)
     other.comparison["delta"].values[...] = 0.5
@@ -407,7 +390,7 @@ def test_a_delta_of_0_stands_at_the_end_of_its_scale_which_says_so(mixture: Run)
 # -- modes
 
 
-def test_weights_that_are_hardly_numbers_do_not_stop_the_page(mixture: Run):
+def test_the_page_handles_tiny_weights(mixture: Run):
     tree = Source(mixture).tree.copy(deep=True)
     tree["posterior"]["weights"].values[1] = np.random.default_rng(0).dirichlet([1, 1, 1], 60)[: len(tree["posterior"].draw)] * [
         1,
@@ -417,10 +400,10 @@ def test_weights_that_are_hardly_numbers_do_not_stop_the_page(mixture: Run):
     tiny = Source(mixture)
     object.__setattr__(tiny, "run", replace_posterior(mixture, tree))
     said = [line for item in inference_section(tiny).items for line in getattr(item, "lines", ())]
-    assert any("The chains are not drawn" in line for line in said)
+    assert any("Trace and rank plots are not available" in line for line in said)
 
 
-def test_chains_in_different_modes_are_said_aloud(mixture: Run):
+def test_chains_in_different_modes_are_reported(mixture: Run):
     """One chain's means are moved far away: the page says that its chains sit in two modes, and which."""
     source = Source(mixture)
     tree = source.tree.copy(deep=True)
@@ -453,7 +436,7 @@ def test_restarts_are_listed_by_mode(answers: Run):
 # -- none of the embeddings is a clustering; many labels
 
 
-def test_only_embeddings_that_are_no_clusterings(tmp_path):
+def test_the_page_without_clusterings(tmp_path):
     config = {
         "name": "geyser",
         "dataset": {"name": "geyser", "n_units": 40},
@@ -464,7 +447,7 @@ def test_only_embeddings_that_are_no_clusterings(tmp_path):
     }
     found = run(config, out=tmp_path / "run", progress=False)
     said = words(found)
-    assert "pca is not a clustering; it has scores but no verdict" in said
+    assert "pca is not a clustering: it has scores but no verdict" in said
     assert "No clustering was compared" in said
     assert "dp_mixture with 6 components" in said
     assert not {"deltas", "disagreement"} & set(captions(found))

@@ -1,4 +1,4 @@
-"""The page and report.json: self-contained, safe, complete, the same numbers."""
+"""Tests of the page and report.json: self-contained, escaped, complete and consistent."""
 
 import json
 import re
@@ -13,12 +13,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from helpers import items, table, words
 from matplotlib import pyplot
 
 from latentlab.data.load import load_dataset
 from latentlab.errors import MissingDependencyError, StoreError
 from latentlab.report import positions
-from latentlab.report.items import MARKS, shown
+from latentlab.report.items import MARKS, mathematics, shown
 from latentlab.report.page import embedded, write
 from latentlab.report.source import Source
 from latentlab.store.read import Run, read
@@ -29,7 +30,7 @@ HEAD = ("!DOCTYPE", "html", "head", "meta", "title", "style", "body")
 
 
 class Page(HTMLParser):
-    """A page taken apart: tags with attributes, and the text of tables, paragraphs, script and style."""
+    """Parses a page into tags with attributes and text of tables, paragraphs, script and style."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -72,19 +73,6 @@ def record(found: Run) -> dict[str, Any]:
     return json.loads((found.path / "report.json").read_text(encoding="utf-8"))
 
 
-def items(found: Run, kind: str) -> list[dict[str, Any]]:
-    told = record(found)
-    return [item for part in [told["summary"], *told["sections"]] for item in part["items"] if item["kind"] == kind]
-
-
-def words(found: Run) -> str:
-    return "\n".join(line for item in items(found, "text") for line in item["lines"])
-
-
-def table(found: Run, name: str) -> list[dict[str, Any]]:
-    return next(item["rows"] for item in items(found, "table") if item["name"] == name)
-
-
 def test_the_page_fetches_nothing(any_run: Run):
     page = taken_apart(any_run)
     for tag, attributes in page.tags:
@@ -101,7 +89,7 @@ def test_the_page_fetches_nothing(any_run: Run):
     assert "default-src 'none'" in str(policy)
 
 
-def test_words_of_the_user_are_never_markup(hostile: Run):
+def test_user_text_is_escaped(hostile: Run):
     page = taken_apart(hostile)
     tags = [tag for tag, _ in page.tags]
     assert tags.count("script") == 2, "the panels' data and the page's own script"
@@ -123,7 +111,7 @@ def test_the_panels_data_cannot_end_its_script(hostile: Run):
     assert json.loads(embedded({"a": "</script><!--", "b": [1.5, float("nan")]})) == {"a": "</script><!--", "b": [1.5, None]}
 
 
-def test_the_json_holds_the_numbers_of_the_page(any_run: Run):
+def test_the_json_contains_the_numbers_of_the_page(any_run: Run):
     page = taken_apart(any_run)
     found = items(any_run, "table")
     assert len(found) > 4
@@ -134,13 +122,14 @@ def test_the_json_holds_the_numbers_of_the_page(any_run: Run):
             for (column, value), cell in zip(record_row.items(), row, strict=True):
                 infinite = {"inf": "∞", "-inf": "−∞"}
                 expected = infinite.get(value) if isinstance(value, str) and value in infinite else shown(value, digits)
+                expected = mathematics(value) if column == "quantity" and isinstance(value, str) else expected
                 marked = column.startswith("verdict") and value in MARKS
                 assert " ".join(cell.split()) == (f"{MARKS[value]} {value}" if marked else " ".join(str(expected).split())), (
                     column
                 )
 
 
-def test_the_numbers_are_those_of_the_run(hostile: Run):
+def test_page_numbers_match_the_run(hostile: Run):
     data = hostile.comparison
     for alignment in data["alignment"].values.astype(str):
         rows = table(hostile, f"verdicts-{alignment}")
@@ -159,7 +148,7 @@ def test_the_numbers_are_those_of_the_run(hostile: Run):
     assert worst["disagreement"] == pytest.approx(float(distances.max()), rel=1e-12)
 
 
-def test_the_summary_says_the_verdict_of_each_embedding(hostile: Run):
+def test_the_summary_lists_the_verdict_of_each_embedding(hostile: Run):
     told = {row["embedding"]: row for row in table(hostile, "verdicts")}
     assert {"pca", "pca (mapped)", "<i>own", "tsne, 2 seeds"} == set(told)
     first = hostile.comparison.sel(embedding="pca").isel(alignment=0)
@@ -171,7 +160,7 @@ def test_the_summary_says_the_verdict_of_each_embedding(hostile: Run):
     assert "Interpret all results with caution" in words(hostile), "120 draws are too few"
 
 
-def test_all_that_was_asked_for_is_there(hostile: Run):
+def test_all_figures_tables_and_texts_are_present(hostile: Run):
     figures = {item["name"] for item in items(hostile, "figure")}
     assert figures == {
         *("trace", "rank", "energy", "khat", "positions", "loadings", "predictive"),
@@ -184,11 +173,11 @@ def test_all_that_was_asked_for_is_there(hostile: Run):
     assert [row["seeds"] for row in table(hostile, "seeds")] == [2]
 
 
-def test_what_a_run_lacks_is_said_in_a_sentence(bare: Run, wide: Run):
+def test_missing_parts_of_a_run_are_explained(bare: Run, wide: Run):
     said = words(bare)
     for phrase in (
         "Intervals are too narrow",
-        "The configuration has no embedding",
+        "The configuration contains no embedding",
         "No embedding was compared",
         "R-hat, effective sample sizes, LOO and prior sensitivity require a full posterior",
     ):
@@ -199,7 +188,7 @@ def test_what_a_run_lacks_is_said_in_a_sentence(bare: Run, wide: Run):
     assert "elbo" in {item["name"] for item in items(wide, "figure")}
 
 
-def test_a_verdict_stands_beside_the_remark_that_the_fit_did_not_converge(hostile: Run, mixture: Run):
+def test_verdicts_carry_a_note_if_the_fit_did_not_converge(hostile: Run, mixture: Run):
     remark = "the fit did not converge"
     failed = "fail" in set(hostile.diagnostics["verdict"])
     assert failed, "80 steps of warm-up and 60 draws"
@@ -214,13 +203,13 @@ def test_a_verdict_stands_beside_the_remark_that_the_fit_did_not_converge(hostil
     assert Source(hostile).unconverged == remark
 
 
-def test_terms_say_how_the_draws_of_this_fit_were_split(hostile: Run, wide: Run):
+def test_the_glossary_states_how_draws_were_split(hostile: Run, wide: Run):
     verdict = {run.path: table(run, "terms")[0]["meaning"] for run in (hostile, wide)}
-    assert verdict[hostile.path].startswith("Every second chain is held out, and the other chains are the reference")
-    assert verdict[wide.path].startswith("The first draws are the reference and the last draws are held out")
+    assert verdict[hostile.path].startswith("Every second chain is held out; the other chains are the reference half")
+    assert verdict[wide.path].startswith("The first draws are the reference half and the last draws are held out")
 
 
-def test_meanings_of_hyper_parameters_have_no_marks_of_code(any_run: Run):
+def test_descriptions_of_hyperparameters_have_no_code_marks(any_run: Run):
     rows = [row for item in items(any_run, "table") if item["name"] in ("hyperparameters", "embeddings") for row in item["rows"]]
     assert rows
     assert not [row for row in rows if "`" in str(row)]
@@ -231,10 +220,10 @@ def test_every_check_has_a_meaning_and_a_remedy(any_run: Run):
     rows = table(any_run, "check-meanings")
     assert {row["check"] for row in rows} == set(any_run.diagnostics["check"])
     assert len({row["check"] for row in rows}) == len(rows)
-    assert all(row["meaning"] and row["if it fails"] for row in rows)
+    assert all(row["meaning"] and row["if it fails or warns"] for row in rows)
 
 
-def test_held_out_sequences_are_called_so():
+def test_held_out_sequences_are_named_as_sequences():
     info = {"held_out": {"elpd": -30.0, "se": 1.0, "n_units": 3.0}}
     source: Any = SimpleNamespace(run=SimpleNamespace(info=info), model=SimpleNamespace(offers={"leave_one_out"}))
     assert positions._held_out(source)[0].record()["lines"][0].startswith("3 sequences were held out of the fit")
@@ -242,7 +231,7 @@ def test_held_out_sequences_are_called_so():
     assert positions._held_out(source)[0].record()["lines"][0].startswith("1 sequence was held out of the fit")
 
 
-def test_the_page_is_well_made(any_run: Run):
+def test_the_page_is_valid_html_with_resolved_links(any_run: Run):
     page = taken_apart(any_run)
     ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
     assert len(ids) == len(set(ids)), "each id once"
@@ -259,7 +248,7 @@ def test_the_page_is_well_made(any_run: Run):
     assert "@media print" in "".join(page.texts["style"])
 
 
-def test_a_page_is_the_same_twice_and_leaves_nothing_behind(any_run: Run):
+def test_pages_are_reproducible_and_leave_no_global_state(any_run: Run):
     paths = [any_run.path / name for name in ("report.html", "report.json")]
     settings, figures = dict(matplotlib.rcParams), pyplot.get_fignums()
     state = np.random.get_state()[1].tolist()
@@ -272,9 +261,9 @@ def test_a_page_is_the_same_twice_and_leaves_nothing_behind(any_run: Run):
     assert np.random.get_state()[1].tolist() == state
 
 
-def test_a_page_needs_the_files_of_its_run_alone(hostile: Run, tmp_path: Path):
-    """The data of the config may be gone: the run keeps what was fitted. Older runs load their data, or go without labels."""
-    moved = _copy(hostile, tmp_path)
+def test_a_page_needs_only_the_files_of_its_run(hostile: Run, tmp_path: Path):
+    """Data files may be missing, since a run stores the fitted data. Older runs load their data or lack labels."""
+    moved = copy_of_run(hostile, tmp_path)
     before = (hostile.path / "report.html").read_text(encoding="utf-8")
     gone = {**moved.config, "dataset": {**moved.config["dataset"], "path": str(tmp_path / "gone.csv")}}
     write(replace(moved, config=gone))
@@ -286,18 +275,18 @@ def test_a_page_needs_the_files_of_its_run_alone(hostile: Run, tmp_path: Path):
     write(Run(moved.path, hostile.config, older))
     assert table(moved, "positions") == table(hostile, "positions")
     write(Run(moved.path, gone, older))
-    assert "The run has no data.nc, and its data could not be loaded again or were changed" in words(moved)
+    assert "The run has no data.nc, and its data set could not be loaded or has changed" in words(moved)
     assert "label" not in table(moved, "positions")[0]
 
 
-def test_an_older_run_whose_training_data_lack_a_column_has_a_page(hostile: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A column that was constant in the training units alone is in the data set, and not in the fit."""
-    moved = _copy(hostile, tmp_path)
+def test_older_runs_with_dropped_columns_have_a_page(hostile: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A column that is constant in the training units only is in the data set but not in the fit."""
+    moved = copy_of_run(hostile, tmp_path)
     dataset = load_dataset(**hostile.config["dataset"]).raw()
     names = [*dataset.features.astype(str), "one more"]
     x = np.column_stack([dataset.x, np.arange(len(dataset.x)) == 0])
     wider = replace(dataset, arrays={"x": x}, mask=None, truth={}, truth_dims={}, coords={**dataset.coords, "feature": names})
-    monkeypatch.setattr("latentlab.report.older.load_dataset", lambda **_: wider)
+    monkeypatch.setattr("latentlab.report.reload.load_dataset", lambda **_: wider)
     files = {name: entry for name, entry in moved.info["files"].items() if name != "data.nc"}
     write(
         Run(moved.path, hostile.config, {**moved.info, "files": files, "data": {**moved.info["data"], "sha256": wider.digest()}})
@@ -305,28 +294,28 @@ def test_an_older_run_whose_training_data_lack_a_column_has_a_page(hostile: Run,
     assert table(moved, "positions") == table(hostile, "positions")
 
 
-def test_a_plugin_that_is_gone_leaves_a_page_without_its_description(hostile: Run, tmp_path: Path):
-    moved = _copy(hostile, tmp_path)
+def test_a_missing_plugin_leaves_the_page_without_its_description(hostile: Run, tmp_path: Path):
+    moved = copy_of_run(hostile, tmp_path)
     changed = {**moved.config, "model": {"name": "elsewhere", "n_latent": 2}}
     write(replace(moved, config=changed))
-    assert "“elsewhere” comes from a plugin" in words(moved)
+    assert "“elsewhere” is from a plugin" in words(moved)
     assert "pca (mapped)" not in [panel["title"] for panel in items(moved, "panels")[0]["panels"]]
 
 
-def test_without_jinja2_the_extra_is_named(bare: Run, monkeypatch: pytest.MonkeyPatch):
+def test_missing_jinja2_is_reported_with_its_extra(bare: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MissingDependencyError, match=r"the report needs the package 'jinja2'.*latentlab\[report\]"):
         write(bare)
 
 
-def test_a_run_that_did_not_get_there_has_nothing_to_report(bare: Run):
+def test_an_unfinished_run_has_no_page(bare: Run):
     files = {name: entry for name, entry in bare.info["files"].items() if name != "diagnostics.json"}
     with pytest.raises(StoreError, match=r"no diagnostics.json: there is nothing to report yet"):
         write(replace(bare, info={**bare.info, "files": files}))
 
 
 @pytest.mark.slow
-def test_1797_units_make_a_page_of_a_few_megabytes(tmp_path: Path):
+def test_the_page_of_1797_units_has_a_few_megabytes(tmp_path: Path):
     config = {
         "name": "digits",
         "dataset": {"name": "digits", "drop_constant": True},
@@ -340,6 +329,6 @@ def test_1797_units_make_a_page_of_a_few_megabytes(tmp_path: Path):
     assert len(items(found, "panels")[0]["units"]) == 1797
 
 
-def _copy(found: Run, folder: Path) -> Run:
+def copy_of_run(found: Run, folder: Path) -> Run:
     shutil.copytree(found.path, folder / "run")
     return read(folder / "run")

@@ -1,11 +1,11 @@
-"""Numbers of the section about positions, against formulas of their own."""
+"""Tests of the section on positions against independent formulas."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from latentlab.report.imputed import imputations
+from latentlab.report.imputations import imputations
 from latentlab.report.predictive import tail
 from latentlab.report.source import Source
 from latentlab.store.read import Run
@@ -21,7 +21,7 @@ def test_the_tail_p_is_exact_under_the_null():
     assert tail(np.array([3.0]), np.full((9, 1), 3.0))[0] == 1.0, "equal values are no evidence"
 
 
-def test_means_and_ellipses_are_those_of_the_draws(wide: Run):
+def test_means_and_ellipses_match_the_draws(wide: Run):
     source = Source(wide)
     z = wide.posterior["latents"]["z"].values
     flat = z.reshape(-1, *z.shape[2:])
@@ -31,10 +31,10 @@ def test_means_and_ellipses_are_those_of_the_draws(wide: Run):
     assert source.spread[3] == pytest.approx(np.sqrt(flat[:, 3].var(axis=0, ddof=1).mean()), rel=1e-12)
 
 
-def test_imputations_are_the_conditional_of_the_joint_gaussian(bare: Run):
+def test_imputations_match_the_conditional_gaussian(bare: Run):
     """Given the point estimate, x is N(mu, W W^T + Psi): missing entries have the textbook conditional on those observed.
 
-    400 draws of 20 entries: each mean is within 5.1 standard errors, each sd within 20 % (5.7 of its own): 1e-5 false alarms.
+    400 draws of 20 entries: each mean is within 5.1 standard errors, each sd within 20% (5.7 of its own): 1e-5 false alarms.
     """
     source = Source(bare)
     x = source.observed.values
@@ -53,7 +53,7 @@ def test_imputations_are_the_conditional_of_the_joint_gaussian(bare: Run):
         assert 0.8 < column.std() / sd < 1.2
 
 
-def test_hidden_entries_are_found_again(bare: Run):
+def test_imputations_are_compared_with_hidden_entries(bare: Run):
     source = Source(bare)
     assert source.raw is not None
     x, truth = source.observed.values, source.raw.truth["x"]
@@ -64,8 +64,8 @@ def test_hidden_entries_are_found_again(bare: Run):
 
 
 @pytest.mark.parametrize("fixture", ["hostile", "wide"])
-def test_mapped_and_raw_rows_are_what_was_compared(fixture: str, request: pytest.FixtureRequest):
-    """A row's values give the run's own scores again: procrustes_similarity of one draw, by an independent formula."""
+def test_mapped_and_raw_rows_reproduce_the_scores(fixture: str, request: pytest.FixtureRequest):
+    """Recomputes the scores of the run from the rows, by an independent formula for procrustes_similarity."""
     found: Run = request.getfixturevalue(fixture)
     source, data = Source(found), found.comparison
     z = found.posterior["latents"]["z"].values

@@ -1,10 +1,8 @@
-"""The page of series: the course of states and of positions, transitions, how long states last."""
-
-import json
-from typing import Any
+"""Tests of the page of series: time courses, transitions and durations of states."""
 
 import numpy as np
 import pytest
+from helpers import captions, table, words
 
 from latentlab.report import positions, series
 from latentlab.report.parts import Parts
@@ -14,26 +12,9 @@ from latentlab.store.read import Run
 from latentlab.study.run import run
 
 
-def items(found: Run, kind: str) -> list[dict[str, Any]]:
-    told = json.loads((found.path / "report.json").read_text(encoding="utf-8"))
-    return [item for part in [told["summary"], *told["sections"]] for item in part["items"] if item["kind"] == kind]
-
-
-def table(found: Run, name: str) -> list[dict[str, Any]]:
-    return next(item["rows"] for item in items(found, "table") if item["name"] == name)
-
-
-def captions(found: Run) -> dict[str, str]:
-    return {item["name"]: item["caption"] for item in items(found, "figure")}
-
-
-def words(found: Run) -> str:
-    return "\n".join(line for item in items(found, "text") for line in item["lines"])
-
-
 @pytest.fixture(scope="module")
 def flow(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One sequence of one feature by NUTS, states that follow one another: the last one never ends."""
+    """One sequence of one feature by NUTS with a left-to-right chain."""
     config = {
         "name": "flow",
         "dataset": {"name": "nile"},
@@ -45,7 +26,7 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def symbols(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Symbols with times that are no numbers, in one sequence."""
+    """One sequence of symbols whose times are not numbers."""
     rng = np.random.default_rng(1)
     folder = tmp_path_factory.mktemp("symbols")
     state = np.repeat([0, 1, 0], 20)
@@ -62,7 +43,7 @@ def symbols(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Real positions of steps in time: a model that knows no time, of six sequences."""
+    """Real positions of six sequences, from a model without time."""
     config = {
         "name": "path",
         "dataset": {"name": "hidden_markov", "n_sequences": 6, "n_steps": 20, "n_features": 4},
@@ -72,7 +53,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run(config, out=tmp_path_factory.mktemp("path") / "run", progress=False)
 
 
-def test_sequences_are_found_in_the_data(sequences: Run, flow: Run, mixture: Run):
+def test_sequences_are_read_from_the_data(sequences: Run, flow: Run, mixture: Run):
     source = Source(sequences)
     assert source.sequences is not None
     assert [len(of) for of in source.sequences] == [30, 27, 24, 21, 18, 15]
@@ -83,15 +64,15 @@ def test_sequences_are_found_in_the_data(sequences: Run, flow: Run, mixture: Run
     assert Source(mixture).sequences is None
 
 
-def test_the_data_set_that_maps_are_given_has_its_sequences(sequences: Run):
+def test_correspondence_maps_receive_sequences_and_times(sequences: Run):
     fitted = Source(sequences).fitted
     assert fitted.coords["sequence"].tolist() == sequences.posterior["observed_data"]["sequence"].values.tolist()
     assert "time" in fitted.coords
 
 
-def test_the_course_says_what_is_left_out(sequences: Run, flow: Run, monkeypatch: pytest.MonkeyPatch):
-    assert "The first 4 of 6 sequences are drawn" in captions(sequences)["course"]
-    assert "sequences are drawn" not in captions(flow)["course"]
+def test_the_time_course_notes_omitted_sequences(sequences: Run, flow: Run, monkeypatch: pytest.MonkeyPatch):
+    assert "The first 4 of 6 sequences are shown" in captions(sequences)["course"]
+    assert "sequences are shown" not in captions(flow)["course"]
     assert "The first" not in captions(flow)["course"]
     monkeypatch.setattr(series, "MOST_FEATURES", 1)
     source = Source(sequences)
@@ -101,14 +82,14 @@ def test_the_course_says_what_is_left_out(sequences: Run, flow: Run, monkeypatch
     assert "in 1 sequence" not in words(flow)
 
 
-def test_the_ribbon_adds_up_to_one(sequences: Run):
-    """What is stacked: the probabilities of the states shown, which are all."""
+def test_stacked_state_probabilities_sum_to_1(sequences: Run):
+    """The stacked probabilities of all states sum to 1."""
     source = Source(sequences)
     kept = Parts(source).kept
     assert np.allclose(source.probabilities[:, kept].sum(axis=1), 1, atol=1e-12)
 
 
-def test_transitions_are_those_of_the_aligned_draws(flow: Run, sequences: Run):
+def test_transitions_match_the_aligned_draws(flow: Run, sequences: Run):
     for found in (flow, sequences):
         tree = found.posterior
         group = "latents" if "transition" in tree["latents"] else "posterior"
@@ -125,9 +106,9 @@ def test_transitions_are_those_of_the_aligned_draws(flow: Run, sequences: Run):
     assert "q05" not in table(sequences, "transitions")[0], "a point estimate has no intervals"
 
 
-def test_how_long_a_state_lasts(flow: Run, sequences: Run):
+def test_state_durations_match_the_geometric_mean(flow: Run, sequences: Run):
     """The mean of a geometric distribution, by its definition: sum of n a^(n-1) (1 - a)."""
-    rows = table(flow, "stays")
+    rows = table(flow, "durations")
     a = flow.posterior["posterior"]["transition"].values.reshape(-1, 2, 2)
     n = np.arange(1, 20_000)
     stay = np.array([(n * p ** (n - 1.0) * (1 - p)).sum() for p in a[:, 0, 0]])
@@ -135,17 +116,17 @@ def test_how_long_a_state_lasts(flow: Run, sequences: Run):
     assert stay.min() <= rows[0]["q05"] <= rows[0]["duration in steps, median"] <= rows[0]["q95"] <= stay.max()
     assert rows[1]["duration in steps, median"] == "inf", "the last state never ends"
     assert "initial, mean" not in rows[0], "the first state is fixed"
-    told = table(sequences, "stays")
+    told = table(sequences, "durations")
     initial = sequences.posterior["latents"]["initial"].values[0, 0]
     assert [row["initial, mean"] for row in told] == pytest.approx(initial.tolist(), rel=1e-12)
 
 
-def test_a_single_feature_is_a_histogram(flow: Run):
+def test_a_single_feature_is_shown_as_histogram(flow: Run):
     assert captions(flow)["map"].startswith("Histogram")
     assert {"course", "map", "transitions", "co-assignment", "profiles"} <= set(captions(flow))
 
 
-def test_symbols_have_a_course_and_profiles_of_categories(symbols: Run):
+def test_symbols_have_a_time_course_and_category_profiles(symbols: Run):
     rows = table(symbols, "profiles")
     assert {row["feature"] for row in rows} == {f"symbol = {c}" for c in range(3)}
     for k in range(2):
@@ -157,20 +138,20 @@ def test_symbols_have_a_course_and_profiles_of_categories(symbols: Run):
     assert names[:2] == ["1990Q1", "1990Q2"]
 
 
-def test_real_positions_are_drawn_over_time(path: Run, wide: Run):
+def test_real_positions_are_plotted_over_time(path: Run, wide: Run):
     assert captions(path)["course"].startswith("Positions over time")
     assert "80%" in captions(path)["course"]
     assert "The first 4 of 6 sequences" in captions(path)["course"]
     assert "course" not in captions(wide), "no series"
-    assert "mean 1" in table(path, "positions")[0], "the table of positions stays"
+    assert "mean 1" in table(path, "positions")[0], "the table of positions is kept"
 
 
-def test_edges_are_between_steps():
+def test_edges_lie_between_steps():
     assert series._edges(np.array([0.0, 1.0, 3.0])).tolist() == [-0.5, 0.5, 2.0, 4.0]
     assert series._edges(np.array([7.0])).tolist() == [6.5, 7.5]
 
 
-def test_autocorrelation_keeps_to_its_sequence():
+def test_autocorrelation_is_computed_within_sequences():
     rng = np.random.default_rng(2)
     x = rng.normal(size=(30, 2)).cumsum(axis=0)
     of = [np.arange(18), np.arange(18, 29), np.arange(29, 30)]
@@ -183,7 +164,7 @@ def test_autocorrelation_keeps_to_its_sequence():
     assert np.isnan(autocorrelation(np.ones((5, 1)), [np.arange(5)])).all()
 
 
-def test_the_predictive_check_of_series_has_their_autocorrelation(flow: Run, mixture: Run):
+def test_predictive_checks_of_series_include_autocorrelation(flow: Run, mixture: Run):
     row = next(row for row in table(flow, "predictive") if row["statistic"] == "autocorrelation of each feature")
     x = flow.posterior["observed_data"]["x"].values
     assert row["observed"] == pytest.approx(np.corrcoef(x[:-1, 0], x[1:, 0])[0, 1], rel=1e-10)

@@ -1,4 +1,4 @@
-"""Dotted overrides: where they go, what they drop, and which are refused."""
+"""Tests of dotted overrides of configs."""
 
 import pytest
 
@@ -15,7 +15,7 @@ FILE = {
 }
 
 
-def test_an_override_replaces_a_value_and_leaves_the_rest():
+def test_an_override_replaces_a_single_value():
     config = load_config(FILE, ["inference.n_draws=500", "embeddings.0.n_neighbors=12", "seed=4", "compare.n_neighbors=9"])
     assert (config.inference.n_draws, config.inference.n_chains, config.seed) == (500, 2, 4)
     assert (config.embeddings[0].n_neighbors, config.embeddings[0].label) == (12, "iso")
@@ -27,7 +27,7 @@ def test_the_last_override_wins():
     assert load_config(FILE, ["seed=1", "seed=2"]).seed == 2
 
 
-def test_a_new_name_drops_what_the_file_says_of_its_section():
+def test_a_new_name_drops_the_other_options_of_its_section():
     config = load_config(FILE, ["inference.name=svi", "inference.n_steps=10"])
     assert config.inference.options() == {
         **load_config({**FILE, "inference": {"name": "svi"}}).inference.options(),
@@ -37,13 +37,13 @@ def test_a_new_name_drops_what_the_file_says_of_its_section():
     assert override(FILE, ["dataset.name=wine", "name=other"])["model"] == FILE["model"]
 
 
-def test_a_new_name_keeps_what_other_overrides_say_in_either_order():
+def test_a_new_name_keeps_other_overrides_in_any_order():
     expected = {"name": "svi", "n_steps": 10}
     assert override(FILE, ["inference.n_steps=10", "inference.name=svi"])["inference"] == expected
     assert override(FILE, ["inference.name=svi", "inference.n_steps=10"])["inference"] == expected
 
 
-def test_values_are_yaml():
+def test_override_values_are_yaml():
     config = override(FILE, ["a=1e-3", "b=[1, x]", "c={d: null}", "e='no'", "f=a=b", "g=~"])
     assert [config[key] for key in "abcefg"] == [0.001, [1, "x"], {"d": None}, "no", "a=b", None]
 
@@ -62,15 +62,15 @@ def test_values_are_yaml():
         ("inference.n_draws=010", "as 8"),
         ("inference.n_draws=no", "as False"),
         ("inference.n_draws=!!int 3", "tag"),
-        ("embeddings.2.label=x", "embeddings has 2 items, counted from 0; got '2'"),
+        ("embeddings.2.label=x", "embeddings has 2 items, numbered from 0; got '2'"),
         ("embeddings.-1.label=x", "got '-1'"),
         ("embeddings.x=1", "got 'x'"),
         ("embeddings.٣.label=1", "got '٣'"),
         ("seed.x=1", "seed is"),
-        ("inference.n_draws.x=1", "inference.n_draws is 50, which has no keys"),
+        ("inference.n_draws.x=1", "inference.n_draws is 50 and has no keys"),
     ],
 )
-def test_a_malformed_override_is_refused_by_its_text(text, part):
+def test_malformed_overrides_are_refused_and_quoted(text, part):
     with pytest.raises(ConfigError) as caught:
         load_config({**FILE, "seed": 3}, [text])
     assert f"override {text!r}" in str(caught.value)
@@ -87,7 +87,7 @@ def test_a_malformed_override_is_refused_by_its_text(text, part):
         ("embeddings.0.n_neighbours=5", "embeddings.0.n_neighbours: unknown option of the embedding 'isomap'"),
     ],
 )
-def test_an_override_of_an_unknown_path_is_refused_as_in_a_file(text, part):
+def test_overrides_of_unknown_paths_are_refused(text, part):
     with pytest.raises(ConfigError) as caught:
         load_config(FILE, [text])
     assert part in str(caught.value)

@@ -40,7 +40,7 @@ def columns_first():
         columns_first,
     ],
 )
-def test_data_come_back_as_they_were(make, tmp_path):
+def test_fitted_data_are_restored_from_a_run(make, tmp_path):
     dataset = make()
     save(data_tree(dataset), tmp_path / "data.nc")
     found = dataset_of(load(tmp_path / "data.nc", groups=()))
@@ -57,7 +57,7 @@ def test_data_come_back_as_they_were(make, tmp_path):
         np.testing.assert_array_equal(found.truth[name], values)
 
 
-def test_true_values_may_repeat_a_dim_or_have_any_names_of_dims():
+def test_true_values_with_repeated_or_unusual_dims_are_stored():
     """Transitions are `(state, state)`; warnings are errors here."""
     truth = {"A": np.eye(2), "B": np.ones(4), "C": np.ones(3)}
     dims = {"A": ("state", "state"), "B": ("C_axis_0",)}

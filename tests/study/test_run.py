@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, changed or broken: nothing that was finished is lost, and a resumed run gives equal bytes.
+"""Tests of runs that are interrupted, killed, changed or damaged, and resumed.
 
 The comparison and the page are stand-ins here; `test_run_whole.py` runs the real ones.
 """
@@ -51,7 +51,7 @@ ARRAYS = ("data.nc", "posterior.nc", "embeddings.nc", "comparison.nc", "comparis
 
 @dataclass
 class Correlation:
-    """A stand-in for a comparison whose number depends on the posterior and on the embedding."""
+    """Replaces a comparison; its value depends on the posterior and the embedding."""
 
     value: float
 
@@ -94,7 +94,7 @@ def go(config: dict[str, Any], out: Path, *overrides: str, **options: Any) -> Ru
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete run of TOY, which nothing stopped."""
+    """A complete run of TOY without interruption."""
     with pytest.MonkeyPatch.context() as patch:
         everywhere(patch, "latentlab.study", "compare", correlation)
         everywhere(patch, "latentlab.study", "write_page", page)
@@ -117,8 +117,8 @@ def failing(error: BaseException) -> Callable[..., Any]:
     return fail
 
 
-def stopped(out: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any] = TOY, **options: Any) -> None:
-    """A run interrupted after its posterior was written."""
+def interrupted_run(out: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any] = TOY, **options: Any) -> None:
+    """Makes a run that is interrupted after its posterior is written."""
     with monkeypatch.context() as patch:
         everywhere(patch, "latentlab.study", "compare", failing(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
@@ -128,7 +128,7 @@ def stopped(out: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any] =
 # -- what a run leaves
 
 
-def test_a_run_leaves_what_it_found_and_what_it_ran_on(complete: Path):
+def test_a_run_stores_results_versions_and_data_hash(complete: Path):
     found = load_run(complete)
     assert found.info["status"] == "done"
     assert found.info["seed"] == 0
@@ -144,12 +144,12 @@ def test_a_run_leaves_what_it_found_and_what_it_ran_on(complete: Path):
     assert [e.get("stage", e["event"]) for e in events] == ["start", *found.info["seconds"], "end"]
 
 
-def test_running_the_resolved_config_again_gives_the_same_bytes(complete: Path, tmp_path: Path):
+def test_rerunning_the_resolved_config_reproduces_the_run(complete: Path, tmp_path: Path):
     again = run(complete / "config.yaml", out=tmp_path / "again", progress=False)
     assert arrays(again.path) == arrays(complete)
 
 
-def test_params_are_the_estimate_and_the_transform(complete: Path):
+def test_params_store_the_estimate_and_the_transform(complete: Path):
     found, fit = load_run(complete), load_fit(load_run(complete))
     meaning = json.loads((complete / "params" / "params.json").read_text())
     assert meaning["values"] == "point estimate"
@@ -161,7 +161,7 @@ def test_params_are_the_estimate_and_the_transform(complete: Path):
     assert np.allclose(fit.dataset.raw().x, fit.dataset.x * found.params["transform.scale"] + found.params["transform.loc"])
 
 
-def test_the_fit_of_a_run_places_new_units_as_it_did_before(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_loaded_fit_places_new_units_as_before(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     kept, real = [], stages.fit
     everywhere(monkeypatch, "latentlab.study", "fit", lambda *args, **options: kept.append(real(*args, **options)) or kept[0])
     go(TOY, tmp_path / "toy")
@@ -169,7 +169,7 @@ def test_the_fit_of_a_run_places_new_units_as_it_did_before(complete: Path, tmp_
     assert np.array_equal(load_fit(read(complete)).latents(new).values, kept[0].latents(new).values)
 
 
-def test_a_fit_is_not_rebuilt_on_other_data(complete: Path, tmp_path: Path):
+def test_loading_a_fit_on_changed_data_is_refused(complete: Path, tmp_path: Path):
     path = Path(shutil.copytree(complete, tmp_path / "toy"))
     content = info(path)
     content["data"]["sha256"] = "0" * 64
@@ -177,7 +177,7 @@ def test_a_fit_is_not_rebuilt_on_other_data(complete: Path, tmp_path: Path):
     load_fit(load_run(path))  # the run has its data
     del content["files"]["data.nc"]  # as in a run that was written before runs kept them
     (path / "run.json").write_text(json.dumps(content))
-    with pytest.raises(StoreError, match="no longer the one that was fitted"):
+    with pytest.raises(StoreError, match="was changed since the fit"):
         load_fit(load_run(path))
     content["data"] = info(complete)["data"]
     (path / "run.json").write_text(json.dumps(content))
@@ -185,7 +185,7 @@ def test_a_fit_is_not_rebuilt_on_other_data(complete: Path, tmp_path: Path):
     assert before.dataset.digest() == after.dataset.digest()
 
 
-def test_a_fit_is_read_without_the_files_it_came_from(tmp_path: Path):
+def test_a_fit_is_loaded_without_its_source_files(tmp_path: Path):
     rng = np.random.default_rng(0)
     for name, columns in (("data", 4), ("vectors", 2)):
         table = pd.DataFrame(rng.normal(size=(30, columns)), index=[f"u{i}" for i in range(30)])
@@ -201,7 +201,7 @@ def test_a_fit_is_read_without_the_files_it_came_from(tmp_path: Path):
     assert np.array_equal(after.latents().values, before.latents().values)
 
 
-def test_held_out_units_are_scored_and_not_fitted(tmp_path: Path):
+def test_held_out_units_of_a_run_are_scored_and_not_fitted(tmp_path: Path):
     found = go(TOY, tmp_path / "toy", "held_out=0.2")
     assert found.posterior["latents"]["z"].sizes["unit"] == 24
     assert found.info["held_out"]["n_units"] == 6
@@ -214,7 +214,7 @@ def test_held_out_units_are_scored_and_not_fitted(tmp_path: Path):
     assert found.info["status"] == "done"
 
 
-def test_what_an_embedding_notes_is_kept(tmp_path: Path):
+def test_notes_of_an_embedding_are_stored(tmp_path: Path):
     found = go(TOY, tmp_path / "toy", "dataset.missing=0.1")
     assert any(note.startswith("pca: ") for note in found.info["notes"])
 
@@ -232,7 +232,7 @@ def embedding(label: str, shape: tuple[int, ...]) -> Embedding:
     return Embedding("pca", np.arange(np.prod(shape), dtype=float).reshape(shape), np.arange(shape[-2]), label=label, seeds=seeds)
 
 
-def test_embeddings_of_other_sizes_and_seeds_have_dims_of_their_own():
+def test_embeddings_of_different_sizes_have_separate_dims():
     made = [embedding("a", (4, 2)), embedding("b", (4, 3)), embedding("c", (2, 4, 2)), embedding("d", (2, 4, 3))]
     dataset = embeddings_tree(made, {"unit": np.arange(4)}, 2).to_dataset()
     assert {name: dataset[name].dims for name in dataset} == {
@@ -257,7 +257,7 @@ def test_embeddings_of_other_sizes_and_seeds_have_dims_of_their_own():
     ],
     ids=["config", "model", "data"],
 )
-def test_a_wrong_config_starts_nothing(change: dict, error: type[Exception], tmp_path: Path):
+def test_an_invalid_config_starts_no_run(change: dict, error: type[Exception], tmp_path: Path):
     with pytest.raises(error) as caught:
         go({**TOY, **change}, tmp_path / "toy")
     assert caught.value.exit_code == 2
@@ -269,19 +269,19 @@ def test_overwrite_and_resume_together_are_refused(tmp_path: Path):
         go(TOY, tmp_path / "toy", overwrite=True, resume=True)
 
 
-def test_a_run_that_is_there_is_not_touched_unasked(complete: Path):
+def test_an_existing_run_is_not_changed_without_request(complete: Path):
     before = arrays(complete)
-    with pytest.raises(StoreError, match=r"holds a run \(done\): --overwrite replaces it, --resume goes on") as caught:
+    with pytest.raises(StoreError, match=r"contains a run \(done\); --overwrite replaces it, --resume continues it") as caught:
         go(TOY, complete)
     assert caught.value.exit_code == 2
     assert arrays(complete) == before
 
 
-def test_too_little_room_is_said_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_reported_before_the_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     everywhere(monkeypatch, "latentlab.study", "fit", failing(AssertionError("computed")))
-    with pytest.raises(StoreError, match=r"needs about 2\.\d MB of disk, 1\.0 MB are free") as caught:
+    with pytest.raises(StoreError, match=r"requires about 2\.\d MB of disk space; 1\.0 MB are free") as caught:
         go(TOY, tmp_path / "toy")
     assert caught.value.exit_code == 2
     assert not list(tmp_path.iterdir())
@@ -299,8 +299,8 @@ NUTS = {"name": "nuts", "n_chains": 2, "n_warmup": 10, "n_draws": 150, "max_tree
     ],
     ids=["exact", "explicit", "encoder"],
 )
-def test_the_room_that_is_asked_for_is_that_which_is_taken(model: dict, inference: dict, tmp_path: Path, monkeypatch: Any):
-    """Within a factor of two, beside the page, whose size is a constant."""
+def test_the_estimated_disk_space_matches_the_used_space(model: dict, inference: dict, tmp_path: Path, monkeypatch: Any):
+    """The estimate is within a factor of two, apart from the constant size of the page."""
     dataset = {"name": "linear_gaussian", "n_units": 150, "n_features": 5, "n_latent": 2}
     config = {**TOY, "dataset": dataset, "model": model, "inference": inference, "embeddings": []}
     everywhere(monkeypatch, "latentlab.study", "write_page", failing(RuntimeError("stops before the checkpoints go")))
@@ -310,7 +310,7 @@ def test_the_room_that_is_asked_for_is_that_which_is_taken(model: dict, inferenc
     assert taken / 2 < job.Job(load_config(config)).n_bytes() - job.PAGE_BYTES < 2 * taken
 
 
-def test_a_place_that_cannot_be_written_is_said_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unwritable_directory_is_reported_before_the_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     everywhere(monkeypatch, "latentlab.study", "fit", failing(AssertionError("computed")))
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file" / "toy", Path("/proc/toy")):
@@ -319,20 +319,20 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_computed(tmp_
         assert caught.value.exit_code == 2
 
 
-def test_names_become_directories_below_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_runs_are_written_to_a_directory_of_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     assert run(TOY, progress=False).path.resolve() == tmp_path / "runs" / "toy"
     shutil.rmtree(tmp_path / "runs" / "toy")
     (tmp_path / "runs" / "toy").symlink_to(tmp_path)
-    with pytest.raises(StoreError, match="leads out of runs/"):
+    with pytest.raises(StoreError, match="must be inside of runs/"):
         run(TOY, progress=False)
 
 
 # -- stopped and resumed
 
 
-def test_a_run_interrupted_after_the_fit_resumes_to_equal_bytes(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    stopped(tmp_path / "toy", monkeypatch)
+def test_a_run_interrupted_after_the_fit_resumes_exactly(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    interrupted_run(tmp_path / "toy", monkeypatch)
     assert info(tmp_path / "toy")["status"] == "interrupted"
     everywhere(monkeypatch, "latentlab.study", "fit", failing(AssertionError("fitted twice")))
     assert go(TOY, tmp_path / "toy", resume=True).info["status"] == "done"
@@ -340,7 +340,7 @@ def test_a_run_interrupted_after_the_fit_resumes_to_equal_bytes(complete: Path, 
     assert not (tmp_path / "toy" / "checkpoints").exists()
 
 
-def test_a_run_interrupted_during_the_fit_goes_on_from_its_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_interrupted_during_the_fit_resumes_from_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     restart, computed = MAP._restart, []
 
     def counted(method: MAP, problem: Any, i: int) -> Any:
@@ -381,7 +381,7 @@ run(json.loads(sys.argv[1]), out=sys.argv[2], progress=False)
 """
 
 
-def test_a_killed_run_is_recognised_and_resumes_to_equal_bytes(tmp_path: Path):
+def test_a_killed_run_resumes_to_the_same_result(tmp_path: Path):
     path = tmp_path / "toy"
     arguments = [sys.executable, "-c", HANG, json.dumps(RESTARTS), str(path)]
     first = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
@@ -419,14 +419,14 @@ sys.exit(cli.main(["run", config, "--out", out, "--quiet"]))
 """
 
 
-def test_two_signals_end_the_command_with_130_and_a_run_to_resume(tmp_path: Path):
-    """The second comes while the first is being written down: the process ends at once, and every file is whole."""
+def test_two_signals_end_the_command_with_130_and_leave_a_resumable_run(tmp_path: Path):
+    """The second signal arrives while the first is handled: the process ends at once and files are complete."""
     path, config = tmp_path / "toy", tmp_path / "toy.yaml"
     config.write_text(json.dumps(RESTARTS))
     done = subprocess.run([sys.executable, "-c", STOPPED, str(config), str(path)], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (130, ""), done
     assert "interrupted twice" in done.stderr
-    assert "--resume goes on" in done.stderr
+    assert "with --resume to continue" in done.stderr
     assert info(path)["status"] == "running"
     computed = []
     with pytest.MonkeyPatch.context() as patch:
@@ -445,13 +445,13 @@ def test_resuming_a_complete_run_changes_nothing(complete: Path, monkeypatch: py
     assert {path: path.stat().st_mtime_ns for path in complete.rglob("*")} == before
 
 
-def test_resuming_where_no_run_is_begins_one(complete: Path, tmp_path: Path):
+def test_resuming_without_a_run_starts_one(complete: Path, tmp_path: Path):
     assert arrays(go(TOY, tmp_path / "toy", resume=True).path) == arrays(complete)
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_a_changed_config_is_never_resumed(force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    stopped(tmp_path / "toy", monkeypatch)
+def test_runs_with_a_changed_config_are_not_resumed(force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    interrupted_run(tmp_path / "toy", monkeypatch)
     with pytest.raises(
         StoreError, match=r"inference\.n_draws: 12 -> 13; seed: 0 -> 1|seed: 0 -> 1.*inference\.n_draws: 12 -> 13"
     ):
@@ -459,12 +459,12 @@ def test_a_changed_config_is_never_resumed(force: bool, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_changed_data_are_never_resumed(force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_runs_with_changed_data_are_not_resumed(force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data = tmp_path / "data.csv"
     rng = np.random.default_rng(0)
     pd.DataFrame(rng.normal(size=(20, 3)), columns=["a", "b", "c"]).to_csv(data, index=False)
     config = {**TOY, "dataset": {"name": "file", "path": str(data)}}
-    stopped(tmp_path / "toy", monkeypatch, config)
+    interrupted_run(tmp_path / "toy", monkeypatch, config)
     pd.DataFrame(rng.normal(size=(20, 3)), columns=["a", "b", "c"]).to_csv(data, index=False)
     with pytest.raises(StoreError, match=r"data\.sha256: .* -> "):
         go(config, tmp_path / "toy", resume=True, force=force)
@@ -482,27 +482,27 @@ def test_changed_data_are_never_resumed(force: bool, tmp_path: Path, monkeypatch
     ids=["version", "threads"],
 )
 def test_other_versions_or_threads_need_force(change: Callable, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    stopped(tmp_path / "toy", monkeypatch)
+    interrupted_run(tmp_path / "toy", monkeypatch)
     change(monkeypatch)
     with pytest.raises(StoreError, match=rf"{said}.*--resume --force"):
         go(TOY, tmp_path / "toy", resume=True)
     assert go(TOY, tmp_path / "toy", resume=True, force=True).info["status"] == "done"
 
 
-def test_a_config_that_was_tampered_with_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    stopped(tmp_path / "toy", monkeypatch)
+def test_runs_with_an_edited_stored_config_are_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    interrupted_run(tmp_path / "toy", monkeypatch)
     with (tmp_path / "toy" / "config.yaml").open("a") as stream:
         stream.write("# harmless\n")
-    with pytest.raises(StoreError, match=r"config\.yaml is missing or was changed.*--overwrite begins anew"):
+    with pytest.raises(StoreError, match=r"config\.yaml is missing or was changed.*--overwrite replaces it"):
         go(TOY, tmp_path / "toy", resume=True)
 
 
-def test_a_damaged_posterior_is_made_anew_on_resuming(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    stopped(tmp_path / "toy", monkeypatch)
+def test_a_damaged_posterior_is_recomputed_on_resuming(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    interrupted_run(tmp_path / "toy", monkeypatch)
     (tmp_path / "toy" / "posterior.nc").write_bytes((complete / "posterior.nc").read_bytes()[:-1])
     go(TOY, tmp_path / "toy", resume=True)
     assert arrays(tmp_path / "toy") == arrays(complete)
-    assert "posterior.nc is missing or damaged, and is made anew" in (tmp_path / "toy" / "run.log").read_text()
+    assert "posterior.nc is missing or damaged; it will be recreated" in (tmp_path / "toy" / "run.log").read_text()
 
 
 PLUGIN = """
@@ -515,11 +515,11 @@ class Mine(PPCA):
 """
 
 
-def test_a_plugin_is_kept_with_its_hash_and_must_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_plugins_are_stored_with_a_hash_and_must_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     plugin = tmp_path / "mine.py"
     plugin.write_text(PLUGIN)
     config = {**TOY, "model": {"name": "mine", "n_latent": 2}}
-    stopped(tmp_path / "toy", monkeypatch, config, plugins=[plugin])
+    interrupted_run(tmp_path / "toy", monkeypatch, config, plugins=[plugin])
     assert info(tmp_path / "toy")["plugins"] == {str(plugin): sha256(plugin)}
     plugin.write_text(PLUGIN + "\n")
     with pytest.raises(StoreError, match=r"plugins\..*mine\.py: "):
@@ -528,7 +528,7 @@ def test_a_plugin_is_kept_with_its_hash_and_must_not_change(tmp_path: Path, monk
     fit = load_run(tmp_path / "toy").fit
     assert fit.latents(fit.dataset.subset([0])).sizes["unit"] == 1
     plugin.write_text(PLUGIN)
-    with pytest.raises(StoreError, match=r"the plugin .*mine\.py is gone or was changed since the run"):
+    with pytest.raises(StoreError, match=r"the plugin .*mine\.py is missing or was changed since the run"):
         _ = load_run(tmp_path / "toy").fit
 
 
@@ -543,7 +543,7 @@ def test_a_plugin_is_kept_with_its_hash_and_must_not_change(tmp_path: Path, monk
         ("write_page", "report", [*ARRAYS]),
     ],
 )
-def test_a_failure_is_recorded_keeps_what_is_finished_and_can_be_resumed(
+def test_a_failed_run_keeps_finished_parts_and_can_be_resumed(
     part: str, stage: str, kept: list[str], complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     path = tmp_path / "toy"
@@ -552,7 +552,7 @@ def test_a_failure_is_recorded_keeps_what_is_finished_and_can_be_resumed(
         with pytest.raises(ModelError, match="no good") as caught:
             go(TOY, path)
     assert caught.value.exit_code == 1, "it had started"
-    assert caught.value.__notes__ == [f"What was finished is kept in {path}; --resume goes on with it."]
+    assert caught.value.__notes__ == [f"Finished results are kept in {path}; --resume continues the run."]
     found = load_run(path)
     assert found.info["status"] == "failed"
     assert found.info["error"] == {"type": "ModelError", "message": "no good", "stage": stage}
@@ -567,7 +567,7 @@ SVI = {**TOY, "inference": {"name": "svi", "n_steps": 20, "n_draws": 12}}
 
 
 @pytest.mark.parametrize(("config", "part"), [(TOY, "_predictives"), (SVI, "build")], ids=["exact", "svi"])
-def test_a_failure_at_assembling_costs_no_second_fit(part: str, config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failure_while_assembling_needs_no_second_fit(part: str, config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     real = getattr(ASSEMBLE, part)
 
     def fails_at_the_end(*arguments: Any, **options: Any) -> Any:
@@ -586,7 +586,7 @@ def test_a_failure_at_assembling_costs_no_second_fit(part: str, config: dict, tm
     assert arrays(tmp_path / "toy") == arrays(go(config, tmp_path / "whole").path)
 
 
-def test_a_failure_at_an_embedding_keeps_those_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failing_embedding_keeps_the_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = {**TOY, "embeddings": [{"name": "pca"}, {"name": "kmeans", "n_seeds": 2, "n_latent": 3}, {"name": "mds"}]}
     real, made = stages.embed, []
 
@@ -605,7 +605,7 @@ def test_a_failure_at_an_embedding_keeps_those_before_it(tmp_path: Path, monkeyp
     assert info(tmp_path / "toy")["notes"] == info(tmp_path / "whole")["notes"]
 
 
-def test_a_failure_at_the_page_keeps_the_comparison(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failing_page_keeps_the_comparison(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
         everywhere(patch, "latentlab.study", "write_page", failing(RuntimeError("no good")))
         with pytest.raises(RuntimeError):
@@ -616,7 +616,7 @@ def test_a_failure_at_the_page_keeps_the_comparison(complete: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["verdicts.csv", "posterior.nc", "embeddings.nc"])
-def test_a_complete_run_that_is_damaged_is_made_whole_on_resuming(name: str, complete: Path, tmp_path: Path):
+def test_a_damaged_complete_run_is_repaired_on_resuming(name: str, complete: Path, tmp_path: Path):
     path = Path(shutil.copytree(complete, tmp_path / "toy"))
     content = bytearray((path / name).read_bytes())
     content[-1] ^= 1
@@ -627,7 +627,7 @@ def test_a_complete_run_that_is_damaged_is_made_whole_on_resuming(name: str, com
     assert arrays(path) == arrays(complete)
 
 
-def test_an_embedding_that_cannot_be_made_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_invalid_embedding_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     everywhere(monkeypatch, "latentlab.study", "embed", failing(ConfigError("no good")))
     with pytest.raises(ConfigError, match=r"^embeddings\.0: no good$") as caught:
         go(TOY, tmp_path / "toy")
@@ -635,22 +635,20 @@ def test_an_embedding_that_cannot_be_made_leaves_nothing_behind(tmp_path: Path, 
     assert not (tmp_path / "toy").exists()
 
 
-def test_a_library_that_fails_at_an_embedding_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_library_failure_in_an_embedding_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     everywhere(monkeypatch, "latentlab.study", "embed", failing(RuntimeError("no good")))
     with pytest.raises(RuntimeError):
         go(TOY, tmp_path / "toy")
     assert info(tmp_path / "toy")["error"] == {"type": "RuntimeError", "message": "no good", "stage": "embeddings"}
 
 
-def test_a_run_that_fails_while_it_overwrites_gives_the_old_one_back(
-    complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_failed_overwrite_restores_the_old_run(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = Path(shutil.copytree(complete, tmp_path / "toy"))
     with monkeypatch.context() as patch:
         everywhere(patch, "latentlab.study", "compare", failing(RuntimeError("no good")))
         with pytest.raises(RuntimeError) as caught:
             go(TOY, path, "seed=1", overwrite=True)
-    assert caught.value.__notes__[0] == f"The run before it is back in {path}."
+    assert caught.value.__notes__[0] == f"The previous run was restored in {path}."
     assert arrays(path) == arrays(complete)
     assert go(TOY, tmp_path / "toy.failed", "seed=1", resume=True).info["seed"] == 1
     assert go(TOY, path, "seed=1", overwrite=True).info["seed"] == 1
@@ -659,13 +657,13 @@ def test_a_run_that_fails_while_it_overwrites_gives_the_old_one_back(
 
 def test_an_interrupted_overwrite_can_be_resumed(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = Path(shutil.copytree(complete, tmp_path / "toy"))
-    stopped(path, monkeypatch, {**TOY, "seed": 1}, overwrite=True)
+    interrupted_run(path, monkeypatch, {**TOY, "seed": 1}, overwrite=True)
     assert arrays(tmp_path / ".toy.previous") == arrays(complete)
     assert go(TOY, path, "seed=1", resume=True).info["seed"] == 1
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["toy"]
 
 
-def test_a_directory_deleted_meanwhile_fails_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_directory_deleted_during_the_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def delete(*arguments: Any, **options: Any) -> Correlation:
         shutil.rmtree(tmp_path / "toy")
         return correlation(*arguments, **options)
@@ -677,9 +675,7 @@ def test_a_directory_deleted_meanwhile_fails_with_its_name(tmp_path: Path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_library_for_the_page_is_said_and_the_run_succeeds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-):
+def test_a_run_succeeds_without_the_library_for_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     everywhere(monkeypatch, "latentlab.study", "write_page", failing(MissingDependencyError("the report", "jinja2", "report")))
     found = run(TOY, out=tmp_path / "toy", progress=True)
     assert found.info["status"] == "done"
@@ -691,7 +687,7 @@ def test_a_missing_library_for_the_page_is_said_and_the_run_succeeds(
     assert load_run(tmp_path / "toy").info["files"]["report.html"]["sha256"] == sha256(tmp_path / "toy" / "report.html")
 
 
-def test_a_run_ends_with_a_summary_of_a_few_lines(tmp_path: Path, capsys: Any):
+def test_a_run_prints_a_short_summary(tmp_path: Path, capsys: Any):
     run(TOY, out=tmp_path / "toy")
     assert capsys.readouterr().out.splitlines() == [
         f"{tmp_path}/toy: done, converged",
@@ -706,7 +702,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("kind", [Terminal, io.StringIO])
-def test_each_stage_has_a_bar_on_a_terminal_and_nothing_without_one(kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_progress_bars_appear_on_terminals_only(kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     stream = kind()
     monkeypatch.setattr(sys, "stderr", stream)
     run(TOY, out=tmp_path / "toy")
@@ -717,7 +713,7 @@ def test_each_stage_has_a_bar_on_a_terminal_and_nothing_without_one(kind: type, 
     assert kind is Terminal or not stream.getvalue()
 
 
-def test_what_did_not_converge_says_so_and_fails_only_if_asked_to(tmp_path: Path):
+def test_failed_convergence_is_reported_and_fails_only_when_strict(tmp_path: Path):
     inference = {"name": "nuts", "n_chains": 2, "n_warmup": 5, "n_draws": 5, "max_tree_depth": 2}
     found = go({**TOY, "inference": inference}, tmp_path / "toy")
     assert found.info["status"] == "not_converged"
@@ -727,14 +723,14 @@ def test_what_did_not_converge_says_so_and_fails_only_if_asked_to(tmp_path: Path
     lines = repr(found).splitlines()
     assert lines[0] == f"{tmp_path}/toy: done, not converged"
     failed = found.diagnostics.query("verdict == 'fail'")
-    assert [line.split(" (")[0] for line in lines[1:-2]] == [f"  not passed: {check}" for check in failed["check"].unique()]
+    assert [line.split(" (")[0] for line in lines[1:-2]] == [f"  failed: {check}" for check in failed["check"].unique()]
     assert all(len(line) < 200 for line in lines)
     with pytest.raises(InferenceError, match=r"not converged .*R-hat") as caught:
         go({**TOY, "inference": inference}, tmp_path / "toy", resume=True, strict=True)
     assert caught.value.exit_code == 3
 
 
-def test_variational_draws_leave_their_mean_and_a_log_of_what_the_bar_showed(tmp_path: Path):
+def test_variational_runs_store_means_and_log_the_elbo(tmp_path: Path):
     found = go({**TOY, "inference": {"name": "svi", "n_steps": 100, "n_draws": 30}}, tmp_path / "toy")
     lines = [line for line in (tmp_path / "toy" / "run.log").read_text().splitlines() if "elbo" in line]
     assert len(lines) == 10
@@ -747,7 +743,7 @@ def test_variational_draws_leave_their_mean_and_a_log_of_what_the_bar_showed(tmp
 # -- nothing is left behind
 
 
-def test_a_run_leaves_the_process_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_changes_no_global_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     before = (
         list(warnings.filters),
@@ -781,7 +777,7 @@ def test_a_run_leaves_the_process_as_it_was(tmp_path: Path, monkeypatch: pytest.
     assert after == before
 
 
-def test_warnings_are_shown_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_warnings_are_shown_and_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def warning(*arguments: Any, **options: Any) -> Correlation:
         warnings.warn("rather few units", stacklevel=2)
         return correlation(*arguments, **options)
@@ -795,15 +791,15 @@ def test_warnings_are_shown_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "UserWarning: rather few units" in (tmp_path / "toy" / "run.log").read_text()
 
 
-def test_a_run_may_be_started_from_a_thread(complete: Path, tmp_path: Path):
+def test_a_run_can_be_started_from_a_thread(complete: Path, tmp_path: Path):
     thread = threading.Thread(target=go, args=(TOY, tmp_path / "toy"))
     thread.start()
     thread.join()
     assert arrays(tmp_path / "toy") == arrays(complete)
 
 
-def test_the_lock_is_dropped_whatever_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    stopped(tmp_path / "toy", monkeypatch)
+def test_the_lock_is_removed_after_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    interrupted_run(tmp_path / "toy", monkeypatch)
     with RunDirectory(tmp_path / "toy"):
         pass
     assert [entry.name for entry in tmp_path.iterdir()] == ["toy"]

@@ -1,4 +1,4 @@
-"""The real pipeline at small size: config to report, by function and by command, with its exit codes."""
+"""Tests of the whole pipeline at a small size, by function and by command."""
 
 import json
 import signal
@@ -35,7 +35,7 @@ IRIS = {
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run(IRIS, out=tmp_path_factory.mktemp("runs") / "iris", progress=False)
 
 
@@ -46,29 +46,29 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def test_every_part_of_a_real_run_is_there(whole: Run):
-    assert whole.posterior["posterior"]["W"].shape == (2, 40, 4, 2)
-    assert whole.posterior["latents"]["z"].shape == (2, 40, 150, 2)
-    assert whole.embeddings["pca"].dims == ("unit", "latent")
-    assert whole.embeddings["isomap-3"].dims == ("unit", "latent_isomap-3")
-    assert set(whole.scores["embedding"]) == set(whole.verdicts["embedding"]) == {"pca", "isomap-3"}
-    assert whole.comparison["scores"].dims == ("metric", "embedding", "chain", "draw")
-    assert whole.info["status"] == "not_converged", "80 draws are too few"
-    assert {"R-hat", "bulk ESS"} <= set(whole.diagnostics.query("verdict == 'fail'")["check"])
-    assert whole.path.joinpath("report.html").stat().st_size > 1000
-    json.loads((whole.path / "report.json").read_text())
+def test_a_real_run_has_every_part(whole_run: Run):
+    assert whole_run.posterior["posterior"]["W"].shape == (2, 40, 4, 2)
+    assert whole_run.posterior["latents"]["z"].shape == (2, 40, 150, 2)
+    assert whole_run.embeddings["pca"].dims == ("unit", "latent")
+    assert whole_run.embeddings["isomap-3"].dims == ("unit", "latent_isomap-3")
+    assert set(whole_run.scores["embedding"]) == set(whole_run.verdicts["embedding"]) == {"pca", "isomap-3"}
+    assert whole_run.comparison["scores"].dims == ("metric", "embedding", "chain", "draw")
+    assert whole_run.info["status"] == "not_converged", "80 draws are too few"
+    assert {"R-hat", "bulk ESS"} <= set(whole_run.diagnostics.query("verdict == 'fail'")["check"])
+    assert whole_run.path.joinpath("report.html").stat().st_size > 1000
+    json.loads((whole_run.path / "report.json").read_text())
 
 
-def test_the_tables_agree_with_the_arrays(whole: Run):
-    raw = whole.scores.query("embedding == 'pca' and map == 'raw'").set_index("metric")["mean"]
-    arrays = whole.comparison["scores"].sel(embedding="pca").mean(("chain", "draw"))
+def test_written_tables_agree_with_the_arrays(whole_run: Run):
+    raw = whole_run.scores.query("embedding == 'pca' and map == 'raw'").set_index("metric")["mean"]
+    arrays = whole_run.comparison["scores"].sel(embedding="pca").mean(("chain", "draw"))
     assert np.allclose([arrays.sel(metric=metric) for metric in raw.index], raw, rtol=1e-12)
 
 
-def test_the_fit_of_a_real_run_takes_new_units(whole: Run):
-    fit = load_fit(load_run(whole.path))
+def test_a_loaded_fit_accepts_new_units(whole_run: Run):
+    fit = load_fit(load_run(whole_run.path))
     assert fit.latents(fit.dataset.subset([0, 1])).shape == (2, 40, 2, 2)
-    assert fit.diagnostics()["verdict"].tolist() == whole.diagnostics["verdict"].tolist()
+    assert fit.diagnostics()["verdict"].tolist() == whole_run.diagnostics["verdict"].tolist()
 
 
 PLUGIN = """
@@ -81,8 +81,8 @@ class Mine(PPCA):
 """
 
 
-def all_of(fit: Fit, new: Dataset) -> dict[str, Any]:
-    """Everything that a fit can be asked for; of what it refuses the words."""
+def all_outputs(fit: Fit, new: Dataset) -> dict[str, Any]:
+    """Returns all outputs of a fit; for refused ones the message."""
     asked = {
         "repr": lambda: repr(fit),
         "diagnostics": fit.diagnostics,
@@ -140,7 +140,7 @@ NUTS = {"name": "nuts", "n_chains": 2, "n_warmup": 20, "n_draws": 20, "max_tree_
     ],
     ids=["plugin, missing and held out", "labels", "encoder", "stored"],
 )
-def test_the_fit_of_a_run_does_all_that_the_first_one_did(change: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_loaded_fit_equals_the_original_fit(change: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stored, "N_SAMPLE", 60)
     Path("mine.py").write_text(PLUGIN)
@@ -151,10 +151,10 @@ def test_the_fit_of_a_run_does_all_that_the_first_one_did(change: dict, tmp_path
     done = run({**IRIS, "embeddings": [], **change}, out=tmp_path / "iris", progress=False, plugins=["mine.py"])
     rows = {name: np.random.default_rng(1).standard_normal((3, 4)) for name in [firsts[0].dataset.observed]}
     new = Dataset(rows, dims={name: ("unit", "feature") for name in rows}, coords={"feature": firsts[0].dataset.features})
-    wanted = all_of(firsts[0], new)
+    wanted = all_outputs(firsts[0], new)
     assert sum(isinstance(value, str) and "Error: " in value for value in wanted.values()) < 7
     for again in (done.fit, load_run(done.path).fit):
-        found = all_of(again, new)
+        found = all_outputs(again, new)
         for name, value in wanted.items():
             assert equal(value, found[name]), name
     assert type(done.fit.to_arviz()) is type(firsts[0].to_arviz())
@@ -163,12 +163,12 @@ def test_the_fit_of_a_run_does_all_that_the_first_one_did(change: dict, tmp_path
     assert 1 < len(repr(done).splitlines()) < 20
 
 
-def test_the_command_ends_with_the_code_of_what_happened(config: Path, capsys: pytest.CaptureFixture):
+def test_exit_codes_of_the_command(config: Path, capsys: pytest.CaptureFixture):
     out = config.with_name("out")
     assert main(["run", str(config), "--out", str(out)]) == 0
     assert f"report: {out}/report.html" in capsys.readouterr().out
     assert main(["run", str(config), "--out", str(out)]) == 2
-    assert "--overwrite replaces it, --resume goes on" in capsys.readouterr().err
+    assert "--overwrite replaces it, --resume continues it" in capsys.readouterr().err
     assert main(["run", str(config), "--out", str(out), "--resume", "--strict"]) == 0
     assert main(["run", str(config), "seed=-1", "--out", str(out), "--overwrite"]) == 2
     nuts = ["inference.name=nuts", "inference.n_chains=2", "inference.n_warmup=5", "inference.n_draws=5"]
@@ -177,7 +177,7 @@ def test_the_command_ends_with_the_code_of_what_happened(config: Path, capsys: p
     assert main(["report", str(out)]) == 0
 
 
-def test_control_c_ends_the_command_with_130_and_a_run_to_resume(config: Path):
+def test_control_c_ends_with_130_and_leaves_a_resumable_run(config: Path):
     out = config.with_name("out")
     long = ["inference.name=nuts", "inference.n_draws=20000"]
     process = subprocess.Popen(
@@ -197,7 +197,7 @@ def test_control_c_ends_the_command_with_130_and_a_run_to_resume(config: Path):
     assert found.info["error"]["type"] == "KeyboardInterrupt"
 
 
-def test_a_table_on_disk_runs_to_a_page_that_says_what_it_is_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_page_of_a_table_on_disk_states_its_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stored, "N_SAMPLE", 60)
     x = np.random.default_rng(0).standard_normal((500, 2)) @ np.ones((2, 5)) + np.random.default_rng(1).standard_normal((500, 5))
     np.save(tmp_path / "large.npy", x.astype(np.float32))
@@ -212,7 +212,7 @@ def test_a_table_on_disk_runs_to_a_page_that_says_what_it_is_about(tmp_path: Pat
     done = run(config, out=tmp_path / "large", progress=False)
     assert done.info["data"]["unit"] == 500
     assert done.posterior["latents"].sizes["unit"] == done.embeddings.sizes["unit"] == 60
-    said = "positions, log likelihood, predictions and embeddings are those of 60 of the 500 units"
+    said = "Positions, log likelihood, predictions and embeddings refer to 60 of the 500 units, drawn at random"
     page = (done.path / "report.html").read_text()
     assert said in page
     assert said in (done.path / "run.log").read_text()
@@ -221,6 +221,6 @@ def test_a_table_on_disk_runs_to_a_page_that_says_what_it_is_about(tmp_path: Pat
     np.testing.assert_array_equal(again.dataset.units, done.posterior["latents"]["unit"])
     np.save(tmp_path / "large.npy", x[::-1].astype(np.float32))
     assert load_fit(load_run(done.path)).dataset.digest() == again.dataset.digest()
-    with pytest.raises(DataError, match="`split` needs it in memory"):
+    with pytest.raises(DataError, match="`split` requires data in memory"):
         run({**config, "held_out": 0.1}, out=tmp_path / "other", progress=False)
     assert not (tmp_path / "other").exists()

@@ -1,4 +1,4 @@
-"""How many: a config run once a value; what fails is a row, what cannot be compared is refused before anything starts."""
+"""Tests of `select`, which runs a config for several values."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from latentlab import cli
 from latentlab.errors import ConfigError, DataError, InferenceError, ModelError, StoreError
 from latentlab.results.loo import loo
 from latentlab.study.run import load_run
-from latentlab.study.select import drawn, n_compared, select, values_of
+from latentlab.study.select import n_compared, plotted, select, values_of
 
 TOY = {
     "name": "toy",
@@ -31,7 +31,7 @@ def _no_pages(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """`n_latent` 1, 2 and 3, the last of which 3 features cannot have; with held-out units."""
+    """Runs with `n_latent` 1, 2 and 3, of which 3 fails for 3 features; with held-out units."""
     out = tmp_path_factory.mktemp("select")
     with pytest.MonkeyPatch.context() as patch:
         everywhere(patch, "latentlab.study", "write_page", lambda run, **_: run.path)
@@ -44,7 +44,7 @@ def table(folder):
     return pd.read_csv(folder / "selection.csv", dtype={"value": str}).set_index("value")
 
 
-def test_the_table_is_that_of_the_runs(folder, table):
+def test_the_selection_table_matches_the_runs(folder, table):
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["toy-n_latent-1", "toy-n_latent-2"]
     points = {value: loo(load_run(folder / f"toy-n_latent-{value}").posterior).pointwise for value in "12"}
     best = max(points, key=lambda value: points[value].sum())
@@ -59,7 +59,7 @@ def test_the_table_is_that_of_the_runs(folder, table):
     assert table.n_points.tolist() == [18, 18, 0]
 
 
-def test_a_value_that_fails_is_a_row_and_the_others_go_on(table):
+def test_a_failing_value_becomes_a_row_and_the_others_run(table):
     assert table.index[-1] == "7"
     assert table.note["7"].startswith("failed: ")
     assert "7" in table.note["7"]
@@ -68,14 +68,14 @@ def test_a_value_that_fails_is_a_row_and_the_others_go_on(table):
     assert n_compared(table) == 2
 
 
-def test_embeddings_are_left_out_and_the_plot_is_there(folder):
+def test_selection_skips_embeddings_and_writes_the_plot(folder):
     assert "embeddings.nc" not in load_run(folder / "toy-n_latent-1").info["files"]
     assert (folder / "selection.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_runs_that_are_there_are_kept_only_when_resumed(folder):
+def test_existing_runs_are_reused_only_when_resumed(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("posterior.nc")}
-    with pytest.raises(StoreError, match=r"toy-n_latent-1 is there already: --resume"):
+    with pytest.raises(StoreError, match=r"toy-n_latent-1 exists already; --resume"):
         select(TOY, "model.n_latent", [1, 2], overrides=["held_out=0.25"], out=folder, progress=False)
     again = select(TOY, "model.n_latent", [2, 1], overrides=["held_out=0.25"], out=folder, resume=True, progress=False)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("posterior.nc")}
@@ -85,23 +85,29 @@ def test_runs_that_are_there_are_kept_only_when_resumed(folder):
 @pytest.mark.parametrize(
     ("key", "values", "overrides", "error", "said"),
     [
-        ("model.n_latent", [2], [], ConfigError, "needs at least two values to compare; got 2"),
-        ("model.n_latent", [2, 2], [], ConfigError, "the value 2 twice"),
+        ("model.n_latent", [2], [], ConfigError, "must have at least two values; got 2"),
+        ("model.n_latent", [2, 2], [], ConfigError, "must have different values; got 2 twice"),
         ("dataset.n_units", [20, 30], [], ConfigError, "changes the data"),
         ("held_out", [0.1, 0.2], [], ConfigError, "changes the data"),
         ("compare.alpha", [0.1, 0.2], [], ConfigError, "neither the model nor how"),
         ("model.n_lat", [1, 2], [], ConfigError, "did you mean 'n_latent'"),
-        ("model.n_latent", [1, 2], ["inference.name=exact"], ModelError, "'exact' gives a point estimate.*nuts or svi"),
-        ("seed", [1, 2], ["held_out=0.2"], ConfigError, "the seed also chooses the held-out units"),
+        (
+            "model.n_latent",
+            [1, 2],
+            ["inference.name=exact"],
+            ModelError,
+            "'exact' gives a point estimate.*LOO.*nuts or svi",
+        ),
+        ("seed", [1, 2], ["held_out=0.2"], ConfigError, "the seed also determines the held-out units"),
     ],
 )
-def test_what_cannot_be_compared_starts_nothing(key, values, overrides, error, said, tmp_path):
+def test_values_that_cannot_be_compared_start_no_run(key, values, overrides, error, said, tmp_path):
     with pytest.raises(error, match=said):
         select(TOY, key, values, overrides=overrides, out=tmp_path / "x", progress=False)
     assert not (tmp_path / "x").exists()
 
 
-def test_an_error_of_any_kind_stops_its_own_value_only(monkeypatch, tmp_path):
+def test_any_error_stops_only_its_own_value(monkeypatch, tmp_path):
     def run(config, **_):
         raise {"1": InferenceError("site 'W'"), "2": ZeroDivisionError("x"), "3": DataError("y")}[config.name[-1]]
 
@@ -112,7 +118,7 @@ def test_an_error_of_any_kind_stops_its_own_value_only(monkeypatch, tmp_path):
     assert not (tmp_path / "selection.png").exists()
 
 
-def test_values_as_they_are_written():
+def test_values_are_parsed_from_text():
     assert values_of("a.b=1,2") == ("a.b", [1, 2])
     assert values_of("a.b=[1, 2.5, x]") == ("a.b", [1, 2.5, "x"])
     assert values_of("a=-1:1") == ("a", [-1, 0, 1])
@@ -123,7 +129,7 @@ def test_values_as_they_are_written():
             values_of(text)
 
 
-def test_failed_and_unconverged_points_are_hollow(monkeypatch):
+def test_failed_and_unconverged_fits_are_hollow_points(monkeypatch):
     from matplotlib.axes import Axes
 
     faces, plot = [], Axes.plot
@@ -134,7 +140,7 @@ def test_failed_and_unconverged_points_are_hollow(monkeypatch):
 
     monkeypatch.setattr(Axes, "plot", spy)
     rows = {"value": ["1", "2", "3"], "elpd_diff": [0.0, -2.0, np.nan], "se_diff": [0.0, 1.0, np.nan]}
-    drawn(pd.DataFrame({**rows, "converged": [True, False, False]}), "k", ["1", "2", "3"])
+    plotted(pd.DataFrame({**rows, "converged": [True, False, False]}), "k", ["1", "2", "3"])
     assert [face for face in faces if face] == [("o", "#0072B2"), ("o", "white"), ("x", None)]
 
 
@@ -151,7 +157,7 @@ def config(tmp_path):
     return str(path)
 
 
-def test_the_command_prints_the_table(config, capsys, tmp_path, monkeypatch):
+def test_the_select_command_prints_the_table(config, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["select", config, "--quiet", "model.n_latent=1:2", "inference.n_draws=31"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -161,15 +167,15 @@ def test_the_command_prints_the_table(config, capsys, tmp_path, monkeypatch):
     assert load_run("runs/toy-select/toy-n_latent-2").posterior["posterior"].sizes["draw"] == 31
 
 
-def test_the_command_says_that_embeddings_are_left_out_and_ends_with_1_where_nothing_is_compared(config, capsys, tmp_path):
+def test_the_select_command_ends_with_1_if_nothing_is_compared(config, capsys, tmp_path):
     assert cli.main(["select", config, "model.n_latent=2,8,9", "--out", str(tmp_path / "x")]) == 1
     out = capsys.readouterr().out
-    assert "embeddings are left out" in out
-    assert f"Written: {tmp_path / 'x' / 'selection.csv'} and the runs beside." in out.splitlines()
+    assert "embeddings are not computed" in out
+    assert f"Written: {tmp_path / 'x' / 'selection.csv'}, and the run directories." in out.splitlines()
     assert out.count("failed: ") == 4  # as each happens, and in the table
 
 
-def test_wrong_usage_of_the_command_ends_with_2(config, capsys):
+def test_wrong_usage_of_the_select_command_ends_with_2(config, capsys):
     assert cli.main(["select", config, "model.n_latent=2"]) == 2
     assert "at least two values" in capsys.readouterr().err
     assert cli.main(["select", config, "model.n_latent"]) == 2

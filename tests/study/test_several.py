@@ -1,4 +1,4 @@
-"""Several runs against each other: scores where data are shared, positions where units are, and what cannot be is said."""
+"""Tests of comparing runs with each other: scores for shared data, positions for shared units."""
 
 import shutil
 
@@ -51,18 +51,18 @@ def found(runs):
     return compare_runs([runs / name for name in CONFIGS])
 
 
-def test_runs_that_share_data_have_a_table(found):
+def test_runs_with_shared_data_are_compared_in_a_table(found):
     assert found.runs["run"].tolist() == list(CONFIGS)
     assert found.runs["model"][2] == "gaussian_mixture (n_components=3)"
     (table,) = found.loo
     assert set(table["model"]) == {"one", "two", "mixture", "pair"}
     said = "\n".join(found.notes)
-    assert "'point': a point estimate (exact)" in said
-    assert "and raw cannot be compared: the same data on different scales" in said
+    assert "'point': LOO needs posterior draws, but the fit is a point estimate (exact)" in said
+    assert "and raw cannot be compared: the data are on different scales" in said
     assert "and other cannot be compared: different data: shapes (30, 3) and (20, 3)" in said
 
 
-def test_positions_are_compared_with_the_runs_own_ceilings(found, runs):
+def test_positions_are_compared_with_the_ceilings_of_the_runs(found, runs):
     table = found.positions.set_index(["run", "other", "metric"])
     means = [load_run(runs / name).posterior["latents"]["z"].values.mean((0, 1)) for name in ("one", "two")]
     row = table.loc[("one", "two", "procrustes_similarity")]
@@ -74,7 +74,7 @@ def test_positions_are_compared_with_the_runs_own_ceilings(found, runs):
     assert [metric for a, b, metric in table.index if (a, b) == ("one", "mixture")] == ["cka"]
 
 
-def test_partitions_are_compared_whatever_labels_are_called(found, runs):
+def test_partitions_are_compared_for_any_label_names(found, runs):
     table = found.positions.set_index(["run", "other", "metric"])
     draws = [load_run(runs / name).posterior["latents"]["z"].values for name in ("mixture", "pair")]
     row = table.loc[("mixture", "pair", "adjusted_rand")]
@@ -84,7 +84,7 @@ def test_partitions_are_compared_whatever_labels_are_called(found, runs):
     assert row["of_draws"] <= max(row["within_run"], row["within_other"])
 
 
-def test_verdicts_of_all_runs_are_side_by_side(found, runs):
+def test_verdicts_of_all_runs_are_listed(found, runs):
     own = load_run(runs / "two").verdicts
     assert found.verdicts["run"].tolist() == ["two"] * len(own)
     assert found.verdicts["verdict"].tolist() == own["verdict"].tolist()
@@ -111,10 +111,10 @@ def test_units_in_another_order_are_matched_by_name(runs, tmp_path):
     assert several.positions.set_index("metric").of_points["procrustes_similarity"] < 0.2
 
 
-def test_what_is_no_complete_run_or_only_one_is_refused(runs, tmp_path):
+def test_incomplete_or_single_runs_are_refused(runs, tmp_path):
     with pytest.raises(ConfigError, match="at least two different runs"):
         compare_runs([runs / "one", runs / "one"])
-    with pytest.raises(StoreError, match="no run directory"):
+    with pytest.raises(StoreError, match="is not a run directory"):
         compare_runs([runs / "one", tmp_path])
     shutil.copytree(runs / "one", tmp_path / "copy")
     text = (tmp_path / "copy" / "run.json").read_text()
@@ -123,15 +123,15 @@ def test_what_is_no_complete_run_or_only_one_is_refused(runs, tmp_path):
         compare_runs([runs / "one", tmp_path / "copy"])
 
 
-def test_the_command_prints_what_can_be_said(runs, capsys):
+def test_the_compare_command_prints_the_available_comparisons(runs, capsys):
     assert cli.main(["compare", str(runs / "one"), str(runs / "two"), str(runs / "raw")]) == 0
     out = capsys.readouterr().out
     for part in (
         "runs\n",
         "leave-one-out\n",
-        "positions against each other\n",
+        "agreement of positions\n",
         "verdicts on embeddings\n",
-        "not compared, or with care\n",
+        "notes\n",
     ):
         assert part in out
     assert cli.main(["compare", str(runs / "one")]) == 2

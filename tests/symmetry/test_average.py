@@ -1,4 +1,4 @@
-"""A density averaged over a group, against quadrature, full sums and Monte Carlo."""
+"""Tests of densities averaged over a group against quadrature, full sums and Monte Carlo."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def over_circle(log_q, W, n=20_001):
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.2, 0.02])
-def test_two_axes_agree_with_quadrature(rng, scale):
+def test_average_over_two_axes_matches_quadrature(rng, scale):
     center = rng.standard_normal((4, 2))
     W = center @ Orthogonal().random(rng, 2, (6,)) + scale * rng.standard_normal((6, 4, 2))
     log_q = gaussian(center, scale)
@@ -51,7 +51,7 @@ def test_one_axis_is_the_mean_of_both_signs(rng):
     np.testing.assert_allclose(average(Orthogonal(), log_q, W, center), expected, atol=1e-12)
 
 
-def test_haar_measure_has_mass_one_in_the_coordinates():
+def test_haar_measure_integrates_to_1():
     """Three axes by quadrature over the angle; four by 400 000 uniform draws within 6 standard errors (2e-9 false alarms)."""
     angle = (np.arange(2000) + 0.5) * np.pi / 2000
     density = np.exp(log_haar(angle[:, None] * np.array([-1.0, 0.0, 1.0]), 3))
@@ -66,8 +66,8 @@ def test_haar_measure_has_mass_one_in_the_coordinates():
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
-def test_three_axes_agree_with_monte_carlo(rng, scale):
-    """At a broad density, where draws from Haar measure do: 5 standard errors of 200 000 draws."""
+def test_average_over_three_axes_matches_monte_carlo(rng, scale):
+    """For a broad density, compared with 200 000 draws from Haar measure within 5 standard errors."""
     center = rng.standard_normal((4, 3))
     W = center @ Orthogonal().random(rng, 3, (3,)) + 0.5 * rng.standard_normal((3, 4, 3))
     log_q = gaussian(center, scale)
@@ -78,7 +78,7 @@ def test_three_axes_agree_with_monte_carlo(rng, scale):
         assert abs(np.exp(value) - q.mean()) < 5 * q.std() / np.sqrt(len(q)) + 0.02 * q.mean()
 
 
-def test_mirrored_draws_are_worth_as_much_as_the_others(rng):
+def test_reflected_draws_have_the_same_average(rng):
     center = np.array([[3.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
     W = center + 0.1 * rng.standard_normal((8, 3, 2))
     mirrored = np.concatenate([W[:4], W[4:] @ np.diag([1.0, -1.0])])
@@ -90,7 +90,7 @@ def test_mirrored_draws_are_worth_as_much_as_the_others(rng):
 
 
 @pytest.mark.parametrize("group", [Permutation(), SignedPermutation()], ids=lambda g: type(g).__name__)
-def test_finite_groups_are_summed(rng, group):
+def test_averages_over_finite_groups_are_sums(rng, group):
     center = rng.standard_normal((4, 3))
     W = rng.standard_normal((5, 4, 3))
     log_q = gaussian(center, 0.8)
@@ -99,8 +99,8 @@ def test_finite_groups_are_summed(rng, group):
     np.testing.assert_allclose(average(group, log_q, W, center), expected, atol=1e-10)
 
 
-def test_a_large_group_is_summed_near_the_element_that_aligns(rng):
-    """All 5040 permutations of 7 axes, of which those beyond two exchanges add nothing."""
+def test_sums_over_large_groups_are_restricted_to_near_elements(rng):
+    """Of all 5040 permutations of 7 axes, those beyond two transpositions are negligible."""
     center = 3 * rng.standard_normal((6, 7))
     W = center @ Permutation().random(rng, 7, (3,)) + 0.3 * rng.standard_normal((3, 6, 7))
     log_q = gaussian(center, 0.5)
@@ -110,13 +110,13 @@ def test_a_large_group_is_summed_near_the_element_that_aligns(rng):
 
 
 @pytest.mark.parametrize("q", [2, 3])
-def test_a_density_that_is_invariant_already_stays(rng, q):
+def test_an_invariant_density_is_unchanged(rng, q):
     W = rng.standard_normal((5, 4, q))
     log_q = gaussian(np.zeros((4, q)), 1.3)
     np.testing.assert_allclose(average(Orthogonal(), log_q, W, W[0]), log_q({"W": W}), atol=1e-6)
 
 
-def test_identity_changes_nothing_and_groups_without_a_finite_measure_are_refused(rng):
+def test_identity_has_no_effect_and_infinite_groups_are_refused(rng):
     W = rng.standard_normal((5, 4, 2))
     log_q = gaussian(W[0], 1.0)
     np.testing.assert_array_equal(average(Identity(), log_q, W, W[0]), log_q({"W": W}))
@@ -125,14 +125,14 @@ def test_identity_changes_nothing_and_groups_without_a_finite_measure_are_refuse
             average(group, log_q, W, W[0])
 
 
-def test_a_density_that_is_nan_is_refused(rng):
+def test_a_nan_density_is_refused(rng):
     W = rng.standard_normal((5, 4, 2))
     with pytest.raises(InferenceError, match="NaN or"):
         average(Orthogonal(), lambda v: np.full(len(v["W"]), np.nan), W, W[0])
 
 
-def test_a_density_that_no_fit_could_have_is_refused(rng):
-    """A covariance that has become singular: log q falls by 1e30 within a turn."""
+def test_a_degenerate_density_is_refused(rng):
+    """For a singular covariance, log q changes by 1e30 within a rotation."""
     center = rng.standard_normal((4, 2))
     with pytest.raises(InferenceError, match=r"guide's covariance is close to singular"):
         average(Orthogonal(), gaussian(center, 1e-15), center[None], center)

@@ -1,4 +1,4 @@
-"""Groups act, align draws without a reference that matters, and leave invariant what they say; larger groups change it."""
+"""Tests of symmetry groups: action, alignment and invariants."""
 
 import itertools
 
@@ -44,7 +44,7 @@ def noisy(rng, size=0.05):
 
 
 @pytest.mark.parametrize("group", ALL, ids=lambda g: type(g).__name__)
-def test_acting_is_a_right_action_that_can_be_undone(group, rng):
+def test_groups_act_from_the_right_with_inverses(group, rng):
     values = sites(rng)
     g, h = group.random(rng, Q), group.random(rng, Q)
     one_by_one = group.act(h, group.act(g, values, DIMS), DIMS)
@@ -54,7 +54,7 @@ def test_acting_is_a_right_action_that_can_be_undone(group, rng):
 
 
 @pytest.mark.parametrize("group", [g for g in ALL if not g.is_trivial()], ids=lambda g: type(g).__name__)
-def test_draws_each_have_an_element_of_their_own(group, rng):
+def test_each_draw_has_its_own_element(group, rng):
     values = sites(rng, (2, 4))
     elements = group.random(rng, Q, (2, 4))
     together = group.act(elements, values, DIMS)
@@ -63,7 +63,7 @@ def test_draws_each_have_an_element_of_their_own(group, rng):
         assert close({name: v[chain, draw] for name, v in together.items()}, alone)
 
 
-def test_loadings_and_positions_keep_their_product_under_orthogonal_and_linear_maps(rng):
+def test_the_product_of_loadings_and_positions_is_invariant(rng):
     values = sites(rng)
     for group in (SignedPermutation(), Orthogonal(), GeneralLinear()):
         turned = group.act(group.random(rng, Q), values, DIMS)
@@ -72,8 +72,8 @@ def test_loadings_and_positions_keep_their_product_under_orthogonal_and_linear_m
     assert not np.allclose(moved["z"] @ moved["W"].T, values["z"] @ values["W"].T, atol=1e-3)
 
 
-def test_positions_are_the_sites_of_a_groups_own_kinds_of_units(rng):
-    """Senders and receivers both move and turn with the group; loadings turn the other way, and do not move."""
+def test_positions_of_all_kinds_of_units_transform_as_positions(rng):
+    """Senders and receivers are translated and rotated by the group; loadings are only rotated."""
     dims = {"s": ("sender", "latent"), "r": ("receiver", "latent"), "W": ("feature", "latent")}
     values = {"s": rng.normal(size=(5, 2)), "r": rng.normal(size=(4, 2)), "W": rng.normal(size=(3, 2))}
     linear = GeneralLinear(units=("sender", "receiver"))
@@ -86,12 +86,12 @@ def test_positions_are_the_sites_of_a_groups_own_kinds_of_units(rng):
     np.testing.assert_allclose(moved["W"] @ moved["W"].T, values["W"] @ values["W"].T, rtol=1e-9)
 
 
-def test_a_matrix_along_the_dim_is_turned_on_both_sides(rng):
+def test_matrices_along_the_dim_are_transformed_on_both_sides(rng):
     S, g = rng.standard_normal((Q, Q)), Orthogonal().random(rng, Q)
     np.testing.assert_allclose(Orthogonal().act(g, {"S": S}, DIMS)["S"], g.T @ S @ g, atol=1e-12)
 
 
-def test_random_rotations_have_haars_moments(rng):
+def test_random_rotations_have_the_moments_of_haar_measure(rng):
     """E g_ij = 0, E g_ij^2 = 1/q, E det = 0: 19 z-tests, two-sided, at a total of 1e-5."""
     g = Orthogonal().random(rng, Q, (40_000,))
     np.testing.assert_allclose(g @ g.swapaxes(-1, -2), np.broadcast_to(np.eye(Q), g.shape), atol=1e-12)
@@ -102,7 +102,7 @@ def test_random_rotations_have_haars_moments(rng):
 
 
 @pytest.mark.parametrize("group", FINITE, ids=lambda g: type(g).__name__)
-def test_the_elements_of_a_finite_group_are_all_there_once(group, rng):
+def test_finite_groups_list_each_element_once(group, rng):
     elements = group.elements(Q).reshape(-1, Q * Q)
     assert len(np.unique(elements, axis=0)) == len(elements) == {"Permutation": 6, "SignedPermutation": 48}[type(group).__name__]
     drawn = group.random(rng, Q, (20_000,)).reshape(-1, Q * Q)
@@ -116,7 +116,7 @@ def test_the_elements_of_a_finite_group_are_all_there_once(group, rng):
 
 
 @pytest.mark.parametrize("group", ALIGNING, ids=lambda g: type(g).__name__)
-def test_the_result_does_not_depend_on_how_draws_were_turned_or_ordered(group, rng):
+def test_alignment_ignores_rotation_and_order_of_draws(group, rng):
     draws = noisy(rng)
     aligned = group.align(draws, DIMS, on="z")
     turned = group.act(group.random(rng, Q, (2, 6)), draws, DIMS)
@@ -131,7 +131,7 @@ def test_the_result_does_not_depend_on_how_draws_were_turned_or_ordered(group, r
 
 
 @pytest.mark.parametrize("group", ALIGNING, ids=lambda g: type(g).__name__)
-def test_aligned_draws_lie_together_and_keep_the_invariants(group, rng):
+def test_aligned_draws_agree_and_keep_invariants(group, rng):
     draws = group.act(group.random(rng, Q, (2, 6)), noisy(rng), DIMS)
     aligned = group.align(draws, DIMS, on="z")
     assert aligned.values["z"].std(axis=(0, 1)).max() < 0.2 < draws["z"].std(axis=(0, 1)).max()
@@ -146,7 +146,7 @@ def test_the_consensus_is_the_mean_of_the_aligned_draws(group, rng):
     np.testing.assert_allclose(aligned.reference, aligned.values["z"].mean(axis=(0, 1)), atol=1e-7)
 
 
-def test_the_consensus_is_in_principal_axes_with_its_largest_entries_positive(rng):
+def test_the_consensus_has_principal_axes_with_positive_largest_entries(rng):
     reference = Orthogonal().align(noisy(rng), DIMS, on="W").reference
     gram = reference.T @ reference
     assert np.abs(gram - np.diag(np.diag(gram))).max() < 1e-8
@@ -154,7 +154,7 @@ def test_the_consensus_is_in_principal_axes_with_its_largest_entries_positive(rn
     assert (reference[np.abs(reference).argmax(axis=0), range(Q)] > 0).all()
 
 
-def test_the_nearest_rotation_is_procrustes(rng):
+def test_the_nearest_rotation_matches_procrustes(rng):
     x, target = rng.standard_normal((7, Q)), rng.standard_normal((7, Q))
     found = Orthogonal().align_to(target, {"z": x}, DIMS, on="z").values["z"]
     np.testing.assert_allclose(found, x @ orthogonal_procrustes(x, target)[0], atol=1e-10)
@@ -164,7 +164,7 @@ def test_the_nearest_rotation_is_procrustes(rng):
 
 
 @pytest.mark.parametrize("group", FINITE, ids=lambda g: type(g).__name__)
-def test_the_nearest_relabelling_is_the_best_of_all(group, rng):
+def test_the_nearest_permutation_is_the_best_of_all(group, rng):
     for _ in range(20):
         x, target = rng.standard_normal((7, Q)), rng.standard_normal((7, Q))
         found = group.align_to(target, {"z": x}, DIMS, on="z").values["z"]
@@ -172,7 +172,7 @@ def test_the_nearest_relabelling_is_the_best_of_all(group, rng):
         assert np.linalg.norm(found - target) == pytest.approx(best, abs=1e-10)
 
 
-def test_identity_leaves_scalar_positions_alone(rng):
+def test_identity_does_not_change_scalar_positions(rng):
     draws = {"theta": rng.standard_normal((2, 5, 8)), "mu": rng.standard_normal((2, 5))}
     aligned = Identity().align(draws, {"theta": ("unit",), "mu": ()}, on="theta")
     np.testing.assert_array_equal(aligned.values["theta"], draws["theta"])
@@ -194,7 +194,7 @@ def test_invariants_are_invariant_and_larger_groups_change_them(group, rng):
         assert not all(close(moved, found, 1e-3) for moved in every), f"{type(larger).__name__} leaves all of them as they are"
 
 
-def test_many_rows_are_followed_by_spectrum_diagonal_and_projections(rng):
+def test_invariants_of_many_rows_are_spectrum_diagonal_and_projections(rng):
     W = rng.standard_normal((2, 50, 64, 2))
     found = Orthogonal().invariants({"W": W}, DIMS)
     assert max(v.shape[-1] for v in found.values()) <= 64
@@ -205,7 +205,7 @@ def test_many_rows_are_followed_by_spectrum_diagonal_and_projections(rng):
 # -- the lattice
 
 
-def test_which_group_contains_which():
+def test_subgroup_relations():
     chain = [Identity(), Permutation(), SignedPermutation(), Orthogonal(), Euclidean()]
     for i, j in itertools.product(range(5), repeat=2):
         assert (chain[i] in chain[j]) == (i <= j), (chain[i], chain[j])
@@ -218,13 +218,13 @@ def test_which_group_contains_which():
 # -- refusals
 
 
-def test_what_cannot_be_is_refused_by_name(rng):
+def test_invalid_groups_and_sites_are_refused(rng):
     values = sites(rng, (2, 3))
-    with pytest.raises(ModelError, match="'W' has no dims"):
+    with pytest.raises(ModelError, match="'W' is not in `dims`"):
         Orthogonal().act(np.eye(Q), {"W": values["W"]}, {"z": ("unit", "latent")})
-    with pytest.raises(ModelError, match="'W' has 3 along 'latent', the group's element 2"):
+    with pytest.raises(ModelError, match="'W' has size 3 along 'latent'; the group's element has size 2"):
         Orthogonal().act(np.eye(2), {"W": values["W"]}, DIMS)
-    with pytest.raises(ModelError, match="no site 'y' to align on"):
+    with pytest.raises(ModelError, match=r"the site to align on must be one of .*; got 'y'"):
         Orthogonal().align(values, DIMS, on="y")
     with pytest.raises(ModelError, match="'sigma' must have one axis 'latent'"):
         Orthogonal().align(values, DIMS, on="sigma")

@@ -1,4 +1,4 @@
-"""Labels go with what they name."""
+"""Tests of permutations of labels."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from latentlab.symmetry.groups import Permutation
 from latentlab.symmetry.labels import indicators, renamed
 
 
-def test_indicators_and_their_names(rng):
+def test_label_indicators_and_names(rng):
     labels = rng.integers(0, 4, (2, 3, 10))
     one_hot = indicators(labels, 4)
     assert one_hot.shape == (2, 3, 10, 4)
@@ -20,8 +20,8 @@ def test_indicators_and_their_names(rng):
 @pytest.mark.parametrize(
     ("model", "sites"), [(GaussianMixture(4), ("weights", "mu")), (GaussianHMM(4), ("initial", "mu"))], ids=["mixture", "hmm"]
 )
-def test_a_unit_keeps_what_its_label_names_under_any_permutation(model, sites, rng):
-    """Of four labels, where a permutation is not its own inverse; renaming is the action on the indicators' columns."""
+def test_permutations_move_labels_with_their_components(model, sites, rng):
+    """Four labels, so that permutations differ from their inverses; renaming equals permuting indicator columns."""
     dim = model.symmetry.dim
     draws = [model.simulate(np.random.default_rng(i), 9).truth for i in range(6)]
     values = {name: np.stack([draw[name] for draw in draws])[None] for name in (*sites, "z")}

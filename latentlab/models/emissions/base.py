@@ -79,7 +79,7 @@ class Emission(ABC):
     def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
         """Draw values of the sites from their priors."""
 
-    def given(self) -> tuple[str, ...]:
+    def fixed_sites(self) -> tuple[str, ...]:
         """Sites that are fixed by settings, not estimated."""
         return ()
 
@@ -87,7 +87,7 @@ class Emission(ABC):
         """Location and scale `(feature,)` that standardise data before the likelihood is maximised; None for raw data."""
         return None
 
-    def in_units(self, scale: torch.Tensor) -> "Emission":
+    def scaled(self, scale: torch.Tensor) -> "Emission":
         """The emission for data divided by `scale` `(feature,)`."""
         return self
 
@@ -104,13 +104,13 @@ class Emission(ABC):
         raise NotImplementedError
 
     def check(self, what: str, dataset: Dataset) -> None:  # noqa: B027
-        """Refuse data that the emission cannot generate; `what` names the model and the data in messages."""
+        """Reject data that the emission cannot generate; `what` names the model and the data in messages."""
 
     def check_bound(self, what: str, dataset: Dataset) -> None:  # noqa: B027
-        """Refuse data for which the likelihood is unbounded."""
+        """Reject data for which the likelihood is unbounded."""
 
     def cautions(self, dataset: Dataset) -> list[str]:
-        """Notes on properties of the data that the emission describes badly."""
+        """Notes on properties of the data for which the emission is a poor model."""
         return []
 
     def log_prior(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -122,24 +122,24 @@ def column_means(x: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor
     """Mean of each feature over its observed entries, `(feature,)`."""
     if observed is None:
         return x.mean(0)
-    seen = observed.to(x.dtype)
-    return (x * seen).sum(0) / seen.sum(0).clamp(min=1)
+    weights = observed.to(x.dtype)
+    return (x * weights).sum(0) / weights.sum(0).clamp(min=1)
 
 
 def column_variance(x: torch.Tensor, observed: torch.Tensor | None) -> torch.Tensor:
     """Variance of each feature over its observed entries; for a constant feature its squared mean, or 1 if the mean is 0."""
     mean = column_means(x, observed)
-    found = column_means((x - mean) ** 2, observed)
-    return torch.where(found > (NOISE * mean) ** 2, found, torch.where(mean == 0, torch.ones_like(mean), mean**2))
+    variance = column_means((x - mean) ** 2, observed)
+    return torch.where(variance > (NOISE * mean) ** 2, variance, torch.where(mean == 0, torch.ones_like(mean), mean**2))
 
 
 def n_distinct(column: np.ndarray) -> tuple[int, int]:
     """Number of distinct observed values, and number of observed values."""
-    seen = column[~np.isnan(column)]
-    return len(np.unique(seen)), len(seen)
+    observed = column[~np.isnan(column)]
+    return len(np.unique(observed)), len(observed)
 
 
-def dependent(x: np.ndarray) -> int | None:
+def dependent_column(x: np.ndarray) -> int | None:
     """Index of a column that is a linear combination of the others up to `FLOOR`; None if there is none."""
     centred = x - x.mean(0)
     centred = centred / np.sqrt((centred**2).mean(0)).clip(min=1e-300)
@@ -152,21 +152,26 @@ def dependent(x: np.ndarray) -> int | None:
 def weighted_means(
     x: torch.Tensor, observed: torch.Tensor | None, weights: torch.Tensor, current: torch.Tensor | None, shrink: float
 ) -> torch.Tensor:
-    seen = torch.ones_like(x) if observed is None else observed.to(x.dtype)
+    indicator = torch.ones_like(x) if observed is None else observed.to(x.dtype)
     pooled = column_means(x, observed)
-    total = weights.mT @ seen
-    found = (weights.mT @ (x * seen) + shrink * pooled) / (total + shrink).clamp(min=FEW)
-    return torch.where(total + shrink > FEW, found, pooled if current is None else current)
+    total = weights.mT @ indicator
+    means = (weights.mT @ (x * indicator) + shrink * pooled) / (total + shrink).clamp(min=FEW)
+    return torch.where(total + shrink > FEW, means, pooled if current is None else current)
 
 
-def refuse(what: str, dataset: Dataset, bad: np.ndarray, must: str) -> None:
-    bad = bad & ~np.isnan(dataset.x)
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
+def check_entries(what: str, dataset: Dataset, invalid: np.ndarray, requirement: str) -> None:
+    """Raise an error for the first observed entry that is marked as invalid; `requirement` begins with "must be".
+
+    Raises:
+        DataError: Names the column, the unit, the value and the number of invalid entries.
+    """
+    invalid = invalid & ~np.isnan(dataset.x)
+    if invalid.any():
+        row, column = np.argwhere(invalid)[0]
         hint = "; the data are standardised: load them with `standardize: false`" if dataset.transform is not None else ""
         raise DataError(
-            f"{what}, column {str(dataset.features[column])!r}, unit {str(dataset.units[row])!r}: {must}; "
-            f"got {dataset.x[row, column]:g} ({int(bad.sum())} such entries){hint}."
+            f"{what}: column {str(dataset.features[column])!r}, unit {str(dataset.units[row])!r} {requirement}; "
+            f"got {dataset.x[row, column]:g} (invalid entries: {int(invalid.sum())}){hint}."
         )
 
 
@@ -179,5 +184,5 @@ def per_component(owner: str, name: str, value: PerComponent, n: int) -> torch.T
     if not isinstance(value, Sequence):
         return torch.full((n,), value, dtype=torch.float64)
     if len(value) != n:
-        raise ConfigError(f"{owner}: `{name}` must be one number or a list of {n}, one for each; got {len(value)}.")
+        raise ConfigError(f"{owner}: `{name}` must be one number or a list of {n} numbers; got a list of {len(value)}.")
     return torch.tensor(value, dtype=torch.float64)

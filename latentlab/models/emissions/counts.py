@@ -9,7 +9,7 @@ import torch
 
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.components import BernoulliComponents, CategoricalComponents, PoissonComponents
-from latentlab.models.emissions.base import FEW, LEAST, Emission, PerComponent, per_component, refuse, weighted_means
+from latentlab.models.emissions.base import FEW, LEAST, Emission, PerComponent, check_entries, per_component, weighted_means
 
 
 class Bernoulli(Emission):
@@ -43,7 +43,7 @@ class Bernoulli(Emission):
         return {"probability": rng.beta(self.concentration, self.concentration, (self.n_components, n_features))}
 
     def check(self, what: str, dataset: Dataset) -> None:
-        refuse(what, dataset, (dataset.x != 0) & (dataset.x != 1), "must hold 0 and 1 (or be missing)")
+        check_entries(what, dataset, (dataset.x != 0) & (dataset.x != 1), "must be 0 or 1, or missing")
 
 
 class Poisson(Emission):
@@ -84,7 +84,9 @@ class Poisson(Emission):
         return prior.log_prob(values["rate"][:, None]).sum(-1)
 
     def check(self, what: str, dataset: Dataset) -> None:
-        refuse(what, dataset, (dataset.x < 0) | (dataset.x != np.floor(dataset.x)), "must hold counts, whole numbers from 0")
+        check_entries(
+            what, dataset, (dataset.x < 0) | (dataset.x != np.floor(dataset.x)), "must be a count, a whole number from 0"
+        )
 
 
 class Categorical(Emission):
@@ -119,8 +121,8 @@ class Categorical(Emission):
         counts = counts + shrink * counts.sum(0) / counts.sum(0).sum(-1, keepdim=True).clamp(min=FEW)
         total = counts.sum(-1, keepdim=True)
         even = torch.full_like(counts, 1 / self.n_categories) if current is None else current["probability"]
-        found = torch.where(total > FEW, counts / total.clamp(min=FEW), even).clamp(min=LEAST)
-        return {"probability": found / found.sum(-1, keepdim=True)}
+        probability = torch.where(total > FEW, counts / total.clamp(min=FEW), even).clamp(min=LEAST)
+        return {"probability": probability / probability.sum(-1, keepdim=True)}
 
     def draw(self, rng: np.random.Generator, n_features: int) -> dict[str, np.ndarray]:
         a = np.full(self.n_categories, self.concentration)
@@ -128,5 +130,5 @@ class Categorical(Emission):
 
     def check(self, what: str, dataset: Dataset) -> None:
         last = self.n_categories - 1
-        bad = (dataset.x < 0) | (dataset.x > last) | (dataset.x != np.floor(dataset.x))
-        refuse(what, dataset, bad, f"must hold categories, whole numbers from 0 to {last} (`n_categories` - 1)")
+        invalid = (dataset.x < 0) | (dataset.x > last) | (dataset.x != np.floor(dataset.x))
+        check_entries(what, dataset, invalid, f"must be a category, a whole number from 0 to {last} (`n_categories` - 1)")

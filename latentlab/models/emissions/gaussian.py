@@ -14,7 +14,7 @@ from latentlab.data.notes import on_outliers
 from latentlab.data.transform import NOISE
 from latentlab.distributions.components import GaussianComponents
 from latentlab.errors import ConfigError, DataError
-from latentlab.models.base import here
+from latentlab.models.base import on_default_device
 from latentlab.models.emissions.base import (
     FEW,
     FEW_VALUES,
@@ -30,7 +30,7 @@ from latentlab.models.emissions.base import (
     SigmaPrior,
     column_means,
     column_variance,
-    dependent,
+    dependent_column,
     n_distinct,
     per_component,
 )
@@ -66,9 +66,9 @@ class Gaussian(Emission):
         self.sigma_prior = sigma_prior
         self.unit: float | torch.Tensor = 1.0
         if covariance == "tied" and self.sigma_scale.unique().numel() > 1:
-            raise ConfigError(f"{owner}: `sigma_scale` must be one number where the covariance is tied; got {sigma_scale!r}.")
-        alike = all(one.unique().numel() == 1 for one in (self.mu_loc, self.mu_scale, self.sigma_scale))
-        self.exchangeable = alike and not ordered
+            raise ConfigError(f"{owner}: `sigma_scale` must be one number if `covariance` is 'tied'; got {sigma_scale!r}.")
+        equal_priors = all(one.unique().numel() == 1 for one in (self.mu_loc, self.mu_scale, self.sigma_scale))
+        self.exchangeable = equal_priors and not ordered
 
     @property
     def _correlated(self) -> bool:
@@ -78,7 +78,7 @@ class Gaussian(Emission):
     def _fixed(self) -> bool:
         return self.sigma_prior == "log_normal" and self.sigma_spread == 0
 
-    def given(self) -> tuple[str, ...]:
+    def fixed_sites(self) -> tuple[str, ...]:
         return ("sigma",) if self._fixed else ()
 
     def units(self, x: torch.Tensor, observed: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -87,10 +87,10 @@ class Gaussian(Emission):
             variance = variance.mean().expand(variance.shape)
         return column_means(x, observed), torch.sqrt(variance)
 
-    def in_units(self, scale: torch.Tensor) -> "Gaussian":
-        found = copy.copy(self)
-        found.unit = scale[0] if self.covariance == "spherical" else scale
-        return found
+    def scaled(self, scale: torch.Tensor) -> "Gaussian":
+        emission = copy.copy(self)
+        emission.unit = scale[0] if self.covariance == "spherical" else scale
+        return emission
 
     def at_floor(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if self._fixed:
@@ -104,19 +104,19 @@ class Gaussian(Emission):
     def unbounded(self, x: torch.Tensor, observed: torch.Tensor | None) -> bool:
         if self._fixed:
             return False
-        seen = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
-        count = seen.sum(0).clamp(min=1)
-        mean = (x * seen).sum(0) / count
-        spread = torch.sqrt(((x - mean) ** 2 * seen).sum(0) / count)
-        still = spread <= NOISE * torch.where(seen, x.abs(), 0.0).amax(0)
+        observed_mask = torch.ones_like(x, dtype=torch.bool) if observed is None else observed
+        count = observed_mask.sum(0).clamp(min=1)
+        mean = (x * observed_mask).sum(0) / count
+        spread = torch.sqrt(((x - mean) ** 2 * observed_mask).sum(0) / count)
+        constant_columns = spread <= NOISE * torch.where(observed_mask, x.abs(), 0.0).amax(0)
         if self.covariance == "spherical":
-            return bool(still.all())
-        if not self._correlated or observed is not None or bool(still.any()):
-            return bool(still.any())
-        return dependent(x.numpy()) is not None
+            return bool(constant_columns.all())
+        if not self._correlated or observed is not None or bool(constant_columns.any()):
+            return bool(constant_columns.any())
+        return dependent_column(x.numpy()) is not None
 
     def check_bound(self, what: str, dataset: Dataset) -> None:
-        """Refuse data with an unbounded likelihood: constant or linearly dependent columns, or too few units for the covariance.
+        """Reject data with an unbounded likelihood: constant or linearly dependent columns, or too few units for the covariance.
 
         Raises:
             DataError: Names the column, or the numbers of units and columns.
@@ -125,25 +125,25 @@ class Gaussian(Emission):
             return
         x, names = dataset.x, [str(name) for name in dataset.features]
         low, high = np.nanmin(x, 0), np.nanmax(x, 0)
-        still = high - low <= NOISE * np.maximum(np.abs(low), np.abs(high))
-        cure = "leave it out, or take a method with a prior (`nuts`, `svi`, `map`)."
-        if still.all() or (still.any() and self.covariance != "spherical"):
+        constant_columns = high - low <= NOISE * np.maximum(np.abs(low), np.abs(high))
+        remedy = "remove it, or use a method with a prior (`nuts`, `svi`, `map`)."
+        if constant_columns.all() or (constant_columns.any() and self.covariance != "spherical"):
             raise DataError(
-                f"{what}: column {names[int(still.argmax())]!r} is constant, so that the likelihood has no bound; {cure}"
+                f"{what}: column {names[int(constant_columns.argmax())]!r} is constant, so the likelihood is unbounded; {remedy}"
             )
         if not self._correlated or np.isnan(x).any():
             return
         if len(x) <= x.shape[1]:
             raise DataError(
-                f"{what} has {len(x)} units and {x.shape[1]} columns; covariance {self.covariance!r} needs more units "
-                "than columns for its likelihood to have a bound; take 'diagonal', fewer columns, or a method with a prior "
+                f"{what} has {len(x)} units and {x.shape[1]} columns. With covariance {self.covariance!r} the likelihood is "
+                "unbounded unless there are more units than columns; use 'diagonal', fewer columns, or a method with a prior "
                 "(`nuts`, `svi`, `map`)."
             )
-        column = dependent(x)
+        column = dependent_column(x)
         if column is not None:
             raise DataError(
-                f"{what}: column {names[column]!r} is a linear combination of the others, so that the likelihood with covariance "
-                f"{self.covariance!r} has no bound; {cure}"
+                f"{what}: column {names[column]!r} is a linear combination of the others, so the likelihood with covariance "
+                f"{self.covariance!r} is unbounded; {remedy}"
             )
 
     def cautions(self, dataset: Dataset) -> list[str]:
@@ -156,18 +156,18 @@ class Gaussian(Emission):
             n_values, n_seen = n_distinct(x[:, j])
             if n_values == 1 and len(x) > 1:
                 constant = True
-                notes.append(f"column {name} is constant: components collapse on it")
+                notes.append(f"column {name} is constant: the variance of a component can shrink to 0")
             elif 1 < n_values <= FEW_VALUES and n_seen >= MANY * n_values:
                 notes.append(
-                    f"column {name} has {n_values} different values: a density describes it badly, "
-                    "and components collapse on them"
+                    f"column {name} has {n_values} distinct values: a continuous density fits it poorly, "
+                    "and components can collapse onto single values"
                 )
         for i, j in itertools.combinations(range(min(x.shape[1], MOST_PAIRED)), 2):
             if np.array_equal(head[:, i], head[:, j], equal_nan=True) and np.array_equal(x[:, i], x[:, j], equal_nan=True):
-                notes.append(f"columns {names[i]} and {names[j]} are equal")
+                notes.append(f"columns {names[i]} and {names[j]} are identical")
         if self._correlated and len(x) <= x.shape[1]:
-            notes.append(f"{len(x)} units are no more than {x.shape[1]} columns: covariances are those of the prior")
-        elif not constant and self._correlated and not np.isnan(x).any() and (column := dependent(x)) is not None:
+            notes.append(f"{len(x)} units for {x.shape[1]} columns: the covariances depend on the prior")
+        elif not constant and self._correlated and not np.isnan(x).any() and (column := dependent_column(x)) is not None:
             notes.append(f"column {names[column]} is a linear combination of the others: the covariance is singular")
         return notes[:MOST_NOTES]
 
@@ -175,10 +175,10 @@ class Gaussian(Emission):
         sigma = {"spherical": (dim,), "diagonal": (dim, "feature"), "full": (dim, "feature"), "tied": ("feature",)}[
             self.covariance
         ]
-        found: dict[str, tuple[str, ...]] = {"mu": (dim, "feature"), "sigma": sigma}
+        dims: dict[str, tuple[str, ...]] = {"mu": (dim, "feature"), "sigma": sigma}
         if self._correlated:
-            found["corr"] = (*((dim,) if self.covariance == "full" else ()), "feature", "next_feature")
-        return found
+            dims["corr"] = (*((dim,) if self.covariance == "full" else ()), "feature", "next_feature")
+        return dims
 
     def _sigma_shape(self, n_features: int) -> tuple[int, ...]:
         return {"spherical": (self.n_components,), "tied": (n_features,)}.get(self.covariance, (self.n_components, n_features))
@@ -187,8 +187,8 @@ class Gaussian(Emission):
         """Prior median of sigma (scale of the half-normal), in the shape of sigma."""
         shape = self._sigma_shape(n_features)
         if self.covariance == "tied":
-            return here(self.sigma_scale)[0].expand(shape) / self.unit
-        scale = here(self.sigma_scale)
+            return on_default_device(self.sigma_scale)[0].expand(shape) / self.unit
+        scale = on_default_device(self.sigma_scale)
         return (scale if len(shape) == 1 else scale[:, None]).expand(shape) / self.unit
 
     def components(self, values: Mapping[str, torch.Tensor]) -> GaussianComponents:
@@ -208,16 +208,16 @@ class Gaussian(Emission):
         *,
         shrink: float = 0.0,
     ) -> dict[str, torch.Tensor]:
-        otherwise = column_means(x, observed) if current is None else current["mu"]
+        fallback = column_means(x, observed) if current is None else current["mu"]
         if self._correlated and observed is not None:
-            filled, extra = self._completed(x, observed, otherwise, current)
+            filled, extra = self._completed(x, observed, fallback, current)
         else:
             filled, extra = x.expand(self.n_components, *x.shape), None
         # (component, unit, feature): a missing entry has weight only if it was imputed
         each = weights.mT[..., None] * (1.0 if observed is None or self._correlated else observed.to(x.dtype))
         total = each.sum(1).expand(self.n_components, x.shape[1])
         mu = (each * filled).sum(1) / total.clamp(min=FEW)
-        mu = torch.where(total > FEW, mu, otherwise)
+        mu = torch.where(total > FEW, mu, fallback)
         residual = filled - mu[:, None]
         floor = FLOOR * column_variance(x, observed)
         if not self._correlated:
@@ -244,28 +244,28 @@ class Gaussian(Emission):
         pooled = squares.sum(0) / total.sum(0).clamp(min=FEW)
         variance = (squares + shrink * pooled) / (total + shrink).clamp(min=FEW)
         sigma = torch.sqrt(torch.maximum(variance, floor))
-        otherwise = torch.sqrt(torch.maximum(pooled, floor)) if current is None else current["sigma"]
-        return {"sigma": torch.where(total > FEW, sigma, otherwise)}
+        fallback = torch.sqrt(torch.maximum(pooled, floor)) if current is None else current["sigma"]
+        return {"sigma": torch.where(total > FEW, sigma, fallback)}
 
     def _covariances(
         self, scatter: torch.Tensor, total: torch.Tensor, current: Any, shrink: float, floor: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         pooled = scatter.sum(0) / total.sum()
-        round_ = torch.diag_embed(torch.maximum(torch.diagonal(pooled), floor))
+        diagonal = torch.diag_embed(torch.maximum(torch.diagonal(pooled), floor))
         if self.covariance == "tied":
-            covariance = (scatter.sum(0) + shrink * round_) / (total.sum() + shrink)
+            covariance = (scatter.sum(0) + shrink * diagonal) / (total.sum() + shrink)
         else:
-            covariance = (scatter + shrink * round_) / (total + shrink).clamp(min=FEW)[:, None, None]
+            covariance = (scatter + shrink * diagonal) / (total + shrink).clamp(min=FEW)[:, None, None]
         unit = torch.sqrt(floor / FLOOR)
-        values, vectors = torch.linalg.eigh(covariance / unit[:, None] / unit)
-        covariance = (vectors * values.clamp(min=FLOOR)[..., None, :]) @ vectors.mT * unit[:, None] * unit
+        eigenvalues, vectors = torch.linalg.eigh(covariance / unit[:, None] / unit)
+        covariance = (vectors * eigenvalues.clamp(min=FLOOR)[..., None, :]) @ vectors.mT * unit[:, None] * unit
         sigma = torch.sqrt(torch.diagonal(covariance, dim1=-2, dim2=-1))
         corr = torch.linalg.cholesky(covariance) / sigma[..., None]
-        found = {"sigma": sigma, "corr": corr}
+        values = {"sigma": sigma, "corr": corr}
         if self.covariance == "full" and current is not None:
-            alive = total > FEW
-            found = {n: torch.where(alive.reshape(-1, *[1] * (v.dim() - 1)), v, current[n]) for n, v in found.items()}
-        return found
+            occupied = total > FEW
+            values = {n: torch.where(occupied.reshape(-1, *[1] * (v.dim() - 1)), v, current[n]) for n, v in values.items()}
+        return values
 
     def _correlations(
         self, scatter: torch.Tensor, total: torch.Tensor, current: Any, shrink: float, floor: torch.Tensor
@@ -323,9 +323,9 @@ class Gaussian(Emission):
     def check(self, what: str, dataset: Dataset) -> None:
         n_features = dataset.x.shape[1]
         if self._correlated and n_features < 2:
-            raise DataError(f"{what} has one feature; covariance {self.covariance!r} needs two or more: take 'diagonal'.")
+            raise DataError(f"{what} has one feature; covariance {self.covariance!r} needs at least two; use 'diagonal'.")
         if self.ordered and n_features != 1:
-            raise DataError(f"{what} has {n_features} features; `ordered` means go with one.")
+            raise DataError(f"{what} has {n_features} features; `ordered` needs exactly one.")
 
 
 def _lkj_factor(rng: np.random.Generator, n: int, concentration: float) -> np.ndarray:

@@ -76,7 +76,7 @@
 
   function ellipse(panel, i) {
     const c = panel.context, S = data.covariance, [a, b] = axes, [sx, sy] = panel.scale;
-    if (!S || panel.data.worst !== null || S.length < 2 || Math.max(a, b) >= S.length || a === b) return;
+    if (!S || panel.data.disagreement !== null || S.length < 2 || Math.max(a, b) >= S.length || a === b) return;
     const p = S[a][a][i], q = S[b][b][i], r = S[a][b][i];
     const mid = (p + q) / 2, gap = Math.hypot((p - q) / 2, r), angle = 0.5 * Math.atan2(2 * r, p - q);
     c.beginPath();
@@ -84,9 +84,9 @@
     c.stroke();
   }
 
-  function points(c, panel, some, alpha) {
+  function points(c, panel, units, alpha) {
     const { colors, markers } = data.classes, codes = panel.data.codes || data.classes.codes, by = colors.map(() => []);
-    for (const i of some) by[codes[i]].push(i);
+    for (const i of units) by[codes[i]].push(i);
     c.globalAlpha = alpha;
     by.forEach((units, code) => {
       c.fillStyle = colors[code];
@@ -114,15 +114,15 @@
 
   function draw(panel) {
     const c = panel.context;
-    const some = [...marked];
-    ground(panel, some.length ? 0.16 : 0.8);
+    const units = [...marked];
+    ground(panel, units.length ? 0.16 : 0.8);
     c.strokeStyle = "#333"; c.lineWidth = 0.8;
-    c.globalAlpha = Math.min(1, Math.max(0.15, 15 / (some.length || 1)));
-    if (some.length <= MOST) for (const i of some) ellipse(panel, i);
-    points(c, panel, some, 1);
-    if (some.length <= RINGS) {
+    c.globalAlpha = Math.min(1, Math.max(0.15, 15 / (units.length || 1)));
+    if (units.length <= MOST) for (const i of units) ellipse(panel, i);
+    points(c, panel, units, 1);
+    if (units.length <= RINGS) {
       c.lineWidth = 1;
-      for (const i of some) { c.beginPath(); c.arc(panel.x[i], panel.y[i], size + 2, 0, 2 * Math.PI); c.stroke(); }
+      for (const i of units) { c.beginPath(); c.arc(panel.x[i], panel.y[i], size + 2, 0, 2 * Math.PI); c.stroke(); }
     }
     if (cursor >= 0) {
       c.strokeStyle = "#000"; c.lineWidth = 2;
@@ -168,26 +168,26 @@
   function toggle(i) { marked.has(i) ? marked.delete(i) : marked.add(i); tell(); redraw(); }
 
   function tell() {
-    const some = [...marked].sort((a, b) => a - b);
-    let text = some.length ? some.length + " of " + n + " units marked" : "No unit is marked.";
-    if (some.length && data.labels) {
+    const units = [...marked].sort((a, b) => a - b);
+    let text = units.length ? units.length + " of " + n + (units.length === 1 ? " units is marked" : " units are marked") : "No unit is marked.";
+    if (units.length && data.labels) {
       const by = new Map();
-      for (const i of some) by.set(data.labels[i], (by.get(data.labels[i]) || 0) + 1);
+      for (const i of units) by.set(data.labels[i], (by.get(data.labels[i]) || 0) + 1);
       text += " (" + [...by].sort((a, b) => b[1] - a[1]).slice(0, 12).map(([label, k]) => label + ": " + k).join(", ") + ")";
     }
     part("told").textContent = text;
     const list = part("marked");
-    list.replaceChildren(...some.slice(0, MOST).map(i => { const item = element("li"); item.textContent = name(i); return item; }));
-    if (some.length > MOST) element("li", list).textContent = "and " + (some.length - MOST) + " more";
-    root.dataset.marked = some.length;
+    list.replaceChildren(...units.slice(0, MOST).map(i => { const item = element("li"); item.textContent = name(i); return item; }));
+    if (units.length > MOST) element("li", list).textContent = "and " + (units.length - MOST) + " more";
+    root.dataset.marked = units.length;
   }
 
   function point(panel, i, hover) {
     cursor = i;
     all.forEach(p => { p.tip.hidden = true; });
     if (i >= 0) {
-      const worst = panel.data.worst;
-      panel.tip.textContent = name(i) + (worst ? " · disagreement " + worst[i].toPrecision(3) : " · " + data.called + " " + data.spread[i].toPrecision(3));
+      const disagreement = panel.data.disagreement;
+      panel.tip.textContent = name(i) + (disagreement ? " · disagreement " + disagreement[i].toPrecision(3) : " · " + data.spread_name + " " + data.spread[i].toPrecision(3));
       panel.tip.style.left = Math.min(panel.x[i] + 10, panel.side * 0.55) + "px";
       panel.tip.style.top = (panel.canvas.offsetTop + panel.y[i] + 10) + "px";
       panel.tip.hidden = false;
@@ -198,18 +198,18 @@
 
   // -- parts of the page
 
-  const all = data.panels.map(given => {
+  const all = data.panels.map(content => {
     const box = element("div", part("panels"), { className: "panel" });
-    element("h3", box).textContent = given.title;
-    element("p", box, { className: "note" }).textContent = given.note;
+    element("h3", box).textContent = content.title;
+    element("p", box, { className: "note" }).textContent = content.note;
     const canvas = element("canvas", box, { tabIndex: 0 });
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", given.title + ", " + given.note + ". " + n + " units. Arrow keys move between units, Enter marks a unit, Escape clears all marks.");
+    canvas.setAttribute("aria-label", content.title + ", " + content.note + ". " + n + " units. Arrow keys move between units, Enter marks a unit, Escape clears all marks.");
     const tip = element("div", box, { className: "tip", hidden: true });
-    const panel = { data: given, canvas, tip, context: canvas.getContext("2d"), box: null };
+    const panel = { data: content, canvas, tip, context: canvas.getContext("2d"), box: null };
     const at = e => { const r = canvas.getBoundingClientRect(); return [(e.clientX - r.left) * panel.side / r.width, (e.clientY - r.top) * panel.side / r.height]; };
     canvas.addEventListener("pointerdown", e => {
-      try { canvas.setPointerCapture(e.pointerId); } catch (_) { /* a pointer that has gone */ }
+      try { canvas.setPointerCapture(e.pointerId); } catch (_) { /* the pointer is no longer active */ }
       panel.box = [...at(e), ...at(e)];
       panel.before = e.shiftKey ? [...marked] : [];
       panel.tip.hidden = true;
@@ -248,7 +248,7 @@
 
   const tools = part("tools");
   const button = (text, act, inside) => { const b = element("button", inside || tools, { type: "button" }); b.textContent = text; b.addEventListener("click", () => act(b)); return b; };
-  button("Clear", () => mark([])).className = "clear";
+  button("Clear marks", () => mark([])).className = "clear";
   if (data.panels.some(panel => JSON.stringify(panel.aligned) !== JSON.stringify(panel.raw))) {
     const both = ["aligned", "raw"].map(kind => button(kind === "aligned" ? "aligned to the posterior" : "raw coordinates", b => {
       way = kind;
@@ -267,8 +267,8 @@
     for (let j = 0; j < q; j++) element("option", select, { value: j, textContent: j + 1, selected: j === axes[k] });
     select.addEventListener("change", () => { axes[k] = +select.value; all.forEach(lay); redraw(); });
   });
-  const find = element("input", tools, { type: "search", placeholder: "find units by name" });
-  find.setAttribute("aria-label", "Mark units by name");
+  const find = element("input", tools, { type: "search", placeholder: "mark units by name" });
+  find.setAttribute("aria-label", "Mark units by name (whole name, or a part of at least three characters)");
   find.addEventListener("input", () => {
     const wanted = find.value.trim().toLowerCase();
     const fits = unit => unit === wanted || (wanted.length > 2 && unit.includes(wanted));

@@ -1,12 +1,12 @@
-"""Section 4: posterior and embeddings next to each other, with the same units marked in all panels.
+"""Section 4: linked scatter plots of the posterior and the embeddings, with the same units marked in all panels.
 
 The page's script draws the panels from these data:
 
 * `units`, `labels` (or None), `classes` with `names`, `codes` (of each unit), `colors` and `markers`;
-* `panels`: `title`, `note`, `aligned` and `raw`, each a list of columns, `worst` (disagreement of each unit), and, if the
+* `panels`: `title`, `note`, `aligned` and `raw`, each a list of columns, `disagreement` (of each unit), and, if the
   positions are labels, `codes`, the panel's own classes;
 * `covariance`: covariance of each unit's position, `[k][l][unit]`, for the ellipses of marked units; None with many dimensions;
-* `radius`: radius of the ellipse, in standard deviations; `spread` of each unit, and its name, `called`.
+* `radius`: radius of the ellipse, in standard deviations; `spread` of each unit, and its name, `spread_name`.
 
 If the positions are labels, every panel is the same map of the units, coloured by a clustering. An embedding that is no
 clustering is drawn in its own coordinates, coloured by the point estimate.
@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 from scipy.stats import chi2
 
+from latentlab.report.co_assignment import matched_labels
 from latentlab.report.figure import COLORS, MARKERS, Classes
 from latentlab.report.items import Brush, Section, Text, shown
 from latentlab.report.labels import plane
-from latentlab.report.pairs import known_as
 from latentlab.report.parts import Parts
 from latentlab.report.positions import LEVEL
 from latentlab.report.rows import ALIGNMENTS, Row, matched
 from latentlab.report.source import Source
 
+MARKING = "Drag a rectangle in any panel to mark units. The same units are marked in every panel and listed below."
 DIGITS = 4
 """Significant digits of coordinates; the error is below a pixel in a thousand."""
 MOST_DIMENSIONS = 6
@@ -35,13 +36,13 @@ def section(source: Source) -> Section:
     """Build the section: the panels, and a text on their use."""
     title = "Embeddings next to the posterior"
     if source.is_discrete:
-        return Section("beside", "Clusterings next to the posterior", (Text((_of_labels(source),)), Brush(label_panels(source))))
-    lines = ["Drag a rectangle in any panel to mark units. The same units are marked in every panel and listed below."]
-    if source.compared:
-        lines[0] += " Embeddings are shown aligned to the posterior mean or in their raw coordinates."
-    else:
-        lines.append("No embedding was compared, so only the posterior is shown.")
-    return Section("beside", title, (Text((" ".join(lines),)), Brush(panels(source))))
+        return Section("panels", "Clusterings next to the posterior", (Text((_label_text(source),)), Brush(label_panels(source))))
+    text = f"{MARKING} " + (
+        "Embeddings are shown aligned to the posterior mean or in their raw coordinates."
+        if source.compared
+        else "No embedding was compared, so only the posterior is shown."
+    )
+    return Section("panels", title, (Text((text,)), Brush(panels(source))))
 
 
 def panels(source: Source) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def panels(source: Source) -> dict[str, Any]:
             "note": f"{LEVEL:.0%} credible regions of marked units",
             "aligned": mean,
             "raw": mean,
-            "worst": None,
+            "disagreement": None,
         }
     ]
     found += [_panel(source, row) for row in (source.first_rows if source.compared else [])]
@@ -75,23 +76,23 @@ def panels(source: Source) -> dict[str, Any]:
         "covariance": covariance,
         "radius": float(np.sqrt(chi2.ppf(LEVEL, min(q, 2)))),
         "spread": rounded(source.spread),
-        "called": "posterior standard deviation",
+        "spread_name": "posterior standard deviation",
     }
 
 
-def _of_labels(source: Source) -> str:
-    said = "Drag a rectangle in any panel to mark units. The same units are marked in every panel and listed below."
+def _label_text(source: Source) -> str:
+    text = MARKING
     if len(source.features) == 1:
-        said += " The horizontal axis is the order of the units, and the vertical axis is the observed value."
+        text += " The horizontal axis is the order of the units, and the vertical axis is the observed value."
     if not source.compared:
-        return f"{said} No embedding was compared, so only the posterior is shown."
-    said += (
-        f" Colours and shapes are the {source.label_dim}s. Clusters are matched one to one with the {source.label_dim}s and have the same colours. "
-        "Unmatched clusters have their own colours."
+        return f"{text} No embedding was compared, so only the posterior is shown."
+    text += (
+        f" Colours and shapes show the {source.label_dim}s. Clusters are matched one to one with the {source.label_dim}s, and matched clusters "
+        "have the same colour. Unmatched clusters have further colours."
     )
     if source.unjudged:
-        said += " Embeddings that are not clusterings are shown in their own coordinates, with the colours of the point estimate."
-    return said
+        text += " Embeddings that are not clusterings are shown in their own coordinates, with the colours of the point estimate."
+    return text
 
 
 def label_panels(source: Source) -> dict[str, Any]:
@@ -99,18 +100,20 @@ def label_panels(source: Source) -> dict[str, Any]:
     parts = Parts(source)
     at = _map(source)
     rows = source.first_rows if source.compared else []
-    own = {row.label: matched(labels, source.probabilities) for row in rows if (labels := row.labels) is not None}
-    used = [*parts.kept, *sorted({int(k) for names in own.values() for k in names} - set(parts.kept))]
-    codes = {label: [used.index(int(k)) for k in names] for label, names in own.items()}
+    clusters = {row.label: matched(labels, source.probabilities) for row in rows if (labels := row.labels) is not None}
+    used = [*parts.kept, *sorted({int(k) for names in clusters.values() for k in names} - set(parts.kept))]
+    codes = {label: [used.index(int(k)) for k in names] for label, names in clusters.items()}
     estimate = [used.index(int(k)) for k in source.estimate]
-    found = [{"title": "point estimate", "note": "", "aligned": at, "raw": at, "worst": None, "codes": estimate}]
+    found = [{"title": "point estimate", "note": "", "aligned": at, "raw": at, "disagreement": None, "codes": estimate}]
     if source.labels is not None:
         classes = Classes(source.labels, len(source.units))
-        to = _paired(source, classes, used)
+        matched_codes = _known_label_codes(source, classes, used)
         note = f"colours of the matched {source.label_dim}s"
-        found.append({"title": "known labels", "note": note, "aligned": at, "raw": at, "worst": None, "codes": to})
+        found.append(
+            {"title": "known labels", "note": note, "aligned": at, "raw": at, "disagreement": None, "codes": matched_codes}
+        )
     for row in rows:
-        panel = _panel(source, row, where=at if row.label in own else columns(row.values))
+        panel = _panel(source, row, where=at if row.label in clusters else columns(row.values))
         found.append(panel | {"codes": codes.get(row.label, estimate)})
     beyond = [len(parts.kept) + i for i in range(len(used) - len(parts.kept))]
     return {
@@ -126,13 +129,13 @@ def label_panels(source: Source) -> dict[str, Any]:
         "covariance": None,
         "radius": 0.0,
         "spread": rounded(source.certainty),
-        "called": f"probability of the {source.label_dim}",
+        "spread_name": f"probability of the {source.label_dim}",
     }
 
 
-def _paired(source: Source, classes: Classes, used: list[int]) -> list[int]:
+def _known_label_codes(source: Source, classes: Classes, used: list[int]) -> list[int]:
     """Return codes of the known labels: those of their matched components, and new codes for surplus labels."""
-    names = known_as(source, classes)
+    names = matched_labels(source, classes)
     for name in sorted(set(names.values()) - set(used)):
         used.append(name)
     return [used.index(names[code]) for code in classes.codes.tolist()]
@@ -145,16 +148,16 @@ def _map(source: Source) -> list[list[float]]:
     """
     found = plane(source)
     if found is not None:
-        return columns(found[0] if len(source.features) > 2 else _stretched(found[0]))
+        return columns(found[0] if len(source.features) > 2 else _rescaled(found[0]))
     order = np.arange(len(source.units), dtype=np.float64)
     if not source.is_table:
         return columns(order[:, None])
     x = source.observed.values[:, 0]
     values = np.where(np.isnan(x), np.nanmean(x), x)
-    return columns(_stretched(np.column_stack([order, values])))
+    return columns(_rescaled(np.column_stack([order, values])))
 
 
-def _stretched(values: np.ndarray) -> np.ndarray:
+def _rescaled(values: np.ndarray) -> np.ndarray:
     width = np.ptp(values, axis=0)
     return np.asarray((values - values.min(axis=0)) / np.where(width > 0, width, 1.0))
 
@@ -163,17 +166,17 @@ def _panel(source: Source, row: Row, where: list[list[float]] | None = None) -> 
     data = source.comparison.sel(embedding=row.label)
     verdicts = zip(data["alignment"].values, data["verdict"].values, data["delta"].values, strict=True)
     notes = [
-        f"{'' if way == 'labels' else f'{ALIGNMENTS[way]}: '}{verdict}, delta {shown(float(delta))}"
-        for way, verdict, delta in verdicts
+        f"{'' if alignment == 'labels' else f'{ALIGNMENTS[alignment]}: '}{verdict}, delta {shown(float(delta))}"
+        for alignment, verdict, delta in verdicts
         if verdict
     ]
-    worst = data["mahalanobis"].values
+    disagreement = data["mahalanobis"].values
     return {
         "title": row.title,
         "note": "; ".join([*notes, *([source.unconverged] if notes and source.unconverged else [])]),
         "aligned": columns(source.aligned(row.values)) if where is None else where,
         "raw": columns(row.values[:, : max(2, source.mean.shape[1])]) if where is None else where,
-        "worst": None if np.isnan(worst).all() else rounded(worst),
+        "disagreement": None if np.isnan(disagreement).all() else rounded(disagreement),
     }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from latentlab.models.base import LatentModel
-from latentlab.report.figure import BLUE, GREY, HEAVY, INK, RED, drawn
+from latentlab.report.figure import BLUE, GREY, HEAVY, INK, RED, draw_figure
 from latentlab.report.items import Figure, Item, Table, Text, count, shown
 from latentlab.report.source import Source
 from latentlab.results.assemble import thinned_sites
@@ -21,7 +21,7 @@ def imputed_items(source: Source) -> list[Item]:
     if not source.is_table or not np.isnan(source.observed.values).any():
         return []
     if source.model is None or "imputation" not in source.model.offers:
-        return [Text(("Missing entries are marginalised. This model does not impute them.",))]
+        return [Text(("Missing entries are marginalised. Imputation is not available for this model.",))]
     where = np.argwhere(np.isnan(source.observed.values))
     draws = imputations(source, source.model, where)
     mean, sd = draws.mean(axis=0), draws.std(axis=0)
@@ -33,17 +33,17 @@ def imputed_items(source: Source) -> list[Item]:
         u, f = where[i]
         record = {"unit": source.units[u], "feature": source.features[f], "mean": mean[i], "q05": low[i], "q95": high[i]}
         records.append(record | ({} if truth is None else {"true value": truth[i]}))
-    some = "Imputed values of the missing entries" + (" (the 50 least certain)" if len(order) > 300 else "")
-    scale = "in standardised values" if source.config["dataset"].get("standardize") else "in the original scale"
-    naive = np.nanmean(source.observed.values, axis=0)[where[:, 1]]
-    items: list[Item] = [_imputed_words(truth, naive, mean, low, high)]
+    caption = "Imputed values of the missing entries" + (" (the 50 least certain)" if len(order) > 300 else "")
+    scale = "in the standardised scale" if source.config["dataset"].get("standardize") else "in the original scale"
+    column_means = np.nanmean(source.observed.values, axis=0)[where[:, 1]]
+    items: list[Item] = [_imputation_text(truth, column_means, mean, low, high)]
     if truth is not None and np.isfinite(truth).any():
         items.append(_imputed_figure(mean, low, high, truth, scale))
-    return [*items, Table.of("imputed", f"{some}, {scale}", records, folded=True)]
+    return [*items, Table.of("imputed", f"{caption}, {scale}", records, folded=True)]
 
 
 def imputations(source: Source, model: LatentModel, where: np.ndarray) -> np.ndarray:
-    """Returns draws of missing entries `(draw, entry)`, in the scale of the fit."""
+    """Return draws of missing entries `(draw, entry)`, in the scale of the fit."""
     sites = {str(name): array.values for name, array in source.tree["posterior"].data_vars.items()}
     seeds = Seeds(int(source.config.get("seed", 0))).child("imputations")
     parameters = arrays(source.tree, "parameters")
@@ -51,22 +51,24 @@ def imputations(source: Source, model: LatentModel, where: np.ndarray) -> np.nda
 
 
 def _hidden(source: Source, where: np.ndarray) -> np.ndarray | None:
-    """Returns the true values of missing entries in the scale of the fit; None if they are unknown."""
+    """Return the true values of missing entries in the scale of the fit; None if they are unknown."""
     truth = source.fitted.truth.get(source.fitted.observed)
     return None if truth is None else np.asarray(truth[tuple(where.T)])
 
 
-def _imputed_words(truth: np.ndarray | None, naive: np.ndarray, mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> Text:
-    said = f"{count(len(mean), 'entry is', 'entries are')} missing. The model marginalises the missing entries and imputes them afterwards."
+def _imputation_text(
+    truth: np.ndarray | None, column_means: np.ndarray, mean: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> Text:
+    text = f"{count(len(mean), 'entry is', 'entries are')} missing. Missing entries are marginalised in the fit and imputed afterwards."
     if truth is None:
-        return Text((said,))
+        return Text((text,))
     known = np.isfinite(truth)
     inside = float(((truth >= low) & (truth <= high))[known].mean())
-    error, of_naive = (float(np.sqrt(((truth - guess)[known] ** 2).mean())) for guess in (mean, naive))
+    error, column_error = (float(np.sqrt(((truth - guess)[known] ** 2).mean())) for guess in (mean, column_means))
     return Text(
         (
-            f"{said} The true values are known: {inside:.0%} of them are in their 90 % credible intervals. The root mean square error of "
-            f"the posterior mean is {shown(error)}, and that of the column mean is {shown(of_naive)}.",
+            f"{text} The true values are known: {inside:.0%} of them are in their 90% credible intervals. The root mean square error is "
+            f"{shown(error)} for the posterior mean and {shown(column_error)} for the column mean.",
         )
     )
 
@@ -82,8 +84,8 @@ def _imputed_figure(mean: np.ndarray, low: np.ndarray, high: np.ndarray, truth: 
             axes.vlines(truth[chosen], low[chosen], high[chosen], color=color, lw=0.6, alpha=0.35, rasterized=heavy)
             axes.scatter(truth[chosen], mean[chosen], s=10, color=color, marker=marker, lw=0, rasterized=heavy)
         axes.set_xlabel(f"true value, {scale}", color=INK)
-        axes.set_ylabel("imputed")
+        axes.set_ylabel("imputed value")
         axes.grid()
 
-    caption = "Imputed values: posterior mean and 90 % credible interval against the true value. Crosses are true values outside their interval."
-    return drawn("imputed", caption, f"Scatter of {len(truth)} imputed values against the truth.", (10, 4.0), draw)
+    caption = "Imputed values: posterior mean and 90% credible interval against the true value. Crosses mark true values outside their interval."
+    return draw_figure("imputed", caption, f"Scatter of {len(truth)} imputed values against the true values.", (10, 4.0), draw)

@@ -1,4 +1,4 @@
-"""The data of the linked panels, and the script that draws them."""
+"""Tests of the linked panels: their data and their script."""
 
 import html
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from latentlab.report.beside import panels, rounded, section
+from latentlab.report.linked_panels import panels, rounded, section
 from latentlab.report.source import Source
 from latentlab.store.read import Run
 
@@ -65,13 +65,13 @@ until(() => canvas[0].toDataURL() !== blank, () => {
 </script></body>"""
 
 
-def drawn_of(found: Run) -> dict:
+def panel_data(found: Run) -> dict:
     return section(Source(found)).items[-1].data
 
 
-def test_every_panel_has_every_unit(any_run: Run):
+def test_every_panel_contains_every_unit(any_run: Run):
     source = Source(any_run)
-    data = drawn_of(any_run)
+    data = panel_data(any_run)
     n = len(data["units"])
     assert data["units"] == [str(unit) for unit in any_run.posterior["latents"]["unit"].values]
     for panel in data["panels"]:
@@ -92,8 +92,8 @@ def test_every_panel_has_every_unit(any_run: Run):
     assert np.shape(data["covariance"]) == (q, q, n)
 
 
-def test_panels_are_turned_onto_the_posterior(hostile: Run):
-    """No turn, move or scale of the aligned panel comes nearer to the mean in angle: its cross-product with it is symmetric."""
+def test_panels_are_aligned_to_the_posterior_mean(hostile: Run):
+    """The alignment is optimal: the cross-product of the aligned panel and the posterior mean is symmetric."""
     source = Source(hostile)
     data = panels(source)
     mean = source.mean - source.mean.mean(axis=0)
@@ -109,13 +109,13 @@ def test_panels_are_turned_onto_the_posterior(hostile: Run):
         assert size == pytest.approx(1, abs=2e-3), "scaled so that the mean's regression on it has slope 1"
 
 
-def test_an_aligned_rotation_of_the_mean_is_the_mean(wide: Run):
+def test_a_rotated_posterior_mean_is_aligned_back(wide: Run):
     source = Source(wide)
     turn, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))
     assert np.allclose(source.aligned(-2.5 * source.mean @ turn + 7), source.mean, atol=1e-9)
 
 
-def test_rounding_keeps_what_a_screen_shows():
+def test_rounding_keeps_three_digits():
     values = np.random.default_rng(0).normal(size=500) * 1e-7
     assert np.abs(np.array(rounded(values)) - values).max() < 1e-3 * np.abs(values).max()
     assert rounded(np.zeros(2)) == [0.0, 0.0]
@@ -123,9 +123,9 @@ def test_rounding_keeps_what_a_screen_shows():
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 @pytest.mark.parametrize("fixture", ["hostile", "wide", "mixture"])
-def test_marking_in_one_panel_marks_in_all(fixture: str, request: pytest.FixtureRequest, tmp_path: Path):
+def test_selection_in_one_panel_is_linked_to_all_panels(fixture: str, request: pytest.FixtureRequest, tmp_path: Path):
     found: Run = request.getfixturevalue(fixture)
-    data = drawn_of(found)
+    data = panel_data(found)
     n, x = len(data["units"]), np.array(data["panels"][0]["aligned"][0])
     page = tmp_path / "page.html"
     page.write_text((found.path / "report.html").read_text(encoding="utf-8").replace("</body>", BRUSH), encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from latentlab.compare.co_assignment import co_assignment
-from latentlab.report.figure import GREY, Classes, drawn, shortened
+from latentlab.report.figure import GREY, Classes, draw_figure, shortened
 from latentlab.report.items import Figure, Item, Table, shown
 from latentlab.report.parts import Parts, rgba_of
 from latentlab.report.rows import matched
@@ -18,7 +18,7 @@ MOST_PAIRED = 400
 
 
 def ordered(source: Source) -> np.ndarray:
-    """Returns units sorted by label in the point estimate, then by falling certainty; evenly thinned to `MOST_PAIRED`."""
+    """Return units sorted by label in the point estimate, then by falling certainty; evenly thinned to `MOST_PAIRED`."""
     order = np.lexsort((-source.certainty, source.estimate))
     return order[np.unique(np.linspace(0, len(order) - 1, min(len(order), MOST_PAIRED)).astype(int))]
 
@@ -33,7 +33,7 @@ def pair_figure(source: Source, parts: Parts) -> Figure:
     ]
     classes = Classes(source.labels, len(source.units))
     if source.labels is not None:
-        colors = {classes.names[i]: parts.color(k) for i, k in known_as(source, classes).items()}
+        colors = {classes.names[i]: parts.color(k) for i, k in matched_labels(source, classes).items()}
         strips.append(("label", [classes.names[i] for i in classes.codes[order]], colors))
 
     def draw(canvas: Any) -> None:
@@ -59,34 +59,32 @@ def pair_figure(source: Source, parts: Parts) -> Figure:
             marks = [_patch(color, name) for name, color in strips[1][2].items()]
             canvas.legend(handles=marks, loc="outside right upper", title="label")
 
-    known = (
-        f" The second strip is the known label, in the colour of the matched {parts.dim}. The model did not use the labels."
+    label_text = (
+        f" The second strip shows the known label, in the colour of the matched {parts.dim}. The model did not use the labels."
         if source.labels is not None
         else ""
     )
-    some = (
-        ""
-        if len(order) == len(source.units)
-        else f" {len(order)} of {len(source.units)} units are drawn, evenly spaced in this order."
-    )
+    n, n_shown = len(source.units), len(order)
+    selection = "" if n_shown == n else f" {n_shown} of {n} units are shown, evenly spaced in this order."
     error = found.standard_error
     off = ~np.eye(len(error), dtype=bool)
-    precise = (
+    precision = (
         f" The Monte Carlo standard error is {shown(float(error[off].mean()), 2)} on average and {shown(float(error[off].max()), 2)} at most."
         if len(order) > 1 and np.isfinite(error).all()
         else ""
     )
     caption = (
         f"Co-assignment probabilities: the share of draws in which two units are in the same {parts.dim}. Units are ordered by their {parts.dim} in "
-        f"the point estimate (coloured strip, lines), and by decreasing certainty within it. Dark blocks are certain.{known}{some}{precise}"
+        f"the point estimate (coloured strip, lines), and by decreasing certainty within each {parts.dim}. Dark blocks are pairs with a "
+        f"probability near 1.{label_text}{selection}{precision}"
     )
-    return drawn(
+    return draw_figure(
         "co-assignment", caption, f"Heat map of the co-assignment of {len(order)} units.", (7.6 + 0.9 * len(strips), 6.2), draw
     )
 
 
-def known_as(source: Source, classes: Classes) -> dict[int, int]:
-    """Matches classes of known labels one to one with the model's labels; surplus classes get further numbers."""
+def matched_labels(source: Source, classes: Classes) -> dict[int, int]:
+    """Match classes of known labels one to one with the model's labels; surplus classes get further numbers."""
     names = matched(classes.codes, source.probabilities)
     return {code: int(names[classes.codes == code][0]) for code in np.unique(classes.codes).tolist()}
 
@@ -98,7 +96,7 @@ def _patch(color: str, name: str) -> Any:
 
 
 def known_label_items(source: Source, parts: Parts) -> list[Item]:
-    """Returns the contingency table of the point estimate and the known labels, if there are any."""
+    """Return the contingency table of the point estimate and the known labels, if there are any."""
     if source.labels is None:
         return []
     classes = Classes(source.labels, len(source.units))
