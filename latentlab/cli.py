@@ -14,6 +14,7 @@ from typing import Any
 
 from latentlab.errors import LatentLabError
 from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, METRICS, MODELS, plugin_line, plugins
+from latentlab.study.console import print_rows, print_table, table_lines
 
 KINDS = {"models": MODELS, "datasets": DATASETS, "embeddings": EMBEDDINGS, "metrics": METRICS, "methods": METHODS}
 INTERRUPTED = 130
@@ -125,7 +126,7 @@ def _select(arguments: argparse.Namespace) -> int:
         with_embeddings=arguments.with_embeddings,
         progress=not arguments.quiet,
     )
-    _print_table(table)
+    print_table(table)
     if not arguments.quiet:
         print("\nelpd_diff is the difference from the best row; se_diff is its standard error.")
         print(f"Written: {', '.join(table.attrs['written'])}, and the run directories.")
@@ -139,7 +140,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     plan = plan_of(arguments.config, arguments.overrides, arguments.plugin)
     if arguments.dry_run:
         table, cost = dry_run(plan, folder_of(plan, arguments.out))
-        _print_table(table)
+        print_table(table)
         print(f"\n{cost}")
         return 0
     found = sweep(
@@ -164,7 +165,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         found = compare_runs(arguments.runs)
     tables = [("runs", found.runs), *(("leave-one-out", table) for table in found.loo)]
     tables += [("agreement of positions", found.positions), ("verdicts on embeddings", found.verdicts)]
-    print("\n\n".join("\n".join([title, *_table_lines(table)]) for title, table in tables if len(table)))
+    print("\n\n".join("\n".join([title, *table_lines(table)]) for title, table in tables if len(table)))
     if found.notes:
         print("\nnotes")
         print("\n".join(f"  {note}" for note in found.notes))
@@ -216,7 +217,7 @@ def _list(arguments: argparse.Namespace) -> int:
             table = KINDS[kind]
             if not arguments.kind:
                 print(kind)
-            _print_rows([(name, table.describe(name)) for name in table], indent="" if arguments.kind else "  ")
+            print_rows([(name, table.describe(name)) for name in table], indent="" if arguments.kind else "  ")
     return 0
 
 
@@ -231,7 +232,7 @@ def _correspondences(arguments: argparse.Namespace) -> int:
             return 0
         results = [(entry, entry.check()) for entry in CORRESPONDENCES]
         verdict = {True: "holds", False: "FAILS"}
-        _print_rows([(verdict[bool(r.passed)], e.embedding, e.model, e.grade, r.text) for e, r in results])
+        print_rows([(verdict[bool(r.passed)], e.embedding, e.model, e.grade, r.text) for e, r in results])
     return 0 if all(result.passed for _, result in results) else 1
 
 
@@ -259,36 +260,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     with plugins(arguments.plugin):
         rows, satisfied = findings()
-    _print_rows(rows)
+    print_rows(rows)
     return 0 if satisfied else 1
-
-
-def _print_table(table: Any) -> None:
-    print("\n".join(_table_lines(table)))
-
-
-def _table_lines(table: Any) -> list[str]:
-    """Format a data frame as lines: numbers with two decimals, NaN as an empty cell."""
-
-    def cell(value: Any) -> str:
-        if isinstance(value, float):
-            return "" if value != value else f"{value:.2f}"
-        return "yes" if value is True else "no" if value is False else str(value)
-
-    rows = [[cell(value) for value in row.values()] for row in table.to_dict("records")]
-    return _lines([list(map(str, table.columns)), *rows], "  ")
-
-
-def _print_rows(rows: Sequence[Sequence[str]], indent: str = "") -> None:
-    for line in _lines(rows, indent):
-        print(line)
-
-
-def _lines(rows: Sequence[Sequence[str]], indent: str) -> list[str]:
-    """Align columns to their widest cell; the last column is not padded."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)] if rows else []
-    cells = [[cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)] for row in rows]
-    return [indent + "  ".join([*padded, row[-1]]).rstrip() for padded, row in zip(cells, rows, strict=True)]
 
 
 # -- arguments
