@@ -18,12 +18,16 @@ from latentlab.calibration.geweke import geweke
 from latentlab.correspondences import registry
 from latentlab.registry import EMBEDDINGS, METHODS, MODELS
 from latentlab.study.config import load_config
+from latentlab.sweeps.points import plan_of
 
 pytestmark = pytest.mark.fixed
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-DOCUMENTS = [README, *(ROOT / "docs" / f"{name}.md" for name in ("fit", "models", "data", "command_line", "verdicts", "plugins"))]
+DOCUMENTS = [
+    README,
+    *(ROOT / "docs" / f"{name}.md" for name in ("fit", "models", "data", "command_line", "verdicts", "plugins", "sweeps")),
+]
 ALL = [*DOCUMENTS, *(ROOT / name for name in ("CONTRIBUTING.md", "experiments/README.md", "experiments/benchmarks/README.md"))]
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
 MOST_LINES = 150
@@ -70,6 +74,9 @@ def arguments_of(command, folder):
     if words[1] == "run":
         own = any(name in command for name in ("my_config.yaml", "karate", "grunfeld"))  # embeddings of their own
         words += [*SMALL[method], *(FEW[1:] if own else FEW)]
+    if words[1] == "sweep" and "--dry-run" not in words:
+        words += [*SMALL[method], *FEW[1:], "sweep.grid={model.n_latent: [1]}"]
+        words += [] if "--retry-failed" not in words else ["--executor", "serial"]
     if words[1] == "select":
         words = [word.replace("=1,2,3,4", "=1,2") for word in words] + SMALL[method]
     if words[1] == "calibrate":
@@ -133,6 +140,17 @@ def test_the_example_with_data_on_disk_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("large.npy", (rng.standard_normal((130_000, 3)) + rng.standard_normal((130_000, 1))).astype(np.float32))
     exec(small, {})
+
+
+def test_the_example_of_a_sweep_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(next(block for block in blocks("python") if "ll.sweep(" in block), {})
+    assert (tmp_path / "runs" / "iris-sweep" / "sweep.csv").is_file()
+
+
+def test_the_documented_and_the_shipped_sweep_have_valid_points():
+    assert len(plan_of(yaml.safe_load(next(block for block in blocks("yaml") if "sweep:" in block))).points) == 12
+    assert len(plan_of(ROOT / "configs" / "sweeps" / "wine.yaml").points) == 12
 
 
 def test_the_documented_config_loads(tmp_path, monkeypatch):
