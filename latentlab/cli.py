@@ -318,9 +318,12 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("--with-embeddings", action="store_true", help="compute and compare the embeddings too")
     select.add_argument("--quiet", action="store_true", help="no progress bars, only the table")
 
+    _add_sweep(commands)
     _add_inspection(commands)
     return parser
 
+
+def _add_sweep(commands: Any) -> None:
     sweep = _command(commands, "sweep", _sweep, "run a config at every point of its `sweep` block, in parallel")
     _takes_config(sweep)
     sweep.add_argument("--executor", metavar="NAME", help="serial, process, dask:ADDRESS, ray:ADDRESS, submitit (process)")

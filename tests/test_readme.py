@@ -24,10 +24,8 @@ pytestmark = pytest.mark.fixed
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-DOCUMENTS = [
-    README,
-    *(ROOT / "docs" / f"{name}.md" for name in ("fit", "models", "data", "command_line", "verdicts", "plugins", "sweeps")),
-]
+NAMES = ("fit", "models", "data", "command_line", "verdicts", "plugins", "sweeps")
+DOCUMENTS = [README, *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 ALL = [*DOCUMENTS, *(ROOT / name for name in ("CONTRIBUTING.md", "experiments/README.md", "experiments/benchmarks/README.md"))]
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
 MOST_LINES = 150
