@@ -3,10 +3,10 @@
 import shutil
 
 import numpy as np
+import pytest
 from patching import everywhere
 
 import latentlab.study.run  # noqa: F401
-import pytest
 from latentlab import cli
 from latentlab.compare.agreement import adjusted_rand
 from latentlab.compare.clustering import minimum_binder
