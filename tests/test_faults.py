@@ -391,7 +391,7 @@ def test_scalar_positions_are_compared_with_one_column_embeddings(tmp_path):
         (lambda iris: ll.fit("ppca", iris, ll.Exact()), "`model` must be a `LatentModel`; got 'ppca'"),
         (lambda iris: ll.fit(ll.models.PPCA, iris, ll.Exact()), "got the class PPCA; call it with its arguments"),
         (lambda iris: ll.fit(ll.models.PPCA(2), iris.x, ll.Exact()), "`dataset` must be a `Dataset`"),
-        (lambda iris: ll.fit(ll.models.PPCA(2), iris, ll.Exact), "`method` must be a method with its settings"),
+        (lambda iris: ll.fit(ll.models.PPCA(2), iris, ll.Exact), "`method` must be an inference method, such as"),
         (
             lambda iris: ll.compare(ll.fit(ll.models.PPCA(2), iris, ll.Exact(n_draws=30)), embed("pca", iris)),
             "`embeddings` must be a list of `Embedding`s, .*; got Embedding",

@@ -673,5 +673,5 @@ def test_power_sensitivity_names_what_is_missing(rng):
     mu = rng.normal(size=(2, 50))
     with pytest.raises(ModelError, match="'log_prior'"):
         power_sensitivity(build({"posterior": {"sigma": mu}}, dims=DIMS), {"sigma": mu})
-    with pytest.raises(ModelError, match="'sigma': 50 draws"):
+    with pytest.raises(ModelError, match="'sigma' has 50 draws; the groups have 100"):
         power_sensitivity(scored(mu, np.zeros(3)), {"sigma": mu[:1]})

@@ -324,7 +324,7 @@ def joined(numbers: list[int]) -> str:
     """Join numbers by commas.
 
     Example:
-        >>> listed([0, 1, 2])
+        >>> joined([0, 1, 2])
         '0, 1, 2'
     """
     return ", ".join(map(str, numbers))

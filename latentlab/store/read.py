@@ -54,7 +54,7 @@ class Run:
         lines = [f"{self.path}: {state}"]
         if "diagnostics.json" in self.info["files"]:
             failed = self.diagnostics.query("verdict == 'fail'").groupby("check", sort=False)["quantity"].agg(list)
-            lines += [f"  failed: {check} ({_first(quantities)})" for check, quantities in failed.items()]
+            lines += [f"  failed check: {check} ({_first(quantities)})" for check, quantities in failed.items()]
         if "verdicts.csv" in self.info["files"]:
             lines += [f"  {line}" for line in _verdict_lines(self.verdicts)]
         page = self.path / REPORT[0]

@@ -136,9 +136,9 @@ def test_false_alarm_rate_of_the_uncertainty_correlation(rng):
 
 def test_invalid_embeddings_and_draws_are_refused(rng):
     y, draws = posterior(rng, n=20)
-    with pytest.raises(DataError, match=r"shape \(unit, latent\) = \(20, 2\); got \(20, 3\)"):
+    with pytest.raises(DataError, match=r"shape of the draws, \(unit, latent\) = \(20, 2\); got \(20, 3\)"):
         disagreement(np.zeros((20, 3)), draws, rng, n_neighbors=5)
-    with pytest.raises(DataError, match=r"shape \(unit, latent\) = \(20, 2\); got \(19, 2\)"):
+    with pytest.raises(DataError, match=r"shape of the draws, \(unit, latent\) = \(20, 2\); got \(19, 2\)"):
         disagreement(y[1:], draws, rng, n_neighbors=5)
     with pytest.raises(DataError, match="needs at least 2 draws; got 1"):
         disagreement(y, draws[:1, :1], rng, n_neighbors=5)

@@ -175,7 +175,7 @@ def test_a_failing_restart_is_named(iris, monkeypatch):
     problem = problem_of(PPCA(1), iris)
     marked = advi._Restart(problem, method, 1).guide.loc.detach().sum()
     monkeypatch.setattr(advi, "_losses", failing)
-    with pytest.raises(InferenceError, match=r"SVI, restart 1, step 0: loss nan .*'W' at"):
+    with pytest.raises(InferenceError, match=r"SVI, restart 1, step 0: the loss \(nan\) .*'W' at"):
         fit_restarts(problem, method)
 
 

@@ -222,7 +222,7 @@ def test_methods_that_need_all_units_in_memory_are_refused(saved, monkeypatch):
     for method in (ll.NUTS(), ll.MAP(), ll.Exact(), SVI(guide="mean_field")):
         with pytest.raises(ConfigError, match="mine is on disk, so the method must be `SVI` with a `batch_size`; got"):
             fit(PPCA(2), lazy, method, progress=False)
-    with pytest.raises(ConfigError, match="keep held-out units in a file of their own"):
+    with pytest.raises(ConfigError, match="keep held-out units in a separate file"):
         fit(FITS["vae"][0], lazy, replace(FITS["vae"][1], held_out=0.1), progress=False)
     with pytest.raises(ModelError, match="the site 'z' of each unit beside those of all units"):
         fit(PPCA(2, marginalize=False), lazy, replace(METHOD, guide="model"), progress=False)
@@ -298,7 +298,7 @@ def test_errors_in_the_reading_thread_are_raised_by_the_fit(saved, monkeypatch):
     found = batches(prepared_fit, 32, np.random.default_rng(0))
     next(found)
     os.utime(path, ns=(0, 0))
-    with pytest.raises(DataError, match="was changed since it was opened"):
+    with pytest.raises(DataError, match="was changed after it was opened"):
         [next(found) for _ in range(3)]
     assert not reading()
 

@@ -51,7 +51,7 @@ def test_moments_of_a_correlated_normal_are_correct(rng):
 
 def test_wrongly_scaled_momenta_sample_slowly(rng, monkeypatch):
     settings = ChEES(n_chains=32, n_superchains=4, n_warmup=100, n_draws=200)
-    monkeypatch.setattr(many_chains, "_pulled", lambda gradient, root: gradient)
+    monkeypatch.setattr(many_chains, "_momentum_change", lambda gradient, root: gradient)
     _, arrays = run_chains(settings, normal, np.repeat(rng.normal(size=(4, 3)), 8, axis=0))
     # wrong dynamics are still corrected by acceptance: it is slow, and not biased
     e = np.linalg.solve(FACTOR, (arrays["u"] - MEAN).reshape(-1, 3).T).T.reshape(arrays["u"].shape)
@@ -135,7 +135,7 @@ def test_trajectory_lengths_vary(rng):
 
 def test_the_trajectory_length_is_reset_with_each_metric(rng, monkeypatch):
     """Without the reset, an early metric can lead to 230 steps an iteration for PPCA instead of 10."""
-    monkeypatch.setattr(many_chains, "_lengthen", lambda state, *_, **__: setattr(state, "length", 6.0))
+    monkeypatch.setattr(many_chains, "_adapt_length", lambda state, *_, **__: setattr(state, "length", 6.0))
     state = State.at(rng.normal(size=(4, 3)), 0.8)
     rows = sample(state, normal, rng, ChEES(n_chains=4, n_superchains=1, n_warmup=100, n_draws=1))
     begun = [i for i, row in enumerate(rows, 1) if row is None and state.length == many_chains.FIRST_LENGTH]

@@ -98,7 +98,7 @@ def test_an_unsupported_device_is_refused(device):
 
 
 def test_machine_code_is_refused_on_other_devices(iris):
-    with pytest.raises(ConfigError, match="SVI: `compiled` must be false or null on 'cuda'"):
+    with pytest.raises(ConfigError, match="SVI: `compiled` must be false or null if `device` is 'cuda'"):
         SVI(device="cuda", compiled=True)
 
 

@@ -231,7 +231,7 @@ def test_an_outlier_in_a_column_warns(model):
     for scale, data in ((1, table(odd)), (1e9, table(1e9 * odd)), (1, table(odd).standardize())):
         found = [note for note in cautions(model, data) if "standard deviations" in note]
         assert len(found) == 1
-        assert found[0].startswith(f"column '1', unit '7': {-999 * scale:g} is 1.0")
+        assert found[0].startswith(f"column '1', unit '7': the value {-999 * scale:g} is 1.0")
     assert not [note for note in cautions(model, table(x)) if "standard deviations" in note]
 
 
@@ -240,4 +240,4 @@ def test_an_outlier_appears_in_the_diagnostics(rng):
     x[7, 1] = 1e12
     rows = fit(PPCA(1), table(x).standardize(), Exact(n_draws=10), seed=0, progress=False).diagnostics()
     row = rows[rows.check == "data"].iloc[0]
-    assert (row.verdict, row.quantity.split(" is ")[0]) == ("warn", "column '1', unit '7': 1e+12")
+    assert (row.verdict, row.quantity.split(" is ")[0]) == ("warn", "column '1', unit '7': the value 1e+12")

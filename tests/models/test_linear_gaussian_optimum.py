@@ -119,7 +119,7 @@ def test_the_encoder_of_the_guide_starts_at_the_exact_conditional():
 
 def test_a_heywood_case_of_the_model_is_noted():
     found = optimum(FactorAnalysis(1), load_dataset("iris"))
-    assert any("Heywood case: the noise of feature 2" in note for note in found.notes)
+    assert any("Heywood case: the noise variance of feature 2" in note for note in found.notes)
 
 
 def test_data_without_noise_are_refused(rng):

@@ -191,7 +191,7 @@ def test_positions_of_new_units_match_the_fit(wine, fitted):
 
 def test_a_point_estimate_with_parameters_has_no_loo_and_passes(fitted):
     assert fitted.converged
-    with pytest.raises(ModelError, match="point estimate has no LOO"):
+    with pytest.raises(ModelError, match="LOO requires posterior draws; this fit is a point estimate"):
         fitted.loo()
 
 

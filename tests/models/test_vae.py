@@ -540,7 +540,7 @@ def test_programs_limited_to_one_particle_are_refused_with_several():
 def test_parameters_without_a_prior_cannot_be_calibrated():
     from latentlab.calibration.calibrate import calibrate
 
-    with pytest.raises(ModelError, match="parameters of 'vae' without one: decoder_1_z"):
+    with pytest.raises(ModelError, match="parameters of 'vae' without a prior: decoder_1_z"):
         calibrate(VAE(2, (4,)), QUICK, n_replications=5)
 
 

@@ -223,7 +223,7 @@ def test_a_run_without_embeddings_has_no_comparison(tmp_path: Path, monkeypatch:
     everywhere(monkeypatch, "latentlab.study", "write_page", lambda found, **_: found.path)
     found = go({**TOY, "embeddings": []}, tmp_path / "toy")
     assert found.info["status"] == "done"
-    with pytest.raises(StoreError, match=r"no comparison\.csv: its config has no embeddings"):
+    with pytest.raises(StoreError, match=r"no comparison\.csv: the config has no embeddings"):
         _ = found.scores
 
 
@@ -621,7 +621,10 @@ def test_a_damaged_complete_run_is_repaired_on_resuming(name: str, complete: Pat
     content = bytearray((path / name).read_bytes())
     content[-1] ^= 1
     (path / name).write_bytes(content)
-    with pytest.raises(StoreError, match=rf"{name} is damaged: its SHA-256 is [0-9a-f]{{12}}.*--resume .*--overwrite"):
+    with pytest.raises(
+        StoreError,
+        match=rf"{name} is damaged: its SHA-256 is [0-9a-f]{{12}}.*recreates it with --resume, and the whole run with",
+    ):
         load_run(path)
     assert go(TOY, path, resume=True).info["status"] == "done"
     assert arrays(path) == arrays(complete)
@@ -723,7 +726,7 @@ def test_failed_convergence_is_reported_and_fails_only_when_strict(tmp_path: Pat
     lines = repr(found).splitlines()
     assert lines[0] == f"{tmp_path}/toy: done, not converged"
     failed = found.diagnostics.query("verdict == 'fail'")
-    assert [line.split(" (")[0] for line in lines[1:-2]] == [f"  failed: {check}" for check in failed["check"].unique()]
+    assert [line.split(" (")[0] for line in lines[1:-2]] == [f"  failed check: {check}" for check in failed["check"].unique()]
     assert all(len(line) < 200 for line in lines)
     with pytest.raises(InferenceError, match=r"not converged .*R-hat") as caught:
         go({**TOY, "inference": inference}, tmp_path / "toy", resume=True, strict=True)

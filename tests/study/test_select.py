@@ -89,7 +89,7 @@ def test_existing_runs_are_reused_only_when_resumed(folder):
         ("model.n_latent", [2, 2], [], ConfigError, "must have different values; got 2 twice"),
         ("dataset.n_units", [20, 30], [], ConfigError, "changes the data"),
         ("held_out", [0.1, 0.2], [], ConfigError, "changes the data"),
-        ("compare.alpha", [0.1, 0.2], [], ConfigError, "neither the model nor how"),
+        ("compare.alpha", [0.1, 0.2], [], ConfigError, "neither the model nor the inference"),
         ("model.n_lat", [1, 2], [], ConfigError, "did you mean 'n_latent'"),
         (
             "model.n_latent",
