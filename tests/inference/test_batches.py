@@ -224,7 +224,7 @@ def test_methods_that_need_all_units_in_memory_are_refused(saved, monkeypatch):
             fit(PPCA(2), lazy, method, progress=False)
     with pytest.raises(ConfigError, match="keep held-out units in a separate file"):
         fit(FITS["vae"][0], lazy, replace(FITS["vae"][1], held_out=0.1), progress=False)
-    with pytest.raises(ModelError, match="the site 'z' of each unit beside those of all units"):
+    with pytest.raises(ModelError, match="has both global sites and the site 'z' of each unit"):
         fit(PPCA(2, marginalize=False), lazy, replace(METHOD, guide="model"), progress=False)
     with pytest.raises(ConfigError, match="at most the 300 units; got 301"):
         fit(PPCA(2), lazy, replace(METHOD, batch_size=301), progress=False)
