@@ -52,8 +52,17 @@ class Row:
     @property
     def label(self) -> str:
         """Name in tables and plots."""
-        seed = f" #{self.seed}" if self.seed else ""
-        return f"{self.embedding}{seed}{' (mapped)' if self.map == 'mapped' else ''}"
+        return array_label(self.embedding, self.seed, self.map)
+
+
+def array_label(embedding: str, seed: str, map: str) -> str:
+    """Name of a compared array in tables and plots.
+
+    Example:
+        >>> array_label("tsne", "3", "mapped")
+        'tsne #3 (mapped)'
+    """
+    return f"{embedding}{f' #{seed}' if seed else ''}{' (mapped)' if map == 'mapped' else ''}"
 
 
 def rows_of(fit: Fit, embeddings: Sequence[Embedding]) -> list[Row]:

@@ -18,8 +18,8 @@ from latentlab.files import write
 from latentlab.registry import plugins as plugged
 from latentlab.report.figure import BLUE, GREY, shortened, style
 from latentlab.store.directory import place
-from latentlab.store.read import Run
 from latentlab.study.config import NAME_LENGTH, Config, load_config
+from latentlab.study.rows import candidate
 from latentlab.study.run import run
 from latentlab.study.yaml import parse
 
@@ -104,11 +104,6 @@ def select(  # one keyword for each user option
         written.append(PLOT)
     table.attrs["written"] = [str(folder / name) for name in written]
     return table
-
-
-def candidate(done: Run) -> Candidate:
-    """Return the parts of a run that are compared."""
-    return Candidate(done.posterior, done.info["status"] == "done", done.info.get("held_out") or {})
 
 
 def n_compared(table: pd.DataFrame) -> int:

@@ -20,7 +20,7 @@ from latentlab.report.source import Source
 from latentlab.seeds import Seeds
 from latentlab.store.directory import COMPLETE
 from latentlab.store.read import read
-from latentlab.study.select import candidate
+from latentlab.study.rows import candidate
 from latentlab.symmetry.labels import indicators
 
 N_PAIRS = 200

@@ -27,11 +27,14 @@ class Display:
         self.finished: list[str] = []
         self.live: Any = None
         self.interval = 1.0
-        """Seconds between two changes of the live table."""
+        """Seconds between two updates of the live table."""
 
     def log(self, line: str) -> None:
         if self.progress:
-            (self.live.console.print if self.live else print)(line)
+            if self.live:
+                self.live.console.print(line, markup=False, highlight=False)
+            else:
+                print(line)
 
     def start(self, name: str) -> None:
         self.states[name] = "running"
@@ -64,6 +67,7 @@ class Display:
     def table(self) -> Any:
         """The live table: state, elapsed time, stage and headline of the running and the last finished points."""
         from rich.table import Table
+        from rich.text import Text
 
         left = self.remaining()
         counts = Counter(self.states.values())
@@ -76,7 +80,8 @@ class Display:
             is_running = self.states[name] == "running"
             elapsed = f"{time.monotonic() - self.begun[name]:.0f} s" if is_running else ""
             state = f"running: {self._stage(name)}" if is_running else self.states[name].replace("_", " ")
-            table.add_row(name, self.values[name], state, elapsed, self.headlines.get(name, ""))
+            cells = (name, self.values[name], state, elapsed, self.headlines.get(name, ""))
+            table.add_row(*map(Text, cells))  # in plain text, rich would take `[full]` for a style
         return table
 
     def _stage(self, name: str) -> str:

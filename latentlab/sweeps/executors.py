@@ -57,11 +57,9 @@ def parsed(name: str, n_workers: int | None = None) -> tuple[str, str]:
         MissingDependencyError: The engine is not installed.
     """
     engine, colon, address = name.partition(":")
-    needs_address, may_have = engine in ("dask", "ray"), engine in ("dask", "ray", "submitit")
-    if engine not in NAMES or (needs_address and not address) or (colon and not may_have):
+    of_cluster = engine in ("dask", "ray")
+    if engine not in NAMES or bool(address) < of_cluster or (colon and not of_cluster and name != "submitit:local"):
         raise ConfigError(f"executor: must be one of {EXAMPLES}; got {name!r}.")
-    if engine == "submitit" and address not in ("", "local"):
-        raise ConfigError(f"executor: must be submitit or submitit:local; got {name!r}.")
     if n_workers is not None and n_workers < 1:
         raise ConfigError(f"n_workers: must be at least 1; got {n_workers}.")
     package = {"dask": ("distributed", "dask"), "ray": ("ray", "ray"), "submitit": ("submitit", "slurm")}.get(engine)
@@ -89,21 +87,21 @@ def opened(name: str, folder: Path, *, n_workers: int | None = None, n_threads: 
     engine, address = parsed(name, n_workers)
     n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = n_workers or max(1, n_cpus // n_threads)
-    here = f"{workers} worker{'s' * (workers > 1)} with {n_threads} thread{'s' * (n_threads > 1)} each"
+    own_workers = f"{name}, {workers} worker{'s' * (workers > 1)} with {n_threads} thread{'s' * (n_threads > 1)} each"
     if engine == "serial":
         yield Engine(Serial(), 1, f"serial, {n_threads} thread{'s' * (n_threads > 1)}")
     elif engine == "process":
         with Processes(workers, n_threads) as executor:
-            yield Engine(executor, workers, f"process, {here}")
+            yield Engine(executor, workers, own_workers)
     elif engine == "submitit":
         with Jobs(folder, address, workers, n_threads) as executor:
             at_once = workers if address else AT_ONCE
-            yield Engine(executor, at_once, f"{name}, {here}" if address else name)
+            yield Engine(executor, at_once, own_workers if address else name)
     else:
         open_cluster = _dask if engine == "dask" else _ray
         with open_cluster(address, workers, n_threads) as executor:
             local = address == "local"
-            yield Engine(executor, workers if local else AT_ONCE, f"{name}, {here}" if local else name)
+            yield Engine(executor, workers if local else AT_ONCE, own_workers if local else name)
 
 
 class Serial(Executor):
@@ -206,7 +204,7 @@ def _dask(address: str, n_workers: int, n_threads: int) -> Iterator[Executor]:
     settings = {"distributed.scheduler.allowed-failures": 1, "distributed.comm.timeouts.connect": f"{SECONDS_TO_CONNECT}s"}
     with dask.config.set(settings), contextlib.ExitStack() as stack:
         if address == "local":
-            options: dict[str, Any] = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50, "memory_limit": 0}
+            options: dict[str, Any] = {"threads_per_worker": 1, "dashboard_address": ":0", "silence_logs": 50, "memory_limit": 0}
             environment = {"OMP_NUM_THREADS": str(n_threads)}
             target: Any = stack.enter_context(LocalCluster(n_workers=n_workers, processes=True, env=environment, **options))
         else:
@@ -235,6 +233,9 @@ class _Ray(Executor):
 def _ray(address: str, n_workers: int, n_threads: int) -> Iterator[Executor]:
     import ray
 
+    if ray.is_initialized():  # a session of the user's own, which goes on afterwards
+        yield _Ray(n_threads)
+        return
     options: dict[str, Any] = {"include_dashboard": False, "num_cpus": n_workers * n_threads} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False, **options)

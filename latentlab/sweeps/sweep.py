@@ -7,6 +7,7 @@ skips complete points and resumes the others.
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ import pandas as pd
 
 from latentlab.errors import ConfigError, InferenceError, LatentLabError, StoreError
 from latentlab.files import Lock, explained, write
-from latentlab.store.directory import COMPLETE, place, read_info
-from latentlab.study.rows import Row, is_run, row_of
+from latentlab.store.directory import COMPLETE, RUN_JSON, place, read_info
+from latentlab.study.rows import RunRow, row_of
 from latentlab.study.run import FittedRun, load_run
 from latentlab.sweeps.display import Display, display
 from latentlab.sweeps.executors import Engine, opened, parsed
@@ -58,16 +59,12 @@ class Sweep:
         return [f"{n} {str(status).replace('_', ' ')}" for status, n in counts.items()]
 
     @cached_property
-    def _rows(self) -> dict[str, Row]:
-        failed, folders = _failed(self.path), {name: self.path / name for name in self.points}
-
-        def without(name: str) -> Row:
-            return Row({"status": "failed", "error": failed[name]} if name in failed else {"status": "not run"})
-
-        return {name: row_of(folder) if is_run(folder) else without(name) for name, folder in folders.items()}
+    def _rows(self) -> dict[str, RunRow]:
+        failures = _failures(self.path)
+        return {name: _row(self.path / name, failures.get(name)) for name in self.points}
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Table with a row for each point: its name, swept values and results (`latentlab.study.rows.Row.results`).
+        """Table with a row for each point: its name, swept values and results (`latentlab.study.rows.RunRow.results`).
 
         It is the same for every executor, number of workers and order of the points.
         """
@@ -136,7 +133,7 @@ def sweep(  # one keyword for each user option
     Raises:
         ConfigError: The config of a point, or an option, is invalid; nothing was started.
         StoreError: The directory holds another sweep or anything else, another process is writing it, or it cannot be written.
-        InferenceError: More than `max_failures` points failed, or the executor was lost; finished points are kept.
+        InferenceError: `max_failures` points failed, or the executor was lost; finished points are kept.
         KeyboardInterrupt: On SIGINT or SIGTERM; the same call resumes the sweep.
     """
     plan = config if isinstance(config, Plan) else plan_of(config, overrides, plugins)
@@ -149,16 +146,16 @@ def sweep(  # one keyword for each user option
     _make(folder)
     with Lock(folder / ".sweep.lock"):
         _record(folder, plan)
-        states = {point.name: _status(folder, point.name) for point in plan.points}
+        states = _states(folder, plan)
         ended = COMPLETE if retry_failed else (*COMPLETE, "failed")
-        todo = [point for point in plan.points if states[point.name] not in ended]
-        begun = len(plan.points) - len(todo)
+        open_points = [point for point in plan.points if states[point.name] not in ended]
+        n_ended = len(plan.points) - len(open_points)
         with display(plan, states, folder, progress=progress) as shown:
             try:
-                if todo:
+                if open_points:
                     with opened(name, folder / ".jobs", n_workers=n_workers, n_threads=n_threads) as engine:
-                        shown.log(f"{plan.name}: {len(plan.points)} points, {begun} complete or failed before; {engine.text}")
-                        _work(engine, todo, folder, plan, n_threads, max_failures, shown)
+                        shown.log(f"{plan.name}: {len(plan.points)} points, of which {n_ended} have ended before; {engine.text}")
+                        _work(engine, open_points, folder, plan, n_threads, max_failures, shown)
             finally:
                 found = load_sweep(folder)
                 _write_tables(found)
@@ -187,7 +184,7 @@ def folder_of(plan: Plan, out: str | Path | None = None) -> Path:
 
 def dry_run(plan: Plan, folder: Path) -> tuple[pd.DataFrame, str]:
     """Table of the points with their states, and an estimate of the remaining time from the complete points."""
-    states = {point.name: _status(folder, point.name) for point in plan.points}
+    states = _states(folder, plan)
     frame = _frame({point.name: {**_cells(point.values), "status": states[point.name]} for point in plan.points})
     seconds = [sum(read_info(folder / name)["seconds"].values()) for name, state in states.items() if state in COMPLETE]
     n_open = len(states) - len(seconds)
@@ -195,11 +192,12 @@ def dry_run(plan: Plan, folder: Path) -> tuple[pd.DataFrame, str]:
         return frame, f"all {len(states)} points are complete"
     if not seconds:
         return frame, f"{len(states)} points; the cost is estimated once a point is complete"
-    mean, error = np.mean(seconds), np.std(seconds) / np.sqrt(len(seconds))
-    text = (
-        f"{len(states)} points, {len(seconds)} complete in {mean:.1f} s each; the other {n_open} need about {mean * n_open:.0f} s"
-    )
-    return frame, f"{text} of one worker (standard error {error * n_open:.0f} s, if they are like the complete ones)"
+    mean = float(np.mean(seconds))
+    text = f"{len(states)} points, of which {len(seconds)} are complete ({mean:.1f} s each). "
+    cost = f"The other {n_open} need about {mean * n_open:.0f} s of one worker if they are like these"
+    if len(seconds) == 1:
+        return frame, f"{text}{cost}."
+    return frame, f"{text}{cost} (standard error {np.std(seconds, ddof=1) / np.sqrt(len(seconds)) * n_open:.0f} s)."
 
 
 # -- the work
@@ -207,7 +205,7 @@ def dry_run(plan: Plan, folder: Path) -> tuple[pd.DataFrame, str]:
 
 def _work(  # one argument for each part of a call
     engine: Engine,
-    todo: Sequence[Point],
+    points: Sequence[Point],
     folder: Path,
     plan: Plan,
     n_threads: int,
@@ -215,7 +213,7 @@ def _work(  # one argument for each part of a call
     shown: Display,
 ) -> None:
     """Submit the points, a limited number at once, and collect their results."""
-    waiting, tries, failures = list(todo), dict.fromkeys((point.name for point in todo), 0), 0
+    waiting, tries, n_failed = list(points), Counter[str](), 0
     active: dict[Future, Point] = {}
     try:
         while waiting or active:
@@ -236,20 +234,19 @@ def _work(  # one argument for each part of a call
                     waiting.insert(0, point)
                     continue
                 shown.finish(point.name, result)
-                _note(folder, point.name, result["error"] if result["status"] == "failed" else None)
+                _record_failure(folder, point.name, result["error"] if result["status"] == "failed" else None)
                 if result["status"] == "interrupted":
                     raise KeyboardInterrupt(point.name)
-                failures += result["status"] == "failed"
-                if max_failures is not None and failures >= max_failures:
-                    left = len(waiting) + len(active)
+                n_failed += result["status"] == "failed"
+                if n_failed == max_failures:
                     raise InferenceError(
-                        f"{folder}: {failures} points failed (max_failures {max_failures}), the last of them {point.name}: "
-                        f"{result['error']} {left} points were not run; finished ones are kept."
+                        f"{folder}: {n_failed} points failed, as many as `max_failures` allows; {len(waiting) + len(active)} "
+                        f"points are unfinished. The last failure, of {point.name}: {result['error']}"
                     )
     except BaseException:
         for future in active:
             future.cancel()
-        engine.executor.shutdown(wait=False, cancel_futures=True)
+        engine.executor.shutdown(wait=False)  # Dask's has no `cancel_futures`
         raise
 
 
@@ -260,8 +257,7 @@ def _result(future: Future, point: Point, tries: int) -> dict[str, Any] | None:
         InferenceError: The executor cancelled the point, as after the loss of its scheduler.
     """
     try:
-        found: dict[str, Any] = future.result()
-        return found
+        return dict(future.result())
     except CancelledError as error:
         raise InferenceError(
             f"{point.name}: the executor cancelled it, and its scheduler may be lost. Finished points are kept; the same call "
@@ -276,10 +272,29 @@ def _result(future: Future, point: Point, tries: int) -> dict[str, Any] | None:
         return {"status": "failed", "error": text, "headline": ""}
 
 
-def _status(folder: Path, name: str) -> str:
-    if is_run(folder / name):
-        return str(read_info(folder / name)["status"])
-    return "failed" if name in _failed(folder) else "not run"
+def _states(folder: Path, plan: Plan) -> dict[str, str]:
+    """State of each point: that of its run, `damaged`, `failed` or `not run`."""
+    failures = _failures(folder)
+
+    def state(name: str) -> str:
+        if not (folder / name / RUN_JSON).is_file():
+            return "failed" if name in failures else "not run"
+        try:
+            return str(read_info(folder / name)["status"])
+        except StoreError:
+            return "damaged"
+
+    return {point.name: state(point.name) for point in plan.points}
+
+
+def _row(folder: Path, failure: str | None) -> RunRow:
+    """Row of a point: of a damaged run, of one that failed before its directory existed, and of one that was not run too."""
+    if not (folder / RUN_JSON).is_file():
+        return RunRow({"status": "not run"} if failure is None else {"status": "failed", "error": failure})
+    try:
+        return row_of(folder)
+    except StoreError as error:
+        return RunRow({"status": "damaged", "error": str(error)})
 
 
 # -- files
@@ -333,18 +348,18 @@ def _record(folder: Path, plan: Plan) -> None:
     write(folder / SWEEP_JSON, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def _failed(folder: Path) -> dict[str, str]:
+def _failures(folder: Path) -> dict[str, str]:
     """Errors of the failed points by name."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    with contextlib.suppress(FileNotFoundError, ValueError):  # without the file, a failed point is run again
         return dict(json.loads((folder / FAILED).read_text(encoding="utf-8")))
     return {}
 
 
-def _note(folder: Path, name: str, error: str | None) -> None:
-    """Note the error of a point, or that it has none."""
-    failed = _failed(folder)
-    if failed.pop(name, None) != error:
-        content = failed if error is None else {**failed, name: error}
+def _record_failure(folder: Path, name: str, error: str | None) -> None:
+    """Record the error of a point, or that it has none."""
+    failures = _failures(folder)
+    if failures.pop(name, None) != error:
+        content = failures if error is None else {**failures, name: error}
         write(folder / FAILED, (json.dumps(content, indent=1) + "\n").encode())
 
 

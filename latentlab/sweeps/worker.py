@@ -2,9 +2,9 @@
 
 import contextlib
 import io
+import math
 import os
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,7 @@ def run_point(config: Mapping[str, Any], folder: str, sweep: Mapping[str, Any], 
     torch.set_num_threads(n_threads)
     os.environ[THREADS] = str(n_threads)  # `run.json` has it, and a run is resumed with the same number only
     try:
-        with threadpool_limits(n_threads), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")  # they are in the run's log
+        with threadpool_limits(n_threads), contextlib.redirect_stderr(io.StringIO()):  # warnings are in the run's log
             _run(config, Path(folder), sweep)
             row = row_of(Path(folder))
         return {"status": row.results["status"], "error": "", "headline": headline(row.results)}
@@ -72,7 +71,7 @@ def _run(config: Mapping[str, Any], folder: Path, sweep: Mapping[str, Any]) -> N
 
 def headline(results: Mapping[str, Any]) -> str:
     """Format the main number of a run: its held-out score, else its LOO score, else its largest R-hat."""
-    for score, name in (("held_out", "held-out"), ("elpd_loo", "elpd_loo")):
-        if results.get(score) is not None:
-            return f"{name} {results[score]:.1f} ± {results[f'{score}_se'] or float('nan'):.1f}"
-    return f"R-hat {results['rhat_max']:.3f}" if results.get("rhat_max") is not None else ""
+    for score, name in (("held_out", "held-out score"), ("elpd_loo", "elpd_loo")):
+        if math.isfinite(results[score]):
+            return f"{name} {results[score]:.1f} ± {results[f'{score}_se']:.1f}"
+    return "" if math.isnan(results["rhat_max"]) else f"largest R-hat {results['rhat_max']:.3f}"

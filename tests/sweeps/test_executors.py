@@ -70,7 +70,7 @@ def test_tasks_of_processes_run_at_the_same_time(tmp_path):
         ("procces", "executor: must be one of serial, process"),
         ("dask", "executor: must be one of serial, process"),
         ("serial:2", "executor: must be one of serial, process"),
-        ("submitit:remote", "must be submitit or submitit:local; got 'submitit:remote'"),
+        ("submitit:remote", "executor: must be one of .*; got 'submitit:remote'"),
         ("submitit", "submitit needs Slurm, whose command sbatch is not found"),
     ],
 )

@@ -1,5 +1,6 @@
 """Sweeps: the same table by every executor, after kills and second calls; directories and failures."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ BASE = {
 MODELS = [{"name": name, "n_latent": 1} for name in ("ppca", "factor_analysis")]
 GRID = {"grid": {"model": MODELS}, "seeds": 2}
 FRAGILE = """
-import os, signal
+import os, signal, warnings
 from pathlib import Path
 import latentlab as ll
 
@@ -40,6 +41,9 @@ class Fragile(ll.models.PPCA):
         flag = Path(__file__).with_name(f"flag-{self.n_latent}")
         if flag.is_file():
             text = flag.read_text()
+            if text == "warn":
+                warnings.warn("unusual at n_latent 1")
+                return
             if text != "always":
                 flag.unlink()
             if text == "kill":
@@ -94,8 +98,6 @@ def test_every_executor_gives_the_same_bytes(engine, serial, tmp_path):
 
 
 def test_a_second_call_runs_nothing_and_more_seeds_extend_the_sweep(serial, tmp_path, monkeypatch):
-    import shutil
-
     folder = tmp_path / "toy"
     shutil.copytree(serial.path, folder)
     before = {path: path.stat().st_mtime_ns for path in folder.glob("point-*/run.json")}
@@ -147,7 +149,7 @@ def test_a_failed_point_leaves_the_others_and_is_retried_when_asked(fragile, tmp
 
 def test_too_many_failures_end_the_sweep(fragile, tmp_path):
     config = fragile(n1="always", n2="always")
-    with pytest.raises(InferenceError, match=r"2 points failed \(max_failures 2\), the last of them point-0001.*1 points? w"):
+    with pytest.raises(InferenceError, match=r"2 points failed, as many as .* 1 points are unfinished.*point-0001: refused"):
         sweep(config, executor="serial", out=tmp_path / "s", max_failures=2, progress=False)
     assert list(load_sweep(tmp_path / "s").to_dataframe()["status"])[2] == "not run"
 
@@ -168,6 +170,32 @@ def test_a_killed_driver_loses_nothing(serial, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert files(tmp_path / "s") == files(serial.path)
+
+
+def test_a_damaged_point_is_shown_and_harms_no_other(serial, tmp_path):
+    shutil.copytree(serial.path, tmp_path / "toy")
+    (tmp_path / "toy" / "point-0001" / "run.json").write_text("{")
+    content = tmp_path / "toy" / "point-0002" / "posterior.nc"
+    content.write_bytes(content.read_bytes()[:-1] + b"x")
+    (tmp_path / "toy" / "point-0002" / "summary.json").unlink()
+    table = load_sweep(tmp_path / "toy").to_dataframe()
+    assert list(table["status"]) == ["done", "damaged", "damaged", "done"]
+    assert "run.json is damaged" in table["error"][1]
+    assert "posterior.nc is damaged" in table["error"][2]
+
+
+def test_warnings_of_a_point_are_in_its_run(fragile, tmp_path):
+    found = sweep(
+        fragile(n1="warn"), ["sweep.grid={model.n_latent: [1]}"], executor="process", out=tmp_path / "s", progress=False
+    )
+    assert "unusual at n_latent 1" in " ".join(found.run(0).info["warnings"])
+
+
+@pytest.mark.parametrize("engine", ["process", "dask:local"])
+def test_too_many_failures_end_engines_with_running_points(engine, fragile, tmp_path):
+    config = fragile(n1="always", n2="always", n3="always")
+    with pytest.raises(InferenceError, match="1 points failed, as many as"):
+        sweep(config, executor=engine, n_workers=2, out=tmp_path / "s", max_failures=1, progress=False)
 
 
 def test_directories_that_cannot_take_a_sweep_are_refused(tmp_path):
@@ -194,8 +222,8 @@ def test_the_command_line_prints_points_costs_and_the_page(serial, tmp_path, cap
     assert main(["sweep", str(tmp_path / "toy.yaml"), "--dry-run", "--out", str(serial.path)]) == 0
     out = capsys.readouterr().out
     assert "point-0005" in out
-    assert "6 points, 4 complete in" in out
-    assert "the other 2 need about" in out
+    assert "6 points, of which 4 are complete (" in out
+    assert "The other 2 need about" in out
     assert main(["report", str(serial.path)]) == 0
     page = (serial.path / "sweep.html").read_text(encoding="utf-8")
     assert 'href="point-0003/report.html"' in page
