@@ -228,7 +228,7 @@ def test_the_progress_bar_for_labels_counts_all_steps(result, planted_clustering
 
 
 def test_each_half_needs_four_draws_of_labels():
-    """Positions in q columns need q + 2 draws in a half, labels four whatever the number of components."""
+    """Positions in q columns need q + 2 draws in a half, labels four, regardless of the number of components."""
     model = GaussianMixture(12)
     check_spread(model, NUTS(n_chains=2, n_draws=4))
     with pytest.raises(ConfigError, match="each half needs at least 4 draws"):

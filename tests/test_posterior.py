@@ -444,7 +444,7 @@ def test_hundreds_of_quantities_are_diagnosed_quickly(rng):
 
 
 def log_ratios(rng, rho, n_draws):
-    """Of a normal pair with correlation rho to the independent normals closest to it in KL(q || p): k is rho, exactly."""
+    """Log ratios of a normal pair with correlation rho to the independent normals closest in KL(q || p), whose k is rho."""
     u = rng.normal(size=(n_draws, 2)) * np.sqrt(1 - rho**2)
     p = stats.multivariate_normal(cov=[[1, rho], [rho, 1]]).logpdf(u)
     return p - stats.norm(scale=np.sqrt(1 - rho**2)).logpdf(u).sum(axis=1)

@@ -99,15 +99,15 @@ def test_the_band_covers_whole_ecdfs_at_its_level(rng):
 
 @pytest.mark.parametrize("shape", [(0.5, 0.5), (2.0, 2.0), (1.0, 1.6)], ids=["too narrow", "too wide", "biased"])
 def test_non_uniform_ranks_are_detected(shape, rng):
-    """Of 200 ranks that are too wide a quarter has a p-value above 1e-4; of 600 the largest p-value of 100 sets was 1e-9."""
+    """With 600 ranks that are too wide, the largest p-value of 100 sets was 1e-9; with 200, a quarter was above 1e-4."""
     ranks = np.minimum((rng.beta(*shape, size=600) * 51).astype(int), 50)
     assert ecdf_p_value(counts(ranks, 50), 600) < 1e-4
 
 
 @pytest.mark.chance(1e-3)
 def test_dependence_of_draws_is_estimated_from_ranks(rng):
-    """Of normal chains of order one: whether two draws of correlation r are below the truth has correlation
-    6 (1/4 + arcsin((1 + r) / 2) / (2 pi) - 1/3). The median of five: one is off by more in 3% of cases."""
+    """In normal AR(1) chains, the indicators that two draws of correlation r are below the truth have the correlation
+    6 (1/4 + arcsin((1 + r) / 2) / (2 pi) - 1/3). The median of five is tested: one estimate is off by more in 3% of cases."""
     n, n_ranks = 16_000, 50
     for rho in (0.0, 0.5):
         found = []

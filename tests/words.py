@@ -55,10 +55,11 @@ def sentences(text: str) -> Iterator[str]:
 
 
 def offences() -> Iterator[str]:
-    for path in sorted(ROOT.glob("latentlab/**/*.py")):
+    for path in sorted(path for folder in ("latentlab", "experiments", "tests") for path in ROOT.glob(f"{folder}/**/*.py")):
         where = path.relative_to(ROOT)
+        allowed = ("For",) if where.parts[0] == "tests" else ()  # a case may begin with its conditions
         for line, text in docstrings(path):
-            first = next((one for one in FIRST if text.lstrip().startswith(one + " ")), None)
+            first = next((one for one in FIRST if one not in allowed and text.lstrip().startswith(one + " ")), None)
             if first is not None:
                 yield f"{where}:{line}: a docstring begins with {first!r}: {text.strip().splitlines()[0][:80]}"
             if (found := LABELS.search(text)) is not None:

@@ -143,7 +143,7 @@ def compared(
 
 
 def seconds(function: Callable[[], object], *, least: float = 0.1) -> float:
-    """CPU seconds of one call, in the mean over as many calls as take `least` seconds; one call beforehand is not counted."""
+    """Mean CPU seconds of one call, over as many calls as take `least` seconds; a first call is not counted."""
     function()
     begin, calls = time.process_time(), 0
     while calls == 0 or time.process_time() - begin < least:

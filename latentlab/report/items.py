@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from latentlab.store.directory import plain
+
 MARKS = {
     "pass": "✓",
     "warn": "!",
@@ -121,24 +123,6 @@ class Section:
 
     def record(self) -> dict[str, Any]:
         return {"name": self.name, "title": self.title, "items": [item.record() for item in self.items]}
-
-
-def plain(value: Any) -> Any:
-    """Convert a value for JSON: NaN becomes null, an infinity the text `inf` or `-inf`.
-
-    Example:
-        >>> plain([np.float64(0.5), float("nan"), np.inf, np.array([1, 2])])
-        [0.5, None, 'inf', [1, 2]]
-    """
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [plain(entry) for entry in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def shown(value: Any, digits: int = 3) -> str:

@@ -12,9 +12,9 @@ from latentlab.errors import MissingDependencyError, StoreError
 from latentlab.files import write as write_file
 from latentlab.report import inference, linked_panels, overview, positions, provenance, scores, summary, units
 from latentlab.report.formula import typeset
-from latentlab.report.items import MARKS, Section, mathematics, plain, shown
+from latentlab.report.items import MARKS, Section, mathematics, shown
 from latentlab.report.source import Source
-from latentlab.store.directory import REPORT
+from latentlab.store.directory import REPORT, plain
 from latentlab.store.read import Run
 
 SECTIONS = (overview, inference, positions, linked_panels, scores, units, provenance)

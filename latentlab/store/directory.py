@@ -177,7 +177,7 @@ class RunDirectory:
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file; NaN becomes null, an infinity text."""
-        self.write(name, (json.dumps(encoded(content), indent=1, allow_nan=False) + "\n").encode())
+        self.write(name, (json.dumps(plain(content), indent=1, allow_nan=False) + "\n").encode())
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Writes a CSV file whose numbers are read back exactly."""
@@ -197,7 +197,7 @@ class RunDirectory:
 
     def event(self, event: str, **fields: Any) -> None:
         """Appends a line to `events.jsonl`."""
-        line = json.dumps(encoded({"time": now(), "event": event, **fields}), allow_nan=False) + "\n"
+        line = json.dumps(plain({"time": now(), "event": event, **fields}), allow_nan=False) + "\n"
         append(self.path / EVENTS, line.encode())
 
     def finish(self, status: str) -> None:
@@ -255,7 +255,7 @@ class RunDirectory:
             self._save_info()
 
     def _save_info(self) -> None:
-        write(self.path / RUN_JSON, (json.dumps(encoded(self.info), indent=1, allow_nan=False) + "\n").encode())
+        write(self.path / RUN_JSON, (json.dumps(plain(self.info), indent=1, allow_nan=False) + "\n").encode())
 
     def _intact(self, name: str, entry: Mapping[str, Any]) -> bool:
         path = self.path / name
@@ -298,14 +298,19 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def encoded(value: Any) -> Any:
-    """Converts a value for JSON: NaN becomes null, an infinity the text `inf` or `-inf`."""
+def plain(value: Any) -> Any:
+    """Converts a value for JSON: NaN becomes null, an infinity the text `inf` or `-inf`.
+
+    Example:
+        >>> plain([np.float64(0.5), float("nan"), np.inf, np.array([1, 2])])
+        [0.5, None, 'inf', [1, 2]]
+    """
     if isinstance(value, Mapping):
-        return {str(key): encoded(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [encoded(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, np.generic):
-        return encoded(value.item())
+        return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value if isinstance(value, str | int | float | bool | None) else str(value)

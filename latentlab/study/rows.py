@@ -18,7 +18,7 @@ from latentlab.comparison.rows import array_label
 from latentlab.comparison.selection import Candidate, bad_share, loo_of
 from latentlab.errors import LatentLabError
 from latentlab.files import write
-from latentlab.store.directory import COMPLETE, NOT_FINITE, SUMMARY, encoded, read_info
+from latentlab.store.directory import COMPLETE, NOT_FINITE, SUMMARY, plain, read_info
 from latentlab.store.read import Run, read
 
 RHAT = ("R-hat", "nested R-hat")
@@ -61,7 +61,7 @@ def row_of(folder: Path) -> RunRow:
             pass  # a damaged summary is made anew
     row = computed(read(folder))
     content = {"format": FORMAT, "finished": info.get("finished"), **asdict(row)}
-    write(stored, (json.dumps(encoded(content), indent=1, allow_nan=False) + "\n").encode())
+    write(stored, (json.dumps(plain(content), indent=1, allow_nan=False) + "\n").encode())
     return row
 
 

@@ -1,14 +1,12 @@
 """Page of a sweep: any result against any swept value, and a table of all runs with links to their pages."""
 
-import math
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from latentlab.files import write as write_file
 from latentlab.report.page import template, text
-from latentlab.store.directory import REPORT
+from latentlab.store.directory import REPORT, plain
 from latentlab.sweeps.sweep import Sweep
 
 PAGE = "sweep.html"
@@ -32,22 +30,22 @@ def write(sweep: Sweep) -> Path:
     shown = [name for name in table if name not in intervals or str(name).endswith("_se")]
     choices = [name for name in (*FIRST, *numeric) if name in numeric and name not in intervals and table[name].notna().any()]
     statuses = table["status"].value_counts(sort=False)
-    failed = table[table["status"] == "failed"]
-    lines = [f"{row['point']} failed: {row.get('error', '')}" for row in failed.head(MOST_FAILED).to_dict("records")]
+    failed = table[table["status"].isin(("failed", "damaged"))]
+    lines = [f"{row['point']} {row['status']}: {row['error']}" for row in failed.head(MOST_FAILED).to_dict("records")]
     page = template("sweep.html").render(
         name=sweep.name,
         status=", ".join(f"{n} {str(status).replace('_', ' ')}" for status, n in statuses.items()),
         n_points=len(table),
         swept=", ".join(swept),
-        failed=lines + ([f"{len(failed) - MOST_FAILED} more runs failed."] if len(failed) > MOST_FAILED else []),
+        failed=lines + ([f"{len(failed) - MOST_FAILED} more runs failed or are damaged."] if len(failed) > MOST_FAILED else []),
         columns=[{"name": name, "numeric": name in numeric} for name in shown],
         rows=[
-            {"cells": [_cell(row[name]) for name in shown], "link": _link(sweep.path, str(row["point"]))}
+            {"cells": [plain(row[name]) for name in shown], "link": _link(sweep.path, str(row["point"]))}
             for row in table.to_dict("records")
         ],
         data={
             "columns": [{"name": name} for name in table],
-            "rows": [[_cell(value) for value in row] for row in table.itertuples(index=False)],
+            "rows": [list(row) for row in table.itertuples(index=False)],
             "swept": swept or ["point"],
             "results": list(dict.fromkeys(choices)),
         },
@@ -60,9 +58,3 @@ def write(sweep: Sweep) -> Path:
 
 def _link(folder: Path, point: str) -> str:
     return f"{point}/{REPORT[0]}" if (folder / point / REPORT[0]).is_file() else ""
-
-
-def _cell(value: Any) -> Any:
-    """A cell as JSON: numbers that are not finite are None."""
-    plain = value.item() if hasattr(value, "item") else value
-    return None if isinstance(plain, float) and not math.isfinite(plain) else plain

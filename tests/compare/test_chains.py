@@ -116,7 +116,7 @@ def test_blockwise_series_equal_series_from_all_errors_at_once(rng, monkeypatch)
 
 
 def test_memory_of_splitting_draws_is_that_of_the_kept_blocks(rng, monkeypatch):
-    """Of 16 MB of draws: 2 MB of blocks, and 400 draws by which the leading direction is found."""
+    """Splitting 16 MB of draws keeps blocks of 2 MB, and 400 draws for the leading direction."""
     monkeypatch.setattr(memory, "BLOCK", 2**15)
     monkeypatch.setattr(consensus, "KEPT", 0)
     draws = rng.normal(size=(500, 2)) + 0.1 * rng.normal(size=(1, 2000, 500, 2))

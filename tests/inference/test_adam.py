@@ -20,7 +20,7 @@ def loss(parameters, target):
 
 @pytest.mark.parametrize("rates", [(1.0, 1.0), (1.0, 0.3), (0.5, 0.5)])
 def test_steps_match_torchs_adam(rates):
-    """Same gradients, same schedule: equal to rounding over 200 steps."""
+    """With equal gradients and schedule, 200 steps agree to rounding."""
     start = [torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64), torch.eye(2, dtype=torch.float64) + 0.5]
     adam = Adam(n_steps=200, learning_rate=0.05, patience=None, title="", progress=False)
     step = whole_step(lambda vectors, target: loss(unpack(vectors[0], SHAPES), target)[None], SHAPES, rates)

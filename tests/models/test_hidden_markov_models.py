@@ -30,7 +30,7 @@ from latentlab.seeds import double
 
 SEED = 20_240_229
 FALSE_ALARM = 1e-5
-"""Of one test against Monte Carlo, two-sided, over all its quantities."""
+"""False-alarm rate of one two-sided test against Monte Carlo, over all its quantities."""
 
 
 def series(x, lengths=None):

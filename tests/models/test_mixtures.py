@@ -34,7 +34,7 @@ from latentlab.symmetry.groups import Identity, Permutation
 
 SEED = 20_240_229
 FALSE_ALARM = 1e-5
-"""Of one test against Monte Carlo, two-sided, over all its quantities."""
+"""False-alarm rate of one two-sided test against Monte Carlo, over all its quantities."""
 
 
 def data(x, **more):
@@ -60,7 +60,7 @@ def limit(n):
 
 
 def test_the_start_is_the_most_likely_of_several_k_means_runs(rng, monkeypatch):
-    """The k-means run that finds the two groups is used, in whatever order the runs are made."""
+    """The k-means run that finds the two groups is used, regardless of the order of the runs."""
     model, groups = GaussianMixture(2, covariance="spherical"), np.arange(60) % 2
     arrays = tensors(model, two_groups(rng, apart=8.0))
     for at in range(N_STARTS):
@@ -144,7 +144,7 @@ def log_prior(model, truth):
 
 
 def log_lkj(corr, concentration):
-    """Of factors `(..., d, d)`, by the onion: the squared norm of row i before the diagonal is a beta, its direction uniform."""
+    """LKJ log density of factors `(..., d, d)` by the onion method: squared norms of rows are beta, directions uniform."""
     d, total = corr.shape[-1], 0.0
     for lower in np.reshape(corr, (-1, d, d)):
         for i in range(1, d):

@@ -24,7 +24,7 @@ from latentlab.store.read import Run
 from latentlab.study.run import run
 
 CLUSTERINGS = {"kmeans, seed 1", "distances, seed 1 (mapped)", "agglomerative"}
-"""Of the first seeds; distances to centres are no labels, but are carried into some by the correspondence with the mixture."""
+"""Rows with labels, of the first seeds; the correspondence with the mixture maps distances to labels."""
 
 
 def draws(found: Run) -> np.ndarray:

@@ -100,7 +100,7 @@ def test_averages_over_finite_groups_are_sums(rng, group):
 
 
 def test_sums_over_large_groups_are_restricted_to_near_elements(rng):
-    """Of all 5040 permutations of 7 axes, those beyond two transpositions are negligible."""
+    """Permutations of 7 axes that need more than two transpositions are negligible in the sum over all 5040."""
     center = 3 * rng.standard_normal((6, 7))
     W = center @ Permutation().random(rng, 7, (3,)) + 0.3 * rng.standard_normal((3, 6, 7))
     log_q = gaussian(center, 0.5)

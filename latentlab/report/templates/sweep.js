@@ -72,7 +72,8 @@
         const shift = (group - (groups.length - 1) / 2) * Math.min(6, 24 / groups.length);
         const [cx, fillColour] = [px(value(row, x)) + shift, COLOURS[group % COLOURS.length]];
         if (span) make("path", {d: `M${cx} ${py(low(row))}V${py(high(row))}`, stroke: fillColour, "stroke-width": 1.3}, svg);
-        const dot = make("circle", {cx, cy: py(value(row, y)), r: 3.4, fill: fillColour}, svg);
+        const fill = value(row, "converged") === true ? fillColour : "#fff";
+        const dot = make("circle", {cx, cy: py(value(row, y)), r: 3.4, fill, stroke: fillColour, "stroke-width": 1.3}, svg);
         make("title", {}, dot, `${row[0]}: ${DATA.swept.map(n => `${n} = ${text(value(row, n))}`).join(", ")}; ${y} ${text(value(row, y))}`);
       }
       pick("facets").append(holder);
@@ -85,8 +86,9 @@
       line.textContent = `● ${colour} = ${text(group)}`;
       pick("legend").append(line);
     });
-    const left = DATA.rows.length - rows.length;
-    pick("caption").textContent = `${y} of each run${span ? `, ${span[2]}` : ""}.` + (left ? ` ${left} runs without this result are not shown.` : "");
+    const left = DATA.rows.length - rows.length, open = rows.some(row => value(row, "converged") !== true);
+    pick("caption").textContent = `${y} of each run${span ? `, ${span[2]}` : ""}.` 
+      + (open ? " Hollow circles are runs that did not converge." : "") + (left ? ` Runs without this result, which are not shown: ${left}.` : "");
   }
   for (const id of ["x", "y", "colour", "facet"]) pick(id).addEventListener("change", draw);
   draw();
